@@ -1,0 +1,91 @@
+//! Who we are and whom we trust: the SPIFFE rules of `security` in one place, used by both sides.
+//!
+//! Refuses to know where certificates come from and does no I/O. The crypto provider is always an
+//! argument; rustls' process default is never touched.
+
+mod bundle;
+mod tls;
+mod verify;
+
+pub use self::bundle::{InvalidBundle, TrustBundle, TrustBundles};
+pub use self::tls::{InvalidIdentity, client_config, server_config};
+pub use self::verify::{PeerRefused, SpiffeClientVerifier, SpiffeServerVerifier, peer_spiffe_id};
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rustls::sign::CertifiedKey;
+
+use crate::id::SpiffeId;
+
+/// This process's certificate, key and trust bundles: one consistent set, swapped as a whole.
+/// The key is never printed.
+pub struct Identity {
+    id: SpiffeId,
+    certified: Arc<CertifiedKey>,
+    bundles: TrustBundles,
+    not_before: u64,
+    not_after: u64,
+    generation: u64,
+}
+
+impl Identity {
+    /// Joins a checked certificate and key with the bundles to trust. `generation` must grow with every
+    /// renewal: caches of TLS configurations are keyed by it.
+    ///
+    /// # Errors
+    /// The leaf has no usable SPIFFE ID, or the key does not belong to the certificate.
+    pub fn new(certified: CertifiedKey, bundles: TrustBundles, generation: u64) -> Result<Self, InvalidIdentity> {
+        tls::identity_from(certified, bundles, generation)
+    }
+
+    /// Our SPIFFE ID.
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// Chain and key as rustls uses them.
+    pub fn certified(&self) -> &Arc<CertifiedKey> {
+        &self.certified
+    }
+
+    /// Whom we trust, by trust domain.
+    pub fn bundles(&self) -> &TrustBundles {
+        &self.bundles
+    }
+
+    /// Start of validity, seconds since the Unix epoch.
+    pub fn not_before(&self) -> u64 {
+        self.not_before
+    }
+
+    /// End of validity, seconds since the Unix epoch.
+    pub fn not_after(&self) -> u64 {
+        self.not_after
+    }
+
+    /// Counts renewals.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity")
+            .field("id", &self.id)
+            .field("not_after", &self.not_after)
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The other end of an inbound connection, put into every request's extensions by the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerIdentity {
+    /// The verified SPIFFE ID; `None` on a plaintext connection.
+    pub spiffe_id: Option<SpiffeId>,
+    /// The socket address.
+    pub address: SocketAddr,
+}

@@ -1,0 +1,250 @@
+//! SPIFFE verification of a peer's certificate: parse the ID, pick the bundle of its trust domain,
+//! validate the path with that bundle only, then the leaf rules, then the caller's policy.
+//!
+//! There is no fall-through to DNS names or to the subject.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme};
+use webpki::{EndEntityCert, KeyUsage};
+
+use super::TrustBundles;
+use crate::id::SpiffeId;
+use crate::policy::StringMatcher;
+
+/// Why a peer's certificate was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PeerRefused {
+    /// The certificate cannot be parsed.
+    #[error("the peer's certificate cannot be read: {0}")]
+    Unreadable(String),
+    /// It does not carry exactly one URI name.
+    #[error("the peer's certificate must carry exactly one URI name, a SPIFFE ID; it has {0}")]
+    UriNames(usize),
+    /// The one URI name is not a SPIFFE ID with a path.
+    #[error("the peer's certificate: {0}")]
+    NotSpiffe(#[from] crate::id::InvalidSpiffeId),
+    /// We hold no bundle for its trust domain.
+    #[error("the peer {0} is of a trust domain for which this process has no bundle")]
+    UnknownDomain(SpiffeId),
+    /// It does not chain to the bundle, has expired or may not be used this way.
+    #[error("the certificate of {id} is not valid here: {reason}")]
+    NotValid {
+        /// Who it claims to be.
+        id: SpiffeId,
+        /// What path validation said.
+        reason: String,
+    },
+    /// A valid peer, but not the one policy expects.
+    #[error("the peer is {got}; the policy of this destination expects {expected}")]
+    WrongId {
+        /// Who it is.
+        got: SpiffeId,
+        /// What was expected.
+        expected: String,
+    },
+}
+
+impl From<PeerRefused> for rustls::Error {
+    fn from(refused: PeerRefused) -> Self {
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refused))))
+    }
+}
+
+/// The SPIFFE ID of a leaf certificate: exactly one URI name, which must be one.
+///
+/// # Errors
+/// The certificate cannot be read, has no or several URI names, or its name is not a SPIFFE ID.
+pub fn peer_spiffe_id(leaf: &CertificateDer<'_>) -> Result<SpiffeId, PeerRefused> {
+    let cert = EndEntityCert::try_from(leaf).map_err(|e| PeerRefused::Unreadable(e.to_string()))?;
+    spiffe_id_of(&cert)
+}
+
+fn spiffe_id_of(cert: &EndEntityCert<'_>) -> Result<SpiffeId, PeerRefused> {
+    let mut names = cert.valid_uri_names();
+    match (names.next(), names.next()) {
+        (Some(name), None) => Ok(name.parse()?),
+        (None, _) => Err(PeerRefused::UriNames(0)),
+        (Some(_), Some(_)) => Err(PeerRefused::UriNames(2 + names.count())),
+    }
+}
+
+/// What both directions share.
+struct Rules {
+    bundles: TrustBundles,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Rules {
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: KeyUsage,
+    ) -> Result<SpiffeId, PeerRefused> {
+        let cert = EndEntityCert::try_from(leaf).map_err(|e| PeerRefused::Unreadable(e.to_string()))?;
+        let id = spiffe_id_of(&cert)?;
+        let Some(bundle) = self.bundles.get(&id.trust_domain()) else {
+            return Err(PeerRefused::UnknownDomain(id));
+        };
+        // webpki refuses CA certificates as leaves and checks dates, key usage and constraints.
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        match cert.verify_for_usage(algorithms, bundle.anchors(), intermediates, now, usage, None, None) {
+            Ok(_) => Ok(id),
+            Err(e) => Err(PeerRefused::NotValid { id, reason: e.to_string() }),
+        }
+    }
+
+    fn tls12(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn tls13(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Verifies the server of an outgoing connection: valid in the bundle of its domain and one of the
+/// expected IDs. The server name plays no part.
+pub struct SpiffeServerVerifier {
+    rules: Rules,
+    expected: Vec<StringMatcher>,
+}
+
+impl SpiffeServerVerifier {
+    /// `expected` lists acceptable SPIFFE IDs, any of; empty accepts every peer of the bundles.
+    pub fn new(bundles: TrustBundles, expected: Vec<StringMatcher>, provider: Arc<CryptoProvider>) -> Self {
+        Self { rules: Rules { bundles, provider }, expected }
+    }
+}
+
+impl ServerCertVerifier for SpiffeServerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let id = self.rules.verify(end_entity, intermediates, now, KeyUsage::server_auth())?;
+        if !self.expected.is_empty() && !self.expected.iter().any(|m| m.matches(id.as_str())) {
+            let expected = format!("{:?}", self.expected.iter().map(|m| &m.pattern).collect::<Vec<_>>());
+            return Err(PeerRefused::WrongId { got: id, expected }.into());
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.rules.tls12(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.rules.tls13(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.rules.schemes()
+    }
+}
+
+/// Verifies the client of an incoming connection: valid in the bundle of its domain. What it may do is
+/// authorization's question.
+pub struct SpiffeClientVerifier {
+    rules: Rules,
+    mandatory: bool,
+}
+
+impl SpiffeClientVerifier {
+    /// With `mandatory` false a client may stay anonymous (the control plane's own port needs that for
+    /// the first certificate); one that shows a certificate must show a valid one.
+    pub fn new(bundles: TrustBundles, mandatory: bool, provider: Arc<CryptoProvider>) -> Self {
+        Self { rules: Rules { bundles, provider }, mandatory }
+    }
+}
+
+impl ClientCertVerifier for SpiffeClientVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        // No hints: every mesh client has one certificate, and the subjects would only be noise.
+        &[]
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.rules.verify(end_entity, intermediates, now, KeyUsage::client_auth())?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.rules.tls12(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.rules.tls13(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.rules.schemes()
+    }
+}
+
+impl fmt::Debug for SpiffeServerVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SpiffeServerVerifier").field("expected", &self.expected).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for SpiffeClientVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SpiffeClientVerifier").field("mandatory", &self.mandatory).finish_non_exhaustive()
+    }
+}

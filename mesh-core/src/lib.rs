@@ -1,0 +1,18 @@
+//! The pure half of mesh: names, validated policy, matchers, pickers, identity rules and the ports
+//! through which the other crates meet.
+//!
+//! What this crate refuses to know: sockets, files, environment variables, task spawning, the wall
+//! clock, protobuf and YAML. Time and randomness come in as arguments; configuration comes in through
+//! [`source`].
+//!
+//! ```text
+//! id ← error ← policy ← matcher, balance, identity ← source ← (mesh-client, mesh-server, mesh-discovery, mesh-control)
+//! ```
+
+pub mod context;
+pub mod error;
+pub mod id;
+pub mod identity;
+pub mod policy;
+pub mod source;
+pub mod telemetry;

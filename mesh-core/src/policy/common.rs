@@ -1,0 +1,326 @@
+//! Small validated values that listeners, routes and clusters share.
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::{HeaderName, HeaderValue};
+use serde::{Serialize, Serializer};
+
+/// A policy value that cannot be accepted: which field, why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {reason}")]
+pub struct InvalidPolicy {
+    /// Path of the field inside its resource, such as `virtual_hosts[0].routes[2].match.regex`.
+    pub field: String,
+    /// Why it is refused.
+    pub reason: String,
+}
+
+impl InvalidPolicy {
+    /// An error at `field`.
+    pub fn new(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { field: field.into(), reason: reason.into() }
+    }
+
+    /// The same error seen from one level further out.
+    #[must_use]
+    pub fn within(mut self, outer: &str) -> Self {
+        self.field = if self.field.is_empty() { outer.to_owned() } else { format!("{outer}.{}", self.field) };
+        self
+    }
+}
+
+/// A share in millionths (Envoy's `FractionalPercent` brought to one denominator): 0 to 1,000,000.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct PerMillion(u32);
+
+impl PerMillion {
+    /// Everything.
+    pub const ALL: Self = Self(1_000_000);
+    /// Nothing.
+    pub const NONE: Self = Self(0);
+
+    /// Takes millionths; more than a million is cut to a million, as Envoy does.
+    pub const fn new(millionths: u32) -> Self {
+        Self(if millionths > 1_000_000 { 1_000_000 } else { millionths })
+    }
+
+    /// Takes a percentage from 0 to 100.
+    ///
+    /// # Errors
+    /// The number is not finite, negative or above 100.
+    pub fn from_percent(percent: f64) -> Result<Self, InvalidPolicy> {
+        if !(0.0..=100.0).contains(&percent) {
+            return Err(InvalidPolicy::new("percentage", format!("{percent} is not between 0 and 100")));
+        }
+        // In range by the check above, so the conversion keeps the value.
+        Ok(Self((percent * 10_000.0).round() as u32))
+    }
+
+    /// The value in millionths.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+
+    /// Whether a uniform draw from `0..1_000_000` falls inside the share.
+    pub const fn hit(self, draw: u32) -> bool {
+        draw < self.0
+    }
+}
+
+/// A regular expression (RE2 syntax) that compiles within bounds and is matched against the **whole**
+/// input, as Envoy's `safe_regex` and Istio's `regex` are.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct Pattern(Arc<str>);
+
+/// Longest accepted pattern, in bytes. Istio refuses longer ones too.
+pub const MAX_PATTERN_LEN: usize = 1024;
+/// Bound on a compiled pattern, in bytes, so that `(a{1000}){1000}` is an error and not an outage.
+const MAX_COMPILED: usize = 1 << 20;
+
+impl Pattern {
+    /// Checks a pattern.
+    ///
+    /// # Errors
+    /// It is empty, longer than [`MAX_PATTERN_LEN`], not valid syntax, or too large once compiled.
+    pub fn new(text: &str) -> Result<Self, InvalidPolicy> {
+        if text.is_empty() || text.len() > MAX_PATTERN_LEN {
+            return Err(InvalidPolicy::new("regex", format!("a pattern has 1 to {MAX_PATTERN_LEN} bytes")));
+        }
+        compile(text).map_err(|e| InvalidPolicy::new("regex", format!("{text:?}: {e}")))?;
+        Ok(Self(text.into()))
+    }
+
+    /// The pattern as written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The compiled form; matches must cover the whole input.
+    #[must_use]
+    pub fn compiled(&self) -> regex_automata::meta::Regex {
+        compile(&self.0).expect("checked when the pattern was made")
+    }
+}
+
+fn compile(text: &str) -> Result<regex_automata::meta::Regex, Box<regex_automata::meta::BuildError>> {
+    use regex_automata::meta::{Config, Regex};
+    Regex::builder()
+        .configure(Config::new().nfa_size_limit(Some(MAX_COMPILED)).onepass_size_limit(Some(MAX_COMPILED)))
+        .build(&format!("^(?:{text})$"))
+        .map_err(Box::new)
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/{}/", self.0)
+    }
+}
+
+/// How a text is compared (`envoy.type.matcher.v3.StringMatcher`, Istio `StringMatch`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StringMatch {
+    /// Equal.
+    Exact(String),
+    /// Begins with.
+    Prefix(String),
+    /// Ends with.
+    Suffix(String),
+    /// Holds.
+    Contains(String),
+    /// The whole text matches.
+    Regex(Pattern),
+}
+
+/// A [`StringMatch`] with its case rule. `ignore_case` has no effect on a regex (gRFC A63).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct StringMatcher {
+    /// The comparison.
+    pub pattern: StringMatch,
+    /// Compare without regard to ASCII case. Default false.
+    pub ignore_case: bool,
+}
+
+impl StringMatcher {
+    /// A case-sensitive exact match.
+    pub fn exact(text: impl Into<String>) -> Self {
+        Self { pattern: StringMatch::Exact(text.into()), ignore_case: false }
+    }
+}
+
+impl StringMatcher {
+    /// Whether `text` matches. Compiles a regex each time: for the request path use the compiled
+    /// matchers.
+    pub fn matches(&self, text: &str) -> bool {
+        let fold = self.ignore_case;
+        let eq = |a: &str, b: &str| if fold { a.eq_ignore_ascii_case(b) } else { a == b };
+        match &self.pattern {
+            StringMatch::Exact(want) => eq(text, want),
+            StringMatch::Prefix(want) => text.get(..want.len()).is_some_and(|head| eq(head, want)),
+            StringMatch::Suffix(want) => {
+                text.len().checked_sub(want.len()).and_then(|at| text.get(at..)).is_some_and(|tail| eq(tail, want))
+            }
+            StringMatch::Contains(want) if fold => text.to_ascii_lowercase().contains(&want.to_ascii_lowercase()),
+            StringMatch::Contains(want) => text.contains(want.as_str()),
+            StringMatch::Regex(pattern) => pattern.compiled().is_match(text),
+        }
+    }
+}
+
+/// One header as policy names it; serialised as its lower-case name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum HeaderKey {
+    /// An ordinary header.
+    Header(HeaderName),
+    /// `:method`.
+    Method,
+    /// `:scheme`.
+    Scheme,
+    /// `:authority`: the `Host` header or the URI's authority.
+    Authority,
+    /// `:path`: path with query.
+    Path,
+}
+
+impl HeaderKey {
+    /// Reads a header name or one of the four request pseudo-headers.
+    ///
+    /// # Errors
+    /// The text is not a header name.
+    pub fn parse(name: &str) -> Result<Self, InvalidPolicy> {
+        Ok(match name {
+            ":method" => Self::Method,
+            ":scheme" => Self::Scheme,
+            ":authority" => Self::Authority,
+            ":path" => Self::Path,
+            other => Self::Header(
+                HeaderName::try_from(other)
+                    .map_err(|_| InvalidPolicy::new("name", format!("{other:?} is not a header name")))?,
+            ),
+        })
+    }
+
+    /// The name as xDS writes it.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Header(name) => name.as_str(),
+            Self::Method => ":method",
+            Self::Scheme => ":scheme",
+            Self::Authority => ":authority",
+            Self::Path => ":path",
+        }
+    }
+}
+
+impl Serialize for HeaderKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+/// What happens when an added header is already there (`HeaderValueOption.append_action`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeaderAction {
+    /// Append a further value (Istio `add`).
+    Append,
+    /// Replace all values (Istio `set`).
+    Overwrite,
+    /// Only if absent.
+    AddIfAbsent,
+    /// Only if present.
+    OverwriteIfPresent,
+}
+
+/// One header to write. Values are literal; Envoy's `%...%` operators are refused at the door until
+/// they are performed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct HeaderWrite {
+    /// Header to write.
+    #[serde(serialize_with = "as_text")]
+    pub name: HeaderName,
+    /// Its value.
+    #[serde(serialize_with = "value_as_text")]
+    pub value: HeaderValue,
+    /// What to do with values already there.
+    pub action: HeaderAction,
+}
+
+/// Headers to write and remove in one direction. Writes come before removals, in listed order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct HeaderOps {
+    /// Headers to write.
+    pub write: Vec<HeaderWrite>,
+    /// Headers to remove.
+    #[serde(serialize_with = "all_as_text")]
+    pub remove: Vec<HeaderName>,
+}
+
+impl HeaderOps {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.write.is_empty() && self.remove.is_empty()
+    }
+
+    /// Performs the operations.
+    pub fn apply(&self, headers: &mut http::HeaderMap) {
+        for op in &self.write {
+            let present = headers.contains_key(&op.name);
+            match op.action {
+                HeaderAction::Append => {
+                    headers.append(op.name.clone(), op.value.clone());
+                }
+                HeaderAction::AddIfAbsent if present => {}
+                HeaderAction::OverwriteIfPresent if !present => {}
+                HeaderAction::Overwrite | HeaderAction::AddIfAbsent | HeaderAction::OverwriteIfPresent => {
+                    headers.insert(op.name.clone(), op.value.clone());
+                }
+            }
+        }
+        for name in &self.remove {
+            headers.remove(name);
+        }
+    }
+}
+
+/// Header operations of both directions.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct HeaderPolicy {
+    /// On the request, before it is sent.
+    pub request: HeaderOps,
+    /// On the response, before the application sees it.
+    pub response: HeaderOps,
+}
+
+impl HeaderPolicy {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.request.is_empty() && self.response.is_empty()
+    }
+}
+
+fn as_text<S: Serializer>(name: &HeaderName, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(name.as_str())
+}
+
+fn value_as_text<S: Serializer>(value: &HeaderValue, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&String::from_utf8_lossy(value.as_bytes()))
+}
+
+fn all_as_text<S: Serializer>(names: &[HeaderName], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(names.iter().map(HeaderName::as_str))
+}
+
+/// A part of policy that was accepted and is not enforced by this version.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct Unenforced {
+    /// The resource, such as `cluster outbound|9080||reviews.default.svc.cluster.local`.
+    pub resource: String,
+    /// Path of the field inside the resource.
+    pub field: String,
+    /// What this means for traffic.
+    pub effect: &'static str,
+}

@@ -1,0 +1,61 @@
+//! One destination's consistent configuration (the idea of gRFC A74): listener, routes, clusters and
+//! endpoints published together, unchanged parts sharing their `Arc`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{Cluster, Endpoints, InboundListener, Listener, RouteConfiguration};
+use crate::id::ClusterName;
+
+/// Everything a client knows of one destination at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Snapshot {
+    /// The listener.
+    pub listener: Arc<Listener>,
+    /// Its routes.
+    pub routes: Arc<RouteConfiguration>,
+    /// Every cluster the routes name, known or failed.
+    pub clusters: BTreeMap<ClusterName, ClusterState>,
+}
+
+/// A cluster of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClusterState {
+    /// Known, with its endpoints (none is a legal number of them).
+    Ready {
+        /// The cluster.
+        cluster: Arc<Cluster>,
+        /// Its endpoints; empty for clusters that find their own.
+        endpoints: Arc<Endpoints>,
+    },
+    /// The control plane does not know it or it was refused: requests fail with
+    /// [`Code::NO_CLUSTER`](crate::error::Code::NO_CLUSTER).
+    Failed(Arc<str>),
+}
+
+/// What is known of a dialled destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DestinationState {
+    /// Asked for; nothing known yet.
+    Pending,
+    /// Known.
+    Ready(Arc<Snapshot>),
+    /// Known not to exist, or refused with nothing good before it. The text says why and what to do.
+    Failed(Arc<str>),
+}
+
+/// What is known of a listening address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InboundState {
+    /// Asked for; nothing known yet. The server accepts nothing (it fails closed).
+    Pending,
+    /// Known.
+    Ready(Arc<InboundListener>),
+    /// Refused, or the control plane knows nothing of it, with nothing good before.
+    Failed(Arc<str>),
+}

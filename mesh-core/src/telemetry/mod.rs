@@ -1,0 +1,219 @@
+//! Request metrics with Istio's names and labels, counted with atomics.
+//!
+//! A [`RequestSeries`] is resolved when a snapshot is built; recording a request then touches a few
+//! atomics and takes no lock. Refuses to know any exporter: outlets read [`Metrics::visit`].
+
+mod histogram;
+
+pub use self::histogram::{BUCKETS_MS, Histogram};
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+
+/// Requests completed (Istio standard metric).
+pub const REQUESTS_TOTAL: &str = "istio_requests_total";
+/// Time from request start to response end (Istio standard metric), milliseconds.
+pub const REQUEST_DURATION: &str = "istio_request_duration_milliseconds";
+
+/// Which side reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reporter {
+    /// The client.
+    Source,
+    /// The server.
+    Destination,
+}
+
+/// The labels of a series that do not depend on the answer, in Istio's meaning. Empty = `unknown`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestLabels {
+    /// `reporter`.
+    pub reporter: Reporter,
+    /// `source_*` labels.
+    pub source: PeerLabels,
+    /// `destination_*` labels of the workload.
+    pub destination: PeerLabels,
+    /// `destination_service`.
+    pub destination_service: String,
+    /// `destination_service_name`.
+    pub destination_service_name: String,
+    /// `destination_service_namespace`.
+    pub destination_service_namespace: String,
+    /// `connection_security_policy`: whether the server saw mutual TLS; `None` on the source side.
+    pub mutual_tls: Option<bool>,
+}
+
+/// One side's labels.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerLabels {
+    /// `*_workload`.
+    pub workload: String,
+    /// `*_workload_namespace`.
+    pub namespace: String,
+    /// `*_principal`.
+    pub principal: String,
+    /// `*_app`.
+    pub app: String,
+    /// `*_version`.
+    pub version: String,
+    /// `*_canonical_service`.
+    pub canonical_service: String,
+    /// `*_canonical_revision`.
+    pub canonical_revision: String,
+    /// `*_cluster`.
+    pub cluster: String,
+}
+
+impl PeerLabels {
+    /// Labels of a known workload; the principal is added by who verified it.
+    pub fn of(workload: &crate::id::Workload, principal: Option<&crate::id::SpiffeId>) -> Self {
+        let label = |key: &str| workload.labels.get(key).cloned();
+        Self {
+            workload: workload.name.clone(),
+            namespace: workload.namespace.clone(),
+            principal: principal.map(ToString::to_string).unwrap_or_default(),
+            app: label("app").unwrap_or_else(|| workload.canonical_name.clone()),
+            version: label("version").unwrap_or_else(|| workload.canonical_revision.clone()),
+            canonical_service: workload.canonical_name.clone(),
+            canonical_revision: workload.canonical_revision.clone(),
+            cluster: workload.cluster.clone(),
+        }
+    }
+}
+
+/// The labels that the answer decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Outcome {
+    /// `response_code`; 0 = no answer.
+    pub code: u16,
+    /// `grpc_response_status`; `None` for plain HTTP.
+    pub grpc_status: Option<i32>,
+    /// `response_flags`; `-` if none.
+    pub flags: &'static str,
+    /// `request_protocol` is `grpc` instead of `http`.
+    pub grpc: bool,
+}
+
+/// All series of one mesh. Passed in, never global.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    series: Mutex<HashMap<RequestLabels, Arc<RequestSeries>, foldhash::fast::FixedState>>,
+}
+
+/// The counters of one set of labels.
+#[derive(Debug, Default)]
+pub struct RequestSeries {
+    // A handful of outcomes in practice: a linear look through a shared list beats a map, and the list
+    // is replaced only when an outcome is seen for the first time.
+    outcomes: ArcSwap<Vec<(Outcome, Arc<OutcomeCounters>)>>,
+    growing: Mutex<()>,
+}
+
+/// Counters of one outcome.
+#[derive(Debug, Default)]
+pub struct OutcomeCounters {
+    requests: AtomicU64,
+    duration: Histogram,
+}
+
+impl OutcomeCounters {
+    /// Requests counted.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Their durations.
+    pub fn duration(&self) -> &Histogram {
+        &self.duration
+    }
+}
+
+impl Metrics {
+    /// The series of `labels`, made on first use. Not for the request path: keep the answer.
+    pub fn series(&self, labels: &RequestLabels) -> Arc<RequestSeries> {
+        let mut series = self.series.lock();
+        if let Some(found) = series.get(labels) {
+            return found.clone();
+        }
+        let made = Arc::<RequestSeries>::default();
+        series.insert(labels.clone(), made.clone());
+        made
+    }
+
+    /// Shows every series, in order of labels, to an outlet.
+    pub fn visit(&self, mut see: impl FnMut(&RequestLabels, Outcome, &OutcomeCounters)) {
+        let mut all: Vec<_> = self.series.lock().iter().map(|(l, s)| (l.clone(), s.clone())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        for (labels, series) in all {
+            for (outcome, counters) in series.outcomes.load().iter() {
+                see(&labels, *outcome, counters);
+            }
+        }
+    }
+}
+
+impl RequestSeries {
+    /// Counts one completed request.
+    pub fn record(&self, outcome: Outcome, duration: Duration) {
+        let outcomes = self.outcomes.load();
+        match outcomes.iter().find(|(known, _)| *known == outcome) {
+            Some((_, counters)) => counters.record(duration),
+            None => self.grow(outcome).record(duration),
+        }
+    }
+
+    #[cold]
+    fn grow(&self, outcome: Outcome) -> Arc<OutcomeCounters> {
+        let _growing = self.growing.lock();
+        let known = self.outcomes.load();
+        if let Some((_, counters)) = known.iter().find(|(other, _)| *other == outcome) {
+            return counters.clone();
+        }
+        let made = Arc::<OutcomeCounters>::default();
+        let mut longer = Vec::clone(&known);
+        longer.push((outcome, made.clone()));
+        self.outcomes.store(Arc::new(longer));
+        made
+    }
+}
+
+impl OutcomeCounters {
+    fn record(&self, duration: Duration) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.duration.record(duration);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_series_a_label_set_and_one_counter_an_outcome() {
+        let metrics = Metrics::default();
+        let labels = RequestLabels {
+            reporter: Reporter::Source,
+            source: PeerLabels::default(),
+            destination: PeerLabels::default(),
+            destination_service: "reviews.default.svc.cluster.local".into(),
+            destination_service_name: "reviews".into(),
+            destination_service_namespace: "default".into(),
+            mutual_tls: None,
+        };
+        let ok = Outcome { code: 200, grpc_status: None, flags: "-", grpc: false };
+        metrics.series(&labels).record(ok, Duration::from_millis(3));
+        metrics.series(&labels).record(ok, Duration::from_millis(30));
+        metrics.series(&labels).record(Outcome { code: 503, flags: "UH", ..ok }, Duration::ZERO);
+
+        let mut seen = Vec::new();
+        metrics.visit(|_, outcome, counters| {
+            seen.push((outcome.code, counters.requests(), counters.duration().count()));
+        });
+        assert_eq!(seen, [(200, 2, 2), (503, 1, 1)]);
+    }
+}
