@@ -10,7 +10,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::ClientConfig;
+use rustls::{ClientConfig, HandshakeKind};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -116,8 +116,9 @@ impl World {
         assert_eq!(session.alpn_protocol(), Some(version.alpn()));
         let leaf = session.peer_certificates().and_then(|chain| chain.first()).expect("TLS servers have one");
         let server = peer_spiffe_id(leaf)?.to_string();
-        let mut client = Client::over(tls, version).await?;
-        client.server = Some(server);
+        let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
+        let client = Client::over(tls, version).await?;
+        let client = Client { server: Some(server), resumed, ..client };
         Ok(client)
     }
 }
@@ -154,6 +155,8 @@ pub(crate) struct Client {
     sender: Sender,
     /// The SPIFFE ID of the server.
     pub(crate) server: Option<String>,
+    /// Whether TLS took up an earlier session.
+    pub(crate) resumed: bool,
     /// Ends when the connection has ended.
     pub(crate) ended: JoinHandle<()>,
 }
@@ -179,7 +182,7 @@ impl Client {
                 (Sender::Two(sender), spawn(async { drop(connection.await) }))
             }
         };
-        Ok(Self { sender, server: None, ended })
+        Ok(Self { sender, server: None, resumed: false, ended })
     }
 
     pub(crate) fn send(
