@@ -1,1 +1,14 @@
-//! mesh-discovery
+//! Where configuration comes from: the xDS client and codec, the cascade that joins resources into
+//! snapshots, certificates from the control plane's CA, and the registration of our own endpoints.
+//!
+//! Refuses to know what policy means for a request: it decodes, joins and publishes.
+
+mod backoff;
+pub mod bootstrap;
+mod cascade;
+pub mod codec;
+pub mod connect;
+pub mod proto;
+pub mod xds;
+pub mod registration;
+pub mod secret;
