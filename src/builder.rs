@@ -12,14 +12,13 @@ use mesh_core::id::{Locality, Workload};
 use mesh_core::source::{DestinationSource, InboundSource, Watched, WatchedIdentity};
 use mesh_core::telemetry::Metrics;
 use mesh_discovery::connect::Connector;
-use mesh_discovery::registration::Registrar;
-use mesh_discovery::secret::{CertificateClient, SecretConfig, Token};
-use mesh_discovery::xds::{AdsTransport, XdsClient, XdsConfig};
+use mesh_discovery::secret::{self, SecretConfig};
+use mesh_discovery::xds::{GrpcTransport, XdsClient, XdsConfig};
 use mesh_server::Readiness;
 use mesh_server::debug::{Content, DebugServer, prometheus};
 use rustls::crypto::CryptoProvider;
 
-use crate::config::{MeshConfig, ProcessEnv, Proof, Vars};
+use crate::config::{MeshConfig, ProcessEnv, Vars};
 use crate::error::StartError;
 use crate::mesh::{Control, Inner, Mesh};
 use crate::passthrough::Passthrough;
@@ -97,27 +96,25 @@ impl MeshBuilder {
         let runtime = ControlRuntime::start().map_err(StartError::Runtime)?;
         let crypto = self.crypto.unwrap_or_else(default_crypto);
         let metrics = self.metrics.unwrap_or_default();
-        let server = config.bootstrap.server().clone();
 
-        let certificates = config.proof.as_ref().map(|proof| {
-            let token = match proof {
-                Proof::Token(token) => Token::Value(token.clone()),
-                Proof::TokenFile(path) => Token::File(path.clone()),
-            };
-            let secret = SecretConfig::new(token, config.trust_domain.clone());
-            CertificateClient::spawn(secret, Connector::new(server.clone(), crypto.clone()), runtime.handle())
-        });
-        let identity = certificates.as_ref().map_or_else(|| Watched::fixed(None), CertificateClient::identity);
-        let connector = Connector::new(server, crypto.clone()).with_identity(identity.clone());
-        let transport = AdsTransport::new(connector.clone());
-        let xds = Arc::new(XdsClient::spawn(XdsConfig::new(config.bootstrap.clone()), transport, runtime.handle()));
-        let registrar = Registrar::new(connector, runtime.handle().clone());
-        let control = Control { xds: xds.clone(), certificates, registrar };
+        let mut connector = Connector::new(config.bootstrap.server().clone(), crypto.clone());
+        let certified = config.proof.is_some();
+        let identity = if let Some(proof) = config.proof {
+            let secret = SecretConfig { trust_domain: Some(config.trust_domain), ..SecretConfig::new(Some(proof)) };
+            let identity = secret::spawn(secret, connector.clone(), runtime.handle());
+            connector = connector.with_identity(identity.clone());
+            identity
+        } else {
+            Watched::fixed(None)
+        };
+        let transport = GrpcTransport::new(connector.clone());
+        let xds = Arc::new(XdsClient::spawn(XdsConfig::new(config.bootstrap), transport, runtime.handle()));
+        let control = Control { xds: xds.clone(), connector, certified };
 
         let parts = Parts { runtime, crypto, metrics, identity, destinations: xds.clone(), inbound: xds };
         let debug = config.debug_address;
-        let inner = parts.join(config.workload, config.service_account, config.locality, Some(control));
-        let inner = Inner { pod_ip: Settings(&self.settings).var("POD_IP").and_then(|ip| ip.parse().ok()), ..inner };
+        let mut inner = parts.join(config.workload, config.service_account, config.locality, Some(control));
+        inner.pod_ip = config.pod_ip;
         with_debug(inner, debug).await
     }
 }
@@ -170,7 +167,7 @@ impl Parts {
             readiness: Readiness::default(),
             control,
             debug: None,
-            _runtime: self.runtime,
+            runtime: self.runtime,
         }
     }
 }
@@ -193,7 +190,7 @@ async fn with_debug(mut inner: Inner, address: Option<SocketAddr>) -> Result<Mes
             builder = builder.config_dump(json(move || xds.config_dump()));
         }
         // On the control thread: an application that blocks its runtime still answers probes.
-        let bound = inner._runtime.handle().spawn(builder.bind(address)).await;
+        let bound = inner.runtime.handle().spawn(builder.bind(address)).await;
         let server = bound.unwrap_or_else(|e| Err(std::io::Error::other(e)));
         inner.debug = Some(server.map_err(|source| StartError::Debug { address, source })?);
     }

@@ -4,11 +4,11 @@
 //! environment, then default. Refuses to know what the values are used for.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::net::{IpAddr, SocketAddr};
 
 use mesh_core::id::{Locality, TrustDomain, Workload};
 use mesh_discovery::bootstrap::Bootstrap;
+use mesh_discovery::secret::JoinToken;
 
 /// Where variables come from.
 pub trait Vars {
@@ -32,25 +32,6 @@ impl Vars for ProcessEnv {
     }
 }
 
-/// How a process proves itself to the control plane's CA for its first certificate.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Proof {
-    /// A join token (`MESH_JOIN_TOKEN`): single use, short-lived.
-    Token(String),
-    /// A file with a token (`MESH_JOIN_TOKEN_FILE`), read at each use.
-    TokenFile(PathBuf),
-}
-
-impl std::fmt::Debug for Proof {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            // A token is a secret.
-            Self::Token(_) => f.write_str("Token(..)"),
-            Self::TokenFile(path) => f.debug_tuple("TokenFile").field(path).finish(),
-        }
-    }
-}
-
 /// Everything `Mesh::from_env` needs. Fields are public: change what you like before building.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -58,8 +39,9 @@ pub struct MeshConfig {
     /// Where the control plane is (`GRPC_XDS_BOOTSTRAP`, `GRPC_XDS_BOOTSTRAP_CONFIG`, or the pair
     /// `MESH_CONTROL_PLANE` = `host:port` and `MESH_ROOT_CERT` = PEM file).
     pub bootstrap: Bootstrap,
-    /// Proof of identity; `None` leaves the process without a certificate.
-    pub proof: Option<Proof>,
+    /// Proof for the first certificate (`MESH_JOIN_TOKEN`, or `MESH_JOIN_TOKEN_FILE`, read at each use);
+    /// `None` leaves the process without a certificate.
+    pub proof: Option<JoinToken>,
     /// `MESH_TRUST_DOMAIN`; default `cluster.local`.
     pub trust_domain: TrustDomain,
     /// Who we are in telemetry and selectors: `POD_NAMESPACE` (default `default`), `MESH_LABELS`
@@ -69,6 +51,8 @@ pub struct MeshConfig {
     pub service_account: String,
     /// `MESH_LOCALITY` = `region/zone/subzone`; default unknown.
     pub locality: Locality,
+    /// `POD_IP`: where others reach a listener that is bound to every interface. Default: unknown.
+    pub pod_ip: Option<IpAddr>,
     /// `MESH_DEBUG_ADDR`: where the debug endpoints listen. Default: they don't.
     pub debug_address: Option<SocketAddr>,
 }
@@ -84,7 +68,7 @@ pub struct InvalidConfig {
 }
 
 /// The variables of ours, for the "did you mean" warning.
-const KNOWN: [&str; 9] = [
+const KNOWN: [&str; 8] = [
     "MESH_CONTROL_PLANE",
     "MESH_ROOT_CERT",
     "MESH_JOIN_TOKEN",
@@ -93,7 +77,6 @@ const KNOWN: [&str; 9] = [
     "MESH_LABELS",
     "MESH_LOCALITY",
     "MESH_DEBUG_ADDR",
-    "MESH_LOG",
 ];
 
 impl MeshConfig {
@@ -110,17 +93,21 @@ impl MeshConfig {
         let workload = workload(vars, namespace, labels);
         let bootstrap = bootstrap(vars, &workload, &service_account, &locality)?;
         let proof = match (vars.var("MESH_JOIN_TOKEN"), vars.var("MESH_JOIN_TOKEN_FILE")) {
-            (Some(token), _) => Some(Proof::Token(token)),
-            (None, Some(path)) => Some(Proof::TokenFile(path.into())),
+            (Some(token), _) => Some(JoinToken::Text(token)),
+            (None, Some(path)) => Some(JoinToken::File(path.into())),
             (None, None) => None,
         };
         let trust_domain = vars.var("MESH_TRUST_DOMAIN").unwrap_or_else(|| "cluster.local".to_owned());
         let trust_domain = TrustDomain::new(&trust_domain).map_err(|e| invalid("MESH_TRUST_DOMAIN", e))?;
+        let pod_ip = match vars.var("POD_IP") {
+            Some(text) => Some(text.parse().map_err(|_| invalid("POD_IP", format!("{text:?} is not an IP address")))?),
+            None => None,
+        };
         let debug_address = match vars.var("MESH_DEBUG_ADDR") {
             Some(text) => Some(text.parse().map_err(|_| invalid("MESH_DEBUG_ADDR", "give ip:port, as in 127.0.0.1:15000"))?),
             None => None,
         };
-        Ok(Self { bootstrap, proof, trust_domain, workload, service_account, locality, debug_address })
+        Ok(Self { bootstrap, proof, trust_domain, workload, service_account, locality, pod_ip, debug_address })
     }
 }
 
@@ -192,9 +179,8 @@ fn bootstrap(
         });
         return Bootstrap::from_json(&json.to_string()).map_err(|e| invalid("MESH_CONTROL_PLANE", e));
     }
-    Bootstrap::from_env(&|name| vars.var(name)).map_err(|e| {
-        invalid("GRPC_XDS_BOOTSTRAP", format!("{e}. Or set MESH_CONTROL_PLANE=host:port and MESH_ROOT_CERT=file"))
-    })
+    let missing = || invalid("MESH_CONTROL_PLANE", "set it to host:port, with MESH_ROOT_CERT; or set GRPC_XDS_BOOTSTRAP");
+    Bootstrap::from_env(&|name| vars.var(name)).map_err(|e| invalid("GRPC_XDS_BOOTSTRAP", e))?.ok_or_else(missing)
 }
 
 /// Istio's node id: `sidecar~<ip>~<pod>.<ns>~<ns>.svc.cluster.local`.
@@ -274,17 +260,12 @@ mod tests {
             assert_eq!(MeshConfig::from_vars(&given(&vars)).unwrap_err().variable, name);
         }
         assert_eq!(MeshConfig::from_vars(&given(&base[..1])).unwrap_err().variable, "MESH_ROOT_CERT");
-        assert_eq!(MeshConfig::from_vars(&given(&[])).unwrap_err().variable, "GRPC_XDS_BOOTSTRAP");
+        assert_eq!(MeshConfig::from_vars(&given(&[])).unwrap_err().variable, "MESH_CONTROL_PLANE");
     }
 
     #[test]
     fn an_unknown_variable_of_ours_is_noticed_and_others_are_not() {
         assert_eq!(unknown(&given(&[("MESH_JOIN_TOKN", "x"), ("PATH", "x")])), ["MESH_JOIN_TOKN"]);
         assert_eq!(KNOWN.iter().min_by_key(|known| distance(known, "MESH_JOIN_TOKN")), Some(&"MESH_JOIN_TOKEN"));
-    }
-
-    #[test]
-    fn a_token_is_never_printed() {
-        assert_eq!(format!("{:?}", Proof::Token("secret".into())), "Token(..)");
     }
 }

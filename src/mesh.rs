@@ -12,8 +12,8 @@ use mesh_core::drain::DrainTrigger;
 use mesh_core::id::{InvalidTarget, Locality, Target, Workload};
 use mesh_core::source::{InboundSource, WatchedIdentity};
 use mesh_core::telemetry::Metrics;
-use mesh_discovery::registration::{Announcement, Registrar, Registration};
-use mesh_discovery::secret::CertificateClient;
+use mesh_discovery::connect::Connector;
+use mesh_discovery::registration::{self, Announcement, Registration};
 use mesh_discovery::xds::XdsClient;
 use mesh_server::debug::DebugServer;
 use mesh_server::{InboundLayer, Readiness, Server};
@@ -60,14 +60,16 @@ pub(crate) struct Inner {
     pub(crate) control: Option<Control>,
     pub(crate) debug: Option<DebugServer>,
     // Dropped last: what the others run on.
-    pub(crate) _runtime: ControlRuntime,
+    pub(crate) runtime: ControlRuntime,
 }
 
 /// What a mesh with a control plane has, and a disabled one has not.
 pub(crate) struct Control {
     pub(crate) xds: Arc<XdsClient>,
-    pub(crate) certificates: Option<CertificateClient>,
-    pub(crate) registrar: Registrar,
+    /// The way to the registry.
+    pub(crate) connector: Connector,
+    /// Whether there is a proof of identity, and so a certificate sooner or later.
+    pub(crate) certified: bool,
 }
 
 impl Mesh {
@@ -134,7 +136,7 @@ impl Mesh {
     /// certificate is there. At once for a disabled mesh.
     pub async fn ready(&self) {
         if let Some(control) = &self.inner.control {
-            if control.certificates.is_some() {
+            if control.certified {
                 self.inner.identity.clone().wait_for(Option::is_some).await;
             }
             control.xds.ready().await;
@@ -167,24 +169,28 @@ impl Mesh {
         }
     }
 
-    pub(crate) fn registration(&self, target: &Target, address: SocketAddr, protocol: &str) -> Registration {
+    pub(crate) fn announcement(&self, target: &Target, address: SocketAddr, protocol: &str) -> Announcement {
         let inner = &self.inner;
-        Registration {
+        Announcement {
             service: target.host().to_owned(),
             namespace: inner.workload.namespace.clone(),
-            service_port: target.port(),
-            address,
+            service_port: target.port().into(),
+            address: address.to_string(),
             labels: inner.workload.labels.clone(),
-            locality: inner.locality.clone(),
-            mesh_tls: inner.control.as_ref().is_some_and(|control| control.certificates.is_some()),
+            region: inner.locality.region.clone(),
+            zone: inner.locality.zone.clone(),
+            sub_zone: inner.locality.sub_zone.clone(),
+            mesh_tls: inner.control.as_ref().is_some_and(|control| control.certified),
             port_protocol: protocol.to_owned(),
             workload: inner.workload.name.clone(),
             service_account: inner.service_account.clone(),
         }
     }
 
-    pub(crate) fn announce(&self, registration: Registration) -> Option<Announcement> {
-        self.inner.control.as_ref().map(|control| control.registrar.announce(registration))
+    /// Announces an endpoint; `None` for a disabled mesh.
+    pub(crate) fn announce(&self, announcement: Announcement) -> Option<Registration> {
+        let control = self.inner.control.as_ref()?;
+        Some(registration::announce(announcement, control.connector.clone(), self.inner.runtime.handle()))
     }
 }
 

@@ -95,14 +95,14 @@ where
                 .metrics(inner.metrics.clone())
                 .drain(inner.drain.watch())
                 .readiness(inner.readiness.clone());
-            let mut registration = None;
+            let mut announcement = None;
             if let Some((name, port)) = &self.announced {
                 let target = Target::new(name, *port)?;
                 builder = builder.service_host(format!("{}.{}.svc.cluster.local", target.host(), inner.workload.namespace));
-                registration = Some(mesh.registration(&target, address, self.protocol));
+                announcement = Some(mesh.announcement(&target, address, self.protocol));
             }
             let serving = builder.build().serve(self.listener, self.service);
-            let attendance = attend(&mesh, registration, policy, self.signals);
+            let attendance = attend(&mesh, announcement, policy, self.signals);
             tokio::pin!(serving, attendance);
             tokio::select! {
                 // Only a broken listener ends before the drain.
@@ -115,7 +115,7 @@ where
 }
 
 /// Announces the process when its policy is there; withdraws it when the drain begins.
-async fn attend(mesh: &Mesh, registration: Option<Registration>, policy: Watched<InboundState>, signals: bool) {
+async fn attend(mesh: &Mesh, announcement: Option<Announcement>, policy: Watched<InboundState>, signals: bool) {
     let drained = mesh.inner().drain.watch().drained();
     let signalled = async {
         if !signals {
@@ -130,32 +130,32 @@ async fn attend(mesh: &Mesh, registration: Option<Registration>, policy: Watched
         }
     };
     tokio::pin!(drained, signalled);
-    let announced = announce_when_ready(mesh, registration, policy);
+    let announced = announce_when_ready(mesh, announcement, policy);
     tokio::pin!(announced);
-    let mut announcement = None;
+    let mut registration = None;
     loop {
         tokio::select! {
-            made = &mut announced, if announcement.is_none() => announcement = Some(made),
+            made = &mut announced, if registration.is_none() => registration = Some(made),
             () = &mut drained => break,
             () = &mut signalled => break,
         }
     }
     // Withdrawn before the drain begins: who asks the control plane from now on is sent elsewhere.
     mesh.inner().readiness.drain();
-    if let Some(Some(announcement)) = announcement {
-        announcement.withdraw().await;
+    if let Some(Some(registration)) = registration {
+        registration.withdraw().await;
     }
     mesh.begin_shutdown();
 }
 
 async fn announce_when_ready(
     mesh: &Mesh,
-    registration: Option<Registration>,
+    announcement: Option<Announcement>,
     mut policy: Watched<InboundState>,
-) -> Option<Announcement> {
-    let registration = registration?;
+) -> Option<Registration> {
+    let announcement = announcement?;
     policy.wait_for(|state| matches!(state, InboundState::Ready(_))).await;
-    mesh.announce(registration)
+    mesh.announce(announcement)
 }
 
 /// `POD_IP` stands in for "every interface".

@@ -5,8 +5,12 @@
 //! process, client and server together, so it says what a request costs and not who waited.
 
 mod bare;
+mod echo;
 mod load;
 mod meshed;
+#[path = "../../examples/grpc_greeter/hello.rs"]
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+mod hello;
 
 use std::process::ExitCode;
 use std::time::Duration;
