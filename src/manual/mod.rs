@@ -3,6 +3,7 @@
 //! - [`architecture`]: crates, arrows, the way of a request and of a config change
 //! - [`invariants`]: what always holds, and what is deliberately absent
 //! - [`decisions`]: numbered, with cost and when to look again
+//! - [`not_enforced`]: what is accepted and not done by this version
 //! - [`errors`]: every code and what to do about it
 //! - [`metrics`]: names and labels
 //! - [`security`]: what is defended, where, and against whom
@@ -18,6 +19,9 @@ pub mod invariants {
 }
 pub mod decisions {
     #![doc = include_str!("decisions.md")]
+}
+pub mod not_enforced {
+    #![doc = include_str!("not_enforced.md")]
 }
 pub mod errors {
     #![doc = include_str!("errors.md")]

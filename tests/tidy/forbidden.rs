@@ -58,10 +58,14 @@ fn spawns(file: &File, tree: &[File]) -> Vec<String> {
     {
         return Vec::new();
     }
-    let method = rust.lines_with(&[".", "spawn", "("]);
-    let function = rust.lines_with(&[":", ":", "spawn", "("]);
-    let lines = method.into_iter().chain(function).filter(|line| !rust.is_test_line(*line));
-    lines.map(|line| format!("{}:{line}: spawns", file.path)).collect()
+    let mut lines = rust.lines_with(&[".", "spawn", "("]);
+    for module in ["tokio", "task", "thread"] {
+        lines.extend(rust.lines_with(&[module, ":", ":", "spawn", "("]));
+        let import = format!("{module}::spawn");
+        lines.extend(rust.imports.iter().filter(|(path, _)| path.ends_with(&import)).map(|(_, line)| *line));
+    }
+    lines.retain(|line| !rust.is_test_line(*line));
+    lines.iter().map(|line| format!("{}:{line}: spawns", file.path)).collect()
 }
 
 fn sleeps(file: &File, tree: &[File]) -> Vec<String> {
@@ -114,7 +118,8 @@ fn spawns_without_an_owner_are_found() {
         assert_eq!(count(owner, bad), 0, "{owner}");
     }
     assert_eq!(count("mesh-client/src/pool.rs", &format!("#[cfg(test)] mod tests {{ {bad} }}")), 0);
-    assert_eq!(count("mesh-client/src/pool.rs", "// tokio::spawn(a)\nfn spawn() {}"), 0);
+    assert_eq!(count("mesh-client/src/pool.rs", "use tokio::{spawn, sync};"), 1);
+    assert_eq!(count("mesh-client/src/pool.rs", "// tokio::spawn(a)\nfn spawn() { worker::spawn(b) }"), 0);
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod arrows;
 mod budgets;
 mod forbidden;
 mod manifests;
+mod not_enforced;
 mod pages;
 mod purity;
 mod rust;

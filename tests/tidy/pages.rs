@@ -60,6 +60,22 @@ fn grpc_name(code: i32) -> &'static str {
     usize::try_from(code).ok().and_then(|code| NAMES.get(code)).expect("gRPC has 17 status codes")
 }
 
+/// The page is as generated; with `UPDATE_GOLDEN` set it is written first.
+#[track_caller]
+pub(crate) fn assert_golden(path: &str, generated: &str) {
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(root().join(path), generated).unwrap();
+    }
+    assert_tidy(&differing_lines(&read(path), generated), "Run `UPDATE_GOLDEN=1 cargo test --test tidy`.");
+}
+
+fn differing_lines(page: &str, wanted: &str) -> Vec<String> {
+    let [on_page, wanted] = [page, wanted].map(|text| text.lines().collect::<BTreeSet<_>>());
+    let missing = wanted.difference(&on_page).map(|line| format!("missing: {line}"));
+    let surplus = on_page.difference(&wanted).map(|line| format!("surplus: {line}"));
+    missing.chain(surplus).collect()
+}
+
 /// Codes used twice, and codes that tell an operator nothing to do.
 fn catalogue_findings(all: &[(&str, u16, &str)]) -> Vec<String> {
     let mut seen = BTreeSet::new();
@@ -134,10 +150,7 @@ fn orphan_pages(pages: &[&str], index: &str) -> Vec<String> {
 fn the_error_catalogue_is_complete() {
     let all: Vec<_> = Code::ALL.iter().map(|(name, code)| (*name, number(*code), code.remedy())).collect();
     assert_tidy(&catalogue_findings(&all), "Every code is unique and says what an operator does next.");
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(root().join(CATALOGUE), catalogue()).unwrap();
-    }
-    assert_eq!(read(CATALOGUE), catalogue(), "run `UPDATE_GOLDEN=1 cargo test --test tidy`");
+    assert_golden(CATALOGUE, &catalogue());
 }
 
 fn number(code: Code) -> u16 {
@@ -174,6 +187,7 @@ fn gaps_in_pages_are_found() {
     assert!(catalogue_findings(&[("A", 1, "do this"), ("B", 2, "do that")]).is_empty());
     assert_eq!(catalogue_findings(&[("A", 1, "do this"), ("B", 1, "do that")]).len(), 1);
     assert_eq!(catalogue_findings(&[("A", 1, " ")]).len(), 1);
+    assert_eq!(differing_lines("a\nb\n", "a\nc\n"), ["missing: c", "surplus: b"]);
 
     let source = File::new("a.rs", "pub const A: &str = \"a_total\";\nconst B: &str = \"b_total\";");
     assert_eq!(undocumented_metrics(&[&source], "no such metric"), ["a_total"]);
