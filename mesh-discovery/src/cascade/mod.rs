@@ -11,8 +11,8 @@
 //! ```
 
 mod follow;
-#[cfg(any())]
-mod tests_off;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
