@@ -7,6 +7,9 @@ mod bundle;
 mod tls;
 mod verify;
 
+#[cfg(test)]
+mod tests;
+
 pub use self::bundle::{InvalidBundle, TrustBundle, TrustBundles};
 pub use self::tls::{InvalidIdentity, client_config, server_config};
 pub use self::verify::{PeerRefused, SpiffeClientVerifier, SpiffeServerVerifier, peer_spiffe_id};

@@ -228,3 +228,92 @@ fn everything_is_considered(
         limits: InboundLimits { max_connections: _, max_concurrent_streams: _, max_connection_age: _ },
     } = inbound;
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::id::ClusterName;
+    use crate::policy::{
+        ClusterChoice, DirectResponse, DropOverload, HeaderPolicy, HttpFilter, LocalityBalancing, Mirror,
+        OutlierDetection, PerMillion, RetryOn, Route, RouteMatch, RouteSource, VirtualHost, WeightedRoundRobin,
+    };
+
+    fn fields(policy: &impl Report) -> Vec<String> {
+        unenforced(policy).into_iter().map(|u| u.field).collect()
+    }
+
+    fn cluster(change: impl FnOnce(&mut Cluster)) -> Cluster {
+        let mut cluster = Cluster::new(ClusterName::new("c"));
+        change(&mut cluster);
+        cluster
+    }
+
+    fn routes(action: RouteAction, retry: Option<RetryPolicy>) -> RouteConfiguration {
+        let headers = HeaderPolicy::default;
+        let matcher = RouteMatch::any();
+        let (fault, response_classes) = (None, Vec::new());
+        let route = Route { name: "r".into(), matcher, action, headers: headers(), fault, response_classes };
+        let (domains, routes) = (Vec::new(), vec![route]);
+        let host = VirtualHost { name: "h".into(), domains, routes, headers: headers(), retry };
+        RouteConfiguration { name: "t".into(), virtual_hosts: vec![host], headers: headers(), retry_budget: None }
+    }
+
+    fn forward(change: impl FnOnce(&mut Forward)) -> RouteAction {
+        let mut forward = Forward::to(ClusterName::new("c"));
+        change(&mut forward);
+        RouteAction::Forward(Box::new(forward))
+    }
+
+    #[test]
+    fn plain_policy_is_enforced_whole() {
+        assert_eq!(fields(&cluster(|_| {})), [""; 0]);
+        assert_eq!(fields(&routes(forward(|f| f.retry = Some(RetryPolicy::istio_default())), None)), [""; 0]);
+        assert_eq!(
+            fields(&routes(RouteAction::DirectResponse(DirectResponse { status: 200, body: vec![] }), None)),
+            [""; 0]
+        );
+        let by_header = ClusterChoice::Header(http::HeaderName::from_static("x-cluster"));
+        assert_eq!(fields(&routes(forward(|f| f.to = by_header), None)), [""; 0]);
+    }
+
+    #[test]
+    fn what_a_cluster_asks_for_in_vain_is_named() {
+        let drops = vec![DropOverload { category: "x".into(), share: PerMillion::ALL }];
+        let dropping = Arc::new(Endpoints { drops, ..Endpoints::default() });
+        for (change, want) in [
+            (cluster(|c| c.outlier = Some(OutlierDetection::default())), "outlier"),
+            (cluster(|c| c.balancer = Balancer::PeakEwma), "balancer"),
+            (cluster(|c| c.balancer = Balancer::Maglev { table_size: 65537 }), "balancer"),
+            (cluster(|c| c.balancer = Balancer::WeightedRoundRobin(WeightedRoundRobin::default())), "balancer"),
+            (cluster(|c| c.discovery = Discovery::Aggregate(Vec::new())), "discovery"),
+            (cluster(|c| c.discovery = Discovery::Static(dropping)), "discovery.drops"),
+            (
+                cluster(|c| c.locality = LocalityBalancing { weighted: true, panic_threshold: Some(PerMillion::ALL) }),
+                "locality.panic_threshold",
+            ),
+        ] {
+            let report = unenforced(&change);
+            assert_eq!(report.len(), 1, "{report:?}");
+            assert_eq!((report[0].resource.as_str(), report[0].field.as_str()), ("cluster c", want));
+            assert!(!report[0].effect.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_a_route_asks_for_in_vain_is_named_with_its_place() {
+        let mirror = Mirror { cluster: ClusterName::new("m"), share: PerMillion::ALL };
+        let retry = RetryPolicy { next_locality: true, ..RetryPolicy::new(1, RetryOn::default()) };
+        let config = routes(forward(|f| f.mirrors = vec![mirror]), Some(retry));
+        let want = ["virtual_hosts[0].retry.next_locality", "virtual_hosts[0].routes[0].mirrors"];
+        assert_eq!(fields(&config), want);
+
+        let skipped = HttpFilterKind::Skipped { type_url: "t".into() };
+        let filters = vec![HttpFilter { name: "wasm".into(), kind: skipped }];
+        let inline = RouteSource::Inline(Arc::new(config));
+        let listener = Listener { name: "l".into(), routes: inline, filters, max_stream_duration: None };
+        assert_eq!(fields(&listener)[0], "filters[0] wasm");
+        assert_eq!(fields(&listener)[1..], want);
+    }
+}
