@@ -120,8 +120,8 @@ fn least_request_measures_load_against_weight() {
     assert_eq!(picker.pick(&[], None, &mut scripted(&[3, 0])), Some(0), "5 for weight 4 is more than 1 for 1");
 }
 
-fn scripted(draws: &[u64]) -> impl FnMut(u64) -> u64 {
-    let mut draws = draws.to_vec().into_iter();
+fn scripted(draws: &[u64]) -> impl FnMut(u64) -> u64 + '_ {
+    let mut draws = draws.iter().copied();
     move |_| draws.next().unwrap()
 }
 

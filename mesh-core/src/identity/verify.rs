@@ -19,6 +19,7 @@ use x509_parser::prelude::FromDer;
 
 use super::TrustBundles;
 use crate::id::SpiffeId;
+use crate::matcher::TextCondition;
 use crate::policy::StringMatcher;
 
 /// Why a peer's certificate was refused.
@@ -169,12 +170,15 @@ impl Rules {
 pub struct SpiffeServerVerifier {
     rules: Rules,
     expected: Vec<StringMatcher>,
+    // The same, compiled once and not in every handshake.
+    conditions: Vec<TextCondition>,
 }
 
 impl SpiffeServerVerifier {
     /// `expected` lists acceptable SPIFFE IDs, any of; empty accepts every peer of the bundles.
     pub fn new(bundles: TrustBundles, expected: Vec<StringMatcher>, provider: Arc<CryptoProvider>) -> Self {
-        Self { rules: Rules { bundles, provider }, expected }
+        let conditions = expected.iter().map(TextCondition::new).collect();
+        Self { rules: Rules { bundles, provider }, expected, conditions }
     }
 }
 
@@ -188,7 +192,7 @@ impl ServerCertVerifier for SpiffeServerVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let id = self.rules.verify(end_entity, intermediates, now, KeyUsage::server_auth())?;
-        if !self.expected.is_empty() && !self.expected.iter().any(|m| m.matches(id.as_str())) {
+        if !self.conditions.is_empty() && !self.conditions.iter().any(|c| c.holds(id.as_str().as_bytes())) {
             let expected = format!("{:?}", self.expected.iter().map(|m| &m.pattern).collect::<Vec<_>>());
             return Err(PeerRefused::WrongId { got: id, expected }.into());
         }
