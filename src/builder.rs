@@ -17,6 +17,7 @@ use mesh_discovery::xds::{GrpcTransport, XdsClient, XdsConfig};
 use mesh_server::Readiness;
 use mesh_server::debug::{Content, DebugServer, prometheus};
 use rustls::crypto::CryptoProvider;
+use serde::Serialize;
 
 use crate::config::{MeshConfig, ProcessEnv, Vars};
 use crate::error::StartError;
@@ -163,6 +164,7 @@ impl Parts {
             locality,
             pod_ip: None,
             metrics: self.metrics,
+            stats: Arc::default(),
             drain: drain::channel().0,
             readiness: Readiness::default(),
             control,
@@ -179,7 +181,7 @@ async fn with_debug(mut inner: Inner, address: Option<SocketAddr>) -> Result<Mes
         let client = inner.client.clone();
         let mut builder = DebugServer::builder()
             .readiness(inner.readiness.clone())
-            .metrics(prometheus::content(inner.metrics.clone()))
+            .metrics(prometheus::content(env!("CARGO_PKG_VERSION"), inner.metrics.clone(), inner.stats.clone()))
             .clusters(json(move || client.dump()))
             .on_drain(Arc::new(move || {
                 readiness.drain();
@@ -197,7 +199,7 @@ async fn with_debug(mut inner: Inner, address: Option<SocketAddr>) -> Result<Mes
     Ok(Mesh::from_inner(inner))
 }
 
-fn json(dump: impl Fn() -> serde_json::Value + Send + Sync + 'static) -> Content {
+fn json<T: Serialize>(dump: impl Fn() -> T + Send + Sync + 'static) -> Content {
     Arc::new(move || {
         let text = serde_json::to_vec_pretty(&dump()).unwrap_or_default();
         ("application/json", Bytes::from(text))

@@ -104,7 +104,9 @@ impl MeshConfig {
             None => None,
         };
         let debug_address = match vars.var("MESH_DEBUG_ADDR") {
-            Some(text) => Some(text.parse().map_err(|_| invalid("MESH_DEBUG_ADDR", "give ip:port, as in 127.0.0.1:15000"))?),
+            Some(text) => {
+                Some(text.parse().map_err(|_| invalid("MESH_DEBUG_ADDR", "give ip:port, as in 127.0.0.1:15000"))?)
+            }
             None => None,
         };
         Ok(Self { bootstrap, proof, trust_domain, workload, service_account, locality, pod_ip, debug_address })
@@ -121,9 +123,9 @@ fn labels(vars: &dyn Vars) -> Result<BTreeMap<String, String>, InvalidConfig> {
         .map(str::trim)
         .filter(|pair| !pair.is_empty())
         .map(|pair| {
-            let (key, value) = pair
-                .split_once('=')
-                .ok_or_else(|| invalid("MESH_LABELS", format!("{pair:?} is not key=value, as in app=reviews,version=v1")))?;
+            let (key, value) = pair.split_once('=').ok_or_else(|| {
+                invalid("MESH_LABELS", format!("{pair:?} is not key=value, as in app=reviews,version=v1"))
+            })?;
             Ok((key.trim().to_owned(), value.trim().to_owned()))
         })
         .collect()
@@ -179,7 +181,8 @@ fn bootstrap(
         });
         return Bootstrap::from_json(&json.to_string()).map_err(|e| invalid("MESH_CONTROL_PLANE", e));
     }
-    let missing = || invalid("MESH_CONTROL_PLANE", "set it to host:port, with MESH_ROOT_CERT; or set GRPC_XDS_BOOTSTRAP");
+    let missing =
+        || invalid("MESH_CONTROL_PLANE", "set it to host:port, with MESH_ROOT_CERT; or set GRPC_XDS_BOOTSTRAP");
     Bootstrap::from_env(&|name| vars.var(name)).map_err(|e| invalid("GRPC_XDS_BOOTSTRAP", e))?.ok_or_else(missing)
 }
 

@@ -16,7 +16,7 @@ use mesh_discovery::connect::Connector;
 use mesh_discovery::registration::{self, Announcement, Registration};
 use mesh_discovery::xds::XdsClient;
 use mesh_server::debug::DebugServer;
-use mesh_server::{InboundLayer, Readiness, Server};
+use mesh_server::{InboundLayer, InboundStats, Readiness, Server};
 use rustls::crypto::CryptoProvider;
 use tokio::net::TcpListener;
 
@@ -55,6 +55,7 @@ pub(crate) struct Inner {
     pub(crate) locality: Locality,
     pub(crate) pod_ip: Option<IpAddr>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) stats: Arc<InboundStats>,
     pub(crate) drain: DrainTrigger,
     pub(crate) readiness: Readiness,
     pub(crate) control: Option<Control>,

@@ -93,12 +93,14 @@ where
                 .inbound(policy.clone())
                 .workload(inner.workload.clone())
                 .metrics(inner.metrics.clone())
+                .stats(inner.stats.clone())
                 .drain(inner.drain.watch())
                 .readiness(inner.readiness.clone());
             let mut announcement = None;
             if let Some((name, port)) = &self.announced {
                 let target = Target::new(name, *port)?;
-                builder = builder.service_host(format!("{}.{}.svc.cluster.local", target.host(), inner.workload.namespace));
+                builder =
+                    builder.service_host(format!("{}.{}.svc.cluster.local", target.host(), inner.workload.namespace));
                 announcement = Some(mesh.announcement(&target, address, self.protocol));
             }
             let serving = builder.build().serve(self.listener, self.service);

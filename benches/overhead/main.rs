@@ -6,11 +6,11 @@
 
 mod bare;
 mod echo;
-mod load;
-mod meshed;
 #[path = "../../examples/grpc_greeter/hello.rs"]
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 mod hello;
+mod load;
+mod meshed;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -124,7 +124,10 @@ fn print(rows: &[Value], output: Output) {
         println!("{}", json!({"rows": rows}));
         return;
     }
-    println!("{:<12} {:>10} {:>8} {:>8} {:>8}   mesh / bare, goal: cpu ≤ {GOAL_CPU}", "row", "throughput", "cpu", "p50", "p99");
+    println!(
+        "{:<12} {:>10} {:>8} {:>8} {:>8}   mesh / bare, goal: cpu ≤ {GOAL_CPU}",
+        "row", "throughput", "cpu", "p50", "p99"
+    );
     for row in rows {
         let of = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
         println!(

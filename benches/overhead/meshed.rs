@@ -10,7 +10,8 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use mesh::{Channel, Client};
 use mesh_core::policy::{
-    Address, CircuitBreakers, Endpoint, EndpointMetadata, Health, InboundState, InboundTls, RetryPolicy, UpstreamProtocol,
+    Address, CircuitBreakers, Endpoint, EndpointMetadata, Health, InboundState, InboundTls, RetryPolicy,
+    UpstreamProtocol,
 };
 use mesh_core::source::Watched;
 use mesh_core::telemetry::Metrics;

@@ -56,10 +56,8 @@ impl Report {
 
     /// Takes the result of a step.
     pub fn step(&mut self, name: &'static str, started: Instant, result: Result<Observed>) {
-        let observed = result.unwrap_or_else(|error| Observed {
-            failed: vec![error.to_string()],
-            ..Observed::default()
-        });
+        let observed =
+            result.unwrap_or_else(|error| Observed { failed: vec![error.to_string()], ..Observed::default() });
         let mut values = observed.values;
         let ok = observed.failed.is_empty();
         if !ok {

@@ -50,7 +50,8 @@ async fn main() -> Result<()> {
     // The server: what you would write, with `Mesh::from_env()` in place of `join`.
     let server = join("greeter")?.build().await?;
     let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
-    let serving = tokio::spawn(server.serve(listener, GreeterServer::new(Polite)).service("greeter", 50051).into_future());
+    let serving =
+        tokio::spawn(server.serve(listener, GreeterServer::new(Polite)).service("greeter", 50051).into_future());
 
     // The client: a generated tonic client on a mesh channel.
     let client = join("caller")?.build().await?;

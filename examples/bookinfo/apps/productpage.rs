@@ -108,7 +108,10 @@ code{font-size:.8rem}.error{background:#fdecea;border-color:#f5c2be}nav a{margin
 fn render(page: &Page) -> String {
     let mut out = String::new();
     let user = page.user.as_deref().map(escape);
-    let _ = write!(out, "<!doctype html><html lang=en><meta charset=utf-8><title>The Comedy of Errors</title><style>{STYLE}</style>");
+    let _ = write!(
+        out,
+        "<!doctype html><html lang=en><meta charset=utf-8><title>The Comedy of Errors</title><style>{STYLE}</style>"
+    );
     let _ = write!(
         out,
         "<nav><a href=/productpage>signed out</a><a href='/productpage?user=jason'>sign in as jason</a> {}</nav>",
@@ -145,7 +148,12 @@ fn render_reviews(out: &mut String, reviews: &Reviews) {
             (Some(_), None) => "<div class=none>ratings are unavailable</div>".to_owned(),
             (None, _) => "<div class=none>no stars in this version</div>".to_owned(),
         };
-        let _ = write!(out, "<div class=card><p>{}</p>{stars}<p class=by>{}</p></div>", escape(&review.text), escape(&review.reviewer));
+        let _ = write!(
+            out,
+            "<div class=card><p>{}</p>{stars}<p class=by>{}</p></div>",
+            escape(&review.text),
+            escape(&review.reviewer)
+        );
     }
 }
 

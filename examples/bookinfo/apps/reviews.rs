@@ -54,11 +54,8 @@ async fn reviews(State(app): State<App>, peer: PeerIdentity) -> Json<Reviews> {
         }
     }
     let stars = |reviewer: &str| ratings.as_ref().and_then(|stars| stars.get(reviewer).copied());
-    let review = |reviewer: &str, text: &str| Review {
-        reviewer: reviewer.into(),
-        text: text.into(),
-        stars: stars(reviewer),
-    };
+    let review =
+        |reviewer: &str, text: &str| Review { reviewer: reviewer.into(), text: text.into(), stars: stars(reviewer) };
     Json(Reviews {
         reviews: vec![
             review("Reviewer1", "An extremely entertaining play. The slapstick humour is refreshing!"),

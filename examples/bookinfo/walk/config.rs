@@ -104,5 +104,13 @@ async fn findings(fleet: &Fleet) -> Result<Vec<Value>> {
 
 fn line(finding: &Value) -> String {
     let text = |key: &str| finding[key].as_str().unwrap_or_default().to_owned();
-    format!("{}:{} {} {} {}: {}", text("file"), finding["line"], text("severity"), text("kind"), text("name"), text("message"))
+    format!(
+        "{}:{} {} {} {}: {}",
+        text("file"),
+        finding["line"],
+        text("severity"),
+        text("kind"),
+        text("name"),
+        text("message")
+    )
 }

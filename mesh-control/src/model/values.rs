@@ -182,10 +182,7 @@ pub(crate) fn is_host(text: &str) -> bool {
 
 /// Checks a port number of any width.
 pub(crate) fn port(number: i64) -> Result<u16, String> {
-    u16::try_from(number)
-        .ok()
-        .filter(|port| *port > 0)
-        .ok_or_else(|| format!("{number} is not a port; use 1 to 65535"))
+    u16::try_from(number).ok().filter(|port| *port > 0).ok_or_else(|| format!("{number} is not a port; use 1 to 65535"))
 }
 
 /// Who may see an object (Istio `exportTo`).
@@ -293,7 +290,11 @@ impl PortProtocol {
             other => Self::word(other),
         });
         let from_name = || {
-            if name.starts_with("grpc-web") { Some(Self::Http) } else { Self::word(name.split('-').next().unwrap_or("")) }
+            if name.starts_with("grpc-web") {
+                Some(Self::Http)
+            } else {
+                Self::word(name.split('-').next().unwrap_or(""))
+            }
         };
         from_app.or_else(from_name).unwrap_or(match number {
             25 | 53 | 3306 | 27017 => Self::Tcp,

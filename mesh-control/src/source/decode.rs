@@ -29,10 +29,7 @@ pub(crate) struct FieldError {
 }
 
 /// Reads `node`, which stands at `path`.
-pub(crate) fn decode<T: DeserializeOwned>(
-    node: &Node,
-    path: &str,
-) -> Result<(T, Vec<UnknownField>), FieldError> {
+pub(crate) fn decode<T: DeserializeOwned>(node: &Node, path: &str) -> Result<(T, Vec<UnknownField>), FieldError> {
     let unknown = RefCell::new(Vec::new());
     let place = Place { parent: None, step: Step::Root(path) };
     let value = T::deserialize(Reader { node, place: &place, unknown: &unknown })
@@ -151,9 +148,7 @@ impl<'a> Reader<'a> {
             Value::Float(value) => visitor.visit_f64(*value),
             Value::Text(value) => visitor.visit_str(value),
             Value::List(items) => visitor.visit_seq(Items { items: items.iter().enumerate(), reader: self }),
-            Value::Map(entries) => {
-                visitor.visit_map(Members { entries: entries.iter(), reader: self, pending: None })
-            }
+            Value::Map(entries) => visitor.visit_map(Members { entries: entries.iter(), reader: self, pending: None }),
         };
         result.map_err(|error| error.placed(self.node, self.place))
     }

@@ -219,4 +219,3 @@ fn announcements(world: &World, findings: &mut Vec<Finding>) {
         }
     }
 }
-

@@ -101,8 +101,7 @@ impl World {
         let catalog = Catalog::build(model, registrations, &options);
         let rules = Rules::build(model, &options);
         let virtual_services = VirtualServices::build(model, &options);
-        let mut world =
-            Self { options, model: model.clone(), catalog, rules, virtual_services, findings: Vec::new() };
+        let mut world = Self { options, model: model.clone(), catalog, rules, virtual_services, findings: Vec::new() };
         world.findings = model.findings().to_vec();
         world.findings.extend(analyze::findings(&world));
         world

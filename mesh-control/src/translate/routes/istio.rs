@@ -1,6 +1,5 @@
 //! Routes of a VirtualService.
 
-
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{
     AuthorityRewrite, Balancer, ClusterChoice, Fault, Forward, HeaderPolicy, Mirror, RetryPolicy, Rewrite, Route,
@@ -100,10 +99,9 @@ impl Source<'_> {
             HttpAction::Forward(destinations) => {
                 RouteAction::Forward(Box::new(self.forward(place, destinations, &mut headers)))
             }
-            HttpAction::Delegate { .. } => RouteAction::DirectResponse(mesh_core::policy::DirectResponse {
-                status: 404,
-                body: Vec::new(),
-            }),
+            HttpAction::Delegate { .. } => {
+                RouteAction::DirectResponse(mesh_core::policy::DirectResponse { status: 404, body: Vec::new() })
+            }
         };
         Route { name, matcher, action, headers, fault: self.fault(), response_classes: Vec::new() }
     }
@@ -114,7 +112,8 @@ impl Source<'_> {
 
     fn forward(&self, place: &Place<'_>, list: &[WeightedDestination], headers: &mut HeaderPolicy) -> Forward {
         let root = self.root;
-        let targets: Vec<(String, u16, &str)> = list.iter().map(|entry| self.target(place, &entry.destination)).collect();
+        let targets: Vec<(String, u16, &str)> =
+            list.iter().map(|entry| self.target(place, &entry.destination)).collect();
         let name = |target: &(String, u16, &str)| ClusterName::outbound(target.1, target.2, &target.0);
         let mut rewrite = pick(&self.http.rewrite, root.map(|root| &root.rewrite));
         let to = match (list, targets.as_slice()) {
@@ -138,7 +137,8 @@ impl Source<'_> {
         forward.max_stream_duration = forward.timeout;
         forward.retry = self.http.retries.clone().or_else(|| root.and_then(|root| root.retries.clone()));
         forward.rewrite = rewrite;
-        let mirrors = if self.http.mirrors.is_empty() { root.map_or(&[][..], |root| &root.mirrors) } else { &self.http.mirrors };
+        let mirrors =
+            if self.http.mirrors.is_empty() { root.map_or(&[][..], |root| &root.mirrors) } else { &self.http.mirrors };
         forward.mirrors = mirrors
             .iter()
             .map(|(destination, share)| {
@@ -146,7 +146,8 @@ impl Source<'_> {
                 Mirror { cluster: ClusterName::outbound(port, subset, &host), share: *share }
             })
             .collect();
-        let hashed: Vec<(&str, u16, &str)> = targets.iter().map(|(host, port, subset)| (&**host, *port, *subset)).collect();
+        let hashed: Vec<(&str, u16, &str)> =
+            targets.iter().map(|(host, port, subset)| (&**host, *port, *subset)).collect();
         let said = self.http.previous_hosts_said;
         if add_hash(place, &mut forward, &hashed) && !said {
             // With consistent hashing the same endpoint is tried again unless the route says otherwise.
@@ -209,4 +210,3 @@ pub(super) fn add_hash(place: &Place<'_>, forward: &mut Forward, targets: &[(&st
     }
     hashed
 }
-

@@ -59,7 +59,12 @@ fn undefined(world: &World, scope: &NodeScope, host: &str) -> bool {
 
 fn knows_namespace(world: &World, namespace: &str) -> bool {
     world.model.namespaces.contains_key(&(String::new(), namespace.to_owned()))
-        || world.model.services.range((namespace.to_owned(), String::new())..).next().is_some_and(|(key, _)| key.0 == namespace)
+        || world
+            .model
+            .services
+            .range((namespace.to_owned(), String::new())..)
+            .next()
+            .is_some_and(|(key, _)| key.0 == namespace)
 }
 
 fn usable(host: &Host, port: u16) -> bool {
