@@ -1,6 +1,7 @@
 //! Heap allocations of one request, counted exactly: on a quiet machine or a busy one the number is the
 //! same, so this is what a gate can lean on.
 
+use futures_util::future::try_join_all;
 use tokio::runtime::Handle;
 
 use crate::load::{Workers, body};
@@ -22,6 +23,14 @@ pub fn of(side: Side, ca: &mesh_testkit::TestCa, protocol: Protocol) -> Result<A
     let client = count(side, ca, protocol, Some(elsewhere.handle()))?;
     let both = count(side, ca, protocol, None)?;
     Ok(Allocations { client, server: both - client })
+}
+
+/// Many requests, both sides on the calling thread.
+pub fn profile(side: Side, ca: &mesh_testkit::TestCa, protocol: Protocol, in_flight: usize) -> Result<(), Error> {
+    let runtime = single()?;
+    let (_guard, workers) = runtime.block_on(side.start(ca, protocol, in_flight, runtime.handle()))?;
+    runtime.block_on(try_join_all(workers.into_iter().map(|worker| async move { exchanges(&mut vec![worker]).await })))?;
+    Ok(())
 }
 
 fn count(side: Side, ca: &mesh_testkit::TestCa, protocol: Protocol, server: Option<&Handle>) -> Result<f64, Error> {

@@ -49,6 +49,9 @@ struct Args {
     /// One short pair: shows that it works, measures nothing.
     #[arg(long)]
     smoke: bool,
+    /// Only some thousand requests of one side, all on one thread: for a profiler (callgrind). Uses `--only`.
+    #[arg(long)]
+    profile: Option<Side>,
     /// Passed by cargo to every bench target.
     #[arg(long, hide = true)]
     bench: bool,
@@ -80,7 +83,7 @@ enum Protocol {
 }
 
 /// A side of the comparison.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Side {
     Bare,
     Mesh,
@@ -142,6 +145,13 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<Vec<Row>, Error> {
     let ca = TestCa::new();
+    let chosen = || ROWS.into_iter().filter(|(name, ..)| name.contains(&args.only));
+    if let Some(side) = args.profile {
+        for (_, protocol, in_flight) in chosen() {
+            allocations::profile(side, &ca, protocol, in_flight)?;
+        }
+        return Ok(Vec::new());
+    }
     let server = runtime::ServerThread::start()?;
     let client = runtime::single()?;
     let added = |protocol| {
@@ -149,7 +159,7 @@ fn run(args: &Args) -> Result<Vec<Row>, Error> {
         Ok::<_, Error>([mesh.client - bare.client, mesh.server - bare.server])
     };
     let mut rows = Vec::new();
-    for (name, protocol, in_flight) in ROWS.into_iter().filter(|(name, ..)| name.contains(&args.only)) {
+    for (name, protocol, in_flight) in chosen() {
         let pairs = client.block_on(pairs(&ca, protocol, in_flight, server.handle(), args))?;
         rows.push(Row { name, pairs, allocations_added: added(protocol)? });
     }
