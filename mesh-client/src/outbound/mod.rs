@@ -139,9 +139,11 @@ impl Call<'_> {
         self.exchange.set_deadline(deadline);
         let endpoint_host = matches!(forward.rewrite.authority, Some(AuthorityRewrite::Endpoint));
         // Above the tries: they and the back-off between them share the time.
-        // Pinned here: what `bound` takes by value it would hold three times.
-        let tries = pin!(tries::send(self, router, cluster, plan, endpoint_host));
-        let (mut response, flags) = deadline.bound(tries).await?;
+        let (mut response, flags) = {
+            // Pinned here: what `bound` takes by value it would hold three times.
+            let tries = pin!(tries::send(self, router, cluster, plan, endpoint_host));
+            deadline.bound(tries).await?
+        };
         for headers in header_policies(route, share) {
             headers.response.apply(response.headers_mut());
         }
