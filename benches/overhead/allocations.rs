@@ -2,7 +2,7 @@
 //! same, so this is what a gate can lean on.
 
 use futures_util::future::try_join_all;
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Runtime};
 
 use crate::load::{Workers, body};
 use crate::runtime::{ServerThread, single};
@@ -28,9 +28,16 @@ pub fn of(side: Side, ca: &mesh_testkit::TestCa, protocol: Protocol) -> Result<A
 /// Many requests, both sides on the calling thread.
 pub fn profile(side: Side, ca: &mesh_testkit::TestCa, protocol: Protocol, in_flight: usize) -> Result<(), Error> {
     let runtime = single()?;
-    let (_guard, workers) = runtime.block_on(side.start(ca, protocol, in_flight, runtime.handle()))?;
-    runtime.block_on(try_join_all(workers.into_iter().map(|worker| async move { exchanges(&mut vec![worker]).await })))?;
-    Ok(())
+    let (_guard, mut workers) = runtime.block_on(side.start(ca, protocol, in_flight, runtime.handle()))?;
+    runtime.block_on(try_join_all(workers.iter_mut().map(|worker| worker.exchange(body()))))?;
+    steady(&runtime, workers)
+}
+
+/// What a profiler should look at (`--toggle-collect='*steady*'`): everything is connected.
+#[inline(never)]
+fn steady(runtime: &Runtime, workers: Workers) -> Result<(), Error> {
+    let all = workers.into_iter().map(|worker| async move { exchanges(&mut vec![worker]).await });
+    runtime.block_on(try_join_all(all)).map(drop)
 }
 
 fn count(side: Side, ca: &mesh_testkit::TestCa, protocol: Protocol, server: Option<&Handle>) -> Result<f64, Error> {

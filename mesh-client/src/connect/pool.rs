@@ -170,11 +170,11 @@ impl Pool {
     }
 
     /// Puts an HTTP/1.1 connection back whose answer has ended.
-    pub(crate) fn release(&self, mut connection: SoleConnection) {
+    pub(crate) fn release(&self, mut connection: SoleConnection, now: Instant) {
         if self.closed.load(Ordering::Acquire) || connection.sender.is_closed() || self.is_worn(&connection) {
             return;
         }
-        connection.idle_since = Instant::now();
+        connection.idle_since = now;
         // Over the bound it is dropped, which closes it.
         let _ = self.idle.get_or_init(|| ArrayQueue::new(MAX_IDLE)).push(connection);
         self.counts.changed.notify_one();

@@ -73,8 +73,6 @@ impl Destinations {
             (None, Some(host)) => host,
             (None, None) => return Err(Cause::BadTarget("neither the URI nor a Host header names one".to_owned())),
         };
-        // User information is not part of a destination.
-        let authority = authority.rsplit_once('@').map_or(authority, |(_, rest)| rest);
         // Most requests name it just as the table does.
         if let Some(found) = self.table.load().get(authority) {
             return Ok(found.clone());
@@ -85,6 +83,8 @@ impl Destinations {
 
     /// A destination named in another form than the table's: with capitals, without its port.
     fn of_other_form(self: &Arc<Self>, authority: &str, default_port: u16) -> Result<Arc<Destination>, Cause> {
+        // User information is not part of a destination.
+        let authority = authority.rsplit_once('@').map_or(authority, |(_, rest)| rest);
         let (host, port) = split(authority, default_port)?;
         let mut key = SmallVec::<[u8; 128]>::new();
         key.extend(host.strip_suffix('.').unwrap_or(host).bytes().map(|b| b.to_ascii_lowercase()));

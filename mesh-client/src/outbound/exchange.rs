@@ -45,13 +45,13 @@ pub(crate) struct Hold {
 impl Hold {
     /// The answer came to its end: an HTTP/1.1 connection whose request is through as well can be used
     /// again.
-    pub(crate) fn release(self) {
+    pub(crate) fn release(self, now: Instant) {
         let Self { endpoint, lease, in_flight, permit, receipt } = self;
         drop((in_flight, permit));
         if let Lease::Sole(connection) = lease
             && receipt.is_sent()
         {
-            endpoint.pool().release(connection);
+            endpoint.pool().release(connection, now);
         }
     }
 }
@@ -125,7 +125,7 @@ impl Exchange {
         if let Some(hold) = self.hold.take()
             && answer.body().is_end_stream()
         {
-            hold.release();
+            hold.release(Instant::now());
         }
     }
 
@@ -137,10 +137,11 @@ impl Exchange {
 
     /// The answer is complete.
     pub(crate) fn end(&mut self) {
+        let now = Instant::now();
         if let Some(hold) = self.hold.take() {
-            hold.release();
+            hold.release(now);
         }
-        self.count();
+        self.count(now);
     }
 
     /// The answer broke off after its head.
@@ -170,15 +171,15 @@ impl Exchange {
         if self.outcome.grpc {
             self.outcome.grpc_status = Some(error.grpc_status());
         }
-        self.count();
+        self.count(Instant::now());
         error
     }
 
-    fn count(&mut self) {
+    fn count(&mut self, now: Instant) {
         if std::mem::replace(&mut self.counted, true) {
             return;
         }
-        let duration = self.started.elapsed();
+        let duration = now.saturating_duration_since(self.started);
         self.series.record(self.outcome, duration);
         if let Some(access) = &self.access {
             access.write(&self.outcome, duration, self.attempts);
@@ -191,7 +192,7 @@ impl Drop for Exchange {
         if !self.counted {
             // Dropped by the application, before or in the middle of the answer.
             self.outcome.flags = "DC";
-            self.count();
+            self.count(Instant::now());
         }
     }
 }

@@ -36,13 +36,10 @@ impl Trace {
 
     /// Writes the headers of one try, each a span of its own. What the application set itself stays.
     pub(crate) fn write(&self, env: &Env, http2: bool, headers: &mut HeaderMap) {
-        if headers.contains_key(&TRACEPARENT) && self.served.is_none() {
-            return;
-        }
         match &self.served {
             Some(context) => context.write_headers(env.id(), headers),
             None => {
-                headers.insert(&TRACEPARENT, self.position.child(env.id()).to_header());
+                headers.entry(&TRACEPARENT).or_insert_with(|| self.position.child(env.id()).to_header());
             }
         }
         if http2 && let Some(value) = headers.get_mut(&TRACEPARENT) {

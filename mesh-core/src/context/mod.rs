@@ -66,12 +66,20 @@ impl RequestContext {
     /// Reads the context of an incoming request: its `traceparent` (a new trace if absent or broken),
     /// `tracestate` and forwarded headers. `ids` gives random bits for a new trace and span.
     pub fn from_headers(headers: &HeaderMap, ids: impl FnMut() -> u64) -> Self {
-        let trace = TraceContext::from_headers(headers, ids);
-        let forwarded = FORWARDED
-            .iter()
-            .filter_map(|name| headers.get(name).map(|value| (name.clone(), value.clone())))
-            .collect();
-        let trace_state = headers.get(&TRACESTATE).cloned();
+        // One walk: a request has few headers, and four look-ups cost more than all of them.
+        let (mut parent, mut parents, mut trace_state, mut forwarded) = (None, 0, None, Vec::new());
+        for (name, value) in headers {
+            if *name == TRACEPARENT {
+                (parent, parents) = (Some(value), parents + 1);
+            } else if *name == TRACESTATE {
+                trace_state.get_or_insert_with(|| value.clone());
+            } else if FORWARDED.contains(name) {
+                forwarded.push((name.clone(), value.clone()));
+            }
+        }
+        // Two of them are ambiguous: the specification says to start anew.
+        let parent = parent.filter(|_| parents == 1).and_then(|value| TraceContext::read(value.as_bytes()).ok());
+        let trace = parent.unwrap_or_else(|| TraceContext::new(ids));
         Self { trace, trace_state, deadline: None, caller: None, forwarded }
     }
 

@@ -1,6 +1,6 @@
 //! W3C Trace Context, level 1: the `traceparent` header.
 
-use http::{HeaderMap, HeaderValue};
+use http::HeaderValue;
 
 /// A position in a trace: `00-<trace id>-<span id>-<flags>`.
 ///
@@ -31,24 +31,16 @@ impl TraceContext {
         Self { trace_id, span_id: ids().max(1), flags: 0 }
     }
 
-    /// Reads the header, or starts a new trace.
-    pub fn from_headers(headers: &HeaderMap, ids: impl FnMut() -> u64) -> Self {
-        let mut values = headers.get_all(&super::TRACEPARENT).iter();
-        // Two headers are ambiguous: the specification says to start anew.
-        match (values.next(), values.next()) {
-            (Some(value), None) => value.to_str().ok().and_then(|text| Self::parse(text).ok()),
-            _ => None,
-        }
-        .unwrap_or_else(|| Self::new(ids))
-    }
-
     /// Parses a `traceparent`. A later version is read by the rules of version 00, as specified.
     ///
     /// # Errors
     /// The text has another shape, upper-case hex, version `ff`, or an all-zero id.
     pub fn parse(text: &str) -> Result<Self, InvalidTraceparent> {
-        let bytes = text.as_bytes();
-        if bytes.len() < 55 || !text.is_ascii() || bytes[2] != b'-' || bytes[35] != b'-' || bytes[52] != b'-' {
+        Self::read(text.as_bytes())
+    }
+
+    pub(super) fn read(bytes: &[u8]) -> Result<Self, InvalidTraceparent> {
+        if bytes.len() < 55 || bytes[2] != b'-' || bytes[35] != b'-' || bytes[52] != b'-' {
             return Err(InvalidTraceparent);
         }
         let version = hex(&bytes[0..2])? as u8;
@@ -118,7 +110,10 @@ fn write_hex(bytes: &[u8], out: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderMap;
+
     use super::*;
+    use crate::context::RequestContext;
 
     #[test]
     fn refuses_what_the_specification_refuses() {
@@ -144,8 +139,8 @@ mod tests {
         let value = HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
         let mut headers = HeaderMap::new();
         headers.append("traceparent", value.clone());
-        assert_eq!(TraceContext::from_headers(&headers, || 7).to_header(), value);
+        assert_eq!(RequestContext::from_headers(&headers, || 7).trace.to_header(), value);
         headers.append("traceparent", value);
-        assert_eq!(TraceContext::from_headers(&headers, || 7).span_id(), 7);
+        assert_eq!(RequestContext::from_headers(&headers, || 7).trace.span_id(), 7);
     }
 }

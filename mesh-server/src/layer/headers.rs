@@ -39,10 +39,17 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
 /// The time the caller still waits: `grpc-timeout`, else Envoy's `x-envoy-expected-rq-timeout-ms`.
 /// What cannot be read counts as absent.
 pub(super) fn timeout(headers: &HeaderMap) -> Option<Duration> {
-    if let Some(value) = headers.get(&GRPC_TIMEOUT) {
-        return grpc_timeout(value);
+    let mut expected = None;
+    // A look along a short list is cheaper than two look-ups, and nearly no request has either.
+    for (name, value) in headers {
+        if *name == GRPC_TIMEOUT {
+            return grpc_timeout(value);
+        }
+        if *name == EXPECTED_TIMEOUT {
+            expected = Some(value);
+        }
     }
-    let millis = headers.get(&EXPECTED_TIMEOUT)?.to_str().ok()?.parse().ok()?;
+    let millis = expected?.to_str().ok()?.parse().ok()?;
     (millis > 0).then(|| Duration::from_millis(millis))
 }
 
