@@ -6,11 +6,11 @@
 //! know transports.
 
 mod request;
-// mod service;
+mod service;
 mod token;
 
 pub use self::request::{CsrRefused, RequestedKey};
-// pub(crate) use self::service::CertificateService;
+pub(crate) use self::service::CertificateService;
 pub use self::token::{JoinClaims, JoinTokens, MAX_TOKEN_TTL, MintError, TokenRefused};
 
 use std::path::{Path, PathBuf};
@@ -88,6 +88,10 @@ pub struct Issued {
     pub chain_pem: Vec<String>,
     /// End of validity, seconds since the Unix epoch.
     pub not_after: u64,
+    /// How long that is from now.
+    pub life: Duration,
+    /// Serial number, hexadecimal.
+    pub serial: String,
 }
 
 /// Why nothing was signed.
@@ -195,14 +199,16 @@ impl CertificateAuthority {
         params.subject_alt_names = vec![SanType::URI(uri)];
         params.subject_alt_names.extend(names);
         set_validity(&mut params, not_before, not_after);
-        params.serial_number = Some(random_serial().ok_or_else(|| failed("no random numbers".to_owned()))?);
+        let serial = random_serial().ok_or_else(|| failed("no random numbers".to_owned()))?;
+        params.serial_number = Some(SerialNumber::from_slice(&serial.to_be_bytes()));
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         let leaf = params.signed_by(key, &self.issuer).map_err(|e| failed(e.to_string()))?;
         let chain_pem = vec![leaf.pem(), self.root_pem.clone()];
-        Ok(Issued { leaf: leaf.into(), chain_pem, not_after })
+        let life = Duration::from_secs(not_after.saturating_sub(now));
+        Ok(Issued { leaf: leaf.into(), chain_pem, not_after, life, serial: format!("{serial:032x}") })
     }
 
     /// The root certificate.
@@ -281,12 +287,11 @@ fn server_name(name: &str) -> Result<SanType, IssueError> {
     Ok(SanType::DnsName(name.try_into().map_err(|_| invalid())?))
 }
 
-/// 127 random bits (RFC 5280 wants a positive number of at most 20 bytes).
-fn random_serial() -> Option<SerialNumber> {
+/// Random and positive, as RFC 5280 wants it.
+fn random_serial() -> Option<u128> {
     let mut serial = [0_u8; 16];
     SystemRandom::new().fill(&mut serial).ok()?;
-    serial[0] = serial[0] & 0x7f | 0x40;
-    Some(SerialNumber::from_slice(&serial))
+    Some(u128::from_be_bytes(serial) >> 1 | 1 << 126)
 }
 
 /// Start and end as seconds since the Unix epoch.

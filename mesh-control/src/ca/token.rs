@@ -135,12 +135,18 @@ impl JoinTokens {
     /// # Errors
     /// A name does not fit into a SPIFFE ID, or there is no randomness.
     pub fn mint(&self, namespace: &str, service_account: &str, ttl: Duration) -> Result<String, MintError> {
-        let any_domain = TrustDomain::new("any").expect("a literal trust domain");
-        SpiffeId::for_service_account(&any_domain, namespace, service_account).map_err(|e| MintError::Name {
+        let unfit = |reason: String| MintError::Name {
             namespace: namespace.to_owned(),
             service_account: service_account.to_owned(),
-            reason: e.to_string(),
-        })?;
+            reason,
+        };
+        let any_domain = TrustDomain::new("any").expect("a literal trust domain");
+        let id = SpiffeId::for_service_account(&any_domain, namespace, service_account)
+            .map_err(|e| unfit(e.to_string()))?;
+        // A slash inside a name would shift the parts of the path.
+        if id.kubernetes() != Some((namespace, service_account)) {
+            return Err(unfit("a name may not hold a slash".to_owned()));
+        }
         let mut nonce = [0_u8; 16];
         SystemRandom::new().fill(&mut nonce).map_err(|_| MintError::Random)?;
         let claims = JoinClaims {
