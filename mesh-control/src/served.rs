@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::finding::{Finding, Severity};
 use crate::model::Model;
 use crate::registry::Registration;
-use crate::translate::World;
+use crate::translate::{Options, World};
 use crate::xds::Published;
 
 /// Changes that follow each other this closely become one revision. Short, for the directory has waited
@@ -26,6 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Served {
     model: Watched<Model>,
     registrations: Watched<Vec<Registration>>,
+    options: Options,
     findings: Publisher<Vec<Finding>>,
     published: Publisher<Published>,
     /// Tells the revisions of one run of the control plane from those of another.
@@ -35,13 +36,18 @@ pub(crate) struct Served {
 
 impl Served {
     /// Builds the first revision.
-    pub(crate) fn new(model: Watched<Model>, registrations: Watched<Vec<Registration>>, clock: &Clock) -> Self {
+    pub(crate) fn new(
+        model: Watched<Model>,
+        registrations: Watched<Vec<Registration>>,
+        options: Options,
+        clock: &Clock,
+    ) -> Self {
         let started = clock.unix_seconds();
-        let (published, found) = build(&model, &registrations, version(started, 1));
+        let (published, found) = build(&model, &registrations, &options, version(started, 1));
         report(&[], &found);
         let (findings, _) = Watched::channel(found);
         let (published, _) = Watched::channel(published);
-        Self { model, registrations, findings, published, started, revision: 1 }
+        Self { model, registrations, options, findings, published, started, revision: 1 }
     }
 
     /// What is served, now and later.
@@ -68,7 +74,8 @@ impl Served {
                 }
             }
             self.revision += 1;
-            let (published, findings) = build(&self.model, &self.registrations, version(self.started, self.revision));
+            let version = version(self.started, self.revision);
+            let (published, findings) = build(&self.model, &self.registrations, &self.options, version);
             report(&self.findings.load_full(), &findings);
             self.findings.publish(findings);
             self.published.publish(published);
@@ -90,11 +97,11 @@ fn version(started: u64, revision: u64) -> String {
 fn build(
     model: &Watched<Model>,
     registrations: &Watched<Vec<Registration>>,
+    options: &Options,
     version: String,
 ) -> (Published, Vec<Finding>) {
-    let model = model.load_full();
-    let world = World::build(&model, &registrations.load());
-    let findings = model.findings().iter().chain(world.findings()).cloned().collect();
+    let world = World::build_with(&model.load(), &registrations.load(), options.clone());
+    let findings = world.findings().to_vec();
     (Published::new(version, Arc::new(world)), findings)
 }
 

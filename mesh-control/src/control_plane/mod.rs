@@ -28,6 +28,7 @@ use crate::runtime::{self, CertificateError, Port, ServerCertificate, Stop, Stop
 use crate::served::Served;
 use crate::source::directory::{self, Directory, WatchError};
 use crate::state_dir::{StateDir, StateError};
+use crate::translate::Options;
 use crate::xds::{AggregatedService, Limits, Nodes};
 
 /// A running control plane. Dropping it stops everything at once; [`ControlPlane::shutdown`] lets
@@ -56,7 +57,7 @@ pub struct Builder {
     listen: SocketAddr,
     debug_listen: Option<SocketAddr>,
     insecure_xds: Option<SocketAddr>,
-    trust_domain: TrustDomain,
+    options: Options,
     names: Vec<String>,
     registration_grace: Duration,
     certificate_life: CertificateLife,
@@ -107,7 +108,7 @@ impl ControlPlane {
             listen: SocketAddr::from(([127, 0, 0, 1], 15012)),
             debug_listen: Some(SocketAddr::from(([127, 0, 0, 1], 15014))),
             insecure_xds: None,
-            trust_domain: TrustDomain::new("cluster.local").expect("a literal trust domain"),
+            options: Options::default(),
             names: Vec::new(),
             registration_grace: Duration::from_secs(10),
             certificate_life: CertificateLife::default(),
@@ -194,7 +195,14 @@ impl Builder {
     /// The trust domain of every identity. Default `cluster.local`.
     #[must_use]
     pub fn trust_domain(mut self, domain: TrustDomain) -> Self {
-        self.trust_domain = domain;
+        self.options.trust_domain = domain;
+        self
+    }
+
+    /// Mesh-wide settings of translation, trust domain included. Default: Istio's defaults.
+    #[must_use]
+    pub fn options(mut self, options: Options) -> Self {
+        self.options = options;
         self
     }
 
@@ -252,7 +260,7 @@ impl Builder {
         let known = registry::load(&state);
         let registry = Arc::new(Registry::new(known, self.registration_grace, Instant::now()));
         let (directory, model) = self.model()?;
-        let served = Served::new(model, registry.watch(), &self.clock);
+        let served = Served::new(model, registry.watch(), self.options.clone(), &self.clock);
         let nodes = Arc::new(Nodes::default());
 
         let xds = || {
@@ -295,7 +303,7 @@ impl Builder {
             runtime::spawn(registry::save(registry.clone(), state.clone())),
             runtime::spawn(served.run()),
         ];
-        tracing::info!(%address, trust_domain = %self.trust_domain, "the control plane is serving");
+        tracing::info!(%address, trust_domain = %self.options.trust_domain, "the control plane is serving");
         Ok(ControlPlane {
             address,
             debug_address,
@@ -321,7 +329,7 @@ impl Builder {
     }
 
     fn authority(&self) -> Result<CertificateAuthority, StateError> {
-        let (domain, life) = (self.trust_domain.clone(), self.certificate_life);
+        let (domain, life) = (self.options.trust_domain.clone(), self.certificate_life);
         CertificateAuthority::open(&self.state_dir, domain, life, self.clock.clone())
     }
 
@@ -330,7 +338,7 @@ impl Builder {
         authority: &Arc<CertificateAuthority>,
         address: SocketAddr,
     ) -> Result<(ServerCertificate, Duration), StartError> {
-        let id = SpiffeId::for_service_account(&self.trust_domain, "mesh-system", "control-plane")?;
+        let id = SpiffeId::for_service_account(&self.options.trust_domain, "mesh-system", "control-plane")?;
         let mut names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
         let listening = Some(address.ip()).filter(|ip| !ip.is_unspecified()).map(|ip: IpAddr| ip.to_string());
         for name in self.names.iter().cloned().chain(listening) {

@@ -11,6 +11,9 @@ use crate::translate::NodeScope;
 
 /// Scopes remembered per revision. Clients choose their labels, so their number is not ours to trust.
 const MAX_SCOPES: usize = 10_000;
+/// Resources of one type remembered per scope; nor is the number of names, for hosts that nothing
+/// defines can exist too.
+const MAX_NAMES: usize = 20_000;
 
 /// One revision of everything. Streams hold on to one and take the next as a whole, so a client never
 /// sees parts of two.
@@ -75,16 +78,18 @@ pub(crate) struct View<'a> {
 }
 
 impl View<'_> {
-    /// The resource of that name, if it exists. Only existing ones are remembered: their number is
-    /// bounded by the manifests, that of invented names is not.
+    /// The resource of that name, if it exists.
     pub(crate) fn get(&self, kind: Kind, name: &str) -> Option<Arc<Encoded>> {
         if let Some(known) = self.scoped.encoded.lock()[kind.index()].get(name) {
             return Some(known.clone());
         }
         let resource = self.resources.resource(self.scope, kind, name)?;
         let encoded = Arc::new(Encoded { any: resource.encode(), resource });
-        let mut table = self.scoped.encoded.lock();
-        Some(table[kind.index()].entry(name.into()).or_insert(encoded).clone())
+        let table = &mut self.scoped.encoded.lock()[kind.index()];
+        if table.len() >= MAX_NAMES && !table.contains_key(name) {
+            return Some(encoded);
+        }
+        Some(table.entry(name.into()).or_insert(encoded).clone())
     }
 }
 
