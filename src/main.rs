@@ -8,7 +8,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use mesh_control::{ControlPlane, JoinTokens};
+use mesh_control::ControlPlane;
+use mesh_control::ca::JoinTokens;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 

@@ -9,6 +9,8 @@
 //!
 //! The applications in `apps/` are what a user writes. Everything else starts, watches and stops them.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports")]
+
 mod apps;
 mod fleet;
 mod http_get;

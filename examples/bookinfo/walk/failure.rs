@@ -16,7 +16,7 @@ use crate::report::Observed;
 const PACE: Duration = Duration::from_millis(20);
 
 /// (d) One reviews process is killed under load; no request fails.
-pub async fn process_killed(fleet: &mut Fleet, smoke: bool) -> Result<Observed> {
+pub(crate) async fn process_killed(fleet: &mut Fleet, smoke: bool) -> Result<Observed> {
     let mut seen = Observed::default();
     let requests = if smoke { 100 } else { 500 };
     let load = tokio::spawn(load(fleet.page(), requests));
@@ -36,7 +36,7 @@ pub async fn process_killed(fleet: &mut Fleet, smoke: bool) -> Result<Observed> 
 }
 
 /// (f) The control plane stops: traffic goes on; it starts again: nothing breaks.
-pub async fn control_plane_restart(fleet: &mut Fleet, smoke: bool) -> Result<Observed> {
+pub(crate) async fn control_plane_restart(fleet: &mut Fleet, smoke: bool) -> Result<Observed> {
     let mut seen = Observed::default();
     let requests = if smoke { 50 } else { 250 };
     fleet.plane.kill().await?;
