@@ -99,7 +99,7 @@ pub(crate) fn file(fleet: &Fleet) -> PathBuf {
 
 async fn findings(fleet: &Fleet) -> Result<Vec<Value>> {
     let answer = http_get::get_json(fleet.plane_debug(), "/findings").await?;
-    Ok(answer["findings"].as_array().cloned().unwrap_or_default())
+    Ok(answer.as_array().cloned().unwrap_or_default())
 }
 
 fn line(finding: &Value) -> String {

@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use super::config::{edit_and_wait, file};
 use super::page_at;
 use crate::apps::Result;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Process};
 use crate::http_get;
 use crate::report::Observed;
 
@@ -61,7 +61,11 @@ pub(crate) async fn control_plane_restart(fleet: &mut Fleet, smoke: bool) -> Res
     seen.note("ms_from_edit_to_effect_after_restart", there?);
     back?;
     let registered = http_get::get_json(fleet.plane_debug(), "/registrations").await?;
-    let registered = registered["registrations"].as_array().map_or(0, Vec::len);
+    let known = |process: &Process| {
+        let address = process.ready.address.to_string();
+        registered.as_array().is_some_and(|all| all.iter().any(|one| one["address"] == address.as_str()))
+    };
+    let registered = fleet.apps.iter().filter(|process| known(process)).count();
     seen.note("registered", registered);
     seen.expect("every application is registered again", registered == fleet.apps.len());
     Ok(seen)
