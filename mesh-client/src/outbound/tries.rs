@@ -15,10 +15,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::exchange::Hold;
 use super::{Call, deadline};
-use crate::body::RequestBodyError;
 use crate::cluster::{Cluster, Endpoint, Members, Permit};
 use crate::connect::Lease;
-use crate::error::Cause;
+use crate::error::{Cause, Source};
 use crate::router::{Plan, Retries, Router};
 
 /// Unreachable endpoints passed over in one pick before taking what comes.
@@ -98,8 +97,8 @@ impl<'t> Tries<'t> {
         self.retries.filter(|retries| retries.rules.condition(&outcome).is_some())
     }
 
-    /// Whether there may be one more: attempts, a body that can be sent again, breaker, and last the
-    /// budget, for asking takes from it.
+    /// Whether there may be one more: attempts, a body that can be sent again, breaker, and then the
+    /// budget, for asking takes from it; last the body goes back to its beginning.
     fn may_retry(&self, retries: &Retries, answered: bool, call: &Call<'_>, router: &Router) -> bool {
         // An answer still holds its own place among the retries.
         let own = u32::from(answered && self.retried > 0);
@@ -107,6 +106,7 @@ impl<'t> Tries<'t> {
             && call.payload.can_be_sent_again()
             && self.cluster.admission().allows_retry(own)
             && router.budget().is_none_or(|budget| budget.try_retry(Instant::now()))
+            && call.payload.rewind()
     }
 
     async fn one_in_time(&mut self, call: &mut Call<'_>) -> Result<Response<Incoming>, Cause> {
@@ -122,7 +122,7 @@ impl<'t> Tries<'t> {
     async fn one_or_fresh(&mut self, call: &mut Call<'_>) -> Result<Response<Incoming>, Cause> {
         match self.one(call, None).await {
             Ok(response) => Ok(response),
-            Err(Failed { stale: Some(index), .. }) if call.payload.can_be_sent_again() => {
+            Err(Failed { stale: Some(index), .. }) if call.payload.rewind() => {
                 call.head.again();
                 self.one(call, Some(index)).await.map_err(|failed| failed.cause)
             }
@@ -209,10 +209,8 @@ impl<'t> Tries<'t> {
         if may_resend || may_retry {
             call.head.keep();
         }
-        // Every try is preceded by a look whether the body can be sent (again).
-        let body = call.payload.next().unwrap_or(crate::body::Outgoing::Empty);
         let http2 = lease.is_http2();
-        let mut request = call.head.request(http2, body);
+        let mut request = call.head.request(http2, call.payload.body());
         call.trace.write(call.env, http2, request.headers_mut());
         let limit = call.exchange.limit();
         deadline::write_timeout(&limit, call.exchange.is_grpc(), request.headers_mut());
@@ -226,7 +224,7 @@ impl<'t> Tries<'t> {
             if let Some(request) = unsent {
                 call.head.take_back(request);
             }
-            Lost { error: error.into_error(), sent }
+            Lost { error: error.into_error(), sent, body: call.payload.failure() }
         })
     }
 }
@@ -248,19 +246,21 @@ struct Lost {
     error: hyper::Error,
     /// Some of it may have reached the endpoint.
     sent: bool,
+    /// The application's body failed.
+    body: Option<Source>,
 }
 
 impl Lost {
     /// Whether the connection went away, as opposed to this one stream or our own body.
     fn connection_is_gone(&self) -> bool {
         let stream_only = find::<h2::Error>(&self.error).is_some_and(h2::Error::is_reset);
-        !stream_only && find::<RequestBodyError>(&self.error).is_none()
+        !stream_only && self.body.is_none()
     }
 
     fn cause(self, address: &Address) -> Cause {
         let address = address.clone();
-        if let Some(failed) = find::<RequestBodyError>(&self.error) {
-            return Cause::RequestBody(failed.0.clone());
+        if let Some(failed) = self.body {
+            return Cause::RequestBody(failed);
         }
         let refused = |e: &h2::Error| e.is_remote() && e.reason() == Some(h2::Reason::REFUSED_STREAM);
         if find::<h2::Error>(&self.error).is_some_and(refused) {

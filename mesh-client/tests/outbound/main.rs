@@ -1,5 +1,7 @@
 //! The outbound path over loopback: only the endpoints are stand-ins.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod connections;
 mod grpc;
 mod refusals;

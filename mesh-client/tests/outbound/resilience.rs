@@ -11,8 +11,8 @@ use http_body_util::StreamBody;
 use mesh_client::{Cause, Client};
 use mesh_core::error::{BoxError, Code, Fault, Retry};
 use mesh_core::policy::{
-    Address, CircuitBreakers, Cluster, ConnectionOptions, Endpoint, Forward, PerMillionRatio, RetryBudget, RetryOn,
-    RetryPolicy, UpstreamProtocol,
+    Address, CircuitBreakers, Cluster, ClusterState, ConnectionOptions, DropOverload, Endpoint, Endpoints, Forward,
+    Listener, PerMillion, PerMillionRatio, RetryBudget, RetryOn, RetryPolicy, UpstreamProtocol,
 };
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
 
@@ -45,8 +45,7 @@ async fn a_failed_connection_is_retried_at_another_endpoint() {
         let mut snapshot = snapshot_with(forward_with(Some(retrying(attempts, on))), cluster("test"), &[]);
         let dead = Endpoint::new(Address::Socket(dead_address()));
         let endpoints = policy::endpoints(&"test".into(), vec![dead, server.endpoint()]);
-        let state =
-            mesh_core::policy::ClusterState::Ready { cluster: cluster("test").into(), endpoints: endpoints.into() };
+        let state = ClusterState::Ready { cluster: cluster("test").into(), endpoints: endpoints.into() };
         snapshot.clusters.insert("test".into(), state);
         let (client, _) = client_of(snapshot);
         let mut failures = Vec::new();
@@ -215,7 +214,6 @@ async fn the_retry_budget_stops_a_storm() {
         });
         snapshot.routes = routes.into();
         let (client, _) = client_of(snapshot);
-        // The clock stands still, so that the budget cannot refill.
         for _ in 0..10 {
             fetch(&client, "/").await.unwrap();
         }
@@ -235,4 +233,24 @@ async fn the_callers_deadline_is_kept_and_passed_on() {
     let call = mesh_core::context::scope(context.into(), async { client.send(get("/")).await });
     let (result, ()) = tokio::join!(call, later(&server, 1, Duration::from_secs(10)));
     assert_eq!(result.unwrap_err().code(), Code::DEADLINE);
+}
+
+#[tokio::test]
+async fn the_control_planes_drop_share_and_the_listeners_ceiling_are_kept() {
+    let server = EchoServer::start("one").await;
+    let mut snapshot = snapshot_with(forward_with(None), cluster("test"), &[&server]);
+    let drops = vec![DropOverload { category: "shed".into(), share: PerMillion::ALL }];
+    let endpoints = Endpoints { drops, ..policy::endpoints(&"test".into(), vec![server.endpoint()]) };
+    let state = ClusterState::Ready { cluster: cluster("test").into(), endpoints: endpoints.into() };
+    snapshot.clusters.insert("test".into(), state);
+    let (client, _) = client_of(snapshot);
+    assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::BREAKER_OPEN);
+
+    server.behave(Behaviour::Hold);
+    let mut snapshot = snapshot_with(forward_with(None), cluster("test"), &[&server]);
+    let ceiling = Listener { max_stream_duration: Some(Duration::from_secs(10)), ..(*snapshot.listener).clone() };
+    snapshot.listener = ceiling.into();
+    let (client, _) = client_of(snapshot);
+    let (result, ()) = tokio::join!(fetch(&client, "/"), later(&server, 1, Duration::from_secs(10)));
+    assert_eq!(result.unwrap_err().code(), Code::TIMEOUT);
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Request};
 use mesh_client::{Client, DestinationPhase};
 use mesh_core::policy::{
-    AbortStatus, ClusterChoice, DestinationState, DirectResponse, Fault, FaultAbort, FaultDelay, Forward, HeaderAction,
-    HeaderKey, HeaderMatch, HeaderMatcher, HeaderOps, HeaderPolicy, HeaderWrite, PathMatch, PathRewrite, PerMillion,
-    Redirect, Rewrite, Route, RouteAction, RouteMatch, StringMatcher, WeightedCluster, WeightedClusters,
+    AbortStatus, ClusterChoice, DestinationState, DirectResponse, Discovery, Fault, FaultAbort, FaultDelay, Forward,
+    HeaderAction, HeaderKey, HeaderMatch, HeaderMatcher, HeaderOps, HeaderPolicy, HeaderWrite, PathMatch, PathRewrite,
+    PerMillion, Redirect, Rewrite, Route, RouteAction, RouteMatch, StringMatcher, WeightedCluster, WeightedClusters,
 };
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
 
@@ -67,20 +67,16 @@ async fn the_busy_endpoint_is_avoided() {
     let random = move |below| if below == 2 { next.fetch_add(1, Ordering::Relaxed) % 2 } else { below / 2 };
     let client = Client::builder(source).random(random).build();
     busy.behave(Behaviour::Hold);
-    free.behave(Behaviour::Hold);
-    let (first, second) = (client.send(get("/1")), client.send(get("/2")));
     let rest = async {
         busy.wait_for_requests(1).await;
-        free.wait_for_requests(1).await;
-        free.behave(Behaviour::Echo);
-        free.release();
         for _ in 0..50 {
             assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "free");
         }
         busy.release();
     };
-    let (first, second, ()) = tokio::join!(first, second, rest);
-    assert!(first.is_ok() && second.is_ok());
+    // Without a load on either the first drawn is taken.
+    let (first, ()) = tokio::join!(fetch(&client, "/held"), rest);
+    assert_eq!(server_of(&first.unwrap()), "busy");
 }
 
 #[tokio::test]
@@ -218,4 +214,20 @@ async fn explain_tells_where_a_request_would_go_and_what_would_stop_it() {
         state = client.explain(&request).state;
     }
     assert_eq!(state, DestinationPhase::Failed("no such service".into()));
+}
+
+#[tokio::test]
+async fn an_aggregate_uses_its_first_part_with_a_usable_endpoint() {
+    let server = EchoServer::start("second").await;
+    let discovery = Discovery::Aggregate(vec!["first".into(), "second".into()]);
+    let routes = policy::routes([policy::route_to("all".into())]);
+    let (client, _) = client_of(policy::snapshot(
+        routes,
+        [
+            (super::cluster("first"), vec![]),
+            (super::cluster("second"), vec![server.endpoint()]),
+            (mesh_core::policy::Cluster { discovery, ..super::cluster("all") }, vec![]),
+        ],
+    ));
+    assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "second");
 }
