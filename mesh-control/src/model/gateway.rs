@@ -134,7 +134,9 @@ fn check_server<'a>(
         check.error(&format!("{path}.port.protocol"), format!("{:?} is not a known protocol", listen.protocol));
     }
     match &spec.tls {
-        None if tls.contains(&protocol.as_str()) => check.error(&format!("{path}.tls"), format!("{protocol} needs tls")),
+        None if tls.contains(&protocol.as_str()) => {
+            check.error(&format!("{path}.tls"), format!("{protocol} needs tls"))
+        }
         None => {}
         Some(tls) => check_tls(tls, check, &format!("{path}.tls"), &protocol),
     }
@@ -142,12 +144,8 @@ fn check_server<'a>(
 
 fn check_tls(spec: &TlsSpec, check: &mut Check<'_>, path: &str, protocol: &str) {
     let file = spec.server_certificate.is_some() || spec.private_key.is_some();
-    let sources = [
-        file,
-        spec.credential_name.is_some(),
-        !spec.credential_names.is_empty(),
-        !spec.tls_certificates.is_empty(),
-    ];
+    let sources =
+        [file, spec.credential_name.is_some(), !spec.credential_names.is_empty(), !spec.tls_certificates.is_empty()];
     let given = sources.iter().filter(|given| **given).count();
     if protocol == "HTTP" && given > 0 {
         check.error(path, "an HTTP server has no certificate; only httpsRedirect is possible");

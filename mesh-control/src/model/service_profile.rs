@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_core::policy::{
-    PathMatch, PerMillionRatio, ResponseClass, ResponseMatch, RetryBudget, RouteMatch,
-};
+use mesh_core::policy::{PathMatch, PerMillionRatio, ResponseClass, ResponseMatch, RetryBudget, RouteMatch};
 use serde::Deserialize;
 
 use super::check::Check;
@@ -196,7 +194,10 @@ fn alternatives(spec: &ConditionSpec, check: &mut Check<'_>, path: &str, depth: 
         found = product(&found, &any, check, path)?;
     }
     if spec.not.is_some() {
-        check.error(&format!("{path}.not"), "a negated condition is not supported; put the opposite route first instead");
+        check.error(
+            &format!("{path}.not"),
+            "a negated condition is not supported; put the opposite route first instead",
+        );
         return None;
     }
     Some(found)

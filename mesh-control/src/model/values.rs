@@ -182,10 +182,7 @@ pub(crate) fn is_host(text: &str) -> bool {
 
 /// Checks a port number of any width.
 pub(crate) fn port(number: i64) -> Result<u16, String> {
-    u16::try_from(number)
-        .ok()
-        .filter(|port| *port > 0)
-        .ok_or_else(|| format!("{number} is not a port; use 1 to 65535"))
+    u16::try_from(number).ok().filter(|port| *port > 0).ok_or_else(|| format!("{number} is not a port; use 1 to 65535"))
 }
 
 /// Who may see an object (Istio `exportTo`).
@@ -237,7 +234,7 @@ impl ExportTo {
     /// Which tier of visibility a client of `namespace` sees it in: 0 private, 1 exported by name, 2 public.
     pub(crate) fn tier(&self, namespace: &str, own: &str) -> u8 {
         match self {
-            Self::Namespaces(names) if names.len() == 1 && own == namespace => 0,
+            Self::Namespaces(names) if own == namespace && names.len() == 1 && names.contains(own) => 0,
             Self::Namespaces(_) => 1,
             _ => 2,
         }
@@ -293,7 +290,11 @@ impl PortProtocol {
             other => Self::word(other),
         });
         let from_name = || {
-            if name.starts_with("grpc-web") { Some(Self::Http) } else { Self::word(name.split('-').next().unwrap_or("")) }
+            if name.starts_with("grpc-web") {
+                Some(Self::Http)
+            } else {
+                Self::word(name.split('-').next().unwrap_or(""))
+            }
         };
         from_app.or_else(from_name).unwrap_or(match number {
             25 | 53 | 3306 | 27017 => Self::Tcp,

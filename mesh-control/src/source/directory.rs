@@ -36,7 +36,9 @@ impl Directory {
 
 /// A directory that cannot be watched.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot watch {path:?} for manifests: {source}; check that the directory exists and that inotify watches are left")]
+#[error(
+    "cannot watch {path:?} for manifests: {source}; check that the directory exists and that inotify watches are left"
+)]
 pub struct WatchError {
     path: PathBuf,
     source: notify::Error,
@@ -56,8 +58,7 @@ pub fn watch(path: &Path, limits: Limits) -> Result<Directory, WatchError> {
     let (publisher, model) = Watched::channel(Model::default());
     let reload = Arc::new(Mutex::new(Reload { files: FileSet::new([path.to_owned()], limits), publisher }));
     let on_change = reload.clone();
-    let mut watcher =
-        new_debouncer(DEBOUNCE, None, move |result: DebounceEventResult| match result {
+    let mut watcher = new_debouncer(DEBOUNCE, None, move |result: DebounceEventResult| match result {
         Ok(events) if events.iter().all(|event| event.kind.is_access()) => {}
         Ok(_) => on_change.lock().run(),
         Err(errors) => {

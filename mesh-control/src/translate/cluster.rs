@@ -110,7 +110,9 @@ fn tls(world: &World, host: &Host, port: &HostPort, parts: &names::Parts<'_>, po
     };
     match &policy.tls {
         Some(ClientTls::Disable) => UpstreamTls::Disable,
-        Some(ClientTls::Simple(names)) => UpstreamTls::Simple(originated(Some(names), &host.name, &host.subject_alt_names)),
+        Some(ClientTls::Simple(names)) => {
+            UpstreamTls::Simple(originated(Some(names), &host.name, &host.subject_alt_names))
+        }
         Some(ClientTls::Mutual(names, certificate)) => {
             let tls = originated(Some(names), &host.name, &host.subject_alt_names);
             UpstreamTls::Mutual(tls, certificate.clone())

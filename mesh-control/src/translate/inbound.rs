@@ -39,7 +39,8 @@ pub(super) fn mode(
     port: u16,
 ) -> InboundTls {
     let own = of_namespace(model, namespace);
-    let root = if namespace == options.root_namespace { Vec::new() } else { of_namespace(model, &options.root_namespace) };
+    let root =
+        if namespace == options.root_namespace { Vec::new() } else { of_namespace(model, &options.root_namespace) };
     let selecting = oldest(&own, |policy| policy.selector.as_ref().is_some_and(|wanted| includes(labels, wanted)));
     let at_port = selecting.and_then(|policy| policy.spec.ports.get(&port).copied()).flatten();
     at_port

@@ -97,9 +97,9 @@ fn consistent_hash(spec: &ConsistentHashSpec, check: &mut Check<'_>, path: &str)
         check.error(path, "only one of minimumRingSize, ringHash and maglev may be given");
     }
     let balancer = match &spec.maglev {
-        Some(maglev) => Balancer::Maglev {
-            table_size: table_size(maglev.table_size, check, &format!("{path}.maglev.tableSize")),
-        },
+        Some(maglev) => {
+            Balancer::Maglev { table_size: table_size(maglev.table_size, check, &format!("{path}.maglev.tableSize")) }
+        }
         None => {
             let ring = spec.ring_hash.as_ref().and_then(|ring| ring.minimum_ring_size).or(spec.minimum_ring_size);
             let min_size = ring.filter(|size| *size > 0).unwrap_or(1024);

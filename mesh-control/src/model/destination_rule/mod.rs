@@ -100,7 +100,10 @@ pub(crate) enum ClientTls {
     Simple(TlsNames),
     Mutual(TlsNames, mesh_core::policy::ClientCertificate),
     /// The mesh's own identity.
-    Istio { sni: Option<String>, subject_alt_names: Vec<String> },
+    Istio {
+        sni: Option<String>,
+        subject_alt_names: Vec<String>,
+    },
 }
 
 /// How a server that is not a mesh peer is checked.
@@ -127,9 +130,9 @@ impl Kind for DestinationRule {
         let policy = spec.traffic_policy.as_ref().map(|policy| traffic_policy(policy, check, "spec.trafficPolicy"));
         let subsets = subsets(&spec.subsets, check);
         let export_to = ExportTo::read(&spec.export_to, check, "spec.exportTo");
-        let selector = spec.workload_selector.map(|selector| {
-            if selector.match_labels.is_empty() { selector.labels } else { selector.match_labels }
-        });
+        let selector = spec
+            .workload_selector
+            .map(|selector| if selector.match_labels.is_empty() { selector.labels } else { selector.match_labels });
         let own = &check.document().namespace;
         if selector.is_some() && !matches!(&export_to, ExportTo::All) && !export_to.visible_to(own) {
             check.error("spec.exportTo", "a rule with a workloadSelector only serves its own namespace");

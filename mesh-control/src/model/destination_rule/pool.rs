@@ -123,9 +123,9 @@ pub(super) fn outlier(spec: &OutlierSpec, check: &mut Check<'_>, path: &str) -> 
     if let Some(value) = spec.max_ejection_percent {
         outlier.max_ejected = share(value, check, &format!("{path}.maxEjectionPercent"));
     }
-    let panic = spec.min_health_percent.map_or(PerMillion::NONE, |value| {
-        share(value, check, &format!("{path}.minHealthPercent"))
-    });
+    let panic = spec
+        .min_health_percent
+        .map_or(PerMillion::NONE, |value| share(value, check, &format!("{path}.minHealthPercent")));
     (outlier, panic)
 }
 

@@ -1,8 +1,6 @@
 //! What an HTTP route does: destinations, redirect, direct response, delegate, rewrite, mirrors.
 
-use mesh_core::policy::{
-    AuthorityRewrite, DirectResponse, PathRewrite, PerMillion, Redirect, Rewrite,
-};
+use mesh_core::policy::{AuthorityRewrite, DirectResponse, PathRewrite, PerMillion, Redirect, Rewrite};
 
 use super::spec::{
     DestinationSpec, DirectResponseSpec, HttpRouteSpec, RedirectSpec, RewriteSpec, RouteDestinationSpec,
@@ -17,18 +15,9 @@ const MAX_BODY: usize = 1 << 20;
 const PREFIX_OPERATOR: &str = "%PREFIX()%";
 
 /// Decides what the route does; exactly one action is needed.
-pub(super) fn action(
-    spec: &HttpRouteSpec,
-    check: &mut Check<'_>,
-    path: &str,
-    is_delegate: bool,
-) -> Option<HttpAction> {
-    let given = [
-        !spec.route.is_empty(),
-        spec.redirect.is_some(),
-        spec.direct_response.is_some(),
-        spec.delegate.is_some(),
-    ];
+pub(super) fn action(spec: &HttpRouteSpec, check: &mut Check<'_>, path: &str, is_delegate: bool) -> Option<HttpAction> {
+    let given =
+        [!spec.route.is_empty(), spec.redirect.is_some(), spec.direct_response.is_some(), spec.delegate.is_some()];
     if given.iter().filter(|given| **given).count() != 1 {
         check.error(path, "exactly one of route, redirect, directResponse and delegate is needed");
         return None;
@@ -94,6 +83,10 @@ fn destinations(specs: &[RouteDestinationSpec], check: &mut Check<'_>, path: &st
             _ => complete = false,
         }
     }
+    for (i, _) in found.iter().enumerate().filter(|(_, entry)| found.len() > 1 && entry.authority.is_some()) {
+        let effect = "with several destinations only the route may set the authority";
+        check.unenforced(&format!("{path}[{i}].headers.request"), effect);
+    }
     let total: u64 = found.iter().map(|entry| u64::from(entry.weight)).sum();
     if complete && found.len() > 1 && (total == 0 || total > u64::from(u32::MAX)) {
         check.error(path, format!("the weights sum to {total}; the sum must be 1 to {}", u32::MAX));
@@ -140,7 +133,8 @@ fn direct_response(spec: &DirectResponseSpec, check: &mut Check<'_>, path: &str)
             (Some(text), None) => text.clone().into_bytes(),
             (None, Some(text)) => {
                 use base64::Engine;
-                let read = base64::engine::general_purpose::STANDARD.decode(text).map_err(|e| format!("not base64: {e}"));
+                let read =
+                    base64::engine::general_purpose::STANDARD.decode(text).map_err(|e| format!("not base64: {e}"));
                 check.take(&format!("{path}.body.bytes"), read)?
             }
             _ => {
@@ -266,4 +260,3 @@ pub(super) fn mirrors(spec: &HttpRouteSpec, check: &mut Check<'_>, path: &str) -
     found.retain(|(_, share)| *share != PerMillion::NONE);
     found
 }
-

@@ -26,6 +26,8 @@ pub(crate) struct VirtualService {
     pub(crate) hosts: Vec<String>,
     /// Whether it applies between services.
     pub(crate) mesh: bool,
+    /// Gateways besides `mesh`, as written.
+    pub(crate) gateways: Vec<String>,
     pub(crate) http: Vec<HttpRoute>,
     pub(crate) export_to: ExportTo,
 }
@@ -72,7 +74,10 @@ pub(crate) enum HttpAction {
     Redirect(Redirect, RedirectPort),
     Direct(mesh_core::policy::DirectResponse),
     /// The `http` list of another VirtualService.
-    Delegate { name: String, namespace: String },
+    Delegate {
+        name: String,
+        namespace: String,
+    },
 }
 
 /// Where a redirect's port comes from.
@@ -116,11 +121,9 @@ impl Kind for VirtualService {
             check.error("spec", "at least one route is needed under http, tls or tcp");
         }
         if spec.hosts.is_empty() {
-            for (field, given) in [
-                ("gateways", !spec.gateways.is_empty()),
-                ("tls", !spec.tls.is_empty()),
-                ("tcp", !spec.tcp.is_empty()),
-            ] {
+            for (field, given) in
+                [("gateways", !spec.gateways.is_empty()), ("tls", !spec.tls.is_empty()), ("tcp", !spec.tcp.is_empty())]
+            {
                 if given {
                     check.error(&format!("spec.{field}"), "not allowed on a delegate (an object without hosts)");
                 }
@@ -135,7 +138,8 @@ impl Kind for VirtualService {
         }
         check_unreachable(&http, check);
         let export_to = ExportTo::read(&spec.export_to, check, "spec.exportTo");
-        Self { hosts, mesh, http, export_to }
+        let gateways = spec.gateways.into_iter().filter(|gateway| gateway != MESH).collect();
+        Self { hosts, mesh, gateways, http, export_to }
     }
 }
 
@@ -281,12 +285,16 @@ fn check_unreachable(routes: &[HttpRoute], check: &mut Check<'_>) {
         for (j, block) in route.blocks.iter().enumerate() {
             let path = format!("spec.http[{i}].match[{j}]");
             // Quadratic: bounded by the file size, and most objects have few blocks.
-            let same = |other: &&(&MatchBlock, String)| {
-                other.0.matcher == block.matcher && other.0.gateways == block.gateways
-            };
+            let same =
+                |other: &&(&MatchBlock, String)| other.0.matcher == block.matcher && other.0.gateways == block.gateways;
             match seen.iter().take(500).find(same) {
                 Some((_, first)) => {
-                    check.coded(Severity::Info, &path, "IST0131", format!("the same match as {first}, which comes first"));
+                    check.coded(
+                        Severity::Info,
+                        &path,
+                        "IST0131",
+                        format!("the same match as {first}, which comes first"),
+                    );
                 }
                 None => seen.push((block, path)),
             }
@@ -303,5 +311,6 @@ pub(crate) fn is_catch_all(matcher: &RouteMatch) -> bool {
         PathMatch::Regex(pattern) => pattern.as_str() == ".*" || pattern.as_str() == "*",
         _ => false,
     };
-    any_path && RouteMatch { path: RouteMatch::any().path, case_sensitive: true, ..matcher.clone() } == RouteMatch::any()
+    any_path
+        && RouteMatch { path: RouteMatch::any().path, case_sensitive: true, ..matcher.clone() } == RouteMatch::any()
 }

@@ -131,7 +131,8 @@ fn fault_abort(spec: &AbortSpec, check: &mut Check<'_>, path: &str) -> Option<Fa
         (None, Some(name)) => match grpc_status(name) {
             Some(code) => AbortStatus::Grpc(code),
             None => {
-                check.error(&format!("{path}.grpcStatus"), format!("{name:?} is not a gRPC status such as UNAVAILABLE"));
+                check
+                    .error(&format!("{path}.grpcStatus"), format!("{name:?} is not a gRPC status such as UNAVAILABLE"));
                 return None;
             }
         },
@@ -151,7 +152,10 @@ fn share(spec: Option<&PercentSpec>, check: &mut Check<'_>, path: &str) -> Optio
     match spec {
         Some(spec) => check.take(&format!("{path}.percentage"), percent(spec)),
         None => {
-            check.warn(&format!("{path}.percentage"), "no percentage means 0: nothing is injected; set percentage.value");
+            check.warn(
+                &format!("{path}.percentage"),
+                "no percentage means 0: nothing is injected; set percentage.value",
+            );
             Some(PerMillion::NONE)
         }
     }
