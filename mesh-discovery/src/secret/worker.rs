@@ -37,7 +37,7 @@ async fn run(config: SecretConfig, authority: CertificateAuthorityClient, publis
         match next(&config, &authority, current.as_deref()).await {
             Ok(identity) => {
                 backoff.reset();
-                let renew_at = schedule::renew_at(&identity, random.f64());
+                let renew_at = schedule::renew_at((config.clock)(), identity.not_after(), random.f64());
                 tracing::info!(id = %identity.id(), not_after = identity.not_after(), renew_at, "new certificate");
                 let identity = Arc::new(identity);
                 current = Some(identity.clone());
@@ -64,7 +64,9 @@ async fn next(
     let now = (config.clock)();
     match current {
         Some(current) if now < current.not_after() => authority.renew(current, now).await,
-        Some(ended) => authority.issue(super::issue::Proof::Token(config.token.as_ref()), ended.generation() + 1, now).await,
+        Some(ended) => {
+            authority.issue(super::issue::Proof::Token(config.token.as_ref()), ended.generation() + 1, now).await
+        }
         None => authority.first(config.token.as_ref(), now).await,
     }
 }

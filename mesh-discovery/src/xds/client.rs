@@ -15,11 +15,11 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use super::ads::Ads;
+use super::node;
 use super::report::{Report, Status};
 use super::resource::PolicyCodec;
 use super::transport::Transport;
 use super::worker::{self, Command};
-use super::node;
 use crate::bootstrap::Bootstrap;
 use crate::cascade::{Root, SubscriptionId};
 use crate::connect::AbortOnDrop;

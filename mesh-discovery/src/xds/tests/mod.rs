@@ -1,6 +1,5 @@
 //! An ADS server in memory, and what is sent through it.
 
-#[cfg(any())]
 mod client;
 mod protocol;
 
