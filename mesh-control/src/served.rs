@@ -116,3 +116,54 @@ fn report(before: &[Finding], now: &[Finding]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+
+    fn registration(port: u16) -> Registration {
+        Registration {
+            service: "reviews".into(),
+            namespace: "default".into(),
+            service_port: 9080,
+            address: SocketAddr::from(([127, 0, 0, 1], port)),
+            labels: Default::default(),
+            locality: Default::default(),
+            mesh_tls: false,
+            port_protocol: "http".into(),
+            workload: String::new(),
+            service_account: "reviews".into(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_in_quick_succession_are_one_revision_and_none_waits_for_ever() {
+        let (publisher, registrations) = Watched::channel(Vec::new());
+        let model = Watched::fixed(Model::default());
+        let clock = Clock::new(|| std::time::UNIX_EPOCH + Duration::from_secs(7));
+        let served = Served::new(model, registrations, Options::default(), &clock);
+        let mut published = served.published();
+        assert_eq!(published.load().version(), "7/1");
+        let begin = Instant::now();
+        tokio::select! {
+            () = served.run() => unreachable!("it runs for ever"),
+            () = async {
+                for port in 1..=3 {
+                    publisher.publish(vec![registration(port)]);
+                    tokio::time::sleep(QUIET / 2).await;
+                }
+                published.wait_for(|p| p.version() == "7/2").await;
+                // The last change came after 20 ms and was followed by 20 ms of quiet.
+                assert_eq!(begin.elapsed().as_millis() / 10, 4);
+                let busy = Instant::now();
+                while published.load().version() == "7/2" {
+                    publisher.publish(Vec::new());
+                    tokio::time::sleep(QUIET / 2).await;
+                }
+                assert_eq!(busy.elapsed().as_secs(), PATIENCE.as_secs());
+            } => {}
+        }
+    }
+}

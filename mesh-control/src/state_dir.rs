@@ -150,6 +150,18 @@ pub(crate) fn private_file() -> OpenOptions {
     options
 }
 
+/// Brings a directory's entries to disk.
+#[cfg(unix)]
+pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Brings a directory's entries to disk; elsewhere than on Unix the system does so on its own terms.
+#[cfg(not(unix))]
+pub(crate) fn sync_dir(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
 fn create_private_dir(path: &Path) -> io::Result<()> {
     #[cfg_attr(not(unix), expect(unused_mut, reason = "the mode is Unix'"))]
     let mut builder = fs::DirBuilder::new();
@@ -176,7 +188,8 @@ fn refuse_too_open(_: &Path, _: &fs::Metadata) -> Result<(), StateError> {
     Ok(())
 }
 
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 

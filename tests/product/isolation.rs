@@ -30,8 +30,10 @@ async fn two_meshes_in_one_process_do_not_meet() {
         assert_eq!(call(&foreign, REVIEWS, &[]).await.unwrap().1, "there");
     }
 
-    eventually("the server is strict", || async { (plain_get(mine.address, "/").await.unwrap().0 == 403).then_some(()) })
-        .await;
+    eventually("the server is strict", || async {
+        (plain_get(mine.address, "/").await.unwrap().0 == 403).then_some(())
+    })
+    .await;
     let (member, stranger) = (probe::identity(&here, "visitor").await, probe::identity(&there, "visitor").await);
     assert_eq!(member.id(), stranger.id(), "the same name, vouched for by another authority");
     let refused = probe::get(mine.address, &probe::trusting(&stranger, &here)).await;

@@ -63,7 +63,10 @@ async fn both_sides_count_the_request_and_show_what_they_know() {
     let inbound = format!("xds.istio.io/grpc/lds/inbound/{}", server.address);
     assert!(acknowledged(theirs).await.iter().any(|resource| resource.ends_with(&inbound)));
     let (_, clusters) = plain_get(ours, "/clusters").await.unwrap();
-    assert!(clusters.contains(&server.address.to_string()) && clusters.contains("outbound|9080||reviews"), "{clusters}");
+    assert!(
+        clusters.contains(&server.address.to_string()) && clusters.contains("outbound|9080||reviews"),
+        "{clusters}"
+    );
 }
 
 /// `type name` of every resource, once all are acknowledged.

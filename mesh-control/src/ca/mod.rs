@@ -22,8 +22,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
-use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::clock::Clock;
@@ -139,7 +139,9 @@ impl CertificateAuthority {
             (Some(pem), _) => read_key(&dir, &pem)?,
             (None, None) => generate_key(&dir)?,
             (None, Some(_)) => {
-                return Err(unusable(format!("its key {KEY_FILE} is missing; restore it, or remove the certificate too")));
+                return Err(unusable(format!(
+                    "its key {KEY_FILE} is missing; restore it, or remove the certificate too"
+                )));
             }
         };
         let root_pem = match dir.read(ROOT_FILE)? {

@@ -29,7 +29,9 @@ pub enum CsrRefused {
     #[error("the signing request's signature does not fit its public key")]
     Signature,
     /// Not a key we sign for.
-    #[error("the signing request's key is not accepted: use ECDSA P-256 or P-384, Ed25519, or RSA of 2048 bits or more")]
+    #[error(
+        "the signing request's key is not accepted: use ECDSA P-256 or P-384, Ed25519, or RSA of 2048 bits or more"
+    )]
     Key,
 }
 
@@ -43,8 +45,7 @@ impl RequestedKey {
         if pem.len() > MAX_CSR {
             return Err(CsrRefused::TooLong(pem.len()));
         }
-        let der =
-            CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).map_err(|_| CsrRefused::Unreadable)?;
+        let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).map_err(|_| CsrRefused::Unreadable)?;
         let (rest, csr) = X509CertificationRequest::from_der(&der).map_err(|_| CsrRefused::Unreadable)?;
         if !rest.is_empty() {
             return Err(CsrRefused::Unreadable);

@@ -35,8 +35,11 @@ impl CertificateService {
     /// A token, if one is shown, speaks for its bearer whatever certificate the connection has.
     fn proof(&self, peer: &Peer, metadata: &MetadataMap) -> Result<Proof, Status> {
         if let Some(authorization) = metadata.get("authorization") {
-            let token = authorization.to_str().ok().and_then(|value| value.strip_prefix("Bearer "));
-            let token = token.ok_or_else(|| Status::unauthenticated("authorization must be: Bearer <join token>"))?;
+            let (scheme, token) =
+                authorization.to_str().ok().and_then(|value| value.split_once(' ')).unwrap_or_default();
+            if !scheme.eq_ignore_ascii_case("bearer") {
+                return Err(Status::unauthenticated("authorization must be: Bearer <join token>"));
+            }
             let claims = self.tokens.verify(token.trim()).map_err(|e| Status::unauthenticated(e.to_string()))?;
             return Ok(Proof::Token(claims));
         }
@@ -56,8 +59,7 @@ impl CertificateService {
     ) -> Result<Vec<String>, Status> {
         let proof = self.proof(peer, metadata)?;
         // Before the token is used up: a broken request must not cost it.
-        let key =
-            RequestedKey::from_csr_pem(&request.csr).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let key = RequestedKey::from_csr_pem(&request.csr).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let (id, how) = match proof {
             Proof::Certificate(id) => (id, "certificate"),
             Proof::Token(claims) => {

@@ -71,7 +71,10 @@ fn of_a_request_only_the_public_key_is_used() {
 fn bad_requests_are_refused() {
     let refused = |pem: &str| RequestedKey::from_csr_pem(pem).unwrap_err();
     assert_eq!(refused(""), CsrRefused::Unreadable);
-    assert_eq!(refused("-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"), CsrRefused::Unreadable);
+    assert_eq!(
+        refused("-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"),
+        CsrRefused::Unreadable
+    );
     assert!(matches!(refused(&"A".repeat(1 << 20)), CsrRefused::TooLong(_)));
     // Signed by somebody else than the owner of the key in it.
     let (_, good) = csr(|_| {});

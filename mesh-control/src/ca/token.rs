@@ -23,7 +23,7 @@ use mesh_core::id::{SpiffeId, TrustDomain};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
-use crate::state_dir::{StateDir, StateError, private_file};
+use crate::state_dir::{StateDir, StateError, private_file, sync_dir};
 
 /// Longest life of a token.
 pub const MAX_TOKEN_TTL: Duration = Duration::from_secs(600);
@@ -123,8 +123,7 @@ impl JoinTokens {
             let reason = format!("it must hold {KEY_LEN} bytes; remove it and a new one is made");
             return Err(StateError::Content { path: dir.path(KEY_FILE), reason });
         }
-        let tokens =
-            Self { key: hmac::Key::new(hmac::HMAC_SHA256, &key), spent: dir.directory(SPENT)?, clock };
+        let tokens = Self { key: hmac::Key::new(hmac::HMAC_SHA256, &key), spent: dir.directory(SPENT)?, clock };
         tokens.forget_expired();
         Ok(tokens)
     }
@@ -141,8 +140,8 @@ impl JoinTokens {
             reason,
         };
         let any_domain = TrustDomain::new("any").expect("a literal trust domain");
-        let id = SpiffeId::for_service_account(&any_domain, namespace, service_account)
-            .map_err(|e| unfit(e.to_string()))?;
+        let id =
+            SpiffeId::for_service_account(&any_domain, namespace, service_account).map_err(|e| unfit(e.to_string()))?;
         // A slash inside a name would shift the parts of the path.
         if id.kubernetes() != Some((namespace, service_account)) {
             return Err(unfit("a name may not hold a slash".to_owned()));
@@ -189,7 +188,8 @@ impl JoinTokens {
         self.forget_expired();
         let record = self.spent.join(format!("{}-{}", claims.exp, claims.nonce));
         match private_file().create_new(true).write(true).open(record) {
-            Ok(_) => Ok(()),
+            // On disk before anything is given for the token, lest a crash forgets that it was.
+            Ok(_) => sync_dir(&self.spent).map_err(TokenRefused::Record),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(TokenRefused::Spent),
             Err(e) => Err(TokenRefused::Record(e)),
         }

@@ -7,29 +7,24 @@
 //!    └──────────────────────────────────────┴ registration ─┘
 //! ```
 
-use std::net::{IpAddr, SocketAddr};
+mod services;
+mod start;
+
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_core::id::{InvalidSpiffeId, SpiffeId, TrustDomain};
-use mesh_core::source::Watched;
+use mesh_core::id::{InvalidSpiffeId, TrustDomain};
 use rustls::crypto::CryptoProvider;
-use tokio::net::TcpListener;
-use tokio::time::Instant;
-use tonic::service::Routes;
 
-use crate::ca::{CertificateAuthority, CertificateLife, CertificateService, JoinTokens};
+use crate::ca::{CertificateAuthority, CertificateLife, JoinTokens};
 use crate::clock::Clock;
-use crate::debug::{self, Debug};
-use crate::model::Model;
-use crate::registry::{self, AnnounceService, Registry};
-use crate::runtime::{self, CertificateError, Port, ServerCertificate, Stop, StopTrigger, Task};
-use crate::served::Served;
-use crate::source::directory::{self, Directory, WatchError};
+use crate::registry::{self, Registry};
+use crate::runtime::{CertificateError, StopTrigger, Task};
+use crate::source::directory::{Directory, WatchError};
 use crate::state_dir::{StateDir, StateError};
 use crate::translate::Options;
-use crate::xds::{AggregatedService, Limits, Nodes};
 
 /// A running control plane. Dropping it stops everything at once; [`ControlPlane::shutdown`] lets
 /// clients go first.
@@ -145,7 +140,9 @@ impl ControlPlane {
     /// Stops: clients are told, streams end, registrations stay saved for the next start.
     pub async fn shutdown(mut self) {
         // First, so that streams which end now do not count as lost processes.
-        self.background.clear();
+        for task in self.background.drain(..) {
+            task.cancelled().await;
+        }
         self.stop.stop();
         for port in self.ports.drain(..) {
             port.finished().await;
@@ -241,132 +238,6 @@ impl Builder {
         self.crypto = Some(provider);
         self
     }
-
-    /// Starts on the current Tokio runtime. Manifests that are wrong do not keep it from starting: they
-    /// are reported under `/findings`.
-    ///
-    /// # Errors
-    /// See [`StartError`].
-    pub async fn start(self) -> Result<ControlPlane, StartError> {
-        self.refuse_open_ports()?;
-        let state = StateDir::open(&self.state_dir)?;
-        let tokens = Arc::new(JoinTokens::with_clock(&self.state_dir, self.clock.clone())?);
-        let authority = Arc::new(self.authority()?);
-        let listener = listen(self.listen).await?;
-        let address = local_address(&listener, self.listen)?;
-        let (certificate, life) = self.certificate(&authority, address)?;
-
-        let (stop, stopped) = Stop::channel();
-        let known = registry::load(&state);
-        let registry = Arc::new(Registry::new(known, self.registration_grace, Instant::now()));
-        let (directory, model) = self.model()?;
-        let served = Served::new(model, registry.watch(), self.options.clone(), &self.clock);
-        let nodes = Arc::new(Nodes::default());
-
-        let xds = || {
-            let (published, stop) = (served.published(), stopped.clone());
-            AggregatedService { published, nodes: nodes.clone(), limits: Limits::default(), stop }.into_server()
-        };
-        let routes = Routes::new(xds())
-            .add_service(CertificateService { authority: authority.clone(), tokens: tokens.clone() }.into_server())
-            .add_service(AnnounceService { registry: registry.clone(), stop: stopped.clone() }.into_server())
-            .into_axum_router();
-        let certificate = Arc::new(certificate);
-        let port = |listener, routes, certificate| {
-            runtime::spawn(runtime::serve(Port { listener, certificate, routes, stop: stopped.clone() }))
-        };
-        let mut ports = vec![port(listener, routes, Some(certificate.clone()))];
-
-        let mut insecure_address = None;
-        if let Some(asked) = self.insecure_xds {
-            let listener = listen(asked).await?;
-            insecure_address = Some(local_address(&listener, asked)?);
-            tracing::warn!(address = ?insecure_address, "serving configuration without TLS and authentication");
-            ports.push(port(listener, Routes::new(xds()).into_axum_router(), None));
-        }
-        let mut debug_address = None;
-        if let Some(asked) = self.debug_listen {
-            let listener = listen(asked).await?;
-            debug_address = Some(local_address(&listener, asked)?);
-            let routes = debug::routes(Debug {
-                findings: served.findings(),
-                published: served.published(),
-                registrations: registry.watch(),
-                nodes: nodes.clone(),
-                stop: stopped.clone(),
-            });
-            ports.push(runtime::spawn(runtime::serve_http(listener, routes, stopped.clone())));
-        }
-        let background = vec![
-            runtime::spawn(runtime::renew(certificate, life)),
-            runtime::spawn(registry::expire(registry.clone())),
-            runtime::spawn(registry::save(registry.clone(), state.clone())),
-            runtime::spawn(served.run()),
-        ];
-        tracing::info!(%address, trust_domain = %self.options.trust_domain, "the control plane is serving");
-        Ok(ControlPlane {
-            address,
-            debug_address,
-            insecure_address,
-            authority,
-            tokens,
-            registry,
-            state,
-            stop,
-            ports,
-            background,
-            _directory: directory,
-        })
-    }
-
-    fn refuse_open_ports(&self) -> Result<(), StartError> {
-        for (what, address) in [("the debug port", self.debug_listen), ("plaintext xDS", self.insecure_xds)] {
-            if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
-                return Err(StartError::NotLoopback { what, address });
-            }
-        }
-        Ok(())
-    }
-
-    fn authority(&self) -> Result<CertificateAuthority, StateError> {
-        let (domain, life) = (self.options.trust_domain.clone(), self.certificate_life);
-        CertificateAuthority::open(&self.state_dir, domain, life, self.clock.clone())
-    }
-
-    fn certificate(
-        &self,
-        authority: &Arc<CertificateAuthority>,
-        address: SocketAddr,
-    ) -> Result<(ServerCertificate, Duration), StartError> {
-        let id = SpiffeId::for_service_account(&self.options.trust_domain, "mesh-system", "control-plane")?;
-        let mut names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
-        let listening = Some(address.ip()).filter(|ip| !ip.is_unspecified()).map(|ip: IpAddr| ip.to_string());
-        for name in self.names.iter().cloned().chain(listening) {
-            if !names.contains(&name) {
-                names.push(name);
-            }
-        }
-        let crypto = self.crypto.clone();
-        let crypto = crypto.unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
-        Ok(ServerCertificate::new(authority.clone(), id, names, crypto)?)
-    }
-
-    fn model(&self) -> Result<(Option<Directory>, Watched<Model>), StartError> {
-        let Some(path) = &self.manifests else {
-            return Ok((None, Watched::fixed(Model::default())));
-        };
-        let directory = directory::watch(path, crate::source::Limits::default())?;
-        let model = directory.model();
-        Ok((Some(directory), model))
-    }
-}
-
-async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
-}
-
-fn local_address(listener: &TcpListener, asked: SocketAddr) -> Result<SocketAddr, StartError> {
-    listener.local_addr().map_err(|source| StartError::Listen { address: asked, source })
 }
 
 impl std::fmt::Debug for ControlPlane {

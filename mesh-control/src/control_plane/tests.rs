@@ -129,8 +129,6 @@ async fn a_destination_resolves_from_name_to_endpoint_and_changes_are_pushed() {
     assert_eq!(listeners.resources.len(), 1, "the other does not exist");
     ads.ask(Kind::Endpoints, &[REVIEWS_EDS], None).await;
     endpoints_become(&mut ads, &["127.0.0.1:4001"]).await;
-    ads.ask(Kind::Routes, &[REVIEWS_EDS, "outbound|9080||reviews.default.svc.cluster.local"], None).await;
-    ads.ask(Kind::Routes, &["reviews:9080"], None).await;
 
     let mut second = join(&plane, "default", "reviews").await.announce().await.unwrap();
     second.reviews(4002).await;

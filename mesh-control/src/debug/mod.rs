@@ -107,7 +107,9 @@ async fn metrics(State(debug): State<Debug>) -> Response {
     one("mesh_control_nacks_total", "counter", "Responses refused by clients.", nodes.nacks.load(Ordering::Relaxed));
     one("mesh_control_registrations", "gauge", "Announced endpoints.", debug.registrations.load().len() as u64);
     let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
-    text.push_str("# HELP mesh_control_findings What is wrong with the manifests.\n# TYPE mesh_control_findings gauge\n");
+    text.push_str(
+        "# HELP mesh_control_findings What is wrong with the manifests.\n# TYPE mesh_control_findings gauge\n",
+    );
     for severity in [Severity::Error, Severity::Warning, Severity::Info] {
         let _ = writeln!(text, "mesh_control_findings{{severity=\"{severity}\"}} {}", count(severity));
     }

@@ -33,7 +33,10 @@ pub(super) fn check(
     agrees("namespace", &a.namespace, namespace)?;
     agrees("service_account", &a.service_account, account)?;
     if !is_dns_label(&a.service) {
-        return Err(invalid("service", format!("{:?} is not a DNS label (a-z, 0-9 and '-', at most 63)", cut(&a.service))));
+        return Err(invalid(
+            "service",
+            format!("{:?} is not a DNS label (a-z, 0-9 and '-', at most 63)", cut(&a.service)),
+        ));
     }
     let service_port = u16::try_from(a.service_port).ok().filter(|port| *port != 0);
     let service_port = service_port.ok_or_else(|| invalid("service_port", "it must be 1 to 65535"))?;
@@ -42,7 +45,8 @@ pub(super) fn check(
         "http" | "http2" | "grpc" | "tcp" => a.port_protocol,
         other => return Err(invalid("port_protocol", format!("{:?} is none of http, http2, grpc, tcp", cut(other)))),
     };
-    for (field, text) in [("region", &a.region), ("zone", &a.zone), ("sub_zone", &a.sub_zone), ("workload", &a.workload)]
+    for (field, text) in
+        [("region", &a.region), ("zone", &a.zone), ("sub_zone", &a.sub_zone), ("workload", &a.workload)]
     {
         bounded(field, text)?;
     }

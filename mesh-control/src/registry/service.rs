@@ -85,8 +85,7 @@ impl Announcing {
         let (_, namespace, account) = self.peer.workload().map_err(|status| status.message().to_owned())?;
         match message.action {
             Some(Action::Announce(announced)) => {
-                let registration =
-                    announcement::check(announced, namespace, account).map_err(|e| e.to_string())?;
+                let registration = announcement::check(announced, namespace, account).map_err(|e| e.to_string())?;
                 tracing::info!(
                     peer = %self.peer, service = %registration.service, port = registration.service_port,
                     address = %registration.address, "endpoint announced"

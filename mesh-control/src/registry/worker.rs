@@ -36,3 +36,45 @@ pub(crate) fn save_now(registry: &Registry, dir: &StateDir) {
         tracing::warn!(%error, "registrations cannot be saved; a restart would begin without them");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::tests::registration;
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_lost_is_taken_out_when_its_time_has_come() {
+        let grace = Duration::from_secs(10);
+        let registry = Arc::new(Registry::new(vec![registration(1)], grace, Instant::now()));
+        let mut watched = registry.watch();
+        let begin = Instant::now();
+        tokio::select! {
+            () = expire(registry.clone()) => unreachable!("it runs for ever"),
+            () = async {
+                tokio::time::sleep(Duration::from_secs(4)).await;
+                let stream = registry.stream();
+                registry.announce(stream, registration(2)).unwrap();
+                registry.lose(stream, Instant::now());
+                watched.wait_for(|known| *known == [registration(2)]).await;
+                assert_eq!(begin.elapsed().as_secs(), 10);
+                watched.wait_for(Vec::is_empty).await;
+                assert_eq!(begin.elapsed().as_secs(), 14);
+            } => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn changes_are_saved_as_they_come() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = StateDir::open(home.path()).unwrap();
+        let registry = Arc::new(Registry::new(Vec::new(), Duration::ZERO, Instant::now()));
+        let mut saving = Box::pin(save(registry.clone(), dir.clone()));
+        assert_eq!(futures_util::FutureExt::now_or_never(&mut saving), None);
+        assert_eq!(store::load(&dir), []);
+        registry.announce(registry.stream(), registration(1)).unwrap();
+        assert_eq!(futures_util::FutureExt::now_or_never(&mut saving), None);
+        assert_eq!(store::load(&dir), [registration(1)]);
+    }
+}

@@ -40,6 +40,12 @@ const RENEW_RETRY: Duration = Duration::from_secs(10);
 pub(crate) struct Task(JoinHandle<()>);
 
 impl Task {
+    /// Ends it and waits until it has ended.
+    pub(crate) async fn cancelled(self) {
+        self.0.abort();
+        self.finished().await;
+    }
+
     /// Waits for its end.
     pub(crate) async fn finished(mut self) {
         if let Err(e) = (&mut self.0).await
@@ -199,5 +205,42 @@ pub(crate) async fn renew(certificate: Arc<ServerCertificate>, first: Duration) 
                 RENEW_RETRY
             }
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use mesh_core::id::TrustDomain;
+
+    use super::*;
+    use crate::Clock;
+    use crate::ca::{CertificateAuthority, CertificateLife};
+
+    #[tokio::test(start_paused = true)]
+    async fn the_certificate_is_renewed_at_half_its_life() {
+        let home = tempfile::tempdir().unwrap();
+        let begin = tokio::time::Instant::now();
+        let clock = Clock::new(move || UNIX_EPOCH + Duration::from_secs(1_800_000_000) + begin.elapsed());
+        let domain = TrustDomain::new("cluster.local").unwrap();
+        let life = CertificateLife::at_most(Duration::from_secs(1_000));
+        let authority = Arc::new(CertificateAuthority::open(home.path(), domain, life, clock).unwrap());
+        let id = "spiffe://cluster.local/ns/mesh-system/sa/control-plane".parse().unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let names = vec!["localhost".to_owned(), "::1".to_owned()];
+        let (certificate, first) = ServerCertificate::new(authority, id, names, provider).unwrap();
+        assert_eq!(first, Duration::from_secs(1_000));
+
+        let certificate = Arc::new(certificate);
+        let before = certificate.config();
+        let _task = spawn(renew(certificate.clone(), first));
+        sleep(Duration::from_secs(499)).await;
+        assert!(Arc::ptr_eq(&before, &certificate.config()));
+        sleep(Duration::from_secs(2)).await;
+        let renewed = certificate.config();
+        assert!(!Arc::ptr_eq(&before, &renewed));
+        sleep(Duration::from_secs(500)).await;
+        assert!(!Arc::ptr_eq(&renewed, &certificate.config()), "and again");
     }
 }

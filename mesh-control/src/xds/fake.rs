@@ -24,7 +24,7 @@ impl Fake {
             Kind::Cluster => {
                 let mut cluster = Cluster::new(name.into());
                 cluster.breaker.max_requests = Some(edition);
-                Resource::Cluster(cluster)
+                Resource::Cluster(Box::new(cluster))
             }
             Kind::Endpoints => {
                 let share = PerMillion::new(edition);

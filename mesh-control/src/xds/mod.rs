@@ -65,7 +65,7 @@ impl Kind {
 /// One resource's policy, as a client is told it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Resource {
-    Cluster(Cluster),
+    Cluster(Box<Cluster>),
     Endpoints(Endpoints),
     Listener(Listener),
     Inbound(InboundListener),
@@ -96,7 +96,7 @@ const INBOUND_PREFIX: &str = "xds.istio.io/grpc/lds/inbound/";
 impl Resources for World {
     fn resource(&self, scope: &NodeScope, kind: Kind, name: &str) -> Option<Resource> {
         match kind {
-            Kind::Cluster => self.cluster(scope, name).map(Resource::Cluster),
+            Kind::Cluster => self.cluster(scope, name).map(|cluster| Resource::Cluster(Box::new(cluster))),
             Kind::Endpoints => self.endpoints(scope, name).map(Resource::Endpoints),
             Kind::Routes => self.routes(scope, name).map(Resource::Routes),
             Kind::Listener if name.starts_with(INBOUND_PREFIX) => self.inbound(scope, name).map(Resource::Inbound),

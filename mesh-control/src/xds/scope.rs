@@ -30,7 +30,9 @@ pub(super) fn scope_of(caller: &Caller, node: Option<&Node>) -> Result<NodeScope
         }
         Caller::Workload(id) => {
             let (namespace, _) = id.kubernetes().ok_or_else(|| {
-                Status::permission_denied(format!("{id} names no namespace and service account, so it has no scope here"))
+                Status::permission_denied(format!(
+                    "{id} names no namespace and service account, so it has no scope here"
+                ))
             })?;
             if let Some(claimed) = claimed.filter(|claimed| *claimed != namespace) {
                 tracing::warn!(peer = %id, ?claimed, "a node claims another namespace than its certificate's; the claim is ignored");

@@ -13,9 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::identity::{Identity, TrustBundle, TrustBundles, client_config};
 use mesh_core::policy::StringMatcher;
 use mesh_discovery::proto::certificate::{IstioCertificateRequest, IstioCertificateServiceClient};
-use mesh_discovery::proto::registry::{
-    AnnounceRequest, AnnounceResponse, Announcement, RegistryServiceClient,
-};
+use mesh_discovery::proto::registry::{AnnounceRequest, AnnounceResponse, Announcement, RegistryServiceClient};
 use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore};

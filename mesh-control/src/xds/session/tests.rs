@@ -144,22 +144,24 @@ fn a_push_holds_changes_only_in_make_before_break_order() {
     for kind in Kind::ALL {
         after = after.with(kind, "b", 2);
     }
-    let pushed: Vec<_> = session.publish(after.publish("3")).into_iter().map(|r| (r.type_url.clone(), names(&r))).collect();
+    let pushed: Vec<_> =
+        session.publish(after.publish("3")).into_iter().map(|r| (r.type_url.clone(), names(&r))).collect();
     let expected: [(Kind, &[&str]); 4] = [
         (Kind::Cluster, &["a", "b"]),
         (Kind::Endpoints, &["b"]),
         (Kind::Listener, &["a", "b"]),
         (Kind::Routes, &["b"]),
     ];
-    assert_eq!(pushed, expected.map(|(kind, n)| (kind.type_url().to_owned(), n.iter().map(|n| (*n).to_owned()).collect())));
+    assert_eq!(
+        pushed,
+        expected.map(|(kind, n)| (kind.type_url().to_owned(), n.iter().map(|n| (*n).to_owned()).collect()))
+    );
 }
 
 #[test]
 fn a_vanished_cluster_goes_after_the_routes_that_named_it() {
-    let before = Fake::default()
-        .with(Kind::Cluster, "v1", 1)
-        .with(Kind::Cluster, "v2", 1)
-        .with(Kind::Routes, "reviews", 1);
+    let before =
+        Fake::default().with(Kind::Cluster, "v1", 1).with(Kind::Cluster, "v2", 1).with(Kind::Routes, "reviews", 1);
     let mut session = session(&before);
     answered(&mut session, ask(Kind::Cluster, &["v1", "v2"]));
     answered(&mut session, ask(Kind::Routes, &["reviews"]));
