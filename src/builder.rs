@@ -45,6 +45,11 @@ impl MeshBuilder {
         self.set("MESH_ROOT_CERT", path.as_ref().to_string_lossy().into_owned())
     }
 
+    /// gRPC's bootstrap as JSON (`GRPC_XDS_BOOTSTRAP_CONFIG`), instead of the two above.
+    pub fn bootstrap(self, json: impl Into<String>) -> Self {
+        self.set("GRPC_XDS_BOOTSTRAP_CONFIG", json.into())
+    }
+
     /// Join token for the first certificate (`MESH_JOIN_TOKEN`).
     pub fn join_token(self, token: impl Into<String>) -> Self {
         self.set("MESH_JOIN_TOKEN", token.into())

@@ -21,12 +21,11 @@ use mesh_core::drain::{self, DrainTrigger};
 use mesh_core::error::BoxError;
 use mesh_core::id::Workload;
 use mesh_core::identity::{Identity, client_config, peer_spiffe_id};
-use mesh_core::policy::{InboundLimits, InboundListener, InboundState, InboundTls};
+use mesh_core::policy::{InboundListener, InboundState, InboundTls};
 use mesh_core::source::{Publisher, Watched};
 use mesh_core::telemetry::Metrics;
 use mesh_server::{Body, Config, Server};
-
-pub(crate) use crate::kit_ca::TestCa;
+use mesh_testkit::{CertificateSpec, TestCa, crypto};
 
 /// A server under test.
 pub(crate) struct World {
@@ -42,13 +41,13 @@ pub(crate) struct World {
 
 /// The listener's policy with one transport mode.
 pub(crate) fn listener(tls: InboundTls) -> InboundListener {
-    InboundListener {
-        name: "inbound".to_owned(),
-        address: ([127, 0, 0, 1], 80).into(),
-        tls,
-        authorization: Vec::new(),
-        limits: InboundLimits::default(),
-    }
+    mesh_testkit::policy::inbound(([127, 0, 0, 1], 80).into(), tls)
+}
+
+/// An identity of one authority that trusts another.
+pub(crate) fn identity_trusting(own: &TestCa, account: &str, trusted: &TestCa) -> Arc<Identity> {
+    let certified = own.certified(&CertificateSpec::of(&own.id("default", account)));
+    Arc::new(Identity::new(certified, trusted.bundles(), 1).unwrap())
 }
 
 pub(crate) fn policy(tls: InboundTls) -> InboundState {
@@ -82,6 +81,7 @@ impl World {
         };
         let server = Server::builder()
             .identity(own)
+            .crypto(crypto())
             .inbound(inbound)
             .workload(Arc::new(workload))
             .metrics(metrics.clone())
@@ -125,8 +125,7 @@ impl World {
 
 /// The TLS side of a client. It remembers sessions, if a server offers to resume them.
 pub(crate) fn client_tls(identity: &Identity, version: Http) -> Arc<ClientConfig> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    Arc::new(client_config(identity, &[], &[version.alpn()], &provider).unwrap())
+    Arc::new(client_config(identity, &[], &[version.alpn()], &crypto()).unwrap())
 }
 
 impl Drop for World {
@@ -142,7 +141,7 @@ pub(crate) enum Http {
 }
 
 impl Http {
-    fn alpn(self) -> &'static [u8] {
+    pub(crate) fn alpn(self) -> &'static [u8] {
         match self {
             Self::One => b"http/1.1",
             Self::Two => b"h2",

@@ -6,7 +6,6 @@ mod debug;
 mod drain;
 mod frameworks;
 mod kit;
-mod kit_ca;
 mod limits;
 mod requests;
 mod transport;

@@ -9,8 +9,9 @@ use tokio::net::TcpStream;
 use mesh_core::error::BoxError;
 use mesh_core::policy::{AuthorizationAction, AuthorizationPolicy, InboundState, InboundTls};
 use mesh_server::{Config, PeerIdentity, Refusal};
+use mesh_testkit::{CertificateSpec, TestCa};
 
-use crate::kit::{Http, TestCa, World, client_tls, eventually, get, listener, policy, spawn, text, within};
+use crate::kit::{Http, World, client_tls, eventually, get, identity_trusting, listener, policy, spawn, text, within};
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: reviews\r\nconnection: close\r\n\r\n";
 
@@ -71,20 +72,31 @@ async fn permissive_serves_both_on_one_port_with_the_right_peer() {
 }
 
 #[tokio::test]
-async fn a_client_of_another_ca_is_refused_and_one_of_ours_is_not() {
+async fn clients_without_a_valid_certificate_of_the_mesh_are_refused() {
     let world = World::hello(InboundTls::Strict).await;
-    // It trusts the server, so the refusal is the server's.
-    let stranger = TestCa::new().identity_trusting("default", "productpage", &world.ca);
+    let ca = &world.ca;
     for version in [Http::One, Http::Two] {
-        // TLS 1.3: the client learns of the refusal with its first read.
-        let refused = match world.mutual_as(&stranger, version).await {
-            Ok(mut client) => client.get("/").await.is_err(),
-            Err(_) => true,
-        };
-        assert!(refused, "{version:?}");
+        let showing = |certificate| Arc::new(ca.client_showing(certificate, &[version.alpn()]));
+        let no_id = CertificateSpec { dns: vec!["reviews".to_owned()], ..CertificateSpec::default() };
+        for (who, tls) in [
+            // All of them trust the server, so the refusal is the server's.
+            ("another CA", client_tls(&identity_trusting(&TestCa::new(), "productpage", ca), version)),
+            ("expired", client_tls(&ca.expired("default", "productpage"), version)),
+            ("another trust domain", client_tls(&ca.wrong_domain("default", "productpage"), version)),
+            ("no SPIFFE ID", showing(Some(ca.certified(&no_id)))),
+            ("no certificate", showing(None)),
+        ] {
+            let before = world.server.stats().refused(Refusal::Handshake);
+            // TLS 1.3: the client learns of the refusal with its first read.
+            let refused = match world.mutual_with(tls, version).await {
+                Ok(mut client) => client.get("/").await.is_err(),
+                Err(_) => true,
+            };
+            assert!(refused, "{who} over {version:?}");
+            assert_eq!(world.server.stats().refused(Refusal::Handshake), before + 1, "{who} over {version:?}");
+        }
         assert_eq!(world.mutual(version).await.get("/").await.unwrap().0, 200, "{version:?}");
     }
-    assert_eq!(world.server.stats().refused(Refusal::Handshake), 2);
 }
 
 #[tokio::test]
@@ -177,7 +189,7 @@ async fn a_removed_root_counts_from_the_next_connection_even_for_known_clients()
         assert!(!connection.resumed);
     }
     // The server now trusts another authority only; its own certificate stays.
-    world.identity.publish(Some(world.ca.identity_trusting("default", "reviews", &TestCa::new())));
+    world.identity.publish(Some(identity_trusting(&world.ca, "reviews", &TestCa::new())));
     let refused = match world.mutual_with(client, Http::One).await {
         Ok(mut client) => client.get("/").await.is_err(),
         Err(_) => true,
