@@ -1,1 +1,4 @@
 //! mesh-discovery
+
+pub mod codec;
+pub mod proto;

@@ -1,0 +1,371 @@
+//! RBAC filters ⇄ authorization policies (gRFC A41). A rule that is not understood refuses the
+//! listener: it is never passed over.
+
+use std::collections::{BTreeMap, HashSet};
+
+use envoy_types::pb::envoy::config::rbac::v3::{
+    self as xds, Permission as PermissionProto, Policy, Principal as PrincipalProto, permission, principal,
+    rbac::Action,
+};
+use envoy_types::pb::envoy::config::route::v3::HeaderMatcher as HeaderProto;
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as FilterProto;
+use envoy_types::pb::envoy::r#type::matcher::v3::{PathMatcher, path_matcher};
+use mesh_core::policy::{
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, HeaderKey, HeaderMatcher, PathMatch, Pattern,
+    Permission, Principal, StringMatch, StringMatcher,
+};
+
+use super::common;
+use super::filter::ROUTER_FILTER;
+use super::matcher;
+use super::report::{At, Report};
+use crate::proto::policy::{AuthorizationExtra, RuleName};
+
+/// One policy as a filter: instance name, configuration, what travels beside.
+pub(super) struct Encoded {
+    pub(super) name: String,
+    pub(super) filter: FilterProto,
+    pub(super) extra: AuthorizationExtra,
+}
+
+/// Encodes policies, one filter each.
+pub(super) fn encode(policies: &[AuthorizationPolicy]) -> Vec<Encoded> {
+    // Instance names are unique and not the router's.
+    let mut names = HashSet::from([ROUTER_FILTER.to_owned()]);
+    policies.iter().map(|policy| encode_policy(policy, &mut names)).collect()
+}
+
+fn encode_policy(policy: &AuthorizationPolicy, names: &mut HashSet<String>) -> Encoded {
+    let name = unique(&policy.name, names);
+    let mut keys = HashSet::new();
+    let keyed: Vec<(String, &AuthorizationRule)> =
+        policy.rules.iter().map(|rule| (unique(&rule.name, &mut keys), rule)).collect();
+    let (action, custom) = match &policy.action {
+        AuthorizationAction::Allow => (Action::Allow, None),
+        AuthorizationAction::Deny => (Action::Deny, None),
+        AuthorizationAction::Audit => (Action::Log, None),
+        // A server that cannot ask the authorizer refuses what it should have asked about.
+        AuthorizationAction::Custom(provider) => (Action::Deny, Some(provider.clone())),
+    };
+    let rules = xds::Rbac {
+        action: action.into(),
+        policies: keyed.iter().map(|(key, rule)| (key.clone(), encode_rule(rule))).collect(),
+        ..Default::default()
+    };
+    let in_order = keyed.windows(2).all(|pair| pair[0].0 < pair[1].0) && keyed.iter().all(|(k, r)| *k == r.name);
+    let listed = keyed.iter().map(|(key, rule)| RuleName { key: key.clone(), name: rule.name.clone() });
+    let extra = AuthorizationExtra {
+        filter: name.clone(),
+        policy: (name != policy.name).then(|| policy.name.clone()),
+        custom,
+        rules: if in_order { Vec::new() } else { listed.collect() },
+    };
+    let filter = match policy.dry_run {
+        true => FilterProto { shadow_rules: Some(rules), ..Default::default() },
+        false => FilterProto { rules: Some(rules), ..Default::default() },
+    };
+    Encoded { name, filter, extra }
+}
+
+/// `wanted`, or the first `wanted#<n>` that is free; never empty.
+fn unique(wanted: &str, taken: &mut HashSet<String>) -> String {
+    let mut name = wanted.to_owned();
+    let mut n = taken.len();
+    while name.is_empty() || !taken.insert(name.clone()) {
+        name = format!("{wanted}#{n}");
+        n += 1;
+    }
+    name
+}
+
+/// Decodes the filter `name`. A filter with enforced and with shadow rules is two policies; one with
+/// neither is none.
+pub(super) fn decode(
+    name: &str,
+    proto: &FilterProto,
+    extra: Option<&AuthorizationExtra>,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Vec<AuthorizationPolicy> {
+    if proto.matcher.is_some() || proto.shadow_matcher.is_some() {
+        report.problem(&at.field("matcher"), "matcher trees are not supported; rules are");
+    }
+    let mut policies = Vec::new();
+    for (field, rules, dry_run) in [("rules", &proto.rules, false), ("shadow_rules", &proto.shadow_rules, true)] {
+        if let Some(rules) = rules {
+            policies.extend(decode_rules(name, rules, dry_run, extra, &at.field(field), report));
+        }
+    }
+    policies
+}
+
+fn decode_rules(
+    name: &str,
+    proto: &xds::Rbac,
+    dry_run: bool,
+    extra: Option<&AuthorizationExtra>,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<AuthorizationPolicy> {
+    let action = match (extra.and_then(|e| e.custom.clone()), Action::try_from(proto.action)) {
+        (Some(provider), _) => AuthorizationAction::Custom(provider),
+        (None, Ok(Action::Allow)) => AuthorizationAction::Allow,
+        (None, Ok(Action::Deny)) => AuthorizationAction::Deny,
+        (None, Ok(Action::Log)) => AuthorizationAction::Audit,
+        (None, Err(_)) => {
+            report.problem(&at.field("action"), format!("{} is not known", proto.action));
+            return None;
+        }
+    };
+    let set = proto.audit_logging_options.as_ref().is_some_and(|o| !o.logger_configs.is_empty());
+    report.unenforced_if(set, at, "audit_logging_options", "decisions are logged by the server's own access log");
+    let listed = extra.map(|e| e.rules.as_slice()).unwrap_or_default();
+    let in_order: Vec<(&str, &str)> = if listed.is_empty() {
+        proto.policies.keys().map(|k| (k.as_str(), k.as_str())).collect::<BTreeMap<_, _>>().into_iter().collect()
+    } else {
+        listed.iter().map(|rule| (rule.key.as_str(), rule.name.as_str())).collect()
+    };
+    if in_order.len() != proto.policies.len() {
+        report.problem(&at.field("policies"), "the metadata lists other rules than the filter has");
+    }
+    let mut rules = Vec::with_capacity(in_order.len());
+    for (key, rule) in in_order {
+        let at = at.key("policies", key);
+        match proto.policies.get(key) {
+            Some(policy) => rules.extend(decode_rule(rule, policy, &at, report)),
+            None => report.problem(&at, "the metadata lists a rule that the filter has not"),
+        }
+    }
+    let name = extra.and_then(|e| e.policy.as_deref()).unwrap_or(name);
+    Some(AuthorizationPolicy { name: name.to_owned(), action, dry_run, rules })
+}
+
+fn encode_rule(rule: &AuthorizationRule) -> Policy {
+    // An empty list matches nothing, and xDS has no empty list.
+    let or_never = |list: Vec<PermissionProto>| match list.is_empty() {
+        true => vec![encode_permission(&Permission::Not(Box::new(Permission::Any)))],
+        false => list,
+    };
+    let or_nobody = |list: Vec<PrincipalProto>| match list.is_empty() {
+        true => vec![encode_principal(&Principal::Not(Box::new(Principal::Any)))],
+        false => list,
+    };
+    Policy {
+        permissions: or_never(rule.permissions.iter().map(encode_permission).collect()),
+        principals: or_nobody(rule.principals.iter().map(encode_principal).collect()),
+        ..Default::default()
+    }
+}
+
+fn decode_rule(name: &str, proto: &Policy, at: &At<'_>, report: &mut Report) -> Option<AuthorizationRule> {
+    if proto.condition.is_some() || proto.checked_condition.is_some() {
+        report.problem(&at.field("condition"), "CEL conditions are not supported (gRFC A41)");
+    }
+    let permissions = decode_all(&proto.permissions, "permissions", at, report, decode_permission);
+    let principals = decode_all(&proto.principals, "principals", at, report, decode_principal);
+    Some(AuthorizationRule { name: name.to_owned(), permissions: permissions?, principals: principals? })
+}
+
+/// Decodes a set, which may not be empty; a member that fails fails the set.
+fn decode_all<P, T>(
+    protos: &[P],
+    name: &str,
+    at: &At<'_>,
+    report: &mut Report,
+    decode: fn(&P, &At<'_>, &mut Report) -> Option<T>,
+) -> Option<Vec<T>> {
+    if protos.is_empty() {
+        report.problem(&at.field(name), "at least one is required");
+        return None;
+    }
+    let decoded: Vec<Option<T>> =
+        protos.iter().enumerate().map(|(i, p)| decode(p, &at.item(name, i), report)).collect();
+    decoded.into_iter().collect()
+}
+
+fn encode_permission(permission: &Permission) -> PermissionProto {
+    use permission::{Rule, Set};
+    let set = |list: &[Permission]| Set { rules: list.iter().map(encode_permission).collect() };
+    let rule = match permission {
+        Permission::And(list) if !list.is_empty() => Rule::AndRules(set(list)),
+        Permission::Or(list) if !list.is_empty() => Rule::OrRules(set(list)),
+        Permission::Any | Permission::And(_) => Rule::Any(true),
+        Permission::Or(_) => Rule::NotRule(Box::new(encode_permission(&Permission::Any))),
+        Permission::Not(inner) => Rule::NotRule(Box::new(encode_permission(inner))),
+        Permission::Header(header) => Rule::Header(matcher::header(header)),
+        Permission::Path(PathMatch::PathSeparatedPrefix(prefix)) => match prefix.trim_end_matches('/') {
+            "" => return path(StringMatch::Prefix("/".to_owned())),
+            prefix => {
+                let [whole, below] = separated_prefix(prefix);
+                Rule::OrRules(Set { rules: vec![path(whole), path(below)] })
+            }
+        },
+        Permission::Path(PathMatch::Exact(text)) => return path(StringMatch::Exact(text.clone())),
+        Permission::Path(PathMatch::Prefix(text)) => return path(StringMatch::Prefix(text.clone())),
+        Permission::Path(PathMatch::Regex(pattern)) => return path(StringMatch::Regex(pattern.clone())),
+        Permission::DestinationPort(port) => Rule::DestinationPort((*port).into()),
+        Permission::DestinationIp(net) => Rule::DestinationIp(common::cidr(*net)),
+        Permission::ServerName(name) => Rule::RequestedServerName(matcher::string(name)),
+    };
+    PermissionProto { rule: Some(rule) }
+}
+
+fn path(pattern: StringMatch) -> PermissionProto {
+    let text = StringMatcher { pattern, ignore_case: false };
+    let rule = path_matcher::Rule::Path(matcher::string(&text));
+    PermissionProto { rule: Some(permission::Rule::UrlPath(PathMatcher { rule: Some(rule) })) }
+}
+
+/// A prefix of whole path elements in terms that every RBAC engine knows: the path itself or below it.
+fn separated_prefix(prefix: &str) -> [StringMatch; 2] {
+    [StringMatch::Exact(prefix.to_owned()), StringMatch::Prefix(format!("{prefix}/"))]
+}
+
+fn decode_permission(proto: &PermissionProto, at: &At<'_>, report: &mut Report) -> Option<Permission> {
+    use permission::Rule;
+    let unsupported = |name: &str, report: &mut Report| {
+        report.problem(&at.field(name), "permissions of this kind are not supported");
+        None
+    };
+    match proto.rule.as_ref() {
+        Some(Rule::Any(true)) => Some(Permission::Any),
+        Some(Rule::AndRules(set)) => {
+            decode_all(&set.rules, "and_rules.rules", at, report, decode_permission).map(Permission::And)
+        }
+        Some(Rule::OrRules(set)) => {
+            let list = decode_all(&set.rules, "or_rules.rules", at, report, decode_permission)?;
+            Some(as_separated_prefix(&list).unwrap_or(Permission::Or(list)))
+        }
+        Some(Rule::NotRule(inner)) => {
+            let inner = decode_permission(inner, &at.field("not_rule"), report)?;
+            Some(Permission::Not(Box::new(inner)))
+        }
+        Some(Rule::Header(header)) => read_header(header, &at.field("header"), report).map(Permission::Header),
+        Some(Rule::UrlPath(path)) => read_path(path, &at.field("url_path"), report).map(Permission::Path),
+        Some(Rule::DestinationIp(net)) => {
+            common::read_cidr(net, &at.field("destination_ip"), report).map(Permission::DestinationIp)
+        }
+        Some(Rule::DestinationPort(port)) => {
+            common::read_port(*port, &at.field("destination_port"), report).map(Permission::DestinationPort)
+        }
+        Some(Rule::RequestedServerName(name)) => {
+            matcher::read_string(name, &at.field("requested_server_name"), report).map(Permission::ServerName)
+        }
+        Some(Rule::Any(false)) => unsupported("any", report),
+        Some(Rule::DestinationPortRange(_)) => unsupported("destination_port_range", report),
+        Some(Rule::Metadata(_)) => unsupported("metadata", report),
+        Some(Rule::SourcedMetadata(_)) => unsupported("sourced_metadata", report),
+        Some(Rule::Matcher(_)) => unsupported("matcher", report),
+        Some(Rule::UriTemplate(_)) => unsupported("uri_template", report),
+        None => unsupported("rule", report),
+    }
+}
+
+/// Recognises what [`separated_prefix`] writes.
+fn as_separated_prefix(list: &[Permission]) -> Option<Permission> {
+    match list {
+        [Permission::Path(PathMatch::Exact(whole)), Permission::Path(PathMatch::Prefix(below))]
+            if below.strip_suffix('/') == Some(whole) =>
+        {
+            Some(Permission::Path(PathMatch::PathSeparatedPrefix(whole.clone())))
+        }
+        _ => None,
+    }
+}
+
+/// Reads a path condition; forms that the model has no word for become the pattern that says the same.
+fn read_path(proto: &PathMatcher, at: &At<'_>, report: &mut Report) -> Option<PathMatch> {
+    let Some(path_matcher::Rule::Path(text)) = &proto.rule else {
+        report.problem(at, "a path is required");
+        return None;
+    };
+    let text = matcher::read_string(text, &at.field("path"), report)?;
+    let regex = |before: &str, literal: &str, after: &str| {
+        let case = if text.ignore_case { "(?i)" } else { "" };
+        Pattern::new(&format!("{case}{before}{}{after}", matcher::escape(literal))).map(PathMatch::Regex)
+    };
+    let path = match (&text.pattern, text.ignore_case) {
+        (StringMatch::Exact(want), false) => Ok(PathMatch::Exact(want.clone())),
+        (StringMatch::Prefix(want), false) => Ok(PathMatch::Prefix(want.clone())),
+        // A regex has its own case rule (gRFC A63).
+        (StringMatch::Regex(pattern), _) => Ok(PathMatch::Regex(pattern.clone())),
+        (StringMatch::Exact(want), true) => regex("", want, ""),
+        (StringMatch::Prefix(want), true) => regex("", want, ".*"),
+        (StringMatch::Suffix(want), _) => regex(".*", want, ""),
+        (StringMatch::Contains(want), _) => regex(".*", want, ".*"),
+    };
+    report.checked(&at.field("path"), path)
+}
+
+/// gRFC A41: conditions on `:scheme` and on gRPC's own headers are refused, wherever they stand.
+fn read_header(proto: &HeaderProto, at: &At<'_>, report: &mut Report) -> Option<HeaderMatcher> {
+    let header = matcher::read_header(proto, at, report)?;
+    let own = matches!(&header.name, HeaderKey::Header(name) if name.as_str().starts_with("grpc-"));
+    if own || header.name == HeaderKey::Scheme {
+        report.problem(&at.field("name"), format!("{:?} may not be asked for (gRFC A41)", header.name.as_str()));
+        return None;
+    }
+    Some(header)
+}
+
+pub(super) fn encode_principal(principal: &Principal) -> PrincipalProto {
+    use principal::{Authenticated, Identifier, Set};
+    let set = |list: &[Principal]| Set { ids: list.iter().map(encode_principal).collect() };
+    let identifier = match principal {
+        Principal::And(list) if !list.is_empty() => Identifier::AndIds(set(list)),
+        Principal::Or(list) if !list.is_empty() => Identifier::OrIds(set(list)),
+        Principal::Any | Principal::And(_) => Identifier::Any(true),
+        Principal::Or(_) => Identifier::NotId(Box::new(encode_principal(&Principal::Any))),
+        Principal::Not(inner) => Identifier::NotId(Box::new(encode_principal(inner))),
+        Principal::Authenticated(name) => {
+            Identifier::Authenticated(Authenticated { principal_name: name.as_ref().map(matcher::string) })
+        }
+        Principal::DirectRemoteIp(net) => Identifier::DirectRemoteIp(common::cidr(*net)),
+        Principal::RemoteIp(net) => Identifier::RemoteIp(common::cidr(*net)),
+        Principal::Header(header) => Identifier::Header(matcher::header(header)),
+    };
+    PrincipalProto { identifier: Some(identifier) }
+}
+
+fn decode_principal(proto: &PrincipalProto, at: &At<'_>, report: &mut Report) -> Option<Principal> {
+    use principal::Identifier;
+    let unsupported = |name: &str, report: &mut Report| {
+        report.problem(&at.field(name), "principals of this kind are not supported");
+        None
+    };
+    match proto.identifier.as_ref() {
+        Some(Identifier::Any(true)) => Some(Principal::Any),
+        Some(Identifier::AndIds(set)) => {
+            decode_all(&set.ids, "and_ids.ids", at, report, decode_principal).map(Principal::And)
+        }
+        Some(Identifier::OrIds(set)) => {
+            decode_all(&set.ids, "or_ids.ids", at, report, decode_principal).map(Principal::Or)
+        }
+        Some(Identifier::NotId(inner)) => {
+            let inner = decode_principal(inner, &at.field("not_id"), report)?;
+            Some(Principal::Not(Box::new(inner)))
+        }
+        Some(Identifier::Authenticated(peer)) => match &peer.principal_name {
+            Some(name) => {
+                let name = matcher::read_string(name, &at.field("authenticated.principal_name"), report)?;
+                Some(Principal::Authenticated(Some(name)))
+            }
+            None => Some(Principal::Authenticated(None)),
+        },
+        // Without a proxy in between, the connection's address is the peer's (gRFC A41).
+        Some(Identifier::SourceIp(net) | Identifier::DirectRemoteIp(net)) => {
+            common::read_cidr(net, &at.field("direct_remote_ip"), report).map(Principal::DirectRemoteIp)
+        }
+        Some(Identifier::RemoteIp(net)) => {
+            common::read_cidr(net, &at.field("remote_ip"), report).map(Principal::RemoteIp)
+        }
+        Some(Identifier::Header(header)) => read_header(header, &at.field("header"), report).map(Principal::Header),
+        Some(Identifier::Any(false)) => unsupported("any", report),
+        Some(Identifier::UrlPath(_)) => unsupported("url_path", report),
+        Some(Identifier::Metadata(_)) => unsupported("metadata", report),
+        Some(Identifier::SourcedMetadata(_)) => unsupported("sourced_metadata", report),
+        Some(Identifier::FilterState(_)) => unsupported("filter_state", report),
+        Some(Identifier::Custom(_)) => unsupported("custom", report),
+        None => unsupported("identifier", report),
+    }
+}

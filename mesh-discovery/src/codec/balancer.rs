@@ -1,0 +1,518 @@
+//! Load balancing policies: a list of typed extensions of which a client takes the first it knows
+//! (gRFC A52), and the older enum.
+//!
+//! What gRPC does not know comes first and something it knows after it, so that our client, Envoy and
+//! gRPC clients each take the best they have.
+
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::cluster::v3::{
+    self as xds, LoadBalancingPolicy,
+    cluster::{LbConfig, LbPolicy, common_lb_config::LocalityConfigSpecifier, ring_hash_lb_config},
+    load_balancing_policy::Policy,
+};
+use envoy_types::pb::envoy::config::core::v3::{RuntimeDouble, TypedExtensionConfig};
+use envoy_types::pb::envoy::extensions::load_balancing_policies::{
+    client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin,
+    cluster_provided::v3::ClusterProvided,
+    common::v3::{self as common_lb, LocalityLbConfig, locality_lb_config},
+    least_request::v3::LeastRequest,
+    maglev::v3::Maglev,
+    pick_first::v3::PickFirst,
+    random::v3::Random,
+    ring_hash::v3::{RingHash, ring_hash::HashFunction},
+    round_robin::v3::RoundRobin,
+    wrr_locality::v3::WrrLocality,
+};
+use envoy_types::pb::google::protobuf::FloatValue;
+use mesh_core::policy::{Balancer, Cluster, Discovery, PerMillion, SlowStart, WeightedRoundRobin};
+use prost::Message;
+
+use super::common;
+use super::extension;
+use super::report::{At, Report};
+use crate::proto::policy::{self as extra, ClusterPolicy, PeakEwma};
+
+/// gRFC A52: deepest nesting of policies.
+const MAX_DEPTH: usize = 16;
+/// gRFC A42: largest ring.
+const MAX_RING: u64 = 8 << 20;
+/// Envoy's bound on Maglev tables.
+const MAX_TABLE: u64 = 5_000_011;
+/// Unset values: ring (Envoy, gRFC A42), Maglev table (Envoy), fewest and most choices (gRFC A48).
+const DEFAULT_RING: u64 = 1024;
+const DEFAULT_TABLE: u64 = 65_537;
+const CHOICES: (u32, u32) = (2, 10);
+
+const URL_PREFIX: &str = "type.googleapis.com/envoy.extensions.load_balancing_policies.";
+const PEAK_EWMA: &str = "type.googleapis.com/mesh.policy.v1.PeakEwma";
+
+/// Balancing as one cluster has it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Balancing {
+    pub(super) balancer: Balancer,
+    pub(super) weighted: bool,
+    pub(super) slow_start: Option<SlowStart>,
+}
+
+/// Writes the typed list and the enum; what neither can say goes into `ours`.
+pub(super) fn encode(cluster: &Cluster, proto: &mut xds::Cluster, ours: &mut ClusterPolicy) {
+    let own_choice = matches!(cluster.discovery, Discovery::OriginalDestination | Discovery::Aggregate(_));
+    let mut policies = Vec::new();
+    if own_choice && cluster.balancer != Balancer::Passthrough {
+        // Envoy insists that such clusters choose for themselves; our decoder takes what follows.
+        policies.push(typed("cluster_provided", "ClusterProvided", &ClusterProvided {}));
+    }
+    let candidates = candidates(cluster);
+    if cluster.locality.weighted {
+        policies.extend(candidates.iter().map(|policy| {
+            let child = LoadBalancingPolicy { policies: vec![entry(policy.clone())] };
+            typed("wrr_locality", "WrrLocality", &WrrLocality { endpoint_picking_policy: Some(child) })
+        }));
+    }
+    policies.extend(candidates);
+    proto.load_balancing_policy = Some(LoadBalancingPolicy { policies: policies.into_iter().map(entry).collect() });
+    proto.lb_policy = match &cluster.balancer {
+        _ if own_choice => LbPolicy::ClusterProvided,
+        Balancer::Passthrough => LbPolicy::ClusterProvided,
+        Balancer::LeastRequest { .. } | Balancer::PeakEwma => LbPolicy::LeastRequest,
+        Balancer::RingHash { .. } | Balancer::Maglev { .. } => LbPolicy::RingHash,
+        // Of the rest an old client knows round robin only, and refuses what it does not know.
+        _ => LbPolicy::RoundRobin,
+    }
+    .into();
+    if !has_slow_start(&cluster.balancer) {
+        ours.slow_start = cluster.slow_start.as_ref().map(|s| extra::SlowStart {
+            window: Some(common::duration(s.window)),
+            aggression: s.aggression,
+            min_share: s.min_share.get(),
+        });
+    }
+    if let Balancer::WeightedRoundRobin(settings) = &cluster.balancer {
+        let lost = read_penalty(penalty(settings.error_penalty)) != Some(settings.error_penalty);
+        ours.error_penalty = lost.then_some(settings.error_penalty);
+    }
+}
+
+/// Decodes the typed list, or else the enum.
+pub(super) fn decode(
+    proto: &xds::Cluster,
+    own_choice: bool,
+    ours: &ClusterPolicy,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<Balancing> {
+    let mut found = match &proto.load_balancing_policy {
+        Some(list) => decode_list(list, own_choice, 0, &at.field("load_balancing_policy"), report)?,
+        None => decode_enum(proto, own_choice, at, report)?,
+    };
+    if let Some(common) = &proto.common_lb_config {
+        found.weighted |=
+            matches!(common.locality_config_specifier, Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)));
+    }
+    if let Some(slow_start) = &ours.slow_start {
+        let window = common::opt_duration(slow_start.window.as_ref(), at, "slow_start.window", report);
+        found.slow_start = Some(SlowStart {
+            window: window.unwrap_or_default(),
+            aggression: slow_start.aggression,
+            min_share: PerMillion::new(slow_start.min_share),
+        });
+    }
+    if let (Balancer::WeightedRoundRobin(settings), Some(exact)) = (&mut found.balancer, ours.error_penalty) {
+        settings.error_penalty = exact;
+    }
+    Some(found)
+}
+
+fn entry(config: TypedExtensionConfig) -> Policy {
+    Policy { typed_extension_config: Some(config) }
+}
+
+fn typed(package: &str, message: &str, config: &impl Message) -> TypedExtensionConfig {
+    let name = format!("envoy.load_balancing_policies.{package}");
+    extension::typed(&name, &format!("{URL_PREFIX}{package}.v3.{message}"), config)
+}
+
+/// The policy and, after it, what clients that don't know it should take.
+fn candidates(cluster: &Cluster) -> Vec<TypedExtensionConfig> {
+    let slow_start_config = cluster.slow_start.as_ref().map(encode_slow_start);
+    let weighted = cluster.locality.weighted;
+    let locality_lb_config = weighted.then(|| LocalityLbConfig {
+        locality_config_specifier: Some(locality_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(
+            Default::default(),
+        )),
+    });
+    let locality_weighted_lb_config = weighted.then(Default::default);
+    let round_robin = || {
+        let config = RoundRobin { slow_start_config: slow_start_config.clone(), locality_lb_config };
+        typed("round_robin", "RoundRobin", &config)
+    };
+    let least_request = |choices: u32| {
+        let choice_count = common::uint32(choices);
+        let slow_start_config = slow_start_config.clone();
+        let config = LeastRequest { choice_count, slow_start_config, locality_lb_config, ..Default::default() };
+        typed("least_request", "LeastRequest", &config)
+    };
+    let ring_hash = |min, max| {
+        let config = RingHash {
+            hash_function: HashFunction::XxHash.into(),
+            minimum_ring_size: common::uint64(min),
+            maximum_ring_size: common::uint64(max),
+            locality_weighted_lb_config,
+            ..Default::default()
+        };
+        typed("ring_hash", "RingHash", &config)
+    };
+    match &cluster.balancer {
+        Balancer::RoundRobin => vec![round_robin()],
+        Balancer::LeastRequest { choices } => {
+            vec![least_request((*choices).into()), round_robin()]
+        }
+        Balancer::Random => vec![typed("random", "Random", &Random { locality_lb_config }), round_robin()],
+        Balancer::PeakEwma => vec![
+            extension::typed("mesh.load_balancing_policies.peak_ewma", PEAK_EWMA, &PeakEwma {}),
+            least_request(CHOICES.0),
+            round_robin(),
+        ],
+        Balancer::WeightedRoundRobin(settings) => {
+            let config = encode_weighted(settings, slow_start_config.clone());
+            vec![typed("client_side_weighted_round_robin", "ClientSideWeightedRoundRobin", &config), round_robin()]
+        }
+        Balancer::RingHash { min_size, max_size } => vec![ring_hash(*min_size, *max_size), round_robin()],
+        Balancer::Maglev { table_size } => {
+            let table_size = common::uint64(*table_size);
+            let config = Maglev { table_size, locality_weighted_lb_config, ..Default::default() };
+            vec![typed("maglev", "Maglev", &config), ring_hash(DEFAULT_RING, MAX_RING), round_robin()]
+        }
+        Balancer::PickFirst { shuffle } => {
+            vec![typed("pick_first", "PickFirst", &PickFirst { shuffle_address_list: *shuffle })]
+        }
+        Balancer::Passthrough => vec![typed("cluster_provided", "ClusterProvided", &ClusterProvided {})],
+        // A balancer that this codec does not know.
+        _ => vec![round_robin()],
+    }
+}
+
+/// Whether the policy's own extension has a field for slow start.
+fn has_slow_start(balancer: &Balancer) -> bool {
+    matches!(balancer, Balancer::RoundRobin | Balancer::LeastRequest { .. } | Balancer::WeightedRoundRobin(_))
+}
+
+fn decode_list(
+    list: &LoadBalancingPolicy,
+    own_choice: bool,
+    depth: usize,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<Balancing> {
+    if depth > MAX_DEPTH {
+        report.problem(at, format!("policies are nested deeper than {MAX_DEPTH} (gRFC A52)"));
+        return None;
+    }
+    let mut last_resort = None;
+    for (i, policy) in list.policies.iter().enumerate() {
+        let at = at.item("policies", i);
+        let Some(config) = policy.typed_extension_config.as_ref().and_then(|c| c.typed_config.as_ref()) else {
+            report.problem(&at, "a typed configuration is required");
+            return None;
+        };
+        let kind = extension::type_of(config);
+        if kind == PEAK_EWMA {
+            return Some(Balancing { balancer: Balancer::PeakEwma, weighted: false, slow_start: None });
+        }
+        let Some(kind) = kind.strip_prefix(URL_PREFIX) else { continue };
+        if kind == "cluster_provided.v3.ClusterProvided" {
+            last_resort = Some(Balancing { balancer: Balancer::Passthrough, weighted: false, slow_start: None });
+            if own_choice {
+                continue;
+            }
+            return last_resort;
+        }
+        if let Some(known) = decode_known(kind, config, depth, &at, report) {
+            return known;
+        }
+    }
+    if last_resort.is_none() {
+        report.problem(at, "none of the listed policies is known (gRFC A52)");
+    }
+    last_resort
+}
+
+/// `None` = not known, go on with the next; `Some(None)` = known and refused.
+#[allow(clippy::option_option)]
+fn decode_known(
+    kind: &str,
+    config: &envoy_types::pb::google::protobuf::Any,
+    depth: usize,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<Option<Balancing>> {
+    let plain = |balancer, weighted| Balancing { balancer, weighted, slow_start: None };
+    Some(match kind {
+        "wrr_locality.v3.WrrLocality" => extension::unpack::<WrrLocality>(config, at, report).and_then(|wrapper| {
+            let child = wrapper.endpoint_picking_policy.unwrap_or_default();
+            let inner = decode_list(&child, false, depth + 1, &at.field("endpoint_picking_policy"), report)?;
+            Some(Balancing { weighted: true, ..inner })
+        }),
+        "round_robin.v3.RoundRobin" => extension::unpack::<RoundRobin>(config, at, report).map(|c| Balancing {
+            balancer: Balancer::RoundRobin,
+            weighted: is_weighted(c.locality_lb_config.as_ref()),
+            slow_start: read_slow_start(c.slow_start_config.as_ref(), at, report),
+        }),
+        "least_request.v3.LeastRequest" => {
+            extension::unpack::<LeastRequest>(config, at, report).and_then(|c| read_least_request(&c, at, report))
+        }
+        "random.v3.Random" => extension::unpack::<Random>(config, at, report)
+            .map(|c| plain(Balancer::Random, is_weighted(c.locality_lb_config.as_ref()))),
+        "pick_first.v3.PickFirst" => extension::unpack::<PickFirst>(config, at, report)
+            .map(|c| plain(Balancer::PickFirst { shuffle: c.shuffle_address_list }, false)),
+        "client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin" => {
+            extension::unpack::<ClientSideWeightedRoundRobin>(config, at, report).and_then(|c| {
+                Some(Balancing {
+                    balancer: Balancer::WeightedRoundRobin(read_weighted(&c, at, report)?),
+                    weighted: false,
+                    slow_start: read_slow_start(c.slow_start_config.as_ref(), at, report),
+                })
+            })
+        }
+        "ring_hash.v3.RingHash" => {
+            extension::unpack::<RingHash>(config, at, report).and_then(|c| read_ring_hash(&c, at, report))
+        }
+        "maglev.v3.Maglev" => extension::unpack::<Maglev>(config, at, report).and_then(|c| {
+            let table = c.table_size.map_or(DEFAULT_TABLE, |s| s.value);
+            let balancer = read_maglev(table, &at.field("table_size"), report)?;
+            Some(plain(balancer, c.locality_weighted_lb_config.is_some()))
+        }),
+        _ => return None,
+    })
+}
+
+/// The enum of clients before gRFC A52. Round robin and least request then weigh localities, as gRPC
+/// does (gRFC A27).
+fn decode_enum(proto: &xds::Cluster, own_choice: bool, at: &At<'_>, report: &mut Report) -> Option<Balancing> {
+    let found = |balancer, weighted| Some(Balancing { balancer, weighted, slow_start: None });
+    match LbPolicy::try_from(proto.lb_policy) {
+        Ok(LbPolicy::RoundRobin) => {
+            let slow_start = match &proto.lb_config {
+                Some(LbConfig::RoundRobinLbConfig(config)) => config.slow_start_config.as_ref(),
+                _ => None,
+            };
+            let slow_start = read_slow_start(slow_start.map(newer).as_ref(), at, report);
+            Some(Balancing { balancer: Balancer::RoundRobin, weighted: true, slow_start })
+        }
+        Ok(LbPolicy::LeastRequest) => {
+            let config = match &proto.lb_config {
+                Some(LbConfig::LeastRequestLbConfig(config)) => LeastRequest {
+                    choice_count: config.choice_count,
+                    active_request_bias: config.active_request_bias.clone(),
+                    slow_start_config: config.slow_start_config.as_ref().map(newer),
+                    ..Default::default()
+                },
+                _ => LeastRequest::default(),
+            };
+            let found = read_least_request(&config, &at.field("least_request_lb_config"), report)?;
+            Some(Balancing { weighted: true, ..found })
+        }
+        Ok(LbPolicy::RingHash) => {
+            let at = at.field("ring_hash_lb_config");
+            let config = match &proto.lb_config {
+                Some(LbConfig::RingHashLbConfig(config)) => *config,
+                _ => Default::default(),
+            };
+            let murmur = config.hash_function == i32::from(ring_hash_lb_config::HashFunction::MurmurHash2);
+            let function = if murmur { HashFunction::MurmurHash2 } else { HashFunction::XxHash };
+            let config = RingHash {
+                hash_function: function.into(),
+                minimum_ring_size: config.minimum_ring_size,
+                maximum_ring_size: config.maximum_ring_size,
+                ..Default::default()
+            };
+            read_ring_hash(&config, &at, report)
+        }
+        Ok(LbPolicy::Random) => found(Balancer::Random, false),
+        Ok(LbPolicy::Maglev) => {
+            let table = match &proto.lb_config {
+                Some(LbConfig::MaglevLbConfig(config)) => config.table_size.map_or(DEFAULT_TABLE, |s| s.value),
+                _ => DEFAULT_TABLE,
+            };
+            let balancer = read_maglev(table, &at.field("maglev_lb_config.table_size"), report)?;
+            found(balancer, false)
+        }
+        // An aggregate's children balance (gRFC A75); other clusters dial what the caller dialled.
+        Ok(LbPolicy::ClusterProvided) if own_choice && is_aggregate(proto) => found(Balancer::RoundRobin, false),
+        Ok(LbPolicy::ClusterProvided) => found(Balancer::Passthrough, false),
+        Ok(LbPolicy::LoadBalancingPolicyConfig) => {
+            report.problem(&at.field("load_balancing_policy"), "lb_policy refers to it and it is not set");
+            None
+        }
+        Err(_) => {
+            report.problem(&at.field("lb_policy"), format!("{} is not known", proto.lb_policy));
+            None
+        }
+    }
+}
+
+fn is_aggregate(proto: &xds::Cluster) -> bool {
+    matches!(proto.cluster_discovery_type, Some(xds::cluster::ClusterDiscoveryType::ClusterType(_)))
+}
+
+fn is_weighted(config: Option<&LocalityLbConfig>) -> bool {
+    use locality_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig;
+    matches!(config.and_then(|c| c.locality_config_specifier.as_ref()), Some(LocalityWeightedLbConfig(_)))
+}
+
+/// gRFC A48: fewer than 2 choices are refused, more than 10 are 10.
+fn read_least_request(proto: &LeastRequest, at: &At<'_>, report: &mut Report) -> Option<Balancing> {
+    let set = proto.active_request_bias.is_some();
+    report.unenforced_if(set, at, "active_request_bias", "weights count as with a bias of 1");
+    let set = proto.selection_method != 0 || common::is_true(proto.enable_full_scan.as_ref());
+    report.unenforced_if(set, at, "selection_method", "endpoints are drawn, not all scanned");
+    let choices = proto.choice_count.map_or(CHOICES.0, |c| c.value);
+    if choices < CHOICES.0 {
+        report.problem(&at.field("choice_count"), format!("{choices} is less than {} (gRFC A48)", CHOICES.0));
+        return None;
+    }
+    Some(Balancing {
+        balancer: Balancer::LeastRequest { choices: u8::try_from(choices.min(CHOICES.1)).unwrap_or(u8::MAX) },
+        weighted: is_weighted(proto.locality_lb_config.as_ref()),
+        slow_start: read_slow_start(proto.slow_start_config.as_ref(), at, report),
+    })
+}
+
+fn read_ring_hash(proto: &RingHash, at: &At<'_>, report: &mut Report) -> Option<Balancing> {
+    if proto.hash_function == i32::from(HashFunction::MurmurHash2) {
+        report.problem(&at.field("hash_function"), "only XX_HASH is supported (gRFC A42)");
+    }
+    let set = proto.hash_balance_factor.is_some() || proto.consistent_hashing_lb_config.is_some();
+    report.unenforced_if(set, at, "consistent_hashing_lb_config", "hashing is not bounded by load");
+    let min_size = proto.minimum_ring_size.map_or(DEFAULT_RING, |s| s.value);
+    let max_size = proto.maximum_ring_size.map_or(MAX_RING, |s| s.value);
+    for (name, size) in [("minimum_ring_size", min_size), ("maximum_ring_size", max_size)] {
+        if size > MAX_RING {
+            report.problem(&at.field(name), format!("{size} is more than {MAX_RING} (gRFC A42)"));
+        }
+    }
+    if min_size > max_size {
+        report.problem(&at.field("minimum_ring_size"), format!("{min_size} is more than the maximum {max_size}"));
+        return None;
+    }
+    let weighted = proto.locality_weighted_lb_config.is_some();
+    Some(Balancing { balancer: Balancer::RingHash { min_size, max_size }, weighted, slow_start: None })
+}
+
+fn read_maglev(table_size: u64, at: &At<'_>, report: &mut Report) -> Option<Balancer> {
+    if table_size > MAX_TABLE || !is_prime(table_size) {
+        report.problem(at, format!("{table_size} is not a prime of at most {MAX_TABLE}"));
+        return None;
+    }
+    Some(Balancer::Maglev { table_size })
+}
+
+fn is_prime(n: u64) -> bool {
+    n >= 2 && (2..).take_while(|d| d * d <= n).all(|d| n % d != 0)
+}
+
+fn encode_weighted(
+    settings: &WeightedRoundRobin,
+    slow_start_config: Option<common_lb::SlowStartConfig>,
+) -> ClientSideWeightedRoundRobin {
+    ClientSideWeightedRoundRobin {
+        enable_oob_load_report: common::boolean(settings.out_of_band),
+        oob_reporting_period: Some(common::duration(settings.out_of_band_period)),
+        blackout_period: Some(common::duration(settings.blackout_period)),
+        weight_expiration_period: Some(common::duration(settings.weight_expiration)),
+        weight_update_period: Some(common::duration(settings.weight_update)),
+        error_utilization_penalty: Some(FloatValue { value: penalty(settings.error_penalty) }),
+        slow_start_config,
+        ..Default::default()
+    }
+}
+
+fn read_weighted(proto: &ClientSideWeightedRoundRobin, at: &At<'_>, report: &mut Report) -> Option<WeightedRoundRobin> {
+    let default = WeightedRoundRobin::default();
+    let set = !proto.metric_names_for_computing_utilization.is_empty();
+    report.unenforced_if(set, at, "metric_names_for_computing_utilization", "application and CPU utilization count");
+    let set = proto.oob_reporting_config.is_some();
+    report.unenforced_if(set, at, "oob_reporting_config", "load reports come from the endpoint's own port");
+    let error_penalty = match &proto.error_utilization_penalty {
+        None => default.error_penalty,
+        Some(value) => match read_penalty(value.value) {
+            Some(penalty) => penalty,
+            None => {
+                report.problem(&at.field("error_utilization_penalty"), format!("{} is not usable", value.value));
+                return None;
+            }
+        },
+    };
+    let mut period = |proto, name, default: Duration| common::opt_duration(proto, at, name, report).unwrap_or(default);
+    Some(WeightedRoundRobin {
+        out_of_band: common::is_true(proto.enable_oob_load_report.as_ref()),
+        out_of_band_period: period(
+            proto.oob_reporting_period.as_ref(),
+            "oob_reporting_period",
+            default.out_of_band_period,
+        ),
+        blackout_period: period(proto.blackout_period.as_ref(), "blackout_period", default.blackout_period),
+        weight_expiration: period(
+            proto.weight_expiration_period.as_ref(),
+            "weight_expiration_period",
+            default.weight_expiration,
+        ),
+        weight_update: period(proto.weight_update_period.as_ref(), "weight_update_period", default.weight_update),
+        error_penalty,
+    })
+}
+
+/// Millionths as xDS's float.
+fn penalty(millionths: u32) -> f32 {
+    (f64::from(millionths) / 1e6) as f32
+}
+
+fn read_penalty(value: f32) -> Option<u32> {
+    millionths(f64::from(value))
+}
+
+/// A number of 0 or more in millionths, if they fit.
+fn millionths(value: f64) -> Option<u32> {
+    let scaled = (value * 1e6).round();
+    // In range by the check, so the conversion keeps the value.
+    (0.0..=f64::from(u32::MAX)).contains(&scaled).then_some(scaled as u32)
+}
+
+fn encode_slow_start(slow_start: &SlowStart) -> common_lb::SlowStartConfig {
+    common_lb::SlowStartConfig {
+        slow_start_window: Some(common::duration(slow_start.window)),
+        aggression: Some(RuntimeDouble {
+            default_value: f64::from(slow_start.aggression) / 1e6,
+            // Envoy demands a key; this one is never set.
+            runtime_key: "mesh.slow_start.aggression".to_owned(),
+        }),
+        min_weight_percent: Some(common::percent(slow_start.min_share)),
+    }
+}
+
+/// Unset: linear, from 10 % (Envoy).
+fn read_slow_start(proto: Option<&common_lb::SlowStartConfig>, at: &At<'_>, report: &mut Report) -> Option<SlowStart> {
+    let proto = proto?;
+    let at = at.field("slow_start_config");
+    let window = common::opt_duration(proto.slow_start_window.as_ref(), &at, "slow_start_window", report)?;
+    let aggression = proto.aggression.as_ref().map_or(1.0, |a| a.default_value);
+    let Some(aggression) = millionths(aggression) else {
+        report.problem(&at.field("aggression"), format!("{aggression} is not usable"));
+        return None;
+    };
+    let min_share = match &proto.min_weight_percent {
+        Some(percent) => common::read_percent(percent, &at.field("min_weight_percent"), report)?,
+        None => PerMillion::new(100_000),
+    };
+    Some(SlowStart { window, aggression, min_share })
+}
+
+/// The older message of the same fields.
+fn newer(older: &xds::cluster::SlowStartConfig) -> common_lb::SlowStartConfig {
+    common_lb::SlowStartConfig {
+        slow_start_window: older.slow_start_window,
+        aggression: older.aggression.clone(),
+        min_weight_percent: older.min_weight_percent,
+    }
+}

@@ -1,0 +1,150 @@
+//! `Listener` with an `api_listener` ⇄ [`Listener`]: the client side (gRFC A27, A39).
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::core::v3::HttpProtocolOptions;
+use envoy_types::pb::envoy::config::listener::v3::ApiListener;
+use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    self as hcm, HttpConnectionManager, http_connection_manager::RouteSpecifier,
+};
+use envoy_types::pb::google::protobuf::Any;
+use mesh_core::policy::{Fault, HttpFilter, HttpFilterKind, Listener, RouteSource};
+
+use super::extension::{self, url};
+use super::report::{At, Report};
+use super::{common, fault, filter, route};
+
+pub(super) use envoy_types::pb::envoy::config::listener::v3::Listener as Proto;
+
+pub(super) fn encode(listener: &Listener) -> Proto {
+    let specifier = match &listener.routes {
+        RouteSource::Named(name) => {
+            RouteSpecifier::Rds(hcm::Rds { config_source: Some(common::ads()), route_config_name: name.clone() })
+        }
+        RouteSource::Inline(routes) => RouteSpecifier::RouteConfig(route::encode(routes)),
+    };
+    let filters = listener.filters.iter().filter_map(encode_filter);
+    let manager = HttpConnectionManager {
+        stat_prefix: listener.name.clone(),
+        route_specifier: Some(specifier),
+        http_filters: filters.chain([filter::router()]).collect(),
+        common_http_protocol_options: listener.max_stream_duration.map(|longest| HttpProtocolOptions {
+            max_stream_duration: Some(common::duration(longest)),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    Proto {
+        name: listener.name.clone(),
+        api_listener: Some(ApiListener { api_listener: Some(extension::pack(url::HCM, &manager)) }),
+        ..Default::default()
+    }
+}
+
+/// Decodes a listener that has an `api_listener`. An ordinary address beside it has no meaning: istiod
+/// sends one for the sake of gRPC C++.
+pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<Listener> {
+    let at = at.field("api_listener");
+    let at = at.field("api_listener");
+    let Some(any) = proto.api_listener.as_ref().and_then(|l| l.api_listener.as_ref()) else {
+        report.problem(&at, "an HTTP connection manager is required");
+        return None;
+    };
+    if extension::type_of(any) != url::HCM {
+        report.problem(&at, format!("{:?} is not an HTTP connection manager", any.type_url));
+        return None;
+    }
+    let manager: HttpConnectionManager = extension::unpack(any, &at, report)?;
+    filter::check_addresses(&manager, &at, report);
+    let routes = decode_routes(&manager, &at, report);
+    let filters = filter::decode(&manager, &at, report);
+    let filters = filters.iter().filter_map(|f| decode_filter(f, &at, report)).collect();
+    note_unenforced(&manager, &at, report);
+    let longest = manager.common_http_protocol_options.as_ref().and_then(|o| o.max_stream_duration.as_ref());
+    Some(Listener {
+        name: proto.name.clone(),
+        routes: routes?,
+        filters,
+        max_stream_duration: common::nonzero_duration(
+            longest,
+            &at,
+            "common_http_protocol_options.max_stream_duration",
+            report,
+        ),
+    })
+}
+
+fn decode_routes(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Report) -> Option<RouteSource> {
+    match &manager.route_specifier {
+        Some(RouteSpecifier::Rds(rds)) => {
+            let at = at.field("rds");
+            common::check_source(rds.config_source.as_ref(), &at.field("config_source"), report);
+            if rds.route_config_name.is_empty() {
+                report.problem(&at.field("route_config_name"), "a name is required");
+            }
+            Some(RouteSource::Named(rds.route_config_name.clone()))
+        }
+        Some(RouteSpecifier::RouteConfig(routes)) => {
+            let routes = route::decode(routes, &at.field("route_config"), report)?;
+            Some(RouteSource::Inline(Arc::new(routes)))
+        }
+        Some(RouteSpecifier::ScopedRoutes(_)) => {
+            report.problem(&at.field("scoped_routes"), "scoped routes are not supported (gRFC A27)");
+            None
+        }
+        None => {
+            report.problem(at, "rds or route_config is required");
+            None
+        }
+    }
+}
+
+fn note_unenforced(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Report) {
+    let set = manager.tracing.is_some();
+    report.unenforced_if(set, at, "tracing", "sampling and tags are the tracer's own");
+    report.unenforced_if(!manager.access_log.is_empty(), at, "access_log", "access logs follow the client's settings");
+    report.unenforced_if(
+        manager.local_reply_config.is_some(),
+        at,
+        "local_reply_config",
+        "local answers stay as they are",
+    );
+    let set = manager.request_timeout.is_some() || manager.stream_idle_timeout.is_some();
+    report.unenforced_if(set, at, "stream_idle_timeout", "only routes set idle timeouts");
+    report.unenforced_if(
+        !manager.upgrade_configs.is_empty(),
+        at,
+        "upgrade_configs",
+        "upgrades follow the client's own rules",
+    );
+}
+
+fn encode_filter(http_filter: &HttpFilter) -> Option<hcm::HttpFilter> {
+    let (config, is_optional) = match &http_filter.kind {
+        HttpFilterKind::Fault(fault) => {
+            let proto = fault.as_ref().map(fault::encode).unwrap_or_default();
+            (extension::pack(url::FAULT, &proto), false)
+        }
+        HttpFilterKind::Skipped { type_url } => (Any { type_url: type_url.clone(), value: Vec::new() }, true),
+        // A kind that this codec does not know cannot be sent.
+        _ => return None,
+    };
+    Some(filter::encode(&http_filter.name, config, is_optional))
+}
+
+fn decode_filter(proto: &filter::Filter<'_>, at: &At<'_>, report: &mut Report) -> Option<HttpFilter> {
+    let kind = match proto.type_url.as_str() {
+        url::FAULT => {
+            let at = at.item("http_filters", proto.index);
+            let fault = extension::unpack::<HttpFault>(proto.config, &at, report)?;
+            let fault = fault::decode(&fault, &at, report);
+            HttpFilterKind::Fault((fault != Fault::default()).then_some(fault))
+        }
+        // Its settings are those of the routes.
+        url::CORS => return None,
+        _ if filter::skip(proto, at, report) => HttpFilterKind::Skipped { type_url: proto.type_url.clone() },
+        _ => return None,
+    };
+    Some(HttpFilter { name: proto.name.to_owned(), kind })
+}

@@ -1,0 +1,244 @@
+//! Policy ⇄ xDS v3 protobuf, in both directions; pure.
+//!
+//! ```text
+//! encode_*: policy → resource, for our control plane and for tests
+//! decode_*: resource → policy + what of it is not enforced, or every problem with its field path
+//! ```
+//!
+//! Laws, kept as property tests: `decode(encode(p)) == p` for every policy in normal form (below), and
+//! no bytes make a decoder panic. What xDS has no field for travels in typed metadata under
+//! [`METADATA_KEY`](crate::proto::policy::METADATA_KEY).
+//!
+//! The validation is gRPC's where gRPC has the feature (gRFC A27, A28, A29, A31, A32, A33, A36, A37, A39,
+//! A41, A42, A44, A48, A50, A52, A58, A62, A81) and Envoy's where it has not. A resource is refused as a
+//! whole: the caller keeps the last good one.
+//!
+//! **Normal form** is what decoding produces. Some values have a twin that means the same, and the
+//! encoder writes that: a zero timeout is none; an empty rewrite, SNI or host name is none; CORS
+//! `max_age` and TCP keep-alive count whole seconds; a back-off is at least 1 ms; an `u32::MAX` limit is
+//! none; a fault without delay and abort in a listener is none; an authorization set is never empty.
+//!
+//! Equal policies may encode to different bytes, because protobuf maps have no order. Compare policies.
+//!
+//! Refuses to know: sockets, subscriptions, versions.
+
+// xDS deprecates fields years before servers stop sending them, and some clients read only the older.
+#![allow(deprecated)]
+
+mod authorization;
+mod balancer;
+mod cluster;
+mod common;
+mod connection;
+mod cors;
+mod endpoint;
+mod extension;
+mod fault;
+mod filter;
+mod header;
+mod inbound;
+mod listener;
+mod matcher;
+mod outlier;
+mod report;
+mod retry;
+mod route;
+mod route_action;
+mod route_extra;
+mod tls;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use envoy_types::pb::envoy::service::discovery::v3::Resource;
+use envoy_types::pb::google::protobuf::Any;
+use mesh_core::policy::{Cluster, Endpoints, InboundListener, InvalidPolicy, Listener, RouteConfiguration, Unenforced};
+use prost::Message;
+
+use self::report::{At, Report};
+
+/// Type URL of `envoy.config.listener.v3.Listener`.
+pub const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+/// Type URL of `envoy.config.route.v3.RouteConfiguration`.
+pub const ROUTES: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+/// Type URL of `envoy.config.cluster.v3.Cluster`.
+pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+/// Type URL of `envoy.config.endpoint.v3.ClusterLoadAssignment`.
+pub const ENDPOINTS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+
+/// Instance name that the fault filter of a listener needs for the overrides of routes to reach it.
+pub const FAULT_FILTER: &str = "envoy.filters.http.fault";
+
+/// Type URL of the wrapper that delta xDS and TTLs use.
+const RESOURCE: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
+
+/// A decoded resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decoded<T> {
+    /// The policy.
+    pub value: T,
+    /// Fields that were accepted and have no place in the policy.
+    pub unenforced: Vec<Unenforced>,
+}
+
+/// A listener of either side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AnyListener {
+    /// With an `api_listener`: a destination of the client side.
+    Outbound(Listener),
+    /// With filter chains: an address of the server side.
+    Inbound(InboundListener),
+}
+
+/// A refused resource: which, and everything that is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct DecodeError {
+    /// Kind and name, such as `cluster outbound|9080||reviews.default.svc.cluster.local`.
+    pub resource: String,
+    /// Every problem found, with its field path; at most 64 and a note on the rest.
+    pub problems: Vec<InvalidPolicy>,
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is refused", self.resource)?;
+        for (i, problem) in self.problems.iter().enumerate() {
+            f.write_str(if i == 0 { ": " } else { "; " })?;
+            if problem.field.is_empty() {
+                f.write_str(&problem.reason)?;
+            } else {
+                problem.fmt(f)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Encodes a client side listener.
+pub fn encode_listener(listener: &Listener) -> Any {
+    extension::pack(LISTENER, &self::listener::encode(listener))
+}
+
+/// Encodes a server side listener.
+pub fn encode_inbound(listener: &InboundListener) -> Any {
+    extension::pack(LISTENER, &inbound::encode(listener))
+}
+
+/// Encodes a route configuration.
+pub fn encode_routes(routes: &RouteConfiguration) -> Any {
+    extension::pack(ROUTES, &route::encode(routes))
+}
+
+/// Encodes a cluster.
+pub fn encode_cluster(cluster: &Cluster) -> Any {
+    extension::pack(CLUSTER, &self::cluster::encode(cluster))
+}
+
+/// Encodes a load assignment.
+pub fn encode_endpoints(endpoints: &Endpoints) -> Any {
+    extension::pack(ENDPOINTS, &endpoint::encode(endpoints))
+}
+
+/// Decodes a listener of either side.
+///
+/// # Errors
+/// The bytes are not a Listener, or rows L1-L4, S3, S9 or V2 of gRPC's rules refuse it: the error holds
+/// every problem.
+pub fn decode_listener(resource: &Any) -> Result<Decoded<AnyListener>, DecodeError> {
+    decode(
+        LISTENER,
+        "listener",
+        resource,
+        |l: &listener::Proto| &l.name,
+        |proto, at, report| {
+            if proto.api_listener.is_some() {
+                listener::decode(proto, at, report).map(AnyListener::Outbound)
+            } else {
+                inbound::decode(proto, at, report).map(AnyListener::Inbound)
+            }
+        },
+    )
+}
+
+/// Decodes a route configuration.
+///
+/// # Errors
+/// The bytes are not a RouteConfiguration or a field of it cannot be obeyed: the error holds every
+/// problem.
+pub fn decode_routes(resource: &Any) -> Result<Decoded<RouteConfiguration>, DecodeError> {
+    decode(ROUTES, "routes", resource, |r: &route::Proto| &r.name, route::decode)
+}
+
+/// Decodes a cluster.
+///
+/// # Errors
+/// The bytes are not a Cluster or a field of it cannot be obeyed: the error holds every problem.
+pub fn decode_cluster(resource: &Any) -> Result<Decoded<Cluster>, DecodeError> {
+    decode(CLUSTER, "cluster", resource, |c: &cluster::Proto| &c.name, cluster::decode)
+}
+
+/// Decodes a load assignment.
+///
+/// # Errors
+/// The bytes are not a ClusterLoadAssignment or a field of it cannot be obeyed: the error holds every
+/// problem.
+pub fn decode_endpoints(resource: &Any) -> Result<Decoded<Endpoints>, DecodeError> {
+    decode(ENDPOINTS, "endpoints", resource, |e: &endpoint::Proto| &e.cluster_name, endpoint::decode)
+}
+
+/// Takes a resource out of its `envoy.service.discovery.v3.Resource` wrapper, with the name the wrapper
+/// gives it. Anything else, a broken wrapper too, comes back as it is: decoding it names the fault.
+pub fn unwrap_resource(resource: Any) -> (Option<String>, Any) {
+    if resource.type_url != RESOURCE {
+        return (None, resource);
+    }
+    match Resource::decode(resource.value.as_slice()) {
+        Ok(Resource { name, resource: Some(inner), .. }) => ((!name.is_empty()).then_some(name), inner),
+        _ => (None, resource),
+    }
+}
+
+/// The name a resource of one of the four types calls itself; `None` for other types, broken bytes and
+/// empty names. Reads nothing but the name.
+pub fn resource_name(type_url: &str, resource: &Any) -> Option<String> {
+    // `name`, or `cluster_name`, is field 1 of all four types.
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct Named {
+        #[prost(string, tag = "1")]
+        name: String,
+    }
+    if ![LISTENER, ROUTES, CLUSTER, ENDPOINTS].contains(&type_url) || resource.type_url != type_url {
+        return None;
+    }
+    let name = Named::decode(resource.value.as_slice()).ok()?.name;
+    (!name.is_empty()).then_some(name)
+}
+
+/// The way every resource goes: type, bytes, fields.
+fn decode<P: Message + Default, T>(
+    type_url: &str,
+    kind: &str,
+    resource: &Any,
+    name: impl Fn(&P) -> &String,
+    fields: impl FnOnce(&P, &At<'_>, &mut Report) -> Option<T>,
+) -> Result<Decoded<T>, DecodeError> {
+    let refuse = |reason: String| {
+        let resource = resource_name(&resource.type_url, resource).unwrap_or_default();
+        Err(DecodeError { resource: format!("{kind} {resource}"), problems: vec![InvalidPolicy::new("", reason)] })
+    };
+    if resource.type_url != type_url {
+        return refuse(format!("the type is {:?}, {type_url:?} was expected", resource.type_url));
+    }
+    let proto = match P::decode(resource.value.as_slice()) {
+        Ok(proto) => proto,
+        Err(e) => return refuse(format!("not a protobuf message of its type: {e}")),
+    };
+    let mut report = Report::new(kind, name(&proto));
+    if name(&proto).is_empty() {
+        report.problem(&At::ROOT, "the resource has no name");
+    }
+    let value = fields(&proto, &At::ROOT, &mut report);
+    report.finish(value)
+}

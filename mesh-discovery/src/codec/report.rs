@@ -1,0 +1,120 @@
+//! Where the decoder is ([`At`]) and what it found there ([`Report`]): every problem with its field
+//! path, and every accepted field that nothing enforces.
+
+use std::fmt;
+
+use mesh_core::policy::{InvalidPolicy, Unenforced};
+
+use super::{DecodeError, Decoded};
+
+/// Problems and unenforced fields kept of one resource; a hostile resource could hold millions.
+const MAX_FINDINGS: usize = 64;
+
+/// Place of a field inside its resource. A chain of borrowed steps: nothing is formatted until
+/// something is found.
+#[derive(Clone, Copy)]
+pub(super) struct At<'a> {
+    outer: Option<&'a At<'a>>,
+    step: Step<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    Root,
+    Field(&'a str),
+    Item(&'a str, usize),
+    Key(&'a str, &'a str),
+}
+
+impl At<'static> {
+    /// The resource itself.
+    pub(super) const ROOT: Self = Self { outer: None, step: Step::Root };
+}
+
+impl At<'_> {
+    /// A field.
+    pub(super) fn field<'b>(&'b self, name: &'b str) -> At<'b> {
+        At { outer: Some(self), step: Step::Field(name) }
+    }
+
+    /// An entry of a repeated field.
+    pub(super) fn item<'b>(&'b self, name: &'b str, index: usize) -> At<'b> {
+        At { outer: Some(self), step: Step::Item(name, index) }
+    }
+
+    /// An entry of a map field.
+    pub(super) fn key<'b>(&'b self, name: &'b str, key: &'b str) -> At<'b> {
+        At { outer: Some(self), step: Step::Key(name, key) }
+    }
+}
+
+impl fmt::Display for At<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(outer) = self.outer {
+            outer.fmt(f)?;
+            if !matches!(outer.step, Step::Root) {
+                f.write_str(".")?;
+            }
+        }
+        match self.step {
+            Step::Root => Ok(()),
+            Step::Field(name) => f.write_str(name),
+            Step::Item(name, index) => write!(f, "{name}[{index}]"),
+            Step::Key(name, key) => write!(f, "{name}[{key:?}]"),
+        }
+    }
+}
+
+/// What decoding one resource found.
+pub(super) struct Report {
+    resource: String,
+    problems: Vec<InvalidPolicy>,
+    unenforced: Vec<Unenforced>,
+    dropped: usize,
+}
+
+impl Report {
+    /// An empty report on `kind` (`listener`, `cluster`, …) `name`.
+    pub(super) fn new(kind: &str, name: &str) -> Self {
+        Self { resource: format!("{kind} {name}"), problems: Vec::new(), unenforced: Vec::new(), dropped: 0 }
+    }
+
+    /// Refuses the resource because of the field at `at`.
+    pub(super) fn problem(&mut self, at: &At<'_>, reason: impl Into<String>) {
+        if self.problems.len() < MAX_FINDINGS {
+            self.problems.push(InvalidPolicy::new(at.to_string(), reason));
+        } else {
+            self.dropped += 1;
+        }
+    }
+
+    /// Takes the value, or refuses the resource with the reason of the failed check.
+    pub(super) fn checked<T>(&mut self, at: &At<'_>, result: Result<T, InvalidPolicy>) -> Option<T> {
+        result.map_err(|invalid| self.problem(at, invalid.reason)).ok()
+    }
+
+    /// Accepts the field at `at` without doing what it says.
+    pub(super) fn unenforced(&mut self, at: &At<'_>, effect: &'static str) {
+        if self.unenforced.len() < MAX_FINDINGS {
+            self.unenforced.push(Unenforced { resource: self.resource.clone(), field: at.to_string(), effect });
+        }
+    }
+
+    /// The same for the field `name` below `at`, if it is set.
+    pub(super) fn unenforced_if(&mut self, is_set: bool, at: &At<'_>, name: &str, effect: &'static str) {
+        if is_set {
+            self.unenforced(&at.field(name), effect);
+        }
+    }
+
+    /// The value if nothing was refused.
+    pub(super) fn finish<T>(mut self, value: Option<T>) -> Result<Decoded<T>, DecodeError> {
+        if self.dropped > 0 {
+            self.problems.push(InvalidPolicy::new("", format!("and {} more problems", self.dropped)));
+        }
+        match value {
+            Some(value) if self.problems.is_empty() => Ok(Decoded { value, unenforced: self.unenforced }),
+            _ => Err(DecodeError { resource: self.resource, problems: self.problems }),
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! `RouteConfiguration` ⇄ [`RouteConfiguration`]: virtual hosts, routes and their matches. The actions
+//! are next door in `route_action`.
+
+use std::collections::HashSet;
+
+use envoy_types::pb::envoy::config::core::v3::Metadata;
+use envoy_types::pb::envoy::config::route::v3::{self as xds, header_matcher, route_match::PathSpecifier};
+use mesh_core::policy::{
+    Domain, HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, PerMillionRatio, RetryBudget, Route, RouteAction,
+    RouteConfiguration, RouteMatch, StringMatch, StringMatcher, VirtualHost,
+};
+
+use super::header::{self, read_policy};
+use super::report::{At, Report};
+use super::route_extra::{self, Overrides};
+use super::{common, extension, matcher, retry, route_action};
+use crate::proto::policy::{self as extra, RouteConfigurationPolicy, RoutePolicy, VirtualHostPolicy};
+
+pub(super) use envoy_types::pb::envoy::config::route::v3::RouteConfiguration as Proto;
+
+pub(super) fn encode(routes: &RouteConfiguration) -> Proto {
+    let lists = header::encode(&routes.headers);
+    let budget = routes.retry_budget.as_ref().map(|b| extra::RetryBudget {
+        ratio_per_million: b.retry_ratio.0,
+        min_retries_per_second: b.min_retries_per_second,
+        ttl: Some(common::duration(b.ttl)),
+    });
+    let mut metadata = None;
+    extension::put(&mut metadata, "RouteConfigurationPolicy", &RouteConfigurationPolicy { retry_budget: budget });
+    Proto {
+        name: routes.name.clone(),
+        virtual_hosts: routes.virtual_hosts.iter().map(encode_virtual_host).collect(),
+        request_headers_to_add: lists.request_add,
+        request_headers_to_remove: lists.request_remove,
+        response_headers_to_add: lists.response_add,
+        response_headers_to_remove: lists.response_remove,
+        metadata,
+        ..Default::default()
+    }
+}
+
+pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<RouteConfiguration> {
+    note_unenforced(proto, at, report);
+    for (i, plugin) in proto.cluster_specifier_plugins.iter().enumerate() {
+        if !plugin.is_optional {
+            report.problem(&at.item("cluster_specifier_plugins", i), "no such plugin is known and it is not optional");
+        }
+    }
+    let outer = route_extra::decode_overrides(&proto.typed_per_filter_config, at, report);
+    let mut domains = HashSet::new();
+    let hosts = proto.virtual_hosts.iter().enumerate();
+    let virtual_hosts = hosts
+        .map(|(i, h)| decode_virtual_host(h, &outer, &mut domains, &at.item("virtual_hosts", i), report))
+        .collect();
+    let ours: RouteConfigurationPolicy =
+        extension::take(proto.metadata.as_ref(), "RouteConfigurationPolicy", at, report);
+    Some(RouteConfiguration {
+        name: proto.name.clone(),
+        virtual_hosts,
+        headers: read_policy!(proto, at, report),
+        retry_budget: ours.retry_budget.map(|b| RetryBudget {
+            retry_ratio: PerMillionRatio(b.ratio_per_million),
+            min_retries_per_second: b.min_retries_per_second,
+            ttl: common::opt_duration(b.ttl.as_ref(), at, "retry_budget.ttl", report).unwrap_or_default(),
+        }),
+    })
+}
+
+fn note_unenforced(proto: &Proto, at: &At<'_>, report: &mut Report) {
+    report.unenforced_if(proto.vhds.is_some(), at, "vhds", "virtual hosts are not discovered on their own");
+    let set = !proto.internal_only_headers.is_empty();
+    report.unenforced_if(set, at, "internal_only_headers", "headers of outside callers are not removed");
+    let set = proto.most_specific_header_mutations_wins;
+    report.unenforced_if(set, at, "most_specific_header_mutations_wins", "the outermost level acts last");
+    let set = !proto.request_mirror_policies.is_empty();
+    report.unenforced_if(set, at, "request_mirror_policies", "only routes mirror");
+    let set = proto.ignore_port_in_host_matching;
+    report.unenforced_if(set, at, "ignore_port_in_host_matching", "the authority's port takes part in matching");
+    let set = proto.ignore_path_parameters_in_path_matching;
+    report.unenforced_if(set, at, "ignore_path_parameters_in_path_matching", "path parameters take part in matching");
+    let set = !proto.vhost_header.is_empty();
+    report.unenforced_if(set, at, "vhost_header", "virtual hosts are chosen by the authority");
+}
+
+fn encode_virtual_host(host: &VirtualHost) -> xds::VirtualHost {
+    let lists = header::encode(&host.headers);
+    let retry = host.retry.as_ref().map(retry::encode);
+    let mut metadata = None;
+    if let Some((_, extra)) = &retry {
+        let retry = (*extra != extra::RetryExtra::default()).then(|| extra.clone());
+        extension::put(&mut metadata, "VirtualHostPolicy", &VirtualHostPolicy { retry });
+    }
+    xds::VirtualHost {
+        name: host.name.clone(),
+        domains: host.domains.iter().map(|d| d.as_str().to_owned()).collect(),
+        routes: host.routes.iter().map(encode_route).collect(),
+        request_headers_to_add: lists.request_add,
+        request_headers_to_remove: lists.request_remove,
+        response_headers_to_add: lists.response_add,
+        response_headers_to_remove: lists.response_remove,
+        retry_policy: retry.map(|(policy, _)| policy),
+        metadata,
+        ..Default::default()
+    }
+}
+
+fn decode_virtual_host(
+    proto: &xds::VirtualHost,
+    outer: &Overrides,
+    taken: &mut HashSet<Domain>,
+    at: &At<'_>,
+    report: &mut Report,
+) -> VirtualHost {
+    if proto.domains.is_empty() {
+        report.problem(&at.field("domains"), "at least one domain is required");
+    }
+    let mut domains = Vec::with_capacity(proto.domains.len());
+    for (i, text) in proto.domains.iter().enumerate() {
+        let at = at.item("domains", i);
+        let Some(domain) = report.checked(&at, Domain::new(text)) else { continue };
+        if !taken.insert(domain.clone()) {
+            report.problem(&at, format!("{text:?} is served by another virtual host or listed twice"));
+        }
+        domains.push(domain);
+    }
+    if proto.matcher.is_some() {
+        report.problem(&at.field("matcher"), "matcher trees are not supported");
+    }
+    note_unenforced_of_host(proto, at, report);
+    let overrides = route_extra::decode_overrides(&proto.typed_per_filter_config, at, report);
+    let mut overrides = overrides.inside(outer);
+    if let (None, Some(field)) = (&overrides.cors, &proto.cors) {
+        overrides.cors = super::cors::decode_field(field, &at.field("cors"), report);
+    }
+    let ours: VirtualHostPolicy = extension::take(proto.metadata.as_ref(), "VirtualHostPolicy", at, report);
+    let retry = proto.retry_policy.as_ref();
+    let retry =
+        retry.and_then(|r| retry::decode(r, &ours.retry.unwrap_or_default(), &at.field("retry_policy"), report));
+    let routes = proto.routes.iter().enumerate();
+    VirtualHost {
+        name: proto.name.clone(),
+        domains,
+        routes: routes.filter_map(|(i, r)| decode_route(r, &overrides, &at.item("routes", i), report)).collect(),
+        headers: read_policy!(proto, at, report),
+        retry,
+    }
+}
+
+fn note_unenforced_of_host(proto: &xds::VirtualHost, at: &At<'_>, report: &mut Report) {
+    report.unenforced_if(proto.require_tls != 0, at, "require_tls", "plaintext callers are not redirected");
+    report.unenforced_if(!proto.rate_limits.is_empty(), at, "rate_limits", "requests are not rate limited");
+    report.unenforced_if(proto.hedge_policy.is_some(), at, "hedge_policy", "requests are not hedged");
+    let set = proto.retry_policy_typed_config.is_some();
+    report.unenforced_if(set, at, "retry_policy_typed_config", "retry extensions are not known");
+    let set = !proto.request_mirror_policies.is_empty();
+    report.unenforced_if(set, at, "request_mirror_policies", "only routes mirror");
+    let set = proto.include_request_attempt_count || proto.include_attempt_count_in_response;
+    report.unenforced_if(set, at, "include_request_attempt_count", "x-envoy-attempt-count is not sent");
+    let set = proto.per_request_buffer_limit_bytes.is_some() || proto.request_body_buffer_limit.is_some();
+    report.unenforced_if(set, at, "request_body_buffer_limit", "the client's own limit on buffered bodies holds");
+}
+
+fn encode_route(route: &Route) -> xds::Route {
+    let lists = header::encode(&route.headers);
+    let mut ours = RoutePolicy {
+        methods: route.matcher.methods.clone(),
+        port: route.matcher.port.map(u32::from),
+        source_labels: route.matcher.source_labels.clone(),
+        source_namespace: route.matcher.source_namespace.clone(),
+        response_classes: route.response_classes.iter().map(route_extra::encode_class).collect(),
+        ..Default::default()
+    };
+    let cors = match &route.action {
+        RouteAction::Forward(forward) => forward.cors.as_ref(),
+        _ => None,
+    };
+    let action = route_action::encode(&route.action, &mut ours);
+    let mut metadata: Option<Metadata> = None;
+    extension::put(&mut metadata, "RoutePolicy", &ours);
+    xds::Route {
+        name: route.name.clone(),
+        r#match: Some(encode_match(&route.matcher)),
+        action: Some(action),
+        metadata,
+        typed_per_filter_config: route_extra::encode_overrides(route.fault.as_ref(), cors),
+        request_headers_to_add: lists.request_add,
+        request_headers_to_remove: lists.request_remove,
+        response_headers_to_add: lists.response_add,
+        response_headers_to_remove: lists.response_remove,
+        ..Default::default()
+    }
+}
+
+/// Decodes a route; `None` without a problem is a route to be skipped (gRFC A28).
+fn decode_route(proto: &xds::Route, outer: &Overrides, at: &At<'_>, report: &mut Report) -> Option<Route> {
+    report.unenforced_if(proto.tracing.is_some(), at, "tracing", "sampling and tags are the tracer's own");
+    report.unenforced_if(proto.decorator.is_some(), at, "decorator", "spans are named after the destination");
+    let set = proto.per_request_buffer_limit_bytes.is_some() || proto.request_body_buffer_limit.is_some();
+    report.unenforced_if(set, at, "request_body_buffer_limit", "the client's own limit on buffered bodies holds");
+    let ours: RoutePolicy = extension::take(proto.metadata.as_ref(), "RoutePolicy", at, report);
+    let overrides = route_extra::decode_overrides(&proto.typed_per_filter_config, at, report);
+    let overrides = overrides.inside(outer);
+    let headers = read_policy!(proto, at, report);
+    let matcher = match &proto.r#match {
+        Some(matcher) => decode_match(matcher, &ours, &at.field("match"), report),
+        None => {
+            report.problem(&at.field("match"), "a match is required");
+            None
+        }
+    };
+    let action = route_action::decode(proto.action.as_ref(), &ours, overrides.cors, at, report);
+    let classes = ours.response_classes.iter().enumerate();
+    let response_classes =
+        classes.filter_map(|(i, c)| route_extra::decode_class(c, &at.item("response_classes", i), report)).collect();
+    Some(Route {
+        name: proto.name.clone(),
+        matcher: matcher?,
+        action: action?,
+        headers,
+        fault: overrides.fault,
+        response_classes,
+    })
+}
+
+fn encode_match(m: &RouteMatch) -> xds::RouteMatch {
+    let path = match &m.path {
+        PathMatch::Exact(path) => PathSpecifier::Path(path.clone()),
+        PathMatch::Prefix(prefix) => PathSpecifier::Prefix(prefix.clone()),
+        PathMatch::Regex(pattern) => PathSpecifier::SafeRegex(matcher::regex(pattern)),
+        // Envoy refuses a slash at the end, which means the same without.
+        PathMatch::PathSeparatedPrefix(prefix) => match prefix.trim_end_matches('/') {
+            "" => PathSpecifier::Prefix("/".to_owned()),
+            prefix => PathSpecifier::PathSeparatedPrefix(prefix.to_owned()),
+        },
+    };
+    let methods = encode_methods(&m.methods);
+    xds::RouteMatch {
+        path_specifier: Some(path),
+        case_sensitive: (!m.case_sensitive).then(|| common::boolean(false)).flatten(),
+        headers: methods.into_iter().chain(m.headers.iter().map(matcher::header)).collect(),
+        query_parameters: m.query.iter().map(matcher::query).collect(),
+        runtime_fraction: m.fraction.map(common::runtime_fraction),
+        ..Default::default()
+    }
+}
+
+/// The header condition that stands for `methods` with clients that don't read our metadata.
+fn encode_methods(methods: &[String]) -> Option<xds::HeaderMatcher> {
+    let pattern = match methods {
+        [] => return None,
+        [method] => matcher::exact(method),
+        several => {
+            let escaped: Vec<String> = several.iter().map(|m| matcher::escape(m)).collect();
+            matcher::safe_regex(escaped.join("|"))
+        }
+    };
+    Some(xds::HeaderMatcher {
+        name: HeaderKey::Method.as_str().to_owned(),
+        header_match_specifier: Some(header_matcher::HeaderMatchSpecifier::StringMatch(pattern)),
+        ..Default::default()
+    })
+}
+
+fn decode_match(proto: &xds::RouteMatch, ours: &RoutePolicy, at: &At<'_>, report: &mut Report) -> Option<RouteMatch> {
+    let path = decode_path(proto.path_specifier.as_ref(), at, report);
+    refuse_unsupported(proto, at, report);
+    let mut conditions = proto.headers.as_slice();
+    if !ours.methods.is_empty() {
+        match conditions.split_first() {
+            Some((first, rest)) if first.name == HeaderKey::Method.as_str() => conditions = rest,
+            _ => {
+                report.problem(&at.field("headers"), "the metadata names methods and no condition on :method is first")
+            }
+        }
+    }
+    let mut headers = matcher::read_headers(conditions, at, "headers", report);
+    if proto.grpc.is_some() {
+        headers.push(grpc_only());
+    }
+    let query = proto.query_parameters.iter().enumerate();
+    let query = query.filter_map(|(i, q)| matcher::read_query(q, &at.item("query_parameters", i), report)).collect();
+    let port = ours.port.and_then(|port| common::read_port(port, &at.field("port"), report));
+    Some(RouteMatch {
+        path: path?,
+        case_sensitive: proto.case_sensitive.is_none_or(|b| b.value),
+        methods: ours.methods.clone(),
+        headers,
+        query,
+        fraction: common::read_runtime_fraction(proto.runtime_fraction.as_ref(), at, "runtime_fraction", report),
+        port,
+        source_labels: ours.source_labels.clone(),
+        source_namespace: ours.source_namespace.clone(),
+    })
+}
+
+/// The condition that `grpc: {}` stands for.
+fn grpc_only() -> HeaderMatcher {
+    let pattern = StringMatch::Prefix("application/grpc".to_owned());
+    HeaderMatcher {
+        name: HeaderKey::Header(http::header::CONTENT_TYPE),
+        value: HeaderMatch::Text(StringMatcher { pattern, ignore_case: false }),
+        invert: false,
+        treat_missing_as_empty: false,
+    }
+}
+
+fn decode_path(proto: Option<&PathSpecifier>, at: &At<'_>, report: &mut Report) -> Option<PathMatch> {
+    match proto {
+        Some(PathSpecifier::Path(path)) => Some(PathMatch::Exact(path.clone())),
+        Some(PathSpecifier::Prefix(prefix)) => Some(PathMatch::Prefix(prefix.clone())),
+        Some(PathSpecifier::PathSeparatedPrefix(prefix)) if prefix.ends_with('/') || prefix.is_empty() => {
+            report.problem(&at.field("path_separated_prefix"), "it must not be empty or end with '/'");
+            None
+        }
+        Some(PathSpecifier::PathSeparatedPrefix(prefix)) => Some(PathMatch::PathSeparatedPrefix(prefix.clone())),
+        Some(PathSpecifier::SafeRegex(regex)) => {
+            matcher::read_regex(regex, &at.field("safe_regex"), report).map(PathMatch::Regex)
+        }
+        Some(PathSpecifier::ConnectMatcher(_)) => {
+            report.problem(&at.field("connect_matcher"), "CONNECT is not supported");
+            None
+        }
+        Some(PathSpecifier::PathMatchPolicy(_)) => {
+            report.problem(&at.field("path_match_policy"), "path match extensions are not supported");
+            None
+        }
+        None => {
+            report.problem(at, "prefix, path, safe_regex or path_separated_prefix is required");
+            None
+        }
+    }
+}
+
+/// A condition that is passed over would make the route take requests that are not for it.
+fn refuse_unsupported(proto: &xds::RouteMatch, at: &At<'_>, report: &mut Report) {
+    let conditions = [
+        ("cookies", !proto.cookies.is_empty()),
+        ("tls_context", proto.tls_context.is_some()),
+        ("dynamic_metadata", !proto.dynamic_metadata.is_empty()),
+        ("filter_state", !proto.filter_state.is_empty()),
+    ];
+    for (name, set) in conditions {
+        if set {
+            report.problem(&at.field(name), "conditions of this kind are not supported");
+        }
+    }
+}

@@ -1,0 +1,483 @@
+//! What a route does: forwarding, redirects, direct answers.
+
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
+use envoy_types::pb::envoy::config::route::v3::{
+    self as xds, redirect_action, route,
+    route_action::{
+        self, ClusterSpecifier, HashPolicy as HashProto, HostRewriteSpecifier, MaxStreamDuration, hash_policy,
+    },
+    weighted_cluster::ClusterWeight,
+};
+use http::HeaderName;
+use mesh_core::id::ClusterName;
+use mesh_core::policy::{
+    AuthorityRewrite, ClusterChoice, Cors, DirectResponse, Forward, HashPolicy, HashSource, Mirror, PathRewrite,
+    PerMillion, Redirect, Rewrite, RouteAction, WeightedCluster, WeightedClusters,
+};
+
+use super::common::{self, non_empty};
+use super::header::{self, read_policy};
+use super::report::{At, Report};
+use super::{cors, matcher, retry};
+use crate::proto::policy::{RetryExtra, RoutePolicy};
+
+/// Largest body of a direct answer.
+const MAX_BODY: usize = 1 << 20;
+/// The filter state that gRPC hashes by: one value per channel (gRFC A42).
+const CHANNEL_ID: &str = "io.grpc.channel_id";
+
+/// Encodes an action; what xDS cannot say goes into `ours`.
+pub(super) fn encode(action: &RouteAction, ours: &mut RoutePolicy) -> route::Action {
+    match action {
+        RouteAction::Forward(forward) => route::Action::Route(encode_forward(forward, ours)),
+        RouteAction::Redirect(redirect) => route::Action::Redirect(encode_redirect(redirect)),
+        RouteAction::DirectResponse(answer) => route::Action::DirectResponse(xds::DirectResponseAction {
+            status: answer.status.into(),
+            body: (!answer.body.is_empty()).then(|| DataSource {
+                specifier: Some(Specifier::InlineBytes(answer.body.clone())),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        RouteAction::NonForwarding => route::Action::NonForwardingAction(Default::default()),
+    }
+}
+
+/// Decodes an action; `None` without a problem is a route to be skipped.
+pub(super) fn decode(
+    proto: Option<&route::Action>,
+    ours: &RoutePolicy,
+    cors: Option<Cors>,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<RouteAction> {
+    match proto {
+        Some(route::Action::Route(action)) => {
+            let forward = decode_forward(action, ours, cors, &at.field("route"), report)?;
+            Some(RouteAction::Forward(Box::new(forward)))
+        }
+        Some(route::Action::Redirect(redirect)) => {
+            decode_redirect(redirect, &at.field("redirect"), report).map(RouteAction::Redirect)
+        }
+        Some(route::Action::DirectResponse(answer)) => {
+            decode_answer(answer, &at.field("direct_response"), report).map(RouteAction::DirectResponse)
+        }
+        Some(route::Action::NonForwardingAction(_)) => Some(RouteAction::NonForwarding),
+        Some(route::Action::FilterAction(_)) => {
+            // gRFC A28: accepted, and the requests that match fail.
+            report.unenforced(&at.field("filter_action"), "matching requests are answered 501");
+            let body = b"the route's action is not supported".to_vec();
+            Some(RouteAction::DirectResponse(DirectResponse { status: 501, body }))
+        }
+        None => {
+            report.problem(at, "an action is required");
+            None
+        }
+    }
+}
+
+fn encode_forward(forward: &Forward, ours: &mut RoutePolicy) -> xds::RouteAction {
+    let retry = forward.retry.as_ref().map(retry::encode);
+    ours.retry = retry.as_ref().map(|(_, extra)| extra.clone()).filter(|extra| *extra != RetryExtra::default());
+    let specifier = match &forward.to {
+        ClusterChoice::Cluster(name) => ClusterSpecifier::Cluster(name.to_string()),
+        ClusterChoice::Header(name) => ClusterSpecifier::ClusterHeader(name.to_string()),
+        ClusterChoice::Weighted(split) => ClusterSpecifier::WeightedClusters(xds::WeightedCluster {
+            clusters: split.entries().iter().map(encode_weight).collect(),
+            ..Default::default()
+        }),
+    };
+    let mut action = xds::RouteAction {
+        cluster_specifier: Some(specifier),
+        idle_timeout: forward.idle_timeout.map(common::duration),
+        retry_policy: retry.map(|(policy, _)| policy),
+        request_mirror_policies: forward.mirrors.iter().map(encode_mirror).collect(),
+        hash_policy: forward.hash.iter().map(encode_hash).collect(),
+        ..Default::default()
+    };
+    encode_timeouts(forward, &mut action, ours);
+    encode_rewrite(&forward.rewrite, &mut action);
+    action
+}
+
+fn decode_forward(
+    proto: &xds::RouteAction,
+    ours: &RoutePolicy,
+    cors: Option<Cors>,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<Forward> {
+    note_unenforced(proto, at, report);
+    let (timeout, max_stream_duration) = decode_timeouts(proto, ours, at, report);
+    let mirrors = proto.request_mirror_policies.iter().enumerate();
+    let mirrors =
+        mirrors.filter_map(|(i, m)| decode_mirror(m, &at.item("request_mirror_policies", i), report)).collect();
+    let hash = proto.hash_policy.iter().enumerate();
+    let hash = hash.filter_map(|(i, h)| decode_hash(h, &at.item("hash_policy", i), report)).collect();
+    let extra = ours.retry.clone().unwrap_or_default();
+    let retry = proto.retry_policy.as_ref();
+    let retry = retry.and_then(|r| retry::decode(r, &extra, &at.field("retry_policy"), report));
+    let field = proto.cors.as_ref();
+    let cors = cors.or_else(|| field.and_then(|c| cors::decode_field(c, &at.field("cors"), report)));
+    let rewrite = decode_rewrite(proto, at, report);
+    Some(Forward {
+        to: decode_choice(proto.cluster_specifier.as_ref(), at, report)?,
+        timeout,
+        idle_timeout: common::nonzero_duration(proto.idle_timeout.as_ref(), at, "idle_timeout", report),
+        max_stream_duration,
+        retry,
+        mirrors,
+        rewrite,
+        hash,
+        cors,
+    })
+}
+
+fn note_unenforced(proto: &xds::RouteAction, at: &At<'_>, report: &mut Report) {
+    let notes = [
+        (!proto.rate_limits.is_empty(), "rate_limits", "requests are not rate limited"),
+        (proto.hedge_policy.is_some(), "hedge_policy", "requests are not hedged"),
+        (!proto.upgrade_configs.is_empty(), "upgrade_configs", "upgrades follow the client's own rules"),
+        (proto.metadata_match.is_some(), "metadata_match", "every endpoint of the cluster takes part"),
+        (proto.retry_policy_typed_config.is_some(), "retry_policy_typed_config", "retry extensions are not known"),
+        (proto.internal_redirect_policy.is_some(), "internal_redirect_policy", "redirects go back to the caller"),
+        (proto.early_data_policy.is_some(), "early_data_policy", "requests are not sent in early data"),
+        (proto.flush_timeout.is_some(), "flush_timeout", "the idle timeout covers flushing"),
+        (proto.append_x_forwarded_host, "append_x_forwarded_host", "x-forwarded-host is not sent"),
+        (proto.priority != 0, "priority", "the default priority's limits apply"),
+        (proto.max_grpc_timeout.is_some(), "max_grpc_timeout", "max_stream_duration rules gRPC deadlines"),
+        (proto.grpc_timeout_offset.is_some(), "grpc_timeout_offset", "gRPC deadlines are taken as they are"),
+        (
+            proto.max_stream_duration.is_some_and(|m| m.grpc_timeout_header_offset.is_some()),
+            "max_stream_duration.grpc_timeout_header_offset",
+            "gRPC deadlines are taken as they are",
+        ),
+    ];
+    for (set, name, effect) in notes {
+        report.unenforced_if(set, at, name, effect);
+    }
+}
+
+/// Writes the timeouts so that Envoy and gRPC clients obey both: Envoy reads `timeout`, gRPC reads only
+/// `max_stream_duration` (gRFC A31). No timeout is an explicit 0, for Envoy would take 15 s.
+fn encode_timeouts(forward: &Forward, action: &mut xds::RouteAction, ours: &mut RoutePolicy) {
+    let (timeout, ceiling) = (forward.timeout, forward.max_stream_duration);
+    action.timeout = Some(common::duration(timeout.unwrap_or_default()));
+    let header_max = match (timeout, ceiling) {
+        (Some(timeout), Some(ceiling)) => Some(timeout.min(ceiling)),
+        (timeout, ceiling) => timeout.or(ceiling),
+    };
+    if header_max.is_some() {
+        action.max_stream_duration = Some(MaxStreamDuration {
+            max_stream_duration: timeout.map(common::duration),
+            grpc_timeout_header_max: header_max.map(common::duration),
+            grpc_timeout_header_offset: None,
+        });
+    }
+    if timeout.is_some() {
+        ours.max_stream_duration = ceiling.map(common::duration);
+    }
+}
+
+/// Reads `(timeout, ceiling on grpc-timeout)`. A control plane made for gRPC sends only
+/// `max_stream_duration`; an unset `timeout` is none, as for gRPC, and not Envoy's 15 s.
+fn decode_timeouts(
+    proto: &xds::RouteAction,
+    ours: &RoutePolicy,
+    at: &At<'_>,
+    report: &mut Report,
+) -> (Option<Duration>, Option<Duration>) {
+    let own = common::nonzero_duration(proto.timeout.as_ref(), at, "timeout", report);
+    let at_max = at.field("max_stream_duration");
+    let max = proto.max_stream_duration.unwrap_or_default();
+    let whole = common::nonzero_duration(max.max_stream_duration.as_ref(), &at_max, "max_stream_duration", report);
+    let header =
+        common::nonzero_duration(max.grpc_timeout_header_max.as_ref(), &at_max, "grpc_timeout_header_max", report);
+    let ceiling = common::nonzero_duration(ours.max_stream_duration.as_ref(), at, "max_stream_duration", report);
+    let timeout = own.or(whole);
+    // A ceiling equal to the timeout is how a timeout is told to gRPC, and no ceiling of its own.
+    (timeout, ceiling.or(header.filter(|h| Some(*h) != timeout)))
+}
+
+fn encode_weight(entry: &WeightedCluster) -> ClusterWeight {
+    let lists = header::encode(&entry.headers);
+    ClusterWeight {
+        name: entry.name.to_string(),
+        weight: common::uint32(entry.weight),
+        request_headers_to_add: lists.request_add,
+        request_headers_to_remove: lists.request_remove,
+        response_headers_to_add: lists.response_add,
+        response_headers_to_remove: lists.response_remove,
+        ..Default::default()
+    }
+}
+
+fn decode_choice(proto: Option<&ClusterSpecifier>, at: &At<'_>, report: &mut Report) -> Option<ClusterChoice> {
+    match proto {
+        Some(ClusterSpecifier::Cluster(name)) if name.is_empty() => {
+            report.problem(&at.field("cluster"), "a name is required");
+            None
+        }
+        Some(ClusterSpecifier::Cluster(name)) => Some(ClusterChoice::Cluster(ClusterName::from(name.as_str()))),
+        Some(ClusterSpecifier::ClusterHeader(name)) => match HeaderName::try_from(name.as_str()) {
+            Ok(name) => Some(ClusterChoice::Header(name)),
+            Err(_) => {
+                report.problem(&at.field("cluster_header"), format!("{name:?} is not a header name"));
+                None
+            }
+        },
+        Some(ClusterSpecifier::WeightedClusters(split)) => {
+            decode_weights(split, &at.field("weighted_clusters"), report).map(ClusterChoice::Weighted)
+        }
+        Some(ClusterSpecifier::ClusterSpecifierPlugin(_) | ClusterSpecifier::InlineClusterSpecifierPlugin(_))
+        | None => {
+            // gRFC A28: such a route is passed over, the others hold.
+            report.unenforced(at, "the route has no cluster that is known and is skipped");
+            None
+        }
+    }
+}
+
+fn decode_weights(proto: &xds::WeightedCluster, at: &At<'_>, report: &mut Report) -> Option<WeightedClusters> {
+    let mut entries = Vec::with_capacity(proto.clusters.len());
+    for (i, entry) in proto.clusters.iter().enumerate() {
+        let at = at.item("clusters", i);
+        if entry.name.is_empty() {
+            report.problem(&at.field("name"), "a name is required; clusters named by a header are not supported here");
+        }
+        let effect = "filters are not configured per cluster of a split";
+        report.unenforced_if(!entry.typed_per_filter_config.is_empty(), &at, "typed_per_filter_config", effect);
+        let effect = "every endpoint of the cluster takes part";
+        report.unenforced_if(entry.metadata_match.is_some(), &at, "metadata_match", effect);
+        let effect = "the authority is rewritten per route, not per cluster of a split";
+        report.unenforced_if(entry.host_rewrite_specifier.is_some(), &at, "host_rewrite_literal", effect);
+        entries.push(WeightedCluster {
+            name: ClusterName::from(entry.name.as_str()),
+            weight: entry.weight.map_or(0, |w| w.value),
+            headers: read_policy!(entry, &at, report),
+        });
+    }
+    let set = proto.random_value_specifier.is_some();
+    report.unenforced_if(set, at, "random_value_specifier", "the draw is random for each request");
+    report.checked(at, WeightedClusters::new(entries))
+}
+
+fn encode_mirror(mirror: &Mirror) -> route_action::RequestMirrorPolicy {
+    route_action::RequestMirrorPolicy {
+        cluster: mirror.cluster.to_string(),
+        runtime_fraction: Some(common::runtime_fraction(mirror.share)),
+        ..Default::default()
+    }
+}
+
+fn decode_mirror(proto: &route_action::RequestMirrorPolicy, at: &At<'_>, report: &mut Report) -> Option<Mirror> {
+    let set = !proto.request_headers_mutations.is_empty();
+    report.unenforced_if(set, at, "request_headers_mutations", "the copy has the request's headers");
+    let set = !proto.host_rewrite_literal.is_empty();
+    report.unenforced_if(set, at, "host_rewrite_literal", "the copy has the request's authority");
+    if proto.cluster.is_empty() {
+        report.unenforced(at, "mirrors to a cluster named by a header send nothing");
+        return None;
+    }
+    let share = common::read_runtime_fraction(proto.runtime_fraction.as_ref(), at, "runtime_fraction", report);
+    Some(Mirror { cluster: ClusterName::from(proto.cluster.as_str()), share: share.unwrap_or(PerMillion::ALL) })
+}
+
+fn encode_rewrite(rewrite: &Rewrite, action: &mut xds::RouteAction) {
+    match &rewrite.path {
+        Some(PathRewrite::Prefix(prefix)) => action.prefix_rewrite.clone_from(prefix),
+        Some(PathRewrite::Full(path)) => action.path_rewrite = path.replace('%', "%%"),
+        Some(PathRewrite::Regex { pattern, substitution }) => {
+            action.regex_rewrite = Some(matcher::substitution(pattern, substitution));
+        }
+        None => {}
+    }
+    action.host_rewrite_specifier = rewrite.authority.as_ref().map(|authority| match authority {
+        AuthorityRewrite::Literal(host) => HostRewriteSpecifier::HostRewriteLiteral(host.clone()),
+        AuthorityRewrite::Endpoint => HostRewriteSpecifier::AutoHostRewrite(common::boolean(true).unwrap_or_default()),
+    });
+}
+
+fn decode_rewrite(proto: &xds::RouteAction, at: &At<'_>, report: &mut Report) -> Rewrite {
+    let set = [
+        !proto.prefix_rewrite.is_empty(),
+        !proto.path_rewrite.is_empty(),
+        proto.regex_rewrite.is_some(),
+        proto.path_rewrite_policy.is_some(),
+    ];
+    if set.iter().filter(|set| **set).count() > 1 {
+        report.problem(at, "only one of prefix_rewrite, path_rewrite, regex_rewrite, path_rewrite_policy may be set");
+    }
+    if proto.path_rewrite_policy.is_some() {
+        report.problem(&at.field("path_rewrite_policy"), "path rewrite extensions are not supported");
+    }
+    let path = if let Some(prefix) = non_empty(&proto.prefix_rewrite) {
+        Some(PathRewrite::Prefix(prefix))
+    } else if let Some(regex) = &proto.regex_rewrite {
+        let read = matcher::read_substitution(regex, &at.field("regex_rewrite"), report);
+        read.map(|(pattern, substitution)| PathRewrite::Regex { pattern, substitution })
+    } else {
+        read_literal(&proto.path_rewrite, &at.field("path_rewrite"), report).map(PathRewrite::Full)
+    };
+    let authority = match &proto.host_rewrite_specifier {
+        Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => non_empty(host).map(AuthorityRewrite::Literal),
+        Some(HostRewriteSpecifier::AutoHostRewrite(auto)) => auto.value.then_some(AuthorityRewrite::Endpoint),
+        Some(_) => {
+            report.unenforced(&at.field("host_rewrite_specifier"), "the authority stays as it is");
+            None
+        }
+        None => None,
+    };
+    Rewrite { path, authority }
+}
+
+/// Reads a text in substitution format; empty is none.
+fn read_literal(text: &str, at: &At<'_>, report: &mut Report) -> Option<String> {
+    let literal = header::literal(text.as_bytes(), at, report)?;
+    // Only whole percent signs were taken out, so it is text as before.
+    String::from_utf8(literal).ok().filter(|text| !text.is_empty())
+}
+
+fn encode_hash(policy: &HashPolicy) -> HashProto {
+    use hash_policy::PolicySpecifier;
+    let specifier = match &policy.source {
+        HashSource::Header(name) => {
+            PolicySpecifier::Header(hash_policy::Header { header_name: name.to_string(), ..Default::default() })
+        }
+        HashSource::Cookie { name, path, ttl } => PolicySpecifier::Cookie(hash_policy::Cookie {
+            name: name.clone(),
+            path: path.clone(),
+            ttl: ttl.map(common::duration),
+            ..Default::default()
+        }),
+        HashSource::Query(name) => PolicySpecifier::QueryParameter(hash_policy::QueryParameter { name: name.clone() }),
+        HashSource::SourceAddress => {
+            PolicySpecifier::ConnectionProperties(hash_policy::ConnectionProperties { source_ip: true })
+        }
+        HashSource::ChannelId => PolicySpecifier::FilterState(hash_policy::FilterState { key: CHANNEL_ID.to_owned() }),
+    };
+    HashProto { terminal: policy.terminal, policy_specifier: Some(specifier) }
+}
+
+/// Reads a hash policy; unknown sources are passed over (gRFC A42).
+fn decode_hash(proto: &HashProto, at: &At<'_>, report: &mut Report) -> Option<HashPolicy> {
+    use hash_policy::PolicySpecifier;
+    let source = match &proto.policy_specifier {
+        Some(PolicySpecifier::Header(header)) => {
+            let effect = "the whole header value is hashed";
+            report.unenforced_if(header.regex_rewrite.is_some(), at, "header.regex_rewrite", effect);
+            match HeaderName::try_from(header.header_name.as_str()) {
+                Ok(name) => HashSource::Header(name),
+                Err(_) => {
+                    report.problem(&at.field("header"), format!("{:?} is not a header name", header.header_name));
+                    return None;
+                }
+            }
+        }
+        Some(PolicySpecifier::Cookie(cookie)) => {
+            if cookie.name.is_empty() {
+                report.problem(&at.field("cookie"), "a name is required");
+            }
+            let effect = "made cookies have no further attributes";
+            report.unenforced_if(!cookie.attributes.is_empty(), at, "cookie.attributes", effect);
+            let ttl = common::opt_duration(cookie.ttl.as_ref(), at, "cookie.ttl", report);
+            HashSource::Cookie { name: cookie.name.clone(), path: cookie.path.clone(), ttl }
+        }
+        Some(PolicySpecifier::QueryParameter(query)) => HashSource::Query(query.name.clone()),
+        Some(PolicySpecifier::ConnectionProperties(properties)) if properties.source_ip => HashSource::SourceAddress,
+        Some(PolicySpecifier::FilterState(state)) if state.key == CHANNEL_ID => HashSource::ChannelId,
+        Some(PolicySpecifier::ConnectionProperties(_) | PolicySpecifier::FilterState(_)) | None => {
+            report.unenforced(at, "the source is not known and is passed over");
+            return None;
+        }
+    };
+    Some(HashPolicy { source, terminal: proto.terminal })
+}
+
+fn encode_redirect(redirect: &Redirect) -> xds::RedirectAction {
+    use redirect_action::{PathRewriteSpecifier, RedirectResponseCode as Code, SchemeRewriteSpecifier};
+    let code = match redirect.code {
+        302 => Code::Found,
+        303 => Code::SeeOther,
+        307 => Code::TemporaryRedirect,
+        308 => Code::PermanentRedirect,
+        _ => Code::MovedPermanently,
+    };
+    xds::RedirectAction {
+        response_code: code.into(),
+        scheme_rewrite_specifier: redirect.scheme.clone().map(SchemeRewriteSpecifier::SchemeRedirect),
+        host_redirect: redirect.host.clone().unwrap_or_default(),
+        port_redirect: redirect.port.map_or(0, u32::from),
+        path_rewrite_specifier: redirect.path.as_ref().map(|path| match path {
+            PathRewrite::Prefix(prefix) => PathRewriteSpecifier::PrefixRewrite(prefix.clone()),
+            PathRewrite::Full(path) => PathRewriteSpecifier::PathRedirect(path.clone()),
+            PathRewrite::Regex { pattern, substitution } => {
+                PathRewriteSpecifier::RegexRewrite(matcher::substitution(pattern, substitution))
+            }
+        }),
+        strip_query: redirect.strip_query,
+    }
+}
+
+fn decode_redirect(proto: &xds::RedirectAction, at: &At<'_>, report: &mut Report) -> Option<Redirect> {
+    use redirect_action::{PathRewriteSpecifier, RedirectResponseCode as Code, SchemeRewriteSpecifier};
+    let code = match Code::try_from(proto.response_code) {
+        Ok(Code::MovedPermanently) => 301,
+        Ok(Code::Found) => 302,
+        Ok(Code::SeeOther) => 303,
+        Ok(Code::TemporaryRedirect) => 307,
+        Ok(Code::PermanentRedirect) => 308,
+        Err(_) => {
+            report.problem(&at.field("response_code"), format!("{} is not known", proto.response_code));
+            return None;
+        }
+    };
+    let port = match proto.port_redirect {
+        0 => None,
+        port => Some(common::read_port(port, &at.field("port_redirect"), report)?),
+    };
+    let path = match &proto.path_rewrite_specifier {
+        Some(PathRewriteSpecifier::PathRedirect(path)) => non_empty(path).map(PathRewrite::Full),
+        Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => non_empty(prefix).map(PathRewrite::Prefix),
+        Some(PathRewriteSpecifier::PathRewrite(path)) => {
+            read_literal(path, &at.field("path_rewrite"), report).map(PathRewrite::Full)
+        }
+        Some(PathRewriteSpecifier::RegexRewrite(regex)) => {
+            let (pattern, substitution) = matcher::read_substitution(regex, &at.field("regex_rewrite"), report)?;
+            Some(PathRewrite::Regex { pattern, substitution })
+        }
+        None => None,
+    };
+    let scheme = match &proto.scheme_rewrite_specifier {
+        Some(SchemeRewriteSpecifier::HttpsRedirect(https)) => https.then(|| "https".to_owned()),
+        Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) => non_empty(scheme),
+        None => None,
+    };
+    Some(Redirect { code, scheme, host: non_empty(&proto.host_redirect), port, path, strip_query: proto.strip_query })
+}
+
+fn decode_answer(proto: &xds::DirectResponseAction, at: &At<'_>, report: &mut Report) -> Option<DirectResponse> {
+    report.unenforced_if(proto.body_format.is_some(), at, "body_format", "the body is sent as it is");
+    let body = match proto.body.as_ref().and_then(|b| b.specifier.as_ref()) {
+        Some(Specifier::InlineBytes(bytes)) => bytes.clone(),
+        Some(Specifier::InlineString(text)) => text.clone().into_bytes(),
+        Some(Specifier::Filename(_) | Specifier::EnvironmentVariable(_)) => {
+            report
+                .problem(&at.field("body"), "a control plane may not make this process read its files or environment");
+            return None;
+        }
+        None => Vec::new(),
+    };
+    if body.len() > MAX_BODY {
+        report.problem(&at.field("body"), format!("{} bytes are more than {MAX_BODY}", body.len()));
+    }
+    match u16::try_from(proto.status) {
+        Ok(status) if (200..600).contains(&status) => Some(DirectResponse { status, body }),
+        _ => {
+            report.problem(&at.field("status"), format!("{} is not between 200 and 599", proto.status));
+            None
+        }
+    }
+}

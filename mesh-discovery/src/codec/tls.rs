@@ -1,0 +1,378 @@
+//! TLS contexts (gRFC A29, A36): certificate provider instances mean the mesh's identity, files mean
+//! TLS that the policy originates. What is not known here is refused, never passed over.
+
+use envoy_types::pb::envoy::config::core::v3::{
+    DataSource, TransportSocket, data_source::Specifier, transport_socket::ConfigType,
+};
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext, DownstreamTlsContext,
+    SubjectAltNameMatcher, TlsCertificate, UpstreamTlsContext,
+    certificate_validation_context::{SystemRootCerts, TrustChainVerification},
+    common_tls_context::{CertificateProviderInstance, CombinedCertificateValidationContext, ValidationContextType},
+    subject_alt_name_matcher::SanType,
+};
+use mesh_core::policy::{ClientCertificate, MeshTls, OriginatedTls, StringMatcher, UpstreamTls};
+
+use super::common::{self, non_empty};
+use super::extension::{self, url};
+use super::matcher;
+use super::report::{At, Report};
+
+/// Usual name of the transport socket.
+const SOCKET: &str = "envoy.transport_sockets.tls";
+/// The provider instance of the bootstrap, and what is asked of it: the certificate and the roots.
+const INSTANCE: (&str, &str, &str) = ("default", "default", "ROOTCA");
+/// Longest SNI (RFC 6066).
+const MAX_SNI: usize = 255;
+
+/// Encodes the socket of a cluster; `Auto` has none (its part is in our typed metadata).
+pub(super) fn encode_upstream(tls: &UpstreamTls) -> Option<TransportSocket> {
+    let context = match tls {
+        UpstreamTls::Disable | UpstreamTls::Auto(_) => return None,
+        UpstreamTls::Mesh(mesh) => UpstreamTlsContext {
+            common_tls_context: Some(mesh_context(&mesh.peer_ids)),
+            sni: mesh.sni.clone().unwrap_or_default(),
+            ..Default::default()
+        },
+        UpstreamTls::Simple(tls) => originated_context(tls, None),
+        UpstreamTls::Mutual(tls, certificate) => originated_context(tls, Some(certificate)),
+    };
+    Some(socket(extension::pack(url::UPSTREAM_TLS, &context)))
+}
+
+/// The socket of a server's filter chain that demands a mesh certificate.
+pub(super) fn encode_downstream() -> TransportSocket {
+    let context = DownstreamTlsContext {
+        common_tls_context: Some(mesh_context(&[])),
+        require_client_certificate: common::boolean(true),
+        ..Default::default()
+    };
+    socket(extension::pack(url::DOWNSTREAM_TLS, &context))
+}
+
+fn socket(config: envoy_types::pb::google::protobuf::Any) -> TransportSocket {
+    TransportSocket { name: SOCKET.to_owned(), config_type: Some(ConfigType::TypedConfig(config)) }
+}
+
+/// Providers in the current and in the older fields, as istiod fills them: C++ and older Go read those.
+fn mesh_context(peer_ids: &[StringMatcher]) -> CommonTlsContext {
+    let (instance, certificate, roots) = INSTANCE;
+    let current = |name: &str| CertificateProviderPluginInstance {
+        instance_name: instance.to_owned(),
+        certificate_name: name.to_owned(),
+    };
+    let older = |name: &str| CertificateProviderInstance {
+        instance_name: instance.to_owned(),
+        certificate_name: name.to_owned(),
+    };
+    let validation = CertificateValidationContext {
+        ca_certificate_provider_instance: Some(current(roots)),
+        match_subject_alt_names: peer_ids.iter().map(matcher::string).collect(),
+        ..Default::default()
+    };
+    let combined = CombinedCertificateValidationContext {
+        default_validation_context: Some(validation),
+        validation_context_certificate_provider_instance: Some(older(roots)),
+        ..Default::default()
+    };
+    CommonTlsContext {
+        tls_certificate_provider_instance: Some(current(certificate)),
+        tls_certificate_certificate_provider_instance: Some(older(certificate)),
+        validation_context_type: Some(ValidationContextType::CombinedValidationContext(combined)),
+        ..Default::default()
+    }
+}
+
+fn originated_context(tls: &OriginatedTls, certificate: Option<&ClientCertificate>) -> UpstreamTlsContext {
+    let file = |path: &String| DataSource { specifier: Some(Specifier::Filename(path.clone())), ..Default::default() };
+    let names = tls.subject_alt_names.iter().map(|name| SubjectAltNameMatcher {
+        san_type: SanType::Dns.into(),
+        matcher: Some(matcher::string(name)),
+        ..Default::default()
+    });
+    let verification = match tls.insecure_skip_verify {
+        true => TrustChainVerification::AcceptUntrusted,
+        false => TrustChainVerification::VerifyTrustChain,
+    };
+    let validation = CertificateValidationContext {
+        trusted_ca: tls.ca_file.as_ref().map(file),
+        system_root_certs: tls.ca_file.is_none().then_some(SystemRootCerts {}),
+        match_typed_subject_alt_names: names.collect(),
+        trust_chain_verification: verification.into(),
+        ..Default::default()
+    };
+    UpstreamTlsContext {
+        common_tls_context: Some(CommonTlsContext {
+            tls_certificates: certificate
+                .map(|c| TlsCertificate {
+                    certificate_chain: Some(file(&c.certificate_file)),
+                    private_key: Some(file(&c.private_key_file)),
+                    ..Default::default()
+                })
+                .into_iter()
+                .collect(),
+            validation_context_type: Some(ValidationContextType::ValidationContext(validation)),
+            ..Default::default()
+        }),
+        sni: tls.sni.clone().unwrap_or_default(),
+        // What an empty list of names and an absent SNI mean in the model.
+        auto_sni_san_validation: tls.subject_alt_names.is_empty() && !tls.insecure_skip_verify,
+        auto_host_sni: tls.sni.is_none(),
+        ..Default::default()
+    }
+}
+
+/// Reads the socket of a cluster.
+pub(super) fn decode_upstream(
+    proto: Option<&TransportSocket>,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<UpstreamTls> {
+    let Some(socket) = proto else { return Some(UpstreamTls::Disable) };
+    let Some(ConfigType::TypedConfig(config)) = &socket.config_type else {
+        report.problem(&at.field("typed_config"), "a configuration is required");
+        return None;
+    };
+    let kind = extension::type_of(config);
+    if kind == url::RAW_BUFFER {
+        return Some(UpstreamTls::Disable);
+    }
+    if kind != url::UPSTREAM_TLS {
+        report.problem(&at.field("typed_config"), format!("{kind:?} is not an UpstreamTlsContext (gRFC A29)"));
+        return None;
+    }
+    let context: UpstreamTlsContext = extension::unpack(config, at, report)?;
+    if context.sni.len() > MAX_SNI {
+        report.problem(&at.field("sni"), format!("longer than {MAX_SNI} bytes"));
+    }
+    let set = context.allow_renegotiation;
+    report.unenforced_if(set, at, "allow_renegotiation", "renegotiation is never done");
+    let Some(common) = &context.common_tls_context else {
+        report.problem(&at.field("common_tls_context"), "a context with a CA is required (gRFC A29)");
+        return None;
+    };
+    let at = at.field("common_tls_context");
+    refuse_unknown(common, &at, report);
+    let validation = validation(common, &at, report)?;
+    let sni = non_empty(&context.sni);
+    if validation.from_provider || has_identity_provider(common) {
+        return read_mesh(common, &validation, sni, &at, report).map(UpstreamTls::Mesh);
+    }
+    let originated = read_originated(&validation, sni, &at, report);
+    match common.tls_certificates.as_slice() {
+        [] => originated.map(UpstreamTls::Simple),
+        [certificate] => {
+            let certificate = read_certificate(certificate, &at.item("tls_certificates", 0), report);
+            Some(UpstreamTls::Mutual(originated?, certificate?))
+        }
+        _ => {
+            report.problem(&at.field("tls_certificates"), "more than one certificate is not supported");
+            None
+        }
+    }
+}
+
+/// Reads the socket of a server's filter chain: a mesh certificate must be demanded.
+pub(super) fn decode_downstream(socket: &TransportSocket, at: &At<'_>, report: &mut Report) {
+    let Some(ConfigType::TypedConfig(config)) = &socket.config_type else {
+        report.problem(&at.field("typed_config"), "a configuration is required");
+        return;
+    };
+    let kind = extension::type_of(config);
+    if kind != url::DOWNSTREAM_TLS {
+        report.problem(&at.field("typed_config"), format!("{kind:?} is not a DownstreamTlsContext (gRFC A36)"));
+        return;
+    }
+    let Some(context) = extension::unpack::<DownstreamTlsContext>(config, at, report) else { return };
+    if !common::is_true(context.require_client_certificate.as_ref()) {
+        let reason = "TLS without a client certificate is not supported: callers would have no identity";
+        report.problem(&at.field("require_client_certificate"), reason);
+    }
+    if common::is_true(context.require_sni.as_ref()) {
+        report.problem(&at.field("require_sni"), "it must be false (gRFC A29)");
+    }
+    if context.ocsp_staple_policy != 0 {
+        report.problem(&at.field("ocsp_staple_policy"), "only LENIENT_STAPLING is supported (gRFC A29)");
+    }
+    let at = at.field("common_tls_context");
+    let Some(common) = &context.common_tls_context else {
+        report.problem(&at, "a context with a CA and an identity is required");
+        return;
+    };
+    refuse_unknown(common, &at, report);
+    if !has_identity_provider(common) {
+        let reason = "an identity from a certificate provider instance is required (gRFC A36)";
+        report.problem(&at.field("tls_certificate_provider_instance"), reason);
+    }
+    let Some(validation) = validation(common, &at, report) else { return };
+    if !validation.from_provider {
+        report.problem(&at, "a CA certificate provider instance is required to check callers (gRFC A29)");
+    }
+    let context = validation.context.as_ref();
+    if context.is_some_and(|c| !c.match_subject_alt_names.is_empty() || !c.match_typed_subject_alt_names.is_empty()) {
+        let reason = "on the server side callers are restricted by authorization, not by SAN matchers";
+        report.problem(&at.field("match_subject_alt_names"), reason);
+    }
+}
+
+/// The fields of gRFC A29 that must not be set.
+fn refuse_unknown(common: &CommonTlsContext, at: &At<'_>, report: &mut Report) {
+    let refused = [
+        ("tls_params", common.tls_params.is_some()),
+        ("custom_handshaker", common.custom_handshaker.is_some()),
+        ("custom_tls_certificate_selector", common.custom_tls_certificate_selector.is_some()),
+        ("tls_certificate_sds_secret_configs", !common.tls_certificate_sds_secret_configs.is_empty()),
+        ("tls_certificate_certificate_provider", common.tls_certificate_certificate_provider.is_some()),
+    ];
+    for (name, set) in refused {
+        if set {
+            report.problem(&at.field(name), "not supported (gRFC A29)");
+        }
+    }
+}
+
+fn has_identity_provider(common: &CommonTlsContext) -> bool {
+    common.tls_certificate_provider_instance.is_some() || common.tls_certificate_certificate_provider_instance.is_some()
+}
+
+/// The validation settings of a context, from whichever field carries them.
+struct Validation {
+    context: Option<CertificateValidationContext>,
+    from_provider: bool,
+}
+
+fn validation(common: &CommonTlsContext, at: &At<'_>, report: &mut Report) -> Option<Validation> {
+    use ValidationContextType as Type;
+    let found = match &common.validation_context_type {
+        Some(Type::ValidationContext(context)) => Validation { context: Some(context.clone()), from_provider: false },
+        Some(Type::CombinedValidationContext(combined)) => {
+            if combined.validation_context_sds_secret_config.is_some()
+                || combined.validation_context_certificate_provider.is_some()
+            {
+                report.problem(&at.field("combined_validation_context"), "SDS and inline providers are not supported");
+            }
+            Validation {
+                context: combined.default_validation_context.clone(),
+                from_provider: combined.validation_context_certificate_provider_instance.is_some(),
+            }
+        }
+        Some(Type::ValidationContextCertificateProviderInstance(_)) => {
+            Validation { context: None, from_provider: true }
+        }
+        Some(Type::ValidationContextSdsSecretConfig(_) | Type::ValidationContextCertificateProvider(_)) => {
+            report.problem(&at.field("validation_context"), "SDS and inline providers are not supported (gRFC A29)");
+            return None;
+        }
+        None => {
+            report.problem(&at.field("validation_context"), "a CA is required (gRFC A29)");
+            return None;
+        }
+    };
+    let Some(context) = &found.context else { return Some(found) };
+    let at = at.field("validation_context");
+    let refused = [
+        ("verify_certificate_spki", !context.verify_certificate_spki.is_empty()),
+        ("verify_certificate_hash", !context.verify_certificate_hash.is_empty()),
+        (
+            "require_signed_certificate_timestamp",
+            common::is_true(context.require_signed_certificate_timestamp.as_ref()),
+        ),
+        ("crl", context.crl.is_some()),
+        ("custom_validator_config", context.custom_validator_config.is_some()),
+        ("allow_expired_certificate", context.allow_expired_certificate),
+    ];
+    for (name, set) in refused {
+        if set {
+            report.problem(&at.field(name), "not supported (gRFC A29)");
+        }
+    }
+    let from_provider = found.from_provider || context.ca_certificate_provider_instance.is_some();
+    Some(Validation { from_provider, ..found })
+}
+
+fn read_mesh(
+    common: &CommonTlsContext,
+    validation: &Validation,
+    sni: Option<String>,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<MeshTls> {
+    if !validation.from_provider {
+        report.problem(&at.field("validation_context"), "a CA certificate provider instance is required (gRFC A29)");
+    }
+    if !common.tls_certificates.is_empty() {
+        report.problem(&at.field("tls_certificates"), "not supported beside a certificate provider (gRFC A29)");
+    }
+    let at = at.field("validation_context");
+    if let Some(context) = &validation.context {
+        if context.trusted_ca.is_some() {
+            report.problem(&at.field("trusted_ca"), "not supported beside a certificate provider");
+        }
+        if context.trust_chain_verification == i32::from(TrustChainVerification::AcceptUntrusted) {
+            report.problem(&at.field("trust_chain_verification"), "mesh peers are always verified");
+        }
+    }
+    let peer_ids = validation.context.as_ref().map(|c| read_names(c, &at, report));
+    Some(MeshTls { peer_ids: peer_ids.unwrap_or_default(), sni })
+}
+
+/// The SAN matchers: the typed ones if there are any, else the older ones.
+fn read_names(context: &CertificateValidationContext, at: &At<'_>, report: &mut Report) -> Vec<StringMatcher> {
+    if context.match_typed_subject_alt_names.is_empty() {
+        return matcher::read_strings(&context.match_subject_alt_names, at, "match_subject_alt_names", report);
+    }
+    let mut names = Vec::with_capacity(context.match_typed_subject_alt_names.len());
+    for (i, typed) in context.match_typed_subject_alt_names.iter().enumerate() {
+        let at = at.item("match_typed_subject_alt_names", i);
+        match (SanType::try_from(typed.san_type), &typed.matcher) {
+            (Ok(SanType::Dns | SanType::Uri), Some(name)) => {
+                names.extend(matcher::read_string(name, &at.field("matcher"), report));
+            }
+            (_, None) => report.problem(&at.field("matcher"), "a matcher is required"),
+            _ => report.problem(&at.field("san_type"), "only DNS and URI names are compared"),
+        }
+    }
+    names
+}
+
+fn read_originated(
+    validation: &Validation,
+    sni: Option<String>,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<OriginatedTls> {
+    let at = at.field("validation_context");
+    let context = validation.context.as_ref();
+    let skip =
+        context.is_some_and(|c| c.trust_chain_verification == i32::from(TrustChainVerification::AcceptUntrusted));
+    let ca_file = match context.and_then(|c| c.trusted_ca.as_ref()) {
+        Some(source) => Some(read_file(Some(source), &at.field("trusted_ca"), report)?),
+        None => None,
+    };
+    let system = context.is_some_and(|c| c.system_root_certs.is_some());
+    if ca_file.is_none() && !system && !skip {
+        report.problem(&at, "a CA is required: a provider instance, trusted_ca or system_root_certs (gRFC A29)");
+        return None;
+    }
+    let names = context.map(|c| read_names(c, &at, report)).unwrap_or_default();
+    Some(OriginatedTls { sni, subject_alt_names: names, ca_file, insecure_skip_verify: skip })
+}
+
+fn read_certificate(proto: &TlsCertificate, at: &At<'_>, report: &mut Report) -> Option<ClientCertificate> {
+    if proto.private_key_provider.is_some() || proto.pkcs12.is_some() || proto.password.is_some() {
+        report.problem(at, "only PEM files without a password are supported");
+    }
+    let certificate = read_file(proto.certificate_chain.as_ref(), &at.field("certificate_chain"), report);
+    let key = read_file(proto.private_key.as_ref(), &at.field("private_key"), report);
+    Some(ClientCertificate { certificate_file: certificate?, private_key_file: key? })
+}
+
+fn read_file(source: Option<&DataSource>, at: &At<'_>, report: &mut Report) -> Option<String> {
+    match source.and_then(|s| s.specifier.as_ref()) {
+        Some(Specifier::Filename(path)) if !path.is_empty() => Some(path.clone()),
+        _ => {
+            report.problem(at, "the name of a file is required");
+            None
+        }
+    }
+}

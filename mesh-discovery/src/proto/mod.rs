@@ -1,0 +1,13 @@
+//! Hand-written protobuf messages and gRPC services that no published crate has: the certificate
+//! service of Istio, our registration service, and the typed metadata of our policy.
+//!
+//! Refuses to know about connections: clients are generic over the transport (a `tonic` channel, a
+//! hyper client, a service in the same process) and servers are plain Tower services.
+
+pub mod certificate;
+pub mod policy;
+pub mod registry;
+mod rpc;
+
+#[cfg(test)]
+mod tests;

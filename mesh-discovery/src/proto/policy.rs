@@ -1,0 +1,267 @@
+//! `mesh.policy.v1`: the parts of our policy that xDS has no field for.
+//!
+//! They travel as typed metadata of the resource they belong to, under
+//! `metadata.typed_filter_metadata["mesh.policy.v1"]` (the key is [`METADATA_KEY`]): one message per
+//! carrier, named after it. A stock client reads past it; a control plane that is not ours never sends
+//! it. Where a foreign client would act on the resource without it, the encoder chooses the plain xDS
+//! that is nearest and no laxer.
+//!
+//! Load balancing policies that are ours ([`PeakEwma`]) travel as typed extension configs instead.
+
+use std::collections::BTreeMap;
+
+use envoy_types::pb::google::protobuf::Duration;
+
+/// Key of the typed metadata.
+pub const METADATA_KEY: &str = "mesh.policy.v1";
+
+/// Metadata of `envoy.config.route.v3.RouteConfiguration`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RouteConfigurationPolicy {
+    /// Linkerd's retry budget.
+    #[prost(message, optional, tag = "1")]
+    pub retry_budget: Option<RetryBudget>,
+}
+
+/// Linkerd's retry budget.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RetryBudget {
+    /// Retries per request, in millionths.
+    #[prost(uint64, tag = "1")]
+    pub ratio_per_million: u64,
+    /// Retries a second whatever the ratio.
+    #[prost(uint32, tag = "2")]
+    pub min_retries_per_second: u32,
+    /// How long a request earns budget.
+    #[prost(message, optional, tag = "3")]
+    pub ttl: Option<Duration>,
+}
+
+/// Metadata of `envoy.config.route.v3.VirtualHost`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct VirtualHostPolicy {
+    /// What the virtual host's retry policy cannot say.
+    #[prost(message, optional, tag = "1")]
+    pub retry: Option<RetryExtra>,
+}
+
+/// What `envoy.config.route.v3.RetryPolicy` cannot say.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct RetryExtra {
+    /// Retry what the route's response classes call a failure (Linkerd `isRetryable`).
+    #[prost(bool, tag = "1")]
+    pub classified_failure: bool,
+    /// No retries at all. gRPC refuses `num_retries: 0`, so the policy itself carries an empty
+    /// `retry_on`, which everybody understands, and the tokens travel in `retry_on` here.
+    #[prost(bool, tag = "2")]
+    pub no_attempts: bool,
+    /// The tokens of a policy without attempts.
+    #[prost(string, tag = "3")]
+    pub retry_on: String,
+}
+
+/// Metadata of `envoy.config.route.v3.Route`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RoutePolicy {
+    /// Methods of the match. The route's first header condition, on `:method`, says the same and is
+    /// what foreign clients obey.
+    #[prost(string, repeated, tag = "1")]
+    pub methods: Vec<String>,
+    /// Dialled port of the match.
+    #[prost(uint32, optional, tag = "2")]
+    pub port: Option<u32>,
+    /// Labels of the calling workload.
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub source_labels: BTreeMap<String, String>,
+    /// Namespace of the calling workload.
+    #[prost(string, optional, tag = "4")]
+    pub source_namespace: Option<String>,
+    /// Linkerd's response classes.
+    #[prost(message, repeated, tag = "5")]
+    pub response_classes: Vec<ResponseClass>,
+    /// What the route's retry policy cannot say.
+    #[prost(message, optional, tag = "6")]
+    pub retry: Option<RetryExtra>,
+    /// Ceiling on `grpc-timeout` when the route also has a timeout; `max_stream_duration` then carries
+    /// the shorter of both for gRPC clients.
+    #[prost(message, optional, tag = "7")]
+    pub max_stream_duration: Option<Duration>,
+}
+
+/// Linkerd's response class.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ResponseClass {
+    /// The condition.
+    #[prost(message, optional, tag = "1")]
+    pub matcher: Option<ResponseMatch>,
+    /// Whether such an answer is a failure.
+    #[prost(bool, tag = "2")]
+    pub is_failure: bool,
+}
+
+/// A condition on an answer.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ResponseMatch {
+    /// The condition.
+    #[prost(oneof = "response_match::Rule", tags = "1, 2, 3, 4")]
+    pub rule: Option<response_match::Rule>,
+}
+
+/// The kinds of [`ResponseMatch`].
+pub mod response_match {
+    /// Bounds on the status, both inclusive.
+    #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+    pub struct StatusRange {
+        /// Lowest.
+        #[prost(uint32, tag = "1")]
+        pub min: u32,
+        /// Highest.
+        #[prost(uint32, tag = "2")]
+        pub max: u32,
+    }
+
+    /// Several conditions.
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Set {
+        /// The conditions.
+        #[prost(message, repeated, tag = "1")]
+        pub rules: Vec<super::ResponseMatch>,
+    }
+
+    /// The condition.
+    #[derive(Clone, PartialEq, prost::Oneof)]
+    pub enum Rule {
+        /// Status within bounds.
+        #[prost(message, tag = "1")]
+        Status(StatusRange),
+        /// All hold.
+        #[prost(message, tag = "2")]
+        All(Set),
+        /// One holds.
+        #[prost(message, tag = "3")]
+        Any(Set),
+        /// It does not hold.
+        #[prost(message, tag = "4")]
+        Not(Box<super::ResponseMatch>),
+    }
+}
+
+/// Metadata of `envoy.config.cluster.v3.Cluster`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ClusterPolicy {
+    /// Automatic mTLS: mesh TLS to endpoints marked `tlsMode: istio`. Foreign clients see a plaintext
+    /// cluster, as istiod shows them (`transport_socket_matches` makes gRPC refuse the cluster).
+    #[prost(message, optional, tag = "1")]
+    pub auto_tls: Option<AutoTls>,
+    /// Slow start for a load balancing policy that has no field for it.
+    #[prost(message, optional, tag = "2")]
+    pub slow_start: Option<SlowStart>,
+    /// Shares of outlier detection finer than a whole percent.
+    #[prost(message, optional, tag = "3")]
+    pub outlier: Option<OutlierShares>,
+    /// HTTP/2 settings of an HTTP/1 cluster, for its gRPC requests.
+    #[prost(message, optional, tag = "4")]
+    pub http2: Option<Http2Settings>,
+    /// Error penalty of weighted round robin, in millionths, where `float` loses it.
+    #[prost(uint32, optional, tag = "5")]
+    pub error_penalty: Option<u32>,
+}
+
+/// Automatic mTLS.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct AutoTls {
+    /// Accepted peer SPIFFE IDs; empty = any of the trust bundle.
+    #[prost(message, repeated, tag = "1")]
+    pub peer_ids: Vec<envoy_types::pb::envoy::r#type::matcher::v3::StringMatcher>,
+    /// SNI sent.
+    #[prost(string, optional, tag = "2")]
+    pub sni: Option<String>,
+}
+
+/// Ramp-up of new endpoints.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SlowStart {
+    /// Length of the ramp.
+    #[prost(message, optional, tag = "1")]
+    pub window: Option<Duration>,
+    /// Shape, in millionths.
+    #[prost(uint32, tag = "2")]
+    pub aggression: u32,
+    /// Smallest share of the weight, in millionths.
+    #[prost(uint32, tag = "3")]
+    pub min_share: u32,
+}
+
+/// Exact shares, in millionths; each absent when the plain field says it exactly.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct OutlierShares {
+    /// `max_ejection_percent`.
+    #[prost(uint32, optional, tag = "1")]
+    pub max_ejected: Option<u32>,
+    /// `enforcing_success_rate`.
+    #[prost(uint32, optional, tag = "2")]
+    pub success_enforcing: Option<u32>,
+    /// `failure_percentage_threshold`.
+    #[prost(uint32, optional, tag = "3")]
+    pub failure_threshold: Option<u32>,
+    /// `enforcing_failure_percentage`.
+    #[prost(uint32, optional, tag = "4")]
+    pub failure_enforcing: Option<u32>,
+}
+
+/// HTTP/2 settings.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Http2Settings {
+    /// Streams per connection.
+    #[prost(uint32, optional, tag = "1")]
+    pub max_concurrent_streams: Option<u32>,
+    /// Time between pings.
+    #[prost(message, optional, tag = "2")]
+    pub keepalive_interval: Option<Duration>,
+    /// Time for the answer to a ping.
+    #[prost(message, optional, tag = "3")]
+    pub keepalive_timeout: Option<Duration>,
+}
+
+/// Metadata of a server's `envoy.config.listener.v3.Listener`.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct InboundPolicy {
+    /// Connections open at once.
+    #[prost(uint32, optional, tag = "1")]
+    pub max_connections: Option<u32>,
+    /// What single RBAC filters cannot say.
+    #[prost(message, repeated, tag = "2")]
+    pub policies: Vec<AuthorizationExtra>,
+}
+
+/// What one RBAC filter cannot say.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct AuthorizationExtra {
+    /// Instance name of the filter.
+    #[prost(string, tag = "1")]
+    pub filter: String,
+    /// Name of the policy where the filter's name is not it.
+    #[prost(string, optional, tag = "2")]
+    pub policy: Option<String>,
+    /// External authorizer of a CUSTOM policy. Servers that cannot ask it see a DENY filter.
+    #[prost(string, optional, tag = "3")]
+    pub custom: Option<String>,
+    /// The rules in order, where it is not that of the filter's keys or a key is not the name.
+    #[prost(message, repeated, tag = "4")]
+    pub rules: Vec<RuleName>,
+}
+
+/// Name of one rule.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct RuleName {
+    /// Key in the filter's map of policies.
+    #[prost(string, tag = "1")]
+    pub key: String,
+    /// Name of the rule.
+    #[prost(string, tag = "2")]
+    pub name: String,
+}
+
+/// Load balancing policy: two choices over a peak-sensitive moving average of latency.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct PeakEwma {}
