@@ -1,0 +1,193 @@
+//! Which kinds are known, and what happens to the others.
+
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+
+use super::check::Check;
+use super::{Model, Object, Store};
+use crate::finding::Severity;
+use crate::source::Document;
+use crate::source::decode::{decode, nearest};
+use crate::source::node::{Node, Value};
+
+/// A kind of object: its names, its spec and its validation.
+pub(crate) trait Kind: Sized {
+    /// API group; empty = core.
+    const GROUP: &'static str;
+    /// Kind.
+    const KIND: &'static str;
+    /// API versions accepted, newest first.
+    const VERSIONS: &'static [&'static str];
+    /// The member that holds the spec; empty = the spec's fields stand beside `metadata`.
+    const ROOT: &'static str = "spec";
+    /// The object as written.
+    type Spec: DeserializeOwned;
+
+    /// Checks a spec. Anything wrong goes to `check`; after an error the result is not used.
+    fn validate(spec: Self::Spec, check: &mut Check<'_>) -> Self;
+}
+
+/// Kinds that are known and do nothing here, with what that means.
+const IGNORED: &[(&str, &str, Severity, &str)] = &[
+    ("security.istio.io", "AuthorizationPolicy", Severity::Error, NOT_ENFORCED),
+    ("security.istio.io", "RequestAuthentication", Severity::Error, NOT_ENFORCED),
+    ("policy.linkerd.io", "Server", Severity::Error, NOT_ENFORCED),
+    ("policy.linkerd.io", "ServerAuthorization", Severity::Error, NOT_ENFORCED),
+    ("policy.linkerd.io", "AuthorizationPolicy", Severity::Error, NOT_ENFORCED),
+    ("policy.linkerd.io", "MeshTLSAuthentication", Severity::Error, NOT_ENFORCED),
+    ("policy.linkerd.io", "NetworkAuthentication", Severity::Error, NOT_ENFORCED),
+    ("access.smi-spec.io", "TrafficTarget", Severity::Error, NOT_ENFORCED),
+    ("networking.istio.io", "Sidecar", Severity::Warning, NO_EFFECT),
+    ("networking.istio.io", "EnvoyFilter", Severity::Warning, NO_EFFECT),
+    ("networking.istio.io", "ProxyConfig", Severity::Warning, NO_EFFECT),
+    ("networking.istio.io", "WorkloadGroup", Severity::Warning, NO_EFFECT),
+    ("telemetry.istio.io", "Telemetry", Severity::Warning, NO_EFFECT),
+    ("extensions.istio.io", "WasmPlugin", Severity::Warning, NO_EFFECT),
+    ("specs.smi-spec.io", "HTTPRouteGroup", Severity::Warning, NO_EFFECT),
+    ("gateway.networking.k8s.io", "HTTPRoute", Severity::Warning, NO_EFFECT),
+    ("gateway.networking.k8s.io", "GRPCRoute", Severity::Warning, NO_EFFECT),
+    ("gateway.networking.k8s.io", "Gateway", Severity::Warning, NO_EFFECT),
+    ("policy.linkerd.io", "HTTPRoute", Severity::Warning, NO_EFFECT),
+    ("", "Pod", Severity::Info, NOT_MESH),
+    ("", "ConfigMap", Severity::Info, NOT_MESH),
+    ("", "Secret", Severity::Info, NOT_MESH),
+    ("apps", "Deployment", Severity::Info, NOT_MESH),
+    ("apps", "StatefulSet", Severity::Info, NOT_MESH),
+    ("apps", "DaemonSet", Severity::Info, NOT_MESH),
+];
+const NOT_ENFORCED: &str = "not enforced by this version; requests it should refuse are NOT refused: \
+     remove the object, or enforce it by other means";
+const NO_EFFECT: &str = "this kind has no effect in this version";
+const NOT_MESH: &str = "not mesh configuration; ignored";
+
+macro_rules! kinds {
+    ($($field:ident),* $(,)?) => {
+        /// Adds one document to the model.
+        pub(crate) fn add(model: &mut Model, document: &Arc<Document>, previous: Option<&Model>) {
+            $( if is_kind(&model.$field, document) {
+                return add_as(document, previous.map(|p| &p.$field), &mut model.$field, &mut model.findings);
+            } )*
+            add_unknown(model, document);
+        }
+
+        fn known() -> impl Iterator<Item = (&'static str, &'static str)> {
+            let own = [$( names(|model| &model.$field) ),*];
+            own.into_iter().chain(IGNORED.iter().map(|(group, kind, ..)| (*group, *kind)))
+        }
+    };
+}
+
+kinds! {
+    namespaces, service_accounts, services, endpoint_slices, virtual_services, destination_rules, gateways,
+    service_entries, workload_entries, service_profiles, traffic_splits, peer_authentications,
+}
+
+fn names<T: Kind>(_: fn(&Model) -> &Store<T>) -> (&'static str, &'static str) {
+    (T::GROUP, T::KIND)
+}
+
+fn is_kind<T: Kind>(_: &Store<T>, document: &Document) -> bool {
+    T::GROUP == document.group && T::KIND == document.kind
+}
+
+fn add_unknown(model: &mut Model, document: &Document) {
+    let ignored = IGNORED.iter().find(|(group, kind, ..)| *group == document.group && *kind == document.kind);
+    model.findings.push(match ignored {
+        Some((_, _, severity, message)) => document.finding(*severity, "", *message),
+        None => {
+            let mut message = format!("unknown kind {} in group {:?}; ignored", document.kind, document.group);
+            let kinds = known().map(|(_, kind)| kind);
+            if let Some((group, kind)) = known().find(|(_, kind)| *kind == document.kind) {
+                message.push_str(&format!("; {kind} is known in group {group:?}"));
+            } else if let Some(kind) = nearest(&document.kind, kinds) {
+                message.push_str(&format!("; did you mean {kind}?"));
+            }
+            document.finding(Severity::Warning, "kind", message)
+        }
+    });
+}
+
+fn add_as<T: Kind>(
+    document: &Arc<Document>,
+    previous: Option<&Store<T>>,
+    store: &mut Store<T>,
+    findings: &mut Vec<crate::finding::Finding>,
+) {
+    let key = (document.namespace.clone(), document.name.clone());
+    let last = previous.and_then(|store| store.get(&key));
+    if let Some(last) = last.filter(|last| Arc::ptr_eq(&last.document, document)) {
+        // Unchanged and valid. Its warnings are found anew below only if it is validated anew, and the
+        // report must not shrink because a neighbour changed.
+        let mut check = Check::new(document);
+        read::<T>(document, &mut check);
+        findings.append(&mut check.findings);
+        store.insert(key, last.clone());
+        return;
+    }
+    let mut check = Check::new(document);
+    let spec = read::<T>(document, &mut check);
+    let valid = !check.findings.iter().any(|finding| finding.severity == Severity::Error);
+    let kept = (!valid).then_some(last).flatten();
+    if kept.is_some() {
+        for finding in check.findings.iter_mut().filter(|finding| finding.severity == Severity::Error) {
+            finding.message.push_str("; the last good version of this object stays in force");
+        }
+    }
+    findings.append(&mut check.findings);
+    match (spec, kept) {
+        (Some(spec), _) if valid => {
+            store.insert(key, Arc::new(Object { document: document.clone(), spec }));
+        }
+        (_, Some(last)) => {
+            store.insert(key, last.clone());
+        }
+        _ => {}
+    }
+}
+
+fn read<T: Kind>(document: &Document, check: &mut Check<'_>) -> Option<T> {
+    if !T::VERSIONS.contains(&document.version.as_str()) {
+        check.error("apiVersion", format!("version {:?} is not known; use {}", document.version, T::VERSIONS[0]));
+        return None;
+    }
+    let empty = Node { line: document.line, value: Value::Map(Vec::new()) };
+    let stripped;
+    let node = if T::ROOT.is_empty() {
+        stripped = without_envelope(&document.node);
+        &stripped
+    } else {
+        unknown_beside_spec::<T>(document, check);
+        document.node.get(T::ROOT).unwrap_or(&empty)
+    };
+    match decode::<T::Spec>(node, T::ROOT) {
+        Ok((spec, unknown)) => {
+            for field in unknown {
+                let hint = field.suggestion.map(|known| format!("; did you mean {known}?")).unwrap_or_default();
+                check.warn(&field.path, format!("unknown field; ignored{hint}"));
+            }
+            Some(T::validate(spec, check))
+        }
+        Err(error) => {
+            check.error(&error.path, error.message);
+            None
+        }
+    }
+}
+
+const ENVELOPE: [&str; 4] = ["apiVersion", "kind", "metadata", "status"];
+
+fn without_envelope(node: &Node) -> Node {
+    let Value::Map(entries) = &node.value else { return node.clone() };
+    let rest = entries.iter().filter(|(name, _)| !ENVELOPE.contains(&name.as_str())).cloned().collect();
+    Node { line: node.line, value: Value::Map(rest) }
+}
+
+fn unknown_beside_spec<T: Kind>(document: &Document, check: &mut Check<'_>) {
+    let Value::Map(entries) = &document.node.value else { return };
+    for (name, _) in entries.iter().filter(|(name, _)| name != T::ROOT && !ENVELOPE.contains(&name.as_str())) {
+        let known = nearest(name, ENVELOPE.into_iter().chain([T::ROOT]));
+        let hint = known.map(|known| format!("; did you mean {known}?")).unwrap_or_default();
+        check.warn(name, format!("unknown field; ignored{hint}"));
+    }
+}

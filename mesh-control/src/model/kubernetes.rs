@@ -1,0 +1,324 @@
+//! Kubernetes' own kinds, as far as the mesh reads them: Service, EndpointSlice, Namespace,
+//! ServiceAccount. They were admitted by an API server or written by hand, so only what is used is
+//! checked, and unknown fields of a Service are ordinary.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use mesh_core::policy::Health;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::check::Check;
+use super::kinds::Kind;
+use super::values::{ExportTo, Loose, PortProtocol, port};
+use crate::finding::Severity;
+
+/// A namespace.
+#[derive(Clone, Debug)]
+pub(crate) struct Namespace;
+
+/// A service account.
+#[derive(Clone, Debug)]
+pub(crate) struct ServiceAccount;
+
+/// Kinds of which only the name is read.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(dead_code)]
+pub(crate) struct NameOnly {
+    spec: Option<IgnoredAny>,
+    secrets: Option<IgnoredAny>,
+    image_pull_secrets: Option<IgnoredAny>,
+    automount_service_account_token: Option<IgnoredAny>,
+}
+
+impl Kind for Namespace {
+    const GROUP: &'static str = "";
+    const KIND: &'static str = "Namespace";
+    const VERSIONS: &'static [&'static str] = &["v1"];
+    const ROOT: &'static str = "";
+    type Spec = NameOnly;
+
+    fn validate(_: NameOnly, _: &mut Check<'_>) -> Self {
+        Self
+    }
+}
+
+impl Kind for ServiceAccount {
+    const GROUP: &'static str = "";
+    const KIND: &'static str = "ServiceAccount";
+    const VERSIONS: &'static [&'static str] = &["v1"];
+    const ROOT: &'static str = "";
+    type Spec = NameOnly;
+
+    fn validate(_: NameOnly, _: &mut Check<'_>) -> Self {
+        Self
+    }
+}
+
+/// A Service.
+#[derive(Clone, Debug)]
+pub(crate) struct Service {
+    pub(crate) ports: Vec<ServicePort>,
+    pub(crate) selector: BTreeMap<String, String>,
+    pub(crate) cluster_ips: Vec<IpAddr>,
+    pub(crate) headless: bool,
+    /// Alias of an external name (`type: ExternalName`).
+    pub(crate) external_name: Option<String>,
+    pub(crate) publish_not_ready: bool,
+    pub(crate) export_to: ExportTo,
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug)]
+pub(crate) struct ServicePort {
+    pub(crate) number: u16,
+    pub(crate) name: String,
+    pub(crate) protocol: PortProtocol,
+    pub(crate) target: PortTarget,
+}
+
+/// The port of a workload behind a service port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PortTarget {
+    /// That number.
+    Number(u16),
+    /// The container port of that name.
+    Name(String),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ServiceSpec {
+    #[serde(default)]
+    ports: Vec<ServicePortSpec>,
+    #[serde(default)]
+    selector: BTreeMap<String, String>,
+    #[serde(rename = "clusterIP")]
+    cluster_ip: Option<String>,
+    #[serde(default, rename = "clusterIPs")]
+    cluster_ips: Vec<String>,
+    r#type: Option<String>,
+    external_name: Option<String>,
+    #[serde(default)]
+    publish_not_ready_addresses: bool,
+    #[serde(flatten)]
+    _other: BTreeMap<String, IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ServicePortSpec {
+    port: i64,
+    #[serde(default)]
+    name: String,
+    target_port: Option<Loose>,
+    app_protocol: Option<String>,
+    protocol: Option<String>,
+    #[allow(dead_code)]
+    node_port: Option<IgnoredAny>,
+}
+
+impl Kind for Service {
+    const GROUP: &'static str = "";
+    const KIND: &'static str = "Service";
+    const VERSIONS: &'static [&'static str] = &["v1"];
+    type Spec = ServiceSpec;
+
+    fn validate(spec: ServiceSpec, check: &mut Check<'_>) -> Self {
+        let headless = spec.cluster_ip.as_deref() == Some("None");
+        let external_name = match spec.r#type.as_deref() {
+            Some("ExternalName") => spec.external_name,
+            _ => None,
+        };
+        let annotation = check.document().annotations.get("networking.istio.io/exportTo").cloned();
+        let exported: Vec<String> =
+            annotation.iter().flat_map(|list| list.split(',')).map(|entry| entry.trim().to_owned()).collect();
+        let export_to = ExportTo::read(&exported, check, "metadata.annotations");
+        let ports = service_ports(spec.ports, check);
+        let ips = spec.cluster_ips.iter().chain(&spec.cluster_ip);
+        let mut cluster_ips: Vec<IpAddr> = ips.filter_map(|ip| ip.parse().ok()).collect();
+        cluster_ips.dedup();
+        Self {
+            ports,
+            selector: spec.selector,
+            cluster_ips,
+            headless,
+            external_name,
+            publish_not_ready: spec.publish_not_ready_addresses,
+            export_to,
+        }
+    }
+}
+
+fn service_ports(specs: Vec<ServicePortSpec>, check: &mut Check<'_>) -> Vec<ServicePort> {
+    let mut ports: Vec<ServicePort> = Vec::new();
+    for (i, spec) in specs.into_iter().enumerate() {
+        let path = format!("spec.ports[{i}]");
+        let Some(number) = check.take(&format!("{path}.port"), port(spec.port)) else { continue };
+        if ports.iter().any(|other| other.number == number) {
+            // TCP and UDP may share a number; the mesh only carries the first.
+            continue;
+        }
+        let transport = spec.protocol.as_deref().unwrap_or("TCP");
+        let protocol = PortProtocol::of_port(spec.app_protocol.as_deref(), &spec.name, number, transport);
+        if protocol == PortProtocol::Unspecified {
+            let message = "neither appProtocol nor the port's name says the protocol; HTTP is assumed for HTTP clients";
+            check.coded(Severity::Info, &path, "IST0118", message);
+        }
+        let target = match spec.target_port {
+            None => PortTarget::Number(number),
+            Some(Loose(text)) => match text.parse::<i64>() {
+                Ok(value) => {
+                    let Some(value) = check.take(&format!("{path}.targetPort"), port(value)) else { continue };
+                    PortTarget::Number(value)
+                }
+                Err(_) => PortTarget::Name(text),
+            },
+        };
+        ports.push(ServicePort { number, name: spec.name, protocol, target });
+    }
+    ports
+}
+
+/// A part of a Service's endpoints.
+#[derive(Clone, Debug)]
+pub(crate) struct EndpointSlice {
+    pub(crate) service: String,
+    /// `(port name, number)`.
+    pub(crate) ports: Vec<(String, u16)>,
+    pub(crate) endpoints: Vec<SliceEndpoint>,
+}
+
+/// One endpoint of a slice.
+#[derive(Clone, Debug)]
+pub(crate) struct SliceEndpoint {
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) health: Health,
+    /// Not ready, and not because it is finishing.
+    pub(crate) unready: bool,
+    pub(crate) zone: String,
+    pub(crate) hostname: Option<String>,
+    /// Name of the pod.
+    pub(crate) target: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SliceSpec {
+    #[allow(dead_code)]
+    address_type: Option<String>,
+    #[serde(default)]
+    endpoints: Vec<SliceEndpointSpec>,
+    #[serde(default)]
+    ports: Vec<SlicePortSpec>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SliceEndpointSpec {
+    #[serde(default)]
+    addresses: Vec<String>,
+    #[serde(default)]
+    conditions: Conditions,
+    #[serde(default)]
+    zone: String,
+    hostname: Option<String>,
+    target_ref: Option<TargetRef>,
+    #[allow(dead_code)]
+    node_name: Option<String>,
+    #[allow(dead_code)]
+    hints: Option<IgnoredAny>,
+    #[allow(dead_code)]
+    deprecated_topology: Option<IgnoredAny>,
+}
+
+#[derive(Default, Deserialize)]
+struct Conditions {
+    ready: Option<bool>,
+    serving: Option<bool>,
+    terminating: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct TargetRef {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    kind: String,
+    #[serde(flatten)]
+    _other: BTreeMap<String, IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SlicePortSpec {
+    #[serde(default)]
+    name: String,
+    port: Option<i64>,
+    #[allow(dead_code)]
+    protocol: Option<String>,
+    #[allow(dead_code)]
+    app_protocol: Option<String>,
+}
+
+impl Kind for EndpointSlice {
+    const GROUP: &'static str = "discovery.k8s.io";
+    const KIND: &'static str = "EndpointSlice";
+    const VERSIONS: &'static [&'static str] = &["v1", "v1beta1"];
+    const ROOT: &'static str = "";
+    type Spec = SliceSpec;
+
+    fn validate(spec: SliceSpec, check: &mut Check<'_>) -> Self {
+        let service = check.document().labels.get("kubernetes.io/service-name").cloned().unwrap_or_default();
+        if service.is_empty() {
+            check.warn("metadata.labels", "no label kubernetes.io/service-name: the slice belongs to no service");
+        }
+        let mut ports = Vec::new();
+        for (i, entry) in spec.ports.into_iter().enumerate() {
+            // Null means "all ports", which no service uses.
+            let Some(number) = entry.port else { continue };
+            if let Some(number) = check.take(&format!("ports[{i}].port"), port(number)) {
+                ports.push((entry.name, number));
+            }
+        }
+        let mut endpoints = Vec::new();
+        for (i, entry) in spec.endpoints.into_iter().enumerate() {
+            endpoints.push(slice_endpoint(entry, check, &format!("endpoints[{i}]")));
+        }
+        Self { service, ports, endpoints }
+    }
+}
+
+fn slice_endpoint(spec: SliceEndpointSpec, check: &mut Check<'_>, path: &str) -> SliceEndpoint {
+    let mut addresses = Vec::new();
+    for (i, text) in spec.addresses.iter().enumerate() {
+        let read = text.parse::<IpAddr>().map_err(|_| format!("{text:?} is not an IP address"));
+        addresses.extend(check.take(&format!("{path}.addresses[{i}]"), read));
+    }
+    let terminating = spec.conditions.terminating.unwrap_or(false);
+    // An unset `ready` means ready (EndpointSlice API).
+    let ready = spec.conditions.ready.unwrap_or(true);
+    let serving = spec.conditions.serving.unwrap_or(ready);
+    let health = match (ready, terminating && serving) {
+        (true, _) => Health::Healthy,
+        (false, true) => Health::Draining,
+        (false, false) => Health::Unhealthy,
+    };
+    SliceEndpoint {
+        addresses,
+        health,
+        unready: !ready && !terminating,
+        zone: spec.zone,
+        hostname: spec.hostname,
+        target: spec.target_ref.filter(|target| target.kind == "Pod").map(|target| target.name),
+    }
+}
+
+impl SliceEndpoint {
+    /// Its socket addresses on `port`.
+    pub(crate) fn sockets(&self, port: u16) -> impl Iterator<Item = SocketAddr> {
+        self.addresses.iter().map(move |ip| SocketAddr::new(*ip, port))
+    }
+}

@@ -1,0 +1,112 @@
+//! What operators write: each manifest becomes a *spec* (as written) and then a validated object whose
+//! wrong states cannot exist. An object that fails validation keeps its last good version.
+//!
+//! Refuses to know which object refers to which: that is [`crate::translate`]'s.
+
+mod check;
+mod destination_rule;
+mod gateway;
+mod kinds;
+mod kubernetes;
+mod peer_authentication;
+mod service_entry;
+mod service_profile;
+mod split;
+mod values;
+mod virtual_service;
+
+pub(crate) use self::destination_rule::{
+    ClientTls, ConnectionPool, DestinationRule, Locality as LocalitySetting, PortPolicy, Subset, TlsNames,
+    TrafficPolicy,
+};
+pub(crate) use self::gateway::Gateway;
+pub(crate) use self::kubernetes::{EndpointSlice, Namespace, PortTarget, Service, ServiceAccount};
+pub(crate) use self::peer_authentication::{MtlsMode, PeerAuthentication};
+pub(crate) use self::service_entry::{EntryAddress, EntryEndpoint, Resolution, ServiceEntry, WorkloadEntry};
+pub(crate) use self::service_profile::{ProfileRoute, ServiceProfile};
+pub(crate) use self::split::TrafficSplit;
+pub(crate) use self::values::{ExportTo, PortProtocol};
+pub(crate) use self::virtual_service::{
+    Destination, HttpAction, HttpRoute, MatchBlock, RedirectPort, VirtualService, WeightedDestination, covers,
+    is_catch_all,
+};
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::finding::{Finding, Severity};
+use crate::source::{Document, Manifests};
+
+/// A valid object and the document it came from.
+#[derive(Debug)]
+pub(crate) struct Object<T> {
+    pub(crate) document: Arc<Document>,
+    pub(crate) spec: T,
+}
+
+impl<T> Object<T> {
+    pub(crate) fn namespace(&self) -> &str {
+        &self.document.namespace
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.document.name
+    }
+
+    /// Orders by age, then namespace, then name: who wins where two objects compete. Objects without a
+    /// `creationTimestamp` (files) are equally old.
+    pub(crate) fn seniority(&self) -> (&str, &str, &str) {
+        (&self.document.created, &self.document.namespace, &self.document.name)
+    }
+
+    pub(crate) fn finding(&self, severity: Severity, path: &str, message: impl Into<String>) -> Finding {
+        self.document.finding(severity, path, message)
+    }
+}
+
+/// Objects of one kind by `(namespace, name)`.
+pub(crate) type Store<T> = BTreeMap<(String, String), Arc<Object<T>>>;
+
+/// Every valid object of the manifests.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    pub(crate) namespaces: Store<Namespace>,
+    pub(crate) service_accounts: Store<ServiceAccount>,
+    pub(crate) services: Store<Service>,
+    pub(crate) endpoint_slices: Store<EndpointSlice>,
+    pub(crate) virtual_services: Store<VirtualService>,
+    pub(crate) destination_rules: Store<DestinationRule>,
+    pub(crate) gateways: Store<Gateway>,
+    pub(crate) service_entries: Store<ServiceEntry>,
+    pub(crate) workload_entries: Store<WorkloadEntry>,
+    pub(crate) service_profiles: Store<ServiceProfile>,
+    pub(crate) traffic_splits: Store<TrafficSplit>,
+    pub(crate) peer_authentications: Store<PeerAuthentication>,
+    findings: Vec<Finding>,
+}
+
+impl Model {
+    /// Validates every document. An object that is not valid keeps the version it has in `previous`,
+    /// and is reported either way.
+    pub fn build(manifests: &Manifests, previous: Option<&Model>) -> Self {
+        let mut model = Self { findings: manifests.findings.clone(), ..Self::default() };
+        for document in &manifests.documents {
+            kinds::add(&mut model, document, previous);
+        }
+        model
+    }
+
+    /// Reads and validates texts: `(file name, content)`.
+    pub fn from_texts<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        Self::build(&Manifests::from_texts(texts), None)
+    }
+
+    /// What reading and validation had to say, in order of files. Findings that need several objects are
+    /// [`World::findings`](crate::translate::World::findings)'.
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,236 @@
+//! Reads a [`Node`] into a spec: a serde deserializer that knows where it is, so that an error and an
+//! unknown field name their path and line.
+//!
+//! As in the Kubernetes API a null member counts as absent.
+
+use std::cell::RefCell;
+use std::fmt;
+
+use serde::de::{self, DeserializeOwned, DeserializeSeed, IntoDeserializer, Visitor};
+use serde::forward_to_deserialize_any;
+
+use super::node::{Node, Value};
+
+/// A field that no spec knows.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct UnknownField {
+    pub(crate) path: String,
+    /// A known field with nearly the same name.
+    pub(crate) suggestion: Option<&'static str>,
+}
+
+/// A value that does not fit its field.
+#[derive(Debug)]
+pub(crate) struct FieldError {
+    pub(crate) path: String,
+    pub(crate) message: String,
+}
+
+/// Reads `node`, which stands at `path`.
+pub(crate) fn decode<T: DeserializeOwned>(node: &Node, path: &str) -> Result<(T, Vec<UnknownField>), FieldError> {
+    let unknown = RefCell::new(Vec::new());
+    let place = Place { parent: None, step: Step::Root(path) };
+    let value =
+        T::deserialize(Reader { node, place: &place, unknown: &unknown }).map_err(|error| error.located(&place))?;
+    Ok((value, unknown.into_inner()))
+}
+
+/// The candidate closest to `name`, if it is close enough to be a slip.
+pub(crate) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let limit = (name.len() / 3).clamp(1, 3);
+    candidates
+        .into_iter()
+        .map(|candidate| (distance(&name.to_ascii_lowercase(), &candidate.to_ascii_lowercase()), candidate))
+        .filter(|(distance, _)| *distance <= limit)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Levenshtein's distance. Names are short: fields are bounded by what a spec knows.
+fn distance(a: &str, b: &str) -> usize {
+    if a.len().abs_diff(b.len()) > 3 || a.len() > 64 {
+        return usize::MAX;
+    }
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let cost = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = cost.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+enum Step<'a> {
+    Root(&'a str),
+    Member(&'a str),
+    Index(usize),
+}
+
+struct Place<'a> {
+    parent: Option<&'a Place<'a>>,
+    step: Step<'a>,
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(parent) = self.parent {
+            parent.fmt(f)?;
+        }
+        match self.step {
+            Step::Root(path) => f.write_str(path),
+            Step::Index(index) => write!(f, "[{index}]"),
+            Step::Member(name) => {
+                let first = self.parent.is_some_and(|p| matches!(p.step, Step::Root("")) && p.parent.is_none());
+                if first { f.write_str(name) } else { write!(f, ".{name}") }
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct DecodeError {
+    at: Option<String>,
+    message: String,
+}
+
+impl DecodeError {
+    /// Notes the place, unless a deeper one is known.
+    fn placed(mut self, place: &Place<'_>) -> Self {
+        self.at.get_or_insert_with(|| place.to_string());
+        self
+    }
+
+    fn located(self, place: &Place<'_>) -> FieldError {
+        FieldError { path: self.at.unwrap_or_else(|| place.to_string()), message: self.message }
+    }
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for DecodeError {}
+
+impl de::Error for DecodeError {
+    fn custom<T: fmt::Display>(message: T) -> Self {
+        Self { at: None, message: message.to_string() }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Reader<'a> {
+    node: &'a Node,
+    place: &'a Place<'a>,
+    unknown: &'a RefCell<Vec<UnknownField>>,
+}
+
+impl<'a> Reader<'a> {
+    fn visit<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        let result = match &self.node.value {
+            Value::Null => visitor.visit_unit(),
+            Value::Bool(value) => visitor.visit_bool(*value),
+            Value::Int(value) => visitor.visit_i64(*value),
+            Value::UInt(value) => visitor.visit_u64(*value),
+            Value::Float(value) => visitor.visit_f64(*value),
+            Value::Text(value) => visitor.visit_str(value),
+            Value::List(items) => visitor.visit_seq(Items { items: items.iter().enumerate(), reader: self }),
+            Value::Map(entries) => visitor.visit_map(Members { entries: entries.iter(), reader: self, pending: None }),
+        };
+        result.map_err(|error| error.placed(self.place))
+    }
+}
+
+impl<'de> de::Deserializer<'de> for Reader<'_> {
+    type Error = DecodeError;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        self.visit(visitor)
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        match self.node.value {
+            Value::Null => visitor.visit_none(),
+            _ => visitor.visit_some(self),
+        }
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, DecodeError> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, DecodeError> {
+        if let Value::Map(entries) = &self.node.value {
+            for (name, _) in entries.iter().filter(|(name, _)| !fields.contains(&name.as_str())) {
+                let place = Place { parent: Some(self.place), step: Step::Member(name) };
+                let suggestion = nearest(name, fields.iter().copied());
+                self.unknown.borrow_mut().push(UnknownField { path: place.to_string(), suggestion });
+            }
+        }
+        self.visit(visitor)
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        visitor.visit_unit()
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit
+        unit_struct seq tuple tuple_struct map enum identifier
+    }
+}
+
+struct Items<'a> {
+    items: std::iter::Enumerate<std::slice::Iter<'a, Node>>,
+    reader: Reader<'a>,
+}
+
+impl<'de> de::SeqAccess<'de> for Items<'_> {
+    type Error = DecodeError;
+
+    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, DecodeError> {
+        let Some((index, node)) = self.items.next() else { return Ok(None) };
+        let place = Place { parent: Some(self.reader.place), step: Step::Index(index) };
+        let reader = Reader { node, place: &place, unknown: self.reader.unknown };
+        seed.deserialize(reader).map(Some).map_err(|error| error.placed(&place))
+    }
+}
+
+struct Members<'a> {
+    entries: std::slice::Iter<'a, (String, Node)>,
+    reader: Reader<'a>,
+    pending: Option<&'a (String, Node)>,
+}
+
+impl<'de> de::MapAccess<'de> for Members<'_> {
+    type Error = DecodeError;
+
+    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, DecodeError> {
+        self.pending = self.entries.find(|(_, node)| node.value != Value::Null);
+        match self.pending {
+            Some((name, _)) => seed.deserialize(name.as_str().into_deserializer()).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, DecodeError> {
+        let (name, node) = self.pending.take().expect("serde asks for a value after its key");
+        let place = Place { parent: Some(self.reader.place), step: Step::Member(name) };
+        let reader = Reader { node, place: &place, unknown: self.reader.unknown };
+        seed.deserialize(reader).map_err(|error| error.placed(&place))
+    }
+}

@@ -1,0 +1,226 @@
+//! Where manifests come from: texts become [`Document`]s with file and line, and nothing is lost
+//! without a [`Finding`].
+//!
+//! Refuses to know what a kind means; that is [`crate::model`]'s.
+
+pub(crate) mod decode;
+pub mod directory;
+mod files;
+pub(crate) mod node;
+mod yaml;
+
+pub use self::files::{FileSet, Limits};
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crate::finding::{Finding, Severity};
+use node::{Node, Value};
+
+/// One object of a file.
+#[derive(Debug)]
+pub struct Document {
+    pub(crate) file: Arc<str>,
+    pub(crate) line: u32,
+    pub(crate) group: String,
+    pub(crate) version: String,
+    pub(crate) kind: String,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) annotations: BTreeMap<String, String>,
+    /// `metadata.creationTimestamp`; RFC 3339 in UTC orders as text. Empty = unknown, equally old.
+    pub(crate) created: String,
+    pub(crate) node: Node,
+}
+
+/// What tells objects apart: two kinds of one name in different API groups are different kinds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct ObjectKey {
+    pub(crate) group: String,
+    pub(crate) kind: String,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+}
+
+impl Document {
+    pub(crate) fn key(&self) -> ObjectKey {
+        ObjectKey {
+            group: self.group.clone(),
+            kind: self.kind.clone(),
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+        }
+    }
+
+    /// A finding about the field at `path`; an empty path is the whole object.
+    pub(crate) fn finding(&self, severity: Severity, path: &str, message: impl Into<String>) -> Finding {
+        Finding {
+            severity,
+            file: self.file.clone(),
+            line: if path.is_empty() { self.line } else { self.node.line_of(path) },
+            group: self.group.clone(),
+            kind: self.kind.clone(),
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            field: path.to_owned(),
+            message: message.into(),
+            code: None,
+        }
+    }
+}
+
+/// Documents of some files, each object once.
+#[derive(Clone, Debug, Default)]
+pub struct Manifests {
+    pub(crate) documents: Vec<Arc<Document>>,
+    pub(crate) findings: Vec<Finding>,
+}
+
+impl Manifests {
+    /// Reads texts that are already in memory: `(file name, content)`.
+    pub fn from_texts<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let limits = Limits::default();
+        let files = texts.into_iter().map(|(name, text)| parse_file(&name.into(), text, &limits)).collect::<Vec<_>>();
+        Self::join(files.iter())
+    }
+
+    /// What reading the texts had to say.
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+
+    /// How many objects there are.
+    pub fn len(&self) -> usize {
+        self.documents.len()
+    }
+
+    /// Whether there is no object.
+    pub fn is_empty(&self) -> bool {
+        self.documents.is_empty()
+    }
+
+    /// Joins parsed files; of objects with one key the first stays.
+    pub(crate) fn join<'a>(files: impl Iterator<Item = &'a ParsedFile>) -> Self {
+        let mut joined = Self::default();
+        let mut seen: HashMap<ObjectKey, Arc<Document>> = HashMap::new();
+        for file in files {
+            joined.findings.extend(file.findings.iter().cloned());
+            for document in &file.documents {
+                if let Some(first) = seen.get(&document.key()) {
+                    let message = format!(
+                        "defined before at {}:{}; this later one is ignored: remove or rename it",
+                        first.file, first.line
+                    );
+                    joined.findings.push(document.finding(Severity::Error, "metadata.name", message));
+                } else {
+                    seen.insert(document.key(), document.clone());
+                    joined.documents.push(document.clone());
+                }
+            }
+        }
+        joined
+    }
+}
+
+/// What one file holds.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ParsedFile {
+    pub(crate) documents: Vec<Arc<Document>>,
+    pub(crate) findings: Vec<Finding>,
+    /// It is not YAML at all, or breaks a bound: its documents are unknown, not absent.
+    pub(crate) unreadable: bool,
+}
+
+/// Reads one file's text.
+pub(crate) fn parse_file(file: &Arc<str>, text: &str, limits: &Limits) -> ParsedFile {
+    if text.len() as u64 > limits.file_bytes {
+        return unreadable(file, 0, limits.too_large(text.len() as u64));
+    }
+    match yaml::parse(text, limits.documents) {
+        Err(error) => unreadable(file, error.line, format!("not usable YAML: {}", error.message)),
+        Ok(nodes) => {
+            let mut parsed = ParsedFile::default();
+            for node in nodes {
+                read_document(file, node, &mut parsed, limits);
+            }
+            parsed
+        }
+    }
+}
+
+pub(crate) fn unreadable(file: &Arc<str>, line: u32, message: String) -> ParsedFile {
+    let finding = Finding::about_file(Severity::Error, file, line, message);
+    ParsedFile { documents: Vec::new(), findings: vec![finding], unreadable: true }
+}
+
+fn read_document(file: &Arc<str>, node: Node, parsed: &mut ParsedFile, limits: &Limits) {
+    let kind = node.get("kind").and_then(Node::text).unwrap_or_default();
+    if kind == "List" {
+        let Node { value: Value::Map(entries), .. } = node else { return };
+        let items = entries.into_iter().find(|(name, _)| name == "items").map(|(_, items)| items.value);
+        if let Some(Value::List(items)) = items {
+            for item in items {
+                if parsed.documents.len() >= limits.documents {
+                    let message = format!("more than {} objects in one file", limits.documents);
+                    *parsed = unreadable(file, item.line, message);
+                    return;
+                }
+                // A List inside a List is refused by Kubernetes too.
+                read_object(file, item, parsed);
+            }
+        }
+        return;
+    }
+    read_object(file, node, parsed);
+}
+
+fn read_object(file: &Arc<str>, node: Node, parsed: &mut ParsedFile) {
+    match object(file, node) {
+        Ok(document) => parsed.documents.push(Arc::new(document)),
+        Err(finding) => parsed.findings.push(*finding),
+    }
+}
+
+fn object(file: &Arc<str>, node: Node) -> Result<Document, Box<Finding>> {
+    let refuse = |line, message: &str| Box::new(Finding::about_file(Severity::Error, file, line, message));
+    let text = |path: &[&str]| {
+        let found = path.iter().try_fold(&node, |node, name| node.get(name));
+        found.and_then(Node::text).unwrap_or_default().to_owned()
+    };
+    let (api_version, kind) = (text(&["apiVersion"]), text(&["kind"]));
+    if api_version.is_empty() || kind.is_empty() {
+        return Err(refuse(node.line, "not a Kubernetes object: apiVersion and kind are needed"));
+    }
+    let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
+    let namespace = Some(text(&["metadata", "namespace"])).filter(|n| !n.is_empty() && kind != "Namespace");
+    let namespace = namespace.unwrap_or_else(|| if kind == "Namespace" { String::new() } else { "default".into() });
+    let mut document = Document {
+        file: file.clone(),
+        line: node.line,
+        group: group.to_owned(),
+        version: version.to_owned(),
+        namespace,
+        name: text(&["metadata", "name"]),
+        labels: text_map(&node, "labels"),
+        annotations: text_map(&node, "annotations"),
+        created: text(&["metadata", "creationTimestamp"]),
+        kind,
+        node,
+    };
+    if document.name.is_empty() {
+        document.name = "(no name)".into();
+        let message = "the object has no name: set metadata.name";
+        return Err(Box::new(document.finding(Severity::Error, "metadata.name", message)));
+    }
+    Ok(document)
+}
+
+fn text_map(node: &Node, name: &str) -> BTreeMap<String, String> {
+    let map = node.get("metadata").and_then(|metadata| metadata.get(name)).map(|map| &map.value);
+    let Some(Value::Map(entries)) = map else { return BTreeMap::new() };
+    entries.iter().filter_map(|(key, value)| Some((key.clone(), value.text()?.to_owned()))).collect()
+}
+
+#[cfg(test)]
+mod tests;

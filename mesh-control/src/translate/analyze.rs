@@ -1,0 +1,257 @@
+//! Findings that need several objects: what `istioctl analyze` reports, with its codes.
+
+use std::collections::BTreeSet;
+
+use super::{NodeScope, World, names};
+use crate::finding::{Finding, Severity};
+use crate::model::{Destination, HttpAction, Object, VirtualService, covers};
+
+/// Everything to say about how the objects fit together.
+pub(super) fn findings(world: &World) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for service in world.model.virtual_services.values() {
+        virtual_service(world, service, &mut findings);
+    }
+    contested(world, &mut findings);
+    destination_rules(world, &mut findings);
+    linkerd(world, &mut findings);
+    announcements(world, &mut findings);
+    findings.sort_by(|a, b| (&a.file, a.line, &a.field).cmp(&(&b.file, b.line, &b.field)));
+    findings
+}
+
+fn virtual_service(world: &World, service: &Object<VirtualService>, findings: &mut Vec<Finding>) {
+    let scope = NodeScope::namespace(service.namespace());
+    for (i, host) in service.spec.hosts.iter().enumerate() {
+        if let Some(full) = full_name(world, host) {
+            let message = format!("{host:?} is taken literally and does not name the service; write {full:?}");
+            findings.push(service.finding(Severity::Warning, &format!("spec.hosts[{i}]"), message));
+        }
+    }
+    not_http(world, &scope, service, findings);
+    gateways(world, service, findings);
+    for (i, http) in service.spec.http.iter().enumerate() {
+        let path = format!("spec.http[{i}]");
+        match &http.action {
+            HttpAction::Forward(list) => {
+                for (j, entry) in list.iter().enumerate() {
+                    let path = format!("{path}.route[{j}].destination");
+                    destination(world, &scope, service, &entry.destination, &path, findings);
+                }
+            }
+            HttpAction::Delegate { name, namespace } => {
+                delegate(world, service, name, namespace, &format!("{path}.delegate"), findings);
+            }
+            HttpAction::Redirect(..) | HttpAction::Direct(_) => {}
+        }
+        for (j, (mirrored, _)) in http.mirrors.iter().enumerate() {
+            destination(world, &scope, service, mirrored, &format!("{path}.mirrors[{j}].destination"), findings);
+        }
+    }
+}
+
+/// HTTP routes of a host on whose ports the mesh sees no HTTP.
+fn not_http(world: &World, scope: &NodeScope, service: &Object<VirtualService>, findings: &mut Vec<Finding>) {
+    if !service.spec.mesh || service.spec.http.is_empty() {
+        return;
+    }
+    for (i, host) in service.spec.hosts.iter().enumerate() {
+        let full = names::complete(host, service.namespace(), &world.options);
+        let Some(known) = world.catalog.get(scope, &full) else { continue };
+        if !known.ports.is_empty() && !known.ports.iter().any(|port| port.protocol.is_http()) {
+            let message = format!("no port of {full} is declared as HTTP: the http routes do not apply to it");
+            findings.push(service.finding(Severity::Warning, &format!("spec.hosts[{i}]"), message));
+        }
+    }
+}
+
+/// Gateways that do not exist or do not cover the hosts.
+fn gateways(world: &World, service: &Object<VirtualService>, findings: &mut Vec<Finding>) {
+    for written in &service.spec.gateways {
+        let (namespace, name) = written.split_once('/').unwrap_or((service.namespace(), written));
+        let Some(gateway) = world.model.gateways.get(&(namespace.to_owned(), name.to_owned())) else {
+            let message = format!("no Gateway {namespace}/{name}");
+            findings.push(service.finding(Severity::Warning, "spec.gateways", message).with_code("IST0101"));
+            continue;
+        };
+        for (i, host) in service.spec.hosts.iter().enumerate() {
+            if !gateway.spec.hosts.iter().any(|served| covers(served, host) || covers(host, served)) {
+                let message = format!("Gateway {namespace}/{name} does not serve host {host:?}");
+                let path = format!("spec.hosts[{i}]");
+                findings.push(service.finding(Severity::Warning, &path, message).with_code("IST0132"));
+            }
+        }
+    }
+}
+
+/// The full name of a service that a rule names by `name.namespace`, which a rule takes literally.
+fn full_name(world: &World, host: &str) -> Option<String> {
+    if !host.contains('.') || world.catalog.exists(host) {
+        return None;
+    }
+    let (name, namespace) = names::kubernetes_form(host, &world.options)?;
+    let full = names::fqdn(name, namespace, &world.options);
+    (full != host && world.catalog.exists(&full)).then_some(full)
+}
+
+fn destination(
+    world: &World,
+    scope: &NodeScope,
+    service: &Object<VirtualService>,
+    destination: &Destination,
+    path: &str,
+    findings: &mut Vec<Finding>,
+) {
+    let mut report = |field: &str, message: String| {
+        findings.push(service.finding(Severity::Error, &format!("{path}.{field}"), message).with_code("IST0101"));
+    };
+    let host = names::complete(&destination.host, service.namespace(), &world.options);
+    let Some(known) = world.catalog.get(scope, &host) else {
+        let hint = full_name(world, &host).map(|full| format!("; did you mean {full}?")).unwrap_or_default();
+        return report("host", format!("no Service or ServiceEntry {host:?}: requests get 503{hint}"));
+    };
+    if let Some(port) = destination.port.filter(|port| known.port(*port).is_none()) {
+        report("port.number", format!("{host} has no port {port}: requests get 503"));
+    }
+    if destination.subset.is_empty() {
+        return;
+    }
+    let rules = world.rules.find(scope, &known.name, &known.namespace);
+    if rules.subset(&destination.subset).is_none() {
+        let message = format!("no DestinationRule defines subset {:?} of {host}: requests get 503", destination.subset);
+        report("subset", message);
+    }
+}
+
+fn delegate(
+    world: &World,
+    service: &Object<VirtualService>,
+    name: &str,
+    namespace: &str,
+    path: &str,
+    findings: &mut Vec<Finding>,
+) {
+    let target = world.model.virtual_services.get(&(namespace.to_owned(), name.to_owned()));
+    let message = match target {
+        None => format!("no VirtualService {namespace}/{name}: this route is skipped"),
+        Some(target) if !target.spec.hosts.is_empty() => {
+            format!("{namespace}/{name} has hosts, so it is no delegate: this route is skipped")
+        }
+        Some(target) if !target.spec.export_to.visible_to(service.namespace()) => {
+            format!("{namespace}/{name} is not exported to {}: this route is skipped", service.namespace())
+        }
+        Some(_) => return,
+    };
+    findings.push(service.finding(Severity::Error, path, message).with_code("IST0101"));
+}
+
+fn contested(world: &World, findings: &mut Vec<Finding>) {
+    for (host, list) in world.virtual_services.contested() {
+        for later in &list[1..] {
+            // Objects that no namespace sees together do not compete.
+            let rival = list.iter().take_while(|other| !std::sync::Arc::ptr_eq(other, later)).find(|other| {
+                other.spec.export_to.visible_to(later.namespace()) || later.spec.export_to.visible_to(other.namespace())
+            });
+            if let Some(first) = rival {
+                let message = format!(
+                    "host {host} also belongs to VirtualService {}/{} ({}:{}), which wins; the two are not merged",
+                    first.namespace(),
+                    first.name(),
+                    first.document.file,
+                    first.document.line
+                );
+                findings.push(later.finding(Severity::Error, "spec.hosts", message).with_code("IST0109"));
+            }
+        }
+    }
+}
+
+fn destination_rules(world: &World, findings: &mut Vec<Finding>) {
+    for rule in world.model.destination_rules.values() {
+        let host = names::complete(&rule.spec.host, rule.namespace(), &world.options);
+        if host.starts_with('*') {
+            continue;
+        }
+        let scope = NodeScope::namespace(rule.namespace());
+        let Some(known) = world.catalog.get(&scope, &host) else {
+            let hint = full_name(world, &host).map(|full| format!("; did you mean {full}?")).unwrap_or_default();
+            let message = format!("no Service or ServiceEntry {host:?}{hint}");
+            findings.push(rule.finding(Severity::Warning, "spec.host", message).with_code("IST0174"));
+            continue;
+        };
+        // Without any endpoint there is nothing to say about labels.
+        if known.ports.iter().all(|port| port.instances.is_empty()) {
+            continue;
+        }
+        for (i, subset) in rule.spec.subsets.iter().enumerate() {
+            let somebody = known.ports.iter().flat_map(|port| &port.instances).any(|one| one.has(&subset.labels));
+            if !somebody {
+                let message = format!("no endpoint of {host} has the labels of subset {:?}: it gets 503", subset.name);
+                let path = format!("spec.subsets[{i}]");
+                findings.push(rule.finding(Severity::Error, &path, message).with_code("IST0173"));
+            }
+        }
+    }
+}
+
+/// Linkerd's and SMI's kinds: what beats them, and what they name that is not there.
+fn linkerd(world: &World, findings: &mut Vec<Finding>) {
+    for profile in world.model.service_profiles.values() {
+        let scope = NodeScope::namespace(profile.namespace());
+        if let Some(rival) = world.virtual_services.find(&scope, profile.name()) {
+            let message = format!(
+                "VirtualService {}/{} holds for this host: its routes decide, and this profile's retries, timeouts and \
+                 classes are ignored; remove one of the two",
+                rival.namespace(),
+                rival.name()
+            );
+            findings.push(profile.finding(Severity::Error, "", message));
+        }
+        if !world.catalog.exists(profile.name()) {
+            let message = format!("no Service {:?}: the profile holds for nothing", profile.name());
+            findings.push(profile.finding(Severity::Warning, "metadata.name", message));
+        }
+    }
+    let mut roots = BTreeSet::new();
+    let mut splits: Vec<_> = world.model.traffic_splits.values().collect();
+    splits.sort_by_key(|split| split.seniority());
+    for split in splits {
+        let host = names::fqdn(&split.spec.root, split.namespace(), &world.options);
+        if !roots.insert(host.clone()) {
+            let message = format!("an older TrafficSplit holds for {host}; this one is ignored");
+            findings.push(split.finding(Severity::Error, "spec.service", message));
+        }
+        let scope = NodeScope::namespace(split.namespace());
+        if let Some(rival) = world.virtual_services.find(&scope, &host) {
+            let (namespace, name) = (rival.namespace(), rival.name());
+            let message = format!("VirtualService {namespace}/{name} holds for {host}; this split is ignored");
+            findings.push(split.finding(Severity::Warning, "spec.service", message));
+        }
+        for (i, (backend, _)) in split.spec.backends.iter().enumerate() {
+            let full = names::fqdn(backend, split.namespace(), &world.options);
+            if !world.catalog.exists(&full) {
+                let message = format!("no Service {full:?}: its share of the requests gets 503");
+                let path = format!("spec.backends[{i}].service");
+                findings.push(split.finding(Severity::Error, &path, message).with_code("IST0101"));
+            }
+        }
+    }
+}
+
+/// Announcements that no Service takes up.
+fn announcements(world: &World, findings: &mut Vec<Finding>) {
+    let mut said = BTreeSet::new();
+    for announced in world.catalog.workloads.announced() {
+        let registration = &announced.registration;
+        let key = (registration.namespace.clone(), registration.service.clone());
+        let Some(service) = world.model.services.get(&key) else { continue };
+        let known = service.spec.ports.iter().any(|port| port.number == registration.service_port);
+        if !known && said.insert((key, registration.service_port)) {
+            let message = format!(
+                "a process at {} announced port {}, which this Service does not have: it gets no requests there",
+                registration.address, registration.service_port
+            );
+            findings.push(service.finding(Severity::Warning, "spec.ports", message));
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Who serves a port: endpoint slices, workload entries, service entry endpoints, announcements.
+
+use std::collections::{BTreeMap, HashMap};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use mesh_core::id::{Locality, Workload};
+use mesh_core::policy::{Address, EndpointMetadata, Health, InboundTls};
+
+use super::catalog::HostPort;
+use super::{Options, inbound};
+use crate::model::{
+    EndpointSlice, EntryAddress, EntryEndpoint, Model, Object, PortTarget, Resolution, Service, ServiceEntry,
+};
+use crate::registry::Registration;
+
+/// One endpoint of a port.
+#[derive(Clone, Debug)]
+pub(super) struct Instance {
+    pub(super) address: Address,
+    pub(super) labels: Arc<BTreeMap<String, String>>,
+    pub(super) locality: Locality,
+    pub(super) weight: NonZeroU32,
+    pub(super) health: Health,
+    pub(super) namespace: String,
+    /// Service account; `None` = not known.
+    pub(super) account: Option<String>,
+    pub(super) metadata: Arc<EndpointMetadata>,
+}
+
+impl Instance {
+    /// A name to resolve, about which nothing else is known.
+    pub(super) fn named(host: &str, port: u16) -> Self {
+        Self {
+            address: Address::Name { host: host.into(), port },
+            labels: Arc::default(),
+            locality: Locality::default(),
+            weight: NonZeroU32::MIN,
+            health: Health::Healthy,
+            namespace: String::new(),
+            account: None,
+            metadata: Arc::default(),
+        }
+    }
+
+    /// Whether its labels include all of `wanted`.
+    pub(super) fn has(&self, wanted: &BTreeMap<String, String>) -> bool {
+        includes(&self.labels, wanted)
+    }
+}
+
+/// Whether `labels` include all of `wanted`.
+pub(super) fn includes(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
+    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// Workloads that selectors may pick, by namespace.
+#[derive(Debug, Default)]
+pub(super) struct Workloads {
+    announced: Vec<Announced>,
+    announced_in: HashMap<String, Vec<usize>>,
+    announced_at: HashMap<std::net::SocketAddr, usize>,
+    entries_in: HashMap<String, Vec<(String, EntryEndpoint)>>,
+    /// By namespace and service.
+    slices: HashMap<(String, String), Vec<Arc<Object<EndpointSlice>>>>,
+}
+
+/// A process that announced itself.
+#[derive(Debug)]
+pub(super) struct Announced {
+    pub(super) registration: Registration,
+    pub(super) instance: Instance,
+}
+
+impl Workloads {
+    pub(super) fn build(model: &Model, registrations: &[Registration], options: &Options) -> Self {
+        let mut workloads = Self::default();
+        for entry in model.workload_entries.values() {
+            let list = workloads.entries_in.entry(entry.namespace().to_owned()).or_default();
+            list.push((entry.name().to_owned(), entry.spec.endpoint.clone()));
+        }
+        for slice in model.endpoint_slices.values() {
+            let key = (slice.namespace().to_owned(), slice.spec.service.clone());
+            workloads.slices.entry(key).or_default().push(slice.clone());
+        }
+        for registration in registrations {
+            let instance = announced(registration, model, options);
+            let at = workloads.announced.len();
+            workloads.announced_in.entry(registration.namespace.clone()).or_default().push(at);
+            workloads.announced_at.insert(registration.address, at);
+            workloads.announced.push(Announced { registration: registration.clone(), instance });
+        }
+        workloads
+    }
+
+    pub(super) fn announced(&self) -> impl Iterator<Item = &Announced> {
+        self.announced.iter()
+    }
+
+    pub(super) fn at(&self, address: std::net::SocketAddr) -> Option<&Announced> {
+        self.announced_at.get(&address).map(|at| &self.announced[*at])
+    }
+
+    fn announced_in(&self, namespace: &str) -> impl Iterator<Item = &Announced> {
+        self.announced_in.get(namespace).into_iter().flatten().map(|at| &self.announced[*at])
+    }
+
+    fn entries_in(&self, namespace: &str) -> impl Iterator<Item = &(String, EntryEndpoint)> {
+        self.entries_in.get(namespace).into_iter().flatten()
+    }
+}
+
+fn announced(registration: &Registration, model: &Model, options: &Options) -> Instance {
+    let (namespace, labels) = (&registration.namespace, &registration.labels);
+    // A port whose server refuses TLS gets plaintext, whatever the process announced.
+    let mode = inbound::mode(model, options, namespace, labels, registration.address.port());
+    let fallback = if registration.workload.is_empty() { &registration.service } else { &registration.workload };
+    let metadata = EndpointMetadata {
+        mesh_tls: registration.mesh_tls && mode != InboundTls::Disable,
+        hostname: None,
+        workload: Some(workload(fallback, namespace, labels)),
+        lb: BTreeMap::new(),
+    };
+    Instance {
+        address: Address::Socket(registration.address),
+        labels: Arc::new(labels.clone()),
+        locality: registration.locality.clone(),
+        weight: NonZeroU32::MIN,
+        health: Health::Healthy,
+        namespace: namespace.clone(),
+        account: Some(registration.service_account.clone()).filter(|account| !account.is_empty()),
+        metadata: Arc::new(metadata),
+    }
+}
+
+/// Telemetry's view of a workload (canonical names as in Istio). Labels stay here.
+pub(super) fn workload(name: &str, namespace: &str, labels: &BTreeMap<String, String>) -> Workload {
+    let first = |keys: [&str; 3]| keys.iter().find_map(|key| labels.get(*key)).cloned();
+    let canonical = first(["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
+    let revision = first(["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+    let name = labels.get("service.istio.io/workload-name").map_or(name, String::as_str);
+    Workload {
+        name: name.to_owned(),
+        namespace: namespace.to_owned(),
+        canonical_name: canonical.unwrap_or_else(|| name.to_owned()),
+        canonical_revision: revision.unwrap_or_else(|| "latest".to_owned()),
+        cluster: labels.get("topology.istio.io/cluster").cloned().unwrap_or_else(|| "Kubernetes".to_owned()),
+        labels: BTreeMap::new(),
+    }
+}
+
+/// Fills in who serves a port of a Service.
+pub(super) fn of_service(service: &Object<Service>, port: &mut HostPort, workloads: &Workloads) {
+    let (namespace, spec) = (service.namespace(), &service.spec);
+    let key = (namespace.to_owned(), service.name().to_owned());
+    for slice in workloads.slices.get(&key).into_iter().flatten() {
+        from_slice(slice, spec.publish_not_ready, port);
+    }
+    for announced in workloads.announced_in(namespace) {
+        let registration = &announced.registration;
+        let by_name = registration.service == service.name();
+        let by_labels = !spec.selector.is_empty() && includes(&registration.labels, &spec.selector);
+        let same_port = registration.service_port == port.number;
+        let same_target = port.target == PortTarget::Number(registration.address.port());
+        if (by_name && same_port) || (by_labels && (same_port || same_target)) {
+            port.instances.push(announced.instance.clone());
+        }
+    }
+    if !spec.selector.is_empty() {
+        for (name, entry) in workloads.entries_in(namespace).filter(|(_, e)| includes(&e.labels, &spec.selector)) {
+            port.instances.extend(from_endpoint(entry, Some(name), namespace, port));
+        }
+    }
+}
+
+/// Fills in who serves a port of a ServiceEntry.
+pub(super) fn of_entry(entry: &Object<ServiceEntry>, host: &str, port: &mut HostPort, workloads: &Workloads) {
+    let (namespace, spec) = (entry.namespace(), &entry.spec);
+    if spec.resolution == Resolution::None {
+        return;
+    }
+    for endpoint in &spec.endpoints {
+        port.instances.extend(from_endpoint(endpoint, None, namespace, port));
+    }
+    if let Some(selector) = &spec.selector {
+        for (name, endpoint) in workloads.entries_in(namespace).filter(|(_, e)| includes(&e.labels, selector)) {
+            port.instances.extend(from_endpoint(endpoint, Some(name), namespace, port));
+        }
+        for announced in workloads.announced_in(namespace) {
+            let registration = &announced.registration;
+            if includes(&registration.labels, selector) && registration.service_port == port.number {
+                port.instances.push(announced.instance.clone());
+            }
+        }
+    } else if spec.endpoints.is_empty() && spec.resolution != Resolution::Static {
+        port.instances.push(Instance::named(host, target_number(port)));
+    }
+}
+
+fn target_number(port: &HostPort) -> u16 {
+    match port.target {
+        PortTarget::Number(number) => number,
+        PortTarget::Name(_) => port.number,
+    }
+}
+
+fn from_slice(slice: &Object<EndpointSlice>, publish_not_ready: bool, port: &mut HostPort) {
+    let ports = &slice.spec.ports;
+    let number = ports.iter().find(|(name, _)| *name == port.name).or(match ports.as_slice() {
+        [only] if port.name.is_empty() => Some(only),
+        _ => None,
+    });
+    let Some((_, number)) = number else { return };
+    for endpoint in &slice.spec.endpoints {
+        let health = if endpoint.unready && publish_not_ready { Health::Healthy } else { endpoint.health };
+        if endpoint.unready && !publish_not_ready {
+            continue;
+        }
+        let namespace = slice.namespace();
+        let metadata = Arc::new(EndpointMetadata {
+            mesh_tls: false,
+            hostname: endpoint.hostname.clone(),
+            workload: endpoint.target.as_deref().map(|pod| workload(pod, namespace, &BTreeMap::new())),
+            lb: BTreeMap::new(),
+        });
+        for address in endpoint.sockets(*number) {
+            port.instances.push(Instance {
+                address: Address::Socket(address),
+                labels: Arc::default(),
+                locality: Locality { zone: endpoint.zone.clone(), ..Locality::default() },
+                weight: NonZeroU32::MIN,
+                health,
+                namespace: namespace.to_owned(),
+                account: None,
+                metadata: metadata.clone(),
+            });
+        }
+    }
+}
+
+fn from_endpoint(entry: &EntryEndpoint, name: Option<&str>, namespace: &str, port: &HostPort) -> Option<Instance> {
+    let number = match (entry.ports.get(&port.name), &port.target) {
+        (Some(number), _) => *number,
+        (None, PortTarget::Number(number)) => *number,
+        // A named target port is looked up among the entry's own port names.
+        (None, PortTarget::Name(target)) => *entry.ports.get(target)?,
+    };
+    let address = match &entry.address {
+        EntryAddress::Ip(ip) => Address::Socket((*ip, number).into()),
+        EntryAddress::Name(host) => Address::Name { host: host.as_str().into(), port: number },
+        EntryAddress::Unix(path) => Address::Unix(path.as_str().into()),
+    };
+    let mesh = entry.labels.get("security.istio.io/tlsMode").is_some_and(|mode| mode == "istio");
+    let facts = name.or(entry.labels.get("app").map(String::as_str));
+    let metadata = EndpointMetadata {
+        mesh_tls: mesh,
+        hostname: None,
+        workload: facts.map(|name| workload(name, namespace, &entry.labels)),
+        lb: BTreeMap::new(),
+    };
+    Some(Instance {
+        address,
+        labels: Arc::new(entry.labels.clone()),
+        locality: entry.locality.clone(),
+        weight: NonZeroU32::new(entry.weight).unwrap_or(NonZeroU32::MIN),
+        health: Health::Healthy,
+        namespace: namespace.to_owned(),
+        account: entry.service_account.clone(),
+        metadata: Arc::new(metadata),
+    })
+}

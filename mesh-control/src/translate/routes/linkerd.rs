@@ -1,0 +1,117 @@
+//! Routes of a Linkerd ServiceProfile and an SMI TrafficSplit. A split is an override of the profile's
+//! destination, as Linkerd's adaptor makes it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::id::ClusterName;
+use mesh_core::policy::{
+    ClusterChoice, Forward, HeaderPolicy, PerMillionRatio, RetryBudget, RetryOn, RetryPolicy, Route, RouteAction,
+    WeightedCluster, WeightedClusters,
+};
+
+use super::{Place, Table, forward_all};
+use crate::model::{Object, ProfileRoute, ServiceProfile, TrafficSplit};
+use crate::translate::catalog::Host;
+use crate::translate::{World, names};
+
+/// Linkerd bounds retries by the budget alone; this only keeps one request from going on for ever.
+const MAX_ATTEMPTS: u32 = 64;
+
+/// The routes of the profile or the split that holds here.
+pub(super) fn table(place: &Place<'_>, known: &Host) -> Option<Table> {
+    let profile = profile(place.world, &place.scope.namespace, &known.name, &known.namespace);
+    let split = split(place.world, known);
+    let shares = match (split, profile) {
+        (Some(split), _) => shares_of_split(place, split),
+        (None, Some(profile)) => shares_of_profile(profile),
+        (None, None) => return None,
+    };
+    let to = choice(place, known, shares);
+    let Some(profile) = profile else {
+        return Some(Table {
+            routes: vec![forward_all("split", forward(&to))],
+            retry: Some(RetryPolicy::istio_default()),
+            budget: None,
+        });
+    };
+    let mut routes: Vec<Route> = profile.spec.routes.iter().flat_map(|route| profile_routes(route, &to)).collect();
+    routes.push(forward_all("[DEFAULT]", forward(&to)));
+    let retries = profile.spec.routes.iter().any(|route| route.retryable);
+    let budget = profile.spec.budget.clone().or_else(|| retries.then(default_budget));
+    Some(Table { routes, retry: None, budget })
+}
+
+/// The profile for a host: in the client's namespace, else in the service's.
+fn profile<'a>(world: &'a World, client: &str, host: &str, owner: &str) -> Option<&'a Arc<Object<ServiceProfile>>> {
+    let profiles = &world.model.service_profiles;
+    let at = |namespace: &str| profiles.get(&(namespace.to_owned(), host.to_owned()));
+    at(client).or_else(|| at(owner))
+}
+
+/// The oldest split whose root is this service.
+fn split<'a>(world: &'a World, host: &Host) -> Option<&'a Arc<Object<TrafficSplit>>> {
+    let key = || (host.namespace.clone(), host.short.clone());
+    host.kubernetes.then(|| world.splits.get(&key())).flatten()
+}
+
+fn shares_of_split(place: &Place<'_>, split: &Object<TrafficSplit>) -> Vec<(String, u32)> {
+    let full = |name: &str| names::fqdn(name, split.namespace(), &place.world.options);
+    split.spec.backends.iter().map(|(name, weight)| (full(name), *weight)).collect()
+}
+
+fn shares_of_profile(profile: &Object<ServiceProfile>) -> Vec<(String, u32)> {
+    profile.spec.overrides.clone()
+}
+
+/// Shares as a choice of clusters on the dialled port. A backend that has no such port is left out; one
+/// that does not exist keeps its share, which fails.
+fn choice(place: &Place<'_>, known: &Host, shares: Vec<(String, u32)>) -> ClusterChoice {
+    let portless = |host: &str| {
+        place.world.catalog.get(place.scope, host).is_some_and(|backend| backend.port(place.port).is_none())
+    };
+    let entries: Vec<WeightedCluster> = shares
+        .into_iter()
+        .filter(|(host, weight)| *weight > 0 && !portless(host))
+        .map(|(host, weight)| WeightedCluster {
+            name: ClusterName::outbound(place.port, "", &host),
+            weight,
+            headers: HeaderPolicy::default(),
+        })
+        .collect();
+    match WeightedClusters::new(entries) {
+        Ok(clusters) => ClusterChoice::Weighted(clusters),
+        // Nobody is left: the service itself.
+        Err(_) => ClusterChoice::Cluster(ClusterName::outbound(place.port, "", &known.name)),
+    }
+}
+
+fn forward(to: &ClusterChoice) -> Forward {
+    let mut forward = Forward::to(ClusterName::new(""));
+    forward.to = to.clone();
+    forward
+}
+
+fn profile_routes<'a>(route: &'a ProfileRoute, to: &'a ClusterChoice) -> impl Iterator<Item = Route> + 'a {
+    route.matches.iter().map(move |matcher| {
+        let mut forward = forward(to);
+        forward.timeout = route.timeout;
+        if route.retryable {
+            let on = RetryOn { classified_failure: true, ..RetryOn::default() };
+            forward.retry = Some(RetryPolicy::new(MAX_ATTEMPTS, on));
+        }
+        Route {
+            name: route.name.clone(),
+            matcher: matcher.clone(),
+            action: RouteAction::Forward(Box::new(forward)),
+            headers: HeaderPolicy::default(),
+            fault: None,
+            response_classes: route.classes.clone(),
+        }
+    })
+}
+
+/// Linkerd's budget for a profile that has none.
+fn default_budget() -> RetryBudget {
+    RetryBudget { retry_ratio: PerMillionRatio(200_000), min_retries_per_second: 10, ttl: Duration::from_secs(10) }
+}

@@ -1,0 +1,200 @@
+//! Listeners and route tables: which family of rules decides for a host, and its domains.
+
+mod delegate;
+mod istio;
+mod linkerd;
+
+use mesh_core::id::ClusterName;
+use mesh_core::policy::{
+    Domain, Forward, HeaderPolicy, HttpFilter, HttpFilterKind, Listener, RetryBudget, RetryPolicy, Route, RouteAction,
+    RouteConfiguration, RouteMatch, RouteSource, VirtualHost,
+};
+
+use super::catalog::{Host, HostPort};
+use super::{NodeScope, World, names};
+
+/// A host seen from a client, on one port.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) world: &'a World,
+    pub(super) scope: &'a NodeScope,
+    /// Full name; below a wildcard the name dialled.
+    pub(super) host: &'a str,
+    pub(super) port: u16,
+    /// `None` for a host that only a VirtualService speaks of.
+    pub(super) known: Option<&'a Host>,
+}
+
+/// The routes of a virtual host, and what stands around them.
+pub(super) struct Table {
+    pub(super) routes: Vec<Route>,
+    pub(super) retry: Option<RetryPolicy>,
+    pub(super) budget: Option<RetryBudget>,
+}
+
+/// The listener of `host:port` as dialled.
+pub(super) fn listener(world: &World, scope: &NodeScope, name: &str) -> Option<Listener> {
+    let (host, port) = names::dialled(name)?;
+    let routes = match world.catalog.resolve(scope, &host, &world.options) {
+        Some((full, found)) => usable(found, port).then(|| names::outbound(port, "", &full))?,
+        None if world.virtual_services.find(scope, &host).is_some() => names::outbound(port, "", &host),
+        None => undefined(world, scope, &host).then(|| names::passthrough(port, &host))?,
+    };
+    Some(Listener {
+        name: name.to_owned(),
+        routes: RouteSource::Named(routes),
+        // Always there, as with istiod, so that a fault can come and go by routes alone.
+        filters: vec![HttpFilter { name: "envoy.filters.http.fault".into(), kind: HttpFilterKind::Fault(None) }],
+        max_stream_duration: None,
+    })
+}
+
+/// Why there is no listener of that name.
+pub(super) fn why_missing(world: &World, scope: &NodeScope, name: &str) -> String {
+    let Some((host, port)) = names::dialled(name) else {
+        return format!("{name:?} is not a destination; dial host:port");
+    };
+    let namespace = &scope.namespace;
+    match world.catalog.resolve(scope, &host, &world.options) {
+        Some((full, found)) => {
+            let ports: Vec<String> = found.ports.iter().map(|port| port.number.to_string()).collect();
+            format!("{full} has no port {port} for requests; it has {}", ports.join(", "))
+        }
+        None if world.catalog.exists(&names::complete(&host, namespace, &world.options)) => {
+            format!("{host} is not exported to namespace {namespace}; change its exportTo")
+        }
+        None => format!(
+            "no Service, ServiceEntry or running process {host:?} is known in namespace {namespace}; check the name, \
+             dial name.namespace for another namespace, or add a manifest"
+        ),
+    }
+}
+
+/// Whether a host that nothing defines may be called: it is not the name of something in the cluster.
+fn undefined(world: &World, scope: &NodeScope, host: &str) -> bool {
+    let local = names::is_cluster_local(host, &world.options) && host != "localhost";
+    let hidden = world.catalog.exists(host) && world.catalog.get(scope, host).is_none();
+    let in_namespace = names::kubernetes_form(host, &world.options)
+        .is_some_and(|(name, namespace)| !name.contains('.') && knows_namespace(world, namespace));
+    world.options.allow_any && !local && !hidden && !in_namespace
+}
+
+fn knows_namespace(world: &World, namespace: &str) -> bool {
+    world.model.namespaces.contains_key(&(String::new(), namespace.to_owned()))
+        || world
+            .model
+            .services
+            .range((namespace.to_owned(), String::new())..)
+            .next()
+            .is_some_and(|(key, _)| key.0 == namespace)
+}
+
+fn usable(host: &Host, port: u16) -> bool {
+    host.port(port).is_some_and(|port| port.protocol != crate::model::PortProtocol::Udp)
+}
+
+/// The route configuration of that name.
+pub(super) fn configuration(world: &World, scope: &NodeScope, name: &str) -> Option<RouteConfiguration> {
+    let parts = names::parse(name).filter(|parts| parts.subset.is_empty())?;
+    let (host, port) = (parts.host, parts.port);
+    if parts.passthrough {
+        let open = world.catalog.get(scope, host).is_none() && undefined(world, scope, host);
+        let cluster = ClusterName::new(names::passthrough(port, host));
+        let table = Table {
+            routes: vec![forward_all("passthrough", Forward::to(cluster))],
+            retry: Some(RetryPolicy::istio_default()),
+            budget: None,
+        };
+        return open.then(|| finish(name, vec![host.to_owned()], port, table));
+    }
+    let known = world.catalog.get(scope, host).map(|host| &**host);
+    let place = Place { world, scope, host, port, known };
+    if known.is_some_and(|known| !usable(known, port)) {
+        return None;
+    }
+    let table = match known {
+        Some(known) => table(&place, known)?,
+        None => istio::table(&place)?,
+    };
+    Some(finish(name, domains(&place), port, table))
+}
+
+/// Which family decides: a VirtualService before Linkerd's and SMI's kinds, and plain forwarding if
+/// there is none.
+fn table(place: &Place<'_>, known: &Host) -> Option<Table> {
+    let http = known.port(place.port).is_some_and(|port: &HostPort| port.protocol.is_http());
+    let ruled = http.then(|| istio::table(place).or_else(|| linkerd::table(place, known))).flatten();
+    if ruled.is_some() {
+        return ruled;
+    }
+    let cluster = ClusterName::outbound(place.port, "", &known.name);
+    let mut forward = Forward::to(cluster);
+    istio::add_hash(place, &mut forward, &[(known.name.as_str(), place.port, "")]);
+    Some(Table {
+        routes: vec![forward_all("default", forward)],
+        retry: Some(RetryPolicy::istio_default()),
+        budget: None,
+    })
+}
+
+fn forward_all(name: &str, forward: Forward) -> Route {
+    Route {
+        name: name.to_owned(),
+        matcher: RouteMatch::any(),
+        action: RouteAction::Forward(Box::new(forward)),
+        headers: HeaderPolicy::default(),
+        fault: None,
+        response_classes: Vec::new(),
+    }
+}
+
+fn finish(name: &str, hosts: Vec<String>, port: u16, table: Table) -> RouteConfiguration {
+    let mut domains = Vec::new();
+    for host in hosts {
+        let with_port = format!("{host}:{port}");
+        for text in [host, with_port] {
+            // Hosts were checked when they were read; a wildcard stands at the beginning only.
+            domains.extend(Domain::new(&text).ok().filter(|domain| !domains.contains(domain)));
+        }
+    }
+    let first = domains.first().map(Domain::as_str).unwrap_or_default();
+    let host = VirtualHost {
+        name: format!("{}:{port}", first.trim_end_matches(&format!(":{port}"))),
+        domains,
+        routes: table.routes,
+        headers: HeaderPolicy::default(),
+        retry: table.retry,
+    };
+    RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: vec![host],
+        headers: HeaderPolicy::default(),
+        retry_budget: table.budget,
+    }
+}
+
+/// Every form in which a client may name the host.
+fn domains(place: &Place<'_>) -> Vec<String> {
+    let Some(known) = place.known.filter(|known| known.kubernetes && known.name == place.host) else {
+        return vec![place.host.to_owned()];
+    };
+    let (name, namespace) = (&known.short, &known.namespace);
+    let mut forms = vec![
+        known.name.clone(),
+        format!("{}.", known.name),
+        format!("{name}.{namespace}.svc"),
+        format!("{name}.{namespace}"),
+    ];
+    if *namespace == place.scope.namespace {
+        forms.push(name.clone());
+    }
+    forms.extend(known.cluster_ips.iter().map(|ip| match ip {
+        std::net::IpAddr::V4(ip) => ip.to_string(),
+        std::net::IpAddr::V6(ip) => format!("[{ip}]"),
+    }));
+    if known.headless {
+        let pods: Vec<String> = forms[..4].iter().map(|form| format!("*.{form}")).collect();
+        forms.extend(pods);
+    }
+    forms
+}
