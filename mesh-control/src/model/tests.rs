@@ -488,6 +488,29 @@ fn an_object_that_breaks_keeps_its_last_good_version() {
 }
 
 #[test]
+fn a_peer_authentication_that_is_not_valid_fails_closed_and_keeps_a_good_one() {
+    use mesh_core::policy::InboundTls;
+
+    let peer = |spec: &str| object("security.istio.io/v1", "PeerAuthentication", "a", spec);
+    let mode = |model: &Model| model.peer_authentications.values().next().and_then(|policy| policy.spec.mode);
+    for bad in ["{mtls: {mode: PERMISSIV}}", "{mtls: 5}"] {
+        let manifests = Manifests::from_texts([("a.yaml", peer(bad).as_str())]);
+        let model = Model::build(&manifests, None);
+        assert_eq!(mode(&model), Some(InboundTls::Strict), "{bad}");
+        assert!(model.findings[0].message.contains("mutual TLS is required"), "{:?}", model.findings);
+        // Reading the same document again changes nothing, and another bad one is no better.
+        let worse = Manifests::from_texts([("a.yaml", peer("{mtls: {mode: OFF}}").as_str())]);
+        let worse = Model::build(&worse, Some(&model));
+        assert!(worse.findings[0].message.contains("mutual TLS is required"), "{:?}", worse.findings);
+        let again = Model::build(&manifests, Some(&model));
+        assert_eq!((mode(&again), &again.findings), (Some(InboundTls::Strict), &model.findings));
+
+        let good = Model::from_texts([("a.yaml", peer("{mtls: {mode: DISABLE}}").as_str())]);
+        assert_eq!(mode(&Model::build(&manifests, Some(&good))), Some(InboundTls::Disable));
+    }
+}
+
+#[test]
 fn durations_follow_gos_grammar() {
     use std::time::Duration;
     use values::duration;
