@@ -8,3 +8,4 @@ mod golden;
 mod hostile;
 mod law;
 mod refusals;
+mod refusals_cluster;
