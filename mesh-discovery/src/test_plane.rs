@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use mesh_core::id::TrustDomain;
+use mesh_core::identity::{Identity, TrustBundle, TrustBundles};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
@@ -14,6 +16,7 @@ use rcgen::{
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
+use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -63,6 +66,17 @@ impl Ca {
         let mut request = CertificateSigningRequestParams::from_pem(csr).unwrap();
         request.params = workload(uri, life);
         request.signed_by(&self.issuer).unwrap().pem()
+    }
+
+    /// An identity of generation `generation` in the name of `uri`, for a day.
+    pub(crate) fn identity(&self, uri: &str, generation: u64) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let leaf = workload(uri, Duration::from_secs(24 * 3600)).signed_by(&key, &self.issuer).unwrap();
+        let der = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        let signing = crypto().key_provider.load_private_key(der).unwrap();
+        let bundle = TrustBundle::new([self.root.der().clone()]).unwrap();
+        let bundles = TrustBundles::single(TrustDomain::new("cluster.local").unwrap(), bundle);
+        Identity::new(CertifiedKey::new(vec![leaf.der().clone()], signing), bundles, generation).unwrap()
     }
 
     /// TLS for a server at 127.0.0.1; clients may show a certificate of this CA.
@@ -127,7 +141,14 @@ where
         + 'static,
     F: Future<Output = Result<http::Response<tonic::body::Body>, Infallible>> + Send + 'static,
 {
-    let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+    // A server that was just dropped may still hold its port for a moment.
+    let listener = loop {
+        match TcpListener::bind(("127.0.0.1", port)).await {
+            Ok(listener) => break listener,
+            Err(error) => assert!(port != 0, "{error}"),
+        }
+        tokio::task::yield_now().await;
+    };
     let port = listener.local_addr().unwrap().port();
     let task = tokio::spawn(async move {
         let mut connections = tokio::task::JoinSet::new();

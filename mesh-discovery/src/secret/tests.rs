@@ -2,12 +2,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::id::TrustDomain;
-use mesh_core::identity::peer_spiffe_id;
+use mesh_core::identity::{Identity, peer_spiffe_id};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tonic::{Request, Response, Status};
 
 use super::*;
+use crate::connect::Connector;
 use crate::proto::certificate::{
     IstioCertificateRequest, IstioCertificateResponse, IstioCertificateService, IstioCertificateServiceServer,
 };
@@ -68,71 +69,87 @@ async fn start(fake: &FakeCa) -> (Serving, Connector, tempfile::NamedTempFile) {
     (serving, connector, root)
 }
 
-/// A clock that follows the paused timer.
-fn config(token: JoinToken) -> SecretConfig {
-    let (start, base) = (tokio::time::Instant::now(), now());
-    let clock: Clock = Arc::new(move || base + start.elapsed().as_secs());
-    SecretConfig { clock, ..SecretConfig::new(Some(token)) }
-}
-
-use crate::connect::Connector;
-
-#[tokio::test(start_paused = true)]
-async fn the_first_certificate_takes_the_token_and_renewals_take_the_certificate() {
+#[tokio::test]
+async fn the_token_proves_the_first_certificate_and_the_certificate_the_next() {
     let fake = fake();
     let (_serving, connector, _root) = start(&fake).await;
-    let begun = tokio::time::Instant::now();
-    let mut identity = spawn(config(JoinToken::Text("secret\n".to_owned())), connector, &Handle::current());
-    let first = identity.wait_for(Option::is_some).await.as_ref().clone().unwrap();
+    let client = CertificateAuthorityClient::new(connector, DAY, None);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let token = JoinToken::File(file.path().to_owned());
+
+    fake.script.lock().push(Err("unknown token"));
+    std::fs::write(file.path(), "old").unwrap();
+    client.first(Some(&token), now()).await.unwrap_err();
+    std::fs::write(file.path(), "new\n").unwrap();
+    let first = client.first(Some(&token), now()).await.unwrap();
     assert_eq!((first.id().as_str(), first.generation()), (REVIEWS, 0));
     let domain = TrustDomain::new("cluster.local").unwrap();
     assert_eq!(first.bundles().get(&domain).unwrap().roots(), [fake.ca.root.der().clone()], "chain and file united");
 
-    let next = identity.wait_for(|i| i.as_ref().is_some_and(|i| i.generation() == 1)).await.as_ref().clone().unwrap();
-    let half = begun.elapsed().as_secs_f64() / DAY.as_secs_f64();
-    assert!((0.39..0.61).contains(&half), "{half}");
+    let next = client.renew(&first, now()).await.unwrap();
+    assert_eq!(next.generation(), 1);
     assert_ne!(first.certified().cert, next.certified().cert);
-    assert_eq!(*fake.seen.lock(), ["Bearer secret".to_owned(), format!("certificate {REVIEWS}")]);
+    assert_eq!(*fake.seen.lock(), ["Bearer old", "Bearer new", &format!("certificate {REVIEWS}")]);
+
+    fake.script.lock().push(Ok("spiffe://cluster.local/ns/default/sa/other"));
+    let error = client.renew(&next, now()).await.unwrap_err();
+    assert!(matches!(error, CertificateRefused::OtherName { .. }), "{error}");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_refused_renewal_keeps_the_certificate_and_is_tried_again() {
+#[tokio::test]
+async fn an_identity_comes_even_if_the_authority_is_late() {
     let fake = fake();
-    fake.script.lock().extend([Ok(REVIEWS), Err("not now"), Ok("spiffe://cluster.local/ns/default/sa/other")]);
-    let (_serving, connector, _root) = start(&fake).await;
-    let mut identity = spawn(config(JoinToken::Text("secret".to_owned())), connector, &Handle::current());
-    let first = identity.wait_for(Option::is_some).await;
-    let mut published = 0;
-    loop {
-        identity.changed().await;
-        published += 1;
-        let now = identity.load_full();
-        let now = now.as_ref().as_ref().unwrap();
-        assert_eq!(now.id(), first.as_ref().as_ref().unwrap().id(), "nobody else's name is ever taken over");
-        if now.generation() == 1 {
-            break;
-        }
-    }
-    assert_eq!(published, 1, "nothing was published for the failures");
-    assert_eq!(fake.seen.lock().len(), 4);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_token_file_is_read_again_for_each_attempt() {
-    let fake = fake();
-    fake.script.lock().push(Err("unknown token"));
-    let (_serving, connector, _root) = start(&fake).await;
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), "old").unwrap();
-    let seen = fake.seen.clone();
-    let path = file.path().to_owned();
-    let mut identity = spawn(config(JoinToken::File(path.clone())), connector, &Handle::current());
-    while seen.lock().is_empty() {
-        tokio::task::yield_now().await;
-    }
-    std::fs::write(&path, "new").unwrap();
+    let (serving, connector, root) = start(&fake).await;
+    let port = serving.port;
+    drop(serving);
+    let config = SecretConfig::new(Some(JoinToken::Text("secret".to_owned())));
+    let mut identity = spawn(config, connector, &Handle::current());
+    assert!(identity.load().is_none());
+    let _serving = serve(IstioCertificateServiceServer::new(fake.clone()), Some(fake.ca.server_config()), port).await;
     identity.wait_for(Option::is_some).await;
-    assert_eq!(*seen.lock(), ["Bearer old", "Bearer new"]);
+    drop(root);
+}
+
+/// Generation to be renewed, and when.
+type Asked = Arc<Mutex<Vec<(Option<u64>, u64)>>>;
+
+/// Signs in memory, and sometimes fails.
+struct Memory {
+    ca: Ca,
+    failures: Arc<Mutex<Vec<u64>>>,
+    asked: Asked,
+}
+
+impl worker::Authority for Memory {
+    async fn next(&self, current: Option<&Identity>, now: u64) -> Result<Identity, CertificateRefused> {
+        let generation = current.map(Identity::generation);
+        self.asked.lock().push((generation, now));
+        if self.failures.lock().pop().is_some() {
+            return Err(CertificateRefused::Status("not now".to_owned()));
+        }
+        Ok(self.ca.identity(REVIEWS, generation.map_or(0, |g| g + 1)))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn renewal_comes_at_half_of_the_life_and_failures_keep_the_certificate() {
+    let (failures, asked) = (Arc::new(Mutex::new(vec![1])), Asked::default());
+    let memory = Memory { ca: Ca::new(), failures: failures.clone(), asked: asked.clone() };
+    let (start, base) = (tokio::time::Instant::now(), now());
+    let clock: Clock = Arc::new(move || base + start.elapsed().as_secs());
+    let mut identity = worker::spawn_with(memory, clock, &Handle::current());
+    identity.wait_for(Option::is_some).await;
+    assert!(start.elapsed() < Duration::from_secs(1), "the first retry is quick");
+
+    failures.lock().extend([1, 2, 3, 4, 5]);
+    identity.changed().await;
+    let renewed = identity.load_full();
+    assert_eq!(renewed.as_ref().as_ref().unwrap().generation(), 1, "failures publish nothing");
+    let asked = asked.lock().clone();
+    assert_eq!(asked.len(), 8, "one failure and a success, five failures and a success: {asked:?}");
+    assert!(asked[2..].iter().all(|(generation, _)| *generation == Some(0)), "the old one stays the proof");
+    let half = (asked[2].1 - base) as f64 / DAY.as_secs_f64();
+    assert!((0.39..0.61).contains(&half), "{half}");
 }
 
 #[tokio::test]
