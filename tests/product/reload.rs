@@ -62,20 +62,27 @@ impl Town {
         plane.write("routes.yaml", routes("v1"));
         let caller = plane.caller("productpage").await;
         let town = Self { plane, caller, _servers: servers };
-        becomes(&town.caller, REVIEWS, JASON, "v2").await;
-        town.is_unchanged("the beginning").await;
+        // Balancing alone could give the right answers, but not that many.
+        eventually("requests are routed by header", || async { town.wrong().await.is_none().then_some(()) }).await;
         town.plane.no_findings().await;
         town
     }
 
-    /// Header routing works as `routes("v1")` says, request by request.
-    async fn is_unchanged(&self, during: &str) {
-        for _ in 0..5 {
+    /// The first of many answers that is not as `routes("v1")` says.
+    async fn wrong(&self) -> Option<String> {
+        for _ in 0..10 {
             for (headers, want) in [(JASON, "v2"), (&[][..], "v1")] {
-                let (status, text) = call(&self.caller, REVIEWS, headers).await.unwrap();
-                assert_eq!((status.as_u16(), text.as_str()), (200, want), "{during}: {headers:?}");
+                match call(&self.caller, REVIEWS, headers).await {
+                    Ok((status, text)) if status == 200 && text == want => {}
+                    other => return Some(format!("{headers:?} {other:?}")),
+                }
             }
         }
+        None
+    }
+
+    async fn is_unchanged(&self, during: &str) {
+        assert_eq!(self.wrong().await, None, "{during}");
         assert_eq!(plain_get(self.plane.debug(), "/healthz").await.unwrap().0, 200, "{during}");
     }
 
@@ -143,23 +150,23 @@ fn bad() -> Vec<Bad> {
         case(
             "an unknown kind",
             "apiVersion: networking.istio.io/v1\nkind: VirtualServise\nmetadata: { name: extra }\n".into(),
-            ["VirtualServise", "extra", ""],
-            1,
-            "kind",
+            ["VirtualServise", "extra", "kind"],
+            2,
+            "did you mean VirtualService?",
         ),
         case(
             "an unknown field",
             extra("route: [{ destination: { host: reviews } }], timeuot: 3s"),
             virtual_service("spec.http[0].timeuot"),
             5,
-            "timeuot",
+            "did you mean timeout?",
         ),
         case(
             "a weight out of range",
             extra("route: [{ destination: { host: reviews }, weight: -1 }]"),
             virtual_service("spec.http[0].route[0].weight"),
             5,
-            "weight",
+            "negative",
         ),
         case(
             "a missing subset",
@@ -183,7 +190,7 @@ fn bad() -> Vec<Bad> {
             "routes.yaml",
         ),
         case("20 MB", "# much ado about nothing\n".repeat(800_000), ["", "", ""], 0, "bytes"),
-        case("an alias bomb", alias_bomb(), ["", "", ""], 0, "alias"),
+        case("an alias bomb", alias_bomb(), ["", "", ""], 5, "YAML"),
     ]
 }
 
@@ -212,7 +219,7 @@ async fn each_mistake_is_told_once_with_its_place_and_changes_nothing() {
 #[tokio::test]
 async fn a_good_manifest_that_breaks_keeps_its_last_good_version() {
     let town = Town::settled().await;
-    let invalid = routes("v2").replace("exact: jason", "exakt: jason");
+    let invalid = routes("v2").replace("subset: v2 }", "subset: v2 }, weight: -1");
     let unparsable = routes("v2").replace("http:", "http: [");
     for (name, text) in [("an invalid edit", invalid), ("an unparsable edit", unparsable)] {
         town.plane.write("routes.yaml", text);
