@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use serde_json::Value;
 
 use super::config::{edit_and_wait, file};
-use super::page_at;
+use super::{page_at, wait_for};
 use crate::apps::Result;
 use crate::fleet::{Fleet, Process};
 use crate::http_get;
@@ -60,15 +61,19 @@ pub(crate) async fn control_plane_restart(fleet: &mut Fleet, smoke: bool) -> Res
     let back = edit_and_wait(fleet, &original, "v1").await;
     seen.note("ms_from_edit_to_effect_after_restart", there?);
     back?;
-    let registered = http_get::get_json(fleet.plane_debug(), "/registrations").await?;
-    let known = |process: &Process| {
-        let address = process.ready.address.to_string();
-        registered.as_array().is_some_and(|all| all.iter().any(|one| one["address"] == address.as_str()))
-    };
-    let registered = fleet.apps.iter().filter(|process| known(process)).count();
-    seen.note("registered", registered);
-    seen.expect("every application is registered again", registered == fleet.apps.len());
+    let fleet = &*fleet;
+    wait_for("every application registered again", || async {
+        let registered = http_get::get_json(fleet.plane_debug(), "/registrations").await?;
+        Ok(fleet.apps.iter().all(|process| is_registered(process, &registered)).then_some(()))
+    })
+    .await?;
+    seen.note("registered", fleet.apps.len());
     Ok(seen)
+}
+
+fn is_registered(process: &Process, registered: &Value) -> bool {
+    let address = process.ready.address.to_string();
+    registered.as_array().is_some_and(|all| all.iter().any(|one| one["address"] == address.as_str()))
 }
 
 /// Sends requests at a steady pace, whatever becomes of them; gives what failed.
