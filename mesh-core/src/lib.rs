@@ -6,13 +6,17 @@
 //! [`source`].
 //!
 //! ```text
-//! id ← error ← policy ← matcher, balance, identity ← source ← (mesh-client, mesh-server, mesh-discovery, mesh-control)
+//! id ← error ← policy ← matcher, balance, retry, identity ← source ← (mesh-client, mesh-server, mesh-discovery, mesh-control)
 //! ```
 
+pub mod balance;
 pub mod context;
+pub mod drain;
 pub mod error;
 pub mod id;
 pub mod identity;
+pub mod matcher;
 pub mod policy;
+pub mod retry;
 pub mod source;
 pub mod telemetry;

@@ -1,1 +1,35 @@
-//! mesh-server
+//! The inbound half of mesh: accept, mutual TLS, peer identity, drain, debug endpoints.
+//!
+//! ```text
+//! listener → accept (policy, first byte) → TLS (peer identity) → HTTP/1.1 or HTTP/2
+//!          → inbound layer (headers, context, metrics, access log) → the application's service
+//! ```
+//!
+//! [`Server`] does all of it; [`InboundLayer`] is the last step alone, for an application that keeps
+//! its own acceptor. Read `inbound/connection.rs` for the life of a connection and `layer/mod.rs` for
+//! that of a request.
+//!
+//! What this crate refuses to know: where policy and certificates come from (they arrive through
+//! [`mesh_core::source`]), and anything about outgoing calls.
+
+pub mod debug;
+pub mod lifecycle;
+
+mod builder;
+mod config;
+mod inbound;
+mod layer;
+mod listen;
+mod server;
+
+pub use mesh_core::identity::PeerIdentity;
+
+pub use self::builder::ServerBuilder;
+pub use self::config::Config;
+pub use self::inbound::{InboundStats, Refusal};
+pub use self::layer::{InboundBody, InboundLayer, InboundService, ResponseFuture};
+pub use self::lifecycle::Readiness;
+pub use self::server::Server;
+
+/// The body of a request as services behind [`Server::serve`] receive it.
+pub type Body = hyper::body::Incoming;

@@ -38,9 +38,19 @@ tokio::task_local! {
 /// Headers that are passed on unread beside the trace headers.
 pub const FORWARDED: [&str; 2] = ["x-request-id", "baggage"];
 
-/// Runs `future` as part of serving the request of `context`.
-pub async fn scope<F: Future>(context: Arc<RequestContext>, future: F) -> F::Output {
-    CURRENT.scope(context, future).await
+/// A future that runs inside a request's context.
+pub type Scoped<F> = tokio::task::futures::TaskLocalFuture<Arc<RequestContext>, F>;
+
+/// Runs `future` as part of serving the request of `context`. The answer has a name, so that layers
+/// can hold it without a box.
+pub fn scope<F: Future>(context: Arc<RequestContext>, future: F) -> Scoped<F> {
+    CURRENT.scope(context, future)
+}
+
+/// Runs `work` as part of serving the request of `context`: for what a service does inside `call`,
+/// before its future is polled.
+pub fn enter<R>(context: Arc<RequestContext>, work: impl FnOnce() -> R) -> R {
+    CURRENT.sync_scope(context, work)
 }
 
 /// The context of the request being served on this task, if any.

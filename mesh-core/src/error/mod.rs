@@ -109,9 +109,11 @@ codes! {
     /// The mesh is shutting down.
     DRAINING = 1501, 503, 14, "-", "send to another instance";
     /// A plaintext peer at a port that demands mutual TLS.
-    PLAINTEXT_REFUSED = 2001, 426, 16, "-", "give the caller a mesh identity or set PeerAuthentication to PERMISSIVE";
+    PLAINTEXT_REFUSED = 2001, 403, 16, "-", "give the caller a mesh identity or set PeerAuthentication to PERMISSIVE";
     /// A peer without an acceptable certificate.
     PEER_REFUSED = 2002, 403, 16, "-", "the caller's certificate does not chain to this mesh's trust bundle";
+    /// The port has authorization policies that this version cannot enforce: everything is denied.
+    AUTHORIZATION_UNENFORCED = 2003, 403, 7, "-", "remove the AuthorizationPolicy from this workload or run a version that enforces it; see /config_dump";
 }
 
 impl fmt::Display for Code {

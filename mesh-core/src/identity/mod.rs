@@ -4,10 +4,14 @@
 //! argument; rustls' process default is never touched.
 
 mod bundle;
+#[cfg(feature = "axum")]
+mod extract;
 mod tls;
 mod verify;
 
 pub use self::bundle::{InvalidBundle, TrustBundle, TrustBundles};
+#[cfg(feature = "axum")]
+pub use self::extract::NoPeerIdentity;
 pub use self::tls::{InvalidIdentity, client_config, server_config};
 pub use self::verify::{PeerRefused, SpiffeClientVerifier, SpiffeServerVerifier, peer_spiffe_id};
 

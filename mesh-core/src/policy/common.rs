@@ -89,7 +89,10 @@ impl Pattern {
         if text.is_empty() || text.len() > MAX_PATTERN_LEN {
             return Err(InvalidPolicy::new("regex", format!("a pattern has 1 to {MAX_PATTERN_LEN} bytes")));
         }
-        compile(text).map_err(|e| InvalidPolicy::new("regex", format!("{text:?}: {e}")))?;
+        // First by itself: `a)|(b` is no pattern, but would be one between our brackets.
+        compile(text)
+            .and_then(|_| compile(&whole(text)))
+            .map_err(|e| InvalidPolicy::new("regex", format!("{text:?}: {e}")))?;
         Ok(Self(text.into()))
     }
 
@@ -101,15 +104,25 @@ impl Pattern {
     /// The compiled form; matches must cover the whole input.
     #[must_use]
     pub fn compiled(&self) -> regex_automata::meta::Regex {
+        compile(&whole(&self.0)).expect("checked when the pattern was made")
+    }
+
+    /// The compiled form that finds matches anywhere in the input, for rewriting.
+    #[must_use]
+    pub fn searcher(&self) -> regex_automata::meta::Regex {
         compile(&self.0).expect("checked when the pattern was made")
     }
+}
+
+fn whole(text: &str) -> String {
+    format!("^(?:{text})$")
 }
 
 fn compile(text: &str) -> Result<regex_automata::meta::Regex, Box<regex_automata::meta::BuildError>> {
     use regex_automata::meta::{Config, Regex};
     Regex::builder()
         .configure(Config::new().nfa_size_limit(Some(MAX_COMPILED)).onepass_size_limit(Some(MAX_COMPILED)))
-        .build(&format!("^(?:{text})$"))
+        .build(text)
         .map_err(Box::new)
 }
 
@@ -249,7 +262,8 @@ pub struct HeaderWrite {
     pub action: HeaderAction,
 }
 
-/// Headers to write and remove in one direction. Writes come before removals, in listed order.
+/// Headers to write and remove in one direction. Removals come first, as in Envoy; then the writes in
+/// listed order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct HeaderOps {
     /// Headers to write.
@@ -267,6 +281,9 @@ impl HeaderOps {
 
     /// Performs the operations.
     pub fn apply(&self, headers: &mut http::HeaderMap) {
+        for name in &self.remove {
+            headers.remove(name);
+        }
         for op in &self.write {
             let present = headers.contains_key(&op.name);
             match op.action {
@@ -279,9 +296,6 @@ impl HeaderOps {
                     headers.insert(op.name.clone(), op.value.clone());
                 }
             }
-        }
-        for name in &self.remove {
-            headers.remove(name);
         }
     }
 }

@@ -13,6 +13,7 @@ mod inbound;
 mod listener;
 mod route;
 mod snapshot;
+mod unenforced;
 
 pub use self::cluster::*;
 pub use self::common::*;
@@ -21,3 +22,4 @@ pub use self::inbound::*;
 pub use self::listener::*;
 pub use self::route::*;
 pub use self::snapshot::*;
+pub use self::unenforced::{Report, unenforced};

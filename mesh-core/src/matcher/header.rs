@@ -1,0 +1,114 @@
+//! A compiled [`HeaderMatcher`] (gRFC A28).
+
+use http::{HeaderMap, HeaderName};
+use smallvec::SmallVec;
+
+use super::{RequestView, TextCondition};
+use crate::policy::{HeaderKey, HeaderMatch, HeaderMatcher};
+
+/// A [`HeaderMatcher`] whose regex is compiled.
+#[derive(Debug)]
+pub struct HeaderCondition {
+    source: Source,
+    test: Test,
+    invert: bool,
+    missing_is_empty: bool,
+}
+
+#[derive(Debug)]
+enum Source {
+    Header(HeaderName),
+    Method,
+    Scheme,
+    Authority,
+    Path,
+    /// `-bin` headers are not text and count as absent (gRFC A28).
+    Binary,
+}
+
+#[derive(Debug)]
+enum Test {
+    Text(TextCondition),
+    Range { start: i64, end: i64 },
+    Present(bool),
+}
+
+impl HeaderCondition {
+    /// Compiles a matcher.
+    pub fn new(policy: &HeaderMatcher) -> Self {
+        let source = match &policy.name {
+            HeaderKey::Header(name) if name.as_str().ends_with("-bin") => Source::Binary,
+            // One thing under two names, as in Envoy: HTTP/1 has `Host`, HTTP/2 `:authority`.
+            HeaderKey::Header(name) if name == http::header::HOST => Source::Authority,
+            HeaderKey::Header(name) => Source::Header(name.clone()),
+            HeaderKey::Method => Source::Method,
+            HeaderKey::Scheme => Source::Scheme,
+            HeaderKey::Authority => Source::Authority,
+            HeaderKey::Path => Source::Path,
+        };
+        let test = match &policy.value {
+            HeaderMatch::Text(text) => Test::Text(TextCondition::new(text)),
+            HeaderMatch::Range { start, end } => Test::Range { start: *start, end: *end },
+            HeaderMatch::Present(wanted) => Test::Present(*wanted),
+        };
+        Self { source, test, invert: policy.invert, missing_is_empty: policy.treat_missing_as_empty }
+    }
+
+    /// Whether a request satisfies it.
+    pub fn holds(&self, request: &RequestView<'_>) -> bool {
+        let pseudo = |text: &str| self.decide((!text.is_empty()).then_some(text.as_bytes()));
+        match &self.source {
+            Source::Header(name) => self.holds_header(name, request.headers),
+            Source::Method => pseudo(request.method.as_str()),
+            Source::Scheme => pseudo(request.scheme),
+            Source::Authority => pseudo(request.authority),
+            Source::Path => pseudo(request.path_and_query),
+            Source::Binary => self.decide(None),
+        }
+    }
+
+    /// Whether an answer's headers satisfy it; the request's pseudo-headers are absent there.
+    pub fn holds_response(&self, headers: &HeaderMap) -> bool {
+        match &self.source {
+            Source::Header(name) => self.holds_header(name, headers),
+            _ => self.decide(None),
+        }
+    }
+
+    fn holds_header(&self, name: &HeaderName, headers: &HeaderMap) -> bool {
+        let mut values = headers.get_all(name).iter();
+        let first = values.next();
+        match values.next() {
+            None => self.decide(first.map(|value| value.as_bytes())),
+            Some(_) => {
+                let mut joined = SmallVec::<[u8; 256]>::new();
+                for (i, value) in headers.get_all(name).iter().enumerate() {
+                    if i > 0 {
+                        joined.push(b',');
+                    }
+                    joined.extend_from_slice(value.as_bytes());
+                }
+                self.decide(Some(&joined))
+            }
+        }
+    }
+
+    fn decide(&self, value: Option<&[u8]>) -> bool {
+        if let Test::Present(wanted) = self.test {
+            return (value.is_some() == wanted) != self.invert;
+        }
+        let Some(value) = value.or(self.missing_is_empty.then_some(b"")) else {
+            return false;
+        };
+        let holds = match &self.test {
+            Test::Text(text) => text.holds(value),
+            Test::Range { start, end } => integer(value).is_some_and(|n| (*start..*end).contains(&n)),
+            Test::Present(_) => unreachable!("answered above"),
+        };
+        holds != self.invert
+    }
+}
+
+fn integer(value: &[u8]) -> Option<i64> {
+    std::str::from_utf8(value).ok()?.trim().parse().ok()
+}

@@ -1,0 +1,92 @@
+//! The virtual host of an authority: exact, then the longest `*suffix`, then the longest `prefix*`, then
+//! `*` (gRFC A27). ASCII case does not count; the authority is tried with and without its port, and
+//! without the final dot of a fully qualified name.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use crate::policy::VirtualHost;
+
+/// Which domain of which virtual host matched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct HostHit {
+    pub(super) virtual_host: usize,
+    pub(super) domain: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct HostIndex {
+    exact: HashMap<Box<str>, HostHit, foldhash::fast::FixedState>,
+    // Longest first; the `*` cut off.
+    suffixes: Box<[(Box<str>, HostHit)]>,
+    prefixes: Box<[(Box<str>, HostHit)]>,
+    any: Option<HostHit>,
+}
+
+impl HostIndex {
+    /// Of a domain that is listed twice the first wins.
+    pub(super) fn new(hosts: &[VirtualHost]) -> Self {
+        let mut exact = HashMap::default();
+        let (mut suffixes, mut prefixes, mut any) = (Vec::new(), Vec::new(), None);
+        for (virtual_host, host) in hosts.iter().enumerate() {
+            for (domain, pattern) in host.domains.iter().enumerate() {
+                let hit = HostHit { virtual_host, domain };
+                match pattern.as_str() {
+                    "*" => {
+                        any.get_or_insert(hit);
+                    }
+                    text => match (text.strip_prefix('*'), text.strip_suffix('*')) {
+                        (Some(suffix), _) => suffixes.push((Box::from(suffix), hit)),
+                        (None, Some(prefix)) => prefixes.push((Box::from(prefix), hit)),
+                        (None, None) => {
+                            exact.entry(Box::from(text)).or_insert(hit);
+                        }
+                    },
+                }
+            }
+        }
+        let longest_first = |list: &mut Vec<(Box<str>, HostHit)>| list.sort_by_key(|(text, _)| usize::MAX - text.len());
+        longest_first(&mut suffixes);
+        longest_first(&mut prefixes);
+        Self { exact, suffixes: suffixes.into(), prefixes: prefixes.into(), any }
+    }
+
+    pub(super) fn find(&self, authority: &str) -> Option<HostHit> {
+        let lower = lower_case(authority);
+        let bare = without_port(&lower);
+        let bare = bare.strip_suffix('.').unwrap_or(bare);
+        let forms = [&*lower, bare];
+        // A `*` stands for at least one character, as in Envoy.
+        let wild = |list: &[(Box<str>, HostHit)], fits: fn(&str, &str) -> bool| {
+            let fits = |text: &str| forms.iter().any(|form| form.len() > text.len() && fits(form, text));
+            list.iter().find(|(text, _)| fits(text)).map(|(_, hit)| *hit)
+        };
+        forms
+            .iter()
+            .find_map(|form| self.exact.get(*form).copied())
+            .or_else(|| wild(&self.suffixes, |form, text| form.ends_with(text)))
+            .or_else(|| wild(&self.prefixes, |form, text| form.starts_with(text)))
+            .or(self.any)
+    }
+}
+
+/// Allocates only if there is something to change.
+fn lower_case(text: &str) -> Cow<'_, str> {
+    if text.bytes().any(|b| b.is_ascii_uppercase()) {
+        Cow::Owned(text.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
+fn without_port(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        // A bare IPv6 address has several colons and no port.
+        Some((host, port))
+            if port.bytes().all(|b| b.is_ascii_digit()) && (!host.contains(':') || host.ends_with(']')) =>
+        {
+            host
+        }
+        _ => authority,
+    }
+}

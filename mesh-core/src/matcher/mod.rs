@@ -1,0 +1,279 @@
+//! From a request to its route: [`RouteTable`] is a [`RouteConfiguration`] compiled for one caller and
+//! one dialled port.
+//!
+//! ```text
+//! authority ─▶ host (virtual host) ─▶ routes in order ─▶ path, method, headers, query, fraction ─▶ route
+//! ```
+//!
+//! Finding a route and explaining why are the same walk, so the two cannot disagree. An ordinary match
+//! allocates nothing; patterns are compiled once, with the table. Refuses to know what a route does:
+//! [`CompiledRoute`] leads back to the policy.
+
+mod explain;
+mod header;
+mod host;
+mod path;
+mod query;
+mod rewrite;
+mod text;
+
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+mod tests;
+
+pub use self::explain::{Decision, RouteExplanation, RouteTried, VirtualHostChoice};
+pub use self::header::HeaderCondition;
+pub use self::text::TextCondition;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use http::{HeaderMap, Method};
+
+use self::host::{HostHit, HostIndex};
+use self::path::PathCondition;
+use self::query::QueryCondition;
+use self::rewrite::PathRewriter;
+use crate::id::Workload;
+use crate::policy::{PerMillion, RetryPolicy, Route, RouteConfiguration, RouteMatch, VirtualHost};
+
+/// What of a request decides its route.
+#[derive(Clone, Copy)]
+pub struct RequestView<'a> {
+    /// Host as the application named it, with or without a port, any case.
+    pub authority: &'a str,
+    /// Method.
+    pub method: &'a Method,
+    /// Path with query, beginning with `/`.
+    pub path_and_query: &'a str,
+    /// `http` or `https`.
+    pub scheme: &'a str,
+    /// Headers.
+    pub headers: &'a HeaderMap,
+    /// Gives a uniform draw from `0..1_000_000`; asked once for every `fraction` that is reached.
+    pub draw: &'a dyn Fn() -> u32,
+}
+
+impl<'a> RequestView<'a> {
+    /// The path without its query.
+    pub fn path(&self) -> &'a str {
+        self.split().0
+    }
+
+    /// The query without its `?`; empty if there is none.
+    pub fn query(&self) -> &'a str {
+        self.split().1
+    }
+
+    fn split(&self) -> (&'a str, &'a str) {
+        self.path_and_query.split_once('?').unwrap_or((self.path_and_query, ""))
+    }
+}
+
+/// A route configuration compiled for one caller and one dialled port.
+#[derive(Debug)]
+pub struct RouteTable {
+    config: Arc<RouteConfiguration>,
+    hosts: HostIndex,
+    // One for each virtual host of the configuration.
+    virtual_hosts: Box<[HostRoutes]>,
+    routes: Box<[CompiledRoute]>,
+}
+
+/// The routes of one virtual host.
+#[derive(Debug)]
+struct HostRoutes {
+    // Within `RouteTable::routes`, in listed order.
+    routes: Range<usize>,
+    left_out: Box<[LeftOut]>,
+}
+
+/// A route that is not for this caller or port, and the condition that says so.
+#[derive(Debug)]
+struct LeftOut {
+    index: usize,
+    reason: String,
+}
+
+/// One route of a [`RouteTable`].
+#[derive(Debug)]
+pub struct CompiledRoute {
+    config: Arc<RouteConfiguration>,
+    id: usize,
+    virtual_host: usize,
+    index: usize,
+    conditions: Conditions,
+    rewriter: Option<PathRewriter>,
+}
+
+/// The conditions of a route that a request decides.
+#[derive(Debug)]
+struct Conditions {
+    path: PathCondition,
+    methods: Box<[Box<str>]>,
+    headers: Box<[HeaderCondition]>,
+    query: Box<[QueryCondition]>,
+    fraction: Option<PerMillion>,
+}
+
+/// The first condition of a route that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Miss {
+    Path,
+    Method,
+    Header(usize),
+    Query(usize),
+    Fraction { draw: u32 },
+}
+
+impl RouteTable {
+    /// Compiles `config` for requests that `caller` dials to `port`. Routes whose port, source labels
+    /// or source namespace exclude them are left out; [`explain`](Self::explain) still names them.
+    pub fn compile(config: &Arc<RouteConfiguration>, port: u16, caller: &Workload) -> Self {
+        let mut routes = Vec::new();
+        let mut virtual_hosts = Vec::with_capacity(config.virtual_hosts.len());
+        for (virtual_host, host) in config.virtual_hosts.iter().enumerate() {
+            let first = routes.len();
+            let mut left_out = Vec::new();
+            for (index, route) in host.routes.iter().enumerate() {
+                match excluded(&route.matcher, port, caller) {
+                    Some(reason) => left_out.push(LeftOut { index, reason }),
+                    None => routes.push(CompiledRoute {
+                        config: config.clone(),
+                        id: routes.len(),
+                        virtual_host,
+                        index,
+                        conditions: Conditions::new(&route.matcher),
+                        rewriter: PathRewriter::of(route),
+                    }),
+                }
+            }
+            virtual_hosts.push(HostRoutes { routes: first..routes.len(), left_out: left_out.into() });
+        }
+        Self {
+            config: config.clone(),
+            hosts: HostIndex::new(&config.virtual_hosts),
+            virtual_hosts: virtual_hosts.into(),
+            routes: routes.into(),
+        }
+    }
+
+    /// The route of a request: the first that matches in the virtual host of its authority.
+    pub fn route(&self, request: &RequestView<'_>) -> Option<&CompiledRoute> {
+        let hit = self.hosts.find(request.authority)?;
+        self.routes_of(hit).iter().find(|route| route.conditions.check(request).is_ok())
+    }
+
+    /// Why a request goes where it goes: every virtual host and route looked at and what became of it.
+    pub fn explain(&self, request: &RequestView<'_>) -> RouteExplanation {
+        explain::explain(self, request)
+    }
+
+    /// All routes that are for this caller; [`CompiledRoute::id`] is the position here.
+    pub fn routes(&self) -> &[CompiledRoute] {
+        &self.routes
+    }
+
+    /// The policy behind the table.
+    pub fn config(&self) -> &Arc<RouteConfiguration> {
+        &self.config
+    }
+
+    fn routes_of(&self, hit: HostHit) -> &[CompiledRoute] {
+        &self.routes[self.virtual_hosts[hit.virtual_host].routes.clone()]
+    }
+}
+
+impl CompiledRoute {
+    /// Position in [`RouteTable::routes`]: the key of what a user keeps beside each route.
+    pub fn id(&self) -> usize {
+        self.id
+    }
+
+    /// Position in the virtual host, as the policy lists it.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The policy of the route.
+    pub fn route(&self) -> &Route {
+        &self.virtual_host().routes[self.index]
+    }
+
+    /// The virtual host it belongs to.
+    pub fn virtual_host(&self) -> &VirtualHost {
+        &self.config.virtual_hosts[self.virtual_host]
+    }
+
+    /// The configuration it belongs to.
+    pub fn config(&self) -> &Arc<RouteConfiguration> {
+        &self.config
+    }
+
+    /// The retry policy in force: the route's own, else the virtual host's.
+    pub fn retry(&self) -> Option<&RetryPolicy> {
+        let own = match &self.route().action {
+            crate::policy::RouteAction::Forward(forward) => forward.retry.as_ref(),
+            _ => None,
+        };
+        own.or(self.virtual_host().retry.as_ref())
+    }
+
+    /// Path and query after the path rewrite of the route's forwarding or redirect; `None` if it has
+    /// none. The query is kept as it is. `path_and_query` is that of a request this route matched.
+    pub fn rewrite_path(&self, path_and_query: &str) -> Option<String> {
+        self.rewriter.as_ref().map(|rewriter| rewriter.rewrite(path_and_query))
+    }
+}
+
+impl Conditions {
+    fn new(policy: &RouteMatch) -> Self {
+        Self {
+            path: PathCondition::new(&policy.path, policy.case_sensitive),
+            methods: policy.methods.iter().map(|m| m.as_str().into()).collect(),
+            headers: policy.headers.iter().map(HeaderCondition::new).collect(),
+            query: policy.query.iter().map(QueryCondition::new).collect(),
+            fraction: policy.fraction,
+        }
+    }
+
+    fn check(&self, request: &RequestView<'_>) -> Result<(), Miss> {
+        let (path, query) = request.split();
+        if !self.path.holds(path) {
+            return Err(Miss::Path);
+        }
+        if !self.methods.is_empty() && !self.methods.iter().any(|m| **m == *request.method.as_str()) {
+            return Err(Miss::Method);
+        }
+        if let Some(i) = self.headers.iter().position(|header| !header.holds(request)) {
+            return Err(Miss::Header(i));
+        }
+        if let Some(i) = self.query.iter().position(|parameter| !parameter.holds(query)) {
+            return Err(Miss::Query(i));
+        }
+        // Last, so that the share is one of the requests that match otherwise.
+        if let Some(share) = self.fraction {
+            let draw = (request.draw)();
+            if !share.hit(draw) {
+                return Err(Miss::Fraction { draw });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why a route is not for this caller and port, if it is not.
+fn excluded(policy: &RouteMatch, port: u16, caller: &Workload) -> Option<String> {
+    if let Some(want) = policy.port.filter(|want| *want != port) {
+        return Some(format!("it is for port {want}; the request is dialled to port {port}"));
+    }
+    if let Some(want) = policy.source_namespace.as_ref().filter(|want| **want != caller.namespace) {
+        return Some(format!("it is for callers in namespace {want:?}; this one is in {:?}", caller.namespace));
+    }
+    let (key, want) = policy.source_labels.iter().find(|(key, want)| caller.labels.get(*key) != Some(want))?;
+    Some(match caller.labels.get(key) {
+        Some(got) => format!("it is for callers with label {key}={want}; this one has {key}={got}"),
+        None => format!("it is for callers with label {key}={want}; this one has no such label"),
+    })
+}

@@ -1,0 +1,89 @@
+//! The query condition of a route: the first value of a parameter, percent-decoded.
+
+use std::borrow::Cow;
+
+use super::TextCondition;
+use crate::policy::QueryMatcher;
+
+#[derive(Debug)]
+pub(super) struct QueryCondition {
+    name: Box<[u8]>,
+    /// None = present is enough.
+    value: Option<TextCondition>,
+}
+
+impl QueryCondition {
+    pub(super) fn new(policy: &QueryMatcher) -> Self {
+        Self { name: policy.name.as_bytes().into(), value: policy.value.as_ref().map(TextCondition::new) }
+    }
+
+    pub(super) fn holds(&self, query: &str) -> bool {
+        match first_value(query, &self.name) {
+            None => false,
+            Some(value) => self.value.as_ref().is_none_or(|condition| condition.holds(&decode(value))),
+        }
+    }
+}
+
+/// The first value of a parameter as written; empty for a parameter without `=`.
+fn first_value<'q>(query: &'q str, name: &[u8]) -> Option<&'q str> {
+    query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .find(|(key, _)| *decode(key) == *name)
+        .map(|(_, value)| value)
+}
+
+/// Undoes percent-encoding. What is not an escape stays as it is; `+` is no space, as in Envoy.
+pub(super) fn decode(text: &str) -> Cow<'_, [u8]> {
+    let bytes = text.as_bytes();
+    if !bytes.contains(&b'%') {
+        return Cow::Borrowed(bytes);
+    }
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let [first, tail @ ..] = rest {
+        match (first, tail) {
+            (b'%', [high, low, after @ ..]) if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+                out.push(hex(*high) << 4 | hex(*low));
+                rest = after;
+            }
+            _ => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    Cow::Owned(out)
+}
+
+/// The value of a hex digit.
+fn hex(digit: u8) -> u8 {
+    match digit {
+        b'0'..=b'9' => digit - b'0',
+        _ => (digit | 0x20) - b'a' + 10,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn broken_escapes_stay_as_they_are() {
+        for (text, decoded) in
+            [("a%20b", "a b"), ("%", "%"), ("%4", "%4"), ("%zz%41", "%zzA"), ("%%41", "%A"), ("a+b", "a+b")]
+        {
+            assert_eq!(*decode(text), *decoded.as_bytes(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_first_value_counts() {
+        assert_eq!(first_value("a=1&b=2&a=3", b"a"), Some("1"));
+        assert_eq!(first_value("flag&a", b"flag"), Some(""));
+        assert_eq!(first_value("", b""), None);
+        assert_eq!(first_value("%61=x", b"a"), Some("x"));
+    }
+}

@@ -1,0 +1,192 @@
+//! Linkerd's retry budget: retries may add a share of the original requests, with a minimum rate.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::policy::RetryBudget;
+
+/// The budget of one destination, shared by all its routes (Linkerd ServiceProfile `retryBudget`).
+///
+/// Within the last `ttl` at most `retry_ratio × requests + min_retries_per_second × ttl` retries are
+/// allowed. The window slides in tenths of `ttl`. Recording takes no lock; of retries asked for in the
+/// same instant by several threads a few more than allowed may pass.
+#[derive(Debug)]
+pub struct Budget {
+    policy: RetryBudget,
+    start: Instant,
+    slots: [Slot; SLOTS as usize],
+}
+
+const SLOTS: u64 = 10;
+
+impl Budget {
+    /// A budget that nothing has been drawn from. Outside Linkerd's bounds (ratio 0 to 1000, ttl 1 s to
+    /// 60 s) it allows no retries, as Linkerd's proxy does.
+    pub fn new(policy: RetryBudget, now: Instant) -> Self {
+        Self { policy, start: now, slots: std::array::from_fn(|_| Slot::default()) }
+    }
+
+    /// Counts an original request, which earns its share of a retry.
+    pub fn record_request(&self, now: Instant) {
+        let window = self.window(now);
+        self.slot(window).add(tag(window), Counts { requests: 1, retries: 0 });
+    }
+
+    /// Takes one retry out of the budget, if there is one.
+    pub fn try_retry(&self, now: Instant) -> bool {
+        if !self.is_valid() {
+            return false;
+        }
+        let window = self.window(now);
+        let spent = self.counts(window);
+        let earned = u128::from(spent.requests) * u128::from(self.policy.retry_ratio.0) / 1_000_000;
+        let floor = u128::from(self.policy.min_retries_per_second) * self.policy.ttl.as_millis() / 1000;
+        let allowed = u128::from(spent.retries) < earned + floor;
+        if allowed {
+            self.slot(window).add(tag(window), Counts { requests: 0, retries: 1 });
+        }
+        allowed
+    }
+
+    fn is_valid(&self) -> bool {
+        let bounds = Duration::from_secs(1)..=Duration::from_secs(60);
+        self.policy.retry_ratio.0 <= 1_000_000_000 && bounds.contains(&self.policy.ttl)
+    }
+
+    /// Number of the tenth of `ttl` that `now` is in.
+    fn window(&self, now: Instant) -> u64 {
+        let length = (self.policy.ttl.as_nanos() / u128::from(SLOTS)).max(1);
+        (now.saturating_duration_since(self.start).as_nanos() / length) as u64
+    }
+
+    fn slot(&self, window: u64) -> &Slot {
+        &self.slots[(window % SLOTS) as usize]
+    }
+
+    /// What happened in the last `SLOTS` windows.
+    fn counts(&self, window: u64) -> Counts {
+        let mut sum = Counts::default();
+        for past in window.saturating_sub(SLOTS - 1)..=window {
+            let counts = self.slot(past).counts(tag(past));
+            sum.requests += counts.requests;
+            sum.retries += counts.retries;
+        }
+        sum
+    }
+}
+
+/// Counts of one window: tag (20 bits), requests (22), retries (22), so that one atomic holds all.
+#[derive(Debug, Default)]
+struct Slot(AtomicU64);
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    requests: u64,
+    retries: u64,
+}
+
+const COUNT_BITS: u32 = 22;
+const COUNT_MAX: u64 = (1 << COUNT_BITS) - 1;
+const TAG_MAX: u64 = (1 << (64 - 2 * COUNT_BITS)) - 1;
+
+/// Tells windows apart that share a slot. It comes round after 12 days at the shortest `ttl`; a slot
+/// unused for exactly so long would count old requests once.
+fn tag(window: u64) -> u64 {
+    (window / SLOTS) & TAG_MAX
+}
+
+impl Slot {
+    fn counts(&self, tag: u64) -> Counts {
+        unpack(self.0.load(Ordering::Relaxed), tag)
+    }
+
+    fn add(&self, tag: u64, more: Counts) {
+        // Always Some, so the update cannot fail.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |packed| {
+            let counts = unpack(packed, tag);
+            let requests = (counts.requests + more.requests).min(COUNT_MAX);
+            let retries = (counts.retries + more.retries).min(COUNT_MAX);
+            Some(tag << (2 * COUNT_BITS) | requests << COUNT_BITS | retries)
+        });
+    }
+}
+
+/// The counts, or none if they are of an older window.
+fn unpack(packed: u64, tag: u64) -> Counts {
+    if packed >> (2 * COUNT_BITS) != tag {
+        return Counts::default();
+    }
+    Counts { requests: packed >> COUNT_BITS & COUNT_MAX, retries: packed & COUNT_MAX }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::PerMillionRatio;
+
+    fn policy(ratio: u64, min_retries_per_second: u32, ttl: Duration) -> RetryBudget {
+        RetryBudget { retry_ratio: PerMillionRatio(ratio), min_retries_per_second, ttl }
+    }
+
+    fn retries(budget: &Budget, now: Instant) -> usize {
+        (0..10_000).take_while(|_| budget.try_retry(now)).count()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retries_are_a_share_of_requests_above_the_minimum_rate() {
+        let start = Instant::now();
+        let budget = Budget::new(policy(200_000, 10, Duration::from_secs(10)), start);
+        for _ in 0..50 {
+            budget.record_request(start);
+        }
+        assert_eq!(retries(&budget, start), 10 + 100, "0.2 × 50 requests and 10 a second for 10 s");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_and_retries_are_forgotten_after_the_ttl() {
+        let start = Instant::now();
+        let budget = Budget::new(policy(500_000, 0, Duration::from_secs(10)), start);
+        for _ in 0..4 {
+            budget.record_request(start);
+        }
+        assert!(budget.try_retry(start));
+        let late = start + Duration::from_millis(9_999);
+        assert_eq!(retries(&budget, late), 1, "one of two is left within the ttl");
+        let over = start + Duration::from_secs(10);
+        assert!(!budget.try_retry(over), "the requests no longer earn");
+        budget.record_request(over);
+        budget.record_request(over);
+        assert_eq!(retries(&budget, over), 0, "the retry of 9.999 s still counts");
+        assert_eq!(retries(&budget, over + Duration::from_millis(9_000)), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn out_of_bounds_settings_allow_nothing() {
+        let start = Instant::now();
+        let ten = Duration::from_secs(10);
+        for bad in [
+            policy(1_000_000_001, 10, ten),
+            policy(1, 10, Duration::from_millis(999)),
+            policy(1, 10, Duration::from_secs(61)),
+            policy(1, 10, Duration::ZERO),
+        ] {
+            let budget = Budget::new(bad.clone(), start);
+            budget.record_request(start);
+            assert_eq!(retries(&budget, start), 0, "{bad:?}");
+        }
+        assert_eq!(retries(&Budget::new(policy(0, 1, ten), start), start), 10, "control");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn days_later_it_still_counts() {
+        let start = Instant::now();
+        let budget = Budget::new(policy(1_000_000, 0, Duration::from_secs(1)), start);
+        for day in [1_u64, 13, 4000] {
+            let now = start + Duration::from_secs(day * 86_400);
+            budget.record_request(now);
+            assert_eq!(retries(&budget, now), 1, "day {day}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Whether the outcome of a try is one that the retry policy names (Envoy `retry_on`, Linkerd
+//! `isRetryable`).
+
+use http::{HeaderMap, StatusCode};
+
+use crate::matcher::HeaderCondition;
+use crate::policy::{ResponseClass, ResponseMatch, RetryOn};
+
+/// What came of a try.
+#[derive(Clone, Copy, Debug)]
+pub enum TryOutcome<'a> {
+    /// The endpoint answered.
+    Answer {
+        /// Its status.
+        status: StatusCode,
+        /// Its headers.
+        headers: &'a HeaderMap,
+        /// gRPC status: from the headers of an answer without a body (see [`grpc_status`]), or from the
+        /// trailers if they are there already. `None` for plain HTTP and while it is not known.
+        grpc_status: Option<i32>,
+    },
+    /// No answer.
+    Failure(FailureKind),
+}
+
+/// Why a try had no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FailureKind {
+    /// No connection: refused, unreachable, timed out, TLS failed. Nothing was sent.
+    ConnectFailed,
+    /// The peer refused the stream before processing it (HTTP/2 `REFUSED_STREAM`, GOAWAY above its last
+    /// stream).
+    Refused,
+    /// The connection broke before the request was begun to be sent.
+    ResetBeforeRequest,
+    /// The connection broke without an answer, somewhere after that.
+    Reset,
+    /// The time for one try ran out.
+    PerTryTimeout,
+    /// Our own limits refused it, or configuration or the caller is at fault: never tried again.
+    Local,
+}
+
+/// The retry conditions of a route, compiled.
+#[derive(Debug)]
+pub struct RetryRules {
+    on: RetryOn,
+    headers: Box<[HeaderCondition]>,
+    classes: Box<[ResponseClass]>,
+}
+
+impl RetryRules {
+    /// Compiles the conditions; `classes` are the route's response classes, for
+    /// [`RetryOn::classified_failure`].
+    pub fn new(on: &RetryOn, classes: &[ResponseClass]) -> Self {
+        Self {
+            headers: on.response_headers.iter().map(HeaderCondition::new).collect(),
+            on: on.clone(),
+            classes: classes.into(),
+        }
+    }
+
+    /// The name of the condition that asks for a retry, as `retry_on` writes it; `None` = do not retry.
+    pub fn condition(&self, outcome: &TryOutcome<'_>) -> Option<&'static str> {
+        match *outcome {
+            TryOutcome::Answer { status, headers, grpc_status } => self.of_answer(status, headers, grpc_status),
+            TryOutcome::Failure(kind) => self.of_failure(kind),
+        }
+    }
+
+    fn of_answer(&self, status: StatusCode, headers: &HeaderMap, grpc: Option<i32>) -> Option<&'static str> {
+        let on = &self.on;
+        // Told to go away: nothing but the condition made for it asks for a retry (Envoy).
+        if headers.contains_key("x-envoy-ratelimited") {
+            return on.envoy_ratelimited.then_some("envoy-ratelimited");
+        }
+        let code = status.as_u16();
+        let conditions = [
+            ("5xx", on.server_error && code >= 500),
+            ("gateway-error", on.gateway_error && matches!(code, 502..=504)),
+            ("retriable-4xx", on.retriable_4xx && code == 409),
+            ("retriable-status-codes", on.retriable_status_codes && on.status_codes.contains(&code)),
+            ("cancelled", on.cancelled && grpc == Some(1)),
+            ("deadline-exceeded", on.deadline_exceeded && grpc == Some(4)),
+            ("resource-exhausted", on.resource_exhausted && grpc == Some(8)),
+            ("internal", on.internal && grpc == Some(13)),
+            ("unavailable", on.unavailable && grpc == Some(14)),
+            ("isRetryable", on.classified_failure && is_failure(&self.classes, status, grpc)),
+        ];
+        let named = conditions.iter().find(|(_, holds)| *holds).map(|(name, _)| *name);
+        named.or_else(|| self.headers.iter().any(|h| h.holds_response(headers)).then_some("retriable-headers"))
+    }
+
+    fn of_failure(&self, kind: FailureKind) -> Option<&'static str> {
+        use FailureKind::{ConnectFailed, Local, Refused, ResetBeforeRequest};
+        let on = &self.on;
+        if kind == Local {
+            return None;
+        }
+        // The precise names first; then those that take in every answer that never came (Envoy counts
+        // `gateway-error` among them). Linkerd does not retry without an answer.
+        let nothing_sent = matches!(kind, ResetBeforeRequest | ConnectFailed);
+        let conditions = [
+            ("connect-failure", on.connect_failure && kind == ConnectFailed),
+            ("refused-stream", on.refused_stream && kind == Refused),
+            ("reset-before-request", on.reset_before_request && nothing_sent),
+            ("reset", on.reset),
+            ("5xx", on.server_error),
+            ("gateway-error", on.gateway_error),
+        ];
+        conditions.iter().find(|(_, holds)| *holds).map(|(name, _)| *name)
+    }
+}
+
+/// Whether an answer counts as a failure: the first response class that holds decides; without one a
+/// 5xx or a gRPC status other than OK does (Linkerd ServiceProfile `responseClasses`).
+pub fn is_failure(classes: &[ResponseClass], status: StatusCode, grpc_status: Option<i32>) -> bool {
+    match classes.iter().find(|class| holds(&class.matcher, status)) {
+        Some(class) => class.is_failure,
+        None => status.is_server_error() || grpc_status.is_some_and(|code| code != 0),
+    }
+}
+
+fn holds(matcher: &ResponseMatch, status: StatusCode) -> bool {
+    match matcher {
+        ResponseMatch::Status { min, max } => (*min..=*max).contains(&status.as_u16()),
+        ResponseMatch::All(all) => all.iter().all(|one| holds(one, status)),
+        ResponseMatch::Any(any) => any.iter().any(|one| holds(one, status)),
+        ResponseMatch::Not(not) => !holds(not, status),
+    }
+}
+
+/// The gRPC status in headers or trailers; `None` if it is absent or no number.
+pub fn grpc_status(headers: &HeaderMap) -> Option<i32> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+//! Putting a [`Server`] together.
+
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+
+use mesh_core::drain::{self, DrainWatch};
+use mesh_core::id::Workload;
+use mesh_core::policy::InboundState;
+use mesh_core::source::{Watched, WatchedIdentity};
+use mesh_core::telemetry::Metrics;
+
+use crate::inbound::Door;
+use crate::listen::TlsAccept;
+use crate::{Config, InboundLayer, InboundStats, Readiness, Server};
+
+/// Builds a [`Server`]. What is not given: no identity (TLS is refused), no policy (everything is
+/// refused), no drain, and fresh counters that nobody reads.
+#[must_use]
+pub struct ServerBuilder {
+    identity: WatchedIdentity,
+    crypto: Option<Arc<CryptoProvider>>,
+    inbound: Watched<InboundState>,
+    workload: Arc<Workload>,
+    service_host: Option<String>,
+    metrics: Arc<Metrics>,
+    stats: Arc<InboundStats>,
+    drain: Option<DrainWatch>,
+    readiness: Readiness,
+    config: Config,
+}
+
+impl ServerBuilder {
+    pub(crate) fn new() -> Self {
+        Self {
+            identity: Watched::fixed(None),
+            crypto: None,
+            inbound: Watched::fixed(InboundState::Pending),
+            workload: Arc::default(),
+            service_host: None,
+            metrics: Arc::default(),
+            stats: Arc::default(),
+            drain: None,
+            readiness: Readiness::default(),
+            config: Config::default(),
+        }
+    }
+
+    /// Our certificate and whom we trust; followed through rotations.
+    pub fn identity(mut self, identity: WatchedIdentity) -> Self {
+        self.identity = identity;
+        self
+    }
+
+    /// The cryptography TLS uses. Default: a fresh aws-lc-rs provider; the process default is never
+    /// touched.
+    pub fn crypto(mut self, provider: Arc<CryptoProvider>) -> Self {
+        self.crypto = Some(provider);
+        self
+    }
+
+    /// The policy of the listening address, followed as it changes.
+    pub fn inbound(mut self, inbound: Watched<InboundState>) -> Self {
+        self.inbound = inbound;
+        self
+    }
+
+    /// Who we are in metrics.
+    pub fn workload(mut self, workload: Arc<Workload>) -> Self {
+        self.workload = workload;
+        self
+    }
+
+    /// The service we are, for metrics' `destination_service`. Default:
+    /// `<canonical name>.<namespace>.svc.cluster.local`.
+    pub fn service_host(mut self, host: impl Into<String>) -> Self {
+        self.service_host = Some(host.into());
+        self
+    }
+
+    /// Where requests are counted.
+    pub fn metrics(mut self, metrics: Arc<Metrics>) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
+    /// Where connections are counted.
+    pub fn stats(mut self, stats: Arc<InboundStats>) -> Self {
+        self.stats = stats;
+        self
+    }
+
+    /// What ends the server: it stops accepting, lets requests in flight finish, and returns.
+    pub fn drain(mut self, drain: DrainWatch) -> Self {
+        self.drain = Some(drain);
+        self
+    }
+
+    /// Where the server says whether it can serve.
+    pub fn readiness(mut self, readiness: Readiness) -> Self {
+        self.readiness = readiness;
+        self
+    }
+
+    /// Limits. Default: [`Config::default`].
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// The server.
+    pub fn build(self) -> Server {
+        let workload = self.workload;
+        let service_host = self
+            .service_host
+            .unwrap_or_else(|| format!("{}.{}.svc.cluster.local", workload.canonical_name, workload.namespace));
+        let layer =
+            InboundLayer::new(self.inbound.clone(), self.identity.clone(), workload, service_host, self.metrics);
+        let provider = self.crypto.unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+        let tls = TlsAccept::new(self.identity, provider);
+        let drain = self.drain.unwrap_or_else(|| drain::channel().1);
+        let door = Door::new(self.config, self.inbound, tls, layer, self.stats, drain);
+        Server::new(Arc::new(door), self.readiness)
+    }
+}

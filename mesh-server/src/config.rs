@@ -1,0 +1,71 @@
+//! Limits of an inbound server, every one with its default; nothing is left to a library's default.
+
+use std::time::Duration;
+
+/// Time and size limits of a server. Make one with [`Config::default`] and change fields.
+///
+/// HTTP/1 requests carry at most 100 headers: hyper's bound, which costs nothing as long as it is not
+/// changed.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Config {
+    /// How long a new connection may take to send its first bytes, by which TLS, HTTP/1 and HTTP/2 are
+    /// told apart. Default 10 s (Linkerd's detection time).
+    pub detect_timeout: Duration,
+    /// How long a TLS handshake may take. Default 10 s.
+    pub handshake_timeout: Duration,
+    /// How long an HTTP/1 connection may take to send a request's head, counted from the end of the
+    /// request before: also the longest idle time of an HTTP/1 connection. Default 30 s.
+    pub header_read_timeout: Duration,
+    /// Largest request head, bytes. Default 60 KiB (Envoy `max_request_headers_kb`).
+    pub max_header_bytes: u32,
+    /// Streams open at once on one HTTP/2 connection, if policy says nothing. Default 256.
+    pub max_concurrent_streams: u32,
+    /// Connections open at once, if policy says nothing; more are closed at accept. Connections that
+    /// the application took over (upgrades) don't count. Default 16,384.
+    pub max_connections: usize,
+    /// Age at which a connection is drained, if policy says nothing. Default none.
+    pub max_connection_age: Option<Duration>,
+    /// Silence after which an HTTP/2 peer is pinged. Default 60 s.
+    pub keep_alive_interval: Duration,
+    /// How long a pinged peer may take to answer. Default 20 s (gRPC's).
+    pub keep_alive_timeout: Duration,
+    /// Flow-control window of an HTTP/2 stream, bytes. Default 1 MiB.
+    pub stream_window: u32,
+    /// Flow-control window of an HTTP/2 connection, bytes. Default 1 MiB: the most a slow handler makes
+    /// this process buffer for one connection.
+    pub connection_window: u32,
+    /// Bytes buffered for sending on one HTTP/2 stream. Default 400 KiB.
+    pub max_send_buffer: usize,
+    /// Streams that a peer may open and reset before the connection is closed (CVE-2023-44487, "rapid
+    /// reset"). Default 20.
+    pub max_pending_resets: usize,
+    /// Streams reset by us for a peer's errors before the connection is closed (RUSTSEC-2024-0003).
+    /// Default 1,024.
+    pub max_local_resets: usize,
+    /// How long requests in flight may take to finish once their connection drains. Default 25 s: below
+    /// Kubernetes' 30 s of grace.
+    pub drain_limit: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            detect_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(10),
+            header_read_timeout: Duration::from_secs(30),
+            max_header_bytes: 60 * 1024,
+            max_concurrent_streams: 256,
+            max_connections: 16_384,
+            max_connection_age: None,
+            keep_alive_interval: Duration::from_secs(60),
+            keep_alive_timeout: Duration::from_secs(20),
+            stream_window: 1 << 20,
+            connection_window: 1 << 20,
+            max_send_buffer: 400 * 1024,
+            max_pending_resets: 20,
+            max_local_resets: 1024,
+            drain_limit: Duration::from_secs(25),
+        }
+    }
+}

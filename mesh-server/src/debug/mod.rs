@@ -1,0 +1,133 @@
+//! A small HTTP/1.1 server for operators: health, metrics, what this process really runs.
+//!
+//! Its content comes from closures, so it depends on nothing it shows. It listens on loopback only,
+//! unless told otherwise, because it has neither TLS nor authentication.
+//!
+//! | Path | Answer |
+//! |---|---|
+//! | `/` | this list |
+//! | `/healthz` | 200 while the process runs |
+//! | `/readyz` | 200, or 503 with the reasons |
+//! | `/metrics` | Prometheus text |
+//! | `/config_dump` | configuration as it was received and understood |
+//! | `/clusters` | destinations and their endpoints |
+//! | `/drain` | `POST` begins the drain |
+
+pub mod prometheus;
+
+mod respond;
+mod worker;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::net::TcpListener;
+use tokio::task::AbortHandle;
+
+use crate::Readiness;
+
+/// Makes the content of a path: content type and body. Called for each request, so it may take a
+/// while, but must not block for long.
+pub type Content = Arc<dyn Fn() -> (&'static str, Bytes) + Send + Sync>;
+
+/// What a debug server shows; a path without content answers 404.
+#[derive(Clone, Default)]
+#[must_use]
+pub struct DebugServerBuilder {
+    readiness: Readiness,
+    metrics: Option<Content>,
+    config_dump: Option<Content>,
+    clusters: Option<Content>,
+    drain: Option<Arc<dyn Fn() + Send + Sync>>,
+    hosts: Vec<String>,
+    beyond_loopback: bool,
+}
+
+impl DebugServerBuilder {
+    /// What `/readyz` answers from. Default: always ready.
+    pub fn readiness(mut self, readiness: Readiness) -> Self {
+        self.readiness = readiness;
+        self
+    }
+
+    /// `/metrics`; [`prometheus::content`] makes it.
+    pub fn metrics(mut self, content: Content) -> Self {
+        self.metrics = Some(content);
+        self
+    }
+
+    /// `/config_dump`.
+    pub fn config_dump(mut self, content: Content) -> Self {
+        self.config_dump = Some(content);
+        self
+    }
+
+    /// `/clusters`.
+    pub fn clusters(mut self, content: Content) -> Self {
+        self.clusters = Some(content);
+        self
+    }
+
+    /// What `POST /drain` does.
+    pub fn on_drain(mut self, drain: Arc<dyn Fn() + Send + Sync>) -> Self {
+        self.drain = Some(drain);
+        self
+    }
+
+    /// A further name (without port) that requests may carry in their `Host` header, beside
+    /// `localhost` and loopback addresses.
+    pub fn allow_host(mut self, host: impl Into<String>) -> Self {
+        self.hosts.push(host.into());
+        self
+    }
+
+    /// Lets [`bind`](Self::bind) take an address that others can reach, as Prometheus and the kubelet
+    /// need it. Everyone who reaches it can read all and begin the drain.
+    pub fn beyond_loopback(mut self) -> Self {
+        self.beyond_loopback = true;
+        self
+    }
+
+    /// Listens and serves until the answer is dropped. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// The address cannot be bound, or it is not loopback and
+    /// [`beyond_loopback`](Self::beyond_loopback) was not said.
+    pub async fn bind(self, address: SocketAddr) -> io::Result<DebugServer> {
+        if !address.ip().is_loopback() && !self.beyond_loopback {
+            let why = format!("{address} is not a loopback address: the debug server has no authentication");
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        }
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        let task = worker::spawn(listener, Arc::new(self));
+        Ok(DebugServer { address, task })
+    }
+}
+
+/// A running debug server; dropping it closes its socket and its connections.
+#[derive(Debug)]
+pub struct DebugServer {
+    address: SocketAddr,
+    task: AbortHandle,
+}
+
+impl DebugServer {
+    /// Begins a debug server.
+    pub fn builder() -> DebugServerBuilder {
+        DebugServerBuilder::default()
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for DebugServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

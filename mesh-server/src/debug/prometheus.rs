@@ -1,0 +1,226 @@
+//! The Prometheus text format (version 0.0.4) of the mesh's metrics: Istio's standard names and labels,
+//! in Istio's order, so that Kiali and Istio's Grafana boards work unchanged.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use mesh_core::telemetry::{
+    BUCKETS_MS, Metrics, Outcome, OutcomeCounters, PeerLabels, REQUEST_DURATION, REQUESTS_TOTAL, Reporter,
+    RequestLabels,
+};
+
+use crate::{InboundStats, Refusal};
+
+/// The content type of [`encode`]'s text.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Writes every series as one exposition. `version` is the value of `istio_build`'s `tag`.
+pub fn encode(version: &str, metrics: &Metrics, inbound: Option<&InboundStats>) -> String {
+    // All lines of one metric must stand together, and the counters are walked once.
+    let mut totals = String::new();
+    let mut durations = String::new();
+    metrics.visit(|labels, outcome, counters| {
+        let labels = request_labels(labels, outcome);
+        line(&mut totals, REQUESTS_TOTAL, "", &labels, counters.requests());
+        duration_lines(&mut durations, &labels, counters);
+    });
+    let mut out = String::with_capacity(totals.len() + durations.len() + 1024);
+    head(&mut out, "istio_build", "gauge", "Build of the component.");
+    line(&mut out, "istio_build", "", &format!("component=\"mesh\",tag=\"{}\"", escaped(version)), 1);
+    head(&mut out, REQUESTS_TOTAL, "counter", "Requests completed.");
+    out.push_str(&totals);
+    head(&mut out, REQUEST_DURATION, "histogram", "Time from request start to response end.");
+    out.push_str(&durations);
+    if let Some(stats) = inbound {
+        inbound_lines(&mut out, stats);
+    }
+    out
+}
+
+/// [`encode`] as the content of a debug server's `/metrics`.
+pub fn content(version: &'static str, metrics: Arc<Metrics>, inbound: Arc<InboundStats>) -> super::Content {
+    Arc::new(move || (CONTENT_TYPE, encode(version, &metrics, Some(&inbound)).into()))
+}
+
+fn duration_lines(out: &mut String, labels: &str, counters: &OutcomeCounters) {
+    let counts = counters.duration().counts();
+    let mut cumulative = 0;
+    for (count, bound) in counts.iter().zip(BUCKETS_MS) {
+        cumulative += count;
+        line(out, REQUEST_DURATION, "_bucket", &format!("{labels},le=\"{bound}\""), cumulative);
+    }
+    // The total is the sum of these buckets, not a second look at counters that go on counting: a
+    // histogram that contradicts itself is refused by some readers.
+    cumulative += counts[BUCKETS_MS.len()];
+    line(out, REQUEST_DURATION, "_bucket", &format!("{labels},le=\"+Inf\""), cumulative);
+    line(out, REQUEST_DURATION, "_sum", labels, counters.duration().sum_ms());
+    line(out, REQUEST_DURATION, "_count", labels, cumulative);
+}
+
+fn inbound_lines(out: &mut String, stats: &InboundStats) {
+    const REFUSED: &str = "mesh_inbound_connections_refused_total";
+    const PLAINTEXT: &str = "mesh_inbound_plaintext_connections_total";
+    head(out, REFUSED, "counter", "Connections closed before any request reached the application.");
+    for reason in Refusal::ALL {
+        line(out, REFUSED, "", &format!("reason=\"{}\"", reason.as_str()), stats.refused(reason));
+    }
+    head(out, PLAINTEXT, "counter", "Plaintext connections served under PERMISSIVE, by peer.");
+    for (peer, connections) in stats.plaintext_peers() {
+        let peer = peer.map_or_else(|| "others".to_owned(), |ip| ip.to_string());
+        line(out, PLAINTEXT, "", &format!("peer=\"{peer}\""), connections);
+    }
+}
+
+fn head(out: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+fn line(out: &mut String, name: &str, suffix: &str, labels: &str, value: impl std::fmt::Display) {
+    let _ = writeln!(out, "{name}{suffix}{{{labels}}} {value}");
+}
+
+/// Istio's labels in Istio's order.
+fn request_labels(labels: &RequestLabels, outcome: Outcome) -> String {
+    let RequestLabels { source, destination, .. } = labels;
+    let reporter = match labels.reporter {
+        Reporter::Source => "source",
+        Reporter::Destination => "destination",
+    };
+    let policy = match labels.mutual_tls {
+        Some(true) => "mutual_tls",
+        Some(false) => "none",
+        None => "unknown",
+    };
+    let code = outcome.code.to_string();
+    let grpc_status = outcome.grpc_status.map(|status| status.to_string()).unwrap_or_default();
+    let protocol = if outcome.grpc { "grpc" } else { "http" };
+    let mut out = String::with_capacity(1024);
+    pair(&mut out, "reporter", reporter);
+    source_labels(&mut out, source);
+    destination_labels(&mut out, destination, labels);
+    pair(&mut out, "request_protocol", protocol);
+    pair(&mut out, "response_code", &code);
+    // Empty for HTTP, and not `unknown`: so does Istio.
+    let _ = write!(out, ",grpc_response_status=\"{grpc_status}\"");
+    pair(&mut out, "response_flags", outcome.flags);
+    pair(&mut out, "connection_security_policy", policy);
+    out
+}
+
+fn source_labels(out: &mut String, source: &PeerLabels) {
+    pair(out, "source_workload", &source.workload);
+    pair(out, "source_canonical_service", &source.canonical_service);
+    pair(out, "source_canonical_revision", revision(source));
+    pair(out, "source_workload_namespace", &source.namespace);
+    pair(out, "source_principal", &source.principal);
+    pair(out, "source_app", &source.app);
+    pair(out, "source_version", &source.version);
+    pair(out, "source_cluster", &source.cluster);
+}
+
+fn destination_labels(out: &mut String, destination: &PeerLabels, labels: &RequestLabels) {
+    pair(out, "destination_workload", &destination.workload);
+    pair(out, "destination_workload_namespace", &destination.namespace);
+    pair(out, "destination_principal", &destination.principal);
+    pair(out, "destination_app", &destination.app);
+    pair(out, "destination_version", &destination.version);
+    pair(out, "destination_service", &labels.destination_service);
+    pair(out, "destination_canonical_service", &destination.canonical_service);
+    pair(out, "destination_canonical_revision", revision(destination));
+    pair(out, "destination_service_name", &labels.destination_service_name);
+    pair(out, "destination_service_namespace", &labels.destination_service_namespace);
+    pair(out, "destination_cluster", &destination.cluster);
+}
+
+fn revision(peer: &PeerLabels) -> &str {
+    if peer.canonical_revision.is_empty() { "latest" } else { &peer.canonical_revision }
+}
+
+fn pair(out: &mut String, name: &str, value: &str) {
+    let comma = if out.is_empty() { "" } else { "," };
+    let value = if value.is_empty() { "unknown" } else { value };
+    let _ = write!(out, "{comma}{name}=\"{}\"", escaped(value));
+}
+
+/// A label value with backslash, quote and line feed escaped, as the format wants.
+fn escaped(value: &str) -> std::borrow::Cow<'_, str> {
+    if !value.contains(['\\', '"', '\n']) {
+        return value.into();
+    }
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn labels() -> RequestLabels {
+        RequestLabels {
+            reporter: Reporter::Destination,
+            source: PeerLabels { principal: "spiffe://cluster.local/ns/a/sa/b".into(), ..PeerLabels::default() },
+            destination: PeerLabels { workload: "we\"ird\\\n".into(), ..PeerLabels::default() },
+            destination_service: "reviews.default.svc.cluster.local".into(),
+            destination_service_name: "reviews".into(),
+            destination_service_namespace: "default".into(),
+            mutual_tls: Some(true),
+        }
+    }
+
+    #[test]
+    fn istio_names_labels_and_order() {
+        let metrics = Metrics::default();
+        let outcome = Outcome { code: 200, grpc_status: None, flags: "-", grpc: false };
+        metrics.series(&labels()).record(outcome, Duration::from_millis(7));
+        let text = encode("1.2.3", &metrics, None);
+        let wanted = concat!(
+            r#"istio_requests_total{reporter="destination",source_workload="unknown","#,
+            r#"source_canonical_service="unknown",source_canonical_revision="latest","#,
+            r#"source_workload_namespace="unknown",source_principal="spiffe://cluster.local/ns/a/sa/b","#,
+            r#"source_app="unknown",source_version="unknown",source_cluster="unknown","#,
+            r#"destination_workload="we\"ird\\\n",destination_workload_namespace="unknown","#,
+            r#"destination_principal="unknown",destination_app="unknown",destination_version="unknown","#,
+            r#"destination_service="reviews.default.svc.cluster.local","#,
+            r#"destination_canonical_service="unknown",destination_canonical_revision="latest","#,
+            r#"destination_service_name="reviews",destination_service_namespace="default","#,
+            r#"destination_cluster="unknown",request_protocol="http",response_code="200","#,
+            r#"grpc_response_status="",response_flags="-",connection_security_policy="mutual_tls"} 1"#,
+        );
+        assert!(text.lines().any(|line| line == wanted), "{text}");
+        assert!(text.contains(r#"istio_build{component="mesh",tag="1.2.3"} 1"#));
+    }
+
+    #[test]
+    fn buckets_are_cumulative_and_end_with_the_count() {
+        let metrics = Metrics::default();
+        let outcome = Outcome { code: 200, grpc_status: Some(0), flags: "-", grpc: true };
+        for ms in [0, 7, 4_000_000] {
+            metrics.series(&labels()).record(outcome, Duration::from_millis(ms));
+        }
+        let text = encode("0", &metrics, None);
+        let value = |name: &str, has: &str| {
+            let line = text.lines().find(|line| line.starts_with(name) && line.contains(has));
+            line.and_then(|line| line.rsplit(' ').next()).map(str::to_owned)
+        };
+        let bucket = |le: &str| value("istio_request_duration_milliseconds_bucket", &format!("le=\"{le}\""));
+        assert_eq!(bucket("0.5").as_deref(), Some("1"));
+        assert_eq!(bucket("5").as_deref(), Some("1"));
+        assert_eq!(bucket("10").as_deref(), Some("2"));
+        assert_eq!(bucket("3600000").as_deref(), Some("2"));
+        assert_eq!(bucket("+Inf").as_deref(), Some("3"));
+        assert_eq!(value("istio_request_duration_milliseconds_count", "").as_deref(), Some("3"));
+        assert_eq!(value("istio_request_duration_milliseconds_sum", "").as_deref(), Some("4000007"));
+        assert_eq!(text.matches("# TYPE istio_request_duration_milliseconds histogram").count(), 1);
+    }
+
+    #[test]
+    fn connections_are_shown_beside_requests() {
+        let stats = InboundStats::default();
+        stats.refuse(Refusal::Plaintext, ([10, 0, 0, 1], 1).into(), &"test");
+        stats.served_plaintext(([10, 0, 0, 2], 1).into());
+        let text = encode("0", &Metrics::default(), Some(&stats));
+        assert!(text.contains("mesh_inbound_connections_refused_total{reason=\"plaintext\"} 1\n"), "{text}");
+        assert!(text.contains("mesh_inbound_plaintext_connections_total{peer=\"10.0.0.2\"} 1\n"), "{text}");
+    }
+}

@@ -1,0 +1,11 @@
+//! From a listening socket to requests: `worker` accepts, `connection` decides about one socket and
+//! serves it, `stats` counts what was refused.
+
+mod connection;
+mod stats;
+mod worker;
+
+pub use self::stats::{InboundStats, Refusal};
+
+pub(crate) use self::connection::Door;
+pub(crate) use self::worker::run;

@@ -1,0 +1,192 @@
+//! What happened at the door: connections refused by reason, and who still speaks plaintext.
+//!
+//! Touched once a connection, never per request.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use mesh_core::error::Code;
+
+/// Why a connection was closed before any request of it reached the application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// No policy has come yet, or what came was refused: nothing is accepted.
+    NoPolicy,
+    /// As many connections are open as policy or [`Config::max_connections`](crate::Config) allow.
+    ConnectionLimit,
+    /// Plaintext at a port that demands mutual TLS.
+    Plaintext,
+    /// TLS at a port where policy disables it.
+    TlsDisabled,
+    /// TLS before this process has a certificate.
+    NoIdentity,
+    /// A failed handshake or a client certificate that was not accepted.
+    Handshake,
+    /// Too slow with its first bytes or its handshake.
+    Timeout,
+}
+
+impl Refusal {
+    /// Every reason, in the order of the metric.
+    pub const ALL: [Self; 7] = [
+        Self::NoPolicy,
+        Self::ConnectionLimit,
+        Self::Plaintext,
+        Self::TlsDisabled,
+        Self::NoIdentity,
+        Self::Handshake,
+        Self::Timeout,
+    ];
+
+    /// The reason as the metric's label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoPolicy => "no_policy",
+            Self::ConnectionLimit => "connection_limit",
+            Self::Plaintext => "plaintext",
+            Self::TlsDisabled => "tls_disabled",
+            Self::NoIdentity => "no_identity",
+            Self::Handshake => "handshake",
+            Self::Timeout => "timeout",
+        }
+    }
+
+    /// The error code, where there is one.
+    pub fn code(self) -> Option<Code> {
+        match self {
+            Self::Plaintext => Some(Code::PLAINTEXT_REFUSED),
+            Self::Handshake => Some(Code::PEER_REFUSED),
+            Self::NoIdentity => Some(Code::NO_IDENTITY),
+            Self::NoPolicy => Some(Code::CONFIG_PENDING),
+            Self::ConnectionLimit | Self::TlsDisabled | Self::Timeout => None,
+        }
+    }
+}
+
+/// Counters of one or several servers. Passed in, never global.
+#[derive(Default)]
+pub struct InboundStats {
+    refused: [Counted; Refusal::ALL.len()],
+    plaintext: Mutex<HashMap<IpAddr, PlaintextPeer>>,
+    plaintext_others: AtomicU64,
+}
+
+#[derive(Default)]
+struct Counted {
+    count: AtomicU64,
+    // When it was last logged and how many were kept quiet since.
+    logged: Mutex<(Option<Instant>, u64)>,
+}
+
+struct PlaintextPeer {
+    connections: u64,
+    logged: Instant,
+}
+
+/// A refusal of one kind is logged once in this time, with the number of those not shown.
+const REFUSAL_LOG_EVERY: Duration = Duration::from_secs(10);
+/// A plaintext peer is logged once in this time.
+const PLAINTEXT_LOG_EVERY: Duration = Duration::from_secs(60);
+/// Plaintext peers counted by address; those beyond are counted together.
+const MAX_PLAINTEXT_PEERS: usize = 1024;
+
+impl InboundStats {
+    /// How many connections were refused for a reason.
+    pub fn refused(&self, reason: Refusal) -> u64 {
+        self.refused[reason as usize].count.load(Ordering::Relaxed)
+    }
+
+    /// Plaintext connections served under a permissive policy, by address, in order; `None` = all
+    /// addresses beyond the first 1,024. Empty when it is safe to turn to STRICT.
+    pub fn plaintext_peers(&self) -> Vec<(Option<IpAddr>, u64)> {
+        let mut peers: Vec<_> = self.plaintext.lock().iter().map(|(ip, peer)| (Some(*ip), peer.connections)).collect();
+        peers.sort_unstable();
+        let others = self.plaintext_others.load(Ordering::Relaxed);
+        if others > 0 {
+            peers.push((None, others));
+        }
+        peers
+    }
+
+    pub(crate) fn refuse(&self, reason: Refusal, peer: SocketAddr, why: &dyn fmt::Display) {
+        let counted = &self.refused[reason as usize];
+        counted.count.fetch_add(1, Ordering::Relaxed);
+        let suppressed = {
+            let mut logged = counted.logged.lock();
+            let now = Instant::now();
+            if logged.0.is_some_and(|at| now.duration_since(at) < REFUSAL_LOG_EVERY) {
+                logged.1 += 1;
+                return;
+            }
+            logged.0 = Some(now);
+            std::mem::take(&mut logged.1)
+        };
+        let code = reason.code().map(tracing::field::display);
+        tracing::warn!(reason = reason.as_str(), code, %peer, suppressed, "connection refused: {why}");
+    }
+
+    pub(crate) fn served_plaintext(&self, peer: SocketAddr) {
+        let now = Instant::now();
+        {
+            let mut peers = self.plaintext.lock();
+            let full = peers.len() >= MAX_PLAINTEXT_PEERS;
+            match peers.get_mut(&peer.ip()) {
+                Some(known) => {
+                    known.connections += 1;
+                    if now.duration_since(known.logged) < PLAINTEXT_LOG_EVERY {
+                        return;
+                    }
+                    known.logged = now;
+                }
+                None if full => {
+                    self.plaintext_others.fetch_add(1, Ordering::Relaxed);
+                    return;
+                }
+                None => {
+                    peers.insert(peer.ip(), PlaintextPeer { connections: 1, logged: now });
+                }
+            }
+        }
+        tracing::info!(peer = %peer.ip(), "plaintext peer served under PERMISSIVE; STRICT would refuse it");
+    }
+}
+
+impl fmt::Debug for InboundStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let refused = Refusal::ALL.map(|reason| (reason.as_str(), self.refused(reason)));
+        f.debug_struct("InboundStats").field("refused", &refused).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plaintext_peers_are_counted_by_address_within_a_bound() {
+        let stats = InboundStats::default();
+        for i in 0..=MAX_PLAINTEXT_PEERS as u32 {
+            stats.served_plaintext((std::net::Ipv4Addr::from(i), 1).into());
+        }
+        stats.served_plaintext(([0, 0, 0, 0], 2).into());
+        let peers = stats.plaintext_peers();
+        assert_eq!(peers.len(), MAX_PLAINTEXT_PEERS + 1);
+        assert_eq!(peers[0], (Some([0, 0, 0, 0].into()), 2));
+        assert_eq!(peers[MAX_PLAINTEXT_PEERS], (None, 1));
+    }
+
+    #[test]
+    fn refusals_are_counted_even_when_not_logged() {
+        let stats = InboundStats::default();
+        for _ in 0..3 {
+            stats.refuse(Refusal::Plaintext, ([127, 0, 0, 1], 1).into(), &"test");
+        }
+        assert_eq!((stats.refused(Refusal::Plaintext), stats.refused(Refusal::Timeout)), (3, 0));
+    }
+}

@@ -1,0 +1,143 @@
+//! The accept loop: the one place of the inbound side that spawns tasks, one a connection. The loop
+//! owns them: dropping its future closes every connection.
+
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinError, JoinSet};
+use tower_service::Service;
+
+use mesh_core::error::BoxError;
+use mesh_core::identity::Identity;
+use mesh_core::policy::{InboundState, InboundTls};
+
+use super::connection::is_of_the_peer;
+use super::{Door, Refusal};
+use crate::layer::enforceable;
+use crate::{Body, Readiness};
+
+/// Pause after an error of the listening socket itself, such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Accepts and serves until drained and all connections have ended.
+pub(crate) async fn run<S, RB>(
+    listener: TcpListener,
+    address: SocketAddr,
+    door: Arc<Door>,
+    readiness: Readiness,
+    service: S,
+) where
+    S: Service<Request<Body>, Response = Response<RB>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError>,
+    RB: http_body::Body<Data = Bytes> + Send + 'static,
+    RB::Error: Into<BoxError>,
+{
+    let mut connections = JoinSet::new();
+    let mut drained = pin!(door.drain.drained());
+    // Who waits for the end of the drain waits for this loop.
+    let _guard = door.drain.guard();
+    let mut inbound = door.inbound.clone();
+    let mut identity = door.tls.identity().clone();
+    let hold = Hold { name: format!("listener {address}"), readiness };
+    let listening = hold.readiness.listening();
+    loop {
+        hold.update(&inbound.load(), Option::as_ref(&identity.load()).map(AsRef::as_ref));
+        tokio::select! {
+            biased;
+            () = drained.as_mut() => break,
+            () = inbound.changed() => {}
+            () = identity.changed() => {}
+            Some(ended) = connections.join_next() => note(ended),
+            accepted = listener.accept() => match accepted {
+                Ok((tcp, peer)) => {
+                    if let Some(tcp) = enter(&door, tcp, peer, connections.len()) {
+                        let (door, service) = (door.clone(), service.clone());
+                        connections.spawn(async move { door.serve(tcp, peer, service).await });
+                    }
+                }
+                Err(error) if is_of_the_peer(&error) => {}
+                Err(error) => {
+                    tracing::error!(%error, %address, "cannot accept connections; trying again");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+    drop(listener);
+    drop(listening);
+    hold.readiness.drain();
+    tracing::info!(%address, connections = connections.len(), "draining");
+    // Each ends by itself, within the drain limit.
+    while let Some(ended) = connections.join_next().await {
+        note(ended);
+    }
+}
+
+/// Checks what can be checked without waiting; `None` = refused and closed.
+fn enter(door: &Door, tcp: TcpStream, peer: SocketAddr, open: usize) -> Option<TcpStream> {
+    let limit = match &**door.inbound.load() {
+        InboundState::Ready(listener) => listener.limits.max_connections.map(|max| max as usize),
+        InboundState::Pending => {
+            door.stats.refuse(Refusal::NoPolicy, peer, &"no policy has come yet");
+            return None;
+        }
+        InboundState::Failed(why) => {
+            door.stats.refuse(Refusal::NoPolicy, peer, why);
+            return None;
+        }
+    };
+    let limit = limit.unwrap_or(door.config.max_connections);
+    if open >= limit {
+        door.stats.refuse(Refusal::ConnectionLimit, peer, &format_args!("{limit} connections are open"));
+        return None;
+    }
+    // Only latency is at stake, and a socket that refuses it fails at the first read anyway.
+    let _ = tcp.set_nodelay(true);
+    Some(tcp)
+}
+
+fn note(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "the application panicked: its connection was closed");
+    }
+}
+
+/// Holds readiness back while this listener could not serve anybody; lets go when dropped.
+struct Hold {
+    name: String,
+    readiness: Readiness,
+}
+
+impl Hold {
+    fn update(&self, inbound: &InboundState, identity: Option<&Identity>) {
+        let why = match inbound {
+            InboundState::Pending => Some("no policy has come yet"),
+            InboundState::Failed(why) => Some(&**why),
+            InboundState::Ready(listener) if listener.tls == InboundTls::Strict && identity.is_none() => {
+                Some("policy demands mutual TLS and there is no certificate yet")
+            }
+            InboundState::Ready(listener) if enforceable(listener) => {
+                Some("it has authorization policies, which this version cannot enforce: all requests are denied")
+            }
+            InboundState::Ready(_) => None,
+        };
+        match why {
+            Some(why) => self.readiness.hold(&self.name, why),
+            None => self.readiness.release(&self.name),
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.readiness.release(&self.name);
+    }
+}

@@ -1,0 +1,104 @@
+//! A response body that tells its record when it has ended.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+
+use super::record::Record;
+
+pin_project! {
+    /// The response body of [`InboundService`](super::InboundService): the application's, watched to its
+    /// end, or a short text of the mesh's own.
+    pub struct InboundBody<B>
+    where
+        B: Body,
+    {
+        #[pin]
+        content: Content<B>,
+        record: Option<Record>,
+    }
+
+    impl<B> PinnedDrop for InboundBody<B>
+    where
+        B: Body,
+    {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            if let Some(record) = this.record.take() {
+                // Dropped without having been asked for its end, which hyper does when it knows that
+                // nothing more can come. Otherwise the record's own drop says that the peer is gone.
+                if record.is_whole() || this.content.is_end_stream() {
+                    record.finish();
+                }
+            }
+        }
+    }
+}
+
+pin_project! {
+    #[project = ContentProjection]
+    pub(super) enum Content<B> {
+        Application { #[pin] body: B },
+        Text { text: Option<Bytes> },
+    }
+}
+
+impl<B: Body> InboundBody<B> {
+    pub(super) fn new(content: Content<B>, record: Option<Record>) -> Self {
+        Self { content, record }
+    }
+}
+
+impl<B: Body> Content<B> {
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Application { body } => body.is_end_stream(),
+            Self::Text { text } => text.is_none(),
+        }
+    }
+}
+
+impl<B: Body<Data = Bytes>> Body for InboundBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.project();
+        let frame = match this.content.project() {
+            ContentProjection::Application { body } => ready!(body.poll_frame(cx)),
+            ContentProjection::Text { text } => text.take().map(|text| Ok(Frame::data(text))),
+        };
+        let Some(record) = this.record else { return Poll::Ready(frame) };
+        let mut ended = false;
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    record.data(data.len());
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    record.trailers(trailers);
+                    ended = true;
+                }
+            }
+            // An error of the application's body: the response has ended, if badly.
+            Some(Err(_)) | None => ended = true,
+        }
+        if ended && let Some(record) = this.record.take() {
+            record.finish();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.content.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Application { body } => body.size_hint(),
+            Content::Text { text } => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+        }
+    }
+}

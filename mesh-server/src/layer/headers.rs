@@ -1,0 +1,120 @@
+//! What the server reads from a request's headers and what it takes away. Pure.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+/// Headers with which a hop inside the mesh tells the next one something. Here the certificate is the
+/// only word about the peer, so these are removed before the application could trust them: identity
+/// (`x-forwarded-client-cert`, CVE-2024-45806) and Istio's metadata exchange.
+const STRIPPED: [HeaderName; 3] = [
+    HeaderName::from_static("x-forwarded-client-cert"),
+    HeaderName::from_static("x-envoy-peer-metadata"),
+    HeaderName::from_static("x-envoy-peer-metadata-id"),
+];
+
+pub(super) fn strip(headers: &mut HeaderMap) {
+    for name in &STRIPPED {
+        headers.remove(name);
+    }
+}
+
+/// Whether the message is gRPC (not gRPC-Web, whose status is inside the body).
+pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    let Some(rest) = headers.get(header::CONTENT_TYPE).and_then(|v| v.as_bytes().strip_prefix(GRPC)) else {
+        return false;
+    };
+    matches!(rest.first(), None | Some(b'+' | b';'))
+}
+
+/// The time the caller still waits: `grpc-timeout`, else Envoy's `x-envoy-expected-rq-timeout-ms`.
+/// What cannot be read counts as absent.
+pub(super) fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    if let Some(value) = headers.get("grpc-timeout") {
+        return grpc_timeout(value);
+    }
+    let millis = headers.get("x-envoy-expected-rq-timeout-ms")?.to_str().ok()?.parse().ok()?;
+    (millis > 0).then(|| Duration::from_millis(millis))
+}
+
+/// `grpc-timeout`: one to eight digits and a unit (gRPC over HTTP/2).
+fn grpc_timeout(value: &HeaderValue) -> Option<Duration> {
+    let (unit, digits) = value.as_bytes().split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let amount = digits.iter().fold(0_u64, |sum, digit| sum * 10 + u64::from(digit - b'0'));
+    Some(match unit {
+        b'H' => Duration::from_secs(amount * 3600),
+        b'M' => Duration::from_secs(amount * 60),
+        b'S' => Duration::from_secs(amount),
+        b'm' => Duration::from_millis(amount),
+        b'u' => Duration::from_micros(amount),
+        b'n' => Duration::from_nanos(amount),
+        _ => return None,
+    })
+}
+
+/// The gRPC status in headers or trailers; one that gRPC does not know is 2 (unknown), as its clients
+/// read it.
+pub(super) fn grpc_status(headers: &HeaderMap) -> Option<i32> {
+    let text = headers.get("grpc-status")?.to_str().ok();
+    let code = text.and_then(|text| text.parse().ok()).unwrap_or(2);
+    Some(if (0..=16).contains(&code) { code } else { 2 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: &'static str, value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static(value))])
+    }
+
+    #[test]
+    fn timeouts_are_read_as_specified() {
+        for (text, want) in [
+            ("1H", Some(Duration::from_secs(3600))),
+            ("2M", Some(Duration::from_secs(120))),
+            ("3S", Some(Duration::from_secs(3))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("7u", Some(Duration::from_micros(7))),
+            ("99999999n", Some(Duration::from_nanos(99_999_999))),
+            ("999999999S", None),
+            ("S", None),
+            ("", None),
+            ("-1S", None),
+            ("1", None),
+            ("1s", None),
+        ] {
+            assert_eq!(timeout(&headers("grpc-timeout", text)), want, "{text}");
+        }
+        let envoy = |text| timeout(&headers("x-envoy-expected-rq-timeout-ms", text));
+        assert_eq!(envoy("15"), Some(Duration::from_millis(15)));
+        assert_eq!(envoy("0"), None);
+        assert_eq!(envoy("x"), None);
+        assert_eq!(timeout(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn grpc_is_told_by_its_content_type() {
+        for (text, want) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc; charset=utf-8", true),
+            ("application/grpc-web", false),
+            ("application/json", false),
+        ] {
+            assert_eq!(is_grpc(&headers("content-type", text)), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn unknown_grpc_status_is_unknown() {
+        assert_eq!(grpc_status(&headers("grpc-status", "5")), Some(5));
+        assert_eq!(grpc_status(&headers("grpc-status", "99")), Some(2));
+        assert_eq!(grpc_status(&headers("grpc-status", "x")), Some(2));
+        assert_eq!(grpc_status(&HeaderMap::new()), None);
+    }
+}

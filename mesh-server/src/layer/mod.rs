@@ -1,0 +1,261 @@
+//! The inbound layer: everything that happens to a request between the connection and the
+//! application, in this order.
+//!
+//! ```text
+//! strip headers that only the mesh may set → open the request's context (trace, deadline, caller)
+//!   → peer identity into the extensions → authorization → the application
+//!   → metrics and access log when the response body ends
+//! ```
+//!
+//! Refuses to know sockets: it works behind any acceptor.
+
+mod body;
+mod headers;
+mod record;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use tokio::time::Instant;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use mesh_core::context::{self, RequestContext, Scoped};
+use mesh_core::error::{BoxError, Code};
+use mesh_core::id::Workload;
+use mesh_core::identity::PeerIdentity;
+use mesh_core::policy::{AuthorizationAction, InboundListener, InboundState};
+use mesh_core::source::{Watched, WatchedIdentity};
+use mesh_core::telemetry::{Metrics, PeerLabels, Reporter, RequestLabels, RequestSeries};
+
+use self::body::Content;
+pub use self::body::InboundBody;
+use self::record::Record;
+
+/// Wraps a service with what the mesh does per request. [`Server`](crate::Server) adds it by itself;
+/// alone it serves applications with an acceptor of their own:
+/// [`Server::inbound_layer`](crate::Server::inbound_layer).
+///
+/// A request that comes through two of them is treated by the outer one only.
+#[derive(Clone)]
+pub struct InboundLayer {
+    shared: Arc<Shared>,
+    connection: Arc<Connection>,
+}
+
+/// What all connections of a server have in common.
+struct Shared {
+    inbound: Watched<InboundState>,
+    identity: WatchedIdentity,
+    workload: Arc<Workload>,
+    service_host: String,
+    metrics: Arc<Metrics>,
+}
+
+/// What all requests of a connection have in common.
+struct Connection {
+    peer: Option<PeerIdentity>,
+    series: Arc<RequestSeries>,
+}
+
+impl InboundLayer {
+    pub(crate) fn new(
+        inbound: Watched<InboundState>,
+        identity: WatchedIdentity,
+        workload: Arc<Workload>,
+        service_host: String,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let shared = Arc::new(Shared { inbound, identity, workload, service_host, metrics });
+        let connection = Arc::new(shared.connection(None));
+        Self { shared, connection }
+    }
+
+    /// The layer for the requests of one connection, whose peer is known. Resolves the connection's
+    /// metrics: not for each request.
+    #[must_use]
+    pub fn for_peer(&self, peer: PeerIdentity) -> Self {
+        let connection = Arc::new(self.shared.connection(Some(peer)));
+        Self { shared: self.shared.clone(), connection }
+    }
+}
+
+impl Shared {
+    fn connection(&self, peer: Option<PeerIdentity>) -> Connection {
+        let caller = peer.as_ref().and_then(|peer| peer.spiffe_id.as_ref());
+        let own = self.identity.load();
+        let mut service = self.service_host.split('.');
+        let series = self.metrics.series(&RequestLabels {
+            reporter: Reporter::Destination,
+            source: PeerLabels {
+                principal: caller.map(ToString::to_string).unwrap_or_default(),
+                namespace: caller.and_then(|id| id.kubernetes()).map_or(String::new(), |(ns, _)| ns.to_owned()),
+                ..PeerLabels::default()
+            },
+            destination: PeerLabels::of(&self.workload, Option::as_ref(&own).map(|identity| identity.id())),
+            destination_service: self.service_host.clone(),
+            destination_service_name: service.next().unwrap_or_default().to_owned(),
+            destination_service_namespace: self.workload.namespace.clone(),
+            mutual_tls: peer.as_ref().map(|peer| peer.spiffe_id.is_some()),
+        });
+        Connection { peer, series }
+    }
+}
+
+impl<S> Layer<S> for InboundLayer {
+    type Service = InboundService<S>;
+
+    fn layer(&self, inner: S) -> InboundService<S> {
+        InboundService { inner, layer: self.clone() }
+    }
+}
+
+/// A service behind the [`InboundLayer`]. An error of the inner service becomes a 500 (for gRPC:
+/// status 13) and is logged, so that one failed request does not cost the connection.
+#[derive(Clone)]
+pub struct InboundService<S> {
+    inner: S,
+    layer: InboundLayer,
+}
+
+/// In the extensions of a request that an inbound layer has treated.
+#[derive(Clone, Copy)]
+struct Treated;
+
+impl<S, B, RB> Service<Request<B>> for InboundService<S>
+where
+    S: Service<Request<B>, Response = Response<RB>>,
+    S::Error: Into<BoxError>,
+    RB: Body<Data = Bytes>,
+{
+    type Response = Response<InboundBody<RB>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> ResponseFuture<S::Future> {
+        if request.extensions().get::<Treated>().is_some() {
+            return ResponseFuture { work: Work::Untreated { inner: self.inner.call(request) }, record: None };
+        }
+        let InboundLayer { shared, connection } = &self.layer;
+        headers::strip(request.headers_mut());
+        let grpc = headers::is_grpc(request.headers());
+        // Without a peer of our own acceptor, what another acceptor put there counts: extensions cannot
+        // come from outside.
+        let peer = connection.peer.as_ref().or_else(|| request.extensions().get());
+        let context = open(request.headers(), peer);
+        let record = Record::begin(&request, connection.series.clone(), grpc, context.trace, peer);
+
+        if let Some(denied) = deny(&shared.inbound.load()) {
+            return ResponseFuture { work: Work::Denied { code: denied, grpc }, record: Some(record) };
+        }
+        request.extensions_mut().insert(Treated);
+        if let Some(peer) = &connection.peer {
+            request.extensions_mut().insert(peer.clone());
+        }
+        let context = Arc::new(context);
+        let inner = context::enter(context.clone(), || self.inner.call(request));
+        ResponseFuture { work: Work::Serving { inner: context::scope(context, inner), grpc }, record: Some(record) }
+    }
+}
+
+/// The context of a request: trace and forwarded headers, the caller, and when it stops waiting.
+fn open(headers: &http::HeaderMap, peer: Option<&PeerIdentity>) -> RequestContext {
+    let mut context = RequestContext::from_headers(headers, || fastrand::u64(..));
+    context.caller = peer.and_then(|peer| peer.spiffe_id.clone());
+    context.deadline = headers::timeout(headers).and_then(|left| Instant::now().checked_add(left));
+    context
+}
+
+/// Authorization. Policies are not evaluated by this version; a port that has some that would allow or
+/// deny therefore denies everything, rather than let through what a policy was written to stop.
+fn deny(state: &InboundState) -> Option<Code> {
+    let InboundState::Ready(listener) = state else { return None };
+    enforceable(listener).then_some(Code::AUTHORIZATION_UNENFORCED)
+}
+
+/// Whether a listener has policies that decide about requests.
+pub(crate) fn enforceable(listener: &InboundListener) -> bool {
+    listener.authorization.iter().any(|policy| !policy.dry_run && policy.action != AuthorizationAction::Audit)
+}
+
+pin_project! {
+    /// The answer of an [`InboundService`].
+    pub struct ResponseFuture<F> {
+        #[pin]
+        work: Work<F>,
+        record: Option<Record>,
+    }
+}
+
+pin_project! {
+    #[project = WorkProjection]
+    enum Work<F> {
+        Serving { #[pin] inner: Scoped<F>, grpc: bool },
+        Untreated { #[pin] inner: F },
+        Denied { code: Code, grpc: bool },
+    }
+}
+
+impl<F, RB, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<Response<RB>, E>>,
+    E: Into<BoxError>,
+    RB: Body<Data = Bytes>,
+{
+    type Output = Result<Response<InboundBody<RB>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let response = match this.work.project() {
+            WorkProjection::Untreated { inner } => {
+                let response = ready!(inner.poll(cx))?;
+                response.map(|body| Content::Application { body })
+            }
+            WorkProjection::Serving { inner, grpc } => match ready!(inner.poll(cx)) {
+                Ok(response) => response.map(|body| Content::Application { body }),
+                Err(error) => {
+                    let error: BoxError = error.into();
+                    tracing::error!(%error, "the application's service failed: answered with 500");
+                    answer(*grpc, StatusCode::INTERNAL_SERVER_ERROR, 13, "the service failed; see its log")
+                }
+            },
+            WorkProjection::Denied { code, grpc } => {
+                let text = format!("{code}: denied. To fix it: {}.", code.remedy());
+                answer(*grpc, code.http_status(), code.grpc_status(), &text)
+            }
+        };
+        let mut record = this.record.take();
+        if let Some(record) = &mut record {
+            record.head(response.status(), response.headers());
+        }
+        Poll::Ready(Ok(response.map(|content| InboundBody::new(content, record))))
+    }
+}
+
+/// An answer of the mesh itself: a text for HTTP, a status without a body for gRPC. `text` is ASCII.
+fn answer<B>(grpc: bool, status: StatusCode, grpc_status: i32, text: &str) -> Response<Content<B>> {
+    if grpc {
+        let mut response = Response::new(Content::Text { text: None });
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from(grpc_status));
+        if let Ok(message) = HeaderValue::from_str(text) {
+            headers.insert("grpc-message", message);
+        }
+        return response;
+    }
+    let mut response = Response::new(Content::Text { text: Some(Bytes::from(format!("{text}\n"))) });
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response
+}

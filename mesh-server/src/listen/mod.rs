@@ -1,0 +1,13 @@
+//! What happens to the bytes of an accepted socket before HTTP: plaintext or TLS, HTTP/1 or HTTP/2.
+//!
+//! Refuses to know policy: the caller has decided what this socket may be.
+
+mod detect;
+mod plaintext;
+mod stream;
+mod tls;
+
+pub(crate) use self::detect::{HttpVersion, detect};
+pub(crate) use self::plaintext::{is_tls, looks_like_http1, refuse_plaintext};
+pub(crate) use self::stream::{Detected, Stream};
+pub(crate) use self::tls::{TlsAccept, TlsRefused};
