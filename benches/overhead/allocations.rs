@@ -26,10 +26,16 @@ pub(crate) fn of(side: Side, ca: &mesh_testkit::TestCa, protocol: Protocol) -> R
 }
 
 /// Many requests, both sides on the calling thread.
-pub(crate) fn profile(side: Side, ca: &mesh_testkit::TestCa, protocol: Protocol, in_flight: usize) -> Result<(), Error> {
+pub(crate) fn profile(
+    side: Side,
+    ca: &mesh_testkit::TestCa,
+    protocol: Protocol,
+    in_flight: usize,
+) -> Result<(), Error> {
     let runtime = single()?;
     let (_guard, workers) = runtime.block_on(side.start(ca, protocol, in_flight, runtime.handle()))?;
-    runtime.block_on(try_join_all(workers.into_iter().map(|worker| async move { exchanges(&mut vec![worker]).await })))?;
+    runtime
+        .block_on(try_join_all(workers.into_iter().map(|worker| async move { exchanges(&mut vec![worker]).await })))?;
     Ok(())
 }
 

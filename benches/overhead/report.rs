@@ -33,7 +33,12 @@ impl Row {
     }
 
     fn ratios(&self) -> [f64; 4] {
-        [self.ratio(|s| s.requests_per_second), self.ratio(|s| s.cpu_per_request), self.ratio(|s| s.p50), self.ratio(|s| s.p99)]
+        [
+            self.ratio(|s| s.requests_per_second),
+            self.ratio(|s| s.cpu_per_request),
+            self.ratio(|s| s.p50),
+            self.ratio(|s| s.p99),
+        ]
     }
 
     fn json(&self) -> Value {
@@ -62,14 +67,20 @@ pub(crate) fn print(rows: &[Row], json: bool) {
         println!("{}", json!({"rows": rows.iter().map(Row::json).collect::<Vec<_>>()}));
         return;
     }
-    println!("{:<10} {:>10} {:>8} {:>8} {:>8}   {:>22}", "mesh/bare", "throughput", "cpu", "p50", "p99", "allocations, cl + sv");
+    println!(
+        "{:<10} {:>10} {:>8} {:>8} {:>8}   {:>22}",
+        "mesh/bare", "throughput", "cpu", "p50", "p99", "allocations, cl + sv"
+    );
     for row in rows {
         let [throughput, cpu, p50, p99] = row.ratios();
         let [client, server] = row.allocations_added;
         println!("{:<10} {throughput:>10.3} {cpu:>8.3} {p50:>8.3} {p99:>8.3}   {client:>10.1} + {server:.1}", row.name);
     }
     let [client, server] = GOAL_ALLOCATIONS;
-    println!("{:<10} {:>10} {:>8} {:>8} {:>8}   {client:>10.1} + {server:.1}", "goal", GOAL_THROUGHPUT, GOAL_CPU, "", GOAL_P99);
+    println!(
+        "{:<10} {:>10} {:>8} {:>8} {:>8}   {client:>10.1} + {server:.1}",
+        "goal", GOAL_THROUGHPUT, GOAL_CPU, "", GOAL_P99
+    );
 }
 
 fn rounded(ratio: f64) -> f64 {

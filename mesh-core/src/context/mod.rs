@@ -67,10 +67,8 @@ impl RequestContext {
     /// `tracestate` and forwarded headers. `ids` gives random bits for a new trace and span.
     pub fn from_headers(headers: &HeaderMap, ids: impl FnMut() -> u64) -> Self {
         let trace = TraceContext::from_headers(headers, ids);
-        let forwarded = FORWARDED
-            .iter()
-            .filter_map(|name| headers.get(name).map(|value| (name.clone(), value.clone())))
-            .collect();
+        let forwarded =
+            FORWARDED.iter().filter_map(|name| headers.get(name).map(|value| (name.clone(), value.clone()))).collect();
         let trace_state = headers.get(&TRACESTATE).cloned();
         Self { trace, trace_state, deadline: None, caller: None, forwarded }
     }
