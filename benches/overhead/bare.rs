@@ -16,56 +16,64 @@ use mesh_core::identity::{client_config, server_config};
 use mesh_testkit::TestCa;
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::AbortHandle;
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::hello::HelloRequest;
 use crate::hello::greeter_client::GreeterClient;
-use crate::load::{Side, Worker};
-use crate::{Error, Protocol, echo};
+use crate::load::{Worker, Workers};
+use crate::{Error, Protocol, Running, echo};
 
-/// A running bare server and how to reach it.
-pub struct Bare {
+/// Starts a server on `server` and as many workers.
+pub(crate) async fn start(
+    ca: &TestCa,
     protocol: Protocol,
-    address: SocketAddr,
-    connector: TlsConnector,
-    /// gRPC: one connection for all workers, as the mesh has.
-    shared: Option<http2::SendRequest<tonic::body::Body>>,
-    server: AbortHandle,
-}
-
-impl Drop for Bare {
-    fn drop(&mut self) {
-        self.server.abort();
-    }
-}
-
-/// Starts the server.
-pub async fn start(ca: &TestCa, protocol: Protocol) -> Result<Bare, Error> {
+    workers: usize,
+    server: &Handle,
+) -> Result<(Running, Workers), Error> {
     let crypto = mesh_testkit::crypto();
     let alpn: &[&[u8]] = if protocol == Protocol::Grpc { &[b"h2"] } else { &[b"http/1.1"] };
     let server_tls = server_config(&ca.identity("default", "server"), true, &[b"h2", b"http/1.1"], &crypto)?;
     let client_tls = client_config(&ca.identity("default", "client"), &[], alpn, &crypto)?;
-    let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
     let address = listener.local_addr()?;
     let acceptor = TlsAcceptor::from(Arc::new(server_tls));
-    let server = tokio::spawn(accept(listener, acceptor, protocol)).abort_handle();
+    let mut running = Running::default();
+    running.spawn(server, async move { accept(crate::listener(listener)?, acceptor, protocol).await });
+
     let connector = TlsConnector::from(Arc::new(client_tls));
-    let mut bare = Bare { protocol, address, connector, shared: None, server };
-    if protocol == Protocol::Grpc {
-        let io = TokioIo::new(bare.connect().await?);
-        let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
-        tokio::spawn(connection);
-        bare.shared = Some(sender);
+    let mut all: Workers = Vec::with_capacity(workers);
+    match protocol {
+        Protocol::Http1 => {
+            for _ in 0..workers {
+                let io = TokioIo::new(connect(address, &connector).await?);
+                let (sender, connection) = http1::handshake(io).await?;
+                running.spawn(&Handle::current(), connection);
+                all.push(Box::new(Http1(sender)));
+            }
+        }
+        // One connection for all workers, as the mesh has.
+        Protocol::Grpc => {
+            let io = TokioIo::new(connect(address, &connector).await?);
+            let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
+            running.spawn(&Handle::current(), connection);
+            let origin = Uri::try_from("http://echo:8080")?;
+            for _ in 0..workers {
+                all.push(Box::new(Grpc(GreeterClient::with_origin(Http2(sender.clone()), origin.clone()))));
+            }
+        }
     }
-    Ok(bare)
+    Ok((running, all))
 }
 
-async fn accept(listener: TcpListener, acceptor: TlsAcceptor, protocol: Protocol) {
-    while let Ok((stream, _)) = listener.accept().await {
+async fn accept(listener: TcpListener, acceptor: TlsAcceptor, protocol: Protocol) -> Result<(), Error> {
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await?;
         let acceptor = acceptor.clone();
-        tokio::spawn(async move {
+        connections.spawn(async move {
             stream.set_nodelay(true)?;
             let io = TokioIo::new(acceptor.accept(stream).await?);
             let mut server = auto::Builder::new(TokioExecutor::new());
@@ -78,32 +86,10 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, protocol: Protocol
     }
 }
 
-impl Bare {
-    async fn connect(&self) -> Result<TlsStream<TcpStream>, Error> {
-        let stream = TcpStream::connect(self.address).await?;
-        stream.set_nodelay(true)?;
-        Ok(self.connector.connect(ServerName::IpAddress(self.address.ip().into()), stream).await?)
-    }
-}
-
-impl Side for Bare {
-    fn worker(&self) -> BoxFuture<'_, Result<Box<dyn Worker>, Error>> {
-        Box::pin(async move {
-            Ok(match (self.protocol, &self.shared) {
-                (Protocol::Grpc, Some(shared)) => {
-                    let origin = Uri::try_from("http://greeter:50051")?;
-                    let greeter = GreeterClient::with_origin(Http2(shared.clone()), origin);
-                    Box::new(Grpc(greeter)) as Box<dyn Worker>
-                }
-                _ => {
-                    let io = TokioIo::new(self.connect().await?);
-                    let (sender, connection) = http1::handshake(io).await?;
-                    tokio::spawn(connection);
-                    Box::new(Http1(sender))
-                }
-            })
-        })
-    }
+async fn connect(address: SocketAddr, connector: &TlsConnector) -> Result<TlsStream<TcpStream>, Error> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(connector.connect(ServerName::IpAddress(address.ip().into()), stream).await?)
 }
 
 struct Http1(http1::SendRequest<Full<Bytes>>);

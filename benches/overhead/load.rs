@@ -3,56 +3,43 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::future::{BoxFuture, try_join_all};
+use futures_util::future::BoxFuture;
 use hdrhistogram::Histogram;
+use tokio::task::JoinSet;
 
 use crate::Error;
 
-/// One side of the comparison: something that can make workers.
-pub trait Side: Send + Sync {
-    /// A worker: has a way of its own to send one request at a time.
-    fn worker(&self) -> BoxFuture<'_, Result<Box<dyn Worker>, Error>>;
-}
-
-/// Sends one request and reads the whole answer.
-pub trait Worker: Send {
+/// Sends one request at a time and reads the whole answer.
+pub(crate) trait Worker: Send {
     /// One exchange.
     fn exchange(&mut self, body: Bytes) -> BoxFuture<'_, Result<(), Error>>;
 }
 
+/// As many requests in flight as there are workers.
+pub(crate) type Workers = Vec<Box<dyn Worker>>;
+
 /// What one run measured.
-pub struct Sample {
-    pub requests_per_second: f64,
+pub(crate) struct Sample {
+    pub(crate) requests_per_second: f64,
     /// CPU nanoseconds of the whole process for one request.
-    pub cpu_per_request: f64,
-    pub p50: f64,
-    pub p99: f64,
+    pub(crate) cpu_per_request: f64,
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
 }
 
-/// Keeps `in_flight` requests going for `time`.
-pub async fn run(side: &dyn Side, in_flight: usize, time: Duration) -> Result<Sample, Error> {
-    let mut workers = Vec::new();
-    for _ in 0..in_flight {
-        workers.push(side.worker().await?);
-    }
-    let body = Bytes::from(vec![b'x'; 100]);
+/// Keeps all workers busy for `time`.
+pub(crate) async fn run(workers: &mut Workers, time: Duration) -> Result<Sample, Error> {
     let cpu = cpu_nanos()?;
     let started = Instant::now();
-    let tasks = workers.into_iter().map(|mut worker| {
-        let body = body.clone();
-        tokio::spawn(async move {
-            let mut latency = Histogram::<u64>::new(3)?;
-            while started.elapsed() < time {
-                let sent = Instant::now();
-                worker.exchange(body.clone()).await?;
-                latency.record(sent.elapsed().as_nanos() as u64)?;
-            }
-            Ok::<_, Error>(latency)
-        })
-    });
+    let mut tasks = JoinSet::new();
+    for worker in workers.drain(..) {
+        tasks.spawn(one(worker, started, time));
+    }
     let mut all = Histogram::<u64>::new(3)?;
-    for latency in try_join_all(tasks).await? {
-        all.add(latency?)?;
+    while let Some(done) = tasks.join_next().await {
+        let (worker, latency) = done??;
+        workers.push(worker);
+        all.add(latency)?;
     }
     let elapsed = started.elapsed().as_secs_f64();
     let cpu = cpu_nanos()? - cpu;
@@ -63,6 +50,26 @@ pub async fn run(side: &dyn Side, in_flight: usize, time: Duration) -> Result<Sa
         p50: all.value_at_quantile(0.5) as f64,
         p99: all.value_at_quantile(0.99) as f64,
     })
+}
+
+async fn one(
+    mut worker: Box<dyn Worker>,
+    started: Instant,
+    time: Duration,
+) -> Result<(Box<dyn Worker>, Histogram<u64>), Error> {
+    let mut latency = Histogram::new(3)?;
+    let body = body();
+    while started.elapsed() < time {
+        let sent = Instant::now();
+        worker.exchange(body.clone()).await?;
+        latency.record(sent.elapsed().as_nanos() as u64)?;
+    }
+    Ok((worker, latency))
+}
+
+/// What every request carries: 100 bytes.
+pub(crate) fn body() -> Bytes {
+    Bytes::from_static(&[b'x'; 100])
 }
 
 /// CPU time of all threads, nanoseconds (Linux: the first field of each thread's schedstat).

@@ -1,24 +1,35 @@
 //! What the mesh adds: the same requests through plain hyper and through the mesh stack, in one process,
-//! alternating (A B A B), the same TLS on both sides of every ratio.
+//! alternating (A B, B A, …), the same TLS on both sides of every ratio.
 //!
 //! Prints ratios only: absolute times of a shared machine mean nothing. CPU is that of all threads of the
-//! process, client and server together, so it says what a request costs and not who waited.
+//! process, client and server together, so it says what a request costs and not who waited. Allocations
+//! are counted one by one and do not depend on the machine.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, missing_docs, reason = "a program, not a library")]
+
+mod allocations;
 mod bare;
 mod echo;
 #[path = "../../examples/grpc_greeter/hello.rs"]
-#[allow(missing_docs, unreachable_pub, clippy::all)]
+#[allow(missing_docs, unreachable_pub, dead_code, clippy::all)]
 mod hello;
 mod load;
 mod meshed;
+mod report;
+mod runtime;
 
+use std::future::Future;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use serde_json::{Value, json};
+use mesh_testkit::TestCa;
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 
-use load::{Sample, Side};
+use crate::load::Workers;
+use crate::report::Row;
 
 /// Paired run of the mesh's overhead.
 #[derive(Parser)]
@@ -27,11 +38,20 @@ struct Args {
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
     /// Pairs of runs; the median of their ratios is printed.
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = 11)]
     pairs: usize,
     /// Seconds of each run.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 0.5)]
     seconds: f64,
+    /// Only rows whose name holds this text.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// One short pair: shows that it works, measures nothing.
+    #[arg(long)]
+    smoke: bool,
+    /// Only some thousand requests of one side, all on one thread: for a profiler (callgrind). Uses `--only`.
+    #[arg(long)]
+    profile: Option<Side>,
     /// Passed by cargo to every bench target.
     #[arg(long, hide = true)]
     bench: bool,
@@ -45,33 +65,75 @@ enum Output {
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// What is compared: protocol and requests in flight. The goals are those of the data path's design.
+/// What is compared: protocol and requests in flight.
 const ROWS: [(&str, Protocol, usize); 4] = [
     ("http1_c16", Protocol::Http1, 16),
     ("http1_c64", Protocol::Http1, 64),
     ("grpc_c16", Protocol::Grpc, 16),
     ("grpc_c64", Protocol::Grpc, 64),
 ];
-const GOAL_CPU: f64 = 1.12;
-const GOAL_THROUGHPUT: f64 = 0.88;
-const GOAL_P99: f64 = 1.15;
 
 /// What travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
+enum Protocol {
     /// HTTP/1.1 POST of 100 bytes, echoed.
     Http1,
     /// A unary gRPC call of 100 bytes over HTTP/2, echoed.
     Grpc,
 }
 
+/// A side of the comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Side {
+    Bare,
+    Mesh,
+}
+
+impl Side {
+    async fn start(
+        self,
+        ca: &TestCa,
+        protocol: Protocol,
+        workers: usize,
+        server: &Handle,
+    ) -> Result<(Running, Workers), Error> {
+        match self {
+            Self::Bare => bare::start(ca, protocol, workers, server).await,
+            Self::Mesh => meshed::start(ca, protocol, workers, server).await,
+        }
+    }
+}
+
+/// Tasks that end with it.
+#[derive(Default)]
+struct Running(Vec<AbortHandle>);
+
+impl Running {
+    fn spawn<F: Future<Output: Send> + Send + 'static>(&mut self, on: &Handle, task: F) {
+        self.0.push(on.spawn(task).abort_handle());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// A listener for the runtime that calls this.
+fn listener(listener: std::net::TcpListener) -> std::io::Result<TcpListener> {
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
 fn main() -> ExitCode {
-    let args = Args::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let result = runtime.map_err(Error::from).and_then(|runtime| runtime.block_on(run(&args)));
-    match result {
+    let mut args = Args::parse();
+    if args.smoke {
+        (args.pairs, args.seconds) = (1, 0.2);
+    }
+    match run(&args) {
         Ok(rows) => {
-            print(&rows, args.output);
+            report::print(&rows, args.output == Output::Json);
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -81,62 +143,52 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(args: &Args) -> Result<Vec<Value>, Error> {
-    let ca = mesh_testkit::TestCa::new();
+fn run(args: &Args) -> Result<Vec<Row>, Error> {
+    let ca = TestCa::new();
+    let chosen = || ROWS.into_iter().filter(|(name, ..)| name.contains(&args.only));
+    if let Some(side) = args.profile {
+        for (_, protocol, in_flight) in chosen() {
+            allocations::profile(side, &ca, protocol, in_flight)?;
+        }
+        return Ok(Vec::new());
+    }
+    let server = runtime::ServerThread::start()?;
+    let client = runtime::single()?;
+    let added = |protocol| {
+        let (bare, mesh) = (allocations::of(Side::Bare, &ca, protocol)?, allocations::of(Side::Mesh, &ca, protocol)?);
+        Ok::<_, Error>([mesh.client - bare.client, mesh.server - bare.server])
+    };
     let mut rows = Vec::new();
-    for (name, protocol, in_flight) in ROWS {
-        let bare = bare::start(&ca, protocol).await?;
-        let meshed = meshed::start(&ca, protocol).await?;
-        let sides: [&dyn Side; 2] = [&bare, &meshed];
-        for side in sides {
-            // Warm-up: connections, allocator, branch predictors.
-            load::run(side, in_flight, Duration::from_secs_f64(args.seconds / 2.0)).await?;
-        }
-        let mut pairs = Vec::new();
-        for _ in 0..args.pairs {
-            let a = load::run(sides[0], in_flight, Duration::from_secs_f64(args.seconds)).await?;
-            let b = load::run(sides[1], in_flight, Duration::from_secs_f64(args.seconds)).await?;
-            pairs.push((a, b));
-        }
-        rows.push(row(name, &pairs));
+    for (name, protocol, in_flight) in chosen() {
+        let pairs = client.block_on(pairs(&ca, protocol, in_flight, server.handle(), args))?;
+        rows.push(Row { name, pairs, allocations_added: added(protocol)? });
     }
     Ok(rows)
 }
 
-fn row(name: &str, pairs: &[(Sample, Sample)]) -> Value {
-    let ratio = |of: fn(&Sample) -> f64| {
-        let mut ratios: Vec<f64> = pairs.iter().map(|(bare, meshed)| of(meshed) / of(bare)).collect();
-        ratios.sort_by(f64::total_cmp);
-        (ratios[ratios.len() / 2] * 1000.0).round() / 1000.0
-    };
-    json!({
-        "name": name,
-        "throughput_ratio": ratio(|s| s.requests_per_second),
-        "cpu_ratio": ratio(|s| s.cpu_per_request),
-        "p50_ratio": ratio(|s| s.p50),
-        "p99_ratio": ratio(|s| s.p99),
-        "goal": {"cpu_ratio": GOAL_CPU, "throughput_ratio": GOAL_THROUGHPUT, "p99_ratio": GOAL_P99},
-    })
-}
-
-fn print(rows: &[Value], output: Output) {
-    if output == Output::Json {
-        println!("{}", json!({"rows": rows}));
-        return;
+async fn pairs(
+    ca: &TestCa,
+    protocol: Protocol,
+    in_flight: usize,
+    server: &Handle,
+    args: &Args,
+) -> Result<Vec<report::Pair>, Error> {
+    let time = Duration::from_secs_f64(args.seconds);
+    let (_bare, mut bare) = Side::Bare.start(ca, protocol, in_flight, server).await?;
+    let (_mesh, mut mesh) = Side::Mesh.start(ca, protocol, in_flight, server).await?;
+    // Warm-up: connections, the provider's random numbers, allocator, branch predictors.
+    load::run(&mut bare, time).await?;
+    load::run(&mut mesh, time).await?;
+    let mut pairs = Vec::new();
+    for i in 0..args.pairs {
+        // Whoever comes second finds a warmer or a more throttled machine: take turns.
+        pairs.push(if i % 2 == 0 {
+            let bare = load::run(&mut bare, time).await?;
+            report::Pair { bare, mesh: load::run(&mut mesh, time).await? }
+        } else {
+            let mesh = load::run(&mut mesh, time).await?;
+            report::Pair { bare: load::run(&mut bare, time).await?, mesh }
+        });
     }
-    println!(
-        "{:<12} {:>10} {:>8} {:>8} {:>8}   mesh / bare, goal: cpu ≤ {GOAL_CPU}",
-        "row", "throughput", "cpu", "p50", "p99"
-    );
-    for row in rows {
-        let of = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
-        println!(
-            "{:<12} {:>10.3} {:>8.3} {:>8.3} {:>8.3}",
-            row["name"].as_str().unwrap_or_default(),
-            of("throughput_ratio"),
-            of("cpu_ratio"),
-            of("p50_ratio"),
-            of("p99_ratio")
-        );
-    }
+    Ok(pairs)
 }

@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use mesh::{Mesh, PeerIdentity};
-use mesh_control::{ControlPlane, JoinTokens};
+use mesh_control::ControlPlane;
+use mesh_control::ca::JoinTokens;
 use tonic::{Request, Response, Status};
 
 #[allow(missing_docs, unreachable_pub, clippy::all)]

@@ -3,6 +3,7 @@
 //! Refuses to know messages: it moves HTTP requests, as everything below.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -12,7 +13,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, header};
 use mesh_core::id::Target;
 
 use crate::body::Body;
-use crate::client::Client;
+use crate::client::{Client, ResponseFuture};
 use crate::error::Error;
 
 /// A destination for generated tonic clients: `GreeterClient::new(client.channel("greeter:50051")?)`.
@@ -38,7 +39,27 @@ impl Channel {
 }
 
 /// The answer of a [`Channel`].
-pub type ChannelFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+#[must_use = "futures do nothing unless polled"]
+pub struct ChannelFuture(ResponseFuture);
+
+impl Future for ChannelFuture {
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx).map(|answer| {
+            Ok(match answer {
+                Ok(response) => response.map(Body::rescued),
+                Err(error) => rescue(&error),
+            })
+        })
+    }
+}
+
+impl fmt::Debug for ChannelFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChannelFuture").finish_non_exhaustive()
+    }
+}
 
 impl tower_service::Service<http::Request<tonic::body::Body>> for Channel {
     type Response = Response<Body>;
@@ -55,13 +76,7 @@ impl tower_service::Service<http::Request<tonic::body::Body>> for Channel {
         parts.authority = Some(self.authority.clone());
         parts.path_and_query = parts.path_and_query.or(Some(PathAndQuery::from_static("/")));
         *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
-        let answer = self.client.send(request);
-        Box::pin(async move {
-            Ok(match answer.await {
-                Ok(response) => response.map(Body::rescued),
-                Err(error) => rescue(&error),
-            })
-        })
+        ChannelFuture(self.client.send(request))
     }
 }
 

@@ -7,6 +7,21 @@
 //! [`Client`] works with any [`DestinationSource`](mesh_core::source::DestinationSource); a control plane
 //! is only one of them. What this crate refuses to know: xDS, manifests, and who calls it.
 //!
+//! ```
+//! use mesh_client::Client;
+//! use mesh_testkit::{EchoServer, FixedSource, policy};
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! let server = EchoServer::start("v1").await;
+//! let source = FixedSource::of("reviews:9080", policy::snapshot_to(&[server.address()]));
+//! let client = Client::builder(source).build();
+//!
+//! let request = http::Request::get("http://reviews:9080/reviews/0").body(String::new()).unwrap();
+//! let response = client.send(request).await?;
+//! assert_eq!(response.headers()["x-echo-server"], "v1");
+//! # Ok::<(), mesh_client::Error>(()) }).unwrap();
+//! ```
+//!
 //! Reading order: `outbound/mod.rs` (the way of one request), `outbound/tries.rs`, `router.rs`,
 //! `cluster/`, `connect/pool.rs`.
 

@@ -19,6 +19,8 @@ use smallvec::SmallVec;
 
 use mesh_core::error::BoxError;
 
+use crate::error::Source;
+
 /// What the application gave.
 pub(crate) enum Payload {
     /// Nothing.
@@ -42,6 +44,7 @@ pub(crate) struct Stream {
     trailers: Option<HeaderMap>,
     // Which try may read: an older one that still holds the body is cut off.
     turn: u32,
+    failed: Option<Source>,
 }
 
 enum Inner {
@@ -101,33 +104,62 @@ impl Payload {
         };
         // What cannot fit is not buffered in the first place.
         let limit = if hint.lower() > limit as u64 { 0 } else { limit };
-        let (sent, sent_len, lost, ended, trailers, turn) = (SmallVec::new(), 0, false, false, None, 0);
-        Self::Stream(Arc::new(Mutex::new(Stream { body, hint, sent, sent_len, limit, lost, ended, trailers, turn })))
+        let (sent, sent_len, lost, ended) = (SmallVec::new(), 0, false, false);
+        let (trailers, turn, failed) = (None, 0, None);
+        Self::Stream(Arc::new(Mutex::new(Stream {
+            body,
+            hint,
+            sent,
+            sent_len,
+            limit,
+            lost,
+            ended,
+            trailers,
+            turn,
+            failed,
+        })))
     }
 
-    /// The body for a (further) try, from its beginning; `None` if its beginning is lost.
-    pub(crate) fn next(&self) -> Option<Outgoing> {
+    /// The body of one try, from its beginning. Every try but the first needs a [`rewind`](Self::rewind).
+    pub(crate) fn body(&self) -> Outgoing {
         match self {
-            Self::Empty => Some(Outgoing::Empty),
-            Self::Full(bytes) => Some(Outgoing::Full(Some(bytes.clone()))),
+            Self::Empty => Outgoing::Empty,
+            Self::Full(bytes) => Outgoing::Full(Some(bytes.clone())),
             Self::Stream(stream) => {
-                let mut state = stream.lock();
-                if state.lost {
-                    return None;
-                }
-                state.turn += 1;
-                let turn = state.turn;
-                drop(state);
-                Some(Outgoing::Stream { stream: stream.clone(), turn, at: 0, given: 0, done: false })
+                let turn = stream.lock().turn;
+                Outgoing::Stream { stream: stream.clone(), turn, at: 0, given: 0, done: false }
             }
         }
     }
 
-    /// Whether [`next`](Self::next) would give a body.
+    /// Goes back to the beginning: an earlier try can read no further. False, and nothing is changed, if
+    /// the beginning is lost.
+    pub(crate) fn rewind(&self) -> bool {
+        match self {
+            Self::Empty | Self::Full(_) => true,
+            Self::Stream(stream) => {
+                let mut state = stream.lock();
+                if !state.lost {
+                    state.turn += 1;
+                }
+                !state.lost
+            }
+        }
+    }
+
+    /// Whether it could be rewound now.
     pub(crate) fn can_be_sent_again(&self) -> bool {
         match self {
             Self::Empty | Self::Full(_) => true,
             Self::Stream(stream) => !stream.lock().lost,
+        }
+    }
+
+    /// The application's error, if its body failed.
+    pub(crate) fn failure(&self) -> Option<Source> {
+        match self {
+            Self::Empty | Self::Full(_) => None,
+            Self::Stream(stream) => stream.lock().failed.clone(),
         }
     }
 
@@ -151,7 +183,7 @@ impl Receipt {
 
 /// The application's request body failed, or a newer try has taken it over.
 #[derive(Debug)]
-pub(crate) struct RequestBodyError(pub(crate) Arc<dyn std::error::Error + Send + Sync>);
+pub(crate) struct RequestBodyError(Source);
 
 impl fmt::Display for RequestBodyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -241,6 +273,7 @@ impl HttpBody for Outgoing {
             Some(Err(error)) => {
                 // A failed body cannot be read again.
                 state.lost = true;
+                state.failed = Some(error.0.clone());
                 Poll::Ready(Some(Err(error)))
             }
         }

@@ -11,7 +11,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use crossbeam_queue::ArrayQueue;
@@ -20,7 +19,7 @@ use futures_util::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::{Connection, Dialer, Peer, SharedConnection, SoleConnection, Want, worker};
 use crate::error::Cause;
@@ -199,7 +198,7 @@ impl Pool {
         let idle = self.idle.get();
         for _ in 0..self.idle() {
             let Some((idle, connection)) = idle.and_then(|idle| Some((idle, idle.pop()?))) else { break };
-            if !connection.sender.is_closed() && !self.is_stale(&connection, now) {
+            if !connection.sender.is_closed() && !self.is_stale(&connection) {
                 let _ = idle.push(connection);
             }
         }
@@ -225,7 +224,7 @@ impl Pool {
         if want != Want::Http1
             && let Some(shared) = self.shared.load_full()
             && !shared.is_closed()
-            && !self.too_old(shared.made, Instant::now())
+            && !self.too_old(shared.made)
         {
             return Some(Connection::Shared(shared));
         }
@@ -235,16 +234,12 @@ impl Pool {
         let idle = self.idle.get()?;
         loop {
             let mut connection = idle.pop()?;
-            if connection.sender.is_closed() || self.is_stale(&connection, Instant::now()) {
+            if connection.sender.is_closed() || self.is_stale(&connection) {
                 continue;
             }
             // Both the request and the answer are through, so its task is about to say one of two
-            // things: ready, or closed by the peer.
-            if connection.sender.is_ready() {
-                return Some(Connection::Sole(connection));
-            }
-            let patience = self.dialer.options().connect_timeout;
-            if let Ok(Ok(())) = timeout(patience, connection.sender.ready()).await {
+            // things: ready, or closed by the peer. That needs no timer.
+            if connection.sender.ready().await.is_ok() {
                 return Some(Connection::Sole(connection));
             }
         }
@@ -346,18 +341,18 @@ impl Pool {
         self.dialer.options().max_requests_per_connection.is_some_and(|most| connection.served >= most)
     }
 
-    fn is_stale(&self, connection: &SoleConnection, now: Instant) -> bool {
-        let idle = now.saturating_duration_since(connection.idle_since);
-        self.dialer.options().idle_timeout.is_some_and(|most| idle >= most) || self.too_old(connection.made, now)
+    fn is_stale(&self, connection: &SoleConnection) -> bool {
+        let idle_timeout = self.dialer.options().idle_timeout;
+        idle_timeout.is_some_and(|most| connection.idle_since.elapsed() >= most) || self.too_old(connection.made)
     }
 
     fn is_done(&self, shared: &SharedConnection, now: Instant) -> bool {
         let quiet = now.saturating_duration_since(shared.quiet_since(now));
-        self.dialer.options().idle_timeout.is_some_and(|most| quiet >= most) || self.too_old(shared.made, now)
+        self.dialer.options().idle_timeout.is_some_and(|most| quiet >= most) || self.too_old(shared.made)
     }
 
-    fn too_old(&self, made: Instant, now: Instant) -> bool {
-        let age: Duration = now.saturating_duration_since(made);
-        self.dialer.options().max_age.is_some_and(|most| age >= most)
+    /// Asks the clock only if there is an age limit.
+    fn too_old(&self, made: Instant) -> bool {
+        self.dialer.options().max_age.is_some_and(|most| made.elapsed() >= most)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
 use crate::error::Cause;
@@ -33,11 +33,8 @@ impl Deadline {
     }
 
     /// The earlier of this and a limit of the route, which begins at `start`.
-    pub(crate) fn route(self, start: Instant, timeout: Option<Duration>) -> Self {
-        match timeout {
-            Some(timeout) => self.earlier(start.checked_add(timeout), Limit::Route(timeout)),
-            None => self,
-        }
+    pub(crate) fn route(self, start: Instant, timeout: Duration) -> Self {
+        self.earlier(start.checked_add(timeout), Limit::Route(timeout))
     }
 
     fn earlier(self, at: Option<Instant>, of: Limit) -> Self {
@@ -70,13 +67,13 @@ impl Deadline {
 }
 
 /// Name of gRPC's deadline header.
-const GRPC_TIMEOUT: &str = "grpc-timeout";
+static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// Name of Envoy's.
-const EXPECTED_TIMEOUT: &str = "x-envoy-expected-rq-timeout-ms";
+static EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 
 /// A `grpc-timeout` (gRPC over HTTP/2: up to eight digits and a unit). What is no timeout is ignored.
 pub(crate) fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
+    let text = headers.get(&GRPC_TIMEOUT)?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;
@@ -99,9 +96,9 @@ pub(crate) fn write_timeout(deadline: &Deadline, grpc: bool, headers: &mut Heade
     let Some(at) = deadline.at else { return };
     let left = at.saturating_duration_since(Instant::now());
     if grpc {
-        headers.insert(GRPC_TIMEOUT, grpc_timeout_value(left));
+        headers.insert(&GRPC_TIMEOUT, grpc_timeout_value(left));
     } else {
-        headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)));
+        headers.insert(&EXPECTED_TIMEOUT, HeaderValue::from(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)));
     }
 }
 
@@ -123,10 +120,7 @@ mod tests {
     #[test]
     fn grpc_timeouts_are_read_and_nonsense_is_ignored() {
         let read = |text: &'static str| {
-            grpc_timeout(&HeaderMap::from_iter([(
-                http::HeaderName::from_static(GRPC_TIMEOUT),
-                HeaderValue::from_static(text),
-            )]))
+            grpc_timeout(&HeaderMap::from_iter([(GRPC_TIMEOUT.clone(), HeaderValue::from_static(text))]))
         };
         for (text, want) in [
             ("1H", Some(Duration::from_secs(3600))),
@@ -148,16 +142,16 @@ mod tests {
     async fn the_earliest_limit_counts_and_says_whose_it_is() {
         let now = Instant::now();
         let second = Duration::from_secs(1);
-        let deadline = Deadline::none().caller(Some(now + 2 * second)).route(now, Some(second));
+        let deadline = Deadline::none().caller(Some(now + 2 * second)).route(now, second);
         assert_eq!(deadline.at(), Some(now + second));
         assert!(matches!(deadline.cause(), Cause::Timeout(_)));
-        let deadline = Deadline::none().route(now, Some(3 * second)).caller(Some(now + second)).caller(None);
+        let deadline = Deadline::none().route(now, 3 * second).caller(Some(now + second)).caller(None);
         assert!(matches!(deadline.cause(), Cause::Deadline));
 
         let mut headers = HeaderMap::new();
         write_timeout(&deadline, true, &mut headers);
         assert_eq!(grpc_timeout(&headers), Some(second));
         write_timeout(&deadline, false, &mut headers);
-        assert_eq!(headers[EXPECTED_TIMEOUT], "1000");
+        assert_eq!(headers[&EXPECTED_TIMEOUT], "1000");
     }
 }

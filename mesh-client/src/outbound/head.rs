@@ -3,6 +3,7 @@
 use http::header::HOST;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, request};
+use hyper::ext::Protocol;
 use mesh_core::matcher::RequestView;
 use smallvec::SmallVec;
 
@@ -14,7 +15,10 @@ pub(crate) struct Head {
     pub(crate) method: Method,
     uri: Uri,
     pub(crate) headers: HeaderMap,
+    // The first try takes them: copying them costs more than all else here, and hyper reads one only.
     extensions: Extensions,
+    // That one: the `:protocol` of an extended CONNECT (RFC 8441).
+    protocol: Option<Protocol>,
     // `Host` where the application gave none: shared with the destination.
     host: HeaderValue,
     // What `headers` was before the first try took it. A list, because most requests are sent once and
@@ -34,7 +38,8 @@ impl Head {
             }
             _ => host.clone(),
         };
-        Self { method, uri, headers, extensions, host, kept: SmallVec::new(), taken: false }
+        let protocol = extensions.get::<Protocol>().cloned();
+        Self { method, uri, headers, extensions, protocol, host, kept: SmallVec::new(), taken: false }
     }
 
     /// The authority sent: the `Host` header if the application set one, else the URI's.
@@ -99,7 +104,7 @@ impl Head {
     pub(crate) fn request(&mut self, http2: bool, body: Outgoing) -> Request<Outgoing> {
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
-        *request.extensions_mut() = self.extensions.clone();
+        *request.extensions_mut() = std::mem::take(&mut self.extensions);
         let mut headers = std::mem::take(&mut self.headers);
         self.taken = true;
         if http2 {
@@ -133,12 +138,16 @@ impl Head {
         // Otherwise the try ended before it took them.
         if std::mem::take(&mut self.taken) {
             self.headers = std::mem::take(&mut self.kept).into_iter().collect_headers();
+            if let Some(protocol) = self.protocol.clone() {
+                self.extensions.insert(protocol);
+            }
         }
     }
 
     /// Brings the headers back from a request that was not sent.
     pub(crate) fn take_back(&mut self, request: Request<Outgoing>) {
-        self.headers = request.into_parts().0.headers;
+        let parts = request.into_parts().0;
+        (self.headers, self.extensions) = (parts.headers, parts.extensions);
         self.kept.clear();
         self.taken = false;
     }

@@ -16,6 +16,7 @@ mod local;
 mod trace;
 mod tries;
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use http::{Response, request};
@@ -138,8 +139,11 @@ impl Call<'_> {
         self.exchange.set_deadline(deadline);
         let endpoint_host = matches!(forward.rewrite.authority, Some(AuthorityRewrite::Endpoint));
         // Above the tries: they and the back-off between them share the time.
-        let tries = tries::send(self, router, cluster, plan, endpoint_host);
-        let (mut response, flags) = deadline.bound(tries).await?;
+        let (mut response, flags) = {
+            // Pinned here: what `bound` takes by value it would hold three times.
+            let tries = pin!(tries::send(self, router, cluster, plan, endpoint_host));
+            deadline.bound(tries).await?
+        };
         for headers in header_policies(route, share) {
             headers.response.apply(response.headers_mut());
         }
@@ -172,11 +176,10 @@ impl Call<'_> {
 
     /// The earliest of the caller's deadline, the route's timeout and its ceiling for gRPC callers.
     fn deadline(&self, router: &Router, forward: &Forward) -> Deadline {
-        let now = Instant::now();
-        // A timeout of zero switches it off, as in Envoy.
-        let on = |timeout: Option<std::time::Duration>| timeout.filter(|timeout| !timeout.is_zero());
         let ceiling = forward.max_stream_duration.or(router.snapshot().listener.max_stream_duration);
-        self.caller.route(now, on(forward.timeout)).route(now, on(ceiling))
+        // A timeout of zero switches it off, as in Envoy.
+        let limits = [forward.timeout, ceiling].into_iter().flatten().filter(|timeout| !timeout.is_zero());
+        limits.fold(self.caller, |deadline, timeout| deadline.route(Instant::now(), timeout))
     }
 
     fn no_route(&self) -> Cause {

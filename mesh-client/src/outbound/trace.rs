@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName};
-use mesh_core::context::{self, RequestContext, TraceContext};
+use http::HeaderMap;
+use mesh_core::context::{self, RequestContext, TRACEPARENT, TraceContext};
 use tokio::time::Instant;
 
 use crate::env::Env;
-
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Where a request stands in its trace.
 pub(crate) struct Trace {
@@ -44,7 +42,7 @@ impl Trace {
         match &self.served {
             Some(context) => context.write_headers(env.id(), headers),
             None => {
-                headers.insert(TRACEPARENT, self.position.child(env.id()).to_header());
+                headers.insert(&TRACEPARENT, self.position.child(env.id()).to_header());
             }
         }
         if http2 && let Some(value) = headers.get_mut(&TRACEPARENT) {

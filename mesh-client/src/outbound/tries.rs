@@ -15,11 +15,13 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::exchange::Hold;
 use super::{Call, deadline};
-use crate::body::RequestBodyError;
-use crate::cluster::{Cluster, Members, Permit};
+use crate::cluster::{Cluster, Endpoint, Members, Permit};
 use crate::connect::Lease;
-use crate::error::Cause;
+use crate::error::{Cause, Source};
 use crate::router::{Plan, Retries, Router};
+
+/// Unreachable endpoints passed over in one pick before taking what comes.
+const MAX_PASSES: usize = 4;
 
 /// The tries of one request.
 struct Tries<'t> {
@@ -95,8 +97,8 @@ impl<'t> Tries<'t> {
         self.retries.filter(|retries| retries.rules.condition(&outcome).is_some())
     }
 
-    /// Whether there may be one more: attempts, a body that can be sent again, breaker, and last the
-    /// budget, for asking takes from it.
+    /// Whether there may be one more: attempts, a body that can be sent again, breaker, and then the
+    /// budget, for asking takes from it; last the body goes back to its beginning.
     fn may_retry(&self, retries: &Retries, answered: bool, call: &Call<'_>, router: &Router) -> bool {
         // An answer still holds its own place among the retries.
         let own = u32::from(answered && self.retried > 0);
@@ -104,6 +106,7 @@ impl<'t> Tries<'t> {
             && call.payload.can_be_sent_again()
             && self.cluster.admission().allows_retry(own)
             && router.budget().is_none_or(|budget| budget.try_retry(Instant::now()))
+            && call.payload.rewind()
     }
 
     async fn one_in_time(&mut self, call: &mut Call<'_>) -> Result<Response<Incoming>, Cause> {
@@ -119,7 +122,7 @@ impl<'t> Tries<'t> {
     async fn one_or_fresh(&mut self, call: &mut Call<'_>) -> Result<Response<Incoming>, Cause> {
         match self.one(call, None).await {
             Ok(response) => Ok(response),
-            Err(Failed { stale: Some(index), .. }) if call.payload.can_be_sent_again() => {
+            Err(Failed { stale: Some(index), .. }) if call.payload.rewind() => {
                 call.head.again();
                 self.one(call, Some(index)).await.map_err(|failed| failed.cause)
             }
@@ -144,7 +147,9 @@ impl<'t> Tries<'t> {
         // Counted before connecting, so that a slow connection repels further requests.
         let in_flight = endpoint.load().start();
         let grpc = call.exchange.is_grpc();
-        let lease = endpoint.pool().acquire(grpc, stale.is_some(), || permit.wait()).await?;
+        let lease = endpoint.pool().acquire(grpc, stale.is_some(), || permit.wait()).await;
+        note_reach(&endpoint, &lease);
+        let lease = lease?;
         if let Some(host) = endpoint.hostname().filter(|_| self.endpoint_host) {
             call.head.set_authority(host);
         }
@@ -171,7 +176,25 @@ impl<'t> Tries<'t> {
     fn pick(&self, call: &Call<'_>) -> Option<usize> {
         let avoid = self.retries.is_none_or(|retries| retries.policy.avoid_previous_hosts);
         let tried: &[usize] = if avoid { &self.tried } else { &[] };
-        self.members.ready.pick(tried, None, &mut |below| call.env.draw(below)).map(|(index, _)| index)
+        let pick = |passed: &[usize]| self.members.ready.pick(passed, None, &mut |below| call.env.draw(below));
+        let (first, endpoint) = pick(tried)?;
+        if !endpoint.is_avoided() {
+            return Some(first);
+        }
+        // It could not be connected to a moment ago: another one, if there is one that is better.
+        let mut passed: SmallVec<[usize; 8]> = tried.into();
+        passed.push(first);
+        for _ in 0..MAX_PASSES {
+            let (index, endpoint) = pick(&passed)?;
+            if passed.contains(&index) {
+                break;
+            }
+            if !endpoint.is_avoided() {
+                return Some(index);
+            }
+            passed.push(index);
+        }
+        Some(first)
     }
 
     fn no_endpoint(&self) -> Cause {
@@ -186,10 +209,8 @@ impl<'t> Tries<'t> {
         if may_resend || may_retry {
             call.head.keep();
         }
-        // Every try is preceded by a look whether the body can be sent (again).
-        let body = call.payload.next().unwrap_or(crate::body::Outgoing::Empty);
         let http2 = lease.is_http2();
-        let mut request = call.head.request(http2, body);
+        let mut request = call.head.request(http2, call.payload.body());
         call.trace.write(call.env, http2, request.headers_mut());
         let limit = call.exchange.limit();
         deadline::write_timeout(&limit, call.exchange.is_grpc(), request.headers_mut());
@@ -203,8 +224,20 @@ impl<'t> Tries<'t> {
             if let Some(request) = unsent {
                 call.head.take_back(request);
             }
-            Lost { error: error.into_error(), sent }
+            Lost { error: error.into_error(), sent, body: call.payload.failure() }
         })
+    }
+}
+
+/// Notes at the endpoint whether a connection could be had.
+fn note_reach(endpoint: &Endpoint, lease: &Result<Lease, Cause>) {
+    match lease {
+        Ok(lease) if !lease.is_reused() => endpoint.connected(true),
+        Err(Cause::ConnectFailed { .. } | Cause::ConnectTimeout { .. } | Cause::TlsHandshake { .. }) => {
+            endpoint.connected(false);
+        }
+        // A connection that was there says nothing new, a local limit nothing of the endpoint.
+        Ok(_) | Err(_) => {}
     }
 }
 
@@ -213,19 +246,21 @@ struct Lost {
     error: hyper::Error,
     /// Some of it may have reached the endpoint.
     sent: bool,
+    /// The application's body failed.
+    body: Option<Source>,
 }
 
 impl Lost {
     /// Whether the connection went away, as opposed to this one stream or our own body.
     fn connection_is_gone(&self) -> bool {
         let stream_only = find::<h2::Error>(&self.error).is_some_and(h2::Error::is_reset);
-        !stream_only && find::<RequestBodyError>(&self.error).is_none()
+        !stream_only && self.body.is_none()
     }
 
     fn cause(self, address: &Address) -> Cause {
         let address = address.clone();
-        if let Some(failed) = find::<RequestBodyError>(&self.error) {
-            return Cause::RequestBody(failed.0.clone());
+        if let Some(failed) = self.body {
+            return Cause::RequestBody(failed);
         }
         let refused = |e: &h2::Error| e.is_remote() && e.reason() == Some(h2::Reason::REFUSED_STREAM);
         if find::<h2::Error>(&self.error).is_some_and(refused) {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use http::{Request, Response};
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -200,9 +201,12 @@ async fn drive<C: Future>(
     limit: Duration,
 ) -> Option<C::Output> {
     let mut connection = pin!(connection);
+    // A set of one: polled when it is woken and not with every read of the connection.
+    let mut closing: FuturesUnordered<_> = std::iter::once(closing).collect();
     tokio::select! {
+        biased;
         ended = connection.as_mut() => return Some(ended),
-        () = closing => {}
+        _ = closing.next() => {}
     }
     close(connection.as_mut());
     timeout(limit, connection).await.ok()
