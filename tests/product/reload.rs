@@ -219,7 +219,7 @@ async fn each_mistake_is_told_once_with_its_place_and_changes_nothing() {
 #[tokio::test]
 async fn a_good_manifest_that_breaks_keeps_its_last_good_version() {
     let town = Town::settled().await;
-    let invalid = routes("v2").replace("subset: v2 }", "subset: v2 }, weight: -1");
+    let invalid = routes("v2").replacen("subset: v2 }", "subset: v2 }, weight: -1", 1);
     let unparsable = routes("v2").replace("http:", "http: [");
     for (name, text) in [("an invalid edit", invalid), ("an unparsable edit", unparsable)] {
         town.plane.write("routes.yaml", text);
