@@ -68,11 +68,12 @@ fn spawns(file: &File, tree: &[File]) -> Vec<String> {
     lines.iter().map(|line| format!("{}:{line}: spawns", file.path)).collect()
 }
 
+/// Sleeping tests, unless the clock stands still: then a sleep only lets the others run.
 fn sleeps(file: &File, tree: &[File]) -> Vec<String> {
     let Some(rust) = &file.rust else { return Vec::new() };
     let whole_file = file.is_test(tree);
     let lines = rust.lines_with(&["sleep", "("]).into_iter().filter(|line| whole_file || rust.is_test_line(*line));
-    lines.map(|line| format!("{}:{line}: sleeps", file.path)).collect()
+    lines.filter(|line| !rust.is_paused_line(*line)).map(|line| format!("{}:{line}: sleeps", file.path)).collect()
 }
 
 #[test]
@@ -132,4 +133,8 @@ fn sleeping_tests_are_found() {
     assert_eq!(count("mesh-client/src/pool.rs", bad), 0, "not a test");
     assert_eq!(count("mesh-client/src/pool.rs", &format!("#[cfg(test)] mod tests {{ {bad} }}")), 2);
     assert_eq!(count("tests/product/main.rs", "async fn f() { tokio::time::advance(a).await }"), 0);
+    let paused = "#[tokio::test(start_paused = true)]\nasync fn f() {\n    sleep(a).await;\n}\n";
+    assert_eq!(count("tests/sim/main.rs", paused), 0);
+    assert_eq!(count("tests/sim/main.rs", &format!("{paused}{bad}")), 2, "only that function is paused");
+    assert_eq!(count("tests/sim/main.rs", "async fn f() { tokio::time::pause(); sleep(a).await; }"), 0);
 }
