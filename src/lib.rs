@@ -1,3 +1,27 @@
-//! mesh
+#![doc = include_str!("../README.md")]
 
+pub mod config;
 pub mod manual;
+
+mod builder;
+mod error;
+mod mesh;
+mod passthrough;
+mod runtime;
+mod serve;
+
+pub use mesh_client::{Body, Channel, Client, Error, Explanation};
+pub use mesh_core::context;
+pub use mesh_core::id::{SpiffeId, Target, TrustDomain};
+pub use mesh_core::identity::PeerIdentity;
+pub use mesh_server::InboundLayer;
+
+pub use self::builder::MeshBuilder;
+pub use self::error::{ServeError, StartError};
+pub use self::mesh::Mesh;
+pub use self::serve::Serve;
+
+/// The parts, for those who compose layers themselves.
+pub mod parts {
+    pub use {mesh_client, mesh_core, mesh_discovery, mesh_server};
+}

@@ -24,7 +24,8 @@ pub struct Config {
     /// Connections open at once, if policy says nothing; more are closed at accept. Connections that
     /// the application took over (upgrades) don't count. Default 16,384.
     pub max_connections: usize,
-    /// Age at which a connection is drained, if policy says nothing. Default none.
+    /// Age at which a connection is drained, if policy says nothing; varied by ±10 %, so that
+    /// connections made together don't end together (gRFC A9). Default none.
     pub max_connection_age: Option<Duration>,
     /// Silence after which an HTTP/2 peer is pinged. Default 60 s.
     pub keep_alive_interval: Duration,
@@ -35,8 +36,9 @@ pub struct Config {
     /// Flow-control window of an HTTP/2 connection, bytes. Default 1 MiB: the most a slow handler makes
     /// this process buffer for one connection.
     pub connection_window: u32,
-    /// Bytes buffered for sending on one HTTP/2 stream. Default 400 KiB.
-    pub max_send_buffer: usize,
+    /// Bytes buffered for sending on one HTTP/2 stream, and in each direction on an HTTP/1 connection
+    /// (there at least 8 KiB). Default 400 KiB.
+    pub max_buffer: usize,
     /// Streams that a peer may open and reset before the connection is closed (CVE-2023-44487, "rapid
     /// reset"). Default 20.
     pub max_pending_resets: usize,
@@ -62,7 +64,7 @@ impl Default for Config {
             keep_alive_timeout: Duration::from_secs(20),
             stream_window: 1 << 20,
             connection_window: 1 << 20,
-            max_send_buffer: 400 * 1024,
+            max_buffer: 400 * 1024,
             max_pending_resets: 20,
             max_local_resets: 1024,
             drain_limit: Duration::from_secs(25),

@@ -2,6 +2,8 @@
 //! plane and must find, split, route and follow changes as the manifests say, and refuse nothing.
 //!
 //! The peer is pinned in `requirements.txt` and installed by the test itself.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::disallowed_methods, reason = "servers of a test run beside it, and end with it")]
 
 mod backend;
 mod client;

@@ -36,7 +36,7 @@ impl World {
             .start()
             .await
             .unwrap();
-        Self { control, manifests: folder, state: state }
+        Self { control, manifests: folder, state }
     }
 
     /// What a stock client is started with.

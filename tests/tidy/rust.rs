@@ -27,8 +27,6 @@ pub(crate) struct Function {
     pub(crate) line: usize,
     /// From the line of `fn` to that of the closing brace.
     pub(crate) length: usize,
-    /// The line of its first attribute, or that of `fn`.
-    first_line: usize,
 }
 
 impl Rust {
@@ -56,25 +54,14 @@ impl Rust {
 
     /// Lines where these tokens stand one after the other.
     pub(crate) fn lines_with(&self, tokens: &[&str]) -> Vec<usize> {
-        lines_with(&self.tokens, tokens)
+        let fits = |window: &&[(String, usize)]| window.iter().zip(tokens).all(|((token, _), wanted)| token == wanted);
+        self.tokens.windows(tokens.len()).filter(fits).map(|window| window[0].1).collect()
     }
 
-    /// Whether a line stands in a function whose clock stands still: its attribute says `start_paused`, or it
-    /// calls `pause`.
-    pub(crate) fn is_paused_line(&self, line: usize) -> bool {
-        let around = self.functions.iter().map(|function| function.first_line..function.line + function.length);
-        around.filter(|lines| lines.contains(&line)).any(|lines| {
-            let inside: Vec<_> = self.tokens.iter().filter(|(_, line)| lines.contains(line)).cloned().collect();
-            let pauses = |wanted: &[&str]| !lines_with(&inside, wanted).is_empty();
-            pauses(&["start_paused", "=", "true"]) || pauses(&["pause", "("])
-        })
-    }
-
-    fn function(&mut self, attributes: &[syn::Attribute], signature: &syn::Signature, block: &syn::Block) {
+    fn function(&mut self, signature: &syn::Signature, block: &syn::Block) {
         let line = signature.fn_token.span.start().line;
         let length = block.brace_token.span.close().end().line - line + 1;
-        let first_line = attributes.first().map_or(line, |attribute| attribute.span().start().line);
-        self.functions.push(Function { name: signature.ident.to_string(), line, length, first_line });
+        self.functions.push(Function { name: signature.ident.to_string(), line, length });
     }
 
     fn import(&mut self, path: &str, tree: &syn::UseTree) {
@@ -106,18 +93,18 @@ impl<'ast> Visit<'ast> for Rust {
     }
 
     fn visit_item_fn(&mut self, function: &'ast syn::ItemFn) {
-        self.function(&function.attrs, &function.sig, &function.block);
+        self.function(&function.sig, &function.block);
         visit::visit_item_fn(self, function);
     }
 
     fn visit_impl_item_fn(&mut self, function: &'ast syn::ImplItemFn) {
-        self.function(&function.attrs, &function.sig, &function.block);
+        self.function(&function.sig, &function.block);
         visit::visit_impl_item_fn(self, function);
     }
 
     fn visit_trait_item_fn(&mut self, function: &'ast syn::TraitItemFn) {
         if let Some(block) = &function.default {
-            self.function(&function.attrs, &function.sig, block);
+            self.function(&function.sig, block);
         }
         visit::visit_trait_item_fn(self, function);
     }
@@ -125,11 +112,6 @@ impl<'ast> Visit<'ast> for Rust {
     fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
         self.import("", &item.tree);
     }
-}
-
-fn lines_with(tokens: &[(String, usize)], wanted: &[&str]) -> Vec<usize> {
-    let fits = |window: &&[(String, usize)]| window.iter().zip(wanted).all(|((token, _), wanted)| token == wanted);
-    tokens.windows(wanted.len()).filter(fits).map(|window| window[0].1).collect()
 }
 
 fn attributes(item: &syn::Item) -> &[syn::Attribute] {

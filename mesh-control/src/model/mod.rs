@@ -42,6 +42,8 @@ use crate::source::{Document, Manifests};
 pub(crate) struct Object<T> {
     pub(crate) document: Arc<Document>,
     pub(crate) spec: T,
+    /// Made in place of an object that is not valid: never a last good version.
+    stand_in: bool,
 }
 
 impl<T> Object<T> {

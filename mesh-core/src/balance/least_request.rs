@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::weights::Weights;
+use super::weights::{Excluded, Weights};
 use super::{Candidate, Draw, Picker};
 
-/// Draws a few candidates in proportion to their weights and picks the one with the fewest requests in
+/// Draws a few different candidates in proportion to their weights and picks the one with the fewest requests in
 /// flight for its weight. On a tie the first drawn wins, so an idle cluster is shared by weight and no
 /// light endpoint starves.
 #[derive(Debug)]
@@ -34,13 +34,17 @@ impl LeastRequest {
 
 impl Picker for LeastRequest {
     fn pick(&self, tried: &[usize], _hash: Option<u64>, draw: &mut Draw<'_>) -> Option<usize> {
-        let mut best = self.weights.draw(tried, draw)?;
+        let mut excluded = Excluded::new(tried, self.candidates.len());
+        let mut best = self.weights.draw(&excluded, draw)?;
+        let mut last = best;
         for _ in 1..self.choices {
-            // With replacement, as gRPC has it: the same candidate twice is merely one choice less.
-            let other = self.weights.draw(tried, draw)?;
+            // Never the same one twice: of two endpoints the busy one would still get a quarter.
+            excluded.insert(last);
+            let Some(other) = self.weights.draw(&excluded, draw) else { break };
             if self.lighter(other, best) {
                 best = other;
             }
+            last = other;
         }
         Some(best)
     }

@@ -1,6 +1,6 @@
 //! At random, by weight.
 
-use super::weights::Weights;
+use super::weights::{Excluded, Weights};
 use super::{Candidate, Draw, Picker};
 
 /// Picks at random in proportion to the weights.
@@ -18,6 +18,6 @@ impl Random {
 
 impl Picker for Random {
     fn pick(&self, tried: &[usize], _hash: Option<u64>, draw: &mut Draw<'_>) -> Option<usize> {
-        self.weights.draw(tried, draw)
+        self.weights.draw(&Excluded::new(tried, self.weights.len()), draw)
     }
 }

@@ -42,9 +42,6 @@ impl Picker for RoundRobin {
             return None;
         }
         let excluded = Excluded::new(tried, len);
-        if excluded.len() == len {
-            return Some(self.turn.fetch_add(1, Ordering::Relaxed) as usize % len);
-        }
         let allowed = |index: &usize| !excluded.contains(*index);
         // The heaviest never sits out, so without exclusions one round suffices; concurrent pickers may
         // take our turns, hence a second. Then the first that may be taken.

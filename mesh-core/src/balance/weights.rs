@@ -32,25 +32,17 @@ impl Weights {
         }
     }
 
-    /// Draws an index; those of `tried` only when nothing else is left.
-    pub(super) fn draw(&self, tried: &[usize], draw: &mut Draw<'_>) -> Option<usize> {
-        if self.len() == 0 {
-            return None;
-        }
-        if tried.is_empty() {
-            return Some(self.at(draw(self.total())));
-        }
-        let excluded = Excluded::new(tried, self.len());
+    /// Draws an index that is not excluded; `None` if there is none.
+    pub(super) fn draw(&self, excluded: &Excluded, draw: &mut Draw<'_>) -> Option<usize> {
         let left = self.total() - excluded.0.iter().map(|i| self.weight(*i)).sum::<u64>();
         if left == 0 {
-            return Some(self.at(draw(self.total())));
+            return None;
         }
         // The draw falls on the line of weights with the excluded stretches cut out: each stretch that
         // begins at or before the point pushes it on by its own length.
         let mut point = draw(left);
         for index in &excluded.0 {
-            let start = self.start(*index);
-            if point < start {
+            if point < self.start(*index) {
                 break;
             }
             point += self.weight(*index);
@@ -92,18 +84,24 @@ impl Weights {
 pub(super) struct Excluded(SmallVec<[usize; 8]>);
 
 impl Excluded {
+    /// Those of `tried` that are in a set of `len`; none if that would leave nothing to choose.
     pub(super) fn new(tried: &[usize], len: usize) -> Self {
         let mut indices: SmallVec<[usize; 8]> = tried.iter().copied().filter(|i| *i < len).collect();
         indices.sort_unstable();
         indices.dedup();
+        if indices.len() == len {
+            indices.clear();
+        }
         Self(indices)
+    }
+
+    pub(super) fn insert(&mut self, index: usize) {
+        if let Err(at) = self.0.binary_search(&index) {
+            self.0.insert(at, index);
+        }
     }
 
     pub(super) fn contains(&self, index: usize) -> bool {
         self.0.binary_search(&index).is_ok()
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
     }
 }

@@ -36,7 +36,11 @@ tokio::task_local! {
 }
 
 /// Headers that are passed on unread beside the trace headers.
-pub const FORWARDED: [&str; 2] = ["x-request-id", "baggage"];
+pub static FORWARDED: [HeaderName; 2] = [HeaderName::from_static("x-request-id"), HeaderName::from_static("baggage")];
+
+/// W3C Trace Context, level 1.
+pub static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// A future that runs inside a request's context.
 pub type Scoped<F> = tokio::task::futures::TaskLocalFuture<Arc<RequestContext>, F>;
@@ -63,22 +67,19 @@ impl RequestContext {
     /// `tracestate` and forwarded headers. `ids` gives random bits for a new trace and span.
     pub fn from_headers(headers: &HeaderMap, ids: impl FnMut() -> u64) -> Self {
         let trace = TraceContext::from_headers(headers, ids);
-        let forwarded = FORWARDED
-            .iter()
-            .filter_map(|name| headers.get(*name).map(|value| (HeaderName::from_static(name), value.clone())))
-            .collect();
-        let trace_state = headers.get("tracestate").cloned();
+        let forwarded =
+            FORWARDED.iter().filter_map(|name| headers.get(name).map(|value| (name.clone(), value.clone()))).collect();
+        let trace_state = headers.get(&TRACESTATE).cloned();
         Self { trace, trace_state, deadline: None, caller: None, forwarded }
     }
 
     /// Writes the headers of a call made for this request: a child span's `traceparent`, `tracestate`
     /// and the forwarded headers. What the application set itself stays.
     pub fn write_headers(&self, span_id: u64, headers: &mut HeaderMap) {
-        let traceparent = HeaderName::from_static("traceparent");
-        if !headers.contains_key(&traceparent) {
-            headers.insert(traceparent, self.trace.child(span_id).to_header());
+        if !headers.contains_key(&TRACEPARENT) {
+            headers.insert(&TRACEPARENT, self.trace.child(span_id).to_header());
             if let Some(state) = &self.trace_state {
-                headers.insert(HeaderName::from_static("tracestate"), state.clone());
+                headers.insert(&TRACESTATE, state.clone());
             }
         }
         for (name, value) in &self.forwarded {

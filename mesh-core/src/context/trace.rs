@@ -33,7 +33,7 @@ impl TraceContext {
 
     /// Reads the header, or starts a new trace.
     pub fn from_headers(headers: &HeaderMap, ids: impl FnMut() -> u64) -> Self {
-        let mut values = headers.get_all("traceparent").iter();
+        let mut values = headers.get_all(&super::TRACEPARENT).iter();
         // Two headers are ambiguous: the specification says to start anew.
         match (values.next(), values.next()) {
             (Some(value), None) => value.to_str().ok().and_then(|text| Self::parse(text).ok()),
@@ -51,13 +51,13 @@ impl TraceContext {
         if bytes.len() < 55 || !text.is_ascii() || bytes[2] != b'-' || bytes[35] != b'-' || bytes[52] != b'-' {
             return Err(InvalidTraceparent);
         }
-        let version = hex(&text[0..2])? as u8;
+        let version = hex(&bytes[0..2])? as u8;
         if version == 0xff || (version == 0 && bytes.len() != 55) || (bytes.len() > 55 && bytes[55] != b'-') {
             return Err(InvalidTraceparent);
         }
-        let trace_id = hex(&text[3..35])?;
-        let span_id = hex(&text[36..52])? as u64;
-        let flags = hex(&text[53..55])? as u8;
+        let trace_id = u128::from(hex(&bytes[3..19])?) << 64 | u128::from(hex(&bytes[19..35])?);
+        let span_id = hex(&bytes[36..52])?;
+        let flags = hex(&bytes[53..55])? as u8;
         if trace_id == 0 || span_id == 0 {
             return Err(InvalidTraceparent);
         }
@@ -87,25 +87,33 @@ impl TraceContext {
 
     /// The header value, version 00.
     pub fn to_header(self) -> HeaderValue {
-        const HEX: &[u8; 16] = b"0123456789abcdef";
         let mut out = *b"00-00000000000000000000000000000000-0000000000000000-00";
-        for (i, slot) in out[3..35].iter_mut().enumerate() {
-            *slot = HEX[(self.trace_id >> (124 - 4 * i)) as usize & 15];
-        }
-        for (i, slot) in out[36..52].iter_mut().enumerate() {
-            *slot = HEX[(self.span_id >> (60 - 4 * i)) as usize & 15];
-        }
-        out[53] = HEX[usize::from(self.flags >> 4)];
-        out[54] = HEX[usize::from(self.flags & 15)];
+        write_hex(&self.trace_id.to_be_bytes(), &mut out[3..35]);
+        write_hex(&self.span_id.to_be_bytes(), &mut out[36..52]);
+        write_hex(&[self.flags], &mut out[53..55]);
         HeaderValue::from_bytes(&out).expect("hex digits and dashes are a header value")
     }
 }
 
-fn hex(text: &str) -> Result<u128, InvalidTraceparent> {
-    if !text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
-        return Err(InvalidTraceparent);
+/// Reads at most 16 lower-case digits. By hand, for every request passes here: `from_str_radix` takes ten
+/// times as long and takes capitals.
+fn hex(text: &[u8]) -> Result<u64, InvalidTraceparent> {
+    text.iter().try_fold(0, |value, byte| {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' => byte - b'a' + 10,
+            _ => return Err(InvalidTraceparent),
+        };
+        Ok(value << 4 | u64::from(digit))
+    })
+}
+
+fn write_hex(bytes: &[u8], out: &mut [u8]) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    for (byte, out) in bytes.iter().zip(out.chunks_exact_mut(2)) {
+        out[0] = HEX[usize::from(byte >> 4)];
+        out[1] = HEX[usize::from(byte & 15)];
     }
-    u128::from_str_radix(text, 16).map_err(|_| InvalidTraceparent)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What an application dials: `reviews:9080`, `api.example.com:443`.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -37,10 +38,11 @@ impl Target {
         if port == 0 {
             return Err(invalid("the port must be 1 to 65535"));
         }
-        let bracketed = trimmed.starts_with('[') && trimmed.ends_with(']');
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b) || (bracketed && b"[]:%".contains(&b));
-        if !trimmed.bytes().all(allowed) {
-            return Err(invalid("the host may hold letters, digits, '.', '-' and '_'"));
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+        if !is_bracketed_ipv6(trimmed) && !trimmed.bytes().all(allowed) {
+            return Err(invalid(
+                "the host may hold letters, digits, '.', '-' and '_', or be an IPv6 address in brackets",
+            ));
         }
         let text: Arc<str> = format!("{}:{port}", trimmed.to_ascii_lowercase()).into();
         Ok(Self { text, host_len: trimmed.len(), port })
@@ -60,6 +62,11 @@ impl Target {
     pub fn as_str(&self) -> &str {
         &self.text
     }
+}
+
+fn is_bracketed_ipv6(host: &str) -> bool {
+    let inner = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    inner.is_some_and(|inner| inner.parse::<Ipv6Addr>().is_ok())
 }
 
 impl FromStr for Target {
@@ -85,4 +92,33 @@ impl fmt::Display for Target {
 pub struct InvalidTarget {
     input: String,
     reason: &'static str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_be_dialled_and_what_not() {
+        for (text, want) in [
+            ("Reviews.default:9080", Some("reviews.default:9080")),
+            ("reviews.default.svc.cluster.local.:80", Some("reviews.default.svc.cluster.local:80")),
+            ("10.0.0.1:1", Some("10.0.0.1:1")),
+            ("[::1]:65535", Some("[::1]:65535")),
+            ("reviews", None),
+            ("reviews:0", None),
+            ("reviews:65536", None),
+            (":80", None),
+            (".:80", None),
+            ("::1:80", None),
+            ("[]:80", None),
+            ("[::1:80", None),
+            ("[reviews]:80", None),
+            ("a b:80", None),
+            ("r\u{e9}views:80", None),
+        ] {
+            let target = text.parse::<Target>().ok();
+            assert_eq!(target.as_ref().map(Target::as_str), want, "{text}");
+        }
+    }
 }

@@ -9,6 +9,9 @@ mod extract;
 mod tls;
 mod verify;
 
+#[cfg(test)]
+mod tests;
+
 pub use self::bundle::{InvalidBundle, TrustBundle, TrustBundles};
 #[cfg(feature = "axum")]
 pub use self::extract::NoPeerIdentity;

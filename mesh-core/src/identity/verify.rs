@@ -12,9 +12,14 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme};
 use webpki::{EndEntityCert, KeyUsage};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::error::X509Error;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
 
 use super::TrustBundles;
 use crate::id::SpiffeId;
+use crate::matcher::TextCondition;
 use crate::policy::StringMatcher;
 
 /// Why a peer's certificate was refused.
@@ -51,6 +56,16 @@ pub enum PeerRefused {
     },
 }
 
+impl PeerRefused {
+    /// The refusal inside a TLS error, if that is what failed the handshake.
+    pub fn of(error: &rustls::Error) -> Option<&Self> {
+        match error {
+            rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => inner.downcast_ref(),
+            _ => None,
+        }
+    }
+}
+
 impl From<PeerRefused> for rustls::Error {
     fn from(refused: PeerRefused) -> Self {
         rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refused))))
@@ -62,16 +77,37 @@ impl From<PeerRefused> for rustls::Error {
 /// # Errors
 /// The certificate cannot be read, has no or several URI names, or its name is not a SPIFFE ID.
 pub fn peer_spiffe_id(leaf: &CertificateDer<'_>) -> Result<SpiffeId, PeerRefused> {
-    let cert = EndEntityCert::try_from(leaf).map_err(|e| PeerRefused::Unreadable(e.to_string()))?;
-    spiffe_id_of(&cert)
+    spiffe_id_of(&parse(leaf)?)
 }
 
-fn spiffe_id_of(cert: &EndEntityCert<'_>) -> Result<SpiffeId, PeerRefused> {
-    let mut names = cert.valid_uri_names();
-    match (names.next(), names.next()) {
-        (Some(name), None) => Ok(name.parse()?),
+fn parse<'c>(leaf: &'c CertificateDer<'_>) -> Result<X509Certificate<'c>, PeerRefused> {
+    let (_, cert) = X509Certificate::from_der(leaf).map_err(|e| PeerRefused::Unreadable(e.to_string()))?;
+    Ok(cert)
+}
+
+fn spiffe_id_of(cert: &X509Certificate<'_>) -> Result<SpiffeId, PeerRefused> {
+    let unreadable = |e: X509Error| PeerRefused::Unreadable(e.to_string());
+    let names = cert.subject_alternative_name().map_err(unreadable)?;
+    let names = names.iter().flat_map(|san| &san.value.general_names);
+    // A name that cannot be read counts as well: a second URI must not hide behind bad encoding.
+    let mut uris = names.filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        GeneralName::Invalid(..) => Some(""),
+        _ => None,
+    });
+    match (uris.next(), uris.next()) {
+        (Some(uri), None) => Ok(uri.parse()?),
         (None, _) => Err(PeerRefused::UriNames(0)),
-        (Some(_), Some(_)) => Err(PeerRefused::UriNames(2 + names.count())),
+        (Some(_), Some(_)) => Err(PeerRefused::UriNames(2 + uris.count())),
+    }
+}
+
+/// Whether the key may sign certificates or revocation lists: a signing authority is no workload
+/// (X509-SVID 4.3). That it is marked a CA is checked by path validation.
+fn may_sign(cert: &X509Certificate<'_>) -> bool {
+    match cert.key_usage() {
+        Ok(usage) => usage.is_some_and(|usage| usage.value.key_cert_sign() || usage.value.crl_sign()),
+        Err(_) => true,
     }
 }
 
@@ -89,12 +125,16 @@ impl Rules {
         now: UnixTime,
         usage: KeyUsage,
     ) -> Result<SpiffeId, PeerRefused> {
-        let cert = EndEntityCert::try_from(leaf).map_err(|e| PeerRefused::Unreadable(e.to_string()))?;
-        let id = spiffe_id_of(&cert)?;
+        let parsed = parse(leaf)?;
+        let id = spiffe_id_of(&parsed)?;
         let Some(bundle) = self.bundles.get(&id.trust_domain()) else {
             return Err(PeerRefused::UnknownDomain(id));
         };
-        // webpki refuses CA certificates as leaves and checks dates, key usage and constraints.
+        if may_sign(&parsed) {
+            return Err(PeerRefused::NotValid { id, reason: "its key may sign certificates".to_owned() });
+        }
+        // webpki refuses CA certificates as leaves and checks dates, extended key usage and constraints.
+        let cert = EndEntityCert::try_from(leaf).map_err(|e| PeerRefused::Unreadable(e.to_string()))?;
         let algorithms = self.provider.signature_verification_algorithms.all;
         match cert.verify_for_usage(algorithms, bundle.anchors(), intermediates, now, usage, None, None) {
             Ok(_) => Ok(id),
@@ -130,12 +170,15 @@ impl Rules {
 pub struct SpiffeServerVerifier {
     rules: Rules,
     expected: Vec<StringMatcher>,
+    // The same, compiled once and not in every handshake.
+    conditions: Vec<TextCondition>,
 }
 
 impl SpiffeServerVerifier {
     /// `expected` lists acceptable SPIFFE IDs, any of; empty accepts every peer of the bundles.
     pub fn new(bundles: TrustBundles, expected: Vec<StringMatcher>, provider: Arc<CryptoProvider>) -> Self {
-        Self { rules: Rules { bundles, provider }, expected }
+        let conditions = expected.iter().map(TextCondition::new).collect();
+        Self { rules: Rules { bundles, provider }, expected, conditions }
     }
 }
 
@@ -149,7 +192,7 @@ impl ServerCertVerifier for SpiffeServerVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let id = self.rules.verify(end_entity, intermediates, now, KeyUsage::server_auth())?;
-        if !self.expected.is_empty() && !self.expected.iter().any(|m| m.matches(id.as_str())) {
+        if !self.conditions.is_empty() && !self.conditions.iter().any(|c| c.holds(id.as_str().as_bytes())) {
             let expected = format!("{:?}", self.expected.iter().map(|m| &m.pattern).collect::<Vec<_>>());
             return Err(PeerRefused::WrongId { got: id, expected }.into());
         }

@@ -1,1 +1,122 @@
+//! A second matcher, written for plainness from the words of gRFC A27, A28 and Envoy's documentation:
+//! it lower-cases, allocates and compiles as it goes. The table is compared with it.
 
+use super::RequestView;
+use crate::id::Workload;
+use crate::policy::{
+    HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, Pattern, QueryMatcher, RouteConfiguration, RouteMatch,
+    StringMatch, StringMatcher, VirtualHost,
+};
+
+/// Position of the virtual host and of the route.
+pub(super) fn route(
+    config: &RouteConfiguration,
+    port: u16,
+    caller: &Workload,
+    request: &RequestView<'_>,
+) -> Option<(usize, usize)> {
+    let host = virtual_host(&config.virtual_hosts, request.authority)?;
+    let index = config.virtual_hosts[host].routes.iter().position(|r| matches(&r.matcher, port, caller, request))?;
+    Some((host, index))
+}
+
+fn virtual_host(hosts: &[VirtualHost], authority: &str) -> Option<usize> {
+    let full = authority.to_lowercase();
+    let bare = match full.rfind(':') {
+        Some(at) if full[at + 1..].chars().all(|c| c.is_ascii_digit()) && !full[..at].contains(':') => &full[..at],
+        _ => &full,
+    };
+    let bare = bare.trim_end_matches('.').to_owned();
+    let domains = || hosts.iter().enumerate().flat_map(|(i, h)| h.domains.iter().map(move |d| (i, d.as_str())));
+    let exact = |name: &str| domains().find(|(_, domain)| *domain == name).map(|(i, _)| i);
+    let wild = |fits: &dyn Fn(&str, &str) -> bool, cut: &dyn Fn(&str) -> Option<String>| {
+        let mut found: Vec<_> = domains()
+            .filter_map(|(i, domain)| Some((i, cut(domain)?)))
+            .filter(|(_, text)| [&full, &bare].into_iter().any(|n| n.len() > text.len() && fits(n, text)))
+            .collect();
+        found.sort_by_key(|(_, text)| std::cmp::Reverse(text.len()));
+        found.first().map(|(i, _)| *i)
+    };
+    let not_empty = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    exact(&full)
+        .or_else(|| exact(&bare))
+        .or_else(|| wild(&|n, t| n.ends_with(t), &|d| not_empty(d.strip_prefix('*')?)))
+        .or_else(|| wild(&|n, t| n.starts_with(t), &|d| not_empty(d.strip_suffix('*')?)))
+        .or_else(|| exact("*"))
+}
+
+fn matches(policy: &RouteMatch, port: u16, caller: &Workload, request: &RequestView<'_>) -> bool {
+    let (path, query) = request.path_and_query.split_once('?').unwrap_or((request.path_and_query, ""));
+    policy.port.is_none_or(|want| want == port)
+        && policy.source_namespace.as_ref().is_none_or(|want| *want == caller.namespace)
+        && policy.source_labels.iter().all(|(key, value)| caller.labels.get(key) == Some(value))
+        && path_matches(&policy.path, policy.case_sensitive, path)
+        && (policy.methods.is_empty() || policy.methods.iter().any(|m| m == request.method.as_str()))
+        && policy.headers.iter().all(|header| header_matches(header, request))
+        && policy.query.iter().all(|parameter| query_matches(parameter, query))
+        && policy.fraction.is_none_or(|share| (request.draw)() < share.get())
+}
+
+fn path_matches(policy: &PathMatch, case_sensitive: bool, path: &str) -> bool {
+    let fold = |text: &str| if case_sensitive { text.to_owned() } else { text.to_lowercase() };
+    match policy {
+        PathMatch::Exact(want) => fold(path) == fold(want),
+        PathMatch::Prefix(want) => fold(path).starts_with(&fold(want)),
+        PathMatch::PathSeparatedPrefix(want) => {
+            let want = fold(want.strip_suffix('/').unwrap_or(want));
+            fold(path) == want || fold(path).starts_with(&format!("{want}/"))
+        }
+        PathMatch::Regex(pattern) => covers(pattern, path),
+    }
+}
+
+fn header_matches(policy: &HeaderMatcher, request: &RequestView<'_>) -> bool {
+    let value = match &policy.name {
+        HeaderKey::Method => Some(request.method.to_string()),
+        HeaderKey::Scheme => Some(request.scheme.to_owned()),
+        HeaderKey::Authority => Some(request.authority.to_owned()),
+        HeaderKey::Path => Some(request.path_and_query.to_owned()),
+        HeaderKey::Header(name) if name.as_str().ends_with("-bin") => None,
+        HeaderKey::Header(name) => {
+            let values: Vec<_> = request.headers.get_all(name).iter().map(|v| v.to_str().unwrap()).collect();
+            (!values.is_empty()).then(|| values.join(","))
+        }
+    };
+    let holds = match (&policy.value, value) {
+        (HeaderMatch::Present(wanted), value) => value.is_some() == *wanted,
+        (_, None) if !policy.treat_missing_as_empty => return false,
+        (HeaderMatch::Text(matcher), value) => text_matches(matcher, &value.unwrap_or_default()),
+        (HeaderMatch::Range { start, end }, value) => {
+            value.unwrap_or_default().parse::<i64>().is_ok_and(|n| *start <= n && n < *end)
+        }
+    };
+    if policy.invert { !holds } else { holds }
+}
+
+fn query_matches(policy: &QueryMatcher, query: &str) -> bool {
+    let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let value = pairs.filter(|(key, _)| *key == policy.name).map(|(_, value)| value.replace("%2C", ",")).next();
+    match (&policy.value, value) {
+        (_, None) => false,
+        (None, Some(_)) => true,
+        (Some(matcher), Some(value)) => text_matches(matcher, &value),
+    }
+}
+
+fn text_matches(matcher: &StringMatcher, text: &str) -> bool {
+    let fold = |text: &str| if matcher.ignore_case { text.to_lowercase() } else { text.to_owned() };
+    match &matcher.pattern {
+        StringMatch::Exact(want) => fold(text) == fold(want),
+        StringMatch::Prefix(want) => fold(text).starts_with(&fold(want)),
+        StringMatch::Suffix(want) => fold(text).ends_with(&fold(want)),
+        StringMatch::Contains(want) => fold(text).contains(&fold(want)),
+        StringMatch::Regex(pattern) => covers(pattern, text),
+    }
+}
+
+/// Whether some match of the pattern, anchored at both ends, is the whole text.
+fn covers(pattern: &Pattern, text: &str) -> bool {
+    use regex_automata::nfa::thompson::pikevm::PikeVM;
+    let vm = PikeVM::new(&format!(r"\A(?:{})\z", pattern.as_str())).unwrap();
+    vm.is_match(&mut vm.create_cache(), text)
+}

@@ -338,3 +338,52 @@ pub struct Unenforced {
     /// What this means for traffic.
     pub effect: &'static str,
 }
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs {
+            map.append(*name, HeaderValue::from_static(value));
+        }
+        map
+    }
+
+    #[test]
+    fn removals_come_before_writes() {
+        let write =
+            |action| HeaderWrite { name: HeaderName::from_static("x"), value: HeaderValue::from_static("new"), action };
+        for (action, remove, before, want) in [
+            (HeaderAction::Append, false, &[("x", "old")][..], &[("x", "old"), ("x", "new")][..]),
+            (HeaderAction::Append, true, &[("x", "old")], &[("x", "new")]),
+            (HeaderAction::Overwrite, false, &[("x", "a"), ("x", "b")], &[("x", "new")]),
+            (HeaderAction::AddIfAbsent, false, &[("x", "old")], &[("x", "old")]),
+            (HeaderAction::AddIfAbsent, true, &[("x", "old")], &[("x", "new")]),
+            (HeaderAction::OverwriteIfPresent, false, &[("x", "old")], &[("x", "new")]),
+            (HeaderAction::OverwriteIfPresent, false, &[], &[]),
+        ] {
+            let remove = if remove { vec![HeaderName::from_static("x")] } else { Vec::new() };
+            let mut got = headers(before);
+            HeaderOps { write: vec![write(action)], remove }.apply(&mut got);
+            assert_eq!(got, headers(want), "{action:?} on {before:?}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_is_valid_by_itself_and_covers_the_whole_text() {
+        for bad in ["", "(", "a)|(?:b", "(a{1000}){1000}", &"a".repeat(MAX_PATTERN_LEN + 1)] {
+            assert!(Pattern::new(bad).is_err(), "{bad:.20}");
+        }
+        for (pattern, text, whole) in
+            [("a|ab", "ab", true), ("a", "ab", false), ("^a$", "a", true), ("a", "a\n", false)]
+        {
+            let pattern = Pattern::new(pattern).unwrap();
+            assert_eq!(pattern.compiled().is_match(text), whole, "{pattern:?} {text:?}");
+            assert!(pattern.searcher().is_match(text) || text == "ab");
+        }
+    }
+}

@@ -5,8 +5,8 @@
 //! it.
 
 use super::{
-    Balancer, CircuitBreakers, Cluster, ConnectionOptions, Discovery, Endpoints, Forward, HttpFilterKind,
-    InboundLimits, InboundListener, Listener, RetryPolicy, RouteAction, RouteConfiguration, Unenforced,
+    Balancer, CircuitBreakers, Cluster, ConnectionOptions, Endpoints, Forward, HttpFilterKind, InboundLimits,
+    InboundListener, Listener, RetryPolicy, RouteAction, RouteConfiguration, Unenforced,
 };
 
 /// What of `policy` is accepted and not enforced by this version; empty if all of it is enforced.
@@ -33,9 +33,6 @@ const fn line<T>(field: &'static str, effect: &'static str, used: fn(&T) -> bool
 }
 
 const CLUSTER: &[Line<Cluster>] = &[
-    line("discovery", "the clusters of an aggregate are not joined: requests find no endpoint", |c| {
-        matches!(c.discovery, Discovery::Aggregate(_))
-    }),
     line("balancer", "least request is used instead of latency", |c| c.balancer == Balancer::PeakEwma),
     line("balancer", "round robin without load reports is used", |c| {
         matches!(c.balancer, Balancer::WeightedRoundRobin(_))
@@ -52,7 +49,6 @@ const CLUSTER: &[Line<Cluster>] = &[
     line("health_checks", "endpoints are not checked; the control plane's word counts", |c| {
         !c.health_checks.is_empty()
     }),
-    line("connection.max_age", "connections are not closed for their age", |c| c.connection.max_age.is_some()),
     line("connection.max_concurrent_streams", "only the endpoint's own limit counts", |c| {
         c.connection.max_concurrent_streams.is_some()
     }),
@@ -63,7 +59,6 @@ const CLUSTER: &[Line<Cluster>] = &[
 
 const FORWARD: &[Line<Forward>] = &[
     line("idle_timeout", "a silent stream is not ended", |f| f.idle_timeout.is_some()),
-    line("max_stream_duration", "only `timeout` bounds the request", |f| f.max_stream_duration.is_some()),
     line("mirrors", "no copy is sent", |f| !f.mirrors.is_empty()),
     line("hash", "requests of one key do not stay together", |f| !f.hash.is_empty()),
     line("cors", "preflights are forwarded and answers get no CORS headers", |f| f.cors.is_some()),
@@ -77,12 +72,6 @@ const RETRY: &[Line<RetryPolicy>] = &[
     line("retry.on.http3_post_connect_failure", "HTTP/3 is not spoken", |r| r.on.http3_post_connect_failure),
 ];
 
-const ENDPOINTS: &[Line<Endpoints>] =
-    &[line("drops", "no request is dropped", |e| e.drops.iter().any(|drop| drop.share.get() > 0))];
-
-const LISTENER: &[Line<Listener>] =
-    &[line("max_stream_duration", "only the route's `timeout` bounds a request", |l| l.max_stream_duration.is_some())];
-
 const INBOUND: &[Line<InboundListener>] = &[
     line("authorization", "rules are not evaluated; the server fails closed and refuses what they govern", |l| {
         !l.authorization.is_empty()
@@ -95,18 +84,12 @@ const INBOUND: &[Line<InboundListener>] = &[
 impl Report for Cluster {
     fn report(&self, out: &mut Vec<Unenforced>) {
         look(CLUSTER, self, &format!("cluster {}", self.name), "", out);
-        if let Discovery::Static(endpoints) | Discovery::StrictDns(endpoints) | Discovery::LogicalDns(endpoints) =
-            &self.discovery
-        {
-            look(ENDPOINTS, endpoints, &format!("cluster {}", self.name), "discovery.", out);
-        }
     }
 }
 
 impl Report for Endpoints {
-    fn report(&self, out: &mut Vec<Unenforced>) {
-        look(ENDPOINTS, self, &format!("endpoints {}", self.cluster), "", out);
-    }
+    // Everything of them is enforced; the check below keeps asking.
+    fn report(&self, _out: &mut Vec<Unenforced>) {}
 }
 
 impl Report for RouteConfiguration {
@@ -131,7 +114,6 @@ impl Report for RouteConfiguration {
 impl Report for Listener {
     fn report(&self, out: &mut Vec<Unenforced>) {
         let resource = format!("listener {}", self.name);
-        look(LISTENER, self, &resource, "", out);
         for (i, filter) in self.filters.iter().enumerate() {
             match &filter.kind {
                 HttpFilterKind::Fault(_) => {}
@@ -227,4 +209,89 @@ fn everything_is_considered(
         authorization: _,
         limits: InboundLimits { max_connections: _, max_concurrent_streams: _, max_connection_age: _ },
     } = inbound;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::id::ClusterName;
+    use crate::policy::{
+        ClusterChoice, DirectResponse, HeaderPolicy, HttpFilter, LocalityBalancing, Mirror, OutlierDetection,
+        PerMillion, RetryOn, Route, RouteMatch, RouteSource, VirtualHost, WeightedRoundRobin,
+    };
+
+    fn fields(policy: &impl Report) -> Vec<String> {
+        unenforced(policy).into_iter().map(|u| u.field).collect()
+    }
+
+    fn cluster(change: impl FnOnce(&mut Cluster)) -> Cluster {
+        let mut cluster = Cluster::new(ClusterName::new("c"));
+        change(&mut cluster);
+        cluster
+    }
+
+    fn routes(action: RouteAction, retry: Option<RetryPolicy>) -> RouteConfiguration {
+        let headers = HeaderPolicy::default;
+        let matcher = RouteMatch::any();
+        let (fault, response_classes) = (None, Vec::new());
+        let route = Route { name: "r".into(), matcher, action, headers: headers(), fault, response_classes };
+        let (domains, routes) = (Vec::new(), vec![route]);
+        let host = VirtualHost { name: "h".into(), domains, routes, headers: headers(), retry };
+        RouteConfiguration { name: "t".into(), virtual_hosts: vec![host], headers: headers(), retry_budget: None }
+    }
+
+    fn forward(change: impl FnOnce(&mut Forward)) -> RouteAction {
+        let mut forward = Forward::to(ClusterName::new("c"));
+        change(&mut forward);
+        RouteAction::Forward(Box::new(forward))
+    }
+
+    #[test]
+    fn plain_policy_is_enforced_whole() {
+        assert_eq!(fields(&cluster(|_| {})), [""; 0]);
+        assert_eq!(fields(&routes(forward(|f| f.retry = Some(RetryPolicy::istio_default())), None)), [""; 0]);
+        assert_eq!(
+            fields(&routes(RouteAction::DirectResponse(DirectResponse { status: 200, body: vec![] }), None)),
+            [""; 0]
+        );
+        let by_header = ClusterChoice::Header(http::HeaderName::from_static("x-cluster"));
+        assert_eq!(fields(&routes(forward(|f| f.to = by_header), None)), [""; 0]);
+    }
+
+    #[test]
+    fn what_a_cluster_asks_for_in_vain_is_named() {
+        for (change, want) in [
+            (cluster(|c| c.outlier = Some(OutlierDetection::default())), "outlier"),
+            (cluster(|c| c.balancer = Balancer::PeakEwma), "balancer"),
+            (cluster(|c| c.balancer = Balancer::Maglev { table_size: 65537 }), "balancer"),
+            (cluster(|c| c.balancer = Balancer::WeightedRoundRobin(WeightedRoundRobin::default())), "balancer"),
+            (
+                cluster(|c| c.locality = LocalityBalancing { weighted: true, panic_threshold: Some(PerMillion::ALL) }),
+                "locality.panic_threshold",
+            ),
+        ] {
+            let report = unenforced(&change);
+            assert_eq!(report.len(), 1, "{report:?}");
+            assert_eq!((report[0].resource.as_str(), report[0].field.as_str()), ("cluster c", want));
+            assert!(!report[0].effect.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_a_route_asks_for_in_vain_is_named_with_its_place() {
+        let mirror = Mirror { cluster: ClusterName::new("m"), share: PerMillion::ALL };
+        let retry = RetryPolicy { next_locality: true, ..RetryPolicy::new(1, RetryOn::default()) };
+        let config = routes(forward(|f| f.mirrors = vec![mirror]), Some(retry));
+        let want = ["virtual_hosts[0].retry.next_locality", "virtual_hosts[0].routes[0].mirrors"];
+        assert_eq!(fields(&config), want);
+
+        let skipped = HttpFilterKind::Skipped { type_url: "t".into() };
+        let filters = vec![HttpFilter { name: "wasm".into(), kind: skipped }];
+        let inline = RouteSource::Inline(Arc::new(config));
+        let listener = Listener { name: "l".into(), routes: inline, filters, max_stream_duration: None };
+        assert_eq!(fields(&listener)[0], "filters[0] wasm");
+        assert_eq!(fields(&listener)[1..], want);
+    }
 }

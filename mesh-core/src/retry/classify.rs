@@ -1,10 +1,14 @@
 //! Whether the outcome of a try is one that the retry policy names (Envoy `retry_on`, Linkerd
 //! `isRetryable`).
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 
 use crate::matcher::HeaderCondition;
 use crate::policy::{ResponseClass, ResponseMatch, RetryOn};
+
+// Names made once: a look-up by text has to check and sort the text each time.
+static RATE_LIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// What came of a try.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +75,7 @@ impl RetryRules {
     fn of_answer(&self, status: StatusCode, headers: &HeaderMap, grpc: Option<i32>) -> Option<&'static str> {
         let on = &self.on;
         // Told to go away: nothing but the condition made for it asks for a retry (Envoy).
-        if headers.contains_key("x-envoy-ratelimited") {
+        if headers.contains_key(&RATE_LIMITED) {
             return on.envoy_ratelimited.then_some("envoy-ratelimited");
         }
         let code = status.as_u16();
@@ -132,7 +136,7 @@ fn holds(matcher: &ResponseMatch, status: StatusCode) -> bool {
 
 /// The gRPC status in headers or trailers; `None` if it is absent or no number.
 pub fn grpc_status(headers: &HeaderMap) -> Option<i32> {
-    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+    headers.get(&GRPC_STATUS)?.to_str().ok()?.parse().ok()
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use http::{Request, Response};
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -167,7 +168,8 @@ impl Door {
         let drained = self.drain.drained();
         let mut inbound = self.inbound.clone();
         let age = listener.limits.max_connection_age.or(self.config.max_connection_age);
-        let oldest = age.and_then(|age| Instant::now().checked_add(age));
+        let varied = |age: Duration| Duration::try_from_secs_f64(age.as_secs_f64() * (0.9 + 0.2 * fastrand::f64()));
+        let oldest = age.and_then(|age| Instant::now().checked_add(varied(age).ok()?));
         async move {
             let strict = async {
                 if !plaintext {
@@ -199,9 +201,12 @@ async fn drive<C: Future>(
     limit: Duration,
 ) -> Option<C::Output> {
     let mut connection = pin!(connection);
+    // A set of one: polled when it is woken and not with every read of the connection.
+    let mut closing: FuturesUnordered<_> = std::iter::once(closing).collect();
     tokio::select! {
+        biased;
         ended = connection.as_mut() => return Some(ended),
-        () = closing => {}
+        _ = closing.next() => {}
     }
     close(connection.as_mut());
     timeout(limit, connection).await.ok()
@@ -215,16 +220,15 @@ fn reason(refused: &TlsRefused) -> Refusal {
 }
 
 fn http1_builder(config: &Config) -> http1::Builder {
-    // hyper panics below 8 KiB of buffer.
-    let head = (config.max_header_bytes as usize).max(8192);
     let mut http1 = http1::Builder::new();
     http1
         .timer(TokioTimer::new())
         .header_read_timeout(config.header_read_timeout)
         .max_header_size(config.max_header_bytes as usize)
-        .max_buf_size(head)
+        // hyper panics below 8 KiB.
+        .max_buf_size(config.max_buffer.max(8192))
         .keep_alive(true)
-        // A client that closes its half after the request still gets its answer.
+        // A client that closes its half has gone away: its request is cancelled, as over HTTP/2.
         .half_close(false);
     http1
 }
@@ -241,7 +245,7 @@ fn http2_builder(config: &Config) -> http2::Builder<TokioExecutor> {
         .initial_stream_window_size(config.stream_window)
         .initial_connection_window_size(config.connection_window)
         .max_frame_size(16 * 1024)
-        .max_send_buf_size(config.max_send_buffer)
+        .max_send_buf_size(config.max_buffer)
         .max_pending_accept_reset_streams(config.max_pending_resets)
         .max_local_error_reset_streams(config.max_local_resets)
         // WebSockets over HTTP/2 (RFC 8441).

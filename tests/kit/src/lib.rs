@@ -1,1 +1,16 @@
-//! tests/kit
+//! Test helpers of mesh: a certificate authority, servers that misbehave on demand, hand-fed sources
+//! and small policy.
+//!
+//! Only for tests: helpers panic where a test would `unwrap`. Everything listens on loopback, port 0,
+//! and ends with its handle. Refuses to know the client, the server and the control plane: it stands
+//! on `mesh-core` alone.
+
+mod ca;
+pub mod clock;
+mod echo;
+pub mod policy;
+mod source;
+
+pub use self::ca::{CertificateSpec, TestCa, crypto};
+pub use self::echo::{Behaviour, EchoServer, Received};
+pub use self::source::FixedSource;

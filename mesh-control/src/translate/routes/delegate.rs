@@ -10,7 +10,7 @@ pub(super) fn join(root: &RouteMatch, delegate: &RouteMatch) -> Option<RouteMatc
     if is_any(&delegate.path) {
         both.path = root.path.clone();
         both.case_sensitive = root.case_sensitive;
-    } else if !is_any(&root.path) && !(root.case_sensitive == delegate.case_sensitive && within(root, delegate)) {
+    } else if !is_any(&root.path) && (root.case_sensitive != delegate.case_sensitive || !within(root, delegate)) {
         return None;
     }
     if delegate.methods.is_empty() {

@@ -123,10 +123,9 @@ pub(super) fn configuration(world: &World, scope: &NodeScope, name: &str) -> Opt
 /// there is none.
 fn table(place: &Place<'_>, known: &Host) -> Option<Table> {
     let http = known.port(place.port).is_some_and(|port: &HostPort| port.protocol.is_http());
-    if http {
-        if let Some(table) = istio::table(place).or_else(|| linkerd::table(place, known)) {
-            return Some(table);
-        }
+    let ruled = http.then(|| istio::table(place).or_else(|| linkerd::table(place, known))).flatten();
+    if ruled.is_some() {
+        return ruled;
     }
     let cluster = ClusterName::outbound(place.port, "", &known.name);
     let mut forward = Forward::to(cluster);

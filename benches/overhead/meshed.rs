@@ -1,0 +1,116 @@
+//! The same requests through the whole mesh stack: route table, retry policy, P2C, breaker, pool, mutual TLS,
+//! inbound policy, request context, metrics on both sides.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use mesh::{Channel, Client};
+use mesh_core::policy::{
+    Address, CircuitBreakers, Endpoint, EndpointMetadata, Health, InboundState, InboundTls, RetryPolicy, Snapshot,
+    UpstreamProtocol,
+};
+use mesh_core::source::Watched;
+use mesh_core::telemetry::Metrics;
+use mesh_server::Server;
+use mesh_testkit::{FixedSource, TestCa, policy};
+use tokio::runtime::Handle;
+use tower::service_fn;
+
+use crate::hello::HelloRequest;
+use crate::hello::greeter_client::GreeterClient;
+use crate::load::{Worker, Workers};
+use crate::{Error, Protocol, Running, echo};
+
+const TARGET: &str = "echo:8080";
+
+/// Starts a server on `server` and as many workers of one client, both sides with metrics and with every
+/// per-request feature there is.
+pub(crate) async fn start(
+    ca: &TestCa,
+    protocol: Protocol,
+    workers: usize,
+    server: &Handle,
+) -> Result<(Running, Workers), Error> {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+    let address = listener.local_addr()?;
+    let inbound = policy::inbound(address, InboundTls::Strict);
+    let mesh_server = Server::builder()
+        .identity(ca.watched("default", "server"))
+        .crypto(mesh_testkit::crypto())
+        .inbound(Watched::fixed(InboundState::Ready(Arc::new(inbound))))
+        .metrics(Arc::<Metrics>::default())
+        .build();
+    let mut running = Running::default();
+    running.spawn(server, async move {
+        let listener = crate::listener(listener)?;
+        match protocol {
+            Protocol::Http1 => mesh_server.serve(listener, service_fn(echo::http)).await?,
+            Protocol::Grpc => mesh_server.serve(listener, echo::grpc()).await?,
+        }
+        Ok::<_, Error>(())
+    });
+
+    let client = Client::builder(FixedSource::of(TARGET, snapshot(ca, protocol, address)))
+        .identity(ca.watched("default", "client"))
+        .crypto(mesh_testkit::crypto())
+        .metrics(Arc::<Metrics>::default())
+        .build();
+    let mut all: Workers = Vec::with_capacity(workers);
+    for _ in 0..workers {
+        all.push(match protocol {
+            Protocol::Http1 => Box::new(Http1(client.clone())),
+            Protocol::Grpc => Box::new(Grpc(GreeterClient::new(client.channel(TARGET)?))),
+        });
+    }
+    Ok((running, all))
+}
+
+/// One endpoint behind mutual TLS, with the breaker and the retry policy that Istio's defaults amount to.
+fn snapshot(ca: &TestCa, protocol: Protocol, address: SocketAddr) -> Snapshot {
+    let mut cluster = policy::mtls_cluster("echo", &[ca.id("default", "server").as_str()]);
+    cluster.breaker = CircuitBreakers { max_requests: Some(1024), max_retries: Some(64), ..CircuitBreakers::default() };
+    if protocol == Protocol::Grpc {
+        cluster.connection.protocol = UpstreamProtocol::Http2;
+    }
+    let endpoint = Endpoint {
+        address: Address::Socket(address),
+        weight: NonZeroU32::MIN,
+        health: Health::Healthy,
+        metadata: Arc::new(EndpointMetadata { mesh_tls: true, ..EndpointMetadata::default() }),
+    };
+    let mut snapshot = policy::snapshot_of(cluster, [endpoint]);
+    let mut routes = (*snapshot.routes).clone();
+    routes.virtual_hosts[0].retry = Some(RetryPolicy::istio_default());
+    snapshot.routes = Arc::new(routes);
+    snapshot
+}
+
+struct Http1(Client);
+
+impl Worker for Http1 {
+    fn exchange(&mut self, body: Bytes) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            let request = Request::post("http://echo:8080/").body(Full::new(body))?;
+            let response = self.0.send(request).await?;
+            response.into_body().collect().await?;
+            Ok(())
+        })
+    }
+}
+
+struct Grpc(GreeterClient<Channel>);
+
+impl Worker for Grpc {
+    fn exchange(&mut self, body: Bytes) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            let name = String::from_utf8(body.into())?;
+            self.0.say_hello(HelloRequest { name }).await?;
+            Ok(())
+        })
+    }
+}

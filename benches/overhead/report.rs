@@ -1,0 +1,88 @@
+//! Medians of paired ratios, as a table or as JSON, beside their goals.
+
+use serde_json::{Value, json};
+
+use crate::load::Sample;
+
+/// The same load on both sides, one right after the other.
+pub(crate) struct Pair {
+    pub(crate) bare: Sample,
+    pub(crate) mesh: Sample,
+}
+
+/// One comparison.
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) pairs: Vec<Pair>,
+    /// Heap allocations that the mesh adds to a request: client, server.
+    pub(crate) allocations_added: [f64; 2],
+}
+
+/// At most; for throughput, at least.
+const GOAL_CPU: f64 = 1.12;
+const GOAL_THROUGHPUT: f64 = 0.88;
+const GOAL_P99: f64 = 1.15;
+const GOAL_ALLOCATIONS: [f64; 2] = [4.0, 2.0];
+
+impl Row {
+    /// Median over the pairs of mesh / bare.
+    fn ratio(&self, of: fn(&Sample) -> f64) -> f64 {
+        let mut ratios: Vec<f64> = self.pairs.iter().map(|pair| of(&pair.mesh) / of(&pair.bare)).collect();
+        ratios.sort_by(f64::total_cmp);
+        ratios.get(ratios.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+
+    fn ratios(&self) -> [f64; 4] {
+        [
+            self.ratio(|s| s.requests_per_second),
+            self.ratio(|s| s.cpu_per_request),
+            self.ratio(|s| s.p50),
+            self.ratio(|s| s.p99),
+        ]
+    }
+
+    fn json(&self) -> Value {
+        let [throughput, cpu, p50, p99] = self.ratios().map(rounded);
+        let [client, server] = self.allocations_added.map(rounded);
+        json!({
+            "name": self.name,
+            "throughput_ratio": throughput,
+            "cpu_ratio": cpu,
+            "p50_ratio": p50,
+            "p99_ratio": p99,
+            "allocations_added": {"client": client, "server": server},
+            "goal": {
+                "throughput_ratio": GOAL_THROUGHPUT,
+                "cpu_ratio": GOAL_CPU,
+                "p99_ratio": GOAL_P99,
+                "allocations_added": {"client": GOAL_ALLOCATIONS[0], "server": GOAL_ALLOCATIONS[1]},
+            },
+        })
+    }
+}
+
+/// Prints all rows.
+pub(crate) fn print(rows: &[Row], json: bool) {
+    if json {
+        println!("{}", json!({"rows": rows.iter().map(Row::json).collect::<Vec<_>>()}));
+        return;
+    }
+    println!(
+        "{:<10} {:>10} {:>8} {:>8} {:>8}   {:>22}",
+        "mesh/bare", "throughput", "cpu", "p50", "p99", "allocations, cl + sv"
+    );
+    for row in rows {
+        let [throughput, cpu, p50, p99] = row.ratios();
+        let [client, server] = row.allocations_added;
+        println!("{:<10} {throughput:>10.3} {cpu:>8.3} {p50:>8.3} {p99:>8.3}   {client:>10.1} + {server:.1}", row.name);
+    }
+    let [client, server] = GOAL_ALLOCATIONS;
+    println!(
+        "{:<10} {:>10} {:>8} {:>8} {:>8}   {client:>10.1} + {server:.1}",
+        "goal", GOAL_THROUGHPUT, GOAL_CPU, "", GOAL_P99
+    );
+}
+
+fn rounded(ratio: f64) -> f64 {
+    (ratio * 1000.0).round() / 1000.0
+}

@@ -1,0 +1,79 @@
+//! A child process: the control plane or one application.
+//!
+//! A child says on its standard output, in one line of JSON, where it listens, and ends when its standard
+//! input does: the parent's end, however it comes, is the children's end too.
+
+use mesh::Mesh;
+use mesh_control::ControlPlane;
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+
+use crate::Role;
+use crate::apps::{self, Result, Start};
+
+/// The one line a child prints.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Ready {
+    pub(crate) address: std::net::SocketAddr,
+    pub(crate) debug: Option<std::net::SocketAddr>,
+}
+
+pub(crate) async fn run(role: Role) -> Result<()> {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
+        .init();
+    match role {
+        Role::ControlPlane { manifests, state, listen, debug } => {
+            let plane = ControlPlane::builder()
+                .manifests(manifests)
+                .state_dir(state)
+                .listen(listen)
+                .debug_listen(Some(debug))
+                .start()
+                .await?;
+            say(&Ready { address: plane.address(), debug: plane.debug_address() })?;
+            parent_gone().await;
+            plane.shutdown().await;
+        }
+        Role::App { name, version, listen } => {
+            let mesh = Mesh::from_env().await?;
+            let listener = TcpListener::bind(listen).await?;
+            mesh.ready().await;
+            say(&Ready { address: listener.local_addr()?, debug: mesh.debug_address() })?;
+            let start = Start { mesh: mesh.clone(), listener, version };
+            let app = async {
+                match name.as_str() {
+                    "productpage" => apps::productpage::run(start).await,
+                    "details" => apps::details::run(start).await,
+                    "reviews" => apps::reviews::run(start).await,
+                    "ratings" => apps::ratings::run(start).await,
+                    "webapp" => apps::webapp::run(start).await,
+                    other => Err(format!("there is no application {other:?}").into()),
+                }
+            };
+            tokio::pin!(app);
+            tokio::select! {
+                result = &mut app => return result,
+                () = parent_gone() => mesh.begin_shutdown(),
+            }
+            // Draining: requests in flight finish, then `serve` returns.
+            app.await?;
+            mesh.shutdown().await;
+        }
+    }
+    Ok(())
+}
+
+fn say(ready: &Ready) -> Result<()> {
+    println!("{}", serde_json::to_string(ready)?);
+    Ok(())
+}
+
+async fn parent_gone() {
+    let mut buffer = [0; 64];
+    let mut stdin = tokio::io::stdin();
+    while !matches!(stdin.read(&mut buffer).await, Ok(0) | Err(_)) {}
+}

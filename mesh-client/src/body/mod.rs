@@ -1,0 +1,167 @@
+//! Bodies: the answer's, which carries what must happen at its end, and the request's.
+//!
+//! Refuses to know how a request is routed.
+
+mod outgoing;
+
+pub(crate) use self::outgoing::{Outgoing, Payload, Receipt};
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Sleep, sleep_until};
+
+use crate::error::Error;
+use crate::grpc;
+use crate::outbound::Exchange;
+
+/// The body of an answer. While it lasts, its request counts as in flight; its end (or its drop) gives
+/// the connection back and counts the request.
+#[derive(Default)]
+pub struct Body {
+    kind: Kind,
+    // Boxed: it is larger than the body and moved with every response.
+    exchange: Option<Box<Exchange>>,
+    deadline: Option<Pin<Box<Sleep>>>,
+    // Failures become gRPC trailers instead of errors.
+    rescue: bool,
+}
+
+#[derive(Default)]
+enum Kind {
+    #[default]
+    Empty,
+    Full(Bytes),
+    Incoming(Incoming),
+}
+
+impl Body {
+    /// A body without bytes.
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    /// An answer's body; `exchange` ends with it.
+    pub(crate) fn of(incoming: Incoming, mut exchange: Box<Exchange>) -> Self {
+        if incoming.is_end_stream() {
+            exchange.end();
+            return Self::empty();
+        }
+        let deadline = exchange.deadline().map(|at| Box::pin(sleep_until(at)));
+        Self { kind: Kind::Incoming(incoming), exchange: Some(exchange), deadline, rescue: false }
+    }
+
+    /// Turns failures into gRPC trailers.
+    pub(crate) fn rescued(mut self) -> Self {
+        self.rescue = true;
+        self
+    }
+
+    fn end(&mut self) {
+        self.kind = Kind::Empty;
+        self.deadline = None;
+        if let Some(mut exchange) = self.exchange.take() {
+            exchange.end();
+        }
+    }
+
+    fn fail(&mut self, failure: Failure) -> Option<Result<Frame<Bytes>, Error>> {
+        self.kind = Kind::Empty;
+        self.deadline = None;
+        // Only answers from an endpoint fail, and those have an exchange.
+        let error = self.exchange.take()?.fail(failure);
+        Some(if self.rescue { Ok(Frame::trailers(grpc::trailers(&error))) } else { Err(error) })
+    }
+}
+
+/// Why an answer's body broke off.
+pub(crate) enum Failure {
+    /// The connection broke.
+    Broken(hyper::Error),
+    /// Its time ran out.
+    Late,
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        let incoming = match &mut this.kind {
+            Kind::Empty => return Poll::Ready(None),
+            Kind::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                this.kind = Kind::Empty;
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            Kind::Incoming(incoming) => incoming,
+        };
+        match Pin::new(&mut *incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                let ended = incoming.is_end_stream();
+                if let (Some(trailers), Some(exchange)) = (frame.trailers_ref(), &mut this.exchange) {
+                    exchange.trailers(trailers);
+                }
+                if ended || frame.is_trailers() {
+                    this.end();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(None) => {
+                this.end();
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => Poll::Ready(this.fail(Failure::Broken(error))),
+            Poll::Pending => {
+                let late = this.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
+                if late { Poll::Ready(this.fail(Failure::Late)) } else { Poll::Pending }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Empty => true,
+            Kind::Full(_) => false,
+            Kind::Incoming(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Incoming(incoming) => incoming.size_hint(),
+        }
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        let kind = if bytes.is_empty() { Kind::Empty } else { Kind::Full(bytes) };
+        Self { kind, ..Self::default() }
+    }
+}
+
+impl From<String> for Body {
+    fn from(text: String) -> Self {
+        Bytes::from(text).into()
+    }
+}
+
+impl From<&'static str> for Body {
+    fn from(text: &'static str) -> Self {
+        Bytes::from_static(text.as_bytes()).into()
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Body").field("size", &self.size_hint()).finish_non_exhaustive()
+    }
+}

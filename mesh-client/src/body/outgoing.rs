@@ -1,0 +1,326 @@
+//! The request body on its way out: what the application gave, and what one try sends of it.
+//!
+//! A [`Payload`] can be sent again as long as nothing of it was lost: bodies in memory always, streams
+//! up to a limit. Refuses to know why something is sent again.
+
+use std::any::Any;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full};
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+
+use mesh_core::error::BoxError;
+
+use crate::error::Source;
+
+/// What the application gave.
+pub(crate) enum Payload {
+    /// Nothing.
+    Empty,
+    /// Bytes in memory: sent again by cloning a pointer.
+    Full(Bytes),
+    /// Anything else, with a buffer of what was already sent.
+    Stream(Arc<Mutex<Stream>>),
+}
+
+/// A streaming body and what a further try needs of its beginning.
+pub(crate) struct Stream {
+    body: Inner,
+    hint: SizeHint,
+    sent: SmallVec<[Bytes; 2]>,
+    sent_len: usize,
+    limit: usize,
+    // Something went out that is not in `sent` any more.
+    lost: bool,
+    ended: bool,
+    trailers: Option<HeaderMap>,
+    // Which try may read: an older one that still holds the body is cut off.
+    turn: u32,
+    failed: Option<Source>,
+}
+
+enum Inner {
+    Boxed(UnsyncBoxBody<Bytes, BoxError>),
+    // Kept as they are: both are boxes or small already.
+    Tonic(tonic::body::Body),
+    Response(super::Body),
+}
+
+/// The body of one try.
+pub(crate) enum Outgoing {
+    /// Nothing.
+    Empty,
+    /// Bytes in memory.
+    Full(Option<Bytes>),
+    /// One reading of a stream, from its beginning.
+    Stream {
+        /// The stream, shared with other tries.
+        stream: Arc<Mutex<Stream>>,
+        /// Whose turn this is.
+        turn: u32,
+        /// Chunks of `sent` already given.
+        at: usize,
+        /// Bytes given.
+        given: u64,
+        /// Trailers given.
+        done: bool,
+    },
+}
+
+impl Payload {
+    /// Takes a body. `limit` bytes of a stream are kept for a further try; 0 keeps none.
+    pub(crate) fn new<B>(body: B, limit: usize) -> Self
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        if body.is_end_stream() {
+            return Self::Empty;
+        }
+        let hint = body.size_hint();
+        // The bodies that nearly everybody uses need no box.
+        let body = match downcast::<B, Full<Bytes>>(body) {
+            Ok(full) => return Self::Full(in_memory(full)),
+            Err(other) => other,
+        };
+        let body = match downcast::<B, Empty<Bytes>>(body) {
+            Ok(_) => return Self::Empty,
+            Err(other) => other,
+        };
+        let body = match downcast::<B, tonic::body::Body>(body) {
+            Ok(tonic) => Inner::Tonic(tonic),
+            Err(other) => match downcast::<B, super::Body>(other) {
+                Ok(response) => Inner::Response(response),
+                Err(other) => Inner::Boxed(other.map_err(Into::into).boxed_unsync()),
+            },
+        };
+        // What cannot fit is not buffered in the first place.
+        let limit = if hint.lower() > limit as u64 { 0 } else { limit };
+        let (sent, sent_len, lost, ended) = (SmallVec::new(), 0, false, false);
+        let (trailers, turn, failed) = (None, 0, None);
+        Self::Stream(Arc::new(Mutex::new(Stream {
+            body,
+            hint,
+            sent,
+            sent_len,
+            limit,
+            lost,
+            ended,
+            trailers,
+            turn,
+            failed,
+        })))
+    }
+
+    /// The body of one try, from its beginning. Every try but the first needs a [`rewind`](Self::rewind).
+    pub(crate) fn body(&self) -> Outgoing {
+        match self {
+            Self::Empty => Outgoing::Empty,
+            Self::Full(bytes) => Outgoing::Full(Some(bytes.clone())),
+            Self::Stream(stream) => {
+                let turn = stream.lock().turn;
+                Outgoing::Stream { stream: stream.clone(), turn, at: 0, given: 0, done: false }
+            }
+        }
+    }
+
+    /// Goes back to the beginning: an earlier try can read no further. False, and nothing is changed, if
+    /// the beginning is lost.
+    pub(crate) fn rewind(&self) -> bool {
+        match self {
+            Self::Empty | Self::Full(_) => true,
+            Self::Stream(stream) => {
+                let mut state = stream.lock();
+                if !state.lost {
+                    state.turn += 1;
+                }
+                !state.lost
+            }
+        }
+    }
+
+    /// Whether it could be rewound now.
+    pub(crate) fn can_be_sent_again(&self) -> bool {
+        match self {
+            Self::Empty | Self::Full(_) => true,
+            Self::Stream(stream) => !stream.lock().lost,
+        }
+    }
+
+    /// The application's error, if its body failed.
+    pub(crate) fn failure(&self) -> Option<Source> {
+        match self {
+            Self::Empty | Self::Full(_) => None,
+            Self::Stream(stream) => stream.lock().failed.clone(),
+        }
+    }
+
+    /// Tells later whether it was sent as a whole.
+    pub(crate) fn receipt(&self) -> Receipt {
+        match self {
+            Self::Empty | Self::Full(_) => Receipt(None),
+            Self::Stream(stream) => Receipt(Some(stream.clone())),
+        }
+    }
+}
+
+/// Whether a request body was sent as a whole: a connection on which it was not cannot be used again.
+pub(crate) struct Receipt(Option<Arc<Mutex<Stream>>>);
+
+impl Receipt {
+    pub(crate) fn is_sent(&self) -> bool {
+        self.0.as_ref().is_none_or(|stream| stream.lock().ended)
+    }
+}
+
+/// The application's request body failed, or a newer try has taken it over.
+#[derive(Debug)]
+pub(crate) struct RequestBodyError(Source);
+
+impl fmt::Display for RequestBodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for RequestBodyError {}
+
+#[derive(Debug, thiserror::Error)]
+#[error("another try took over the request body")]
+struct Superseded;
+
+impl Stream {
+    fn poll_inner(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+        let frame = match &mut self.body {
+            Inner::Boxed(body) => ready!(Pin::new(body).poll_frame(cx)),
+            Inner::Tonic(body) => ready!(Pin::new(body).poll_frame(cx)).map(|f| f.map_err(Into::into)),
+            Inner::Response(body) => ready!(Pin::new(body).poll_frame(cx)).map(|f| f.map_err(Into::into)),
+        };
+        Poll::Ready(frame.map(|frame| frame.map_err(|error: BoxError| RequestBodyError(error.into()))))
+    }
+
+    fn inner_ended(&self) -> bool {
+        match &self.body {
+            Inner::Boxed(body) => body.is_end_stream(),
+            Inner::Tonic(body) => body.is_end_stream(),
+            Inner::Response(body) => body.is_end_stream(),
+        }
+    }
+
+    /// Remembers a chunk that goes out, while there is room.
+    fn keep(&mut self, data: &Bytes) {
+        if !self.lost && self.sent_len + data.len() <= self.limit {
+            self.sent_len += data.len();
+            self.sent.push(data.clone());
+        } else {
+            self.lost = true;
+            self.sent.clear();
+        }
+    }
+}
+
+impl HttpBody for Outgoing {
+    type Data = Bytes;
+    type Error = RequestBodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
+        let (stream, turn, at, given, done) = match self.get_mut() {
+            Self::Empty => return Poll::Ready(None),
+            Self::Full(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Stream { stream, turn, at, given, done } => (stream, turn, at, given, done),
+        };
+        let mut state = stream.lock();
+        if state.turn != *turn {
+            return Poll::Ready(Some(Err(RequestBodyError(Arc::new(Superseded)))));
+        }
+        if let Some(data) = state.sent.get(*at).filter(|_| !state.lost) {
+            *at += 1;
+            *given += data.len() as u64;
+            return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
+        }
+        if state.ended {
+            let trailers = if *done { None } else { state.trailers.clone() };
+            *done = true;
+            return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+        }
+        let frame = ready!(state.poll_inner(cx));
+        match frame {
+            None => {
+                state.ended = true;
+                Poll::Ready(None)
+            }
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    state.keep(data);
+                    *at += 1;
+                    *given += data.len() as u64;
+                    state.ended = state.inner_ended();
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    state.trailers = Some(trailers.clone());
+                    state.ended = true;
+                    *done = true;
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                // A failed body cannot be read again.
+                state.lost = true;
+                state.failed = Some(error.0.clone());
+                Poll::Ready(Some(Err(error)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(bytes) => bytes.is_none(),
+            Self::Stream { stream, turn, at, done, .. } => {
+                let state = stream.lock();
+                let replayed = state.lost || *at >= state.sent.len();
+                state.turn == *turn && state.ended && replayed && (*done || state.trailers.is_none())
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Stream { stream, given, .. } => {
+                let whole = &stream.lock().hint;
+                let mut left = SizeHint::new();
+                left.set_lower(whole.lower().saturating_sub(*given));
+                if let Some(upper) = whole.upper() {
+                    left.set_upper(upper.saturating_sub(*given).max(left.lower()));
+                }
+                left
+            }
+        }
+    }
+}
+
+fn downcast<B: 'static, T: 'static>(body: B) -> Result<T, B> {
+    let mut slot = Some(body);
+    match (&mut slot as &mut dyn Any).downcast_mut::<Option<T>>() {
+        Some(found) => Ok(found.take().expect("just put there")),
+        None => Err(slot.expect("not taken")),
+    }
+}
+
+/// The bytes of a [`Full`], which has them at hand.
+fn in_memory(mut full: Full<Bytes>) -> Bytes {
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    match Pin::new(&mut full).poll_frame(&mut cx) {
+        Poll::Ready(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+        _ => Bytes::new(),
+    }
+}

@@ -1,0 +1,122 @@
+//! Puts a [`Client`] together.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::id::Workload;
+use mesh_core::source::{DestinationSource, Watched, WatchedIdentity};
+use mesh_core::telemetry::Metrics;
+use rustls::crypto::CryptoProvider;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use crate::client::Client;
+use crate::destination::Destinations;
+use crate::env::{Env, Limits, Random};
+
+/// Settings of a [`Client`]; all have defaults.
+#[must_use]
+pub struct ClientBuilder {
+    source: Arc<dyn DestinationSource>,
+    identity: WatchedIdentity,
+    crypto: Option<Arc<CryptoProvider>>,
+    workload: Arc<Workload>,
+    metrics: Arc<Metrics>,
+    runtime: Option<Handle>,
+    random: Random,
+    limits: Limits,
+}
+
+impl ClientBuilder {
+    pub(crate) fn new(source: Arc<dyn DestinationSource>) -> Self {
+        Self {
+            source,
+            identity: Watched::fixed(None),
+            crypto: None,
+            workload: Arc::default(),
+            metrics: Arc::default(),
+            runtime: None,
+            random: Arc::new(|below| fastrand::u64(..below)),
+            limits: Limits::default(),
+        }
+    }
+
+    /// Our certificate, for mutual TLS. Default: none; destinations whose policy demands one then fail
+    /// with `MESH-1106`.
+    pub fn identity(mut self, identity: WatchedIdentity) -> Self {
+        self.identity = identity;
+        self
+    }
+
+    /// The cryptography of TLS connections. Default: none; destinations whose policy demands TLS fail.
+    pub fn crypto(mut self, provider: Arc<CryptoProvider>) -> Self {
+        self.crypto = Some(provider);
+        self
+    }
+
+    /// Who we are, for routes that depend on the caller and for metrics. Default: unknown.
+    pub fn workload(mut self, workload: Arc<Workload>) -> Self {
+        self.workload = workload;
+        self
+    }
+
+    /// Where requests are counted. Default: metrics of this client's own.
+    pub fn metrics(mut self, metrics: Arc<Metrics>) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
+    /// Where control tasks run: one for each destination. Default: the runtime of the request that
+    /// needs one first. Connections are always driven on the runtime of the request that made them.
+    pub fn runtime(mut self, runtime: Handle) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+
+    /// Randomness: gives a uniform number below its argument, which is never 0. Default: fastrand.
+    pub fn random(mut self, random: impl Fn(u64) -> u64 + Send + Sync + 'static) -> Self {
+        self.random = Arc::new(random);
+        self
+    }
+
+    /// Longest wait of a request for the first configuration of its destination. Default 5 s.
+    pub fn config_wait(mut self, wait: Duration) -> Self {
+        self.limits.config_wait = wait;
+        self
+    }
+
+    /// Destinations unused for so long are forgotten, their connections closed. Default 10 minutes.
+    pub fn forget_after(mut self, unused: Duration) -> Self {
+        self.limits.forget_after = unused;
+        self
+    }
+
+    /// Destinations held at once; requests to more fail. Default 4096.
+    pub fn max_destinations(mut self, most: usize) -> Self {
+        self.limits.destinations = most;
+        self
+    }
+
+    /// Bytes of a streaming request body kept so that it can be sent again; a body that grows beyond is
+    /// not retried. Default 64 KiB.
+    pub fn replay_limit(mut self, bytes: usize) -> Self {
+        self.limits.replay = bytes;
+        self
+    }
+
+    /// The client. Needs no runtime yet; the first request does.
+    pub fn build(self) -> Client {
+        let env = Arc::new(Env {
+            identity: self.identity,
+            crypto: self.crypto,
+            workload: self.workload,
+            metrics: self.metrics,
+            runtime: self.runtime,
+            random: self.random,
+            limits: self.limits,
+            epoch: Instant::now(),
+        });
+        let destinations = Arc::new(Destinations::new(env.clone(), self.source));
+        Client::of(env, destinations)
+    }
+}

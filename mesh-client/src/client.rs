@@ -1,0 +1,106 @@
+//! The public face of the outbound path.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use mesh_core::error::BoxError;
+use mesh_core::id::{InvalidTarget, Target};
+use mesh_core::source::DestinationSource;
+
+use crate::body::{Body, Payload};
+use crate::builder::ClientBuilder;
+use crate::destination::Destinations;
+use crate::env::Env;
+use crate::error::Error;
+use crate::explain::{ClientDump, Explanation, dump, explain};
+use crate::grpc::Channel;
+use crate::outbound;
+
+/// Sends HTTP requests as policy says: routed, balanced, retried, limited, over mutual TLS.
+///
+/// A Tower service that is always ready; cloning is cheap and clones share everything. The destination
+/// of a request is its URI's authority (`http://reviews:9080/reviews/0`), else its `Host` header; a
+/// `Host` header beside an authority is what is sent and what chooses the virtual host.
+///
+/// When the last clone is dropped, idle connections close; requests in flight end in peace.
+#[derive(Clone)]
+pub struct Client {
+    env: Arc<Env>,
+    destinations: Arc<Destinations>,
+}
+
+/// The answer of a [`Client`].
+pub type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, Error>> + Send>>;
+
+impl Client {
+    /// A client of the destinations that `source` knows.
+    pub fn builder(source: Arc<dyn DestinationSource>) -> ClientBuilder {
+        ClientBuilder::new(source)
+    }
+
+    pub(crate) fn of(env: Arc<Env>, destinations: Arc<Destinations>) -> Self {
+        Self { env, destinations }
+    }
+
+    /// Sends one request; what the Tower service does, without `&mut`.
+    pub fn send<B>(&self, request: Request<B>) -> ResponseFuture
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let (parts, body) = request.into_parts();
+        let payload = Payload::new(body, self.env.limits.replay);
+        // The one box of the outbound path: everything below is one future.
+        Box::pin(outbound::send(self.env.clone(), self.destinations.clone(), parts, payload))
+    }
+
+    /// A channel to one destination, such as `ratings:9080`, for generated tonic clients.
+    ///
+    /// # Errors
+    /// `target` is not `host:port`.
+    pub fn channel(&self, target: &str) -> Result<Channel, InvalidTarget> {
+        let target: Target = target.parse()?;
+        Ok(Channel::new(self.clone(), &target))
+    }
+
+    /// Why a request would go where it would go, without sending it. A destination that nobody has asked
+    /// for yet is subscribed to and shown as pending.
+    pub fn explain(&self, request: &Request<()>) -> Explanation {
+        explain(&self.env, &self.destinations, request)
+    }
+
+    /// Every destination held: clusters, endpoints, connections.
+    pub fn dump(&self) -> ClientDump {
+        dump(&self.destinations)
+    }
+}
+
+impl<B> tower_service::Service<Request<B>> for Client
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<Body>;
+    type Error = Error;
+    type Future = ResponseFuture;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        // The destination is not known before the request is; waiting happens in the request's future.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> ResponseFuture {
+        self.send(request)
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").finish_non_exhaustive()
+    }
+}

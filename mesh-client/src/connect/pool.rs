@@ -1,0 +1,358 @@
+//! The connections to one endpoint: idle HTTP/1.1 ones in a queue without a lock, one HTTP/2 connection
+//! that everybody shares.
+//!
+//! ```text
+//! acquire ─▶ idle? ─▶ Lease ─▶ (answer ends) ─▶ idle again
+//!         └▶ below the limit? ─▶ dial ─▶ Lease
+//!         └▶ wait for one of the two
+//! ```
+//!
+//! Refuses to know what is sent over a connection.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwapOption;
+use crossbeam_queue::ArrayQueue;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::{Connection, Dialer, Peer, SharedConnection, SoleConnection, Want, worker};
+use crate::error::Cause;
+
+/// Idle HTTP/1.1 connections kept for one endpoint.
+const MAX_IDLE: usize = 256;
+
+/// The connections to one endpoint.
+pub(crate) struct Pool {
+    dialer: Arc<Dialer>,
+    peer: Peer,
+    max_connections: Option<u32>,
+    // Made with the first connection that is put back: most endpoints of a large cluster never see one.
+    idle: OnceLock<ArrayQueue<SoleConnection>>,
+    shared: ArcSwapOption<SharedConnection>,
+    // The one HTTP/2 connection being made, for all who need it. Asked only when there is none.
+    connecting: Mutex<Option<Connecting>>,
+    counts: Arc<Counts>,
+    closed: AtomicBool,
+}
+
+/// A connection lent for one request.
+pub(crate) enum Lease {
+    /// HTTP/1.1: ours alone; to be [released](Pool::release) when the answer has ended.
+    Sole(SoleConnection),
+    /// HTTP/2: one stream.
+    Shared(SharedStream),
+}
+
+/// One stream of an HTTP/2 connection, held until the answer's end: the connection stays for it.
+pub(crate) struct SharedStream {
+    pub(crate) connection: Arc<SharedConnection>,
+    reused: bool,
+}
+
+impl Lease {
+    /// Whether an earlier request went over the connection.
+    pub(crate) fn is_reused(&self) -> bool {
+        match self {
+            Self::Sole(sole) => sole.served > 1,
+            Self::Shared(stream) => stream.reused,
+        }
+    }
+
+    pub(crate) fn is_http2(&self) -> bool {
+        matches!(self, Self::Shared(_))
+    }
+}
+
+impl Drop for SharedStream {
+    fn drop(&mut self) {
+        self.connection.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+type Connecting = Shared<BoxFuture<'static, Result<Arc<SharedConnection>, Cause>>>;
+
+#[derive(Default)]
+struct Counts {
+    open: AtomicU32,
+    changed: Notify,
+}
+
+/// One open connection, counted until its task has ended.
+pub(crate) struct OpenGuard {
+    of_cluster: Arc<AtomicU32>,
+    of_endpoint: Arc<Counts>,
+}
+
+impl OpenGuard {
+    fn new(dialer: &Dialer, counts: &Arc<Counts>) -> Self {
+        dialer.open.fetch_add(1, Ordering::Relaxed);
+        counts.open.fetch_add(1, Ordering::Relaxed);
+        Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone() }
+    }
+
+    /// Room for one more within the cluster's limit. As in Envoy every endpoint may have one connection
+    /// whatever the limit.
+    fn within(most: Option<u32>, dialer: &Dialer, counts: &Arc<Counts>) -> Option<Self> {
+        // Counted first and looked at then, so that two at once cannot both take the last place.
+        let others = dialer.open.fetch_add(1, Ordering::Relaxed);
+        let others_here = counts.open.fetch_add(1, Ordering::Relaxed);
+        if most.is_some_and(|most| others >= most) && others_here > 0 {
+            dialer.open.fetch_sub(1, Ordering::Relaxed);
+            counts.open.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone() })
+    }
+}
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        self.of_cluster.fetch_sub(1, Ordering::Relaxed);
+        self.of_endpoint.open.fetch_sub(1, Ordering::Relaxed);
+        self.of_endpoint.changed.notify_one();
+    }
+}
+
+impl Pool {
+    pub(crate) fn new(dialer: Arc<Dialer>, peer: Peer, max_connections: Option<u32>) -> Self {
+        Self {
+            dialer,
+            peer,
+            max_connections,
+            idle: OnceLock::new(),
+            shared: ArcSwapOption::empty(),
+            connecting: Mutex::default(),
+            counts: Arc::default(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// Connections open to the endpoint.
+    pub(crate) fn open(&self) -> u32 {
+        self.counts.open.load(Ordering::Relaxed)
+    }
+
+    /// Of them, HTTP/1.1 connections that wait for a request.
+    pub(crate) fn idle(&self) -> usize {
+        self.idle.get().map_or(0, ArrayQueue::len)
+    }
+
+    /// A connection to send one request on. `fresh` passes over connections that carried one before.
+    /// `waiting` is asked for leave before waiting for a connection, and its answer held meanwhile.
+    pub(crate) async fn acquire<G>(
+        &self,
+        grpc: bool,
+        fresh: bool,
+        waiting: impl Fn() -> Result<G, Cause>,
+    ) -> Result<Lease, Cause> {
+        let want = self.dialer.want(grpc, &self.peer);
+        // An HTTP/2 connection that is gone has been discarded, so what is there is fresh.
+        if (!fresh || want == Want::Http2)
+            && let Some(connection) = self.reuse(want).await
+        {
+            return Ok(self.lease(connection));
+        }
+        let connection = match want {
+            Want::Http2 => Connection::Shared(self.connect_shared().await?),
+            Want::Http1 | Want::Either => self.connect_sole(want, waiting).await?,
+        };
+        Ok(self.lease(connection))
+    }
+
+    /// Puts an HTTP/1.1 connection back whose answer has ended.
+    pub(crate) fn release(&self, mut connection: SoleConnection) {
+        if self.closed.load(Ordering::Acquire) || connection.sender.is_closed() || self.is_worn(&connection) {
+            return;
+        }
+        connection.idle_since = Instant::now();
+        // Over the bound it is dropped, which closes it.
+        let _ = self.idle.get_or_init(|| ArrayQueue::new(MAX_IDLE)).push(connection);
+        self.counts.changed.notify_one();
+        if self.closed.load(Ordering::Acquire) {
+            // Closed in between: nobody else would look into the queue again.
+            self.drop_idle();
+        }
+    }
+
+    /// Forgets an HTTP/2 connection that is gone.
+    pub(crate) fn discard(&self, gone: &Arc<SharedConnection>) {
+        let current = self.shared.load();
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, gone)) {
+            // Whoever replaced it in between is not harmed.
+            self.shared.compare_and_swap(&current, None);
+        }
+    }
+
+    /// Closes what has been idle or alive for too long.
+    pub(crate) fn reap(&self, now: Instant) {
+        let idle = self.idle.get();
+        for _ in 0..self.idle() {
+            let Some((idle, connection)) = idle.and_then(|idle| Some((idle, idle.pop()?))) else { break };
+            if !connection.sender.is_closed() && !self.is_stale(&connection) {
+                let _ = idle.push(connection);
+            }
+        }
+        let shared = self.shared.load_full();
+        if shared.is_some_and(|shared| shared.is_closed() || self.is_done(&shared, now)) {
+            self.shared.store(None);
+        }
+    }
+
+    /// Closes idle connections now and the others when their requests have ended.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.drop_idle();
+        self.shared.store(None);
+    }
+
+    fn drop_idle(&self) {
+        while self.idle.get().and_then(ArrayQueue::pop).is_some() {}
+    }
+
+    /// A live connection that is there already.
+    async fn reuse(&self, want: Want) -> Option<Connection> {
+        if want != Want::Http1
+            && let Some(shared) = self.shared.load_full()
+            && !shared.is_closed()
+            && !self.too_old(shared.made)
+        {
+            return Some(Connection::Shared(shared));
+        }
+        if want == Want::Http2 {
+            return None;
+        }
+        let idle = self.idle.get()?;
+        loop {
+            let mut connection = idle.pop()?;
+            if connection.sender.is_closed() || self.is_stale(&connection) {
+                continue;
+            }
+            // Both the request and the answer are through, so its task is about to say one of two
+            // things: ready, or closed by the peer. That needs no timer.
+            if connection.sender.ready().await.is_ok() {
+                return Some(Connection::Sole(connection));
+            }
+        }
+    }
+
+    async fn connect_sole<G>(&self, want: Want, waiting: impl Fn() -> Result<G, Cause>) -> Result<Connection, Cause> {
+        let open = loop {
+            let changed = self.counts.changed.notified();
+            if let Some(open) = OpenGuard::within(self.max_connections, &self.dialer, &self.counts) {
+                break open;
+            }
+            let _leave = waiting()?;
+            // A connection was put back or closed.
+            changed.await;
+            if let Some(connection) = self.reuse(want).await {
+                if self.idle() > 0 {
+                    // Two put back at once may have left one notification.
+                    self.counts.changed.notify_one();
+                }
+                return Ok(connection);
+            }
+        };
+        let connection = self.dialer.dial(&self.peer, want, open).await?;
+        if let Connection::Shared(shared) = &connection {
+            self.share(shared);
+        }
+        Ok(connection)
+    }
+
+    fn share(&self, connection: &Arc<SharedConnection>) {
+        self.shared.store(Some(connection.clone()));
+        if self.closed.load(Ordering::Acquire) {
+            self.shared.store(None);
+        }
+    }
+
+    /// Joins the connection being made, or begins one. It goes on even if all who wait give up: the next
+    /// request will want it.
+    async fn connect_shared(&self) -> Result<Arc<SharedConnection>, Cause> {
+        let connecting = {
+            let mut slot = self.connecting.lock();
+            match &*slot {
+                Some(connecting) if connecting.peek().is_none() => connecting.clone(),
+                _ => slot.insert(self.begin_shared()).clone(),
+            }
+        };
+        let result = connecting.clone().await;
+        let mut slot = self.connecting.lock();
+        // The first of those who waited puts it in place.
+        if slot.as_ref().is_some_and(|other| other.ptr_eq(&connecting)) {
+            *slot = None;
+            if let Ok(shared) = &result {
+                self.share(shared);
+            }
+        }
+        result
+    }
+
+    fn begin_shared(&self) -> Connecting {
+        let (dialer, peer, counts) = (self.dialer.clone(), self.peer.clone(), self.counts.clone());
+        let result = worker::spawn(&Handle::current(), async move {
+            let open = OpenGuard::new(&dialer, &counts);
+            match dialer.dial(&peer, Want::Http2, open).await? {
+                Connection::Shared(shared) => Ok(shared),
+                Connection::Sole(_) => Err(Cause::ConnectFailed {
+                    address: peer.address,
+                    source: Arc::new(std::io::Error::other("the peer does not speak HTTP/2")),
+                }),
+            }
+        });
+        let address = self.peer.address.clone();
+        let result = result.map(move |done| match done {
+            Ok(result) => result,
+            Err(e) => Err(Cause::ConnectFailed { address, source: Arc::new(std::io::Error::other(e)) }),
+        });
+        result.boxed().shared()
+    }
+
+    /// Counts a request on a connection and retires the connection with its last one.
+    fn lease(&self, connection: Connection) -> Lease {
+        match connection {
+            Connection::Sole(mut sole) => {
+                sole.served += 1;
+                Lease::Sole(sole)
+            }
+            Connection::Shared(shared) => {
+                shared.streams.fetch_add(1, Ordering::Relaxed);
+                let served = shared.served.fetch_add(1, Ordering::Relaxed) + 1;
+                if self.dialer.options().max_requests_per_connection.is_some_and(|most| served >= most) {
+                    // Requests on their way over it end in peace; the next one finds no connection.
+                    self.shared.store(None);
+                }
+                Lease::Shared(SharedStream { connection: shared, reused: served > 1 })
+            }
+        }
+    }
+
+    fn is_worn(&self, connection: &SoleConnection) -> bool {
+        self.dialer.options().max_requests_per_connection.is_some_and(|most| connection.served >= most)
+    }
+
+    fn is_stale(&self, connection: &SoleConnection) -> bool {
+        let idle_timeout = self.dialer.options().idle_timeout;
+        idle_timeout.is_some_and(|most| connection.idle_since.elapsed() >= most) || self.too_old(connection.made)
+    }
+
+    fn is_done(&self, shared: &SharedConnection, now: Instant) -> bool {
+        let quiet = now.saturating_duration_since(shared.quiet_since(now));
+        self.dialer.options().idle_timeout.is_some_and(|most| quiet >= most) || self.too_old(shared.made)
+    }
+
+    /// Asks the clock only if there is an age limit.
+    fn too_old(&self, made: Instant) -> bool {
+        self.dialer.options().max_age.is_some_and(|most| made.elapsed() >= most)
+    }
+}

@@ -1,0 +1,111 @@
+//! The bytes below HTTP: TCP, a unix socket, or TLS over one of them.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use mesh_core::policy::Address;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
+
+/// A connected stream.
+pub(super) enum IoStream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    // Boxed: rustls' state is over a kilobyte.
+    Tls(Box<TlsStream<IoStream>>),
+}
+
+/// Connects to an address; names are resolved here and their addresses tried in order.
+pub(super) async fn connect(address: &Address, keepalive: bool) -> io::Result<IoStream> {
+    match address {
+        Address::Socket(address) => tcp(*address, keepalive).await,
+        Address::Unix(path) => Ok(IoStream::Unix(UnixStream::connect(&**path).await?)),
+        Address::Name { host, port } => {
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+            for address in tokio::net::lookup_host((host, *port)).await? {
+                match tcp(address, keepalive).await {
+                    Ok(stream) => return Ok(stream),
+                    Err(error) => last = error,
+                }
+            }
+            Err(last)
+        }
+    }
+}
+
+async fn tcp(address: std::net::SocketAddr, keepalive: bool) -> io::Result<IoStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_keepalive(keepalive)?;
+    // Requests are written whole; waiting for more to fill a packet only adds latency.
+    socket.set_nodelay(true)?;
+    Ok(IoStream::Tcp(socket.connect(address).await?))
+}
+
+impl IoStream {
+    /// Whether ALPN chose HTTP/2; `None` without TLS or without an answer.
+    pub(super) fn negotiated_h2(&self) -> Option<bool> {
+        match self {
+            Self::Tls(tls) => tls.get_ref().1.alpn_protocol().map(|protocol| protocol == b"h2"),
+            Self::Tcp(_) | Self::Unix(_) => None,
+        }
+    }
+}
+
+impl AsyncRead for IoStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(io) => Pin::new(io).poll_read(cx, buf),
+            Self::Unix(io) => Pin::new(io).poll_read(cx, buf),
+            Self::Tls(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for IoStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(io) => Pin::new(io).poll_write(cx, buf),
+            Self::Unix(io) => Pin::new(io).poll_write(cx, buf),
+            Self::Tls(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Self::Unix(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Self::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tcp(io) => io.is_write_vectored(),
+            Self::Unix(io) => io.is_write_vectored(),
+            Self::Tls(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(io) => Pin::new(io).poll_flush(cx),
+            Self::Unix(io) => Pin::new(io).poll_flush(cx),
+            Self::Tls(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Unix(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Tls(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}

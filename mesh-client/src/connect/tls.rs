@@ -1,0 +1,293 @@
+//! TLS towards endpoints: what the cluster's policy says, and nothing weaker.
+//!
+//! Configurations are kept per identity generation, so that new connections use a renewed certificate
+//! and old ones stay. Refuses to know where the identity comes from.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::identity::{Identity, PeerRefused, client_config};
+use mesh_core::policy::{Address, ClientCertificate, MeshTls, OriginatedTls, UpstreamTls};
+use mesh_core::source::WatchedIdentity;
+use parking_lot::Mutex;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use super::verify::{NamesRefused, NamesVerifier, NoVerifier};
+use super::{IoStream, Peer};
+use crate::error::{Cause, PeerMismatch, Source};
+
+/// The protocols offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Alpn {
+    Http1,
+    Http2,
+    Either,
+}
+
+impl Alpn {
+    fn protocols(self) -> &'static [&'static [u8]] {
+        match self {
+            Self::Http1 => &[b"http/1.1"],
+            Self::Http2 => &[b"h2"],
+            Self::Either => &[b"h2", b"http/1.1"],
+        }
+    }
+}
+
+/// The TLS side of one cluster.
+pub(super) struct Tls {
+    policy: UpstreamTls,
+    dialled_host: Arc<str>,
+    identity: WatchedIdentity,
+    provider: Option<Arc<CryptoProvider>>,
+    // Only asked when a connection is made. At most one entry for each way of ALPN.
+    made: Mutex<SmallVec<[Made; 3]>>,
+}
+
+struct Made {
+    alpn: Alpn,
+    /// Of the identity; `None` for configurations from files.
+    generation: Option<u64>,
+    at: Instant,
+    config: Arc<ClientConfig>,
+}
+
+/// Files are read again after this time, so that a renewed certificate is taken up.
+const FILES_FRESH: Duration = Duration::from_secs(60);
+
+/// Makes one TLS connection.
+pub(super) struct Connector {
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+}
+
+/// TLS that cannot be set up as the policy says.
+#[derive(Debug, thiserror::Error)]
+enum Setup {
+    #[error("no crypto provider was given to the client")]
+    NoProvider,
+    #[error("{0} is not a server name")]
+    Name(String),
+    #[error("{file}: {reason}")]
+    File { file: String, reason: String },
+    #[error("the system has no trusted roots")]
+    NoRoots,
+    #[error(transparent)]
+    Tls(#[from] rustls::Error),
+}
+
+impl Tls {
+    pub(super) fn new(
+        policy: UpstreamTls,
+        dialled_host: &str,
+        identity: WatchedIdentity,
+        provider: Option<Arc<CryptoProvider>>,
+    ) -> Self {
+        Self { policy, dialled_host: dialled_host.into(), identity, provider, made: Mutex::default() }
+    }
+
+    /// Whether a connection to `peer` uses TLS.
+    pub(super) fn applies_to(&self, peer: &Peer) -> bool {
+        match &self.policy {
+            UpstreamTls::Disable => false,
+            UpstreamTls::Auto(_) => peer.mesh_tls,
+            UpstreamTls::Mesh(_) | UpstreamTls::Simple(_) | UpstreamTls::Mutual(..) => true,
+        }
+    }
+
+    /// What makes the TLS connection to `peer`; `None` = plaintext, because the policy says so.
+    pub(super) async fn connector(&self, peer: &Peer, alpn: Alpn) -> Result<Option<Connector>, Cause> {
+        let failed = |e: Setup| Cause::TlsHandshake { address: peer.address.clone(), source: Arc::new(e) };
+        match &self.policy {
+            UpstreamTls::Disable => Ok(None),
+            UpstreamTls::Auto(_) if !peer.mesh_tls => Ok(None),
+            UpstreamTls::Auto(mesh) | UpstreamTls::Mesh(mesh) => self.mesh(mesh, peer, alpn).map(Some),
+            UpstreamTls::Simple(tls) => self.originated(tls, None, peer, alpn).await.map(Some).map_err(failed),
+            UpstreamTls::Mutual(tls, client) => {
+                self.originated(tls, Some(client), peer, alpn).await.map(Some).map_err(failed)
+            }
+        }
+    }
+
+    fn mesh(&self, mesh: &MeshTls, peer: &Peer, alpn: Alpn) -> Result<Connector, Cause> {
+        // Fails closed: no certificate, no connection.
+        let Some(identity) = self.identity.load_full().as_ref().clone() else {
+            return Err(Cause::NoIdentity { address: peer.address.clone() });
+        };
+        let failed = |source: Source| Cause::TlsHandshake { address: peer.address.clone(), source };
+        let provider = self.provider.as_ref().ok_or_else(|| failed(Arc::new(Setup::NoProvider)))?;
+        let config = match self.kept(alpn, Some(identity.generation())) {
+            Some(config) => config,
+            None => {
+                let made = self.mesh_config(mesh, &identity, alpn, provider).map_err(|e| failed(Arc::new(e)))?;
+                self.keep(alpn, Some(identity.generation()), made)
+            }
+        };
+        // The SNI serves routers between us and the peer. Who the peer is, its SPIFFE ID tells.
+        let sni = mesh.sni.as_deref().and_then(|sni| ServerName::try_from(sni.to_owned()).ok());
+        let name = sni.unwrap_or_else(|| self.name_of(peer));
+        Ok(Connector { config, name })
+    }
+
+    fn mesh_config(
+        &self,
+        mesh: &MeshTls,
+        identity: &Identity,
+        alpn: Alpn,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<ClientConfig, mesh_core::identity::InvalidIdentity> {
+        client_config(identity, &mesh.peer_ids, alpn.protocols(), provider)
+    }
+
+    async fn originated(
+        &self,
+        tls: &OriginatedTls,
+        client: Option<&ClientCertificate>,
+        peer: &Peer,
+        alpn: Alpn,
+    ) -> Result<Connector, Setup> {
+        let name = match &tls.sni {
+            Some(sni) => ServerName::try_from(sni.clone()).map_err(|_| Setup::Name(sni.clone()))?,
+            None => self.name_of(peer),
+        };
+        if let Some(config) = self.kept(alpn, None) {
+            return Ok(Connector { config, name });
+        }
+        let provider = self.provider.clone().ok_or(Setup::NoProvider)?;
+        let (tls, client) = (tls.clone(), client.cloned());
+        // Reads files, so not on a thread that serves requests.
+        let read = move || originated_config(&tls, client.as_ref(), alpn, provider);
+        let config = match tokio::task::spawn_blocking(read).await {
+            Ok(made) => made?,
+            Err(e) => return Err(rustls::Error::General(e.to_string()).into()),
+        };
+        Ok(Connector { config: self.keep(alpn, None, config), name })
+    }
+
+    fn kept(&self, alpn: Alpn, generation: Option<u64>) -> Option<Arc<ClientConfig>> {
+        let made = self.made.lock();
+        let found = made.iter().find(|m| m.alpn == alpn && m.generation == generation)?;
+        let fresh = generation.is_some() || found.at.elapsed() < FILES_FRESH;
+        fresh.then(|| found.config.clone())
+    }
+
+    fn keep(&self, alpn: Alpn, generation: Option<u64>, config: ClientConfig) -> Arc<ClientConfig> {
+        let config = Arc::new(config);
+        let mut made = self.made.lock();
+        made.retain(|m| m.alpn != alpn);
+        made.push(Made { alpn, generation, at: Instant::now(), config: config.clone() });
+        config
+    }
+
+    /// The SNI where policy names none: the dialled host, or else the address.
+    fn name_of(&self, peer: &Peer) -> ServerName<'static> {
+        let host = self.dialled_host.trim_start_matches('[').trim_end_matches(']');
+        let address = || match &peer.address {
+            Address::Socket(address) => address.ip(),
+            // Matches no certificate, so verification by name fails closed.
+            Address::Name { .. } | Address::Unix(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        };
+        ServerName::try_from(host.to_owned()).unwrap_or_else(|_| ServerName::IpAddress(address().into()))
+    }
+}
+
+impl Connector {
+    pub(super) async fn handshake(self, io: IoStream, peer: &Peer) -> Result<IoStream, Cause> {
+        let connector = tokio_rustls::TlsConnector::from(self.config);
+        match connector.connect(self.name, io).await {
+            Ok(tls) => Ok(IoStream::Tls(Box::new(tls))),
+            Err(error) => Err(handshake_failed(error, &peer.address)),
+        }
+    }
+}
+
+fn handshake_failed(error: std::io::Error, address: &Address) -> Cause {
+    let refused = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()).and_then(mismatch);
+    match refused {
+        Some(refused) => Cause::WrongPeerIdentity { address: address.clone(), refused },
+        None => Cause::TlsHandshake { address: address.clone(), source: Arc::new(error) },
+    }
+}
+
+/// Whether a TLS error says that the peer is somebody else.
+fn mismatch(error: &rustls::Error) -> Option<PeerMismatch> {
+    use rustls::CertificateError as Refused;
+    let rustls::Error::InvalidCertificate(refused) = error else { return None };
+    match refused {
+        Refused::Other(other) => {
+            if let Some(names) = other.0.downcast_ref::<NamesRefused>() {
+                return Some(PeerMismatch::Names { expected: names.expected.clone(), got: names.got.clone() });
+            }
+            match other.0.downcast_ref::<PeerRefused>()? {
+                refused @ PeerRefused::WrongId { .. } => Some(PeerMismatch::Spiffe(refused.clone())),
+                _ => None,
+            }
+        }
+        Refused::NotValidForNameContext { expected, presented } => {
+            Some(PeerMismatch::Names { expected: format!("{expected:?}"), got: presented.join(", ") })
+        }
+        _ => None,
+    }
+}
+
+fn originated_config(
+    tls: &OriginatedTls,
+    client: Option<&ClientCertificate>,
+    alpn: Alpn,
+    provider: Arc<CryptoProvider>,
+) -> Result<ClientConfig, Setup> {
+    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let builder = if tls.insecure_skip_verify {
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(NoVerifier(provider)))
+    } else {
+        let roots = roots(tls.ca_file.as_deref())?;
+        if tls.subject_alt_names.is_empty() {
+            builder.with_root_certificates(roots)
+        } else {
+            let verifier = NamesVerifier::new(roots, tls.subject_alt_names.clone(), provider);
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+        }
+    };
+    let mut config = match client {
+        None => builder.with_no_client_auth(),
+        Some(files) => {
+            let key = PrivateKeyDer::from_pem_file(&files.private_key_file)
+                .map_err(|e| Setup::File { file: files.private_key_file.clone(), reason: e.to_string() })?;
+            builder.with_client_auth_cert(certificates(&files.certificate_file)?, key)?
+        }
+    };
+    config.alpn_protocols = alpn.protocols().iter().map(|p| p.to_vec()).collect();
+    Ok(config)
+}
+
+fn certificates(file: &str) -> Result<Vec<CertificateDer<'static>>, Setup> {
+    let failed = |reason: String| Setup::File { file: file.to_owned(), reason };
+    let found: Vec<_> = CertificateDer::pem_file_iter(file)
+        .and_then(Iterator::collect::<Result<_, _>>)
+        .map_err(|e| failed(e.to_string()))?;
+    if found.is_empty() { Err(failed("it holds no certificate".to_owned())) } else { Ok(found) }
+}
+
+fn roots(file: Option<&str>) -> Result<RootCertStore, Setup> {
+    let mut roots = RootCertStore::empty();
+    match file {
+        Some(file) => {
+            for certificate in certificates(file)? {
+                roots.add(certificate)?;
+            }
+        }
+        None => {
+            // Systems ship odd certificates; those that parse are enough, none at all is not.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            if roots.is_empty() {
+                return Err(Setup::NoRoots);
+            }
+        }
+    }
+    Ok(roots)
+}

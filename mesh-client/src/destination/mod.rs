@@ -1,0 +1,210 @@
+//! The destinations of one client: a table that requests read without a lock, filled on demand.
+//!
+//! ```text
+//! first request ─▶ subscribe, spawn the owner task ─▶ Pending ─▶ Ready(router) ⇄ Failed(why)
+//!                                                          └── unused for long: forgotten
+//! ```
+//!
+//! Refuses to know where snapshots come from.
+
+mod worker;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::{HeaderMap, HeaderValue, Uri, header};
+use mesh_core::id::Target;
+use mesh_core::source::{DestinationSource, Watched};
+use mesh_core::telemetry::RequestSeries;
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use tokio::time::{Instant, timeout};
+
+use crate::connect::worker::Owned;
+use crate::env::Env;
+use crate::error::Cause;
+use crate::router::Router;
+
+/// All destinations of one client.
+pub(crate) struct Destinations {
+    env: Arc<Env>,
+    source: Arc<dyn DestinationSource>,
+    table: ArcSwap<Table>,
+    // Held while the table is replaced.
+    growing: Mutex<()>,
+}
+
+type Table = HashMap<Arc<str>, Arc<Destination>, foldhash::fast::RandomState>;
+
+/// One dialled destination.
+pub(crate) struct Destination {
+    target: Target,
+    host: HeaderValue,
+    phase: Watched<Phase>,
+    // Milliseconds of the client's clock.
+    last_used: AtomicU64,
+    series: Arc<RequestSeries>,
+    _owner: Owned<()>,
+}
+
+/// How far a destination is.
+pub(crate) enum Phase {
+    /// Asked for.
+    Pending,
+    /// Takes requests.
+    Ready(Arc<Router>),
+    /// Known not to exist.
+    Failed(Arc<str>),
+}
+
+impl Destinations {
+    pub(crate) fn new(env: Arc<Env>, source: Arc<dyn DestinationSource>) -> Self {
+        Self { env, source, table: ArcSwap::default(), growing: Mutex::new(()) }
+    }
+
+    /// The destination of a request: the URI's authority, else the `Host` header.
+    pub(crate) fn of(self: &Arc<Self>, uri: &Uri, headers: &HeaderMap) -> Result<Arc<Destination>, Cause> {
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let authority = match (uri.authority(), host) {
+            (Some(authority), _) => authority.as_str(),
+            (None, Some(host)) => host,
+            (None, None) => return Err(Cause::BadTarget("neither the URI nor a Host header names one".to_owned())),
+        };
+        // User information is not part of a destination.
+        let authority = authority.rsplit_once('@').map_or(authority, |(_, rest)| rest);
+        // Most requests name it just as the table does.
+        if let Some(found) = self.table.load().get(authority) {
+            return Ok(found.clone());
+        }
+        let default_port = if uri.scheme() == Some(&http::uri::Scheme::HTTPS) { 443 } else { 80 };
+        self.of_other_form(authority, default_port)
+    }
+
+    /// A destination named in another form than the table's: with capitals, without its port.
+    fn of_other_form(self: &Arc<Self>, authority: &str, default_port: u16) -> Result<Arc<Destination>, Cause> {
+        let (host, port) = split(authority, default_port)?;
+        let mut key = SmallVec::<[u8; 128]>::new();
+        key.extend(host.strip_suffix('.').unwrap_or(host).bytes().map(|b| b.to_ascii_lowercase()));
+        key.push(b':');
+        // Five digits at most.
+        let mut digits = [0_u8; 5];
+        let mut at = digits.len();
+        let mut rest = port;
+        while rest > 0 || at == digits.len() {
+            at -= 1;
+            digits[at] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+        }
+        key.extend_from_slice(&digits[at..]);
+        if let Some(found) = std::str::from_utf8(&key).ok().and_then(|key| self.table.load().get(key).cloned()) {
+            return Ok(found);
+        }
+        self.subscribe(&Target::new(host, port).map_err(|e| Cause::BadTarget(e.to_string()))?)
+    }
+
+    /// The destination of a target, subscribed to if need be.
+    pub(crate) fn subscribe(self: &Arc<Self>, target: &Target) -> Result<Arc<Destination>, Cause> {
+        let _growing = self.growing.lock();
+        let table = self.table.load_full();
+        if let Some(found) = table.get(target.as_str()) {
+            return Ok(found.clone());
+        }
+        if table.len() >= self.env.limits.destinations {
+            return Err(Cause::TooManyDestinations(table.len()));
+        }
+        let made = Arc::new(worker::start(target.clone(), self));
+        let mut larger = Table::clone(&table);
+        larger.insert(target.as_str().into(), made.clone());
+        self.table.store(Arc::new(larger));
+        Ok(made)
+    }
+
+    /// Every destination held, by name.
+    pub(crate) fn all(&self) -> Vec<Arc<Destination>> {
+        let mut all: Vec<_> = self.table.load().values().cloned().collect();
+        all.sort_by(|a, b| a.target.cmp(&b.target));
+        all
+    }
+
+    /// Forgets a destination unless it was used within `unused`. True if it is gone.
+    fn forget(&self, target: &Target, unused: Duration) -> bool {
+        let _growing = self.growing.lock();
+        let table = self.table.load_full();
+        let Some(destination) = table.get(target.as_str()) else { return true };
+        if destination.unused_for(&self.env) < unused {
+            return false;
+        }
+        let mut smaller = Table::clone(&table);
+        smaller.remove(target.as_str());
+        self.table.store(Arc::new(smaller));
+        true
+    }
+}
+
+impl Destination {
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// The target as a `Host` header, made once.
+    pub(crate) fn host(&self) -> &HeaderValue {
+        &self.host
+    }
+
+    /// Counts requests that reached no cluster.
+    pub(crate) fn series(&self) -> &Arc<RequestSeries> {
+        &self.series
+    }
+
+    /// How far it is; takes no lock.
+    pub(crate) fn phase(&self) -> arc_swap::Guard<Arc<Phase>> {
+        self.phase.load()
+    }
+
+    /// Notes a use, so that it is not forgotten.
+    pub(crate) fn touch(&self, now: Instant, env: &Env) {
+        let since = now.saturating_duration_since(env.epoch).as_millis() as u64;
+        self.last_used.store(since, Ordering::Relaxed);
+    }
+
+    fn unused_for(&self, env: &Env) -> Duration {
+        env.epoch.elapsed().saturating_sub(Duration::from_millis(self.last_used.load(Ordering::Relaxed)))
+    }
+
+    /// The router; waits up to `wait` for the first snapshot.
+    pub(crate) async fn router(&self, wait: Duration) -> Result<Arc<Router>, Cause> {
+        if let Phase::Ready(router) = &**self.phase.load() {
+            return Ok(router.clone());
+        }
+        self.first_router(wait).await
+    }
+
+    #[cold]
+    async fn first_router(&self, wait: Duration) -> Result<Arc<Router>, Cause> {
+        let mut phase = self.phase.clone();
+        let known = phase.wait_for(|phase| !matches!(phase, Phase::Pending));
+        match timeout(wait, known).await.as_deref() {
+            Ok(Phase::Ready(router)) => Ok(router.clone()),
+            Ok(Phase::Failed(why)) => Err(Cause::NoListener(why.clone())),
+            Ok(Phase::Pending) | Err(_) => Err(Cause::ConfigPending(wait)),
+        }
+    }
+}
+
+fn split(authority: &str, default_port: u16) -> Result<(&str, u16), Cause> {
+    match authority.rsplit_once(':') {
+        // A colon inside brackets belongs to an IPv6 address.
+        Some((host, port)) if !port.ends_with(']') => {
+            let port = port.parse().map_err(|_| Cause::BadTarget(format!("{authority:?} has no usable port")))?;
+            Ok((host, port))
+        }
+        _ => Ok((authority, default_port)),
+    }
+}
+
+fn host_header(target: &Target) -> HeaderValue {
+    HeaderValue::from_str(target.as_str()).expect("a target holds only letters, digits and -._[]:%")
+}

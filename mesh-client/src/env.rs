@@ -1,0 +1,89 @@
+//! What every part of one client shares: identity, metrics, randomness, limits. Nothing of it is global.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::id::Workload;
+use mesh_core::source::WatchedIdentity;
+use mesh_core::telemetry::{Metrics, PeerLabels, Reporter, RequestLabels};
+use rustls::crypto::CryptoProvider;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+/// Gives a uniform number below its argument, which is never 0.
+pub(crate) type Random = Arc<dyn Fn(u64) -> u64 + Send + Sync>;
+
+/// The surroundings of one client.
+pub(crate) struct Env {
+    pub(crate) identity: WatchedIdentity,
+    pub(crate) crypto: Option<Arc<CryptoProvider>>,
+    pub(crate) workload: Arc<Workload>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Where control tasks run; `None` = the runtime of the request that needs one first.
+    pub(crate) runtime: Option<Handle>,
+    pub(crate) random: Random,
+    pub(crate) limits: Limits,
+    /// Start of this client's clock.
+    pub(crate) epoch: Instant,
+}
+
+/// Bounds of one client.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    /// Longest wait of a first request for its destination's configuration.
+    pub(crate) config_wait: Duration,
+    /// Destinations unused for so long are forgotten.
+    pub(crate) forget_after: Duration,
+    /// Destinations held at once.
+    pub(crate) destinations: usize,
+    /// Bytes of a streaming request body kept for a retry.
+    pub(crate) replay: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            config_wait: Duration::from_secs(5),
+            forget_after: Duration::from_secs(600),
+            destinations: 4096,
+            replay: 64 * 1024,
+        }
+    }
+}
+
+impl Env {
+    /// A uniform number below `below`.
+    pub(crate) fn draw(&self, below: u64) -> u64 {
+        (self.random)(below)
+    }
+
+    /// A draw for [`PerMillion`](mesh_core::policy::PerMillion).
+    pub(crate) fn draw_million(&self) -> u32 {
+        self.draw(1_000_000) as u32
+    }
+
+    /// Random bits for ids.
+    pub(crate) fn id(&self) -> u64 {
+        self.draw(u64::MAX)
+    }
+
+    /// The runtime for control tasks.
+    pub(crate) fn runtime(&self) -> Handle {
+        self.runtime.clone().unwrap_or_else(Handle::current)
+    }
+
+    /// Labels of requests of ours to a service; the endpoint's are added where it is known.
+    pub(crate) fn labels(&self, service: String, name: String, namespace: String) -> RequestLabels {
+        let identity = self.identity.load();
+        let principal = identity.as_ref().as_ref().map(|identity| identity.id());
+        RequestLabels {
+            reporter: Reporter::Source,
+            source: PeerLabels::of(&self.workload, principal),
+            destination: PeerLabels::default(),
+            destination_service: service,
+            destination_service_name: name,
+            destination_service_namespace: namespace,
+            mutual_tls: None,
+        }
+    }
+}

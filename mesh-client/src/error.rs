@@ -1,0 +1,379 @@
+//! The one error of the outbound path: what failed, for which target, why, and what to do next.
+//!
+//! Refuses to know how a failure is answered: [`Error::http_status`] and [`Error::into_response`] are
+//! for those who must answer, [`crate::Channel`] does it for gRPC.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::error::{Blame, Code, Fault, Retry};
+use mesh_core::id::ClusterName;
+use mesh_core::identity::PeerRefused;
+use mesh_core::policy::Address;
+
+use crate::body::Body;
+
+/// A request that got no answer from the destination.
+///
+/// Prints as one line: `MESH-1101 no healthy endpoint for reviews:9080 (why). What to do.`
+pub struct Error {
+    // Boxed: results are moved through every layer, failures are rare.
+    inner: Box<Inner>,
+}
+
+struct Inner {
+    target: Arc<str>,
+    cause: Cause,
+    attempts: u32,
+}
+
+/// A shared source of a failure; several waiting requests may see the same failed connection.
+pub(crate) type Source = Arc<dyn StdError + Send + Sync>;
+
+/// Why a request failed: the facts of each kind of failure.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Cause {
+    /// The request names no destination that can be dialled.
+    #[error("{0}")]
+    BadTarget(String),
+    /// The control plane knows no such destination.
+    #[error("{0}")]
+    NoListener(Arc<str>),
+    /// No configuration came in time.
+    #[error("waited {0:?}")]
+    ConfigPending(Duration),
+    /// No route takes the request.
+    #[error("{method} {path}: no route of {authority} matches")]
+    NoRoute {
+        /// Method of the request.
+        method: http::Method,
+        /// The authority that chose the virtual host.
+        authority: String,
+        /// Path without the query.
+        path: String,
+    },
+    /// The route's cluster is missing or refused.
+    #[error("cluster {cluster}: {reason}")]
+    NoCluster {
+        /// The cluster.
+        cluster: ClusterName,
+        /// Why it cannot be used.
+        reason: Arc<str>,
+    },
+    /// The route carries an action that a client does not perform.
+    #[error("{0}")]
+    UnsupportedAction(&'static str),
+    /// The cluster has no endpoint to send to.
+    #[error("cluster {cluster}: {known} known, {usable} usable")]
+    NoEndpoint {
+        /// The cluster.
+        cluster: ClusterName,
+        /// Endpoints known.
+        known: usize,
+        /// Of them, those the balancer may use.
+        usable: usize,
+    },
+    /// The address did not accept a connection.
+    #[error("{address}: {source}")]
+    ConnectFailed {
+        /// Where to.
+        address: Address,
+        /// What the system said.
+        source: Source,
+    },
+    /// Connecting, TLS included, took too long.
+    #[error("{address}: no connection within {after:?}")]
+    ConnectTimeout {
+        /// Where to.
+        address: Address,
+        /// The connect timeout.
+        after: Duration,
+    },
+    /// The TLS handshake failed, or TLS could not be set up as the policy says.
+    #[error("{address}: {source}")]
+    TlsHandshake {
+        /// Where to.
+        address: Address,
+        /// What TLS said.
+        source: Source,
+    },
+    /// The peer proved another identity than the policy expects.
+    #[error("{address}: {refused}")]
+    WrongPeerIdentity {
+        /// Where to.
+        address: Address,
+        /// Whom we expected and who answered.
+        refused: PeerMismatch,
+    },
+    /// Policy demands mutual TLS and there is no certificate. Never sent in plaintext instead.
+    #[error("{address}: the policy demands mutual TLS")]
+    NoIdentity {
+        /// Where to.
+        address: Address,
+    },
+    /// The connection broke before the answer.
+    #[error("{address}: {source}")]
+    ConnectionLost {
+        /// Where to.
+        address: Address,
+        /// What HTTP said.
+        source: Source,
+        /// Whether any part of the request may have been sent.
+        sent: bool,
+    },
+    /// The peer refused the stream before processing it.
+    #[error("{address}: {source}")]
+    StreamRefused {
+        /// Where to.
+        address: Address,
+        /// What HTTP said.
+        source: Source,
+    },
+    /// The route's timeout ran out.
+    #[error("no complete answer within {0:?}")]
+    Timeout(Duration),
+    /// One try took longer than the retry policy gives it.
+    #[error("a try took longer than {0:?}")]
+    PerTryTimeout(Duration),
+    /// The caller's deadline ran out.
+    #[error("the caller's deadline passed")]
+    Deadline,
+    /// A limit of the cluster is reached.
+    #[error("cluster {cluster}: {limit} of {allowed} reached")]
+    Breaker {
+        /// The cluster.
+        cluster: ClusterName,
+        /// Which limit.
+        limit: &'static str,
+        /// Its value.
+        allowed: u32,
+    },
+    /// The client holds its largest number of destinations.
+    #[error("this client holds {0} destinations, its limit")]
+    TooManyDestinations(usize),
+    /// The application's request body failed.
+    #[error("{0}")]
+    RequestBody(Source),
+}
+
+/// Whom a TLS client expected and who answered.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PeerMismatch {
+    /// A mesh peer with another SPIFFE ID.
+    #[error(transparent)]
+    Spiffe(PeerRefused),
+    /// An ordinary TLS server with other names.
+    #[error("the certificate is for {got}; the policy expects {expected}")]
+    Names {
+        /// Names accepted.
+        expected: String,
+        /// Names of the certificate.
+        got: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn new(target: impl Into<Arc<str>>, cause: Cause, attempts: u32) -> Self {
+        Self { inner: Box::new(Inner { target: target.into(), cause, attempts }) }
+    }
+
+    /// The facts of the failure.
+    pub fn cause(&self) -> &Cause {
+        &self.inner.cause
+    }
+
+    /// The destination as the application named it.
+    pub fn target(&self) -> &str {
+        &self.inner.target
+    }
+
+    /// How often the request was tried; 0 if it never got that far.
+    pub fn attempts(&self) -> u32 {
+        self.inner.attempts
+    }
+
+    /// The status a proxy in front of the application would have answered.
+    pub fn http_status(&self) -> http::StatusCode {
+        self.code().http_status()
+    }
+
+    /// The gRPC status code of this failure.
+    pub fn grpc_status(&self) -> i32 {
+        self.code().grpc_status()
+    }
+
+    /// An answer for gateways: the status, and the failure as one line of text.
+    pub fn into_response(self) -> http::Response<Body> {
+        let mut response = http::Response::new(Body::from(format!("{self}\n")));
+        *response.status_mut() = self.http_status();
+        let text = http::HeaderValue::from_static("text/plain; charset=utf-8");
+        response.headers_mut().insert(http::header::CONTENT_TYPE, text);
+        response
+    }
+}
+
+impl Cause {
+    /// What failed, in the words of the first half of the line.
+    fn what(&self) -> &'static str {
+        match self {
+            Self::BadTarget(_) => "no usable destination in the request",
+            Self::NoListener(_) => "unknown destination",
+            Self::ConfigPending(_) => "no configuration yet",
+            Self::NoRoute { .. } => "no matching route",
+            Self::NoCluster { .. } => "no usable cluster",
+            Self::UnsupportedAction(_) => "unsupported route action",
+            Self::NoEndpoint { .. } => "no healthy endpoint",
+            Self::ConnectFailed { .. } => "connection failed",
+            Self::ConnectTimeout { .. } => "connection timed out",
+            Self::TlsHandshake { .. } => "TLS failed",
+            Self::WrongPeerIdentity { .. } => "wrong peer identity",
+            Self::NoIdentity { .. } => "no certificate of our own",
+            Self::ConnectionLost { .. } => "connection lost",
+            Self::StreamRefused { .. } => "stream refused",
+            Self::Timeout(_) | Self::PerTryTimeout(_) => "timeout",
+            Self::Deadline => "deadline exceeded",
+            Self::Breaker { .. } | Self::TooManyDestinations(_) => "limit reached",
+            Self::RequestBody(_) => "the request body failed",
+        }
+    }
+
+    /// The stable code.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::BadTarget(_) => Code::BAD_TARGET,
+            Self::NoListener(_) => Code::NO_LISTENER,
+            Self::ConfigPending(_) => Code::CONFIG_PENDING,
+            Self::NoRoute { .. } => Code::NO_ROUTE,
+            Self::NoCluster { .. } => Code::NO_CLUSTER,
+            Self::UnsupportedAction(_) => Code::UNSUPPORTED_ACTION,
+            Self::NoEndpoint { .. } => Code::NO_ENDPOINT,
+            Self::ConnectFailed { .. } => Code::CONNECT_FAILED,
+            Self::ConnectTimeout { .. } => Code::CONNECT_TIMEOUT,
+            Self::TlsHandshake { .. } => Code::TLS_HANDSHAKE,
+            Self::WrongPeerIdentity { .. } => Code::WRONG_PEER_IDENTITY,
+            Self::NoIdentity { .. } => Code::NO_IDENTITY,
+            Self::ConnectionLost { .. } => Code::CONNECTION_LOST,
+            Self::StreamRefused { .. } => Code::STREAM_REFUSED,
+            Self::Timeout(_) | Self::PerTryTimeout(_) => Code::TIMEOUT,
+            Self::Deadline => Code::DEADLINE,
+            Self::Breaker { .. } | Self::TooManyDestinations(_) => Code::BREAKER_OPEN,
+            Self::RequestBody(_) => Code::REQUEST_BODY,
+        }
+    }
+
+    /// Whose doing it is.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::BadTarget(_) | Self::Deadline | Self::RequestBody(_) => Blame::Caller,
+            Self::NoListener(_)
+            | Self::ConfigPending(_)
+            | Self::NoRoute { .. }
+            | Self::NoCluster { .. }
+            | Self::UnsupportedAction(_) => Blame::Configuration,
+            Self::NoIdentity { .. } | Self::Breaker { .. } | Self::TooManyDestinations(_) => Blame::Local,
+            Self::NoEndpoint { .. }
+            | Self::ConnectFailed { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::TlsHandshake { .. }
+            | Self::WrongPeerIdentity { .. }
+            | Self::ConnectionLost { .. }
+            | Self::StreamRefused { .. }
+            | Self::Timeout(_)
+            | Self::PerTryTimeout(_) => Blame::Upstream,
+        }
+    }
+
+    /// Whether sending again is safe.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::BadTarget(_)
+            | Self::NoListener(_)
+            | Self::NoRoute { .. }
+            | Self::NoCluster { .. }
+            | Self::UnsupportedAction(_)
+            | Self::Deadline
+            | Self::RequestBody(_) => Retry::Never,
+            Self::ConnectionLost { sent: true, .. } | Self::Timeout(_) | Self::PerTryTimeout(_) => Retry::Unsafe,
+            Self::ConfigPending(_)
+            | Self::NoEndpoint { .. }
+            | Self::ConnectFailed { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::TlsHandshake { .. }
+            | Self::WrongPeerIdentity { .. }
+            | Self::NoIdentity { .. }
+            | Self::ConnectionLost { sent: false, .. }
+            | Self::StreamRefused { .. }
+            | Self::Breaker { .. }
+            | Self::TooManyDestinations(_) => Retry::Safe,
+        }
+    }
+}
+
+impl Fault for Error {
+    fn code(&self) -> Code {
+        self.inner.cause.code()
+    }
+
+    fn blame(&self) -> Blame {
+        self.inner.cause.blame()
+    }
+
+    fn retry(&self) -> Retry {
+        self.inner.cause.retry()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { target, cause, attempts } = &*self.inner;
+        let code = cause.code();
+        write!(f, "{code} {} for {target} ({cause}", cause.what())?;
+        if *attempts > 1 {
+            write!(f, "; {attempts} tries")?;
+        }
+        let remedy = code.remedy();
+        let (first, rest) = remedy.split_at(remedy.chars().next().map_or(0, char::len_utf8));
+        write!(f, "). {}{rest}.", first.to_uppercase())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.inner.cause.source()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_for_whom_why_and_what_to_do_in_one_line() {
+        let cause = Cause::NoEndpoint { cluster: "outbound|9080||reviews".into(), known: 3, usable: 0 };
+        let error = Error::new("reviews:9080", cause, 0);
+        assert_eq!(
+            error.to_string(),
+            "MESH-1101 no healthy endpoint for reviews:9080 (cluster outbound|9080||reviews: 3 known, 0 usable). \
+             Check that the service has ready endpoints and that the subset's labels match."
+        );
+        assert_eq!(error.http_status(), 503);
+        assert_eq!((error.blame(), error.retry()), (Blame::Upstream, Retry::Safe));
+    }
+
+    #[test]
+    fn becomes_an_answer_for_gateways() {
+        let response = Error::new("reviews:9080", Cause::Timeout(Duration::from_secs(1)), 2).into_response();
+        assert_eq!(response.status(), 504);
+        assert_eq!(response.headers()["content-type"], "text/plain; charset=utf-8");
+    }
+}

@@ -1,0 +1,286 @@
+//! What the client holds and why it would do what it does: for people, not for the request path.
+
+use std::sync::Arc;
+
+use http::Request;
+use mesh_core::error::Code;
+use mesh_core::id::ClusterName;
+use mesh_core::matcher::{Decision, RouteExplanation};
+use mesh_core::policy::{Address, ClusterChoice, Health, RetryPolicy, RouteAction};
+use serde::Serialize;
+
+use crate::cluster::Cluster;
+use crate::destination::{Destination, Destinations, Phase};
+use crate::env::Env;
+use crate::error::Cause;
+use crate::outbound::head::Head;
+use crate::router::{Choice, Router, Slot};
+
+/// How far the configuration of a destination is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DestinationPhase {
+    /// Asked for; nothing came yet.
+    Pending,
+    /// Takes requests.
+    Ready,
+    /// Known not to exist, or refused: why.
+    Failed(String),
+}
+
+/// Where a request would go and why.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Explanation {
+    /// The destination, `host:port`.
+    pub target: String,
+    /// Its state.
+    pub state: DestinationPhase,
+    /// What would keep the request from being sent, as far as that is known beforehand.
+    pub error: Option<String>,
+    /// The walk through the route table.
+    pub route: Option<RouteExplanation>,
+    /// The clusters it may go to.
+    pub clusters: Vec<ClusterOption>,
+    /// The retry policy that would apply.
+    pub retry: Option<RetryPolicy>,
+}
+
+/// One cluster that a request may go to.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct ClusterOption {
+    /// Its share, relative to the others'.
+    pub weight: u32,
+    /// The cluster.
+    pub cluster: ClusterDump,
+}
+
+/// Everything a client holds.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct ClientDump {
+    /// Destinations by name.
+    pub destinations: Vec<DestinationDump>,
+}
+
+/// One destination.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct DestinationDump {
+    /// The destination, `host:port`.
+    pub target: String,
+    /// Its state.
+    pub state: DestinationPhase,
+    /// Its clusters.
+    pub clusters: Vec<ClusterDump>,
+}
+
+/// One cluster at run time.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct ClusterDump {
+    /// Name of the policy.
+    pub name: ClusterName,
+    /// Why it cannot be used, if it cannot.
+    pub failed: Option<String>,
+    /// Parts of an aggregate.
+    pub parts: Vec<ClusterName>,
+    /// Requests in flight.
+    pub requests: u32,
+    /// Retries in flight.
+    pub retries: u32,
+    /// Open connections.
+    pub open_connections: u32,
+    /// The priority in use.
+    pub priority: u32,
+    /// Its endpoints, usable or not.
+    pub endpoints: Vec<EndpointDump>,
+}
+
+/// One endpoint at run time.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct EndpointDump {
+    /// Where it is.
+    pub address: Address,
+    /// Priority of its locality.
+    pub priority: u32,
+    /// Weight among its neighbours.
+    pub weight: u32,
+    /// What the control plane says of it.
+    pub health: Health,
+    /// Whether the balancer may pick it now.
+    pub usable: bool,
+    /// Requests in flight.
+    pub in_flight: u32,
+    /// Open connections.
+    pub open_connections: u32,
+    /// Of them, HTTP/1.1 connections that wait for a request.
+    pub idle_connections: usize,
+}
+
+pub(crate) fn dump(destinations: &Destinations) -> ClientDump {
+    let one = |destination: Arc<Destination>| {
+        let (state, router) = phase(&destination);
+        let clusters = router.map(|router| router.clusters().iter().map(|(n, s)| cluster_dump(n, s)).collect());
+        DestinationDump { target: destination.target().to_string(), state, clusters: clusters.unwrap_or_default() }
+    };
+    ClientDump { destinations: destinations.all().into_iter().map(one).collect() }
+}
+
+pub(crate) fn explain(env: &Env, destinations: &Arc<Destinations>, request: &Request<()>) -> Explanation {
+    let mut explanation = Explanation {
+        target: String::new(),
+        state: DestinationPhase::Pending,
+        error: None,
+        route: None,
+        clusters: Vec::new(),
+        retry: None,
+    };
+    let destination = match destinations.of(request.uri(), request.headers()) {
+        Ok(destination) => destination,
+        Err(cause) => {
+            explanation.state = DestinationPhase::Failed(cause.to_string());
+            explanation.error = Some(coded(&cause));
+            return explanation;
+        }
+    };
+    let (state, router) = phase(&destination);
+    explanation.target = destination.target().to_string();
+    if let DestinationPhase::Failed(why) = &state {
+        explanation.error = Some(coded(&Cause::NoListener(why.as_str().into())));
+    }
+    explanation.state = state;
+    if let Some(router) = router {
+        explain_route(env, &router, &destination, request, &mut explanation);
+    }
+    explanation
+}
+
+fn explain_route(
+    env: &Env,
+    router: &Router,
+    destination: &Destination,
+    request: &Request<()>,
+    explanation: &mut Explanation,
+) {
+    let mut parts = Request::new(()).into_parts().0;
+    parts.method = request.method().clone();
+    parts.uri = request.uri().clone();
+    parts.headers = request.headers().clone();
+    let head = Head::new(parts, destination);
+    let draw = || env.draw_million();
+    let walk = router.table().explain(&head.view(&draw));
+    let decided = match &walk.decision {
+        Decision::Route { id, .. } => router.table().routes().get(*id),
+        Decision::NoRoute | Decision::NoVirtualHost => None,
+    };
+    explanation.route = Some(walk);
+    let Some(route) = decided else {
+        explanation.error = Some(format!("{} no matching route. {}", Code::NO_ROUTE, Code::NO_ROUTE.remedy()));
+        return;
+    };
+    explanation.retry = route.retry().cloned();
+    if let RouteAction::Forward(forward) = &route.route().action {
+        let plan = router.plan(route);
+        explanation.clusters = options(router, &plan.choice, &forward.to, &head);
+        // A draw like any other: it shows the first thing that would go wrong, if anything would.
+        let chosen = router.choose(plan, forward, &head.headers, env);
+        explanation.error = match chosen {
+            Err(cause) => Some(coded(&cause)),
+            Ok((cluster, _)) if !cluster.is_usable() => Some(coded(&no_endpoint(cluster))),
+            Ok(_) => None,
+        };
+    }
+}
+
+fn options(router: &Router, choice: &Choice, to: &ClusterChoice, head: &Head) -> Vec<ClusterOption> {
+    let option = |weight, name: &ClusterName, slot: &Slot| ClusterOption { weight, cluster: cluster_dump(name, slot) };
+    match (choice, to) {
+        (Choice::One(slot), ClusterChoice::Cluster(name)) => vec![option(1, name, slot)],
+        (Choice::Weighted(slots), ClusterChoice::Weighted(weighted)) => {
+            let entries = weighted.entries().iter().zip(slots);
+            entries.map(|(entry, slot)| option(entry.weight, &entry.name, slot)).collect()
+        }
+        (Choice::Header(header), _) => {
+            let name = head.headers.get(header).and_then(|value| value.to_str().ok()).map(ClusterName::new);
+            let slot = name.as_ref().and_then(|name| Some((name, router.clusters().get(name)?)));
+            slot.map(|(name, slot)| option(1, name, slot)).into_iter().collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn no_endpoint(cluster: &Cluster) -> Cause {
+    let members = cluster.members();
+    let (known, usable) = (members.ready.known(), members.ready.len());
+    Cause::NoEndpoint { cluster: cluster.policy().name.clone(), known, usable }
+}
+
+fn coded(cause: &Cause) -> String {
+    format!("{} {cause}", cause.code())
+}
+
+fn phase(destination: &Destination) -> (DestinationPhase, Option<Arc<Router>>) {
+    match &**destination.phase() {
+        Phase::Pending => (DestinationPhase::Pending, None),
+        Phase::Ready(router) => (DestinationPhase::Ready, Some(router.clone())),
+        Phase::Failed(why) => (DestinationPhase::Failed(why.to_string()), None),
+    }
+}
+
+fn cluster_dump(name: &ClusterName, slot: &Slot) -> ClusterDump {
+    let empty = ClusterDump {
+        name: name.clone(),
+        failed: None,
+        parts: Vec::new(),
+        requests: 0,
+        retries: 0,
+        open_connections: 0,
+        priority: 0,
+        endpoints: Vec::new(),
+    };
+    match slot {
+        Slot::Failed(_, why) => ClusterDump { failed: Some(why.to_string()), ..empty },
+        Slot::Aggregate(parts) => {
+            let part = |slot: &Slot| match slot {
+                Slot::Ready(cluster) => Some(cluster.policy().name.clone()),
+                Slot::Failed(name, _) => Some(name.clone()),
+                Slot::Aggregate(_) => None,
+            };
+            ClusterDump { parts: parts.iter().filter_map(part).collect(), ..empty }
+        }
+        Slot::Ready(cluster) => {
+            let members = cluster.members();
+            ClusterDump {
+                requests: cluster.admission().requests(),
+                retries: cluster.admission().retries(),
+                open_connections: cluster.open_connections(),
+                priority: members.ready.priority(),
+                endpoints: endpoint_dumps(cluster),
+                ..empty
+            }
+        }
+    }
+}
+
+fn endpoint_dumps(cluster: &Cluster) -> Vec<EndpointDump> {
+    let members = cluster.members();
+    let groups = members.source().localities.iter();
+    let all = groups.flat_map(|group| group.endpoints.iter().map(move |endpoint| (group.priority, endpoint)));
+    all.filter_map(|(priority, policy)| {
+        let endpoint = members.find(&policy.address)?;
+        Some(EndpointDump {
+            address: policy.address.clone(),
+            priority,
+            weight: policy.weight.get(),
+            health: policy.health,
+            usable: members.ready.endpoints().iter().any(|usable| Arc::ptr_eq(usable, endpoint)),
+            in_flight: endpoint.load().in_flight(),
+            open_connections: endpoint.pool().open(),
+            idle_connections: endpoint.pool().idle(),
+        })
+    })
+    .collect()
+}

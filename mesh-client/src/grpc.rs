@@ -1,0 +1,181 @@
+//! gRPC: a channel for generated tonic clients, and failures in gRPC's words.
+//!
+//! Refuses to know messages: it moves HTTP requests, as everything below.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, header};
+use mesh_core::id::Target;
+
+use crate::body::Body;
+use crate::client::{Client, ResponseFuture};
+use crate::error::Error;
+
+/// A destination for generated tonic clients: `GreeterClient::new(client.channel("greeter:50051")?)`.
+///
+/// Always ready; never fails: what keeps a request from being answered arrives as a gRPC status whose
+/// message begins with the code, `MESH-nnnn`.
+#[derive(Clone, Debug)]
+pub struct Channel {
+    client: Client,
+    authority: Authority,
+}
+
+impl Channel {
+    pub(crate) fn new(client: Client, target: &Target) -> Self {
+        let authority = target.as_str().parse().expect("a target is an authority");
+        Self { client, authority }
+    }
+
+    /// The destination, `host:port`.
+    pub fn target(&self) -> &str {
+        self.authority.as_str()
+    }
+}
+
+/// The answer of a [`Channel`].
+#[must_use = "futures do nothing unless polled"]
+pub struct ChannelFuture(ResponseFuture);
+
+impl Future for ChannelFuture {
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx).map(|answer| {
+            Ok(match answer {
+                Ok(response) => response.map(Body::rescued),
+                Err(error) => rescue(&error),
+            })
+        })
+    }
+}
+
+impl fmt::Debug for ChannelFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChannelFuture").finish_non_exhaustive()
+    }
+}
+
+impl tower_service::Service<http::Request<tonic::body::Body>> for Channel {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = ChannelFuture;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: http::Request<tonic::body::Body>) -> ChannelFuture {
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        parts.scheme = Some(Scheme::HTTP);
+        parts.authority = Some(self.authority.clone());
+        parts.path_and_query = parts.path_and_query.or(Some(PathAndQuery::from_static("/")));
+        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+        ChannelFuture(self.client.send(request))
+    }
+}
+
+/// A failure as an answer without messages (gRPC "trailers-only").
+fn rescue(error: &Error) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.headers_mut() = trailers(error);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
+}
+
+/// A failure as trailers.
+pub(crate) fn trailers(error: &Error) -> HeaderMap {
+    status_headers(error.grpc_status(), &error.to_string())
+}
+
+/// `grpc-status` and `grpc-message`.
+pub(crate) fn status_headers(code: i32, message: &str) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(3);
+    headers.insert("grpc-status", HeaderValue::from(code));
+    // Visible ASCII after encoding, so it is a header value.
+    if let Ok(message) = HeaderValue::try_from(percent_encode(message)) {
+        headers.insert("grpc-message", message);
+    }
+    headers
+}
+
+/// gRPC's percent-encoding: everything but visible ASCII and space, and `%` itself.
+fn percent_encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => out.push(byte as char),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+/// Whether a request is gRPC: its content type, as gRPC over HTTP/2 defines it. gRPC-Web is not.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| {
+        let rest = value.as_bytes().strip_prefix(b"application/grpc");
+        rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    })
+}
+
+/// The gRPC code of an HTTP status ("HTTP to gRPC status code mapping").
+pub(crate) fn code_of(status: StatusCode) -> i32 {
+    match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        200 => 0,
+        _ => 2,
+    }
+}
+
+/// The HTTP status of a gRPC code, as Envoy maps it.
+pub(crate) fn status_of(code: u32) -> StatusCode {
+    let status = match code {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
+    };
+    StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_is_told_by_its_content_type() {
+        for (text, grpc) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;v=1", true),
+            ("application/grpc-web", false),
+            ("application/json", false),
+        ] {
+            let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(text))]);
+            assert_eq!(is_grpc(&headers), grpc, "{text}");
+        }
+    }
+
+    #[test]
+    fn messages_are_percent_encoded() {
+        assert_eq!(percent_encode("50 % é\n"), "50 %25 %C3%A9%0A");
+    }
+}

@@ -1,0 +1,157 @@
+//! When a request must be over, and whose limit that is. The earliest limit counts.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tokio::time::Instant;
+
+use crate::error::Cause;
+
+/// The end of a request's time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline {
+    at: Option<Instant>,
+    of: Limit,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Limit {
+    /// The caller's: its own deadline or `grpc-timeout`.
+    Caller,
+    /// The route's.
+    Route(Duration),
+}
+
+impl Deadline {
+    pub(crate) fn none() -> Self {
+        Self { at: None, of: Limit::Caller }
+    }
+
+    /// The earlier of this and the caller's deadline.
+    pub(crate) fn caller(self, at: Option<Instant>) -> Self {
+        self.earlier(at, Limit::Caller)
+    }
+
+    /// The earlier of this and a limit of the route, which begins at `start`.
+    pub(crate) fn route(self, start: Instant, timeout: Duration) -> Self {
+        self.earlier(start.checked_add(timeout), Limit::Route(timeout))
+    }
+
+    fn earlier(self, at: Option<Instant>, of: Limit) -> Self {
+        match (self.at, at) {
+            (Some(mine), Some(other)) if mine <= other => self,
+            (_, Some(_)) => Self { at, of },
+            (_, None) => self,
+        }
+    }
+
+    pub(crate) fn at(&self) -> Option<Instant> {
+        self.at
+    }
+
+    /// What is told to a caller when the time is over.
+    pub(crate) fn cause(&self) -> Cause {
+        match self.of {
+            Limit::Caller => Cause::Deadline,
+            Limit::Route(timeout) => Cause::Timeout(timeout),
+        }
+    }
+
+    /// Runs `work` up to the deadline.
+    pub(crate) async fn bound<T>(&self, work: impl Future<Output = Result<T, Cause>>) -> Result<T, Cause> {
+        match self.at {
+            None => work.await,
+            Some(at) => tokio::time::timeout_at(at, work).await.unwrap_or_else(|_| Err(self.cause())),
+        }
+    }
+}
+
+/// Name of gRPC's deadline header.
+static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+/// Name of Envoy's.
+static EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+
+/// A `grpc-timeout` (gRPC over HTTP/2: up to eight digits and a unit). What is no timeout is ignored.
+pub(crate) fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(&GRPC_TIMEOUT)?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(amount * 3600),
+        "M" => Duration::from_secs(amount * 60),
+        "S" => Duration::from_secs(amount),
+        "m" => Duration::from_millis(amount),
+        "u" => Duration::from_micros(amount),
+        "n" => Duration::from_nanos(amount),
+        _ => return None,
+    })
+}
+
+/// Tells the endpoint how much time is left, so that deadlines shrink hop by hop: `grpc-timeout`, or for
+/// plain HTTP the header that Envoy uses.
+pub(crate) fn write_timeout(deadline: &Deadline, grpc: bool, headers: &mut HeaderMap) {
+    let Some(at) = deadline.at else { return };
+    let left = at.saturating_duration_since(Instant::now());
+    if grpc {
+        headers.insert(&GRPC_TIMEOUT, grpc_timeout_value(left));
+    } else {
+        headers.insert(&EXPECTED_TIMEOUT, HeaderValue::from(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)));
+    }
+}
+
+fn grpc_timeout_value(left: Duration) -> HeaderValue {
+    let micros = left.as_micros().max(1);
+    // Eight digits at most: 99 s in microseconds, 27 h in milliseconds.
+    let text = match micros {
+        0..100_000_000 => format!("{micros}u"),
+        100_000_000..100_000_000_000 => format!("{}m", micros / 1000),
+        _ => format!("{}S", (micros / 1_000_000).min(99_999_999)),
+    };
+    HeaderValue::from_str(&text).expect("digits and a letter are a header value")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_timeouts_are_read_and_nonsense_is_ignored() {
+        let read = |text: &'static str| {
+            grpc_timeout(&HeaderMap::from_iter([(GRPC_TIMEOUT.clone(), HeaderValue::from_static(text))]))
+        };
+        for (text, want) in [
+            ("1H", Some(Duration::from_secs(3600))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
+            ("100u", Some(Duration::from_micros(100))),
+            ("", None),
+            ("S", None),
+            ("-1S", None),
+            ("123456789S", None),
+            ("1", None),
+            ("1x", None),
+        ] {
+            assert_eq!(read(text), want, "{text}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_earliest_limit_counts_and_says_whose_it_is() {
+        let now = Instant::now();
+        let second = Duration::from_secs(1);
+        let deadline = Deadline::none().caller(Some(now + 2 * second)).route(now, second);
+        assert_eq!(deadline.at(), Some(now + second));
+        assert!(matches!(deadline.cause(), Cause::Timeout(_)));
+        let deadline = Deadline::none().route(now, 3 * second).caller(Some(now + second)).caller(None);
+        assert!(matches!(deadline.cause(), Cause::Deadline));
+
+        let mut headers = HeaderMap::new();
+        write_timeout(&deadline, true, &mut headers);
+        assert_eq!(grpc_timeout(&headers), Some(second));
+        write_timeout(&deadline, false, &mut headers);
+        assert_eq!(headers[&EXPECTED_TIMEOUT], "1000");
+    }
+}

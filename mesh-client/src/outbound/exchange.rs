@@ -1,0 +1,197 @@
+//! What a request in progress holds, and what happens at its end: the connection goes back, the limits
+//! are freed, the request is counted and logged. Exactly once, whichever way it ends.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, Response};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use mesh_core::balance::InFlight;
+use mesh_core::error::Fault;
+use mesh_core::id::Target;
+use mesh_core::retry::grpc_status;
+use mesh_core::telemetry::{Outcome, RequestSeries};
+use tokio::time::Instant;
+
+use super::access::Access;
+use super::deadline::Deadline;
+use crate::body::{Failure, Receipt};
+use crate::cluster::{Endpoint, Permit};
+use crate::connect::Lease;
+use crate::error::{Cause, Error};
+
+/// One request from its start to the end of its answer.
+pub(crate) struct Exchange {
+    target: Target,
+    started: Instant,
+    series: Arc<RequestSeries>,
+    outcome: Outcome,
+    attempts: u32,
+    access: Option<Box<Access>>,
+    deadline: Deadline,
+    hold: Option<Hold>,
+    counted: bool,
+}
+
+/// What one try holds of its endpoint.
+pub(crate) struct Hold {
+    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) lease: Lease,
+    pub(crate) in_flight: InFlight,
+    pub(crate) permit: Permit,
+    pub(crate) receipt: Receipt,
+}
+
+impl Hold {
+    /// The answer came to its end: an HTTP/1.1 connection whose request is through as well can be used
+    /// again.
+    pub(crate) fn release(self) {
+        let Self { endpoint, lease, in_flight, permit, receipt } = self;
+        drop((in_flight, permit));
+        if let Lease::Sole(connection) = lease
+            && receipt.is_sent()
+        {
+            endpoint.pool().release(connection);
+        }
+    }
+}
+
+impl Exchange {
+    pub(crate) fn new(
+        target: Target,
+        started: Instant,
+        series: Arc<RequestSeries>,
+        grpc: bool,
+        access: Option<Box<Access>>,
+    ) -> Self {
+        // What is counted if the application drops the request.
+        let outcome = Outcome { code: 0, grpc_status: None, flags: "DC", grpc };
+        let deadline = Deadline::none();
+        Self { target, started, series, outcome, attempts: 0, access, deadline, hold: None, counted: false }
+    }
+
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.outcome.grpc
+    }
+
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
+    pub(crate) fn access(&mut self) -> Option<&mut Access> {
+        self.access.as_deref_mut()
+    }
+
+    /// Requests that end from now on are counted here.
+    pub(crate) fn count_in(&mut self, series: &Arc<RequestSeries>) {
+        self.series = series.clone();
+    }
+
+    pub(crate) fn next_attempt(&mut self) {
+        self.attempts += 1;
+    }
+
+    pub(crate) fn set_deadline(&mut self, deadline: Deadline) {
+        self.deadline = deadline;
+    }
+
+    /// When the request must be over, and whose limit that is.
+    pub(crate) fn limit(&self) -> Deadline {
+        self.deadline
+    }
+
+    /// When the answer must have ended.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.deadline.at()
+    }
+
+    /// Notes the head of the answer. The rest happens at its end.
+    pub(crate) fn answered(&mut self, status: http::StatusCode, headers: &HeaderMap, flags: &'static str) {
+        self.outcome.code = status.as_u16();
+        self.outcome.flags = flags;
+        if self.outcome.grpc {
+            self.outcome.grpc_status = grpc_status(headers);
+        }
+    }
+
+    /// Keeps the endpoint until the answer's end.
+    pub(crate) fn hold(&mut self, hold: Hold) {
+        self.hold = Some(hold);
+    }
+
+    /// Gives an answer up for another try.
+    pub(crate) fn abandon(&mut self, answer: Response<Incoming>) {
+        // One that is read to its end already leaves its connection usable; another one closes it.
+        if let Some(hold) = self.hold.take()
+            && answer.body().is_end_stream()
+        {
+            hold.release();
+        }
+    }
+
+    pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
+        if self.outcome.grpc {
+            self.outcome.grpc_status = grpc_status(trailers).or(self.outcome.grpc_status);
+        }
+    }
+
+    /// The answer is complete.
+    pub(crate) fn end(&mut self) {
+        if let Some(hold) = self.hold.take() {
+            hold.release();
+        }
+        self.count();
+    }
+
+    /// The answer broke off after its head.
+    pub(crate) fn fail(&mut self, failure: Failure) -> Error {
+        let cause = match failure {
+            Failure::Late => self.deadline.cause(),
+            Failure::Broken(error) => match &self.hold {
+                Some(hold) => Cause::ConnectionLost {
+                    address: hold.endpoint.address().clone(),
+                    source: Arc::new(error),
+                    sent: true,
+                },
+                None => Cause::RequestBody(Arc::new(error)),
+            },
+        };
+        self.hold = None;
+        self.give_up(cause)
+    }
+
+    /// The request ends without an answer.
+    pub(crate) fn give_up(&mut self, cause: Cause) -> Error {
+        let error = Error::new(self.target.as_str(), cause, self.attempts);
+        self.outcome.flags = error.code().response_flag();
+        if self.outcome.code == 0 {
+            self.outcome.code = error.http_status().as_u16();
+        }
+        if self.outcome.grpc {
+            self.outcome.grpc_status = Some(error.grpc_status());
+        }
+        self.count();
+        error
+    }
+
+    fn count(&mut self) {
+        if std::mem::replace(&mut self.counted, true) {
+            return;
+        }
+        let duration = self.started.elapsed();
+        self.series.record(self.outcome, duration);
+        if let Some(access) = &self.access {
+            access.write(&self.outcome, duration, self.attempts);
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if !self.counted {
+            // Dropped by the application, before or in the middle of the answer.
+            self.outcome.flags = "DC";
+            self.count();
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The head of a request: as the application made it, as routes change it, and as each try sends it.
+
+use http::header::HOST;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, request};
+use hyper::ext::Protocol;
+use mesh_core::matcher::RequestView;
+use smallvec::SmallVec;
+
+use crate::body::Outgoing;
+use crate::destination::Destination;
+
+/// A request head that can be sent several times.
+pub(crate) struct Head {
+    pub(crate) method: Method,
+    uri: Uri,
+    pub(crate) headers: HeaderMap,
+    // The first try takes them: copying them costs more than all else here, and hyper reads one only.
+    extensions: Extensions,
+    // That one: the `:protocol` of an extended CONNECT (RFC 8441).
+    protocol: Option<Protocol>,
+    // `Host` where the application gave none: shared with the destination.
+    host: HeaderValue,
+    // What `headers` was before the first try took it. A list, because most requests are sent once and
+    // a map costs two allocations.
+    kept: SmallVec<[(HeaderName, HeaderValue); 8]>,
+    taken: bool,
+}
+
+impl Head {
+    pub(crate) fn new(parts: request::Parts, destination: &Destination) -> Self {
+        let request::Parts { method, uri, headers, extensions, .. } = parts;
+        let host = destination.host();
+        let host = match uri.authority() {
+            // As the application wrote it; nearly always that is how the destination is called.
+            Some(authority) if authority.as_str().as_bytes() != host.as_bytes() => {
+                HeaderValue::from_str(authority.as_str()).unwrap_or_else(|_| host.clone())
+            }
+            _ => host.clone(),
+        };
+        let protocol = extensions.get::<Protocol>().cloned();
+        Self { method, uri, headers, extensions, protocol, host, kept: SmallVec::new(), taken: false }
+    }
+
+    /// The authority sent: the `Host` header if the application set one, else the URI's.
+    pub(crate) fn authority(&self) -> &str {
+        self.headers.get(HOST).unwrap_or(&self.host).to_str().unwrap_or_default()
+    }
+
+    pub(crate) fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    pub(crate) fn path_and_query(&self) -> &str {
+        self.uri.path_and_query().map_or("/", PathAndQuery::as_str)
+    }
+
+    /// What of the request decides its route.
+    pub(crate) fn view<'h>(&'h self, draw: &'h dyn Fn() -> u32) -> RequestView<'h> {
+        RequestView {
+            authority: self.authority(),
+            method: &self.method,
+            path_and_query: self.path_and_query(),
+            scheme: self.scheme(),
+            headers: &self.headers,
+            draw,
+        }
+    }
+
+    pub(crate) fn scheme(&self) -> &str {
+        self.uri.scheme_str().unwrap_or("http")
+    }
+
+    /// Sends another authority. What cannot be one is ignored: policy is checked before it gets here.
+    pub(crate) fn set_authority(&mut self, authority: &str) {
+        if let Ok(value) = HeaderValue::from_str(authority) {
+            self.headers.insert(HOST, value);
+        }
+    }
+
+    /// Sends another path. What cannot be one is ignored.
+    pub(crate) fn set_path(&mut self, path_and_query: String) {
+        if let Ok(path) = PathAndQuery::from_maybe_shared(bytes::Bytes::from(path_and_query)) {
+            let mut parts = std::mem::take(&mut self.uri).into_parts();
+            parts.path_and_query = Some(path);
+            parts.scheme = parts.scheme.or(Some(Scheme::HTTP));
+            parts.authority = parts.authority.or_else(|| self.host_as_authority());
+            self.uri = Uri::from_parts(parts).unwrap_or_default();
+        }
+    }
+
+    fn host_as_authority(&self) -> Option<Authority> {
+        Authority::try_from(self.headers.get(HOST).unwrap_or(&self.host).as_bytes()).ok()
+    }
+
+    /// Remembers the headers, so that the head can be sent again.
+    pub(crate) fn keep(&mut self) {
+        if self.kept.is_empty() {
+            self.kept.extend(self.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+        }
+    }
+
+    /// The request of one try. Takes the headers along; [`again`](Self::again) brings them back.
+    pub(crate) fn request(&mut self, http2: bool, body: Outgoing) -> Request<Outgoing> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method.clone();
+        *request.extensions_mut() = std::mem::take(&mut self.extensions);
+        let mut headers = std::mem::take(&mut self.headers);
+        self.taken = true;
+        if http2 {
+            *request.version_mut() = Version::HTTP_2;
+            *request.uri_mut() = match headers.remove(HOST) {
+                None if self.uri.authority().is_some() => self.uri.clone(),
+                host => self.uri_with(&host.unwrap_or_else(|| self.host.clone())),
+            };
+        } else {
+            *request.version_mut() = Version::HTTP_11;
+            if self.method != Method::CONNECT {
+                *request.uri_mut() = self.uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
+            }
+            headers.entry(HOST).or_insert_with(|| self.host.clone());
+        }
+        *request.headers_mut() = headers;
+        request
+    }
+
+    /// The URI as HTTP/2 sends it, with this authority.
+    fn uri_with(&self, host: &HeaderValue) -> Uri {
+        let mut parts = self.uri.clone().into_parts();
+        parts.scheme = parts.scheme.or(Some(Scheme::HTTP));
+        parts.path_and_query = parts.path_and_query.or(Some(PathAndQuery::from_static("/")));
+        parts.authority = Authority::try_from(host.as_bytes()).ok();
+        Uri::from_parts(parts).unwrap_or_default()
+    }
+
+    /// Brings the headers back for another try, as they were kept.
+    pub(crate) fn again(&mut self) {
+        // Otherwise the try ended before it took them.
+        if std::mem::take(&mut self.taken) {
+            self.headers = std::mem::take(&mut self.kept).into_iter().collect_headers();
+            if let Some(protocol) = self.protocol.clone() {
+                self.extensions.insert(protocol);
+            }
+        }
+    }
+
+    /// Brings the headers back from a request that was not sent.
+    pub(crate) fn take_back(&mut self, request: Request<Outgoing>) {
+        let parts = request.into_parts().0;
+        (self.headers, self.extensions) = (parts.headers, parts.extensions);
+        self.kept.clear();
+        self.taken = false;
+    }
+}
+
+trait CollectHeaders {
+    fn collect_headers(self) -> HeaderMap;
+}
+
+impl<I: Iterator<Item = (HeaderName, HeaderValue)>> CollectHeaders for I {
+    /// Keeps several values of one name, which `collect` would drop.
+    fn collect_headers(self) -> HeaderMap {
+        let mut headers = HeaderMap::with_capacity(self.size_hint().0);
+        for (name, value) in self {
+            headers.append(name, value);
+        }
+        headers
+    }
+}

@@ -1,0 +1,75 @@
+//! Answers that come from policy and not from an endpoint: redirects, direct responses, aborts.
+
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use mesh_core::matcher::CompiledRoute;
+use mesh_core::policy::{AbortStatus, DirectResponse, Redirect};
+
+use super::head::Head;
+use crate::body::Body;
+use crate::grpc;
+
+/// Performs a redirect (Envoy `RedirectAction`).
+pub(crate) fn redirect(policy: &Redirect, route: &CompiledRoute, head: &Head) -> Response<Body> {
+    let scheme = policy.scheme.as_deref().unwrap_or(head.scheme());
+    let authority = head.authority();
+    let (own_host, own_port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()),
+        _ => (authority, None),
+    };
+    let host = policy.host.as_deref().unwrap_or(own_host);
+    // A port that was right for the old scheme or host is not for the new one.
+    let port: Option<u16> = match policy.port {
+        Some(port) => Some(port),
+        None if policy.scheme.is_some() || policy.host.is_some() => None,
+        None => own_port,
+    };
+    let default = if scheme == "https" { 443 } else { 80 };
+    let port = port.filter(|port| *port != default).map(|port| format!(":{port}")).unwrap_or_default();
+    let path = route.rewrite_path(head.path_and_query());
+    let path = path.as_deref().unwrap_or(head.path_and_query());
+    let path = if policy.strip_query { path.split('?').next().unwrap_or(path) } else { path };
+
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::from_u16(policy.code).unwrap_or(StatusCode::MOVED_PERMANENTLY);
+    if let Ok(location) = HeaderValue::try_from(format!("{scheme}://{host}{port}{path}")) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
+}
+
+/// Answers at once.
+pub(crate) fn direct(policy: &DirectResponse, grpc_request: bool) -> Response<Body> {
+    let status = StatusCode::from_u16(policy.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    if grpc_request && status != StatusCode::OK {
+        return grpc_answer(grpc::code_of(status), &String::from_utf8_lossy(&policy.body));
+    }
+    let mut response = Response::new(Body::from(bytes::Bytes::from(policy.body.clone())));
+    *response.status_mut() = status;
+    response
+}
+
+/// The answer of an injected fault, in the protocol of the request.
+pub(crate) fn abort(status: AbortStatus, grpc_request: bool) -> Response<Body> {
+    const TEXT: &str = "fault filter abort";
+    let (http, grpc) = match status {
+        AbortStatus::Http(code) => {
+            let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            (status, grpc::code_of(status))
+        }
+        AbortStatus::Grpc(code) => (grpc::status_of(code), i32::try_from(code).unwrap_or(2)),
+    };
+    if grpc_request {
+        return grpc_answer(grpc, TEXT);
+    }
+    let mut response = Response::new(Body::from(TEXT));
+    *response.status_mut() = http;
+    response
+}
+
+fn grpc_answer(code: i32, message: &str) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    let mut headers: HeaderMap = grpc::status_headers(code, message);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    *response.headers_mut() = headers;
+    response
+}

@@ -1,0 +1,209 @@
+//! The way of one request, from the application to the wire: read [`send`], then [`forward`], then
+//! `tries.rs`.
+//!
+//! ```text
+//! send      destination → trace, caller's deadline → router → route
+//! forward   cluster → rewrite, headers → fault → route timeout
+//! tries     retries ─▶ admission → endpoint → connection ‖ wire
+//! back      classification → response headers → body (counts, frees and logs at its end)
+//! ```
+
+mod access;
+mod deadline;
+mod exchange;
+pub(crate) mod head;
+mod local;
+mod trace;
+mod tries;
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use http::{Response, request};
+use mesh_core::matcher::CompiledRoute;
+use mesh_core::policy::{AuthorityRewrite, Fault, Forward, HeaderPolicy, RouteAction};
+use tokio::time::{Instant, sleep};
+
+use self::access::Access;
+use self::deadline::Deadline;
+pub(crate) use self::exchange::Exchange;
+use self::head::Head;
+use self::trace::Trace;
+use crate::body::{Body, Payload};
+use crate::destination::{Destination, Destinations};
+use crate::env::Env;
+use crate::error::{Cause, Error};
+use crate::grpc;
+use crate::router::Router;
+
+/// Sends one request. The order is the behaviour:
+pub(crate) async fn send(
+    env: Arc<Env>,
+    destinations: Arc<Destinations>,
+    parts: request::Parts,
+    payload: Payload,
+) -> Result<Response<Body>, Error> {
+    let started = Instant::now();
+    // Above all else, for nothing is known of a request without its destination.
+    let destination = match destinations.of(&parts.uri, &parts.headers) {
+        Ok(destination) => destination,
+        Err(cause) => return Err(Error::new(parts.uri.authority().map_or("(none)", |a| a.as_str()), cause, 0)),
+    };
+    destination.touch(started, &env);
+    let trace = Trace::begin(&env);
+    let caller = Deadline::none().caller(trace.deadline());
+    let caller = caller.caller(deadline::grpc_timeout(&parts.headers).and_then(|left| started.checked_add(left)));
+    let head = Head::new(parts, &destination);
+    // Above everything that can fail, so that each request is counted and logged, once.
+    let mut exchange = open(&destination, &head, &trace, started);
+    let mut call = Call { env: &env, head, trace: &trace, payload, exchange: &mut exchange, caller };
+    match call.answer(&destination).await {
+        Ok(Answer::Endpoint(response)) => Ok(response.map(|body| Body::of(body, exchange))),
+        Ok(Answer::Local(response, flags)) => {
+            exchange.answered(response.status(), response.headers(), flags);
+            exchange.end();
+            Ok(response)
+        }
+        Err(cause) => Err(exchange.give_up(cause)),
+    }
+}
+
+fn open(destination: &Destination, head: &Head, trace: &Trace, started: Instant) -> Box<Exchange> {
+    let access = Access::open(&head.method, head.authority(), head.uri(), Some(trace.position()));
+    let grpc = grpc::is_grpc(&head.headers);
+    Box::new(Exchange::new(destination.target().clone(), started, destination.series().clone(), grpc, access))
+}
+
+/// One request under way.
+struct Call<'c> {
+    env: &'c Arc<Env>,
+    head: Head,
+    trace: &'c Trace,
+    payload: Payload,
+    exchange: &'c mut Exchange,
+    caller: Deadline,
+}
+
+/// An answer and where it comes from.
+enum Answer {
+    Endpoint(Response<hyper::body::Incoming>),
+    /// With the response flags.
+    Local(Response<Body>, &'static str),
+}
+
+impl Call<'_> {
+    /// From the destination to the route.
+    async fn answer(&mut self, destination: &Destination) -> Result<Answer, Cause> {
+        let wait = self.env.limits.config_wait;
+        let wait = self.caller.at().map_or(wait, |at| wait.min(at.saturating_duration_since(self.exchange.started())));
+        // Kept for the whole request, retries included: one request never sees two configurations.
+        let router = destination.router(wait).await?;
+        let draw = || self.env.draw_million();
+        let route = router.table().route(&self.head.view(&draw)).ok_or_else(|| self.no_route())?;
+        if let Some(access) = self.exchange.access() {
+            access.route = route.route().name.clone();
+        }
+        match &route.route().action {
+            RouteAction::Forward(forward) => self.forward(&router, route, forward).await,
+            RouteAction::Redirect(policy) => {
+                Ok(Answer::Local(answered(local::redirect(policy, route, &self.head), route), "-"))
+            }
+            RouteAction::DirectResponse(policy) => {
+                Ok(Answer::Local(answered(local::direct(policy, self.exchange.is_grpc()), route), "-"))
+            }
+            RouteAction::NonForwarding => {
+                Err(Cause::UnsupportedAction("the route is for servers: it hands over to an application"))
+            }
+        }
+    }
+
+    /// From the route to its cluster.
+    async fn forward(&mut self, router: &Router, route: &CompiledRoute, forward: &Forward) -> Result<Answer, Cause> {
+        let plan = router.plan(route);
+        // Drawn once: all tries of a request go to the same cluster.
+        let (cluster, share) = router.choose(plan, forward, &self.head.headers, self.env)?;
+        self.exchange.count_in(cluster.series());
+        if let Some(access) = self.exchange.access() {
+            access.cluster = cluster.policy().name.to_string();
+        }
+        // Before header operations: those are the last word on what is sent.
+        self.rewrite(route, forward);
+        for headers in header_policies(route, share) {
+            headers.request.apply(&mut self.head.headers);
+        }
+        // Before the timeout begins, as in Envoy: a delay is not the endpoint's time.
+        if let Some(answer) = self.inject(plan.fault.as_ref()).await? {
+            return Ok(answer);
+        }
+        let deadline = self.deadline(router, forward);
+        self.exchange.set_deadline(deadline);
+        let endpoint_host = matches!(forward.rewrite.authority, Some(AuthorityRewrite::Endpoint));
+        // Above the tries: they and the back-off between them share the time.
+        let (mut response, flags) = {
+            // Pinned here: what `bound` takes by value it would hold three times.
+            let tries = pin!(tries::send(self, router, cluster, plan, endpoint_host));
+            deadline.bound(tries).await?
+        };
+        for headers in header_policies(route, share) {
+            headers.response.apply(response.headers_mut());
+        }
+        self.exchange.answered(response.status(), response.headers(), flags);
+        Ok(Answer::Endpoint(response))
+    }
+
+    fn rewrite(&mut self, route: &CompiledRoute, forward: &Forward) {
+        if let Some(path) = route.rewrite_path(self.head.path_and_query()) {
+            self.head.set_path(path);
+        }
+        if let Some(AuthorityRewrite::Literal(authority)) = &forward.rewrite.authority {
+            self.head.set_authority(authority);
+        }
+    }
+
+    /// The delay first, then the abort, each drawn by itself (gRFC A33).
+    async fn inject(&mut self, fault: Option<&Fault>) -> Result<Option<Answer>, Cause> {
+        let Some(fault) = fault else { return Ok(None) };
+        if let Some(delay) = fault.delay.as_ref().filter(|delay| delay.share.hit(self.env.draw_million())) {
+            let wait = async {
+                sleep(delay.duration).await;
+                Ok(())
+            };
+            self.caller.bound(wait).await?;
+        }
+        let abort = fault.abort.as_ref().filter(|abort| abort.share.hit(self.env.draw_million()));
+        Ok(abort.map(|abort| Answer::Local(local::abort(abort.status, self.exchange.is_grpc()), "FI")))
+    }
+
+    /// The earliest of the caller's deadline, the route's timeout and its ceiling for gRPC callers.
+    fn deadline(&self, router: &Router, forward: &Forward) -> Deadline {
+        let ceiling = forward.max_stream_duration.or(router.snapshot().listener.max_stream_duration);
+        // A timeout of zero switches it off, as in Envoy.
+        let limits = [forward.timeout, ceiling].into_iter().flatten().filter(|timeout| !timeout.is_zero());
+        limits.fold(self.caller, |deadline, timeout| deadline.route(Instant::now(), timeout))
+    }
+
+    fn no_route(&self) -> Cause {
+        Cause::NoRoute {
+            method: self.head.method.clone(),
+            authority: self.head.authority().to_owned(),
+            path: self.head.uri().path().to_owned(),
+        }
+    }
+}
+
+/// Header operations for a request on a route: the more specific first, as Envoy orders them.
+fn header_policies<'r>(
+    route: &'r CompiledRoute,
+    share: Option<&'r HeaderPolicy>,
+) -> impl Iterator<Item = &'r HeaderPolicy> + use<'r> {
+    let levels = [Some(&route.route().headers), Some(&route.virtual_host().headers), Some(&route.config().headers)];
+    std::iter::once(share).chain(levels).flatten().filter(|policy| !policy.is_empty())
+}
+
+/// A local answer with its route's response headers.
+fn answered(mut response: Response<Body>, route: &CompiledRoute) -> Response<Body> {
+    for headers in header_policies(route, None) {
+        headers.response.apply(response.headers_mut());
+    }
+    response
+}

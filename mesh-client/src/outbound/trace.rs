@@ -1,0 +1,53 @@
+//! The trace position of a request: a child of the request being served, or a new trace.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use mesh_core::context::{self, RequestContext, TRACEPARENT, TraceContext};
+use tokio::time::Instant;
+
+use crate::env::Env;
+
+/// Where a request stands in its trace.
+pub(crate) struct Trace {
+    served: Option<Arc<RequestContext>>,
+    position: TraceContext,
+}
+
+impl Trace {
+    /// Picks up the request being served on this task, if any.
+    pub(crate) fn begin(env: &Env) -> Self {
+        let served = context::current();
+        let position = match &served {
+            Some(context) => context.trace,
+            None => TraceContext::new(|| env.id()),
+        };
+        Self { served, position }
+    }
+
+    pub(crate) fn position(&self) -> TraceContext {
+        self.position
+    }
+
+    /// When the caller of the request being served stops waiting.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.served.as_ref()?.deadline
+    }
+
+    /// Writes the headers of one try, each a span of its own. What the application set itself stays.
+    pub(crate) fn write(&self, env: &Env, http2: bool, headers: &mut HeaderMap) {
+        if headers.contains_key(&TRACEPARENT) && self.served.is_none() {
+            return;
+        }
+        match &self.served {
+            Some(context) => context.write_headers(env.id(), headers),
+            None => {
+                headers.insert(&TRACEPARENT, self.position.child(env.id()).to_header());
+            }
+        }
+        if http2 && let Some(value) = headers.get_mut(&TRACEPARENT) {
+            // Differs in every request: HPACK must not put it into its table.
+            value.set_sensitive(true);
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! One destination's snapshot made ready for requests: the compiled route table, and beside each route
+//! what it needs at run time, with its clusters resolved. Built when the snapshot changes, never per
+//! request.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use http::HeaderName;
+use mesh_core::id::{ClusterName, Target};
+use mesh_core::matcher::{CompiledRoute, RouteTable};
+use mesh_core::policy::{
+    ClusterChoice, ClusterState, Discovery, Fault, Forward, HeaderPolicy, HttpFilterKind, RetryPolicy, RouteAction,
+    Snapshot,
+};
+use mesh_core::retry::{Backoff, Budget, RetryRules};
+use tokio::time::Instant;
+
+use crate::cluster::Cluster;
+use crate::env::Env;
+use crate::error::Cause;
+
+/// A destination ready to route requests.
+pub(crate) struct Router {
+    snapshot: Arc<Snapshot>,
+    table: RouteTable,
+    // By `CompiledRoute::id`.
+    plans: Box<[Plan]>,
+    clusters: BTreeMap<ClusterName, Slot>,
+    budget: Option<Arc<Budget>>,
+}
+
+/// A cluster as routes find it.
+#[derive(Clone)]
+pub(crate) enum Slot {
+    /// Usable.
+    Ready(Arc<Cluster>),
+    /// Several, the first with a usable endpoint serves.
+    Aggregate(Arc<[Slot]>),
+    /// Named by a route, and missing or refused.
+    Failed(ClusterName, Arc<str>),
+}
+
+/// What one route needs at run time.
+pub(crate) struct Plan {
+    pub(crate) choice: Choice,
+    pub(crate) fault: Option<Fault>,
+    pub(crate) retry: Option<Retries>,
+}
+
+/// Where a route's requests go.
+pub(crate) enum Choice {
+    /// Nowhere: the route answers by itself.
+    None,
+    /// One cluster.
+    One(Slot),
+    /// Drawn by weight; in the order of the policy's entries.
+    Weighted(Box<[Slot]>),
+    /// Named by a request header.
+    Header(HeaderName),
+}
+
+/// A retry policy, compiled.
+pub(crate) struct Retries {
+    pub(crate) policy: RetryPolicy,
+    pub(crate) rules: RetryRules,
+    pub(crate) backoff: Backoff,
+}
+
+impl Router {
+    /// Makes `snapshot` ready. Clusters of `previous` whose policy is equal are taken over with their
+    /// connections and counters, and get the new endpoints.
+    pub(crate) fn build(target: &Target, snapshot: Arc<Snapshot>, previous: Option<&Self>, env: &Arc<Env>) -> Self {
+        let clusters = clusters(target, &snapshot, previous, env);
+        let table = RouteTable::compile(&snapshot.routes, target.port(), &env.workload);
+        let filter_fault = snapshot.listener.filters.iter().find_map(|filter| match &filter.kind {
+            HttpFilterKind::Fault(fault) => fault.clone(),
+            _ => None,
+        });
+        let plans = table.routes().iter().map(|route| Plan::new(route, &clusters, filter_fault.as_ref())).collect();
+        let budget = snapshot.routes.retry_budget.as_ref().map(|policy| {
+            let kept = previous.filter(|old| old.snapshot.routes.retry_budget.as_ref() == Some(policy));
+            let kept = kept.and_then(|old| old.budget.clone());
+            kept.unwrap_or_else(|| Arc::new(Budget::new(policy.clone(), Instant::now())))
+        });
+        Self { snapshot, table, plans, clusters, budget }
+    }
+
+    pub(crate) fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+
+    pub(crate) fn table(&self) -> &RouteTable {
+        &self.table
+    }
+
+    pub(crate) fn plan(&self, route: &CompiledRoute) -> &Plan {
+        &self.plans[route.id()]
+    }
+
+    /// Every cluster with its name.
+    pub(crate) fn clusters(&self) -> &BTreeMap<ClusterName, Slot> {
+        &self.clusters
+    }
+
+    /// Linkerd's retry budget of the destination.
+    pub(crate) fn budget(&self) -> Option<&Budget> {
+        self.budget.as_deref()
+    }
+
+    /// The cluster for one request, drawn by weight where there are several, and the header operations
+    /// of its share.
+    pub(crate) fn choose<'r>(
+        &'r self,
+        plan: &'r Plan,
+        forward: &'r Forward,
+        headers: &http::HeaderMap,
+        env: &Env,
+    ) -> Result<(&'r Arc<Cluster>, Option<&'r HeaderPolicy>), Cause> {
+        match &plan.choice {
+            Choice::One(slot) => Ok((slot.cluster()?, None)),
+            Choice::Weighted(slots) => {
+                let ClusterChoice::Weighted(weighted) = &forward.to else {
+                    unreachable!("a weighted plan comes from a weighted policy")
+                };
+                let mut left = env.draw(u64::from(weighted.total()));
+                for (entry, slot) in weighted.entries().iter().zip(slots) {
+                    match left.checked_sub(u64::from(entry.weight)) {
+                        None => return Ok((slot.cluster()?, Some(&entry.headers))),
+                        Some(rest) => left = rest,
+                    }
+                }
+                unreachable!("the draw is below the sum of the weights")
+            }
+            Choice::Header(name) => {
+                let wanted = headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+                match self.clusters.get(&ClusterName::new(wanted)) {
+                    Some(slot) => Ok((slot.cluster()?, None)),
+                    None => Err(Cause::NoCluster {
+                        cluster: wanted.into(),
+                        reason: format!("named by header {name}, and this destination has no such cluster").into(),
+                    }),
+                }
+            }
+            Choice::None => Err(Cause::UnsupportedAction("the route does not forward")),
+        }
+    }
+
+    /// Closes connections that were idle or alive for too long.
+    pub(crate) fn reap(&self, now: Instant) {
+        for slot in self.clusters.values() {
+            if let Slot::Ready(cluster) = slot {
+                cluster.reap(now);
+            }
+        }
+    }
+}
+
+impl Slot {
+    /// The cluster to use now.
+    pub(crate) fn cluster(&self) -> Result<&Arc<Cluster>, Cause> {
+        match self {
+            Self::Ready(cluster) => Ok(cluster),
+            Self::Failed(cluster, reason) => Err(Cause::NoCluster { cluster: cluster.clone(), reason: reason.clone() }),
+            Self::Aggregate(parts) => {
+                let usable = parts.iter().filter_map(|part| part.cluster().ok()).find(|cluster| cluster.is_usable());
+                match (usable, parts.first()) {
+                    (Some(cluster), _) => Ok(cluster),
+                    // None is usable: the first says why.
+                    (None, Some(first)) => first.cluster(),
+                    (None, None) => Err(Cause::NoCluster {
+                        cluster: "".into(),
+                        reason: "the aggregate cluster has no parts".into(),
+                    }),
+                }
+            }
+        }
+    }
+}
+
+impl Plan {
+    fn new(route: &CompiledRoute, clusters: &BTreeMap<ClusterName, Slot>, filter_fault: Option<&Fault>) -> Self {
+        let slot = |name: &ClusterName| match clusters.get(name) {
+            Some(slot) => slot.clone(),
+            None => Slot::Failed(name.clone(), "the snapshot does not hold it".into()),
+        };
+        let choice = match &route.route().action {
+            RouteAction::Forward(forward) => match &forward.to {
+                ClusterChoice::Cluster(name) => Choice::One(slot(name)),
+                ClusterChoice::Weighted(weighted) => {
+                    Choice::Weighted(weighted.entries().iter().map(|entry| slot(&entry.name)).collect())
+                }
+                ClusterChoice::Header(name) => Choice::Header(name.clone()),
+            },
+            RouteAction::Redirect(_) | RouteAction::DirectResponse(_) | RouteAction::NonForwarding => Choice::None,
+        };
+        let retry = route.retry().filter(|policy| policy.attempts > 0).map(|policy| Retries {
+            rules: RetryRules::new(&policy.on, &route.route().response_classes),
+            backoff: Backoff::of(policy),
+            policy: policy.clone(),
+        });
+        Self { choice, fault: route.route().fault.as_ref().or(filter_fault).cloned(), retry }
+    }
+}
+
+fn clusters(
+    target: &Target,
+    snapshot: &Snapshot,
+    previous: Option<&Router>,
+    env: &Arc<Env>,
+) -> BTreeMap<ClusterName, Slot> {
+    let mut slots = BTreeMap::new();
+    let mut aggregates: HashMap<&ClusterName, &[ClusterName]> = HashMap::new();
+    for (name, state) in &snapshot.clusters {
+        let (policy, endpoints) = match state {
+            ClusterState::Failed(reason) => {
+                slots.insert(name.clone(), Slot::Failed(name.clone(), reason.clone()));
+                continue;
+            }
+            ClusterState::Ready { cluster, endpoints } => (cluster, endpoints),
+        };
+        if let Discovery::Aggregate(parts) = &policy.discovery {
+            aggregates.insert(name, parts);
+            continue;
+        }
+        let kept = match previous.and_then(|old| old.clusters.get(name)) {
+            Some(Slot::Ready(old)) if old.policy() == policy => Some(old.clone()),
+            _ => None,
+        };
+        let cluster = match kept {
+            Some(kept) => {
+                kept.update(endpoints, env);
+                kept
+            }
+            None => Cluster::new(policy.clone(), endpoints.clone(), target, env),
+        };
+        slots.insert(name.clone(), Slot::Ready(cluster));
+    }
+    for (name, parts) in aggregates {
+        // Aggregates of aggregates are not followed: they could go in circles.
+        let part = |part: &ClusterName| match slots.get(part) {
+            Some(slot @ (Slot::Ready(_) | Slot::Failed(..))) => slot.clone(),
+            _ => Slot::Failed(part.clone(), "the snapshot does not hold this part of an aggregate".into()),
+        };
+        let aggregate = Slot::Aggregate(parts.iter().map(part).collect());
+        slots.insert(name.clone(), aggregate);
+    }
+    slots
+}

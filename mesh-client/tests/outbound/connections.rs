@@ -1,0 +1,202 @@
+//! The life of connections.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use mesh_client::Client;
+use mesh_core::error::{Code, Fault};
+use mesh_core::policy::{
+    CircuitBreakers, Cluster, ConnectionOptions, Discovery, Forward, RetryOn, UpstreamProtocol, UpstreamTls,
+};
+use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{TARGET, client_of, cluster, fetch, forward_with, post, read, retrying, server_of, snapshot_with};
+
+fn speaking(protocol: UpstreamProtocol) -> Cluster {
+    Cluster { connection: ConnectionOptions { protocol, ..ConnectionOptions::default() }, ..cluster("test") }
+}
+
+#[tokio::test]
+async fn one_connection_carries_request_after_request() {
+    let server = EchoServer::start("one").await;
+    for (protocol, version, connections) in
+        [(UpstreamProtocol::Http1, "HTTP/1.1", 1), (UpstreamProtocol::Http2, "HTTP/2.0", 2)]
+    {
+        let (client, _) = client_of(snapshot_with(forward_with(None), speaking(protocol), &[&server]));
+        for _ in 0..5 {
+            let response = read(client.send(post("/", "hello")).await.unwrap()).await.unwrap();
+            assert_eq!(
+                (response.headers()["x-echo-version"].to_str().unwrap(), &response.body()[..]),
+                (version, &b"hello"[..])
+            );
+            assert_eq!(response.headers()["x-echo-authority"], TARGET);
+        }
+        assert_eq!(server.connections(), connections);
+    }
+}
+
+#[tokio::test]
+async fn many_requests_at_once_share_one_http2_connection() {
+    let server = EchoServer::start("one").await;
+    let (client, _) = client_of(snapshot_with(forward_with(None), speaking(UpstreamProtocol::Http2), &[&server]));
+    let all = futures_util::future::join_all((0..20).map(|_| fetch(&client, "/"))).await;
+    assert!(all.into_iter().all(|one| one.unwrap().status() == StatusCode::OK));
+    assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_connection_is_closed_after_its_last_request() {
+    let server = EchoServer::start("one").await;
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let before = server.connections();
+        let mut limited = speaking(protocol);
+        limited.connection.max_requests_per_connection = Some(2);
+        let (client, _) = client_of(snapshot_with(forward_with(None), limited, &[&server]));
+        for _ in 0..6 {
+            fetch(&client, "/").await.unwrap();
+        }
+        assert_eq!(server.connections() - before, 3, "{protocol:?}");
+        // The same by age: one that is too old at once serves once.
+        let mut aged = speaking(protocol);
+        aged.connection.max_age = Some(Duration::ZERO);
+        let (client, _) = client_of(snapshot_with(forward_with(None), aged, &[&server]));
+        for _ in 0..3 {
+            fetch(&client, "/").await.unwrap();
+        }
+        assert_eq!(server.connections() - before, 6, "{protocol:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_died_in_keep_alive_is_not_noticed() {
+    let server = EchoServer::start("one").await;
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let (client, _) = client_of(snapshot_with(forward_with(None), speaking(protocol), &[&server]));
+        server.script([Behaviour::Echo, Behaviour::CloseConnection]);
+        fetch(&client, "/1").await.unwrap();
+        assert_eq!(fetch(&client, "/2").await.unwrap().status(), 200, "{protocol:?}");
+        // Control: what may not be sent twice is not, unless the policy says so.
+        server.script([Behaviour::CloseConnection]);
+        let error = client.send(post("/3", "pay")).await.unwrap_err();
+        assert_eq!(error.code(), Code::CONNECTION_LOST, "{protocol:?} {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_fresh_connection_that_dies_is_not_retried_without_a_policy() {
+    let server = EchoServer::start("one").await;
+    let (client, _) = client_of(policy::snapshot_to(&[server.address()]));
+    server.script([Behaviour::CloseConnection]);
+    assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::CONNECTION_LOST);
+    assert_eq!(server.requests(), 1);
+}
+
+#[tokio::test]
+async fn a_new_snapshot_keeps_the_connections_of_equal_clusters() {
+    let server = EchoServer::start("one").await;
+    let (client, source) = client_of(snapshot_with(forward_with(None), cluster("test"), &[&server]));
+    fetch(&client, "/").await.unwrap();
+
+    // Another route, the same cluster: the new snapshot is in force as soon as the new answer comes.
+    let mut forward = Forward::to("test".into());
+    forward.rewrite.path = Some(mesh_core::policy::PathRewrite::Full("/new".into()));
+    source.set_snapshot(TARGET, snapshot_with(forward.clone(), cluster("test"), &[&server]));
+    while fetch(&client, "/").await.unwrap().headers()["x-echo-path"] != "/new" {}
+    assert_eq!(server.connections(), 1);
+
+    // Control: another cluster policy, other connections.
+    let breaker = CircuitBreakers { max_requests: Some(9), ..CircuitBreakers::default() };
+    forward.rewrite.path = Some(mesh_core::policy::PathRewrite::Full("/newer".into()));
+    source.set_snapshot(TARGET, snapshot_with(forward, Cluster { breaker, ..cluster("test") }, &[&server]));
+    while fetch(&client, "/").await.unwrap().headers()["x-echo-path"] != "/newer" {}
+    assert_eq!(server.connections(), 2);
+}
+
+#[tokio::test]
+async fn a_removed_endpoint_finishes_what_it_has() {
+    let (old, new) = (EchoServer::start("old").await, EchoServer::start("new").await);
+    old.behave(Behaviour::Hold);
+    let (client, source) = client_of(policy::snapshot_to(&[old.address()]));
+    let swap = async {
+        old.wait_for_requests(1).await;
+        source.set_snapshot(TARGET, policy::snapshot_to(&[new.address()]));
+        let address = || client.dump().destinations[0].clusters[0].endpoints[0].address.to_string();
+        while address() != new.address().to_string() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "new");
+        old.release();
+    };
+    let (held, ()) = tokio::join!(fetch(&client, "/held"), swap);
+    assert_eq!(server_of(&held.unwrap()), "old");
+}
+
+/// Answers every request on one connection and tells when the client closed it.
+async fn serve_until_closed(listener: tokio::net::TcpListener) {
+    let (mut socket, _) = listener.accept().await.unwrap();
+    let mut buffer = [0; 4096];
+    loop {
+        let read = socket.read(&mut buffer).await.unwrap();
+        if read == 0 {
+            return;
+        }
+        socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn dropping_the_client_closes_its_connections() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (client, source) = client_of(policy::snapshot_to(&[listener.local_addr().unwrap()]));
+    let use_it = async {
+        fetch(&client, "/").await.unwrap();
+        drop(client);
+    };
+    tokio::join!(serve_until_closed(listener), use_it);
+    while source.readers(TARGET) > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn idle_connections_and_unused_destinations_go() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut short = cluster("test");
+    short.connection.idle_timeout = Some(Duration::from_secs(20));
+    let endpoint = mesh_core::policy::Endpoint::new(mesh_core::policy::Address::Socket(listener.local_addr().unwrap()));
+    let source = FixedSource::of(TARGET, policy::snapshot_of(short, [endpoint]));
+    let client = Client::builder(source.clone()).forget_after(Duration::from_secs(60)).build();
+    let wait = async {
+        fetch(&client, "/").await.unwrap();
+        tokio::time::pause();
+        mesh_testkit::clock::pass(Duration::from_secs(30)).await;
+    };
+    tokio::join!(serve_until_closed(listener), wait);
+    assert_eq!(client.dump().destinations.len(), 1);
+    mesh_testkit::clock::pass(Duration::from_secs(60)).await;
+    assert_eq!(client.dump().destinations.len(), 0);
+    assert_eq!(source.readers(TARGET), 0);
+}
+
+#[tokio::test]
+async fn names_are_resolved_and_passthrough_dials_what_was_dialled() {
+    let server = EchoServer::start("one").await;
+    let port = server.address().port();
+    let name = mesh_core::policy::Address::Name { host: "localhost".into(), port };
+    let named = policy::endpoints(&"test".into(), vec![mesh_core::policy::Endpoint::new(name)]);
+    let dialled = format!("localhost:{port}");
+    for (target, discovery) in [
+        (TARGET, Discovery::StrictDns(named.clone().into())),
+        (TARGET, Discovery::LogicalDns(named.into())),
+        (&dialled, Discovery::OriginalDestination),
+    ] {
+        let dns = Cluster { discovery, tls: UpstreamTls::Disable, ..cluster("test") };
+        // `localhost` may have an IPv6 address as well, at which nobody listens.
+        let on = RetryOn { connect_failure: true, ..RetryOn::default() };
+        let source = FixedSource::of(target, snapshot_with(forward_with(Some(retrying(1, on))), dns.clone(), &[]));
+        let client = Client::builder(source).build();
+        let request = http::Request::get(format!("http://{target}/")).body(String::new()).unwrap();
+        assert_eq!(client.send(request).await.unwrap().status(), 200, "{:?}", dns.discovery);
+    }
+}

@@ -1,0 +1,101 @@
+//! A generated client's calls over a [`mesh_client::Channel`].
+
+use std::time::Duration;
+
+use http::uri::PathAndQuery;
+use mesh_client::{Channel, Client};
+use mesh_core::policy::{AbortStatus, Fault, FaultAbort, PerMillion, RetryOn};
+use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
+use tonic::client::Grpc;
+use tonic::{Code, Response, Status};
+use tonic_prost::ProstCodec;
+
+use super::{TARGET, client_of, cluster, forward_with, retrying, snapshot_with};
+
+async fn say(channel: Channel, text: &str) -> Result<Response<String>, Status> {
+    let mut grpc = Grpc::new(channel);
+    grpc.ready().await.map_err(|never| Status::unknown(never.to_string()))?;
+    let path = PathAndQuery::from_static("/echo.Echo/Say");
+    grpc.unary(tonic::Request::new(text.to_owned()), path, ProstCodec::<String, String>::default()).await
+}
+
+#[tokio::test]
+async fn a_unary_call_goes_over_http2_whatever_the_cluster_says() {
+    let server = EchoServer::start("one").await;
+    let (client, _) = client_of(policy::snapshot_to(&[server.address()]));
+    let channel = client.channel(TARGET).unwrap();
+    let answer = say(channel.clone(), "hello").await.unwrap();
+    assert_eq!(answer.get_ref(), "hello");
+    assert_eq!(answer.metadata().get("x-echo-version").unwrap(), "HTTP/2.0");
+    assert_eq!(answer.metadata().get("x-echo-authority").unwrap(), TARGET);
+    say(channel, "again").await.unwrap();
+    assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test]
+async fn failures_arrive_as_a_status_with_our_code() {
+    let (client, _) = client_of(policy::snapshot_of(cluster("test"), []));
+    let status = say(client.channel(TARGET).unwrap(), "hello").await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().starts_with("MESH-1101 no healthy endpoint for reviews:9080"), "{}", status.message());
+    assert!(client.channel("no port").is_err());
+}
+
+#[tokio::test]
+async fn a_broken_connection_is_unavailable_with_our_code() {
+    let server = EchoServer::start("one").await;
+    server.behave(Behaviour::CloseConnection);
+    let (client, _) = client_of(policy::snapshot_to(&[server.address()]));
+    let status = say(client.channel(TARGET).unwrap(), "hello").await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().starts_with("MESH-1107"), "{}", status.message());
+}
+
+#[tokio::test]
+async fn an_unavailable_answer_is_retried() {
+    let server = EchoServer::start("one").await;
+    server.script([Behaviour::Grpc(14)]);
+    let on = RetryOn { unavailable: true, ..RetryOn::default() };
+    let (client, _) = client_of(snapshot_with(forward_with(Some(retrying(1, on))), cluster("test"), &[&server]));
+    assert_eq!(say(client.channel(TARGET).unwrap(), "hello").await.unwrap().get_ref(), "hello");
+    assert_eq!(server.requests(), 2);
+    // Control: the same answer under a policy that does not name it.
+    server.script([Behaviour::Grpc(14)]);
+    let on = RetryOn { internal: true, ..RetryOn::default() };
+    let (client, _) = client_of(snapshot_with(forward_with(Some(retrying(1, on))), cluster("test"), &[&server]));
+    assert_eq!(say(client.channel(TARGET).unwrap(), "hello").await.unwrap_err().code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn an_injected_abort_is_a_grpc_status() {
+    let mut route = policy::route_to("test".into());
+    let abort = FaultAbort { status: AbortStatus::Http(503), share: PerMillion::ALL };
+    route.fault = Some(Fault { delay: None, abort: Some(abort) });
+    let snapshot = policy::snapshot(policy::routes([route]), [(cluster("test"), vec![])]);
+    let client = Client::builder(FixedSource::of(TARGET, snapshot)).build();
+    let status = say(client.channel(TARGET).unwrap(), "hello").await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::Unavailable, "fault filter abort"));
+}
+
+#[tokio::test]
+async fn the_callers_timeout_is_passed_on_and_kept() {
+    let server = EchoServer::start("slow").await;
+    server.behave(Behaviour::Hold);
+    let (client, _) = client_of(policy::snapshot_to(&[server.address()]));
+    let mut grpc = Grpc::new(client.channel(TARGET).unwrap());
+    let mut request = tonic::Request::new("hello".to_owned());
+    request.set_timeout(Duration::from_secs(10));
+    let path = PathAndQuery::from_static("/echo.Echo/Say");
+    let call = grpc.unary(request, path, ProstCodec::<String, String>::default());
+    let advance = async {
+        server.wait_for_requests(1).await;
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(10)).await;
+        tokio::time::resume();
+    };
+    let (result, ()) = tokio::join!(call, advance);
+    let status: Status = result.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert!(status.message().starts_with("MESH-1202"), "{}", status.message());
+    assert!(server.received()[0].headers.contains_key("grpc-timeout"));
+}

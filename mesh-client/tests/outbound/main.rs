@@ -1,0 +1,81 @@
+//! The outbound path over loopback: only the endpoints are stand-ins.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod connections;
+mod grpc;
+mod refusals;
+mod resilience;
+mod routing;
+mod telemetry;
+mod tls;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Empty, Full};
+use mesh_client::{Body, Client, Error};
+use mesh_core::policy::{Cluster, Forward, RetryOn, RetryPolicy, RouteConfiguration, RouteMatch, Snapshot};
+use mesh_testkit::{EchoServer, FixedSource, policy};
+
+const TARGET: &str = "reviews:9080";
+
+fn client_of(snapshot: Snapshot) -> (Client, Arc<FixedSource>) {
+    let source = FixedSource::of(TARGET, snapshot);
+    (Client::builder(source.clone()).build(), source)
+}
+
+fn get(path: &str) -> Request<Empty<Bytes>> {
+    Request::get(format!("http://{TARGET}{path}")).body(Empty::new()).unwrap()
+}
+
+fn post(path: &str, body: &'static str) -> Request<Full<Bytes>> {
+    Request::post(format!("http://{TARGET}{path}")).body(Full::new(Bytes::from_static(body.as_bytes()))).unwrap()
+}
+
+/// Sends a GET and reads the answer to its end, so that its connection is free again.
+async fn fetch(client: &Client, path: &str) -> Result<Response<Bytes>, Error> {
+    read(client.send(get(path)).await?).await
+}
+
+async fn read(response: Response<Body>) -> Result<Response<Bytes>, Error> {
+    let (parts, body) = response.into_parts();
+    Ok(Response::from_parts(parts, body.collect().await?.to_bytes()))
+}
+
+/// The name of the server that answered.
+fn server_of<B>(response: &Response<B>) -> &str {
+    response.headers()["x-echo-server"].to_str().unwrap()
+}
+
+/// A destination with one cluster, forwarded to under these rules.
+fn snapshot_with(forward: Forward, cluster: Cluster, servers: &[&EchoServer]) -> Snapshot {
+    let routes = policy::routes([policy::forward(RouteMatch::any(), forward)]);
+    let endpoints = servers.iter().map(|server| server.endpoint()).collect();
+    policy::snapshot(routes, [(cluster, endpoints)])
+}
+
+fn cluster(name: &str) -> Cluster {
+    Cluster::new(name.into())
+}
+
+fn retrying(attempts: u32, on: RetryOn) -> RetryPolicy {
+    RetryPolicy { backoff_base: Duration::from_millis(1), ..RetryPolicy::new(attempts, on) }
+}
+
+fn forward_with(retry: Option<RetryPolicy>) -> Forward {
+    Forward { retry, ..Forward::to("test".into()) }
+}
+
+/// An address at which nobody listens.
+fn dead_address() -> std::net::SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
+}
+
+/// A destination of several clusters.
+fn snapshot_of_clusters(routes: RouteConfiguration, servers: &[(&str, &EchoServer)]) -> Snapshot {
+    policy::snapshot(routes, servers.iter().map(|(name, server)| (cluster(name), vec![server.endpoint()])))
+}

@@ -1,0 +1,82 @@
+//! Requests that get nowhere, and what is said of it.
+
+use std::time::Duration;
+
+use http::Request;
+use mesh_client::Client;
+use mesh_core::error::{Code, Fault};
+use mesh_core::policy::{ClusterState, DestinationState, RouteAction, RouteMatch};
+use mesh_testkit::{FixedSource, policy};
+
+use super::{TARGET, client_of, cluster, fetch};
+
+#[tokio::test(start_paused = true)]
+async fn configuration_that_does_not_come_is_not_waited_for_forever() {
+    let source = FixedSource::new();
+    let client = Client::builder(source.clone()).build();
+    let start = tokio::time::Instant::now();
+    let error = fetch(&client, "/").await.unwrap_err();
+    assert_eq!((error.code(), start.elapsed()), (Code::CONFIG_PENDING, Duration::from_secs(5)));
+    assert!(source.was_asked(TARGET));
+}
+
+#[tokio::test]
+async fn an_unknown_destination_says_why() {
+    let source = FixedSource::new();
+    source.set(TARGET, DestinationState::Failed("no service named reviews in namespace default".into()));
+    let error = fetch(&Client::builder(source).build(), "/").await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "MESH-1002 unknown destination for reviews:9080 (no service named reviews in namespace default). Check the \
+         name and the namespace it is dialled from, and that a Service or ServiceEntry exists."
+    );
+}
+
+#[tokio::test]
+async fn each_gap_in_the_configuration_has_its_code() {
+    let nowhere = policy::snapshot(policy::routes([]), []);
+    let unnamed = policy::snapshot(policy::routes([policy::route_to("gone".into())]), []);
+    let mut refused = policy::snapshot_of(cluster("test"), []);
+    refused.clusters.insert("test".into(), ClusterState::Failed("no such subset".into()));
+    let server_side = policy::routes([policy::route(RouteMatch::any(), RouteAction::NonForwarding)]);
+    for (snapshot, code) in [
+        (nowhere, Code::NO_ROUTE),
+        (unnamed, Code::NO_CLUSTER),
+        (refused, Code::NO_CLUSTER),
+        (policy::snapshot(server_side, []), Code::UNSUPPORTED_ACTION),
+        (policy::snapshot_of(cluster("test"), []), Code::NO_ENDPOINT),
+    ] {
+        let (client, _) = client_of(snapshot);
+        let error = fetch(&client, "/").await.unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+        let response = error.into_response();
+        assert_eq!(response.status(), code.http_status());
+    }
+}
+
+#[tokio::test]
+async fn targets_that_cannot_be_dialled_are_the_callers_fault() {
+    let client = Client::builder(FixedSource::new()).build();
+    for request in [
+        Request::get("/relative"),
+        Request::get("/").header("host", "reviews:0"),
+        Request::get("/").header("host", "reviews:99999"),
+        Request::get("/").header("host", "re views:80"),
+        Request::get("/").header("host", ":80"),
+    ] {
+        let error = client.send(request.body(String::new()).unwrap()).await.unwrap_err();
+        assert_eq!(error.code(), Code::BAD_TARGET, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn the_number_of_destinations_is_bounded() {
+    let client = Client::builder(FixedSource::new()).max_destinations(1).config_wait(Duration::ZERO).build();
+    let code = async |host: &str| {
+        let request = Request::get(format!("http://{host}/")).body(String::new()).unwrap();
+        client.send(request).await.unwrap_err().code()
+    };
+    assert_eq!(code("one:80").await, Code::CONFIG_PENDING);
+    assert_eq!(code("two:80").await, Code::BREAKER_OPEN);
+    assert_eq!(code("one").await, Code::CONFIG_PENDING, "the same destination under its short form");
+}

@@ -1,0 +1,256 @@
+//! Retries, timeouts, limits.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::Request;
+use http_body::Frame;
+use http_body_util::StreamBody;
+use mesh_client::{Cause, Client};
+use mesh_core::error::{BoxError, Code, Fault, Retry};
+use mesh_core::policy::{
+    Address, CircuitBreakers, Cluster, ClusterState, ConnectionOptions, DropOverload, Endpoint, Endpoints, Forward,
+    Listener, PerMillion, PerMillionRatio, RetryBudget, RetryOn, RetryPolicy, UpstreamProtocol,
+};
+use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
+
+use super::{
+    TARGET, client_of, cluster, dead_address, fetch, forward_with, get, post, read, retrying, server_of, snapshot_with,
+};
+
+fn http2() -> Cluster {
+    let connection = ConnectionOptions { protocol: UpstreamProtocol::Http2, ..ConnectionOptions::default() };
+    Cluster { connection, ..cluster("test") }
+}
+
+fn on_503() -> RetryOn {
+    RetryOn { retriable_status_codes: true, status_codes: vec![503], ..RetryOn::default() }
+}
+
+/// Lets the clock run to `later` once the server has the request, so that nothing else can be late.
+async fn later(server: &EchoServer, requests: u64, later: Duration) {
+    server.wait_for_requests(requests).await;
+    tokio::time::pause();
+    tokio::time::advance(later).await;
+    tokio::time::resume();
+}
+
+#[tokio::test]
+async fn a_failed_connection_is_retried_at_another_endpoint() {
+    let server = EchoServer::start("alive").await;
+    for (attempts, all_answered) in [(1, true), (0, false)] {
+        let on = RetryOn { connect_failure: true, ..RetryOn::default() };
+        let mut snapshot = snapshot_with(forward_with(Some(retrying(attempts, on))), cluster("test"), &[]);
+        let dead = Endpoint::new(Address::Socket(dead_address()));
+        let endpoints = policy::endpoints(&"test".into(), vec![dead, server.endpoint()]);
+        let state = ClusterState::Ready { cluster: cluster("test").into(), endpoints: endpoints.into() };
+        snapshot.clusters.insert("test".into(), state);
+        let (client, _) = client_of(snapshot);
+        let mut failures = Vec::new();
+        for _ in 0..40 {
+            match fetch(&client, "/").await {
+                Ok(response) => assert_eq!(server_of(&response), "alive"),
+                Err(error) => failures.push(error.code()),
+            }
+        }
+        assert_eq!(failures.is_empty(), all_answered, "{attempts} attempts: {failures:?}");
+        assert!(failures.iter().all(|code| *code == Code::CONNECT_FAILED));
+    }
+}
+
+#[tokio::test]
+async fn a_refused_stream_is_retried() {
+    let server = EchoServer::start("one").await;
+    let on = RetryOn { refused_stream: true, ..RetryOn::default() };
+    let (client, _) = client_of(snapshot_with(forward_with(Some(retrying(1, on))), http2(), &[&server]));
+    server.script([Behaviour::RefuseStream]);
+    assert_eq!(read(client.send(post("/", "hello")).await.unwrap()).await.unwrap().body(), "hello");
+    // Control: without a policy the refusal is the answer.
+    let (client, _) = client_of(snapshot_with(forward_with(None), http2(), &[&server]));
+    server.script([Behaviour::RefuseStream]);
+    let error = client.send(post("/", "hello")).await.unwrap_err();
+    assert_eq!((error.code(), error.retry()), (Code::STREAM_REFUSED, Retry::Safe), "{error}");
+}
+
+#[tokio::test]
+async fn the_last_answer_stands_when_the_attempts_are_used_up() {
+    let server = EchoServer::start("one").await;
+    server.behave(Behaviour::Status(503));
+    let (client, _) = client_of(snapshot_with(forward_with(Some(retrying(2, on_503()))), cluster("test"), &[&server]));
+    assert_eq!(fetch(&client, "/").await.unwrap().status(), 503);
+    assert_eq!(server.requests(), 3);
+}
+
+#[tokio::test]
+async fn the_routes_timeout_ends_the_request() {
+    let server = EchoServer::start("slow").await;
+    server.behave(Behaviour::Hold);
+    let forward = Forward { timeout: Some(Duration::from_secs(10)), ..Forward::to("test".into()) };
+    let (client, _) = client_of(snapshot_with(forward, cluster("test"), &[&server]));
+    let (result, ()) = tokio::join!(client.send(get("/")), later(&server, 1, Duration::from_secs(10)));
+    let error = result.unwrap_err();
+    assert_eq!((error.code(), error.http_status().as_u16()), (Code::TIMEOUT, 504), "{error}");
+    assert_eq!(server.received()[0].headers["x-envoy-expected-rq-timeout-ms"].len(), 4, "below 10,000 ms");
+}
+
+#[tokio::test]
+async fn a_try_that_takes_too_long_is_made_again() {
+    let server = EchoServer::start("slow").await;
+    server.script([Behaviour::Hold]);
+    let on = RetryOn { gateway_error: true, ..RetryOn::default() };
+    let retry = RetryPolicy { per_try_timeout: Some(Duration::from_secs(10)), ..retrying(1, on) };
+    let (client, _) = client_of(snapshot_with(forward_with(Some(retry)), cluster("test"), &[&server]));
+    let (result, ()) = tokio::join!(fetch(&client, "/"), later(&server, 1, Duration::from_secs(10)));
+    assert_eq!(result.unwrap().status(), 200);
+    assert_eq!(server.requests(), 2);
+    // Control: with no attempt left the try's end is the request's.
+    server.script([Behaviour::Hold]);
+    let retry = RetryPolicy { per_try_timeout: Some(Duration::from_secs(10)), ..retrying(1, RetryOn::default()) };
+    let (client, _) = client_of(snapshot_with(forward_with(Some(retry)), cluster("test"), &[&server]));
+    let (result, ()) = tokio::join!(fetch(&client, "/"), later(&server, 3, Duration::from_secs(10)));
+    assert!(matches!(result.unwrap_err().cause(), Cause::PerTryTimeout(_)));
+}
+
+/// A body that comes in chunks.
+fn chunks(count: usize, size: usize) -> impl http_body::Body<Data = Bytes, Error = BoxError> + Send + 'static {
+    let frames = (0..count).map(move |i| Ok(Frame::data(Bytes::from(vec![b'a' + (i % 26) as u8; size]))));
+    StreamBody::new(stream::iter(frames))
+}
+
+#[tokio::test]
+async fn a_streamed_body_is_sent_again_up_to_the_limit() {
+    let server = EchoServer::start("one").await;
+    for (chunk_count, status, sent) in [(64, 200, 2), (65, 503, 1)] {
+        let before = server.requests();
+        let snapshot = snapshot_with(forward_with(Some(retrying(1, on_503()))), cluster("test"), &[&server]);
+        let (client, _) = client_of(snapshot);
+        server.script([Behaviour::Status(503)]);
+        let request = Request::put(format!("http://{TARGET}/")).body(chunks(chunk_count, 1024)).unwrap();
+        let response = read(client.send(request).await.unwrap()).await.unwrap();
+        assert_eq!(response.status(), status, "{chunk_count} KiB");
+        assert_eq!(server.requests() - before, sent, "{chunk_count} KiB");
+        assert_eq!(response.body().len(), chunk_count * 1024, "nothing of the body is lost");
+        assert_eq!((response.body()[0], response.body()[1024]), (b'a', b'b'));
+    }
+}
+
+#[tokio::test]
+async fn a_failing_request_body_is_the_callers_fault_and_not_retried() {
+    let server = EchoServer::start("one").await;
+    let on = RetryOn { server_error: true, reset: true, ..RetryOn::default() };
+    for cluster in [cluster("test"), http2()] {
+        let (client, _) = client_of(snapshot_with(forward_with(Some(retrying(3, on.clone()))), cluster, &[&server]));
+        let frames: [Result<_, BoxError>; 2] = [Ok(Frame::data(Bytes::from_static(b"x"))), Err("disk failed".into())];
+        let body = StreamBody::new(stream::iter(frames));
+        let error = client.send(Request::post(format!("http://{TARGET}/")).body(body).unwrap()).await.unwrap_err();
+        assert_eq!(error.code(), Code::REQUEST_BODY, "{error}");
+        assert!(error.to_string().contains("disk failed"));
+    }
+    assert_eq!(server.received().len(), 0, "no request was complete");
+}
+
+#[tokio::test]
+async fn more_requests_than_allowed_fail_fast() {
+    let server = EchoServer::start("one").await;
+    server.behave(Behaviour::Hold);
+    let breaker = CircuitBreakers { max_requests: Some(1), ..CircuitBreakers::default() };
+    let limited = Cluster { breaker, ..cluster("test") };
+    let (client, _) = client_of(snapshot_with(forward_with(None), limited, &[&server]));
+    let mut first = pin!(client.send(get("/1")));
+    let second = async {
+        server.wait_for_requests(1).await;
+        client.send(get("/2")).await.unwrap_err()
+    };
+    let error = tokio::select! {
+        biased;
+        _ = &mut first => unreachable!("it is held"),
+        error = second => error,
+    };
+    assert_eq!((error.code(), error.code().response_flag()), (Code::BREAKER_OPEN, "UO"), "{error}");
+    server.release();
+    // The place is free again only when the first answer has been read.
+    let first = first.await.unwrap();
+    server.behave(Behaviour::Echo);
+    read(first).await.unwrap();
+    assert_eq!(fetch(&client, "/3").await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn one_connection_serves_who_waits_and_refuses_who_may_not() {
+    let server = EchoServer::start("one").await;
+    server.behave(Behaviour::Hold);
+    let breaker = CircuitBreakers { max_connections: Some(1), max_pending: Some(1), ..CircuitBreakers::default() };
+    let limited = Cluster { breaker, ..cluster("test") };
+    let (client, _) = client_of(snapshot_with(forward_with(None), limited, &[&server]));
+    let (first, second) = (fetch(&client, "/1"), fetch(&client, "/2"));
+    let third = async {
+        server.wait_for_requests(1).await;
+        // The second waits for the connection by now: it was polled before this.
+        let error = client.send(get("/3")).await.unwrap_err();
+        server.behave(Behaviour::Echo);
+        server.release();
+        error
+    };
+    let (first, second, third) = tokio::join!(first, second, third);
+    assert!(first.is_ok() && second.is_ok());
+    assert!(matches!(third.cause(), Cause::Breaker { limit: "max_pending", .. }), "{third}");
+    assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test]
+async fn the_retry_budget_stops_a_storm() {
+    let server = EchoServer::start("one").await;
+    server.behave(Behaviour::Status(503));
+    for (budget, tries) in [(None, 20), (Some(2), 12)] {
+        let before = server.requests();
+        let mut snapshot = snapshot_with(forward_with(Some(retrying(1, on_503()))), cluster("test"), &[&server]);
+        let mut routes = (*snapshot.routes).clone();
+        routes.retry_budget = budget.map(|min| RetryBudget {
+            retry_ratio: PerMillionRatio(0),
+            min_retries_per_second: min,
+            ttl: Duration::from_secs(1),
+        });
+        snapshot.routes = routes.into();
+        let (client, _) = client_of(snapshot);
+        for _ in 0..10 {
+            fetch(&client, "/").await.unwrap();
+        }
+        let made = server.requests() - before;
+        // A run slower than a second earns more; never as many as without a budget unless it takes 5 s.
+        assert!(made >= tries && (budget.is_none() || made < 20), "{made} tries with budget {budget:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_callers_deadline_is_kept_and_passed_on() {
+    let server = EchoServer::start("slow").await;
+    server.behave(Behaviour::Hold);
+    let client = Client::builder(FixedSource::of(TARGET, policy::snapshot_to(&[server.address()]))).build();
+    let mut context = mesh_core::context::RequestContext::from_headers(&Default::default(), || 7);
+    context.deadline = Some(tokio::time::Instant::now() + Duration::from_secs(10));
+    let call = mesh_core::context::scope(context.into(), async { client.send(get("/")).await });
+    let (result, ()) = tokio::join!(call, later(&server, 1, Duration::from_secs(10)));
+    assert_eq!(result.unwrap_err().code(), Code::DEADLINE);
+}
+
+#[tokio::test]
+async fn the_control_planes_drop_share_and_the_listeners_ceiling_are_kept() {
+    let server = EchoServer::start("one").await;
+    let mut snapshot = snapshot_with(forward_with(None), cluster("test"), &[&server]);
+    let drops = vec![DropOverload { category: "shed".into(), share: PerMillion::ALL }];
+    let endpoints = Endpoints { drops, ..policy::endpoints(&"test".into(), vec![server.endpoint()]) };
+    let state = ClusterState::Ready { cluster: cluster("test").into(), endpoints: endpoints.into() };
+    snapshot.clusters.insert("test".into(), state);
+    let (client, _) = client_of(snapshot);
+    assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::BREAKER_OPEN);
+
+    server.behave(Behaviour::Hold);
+    let mut snapshot = snapshot_with(forward_with(None), cluster("test"), &[&server]);
+    let ceiling = Listener { max_stream_duration: Some(Duration::from_secs(10)), ..(*snapshot.listener).clone() };
+    snapshot.listener = ceiling.into();
+    let (client, _) = client_of(snapshot);
+    let (result, ()) = tokio::join!(fetch(&client, "/"), later(&server, 1, Duration::from_secs(10)));
+    assert_eq!(result.unwrap_err().code(), Code::TIMEOUT);
+}

@@ -1,0 +1,233 @@
+//! Which endpoint a request reaches, and what of it arrives.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Request};
+use mesh_client::{Client, DestinationPhase};
+use mesh_core::policy::{
+    AbortStatus, ClusterChoice, DestinationState, DirectResponse, Discovery, Fault, FaultAbort, FaultDelay, Forward,
+    HeaderAction, HeaderKey, HeaderMatch, HeaderMatcher, HeaderOps, HeaderPolicy, HeaderWrite, PathMatch, PathRewrite,
+    PerMillion, Redirect, Rewrite, Route, RouteAction, RouteMatch, StringMatcher, WeightedCluster, WeightedClusters,
+};
+use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
+
+use super::{TARGET, client_of, fetch, forward_with, get, read, server_of, snapshot_of_clusters, snapshot_with};
+
+fn to(cluster: &str, matcher: RouteMatch) -> Route {
+    policy::forward(matcher, Forward::to(cluster.into()))
+}
+
+fn when_header(name: &'static str, value: &str) -> RouteMatch {
+    let header = HeaderMatcher {
+        name: HeaderKey::Header(HeaderName::from_static(name)),
+        value: HeaderMatch::Text(StringMatcher::exact(value)),
+        invert: false,
+        treat_missing_as_empty: false,
+    };
+    RouteMatch { headers: vec![header], ..RouteMatch::any() }
+}
+
+#[tokio::test]
+async fn a_header_decides_the_cluster() {
+    let (v1, v2) = (EchoServer::start("v1").await, EchoServer::start("v2").await);
+    let routes = policy::routes([to("v2", when_header("end-user", "jason")), to("v1", RouteMatch::any())]);
+    let (client, _) = client_of(snapshot_of_clusters(routes, &[("v1", &v1), ("v2", &v2)]));
+
+    assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "v1");
+    let mut request = get("/");
+    request.headers_mut().insert("end-user", HeaderValue::from_static("jason"));
+    assert_eq!(server_of(&client.send(request).await.unwrap()), "v2");
+}
+
+#[tokio::test]
+async fn weights_are_kept_exactly_over_even_draws() {
+    let (v1, v2) = (EchoServer::start("v1").await, EchoServer::start("v2").await);
+    let entry = |name: &str, weight| WeightedCluster { name: name.into(), weight, headers: HeaderPolicy::default() };
+    let weighted = WeightedClusters::new(vec![entry("v1", 90), entry("v2", 10)]).unwrap();
+    let forward = Forward { to: ClusterChoice::Weighted(weighted), ..Forward::to("".into()) };
+    let routes = policy::routes([policy::forward(RouteMatch::any(), forward)]);
+    let source = FixedSource::of(TARGET, snapshot_of_clusters(routes, &[("v1", &v1), ("v2", &v2)]));
+    // Draws of the split go round evenly; all others do not matter here.
+    let next = AtomicU64::new(0);
+    let random = move |below| if below == 100 { next.fetch_add(1, Ordering::Relaxed) % 100 } else { below / 2 };
+    let client = Client::builder(source).random(random).build();
+    for _ in 0..200 {
+        fetch(&client, "/").await.unwrap();
+    }
+    assert_eq!((v1.requests(), v2.requests()), (180, 20));
+}
+
+#[tokio::test]
+async fn the_busy_endpoint_is_avoided() {
+    let (busy, free) = (EchoServer::start("busy").await, EchoServer::start("free").await);
+    let source = FixedSource::of(TARGET, policy::snapshot_to(&[busy.address(), free.address()]));
+    // The picker's draws, between two endpoints, take turns: it always compares the one with the other.
+    let next = AtomicU64::new(0);
+    let random = move |below| if below == 2 { next.fetch_add(1, Ordering::Relaxed) % 2 } else { below / 2 };
+    let client = Client::builder(source).random(random).build();
+    busy.behave(Behaviour::Hold);
+    let rest = async {
+        busy.wait_for_requests(1).await;
+        for _ in 0..50 {
+            assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "free");
+        }
+        busy.release();
+    };
+    // Without a load on either the first drawn is taken.
+    let (first, ()) = tokio::join!(fetch(&client, "/held"), rest);
+    assert_eq!(server_of(&first.unwrap()), "busy");
+}
+
+#[tokio::test]
+async fn rewrites_and_header_operations_reach_the_endpoint_and_the_answer() {
+    let server = EchoServer::start("v1").await;
+    let write = |name: &'static str, value| HeaderWrite {
+        name: HeaderName::from_static(name),
+        value: HeaderValue::from_static(value),
+        action: HeaderAction::Overwrite,
+    };
+    let rewrite = Rewrite {
+        path: Some(PathRewrite::Prefix("/new".into())),
+        authority: Some(mesh_core::policy::AuthorityRewrite::Literal("other.test".into())),
+    };
+    let matcher = RouteMatch { path: PathMatch::Prefix("/old".into()), ..RouteMatch::any() };
+    let mut route = policy::forward(matcher, Forward { rewrite, ..Forward::to("test".into()) });
+    route.headers = HeaderPolicy {
+        request: HeaderOps { write: vec![write("x-added", "yes")], remove: vec![HeaderName::from_static("x-secret")] },
+        response: HeaderOps { write: vec![write("x-answer", "seen")], remove: Vec::new() },
+    };
+    let (client, _) =
+        client_of(policy::snapshot(policy::routes([route]), [(super::cluster("test"), vec![server.endpoint()])]));
+    let mut request = get("/old/page?q=1");
+    request.headers_mut().insert("x-secret", HeaderValue::from_static("gone"));
+    let response = client.send(request).await.unwrap();
+
+    assert_eq!(response.headers()["x-echo-path"], "/new/page?q=1");
+    assert_eq!(response.headers()["x-echo-authority"], "other.test");
+    assert_eq!(response.headers()["x-answer"], "seen");
+    let received = &server.received()[0].headers;
+    assert_eq!(received["x-added"], "yes");
+    assert!(!received.contains_key("x-secret"));
+}
+
+#[tokio::test]
+async fn a_host_header_chooses_the_virtual_host_and_is_sent() {
+    let server = EchoServer::start("v1").await;
+    let mut routes = policy::routes([]);
+    routes.virtual_hosts = vec![policy::virtual_host(&["bookinfo.test"], [policy::route_to("test".into())])];
+    let (client, _) = client_of(policy::snapshot(routes, [(super::cluster("test"), vec![server.endpoint()])]));
+    let mut request = get("/");
+    request.headers_mut().insert("host", HeaderValue::from_static("bookinfo.test"));
+    assert_eq!(client.send(request).await.unwrap().headers()["x-echo-authority"], "bookinfo.test");
+    // Control: without it the authority is the target's, for which there is no virtual host.
+    assert_eq!(client.send(get("/")).await.unwrap_err().http_status(), 404);
+}
+
+#[tokio::test]
+async fn an_origin_form_request_is_dialled_by_its_host_header() {
+    let server = EchoServer::start("v1").await;
+    let (client, _) = client_of(policy::snapshot_to(&[server.address()]));
+    for host in ["reviews:9080", "Reviews:9080"] {
+        let request = Request::get("/path").header("host", host).body(String::new()).unwrap();
+        let response = client.send(request).await.unwrap();
+        assert_eq!(response.headers()["x-echo-authority"], host);
+        assert_eq!(response.headers()["x-echo-path"], "/path");
+    }
+}
+
+#[tokio::test]
+async fn redirects_and_direct_responses_are_answered_locally() {
+    let redirect = Redirect {
+        code: 301,
+        scheme: Some("https".into()),
+        host: Some("other.test".into()),
+        port: None,
+        path: Some(PathRewrite::Full("/moved".into())),
+        strip_query: true,
+    };
+    let at = |path: &str| RouteMatch { path: PathMatch::Exact(path.into()), ..RouteMatch::any() };
+    let routes = policy::routes([
+        policy::route(at("/old"), RouteAction::Redirect(redirect)),
+        policy::route(at("/health"), RouteAction::DirectResponse(DirectResponse { status: 418, body: b"tea".into() })),
+    ]);
+    let (client, _) = client_of(policy::snapshot(routes, []));
+    let response = fetch(&client, "/old?x=1").await.unwrap();
+    assert_eq!(response.status(), 301);
+    assert_eq!(response.headers()["location"], "https://other.test/moved");
+    let response = fetch(&client, "/health").await.unwrap();
+    assert_eq!((response.status().as_u16(), &response.body()[..]), (418, &b"tea"[..]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_injected_fault_delays_and_answers_instead_of_the_endpoint() {
+    let mut route = policy::route_to("test".into());
+    route.fault = Some(Fault {
+        delay: Some(FaultDelay { duration: Duration::from_secs(7), share: PerMillion::ALL }),
+        abort: Some(FaultAbort { status: AbortStatus::Http(555), share: PerMillion::ALL }),
+    });
+    let (client, _) = client_of(policy::snapshot(policy::routes([route]), [(super::cluster("test"), vec![])]));
+    let start = tokio::time::Instant::now();
+    let response = fetch(&client, "/").await.unwrap();
+    assert_eq!((response.status().as_u16(), &response.body()[..]), (555, &b"fault filter abort"[..]));
+    assert_eq!(start.elapsed(), Duration::from_secs(7));
+}
+
+#[tokio::test]
+async fn a_share_of_nothing_injects_nothing() {
+    let server = EchoServer::start("v1").await;
+    let mut route = policy::route_to("test".into());
+    let abort = FaultAbort { status: AbortStatus::Http(555), share: PerMillion::NONE };
+    route.fault = Some(Fault { delay: None, abort: Some(abort) });
+    let routes = policy::routes([route]);
+    let (client, _) = client_of(policy::snapshot(routes, [(super::cluster("test"), vec![server.endpoint()])]));
+    assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn explain_tells_where_a_request_would_go_and_what_would_stop_it() {
+    let server = EchoServer::start("v1").await;
+    let retry = super::retrying(2, Default::default());
+    let snapshot = snapshot_with(forward_with(Some(retry)), super::cluster("test"), &[&server]);
+    let source = FixedSource::new();
+    let client = Client::builder(source.clone()).build();
+    let request = Request::get(format!("http://{TARGET}/x")).body(()).unwrap();
+
+    assert_eq!(client.explain(&request).state, DestinationPhase::Pending);
+    source.set_snapshot(TARGET, snapshot);
+    read(client.send(get("/x")).await.unwrap()).await.unwrap();
+    let told = client.explain(&request);
+    assert_eq!((told.state, told.error), (DestinationPhase::Ready, None));
+    assert_eq!(told.retry.unwrap().attempts, 2);
+    let endpoint = &told.clusters[0].cluster.endpoints[0];
+    assert_eq!((endpoint.address.to_string(), endpoint.in_flight), (server.address().to_string(), 0));
+    assert_eq!((endpoint.usable, endpoint.open_connections, endpoint.idle_connections), (true, 1, 1));
+
+    let dump = serde_json::to_value(client.dump()).unwrap();
+    assert_eq!(dump["destinations"][0]["target"], TARGET);
+    assert_eq!(dump["destinations"][0]["clusters"][0]["endpoints"][0]["health"], "healthy");
+
+    source.set(TARGET, DestinationState::Failed("no such service".into()));
+    let mut state = client.explain(&request).state;
+    while state == DestinationPhase::Ready {
+        tokio::task::yield_now().await;
+        state = client.explain(&request).state;
+    }
+    assert_eq!(state, DestinationPhase::Failed("no such service".into()));
+}
+
+#[tokio::test]
+async fn an_aggregate_uses_its_first_part_with_a_usable_endpoint() {
+    let server = EchoServer::start("second").await;
+    let discovery = Discovery::Aggregate(vec!["first".into(), "second".into()]);
+    let routes = policy::routes([policy::route_to("all".into())]);
+    let (client, _) = client_of(policy::snapshot(
+        routes,
+        [
+            (super::cluster("first"), vec![]),
+            (super::cluster("second"), vec![server.endpoint()]),
+            (mesh_core::policy::Cluster { discovery, ..super::cluster("all") }, vec![]),
+        ],
+    ));
+    assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "second");
+}

@@ -1,0 +1,148 @@
+//! Mutual TLS fails closed.
+
+use std::sync::Arc;
+
+use mesh_client::{Client, ClientBuilder};
+use mesh_core::error::{Code, Fault};
+use mesh_core::policy::{
+    Cluster, ConnectionOptions, MeshTls, OriginatedTls, StringMatcher, UpstreamProtocol, UpstreamTls,
+};
+use mesh_core::source::Watched;
+use mesh_testkit::{CertificateSpec, EchoServer, FixedSource, TestCa, crypto, policy};
+
+use super::{TARGET, cluster, fetch, server_of};
+
+const REVIEWS: &str = "spiffe://cluster.local/ns/default/sa/reviews";
+
+fn builder(cluster: Cluster, server: &EchoServer) -> ClientBuilder {
+    let source = FixedSource::of(TARGET, policy::snapshot_of(cluster, [server.endpoint()]));
+    Client::builder(source).crypto(crypto())
+}
+
+#[tokio::test]
+async fn both_sides_know_each_other_over_both_versions() {
+    let ca = TestCa::new();
+    let server = EchoServer::start_mtls("reviews", &ca.identity("default", "reviews")).await;
+    for (protocol, version) in [
+        (UpstreamProtocol::Http1, "HTTP/1.1"),
+        (UpstreamProtocol::Http2, "HTTP/2.0"),
+        (UpstreamProtocol::Alpn, "HTTP/2.0"),
+    ] {
+        let mut secure = policy::mtls_cluster("test", &[REVIEWS]);
+        secure.connection = ConnectionOptions { protocol, ..ConnectionOptions::default() };
+        let client = builder(secure, &server).identity(ca.watched("default", "web")).build();
+        let response = fetch(&client, "/").await.unwrap();
+        assert_eq!(response.headers()["x-echo-peer"], "spiffe://cluster.local/ns/default/sa/web");
+        assert_eq!(response.headers()["x-echo-version"], version);
+    }
+}
+
+#[tokio::test]
+async fn another_identity_than_expected_is_refused() {
+    let ca = TestCa::new();
+    let server = EchoServer::start_mtls("impostor", &ca.identity("default", "impostor")).await;
+    let client = |peer_ids: &[&str]| {
+        builder(policy::mtls_cluster("test", peer_ids), &server).identity(ca.watched("default", "web")).build()
+    };
+    let error = fetch(&client(&[REVIEWS]), "/").await.unwrap_err();
+    assert_eq!(error.code(), Code::WRONG_PEER_IDENTITY);
+    let text = error.to_string();
+    assert!(text.contains("sa/impostor") && text.contains("sa/reviews"), "{text}");
+    assert_eq!(server.requests(), 0);
+    // Control: any peer of the mesh is fine where the policy names none.
+    assert_eq!(fetch(&client(&[]), "/").await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn without_an_identity_nothing_is_sent() {
+    let ca = TestCa::new();
+    let identity = ca.identity("default", "reviews");
+    let (secure, plain) = (EchoServer::start_mtls("secure", &identity).await, EchoServer::start("plain").await);
+    for server in [&secure, &plain] {
+        let client = builder(policy::mtls_cluster("test", &[]), server).build();
+        assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::NO_IDENTITY);
+        assert_eq!((server.connections(), server.requests()), (0, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_strangers_certificate_is_told_as_a_tls_failure() {
+    let (ours, theirs) = (TestCa::new(), TestCa::new());
+    let server = EchoServer::start_mtls("theirs", &theirs.identity("default", "reviews")).await;
+    let client = builder(policy::mtls_cluster("test", &[]), &server).identity(ours.watched("default", "web")).build();
+    assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::TLS_HANDSHAKE);
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_our_certificate_is_told_as_a_tls_failure() {
+    let ca = TestCa::new();
+    let server = EchoServer::start_mtls("strict", &ca.identity("default", "reviews")).await;
+    let expired = Watched::fixed(Some(ca.expired("default", "web")));
+    let client = builder(policy::mtls_cluster("test", &[]), &server).identity(expired).build();
+    let error = fetch(&client, "/").await.unwrap_err();
+    assert_eq!(error.code(), Code::TLS_HANDSHAKE, "{error}");
+    assert_eq!(server.requests(), 0);
+}
+
+#[tokio::test]
+async fn automatic_tls_follows_the_endpoint() {
+    let ca = TestCa::new();
+    let identity = ca.identity("default", "reviews");
+    let (secure, plain) = (EchoServer::start_mtls("secure", &identity).await, EchoServer::start("plain").await);
+    for (server, peer) in [(&secure, "spiffe://cluster.local/ns/default/sa/web"), (&plain, "-")] {
+        let auto = Cluster { tls: UpstreamTls::Auto(MeshTls::default()), ..cluster("test") };
+        let client = builder(auto, server).identity(ca.watched("default", "web")).build();
+        let response = fetch(&client, "/").await.unwrap();
+        assert_eq!(response.headers()["x-echo-peer"], peer);
+    }
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_used_for_new_connections() {
+    let ca = TestCa::new();
+    let server = EchoServer::start_mtls("reviews", &ca.identity("default", "reviews")).await;
+    let (publisher, watched) = Watched::channel(Some(ca.identity("default", "before")));
+    let mut secure = policy::mtls_cluster("test", &[REVIEWS]);
+    secure.connection.max_requests_per_connection = Some(1);
+    let client = builder(secure, &server).identity(watched).build();
+    let peer = async || fetch(&client, "/").await.unwrap().headers()["x-echo-peer"].clone();
+    assert_eq!(peer().await, "spiffe://cluster.local/ns/default/sa/before");
+    publisher.publish(Some(ca.identity("default", "after")));
+    assert_eq!(peer().await, "spiffe://cluster.local/ns/default/sa/after");
+}
+
+#[tokio::test]
+async fn ordinary_tls_checks_the_roots_and_the_names() {
+    let ca = TestCa::new();
+    let spec = CertificateSpec { dns: vec!["api.test".into()], ..CertificateSpec::default() };
+    let server = EchoServer::start_tls("api", ca.server_showing(ca.certified(&spec), &[b"http/1.1"])).await;
+    let roots = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(roots.path(), ca.root_pem()).unwrap();
+    let tls = |sni: &str, names: &[&str]| OriginatedTls {
+        sni: Some(sni.to_owned()),
+        subject_alt_names: names.iter().map(|name| StringMatcher::exact(*name)).collect(),
+        ca_file: Some(roots.path().to_str().unwrap().to_owned()),
+        insecure_skip_verify: false,
+    };
+    let missing = OriginatedTls { ca_file: Some("/nowhere/ca.pem".into()), ..tls("api.test", &[]) };
+    let careless = OriginatedTls { insecure_skip_verify: true, ..missing.clone() };
+    for (tls, expected) in [
+        (tls("api.test", &[]), Ok("api")),
+        (tls("other.test", &[]), Err(Code::WRONG_PEER_IDENTITY)),
+        (tls("other.test", &["api.test"]), Ok("api")),
+        (tls("api.test", &["other.test"]), Err(Code::WRONG_PEER_IDENTITY)),
+        (missing, Err(Code::TLS_HANDSHAKE)),
+        (careless, Ok("api")),
+    ] {
+        let client = builder(Cluster { tls: UpstreamTls::Simple(tls.clone()), ..cluster("test") }, &server).build();
+        let answer = fetch(&client, "/").await;
+        let answer = answer.as_ref().map(server_of).map_err(Fault::code);
+        assert_eq!(answer, expected, "{tls:?}");
+    }
+}
+
+#[test]
+fn a_client_needs_no_runtime_to_be_built() {
+    let source: Arc<FixedSource> = FixedSource::new();
+    drop(Client::builder(source).build());
+}

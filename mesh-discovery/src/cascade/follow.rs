@@ -1,0 +1,219 @@
+//! One look along the references of a destination: what it needs, and what that makes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use mesh_core::id::{ClusterName, Target};
+use mesh_core::policy::{
+    Cluster, ClusterChoice, ClusterState, Discovery, Endpoints, InboundState, Listener, RouteAction,
+    RouteConfiguration, RouteSource, Snapshot,
+};
+
+use super::{Resources, value};
+use crate::xds::{Key, Kind, Known, Value};
+
+/// What a look found.
+pub(super) enum Found<T> {
+    /// Something is still on its way.
+    Pending,
+    /// All there.
+    Ready(T),
+    /// Known to fail.
+    Failed(Arc<str>),
+}
+
+/// A walk that subscribes to everything it comes across and remembers it.
+pub(super) struct Follow<'a, R> {
+    resources: &'a mut R,
+    uses: BTreeSet<Key>,
+}
+
+impl<'a, R: Resources> Follow<'a, R> {
+    pub(super) fn new(resources: &'a mut R) -> Self {
+        Self { resources, uses: BTreeSet::new() }
+    }
+
+    /// Every resource the walk came across.
+    pub(super) fn into_uses(self) -> BTreeSet<Key> {
+        self.uses
+    }
+
+    /// The whole destination.
+    pub(super) fn destination(&mut self, target: &Target, name: &str) -> Found<Snapshot> {
+        let listener = match self.listener(target, name) {
+            Found::Ready(listener) => listener,
+            Found::Pending => return Found::Pending,
+            Found::Failed(reason) => return Found::Failed(reason),
+        };
+        let routes = match self.routes(&listener) {
+            Found::Ready(routes) => routes,
+            Found::Pending => return Found::Pending,
+            Found::Failed(reason) => return Found::Failed(reason),
+        };
+        match self.clusters(&routes) {
+            Some(clusters) => Found::Ready(Snapshot { listener, routes, clusters }),
+            None => Found::Pending,
+        }
+    }
+
+    /// A listening address.
+    pub(super) fn inbound(&mut self, name: &str) -> InboundState {
+        match self.need(Kind::Listener, name, |value| match value {
+            Value::Inbound(listener) => Some(listener.clone()),
+            _ => None,
+        }) {
+            Found::Pending => InboundState::Pending,
+            Found::Ready(listener) => InboundState::Ready(listener),
+            Found::Failed(reason) => InboundState::Failed(
+                format!("no inbound configuration named {name:?} ({reason}): check that a Service selects this workload and port").into(),
+            ),
+        }
+    }
+
+    /// A cluster of a published snapshot as it is now, or as it was if that is not known completely.
+    pub(super) fn cluster_or(&mut self, name: &ClusterName, old: &ClusterState, published: &Snapshot) -> ClusterState {
+        match self.cluster(name) {
+            Some(ClusterState::Ready { cluster, .. })
+                if children(&cluster).iter().any(|child| !published.clusters.contains_key(child)) =>
+            {
+                old.clone()
+            }
+            Some(now) => now,
+            None => old.clone(),
+        }
+    }
+
+    fn listener(&mut self, target: &Target, name: &str) -> Found<Arc<Listener>> {
+        let found = self.need(Kind::Listener, name, |value| match value {
+            Value::Listener(listener) => Some(listener.clone()),
+            _ => None,
+        });
+        match found {
+            Found::Failed(reason) => {
+                let text = format!(
+                    "no such destination {target} ({reason}): check the name, the port and the namespace it is dialled from"
+                );
+                Found::Failed(text.into())
+            }
+            other => other,
+        }
+    }
+
+    fn routes(&mut self, listener: &Listener) -> Found<Arc<RouteConfiguration>> {
+        let name = match &listener.routes {
+            RouteSource::Inline(routes) => return Found::Ready(routes.clone()),
+            RouteSource::Named(name) => name,
+        };
+        let found = self.need(Kind::Routes, name, |value| match value {
+            Value::Routes(routes) => Some(routes.clone()),
+            _ => None,
+        });
+        match found {
+            Found::Failed(reason) => Found::Failed(format!("routes {name:?} of {:?}: {reason}", listener.name).into()),
+            other => other,
+        }
+    }
+
+    /// Every cluster the routes name and their children; `None` while one of them is on its way. All
+    /// are asked for before the first is waited for.
+    fn clusters(&mut self, routes: &RouteConfiguration) -> Option<BTreeMap<ClusterName, ClusterState>> {
+        let mut known = BTreeMap::new();
+        let mut complete = true;
+        let mut seen = BTreeSet::new();
+        let mut open: Vec<ClusterName> = named_clusters(routes).into_iter().collect();
+        while let Some(name) = open.pop() {
+            // Aggregates may name each other: every cluster is looked at once.
+            if !seen.insert(name.clone()) {
+                continue;
+            }
+            match self.cluster(&name) {
+                None => complete = false,
+                Some(state) => {
+                    if let ClusterState::Ready { cluster, .. } = &state {
+                        open.extend(children(cluster).iter().cloned());
+                    }
+                    known.insert(name, state);
+                }
+            }
+        }
+        complete.then_some(known)
+    }
+
+    fn cluster(&mut self, name: &ClusterName) -> Option<ClusterState> {
+        let found = self.need(Kind::Cluster, name.as_str(), |value| match value {
+            Value::Cluster(cluster) => Some(cluster.clone()),
+            _ => None,
+        });
+        let cluster: Arc<Cluster> = match found {
+            Found::Pending => return None,
+            Found::Failed(reason) => return Some(ClusterState::Failed(format!("cluster {name}: {reason}").into())),
+            Found::Ready(cluster) => cluster,
+        };
+        let endpoints = match &cluster.discovery {
+            Discovery::Eds { service_name } => {
+                let name = service_name.as_deref().unwrap_or(name.as_str()).to_owned();
+                let found = self.need(Kind::Endpoints, &name, |value| match value {
+                    Value::Endpoints(endpoints) => Some(endpoints.clone()),
+                    _ => None,
+                });
+                match found {
+                    Found::Pending => return None,
+                    Found::Failed(reason) => {
+                        return Some(ClusterState::Failed(format!("endpoints {name:?}: {reason}").into()));
+                    }
+                    Found::Ready(endpoints) => endpoints,
+                }
+            }
+            Discovery::Static(endpoints) => endpoints.clone(),
+            _ => Arc::<Endpoints>::default(),
+        };
+        Some(ClusterState::Ready { cluster, endpoints })
+    }
+
+    /// Subscribes to a resource and gives what `pick` makes of its value.
+    fn need<T>(&mut self, kind: Kind, name: &str, pick: impl FnOnce(&Value) -> Option<T>) -> Found<T> {
+        let key = Key::new(kind, name);
+        if !self.uses.contains(&key) {
+            self.resources.subscribe(&key);
+        }
+        let found = match value(self.resources.known(&key)) {
+            Known::Pending => Found::Pending,
+            Known::Missing(reason) => Found::Failed(reason.into()),
+            Known::Value(value) => match pick(value) {
+                Some(picked) => Found::Ready(picked),
+                // Only listeners come in two shapes.
+                None => Found::Failed("it is a listener of the other direction".into()),
+            },
+        };
+        self.uses.insert(key);
+        found
+    }
+}
+
+/// The clusters that an aggregate stands for; none for every other cluster.
+fn children(cluster: &Cluster) -> &[ClusterName] {
+    match &cluster.discovery {
+        Discovery::Aggregate(children) => children,
+        _ => &[],
+    }
+}
+
+/// Every cluster that a request could be sent or copied to. A cluster that a request header names
+/// cannot be known in advance.
+fn named_clusters(routes: &RouteConfiguration) -> BTreeSet<ClusterName> {
+    let mut names = BTreeSet::new();
+    for route in routes.virtual_hosts.iter().flat_map(|host| &host.routes) {
+        let RouteAction::Forward(forward) = &route.action else { continue };
+        match &forward.to {
+            ClusterChoice::Cluster(name) => {
+                names.insert(name.clone());
+            }
+            ClusterChoice::Weighted(weighted) => {
+                names.extend(weighted.entries().iter().map(|entry| entry.name.clone()))
+            }
+            ClusterChoice::Header(_) => {}
+        }
+        names.extend(forward.mirrors.iter().map(|mirror| mirror.cluster.clone()));
+    }
+    names
+}

@@ -1,0 +1,188 @@
+//! Follows a dialled destination from its listener to its endpoints and publishes one consistent
+//! snapshot when all of them are known or known to fail (the idea of gRFC A74).
+//!
+//! Make before break: while something new is still on its way, what was published stays, with its
+//! clusters kept up to date, and its resources stay subscribed. Unchanged parts keep their `Arc`; an
+//! unchanged state is not published again. Refuses to know versions, nonces and streams.
+//!
+//! ```text
+//! listener ─▶ routes ─▶ clusters ─▶ endpoints
+//!                          └▶ children of an aggregate
+//! ```
+
+mod follow;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use mesh_core::id::Target;
+use mesh_core::policy::{DestinationState, InboundState, Snapshot};
+use mesh_core::source::Publisher;
+
+use self::follow::{Follow, Found};
+use crate::xds::{Ads, Key, Known, Resource, Value};
+
+/// Number of a subscription; never used twice.
+pub(crate) type SubscriptionId = u64;
+
+/// The protocol state as the cascade uses it.
+pub(crate) trait Resources {
+    /// Wants a resource.
+    fn subscribe(&mut self, key: &Key);
+    /// No longer wants it.
+    fn unsubscribe(&mut self, key: &Key);
+    /// What is known of it.
+    fn known(&self, key: &Key) -> Known<'_, Resource>;
+}
+
+impl<C: crate::xds::Codec<Value = Resource>> Resources for Ads<C> {
+    fn subscribe(&mut self, key: &Key) {
+        Ads::subscribe(self, key);
+    }
+
+    fn unsubscribe(&mut self, key: &Key) {
+        Ads::unsubscribe(self, key);
+    }
+
+    fn known(&self, key: &Key) -> Known<'_, Resource> {
+        Ads::known(self, key)
+    }
+}
+
+/// Who wants what, and what was told to whom.
+#[derive(Default)]
+pub(crate) struct Cascade {
+    followed: BTreeMap<SubscriptionId, Followed>,
+    /// Who uses a resource; without a user it is unsubscribed.
+    users: HashMap<Key, BTreeSet<SubscriptionId>>,
+}
+
+/// One subscription.
+struct Followed {
+    root: Root,
+    /// Every resource in use: of the latest look, and of what is published while that is incomplete.
+    uses: BTreeSet<Key>,
+    /// What the published snapshot rests on.
+    settled: BTreeSet<Key>,
+}
+
+/// What is subscribed and where its state goes.
+pub(crate) enum Root {
+    /// A dialled destination.
+    Destination {
+        /// As dialled.
+        target: Target,
+        /// Resource name of its listener.
+        listener: String,
+        /// Its readers.
+        publisher: Publisher<DestinationState>,
+    },
+    /// A listening address.
+    Inbound {
+        /// Resource name.
+        listener: String,
+        /// Its readers.
+        publisher: Publisher<InboundState>,
+    },
+}
+
+impl Cascade {
+    /// Begins to follow; publishes at once what is already known.
+    pub(crate) fn add(&mut self, id: SubscriptionId, root: Root, resources: &mut impl Resources) {
+        self.followed.insert(id, Followed { root, uses: BTreeSet::new(), settled: BTreeSet::new() });
+        self.refresh(id, resources);
+    }
+
+    /// Ends a subscription.
+    pub(crate) fn remove(&mut self, id: SubscriptionId, resources: &mut impl Resources) {
+        if let Some(followed) = self.followed.remove(&id) {
+            for key in followed.uses {
+                self.release(id, &key, resources);
+            }
+        }
+    }
+
+    /// Looks again at everything that uses one of the changed resources.
+    pub(crate) fn changed(&mut self, keys: &[Key], resources: &mut impl Resources) {
+        let affected: BTreeSet<_> = keys.iter().filter_map(|key| self.users.get(key)).flatten().copied().collect();
+        for id in affected {
+            self.refresh(id, resources);
+        }
+    }
+
+    fn refresh(&mut self, id: SubscriptionId, resources: &mut impl Resources) {
+        let Some(followed) = self.followed.get_mut(&id) else { return };
+        let uses = match &followed.root {
+            Root::Destination { target, listener, publisher } => {
+                let mut follow = Follow::new(resources);
+                let found = follow.destination(target, listener);
+                let before = publisher.load_full();
+                let (next, settled) = match (found, &*before) {
+                    (Found::Ready(snapshot), _) => (DestinationState::Ready(Arc::new(snapshot)), true),
+                    (_, DestinationState::Ready(old)) => (keep(&mut follow, old), false),
+                    (Found::Failed(reason), _) => (DestinationState::Failed(reason), true),
+                    (Found::Pending, _) => (DestinationState::Pending, false),
+                };
+                if next != *before {
+                    publisher.publish(next);
+                }
+                let mut uses = follow.into_uses();
+                if settled {
+                    followed.settled.clone_from(&uses);
+                } else {
+                    uses.extend(followed.settled.iter().cloned());
+                }
+                uses
+            }
+            Root::Inbound { listener, publisher } => {
+                let mut follow = Follow::new(resources);
+                let next = follow.inbound(listener);
+                if next != *publisher.load_full() {
+                    publisher.publish(next);
+                }
+                follow.into_uses()
+            }
+        };
+        self.use_exactly(id, uses, resources);
+    }
+
+    /// Takes the difference to what the subscription used before into the books.
+    fn use_exactly(&mut self, id: SubscriptionId, uses: BTreeSet<Key>, resources: &mut impl Resources) {
+        let Some(followed) = self.followed.get_mut(&id) else { return };
+        let before = std::mem::replace(&mut followed.uses, uses.clone());
+        for key in uses.difference(&before) {
+            self.users.entry(key.clone()).or_default().insert(id);
+        }
+        for key in before.difference(&uses) {
+            self.release(id, key, resources);
+        }
+    }
+
+    fn release(&mut self, id: SubscriptionId, key: &Key, resources: &mut impl Resources) {
+        if let Some(users) = self.users.get_mut(key) {
+            users.remove(&id);
+            if users.is_empty() {
+                self.users.remove(key);
+                resources.unsubscribe(key);
+            }
+        }
+    }
+}
+
+/// The published snapshot with its clusters as they are now: what cannot be brought up to date stays.
+fn keep<R: Resources>(follow: &mut Follow<'_, R>, old: &Arc<Snapshot>) -> DestinationState {
+    let clusters =
+        old.clusters.iter().map(|(name, state)| (name.clone(), follow.cluster_or(name, state, old))).collect();
+    let kept = Snapshot { listener: old.listener.clone(), routes: old.routes.clone(), clusters };
+    DestinationState::Ready(if kept == **old { old.clone() } else { Arc::new(kept) })
+}
+
+fn value(known: Known<'_, Resource>) -> Known<'_, Value> {
+    match known {
+        Known::Pending => Known::Pending,
+        Known::Value(resource) => Known::Value(&resource.value),
+        Known::Missing(reason) => Known::Missing(reason),
+    }
+}

@@ -1,0 +1,321 @@
+use mesh_core::id::ClusterName;
+use mesh_core::policy::{
+    Cluster, ClusterState, Discovery, Domain, Endpoints, Forward, HeaderPolicy, InboundLimits, InboundListener,
+    InboundTls, Listener, Mirror, PerMillion, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource,
+    VirtualHost,
+};
+use mesh_core::source::Watched;
+
+use super::*;
+use crate::xds::Kind;
+
+/// A control plane that answers when told.
+#[derive(Default)]
+struct Plane {
+    wanted: BTreeSet<Key>,
+    has: BTreeMap<Key, Result<Resource, String>>,
+}
+
+impl Resources for Plane {
+    fn subscribe(&mut self, key: &Key) {
+        self.wanted.insert(key.clone());
+    }
+
+    fn unsubscribe(&mut self, key: &Key) {
+        self.wanted.remove(key);
+    }
+
+    fn known(&self, key: &Key) -> Known<'_, Resource> {
+        assert!(self.wanted.contains(key), "{key} was not asked for");
+        match self.has.get(key) {
+            None => Known::Pending,
+            Some(Ok(resource)) => Known::Value(resource),
+            Some(Err(reason)) => Known::Missing(reason),
+        }
+    }
+}
+
+/// A cascade with one destination `a:80`.
+struct World {
+    plane: Plane,
+    cascade: Cascade,
+    state: Watched<DestinationState>,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self {
+            plane: Plane::default(),
+            cascade: Cascade::default(),
+            state: Watched::fixed(DestinationState::Pending),
+        };
+        world.state = world.watch(1);
+        world
+    }
+
+    fn watch(&mut self, id: SubscriptionId) -> Watched<DestinationState> {
+        let (publisher, state) = Watched::channel(DestinationState::Pending);
+        let root = Root::Destination { target: "a:80".parse().unwrap(), listener: "a:80".to_owned(), publisher };
+        self.cascade.add(id, root, &mut self.plane);
+        state
+    }
+
+    fn give(&mut self, kind: Kind, name: &str, resource: Result<Value, &str>) {
+        let key = Key::new(kind, name);
+        let resource = resource.map(|value| Resource { value, unenforced: Arc::from([]) }).map_err(str::to_owned);
+        self.plane.has.insert(key.clone(), resource);
+        self.cascade.changed(&[key], &mut self.plane);
+    }
+
+    /// Listener, routes to `x`, cluster `x` and its endpoints.
+    fn complete() -> Self {
+        let mut world = Self::new();
+        world.give(Kind::Listener, "a:80", Ok(listener("r")));
+        world.give(Kind::Routes, "r", Ok(routes("r", &["x"])));
+        world.give(Kind::Cluster, "x", Ok(cluster("x", eds(None))));
+        world.give(Kind::Endpoints, "x", Ok(endpoints("x")));
+        world
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        match &*self.state.load_full() {
+            DestinationState::Ready(snapshot) => snapshot.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn wanted(&self) -> Vec<String> {
+        self.plane.wanted.iter().map(|key| format!("{:?} {}", key.kind, key.name)).collect()
+    }
+}
+
+fn listener(routes: &str) -> Value {
+    Value::Listener(Arc::new(Listener {
+        name: "a:80".to_owned(),
+        routes: RouteSource::Named(routes.to_owned()),
+        filters: Vec::new(),
+        max_stream_duration: None,
+    }))
+}
+
+fn routes(name: &str, clusters: &[&str]) -> Value {
+    let route = |cluster: &&str| route(Forward::to(ClusterName::from(*cluster)));
+    Value::Routes(Arc::new(route_configuration(name, clusters.iter().map(route).collect())))
+}
+
+fn route(forward: Forward) -> Route {
+    Route {
+        name: String::new(),
+        matcher: RouteMatch::any(),
+        action: RouteAction::Forward(Box::new(forward)),
+        headers: HeaderPolicy::default(),
+        fault: None,
+        response_classes: Vec::new(),
+    }
+}
+
+fn route_configuration(name: &str, routes: Vec<Route>) -> RouteConfiguration {
+    let host = VirtualHost {
+        name: "all".to_owned(),
+        domains: vec![Domain::new("*").unwrap()],
+        routes,
+        headers: HeaderPolicy::default(),
+        retry: None,
+    };
+    RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: vec![host],
+        headers: HeaderPolicy::default(),
+        retry_budget: None,
+    }
+}
+
+fn eds(service_name: Option<&str>) -> Discovery {
+    Discovery::Eds { service_name: service_name.map(str::to_owned) }
+}
+
+fn cluster(name: &str, discovery: Discovery) -> Value {
+    Value::Cluster(Arc::new(Cluster { discovery, ..Cluster::new(name.into()) }))
+}
+
+fn endpoints(name: &str) -> Value {
+    Value::Endpoints(Arc::new(Endpoints { cluster: name.to_owned(), ..Default::default() }))
+}
+
+#[test]
+fn nothing_is_published_until_everything_is_known() {
+    let mut world = World::new();
+    assert_eq!(world.wanted(), ["Listener a:80"]);
+    world.give(Kind::Listener, "a:80", Ok(listener("r")));
+    world.give(Kind::Routes, "r", Ok(routes("r", &["x", "y"])));
+    assert_eq!(world.wanted(), ["Listener a:80", "Routes r", "Cluster x", "Cluster y"], "all at once");
+    world.give(Kind::Cluster, "x", Ok(cluster("x", eds(Some("elsewhere")))));
+    world.give(Kind::Endpoints, "elsewhere", Ok(endpoints("elsewhere")));
+    assert_eq!(**world.state.load(), DestinationState::Pending);
+    world.give(Kind::Cluster, "y", Err("it was refused"));
+    let snapshot = world.snapshot();
+    assert!(matches!(snapshot.clusters[&"x".into()], ClusterState::Ready { .. }));
+    let ClusterState::Failed(reason) = &snapshot.clusters[&"y".into()] else { panic!("it failed") };
+    assert!(reason.contains("it was refused"), "{reason}");
+}
+
+#[test]
+fn an_update_changes_its_part_and_leaves_the_other_arcs() {
+    let mut world = World::complete();
+    let before = world.snapshot();
+    let mut more = Endpoints { cluster: "x".to_owned(), ..Default::default() };
+    more.drops.push(mesh_core::policy::DropOverload { category: "c".to_owned(), share: PerMillion::ALL });
+    world.give(Kind::Endpoints, "x", Ok(Value::Endpoints(Arc::new(more))));
+    let after = world.snapshot();
+    assert_ne!(before, after);
+    assert!(Arc::ptr_eq(&before.listener, &after.listener) && Arc::ptr_eq(&before.routes, &after.routes));
+    let of = |snapshot: &Snapshot| match &snapshot.clusters[&ClusterName::from("x")] {
+        ClusterState::Ready { cluster, .. } => cluster.clone(),
+        ClusterState::Failed(reason) => panic!("{reason}"),
+    };
+    assert!(Arc::ptr_eq(&of(&before), &of(&after)));
+}
+
+#[test]
+fn an_unchanged_state_is_not_published_again() {
+    let mut world = World::complete();
+    let before = world.snapshot();
+    for (kind, name) in [(Kind::Listener, "a:80"), (Kind::Routes, "r"), (Kind::Cluster, "x"), (Kind::Endpoints, "x")] {
+        world.cascade.changed(&[Key::new(kind, name)], &mut world.plane);
+    }
+    assert!(Arc::ptr_eq(&before, &world.snapshot()));
+}
+
+#[test]
+fn routes_to_an_unknown_cluster_wait_behind_the_old_ones() {
+    let mut world = World::complete();
+    let before = world.snapshot();
+    world.give(Kind::Routes, "r", Ok(routes("r", &["new"])));
+    assert!(Arc::ptr_eq(&before, &world.snapshot()), "make before break");
+    assert!(world.wanted().contains(&"Endpoints x".to_owned()), "what is in use stays subscribed");
+
+    // The old clusters go on being kept up to date while the new one is on its way.
+    let breaker = mesh_core::policy::CircuitBreakers { max_requests: Some(7), ..Default::default() };
+    let changed = Cluster { breaker, ..Cluster::new("x".into()) };
+    world.give(Kind::Cluster, "x", Ok(Value::Cluster(Arc::new(changed))));
+    let meanwhile = world.snapshot();
+    assert!(Arc::ptr_eq(&before.routes, &meanwhile.routes) && before != meanwhile);
+
+    world.give(Kind::Cluster, "new", Ok(cluster("new", eds(None))));
+    assert!(Arc::ptr_eq(&meanwhile, &world.snapshot()), "its endpoints are missing");
+    world.give(Kind::Endpoints, "new", Ok(endpoints("new")));
+    assert_eq!(world.snapshot().clusters.keys().map(ClusterName::as_str).collect::<Vec<_>>(), ["new"]);
+    assert_eq!(world.wanted(), ["Listener a:80", "Routes r", "Cluster new", "Endpoints new"], "the old one is let go");
+}
+
+#[test]
+fn a_cluster_that_moves_to_unknown_endpoints_keeps_the_old_ones_meanwhile() {
+    let mut world = World::complete();
+    let before = world.snapshot();
+    world.give(Kind::Cluster, "x", Ok(cluster("x", eds(Some("moved")))));
+    assert!(Arc::ptr_eq(&before, &world.snapshot()));
+    assert!(world.wanted().contains(&"Endpoints x".to_owned()));
+    world.give(Kind::Endpoints, "moved", Ok(endpoints("moved")));
+    assert_ne!(before, world.snapshot());
+    assert!(!world.wanted().contains(&"Endpoints x".to_owned()));
+}
+
+#[test]
+fn routes_that_fail_leave_the_published_ones() {
+    let mut world = World::complete();
+    let before = world.snapshot();
+    world.give(Kind::Listener, "a:80", Ok(listener("other")));
+    world.give(Kind::Routes, "other", Err("gone"));
+    assert!(Arc::ptr_eq(&before, &world.snapshot()));
+}
+
+#[test]
+fn a_cluster_that_never_comes_fails_alone() {
+    let mut world = World::complete();
+    world.give(Kind::Routes, "r", Ok(routes("r", &["x", "new"])));
+    world.give(Kind::Cluster, "new", Err("the control plane did not send it within 15s"));
+    let snapshot = world.snapshot();
+    assert!(matches!(snapshot.clusters[&"x".into()], ClusterState::Ready { .. }));
+    assert!(matches!(snapshot.clusters[&"new".into()], ClusterState::Failed(_)));
+}
+
+#[test]
+fn a_destination_that_does_not_exist_fails_and_can_come_to_life() {
+    let mut world = World::new();
+    world.give(Kind::Listener, "a:80", Err("not sent"));
+    let DestinationState::Failed(reason) = &*world.state.load_full() else { panic!("it failed") };
+    assert!(reason.contains("no such destination a:80") && reason.contains("not sent"), "{reason}");
+    world.give(Kind::Listener, "a:80", Ok(listener("r")));
+    assert_eq!(**world.state.load(), DestinationState::Pending, "it exists now");
+    world.give(Kind::Routes, "r", Ok(routes("r", &[])));
+    world.snapshot();
+}
+
+#[test]
+fn clusters_that_find_their_own_endpoints_need_none_and_mirrors_count() {
+    let mut world = World::new();
+    world.give(Kind::Listener, "a:80", Ok(listener("r")));
+    let mut forward = Forward::to("static".into());
+    forward.mirrors.push(Mirror { cluster: "dns".into(), share: PerMillion::ALL });
+    let two = vec![route(forward), route(Forward::to("original".into()))];
+    world.give(Kind::Routes, "r", Ok(Value::Routes(Arc::new(route_configuration("r", two)))));
+    let some = Arc::new(Endpoints { cluster: "static".to_owned(), ..Default::default() });
+    world.give(Kind::Cluster, "static", Ok(cluster("static", Discovery::Static(some.clone()))));
+    world.give(Kind::Cluster, "dns", Ok(cluster("dns", Discovery::StrictDns(Arc::default()))));
+    world.give(Kind::Cluster, "original", Ok(cluster("original", Discovery::OriginalDestination)));
+    let snapshot = world.snapshot();
+    assert_eq!(snapshot.clusters.len(), 3);
+    let ClusterState::Ready { endpoints, .. } = &snapshot.clusters[&"static".into()] else { panic!("ready") };
+    assert!(Arc::ptr_eq(endpoints, &some));
+    assert!(!world.wanted().iter().any(|key| key.starts_with("Endpoints")));
+}
+
+#[test]
+fn the_children_of_an_aggregate_are_followed_even_in_a_circle() {
+    let mut world = World::new();
+    world.give(Kind::Listener, "a:80", Ok(listener("r")));
+    world.give(Kind::Routes, "r", Ok(routes("r", &["top"])));
+    world.give(Kind::Cluster, "top", Ok(cluster("top", Discovery::Aggregate(vec!["x".into(), "again".into()]))));
+    world.give(Kind::Cluster, "again", Ok(cluster("again", Discovery::Aggregate(vec!["top".into()]))));
+    world.give(Kind::Cluster, "x", Ok(cluster("x", eds(None))));
+    assert_eq!(**world.state.load(), DestinationState::Pending);
+    world.give(Kind::Endpoints, "x", Ok(endpoints("x")));
+    assert_eq!(world.snapshot().clusters.len(), 3);
+
+    // A new child that is on its way does not show up in a parent without it.
+    let before = world.snapshot();
+    world.give(Kind::Cluster, "top", Ok(cluster("top", Discovery::Aggregate(vec!["new".into()]))));
+    assert!(Arc::ptr_eq(&before, &world.snapshot()));
+}
+
+#[test]
+fn resources_are_shared_and_let_go_with_their_last_user() {
+    let mut world = World::complete();
+    let late = world.watch(2);
+    assert!(matches!(&**late.load(), DestinationState::Ready(_)), "a late watcher gets the current state at once");
+    world.cascade.remove(1, &mut world.plane);
+    assert_eq!(world.wanted().len(), 4, "the second still uses them");
+    world.cascade.remove(2, &mut world.plane);
+    assert!(world.wanted().is_empty());
+    assert!(world.cascade.users.is_empty() && world.cascade.followed.is_empty());
+}
+
+#[test]
+fn a_listening_address_gets_its_listener_and_nothing_else() {
+    let mut world = World::new();
+    let (publisher, state) = Watched::channel(InboundState::Pending);
+    world.cascade.add(9, Root::Inbound { listener: "in".to_owned(), publisher }, &mut world.plane);
+    world.give(Kind::Listener, "in", Err("not sent"));
+    assert!(matches!(&**state.load(), InboundState::Failed(reason) if reason.contains("not sent")));
+    world.give(Kind::Listener, "in", Ok(listener("r")));
+    assert!(matches!(&**state.load(), InboundState::Failed(reason) if reason.contains("other direction")));
+    let inbound = Arc::new(InboundListener {
+        name: "in".to_owned(),
+        address: "127.0.0.1:80".parse().unwrap(),
+        tls: InboundTls::Strict,
+        authorization: Vec::new(),
+        limits: InboundLimits::default(),
+    });
+    world.give(Kind::Listener, "in", Ok(Value::Inbound(inbound.clone())));
+    assert_eq!(**state.load(), InboundState::Ready(inbound));
+}

@@ -1,0 +1,200 @@
+//! One HTTP/2 connection to a control plane, for every gRPC service it offers.
+//!
+//! TLS is rebuilt for each connection: roots are read from their file again and our certificate is
+//! the one of the moment. The server is verified by its host name. Refuses to know what is said over
+//! the connection, and never reconnects by itself: its users know when that makes sense.
+
+pub(crate) mod tls;
+mod worker;
+
+pub(crate) use self::worker::AbortOnDrop;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Uri;
+use hyper::client::conn::http2::SendRequest;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh_core::identity::Identity;
+use mesh_core::source::WatchedIdentity;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use crate::bootstrap::{ChannelCredentials, ServerUri, XdsServer};
+
+/// Time for TCP connect, TLS handshake and HTTP/2 preface together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// HTTP/2 PING, so that a dead control plane is noticed on an idle stream.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+/// Largest message taken; gRPC's default of 4 MiB is too small for the endpoints of a large cluster.
+pub(crate) const MAX_MESSAGE: usize = 64 << 20;
+
+/// How to reach a control plane.
+#[derive(Clone)]
+pub struct Connector {
+    server: XdsServer,
+    identity: Option<WatchedIdentity>,
+    crypto: Arc<CryptoProvider>,
+}
+
+impl Connector {
+    /// A connector without a client certificate of the mesh (files named by the credentials are used
+    /// all the same).
+    pub fn new(server: XdsServer, crypto: Arc<CryptoProvider>) -> Self {
+        Self { server, identity: None, crypto }
+    }
+
+    /// Shows the mesh certificate of the moment on every TLS connection; the first connection waits for
+    /// it. Without effect on plaintext.
+    #[must_use]
+    pub fn with_identity(mut self, identity: WatchedIdentity) -> Self {
+        self.identity = Some(identity);
+        self
+    }
+
+    /// The server's address as text.
+    pub fn server(&self) -> String {
+        self.server.uri.to_string()
+    }
+
+    pub(crate) fn crypto(&self) -> &Arc<CryptoProvider> {
+        &self.crypto
+    }
+
+    pub(crate) fn credentials(&self) -> &ChannelCredentials {
+        &self.server.credentials
+    }
+
+    /// Connects, with our certificate if there is to be one.
+    pub(crate) async fn connect(&self) -> Result<Connection, ConnectError> {
+        let identity = match (&self.identity, &self.server.credentials) {
+            (Some(identity), ChannelCredentials::Tls(_)) => {
+                identity.clone().wait_for(Option::is_some).await.as_ref().clone()
+            }
+            _ => None,
+        };
+        self.connect_as(identity.as_deref()).await
+    }
+
+    /// Connects with exactly this certificate.
+    pub(crate) async fn connect_as(&self, identity: Option<&Identity>) -> Result<Connection, ConnectError> {
+        tokio::time::timeout(CONNECT_TIMEOUT, self.handshakes(identity))
+            .await
+            .unwrap_or_else(|_| Err(format!("no connection within {CONNECT_TIMEOUT:?}")))
+            .map_err(|reason| ConnectError { server: self.server(), reason })
+    }
+
+    async fn handshakes(&self, identity: Option<&Identity>) -> Result<Connection, String> {
+        match &self.server.uri {
+            ServerUri::Tcp { host, port } => {
+                let io = TcpStream::connect((host.as_str(), *port)).await.map_err(|e| e.to_string())?;
+                // Small frames in both directions: latency counts, not packets.
+                io.set_nodelay(true).map_err(|e| e.to_string())?;
+                self.secured(host, io, identity).await
+            }
+            #[cfg(unix)]
+            ServerUri::Unix(path) => {
+                let io = tokio::net::UnixStream::connect(path).await.map_err(|e| e.to_string())?;
+                self.secured("localhost", io, identity).await
+            }
+            #[cfg(not(unix))]
+            ServerUri::Unix(_) => Err("unix sockets do not exist on this system".to_owned()),
+        }
+    }
+
+    async fn secured<I>(&self, host: &str, io: I, identity: Option<&Identity>) -> Result<Connection, String>
+    where
+        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        match &self.server.credentials {
+            ChannelCredentials::Insecure => http2(io, &self.origin("http")?).await,
+            ChannelCredentials::Tls(files) => {
+                let config = tls::client_config(files, identity, &self.crypto)?;
+                let name = ServerName::try_from(host.to_owned()).map_err(|e| format!("{host:?}: {e}"))?;
+                let tls = tokio_rustls::TlsConnector::from(Arc::new(config))
+                    .connect(name, io)
+                    .await
+                    .map_err(|e| format!("TLS handshake: {e}"))?;
+                http2(tls, &self.origin("https")?).await
+            }
+        }
+    }
+
+    fn origin(&self, scheme: &str) -> Result<Uri, String> {
+        let authority = match &self.server.uri {
+            ServerUri::Tcp { .. } => self.server.uri.to_string(),
+            ServerUri::Unix(_) => "localhost".to_owned(),
+        };
+        Uri::builder().scheme(scheme).authority(authority).path_and_query("/").build().map_err(|e| e.to_string())
+    }
+}
+
+async fn http2<I>(io: I, origin: &Uri) -> Result<Connection, String>
+where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (requests, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(KEEPALIVE.0)
+        .keep_alive_timeout(KEEPALIVE.1)
+        .keep_alive_while_idle(true)
+        .handshake(TokioIo::new(io))
+        .await
+        .map_err(|e| format!("HTTP/2: {e}"))?;
+    Ok(Connection { requests, origin: origin.clone(), _driver: Arc::new(worker::drive(connection)) })
+}
+
+/// An open connection: a gRPC transport for generated clients. It closes when the last clone is dropped.
+#[derive(Clone)]
+pub struct Connection {
+    requests: SendRequest<tonic::body::Body>,
+    origin: Uri,
+    _driver: Arc<AbortOnDrop>,
+}
+
+impl Connection {
+    /// Scheme and authority that requests must carry.
+    pub(crate) fn origin(&self) -> Uri {
+        self.origin.clone()
+    }
+}
+
+impl tower_service::Service<http::Request<tonic::body::Body>> for Connection {
+    type Response = http::Response<hyper::body::Incoming>;
+    type Error = hyper::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
+        self.requests.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+        // The answer keeps the connection open until its head is there; a stream's owner keeps a clone.
+        let driver = self._driver.clone();
+        let response = self.requests.send_request(request);
+        Box::pin(async move {
+            let response = response.await;
+            drop(driver);
+            response
+        })
+    }
+}
+
+/// A connection that could not be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cannot connect to the control plane at {server}: {reason}")]
+pub struct ConnectError {
+    server: String,
+    reason: String,
+}
+
+/// What a gRPC status says, as text: codes of the control plane mean nothing to the application.
+pub(crate) fn status_text(status: &tonic::Status) -> String {
+    let message = status.message();
+    if message.is_empty() { status.code().to_string() } else { message.to_owned() }
+}

@@ -1,0 +1,75 @@
+//! The TLS side of a connection to a control plane.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use mesh_core::identity::Identity;
+use rustls::client::WebPkiServerVerifier;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, RootCertStore};
+
+use crate::bootstrap::TlsCredentials;
+
+/// Roots from the file or the system; our certificate from the files, else from the identity. The
+/// server is verified against the name it was dialled by.
+pub(super) fn client_config(
+    files: &TlsCredentials,
+    identity: Option<&Identity>,
+    crypto: &Arc<CryptoProvider>,
+) -> Result<ClientConfig, String> {
+    let roots = Arc::new(root_store(files.ca_certificate_file.as_deref())?);
+    let verifier =
+        WebPkiServerVerifier::builder_with_provider(roots, crypto.clone()).build().map_err(|e| e.to_string())?;
+    let builder = ClientConfig::builder_with_provider(crypto.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|e| e.to_string())?
+        .with_webpki_verifier(verifier);
+    let certified = match (&files.identity, identity) {
+        (Some((chain, key)), _) => Some(Arc::new(certified_from(chain, key, crypto)?)),
+        (None, Some(identity)) => Some(identity.certified().clone()),
+        (None, None) => None,
+    };
+    let mut config = match certified {
+        Some(certified) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified))),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+/// Every certificate of a PEM file; at least one.
+pub(crate) fn read_certificates(path: impl AsRef<Path>) -> Result<Vec<CertificateDer<'static>>, String> {
+    let shown = path.as_ref().display();
+    let found: Vec<_> = CertificateDer::pem_file_iter(path.as_ref())
+        .and_then(|certificates| certificates.collect::<Result<_, _>>())
+        .map_err(|e| format!("certificates in {shown}: {e}"))?;
+    if found.is_empty() { Err(format!("{shown} holds no certificate")) } else { Ok(found) }
+}
+
+fn root_store(file: Option<&str>) -> Result<RootCertStore, String> {
+    let mut store = RootCertStore::empty();
+    match file {
+        Some(path) => {
+            for root in read_certificates(path)? {
+                store.add(root).map_err(|e| format!("a root in {path}: {e}"))?;
+            }
+        }
+        None => {
+            store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    if store.is_empty() {
+        Err("the system has no trusted roots; name a ca_certificate_file".to_owned())
+    } else {
+        Ok(store)
+    }
+}
+
+fn certified_from(chain: &str, key: &str, crypto: &CryptoProvider) -> Result<CertifiedKey, String> {
+    let certificates = read_certificates(chain)?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(|e| format!("private key {key}: {e}"))?;
+    CertifiedKey::from_der(certificates, key, crypto).map_err(|e| format!("{chain}: {e}"))
+}

@@ -1,0 +1,92 @@
+//! Who this process is: a key made in memory, a certificate from the control plane's CA, renewed
+//! before it ends (`istio.v1.auth.IstioCertificateService`).
+//!
+//! The first request is proved by a join token, renewals by the certificate of the moment. A valid
+//! certificate is kept through every failure. The key never leaves memory and is never printed; each
+//! certificate has a key of its own.
+//!
+//! ```text
+//! no certificate ──token──▶ valid ──half of its life──▶ renewing ──▶ valid …
+//!      ▲  └─retry 500 ms … 30 s                            └─retry, the old one stays
+//!      └──────────────── ended (token again, if there is one) ◀──┘
+//! ```
+
+mod issue;
+mod schedule;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+pub use self::issue::{CertificateAuthorityClient, CertificateRefused};
+pub use self::worker::spawn;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::id::TrustDomain;
+
+/// Seconds since the Unix epoch.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// What [`spawn`] needs to know beside the way to the CA.
+#[derive(Clone)]
+pub struct SecretConfig {
+    /// Proof for the first certificate. None = the CA asks for none.
+    pub token: Option<JoinToken>,
+    /// Life asked for. Default 24 h; the CA may give less.
+    pub validity: Duration,
+    /// Trust domain that the certificate must be of. None = whatever the CA says.
+    pub trust_domain: Option<TrustDomain>,
+    /// The clock. Default: the system's.
+    pub clock: Clock,
+}
+
+impl SecretConfig {
+    /// The defaults with this proof.
+    pub fn new(token: Option<JoinToken>) -> Self {
+        Self { token, validity: Duration::from_secs(24 * 3600), trust_domain: None, clock: worker::system_clock() }
+    }
+}
+
+impl fmt::Debug for SecretConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SecretConfig")
+            .field("token", &self.token)
+            .field("validity", &self.validity)
+            .field("trust_domain", &self.trust_domain)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A join token: proof for the first certificate. Never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub enum JoinToken {
+    /// The token itself.
+    Text(String),
+    /// A file with it, read anew for each use, because such tokens rotate.
+    File(PathBuf),
+}
+
+impl JoinToken {
+    /// The token of the moment.
+    async fn read(&self) -> Result<String, CertificateRefused> {
+        match self {
+            Self::Text(text) => Ok(text.trim().to_owned()),
+            Self::File(path) => match tokio::fs::read_to_string(path).await {
+                Ok(text) => Ok(text.trim().to_owned()),
+                Err(error) => Err(CertificateRefused::Token { path: path.clone(), reason: error.to_string() }),
+            },
+        }
+    }
+}
+
+impl fmt::Debug for JoinToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(_) => f.write_str("Text(***)"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
+}

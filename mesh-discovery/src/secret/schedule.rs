@@ -1,0 +1,43 @@
+//! When to renew: pure, in seconds since the Unix epoch.
+
+use std::time::Duration;
+
+/// Longest wait in one piece. A machine that slept wakes up with its clock ahead of its timers, so the
+/// clock is looked at again now and then.
+const LONGEST_NAP: Duration = Duration::from_secs(60);
+
+/// When to renew a certificate that is new now: after half of what is left of its life, moved by up to a
+/// tenth of that, so that processes started together don't renew together; never at once, so that an
+/// authority whose clock is wrong is not flooded. `draw` is uniform in `0.0..1.0`.
+pub(super) fn renew_at(now: u64, not_after: u64, draw: f64) -> u64 {
+    let left = not_after.saturating_sub(now);
+    let share = 0.4 + 0.2 * draw.clamp(0.0, 1.0);
+    now.saturating_add(((left as f64 * share) as u64).max(1))
+}
+
+/// How long to sleep now to wake up at `until` at the latest; `None` when it is time.
+pub(super) fn nap(now: u64, until: u64) -> Option<Duration> {
+    let left = until.checked_sub(now).filter(|left| *left > 0)?;
+    Some(Duration::from_secs(left).min(LONGEST_NAP))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renewal_is_due_around_half_of_the_life_that_is_left() {
+        assert_eq!(renew_at(1_000, 2_000, 0.0), 1_400);
+        assert_eq!(renew_at(1_000, 2_000, 0.5), 1_500);
+        assert_eq!(renew_at(1_000, 2_000, 1.0), 1_600);
+        assert_eq!(renew_at(2_000, 1_000, 0.5), 2_001, "ended before it began");
+    }
+
+    #[test]
+    fn naps_are_short_and_end_in_time() {
+        assert_eq!(nap(100, 130), Some(Duration::from_secs(30)));
+        assert_eq!(nap(100, 10_000), Some(LONGEST_NAP));
+        assert_eq!(nap(100, 100), None);
+        assert_eq!(nap(100, 50), None);
+    }
+}

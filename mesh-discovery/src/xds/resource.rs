@@ -1,0 +1,89 @@
+//! The meeting point of protocol and policy: what the bytes of a resource decode to.
+
+use std::sync::Arc;
+
+use envoy_types::pb::google::protobuf::Any;
+use mesh_core::policy::{Cluster, Endpoints, InboundListener, Listener, RouteConfiguration, Unenforced};
+use serde::Serialize;
+
+use super::ads::Codec;
+use super::kind::Kind;
+use crate::codec::{self, AnyListener};
+
+/// A decoded resource. Its value is behind an `Arc`, so that snapshots share what did not change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Value {
+    /// A dialled destination.
+    Listener(Arc<Listener>),
+    /// A listening address.
+    Inbound(Arc<InboundListener>),
+    /// Routes.
+    Routes(Arc<RouteConfiguration>),
+    /// A cluster.
+    Cluster(Arc<Cluster>),
+    /// A cluster's endpoints.
+    Endpoints(Arc<Endpoints>),
+}
+
+/// A value and what of it this version does not enforce.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Resource {
+    pub(crate) value: Value,
+    pub(crate) unenforced: Arc<[Unenforced]>,
+}
+
+/// The codec of Envoy's v3 resources.
+#[derive(Debug, Default)]
+pub(crate) struct PolicyCodec;
+
+impl Codec for PolicyCodec {
+    type Value = Resource;
+
+    fn open(&self, kind: Kind, resource: Any) -> Result<(String, Any), String> {
+        let (name, inner) = codec::unwrap_resource(resource);
+        if inner.type_url != kind.type_url() {
+            return Err(format!("its type is {:?} in a response of type {:?}", inner.type_url, kind.type_url()));
+        }
+        let name = name.filter(|name| !name.is_empty());
+        let name = name.or_else(|| codec::resource_name(kind.type_url(), &inner)).ok_or("its name cannot be read")?;
+        Ok((name, inner))
+    }
+
+    fn decode(&self, kind: Kind, any: &Any) -> Result<Resource, String> {
+        match kind {
+            Kind::Listener => {
+                let decoded = codec::decode_listener(any).map_err(|e| e.to_string())?;
+                let value = match decoded.value {
+                    AnyListener::Outbound(listener) => Value::Listener(Arc::new(listener)),
+                    AnyListener::Inbound(listener) => Value::Inbound(Arc::new(enforceable(listener)?)),
+                };
+                Ok(Resource { value, unenforced: decoded.unenforced.into() })
+            }
+            Kind::Routes => resource(codec::decode_routes(any), Value::Routes),
+            Kind::Cluster => resource(codec::decode_cluster(any), Value::Cluster),
+            Kind::Endpoints => resource(codec::decode_endpoints(any), Value::Endpoints),
+        }
+    }
+}
+
+fn resource<T>(
+    decoded: Result<codec::Decoded<T>, codec::DecodeError>,
+    value: impl FnOnce(Arc<T>) -> Value,
+) -> Result<Resource, String> {
+    let decoded = decoded.map_err(|e| e.to_string())?;
+    Ok(Resource { value: value(Arc::new(decoded.value)), unenforced: decoded.unenforced.into() })
+}
+
+/// Authorization rules are not enforced by this version: to accept a listener that carries some would
+/// open what its owner closed.
+fn enforceable(listener: InboundListener) -> Result<InboundListener, String> {
+    match listener.authorization.len() {
+        0 => Ok(listener),
+        n => Err(format!(
+            "inbound listener {:?}: authorization: this version of mesh does not enforce authorization rules and \
+             refuses the listener's {n} rather than ignore them",
+            listener.name
+        )),
+    }
+}

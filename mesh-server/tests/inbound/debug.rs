@@ -1,0 +1,101 @@
+//! The debug server over loopback.
+
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use mesh_core::drain;
+use mesh_core::policy::InboundTls;
+use mesh_server::Readiness;
+use mesh_server::debug::{DebugServer, prometheus};
+
+use crate::kit::{Client, Http, World, eventually, within};
+
+async fn client(debug: &DebugServer) -> Client {
+    Client::over(TcpStream::connect(debug.address()).await.unwrap(), Http::One).await.unwrap()
+}
+
+async fn ask(debug: &DebugServer, head: &str) -> String {
+    let mut tcp = TcpStream::connect(debug.address()).await.unwrap();
+    tcp.write_all(format!("{head}\r\nconnection: close\r\n\r\n").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    within(tcp.read_to_string(&mut answer)).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn every_path_answers_from_its_closure() {
+    let world = World::hello(InboundTls::Permissive).await;
+    assert_eq!(world.plain(Http::One).await.get("/").await.unwrap().0, 200);
+    eventually(|| (!world.metrics_text().is_empty()).then_some(())).await;
+    let trigger = world.drain.clone();
+    let debug = DebugServer::builder()
+        .readiness(world.server.readiness().clone())
+        .metrics(prometheus::content("1.2.3", world.metrics.clone(), world.server.stats().clone()))
+        .config_dump(Arc::new(|| ("application/json", "{\"config\":1}".into())))
+        .clusters(Arc::new(|| ("not\na header value", "clusters".into())))
+        .on_drain(Arc::new(move || trigger.drain()))
+        .bind("127.0.0.1:0".parse().unwrap())
+        .await
+        .unwrap();
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: localhost");
+    assert!(ask(&debug, &get("/")).await.contains("/config_dump"));
+    assert!(ask(&debug, &get("/healthz")).await.ends_with("\r\n\r\nok\n"));
+    assert!(ask(&debug, &get("/readyz")).await.starts_with("HTTP/1.1 200"));
+    let metrics = ask(&debug, &get("/metrics")).await;
+    assert!(metrics.contains("istio_build{component=\"mesh\",tag=\"1.2.3\"} 1\n"), "{metrics}");
+    assert!(metrics.contains("istio_requests_total{reporter=\"destination\""), "{metrics}");
+    assert!(metrics.contains("mesh_inbound_plaintext_connections_total{peer=\"127.0.0.1\"} 1\n"), "{metrics}");
+    assert!(ask(&debug, &get("/config_dump")).await.ends_with("{\"config\":1}"));
+    assert!(ask(&debug, &get("/clusters")).await.ends_with("clusters"));
+    assert!(ask(&debug, "HEAD /metrics HTTP/1.1\r\nhost: localhost").await.ends_with("\r\n\r\n"));
+
+    assert!(ask(&debug, &get("/drain")).await.starts_with("HTTP/1.1 405"));
+    assert!(ask(&debug, "POST /drain HTTP/1.1\r\nhost: localhost").await.starts_with("HTTP/1.1 202"));
+    eventually(|| world.server.readiness().draining().then_some(())).await;
+    let unready = ask(&debug, &get("/readyz")).await;
+    assert!(unready.starts_with("HTTP/1.1 503") && unready.ends_with("draining\n"), "{unready}");
+}
+
+#[tokio::test]
+async fn a_foreign_host_name_is_refused_and_an_oversized_head_too() {
+    let debug = DebugServer::builder().bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let rebound = ask(&debug, "GET /healthz HTTP/1.1\r\nhost: evil.example").await;
+    assert!(rebound.starts_with("HTTP/1.1 421"), "{rebound}");
+    let local = format!("GET /healthz HTTP/1.1\r\nhost: {}", debug.address());
+    assert!(ask(&debug, &local).await.starts_with("HTTP/1.1 200"));
+    let large = format!("{local}\r\nx-large: {}", "x".repeat(16 * 1024));
+    let mut tcp = TcpStream::connect(debug.address()).await.unwrap();
+    let _ = tcp.write_all(format!("{large}\r\n\r\n").as_bytes()).await;
+    let mut answer = Vec::new();
+    let _ = within(tcp.read_to_end(&mut answer)).await;
+    assert!(!answer.starts_with(b"HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn beyond_loopback_only_when_told() {
+    let anywhere = "0.0.0.0:0".parse().unwrap();
+    let refused = DebugServer::builder().bind(anywhere).await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
+    assert!(DebugServer::builder().beyond_loopback().bind(anywhere).await.is_ok());
+}
+
+#[tokio::test]
+async fn dropping_it_closes_its_sockets() {
+    let (trigger, _watch) = drain::channel();
+    let held = Arc::new(trigger);
+    let weak = Arc::downgrade(&held);
+    let debug = DebugServer::builder()
+        .readiness(Readiness::default())
+        .on_drain(Arc::new(move || held.drain()))
+        .bind("127.0.0.1:0".parse().unwrap())
+        .await
+        .unwrap();
+    let client = client(&debug).await;
+    let address = debug.address();
+    drop(debug);
+    within(client.ended).await.unwrap();
+    eventually(|| weak.upgrade().is_none().then_some(())).await;
+    assert!(TcpStream::connect(address).await.is_err());
+}

@@ -1,0 +1,120 @@
+//! The end of a server: drained or dropped.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Response;
+use http_body_util::Full;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+
+use mesh_core::error::BoxError;
+use mesh_core::policy::InboundTls;
+use mesh_server::Config;
+
+use crate::kit::{Http, World, eventually, get, policy, read, spawn, text, within};
+
+type Answer = Result<Response<Full<Bytes>>, BoxError>;
+
+/// A server whose handler says that it began, waits for the gate, and says by dropping the sender's
+/// clone that it is gone.
+async fn gated(config: Config) -> (World, mpsc::Receiver<()>, watch::Sender<bool>) {
+    let (began, begins) = mpsc::channel(8);
+    let (open, gate) = watch::channel(false);
+    let service = tower::service_fn(move |_| {
+        let (began, mut gate) = (began.clone(), gate.clone());
+        async move {
+            began.send(()).await?;
+            gate.wait_for(|open| *open).await?;
+            let answer: Answer = text("done");
+            answer
+        }
+    });
+    (World::start(policy(InboundTls::Permissive), config, service).await, begins, open)
+}
+
+#[tokio::test]
+async fn a_drain_finishes_requests_in_flight_and_refuses_new_connections() {
+    for version in [Http::One, Http::Two] {
+        let (mut world, mut begins, open) = gated(Config::default()).await;
+        let mut client = world.mutual(version).await;
+        let idle = world.plain(version).await;
+        let in_flight = spawn(client.send(get("/")));
+        within(begins.recv()).await.unwrap();
+
+        world.drain.drain();
+        within(idle.ended).await.unwrap();
+        eventually(|| world.server.readiness().draining().then_some(())).await;
+        assert!(!world.server.readiness().is_ready());
+        assert!(TcpStream::connect(world.address).await.is_err(), "{version:?}: the listener is closed");
+        assert!(!world.serving.is_finished(), "{version:?}: a request is in flight");
+
+        open.send_replace(true);
+        let response = within(in_flight).await.unwrap().unwrap();
+        assert_eq!(within(read(response)).await.unwrap(), (200, "done".to_owned()), "{version:?}");
+        within(&mut world.serving).await.unwrap().unwrap();
+        within(world.drain.finished()).await;
+        within(client.ended).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_drain_limit_ends_what_does_not_finish() {
+    for version in [Http::One, Http::Two] {
+        let mut config = Config::default();
+        config.drain_limit = std::time::Duration::from_millis(50);
+        let (mut world, mut begins, _open) = gated(config).await;
+        let mut client = world.plain(version).await;
+        let in_flight = spawn(client.send(get("/")));
+        within(begins.recv()).await.unwrap();
+        world.drain.drain();
+        within(&mut world.serving).await.unwrap().unwrap();
+        assert!(within(in_flight).await.unwrap().is_err(), "{version:?}");
+    }
+}
+
+#[tokio::test]
+async fn dropping_the_server_closes_sockets_and_ends_handlers() {
+    for version in [Http::One, Http::Two] {
+        let (held, alive) = watch::channel(());
+        let held = Arc::new(held);
+        let (began, mut begins) = mpsc::channel(1);
+        let service = tower::service_fn(move |_| {
+            let (held, began) = (held.clone(), began.clone());
+            async move {
+                began.send(()).await?;
+                std::future::pending::<()>().await;
+                drop(held);
+                let answer: Answer = text("never");
+                answer
+            }
+        });
+        let mut world = World::start(policy(InboundTls::Permissive), Config::default(), service).await;
+        let mut client = world.mutual(version).await;
+        let in_flight = spawn(client.send(get("/")));
+        within(begins.recv()).await.unwrap();
+
+        world.serving.abort();
+        assert!(within(&mut world.serving).await.unwrap_err().is_cancelled());
+        assert!(within(in_flight).await.unwrap().is_err(), "{version:?}");
+        within(client.ended).await.unwrap();
+        // Every clone of the service and every handler future is gone.
+        let mut alive = alive;
+        while within(alive.changed()).await.is_ok() {}
+        assert_eq!(world.server.readiness().serving(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_panicking_handler_costs_its_request_only() {
+    let service = tower::service_fn(|request: http::Request<mesh_server::Body>| async move {
+        assert_ne!(request.uri().path(), "/panic", "as ordered");
+        text("hello")
+    });
+    let world = World::start(policy(InboundTls::Permissive), Config::default(), service).await;
+    let mut client = world.plain(Http::Two).await;
+    assert!(client.get("/panic").await.is_err());
+    assert_eq!(client.get("/").await.unwrap().0, 200, "HTTP/2: the connection goes on");
+    assert!(world.plain(Http::One).await.get("/panic").await.is_err());
+    assert_eq!(world.plain(Http::One).await.get("/").await.unwrap().0, 200, "HTTP/1: the server goes on");
+}

@@ -1,0 +1,113 @@
+//! What a slow, silent or greedy client may not do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use mesh_core::policy::{InboundState, InboundTls};
+use mesh_server::{Config, Refusal};
+
+use crate::kit::{Http, World, eventually, listener, policy, text, within};
+
+fn quick() -> Config {
+    let mut config = Config::default();
+    config.detect_timeout = Duration::from_millis(50);
+    config.handshake_timeout = Duration::from_millis(50);
+    config.header_read_timeout = Duration::from_millis(50);
+    config
+}
+
+async fn world(config: Config) -> World {
+    World::start(policy(InboundTls::Permissive), config, tower::service_fn(|_| async { text("hello") })).await
+}
+
+/// Sends a beginning and waits for the server to give up.
+async fn given_up(world: &World, beginning: &[u8]) {
+    let mut tcp = TcpStream::connect(world.address).await.unwrap();
+    tcp.write_all(beginning).await.unwrap();
+    let mut answer = Vec::new();
+    // A reset is as good as an end.
+    let _ = within(tcp.read_to_end(&mut answer)).await;
+    assert!(!answer.starts_with(b"HTTP/1.1 200"), "it was served");
+}
+
+#[tokio::test]
+async fn slow_clients_are_given_up() {
+    let world = world(quick()).await;
+    let refused = |n| (world.server.stats().refused(Refusal::Timeout), n);
+    given_up(&world, b"").await;
+    let (got, want) = refused(1);
+    assert_eq!(got, want, "silence");
+    given_up(&world, b"PRI * HT").await;
+    let (got, want) = refused(2);
+    assert_eq!(got, want, "half a preface");
+    given_up(&world, &[0x16, 3, 1]).await;
+    let (got, want) = refused(3);
+    assert_eq!(got, want, "half a handshake");
+    given_up(&world, b"GET / HTTP/1.1\r\nhost: re").await;
+}
+
+#[tokio::test]
+async fn a_slow_client_within_the_limits_is_served() {
+    let world = world(Config::default()).await;
+    let mut tcp = TcpStream::connect(world.address).await.unwrap();
+    for part in [&b"G"[..], b"ET / HTTP/1.1\r\nhost: re", b"views\r\nconnection: close\r\n\r\n"] {
+        tcp.write_all(part).await.unwrap();
+        tcp.flush().await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let mut answer = String::new();
+    within(tcp.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
+async fn too_many_connections_are_closed_and_a_free_place_is_taken() {
+    let world = world(Config::default()).await;
+    let mut limited = listener(InboundTls::Permissive);
+    limited.limits.max_connections = Some(1);
+    world.policy.publish(InboundState::Ready(Arc::new(limited)));
+    let mut first = world.plain(Http::One).await;
+    assert_eq!(first.get("/").await.unwrap().0, 200);
+    given_up(&world, b"").await;
+    assert_eq!(world.server.stats().refused(Refusal::ConnectionLimit), 1);
+    drop(first);
+    within(async {
+        loop {
+            let tcp = TcpStream::connect(world.address).await.unwrap();
+            let mut client = crate::kit::Client::over(tcp, Http::One).await.unwrap();
+            if client.get("/").await.is_ok() {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_oversized_head_is_refused() {
+    let world = world(Config::default()).await;
+    for version in [Http::One, Http::Two] {
+        let mut client = world.plain(version).await;
+        let mut request = crate::kit::get("/");
+        request.headers_mut().insert("x-large", "x".repeat(80 * 1024).parse().unwrap());
+        let status = client.send(request).await.map(|response| response.status().as_u16());
+        assert!(matches!(status, Ok(431) | Err(_)), "{version:?}: {status:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_old_connection_is_drained() {
+    let mut config = Config::default();
+    config.max_connection_age = Some(Duration::from_millis(20));
+    let world = world(config).await;
+    for version in [Http::One, Http::Two] {
+        let mut client = world.plain(version).await;
+        // It may be over before the first request: then it is, but never with an error for one begun.
+        let _ = client.get("/").await;
+        within(client.ended).await.unwrap();
+    }
+    assert_eq!(eventually(|| Some(world.server.readiness().serving())).await, 1);
+}

@@ -1,0 +1,11 @@
+//! The inbound side over loopback: real sockets, real TLS, a hand-fed policy.
+// The helpers of a test are tests, too; clippy knows only functions marked as such.
+#![allow(clippy::unwrap_used)]
+
+mod debug;
+mod drain;
+mod frameworks;
+mod kit;
+mod limits;
+mod requests;
+mod transport;

@@ -1,0 +1,218 @@
+//! Who gets in: modes, first bytes, certificates, changes at run time.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use mesh_core::error::BoxError;
+use mesh_core::policy::{AuthorizationAction, AuthorizationPolicy, InboundState, InboundTls};
+use mesh_server::{Config, PeerIdentity, Refusal};
+use mesh_testkit::{CertificateSpec, TestCa};
+
+use crate::kit::{Http, World, client_tls, eventually, get, identity_trusting, listener, policy, spawn, text, within};
+
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: reviews\r\nconnection: close\r\n\r\n";
+
+/// What a raw plaintext client gets back.
+async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    // The server may have closed already: what counts is what it answered.
+    let _ = tcp.write_all(bytes).await;
+    let mut answer = Vec::new();
+    let _ = within(tcp.read_to_end(&mut answer)).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn peer_of() -> impl Fn(
+    http::Request<mesh_server::Body>,
+) -> std::future::Ready<Result<http::Response<http_body_util::Full<bytes::Bytes>>, BoxError>>
++ Clone {
+    |request| {
+        let peer: &PeerIdentity = request.extensions().get().expect("the server puts it there");
+        let id = peer.spiffe_id.as_ref().map_or("plaintext".to_owned(), ToString::to_string);
+        std::future::ready(text(id))
+    }
+}
+
+#[tokio::test]
+async fn strict_refuses_plaintext_and_says_why_to_http1() {
+    let world = World::hello(InboundTls::Strict).await;
+    let answer = raw(world.address, REQUEST).await;
+    assert!(answer.starts_with("HTTP/1.1 403 Forbidden\r\n"), "{answer}");
+    assert!(answer.contains("MESH-2001") && answer.contains("PERMISSIVE"), "{answer}");
+    assert_eq!(raw(world.address, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await, "");
+    assert_eq!(raw(world.address, b"\0\0\0").await, "");
+    assert_eq!(world.server.stats().refused(Refusal::Plaintext), 3);
+    assert_eq!(world.metrics_text(), "", "no request was seen");
+}
+
+#[tokio::test]
+async fn permissive_lets_the_same_plaintext_through() {
+    let world = World::hello(InboundTls::Permissive).await;
+    let answer = raw(world.address, REQUEST).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("hello"), "{answer}");
+    assert_eq!(world.server.stats().refused(Refusal::Plaintext), 0);
+    assert_eq!(world.server.stats().plaintext_peers(), [(Some([127, 0, 0, 1].into()), 1)]);
+}
+
+#[tokio::test]
+async fn permissive_serves_both_on_one_port_with_the_right_peer() {
+    let service = tower::service_fn(peer_of());
+    let world = World::start(policy(InboundTls::Permissive), Config::default(), service).await;
+    for version in [Http::One, Http::Two] {
+        let plain = world.plain(version).await.get("/").await.unwrap();
+        assert_eq!(plain, (200, "plaintext".to_owned()), "{version:?}");
+        let mutual = world.mutual(version).await.get("/").await.unwrap();
+        assert_eq!(mutual, (200, "spiffe://cluster.local/ns/default/sa/productpage".to_owned()), "{version:?}");
+    }
+    // Only plaintext peers are listed as such.
+    assert_eq!(world.server.stats().plaintext_peers(), [(Some([127, 0, 0, 1].into()), 2)]);
+}
+
+#[tokio::test]
+async fn clients_without_a_valid_certificate_of_the_mesh_are_refused() {
+    let world = World::hello(InboundTls::Strict).await;
+    let ca = &world.ca;
+    for version in [Http::One, Http::Two] {
+        let showing = |certificate| Arc::new(ca.client_showing(certificate, &[version.alpn()]));
+        let no_id = CertificateSpec { dns: vec!["reviews".to_owned()], ..CertificateSpec::default() };
+        for (who, tls) in [
+            // All of them trust the server, so the refusal is the server's.
+            ("another CA", client_tls(&identity_trusting(&TestCa::new(), "productpage", ca), version)),
+            ("expired", client_tls(&ca.expired("default", "productpage"), version)),
+            ("another trust domain", client_tls(&ca.wrong_domain("default", "productpage"), version)),
+            ("no SPIFFE ID", showing(Some(ca.certified(&no_id)))),
+            ("no certificate", showing(None)),
+        ] {
+            let before = world.server.stats().refused(Refusal::Handshake);
+            // TLS 1.3: the client learns of the refusal with its first read.
+            let refused = match world.mutual_with(tls, version).await {
+                Ok(mut client) => client.get("/").await.is_err(),
+                Err(_) => true,
+            };
+            assert!(refused, "{who} over {version:?}");
+            assert_eq!(world.server.stats().refused(Refusal::Handshake), before + 1, "{who} over {version:?}");
+        }
+        assert_eq!(world.mutual(version).await.get("/").await.unwrap().0, 200, "{version:?}");
+    }
+}
+
+#[tokio::test]
+async fn disable_serves_plaintext_and_closes_tls() {
+    let world = World::hello(InboundTls::Disable).await;
+    assert_eq!(world.plain(Http::One).await.get("/").await.unwrap().0, 200);
+    let identity = world.ca.identity("default", "productpage");
+    assert!(world.mutual_as(&identity, Http::One).await.is_err());
+    assert_eq!(world.server.stats().refused(Refusal::TlsDisabled), 1);
+    assert!(world.server.stats().plaintext_peers().is_empty(), "plaintext is what policy wants here");
+}
+
+#[tokio::test]
+async fn nothing_is_accepted_without_policy_or_certificate() {
+    let world = World::hello(InboundTls::Permissive).await;
+    let identity = world.ca.identity("default", "productpage");
+    world.policy.publish(InboundState::Pending);
+    assert_eq!(raw(world.address, REQUEST).await, "");
+    assert!(world.mutual_as(&identity, Http::Two).await.is_err());
+    world.policy.publish(InboundState::Failed("no such listener".into()));
+    assert_eq!(raw(world.address, REQUEST).await, "");
+    assert_eq!(world.server.stats().refused(Refusal::NoPolicy), 3);
+
+    world.identity.publish(None);
+    world.policy.publish(policy(InboundTls::Strict));
+    assert!(world.mutual_as(&identity, Http::Two).await.is_err());
+    assert_eq!(world.server.stats().refused(Refusal::NoIdentity), 1);
+    eventually(|| (!world.server.readiness().is_ready()).then_some(())).await;
+
+    world.identity.publish(Some(world.ca.identity("default", "reviews")));
+    assert_eq!(world.mutual_as(&identity, Http::Two).await.unwrap().get("/").await.unwrap().0, 200);
+    eventually(|| world.server.readiness().is_ready().then_some(())).await;
+}
+
+#[tokio::test]
+async fn turning_strict_ends_plaintext_connections_after_their_request_and_keeps_mutual_ones() {
+    let (began, mut begins) = tokio::sync::mpsc::channel(8);
+    let (open, gate) = tokio::sync::watch::channel(false);
+    let service = tower::service_fn(move |request: http::Request<mesh_server::Body>| {
+        let (began, mut gate) = (began.clone(), gate.clone());
+        async move {
+            if request.uri().path() == "/slow" {
+                began.send(()).await?;
+                gate.wait_for(|open| *open).await?;
+            }
+            text("done")
+        }
+    });
+    let world = World::start(policy(InboundTls::Permissive), Config::default(), service).await;
+    let mut mutual = world.mutual(Http::Two).await;
+    let mut idle = world.plain(Http::One).await;
+    let mut busy = world.plain(Http::Two).await;
+    for client in [&mut mutual, &mut idle, &mut busy] {
+        assert_eq!(client.get("/").await.unwrap().0, 200);
+    }
+    let in_flight = spawn(busy.send(get("/slow")));
+    within(begins.recv()).await.unwrap();
+
+    world.policy.publish(policy(InboundTls::Strict));
+    within(idle.ended).await.unwrap();
+    assert!(raw(world.address, REQUEST).await.starts_with("HTTP/1.1 403"));
+    assert_eq!(mutual.get("/").await.unwrap().0, 200);
+    open.send_replace(true);
+    assert_eq!(within(in_flight).await.unwrap().unwrap().status(), 200);
+    within(busy.ended).await.unwrap();
+    assert_eq!(mutual.get("/").await.unwrap().0, 200);
+}
+
+#[tokio::test]
+async fn a_new_certificate_serves_new_connections_and_old_ones_stay() {
+    let world = World::hello(InboundTls::Strict).await;
+    let mut old = world.mutual(Http::Two).await;
+    world.identity.publish(Some(world.ca.identity("default", "reviews-renewed")));
+    let mut new = world.mutual(Http::Two).await;
+    assert!(old.server.as_deref().is_some_and(|id| id.ends_with("/sa/reviews")));
+    assert!(new.server.as_deref().is_some_and(|id| id.ends_with("/sa/reviews-renewed")));
+    assert_eq!(old.get("/").await.unwrap().0, 200);
+    assert_eq!(new.get("/").await.unwrap().0, 200);
+}
+
+#[tokio::test]
+async fn a_removed_root_counts_from_the_next_connection_even_for_known_clients() {
+    let world = World::hello(InboundTls::Strict).await;
+    // One configuration, which would resume the session if the server let it: then nobody would look at
+    // the client's certificate again.
+    let client = client_tls(&world.ca.identity("default", "productpage"), Http::One);
+    for _ in 0..2 {
+        let mut connection = world.mutual_with(client.clone(), Http::One).await.unwrap();
+        assert_eq!(connection.get("/").await.unwrap().0, 200);
+        assert!(!connection.resumed);
+    }
+    // The server now trusts another authority only; its own certificate stays.
+    world.identity.publish(Some(identity_trusting(&world.ca, "reviews", &TestCa::new())));
+    let refused = match world.mutual_with(client, Http::One).await {
+        Ok(mut client) => client.get("/").await.is_err(),
+        Err(_) => true,
+    };
+    assert!(refused);
+}
+
+#[tokio::test]
+async fn authorization_that_cannot_be_enforced_denies_and_a_dry_run_does_not() {
+    let world = World::hello(InboundTls::Permissive).await;
+    let mut client = world.plain(Http::One).await;
+    assert_eq!(client.get("/").await.unwrap().0, 200);
+    let mut denying = listener(InboundTls::Permissive);
+    denying.authorization.push(AuthorizationPolicy {
+        name: "default/deny".to_owned(),
+        action: AuthorizationAction::Deny,
+        dry_run: false,
+        rules: Vec::new(),
+    });
+    world.policy.publish(InboundState::Ready(Arc::new(denying.clone())));
+    let (status, body) = client.get("/").await.unwrap();
+    assert!(status == 403 && body.contains("MESH-2003"), "{status} {body}");
+    denying.authorization[0].dry_run = true;
+    world.policy.publish(InboundState::Ready(Arc::new(denying)));
+    assert_eq!(client.get("/").await.unwrap().0, 200);
+}

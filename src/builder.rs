@@ -1,0 +1,228 @@
+//! Putting a [`Mesh`] together: the only place that knows all four crates.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mesh_client::Client;
+use mesh_core::drain;
+use mesh_core::id::{Locality, Workload};
+use mesh_core::source::{DestinationSource, InboundSource, Watched, WatchedIdentity};
+use mesh_core::telemetry::Metrics;
+use mesh_discovery::connect::Connector;
+use mesh_discovery::secret::{self, SecretConfig};
+use mesh_discovery::xds::{GrpcTransport, XdsClient, XdsConfig};
+use mesh_server::Readiness;
+use mesh_server::debug::{Content, DebugServer, prometheus};
+use rustls::crypto::CryptoProvider;
+use serde::Serialize;
+
+use crate::config::{MeshConfig, ProcessEnv, Vars};
+use crate::error::StartError;
+use crate::mesh::{Control, Inner, Mesh};
+use crate::passthrough::Passthrough;
+use crate::runtime::ControlRuntime;
+
+/// Settings of a [`Mesh`]. Each setter stands for one environment variable and wins over it.
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct MeshBuilder {
+    settings: BTreeMap<&'static str, String>,
+    crypto: Option<Arc<CryptoProvider>>,
+    metrics: Option<Arc<Metrics>>,
+}
+
+impl MeshBuilder {
+    /// Address of the control plane (`MESH_CONTROL_PLANE`).
+    pub fn control_plane(self, address: impl ToString) -> Self {
+        self.set("MESH_CONTROL_PLANE", address.to_string())
+    }
+
+    /// PEM file with the control plane's root certificate (`MESH_ROOT_CERT`).
+    pub fn root_cert(self, path: impl AsRef<Path>) -> Self {
+        self.set("MESH_ROOT_CERT", path.as_ref().to_string_lossy().into_owned())
+    }
+
+    /// gRPC's bootstrap as JSON (`GRPC_XDS_BOOTSTRAP_CONFIG`), instead of the two above.
+    pub fn bootstrap(self, json: impl Into<String>) -> Self {
+        self.set("GRPC_XDS_BOOTSTRAP_CONFIG", json.into())
+    }
+
+    /// Join token for the first certificate (`MESH_JOIN_TOKEN`).
+    pub fn join_token(self, token: impl Into<String>) -> Self {
+        self.set("MESH_JOIN_TOKEN", token.into())
+    }
+
+    /// Namespace of this process (`POD_NAMESPACE`).
+    pub fn namespace(self, namespace: impl Into<String>) -> Self {
+        self.set("POD_NAMESPACE", namespace.into())
+    }
+
+    /// Service account of this process (`SERVICE_ACCOUNT`).
+    pub fn service_account(self, account: impl Into<String>) -> Self {
+        self.set("SERVICE_ACCOUNT", account.into())
+    }
+
+    /// Labels, in the form `app=reviews,version=v1` (`MESH_LABELS`).
+    pub fn labels(self, labels: impl Into<String>) -> Self {
+        self.set("MESH_LABELS", labels.into())
+    }
+
+    /// Where the debug endpoints listen (`MESH_DEBUG_ADDR`). Default: they don't.
+    pub fn debug_address(self, address: SocketAddr) -> Self {
+        self.set("MESH_DEBUG_ADDR", address.to_string())
+    }
+
+    /// The cryptography of all TLS. Default: aws-lc-rs, made for this mesh; the process default is not
+    /// touched.
+    pub fn crypto(mut self, provider: Arc<CryptoProvider>) -> Self {
+        self.crypto = Some(provider);
+        self
+    }
+
+    /// Where requests are counted. Default: metrics of this mesh's own.
+    pub fn metrics(mut self, metrics: Arc<Metrics>) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
+    fn set(mut self, variable: &'static str, value: String) -> Self {
+        self.settings.insert(variable, value);
+        self
+    }
+
+    /// Joins the mesh. Returns without waiting for the control plane.
+    ///
+    /// # Errors
+    /// A setting is missing or wrong, or the debug endpoints cannot listen.
+    pub async fn build(self) -> Result<Mesh, StartError> {
+        let config = MeshConfig::from_vars(&Settings(&self.settings))?;
+        let runtime = ControlRuntime::start().map_err(StartError::Runtime)?;
+        let crypto = self.crypto.unwrap_or_else(default_crypto);
+        let metrics = self.metrics.unwrap_or_default();
+
+        let mut connector = Connector::new(config.bootstrap.server().clone(), crypto.clone());
+        let certified = config.proof.is_some();
+        let identity = if let Some(proof) = config.proof {
+            let secret = SecretConfig { trust_domain: Some(config.trust_domain), ..SecretConfig::new(Some(proof)) };
+            let identity = secret::spawn(secret, connector.clone(), runtime.handle());
+            connector = connector.with_identity(identity.clone());
+            identity
+        } else {
+            Watched::fixed(None)
+        };
+        let transport = GrpcTransport::new(connector.clone());
+        let xds = Arc::new(XdsClient::spawn(XdsConfig::new(config.bootstrap), transport, runtime.handle()));
+        let control = Control { xds: xds.clone(), connector, certified };
+
+        let parts = Parts { runtime, crypto, metrics, identity, destinations: xds.clone(), inbound: xds };
+        let debug = config.debug_address;
+        let mut inner = parts.join(config.workload, config.service_account, config.locality, Some(control));
+        inner.pod_ip = config.pod_ip;
+        with_debug(inner, debug).await
+    }
+}
+
+/// A mesh that passes everything through.
+pub(crate) fn disabled() -> Result<Mesh, StartError> {
+    let parts = Parts {
+        runtime: ControlRuntime::start().map_err(StartError::Runtime)?,
+        crypto: default_crypto(),
+        metrics: Arc::default(),
+        identity: Watched::fixed(None),
+        destinations: Arc::new(Passthrough),
+        inbound: Arc::new(Passthrough),
+    };
+    let account = "default".to_owned();
+    Ok(Mesh::from_inner(parts.join(Workload::default(), account, Locality::default(), None)))
+}
+
+/// What every mesh is made of.
+struct Parts {
+    runtime: ControlRuntime,
+    crypto: Arc<CryptoProvider>,
+    metrics: Arc<Metrics>,
+    identity: WatchedIdentity,
+    destinations: Arc<dyn DestinationSource>,
+    inbound: Arc<dyn InboundSource>,
+}
+
+impl Parts {
+    fn join(self, workload: Workload, account: String, locality: Locality, control: Option<Control>) -> Inner {
+        let workload = Arc::new(workload);
+        let client = Client::builder(self.destinations)
+            .identity(self.identity.clone())
+            .crypto(self.crypto.clone())
+            .workload(workload.clone())
+            .metrics(self.metrics.clone())
+            .runtime(self.runtime.handle().clone())
+            .build();
+        Inner {
+            client,
+            identity: self.identity,
+            inbound: self.inbound,
+            crypto: self.crypto,
+            workload,
+            service_account: account,
+            locality,
+            pod_ip: None,
+            metrics: self.metrics,
+            stats: Arc::default(),
+            drain: drain::channel().0,
+            readiness: Readiness::default(),
+            control,
+            debug: None,
+            runtime: self.runtime,
+        }
+    }
+}
+
+/// Adds the debug endpoints.
+async fn with_debug(mut inner: Inner, address: Option<SocketAddr>) -> Result<Mesh, StartError> {
+    if let Some(address) = address {
+        let (readiness, drain) = (inner.readiness.clone(), inner.drain.clone());
+        let client = inner.client.clone();
+        let mut builder = DebugServer::builder()
+            .readiness(inner.readiness.clone())
+            .metrics(prometheus::content(env!("CARGO_PKG_VERSION"), inner.metrics.clone(), inner.stats.clone()))
+            .clusters(json(move || client.dump()))
+            .on_drain(Arc::new(move || {
+                readiness.drain();
+                drain.drain();
+            }));
+        if let Some(control) = &inner.control {
+            let xds = control.xds.clone();
+            builder = builder.config_dump(json(move || xds.config_dump()));
+        }
+        // On the control thread: an application that blocks its runtime still answers probes.
+        let server = inner.runtime.run(builder.bind(address)).await;
+        inner.debug = Some(server.map_err(|source| StartError::Debug { address, source })?);
+    }
+    Ok(Mesh::from_inner(inner))
+}
+
+fn json<T: Serialize>(dump: impl Fn() -> T + Send + Sync + 'static) -> Content {
+    Arc::new(move || {
+        let text = serde_json::to_vec_pretty(&dump()).unwrap_or_default();
+        ("application/json", Bytes::from(text))
+    })
+}
+
+fn default_crypto() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// The builder's settings over the environment.
+struct Settings<'a>(&'a BTreeMap<&'static str, String>);
+
+impl Vars for Settings<'_> {
+    fn var(&self, name: &str) -> Option<String> {
+        self.0.get(name).cloned().or_else(|| ProcessEnv.var(name))
+    }
+
+    fn names(&self) -> Vec<String> {
+        ProcessEnv.names()
+    }
+}

@@ -1,0 +1,274 @@
+//! [`MeshConfig`]: who this process is and where its control plane is, from the environment.
+//!
+//! One parser behind the [`Vars`] trait, so that tests feed it. Order everywhere: builder, then
+//! environment, then default. Refuses to know what the values are used for.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use mesh_core::id::{Locality, TrustDomain, Workload};
+use mesh_discovery::bootstrap::Bootstrap;
+use mesh_discovery::secret::JoinToken;
+
+/// Where variables come from.
+pub trait Vars {
+    /// The value of a variable; `None` when it is unset or empty.
+    fn var(&self, name: &str) -> Option<String>;
+    /// The names of all variables, to warn of unknown ones.
+    fn names(&self) -> Vec<String>;
+}
+
+/// The environment of the process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProcessEnv;
+
+impl Vars for ProcessEnv {
+    fn var(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok().filter(|value| !value.is_empty())
+    }
+
+    fn names(&self) -> Vec<String> {
+        std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect()
+    }
+}
+
+/// Everything `Mesh::from_env` needs. Fields are public: change what you like before building.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct MeshConfig {
+    /// Where the control plane is (`GRPC_XDS_BOOTSTRAP`, `GRPC_XDS_BOOTSTRAP_CONFIG`, or the pair
+    /// `MESH_CONTROL_PLANE` = `host:port` and `MESH_ROOT_CERT` = PEM file).
+    pub bootstrap: Bootstrap,
+    /// Proof for the first certificate (`MESH_JOIN_TOKEN`, or `MESH_JOIN_TOKEN_FILE`, read at each use);
+    /// `None` leaves the process without a certificate.
+    pub proof: Option<JoinToken>,
+    /// `MESH_TRUST_DOMAIN`; default `cluster.local`.
+    pub trust_domain: TrustDomain,
+    /// Who we are in telemetry and selectors: `POD_NAMESPACE` (default `default`), `MESH_LABELS`
+    /// (`app=reviews,version=v1`), `POD_NAME`.
+    pub workload: Workload,
+    /// `SERVICE_ACCOUNT`; default `default`.
+    pub service_account: String,
+    /// `MESH_LOCALITY` = `region/zone/subzone`; default unknown.
+    pub locality: Locality,
+    /// `POD_IP`: where others reach a listener that is bound to every interface. Default: unknown.
+    pub pod_ip: Option<IpAddr>,
+    /// `MESH_DEBUG_ADDR`: where the debug endpoints listen. Default: they don't.
+    pub debug_address: Option<SocketAddr>,
+}
+
+/// A setting that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{variable}: {reason}")]
+pub struct InvalidConfig {
+    /// The variable.
+    pub variable: String,
+    /// Why, and what to do.
+    pub reason: String,
+}
+
+/// The variables of ours, for the "did you mean" warning.
+const KNOWN: [&str; 8] = [
+    "MESH_CONTROL_PLANE",
+    "MESH_ROOT_CERT",
+    "MESH_JOIN_TOKEN",
+    "MESH_JOIN_TOKEN_FILE",
+    "MESH_TRUST_DOMAIN",
+    "MESH_LABELS",
+    "MESH_LOCALITY",
+    "MESH_DEBUG_ADDR",
+];
+
+impl MeshConfig {
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    /// A variable cannot be parsed, or nothing says where the control plane is.
+    pub fn from_vars(vars: &dyn Vars) -> Result<Self, InvalidConfig> {
+        warn_of_unknown(vars);
+        let labels = labels(vars)?;
+        let namespace = vars.var("POD_NAMESPACE").unwrap_or_else(|| "default".to_owned());
+        let service_account = vars.var("SERVICE_ACCOUNT").unwrap_or_else(|| "default".to_owned());
+        let locality = Locality::parse(&vars.var("MESH_LOCALITY").unwrap_or_default());
+        let workload = workload(vars, namespace, labels);
+        let bootstrap = bootstrap(vars, &workload, &service_account, &locality)?;
+        let proof = match (vars.var("MESH_JOIN_TOKEN"), vars.var("MESH_JOIN_TOKEN_FILE")) {
+            (Some(token), _) => Some(JoinToken::Text(token)),
+            (None, Some(path)) => Some(JoinToken::File(path.into())),
+            (None, None) => None,
+        };
+        let trust_domain = vars.var("MESH_TRUST_DOMAIN").unwrap_or_else(|| "cluster.local".to_owned());
+        let trust_domain = TrustDomain::new(&trust_domain).map_err(|e| invalid("MESH_TRUST_DOMAIN", e))?;
+        let pod_ip = match vars.var("POD_IP") {
+            Some(text) => Some(text.parse().map_err(|_| invalid("POD_IP", format!("{text:?} is not an IP address")))?),
+            None => None,
+        };
+        let debug_address = match vars.var("MESH_DEBUG_ADDR") {
+            Some(text) => {
+                Some(text.parse().map_err(|_| invalid("MESH_DEBUG_ADDR", "give ip:port, as in 127.0.0.1:15000"))?)
+            }
+            None => None,
+        };
+        Ok(Self { bootstrap, proof, trust_domain, workload, service_account, locality, pod_ip, debug_address })
+    }
+}
+
+fn invalid(variable: &str, reason: impl ToString) -> InvalidConfig {
+    InvalidConfig { variable: variable.to_owned(), reason: reason.to_string() }
+}
+
+fn labels(vars: &dyn Vars) -> Result<BTreeMap<String, String>, InvalidConfig> {
+    let text = vars.var("MESH_LABELS").unwrap_or_default();
+    text.split(',')
+        .map(str::trim)
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| {
+            let (key, value) = pair.split_once('=').ok_or_else(|| {
+                invalid("MESH_LABELS", format!("{pair:?} is not key=value, as in app=reviews,version=v1"))
+            })?;
+            Ok((key.trim().to_owned(), value.trim().to_owned()))
+        })
+        .collect()
+}
+
+/// Telemetry identity in the order Istio takes it (canonical-name, then `app.kubernetes.io/name`, then `app`).
+fn workload(vars: &dyn Vars, namespace: String, labels: BTreeMap<String, String>) -> Workload {
+    let first = |keys: &[&str]| keys.iter().find_map(|key| labels.get(*key).cloned());
+    let name = first(&["service.istio.io/workload-name"]);
+    let canonical_name = first(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"])
+        .or_else(|| name.clone())
+        .or_else(|| vars.var("POD_NAME"))
+        .unwrap_or_else(|| "unknown".to_owned());
+    let canonical_revision = first(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"])
+        .unwrap_or_else(|| "latest".to_owned());
+    Workload {
+        name: name.unwrap_or_else(|| canonical_name.clone()),
+        namespace,
+        canonical_name,
+        canonical_revision,
+        cluster: "Kubernetes".to_owned(),
+        labels,
+    }
+}
+
+fn bootstrap(
+    vars: &dyn Vars,
+    workload: &Workload,
+    account: &str,
+    locality: &Locality,
+) -> Result<Bootstrap, InvalidConfig> {
+    if let Some(address) = vars.var("MESH_CONTROL_PLANE") {
+        let root = vars
+            .var("MESH_ROOT_CERT")
+            .ok_or_else(|| invalid("MESH_ROOT_CERT", "name the PEM file with the control plane's root certificate"))?;
+        let json = serde_json::json!({
+            "xds_servers": [{
+                "server_uri": address,
+                "channel_creds": [{"type": "tls", "config": {"ca_certificate_file": root}}],
+                "server_features": ["xds_v3"],
+            }],
+            "node": {
+                "id": node_id(vars, workload),
+                "cluster": workload.canonical_name,
+                "locality": {"region": locality.region, "zone": locality.zone, "sub_zone": locality.sub_zone},
+                "metadata": {
+                    "NAMESPACE": workload.namespace,
+                    "SERVICE_ACCOUNT": account,
+                    "WORKLOAD_NAME": workload.name,
+                    "LABELS": workload.labels,
+                },
+            },
+        });
+        return Bootstrap::from_json(&json.to_string()).map_err(|e| invalid("MESH_CONTROL_PLANE", e));
+    }
+    let missing =
+        || invalid("MESH_CONTROL_PLANE", "set it to host:port, with MESH_ROOT_CERT; or set GRPC_XDS_BOOTSTRAP");
+    Bootstrap::from_env(&|name| vars.var(name)).map_err(|e| invalid("GRPC_XDS_BOOTSTRAP", e))?.ok_or_else(missing)
+}
+
+/// Istio's node id: `sidecar~<ip>~<pod>.<ns>~<ns>.svc.cluster.local`.
+fn node_id(vars: &dyn Vars, workload: &Workload) -> String {
+    let ip = vars.var("POD_IP").unwrap_or_else(|| "127.0.0.1".to_owned());
+    let pod = vars.var("POD_NAME").unwrap_or_else(|| format!("{}-{}", workload.name, std::process::id()));
+    let namespace = &workload.namespace;
+    format!("sidecar~{ip}~{pod}.{namespace}~{namespace}.svc.cluster.local")
+}
+
+fn warn_of_unknown(vars: &dyn Vars) {
+    for name in unknown(vars) {
+        let nearest = KNOWN.iter().min_by_key(|known| distance(known, &name)).expect("the list is not empty");
+        tracing::warn!(target: "mesh::config", variable = %name, "unknown variable; did you mean {nearest}?");
+    }
+}
+
+fn unknown(vars: &dyn Vars) -> Vec<String> {
+    vars.names().into_iter().filter(|name| name.starts_with("MESH_") && !KNOWN.contains(&name.as_str())).collect()
+}
+
+/// Levenshtein distance.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let cost = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = cost.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Given(BTreeMap<&'static str, &'static str>);
+
+    impl Vars for Given {
+        fn var(&self, name: &str) -> Option<String> {
+            self.0.get(name).map(|value| (*value).to_owned())
+        }
+        fn names(&self) -> Vec<String> {
+            self.0.keys().map(|name| (*name).to_owned()).collect()
+        }
+    }
+
+    fn given(vars: &[(&'static str, &'static str)]) -> Given {
+        Given(vars.iter().copied().collect())
+    }
+
+    #[test]
+    fn two_variables_are_enough_and_labels_name_the_workload() {
+        let vars = given(&[
+            ("MESH_CONTROL_PLANE", "127.0.0.1:15012"),
+            ("MESH_ROOT_CERT", "root-cert.pem"),
+            ("MESH_LABELS", "app=reviews, version=v2"),
+        ]);
+        let config = MeshConfig::from_vars(&vars).unwrap();
+        assert_eq!(config.workload.canonical_name, "reviews");
+        assert_eq!(config.workload.canonical_revision, "v2");
+        assert_eq!(config.workload.namespace, "default");
+        assert_eq!(config.trust_domain.as_str(), "cluster.local");
+        assert_eq!(config.debug_address, None);
+    }
+
+    #[test]
+    fn each_bad_value_names_its_variable() {
+        let base = [("MESH_CONTROL_PLANE", "127.0.0.1:15012"), ("MESH_ROOT_CERT", "root-cert.pem")];
+        for (name, value) in [("MESH_LABELS", "app"), ("MESH_TRUST_DOMAIN", "Not Valid"), ("MESH_DEBUG_ADDR", "here")] {
+            let mut vars = base.to_vec();
+            vars.push((name, value));
+            assert_eq!(MeshConfig::from_vars(&given(&vars)).unwrap_err().variable, name);
+        }
+        assert_eq!(MeshConfig::from_vars(&given(&base[..1])).unwrap_err().variable, "MESH_ROOT_CERT");
+        assert_eq!(MeshConfig::from_vars(&given(&[])).unwrap_err().variable, "MESH_CONTROL_PLANE");
+    }
+
+    #[test]
+    fn an_unknown_variable_of_ours_is_noticed_and_others_are_not() {
+        assert_eq!(unknown(&given(&[("MESH_JOIN_TOKN", "x"), ("PATH", "x")])), ["MESH_JOIN_TOKN"]);
+        assert_eq!(KNOWN.iter().min_by_key(|known| distance(known, "MESH_JOIN_TOKN")), Some(&"MESH_JOIN_TOKEN"));
+    }
+}

@@ -1,0 +1,151 @@
+//! The binary `mesh` (feature `cli`): runs the control plane and hands out join tokens.
+//!
+//! Exit codes: 0 done, 1 the answer is no, 2 it could not be done.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mesh_control::ControlPlane;
+use mesh_control::ca::JoinTokens;
+use mesh_core::id::TrustDomain;
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+#[derive(Parser)]
+#[command(name = "mesh", version, about = "A service mesh that is a Rust library")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the control plane: manifests in a directory, xDS, certificates, registration.
+    ControlPlane(ControlPlaneArgs),
+    /// Certificates and join tokens.
+    Cert {
+        #[command(subcommand)]
+        command: CertCommand,
+    },
+}
+
+#[derive(Args)]
+struct ControlPlaneArgs {
+    /// Directory of manifests, watched for changes.
+    #[arg(long)]
+    manifests: PathBuf,
+    /// Directory for the CA key, the root certificate and the registrations; made with mode 0700.
+    #[arg(long)]
+    state: PathBuf,
+    /// Where xDS, the CA and registration listen, over TLS.
+    #[arg(long, default_value = "127.0.0.1:15012")]
+    listen: SocketAddr,
+    /// Where the debug endpoints listen.
+    #[arg(long, default_value = "127.0.0.1:15014")]
+    debug: SocketAddr,
+    /// An additional xDS listener without TLS, loopback only, for clients that have no certificate.
+    #[arg(long)]
+    insecure_xds: Option<SocketAddr>,
+    /// Trust domain of the identities issued.
+    #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
+    trust_domain: TrustDomain,
+    /// A further DNS name or IP address of this control plane, for its certificate.
+    #[arg(long = "name")]
+    names: Vec<String>,
+    /// What to print once everything is listening.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// What a command prints on stdout; the log goes to stderr.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// Nothing: the log says it.
+    #[default]
+    Log,
+    /// One line of JSON for scripts: `{"address":…,"debug":…,"root_cert":…}`.
+    Json,
+}
+
+#[derive(Subcommand)]
+enum CertCommand {
+    /// Print a single-use join token as shell variables for one process.
+    Token {
+        /// The control plane's state directory.
+        #[arg(long)]
+        state: PathBuf,
+        /// Namespace of the identity.
+        #[arg(long, default_value = "default")]
+        namespace: String,
+        /// Service account of the identity.
+        #[arg(long)]
+        service_account: String,
+        /// Life of the token in seconds, at most 600.
+        #[arg(long, default_value_t = 600)]
+        ttl: u64,
+        /// Address of the control plane.
+        #[arg(long, default_value = "127.0.0.1:15012")]
+        control_plane: String,
+    },
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
+        .init();
+    let done = match Cli::parse().command {
+        Command::ControlPlane(args) => control_plane(args).await,
+        Command::Cert { command } => cert(command),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(target: "mesh", "{error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+#[allow(clippy::print_stdout)] // The line is what was asked for.
+async fn control_plane(args: ControlPlaneArgs) -> Result<(), Error> {
+    let plane = ControlPlane::builder()
+        .manifests(args.manifests)
+        .state_dir(args.state)
+        .listen(args.listen)
+        .debug_listen(Some(args.debug))
+        .insecure_xds(args.insecure_xds)
+        .trust_domain(args.trust_domain)
+        .names(args.names)
+        .start()
+        .await?;
+    tracing::info!(target: "mesh", address = %plane.address(), root = %plane.root_cert_path().display(), "serving");
+    if args.output == Output::Json {
+        let ready = serde_json::json!({
+            "address": plane.address(),
+            "debug": plane.debug_address(),
+            "root_cert": std::path::absolute(plane.root_cert_path())?,
+        });
+        println!("{ready}");
+    }
+    mesh_server::lifecycle::shutdown_signal().await?;
+    plane.shutdown().await;
+    Ok(())
+}
+
+#[allow(clippy::print_stdout)] // The variables are this command's output.
+fn cert(command: CertCommand) -> Result<(), Error> {
+    let CertCommand::Token { state, namespace, service_account, ttl, control_plane } = command;
+    let token = JoinTokens::open(&state)?.mint(&namespace, &service_account, Duration::from_secs(ttl))?;
+    let root = std::path::absolute(state.join("root-cert.pem"))?;
+    println!("export MESH_CONTROL_PLANE='{control_plane}'");
+    println!("export MESH_ROOT_CERT='{}'", root.display());
+    println!("export MESH_JOIN_TOKEN='{token}'");
+    println!("export POD_NAMESPACE='{namespace}'");
+    println!("export SERVICE_ACCOUNT='{service_account}'");
+    Ok(())
+}

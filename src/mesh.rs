@@ -1,0 +1,205 @@
+//! [`Mesh`]: the one handle of a process. It holds one control connection, one identity, one set of metrics
+//! and one drain, and hands out clients and servers that share them.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Request;
+use mesh_client::{Channel, Client, Explanation};
+use mesh_core::drain::DrainTrigger;
+use mesh_core::id::{InvalidTarget, Locality, Target, Workload};
+use mesh_core::source::{InboundSource, WatchedIdentity};
+use mesh_core::telemetry::Metrics;
+use mesh_discovery::connect::Connector;
+use mesh_discovery::registration::{self, Announcement, Registration};
+use mesh_discovery::xds::XdsClient;
+use mesh_server::debug::DebugServer;
+use mesh_server::{InboundLayer, InboundStats, Readiness, Server};
+use rustls::crypto::CryptoProvider;
+use tokio::net::TcpListener;
+
+use crate::builder::MeshBuilder;
+use crate::error::StartError;
+use crate::runtime::ControlRuntime;
+use crate::serve::Serve;
+
+/// How long [`Mesh::shutdown`] waits for what is in flight: inside Kubernetes' usual 30 s of grace.
+const DRAIN_LIMIT: Duration = Duration::from_secs(25);
+
+/// A process's part in the mesh. Cheap to clone; clones are the same part. The last one dropped ends the
+/// control connection and its background tasks.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// let mesh = mesh::Mesh::from_env().await?;
+/// mesh.ready().await;
+/// let request = http::Request::get("http://reviews:9080/").body(mesh::Body::empty())?;
+/// let response = mesh.client().send(request).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Mesh {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) client: Client,
+    pub(crate) identity: WatchedIdentity,
+    pub(crate) inbound: Arc<dyn InboundSource>,
+    pub(crate) crypto: Arc<CryptoProvider>,
+    pub(crate) workload: Arc<Workload>,
+    pub(crate) service_account: String,
+    pub(crate) locality: Locality,
+    pub(crate) pod_ip: Option<IpAddr>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) stats: Arc<InboundStats>,
+    pub(crate) drain: DrainTrigger,
+    pub(crate) readiness: Readiness,
+    pub(crate) control: Option<Control>,
+    pub(crate) debug: Option<DebugServer>,
+    // Dropped last: what the others run on.
+    pub(crate) runtime: ControlRuntime,
+}
+
+/// What a mesh with a control plane has, and a disabled one has not.
+pub(crate) struct Control {
+    pub(crate) xds: Arc<XdsClient>,
+    /// The way to the registry.
+    pub(crate) connector: Connector,
+    /// Whether there is a proof of identity, and so a certificate sooner or later.
+    pub(crate) certified: bool,
+}
+
+impl Mesh {
+    /// Begins a mesh with settings of your own; what you leave out comes from the environment.
+    pub fn builder() -> MeshBuilder {
+        MeshBuilder::default()
+    }
+
+    /// Joins the mesh as the environment says; see [`MeshConfig`](crate::config::MeshConfig) for the
+    /// variables. Returns without waiting for the control plane: [`ready`](Self::ready) does that.
+    ///
+    /// # Errors
+    /// A variable is missing or wrong, or the debug endpoints cannot listen.
+    pub async fn from_env() -> Result<Self, StartError> {
+        Self::builder().build().await
+    }
+
+    /// No mesh: clients dial what they are told, servers take plaintext. For tests, with the same types.
+    ///
+    /// # Errors
+    /// The operating system gives no thread.
+    pub fn disabled() -> Result<Self, StartError> {
+        crate::builder::disabled()
+    }
+
+    pub(crate) fn from_inner(inner: Inner) -> Self {
+        Self { inner: Arc::new(inner) }
+    }
+
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
+    /// A client: a `tower::Service<http::Request<B>>` that is always ready and cheap to clone.
+    pub fn client(&self) -> Client {
+        self.inner.client.clone()
+    }
+
+    /// A channel to one destination for generated tonic clients.
+    ///
+    /// # Errors
+    /// The text is not `host:port`.
+    pub fn channel(&self, target: &str) -> Result<Channel, InvalidTarget> {
+        self.inner.client.channel(target)
+    }
+
+    /// Serves an axum router, a tonic service or any Tower service on a listener; see [`Serve`].
+    pub fn serve<S>(&self, listener: TcpListener, service: S) -> Serve<S> {
+        Serve::new(self.clone(), listener, service)
+    }
+
+    /// The per-request half of the server for applications with an acceptor of their own: context, metrics,
+    /// access log. It knows no peer unless that acceptor puts a [`PeerIdentity`](crate::PeerIdentity) into
+    /// the request's extensions.
+    pub fn inbound_layer(&self) -> InboundLayer {
+        Server::builder()
+            .workload(self.inner.workload.clone())
+            .metrics(self.inner.metrics.clone())
+            .build()
+            .inbound_layer()
+    }
+
+    /// Waits until the control plane has answered and, if a proof of identity is configured, the first
+    /// certificate is there. At once for a disabled mesh.
+    pub async fn ready(&self) {
+        if let Some(control) = &self.inner.control {
+            if control.certified {
+                self.inner.identity.clone().wait_for(Option::is_some).await;
+            }
+            control.xds.ready().await;
+        }
+    }
+
+    /// Where a request would go and why; sends nothing. It knows what is known now: a destination asked
+    /// about for the first time is pending.
+    pub fn explain(&self, request: &Request<()>) -> Explanation {
+        self.inner.client.explain(request)
+    }
+
+    /// Where the debug endpoints listen, if they do.
+    pub fn debug_address(&self) -> Option<SocketAddr> {
+        self.inner.debug.as_ref().map(DebugServer::address)
+    }
+
+    /// Begins the drain of every server of this mesh and returns at once.
+    pub fn begin_shutdown(&self) {
+        self.inner.readiness.drain();
+        self.inner.drain.drain();
+    }
+
+    /// Drains every server: waits until what is in flight has finished, at most 25 s.
+    pub async fn shutdown(&self) {
+        self.begin_shutdown();
+        if tokio::time::timeout(DRAIN_LIMIT, self.inner.drain.finished()).await.is_err() {
+            let left = self.inner.drain.guards();
+            tracing::warn!(target: "mesh::lifecycle", left, "the drain limit is over; connections are left");
+        }
+    }
+
+    pub(crate) fn announcement(&self, target: &Target, address: SocketAddr, protocol: &str) -> Announcement {
+        let inner = &self.inner;
+        Announcement {
+            service: target.host().to_owned(),
+            namespace: inner.workload.namespace.clone(),
+            service_port: target.port().into(),
+            address: address.to_string(),
+            labels: inner.workload.labels.clone(),
+            region: inner.locality.region.clone(),
+            zone: inner.locality.zone.clone(),
+            sub_zone: inner.locality.sub_zone.clone(),
+            mesh_tls: inner.control.as_ref().is_some_and(|control| control.certified),
+            port_protocol: protocol.to_owned(),
+            workload: inner.workload.name.clone(),
+            service_account: inner.service_account.clone(),
+        }
+    }
+
+    /// Announces an endpoint; `None` for a disabled mesh.
+    pub(crate) fn announce(&self, announcement: Announcement) -> Option<Registration> {
+        let control = self.inner.control.as_ref()?;
+        Some(registration::announce(announcement, control.connector.clone(), self.inner.runtime.handle()))
+    }
+}
+
+impl fmt::Debug for Mesh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mesh")
+            .field("workload", &self.inner.workload.name)
+            .field("identity", &self.inner.identity)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,187 @@
+//! [`Serve`]: one listener of this process, from the first policy to the end of the drain.
+
+use std::future::{Future, IntoFuture};
+use std::net::SocketAddr;
+use std::pin::Pin;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use mesh_core::error::BoxError;
+use mesh_core::id::Target;
+use mesh_core::policy::InboundState;
+use mesh_core::source::Watched;
+use mesh_discovery::registration::{Announcement, Registration};
+use mesh_server::{Server, lifecycle};
+use tokio::net::TcpListener;
+use tower_service::Service;
+
+use crate::error::ServeError;
+use crate::mesh::Mesh;
+
+/// A listener about to be served; await it to serve.
+///
+/// In this order: ask the control plane for the policy of the address; accept connections as it says;
+/// announce the process (if [`service`](Self::service) was named) once the policy is there, so that nobody is
+/// sent here to be refused; on SIGTERM, SIGINT or [`Mesh::begin_shutdown`]: not ready, withdrawn, GOAWAY,
+/// requests in flight finish, done.
+#[must_use = "nothing is served until this is awaited"]
+pub struct Serve<S> {
+    mesh: Mesh,
+    listener: TcpListener,
+    service: S,
+    announced: Option<(String, u16)>,
+    advertised: Option<SocketAddr>,
+    protocol: &'static str,
+    signals: bool,
+}
+
+impl<S> Serve<S> {
+    pub(crate) fn new(mesh: Mesh, listener: TcpListener, service: S) -> Self {
+        Self { mesh, listener, service, announced: None, advertised: None, protocol: "http", signals: true }
+    }
+
+    /// Announces the process as an endpoint of this service and service port. Without it nothing is
+    /// announced: in Kubernetes the endpoints come from the cluster.
+    pub fn service(mut self, name: impl Into<String>, port: u16) -> Self {
+        self.announced = Some((name.into(), port));
+        self
+    }
+
+    /// The address others connect to. Default: the listener's, with `POD_IP` in place of `0.0.0.0`.
+    pub fn advertise(mut self, address: SocketAddr) -> Self {
+        self.advertised = Some(address);
+        self
+    }
+
+    /// Announces the port as HTTP/2 (for gRPC). Default: HTTP/1.1. The server takes both anyway.
+    pub fn http2(mut self) -> Self {
+        self.protocol = "http2";
+        self
+    }
+
+    /// Leaves SIGTERM and SIGINT to the application, which then calls [`Mesh::begin_shutdown`].
+    pub fn without_signals(mut self) -> Self {
+        self.signals = false;
+        self
+    }
+}
+
+impl<S, RB> IntoFuture for Serve<S>
+where
+    S: Service<Request<mesh_server::Body>, Response = Response<RB>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError>,
+    RB: http_body::Body<Data = Bytes> + Send + 'static,
+    RB::Error: Into<BoxError>,
+{
+    type Output = Result<(), ServeError>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let mesh = self.mesh;
+            let inner = mesh.inner();
+            let bound = self.listener.local_addr()?;
+            let address = reachable(self.advertised.unwrap_or(bound), inner.pod_ip);
+            if self.announced.is_some() && address.ip().is_unspecified() {
+                return Err(ServeError::NoAddress(address));
+            }
+            let policy = inner.inbound.inbound(address);
+            let mut builder = Server::builder()
+                .identity(inner.identity.clone())
+                .crypto(inner.crypto.clone())
+                .inbound(policy.clone())
+                .workload(inner.workload.clone())
+                .metrics(inner.metrics.clone())
+                .stats(inner.stats.clone())
+                .drain(inner.drain.watch())
+                .readiness(inner.readiness.clone());
+            let mut announcement = None;
+            if let Some((name, port)) = &self.announced {
+                let target = Target::new(name, *port)?;
+                builder =
+                    builder.service_host(format!("{}.{}.svc.cluster.local", target.host(), inner.workload.namespace));
+                announcement = Some(mesh.announcement(&target, address, self.protocol));
+            }
+            let serving = builder.build().serve(self.listener, self.service);
+            let attendance = attend(&mesh, announcement, policy, self.signals);
+            tokio::pin!(serving, attendance);
+            tokio::select! {
+                served = &mut serving => {
+                    // Either the listener broke, or a drain with nothing in flight was quicker than the
+                    // withdrawal, which must not be lost.
+                    served?;
+                    attendance.await;
+                }
+                () = &mut attendance => serving.await?,
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Announces the process when its policy is there; withdraws it when the drain begins.
+async fn attend(mesh: &Mesh, announcement: Option<Announcement>, policy: Watched<InboundState>, signals: bool) {
+    let drained = mesh.inner().drain.watch().drained();
+    let signalled = async {
+        if !signals {
+            return std::future::pending().await;
+        }
+        match lifecycle::shutdown_signal().await {
+            Ok(name) => tracing::info!(target: "mesh::lifecycle", signal = name, "draining"),
+            Err(error) => {
+                tracing::warn!(target: "mesh::lifecycle", %error, "no signal handlers: call begin_shutdown yourself");
+                std::future::pending().await
+            }
+        }
+    };
+    tokio::pin!(drained, signalled);
+    let announced = announce_when_ready(mesh, announcement, policy);
+    tokio::pin!(announced);
+    let mut registration = None;
+    loop {
+        tokio::select! {
+            made = &mut announced, if registration.is_none() => registration = Some(made),
+            () = &mut drained => break,
+            () = &mut signalled => break,
+        }
+    }
+    // Withdrawn before the drain begins: who asks the control plane from now on is sent elsewhere.
+    mesh.inner().readiness.drain();
+    if let Some(Some(registration)) = registration {
+        registration.withdraw().await;
+    }
+    mesh.begin_shutdown();
+}
+
+async fn announce_when_ready(
+    mesh: &Mesh,
+    announcement: Option<Announcement>,
+    mut policy: Watched<InboundState>,
+) -> Option<Registration> {
+    let announcement = announcement?;
+    policy.wait_for(|state| matches!(state, InboundState::Ready(_))).await;
+    mesh.announce(announcement)
+}
+
+/// `POD_IP` stands in for "every interface".
+fn reachable(address: SocketAddr, pod_ip: Option<std::net::IpAddr>) -> SocketAddr {
+    match pod_ip {
+        Some(ip) if address.ip().is_unspecified() => SocketAddr::new(ip, address.port()),
+        _ => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wildcard_listener_is_reached_at_the_pods_address() {
+        let wildcard = "0.0.0.0:80".parse().unwrap();
+        let pod = "10.0.0.7".parse().unwrap();
+        assert_eq!(reachable(wildcard, Some(pod)).to_string(), "10.0.0.7:80");
+        assert_eq!(reachable(wildcard, None), wildcard);
+        assert_eq!(reachable("127.0.0.1:80".parse().unwrap(), Some(pod)).to_string(), "127.0.0.1:80");
+    }
+}

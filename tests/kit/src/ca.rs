@@ -1,0 +1,193 @@
+//! A certificate authority for one test.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType, date_time_ymd,
+};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use mesh_core::id::{SpiffeId, TrustDomain};
+use mesh_core::identity::{Identity, SpiffeClientVerifier, SpiffeServerVerifier, TrustBundle, TrustBundles};
+use mesh_core::source::{Watched, WatchedIdentity};
+
+/// The crypto provider of the tests.
+pub fn crypto() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+/// A root of trust and what it signs.
+pub struct TestCa {
+    domain: TrustDomain,
+    root: CertificateDer<'static>,
+    root_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+    issued: AtomicU64,
+}
+
+/// What a certificate says. The default is a correct workload certificate without a name.
+#[derive(Clone, Debug, Default)]
+pub struct CertificateSpec {
+    /// URI names.
+    pub uris: Vec<String>,
+    /// DNS names.
+    pub dns: Vec<String>,
+    /// Ended in 2020.
+    pub expired: bool,
+    /// Marked as a certificate authority.
+    pub is_ca: bool,
+}
+
+impl Default for TestCa {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl TestCa {
+    /// A root of the trust domain `cluster.local`.
+    pub fn new() -> Self {
+        Self::in_domain("cluster.local")
+    }
+
+    /// A root of the named trust domain.
+    pub fn in_domain(domain: &str) -> Self {
+        let key = KeyPair::generate().expect("a P-256 key");
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, format!("test root of {domain}"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let root = params.self_signed(&key).expect("the parameters are complete");
+        Self {
+            domain: TrustDomain::new(domain).expect("a trust domain"),
+            root: root.der().clone(),
+            root_pem: root.pem(),
+            issuer: Issuer::new(params, key),
+            issued: AtomicU64::new(0),
+        }
+    }
+
+    /// The identity of a service account; every call issues a new certificate of a higher generation.
+    pub fn identity(&self, namespace: &str, account: &str) -> Arc<Identity> {
+        self.identity_from(&CertificateSpec::of(&self.id(namespace, account)))
+    }
+
+    /// The same, as a client or server takes it.
+    pub fn watched(&self, namespace: &str, account: &str) -> WatchedIdentity {
+        Watched::fixed(Some(self.identity(namespace, account)))
+    }
+
+    /// An identity whose certificate ended in 2020.
+    pub fn expired(&self, namespace: &str, account: &str) -> Arc<Identity> {
+        self.identity_from(&CertificateSpec { expired: true, ..CertificateSpec::of(&self.id(namespace, account)) })
+    }
+
+    /// An identity that this root signed and that names the trust domain `elsewhere.test`. It trusts
+    /// this root's domain, so that only the other side refuses.
+    pub fn wrong_domain(&self, namespace: &str, account: &str) -> Arc<Identity> {
+        let elsewhere = TrustDomain::new("elsewhere.test").expect("a trust domain");
+        let id = SpiffeId::for_service_account(&elsewhere, namespace, account).expect("a SPIFFE ID");
+        self.identity_from(&CertificateSpec::of(&id))
+    }
+
+    /// An identity as `spec` says; it must have exactly one SPIFFE ID. For others see
+    /// [`certified`](Self::certified).
+    pub fn identity_from(&self, spec: &CertificateSpec) -> Arc<Identity> {
+        let generation = self.issued.load(Ordering::Relaxed) + 1;
+        let identity = Identity::new(self.certified(spec), self.bundles(), generation);
+        Arc::new(identity.expect("one SPIFFE ID and its key"))
+    }
+
+    /// A certificate and key as `spec` says, however wrong.
+    pub fn certified(&self, spec: &CertificateSpec) -> CertifiedKey {
+        self.issued.fetch_add(1, Ordering::Relaxed);
+        let key = KeyPair::generate().expect("a P-256 key");
+        let leaf = spec.params().signed_by(&key, &self.issuer).expect("the parameters are complete");
+        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        CertifiedKey::from_der(vec![leaf.der().clone()], key, &crypto()).expect("the key of the certificate")
+    }
+
+    /// A TLS client that shows any certificate, however wrong, and takes every server of this mesh.
+    /// `None` shows none.
+    pub fn client_showing(&self, certificate: Option<CertifiedKey>, alpn: &[&[u8]]) -> ClientConfig {
+        let verifier = SpiffeServerVerifier::new(self.bundles(), Vec::new(), crypto());
+        let builder = ClientConfig::builder_with_provider(crypto())
+            .with_safe_default_protocol_versions()
+            .expect("the provider has the default versions")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier));
+        let mut config = match certificate {
+            Some(key) => builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key))),
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+        config
+    }
+
+    /// A TLS server that shows any certificate, however wrong; clients may stay anonymous.
+    pub fn server_showing(&self, certificate: CertifiedKey, alpn: &[&[u8]]) -> ServerConfig {
+        let verifier = SpiffeClientVerifier::new(self.bundles(), false, crypto());
+        let mut config = ServerConfig::builder_with_provider(crypto())
+            .with_safe_default_protocol_versions()
+            .expect("the provider has the default versions")
+            .with_client_cert_verifier(Arc::new(verifier))
+            .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certificate)));
+        config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+        config
+    }
+
+    /// The SPIFFE ID of a service account in this root's domain.
+    pub fn id(&self, namespace: &str, account: &str) -> SpiffeId {
+        SpiffeId::for_service_account(&self.domain, namespace, account).expect("a SPIFFE ID")
+    }
+
+    /// Trust in this root, for its own domain.
+    pub fn bundles(&self) -> TrustBundles {
+        let bundle = TrustBundle::new([self.root.clone()]).expect("the root is a certificate");
+        TrustBundles::single(self.domain.clone(), bundle)
+    }
+
+    /// The root.
+    pub fn root(&self) -> &CertificateDer<'static> {
+        &self.root
+    }
+
+    /// The root as PEM.
+    pub fn root_pem(&self) -> &str {
+        &self.root_pem
+    }
+}
+
+impl CertificateSpec {
+    /// A correct certificate of `id`.
+    pub fn of(id: &SpiffeId) -> Self {
+        Self { uris: vec![id.to_string()], ..Self::default() }
+    }
+
+    fn params(&self) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        let uris = self.uris.iter().map(|uri| SanType::URI(uri.as_str().try_into().expect("ASCII")));
+        let dns = self.dns.iter().map(|name| SanType::DnsName(name.as_str().try_into().expect("ASCII")));
+        params.subject_alt_names = uris.chain(dns).collect();
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        if self.expired {
+            (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2020, 1, 2));
+        }
+        if self.is_ca {
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        }
+        params
+    }
+}
+
+impl std::fmt::Debug for TestCa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TestCa").field("domain", &self.domain).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,81 @@
+//! One request and its answer.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::Incoming;
+use tokio::sync::watch;
+
+use super::{Behaviour, Received, Shared};
+use mesh_core::error::BoxError;
+use mesh_core::id::SpiffeId;
+
+pub(super) type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+/// Answers one request; `close` closes its connection.
+pub(super) async fn answer(
+    shared: Arc<Shared>,
+    peer: Option<SpiffeId>,
+    close: Arc<watch::Sender<bool>>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, BoxError> {
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await?.to_bytes();
+    let (method, uri, version, headers) = (parts.method, parts.uri, parts.version, parts.headers);
+    let received = Received { method, uri, version, headers, body, peer };
+    // Both before the count, so that whoever waited for the count finds the request.
+    shared.received.lock().push(received.clone());
+    let mut releases = shared.releases.subscribe();
+    shared.requests.send_modify(|n| *n += 1);
+
+    let usual = *shared.usual.lock();
+    let scripted = shared.script.lock().pop_front();
+    match scripted.unwrap_or(usual) {
+        Behaviour::Echo => echo(&shared.name, received, StatusCode::OK),
+        Behaviour::Status(status) => echo(&shared.name, received, StatusCode::from_u16(status)?),
+        Behaviour::Grpc(status) => {
+            let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+            response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+            response.headers_mut().insert("grpc-status", HeaderValue::from(status));
+            Ok(response)
+        }
+        Behaviour::Hold => {
+            releases.changed().await?;
+            echo(&shared.name, received, StatusCode::OK)
+        }
+        Behaviour::CloseConnection => {
+            close.send_replace(true);
+            std::future::pending().await
+        }
+        Behaviour::RefuseStream => Err(h2::Error::from(h2::Reason::REFUSED_STREAM).into()),
+    }
+}
+
+fn echo(name: &str, request: Received, status: StatusCode) -> Result<Response<Body>, BoxError> {
+    let host = request.headers.get("host").and_then(|value| value.to_str().ok());
+    let authority = request.uri.authority().map(|a| a.as_str()).or(host).unwrap_or_default();
+    let path = request.uri.path_and_query().map_or("/", |path| path.as_str());
+    let peer = request.peer.as_ref().map_or("-", SpiffeId::as_str);
+    let mut response = Response::builder()
+        .status(status)
+        .header("x-echo-server", name)
+        .header("x-echo-method", request.method.as_str())
+        .header("x-echo-path", path)
+        .header("x-echo-authority", authority)
+        .header("x-echo-version", format!("{:?}", request.version))
+        .header("x-echo-peer", peer);
+    let content_type = request.headers.get("content-type");
+    if let Some(value) = content_type {
+        response = response.header("content-type", value);
+    }
+    let grpc = content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    let body = Full::new(request.body).map_err(|never| match never {});
+    if !grpc {
+        return Ok(response.body(body.boxed_unsync())?);
+    }
+    let ok = HeaderMap::from_iter([("grpc-status".parse()?, HeaderValue::from_static("0"))]);
+    Ok(response.body(body.with_trailers(std::future::ready(Some(Ok(ok)))).boxed_unsync())?)
+}

@@ -1,0 +1,172 @@
+//! A server that answers what it was asked, or misbehaves as it is told.
+
+mod answer;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Uri, Version};
+use parking_lot::Mutex;
+use rustls::ServerConfig;
+use tokio::sync::watch;
+
+use mesh_core::id::SpiffeId;
+use mesh_core::identity::{Identity, server_config};
+use mesh_core::policy::{Address, Endpoint, EndpointMetadata};
+
+use crate::crypto;
+
+/// An HTTP/1.1 and HTTP/2 server on loopback. Dropping it closes its port and its connections.
+///
+/// An ordinary answer is 200 with the request's body, and these headers: `x-echo-server` (its name),
+/// `x-echo-method`, `x-echo-path` (with query), `x-echo-authority`, `x-echo-version` (`HTTP/2.0`) and
+/// `x-echo-peer` (the client's SPIFFE ID, or `-`). A gRPC request gets trailers with `grpc-status: 0`.
+pub struct EchoServer {
+    address: SocketAddr,
+    tls: bool,
+    shared: Arc<Shared>,
+    _worker: worker::Worker,
+}
+
+/// What the server does with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Behaviour {
+    /// Answer 200 and give everything back.
+    Echo,
+    /// The same with this status.
+    Status(u16),
+    /// Answer 200 with this `grpc-status` in the headers and no body (trailers only).
+    Grpc(i32),
+    /// Keep the request until [`EchoServer::release`], then echo.
+    Hold,
+    /// Close the connection without an answer.
+    CloseConnection,
+    /// Refuse the stream with HTTP/2 `REFUSED_STREAM`; over HTTP/1 the connection is closed.
+    RefuseStream,
+}
+
+/// A request as the server saw it.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// Method.
+    pub method: Method,
+    /// URI; over HTTP/2 with scheme and authority.
+    pub uri: Uri,
+    /// Version.
+    pub version: Version,
+    /// Headers.
+    pub headers: HeaderMap,
+    /// Body.
+    pub body: Bytes,
+    /// The client's verified identity.
+    pub peer: Option<SpiffeId>,
+}
+
+/// What the server and its connections share.
+struct Shared {
+    name: String,
+    usual: Mutex<Behaviour>,
+    script: Mutex<VecDeque<Behaviour>>,
+    received: Mutex<Vec<Received>>,
+    requests: watch::Sender<u64>,
+    releases: watch::Sender<u64>,
+    connections: AtomicU64,
+}
+
+impl EchoServer {
+    /// A plaintext server called `name`.
+    pub async fn start(name: &str) -> Self {
+        Self::run(name, None).await
+    }
+
+    /// A server with mesh mTLS: only clients with a certificate of the mesh get in.
+    pub async fn start_mtls(name: &str, identity: &Identity) -> Self {
+        let config = server_config(identity, true, &[b"h2", b"http/1.1"], &crypto());
+        Self::run(name, Some(config.expect("the provider has the default versions"))).await
+    }
+
+    /// A server with any TLS configuration.
+    pub async fn start_tls(name: &str, config: ServerConfig) -> Self {
+        Self::run(name, Some(config)).await
+    }
+
+    async fn run(name: &str, tls: Option<ServerConfig>) -> Self {
+        let shared = Arc::new(Shared {
+            name: name.to_owned(),
+            usual: Mutex::new(Behaviour::Echo),
+            script: Mutex::default(),
+            received: Mutex::default(),
+            requests: watch::Sender::new(0),
+            releases: watch::Sender::new(0),
+            connections: AtomicU64::new(0),
+        });
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
+        let address = listener.local_addr().expect("a bound socket has an address");
+        let with_tls = tls.is_some();
+        let worker = worker::Worker::spawn(listener, tls.map(Arc::new), shared.clone());
+        Self { address, tls: with_tls, shared, _worker: worker }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The endpoint for policy; it accepts mesh mTLS if the server was started with TLS.
+    pub fn endpoint(&self) -> Endpoint {
+        let metadata = EndpointMetadata { mesh_tls: self.tls, ..EndpointMetadata::default() };
+        Endpoint { metadata: Arc::new(metadata), ..Endpoint::new(Address::Socket(self.address)) }
+    }
+
+    /// From now on every request is treated so.
+    pub fn behave(&self, behaviour: Behaviour) {
+        *self.shared.usual.lock() = behaviour;
+    }
+
+    /// The next requests are treated so, one after the other; then as usual.
+    pub fn script(&self, behaviours: impl IntoIterator<Item = Behaviour>) {
+        self.shared.script.lock().extend(behaviours);
+    }
+
+    /// Lets the requests go that are held now.
+    pub fn release(&self) {
+        self.shared.releases.send_modify(|n| *n += 1);
+    }
+
+    /// Requests that arrived, answered or not.
+    pub fn requests(&self) -> u64 {
+        *self.shared.requests.borrow()
+    }
+
+    /// Waits until at least `count` requests have arrived.
+    pub async fn wait_for_requests(&self, count: u64) {
+        let mut requests = self.shared.requests.subscribe();
+        requests.wait_for(|n| *n >= count).await.expect("the sender is ours");
+    }
+
+    /// Connections accepted (with TLS: whose handshake succeeded).
+    pub fn connections(&self) -> u64 {
+        self.shared.connections.load(Ordering::Relaxed)
+    }
+
+    /// The requests that arrived, in order.
+    pub fn received(&self) -> Vec<Received> {
+        self.shared.received.lock().clone()
+    }
+}
+
+impl std::fmt::Debug for EchoServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EchoServer")
+            .field("name", &self.shared.name)
+            .field("address", &self.address)
+            .field("tls", &self.tls)
+            .finish_non_exhaustive()
+    }
+}
