@@ -1,11 +1,14 @@
 //! The control plane goes away: what is known goes on, and what changes meanwhile is caught up with.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::probe;
 use crate::support::{Load, Plane, becomes, call, eventually};
 
 const REVIEWS: &str = "http://reviews:9080/";
+
+/// Of certificates, where they are to be renewed.
+const LIFE: Duration = Duration::from_secs(10);
 
 const MAINTENANCE: &str = "
 apiVersion: networking.istio.io/v1
@@ -52,7 +55,7 @@ async fn every_process_announces_itself_again_after_a_restart() {
 
 #[tokio::test]
 async fn certificates_renew_under_load_and_an_absent_authority_is_waited_for() {
-    let mut plane = Plane::with(|builder| builder.certificate_ttl(Duration::from_secs(6))).await;
+    let mut plane = Plane::with(|builder| builder.certificate_ttl(LIFE)).await;
     let server = plane.answering("reviews", "", "hello").await;
     let caller = plane.caller("productpage").await;
     becomes(&caller, REVIEWS, &[], "hello").await;
@@ -68,9 +71,12 @@ async fn certificates_renew_under_load_and_an_absent_authority_is_waited_for() {
     };
     let second = renewed(&first).await;
 
-    // Away when the next renewal is due: for longer than half of a life, but not for all of it.
+    // Away until the next renewal has been due (at six tenths of a life, at the latest), but not for so
+    // long that the certificate ends.
+    let seen = Instant::now();
     let place = plane.stop().await;
-    load.more(400).await;
+    eventually("a renewal was due", || async { (seen.elapsed() > LIFE.mul_f32(0.61)).then_some(()) }).await;
+    assert_eq!(probe::certificate_of(server.address, &visitor).await, second, "the valid one stays in use");
     plane.resume(place).await;
     renewed(&second).await;
     load.more(50).await;
