@@ -15,13 +15,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_core::drain::DrainTrigger;
 use mesh_core::id::{InvalidSpiffeId, TrustDomain};
 use rustls::crypto::CryptoProvider;
 
 use crate::ca::{CertificateAuthority, CertificateLife, JoinTokens};
 use crate::clock::Clock;
 use crate::registry::{self, Registry};
-use crate::runtime::{CertificateError, StopTrigger, Task};
+use crate::runtime::{CertificateError, Task};
 use crate::source::directory::{Directory, WatchError};
 use crate::state_dir::{StateDir, StateError};
 use crate::translate::Options;
@@ -36,7 +37,7 @@ pub struct ControlPlane {
     tokens: Arc<JoinTokens>,
     registry: Arc<Registry>,
     state: StateDir,
-    stop: StopTrigger,
+    drain: DrainTrigger,
     /// Tasks that end by themselves once told to stop.
     ports: Vec<Task>,
     /// Tasks that run until they are dropped.
@@ -143,7 +144,7 @@ impl ControlPlane {
         for task in self.background.drain(..) {
             task.cancelled().await;
         }
-        self.stop.stop();
+        self.drain.drain();
         for port in self.ports.drain(..) {
             port.finished().await;
         }

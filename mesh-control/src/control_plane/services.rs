@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mesh_core::drain::DrainWatch;
 use mesh_core::source::Watched;
 use tonic::service::Routes;
 
@@ -9,7 +10,6 @@ use crate::ca::{CertificateAuthority, CertificateService, JoinTokens};
 use crate::debug::{self, Debug};
 use crate::finding::Finding;
 use crate::registry::{AnnounceService, Registry};
-use crate::runtime::Stop;
 use crate::xds::{AggregatedService, Limits, Nodes, Published};
 
 /// What the services of a control plane share.
@@ -20,14 +20,14 @@ pub(super) struct Services {
     pub(super) published: Watched<Published>,
     pub(super) findings: Watched<Vec<Finding>>,
     pub(super) nodes: Arc<Nodes>,
-    pub(super) stop: Stop,
+    pub(super) drain: DrainWatch,
 }
 
 impl Services {
     /// The TLS port: everything a mesh member needs.
     pub(super) fn mesh(&self) -> axum::Router {
         let certificates = CertificateService { authority: self.authority.clone(), tokens: self.tokens.clone() };
-        let registration = AnnounceService { registry: self.registry.clone(), stop: self.stop.clone() };
+        let registration = AnnounceService { registry: self.registry.clone(), drain: self.drain.clone() };
         Routes::new(self.xds().into_server())
             .add_service(certificates.into_server())
             .add_service(registration.into_server())
@@ -46,7 +46,7 @@ impl Services {
             published: self.published.clone(),
             registrations: self.registry.watch(),
             nodes: self.nodes.clone(),
-            stop: self.stop.clone(),
+            drain: self.drain.clone(),
         })
     }
 
@@ -55,7 +55,7 @@ impl Services {
             published: self.published.clone(),
             nodes: self.nodes.clone(),
             limits: Limits::default(),
-            stop: self.stop.clone(),
+            drain: self.drain.clone(),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_core::drain;
 use mesh_core::id::SpiffeId;
 use mesh_core::source::Watched;
 use tokio::net::TcpListener;
@@ -14,7 +15,7 @@ use super::{Builder, ControlPlane, StartError};
 use crate::ca::{CertificateAuthority, JoinTokens};
 use crate::model::Model;
 use crate::registry::{self, Registry};
-use crate::runtime::{self, Port, ServerCertificate, Stop, Task};
+use crate::runtime::{self, Port, ServerCertificate, Task};
 use crate::served::Served;
 use crate::source::Limits;
 use crate::source::directory::{self, Directory};
@@ -40,7 +41,7 @@ impl Builder {
         let registry = Arc::new(Registry::new(known, self.registration_grace, Instant::now()));
         let (directory, model) = self.model()?;
         let served = Served::new(model, registry.watch(), self.options.clone(), &self.clock);
-        let (stop, stopped) = Stop::channel();
+        let (trigger, drain) = drain::channel();
         let services = Services {
             authority,
             tokens,
@@ -48,14 +49,14 @@ impl Builder {
             published: served.published(),
             findings: served.findings(),
             nodes: Arc::new(Nodes::default()),
-            stop: stopped.clone(),
+            drain: drain.clone(),
         };
 
         let mut ports = vec![runtime::spawn(runtime::serve(Port {
             listener,
             certificate: Some(certificate.clone()),
             routes: services.mesh(),
-            stop: stopped,
+            drain,
         }))];
         let insecure_address = self.open_insecure(&services, &mut ports).await?;
         let debug_address = self.open_debug(&services, &mut ports).await?;
@@ -75,7 +76,7 @@ impl Builder {
             tokens,
             registry,
             state,
-            stop,
+            drain: trigger,
             ports,
             background,
             _directory: directory,
@@ -99,15 +100,15 @@ impl Builder {
         let Some(asked) = self.insecure_xds else { return Ok(None) };
         let (listener, address) = listen(asked).await?;
         tracing::warn!(%address, "serving configuration without TLS and authentication");
-        let (routes, stop) = (services.xds_alone(), services.stop.clone());
-        ports.push(runtime::spawn(runtime::serve(Port { listener, certificate: None, routes, stop })));
+        let (routes, drain) = (services.xds_alone(), services.drain.clone());
+        ports.push(runtime::spawn(runtime::serve(Port { listener, certificate: None, routes, drain })));
         Ok(Some(address))
     }
 
     async fn open_debug(&self, services: &Services, ports: &mut Vec<Task>) -> Result<Option<SocketAddr>, StartError> {
         let Some(asked) = self.debug_listen else { return Ok(None) };
         let (listener, address) = listen(asked).await?;
-        ports.push(runtime::spawn(runtime::serve_http(listener, services.debug(), services.stop.clone())));
+        ports.push(runtime::spawn(runtime::serve_http(listener, services.debug(), services.drain.clone())));
         Ok(Some(address))
     }
 

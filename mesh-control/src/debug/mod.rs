@@ -24,11 +24,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::uri::Authority;
 use http::{StatusCode, header};
+use mesh_core::drain::DrainWatch;
 use mesh_core::source::Watched;
 
 use crate::finding::{Finding, Severity};
 use crate::registry::Registration;
-use crate::runtime::Stop;
 use crate::xds::{Nodes, Published};
 
 /// What the debug port reads.
@@ -38,7 +38,7 @@ pub(crate) struct Debug {
     pub(crate) published: Watched<Published>,
     pub(crate) registrations: Watched<Vec<Registration>>,
     pub(crate) nodes: Arc<Nodes>,
-    pub(crate) stop: Stop,
+    pub(crate) drain: DrainWatch,
 }
 
 #[derive(serde::Deserialize)]
@@ -76,7 +76,7 @@ fn is_loopback(host: &str) -> bool {
 }
 
 async fn ready(State(debug): State<Debug>) -> Response {
-    if debug.stop.is_stopped() {
+    if debug.drain.is_draining() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
     }
     "ok\n".into_response()

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::stream;
+use mesh_core::drain::DrainWatch;
 use mesh_discovery::proto::registry::{
     AnnounceRequest, AnnounceResponse, RegistryService, RegistryServiceServer, announce_request::Action,
 };
@@ -12,12 +13,12 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::announcement;
 use super::table::Registry;
-use crate::runtime::{Peer, Stop};
+use crate::runtime::Peer;
 
 /// The registration service.
 pub(crate) struct AnnounceService {
     pub(crate) registry: Arc<Registry>,
-    pub(crate) stop: Stop,
+    pub(crate) drain: DrainWatch,
 }
 
 impl AnnounceService {
@@ -37,7 +38,7 @@ impl RegistryService for AnnounceService {
         let stream = Announcing {
             requests: request.into_inner(),
             held: Held { id: self.registry.stream(), registry: self.registry.clone() },
-            stop: self.stop.clone(),
+            drain: self.drain.clone(),
             peer,
         };
         Ok(Response::new(Box::pin(stream::unfold(stream, Announcing::next))))
@@ -48,7 +49,7 @@ impl RegistryService for AnnounceService {
 struct Announcing {
     requests: Streaming<AnnounceRequest>,
     held: Held,
-    stop: Stop,
+    drain: DrainWatch,
     peer: Peer,
 }
 
@@ -68,7 +69,7 @@ impl Drop for Held {
 impl Announcing {
     async fn next(mut self) -> Option<(Result<AnnounceResponse, Status>, Self)> {
         let message = tokio::select! {
-            () = self.stop.stopped() => return None,
+            () = self.drain.drained() => return None,
             message = self.requests.message() => message.ok().flatten()?,
         };
         let response = match self.act(message) {

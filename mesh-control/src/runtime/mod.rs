@@ -1,5 +1,4 @@
-//! What the services share: who is at the other end of a connection, how work stops, how tasks are
-//! owned.
+//! What the services share: who is at the other end of a connection and how tasks are owned.
 //!
 //! Refuses to know what is served.
 
@@ -15,7 +14,6 @@ use std::net::SocketAddr;
 
 use http::Extensions;
 use mesh_core::id::SpiffeId;
-use tokio::sync::watch;
 use tonic::Status;
 
 /// The other end of a connection, put into every request's extensions by the acceptor.
@@ -71,36 +69,5 @@ impl fmt::Display for Peer {
             Caller::Anonymous => write!(f, "anonymous at {}", self.address),
             Caller::Insecure => write!(f, "plaintext at {}", self.address),
         }
-    }
-}
-
-/// Tells long-lived work that the control plane stops.
-#[derive(Clone, Debug)]
-pub(crate) struct Stop(watch::Receiver<bool>);
-
-/// The other end of [`Stop`]; dropping it stops too.
-#[derive(Debug)]
-pub(crate) struct StopTrigger(watch::Sender<bool>);
-
-impl Stop {
-    pub(crate) fn channel() -> (StopTrigger, Self) {
-        let (sender, receiver) = watch::channel(false);
-        (StopTrigger(sender), Self(receiver))
-    }
-
-    /// Returns once work shall stop.
-    pub(crate) async fn stopped(&mut self) {
-        // An error is a dropped trigger, which means the same.
-        let _ = self.0.wait_for(|stopped| *stopped).await;
-    }
-
-    pub(crate) fn is_stopped(&self) -> bool {
-        *self.0.borrow()
-    }
-}
-
-impl StopTrigger {
-    pub(crate) fn stop(&self) {
-        self.0.send_replace(true);
     }
 }

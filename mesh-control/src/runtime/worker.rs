@@ -11,6 +11,7 @@ use std::time::Duration;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh_core::drain::DrainWatch;
 use mesh_core::identity::peer_spiffe_id;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,7 +21,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
 
-use super::{Caller, Peer, ServerCertificate, Stop};
+use super::{Caller, Peer, ServerCertificate};
 
 /// Connections of one port at once.
 const MAX_CONNECTIONS: usize = 30_000;
@@ -74,17 +75,17 @@ pub(crate) struct Port {
     /// None = plaintext.
     pub(crate) certificate: Option<Arc<ServerCertificate>>,
     pub(crate) routes: axum::Router,
-    pub(crate) stop: Stop,
+    pub(crate) drain: DrainWatch,
 }
 
 /// Accepts connections until told to stop, then lets open ones finish for a moment.
 pub(crate) async fn serve(port: Port) {
-    let Port { listener, certificate, routes, mut stop } = port;
+    let Port { listener, certificate, routes, drain } = port;
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            () = stop.stopped() => break,
+            () = drain.drained() => break,
             accepted = accept(&listener, &permits) => accepted,
         };
         // Those that have ended are taken out as new ones come.
@@ -97,9 +98,9 @@ pub(crate) async fn serve(port: Port) {
                 continue;
             }
         };
-        let (certificate, routes, stop) = (certificate.clone(), routes.clone(), stop.clone());
+        let (certificate, routes, drain) = (certificate.clone(), routes.clone(), drain.clone());
         connections.spawn(async move {
-            connection(stream, address, certificate.as_deref(), routes, stop).await;
+            connection(stream, address, certificate.as_deref(), routes, drain).await;
             drop(permit);
         });
     }
@@ -124,12 +125,12 @@ async fn connection(
     address: SocketAddr,
     certificate: Option<&ServerCertificate>,
     routes: axum::Router,
-    stop: Stop,
+    drain: DrainWatch,
 ) {
     // Small messages, each awaited by somebody.
     let _ = stream.set_nodelay(true);
     let Some(certificate) = certificate else {
-        return http(stream, Peer { address, caller: Caller::Insecure }, routes, stop).await;
+        return http(stream, Peer { address, caller: Caller::Insecure }, routes, drain).await;
     };
     let handshake = TlsAcceptor::from(certificate.config()).accept(stream);
     let stream = match timeout(HANDSHAKE, handshake).await {
@@ -144,11 +145,11 @@ async fn connection(
             Err(error) => return tracing::warn!(%address, %error, "a verified certificate names nobody"),
         },
     };
-    http(stream, Peer { address, caller }, routes, stop).await;
+    http(stream, Peer { address, caller }, routes, drain).await;
 }
 
 /// Serves one connection; HTTP/2 alone, for only gRPC is spoken here.
-async fn http<I>(io: I, peer: Peer, routes: axum::Router, mut stop: Stop)
+async fn http<I>(io: I, peer: Peer, routes: axum::Router, drain: DrainWatch)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -167,7 +168,7 @@ where
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = stop.stopped() => {
+        () = drain.drained() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -185,9 +186,8 @@ fn infallible<T>(result: Result<T, Infallible>) -> T {
 }
 
 /// Serves plain HTTP/1 and 2, for the debug port.
-pub(crate) async fn serve_http(listener: TcpListener, routes: axum::Router, mut stop: Stop) {
-    let stopped = async move { stop.stopped().await };
-    if let Err(error) = axum::serve(listener, routes).with_graceful_shutdown(stopped).await {
+pub(crate) async fn serve_http(listener: TcpListener, routes: axum::Router, drain: DrainWatch) {
+    if let Err(error) = axum::serve(listener, routes).with_graceful_shutdown(drain.drained()).await {
         tracing::error!(%error, "the debug port failed");
     }
 }

@@ -13,20 +13,21 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use futures_util::{Stream, stream};
+use mesh_core::drain::DrainWatch;
 use mesh_core::source::Watched;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::nodes::{NodeEntry, NodeStatus};
 use super::session::Session;
 use super::{Limits, Nodes, Published, scope};
-use crate::runtime::{Peer, Stop};
+use crate::runtime::Peer;
 
 /// The xDS service.
 pub(crate) struct AggregatedService {
     pub(crate) published: Watched<Published>,
     pub(crate) nodes: Arc<Nodes>,
     pub(crate) limits: Limits,
-    pub(crate) stop: Stop,
+    pub(crate) drain: DrainWatch,
 }
 
 impl AggregatedService {
@@ -56,7 +57,7 @@ impl AggregatedDiscoveryService for AggregatedService {
             requests: request.into_inner(),
             published: self.published.clone(),
             limits: self.limits,
-            stop: self.stop.clone(),
+            drain: self.drain.clone(),
             peer,
             node: String::new(),
             entry,
@@ -81,7 +82,7 @@ struct AdsStream {
     requests: Streaming<DiscoveryRequest>,
     published: Watched<Published>,
     limits: Limits,
-    stop: Stop,
+    drain: DrainWatch,
     peer: Peer,
     node: String,
     entry: NodeEntry,
@@ -99,7 +100,7 @@ impl AdsStream {
                 return Some((Ok(response), Some(self)));
             }
             tokio::select! {
-                () = self.stop.stopped() => return None,
+                () = self.drain.drained() => return None,
                 request = self.requests.message() => match request {
                     Ok(Some(request)) => {
                         if let Err(status) = self.request(request) {
