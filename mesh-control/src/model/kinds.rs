@@ -8,7 +8,9 @@ use super::check::Check;
 use super::{Model, Object, Store};
 use crate::finding::Severity;
 use crate::source::Document;
-use crate::source::decode::{decode, nearest};
+use mesh_core::suggest::nearest;
+
+use crate::source::decode::decode;
 use crate::source::node::{Node, Value};
 
 /// A kind of object: its names, its spec and its validation.

@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use super::decode::{decode, nearest};
+use mesh_core::suggest::nearest;
+
+use super::decode::decode;
 use super::node::Node;
 use super::*;
 
