@@ -5,6 +5,7 @@
 use http_body_util::BodyExt;
 use mesh::{Body, Mesh};
 
+#[allow(clippy::print_stdout)] // The answer is this program's output.
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();

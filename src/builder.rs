@@ -45,6 +45,11 @@ impl MeshBuilder {
         self.set("MESH_ROOT_CERT", path.as_ref().to_string_lossy().into_owned())
     }
 
+    /// gRPC's bootstrap as JSON (`GRPC_XDS_BOOTSTRAP_CONFIG`), instead of the two above.
+    pub fn bootstrap(self, json: impl Into<String>) -> Self {
+        self.set("GRPC_XDS_BOOTSTRAP_CONFIG", json.into())
+    }
+
     /// Join token for the first certificate (`MESH_JOIN_TOKEN`).
     pub fn join_token(self, token: impl Into<String>) -> Self {
         self.set("MESH_JOIN_TOKEN", token.into())
@@ -192,8 +197,7 @@ async fn with_debug(mut inner: Inner, address: Option<SocketAddr>) -> Result<Mes
             builder = builder.config_dump(json(move || xds.config_dump()));
         }
         // On the control thread: an application that blocks its runtime still answers probes.
-        let bound = inner.runtime.handle().spawn(builder.bind(address)).await;
-        let server = bound.unwrap_or_else(|e| Err(std::io::Error::other(e)));
+        let server = inner.runtime.run(builder.bind(address)).await;
         inner.debug = Some(server.map_err(|source| StartError::Debug { address, source })?);
     }
     Ok(Mesh::from_inner(inner))

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use mesh_core::id::{Locality, TrustDomain, Workload};
+use mesh_core::suggest::nearest;
 use mesh_discovery::bootstrap::Bootstrap;
 use mesh_discovery::secret::JoinToken;
 
@@ -196,28 +197,17 @@ fn node_id(vars: &dyn Vars, workload: &Workload) -> String {
 
 fn warn_of_unknown(vars: &dyn Vars) {
     for name in unknown(vars) {
-        let nearest = KNOWN.iter().min_by_key(|known| distance(known, &name)).expect("the list is not empty");
-        tracing::warn!(target: "mesh::config", variable = %name, "unknown variable; did you mean {nearest}?");
+        match nearest(&name, KNOWN) {
+            Some(known) => {
+                tracing::warn!(target: "mesh::config", variable = %name, "unknown variable; did you mean {known}?")
+            }
+            None => tracing::warn!(target: "mesh::config", variable = %name, "unknown variable"),
+        }
     }
 }
 
 fn unknown(vars: &dyn Vars) -> Vec<String> {
     vars.names().into_iter().filter(|name| name.starts_with("MESH_") && !KNOWN.contains(&name.as_str())).collect()
-}
-
-/// Levenshtein distance.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let cost = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = cost.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -269,6 +259,6 @@ mod tests {
     #[test]
     fn an_unknown_variable_of_ours_is_noticed_and_others_are_not() {
         assert_eq!(unknown(&given(&[("MESH_JOIN_TOKN", "x"), ("PATH", "x")])), ["MESH_JOIN_TOKN"]);
-        assert_eq!(KNOWN.iter().min_by_key(|known| distance(known, "MESH_JOIN_TOKN")), Some(&"MESH_JOIN_TOKEN"));
+        assert_eq!(nearest("MESH_JOIN_TOKN", KNOWN), Some("MESH_JOIN_TOKEN"));
     }
 }

@@ -7,8 +7,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
-use mesh_control::{ControlPlane, JoinTokens};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mesh_control::ControlPlane;
+use mesh_control::ca::JoinTokens;
+use mesh_core::id::TrustDomain;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -48,11 +50,24 @@ struct ControlPlaneArgs {
     #[arg(long)]
     insecure_xds: Option<SocketAddr>,
     /// Trust domain of the identities issued.
-    #[arg(long, default_value = "cluster.local")]
-    trust_domain: String,
+    #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
+    trust_domain: TrustDomain,
     /// A further DNS name or IP address of this control plane, for its certificate.
     #[arg(long = "name")]
     names: Vec<String>,
+    /// What to print once everything is listening.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// What a command prints on stdout; the log goes to stderr.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// Nothing: the log says it.
+    #[default]
+    Log,
+    /// One line of JSON for scripts: `{"address":…,"debug":…,"root_cert":…}`.
+    Json,
 }
 
 #[derive(Subcommand)]
@@ -96,6 +111,7 @@ async fn main() -> ExitCode {
     }
 }
 
+#[allow(clippy::print_stdout)] // The line is what was asked for.
 async fn control_plane(args: ControlPlaneArgs) -> Result<(), Error> {
     let plane = ControlPlane::builder()
         .manifests(args.manifests)
@@ -108,7 +124,15 @@ async fn control_plane(args: ControlPlaneArgs) -> Result<(), Error> {
         .start()
         .await?;
     tracing::info!(target: "mesh", address = %plane.address(), root = %plane.root_cert_path().display(), "serving");
-    mesh_server::lifecycle::shutdown_signal().await;
+    if args.output == Output::Json {
+        let ready = serde_json::json!({
+            "address": plane.address(),
+            "debug": plane.debug_address(),
+            "root_cert": std::path::absolute(plane.root_cert_path())?,
+        });
+        println!("{ready}");
+    }
+    mesh_server::lifecycle::shutdown_signal().await?;
     plane.shutdown().await;
     Ok(())
 }

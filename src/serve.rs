@@ -107,11 +107,15 @@ where
             let attendance = attend(&mesh, announcement, policy, self.signals);
             tokio::pin!(serving, attendance);
             tokio::select! {
-                // Only a broken listener ends before the drain.
-                served = &mut serving => return Ok(served?),
-                () = &mut attendance => {}
+                served = &mut serving => {
+                    // Either the listener broke, or a drain with nothing in flight was quicker than the
+                    // withdrawal, which must not be lost.
+                    served?;
+                    attendance.await;
+                }
+                () = &mut attendance => serving.await?,
             }
-            Ok(serving.await?)
+            Ok(())
         })
     }
 }

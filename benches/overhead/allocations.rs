@@ -12,13 +12,13 @@ use crate::{Error, Protocol, Side};
 const REQUESTS: u32 = 500;
 
 /// Allocations of one request.
-pub struct Allocations {
-    pub client: f64,
-    pub server: f64,
+pub(crate) struct Allocations {
+    pub(crate) client: f64,
+    pub(crate) server: f64,
 }
 
 /// Counts one request at a time of `side`. The counter is that of the calling thread.
-pub fn of(side: Side, ca: &mesh_testkit::TestCa, protocol: Protocol) -> Result<Allocations, Error> {
+pub(crate) fn of(side: Side, ca: &mesh_testkit::TestCa, protocol: Protocol) -> Result<Allocations, Error> {
     let elsewhere = ServerThread::start()?;
     let client = count(side, ca, protocol, Some(elsewhere.handle()))?;
     let both = count(side, ca, protocol, None)?;
@@ -26,7 +26,12 @@ pub fn of(side: Side, ca: &mesh_testkit::TestCa, protocol: Protocol) -> Result<A
 }
 
 /// Many requests, both sides on the calling thread.
-pub fn profile(side: Side, ca: &mesh_testkit::TestCa, protocol: Protocol, in_flight: usize) -> Result<(), Error> {
+pub(crate) fn profile(
+    side: Side,
+    ca: &mesh_testkit::TestCa,
+    protocol: Protocol,
+    in_flight: usize,
+) -> Result<(), Error> {
     let runtime = single()?;
     let (_guard, mut workers) = runtime.block_on(side.start(ca, protocol, in_flight, runtime.handle()))?;
     runtime.block_on(try_join_all(workers.iter_mut().map(|worker| worker.exchange(body()))))?;

@@ -27,7 +27,7 @@ use crate::load::{Worker, Workers};
 use crate::{Error, Protocol, Running, echo};
 
 /// Starts a server on `server` and as many workers.
-pub async fn start(
+pub(crate) async fn start(
     ca: &TestCa,
     protocol: Protocol,
     workers: usize,

@@ -10,7 +10,7 @@ use crate::hello::greeter_server::{Greeter, GreeterServer};
 use crate::hello::{HelloReply, HelloRequest};
 
 /// Answers the body it got.
-pub async fn http<B>(request: Request<B>) -> Result<Response<Full<Bytes>>, Error>
+pub(crate) async fn http<B>(request: Request<B>) -> Result<Response<Full<Bytes>>, Error>
 where
     B: http_body::Body<Data = Bytes>,
     B::Error: Into<Error>,
@@ -20,10 +20,10 @@ where
 }
 
 /// Answers the name it got.
-pub struct Echo;
+pub(crate) struct Echo;
 
 /// The greeter as a service.
-pub fn grpc() -> GreeterServer<Echo> {
+pub(crate) fn grpc() -> GreeterServer<Echo> {
     GreeterServer::new(Echo)
 }
 

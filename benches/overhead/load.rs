@@ -10,25 +10,25 @@ use tokio::task::JoinSet;
 use crate::Error;
 
 /// Sends one request at a time and reads the whole answer.
-pub trait Worker: Send {
+pub(crate) trait Worker: Send {
     /// One exchange.
     fn exchange(&mut self, body: Bytes) -> BoxFuture<'_, Result<(), Error>>;
 }
 
 /// As many requests in flight as there are workers.
-pub type Workers = Vec<Box<dyn Worker>>;
+pub(crate) type Workers = Vec<Box<dyn Worker>>;
 
 /// What one run measured.
-pub struct Sample {
-    pub requests_per_second: f64,
+pub(crate) struct Sample {
+    pub(crate) requests_per_second: f64,
     /// CPU nanoseconds of the whole process for one request.
-    pub cpu_per_request: f64,
-    pub p50: f64,
-    pub p99: f64,
+    pub(crate) cpu_per_request: f64,
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
 }
 
 /// Keeps all workers busy for `time`.
-pub async fn run(workers: &mut Workers, time: Duration) -> Result<Sample, Error> {
+pub(crate) async fn run(workers: &mut Workers, time: Duration) -> Result<Sample, Error> {
     let cpu = cpu_nanos()?;
     let started = Instant::now();
     let mut tasks = JoinSet::new();
@@ -68,7 +68,7 @@ async fn one(
 }
 
 /// What every request carries: 100 bytes.
-pub fn body() -> Bytes {
+pub(crate) fn body() -> Bytes {
     Bytes::from_static(&[b'x'; 100])
 }
 

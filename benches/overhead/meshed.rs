@@ -30,7 +30,7 @@ const TARGET: &str = "echo:8080";
 
 /// Starts a server on `server` and as many workers of one client, both sides with metrics and with every
 /// per-request feature there is.
-pub async fn start(
+pub(crate) async fn start(
     ca: &TestCa,
     protocol: Protocol,
     workers: usize,

@@ -5,17 +5,17 @@ use serde_json::{Value, json};
 use crate::load::Sample;
 
 /// The same load on both sides, one right after the other.
-pub struct Pair {
-    pub bare: Sample,
-    pub mesh: Sample,
+pub(crate) struct Pair {
+    pub(crate) bare: Sample,
+    pub(crate) mesh: Sample,
 }
 
 /// One comparison.
-pub struct Row {
-    pub name: &'static str,
-    pub pairs: Vec<Pair>,
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) pairs: Vec<Pair>,
     /// Heap allocations that the mesh adds to a request: client, server.
-    pub allocations_added: [f64; 2],
+    pub(crate) allocations_added: [f64; 2],
 }
 
 /// At most; for throughput, at least.
@@ -62,7 +62,7 @@ impl Row {
 }
 
 /// Prints all rows.
-pub fn print(rows: &[Row], json: bool) {
+pub(crate) fn print(rows: &[Row], json: bool) {
     if json {
         println!("{}", json!({"rows": rows.iter().map(Row::json).collect::<Vec<_>>()}));
         return;

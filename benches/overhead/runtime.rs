@@ -9,14 +9,14 @@ use tokio::sync::oneshot;
 use crate::Error;
 
 /// A runtime on a thread of its own; ends when dropped.
-pub struct ServerThread {
+pub(crate) struct ServerThread {
     handle: Handle,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl ServerThread {
-    pub fn start() -> Result<Self, Error> {
+    pub(crate) fn start() -> Result<Self, Error> {
         let runtime = single()?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
@@ -27,7 +27,7 @@ impl ServerThread {
         Ok(Self { handle, stop: Some(stop), thread: Some(thread) })
     }
 
-    pub fn handle(&self) -> &Handle {
+    pub(crate) fn handle(&self) -> &Handle {
         &self.handle
     }
 }
@@ -43,6 +43,6 @@ impl Drop for ServerThread {
 }
 
 /// A runtime for the calling thread.
-pub fn single() -> Result<Runtime, Error> {
+pub(crate) fn single() -> Result<Runtime, Error> {
     Ok(Builder::new_current_thread().enable_all().build()?)
 }

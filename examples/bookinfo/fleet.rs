@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use mesh_control::JoinTokens;
+use mesh_control::ca::JoinTokens;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 
@@ -18,33 +18,33 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// One running child.
-pub struct Process {
-    pub name: String,
-    pub version: String,
-    pub ready: Ready,
+pub(crate) struct Process {
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) ready: Ready,
     child: Child,
     // Dropping it tells the child to end.
     stdin: Option<ChildStdin>,
 }
 
 impl Process {
-    pub fn pid(&self) -> Option<u32> {
+    pub(crate) fn pid(&self) -> Option<u32> {
         self.child.id()
     }
 
     /// SIGKILL: no goodbye.
-    pub async fn kill(&mut self) -> Result<()> {
+    pub(crate) async fn kill(&mut self) -> Result<()> {
         self.child.kill().await?;
         Ok(())
     }
 
     /// Whether it has ended by itself or was killed from outside.
-    pub fn ended(&mut self) -> bool {
+    pub(crate) fn ended(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Asks it to drain and end; kills it when it does not.
-    pub async fn stop(&mut self) -> Result<()> {
+    pub(crate) async fn stop(&mut self) -> Result<()> {
         drop(self.stdin.take());
         if tokio::time::timeout(STOP_LIMIT, self.child.wait()).await.is_err() {
             self.child.kill().await?;
@@ -54,11 +54,11 @@ impl Process {
 }
 
 /// All children and where they keep their things.
-pub struct Fleet {
+pub(crate) struct Fleet {
     dir: tempfile::TempDir,
-    pub manifests: PathBuf,
-    pub plane: Process,
-    pub apps: Vec<Process>,
+    pub(crate) manifests: PathBuf,
+    pub(crate) plane: Process,
+    pub(crate) apps: Vec<Process>,
 }
 
 /// Every application process: two of each version of reviews, so that one may die.
@@ -78,7 +78,7 @@ const APPS: [(&str, &str); 11] = [
 
 impl Fleet {
     /// Starts everything. Without `manifests` the control plane reads a copy of the example's own.
-    pub async fn start(manifests: Option<PathBuf>, listen: SocketAddr) -> Result<Self> {
+    pub(crate) async fn start(manifests: Option<PathBuf>, listen: SocketAddr) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("bookinfo-").tempdir()?;
         let manifests = match manifests {
             Some(given) => given,
@@ -95,7 +95,7 @@ impl Fleet {
     }
 
     /// Starts one application process.
-    pub async fn start_app(&self, name: &str, version: &str, listen: SocketAddr) -> Result<Process> {
+    pub(crate) async fn start_app(&self, name: &str, version: &str, listen: SocketAddr) -> Result<Process> {
         let state = self.state();
         let account = format!("bookinfo-{name}");
         let token = JoinTokens::open(&state)?.mint("default", &account, Duration::from_secs(60))?;
@@ -113,28 +113,28 @@ impl Fleet {
     }
 
     /// Starts the control plane again, at the address where it was.
-    pub async fn restart_plane(&mut self) -> Result<()> {
+    pub(crate) async fn restart_plane(&mut self) -> Result<()> {
         self.plane = start_plane(self.dir.path(), &self.manifests, self.plane.ready.address).await?;
         Ok(())
     }
 
     /// Address of productpage.
-    pub fn page(&self) -> SocketAddr {
+    pub(crate) fn page(&self) -> SocketAddr {
         self.find("productpage", "v1").expect("productpage is started with the fleet").ready.address
     }
 
     /// Debug address of the control plane.
-    pub fn plane_debug(&self) -> SocketAddr {
+    pub(crate) fn plane_debug(&self) -> SocketAddr {
         self.plane.ready.debug.expect("the control plane is started with a debug port")
     }
 
     /// The first process of an application and version.
-    pub fn find(&self, name: &str, version: &str) -> Option<&Process> {
+    pub(crate) fn find(&self, name: &str, version: &str) -> Option<&Process> {
         self.apps.iter().find(|process| process.name == name && process.version == version)
     }
 
     /// Starts a new process in the place of each that has ended.
-    pub async fn replace_ended(&mut self) -> Result<usize> {
+    pub(crate) async fn replace_ended(&mut self) -> Result<usize> {
         let mut replaced = 0;
         for at in 0..self.apps.len() {
             if self.apps[at].ended() {
@@ -148,7 +148,7 @@ impl Fleet {
     }
 
     /// Ends everything, applications first, and removes the working directory.
-    pub async fn stop(mut self) -> Result<usize> {
+    pub(crate) async fn stop(mut self) -> Result<usize> {
         let stops = self.apps.iter_mut().map(Process::stop);
         futures_util::future::try_join_all(stops).await?;
         self.plane.stop().await?;
@@ -158,7 +158,7 @@ impl Fleet {
     }
 
     /// The end of every process's log, to explain a failure.
-    pub fn logs(&self) -> String {
+    pub(crate) fn logs(&self) -> String {
         let mut out = String::new();
         let entries = std::fs::read_dir(self.dir.path()).into_iter().flatten().flatten();
         for path in entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "log")) {

@@ -14,7 +14,7 @@ use crate::apps::Result;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// GETs a path over a connection of its own; gives status and body.
-pub async fn get(address: SocketAddr, path: &str, user: Option<&str>) -> Result<(u16, Bytes)> {
+pub(crate) async fn get(address: SocketAddr, path: &str, user: Option<&str>) -> Result<(u16, Bytes)> {
     tokio::time::timeout(PATIENCE, exchange(address, path, user)).await?
 }
 
@@ -41,7 +41,7 @@ async fn exchange(address: SocketAddr, path: &str, user: Option<&str>) -> Result
 }
 
 /// GETs and reads JSON, whatever the status.
-pub async fn get_json(address: SocketAddr, path: &str) -> Result<serde_json::Value> {
+pub(crate) async fn get_json(address: SocketAddr, path: &str) -> Result<serde_json::Value> {
     let (_, body) = get(address, path, None).await?;
     Ok(serde_json::from_slice(&body)?)
 }

@@ -9,6 +9,9 @@
 //!
 //! The applications in `apps/` are what a user writes. Everything else starts, watches and stops them.
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports")]
+#![allow(clippy::disallowed_methods, reason = "a program owns its tasks until it ends")]
+
 mod apps;
 mod fleet;
 mod http_get;

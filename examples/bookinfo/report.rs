@@ -16,26 +16,26 @@ struct Step {
 }
 
 /// Collects steps; prints each as it ends unless the output is JSON.
-pub struct Report {
+pub(crate) struct Report {
     json: bool,
     steps: Vec<Step>,
 }
 
 /// What one step saw.
 #[derive(Default)]
-pub struct Observed {
+pub(crate) struct Observed {
     values: Map<String, Value>,
     failed: Vec<String>,
 }
 
 impl Observed {
     /// Notes a number or a text.
-    pub fn note(&mut self, what: &str, value: impl Into<Value>) {
+    pub(crate) fn note(&mut self, what: &str, value: impl Into<Value>) {
         self.values.insert(what.to_owned(), value.into());
     }
 
     /// Notes a condition that must hold.
-    pub fn expect(&mut self, what: &str, holds: bool) {
+    pub(crate) fn expect(&mut self, what: &str, holds: bool) {
         if !holds {
             self.failed.push(what.to_owned());
         }
@@ -43,19 +43,19 @@ impl Observed {
 }
 
 impl Report {
-    pub fn new(json: bool) -> Self {
+    pub(crate) fn new(json: bool) -> Self {
         Self { json, steps: Vec::new() }
     }
 
     /// A line of progress.
-    pub fn say(&self, text: &str) {
+    pub(crate) fn say(&self, text: &str) {
         if !self.json {
             println!("{text}");
         }
     }
 
     /// Takes the result of a step.
-    pub fn step(&mut self, name: &'static str, started: Instant, result: Result<Observed>) {
+    pub(crate) fn step(&mut self, name: &'static str, started: Instant, result: Result<Observed>) {
         let observed =
             result.unwrap_or_else(|error| Observed { failed: vec![error.to_string()], ..Observed::default() });
         let mut values = observed.values;
@@ -74,12 +74,12 @@ impl Report {
     }
 
     /// Whether everything was true.
-    pub fn ok(&self) -> bool {
+    pub(crate) fn ok(&self) -> bool {
         !self.steps.is_empty() && self.steps.iter().all(|step| step.ok)
     }
 
     /// The table, or one JSON object.
-    pub fn finish(&self) -> Result<()> {
+    pub(crate) fn finish(&self) -> Result<()> {
         if self.json {
             println!("{}", serde_json::to_string(&json!({"ok": self.ok(), "steps": self.steps}))?);
             return Ok(());

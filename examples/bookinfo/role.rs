@@ -14,12 +14,12 @@ use crate::apps::{self, Result, Start};
 
 /// The one line a child prints.
 #[derive(Serialize, Deserialize)]
-pub struct Ready {
-    pub address: std::net::SocketAddr,
-    pub debug: Option<std::net::SocketAddr>,
+pub(crate) struct Ready {
+    pub(crate) address: std::net::SocketAddr,
+    pub(crate) debug: Option<std::net::SocketAddr>,
 }
 
-pub async fn run(role: Role) -> Result<()> {
+pub(crate) async fn run(role: Role) -> Result<()> {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)

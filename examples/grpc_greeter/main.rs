@@ -3,11 +3,15 @@
 //! `cargo run --example grpc_greeter` prints the greeting and the caller's verified identity; it fails
 //! if either is not as expected, so `--smoke` changes nothing.
 
+#![allow(clippy::print_stdout, reason = "a program that reports")]
+#![allow(clippy::disallowed_methods, reason = "a program owns its tasks until it ends")]
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use mesh::{Mesh, PeerIdentity};
-use mesh_control::{ControlPlane, JoinTokens};
+use mesh_control::ControlPlane;
+use mesh_control::ca::JoinTokens;
 use tonic::{Request, Response, Status};
 
 #[allow(missing_docs, unreachable_pub, clippy::all)]

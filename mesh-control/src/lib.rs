@@ -8,8 +8,21 @@
 //!
 //! What this crate refuses to know: how a request is sent or received.
 
+pub mod ca;
+mod clock;
+mod control_plane;
+mod debug;
 pub mod finding;
 pub mod model;
 pub mod registry;
+mod runtime;
+mod served;
 pub mod source;
+mod state_dir;
 pub mod translate;
+pub mod xds;
+
+pub use self::clock::Clock;
+pub use self::control_plane::{Builder, ControlPlane, StartError};
+pub use self::runtime::CertificateError;
+pub use self::state_dir::StateError;

@@ -19,4 +19,5 @@ pub mod matcher;
 pub mod policy;
 pub mod retry;
 pub mod source;
+pub mod suggest;
 pub mod telemetry;

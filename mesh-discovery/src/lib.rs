@@ -9,6 +9,8 @@ mod cascade;
 pub mod codec;
 pub mod connect;
 pub mod proto;
-pub mod xds;
 pub mod registration;
 pub mod secret;
+#[cfg(test)]
+mod test_plane;
+pub mod xds;

@@ -111,7 +111,7 @@ fn undocumented_metrics(sources: &[&File], page: &str) -> Vec<String> {
     constants.0.into_iter().filter(|name| !page.contains(&format!("`{name}`"))).collect()
 }
 
-/// What the README's feature table and the manifest do not agree on. `default` needs no row.
+/// What the README's feature list and the manifest do not agree on. `default` needs no entry.
 fn feature_findings(readme: &str, manifest: &str) -> Vec<String> {
     let manifest: toml::Table = manifest.parse().expect("cargo reads it too");
     let declared = manifest.get("features").and_then(toml::Value::as_table).into_iter().flatten();
@@ -119,11 +119,16 @@ fn feature_findings(readme: &str, manifest: &str) -> Vec<String> {
     let Some(section) = section(readme, "cargo feature").or_else(|| section(readme, "feature")) else {
         return vec!["README.md has no section with `features` in its heading".to_owned()];
     };
-    let rows = section.lines().filter_map(|line| line.trim().strip_prefix("| `")?.split_once('`'));
+    let rows = section.lines().filter_map(|line| entry(line)?.split_once('`'));
     let listed: BTreeSet<&str> = rows.map(|(name, _)| name).filter(|name| *name != "default").collect();
     let missing = declared.difference(&listed).map(|name| format!("README.md does not list the feature `{name}`"));
     let surplus = listed.difference(&declared).map(|name| format!("README.md lists `{name}`, which does not exist"));
     missing.chain(surplus).collect()
+}
+
+/// What follows the backquote of a table row or a list item that begins with one.
+fn entry(line: &str) -> Option<&str> {
+    line.strip_prefix("| `").or_else(|| line.strip_prefix("- `"))
 }
 
 /// The text from the heading that contains `word` to the next heading.
@@ -179,7 +184,7 @@ fn every_manual_page_is_included_in_rustdoc() {
 fn the_readme_lists_the_features_there_are() {
     assert!(root().join("README.md").exists(), "there is no README.md");
     let found = feature_findings(&read("README.md"), &read("Cargo.toml"));
-    assert_tidy(&found, "Keep one row a feature: | `name` | what it adds |");
+    assert_tidy(&found, "Keep one entry a feature: - `name`: what it adds.");
 }
 
 #[test]
@@ -203,6 +208,7 @@ fn a_wrong_feature_table_is_found() {
         |rows: &str| format!("# mesh\n## Features\n| Feature | Adds |\n|---|---|\n{rows}\n## Next\n| `x` | |\n");
     assert!(feature_findings(&readme("| `axum` | a |\n| `cli` | b |"), manifest).is_empty());
     assert!(feature_findings(&readme("| `default` | `axum` |\n| `axum` | a |\n| `cli` | b |"), manifest).is_empty());
+    assert!(feature_findings(&readme("- `axum` (default): a\n- `cli`: b"), manifest).is_empty());
     assert_eq!(feature_findings(&readme("| `axum` | a |"), manifest).len(), 1);
     assert_eq!(feature_findings(&readme("| `axum` | a |\n| `cli` | b |\n| `dns` | c |"), manifest).len(), 1);
     assert_eq!(feature_findings("# mesh\n", manifest).len(), 1);

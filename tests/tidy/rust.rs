@@ -54,11 +54,8 @@ impl Rust {
 
     /// Lines where these tokens stand one after the other.
     pub(crate) fn lines_with(&self, tokens: &[&str]) -> Vec<usize> {
-        let found = self
-            .tokens
-            .windows(tokens.len())
-            .filter(|window| window.iter().zip(tokens).all(|((token, _), wanted)| token == wanted));
-        found.map(|window| window[0].1).collect()
+        let fits = |window: &&[(String, usize)]| window.iter().zip(tokens).all(|((token, _), wanted)| token == wanted);
+        self.tokens.windows(tokens.len()).filter(fits).map(|window| window[0].1).collect()
     }
 
     fn function(&mut self, signature: &syn::Signature, block: &syn::Block) {

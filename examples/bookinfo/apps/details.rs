@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 use super::{Hop, PORT, Result, Start};
 
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Details {
-    pub author: String,
-    pub year: u16,
-    pub pages: u16,
-    pub hop: Hop,
+pub(crate) struct Details {
+    pub(crate) author: String,
+    pub(crate) year: u16,
+    pub(crate) pages: u16,
+    pub(crate) hop: Hop,
 }
 
-pub async fn run(start: Start) -> Result<()> {
+pub(crate) async fn run(start: Start) -> Result<()> {
     let app = Router::new().route("/details/{product}", get(details)).with_state(start.version);
     start.mesh.serve(start.listener, app).service("details", PORT).await?;
     Ok(())

@@ -1,41 +1,41 @@
 //! The bookinfo applications: ordinary small axum programs that use `mesh` as a dependency.
 
-pub mod details;
-pub mod productpage;
-pub mod ratings;
-pub mod reviews;
-pub mod webapp;
+pub(crate) mod details;
+pub(crate) mod productpage;
+pub(crate) mod ratings;
+pub(crate) mod reviews;
+pub(crate) mod webapp;
 
 use mesh::{Client, Mesh, PeerIdentity};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
 /// The port under which every service of bookinfo is known; processes listen wherever there is room.
-pub const PORT: u16 = 9080;
+pub(crate) const PORT: u16 = 9080;
 
-pub type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
+pub(crate) type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
 /// What an application is started with.
-pub struct Start {
-    pub mesh: Mesh,
-    pub listener: TcpListener,
-    pub version: String,
+pub(crate) struct Start {
+    pub(crate) mesh: Mesh,
+    pub(crate) listener: TcpListener,
+    pub(crate) version: String,
 }
 
 /// One hop of a request, as the page shows it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Hop {
-    pub service: String,
-    pub version: String,
-    pub process: u32,
+pub(crate) struct Hop {
+    pub(crate) service: String,
+    pub(crate) version: String,
+    pub(crate) process: u32,
     /// The caller's verified SPIFFE ID; absent for a plaintext caller.
-    pub caller: Option<String>,
+    pub(crate) caller: Option<String>,
     /// Trace of the request: the same on every hop, and no application passes it on.
-    pub trace: Option<String>,
+    pub(crate) trace: Option<String>,
 }
 
 impl Hop {
-    pub fn new(service: &str, version: &str, peer: &PeerIdentity) -> Self {
+    pub(crate) fn new(service: &str, version: &str, peer: &PeerIdentity) -> Self {
         Self {
             service: service.into(),
             version: version.into(),
@@ -47,7 +47,11 @@ impl Hop {
 }
 
 /// GETs JSON from another service of the mesh.
-pub async fn get_json<T: serde::de::DeserializeOwned>(client: &Client, url: &str, user: Option<&str>) -> Result<T> {
+pub(crate) async fn get_json<T: serde::de::DeserializeOwned>(
+    client: &Client,
+    url: &str,
+    user: Option<&str>,
+) -> Result<T> {
     let mut request = http::Request::get(url);
     if let Some(user) = user {
         request = request.header("end-user", user);

@@ -16,14 +16,14 @@ use super::{Hop, PORT, Result, Start, get_json};
 
 /// Everything the page shows; `/api/page` gives it as JSON.
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Page {
-    pub user: Option<String>,
-    pub books: Option<Books>,
-    pub details: Option<Details>,
-    pub reviews: Option<Reviews>,
+pub(crate) struct Page {
+    pub(crate) user: Option<String>,
+    pub(crate) books: Option<Books>,
+    pub(crate) details: Option<Details>,
+    pub(crate) reviews: Option<Reviews>,
     /// What could not be had, and why.
-    pub errors: Vec<String>,
-    pub hops: Vec<Hop>,
+    pub(crate) errors: Vec<String>,
+    pub(crate) hops: Vec<Hop>,
 }
 
 #[derive(Clone)]
@@ -38,7 +38,7 @@ struct Asked {
     user: Option<String>,
 }
 
-pub async fn run(start: Start) -> Result<()> {
+pub(crate) async fn run(start: Start) -> Result<()> {
     let state = App { client: start.mesh.client(), version: start.version };
     let app = Router::new()
         .route("/", get(|| async { Redirect::to("/productpage") }))

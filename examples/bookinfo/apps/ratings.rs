@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 use super::{Hop, PORT, Result, Start};
 
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Ratings {
-    pub stars: BTreeMap<String, u8>,
-    pub hop: Hop,
+pub(crate) struct Ratings {
+    pub(crate) stars: BTreeMap<String, u8>,
+    pub(crate) hop: Hop,
 }
 
-pub async fn run(start: Start) -> Result<()> {
+pub(crate) async fn run(start: Start) -> Result<()> {
     let app = Router::new().route("/ratings/{product}", get(ratings)).with_state(start.version);
     start.mesh.serve(start.listener, app).service("ratings", PORT).await?;
     Ok(())

@@ -8,18 +8,18 @@ use super::ratings::Ratings;
 use super::{Hop, PORT, Result, Start, get_json};
 
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Reviews {
-    pub reviews: Vec<Review>,
+pub(crate) struct Reviews {
+    pub(crate) reviews: Vec<Review>,
     /// Colour of the stars; absent in v1.
-    pub colour: Option<String>,
-    pub hops: Vec<Hop>,
+    pub(crate) colour: Option<String>,
+    pub(crate) hops: Vec<Hop>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Review {
-    pub reviewer: String,
-    pub text: String,
-    pub stars: Option<u8>,
+pub(crate) struct Review {
+    pub(crate) reviewer: String,
+    pub(crate) text: String,
+    pub(crate) stars: Option<u8>,
 }
 
 #[derive(Clone)]
@@ -28,7 +28,7 @@ struct App {
     version: String,
 }
 
-pub async fn run(start: Start) -> Result<()> {
+pub(crate) async fn run(start: Start) -> Result<()> {
     let state = App { client: start.mesh.client(), version: start.version };
     let app = Router::new().route("/reviews/{product}", get(reviews)).with_state(state);
     start.mesh.serve(start.listener, app).service("reviews", PORT).await?;

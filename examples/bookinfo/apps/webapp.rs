@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 use super::{Hop, PORT, Result, Start};
 
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Books {
-    pub titles: Vec<String>,
-    pub hop: Hop,
+pub(crate) struct Books {
+    pub(crate) titles: Vec<String>,
+    pub(crate) hop: Hop,
 }
 
-pub async fn run(start: Start) -> Result<()> {
+pub(crate) async fn run(start: Start) -> Result<()> {
     let app = Router::new().route("/books", get(books)).with_state(start.version);
     start.mesh.serve(start.listener, app).service("webapp", PORT).await?;
     Ok(())

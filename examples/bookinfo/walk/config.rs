@@ -12,7 +12,7 @@ use crate::http_get;
 use crate::report::Observed;
 
 /// The manifests are in force without an error; what is not served is said.
-pub async fn manifests(fleet: &Fleet) -> Result<Observed> {
+pub(crate) async fn manifests(fleet: &Fleet) -> Result<Observed> {
     let mut seen = Observed::default();
     let findings = findings(fleet).await?;
     let errors: Vec<_> = findings.iter().filter(|finding| finding["severity"] == "error").map(line).collect();
@@ -27,7 +27,7 @@ pub async fn manifests(fleet: &Fleet) -> Result<Observed> {
 }
 
 /// (c) An edit on disk takes effect: everybody to v3, and back.
-pub async fn live_edit(fleet: &Fleet) -> Result<Observed> {
+pub(crate) async fn live_edit(fleet: &Fleet) -> Result<Observed> {
     let mut seen = Observed::default();
     let file = file(fleet);
     let original = std::fs::read_to_string(&file)?;
@@ -50,7 +50,7 @@ pub async fn live_edit(fleet: &Fleet) -> Result<Observed> {
 }
 
 /// (g) A broken manifest: a clear error, traffic unchanged.
-pub async fn broken_manifest(fleet: &Fleet) -> Result<Observed> {
+pub(crate) async fn broken_manifest(fleet: &Fleet) -> Result<Observed> {
     let mut seen = Observed::default();
     let file = file(fleet);
     let original = std::fs::read_to_string(&file)?;
@@ -83,7 +83,7 @@ async fn while_broken(fleet: &Fleet) -> Result<(String, (String, String))> {
 }
 
 /// Milliseconds from the write to the first answer of `version`.
-pub async fn edit_and_wait(fleet: &Fleet, text: &str, version: &str) -> Result<u64> {
+pub(crate) async fn edit_and_wait(fleet: &Fleet, text: &str, version: &str) -> Result<u64> {
     std::fs::write(file(fleet), text)?;
     let written = Instant::now();
     wait_for(&format!("reviews {version} after an edit"), || async {
@@ -93,13 +93,13 @@ pub async fn edit_and_wait(fleet: &Fleet, text: &str, version: &str) -> Result<u
     Ok(written.elapsed().as_millis() as u64)
 }
 
-pub fn file(fleet: &Fleet) -> PathBuf {
+pub(crate) fn file(fleet: &Fleet) -> PathBuf {
     fleet.manifests.join("virtual-service.yaml")
 }
 
 async fn findings(fleet: &Fleet) -> Result<Vec<Value>> {
     let answer = http_get::get_json(fleet.plane_debug(), "/findings").await?;
-    Ok(answer["findings"].as_array().cloned().unwrap_or_default())
+    Ok(answer.as_array().cloned().unwrap_or_default())
 }
 
 fn line(finding: &Value) -> String {

@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use serde_json::Value;
 
 use super::config::{edit_and_wait, file};
-use super::page_at;
+use super::{page_at, wait_for};
 use crate::apps::Result;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Process};
 use crate::http_get;
 use crate::report::Observed;
 
@@ -16,7 +17,7 @@ use crate::report::Observed;
 const PACE: Duration = Duration::from_millis(20);
 
 /// (d) One reviews process is killed under load; no request fails.
-pub async fn process_killed(fleet: &mut Fleet, smoke: bool) -> Result<Observed> {
+pub(crate) async fn process_killed(fleet: &mut Fleet, smoke: bool) -> Result<Observed> {
     let mut seen = Observed::default();
     let requests = if smoke { 100 } else { 500 };
     let load = tokio::spawn(load(fleet.page(), requests));
@@ -36,7 +37,7 @@ pub async fn process_killed(fleet: &mut Fleet, smoke: bool) -> Result<Observed> 
 }
 
 /// (f) The control plane stops: traffic goes on; it starts again: nothing breaks.
-pub async fn control_plane_restart(fleet: &mut Fleet, smoke: bool) -> Result<Observed> {
+pub(crate) async fn control_plane_restart(fleet: &mut Fleet, smoke: bool) -> Result<Observed> {
     let mut seen = Observed::default();
     let requests = if smoke { 50 } else { 250 };
     fleet.plane.kill().await?;
@@ -60,11 +61,19 @@ pub async fn control_plane_restart(fleet: &mut Fleet, smoke: bool) -> Result<Obs
     let back = edit_and_wait(fleet, &original, "v1").await;
     seen.note("ms_from_edit_to_effect_after_restart", there?);
     back?;
-    let registered = http_get::get_json(fleet.plane_debug(), "/registrations").await?;
-    let registered = registered["registrations"].as_array().map_or(0, Vec::len);
-    seen.note("registered", registered);
-    seen.expect("every application is registered again", registered == fleet.apps.len());
+    let fleet = &*fleet;
+    wait_for("every application registered again", || async {
+        let registered = http_get::get_json(fleet.plane_debug(), "/registrations").await?;
+        Ok(fleet.apps.iter().all(|process| is_registered(process, &registered)).then_some(()))
+    })
+    .await?;
+    seen.note("registered", fleet.apps.len());
     Ok(seen)
+}
+
+fn is_registered(process: &Process, registered: &Value) -> bool {
+    let address = process.ready.address.to_string();
+    registered.as_array().is_some_and(|all| all.iter().any(|one| one["address"] == address.as_str()))
 }
 
 /// Sends requests at a steady pace, whatever becomes of them; gives what failed.

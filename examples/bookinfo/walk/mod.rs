@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(15);
 const LOOK: Duration = Duration::from_millis(5);
 
 /// The walk; says whether every step was seen to be true.
-pub async fn run(smoke: bool, manifests: Option<PathBuf>, listen: SocketAddr, json: bool) -> Result<bool> {
+pub(crate) async fn run(smoke: bool, manifests: Option<PathBuf>, listen: SocketAddr, json: bool) -> Result<bool> {
     let mut report = Report::new(json);
     let started = Instant::now();
     report.say("starting a control plane and the bookinfo processes ...");
@@ -76,7 +76,7 @@ async fn steps(fleet: &mut Fleet, report: &mut Report, smoke: bool, started: Ins
 }
 
 /// Stays up until interrupted, replacing processes that end.
-pub async fn serve(manifests: Option<PathBuf>, listen: SocketAddr) -> Result<()> {
+pub(crate) async fn serve(manifests: Option<PathBuf>, listen: SocketAddr) -> Result<()> {
     let mut fleet = tokio::select! {
         fleet = Fleet::start(manifests, listen) => fleet?,
         () = interrupted() => return Err("interrupted".into()),

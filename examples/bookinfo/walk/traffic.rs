@@ -16,7 +16,7 @@ use crate::report::Observed;
 const AT_ONCE: usize = 8;
 
 /// Every process answers through the mesh.
-pub async fn everything_up(fleet: &Fleet) -> Result<Observed> {
+pub(crate) async fn everything_up(fleet: &Fleet) -> Result<Observed> {
     let mut seen = Observed::default();
     // Jason's page needs all of productpage, webapp, details, reviews v2 and ratings.
     let first = wait_for("a complete page", || async {
@@ -35,7 +35,7 @@ pub async fn everything_up(fleet: &Fleet) -> Result<Observed> {
 }
 
 /// (a) Everybody gets reviews v1; `end-user: jason` gets v2.
-pub async fn header_routing(fleet: &Fleet) -> Result<Observed> {
+pub(crate) async fn header_routing(fleet: &Fleet) -> Result<Observed> {
     let mut seen = Observed::default();
     let everybody = pages(fleet, 50).await?;
     let mut jason = Vec::new();
@@ -52,7 +52,7 @@ pub async fn header_routing(fleet: &Fleet) -> Result<Observed> {
 }
 
 /// (b) A TrafficSplit of 900m to 100m over 1,000 requests.
-pub async fn traffic_split(fleet: &Fleet) -> Result<Observed> {
+pub(crate) async fn traffic_split(fleet: &Fleet) -> Result<Observed> {
     let mut seen = Observed::default();
     let pages = pages(fleet, 1000).await?;
     let counts = count(pages.iter().filter_map(|page| page.books.as_ref()).map(|books| books.hop.version.as_str()));
@@ -65,7 +65,7 @@ pub async fn traffic_split(fleet: &Fleet) -> Result<Observed> {
 }
 
 /// (e) Who called whom, and a plaintext caller refused.
-pub async fn identities(fleet: &Fleet) -> Result<Observed> {
+pub(crate) async fn identities(fleet: &Fleet) -> Result<Observed> {
     let mut seen = Observed::default();
     let page = page(fleet, Some("jason")).await?;
     let id = |account: &str| format!("spiffe://cluster.local/ns/default/sa/bookinfo-{account}");

@@ -15,10 +15,13 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::exchange::Hold;
 use super::{Call, deadline};
-use crate::cluster::{Cluster, Members, Permit};
+use crate::cluster::{Cluster, Endpoint, Members, Permit};
 use crate::connect::Lease;
 use crate::error::{Cause, Source};
 use crate::router::{Plan, Retries, Router};
+
+/// Unreachable endpoints passed over in one pick before taking what comes.
+const MAX_PASSES: usize = 4;
 
 /// The tries of one request.
 struct Tries<'t> {
@@ -144,7 +147,9 @@ impl<'t> Tries<'t> {
         // Counted before connecting, so that a slow connection repels further requests.
         let in_flight = endpoint.load().start();
         let grpc = call.exchange.is_grpc();
-        let lease = endpoint.pool().acquire(grpc, stale.is_some(), || permit.wait()).await?;
+        let lease = endpoint.pool().acquire(grpc, stale.is_some(), || permit.wait()).await;
+        note_reach(&endpoint, &lease);
+        let lease = lease?;
         if let Some(host) = endpoint.hostname().filter(|_| self.endpoint_host) {
             call.head.set_authority(host);
         }
@@ -171,7 +176,25 @@ impl<'t> Tries<'t> {
     fn pick(&self, call: &Call<'_>) -> Option<usize> {
         let avoid = self.retries.is_none_or(|retries| retries.policy.avoid_previous_hosts);
         let tried: &[usize] = if avoid { &self.tried } else { &[] };
-        self.members.ready.pick(tried, None, &mut |below| call.env.draw(below)).map(|(index, _)| index)
+        let pick = |passed: &[usize]| self.members.ready.pick(passed, None, &mut |below| call.env.draw(below));
+        let (first, endpoint) = pick(tried)?;
+        if !endpoint.is_avoided() {
+            return Some(first);
+        }
+        // It could not be connected to a moment ago: another one, if there is one that is better.
+        let mut passed: SmallVec<[usize; 8]> = tried.into();
+        passed.push(first);
+        for _ in 0..MAX_PASSES {
+            let (index, endpoint) = pick(&passed)?;
+            if passed.contains(&index) {
+                break;
+            }
+            if !endpoint.is_avoided() {
+                return Some(index);
+            }
+            passed.push(index);
+        }
+        Some(first)
     }
 
     fn no_endpoint(&self) -> Cause {
@@ -203,6 +226,18 @@ impl<'t> Tries<'t> {
             }
             Lost { error: error.into_error(), sent, body: call.payload.failure() }
         })
+    }
+}
+
+/// Notes at the endpoint whether a connection could be had.
+fn note_reach(endpoint: &Endpoint, lease: &Result<Lease, Cause>) {
+    match lease {
+        Ok(lease) if !lease.is_reused() => endpoint.connected(true),
+        Err(Cause::ConnectFailed { .. } | Cause::ConnectTimeout { .. } | Cause::TlsHandshake { .. }) => {
+            endpoint.connected(false);
+        }
+        // A connection that was there says nothing new, a local limit nothing of the endpoint.
+        Ok(_) | Err(_) => {}
     }
 }
 

@@ -8,7 +8,9 @@ use super::check::Check;
 use super::{Model, Object, Store};
 use crate::finding::Severity;
 use crate::source::Document;
-use crate::source::decode::{decode, nearest};
+use mesh_core::suggest::nearest;
+
+use crate::source::decode::decode;
 use crate::source::node::{Node, Value};
 
 /// A kind of object: its names, its spec and its validation.
@@ -26,6 +28,12 @@ pub(crate) trait Kind: Sized {
 
     /// Checks a spec. Anything wrong goes to `check`; after an error the result is not used.
     fn validate(spec: Self::Spec, check: &mut Check<'_>) -> Self;
+
+    /// What stands in for an object that is not valid and has no last good version, with what that
+    /// means; security kinds fail closed. `read` is what could be made of it.
+    fn stand_in(_read: Option<Self>) -> Option<(Self, &'static str)> {
+        None
+    }
 }
 
 /// Kinds that are known and do nothing here, with what that means.
@@ -115,35 +123,26 @@ fn add_as<T: Kind>(
     findings: &mut Vec<crate::finding::Finding>,
 ) {
     let key = (document.namespace.clone(), document.name.clone());
-    let last = previous.and_then(|store| store.get(&key));
-    if let Some(last) = last.filter(|last| Arc::ptr_eq(&last.document, document)) {
-        // Unchanged and valid. Its warnings are found anew below only if it is validated anew, and the
-        // report must not shrink because a neighbour changed.
-        let mut check = Check::new(document);
-        read::<T>(document, &mut check);
-        findings.append(&mut check.findings);
-        store.insert(key, last.clone());
-        return;
-    }
+    let last = previous.and_then(|store| store.get(&key)).filter(|last| !last.stand_in);
+    let object = |spec: T, stand_in: bool| Some(Arc::new(Object { document: document.clone(), spec, stand_in }));
     let mut check = Check::new(document);
     let spec = read::<T>(document, &mut check);
     let valid = !check.findings.iter().any(|finding| finding.severity == Severity::Error);
-    let kept = (!valid).then_some(last).flatten();
-    if kept.is_some() {
-        for finding in check.findings.iter_mut().filter(|finding| finding.severity == Severity::Error) {
-            finding.message.push_str("; the last good version of this object stays in force");
-        }
+    let (object, effect) = match (spec, last) {
+        (Some(spec), _) if valid => (object(spec, false), ""),
+        (_, Some(last)) => (Some(last.clone()), "the last good version of this object stays in force"),
+        (spec, None) => match T::stand_in(spec) {
+            Some((spec, effect)) => (object(spec, true), effect),
+            None => (None, ""),
+        },
+    };
+    let errors = check.findings.iter_mut().filter(|finding| finding.severity == Severity::Error);
+    for finding in errors.filter(|_| !effect.is_empty()) {
+        finding.message.push_str("; ");
+        finding.message.push_str(effect);
     }
     findings.append(&mut check.findings);
-    match (spec, kept) {
-        (Some(spec), _) if valid => {
-            store.insert(key, Arc::new(Object { document: document.clone(), spec }));
-        }
-        (_, Some(last)) => {
-            store.insert(key, last.clone());
-        }
-        _ => {}
-    }
+    store.extend(object.map(|object| (key, object)));
 }
 
 fn read<T: Kind>(document: &Document, check: &mut Check<'_>) -> Option<T> {

@@ -27,7 +27,8 @@ pub(crate) use self::service_profile::{ProfileRoute, ServiceProfile};
 pub(crate) use self::split::TrafficSplit;
 pub(crate) use self::values::{ExportTo, PortProtocol};
 pub(crate) use self::virtual_service::{
-    Destination, HttpAction, HttpRoute, MatchBlock, RedirectPort, VirtualService, WeightedDestination, is_catch_all,
+    Destination, HttpAction, HttpRoute, MatchBlock, RedirectPort, VirtualService, WeightedDestination, covers,
+    is_catch_all,
 };
 
 use std::collections::BTreeMap;
@@ -41,6 +42,8 @@ use crate::source::{Document, Manifests};
 pub(crate) struct Object<T> {
     pub(crate) document: Arc<Document>,
     pub(crate) spec: T,
+    /// Made in place of an object that is not valid: never a last good version.
+    stand_in: bool,
 }
 
 impl<T> Object<T> {

@@ -63,6 +63,14 @@ impl Kind for PeerAuthentication {
         }
         Self { selector, mode, ports }
     }
+
+    /// A misspelt mode must not open a port: until it is corrected the strictest one holds, for the
+    /// workloads selected, or for the whole scope if they cannot be read.
+    fn stand_in(read: Option<Self>) -> Option<(Self, &'static str)> {
+        let selector = read.and_then(|read| read.selector);
+        let strict = Self { selector, mode: Some(InboundTls::Strict), ports: BTreeMap::new() };
+        Some((strict, "until it is corrected mutual TLS is required (STRICT) where this object holds"))
+    }
 }
 
 fn mode(spec: &MtlsSpec, check: &mut Check<'_>, path: &str) -> MtlsMode {

@@ -1,1 +1,184 @@
+//! Validation: warnings, kinds without effect, last good versions, values.
 
+mod rejections;
+
+use super::*;
+
+fn findings(text: &str) -> Vec<Finding> {
+    Model::from_texts([("a.yaml", text)]).findings.clone()
+}
+
+/// `spec` as a VirtualService for the host `a`, indented under `http[0]` unless it begins with `spec:`.
+fn virtual_service(spec: &str) -> String {
+    let spec = match spec.strip_prefix("spec: ") {
+        Some(whole) => whole.to_owned(),
+        None => format!("{{hosts: [a], http: [{spec}]}}"),
+    };
+    format!("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: a}}\nspec: {spec}\n")
+}
+
+fn object(api: &str, kind: &str, name: &str, spec: &str) -> String {
+    format!("apiVersion: {api}\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {spec}\n")
+}
+
+fn rejects(text: &str, field: &str, message: &str) {
+    let findings = findings(text);
+    let matching = findings.iter().any(|finding| {
+        finding.severity == Severity::Error && finding.field == field && finding.message.contains(message)
+    });
+    let lines: Vec<String> = findings.iter().map(ToString::to_string).collect();
+    assert!(matching, "no error {field:?} {message:?} in {lines:#?}\nfor {text}");
+}
+
+fn accepts(text: &str) {
+    let errors: Vec<String> =
+        findings(text).iter().filter(|finding| finding.severity == Severity::Error).map(ToString::to_string).collect();
+    assert_eq!(errors, [""; 0], "{text}");
+}
+
+const TO_A: &str = "route: [{destination: {host: a}}]";
+
+#[test]
+fn virtual_service_warnings() {
+    for (spec, field, code) in [
+        (format!("{{{TO_A}}}, {{{TO_A}}}"), "spec.http[1]", Some("IST0130")),
+        (
+            format!("{{match: [{{uri: {{exact: /a}}}}], {TO_A}}}, {{match: [{{uri: {{exact: /a}}}}], {TO_A}}}"),
+            "spec.http[1].match[0]",
+            Some("IST0131"),
+        ),
+        (format!("{{{TO_A}, mirror: {{host: b}}, mirrorPercent: 5}}"), "spec.http[0].mirrorPercent", None),
+        (format!("{{{TO_A}, fault: {{abort: {{percentage: {{value: 5}}}}}}}}"), "spec.http[0].fault.abort", None),
+        (format!("{{{TO_A}, fault: {{abort: {{httpStatus: 500}}}}}}"), "spec.http[0].fault.abort.percentage", None),
+        (format!("{{{TO_A}, corsPolicy: {{}}}}"), "spec.http[0].corsPolicy", None),
+        (format!("{{{TO_A}, timeuot: 5s}}"), "spec.http[0].timeuot", None),
+    ] {
+        let text = virtual_service(&spec);
+        accepts(&text);
+        let found = findings(&text);
+        assert!(found.iter().any(|f| f.field == field && f.code == code), "{spec}: {found:#?}");
+    }
+}
+
+#[test]
+fn kinds_that_do_nothing_say_so() {
+    for (api, kind, severity, message) in [
+        ("security.istio.io/v1", "AuthorizationPolicy", Severity::Error, "not enforced by this version"),
+        ("security.istio.io/v1", "RequestAuthentication", Severity::Error, "not enforced by this version"),
+        ("policy.linkerd.io/v1beta1", "ServerAuthorization", Severity::Error, "not enforced by this version"),
+        ("networking.istio.io/v1alpha3", "EnvoyFilter", Severity::Warning, "no effect"),
+        ("networking.istio.io/v1", "VirtualServise", Severity::Warning, "did you mean VirtualService?"),
+        ("networking.istio.io/v1", "ServiceProfile", Severity::Warning, "known in group \"linkerd.io\""),
+        ("apps/v1", "Deployment", Severity::Info, "not mesh configuration"),
+    ] {
+        let found = findings(&object(api, kind, "a", "{}"));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].severity, severity, "{found:?}");
+        assert!(found[0].message.contains(message), "{found:?}");
+    }
+    rejects(&object("networking.istio.io/v9", "VirtualService", "a", "{}"), "apiVersion", "not known");
+}
+
+#[test]
+fn unknown_fields_are_warnings_with_a_suggestion_and_a_line() {
+    let text = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: a}\nspec:\n  host: a\n  trafficpolicy: {}\n";
+    let found = findings(text);
+    assert_eq!(
+        found[0].to_string(),
+        "a.yaml:6: warning: DestinationRule default/a spec.trafficpolicy: unknown field; ignored; did you mean trafficPolicy?"
+    );
+}
+
+#[test]
+fn an_object_that_breaks_keeps_its_last_good_version() {
+    let good = virtual_service(&format!("{{{TO_A}}}"));
+    let bad = virtual_service("{route: [{destination: {host: a}, weight: -1}]}");
+    let first = Model::from_texts([("a.yaml", good.as_str())]);
+    let manifests = Manifests::from_texts([("a.yaml", bad.as_str())]);
+    let second = Model::build(&manifests, Some(&first));
+    assert_eq!(second.virtual_services.len(), 1);
+    let message = &second.findings[0].message;
+    assert!(message.ends_with("the last good version of this object stays in force"), "{message}");
+    // Without a good version before it there is none, and a third revision still keeps the first.
+    assert!(Model::build(&manifests, None).virtual_services.is_empty());
+    assert_eq!(Model::build(&manifests, Some(&second)).virtual_services.len(), 1);
+    // Deleting the object deletes it.
+    assert!(Model::build(&Manifests::default(), Some(&second)).virtual_services.is_empty());
+}
+
+#[test]
+fn a_peer_authentication_that_is_not_valid_fails_closed_and_keeps_a_good_one() {
+    use mesh_core::policy::InboundTls;
+
+    let peer = |spec: &str| object("security.istio.io/v1", "PeerAuthentication", "a", spec);
+    let mode = |model: &Model| model.peer_authentications.values().next().and_then(|policy| policy.spec.mode);
+    for bad in ["{mtls: {mode: PERMISSIV}}", "{mtls: 5}"] {
+        let manifests = Manifests::from_texts([("a.yaml", peer(bad).as_str())]);
+        let model = Model::build(&manifests, None);
+        assert_eq!(mode(&model), Some(InboundTls::Strict), "{bad}");
+        assert!(model.findings[0].message.contains("mutual TLS is required"), "{:?}", model.findings);
+        // Reading the same document again changes nothing, and another bad one is no better.
+        let worse = Manifests::from_texts([("a.yaml", peer("{mtls: {mode: OFF}}").as_str())]);
+        let worse = Model::build(&worse, Some(&model));
+        assert!(worse.findings[0].message.contains("mutual TLS is required"), "{:?}", worse.findings);
+        let again = Model::build(&manifests, Some(&model));
+        assert_eq!((mode(&again), &again.findings), (Some(InboundTls::Strict), &model.findings));
+
+        let good = Model::from_texts([("a.yaml", peer("{mtls: {mode: DISABLE}}").as_str())]);
+        assert_eq!(mode(&Model::build(&manifests, Some(&good))), Some(InboundTls::Disable));
+    }
+}
+
+#[test]
+fn durations_follow_gos_grammar() {
+    use std::time::Duration;
+    use values::duration;
+
+    for (text, millis) in
+        [("10s", 10_000), ("1m30s", 90_000), ("0.25s", 250), (".5s", 500), ("1h", 3_600_000), ("0", 0)]
+    {
+        assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+    }
+    for text in ["", "10", "s", "1.2.3s", "1d", "-1s", "1s ", "99999999999h", "1e3s"] {
+        assert!(duration(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn quantities_are_scaled_to_tenths_of_thousandths() {
+    use values::quantity;
+
+    for (text, value) in [("900m", 9000), ("100m", 1000), ("1", 10_000), ("0.5", 5000), ("50u", 0), ("1k", 10_000_000)]
+    {
+        assert_eq!(quantity(text), Ok(value), "{text}");
+    }
+    for text in ["", "m", "-1", "1x", "1.2.3", "9999999999999"] {
+        assert!(quantity(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn port_protocols_follow_app_protocol_then_name_then_number() {
+    let of = |app: Option<&str>, name: &str, number| PortProtocol::of_port(app, name, number, "TCP");
+    assert_eq!(of(Some("kubernetes.io/h2c"), "tcp", 80), PortProtocol::Http2);
+    assert_eq!(of(None, "grpc-web-x", 80), PortProtocol::Http);
+    assert_eq!(of(None, "grpc-x", 80), PortProtocol::Grpc);
+    assert_eq!(of(None, "mongo", 80), PortProtocol::Tcp);
+    assert_eq!(of(None, "web", 3306), PortProtocol::Tcp);
+    assert_eq!(of(None, "web", 80), PortProtocol::Unspecified);
+    assert_eq!(PortProtocol::of_port(None, "http", 53, "UDP"), PortProtocol::Udp);
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_reading_panic(text in "[ -~\n]{0,200}") {
+        let _ = Model::from_texts([("a.yaml", text.as_str())]);
+    }
+
+    #[test]
+    fn no_scalar_makes_a_value_reader_panic(text in "\\PC{0,24}") {
+        let _ = values::duration(&text);
+        let _ = values::quantity(&text);
+        let _ = values::is_host(&text);
+    }
+}

@@ -234,7 +234,7 @@ impl ExportTo {
     /// Which tier of visibility a client of `namespace` sees it in: 0 private, 1 exported by name, 2 public.
     pub(crate) fn tier(&self, namespace: &str, own: &str) -> u8 {
         match self {
-            Self::Namespaces(names) if names.len() == 1 && own == namespace => 0,
+            Self::Namespaces(names) if own == namespace && names.len() == 1 && names.contains(own) => 0,
             Self::Namespaces(_) => 1,
             _ => 2,
         }

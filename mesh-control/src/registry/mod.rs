@@ -1,4 +1,18 @@
-//! Running processes that announced themselves.
+//! Running processes that announced themselves: checked, held while their stream lasts and a little
+//! longer, saved across restarts.
+//!
+//! Refuses to know what is made of them.
+
+mod announcement;
+mod service;
+mod store;
+mod table;
+mod worker;
+
+pub(crate) use self::service::AnnounceService;
+pub(crate) use self::store::load;
+pub(crate) use self::table::Registry;
+pub(crate) use self::worker::{expire, save, save_now};
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -29,4 +43,25 @@ pub struct Registration {
     pub workload: String,
     /// Service account: the last part of its SPIFFE ID.
     pub service_account: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An endpoint of `reviews` that listens on `port`.
+    pub(super) fn registration(port: u16) -> Registration {
+        Registration {
+            service: "reviews".into(),
+            namespace: "default".into(),
+            service_port: 9080,
+            address: SocketAddr::from(([127, 0, 0, 1], port)),
+            labels: BTreeMap::from([("app".into(), "reviews".into())]),
+            locality: Locality { region: "r".into(), ..Locality::default() },
+            mesh_tls: true,
+            port_protocol: "http".into(),
+            workload: "reviews-v1".into(),
+            service_account: "reviews".into(),
+        }
+    }
 }

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::fmt;
 
+use mesh_core::suggest::nearest;
 use serde::de::{self, DeserializeOwned, DeserializeSeed, IntoDeserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
@@ -15,7 +16,6 @@ use super::node::{Node, Value};
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct UnknownField {
     pub(crate) path: String,
-    pub(crate) line: u32,
     /// A known field with nearly the same name.
     pub(crate) suggestion: Option<&'static str>,
 }
@@ -24,7 +24,6 @@ pub(crate) struct UnknownField {
 #[derive(Debug)]
 pub(crate) struct FieldError {
     pub(crate) path: String,
-    pub(crate) line: u32,
     pub(crate) message: String,
 }
 
@@ -32,43 +31,9 @@ pub(crate) struct FieldError {
 pub(crate) fn decode<T: DeserializeOwned>(node: &Node, path: &str) -> Result<(T, Vec<UnknownField>), FieldError> {
     let unknown = RefCell::new(Vec::new());
     let place = Place { parent: None, step: Step::Root(path) };
-    let value = T::deserialize(Reader { node, place: &place, unknown: &unknown })
-        .map_err(|error| error.located(node, &place))?;
+    let value =
+        T::deserialize(Reader { node, place: &place, unknown: &unknown }).map_err(|error| error.located(&place))?;
     Ok((value, unknown.into_inner()))
-}
-
-/// Joins a path and a member name; keys that are not plain names are quoted.
-pub(crate) fn member(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
-}
-
-/// The candidate closest to `name`, if it is close enough to be a slip.
-pub(crate) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let limit = (name.len() / 3).clamp(1, 3);
-    candidates
-        .into_iter()
-        .map(|candidate| (distance(&name.to_ascii_lowercase(), &candidate.to_ascii_lowercase()), candidate))
-        .filter(|(distance, _)| *distance <= limit)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
-}
-
-/// Levenshtein's distance. Names are short: fields are bounded by what a spec knows.
-fn distance(a: &str, b: &str) -> usize {
-    if a.len().abs_diff(b.len()) > 3 || a.len() > 64 {
-        return usize::MAX;
-    }
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let cost = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = cost.min(row[j] + 1).min(row[j + 1] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 enum Step<'a> {
@@ -100,20 +65,19 @@ impl fmt::Display for Place<'_> {
 
 #[derive(Debug)]
 struct DecodeError {
-    at: Option<(String, u32)>,
+    at: Option<String>,
     message: String,
 }
 
 impl DecodeError {
     /// Notes the place, unless a deeper one is known.
-    fn placed(mut self, node: &Node, place: &Place<'_>) -> Self {
-        self.at.get_or_insert_with(|| (place.to_string(), node.line));
+    fn placed(mut self, place: &Place<'_>) -> Self {
+        self.at.get_or_insert_with(|| place.to_string());
         self
     }
 
-    fn located(self, node: &Node, place: &Place<'_>) -> FieldError {
-        let (path, line) = self.at.unwrap_or_else(|| (place.to_string(), node.line));
-        FieldError { path, line, message: self.message }
+    fn located(self, place: &Place<'_>) -> FieldError {
+        FieldError { path: self.at.unwrap_or_else(|| place.to_string()), message: self.message }
     }
 }
 
@@ -150,7 +114,7 @@ impl<'a> Reader<'a> {
             Value::List(items) => visitor.visit_seq(Items { items: items.iter().enumerate(), reader: self }),
             Value::Map(entries) => visitor.visit_map(Members { entries: entries.iter(), reader: self, pending: None }),
         };
-        result.map_err(|error| error.placed(self.node, self.place))
+        result.map_err(|error| error.placed(self.place))
     }
 }
 
@@ -183,10 +147,10 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
         visitor: V,
     ) -> Result<V::Value, DecodeError> {
         if let Value::Map(entries) = &self.node.value {
-            for (name, node) in entries.iter().filter(|(name, _)| !fields.contains(&name.as_str())) {
+            for (name, _) in entries.iter().filter(|(name, _)| !fields.contains(&name.as_str())) {
                 let place = Place { parent: Some(self.place), step: Step::Member(name) };
                 let suggestion = nearest(name, fields.iter().copied());
-                self.unknown.borrow_mut().push(UnknownField { path: place.to_string(), line: node.line, suggestion });
+                self.unknown.borrow_mut().push(UnknownField { path: place.to_string(), suggestion });
             }
         }
         self.visit(visitor)
@@ -214,7 +178,7 @@ impl<'de> de::SeqAccess<'de> for Items<'_> {
         let Some((index, node)) = self.items.next() else { return Ok(None) };
         let place = Place { parent: Some(self.reader.place), step: Step::Index(index) };
         let reader = Reader { node, place: &place, unknown: self.reader.unknown };
-        seed.deserialize(reader).map(Some).map_err(|error| error.placed(node, &place))
+        seed.deserialize(reader).map(Some).map_err(|error| error.placed(&place))
     }
 }
 
@@ -239,6 +203,6 @@ impl<'de> de::MapAccess<'de> for Members<'_> {
         let (name, node) = self.pending.take().expect("serde asks for a value after its key");
         let place = Place { parent: Some(self.reader.place), step: Step::Member(name) };
         let reader = Reader { node, place: &place, unknown: self.reader.unknown };
-        seed.deserialize(reader).map_err(|error| error.placed(node, &place))
+        seed.deserialize(reader).map_err(|error| error.placed(&place))
     }
 }

@@ -1,7 +1,8 @@
 //! Live reload: a directory of manifests, watched, published as a validated [`Model`].
 //!
 //! The directory is watched rather than its files, so an editor's rename and a ConfigMap's swapped
-//! symbolic link are both seen. Subdirectories are not entered. Work happens on the watcher's own
+//! symbolic link are both seen. Subdirectories are not entered. If the directory itself is removed the
+//! last model stays, and the directory must be watched anew. Work happens on the watcher's own
 //! thread, one reload at a time, 100 ms after the last change.
 
 use std::path::{Path, PathBuf};

@@ -1,1 +1,235 @@
+//! Bad files: one clear message each, and what was good stays.
 
+use std::fs;
+use std::path::Path;
+
+use mesh_core::suggest::nearest;
+
+use super::decode::decode;
+use super::node::Node;
+use super::*;
+
+fn read(text: &str) -> Manifests {
+    Manifests::from_texts([("a.yaml", text)])
+}
+
+fn lines(manifests: &Manifests) -> Vec<String> {
+    manifests.findings.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn broken_yaml_is_one_finding_with_its_line() {
+    let manifests = read("kind: Service\nmetadata:\n  name: [a\nspec: {}\n");
+    assert!(manifests.is_empty());
+    let lines = lines(&manifests);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].starts_with("a.yaml:") && lines[0].contains("error: not usable YAML"), "{lines:?}");
+    assert!(manifests.findings[0].line >= 3, "{lines:?}");
+}
+
+#[test]
+fn documents_have_lines_and_lists_are_expanded() {
+    let text = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n---\n\napiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Service\n  metadata: {name: b}\n- apiVersion: v1\n  kind: Service\n  metadata: {name: c, namespace: x}\n";
+    let manifests = read(text);
+    assert_eq!(lines(&manifests), [""; 0]);
+    let found: Vec<_> = manifests.documents.iter().map(|d| (d.name.as_str(), d.namespace.as_str(), d.line)).collect();
+    assert_eq!(found, [("a", "default", 1), ("b", "default", 9), ("c", "x", 12)]);
+}
+
+#[test]
+fn objects_without_a_kind_or_a_name_are_refused() {
+    let manifests = read("a: 1\n---\napiVersion: v1\nkind: Service\nmetadata: {}\n---\n- 1\n");
+    assert_eq!(
+        lines(&manifests),
+        [
+            "a.yaml:1: error: not a Kubernetes object: apiVersion and kind are needed",
+            "a.yaml:5: error: Service default/(no name) metadata.name: the object has no name: set metadata.name",
+            "a.yaml:7: error: not a Kubernetes object: apiVersion and kind are needed",
+        ]
+    );
+}
+
+#[test]
+fn the_later_of_two_equal_names_is_an_error_and_groups_keep_kinds_apart() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n";
+    let manifests = Manifests::from_texts([("1.yaml", service), ("2.yaml", service)]);
+    assert_eq!(manifests.len(), 1);
+    let line = &lines(&manifests)[0];
+    assert!(line.starts_with("2.yaml:3: error: Service default/a metadata.name: defined before at 1.yaml:1"), "{line}");
+
+    let two = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\n---\napiVersion: policy.linkerd.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: a}\n";
+    assert_eq!(read(two).len(), 2);
+}
+
+#[test]
+fn an_alias_bomb_is_refused_quickly() {
+    let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+    for i in 1..12 {
+        let aliases = vec![format!("*a{}", i - 1); 10].join(", ");
+        text.push_str(&format!("a{i}: &a{i} [{aliases}]\n"));
+    }
+    let manifests = read(&text);
+    let lines = lines(&manifests);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("not usable YAML"), "{lines:?}");
+}
+
+#[test]
+fn a_few_aliases_are_fine() {
+    let text = "apiVersion: v1\nkind: Service\nmetadata: {name: a, labels: &l {app: a}, annotations: *l}\n";
+    let manifests = read(text);
+    assert_eq!(lines(&manifests), [""; 0]);
+    assert_eq!(manifests.documents[0].annotations["app"], "a");
+}
+
+#[test]
+fn deep_nesting_and_too_many_documents_are_refused() {
+    let deep = format!("a: {}{}", "[".repeat(500), "]".repeat(500));
+    assert!(lines(&read(&deep))[0].contains("not usable YAML"));
+    let many = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n---\n".repeat(1100);
+    let manifests = read(&many);
+    assert_eq!((manifests.len(), manifests.findings.len()), (0, 1), "{:?}", lines(&manifests));
+    let list = format!("apiVersion: v1\nkind: List\nitems:\n{}", "- {}\n".repeat(5));
+    let limits = Limits { documents: 3, ..Limits::default() };
+    let parsed = parse_file(&"a.yaml".into(), &list, &limits);
+    assert!(!parsed.findings.is_empty());
+}
+
+#[test]
+fn lists_count_as_documents() {
+    let item = "- {apiVersion: v1, kind: Service, metadata: {name: NAME}}\n";
+    let items: String = (0..5).map(|i| item.replace("NAME", &format!("s{i}"))).collect();
+    let limits = Limits { documents: 3, ..Limits::default() };
+    let parsed = parse_file(&"a.yaml".into(), &format!("apiVersion: v1\nkind: List\nitems:\n{items}"), &limits);
+    assert!(parsed.unreadable && parsed.documents.is_empty());
+    assert!(parsed.findings[0].message.contains("more than 3 objects"), "{:?}", parsed.findings);
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(dead_code)]
+struct Spec {
+    max_retries: Option<u16>,
+    inner: Option<Box<Spec>>,
+    list: Option<Vec<Spec>>,
+}
+
+fn node(text: &str) -> Node {
+    super::yaml::parse(text, 1).unwrap().remove(0)
+}
+
+#[test]
+fn unknown_fields_have_a_path_and_the_nearest_name() {
+    let node = node("inner: {list: [{maxRetrys: 1}]}\nzzz: 1\n");
+    let (_, unknown) = decode::<Spec>(&node, "spec").unwrap();
+    let found: Vec<_> = unknown.iter().map(|field| (field.path.as_str(), field.suggestion)).collect();
+    assert_eq!(found, [("spec.zzz", None), ("spec.inner.list[0].maxRetrys", Some("maxRetries"))]);
+}
+
+#[test]
+fn wrong_types_and_ranges_name_their_path() {
+    for (text, path) in [
+        ("inner: {maxRetries: 70000}", "spec.inner.maxRetries"),
+        ("inner: {maxRetries: many}", "spec.inner.maxRetries"),
+        ("list: {a: 1}", "spec.list"),
+        ("list: [{maxRetries: -1}]", "spec.list[0].maxRetries"),
+        ("inner: 5", "spec.inner"),
+    ] {
+        let error = decode::<Spec>(&node(text), "spec").unwrap_err();
+        assert_eq!(error.path, path, "{text}: {}", error.message);
+    }
+}
+
+#[test]
+fn null_counts_as_absent() {
+    let (spec, unknown) = decode::<Spec>(&node("inner: null\nlist: ~\nmaxRetries: 3"), "spec").unwrap();
+    assert!(unknown.is_empty() && spec.inner.is_none() && spec.max_retries == Some(3));
+}
+
+#[test]
+fn lines_of_fields_are_found() {
+    let node = node("a:\n  b:\n  - c: 1\n  - c: 2\n    d: 3\n");
+    assert_eq!(node.line_of("a.b[1].d"), 5);
+    assert_eq!(node.line_of("a.b[1].missing.deeper"), 4);
+    assert_eq!(node.line_of("a.b[9]"), 3);
+}
+
+#[test]
+fn nearest_names_are_slips_only() {
+    assert_eq!(nearest("trafficpolicy", ["trafficPolicy", "subsets"]), Some("trafficPolicy"));
+    assert_eq!(nearest("VirtualServise", ["VirtualService"]), Some("VirtualService"));
+    assert_eq!(nearest("completelyElse", ["host", "subsets"]), None);
+}
+
+fn service(name: &str) -> String {
+    format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n")
+}
+
+fn names(manifests: &Manifests) -> Vec<&str> {
+    manifests.documents.iter().map(|document| document.name.as_str()).collect()
+}
+
+fn set(path: &Path) -> FileSet {
+    FileSet::new([path.to_owned()], Limits::default())
+}
+
+#[test]
+fn a_file_that_breaks_keeps_its_last_good_content_until_it_is_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.yaml");
+    fs::write(&file, service("a")).unwrap();
+    fs::write(dir.path().join("b.yml"), service("b")).unwrap();
+    fs::write(dir.path().join("notes.txt"), "not a manifest").unwrap();
+    let mut files = set(dir.path());
+    assert_eq!(names(&files.read()), ["a", "b"]);
+
+    fs::write(&file, "a: [").unwrap();
+    let manifests = files.read();
+    assert_eq!(names(&manifests), ["a", "b"]);
+    assert_eq!(manifests.findings.len(), 1);
+    assert!(manifests.findings[0].message.ends_with("the last good content of this file stays in force"));
+
+    fs::write(&file, service("c")).unwrap();
+    let manifests = files.read();
+    assert_eq!((names(&manifests), manifests.findings.len()), (vec!["c", "b"], 0));
+
+    fs::remove_file(&file).unwrap();
+    assert_eq!(names(&files.read()), ["b"]);
+}
+
+#[test]
+fn a_file_of_twenty_megabytes_is_one_message_and_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.yaml");
+    fs::write(&file, service("a")).unwrap();
+    let mut files = set(dir.path());
+    files.read();
+    // Sparse: if it were read it would be 20 MB of NUL bytes.
+    fs::File::options().write(true).open(&file).unwrap().set_len(20 << 20).unwrap();
+    let manifests = files.read();
+    assert_eq!(names(&manifests), ["a"]);
+    let lines = lines(&manifests);
+    assert_eq!(lines.len(), 1);
+    assert!(lines[0].contains("20971520 bytes; a manifest file may have 4194304 at most"), "{lines:?}");
+}
+
+#[test]
+fn a_file_that_is_not_text_is_one_message() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.yaml"), [b'a', b':', 0xff]).unwrap();
+    let manifests = set(dir.path()).read();
+    assert!(lines(&manifests)[0].contains("not UTF-8 after byte 2"), "{:?}", lines(&manifests));
+}
+
+#[test]
+fn a_directory_that_vanishes_keeps_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let inner = dir.path().join("inner");
+    fs::create_dir(&inner).unwrap();
+    fs::write(inner.join("a.yaml"), service("a")).unwrap();
+    let mut files = set(&inner);
+    files.read();
+    fs::remove_dir_all(&inner).unwrap();
+    let manifests = files.read();
+    assert_eq!((names(&manifests), manifests.findings.len()), (vec!["a"], 1));
+}

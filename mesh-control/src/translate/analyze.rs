@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{NodeScope, World, names};
 use crate::finding::{Finding, Severity};
-use crate::model::{Destination, HttpAction, Object, VirtualService};
+use crate::model::{Destination, HttpAction, Object, VirtualService, covers};
 
 /// Everything to say about how the objects fit together.
 pub(super) fn findings(world: &World) -> Vec<Finding> {
@@ -28,6 +28,8 @@ fn virtual_service(world: &World, service: &Object<VirtualService>, findings: &m
             findings.push(service.finding(Severity::Warning, &format!("spec.hosts[{i}]"), message));
         }
     }
+    not_http(world, &scope, service, findings);
+    gateways(world, service, findings);
     for (i, http) in service.spec.http.iter().enumerate() {
         let path = format!("spec.http[{i}]");
         match &http.action {
@@ -44,6 +46,40 @@ fn virtual_service(world: &World, service: &Object<VirtualService>, findings: &m
         }
         for (j, (mirrored, _)) in http.mirrors.iter().enumerate() {
             destination(world, &scope, service, mirrored, &format!("{path}.mirrors[{j}].destination"), findings);
+        }
+    }
+}
+
+/// HTTP routes of a host on whose ports the mesh sees no HTTP.
+fn not_http(world: &World, scope: &NodeScope, service: &Object<VirtualService>, findings: &mut Vec<Finding>) {
+    if !service.spec.mesh || service.spec.http.is_empty() {
+        return;
+    }
+    for (i, host) in service.spec.hosts.iter().enumerate() {
+        let full = names::complete(host, service.namespace(), &world.options);
+        let Some(known) = world.catalog.get(scope, &full) else { continue };
+        if !known.ports.is_empty() && !known.ports.iter().any(|port| port.protocol.is_http()) {
+            let message = format!("no port of {full} is declared as HTTP: the http routes do not apply to it");
+            findings.push(service.finding(Severity::Warning, &format!("spec.hosts[{i}]"), message));
+        }
+    }
+}
+
+/// Gateways that do not exist or do not cover the hosts.
+fn gateways(world: &World, service: &Object<VirtualService>, findings: &mut Vec<Finding>) {
+    for written in &service.spec.gateways {
+        let (namespace, name) = written.split_once('/').unwrap_or((service.namespace(), written));
+        let Some(gateway) = world.model.gateways.get(&(namespace.to_owned(), name.to_owned())) else {
+            let message = format!("no Gateway {namespace}/{name}");
+            findings.push(service.finding(Severity::Warning, "spec.gateways", message).with_code("IST0101"));
+            continue;
+        };
+        for (i, host) in service.spec.hosts.iter().enumerate() {
+            if !gateway.spec.hosts.iter().any(|served| covers(served, host) || covers(host, served)) {
+                let message = format!("Gateway {namespace}/{name} does not serve host {host:?}");
+                let path = format!("spec.hosts[{i}]");
+                findings.push(service.finding(Severity::Warning, &path, message).with_code("IST0132"));
+            }
         }
     }
 }

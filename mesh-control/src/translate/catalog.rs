@@ -77,7 +77,7 @@ impl Catalog {
         let workloads = Workloads::build(model, registrations, options);
         let mut hosts: BTreeMap<(String, String), Host> = BTreeMap::new();
         for service in model.services.values() {
-            let host = kubernetes(service, model, &workloads, options);
+            let host = kubernetes(service, &workloads, options);
             hosts.insert((host.name.clone(), host.namespace.clone()), host);
         }
         implicit(&mut hosts, &workloads, options);
@@ -152,11 +152,6 @@ impl Catalog {
         self.get(scope, host).map(|found| (host.to_owned(), found))
     }
 
-    /// Every host, in no particular order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Host>> {
-        self.hosts.values().flatten().chain(&self.wildcards)
-    }
-
     /// Whether a host of that name exists for anybody.
     pub(super) fn exists(&self, name: &str) -> bool {
         self.hosts.contains_key(name)
@@ -164,7 +159,7 @@ impl Catalog {
     }
 }
 
-fn kubernetes(service: &Object<Service>, model: &Model, workloads: &Workloads, options: &Options) -> Host {
+fn kubernetes(service: &Object<Service>, workloads: &Workloads, options: &Options) -> Host {
     let spec = &service.spec;
     let (name, namespace) = (service.name(), service.namespace());
     let ports = spec.ports.iter().map(|port| {
@@ -177,7 +172,7 @@ fn kubernetes(service: &Object<Service>, model: &Model, workloads: &Workloads, o
         };
         match &spec.external_name {
             Some(target) => port.instances.push(Instance::named(target, port.number)),
-            None => instances::of_service(service, &mut port, model, workloads),
+            None => instances::of_service(service, &mut port, workloads),
         }
         port
     });

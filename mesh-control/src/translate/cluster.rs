@@ -104,8 +104,8 @@ fn discovery(
 }
 
 fn tls(world: &World, host: &Host, port: &HostPort, parts: &names::Parts<'_>, policy: &PortPolicy) -> UpstreamTls {
-    let mesh = |sni: Option<String>, names: &[String]| MeshTls {
-        peer_ids: if names.is_empty() { peer_ids(world, host, port) } else { exact(names) },
+    let mesh = |sni: Option<String>, names: &[String], all: bool| MeshTls {
+        peer_ids: if names.is_empty() { peer_ids(world, host, port, all) } else { exact(names) },
         sni: sni.or_else(|| Some(format!("outbound_.{}_.{}_.{}", parts.port, parts.subset, host.name))),
     };
     match &policy.tls {
@@ -117,7 +117,9 @@ fn tls(world: &World, host: &Host, port: &HostPort, parts: &names::Parts<'_>, po
             let tls = originated(Some(names), &host.name, &host.subject_alt_names);
             UpstreamTls::Mutual(tls, certificate.clone())
         }
-        Some(ClientTls::Istio { sni, subject_alt_names }) => UpstreamTls::Mesh(mesh(sni.clone(), subject_alt_names)),
+        Some(ClientTls::Istio { sni, subject_alt_names }) => {
+            UpstreamTls::Mesh(mesh(sni.clone(), subject_alt_names, true))
+        }
         None => {
             let inside = !host.external && host.resolution != Lookup::Dialled && world.options.auto_mtls;
             let in_mesh = inside && port.instances.iter().any(|instance| instance.metadata.mesh_tls);
@@ -126,7 +128,7 @@ fn tls(world: &World, host: &Host, port: &HostPort, parts: &names::Parts<'_>, po
                 PortProtocol::Https | PortProtocol::Tls if !in_mesh => {
                     UpstreamTls::Simple(originated(None, &host.name, &host.subject_alt_names))
                 }
-                _ if inside => UpstreamTls::Auto(mesh(None, &host.subject_alt_names)),
+                _ if inside => UpstreamTls::Auto(mesh(None, &host.subject_alt_names, false)),
                 _ => UpstreamTls::Disable,
             }
         }
@@ -149,13 +151,13 @@ fn exact(names: &[String]) -> Vec<StringMatcher> {
     names.iter().map(StringMatcher::exact).collect()
 }
 
-/// Who may answer: the service accounts behind the port. Where an account is not known, any of the
-/// endpoint's namespace; never any peer of the mesh.
-fn peer_ids(world: &World, host: &Host, port: &HostPort) -> Vec<StringMatcher> {
+/// Who may answer: the service accounts behind the port, of `all` endpoints or of those that accept mesh
+/// mTLS. Where an account is not known, any of the endpoint's namespace; never any peer of the mesh.
+fn peer_ids(world: &World, host: &Host, port: &HostPort, all: bool) -> Vec<StringMatcher> {
     let domain = &world.options.trust_domain;
     let mut ids = BTreeSet::new();
     let mut namespaces = BTreeSet::new();
-    for instance in &port.instances {
+    for instance in port.instances.iter().filter(|instance| all || instance.metadata.mesh_tls) {
         let Instance { namespace, account, .. } = instance;
         let id = account.as_deref().and_then(|account| SpiffeId::for_service_account(domain, namespace, account).ok());
         match id {
@@ -163,7 +165,7 @@ fn peer_ids(world: &World, host: &Host, port: &HostPort) -> Vec<StringMatcher> {
             None => _ = namespaces.insert(namespace.as_str()),
         }
     }
-    if port.instances.is_empty() {
+    if ids.is_empty() && namespaces.is_empty() {
         namespaces.insert(&host.namespace);
     }
     let whole = namespaces.into_iter().filter(|namespace| !namespace.is_empty()).map(|namespace| StringMatcher {

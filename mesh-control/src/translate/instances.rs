@@ -61,6 +61,8 @@ pub(super) struct Workloads {
     announced_in: HashMap<String, Vec<usize>>,
     announced_at: HashMap<std::net::SocketAddr, usize>,
     entries_in: HashMap<String, Vec<(String, EntryEndpoint)>>,
+    /// By namespace and service.
+    slices: HashMap<(String, String), Vec<Arc<Object<EndpointSlice>>>>,
 }
 
 /// A process that announced itself.
@@ -76,6 +78,10 @@ impl Workloads {
         for entry in model.workload_entries.values() {
             let list = workloads.entries_in.entry(entry.namespace().to_owned()).or_default();
             list.push((entry.name().to_owned(), entry.spec.endpoint.clone()));
+        }
+        for slice in model.endpoint_slices.values() {
+            let key = (slice.namespace().to_owned(), slice.spec.service.clone());
+            workloads.slices.entry(key).or_default().push(slice.clone());
         }
         for registration in registrations {
             let instance = announced(registration, model, options);
@@ -144,12 +150,10 @@ pub(super) fn workload(name: &str, namespace: &str, labels: &BTreeMap<String, St
 }
 
 /// Fills in who serves a port of a Service.
-pub(super) fn of_service(service: &Object<Service>, port: &mut HostPort, model: &Model, workloads: &Workloads) {
+pub(super) fn of_service(service: &Object<Service>, port: &mut HostPort, workloads: &Workloads) {
     let (namespace, spec) = (service.namespace(), &service.spec);
-    // Slices of one namespace stand together in the store.
-    let first = (namespace.to_owned(), String::new());
-    let slices = model.endpoint_slices.range(first..).take_while(|(key, _)| key.0 == namespace);
-    for (_, slice) in slices.filter(|(_, slice)| slice.spec.service == service.name()) {
+    let key = (namespace.to_owned(), service.name().to_owned());
+    for slice in workloads.slices.get(&key).into_iter().flatten() {
         from_slice(slice, spec.publish_not_ready, port);
     }
     for announced in workloads.announced_in(namespace) {

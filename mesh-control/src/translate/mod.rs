@@ -21,7 +21,8 @@ mod routes;
 mod rules;
 mod virtual_services;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use mesh_core::id::{Locality, TrustDomain};
 use mesh_core::policy::{Cluster, Endpoints, InboundListener, Listener, RouteConfiguration};
@@ -30,7 +31,7 @@ use self::catalog::Catalog;
 use self::rules::Rules;
 use self::virtual_services::VirtualServices;
 use crate::finding::Finding;
-use crate::model::Model;
+use crate::model::{Model, Object, TrafficSplit};
 use crate::registry::Registration;
 
 /// Mesh-wide settings (Istio's MeshConfig), with Istio's defaults.
@@ -87,6 +88,8 @@ pub struct World {
     catalog: Catalog,
     rules: Rules,
     virtual_services: VirtualServices,
+    /// The oldest TrafficSplit of each `(namespace, root service)`.
+    splits: HashMap<(String, String), Arc<Object<TrafficSplit>>>,
     findings: Vec<Finding>,
 }
 
@@ -101,8 +104,10 @@ impl World {
         let catalog = Catalog::build(model, registrations, &options);
         let rules = Rules::build(model, &options);
         let virtual_services = VirtualServices::build(model, &options);
-        let mut world = Self { options, model: model.clone(), catalog, rules, virtual_services, findings: Vec::new() };
-        world.findings = model.findings().to_vec();
+        let splits = oldest_splits(model);
+        let (model, findings) = (model.clone(), Vec::new());
+        let mut world = Self { options, model, catalog, rules, virtual_services, splits, findings };
+        world.findings = world.model.findings().to_vec();
         world.findings.extend(analyze::findings(&world));
         world
     }
@@ -116,6 +121,12 @@ impl World {
     /// scope.
     pub fn listener(&self, scope: &NodeScope, name: &str) -> Option<Listener> {
         routes::listener(self, scope, name)
+    }
+
+    /// Why [`listener`](Self::listener) knows nothing of a destination, and what to do; for the answer
+    /// to a client that asked for it.
+    pub fn why_missing(&self, scope: &NodeScope, name: &str) -> String {
+        routes::why_missing(self, scope, name)
     }
 
     /// A route configuration, `outbound|9080||reviews.default.svc.cluster.local`.
@@ -138,6 +149,17 @@ impl World {
     pub fn inbound(&self, scope: &NodeScope, name: &str) -> Option<InboundListener> {
         inbound::listener(self, scope, name)
     }
+}
+
+fn oldest_splits(model: &Model) -> HashMap<(String, String), Arc<Object<TrafficSplit>>> {
+    let mut splits: Vec<_> = model.traffic_splits.values().collect();
+    splits.sort_by_key(|split| split.seniority());
+    let mut oldest = HashMap::new();
+    for split in splits {
+        let key = (split.namespace().to_owned(), split.spec.root.clone());
+        oldest.entry(key).or_insert_with(|| split.clone());
+    }
+    oldest
 }
 
 #[cfg(test)]

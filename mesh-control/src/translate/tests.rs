@@ -1,1 +1,393 @@
+//! The rules of translation that golden files show badly: who sees what, who wins, what fails.
 
+mod endpoints;
+
+use std::collections::BTreeMap;
+
+use mesh_core::policy::{
+    Balancer, ClusterChoice, Discovery, Forward, InboundTls, RouteAction, RouteConfiguration, StringMatch, UpstreamTls,
+};
+
+use super::*;
+
+fn world(text: &str) -> World {
+    with(text, &[])
+}
+
+fn with(text: &str, registrations: &[Registration]) -> World {
+    World::build(&Model::from_texts([("a.yaml", text)]), registrations)
+}
+
+fn scope(namespace: &str) -> NodeScope {
+    NodeScope::namespace(namespace)
+}
+
+fn service(name: &str, namespace: &str, port: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{selector: {{app: {name}}}, ports: [{port}]}}\n---\n"
+    )
+}
+
+fn istio(kind: &str, name: &str, namespace: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n---\n"
+    )
+}
+
+fn running(service: &str, namespace: &str, port: u16, address: &str) -> Registration {
+    Registration {
+        service: service.into(),
+        namespace: namespace.into(),
+        service_port: port,
+        address: address.parse().unwrap(),
+        labels: BTreeMap::from([("app".into(), service.into())]),
+        locality: Locality::default(),
+        mesh_tls: true,
+        port_protocol: "http".into(),
+        workload: String::new(),
+        service_account: format!("{service}-account"),
+    }
+}
+
+const HTTP: &str = "{name: http, port: 80}";
+
+fn routes_of(world: &World, scope: &NodeScope, dialled: &str) -> Option<RouteConfiguration> {
+    let listener = world.listener(scope, dialled)?;
+    let mesh_core::policy::RouteSource::Named(name) = listener.routes else { panic!("by name") };
+    Some(world.routes(scope, &name).expect("a listener's routes exist"))
+}
+
+fn forwards(routes: &RouteConfiguration) -> Vec<&Forward> {
+    let all = routes.virtual_hosts.iter().flat_map(|host| &host.routes);
+    all.filter_map(|route| match &route.action {
+        RouteAction::Forward(forward) => Some(&**forward),
+        _ => None,
+    })
+    .collect()
+}
+
+fn first_cluster(routes: &RouteConfiguration) -> String {
+    match &forwards(routes)[0].to {
+        ClusterChoice::Cluster(name) => name.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn codes(world: &World) -> Vec<(&str, Option<&str>)> {
+    world.findings().iter().map(|finding| (finding.field.as_str(), finding.code)).collect()
+}
+
+#[test]
+fn every_dialled_form_leads_to_one_route_table() {
+    let world = world(&service("reviews", "shop", HTTP));
+    let name = "outbound|80||reviews.shop.svc.cluster.local";
+    for form in
+        ["reviews.shop", "reviews.shop.svc", "reviews.shop.svc.cluster.local", "reviews.shop.svc.cluster.local."]
+    {
+        let listener = world.listener(&scope("other"), &format!("{form}:80")).expect(form);
+        assert_eq!(listener.routes, mesh_core::policy::RouteSource::Named(name.into()), "{form}");
+    }
+    assert!(world.listener(&scope("shop"), "reviews:80").is_some());
+    assert!(world.listener(&scope("other"), "reviews:80").is_none());
+    assert!(world.listener(&scope("shop"), "reviews:81").is_none());
+    let domains = |namespace| -> Vec<String> {
+        let routes = world.routes(&scope(namespace), name).unwrap();
+        routes.virtual_hosts[0].domains.iter().map(|domain| domain.as_str().to_owned()).collect()
+    };
+    assert!(domains("shop").contains(&"reviews".to_owned()) && domains("shop").contains(&"reviews:80".to_owned()));
+    assert!(!domains("other").contains(&"reviews".to_owned()));
+    assert!(domains("other").contains(&"reviews.shop:80".to_owned()));
+}
+
+#[test]
+fn cluster_addresses_and_pods_of_headless_services_resolve() {
+    let text = "apiVersion: v1\nkind: Service\nmetadata: {name: db}\nspec: {clusterIP: None, ports: [{name: http, port: 80}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {clusterIP: 10.0.0.9, ports: [{name: http, port: 80}]}\n";
+    let world = world(text);
+    let routes = routes_of(&world, &scope("default"), "db-0.db.default.svc.cluster.local:80").unwrap();
+    assert_eq!(first_cluster(&routes), "outbound|80||db.default.svc.cluster.local");
+    let domains: Vec<&str> = routes.virtual_hosts[0].domains.iter().map(|domain| domain.as_str()).collect();
+    assert!(domains.contains(&"*.db.default.svc.cluster.local"), "{domains:?}");
+    let routes = routes_of(&world, &scope("default"), "10.0.0.9:80").unwrap();
+    assert_eq!(first_cluster(&routes), "outbound|80||web.default.svc.cluster.local");
+}
+
+#[test]
+fn unknown_hosts_pass_through_unless_they_can_only_be_inside() {
+    let world = world(&service("reviews", "shop", HTTP));
+    let client = scope("shop");
+    let routes = routes_of(&world, &client, "www.example.com:443").unwrap();
+    let cluster = world.cluster(&client, &first_cluster(&routes)).unwrap();
+    assert!(matches!(cluster.discovery, Discovery::StrictDns(_)) && matches!(cluster.tls, UpstreamTls::Simple(_)));
+    assert_eq!(cluster.telemetry.service_name, "PassthroughCluster");
+    for unknown in ["nowhere:80", "nowhere.shop:80", "nowhere.shop.svc:80", "x.y.svc.cluster.local:80", "bad", "a|b:1"]
+    {
+        assert!(world.listener(&client, unknown).is_none(), "{unknown}");
+        assert!(!world.why_missing(&client, unknown).is_empty());
+    }
+    let closed = Options { allow_any: false, ..Options::default() };
+    let world = World::build_with(&Model::default(), &[], closed);
+    assert!(world.listener(&client, "www.example.com:443").is_none());
+}
+
+#[test]
+fn a_virtual_service_for_an_undefined_host_still_applies() {
+    let vs = istio("VirtualService", "g", "a", "{hosts: [google.com], http: [{directResponse: {status: 418}}]}");
+    let world = world(&vs);
+    let routes = routes_of(&world, &scope("a"), "google.com:80").unwrap();
+    assert!(matches!(&routes.virtual_hosts[0].routes[0].action, RouteAction::DirectResponse(r) if r.status == 418));
+}
+
+#[test]
+fn export_to_hides_services_rules_and_routes() {
+    let hidden = "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: own, annotations: {networking.istio.io/exportTo: \".\"}}\nspec: {ports: [{name: http, port: 80}]}\n---\n";
+    let open = service("b", "own", HTTP);
+    let vs = istio(
+        "VirtualService",
+        "b",
+        "own",
+        "{hosts: [b], exportTo: [friend], http: [{directResponse: {status: 418}}]}",
+    );
+    let world = world(&format!("{hidden}{open}{vs}"));
+    assert!(world.listener(&scope("own"), "a:80").is_some());
+    assert!(world.listener(&scope("other"), "a.own:80").is_none());
+    assert!(world.why_missing(&scope("other"), "a.own.svc.cluster.local:80").contains("not exported"));
+    let answers = |namespace| {
+        let routes = routes_of(&world, &scope(namespace), "b.own:80").unwrap();
+        matches!(routes.virtual_hosts[0].routes[0].action, RouteAction::DirectResponse(_))
+    };
+    assert!(answers("friend") && !answers("stranger"));
+}
+
+#[test]
+fn the_clients_rule_replaces_the_owners_and_both_replace_the_roots() {
+    let rule = |namespace: &str, balancer: &str| {
+        let host = "reviews.owner.svc.cluster.local";
+        let spec = format!("{{host: {host}, trafficPolicy: {{loadBalancer: {{simple: {balancer}}}}}}}");
+        istio("DestinationRule", "r", namespace, &spec)
+    };
+    let base = service("reviews", "owner", HTTP);
+    let of = |text: &str, namespace: &str| {
+        let cluster = "outbound|80||reviews.owner.svc.cluster.local";
+        world(text).cluster(&scope(namespace), cluster).unwrap().balancer
+    };
+    let root = format!("{base}{}", rule("istio-system", "PASSTHROUGH"));
+    let owner = format!("{root}{}", rule("owner", "ROUND_ROBIN"));
+    let client = format!("{owner}{}", rule("client", "RANDOM"));
+    assert_eq!(of(&base, "client"), Balancer::LeastRequest { choices: 2 });
+    assert_eq!(of(&root, "client"), Balancer::Passthrough);
+    assert_eq!(of(&owner, "client"), Balancer::RoundRobin);
+    assert_eq!(of(&client, "client"), Balancer::Random);
+    assert_eq!(of(&client, "owner"), Balancer::RoundRobin);
+    // A client in the root namespace has no tier of its own before the owner's.
+    assert_eq!(of(&owner, "istio-system"), Balancer::RoundRobin);
+}
+
+#[test]
+fn a_specific_rule_is_not_merged_with_a_wildcard_and_rules_of_one_host_are() {
+    let wild = istio(
+        "DestinationRule",
+        "wild",
+        "default",
+        "{host: '*.default.svc.cluster.local', trafficPolicy: {loadBalancer: {simple: RANDOM}, connectionPool: {tcp: {maxConnections: 9}}}}",
+    );
+    let one = istio("DestinationRule", "one", "default", "{host: a, subsets: [{name: v1, labels: {v: '1'}}]}");
+    let two = istio(
+        "DestinationRule",
+        "two",
+        "default",
+        "{host: a.default.svc.cluster.local, trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}, subsets: [{name: v1}, {name: v2}]}",
+    );
+    let world = world(&format!("{}{}{wild}{one}{two}", service("a", "default", HTTP), service("b", "default", HTTP)));
+    let client = scope("default");
+    let b = world.cluster(&client, "outbound|80||b.default.svc.cluster.local").unwrap();
+    assert_eq!((b.balancer, b.breaker.max_connections), (Balancer::Random, Some(9)));
+    for subset in ["v1", "v2"] {
+        let a = world.cluster(&client, &format!("outbound|80|{subset}|a.default.svc.cluster.local")).unwrap();
+        assert_eq!((a.balancer, a.breaker.max_connections), (Balancer::RoundRobin, None), "{subset}");
+    }
+    assert!(world.cluster(&client, "outbound|80|v3|a.default.svc.cluster.local").is_none());
+}
+
+#[test]
+fn a_rule_with_a_workload_selector_only_holds_for_those_workloads() {
+    let rule = istio(
+        "DestinationRule",
+        "r",
+        "default",
+        "{host: a, workloadSelector: {matchLabels: {app: client}}, trafficPolicy: {loadBalancer: {simple: RANDOM}}}",
+    );
+    let world = world(&format!("{}{rule}", service("a", "default", HTTP)));
+    let mut client = scope("default");
+    let balancer =
+        |scope: &NodeScope| world.cluster(scope, "outbound|80||a.default.svc.cluster.local").unwrap().balancer;
+    assert_eq!(balancer(&client), Balancer::LeastRequest { choices: 2 });
+    client.labels.insert("app".into(), "client".into());
+    assert_eq!(balancer(&client), Balancer::Random);
+}
+
+#[test]
+fn the_older_virtual_service_wins_whole_and_the_other_is_reported() {
+    let vs = |name: &str, status: u16, extra: &str| {
+        let text = istio(
+            "VirtualService",
+            name,
+            "default",
+            &format!("{{hosts: [a], http: [{{directResponse: {{status: {status}}}}}]{extra}}}"),
+        );
+        text.replace("metadata: {", "metadata: {labels: {}, ")
+    };
+    let young = vs("first", 201, "").replace("labels: {},", "creationTimestamp: \"2024-01-02T00:00:00Z\",");
+    let old = vs("second", 202, "").replace("labels: {},", "creationTimestamp: \"2023-01-02T00:00:00Z\",");
+    let world = world(&format!("{}{young}{old}", service("a", "default", HTTP)));
+    let routes = routes_of(&world, &scope("default"), "a:80").unwrap();
+    assert!(matches!(&routes.virtual_hosts[0].routes[0].action, RouteAction::DirectResponse(r) if r.status == 202));
+    let finding = world.findings().iter().find(|finding| finding.code == Some("IST0109")).unwrap();
+    assert_eq!(finding.name, "first");
+}
+
+#[test]
+fn routes_for_other_callers_leave_the_table_and_the_rest_is_404() {
+    let vs = istio(
+        "VirtualService",
+        "a",
+        "default",
+        "{hosts: [a], http: [{match: [{sourceLabels: {app: x}}], directResponse: {status: 201}}, {match: [{uri: {exact: /only}}], directResponse: {status: 202}}]}",
+    );
+    let world = world(&format!("{}{vs}", service("a", "default", HTTP)));
+    let mut client = scope("default");
+    assert_eq!(routes_of(&world, &client, "a:80").unwrap().virtual_hosts[0].routes.len(), 1);
+    client.labels.insert("app".into(), "x".into());
+    // The first route now takes everything this client can send: nothing falls through it.
+    let routes = routes_of(&world, &client, "a:80").unwrap();
+    assert_eq!(routes.virtual_hosts[0].routes[0].matcher.source_labels["app"], "x");
+}
+
+#[test]
+fn a_virtual_service_about_others_only_leaves_plain_forwarding() {
+    let vs = istio(
+        "VirtualService",
+        "a",
+        "default",
+        "{hosts: [a], http: [{match: [{sourceNamespace: other}], directResponse: {status: 201}}]}",
+    );
+    let gateway_only = vs.replace("hosts: [a]", "hosts: [a], gateways: [edge]");
+    for text in [vs, gateway_only] {
+        let world = world(&format!("{}{text}", service("a", "default", HTTP)));
+        let routes = routes_of(&world, &scope("default"), "a:80").unwrap();
+        assert_eq!(first_cluster(&routes), "outbound|80||a.default.svc.cluster.local");
+    }
+}
+
+#[test]
+fn http_routes_do_not_apply_to_tcp_and_tls_ports() {
+    let vs = istio("VirtualService", "a", "default", "{hosts: [a], http: [{directResponse: {status: 201}}]}");
+    let world = world(&format!("{}{vs}", service("a", "default", "{name: tcp, port: 80}")));
+    let routes = routes_of(&world, &scope("default"), "a:80").unwrap();
+    assert_eq!(first_cluster(&routes), "outbound|80||a.default.svc.cluster.local");
+    assert!(world.findings().iter().any(|f| f.message.contains("the http routes do not apply")));
+}
+
+fn profile(extra: &str) -> String {
+    format!(
+        "apiVersion: linkerd.io/v1alpha2\nkind: ServiceProfile\nmetadata: {{name: a.default.svc.cluster.local}}\nspec: {{routes: [{{name: r, condition: {{any: [{{pathRegex: /x}}, {{method: POST}}]}}, timeout: 2s{extra}}}]}}\n---\n"
+    )
+}
+
+#[test]
+fn a_profile_means_no_implicit_retries_and_a_default_route() {
+    let world = world(&format!("{}{}", service("a", "default", HTTP), profile("")));
+    let routes = routes_of(&world, &scope("default"), "a:80").unwrap();
+    let host = &routes.virtual_hosts[0];
+    assert_eq!(host.retry, None);
+    let names: Vec<&str> = host.routes.iter().map(|route| route.name.as_str()).collect();
+    assert_eq!(names, ["r", "r", "[DEFAULT]"]);
+    assert!(forwards(&routes).iter().all(|forward| forward.retry.is_none()));
+    assert_eq!(routes.retry_budget, None);
+}
+
+#[test]
+fn a_retryable_route_retries_classified_failures_within_a_budget() {
+    let world = world(&format!("{}{}", service("a", "default", HTTP), profile(", isRetryable: true")));
+    let routes = routes_of(&world, &scope("default"), "a:80").unwrap();
+    let retry = forwards(&routes)[0].retry.clone().unwrap();
+    assert!(retry.on.classified_failure && !retry.on.connect_failure && retry.attempts > 0);
+    assert!(forwards(&routes)[2].retry.is_none());
+    assert_eq!(routes.retry_budget.unwrap().min_retries_per_second, 10);
+}
+
+#[test]
+fn a_virtual_service_beats_a_profile_and_a_split_with_findings() {
+    let vs = istio("VirtualService", "a", "default", "{hosts: [a], http: [{route: [{destination: {host: a}}]}]}");
+    let split = "apiVersion: split.smi-spec.io/v1alpha1\nkind: TrafficSplit\nmetadata: {name: s}\nspec: {service: a, backends: [{service: a, weight: 1}]}\n---\n";
+    let world = world(&format!("{}{}{vs}{split}", service("a", "default", HTTP), profile("")));
+    let routes = routes_of(&world, &scope("default"), "a:80").unwrap();
+    assert_eq!(routes.virtual_hosts[0].retry, Some(mesh_core::policy::RetryPolicy::istio_default()));
+    let kinds: Vec<&str> = world
+        .findings()
+        .iter()
+        .filter(|finding| finding.message.contains("VirtualService default/a holds"))
+        .map(|finding| finding.kind.as_str())
+        .collect();
+    assert_eq!(kinds, ["ServiceProfile", "TrafficSplit"]);
+}
+
+#[test]
+fn a_split_leaves_out_backends_without_the_port_and_keeps_missing_ones() {
+    let split = "apiVersion: split.smi-spec.io/v1alpha2\nkind: TrafficSplit\nmetadata: {name: s}\nspec: {service: a, backends: [{service: a, weight: 1}, {service: b, weight: 1}, {service: gone, weight: 2}, {service: c, weight: 0}]}\n---\n";
+    let text = format!("{}{}{split}", service("a", "default", HTTP), service("b", "default", "{name: http, port: 81}"));
+    let world = world(&text);
+    let client = scope("default");
+    let routes = routes_of(&world, &client, "a:80").unwrap();
+    let ClusterChoice::Weighted(list) = &forwards(&routes)[0].to else { panic!("weighted") };
+    let list: Vec<(String, u32)> = list.entries().iter().map(|entry| (entry.name.to_string(), entry.weight)).collect();
+    let name = |service: &str| format!("outbound|80||{service}.default.svc.cluster.local");
+    assert_eq!(list, [(name("a"), 10_000), (name("gone"), 20_000)]);
+    assert!(world.cluster(&client, &name("gone")).is_none());
+    assert!(codes(&world).contains(&("spec.backends[2].service", Some("IST0101"))));
+}
+
+#[test]
+fn missing_references_are_findings_with_codes() {
+    let vs = istio(
+        "VirtualService",
+        "a",
+        "default",
+        "{hosts: [a.default], http: [{route: [{destination: {host: a, subset: v9}, weight: 1}, {destination: {host: gone}, weight: 1}, {destination: {host: a, port: {number: 9}}, weight: 1}]}]}",
+    );
+    let rules = istio("DestinationRule", "gone", "default", "{host: gone}")
+        + &istio("DestinationRule", "a", "default", "{host: a, subsets: [{name: v1, labels: {version: v1}}]}");
+    let text = format!("{}{vs}{rules}", service("a", "default", HTTP));
+    let world = with(&text, &[running("a", "default", 80, "10.0.0.1:1")]);
+    let codes = codes(&world);
+    for expected in [
+        ("spec.http[0].route[0].destination.subset", Some("IST0101")),
+        ("spec.http[0].route[1].destination.host", Some("IST0101")),
+        ("spec.http[0].route[2].destination.port.number", Some("IST0101")),
+        ("spec.host", Some("IST0174")),
+        ("spec.subsets[0]", Some("IST0173")),
+    ] {
+        assert!(codes.contains(&expected), "{expected:?} not in {codes:?}");
+    }
+    assert!(
+        world
+            .findings()
+            .iter()
+            .any(|f| f.field == "spec.hosts[0]" && f.message.contains("a.default.svc.cluster.local"))
+    );
+}
+
+#[test]
+fn consistent_hashing_puts_its_source_on_the_route_and_keeps_the_endpoint_on_retry() {
+    let rule = istio(
+        "DestinationRule",
+        "a",
+        "default",
+        "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: x-user}}}}",
+    );
+    let vs = istio("VirtualService", "a", "default", "{hosts: [a], http: [{route: [{destination: {host: a}}]}]}");
+    let world = world(&format!("{}{rule}{vs}", service("a", "default", HTTP)));
+    let routes = routes_of(&world, &scope("default"), "a:80").unwrap();
+    let forward = forwards(&routes)[0];
+    assert_eq!(forward.hash.len(), 1);
+    assert!(!forward.retry.as_ref().unwrap().avoid_previous_hosts);
+}

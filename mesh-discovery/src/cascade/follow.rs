@@ -208,7 +208,9 @@ fn named_clusters(routes: &RouteConfiguration) -> BTreeSet<ClusterName> {
             ClusterChoice::Cluster(name) => {
                 names.insert(name.clone());
             }
-            ClusterChoice::Weighted(weighted) => names.extend(weighted.entries().iter().map(|entry| entry.name.clone())),
+            ClusterChoice::Weighted(weighted) => {
+                names.extend(weighted.entries().iter().map(|entry| entry.name.clone()))
+            }
             ClusterChoice::Header(_) => {}
         }
         names.extend(forward.mirrors.iter().map(|mirror| mirror.cluster.clone()));

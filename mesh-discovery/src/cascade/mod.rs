@@ -173,7 +173,8 @@ impl Cascade {
 
 /// The published snapshot with its clusters as they are now: what cannot be brought up to date stays.
 fn keep<R: Resources>(follow: &mut Follow<'_, R>, old: &Arc<Snapshot>) -> DestinationState {
-    let clusters = old.clusters.iter().map(|(name, state)| (name.clone(), follow.cluster_or(name, state, old))).collect();
+    let clusters =
+        old.clusters.iter().map(|(name, state)| (name.clone(), follow.cluster_or(name, state, old))).collect();
     let kept = Snapshot { listener: old.listener.clone(), routes: old.routes.clone(), clusters };
     DestinationState::Ready(if kept == **old { old.clone() } else { Arc::new(kept) })
 }

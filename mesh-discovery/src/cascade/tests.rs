@@ -44,8 +44,11 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let mut world =
-            Self { plane: Plane::default(), cascade: Cascade::default(), state: Watched::fixed(DestinationState::Pending) };
+        let mut world = Self {
+            plane: Plane::default(),
+            cascade: Cascade::default(),
+            state: Watched::fixed(DestinationState::Pending),
+        };
         world.state = world.watch(1);
         world
     }

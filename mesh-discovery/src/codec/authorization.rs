@@ -308,7 +308,7 @@ fn read_header(proto: &HeaderProto, at: &At<'_>, report: &mut Report) -> Option<
     Some(header)
 }
 
-fn encode_principal(principal: &Principal) -> PrincipalProto {
+pub(super) fn encode_principal(principal: &Principal) -> PrincipalProto {
     use principal::{Authenticated, Identifier, Set};
     let set = |list: &[Principal]| Set { ids: list.iter().map(encode_principal).collect() };
     let identifier = match principal {

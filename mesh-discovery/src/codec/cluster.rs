@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType, EdsClusterConfig, TransportSocketMatch,
+    common_lb_config::LocalityConfigSpecifier,
 };
 use envoy_types::pb::envoy::config::core::v3::Metadata;
 use envoy_types::pb::envoy::extensions::clusters::aggregate::v3::ClusterConfig;
@@ -91,10 +92,7 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
 
 fn note_unenforced(proto: &Proto, at: &At<'_>, report: &mut Report) {
     let common = proto.common_lb_config.clone().unwrap_or_default();
-    let zone_aware = matches!(
-        common.locality_config_specifier,
-        Some(envoy_types::pb::envoy::config::cluster::v3::cluster::common_lb_config::LocalityConfigSpecifier::ZoneAwareLbConfig(_))
-    );
+    let zone_aware = matches!(common.locality_config_specifier, Some(LocalityConfigSpecifier::ZoneAwareLbConfig(_)));
     let notes = [
         (proto.lb_subset_config.is_some(), "lb_subset_config", "subsets are clusters of their own"),
         (zone_aware, "common_lb_config.zone_aware_lb_config", "localities are used by weight and priority"),
@@ -247,13 +245,14 @@ fn read_matches(matches: &[TransportSocketMatch], at: &At<'_>, report: &mut Repo
         fields.len() == 1 && value == Some("istio")
     };
     let matches_all = |m: &TransportSocketMatch| m.r#match.as_ref().is_none_or(|s| s.fields.is_empty());
-    if let [first, second] = matches {
-        if says_istio(first) && matches_all(second) {
-            let mesh = tls::decode_upstream(first.transport_socket.as_ref(), at, report)?;
-            let plain = tls::decode_upstream(second.transport_socket.as_ref(), at, report)?;
-            if let (UpstreamTls::Mesh(mesh), UpstreamTls::Disable) = (mesh, plain) {
-                return Some(UpstreamTls::Auto(mesh));
-            }
+    if let [first, second] = matches
+        && says_istio(first)
+        && matches_all(second)
+    {
+        let mesh = tls::decode_upstream(first.transport_socket.as_ref(), at, report)?;
+        let plain = tls::decode_upstream(second.transport_socket.as_ref(), at, report)?;
+        if let (UpstreamTls::Mesh(mesh), UpstreamTls::Disable) = (mesh, plain) {
+            return Some(UpstreamTls::Auto(mesh));
         }
     }
     report.problem(at, "only Istio's pair for automatic mTLS (tlsMode: istio, else plaintext) is supported");

@@ -102,7 +102,7 @@ pub(super) fn decode(
         }
     }
     // The fields that the typed options replaced.
-    let mut common_options = proto.common_http_protocol_options.clone();
+    let mut common_options = proto.common_http_protocol_options;
     if let Some(http2) = &proto.http2_protocol_options {
         options.protocol = UpstreamProtocol::Http2;
         read_http2(http2, &mut options, &at.field("http2_protocol_options"), report);

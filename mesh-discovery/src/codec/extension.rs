@@ -61,10 +61,10 @@ pub(super) fn typed(name: &str, type_url: &str, message: &impl Message) -> Typed
 
 /// The type an `Any` stands for: the wrapped one if it is a `TypedStruct`.
 pub(super) fn type_of(any: &Any) -> String {
-    if TYPED_STRUCTS.contains(&any.type_url.as_str()) {
-        if let Ok(wrapped) = TypedStruct::decode(any.value.as_slice()) {
-            return wrapped.type_url;
-        }
+    if TYPED_STRUCTS.contains(&any.type_url.as_str())
+        && let Ok(wrapped) = TypedStruct::decode(any.value.as_slice())
+    {
+        return wrapped.type_url;
     }
     any.type_url.clone()
 }

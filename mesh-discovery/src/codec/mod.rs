@@ -46,6 +46,7 @@ mod route;
 mod route_action;
 mod route_extra;
 mod tls;
+mod weighting;
 
 #[cfg(test)]
 mod tests;

@@ -3,8 +3,9 @@
 //! They travel as typed metadata of the resource they belong to, under
 //! `metadata.typed_filter_metadata["mesh.policy.v1"]` (the key is [`METADATA_KEY`]): one message per
 //! carrier, named after it. A stock client reads past it; a control plane that is not ours never sends
-//! it. Where a foreign client would act on the resource without it, the encoder chooses the plain xDS
-//! that is nearest and no laxer.
+//! it. What a stock client does instead is written at each field: authorization gets stricter, automatic
+//! mTLS becomes plaintext (as istiod shows it), and conditions on the caller (`port`, `source_labels`,
+//! `source_namespace`) are lost, so a control plane that serves stock clients resolves those per node.
 //!
 //! Load balancing policies that are ours ([`PeakEwma`]) travel as typed extension configs instead.
 

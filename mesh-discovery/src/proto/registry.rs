@@ -79,6 +79,8 @@ pub struct AnnounceRequest {
 /// The kinds of [`AnnounceRequest`].
 pub mod announce_request {
     /// What is asked.
+    // A message lives for a moment; a box would only make it harder to build.
+    #[allow(clippy::large_enum_variant)]
     #[derive(Clone, PartialEq, Eq, prost::Oneof)]
     pub enum Action {
         /// Take this endpoint in, or replace this stream's.

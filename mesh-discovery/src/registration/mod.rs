@@ -5,7 +5,7 @@
 //! in place for the control plane's grace period, so a short break goes unnoticed; an orderly end
 //! withdraws it at once. Refuses to know whether anybody listens at the address.
 
-#[cfg(any())]
+#[cfg(test)]
 mod tests;
 mod worker;
 

@@ -89,9 +89,8 @@ impl CertificateAuthorityClient {
             Proof::Certificate(identity) => self.connector.connect_as(Some(identity)).await?,
             Proof::Token(token) => {
                 if let Some(token) = token {
-                    let mut bearer: tonic::metadata::MetadataValue<_> = format!("Bearer {}", token.read().await?)
-                        .parse()
-                        .map_err(|_| CertificateRefused::TokenText)?;
+                    let mut bearer: tonic::metadata::MetadataValue<_> =
+                        format!("Bearer {}", token.read().await?).parse().map_err(|_| CertificateRefused::TokenText)?;
                     bearer.set_sensitive(true);
                     request.metadata_mut().insert("authorization", bearer);
                 }
@@ -135,13 +134,22 @@ impl CertificateAuthorityClient {
         let verifier = SpiffeServerVerifier::new(bundles.clone(), Vec::new(), crypto.clone());
         let name = ServerName::try_from("localhost").expect("a DNS name");
         verifier
-            .verify_server_cert(&leaf, &presented[1..], &name, &[], UnixTime::since_unix_epoch(Duration::from_secs(now)))
+            .verify_server_cert(
+                &leaf,
+                &presented[1..],
+                &name,
+                &[],
+                UnixTime::since_unix_epoch(Duration::from_secs(now)),
+            )
             .map_err(|e| CertificateRefused::Chain(e.to_string()))?;
         Ok(Identity::new(CertifiedKey::new(presented, signing), bundles, generation)?)
     }
 
     /// The roots of the answer and of the root file, united: during a change of roots both are good.
-    fn roots(&self, mut roots: Vec<CertificateDer<'static>>) -> Result<Vec<CertificateDer<'static>>, CertificateRefused> {
+    fn roots(
+        &self,
+        mut roots: Vec<CertificateDer<'static>>,
+    ) -> Result<Vec<CertificateDer<'static>>, CertificateRefused> {
         if let ChannelCredentials::Tls(files) = self.connector.credentials()
             && let Some(path) = &files.ca_certificate_file
         {

@@ -13,7 +13,7 @@
 
 mod issue;
 mod schedule;
-#[cfg(any())]
+#[cfg(test)]
 mod tests;
 mod worker;
 

@@ -66,13 +66,7 @@ struct TypeState<V> {
 
 impl<V> Default for TypeState<V> {
     fn default() -> Self {
-        Self {
-            entries: BTreeMap::new(),
-            version: String::new(),
-            nonce: String::new(),
-            answer: None,
-            sent: None,
-        }
+        Self { entries: BTreeMap::new(), version: String::new(), nonce: String::new(), answer: None, sent: None }
     }
 }
 

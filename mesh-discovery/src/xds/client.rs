@@ -15,11 +15,11 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use super::ads::Ads;
+use super::node;
 use super::report::{Report, Status};
 use super::resource::PolicyCodec;
 use super::transport::Transport;
 use super::worker::{self, Command};
-use super::node;
 use crate::bootstrap::Bootstrap;
 use crate::cascade::{Root, SubscriptionId};
 use crate::connect::AbortOnDrop;
@@ -118,9 +118,15 @@ impl InboundSource for XdsClient {
     }
 }
 
+/// A subscription: alive as long as its guard is, which only its readers hold.
+struct Live<K: Eq + Hash, T> {
+    guard: Weak<Guard<K, T>>,
+    state: Watched<T>,
+}
+
 /// The live subscriptions of one sort: readers of the same key share one.
 struct Subscriptions<K: Eq + Hash, T> {
-    live: Mutex<HashMap<K, (Weak<Guard<K, T>>, Watched<T>)>>,
+    live: Mutex<HashMap<K, Live<K, T>>>,
     commands: mpsc::UnboundedSender<Command>,
     ids: Arc<Mutex<SubscriptionId>>,
 }
@@ -136,10 +142,10 @@ where
 
     fn watch(self: &Arc<Self>, key: &K, initial: T, root: impl FnOnce(Publisher<T>) -> Root) -> Watched<T> {
         let mut live = self.live.lock();
-        if let Some((guard, watched)) = live.get(key)
+        if let Some(Live { guard, state }) = live.get(key)
             && let Some(guard) = guard.upgrade()
         {
-            return watched.clone().with_guard(guard);
+            return state.clone().with_guard(guard);
         }
         let id = {
             let mut last = self.ids.lock();
@@ -148,7 +154,7 @@ where
         };
         let (publisher, watched) = Watched::channel(initial);
         let guard = Arc::new(Guard { id, key: key.clone(), owner: self.clone() });
-        live.insert(key.clone(), (Arc::downgrade(&guard), watched.clone()));
+        live.insert(key.clone(), Live { guard: Arc::downgrade(&guard), state: watched.clone() });
         // A worker that is gone leaves its readers with what they have.
         let _ = self.commands.send(Command::Subscribe(id, root(publisher)));
         watched.with_guard(guard as Arc<dyn Any + Send + Sync>)
@@ -166,7 +172,7 @@ impl<K: Eq + Hash, T> Drop for Guard<K, T> {
     fn drop(&mut self) {
         let mut live = self.owner.live.lock();
         // A new subscription may have taken the place since the last reader went.
-        if live.get(&self.key).is_some_and(|(guard, _)| guard.strong_count() == 0) {
+        if live.get(&self.key).is_some_and(|live| live.guard.strong_count() == 0) {
             live.remove(&self.key);
         }
         let _ = self.owner.commands.send(Command::Unsubscribe(self.id));

@@ -76,11 +76,13 @@ fn ads_stream(connection: Connection) -> AdsStream {
             .max_decoding_message_size(MAX_MESSAGE);
         match client.stream_aggregated_resources(ReceiverStream::new(outgoing)).await {
             // The connection lives as long as its stream.
-            Ok(answer) => answer.into_inner().map(move |item| {
-                let _open = &connection;
-                item.map_err(|status| StreamError::new(status_text(&status)))
-            })
-            .boxed(),
+            Ok(answer) => answer
+                .into_inner()
+                .map(move |item| {
+                    let _open = &connection;
+                    item.map_err(|status| StreamError::new(status_text(&status)))
+                })
+                .boxed(),
             Err(status) => stream::once(std::future::ready(Err(StreamError::new(status_text(&status))))).boxed(),
         }
     };

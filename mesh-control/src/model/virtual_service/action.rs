@@ -83,6 +83,10 @@ fn destinations(specs: &[RouteDestinationSpec], check: &mut Check<'_>, path: &st
             _ => complete = false,
         }
     }
+    for (i, _) in found.iter().enumerate().filter(|(_, entry)| found.len() > 1 && entry.authority.is_some()) {
+        let effect = "with several destinations only the route may set the authority";
+        check.unenforced(&format!("{path}[{i}].headers.request"), effect);
+    }
     let total: u64 = found.iter().map(|entry| u64::from(entry.weight)).sum();
     if complete && found.len() > 1 && (total == 0 || total > u64::from(u32::MAX)) {
         check.error(path, format!("the weights sum to {total}; the sum must be 1 to {}", u32::MAX));

@@ -26,6 +26,8 @@ pub(crate) struct VirtualService {
     pub(crate) hosts: Vec<String>,
     /// Whether it applies between services.
     pub(crate) mesh: bool,
+    /// Gateways besides `mesh`, as written.
+    pub(crate) gateways: Vec<String>,
     pub(crate) http: Vec<HttpRoute>,
     pub(crate) export_to: ExportTo,
 }
@@ -136,7 +138,8 @@ impl Kind for VirtualService {
         }
         check_unreachable(&http, check);
         let export_to = ExportTo::read(&spec.export_to, check, "spec.exportTo");
-        Self { hosts, mesh, http, export_to }
+        let gateways = spec.gateways.into_iter().filter(|gateway| gateway != MESH).collect();
+        Self { hosts, mesh, gateways, http, export_to }
     }
 }
 

@@ -202,10 +202,9 @@ pub(super) fn cors(spec: &CorsSpec, check: &mut Check<'_>, path: &str) {
     }
     if let Some(age) = spec.max_age.as_deref() {
         let path = format!("{path}.maxAge");
-        if let Some(age) = check.take(&path, duration(age)) {
-            if age != Duration::from_secs(age.as_secs()) {
-                check.error(&path, "whole seconds only");
-            }
+        let read = check.take(&path, duration(age));
+        if read.is_some_and(|age| age != Duration::from_secs(age.as_secs())) {
+            check.error(&path, "whole seconds only");
         }
     }
     check.unenforced(path, "browsers get no CORS answers; let the application give them");

@@ -1,12 +1,14 @@
 //! Routes of a VirtualService.
 
+use std::sync::Arc;
+
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{
     AuthorityRewrite, Balancer, ClusterChoice, Fault, Forward, HeaderPolicy, Mirror, RetryPolicy, Rewrite, Route,
     RouteAction, RouteMatch, WeightedCluster, WeightedClusters,
 };
 
-use super::{Place, Table};
+use super::{Place, Table, delegate};
 use crate::model::{
     Destination, HttpAction, HttpRoute, MatchBlock, Object, RedirectPort, VirtualService, WeightedDestination,
     is_catch_all,
@@ -22,7 +24,8 @@ pub(super) fn table(place: &Place<'_>) -> Option<Table> {
     'routes: for http in &service.spec.http {
         for (matcher, name, source) in expand(place, service, http) {
             let last = is_catch_all(&RouteMatch { port: None, ..matcher.clone() });
-            routes.push(source.route(place, name, matcher));
+            let Some(route) = source.route(place, name, matcher) else { continue };
+            routes.push(route);
             if last {
                 // Nothing falls through: what follows is dead.
                 break 'routes;
@@ -37,7 +40,8 @@ pub(super) fn table(place: &Place<'_>) -> Option<Table> {
 }
 
 /// One route of the result: the written route with what a delegating route adds to it.
-pub(super) struct Source<'a> {
+#[derive(Clone, Copy)]
+struct Source<'a> {
     namespace: &'a str,
     http: &'a HttpRoute,
     /// The route that delegated here.
@@ -45,22 +49,37 @@ pub(super) struct Source<'a> {
 }
 
 /// The match blocks of a route that hold for this client and port, each with its name and what to do.
-fn expand<'a>(
-    place: &Place<'_>,
-    service: &'a Object<VirtualService>,
-    http: &'a HttpRoute,
-) -> Vec<(RouteMatch, String, Source<'a>)>
-where
-{
-    let own = |matcher, block: Option<&MatchBlock>| {
-        let name = joined(&http.name, block.map_or("", |block| &block.name), ".");
-        (matcher, name, Source { namespace: service.namespace(), http, root: None })
+fn expand<'a>(place: &Place<'a>, service: &'a Object<VirtualService>, http: &'a HttpRoute) -> Vec<Expanded<'a>> {
+    let HttpAction::Delegate { name, namespace } = &http.action else {
+        let source = Source { namespace: service.namespace(), http, root: None };
+        return matches(place, http).map(|(matcher, name)| (matcher, name, source)).collect();
     };
-    if http.blocks.is_empty() {
-        return vec![own(RouteMatch::any(), None)];
+    let target = place.world.model.virtual_services.get(&(namespace.clone(), name.clone()));
+    let visible = |target: &&Arc<Object<VirtualService>>| {
+        target.spec.hosts.is_empty() && target.spec.export_to.visible_to(service.namespace())
+    };
+    let mut expanded = Vec::new();
+    // A missing delegate is a finding, and its route is skipped.
+    for inner in target.filter(visible).into_iter().flat_map(|target| &target.spec.http) {
+        let source = Source { namespace, http: inner, root: Some(http) };
+        for (outer, outer_name) in matches(place, http) {
+            for (matcher, inner_name) in matches(place, inner) {
+                // A delegate's block that contradicts the root's drops out.
+                let Some(both) = delegate::join(&outer, &matcher) else { continue };
+                expanded.push((both, joined(&outer_name, &inner_name, "-"), source));
+            }
+        }
     }
+    expanded
+}
+
+type Expanded<'a> = (RouteMatch, String, Source<'a>);
+
+/// The conditions of a route that can hold here, with their names.
+fn matches<'a>(place: &Place<'a>, http: &'a HttpRoute) -> impl Iterator<Item = (RouteMatch, String)> {
+    let all = http.blocks.is_empty().then(|| (RouteMatch::any(), http.name.clone()));
     let blocks = http.blocks.iter().filter(|block| holds(place, block));
-    blocks.map(|block| own(block.matcher.clone(), Some(block))).collect()
+    all.into_iter().chain(blocks.map(|block| (block.matcher.clone(), joined(&http.name, &block.name, "."))))
 }
 
 fn joined(first: &str, second: &str, by: &str) -> String {
@@ -85,8 +104,10 @@ fn holds(place: &Place<'_>, block: &MatchBlock) -> bool {
 }
 
 impl Source<'_> {
-    fn route(&self, place: &Place<'_>, name: String, matcher: RouteMatch) -> Route {
-        let mut headers = self.http.headers.clone();
+    /// The policy route; `None` for a delegating route, of which only the delegate's routes remain.
+    fn route(&self, place: &Place<'_>, name: String, matcher: RouteMatch) -> Option<Route> {
+        let own = &self.http.headers;
+        let mut headers = self.root.filter(|_| own.is_empty()).map_or(own, |root| &root.headers).clone();
         let action = match &self.http.action {
             HttpAction::Redirect(redirect, port) => {
                 let mut redirect = redirect.clone();
@@ -99,11 +120,9 @@ impl Source<'_> {
             HttpAction::Forward(destinations) => {
                 RouteAction::Forward(Box::new(self.forward(place, destinations, &mut headers)))
             }
-            HttpAction::Delegate { .. } => {
-                RouteAction::DirectResponse(mesh_core::policy::DirectResponse { status: 404, body: Vec::new() })
-            }
+            HttpAction::Delegate { .. } => return None,
         };
-        Route { name, matcher, action, headers, fault: self.fault(), response_classes: Vec::new() }
+        Some(Route { name, matcher, action, headers, fault: self.fault(), response_classes: Vec::new() })
     }
 
     fn fault(&self) -> Option<Fault> {

@@ -1,13 +1,14 @@
 //! Routes of a Linkerd ServiceProfile and an SMI TrafficSplit. A split is an override of the profile's
 //! destination, as Linkerd's adaptor makes it.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{
     ClusterChoice, Forward, HeaderPolicy, PerMillionRatio, RetryBudget, RetryOn, RetryPolicy, Route, RouteAction,
     WeightedCluster, WeightedClusters,
 };
-use std::sync::Arc;
-use std::time::Duration;
 
 use super::{Place, Table, forward_all};
 use crate::model::{Object, ProfileRoute, ServiceProfile, TrafficSplit};
@@ -42,26 +43,16 @@ pub(super) fn table(place: &Place<'_>, known: &Host) -> Option<Table> {
 }
 
 /// The profile for a host: in the client's namespace, else in the service's.
-pub(in crate::translate) fn profile<'a>(
-    world: &'a World,
-    client: &str,
-    host: &str,
-    owner: &str,
-) -> Option<&'a Arc<Object<ServiceProfile>>> {
+fn profile<'a>(world: &'a World, client: &str, host: &str, owner: &str) -> Option<&'a Arc<Object<ServiceProfile>>> {
     let profiles = &world.model.service_profiles;
     let at = |namespace: &str| profiles.get(&(namespace.to_owned(), host.to_owned()));
     at(client).or_else(|| at(owner))
 }
 
 /// The oldest split whose root is this service.
-pub(in crate::translate) fn split<'a>(world: &'a World, host: &Host) -> Option<&'a Arc<Object<TrafficSplit>>> {
-    if !host.kubernetes {
-        return None;
-    }
-    let first = (host.namespace.clone(), String::new());
-    let splits = world.model.traffic_splits.range(first..).take_while(|(key, _)| key.0 == host.namespace);
-    let mine = splits.map(|(_, split)| split).filter(|split| split.spec.root == host.short);
-    mine.min_by_key(|split| split.seniority())
+fn split<'a>(world: &'a World, host: &Host) -> Option<&'a Arc<Object<TrafficSplit>>> {
+    let key = || (host.namespace.clone(), host.short.clone());
+    host.kubernetes.then(|| world.splits.get(&key())).flatten()
 }
 
 fn shares_of_split(place: &Place<'_>, split: &Object<TrafficSplit>) -> Vec<(String, u32)> {

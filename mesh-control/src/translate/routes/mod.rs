@@ -1,5 +1,6 @@
 //! Listeners and route tables: which family of rules decides for a host, and its domains.
 
+mod delegate;
 mod istio;
 mod linkerd;
 
@@ -48,9 +49,30 @@ pub(super) fn listener(world: &World, scope: &NodeScope, name: &str) -> Option<L
     })
 }
 
+/// Why there is no listener of that name.
+pub(super) fn why_missing(world: &World, scope: &NodeScope, name: &str) -> String {
+    let Some((host, port)) = names::dialled(name) else {
+        return format!("{name:?} is not a destination; dial host:port");
+    };
+    let namespace = &scope.namespace;
+    match world.catalog.resolve(scope, &host, &world.options) {
+        Some((full, found)) => {
+            let ports: Vec<String> = found.ports.iter().map(|port| port.number.to_string()).collect();
+            format!("{full} has no port {port} for requests; it has {}", ports.join(", "))
+        }
+        None if world.catalog.exists(&names::complete(&host, namespace, &world.options)) => {
+            format!("{host} is not exported to namespace {namespace}; change its exportTo")
+        }
+        None => format!(
+            "no Service, ServiceEntry or running process {host:?} is known in namespace {namespace}; check the name, \
+             dial name.namespace for another namespace, or add a manifest"
+        ),
+    }
+}
+
 /// Whether a host that nothing defines may be called: it is not the name of something in the cluster.
 fn undefined(world: &World, scope: &NodeScope, host: &str) -> bool {
-    let local = names::is_cluster_local(host, &world.options);
+    let local = names::is_cluster_local(host, &world.options) && host != "localhost";
     let hidden = world.catalog.exists(host) && world.catalog.get(scope, host).is_none();
     let in_namespace = names::kubernetes_form(host, &world.options)
         .is_some_and(|(name, namespace)| !name.contains('.') && knows_namespace(world, namespace));
@@ -101,10 +123,9 @@ pub(super) fn configuration(world: &World, scope: &NodeScope, name: &str) -> Opt
 /// there is none.
 fn table(place: &Place<'_>, known: &Host) -> Option<Table> {
     let http = known.port(place.port).is_some_and(|port: &HostPort| port.protocol.is_http());
-    if http {
-        if let Some(table) = istio::table(place).or_else(|| linkerd::table(place, known)) {
-            return Some(table);
-        }
+    let ruled = http.then(|| istio::table(place).or_else(|| linkerd::table(place, known))).flatten();
+    if ruled.is_some() {
+        return ruled;
     }
     let cluster = ClusterName::outbound(place.port, "", &known.name);
     let mut forward = Forward::to(cluster);

@@ -1,7 +1,7 @@
 //! An ADS server in memory, and what is sent through it.
 
-#[cfg(any())]
 mod client;
+mod grpc;
 mod protocol;
 
 use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};

@@ -105,7 +105,8 @@ fn a_nack_names_every_bad_resource_and_uses_the_good_ones() {
     ads.response(response(Kind::Listener, "v1", "n1", texts(&["a=1", "b=1"])));
     request(&mut ads);
 
-    let taken = ads.response(response(Kind::Listener, "v2", "n2", texts(&["a=bad", "nameless", "b=2", "c=bad", "d=panic"])));
+    let taken =
+        ads.response(response(Kind::Listener, "v2", "n2", texts(&["a=bad", "nameless", "b=2", "c=bad", "d=panic"])));
     assert!(taken.refused);
     let nack = request(&mut ads);
     assert_eq!((nack.version_info.as_str(), nack.response_nonce.as_str()), ("v1", "n2"));

@@ -1,0 +1,61 @@
+//! Which service is reached on which port.
+
+use std::sync::Arc;
+
+use mesh_core::drain::DrainWatch;
+use mesh_core::source::Watched;
+use tonic::service::Routes;
+
+use crate::ca::{CertificateAuthority, CertificateService, JoinTokens};
+use crate::debug::{self, Debug};
+use crate::finding::Finding;
+use crate::registry::{AnnounceService, Registry};
+use crate::xds::{AggregatedService, Limits, Nodes, Published};
+
+/// What the services of a control plane share.
+pub(super) struct Services {
+    pub(super) authority: Arc<CertificateAuthority>,
+    pub(super) tokens: Arc<JoinTokens>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) published: Watched<Published>,
+    pub(super) findings: Watched<Vec<Finding>>,
+    pub(super) nodes: Arc<Nodes>,
+    pub(super) drain: DrainWatch,
+}
+
+impl Services {
+    /// The TLS port: everything a mesh member needs.
+    pub(super) fn mesh(&self) -> axum::Router {
+        let certificates = CertificateService { authority: self.authority.clone(), tokens: self.tokens.clone() };
+        let registration = AnnounceService { registry: self.registry.clone(), drain: self.drain.clone() };
+        Routes::new(self.xds().into_server())
+            .add_service(certificates.into_server())
+            .add_service(registration.into_server())
+            .into_axum_router()
+    }
+
+    /// The plaintext port: configuration and nothing that hands out or takes in identity.
+    pub(super) fn xds_alone(&self) -> axum::Router {
+        Routes::new(self.xds().into_server()).into_axum_router()
+    }
+
+    /// The debug port.
+    pub(super) fn debug(&self) -> axum::Router {
+        debug::routes(Debug {
+            findings: self.findings.clone(),
+            published: self.published.clone(),
+            registrations: self.registry.watch(),
+            nodes: self.nodes.clone(),
+            drain: self.drain.clone(),
+        })
+    }
+
+    fn xds(&self) -> AggregatedService {
+        AggregatedService {
+            published: self.published.clone(),
+            nodes: self.nodes.clone(),
+            limits: Limits::default(),
+            drain: self.drain.clone(),
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Starting: each part in turn, then the tasks that run them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::drain;
+use mesh_core::id::SpiffeId;
+use mesh_core::source::Watched;
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+use super::services::Services;
+use super::{Builder, ControlPlane, StartError};
+use crate::ca::{CertificateAuthority, JoinTokens};
+use crate::model::Model;
+use crate::registry::{self, Registry};
+use crate::runtime::{self, Port, ServerCertificate, Task};
+use crate::served::Served;
+use crate::source::Limits;
+use crate::source::directory::{self, Directory};
+use crate::state_dir::{StateDir, StateError};
+use crate::xds::Nodes;
+
+impl Builder {
+    /// Starts on the current Tokio runtime. Manifests that are wrong do not keep it from starting: they
+    /// are reported under `/findings`.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(self) -> Result<ControlPlane, StartError> {
+        self.refuse_open_ports()?;
+        let state = StateDir::open(&self.state_dir)?;
+        let tokens = Arc::new(JoinTokens::with_clock(&self.state_dir, self.clock.clone())?);
+        let authority = Arc::new(self.authority()?);
+        let (listener, address) = listen(self.listen).await?;
+        let (certificate, life) = self.certificate(&authority, address)?;
+        let certificate = Arc::new(certificate);
+
+        let known = registry::load(&state);
+        let registry = Arc::new(Registry::new(known, self.registration_grace, Instant::now()));
+        let (directory, model) = self.model()?;
+        let served = Served::new(model, registry.watch(), self.options.clone(), &self.clock);
+        let (trigger, drain) = drain::channel();
+        let services = Services {
+            authority,
+            tokens,
+            registry,
+            published: served.published(),
+            findings: served.findings(),
+            nodes: Arc::new(Nodes::default()),
+            drain: drain.clone(),
+        };
+
+        let mut ports = vec![runtime::spawn(runtime::serve(Port {
+            listener,
+            certificate: Some(certificate.clone()),
+            routes: services.mesh(),
+            drain,
+        }))];
+        let insecure_address = self.open_insecure(&services, &mut ports).await?;
+        let debug_address = self.open_debug(&services, &mut ports).await?;
+        let background = vec![
+            runtime::spawn(runtime::renew(certificate, life)),
+            runtime::spawn(registry::expire(services.registry.clone())),
+            runtime::spawn(registry::save(services.registry.clone(), state.clone())),
+            runtime::spawn(served.run()),
+        ];
+        tracing::info!(%address, trust_domain = %self.options.trust_domain, "the control plane is serving");
+        let Services { authority, tokens, registry, .. } = services;
+        Ok(ControlPlane {
+            address,
+            debug_address,
+            insecure_address,
+            authority,
+            tokens,
+            registry,
+            state,
+            drain: trigger,
+            ports,
+            background,
+            _directory: directory,
+        })
+    }
+
+    fn refuse_open_ports(&self) -> Result<(), StartError> {
+        for (what, address) in [("the debug port", self.debug_listen), ("plaintext xDS", self.insecure_xds)] {
+            if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
+                return Err(StartError::NotLoopback { what, address });
+            }
+        }
+        Ok(())
+    }
+
+    async fn open_insecure(
+        &self,
+        services: &Services,
+        ports: &mut Vec<Task>,
+    ) -> Result<Option<SocketAddr>, StartError> {
+        let Some(asked) = self.insecure_xds else { return Ok(None) };
+        let (listener, address) = listen(asked).await?;
+        tracing::warn!(%address, "serving configuration without TLS and authentication");
+        let (routes, drain) = (services.xds_alone(), services.drain.clone());
+        ports.push(runtime::spawn(runtime::serve(Port { listener, certificate: None, routes, drain })));
+        Ok(Some(address))
+    }
+
+    async fn open_debug(&self, services: &Services, ports: &mut Vec<Task>) -> Result<Option<SocketAddr>, StartError> {
+        let Some(asked) = self.debug_listen else { return Ok(None) };
+        let (listener, address) = listen(asked).await?;
+        ports.push(runtime::spawn(runtime::serve_http(listener, services.debug(), services.drain.clone())));
+        Ok(Some(address))
+    }
+
+    fn authority(&self) -> Result<CertificateAuthority, StateError> {
+        let (domain, life) = (self.options.trust_domain.clone(), self.certificate_life);
+        CertificateAuthority::open(&self.state_dir, domain, life, self.clock.clone())
+    }
+
+    fn certificate(
+        &self,
+        authority: &Arc<CertificateAuthority>,
+        address: SocketAddr,
+    ) -> Result<(ServerCertificate, Duration), StartError> {
+        let id = SpiffeId::for_service_account(&self.options.trust_domain, "mesh-system", "control-plane")?;
+        let mut names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
+        let listening = Some(address.ip()).filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string());
+        for name in self.names.iter().cloned().chain(listening) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        let crypto = self.crypto.clone();
+        let crypto = crypto.unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+        Ok(ServerCertificate::new(authority.clone(), id, names, crypto)?)
+    }
+
+    fn model(&self) -> Result<(Option<Directory>, Watched<Model>), StartError> {
+        let Some(path) = &self.manifests else {
+            return Ok((None, Watched::fixed(Model::default())));
+        };
+        let directory = directory::watch(path, Limits::default())?;
+        let model = directory.model();
+        Ok((Some(directory), model))
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}

@@ -1,0 +1,138 @@
+//! The debug port: what an operator asks a running control plane, over plain HTTP on loopback.
+//!
+//! | Path | Answer |
+//! |---|---|
+//! | `/healthz` | `ok` as long as the process answers |
+//! | `/readyz` | `ok` while configuration is served, 503 once it is stopping |
+//! | `/findings` | what is wrong with the manifests, JSON; `?format=text` a line each |
+//! | `/sync` | every connected client: sent, accepted and refused versions, JSON |
+//! | `/registrations` | the announced endpoints, JSON |
+//! | `/metrics` | Prometheus text |
+//!
+//! It only reads: nothing can be changed or stopped here. Refuses to answer pages of other hosts: the
+//! `Host` must be loopback, or a browser could be talked into asking (DNS rebinding).
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::Json;
+use axum::extract::{Query, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http::uri::Authority;
+use http::{StatusCode, header};
+use mesh_core::drain::DrainWatch;
+use mesh_core::source::Watched;
+
+use crate::finding::{Finding, Severity};
+use crate::registry::Registration;
+use crate::xds::{Nodes, Published};
+
+/// What the debug port reads.
+#[derive(Clone)]
+pub(crate) struct Debug {
+    pub(crate) findings: Watched<Vec<Finding>>,
+    pub(crate) published: Watched<Published>,
+    pub(crate) registrations: Watched<Vec<Registration>>,
+    pub(crate) nodes: Arc<Nodes>,
+    pub(crate) drain: DrainWatch,
+}
+
+#[derive(serde::Deserialize)]
+struct Format {
+    #[serde(default)]
+    format: String,
+}
+
+/// The routes of the debug port.
+pub(crate) fn routes(debug: Debug) -> axum::Router {
+    axum::Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/findings", get(findings))
+        .route("/sync", get(|State(debug): State<Debug>| async move { Json(debug.nodes.list()) }))
+        .route("/registrations", get(registrations))
+        .route("/metrics", get(metrics))
+        .layer(middleware::from_fn(loopback_host_only))
+        .with_state(debug)
+}
+
+async fn loopback_host_only(request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = host.or_else(|| request.uri().authority().map(Authority::as_str));
+    if host.is_some_and(is_loopback) {
+        return next.run(request).await;
+    }
+    (StatusCode::FORBIDDEN, "the debug port answers to localhost only\n").into_response()
+}
+
+fn is_loopback(host: &str) -> bool {
+    let Ok(authority) = host.parse::<Authority>() else { return false };
+    let name = authority.host().trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+async fn ready(State(debug): State<Debug>) -> Response {
+    if debug.drain.is_draining() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
+    }
+    "ok\n".into_response()
+}
+
+async fn findings(State(debug): State<Debug>, Query(format): Query<Format>) -> Response {
+    let findings = debug.findings.load_full();
+    if format.format == "text" {
+        return findings.iter().map(|finding| format!("{finding}\n")).collect::<String>().into_response();
+    }
+    Json(&*findings).into_response()
+}
+
+async fn registrations(State(debug): State<Debug>) -> Response {
+    Json(&*debug.registrations.load_full()).into_response()
+}
+
+async fn metrics(State(debug): State<Debug>) -> Response {
+    let findings = debug.findings.load_full();
+    let nodes = &debug.nodes;
+    let mut text = String::new();
+    let mut one = |name: &str, kind: &str, help: &str, value: u64| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
+    };
+    one("mesh_control_streams", "gauge", "Open configuration streams.", nodes.streams() as u64);
+    one("mesh_control_pushes_total", "counter", "Responses sent to clients.", nodes.pushes.load(Ordering::Relaxed));
+    one("mesh_control_nacks_total", "counter", "Responses refused by clients.", nodes.nacks.load(Ordering::Relaxed));
+    one("mesh_control_registrations", "gauge", "Announced endpoints.", debug.registrations.load().len() as u64);
+    let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
+    text.push_str(
+        "# HELP mesh_control_findings What is wrong with the manifests.\n# TYPE mesh_control_findings gauge\n",
+    );
+    for severity in [Severity::Error, Severity::Warning, Severity::Info] {
+        let _ = writeln!(text, "mesh_control_findings{{severity=\"{severity}\"}} {}", count(severity));
+    }
+    let version = debug.published.load().version().to_owned();
+    let _ = writeln!(
+        text,
+        "# HELP mesh_control_revision_info The configuration served.\n# TYPE mesh_control_revision_info gauge\n\
+         mesh_control_revision_info{{version=\"{version}\"}} 1"
+    );
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_loopback;
+
+    #[test]
+    fn only_loopback_hosts_are_answered() {
+        for host in ["localhost", "LOCALHOST:15014", "127.0.0.1:1", "127.8.8.8", "[::1]:15014"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in ["", "example.com", "localhost.example.com", "10.0.0.1:1", "[::]:1", "127.0.0.1.nip.io", "a b"] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! What validation refuses, kind by kind: each rejection names its field.
+
+use super::*;
+
+#[test]
+fn virtual_service_rejections_at_the_top() {
+    for (spec, field, message) in [
+        ("spec: {hosts: [a]}".to_owned(), "spec", "at least one route"),
+        (format!("spec: {{gateways: [x], http: [{{{TO_A}}}]}}"), "spec.gateways", "not allowed on a delegate"),
+        (format!("spec: {{hosts: ['*'], http: [{{{TO_A}}}]}}"), "spec.hosts[0]", "bare"),
+        (format!("spec: {{hosts: [a, A], http: [{{{TO_A}}}]}}"), "spec.hosts[1]", "listed twice"),
+        (format!("spec: {{hosts: ['a b'], http: [{{{TO_A}}}]}}"), "spec.hosts[0]", "not a host name"),
+        (format!("spec: {{hosts: [a], gateways: [x/y/z], http: [{{{TO_A}}}]}}"), "spec.gateways[0]", "namespace/name"),
+        (format!("spec: {{hosts: [a], exportTo: ['*', b], http: [{{{TO_A}}}]}}"), "spec.exportTo[0]", "stands alone"),
+        (format!("spec: {{hosts: [a], exportTo: [b, b], http: [{{{TO_A}}}]}}"), "spec.exportTo[1]", "listed twice"),
+        ("spec: {hosts: [a], tls: [{route: [{destination: {host: a}}]}]}".to_owned(), "spec.tls[0].match", "sniHosts"),
+        (
+            "spec: {hosts: [a.example.com], tls: [{match: [{sniHosts: [b.example.com]}], route: [{destination: {host: a}}]}]}"
+                .to_owned(),
+            "spec.tls[0].match[0].sniHosts[0]",
+            "not within the hosts",
+        ),
+        ("spec: {hosts: [a], tcp: [{}]}".to_owned(), "spec.tcp[0].route", "destination is needed"),
+    ] {
+        rejects(&virtual_service(&spec), field, message);
+    }
+}
+
+#[test]
+fn virtual_service_rejections_of_actions() {
+    let http = |rest: &str| format!("{{{TO_A}, {rest}}}");
+    for (spec, field, message) in [
+        ("{}".to_owned(), "spec.http[0]", "exactly one of"),
+        (http("redirect: {uri: /x}"), "spec.http[0]", "exactly one of"),
+        ("{redirect: {uri: /x}, directResponse: {status: 200}}".to_owned(), "spec.http[0]", "exactly one of"),
+        (
+            "{redirect: {uri: /x}, fault: {abort: {httpStatus: 500, percentage: {value: 1}}}}".to_owned(),
+            "spec.http[0].fault",
+            "answers by itself",
+        ),
+        ("{directResponse: {status: 200}, rewrite: {uri: /x}}".to_owned(), "spec.http[0].rewrite", "answers by itself"),
+        (http("mirror: {host: b}, mirrors: [{destination: {host: c}}]"), "spec.http[0].mirrors", "only one of"),
+        ("{delegate: {}}".to_owned(), "spec.http[0].delegate.name", "name of a VirtualService"),
+        ("spec: {http: [{delegate: {name: b}}]}".to_owned(), "spec.http[0].delegate", "cannot delegate"),
+        ("{route: [{weight: 1}]}".to_owned(), "spec.http[0].route[0].destination", "destination is needed"),
+        ("{route: [{destination: {}}]}".to_owned(), "spec.http[0].route[0].destination.host", "host is needed"),
+        (
+            "{route: [{destination: {host: a, subset: 'a b'}}]}".to_owned(),
+            "spec.http[0].route[0].destination.subset",
+            "not a subset name",
+        ),
+        (
+            "{route: [{destination: {host: a, port: {number: 0}}}]}".to_owned(),
+            "spec.http[0].route[0].destination.port.number",
+            "1 to 65535",
+        ),
+        (
+            "{route: [{destination: {host: a, port: {number: 65536}}}]}".to_owned(),
+            "spec.http[0].route[0].destination.port.number",
+            "1 to 65535",
+        ),
+        ("{route: [{destination: {host: a}, weight: -1}]}".to_owned(), "spec.http[0].route[0].weight", "negative"),
+        (
+            "{route: [{destination: {host: a}, weight: 9999999999}]}".to_owned(),
+            "spec.http[0].route[0].weight",
+            "too large",
+        ),
+        ("{route: [{destination: {host: a}}, {destination: {host: b}}]}".to_owned(), "spec.http[0].route", "sum to 0"),
+        (
+            "{route: [{destination: {host: a}, weight: 4294967295}, {destination: {host: b}, weight: 1}]}".to_owned(),
+            "spec.http[0].route",
+            "sum to 4294967296",
+        ),
+        (http("mirror: {host: b}, mirrorPercentage: {value: 101}"), "spec.http[0].mirrorPercentage", "0 and 100"),
+        (http("mirror: {host: b}, mirrorPercentage: {value: 0.00001}"), "spec.http[0].mirrorPercentage", "too small"),
+    ] {
+        rejects(&virtual_service(&spec), field, message);
+    }
+}
+
+#[test]
+fn virtual_service_rejections_of_faults_and_redirects() {
+    let http = |rest: &str| format!("{{{TO_A}, {rest}}}");
+    for (spec, field, message) in [
+        (http("fault: {}"), "spec.http[0].fault", "delay or an abort"),
+        (
+            http("fault: {abort: {httpStatus: 199, percentage: {value: 1}}}"),
+            "spec.http[0].fault.abort.httpStatus",
+            "200 and 599",
+        ),
+        (
+            http("fault: {abort: {grpcStatus: NOPE, percentage: {value: 1}}}"),
+            "spec.http[0].fault.abort.grpcStatus",
+            "not a gRPC status",
+        ),
+        (http("fault: {delay: {percentage: {value: 1}}}"), "spec.http[0].fault.delay.fixedDelay", "needs its length"),
+        (
+            http("fault: {delay: {fixedDelay: 1us, percentage: {value: 1}}}"),
+            "spec.http[0].fault.delay.fixedDelay",
+            "1ms",
+        ),
+        (
+            http("fault: {delay: {exponentialDelay: 1s, fixedDelay: 1s}}"),
+            "spec.http[0].fault.delay.exponentialDelay",
+            "not supported",
+        ),
+        ("{redirect: {}}".to_owned(), "spec.http[0].redirect", "nothing is redirected"),
+        ("{redirect: {uri: /x, redirectCode: 304}}".to_owned(), "spec.http[0].redirect.redirectCode", "304"),
+        ("{redirect: {scheme: ftp}}".to_owned(), "spec.http[0].redirect.scheme", "neither http nor https"),
+        (
+            "{match: [{uri: {exact: /a}}], redirect: {uri: '%PREFIX()%/x'}}".to_owned(),
+            "spec.http[0].redirect.uri",
+            "must be a prefix",
+        ),
+        (
+            "{redirect: {port: 80, derivePort: FROM_REQUEST_PORT}}".to_owned(),
+            "spec.http[0].redirect",
+            "only one of port and derivePort",
+        ),
+    ] {
+        rejects(&virtual_service(&spec), field, message);
+    }
+}
+
+#[test]
+fn virtual_service_rejections_of_conditions_and_limits() {
+    let http = |rest: &str| format!("{{{TO_A}, {rest}}}");
+    for (spec, field, message) in [
+        (http("rewrite: {}"), "spec.http[0].rewrite", "nothing is rewritten"),
+        (
+            http("rewrite: {uri: /a, uriRegexRewrite: {match: a, rewrite: b}}"),
+            "spec.http[0].rewrite",
+            "only one of uri and uriRegexRewrite",
+        ),
+        (http("rewrite: {uriRegexRewrite: {match: a}}"), "spec.http[0].rewrite.uriRegexRewrite.rewrite", "needed"),
+        (http("rewrite: {uriRegexRewrite: {rewrite: a}}"), "spec.http[0].rewrite.uriRegexRewrite.match", "1 to 1024"),
+        (http("match: [{uri: {regex: '('}}]"), "spec.http[0].match[0].uri.regex", ""),
+        (http("match: [{uri: {regex: ''}}]"), "spec.http[0].match[0].uri.regex", "1 to 1024"),
+        (http("match: [{headers: {x-a: {prefix: ''}}}]"), "spec.http[0].match[0].headers.x-a.prefix", "empty prefix"),
+        (http("match: [{headers: {x-a: {prefix: a, exact: b}}}]"), "spec.http[0].match[0].headers.x-a", "only one of"),
+        (http("match: [{headers: {'x a': {exact: b}}}]"), "spec.http[0].match[0].headers.x a", "not a header name"),
+        (
+            http("match: [{headers: {'@request.auth.claims.iss': {exact: b}}}]"),
+            "spec.http[0].match[0].headers.@request.auth.claims.iss",
+            "only for gateways",
+        ),
+        (http("match: [{port: 0}]"), "spec.http[0].match[0].port", "1 to 65535"),
+        (http("headers: {request: {remove: [Host]}}"), "spec.http[0].headers.request.remove[0]", "cannot be removed"),
+        (
+            http("headers: {request: {remove: [':path']}}"),
+            "spec.http[0].headers.request.remove[0]",
+            "cannot be removed",
+        ),
+        (http("headers: {request: {set: {x-a: '%REQ(x)%'}}}"), "spec.http[0].headers.request.set.x-a", "%REQ(x)%"),
+        (
+            http("headers: {request: {set: {host: a, ':authority': b}}}"),
+            "spec.http[0].headers.request.set.host",
+            "set twice",
+        ),
+        (http("timeout: 10us"), "spec.http[0].timeout", "1ms"),
+        (http("timeout: -1s"), "spec.http[0].timeout", "negative"),
+        (http("timeout: 10"), "spec.http[0].timeout", "expected a string"),
+        (http("timeout: 10 seconds"), "spec.http[0].timeout", "not a duration"),
+        (http("retries: {attempts: -1}"), "spec.http[0].retries.attempts", "not a number of retries"),
+        (http("retries: {attempts: 0, retryOn: 5xx}"), "spec.http[0].retries.attempts", "turns retries off"),
+        (http("retries: {attempts: 1, retryOn: sometimes}"), "spec.http[0].retries.retryOn", "sometimes"),
+        (http("retries: {attempts: 1, perTryTimeout: x}"), "spec.http[0].retries.perTryTimeout", "not a duration"),
+        (http("corsPolicy: {allowMethods: [FETCH]}"), "spec.http[0].corsPolicy.allowMethods[0]", "not an HTTP method"),
+        (http("corsPolicy: {maxAge: 1.5s}"), "spec.http[0].corsPolicy.maxAge", "whole seconds"),
+        ("{directResponse: {status: 99}}".to_owned(), "spec.http[0].directResponse.status", "200 and 599"),
+    ] {
+        rejects(&virtual_service(&spec), field, message);
+    }
+}
+
+#[test]
+fn a_direct_response_of_more_than_a_mebibyte_is_refused() {
+    let body = "x".repeat((1 << 20) + 1);
+    let text = virtual_service(&format!("{{directResponse: {{status: 200, body: {{string: {body}}}}}}}"));
+    rejects(&text, "spec.http[0].directResponse.body", "at most 1048576");
+}
+
+#[test]
+fn destination_rule_rejections() {
+    for (spec, field, message) in [
+        ("{}", "spec.host", "a host is needed"),
+        ("{host: a, trafficPolicy: {}}", "spec.trafficPolicy", "empty traffic policy"),
+        (
+            "{host: a, trafficPolicy: {connectionPool: {}}}",
+            "spec.trafficPolicy.connectionPool",
+            "empty connection pool",
+        ),
+        (
+            "{host: a, trafficPolicy: {connectionPool: {tcp: {maxConnections: -1}}}}",
+            "spec.trafficPolicy.connectionPool.tcp.maxConnections",
+            "not a limit",
+        ),
+        (
+            "{host: a, trafficPolicy: {connectionPool: {http: {useClientProtocol: true, h2UpgradePolicy: UPGRADE}}}}",
+            "spec.trafficPolicy.connectionPool.http.useClientProtocol",
+            "contradicts",
+        ),
+        (
+            "{host: a, trafficPolicy: {connectionPool: {http: {http2KeepAlive: {interval: 1s}}}}}",
+            "spec.trafficPolicy.connectionPool.http.http2KeepAlive",
+            "both needed",
+        ),
+        ("{host: a, subsets: [{name: v1}, {name: v1}]}", "spec.subsets[1].name", "defined twice"),
+        ("{host: a, subsets: [{name: 'v 1'}]}", "spec.subsets[0].name", "not a subset name"),
+        ("{host: a, subsets: [{name: v1, labels: {a: 'b c'}}]}", "spec.subsets[0].labels.a", "not a Kubernetes label"),
+        (
+            "{host: a, trafficPolicy: {portLevelSettings: [{tls: {mode: DISABLE}}]}}",
+            "spec.trafficPolicy.portLevelSettings[0].port",
+            "a port is needed",
+        ),
+        (
+            "{host: a, trafficPolicy: {loadBalancer: {simple: BEST}}}",
+            "spec.trafficPolicy.loadBalancer.simple",
+            "not a load balancer",
+        ),
+        (
+            "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {httpCookie: {ttl: 0s}}}}}",
+            "spec.trafficPolicy.loadBalancer.consistentHash.httpCookie.name",
+            "needs a name",
+        ),
+        (
+            "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: a, minimumRingSize: 1, maglev: {tableSize: 7}}}}}",
+            "spec.trafficPolicy.loadBalancer.consistentHash",
+            "only one of",
+        ),
+        (
+            "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: a, maglev: {tableSize: 8}}}}}",
+            "spec.trafficPolicy.loadBalancer.consistentHash.maglev.tableSize",
+            "not a prime",
+        ),
+    ] {
+        rejects(&object("networking.istio.io/v1", "DestinationRule", "a", spec), field, message);
+    }
+}
+
+#[test]
+fn destination_rule_rejections_of_locality_ejection_and_tls() {
+    for (spec, field, message) in [
+        (
+            "{host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {distribute: [{from: a/*, to: {a: 50}}]}}}}",
+            "spec.trafficPolicy.loadBalancer.localityLbSetting.distribute[0].to",
+            "must be 100",
+        ),
+        (
+            "{host: a, trafficPolicy: {loadBalancer: {localityLbSetting: {failover: [{from: a, to: a}]}}}}",
+            "spec.trafficPolicy.loadBalancer.localityLbSetting.failover[0]",
+            "two different regions",
+        ),
+        (
+            "{host: a, trafficPolicy: {loadBalancer: {warmup: {}}}}",
+            "spec.trafficPolicy.loadBalancer.warmup.duration",
+            "needed",
+        ),
+        (
+            "{host: a, trafficPolicy: {loadBalancer: {warmup: {duration: 1s, aggression: 0}}}}",
+            "spec.trafficPolicy.loadBalancer.warmup.aggression",
+            "above 0",
+        ),
+        (
+            "{host: a, trafficPolicy: {outlierDetection: {consecutiveLocalOriginFailures: 3}}}",
+            "spec.trafficPolicy.outlierDetection.consecutiveLocalOriginFailures",
+            "splitExternal",
+        ),
+        (
+            "{host: a, trafficPolicy: {outlierDetection: {maxEjectionPercent: 101}}}",
+            "spec.trafficPolicy.outlierDetection.maxEjectionPercent",
+            "0 and 100",
+        ),
+        (
+            "{host: a, trafficPolicy: {tls: {mode: ISTIO_MUTUAL, privateKey: a}}}",
+            "spec.trafficPolicy.tls",
+            "name no files",
+        ),
+        ("{host: a, trafficPolicy: {tls: {mode: MUTUAL}}}", "spec.trafficPolicy.tls", "clientCertificate"),
+        (
+            "{host: a, trafficPolicy: {tls: {mode: MUTUAL, privateKey: a, credentialName: b}}}",
+            "spec.trafficPolicy.tls.credentialName",
+            "exclude each other",
+        ),
+        ("{host: a, trafficPolicy: {tls: {mode: STRICT}}}", "spec.trafficPolicy.tls.mode", "not one of"),
+        ("{host: a, trafficPolicy: {tunnel: {}}}", "spec.trafficPolicy.tunnel", "targetHost"),
+        ("{host: a, workloadSelector: {matchLabels: {a: b}}, exportTo: [other]}", "spec.exportTo", "own namespace"),
+    ] {
+        rejects(&object("networking.istio.io/v1", "DestinationRule", "a", spec), field, message);
+    }
+}
+
+#[test]
+fn gateway_rejections() {
+    let gateway = |spec: &str| object("networking.istio.io/v1", "Gateway", "a", spec);
+    rejects(&gateway("{}"), "spec.servers", "at least one server");
+    rejects(&gateway("{servers: [{port: {number: 80, name: a, protocol: HTTP}}]}"), "spec.servers[0].hosts", "host");
+    rejects(
+        &gateway("{servers: [{port: {number: 80, protocol: HTTP}, hosts: ['*']}]}"),
+        "spec.servers[0].port.name",
+        "name is needed",
+    );
+    rejects(
+        &gateway("{servers: [{port: {number: 443, name: a, protocol: HTTPS}, hosts: ['*']}]}"),
+        "spec.servers[0].tls",
+        "HTTPS needs tls",
+    );
+    accepts(&gateway("{servers: [{port: {number: 80, name: a, protocol: HTTP}, hosts: ['*', ./a.b]}]}"));
+}
+
+#[test]
+fn service_entry_rejections() {
+    let entry = |spec: &str| object("networking.istio.io/v1", "ServiceEntry", "a", spec);
+    let port = "{number: 80, name: http, protocol: HTTP}";
+    for (spec, field, message) in [
+        (format!("{{ports: [{port}]}}"), "spec.hosts", "1 to 256"),
+        (format!("{{hosts: ['*'], ports: [{port}]}}"), "spec.hosts[0]", "bare"),
+        (
+            format!(
+                "{{hosts: [a.b], ports: [{port}], resolution: STATIC, endpoints: [{{address: 1.2.3.4}}], workloadSelector: {{labels: {{a: b}}}}}}"
+            ),
+            "spec.workloadSelector",
+            "only one of",
+        ),
+        (
+            format!("{{hosts: [a.b], addresses: [10.0.0.0/8], ports: [{port}], resolution: DNS}}"),
+            "spec.addresses[0]",
+            "CIDR",
+        ),
+        (format!("{{hosts: [a.b], ports: [{port}, {port}]}}"), "spec.ports[1].number", "defined twice"),
+        (format!("{{hosts: [a.b], ports: [{port}], endpoints: [{{address: 1.2.3.4}}]}}"), "spec.endpoints", "NONE"),
+        (
+            format!("{{hosts: [a.b], ports: [{port}], resolution: STATIC, endpoints: [{{address: b.c}}]}}"),
+            "spec.endpoints[0].address",
+            "IP address",
+        ),
+        (
+            format!(
+                "{{hosts: [a.b], ports: [{port}], resolution: STATIC, endpoints: [{{address: 'unix:///a', ports: {{http: 1}}}}]}}"
+            ),
+            "spec.endpoints[0].ports",
+            "no ports",
+        ),
+        (format!("{{hosts: ['*.b'], ports: [{port}], resolution: DNS}}"), "spec.hosts[0]", "cannot be resolved"),
+        (
+            format!(
+                "{{hosts: [a.b], ports: [{port}], resolution: STATIC, endpoints: [{{address: 1.2.3.4, ports: {{x: 1}}}}]}}"
+            ),
+            "spec.endpoints[0].ports.x",
+            "no port named",
+        ),
+        (
+            format!(
+                "{{hosts: [a.b], ports: [{port}], resolution: DNS_ROUND_ROBIN, endpoints: [{{address: a.b}}, {{address: c.d}}]}}"
+            ),
+            "spec.endpoints",
+            "one endpoint at most",
+        ),
+        (
+            "{hosts: [a.b, c.d], ports: [{number: 1, name: t, protocol: TCP}], resolution: DNS}".to_owned(),
+            "spec.ports[0]",
+            "one entry a host",
+        ),
+        (format!("{{hosts: [a.b], ports: [{port}], resolution: MAGIC}}"), "spec.resolution", "not supported"),
+    ] {
+        rejects(&entry(&spec), field, message);
+    }
+    accepts(&entry(&format!("{{hosts: [a.b], ports: [{port}], resolution: STATIC}}")));
+}
+
+#[test]
+fn linkerd_and_smi_rejections() {
+    let profile = |spec: &str| object("linkerd.io/v1alpha2", "ServiceProfile", "a.default.svc.cluster.local", spec);
+    rejects(&object("linkerd.io/v1alpha2", "ServiceProfile", "a", "{}"), "metadata.name", "full host name");
+    for (spec, field, message) in [
+        ("{routes: [{condition: {method: GET}}]}", "spec.routes[0].name", "needs a name"),
+        ("{routes: [{name: a}]}", "spec.routes[0].condition", "needs a condition"),
+        ("{routes: [{name: a, condition: {}}]}", "spec.routes[0].condition", "needs a matcher"),
+        ("{routes: [{name: a, condition: {pathRegex: '('}}]}", "spec.routes[0].condition.pathRegex", ""),
+        ("{routes: [{name: a, condition: {any: [null]}}]}", "spec.routes[0].condition.any[0]", ""),
+        ("{routes: [{name: a, condition: {not: {method: GET}}}]}", "spec.routes[0].condition.not", "not supported"),
+        (
+            "{routes: [{name: a, condition: {all: [{pathRegex: a}, {pathRegex: b}]}}]}",
+            "spec.routes[0].condition",
+            "one expression",
+        ),
+        (
+            "{routes: [{name: a, condition: {method: GET}, responseClasses: [{isFailure: true}]}]}",
+            "spec.routes[0].responseClasses[0].condition",
+            "needs a condition",
+        ),
+        (
+            "{routes: [{name: a, condition: {method: GET}, responseClasses: [{condition: {status: {min: 500, max: 400}}}]}]}",
+            "spec.routes[0].responseClasses[0].condition.status",
+            "below",
+        ),
+        (
+            "{routes: [{name: a, condition: {method: GET}, responseClasses: [{condition: {status: {min: 5}}}]}]}",
+            "spec.routes[0].responseClasses[0].condition.status.min",
+            "100 and 599",
+        ),
+        ("{routes: [{name: a, condition: {method: GET}, timeout: 5}]}", "spec.routes[0].timeout", "string"),
+        ("{retryBudget: {retryRatio: -1, ttl: 10s}}", "spec.retryBudget.retryRatio", "0 and 1000"),
+        ("{retryBudget: {retryRatio: 0.2}}", "spec.retryBudget.ttl", "ttl is needed"),
+        ("{retryBudget: {ttl: 100s}}", "spec.retryBudget.ttl", "1s and 60s"),
+        ("{dstOverrides: [{authority: '', weight: 1}]}", "spec.dstOverrides[0].authority", "not a host"),
+    ] {
+        rejects(&profile(spec), field, message);
+    }
+    let split = |spec: &str| object("split.smi-spec.io/v1alpha2", "TrafficSplit", "a", spec);
+    for (spec, field, message) in [
+        ("{backends: [{service: a, weight: 1}]}", "spec.service", "not a service name"),
+        ("{service: a}", "spec.backends", "at least one backend"),
+        ("{service: a, backends: [{service: b, weight: 0}]}", "spec.backends", "more than 0"),
+        ("{service: a, backends: [{service: b, weight: -1}]}", "spec.backends[0].weight", "negative"),
+        ("{service: a, backends: [{service: b, weight: 1x}]}", "spec.backends[0].weight", "not a quantity"),
+        ("{service: a, backends: [{service: b.other, weight: 1}]}", "spec.backends[0].service", "within its namespace"),
+    ] {
+        rejects(&split(spec), field, message);
+    }
+    accepts(&split("{service: a, backends: [{service: a, weight: 0.5}, {service: b, weight: 500m}]}"));
+}
+
+#[test]
+fn peer_authentication_rejections() {
+    let peer = |spec: &str| object("security.istio.io/v1", "PeerAuthentication", "a", spec);
+    rejects(&peer("{mtls: {mode: MAYBE}}"), "spec.mtls.mode", "not one of");
+    rejects(&peer("{portLevelMtls: {8080: {mode: STRICT}}}"), "spec.portLevelMtls", "selector");
+    let selector = "selector: {matchLabels: {a: b}}";
+    rejects(&peer(&format!("{{{selector}, portLevelMtls: {{}}}}")), "spec.portLevelMtls", "empty");
+    rejects(&peer(&format!("{{{selector}, portLevelMtls: {{0: {{mode: STRICT}}}}}}")), "spec.portLevelMtls.0", "65535");
+    accepts(&peer(&format!("{{{selector}, portLevelMtls: {{8080: {{mode: STRICT}}}}}}")));
+}

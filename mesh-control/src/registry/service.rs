@@ -1,0 +1,104 @@
+//! The registration service over gRPC: one stream, one endpoint.
+
+use std::sync::Arc;
+
+use futures_util::stream;
+use mesh_core::drain::DrainWatch;
+use mesh_discovery::proto::registry::{
+    AnnounceRequest, AnnounceResponse, RegistryService, RegistryServiceServer, announce_request::Action,
+};
+use tokio::time::Instant;
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::announcement;
+use super::table::Registry;
+use crate::runtime::Peer;
+
+/// The registration service.
+pub(crate) struct AnnounceService {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) drain: DrainWatch,
+}
+
+impl AnnounceService {
+    pub(crate) fn into_server(self) -> RegistryServiceServer<Self> {
+        RegistryServiceServer::new(self)
+    }
+}
+
+#[tonic::async_trait]
+impl RegistryService for AnnounceService {
+    async fn announce(
+        &self,
+        request: Request<Streaming<AnnounceRequest>>,
+    ) -> Result<Response<BoxStream<AnnounceResponse>>, Status> {
+        let peer = Peer::of(request.extensions())?;
+        peer.workload()?;
+        let stream = Announcing {
+            requests: request.into_inner(),
+            held: Held { id: self.registry.stream(), registry: self.registry.clone() },
+            drain: self.drain.clone(),
+            peer,
+        };
+        Ok(Response::new(Box::pin(stream::unfold(stream, Announcing::next))))
+    }
+}
+
+/// One open stream.
+struct Announcing {
+    requests: Streaming<AnnounceRequest>,
+    held: Held,
+    drain: DrainWatch,
+    peer: Peer,
+}
+
+/// A stream's claim on its endpoint. Dropped, however the stream ends, it starts the grace period;
+/// after a withdrawal there is nothing left to lose.
+struct Held {
+    id: u64,
+    registry: Arc<Registry>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.registry.lose(self.id, Instant::now());
+    }
+}
+
+impl Announcing {
+    async fn next(mut self) -> Option<(Result<AnnounceResponse, Status>, Self)> {
+        let message = tokio::select! {
+            () = self.drain.drained() => return None,
+            message = self.requests.message() => message.ok().flatten()?,
+        };
+        let response = match self.act(message) {
+            Ok(()) => AnnounceResponse { accepted: true, reason: String::new() },
+            Err(reason) => {
+                tracing::warn!(peer = %self.peer, %reason, "an announcement is refused");
+                AnnounceResponse { accepted: false, reason }
+            }
+        };
+        Some((Ok(response), self))
+    }
+
+    fn act(&self, message: AnnounceRequest) -> Result<(), String> {
+        let (_, namespace, account) = self.peer.workload().map_err(|status| status.message().to_owned())?;
+        match message.action {
+            Some(Action::Announce(announced)) => {
+                let registration = announcement::check(announced, namespace, account).map_err(|e| e.to_string())?;
+                tracing::info!(
+                    peer = %self.peer, service = %registration.service, port = registration.service_port,
+                    address = %registration.address, "endpoint announced"
+                );
+                self.held.registry.announce(self.held.id, registration).map_err(|e| e.to_string())
+            }
+            Some(Action::Withdraw(_)) => {
+                tracing::info!(peer = %self.peer, "endpoint withdrawn");
+                self.held.registry.withdraw(self.held.id);
+                Ok(())
+            }
+            None => Err("the message asks for nothing this version knows".to_owned()),
+        }
+    }
+}

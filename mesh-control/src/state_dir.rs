@@ -1,0 +1,224 @@
+//! The control plane's state directory: a place of its own (mode 0700) for the CA key, the root
+//! certificate, spent join tokens and the last registrations.
+//!
+//! Refuses to know what the files mean. A secret is opened once, its mode is checked on the open file,
+//! and it is written whole or not at all.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// Larger files are not ours.
+const MAX_FILE: u64 = 16 << 20;
+
+/// The state directory, created on first use.
+#[derive(Clone, Debug)]
+pub(crate) struct StateDir(PathBuf);
+
+/// Why the state directory or a file in it cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// The operating system refused.
+    #[error("state: cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// A secret that others than its owner can read.
+    #[error(
+        "state: {} has mode {mode:03o} and can be read by others; make it yours alone with: chmod 600 {}",
+        path.display(), path.display()
+    )]
+    TooOpen {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// A file that does not hold what it should.
+    #[error("state: {} cannot be used: {reason}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
+}
+
+impl StateDir {
+    /// Opens the directory, creating it (mode 0700) and its parents where missing.
+    pub(crate) fn open(path: &Path) -> Result<Self, StateError> {
+        let failed = |source| StateError::Io { action: "create", path: path.to_owned(), source };
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(failed)?;
+        }
+        create_private_dir(path).map_err(failed)?;
+        Ok(Self(path.to_owned()))
+    }
+
+    /// The path of a file in it.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// A directory inside, created (mode 0700) where missing.
+    pub(crate) fn directory(&self, name: &str) -> Result<PathBuf, StateError> {
+        let path = self.path(name);
+        create_private_dir(&path).map_err(|source| StateError::Io { action: "create", path: path.clone(), source })?;
+        Ok(path)
+    }
+
+    /// Reads a file; `None` if it does not exist.
+    pub(crate) fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StateError> {
+        self.read_checked(name, |_, _| Ok(()))
+    }
+
+    /// Reads a secret; `None` if it does not exist. Refuses one that group or others can read.
+    pub(crate) fn read_secret(&self, name: &str) -> Result<Option<Vec<u8>>, StateError> {
+        self.read_checked(name, refuse_too_open)
+    }
+
+    fn read_checked(
+        &self,
+        name: &str,
+        check: impl FnOnce(&Path, &fs::Metadata) -> Result<(), StateError>,
+    ) -> Result<Option<Vec<u8>>, StateError> {
+        let path = self.path(name);
+        let failed = |source| StateError::Io { action: "read", path: path.clone(), source };
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(failed(e)),
+        };
+        // On the open file: what is checked is what is read.
+        check(&path, &file.metadata().map_err(failed)?)?;
+        let mut content = Vec::new();
+        file.take(MAX_FILE + 1).read_to_end(&mut content).map_err(failed)?;
+        if content.len() as u64 > MAX_FILE {
+            return Err(StateError::Content { path, reason: "it is larger than 16 MiB".to_owned() });
+        }
+        Ok(Some(content))
+    }
+
+    /// Writes a secret unless there is one already (another process may have been faster) and gives
+    /// the one that is there now.
+    pub(crate) fn write_once(&self, name: &str, content: &[u8]) -> Result<Vec<u8>, StateError> {
+        let path = self.path(name);
+        let fresh = format!(".{name}.{}", std::process::id());
+        self.write(&fresh, content)?;
+        // A hard link fails where a rename would replace.
+        let linked = fs::hard_link(self.path(&fresh), &path);
+        let removed = fs::remove_file(self.path(&fresh));
+        match linked.and(removed) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                Err(StateError::Io { action: "write", path, source: e })
+            }
+            _ => Ok(self.read_secret(name)?.unwrap_or_else(|| content.to_vec())),
+        }
+    }
+
+    /// Writes a file whole or not at all, readable by its owner only.
+    pub(crate) fn write(&self, name: &str, content: &[u8]) -> Result<(), StateError> {
+        let path = self.path(name);
+        let temporary = self.path(&format!(".{name}.new"));
+        let write = || -> io::Result<()> {
+            // A leftover of a crash must not lend its mode to the new file.
+            match fs::remove_file(&temporary) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+            let mut file = private_file().create_new(true).write(true).open(&temporary)?;
+            file.write_all(content)?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)
+        };
+        write().map_err(|source| StateError::Io { action: "write", path: path.clone(), source })
+    }
+}
+
+/// Options that create a file with mode 0600.
+pub(crate) fn private_file() -> OpenOptions {
+    #[cfg_attr(not(unix), expect(unused_mut, reason = "the mode is Unix'"))]
+    let mut options = OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+}
+
+/// Brings a directory's entries to disk.
+#[cfg(unix)]
+pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Brings a directory's entries to disk; elsewhere than on Unix the system does so on its own terms.
+#[cfg(not(unix))]
+pub(crate) fn sync_dir(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+fn create_private_dir(path: &Path) -> io::Result<()> {
+    #[cfg_attr(not(unix), expect(unused_mut, reason = "the mode is Unix'"))]
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    match builder.create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(unix)]
+fn refuse_too_open(path: &Path, metadata: &fs::Metadata) -> Result<(), StateError> {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(StateError::TooOpen { path: path.to_owned(), mode });
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn refuse_too_open(_: &Path, _: &fs::Metadata) -> Result<(), StateError> {
+    Ok(())
+}
+
+#[cfg(unix)]
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn directory_and_files_are_made_for_their_owner_only() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = StateDir::open(&home.path().join("a/state")).unwrap();
+        dir.write("key", b"secret").unwrap();
+        assert_eq!((mode(&dir.0), mode(&dir.path("key"))), (0o700, 0o600));
+        assert_eq!(dir.read_secret("key").unwrap().unwrap(), b"secret");
+        assert!(dir.read_secret("none").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_secret_that_others_can_read_is_refused() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = StateDir::open(home.path()).unwrap();
+        dir.write("key", b"secret").unwrap();
+        for open in [0o640, 0o604, 0o660, 0o644] {
+            fs::set_permissions(dir.path("key"), fs::Permissions::from_mode(open)).unwrap();
+            assert!(matches!(dir.read_secret("key"), Err(StateError::TooOpen { mode, .. }) if mode == open));
+            // The control: without the check the same file is read.
+            assert!(dir.read("key").unwrap().is_some());
+        }
+    }
+}

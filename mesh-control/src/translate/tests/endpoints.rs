@@ -1,0 +1,174 @@
+//! Endpoints and the transport to them: who serves, who is believed, in which order of localities.
+
+use super::*;
+
+#[test]
+fn registrations_serve_by_name_and_by_selector_and_make_services() {
+    let mut by_label = running("cart-canary", "default", 80, "10.0.0.2:9000");
+    by_label.labels.insert("app".into(), "cart".into());
+    let registrations = [
+        running("cart", "default", 80, "10.0.0.1:9000"),
+        by_label,
+        running("cart", "other", 80, "10.0.0.3:9000"),
+        running("solo", "default", 70, "10.0.0.4:9000"),
+    ];
+    let world = with(&service("cart", "default", HTTP), &registrations);
+    let client = scope("default");
+    let addresses = |name: &str| -> Vec<String> {
+        world.endpoints(&client, name).unwrap().iter().map(|endpoint| endpoint.address.to_string()).collect()
+    };
+    assert_eq!(addresses("outbound|80||cart.default.svc.cluster.local"), ["10.0.0.1:9000", "10.0.0.2:9000"]);
+    assert_eq!(addresses("outbound|80||cart.other.svc.cluster.local"), ["10.0.0.3:9000"]);
+    assert_eq!(addresses("outbound|70||solo.default.svc.cluster.local"), ["10.0.0.4:9000"]);
+    assert!(world.listener(&client, "solo:70").is_some());
+    assert!(world.listener(&client, "cart-canary:80").is_some());
+}
+
+#[test]
+fn two_services_share_a_name_in_two_namespaces() {
+    let registrations = [running("a", "x", 80, "10.0.0.1:1"), running("a", "y", 80, "10.0.0.2:1")];
+    let world = with("", &registrations);
+    for (namespace, address) in [("x", "10.0.0.1:1"), ("y", "10.0.0.2:1")] {
+        let routes = routes_of(&world, &scope(namespace), "a:80").unwrap();
+        let endpoints = world.endpoints(&scope(namespace), &first_cluster(&routes)).unwrap();
+        assert_eq!(endpoints.iter().next().unwrap().address.to_string(), address);
+    }
+}
+
+#[test]
+fn mesh_tls_accepts_only_the_accounts_behind_the_port() {
+    let world = with("", &[running("a", "x", 80, "10.0.0.1:1")]);
+    let cluster = world.cluster(&scope("x"), "outbound|80||a.x.svc.cluster.local").unwrap();
+    let UpstreamTls::Auto(tls) = cluster.tls else { panic!("automatic") };
+    assert_eq!(tls.sni.as_deref(), Some("outbound_.80_._.a.x.svc.cluster.local"));
+    assert_eq!(tls.peer_ids.len(), 1);
+    assert!(tls.peer_ids[0].matches("spiffe://cluster.local/ns/x/sa/a-account"));
+    // An account that is not known narrows to the namespace, never to "any peer".
+    let mut nameless = running("a", "x", 80, "10.0.0.1:1");
+    nameless.service_account = String::new();
+    let world = with("", &[nameless]);
+    let cluster = world.cluster(&scope("x"), "outbound|80||a.x.svc.cluster.local").unwrap();
+    let UpstreamTls::Auto(tls) = cluster.tls else { panic!("automatic") };
+    assert_eq!(tls.peer_ids[0].pattern, StringMatch::Prefix("spiffe://cluster.local/ns/x/sa/".into()));
+}
+
+#[test]
+fn explicit_tls_modes_switch_automatic_mode_off() {
+    let rule =
+        |mode: &str| istio("DestinationRule", "r", "default", &format!("{{host: a, trafficPolicy: {{tls: {mode}}}}}"));
+    let of = |mode: &str| {
+        let world = world(&format!("{}{}", service("a", "default", HTTP), rule(mode)));
+        world.cluster(&scope("default"), "outbound|80||a.default.svc.cluster.local").unwrap().tls
+    };
+    assert_eq!(of("{mode: DISABLE}"), UpstreamTls::Disable);
+    assert!(
+        matches!(of("{mode: ISTIO_MUTUAL, sni: other}"), UpstreamTls::Mesh(tls) if tls.sni.as_deref() == Some("other"))
+    );
+    let UpstreamTls::Mutual(tls, certificate) =
+        of("{mode: MUTUAL, clientCertificate: /c, privateKey: /k, subjectAltNames: [x]}")
+    else {
+        panic!("mutual")
+    };
+    assert_eq!((certificate.certificate_file.as_str(), certificate.private_key_file.as_str()), ("/c", "/k"));
+    assert!(tls.subject_alt_names[0].matches("x") && !tls.insecure_skip_verify);
+}
+
+fn peer(name: &str, namespace: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n---\n"
+    )
+}
+
+#[test]
+fn the_narrowest_peer_authentication_decides() {
+    let mode = |text: &str, port: u16| {
+        let mut client = scope("shop");
+        client.labels.insert("app".into(), "a".into());
+        let name = format!("xds.istio.io/grpc/lds/inbound/10.0.0.1:{port}");
+        world(text).inbound(&client, &name).unwrap().tls
+    };
+    assert_eq!(mode("", 80), InboundTls::Permissive);
+    let root = peer("root", "istio-system", "{mtls: {mode: STRICT}}");
+    assert_eq!(mode(&root, 80), InboundTls::Strict);
+    let namespace = format!("{root}{}", peer("ns", "shop", "{mtls: {mode: DISABLE}}"));
+    assert_eq!(mode(&namespace, 80), InboundTls::Disable);
+    let unset = format!("{root}{}", peer("ns", "shop", "{mtls: {mode: UNSET}}"));
+    assert_eq!(mode(&unset, 80), InboundTls::Strict);
+    let workload = format!(
+        "{namespace}{}",
+        peer(
+            "w",
+            "shop",
+            "{selector: {matchLabels: {app: a}}, mtls: {mode: STRICT}, portLevelMtls: {81: {mode: PERMISSIVE}}}"
+        )
+    );
+    assert_eq!((mode(&workload, 80), mode(&workload, 81)), (InboundTls::Strict, InboundTls::Permissive));
+    let others = format!("{root}{}", peer("w", "shop", "{selector: {matchLabels: {app: b}}, mtls: {mode: DISABLE}}"));
+    assert_eq!(mode(&others, 80), InboundTls::Strict);
+    // A selector in the root namespace is about workloads there.
+    let elsewhere = peer("w", "istio-system", "{selector: {matchLabels: {app: a}}, mtls: {mode: STRICT}}");
+    assert_eq!(mode(&elsewhere, 80), InboundTls::Permissive);
+}
+
+#[test]
+fn a_server_that_refuses_tls_is_called_in_plaintext() {
+    let registrations = [running("a", "shop", 80, "10.0.0.1:8080")];
+    let world = with(&peer("ns", "shop", "{mtls: {mode: DISABLE}}"), &registrations);
+    let endpoints = world.endpoints(&scope("shop"), "outbound|80||a.shop.svc.cluster.local").unwrap();
+    assert!(!endpoints.iter().next().unwrap().metadata.mesh_tls);
+}
+
+#[test]
+fn inbound_names_that_are_no_addresses_are_unknown() {
+    let world = world("");
+    assert!(world.inbound(&scope("a"), "xds.istio.io/grpc/lds/inbound/[::1]:80").is_some());
+    for name in ["xds.istio.io/grpc/lds/inbound/nowhere", "reviews:80", ""] {
+        assert!(world.inbound(&scope("a"), name).is_none(), "{name}");
+    }
+}
+
+#[test]
+fn localities_become_tiers_only_with_outlier_detection() {
+    let at = |address: &str, locality: &str| {
+        let mut one = running("a", "default", 80, address);
+        one.locality = Locality::parse(locality);
+        one
+    };
+    let registrations = [
+        at("10.0.0.1:1", "eu/a/1"),
+        at("10.0.0.2:1", "eu/a/2"),
+        at("10.0.0.3:1", "us/x/1"),
+        at("10.0.0.4:1", "ap/x/1"),
+    ];
+    let mut client = scope("default");
+    client.locality = Locality::parse("eu/a/1");
+    let tiers = |spec: &str| {
+        let world = with(&istio("DestinationRule", "r", "default", spec), &registrations);
+        let endpoints = world.endpoints(&client, "outbound|80||a.default.svc.cluster.local").unwrap();
+        let mut tiers: Vec<(String, u32)> = endpoints
+            .localities
+            .iter()
+            .flat_map(|group| group.endpoints.iter().map(|one| (one.address.to_string(), group.priority)))
+            .collect();
+        tiers.sort();
+        tiers.into_iter().map(|(_, tier)| tier).collect::<Vec<_>>()
+    };
+    assert_eq!(tiers("{host: a}"), [0, 0, 0, 0]);
+    assert_eq!(tiers("{host: a, trafficPolicy: {outlierDetection: {}}}"), [0, 1, 2, 2]);
+    let failover = "{host: a, trafficPolicy: {outlierDetection: {}, loadBalancer: {localityLbSetting: {failover: [{from: eu, to: ap}]}}}}";
+    assert_eq!(tiers(failover), [0, 1, 3, 2]);
+    let off = "{host: a, trafficPolicy: {outlierDetection: {}, loadBalancer: {localityLbSetting: {enabled: false}}}}";
+    assert_eq!(tiers(off), [0, 0, 0, 0]);
+}
+
+#[test]
+fn endpoint_slices_give_endpoints_health_and_zone() {
+    let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a-1, labels: {kubernetes.io/service-name: a}}\naddressType: IPv4\nports: [{name: http, port: 8080}]\nendpoints:\n- {addresses: [10.0.0.1], zone: z1, conditions: {ready: true}, targetRef: {kind: Pod, name: a-x}}\n- {addresses: [10.0.0.2], conditions: {ready: false, serving: true, terminating: true}}\n- {addresses: [10.0.0.3], conditions: {ready: false}}\n";
+    let world = world(&format!("{}{slice}", service("a", "default", HTTP)));
+    let endpoints = world.endpoints(&scope("default"), "outbound|80||a.default.svc.cluster.local").unwrap();
+    let found: Vec<(String, mesh_core::policy::Health)> =
+        endpoints.iter().map(|one| (one.address.to_string(), one.health)).collect();
+    use mesh_core::policy::Health::{Draining, Healthy};
+    assert_eq!(found, [("10.0.0.2:8080".into(), Draining), ("10.0.0.1:8080".into(), Healthy)]);
+    assert_eq!(endpoints.localities[1].locality.zone, "z1");
+}

@@ -1,0 +1,77 @@
+//! Resources written down by a test.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::service::discovery::v3::DiscoveryResponse;
+use mesh_core::policy::{
+    Cluster, DropOverload, Endpoints, HeaderPolicy, Listener, PerMillion, RouteConfiguration, RouteSource, VirtualHost,
+};
+use mesh_discovery::codec;
+
+use super::{Kind, Published, Resource, Resources};
+use crate::translate::NodeScope;
+
+/// The same resources for every scope.
+#[derive(Clone, Default)]
+pub(super) struct Fake(BTreeMap<(Kind, String), Resource>);
+
+impl Fake {
+    /// Adds or replaces a resource; `edition` makes two of one name differ.
+    pub(super) fn with(mut self, kind: Kind, name: &str, edition: u32) -> Self {
+        let resource = match kind {
+            Kind::Cluster => {
+                let mut cluster = Cluster::new(name.into());
+                cluster.breaker.max_requests = Some(edition);
+                Resource::Cluster(Box::new(cluster))
+            }
+            Kind::Endpoints => {
+                let share = PerMillion::new(edition);
+                let drops = vec![DropOverload { category: "test".into(), share }];
+                Resource::Endpoints(Endpoints { cluster: name.into(), localities: Vec::new(), drops })
+            }
+            Kind::Listener => Resource::Listener(listener(name, edition)),
+            Kind::Routes => Resource::Routes(routes(name, edition)),
+        };
+        self.0.insert((kind, name.to_owned()), resource);
+        self
+    }
+
+    pub(super) fn without(mut self, kind: Kind, name: &str) -> Self {
+        self.0.remove(&(kind, name.to_owned()));
+        self
+    }
+
+    pub(super) fn publish(&self, version: &str) -> Arc<Published> {
+        Arc::new(Published::new(version.to_owned(), Arc::new(self.clone())))
+    }
+}
+
+impl Resources for Fake {
+    fn resource(&self, _: &NodeScope, kind: Kind, name: &str) -> Option<Resource> {
+        self.0.get(&(kind, name.to_owned())).cloned()
+    }
+}
+
+fn listener(name: &str, edition: u32) -> Listener {
+    let max_stream_duration = Some(Duration::from_secs(edition.into()));
+    Listener { name: name.into(), routes: RouteSource::Named(name.into()), filters: Vec::new(), max_stream_duration }
+}
+
+fn routes(name: &str, edition: u32) -> RouteConfiguration {
+    let host = VirtualHost {
+        name: edition.to_string(),
+        domains: vec![mesh_core::policy::Domain::new("*").unwrap()],
+        routes: Vec::new(),
+        headers: HeaderPolicy::default(),
+        retry: None,
+    };
+    let headers = HeaderPolicy::default();
+    RouteConfiguration { name: name.into(), virtual_hosts: vec![host], headers, retry_budget: None }
+}
+
+/// Names of a response's resources.
+pub(super) fn names(response: &DiscoveryResponse) -> Vec<String> {
+    response.resources.iter().map(|any| codec::resource_name(&response.type_url, any).unwrap()).collect()
+}

@@ -1,0 +1,126 @@
+//! The xDS server: one aggregated stream per client, state of the world.
+//!
+//! ```text
+//! World (pure) → Published (one revision, encoded once) → Session (one stream's memory) → service (gRPC)
+//! ```
+//!
+//! Clients name what they want, as gRPC's and this library's do. A wildcard subscription (an empty
+//! first LDS or CDS request, or `*`) is answered with an empty set: this server has no configuration
+//! that a proxy would have to take in without asking. Refuses to know manifests.
+
+mod nodes;
+mod published;
+mod scope;
+mod service;
+mod session;
+
+pub(crate) use self::nodes::Nodes;
+pub use self::nodes::{NackStatus, NodeStatus, TypeStatus};
+pub(crate) use self::published::Published;
+pub(crate) use self::service::AggregatedService;
+
+use envoy_types::pb::google::protobuf::Any;
+use mesh_core::policy::{Cluster, Endpoints, InboundListener, Listener, RouteConfiguration};
+use mesh_discovery::codec;
+
+use crate::translate::{NodeScope, World};
+
+/// The four kinds of resource, in the order in which a change is pushed: what is referred to comes
+/// before what refers to it (make before break).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    Cluster,
+    Endpoints,
+    Listener,
+    Routes,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 4] = [Self::Cluster, Self::Endpoints, Self::Listener, Self::Routes];
+
+    pub(crate) fn type_url(self) -> &'static str {
+        match self {
+            Self::Cluster => codec::CLUSTER,
+            Self::Endpoints => codec::ENDPOINTS,
+            Self::Listener => codec::LISTENER,
+            Self::Routes => codec::ROUTES,
+        }
+    }
+
+    pub(crate) fn from_type_url(url: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.type_url() == url)
+    }
+
+    /// Whether a response lists everything the client has, so that absence means "does not exist"
+    /// (LDS and CDS; RDS and EDS responses only add and change).
+    pub(crate) fn is_full_state(self) -> bool {
+        matches!(self, Self::Cluster | Self::Listener)
+    }
+
+    pub(crate) fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// One resource's policy, as a client is told it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Resource {
+    Cluster(Box<Cluster>),
+    Endpoints(Endpoints),
+    Listener(Listener),
+    Inbound(InboundListener),
+    Routes(RouteConfiguration),
+}
+
+impl Resource {
+    fn encode(&self) -> Any {
+        match self {
+            Self::Cluster(cluster) => codec::encode_cluster(cluster),
+            Self::Endpoints(endpoints) => codec::encode_endpoints(endpoints),
+            Self::Listener(listener) => codec::encode_listener(listener),
+            Self::Inbound(listener) => codec::encode_inbound(listener),
+            Self::Routes(routes) => codec::encode_routes(routes),
+        }
+    }
+}
+
+/// Where resources come from; the world, or a test's own.
+pub(crate) trait Resources: Send + Sync + 'static {
+    /// What a node of `scope` is told under `name`; `None` if it does not exist for that node.
+    fn resource(&self, scope: &NodeScope, kind: Kind, name: &str) -> Option<Resource>;
+}
+
+/// How server-side listeners are named (the template of the gRPC bootstrap, as istiod fills it).
+const INBOUND_PREFIX: &str = "xds.istio.io/grpc/lds/inbound/";
+
+impl Resources for World {
+    fn resource(&self, scope: &NodeScope, kind: Kind, name: &str) -> Option<Resource> {
+        match kind {
+            Kind::Cluster => self.cluster(scope, name).map(|cluster| Resource::Cluster(Box::new(cluster))),
+            Kind::Endpoints => self.endpoints(scope, name).map(Resource::Endpoints),
+            Kind::Routes => self.routes(scope, name).map(Resource::Routes),
+            Kind::Listener if name.starts_with(INBOUND_PREFIX) => self.inbound(scope, name).map(Resource::Inbound),
+            Kind::Listener => self.listener(scope, name).map(Resource::Listener),
+        }
+    }
+}
+
+/// Bounds on what clients may ask for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Names of one type on one stream.
+    pub(crate) names: usize,
+    /// Streams of all clients together.
+    pub(crate) streams: usize,
+    /// Bytes of one request.
+    pub(crate) request_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { names: 10_000, streams: 20_000, request_bytes: 4 << 20 }
+    }
+}
+
+#[cfg(test)]
+mod fake;

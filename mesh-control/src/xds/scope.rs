@@ -1,0 +1,120 @@
+//! Who asks: the scope of a stream, fixed by its connection; the node message only adds hints.
+
+use std::collections::BTreeMap;
+
+use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::google::protobuf::value::Kind as ValueKind;
+use envoy_types::pb::google::protobuf::{Struct, Value};
+use mesh_core::id::Locality;
+use tonic::Status;
+
+use crate::runtime::Caller;
+use crate::translate::NodeScope;
+
+/// Labels beyond these bounds are left out.
+const MAX_LABELS: usize = 64;
+const MAX_TEXT: usize = 253;
+
+/// The scope of a stream. Over TLS the namespace is the certificate's, whatever the node says
+/// (CVE-2026-31838 is what happens otherwise); on the plaintext listener it is the node's metadata
+/// `NAMESPACE`, or `default`.
+pub(super) fn scope_of(caller: &Caller, node: Option<&Node>) -> Result<NodeScope, Status> {
+    let metadata = node.and_then(|node| node.metadata.as_ref());
+    let claimed = metadata.and_then(|metadata| text(metadata.fields.get("NAMESPACE")));
+    let namespace = match caller {
+        Caller::Insecure => claimed.unwrap_or("default").to_owned(),
+        Caller::Anonymous => {
+            return Err(Status::unauthenticated(
+                "configuration is given to processes with a certificate of this mesh only; get one with a join token",
+            ));
+        }
+        Caller::Workload(id) => {
+            let (namespace, _) = id.kubernetes().ok_or_else(|| {
+                Status::permission_denied(format!(
+                    "{id} names no namespace and service account, so it has no scope here"
+                ))
+            })?;
+            if let Some(claimed) = claimed.filter(|claimed| *claimed != namespace) {
+                tracing::warn!(peer = %id, ?claimed, "a node claims another namespace than its certificate's; the claim is ignored");
+            }
+            namespace.to_owned()
+        }
+    };
+    Ok(NodeScope { namespace, labels: labels(metadata), locality: locality(node) })
+}
+
+fn labels(metadata: Option<&Struct>) -> BTreeMap<String, String> {
+    let Some(ValueKind::StructValue(labels)) =
+        metadata.and_then(|metadata| metadata.fields.get("LABELS")?.kind.as_ref())
+    else {
+        return BTreeMap::new();
+    };
+    let mut sorted: Vec<_> = labels.fields.iter().filter_map(|(key, value)| Some((key, text(Some(value))?))).collect();
+    sorted.sort_unstable();
+    let fits = |key: &str, value: &str| key.len() <= 2 * MAX_TEXT && value.len() <= MAX_TEXT;
+    let kept = sorted.into_iter().filter(|(key, value)| fits(key, value)).take(MAX_LABELS);
+    kept.map(|(key, value)| (key.clone(), value.to_owned())).collect()
+}
+
+fn locality(node: Option<&Node>) -> Locality {
+    let locality = node.and_then(|node| node.locality.as_ref());
+    let cut = |text: &String| text.chars().take(MAX_TEXT).collect();
+    locality.map_or_else(Locality::default, |l| Locality {
+        region: cut(&l.region),
+        zone: cut(&l.zone),
+        sub_zone: cut(&l.sub_zone),
+    })
+}
+
+fn text(value: Option<&Value>) -> Option<&str> {
+    match value?.kind.as_ref()? {
+        ValueKind::StringValue(text) => Some(text),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use envoy_types::pb::envoy::config::core::v3::Locality as WireLocality;
+
+    use super::*;
+
+    fn value(kind: ValueKind) -> Value {
+        Value { kind: Some(kind) }
+    }
+
+    fn node() -> Node {
+        let labels = HashMap::from([
+            ("app".to_owned(), value(ValueKind::StringValue("reviews".into()))),
+            ("count".to_owned(), value(ValueKind::NumberValue(1.0))),
+            ("long".to_owned(), value(ValueKind::StringValue("x".repeat(1000)))),
+        ]);
+        let fields = HashMap::from([
+            ("NAMESPACE".to_owned(), value(ValueKind::StringValue("prod".into()))),
+            ("LABELS".to_owned(), value(ValueKind::StructValue(Struct { fields: labels }))),
+        ]);
+        let locality = WireLocality { region: "r".into(), zone: "z".into(), sub_zone: String::new() };
+        Node { metadata: Some(Struct { fields }), locality: Some(locality), ..Node::default() }
+    }
+
+    #[test]
+    fn the_namespace_of_the_certificate_wins_over_the_node() {
+        let id = "spiffe://cluster.local/ns/default/sa/reviews".parse().unwrap();
+        let scope = scope_of(&Caller::Workload(id), Some(&node())).unwrap();
+        assert_eq!(scope.namespace, "default");
+        assert_eq!(scope.labels, BTreeMap::from([("app".to_owned(), "reviews".to_owned())]));
+        assert_eq!((scope.locality.region.as_str(), scope.locality.zone.as_str()), ("r", "z"));
+        // The control: where nothing is proved, the claim counts.
+        assert_eq!(scope_of(&Caller::Insecure, Some(&node())).unwrap().namespace, "prod");
+        assert_eq!(scope_of(&Caller::Insecure, None).unwrap().namespace, "default");
+    }
+
+    #[test]
+    fn without_an_identity_that_names_a_namespace_there_is_no_scope() {
+        assert_eq!(scope_of(&Caller::Anonymous, Some(&node())).unwrap_err().code(), tonic::Code::Unauthenticated);
+        let id = "spiffe://cluster.local/some/path".parse().unwrap();
+        assert_eq!(scope_of(&Caller::Workload(id), None).unwrap_err().code(), tonic::Code::PermissionDenied);
+    }
+}

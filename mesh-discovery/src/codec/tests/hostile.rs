@@ -1,0 +1,143 @@
+//! No bytes make a decoder panic, and what is accepted is in normal form.
+
+use envoy_types::pb::google::protobuf::Any;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use super::generate::{listener, routes};
+use super::generate_cluster::{cluster, endpoints};
+use super::generate_inbound::inbound;
+use crate::codec::{self, AnyListener};
+
+/// Decodes as every type; what is accepted must survive another round.
+fn decode_all(any: &Any) {
+    for type_url in [codec::LISTENER, codec::ROUTES, codec::CLUSTER, codec::ENDPOINTS] {
+        let any = Any { type_url: type_url.to_owned(), value: any.value.clone() };
+        codec::resource_name(type_url, &any);
+        match type_url {
+            codec::LISTENER => {
+                if let Ok(decoded) = codec::decode_listener(&any) {
+                    let again = match &decoded.value {
+                        AnyListener::Outbound(listener) => codec::encode_listener(listener),
+                        AnyListener::Inbound(listener) => codec::encode_inbound(listener),
+                    };
+                    assert_eq!(codec::decode_listener(&again).map(|d| d.value), Ok(decoded.value));
+                }
+            }
+            codec::ROUTES => {
+                if let Ok(decoded) = codec::decode_routes(&any) {
+                    let again = codec::encode_routes(&decoded.value);
+                    assert_eq!(codec::decode_routes(&again).map(|d| d.value), Ok(decoded.value));
+                }
+            }
+            codec::CLUSTER => {
+                if let Ok(decoded) = codec::decode_cluster(&any) {
+                    let again = codec::encode_cluster(&decoded.value);
+                    assert_eq!(codec::decode_cluster(&again).map(|d| d.value), Ok(decoded.value));
+                }
+            }
+            _ => {
+                if let Ok(decoded) = codec::decode_endpoints(&any) {
+                    let again = codec::encode_endpoints(&decoded.value);
+                    assert_eq!(codec::decode_endpoints(&again).map(|d| d.value), Ok(decoded.value));
+                }
+            }
+        }
+    }
+    let wrapped = Any { type_url: codec::RESOURCE.to_owned(), value: any.value.clone() };
+    codec::unwrap_resource(wrapped);
+}
+
+/// Changes a few bytes, and perhaps cuts the end off.
+fn mutate(mut any: Any, edits: &[(Index, u8)], cut: Option<Index>) -> Any {
+    if !any.value.is_empty() {
+        for (index, byte) in edits {
+            let at = index.index(any.value.len());
+            any.value[at] = *byte;
+        }
+        if let Some(cut) = cut {
+            any.value.truncate(cut.index(any.value.len()));
+        }
+    }
+    any
+}
+
+/// Boxed, for the generators of all five side by side outgrow a test's stack.
+fn valid() -> impl Strategy<Value = Any> {
+    prop_oneof![
+        listener().prop_map(|l| codec::encode_listener(&l)).boxed(),
+        inbound().prop_map(|l| codec::encode_inbound(&l)).boxed(),
+        routes().prop_map(|r| codec::encode_routes(&r)).boxed(),
+        cluster().prop_map(|c| codec::encode_cluster(&c)).boxed(),
+        endpoints().prop_map(|e| codec::encode_endpoints(&e)).boxed(),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn arbitrary_bytes_never_panic(value in vec(any::<u8>(), 0..256)) {
+        decode_all(&Any { type_url: String::new(), value });
+    }
+
+    #[test]
+    fn mutated_resources_never_panic(
+        resource in valid(),
+        edits in vec(any::<(Index, u8)>(), 0..4),
+        cut in proptest::option::weighted(0.2, any::<Index>()),
+    ) {
+        decode_all(&mutate(resource, &edits, cut));
+    }
+}
+
+/// The deepest message that protobuf's own limit lets through, and one far beyond.
+#[test]
+fn nesting_is_bounded() {
+    use envoy_types::pb::envoy::config::cluster::v3::{Cluster, LoadBalancingPolicy, load_balancing_policy::Policy};
+    use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
+    use envoy_types::pb::envoy::extensions::load_balancing_policies::wrr_locality::v3::WrrLocality;
+    use mesh_core::policy::{
+        AuthorizationAction, AuthorizationPolicy, AuthorizationRule, InboundLimits, InboundListener, InboundTls,
+        Permission, Principal,
+    };
+
+    let mut accepted = Vec::new();
+    for depth in [10, 60, 1000] {
+        let mut permission = Permission::Any;
+        for _ in 0..depth {
+            permission = Permission::Not(Box::new(permission));
+        }
+        let rule =
+            AuthorizationRule { name: "r".into(), permissions: vec![permission], principals: vec![Principal::Any] };
+        let policy = AuthorizationPolicy {
+            name: "p".into(),
+            action: AuthorizationAction::Allow,
+            dry_run: false,
+            rules: vec![rule],
+        };
+        let listener = InboundListener {
+            name: "l".into(),
+            address: ([0, 0, 0, 0], 80).into(),
+            tls: InboundTls::Disable,
+            authorization: vec![policy],
+            limits: InboundLimits::default(),
+        };
+        accepted.push(codec::decode_listener(&codec::encode_inbound(&listener)).is_ok());
+    }
+    assert_eq!(accepted, [true, true, false]);
+
+    // Every level is bytes of its own here, so protobuf counts from 0 again.
+    let mut list = LoadBalancingPolicy::default();
+    for _ in 0..200 {
+        let wrapper = WrrLocality { endpoint_picking_policy: Some(list) };
+        let url = "type.googleapis.com/envoy.extensions.load_balancing_policies.wrr_locality.v3.WrrLocality";
+        let config =
+            TypedExtensionConfig { name: "w".into(), typed_config: Some(codec::extension::pack(url, &wrapper)) };
+        list = LoadBalancingPolicy { policies: vec![Policy { typed_extension_config: Some(config) }] };
+    }
+    let cluster = Cluster { name: "c".into(), load_balancing_policy: Some(list), ..Default::default() };
+    let error = codec::decode_cluster(&codec::extension::pack(codec::CLUSTER, &cluster)).expect_err("a refusal");
+    assert!(error.to_string().contains("nested deeper than 16"), "{error}");
+}

@@ -1,0 +1,11 @@
+//! Tests of the codec: the law over generated policy, bytes that nobody meant well, and resources as
+//! other control planes send them.
+
+mod generate;
+mod generate_cluster;
+mod generate_inbound;
+mod golden;
+mod hostile;
+mod law;
+mod refusals;
+mod refusals_cluster;

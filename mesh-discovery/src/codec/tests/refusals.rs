@@ -1,0 +1,284 @@
+//! What is refused of listeners and routes, and that the refusal names every field.
+
+use envoy_types::pb::envoy::config::core::v3::{self as core, header_value_option::HeaderAppendAction};
+use envoy_types::pb::envoy::config::listener::v3::{ApiListener, Listener as ListenerProto};
+use envoy_types::pb::envoy::config::route::v3::{self as rds, RouteConfiguration as RoutesProto};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use envoy_types::pb::google::protobuf::{Any, Duration, UInt32Value};
+use mesh_core::policy::*;
+use prost::Message;
+
+use crate::codec::{self, AnyListener, DecodeError, Decoded, extension};
+
+pub(super) fn number(value: u32) -> Option<UInt32Value> {
+    Some(UInt32Value { value })
+}
+
+/// A policy's resource after `change`.
+pub(super) fn changed<P: Message + Default>(any: Any, change: impl FnOnce(&mut P)) -> Any {
+    let mut proto = P::decode(any.value.as_slice()).expect("our own encoding");
+    change(&mut proto);
+    Any { type_url: any.type_url, value: proto.encode_to_vec() }
+}
+
+pub(super) fn fields<T>(result: Result<Decoded<T>, DecodeError>) -> Vec<String> {
+    match result {
+        Ok(_) => Vec::new(),
+        Err(e) => e.problems.into_iter().map(|p| p.field).collect(),
+    }
+}
+
+fn listener() -> Listener {
+    Listener {
+        name: "reviews:9080".into(),
+        routes: RouteSource::Named("routes".into()),
+        filters: Vec::new(),
+        max_stream_duration: None,
+    }
+}
+
+fn with_manager(change: impl FnOnce(&mut HttpConnectionManager)) -> Any {
+    changed::<ListenerProto>(codec::encode_listener(&listener()), |proto| {
+        let any = proto.api_listener.take().and_then(|l| l.api_listener).expect("our own encoding");
+        proto.api_listener = Some(ApiListener { api_listener: Some(changed(any, change)) });
+    })
+}
+
+fn routes() -> RouteConfiguration {
+    let route = Route {
+        name: String::new(),
+        matcher: RouteMatch::any(),
+        action: RouteAction::Forward(Box::new(Forward::to("c".into()))),
+        headers: HeaderPolicy::default(),
+        fault: None,
+        response_classes: Vec::new(),
+    };
+    let host = VirtualHost {
+        name: "h".into(),
+        domains: vec![Domain::new("*").expect("a domain")],
+        routes: vec![route],
+        headers: HeaderPolicy::default(),
+        retry: None,
+    };
+    RouteConfiguration {
+        name: "routes".into(),
+        virtual_hosts: vec![host],
+        headers: HeaderPolicy::default(),
+        retry_budget: None,
+    }
+}
+
+fn with_route(change: impl FnOnce(&mut rds::Route)) -> Any {
+    changed::<RoutesProto>(codec::encode_routes(&routes()), |proto| {
+        change(&mut proto.virtual_hosts[0].routes[0]);
+    })
+}
+
+fn with_action(change: impl FnOnce(&mut rds::RouteAction)) -> Any {
+    with_route(|route| {
+        let Some(rds::route::Action::Route(action)) = &mut route.action else { panic!("a forwarding route") };
+        change(action);
+    })
+}
+
+#[test]
+fn every_problem_is_named_at_once() {
+    let resource = with_manager(|m| {
+        m.xff_num_trusted_hops = 1;
+        m.route_specifier = None;
+        m.http_filters.clear();
+    });
+    let error = codec::decode_listener(&resource).expect_err("a refusal");
+    let at = |name: &str| format!("api_listener.api_listener{name}");
+    let found: Vec<&str> = error.problems.iter().map(|p| p.field.as_str()).collect();
+    assert_eq!(found, [at(".xff_num_trusted_hops"), at(""), at(".http_filters")]);
+    assert!(error.to_string().starts_with("listener reviews:9080 is refused: api_listener"), "{error}");
+}
+
+#[test]
+fn an_unknown_filter_is_refused_unless_it_is_optional() {
+    let unknown = |is_optional| {
+        let config = Any { type_url: "type.googleapis.com/some.Filter".into(), value: Vec::new() };
+        codec::decode_listener(&with_manager(|m| {
+            m.http_filters.insert(0, codec::filter::encode("some", config, is_optional));
+        }))
+    };
+    assert_eq!(fields(unknown(false)), ["api_listener.api_listener.http_filters[0]"]);
+    let decoded = unknown(true).expect("accepted");
+    assert_eq!(decoded.unenforced.len(), 1);
+    let AnyListener::Outbound(listener) = decoded.value else { panic!("a client's listener") };
+    let kind = HttpFilterKind::Skipped { type_url: "type.googleapis.com/some.Filter".into() };
+    assert_eq!(listener.filters, [HttpFilter { name: "some".into(), kind }]);
+}
+
+#[test]
+fn filters_need_names_of_their_own_and_the_router_last() {
+    let resource = with_manager(|m| {
+        let router = m.http_filters[0].clone();
+        m.http_filters.push(router);
+    });
+    let at = |name: &str| format!("api_listener.api_listener.http_filters{name}");
+    assert_eq!(fields(codec::decode_listener(&resource)), [at("[0]"), at("[1].name")]);
+}
+
+#[test]
+fn an_authorization_filter_of_the_client_side_is_refused() {
+    let resource = with_manager(|m| {
+        let rbac = Any { type_url: extension::url::RBAC.into(), value: Vec::new() };
+        m.http_filters.insert(0, codec::filter::encode("rbac", rbac, false));
+    });
+    assert_eq!(fields(codec::decode_listener(&resource)), ["api_listener.api_listener.http_filters[0]"]);
+}
+
+#[test]
+fn format_operators_in_header_values_are_named() {
+    let with_value = |value: &str| {
+        let header = core::HeaderValue { key: "x-a".into(), value: value.into(), ..Default::default() };
+        codec::decode_routes(&with_route(|route| {
+            route.request_headers_to_add.push(core::HeaderValueOption {
+                header: Some(header),
+                append_action: HeaderAppendAction::AddIfAbsent.into(),
+                ..Default::default()
+            });
+        }))
+    };
+    let error = with_value("%DOWNSTREAM_REMOTE_ADDRESS% x").expect_err("a refusal");
+    assert_eq!(error.problems[0].field, "virtual_hosts[0].routes[0].request_headers_to_add[0].header.value");
+    assert!(error.problems[0].reason.contains("%DOWNSTREAM_REMOTE_ADDRESS%"), "{error}");
+    assert!(with_value("5%").is_err());
+    let headers = with_value("100%%").expect("accepted").value.virtual_hosts[0].routes[0].headers.clone();
+    assert_eq!(headers.request.write[0].value, "100%");
+}
+
+#[test]
+fn matches_that_would_be_wider_than_meant_are_refused() {
+    let at = "virtual_hosts[0].routes[0].match";
+    let resource = with_route(|route| {
+        let matcher = route.r#match.as_mut().expect("a match");
+        matcher.path_specifier = None;
+        matcher.cookies.push(Default::default());
+        matcher.headers.push(rds::HeaderMatcher { name: "bad name".into(), ..Default::default() });
+    });
+    let expected = [at.to_owned(), format!("{at}.cookies"), format!("{at}.headers[0].name")];
+    assert_eq!(fields(codec::decode_routes(&resource)), expected);
+}
+
+#[test]
+fn a_route_without_a_known_cluster_is_skipped_and_reported() {
+    let decoded = codec::decode_routes(&with_action(|a| a.cluster_specifier = None)).expect("accepted");
+    assert_eq!(decoded.value.virtual_hosts[0].routes, []);
+    assert_eq!(decoded.unenforced[0].field, "virtual_hosts[0].routes[0].route");
+    assert_eq!(decoded.unenforced[0].resource, "routes routes");
+}
+
+#[test]
+fn weights_must_sum_to_something() {
+    let resource = with_action(|a| {
+        let split = rds::WeightedCluster {
+            clusters: vec![rds::weighted_cluster::ClusterWeight { name: "v1".into(), ..Default::default() }],
+            ..Default::default()
+        };
+        a.cluster_specifier = Some(rds::route_action::ClusterSpecifier::WeightedClusters(split));
+    });
+    assert_eq!(fields(codec::decode_routes(&resource)), ["virtual_hosts[0].routes[0].route.weighted_clusters"]);
+}
+
+#[test]
+fn retry_policies_follow_a44() {
+    let resource = with_action(|a| {
+        a.retry_policy = Some(rds::RetryPolicy { num_retries: number(0), ..Default::default() });
+    });
+    let at = "virtual_hosts[0].routes[0].route.retry_policy";
+    assert_eq!(fields(codec::decode_routes(&resource)), [format!("{at}.num_retries")]);
+
+    let resource = with_action(|a| {
+        a.retry_policy = Some(rds::RetryPolicy {
+            retry_on: "unavailable,no-such-token".into(),
+            retry_back_off: Some(rds::retry_policy::RetryBackOff {
+                base_interval: Some(Duration { seconds: 0, nanos: 400_000 }),
+                max_interval: None,
+            }),
+            ..Default::default()
+        });
+    });
+    let decoded = codec::decode_routes(&resource).expect("accepted");
+    assert_eq!(decoded.unenforced[0].field, format!("{at}.retry_on[\"no-such-token\"]"));
+    let RouteAction::Forward(forward) = &decoded.value.virtual_hosts[0].routes[0].action else {
+        panic!("a forwarding route");
+    };
+    let retry = forward.retry.as_ref().expect("a policy");
+    assert_eq!(retry.attempts, 1);
+    assert_eq!(retry.backoff_base.as_millis(), 1);
+    assert_eq!(retry.backoff_max.as_millis(), 10);
+}
+
+#[test]
+fn domains_are_served_once() {
+    let resource = changed::<RoutesProto>(codec::encode_routes(&routes()), |proto| {
+        let mut second = proto.virtual_hosts[0].clone();
+        second.domains = vec!["a*b".into(), "*".into()];
+        proto.virtual_hosts.push(second);
+    });
+    let expected = ["virtual_hosts[1].domains[0]", "virtual_hosts[1].domains[1]"];
+    assert_eq!(fields(codec::decode_routes(&resource)), expected);
+}
+
+#[test]
+fn a_virtual_hosts_fault_holds_for_routes_without_their_own() {
+    let fault = Fault {
+        abort: Some(FaultAbort { status: AbortStatus::Http(503), share: PerMillion::ALL }),
+        ..Default::default()
+    };
+    let resource = changed::<RoutesProto>(codec::encode_routes(&routes()), |proto| {
+        let config = extension::pack(extension::url::FAULT, &codec::fault::encode(&fault));
+        proto.virtual_hosts[0].typed_per_filter_config.insert(codec::FAULT_FILTER.into(), config);
+    });
+    let decoded = codec::decode_routes(&resource).expect("accepted");
+    assert_eq!(decoded.value.virtual_hosts[0].routes[0].fault, Some(fault));
+}
+
+#[test]
+fn grpc_clients_are_told_the_timeout_in_the_field_they_read() {
+    let mut policy = routes();
+    let RouteAction::Forward(forward) = &mut policy.virtual_hosts[0].routes[0].action else {
+        panic!("a forwarding route");
+    };
+    forward.timeout = Some(std::time::Duration::from_secs(3));
+    changed::<RoutesProto>(codec::encode_routes(&policy), |proto| {
+        let Some(rds::route::Action::Route(action)) = &proto.virtual_hosts[0].routes[0].action else {
+            panic!("a forwarding route");
+        };
+        let three = Some(Duration { seconds: 3, nanos: 0 });
+        assert_eq!(action.timeout, three);
+        let max = action.max_stream_duration.expect("set");
+        assert_eq!((max.max_stream_duration, max.grpc_timeout_header_max), (three, three));
+    });
+    with_action(|action| {
+        assert_eq!(action.timeout, Some(Duration::default()), "no timeout is an explicit 0");
+        assert_eq!(action.max_stream_duration, None);
+    });
+}
+
+#[test]
+fn a_resource_of_another_type_or_of_no_sense_is_refused_by_name() {
+    let mut resource = codec::encode_cluster(&Cluster::new("c".into()));
+    let error = codec::decode_routes(&resource).expect_err("a refusal");
+    assert!(error.to_string().contains("RouteConfiguration"), "{error}");
+    resource.value.push(7);
+    let error = codec::decode_cluster(&resource).expect_err("a refusal");
+    assert!(error.to_string().contains("not a protobuf message"), "{error}");
+}
+
+#[test]
+fn a_wrapped_resource_is_taken_out_with_its_name() {
+    let inner = codec::encode_cluster(&Cluster::new("c".into()));
+    assert_eq!(codec::resource_name(codec::CLUSTER, &inner).as_deref(), Some("c"));
+    let wrapper = envoy_types::pb::envoy::service::discovery::v3::Resource {
+        name: "w".into(),
+        resource: Some(inner.clone()),
+        ..Default::default()
+    };
+    let wrapped = extension::pack(codec::RESOURCE, &wrapper);
+    assert_eq!(codec::unwrap_resource(wrapped), (Some("w".into()), inner.clone()));
+    assert_eq!(codec::unwrap_resource(inner.clone()), (None, inner));
+}

@@ -1,0 +1,241 @@
+//! What is refused of clusters, endpoints and server listeners.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use envoy_types::pb::envoy::config::listener::v3::Listener as ListenerProto;
+use envoy_types::pb::envoy::config::route::v3 as rds;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
+use envoy_types::pb::google::protobuf::{Any, Duration};
+use mesh_core::id::Locality;
+use mesh_core::policy::*;
+
+use super::refusals::{changed, fields, number};
+use crate::codec;
+
+fn with_cluster(change: impl FnOnce(&mut ClusterProto)) -> Any {
+    changed(codec::encode_cluster(&Cluster::new("c".into())), change)
+}
+
+fn endpoints() -> Endpoints {
+    let group = |zone: &str, priority, port| LocalityEndpoints {
+        locality: Locality { zone: zone.into(), ..Default::default() },
+        priority,
+        weight: std::num::NonZeroU32::MIN,
+        endpoints: vec![Endpoint::new(Address::Socket(([10, 0, 0, 1], port).into()))],
+    };
+    Endpoints { cluster: "c".into(), localities: vec![group("a", 0, 80), group("b", 1, 81)], drops: Vec::new() }
+}
+
+fn with_endpoints(change: impl FnOnce(&mut ClusterLoadAssignment)) -> Any {
+    changed(codec::encode_endpoints(&endpoints()), change)
+}
+
+fn inbound() -> InboundListener {
+    InboundListener {
+        name: "in".into(),
+        address: ([0, 0, 0, 0], 9080).into(),
+        tls: InboundTls::Strict,
+        authorization: Vec::new(),
+        limits: InboundLimits::default(),
+    }
+}
+
+#[test]
+fn unknown_load_balancing_policies_are_passed_over() {
+    use envoy_types::pb::envoy::config::cluster::v3::{LoadBalancingPolicy, load_balancing_policy::Policy};
+    let unknown = || Policy {
+        typed_extension_config: Some(core::TypedExtensionConfig {
+            name: "x".into(),
+            typed_config: Some(Any { type_url: "type.googleapis.com/some.Policy".into(), value: Vec::new() }),
+        }),
+    };
+    let first = with_cluster(|c| c.load_balancing_policy.as_mut().expect("set").policies.insert(0, unknown()));
+    let decoded = codec::decode_cluster(&first).expect("accepted");
+    assert_eq!(decoded.value.balancer, Balancer::LeastRequest { choices: 2 });
+    let only = with_cluster(|c| c.load_balancing_policy = Some(LoadBalancingPolicy { policies: vec![unknown()] }));
+    assert_eq!(fields(codec::decode_cluster(&only)), ["load_balancing_policy"]);
+}
+
+#[test]
+fn a_grpc_client_finds_a_policy_it_knows_behind_ours() {
+    for balancer in [Balancer::Random, Balancer::PeakEwma, Balancer::Maglev { table_size: 65_537 }] {
+        let mut cluster = Cluster::new("c".into());
+        cluster.balancer = balancer;
+        changed::<ClusterProto>(codec::encode_cluster(&cluster), |proto| {
+            let policies = &proto.load_balancing_policy.as_ref().expect("set").policies;
+            let last = policies.last().and_then(|p| p.typed_extension_config.as_ref()).expect("an entry");
+            assert_eq!(last.name, "envoy.load_balancing_policies.round_robin");
+        });
+    }
+}
+
+#[test]
+fn clusters_are_checked() {
+    let at = "eds_cluster_config.eds_config";
+    assert_eq!(fields(codec::decode_cluster(&with_cluster(|c| c.eds_cluster_config = None))), [at]);
+    let resource = with_cluster(|c| {
+        c.outlier_detection = Some(envoy_types::pb::envoy::config::cluster::v3::OutlierDetection {
+            max_ejection_percent: number(101),
+            interval: Some(Duration { seconds: -1, nanos: 0 }),
+            ..Default::default()
+        });
+        c.transport_socket_matches.push(Default::default());
+    });
+    let expected = ["outlier_detection.max_ejection_percent", "outlier_detection.interval", "transport_socket_matches"];
+    assert_eq!(fields(codec::decode_cluster(&resource)), expected);
+}
+
+#[test]
+fn a_cluster_without_limits_still_has_a32s() {
+    let decoded = codec::decode_cluster(&with_cluster(|c| c.circuit_breakers = None)).expect("accepted");
+    let expected = CircuitBreakers { max_requests: Some(1024), ..Default::default() };
+    assert_eq!(decoded.value.breaker, expected);
+}
+
+#[test]
+fn tls_that_cannot_be_obeyed_is_refused() {
+    let with_context = |change: fn(&mut UpstreamTlsContext)| {
+        let mut cluster = Cluster::new("c".into());
+        cluster.tls = UpstreamTls::Mesh(MeshTls::default());
+        let resource = changed::<ClusterProto>(codec::encode_cluster(&cluster), |proto| {
+            let socket = proto.transport_socket.as_mut().expect("mesh TLS");
+            let Some(core::transport_socket::ConfigType::TypedConfig(any)) = socket.config_type.take() else {
+                panic!("a typed config");
+            };
+            socket.config_type = Some(core::transport_socket::ConfigType::TypedConfig(changed(any, change)));
+        });
+        fields(codec::decode_cluster(&resource))
+    };
+    let at = |name: &str| format!("transport_socket.common_tls_context{name}");
+    assert_eq!(with_context(|_| ()), [] as [String; 0]);
+    assert_eq!(with_context(|c| c.common_tls_context = None), [at("")]);
+    assert_eq!(with_context(|c| c.sni = "s".repeat(256)), ["transport_socket.sni"]);
+    assert_eq!(
+        with_context(|c| {
+            let common = c.common_tls_context.as_mut().expect("set");
+            common.validation_context_type = None;
+            common.tls_params = Some(Default::default());
+        }),
+        [at(".tls_params"), at(".validation_context")]
+    );
+    assert_eq!(
+        with_context(|c| c.common_tls_context.as_mut().expect("set").tls_certificates.push(Default::default())),
+        [at(".tls_certificates")]
+    );
+}
+
+#[test]
+fn endpoints_follow_a27() {
+    let at = "endpoints";
+    let gap = with_endpoints(|e| e.endpoints[1].priority = 2);
+    assert_eq!(fields(codec::decode_endpoints(&gap)), [at]);
+    let twice = with_endpoints(|e| {
+        let first = e.endpoints[0].clone();
+        e.endpoints.push(first);
+    });
+    assert_eq!(fields(codec::decode_endpoints(&twice)), ["endpoints[2].lb_endpoints[0].endpoint.address", at]);
+    let too_heavy = with_endpoints(|e| {
+        e.endpoints[1].priority = 0;
+        e.endpoints[0].load_balancing_weight = number(u32::MAX);
+    });
+    assert_eq!(fields(codec::decode_endpoints(&too_heavy)), [at]);
+    let no_locality = with_endpoints(|e| e.endpoints[0].locality = None);
+    assert_eq!(fields(codec::decode_endpoints(&no_locality)), ["endpoints[0].locality"]);
+    let weightless = with_endpoints(|e| e.endpoints[0].lb_endpoints[0].load_balancing_weight = number(0));
+    assert_eq!(fields(codec::decode_endpoints(&weightless)), ["endpoints[0].lb_endpoints[0].load_balancing_weight"]);
+    let skipped = with_endpoints(|e| e.endpoints[1].load_balancing_weight = None);
+    let decoded = codec::decode_endpoints(&skipped).expect("accepted");
+    assert_eq!(decoded.value.localities.len(), 1);
+    assert_eq!(decoded.unenforced[0].field, "endpoints[1].load_balancing_weight");
+}
+
+#[test]
+fn endpoints_with_the_same_facts_share_them() {
+    let mut policy = endpoints();
+    let facts = Arc::new(EndpointMetadata { mesh_tls: true, ..Default::default() });
+    for endpoint in policy.localities.iter_mut().flat_map(|l| &mut l.endpoints) {
+        endpoint.metadata = facts.clone();
+    }
+    let decoded = codec::decode_endpoints(&codec::encode_endpoints(&policy)).expect("accepted").value;
+    let found: Vec<&Endpoint> = decoded.iter().collect();
+    assert!(Arc::ptr_eq(&found[0].metadata, &found[1].metadata));
+}
+
+#[test]
+fn a_servers_listener_is_never_laxer_than_its_resource() {
+    let refused = |change: fn(&mut ListenerProto)| {
+        let resource = changed(codec::encode_inbound(&inbound()), change);
+        fields(codec::decode_listener(&resource))
+    };
+    assert_eq!(refused(|l| l.filter_chains.clear()), ["filter_chains"]);
+    assert_eq!(refused(|l| l.listener_filters.push(Default::default())), ["listener_filters"]);
+    assert_eq!(refused(|l| l.address = None), ["address"]);
+    assert_eq!(refused(|l| l.filter_chains[0].filters.clear()), ["filter_chains[0].filters"]);
+    assert_eq!(
+        refused(|l| {
+            let mut second = l.filter_chains[0].clone();
+            second.transport_socket = None;
+            l.filter_chains.push(second);
+        }),
+        ["filter_chains"],
+        "two chains that nothing tells apart"
+    );
+    assert_eq!(
+        refused(|l| {
+            let socket = l.filter_chains[0].transport_socket.as_mut().expect("strict");
+            socket.config_type = None;
+        }),
+        ["filter_chains[0].transport_socket.typed_config"]
+    );
+}
+
+#[test]
+fn a_custom_policy_denies_where_nobody_can_be_asked() {
+    use envoy_types::pb::envoy::config::rbac::v3::rbac::Action;
+    let policy = AuthorizationPolicy {
+        name: "default/ask".into(),
+        action: AuthorizationAction::Custom("opa".into()),
+        dry_run: false,
+        rules: Vec::new(),
+    };
+    let encoded = codec::authorization::encode(&[policy]);
+    let rules = encoded[0].filter.rules.as_ref().expect("enforced");
+    assert_eq!(rules.action, i32::from(Action::Deny));
+}
+
+#[test]
+fn authorization_rules_that_are_not_understood_refuse_the_listener() {
+    use envoy_types::pb::envoy::config::rbac::v3::{Permission as Proto, permission::Rule};
+    let refused = |rule: Rule| {
+        let mut report = codec::report::Report::new("listener", "l");
+        let proto = envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac {
+            rules: Some(envoy_types::pb::envoy::config::rbac::v3::Rbac {
+                policies: [(
+                    "r".to_owned(),
+                    envoy_types::pb::envoy::config::rbac::v3::Policy {
+                        permissions: vec![Proto { rule: Some(rule) }],
+                        principals: vec![codec::authorization::encode_principal(&Principal::Any)],
+                        ..Default::default()
+                    },
+                )]
+                .into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let value = codec::authorization::decode("f", &proto, None, &codec::report::At::ROOT, &mut report);
+        fields(report.finish(Some(value)))
+    };
+    let header = |name: &str| rds::HeaderMatcher { name: name.into(), ..Default::default() };
+    let at = |name: &str| format!("rules.policies[\"r\"].permissions[0].{name}");
+    assert_eq!(refused(Rule::Header(header("x-user"))), [] as [String; 0]);
+    assert_eq!(refused(Rule::Header(header(":scheme"))), [at("header.name")]);
+    assert_eq!(refused(Rule::Header(header("GRPC-timeout"))), [at("header.name")]);
+    assert_eq!(refused(Rule::Metadata(Default::default())), [at("metadata")]);
+    assert_eq!(refused(Rule::DestinationPortRange(Default::default())), [at("destination_port_range")]);
+    let nested = Proto { rule: Some(Rule::Header(header("grpc-encoding"))) };
+    assert_eq!(refused(Rule::NotRule(Box::new(nested))), [at("not_rule.header.name")]);
+}

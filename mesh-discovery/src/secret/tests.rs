@@ -1,0 +1,200 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::id::TrustDomain;
+use mesh_core::identity::{Identity, peer_spiffe_id};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tonic::{Request, Response, Status};
+
+use super::*;
+use crate::connect::Connector;
+use crate::proto::certificate::{
+    IstioCertificateRequest, IstioCertificateResponse, IstioCertificateService, IstioCertificateServiceServer,
+};
+use crate::test_plane::{Ca, PeerChain, Serving, connector, now, serve};
+
+const REVIEWS: &str = "spiffe://cluster.local/ns/default/sa/reviews";
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// What the CA saw of one request: `token <token>` or `certificate <id>`.
+type Seen = Arc<Mutex<Vec<String>>>;
+
+#[derive(Clone)]
+struct FakeCa {
+    ca: Arc<Ca>,
+    seen: Seen,
+    /// The next answers: an error, or the name to sign for. Empty = sign for reviews.
+    script: Arc<Mutex<Vec<Result<&'static str, &'static str>>>>,
+    /// Answer with a certificate for this CA's own key instead of the one asked about.
+    foreign_key: bool,
+}
+
+#[tonic::async_trait]
+impl IstioCertificateService for FakeCa {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        let chain = request.extensions().get::<PeerChain>().unwrap().0.clone();
+        let token = request.metadata().get("authorization").map(|t| t.to_str().unwrap().to_owned());
+        self.seen.lock().push(match (token, chain.first()) {
+            (Some(token), None) => token,
+            (None, Some(leaf)) => format!("certificate {}", peer_spiffe_id(leaf).unwrap()),
+            other => format!("{other:?}"),
+        });
+        let step = if self.script.lock().is_empty() { Ok(REVIEWS) } else { self.script.lock().remove(0) };
+        let uri = step.map_err(Status::permission_denied)?;
+        let message = request.into_inner();
+        assert_eq!(message.validity_duration, 86_400);
+        let csr = if self.foreign_key { foreign_csr() } else { message.csr };
+        let leaf = self.ca.sign(&csr, uri, DAY);
+        Ok(Response::new(IstioCertificateResponse { cert_chain: vec![leaf, self.ca.root.pem()] }))
+    }
+}
+
+fn foreign_csr() -> String {
+    let key = rcgen::KeyPair::generate().unwrap();
+    rcgen::CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap()
+}
+
+fn fake() -> FakeCa {
+    FakeCa { ca: Arc::new(Ca::new()), seen: Seen::default(), script: Arc::default(), foreign_key: false }
+}
+
+async fn start(fake: &FakeCa) -> (Serving, Connector, tempfile::NamedTempFile) {
+    let root = fake.ca.root_file();
+    let serving = serve(IstioCertificateServiceServer::new(fake.clone()), Some(fake.ca.server_config()), 0).await;
+    let connector = connector(serving.port, Some(&root));
+    (serving, connector, root)
+}
+
+#[tokio::test]
+async fn the_token_proves_the_first_certificate_and_the_certificate_the_next() {
+    let fake = fake();
+    let (_serving, connector, _root) = start(&fake).await;
+    let client = CertificateAuthorityClient::new(connector, DAY, None);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let token = JoinToken::File(file.path().to_owned());
+
+    fake.script.lock().push(Err("unknown token"));
+    std::fs::write(file.path(), "old").unwrap();
+    client.first(Some(&token), now()).await.unwrap_err();
+    std::fs::write(file.path(), "new\n").unwrap();
+    let first = client.first(Some(&token), now()).await.unwrap();
+    assert_eq!((first.id().as_str(), first.generation()), (REVIEWS, 0));
+    let domain = TrustDomain::new("cluster.local").unwrap();
+    assert_eq!(first.bundles().get(&domain).unwrap().roots(), [fake.ca.root.der().clone()], "chain and file united");
+
+    let next = client.renew(&first, now()).await.unwrap();
+    assert_eq!(next.generation(), 1);
+    assert_ne!(first.certified().cert, next.certified().cert);
+    assert_eq!(*fake.seen.lock(), ["Bearer old", "Bearer new", &format!("certificate {REVIEWS}")]);
+
+    fake.script.lock().push(Ok("spiffe://cluster.local/ns/default/sa/other"));
+    let error = client.renew(&next, now()).await.unwrap_err();
+    assert!(matches!(error, CertificateRefused::OtherName { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_identity_comes_even_if_the_authority_is_late() {
+    let fake = fake();
+    let (serving, connector, root) = start(&fake).await;
+    let port = serving.port;
+    drop(serving);
+    let config = SecretConfig::new(Some(JoinToken::Text("secret".to_owned())));
+    let mut identity = spawn(config, connector, &Handle::current());
+    assert!(identity.load().is_none());
+    let _serving = serve(IstioCertificateServiceServer::new(fake.clone()), Some(fake.ca.server_config()), port).await;
+    identity.wait_for(Option::is_some).await;
+    drop(root);
+}
+
+/// Generation to be renewed, and when.
+type Asked = Arc<Mutex<Vec<(Option<u64>, u64)>>>;
+
+/// Signs in memory, and sometimes fails.
+struct Memory {
+    ca: Ca,
+    failures: Arc<Mutex<Vec<u64>>>,
+    asked: Asked,
+}
+
+impl worker::Authority for Memory {
+    async fn next(&self, current: Option<&Identity>, now: u64) -> Result<Identity, CertificateRefused> {
+        let generation = current.map(Identity::generation);
+        self.asked.lock().push((generation, now));
+        if self.failures.lock().pop().is_some() {
+            return Err(CertificateRefused::Status("not now".to_owned()));
+        }
+        Ok(self.ca.identity(REVIEWS, generation.map_or(0, |g| g + 1)))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn renewal_comes_at_half_of_the_life_and_failures_keep_the_certificate() {
+    let (failures, asked) = (Arc::new(Mutex::new(vec![1])), Asked::default());
+    let memory = Memory { ca: Ca::new(), failures: failures.clone(), asked: asked.clone() };
+    let (start, base) = (tokio::time::Instant::now(), now());
+    let clock: Clock = Arc::new(move || base + start.elapsed().as_secs());
+    let mut identity = worker::spawn_with(memory, clock, &Handle::current());
+    identity.wait_for(Option::is_some).await;
+    assert!(start.elapsed() < Duration::from_secs(1), "the first retry is quick");
+
+    failures.lock().extend([1, 2, 3, 4, 5]);
+    identity.changed().await;
+    let renewed = identity.load_full();
+    assert_eq!(renewed.as_ref().as_ref().unwrap().generation(), 1, "failures publish nothing");
+    let asked = asked.lock().clone();
+    assert_eq!(asked.len(), 8, "one failure and a success, five failures and a success: {asked:?}");
+    assert!(asked[2..].iter().all(|(generation, _)| *generation == Some(0)), "the old one stays the proof");
+    let half = (asked[2].1 - base) as f64 / DAY.as_secs_f64();
+    assert!((0.39..0.61).contains(&half), "{half}");
+}
+
+#[tokio::test]
+async fn answers_that_do_not_hold_are_refused() {
+    let token = JoinToken::Text("secret".to_owned());
+    let ask = async |fake: &FakeCa, domain: Option<&str>| {
+        let (_serving, connector, _root) = start(fake).await;
+        let domain = domain.map(|d| TrustDomain::new(d).unwrap());
+        let client = CertificateAuthorityClient::new(connector, DAY, domain);
+        client.first(Some(&token), now()).await.map(|identity| identity.id().to_string())
+    };
+    assert_eq!(ask(&fake(), Some("cluster.local")).await.unwrap(), REVIEWS);
+
+    let error = ask(&fake(), Some("elsewhere")).await.unwrap_err();
+    assert!(matches!(error, CertificateRefused::OtherName { .. }), "{error}");
+
+    let foreign = FakeCa { foreign_key: true, ..fake() };
+    let error = ask(&foreign, None).await.unwrap_err();
+    assert!(matches!(error, CertificateRefused::Identity(_)), "{error}");
+
+    let refusing = fake();
+    refusing.script.lock().push(Err("no such token"));
+    let error = ask(&refusing, None).await.unwrap_err();
+    assert!(error.to_string().contains("no such token"), "{error}");
+
+    let nameless = fake();
+    nameless.script.lock().push(Ok("https://example.com"));
+    let error = ask(&nameless, None).await.unwrap_err();
+    assert!(matches!(error, CertificateRefused::Leaf(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_ca_that_the_root_file_does_not_know_is_not_told_the_token() {
+    let fake = fake();
+    let (serving, _, _) = start(&fake).await;
+    let stranger = Ca::new().root_file();
+    let client = CertificateAuthorityClient::new(connector(serving.port, Some(&stranger)), DAY, None);
+    let token = JoinToken::Text("secret".to_owned());
+    let error = client.first(Some(&token), now()).await.unwrap_err();
+    assert!(matches!(error, CertificateRefused::Connect(_)), "{error}");
+    assert!(fake.seen.lock().is_empty());
+}
+
+#[test]
+fn tokens_are_never_printed() {
+    let config = SecretConfig::new(Some(JoinToken::Text("hush".to_owned())));
+    assert!(!format!("{config:?}").contains("hush"));
+}

@@ -1,0 +1,334 @@
+//! The whole client over a control plane in memory, with real resources.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::google::protobuf::Any;
+use mesh_core::id::Target;
+use mesh_core::policy::{
+    AuthorizationAction, AuthorizationPolicy, Cluster, ClusterState, DestinationState, Domain, Endpoint, Endpoints,
+    Forward, HeaderPolicy, InboundLimits, InboundListener, InboundState, InboundTls, Listener, LocalityEndpoints,
+    Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, Snapshot, VirtualHost,
+};
+use mesh_core::source::{DestinationSource, InboundSource, Watched};
+use tokio::runtime::Handle;
+
+use super::super::kind::Kind;
+use super::super::{XdsClient, XdsConfig};
+use super::{Server, Stream, network};
+use crate::bootstrap::{Bootstrap, ChannelCredentials, Node, ServerFeatures, XdsServer};
+use crate::codec;
+
+const INBOUND: &str = "xds.istio.io/grpc/lds/inbound/127.0.0.1:80";
+
+fn client() -> (XdsClient, Server) {
+    let (transport, server) = network();
+    let memory = XdsServer {
+        uri: "memory:1".parse().unwrap(),
+        credentials: ChannelCredentials::Insecure,
+        features: ServerFeatures::default(),
+    };
+    let node = Node { id: "me".to_owned(), ..Default::default() };
+    let config = XdsConfig::new(Bootstrap::new(memory, node));
+    (XdsClient::spawn(config, transport, &Handle::current()), server)
+}
+
+fn target() -> Target {
+    "a:80".parse().unwrap()
+}
+
+fn listener() -> Any {
+    codec::encode_listener(&Listener {
+        name: "a:80".to_owned(),
+        routes: RouteSource::Named("r".to_owned()),
+        filters: Vec::new(),
+        max_stream_duration: None,
+    })
+}
+
+fn routes(cluster: &str) -> Any {
+    let route = Route {
+        name: String::new(),
+        matcher: RouteMatch::any(),
+        action: RouteAction::Forward(Box::new(Forward::to(cluster.into()))),
+        headers: HeaderPolicy::default(),
+        fault: None,
+        response_classes: Vec::new(),
+    };
+    let host = VirtualHost {
+        name: "all".to_owned(),
+        domains: vec![Domain::new("*").unwrap()],
+        routes: vec![route],
+        headers: HeaderPolicy::default(),
+        retry: None,
+    };
+    codec::encode_routes(&RouteConfiguration {
+        name: "r".to_owned(),
+        virtual_hosts: vec![host],
+        headers: HeaderPolicy::default(),
+        retry_budget: None,
+    })
+}
+
+fn cluster(name: &str) -> Any {
+    codec::encode_cluster(&Cluster::new(name.into()))
+}
+
+fn endpoints(name: &str, port: u16) -> Any {
+    let endpoint = Endpoint::new(mesh_core::policy::Address::Socket(([127, 0, 0, 1], port).into()));
+    let locality = LocalityEndpoints {
+        locality: Default::default(),
+        priority: 0,
+        weight: std::num::NonZeroU32::MIN,
+        endpoints: vec![endpoint],
+    };
+    codec::encode_endpoints(&Endpoints { cluster: name.to_owned(), localities: vec![locality], drops: Vec::new() })
+}
+
+fn inbound(tls: InboundTls, authorization: Vec<AuthorizationPolicy>) -> Any {
+    codec::encode_inbound(&InboundListener {
+        name: INBOUND.to_owned(),
+        address: "127.0.0.1:80".parse().unwrap(),
+        tls,
+        authorization,
+        limits: InboundLimits::default(),
+    })
+}
+
+/// Plays the control plane for `a:80` until everything has been acknowledged.
+async fn serve_all(stream: &mut Stream, version: &str) {
+    stream.expect(Kind::Listener, &["a:80"]).await;
+    stream.respond(Kind::Listener, version, "l1", vec![listener()]);
+    stream.expect(Kind::Routes, &["r"]).await;
+    stream.expect(Kind::Listener, &["a:80"]).await;
+    stream.respond(Kind::Routes, version, "r1", vec![routes("x")]);
+    stream.expect(Kind::Cluster, &["x"]).await;
+    stream.expect(Kind::Routes, &["r"]).await;
+    stream.respond(Kind::Cluster, version, "c1", vec![cluster("x")]);
+    stream.expect(Kind::Endpoints, &["x"]).await;
+    stream.expect(Kind::Cluster, &["x"]).await;
+    stream.respond(Kind::Endpoints, version, "e1", vec![endpoints("x", 1)]);
+    stream.expect(Kind::Endpoints, &["x"]).await;
+}
+
+async fn snapshot(state: &mut Watched<DestinationState>) -> Arc<Snapshot> {
+    match &*state.wait_for(|state| matches!(state, DestinationState::Ready(_))).await {
+        DestinationState::Ready(snapshot) => snapshot.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn port_of(snapshot: &Arc<Snapshot>, cluster: &str) -> u16 {
+    match &snapshot.clusters[&cluster.into()] {
+        ClusterState::Ready { endpoints, .. } => match &endpoints.iter().next().unwrap().address {
+            mesh_core::policy::Address::Socket(address) => address.port(),
+            other => panic!("{other}"),
+        },
+        ClusterState::Failed(reason) => panic!("{reason}"),
+    }
+}
+
+#[tokio::test]
+async fn a_destination_is_followed_to_its_endpoints_and_let_go() {
+    let (client, mut server) = client();
+    let mut state = client.destination(&target());
+    let mut stream = server.accept().await;
+    serve_all(&mut stream, "v1").await;
+    assert_eq!(port_of(&snapshot(&mut state).await, "x"), 1);
+
+    // A late watcher shares the subscription and has the state at once.
+    let late = client.destination(&target());
+    assert!(matches!(&**late.load(), DestinationState::Ready(_)));
+    drop(state);
+    let dump = client.config_dump();
+    let names: Vec<_> = dump["resources"].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["a:80", "r", "x", "x"]);
+    assert!(dump["resources"].as_array().unwrap().iter().all(|row| row["state"] == "acked" && row["version"] == "v1"));
+    assert_eq!(dump["resources"][0]["value"]["listener"]["name"], "a:80");
+
+    drop(late);
+    for kind in Kind::ALL {
+        stream.expect(kind, &[]).await;
+    }
+    let status = client.status();
+    assert!(status.connected && status.streams_opened == 1 && status.responses == 4, "{status:?}");
+    client.ready().await;
+}
+
+#[tokio::test]
+async fn a_refused_resource_is_named_and_its_good_sibling_used() {
+    let (client, mut server) = client();
+    let mut state = client.destination(&target());
+    let address = "127.0.0.1:80".parse().unwrap();
+    let mut inbound_state = client.inbound(address);
+    let mut stream = server.accept().await;
+    // The subscriptions may be seen one by one.
+    while stream.request().await.resource_names.len() < 2 {}
+    stream.respond(Kind::Listener, "v1", "n1", vec![listener(), inbound(InboundTls::Strict, Vec::new())]);
+    stream.expect(Kind::Routes, &["r"]).await;
+    stream.expect(Kind::Listener, &["a:80", INBOUND]).await;
+    let ready = inbound_state.wait_for(|state| matches!(state, InboundState::Ready(_))).await;
+
+    // Security fails closed: a listener with rules that are not enforced is refused, its sibling used.
+    let deny = AuthorizationPolicy {
+        name: "default/deny".to_owned(),
+        action: AuthorizationAction::Deny,
+        dry_run: false,
+        rules: vec![mesh_core::policy::AuthorizationRule {
+            name: "all".to_owned(),
+            permissions: vec![mesh_core::policy::Permission::Any],
+            principals: vec![mesh_core::policy::Principal::Any],
+        }],
+    };
+    let changed = codec::encode_listener(&Listener {
+        name: "a:80".to_owned(),
+        routes: RouteSource::Named("r2".to_owned()),
+        filters: Vec::new(),
+        max_stream_duration: None,
+    });
+    stream.respond(Kind::Listener, "v2", "n2", vec![changed, inbound(InboundTls::Disable, vec![deny])]);
+    stream.expect(Kind::Routes, &["r2"]).await;
+    let nack = stream.expect(Kind::Listener, &["a:80", INBOUND]).await;
+    assert_eq!((nack.version_info.as_str(), nack.response_nonce.as_str()), ("v1", "n2"));
+    let error = nack.error_detail.unwrap().message;
+    assert!(error.contains(INBOUND) && error.contains("authorization"), "{error}");
+    assert_eq!(*inbound_state.load_full(), *ready, "the last good stays");
+    assert_eq!(client.status().nacks, 1);
+
+    let dump = client.config_dump();
+    let row = dump["resources"].as_array().unwrap().iter().find(|row| row["name"] == INBOUND).unwrap().clone();
+    assert_eq!((row["state"].as_str(), row["version"].as_str()), (Some("nacked"), Some("v1")));
+    assert!(row["error"].as_str().unwrap().contains("authorization"));
+    assert_eq!(**state.load(), DestinationState::Pending);
+    drop(state.changed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_stays_away_does_not_exist_after_its_time() {
+    let (client, mut server) = client();
+    let mut state = client.destination(&target());
+    let mut stream = server.accept().await;
+    stream.expect(Kind::Listener, &["a:80"]).await;
+    let asked = tokio::time::Instant::now();
+    let failed = state.wait_for(|state| *state != DestinationState::Pending).await;
+    assert_eq!(asked.elapsed(), Duration::from_secs(15));
+    let DestinationState::Failed(reason) = &*failed else { panic!("{failed:?}") };
+    assert!(reason.contains("no such destination a:80"), "{reason}");
+    assert_eq!(client.config_dump()["resources"][0]["state"], "does_not_exist");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_stream_a_destination_stays_pending() {
+    let (client, server) = client();
+    drop(server);
+    let state = client.destination(&target());
+    mesh_testkit::clock::pass(Duration::from_secs(60)).await;
+    assert_eq!(**state.load(), DestinationState::Pending);
+    let status = client.status();
+    assert!(!status.connected && status.last_error.as_deref() == Some("nobody listens"), "{status:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_keeps_the_last_good_and_asks_again_with_versions() {
+    let (client, mut server) = client();
+    let mut state = client.destination(&target());
+    let mut stream = server.accept().await;
+    serve_all(&mut stream, "v7").await;
+    let before = snapshot(&mut state).await;
+
+    stream.fail("the control plane restarts");
+    let broke = tokio::time::Instant::now();
+    let mut stream = server.accept().await;
+    assert!(broke.elapsed() <= Duration::from_millis(250), "a restarted control plane is found quickly");
+    for kind in Kind::ALL {
+        let request = stream.request().await;
+        assert_eq!(request.type_url, kind.type_url());
+        assert_eq!((request.version_info.as_str(), request.response_nonce.as_str()), ("v7", ""));
+        assert_eq!(request.node.is_some(), kind == Kind::Listener, "the node goes with the first request only");
+    }
+    assert!(Arc::ptr_eq(&before, &snapshot(&mut state).await));
+    stream.respond(Kind::Endpoints, "v8", "e1", vec![endpoints("x", 2)]);
+    stream.expect(Kind::Endpoints, &["x"]).await;
+    assert_eq!(port_of(&snapshot(&mut state).await, "x"), 2);
+    let status = client.status();
+    assert_eq!((status.streams_opened, status.last_error), (2, None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_control_plane_that_never_answers_is_tried_less_and_less() {
+    let (client, mut server) = client();
+    let mut last = tokio::time::Instant::now();
+    let mut longest = Duration::ZERO;
+    for _ in 0..12 {
+        server.accept().await;
+        longest = longest.max(last.elapsed());
+        last = tokio::time::Instant::now();
+    }
+    assert!(longest > Duration::from_secs(1) && longest <= Duration::from_secs(31), "{longest:?}");
+    let error = client.status().last_error.unwrap();
+    assert!(error.contains("without an answer"), "{error}");
+}
+
+#[tokio::test]
+async fn torn_configuration_never_shows() {
+    let (client, mut server) = client();
+    let mut state = client.destination(&target());
+    let mut stream = server.accept().await;
+    serve_all(&mut stream, "v1").await;
+    let before = snapshot(&mut state).await;
+
+    stream.respond(Kind::Routes, "v2", "r2", vec![routes("y")]);
+    stream.expect(Kind::Cluster, &["x", "y"]).await;
+    stream.expect(Kind::Routes, &["r"]).await;
+    assert!(Arc::ptr_eq(&before, &snapshot(&mut state).await));
+    stream.respond(Kind::Cluster, "v2", "c2", vec![cluster("x"), cluster("y")]);
+    stream.expect(Kind::Endpoints, &["x", "y"]).await;
+    stream.expect(Kind::Cluster, &["x", "y"]).await;
+    assert!(Arc::ptr_eq(&before, &snapshot(&mut state).await));
+    stream.respond(Kind::Endpoints, "v2", "e2", vec![endpoints("y", 9)]);
+    let after = state.wait_for(|state| matches!(state, DestinationState::Ready(s) if !Arc::ptr_eq(s, &before))).await;
+    let DestinationState::Ready(after) = &*after else { panic!("{after:?}") };
+    assert_eq!((after.clusters.len(), port_of(after, "y")), (1, 9));
+    stream.expect(Kind::Cluster, &["y"]).await;
+    stream.expect(Kind::Endpoints, &["y"]).await;
+}
+
+#[tokio::test]
+async fn deletion_and_equal_pushes_wake_nobody() {
+    let (client, mut server) = client();
+    let mut state = client.destination(&target());
+    let mut stream = server.accept().await;
+    serve_all(&mut stream, "v1").await;
+    let before = snapshot(&mut state).await;
+
+    stream.respond(Kind::Cluster, "v2", "c2", vec![]);
+    assert_eq!(stream.expect(Kind::Cluster, &["x"]).await.version_info, "v2", "a deletion is acknowledged");
+    stream.respond(Kind::Listener, "v2", "l2", vec![]);
+    stream.expect(Kind::Listener, &["a:80"]).await;
+    stream.respond(Kind::Endpoints, "v3", "e3", vec![endpoints("x", 1)]);
+    stream.expect(Kind::Endpoints, &["x"]).await;
+    assert_eq!(client.config_dump()["resources"][0]["state"], "does_not_exist");
+
+    // Nothing of this was published; a real change still is.
+    tokio::select! {
+        biased;
+        () = state.changed() => panic!("woken without a change"),
+        () = std::future::ready(()) => {}
+    }
+    assert!(Arc::ptr_eq(&before, &snapshot(&mut state).await));
+    stream.respond(Kind::Endpoints, "v4", "e4", vec![endpoints("x", 4)]);
+    state.changed().await;
+    assert_eq!(port_of(&snapshot(&mut state).await, "x"), 4);
+}
+
+#[tokio::test]
+async fn dropping_the_client_ends_its_stream_and_keeps_what_was_handed_out() {
+    let (client, mut server) = client();
+    let mut state = client.destination(&target());
+    let mut stream = server.accept().await;
+    serve_all(&mut stream, "v1").await;
+    snapshot(&mut state).await;
+    drop(client);
+    assert!(stream.requests.recv().await.is_none());
+    assert!(matches!(&**state.load(), DestinationState::Ready(_)));
+}

@@ -1,0 +1,132 @@
+//! The client over real connections.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use mesh_core::identity::peer_spiffe_id;
+use mesh_core::policy::{DestinationState, Listener, RouteConfiguration, RouteSource};
+use mesh_core::source::{DestinationSource, Watched};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::super::kind::Kind;
+use super::super::{GrpcTransport, XdsClient, XdsConfig};
+use super::response;
+use crate::bootstrap::{Bootstrap, Node};
+use crate::codec;
+use crate::connect::Connector;
+use crate::test_plane::{Ca, PeerChain, connector, serve};
+
+/// Answers the first request with one listener. Like many servers it sends no headers before.
+#[derive(Clone, Default)]
+struct Plane {
+    callers: Arc<Mutex<Vec<Option<String>>>>,
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Plane {
+    type StreamAggregatedResourcesStream = BoxStream<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = BoxStream<DeltaDiscoveryResponse>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        let chain = &request.extensions().get::<PeerChain>().unwrap().0;
+        self.callers.lock().push(chain.first().map(|leaf| peer_spiffe_id(leaf).unwrap().to_string()));
+        let mut requests = request.into_inner();
+        let first = requests.message().await?.unwrap();
+        assert_eq!(first.node.unwrap().id, "me");
+        let answers = futures_util::stream::unfold((requests, true), |(mut requests, begin)| async move {
+            if begin {
+                return Some((Ok(response(Kind::Listener, "v1", "n1", vec![listener()])), (requests, false)));
+            }
+            // Stays open for the ACKs until the client goes.
+            while let Ok(Some(_)) = requests.message().await {}
+            None
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        _: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        Err(Status::unimplemented("state of the world only"))
+    }
+}
+
+fn listener() -> envoy_types::pb::google::protobuf::Any {
+    codec::encode_listener(&Listener {
+        name: "a:80".to_owned(),
+        routes: RouteSource::Inline(Arc::new(RouteConfiguration {
+            name: "inline".to_owned(),
+            virtual_hosts: Vec::new(),
+            headers: Default::default(),
+            retry_budget: None,
+        })),
+        filters: Vec::new(),
+        max_stream_duration: None,
+    })
+}
+
+fn client(connector: Connector) -> XdsClient {
+    let server = crate::bootstrap::XdsServer {
+        uri: "unused:1".parse().unwrap(),
+        credentials: crate::bootstrap::ChannelCredentials::Insecure,
+        features: Default::default(),
+    };
+    let bootstrap = Bootstrap::new(server, Node { id: "me".to_owned(), ..Default::default() });
+    XdsClient::spawn(XdsConfig::new(bootstrap), GrpcTransport::new(connector), &Handle::current())
+}
+
+async fn is_configured(client: &XdsClient) {
+    let mut state = client.destination(&"a:80".parse().unwrap());
+    state.wait_for(|state| matches!(state, DestinationState::Ready(_))).await;
+}
+
+#[tokio::test]
+async fn plaintext_works_where_the_bootstrap_says_insecure() {
+    let plane = Plane::default();
+    let serving = serve(AggregatedDiscoveryServiceServer::new(plane.clone()), None, 0).await;
+    let client = client(connector(serving.port, None));
+    is_configured(&client).await;
+    client.ready().await;
+    assert_eq!(client.status().server, format!("127.0.0.1:{}", serving.port));
+    assert_eq!(*plane.callers.lock(), [None]);
+}
+
+#[tokio::test]
+async fn over_tls_the_certificate_of_the_moment_is_shown_and_waited_for() {
+    let (ca, plane) = (Ca::new(), Plane::default());
+    let serving = serve(AggregatedDiscoveryServiceServer::new(plane.clone()), Some(ca.server_config()), 0).await;
+    let root = ca.root_file();
+    let (publisher, identity) = Watched::channel(None);
+    let client = client(connector(serving.port, Some(&root)).with_identity(identity));
+    let waiting = client.destination(&"a:80".parse().unwrap());
+    tokio::task::yield_now().await;
+    assert_eq!(**waiting.load(), DestinationState::Pending);
+    assert_eq!(client.status().last_error, None, "waiting for the certificate is no failure");
+
+    publisher.publish(Some(Arc::new(ca.identity("spiffe://cluster.local/ns/default/sa/reviews", 0))));
+    is_configured(&client).await;
+    assert_eq!(*plane.callers.lock(), [Some("spiffe://cluster.local/ns/default/sa/reviews".to_owned())]);
+}
+
+#[tokio::test]
+async fn a_control_plane_that_the_root_does_not_know_is_not_talked_to() {
+    let (ca, plane) = (Ca::new(), Plane::default());
+    let serving = serve(AggregatedDiscoveryServiceServer::new(plane.clone()), Some(ca.server_config()), 0).await;
+    let stranger = Ca::new().root_file();
+    let mut transport = GrpcTransport::new(connector(serving.port, Some(&stranger)));
+    let error = super::Transport::open(&mut transport).await.err().unwrap().to_string();
+    assert!(error.contains("TLS handshake") && error.contains("127.0.0.1"), "{error}");
+    assert!(plane.callers.lock().is_empty());
+}

@@ -1,0 +1,127 @@
+//! README's section "By hand", as it stands there: the binary, two examples, three processes.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::support::{eventually, plain_get};
+
+const MESH: &str = env!("CARGO_BIN_EXE_mesh");
+
+/// Builds the two examples where the binary was built; gives their directory.
+async fn examples() -> PathBuf {
+    let profile = Path::new(MESH).parent().unwrap();
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).arg("build").arg("--target-dir").arg(profile.parent().unwrap());
+    // The features of the whole workspace, as the tests have them: nothing is compiled a second time.
+    cargo.args(["--workspace", "--features", "mesh/cli", "--example", "hello_server", "--example", "hello_client"]);
+    if profile.ends_with("release") {
+        cargo.arg("--release");
+    }
+    let built = cargo.output().await.unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    profile.join("examples")
+}
+
+/// A running process; killed when dropped.
+fn spawn(command: &mut Command) -> Child {
+    command.kill_on_drop(true).stdin(Stdio::null()).spawn().unwrap()
+}
+
+/// `mesh control-plane` on free ports.
+struct Plane {
+    process: Child,
+    state: PathBuf,
+    address: String,
+    debug: SocketAddr,
+}
+
+impl Plane {
+    async fn start(manifests: &Path, state: &Path) -> Self {
+        let mut command = Command::new(MESH);
+        command.args(["control-plane", "--listen", "127.0.0.1:0", "--debug", "127.0.0.1:0", "-o", "json"]);
+        command.arg("--manifests").arg(manifests).arg("--state").arg(state).stdout(Stdio::piped());
+        let mut process = spawn(&mut command);
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let line = lines.next_line().await.unwrap().expect("a line once it serves");
+        let ready: Value = serde_json::from_str(&line).unwrap();
+        assert!(Path::new(ready["root_cert"].as_str().unwrap()).is_file());
+        let text = |name: &str| ready[name].as_str().unwrap().to_owned();
+        Self { process, state: state.to_owned(), address: text("address"), debug: text("debug").parse().unwrap() }
+    }
+
+    /// Runs a program as README has it: `eval` of the token's variables, then the program.
+    fn joined(&self, account: &str, program: &Path) -> Command {
+        let script = r#"variables="$("$0" cert token --state "$1" --control-plane "$2" --service-account "$3")" || exit 3
+            eval "$variables"
+            exec "$4""#;
+        let mut command = Command::new("sh");
+        command.args(["-c", script, MESH]).arg(&self.state).args([&self.address, account]).arg(program);
+        command
+    }
+
+    async fn registrations(&self) -> Vec<Value> {
+        let (_, body) = plain_get(self.debug, "/registrations").await.unwrap();
+        serde_json::from_str(&body).unwrap()
+    }
+}
+
+async fn signal(process: &Child, name: &str) -> bool {
+    let pid = process.id().expect("it has not been waited for").to_string();
+    Command::new("kill").args([name, &pid]).status().await.unwrap().success()
+}
+
+#[tokio::test]
+async fn the_readmes_three_terminals() {
+    let examples = examples().await;
+    let home = tempfile::tempdir().unwrap();
+    let manifests = home.path().join("manifests");
+    std::fs::create_dir(&manifests).unwrap();
+    for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/bookinfo/mesh")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, manifests.join(path.file_name().unwrap())).unwrap();
+    }
+    let mut plane = Plane::start(&manifests, &home.path().join("state")).await;
+
+    let mut server = spawn(&mut plane.joined("hello", &examples.join("hello_server")));
+    let listed = eventually("hello_server is registered", || async { plane.registrations().await.pop() }).await;
+    assert_eq!((&listed["service"], &listed["service_port"]), (&"hello".into(), &8080.into()));
+    assert_eq!(listed["service_account"], "hello");
+
+    let Output { status, stdout, .. } =
+        plane.joined("caller", &examples.join("hello_client")).stderr(Stdio::inherit()).output().await.unwrap();
+    assert!(status.success());
+    assert_eq!(String::from_utf8_lossy(&stdout), "hello, spiffe://cluster.local/ns/default/sa/caller\n");
+
+    assert!(signal(&server, "-TERM").await);
+    assert_eq!(server.wait().await.unwrap().code(), Some(0));
+    assert!(plane.registrations().await.is_empty(), "it took its leave before it went");
+    let address: SocketAddr = listed["address"].as_str().unwrap().parse().unwrap();
+    assert!(plain_get(address, "/").await.is_err(), "nobody listens there any more");
+
+    assert!(signal(&plane.process, "-TERM").await);
+    assert_eq!(plane.process.wait().await.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_is_told_and_ends_with_2() {
+    let home = tempfile::tempdir().unwrap();
+    let nowhere = home.path().join("nowhere");
+    let mut command = Command::new(MESH);
+    command.args(["control-plane", "--listen", "127.0.0.1:0", "--debug", "127.0.0.1:0", "-o", "json"]);
+    let output = command.arg("--manifests").arg(&nowhere).arg("--state").arg(home.path()).output().await.unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), output.stdout.is_empty()), (Some(2), true), "{told}");
+    assert!(told.contains("nowhere"), "{told}");
+
+    let mut command = Command::new(MESH);
+    command.args(["cert", "token", "--service-account", "not/a/name", "--state"]).arg(home.path());
+    let output = command.output().await.unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), output.stdout.is_empty()), (Some(2), true), "{told}");
+    assert!(told.contains("not/a/name"), "{told}");
+}

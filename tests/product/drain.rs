@@ -1,0 +1,83 @@
+//! A server that goes away: what it has begun it finishes, and nobody notices.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::get;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+use crate::support::{Load, Plane, becomes, call, eventually, plain_get};
+
+const REVIEWS: &str = "http://reviews:9080/";
+const SLOW: &str = "http://reviews:9080/slow";
+
+#[tokio::test]
+async fn a_drain_finishes_what_is_in_flight_and_takes_nothing_new() {
+    let plane = Plane::start().await;
+    let (entered, proceed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let slow = {
+        let (entered, proceed) = (entered.clone(), proceed.clone());
+        move || async move {
+            entered.notify_one();
+            proceed.notified().await;
+            "finished"
+        }
+    };
+    let app = Router::new().route("/slow", get(slow)).fallback(get(|| async { "leaving" }));
+    let mut leaving = plane.serve("reviews", "", app).await;
+    let caller = plane.caller("productpage").await;
+    let in_flight = tokio::spawn({
+        let caller = caller.clone();
+        async move { call(&caller, SLOW, &[]).await }
+    });
+    entered.notified().await;
+    let staying = plane.answering("reviews", "", "staying").await;
+    becomes(&caller, REVIEWS, &[], "staying").await;
+
+    let debug = leaving.mesh.debug_address().unwrap();
+    assert_eq!(plain_get(debug, "/readyz").await.unwrap().0, 200);
+    leaving.mesh.begin_shutdown();
+    let (status, reasons) = plain_get(debug, "/readyz").await.unwrap();
+    assert_eq!((status, reasons.as_str()), (503, "draining\n"));
+    eventually("new connections are refused", || async {
+        TcpStream::connect(leaving.address).await.is_err().then_some(())
+    })
+    .await;
+    eventually("it is withdrawn", || async { (!plane.has_registered(leaving.address).await).then_some(()) }).await;
+    assert!(plane.has_registered(staying.address).await);
+    for _ in 0..20 {
+        assert_eq!(call(&caller, REVIEWS, &[]).await.unwrap().1, "staying");
+    }
+    assert!(!in_flight.is_finished());
+    proceed.notify_one();
+    assert_eq!(in_flight.await.unwrap().unwrap().1, "finished");
+    leaving.finished().await;
+}
+
+#[tokio::test]
+async fn an_idle_server_that_drains_is_withdrawn_at_once() {
+    let plane = Plane::start().await;
+    let mut server = plane.answering("reviews", "", "hello").await;
+    server.mesh.begin_shutdown();
+    server.finished().await;
+    assert!(!plane.has_registered(server.address).await);
+}
+
+#[tokio::test]
+async fn under_a_steady_load_a_drain_costs_no_request() {
+    let plane = Plane::start().await;
+    let mut servers = vec![plane.answering("reviews", "", "one").await, plane.answering("reviews", "", "two").await];
+    let caller = plane.caller("productpage").await;
+    for answer in ["one", "two"] {
+        becomes(&caller, REVIEWS, &[], answer).await;
+    }
+    let load = Load::begin(&caller, REVIEWS);
+    load.more(100).await;
+    let mut leaving = servers.remove(0);
+    leaving.mesh.begin_shutdown();
+    leaving.finished().await;
+    load.more(200).await;
+    let tally = load.all_well().await;
+    assert!(tally.answers.values().all(|count| *count > 10) && tally.answers.len() == 2, "{tally:?}");
+}

@@ -1,0 +1,17 @@
+//! The product over loopback: control plane, servers and clients as their users put them together, with
+//! real certificates and real xDS.
+//!
+//! Refuses to know how any part works inside: only manifests, the public API, debug pages and sockets.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::disallowed_methods, reason = "servers and loads of a test run beside it, and end with it")]
+
+#[cfg(feature = "cli")]
+mod by_hand;
+mod drain;
+mod isolation;
+mod outage;
+mod pages;
+mod probe;
+mod reload;
+mod strict;
+mod support;
