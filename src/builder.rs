@@ -197,8 +197,7 @@ async fn with_debug(mut inner: Inner, address: Option<SocketAddr>) -> Result<Mes
             builder = builder.config_dump(json(move || xds.config_dump()));
         }
         // On the control thread: an application that blocks its runtime still answers probes.
-        let bound = inner.runtime.handle().spawn(builder.bind(address)).await;
-        let server = bound.unwrap_or_else(|e| Err(std::io::Error::other(e)));
+        let server = inner.runtime.run(builder.bind(address)).await;
         inner.debug = Some(server.map_err(|source| StartError::Debug { address, source })?);
     }
     Ok(Mesh::from_inner(inner))

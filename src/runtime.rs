@@ -30,6 +30,14 @@ impl ControlRuntime {
         Ok(Self { handle, _stop: stop })
     }
 
+    /// Runs a fallible task on the thread and waits for it.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = io::Result<T>> + Send + 'static,
+    ) -> io::Result<T> {
+        self.handle.spawn(task).await.unwrap_or_else(|ended| Err(io::Error::other(ended)))
+    }
+
     pub(crate) fn handle(&self) -> &Handle {
         &self.handle
     }

@@ -1,4 +1,4 @@
-// Generated from hello.proto by tonic-prost-build; not edited by hand.
+//! Generated from hello.proto by tonic-prost-build; not edited by hand.
 /// Whom to greet.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HelloRequest {

@@ -3,6 +3,9 @@
 //! `cargo run --example grpc_greeter` prints the greeting and the caller's verified identity; it fails
 //! if either is not as expected, so `--smoke` changes nothing.
 
+#![allow(clippy::print_stdout, reason = "a program that reports")]
+#![allow(clippy::disallowed_methods, reason = "a program owns its tasks until it ends")]
+
 use std::net::SocketAddr;
 use std::time::Duration;
 

@@ -152,7 +152,7 @@ mod tests {
             () = async {
                 for port in 1..=3 {
                     publisher.publish(vec![registration(port)]);
-                    tokio::time::sleep(QUIET / 2).await;
+                    mesh_testkit::clock::pass(QUIET / 2).await;
                 }
                 published.wait_for(|p| p.version() == "7/2").await;
                 // The last change came after 20 ms and was followed by 20 ms of quiet.
@@ -160,7 +160,7 @@ mod tests {
                 let busy = Instant::now();
                 while published.load().version() == "7/2" {
                     publisher.publish(Vec::new());
-                    tokio::time::sleep(QUIET / 2).await;
+                    mesh_testkit::clock::pass(QUIET / 2).await;
                 }
                 assert_eq!(busy.elapsed().as_secs(), PATIENCE.as_secs());
             } => {}

@@ -70,6 +70,10 @@ fn spawns(file: &File, tree: &[File]) -> Vec<String> {
 
 fn sleeps(file: &File, tree: &[File]) -> Vec<String> {
     let Some(rust) = &file.rust else { return Vec::new() };
+    // The one place that may: it refuses unless the clock is paused.
+    if file.path == "tests/kit/src/clock.rs" {
+        return Vec::new();
+    }
     let whole_file = file.is_test(tree);
     let lines = rust.lines_with(&["sleep", "("]).into_iter().filter(|line| whole_file || rust.is_test_line(*line));
     lines.map(|line| format!("{}:{line}: sleeps", file.path)).collect()
@@ -92,7 +96,7 @@ fn only_owners_spawn() {
 fn tests_wait_for_values_and_do_not_sleep() {
     let tree = repository();
     let found: Vec<_> = tree.iter().flat_map(|file| sleeps(file, tree)).collect();
-    assert_tidy(&found, "Wait for the value, or pause the clock and advance it.");
+    assert_tidy(&found, "Wait for the value, or pause the clock and use mesh_testkit::clock::pass.");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! known to be able to fail.
 //!
 //! Refuses to know behaviour: nothing of the product runs here but the error catalogue.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod arrows;
 mod budgets;

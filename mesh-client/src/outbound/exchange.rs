@@ -147,14 +147,11 @@ impl Exchange {
     pub(crate) fn fail(&mut self, failure: Failure) -> Error {
         let cause = match failure {
             Failure::Late => self.deadline.cause(),
-            Failure::Broken(error) => match &self.hold {
-                Some(hold) => Cause::ConnectionLost {
-                    address: hold.endpoint.address().clone(),
-                    source: Arc::new(error),
-                    sent: true,
-                },
-                None => Cause::RequestBody(Arc::new(error)),
-            },
+            Failure::Broken(error) => {
+                let hold = self.hold.as_ref().expect("an answer's body holds its endpoint until it has ended");
+                let address = hold.endpoint.address().clone();
+                Cause::ConnectionLost { address, source: Arc::new(error), sent: true }
+            }
         };
         self.hold = None;
         self.give_up(cause)

@@ -170,11 +170,11 @@ async fn idle_connections_and_unused_destinations_go() {
     let wait = async {
         fetch(&client, "/").await.unwrap();
         tokio::time::pause();
-        tokio::time::sleep(Duration::from_secs(30)).await;
+        mesh_testkit::clock::pass(Duration::from_secs(30)).await;
     };
     tokio::join!(serve_until_closed(listener), wait);
     assert_eq!(client.dump().destinations.len(), 1);
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    mesh_testkit::clock::pass(Duration::from_secs(60)).await;
     assert_eq!(client.dump().destinations.len(), 0);
     assert_eq!(source.readers(TARGET), 0);
 }

@@ -53,7 +53,7 @@ mod tests {
         tokio::select! {
             () = expire(registry.clone()) => unreachable!("it runs for ever"),
             () = async {
-                tokio::time::sleep(Duration::from_secs(4)).await;
+                mesh_testkit::clock::pass(Duration::from_secs(4)).await;
                 let stream = registry.stream();
                 registry.announce(stream, registration(2)).unwrap();
                 registry.lose(stream, Instant::now());

@@ -235,12 +235,12 @@ mod tests {
         let certificate = Arc::new(certificate);
         let before = certificate.config();
         let _task = spawn(renew(certificate.clone(), first));
-        sleep(Duration::from_secs(499)).await;
+        mesh_testkit::clock::pass(Duration::from_secs(499)).await;
         assert!(Arc::ptr_eq(&before, &certificate.config()));
-        sleep(Duration::from_secs(2)).await;
+        mesh_testkit::clock::pass(Duration::from_secs(2)).await;
         let renewed = certificate.config();
         assert!(!Arc::ptr_eq(&before, &renewed));
-        sleep(Duration::from_secs(500)).await;
+        mesh_testkit::clock::pass(Duration::from_secs(500)).await;
         assert!(!Arc::ptr_eq(&renewed, &certificate.config()), "and again");
     }
 }

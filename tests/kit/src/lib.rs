@@ -6,6 +6,7 @@
 //! on `mesh-core` alone.
 
 mod ca;
+pub mod clock;
 mod echo;
 pub mod policy;
 mod source;

@@ -73,6 +73,15 @@ fn virtual_service_rejections_of_actions() {
         ),
         (http("mirror: {host: b}, mirrorPercentage: {value: 101}"), "spec.http[0].mirrorPercentage", "0 and 100"),
         (http("mirror: {host: b}, mirrorPercentage: {value: 0.00001}"), "spec.http[0].mirrorPercentage", "too small"),
+    ] {
+        rejects(&virtual_service(&spec), field, message);
+    }
+}
+
+#[test]
+fn virtual_service_rejections_of_faults_and_redirects() {
+    let http = |rest: &str| format!("{{{TO_A}, {rest}}}");
+    for (spec, field, message) in [
         (http("fault: {}"), "spec.http[0].fault", "delay or an abort"),
         (
             http("fault: {abort: {httpStatus: 199, percentage: {value: 1}}}"),

@@ -222,7 +222,7 @@ async fn without_a_stream_a_destination_stays_pending() {
     let (client, server) = client();
     drop(server);
     let state = client.destination(&target());
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    mesh_testkit::clock::pass(Duration::from_secs(60)).await;
     assert_eq!(**state.load(), DestinationState::Pending);
     let status = client.status();
     assert!(!status.connected && status.last_error.as_deref() == Some("nobody listens"), "{status:?}");
