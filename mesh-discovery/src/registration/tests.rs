@@ -3,7 +3,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -12,11 +12,16 @@ use crate::proto::registry::announce_request::Action;
 use crate::proto::registry::{AnnounceRequest, AnnounceResponse, RegistryService, RegistryServiceServer};
 use crate::test_plane::{connector, serve};
 
-/// A registry that reports what it hears and answers by its rule.
+/// A registry that reports what it hears and answers by its rule, as fast as it is let.
 #[derive(Clone)]
 struct FakeRegistry {
     heard: mpsc::UnboundedSender<Action>,
     refuse: Arc<Mutex<Vec<&'static str>>>,
+    called: Arc<Notify>,
+    /// One is taken by each stream before it begins.
+    streams: Arc<Semaphore>,
+    /// One is taken by each answer, after the request has been heard.
+    answers: Arc<Semaphore>,
 }
 
 #[tonic::async_trait]
@@ -25,13 +30,19 @@ impl RegistryService for FakeRegistry {
         &self,
         requests: Request<Streaming<AnnounceRequest>>,
     ) -> Result<Response<BoxStream<AnnounceResponse>>, Status> {
+        self.called.notify_one();
+        self.streams.acquire().await.unwrap().forget();
         let registry = self.clone();
-        let answers = requests.into_inner().map(move |request| {
-            registry.heard.send(request?.action.unwrap()).unwrap();
-            Ok(match registry.refuse.lock().pop() {
-                Some(reason) => AnnounceResponse { accepted: false, reason: reason.to_owned() },
-                None => AnnounceResponse { accepted: true, reason: String::new() },
-            })
+        let answers = requests.into_inner().then(move |request| {
+            let registry = registry.clone();
+            async move {
+                registry.heard.send(request?.action.unwrap()).unwrap();
+                registry.answers.acquire().await.unwrap().forget();
+                Ok(match registry.refuse.lock().pop() {
+                    Some(reason) => AnnounceResponse { accepted: false, reason: reason.to_owned() },
+                    None => AnnounceResponse { accepted: true, reason: String::new() },
+                })
+            }
         });
         Ok(Response::new(answers.boxed()))
     }
@@ -39,7 +50,9 @@ impl RegistryService for FakeRegistry {
 
 fn registry() -> (FakeRegistry, mpsc::UnboundedReceiver<Action>) {
     let (heard, hearing) = mpsc::unbounded_channel();
-    (FakeRegistry { heard, refuse: Arc::default() }, hearing)
+    let plenty = || Arc::new(Semaphore::new(100));
+    let (streams, answers) = (plenty(), plenty());
+    (FakeRegistry { heard, refuse: Arc::default(), called: Arc::default(), streams, answers }, hearing)
 }
 
 fn reviews() -> Announcement {
@@ -95,4 +108,49 @@ async fn without_a_control_plane_a_withdrawal_has_nothing_to_wait_for() {
     let registration = announce(reviews(), connector(port, None), &Handle::current());
     assert_eq!(**registration.state().load(), RegistrationState::Pending);
     registration.withdraw().await;
+}
+
+#[tokio::test]
+async fn a_withdrawal_follows_an_announcement_that_is_still_on_its_way() {
+    let (registry, mut heard) = registry();
+    registry.streams.forget_permits(100);
+    let serving = serve(RegistryServiceServer::new(registry.clone()), None, 0).await;
+    let registration = announce(reviews(), connector(serving.port, None), &Handle::current());
+    registry.called.notified().await;
+    let begin = async { registry.streams.add_permits(1) };
+    tokio::join!(registration.withdraw(), begin);
+    assert!(is_announcement(heard.try_recv().unwrap()));
+    assert!(matches!(heard.try_recv(), Ok(Action::Withdraw(_))), "heard before the process may end");
+}
+
+#[tokio::test]
+async fn the_late_answer_to_an_announcement_does_not_confirm_its_withdrawal() {
+    let (registry, mut heard) = registry();
+    registry.answers.forget_permits(100);
+    let serving = serve(RegistryServiceServer::new(registry.clone()), None, 0).await;
+    let registration = announce(reviews(), connector(serving.port, None), &Handle::current());
+    assert!(is_announcement(heard.recv().await.unwrap()));
+    let withdrawal = registration.withdraw();
+    tokio::pin!(withdrawal);
+    let first_answer = async {
+        // Lets the worker take in the withdrawal before the answer, then the answer before anything else.
+        yield_often().await;
+        registry.answers.add_permits(1);
+        assert!(matches!(heard.recv().await, Some(Action::Withdraw(_))));
+        yield_often().await;
+    };
+    tokio::select! {
+        biased;
+        () = &mut withdrawal => panic!("the withdrawal has not been answered"),
+        () = first_answer => {}
+    }
+    registry.answers.add_permits(1);
+    withdrawal.await;
+}
+
+/// Lets everything else on this thread go on.
+async fn yield_often() {
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
 }
