@@ -25,6 +25,7 @@
 // xDS deprecates fields years before servers stop sending them, and some clients read only the older.
 #![allow(deprecated)]
 
+mod audit;
 mod authorization;
 mod balancer;
 mod cluster;
@@ -36,15 +37,21 @@ mod extension;
 mod fault;
 mod filter;
 mod header;
+mod health_check;
 mod inbound;
+mod jwt;
 mod listener;
+mod locality;
 mod matcher;
 mod outlier;
+mod rate_limit;
 mod report;
 mod retry;
 mod route;
 mod route_action;
 mod route_extra;
+mod session;
+mod subset;
 mod tls;
 mod weighting;
 
@@ -68,9 +75,6 @@ pub const ROUTES: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfigu
 pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 /// Type URL of `envoy.config.endpoint.v3.ClusterLoadAssignment`.
 pub const ENDPOINTS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
-
-/// Instance name that the fault filter of a listener needs for the overrides of routes to reach it.
-pub const FAULT_FILTER: &str = "envoy.filters.http.fault";
 
 /// Type URL of the wrapper that delta xDS and TTLs use.
 const RESOURCE: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";

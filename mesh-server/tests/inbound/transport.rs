@@ -203,12 +203,7 @@ async fn authorization_that_cannot_be_enforced_denies_and_a_dry_run_does_not() {
     let mut client = world.plain(Http::One).await;
     assert_eq!(client.get("/").await.unwrap().0, 200);
     let mut denying = listener(InboundTls::Permissive);
-    denying.authorization.push(AuthorizationPolicy {
-        name: "default/deny".to_owned(),
-        action: AuthorizationAction::Deny,
-        dry_run: false,
-        rules: Vec::new(),
-    });
+    denying.authorization.push(AuthorizationPolicy::new("default/deny", AuthorizationAction::Deny));
     world.policy.publish(InboundState::Ready(Arc::new(denying.clone())));
     let (status, body) = client.get("/").await.unwrap();
     assert!(status == 403 && body.contains("MESH-2003"), "{status} {body}");

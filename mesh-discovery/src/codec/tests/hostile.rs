@@ -99,8 +99,7 @@ fn nesting_is_bounded() {
     use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
     use envoy_types::pb::envoy::extensions::load_balancing_policies::wrr_locality::v3::WrrLocality;
     use mesh_core::policy::{
-        AuthorizationAction, AuthorizationPolicy, AuthorizationRule, InboundLimits, InboundListener, InboundTls,
-        Permission, Principal,
+        AuthorizationAction, AuthorizationPolicy, AuthorizationRule, InboundListener, InboundTls, Permission, Principal,
     };
 
     let mut accepted = Vec::new();
@@ -111,19 +110,10 @@ fn nesting_is_bounded() {
         }
         let rule =
             AuthorizationRule { name: "r".into(), permissions: vec![permission], principals: vec![Principal::Any] };
-        let policy = AuthorizationPolicy {
-            name: "p".into(),
-            action: AuthorizationAction::Allow,
-            dry_run: false,
-            rules: vec![rule],
-        };
-        let listener = InboundListener {
-            name: "l".into(),
-            address: ([0, 0, 0, 0], 80).into(),
-            tls: InboundTls::Disable,
-            authorization: vec![policy],
-            limits: InboundLimits::default(),
-        };
+        let policy =
+            AuthorizationPolicy { rules: vec![rule], ..AuthorizationPolicy::new("p", AuthorizationAction::Allow) };
+        let mut listener = InboundListener::new("l", ([0, 0, 0, 0], 80).into(), InboundTls::Disable);
+        listener.authorization.push(policy);
         accepted.push(codec::decode_listener(&codec::encode_inbound(&listener)).is_ok());
     }
     assert_eq!(accepted, [true, true, false]);
