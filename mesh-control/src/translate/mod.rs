@@ -71,6 +71,18 @@ pub struct NodeScope {
     pub labels: BTreeMap<String, String>,
     /// Where it runs: locality failover.
     pub locality: Locality,
+    /// In which form it wants its configuration. Default [`Dialect::Proxyless`].
+    pub dialect: Dialect,
+}
+
+/// What kind of data plane a node is; each takes the same policy in a form of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// gRPC's xDS clients and this library: they name each destination they call.
+    #[default]
+    Proxyless,
+    /// An Envoy proxy: it asks for everything at once (`*`).
+    Envoy,
 }
 
 impl NodeScope {

@@ -88,6 +88,12 @@ impl Resource {
 pub(crate) trait Resources: Send + Sync + 'static {
     /// What a node of `scope` is told under `name`; `None` if it does not exist for that node.
     fn resource(&self, scope: &NodeScope, kind: Kind, name: &str) -> Option<Resource>;
+
+    /// The names that a wildcard subscription (`*`, or an empty first LDS or CDS request) of such a node
+    /// covers, sorted. Default none: proxyless clients name what they want.
+    fn wildcard(&self, _scope: &NodeScope, _kind: Kind) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// How server-side listeners are named (the template of the gRPC bootstrap, as istiod fills it).

@@ -9,7 +9,7 @@ use mesh_core::id::Locality;
 use tonic::Status;
 
 use crate::runtime::Caller;
-use crate::translate::NodeScope;
+use crate::translate::{Dialect, NodeScope};
 
 /// Labels beyond these bounds are left out.
 const MAX_LABELS: usize = 64;
@@ -40,7 +40,16 @@ pub(super) fn scope_of(caller: &Caller, node: Option<&Node>) -> Result<NodeScope
             namespace.to_owned()
         }
     };
-    Ok(NodeScope { namespace, labels: labels(metadata), locality: locality(node) })
+    Ok(NodeScope { namespace, labels: labels(metadata), locality: locality(node), dialect: dialect(node) })
+}
+
+/// As Envoy says of itself; a hint like the rest of the node, for it only decides the form of what is
+/// sent.
+fn dialect(node: Option<&Node>) -> Dialect {
+    match node {
+        Some(node) if node.user_agent_name == "envoy" => Dialect::Envoy,
+        _ => Dialect::Proxyless,
+    }
 }
 
 fn labels(metadata: Option<&Struct>) -> BTreeMap<String, String> {
@@ -109,6 +118,18 @@ mod tests {
         // The control: where nothing is proved, the claim counts.
         assert_eq!(scope_of(&Caller::Insecure, Some(&node())).unwrap().namespace, "prod");
         assert_eq!(scope_of(&Caller::Insecure, None).unwrap().namespace, "default");
+    }
+
+    #[test]
+    fn an_envoy_is_told_by_its_user_agent() {
+        let of = |name: &str| {
+            let node = Node { user_agent_name: name.to_owned(), ..Node::default() };
+            scope_of(&Caller::Insecure, Some(&node)).unwrap().dialect
+        };
+        assert_eq!(
+            [of("envoy"), of("gRPC C-core Linux"), of("")],
+            [Dialect::Envoy, Dialect::Proxyless, Dialect::Proxyless]
+        );
     }
 
     #[test]
