@@ -14,13 +14,13 @@ use crate::finding::{Finding, Severity};
 use crate::model::Model;
 use crate::registry::Registration;
 use crate::translate::{Options, World};
-use crate::xds::Published;
+use crate::xds::{Cache, Resources, Touched};
 
-/// Changes that follow each other this closely become one revision. Short, for the directory has waited
-/// for its own quiet already; it gathers processes that start together.
-const QUIET: Duration = Duration::from_millis(20);
+/// A change after this long a quiet is served at once. Changes that follow a revision sooner are
+/// gathered until it has been quiet for as long.
+const QUIET: Duration = Duration::from_millis(10);
 /// However busy it is, a change is served after this time.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Turns changes into revisions.
 pub(crate) struct Served {
@@ -28,7 +28,7 @@ pub(crate) struct Served {
     registrations: Watched<Vec<Registration>>,
     options: Options,
     findings: Publisher<Vec<Finding>>,
-    published: Publisher<Published>,
+    cache: Arc<Cache>,
     /// Tells the revisions of one run of the control plane from those of another.
     started: u64,
     revision: u64,
@@ -43,16 +43,16 @@ impl Served {
         clock: &Clock,
     ) -> Self {
         let started = clock.unix_seconds();
-        let (published, found) = build(&model, &registrations, &options, version(started, 1));
-        report(&[], &found);
-        let (findings, _) = Watched::channel(found);
-        let (published, _) = Watched::channel(published);
-        Self { model, registrations, options, findings, published, started, revision: 1 }
+        let world = World::build_with(&model.load(), &registrations.load(), options.clone());
+        report(&[], world.findings());
+        let (findings, _) = Watched::channel(world.findings().to_vec());
+        let cache = Cache::new(version(started, 1), Arc::new(world));
+        Self { model, registrations, options, findings, cache, started, revision: 1 }
     }
 
     /// What is served, now and later.
-    pub(crate) fn published(&self) -> Watched<Published> {
-        self.published.watch()
+    pub(crate) fn cache(&self) -> Arc<Cache> {
+        self.cache.clone()
     }
 
     /// What is wrong with it, now and later.
@@ -62,24 +62,36 @@ impl Served {
 
     /// Publishes a revision for every change. Runs for ever.
     pub(crate) async fn run(mut self) {
+        let mut fresh_until = Instant::now();
         loop {
             self.changed().await;
-            let latest = Instant::now() + PATIENCE;
-            loop {
-                let quiet = (Instant::now() + QUIET).min(latest);
-                tokio::select! {
-                    biased;
-                    () = sleep_until(quiet) => break,
-                    () = self.changed() => {}
-                }
+            if Instant::now() < fresh_until {
+                self.gather().await;
             }
-            self.revision += 1;
-            let version = version(self.started, self.revision);
-            let (published, findings) = build(&self.model, &self.registrations, &self.options, version);
-            report(&self.findings.load_full(), &findings);
-            self.findings.publish(findings);
-            self.published.publish(published);
+            self.publish();
+            fresh_until = Instant::now() + QUIET;
         }
+    }
+
+    async fn gather(&mut self) {
+        let latest = Instant::now() + PATIENCE;
+        loop {
+            let quiet = (Instant::now() + QUIET).min(latest);
+            tokio::select! {
+                biased;
+                () = sleep_until(quiet) => break,
+                () = self.changed() => {}
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        self.revision += 1;
+        let world = World::build_with(&self.model.load(), &self.registrations.load(), self.options.clone());
+        report(&self.findings.load_full(), world.findings());
+        self.findings.publish(world.findings().to_vec());
+        let world: Arc<dyn Resources> = Arc::new(world);
+        self.cache.publish(version(self.started, self.revision), &world, &Touched::All);
     }
 
     async fn changed(&mut self) {
@@ -92,17 +104,6 @@ impl Served {
 
 fn version(started: u64, revision: u64) -> String {
     format!("{started}/{revision}")
-}
-
-fn build(
-    model: &Watched<Model>,
-    registrations: &Watched<Vec<Registration>>,
-    options: &Options,
-    version: String,
-) -> (Published, Vec<Finding>) {
-    let world = World::build_with(&model.load(), &registrations.load(), options.clone());
-    let findings = world.findings().to_vec();
-    (Published::new(version, Arc::new(world)), findings)
 }
 
 /// Logs what is newly wrong.
@@ -138,31 +139,41 @@ mod tests {
         }
     }
 
+    /// A served revision that runs, and the time at which each later one came.
+    async fn watch(cache: &Cache, mut until: impl FnMut(&str) -> bool) {
+        while !until(&cache.version()) {
+            mesh_testkit::clock::pass(Duration::from_millis(1)).await;
+        }
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn changes_in_quick_succession_are_one_revision_and_none_waits_for_ever() {
+    async fn the_first_change_is_served_at_once_those_that_follow_together_and_none_waits_for_ever() {
         let (publisher, registrations) = Watched::channel(Vec::new());
         let model = Watched::fixed(Model::default());
         let clock = Clock::new(|| std::time::UNIX_EPOCH + Duration::from_secs(7));
         let served = Served::new(model, registrations, Options::default(), &clock);
-        let mut published = served.published();
-        assert_eq!(published.load().version(), "7/1");
-        let begin = Instant::now();
+        let cache = served.cache();
+        assert_eq!(&*cache.version(), "7/1");
         tokio::select! {
             () = served.run() => unreachable!("it runs for ever"),
             () = async {
-                for port in 1..=3 {
+                mesh_testkit::clock::pass(QUIET).await;
+                let begin = Instant::now();
+                publisher.publish(vec![registration(1)]);
+                watch(&cache, |version| version == "7/2").await;
+                assert!(begin.elapsed() < QUIET / 2, "{:?}", begin.elapsed());
+                for port in 2..=4 {
                     publisher.publish(vec![registration(port)]);
                     mesh_testkit::clock::pass(QUIET / 2).await;
                 }
-                published.wait_for(|p| p.version() == "7/2").await;
-                // The last change came after 20 ms and was followed by 20 ms of quiet.
-                assert_eq!(begin.elapsed().as_millis() / 10, 4);
+                assert_eq!(&*cache.version(), "7/2", "gathered");
+                watch(&cache, |version| version == "7/3").await;
                 let busy = Instant::now();
-                while published.load().version() == "7/2" {
+                while &*cache.version() == "7/3" {
                     publisher.publish(Vec::new());
                     mesh_testkit::clock::pass(QUIET / 2).await;
                 }
-                assert_eq!(busy.elapsed().as_secs(), PATIENCE.as_secs());
+                assert!(busy.elapsed() >= PATIENCE && busy.elapsed() < 2 * PATIENCE, "{:?}", busy.elapsed());
             } => {}
         }
     }

@@ -46,7 +46,7 @@ impl Builder {
             authority,
             tokens,
             registry,
-            published: served.published(),
+            cache: served.cache(),
             findings: served.findings(),
             nodes: Arc::new(Nodes::default()),
             drain: drain.clone(),

@@ -29,13 +29,13 @@ use mesh_core::source::Watched;
 
 use crate::finding::{Finding, Severity};
 use crate::registry::Registration;
-use crate::xds::{Nodes, Published};
+use crate::xds::{Cache, Nodes};
 
 /// What the debug port reads.
 #[derive(Clone)]
 pub(crate) struct Debug {
     pub(crate) findings: Watched<Vec<Finding>>,
-    pub(crate) published: Watched<Published>,
+    pub(crate) cache: Arc<Cache>,
     pub(crate) registrations: Watched<Vec<Registration>>,
     pub(crate) nodes: Arc<Nodes>,
     pub(crate) drain: DrainWatch,
@@ -53,7 +53,7 @@ pub(crate) fn routes(debug: Debug) -> axum::Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/findings", get(findings))
-        .route("/sync", get(|State(debug): State<Debug>| async move { Json(debug.nodes.list()) }))
+        .route("/sync", get(|State(debug): State<Debug>| async move { Json(debug.nodes.list(None, false)) }))
         .route("/registrations", get(registrations))
         .route("/metrics", get(metrics))
         .layer(middleware::from_fn(loopback_host_only))
@@ -104,7 +104,18 @@ async fn metrics(State(debug): State<Debug>) -> Response {
     };
     one("mesh_control_streams", "gauge", "Open configuration streams.", nodes.streams() as u64);
     one("mesh_control_pushes_total", "counter", "Responses sent to clients.", nodes.pushes.load(Ordering::Relaxed));
+    one("mesh_control_acks_total", "counter", "Responses accepted by clients.", nodes.acks.load(Ordering::Relaxed));
     one("mesh_control_nacks_total", "counter", "Responses refused by clients.", nodes.nacks.load(Ordering::Relaxed));
+    one(
+        "mesh_control_refused_total",
+        "counter",
+        "Streams and subscriptions refused because of a limit.",
+        nodes.refused.load(Ordering::Relaxed),
+    );
+    let (resources, bytes) = debug.cache.size();
+    one("mesh_control_resources", "gauge", "Resources that clients subscribe to.", resources as u64);
+    one("mesh_control_resource_bytes", "gauge", "Their bytes, each content once.", bytes as u64);
+    one("mesh_control_evaluations_total", "counter", "Resources made or checked.", debug.cache.evaluated());
     one("mesh_control_registrations", "gauge", "Announced endpoints.", debug.registrations.load().len() as u64);
     let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
     text.push_str(
@@ -113,7 +124,7 @@ async fn metrics(State(debug): State<Debug>) -> Response {
     for severity in [Severity::Error, Severity::Warning, Severity::Info] {
         let _ = writeln!(text, "mesh_control_findings{{severity=\"{severity}\"}} {}", count(severity));
     }
-    let version = debug.published.load().version().to_owned();
+    let version = debug.cache.version();
     let _ = writeln!(
         text,
         "# HELP mesh_control_revision_info The configuration served.\n# TYPE mesh_control_revision_info gauge\n\

@@ -1,29 +1,31 @@
-//! The xDS server: one aggregated stream per client, state of the world.
+//! The xDS server: one aggregated stream per client, state of the world or incremental (delta).
 //!
 //! ```text
-//! World (pure) → Published (one revision, encoded once) → Session (one stream's memory) → service (gRPC)
+//! World (pure) → Cache (one revision, encoded once) → Session (one stream's memory) → stream → service (gRPC)
 //! ```
 //!
-//! Clients name what they want, as gRPC's and this library's do. A wildcard subscription (an empty
-//! first LDS or CDS request, or `*`) is answered with an empty set: this server has no configuration
-//! that a proxy would have to take in without asking. Refuses to know manifests.
+//! Proxyless clients name what they want; a proxy subscribes to everything its node may see (`*`).
+//! Refuses to know manifests.
 
+mod cache;
+mod encoded;
+mod message;
 mod nodes;
-mod published;
 mod scope;
 mod service;
 mod session;
+mod stream;
 
+pub(crate) use self::cache::{Cache, Touched};
 pub(crate) use self::nodes::Nodes;
-pub use self::nodes::{NackStatus, NodeStatus, TypeStatus};
-pub(crate) use self::published::Published;
+pub use self::nodes::{NackStatus, NodeStatus, ResourceStatus, TypeStatus};
 pub(crate) use self::service::AggregatedService;
 
 use envoy_types::pb::google::protobuf::Any;
 use mesh_core::policy::{Cluster, Endpoints, InboundListener, Listener, RouteConfiguration};
 use mesh_discovery::codec;
 
-use crate::translate::{NodeScope, World};
+use crate::translate::{Dialect, NodeScope, World};
 
 /// The four kinds of resource, in the order in which a change is pushed: what is referred to comes
 /// before what refers to it (make before break).
@@ -33,6 +35,17 @@ pub(crate) enum Kind {
     Endpoints,
     Listener,
     Routes,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Cluster => "cluster",
+            Self::Endpoints => "load assignment",
+            Self::Listener => "listener",
+            Self::Routes => "route configuration",
+        })
+    }
 }
 
 impl Kind {
@@ -63,7 +76,7 @@ impl Kind {
 }
 
 /// One resource's policy, as a client is told it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) enum Resource {
     Cluster(Box<Cluster>),
     Endpoints(Endpoints),
@@ -94,6 +107,25 @@ pub(crate) trait Resources: Send + Sync + 'static {
     fn wildcard(&self, _scope: &NodeScope, _kind: Kind) -> Vec<String> {
         Vec::new()
     }
+
+    /// Why such a node is not told anything under `name`, and what to do.
+    fn why_missing(&self, _scope: &NodeScope, kind: Kind, name: &str) -> String {
+        format!("there is no {kind} {name:?}")
+    }
+}
+
+/// What a resource is made from, so that a revision which changed little need not look at the others:
+/// the host of a cluster and its endpoints, the address of an inbound listener, and nothing for the
+/// rest, which depends on what hosts there are. What is made for a proxy may depend on more.
+fn subject<'a>(scope: &NodeScope, kind: Kind, name: &'a str) -> &'a str {
+    let host = || name.rsplit_once('|').map(|(_, host)| host).filter(|host| !host.is_empty());
+    match (kind, scope.dialect) {
+        (Kind::Cluster | Kind::Endpoints, Dialect::Proxyless) => host().unwrap_or(name),
+        (Kind::Cluster | Kind::Endpoints, Dialect::Envoy) => host().unwrap_or(cache::ALWAYS),
+        (Kind::Listener, Dialect::Proxyless) => name.strip_prefix(INBOUND_PREFIX).unwrap_or_default(),
+        (Kind::Routes, Dialect::Proxyless) => "",
+        (Kind::Listener | Kind::Routes, Dialect::Envoy) => cache::ALWAYS,
+    }
 }
 
 /// How server-side listeners are named (the template of the gRPC bootstrap, as istiod fills it).
@@ -109,6 +141,13 @@ impl Resources for World {
             Kind::Listener => self.listener(scope, name).map(Resource::Listener),
         }
     }
+
+    fn why_missing(&self, scope: &NodeScope, kind: Kind, name: &str) -> String {
+        match kind {
+            Kind::Listener if !name.starts_with(INBOUND_PREFIX) => World::why_missing(self, scope, name),
+            _ => format!("there is no {kind} {name:?} for namespace {}", scope.namespace),
+        }
+    }
 }
 
 /// Bounds on what clients may ask for.
@@ -116,15 +155,31 @@ impl Resources for World {
 pub(crate) struct Limits {
     /// Names of one type on one stream.
     pub(crate) names: usize,
+    /// Bytes of one name.
+    pub(crate) name_bytes: usize,
     /// Streams of all clients together.
     pub(crate) streams: usize,
+    /// Streams of one identity; those on the plaintext listener count as one.
+    pub(crate) streams_of_one: usize,
     /// Bytes of one request.
     pub(crate) request_bytes: usize,
+    /// Requests of one stream that are taken in at once, and then in each second. Those beyond wait.
+    pub(crate) requests: (u32, u32),
+    /// Bytes of one response, where the protocol lets it be sent in parts. gRPC clients take 4 MiB.
+    pub(crate) response_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { names: 10_000, streams: 20_000, request_bytes: 4 << 20 }
+        Self {
+            names: 10_000,
+            name_bytes: 4_096,
+            streams: 20_000,
+            streams_of_one: 5_000,
+            request_bytes: 4 << 20,
+            requests: (5_000, 500),
+            response_bytes: 2 << 20,
+        }
     }
 }
 

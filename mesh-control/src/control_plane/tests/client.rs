@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::identity::{Identity, TrustBundle, TrustBundles, client_config};
@@ -23,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::{Request, Status, Streaming};
@@ -134,9 +137,15 @@ impl Connection {
         Ok(Ads { requests, responses })
     }
 
-    pub(super) async fn delta(&self) -> Status {
+    /// Opens a delta stream with one request and gives its responses.
+    pub(super) async fn delta(
+        &self,
+        request: DeltaDiscoveryRequest,
+    ) -> Result<Streaming<DeltaDiscoveryResponse>, Status> {
         let mut client = AggregatedDiscoveryServiceClient::with_origin(self.clone(), Self::origin());
-        client.delta_aggregated_resources(tokio_stream::empty()).await.unwrap_err()
+        // The stream stays open: the client has said all it has to say, for the moment.
+        let requests = tokio_stream::iter([request]).chain(tokio_stream::pending());
+        Ok(client.delta_aggregated_resources(requests).await?.into_inner())
     }
 }
 
