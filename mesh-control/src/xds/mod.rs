@@ -5,8 +5,7 @@
 //! ```
 //!
 //! Clients name what they want, as gRPC's and this library's do. A wildcard subscription (an empty
-//! first LDS or CDS request, or `*`) is answered with an empty set: this server has no configuration
-//! that a proxy would have to take in without asking. Refuses to know manifests.
+//! first LDS or CDS request, or `*`) is how a proxy asks for everything at once. Refuses to know manifests.
 
 mod nodes;
 mod published;
@@ -23,7 +22,7 @@ use envoy_types::pb::google::protobuf::Any;
 use mesh_core::policy::{Cluster, Endpoints, InboundListener, Listener, RouteConfiguration};
 use mesh_discovery::codec;
 
-use crate::translate::{NodeScope, World};
+use crate::translate::{Dialect, NodeScope, ProxyListener, World};
 
 /// The four kinds of resource, in the order in which a change is pushed: what is referred to comes
 /// before what refers to it (make before break).
@@ -69,17 +68,23 @@ pub(crate) enum Resource {
     Endpoints(Endpoints),
     Listener(Listener),
     Inbound(InboundListener),
+    Proxy(ProxyListener),
     Routes(RouteConfiguration),
 }
 
 impl Resource {
-    fn encode(&self) -> Any {
-        match self {
-            Self::Cluster(cluster) => codec::encode_cluster(cluster),
-            Self::Endpoints(endpoints) => codec::encode_endpoints(endpoints),
-            Self::Listener(listener) => codec::encode_listener(listener),
-            Self::Inbound(listener) => codec::encode_inbound(listener),
-            Self::Routes(routes) => codec::encode_routes(routes),
+    fn encode(&self, dialect: Dialect) -> Any {
+        match (self, dialect) {
+            (Self::Cluster(cluster), Dialect::Envoy) => codec::envoy::encode_cluster(cluster),
+            (Self::Cluster(cluster), Dialect::Proxyless) => codec::encode_cluster(cluster),
+            (Self::Routes(routes), Dialect::Envoy) => codec::envoy::encode_routes(routes),
+            (Self::Routes(routes), Dialect::Proxyless) => codec::encode_routes(routes),
+            (Self::Endpoints(endpoints), _) => codec::encode_endpoints(endpoints),
+            (Self::Listener(listener), _) => codec::encode_listener(listener),
+            (Self::Inbound(listener), _) => codec::encode_inbound(listener),
+            (Self::Proxy(listener), _) => {
+                codec::envoy::encode_proxy_listener(&listener.name, listener.address, &listener.routes)
+            }
         }
     }
 }
@@ -106,7 +111,18 @@ impl Resources for World {
             Kind::Endpoints => self.endpoints(scope, name).map(Resource::Endpoints),
             Kind::Routes => self.routes(scope, name).map(Resource::Routes),
             Kind::Listener if name.starts_with(INBOUND_PREFIX) => self.inbound(scope, name).map(Resource::Inbound),
-            Kind::Listener => self.listener(scope, name).map(Resource::Listener),
+            Kind::Listener => self
+                .proxy_listener(scope, name)
+                .map(Resource::Proxy)
+                .or_else(|| self.listener(scope, name).map(Resource::Listener)),
+        }
+    }
+
+    fn wildcard(&self, scope: &NodeScope, kind: Kind) -> Vec<String> {
+        match kind {
+            Kind::Cluster => self.proxy_clusters(scope),
+            Kind::Listener => self.proxy_listeners(scope),
+            Kind::Endpoints | Kind::Routes => Vec::new(),
         }
     }
 }

@@ -84,7 +84,7 @@ impl View<'_> {
             return Some(known.clone());
         }
         let resource = self.resources.resource(self.scope, kind, name)?;
-        let encoded = Arc::new(Encoded { any: resource.encode(), resource });
+        let encoded = Arc::new(Encoded { any: resource.encode(self.scope.dialect), resource });
         let table = &mut self.scoped.encoded.lock()[kind.index()];
         if table.len() >= MAX_NAMES && !table.contains_key(name) {
             return Some(encoded);
