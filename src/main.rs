@@ -3,14 +3,14 @@
 //! Exit codes: 0 done, 1 the answer is no, 2 it could not be done.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mesh_control::ControlPlane;
-use mesh_control::ca::JoinTokens;
-use mesh_core::id::TrustDomain;
+use mesh_control::ca::{CertificateAuthority, CertificateLife, JoinTokens};
+use mesh_control::{Clock, ControlPlane};
+use mesh_core::id::{SpiffeId, TrustDomain};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -66,7 +66,7 @@ enum Output {
     /// Nothing: the log says it.
     #[default]
     Log,
-    /// One line of JSON for scripts: `{"address":…,"debug":…,"root_cert":…}`.
+    /// One line of JSON for scripts: `{"address":…,"debug":…,"insecure_xds":…,"root_cert":…}`.
     Json,
 }
 
@@ -89,6 +89,28 @@ enum CertCommand {
         /// Address of the control plane.
         #[arg(long, default_value = "127.0.0.1:15012")]
         control_plane: String,
+    },
+    /// Write a key and a certificate into files, for a peer that takes them from there: a stock Envoy or gRPC
+    /// process. Run it again before the certificate ends; such peers watch their files.
+    Issue {
+        /// The control plane's state directory.
+        #[arg(long)]
+        state: PathBuf,
+        /// Namespace of the identity.
+        #[arg(long, default_value = "default")]
+        namespace: String,
+        /// Service account of the identity.
+        #[arg(long)]
+        service_account: String,
+        /// Directory for `cert.pem`, `key.pem` and `root.pem`; made with mode 0700.
+        #[arg(long)]
+        out: PathBuf,
+        /// Life of the certificate in seconds, at most a day.
+        #[arg(long, default_value_t = 86_400)]
+        ttl: u64,
+        /// Trust domain of the mesh.
+        #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
+        trust_domain: TrustDomain,
     },
 }
 
@@ -128,6 +150,7 @@ async fn control_plane(args: ControlPlaneArgs) -> Result<(), Error> {
         let ready = serde_json::json!({
             "address": plane.address(),
             "debug": plane.debug_address(),
+            "insecure_xds": plane.insecure_address(),
             "root_cert": std::path::absolute(plane.root_cert_path())?,
         });
         println!("{ready}");
@@ -137,15 +160,28 @@ async fn control_plane(args: ControlPlaneArgs) -> Result<(), Error> {
     Ok(())
 }
 
-#[allow(clippy::print_stdout)] // The variables are this command's output.
 fn cert(command: CertCommand) -> Result<(), Error> {
-    let CertCommand::Token { state, namespace, service_account, ttl, control_plane } = command;
-    let token = JoinTokens::open(&state)?.mint(&namespace, &service_account, Duration::from_secs(ttl))?;
+    match command {
+        CertCommand::Token { state, namespace, service_account, ttl, control_plane } => {
+            token(&state, &namespace, &service_account, ttl, &control_plane)
+        }
+        CertCommand::Issue { state, namespace, service_account, out, ttl, trust_domain } => {
+            let id = SpiffeId::for_service_account(&trust_domain, &namespace, &service_account)?;
+            let life = CertificateLife::default();
+            let authority = CertificateAuthority::open(&state, trust_domain, life, Clock::system())?;
+            Ok(authority.issue_files(&id, Some(Duration::from_secs(ttl)), &out)?)
+        }
+    }
+}
+
+#[allow(clippy::print_stdout)] // The variables are this command's output.
+fn token(state: &Path, namespace: &str, account: &str, ttl: u64, control_plane: &str) -> Result<(), Error> {
+    let token = JoinTokens::open(state)?.mint(namespace, account, Duration::from_secs(ttl))?;
     let root = std::path::absolute(state.join("root-cert.pem"))?;
     println!("export MESH_CONTROL_PLANE='{control_plane}'");
     println!("export MESH_ROOT_CERT='{}'", root.display());
     println!("export MESH_JOIN_TOKEN='{token}'");
     println!("export POD_NAMESPACE='{namespace}'");
-    println!("export SERVICE_ACCOUNT='{service_account}'");
+    println!("export SERVICE_ACCOUNT='{account}'");
     Ok(())
 }

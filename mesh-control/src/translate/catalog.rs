@@ -152,6 +152,17 @@ impl Catalog {
         self.get(scope, host).map(|found| (host.to_owned(), found))
     }
 
+    /// Every host that the scope may see, wildcards too, by name.
+    pub(super) fn visible(&self, scope: &NodeScope) -> Vec<&Arc<Host>> {
+        let seen = |host: &&Arc<Host>| host.export_to.visible_to(&scope.namespace);
+        let exact = self.hosts.values().filter_map(|hosts| hosts.iter().find(seen));
+        let mut all: Vec<_> = exact.chain(self.wildcards.iter().filter(seen)).collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        // Of two wildcards of one name the first counts, as in `get`.
+        all.dedup_by(|a, b| a.name == b.name);
+        all
+    }
+
     /// Whether a host of that name exists for anybody.
     pub(super) fn exists(&self, name: &str) -> bool {
         self.hosts.contains_key(name)

@@ -8,6 +8,7 @@
 //! listener("reviews:9080")  → routes   "outbound|9080||reviews.default.svc.cluster.local"
 //!                           → clusters "outbound|9080|v1|reviews.default.svc.cluster.local" → endpoints of that name
 //! inbound  "xds.istio.io/grpc/lds/inbound/10.0.0.7:9080"
+//! proxy    listener "127.0.0.1:9080" → routes "9080" → all clusters of its namespace
 //! ```
 
 mod analyze;
@@ -17,17 +18,20 @@ mod endpoints;
 mod inbound;
 mod instances;
 mod names;
+mod proxy;
 mod routes;
 mod rules;
 mod virtual_services;
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_core::id::{Locality, TrustDomain};
 use mesh_core::policy::{Cluster, Endpoints, InboundListener, Listener, RouteConfiguration};
 
 use self::catalog::Catalog;
+pub use self::proxy::ProxyListener;
 use self::rules::Rules;
 use self::virtual_services::VirtualServices;
 use crate::finding::Finding;
@@ -73,6 +77,9 @@ pub struct NodeScope {
     pub locality: Locality,
     /// In which form it wants its configuration. Default [`Dialect::Proxyless`].
     pub dialect: Dialect,
+    /// On which address a proxy wants an HTTP listener for each port of the mesh. Default none: its
+    /// listeners are in its bootstrap.
+    pub outbound_listen: Option<IpAddr>,
 }
 
 /// What kind of data plane a node is; each takes the same policy in a form of its own.
@@ -141,7 +148,8 @@ impl World {
         routes::why_missing(self, scope, name)
     }
 
-    /// A route configuration, `outbound|9080||reviews.default.svc.cluster.local`.
+    /// A route configuration, `outbound|9080||reviews.default.svc.cluster.local`; for a proxy also that of
+    /// all hosts of a port, `9080`.
     pub fn routes(&self, scope: &NodeScope, name: &str) -> Option<RouteConfiguration> {
         routes::configuration(self, scope, name)
     }
@@ -160,6 +168,24 @@ impl World {
     /// The policy of a listening address, `xds.istio.io/grpc/lds/inbound/10.0.0.7:9080`.
     pub fn inbound(&self, scope: &NodeScope, name: &str) -> Option<InboundListener> {
         inbound::listener(self, scope, name)
+    }
+}
+
+/// What only proxies ask for.
+impl World {
+    /// The names of every cluster a proxy may see; none for a proxyless client.
+    pub fn proxy_clusters(&self, scope: &NodeScope) -> Vec<String> {
+        proxy::clusters(self, scope)
+    }
+
+    /// The names of the listeners that a proxy asked for with [`NodeScope::outbound_listen`].
+    pub fn proxy_listeners(&self, scope: &NodeScope) -> Vec<String> {
+        proxy::listeners(self, scope)
+    }
+
+    /// One of those listeners, `127.0.0.1:9080`.
+    pub fn proxy_listener(&self, scope: &NodeScope, name: &str) -> Option<ProxyListener> {
+        proxy::listener(self, scope, name)
     }
 }
 

@@ -21,8 +21,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::encoded::{Encoded, Version};
-use super::{Kind, Resource, Resources, subject};
-use crate::translate::NodeScope;
+use super::{HOSTS, Kind, Resource, Resources, subject};
+use crate::translate::{Dialect, NodeScope};
 
 /// Which resources a revision may have changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub(crate) enum Touched {
     Subjects(HashSet<String>),
 }
 
-/// The subject of what must be looked at with every revision.
+/// The subject of what is looked at with every revision.
 pub(super) const ALWAYS: &str = "*";
 
 /// The revision served, and the bytes of what is subscribed to.
@@ -174,7 +174,7 @@ impl Cache {
                 let Stale { key, scope, before } = stale;
                 let made = self.evaluate(&**resources, &scope, key.kind, &key.name);
                 (made.as_ref().map(|(version, _)| *version) != before)
-                    .then(|| (made.map(|(version, resource)| self.share(&key, version, &resource)), key))
+                    .then(|| (made.map(|(version, resource)| self.share(&key, scope.dialect, version, &resource)), key))
             })
             .collect();
         for wildcard in &mut wildcards {
@@ -202,7 +202,11 @@ impl Cache {
                 subjects.into_iter().filter_map(|subject| inner.subjects.get(subject)).flatten().map(stale).collect()
             }
         };
-        let covered = inner.wildcards.iter().map(|(at, wildcard)| Covered {
+        let hosts = match touched {
+            Touched::All => true,
+            Touched::Subjects(subjects) => subjects.contains(HOSTS),
+        };
+        let covered = inner.wildcards.iter().filter(|_| hosts).map(|(at, wildcard)| Covered {
             at: *at,
             scope: wildcard.scope.clone(),
             before: wildcard.names.clone(),
@@ -282,23 +286,23 @@ impl Cache {
     ) -> Option<(Version, Resource)> {
         self.evaluated.fetch_add(1, Ordering::Relaxed);
         let resource = resources.resource(scope, kind, name)?;
-        Some((Version::of(&resource), resource))
+        Some((Version::of(&resource, scope.dialect), resource))
     }
 
     fn make(&self, resources: &dyn Resources, scope: &NodeScope, key: &Key) -> Option<Arc<Encoded>> {
         let (version, resource) = self.evaluate(resources, scope, key.kind, &key.name)?;
-        Some(self.share(key, version, &resource))
+        Some(self.share(key, scope.dialect, version, &resource))
     }
 
     /// The bytes of that content: those that exist, or new ones.
-    fn share(&self, key: &Key, version: Version, resource: &Resource) -> Arc<Encoded> {
+    fn share(&self, key: &Key, dialect: Dialect, version: Version, resource: &Resource) -> Arc<Encoded> {
         let at = (key.kind, version);
         let known = |contents: &Contents| contents.by_version.get(&at).and_then(Weak::upgrade);
         if let Some(known) = known(&self.contents.lock()).filter(|known| known.name == key.name) {
             return known;
         }
         // Outside the lock, for it may be large. Whoever comes second throws its copy away.
-        let encoded = Arc::new(Encoded::new(key.name.clone(), version, resource));
+        let encoded = Arc::new(Encoded::new(key.name.clone(), version, &resource.encode(dialect)));
         let mut contents = self.contents.lock();
         match known(&contents).filter(|known| known.name == key.name) {
             Some(known) => known,
@@ -314,7 +318,7 @@ impl Inner {
     /// The entry of that key, made if it is new.
     fn entry(&mut self, key: Key, scope: &Arc<NodeScope>, encoded: Option<Arc<Encoded>>) -> &mut Entry {
         if !self.entries.contains_key(&key) {
-            let subject = subject(scope, key.kind, &key.name);
+            let subject = subject(key.kind, &key.name);
             match self.subjects.get_mut(subject) {
                 Some(keys) => _ = keys.insert(key.clone()),
                 None => _ = self.subjects.insert(subject.into(), HashSet::from([key.clone()])),
@@ -347,8 +351,8 @@ impl Inner {
         if !self.entries.get(key).is_some_and(unused) {
             return;
         }
-        let Some(entry) = self.entries.remove(key) else { return };
-        let subject = subject(&entry.scope, key.kind, &key.name);
+        self.entries.remove(key);
+        let subject = subject(key.kind, &key.name);
         if let Some(keys) = self.subjects.get_mut(subject) {
             keys.remove(key);
             if keys.is_empty() {

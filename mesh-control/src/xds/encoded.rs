@@ -7,9 +7,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use envoy_types::pb::google::protobuf::Any;
 use prost::Message;
 
 use super::Resource;
+use crate::translate::Dialect;
 
 /// A resource, encoded once and shared by every stream that is sent it.
 pub(crate) struct Encoded {
@@ -26,8 +28,8 @@ pub(crate) struct Encoded {
 pub(crate) struct Version(u64);
 
 impl Encoded {
-    pub(crate) fn new(name: Arc<str>, version: Version, resource: &Resource) -> Self {
-        Self { name, version, any: resource.encode().encode_to_vec().into() }
+    pub(crate) fn new(name: Arc<str>, version: Version, any: &Any) -> Self {
+        Self { name, version, any: any.encode_to_vec().into() }
     }
 }
 
@@ -35,10 +37,11 @@ impl Version {
     /// What a client that knows no such version is taken to have.
     pub(crate) const UNKNOWN: Self = Self(0);
 
-    pub(crate) fn of(resource: &Resource) -> Self {
+    pub(crate) fn of(resource: &Resource, dialect: Dialect) -> Self {
         let mut hasher = DefaultHasher::new();
         // Another release may encode the same policy in another way.
         env!("CARGO_PKG_VERSION").hash(&mut hasher);
+        dialect.hash(&mut hasher);
         resource.hash(&mut hasher);
         Self(hasher.finish().max(1))
     }
@@ -63,7 +66,7 @@ impl fmt::Debug for Encoded {
 
 #[cfg(test)]
 mod tests {
-    use mesh_core::policy::{Cluster, EndpointMetadata};
+    use mesh_core::policy::Cluster;
 
     use super::*;
 
@@ -75,14 +78,14 @@ mod tests {
 
     #[test]
     fn equal_resources_have_equal_versions_and_others_do_not() {
-        let version = Version::of(&cluster(1));
-        assert_eq!(version, Version::of(&cluster(1)));
-        assert_ne!(version, Version::of(&cluster(2)));
+        let of = |limit, dialect| Version::of(&cluster(limit), dialect);
+        let version = of(1, Dialect::Proxyless);
+        assert_eq!(version, of(1, Dialect::Proxyless));
+        assert_ne!(version, of(2, Dialect::Proxyless));
+        assert_ne!(version, of(1, Dialect::Envoy), "it may be encoded in another way");
         assert_eq!(Version::parse(&version.to_string()), version);
         for odd in ["", "7/1", "not hex", "11112222333344445"] {
             assert_eq!(Version::parse(odd), Version::UNKNOWN, "{odd}");
         }
-        // What is hashed has an order, unlike the maps of the encoded form.
-        let _: fn(&EndpointMetadata) = |metadata| Hash::hash(metadata, &mut DefaultHasher::new());
     }
 }

@@ -21,11 +21,13 @@ pub(crate) use self::nodes::Nodes;
 pub use self::nodes::{NackStatus, NodeStatus, ResourceStatus, TypeStatus};
 pub(crate) use self::service::AggregatedService;
 
+use std::net::SocketAddr;
+
 use envoy_types::pb::google::protobuf::Any;
 use mesh_core::policy::{Cluster, Endpoints, InboundListener, Listener, RouteConfiguration};
 use mesh_discovery::codec;
 
-use crate::translate::{Dialect, NodeScope, World};
+use crate::translate::{Dialect, NodeScope, ProxyListener, World};
 
 /// The four kinds of resource, in the order in which a change is pushed: what is referred to comes
 /// before what refers to it (make before break).
@@ -82,17 +84,23 @@ pub(crate) enum Resource {
     Endpoints(Endpoints),
     Listener(Listener),
     Inbound(InboundListener),
+    Proxy(ProxyListener),
     Routes(RouteConfiguration),
 }
 
 impl Resource {
-    fn encode(&self) -> Any {
-        match self {
-            Self::Cluster(cluster) => codec::encode_cluster(cluster),
-            Self::Endpoints(endpoints) => codec::encode_endpoints(endpoints),
-            Self::Listener(listener) => codec::encode_listener(listener),
-            Self::Inbound(listener) => codec::encode_inbound(listener),
-            Self::Routes(routes) => codec::encode_routes(routes),
+    fn encode(&self, dialect: Dialect) -> Any {
+        match (self, dialect) {
+            (Self::Cluster(cluster), Dialect::Envoy) => codec::envoy::encode_cluster(cluster),
+            (Self::Cluster(cluster), Dialect::Proxyless) => codec::encode_cluster(cluster),
+            (Self::Routes(routes), Dialect::Envoy) => codec::envoy::encode_routes(routes),
+            (Self::Routes(routes), Dialect::Proxyless) => codec::encode_routes(routes),
+            (Self::Endpoints(endpoints), _) => codec::encode_endpoints(endpoints),
+            (Self::Listener(listener), _) => codec::encode_listener(listener),
+            (Self::Inbound(listener), _) => codec::encode_inbound(listener),
+            (Self::Proxy(listener), _) => {
+                codec::envoy::encode_proxy_listener(&listener.name, listener.address, &listener.routes)
+            }
         }
     }
 }
@@ -115,18 +123,23 @@ pub(crate) trait Resources: Send + Sync + 'static {
 }
 
 /// What a resource is made from, so that a revision which changed little need not look at the others:
-/// the host of a cluster and its endpoints, the address of an inbound listener, and nothing for the
-/// rest, which depends on what hosts there are. What is made for a proxy may depend on more.
-fn subject<'a>(scope: &NodeScope, kind: Kind, name: &'a str) -> &'a str {
-    let host = || name.rsplit_once('|').map(|(_, host)| host).filter(|host| !host.is_empty());
-    match (kind, scope.dialect) {
-        (Kind::Cluster | Kind::Endpoints, Dialect::Proxyless) => host().unwrap_or(name),
-        (Kind::Cluster | Kind::Endpoints, Dialect::Envoy) => host().unwrap_or(cache::ALWAYS),
-        (Kind::Listener, Dialect::Proxyless) => name.strip_prefix(INBOUND_PREFIX).unwrap_or_default(),
-        (Kind::Routes, Dialect::Proxyless) => "",
-        (Kind::Listener | Kind::Routes, Dialect::Envoy) => cache::ALWAYS,
+/// the host of a cluster and its endpoints, the address of an inbound listener, and [`HOSTS`] for the
+/// rest, which depends on what hosts there are and not on who serves them.
+fn subject(kind: Kind, name: &str) -> &str {
+    match kind {
+        Kind::Cluster | Kind::Endpoints => name.rsplit_once('|').map_or(name, |(_, host)| host),
+        Kind::Routes => HOSTS,
+        Kind::Listener => match name.strip_prefix(INBOUND_PREFIX) {
+            // Written in another way than addresses are, it would not be found again.
+            Some(text) if text.parse::<SocketAddr>().is_ok_and(|address| address.to_string() == text) => text,
+            Some(_) => cache::ALWAYS,
+            None => HOSTS,
+        },
     }
 }
+
+/// The subject of what depends on which hosts and ports there are.
+pub(crate) const HOSTS: &str = "";
 
 /// How server-side listeners are named (the template of the gRPC bootstrap, as istiod fills it).
 const INBOUND_PREFIX: &str = "xds.istio.io/grpc/lds/inbound/";
@@ -138,7 +151,18 @@ impl Resources for World {
             Kind::Endpoints => self.endpoints(scope, name).map(Resource::Endpoints),
             Kind::Routes => self.routes(scope, name).map(Resource::Routes),
             Kind::Listener if name.starts_with(INBOUND_PREFIX) => self.inbound(scope, name).map(Resource::Inbound),
-            Kind::Listener => self.listener(scope, name).map(Resource::Listener),
+            Kind::Listener => self
+                .proxy_listener(scope, name)
+                .map(Resource::Proxy)
+                .or_else(|| self.listener(scope, name).map(Resource::Listener)),
+        }
+    }
+
+    fn wildcard(&self, scope: &NodeScope, kind: Kind) -> Vec<String> {
+        match kind {
+            Kind::Cluster => self.proxy_clusters(scope),
+            Kind::Listener => self.proxy_listeners(scope),
+            Kind::Endpoints | Kind::Routes => Vec::new(),
         }
     }
 

@@ -40,7 +40,10 @@ pub(super) fn scope_of(caller: &Caller, node: Option<&Node>) -> Result<NodeScope
             namespace.to_owned()
         }
     };
-    Ok(NodeScope { namespace, labels: labels(metadata), locality: locality(node), dialect: dialect(node) })
+    // Addresses on which the proxy itself opens listeners: no harm to anybody else.
+    let outbound_listen = metadata.and_then(|metadata| text(metadata.fields.get("OUTBOUND_LISTEN"))?.parse().ok());
+    let (labels, locality, dialect) = (labels(metadata), locality(node), dialect(node));
+    Ok(NodeScope { namespace, labels, locality, dialect, outbound_listen })
 }
 
 /// As Envoy says of itself; a hint like the rest of the node, for it only decides the form of what is

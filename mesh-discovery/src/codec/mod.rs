@@ -32,6 +32,7 @@ mod common;
 mod connection;
 mod cors;
 mod endpoint;
+pub mod envoy;
 mod extension;
 mod fault;
 mod filter;
