@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 /// Patience with processes that are not ours; nothing waits for its end when all is well.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct World {
     process: Child,

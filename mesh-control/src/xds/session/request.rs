@@ -8,6 +8,7 @@ use envoy_types::pb::google::rpc::Status;
 
 use super::known::{Answer, Held, Known, Type};
 use super::{Kind, Session};
+use crate::translate::Dialect;
 use crate::xds::encoded::Version;
 use crate::xds::nodes::NackStatus;
 
@@ -106,7 +107,9 @@ impl Session {
         if star(&request.resource_names_unsubscribe) {
             self.set_wildcard(kind, false);
         }
-        if first {
+        // An Envoy needs the endpoints of a changed cluster again, and the change may have come before this.
+        let anew = kind == Kind::Endpoints && self.scope().dialect == Dialect::Envoy;
+        if first && !anew {
             for (name, version) in request.initial_resource_versions {
                 self.already_has(kind, name.into(), &version);
             }
