@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use envoy_types::pb::envoy::config::{cluster::v3 as cds, core::v3::transport_socket::ConfigType, route::v3 as rds};
+use envoy_types::pb::envoy::config::{
+    cluster::v3 as cds,
+    core::v3::{config_source::ConfigSourceSpecifier, transport_socket::ConfigType},
+    route::v3 as rds,
+};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     UpstreamTlsContext, common_tls_context::ValidationContextType, subject_alt_name_matcher::SanType,
 };
@@ -14,7 +18,7 @@ use crate::codec::envoy;
 fn cluster(change: impl FnOnce(&mut Cluster)) -> cds::Cluster {
     let mut cluster = Cluster::new("outbound|9080||reviews.default.svc.cluster.local".into());
     change(&mut cluster);
-    cds::Cluster::decode(envoy::encode_cluster(&cluster).value.as_slice()).unwrap()
+    cds::Cluster::decode(envoy::encode_cluster(&cluster, None).value.as_slice()).unwrap()
 }
 
 fn mesh() -> MeshTls {
@@ -51,6 +55,23 @@ fn mutual_tls_is_by_secrets_and_checks_the_peers_identity() {
     };
     let names = combined.default_validation_context.unwrap().match_typed_subject_alt_names;
     assert_eq!((names.len(), names[0].san_type), (1, SanType::Uri.into()));
+}
+
+#[test]
+fn secrets_are_in_the_bootstrap_or_in_files_where_the_proxy_has_them() {
+    let source = |directory| {
+        let mut cluster = Cluster::new("c".into());
+        cluster.tls = UpstreamTls::Mesh(mesh());
+        let bytes = envoy::encode_cluster(&cluster, directory).value;
+        let context = context(cds::Cluster::decode(bytes.as_slice()).unwrap().transport_socket.as_ref());
+        let own = context.common_tls_context.unwrap().tls_certificate_sds_secret_configs.remove(0);
+        match own.sds_config.and_then(|source| source.config_source_specifier) {
+            Some(ConfigSourceSpecifier::PathConfigSource(file)) => Some(file.path),
+            _ => None,
+        }
+    };
+    assert_eq!(source(None), None);
+    assert_eq!(source(Some("/etc/mesh/certs/")).as_deref(), Some("/etc/mesh/certs/default.yaml"));
 }
 
 #[test]
