@@ -44,15 +44,13 @@ impl Session {
         let Some(kind) = served(&request.type_url) else { return Ok(Outcome::default()) };
         let mut outcome = Outcome::default();
         let ty = &mut self.types[kind.index()];
-        if request.response_nonce.is_empty() {
-            // Without a nonce it begins anew: it answers nothing.
-            ty.in_flight = None;
-        } else if request.response_nonce == ty.nonce {
+        if request.response_nonce == ty.nonce {
             outcome = ty.take_answer(request.error_detail.as_ref());
-        } else {
+        } else if !request.response_nonce.is_empty() {
             // The client had not seen the newest response yet; it will answer that one too.
             return Ok(outcome);
         }
+        // Without a nonce it answers nothing: it may have crossed the first response, whose answer still comes.
         let first = !std::mem::replace(&mut ty.asked, true);
         ty.named |= !request.resource_names.is_empty();
         let star = request.resource_names.iter().any(|name| name == WILDCARD);
