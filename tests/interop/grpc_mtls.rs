@@ -32,12 +32,7 @@ pub(crate) const MUTUAL: &str = "trafficPolicy: { tls: { mode: ISTIO_MUTUAL } }"
 
 #[tokio::test]
 async fn a_stock_client_speaks_mutual_tls_to_our_strict_server() {
-    let world = World::start(&[
-        ("strict.yaml", STRICT.to_owned()),
-        ("reviews.yaml", announced("reviews")),
-        ("rule.yaml", rule("reviews", MUTUAL)),
-    ])
-    .await;
+    let world = World::start(&[("strict.yaml", STRICT.to_owned()), ("reviews.yaml", announced("reviews"))]).await;
     let _server = Server::start(&world, "reviews", "app=reviews", "ours").await;
     let bootstrap = bootstrap(&world, "edge").await;
     let mut client = StockClient::secure("xds:///reviews.default:9080", &bootstrap);
@@ -47,6 +42,12 @@ async fn a_stock_client_speaks_mutual_tls_to_our_strict_server() {
     let mut plaintext = StockClient::start("xds:///reviews.default:9080", &bootstrap);
     let refused = Caller::call(&mut plaintext, &[]).await.unwrap_err();
     assert!(refused.starts_with("UNAVAILABLE") || refused.starts_with("PERMISSION_DENIED"), "{refused}");
+
+    // Where a server takes both it has to be told, and then it does the same.
+    world.apply("strict.yaml", &STRICT.replace("STRICT", "PERMISSIVE"));
+    client.becomes(5, &[], "ours").await;
+    world.apply("rule.yaml", &rule("reviews", MUTUAL));
+    client.becomes(5, &[], "ours spiffe://cluster.local/ns/default/sa/edge").await;
     world.assert_nothing_refused("edge", 4).await;
 }
 
