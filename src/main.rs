@@ -117,7 +117,8 @@ enum CertCommand {
         /// Service account of the identity.
         #[arg(long)]
         service_account: String,
-        /// Directory for `cert.pem`, `key.pem` and `root.pem`; made with mode 0700.
+        /// Directory for `cert.pem`, `key.pem`, `root.pem` and, for an Envoy, `default.yaml` and `ROOTCA.yaml`; made with
+        /// mode 0700.
         #[arg(long)]
         out: PathBuf,
         /// Life of the certificate in seconds, at most a day.

@@ -14,9 +14,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh::{Body, Mesh};
 use tokio::net::TcpStream;
 use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::Instant;
 
 use crate::grpc;
-use crate::world::eventually;
+use crate::world::{PATIENCE, eventually};
 
 /// Makes one call at a time.
 pub(crate) trait Caller: Send + 'static {
@@ -39,12 +40,12 @@ pub(crate) trait Caller: Send + 'static {
     async fn becomes(&mut self, in_a_row: u32, metadata: &[(&str, &str)], answer: &str) {
         let mut last = Report::default();
         let wanted = Report::all(in_a_row, answer);
-        let what = format!("{metadata:?} is answered by {answer}");
-        eventually(&what, async || {
+        let patience = Instant::now() + PATIENCE;
+        while last != wanted {
+            assert!(Instant::now() < patience, "{metadata:?} is not answered by {answer} alone: {last:?}");
             last = self.calls(in_a_row, metadata).await;
-            (last == wanted).then_some(())
-        })
-        .await;
+            tokio::task::yield_now().await;
+        }
     }
 }
 

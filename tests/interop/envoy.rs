@@ -95,6 +95,14 @@ impl Envoy {
         .await
     }
 
+    /// The serial number of the certificate it shows to the mesh.
+    pub(crate) async fn own_certificate(&self) -> String {
+        let all: Value = serde_json::from_str(&self.admin("/certs").await).unwrap();
+        let own =
+            all["certificates"].as_array().unwrap().iter().find_map(|entry| entry["cert_chain"].as_array()?.first());
+        own.expect("it has one")["serial_number"].to_string()
+    }
+
     /// It refused nothing: neither its counters nor its own account of its configuration say so.
     pub(crate) async fn assert_nothing_refused(&self) {
         let stats = self.admin("/stats?filter=update_rejected").await;

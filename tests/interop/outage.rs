@@ -54,16 +54,16 @@ async fn killing_the_control_plane_at_any_moment_loses_no_request() {
     for death in 0..DEATHS {
         if random.bool() {
             // It dies at some point of the push.
-            world.apply("routes.yaml", &routes(random.u32(0..=100)));
+            change(&world, &mut random);
         }
         own.more(random.usize(0..60)).await;
         world.kill().await;
         own.more(random.usize(5..80)).await;
         if random.bool() {
-            world.apply("routes.yaml", &routes(random.u32(0..=100)));
+            change(&world, &mut random);
         }
         world.resume().await;
-        println!("death {death}: it is back");
+        println!("back from death {death}");
     }
     // Nobody was lost: what is written last reaches all.
     world.apply("routes.yaml", &routes(100));
@@ -75,6 +75,20 @@ async fn killing_the_control_plane_at_any_moment_loses_no_request() {
     own.becomes(20, &[], "v2 spiffe://cluster.local/ns/default/sa/productpage").await;
     to_envoy.all_well().await;
     to_stock.all_well().await;
+    for (node, types) in [("envoy-Delta", 4), ("envoy-StateOfTheWorld", 4), ("edge", 4), ("stock", 1)] {
+        world.assert_nothing_refused(node, types).await;
+    }
+}
+
+/// Something that costs no request by itself: another split, or another limit of a cluster.
+fn change(world: &World, random: &mut fastrand::Rng) {
+    if random.bool() {
+        return world.apply("routes.yaml", &routes(random.u32(0..=100)));
+    }
+    let limit = random.u32(1000..2000);
+    let pool = format!("connectionPool: {{ http: {{ http2MaxRequests: {limit} }} }}");
+    let policy = MUTUAL.replace("tls:", &format!("{pool}, tls:"));
+    world.apply("reviews-v1.yaml", &(announced("reviews-v1") + "---\n" + &rule("reviews-v1", &policy)));
 }
 
 /// A load of a caller that has been answered once.

@@ -68,6 +68,10 @@ async fn follows_the_manifests(form: Form) {
     let _v1b = Server::start(&world, "reviews-v1", "version=v1", "v1b").await;
     eventually("the new endpoint answers", async || (caller.calls(10, &[]).await.from("v1b ") > 0).then_some(())).await;
     v1.leave().await;
+    // A new certificate is taken over in the middle of it.
+    let before = envoy.own_certificate().await;
+    world.certificate("edge").await;
+    eventually("the new certificate is in use", async || (envoy.own_certificate().await != before).then_some(())).await;
     caller.becomes(20, &[], &as_edge("v1b")).await;
     load.all_well().await;
 
@@ -130,7 +134,7 @@ async fn an_envoy_gets_its_listeners_from_the_control_plane_where_it_asks_for_th
     let at = |text: String, port: u16| text.replace("port: 9080", &format!("port: {port}"));
     let world = World::start(&[("reviews.yaml", at(service("reviews", Some(&backend)), port))]).await;
     let envoy = Envoy::start(&world, Form::StateOfTheWorld, backend.address, |config| {
-        config.replace("  cluster: edge\n", "  cluster: edge\n  metadata: { OUTBOUND_LISTEN: 127.0.0.1 }\n")
+        config.replace("metadata: {", "metadata: { OUTBOUND_LISTEN: 127.0.0.1,")
     })
     .await;
     let listener = envoy.listener(&format!("127.0.0.1:{port}")).await;

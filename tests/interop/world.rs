@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 /// Patience with processes that are not ours; nothing waits for its end when all is well.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct World {
     process: Child,
@@ -110,8 +110,8 @@ impl World {
     }
 
     /// The entry of a client in `/sync`, once it has accepted everything it was sent.
-    pub(crate) async fn in_sync(&self, node: &str) -> Value {
-        eventually("everything sent is accepted", async || {
+    async fn in_sync(&self, node: &str) -> Value {
+        eventually(&format!("{node} has accepted everything it was sent"), async || {
             let nodes: Vec<Value> = serde_json::from_str(&self.debug("/sync").await).unwrap();
             let found = nodes.into_iter().find(|entry| entry["node"] == node)?;
             let types = found["types"].as_array()?;

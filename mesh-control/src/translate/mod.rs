@@ -82,6 +82,9 @@ pub struct NodeScope {
     /// On which address a proxy wants an HTTP listener for each port of the mesh. Default none: its
     /// listeners are in its bootstrap.
     pub outbound_listen: Option<IpAddr>,
+    /// Directory of the files in which a proxy finds its secrets, as `mesh cert issue` writes them. Default none:
+    /// they are in its bootstrap, under the same names.
+    pub secrets: Option<Arc<str>>,
 }
 
 /// What kind of data plane a node is; each takes the same policy in a form of its own.

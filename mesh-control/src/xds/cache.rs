@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 
 use super::encoded::{Encoded, Version};
 use super::{HOSTS, Kind, Resource, Resources, subject};
-use crate::translate::{Dialect, NodeScope};
+use crate::translate::NodeScope;
 
 /// Which resources a revision may have changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -173,7 +173,7 @@ impl Cache {
                 let Stale { key, scope, before } = stale;
                 let made = self.evaluate(&**resources, &scope, key.kind, &key.name);
                 (made.as_ref().map(|(version, _)| *version) != before)
-                    .then(|| (made.map(|(version, resource)| self.share(&key, scope.dialect, version, &resource)), key))
+                    .then(|| (made.map(|(version, resource)| self.share(&key, &scope, version, &resource)), key))
             })
             .collect();
         for wildcard in &mut wildcards {
@@ -285,23 +285,23 @@ impl Cache {
     ) -> Option<(Version, Resource)> {
         self.evaluated.fetch_add(1, Ordering::Relaxed);
         let resource = resources.resource(scope, kind, name)?;
-        Some((Version::of(&resource, scope.dialect), resource))
+        Some((Version::of(&resource, scope), resource))
     }
 
     fn make(&self, resources: &dyn Resources, scope: &NodeScope, key: &Key) -> Option<Arc<Encoded>> {
         let (version, resource) = self.evaluate(resources, scope, key.kind, &key.name)?;
-        Some(self.share(key, scope.dialect, version, &resource))
+        Some(self.share(key, scope, version, &resource))
     }
 
     /// The bytes of that content: those that exist, or new ones.
-    fn share(&self, key: &Key, dialect: Dialect, version: Version, resource: &Resource) -> Arc<Encoded> {
+    fn share(&self, key: &Key, scope: &NodeScope, version: Version, resource: &Resource) -> Arc<Encoded> {
         let at = (key.kind, version);
         let known = |contents: &Contents| contents.by_version.get(&at).and_then(Weak::upgrade);
         if let Some(known) = known(&self.contents.lock()).filter(|known| known.name == key.name) {
             return known;
         }
         // Outside the lock, for it may be large. Whoever comes second throws its copy away.
-        let encoded = Arc::new(Encoded::new(key.name.clone(), version, &resource.encode(dialect)));
+        let encoded = Arc::new(Encoded::new(key.name.clone(), version, &resource.encode(scope)));
         let mut contents = self.contents.lock();
         match known(&contents).filter(|known| known.name == key.name) {
             Some(known) => known,

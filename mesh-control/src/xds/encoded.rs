@@ -11,7 +11,7 @@ use envoy_types::pb::google::protobuf::Any;
 use prost::Message;
 
 use super::Resource;
-use crate::translate::Dialect;
+use crate::translate::NodeScope;
 
 /// A resource, encoded once and shared by every stream that is sent it.
 pub(crate) struct Encoded {
@@ -37,11 +37,11 @@ impl Version {
     /// What a client that knows no such version is taken to have.
     pub(crate) const UNKNOWN: Self = Self(0);
 
-    pub(crate) fn of(resource: &Resource, dialect: Dialect) -> Self {
+    pub(crate) fn of(resource: &Resource, scope: &NodeScope) -> Self {
         let mut hasher = DefaultHasher::new();
         // Another release may encode the same policy in another way.
         env!("CARGO_PKG_VERSION").hash(&mut hasher);
-        dialect.hash(&mut hasher);
+        (scope.dialect, &scope.secrets).hash(&mut hasher);
         resource.hash(&mut hasher);
         Self(hasher.finish().max(1))
     }
@@ -69,6 +69,7 @@ mod tests {
     use mesh_core::policy::Cluster;
 
     use super::*;
+    use crate::translate::Dialect;
 
     fn cluster(limit: u32) -> Resource {
         let mut cluster = Cluster::new("a".into());
@@ -78,11 +79,13 @@ mod tests {
 
     #[test]
     fn equal_resources_have_equal_versions_and_others_do_not() {
-        let of = |limit, dialect| Version::of(&cluster(limit), dialect);
+        let of = |limit, dialect| Version::of(&cluster(limit), &NodeScope { dialect, ..NodeScope::default() });
         let version = of(1, Dialect::Proxyless);
         assert_eq!(version, of(1, Dialect::Proxyless));
         assert_ne!(version, of(2, Dialect::Proxyless));
         assert_ne!(version, of(1, Dialect::Envoy), "it may be encoded in another way");
+        let with_files = NodeScope { dialect: Dialect::Envoy, secrets: Some("/certs".into()), ..NodeScope::default() };
+        assert_ne!(of(1, Dialect::Envoy), Version::of(&cluster(1), &with_files));
         assert_eq!(Version::parse(&version.to_string()), version);
         for odd in ["", "7/1", "not hex", "11112222333344445"] {
             assert_eq!(Version::parse(odd), Version::UNKNOWN, "{odd}");

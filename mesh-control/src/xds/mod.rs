@@ -90,9 +90,10 @@ pub(crate) enum Resource {
 }
 
 impl Resource {
-    fn encode(&self, dialect: Dialect) -> Any {
-        match (self, dialect) {
-            (Self::Cluster(cluster), Dialect::Envoy) => codec::envoy::encode_cluster(cluster),
+    /// The form in which nodes of this scope take it.
+    fn encode(&self, scope: &NodeScope) -> Any {
+        match (self, scope.dialect) {
+            (Self::Cluster(cluster), Dialect::Envoy) => codec::envoy::encode_cluster(cluster, scope.secrets.as_deref()),
             (Self::Cluster(cluster), Dialect::Proxyless) => codec::encode_cluster(cluster),
             (Self::Routes(routes), Dialect::Envoy) => codec::envoy::encode_routes(routes),
             (Self::Routes(routes), Dialect::Proxyless) => codec::encode_routes(routes),

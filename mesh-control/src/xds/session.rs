@@ -25,7 +25,7 @@ use super::cache::{Mailbox, Seat};
 use super::encoded::Encoded;
 use super::message::{self, DeltaResource, DeltaResponse, StateResponse};
 use super::{Kind, Limits};
-use crate::translate::NodeScope;
+use crate::translate::{Dialect, NodeScope};
 
 pub(crate) use self::request::{Outcome, Refused};
 
@@ -160,6 +160,9 @@ impl Session {
 
     /// Makes the response and records it.
     fn send(&mut self, kind: Kind, mut plan: Plan) -> Response {
+        if kind == Kind::Cluster && self.scope().dialect == Dialect::Envoy {
+            self.renew_endpoints(&plan.make);
+        }
         let Self { types, seat, last_nonce, limits, .. } = self;
         let ty = &mut types[kind.index()];
         *last_nonce += 1;
@@ -182,6 +185,18 @@ impl Session {
         }
         ty.in_flight = Some(resources.iter().map(|encoded| encoded.name.clone()).collect());
         self.respond(kind, &resources, plan)
+    }
+
+    /// An Envoy makes a changed cluster anew, waits for its endpoints before it takes it into use, and does not
+    /// ask for those it has already: they are sent again.
+    fn renew_endpoints(&mut self, clusters: &[Arc<Encoded>]) {
+        let ty = &mut self.types[Kind::Endpoints.index()];
+        for cluster in clusters {
+            if let Some(known) = ty.known.get_mut(&cluster.name) {
+                known.held = Held::Nothing;
+                ty.due.insert(cluster.name.clone());
+            }
+        }
     }
 
     fn respond(&self, kind: Kind, resources: &[Arc<Encoded>], plan: Plan) -> Response {

@@ -21,7 +21,8 @@ use crate::proto::policy::METADATA_KEY;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{DnsLookupFamily, TransportSocketMatch};
 use envoy_types::pb::envoy::config::cluster::v3::{self as xds, cluster::ClusterDiscoveryType};
 use envoy_types::pb::envoy::config::core::v3::{
-    Metadata, TrafficDirection, TransportSocket, data_source::Specifier, transport_socket::ConfigType,
+    ApiVersion, ConfigSource, Metadata, PathConfigSource, TrafficDirection, TransportSocket,
+    config_source::ConfigSourceSpecifier, data_source::Specifier, transport_socket::ConfigType,
 };
 use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, filter::ConfigType as FilterConfig};
 use envoy_types::pb::envoy::config::route::v3::{RouteConfiguration as RoutesProto, route};
@@ -57,8 +58,9 @@ const BALANCERS: &str = "type.googleapis.com/envoy.extensions.load_balancing_pol
 /// Largest direct answer that Envoy takes unless it is told otherwise.
 const DIRECT_ANSWER: usize = 4096;
 
-/// Encodes a cluster.
-pub fn encode_cluster(policy: &Cluster) -> Any {
+/// Encodes a cluster. `secrets` is the directory in which the proxy has the files `default.yaml` and `ROOTCA.yaml`;
+/// without one the secrets are in its bootstrap.
+pub fn encode_cluster(policy: &Cluster, secrets: Option<&str>) -> Any {
     let mut policy = policy.clone();
     // Negotiation needs TLS; Envoy refuses it over plaintext.
     if policy.connection.protocol == UpstreamProtocol::Alpn
@@ -75,7 +77,7 @@ pub fn encode_cluster(policy: &Cluster) -> Any {
     }
     proto.dns_lookup_family = DnsLookupFamily::V4Preferred.into();
     proto.respect_dns_ttl = matches!(proto.cluster_discovery_type, Some(ClusterDiscoveryType::Type(_)));
-    encode_tls(&policy.tls, &mut proto);
+    encode_tls(&policy.tls, secrets, &mut proto);
     extension::pack(CLUSTER, &proto)
 }
 
@@ -161,14 +163,14 @@ fn longest_answer(proto: &RoutesProto) -> usize {
     bodies.map(length).max().unwrap_or_default()
 }
 
-fn encode_tls(policy: &UpstreamTls, proto: &mut xds::Cluster) {
+fn encode_tls(policy: &UpstreamTls, secrets: Option<&str>, proto: &mut xds::Cluster) {
     match policy {
         UpstreamTls::Disable => {}
-        UpstreamTls::Mesh(mesh) => proto.transport_socket = Some(socket(&mesh_context(mesh))),
+        UpstreamTls::Mesh(mesh) => proto.transport_socket = Some(socket(&mesh_context(mesh, secrets))),
         UpstreamTls::Auto(mesh) => {
             let istio = HashMap::from([("tlsMode".to_owned(), extension::string("istio"))]);
             proto.transport_socket_matches = vec![
-                socket_match("tlsMode-istio", istio, socket(&mesh_context(mesh))),
+                socket_match("tlsMode-istio", istio, socket(&mesh_context(mesh, secrets))),
                 socket_match("tlsMode-disabled", HashMap::new(), plaintext()),
             ];
         }
@@ -195,21 +197,32 @@ fn socket(context: &UpstreamTlsContext) -> TransportSocket {
     tls::socket(extension::pack(url::UPSTREAM_TLS, context))
 }
 
-/// A secret of the bootstrap, which Envoy finds by its name.
-fn secret(name: &str) -> SdsSecretConfig {
-    SdsSecretConfig { name: name.to_owned(), sds_config: None }
+/// A secret: in a file of its name, which Envoy watches, or else in the bootstrap.
+fn secret(name: &str, directory: Option<&str>) -> SdsSecretConfig {
+    let sds_config = directory.map(|directory| {
+        let path = format!("{}/{name}.yaml", directory.trim_end_matches('/'));
+        ConfigSource {
+            resource_api_version: ApiVersion::V3.into(),
+            config_source_specifier: Some(ConfigSourceSpecifier::PathConfigSource(PathConfigSource {
+                path,
+                ..Default::default()
+            })),
+            ..Default::default()
+        }
+    });
+    SdsSecretConfig { name: name.to_owned(), sds_config }
 }
 
 /// Validation by the roots of a secret and by what `context` says beside.
-fn combined(context: CertificateValidationContext, roots: &str) -> ValidationContextType {
+fn combined(context: CertificateValidationContext, roots: SdsSecretConfig) -> ValidationContextType {
     ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
         default_validation_context: Some(context),
-        validation_context_sds_secret_config: Some(secret(roots)),
+        validation_context_sds_secret_config: Some(roots),
         ..Default::default()
     })
 }
 
-fn mesh_context(mesh: &MeshTls) -> UpstreamTlsContext {
+fn mesh_context(mesh: &MeshTls, secrets: Option<&str>) -> UpstreamTlsContext {
     let peers = mesh.peer_ids.iter().map(|id| SubjectAltNameMatcher {
         san_type: SanType::Uri.into(),
         matcher: Some(matcher::string(id)),
@@ -220,8 +233,8 @@ fn mesh_context(mesh: &MeshTls) -> UpstreamTlsContext {
     UpstreamTlsContext {
         common_tls_context: Some(CommonTlsContext {
             tls_params: newest(),
-            tls_certificate_sds_secret_configs: vec![secret(IDENTITY)],
-            validation_context_type: Some(combined(validation, ROOTS)),
+            tls_certificate_sds_secret_configs: vec![secret(IDENTITY, secrets)],
+            validation_context_type: Some(combined(validation, secret(ROOTS, secrets))),
             ..Default::default()
         }),
         sni: mesh.sni.clone().unwrap_or_default(),
@@ -239,7 +252,7 @@ fn originated_context(tls: &OriginatedTls, certificate: Option<&ClientCertificat
         && let Some(ValidationContextType::ValidationContext(mut validation)) = common.validation_context_type.take()
     {
         validation.system_root_certs = None;
-        common.validation_context_type = Some(combined(validation, SYSTEM_ROOTS));
+        common.validation_context_type = Some(combined(validation, secret(SYSTEM_ROOTS, None)));
     }
     context
 }

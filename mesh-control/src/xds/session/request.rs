@@ -8,6 +8,7 @@ use envoy_types::pb::google::rpc::Status;
 
 use super::known::{Answer, Held, Known, Type};
 use super::{Kind, Session};
+use crate::translate::Dialect;
 use crate::xds::encoded::Version;
 use crate::xds::nodes::NackStatus;
 
@@ -43,15 +44,13 @@ impl Session {
         let Some(kind) = served(&request.type_url) else { return Ok(Outcome::default()) };
         let mut outcome = Outcome::default();
         let ty = &mut self.types[kind.index()];
-        if request.response_nonce.is_empty() {
-            // Without a nonce it begins anew: it answers nothing.
-            ty.in_flight = None;
-        } else if request.response_nonce == ty.nonce {
+        if request.response_nonce == ty.nonce {
             outcome = ty.take_answer(request.error_detail.as_ref());
-        } else {
+        } else if !request.response_nonce.is_empty() {
             // The client had not seen the newest response yet; it will answer that one too.
             return Ok(outcome);
         }
+        // Without a nonce it answers nothing: it may have crossed the first response, whose answer still comes.
         let first = !std::mem::replace(&mut ty.asked, true);
         ty.named |= !request.resource_names.is_empty();
         let star = request.resource_names.iter().any(|name| name == WILDCARD);
@@ -106,7 +105,9 @@ impl Session {
         if star(&request.resource_names_unsubscribe) {
             self.set_wildcard(kind, false);
         }
-        if first {
+        // An Envoy needs the endpoints of a changed cluster again, and the change may have come before this.
+        let anew = kind == Kind::Endpoints && self.scope().dialect == Dialect::Envoy;
+        if first && !anew {
             for (name, version) in request.initial_resource_versions {
                 self.already_has(kind, name.into(), &version);
             }

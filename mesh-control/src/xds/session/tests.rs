@@ -1,6 +1,7 @@
 //! The protocol rules of one stream, with resources written down by the test.
 
 mod delta;
+mod envoy;
 mod state;
 
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
@@ -43,7 +44,11 @@ impl Client {
     }
 
     fn with(cache: &Arc<Cache>, form: Form, explained: bool, limits: Limits) -> Self {
-        let session = Session::new(cache.seat(NodeScope::default()), form, explained, limits);
+        Self::of(NodeScope::default(), cache, form, explained, limits)
+    }
+
+    fn of(scope: NodeScope, cache: &Arc<Cache>, form: Form, explained: bool, limits: Limits) -> Self {
+        let session = Session::new(cache.seat(scope), form, explained, limits);
         Self { session, names: Default::default(), nonce: Default::default() }
     }
 

@@ -1,6 +1,7 @@
 //! Tests of the codec: the law over generated policy, bytes that nobody meant well, and resources as
 //! other control planes send them.
 
+mod envoy;
 mod generate;
 mod generate_cluster;
 mod generate_inbound;

@@ -54,6 +54,20 @@ fn what_is_missing_is_explained_to_clients_that_read_it() {
 }
 
 #[test]
+fn a_request_that_crosses_the_first_response_does_not_answer_it() {
+    let fake = Fake::default().with(Kind::Endpoints, "a", 1).with(Kind::Endpoints, "b", 1);
+    let mut client = Client::new(&fake.cache(), Form::State);
+    client.ask(Kind::Endpoints, &["a"]);
+    let first = client.next().unwrap();
+    client.nonce[Kind::Endpoints.index()].clear();
+    client.ask(Kind::Endpoints, &["a", "b"]);
+    assert_eq!(client.next(), None, "one at a time");
+    client.nonce[Kind::Endpoints.index()] = first.nonce;
+    assert!(client.answer(Kind::Endpoints, None).acked);
+    assert_eq!(client.next().unwrap().resources, ["b"]);
+}
+
+#[test]
 fn a_request_with_a_stale_nonce_is_ignored() {
     let fake = Fake::default().with(Kind::Cluster, "a", 1).with(Kind::Cluster, "b", 1);
     let cache = fake.cache();
