@@ -1,4 +1,4 @@
-//! The binary `mesh` (feature `cli`): runs the control plane and hands out join tokens.
+//! The binary `mesh` (feature `cli`): runs the control plane, asks it, and hands out join tokens.
 //!
 //! Exit codes: 0 done, 1 the answer is no, 2 it could not be done.
 
@@ -11,6 +11,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_control::ca::{CertificateAuthority, CertificateLife, JoinTokens};
 use mesh_control::{Clock, ControlPlane};
 use mesh_core::id::{SpiffeId, TrustDomain};
+
+mod cli;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -25,6 +27,9 @@ struct Cli {
 enum Command {
     /// Run the control plane: manifests in a directory, xDS, certificates, registration.
     ControlPlane(ControlPlaneArgs),
+    /// Which processes have which configuration and what they refused. Exit code 0: all in sync; 1: something is
+    /// refused or lags behind; 2: the control plane cannot be asked.
+    Status(cli::status::StatusArgs),
     /// Certificates and join tokens.
     Cert {
         #[command(subcommand)]
@@ -67,6 +72,16 @@ enum Output {
     #[default]
     Log,
     /// One line of JSON for scripts: `{"address":…,"debug":…,"insecure_xds":…,"root_cert":…}`.
+    Json,
+}
+
+/// How an answer is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs.
     Json,
 }
 
@@ -122,11 +137,12 @@ async fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
         .init();
     let done = match Cli::parse().command {
-        Command::ControlPlane(args) => control_plane(args).await,
-        Command::Cert { command } => cert(command),
+        Command::ControlPlane(args) => control_plane(args).await.map(|()| ExitCode::SUCCESS),
+        Command::Status(args) => cli::status::status(args).await,
+        Command::Cert { command } => cert(command).map(|()| ExitCode::SUCCESS),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             tracing::error!(target: "mesh", "{error}");
             ExitCode::from(2)

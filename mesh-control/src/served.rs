@@ -12,9 +12,9 @@ use tokio::time::{Instant, sleep_until};
 use crate::clock::Clock;
 use crate::finding::{Finding, Severity};
 use crate::model::Model;
-use crate::registry::Registration;
-use crate::translate::{Options, World};
-use crate::xds::{Cache, Resources, Touched};
+use crate::registry::Registrations;
+use crate::translate::{Changed, Options, World};
+use crate::xds::{Cache, HOSTS, Resources, Touched};
 
 /// A change after this long a quiet is served at once. Changes that follow a revision sooner are
 /// gathered until it has been quiet for as long.
@@ -25,10 +25,11 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// Turns changes into revisions.
 pub(crate) struct Served {
     model: Watched<Model>,
-    registrations: Watched<Vec<Registration>>,
+    registrations: Watched<Registrations>,
     options: Options,
     findings: Publisher<Vec<Finding>>,
     cache: Arc<Cache>,
+    world: Arc<World>,
     /// Tells the revisions of one run of the control plane from those of another.
     started: u64,
     revision: u64,
@@ -38,16 +39,16 @@ impl Served {
     /// Builds the first revision.
     pub(crate) fn new(
         model: Watched<Model>,
-        registrations: Watched<Vec<Registration>>,
+        registrations: Watched<Registrations>,
         options: Options,
         clock: &Clock,
     ) -> Self {
         let started = clock.unix_seconds();
-        let world = World::build_with(&model.load(), &registrations.load(), options.clone());
+        let world = Arc::new(World::of(model.load_full(), (**registrations.load()).clone(), options.clone()));
         report(&[], world.findings());
         let (findings, _) = Watched::channel(world.findings().to_vec());
-        let cache = Cache::new(version(started, 1), Arc::new(world));
-        Self { model, registrations, options, findings, cache, started, revision: 1 }
+        let cache = Cache::new(version(started, 1), world.clone());
+        Self { model, registrations, options, findings, cache, world, started, revision: 1 }
     }
 
     /// What is served, now and later.
@@ -87,11 +88,27 @@ impl Served {
 
     fn publish(&mut self) {
         self.revision += 1;
-        let world = World::build_with(&self.model.load(), &self.registrations.load(), self.options.clone());
-        report(&self.findings.load_full(), world.findings());
-        self.findings.publish(world.findings().to_vec());
-        let world: Arc<dyn Resources> = Arc::new(world);
-        self.cache.publish(version(self.started, self.revision), &world, &Touched::All);
+        let (world, touched) = self.next();
+        self.world = Arc::new(world);
+        let resources: Arc<dyn Resources> = self.world.clone();
+        self.cache.publish(version(self.started, self.revision), &resources, &touched);
+        // Served first: nobody waits for the analysis.
+        let findings = self.world.findings();
+        let before = self.findings.load_full();
+        if *before != findings {
+            report(&before, findings);
+            self.findings.publish(findings.to_vec());
+        }
+    }
+
+    /// The next world, and what is different in it.
+    fn next(&self) -> (World, Touched) {
+        let (model, registrations) = (self.model.load_full(), (**self.registrations.load()).clone());
+        if !self.world.is_of(&model) {
+            return (World::of(model, registrations, self.options.clone()), Touched::All);
+        }
+        let (world, changed) = self.world.with_registrations(registrations);
+        (world, changed.map_or(Touched::All, touched))
     }
 
     async fn changed(&mut self) {
@@ -100,6 +117,15 @@ impl Served {
             () = self.registrations.changed() => {}
         }
     }
+}
+
+fn touched(changed: Changed) -> Touched {
+    let mut subjects = changed.hosts;
+    subjects.extend(changed.addresses.iter().map(ToString::to_string));
+    if changed.names {
+        subjects.insert(HOSTS.to_owned());
+    }
+    Touched::Subjects(subjects)
 }
 
 fn version(started: u64, revision: u64) -> String {
@@ -119,62 +145,4 @@ fn report(before: &[Finding], now: &[Finding]) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::SocketAddr;
-
-    use super::*;
-
-    fn registration(port: u16) -> Registration {
-        Registration {
-            service: "reviews".into(),
-            namespace: "default".into(),
-            service_port: 9080,
-            address: SocketAddr::from(([127, 0, 0, 1], port)),
-            labels: Default::default(),
-            locality: Default::default(),
-            mesh_tls: false,
-            port_protocol: "http".into(),
-            workload: String::new(),
-            service_account: "reviews".into(),
-        }
-    }
-
-    /// A served revision that runs, and the time at which each later one came.
-    async fn watch(cache: &Cache, mut until: impl FnMut(&str) -> bool) {
-        while !until(&cache.version()) {
-            mesh_testkit::clock::pass(Duration::from_millis(1)).await;
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_first_change_is_served_at_once_those_that_follow_together_and_none_waits_for_ever() {
-        let (publisher, registrations) = Watched::channel(Vec::new());
-        let model = Watched::fixed(Model::default());
-        let clock = Clock::new(|| std::time::UNIX_EPOCH + Duration::from_secs(7));
-        let served = Served::new(model, registrations, Options::default(), &clock);
-        let cache = served.cache();
-        assert_eq!(&*cache.version(), "7/1");
-        tokio::select! {
-            () = served.run() => unreachable!("it runs for ever"),
-            () = async {
-                mesh_testkit::clock::pass(QUIET).await;
-                let begin = Instant::now();
-                publisher.publish(vec![registration(1)]);
-                watch(&cache, |version| version == "7/2").await;
-                assert!(begin.elapsed() < QUIET / 2, "{:?}", begin.elapsed());
-                for port in 2..=4 {
-                    publisher.publish(vec![registration(port)]);
-                    mesh_testkit::clock::pass(QUIET / 2).await;
-                }
-                assert_eq!(&*cache.version(), "7/2", "gathered");
-                watch(&cache, |version| version == "7/3").await;
-                let busy = Instant::now();
-                while &*cache.version() == "7/3" {
-                    publisher.publish(Vec::new());
-                    mesh_testkit::clock::pass(QUIET / 2).await;
-                }
-                assert!(busy.elapsed() >= PATIENCE && busy.elapsed() < 2 * PATIENCE, "{:?}", busy.elapsed());
-            } => {}
-        }
-    }
-}
+mod tests;

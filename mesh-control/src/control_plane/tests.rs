@@ -1,6 +1,8 @@
 //! The running control plane over loopback: TLS, tokens, xDS, registration, restart.
 
 mod client;
+mod operator;
+mod scale;
 
 use std::time::Duration;
 
@@ -321,7 +323,7 @@ async fn ports_without_protection_are_loopback_only() {
 async fn the_debug_port_answers_loopback_names_only() {
     let setup = Setup::new();
     let plane = setup.start().await;
-    for path in ["/healthz", "/readyz", "/sync", "/findings", "/registrations", "/metrics"] {
+    for path in ["/healthz", "/readyz", "/status", "/sync", "/load", "/findings", "/registrations", "/metrics"] {
         assert!(page(&plane, "localhost", path).await.0.contains("200"), "{path}");
         assert!(page(&plane, "evil.example", path).await.0.contains("403"), "{path}");
     }

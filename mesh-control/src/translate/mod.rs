@@ -12,6 +12,7 @@
 //! ```
 
 mod analyze;
+mod announced;
 mod catalog;
 mod cluster;
 mod endpoints;
@@ -25,18 +26,19 @@ mod virtual_services;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use mesh_core::id::{Locality, TrustDomain};
 use mesh_core::policy::{Cluster, Endpoints, InboundListener, Listener, RouteConfiguration};
 
 use self::catalog::Catalog;
+pub(crate) use self::catalog::Changed;
 pub use self::proxy::ProxyListener;
 use self::rules::Rules;
 use self::virtual_services::VirtualServices;
 use crate::finding::Finding;
 use crate::model::{Model, Object, TrafficSplit};
-use crate::registry::Registration;
+use crate::registry::{self, Registration, Registrations};
 
 /// Mesh-wide settings (Istio's MeshConfig), with Istio's defaults.
 #[derive(Clone, Debug)]
@@ -106,14 +108,18 @@ impl NodeScope {
 #[derive(Debug)]
 pub struct World {
     options: Options,
-    model: Model,
+    model: Arc<Model>,
+    registrations: Registrations,
     catalog: Catalog,
-    rules: Rules,
-    virtual_services: VirtualServices,
+    rules: Arc<Rules>,
+    virtual_services: Arc<VirtualServices>,
     /// The oldest TrafficSplit of each `(namespace, root service)`.
-    splits: HashMap<(String, String), Arc<Object<TrafficSplit>>>,
-    findings: Vec<Finding>,
+    splits: Arc<Splits>,
+    /// Found when somebody asks: a change can be served before it is analysed.
+    findings: OnceLock<Vec<Finding>>,
 }
+
+type Splits = HashMap<(String, String), Arc<Object<TrafficSplit>>>;
 
 impl World {
     /// Indexes a model and the running processes, with Istio's default settings.
@@ -123,20 +129,51 @@ impl World {
 
     /// Indexes a model and the running processes.
     pub fn build_with(model: &Model, registrations: &[Registration], options: Options) -> Self {
-        let catalog = Catalog::build(model, registrations, &options);
-        let rules = Rules::build(model, &options);
-        let virtual_services = VirtualServices::build(model, &options);
-        let splits = oldest_splits(model);
-        let (model, findings) = (model.clone(), Vec::new());
-        let mut world = Self { options, model, catalog, rules, virtual_services, splits, findings };
-        world.findings = world.model.findings().to_vec();
-        world.findings.extend(analyze::findings(&world));
-        world
+        Self::of(Arc::new(model.clone()), registry::table_of(registrations), options)
+    }
+
+    /// Indexes without copying.
+    pub(crate) fn of(model: Arc<Model>, registrations: Registrations, options: Options) -> Self {
+        let catalog = Catalog::build(&model, &registrations, &options);
+        let rules = Arc::new(Rules::build(&model, &options));
+        let virtual_services = Arc::new(VirtualServices::build(&model, &options));
+        let splits = Arc::new(oldest_splits(&model));
+        Self { options, model, registrations, catalog, rules, virtual_services, splits, findings: OnceLock::new() }
+    }
+
+    /// Whether it is made of that very model.
+    pub(crate) fn is_of(&self, model: &Arc<Model>) -> bool {
+        Arc::ptr_eq(&self.model, model)
+    }
+
+    /// The world of the same manifests after registrations changed, which shares what did not, and what
+    /// did; `None` for that = anything.
+    pub(crate) fn with_registrations(&self, now: Registrations) -> (Self, Option<Changed>) {
+        let differing = now.differing(&self.registrations, |a, b| Arc::ptr_eq(a, b) || a == b);
+        let changes: Vec<_> = differing.into_iter().map(|key| (self.registrations.get(key), now.get(key))).collect();
+        let Some((catalog, changed)) = self.catalog.update(&changes, &self.model, &self.options) else {
+            return (Self::of(self.model.clone(), now, self.options.clone()), None);
+        };
+        let world = Self {
+            options: self.options.clone(),
+            model: self.model.clone(),
+            registrations: now,
+            catalog,
+            rules: self.rules.clone(),
+            virtual_services: self.virtual_services.clone(),
+            splits: self.splits.clone(),
+            findings: OnceLock::new(),
+        };
+        (world, Some(changed))
     }
 
     /// What reading, validation and cross-object analysis had to say.
     pub fn findings(&self) -> &[Finding] {
-        &self.findings
+        self.findings.get_or_init(|| {
+            let mut findings = self.model.findings().to_vec();
+            findings.extend(analyze::findings(self));
+            findings
+        })
     }
 
     /// The listener of a destination as dialled, `reviews:9080`; `None` = no such destination for this
@@ -192,7 +229,7 @@ impl World {
     }
 }
 
-fn oldest_splits(model: &Model) -> HashMap<(String, String), Arc<Object<TrafficSplit>>> {
+fn oldest_splits(model: &Model) -> Splits {
     let mut splits: Vec<_> = model.traffic_splits.values().collect();
     splits.sort_by_key(|split| split.seniority());
     let mut oldest = HashMap::new();

@@ -30,7 +30,6 @@ pub(crate) enum Touched {
     /// Any of them.
     All,
     /// Those of these [`subject`]s.
-    #[allow(dead_code)] // Until the world says what it changed.
     Subjects(HashSet<String>),
 }
 

@@ -17,8 +17,9 @@ mod session;
 mod stream;
 
 pub(crate) use self::cache::{Cache, Touched};
-pub(crate) use self::nodes::Nodes;
 pub use self::nodes::{NackStatus, NodeStatus, ResourceStatus, TypeStatus};
+pub(crate) use self::nodes::{NodeEntry, Nodes};
+pub(crate) use self::scope::scope_of;
 pub(crate) use self::service::AggregatedService;
 
 use std::net::SocketAddr;
@@ -126,7 +127,7 @@ pub(crate) trait Resources: Send + Sync + 'static {
 /// What a resource is made from, so that a revision which changed little need not look at the others:
 /// the host of a cluster and its endpoints, the address of an inbound listener, and [`HOSTS`] for the
 /// rest, which depends on what hosts there are and not on who serves them.
-fn subject(kind: Kind, name: &str) -> &str {
+pub(crate) fn subject(kind: Kind, name: &str) -> &str {
     match kind {
         Kind::Cluster | Kind::Endpoints => name.rsplit_once('|').map_or(name, |(_, host)| host),
         Kind::Routes => HOSTS,

@@ -19,7 +19,7 @@ const MAX_PATH: usize = 1024;
 /// The scope of a stream. Over TLS the namespace is the certificate's, whatever the node says
 /// (CVE-2026-31838 is what happens otherwise); on the plaintext listener it is the node's metadata
 /// `NAMESPACE`, or `default`.
-pub(super) fn scope_of(caller: &Caller, node: Option<&Node>) -> Result<NodeScope, Status> {
+pub(crate) fn scope_of(caller: &Caller, node: Option<&Node>) -> Result<NodeScope, Status> {
     let metadata = node.and_then(|node| node.metadata.as_ref());
     let claimed = metadata.and_then(|metadata| text(metadata.fields.get("NAMESPACE")));
     let namespace = match caller {

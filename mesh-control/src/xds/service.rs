@@ -19,8 +19,9 @@ use tonic_prost::ProstCodec;
 use tower_service::Service;
 
 use super::cache::Cache;
-use super::stream::{AdsStream, Asked, Pace};
+use super::stream::{AdsStream, Asked};
 use super::{Limits, Nodes, scope};
+use crate::pace::Pace;
 use crate::runtime::Peer;
 
 const STATE: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";

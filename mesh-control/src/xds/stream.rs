@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
@@ -15,6 +14,7 @@ use super::message::{DeltaResponse, StateResponse};
 use super::nodes::NodeEntry;
 use super::session::{Form, Outcome, Refused, Response, Session};
 use super::{Limits, scope};
+use crate::pace::Pace;
 use crate::runtime::Peer;
 
 /// Characters of a node's own words that are kept.
@@ -45,15 +45,6 @@ pub(super) struct AdsStream<R> {
     pub(super) pace: Pace,
     /// None until the first request has said who asks.
     pub(super) mailbox: Option<Arc<Mailbox>>,
-}
-
-/// How fast a client may ask; faster ones wait, and nothing is lost.
-#[derive(Debug)]
-pub(super) struct Pace {
-    burst: Duration,
-    each: Duration,
-    /// When all that was taken in would have come at the allowed rate.
-    paid: Instant,
 }
 
 impl<R: Asked> AdsStream<R> {
@@ -177,46 +168,6 @@ impl Asked for DeltaDiscoveryRequest {
     }
 }
 
-impl Pace {
-    /// `burst` requests at once, then `rate` a second.
-    pub(super) fn new((burst, rate): (u32, u32), now: Instant) -> Self {
-        let each = Duration::from_secs(1) / rate.max(1);
-        Self { burst: each * burst.max(1), each, paid: now }
-    }
-
-    fn take(&mut self, now: Instant) {
-        self.paid = self.paid.max(now) + self.each;
-    }
-
-    /// When the next request may be taken in.
-    fn next(&self) -> Instant {
-        let free = self.paid + self.each;
-        free.checked_sub(self.burst).unwrap_or(self.paid)
-    }
-}
-
 fn hint(text: &str) -> String {
     text.chars().take(MAX_HINT).map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_burst_is_taken_in_at_once_and_the_rest_at_the_rate() {
-        let begin = Instant::now();
-        let mut pace = Pace::new((10, 2), begin);
-        let mut times = Vec::new();
-        for _ in 0..14 {
-            sleep_until(pace.next()).await;
-            pace.take(Instant::now());
-            times.push(begin.elapsed().as_millis());
-        }
-        assert_eq!(times[..10], [0; 10]);
-        assert_eq!(times[10..], [500, 1_000, 1_500, 2_000]);
-        // Rest pays for the next burst.
-        mesh_testkit::clock::pass(Duration::from_secs(60)).await;
-        assert!(pace.next() <= Instant::now());
-    }
 }

@@ -10,6 +10,8 @@ use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
+use envoy_types::pb::envoy::service::load_stats::v3::load_reporting_service_client::LoadReportingServiceClient;
+use envoy_types::pb::envoy::service::load_stats::v3::{LoadStatsRequest, LoadStatsResponse};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::identity::{Identity, TrustBundle, TrustBundles, client_config};
@@ -135,6 +137,13 @@ impl Connection {
         let mut client = AggregatedDiscoveryServiceClient::with_origin(self.clone(), Self::origin());
         let responses = client.stream_aggregated_resources(ReceiverStream::new(stream)).await?.into_inner();
         Ok(Ads { requests, responses })
+    }
+
+    /// Reports load once; gives the answers. The stream lasts as long as they do.
+    pub(super) async fn report(&self, report: LoadStatsRequest) -> Result<Streaming<LoadStatsResponse>, Status> {
+        let mut client = LoadReportingServiceClient::with_origin(self.clone(), Self::origin());
+        let requests = tokio_stream::iter([report]).chain(tokio_stream::pending());
+        Ok(client.stream_load_stats(requests).await?.into_inner())
     }
 
     /// Opens a delta stream with one request and gives its responses.

@@ -122,3 +122,22 @@ fn many_streams_of_one_resource_come_and_go_without_order() {
     Fake::default().with(Kind::Cluster, "a", 3).publish(&cache, "3");
     assert_eq!(seats.iter().filter(|seat| !due(seat).is_empty()).count(), 4);
 }
+
+#[test]
+fn a_herd_that_comes_back_looks_at_each_resource_once() {
+    let hosts: Vec<String> = (0..20).map(|n| name(&format!("s{n}"))).collect();
+    let fake = hosts.iter().fold(Fake::default(), |fake, host| fake.with(Kind::Endpoints, host, 1));
+    let cache = fake.cache();
+    let mut herd: Vec<_> = (0..2_000).map(|_| cache.seat(scope("default"))).collect();
+    for seat in &mut herd {
+        for host in &hosts {
+            let name = seat.subscribe(Kind::Endpoints, host);
+            assert!(seat.resource(Kind::Endpoints, &name).is_some());
+        }
+    }
+    assert_eq!((cache.evaluated(), cache.size().0), (20, 20));
+    // The control: another view of the mesh is looked at for itself, and shares the bytes.
+    let bytes = cache.size().1;
+    cache.seat(scope("other")).subscribe(Kind::Endpoints, &hosts[0]);
+    assert_eq!((cache.evaluated(), cache.size().1), (21, bytes));
+}
