@@ -199,3 +199,31 @@ impl Drop for NodeEntry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::Caller;
+
+    fn peer(account: &str) -> Peer {
+        let id = format!("spiffe://cluster.local/ns/default/sa/{account}");
+        Peer { address: ([127, 0, 0, 1], 1).into(), caller: Caller::Workload(id.parse().unwrap()) }
+    }
+
+    #[test]
+    fn streams_are_bounded_in_total_and_for_each_identity() {
+        let limits = Limits { streams: 3, streams_of_one: 2, ..Limits::default() };
+        let nodes = Arc::new(Nodes::default());
+        let enter = |account: &str| nodes.enter(&peer(account), &limits);
+        let (first, _second) = (enter("a").unwrap(), enter("a").unwrap());
+        let refused = enter("a").err().unwrap();
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+        assert!(refused.message().contains("/sa/a has 2 streams"), "{}", refused.message());
+        let _other = enter("b").unwrap();
+        let refused = enter("c").err().unwrap();
+        assert!(refused.message().contains("serves 3 streams already"), "{}", refused.message());
+        drop(first);
+        assert!(enter("a").is_ok(), "the control: there is room again");
+        assert_eq!((nodes.streams(), nodes.refused.load(Ordering::Relaxed)), (2, 2), "and that one is gone too");
+    }
+}
