@@ -8,6 +8,7 @@ pub mod bootstrap;
 mod cascade;
 pub mod codec;
 pub mod connect;
+mod json;
 pub mod proto;
 pub mod registration;
 pub mod secret;

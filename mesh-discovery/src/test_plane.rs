@@ -21,7 +21,7 @@ use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 
-use crate::bootstrap::{ChannelCredentials, ServerFeatures, TlsCredentials, XdsServer};
+use crate::bootstrap::{ChannelCredentials, TlsCredentials, XdsServer};
 use crate::connect::{AbortOnDrop, Connector};
 
 pub(crate) fn crypto() -> Arc<CryptoProvider> {
@@ -116,10 +116,10 @@ fn workload(uri: &str, life: Duration) -> CertificateParams {
 pub(crate) fn connector(port: u16, root: Option<&tempfile::NamedTempFile>) -> Connector {
     let credentials = root.map_or(ChannelCredentials::Insecure, |file| {
         let ca_certificate_file = Some(file.path().to_str().unwrap().to_owned());
-        ChannelCredentials::Tls(TlsCredentials { ca_certificate_file, identity: None })
+        ChannelCredentials::Tls(TlsCredentials { ca_certificate_file, ..Default::default() })
     });
     let uri = format!("127.0.0.1:{port}").parse().unwrap();
-    Connector::new(XdsServer { uri, credentials, features: ServerFeatures::default() }, crypto())
+    Connector::new(XdsServer::new(uri, credentials), crypto())
 }
 
 /// A server; it stops, with all its connections, when dropped.
