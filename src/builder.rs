@@ -254,3 +254,20 @@ impl Vars for Settings<'_> {
         ProcessEnv.names()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bootstrap_of_the_builder_hides_what_the_environment_says_instead_of_it() {
+        let builder = MeshBuilder::default().bootstrap("{}");
+        assert_eq!(Settings(&builder.settings).var("GRPC_XDS_BOOTSTRAP_CONFIG").as_deref(), Some("{}"));
+        for hidden in ["GRPC_XDS_BOOTSTRAP", "MESH_CONTROL_PLANE"] {
+            assert_eq!(builder.settings.get(hidden).map(String::as_str), Some(""), "{hidden}");
+        }
+        // Every process has this one.
+        assert!(Settings(&BTreeMap::new()).var("PATH").is_some(), "control");
+        assert_eq!(Settings(&BTreeMap::from([("PATH", String::new())])).var("PATH"), None);
+    }
+}

@@ -8,6 +8,7 @@ use axum::routing::get;
 use mesh::{Mesh, PeerIdentity};
 use mesh_testkit::TestCa;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
 use crate::support::{FREE, Plane, Running, becomes, call, eventually, plain_get};
 
@@ -41,9 +42,13 @@ fn provider(directory: &Path, roots: &Path) -> Value {
     }}}})
 }
 
-/// Writes a certificate of the mesh for `account`, as an agent beside the process would.
-fn renew(plane: &Plane, directory: &Path, account: &str) {
-    let authority = TestCa::of_pem("cluster.local", &plane.state("root-cert.pem"), &plane.state("ca-key.pem"));
+/// The authority of `plane`, in the hands of an agent that serves its processes with files.
+fn authority(plane: &Plane) -> TestCa {
+    TestCa::of_pem("cluster.local", &plane.state("root-cert.pem"), &plane.state("ca-key.pem"))
+}
+
+/// Writes a certificate for `account`, as that agent would.
+fn renew(authority: &TestCa, directory: &Path, account: &str) {
     let (chain, key) = authority.pem("default", account);
     std::fs::write(directory.join("chain.pem"), chain).unwrap();
     std::fs::write(directory.join("key.pem"), key).unwrap();
@@ -66,13 +71,13 @@ async fn s12_a_process_has_the_identity_that_its_files_say_and_follows_their_ren
     let _reviews = plane.serve("reviews", "", whoami()).await;
     let _details = plane.serve("details", "", whoami()).await;
     let files = tempfile::tempdir().unwrap();
-    renew(&plane, files.path(), "productpage");
+    renew(&authority(&plane), files.path(), "productpage");
     let providers = provider(files.path(), plane.root_cert_path());
     let caller = Mesh::builder().bootstrap(bootstrap(&plane, &providers)).build().await.unwrap();
     caller.ready().await;
     becomes(&caller, "http://reviews:9080/", &[], &id("productpage")).await;
 
-    renew(&plane, files.path(), "frontend");
+    renew(&authority(&plane), files.path(), "frontend");
     eventually("the new certificate is taken up", || async {
         format!("{caller:?}").contains(&id("frontend")).then_some(())
     })
@@ -90,13 +95,77 @@ async fn s12_a_server_with_an_identity_from_files_is_registered_and_verified() {
     let plane = Plane::start().await;
     plane.write("mode.yaml", STRICT);
     let files = tempfile::tempdir().unwrap();
-    renew(&plane, files.path(), "ratings");
+    renew(&authority(&plane), files.path(), "ratings");
     let providers = provider(files.path(), plane.root_cert_path());
     let builder = Mesh::builder().bootstrap(bootstrap(&plane, &providers)).service_account("ratings");
     let server = Running::serve(builder.labels("app=ratings").build().await.unwrap(), "ratings", whoami()).await;
     plane.registered(server.address).await;
     let caller = plane.caller("reviews").await;
     becomes(&caller, "http://ratings:9080/", &[], &id("reviews")).await;
+}
+
+/// A process of the port without TLS, whose identity is of `authority` and that trusts these domains.
+async fn member(plane: &Plane, directory: &Path, authority: &TestCa, trusted: &[(&str, &TestCa)]) -> Mesh {
+    renew(authority, directory, "member");
+    let body = |pem: &str| pem.lines().filter(|line| !line.starts_with('-')).collect::<String>();
+    let domain = |(name, ca): &(&str, &TestCa)| {
+        let key = json!({"use": "x509-svid", "kty": "EC", "x5c": [body(ca.root_pem())]});
+        ((*name).to_owned(), json!({"keys": [key]}))
+    };
+    let domains: serde_json::Map<_, _> = trusted.iter().map(domain).collect();
+    std::fs::write(directory.join("map.json"), json!({"trust_domains": domains}).to_string()).unwrap();
+    let mut members = provider(directory, &directory.join("of no interest"));
+    members["certificate_providers"]["default"]["config"]["spiffe_trust_bundle_map_file"] =
+        json!(directory.join("map.json"));
+    members["xds_servers"] =
+        json!([{"server_uri": plane.insecure_address().unwrap(), "channel_creds": [{"type": "insecure"}]}]);
+    let mesh = Mesh::builder().bootstrap(bootstrap(plane, &members)).build().await.unwrap();
+    mesh.ready().await;
+    mesh
+}
+
+#[tokio::test]
+async fn s6_processes_of_two_trust_domains_meet_by_their_bundle_maps() {
+    let plane = Plane::with(|builder| builder.insecure_xds(Some(FREE))).await;
+    plane.write("mode.yaml", STRICT);
+    let (home, partner) = (authority(&plane), TestCa::in_domain("partner.test"));
+    let both = [("cluster.local", &home), ("partner.test", &partner)];
+    let files = [(); 3].map(|()| tempfile::tempdir().unwrap());
+
+    let server = member(&plane, files[0].path(), &partner, &both).await;
+    let listener = TcpListener::bind(FREE).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serving = server.serve(listener, whoami()).without_signals();
+    let serving = tokio::spawn(serving.into_future());
+    let entry = format!(
+        "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{ name: partner }}
+spec:
+  hosts: [partner.example]
+  ports: [{{ number: 9080, name: http, protocol: HTTP }}]
+  resolution: STATIC
+  endpoints: [{{ address: 127.0.0.1, ports: {{ http: {port} }} }}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{ name: partner }}
+spec:
+  host: partner.example
+  trafficPolicy:
+    tls: {{ mode: ISTIO_MUTUAL, subjectAltNames: [spiffe://partner.test/ns/default/sa/member] }}
+"
+    );
+    plane.write("partner.yaml", entry);
+    let caller = member(&plane, files[1].path(), &home, &both).await;
+    becomes(&caller, "http://partner.example:9080/", &[], &id("member")).await;
+
+    // The control: the same process without the partner's roots.
+    let alone = member(&plane, files[2].path(), &home, &both[..1]).await;
+    let error = call(&alone, "http://partner.example:9080/", &[]).await.unwrap_err();
+    assert!(error.to_string().contains("UnknownDomain(spiffe://partner.test"), "{error}");
+    serving.abort();
 }
 
 #[tokio::test]
