@@ -6,8 +6,10 @@
 mod backoff;
 pub mod bootstrap;
 mod cascade;
+mod clock;
 pub mod codec;
 pub mod connect;
+mod json;
 pub mod proto;
 pub mod registration;
 pub mod secret;

@@ -1,24 +1,29 @@
-//! gRPC's xDS bootstrap file (gRFC A27, A29, A36, A47), unchanged: which control plane, who we are,
-//! what our resources are called.
+//! gRPC's xDS bootstrap file (gRFC A27, A29, A36, A47, A65, A71, A87, A97), unchanged: which control
+//! planes, who we are, what our resources are called, where certificates come from.
 //!
 //! Refuses to open a connection. Unknown fields are ignored at every level; an error names the JSON
 //! path of what is wrong.
 
-mod json;
+mod authority;
+mod credentials;
+pub mod name;
+mod provider;
 mod server;
 #[cfg(test)]
 mod tests;
 
-pub use self::server::{ChannelCredentials, InvalidServerUri, ServerFeatures, ServerUri, TlsCredentials, XdsServer};
+pub use self::authority::Authority;
+pub use self::credentials::{CallCredentials, ChannelCredentials, TlsCredentials};
+pub use self::provider::{CertificateProvider, FileWatcher};
+pub use self::server::{InvalidServerUri, ServerFeatures, ServerUri, XdsServer};
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use mesh_core::id::{Locality, Target};
 use serde_json::{Map, Value};
 
-use self::json::At;
+use crate::json::{At, Invalid};
 
 /// Environment variable with the path of the bootstrap file; wins over [`CONFIG_VARIABLE`].
 pub const FILE_VARIABLE: &str = "GRPC_XDS_BOOTSTRAP";
@@ -31,15 +36,18 @@ pub const DEFAULT_INBOUND_TEMPLATE: &str = "xds.istio.io/grpc/lds/inbound/%s";
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Bootstrap {
-    /// Control planes in order of preference, at least one. The first is used.
+    /// Control planes in order of preference, at least one (gRFC A71).
     pub servers: Vec<XdsServer>,
     /// Who we are.
     pub node: Node,
     /// `server_listener_resource_name_template`: `%s` is the listening `ip:port`. Default
     /// [`DEFAULT_INBOUND_TEMPLATE`].
     pub server_listener_template: String,
-    /// `client_default_listener_resource_name_template`: `%s` is the dialled `host:port`. Default `%s`.
+    /// `client_default_listener_resource_name_template`: `%s` is the dialled `host:port`, percent-encoded in
+    /// an `xdstp` name. Default `%s`.
     pub client_listener_template: String,
+    /// `authorities` by name (gRFC A47).
+    pub authorities: BTreeMap<String, Authority>,
     /// `certificate_providers` by instance name.
     pub certificate_providers: BTreeMap<String, CertificateProvider>,
 }
@@ -57,21 +65,6 @@ pub struct Node {
     pub metadata: Map<String, Value>,
 }
 
-/// One certificate provider instance (gRFC A29).
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum CertificateProvider {
-    /// `file_watcher`: PEM files that are read again every so often.
-    FileWatcher {
-        /// Chain and key; both or neither.
-        identity: Option<(String, String)>,
-        /// Trusted roots.
-        ca_certificate_file: Option<String>,
-        /// How often. Default 600 s.
-        refresh_interval: Duration,
-    },
-}
-
 impl Bootstrap {
     /// A bootstrap with one control plane and every default.
     pub fn new(server: XdsServer, node: Node) -> Self {
@@ -80,6 +73,7 @@ impl Bootstrap {
             node,
             server_listener_template: DEFAULT_INBOUND_TEMPLATE.to_owned(),
             client_listener_template: "%s".to_owned(),
+            authorities: BTreeMap::new(),
             certificate_providers: BTreeMap::new(),
         }
     }
@@ -89,23 +83,23 @@ impl Bootstrap {
     /// # Errors
     /// It is not JSON, lacks a server, or a field is wrong; the error names the field's path.
     pub fn from_json(text: &str) -> Result<Self, InvalidBootstrap> {
-        let root: Value =
-            serde_json::from_str(text).map_err(|e| InvalidBootstrap::new("$", format!("not JSON: {e}")))?;
-        let root = At::root(&root);
-        let servers = root.required("xds_servers")?.items()?;
+        let root: Value = serde_json::from_str(text).map_err(|e| Invalid::whole(format!("not JSON: {e}")))?;
+        Ok(Self::read(&At::root(&root))?)
+    }
+
+    fn read(root: &At<'_>) -> Result<Self, Invalid> {
+        let servers = XdsServer::read_all(&root.required("xds_servers")?)?;
         if servers.is_empty() {
             return Err(root.at("xds_servers").invalid("it needs at least one server"));
         }
+        let text_or = |name: &str, default: &str| Ok(root.text(name)?.unwrap_or_else(|| default.to_owned()));
         Ok(Self {
-            servers: servers.iter().map(XdsServer::read).collect::<Result<_, _>>()?,
+            servers,
             node: root.optional("node").map_or_else(|| Ok(Node::default()), |node| Node::read(&node))?,
-            server_listener_template: root
-                .text("server_listener_resource_name_template")?
-                .unwrap_or_else(|| DEFAULT_INBOUND_TEMPLATE.to_owned()),
-            client_listener_template: root
-                .text("client_default_listener_resource_name_template")?
-                .unwrap_or_else(|| "%s".to_owned()),
-            certificate_providers: read_providers(&root)?,
+            server_listener_template: text_or("server_listener_resource_name_template", DEFAULT_INBOUND_TEMPLATE)?,
+            client_listener_template: text_or("client_default_listener_resource_name_template", "%s")?,
+            authorities: read_map(root, "authorities", Authority::read)?,
+            certificate_providers: read_map(root, "certificate_providers", |_, at| CertificateProvider::read(at))?,
         })
     }
 
@@ -118,30 +112,50 @@ impl Bootstrap {
         let set = |name| variable(name).filter(|value| !value.is_empty());
         if let Some(path) = set(FILE_VARIABLE) {
             let text = std::fs::read_to_string(&path)
-                .map_err(|e| InvalidBootstrap::new("$", format!("{FILE_VARIABLE}={path} cannot be read: {e}")))?;
+                .map_err(|e| Invalid::whole(format!("{FILE_VARIABLE}={path} cannot be read: {e}")))?;
             return Self::from_json(&text).map(Some);
         }
         set(CONFIG_VARIABLE).map(|text| Self::from_json(&text)).transpose()
     }
 
-    /// The control plane in use: the first.
+    /// The control planes to ask for a resource, in order of preference: those of the authority of an
+    /// `xdstp` name, else those of the top level. Empty if the bootstrap does not know the authority: then
+    /// there is nobody to ask, which is an error of the one who named the resource (gRFC A47).
+    pub fn servers_for(&self, resource_name: &str) -> &[XdsServer] {
+        let Some(authority) = name::authority(resource_name) else { return &self.servers };
+        match self.authorities.get(&*authority) {
+            None => &[],
+            Some(authority) if authority.servers.is_empty() => &self.servers,
+            Some(authority) => &authority.servers,
+        }
+    }
+
+    /// The control plane of choice: the first.
     pub fn server(&self) -> &XdsServer {
         self.servers.first().expect("a bootstrap is only made with a server")
     }
 
-    /// Resource name of a dialled destination's listener.
+    /// Resource name of a dialled destination's listener: the template of its authority if it has one, else
+    /// the default template. The name is [normal](name::normalise). For an authority that the bootstrap does
+    /// not know it is a name that no server is [asked for](Self::servers_for).
     pub fn listener_name(&self, target: &Target) -> String {
-        self.client_listener_template.replace("%s", target.as_str())
+        match target.authority() {
+            None => name::fill(&self.client_listener_template, target.as_str()),
+            Some(authority) => match self.authorities.get(authority) {
+                Some(known) => name::fill(&known.client_listener_template, target.as_str()),
+                None => name::fill(&name::default_template(authority), target.as_str()),
+            },
+        }
     }
 
-    /// Resource name of a listening address.
+    /// Resource name of a listening address; [normal](name::normalise).
     pub fn inbound_name(&self, address: SocketAddr) -> String {
-        self.server_listener_template.replace("%s", &address.to_string())
+        name::fill(&self.server_listener_template, &address.to_string())
     }
 }
 
 impl Node {
-    fn read(at: &At<'_>) -> Result<Self, InvalidBootstrap> {
+    fn read(at: &At<'_>) -> Result<Self, Invalid> {
         let text = |name: &str| Ok(at.text(name)?.unwrap_or_default());
         let locality = match at.optional("locality") {
             None => Locality::default(),
@@ -155,30 +169,13 @@ impl Node {
     }
 }
 
-fn read_providers(root: &At<'_>) -> Result<BTreeMap<String, CertificateProvider>, InvalidBootstrap> {
-    let Some(providers) = root.optional("certificate_providers") else { return Ok(BTreeMap::new()) };
-    let mut read = BTreeMap::new();
-    for name in providers.object()?.keys() {
-        read.insert(name.clone(), CertificateProvider::read(&providers.at(name))?);
-    }
-    Ok(read)
-}
-
-impl CertificateProvider {
-    fn read(at: &At<'_>) -> Result<Self, InvalidBootstrap> {
-        let plugin = at.required("plugin_name")?;
-        if plugin.string()? != "file_watcher" {
-            return Err(plugin.invalid("the only plug-in known is \"file_watcher\""));
-        }
-        let config = at.required("config")?;
-        let identity = json::both_or_neither(&config, "certificate_file", "private_key_file")?;
-        let ca_certificate_file = config.text("ca_certificate_file")?;
-        if identity.is_none() && ca_certificate_file.is_none() {
-            return Err(config.invalid("it names neither a certificate nor roots"));
-        }
-        let refresh_interval = config.duration("refresh_interval")?.unwrap_or(Duration::from_secs(600));
-        Ok(Self::FileWatcher { identity, ca_certificate_file, refresh_interval })
-    }
+fn read_map<T>(
+    root: &At<'_>,
+    name: &str,
+    read: impl Fn(&str, &At<'_>) -> Result<T, Invalid>,
+) -> Result<BTreeMap<String, T>, Invalid> {
+    let Some(map) = root.optional(name) else { return Ok(BTreeMap::new()) };
+    map.entries()?.map(|(key, at)| Ok((key.to_owned(), read(key, &at)?))).collect()
 }
 
 /// A bootstrap that cannot be used: which field, why.
@@ -191,8 +188,8 @@ pub struct InvalidBootstrap {
     pub reason: String,
 }
 
-impl InvalidBootstrap {
-    fn new(path: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self { path: path.into(), reason: reason.into() }
+impl From<Invalid> for InvalidBootstrap {
+    fn from(Invalid { path, reason }: Invalid) -> Self {
+        Self { path, reason }
     }
 }

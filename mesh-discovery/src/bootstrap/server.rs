@@ -1,24 +1,26 @@
-//! One entry of `xds_servers`: address, channel credentials, features.
+//! One entry of `xds_servers`: address, credentials, features.
 
 use std::fmt;
 use std::str::FromStr;
 
-use super::InvalidBootstrap;
-use super::json::{At, both_or_neither};
+use super::{CallCredentials, ChannelCredentials};
+use crate::json::{At, Invalid};
 
-/// A control plane.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A control plane. Servers that are equal share a connection, whatever part of the bootstrap names them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct XdsServer {
     /// Where it is.
     pub uri: ServerUri,
     /// How the connection is secured.
     pub credentials: ChannelCredentials,
+    /// What is sent with every RPC, all of them (gRFC A97). Default none.
+    pub call_credentials: Vec<CallCredentials>,
     /// What it wants or can.
     pub features: ServerFeatures,
 }
 
 /// Where a control plane is: `host:port`, `dns:///host:port` or `unix:///path`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ServerUri {
     /// Over TCP; the host is a DNS name or an IP address without brackets.
@@ -32,78 +34,52 @@ pub enum ServerUri {
     Unix(String),
 }
 
-/// `channel_creds` (gRFC A27, A65).
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ChannelCredentials {
-    /// Plaintext.
-    Insecure,
-    /// TLS.
-    Tls(TlsCredentials),
-}
-
-/// Files of `tls` channel credentials; read anew for every connection.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TlsCredentials {
-    /// PEM file of trusted roots. None = the system's.
-    pub ca_certificate_file: Option<String>,
-    /// PEM files of our chain and key. None = the mesh identity, where there is one.
-    pub identity: Option<(String, String)>,
-}
-
 /// `server_features`; unknown ones are ignored (gRFC A30, A53, A81, A88).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ServerFeatures {
-    /// `ignore_resource_deletion`: implied here, deletions always keep the last good resource.
+    /// `ignore_resource_deletion` (A53): a resource that the server deleted stays in use.
     pub ignore_resource_deletion: bool,
-    /// `trusted_xds_server`: it may order authority rewriting.
+    /// `trusted_xds_server` (A81): it may order authority rewriting.
     pub trusted_xds_server: bool,
+    /// `fail_on_data_errors` (A88): a deletion or a refused resource takes the last good one out of use.
+    pub fail_on_data_errors: bool,
+    /// `resource_timer_is_transient_error` (A88): a resource that does not come in time may still come, so
+    /// it counts as late and not as missing.
+    pub resource_timer_is_transient_error: bool,
 }
 
 impl XdsServer {
-    pub(super) fn read(at: &At<'_>) -> Result<Self, InvalidBootstrap> {
+    /// A server with no call credentials and no features.
+    pub fn new(uri: ServerUri, credentials: ChannelCredentials) -> Self {
+        Self { uri, credentials, call_credentials: Vec::new(), features: ServerFeatures::default() }
+    }
+
+    pub(super) fn read_all(at: &At<'_>) -> Result<Vec<Self>, Invalid> {
+        at.items()?.iter().map(Self::read).collect()
+    }
+
+    fn read(at: &At<'_>) -> Result<Self, Invalid> {
         let uri = at.required("server_uri")?;
-        let features = at.optional("server_features").map(|f| read_features(&f)).transpose()?.unwrap_or_default();
+        let calls = at.optional("call_creds").map(|calls| CallCredentials::read_all(&calls)).transpose()?;
+        let features = at.optional("server_features").map(|f| read_features(&f)).transpose()?;
         Ok(Self {
             uri: uri.string()?.parse().map_err(|e: InvalidServerUri| uri.invalid(e.to_string()))?,
             credentials: ChannelCredentials::read(&at.required("channel_creds")?)?,
-            features,
+            call_credentials: calls.unwrap_or_default(),
+            features: features.unwrap_or_default(),
         })
     }
 }
 
-impl ChannelCredentials {
-    /// The first entry of a known type wins.
-    fn read(at: &At<'_>) -> Result<Self, InvalidBootstrap> {
-        for entry in at.items()? {
-            match entry.required("type")?.string()? {
-                "insecure" => return Ok(Self::Insecure),
-                "tls" => {
-                    let Some(config) = entry.optional("config") else {
-                        return Ok(Self::Tls(TlsCredentials::default()));
-                    };
-                    config.object()?;
-                    // Checked because gRPC checks it; files are read for every connection anyway.
-                    config.duration("refresh_interval")?;
-                    return Ok(Self::Tls(TlsCredentials {
-                        ca_certificate_file: config.text("ca_certificate_file")?,
-                        identity: both_or_neither(&config, "certificate_file", "private_key_file")?,
-                    }));
-                }
-                _ => {}
-            }
-        }
-        Err(at.invalid("no entry has a known type; known are \"insecure\" and \"tls\""))
-    }
-}
-
-fn read_features(at: &At<'_>) -> Result<ServerFeatures, InvalidBootstrap> {
+fn read_features(at: &At<'_>) -> Result<ServerFeatures, Invalid> {
     let mut features = ServerFeatures::default();
     // An entry that is not a string is a feature of the future, not a mistake.
     for name in at.items()?.iter().filter_map(|item| item.string().ok()) {
         match name {
             "ignore_resource_deletion" => features.ignore_resource_deletion = true,
             "trusted_xds_server" => features.trusted_xds_server = true,
+            "fail_on_data_errors" => features.fail_on_data_errors = true,
+            "resource_timer_is_transient_error" => features.resource_timer_is_transient_error = true,
             _ => {}
         }
     }

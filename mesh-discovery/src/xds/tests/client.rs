@@ -16,18 +16,14 @@ use tokio::runtime::Handle;
 use super::super::kind::Kind;
 use super::super::{XdsClient, XdsConfig};
 use super::{Server, Stream, network};
-use crate::bootstrap::{Bootstrap, ChannelCredentials, Node, ServerFeatures, XdsServer};
+use crate::bootstrap::{Bootstrap, ChannelCredentials, Node, XdsServer};
 use crate::codec;
 
 const INBOUND: &str = "xds.istio.io/grpc/lds/inbound/127.0.0.1:80";
 
 fn client() -> (XdsClient, Server) {
     let (transport, server) = network();
-    let memory = XdsServer {
-        uri: "memory:1".parse().unwrap(),
-        credentials: ChannelCredentials::Insecure,
-        features: ServerFeatures::default(),
-    };
+    let memory = XdsServer::new("memory:1".parse().unwrap(), ChannelCredentials::Insecure);
     let node = Node { id: "me".to_owned(), ..Default::default() };
     let config = XdsConfig::new(Bootstrap::new(memory, node));
     (XdsClient::spawn(config, transport, &Handle::current()), server)

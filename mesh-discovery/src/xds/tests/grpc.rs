@@ -78,11 +78,8 @@ fn listener() -> envoy_types::pb::google::protobuf::Any {
 }
 
 fn client(connector: Connector) -> XdsClient {
-    let server = crate::bootstrap::XdsServer {
-        uri: "unused:1".parse().unwrap(),
-        credentials: crate::bootstrap::ChannelCredentials::Insecure,
-        features: Default::default(),
-    };
+    let server =
+        crate::bootstrap::XdsServer::new("unused:1".parse().unwrap(), crate::bootstrap::ChannelCredentials::Insecure);
     let bootstrap = Bootstrap::new(server, Node { id: "me".to_owned(), ..Default::default() });
     XdsClient::spawn(XdsConfig::new(bootstrap), GrpcTransport::new(connector), &Handle::current())
 }
