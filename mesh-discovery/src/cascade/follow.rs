@@ -9,8 +9,9 @@ use mesh_core::policy::{
     RouteConfiguration, RouteSource, Snapshot,
 };
 
-use super::{Resources, value};
-use crate::xds::{Key, Kind, Known, Value};
+use super::Resources;
+use crate::bootstrap::name::normalise;
+use crate::xds::{Key, Kind, Known, Origin, Value};
 
 /// What a look found.
 pub(super) enum Found<T> {
@@ -22,15 +23,58 @@ pub(super) enum Found<T> {
     Failed(Arc<str>),
 }
 
+/// Who said what a look came across.
+#[derive(Debug, Default)]
+pub(super) struct Grounds {
+    origins: Vec<Origin>,
+    /// Two control planes of one authority.
+    mixed: bool,
+    /// Something is missing without its end having been decided: no reason to give up what is in use.
+    lost: bool,
+}
+
+impl Grounds {
+    fn add(&mut self, origin: Origin) {
+        match self.origins.iter().find(|known| known.authority == origin.authority) {
+            Some(known) => self.mixed |= known.server != origin.server,
+            None => self.origins.push(origin),
+        }
+    }
+
+    /// Whether the look joined what two control planes of one authority said.
+    pub(super) fn is_mixed(&self) -> bool {
+        self.mixed
+    }
+
+    /// Whether what was found may take the place of something good.
+    pub(super) fn replace_good(&self) -> bool {
+        !self.mixed && !self.lost
+    }
+
+    /// Whether both may stand in one snapshot.
+    fn agrees_with(&self, other: &Self) -> bool {
+        let differs = |origin: &Origin| {
+            other.origins.iter().any(|o| o.authority == origin.authority && o.server != origin.server)
+        };
+        self.replace_good() && !self.origins.iter().any(differs)
+    }
+}
+
 /// A walk that subscribes to everything it comes across and remembers it.
 pub(super) struct Follow<'a, R> {
     resources: &'a mut R,
     uses: BTreeSet<Key>,
+    grounds: Grounds,
 }
 
 impl<'a, R: Resources> Follow<'a, R> {
     pub(super) fn new(resources: &'a mut R) -> Self {
-        Self { resources, uses: BTreeSet::new() }
+        Self { resources, uses: BTreeSet::new(), grounds: Grounds::default() }
+    }
+
+    /// Who said what the walk came across since the last call.
+    pub(super) fn take_grounds(&mut self) -> Grounds {
+        std::mem::take(&mut self.grounds)
     }
 
     /// Every resource the walk came across.
@@ -70,9 +114,20 @@ impl<'a, R: Resources> Follow<'a, R> {
         }
     }
 
-    /// A cluster of a published snapshot as it is now, or as it was if that is not known completely.
-    pub(super) fn cluster_or(&mut self, name: &ClusterName, old: &ClusterState, published: &Snapshot) -> ClusterState {
-        match self.cluster(name) {
+    /// A cluster of a published snapshot as it is now, or as it was if that is not known completely or
+    /// from somebody else than the rest.
+    pub(super) fn cluster_or(
+        &mut self,
+        name: &ClusterName,
+        old: &ClusterState,
+        published: &Snapshot,
+        rest: &Grounds,
+    ) -> ClusterState {
+        let now = self.cluster(name);
+        if !self.take_grounds().agrees_with(rest) {
+            return old.clone();
+        }
+        match now {
             Some(ClusterState::Ready { cluster, .. })
                 if children(&cluster).iter().any(|child| !published.clusters.contains_key(child)) =>
             {
@@ -172,18 +227,27 @@ impl<'a, R: Resources> Follow<'a, R> {
 
     /// Subscribes to a resource and gives what `pick` makes of its value.
     fn need<T>(&mut self, kind: Kind, name: &str, pick: impl FnOnce(&Value) -> Option<T>) -> Found<T> {
-        let key = Key::new(kind, name);
+        let key = Key::new(kind, &*normalise(name));
         if !self.uses.contains(&key) {
             self.resources.subscribe(&key);
         }
-        let found = match value(self.resources.known(&key)) {
+        let found = match self.resources.known(&key) {
             Known::Pending => Found::Pending,
-            Known::Missing(reason) => Found::Failed(reason.into()),
-            Known::Value(value) => match pick(value) {
-                Some(picked) => Found::Ready(picked),
+            Known::Lost(reason, origin) => {
+                self.grounds.lost = true;
+                origin.into_iter().for_each(|origin| self.grounds.add(origin));
+                Found::Failed(reason.into())
+            }
+            Known::Missing(reason, origin) => {
+                self.grounds.add(origin);
+                Found::Failed(reason.into())
+            }
+            Known::Value(resource, origin) => {
+                self.grounds.add(origin);
                 // Only listeners come in two shapes.
-                None => Found::Failed("it is a listener of the other direction".into()),
-            },
+                pick(&resource.value)
+                    .map_or_else(|| Found::Failed("it is a listener of the other direction".into()), Found::Ready)
+            }
         };
         self.uses.insert(key);
         found

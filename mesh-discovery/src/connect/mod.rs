@@ -57,6 +57,13 @@ impl Connector {
         self
     }
 
+    /// The way to another control plane, as the same process.
+    #[must_use]
+    pub fn to(mut self, server: XdsServer) -> Self {
+        self.server = server;
+        self
+    }
+
     /// The server's address as text.
     pub fn server(&self) -> String {
         self.server.uri.to_string()

@@ -14,8 +14,8 @@ use mesh_core::source::{DestinationSource, InboundSource, Watched};
 use tokio::runtime::Handle;
 
 use super::super::kind::Kind;
-use super::super::{XdsClient, XdsConfig};
-use super::{Server, Stream, network};
+use super::super::{StreamError, Variant, XdsClient, XdsConfig};
+use super::{Server, Stream, asked, network, version};
 use crate::bootstrap::{Bootstrap, ChannelCredentials, Node, XdsServer};
 use crate::codec;
 
@@ -25,8 +25,9 @@ fn client() -> (XdsClient, Server) {
     let (transport, server) = network();
     let memory = XdsServer::new("memory:1".parse().unwrap(), ChannelCredentials::Insecure);
     let node = Node { id: "me".to_owned(), ..Default::default() };
-    let config = XdsConfig::new(Bootstrap::new(memory, node));
-    (XdsClient::spawn(config, transport, &Handle::current()), server)
+    let mut config = XdsConfig::new(Bootstrap::new(memory, node));
+    config.variant = Some(Variant::StateOfTheWorld);
+    (XdsClient::spawn(config, move |_: &XdsServer| transport.clone(), &Handle::current()), server)
 }
 
 fn target() -> Target {
@@ -159,7 +160,7 @@ async fn a_refused_resource_is_named_and_its_good_sibling_used() {
     let mut inbound_state = client.inbound(address);
     let mut stream = server.accept().await;
     // The subscriptions may be seen one by one.
-    while stream.request().await.resource_names.len() < 2 {}
+    while asked(&stream.request().await).len() < 2 {}
     stream.respond(Kind::Listener, "v1", "n1", vec![listener(), inbound(InboundTls::Strict, Vec::new())]);
     stream.expect(Kind::Routes, &["r"]).await;
     stream.expect(Kind::Listener, &["a:80", INBOUND]).await;
@@ -185,8 +186,8 @@ async fn a_refused_resource_is_named_and_its_good_sibling_used() {
     stream.respond(Kind::Listener, "v2", "n2", vec![changed, inbound(InboundTls::Disable, vec![deny])]);
     stream.expect(Kind::Routes, &["r2"]).await;
     let nack = stream.expect(Kind::Listener, &["a:80", INBOUND]).await;
-    assert_eq!((nack.version_info.as_str(), nack.response_nonce.as_str()), ("v1", "n2"));
-    let error = nack.error_detail.unwrap().message;
+    assert_eq!((version(&nack), nack.nonce.as_str()), ("v1", "n2"));
+    let error = nack.error.unwrap();
     assert!(error.contains(INBOUND) && error.contains("authorization"), "{error}");
     assert_eq!(*inbound_state.load_full(), *ready, "the last good stays");
     assert_eq!(client.status().nacks, 1);
@@ -194,7 +195,7 @@ async fn a_refused_resource_is_named_and_its_good_sibling_used() {
     let dump = client.config_dump();
     let row = dump["resources"].as_array().unwrap().iter().find(|row| row["name"] == INBOUND).unwrap().clone();
     assert_eq!((row["state"].as_str(), row["version"].as_str()), (Some("nacked"), Some("v1")));
-    assert!(row["error"].as_str().unwrap().contains("authorization"));
+    assert!(row["error"]["reason"].as_str().unwrap().contains("authorization"));
     assert_eq!(**state.load(), DestinationState::Pending);
     drop(state.changed());
 }
@@ -214,14 +215,20 @@ async fn a_destination_that_stays_away_does_not_exist_after_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_stream_a_destination_stays_pending() {
-    let (client, server) = client();
-    drop(server);
-    let state = client.destination(&target());
-    mesh_testkit::clock::pass(Duration::from_secs(60)).await;
-    assert_eq!(**state.load(), DestinationState::Pending);
+async fn without_a_control_plane_a_destination_says_so_and_comes_to_life_with_one() {
+    let (client, mut server) = client();
+    let mut state = client.destination(&target());
+    drop(server.accept().await);
+    let failed = state.wait_for(|state| *state != DestinationState::Pending).await;
+    let DestinationState::Failed(reason) = &*failed else { panic!("{failed:?}") };
+    assert!(reason.contains("memory:1 cannot be reached") && reason.contains("without an answer"), "{reason}");
     let status = client.status();
-    assert!(!status.connected && status.last_error.as_deref() == Some("nobody listens"), "{status:?}");
+    assert!(!status.connected && status.last_error.is_some(), "{status:?}");
+
+    let mut stream = server.accept().await;
+    serve_all(&mut stream, "v1").await;
+    snapshot(&mut state).await;
+    assert_eq!(client.status().last_error, None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -232,14 +239,14 @@ async fn an_outage_keeps_the_last_good_and_asks_again_with_versions() {
     serve_all(&mut stream, "v7").await;
     let before = snapshot(&mut state).await;
 
-    stream.fail("the control plane restarts");
+    stream.fail(StreamError::new("the control plane restarts"));
     let broke = tokio::time::Instant::now();
     let mut stream = server.accept().await;
     assert!(broke.elapsed() <= Duration::from_millis(250), "a restarted control plane is found quickly");
     for kind in Kind::ALL {
         let request = stream.request().await;
         assert_eq!(request.type_url, kind.type_url());
-        assert_eq!((request.version_info.as_str(), request.response_nonce.as_str()), ("v7", ""));
+        assert_eq!((version(&request), request.nonce.as_str()), ("v7", ""));
         assert_eq!(request.node.is_some(), kind == Kind::Listener, "the node goes with the first request only");
     }
     assert!(Arc::ptr_eq(&before, &snapshot(&mut state).await));
@@ -298,7 +305,7 @@ async fn deletion_and_equal_pushes_wake_nobody() {
     let before = snapshot(&mut state).await;
 
     stream.respond(Kind::Cluster, "v2", "c2", vec![]);
-    assert_eq!(stream.expect(Kind::Cluster, &["x"]).await.version_info, "v2", "a deletion is acknowledged");
+    assert_eq!(version(&stream.expect(Kind::Cluster, &["x"]).await), "v2", "a deletion is acknowledged");
     stream.respond(Kind::Listener, "v2", "l2", vec![]);
     stream.expect(Kind::Listener, &["a:80"]).await;
     stream.respond(Kind::Endpoints, "v3", "e3", vec![endpoints("x", 1)]);
