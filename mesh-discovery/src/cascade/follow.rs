@@ -1,6 +1,6 @@
 //! One look along the references of a destination: what it needs, and what that makes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use mesh_core::id::{ClusterName, Target};
@@ -12,6 +12,9 @@ use mesh_core::policy::{
 use super::Resources;
 use crate::bootstrap::name::normalise;
 use crate::xds::{Key, Kind, Known, Origin, Value};
+
+/// How deep aggregate clusters may be nested (gRFC A37).
+const MAX_DEPTH: usize = 16;
 
 /// What a look found.
 pub(super) enum Found<T> {
@@ -175,20 +178,26 @@ impl<'a, R: Resources> Follow<'a, R> {
         let mut known = BTreeMap::new();
         let mut complete = true;
         let mut seen = BTreeSet::new();
-        let mut open: Vec<ClusterName> = named_clusters(routes).into_iter().collect();
-        while let Some(name) = open.pop() {
+        let mut open: VecDeque<_> = named_clusters(routes).into_iter().map(|name| (name, 1)).collect();
+        while let Some((name, depth)) = open.pop_front() {
             // Aggregates may name each other: every cluster is looked at once.
             if !seen.insert(name.clone()) {
                 continue;
             }
-            match self.cluster(&name) {
-                None => complete = false,
-                Some(state) => {
-                    if let ClusterState::Ready { cluster, .. } = &state {
-                        open.extend(children(cluster).iter().cloned());
-                    }
-                    known.insert(name, state);
+            let mut state = self.cluster(&name);
+            if let Some(ClusterState::Ready { cluster, .. }) = &state
+                && !children(cluster).is_empty()
+            {
+                if depth < MAX_DEPTH {
+                    open.extend(children(cluster).iter().map(|child| (child.clone(), depth + 1)));
+                } else {
+                    let reason = format!("cluster {name}: aggregates are nested more than {MAX_DEPTH} deep");
+                    state = Some(ClusterState::Failed(reason.into()));
                 }
+            }
+            match state {
+                None => complete = false,
+                Some(state) => drop(known.insert(name, state)),
             }
         }
         complete.then_some(known)

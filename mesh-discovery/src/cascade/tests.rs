@@ -372,3 +372,24 @@ fn what_is_missing_because_nobody_can_be_asked_replaces_nothing_good() {
     let DestinationState::Ready(snapshot) = &**late.load() else { panic!("{late:?}") };
     assert!(matches!(&snapshot.clusters[&"new".into()], ClusterState::Failed(reason) if reason.contains("nobody")));
 }
+
+#[test]
+fn aggregates_that_are_nested_too_deep_fail() {
+    for (levels, deep) in [(16, false), (17, true)] {
+        let mut world = World::new();
+        world.give(Kind::Listener, "a:80", Ok(listener("r")));
+        world.give(Kind::Routes, "r", Ok(routes("r", &["c1"])));
+        for level in 1..levels {
+            let child = format!("c{}", level + 1);
+            let aggregate = Discovery::Aggregate(vec![child.as_str().into()]);
+            world.give(Kind::Cluster, &format!("c{level}"), Ok(cluster(&format!("c{level}"), aggregate)));
+        }
+        let leaf = format!("c{levels}");
+        if !deep {
+            world.give(Kind::Cluster, &leaf, Ok(cluster(&leaf, Discovery::Static(Arc::default()))));
+        }
+        let snapshot = world.snapshot();
+        let failed = snapshot.clusters.values().filter(|state| matches!(state, ClusterState::Failed(_))).count();
+        assert_eq!((failed, snapshot.clusters.len()), (usize::from(deep), 16));
+    }
+}

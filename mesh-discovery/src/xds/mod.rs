@@ -7,6 +7,8 @@
 
 mod ads;
 mod client;
+#[doc(hidden)]
+pub mod fuzzing;
 mod grpc;
 mod kind;
 mod lane;

@@ -151,7 +151,7 @@ impl Worker {
 
 impl State {
     /// Tells the cascade what changed until nothing does: what it then asks for may be known already.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         loop {
             let changed = self.ads.take_changed();
             if changed.is_empty() {

@@ -177,7 +177,7 @@ impl<V: PartialEq> Entry<V> {
                     since: offer.now,
                     digest: Some(offer.digest),
                 };
-                let changed = self.fail(Standing::Nacked, failure, offer.strict);
+                let changed = self.fail(Standing::Nacked, failure, offer.strict, offer.server);
                 return Err(Refused { reason, changed });
             }
         };
@@ -194,34 +194,40 @@ impl<V: PartialEq> Entry<V> {
         Ok(true)
     }
 
-    /// Notes that the resource is gone or was never there; gives whether readers see a difference. A
-    /// last good value stays unless it is to be dropped.
-    pub(super) fn missing(&mut self, standing: Standing, reason: String, drop_good: bool, now: Instant) -> bool {
+    /// Notes that `server` has not got the resource; gives whether readers see a difference. A last good
+    /// value stays unless it is to be dropped.
+    pub(super) fn missing(
+        &mut self,
+        server: ServerId,
+        standing: Standing,
+        reason: String,
+        drop_good: bool,
+        now: Instant,
+    ) -> bool {
         self.deadline = None;
         let same = self.failure.as_ref().is_some_and(|failure| failure.reason == reason);
         if self.standing == standing && same && !(drop_good && self.good.is_some()) {
             return false;
         }
-        self.fail(standing, Failure { reason, version: Name::default(), since: now, digest: None }, drop_good)
+        let failure = Failure { reason, version: Name::default(), since: now, digest: None };
+        self.fail(standing, failure, drop_good, server)
     }
 
     /// The word of `server` counts from now on: what another one complained about is void, and what
     /// another one gave has to be confirmed. Gives whether readers see a difference.
     pub(super) fn ask_anew(&mut self, server: ServerId) -> bool {
         self.deadline = None;
-        if self.is_from(server) {
-            return false;
-        }
-        self.standing = Standing::Requested;
+        self.standing = if self.is_from(server) { Standing::Acked } else { Standing::Requested };
         self.failure.take().is_some()
     }
 
-    fn fail(&mut self, standing: Standing, failure: Failure, drop_good: bool) -> bool {
+    fn fail(&mut self, standing: Standing, failure: Failure, drop_good: bool, server: ServerId) -> bool {
         self.standing = standing;
         self.failure = Some(Box::new(failure));
         if drop_good {
             self.good = None;
         }
-        self.good.is_none()
+        // What another control plane gave is not to be built upon any more.
+        !self.is_from(server)
     }
 }

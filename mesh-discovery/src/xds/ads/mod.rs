@@ -131,7 +131,7 @@ impl<C: Codec> Ads<C> {
                 let mut entry = Entry::new(authority.unwrap_or(u16::MAX));
                 if authority.is_none() {
                     let reason = "the bootstrap has no authority of that name".to_owned();
-                    entry.missing(Standing::DoesNotExist, reason, false, self.clock);
+                    entry.missing(SAVED, Standing::DoesNotExist, reason, false, self.clock);
                 }
                 entries.insert(key.name.clone(), entry);
             }
@@ -346,7 +346,7 @@ impl<C: Codec> Ads<C> {
         tracing::warn!(kind = %key.kind, name = %key.name, server = %session.server, ?waited, "a resource did not come");
         // What a snapshot on disk says is no longer true.
         let drop_good = !transient && entry.is_from(SAVED);
-        if entry.missing(standing, reason, drop_good, now) {
+        if entry.missing(server, standing, reason, drop_good, now) {
             self.changed.push(key.clone());
         }
     }

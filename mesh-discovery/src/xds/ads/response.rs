@@ -193,7 +193,7 @@ impl<C: Codec> Ads<C> {
         if entry.good.is_some() && !drop_good && entry.standing != standing {
             tracing::warn!(%kind, name, %reason, "the control plane has no longer what is in use; the last good stays");
         }
-        if entry.missing(standing, reason, drop_good, round.now)
+        if entry.missing(round.server, standing, reason, drop_good, round.now)
             && let Some((name, _)) = self.entries[kind.index()].get_key_value(name)
         {
             self.changed.push(Key::new(kind, name.clone()));

@@ -3,6 +3,7 @@
 mod client;
 mod grpc;
 mod protocol;
+mod sequences;
 
 use envoy_types::pb::google::protobuf::Any;
 use futures_util::StreamExt;
