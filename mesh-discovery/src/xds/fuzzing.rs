@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use envoy_types::pb::google::protobuf::Any;
 use mesh_core::policy::{
-    Address, CircuitBreakers, Cluster, ClusterChoice, ClusterState, DestinationState, Domain, Endpoint, Endpoints, Forward,
-    HeaderPolicy, Listener, LocalityEndpoints, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource,
-    Snapshot, VirtualHost,
+    Address, CircuitBreakers, Cluster, ClusterChoice, ClusterState, DestinationState, Domain, Endpoint, Endpoints,
+    Forward, HeaderPolicy, Listener, LocalityEndpoints, Route, RouteAction, RouteConfiguration, RouteMatch,
+    RouteSource, Snapshot, VirtualHost,
 };
 use mesh_core::source::Watched;
 use tokio::time::Instant;
@@ -172,7 +172,7 @@ impl<'a> World<'a> {
         let now = Instant::now();
         Self {
             book,
-            state: State { ads: Ads::new(PolicyCodec, topology, now), cascade: Cascade::default() },
+            state: State { ads: Ads::new(PolicyCodec, topology, now), cascade: Cascade::default(), snapshot: None },
             planes: Default::default(),
             readers: BTreeMap::new(),
             served: BTreeSet::new(),
@@ -216,14 +216,14 @@ impl<'a> World<'a> {
         let name = TARGETS[target];
         let Ok(parsed) = name.parse() else { return };
         let root = Root::Destination { target: parsed, listener: name.to_owned(), publisher };
-        let State { ads, cascade } = &mut self.state;
+        let State { ads, cascade, .. } = &mut self.state;
         cascade.add(self.last_id, root, ads);
         self.readers.insert(target, (self.last_id, state));
     }
 
     fn leave(&mut self, target: usize) {
         if let Some((id, _)) = self.readers.remove(&target) {
-            let State { ads, cascade } = &mut self.state;
+            let State { ads, cascade, .. } = &mut self.state;
             cascade.remove(id, ads);
             self.served.remove(&target);
         }
@@ -280,7 +280,8 @@ impl<'a> World<'a> {
         response.version = format!("{generation}");
         for (index, name) in asked.into_iter().enumerate() {
             let chosen = how >> (index % 2) & 1 == 0;
-            let page = self.book.0.iter().find(|((s, g, k, n), _)| (*s, *g, *k, *n) == (server, generation, kind, &*name));
+            let page =
+                self.book.0.iter().find(|((s, g, k, n), _)| (*s, *g, *k, *n) == (server, generation, kind, &*name));
             match page {
                 Some((_, body)) if chosen => {
                     let mut body = body.clone();
