@@ -11,6 +11,7 @@ use mesh_core::drain;
 use mesh_core::id::{Locality, Workload};
 use mesh_core::source::{DestinationSource, InboundSource, Watched, WatchedIdentity};
 use mesh_core::telemetry::Metrics;
+use mesh_discovery::bootstrap::XdsServer;
 use mesh_discovery::connect::Connector;
 use mesh_discovery::secret::{self, SecretConfig};
 use mesh_discovery::xds::{GrpcTransport, XdsClient, XdsConfig};
@@ -121,7 +122,7 @@ impl MeshBuilder {
         }
         let identity = source.unwrap_or_else(|| Watched::fixed(None));
         let authorities: Vec<_> = config.bootstrap.authorities.keys().cloned().collect();
-        let transport = GrpcTransport::new(connector.clone());
+        let transport = |server: &XdsServer| GrpcTransport::new(connector.to(server.clone()));
         let xds = Arc::new(XdsClient::spawn(XdsConfig::new(config.bootstrap), transport, runtime.handle()));
         let control = Control { xds: xds.clone(), connector, certified };
 

@@ -1,6 +1,6 @@
 //! One look along the references of a destination: what it needs, and what that makes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use mesh_core::id::{ClusterName, Target};
@@ -9,8 +9,12 @@ use mesh_core::policy::{
     RouteConfiguration, RouteSource, Snapshot,
 };
 
-use super::{Resources, value};
-use crate::xds::{Key, Kind, Known, Value};
+use super::Resources;
+use crate::bootstrap::name::normalise;
+use crate::xds::{Key, Kind, Known, Origin, Value};
+
+/// How deep aggregate clusters may be nested (gRFC A37).
+const MAX_DEPTH: usize = 16;
 
 /// What a look found.
 pub(super) enum Found<T> {
@@ -22,15 +26,65 @@ pub(super) enum Found<T> {
     Failed(Arc<str>),
 }
 
+/// Who said what a look came across.
+#[derive(Debug, Default)]
+pub(super) struct Grounds {
+    origins: Vec<Origin>,
+    /// Two control planes of one authority.
+    mixed: bool,
+    /// Something is missing without its end having been decided: no reason to give up what is in use.
+    lost: bool,
+}
+
+impl Grounds {
+    fn add(&mut self, origin: Origin) {
+        match self.origins.iter().find(|known| known.authority == origin.authority) {
+            Some(known) => self.mixed |= known.server != origin.server,
+            None => self.origins.push(origin),
+        }
+    }
+
+    /// Whether the look joined what two control planes of one authority said.
+    pub(super) fn is_mixed(&self) -> bool {
+        self.mixed
+    }
+
+    /// Whether what was found may take the place of something good.
+    pub(super) fn replace_good(&self) -> bool {
+        !self.mixed && !self.lost
+    }
+
+    /// Whether both may stand in one snapshot.
+    fn agrees_with(&self, other: &Self) -> bool {
+        let differs = |origin: &Origin| {
+            other.origins.iter().any(|o| o.authority == origin.authority && o.server != origin.server)
+        };
+        self.replace_good() && !self.origins.iter().any(differs)
+    }
+}
+
 /// A walk that subscribes to everything it comes across and remembers it.
 pub(super) struct Follow<'a, R> {
     resources: &'a mut R,
     uses: BTreeSet<Key>,
+    grounds: Grounds,
+    /// What was found missing last.
+    missing: Option<Key>,
 }
 
 impl<'a, R: Resources> Follow<'a, R> {
     pub(super) fn new(resources: &'a mut R) -> Self {
-        Self { resources, uses: BTreeSet::new() }
+        Self { resources, uses: BTreeSet::new(), grounds: Grounds::default(), missing: None }
+    }
+
+    /// Who said what the walk came across since the last call.
+    pub(super) fn take_grounds(&mut self) -> Grounds {
+        std::mem::take(&mut self.grounds)
+    }
+
+    /// Whether the walk failed for want of something that was there before: it was dropped on purpose.
+    pub(super) fn has_lost_one_of(&self, settled: &BTreeSet<Key>) -> bool {
+        self.missing.as_ref().is_some_and(|key| settled.contains(key))
     }
 
     /// Every resource the walk came across.
@@ -70,9 +124,20 @@ impl<'a, R: Resources> Follow<'a, R> {
         }
     }
 
-    /// A cluster of a published snapshot as it is now, or as it was if that is not known completely.
-    pub(super) fn cluster_or(&mut self, name: &ClusterName, old: &ClusterState, published: &Snapshot) -> ClusterState {
-        match self.cluster(name) {
+    /// A cluster of a published snapshot as it is now, or as it was if that is not known completely or
+    /// from somebody else than the rest.
+    pub(super) fn cluster_or(
+        &mut self,
+        name: &ClusterName,
+        old: &ClusterState,
+        published: &Snapshot,
+        rest: &Grounds,
+    ) -> ClusterState {
+        let now = self.cluster(name);
+        if !self.take_grounds().agrees_with(rest) {
+            return old.clone();
+        }
+        match now {
             Some(ClusterState::Ready { cluster, .. })
                 if children(&cluster).iter().any(|child| !published.clusters.contains_key(child)) =>
             {
@@ -120,20 +185,26 @@ impl<'a, R: Resources> Follow<'a, R> {
         let mut known = BTreeMap::new();
         let mut complete = true;
         let mut seen = BTreeSet::new();
-        let mut open: Vec<ClusterName> = named_clusters(routes).into_iter().collect();
-        while let Some(name) = open.pop() {
+        let mut open: VecDeque<_> = named_clusters(routes).into_iter().map(|name| (name, 1)).collect();
+        while let Some((name, depth)) = open.pop_front() {
             // Aggregates may name each other: every cluster is looked at once.
             if !seen.insert(name.clone()) {
                 continue;
             }
-            match self.cluster(&name) {
-                None => complete = false,
-                Some(state) => {
-                    if let ClusterState::Ready { cluster, .. } = &state {
-                        open.extend(children(cluster).iter().cloned());
-                    }
-                    known.insert(name, state);
+            let mut state = self.cluster(&name);
+            if let Some(ClusterState::Ready { cluster, .. }) = &state
+                && !children(cluster).is_empty()
+            {
+                if depth < MAX_DEPTH {
+                    open.extend(children(cluster).iter().map(|child| (child.clone(), depth + 1)));
+                } else {
+                    let reason = format!("cluster {name}: aggregates are nested more than {MAX_DEPTH} deep");
+                    state = Some(ClusterState::Failed(reason.into()));
                 }
+            }
+            match state {
+                None => complete = false,
+                Some(state) => drop(known.insert(name, state)),
             }
         }
         complete.then_some(known)
@@ -172,18 +243,28 @@ impl<'a, R: Resources> Follow<'a, R> {
 
     /// Subscribes to a resource and gives what `pick` makes of its value.
     fn need<T>(&mut self, kind: Kind, name: &str, pick: impl FnOnce(&Value) -> Option<T>) -> Found<T> {
-        let key = Key::new(kind, name);
+        let key = Key::new(kind, &*normalise(name));
         if !self.uses.contains(&key) {
             self.resources.subscribe(&key);
         }
-        let found = match value(self.resources.known(&key)) {
+        let found = match self.resources.known(&key) {
             Known::Pending => Found::Pending,
-            Known::Missing(reason) => Found::Failed(reason.into()),
-            Known::Value(value) => match pick(value) {
-                Some(picked) => Found::Ready(picked),
+            Known::Lost(reason, origin) => {
+                self.grounds.lost = true;
+                origin.into_iter().for_each(|origin| self.grounds.add(origin));
+                Found::Failed(reason.into())
+            }
+            Known::Missing(reason, origin) => {
+                self.missing = Some(key.clone());
+                self.grounds.add(origin);
+                Found::Failed(reason.into())
+            }
+            Known::Value(resource, origin) => {
+                self.grounds.add(origin);
                 // Only listeners come in two shapes.
-                None => Found::Failed("it is a listener of the other direction".into()),
-            },
+                pick(&resource.value)
+                    .map_or_else(|| Found::Failed("it is a listener of the other direction".into()), Found::Ready)
+            }
         };
         self.uses.insert(key);
         found

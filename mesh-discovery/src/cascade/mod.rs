@@ -2,7 +2,8 @@
 //! snapshot when all of them are known or known to fail (the idea of gRFC A74).
 //!
 //! Make before break: while something new is still on its way, what was published stays, with its
-//! clusters kept up to date, and its resources stay subscribed. Unchanged parts keep their `Arc`; an
+//! clusters kept up to date, and its resources stay subscribed. What two control planes of one authority
+//! say is never joined: after a change of the control plane everything is on its way (gRFC A71). Unchanged parts keep their `Arc`; an
 //! unchanged state is not published again. Refuses to know versions, nonces and streams.
 //!
 //! ```text
@@ -17,12 +18,12 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use mesh_core::id::Target;
+use mesh_core::id::{ClusterName, Target};
 use mesh_core::policy::{DestinationState, InboundState, Snapshot};
 use mesh_core::source::Publisher;
 
-use self::follow::{Follow, Found};
-use crate::xds::{Ads, Key, Known, Resource, Value};
+use self::follow::{Follow, Found, Grounds};
+use crate::xds::{Ads, Key, Known, Resource};
 
 /// Number of a subscription; never used twice.
 pub(crate) type SubscriptionId = u64;
@@ -66,6 +67,8 @@ struct Followed {
     uses: BTreeSet<Key>,
     /// What the published snapshot rests on.
     settled: BTreeSet<Key>,
+    /// Who said what the published snapshot rests on.
+    grounds: Grounds,
 }
 
 /// What is subscribed and where its state goes.
@@ -91,7 +94,10 @@ pub(crate) enum Root {
 impl Cascade {
     /// Begins to follow; publishes at once what is already known.
     pub(crate) fn add(&mut self, id: SubscriptionId, root: Root, resources: &mut impl Resources) {
-        self.followed.insert(id, Followed { root, uses: BTreeSet::new(), settled: BTreeSet::new() });
+        self.followed.insert(
+            id,
+            Followed { root, uses: BTreeSet::new(), settled: BTreeSet::new(), grounds: Grounds::default() },
+        );
         self.refresh(id, resources);
     }
 
@@ -118,10 +124,20 @@ impl Cascade {
             Root::Destination { target, listener, publisher } => {
                 let mut follow = Follow::new(resources);
                 let found = follow.destination(target, listener);
+                let grounds = follow.take_grounds();
                 let before = publisher.load_full();
                 let (next, settled) = match (found, &*before) {
+                    (_, DestinationState::Ready(old)) if !grounds.replace_good() => {
+                        (keep(&mut follow, old, &followed.grounds), false)
+                    }
+                    (Found::Ready(_), _) if grounds.is_mixed() => (DestinationState::Pending, false),
                     (Found::Ready(snapshot), _) => (DestinationState::Ready(Arc::new(snapshot)), true),
-                    (_, DestinationState::Ready(old)) => (keep(&mut follow, old), false),
+                    (Found::Failed(reason), DestinationState::Ready(_))
+                        if follow.has_lost_one_of(&followed.settled) =>
+                    {
+                        (DestinationState::Failed(reason), true)
+                    }
+                    (_, DestinationState::Ready(old)) => (keep(&mut follow, old, &followed.grounds), false),
                     (Found::Failed(reason), _) => (DestinationState::Failed(reason), true),
                     (Found::Pending, _) => (DestinationState::Pending, false),
                 };
@@ -131,6 +147,7 @@ impl Cascade {
                 let mut uses = follow.into_uses();
                 if settled {
                     followed.settled.clone_from(&uses);
+                    followed.grounds = grounds;
                 } else {
                     uses.extend(followed.settled.iter().cloned());
                 }
@@ -172,17 +189,9 @@ impl Cascade {
 }
 
 /// The published snapshot with its clusters as they are now: what cannot be brought up to date stays.
-fn keep<R: Resources>(follow: &mut Follow<'_, R>, old: &Arc<Snapshot>) -> DestinationState {
-    let clusters =
-        old.clusters.iter().map(|(name, state)| (name.clone(), follow.cluster_or(name, state, old))).collect();
+fn keep<R: Resources>(follow: &mut Follow<'_, R>, old: &Arc<Snapshot>, grounds: &Grounds) -> DestinationState {
+    let now = |(name, state)| (ClusterName::clone(name), follow.cluster_or(name, state, old, grounds));
+    let clusters = old.clusters.iter().map(now).collect();
     let kept = Snapshot { listener: old.listener.clone(), routes: old.routes.clone(), clusters };
     DestinationState::Ready(if kept == **old { old.clone() } else { Arc::new(kept) })
-}
-
-fn value(known: Known<'_, Resource>) -> Known<'_, Value> {
-    match known {
-        Known::Pending => Known::Pending,
-        Known::Value(resource) => Known::Value(&resource.value),
-        Known::Missing(reason) => Known::Missing(reason),
-    }
 }

@@ -6,13 +6,16 @@ use mesh_core::policy::{
 use mesh_core::source::Watched;
 
 use super::*;
-use crate::xds::Kind;
+use crate::xds::{Kind, Origin, Value};
 
 /// A control plane that answers when told.
 #[derive(Default)]
 struct Plane {
     wanted: BTreeSet<Key>,
-    has: BTreeMap<Key, Result<Resource, String>>,
+    has: BTreeMap<Key, (Result<Resource, String>, Origin)>,
+    /// Nobody can be asked for what is not there.
+    away: bool,
+    server: u16,
 }
 
 impl Resources for Plane {
@@ -27,9 +30,10 @@ impl Resources for Plane {
     fn known(&self, key: &Key) -> Known<'_, Resource> {
         assert!(self.wanted.contains(key), "{key} was not asked for");
         match self.has.get(key) {
+            None if self.away => Known::Lost("nobody can be asked", None),
             None => Known::Pending,
-            Some(Ok(resource)) => Known::Value(resource),
-            Some(Err(reason)) => Known::Missing(reason),
+            Some((Ok(resource), origin)) => Known::Value(resource, *origin),
+            Some((Err(reason), origin)) => Known::Missing(reason, *origin),
         }
     }
 }
@@ -62,7 +66,8 @@ impl World {
     fn give(&mut self, kind: Kind, name: &str, resource: Result<Value, &str>) {
         let key = Key::new(kind, name);
         let resource = resource.map(|value| Resource { value, unenforced: Arc::from([]) }).map_err(str::to_owned);
-        self.plane.has.insert(key.clone(), resource);
+        let origin = Origin { authority: 0, server: self.plane.server };
+        self.plane.has.insert(key.clone(), (resource, origin));
         self.cascade.changed(&[key], &mut self.plane);
     }
 
@@ -304,4 +309,82 @@ fn a_listening_address_gets_its_listener_and_nothing_else() {
     let inbound = Arc::new(InboundListener::new("in", "127.0.0.1:80".parse().unwrap(), InboundTls::Strict));
     world.give(Kind::Listener, "in", Ok(Value::Inbound(inbound.clone())));
     assert_eq!(**state.load(), InboundState::Ready(inbound));
+}
+
+#[test]
+fn what_two_control_planes_say_is_never_joined() {
+    let mut world = World::complete();
+    let before = world.snapshot();
+    world.plane.server = 1;
+    // The same content from somebody else is no change to see, but it is one to wait for.
+    world.give(Kind::Listener, "a:80", Ok(listener("r")));
+    world.give(Kind::Routes, "r", Ok(routes("r", &["x", "y"])));
+    world.give(Kind::Cluster, "y", Ok(cluster("y", eds(None))));
+    world.give(Kind::Endpoints, "y", Ok(endpoints("y")));
+    assert!(Arc::ptr_eq(&before, &world.snapshot()), "x is still the other's");
+    world.give(Kind::Endpoints, "x", Ok(Value::Endpoints(Arc::default())));
+    world.give(Kind::Cluster, "x", Ok(cluster("x", Discovery::Static(Arc::default()))));
+    assert_eq!(world.snapshot().clusters.len(), 2);
+
+    // Control run: from one control plane the same steps show at once.
+    let mut world = World::complete();
+    world.give(Kind::Routes, "r", Ok(routes("r", &["x", "y"])));
+    world.give(Kind::Cluster, "y", Ok(cluster("y", eds(None))));
+    world.give(Kind::Endpoints, "y", Ok(endpoints("y")));
+    assert_eq!(world.snapshot().clusters.len(), 2);
+}
+
+#[test]
+fn a_late_watcher_of_a_mixed_destination_waits() {
+    let mut world = World::complete();
+    world.plane.server = 1;
+    world.give(Kind::Listener, "a:80", Ok(listener("r")));
+    let late = world.watch(2);
+    assert_eq!(**late.load(), DestinationState::Pending);
+    world.give(Kind::Routes, "r", Ok(routes("r", &["x"])));
+    world.give(Kind::Cluster, "x", Ok(cluster("x", Discovery::Static(Arc::default()))));
+    assert!(matches!(&**late.load(), DestinationState::Ready(_)));
+}
+
+#[test]
+fn what_is_missing_because_nobody_can_be_asked_replaces_nothing_good() {
+    let mut world = World::complete();
+    let before = world.snapshot();
+    world.plane.away = true;
+    world.give(Kind::Routes, "r", Ok(routes("r", &["new"])));
+    assert!(Arc::ptr_eq(&before, &world.snapshot()));
+    // Where there is nothing good, it is an answer.
+    let late = world.watch(2);
+    let DestinationState::Ready(snapshot) = &**late.load() else { panic!("{late:?}") };
+    assert!(matches!(&snapshot.clusters[&"new".into()], ClusterState::Failed(reason) if reason.contains("nobody")));
+}
+
+#[test]
+fn aggregates_that_are_nested_too_deep_fail() {
+    for (levels, deep) in [(16, false), (17, true)] {
+        let mut world = World::new();
+        world.give(Kind::Listener, "a:80", Ok(listener("r")));
+        world.give(Kind::Routes, "r", Ok(routes("r", &["c1"])));
+        for level in 1..levels {
+            let child = format!("c{}", level + 1);
+            let aggregate = Discovery::Aggregate(vec![child.as_str().into()]);
+            world.give(Kind::Cluster, &format!("c{level}"), Ok(cluster(&format!("c{level}"), aggregate)));
+        }
+        let leaf = format!("c{levels}");
+        if !deep {
+            world.give(Kind::Cluster, &leaf, Ok(cluster(&leaf, Discovery::Static(Arc::default()))));
+        }
+        let snapshot = world.snapshot();
+        let failed = snapshot.clusters.values().filter(|state| matches!(state, ClusterState::Failed(_))).count();
+        assert_eq!((failed, snapshot.clusters.len()), (usize::from(deep), 16));
+    }
+}
+
+#[test]
+fn a_part_of_what_is_published_that_was_dropped_on_purpose_fails_the_destination() {
+    for kind in [Kind::Listener, Kind::Routes] {
+        let mut world = World::complete();
+        world.give(kind, if kind == Kind::Listener { "a:80" } else { "r" }, Err("deleted"));
+        assert!(matches!(&**world.state.load(), DestinationState::Failed(reason) if reason.contains("deleted")));
+    }
 }

@@ -72,6 +72,13 @@ impl Connector {
         self
     }
 
+    /// The way to another control plane, as the same process. What proves us to this server stays here: the
+    /// other one gets its own call credentials and files.
+    #[must_use]
+    pub fn to(&self, server: XdsServer) -> Self {
+        Self { identity: self.identity.clone(), ..Self::new(server, self.crypto.clone()) }
+    }
+
     /// The server's address as text.
     pub fn server(&self) -> String {
         self.server.uri.to_string()

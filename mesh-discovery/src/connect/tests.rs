@@ -175,6 +175,18 @@ async fn s12_the_mesh_identity_is_shown_where_the_bootstrap_names_no_other_proof
 }
 
 #[tokio::test]
+async fn b4_the_call_credentials_of_one_control_plane_are_not_shown_to_another() {
+    let (one, other) = (World::new().await, World::new().await);
+    let (token, _) = token_file("one");
+    let connector = Connector::new(one.with_tokens(&[&token]), crypto());
+    rpc(&connector.connect().await.unwrap(), None).await;
+    let elsewhere = connector.to(other.server(other.credentials()));
+    rpc(&elsewhere.connect().await.unwrap(), None).await;
+    let authorized = |world: &World| world.seen.0.lock().iter().map(|(sent, _)| !sent.is_empty()).collect::<Vec<_>>();
+    assert_eq!((authorized(&one), authorized(&other)), (vec![true], vec![false]));
+}
+
+#[tokio::test]
 async fn s8_a_root_file_that_breaks_leaves_the_roots_of_before() {
     let world = World::new().await;
     let connector = Connector::new(world.server(world.credentials()), crypto());

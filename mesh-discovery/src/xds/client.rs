@@ -13,69 +13,101 @@ use mesh_core::source::{DestinationSource, InboundSource, Publisher, Watched};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
-use super::ads::Ads;
-use super::node;
-use super::report::{Report, Status};
+use super::ads::{Ads, Topology};
+use super::lane::Lane;
+use super::message::Variant;
+use super::report::{self, Status};
 use super::resource::PolicyCodec;
+use super::saved::{self, Account, SnapshotConfig};
 use super::transport::Transport;
-use super::worker::{self, Command};
-use crate::bootstrap::Bootstrap;
-use crate::cascade::{Root, SubscriptionId};
+use super::worker::{self, Command, State};
+use crate::bootstrap::{Bootstrap, XdsServer};
+use crate::cascade::{Cascade, Root, SubscriptionId};
 use crate::connect::AbortOnDrop;
 
 /// What the client needs to know beside its transport.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct XdsConfig {
-    /// Who we are and what resources are called.
+    /// Who we are, whom to ask and what resources are called.
     pub bootstrap: Bootstrap,
     /// How long a resource may stay away, once asked for on an open stream, before it counts as not
     /// existing. Default 15 s (gRFC A57).
     pub resource_timeout: Duration,
+    /// The same for control planes with the feature `resource_timer_is_transient_error`: then they count as
+    /// slow. Default 30 s (gRFC A88).
+    pub transient_resource_timeout: Duration,
+    /// Variant of the protocol. Default none: delta, and the state of the world with a control plane that
+    /// answers `UNIMPLEMENTED`.
+    pub variant: Option<Variant>,
+    /// Keeps the last good configuration on disk, for a start while no control plane can be reached. Default
+    /// none.
+    pub snapshot: Option<SnapshotConfig>,
 }
 
 impl XdsConfig {
     /// The defaults with this bootstrap.
     pub fn new(bootstrap: Bootstrap) -> Self {
-        Self { bootstrap, resource_timeout: Duration::from_secs(15) }
+        Self {
+            bootstrap,
+            resource_timeout: Duration::from_secs(15),
+            transient_resource_timeout: Duration::from_secs(30),
+            variant: None,
+            snapshot: None,
+        }
     }
 }
 
-/// An xDS client with one ADS stream to one control plane, whatever the number of destinations.
+/// An xDS client with one ADS stream a control plane, whatever the number of destinations.
 ///
-/// What was once good stays in use through refused updates, outages and deletions. Dropping the client
+/// What was once good stays in use through refused updates, outages and deletions. While the preferred
+/// control plane cannot be reached and something is missing, the next one is asked (gRFC A71). Dropping the client
 /// stops its task; values already handed out stay readable.
 pub struct XdsClient {
     bootstrap: Bootstrap,
     destinations: Arc<Subscriptions<Target, DestinationState>>,
     addresses: Arc<Subscriptions<SocketAddr, InboundState>>,
-    report: Arc<Report>,
+    state: Arc<Mutex<State>>,
     ready: watch::Receiver<bool>,
     _worker: AbortOnDrop,
 }
 
 impl XdsClient {
-    /// Starts the client's task on `runtime`; it connects at once.
-    pub fn spawn(config: XdsConfig, transport: impl Transport, runtime: &Handle) -> Self {
-        let XdsConfig { bootstrap, resource_timeout } = config;
-        let report = Arc::<Report>::default();
-        report.change_status(|status| status.server = transport.server());
-        let ads = Ads::new(PolicyCodec, node::to_wire(&bootstrap.node), resource_timeout);
+    /// Starts the client's task on `runtime`; it connects at once. `transport` is called once for every
+    /// distinct control plane of the bootstrap.
+    pub fn spawn<T: Transport>(config: XdsConfig, transport: impl Fn(&XdsServer) -> T, runtime: &Handle) -> Self {
+        let (topology, servers) = Topology::of(&config);
+        let lanes = servers.iter().map(|server| Lane::new(Box::new(transport(server)))).collect();
+        let now = Instant::now();
+        let mut ads = Ads::new(PolicyCodec, topology, now);
+        let owner = saved::owner(&config.bootstrap);
+        let snapshot = config.snapshot.map(|snapshot| {
+            let (account, saved) = Account::open(snapshot, &config.bootstrap, now);
+            saved.into_iter().for_each(|saved| ads.restore(saved));
+            account
+        });
         let (commands, received) = mpsc::unbounded_channel();
-        let (announce, ready) = watch::channel(false);
-        let worker = worker::spawn(ads, transport, received, report.clone(), announce, runtime);
+        // What an earlier run knew is enough to begin with.
+        let (announce, ready) = watch::channel(ads.is_restored());
+        let delay = snapshot.as_ref().map(|account| account.config.delay);
+        let state = Arc::new(Mutex::new(State { ads, cascade: Cascade::default(), snapshot }));
+        let saver = delay.map(|delay| (owner, delay));
+        let worker = worker::spawn(state.clone(), lanes, received, announce, saver, runtime);
         let ids = Arc::new(Mutex::new(0));
         Self {
-            bootstrap,
+            bootstrap: config.bootstrap,
             destinations: Subscriptions::new(commands.clone(), ids.clone()),
             addresses: Subscriptions::new(commands, ids),
-            report,
+            state,
             ready,
             _worker: worker,
         }
     }
 
-    /// Resolves once a stream to the control plane has been open.
+    /// Resolves once a stream to the control plane has been open, or at once if a snapshot of the last good
+    /// configuration serves meanwhile.
     pub fn ready(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut ready = self.ready.clone();
         async move {
@@ -86,16 +118,20 @@ impl XdsClient {
         }
     }
 
-    /// How the client stands with its control plane.
+    /// How the client stands with its control planes.
     pub fn status(&self) -> Status {
-        self.report.status()
+        report::status(&self.state.lock(), Instant::now())
     }
 
     /// Everything the client holds: `status`, and `resources` with type, name, version, state
-    /// (`requested`, `acked`, `nacked`, `does_not_exist`), error, decoded value and what of it is not
-    /// enforced.
+    /// (`requested`, `acked`, `nacked`, `does_not_exist`, `received_error`, `timed_out`), error (`reason`,
+    /// refused `version`), decoded value, its age and what of it is not enforced.
     pub fn config_dump(&self) -> serde_json::Value {
-        self.report.dump()
+        let (status, rows) = {
+            let (state, now) = (self.state.lock(), Instant::now());
+            (report::status(&state, now), report::rows(&state.ads, now))
+        };
+        serde_json::json!({ "status": status, "resources": rows })
     }
 }
 

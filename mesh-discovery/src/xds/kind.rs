@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::message::Name;
 use crate::codec;
 
 /// A resource type.
@@ -24,6 +25,11 @@ impl Kind {
     /// All types, in the order in which they are followed.
     pub(crate) const ALL: [Self; 4] = [Self::Listener, Self::Routes, Self::Cluster, Self::Endpoints];
 
+    /// The place in [`Kind::ALL`].
+    pub(crate) fn index(self) -> usize {
+        self as usize
+    }
+
     /// The type URL on the wire.
     pub(crate) fn type_url(self) -> &'static str {
         match self {
@@ -39,7 +45,8 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.type_url() == url)
     }
 
-    /// Whether every response holds the whole set, so that absence means deletion (LDS and CDS).
+    /// Whether every response of the state of the world holds the whole set, so that absence means
+    /// deletion (LDS and CDS).
     pub(crate) fn is_full_state(self) -> bool {
         matches!(self, Self::Listener | Self::Cluster)
     }
@@ -60,11 +67,11 @@ impl fmt::Display for Kind {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Key {
     pub(crate) kind: Kind,
-    pub(crate) name: String,
+    pub(crate) name: Name,
 }
 
 impl Key {
-    pub(crate) fn new(kind: Kind, name: impl Into<String>) -> Self {
+    pub(crate) fn new(kind: Kind, name: impl Into<Name>) -> Self {
         Self { kind, name: name.into() }
     }
 }

@@ -1,16 +1,24 @@
-//! The xDS client: state of the world over one ADS stream, on demand (gRFC A27, A30, A36, A40, A46,
-//! A57, A74).
+//! The xDS client: delta or the state of the world over one ADS stream a control plane, on demand (gRFC
+//! A27, A30, A36, A40, A46, A47, A53, A57, A71, A74, A88).
 //!
 //! [`XdsClient`] is the handle; a worker task owns the state. The protocol (`ads`) is a state machine
-//! without I/O, the network is a [`Transport`]. Refuses to know what a request is.
+//! without I/O that knows neither gRPC nor protobuf, the network is a [`Transport`]. Refuses to know what a
+//! request of the application is.
 
 mod ads;
 mod client;
-mod entry;
+#[doc(hidden)]
+pub mod fuzzing;
+mod grpc;
 mod kind;
+mod lane;
+mod message;
+mod name;
 mod node;
 mod report;
 mod resource;
+mod saved;
+mod topology;
 mod transport;
 mod worker;
 
@@ -18,10 +26,14 @@ mod worker;
 mod tests;
 
 pub use self::client::{XdsClient, XdsConfig};
-pub use self::report::Status;
-pub use self::transport::{AdsStream, GrpcTransport, StreamError, Transport};
+pub use self::grpc::GrpcTransport;
+pub use self::message::{
+    Ask, Body, Cause, Name, Request, Resource as RawResource, ResourceError, Response, StreamError, Variant,
+};
+pub use self::report::{ServerStatus, Status};
+pub use self::saved::{SnapshotConfig, SnapshotStatus};
+pub use self::transport::{AdsStream, Transport};
 
-pub(crate) use self::ads::{Ads, Codec};
-pub(crate) use self::entry::Known;
+pub(crate) use self::ads::{Ads, Codec, Known, Origin};
 pub(crate) use self::kind::{Key, Kind};
 pub(crate) use self::resource::{Resource, Value};

@@ -1,24 +1,50 @@
-//! What the client holds and how it stands with its control plane, readable from any thread.
+//! What the client holds and how it stands with its control planes, for people.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_core::policy::Unenforced;
-use parking_lot::Mutex;
 use serde::Serialize;
+use tokio::time::Instant;
 
-use super::entry::{Entry, Standing};
-use super::kind::{Key, Kind};
-use super::resource::{Resource, Value};
+use super::ads::{Ads, Session, Standing};
+use super::kind::Kind;
+use super::message::{Name, Variant};
+use super::resource::{PolicyCodec, Value};
+use super::saved::SnapshotStatus;
+use super::worker::State;
 
-/// How the client stands with its control plane.
+/// How the client stands with its control planes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Status {
-    /// Address of the control plane.
+    /// Address of the control plane in use.
+    pub server: String,
+    /// Whether a stream to it is open.
+    pub connected: bool,
+    /// The last failure of a connection or stream to it; none after a response on a later stream.
+    pub last_error: Option<String>,
+    /// Streams opened so far, to all control planes.
+    pub streams_opened: u64,
+    /// Responses received so far, of all control planes.
+    pub responses: u64,
+    /// Responses refused so far, of all control planes.
+    pub nacks: u64,
+    /// Every control plane of the bootstrap.
+    pub servers: Vec<ServerStatus>,
+    /// The last good configuration on disk; none if it is not kept.
+    pub snapshot: Option<SnapshotStatus>,
+}
+
+/// How the client stands with one control plane.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ServerStatus {
+    /// Address.
     pub server: String,
     /// Whether a stream is open.
     pub connected: bool,
+    /// Variant of the protocol on the current or next stream.
+    pub variant: Variant,
     /// The last failure of a connection or stream; none after a response on a later stream.
     pub last_error: Option<String>,
     /// Streams opened so far.
@@ -29,60 +55,84 @@ pub struct Status {
     pub nacks: u64,
 }
 
-/// Written by the worker, a little at a time; read by whoever asks.
-#[derive(Debug, Default)]
-pub(super) struct Report {
-    status: Mutex<Status>,
-    rows: Mutex<BTreeMap<Key, Row>>,
+pub(super) fn status(state: &State, now: Instant) -> Status {
+    let ads = &state.ads;
+    let (active, sessions) = (ads.active(), ads.sessions());
+    let sum = |count: fn(&Session) -> u64| sessions.iter().map(count).sum();
+    Status {
+        server: active.server.clone(),
+        connected: active.connected,
+        last_error: active.last_error.clone(),
+        streams_opened: sum(|session| session.streams_opened),
+        responses: sum(|session| session.responses),
+        nacks: sum(|session| session.nacks),
+        servers: sessions.iter().map(server).collect(),
+        snapshot: state.snapshot.as_ref().map(|account| account.status(ads.saved_in_use(), now)),
+    }
 }
 
-/// One resource. Values are shared, so that a dump copies pointers under the lock and no policy.
-#[derive(Clone, Debug, Serialize)]
-struct Row {
+fn server(session: &Session) -> ServerStatus {
+    ServerStatus {
+        server: session.server.clone(),
+        connected: session.connected,
+        variant: session.variant,
+        last_error: session.last_error.clone(),
+        streams_opened: session.streams_opened,
+        responses: session.responses,
+        nacks: session.nacks,
+    }
+}
+
+/// One resource. Values are shared: taking a row copies pointers and no policy.
+#[derive(Debug, Serialize)]
+pub(super) struct Row {
     #[serde(rename = "type")]
     kind: Kind,
-    name: String,
+    name: Name,
     type_url: &'static str,
-    version: String,
+    version: Name,
     state: Standing,
+    /// Seconds since the value came.
     #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
+    age_seconds: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Complaint>,
     #[serde(skip_serializing_if = "Option::is_none")]
     value: Option<Value>,
     unenforced: Arc<[Unenforced]>,
 }
 
-impl Report {
-    pub(super) fn status(&self) -> Status {
-        self.status.lock().clone()
-    }
+/// What is wrong with a resource.
+#[derive(Debug, Serialize)]
+struct Complaint {
+    reason: String,
+    /// The version that was refused.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    version: Name,
+    age_seconds: u64,
+}
 
-    pub(super) fn change_status(&self, change: impl FnOnce(&mut Status)) {
-        change(&mut self.status.lock());
-    }
-
-    /// Writes down one resource; `None` strikes it out.
-    pub(super) fn record(&self, key: Key, entry: Option<&Entry<Resource>>) {
-        let Some(entry) = entry else {
-            self.rows.lock().remove(&key);
-            return;
-        };
-        let row = Row {
-            kind: key.kind,
-            name: key.name.clone(),
-            type_url: key.kind.type_url(),
-            version: entry.version.clone(),
+/// Every resource, by type and name.
+pub(super) fn rows(ads: &Ads<PolicyCodec>, now: Instant) -> Vec<Row> {
+    let age = |since: Instant| now.saturating_duration_since(since).as_secs();
+    let mut rows: Vec<Row> = ads
+        .entries()
+        .map(|(kind, name, entry)| Row {
+            kind,
+            name: name.clone(),
+            type_url: kind.type_url(),
+            version: entry.good.as_ref().map(|good| good.version.clone()).unwrap_or_default(),
             state: entry.standing,
-            error: entry.error.clone(),
+            age_seconds: entry.good.as_ref().map(|good| age(good.since)),
+            error: entry.failure.as_ref().map(|failure| Complaint {
+                reason: failure.reason.clone(),
+                version: failure.version.clone(),
+                age_seconds: age(failure.since),
+            }),
             value: entry.value().map(|resource| resource.value.clone()),
             unenforced: entry.value().map_or_else(|| Arc::from([]), |resource| resource.unenforced.clone()),
-        };
-        self.rows.lock().insert(key, row);
-    }
-
-    /// Everything as JSON.
-    pub(super) fn dump(&self) -> serde_json::Value {
-        let rows: Vec<Row> = self.rows.lock().values().cloned().collect();
-        serde_json::json!({ "status": self.status(), "resources": rows })
-    }
+        })
+        .collect();
+    rows.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
+    rows
 }

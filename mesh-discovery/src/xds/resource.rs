@@ -1,13 +1,16 @@
 //! The meeting point of protocol and policy: what the bytes of a resource decode to.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use envoy_types::pb::google::protobuf::Any;
-use mesh_core::policy::{Cluster, Endpoints, InboundListener, Listener, RouteConfiguration, Unenforced};
+use mesh_core::policy::{Cluster, Discovery, Endpoints, InboundListener, Listener, RouteConfiguration, Unenforced};
 use serde::Serialize;
 
 use super::ads::Codec;
 use super::kind::Kind;
+use super::message::Body;
+use super::name;
 use crate::codec::{self, AnyListener};
 
 /// A decoded resource. Its value is behind an `Arc`, so that snapshots share what did not change.
@@ -40,17 +43,13 @@ pub(crate) struct PolicyCodec;
 impl Codec for PolicyCodec {
     type Value = Resource;
 
-    fn open(&self, kind: Kind, resource: Any) -> Result<(String, Any), String> {
-        let (name, inner) = codec::unwrap_resource(resource);
-        if inner.type_url != kind.type_url() {
-            return Err(format!("its type is {:?} in a response of type {:?}", inner.type_url, kind.type_url()));
-        }
-        let name = name.filter(|name| !name.is_empty());
-        let name = name.or_else(|| codec::resource_name(kind.type_url(), &inner)).ok_or("its name cannot be read")?;
-        Ok((name, inner))
+    fn name<'a>(&self, _: Kind, body: &'a Body) -> Option<Cow<'a, str>> {
+        name::peek(&body.bytes)
     }
 
-    fn decode(&self, kind: Kind, any: &Any) -> Result<Resource, String> {
+    fn decode(&self, kind: Kind, name: &str, body: &Body) -> Result<Resource, String> {
+        // The decoder wants the message as it was packed; the bytes are copied only when they are new.
+        let any = &Any { type_url: body.type_url.clone(), value: body.bytes.clone() };
         match kind {
             Kind::Listener => {
                 let decoded = codec::decode_listener(any).map_err(|e| e.to_string())?;
@@ -61,9 +60,34 @@ impl Codec for PolicyCodec {
                 Ok(Resource { value, unenforced: decoded.unenforced.into() })
             }
             Kind::Routes => resource(codec::decode_routes(any), Value::Routes),
-            Kind::Cluster => resource(codec::decode_cluster(any), Value::Cluster),
+            Kind::Cluster => {
+                let decoded = codec::decode_cluster(any).map_err(|e| e.to_string())?;
+                names_its_endpoints(name, &decoded.value)?;
+                resource(Ok(decoded), Value::Cluster)
+            }
             Kind::Endpoints => resource(codec::decode_endpoints(any), Value::Endpoints),
         }
+    }
+}
+
+/// The name of a cluster is not the name of its endpoints where names say their type (gRFC A47).
+fn names_its_endpoints(name: &str, cluster: &Cluster) -> Result<(), String> {
+    match &cluster.discovery {
+        Discovery::Eds { service_name: None } if name.starts_with("xdstp:") => Err(format!(
+            "cluster {name} is refused: eds_cluster_config.service_name: it must be set where the cluster has an xdstp: name"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The resource that a value decodes from.
+pub(super) fn encode(value: &Value) -> Any {
+    match value {
+        Value::Listener(listener) => codec::encode_listener(listener),
+        Value::Inbound(listener) => codec::encode_inbound(listener),
+        Value::Routes(routes) => codec::encode_routes(routes),
+        Value::Cluster(cluster) => codec::encode_cluster(cluster),
+        Value::Endpoints(endpoints) => codec::encode_endpoints(endpoints),
     }
 }
 

@@ -1,28 +1,25 @@
-//! The one task behind an [`XdsClient`](super::XdsClient): connects, talks, waits, and tries again.
+//! The one task behind an [`XdsClient`](super::XdsClient): moves commands, responses and timers into the
+//! protocol, what changed into the cascade, and requests out.
 //!
-//! ```text
-//! connecting ──▶ open ──(stream ends)──▶ waiting ──▶ connecting …
-//! ```
 //! Subscriptions are taken in every state. A response is worked off completely before the next one is
 //! read, so a slow process slows its control plane down and not itself (xDS flow control).
 #![allow(clippy::disallowed_methods, reason = "the one spawn of this module, through an owned handle")]
 
-use std::future::Future;
-use std::pin::pin;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use envoy_types::pb::envoy::service::discovery::v3::DiscoveryResponse;
-use futures_util::StreamExt;
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
-use super::ads::Ads;
-use super::report::Report;
+use super::ads::{Ads, ServerId};
+use super::lane::{Event, Lane};
 use super::resource::PolicyCodec;
-use super::transport::{AdsStream, StreamError, Transport};
-use crate::backoff::Backoff;
+use super::saved::{Account, Saver};
 use crate::cascade::{Cascade, Root, SubscriptionId};
 use crate::connect::AbortOnDrop;
 
@@ -34,142 +31,152 @@ pub(super) enum Command {
     Unsubscribe(SubscriptionId),
 }
 
-/// Waits between connections.
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// What the worker works on. Reports look at it too; nothing else does, and no request.
+pub(super) struct State {
+    pub(super) ads: Ads<PolicyCodec>,
+    pub(super) cascade: Cascade,
+    /// Of the snapshot on disk, if there is to be one.
+    pub(super) snapshot: Option<Account>,
+}
 
-pub(super) fn spawn<T: Transport>(
-    ads: Ads<PolicyCodec>,
-    transport: T,
+/// Events handled before other tasks get their turn.
+const BATCH: usize = 128;
+
+/// Spawns the worker on `runtime`.
+pub(super) fn spawn(
+    state: Arc<Mutex<State>>,
+    lanes: Vec<Lane>,
     commands: mpsc::UnboundedReceiver<Command>,
-    report: Arc<Report>,
     ready: watch::Sender<bool>,
+    saver: Option<(u128, Duration)>,
     runtime: &Handle,
 ) -> AbortOnDrop {
-    let core = Core { ads, cascade: Cascade::default(), commands, report, ready };
-    AbortOnDrop(runtime.spawn(run(core, transport)))
+    AbortOnDrop(runtime.spawn(async move {
+        let saver = saver.map(|(owner, delay)| Saver::new(owner, delay));
+        let timer = Box::pin(tokio::time::sleep(Duration::ZERO));
+        let mut worker = Worker { state, lanes, commands, ready, timer, saver };
+        poll_fn(|cx| worker.poll(cx)).await;
+    }))
 }
 
-async fn run<T: Transport>(mut core: Core, mut transport: T) {
-    let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-    let mut random = fastrand::Rng::new();
-    loop {
-        let ended = match core.until(transport.open()).await {
-            Ok(stream) => core.talk(stream, &mut backoff).await,
-            Err(error) => Some(error),
-        };
-        core.closed(ended);
-        let wait = backoff.next(random.f64());
-        core.until(tokio::time::sleep(wait)).await;
-    }
-}
-
-/// Everything the worker owns.
-struct Core {
-    ads: Ads<PolicyCodec>,
-    cascade: Cascade,
+struct Worker {
+    state: Arc<Mutex<State>>,
+    /// By [`ServerId`].
+    lanes: Vec<Lane>,
     commands: mpsc::UnboundedReceiver<Command>,
-    report: Arc<Report>,
     ready: watch::Sender<bool>,
+    timer: Pin<Box<Sleep>>,
+    saver: Option<Saver>,
 }
 
-impl Core {
-    /// Waits for `work` while subscriptions go on being taken.
-    async fn until<F: Future>(&mut self, work: F) -> F::Output {
-        let mut work = pin!(work);
-        loop {
-            tokio::select! {
-                Some(command) = self.commands.recv() => self.command(command),
-                output = &mut work => return output,
+impl Worker {
+    /// Works off what there is. Commands come first, so that many of them make one request; then what is
+    /// to be said, then what was said, then the clock.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let state = self.state.clone();
+        for _ in 0..BATCH {
+            let mut state = state.lock();
+            self.take_commands(cx, &mut state);
+            self.connect(&mut state);
+            let busy = (0..self.lanes.len()).any(|server| self.talk(cx, server, &mut state));
+            if state.settle()
+                && let Some(saver) = &mut self.saver
+            {
+                saver.changed();
+            }
+            if !(busy || self.expire(cx, &mut state) || self.save(cx, &mut state)) {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn take_commands(&mut self, cx: &mut Context<'_>, state: &mut State) {
+        let State { ads, cascade, .. } = state;
+        while let Poll::Ready(Some(command)) = self.commands.poll_recv(cx) {
+            match command {
+                Command::Subscribe(id, root) => cascade.add(id, root, ads),
+                Command::Unsubscribe(id) => cascade.remove(id, ads),
+            }
+        }
+        state.settle();
+    }
+
+    /// Begins and ends connections as they are wanted.
+    fn connect(&mut self, state: &mut State) {
+        for (server, lane) in self.lanes.iter_mut().enumerate() {
+            let id = server as ServerId;
+            match (state.ads.wants(id), lane.is_idle()) {
+                (true, true) => lane.open(state.ads.sessions()[server].variant),
+                (false, false) => {
+                    lane.stop();
+                    state.ads.released(id);
+                }
+                _ => {}
             }
         }
     }
 
-    /// Talks on one stream until it ends; gives why, unless it ended in order.
-    async fn talk(&mut self, stream: AdsStream, backoff: &mut Backoff) -> Option<StreamError> {
-        let AdsStream { requests, mut responses } = stream;
-        self.ads.opened();
-        self.report.change_status(|status| {
-            status.connected = true;
-            status.streams_opened += 1;
-        });
-        self.ready.send_replace(true);
-        let mut answered = false;
-        let mut writable = true;
-        loop {
-            let deadline = self.ads.next_deadline();
-            tokio::select! {
-                biased;
-                Some(command) = self.commands.recv() => self.command(command),
-                permit = requests.reserve(), if writable && self.ads.has_request() => match permit {
-                    Ok(permit) => {
-                        if let Some((kind, request)) = self.ads.take_request() {
-                            permit.send(request);
-                            self.ads.written(kind, Instant::now());
-                            self.publish_report();
-                        }
-                    }
-                    // The reading side knows why.
-                    Err(_) => writable = false,
-                },
-                response = responses.next() => match response {
-                    Some(Ok(response)) => {
-                        backoff.reset();
-                        answered = true;
-                        self.response(response);
-                    }
-                    Some(Err(error)) => return Some(error),
-                    // Before a first response, even an orderly end is a failure (gRFC A57).
-                    None if answered => return None,
-                    None => return Some(StreamError::new("the control plane closed the stream without an answer")),
-                },
-                () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
-                    let expired = self.ads.expire(Instant::now());
-                    self.cascade.changed(&expired, &mut self.ads);
-                    self.publish_report();
+    /// Moves one connection on; gives whether something happened.
+    fn talk(&mut self, cx: &mut Context<'_>, server: usize, state: &mut State) -> bool {
+        let (id, lane, ads) = (server as ServerId, &mut self.lanes[server], &mut state.ads);
+        let Poll::Ready(event) = lane.poll(cx, ads.has_request(id), ads.may_read(id)) else { return false };
+        match event {
+            Event::Opened => {
+                ads.opened(id);
+                self.ready.send_replace(true);
+            }
+            Event::Writable => {
+                if let Some(request) = ads.take_request(id, Instant::now()) {
+                    lane.send(request);
                 }
             }
-        }
-    }
-
-    fn command(&mut self, command: Command) {
-        match command {
-            Command::Subscribe(id, root) => self.cascade.add(id, root, &mut self.ads),
-            Command::Unsubscribe(id) => self.cascade.remove(id, &mut self.ads),
-        }
-        self.publish_report();
-    }
-
-    fn response(&mut self, response: DiscoveryResponse) {
-        let taken = self.ads.response(response);
-        self.cascade.changed(&taken.changed, &mut self.ads);
-        self.report.change_status(|status| {
-            status.responses += 1;
-            status.nacks += u64::from(taken.refused);
-            status.last_error = None;
-        });
-        self.publish_report();
-    }
-
-    fn closed(&mut self, why: Option<StreamError>) {
-        self.ads.closed();
-        if let Some(error) = &why {
-            tracing::warn!(%error, "no configuration from the control plane; what is known stays in use");
-        } else {
-            tracing::debug!("the control plane closed the xDS stream");
-        }
-        self.report.change_status(|status| {
-            status.connected = false;
-            if let Some(error) = why {
-                status.last_error = Some(error.to_string());
+            Event::Response(response) => ads.response(id, response, Instant::now()),
+            Event::Closed(error) => {
+                if ads.closed(id, error) {
+                    lane.open(ads.sessions()[server].variant);
+                } else {
+                    lane.wait();
+                }
             }
-        });
-        self.publish_report();
+            Event::Due => lane.open(ads.sessions()[server].variant),
+        }
+        true
     }
 
-    fn publish_report(&mut self) {
-        for key in self.ads.take_touched() {
-            let entry = self.ads.entry(&key);
-            self.report.record(key.clone(), entry);
+    fn save(&mut self, cx: &mut Context<'_>, state: &mut State) -> bool {
+        let (Some(saver), Some(account)) = (&mut self.saver, &mut state.snapshot) else { return false };
+        saver.poll(cx, &state.ads, account)
+    }
+
+    /// Lets timers end; gives whether one did.
+    fn expire(&mut self, cx: &mut Context<'_>, state: &mut State) -> bool {
+        let Some(deadline) = state.ads.next_deadline() else { return false };
+        if self.timer.deadline() != deadline {
+            self.timer.as_mut().reset(deadline);
+        }
+        if self.timer.as_mut().poll(cx).is_pending() {
+            return false;
+        }
+        state.ads.expire(Instant::now().max(deadline));
+        state.settle();
+        true
+    }
+}
+
+impl State {
+    /// Tells the cascade what changed until nothing does: what it then asks for may be known already. Gives
+    /// whether there was something.
+    pub(super) fn settle(&mut self) -> bool {
+        let mut any = false;
+        loop {
+            let changed = self.ads.take_changed();
+            if changed.is_empty() {
+                return any;
+            }
+            any = true;
+            self.cascade.changed(&changed, &mut self.ads);
         }
     }
 }

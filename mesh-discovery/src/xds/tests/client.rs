@@ -14,19 +14,29 @@ use mesh_core::source::{DestinationSource, InboundSource, Watched};
 use tokio::runtime::Handle;
 
 use super::super::kind::Kind;
-use super::super::{XdsClient, XdsConfig};
-use super::{Server, Stream, network};
+use super::super::{SnapshotConfig, StreamError, Variant, XdsClient, XdsConfig};
+use super::{Server, Stream, asked, network, version};
 use crate::bootstrap::{Bootstrap, ChannelCredentials, Node, XdsServer};
 use crate::codec;
 
 const INBOUND: &str = "xds.istio.io/grpc/lds/inbound/127.0.0.1:80";
 
 fn client() -> (XdsClient, Server) {
+    client_with(None)
+}
+
+fn client_with(snapshot: Option<&std::path::Path>) -> (XdsClient, Server) {
     let (transport, server) = network();
     let memory = XdsServer::new("memory:1".parse().unwrap(), ChannelCredentials::Insecure);
     let node = Node { id: "me".to_owned(), ..Default::default() };
-    let config = XdsConfig::new(Bootstrap::new(memory, node));
-    (XdsClient::spawn(config, transport, &Handle::current()), server)
+    let mut config = XdsConfig::new(Bootstrap::new(memory, node));
+    config.variant = Some(Variant::StateOfTheWorld);
+    config.snapshot = snapshot.map(|path| {
+        let mut snapshot = SnapshotConfig::new(path);
+        snapshot.delay = Duration::ZERO;
+        snapshot
+    });
+    (XdsClient::spawn(config, move |_: &XdsServer| transport.clone(), &Handle::current()), server)
 }
 
 fn target() -> Target {
@@ -147,7 +157,7 @@ async fn a_refused_resource_is_named_and_its_good_sibling_used() {
     let mut inbound_state = client.inbound(address);
     let mut stream = server.accept().await;
     // The subscriptions may be seen one by one.
-    while stream.request().await.resource_names.len() < 2 {}
+    while asked(&stream.request().await).len() < 2 {}
     stream.respond(Kind::Listener, "v1", "n1", vec![listener(), inbound(InboundTls::Strict, Vec::new())]);
     stream.expect(Kind::Routes, &["r"]).await;
     stream.expect(Kind::Listener, &["a:80", INBOUND]).await;
@@ -171,8 +181,8 @@ async fn a_refused_resource_is_named_and_its_good_sibling_used() {
     stream.respond(Kind::Listener, "v2", "n2", vec![changed, inbound(InboundTls::Disable, vec![deny])]);
     stream.expect(Kind::Routes, &["r2"]).await;
     let nack = stream.expect(Kind::Listener, &["a:80", INBOUND]).await;
-    assert_eq!((nack.version_info.as_str(), nack.response_nonce.as_str()), ("v1", "n2"));
-    let error = nack.error_detail.unwrap().message;
+    assert_eq!((version(&nack), nack.nonce.as_str()), ("v1", "n2"));
+    let error = nack.error.unwrap();
     assert!(error.contains(INBOUND) && error.contains("authorization"), "{error}");
     assert_eq!(*inbound_state.load_full(), *ready, "the last good stays");
     assert_eq!(client.status().nacks, 1);
@@ -180,7 +190,7 @@ async fn a_refused_resource_is_named_and_its_good_sibling_used() {
     let dump = client.config_dump();
     let row = dump["resources"].as_array().unwrap().iter().find(|row| row["name"] == INBOUND).unwrap().clone();
     assert_eq!((row["state"].as_str(), row["version"].as_str()), (Some("nacked"), Some("v1")));
-    assert!(row["error"].as_str().unwrap().contains("authorization"));
+    assert!(row["error"]["reason"].as_str().unwrap().contains("authorization"));
     assert_eq!(**state.load(), DestinationState::Pending);
     drop(state.changed());
 }
@@ -200,14 +210,20 @@ async fn a_destination_that_stays_away_does_not_exist_after_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_stream_a_destination_stays_pending() {
-    let (client, server) = client();
-    drop(server);
-    let state = client.destination(&target());
-    mesh_testkit::clock::pass(Duration::from_secs(60)).await;
-    assert_eq!(**state.load(), DestinationState::Pending);
+async fn without_a_control_plane_a_destination_says_so_and_comes_to_life_with_one() {
+    let (client, mut server) = client();
+    let mut state = client.destination(&target());
+    drop(server.accept().await);
+    let failed = state.wait_for(|state| *state != DestinationState::Pending).await;
+    let DestinationState::Failed(reason) = &*failed else { panic!("{failed:?}") };
+    assert!(reason.contains("memory:1 cannot be reached") && reason.contains("without an answer"), "{reason}");
     let status = client.status();
-    assert!(!status.connected && status.last_error.as_deref() == Some("nobody listens"), "{status:?}");
+    assert!(!status.connected && status.last_error.is_some(), "{status:?}");
+
+    let mut stream = server.accept().await;
+    serve_all(&mut stream, "v1").await;
+    snapshot(&mut state).await;
+    assert_eq!(client.status().last_error, None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -218,14 +234,14 @@ async fn an_outage_keeps_the_last_good_and_asks_again_with_versions() {
     serve_all(&mut stream, "v7").await;
     let before = snapshot(&mut state).await;
 
-    stream.fail("the control plane restarts");
+    stream.fail(StreamError::new("the control plane restarts"));
     let broke = tokio::time::Instant::now();
     let mut stream = server.accept().await;
     assert!(broke.elapsed() <= Duration::from_millis(250), "a restarted control plane is found quickly");
     for kind in Kind::ALL {
         let request = stream.request().await;
         assert_eq!(request.type_url, kind.type_url());
-        assert_eq!((request.version_info.as_str(), request.response_nonce.as_str()), ("v7", ""));
+        assert_eq!((version(&request), request.nonce.as_str()), ("v7", ""));
         assert_eq!(request.node.is_some(), kind == Kind::Listener, "the node goes with the first request only");
     }
     assert!(Arc::ptr_eq(&before, &snapshot(&mut state).await));
@@ -284,7 +300,7 @@ async fn deletion_and_equal_pushes_wake_nobody() {
     let before = snapshot(&mut state).await;
 
     stream.respond(Kind::Cluster, "v2", "c2", vec![]);
-    assert_eq!(stream.expect(Kind::Cluster, &["x"]).await.version_info, "v2", "a deletion is acknowledged");
+    assert_eq!(version(&stream.expect(Kind::Cluster, &["x"]).await), "v2", "a deletion is acknowledged");
     stream.respond(Kind::Listener, "v2", "l2", vec![]);
     stream.expect(Kind::Listener, &["a:80"]).await;
     stream.respond(Kind::Endpoints, "v3", "e3", vec![endpoints("x", 1)]);
@@ -313,4 +329,61 @@ async fn dropping_the_client_ends_its_stream_and_keeps_what_was_handed_out() {
     drop(client);
     assert!(stream.requests.recv().await.is_none());
     assert!(matches!(&**state.load(), DestinationState::Ready(_)));
+}
+
+#[tokio::test]
+async fn what_an_earlier_run_knew_serves_until_the_control_plane_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("snapshot");
+    let (client, mut server) = client_with(Some(&path));
+    assert!(client.status().snapshot.unwrap().age_seconds.is_none(), "there is none yet");
+    let mut state = client.destination(&target());
+    let mut stream = server.accept().await;
+    serve_all(&mut stream, "v1").await;
+    let before = snapshot(&mut state).await;
+    // Written in time, on another thread: the whole of it once it is.
+    while client.status().snapshot.unwrap().writes == 0 || written(&path).await < 4 {
+        tokio::task::yield_now().await;
+    }
+    drop(client);
+
+    // The control plane is away: the destination is there at once, and so is readiness.
+    let (client, server) = client_with(Some(&path));
+    drop(server);
+    client.ready().await;
+    let mut state = client.destination(&target());
+    assert_eq!(snapshot(&mut state).await, before);
+    let status = client.status().snapshot.unwrap();
+    assert_eq!((status.in_use, status.error, status.age_seconds.is_some()), (4, None, true));
+    drop(client);
+
+    // It is back: what it says replaces the whole, when all of it is there.
+    let (client, mut server) = client_with(Some(&path));
+    let mut state = client.destination(&target());
+    let old = snapshot(&mut state).await;
+    let mut stream = server.accept().await;
+    while asked(&stream.request().await) != ["x"] {}
+    stream.respond(Kind::Listener, "v2", "l1", vec![listener()]);
+    stream.respond(Kind::Routes, "v2", "r1", vec![routes("x")]);
+    while asked(&stream.request().await) != ["x"] {}
+    stream.respond(Kind::Cluster, "v2", "c1", vec![cluster("x")]);
+    stream.respond(Kind::Endpoints, "v2", "e1", vec![endpoints("x", 9)]);
+    let new = state.wait_for(|state| matches!(state, DestinationState::Ready(s) if **s != *old)).await;
+    let DestinationState::Ready(new) = &*new else { panic!("{new:?}") };
+    assert_eq!(port_of(new, "x"), 9);
+    assert_eq!(client.status().snapshot.unwrap().in_use, 0);
+
+    // Control run: a damaged file is refused with its reason, and nothing serves.
+    drop(client);
+    std::fs::write(&path, b"mesh xDS snapshot 1\nnonsense that is long enough").unwrap();
+    let (client, _server) = client_with(Some(&path));
+    assert_eq!(**client.destination(&target()).load(), DestinationState::Pending);
+    assert!(client.status().snapshot.unwrap().error.unwrap().contains("damaged"));
+}
+
+/// Resources in a snapshot file.
+async fn written(path: &std::path::Path) -> u32 {
+    let bytes = tokio::fs::read(path).await.unwrap();
+    let count = b"mesh xDS snapshot 1\n".len() + 8 + 16;
+    u32::from_le_bytes(bytes[count..count + 4].try_into().unwrap())
 }

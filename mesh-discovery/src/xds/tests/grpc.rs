@@ -16,10 +16,8 @@ use tokio::runtime::Handle;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::super::kind::Kind;
-use super::super::{GrpcTransport, XdsClient, XdsConfig};
-use super::response;
-use crate::bootstrap::{Bootstrap, Node};
+use super::super::{GrpcTransport, Transport, Variant, XdsClient, XdsConfig};
+use crate::bootstrap::{Bootstrap, ChannelCredentials, Node, XdsServer};
 use crate::codec;
 use crate::connect::Connector;
 use crate::test_plane::{Ca, PeerChain, connector, serve};
@@ -46,7 +44,7 @@ impl AggregatedDiscoveryService for Plane {
         assert_eq!(first.node.unwrap().id, "me");
         let answers = futures_util::stream::unfold((requests, true), |(mut requests, begin)| async move {
             if begin {
-                return Some((Ok(response(Kind::Listener, "v1", "n1", vec![listener()])), (requests, false)));
+                return Some((Ok(response()), (requests, false)));
             }
             // Stays open for the ACKs until the client goes.
             while let Ok(Some(_)) = requests.message().await {}
@@ -60,6 +58,16 @@ impl AggregatedDiscoveryService for Plane {
         _: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         Err(Status::unimplemented("state of the world only"))
+    }
+}
+
+fn response() -> DiscoveryResponse {
+    DiscoveryResponse {
+        version_info: "v1".to_owned(),
+        resources: vec![listener()],
+        type_url: codec::LISTENER.to_owned(),
+        nonce: "n1".to_owned(),
+        ..Default::default()
     }
 }
 
@@ -78,10 +86,10 @@ fn listener() -> envoy_types::pb::google::protobuf::Any {
 }
 
 fn client(connector: Connector) -> XdsClient {
-    let server =
-        crate::bootstrap::XdsServer::new("unused:1".parse().unwrap(), crate::bootstrap::ChannelCredentials::Insecure);
+    let server = XdsServer::new(connector.server().parse().unwrap(), ChannelCredentials::Insecure);
     let bootstrap = Bootstrap::new(server, Node { id: "me".to_owned(), ..Default::default() });
-    XdsClient::spawn(XdsConfig::new(bootstrap), GrpcTransport::new(connector), &Handle::current())
+    let transport = move |_: &XdsServer| GrpcTransport::new(connector.clone());
+    XdsClient::spawn(XdsConfig::new(bootstrap), transport, &Handle::current())
 }
 
 async fn is_configured(client: &XdsClient) {
@@ -123,7 +131,7 @@ async fn a_control_plane_that_the_root_does_not_know_is_not_talked_to() {
     let serving = serve(AggregatedDiscoveryServiceServer::new(plane.clone()), Some(ca.server_config()), 0).await;
     let stranger = Ca::new().root_file();
     let mut transport = GrpcTransport::new(connector(serving.port, Some(&stranger)));
-    let error = super::Transport::open(&mut transport).await.err().unwrap().to_string();
+    let error = transport.open(Variant::Delta).await.err().unwrap().to_string();
     assert!(error.contains("TLS handshake") && error.contains("127.0.0.1"), "{error}");
     assert!(plane.callers.lock().is_empty());
 }

@@ -1,10 +1,10 @@
-//! An ADS server in memory, and what is sent through it.
+//! A control plane in memory, and what is sent through it.
 
 mod client;
 mod grpc;
 mod protocol;
+mod sequences;
 
-use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 use envoy_types::pb::google::protobuf::Any;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -12,9 +12,11 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::kind::Kind;
-use super::transport::{AdsStream, StreamError, Transport};
+use super::message::{Ask, Body, Name, Request, Resource, Response, StreamError, Variant};
+use super::transport::{AdsStream, Transport};
 
 /// The network: every opened stream arrives at the [`Server`].
+#[derive(Clone)]
 struct MemoryTransport {
     streams: mpsc::UnboundedSender<Stream>,
 }
@@ -26,21 +28,17 @@ pub(crate) struct Server {
 
 /// One stream, seen from the control plane. Dropping it breaks it.
 pub(crate) struct Stream {
-    requests: mpsc::Receiver<DiscoveryRequest>,
-    responses: mpsc::UnboundedSender<Result<DiscoveryResponse, StreamError>>,
+    requests: mpsc::Receiver<Request>,
+    responses: mpsc::UnboundedSender<Result<Response, StreamError>>,
 }
 
-pub(crate) fn network() -> (impl Transport, Server) {
+fn network() -> (MemoryTransport, Server) {
     let (sender, streams) = mpsc::unbounded_channel();
     (MemoryTransport { streams: sender }, Server { streams })
 }
 
 impl Transport for MemoryTransport {
-    fn server(&self) -> String {
-        "memory".to_owned()
-    }
-
-    fn open(&mut self) -> BoxFuture<'_, Result<AdsStream, StreamError>> {
+    fn open(&mut self, _: Variant) -> BoxFuture<'static, Result<AdsStream, StreamError>> {
         let (requests, received) = mpsc::channel(1);
         let (responses, incoming) = mpsc::unbounded_channel();
         let sent = self.streams.send(Stream { requests: received, responses });
@@ -58,14 +56,14 @@ impl Server {
 }
 
 impl Stream {
-    pub(crate) async fn request(&mut self) -> DiscoveryRequest {
+    pub(crate) async fn request(&mut self) -> Request {
         self.requests.recv().await.expect("the stream is open")
     }
 
     /// The next request, which must be of this type and ask for these names.
-    pub(crate) async fn expect(&mut self, kind: Kind, names: &[&str]) -> DiscoveryRequest {
+    pub(crate) async fn expect(&mut self, kind: Kind, names: &[&str]) -> Request {
         let request = self.request().await;
-        assert_eq!((request.type_url.as_str(), as_strs(&request.resource_names)), (kind.type_url(), names.to_vec()));
+        assert_eq!((request.type_url, asked(&request)), (kind.type_url(), names.to_vec()));
         request
     }
 
@@ -73,21 +71,39 @@ impl Stream {
         self.responses.send(Ok(response(kind, version, nonce, resources))).expect("the client reads");
     }
 
-    pub(crate) fn fail(self, reason: &str) {
-        self.responses.send(Err(StreamError::new(reason))).expect("the client reads");
+    pub(crate) fn fail(self, error: StreamError) {
+        self.responses.send(Err(error)).expect("the client reads");
     }
 }
 
-pub(crate) fn response(kind: Kind, version: &str, nonce: &str, resources: Vec<Any>) -> DiscoveryResponse {
-    DiscoveryResponse {
-        version_info: version.to_owned(),
-        resources,
+fn response(kind: Kind, version: &str, nonce: &str, resources: Vec<Any>) -> Response {
+    let resource =
+        |any: Any| Resource { body: Some(Body { type_url: any.type_url, bytes: any.value }), ..Default::default() };
+    Response {
         type_url: kind.type_url().to_owned(),
+        version: version.to_owned(),
         nonce: nonce.to_owned(),
+        resources: resources.into_iter().map(resource).collect(),
         ..Default::default()
     }
 }
 
-pub(crate) fn as_strs(names: &[String]) -> Vec<&str> {
-    names.iter().map(String::as_str).collect()
+/// The names of a request of the state of the world, or those that a delta request adds.
+fn asked(request: &Request) -> Vec<&str> {
+    match &request.ask {
+        Ask::World { names, .. } => strs(names),
+        Ask::Changes { subscribe, .. } => strs(subscribe),
+    }
+}
+
+fn strs(names: &[Name]) -> Vec<&str> {
+    names.iter().map(|name| &**name).collect()
+}
+
+/// The version that a request of the state of the world goes on from.
+fn version(request: &Request) -> &str {
+    match &request.ask {
+        Ask::World { version, .. } => version,
+        Ask::Changes { .. } => panic!("a delta request has no version"),
+    }
 }

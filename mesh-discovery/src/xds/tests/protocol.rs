@@ -1,40 +1,41 @@
 //! The protocol alone, with resources that are plain text `name=value`.
 
+use std::borrow::Cow;
 use std::cell::Cell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_types::pb::envoy::config::core::v3::Node;
-use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, ResourceError, ResourceName};
-use envoy_types::pb::google::protobuf::Any;
-use envoy_types::pb::google::rpc;
 use tokio::time::Instant;
 
-use super::super::ads::{Ads, Codec};
-use super::super::entry::{Known, Standing};
+use super::super::ads::{Ads, Codec, Entry, Known, Server, Servers, Standing, Topology};
 use super::super::kind::{Key, Kind};
-use super::{as_strs, response};
+use super::super::message::{Ask, Body, Cause, Request, Resource, ResourceError, Response, StreamError, Variant};
+use super::{asked, strs, version};
+use crate::bootstrap::{Node, ServerFeatures};
 
 const TIMEOUT: Duration = Duration::from_secs(15);
+const BOTH: [Variant; 2] = [Variant::StateOfTheWorld, Variant::Delta];
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Text {
-    decoded: Cell<usize>,
+    decoded: Rc<Cell<usize>>,
 }
 
-impl Codec for &Text {
+impl Codec for Text {
     type Value = String;
 
-    fn open(&self, _: Kind, resource: Any) -> Result<(String, Any), String> {
-        let text = String::from_utf8(resource.value.clone()).map_err(|_| "its name cannot be read")?;
-        let (name, _) = text.split_once('=').ok_or("its name cannot be read")?;
-        Ok((name.to_owned(), resource))
+    fn name<'a>(&self, _: Kind, body: &'a Body) -> Option<Cow<'a, str>> {
+        let (name, _) = std::str::from_utf8(&body.bytes).ok()?.split_once('=')?;
+        assert_ne!(name, "panic", "on purpose");
+        Some(Cow::Borrowed(name))
     }
 
-    fn decode(&self, _: Kind, resource: &Any) -> Result<String, String> {
+    fn decode(&self, _: Kind, name: &str, body: &Body) -> Result<String, String> {
         self.decoded.set(self.decoded.get() + 1);
-        let text = String::from_utf8_lossy(&resource.value).into_owned();
-        let (name, value) = text.split_once('=').expect("open has seen it");
-        match value {
+        let text = String::from_utf8_lossy(&body.bytes);
+        match text.split_once('=').expect("its name has been read").1 {
             "bad" => Err(format!("{name}: field: bad")),
             "panic" => panic!("on purpose"),
             good => Ok(good.to_owned()),
@@ -42,147 +43,289 @@ impl Codec for &Text {
     }
 }
 
-fn ads(codec: &Text) -> Ads<&Text> {
-    let node = Node { id: "me".to_owned(), ..Default::default() };
-    Ads::new(codec, node, TIMEOUT)
+/// The protocol with as many control planes as are needed, all of them of one authority.
+struct Machine {
+    ads: Ads<Text>,
+    codec: Text,
+    now: Instant,
 }
 
-fn text(resource: &str) -> Any {
-    Any { type_url: String::new(), value: resource.as_bytes().to_vec() }
+impl Machine {
+    fn new(variant: Option<Variant>, features: ServerFeatures, servers: u16) -> Self {
+        let server = |id| Server { name: format!("s{id}"), features, variant };
+        let topology = Topology {
+            node: Arc::new(Node { id: "me".to_owned(), ..Default::default() }),
+            servers: (0..servers).map(server).collect(),
+            authorities: vec![Servers { ordered: (0..servers).collect(), on_reachability_only: false }],
+            by_name: HashMap::new(),
+            resource_timeout: TIMEOUT,
+            transient_timeout: 2 * TIMEOUT,
+        };
+        let (codec, now) = (Text::default(), Instant::now());
+        Self { ads: Ads::new(codec.clone(), topology, now), codec, now }
+    }
+
+    fn of(variant: Variant) -> Self {
+        Self::new(Some(variant), ServerFeatures::default(), 1)
+    }
+
+    fn subscribe(&mut self, keys: &[Key]) {
+        keys.iter().for_each(|key| self.ads.subscribe(key));
+    }
+
+    fn unsubscribe(&mut self, keys: &[Key]) {
+        keys.iter().for_each(|key| self.ads.unsubscribe(key));
+    }
+
+    fn opened(&mut self) {
+        self.ads.opened(0);
+    }
+
+    fn closed(&mut self) {
+        self.ads.closed(0, None);
+    }
+
+    fn is_silent(&self) -> bool {
+        !self.ads.has_request(0)
+    }
+
+    /// The next request, which there must be.
+    fn request(&mut self) -> Request {
+        assert!(self.ads.has_request(0), "there is nothing to say");
+        self.ads.take_request(0, self.now).unwrap()
+    }
+
+    /// Everything that is to be said.
+    fn drain(&mut self, server: u16) -> Vec<Request> {
+        std::iter::from_fn(|| self.ads.take_request(server, self.now)).collect()
+    }
+
+    /// Takes a response whose version and nonce are `mark`; gives what readers see changed.
+    fn respond(&mut self, kind: Kind, mark: &str, resources: &[&str]) -> Vec<Key> {
+        self.take(0, response(kind, mark, resources))
+    }
+
+    fn take(&mut self, server: u16, response: Response) -> Vec<Key> {
+        self.ads.response(server, response, self.now);
+        self.ads.take_changed()
+    }
+
+    fn value(&self, key: &Key) -> Option<&str> {
+        match self.ads.known(key) {
+            Known::Value(value, _) => Some(value),
+            _ => None,
+        }
+    }
+
+    fn missing(&self, key: &Key) -> Option<&str> {
+        match self.ads.known(key) {
+            Known::Missing(reason, _) => Some(reason),
+            _ => None,
+        }
+    }
+
+    fn entry(&self, key: &Key) -> &Entry<String> {
+        self.ads.entry(key).expect("it is wanted")
+    }
+
+    fn held_version(&self, key: &Key) -> &str {
+        &self.entry(key).good.as_ref().unwrap().version
+    }
+
+    fn pass(&mut self, time: Duration) -> Vec<Key> {
+        self.now += time;
+        self.ads.expire(self.now);
+        self.ads.take_changed()
+    }
 }
 
-fn texts(resources: &[&str]) -> Vec<Any> {
-    resources.iter().map(|resource| text(resource)).collect()
+fn response(kind: Kind, mark: &str, resources: &[&str]) -> Response {
+    let body = |text: &&str| Body { type_url: kind.type_url().to_owned(), bytes: text.as_bytes().to_vec() };
+    Response {
+        type_url: kind.type_url().to_owned(),
+        version: mark.to_owned(),
+        nonce: mark.to_owned(),
+        resources: resources
+            .iter()
+            .map(|text| Resource { version: String::new(), name: String::new(), body: Some(body(text)) })
+            .collect(),
+        ..Default::default()
+    }
 }
 
 fn listener(name: &str) -> Key {
     Key::new(Kind::Listener, name)
 }
 
-fn request(ads: &mut Ads<&Text>) -> DiscoveryRequest {
-    assert!(ads.has_request());
-    ads.take_request().unwrap().1
+fn removed(request: &Request) -> Vec<&str> {
+    match &request.ask {
+        Ask::Changes { unsubscribe, .. } => strs(unsubscribe),
+        Ask::World { .. } => panic!("not delta"),
+    }
 }
 
-fn value(ads: &Ads<&Text>, key: &Key) -> Option<String> {
-    match ads.known(key) {
-        Known::Value(value) => Some(value.clone()),
-        _ => None,
+fn initial(request: &Request) -> Vec<(&str, &str)> {
+    match &request.ask {
+        Ask::Changes { initial_versions, .. } => initial_versions.iter().map(|(n, v)| (&**n, &**v)).collect(),
+        Ask::World { .. } => panic!("not delta"),
     }
 }
 
 #[test]
-fn an_ack_repeats_version_and_nonce_and_the_node_is_sent_once_a_stream() {
-    let codec = Text::default();
-    let mut ads = ads(&codec);
-    ads.subscribe(&listener("a"));
-    assert!(!ads.has_request(), "not connected");
+fn an_ack_repeats_the_nonce_and_the_node_is_sent_once_a_stream() {
+    for variant in BOTH {
+        let mut ads = Machine::of(variant);
+        ads.subscribe(&[listener("a")]);
+        assert!(ads.is_silent(), "not connected");
 
-    ads.opened();
-    let first = request(&mut ads);
-    assert_eq!(first.node.unwrap().id, "me");
-    assert_eq!((first.version_info.as_str(), first.response_nonce.as_str()), ("", ""));
-    assert_eq!(as_strs(&first.resource_names), ["a"]);
-    assert!(!ads.has_request());
+        ads.opened();
+        let first = ads.request();
+        assert_eq!(first.node.as_ref().unwrap().id, "me");
+        assert_eq!((first.nonce.as_str(), asked(&first)), ("", vec!["a"]));
+        assert!(ads.is_silent());
 
-    let taken = ads.response(response(Kind::Listener, "v1", "n1", texts(&["a=1"])));
-    assert_eq!((taken.changed, taken.refused), (vec![listener("a")], false));
-    let ack = request(&mut ads);
-    assert_eq!((ack.version_info.as_str(), ack.response_nonce.as_str()), ("v1", "n1"));
-    assert!(ack.node.is_none() && ack.error_detail.is_none());
-    assert_eq!(value(&ads, &listener("a")).unwrap(), "1");
+        assert_eq!(ads.respond(Kind::Listener, "v1", &["a=1"]), [listener("a")]);
+        let ack = ads.request();
+        assert_eq!(ack.nonce, "v1");
+        assert!(ack.node.is_none() && ack.error.is_none());
+        if variant == Variant::StateOfTheWorld {
+            assert_eq!((version(&first), version(&ack)), ("", "v1"));
+        }
+        assert_eq!(ads.value(&listener("a")), Some("1"));
+        assert!(ads.is_silent());
+    }
 }
 
 #[test]
 fn a_nack_names_every_bad_resource_and_uses_the_good_ones() {
-    let codec = Text::default();
-    let mut ads = ads(&codec);
-    for name in ["a", "b", "c", "d"] {
-        ads.subscribe(&listener(name));
-    }
-    ads.opened();
-    request(&mut ads);
-    ads.response(response(Kind::Listener, "v1", "n1", texts(&["a=1", "b=1"])));
-    request(&mut ads);
+    for variant in BOTH {
+        let mut ads = Machine::of(variant);
+        ads.subscribe(&["a", "b", "c", "d"].map(listener));
+        ads.opened();
+        ads.request();
+        ads.respond(Kind::Listener, "v1", &["a=1", "b=1"]);
+        ads.request();
 
-    let taken =
-        ads.response(response(Kind::Listener, "v2", "n2", texts(&["a=bad", "nameless", "b=2", "c=bad", "d=panic"])));
-    assert!(taken.refused);
-    let nack = request(&mut ads);
-    assert_eq!((nack.version_info.as_str(), nack.response_nonce.as_str()), ("v1", "n2"));
-    let error = nack.error_detail.unwrap().message;
-    for part in ["a: field: bad", "c: field: bad", "resource 1: its name cannot be read", "panicked"] {
-        assert!(error.contains(part), "{error}");
-    }
-    assert_eq!(value(&ads, &listener("a")).unwrap(), "1", "the last good stays");
-    assert_eq!(value(&ads, &listener("b")).unwrap(), "2", "a good sibling is used");
-    assert_eq!(ads.known(&listener("c")), Known::Missing("c: field: bad"));
-    let entry = ads.entry(&listener("a")).unwrap();
-    assert_eq!((entry.standing, entry.version.as_str()), (Standing::Nacked, "v1"));
+        let all = ["a=bad", "nameless", "b=2", "c=bad", "d=panic", "panic=1"];
+        ads.respond(Kind::Listener, "v2", &all);
+        let nack = ads.request();
+        assert_eq!(nack.nonce, "v2");
+        let error = nack.error.as_ref().unwrap();
+        for part in ["a: field: bad", "c: field: bad", "resource 1: its name cannot be read", "panicked", "resource 5"]
+        {
+            assert!(error.contains(part), "{error}");
+        }
+        assert_eq!(ads.value(&listener("a")), Some("1"), "the last good stays");
+        assert_eq!(ads.value(&listener("b")), Some("2"), "a good sibling is used");
+        assert_eq!(ads.missing(&listener("c")), Some("c: field: bad"));
+        assert_eq!((ads.entry(&listener("a")).standing, ads.held_version(&listener("a"))), (Standing::Nacked, "v1"));
 
-    // A further request of the type goes on from the accepted version and carries no old complaint.
-    ads.unsubscribe(&listener("d"));
-    let next = request(&mut ads);
-    assert_eq!((next.version_info.as_str(), next.response_nonce.as_str()), ("v1", "n2"));
-    assert!(next.error_detail.is_none());
-}
-
-#[test]
-fn equal_bytes_are_not_decoded_again() {
-    let codec = Text::default();
-    let mut ads = ads(&codec);
-    ads.subscribe(&listener("a"));
-    ads.opened();
-    for (version, resource, decoded, standing) in [
-        ("v1", "a=1", 1, Standing::Acked),
-        ("v2", "a=1", 1, Standing::Acked),
-        ("v3", "a=bad", 2, Standing::Nacked),
-        ("v4", "a=bad", 2, Standing::Nacked),
-        ("v5", "a=1", 2, Standing::Acked),
-        ("v6", "a=2", 3, Standing::Acked),
-    ] {
-        let taken = ads.response(response(Kind::Listener, version, version, texts(&[resource])));
-        assert_eq!(codec.decoded.get(), decoded, "{version}");
-        assert_eq!(ads.entry(&listener("a")).unwrap().standing, standing, "{version}");
-        assert_eq!(taken.refused, standing == Standing::Nacked);
+        // A further request of the type carries no old complaint.
+        ads.unsubscribe(&[listener("d")]);
+        let next = ads.request();
+        assert_eq!(next.error, None);
+        match variant {
+            Variant::StateOfTheWorld => {
+                assert_eq!((version(&nack), version(&next)), ("v1", "v1"), "it goes on from the accepted version");
+            }
+            Variant::Delta => assert_eq!((next.nonce.as_str(), removed(&next)), ("", vec!["d"])),
+        }
     }
 }
 
 #[test]
-fn the_last_unsubscription_sends_an_empty_list_but_never_as_the_first_word() {
-    let codec = Text::default();
-    let mut ads = ads(&codec);
-    ads.opened();
-    ads.subscribe(&listener("a"));
-    ads.unsubscribe(&listener("a"));
-    assert!(!ads.has_request(), "an empty list as first word would mean everything");
+fn a_wrapper_gives_the_name_and_a_wrong_type_is_named() {
+    for variant in BOTH {
+        let mut ads = Machine::of(variant);
+        ads.subscribe(&["a", "b"].map(listener));
+        ads.opened();
+        ads.request();
+        let mut answer = response(Kind::Listener, "v1", &["inner=1", "b=1"]);
+        answer.resources[0].name = "a".to_owned();
+        answer.resources[1].body.as_mut().unwrap().type_url = "other".to_owned();
+        ads.take(0, answer);
+        assert_eq!(ads.value(&listener("a")), Some("1"));
+        let error = ads.request().error.unwrap();
+        assert!(error.contains("resource 1 (b)") && error.contains("\"other\""), "{error}");
+    }
+}
 
-    ads.subscribe(&listener("b"));
-    assert_eq!(as_strs(&request(&mut ads).resource_names), ["b"]);
-    ads.unsubscribe(&listener("b"));
-    assert!(request(&mut ads).resource_names.is_empty());
-    assert!(ads.entry(&listener("b")).is_none());
+#[test]
+fn equal_bytes_are_not_decoded_again_and_wake_nobody() {
+    for variant in BOTH {
+        let mut ads = Machine::of(variant);
+        ads.subscribe(&[listener("a")]);
+        ads.opened();
+        ads.request();
+        for (mark, resource, decoded, standing, seen) in [
+            ("v1", "a=1", 1, Standing::Acked, true),
+            ("v2", "a=1", 1, Standing::Acked, false),
+            ("v3", "a=bad", 2, Standing::Nacked, false),
+            ("v4", "a=bad", 2, Standing::Nacked, false),
+            ("v5", "a=1", 2, Standing::Acked, false),
+            ("v6", "a=2", 3, Standing::Acked, true),
+        ] {
+            let changed = ads.respond(Kind::Listener, mark, &[resource]);
+            assert_eq!(ads.codec.decoded.get(), decoded, "{mark}");
+            assert_eq!(ads.entry(&listener("a")).standing, standing, "{mark}");
+            assert_eq!(!changed.is_empty(), seen, "{mark}");
+            assert_eq!(ads.request().error.is_some(), standing == Standing::Nacked);
+        }
+        assert_eq!(ads.ads.sessions()[0].nacks, 2);
+    }
+}
 
-    // A response that was under way is acknowledged without bringing anything back.
-    ads.response(response(Kind::Listener, "v1", "n1", texts(&["b=1"])));
-    assert_eq!(request(&mut ads).response_nonce, "n1");
-    assert_eq!(ads.known(&listener("b")), Known::Pending);
+#[test]
+fn the_last_unsubscription_reaches_the_server_but_an_empty_list_is_never_the_first_word() {
+    for variant in BOTH {
+        let mut ads = Machine::of(variant);
+        ads.opened();
+        ads.subscribe(&[listener("a")]);
+        ads.unsubscribe(&[listener("a")]);
+        assert!(ads.is_silent(), "an empty list as first word would mean everything");
+
+        ads.subscribe(&[listener("b")]);
+        assert_eq!(asked(&ads.request()), ["b"]);
+        ads.unsubscribe(&[listener("b")]);
+        let last = ads.request();
+        assert!(asked(&last).is_empty());
+        if variant == Variant::Delta {
+            assert_eq!(removed(&last), ["b"]);
+        }
+        assert!(ads.ads.entry(&listener("b")).is_none());
+
+        // A response that was under way is acknowledged without bringing anything back.
+        ads.respond(Kind::Listener, "v1", &["b=1"]);
+        assert_eq!(ads.request().nonce, "v1");
+        assert_eq!(ads.ads.known(&listener("b")), Known::Pending);
+    }
 }
 
 #[test]
 fn a_wish_renewed_before_the_control_plane_heard_of_its_end_keeps_the_value() {
-    let codec = Text::default();
-    let mut ads = ads(&codec);
-    ads.subscribe(&listener("a"));
-    ads.opened();
-    request(&mut ads);
-    ads.response(response(Kind::Listener, "v1", "n1", texts(&["a=1"])));
-    request(&mut ads);
+    for variant in BOTH {
+        let mut ads = Machine::of(variant);
+        ads.subscribe(&[listener("a")]);
+        ads.opened();
+        ads.request();
+        ads.respond(Kind::Listener, "v1", &["a=1"]);
+        ads.request();
 
-    ads.unsubscribe(&listener("a"));
-    ads.subscribe(&listener("a"));
-    assert!(!ads.has_request(), "nothing changed for the control plane");
-    assert_eq!(value(&ads, &listener("a")).unwrap(), "1");
+        ads.unsubscribe(&[listener("a")]);
+        ads.subscribe(&[listener("a")]);
+        assert!(ads.is_silent(), "nothing changed for the control plane");
+        assert_eq!(ads.value(&listener("a")), Some("1"));
+
+        // During an outage nobody need hear of it; what nobody wanted meanwhile goes with the next stream.
+        ads.closed();
+        ads.unsubscribe(&[listener("a")]);
+        ads.subscribe(&[listener("a")]);
+        assert_eq!(ads.value(&listener("a")), Some("1"));
+        ads.unsubscribe(&[listener("a")]);
+        ads.opened();
+        ads.subscribe(&[listener("a")]);
+        assert_eq!(ads.ads.known(&listener("a")), Known::Pending);
+    }
 }
 
 #[test]
@@ -193,117 +336,268 @@ fn absence_deletes_listeners_and_clusters_only_and_the_last_good_stays() {
         (Kind::Cluster, Standing::DoesNotExist),
         (Kind::Endpoints, Standing::Acked),
     ] {
-        let codec = Text::default();
-        let mut ads = ads(&codec);
-        let key = Key::new(kind, "a");
-        ads.subscribe(&key);
-        ads.subscribe(&Key::new(kind, "never"));
+        let mut ads = Machine::of(Variant::StateOfTheWorld);
+        let (key, never, late) = (Key::new(kind, "a"), Key::new(kind, "never"), Key::new(kind, "late"));
+        ads.subscribe(&[key.clone(), never.clone()]);
         ads.opened();
-        ads.response(response(kind, "v1", "n1", texts(&["a=1"])));
-        ads.response(response(kind, "v2", "n2", texts(&[])));
-        assert_eq!(ads.entry(&key).unwrap().standing, standing);
-        assert_eq!(value(&ads, &key).unwrap(), "1");
-        assert_eq!(ads.known(&Key::new(kind, "never")), Known::Pending, "it may be on its way");
-        ads.response(response(kind, "v3", "n3", texts(&["a=3"])));
-        assert_eq!(value(&ads, &key).unwrap(), "3", "it came back");
+        ads.request();
+        ads.respond(kind, "v1", &["a=1"]);
+        ads.subscribe(&[late]);
+        assert!(ads.respond(kind, "v2", &[]).is_empty(), "nobody sees the deletion");
+        assert_eq!(ads.entry(&key).standing, standing);
+        assert_eq!(ads.value(&key), Some("1"));
+        assert_eq!(ads.ads.known(&never), Known::Pending, "it may be on its way");
+        ads.respond(kind, "v3", &["a=3"]);
+        assert_eq!(ads.value(&key), Some("3"), "it came back");
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_does_not_exist_timer_runs_only_while_connected_and_asked() {
-    let codec = Text::default();
-    let mut ads = ads(&codec);
-    ads.subscribe(&listener("a"));
-    ads.subscribe(&listener("cached"));
-    assert_eq!(ads.next_deadline(), None, "not connected");
+#[test]
+fn a_removed_resource_is_gone_at_once_and_a_last_good_one_stays() {
+    for kind in Kind::ALL {
+        let mut ads = Machine::of(Variant::Delta);
+        let (key, never) = (Key::new(kind, "a"), Key::new(kind, "never"));
+        ads.subscribe(&[key.clone(), never.clone()]);
+        ads.opened();
+        ads.request();
+        ads.respond(kind, "v1", &["a=1"]);
+        // Absence means nothing in delta.
+        assert!(ads.respond(kind, "v2", &[]).is_empty());
+        assert_eq!(ads.entry(&key).standing, Standing::Acked);
+
+        let mut answer = response(kind, "v3", &[]);
+        answer.removed = vec!["a".to_owned(), "never".to_owned(), "stranger".to_owned()];
+        assert_eq!(ads.take(0, answer), std::slice::from_ref(&never));
+        assert_eq!((ads.entry(&key).standing, ads.value(&key)), (Standing::DoesNotExist, Some("1")));
+        assert!(ads.missing(&never).unwrap().contains("does not exist"));
+    }
+}
+
+#[test]
+fn data_errors_cost_the_last_good_one_only_where_the_server_says_so() {
+    for (variant, strict) in BOTH.into_iter().flat_map(|variant| [(variant, false), (variant, true)]) {
+        let features = ServerFeatures { fail_on_data_errors: strict, ..Default::default() };
+        let error = |cause| {
+            let mut answer = response(Kind::Listener, "v2", &[]);
+            answer.errors = vec![ResourceError { name: "a".to_owned(), cause, message: "why".to_owned() }];
+            answer
+        };
+        let deleted = match variant {
+            Variant::StateOfTheWorld => response(Kind::Listener, "v2", &[]),
+            Variant::Delta => Response { removed: vec!["a".to_owned()], ..response(Kind::Listener, "v2", &[]) },
+        };
+        for (case, drops, standing) in [
+            (response(Kind::Listener, "v2", &["a=bad"]), true, Standing::Nacked),
+            (deleted, true, Standing::DoesNotExist),
+            (error(Cause::NotFound), true, Standing::ReceivedError),
+            (error(Cause::Denied), true, Standing::ReceivedError),
+            (error(Cause::Other), false, Standing::ReceivedError),
+        ] {
+            let mut ads = Machine::new(Some(variant), features, 1);
+            ads.subscribe(&[listener("a")]);
+            ads.opened();
+            ads.request();
+            ads.respond(Kind::Listener, "v1", &["a=1"]);
+            ads.take(0, case);
+            assert_eq!(ads.entry(&listener("a")).standing, standing);
+            assert_eq!(ads.value(&listener("a")).is_none(), strict && drops, "{variant:?} {strict} {standing:?}");
+            // The same bytes as before are good again.
+            ads.respond(Kind::Listener, "v3", &["a=1"]);
+            assert_eq!(ads.value(&listener("a")), Some("1"));
+        }
+    }
+}
+
+#[test]
+fn the_does_not_exist_timer_runs_only_while_connected_and_asked() {
+    for variant in BOTH {
+        let mut ads = Machine::of(variant);
+        ads.subscribe(&["a", "cached"].map(listener));
+        assert_eq!(ads.ads.next_deadline(), None, "not connected");
+        ads.opened();
+        assert_eq!(ads.ads.next_deadline(), None, "not asked");
+        ads.request();
+        let begun = ads.now;
+        assert_eq!(ads.ads.next_deadline(), Some(begun + TIMEOUT));
+
+        ads.respond(Kind::Listener, "v1", &["cached=1"]);
+        ads.request();
+        ads.pass(Duration::from_secs(10));
+        ads.closed();
+        assert_eq!(ads.ads.next_deadline(), None, "no timer without a stream");
+
+        ads.opened();
+        ads.request();
+        let again = ads.now;
+        assert_eq!(ads.ads.next_deadline(), Some(again + TIMEOUT), "the whole time again on the new stream");
+        assert!(ads.pass(TIMEOUT - Duration::from_millis(1)).is_empty());
+        assert_eq!(ads.pass(Duration::from_millis(1)), [listener("a")], "what is cached never expires");
+        assert!(ads.missing(&listener("a")).unwrap().contains("within 15s"));
+        assert_eq!(ads.ads.next_deadline(), None);
+
+        ads.respond(Kind::Listener, "v2", &["cached=1", "a=1"]);
+        assert_eq!(ads.value(&listener("a")), Some("1"), "late is better than never");
+    }
+}
+
+#[test]
+fn where_the_server_reports_absence_a_late_resource_means_a_slow_server() {
+    let features = ServerFeatures { resource_timer_is_transient_error: true, ..Default::default() };
+    let mut ads = Machine::new(Some(Variant::Delta), features, 1);
+    ads.subscribe(&[listener("a")]);
     ads.opened();
-    assert_eq!(ads.next_deadline(), None, "not asked");
-    let (kind, _) = ads.take_request().unwrap();
-    let asked = Instant::now();
-    ads.written(kind, asked);
-    assert_eq!(ads.next_deadline(), Some(asked + TIMEOUT));
-
-    ads.response(response(Kind::Listener, "v1", "n1", texts(&["cached=1"])));
-    tokio::time::advance(Duration::from_secs(10)).await;
-    ads.closed();
-    assert_eq!(ads.next_deadline(), None, "no timer without a stream");
-
-    ads.opened();
-    let (kind, _) = ads.take_request().unwrap();
-    let again = Instant::now();
-    ads.written(kind, again);
-    assert_eq!(ads.next_deadline(), Some(again + TIMEOUT), "the whole time again on the new stream");
-    assert!(ads.expire(again + TIMEOUT - Duration::from_millis(1)).is_empty());
-    assert_eq!(ads.expire(again + TIMEOUT), [listener("a")], "what is cached never expires");
-    assert!(matches!(ads.known(&listener("a")), Known::Missing(_)));
-    assert_eq!(ads.next_deadline(), None);
-
-    ads.response(response(Kind::Listener, "v2", "n2", texts(&["cached=1", "a=1"])));
-    assert_eq!(value(&ads, &listener("a")).unwrap(), "1", "late is better than never");
+    ads.request();
+    assert!(ads.pass(TIMEOUT).is_empty());
+    assert_eq!(ads.pass(TIMEOUT), [listener("a")]);
+    assert_eq!(ads.entry(&listener("a")).standing, Standing::TimedOut);
+    assert!(matches!(ads.ads.known(&listener("a")), Known::Lost(reason, None) if reason.contains("within 30s")));
 }
 
 #[test]
 fn a_new_stream_asks_with_versions_and_without_old_nonces() {
-    let codec = Text::default();
-    let mut ads = ads(&codec);
-    ads.subscribe(&listener("a"));
-    ads.subscribe(&Key::new(Kind::Routes, "gone"));
-    ads.opened();
-    ads.response(response(Kind::Listener, "v1", "n1", texts(&["a=1"])));
-    ads.unsubscribe(&Key::new(Kind::Routes, "gone"));
-    ads.closed();
-    assert!(!ads.has_request());
-    assert_eq!(value(&ads, &listener("a")).unwrap(), "1");
+    for variant in BOTH {
+        let mut ads = Machine::of(variant);
+        let gone = Key::new(Kind::Routes, "gone");
+        ads.subscribe(&[listener("a"), listener("b"), gone.clone()]);
+        ads.opened();
+        ads.drain(0);
+        ads.respond(Kind::Listener, "v1", &["a=1"]);
+        ads.unsubscribe(&[gone]);
+        ads.closed();
+        assert!(ads.is_silent());
+        assert_eq!(ads.value(&listener("a")), Some("1"));
 
+        ads.opened();
+        let first = ads.request();
+        assert_eq!((first.nonce.as_str(), asked(&first)), ("", vec!["a", "b"]));
+        assert!(first.node.is_some() && first.error.is_none());
+        match variant {
+            Variant::StateOfTheWorld => assert_eq!(version(&first), "v1"),
+            Variant::Delta => assert_eq!(initial(&first), [("a", "v1")], "of what is held, and no more"),
+        }
+        assert!(ads.is_silent(), "a type without names is not mentioned");
+    }
+}
+
+#[test]
+fn delta_says_only_what_changes_and_answers_every_response() {
+    let mut ads = Machine::of(Variant::Delta);
+    ads.subscribe(&["a", "b"].map(listener));
     ads.opened();
-    let first = request(&mut ads);
-    assert_eq!((first.version_info.as_str(), first.response_nonce.as_str()), ("v1", ""));
-    assert!(first.node.is_some() && first.error_detail.is_none());
-    assert!(!ads.has_request(), "a type without names is not mentioned");
+    ads.request();
+    ads.respond(Kind::Listener, "n1", &["a=1"]);
+    ads.respond(Kind::Listener, "n2", &["b=bad"]);
+    ads.subscribe(&[listener("c")]);
+    ads.unsubscribe(&[listener("a")]);
+
+    let change = ads.request();
+    assert_eq!((asked(&change), removed(&change)), (vec!["c"], vec!["a"]));
+    assert!(change.nonce.is_empty() && change.error.is_none() && initial(&change).is_empty());
+    let (first, second) = (ads.request(), ads.request());
+    assert_eq!((first.nonce.as_str(), first.error), ("n1", None));
+    assert_eq!((second.nonce.as_str(), second.error.is_some()), ("n2", true));
+    assert!(ads.is_silent());
+}
+
+#[test]
+fn versions_of_single_resources_and_signs_of_life_are_understood() {
+    let mut ads = Machine::of(Variant::Delta);
+    ads.subscribe(&[listener("a")]);
+    ads.opened();
+    ads.request();
+    let mut answer = response(Kind::Listener, "system", &["a=1"]);
+    answer.resources[0].version = "7".to_owned();
+    ads.take(0, answer);
+    assert_eq!(ads.held_version(&listener("a")), "7");
+
+    let mut alive = response(Kind::Listener, "system", &[]);
+    alive.resources = vec![Resource { name: "a".to_owned(), version: "7".to_owned(), body: None }];
+    assert!(ads.take(0, alive).is_empty());
+    assert_eq!((ads.entry(&listener("a")).standing, ads.value(&listener("a"))), (Standing::Acked, Some("1")));
+}
+
+#[test]
+fn a_server_without_delta_is_asked_for_the_world_and_remembered() {
+    let mut ads = Machine::new(None, ServerFeatures::default(), 1);
+    ads.subscribe(&[listener("a")]);
+    ads.opened();
+    assert!(matches!(ads.request().ask, Ask::Changes { .. }));
+    assert!(ads.ads.closed(0, Some(StreamError::unsupported("no delta"))), "again at once");
+    assert_eq!(ads.ads.known(&listener("a")), Known::Pending, "that is no failure");
+    for _ in 0..2 {
+        assert_eq!(ads.ads.sessions()[0].variant, Variant::StateOfTheWorld);
+        ads.opened();
+        assert!(matches!(ads.request().ask, Ask::World { .. }));
+        assert!(!ads.ads.closed(0, Some(StreamError::unsupported("no discovery at all"))));
+    }
+
+    // Control run: other failures, and a variant chosen by hand, change nothing.
+    for (variant, error) in [(None, StreamError::new("broken")), (Some(Variant::Delta), StreamError::unsupported("no"))]
+    {
+        let mut ads = Machine::new(variant, ServerFeatures::default(), 1);
+        ads.opened();
+        assert!(!ads.ads.closed(0, Some(error)));
+        assert_eq!(ads.ads.sessions()[0].variant, Variant::Delta);
+    }
 }
 
 #[test]
 fn dependants_are_asked_for_before_the_answer_goes_out() {
-    let codec = Text::default();
-    let mut ads = ads(&codec);
-    ads.subscribe(&Key::new(Kind::Routes, "r"));
-    ads.opened();
-    request(&mut ads);
-    ads.response(response(Kind::Routes, "v1", "n1", texts(&["r=1"])));
-    ads.subscribe(&Key::new(Kind::Cluster, "c"));
-    assert_eq!(request(&mut ads).type_url, Kind::Cluster.type_url());
-    assert_eq!(request(&mut ads).type_url, Kind::Routes.type_url());
-}
-
-#[test]
-fn a_resource_error_is_known_at_once() {
-    let codec = Text::default();
-    let mut ads = ads(&codec);
-    ads.subscribe(&listener("a"));
-    ads.opened();
-    request(&mut ads);
-    let mut answer = response(Kind::Listener, "v1", "n1", texts(&[]));
-    answer.resource_errors = vec![ResourceError {
-        resource_name: Some(ResourceName { name: "a".to_owned(), ..Default::default() }),
-        error_detail: Some(rpc::Status { code: 5, message: "no Service a".to_owned(), ..Default::default() }),
-    }];
-    assert_eq!(ads.response(answer).changed, [listener("a")]);
-    assert_eq!(ads.known(&listener("a")), Known::Missing("no Service a"));
+    for variant in BOTH {
+        let mut ads = Machine::of(variant);
+        ads.subscribe(&[Key::new(Kind::Routes, "r")]);
+        ads.opened();
+        ads.request();
+        ads.respond(Kind::Routes, "v1", &["r=1"]);
+        ads.subscribe(&[Key::new(Kind::Cluster, "c")]);
+        assert_eq!(ads.request().type_url, Kind::Cluster.type_url());
+        assert_eq!(ads.request().type_url, Kind::Routes.type_url());
+    }
 }
 
 #[test]
 fn unrequested_names_and_types_are_tolerated() {
-    let codec = Text::default();
-    let mut ads = ads(&codec);
-    ads.subscribe(&listener("a"));
-    ads.opened();
-    request(&mut ads);
-    let taken = ads.response(response(Kind::Listener, "v1", "n1", texts(&["stranger=bad", "a=1"])));
-    assert!(!taken.refused, "nobody reads the stranger, so nobody judges it");
-    request(&mut ads);
+    for variant in BOTH {
+        let mut ads = Machine::of(variant);
+        ads.subscribe(&[listener("a")]);
+        ads.opened();
+        ads.request();
+        ads.respond(Kind::Listener, "v1", &["stranger=bad", "a=1"]);
+        assert_eq!(ads.request().error, None, "nobody reads the stranger, so nobody judges it");
 
-    let mut unknown = response(Kind::Listener, "v1", "n2", texts(&["a=2"]));
-    unknown.type_url = "type.googleapis.com/unknown".to_owned();
-    assert!(ads.response(unknown).changed.is_empty());
-    assert!(!ads.has_request());
+        let mut unknown = response(Kind::Listener, "n2", &["a=2"]);
+        unknown.type_url = "type.googleapis.com/unknown".to_owned();
+        assert!(ads.take(0, unknown).is_empty());
+        assert!(ads.respond(Kind::Cluster, "n3", &["a=2"]).is_empty(), "a type nobody asked for");
+        assert!(ads.is_silent());
+    }
+}
+
+#[test]
+fn a_name_of_an_unknown_authority_fails_at_once() {
+    let mut ads = Machine::of(Variant::Delta);
+    let key = listener("xdstp://elsewhere/envoy.config.listener.v3.Listener/a");
+    ads.subscribe(std::slice::from_ref(&key));
+    assert!(ads.missing(&key).unwrap().contains("no authority"));
+    ads.opened();
+    assert!(ads.is_silent());
+    ads.unsubscribe(std::slice::from_ref(&key));
+    assert!(ads.ads.entry(&key).is_none());
+}
+
+#[test]
+fn the_cost_of_a_response_does_not_grow_with_what_is_held() {
+    // Not a timing: the names listed in requests are what would grow.
+    let mut ads = Machine::of(Variant::Delta);
+    let keys: Vec<Key> = (0..1000).map(|n| Key::new(Kind::Endpoints, format!("e{n}"))).collect();
+    ads.subscribe(&keys);
+    ads.opened();
+    assert_eq!(asked(&ads.request()).len(), 1000);
+    let all: Vec<String> = (0..1000).map(|n| format!("e{n}=1")).collect();
+    ads.respond(Kind::Endpoints, "n1", &all.iter().map(String::as_str).collect::<Vec<_>>());
+    ads.request();
+    assert_eq!(ads.respond(Kind::Endpoints, "n2", &["e7=2"]), [Key::new(Kind::Endpoints, "e7")]);
+    let ack = ads.request();
+    assert!(asked(&ack).is_empty() && initial(&ack).is_empty());
+    assert_eq!(ads.codec.decoded.get(), 1001);
 }

@@ -1,0 +1,196 @@
+//! Which control plane's word counts: fallback and return (gRFC A71), by authority (gRFC A47).
+//!
+//! ```text
+//! servers   0 ── 1 ── 2        in use: 0..=active; the last of them counts, the better ones are retried
+//! active ───▶ moves right      when it cannot be reached and something wanted is not cached
+//!        ◀─── moves left       with the first response of a better one; the worse are let go
+//! ```
+
+use tokio::time::Instant;
+
+use super::entry::ServerId;
+use super::{Ads, Codec, Servers, Standing};
+use crate::bootstrap::name;
+use crate::xds::kind::Key;
+use crate::xds::message::{Name, StreamError};
+
+/// An ordered list of control planes.
+pub(super) struct Authority {
+    servers: Vec<ServerId>,
+    /// Index of the one whose word counts.
+    active: usize,
+    on_reachability_only: bool,
+    /// Resources wanted.
+    pub(super) watched: usize,
+    /// Whether any of them has ever answered.
+    answered: bool,
+    /// Why none of them can be reached.
+    pub(super) unreachable: Option<Name>,
+}
+
+impl Authority {
+    pub(super) fn new(servers: Servers) -> Self {
+        Self {
+            servers: servers.ordered,
+            active: 0,
+            on_reachability_only: servers.on_reachability_only,
+            watched: 0,
+            answered: false,
+            unreachable: None,
+        }
+    }
+
+    pub(super) fn active_server(&self) -> ServerId {
+        self.servers[self.active]
+    }
+
+    /// The one whose word counts, after the better ones that are tried meanwhile.
+    pub(super) fn in_use(&self) -> &[ServerId] {
+        &self.servers[..=self.active]
+    }
+}
+
+impl<C: Codec> Ads<C> {
+    /// Index of the authority that a name belongs to.
+    pub(super) fn authority_of(&self, name: &str) -> Option<u16> {
+        match name::authority(name) {
+            None => Some(0),
+            Some(authority) => self.by_name.get(&*authority).copied(),
+        }
+    }
+
+    /// A control plane cannot be reached.
+    pub(super) fn unreachable(&mut self, server: ServerId, error: StreamError) {
+        let session = &mut self.sessions[usize::from(server)];
+        tracing::warn!(server = %session.server, %error, "no configuration from the control plane; what is known stays in use");
+        session.failing = Some(error);
+        for authority in 0..self.authorities.len() {
+            if self.authorities[authority].active_server() == server {
+                self.advance(authority);
+            }
+        }
+    }
+
+    /// Whether there is a control plane to fall back to.
+    pub(super) fn has_another(&self, index: usize) -> bool {
+        let authority = &self.authorities[index];
+        authority.active + 1 < authority.servers.len()
+    }
+
+    /// Moves an authority on as long as its control plane cannot be reached and that matters.
+    pub(super) fn advance(&mut self, index: usize) {
+        loop {
+            let authority = &self.authorities[index];
+            let session = &self.sessions[usize::from(authority.active_server())];
+            let Some(error) = &session.failing else { return };
+            let text = format!("the control plane at {} cannot be reached: {error}", session.server);
+            if !self.needs_another(index) {
+                return;
+            }
+            let has_another = self.has_another(index);
+            let authority = &mut self.authorities[index];
+            if !has_another {
+                // Only now do readers hear of it (gRFC A71).
+                if authority.unreachable.replace(text.into()).is_none() {
+                    self.uncached_changed(index);
+                }
+                return;
+            }
+            authority.active += 1;
+            let next = authority.active_server();
+            tracing::warn!(server = %self.sessions[usize::from(next)].server, reason = %text, "falling back to the next control plane");
+            for key in self.keys_of(index) {
+                self.sessions[usize::from(next)].subscribe(&key);
+            }
+            self.ask_anew(index);
+            self.purge(next);
+        }
+    }
+
+    /// The first response of a stream: who was worse is let go.
+    pub(super) fn heard(&mut self, server: ServerId, now: Instant) {
+        let session = &mut self.sessions[usize::from(server)];
+        session.failing = None;
+        session.last_error = None;
+        if std::mem::replace(&mut session.answered, true) {
+            return;
+        }
+        self.saved = None;
+        for index in 0..self.authorities.len() {
+            let authority = &mut self.authorities[index];
+            let Some(place) = authority.in_use().iter().position(|used| *used == server) else { continue };
+            authority.answered = true;
+            if authority.unreachable.take().is_some() {
+                self.uncached_changed(index);
+            }
+            if place < self.authorities[index].active {
+                self.come_back(index, place, now);
+            }
+        }
+    }
+
+    fn come_back(&mut self, index: usize, place: usize, now: Instant) {
+        let authority = &mut self.authorities[index];
+        let left: Vec<ServerId> = authority.in_use()[place + 1..].to_vec();
+        authority.active = place;
+        let server = authority.active_server();
+        tracing::info!(server = %self.sessions[usize::from(server)].server, "back to a better control plane");
+        let keys = self.keys_of(index);
+        for worse in left {
+            for key in &keys {
+                self.sessions[usize::from(worse)].unsubscribe(key);
+            }
+        }
+        self.ask_anew(index);
+        for key in keys {
+            let talk = self.sessions[usize::from(server)].talk(key.kind);
+            if talk.has_asked(&key.name) {
+                self.start_timer(server, key, now);
+            }
+        }
+    }
+
+    /// Nothing of an authority is wanted any more: the next wish begins with its first control plane.
+    pub(super) fn rest(&mut self, index: usize) {
+        let authority = &mut self.authorities[index];
+        if index > 0 && authority.watched == 0 {
+            authority.active = 0;
+            authority.unreachable = None;
+        }
+    }
+
+    /// Whether something is wanted that only another control plane could give.
+    fn needs_another(&self, index: usize) -> bool {
+        let authority = &self.authorities[index];
+        // Before anything is wanted, a process that starts wants to be ready.
+        if authority.on_reachability_only || (index == 0 && authority.watched == 0 && !authority.answered) {
+            return true;
+        }
+        let uncached = |entry: &super::Entry<_>| !entry.is_cached() && entry.standing != Standing::DoesNotExist;
+        self.entries().any(|(_, _, entry)| usize::from(entry.authority) == index && uncached(entry))
+    }
+
+    fn keys_of(&self, index: usize) -> Vec<Key> {
+        let ours = self.entries().filter(|(_, _, entry)| usize::from(entry.authority) == index);
+        ours.map(|(kind, name, _)| Key::new(kind, name.clone())).collect()
+    }
+
+    /// Another control plane's word counts from now on: complaints of the former are void.
+    fn ask_anew(&mut self, index: usize) {
+        let server = self.authorities[index].active_server();
+        for key in self.keys_of(index) {
+            let entry = self.entries[key.kind.index()].get_mut(&key.name);
+            if entry.is_some_and(|entry| entry.ask_anew(server)) {
+                self.changed.push(key);
+            }
+        }
+    }
+
+    fn uncached_changed(&mut self, index: usize) {
+        for key in self.keys_of(index) {
+            if self.entries[key.kind.index()].get(&key.name).is_some_and(|entry| entry.good.is_none()) {
+                self.changed.push(key);
+            }
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! What is held of one resource: the last good value and where it is from, what the control plane said
+//! last, the does-not-exist timer.
+//!
+//! ```text
+//! Requested ──good──▶ Acked ⇄ Nacked            the last good value stays, unless the server's
+//!     │                 │ ▲                     `fail_on_data_errors` drops it (gRFC A88)
+//!     └─timer, error,───▼─┘
+//!       removal    DoesNotExist, ReceivedError, TimedOut
+//! ```
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::xds::message::Name;
+
+/// What the control plane said last (the states of gRFC A88).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Standing {
+    /// Asked for, no answer yet.
+    Requested,
+    /// The latest version is in use.
+    Acked,
+    /// The latest version was refused.
+    Nacked,
+    /// It does not exist, or it was deleted.
+    DoesNotExist,
+    /// The control plane said that it cannot give it.
+    ReceivedError,
+    /// It did not come in time, from a control plane that would say so if it did not exist.
+    TimedOut,
+}
+
+/// Index of a control plane among those of the bootstrap.
+pub(crate) type ServerId = u16;
+
+/// The origin of what was read from the snapshot on disk.
+pub(crate) const SAVED: ServerId = ServerId::MAX;
+
+/// Where a statement about a resource comes from: nothing published rests on two servers of one authority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    /// Index of the authority of the resource's name.
+    pub(crate) authority: u16,
+    /// Who said it.
+    pub(crate) server: ServerId,
+}
+
+/// What a reader may use of a resource.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Known<'a, V> {
+    /// Nothing yet.
+    Pending,
+    /// The last good value.
+    Value(&'a V, Origin),
+    /// There is none, and this is why.
+    Missing(&'a str, Origin),
+    /// There is none for now, because nobody can be asked or only a former control plane had it: what
+    /// rests on it stays in use, nothing new is built on it.
+    Lost(&'a str, Option<Origin>),
+}
+
+/// A value in use.
+#[derive(Clone, Debug)]
+pub(crate) struct Good<V> {
+    pub(crate) value: V,
+    /// Version under which it came.
+    pub(crate) version: Name,
+    /// Who gave it.
+    pub(super) server: ServerId,
+    /// Of the bytes it was decoded from: the same bytes are not decoded again. The bytes themselves
+    /// would be the larger half of what is held.
+    pub(super) digest: u128,
+    /// When it came.
+    pub(crate) since: Instant,
+}
+
+/// What is wrong with a resource.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    pub(crate) reason: String,
+    /// Version that was refused; empty if there was no version to refuse.
+    pub(crate) version: Name,
+    /// When it was first said.
+    pub(crate) since: Instant,
+    /// Of the refused bytes.
+    digest: Option<u128>,
+}
+
+/// One subscribed resource.
+#[derive(Debug)]
+pub(crate) struct Entry<V> {
+    /// False once nobody wants it; the entry goes when the control plane has been told.
+    pub(super) wanted: bool,
+    pub(crate) standing: Standing,
+    pub(super) authority: u16,
+    /// Number of the last response that held it.
+    pub(super) round: u32,
+    pub(crate) good: Option<Good<V>>,
+    pub(crate) failure: Option<Box<Failure>>,
+    /// When it counts as not existing; a timer is live only as long as it finds its time here.
+    pub(super) deadline: Option<Instant>,
+}
+
+/// A resource of a response, before anybody has looked inside.
+pub(super) struct Offer<'a> {
+    pub(super) version: &'a Name,
+    pub(super) digest: u128,
+    pub(super) server: ServerId,
+    pub(super) now: Instant,
+    /// A refusal costs the last good value.
+    pub(super) strict: bool,
+}
+
+/// A resource that was not accepted.
+pub(super) struct Refused {
+    pub(super) reason: String,
+    /// Whether readers see a difference.
+    pub(super) changed: bool,
+}
+
+impl<V: PartialEq> Entry<V> {
+    pub(super) fn new(authority: u16) -> Self {
+        Self {
+            wanted: true,
+            standing: Standing::Requested,
+            authority,
+            round: 0,
+            good: None,
+            failure: None,
+            deadline: None,
+        }
+    }
+
+    /// Takes what an earlier run held; the first that a control plane says replaces it.
+    pub(super) fn restore(&mut self, value: V, version: Name, now: Instant) {
+        self.good = Some(Good { value, version, server: SAVED, digest: 0, since: now });
+    }
+
+    pub(crate) fn value(&self) -> Option<&V> {
+        self.good.as_ref().map(|good| &good.value)
+    }
+
+    /// Whether there is a value that a control plane of this process' life gave.
+    pub(super) fn is_cached(&self) -> bool {
+        self.good.as_ref().is_some_and(|good| good.server != SAVED)
+    }
+
+    /// Whether `server` still owes an answer.
+    pub(super) fn is_awaited(&self, server: ServerId) -> bool {
+        self.standing == Standing::Requested && !self.is_from(server)
+    }
+
+    pub(super) fn is_from(&self, server: ServerId) -> bool {
+        self.good.as_ref().is_some_and(|good| good.server == server)
+    }
+
+    /// Takes the resource of a response; gives whether readers see a difference.
+    pub(super) fn offer(
+        &mut self,
+        offer: &Offer<'_>,
+        decode: impl FnOnce() -> Result<V, String>,
+    ) -> Result<bool, Refused> {
+        self.deadline = None;
+        if let Some(good) = self.good.as_mut().filter(|good| good.digest == offer.digest) {
+            let moved = std::mem::replace(&mut good.server, offer.server) != offer.server;
+            good.version.clone_from(offer.version);
+            self.standing = Standing::Acked;
+            self.failure = None;
+            return Ok(moved);
+        }
+        if let Some(failure) = self.failure.as_ref().filter(|failure| failure.digest == Some(offer.digest)) {
+            self.standing = Standing::Nacked;
+            return Err(Refused { reason: failure.reason.clone(), changed: false });
+        }
+        let value = match decode() {
+            Ok(value) => value,
+            Err(reason) => {
+                let failure = Failure {
+                    reason: reason.clone(),
+                    version: offer.version.clone(),
+                    since: offer.now,
+                    digest: Some(offer.digest),
+                };
+                let changed = self.fail(Standing::Nacked, failure, offer.strict, offer.server);
+                return Err(Refused { reason, changed });
+            }
+        };
+        self.standing = Standing::Acked;
+        self.failure = None;
+        let (server, digest, version) = (offer.server, offer.digest, offer.version.clone());
+        if let Some(good) = self.good.as_mut().filter(|good| good.value == value) {
+            // An equal value in other bytes keeps its place, so that its readers see no change.
+            let moved = good.server != server;
+            (good.server, good.digest, good.version) = (server, digest, version);
+            return Ok(moved);
+        }
+        self.good = Some(Good { value, version, server, digest, since: offer.now });
+        Ok(true)
+    }
+
+    /// Notes that `server` has not got the resource; gives whether readers see a difference. A last good
+    /// value stays unless it is to be dropped.
+    pub(super) fn missing(
+        &mut self,
+        server: ServerId,
+        standing: Standing,
+        reason: String,
+        drop_good: bool,
+        now: Instant,
+    ) -> bool {
+        self.deadline = None;
+        let same = self.failure.as_ref().is_some_and(|failure| failure.reason == reason);
+        if self.standing == standing && same && !(drop_good && self.good.is_some()) {
+            return false;
+        }
+        let failure = Failure { reason, version: Name::default(), since: now, digest: None };
+        self.fail(standing, failure, drop_good, server)
+    }
+
+    /// The word of `server` counts from now on: what another one complained about is void, and what
+    /// another one gave has to be confirmed. Gives whether readers see a difference.
+    pub(super) fn ask_anew(&mut self, server: ServerId) -> bool {
+        self.deadline = None;
+        self.standing = if self.is_from(server) { Standing::Acked } else { Standing::Requested };
+        self.failure.take().is_some()
+    }
+
+    fn fail(&mut self, standing: Standing, failure: Failure, drop_good: bool, server: ServerId) -> bool {
+        self.standing = standing;
+        self.failure = Some(Box::new(failure));
+        if drop_good {
+            self.good = None;
+        }
+        // What another control plane gave is not to be built upon any more.
+        !self.is_from(server)
+    }
+}

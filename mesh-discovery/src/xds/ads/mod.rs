@@ -1,0 +1,427 @@
+//! The ADS protocol as a state machine: resources with their states, one [`Session`] a control plane,
+//! one [`Authority`] a list of control planes in order (gRFC A27, A40, A46, A47, A53, A57, A71, A88).
+//!
+//! No socket, no task, no clock: `now` is an argument and requests are handed out to be sent. It knows
+//! bodies, names, versions and nonces; what a resource means is the [`Codec`]'s business.
+//!
+//! ```text
+//! subscribe, unsubscribe ──────┐                   ┌─▶ keys that changed (for the cascade)
+//! opened, response, closed ────┼──▶ Ads ───────────┼─▶ take_request(server)
+//! expire ──────────────────────┘                   └─▶ wants(server): whom to be connected to
+//! ```
+
+mod authority;
+mod entry;
+mod response;
+mod session;
+
+use std::borrow::Cow;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use self::authority::Authority;
+pub(crate) use self::entry::{Entry, Known, Origin, SAVED, ServerId, Standing};
+use self::session::Entries;
+pub(crate) use self::session::Session;
+use super::kind::{Key, Kind};
+use super::message::{Body, Name, Request, StreamError, Variant};
+use super::saved::Saved;
+use crate::bootstrap::{Node, ServerFeatures};
+
+/// How many resources that nobody wants any more are kept through an outage, in case somebody does again.
+const MAX_RETIRED: usize = 1024;
+
+/// Gives names and values to the bytes of resources.
+pub(crate) trait Codec {
+    /// A decoded resource; cheap to clone.
+    type Value: Clone + PartialEq;
+
+    /// The name that the resource gives itself; reads nothing else.
+    fn name<'a>(&self, kind: Kind, body: &'a Body) -> Option<Cow<'a, str>>;
+
+    /// The value; the error names the resource and every field that is wrong.
+    fn decode(&self, kind: Kind, name: &str, body: &Body) -> Result<Self::Value, String>;
+}
+
+/// Who is to be asked for what.
+#[derive(Clone, Debug)]
+pub(crate) struct Topology {
+    /// Who we are.
+    pub(crate) node: Arc<Node>,
+    /// Distinct control planes.
+    pub(crate) servers: Vec<Server>,
+    /// Lists of them in order of preference; the first is for names without an authority.
+    pub(crate) authorities: Vec<Servers>,
+    /// Index in `authorities` by the authority of an `xdstp:` name.
+    pub(crate) by_name: HashMap<String, u16>,
+    /// How long a resource may stay away before it counts as not existing (gRFC A57: 15 s).
+    pub(crate) resource_timeout: Duration,
+    /// The same for control planes with `resource_timer_is_transient_error` (gRFC A88: 30 s).
+    pub(crate) transient_timeout: Duration,
+}
+
+/// A control plane.
+#[derive(Clone, Debug)]
+pub(crate) struct Server {
+    /// Address, for reports.
+    pub(crate) name: String,
+    pub(crate) features: ServerFeatures,
+    /// The variant of the protocol. None = delta, or the state of the world where there is no delta.
+    pub(crate) variant: Option<Variant>,
+}
+
+/// The control planes of an authority.
+#[derive(Clone, Debug)]
+pub(crate) struct Servers {
+    pub(crate) ordered: Vec<ServerId>,
+    /// Falls back as soon as a control plane cannot be reached, whatever is cached (gRFC A95).
+    pub(crate) on_reachability_only: bool,
+}
+
+/// Everything known and everything said.
+pub(crate) struct Ads<C: Codec> {
+    codec: C,
+    node: Arc<Node>,
+    resource_timeout: Duration,
+    transient_timeout: Duration,
+    entries: [Entries<C::Value>; 4],
+    sessions: Vec<Session>,
+    authorities: Vec<Authority>,
+    by_name: HashMap<String, u16>,
+    /// Unwanted resources whose control plane cannot be told now.
+    retired: VecDeque<Key>,
+    /// Resources whose readers see something new.
+    changed: Vec<Key>,
+    round: u32,
+    /// When the latest event was.
+    clock: Instant,
+    /// What an earlier run held; serves until a control plane has spoken.
+    saved: Option<Saved>,
+}
+
+impl<C: Codec> Ads<C> {
+    /// Nothing subscribed, nothing connected.
+    pub(crate) fn new(codec: C, topology: Topology, now: Instant) -> Self {
+        let session =
+            |(id, server): (usize, Server)| Session::new(id as ServerId, server.name, server.features, server.variant);
+        Self {
+            codec,
+            node: topology.node,
+            resource_timeout: topology.resource_timeout,
+            transient_timeout: topology.transient_timeout,
+            entries: Default::default(),
+            sessions: topology.servers.into_iter().enumerate().map(session).collect(),
+            authorities: topology.authorities.into_iter().map(Authority::new).collect(),
+            by_name: topology.by_name,
+            retired: VecDeque::new(),
+            changed: Vec::new(),
+            round: 0,
+            clock: now,
+            saved: None,
+        }
+    }
+
+    /// Takes what an earlier run held.
+    pub(crate) fn restore(&mut self, saved: Saved) {
+        self.saved = Some(saved);
+    }
+
+    /// Whether there is something of an earlier run.
+    pub(crate) fn is_restored(&self) -> bool {
+        self.saved.is_some()
+    }
+
+    /// How much is in use that no control plane of this run has given.
+    pub(crate) fn saved_in_use(&self) -> usize {
+        self.entries().filter(|(.., entry)| entry.is_from(SAVED)).count()
+    }
+
+    /// Wants a resource. Its state may be known at once if somebody else wanted it before.
+    pub(crate) fn subscribe(&mut self, key: &Key) {
+        let authority = self.authority_of(&key.name);
+        let entries = &mut self.entries[key.kind.index()];
+        match entries.get_mut(&key.name) {
+            Some(entry) if entry.wanted => return,
+            Some(entry) => entry.wanted = true,
+            None => {
+                let mut entry = Entry::new(authority.unwrap_or(u16::MAX));
+                if authority.is_none() {
+                    let reason = "the bootstrap has no authority of that name".to_owned();
+                    entry.missing(SAVED, Standing::DoesNotExist, reason, false, self.clock);
+                } else if let Some((version, body)) = self.saved.as_ref().and_then(|saved| saved.get(key)) {
+                    match response::decoded(&self.codec, key.kind, &key.name, body) {
+                        Ok(value) => entry.restore(value, version.clone(), self.clock),
+                        Err(reason) => tracing::warn!(%key, %reason, "a resource of the snapshot is not used"),
+                    }
+                }
+                entries.insert(key.name.clone(), entry);
+            }
+        }
+        let Some(authority) = authority.map(usize::from) else { return };
+        self.authorities[authority].watched += 1;
+        for server in self.authorities[authority].in_use() {
+            self.sessions[usize::from(*server)].subscribe(key);
+        }
+        self.advance(authority);
+    }
+
+    /// No longer wants a resource.
+    pub(crate) fn unsubscribe(&mut self, key: &Key) {
+        let Some(entry) = self.entries[key.kind.index()].get_mut(&key.name).filter(|entry| entry.wanted) else {
+            return;
+        };
+        entry.wanted = false;
+        entry.deadline = None;
+        let Some(authority) = self.authorities.get_mut(usize::from(entry.authority)) else {
+            self.forget(key);
+            return;
+        };
+        let index = usize::from(entry.authority);
+        authority.watched -= 1;
+        let mut told = false;
+        for server in authority.in_use() {
+            // The last is the one whose word counts.
+            told = self.sessions[usize::from(*server)].unsubscribe(key);
+        }
+        // Kept until the control plane is told: it answers a renewed wish only if it heard of the end.
+        if !told {
+            if self.sessions[usize::from(authority.active_server())].connected {
+                self.forget(key);
+            } else {
+                self.retire(key.clone());
+            }
+        }
+        self.rest(index);
+    }
+
+    /// What is known of a resource.
+    pub(crate) fn known(&self, key: &Key) -> Known<'_, C::Value> {
+        let Some(entry) = self.entry(key) else { return Known::Pending };
+        let authority = self.authorities.get(usize::from(entry.authority));
+        let active = authority.map_or(SAVED, Authority::active_server);
+        let origin = |server| Origin { authority: entry.authority, server };
+        match (&entry.good, &entry.failure) {
+            (Some(good), Some(failure)) if good.server != active => Known::Lost(&failure.reason, Some(origin(active))),
+            (Some(good), _) => Known::Value(&good.value, origin(good.server)),
+            (None, Some(failure)) if entry.standing == Standing::TimedOut => Known::Lost(&failure.reason, None),
+            (None, Some(failure)) => Known::Missing(&failure.reason, origin(active)),
+            (None, None) => match authority.and_then(|authority| authority.unreachable.as_deref()) {
+                Some(reason) => Known::Lost(reason, None),
+                None => Known::Pending,
+            },
+        }
+    }
+
+    /// The whole state of a resource, for reports.
+    pub(crate) fn entry(&self, key: &Key) -> Option<&Entry<C::Value>> {
+        self.entries[key.kind.index()].get(&key.name).filter(|entry| entry.wanted)
+    }
+
+    /// Every subscribed resource, in no order.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (Kind, &Name, &Entry<C::Value>)> {
+        Kind::ALL.into_iter().flat_map(|kind| {
+            let wanted = self.entries[kind.index()].iter().filter(|(_, entry)| entry.wanted);
+            wanted.map(move |(name, entry)| (kind, name, entry))
+        })
+    }
+
+    /// The control planes, by [`ServerId`].
+    pub(crate) fn sessions(&self) -> &[Session] {
+        &self.sessions
+    }
+
+    /// The control plane in use for names without an authority.
+    pub(crate) fn active(&self) -> &Session {
+        &self.sessions[usize::from(self.authorities[0].active_server())]
+    }
+
+    /// Resources whose readers see something new since the last call.
+    pub(crate) fn take_changed(&mut self) -> Vec<Key> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Whether there is to be a connection to a control plane.
+    pub(crate) fn wants(&self, server: ServerId) -> bool {
+        // The first of all is connected to at once, so that a first request need not wait for it.
+        let needed = |(index, authority): (usize, &Authority)| {
+            (index == 0 || authority.watched > 0) && authority.in_use().contains(&server)
+        };
+        self.authorities.iter().enumerate().any(needed)
+    }
+
+    /// A stream is open: everything is asked for anew, with the versions we hold.
+    pub(crate) fn opened(&mut self, server: ServerId) {
+        self.sessions[usize::from(server)].opened();
+        self.purge(server);
+    }
+
+    /// A stream is gone or could not be opened; everything known stays. Gives whether to try again at
+    /// once.
+    pub(crate) fn closed(&mut self, server: ServerId, error: Option<StreamError>) -> bool {
+        let answered = self.disconnected(server);
+        let session = &mut self.sessions[usize::from(server)];
+        session.last_error = error.as_ref().map(StreamError::to_string).or_else(|| session.last_error.take());
+        if answered {
+            return false;
+        }
+        // Before a first response, even an orderly end is a failure (gRFC A57).
+        let error = error.unwrap_or_else(|| StreamError::new("the control plane closed the stream without an answer"));
+        if session.falls_back_to_world(&error) {
+            tracing::info!(server = %session.server, "the control plane has no delta xDS; the state of the world is used");
+            return true;
+        }
+        session.last_error = Some(error.to_string());
+        self.unreachable(server, error);
+        false
+    }
+
+    /// The connection to a control plane that is not wanted any more has been given up.
+    pub(crate) fn released(&mut self, server: ServerId) {
+        self.disconnected(server);
+        let session = &mut self.sessions[usize::from(server)];
+        session.failing = None;
+        session.last_error = None;
+    }
+
+    /// Whether there is something to send on the open stream.
+    pub(crate) fn has_request(&self, server: ServerId) -> bool {
+        self.sessions[usize::from(server)].has_request()
+    }
+
+    /// Whether the next response may be read: not while many answers wait for being written.
+    pub(crate) fn may_read(&self, server: ServerId) -> bool {
+        self.sessions[usize::from(server)].unanswered() < 256
+    }
+
+    /// The next request, which is written now: the timers of its new names begin (gRFC A57).
+    pub(crate) fn take_request(&mut self, server: ServerId, now: Instant) -> Option<Request> {
+        self.clock = now;
+        let next = self.sessions[usize::from(server)].take_request(&self.entries, &self.node)?;
+        for name in next.asked {
+            self.start_timer(server, Key { kind: next.kind, name }, now);
+        }
+        for name in next.let_go {
+            let entries = &mut self.entries[next.kind.index()];
+            let unwanted = |entry: &Entry<_>| !entry.wanted && is_active(&self.authorities, entry, server);
+            if entries.get(&name).is_some_and(unwanted) {
+                entries.remove(&name);
+            }
+        }
+        Some(next.request)
+    }
+
+    /// Times out resources that stayed away.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        self.clock = now;
+        for server in 0..self.sessions.len() {
+            while self.first_timer(server).is_some_and(|at| at <= now) {
+                let Some(key) = self.sessions[server].pop_timer() else { break };
+                self.expired(server as ServerId, &key, now);
+            }
+        }
+    }
+
+    /// When [`Ads::expire`] has something to do.
+    pub(crate) fn next_deadline(&mut self) -> Option<Instant> {
+        (0..self.sessions.len()).filter_map(|server| self.first_timer(server)).min()
+    }
+
+    fn first_timer(&mut self, server: usize) -> Option<Instant> {
+        let entries = &self.entries;
+        self.sessions[server].first_timer(|key, at| {
+            entries[key.kind.index()].get(&key.name).is_some_and(|entry| entry.wanted && entry.deadline == Some(at))
+        })
+    }
+
+    fn start_timer(&mut self, server: ServerId, key: Key, now: Instant) {
+        let Some(entry) = self.entries[key.kind.index()].get_mut(&key.name) else { return };
+        if !entry.wanted || !entry.is_awaited(server) || !is_active(&self.authorities, entry, server) {
+            return;
+        }
+        let session = &mut self.sessions[usize::from(server)];
+        let at = now
+            + if session.features.resource_timer_is_transient_error {
+                self.transient_timeout
+            } else {
+                self.resource_timeout
+            };
+        entry.deadline = Some(at);
+        session.start_timer(at, key);
+    }
+
+    fn expired(&mut self, server: ServerId, key: &Key, now: Instant) {
+        let Some(entry) = self.entries[key.kind.index()].get(&key.name) else { return };
+        let authority = usize::from(entry.authority);
+        if !self.sessions[usize::from(server)].answered && self.has_another(authority) {
+            // A control plane takes streams and says nothing: the next one is tried, beyond gRFC A71.
+            return self.unreachable(server, StreamError::new("it took the stream and has not answered"));
+        }
+        let session = &self.sessions[usize::from(server)];
+        let transient = session.features.resource_timer_is_transient_error;
+        let Some(entry) = self.entries[key.kind.index()].get_mut(&key.name) else { return };
+        let (standing, waited) = match transient {
+            true => (Standing::TimedOut, self.transient_timeout),
+            false => (Standing::DoesNotExist, self.resource_timeout),
+        };
+        let reason = format!("the control plane did not send it within {waited:?}");
+        tracing::warn!(kind = %key.kind, name = %key.name, server = %session.server, ?waited, "a resource did not come");
+        // What a snapshot on disk says is no longer true.
+        let drop_good = !transient && entry.is_from(SAVED);
+        if entry.missing(server, standing, reason, drop_good, now) {
+            self.changed.push(key.clone());
+        }
+    }
+
+    /// Ends the conversation; gives whether the control plane had answered.
+    fn disconnected(&mut self, server: ServerId) -> bool {
+        let session = &mut self.sessions[usize::from(server)];
+        let untold: Vec<Key> = session.stale().collect();
+        let answered = session.answered;
+        session.closed();
+        for key in untold {
+            let entry = self.entries[key.kind.index()].get(&key.name);
+            if entry.is_some_and(|entry| !entry.wanted && is_active(&self.authorities, entry, server)) {
+                self.retire(key);
+            }
+        }
+        answered
+    }
+
+    fn retire(&mut self, key: Key) {
+        self.retired.push_back(key);
+        if self.retired.len() > MAX_RETIRED
+            && let Some(oldest) = self.retired.pop_front()
+        {
+            self.forget(&oldest);
+        }
+    }
+
+    /// Forgets what nobody wants and nobody need be told of.
+    fn purge(&mut self, server: ServerId) {
+        let (authorities, entries) = (&self.authorities, &mut self.entries);
+        self.retired.retain(|key| {
+            let entries = &mut entries[key.kind.index()];
+            let Some(entry) = entries.get(&key.name).filter(|entry| !entry.wanted) else { return false };
+            let gone = is_active(authorities, entry, server);
+            if gone {
+                entries.remove(&key.name);
+            }
+            !gone
+        });
+    }
+
+    fn forget(&mut self, key: &Key) {
+        let entries = &mut self.entries[key.kind.index()];
+        if entries.get(&key.name).is_some_and(|entry| !entry.wanted) {
+            entries.remove(&key.name);
+        }
+    }
+}
+
+/// Whether `server`'s word counts for a resource.
+fn is_active<V>(authorities: &[Authority], entry: &Entry<V>, server: ServerId) -> bool {
+    authorities.get(usize::from(entry.authority)).is_some_and(|authority| authority.active_server() == server)
+}

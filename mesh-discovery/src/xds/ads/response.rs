@@ -1,0 +1,222 @@
+//! Taking a response: every resource is judged by itself, the good ones are used, the bad ones named
+//! (gRFC A46). What equals what is held already costs a hash and no decoding.
+
+use std::borrow::Cow;
+use std::panic::AssertUnwindSafe;
+
+use tokio::time::Instant;
+use twox_hash::XxHash3_128;
+
+use super::entry::{Offer, ServerId};
+use super::{Ads, Codec, Entry, SAVED, Standing, is_active};
+use crate::bootstrap::name::normalise;
+use crate::xds::kind::{Key, Kind};
+use crate::xds::message::{Body, Cause, Name, Resource, ResourceError, Response, Variant};
+
+/// Longest error text of a NACK, in bytes.
+const MAX_ERROR: usize = 8 << 10;
+
+/// The handling of one response.
+struct Round {
+    kind: Kind,
+    server: ServerId,
+    /// Different for every response, so that the entries it held can be told from the others.
+    number: u32,
+    version: Name,
+    now: Instant,
+    /// Data errors cost the last good value (`fail_on_data_errors`).
+    strict: bool,
+    problems: Vec<String>,
+}
+
+impl<C: Codec> Ads<C> {
+    /// Takes a response of a control plane.
+    pub(crate) fn response(&mut self, server: ServerId, response: Response, now: Instant) {
+        self.clock = now;
+        self.heard(server, now);
+        let session = &mut self.sessions[usize::from(server)];
+        session.responses += 1;
+        let kind = Kind::of_type_url(&response.type_url).filter(|kind| session.talk(*kind).started);
+        let Some(kind) = kind else {
+            tracing::warn!(type_url = %response.type_url, "ignored an xDS response of a type that was not asked for");
+            return;
+        };
+        self.round = self.round.wrapping_add(1);
+        let mut round = Round {
+            kind,
+            server,
+            number: self.round,
+            version: response.version.into(),
+            now,
+            strict: session.features.fail_on_data_errors,
+            problems: Vec::new(),
+        };
+        let full = session.variant == Variant::StateOfTheWorld && kind.is_full_state();
+        for (index, resource) in response.resources.into_iter().enumerate() {
+            self.resource(&mut round, index, &resource);
+        }
+        for name in response.removed {
+            self.removed(&round, &name);
+        }
+        for error in response.errors {
+            self.resource_error(&round, error);
+        }
+        if full {
+            self.deletions(&round);
+        }
+        self.answer(round, response.nonce);
+    }
+
+    /// Acknowledges or refuses. The same complaint is logged once.
+    fn answer(&mut self, round: Round, nonce: String) {
+        let session = &mut self.sessions[usize::from(round.server)];
+        let complaint = (!round.problems.is_empty()).then(|| bounded(round.problems.join("; ")));
+        if let Some(text) = &complaint {
+            session.nacks += 1;
+            let talk = session.talk_mut(round.kind);
+            if talk.complaint.as_ref() != Some(text) {
+                tracing::warn!(kind = %round.kind, version = %round.version, error = %text, "refused an xDS response; the last good stays");
+            }
+        }
+        session.talk_mut(round.kind).complaint.clone_from(&complaint);
+        session.answer(round.kind, round.version, nonce, complaint);
+    }
+
+    fn resource(&mut self, round: &mut Round, index: usize, resource: &Resource) {
+        let kind = round.kind;
+        let Some(body) = &resource.body else {
+            // Delta: as it was. It is there, so it is not missing.
+            if let Some(entry) = self.judged(round, &resource.name) {
+                entry.round = round.number;
+            }
+            return;
+        };
+        let name = if resource.name.is_empty() {
+            contained(|| Ok(self.codec.name(kind, body))).ok().flatten()
+        } else {
+            Some(Cow::Borrowed(resource.name.as_str()))
+        };
+        let Some(name) = name.filter(|name| !name.is_empty()) else {
+            round.problems.push(format!("resource {index}: its name cannot be read"));
+            return;
+        };
+        if body.type_url != kind.type_url() {
+            let (is, wanted) = (&body.type_url, kind.type_url());
+            round
+                .problems
+                .push(format!("resource {index} ({name}): its type is {is:?} in a response of type {wanted:?}"));
+            return;
+        }
+        let name = normalise(&name);
+        let Self { codec, entries, authorities, sessions, changed, .. } = self;
+        let entries = &mut entries[kind.index()];
+        // A control plane may send more than was asked for; nobody reads it, so nobody judges it.
+        let usable = |entry: &&mut Entry<_>| entry.wanted && is_active(authorities, entry, round.server);
+        let Some(entry) = entries.get_mut(name.as_ref()).filter(usable) else { return };
+        entry.round = round.number;
+        if entry.standing == Standing::DoesNotExist && entry.good.is_some() {
+            tracing::info!(%kind, %name, "a deleted resource came back");
+        }
+        let before = entry.good.as_ref().map(|good| good.server);
+        let own = (!resource.version.is_empty()).then(|| Name::from(resource.version.as_str()));
+        let offer = Offer {
+            version: own.as_ref().unwrap_or(&round.version),
+            digest: XxHash3_128::oneshot(&body.bytes),
+            server: round.server,
+            now: round.now,
+            strict: round.strict,
+        };
+        let seen = match entry.offer(&offer, || decoded(codec, kind, &name, body)) {
+            Ok(changed) => changed,
+            Err(refused) => {
+                round.problems.push(refused.reason);
+                refused.changed
+            }
+        };
+        if let Some(before) = before.filter(|before| *before != round.server && *before != SAVED) {
+            sessions[usize::from(before)].forget_version(kind);
+        }
+        if seen && let Some((name, _)) = entries.get_key_value(name.as_ref()) {
+            changed.push(Key::new(kind, name.clone()));
+        }
+    }
+
+    /// The entry of a name, if this control plane may say something about it.
+    fn judged(&mut self, round: &Round, name: &str) -> Option<&mut Entry<C::Value>> {
+        let entry = self.entries[round.kind.index()].get_mut(name)?;
+        (entry.wanted && is_active(&self.authorities, entry, round.server)).then_some(entry)
+    }
+
+    /// Delta: a resource that does not exist or was deleted.
+    fn removed(&mut self, round: &Round, name: &str) {
+        let name = normalise(name);
+        self.is_missing(round, &name, Standing::DoesNotExist, None, true);
+    }
+
+    /// A resource that the control plane cannot give (xRFC TP3): known at once instead of by timer.
+    fn resource_error(&mut self, round: &Round, error: ResourceError) {
+        let name = normalise(&error.name);
+        let reason = if error.message.is_empty() {
+            "the control plane says that it cannot give it".to_owned()
+        } else {
+            error.message
+        };
+        let decisive = matches!(error.cause, Cause::NotFound | Cause::Denied);
+        self.is_missing(round, &name, Standing::ReceivedError, Some(reason), decisive);
+    }
+
+    /// Resources that a full-state response left out. One that was never there may just be on its way:
+    /// its timer decides.
+    fn deletions(&mut self, round: &Round) {
+        let talk = self.sessions[usize::from(round.server)].talk(round.kind);
+        let left_out = |name: &&Name| {
+            let entry = self.entries[round.kind.index()].get(*name);
+            entry.is_some_and(|entry| entry.round != round.number && entry.is_cached()) && talk.has_asked(name)
+        };
+        let names: Vec<Name> = talk.names.iter().filter(left_out).cloned().collect();
+        for name in names {
+            self.is_missing(round, &name, Standing::DoesNotExist, None, true);
+        }
+    }
+
+    fn is_missing(&mut self, round: &Round, name: &str, standing: Standing, reason: Option<String>, decisive: bool) {
+        let kind = round.kind;
+        let Some(entry) = self.judged(round, name) else { return };
+        entry.round = round.number;
+        let strict = round.strict || entry.good.as_ref().is_some_and(|good| good.server == SAVED);
+        let drop_good = decisive && strict;
+        let reason = reason.unwrap_or_else(|| match (&entry.good, drop_good) {
+            (None, _) => "the control plane says that it does not exist".to_owned(),
+            (Some(_), true) => "the control plane deleted it".to_owned(),
+            (Some(_), false) => "the control plane deleted it; the last good one stays in use".to_owned(),
+        });
+        if entry.good.is_some() && !drop_good && entry.standing != standing {
+            tracing::warn!(%kind, name, %reason, "the control plane has no longer what is in use; the last good stays");
+        }
+        if entry.missing(round.server, standing, reason, drop_good, round.now)
+            && let Some((name, _)) = self.entries[kind.index()].get_key_value(name)
+        {
+            self.changed.push(Key::new(kind, name.clone()));
+        }
+    }
+}
+
+/// The value of a resource.
+pub(super) fn decoded<C: Codec>(codec: &C, kind: Kind, name: &str, body: &Body) -> Result<C::Value, String> {
+    contained(|| codec.decode(kind, name, body))
+}
+
+/// Runs a codec so that a bug in it costs one resource and not the process.
+fn contained<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    std::panic::catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err("the decoder panicked on it, which is a bug in mesh; please report it".to_owned()))
+}
+
+fn bounded(mut text: String) -> String {
+    if text.len() > MAX_ERROR {
+        let end = (0..=MAX_ERROR).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}

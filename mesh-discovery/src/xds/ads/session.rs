@@ -1,0 +1,303 @@
+//! What has been said to one control plane and what is still to be said: subscriptions, nonces,
+//! versions, answers. Nothing here costs more for many names than for few, except where the protocol
+//! itself lists them all.
+//!
+//! ```text
+//!            first request of a type: all names
+//! names ─┬─▶ fresh ──┐
+//!        └─▶ stale ──┼─▶ next request ─▶ written
+//! response ─▶ answer ┘
+//! ```
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::entry::{Entry, ServerId};
+use crate::bootstrap::{Node, ServerFeatures};
+use crate::xds::kind::{Key, Kind};
+use crate::xds::message::{Ask, Name, Request, StreamError, Variant};
+
+/// The entries of one type.
+pub(super) type Entries<V> = HashMap<Name, Entry<V>>;
+
+/// One control plane.
+pub(crate) struct Session {
+    id: ServerId,
+    /// Address, for reports.
+    pub(crate) server: String,
+    pub(super) features: ServerFeatures,
+    /// What the next stream speaks.
+    pub(crate) variant: Variant,
+    /// The variant was chosen by hand.
+    fixed: bool,
+    pub(crate) connected: bool,
+    /// Whether the node has been sent on this stream.
+    introduced: bool,
+    /// Whether a response has come on this stream.
+    pub(super) answered: bool,
+    /// Why it counts as unreachable; cleared by the first response of a stream.
+    pub(crate) failing: Option<StreamError>,
+    /// Of the last failure, for reports.
+    pub(crate) last_error: Option<String>,
+    pub(crate) streams_opened: u64,
+    pub(crate) responses: u64,
+    pub(crate) nacks: u64,
+    types: [Talk; 4],
+    /// Does-not-exist timers in the order in which they end; void ones are skipped.
+    timers: VecDeque<(Instant, Key)>,
+}
+
+/// The conversation about one type.
+#[derive(Default)]
+pub(super) struct Talk {
+    /// Everything subscribed.
+    pub(super) names: BTreeSet<Name>,
+    /// Subscribed since the last request.
+    fresh: BTreeSet<Name>,
+    /// Unsubscribed since the last request.
+    stale: BTreeSet<Name>,
+    /// Whether a request of this type has been sent on this stream.
+    pub(super) started: bool,
+    /// Of the last response that was accepted as a whole; survives streams (state of the world).
+    version: Name,
+    /// Of the newest response on this stream (state of the world).
+    nonce: String,
+    /// Responses to be answered: nonce and complaint. State of the world answers the newest only.
+    answers: VecDeque<(String, Option<String>)>,
+    /// All names as they were listed last.
+    list: Option<Arc<[Name]>>,
+    /// The last complaint, so that it is logged once.
+    pub(super) complaint: Option<String>,
+}
+
+/// A request and what its writing brings about.
+pub(crate) struct Next {
+    pub(crate) request: Request,
+    pub(super) kind: Kind,
+    /// Names asked for by it and not before it on this stream.
+    pub(super) asked: Vec<Name>,
+    /// Names that the control plane knows now to be unwanted.
+    pub(super) let_go: Vec<Name>,
+}
+
+impl Session {
+    pub(super) fn new(id: ServerId, server: String, features: ServerFeatures, forced: Option<Variant>) -> Self {
+        Self {
+            id,
+            server,
+            features,
+            variant: forced.unwrap_or(Variant::Delta),
+            fixed: forced.is_some(),
+            connected: false,
+            introduced: false,
+            answered: false,
+            failing: None,
+            last_error: None,
+            streams_opened: 0,
+            responses: 0,
+            nacks: 0,
+            types: Default::default(),
+            timers: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn talk(&self, kind: Kind) -> &Talk {
+        &self.types[kind.index()]
+    }
+
+    pub(super) fn talk_mut(&mut self, kind: Kind) -> &mut Talk {
+        &mut self.types[kind.index()]
+    }
+
+    pub(super) fn subscribe(&mut self, key: &Key) {
+        let talk = self.talk_mut(key.kind);
+        if talk.names.insert(key.name.clone()) {
+            talk.list = None;
+            if talk.started && !talk.stale.remove(&key.name) {
+                talk.fresh.insert(key.name.clone());
+            }
+        }
+    }
+
+    /// Gives whether the control plane has to be told before the resource can be forgotten.
+    pub(super) fn unsubscribe(&mut self, key: &Key) -> bool {
+        let talk = self.talk_mut(key.kind);
+        if !talk.names.remove(&key.name) {
+            return false;
+        }
+        talk.list = None;
+        let told = talk.started && !talk.fresh.remove(&key.name);
+        if told {
+            talk.stale.insert(key.name.clone());
+        }
+        told
+    }
+
+    /// A stream is open: everything is asked for anew.
+    pub(super) fn opened(&mut self) {
+        self.connected = true;
+        self.streams_opened += 1;
+        self.types.iter_mut().for_each(Talk::stop);
+    }
+
+    /// The stream is gone: no timer runs, what is subscribed stays.
+    pub(super) fn closed(&mut self) {
+        self.connected = false;
+        self.introduced = false;
+        self.answered = false;
+        self.timers = VecDeque::new();
+        self.types.iter_mut().for_each(Talk::stop);
+    }
+
+    /// Unwanted names that the control plane has not been told of.
+    pub(super) fn stale(&self) -> impl Iterator<Item = Key> {
+        Kind::ALL
+            .into_iter()
+            .flat_map(|kind| self.talk(kind).stale.iter().map(move |name| Key::new(kind, name.clone())))
+    }
+
+    /// The control plane does not speak delta: the next stream is of the other variant. Gives whether
+    /// that is to be tried.
+    pub(super) fn falls_back_to_world(&mut self, error: &StreamError) -> bool {
+        let other = error.is_unsupported() && self.variant == Variant::Delta && !self.fixed;
+        if other {
+            self.variant = Variant::StateOfTheWorld;
+        }
+        other
+    }
+
+    /// Notes the response to be answered.
+    pub(super) fn answer(&mut self, kind: Kind, version: Name, nonce: String, complaint: Option<String>) {
+        let world = self.variant == Variant::StateOfTheWorld;
+        let talk = self.talk_mut(kind);
+        if world {
+            talk.answers.clear();
+            talk.nonce.clone_from(&nonce);
+            if complaint.is_none() {
+                talk.version = version;
+            }
+        }
+        talk.answers.push_back((nonce, complaint));
+    }
+
+    /// Another control plane's word counts now: this one shall send everything again.
+    pub(super) fn forget_version(&mut self, kind: Kind) {
+        self.talk_mut(kind).version = Name::default();
+    }
+
+    /// Whether there is something to send on the open stream.
+    pub(super) fn has_request(&self) -> bool {
+        self.connected && self.types.iter().any(Talk::is_due)
+    }
+
+    /// Answers that could not be written yet.
+    pub(super) fn unanswered(&self) -> usize {
+        self.types.iter().map(|talk| talk.answers.len()).sum()
+    }
+
+    /// The next request to send. Subscriptions come before answers, so that a response is acknowledged
+    /// after what it refers to has been asked for.
+    pub(super) fn take_request<V>(&mut self, entries: &[Entries<V>; 4], node: &Arc<Node>) -> Option<Next> {
+        if !self.connected {
+            return None;
+        }
+        let find = |due: fn(&Talk) -> bool| Kind::ALL.into_iter().find(|kind| due(&self.types[kind.index()]));
+        let kind = find(Talk::is_asking).or_else(|| find(Talk::is_due))?;
+        let node = (!std::mem::replace(&mut self.introduced, true)).then(|| node.clone());
+        let (id, variant) = (self.id, self.variant);
+        let talk = self.talk_mut(kind);
+        Some(match variant {
+            Variant::StateOfTheWorld => talk.world(kind, node),
+            Variant::Delta => talk.changes(kind, node, id, &entries[kind.index()]),
+        })
+    }
+
+    pub(super) fn start_timer(&mut self, at: Instant, key: Key) {
+        self.timers.push_back((at, key));
+    }
+
+    /// The first timer that `is_live`; dead ones before it are dropped.
+    pub(super) fn first_timer(&mut self, is_live: impl Fn(&Key, Instant) -> bool) -> Option<Instant> {
+        while let Some((at, key)) = self.timers.front() {
+            if is_live(key, *at) {
+                return Some(*at);
+            }
+            self.timers.pop_front();
+        }
+        self.timers.shrink_to(64);
+        None
+    }
+
+    pub(super) fn pop_timer(&mut self) -> Option<Key> {
+        self.timers.pop_front().map(|(_, key)| key)
+    }
+}
+
+impl Talk {
+    fn stop(&mut self) {
+        self.started = false;
+        self.nonce.clear();
+        self.answers.clear();
+        self.fresh.clear();
+        self.stale.clear();
+    }
+
+    /// Whether the control plane has been asked for a name on this stream.
+    pub(super) fn has_asked(&self, name: &Name) -> bool {
+        self.started && self.names.contains(name) && !self.fresh.contains(name)
+    }
+
+    /// Whether the subscription is to be told. An empty list as the first word would mean "everything".
+    fn is_asking(&self) -> bool {
+        if self.started { !(self.fresh.is_empty() && self.stale.is_empty()) } else { !self.names.is_empty() }
+    }
+
+    fn is_due(&self) -> bool {
+        self.is_asking() || !self.answers.is_empty()
+    }
+
+    /// Every request of the state of the world is a subscription and an answer in one.
+    fn world(&mut self, kind: Kind, node: Option<Arc<Node>>) -> Next {
+        let asked = if std::mem::replace(&mut self.started, true) {
+            std::mem::take(&mut self.fresh).into_iter().collect()
+        } else {
+            self.names.iter().cloned().collect()
+        };
+        let let_go = std::mem::take(&mut self.stale).into_iter().collect();
+        let error = self.answers.pop_front().and_then(|(_, complaint)| complaint);
+        let names = self.list.get_or_insert_with(|| self.names.iter().cloned().collect()).clone();
+        let ask = Ask::World { version: self.version.clone(), names };
+        Next {
+            request: Request { type_url: kind.type_url(), node, nonce: self.nonce.clone(), error, ask },
+            kind,
+            asked,
+            let_go,
+        }
+    }
+
+    /// A change of the subscription goes by itself, without a nonce: servers ignore what else a refusal
+    /// says.
+    fn changes<V>(&mut self, kind: Kind, node: Option<Arc<Node>>, id: ServerId, entries: &Entries<V>) -> Next {
+        let (mut subscribe, mut unsubscribe, mut initial_versions) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut nonce, mut error) = (String::new(), None);
+        if !self.started {
+            self.started = true;
+            subscribe.extend(self.names.iter().cloned());
+            let held = |name: &Name| {
+                let good = entries.get(name)?.good.as_ref().filter(|good| good.server == id)?;
+                (!good.version.is_empty()).then(|| (name.clone(), good.version.clone()))
+            };
+            initial_versions.extend(self.names.iter().filter_map(held));
+        } else if self.is_asking() {
+            subscribe.extend(std::mem::take(&mut self.fresh));
+            unsubscribe.extend(std::mem::take(&mut self.stale));
+        } else if let Some((answered, complaint)) = self.answers.pop_front() {
+            (nonce, error) = (answered, complaint);
+        }
+        let (asked, let_go) = (subscribe.clone(), unsubscribe.clone());
+        let ask = Ask::Changes { subscribe, unsubscribe, initial_versions };
+        Next { request: Request { type_url: kind.type_url(), node, nonce, error, ask }, kind, asked, let_go }
+    }
+}

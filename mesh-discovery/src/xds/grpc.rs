@@ -1,0 +1,186 @@
+//! The streams over gRPC, with Envoy's messages: the only place of the client that knows either.
+
+use envoy_types::pb::envoy::service::discovery::v3 as wire;
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use envoy_types::pb::google::protobuf::Any;
+use envoy_types::pb::google::rpc;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{Stream, StreamExt};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status};
+
+use super::message::{Ask, Body, Cause, Name, Request, Resource, ResourceError, Response, StreamError, Variant};
+use super::node;
+use super::transport::{AdsStream, Transport};
+use crate::codec;
+use crate::connect::{Connection, Connector, MAX_MESSAGE, status_text};
+
+/// ADS over gRPC, a new connection for every stream.
+pub struct GrpcTransport {
+    connector: Connector,
+}
+
+impl GrpcTransport {
+    /// A transport over `connector`'s connections.
+    pub fn new(connector: Connector) -> Self {
+        Self { connector }
+    }
+}
+
+impl Transport for GrpcTransport {
+    fn open(&mut self, variant: Variant) -> BoxFuture<'static, Result<AdsStream, StreamError>> {
+        let connector = self.connector.clone();
+        Box::pin(async move {
+            let connection = connector.connect().await.map_err(|e| StreamError::new(e.to_string()))?;
+            // One request of buffer: a subscription counts as written only when the one before it has left.
+            let (requests, outgoing) = mpsc::channel(1);
+            let outgoing = ReceiverStream::new(outgoing);
+            let responses = match variant {
+                Variant::StateOfTheWorld => stream::once(world(connection, outgoing)).flatten().boxed(),
+                Variant::Delta => stream::once(delta(connection, outgoing)).flatten().boxed(),
+            };
+            Ok(AdsStream { requests, responses })
+        })
+    }
+}
+
+type Responses = BoxStream<'static, Result<Response, StreamError>>;
+
+fn client(connection: &Connection) -> AggregatedDiscoveryServiceClient<Connection> {
+    AggregatedDiscoveryServiceClient::with_origin(connection.clone(), connection.origin())
+        .max_decoding_message_size(MAX_MESSAGE)
+}
+
+async fn world(connection: Connection, outgoing: ReceiverStream<Request>) -> Responses {
+    let answer = client(&connection).stream_aggregated_resources(outgoing.map(world_request)).await;
+    incoming(connection, answer, world_response)
+}
+
+async fn delta(connection: Connection, outgoing: ReceiverStream<Request>) -> Responses {
+    let answer = client(&connection).delta_aggregated_resources(outgoing.map(delta_request)).await;
+    incoming(connection, answer, delta_response)
+}
+
+fn incoming<S, M>(
+    connection: Connection,
+    answer: Result<tonic::Response<S>, Status>,
+    read: impl Fn(M) -> Response + Send + 'static,
+) -> Responses
+where
+    S: Stream<Item = Result<M, Status>> + Send + 'static,
+    M: Send + 'static,
+{
+    match answer {
+        Ok(answer) => answer
+            .into_inner()
+            .map(move |item| {
+                // The connection lives as long as its stream.
+                let _open = &connection;
+                item.map(&read).map_err(|status| error(&status))
+            })
+            .boxed(),
+        Err(status) => stream::once(std::future::ready(Err(error(&status)))).boxed(),
+    }
+}
+
+fn error(status: &Status) -> StreamError {
+    match status.code() {
+        Code::Unimplemented => StreamError::unsupported(status_text(status)),
+        _ => StreamError::new(status_text(status)),
+    }
+}
+
+fn world_request(request: Request) -> wire::DiscoveryRequest {
+    let (version_info, resource_names) = match request.ask {
+        Ask::World { version, names } => (version.to_string(), texts(&names)),
+        Ask::Changes { .. } => Default::default(),
+    };
+    wire::DiscoveryRequest {
+        version_info,
+        node: request.node.map(|node| node::to_wire(&node)),
+        resource_names,
+        type_url: request.type_url.to_owned(),
+        response_nonce: request.nonce,
+        error_detail: request.error.map(refusal),
+        ..Default::default()
+    }
+}
+
+fn delta_request(request: Request) -> wire::DeltaDiscoveryRequest {
+    let (subscribe, unsubscribe, versions) = match request.ask {
+        Ask::Changes { subscribe, unsubscribe, initial_versions } => (subscribe, unsubscribe, initial_versions),
+        Ask::World { .. } => Default::default(),
+    };
+    wire::DeltaDiscoveryRequest {
+        node: request.node.map(|node| node::to_wire(&node)),
+        type_url: request.type_url.to_owned(),
+        resource_names_subscribe: texts(&subscribe),
+        resource_names_unsubscribe: texts(&unsubscribe),
+        initial_resource_versions: versions.into_iter().map(|(n, v)| (n.to_string(), v.to_string())).collect(),
+        response_nonce: request.nonce,
+        error_detail: request.error.map(refusal),
+        ..Default::default()
+    }
+}
+
+fn texts(names: &[Name]) -> Vec<String> {
+    names.iter().map(|name| name.to_string()).collect()
+}
+
+fn refusal(message: String) -> rpc::Status {
+    rpc::Status { code: Code::InvalidArgument as i32, message, details: Vec::new() }
+}
+
+fn world_response(response: wire::DiscoveryResponse) -> Response {
+    let resource = |any: Any| {
+        let (name, any) = codec::unwrap_resource(any);
+        Resource { name: name.unwrap_or_default(), version: String::new(), body: Some(body(any)) }
+    };
+    Response {
+        type_url: response.type_url,
+        version: response.version_info,
+        nonce: response.nonce,
+        resources: response.resources.into_iter().map(resource).collect(),
+        removed: Vec::new(),
+        errors: response.resource_errors.into_iter().filter_map(resource_error).collect(),
+    }
+}
+
+fn delta_response(response: wire::DeltaDiscoveryResponse) -> Response {
+    let name = |plain: String, named: Option<wire::ResourceName>| match named {
+        Some(named) if plain.is_empty() => named.name,
+        _ => plain,
+    };
+    let resource = |resource: wire::Resource| Resource {
+        name: name(resource.name, resource.resource_name),
+        version: resource.version,
+        body: resource.resource.map(body),
+    };
+    let mut removed = response.removed_resources;
+    removed.extend(response.removed_resource_names.into_iter().map(|named| named.name));
+    Response {
+        type_url: response.type_url,
+        version: response.system_version_info,
+        nonce: response.nonce,
+        resources: response.resources.into_iter().map(resource).collect(),
+        removed,
+        errors: response.resource_errors.into_iter().filter_map(resource_error).collect(),
+    }
+}
+
+fn body(any: Any) -> Body {
+    Body { type_url: any.type_url, bytes: any.value }
+}
+
+fn resource_error(error: wire::ResourceError) -> Option<ResourceError> {
+    let name = error.resource_name?.name;
+    let status = error.error_detail.unwrap_or_default();
+    let cause = match Code::from_i32(status.code) {
+        Code::NotFound => Cause::NotFound,
+        Code::PermissionDenied => Cause::Denied,
+        _ => Cause::Other,
+    };
+    Some(ResourceError { name, cause, message: status.message })
+}

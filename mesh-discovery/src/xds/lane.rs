@@ -1,0 +1,126 @@
+//! The way to one control plane: connecting, talking, waiting, and again.
+//!
+//! ```text
+//! idle ──▶ opening ──▶ open ──(stream ends)──▶ waiting ──▶ opening …
+//! ```
+//! It moves when polled and tells what happened. Refuses to know what is said.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use tokio::time::Sleep;
+use tokio_util::sync::PollSender;
+
+use super::message::{Request, Response, StreamError, Variant};
+use super::transport::{AdsStream, Transport};
+use crate::backoff::Backoff;
+
+/// Waits between connections.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// One control plane's connection.
+pub(super) struct Lane {
+    transport: Box<dyn Transport>,
+    backoff: Backoff,
+    random: fastrand::Rng,
+    phase: Phase,
+}
+
+enum Phase {
+    /// Nobody wants it.
+    Idle,
+    Opening(BoxFuture<'static, Result<AdsStream, StreamError>>),
+    Open {
+        requests: PollSender<Request>,
+        /// False once the stream takes no more; the reading side knows why.
+        writable: bool,
+        responses: BoxStream<'static, Result<Response, StreamError>>,
+    },
+    Waiting(Pin<Box<Sleep>>),
+}
+
+/// What happened.
+pub(super) enum Event {
+    Opened,
+    /// A request can be written now.
+    Writable,
+    Response(Response),
+    /// The stream ended or could not be opened.
+    Closed(Option<StreamError>),
+    /// Time to open the next.
+    Due,
+}
+
+impl Lane {
+    pub(super) fn new(transport: Box<dyn Transport>) -> Self {
+        let backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+        Self { transport, backoff, random: fastrand::Rng::new(), phase: Phase::Idle }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Idle)
+    }
+
+    /// Begins a stream.
+    pub(super) fn open(&mut self, variant: Variant) {
+        self.phase = Phase::Opening(self.transport.open(variant));
+    }
+
+    /// Begins a stream after a while.
+    pub(super) fn wait(&mut self) {
+        let wait = self.backoff.next(self.random.f64());
+        self.phase = Phase::Waiting(Box::pin(tokio::time::sleep(wait)));
+    }
+
+    /// Gives the connection up.
+    pub(super) fn stop(&mut self) {
+        self.backoff.reset();
+        self.phase = Phase::Idle;
+    }
+
+    /// Writes a request; only after [`Event::Writable`].
+    pub(super) fn send(&mut self, request: Request) {
+        if let Phase::Open { requests, writable, .. } = &mut self.phase {
+            *writable = requests.send_item(request).is_ok();
+        }
+    }
+
+    /// The next event. `write` says that there is a request, `read` that a response may be taken.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, write: bool, read: bool) -> Poll<Event> {
+        match &mut self.phase {
+            Phase::Idle => Poll::Pending,
+            Phase::Opening(opening) => match ready!(opening.as_mut().poll(cx)) {
+                Ok(AdsStream { requests, responses }) => {
+                    self.phase = Phase::Open { requests: PollSender::new(requests), writable: true, responses };
+                    Poll::Ready(Event::Opened)
+                }
+                Err(error) => Poll::Ready(Event::Closed(Some(error))),
+            },
+            Phase::Open { requests, writable, responses } => {
+                if write && *writable {
+                    match requests.poll_reserve(cx) {
+                        Poll::Ready(Ok(())) => return Poll::Ready(Event::Writable),
+                        Poll::Ready(Err(_)) => *writable = false,
+                        Poll::Pending => {}
+                    }
+                }
+                if !read {
+                    return Poll::Pending;
+                }
+                Poll::Ready(match ready!(responses.poll_next_unpin(cx)) {
+                    Some(Ok(response)) => {
+                        self.backoff.reset();
+                        Event::Response(response)
+                    }
+                    Some(Err(error)) => Event::Closed(Some(error)),
+                    None => Event::Closed(None),
+                })
+            }
+            Phase::Waiting(sleep) => sleep.as_mut().poll(cx).map(|()| Event::Due),
+        }
+    }
+}
