@@ -20,6 +20,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use http::{Response, request};
+use mesh_core::id::Target;
 use mesh_core::matcher::CompiledRoute;
 use mesh_core::policy::{AuthorityRewrite, Fault, Forward, HeaderPolicy, RouteAction};
 use tokio::time::{Instant, sleep};
@@ -40,12 +41,17 @@ use crate::router::Router;
 pub(crate) async fn send(
     env: Arc<Env>,
     destinations: Arc<Destinations>,
+    to: Option<Target>,
     parts: request::Parts,
     payload: Payload,
 ) -> Result<Response<Body>, Error> {
     let started = Instant::now();
     // Above all else, for nothing is known of a request without its destination.
-    let destination = match destinations.of(&parts.uri, &parts.headers) {
+    let found = match &to {
+        Some(target) => destinations.to(target),
+        None => destinations.of(&parts.uri, &parts.headers),
+    };
+    let destination = match found {
         Ok(destination) => destination,
         Err(cause) => return Err(Error::new(parts.uri.authority().map_or("(none)", |a| a.as_str()), cause, 0)),
     };

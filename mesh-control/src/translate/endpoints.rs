@@ -62,10 +62,10 @@ pub(super) fn of_port(
 
 fn endpoint(instance: &Instance) -> Endpoint {
     Endpoint {
-        address: instance.address.clone(),
         weight: instance.weight,
         health: instance.health,
         metadata: instance.metadata.clone(),
+        ..Endpoint::new(instance.address.clone())
     }
 }
 

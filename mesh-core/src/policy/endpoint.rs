@@ -47,6 +47,8 @@ pub struct LocalityEndpoints {
 pub struct Endpoint {
     /// Where to connect.
     pub address: Address,
+    /// Other addresses of the same endpoint, tried beside the first (gRFC A61).
+    pub additional_addresses: Box<[Address]>,
     /// Weight among its neighbours. Default 1.
     pub weight: NonZeroU32,
     /// What the control plane says of it.
@@ -58,7 +60,13 @@ pub struct Endpoint {
 impl Endpoint {
     /// A healthy plaintext endpoint of weight 1.
     pub fn new(address: Address) -> Self {
-        Self { address, weight: NonZeroU32::MIN, health: Health::Healthy, metadata: Arc::default() }
+        Self {
+            address,
+            additional_addresses: Box::default(),
+            weight: NonZeroU32::MIN,
+            health: Health::Healthy,
+            metadata: Arc::default(),
+        }
     }
 }
 

@@ -219,7 +219,7 @@ fn read_endpoint(proto: &xds::LbEndpoint, shared: &mut Shared, at: &At<'_>, repo
         report.problem(&at_host.field("address"), format!("{address} is listed twice"));
     }
     let metadata = read_metadata(&host.hostname, proto.metadata.as_ref());
-    Some(Endpoint { address, weight: weight?, health, metadata: shared.metadata(metadata) })
+    Some(Endpoint { weight: weight?, health, metadata: shared.metadata(metadata), ..Endpoint::new(address) })
 }
 
 /// What the endpoints of one assignment share.

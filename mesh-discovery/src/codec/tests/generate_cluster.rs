@@ -39,10 +39,10 @@ fn metadata() -> impl Strategy<Value = EndpointMetadata> {
 fn endpoint() -> impl Strategy<Value = (Endpoint, u8)> {
     let health = select(vec![Health::Healthy, Health::Unknown, Health::Draining, Health::Unhealthy, Health::Degraded]);
     let endpoint = (weight(), health, metadata()).prop_map(|(weight, health, metadata)| Endpoint {
-        address: Address::Unix("".into()),
         weight,
         health,
         metadata: Arc::new(metadata),
+        ..Endpoint::new(Address::Unix("".into()))
     });
     (endpoint, 0..4_u8)
 }
