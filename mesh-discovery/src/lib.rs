@@ -8,9 +8,12 @@ pub mod bootstrap;
 mod cascade;
 pub mod codec;
 pub mod connect;
+#[cfg(feature = "dns")]
+pub mod dns;
 pub mod proto;
 pub mod registration;
 pub mod secret;
+pub mod target;
 #[cfg(test)]
 mod test_plane;
 pub mod xds;
