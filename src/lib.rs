@@ -3,6 +3,9 @@
 pub mod config;
 pub mod manual;
 
+#[cfg(feature = "dns")]
+pub use mesh_discovery::dns;
+
 mod builder;
 mod error;
 mod mesh;
@@ -14,6 +17,7 @@ pub use mesh_client::{Body, Channel, Client, Error, Explanation};
 pub use mesh_core::context;
 pub use mesh_core::id::{SpiffeId, Target, TrustDomain};
 pub use mesh_core::identity::PeerIdentity;
+pub use mesh_core::source::Resolve;
 pub use mesh_server::InboundLayer;
 
 pub use self::builder::MeshBuilder;

@@ -109,10 +109,12 @@ impl Mesh {
         self.inner.client.clone()
     }
 
-    /// A channel to one destination for generated tonic clients.
+    /// A channel to one destination for generated tonic clients: `greeter:50051`, as the mesh knows it;
+    /// `dns:///greeter.example.com:50051`, every address of the name; `dns:///_grpc._tcp.greeter.example.com`, its
+    /// SRV records; or `static:10.0.0.1:50051,10.0.0.2:50051`. The last three ask no control plane.
     ///
     /// # Errors
-    /// The text is not `host:port`.
+    /// The text is no such target.
     pub fn channel(&self, target: &str) -> Result<Channel, InvalidTarget> {
         self.inner.client.channel(target)
     }

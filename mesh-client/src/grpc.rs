@@ -29,7 +29,7 @@ pub struct Channel {
 
 impl Channel {
     pub(crate) fn new(client: Client, target: Target) -> Self {
-        let authority = target.authority().parse().expect("a target's authority is one");
+        let authority = target.host_port().parse().expect("a target's authority is one");
         Self { client, target, authority }
     }
 

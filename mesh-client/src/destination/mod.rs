@@ -214,5 +214,5 @@ fn split(authority: &str, default_port: u16) -> Result<(&str, u16), Cause> {
 }
 
 fn host_header(target: &Target) -> HeaderValue {
-    HeaderValue::from_str(target.authority()).expect("an authority holds only letters, digits and -._[]:%")
+    HeaderValue::from_str(target.host_port()).expect("an authority holds only letters, digits and -._[]:%")
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 /// assert_eq!((target.host(), target.port()), ("reviews", 9080));
 ///
 /// let target: Target = "dns:///reviews.example.com:9080".parse()?;
-/// assert_eq!((target.scheme(), target.authority()), (Scheme::Dns, "reviews.example.com:9080"));
+/// assert_eq!((target.scheme(), target.host_port()), (Scheme::Dns, "reviews.example.com:9080"));
 /// # Ok::<(), mesh_core::id::InvalidTarget>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -120,7 +120,7 @@ impl Target {
     }
 
     /// What requests carry as their authority: `host:port`, for SRV names `host`.
-    pub fn authority(&self) -> &str {
+    pub fn host_port(&self) -> &str {
         &self.text[self.scheme.prefix().len()..self.authority_end]
     }
 
@@ -247,7 +247,7 @@ mod tests {
             ("static:127.0.0.1", None),
         ] {
             let target = text.parse::<Target>().ok();
-            let got = target.as_ref().map(|t| (t.scheme(), t.as_str(), t.authority(), t.host(), t.port()));
+            let got = target.as_ref().map(|t| (t.scheme(), t.as_str(), t.host_port(), t.host(), t.port()));
             assert_eq!(got, want, "{text}");
         }
         let target: Target = "static:127.0.0.1:1,[::1]:2".parse().unwrap();
