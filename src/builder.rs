@@ -9,11 +9,12 @@ use bytes::Bytes;
 use mesh_client::Client;
 use mesh_core::drain;
 use mesh_core::id::{Locality, Workload};
-use mesh_core::source::{DestinationSource, InboundSource, Watched, WatchedIdentity};
+use mesh_core::source::{DestinationSource, InboundSource, Resolve, Watched, WatchedIdentity};
 use mesh_core::telemetry::Metrics;
 use mesh_discovery::bootstrap::XdsServer;
 use mesh_discovery::connect::Connector;
 use mesh_discovery::secret::{self, SecretConfig};
+use mesh_discovery::target::TargetSource;
 use mesh_discovery::xds::{GrpcTransport, XdsClient, XdsConfig};
 use mesh_server::Readiness;
 use mesh_server::debug::{Content, DebugServer, prometheus};
@@ -21,7 +22,7 @@ use rustls::crypto::CryptoProvider;
 use serde::Serialize;
 
 use crate::authority::{self, OfAuthority};
-use crate::config::{MeshConfig, ProcessEnv, Vars};
+use crate::config::{MeshConfig, NO_CONTROL_PLANE, ProcessEnv, Vars};
 use crate::error::StartError;
 use crate::mesh::{Control, Inner, Mesh};
 use crate::passthrough::Passthrough;
@@ -34,12 +35,20 @@ pub struct MeshBuilder {
     settings: BTreeMap<&'static str, String>,
     crypto: Option<Arc<CryptoProvider>>,
     metrics: Option<Arc<Metrics>>,
+    resolver: Option<Arc<dyn Resolve>>,
 }
 
 impl MeshBuilder {
     /// Address of the control plane (`MESH_CONTROL_PLANE`).
     pub fn control_plane(self, address: impl ToString) -> Self {
         self.set("MESH_CONTROL_PLANE", address.to_string())
+    }
+
+    /// No control plane (`MESH_CONTROL_PLANE=none`): destinations are found by DNS or are lists of addresses
+    /// ([`TargetSource`]), servers take plaintext, and nothing is announced. The application's code stays the
+    /// same when one comes.
+    pub fn standalone(self) -> Self {
+        self.set("MESH_CONTROL_PLANE", NO_CONTROL_PLANE.to_owned())
     }
 
     /// PEM file with the control plane's root certificate (`MESH_ROOT_CERT`).
@@ -93,6 +102,13 @@ impl MeshBuilder {
         self
     }
 
+    /// Who looks names up: endpoints that are names, and `dns:///` targets. Default: the operating system, which
+    /// tells no TTL and knows no SRV records; `mesh::dns::DnsResolver` (feature `dns`) does both.
+    pub fn resolver(mut self, resolver: Arc<dyn Resolve>) -> Self {
+        self.resolver = Some(resolver);
+        self
+    }
+
     fn set(mut self, variable: &'static str, value: String) -> Self {
         self.settings.insert(variable, value);
         self
@@ -107,44 +123,46 @@ impl MeshBuilder {
         let runtime = ControlRuntime::start().map_err(StartError::Runtime)?;
         let crypto = self.crypto.unwrap_or_else(default_crypto);
         let metrics = self.metrics.unwrap_or_default();
+        let (debug, pod_ip) = (config.debug_address, config.pod_ip);
+        let files = config.identity_files().cloned();
+        let Some(bootstrap) = config.bootstrap else {
+            let parts = Parts::without_control_plane(runtime, crypto, metrics, self.resolver, TargetSource::alone());
+            let mut inner = parts.join(config.workload, config.service_account, config.locality, None, Vec::new());
+            inner.pod_ip = pod_ip;
+            return with_debug(inner, debug).await;
+        };
 
-        let mut connector = Connector::new(config.bootstrap.server().clone(), crypto.clone());
-        let source = if let Some(proof) = config.proof.clone() {
-            let trust_domain = Some(config.trust_domain.clone());
-            let secret = SecretConfig { trust_domain, ..SecretConfig::new(Some(proof)) };
+        let mut connector = Connector::new(bootstrap.server().clone(), crypto.clone());
+        let source = if let Some(proof) = config.proof {
+            let secret = SecretConfig { trust_domain: Some(config.trust_domain), ..SecretConfig::new(Some(proof)) };
             Some(secret::spawn(secret, connector.clone(), runtime.handle()))
         } else {
-            config.identity_files().map(|files| secret::spawn_files(files.clone(), crypto.clone(), runtime.handle()))
+            files.map(|files| secret::spawn_files(files, crypto.clone(), runtime.handle()))
         };
         let certified = source.is_some();
         if let Some(identity) = &source {
             connector = connector.with_identity(identity.clone());
         }
         let identity = source.unwrap_or_else(|| Watched::fixed(None));
-        let authorities: Vec<_> = config.bootstrap.authorities.keys().cloned().collect();
+        let authorities: Vec<_> = bootstrap.authorities.keys().cloned().collect();
         let transport = |server: &XdsServer| GrpcTransport::new(connector.to(server.clone()));
-        let xds = Arc::new(XdsClient::spawn(XdsConfig::new(config.bootstrap), transport, runtime.handle()));
+        let xds = Arc::new(XdsClient::spawn(XdsConfig::new(bootstrap), transport, runtime.handle()));
         let control = Control { xds: xds.clone(), connector, certified };
 
-        let parts = Parts { runtime, crypto, metrics, identity, destinations: xds.clone(), inbound: xds };
-        let debug = config.debug_address;
+        let (resolver, destinations) = (self.resolver, Arc::new(TargetSource::beside(xds.clone())) as _);
+        let parts = Parts { runtime, crypto, metrics, identity, resolver, destinations, inbound: xds };
         let mut inner =
             parts.join(config.workload, config.service_account, config.locality, Some(control), authorities);
-        inner.pod_ip = config.pod_ip;
+        inner.pod_ip = pod_ip;
         with_debug(inner, debug).await
     }
 }
 
 /// A mesh that passes everything through.
 pub(crate) fn disabled() -> Result<Mesh, StartError> {
-    let parts = Parts {
-        runtime: ControlRuntime::start().map_err(StartError::Runtime)?,
-        crypto: default_crypto(),
-        metrics: Arc::default(),
-        identity: Watched::fixed(None),
-        destinations: Arc::new(Passthrough),
-        inbound: Arc::new(Passthrough),
-    };
+    let runtime = ControlRuntime::start().map_err(StartError::Runtime)?;
+    let destinations = TargetSource::beside(Arc::new(Passthrough));
+    let parts = Parts::without_control_plane(runtime, default_crypto(), Arc::default(), None, destinations);
     let account = "default".to_owned();
     Ok(Mesh::from_inner(parts.join(Workload::default(), account, Locality::default(), None, Vec::new())))
 }
@@ -155,11 +173,23 @@ struct Parts {
     crypto: Arc<CryptoProvider>,
     metrics: Arc<Metrics>,
     identity: WatchedIdentity,
+    resolver: Option<Arc<dyn Resolve>>,
     destinations: Arc<dyn DestinationSource>,
     inbound: Arc<dyn InboundSource>,
 }
 
 impl Parts {
+    fn without_control_plane(
+        runtime: ControlRuntime,
+        crypto: Arc<CryptoProvider>,
+        metrics: Arc<Metrics>,
+        resolver: Option<Arc<dyn Resolve>>,
+        destinations: TargetSource,
+    ) -> Self {
+        let (identity, inbound) = (Watched::fixed(None), Arc::new(Passthrough));
+        Self { runtime, crypto, metrics, identity, resolver, destinations: Arc::new(destinations), inbound }
+    }
+
     fn join(
         self,
         workload: Workload,
@@ -197,13 +227,16 @@ impl Parts {
 
 impl Parts {
     fn client(&self, destinations: Arc<dyn DestinationSource>, workload: &Arc<Workload>) -> Client {
-        Client::builder(destinations)
+        let client = Client::builder(destinations)
             .identity(self.identity.clone())
             .crypto(self.crypto.clone())
             .workload(workload.clone())
             .metrics(self.metrics.clone())
-            .runtime(self.runtime.handle().clone())
-            .build()
+            .runtime(self.runtime.handle().clone());
+        match &self.resolver {
+            Some(resolver) => client.resolver(resolver.clone()).build(),
+            None => client.build(),
+        }
     }
 }
 

@@ -38,8 +38,9 @@ impl Vars for ProcessEnv {
 #[non_exhaustive]
 pub struct MeshConfig {
     /// Where the control plane is (`GRPC_XDS_BOOTSTRAP`, `GRPC_XDS_BOOTSTRAP_CONFIG`, or the pair
-    /// `MESH_CONTROL_PLANE` = `host:port` and `MESH_ROOT_CERT` = PEM file).
-    pub bootstrap: Bootstrap,
+    /// `MESH_CONTROL_PLANE` = `host:port` and `MESH_ROOT_CERT` = PEM file); `None` = there is none
+    /// (`MESH_CONTROL_PLANE=none`).
+    pub bootstrap: Option<Bootstrap>,
     /// Proof for the first certificate (`MESH_JOIN_TOKEN`, or `MESH_JOIN_TOKEN_FILE`, read at each use).
     /// `None` leaves it to the bootstrap's certificate provider, see [`identity_files`](Self::identity_files).
     pub proof: Option<JoinToken>,
@@ -67,6 +68,9 @@ pub struct InvalidConfig {
     /// Why, and what to do.
     pub reason: String,
 }
+
+/// What `MESH_CONTROL_PLANE` is in a process without one.
+pub(crate) const NO_CONTROL_PLANE: &str = "none";
 
 /// The variables of ours, for the "did you mean" warning.
 const KNOWN: [&str; 8] = [
@@ -122,7 +126,7 @@ impl MeshConfig {
     /// `None` if there is no such instance, if it lacks one of the three, or if there is a
     /// [proof](Self::proof) for the CA, which goes before.
     pub fn identity_files(&self) -> Option<&FileWatcher> {
-        let provider = self.bootstrap.certificate_providers.get(INSTANCE).filter(|_| self.proof.is_none())?;
+        let provider = self.bootstrap.as_ref()?.certificate_providers.get(INSTANCE).filter(|_| self.proof.is_none())?;
         match provider {
             CertificateProvider::FileWatcher(files) if files.is_complete() => Some(files),
             _ => {
@@ -177,8 +181,11 @@ fn bootstrap(
     workload: &Workload,
     account: &str,
     locality: &Locality,
-) -> Result<Bootstrap, InvalidConfig> {
+) -> Result<Option<Bootstrap>, InvalidConfig> {
     if let Some(address) = vars.var("MESH_CONTROL_PLANE") {
+        if address == NO_CONTROL_PLANE {
+            return Ok(None);
+        }
         let root = vars
             .var("MESH_ROOT_CERT")
             .ok_or_else(|| invalid("MESH_ROOT_CERT", "name the PEM file with the control plane's root certificate"))?;
@@ -200,11 +207,11 @@ fn bootstrap(
                 },
             },
         });
-        return Bootstrap::from_json(&json.to_string()).map_err(|e| invalid("MESH_CONTROL_PLANE", e));
+        return Bootstrap::from_json(&json.to_string()).map(Some).map_err(|e| invalid("MESH_CONTROL_PLANE", e));
     }
-    let missing =
-        || invalid("MESH_CONTROL_PLANE", "set it to host:port, with MESH_ROOT_CERT; or set GRPC_XDS_BOOTSTRAP");
-    Bootstrap::from_env(&|name| vars.var(name)).map_err(|e| invalid("GRPC_XDS_BOOTSTRAP", e))?.ok_or_else(missing)
+    let bootstrap = Bootstrap::from_env(&|name| vars.var(name)).map_err(|e| invalid("GRPC_XDS_BOOTSTRAP", e))?;
+    let missing = "set it to host:port, with MESH_ROOT_CERT; or set GRPC_XDS_BOOTSTRAP; none does without";
+    bootstrap.map(Some).ok_or_else(|| invalid("MESH_CONTROL_PLANE", missing))
 }
 
 /// Istio's node id: `sidecar~<ip>~<pod>.<ns>~<ns>.svc.cluster.local`.
@@ -262,6 +269,15 @@ mod tests {
         assert_eq!(config.workload.namespace, "default");
         assert_eq!(config.trust_domain.as_str(), "cluster.local");
         assert_eq!(config.debug_address, None);
+        assert!(config.bootstrap.is_some());
+    }
+
+    #[test]
+    fn a_process_may_do_without_a_control_plane_if_it_says_so() {
+        let vars = given(&[("MESH_CONTROL_PLANE", "none"), ("MESH_LABELS", "app=reviews")]);
+        let config = MeshConfig::from_vars(&vars).unwrap();
+        assert!(config.bootstrap.is_none());
+        assert_eq!(config.workload.canonical_name, "reviews");
     }
 
     #[test]

@@ -11,10 +11,14 @@ mod passthrough;
 mod runtime;
 mod serve;
 
+#[cfg(feature = "dns")]
+pub use mesh_discovery::dns;
+
 pub use mesh_client::{Body, Channel, Client, Error, Explanation};
 pub use mesh_core::context;
 pub use mesh_core::id::{SpiffeId, Target, TrustDomain};
 pub use mesh_core::identity::PeerIdentity;
+pub use mesh_core::source::Resolve;
 pub use mesh_server::InboundLayer;
 
 pub use self::builder::MeshBuilder;

@@ -112,12 +112,14 @@ impl Mesh {
         self.inner.client.clone()
     }
 
-    /// A channel to one destination for generated tonic clients: `reviews:9080`, gRPC's
-    /// `xds:///reviews:9080`, or `xds://NAME/reviews:9080` for a destination of one of the bootstrap's
-    /// `authorities` (gRFC A47). A disabled mesh dials all three alike.
+    /// A channel to one destination for generated tonic clients: `reviews:9080` or gRPC's `xds:///reviews:9080`, as
+    /// the mesh knows it; `xds://NAME/reviews:9080`, a destination of one of the bootstrap's `authorities` (gRFC A47);
+    /// `dns:///greeter.example.com:50051`, every address of the name; `dns:///_grpc._tcp.greeter.example.com`, its
+    /// SRV records; or `static:10.0.0.1:50051,10.0.0.2:50051`. The last three ask no control plane. A disabled
+    /// mesh dials what `xds` names.
     ///
     /// # Errors
-    /// The text names no host and port, or an authority that the bootstrap does not declare.
+    /// The text is no such target, or names an authority that the bootstrap does not declare.
     pub fn channel(&self, target: &str) -> Result<Channel, InvalidTarget> {
         let target = Target::parse_uri(target)?;
         let client = match &self.inner.control {

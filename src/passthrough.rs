@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::policy::{
-    Balancer, Cluster, ClusterState, DestinationState, Discovery, Domain, Endpoints, Forward, HeaderPolicy,
-    InboundListener, InboundState, InboundTls, Listener, OriginatedTls, Route, RouteAction, RouteConfiguration,
-    RouteMatch, RouteSource, Snapshot, UpstreamTls, VirtualHost,
+    Balancer, Cluster, DestinationState, Discovery, InboundLimits, InboundListener, InboundState, InboundTls,
+    OriginatedTls, Snapshot, UpstreamTls,
 };
 use mesh_core::source::{DestinationSource, InboundSource, Watched};
 
@@ -30,22 +29,7 @@ impl InboundSource for Passthrough {
 }
 
 fn snapshot(target: &Target) -> Snapshot {
-    let name = ClusterName::new("PassthroughCluster");
-    let action = RouteAction::Forward(Box::new(Forward::to(name.clone())));
-    let route = Route { name: "passthrough".to_owned(), ..Route::new(RouteMatch::any(), action) };
-    let routes = Arc::new(RouteConfiguration {
-        name: "passthrough".to_owned(),
-        virtual_hosts: vec![VirtualHost {
-            name: "passthrough".to_owned(),
-            domains: vec![Domain::new("*").expect("a lone star is a domain")],
-            routes: vec![route],
-            headers: HeaderPolicy::default(),
-            retry: None,
-        }],
-        headers: HeaderPolicy::default(),
-        retry_budget: None,
-    });
-    let mut cluster = Cluster::new(name.clone());
+    let mut cluster = Cluster::new(ClusterName::new("PassthroughCluster"));
     cluster.discovery = Discovery::OriginalDestination;
     cluster.balancer = Balancer::Passthrough;
     if target.port() == 443 {
@@ -57,12 +41,5 @@ fn snapshot(target: &Target) -> Snapshot {
             insecure_skip_verify: false,
         });
     }
-    let listener = Listener {
-        name: target.to_string(),
-        routes: RouteSource::Inline(routes.clone()),
-        filters: Vec::new(),
-        max_stream_duration: None,
-    };
-    let state = ClusterState::Ready { cluster: Arc::new(cluster), endpoints: Arc::new(Endpoints::default()) };
-    Snapshot { listener: Arc::new(listener), routes, clusters: [(name, state)].into() }
+    Snapshot::of_one_cluster("passthrough", cluster, None)
 }

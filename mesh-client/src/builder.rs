@@ -5,13 +5,14 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use mesh_core::id::Workload;
-use mesh_core::source::{DestinationSource, Watched, WatchedIdentity};
+use mesh_core::source::{DestinationSource, Resolve, Watched, WatchedIdentity};
 use mesh_core::telemetry::Metrics;
 use rustls::crypto::CryptoProvider;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::client::Client;
+use crate::connect::SystemResolver;
 use crate::destination::Destinations;
 use crate::env::{Env, Limits, Random};
 
@@ -25,6 +26,7 @@ pub struct ClientBuilder {
     metrics: Arc<Metrics>,
     runtime: Option<Handle>,
     random: Random,
+    resolver: Option<Arc<dyn Resolve>>,
     limits: Limits,
 }
 
@@ -38,6 +40,7 @@ impl ClientBuilder {
             metrics: Arc::default(),
             runtime: None,
             random: Arc::new(|below| fastrand::u64(..below)),
+            resolver: None,
             limits: Limits::default(),
         }
     }
@@ -80,6 +83,20 @@ impl ClientBuilder {
         self
     }
 
+    /// Who looks names up. Default: the operating system ([`SystemResolver`]), which tells no TTL and knows
+    /// no SRV records.
+    pub fn resolver(mut self, resolver: Arc<dyn Resolve>) -> Self {
+        self.resolver = Some(resolver);
+        self
+    }
+
+    /// Shortest time between two look-ups of a name that was found, whatever its TTL (Envoy's
+    /// `dns_min_refresh_rate`). Connections that fail do not make it shorter either. Default 5 s.
+    pub fn dns_min_refresh(mut self, time: Duration) -> Self {
+        self.limits.dns_min_refresh = time;
+        self
+    }
+
     /// Longest wait of a request for the first configuration of its destination. Default 5 s.
     pub fn config_wait(mut self, wait: Duration) -> Self {
         self.limits.config_wait = wait;
@@ -114,6 +131,7 @@ impl ClientBuilder {
             metrics: self.metrics,
             runtime: self.runtime,
             random: self.random,
+            resolver: self.resolver.unwrap_or_else(|| Arc::new(SystemResolver::new())),
             limits: self.limits,
             epoch: Instant::now(),
             active_faults: AtomicU32::new(0),

@@ -53,19 +53,37 @@ impl Client {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
+        self.send_where(request, None)
+    }
+
+    /// The same to a destination that the request need not name.
+    pub(crate) fn send_to<B>(&self, target: Target, request: Request<B>) -> ResponseFuture
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        self.send_where(request, Some(target))
+    }
+
+    fn send_where<B>(&self, request: Request<B>, to: Option<Target>) -> ResponseFuture
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
         let (parts, body) = request.into_parts();
         let payload = Payload::new(body, self.env.limits.replay);
         // The one box of the outbound path: everything below is one future.
-        Box::pin(outbound::send(self.env.clone(), self.destinations.clone(), parts, payload))
+        Box::pin(outbound::send(self.env.clone(), self.destinations.clone(), to, parts, payload))
     }
 
-    /// A channel to one destination, such as `ratings:9080`, for generated tonic clients.
+    /// A channel to one destination, for generated tonic clients: `ratings:9080`, or one with a
+    /// [`Scheme`](mesh_core::id::Scheme) if the client's source understands it.
     ///
     /// # Errors
-    /// `target` is not `host:port`.
+    /// `target` is not a destination.
     pub fn channel(&self, target: &str) -> Result<Channel, InvalidTarget> {
         let target: Target = target.parse()?;
-        Ok(Channel::new(self.clone(), &target))
+        Ok(Channel::new(self.clone(), target))
     }
 
     /// Why a request would go where it would go, without sending it. A destination that nobody has asked

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use mesh_core::id::Workload;
-use mesh_core::source::WatchedIdentity;
+use mesh_core::source::{Resolve, WatchedIdentity};
 use mesh_core::telemetry::{Metrics, PeerLabels, Reporter, RequestLabels};
 use rustls::crypto::CryptoProvider;
 use tokio::runtime::Handle;
@@ -23,6 +23,7 @@ pub(crate) struct Env {
     /// Where control tasks run; `None` = the runtime of the request that needs one first.
     pub(crate) runtime: Option<Handle>,
     pub(crate) random: Random,
+    pub(crate) resolver: Arc<dyn Resolve>,
     pub(crate) limits: Limits,
     /// Start of this client's clock.
     pub(crate) epoch: Instant,
@@ -41,6 +42,8 @@ pub(crate) struct Limits {
     pub(crate) destinations: usize,
     /// Bytes of a streaming request body kept for a retry.
     pub(crate) replay: usize,
+    /// Shortest time between two look-ups of a name that was found.
+    pub(crate) dns_min_refresh: Duration,
 }
 
 impl Default for Limits {
@@ -50,6 +53,7 @@ impl Default for Limits {
             forget_after: Duration::from_secs(600),
             destinations: 4096,
             replay: 64 * 1024,
+            dns_min_refresh: Duration::from_secs(5),
         }
     }
 }

@@ -76,6 +76,14 @@ pub enum Cause {
         /// Of them, those the balancer may use.
         usable: usize,
     },
+    /// None of the cluster's names could be looked up, and none ever could.
+    #[error("cluster {cluster}: {reason}")]
+    Unresolved {
+        /// The cluster.
+        cluster: ClusterName,
+        /// Each name and why.
+        reason: Arc<str>,
+    },
     /// The address did not accept a connection.
     #[error("{address}: {source}")]
     ConnectFailed {
@@ -227,6 +235,7 @@ impl Cause {
             Self::NoCluster { .. } => "no usable cluster",
             Self::UnsupportedAction(_) => "unsupported route action",
             Self::NoEndpoint { .. } => "no healthy endpoint",
+            Self::Unresolved { .. } => "no address known",
             Self::ConnectFailed { .. } => "connection failed",
             Self::ConnectTimeout { .. } => "connection timed out",
             Self::TlsHandshake { .. } => "TLS failed",
@@ -251,6 +260,7 @@ impl Cause {
             Self::NoCluster { .. } => Code::NO_CLUSTER,
             Self::UnsupportedAction(_) => Code::UNSUPPORTED_ACTION,
             Self::NoEndpoint { .. } => Code::NO_ENDPOINT,
+            Self::Unresolved { .. } => Code::NAME_UNRESOLVED,
             Self::ConnectFailed { .. } => Code::CONNECT_FAILED,
             Self::ConnectTimeout { .. } => Code::CONNECT_TIMEOUT,
             Self::TlsHandshake { .. } => Code::TLS_HANDSHAKE,
@@ -276,6 +286,7 @@ impl Cause {
             | Self::UnsupportedAction(_) => Blame::Configuration,
             Self::NoIdentity { .. } | Self::Breaker { .. } | Self::TooManyDestinations(_) => Blame::Local,
             Self::NoEndpoint { .. }
+            | Self::Unresolved { .. }
             | Self::ConnectFailed { .. }
             | Self::ConnectTimeout { .. }
             | Self::TlsHandshake { .. }
@@ -300,6 +311,7 @@ impl Cause {
             Self::ConnectionLost { sent: true, .. } | Self::Timeout(_) | Self::PerTryTimeout(_) => Retry::Unsafe,
             Self::ConfigPending(_)
             | Self::NoEndpoint { .. }
+            | Self::Unresolved { .. }
             | Self::ConnectFailed { .. }
             | Self::ConnectTimeout { .. }
             | Self::TlsHandshake { .. }

@@ -92,6 +92,8 @@ pub struct ClusterDump {
     pub retries: u32,
     /// Open connections.
     pub open_connections: u32,
+    /// Names that could not be looked up, and why; their last good addresses stay in use.
+    pub dns_failures: Vec<String>,
     /// The priority in use.
     pub priority: u32,
     /// Its endpoints, usable or not.
@@ -238,6 +240,7 @@ fn cluster_dump(name: &ClusterName, slot: &Slot) -> ClusterDump {
         requests: 0,
         retries: 0,
         open_connections: 0,
+        dns_failures: Vec::new(),
         priority: 0,
         endpoints: Vec::new(),
     };
@@ -257,6 +260,7 @@ fn cluster_dump(name: &ClusterName, slot: &Slot) -> ClusterDump {
                 requests: cluster.admission().requests(),
                 retries: cluster.admission().retries(),
                 open_connections: cluster.open_connections(),
+                dns_failures: cluster.dns_failures(),
                 priority: members.ready.priority(),
                 endpoints: endpoint_dumps(cluster),
                 ..empty

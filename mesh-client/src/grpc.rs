@@ -23,18 +23,19 @@ use crate::error::Error;
 #[derive(Clone, Debug)]
 pub struct Channel {
     client: Client,
+    target: Target,
     authority: Authority,
 }
 
 impl Channel {
-    pub(crate) fn new(client: Client, target: &Target) -> Self {
-        let authority = target.as_str().parse().expect("a target is an authority");
-        Self { client, authority }
+    pub(crate) fn new(client: Client, target: Target) -> Self {
+        let authority = target.host_port().parse().expect("a target's authority is one");
+        Self { client, target, authority }
     }
 
-    /// The destination, `host:port`.
+    /// The destination: `host:port`, with its scheme if it has one.
     pub fn target(&self) -> &str {
-        self.authority.as_str()
+        self.target.as_str()
     }
 }
 
@@ -76,7 +77,7 @@ impl tower_service::Service<http::Request<tonic::body::Body>> for Channel {
         parts.authority = Some(self.authority.clone());
         parts.path_and_query = parts.path_and_query.or(Some(PathAndQuery::from_static("/")));
         *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
-        ChannelFuture(self.client.send(request))
+        ChannelFuture(self.client.send_to(self.target.clone(), request))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Where configuration comes from: the xDS client and codec, the cascade that joins resources into
-//! snapshots, certificates from the control plane's CA, and the registration of our own endpoints.
+//! snapshots, certificates from the control plane's CA, the registration of our own endpoints, and targets and
+//! names for which nobody has to be asked.
 //!
 //! Refuses to know what policy means for a request: it decodes, joins and publishes.
 
@@ -9,10 +10,13 @@ mod cascade;
 mod clock;
 pub mod codec;
 pub mod connect;
+#[cfg(feature = "dns")]
+pub mod dns;
 mod json;
 pub mod proto;
 pub mod registration;
 pub mod secret;
+pub mod target;
 #[cfg(test)]
 mod test_plane;
 pub mod xds;

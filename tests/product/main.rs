@@ -10,9 +10,12 @@ mod bootstrap;
 mod by_hand;
 mod drain;
 mod isolation;
+#[cfg(feature = "dns")]
+mod names;
 mod outage;
 mod pages;
 mod probe;
 mod reload;
 mod strict;
 mod support;
+mod targets;

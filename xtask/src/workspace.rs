@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::{Failure, Outcome};
 
 /// The feature set every test and example is built with: one set, so that nothing is compiled twice.
-pub(crate) const FEATURES: &str = "mesh/cli";
+pub(crate) const FEATURES: &str = "mesh/cli,mesh/dns";
 
 /// What xtask needs to know of the workspace.
 pub(crate) struct Workspace {

@@ -71,8 +71,12 @@ impl Endpoint {
             labels.destination = PeerLabels::of(workload, None);
         }
         labels.destination.principal = expected_principal(&cluster.policy.tls, metadata.mesh_tls);
-        let peer =
-            Peer { address: policy.address.clone(), mesh_tls: metadata.mesh_tls, hostname: metadata.hostname.clone() };
+        let peer = Peer {
+            address: policy.address.clone(),
+            additional: policy.additional_addresses.clone(),
+            mesh_tls: metadata.mesh_tls,
+            hostname: metadata.hostname.clone(),
+        };
         let pool = Pool::new(cluster.dialer.clone(), peer, cluster.policy.breaker.max_connections);
         let series = env.metrics.series(&labels);
         Self { metadata, pool, load: Arc::default(), series, reach: Reach::new() }
@@ -80,7 +84,7 @@ impl Endpoint {
 
     /// Whether an update says the same of the address.
     pub(super) fn is_still(&self, policy: &policy::Endpoint) -> bool {
-        self.metadata == policy.metadata
+        self.metadata == policy.metadata && self.pool.peer().additional == policy.additional_addresses
     }
 
     pub(crate) fn address(&self) -> &Address {

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 pub(crate) use self::admission::{Admission, Permit};
 pub(crate) use self::endpoint::Endpoint;
 use crate::connect::Dialer;
+use crate::connect::names::Names;
 use crate::connect::worker::Owned;
 use crate::env::Env;
 use crate::error::Cause;
@@ -62,6 +63,7 @@ impl Cluster {
             policy.connection.clone(),
             policy.tls.clone(),
             target.host(),
+            Names::new(env.resolver.clone(), env.random.clone(), env.limits.dns_min_refresh),
             env.identity.clone(),
             env.crypto.clone(),
         );
@@ -87,7 +89,7 @@ impl Cluster {
         });
         cluster.apply(endpoints, env);
         if let Discovery::StrictDns(names) = &cluster.policy.discovery {
-            let (resolved, task) = worker::resolve(names.clone(), Arc::downgrade(&cluster), env.clone());
+            let (resolved, task) = worker::resolve(names.clone(), &cluster, env.clone());
             // Set once, here: nobody else has the cluster yet.
             let _ = cluster.dns.set(Dns { resolved, _task: task });
         }
@@ -131,6 +133,11 @@ impl Cluster {
             // An error means the task is gone and nothing will come: go on with what there is.
             let _ = dns.resolved.clone().wait_for(|resolved| *resolved).await;
         }
+    }
+
+    /// The names of this cluster whose last look-up failed, and why.
+    pub(crate) fn dns_failures(&self) -> Vec<String> {
+        self.dialer.names().failures()
     }
 
     /// Takes discovery's endpoints, if this cluster uses them and they changed.

@@ -1,83 +1,155 @@
-//! The task behind a cluster whose endpoints are DNS names: resolves them again and again and keeps the
-//! last good answer. Owned by its cluster.
+//! The task behind a cluster whose endpoints are DNS names: looks them up again and again and makes endpoints
+//! of the answers. Owned by its cluster. That the last good answer stays is [`Names`]'s doing.
 
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
+use std::sync::Arc;
 
+use futures_util::future::join_all;
 use mesh_core::policy::{Address, Endpoint, Endpoints, LocalityEndpoints};
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
 use super::Cluster;
+use crate::connect::names::{Alternates, Names, PATIENCE};
 use crate::connect::worker::{Owned, spawn};
 use crate::env::Env;
-
-/// Time between two looks; the system's resolver does not tell the TTL.
-const REFRESH: Duration = Duration::from_secs(60);
-/// Time until the next look after a failure.
-const AGAIN: Duration = Duration::from_secs(5);
 
 /// Resolves `names` for `cluster`. The answer tells when the first look is over, whatever came of it.
 pub(super) fn resolve(
     names: Arc<Endpoints>,
-    cluster: Weak<Cluster>,
+    cluster: &Arc<Cluster>,
     env: Arc<Env>,
 ) -> (watch::Receiver<bool>, Owned<()>) {
     let (done, resolved) = watch::channel(false);
     let runtime = env.runtime();
+    let (dialer, cluster) = (cluster.dialer.clone(), Arc::downgrade(cluster));
     let task = spawn(&runtime, async move {
         let mut last = None;
         loop {
-            let (endpoints, complete) = look_up(&names, last.as_deref()).await;
+            let looked = Instant::now();
+            let Look { endpoints, alternates, until } = look_up(&names, dialer.names()).await;
             // Gone: the task is about to be stopped.
             let Some(cluster) = cluster.upgrade() else { return };
-            if last.as_deref() != Some(&endpoints) {
-                let endpoints = Arc::new(endpoints);
-                cluster.apply(endpoints.clone(), &env);
+            if last.as_ref() != Some(&endpoints) {
+                // Before the endpoints: a connection to one of them may need both.
+                dialer.names().set_alternates(alternates);
+                cluster.apply(Arc::new(endpoints.clone()), &env);
                 last = Some(endpoints);
             }
             drop(cluster);
             done.send_replace(true);
-            tokio::time::sleep(if complete { REFRESH } else { AGAIN }).await;
+            let again = async {
+                match until {
+                    Some(until) => sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = again => {}
+                () = dialer.names().suspected(looked) => {}
+            }
         }
     });
     (resolved, task)
 }
 
-/// Every address of every name. A name that fails keeps what it had in `last`; the flag says whether all
-/// went well.
-async fn look_up(names: &Endpoints, last: Option<&Endpoints>) -> (Endpoints, bool) {
-    let mut complete = true;
+/// What all names stand for at one moment.
+struct Look {
+    endpoints: Endpoints,
+    alternates: Alternates,
+    /// When to look again; `None` if there is no name.
+    until: Option<Instant>,
+}
+
+/// What one name stands for: SRV names have several parts, other names one.
+struct Part {
+    host: Arc<str>,
+    priority: u16,
+    weight: Option<NonZeroU32>,
+    ips: Vec<IpAddr>,
+    port: u16,
+}
+
+async fn look_up(names: &Endpoints, known: &Names) -> Look {
+    let found = join_all(names.iter().map(|endpoint| find(endpoint, known))).await;
+    let used: BTreeSet<&str> =
+        found.iter().filter_map(|(parts, _)| parts.as_ref()).flatten().map(|p| &*p.host).collect();
+    known.keep_hosts(|host| used.contains(host));
+    let until = found.iter().filter_map(|(_, until)| *until).min();
+    let mut found = found.into_iter().map(|(parts, _)| parts);
+    let mut alternates = Alternates::default();
     let mut localities = Vec::with_capacity(names.localities.len());
-    for (i, group) in names.localities.iter().enumerate() {
-        let mut endpoints = Vec::new();
-        let mut failed = false;
-        for endpoint in &group.endpoints {
-            match addresses(endpoint).await {
-                Ok(found) => endpoints.extend(found),
-                Err(error) => {
-                    tracing::warn!(cluster = names.cluster, address = %endpoint.address, %error, "DNS lookup failed");
-                    failed = true;
+    for group in &names.localities {
+        // By SRV priority; what has none is of the first.
+        let mut ranks: BTreeMap<u16, Vec<Endpoint>> = BTreeMap::new();
+        for (endpoint, parts) in group.endpoints.iter().zip(found.by_ref()) {
+            match parts {
+                None => ranks.entry(0).or_default().push(endpoint.clone()),
+                Some(parts) => {
+                    for part in parts {
+                        let rank = ranks.entry(part.priority).or_default();
+                        rank.extend(endpoints_of(endpoint, &part, &mut alternates));
+                    }
                 }
             }
         }
-        if failed && let Some(before) = last.and_then(|last| last.localities.get(i)) {
-            let missing = before.endpoints.iter().filter(|old| !endpoints.iter().any(|new| new.address == old.address));
-            endpoints.extend(missing.cloned().collect::<Vec<_>>());
+        // A group without addresses stays: it is what the policy says.
+        if ranks.is_empty() {
+            ranks.entry(0).or_default();
         }
-        complete &= !failed;
-        localities.push(LocalityEndpoints { endpoints, ..group.clone() });
+        // Priorities have no gaps.
+        localities.extend((0..).zip(ranks.into_values()).map(|(rank, endpoints)| LocalityEndpoints {
+            endpoints,
+            priority: group.priority.saturating_add(rank),
+            ..group.clone()
+        }));
     }
-    (Endpoints { localities, ..names.clone() }, complete)
+    Look { endpoints: Endpoints { localities, ..names.clone() }, alternates, until }
 }
 
-async fn addresses(endpoint: &Endpoint) -> std::io::Result<Vec<Endpoint>> {
-    let Address::Name { host, port } = &endpoint.address else {
-        return Ok(vec![endpoint.clone()]);
+/// What an endpoint's address stands for (`None` = itself) and when that is looked up next.
+async fn find(endpoint: &Endpoint, known: &Names) -> (Option<Vec<Part>>, Option<Instant>) {
+    let Address::Name { host, port } = &endpoint.address else { return (None, None) };
+    if !(*port == 0 && host.starts_with('_')) {
+        let answer = known.addresses(host, PATIENCE).await;
+        let part = Part { host: host.clone(), priority: 0, weight: None, ips: answer.records.to_vec(), port: *port };
+        return (Some(vec![part]), Some(answer.until));
+    }
+    let services = known.services(host, PATIENCE).await;
+    let looks = services.records.iter().map(|service| async move {
+        let answer = known.addresses(&service.host, PATIENCE).await;
+        let weight = NonZeroU32::new(service.weight.into()).or(Some(NonZeroU32::MIN));
+        let (host, ips) = (service.host.clone(), answer.records.to_vec());
+        let part = Part { host, priority: service.priority, weight, ips, port: service.port };
+        (part, answer.until)
+    });
+    let found = join_all(looks).await;
+    let until = found.iter().map(|(_, until)| *until).chain([services.until]).min();
+    (Some(found.into_iter().map(|(part, _)| part).collect()), until)
+}
+
+/// One endpoint for each address. Where a name has both families, IPv6 and IPv4 addresses are taken to be two
+/// ways to the same servers, as in Envoy's `dns_lookup_family: AUTO`: an IPv6 address is an endpoint with an
+/// IPv4 one to fall back on, and the IPv4 addresses that are left over are endpoints of their own.
+fn endpoints_of(named: &Endpoint, part: &Part, alternates: &mut Alternates) -> Vec<Endpoint> {
+    // Servers turn the order round; a mere change of order is no change.
+    let sorted: BTreeSet<IpAddr> = part.ips.iter().copied().collect();
+    let (v6, v4): (Vec<_>, Vec<_>) =
+        sorted.into_iter().map(|ip| SocketAddr::new(ip, part.port)).partition(SocketAddr::is_ipv6);
+    let pair = |one: &SocketAddr, i: usize, others: &[SocketAddr]| {
+        let other = others.get(i % others.len().max(1)).copied();
+        (*one, other)
     };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let mut found: Vec<_> = tokio::net::lookup_host((host, *port)).await?.collect();
-    // Resolvers turn the order round; a mere change of order is no change.
-    found.sort_unstable();
-    found.dedup();
-    Ok(found.into_iter().map(|address| Endpoint { address: Address::Socket(address), ..endpoint.clone() }).collect())
+    let firsts = v6.iter().enumerate().map(|(i, one)| pair(one, i, &v4));
+    let rest = v4.iter().enumerate().skip(v6.len()).map(|(i, one)| pair(one, i, &v6));
+    let pairs = firsts.chain(rest).map(|(address, other)| {
+        if let Some(other) = other {
+            alternates.insert(address, vec![other]);
+        }
+        let weight = part.weight.unwrap_or(named.weight);
+        Endpoint { address: Address::Socket(address), weight, ..named.clone() }
+    });
+    pairs.collect()
 }

@@ -4,8 +4,11 @@
 //! Refuses to know clusters, routes and retries.
 
 mod http;
+pub(crate) mod names;
 pub(crate) mod pool;
+mod race;
 mod stream;
+mod system;
 mod tls;
 mod verify;
 pub(crate) mod worker;
@@ -19,8 +22,10 @@ use rustls::crypto::CryptoProvider;
 use tokio::time::timeout;
 
 pub(crate) use self::http::{Connection, SharedConnection, SoleConnection};
+use self::names::Names;
 pub(crate) use self::pool::{Lease, Pool};
 use self::stream::IoStream;
+pub use self::system::SystemResolver;
 use self::tls::{Alpn, Tls};
 use crate::error::Cause;
 
@@ -29,6 +34,8 @@ use crate::error::Cause;
 pub(crate) struct Peer {
     /// Where to connect.
     pub(crate) address: Address,
+    /// Its other addresses, tried beside the first.
+    pub(crate) additional: Box<[Address]>,
     /// It accepts mesh mTLS.
     pub(crate) mesh_tls: bool,
     /// Name for SNI and authority rewriting.
@@ -50,6 +57,7 @@ pub(crate) enum Want {
 pub(crate) struct Dialer {
     options: ConnectionOptions,
     tls: Tls,
+    names: Names,
     // Of the whole cluster, for `max_connections`.
     open: Arc<AtomicU32>,
 }
@@ -59,15 +67,21 @@ impl Dialer {
         options: ConnectionOptions,
         tls: UpstreamTls,
         dialled_host: &str,
+        names: Names,
         identity: WatchedIdentity,
         provider: Option<Arc<CryptoProvider>>,
     ) -> Self {
         let tls = Tls::new(tls, dialled_host, identity, provider);
-        Self { options, tls, open: Arc::default() }
+        Self { options, tls, names, open: Arc::default() }
     }
 
     pub(crate) fn options(&self) -> &ConnectionOptions {
         &self.options
+    }
+
+    /// What the cluster's names stand for.
+    pub(crate) fn names(&self) -> &Names {
+        &self.names
     }
 
     /// Connections open in the cluster.
@@ -89,10 +103,15 @@ impl Dialer {
     /// Connects: TCP, TLS and the HTTP preface together within the connect timeout.
     pub(crate) async fn dial(&self, peer: &Peer, want: Want, open: pool::OpenGuard) -> Result<Connection, Cause> {
         let after = self.options.connect_timeout;
-        match timeout(after, self.dial_unbounded(peer, want, open)).await {
+        let connected = match timeout(after, self.dial_unbounded(peer, want, open)).await {
             Ok(connected) => connected,
             Err(_) => Err(Cause::ConnectTimeout { address: peer.address.clone(), after }),
+        };
+        if let Err(Cause::ConnectFailed { .. } | Cause::ConnectTimeout { .. }) = &connected {
+            // The name may stand for something else by now.
+            self.names.suspect();
         }
+        connected
     }
 
     async fn dial_unbounded(&self, peer: &Peer, want: Want, open: pool::OpenGuard) -> Result<Connection, Cause> {
@@ -104,7 +123,7 @@ impl Dialer {
         };
         // Before TCP: a policy that cannot be kept must not even connect.
         let tls = self.tls.connector(peer, alpn).await?;
-        let tcp = stream::connect(&peer.address, self.options.tcp_keepalive.is_some()).await.map_err(failed)?;
+        let tcp = self.reach(peer).await.map_err(failed)?;
         let (io, h2) = match tls {
             None => (tcp, want == Want::Http2),
             Some(connector) => {
@@ -116,5 +135,20 @@ impl Dialer {
         };
         if h2 { http::http2(io, &self.options, open).await } else { http::http1(io, open).await }
             .map_err(|e| Cause::ConnectFailed { address: peer.address.clone(), source: Arc::new(e) })
+    }
+
+    /// A connected stream to one of the peer's addresses.
+    async fn reach(&self, peer: &Peer) -> std::io::Result<IoStream> {
+        let keepalive = self.options.tcp_keepalive.is_some();
+        match &peer.address {
+            Address::Unix(path) => return stream::unix(path).await,
+            Address::Socket(address) if peer.additional.is_empty() && !self.names.has_alternates(address) => {
+                return stream::tcp(*address, keepalive).await;
+            }
+            Address::Socket(_) | Address::Name { .. } => {}
+        }
+        let all = std::iter::once(&peer.address).chain(&peer.additional);
+        let addresses = self.names.sockets(all).await.map_err(std::io::Error::other)?;
+        race::race(&race::interleave(&addresses), |address| stream::tcp(address, keepalive)).await
     }
 }

@@ -1,10 +1,10 @@
 //! The bytes below HTTP: TCP, a unix socket, or TLS over one of them.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use mesh_core::policy::Address;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
@@ -17,26 +17,13 @@ pub(super) enum IoStream {
     Tls(Box<TlsStream<IoStream>>),
 }
 
-/// Connects to an address; names are resolved here and their addresses tried in order.
-pub(super) async fn connect(address: &Address, keepalive: bool) -> io::Result<IoStream> {
-    match address {
-        Address::Socket(address) => tcp(*address, keepalive).await,
-        Address::Unix(path) => Ok(IoStream::Unix(UnixStream::connect(&**path).await?)),
-        Address::Name { host, port } => {
-            let host = host.trim_start_matches('[').trim_end_matches(']');
-            let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-            for address in tokio::net::lookup_host((host, *port)).await? {
-                match tcp(address, keepalive).await {
-                    Ok(stream) => return Ok(stream),
-                    Err(error) => last = error,
-                }
-            }
-            Err(last)
-        }
-    }
+/// Connects to a unix socket.
+pub(super) async fn unix(path: &str) -> io::Result<IoStream> {
+    Ok(IoStream::Unix(UnixStream::connect(path).await?))
 }
 
-async fn tcp(address: std::net::SocketAddr, keepalive: bool) -> io::Result<IoStream> {
+/// Connects to a TCP port.
+pub(super) async fn tcp(address: SocketAddr, keepalive: bool) -> io::Result<IoStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_keepalive(keepalive)?;
     // Requests are written whole; waiting for more to fill a packet only adds latency.

@@ -81,6 +81,14 @@ impl Destinations {
         self.of_other_form(authority, default_port)
     }
 
+    /// The destination of a target.
+    pub(crate) fn to(self: &Arc<Self>, target: &Target) -> Result<Arc<Destination>, Cause> {
+        match self.table.load().get(target.as_str()) {
+            Some(found) => Ok(found.clone()),
+            None => self.subscribe(target),
+        }
+    }
+
     /// A destination named in another form than the table's: with capitals, without its port.
     fn of_other_form(self: &Arc<Self>, authority: &str, default_port: u16) -> Result<Arc<Destination>, Cause> {
         // User information is not part of a destination.
@@ -206,5 +214,5 @@ fn split(authority: &str, default_port: u16) -> Result<(&str, u16), Cause> {
 }
 
 fn host_header(target: &Target) -> HeaderValue {
-    HeaderValue::from_str(target.as_str()).expect("a target holds only letters, digits and -._[]:%")
+    HeaderValue::from_str(target.host_port()).expect("an authority holds only letters, digits and -._[]:%")
 }

@@ -21,7 +21,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue, Response, request};
-use mesh_core::id::ClusterName;
+use mesh_core::id::{ClusterName, Target};
 use mesh_core::matcher::CompiledRoute;
 use mesh_core::policy::{AuthorityRewrite, Forward, HeaderPolicy, RouteAction, WeightedCluster};
 use tokio::time::{Instant, sleep};
@@ -43,12 +43,17 @@ use crate::router::{Chosen, Router};
 pub(crate) async fn send(
     env: Arc<Env>,
     destinations: Arc<Destinations>,
+    to: Option<Target>,
     parts: request::Parts,
     payload: Payload,
 ) -> Result<Response<Body>, Error> {
     let started = Instant::now();
     // Above all else, for nothing is known of a request without its destination.
-    let destination = match destinations.of(&parts.uri, &parts.headers) {
+    let found = match &to {
+        Some(target) => destinations.to(target),
+        None => destinations.of(&parts.uri, &parts.headers),
+    };
+    let destination = match found {
         Ok(destination) => destination,
         Err(cause) => return Err(Error::new(parts.uri.authority().map_or("(none)", |a| a.as_str()), cause, 0)),
     };

@@ -198,6 +198,13 @@ impl<'t> Tries<'t> {
     }
 
     fn no_endpoint(&self) -> Cause {
+        if self.members.ready.known() == 0
+            && let failures = self.cluster.dns_failures()
+            && !failures.is_empty()
+        {
+            let cluster = self.cluster.policy().name.clone();
+            return Cause::Unresolved { cluster, reason: failures.join("; ").into() };
+        }
         let (known, usable) = (self.members.ready.known(), self.members.ready.len());
         Cause::NoEndpoint { cluster: self.cluster.policy().name.clone(), known, usable }
     }

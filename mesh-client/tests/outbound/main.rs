@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod connections;
+mod dns;
 mod grpc;
 mod refusals;
 mod resilience;

@@ -98,6 +98,8 @@ codes! {
     CONNECTION_LOST = 1107, 503, 14, "UC", "the endpoint closed the connection; see its log";
     /// The peer refused the stream before processing it.
     STREAM_REFUSED = 1108, 503, 14, "UR", "safe to retry; the endpoint is draining or at its stream limit";
+    /// The names of the cluster's endpoints could not be looked up.
+    NAME_UNRESOLVED = 1109, 503, 14, "DF", "check the host name and the DNS servers of this process; it is looked up again within seconds";
     /// The route's timeout ran out.
     TIMEOUT = 1201, 504, 4, "UT", "raise the route's timeout or look at the endpoint's latency";
     /// The caller's own deadline ran out.

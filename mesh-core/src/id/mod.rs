@@ -6,7 +6,7 @@ mod spiffe;
 mod target;
 
 pub use self::spiffe::{InvalidSpiffeId, SpiffeId, TrustDomain};
-pub use self::target::{InvalidTarget, Target};
+pub use self::target::{InvalidTarget, Scheme, Target};
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,59 +1,80 @@
-//! What an application dials: `reviews:9080`, `api.example.com:443`, `xds://authority/reviews:9080`.
+//! What an application dials: `reviews:9080`, `xds://authority/reviews:9080`, `dns:///api.example.com:443`,
+//! `static:10.0.0.1:80,10.0.0.2:80`.
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
 
 /// A dialled destination: host (lower case, no trailing dot) and port, exactly as the application
 /// named it. Completing short names is the control plane's work, for it knows the caller's namespace.
 ///
-/// The text form is `host:port`, or with gRPC's scheme `xds:///host:port`. A target may carry the xDS
-/// authority that is to be asked about it (gRFC A47); see [`Target::parse_uri`].
+/// The text form of a destination of the mesh is `host:port`, or with gRPC's scheme `xds:///host:port`. It may
+/// carry the xDS authority that is to be asked about it (gRFC A47); see [`Target::parse_uri`]. Other schemes say
+/// that no control plane is asked: see [`Scheme`].
 ///
 /// ```
-/// use mesh_core::id::Target;
+/// use mesh_core::id::{Scheme, Target};
 /// let target: Target = "Reviews:9080".parse()?;
 /// assert_eq!(target.to_string(), "reviews:9080");
 /// assert_eq!((target.host(), target.port()), ("reviews", 9080));
+///
+/// let target: Target = "dns:///reviews.example.com:9080".parse()?;
+/// assert_eq!((target.scheme(), target.host_port()), (Scheme::Dns, "reviews.example.com:9080"));
 /// # Ok::<(), mesh_core::id::InvalidTarget>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Target {
-    // One string: `host:port`, the xDS resource name and the key of every table; before it, if there is
-    // an authority, `xds://authority/`.
+    // One string, the key of every table and, without a scheme, the xDS resource name; before it, if there is
+    // an authority to ask, `xds://authority/`.
     text: Arc<str>,
-    prefix_len: usize,
+    scheme: Scheme,
+    name_begin: usize,
+    // Where `host:port` begins, behind the scheme, and ends.
+    host_begin: usize,
+    host_port_end: usize,
     host_len: usize,
     port: u16,
 }
 
-const SCHEME: &str = "xds:";
+const XDS: &str = "xds:";
+
+/// Who knows where a destination is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Scheme {
+    /// The mesh: `reviews:9080`.
+    Mesh,
+    /// DNS (gRPC's `dns` scheme): `dns:///reviews:9080`, every address of the name; or
+    /// `dns:///_grpc._tcp.reviews`, without a port, the SRV records of the name (RFC 2782).
+    Dns,
+    /// The target itself: `static:10.0.0.1:80,10.0.0.2:80`.
+    Static,
+}
+
+impl Scheme {
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Mesh => "",
+            Self::Dns => "dns:///",
+            Self::Static => "static:",
+        }
+    }
+}
 
 impl Target {
-    /// Builds a target.
+    /// Builds a target of the mesh.
     ///
     /// # Errors
     /// The host is empty, longer than 253 bytes, or holds anything but letters, digits, `.`, `-`, `_`
     /// (or a bracketed IPv6 address); or the port is 0.
     pub fn new(host: &str, port: u16) -> Result<Self, InvalidTarget> {
-        let trimmed = host.strip_suffix('.').unwrap_or(host);
         let invalid = |reason| InvalidTarget::new(format!("{host}:{port}"), reason);
-        if trimmed.is_empty() || trimmed.len() > 253 {
-            return Err(invalid("the host must have 1 to 253 characters"));
-        }
+        let host = checked_host(host).map_err(invalid)?;
         if port == 0 {
-            return Err(invalid("the port must be 1 to 65535"));
+            return Err(invalid(BAD_PORT));
         }
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
-        if !is_bracketed_ipv6(trimmed) && !trimmed.bytes().all(allowed) {
-            return Err(invalid(
-                "the host may hold letters, digits, '.', '-' and '_', or be an IPv6 address in brackets",
-            ));
-        }
-        let text: Arc<str> = format!("{}:{port}", trimmed.to_ascii_lowercase()).into();
-        Ok(Self { text, prefix_len: 0, host_len: trimmed.len(), port })
+        Ok(Self::of("", Scheme::Mesh, &host, port, ""))
     }
 
     /// Reads `xds://authority/host:port` beside every form that [`FromStr`] reads. That one refuses an
@@ -67,59 +88,138 @@ impl Target {
     /// ```
     ///
     /// # Errors
-    /// As [`Target::new`], or the authority holds a character that a URI's authority may not.
+    /// As [`Target::new`], or the authority holds a character that a URI's authority may not, or what follows a
+    /// scheme is not what [`Scheme`] says.
     pub fn parse_uri(text: &str) -> Result<Self, InvalidTarget> {
+        let invalid = |reason| InvalidTarget::new(text, reason);
+        if let Some(rest) = text.strip_prefix("dns://") {
+            let other_server = "a DNS server cannot be named in a target; give one to the mesh's resolver";
+            return Self::dns(rest.strip_prefix('/').ok_or_else(|| invalid(other_server))?).map_err(invalid);
+        }
+        // `static:80` is a host called static.
+        if let Some(list) = text.strip_prefix("static:").filter(|list| list.parse::<u16>().is_err()) {
+            return Self::fixed(list).map_err(invalid);
+        }
         let (authority, rest) = split_uri(text);
-        let (host, port) =
-            rest.rsplit_once(':').ok_or_else(|| InvalidTarget::new(text, "a port is needed, as in reviews:9080"))?;
-        let port = port.parse().map_err(|_| InvalidTarget::new(text, "the port must be 1 to 65535"))?;
-        let target = Self::new(host, port)?;
+        let (host, port) = rest.rsplit_once(':').ok_or_else(|| invalid("a port is needed, as in reviews:9080"))?;
+        let target = Self::new(host, port.parse().map_err(|_| invalid(BAD_PORT))?)?;
         if authority.is_empty() { Ok(target) } else { target.with_authority(authority) }
     }
 
-    /// The same destination, asked of an xDS authority (gRFC A47).
+    /// The same destination of the mesh, asked of an xDS authority (gRFC A47).
     ///
     /// # Errors
-    /// The authority is empty or holds anything but letters, digits and `-._~!$&'()*+,;=:@`.
+    /// The authority is empty or holds anything but letters, digits and `-._~!$&'()*+,;=:@`; or the target is
+    /// none that a control plane is asked about.
     pub fn with_authority(&self, authority: &str) -> Result<Self, InvalidTarget> {
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&b);
+        let prefix = format!("{XDS}//{authority}/");
+        let invalid = |reason| InvalidTarget::new(format!("{prefix}{}", self.as_str()), reason);
         if authority.is_empty() || !authority.bytes().all(allowed) {
-            let input = format!("{SCHEME}//{authority}/{}", self.as_str());
-            return Err(InvalidTarget::new(input, "its authority may hold letters, digits and -._~!$&'()*+,;=:@"));
+            return Err(invalid("its authority may hold letters, digits and -._~!$&'()*+,;=:@"));
         }
-        let prefix = format!("{SCHEME}//{authority}/");
-        let text = format!("{prefix}{}", self.as_str()).into();
-        Ok(Self { text, prefix_len: prefix.len(), host_len: self.host_len, port: self.port })
+        if self.scheme != Scheme::Mesh {
+            return Err(invalid("only a destination of the mesh has an xDS authority"));
+        }
+        Ok(Self::of(&prefix, Scheme::Mesh, self.host(), self.port, ""))
     }
 
     /// The xDS authority to ask, if one was named.
     pub fn authority(&self) -> Option<&str> {
-        self.text[..self.prefix_len].strip_prefix(SCHEME)?.strip_prefix("//")?.strip_suffix('/')
+        self.text[..self.name_begin].strip_prefix(XDS)?.strip_prefix("//")?.strip_suffix('/')
     }
 
-    /// The host part, lower case.
+    /// `port` 0 is left out; `rest` follows it. `xds` is `xds://authority/` or empty.
+    fn of(xds: &str, scheme: Scheme, host: &str, port: u16, rest: &str) -> Self {
+        let mut text = format!("{xds}{}{host}", scheme.prefix());
+        let (name_begin, host_begin) = (xds.len(), text.len() - host.len());
+        if port != 0 {
+            text.push_str(&format!(":{port}"));
+        }
+        let host_port_end = text.len();
+        text.push_str(rest);
+        Self { text: text.into(), scheme, name_begin, host_begin, host_port_end, host_len: host.len(), port }
+    }
+
+    fn dns(name: &str) -> Result<Self, &'static str> {
+        match name.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => {
+                let port = port.parse().ok().filter(|port| *port != 0).ok_or(BAD_PORT)?;
+                Ok(Self::of("", Scheme::Dns, &checked_host(host)?, port, ""))
+            }
+            _ if name.starts_with('_') => Ok(Self::of("", Scheme::Dns, &checked_host(name)?, 0, "")),
+            _ => Err("a port is needed, as in dns:///reviews:9080; SRV names begin with '_' and have none"),
+        }
+    }
+
+    fn fixed(list: &str) -> Result<Self, &'static str> {
+        let parse = |text: &str| text.trim().parse::<SocketAddr>().ok().filter(|address| address.port() != 0);
+        let mut addresses = list.split(',').map(parse);
+        let wrong = "give addresses with ports, as in static:10.0.0.1:80,[::1]:80";
+        let first = addresses.next().flatten().ok_or(wrong)?;
+        let mut rest = String::new();
+        for address in addresses {
+            rest.push_str(&format!(",{}", address.ok_or(wrong)?));
+        }
+        let host = if first.is_ipv6() { format!("[{}]", first.ip()) } else { first.ip().to_string() };
+        Ok(Self::of("", Scheme::Static, &host, first.port(), &rest))
+    }
+
+    /// Who knows where it is.
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// The host part, lower case; of a static target its first address.
     pub fn host(&self) -> &str {
-        &self.as_str()[..self.host_len]
+        &self.text[self.host_begin..self.host_begin + self.host_len]
     }
 
-    /// The port.
+    /// The port; 0 for SRV names, whose records tell it.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// `host:port`, the name under which the listener is asked for over xDS.
+    /// What requests carry as their authority: `host:port`, for SRV names `host`.
+    pub fn host_port(&self) -> &str {
+        &self.text[self.host_begin..self.host_port_end]
+    }
+
+    /// The addresses of a static target; none for others.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        let list = if self.scheme == Scheme::Static { &self.text[self.host_begin..] } else { "" };
+        list.split(',').filter_map(|address| address.parse().ok())
+    }
+
+    /// The whole target: its name in every table. Without a scheme it is `host:port`, the name under which
+    /// the listener is asked for over xDS.
     pub fn as_str(&self) -> &str {
-        &self.text[self.prefix_len..]
+        &self.text[self.name_begin..]
     }
 }
 
 /// The authority, empty if there is none, and the rest of `xds://authority/rest`, `xds:rest` or `rest`.
 fn split_uri(text: &str) -> (&str, &str) {
-    let Some(rest) = text.strip_prefix(SCHEME) else { return ("", text) };
+    let Some(rest) = text.strip_prefix(XDS) else { return ("", text) };
     match rest.strip_prefix("//") {
         Some(rest) => rest.split_once('/').unwrap_or((rest, "")),
         None => ("", rest.strip_prefix('/').unwrap_or(rest)),
     }
+}
+
+const BAD_PORT: &str = "the port must be 1 to 65535";
+
+/// A host in the form in which it is kept.
+fn checked_host(host: &str) -> Result<String, &'static str> {
+    let trimmed = host.strip_suffix('.').unwrap_or(host);
+    if trimmed.is_empty() || trimmed.len() > 253 {
+        return Err("the host must have 1 to 253 characters");
+    }
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+    if !is_bracketed_ipv6(trimmed) && !trimmed.bytes().all(allowed) {
+        return Err("the host may hold letters, digits, '.', '-' and '_', or be an IPv6 address in brackets");
+    }
+    Ok(trimmed.to_ascii_lowercase())
 }
 
 fn is_bracketed_ipv6(host: &str) -> bool {
@@ -131,6 +231,7 @@ impl FromStr for Target {
     type Err = InvalidTarget;
 
     fn from_str(text: &str) -> Result<Self, InvalidTarget> {
+        // An authority cannot be named here: nobody would ask it.
         match split_uri(text) {
             ("", _) => Self::parse_uri(text),
             _ => {
@@ -209,5 +310,42 @@ mod tests {
         for text in ["xds://a b/reviews:80", "xds://a%20b/reviews:80", "xds://east/reviews", "xds://east", "xds://"] {
             assert!(Target::parse_uri(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_scheme_says_who_knows_the_destination() {
+        for (text, want) in [
+            ("dns:///Greeter:50051", Some((Scheme::Dns, "dns:///greeter:50051", "greeter:50051", "greeter", 50051))),
+            ("dns:///[::1]:80", Some((Scheme::Dns, "dns:///[::1]:80", "[::1]:80", "[::1]", 80))),
+            (
+                "dns:///_grpc._tcp.a.b",
+                Some((Scheme::Dns, "dns:///_grpc._tcp.a.b", "_grpc._tcp.a.b", "_grpc._tcp.a.b", 0)),
+            ),
+            (
+                "static:127.0.0.1:1, [::1]:2",
+                Some((Scheme::Static, "static:127.0.0.1:1,[::1]:2", "127.0.0.1:1", "127.0.0.1", 1)),
+            ),
+            ("static:[::1]:2", Some((Scheme::Static, "static:[::1]:2", "[::1]:2", "[::1]", 2))),
+            // Hosts that are called like a scheme.
+            ("dns:53", Some((Scheme::Mesh, "dns:53", "dns:53", "dns", 53))),
+            ("static:80", Some((Scheme::Mesh, "static:80", "static:80", "static", 80))),
+            ("dns://8.8.8.8/greeter:50051", None),
+            ("dns:///greeter", None),
+            ("dns:///greeter:0", None),
+            ("dns:///", None),
+            ("dns:///a/b:80", None),
+            ("static:", None),
+            ("static:greeter:80", None),
+            ("static:127.0.0.1:1,", None),
+            ("static:127.0.0.1:0", None),
+            ("static:127.0.0.1", None),
+        ] {
+            let target = text.parse::<Target>().ok();
+            let got = target.as_ref().map(|t| (t.scheme(), t.as_str(), t.host_port(), t.host(), t.port()));
+            assert_eq!(got, want, "{text}");
+        }
+        let target: Target = "static:127.0.0.1:1,[::1]:2".parse().unwrap();
+        assert_eq!(target.addresses().map(|a| a.to_string()).collect::<Vec<_>>(), ["127.0.0.1:1", "[::1]:2"]);
+        assert_eq!("reviews:80".parse::<Target>().unwrap().addresses().count(), 0);
     }
 }

@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Cluster, Endpoints, InboundListener, Listener, RouteConfiguration};
+use super::{
+    Cluster, Domain, Endpoints, Forward, HeaderPolicy, InboundListener, Listener, RetryPolicy, Route, RouteAction,
+    RouteConfiguration, RouteMatch, RouteSource, VirtualHost,
+};
 use crate::id::ClusterName;
 
 /// Everything a client knows of one destination at one moment.
@@ -18,6 +21,37 @@ pub struct Snapshot {
     pub routes: Arc<RouteConfiguration>,
     /// Every cluster the routes name, known or failed.
     pub clusters: BTreeMap<ClusterName, ClusterState>,
+}
+
+impl Snapshot {
+    /// A destination whose every request goes to one cluster, which finds its endpoints by itself: what there
+    /// is to know where nobody configures routes.
+    pub fn of_one_cluster(name: &str, cluster: Cluster, retry: Option<RetryPolicy>) -> Self {
+        let action = RouteAction::Forward(Box::new(Forward::to(cluster.name.clone())));
+        let route = Route { name: name.to_owned(), ..Route::new(RouteMatch::any(), action) };
+        let host = VirtualHost {
+            name: name.to_owned(),
+            domains: vec![Domain::new("*").expect("a lone star is a domain")],
+            routes: vec![route],
+            headers: HeaderPolicy::default(),
+            retry,
+        };
+        let routes = Arc::new(RouteConfiguration {
+            name: name.to_owned(),
+            virtual_hosts: vec![host],
+            headers: HeaderPolicy::default(),
+            retry_budget: None,
+        });
+        let listener = Listener {
+            name: name.to_owned(),
+            routes: RouteSource::Inline(routes.clone()),
+            filters: Vec::new(),
+            max_stream_duration: None,
+        };
+        let name = cluster.name.clone();
+        let state = ClusterState::Ready { cluster: Arc::new(cluster), endpoints: Arc::default() };
+        Self { listener: Arc::new(listener), routes, clusters: [(name, state)].into() }
+    }
 }
 
 /// A cluster of a snapshot.

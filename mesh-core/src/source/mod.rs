@@ -1,10 +1,13 @@
-//! The ports through which the crates meet: where destinations, inbound policy and identity come from.
+//! The ports through which the crates meet: where destinations, inbound policy, identity and the
+//! addresses of names come from.
 //!
 //! A source hands out a [`Watched`] value: readers load the current one without waiting; one task may
 //! wait for the next. Refuses to know whether xDS, a directory or a test stands behind it.
 
+mod resolve;
 mod watched;
 
+pub use self::resolve::{Resolve, ResolveError, Resolved, Resolving, Service};
 pub use self::watched::{Publisher, Watched};
 
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! Test helpers of mesh: a certificate authority, servers that misbehave on demand, hand-fed sources
+//! Test helpers of mesh: a certificate authority, servers that misbehave on demand (HTTP and DNS), hand-fed sources
 //! and small policy.
 //!
 //! Only for tests: helpers panic where a test would `unwrap`. Everything listens on loopback, port 0,
@@ -7,10 +7,14 @@
 
 mod ca;
 pub mod clock;
+mod dns;
 mod echo;
 pub mod policy;
+mod resolver;
 mod source;
 
 pub use self::ca::{CertificateSpec, TestCa, crypto};
+pub use self::dns::{DnsFault, DnsServer};
 pub use self::echo::{Behaviour, EchoServer, Received};
+pub use self::resolver::FakeResolver;
 pub use self::source::FixedSource;

@@ -1,0 +1,288 @@
+//! Clusters whose endpoints are DNS names (R32 of the failure scenarios): the resolver is a stand-in, and where
+//! time matters it stands still.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use mesh_client::{Client, ClusterDump};
+use mesh_core::error::{Code, Fault};
+use mesh_core::policy::{Address, Cluster, Discovery, Endpoint, Snapshot};
+use mesh_core::source::ResolveError;
+use mesh_testkit::clock::pass;
+use mesh_testkit::{Behaviour, EchoServer, FakeResolver, FixedSource, policy};
+
+use super::{TARGET, cluster, fetch, forward_with, read, server_of, snapshot_with};
+
+const HOST: &str = "reviews.example.com";
+const SECOND: Duration = Duration::from_secs(1);
+
+fn name(port: u16) -> Endpoint {
+    Endpoint::new(Address::Name { host: HOST.into(), port })
+}
+
+fn strict(endpoints: Vec<Endpoint>) -> Snapshot {
+    let names = policy::endpoints(&"test".into(), endpoints);
+    let discovery = Discovery::StrictDns(names.into());
+    snapshot_with(forward_with(None), Cluster { discovery, ..cluster("test") }, &[])
+}
+
+fn logical(port: u16) -> Snapshot {
+    let names = policy::endpoints(&"test".into(), vec![name(port)]);
+    let discovery = Discovery::LogicalDns(names.into());
+    snapshot_with(forward_with(None), Cluster { discovery, ..cluster("test") }, &[])
+}
+
+fn client(snapshot: Snapshot, resolver: &Arc<FakeResolver>) -> Client {
+    Client::builder(FixedSource::of(TARGET, snapshot)).resolver(resolver.clone()).build()
+}
+
+fn dump(client: &Client) -> ClusterDump {
+    client.dump().destinations[0].clusters[0].clone()
+}
+
+fn addresses(client: &Client) -> Vec<String> {
+    dump(client).endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect()
+}
+
+/// Subscribes without sending anything and waits for the first look.
+async fn subscribed(snapshot: Snapshot, resolver: &Arc<FakeResolver>) -> Client {
+    let client = client(snapshot, resolver);
+    let request = http::Request::get(format!("http://{TARGET}/")).body(()).unwrap();
+    client.explain(&request);
+    resolver.wait_for_asked(1).await;
+    pass(Duration::from_millis(1)).await;
+    client
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_address_of_a_name_is_an_endpoint_and_a_change_is_seen_after_the_ttl() {
+    let resolver = FakeResolver::new();
+    resolver.set(HOST, &["10.0.0.2", "10.0.0.1"], Some(20 * SECOND));
+    let client = subscribed(strict(vec![name(80)]), &resolver).await;
+    assert_eq!(addresses(&client), ["10.0.0.1:80", "10.0.0.2:80"]);
+
+    resolver.set(HOST, &["10.0.0.3", "10.0.0.1"], Some(20 * SECOND));
+    pass(19 * SECOND).await;
+    assert_eq!((resolver.asked(), addresses(&client).len()), (1, 2), "the TTL is not over");
+    assert_eq!(addresses(&client), ["10.0.0.1:80", "10.0.0.2:80"]);
+    pass(SECOND).await;
+    assert_eq!((resolver.asked(), addresses(&client)), (2, vec!["10.0.0.1:80".into(), "10.0.0.3:80".into()]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ttl_of_zero_is_looked_up_every_five_seconds() {
+    let resolver = FakeResolver::new();
+    resolver.set(HOST, &["10.0.0.1"], Some(Duration::ZERO));
+    let _client = subscribed(strict(vec![name(80)]), &resolver).await;
+    pass(60 * SECOND).await;
+    assert_eq!(resolver.asked(), 13);
+
+    // Control: the floor is what keeps it from being asked without end.
+    let resolver = FakeResolver::new();
+    resolver.set(HOST, &["10.0.0.1"], Some(Duration::ZERO));
+    let source = FixedSource::of(TARGET, strict(vec![name(80)]));
+    let client = Client::builder(source).resolver(resolver.clone()).dns_min_refresh(SECOND / 10).build();
+    client.explain(&http::Request::get(format!("http://{TARGET}/")).body(()).unwrap());
+    pass(60 * SECOND).await;
+    assert!(resolver.asked() > 500, "{}", resolver.asked());
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_fails_the_last_good_addresses_stay_and_the_failure_is_told() {
+    for failure in [
+        Some(Err(ResolveError::NotFound)),
+        Some(Err(ResolveError::NoRecords)),
+        Some(Err(ResolveError::Failed("SERVFAIL".into()))),
+        Some(Err(ResolveError::Timeout)),
+        // Emptied, as by a name server that restarts.
+        Some(Ok(())),
+        // Nobody answers.
+        None,
+    ] {
+        let resolver = FakeResolver::new();
+        resolver.set(HOST, &["10.0.0.1", "10.0.0.2"], Some(5 * SECOND));
+        let client = subscribed(strict(vec![name(80)]), &resolver).await;
+        match &failure {
+            Some(Ok(())) => resolver.set(HOST, &[], None),
+            Some(Err(error)) => resolver.fail(HOST, error.clone()),
+            None => resolver.hang(HOST),
+        }
+        pass(60 * SECOND).await;
+        assert_eq!(addresses(&client), ["10.0.0.1:80", "10.0.0.2:80"], "{failure:?}");
+        assert!(dump(&client).dns_failures[0].starts_with(HOST), "{failure:?}: {:?}", dump(&client).dns_failures);
+        assert!(resolver.asked() <= 40, "backs off: {} in a minute", resolver.asked());
+
+        resolver.set(HOST, &["10.0.0.9"], None);
+        pass(if failure.is_none() { 15 * SECOND } else { 5 * SECOND }).await;
+        assert_eq!(addresses(&client), ["10.0.0.9:80"], "{failure:?}");
+        assert_eq!(dump(&client).dns_failures, [""; 0]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_appears_is_seen_within_five_seconds_and_until_then_requests_say_why() {
+    let resolver = FakeResolver::new();
+    let client = client(strict(vec![name(80)]), &resolver);
+    for wait in [0, 3, 60] {
+        pass(wait * SECOND).await;
+        let error = fetch(&client, "/").await.unwrap_err();
+        assert_eq!(error.code(), Code::NAME_UNRESOLVED);
+        assert!(error.to_string().contains(&format!("{HOST}: no such name")), "{error}");
+    }
+    resolver.set(HOST, &["10.0.0.1"], None);
+    pass(5 * SECOND).await;
+    assert_eq!(addresses(&client), ["10.0.0.1:80"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_order_is_no_change() {
+    let resolver = FakeResolver::new();
+    let client = subscribed(strict(vec![name(80)]), &resolver).await;
+    resolver.set(HOST, &["10.0.0.1", "10.0.0.2", "10.0.0.3"], None);
+    pass(5 * SECOND).await;
+    let before = addresses(&client);
+    resolver.set(HOST, &["10.0.0.3", "10.0.0.1", "10.0.0.2"], None);
+    pass(60 * SECOND).await;
+    assert_eq!(addresses(&client), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_name_that_fails_takes_nothing_from_the_others() {
+    let resolver = FakeResolver::new();
+    resolver.set(HOST, &["10.0.0.1"], Some(5 * SECOND));
+    resolver.set("other.example.com", &["10.0.1.1", "10.0.1.2"], Some(5 * SECOND));
+    let other = Endpoint::new(Address::Name { host: "other.example.com".into(), port: 80 });
+    let client = subscribed(strict(vec![name(80), other]), &resolver).await;
+    assert_eq!(addresses(&client).len(), 3);
+    resolver.fail(HOST, ResolveError::NotFound);
+    resolver.set("other.example.com", &["10.0.1.2"], Some(5 * SECOND));
+    pass(6 * SECOND).await;
+    assert_eq!(addresses(&client), ["10.0.0.1:80", "10.0.1.2:80"], "one keeps what it had, the other is up to date");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_records_are_a_thousand_endpoints() {
+    let all: Vec<String> = (0..1000).map(|i| format!("10.0.{}.{}", i / 250, i % 250)).collect();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let resolver = FakeResolver::new();
+    resolver.set(HOST, &all, None);
+    let client = subscribed(strict(vec![name(80)]), &resolver).await;
+    assert_eq!(addresses(&client).len(), 1000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn srv_records_give_ports_weights_and_priorities() {
+    let resolver = FakeResolver::new();
+    resolver.set_services("_grpc._tcp.a", &[(10, 3, "one.a", 1), (10, 0, "two.a", 2), (20, 1, "spare.a", 3)], None);
+    resolver.set("one.a", &["10.0.0.1"], None);
+    resolver.set("two.a", &["10.0.0.2"], None);
+    resolver.set("spare.a", &["10.0.0.3"], None);
+    let srv = Endpoint::new(Address::Name { host: "_grpc._tcp.a".into(), port: 0 });
+    let client = subscribed(strict(vec![srv]), &resolver).await;
+    let seen: Vec<_> = dump(&client)
+        .endpoints
+        .iter()
+        .map(|endpoint| (endpoint.address.to_string(), endpoint.priority, endpoint.weight, endpoint.usable))
+        .collect();
+    let want = [("10.0.0.1:1", 0, 3, true), ("10.0.0.2:2", 0, 1, true), ("10.0.0.3:3", 1, 1, false)];
+    assert_eq!(seen, want.map(|(address, priority, weight, usable)| (address.to_owned(), priority, weight, usable)));
+}
+
+/// Lets time pass between requests; during one the clock runs, for sockets know no other.
+async fn later(time: Duration) {
+    tokio::time::pause();
+    pass(time).await;
+    tokio::time::resume();
+}
+
+#[tokio::test]
+async fn connections_that_fail_ask_again_at_most_once_in_five_seconds() {
+    let server = EchoServer::start("new").await;
+    let port = server.address().port();
+    let resolver = FakeResolver::new();
+    // An address of loopback at which nobody listens: it refuses at once.
+    resolver.set(HOST, &["127.0.0.2"], Some(3600 * SECOND));
+    let client = client(strict(vec![name(port)]), &resolver);
+    for _ in 0..20 {
+        assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::CONNECT_FAILED);
+    }
+    resolver.set(HOST, &["127.0.0.1"], Some(3600 * SECOND));
+    later(SECOND).await;
+    assert_eq!(resolver.asked(), 1, "not sooner than 5 s after the last time");
+    later(4 * SECOND).await;
+    assert_eq!(resolver.asked(), 2, "long before the TTL is over");
+    assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "new");
+    // Control: without failures it is not asked again.
+    later(600 * SECOND).await;
+    assert_eq!(resolver.asked(), 2);
+}
+
+#[tokio::test]
+async fn a_logical_name_is_one_endpoint_and_new_connections_use_its_newest_address() {
+    let server = EchoServer::start("one").await;
+    let port = server.address().port();
+    let resolver = FakeResolver::new();
+    resolver.set(HOST, &["127.0.0.1"], Some(20 * SECOND));
+    let client = client(logical(port), &resolver);
+    assert_eq!(fetch(&client, "/").await.unwrap().status(), StatusCode::OK);
+    assert_eq!(addresses(&client), [format!("{HOST}:{port}")]);
+
+    // The connection that is there stays, whatever the name stands for now.
+    resolver.set(HOST, &["127.0.0.9"], Some(20 * SECOND));
+    later(30 * SECOND).await;
+    assert_eq!(fetch(&client, "/").await.unwrap().status(), StatusCode::OK);
+    assert_eq!((server.connections(), resolver.asked()), (1, 1));
+
+    // A new one goes where the name says; nobody listens there.
+    server.script([Behaviour::CloseConnection]);
+    assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::CONNECT_FAILED);
+    assert_eq!(resolver.asked(), 2);
+    resolver.set(HOST, &["127.0.0.1"], Some(20 * SECOND));
+    later(30 * SECOND).await;
+    assert_eq!(fetch(&client, "/").await.unwrap().status(), StatusCode::OK);
+
+    // And when the name cannot be looked up, where it said last.
+    resolver.fail(HOST, ResolveError::NotFound);
+    later(30 * SECOND).await;
+    server.script([Behaviour::CloseConnection]);
+    assert_eq!(fetch(&client, "/").await.unwrap().status(), StatusCode::OK);
+    assert_eq!((server.connections(), resolver.asked()), (3, 4));
+}
+
+/// Both families at a name; nobody listens at the IPv6 one.
+#[tokio::test]
+async fn a_broken_family_is_fallen_back_from() {
+    let server = EchoServer::start("v4").await;
+    let port = server.address().port();
+    let resolver = FakeResolver::new();
+    resolver.set(HOST, &["::1", "127.0.0.1"], None);
+    for snapshot in [strict(vec![name(port)]), logical(port)] {
+        let client = client(snapshot, &resolver);
+        for _ in 0..4 {
+            let request = http::Request::get(format!("http://{TARGET}/")).body(String::new()).unwrap();
+            let response = read(client.send(request).await.unwrap()).await.unwrap();
+            assert_eq!(server_of(&response), "v4");
+        }
+    }
+    // Control: an endpoint that has the broken family alone fails.
+    resolver.set(HOST, &["::1"], None);
+    let client = client(strict(vec![name(port)]), &resolver);
+    assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::CONNECT_FAILED);
+}
+
+#[tokio::test]
+async fn additional_addresses_belong_to_one_endpoint() {
+    let server = EchoServer::start("second").await;
+    let port = server.address().port();
+    let dead = Address::Socket(format!("127.0.0.2:{port}").parse().unwrap());
+    let additional = Box::new([Address::Socket(server.address())]);
+    let endpoint = Endpoint { additional_addresses: additional, ..Endpoint::new(dead.clone()) };
+    let (client, source) = super::client_of(policy::snapshot_of(cluster("test"), [endpoint]));
+    assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "second");
+    assert_eq!(addresses(&client).len(), 1);
+    // Control: without them there is nothing at the first address.
+    source.set_snapshot(TARGET, policy::snapshot_of(cluster("test"), [Endpoint::new(dead)]));
+    let failed = || async { fetch(&client, "/").await.err().map(|error| error.code()) };
+    while failed().await != Some(Code::CONNECT_FAILED) {}
+}

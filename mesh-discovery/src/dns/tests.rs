@@ -1,0 +1,131 @@
+//! Against a name server on loopback, over UDP and TCP.
+
+use mesh_testkit::{DnsFault, DnsServer};
+
+use super::*;
+
+fn quick(server: &DnsServer) -> DnsResolverBuilder {
+    DnsResolver::builder().server(server.address()).timeout(Duration::from_millis(200)).attempts(1)
+}
+
+fn texts(found: &Resolved<IpAddr>) -> Vec<String> {
+    found.records.iter().map(ToString::to_string).collect()
+}
+
+#[tokio::test]
+async fn both_families_are_found_ipv6_first_with_their_ttl() {
+    let server = DnsServer::start().await;
+    server.set("a.test", &["10.0.0.1", "fd00::1"], 40);
+    let resolver = quick(&server).build().unwrap();
+    let found = resolver.addresses("a.test").await.unwrap();
+    assert_eq!(texts(&found), ["fd00::1", "10.0.0.1"]);
+    let ttl = found.ttl.unwrap();
+    assert!(ttl > Duration::from_secs(30) && ttl <= Duration::from_secs(40), "{ttl:?}");
+
+    // Kept: nobody is asked again.
+    let asked = server.queries();
+    resolver.addresses("a.test").await.unwrap();
+    assert_eq!(server.queries(), asked);
+}
+
+#[tokio::test]
+async fn a_ttl_of_zero_is_asked_for_each_time() {
+    let server = DnsServer::start().await;
+    server.set("a.test", &["10.0.0.1"], 0);
+    let resolver = quick(&server).build().unwrap();
+    assert_eq!(resolver.addresses("a.test").await.unwrap().ttl, Some(Duration::ZERO));
+    server.set("a.test", &["10.0.0.2"], 0);
+    assert_eq!(texts(&resolver.addresses("a.test").await.unwrap()), ["10.0.0.2"]);
+}
+
+#[tokio::test]
+async fn each_failure_is_told_apart() {
+    let server = DnsServer::start().await;
+    server.set("empty.test", &[], 60);
+    server.break_name("broken.test", DnsFault::ServerFailure);
+    server.break_name("silent.test", DnsFault::Silence);
+    let resolver = quick(&server).build().unwrap();
+    assert_eq!(resolver.addresses("no.test").await, Err(ResolveError::NotFound));
+    assert_eq!(resolver.addresses("empty.test").await, Err(ResolveError::NoRecords));
+    assert_eq!(resolver.addresses("silent.test").await, Err(ResolveError::Timeout));
+    let broken = resolver.addresses("broken.test").await;
+    assert!(matches!(&broken, Err(ResolveError::Failed(text)) if text.contains("Server Failure")), "{broken:?}");
+    assert!(resolver.addresses("not a name").await.is_err());
+}
+
+#[tokio::test]
+async fn no_such_name_is_kept_for_a_moment_whatever_the_zone_says() {
+    let server = DnsServer::start().await;
+    let held = quick(&server).negative_ttl(Duration::from_secs(600)).build().unwrap();
+    let brief = quick(&server).negative_ttl(Duration::ZERO).build().unwrap();
+    for resolver in [&held, &brief] {
+        assert_eq!(resolver.addresses("late.test").await, Err(ResolveError::NotFound));
+    }
+    server.set("late.test", &["10.0.0.1"], 60);
+    assert_eq!(held.addresses("late.test").await, Err(ResolveError::NotFound), "negative caching");
+    // Control, and what the default of a second comes to: the zone's hour does not count.
+    assert_eq!(texts(&brief.addresses("late.test").await.unwrap()), ["10.0.0.1"]);
+}
+
+#[tokio::test]
+async fn a_thousand_records_come_over_tcp() {
+    let server = DnsServer::start().await;
+    let all: Vec<String> = (0..1000).map(|i| format!("10.0.{}.{}", i / 250, i % 250)).collect();
+    server.set("many.test", &all.iter().map(String::as_str).collect::<Vec<_>>(), 60);
+    let resolver = DnsResolver::builder().server(server.address()).build().unwrap();
+    assert_eq!(resolver.addresses("many.test").await.unwrap().records.len(), 1000);
+    assert_eq!(server.queries_over_tcp(), 1);
+}
+
+#[tokio::test]
+async fn srv_records_name_hosts_and_ports() {
+    let server = DnsServer::start().await;
+    server.set_services("_grpc._tcp.a.test", &[(1, 5, "one.a.test", 80), (2, 0, "two.a.test", 81)], 30);
+    let found = quick(&server).build().unwrap().services("_grpc._tcp.a.test").await.unwrap();
+    let service = |priority, weight, host: &str, port| Service { priority, weight, host: host.into(), port };
+    assert_eq!(found.records, [service(1, 5, "one.a.test.", 80), service(2, 0, "two.a.test.", 81)]);
+    assert!(found.ttl.is_some_and(|ttl| ttl <= Duration::from_secs(30)));
+    server.set_services("_none._tcp.a.test", &[(0, 0, "", 0)], 30);
+    let none = quick(&server).build().unwrap();
+    assert_eq!(none.services("_none._tcp.a.test").await, Err(ResolveError::NoRecords));
+}
+
+#[tokio::test]
+async fn short_names_are_searched_and_dots_decide_where_first() {
+    let server = DnsServer::start().await;
+    server.set("a.default.svc", &["10.0.0.1"], 60);
+    server.set("a.b.default.svc", &["10.0.0.2"], 60);
+    server.set("a.b", &["10.0.0.3"], 60);
+    let searching = |ndots| quick(&server).search("default.svc").ndots(ndots).build().unwrap();
+    for (ndots, name, want) in
+        [(1, "a", "10.0.0.1"), (1, "a.b", "10.0.0.3"), (5, "a.b", "10.0.0.2"), (5, "a.b.", "10.0.0.3")]
+    {
+        assert_eq!(texts(&searching(ndots).addresses(name).await.unwrap()), [want], "{name} with ndots {ndots}");
+    }
+    // Control: nothing is searched by itself.
+    assert_eq!(quick(&server).build().unwrap().addresses("a").await, Err(ResolveError::NotFound));
+    assert!(quick(&server).search("not a domain..").build().is_err());
+}
+
+#[tokio::test]
+async fn look_ups_at_once_are_bounded() {
+    let server = DnsServer::start().await;
+    server.break_name("silent.test", DnsFault::Silence);
+    server.set("a.test", &["10.0.0.1"], 60);
+    let resolver = |most| quick(&server).timeout(Duration::from_secs(2)).concurrency(most).build().unwrap();
+    for (most, overtakes) in [(1, false), (2, true)] {
+        let resolver = resolver(most);
+        let before = server.queries();
+        let stuck = resolver.addresses("silent.test");
+        let other = async {
+            server.wait_for_queries(before + 2).await;
+            resolver.addresses("a.test").await
+        };
+        tokio::pin!(stuck, other);
+        tokio::select! {
+            biased;
+            found = &mut other => assert!(found.is_ok() && overtakes, "{found:?}"),
+            late = &mut stuck => assert!(late == Err(ResolveError::Timeout) && !overtakes),
+        }
+    }
+}

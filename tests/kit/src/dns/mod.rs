@@ -1,0 +1,124 @@
+//! A name server on loopback, over UDP and TCP, that says what the test wrote down.
+
+#[cfg(test)]
+mod tests;
+mod wire;
+mod worker;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use self::wire::{Outcome, Query, Record};
+
+/// A DNS server. Dropping it closes its port. Every negative answer says that it may be kept for an hour, as
+/// careless zones do.
+pub struct DnsServer {
+    address: SocketAddr,
+    zone: Arc<Zone>,
+    _worker: worker::Worker,
+}
+
+/// How a name misbehaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DnsFault {
+    /// NXDOMAIN; what names do that were not set.
+    NotFound,
+    /// SERVFAIL.
+    ServerFailure,
+    /// Queries are swallowed.
+    Silence,
+}
+
+/// What is known, by name in lower case without the last dot.
+struct Zone {
+    names: Mutex<HashMap<String, Result<Vec<Record>, DnsFault>>>,
+    queries: watch::Sender<u64>,
+    over_tcp: watch::Sender<u64>,
+}
+
+impl DnsServer {
+    /// A server that knows no name yet.
+    pub async fn start() -> Self {
+        let (queries, over_tcp) = (watch::Sender::new(0), watch::Sender::new(0));
+        let zone = Arc::new(Zone { names: Mutex::default(), queries, over_tcp });
+        let (udp, tcp) = worker::bind().await;
+        let address = udp.local_addr().expect("a bound socket has an address");
+        Self { address, zone: zone.clone(), _worker: worker::Worker::spawn(udp, tcp, zone) }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// From now on `name` has these addresses, for `ttl` seconds; an empty list is NOERROR without records.
+    pub fn set(&self, name: &str, addresses: &[&str], ttl: u32) {
+        let record = |text: &&str| match text.parse().unwrap_or_else(|e| panic!("{text}: {e}")) {
+            IpAddr::V4(ip) => Record::A(ip, ttl),
+            IpAddr::V6(ip) => Record::Aaaa(ip, ttl),
+        };
+        self.put(name, Ok(addresses.iter().map(record).collect()));
+    }
+
+    /// From now on `name` has these SRV records: priority, weight, host, port.
+    pub fn set_services(&self, name: &str, services: &[(u16, u16, &str, u16)], ttl: u32) {
+        let record = |&(priority, weight, host, port): &(u16, u16, &str, u16)| Record::Srv {
+            priority,
+            weight,
+            port,
+            host: host.to_owned(),
+            ttl,
+        };
+        self.put(name, Ok(services.iter().map(record).collect()));
+    }
+
+    /// From now on `name` misbehaves.
+    pub fn break_name(&self, name: &str, fault: DnsFault) {
+        self.put(name, Err(fault));
+    }
+
+    /// Queries so far: two for a look-up of addresses, one for each family.
+    pub fn queries(&self) -> u64 {
+        *self.zone.queries.borrow()
+    }
+
+    /// Of them, those over TCP: what was too long for UDP.
+    pub fn queries_over_tcp(&self) -> u64 {
+        *self.zone.over_tcp.borrow()
+    }
+
+    /// Waits until there were `count` queries.
+    pub async fn wait_for_queries(&self, count: u64) {
+        self.zone.queries.subscribe().wait_for(|n| *n >= count).await.expect("the sender is ours");
+    }
+
+    fn put(&self, name: &str, known: Result<Vec<Record>, DnsFault>) {
+        self.zone.names.lock().insert(name.to_ascii_lowercase(), known);
+    }
+}
+
+impl Zone {
+    /// The answer to a message, at most `limit` bytes long; nothing for what is no query or met with silence.
+    fn answer(&self, message: &[u8], limit: usize) -> Option<Vec<u8>> {
+        let query = Query::read(message)?;
+        self.queries.send_modify(|n| *n += 1);
+        let names = self.names.lock();
+        let outcome = match names.get(&query.name) {
+            Some(Ok(records)) => Outcome::Records(records),
+            None | Some(Err(DnsFault::NotFound)) => Outcome::NotFound,
+            Some(Err(DnsFault::ServerFailure)) => Outcome::ServerFailure,
+            Some(Err(DnsFault::Silence)) => return None,
+        };
+        Some(query.answer(&outcome, limit))
+    }
+}
+
+impl std::fmt::Debug for DnsServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DnsServer").field("address", &self.address).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,129 @@
+//! DNS messages (RFC 1035), as much of them as a test server needs: one question, A, AAAA, SRV and SOA.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+/// Bytes of an answer over UDP: what fits without EDNS.
+pub(super) const UDP_LIMIT: usize = 512;
+/// Bytes of an answer over TCP.
+pub(super) const TCP_LIMIT: usize = 65_535;
+
+const A: u16 = 1;
+const SOA: u16 = 6;
+const AAAA: u16 = 28;
+const SRV: u16 = 33;
+const IN: u16 = 1;
+/// How long a negative answer may be kept, seconds.
+const NEGATIVE_TTL: u32 = 3600;
+
+/// One record of a name.
+#[derive(Clone, Debug)]
+pub(super) enum Record {
+    A(Ipv4Addr, u32),
+    Aaaa(Ipv6Addr, u32),
+    Srv { priority: u16, weight: u16, port: u16, host: String, ttl: u32 },
+}
+
+/// What is said of a name.
+pub(super) enum Outcome<'z> {
+    Records(&'z [Record]),
+    NotFound,
+    ServerFailure,
+}
+
+/// A question.
+pub(super) struct Query<'m> {
+    id: [u8; 2],
+    // As it came: it is part of the answer.
+    question: &'m [u8],
+    /// In lower case, without the last dot.
+    pub(super) name: String,
+    kind: u16,
+}
+
+impl<'m> Query<'m> {
+    /// Reads a query with one question; `None` for anything else.
+    pub(super) fn read(message: &'m [u8]) -> Option<Self> {
+        let is_query = message.get(2)? & 0x80 == 0;
+        if !is_query || message.get(4..6)? != [0, 1] {
+            return None;
+        }
+        let (mut at, mut labels) = (12, Vec::new());
+        loop {
+            let length = usize::from(*message.get(at)?);
+            at += 1;
+            match length {
+                0 => break,
+                1..64 => labels.push(String::from_utf8_lossy(message.get(at..at + length)?).to_ascii_lowercase()),
+                // Compressed: no question is.
+                _ => return None,
+            }
+            at += length;
+        }
+        let kind = u16::from_be_bytes(message.get(at..at + 2)?.try_into().ok()?);
+        let question = message.get(12..at + 4)?;
+        Some(Self { id: [message[0], message[1]], question, name: labels.join("."), kind })
+    }
+
+    /// The answer; too long, it says so and is empty.
+    pub(super) fn answer(&self, outcome: &Outcome<'_>, limit: usize) -> Vec<u8> {
+        let (code, records) = match outcome {
+            Outcome::Records(records) => (0, *records),
+            Outcome::NotFound => (3, &[][..]),
+            Outcome::ServerFailure => (2, &[][..]),
+        };
+        let wanted: Vec<Vec<u8>> = records.iter().filter_map(|record| record.write(self.kind)).collect();
+        let negative = wanted.is_empty() && code != 2;
+        let long = 12 + self.question.len() + wanted.iter().map(Vec::len).sum::<usize>() > limit;
+        let answers = if long { &[][..] } else { &wanted };
+        // A response with recursion, truncated or not.
+        let mut message = vec![self.id[0], self.id[1], 0x81 | (u8::from(long) << 1), 0x80 | code, 0, 1];
+        message.extend((answers.len() as u16).to_be_bytes());
+        message.extend([0, u8::from(negative), 0, 0]);
+        message.extend(self.question);
+        message.extend(answers.iter().flatten());
+        if negative {
+            message.extend(soa());
+        }
+        message
+    }
+}
+
+impl Record {
+    /// The record of the question's name, if it is of the kind asked for.
+    fn write(&self, wanted: u16) -> Option<Vec<u8>> {
+        let (kind, ttl, data) = match self {
+            Self::A(ip, ttl) => (A, *ttl, ip.octets().to_vec()),
+            Self::Aaaa(ip, ttl) => (AAAA, *ttl, ip.octets().to_vec()),
+            Self::Srv { priority, weight, port, host, ttl } => {
+                let mut data: Vec<u8> = [priority, weight, port].into_iter().flat_map(|n| n.to_be_bytes()).collect();
+                for label in host.split('.').filter(|label| !label.is_empty()) {
+                    data.push(label.len() as u8);
+                    data.extend(label.as_bytes());
+                }
+                data.push(0);
+                (SRV, *ttl, data)
+            }
+        };
+        // A pointer to the question's name.
+        (kind == wanted).then(|| record(&[0xc0, 12], kind, ttl, &data))
+    }
+}
+
+fn record(name: &[u8], kind: u16, ttl: u32, data: &[u8]) -> Vec<u8> {
+    let mut record = name.to_vec();
+    record.extend(kind.to_be_bytes());
+    record.extend(IN.to_be_bytes());
+    record.extend(ttl.to_be_bytes());
+    record.extend((data.len() as u16).to_be_bytes());
+    record.extend(data);
+    record
+}
+
+/// The root's SOA record: what tells how long a negative answer may be kept.
+fn soa() -> Vec<u8> {
+    let mut data = vec![0, 0];
+    for number in [1, 3600, 600, 86_400, NEGATIVE_TTL] {
+        data.extend(u32::to_be_bytes(number));
+    }
+    record(&[0], SOA, NEGATIVE_TTL, &data)
+}

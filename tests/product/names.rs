@@ -1,0 +1,110 @@
+//! DNS clusters against a name server that misbehaves (R32 of the failure scenarios), with everything real
+//! between the two but the shortest refresh time, which is 50 ms here in place of 5 s.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::get;
+use http_body_util::BodyExt;
+use mesh::dns::DnsResolver;
+use mesh_client::Client;
+use mesh_discovery::target::TargetSource;
+use mesh_testkit::{DnsFault, DnsServer};
+
+use crate::support::eventually;
+
+/// Two servers at one port, `one` at 127.0.0.1 and `two` at 127.0.0.2. Gives the port.
+async fn servers() -> u16 {
+    let mut port = 0;
+    for (ip, text) in [("127.0.0.1", "one"), ("127.0.0.2", "two")] {
+        let listener = tokio::net::TcpListener::bind((ip, port)).await.unwrap();
+        port = listener.local_addr().unwrap().port();
+        let app = Router::new().fallback(get(move || async move { text }));
+        tokio::spawn(axum::serve(listener, app).into_future());
+    }
+    port
+}
+
+fn client(dns: &DnsServer) -> Client {
+    let resolver = DnsResolver::builder().server(dns.address()).timeout(Duration::from_millis(200)).attempts(1);
+    Client::builder(Arc::new(TargetSource::alone()))
+        .resolver(Arc::new(resolver.build().unwrap()))
+        .dns_min_refresh(Duration::from_millis(50))
+        .build()
+}
+
+async fn ask(client: &Client, name: &str, port: u16) -> Result<String, mesh_client::Error> {
+    let request = http::Request::get(format!("http://{name}:{port}/")).body(String::new()).unwrap();
+    let body = client.send(request).await?.into_body().collect().await?.to_bytes();
+    Ok(String::from_utf8(body.to_vec()).unwrap())
+}
+
+async fn becomes(client: &Client, name: &str, port: u16, want: &str) {
+    let what = format!("{name} is answered by {want}");
+    eventually(&what, || async { ask(client, name, port).await.is_ok_and(|text| text == want).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn a_name_server_in_trouble_harms_no_request_and_is_heard_when_it_is_well() {
+    let (dns, port) = (DnsServer::start().await, servers().await);
+    let client = client(&dns);
+    for fault in [Some(DnsFault::NotFound), Some(DnsFault::ServerFailure), Some(DnsFault::Silence), None] {
+        let name = format!("{fault:?}.test").replace(['(', ')'], "").to_lowercase();
+        dns.set(&name, &["127.0.0.1"], 0);
+        assert_eq!(ask(&client, &name, port).await.unwrap(), "one", "{name}");
+        match fault {
+            Some(fault) => dns.break_name(&name, fault),
+            // Emptied.
+            None => dns.set(&name, &[], 0),
+        }
+        eventually("the failure is noticed", || async {
+            let held = client.dump().destinations;
+            held.iter()
+                .any(|one| one.clusters.iter().any(|c| c.dns_failures.iter().any(|f| f.starts_with(&name))))
+                .then_some(())
+        })
+        .await;
+        for _ in 0..20 {
+            assert_eq!(ask(&client, &name, port).await.unwrap(), "one", "{name}");
+        }
+        dns.set(&name, &["127.0.0.2"], 0);
+        becomes(&client, &name, port, "two").await;
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_appears_is_used() {
+    let (dns, port) = (DnsServer::start().await, servers().await);
+    let client = client(&dns);
+    let error = ask(&client, "late.test", port).await.unwrap_err();
+    assert!(error.to_string().contains("late.test: no such name"), "{error}");
+    dns.set("late.test", &["127.0.0.1"], 60);
+    becomes(&client, "late.test", port, "one").await;
+}
+
+#[tokio::test]
+async fn a_thousand_addresses_are_a_thousand_endpoints() {
+    let dns = DnsServer::start().await;
+    let client = client(&dns);
+    let all: Vec<String> = (0..1000).map(|i| format!("127.1.{}.{}", i / 250, i % 250)).collect();
+    dns.set("many.test", &all.iter().map(String::as_str).collect::<Vec<_>>(), 60);
+    client.explain(&http::Request::get("http://many.test:80/").body(()).unwrap());
+    eventually("all are there", || async {
+        let held = client.dump().destinations;
+        let endpoints = held.iter().flat_map(|one| &one.clusters).map(|cluster| cluster.endpoints.len()).sum::<usize>();
+        (endpoints == 1000).then_some(())
+    })
+    .await;
+    assert!(dns.queries_over_tcp() > 0, "too long for UDP");
+}
+
+#[tokio::test]
+async fn a_family_at_which_nobody_listens_is_fallen_back_from() {
+    let (dns, port) = (DnsServer::start().await, servers().await);
+    let client = client(&dns);
+    dns.set("both.test", &["::1", "127.0.0.1"], 60);
+    for _ in 0..10 {
+        assert_eq!(ask(&client, "both.test", port).await.unwrap(), "one");
+    }
+}
