@@ -256,7 +256,10 @@ impl Transport for Wire {
     fn open(&mut self, variant: Variant) -> BoxFuture<'static, Result<AdsStream, StreamError>> {
         let plane = self.0.clone();
         Box::pin(async move {
-            let (mood, has_delta) = (plane.book.lock().mood, plane.book.lock().has_delta);
+            let (mood, has_delta) = {
+                let book = plane.book.lock();
+                (book.mood, book.has_delta)
+            };
             if mood == Mood::Down {
                 return Err(StreamError::new("connection refused"));
             }
