@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::policy::{
-    Balancer, Cluster, DestinationState, Discovery, InboundLimits, InboundListener, InboundState, InboundTls,
-    OriginatedTls, Snapshot, UpstreamTls,
+    Balancer, Cluster, DestinationState, Discovery, InboundListener, InboundState, InboundTls, OriginatedTls, Snapshot,
+    UpstreamTls,
 };
 use mesh_core::source::{DestinationSource, InboundSource, Watched};
 

@@ -55,6 +55,7 @@ fn snapshot(target: &Target) -> Snapshot {
     if target.port() == 443 {
         cluster.tls = UpstreamTls::Simple(OriginatedTls {
             sni: None,
+            auto_host_sni: false,
             subject_alt_names: Vec::new(),
             ca_file: None,
             insecure_skip_verify: false,
