@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::finding::{Finding, Severity};
 use crate::model::Model;
 use crate::registry::Registration;
-use crate::translate::{Options, World};
+use crate::translate::{Options, World, settle};
 use crate::xds::Published;
 
 /// Changes that follow each other this closely become one revision. Short, for the directory has waited
@@ -29,6 +29,7 @@ pub(crate) struct Served {
     options: Options,
     findings: Publisher<Vec<Finding>>,
     published: Publisher<Published>,
+    world: Arc<World>,
     /// Tells the revisions of one run of the control plane from those of another.
     started: u64,
     revision: u64,
@@ -43,11 +44,11 @@ impl Served {
         clock: &Clock,
     ) -> Self {
         let started = clock.unix_seconds();
-        let (published, found) = build(&model, &registrations, &options, version(started, 1));
-        report(&[], &found);
-        let (findings, _) = Watched::channel(found);
-        let (published, _) = Watched::channel(published);
-        Self { model, registrations, options, findings, published, started, revision: 1 }
+        let world = Arc::new(World::build_with(&model.load(), &registrations.load(), options.clone()));
+        report(&[], world.findings());
+        let (findings, _) = Watched::channel(world.findings().to_vec());
+        let (published, _) = Watched::channel(Published::new(version(started, 1), world.clone()));
+        Self { model, registrations, options, findings, published, world, started, revision: 1 }
     }
 
     /// What is served, now and later.
@@ -75,11 +76,18 @@ impl Served {
             }
             self.revision += 1;
             let version = version(self.started, self.revision);
-            let (published, findings) = build(&self.model, &self.registrations, &self.options, version);
-            report(&self.findings.load_full(), &findings);
-            self.findings.publish(findings);
-            self.published.publish(published);
+            self.world = Arc::new(self.next());
+            report(&self.findings.load_full(), self.world.findings());
+            self.findings.publish(self.world.findings().to_vec());
+            self.published.publish(Published::new(version, self.world.clone()));
         }
+    }
+
+    /// The next world, in which edits that lead nowhere have not taken effect.
+    fn next(&self) -> World {
+        let build = |model: &Model| World::build_with(model, &self.registrations.load(), self.options.clone());
+        let world = build(&self.model.load());
+        settle(&self.world, &world).map_or(world, |kept| build(&kept))
     }
 
     async fn changed(&mut self) {
@@ -92,17 +100,6 @@ impl Served {
 
 fn version(started: u64, revision: u64) -> String {
     format!("{started}/{revision}")
-}
-
-fn build(
-    model: &Watched<Model>,
-    registrations: &Watched<Vec<Registration>>,
-    options: &Options,
-    version: String,
-) -> (Published, Vec<Finding>) {
-    let world = World::build_with(&model.load(), &registrations.load(), options.clone());
-    let findings = world.findings().to_vec();
-    (Published::new(version, Arc::new(world)), findings)
 }
 
 /// Logs what is newly wrong.

@@ -103,6 +103,11 @@ impl Model {
         Self::build(&Manifests::from_texts(texts), None)
     }
 
+    /// Adds to the findings.
+    pub(crate) fn report(&mut self, findings: Vec<Finding>) {
+        self.findings.extend(findings);
+    }
+
     /// What reading and validation had to say, in order of files. Findings that need several objects are
     /// [`World::findings`](crate::translate::World::findings)'.
     pub fn findings(&self) -> &[Finding] {

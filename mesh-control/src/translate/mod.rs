@@ -16,7 +16,9 @@ mod cluster;
 mod endpoints;
 mod inbound;
 mod instances;
+mod keep;
 mod names;
+mod references;
 mod routes;
 mod rules;
 mod virtual_services;
@@ -28,6 +30,7 @@ use mesh_core::id::{Locality, TrustDomain};
 use mesh_core::policy::{Cluster, Endpoints, InboundListener, Listener, RouteConfiguration};
 
 use self::catalog::Catalog;
+pub(crate) use self::keep::settle;
 use self::rules::Rules;
 use self::virtual_services::VirtualServices;
 use crate::finding::Finding;
