@@ -16,8 +16,8 @@ mod values;
 mod virtual_service;
 
 pub(crate) use self::destination_rule::{
-    ClientTls, ConnectionPool, DestinationRule, Locality as LocalitySetting, PortPolicy, Subset, TlsNames,
-    TrafficPolicy,
+    ClientTls, ConnectionPool, DestinationRule, Distribution, Locality as LocalitySetting, PortPolicy, REGION,
+    SUB_ZONE, Subset, TlsNames, TrafficPolicy, ZONE, covers_locality,
 };
 pub(crate) use self::gateway::Gateway;
 pub(crate) use self::kubernetes::{EndpointSlice, Namespace, PortTarget, Service, ServiceAccount};
