@@ -20,7 +20,7 @@ pub(crate) use self::destination_rule::{
     SUB_ZONE, Subset, TlsNames, TrafficPolicy, ZONE, covers_locality,
 };
 pub(crate) use self::gateway::Gateway;
-pub(crate) use self::kubernetes::{EndpointSlice, Namespace, PortTarget, Service, ServiceAccount};
+pub(crate) use self::kubernetes::{EndpointSlice, Namespace, Pod, PortTarget, Service, ServiceAccount};
 pub(crate) use self::peer_authentication::{MtlsMode, PeerAuthentication};
 pub(crate) use self::service_entry::{EntryAddress, EntryEndpoint, Resolution, ServiceEntry, WorkloadEntry};
 pub(crate) use self::service_profile::{ProfileRoute, ServiceProfile};
@@ -76,6 +76,7 @@ pub struct Model {
     pub(crate) service_accounts: Store<ServiceAccount>,
     pub(crate) services: Store<Service>,
     pub(crate) endpoint_slices: Store<EndpointSlice>,
+    pub(crate) pods: Store<Pod>,
     pub(crate) virtual_services: Store<VirtualService>,
     pub(crate) destination_rules: Store<DestinationRule>,
     pub(crate) gateways: Store<Gateway>,
