@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::finding::{Finding, Severity};
 use crate::model::Model;
 use crate::registry::Registrations;
-use crate::translate::{Changed, Options, World};
+use crate::translate::{Changed, Options, World, settle};
 use crate::xds::{Cache, HOSTS, Resources, Touched};
 
 /// A change after this long a quiet is served at once. Changes that follow a revision sooner are
@@ -105,7 +105,11 @@ impl Served {
     fn next(&self) -> (World, Touched) {
         let (model, registrations) = (self.model.load_full(), (**self.registrations.load()).clone());
         if !self.world.is_of(&model) {
-            return (World::of(model, registrations, self.options.clone()), Touched::All);
+            let build = |model| World::of(model, registrations.clone(), self.options.clone());
+            let world = build(model);
+            // Edits that lead nowhere do not take effect.
+            let world = settle(&self.world, &world).map_or(world, |kept| build(Arc::new(kept)));
+            return (world, Touched::All);
         }
         let (world, changed) = self.world.with_registrations(registrations);
         (world, changed.map_or(Touched::All, touched))

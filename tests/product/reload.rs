@@ -1,9 +1,10 @@
 //! Manifests decide, live: an edit changes the answers, a mistake changes nothing and is told once.
 
+use mesh::Mesh;
+use mesh::parts::mesh_core::error::{Code, Fault};
 use serde_json::Value;
 
 use crate::support::{Plane, Running, becomes, call, eventually, plain_get};
-use mesh::Mesh;
 
 const SERVICE: &str = "
 apiVersion: v1
@@ -230,4 +231,57 @@ async fn a_good_manifest_that_breaks_keeps_its_last_good_version() {
         town.plane.no_findings().await;
         town.is_unchanged(name).await;
     }
+}
+
+#[tokio::test]
+async fn an_edit_that_names_something_missing_waits_for_it() {
+    let town = Town::settled().await;
+    for (name, text) in [
+        ("a missing subset", routes("v9")),
+        ("an unknown host", routes("v1").replace("host: reviews, subset: v1", "host: nobody")),
+    ] {
+        town.plane.write("routes.yaml", text);
+        let finding = town.finding(name).await;
+        assert!(finding["message"].as_str().unwrap().contains("stays in force"), "{name}: {finding:#}");
+        town.is_unchanged(name).await;
+        // Whoever asks anew would wait in vain for what is missing.
+        becomes(&town.plane.caller("newcomer").await, REVIEWS, &[], "v1").await;
+        town.plane.write("routes.yaml", routes("v1"));
+        town.plane.no_findings().await;
+    }
+    town.plane.write("routes.yaml", routes("v9"));
+    town.finding("a missing subset").await;
+    let renamed = SUBSETS.replace("name: v2,", "name: v9,");
+    town.plane.write("subsets.yaml", format!("{SUBSETS}  - {{ name: v9, labels: {{ version: v2 }} }}\n"));
+    becomes(&town.caller, REVIEWS, &[], "v2").await;
+    town.plane.no_findings().await;
+
+    // The other way round: jason's route still uses the subset that its rule no longer has.
+    town.plane.write("routes.yaml", routes("v1"));
+    becomes(&town.caller, REVIEWS, &[], "v1").await;
+    town.plane.write("subsets.yaml", renamed);
+    let finding = town.finding("a subset that is still used").await;
+    assert_eq!(
+        (&finding["kind"], &finding["field"]),
+        (&"DestinationRule".into(), &"spec.subsets".into()),
+        "{finding:#}"
+    );
+    town.is_unchanged("a subset that is still used").await;
+    becomes(&town.plane.caller("newcomer").await, REVIEWS, JASON, "v2").await;
+}
+
+#[tokio::test]
+async fn a_route_that_was_never_good_fails_alone_and_says_why() {
+    let plane = Plane::start().await;
+    plane.write("service.yaml", SERVICE);
+    let _server = plane.answering("reviews", "version=v1", "v1").await;
+    plane.write("subsets.yaml", SUBSETS);
+    plane.write("routes.yaml", routes("v1").replace("subset: v2", "subset: v9"));
+    let told = |finding: &Value| finding["message"].as_str().is_some_and(|message| message.contains("\"v9\""));
+    eventually("it is told", || async { plane.findings().await.iter().any(told).then_some(()) }).await;
+    let caller = plane.caller("productpage").await;
+    becomes(&caller, REVIEWS, &[], "v1").await;
+    let error = call(&caller, REVIEWS, JASON).await.unwrap_err();
+    assert_eq!(error.code(), Code::NO_CLUSTER, "{error}");
+    assert!(error.to_string().contains("outbound|9080|v9|reviews.default.svc.cluster.local"), "{error}");
 }

@@ -1,5 +1,5 @@
 //! Builds every example and runs each with `--smoke`: an example asserts what it claims and exits
-//! non-zero otherwise. Examples that only a second process can check are the product tier's.
+//! non-zero otherwise.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -17,14 +17,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// What an example is given beside `--smoke`. Examples that are not listed need nothing more.
 const EXTRA_ARGS: &[(&str, &[&str])] = &[];
 
-/// Examples that are not run here: each is one half of a conversation that needs a control plane, kept
-/// free of anything but what it shows. `tests/product/by_hand.rs` runs both and checks what they say.
-const IN_THE_PRODUCT_TIER: &[&str] = &["hello_client", "hello_server"];
-
 /// Runs them all; `None` if there are none.
 pub(crate) fn run(workspace: &Workspace) -> Result<Option<Tally>, Failure> {
-    let mut names = workspace.root_targets("example");
-    names.retain(|name| !IN_THE_PRODUCT_TIER.contains(name));
+    let names = workspace.root_targets("example");
     if names.is_empty() {
         return Ok(None);
     }

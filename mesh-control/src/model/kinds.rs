@@ -45,6 +45,8 @@ const IGNORED: &[(&str, &str, Severity, &str)] = &[
     ("policy.linkerd.io", "AuthorizationPolicy", Severity::Error, NOT_ENFORCED),
     ("policy.linkerd.io", "MeshTLSAuthentication", Severity::Error, NOT_ENFORCED),
     ("policy.linkerd.io", "NetworkAuthentication", Severity::Error, NOT_ENFORCED),
+    ("policy.linkerd.io", "HTTPLocalRateLimitPolicy", Severity::Error, NOT_ENFORCED),
+    ("policy.linkerd.io", "EgressNetwork", Severity::Error, NOT_ENFORCED),
     ("access.smi-spec.io", "TrafficTarget", Severity::Error, NOT_ENFORCED),
     ("networking.istio.io", "Sidecar", Severity::Warning, NO_EFFECT),
     ("networking.istio.io", "EnvoyFilter", Severity::Warning, NO_EFFECT),
@@ -52,12 +54,20 @@ const IGNORED: &[(&str, &str, Severity, &str)] = &[
     ("networking.istio.io", "WorkloadGroup", Severity::Warning, NO_EFFECT),
     ("telemetry.istio.io", "Telemetry", Severity::Warning, NO_EFFECT),
     ("extensions.istio.io", "WasmPlugin", Severity::Warning, NO_EFFECT),
+    ("extensions.istio.io", "TrafficExtension", Severity::Warning, NO_EFFECT),
+    ("workload.linkerd.io", "ExternalWorkload", Severity::Warning, NO_EFFECT),
+    ("multicluster.linkerd.io", "Link", Severity::Warning, NO_EFFECT),
     ("specs.smi-spec.io", "HTTPRouteGroup", Severity::Warning, NO_EFFECT),
+    ("specs.smi-spec.io", "TCPRoute", Severity::Warning, NO_EFFECT),
+    ("specs.smi-spec.io", "UDPRoute", Severity::Warning, NO_EFFECT),
     ("gateway.networking.k8s.io", "HTTPRoute", Severity::Warning, NO_EFFECT),
     ("gateway.networking.k8s.io", "GRPCRoute", Severity::Warning, NO_EFFECT),
     ("gateway.networking.k8s.io", "Gateway", Severity::Warning, NO_EFFECT),
+    ("gateway.networking.k8s.io", "ReferenceGrant", Severity::Warning, NO_EFFECT),
+    ("gateway.networking.k8s.io", "BackendTLSPolicy", Severity::Warning, NO_EFFECT),
+    ("gateway.networking.k8s.io", "TLSRoute", Severity::Warning, NO_EFFECT),
+    ("gateway.networking.k8s.io", "TCPRoute", Severity::Warning, NO_EFFECT),
     ("policy.linkerd.io", "HTTPRoute", Severity::Warning, NO_EFFECT),
-    ("", "Pod", Severity::Info, NOT_MESH),
     ("", "ConfigMap", Severity::Info, NOT_MESH),
     ("", "Secret", Severity::Info, NOT_MESH),
     ("apps", "Deployment", Severity::Info, NOT_MESH),
@@ -93,7 +103,7 @@ macro_rules! kinds {
 }
 
 kinds! {
-    namespaces, service_accounts, services, endpoint_slices, virtual_services, destination_rules, gateways,
+    namespaces, service_accounts, services, endpoint_slices, pods, virtual_services, destination_rules, gateways,
     service_entries, workload_entries, service_profiles, traffic_splits, peer_authentications,
 }
 

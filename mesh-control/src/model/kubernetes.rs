@@ -1,4 +1,4 @@
-//! Kubernetes' own kinds, as far as the mesh reads them: Service, EndpointSlice, Namespace,
+//! Kubernetes' own kinds, as far as the mesh reads them: Service, EndpointSlice, Pod, Namespace,
 //! ServiceAccount. They were admitted by an API server or written by hand, so only what is used is
 //! checked.
 
@@ -243,8 +243,44 @@ pub(crate) struct SliceEndpoint {
     pub(crate) unready: bool,
     pub(crate) zone: String,
     pub(crate) hostname: Option<String>,
-    /// Name of the pod.
-    pub(crate) target: Option<String>,
+    /// Namespace and name of the pod.
+    pub(crate) pod: Option<(String, String)>,
+}
+
+/// A pod: what an endpoint of a slice is, beyond its address. Its labels are the document's.
+#[derive(Clone, Debug)]
+pub(crate) struct Pod {
+    /// `None` = not said.
+    pub(crate) service_account: Option<String>,
+    pub(crate) ips: Vec<IpAddr>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PodSpec {
+    service_account_name: Option<String>,
+    #[serde(flatten)]
+    _other: BTreeMap<String, IgnoredAny>,
+}
+
+impl Kind for Pod {
+    const GROUP: &'static str = "";
+    const KIND: &'static str = "Pod";
+    const VERSIONS: &'static [&'static str] = &["v1"];
+    type Spec = PodSpec;
+
+    fn validate(spec: PodSpec, check: &mut Check<'_>) -> Self {
+        let status = check.document().node.get("status");
+        let first = status.and_then(|status| status.get("podIP")).into_iter();
+        let list = status.and_then(|status| status.get("podIPs")).map(|list| list.items()).unwrap_or_default();
+        let all = first.chain(list.iter().filter_map(|entry| entry.get("ip")));
+        let mut ips = Vec::new();
+        for text in all.filter_map(|ip| ip.text()) {
+            let read = text.parse::<IpAddr>().map_err(|_| format!("{text:?} is not an IP address"));
+            ips.extend(check.take("status.podIP", read).filter(|ip| !ips.contains(ip)));
+        }
+        Self { service_account: spec.service_account_name.filter(|account| !account.is_empty()), ips }
+    }
 }
 
 #[derive(Deserialize)]
@@ -288,6 +324,7 @@ struct Conditions {
 struct TargetRef {
     #[serde(default)]
     name: String,
+    namespace: Option<String>,
     #[serde(default)]
     kind: String,
     #[serde(flatten)]
@@ -349,13 +386,15 @@ fn slice_endpoint(spec: SliceEndpointSpec, check: &mut Check<'_>, path: &str) ->
         (false, true) => Health::Draining,
         (false, false) => Health::Unhealthy,
     };
+    let own = || check.document().namespace.clone();
+    let pod = spec.target_ref.filter(|target| target.kind == "Pod");
     SliceEndpoint {
         addresses,
         health,
         unready: !ready && !terminating,
         zone: spec.zone,
         hostname: spec.hostname,
-        target: spec.target_ref.filter(|target| target.kind == "Pod").map(|target| target.name),
+        pod: pod.map(|target| (target.namespace.unwrap_or_else(own), target.name)),
     }
 }
 

@@ -16,11 +16,11 @@ mod values;
 mod virtual_service;
 
 pub(crate) use self::destination_rule::{
-    ClientTls, ConnectionPool, DestinationRule, Locality as LocalitySetting, PortPolicy, Subset, TlsNames,
-    TrafficPolicy,
+    ClientTls, ConnectionPool, DestinationRule, Distribution, Locality as LocalitySetting, PortPolicy, REGION,
+    SUB_ZONE, Subset, TlsNames, TrafficPolicy, ZONE, covers_locality,
 };
 pub(crate) use self::gateway::Gateway;
-pub(crate) use self::kubernetes::{EndpointSlice, Namespace, PortTarget, Service, ServiceAccount};
+pub(crate) use self::kubernetes::{EndpointSlice, Namespace, Pod, PortTarget, Service, ServiceAccount};
 pub(crate) use self::peer_authentication::{MtlsMode, PeerAuthentication};
 pub(crate) use self::service_entry::{EntryAddress, EntryEndpoint, Resolution, ServiceEntry, WorkloadEntry};
 pub(crate) use self::service_profile::{ProfileRoute, ServiceProfile};
@@ -76,6 +76,7 @@ pub struct Model {
     pub(crate) service_accounts: Store<ServiceAccount>,
     pub(crate) services: Store<Service>,
     pub(crate) endpoint_slices: Store<EndpointSlice>,
+    pub(crate) pods: Store<Pod>,
     pub(crate) virtual_services: Store<VirtualService>,
     pub(crate) destination_rules: Store<DestinationRule>,
     pub(crate) gateways: Store<Gateway>,
@@ -101,6 +102,11 @@ impl Model {
     /// Reads and validates texts: `(file name, content)`.
     pub fn from_texts<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         Self::build(&Manifests::from_texts(texts), None)
+    }
+
+    /// Adds to the findings.
+    pub(crate) fn report(&mut self, findings: Vec<Finding>) {
+        self.findings.extend(findings);
     }
 
     /// What reading and validation had to say, in order of files. Findings that need several objects are

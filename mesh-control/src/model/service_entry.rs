@@ -214,6 +214,9 @@ fn check_addresses(addresses: &[String], resolution: Resolution, check: &mut Che
             Ok(_) => {}
         }
     }
+    if !addresses.is_empty() {
+        check.unenforced("spec.addresses", "requests are matched by host; dial the host, not an address");
+    }
 }
 
 fn ports(specs: &[PortSpec], check: &mut Check<'_>) -> Vec<EntryPort> {
@@ -269,6 +272,9 @@ fn endpoint(spec: &EndpointSpec, check: &mut Check<'_>, path: &str) -> Option<En
         check.error(&field, message);
         return None;
     };
+    if spec.network.as_deref().is_some_and(|network| !network.is_empty()) {
+        check.unenforced(&format!("{path}.network"), "the address is dialled directly, from any network");
+    }
     let mut ports = BTreeMap::new();
     for (name, number) in &spec.ports {
         ports.extend(check.take(&format!("{path}.ports.{name}"), port(*number)).map(|number| (name.clone(), number)));

@@ -1,24 +1,35 @@
 //! Linkerd's ServiceProfile: routes with classification, retry and timeout, a retry budget, overrides.
 
+mod condition;
+
 use std::time::Duration;
 
-use mesh_core::policy::{PathMatch, PerMillionRatio, ResponseClass, ResponseMatch, RetryBudget, RouteMatch};
+use mesh_core::policy::{PerMillionRatio, ResponseClass, ResponseMatch, RetryBudget, RouteMatch};
 use serde::Deserialize;
 
+use self::condition::ConditionSpec;
 use super::check::Check;
 use super::kinds::Kind;
-use super::values::{Loose, duration, is_dns_name, pattern, quantity};
-
-/// Most matches one condition may expand to.
-const MAX_ALTERNATIVES: usize = 64;
+use super::values::{Loose, duration, is_dns_name, quantity};
 
 /// A ServiceProfile. Its object name is the host it is about.
 #[derive(Clone, Debug)]
 pub(crate) struct ServiceProfile {
     pub(crate) routes: Vec<ProfileRoute>,
     pub(crate) budget: Option<RetryBudget>,
-    /// `(authority without port, weight)`; zero weights are left out.
-    pub(crate) overrides: Vec<(String, u32)>,
+    /// Zero weights are left out.
+    pub(crate) overrides: Vec<DstOverride>,
+}
+
+/// Where a part of the traffic goes instead.
+#[derive(Clone, Debug)]
+pub(crate) struct DstOverride {
+    /// Place in the list as written.
+    pub(crate) index: usize,
+    pub(crate) host: String,
+    /// `None` = the port that was dialled.
+    pub(crate) port: Option<u16>,
+    pub(crate) weight: u32,
 }
 
 /// One route.
@@ -55,16 +66,6 @@ struct RouteSpec {
     #[serde(default)]
     is_retryable: bool,
     timeout: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ConditionSpec {
-    method: Option<String>,
-    path_regex: Option<String>,
-    all: Option<Vec<ConditionSpec>>,
-    any: Option<Vec<ConditionSpec>>,
-    not: Option<Box<ConditionSpec>>,
 }
 
 #[derive(Deserialize)]
@@ -123,7 +124,7 @@ impl Kind for ServiceProfile {
         let budget = spec.retry_budget.as_ref().and_then(|budget| retry_budget(budget, check));
         let mut overrides = Vec::new();
         for (i, entry) in spec.dst_overrides.iter().enumerate() {
-            overrides.extend(dst_override(entry, check, &format!("spec.dstOverrides[{i}]")));
+            overrides.extend(dst_override(i, entry, check));
         }
         if !spec.opaque_ports.is_empty() {
             check.unenforced("spec.opaquePorts", "an HTTP client speaks HTTP on every port it dials");
@@ -141,7 +142,7 @@ fn profile_route(spec: &RouteSpec, check: &mut Check<'_>, path: &str) -> Option<
         return None;
     };
     let field = format!("{path}.condition");
-    let matches = alternatives(condition, check, &field, 0)?;
+    let matches = condition::matches(condition, check, &field)?;
     let mut classes = Vec::new();
     for (i, class) in spec.response_classes.iter().enumerate() {
         let path = format!("{path}.responseClasses[{i}]");
@@ -160,98 +161,6 @@ fn profile_route(spec: &RouteSpec, check: &mut Check<'_>, path: &str) -> Option<
         retryable: spec.is_retryable,
         timeout: timeout.filter(|timeout| !timeout.is_zero()),
     })
-}
-
-/// Brings a condition to "any of these matches": route matches have no `any` or `not` of their own.
-fn alternatives(spec: &ConditionSpec, check: &mut Check<'_>, path: &str, depth: usize) -> Option<Vec<RouteMatch>> {
-    let empty = spec.method.is_none() && spec.path_regex.is_none();
-    if empty && spec.all.is_none() && spec.any.is_none() && spec.not.is_none() {
-        check.error(path, "a condition needs a matcher: method, pathRegex, all, any or not");
-        return None;
-    }
-    if depth > 16 {
-        check.error(path, "nested too deeply");
-        return None;
-    }
-    let mut found = vec![RouteMatch::any()];
-    if let Some(method) = &spec.method {
-        found[0].methods.push(method.to_ascii_uppercase());
-    }
-    if let Some(regex) = &spec.path_regex {
-        // Anchored at both ends by Linkerd; Pattern always covers the whole path.
-        let regex = pattern(regex, check, &format!("{path}.pathRegex"))?;
-        found[0].path = PathMatch::Regex(regex);
-    }
-    for (i, part) in spec.all.iter().flatten().enumerate() {
-        let part = alternatives(part, check, &format!("{path}.all[{i}]"), depth + 1)?;
-        found = product(&found, &part, check, path)?;
-    }
-    if let Some(parts) = &spec.any {
-        let mut any = Vec::new();
-        for (i, part) in parts.iter().enumerate() {
-            any.extend(alternatives(part, check, &format!("{path}.any[{i}]"), depth + 1)?);
-        }
-        found = product(&found, &any, check, path)?;
-    }
-    if spec.not.is_some() {
-        check.error(
-            &format!("{path}.not"),
-            "a negated condition is not supported; put the opposite route first instead",
-        );
-        return None;
-    }
-    Some(found)
-}
-
-/// Every pair of both lists, joined; pairs that cannot both hold drop out.
-fn product(left: &[RouteMatch], right: &[RouteMatch], check: &mut Check<'_>, path: &str) -> Option<Vec<RouteMatch>> {
-    let mut joined = Vec::new();
-    for a in left {
-        for b in right {
-            match join(a, b) {
-                Joined::Both(both) => joined.push(*both),
-                Joined::Never => {}
-                Joined::Unsayable => {
-                    check.error(path, "two different pathRegex must both hold; write them as one expression");
-                    return None;
-                }
-            }
-        }
-    }
-    if joined.is_empty() {
-        check.error(path, "the parts contradict each other: nothing ever matches");
-        return None;
-    }
-    if joined.len() > MAX_ALTERNATIVES {
-        check.error(path, format!("expands to {} matches; at most {MAX_ALTERNATIVES}", joined.len()));
-        return None;
-    }
-    Some(joined)
-}
-
-enum Joined {
-    Both(Box<RouteMatch>),
-    Never,
-    Unsayable,
-}
-
-fn join(a: &RouteMatch, b: &RouteMatch) -> Joined {
-    let mut both = a.clone();
-    let any = RouteMatch::any();
-    if a.path == any.path {
-        both.path = b.path.clone();
-    } else if b.path != any.path && b.path != a.path {
-        return Joined::Unsayable;
-    }
-    if a.methods.is_empty() {
-        both.methods = b.methods.clone();
-    } else if !b.methods.is_empty() {
-        both.methods.retain(|method| b.methods.contains(method));
-        if both.methods.is_empty() {
-            return Joined::Never;
-        }
-    }
-    Joined::Both(Box::new(both))
 }
 
 fn response_match(
@@ -337,11 +246,19 @@ fn retry_budget(spec: &BudgetSpec, check: &mut Check<'_>) -> Option<RetryBudget>
     Some(RetryBudget { retry_ratio, min_retries_per_second, ttl })
 }
 
-fn dst_override(spec: &OverrideSpec, check: &mut Check<'_>, path: &str) -> Option<(String, u32)> {
-    let host = spec.authority.rsplit_once(':').map_or(spec.authority.as_str(), |(host, _)| host);
+/// Linkerd completes an authority without a port by the port that was dialled.
+fn dst_override(index: usize, spec: &OverrideSpec, check: &mut Check<'_>) -> Option<DstOverride> {
+    let path = format!("spec.dstOverrides[{index}]");
+    let (host, number) = match spec.authority.rsplit_once(':') {
+        Some((host, number)) => (host, Some(number)),
+        None => (spec.authority.as_str(), None),
+    };
     let host = host.trim_end_matches('.');
-    if !is_dns_name(host) {
-        check.error(&format!("{path}.authority"), format!("{:?} is not a host with a port", spec.authority));
+    let number = number.map(|number| number.parse::<u16>().ok().filter(|port| *port > 0));
+    if !is_dns_name(host) || number == Some(None) {
+        let message =
+            format!("{:?} is not a host with a port, such as web.default.svc.cluster.local:80", spec.authority);
+        check.error(&format!("{path}.authority"), message);
         return None;
     }
     let Some(Loose(weight)) = &spec.weight else {
@@ -349,5 +266,6 @@ fn dst_override(spec: &OverrideSpec, check: &mut Check<'_>, path: &str) -> Optio
         return None;
     };
     let weight = check.take(&format!("{path}.weight"), quantity(weight))?;
-    (weight > 0).then(|| (host.to_ascii_lowercase(), weight))
+    let host = host.to_ascii_lowercase();
+    (weight > 0).then_some(DstOverride { index, host, port: number.flatten(), weight })
 }

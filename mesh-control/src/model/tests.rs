@@ -66,6 +66,8 @@ fn kinds_that_do_nothing_say_so() {
         ("security.istio.io/v1", "AuthorizationPolicy", Severity::Error, "not enforced by this version"),
         ("security.istio.io/v1", "RequestAuthentication", Severity::Error, "not enforced by this version"),
         ("policy.linkerd.io/v1beta1", "ServerAuthorization", Severity::Error, "not enforced by this version"),
+        ("policy.linkerd.io/v1alpha1", "HTTPLocalRateLimitPolicy", Severity::Error, "not enforced by this version"),
+        ("policy.linkerd.io/v1alpha1", "EgressNetwork", Severity::Error, "not enforced by this version"),
         ("networking.istio.io/v1alpha3", "EnvoyFilter", Severity::Warning, "no effect"),
         ("networking.istio.io/v1", "VirtualServise", Severity::Warning, "did you mean VirtualService?"),
         ("networking.istio.io/v1", "ServiceProfile", Severity::Warning, "known in group \"linkerd.io\""),
@@ -213,4 +215,15 @@ fn a_service_says_which_of_its_fields_are_unknown_or_not_performed() {
     let fields: Vec<_> = model.findings().iter().map(|finding| finding.field.as_str()).collect();
     assert_eq!(fields, ["spec.selctor", "spec.sessionAffinity", "metadata.annotations.retry.linkerd.io/http"]);
     assert!(model.findings()[0].message.contains("did you mean selector?"), "{:?}", model.findings());
+}
+
+#[test]
+fn a_service_entry_says_what_of_it_is_not_performed() {
+    let spec = "{hosts: [a.b], addresses: [10.0.0.1], ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC, endpoints: [{address: 10.1.0.1, network: n}]}";
+    let text = object("networking.istio.io/v1", "ServiceEntry", "a", spec);
+    accepts(&text);
+    let found = findings(&text);
+    let fields: Vec<_> = found.iter().map(|finding| finding.field.as_str()).collect();
+    assert_eq!(fields, ["spec.addresses", "spec.endpoints[0].network"]);
+    assert!(found.iter().all(|finding| finding.message.contains("not enforced by this version")), "{found:?}");
 }

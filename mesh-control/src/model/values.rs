@@ -2,33 +2,48 @@
 //! matches, port protocols.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::time::Duration;
 
 use mesh_core::policy::{Pattern, PerMillion, StringMatch, StringMatcher};
-use serde::Deserialize;
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer};
 
 use super::check::Check;
 
 /// A scalar that may be written as text or as a number (Kubernetes IntOrString, quantities).
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(from = "Scalar")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Loose(pub(crate) String);
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Scalar {
-    Int(i64),
-    Float(f64),
-    Text(String),
+impl<'de> Deserialize<'de> for Loose {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(LooseVisitor)
+    }
 }
 
-impl From<Scalar> for Loose {
-    fn from(scalar: Scalar) -> Self {
-        Self(match scalar {
-            Scalar::Int(value) => value.to_string(),
-            Scalar::Float(value) => value.to_string(),
-            Scalar::Text(value) => value,
-        })
+struct LooseVisitor;
+
+impl Visitor<'_> for LooseVisitor {
+    type Value = Loose;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number or text")
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Loose, E> {
+        Ok(Loose(value.to_string()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Loose, E> {
+        Ok(Loose(value.to_string()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Loose, E> {
+        Ok(Loose(value.to_string()))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Loose, E> {
+        Ok(Loose(value.to_owned()))
     }
 }
 

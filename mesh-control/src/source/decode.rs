@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::fmt;
 
 use mesh_core::suggest::nearest;
-use serde::de::{self, DeserializeOwned, DeserializeSeed, IntoDeserializer, Visitor};
+use serde::de::{self, DeserializeOwned, DeserializeSeed, Expected, IntoDeserializer, Unexpected, Visitor};
 use serde::forward_to_deserialize_any;
 
 use super::node::{Node, Value};
@@ -92,6 +92,55 @@ impl std::error::Error for DecodeError {}
 impl de::Error for DecodeError {
     fn custom<T: fmt::Display>(message: T) -> Self {
         Self { at: None, message: message.to_string() }
+    }
+
+    fn invalid_type(found: Unexpected<'_>, wanted: &dyn Expected) -> Self {
+        Self::custom(format!("{} is needed, not {}", needed(wanted), name(found)))
+    }
+
+    fn invalid_value(found: Unexpected<'_>, wanted: &dyn Expected) -> Self {
+        Self::custom(format!("{} is out of range: {} is needed", name(found), needed(wanted)))
+    }
+
+    fn missing_field(field: &'static str) -> Self {
+        Self::custom(format!("{field:?} is missing"))
+    }
+}
+
+/// What a field takes, in the words of who writes it and not of the type that reads it.
+fn needed(wanted: &dyn Expected) -> String {
+    let text = wanted.to_string();
+    match text.as_str() {
+        "i8" | "i16" | "i32" | "i64" | "i128" => "a whole number".into(),
+        "u8" => "a whole number from 0 to 255".into(),
+        "u16" => "a whole number from 0 to 65535".into(),
+        "u32" => format!("a whole number from 0 to {}", u32::MAX),
+        "u64" | "u128" | "usize" => "a whole number, not negative,".into(),
+        "f32" | "f64" => "a number".into(),
+        "a boolean" => "true or false".into(),
+        "a string" => "text".into(),
+        "a sequence" => "a list".into(),
+        "a map" => "a mapping of names to values".into(),
+        _ if text.starts_with("struct ") => "a mapping of fields".into(),
+        _ => text,
+    }
+}
+
+fn name(found: Unexpected<'_>) -> String {
+    match found {
+        Unexpected::Bool(value) => value.to_string(),
+        Unexpected::Unsigned(value) => value.to_string(),
+        Unexpected::Signed(value) => value.to_string(),
+        Unexpected::Float(value) => value.to_string(),
+        Unexpected::Str(text) => {
+            let short: String = text.chars().take(40).collect();
+            let dots = if short.len() < text.len() { "…" } else { "" };
+            format!("the text {short:?}{dots}")
+        }
+        Unexpected::Seq => "a list".into(),
+        Unexpected::Map => "a mapping".into(),
+        Unexpected::Unit | Unexpected::Option => "nothing".into(),
+        other => other.to_string(),
     }
 }
 

@@ -97,9 +97,7 @@ impl FileSet {
         let mut inside = Vec::new();
         for entry in fs::read_dir(path)? {
             let file = entry?.path();
-            let manifest = file.extension().is_some_and(|e| e == "yaml" || e == "yml");
-            // Follows symbolic links: a mounted ConfigMap consists of them.
-            if manifest && fs::metadata(&file).is_ok_and(|m| m.is_file()) {
+            if file.extension().is_some_and(|e| e == "yaml" || e == "yml") {
                 inside.push(file);
             }
         }
@@ -110,7 +108,13 @@ impl FileSet {
 
     fn refresh(&mut self, path: PathBuf) {
         let name = display(&path);
-        let (fingerprint, parsed) = match read_bounded(&path, &self.limits) {
+        // What a directory holds by a manifest's name must be a file (or a link to one: a mounted ConfigMap
+        // consists of them). What is named itself may be a pipe.
+        let read = match self.paths.contains(&path) {
+            true => Ok(()),
+            false => is_file(&path),
+        };
+        let (fingerprint, parsed) = match read.and_then(|()| read_bounded(&path, &self.limits)) {
             Ok(text) => {
                 let fingerprint = hash(&text);
                 if self.files.get(&path).is_some_and(|entry| entry.fingerprint == fingerprint) {
@@ -132,6 +136,17 @@ impl FileSet {
             _ => parsed,
         };
         self.files.insert(path, Entry { fingerprint, content });
+    }
+}
+
+/// Opening a pipe would wait for its writer.
+fn is_file(path: &Path) -> Result<(), String> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_file() => Ok(()),
+        Ok(found) if found.is_dir() => Err("a directory by the name of a manifest; directories are not entered".into()),
+        Ok(_) => Err("neither a file nor a link to one; it was not read".into()),
+        Err(_) if path.is_symlink() => Err("a link to nothing".into()),
+        Err(error) => Err(format!("cannot be read: {error}")),
     }
 }
 

@@ -43,6 +43,14 @@ impl Node {
         }
     }
 
+    /// The items of a list; none of anything else.
+    pub(crate) fn items(&self) -> &[Node] {
+        match &self.value {
+            Value::List(items) => items,
+            _ => &[],
+        }
+    }
+
     /// The line of the field at `path` (`spec.http[0].route`), or of its closest existing ancestor.
     pub(crate) fn line_of(&self, path: &str) -> u32 {
         let mut node = self;

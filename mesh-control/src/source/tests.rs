@@ -129,15 +129,27 @@ fn unknown_fields_have_a_path_and_the_nearest_name() {
 
 #[test]
 fn wrong_types_and_ranges_name_their_path() {
-    for (text, path) in [
-        ("inner: {maxRetries: 70000}", "spec.inner.maxRetries"),
-        ("inner: {maxRetries: many}", "spec.inner.maxRetries"),
-        ("list: {a: 1}", "spec.list"),
-        ("list: [{maxRetries: -1}]", "spec.list[0].maxRetries"),
-        ("inner: 5", "spec.inner"),
+    for (text, path, message) in [
+        (
+            "inner: {maxRetries: 70000}",
+            "spec.inner.maxRetries",
+            "70000 is out of range: a whole number from 0 to 65535 is needed",
+        ),
+        (
+            "inner: {maxRetries: many}",
+            "spec.inner.maxRetries",
+            "a whole number from 0 to 65535 is needed, not the text \"many\"",
+        ),
+        ("list: {a: 1}", "spec.list", "a list is needed, not a mapping"),
+        (
+            "list: [{maxRetries: -1}]",
+            "spec.list[0].maxRetries",
+            "-1 is out of range: a whole number from 0 to 65535 is needed",
+        ),
+        ("inner: 5", "spec.inner", "a mapping of fields is needed, not 5"),
     ] {
         let error = decode::<Spec>(&node(text), "spec").unwrap_err();
-        assert_eq!(error.path, path, "{text}: {}", error.message);
+        assert_eq!((error.path.as_str(), error.message.as_str()), (path, message), "{text}");
     }
 }
 
@@ -265,4 +277,36 @@ fn a_document_that_loses_its_name_or_kind_keeps_the_file_as_it_was() {
         assert_eq!(names(&manifests), ["a"]);
         assert!(lines(&manifests)[0].ends_with("the last good content of this file stays in force"));
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn what_has_the_name_of_a_manifest_and_is_no_file_is_one_finding() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::write(at("good.yaml"), service("good")).unwrap();
+    fs::create_dir(at("dir.yaml")).unwrap();
+    std::os::unix::fs::symlink("nowhere", at("link.yaml")).unwrap();
+    std::os::unix::fs::symlink("good.yaml", at("same.yaml.txt")).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(at("pipe.yml")).status().unwrap().success());
+    let mut files = set(dir.path());
+    let manifests = files.read();
+    assert_eq!(names(&manifests), ["good"]);
+    let found: Vec<_> = manifests
+        .findings
+        .iter()
+        .map(|finding| (Path::new(&*finding.file).file_name().unwrap().to_str().unwrap(), finding.message.as_str()))
+        .collect();
+    let directory = "a directory by the name of a manifest; directories are not entered";
+    let pipe = "neither a file nor a link to one; it was not read";
+    assert_eq!(found, [("dir.yaml", directory), ("link.yaml", "a link to nothing"), ("pipe.yml", pipe)]);
+
+    // A link that breaks keeps what it led to.
+    std::os::unix::fs::symlink("other", at("z.yaml")).unwrap();
+    fs::write(at("other"), service("other")).unwrap();
+    assert_eq!(names(&files.read()), ["good", "other"]);
+    fs::remove_file(at("other")).unwrap();
+    let manifests = files.read();
+    assert_eq!(names(&manifests), ["good", "other"]);
+    assert!(lines(&manifests)[3].ends_with("a link to nothing; the last good content of this file stays in force"));
 }

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use super::references::{self, Dangling, full_name};
 use super::{NodeScope, World, names};
 use crate::finding::{Finding, Severity};
-use crate::model::{Destination, HttpAction, Object, VirtualService, covers};
+use crate::model::{Object, VirtualService, covers};
 
 /// Everything to say about how the objects fit together.
 pub(super) fn findings(world: &World) -> Vec<Finding> {
@@ -30,23 +31,13 @@ fn virtual_service(world: &World, service: &Object<VirtualService>, findings: &m
     }
     not_http(world, &scope, service, findings);
     gateways(world, service, findings);
-    for (i, http) in service.spec.http.iter().enumerate() {
-        let path = format!("spec.http[{i}]");
-        match &http.action {
-            HttpAction::Forward(list) => {
-                for (j, entry) in list.iter().enumerate() {
-                    let path = format!("{path}.route[{j}].destination");
-                    destination(world, &scope, service, &entry.destination, &path, findings);
-                }
-            }
-            HttpAction::Delegate { name, namespace } => {
-                delegate(world, service, name, namespace, &format!("{path}.delegate"), findings);
-            }
-            HttpAction::Redirect(..) | HttpAction::Direct(_) => {}
-        }
-        for (j, (mirrored, _)) in http.mirrors.iter().enumerate() {
-            destination(world, &scope, service, mirrored, &format!("{path}.mirrors[{j}].destination"), findings);
-        }
+    dangling(service, references::of_virtual_service(world, service), findings);
+}
+
+fn dangling<T>(object: &Object<T>, references: Vec<Dangling>, findings: &mut Vec<Finding>) {
+    for Dangling { path, missing } in references {
+        let message = format!("{missing}: {}", missing.effect());
+        findings.push(object.finding(Severity::Error, &path, message).with_code("IST0101"));
     }
 }
 
@@ -82,67 +73,6 @@ fn gateways(world: &World, service: &Object<VirtualService>, findings: &mut Vec<
             }
         }
     }
-}
-
-/// The full name of a service that a rule names by `name.namespace`, which a rule takes literally.
-fn full_name(world: &World, host: &str) -> Option<String> {
-    if !host.contains('.') || world.catalog.exists(host) {
-        return None;
-    }
-    let (name, namespace) = names::kubernetes_form(host, &world.options)?;
-    let full = names::fqdn(name, namespace, &world.options);
-    (full != host && world.catalog.exists(&full)).then_some(full)
-}
-
-fn destination(
-    world: &World,
-    scope: &NodeScope,
-    service: &Object<VirtualService>,
-    destination: &Destination,
-    path: &str,
-    findings: &mut Vec<Finding>,
-) {
-    let mut report = |field: &str, message: String| {
-        findings.push(service.finding(Severity::Error, &format!("{path}.{field}"), message).with_code("IST0101"));
-    };
-    let host = names::complete(&destination.host, service.namespace(), &world.options);
-    let Some(known) = world.catalog.get(scope, &host) else {
-        let hint = full_name(world, &host).map(|full| format!("; did you mean {full}?")).unwrap_or_default();
-        return report("host", format!("no Service or ServiceEntry {host:?}: requests get 503{hint}"));
-    };
-    if let Some(port) = destination.port.filter(|port| known.port(*port).is_none()) {
-        report("port.number", format!("{host} has no port {port}: requests get 503"));
-    }
-    if destination.subset.is_empty() {
-        return;
-    }
-    let rules = world.rules.find(scope, &known.name, &known.namespace);
-    if rules.subset(&destination.subset).is_none() {
-        let message = format!("no DestinationRule defines subset {:?} of {host}: requests get 503", destination.subset);
-        report("subset", message);
-    }
-}
-
-fn delegate(
-    world: &World,
-    service: &Object<VirtualService>,
-    name: &str,
-    namespace: &str,
-    path: &str,
-    findings: &mut Vec<Finding>,
-) {
-    let target = world.model.virtual_services.get(&(namespace.to_owned(), name.to_owned()));
-    let message = match target {
-        None => format!("no VirtualService {namespace}/{name}: this route is skipped"),
-        Some(target) if !target.spec.hosts.is_empty() => {
-            format!("{namespace}/{name} has hosts, so it is no delegate: this route is skipped")
-        }
-        Some(target) if !target.spec.export_to.visible_to(service.namespace()) => {
-            format!("{namespace}/{name} is not exported to {}: this route is skipped", service.namespace())
-        }
-        Some(_) => return,
-    };
-    findings.push(service.finding(Severity::Error, path, message).with_code("IST0101"));
 }
 
 fn contested(world: &World, findings: &mut Vec<Finding>) {
@@ -211,6 +141,7 @@ fn linkerd(world: &World, findings: &mut Vec<Finding>) {
             let message = format!("no Service {:?}: the profile holds for nothing", profile.name());
             findings.push(profile.finding(Severity::Warning, "metadata.name", message));
         }
+        dangling(profile, references::of_profile(world, profile), findings);
     }
     let mut roots = BTreeSet::new();
     let mut splits: Vec<_> = world.model.traffic_splits.values().collect();
@@ -227,14 +158,7 @@ fn linkerd(world: &World, findings: &mut Vec<Finding>) {
             let message = format!("VirtualService {namespace}/{name} holds for {host}; this split is ignored");
             findings.push(split.finding(Severity::Warning, "spec.service", message));
         }
-        for (i, (backend, _)) in split.spec.backends.iter().enumerate() {
-            let full = names::fqdn(backend, split.namespace(), &world.options);
-            if !world.catalog.exists(&full) {
-                let message = format!("no Service {full:?}: its share of the requests gets 503");
-                let path = format!("spec.backends[{i}].service");
-                findings.push(split.finding(Severity::Error, &path, message).with_code("IST0101"));
-            }
-        }
+        dangling(split, references::of_split(world, split), findings);
     }
 }
 

@@ -42,7 +42,8 @@ pub(super) fn cluster(world: &World, scope: &NodeScope, name: &str) -> Option<Cl
     }
     // Istio turns panic off unless minHealthPercent says otherwise.
     let panic = policy.outlier.as_ref().map_or(PerMillion::NONE, |(_, panic)| *panic);
-    cluster.locality = LocalityBalancing { panic_threshold: Some(panic), ..LocalityBalancing::default() };
+    let weighted = endpoints::distribution(scope, &policy).is_some();
+    cluster.locality = LocalityBalancing { weighted, panic_threshold: Some(panic), ..LocalityBalancing::default() };
     cluster.outlier = policy.outlier.as_ref().map(|(outlier, _)| outlier.clone());
     cluster.tls = tls(world, host, port, &parts, &policy);
     cluster.connection = connection(port, &cluster.tls, policy.pool.as_ref());

@@ -9,7 +9,7 @@ use mesh_core::policy::{Endpoint, Endpoints, LocalityEndpoints};
 use super::catalog::{HostPort, Lookup};
 use super::instances::Instance;
 use super::{NodeScope, World, names};
-use crate::model::{LocalitySetting, PortPolicy, Subset};
+use crate::model::{Distribution, LocalitySetting, PortPolicy, REGION, SUB_ZONE, Subset, ZONE, covers_locality};
 
 /// The EDS resource of that name; `None` where the cluster finds its own endpoints.
 pub(super) fn assignment(world: &World, scope: &NodeScope, name: &str) -> Option<Endpoints> {
@@ -33,13 +33,10 @@ pub(super) fn of_port(
     policy: &PortPolicy,
 ) -> Endpoints {
     let members = port.instances.iter().filter(|instance| subset.is_none_or(|subset| instance.has(&subset.labels)));
-    let default = LocalitySetting::default();
-    let setting = policy.load_balancer.as_ref().map_or(&default, |lb| &lb.locality);
-    // As in Istio, tiers need outlier detection: without it nobody would notice that a tier is down.
-    let tiered = policy.outlier.is_some() && !setting.disabled && !scope.locality.region.is_empty();
+    let distribution = distribution(scope, policy);
     let mut groups: BTreeMap<(u32, &Locality), Vec<&Instance>> = BTreeMap::new();
     for instance in members {
-        let tier = if tiered { tier(&scope.locality, &instance.locality, setting) } else { 0 };
+        let tier = if distribution.is_some() { 0 } else { tier(scope, instance, policy) };
         groups.entry((tier, &instance.locality)).or_default().push(instance);
     }
     // Tiers nobody is in are closed up: priorities must be without gaps.
@@ -57,7 +54,42 @@ pub(super) fn of_port(
             endpoints: instances.into_iter().map(endpoint).collect(),
         }
     });
-    Endpoints { cluster: name.to_owned(), localities: localities.collect(), ..Endpoints::default() }
+    let mut localities: Vec<LocalityEndpoints> = localities.collect();
+    if let Some(distribution) = distribution {
+        distribute(&mut localities, distribution);
+    }
+    Endpoints { cluster: name.to_owned(), localities, ..Endpoints::default() }
+}
+
+/// The entry of `distribute` that holds for a client: the first whose `from` matches its locality.
+pub(super) fn distribution<'a>(scope: &NodeScope, policy: &'a PortPolicy) -> Option<&'a Distribution> {
+    let setting = policy.load_balancer.as_ref().map(|lb| &lb.locality).filter(|setting| !setting.disabled)?;
+    setting.distribute.iter().find(|entry| covers_locality(&entry.from, &scope.locality))
+}
+
+/// Gives each pattern's share to the localities it matches, in proportion to their endpoints' weights.
+/// A locality that no pattern matches gets nothing.
+fn distribute(localities: &mut Vec<LocalityEndpoints>, distribution: &Distribution) {
+    // Shares are in percent; finer, so that a small one can be parted without being rounded up.
+    const FINE: u64 = 10_000;
+    let mut shares: Vec<Option<NonZeroU32>> = vec![None; localities.len()];
+    for (pattern, percent) in &distribution.to {
+        let matched: Vec<usize> = (0..localities.len())
+            .filter(|at| shares[*at].is_none() && covers_locality(pattern, &localities[*at].locality))
+            .collect();
+        let own = |at: usize| u64::from(localities[at].weight.get());
+        let total: u64 = matched.iter().map(|at| own(*at)).sum();
+        for at in matched {
+            let share = u128::from(*percent) * u128::from(FINE) * u128::from(own(at)) / u128::from(total);
+            shares[at] = Some(NonZeroU32::new(u32::try_from(share).unwrap_or(u32::MAX)).unwrap_or(NonZeroU32::MIN));
+        }
+    }
+    let mut shares = shares.into_iter();
+    localities.retain_mut(|group| {
+        let share = shares.next().flatten();
+        group.weight = share.unwrap_or(group.weight);
+        share.is_some()
+    });
 }
 
 fn endpoint(instance: &Instance) -> Endpoint {
@@ -69,9 +101,45 @@ fn endpoint(instance: &Instance) -> Endpoint {
     }
 }
 
+/// In which order an endpoint is used: first by the labels of `failoverPriority`, then by locality.
+///
+/// As in Istio, tiers need outlier detection: without it nobody would notice that one is down.
+fn tier(scope: &NodeScope, instance: &Instance, policy: &PortPolicy) -> u32 {
+    let default = LocalitySetting::default();
+    let setting = policy.load_balancer.as_ref().map_or(&default, |lb| &lb.locality);
+    if policy.outlier.is_none() || setting.disabled {
+        return 0;
+    }
+    let labels = &setting.failover_priority;
+    let by_locality = labels.is_empty() || !setting.failover.is_empty();
+    let near = match by_locality && !scope.locality.region.is_empty() {
+        true => locality_tier(&scope.locality, &instance.locality, setting),
+        false => 0,
+    };
+    let differs = |(label, said): &(String, Option<String>)| {
+        let own = said.as_deref().unwrap_or_else(|| value(label, &scope.labels, &scope.locality));
+        own != value(label, &instance.labels, &instance.locality)
+    };
+    // How many labels are left from the first that differs.
+    let left = labels.iter().position(differs).map_or(0, |at| labels.len() - at);
+    u32::try_from(left).unwrap_or(u32::MAX).saturating_mul(LOCALITY_TIERS).saturating_add(near)
+}
+
+/// The value of a label, of which some stand for the locality; empty if there is none.
+fn value<'a>(label: &str, labels: &'a BTreeMap<String, String>, locality: &'a Locality) -> &'a str {
+    match label {
+        REGION => &locality.region,
+        ZONE => &locality.zone,
+        SUB_ZONE => &locality.sub_zone,
+        other => labels.get(other).map_or("", String::as_str),
+    }
+}
+
+const LOCALITY_TIERS: u32 = 5;
+
 /// 0 same sub-zone, 1 same zone, 2 same region, 3 other region, 4 other region than the one that
 /// `failover` names for ours.
-fn tier(client: &Locality, endpoint: &Locality, setting: &LocalitySetting) -> u32 {
+fn locality_tier(client: &Locality, endpoint: &Locality, setting: &LocalitySetting) -> u32 {
     if client.region != endpoint.region {
         let to = setting.failover.get(&client.region);
         return if to.is_none_or(|to| *to == endpoint.region) { 3 } else { 4 };

@@ -1,6 +1,7 @@
 //! Who serves a port: endpoint slices, workload entries, service entry endpoints, announcements.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use super::announced::{Announced, Announcements};
 use super::catalog::HostPort;
 use super::{Options, inbound};
 use crate::model::{
-    EndpointSlice, EntryAddress, EntryEndpoint, Model, Object, PortTarget, Resolution, Service, ServiceEntry,
+    EndpointSlice, EntryAddress, EntryEndpoint, Model, Object, Pod, PortTarget, Resolution, Service, ServiceEntry,
 };
 use crate::registry::{Registration, Registrations};
 
@@ -62,6 +63,33 @@ pub(super) struct Workloads {
     entries_in: Arc<HashMap<String, Vec<(String, EntryEndpoint)>>>,
     /// By namespace and service.
     slices: Arc<HashMap<(String, String), Slices>>,
+    pods: Arc<Pods>,
+}
+
+/// Pods, which say of an endpoint what its slice does not.
+#[derive(Debug, Default)]
+struct Pods {
+    /// By namespace and name.
+    named: HashMap<(String, String), Arc<Object<Pod>>>,
+    at: HashMap<IpAddr, Arc<Object<Pod>>>,
+}
+
+impl Pods {
+    fn build(model: &Model) -> Self {
+        let mut pods = Self::default();
+        for (key, pod) in &model.pods {
+            pods.named.insert(key.clone(), pod.clone());
+            pods.at.extend(pod.spec.ips.iter().map(|ip| (*ip, pod.clone())));
+        }
+        pods
+    }
+
+    /// The pod that a slice names, else the one at the address in the slice's namespace.
+    fn behind(&self, named: Option<&(String, String)>, ip: IpAddr, namespace: &str) -> Option<&Object<Pod>> {
+        let named = named.and_then(|key| self.named.get(key));
+        let pod = named.or_else(|| self.at.get(&ip).filter(|pod| pod.namespace() == namespace));
+        pod.map(|pod| &**pod)
+    }
 }
 
 type Slices = Vec<Arc<Object<EndpointSlice>>>;
@@ -79,7 +107,8 @@ impl Workloads {
             slices.entry(key).or_default().push(slice.clone());
         }
         let announced = Announcements::default();
-        let mut workloads = Self { announced, entries_in: Arc::new(entries_in), slices: Arc::new(slices) };
+        let (entries_in, slices, pods) = (Arc::new(entries_in), Arc::new(slices), Arc::new(Pods::build(model)));
+        let mut workloads = Self { announced, entries_in, slices, pods };
         for registration in registrations.values() {
             workloads.announce(registration, model, options);
         }
@@ -140,7 +169,7 @@ pub(super) fn of_service(service: &Object<Service>, port: &mut HostPort, workloa
     let (namespace, spec) = (service.namespace(), &service.spec);
     let key = (namespace.to_owned(), service.name().to_owned());
     for slice in workloads.slices.get(&key).into_iter().flatten() {
-        from_slice(slice, spec.publish_not_ready, port);
+        from_slice(slice, spec.publish_not_ready, port, &workloads.pods);
     }
     let by_name = workloads.announced.of_service(namespace, service.name());
     let by_name = by_name.iter().filter(|announced| announced.registration.service_port == port.number);
@@ -191,37 +220,46 @@ fn target_number(port: &HostPort) -> u16 {
     }
 }
 
-fn from_slice(slice: &Object<EndpointSlice>, publish_not_ready: bool, port: &mut HostPort) {
+fn from_slice(slice: &Object<EndpointSlice>, publish_not_ready: bool, port: &mut HostPort, pods: &Pods) {
     let ports = &slice.spec.ports;
     let number = ports.iter().find(|(name, _)| *name == port.name).or(match ports.as_slice() {
         [only] if port.name.is_empty() => Some(only),
         _ => None,
     });
     let Some((_, number)) = number else { return };
+    let namespace = slice.namespace();
     for endpoint in &slice.spec.endpoints {
         let health = if endpoint.unready && publish_not_ready { Health::Healthy } else { endpoint.health };
         if endpoint.unready && !publish_not_ready {
             continue;
         }
-        let namespace = slice.namespace();
-        let metadata = Arc::new(EndpointMetadata {
-            hostname: endpoint.hostname.clone(),
-            workload: endpoint.target.as_deref().map(|pod| workload(pod, namespace, &BTreeMap::new())),
-            ..EndpointMetadata::default()
-        });
         for address in endpoint.sockets(*number) {
+            let pod = pods.behind(endpoint.pod.as_ref(), address.ip(), namespace);
+            let labels = pod.map(|pod| pod.document.labels.clone()).unwrap_or_default();
+            let name = pod.map(|pod| pod.name()).or(endpoint.pod.as_ref().map(|(_, name)| name.as_str()));
+            let metadata = EndpointMetadata {
+                mesh_tls: accepts_mesh_tls(&labels),
+                hostname: endpoint.hostname.clone(),
+                workload: name.map(|name| workload(name, namespace, &labels)),
+                ..EndpointMetadata::default()
+            };
             port.instances.push(Instance {
                 address: Address::Socket(address),
-                labels: Arc::default(),
+                labels: Arc::new(labels),
                 locality: Locality { zone: endpoint.zone.clone(), ..Locality::default() },
                 weight: NonZeroU32::MIN,
                 health,
                 namespace: namespace.to_owned(),
-                account: None,
-                metadata: metadata.clone(),
+                account: pod.and_then(|pod| pod.spec.service_account.clone()),
+                metadata: Arc::new(metadata),
             });
         }
     }
+}
+
+/// Istio's mark of a workload that takes the mesh's mTLS.
+fn accepts_mesh_tls(labels: &BTreeMap<String, String>) -> bool {
+    labels.get("security.istio.io/tlsMode").is_some_and(|mode| mode == "istio")
 }
 
 fn from_endpoint(entry: &EntryEndpoint, name: Option<&str>, namespace: &str, port: &HostPort) -> Option<Instance> {
@@ -236,10 +274,9 @@ fn from_endpoint(entry: &EntryEndpoint, name: Option<&str>, namespace: &str, por
         EntryAddress::Name(host) => Address::Name { host: host.as_str().into(), port: number },
         EntryAddress::Unix(path) => Address::Unix(path.as_str().into()),
     };
-    let mesh = entry.labels.get("security.istio.io/tlsMode").is_some_and(|mode| mode == "istio");
     let facts = name.or(entry.labels.get("app").map(String::as_str));
     let metadata = EndpointMetadata {
-        mesh_tls: mesh,
+        mesh_tls: accepts_mesh_tls(&entry.labels),
         workload: facts.map(|name| workload(name, namespace, &entry.labels)),
         ..EndpointMetadata::default()
     };

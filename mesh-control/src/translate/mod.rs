@@ -18,8 +18,10 @@ mod cluster;
 mod endpoints;
 mod inbound;
 mod instances;
+mod keep;
 mod names;
 mod proxy;
+mod references;
 mod routes;
 mod rules;
 mod virtual_services;
@@ -33,6 +35,7 @@ use mesh_core::policy::{Cluster, Endpoints, InboundListener, Listener, RouteConf
 
 use self::catalog::Catalog;
 pub(crate) use self::catalog::Changed;
+pub(crate) use self::keep::settle;
 pub use self::proxy::ProxyListener;
 use self::rules::Rules;
 use self::virtual_services::VirtualServices;

@@ -54,16 +54,28 @@ impl Rules {
     /// The rules for a client and a host of `owner`'s namespace: the client's namespace, then the
     /// owner's, then the root's; the first with a match wins whole.
     pub(super) fn find(&self, scope: &NodeScope, host: &str, owner: &str) -> Joined<'_> {
+        join(&self.listed(scope, host, owner))
+    }
+
+    /// The rule among them that defines a subset.
+    pub(super) fn defining(&self, scope: &NodeScope, host: &str, owner: &str, subset: &str) -> Option<&Rule> {
+        let defines = |rule: &&Rule| rule.spec.subsets.iter().any(|known| known.name == subset);
+        self.listed(scope, host, owner).into_iter().find(defines)
+    }
+
+    fn listed(&self, scope: &NodeScope, host: &str, owner: &str) -> Vec<&Rule> {
         let client = (scope.namespace != self.root).then_some(scope.namespace.as_str());
-        let tiers = client.into_iter().chain([owner, self.root.as_str()]);
-        for tier in tiers {
-            let Some(namespace) = self.by_namespace.get(tier) else { continue };
-            let found = namespace.find(scope, host);
-            if !found.is_empty() {
-                return join(&found);
-            }
+        let mut tiers = client.into_iter().chain([owner, self.root.as_str()]);
+        let found = tiers.find_map(|tier| {
+            let found = self.by_namespace.get(tier)?.find(scope, host);
+            (!found.is_empty()).then_some(found)
+        });
+        let mut found = found.unwrap_or_default();
+        // Rules shown to different clients are not joined.
+        if let Some(first) = found.first().copied() {
+            found.retain(|rule| rule.spec.export_to == first.spec.export_to);
         }
-        Joined::default()
+        found
     }
 }
 
@@ -93,9 +105,7 @@ impl NamespaceRules {
 
 fn join<'a>(rules: &[&'a Rule]) -> Joined<'a> {
     let mut joined = Joined::default();
-    // Rules shown to different clients are not joined.
-    let same = rules.iter().filter(|rule| rule.spec.export_to == rules[0].spec.export_to);
-    for rule in same {
+    for rule in rules {
         joined.policy = joined.policy.or(rule.spec.policy.as_ref());
         for subset in &rule.spec.subsets {
             if !joined.subsets.iter().any(|known| known.name == subset.name) {

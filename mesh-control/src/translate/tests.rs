@@ -1,6 +1,8 @@
 //! The rules of translation that golden files show badly: who sees what, who wins, what fails.
 
 mod endpoints;
+mod keep;
+mod profile;
 mod proxy;
 
 use std::collections::BTreeMap;

@@ -6,8 +6,9 @@ use std::time::Duration;
 use http::HeaderName;
 use mesh_core::policy::{Balancer, HashPolicy, HashSource, PerMillion, SlowStart};
 
-use super::spec::{ConsistentHashSpec, CookieSpec, LoadBalancerSpec, LocalitySpec, WarmupSpec};
-use super::{LoadBalancer, Locality};
+use super::LoadBalancer;
+use super::locality::locality;
+use super::spec::{ConsistentHashSpec, CookieSpec, LoadBalancerSpec, WarmupSpec};
 use crate::model::check::Check;
 use crate::model::values::duration;
 
@@ -170,42 +171,4 @@ fn warm_up(spec: &WarmupSpec, check: &mut Check<'_>, path: &str) -> Option<SlowS
     let min_share = check.take(&format!("{path}.minimumPercent"), read)?;
     // In range by the check above.
     Some(SlowStart { window: window.max(Duration::from_millis(1)), aggression: (aggression * 1e6) as u32, min_share })
-}
-
-fn locality(spec: &LocalitySpec, check: &mut Check<'_>, path: &str) -> Locality {
-    if !spec.distribute.is_empty() && !spec.failover.is_empty() {
-        check.error(path, "only one of distribute and failover may be given");
-    }
-    for (i, entry) in spec.distribute.iter().enumerate() {
-        let path = format!("{path}.distribute[{i}]");
-        let total: u64 = entry.to.values().map(|weight| u64::from(*weight)).sum();
-        if total != 100 {
-            check.error(&format!("{path}.to"), format!("the weights sum to {total}; the sum must be 100"));
-        }
-        if entry.to.values().any(|weight| !(1..=100).contains(weight)) {
-            check.error(&format!("{path}.to"), "each weight must be 1 to 100");
-        }
-        for pattern in entry.to.keys().chain([&entry.from]) {
-            if pattern.trim_end_matches('*').contains('*') || pattern.is_empty() {
-                let message = format!("{pattern:?}: write region/zone/subzone with at most one '*', at the end");
-                check.error(&path, message);
-            }
-        }
-    }
-    if !spec.distribute.is_empty() {
-        check.unenforced(&format!("{path}.distribute"), "localities get no fixed shares");
-    }
-    if !spec.failover_priority.is_empty() {
-        check.unenforced(&format!("{path}.failoverPriority"), "tiers follow region, zone and sub-zone only");
-    }
-    let mut failover = std::collections::BTreeMap::new();
-    for (i, entry) in spec.failover.iter().enumerate() {
-        let path = format!("{path}.failover[{i}]");
-        let odd = |text: &String| text.is_empty() || text.contains('/') || text.contains('*');
-        if entry.from == entry.to || odd(&entry.from) || odd(&entry.to) {
-            check.error(&path, "from and to are two different regions, without '/' and '*'");
-        }
-        failover.insert(entry.from.clone(), entry.to.clone());
-    }
-    Locality { disabled: spec.enabled == Some(false), failover }
 }

@@ -1,10 +1,12 @@
 //! DestinationRule, validated: what a client does towards one host.
 
 mod balancer;
+mod locality;
 mod pool;
 mod spec;
 mod tls;
 
+pub(crate) use self::locality::{REGION, SUB_ZONE, ZONE, covers_locality};
 pub(crate) use self::spec::SelectorSpec;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -73,6 +75,19 @@ pub(crate) struct Locality {
     pub(crate) disabled: bool,
     /// `failover`: from region to region.
     pub(crate) failover: BTreeMap<String, String>,
+    /// `failoverPriority`: labels, most important first, each with the client's value if one is written.
+    pub(crate) failover_priority: Vec<(String, Option<String>)>,
+    /// `distribute`, in listed order.
+    pub(crate) distribute: Vec<Distribution>,
+}
+
+/// Shares of localities for clients of a locality.
+#[derive(Clone, Debug)]
+pub(crate) struct Distribution {
+    /// Pattern of the client's locality.
+    pub(crate) from: String,
+    /// Patterns of the endpoints' localities and their percentages, which sum to 100.
+    pub(crate) to: BTreeMap<String, u32>,
 }
 
 /// Limits and options of connections; `None` = not written.
@@ -133,11 +148,42 @@ impl Kind for DestinationRule {
         let selector = spec
             .workload_selector
             .map(|selector| if selector.match_labels.is_empty() { selector.labels } else { selector.match_labels });
-        let own = &check.document().namespace;
-        if selector.is_some() && !matches!(&export_to, ExportTo::All) && !export_to.visible_to(own) {
-            check.error("spec.exportTo", "a rule with a workloadSelector only serves its own namespace");
+        if selector.is_some() && !spec.export_to.is_empty() {
+            let own = BTreeSet::from([check.document().namespace.clone()]);
+            if export_to != ExportTo::Namespaces(own) {
+                let message =
+                    "a rule with a workloadSelector only serves its own namespace: write '.', or leave it out";
+                check.error("spec.exportTo", message);
+            }
         }
+        inert_failover(policy.as_ref(), &subsets, check);
         Self { host: spec.host.to_ascii_lowercase(), policy, subsets, export_to, selector }
+    }
+}
+
+/// Failover moves requests away from endpoints that were ejected, and nothing else ejects them.
+fn inert_failover(policy: Option<&TrafficPolicy>, subsets: &[Subset], check: &mut Check<'_>) {
+    let fails_over = |blocks: &PortPolicy| {
+        let locality = blocks.load_balancer.as_ref().map(|lb| &lb.locality).filter(|setting| !setting.disabled);
+        locality.is_some_and(|setting| !setting.failover.is_empty() || !setting.failover_priority.is_empty())
+    };
+    let message = "failover is inert without outlierDetection: nothing else tells which endpoints have failed";
+    let field = "loadBalancer.localityLbSetting";
+    let outlier = policy.is_some_and(|policy| policy.blocks.outlier.is_some());
+    if policy.is_some_and(|policy| fails_over(&policy.blocks)) && !outlier {
+        check.warn(&format!("spec.trafficPolicy.{field}"), message);
+    }
+    let alone = |policy: &TrafficPolicy| {
+        policy.ports.iter().find(|(_, blocks)| fails_over(blocks) && blocks.outlier.is_none()).map(|(port, _)| *port)
+    };
+    if let Some(port) = policy.and_then(alone) {
+        check.warn("spec.trafficPolicy.portLevelSettings", format!("port {port}: {message}"));
+    }
+    for (i, subset) in subsets.iter().enumerate() {
+        let Some(own) = &subset.policy else { continue };
+        if fails_over(&own.blocks) && own.blocks.outlier.is_none() && !outlier {
+            check.warn(&format!("spec.subsets[{i}].trafficPolicy.{field}"), message);
+        }
     }
 }
 

@@ -23,6 +23,34 @@ fn virtual_service_rejections_at_the_top() {
             "not within the hosts",
         ),
         ("spec: {hosts: [a], tcp: [{}]}".to_owned(), "spec.tcp[0].route", "destination is needed"),
+        ("spec: {hosts: [a], tcp: [{route: [{}]}]}".to_owned(), "spec.tcp[0].route[0].destination", "destination is needed"),
+        (
+            "spec: {hosts: [a], tcp: [{route: [{destination: {host: a, port: {number: 70000}}}]}]}".to_owned(),
+            "spec.tcp[0].route[0].destination.port.number",
+            "1 to 65535",
+        ),
+        (
+            "spec: {hosts: [a], tcp: [{route: [{destination: {host: a}}, {destination: {host: b}}]}]}".to_owned(),
+            "spec.tcp[0].route",
+            "sum to 0",
+        ),
+        (
+            "spec: {hosts: [a], tcp: [{match: [{destinationSubnets: [10.0.0.0/99]}], route: [{destination: {host: a}}]}]}"
+                .to_owned(),
+            "spec.tcp[0].match[0].destinationSubnets[0]",
+            "CIDR",
+        ),
+        (
+            "spec: {hosts: [a.b], tls: [{match: [{sniHosts: [a.b], port: -1}], route: [{destination: {host: a}, weight: -1}]}]}"
+                .to_owned(),
+            "spec.tls[0].route[0].weight",
+            "negative",
+        ),
+        (
+            "spec: {hosts: [a.b], tls: [{match: [{sniHosts: [a.b], port: -1}], route: [{destination: {host: a}}]}]}".to_owned(),
+            "spec.tls[0].match[0].port",
+            "1 to 65535",
+        ),
     ] {
         rejects(&virtual_service(&spec), field, message);
     }
@@ -161,7 +189,7 @@ fn virtual_service_rejections_of_conditions_and_limits() {
         ),
         (http("timeout: 10us"), "spec.http[0].timeout", "1ms"),
         (http("timeout: -1s"), "spec.http[0].timeout", "negative"),
-        (http("timeout: 10"), "spec.http[0].timeout", "expected a string"),
+        (http("timeout: 10"), "spec.http[0].timeout", "text is needed, not 10"),
         (http("timeout: 10 seconds"), "spec.http[0].timeout", "not a duration"),
         (http("retries: {attempts: -1}"), "spec.http[0].retries.attempts", "not a number of retries"),
         (http("retries: {attempts: 0, retryOn: 5xx}"), "spec.http[0].retries.attempts", "turns retries off"),
@@ -287,9 +315,65 @@ fn destination_rule_rejections_of_locality_ejection_and_tls() {
         ("{host: a, trafficPolicy: {tls: {mode: STRICT}}}", "spec.trafficPolicy.tls.mode", "not one of"),
         ("{host: a, trafficPolicy: {tunnel: {}}}", "spec.trafficPolicy.tunnel", "targetHost"),
         ("{host: a, workloadSelector: {matchLabels: {a: b}}, exportTo: [other]}", "spec.exportTo", "own namespace"),
+        ("{host: a, workloadSelector: {matchLabels: {a: b}}, exportTo: ['*']}", "spec.exportTo", "own namespace"),
+        ("{host: a, workloadSelector: {matchLabels: {a: b}}, exportTo: ['~']}", "spec.exportTo", "own namespace"),
+        ("{host: a, workloadSelector: {matchLabels: {a: b}}, exportTo: [., other]}", "spec.exportTo", "own namespace"),
     ] {
         rejects(&object("networking.istio.io/v1", "DestinationRule", "a", spec), field, message);
     }
+    for export_to in ["", ", exportTo: [.]", ", exportTo: [default]"] {
+        let spec = format!("{{host: a, workloadSelector: {{matchLabels: {{a: b}}}}{export_to}}}");
+        accepts(&object("networking.istio.io/v1", "DestinationRule", "a", &spec));
+    }
+}
+
+#[test]
+fn locality_settings_are_refused_as_istio_does() {
+    let rule = |setting: &str| {
+        let spec = format!(
+            "{{host: a, trafficPolicy: {{outlierDetection: {{}}, loadBalancer: {{localityLbSetting: {setting}}}}}}}"
+        );
+        object("networking.istio.io/v1", "DestinationRule", "a", &spec)
+    };
+    let at = "spec.trafficPolicy.loadBalancer.localityLbSetting";
+    for (setting, field, message) in [
+        (
+            "{distribute: [{from: a/*, to: {a: 100}}, {from: a/b, to: {a: 100}}]}",
+            ".distribute[1].from",
+            "overlaps \"a/*\"",
+        ),
+        ("{distribute: [{from: a, to: {a: 100}}, {from: a/b/c, to: {a: 100}}]}", ".distribute[1].from", "overlaps"),
+        ("{distribute: [{from: a/b, to: {a: 100}}, {from: a/b, to: {a: 100}}]}", ".distribute[1].from", "overlaps"),
+        ("{distribute: [{from: '*', to: {a: 100}}, {from: a, to: {a: 100}}]}", ".distribute[1].from", "overlaps \"*\""),
+        ("{distribute: [{from: a, to: {b/*: 50, b/c: 50}}]}", ".distribute[0].to", "overlaps"),
+        ("{distribute: [{from: a/**, to: {b: 100}}]}", ".distribute[0]", "at most one"),
+        ("{distribute: [{from: a, to: {b: 100}}], failover: [{from: a, to: b}]}", "", "only one of"),
+        (
+            "{failover: [{from: a, to: b}], failoverPriority: [topology.kubernetes.io/region]}",
+            ".failoverPriority[0]",
+            "keep one of the two",
+        ),
+        (
+            "{failover: [{from: a, to: b}], failoverPriority: [version, 'topology.istio.io/subzone=x']}",
+            ".failoverPriority[1]",
+            "keep one of the two",
+        ),
+        ("{failoverPriority: ['=x']}", ".failoverPriority[0]", "no label"),
+        ("{failoverPriority: [a, b, a]}", ".failoverPriority[2]", "twice"),
+    ] {
+        rejects(&rule(setting), &format!("{at}{field}"), message);
+    }
+    for setting in [
+        "{distribute: [{from: a/b, to: {a: 100}}, {from: a/c, to: {a: 100}}, {from: '*', to: {a: 100}}]}",
+        "{failover: [{from: a, to: b}], failoverPriority: [version]}",
+        "{failoverPriority: [topology.kubernetes.io/region, version=v1]}",
+    ] {
+        accepts(&rule(setting));
+        assert!(findings(&rule(setting)).is_empty(), "{setting}");
+    }
+    // Without outlier detection failover does nothing, and that is said.
+    let inert = rule("{failoverPriority: [version]}").replace("outlierDetection: {}, ", "");
+    assert!(findings(&inert).iter().any(|f| f.field == at && f.message.contains("inert")), "{:?}", findings(&inert));
 }
 
 #[test]
@@ -377,14 +461,16 @@ fn linkerd_and_smi_rejections() {
     for (spec, field, message) in [
         ("{routes: [{condition: {method: GET}}]}", "spec.routes[0].name", "needs a name"),
         ("{routes: [{name: a}]}", "spec.routes[0].condition", "needs a condition"),
+        ("{dstOverrides: [{authority: 'a.b:0', weight: 1}]}", "spec.dstOverrides[0].authority", "host with a port"),
+        ("{dstOverrides: [{authority: 'a.b:http', weight: 1}]}", "spec.dstOverrides[0].authority", "host with a port"),
         ("{routes: [{name: a, condition: {}}]}", "spec.routes[0].condition", "needs a matcher"),
         ("{routes: [{name: a, condition: {pathRegex: '('}}]}", "spec.routes[0].condition.pathRegex", ""),
         ("{routes: [{name: a, condition: {any: [null]}}]}", "spec.routes[0].condition.any[0]", ""),
-        ("{routes: [{name: a, condition: {not: {method: GET}}}]}", "spec.routes[0].condition.not", "not supported"),
+        ("{routes: [{name: a, condition: {not: {}}}]}", "spec.routes[0].condition.not", "needs a matcher"),
         (
-            "{routes: [{name: a, condition: {all: [{pathRegex: a}, {pathRegex: b}]}}]}",
+            "{routes: [{name: a, condition: {method: GET, not: {method: GET}}}]}",
             "spec.routes[0].condition",
-            "one expression",
+            "ever matches",
         ),
         (
             "{routes: [{name: a, condition: {method: GET}, responseClasses: [{isFailure: true}]}]}",
@@ -401,7 +487,11 @@ fn linkerd_and_smi_rejections() {
             "spec.routes[0].responseClasses[0].condition.status.min",
             "100 and 599",
         ),
-        ("{routes: [{name: a, condition: {method: GET}, timeout: 5}]}", "spec.routes[0].timeout", "string"),
+        (
+            "{routes: [{name: a, condition: {method: GET}, timeout: 5}]}",
+            "spec.routes[0].timeout",
+            "text is needed, not 5",
+        ),
         ("{retryBudget: {retryRatio: -1, ttl: 10s}}", "spec.retryBudget.retryRatio", "0 and 1000"),
         ("{retryBudget: {retryRatio: 0.2}}", "spec.retryBudget.ttl", "ttl is needed"),
         ("{retryBudget: {ttl: 100s}}", "spec.retryBudget.ttl", "1s and 60s"),

@@ -64,7 +64,12 @@ fn delegated(
     Some(HttpAction::Delegate { name: delegate.name.clone(), namespace })
 }
 
-fn destinations(specs: &[RouteDestinationSpec], check: &mut Check<'_>, path: &str) -> Option<Vec<WeightedDestination>> {
+/// Checks a list of weighted destinations.
+pub(super) fn destinations(
+    specs: &[RouteDestinationSpec],
+    check: &mut Check<'_>,
+    path: &str,
+) -> Option<Vec<WeightedDestination>> {
     let mut found = Vec::new();
     let mut complete = true;
     for (i, spec) in specs.iter().enumerate() {

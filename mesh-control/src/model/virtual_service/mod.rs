@@ -14,7 +14,7 @@ use mesh_core::policy::{Fault, HeaderPolicy, PerMillion, Redirect, RetryPolicy, 
 use self::spec::{HttpRouteSpec, VirtualServiceSpec};
 use super::check::Check;
 use super::kinds::Kind;
-use super::values::{ExportTo, duration, is_host};
+use super::values::{ExportTo, duration, is_host, port};
 
 /// The gateway that stands for traffic between services.
 const MESH: &str = "mesh";
@@ -190,7 +190,9 @@ fn check_l4(spec: &VirtualServiceSpec, check: &mut Check<'_>) {
             check.error(&format!("{path}.match"), "a TLS route needs a match with sniHosts");
         }
         for (j, block) in route.r#match.iter().enumerate() {
-            let path = format!("{path}.match[{j}].sniHosts");
+            let path = format!("{path}.match[{j}]");
+            l4_match(&block.destination_subnets, block.port, &block.gateways, check, &path);
+            let path = format!("{path}.sniHosts");
             if block.sni_hosts.is_empty() {
                 check.error(&path, "at least one SNI host is needed");
             }
@@ -201,17 +203,48 @@ fn check_l4(spec: &VirtualServiceSpec, check: &mut Check<'_>) {
                 }
             }
         }
-        if route.route.is_empty() {
-            check.error(&format!("{path}.route"), "a destination is needed");
-        }
+        l4_destinations(&route.route, check, &path);
         check.unenforced(&path, "TLS passthrough routes do not affect HTTP clients");
     }
     for (i, route) in spec.tcp.iter().enumerate() {
         let path = format!("spec.tcp[{i}]");
-        if route.route.is_empty() {
-            check.error(&format!("{path}.route"), "a destination is needed");
+        for (j, block) in route.r#match.iter().enumerate() {
+            let path = format!("{path}.match[{j}]");
+            l4_match(&block.destination_subnets, block.port, &block.gateways, check, &path);
+            if let Some(subnet) = block.source_subnet.as_deref().filter(|subnet| !subnet.is_empty()) {
+                check_subnet(subnet, check, &format!("{path}.sourceSubnet"));
+            }
         }
+        l4_destinations(&route.route, check, &path);
         check.unenforced(&path, "TCP routes do not affect HTTP clients");
+    }
+}
+
+fn l4_destinations(routes: &[spec::RouteDestinationSpec], check: &mut Check<'_>, path: &str) {
+    let path = format!("{path}.route");
+    if routes.is_empty() {
+        check.error(&path, "a destination is needed");
+    }
+    // For what it reports; the routes are not performed.
+    action::destinations(routes, check, &path);
+}
+
+fn l4_match(subnets: &[String], number: Option<i64>, gateways: &[String], check: &mut Check<'_>, path: &str) {
+    for (i, subnet) in subnets.iter().enumerate() {
+        check_subnet(subnet, check, &format!("{path}.destinationSubnets[{i}]"));
+    }
+    // 0 is protobuf's way to say nothing.
+    if let Some(number) = number.filter(|number| *number != 0) {
+        check.take(&format!("{path}.port"), port(number));
+    }
+    for (i, gateway) in gateways.iter().enumerate() {
+        check_gateway_name(gateway, check, &format!("{path}.gateways[{i}]"));
+    }
+}
+
+fn check_subnet(text: &str, check: &mut Check<'_>, path: &str) {
+    if text.parse::<ipnet::IpNet>().is_err() && text.parse::<std::net::IpAddr>().is_err() {
+        check.error(path, format!("{text:?} is neither an IP address nor a CIDR block"));
     }
 }
 

@@ -236,24 +236,24 @@ pub(super) struct TlsRouteSpec {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[allow(dead_code)]
 pub(super) struct TlsMatchSpec {
     #[serde(default)]
     pub(super) sni_hosts: Vec<String>,
     #[serde(default)]
-    destination_subnets: Vec<String>,
-    port: Option<i64>,
+    pub(super) destination_subnets: Vec<String>,
+    pub(super) port: Option<i64>,
     #[serde(default)]
+    #[allow(dead_code)]
     source_labels: BTreeMap<String, String>,
     #[serde(default)]
-    gateways: Vec<String>,
+    pub(super) gateways: Vec<String>,
+    #[allow(dead_code)]
     source_namespace: Option<String>,
 }
 
 #[derive(Deserialize)]
 pub(super) struct TcpRouteSpec {
     #[serde(default)]
-    #[allow(dead_code)]
     pub(super) r#match: Vec<TcpMatchSpec>,
     #[serde(default)]
     pub(super) route: Vec<RouteDestinationSpec>,
@@ -261,15 +261,16 @@ pub(super) struct TcpRouteSpec {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[allow(dead_code)]
 pub(super) struct TcpMatchSpec {
     #[serde(default)]
-    destination_subnets: Vec<String>,
-    port: Option<i64>,
+    pub(super) destination_subnets: Vec<String>,
+    pub(super) port: Option<i64>,
     #[serde(default)]
+    #[allow(dead_code)]
     source_labels: BTreeMap<String, String>,
     #[serde(default)]
-    gateways: Vec<String>,
+    pub(super) gateways: Vec<String>,
+    #[allow(dead_code)]
     source_namespace: Option<String>,
-    source_subnet: Option<String>,
+    pub(super) source_subnet: Option<String>,
 }

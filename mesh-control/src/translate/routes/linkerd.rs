@@ -24,7 +24,7 @@ pub(super) fn table(place: &Place<'_>, known: &Host) -> Option<Table> {
     let split = split(place.world, known);
     let shares = match (split, profile) {
         (Some(split), _) => shares_of_split(place, split),
-        (None, Some(profile)) => shares_of_profile(profile),
+        (None, Some(profile)) => shares_of_profile(place, profile),
         (None, None) => return None,
     };
     let to = choice(place, known, shares);
@@ -55,25 +55,29 @@ fn split<'a>(world: &'a World, host: &Host) -> Option<&'a Arc<Object<TrafficSpli
     host.kubernetes.then(|| world.splits.get(&key())).flatten()
 }
 
-fn shares_of_split(place: &Place<'_>, split: &Object<TrafficSplit>) -> Vec<(String, u32)> {
+/// A part of the traffic: host, port, weight.
+type Share = (String, u16, u32);
+
+fn shares_of_split(place: &Place<'_>, split: &Object<TrafficSplit>) -> Vec<Share> {
     let full = |name: &str| names::fqdn(name, split.namespace(), &place.world.options);
-    split.spec.backends.iter().map(|(name, weight)| (full(name), *weight)).collect()
+    split.spec.backends.iter().map(|(name, weight)| (full(name), place.port, *weight)).collect()
 }
 
-fn shares_of_profile(profile: &Object<ServiceProfile>) -> Vec<(String, u32)> {
-    profile.spec.overrides.clone()
+fn shares_of_profile(place: &Place<'_>, profile: &Object<ServiceProfile>) -> Vec<Share> {
+    let overrides = profile.spec.overrides.iter();
+    overrides.map(|entry| (entry.host.clone(), entry.port.unwrap_or(place.port), entry.weight)).collect()
 }
 
-/// Shares as a choice of clusters on the dialled port. A backend that has no such port is left out; one
-/// that does not exist keeps its share, which fails.
-fn choice(place: &Place<'_>, known: &Host, shares: Vec<(String, u32)>) -> ClusterChoice {
-    let portless = |host: &str| {
-        place.world.catalog.get(place.scope, host).is_some_and(|backend| backend.port(place.port).is_none())
+/// Shares as a choice of clusters. A backend that has no such port is left out; one that does not exist
+/// keeps its share, which fails.
+fn choice(place: &Place<'_>, known: &Host, shares: Vec<Share>) -> ClusterChoice {
+    let portless = |host: &str, port: u16| {
+        place.world.catalog.get(place.scope, host).is_some_and(|backend| backend.port(port).is_none())
     };
     let entries: Vec<WeightedCluster> = shares
         .into_iter()
-        .filter(|(host, weight)| *weight > 0 && !portless(host))
-        .map(|(host, weight)| WeightedCluster::new(ClusterName::outbound(place.port, "", &host), weight))
+        .filter(|(host, port, weight)| *weight > 0 && !portless(host, *port))
+        .map(|(host, port, weight)| WeightedCluster::new(ClusterName::outbound(port, "", &host), weight))
         .collect();
     match WeightedClusters::new(entries) {
         Ok(clusters) => ClusterChoice::Weighted(clusters),

@@ -193,3 +193,123 @@ fn endpoint_slices_give_endpoints_health_and_zone() {
     assert_eq!(found, [("10.0.0.2:8080".into(), Draining), ("10.0.0.1:8080".into(), Healthy)]);
     assert_eq!(endpoints.localities[1].locality.zone, "z1");
 }
+
+/// Endpoints of the service `a` in four localities, the last of version v2.
+fn four() -> [Registration; 4] {
+    let at = |address: &str, locality: &str, version: &str| {
+        let mut one = running("a", "default", 80, address);
+        one.locality = Locality::parse(locality);
+        one.labels.insert("version".into(), version.into());
+        one
+    };
+    [
+        at("10.0.0.1:1", "eu/a/1", "v1"),
+        at("10.0.0.2:1", "eu/a/2", "v2"),
+        at("10.0.0.3:1", "us/x/1", "v1"),
+        at("10.0.0.4:1", "ap/x/1", "v2"),
+    ]
+}
+
+/// What a client in `locality` is told of them: address, priority, locality weight; and whether it weighs.
+fn seen_from(locality: &str, setting: &str) -> (Vec<(String, u32, u32)>, bool) {
+    let spec = format!("{{host: a, trafficPolicy: {{{setting}}}}}");
+    let world = with(&istio("DestinationRule", "r", "default", &spec), &four());
+    let mut client = scope("default");
+    client.locality = Locality::parse(locality);
+    client.labels.insert("version".into(), "v1".into());
+    let name = "outbound|80||a.default.svc.cluster.local";
+    let endpoints = world.endpoints(&client, name).unwrap();
+    let groups = endpoints.localities.iter().flat_map(|group| {
+        group.endpoints.iter().map(|one| (one.address.to_string(), group.priority, group.weight.get()))
+    });
+    let mut groups: Vec<_> = groups.collect();
+    groups.sort();
+    (groups, world.cluster(&client, name).unwrap().locality.weighted)
+}
+
+fn tiers(seen: &(Vec<(String, u32, u32)>, bool)) -> Vec<u32> {
+    seen.0.iter().map(|(_, tier, _)| *tier).collect()
+}
+
+#[test]
+fn distribute_gives_localities_their_shares_and_leaves_the_others_out() {
+    let setting = |extra: &str| {
+        format!(
+            "loadBalancer: {{localityLbSetting: {{distribute: [{{from: eu/a/*, to: {{eu/*: 80, us/x/1: 20}}}}, {{from: us, to: {{us: 100}}}}]{extra}}}}}"
+        )
+    };
+    let seen = seen_from("eu/a/1", &setting(""));
+    let weights: Vec<(&str, u32, u32)> = seen.0.iter().map(|(a, tier, weight)| (a.as_str(), *tier, *weight)).collect();
+    // 80 % is parted between the two that one pattern matches; nobody matches the fourth.
+    assert_eq!(weights, [("10.0.0.1:1", 0, 400_000), ("10.0.0.2:1", 0, 400_000), ("10.0.0.3:1", 0, 200_000)]);
+    assert!(seen.1);
+    let seen = seen_from("us/x/9", &setting(""));
+    assert_eq!(seen.0, [("10.0.0.3:1".to_owned(), 0, 1_000_000)]);
+    // The controls: a client that no entry is about, and the setting switched off.
+    for seen in [seen_from("ap/x/1", &setting("")), seen_from("eu/a/1", &setting(", enabled: false"))] {
+        assert_eq!((seen.0.len(), seen.1, tiers(&seen)), (4, false, vec![0; 4]));
+    }
+    // Shares beat tiers.
+    let seen = seen_from("eu/a/1", &format!("outlierDetection: {{}}, {}", setting("")));
+    assert_eq!(tiers(&seen), [0, 0, 0]);
+}
+
+#[test]
+fn failover_priority_ranks_by_labels_and_then_by_region() {
+    let setting = |setting: &str| format!("outlierDetection: {{}}, loadBalancer: {{localityLbSetting: {{{setting}}}}}");
+    let tiers = |locality: &str, text: &str| tiers(&seen_from(locality, text));
+    assert_eq!(tiers("", &setting("failoverPriority: [version]")), [0, 1, 0, 1]);
+    assert_eq!(tiers("", &setting("failoverPriority: [version=v2]")), [1, 0, 1, 0]);
+    // The first label that differs decides: the second of them does not make up for it.
+    let zoned = setting("failoverPriority: [topology.kubernetes.io/region, version]");
+    assert_eq!(tiers("eu/a/1", &zoned), [0, 1, 2, 2]);
+    let both = setting("failoverPriority: [version], failover: [{from: eu, to: ap}]");
+    assert_eq!(tiers("eu/a/1", &both), [0, 2, 1, 3]);
+    // The controls: no outlier detection, or switched off.
+    assert_eq!(tiers("", "loadBalancer: {localityLbSetting: {failoverPriority: [version]}}"), [0; 4]);
+    assert_eq!(tiers("", &setting("failoverPriority: [version], enabled: false")), [0; 4]);
+}
+
+#[test]
+fn a_pod_gives_its_endpoint_labels_account_and_mesh_tls() {
+    let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a-1, labels: {kubernetes.io/service-name: a}}\naddressType: IPv4\nports: [{name: http, port: 8080}]\nendpoints:\n- {addresses: [10.0.0.1], targetRef: {kind: Pod, name: a-x}}\n- {addresses: [10.0.0.2]}\n- {addresses: [10.0.0.3], targetRef: {kind: Pod, name: other, namespace: elsewhere}}\n---\n";
+    let pod = |name: &str, namespace: &str, version: &str, ip: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{app: a, version: {version}, security.istio.io/tlsMode: istio}}}}\nspec: {{serviceAccountName: {name}-account, containers: [{{name: a, image: a}}]}}\nstatus: {{phase: Running, podIP: {ip}, podIPs: [{{ip: {ip}}}, {{ip: '::1'}}]}}\n---\n"
+        )
+    };
+    let rule = istio(
+        "DestinationRule",
+        "a",
+        "default",
+        "{host: a, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]}",
+    );
+    let base = format!("{}{slice}{rule}", service("a", "default", HTTP));
+    // By the name the slice says, by the address it has; a pod of another namespace at that address is not it.
+    let pods = [
+        pod("a-x", "default", "v1", "10.9.9.9"),
+        pod("a-y", "default", "v2", "10.0.0.2"),
+        pod("stranger", "elsewhere", "v2", "10.0.0.3"),
+    ];
+    let full = world(&(base.clone() + &pods.concat()));
+    assert_eq!(full.findings(), [], "nothing of a Pod is strange");
+    let addresses = |world: &World, subset: &str| -> Vec<String> {
+        let name = format!("outbound|80|{subset}|a.default.svc.cluster.local");
+        let endpoints = world.endpoints(&scope("default"), &name).unwrap();
+        endpoints.iter().map(|one| one.address.to_string()).collect()
+    };
+    assert_eq!(addresses(&full, "v1"), ["10.0.0.1:8080"]);
+    assert_eq!(addresses(&full, "v2"), ["10.0.0.2:8080"]);
+    assert_eq!(addresses(&full, "").len(), 3);
+    let name = "outbound|80|v1|a.default.svc.cluster.local";
+    let UpstreamTls::Auto(tls) = full.cluster(&scope("default"), name).unwrap().tls else { panic!("automatic") };
+    assert!(tls.peer_ids.iter().any(|id| id.matches("spiffe://cluster.local/ns/default/sa/a-x-account")));
+    let endpoints = full.endpoints(&scope("default"), name).unwrap();
+    let metadata = &endpoints.iter().next().unwrap().metadata;
+    let workload = metadata.workload.as_ref().unwrap();
+    assert!(metadata.mesh_tls && workload.canonical_revision == "v1" && workload.name == "a-x");
+    // The control: without pods an endpoint has no labels, and no subset has endpoints.
+    let bare = world(&base);
+    assert_eq!((addresses(&bare, "v1").len(), addresses(&bare, "").len()), (0, 3));
+    assert!(codes(&bare).contains(&("spec.subsets[0]", Some("IST0173"))));
+}
