@@ -378,7 +378,13 @@ async fn what_an_earlier_run_knew_serves_until_the_control_plane_answers() {
     std::fs::write(&path, b"mesh xDS snapshot 1\nnonsense that is long enough").unwrap();
     let (client, _server) = client_with(Some(&path));
     assert_eq!(**client.destination(&target()).load(), DestinationState::Pending);
-    assert!(client.status().snapshot.unwrap().error.unwrap().contains("damaged"));
+    let error = loop {
+        match client.status().snapshot.unwrap().error {
+            Some(error) => break error,
+            None => tokio::task::yield_now().await,
+        }
+    };
+    assert!(error.contains("damaged"), "{error}");
 }
 
 /// Resources in a snapshot file.
