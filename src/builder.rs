@@ -133,6 +133,7 @@ impl MeshBuilder {
         };
 
         let mut connector = Connector::new(bootstrap.server().clone(), crypto.clone());
+        let default_provider = config.proof.is_some();
         let source = if let Some(proof) = config.proof {
             let secret = SecretConfig { trust_domain: Some(config.trust_domain), ..SecretConfig::new(Some(proof)) };
             Some(secret::spawn(secret, connector.clone(), runtime.handle()))
@@ -146,7 +147,9 @@ impl MeshBuilder {
         let identity = source.unwrap_or_else(|| Watched::fixed(None));
         let authorities: Vec<_> = bootstrap.authorities.keys().cloned().collect();
         let transport = |server: &XdsServer| GrpcTransport::new(connector.to(server.clone()));
-        let xds = Arc::new(XdsClient::spawn(XdsConfig::new(bootstrap), transport, runtime.handle()));
+        let mut xds = XdsConfig::new(bootstrap);
+        xds.default_provider = default_provider;
+        let xds = Arc::new(XdsClient::spawn(xds, transport, runtime.handle()));
         let control = Control { xds: xds.clone(), connector, certified };
 
         let (resolver, destinations) = (self.resolver, Arc::new(TargetSource::beside(xds.clone())) as _);
@@ -245,9 +248,16 @@ async fn with_debug(mut inner: Inner, address: Option<SocketAddr>) -> Result<Mes
     if let Some(address) = address {
         let (readiness, drain) = (inner.readiness.clone(), inner.drain.clone());
         let (client, authorities) = (inner.client.clone(), inner.authorities.clone());
+        let xds = inner.control.as_ref().map(|control| control.xds.clone());
+        let (metrics, stats) = (inner.metrics.clone(), inner.stats.clone());
+        let metrics = prometheus::content(env!("CARGO_PKG_VERSION"), metrics, stats, move |out| {
+            if let Some(xds) = &xds {
+                prometheus::config_unenforced(out, xds.unenforced());
+            }
+        });
         let mut builder = DebugServer::builder()
             .readiness(inner.readiness.clone())
-            .metrics(prometheus::content(env!("CARGO_PKG_VERSION"), inner.metrics.clone(), inner.stats.clone()))
+            .metrics(metrics)
             .clusters(json(move || authority::dump(&client, &authorities)))
             .on_drain(Arc::new(move || {
                 readiness.drain();

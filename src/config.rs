@@ -193,7 +193,8 @@ fn bootstrap(
             "xds_servers": [{
                 "server_uri": address,
                 "channel_creds": [{"type": "tls", "config": {"ca_certificate_file": root}}],
-                "server_features": ["xds_v3"],
+                // It is ours, so it may have the authority rewritten (gRFC A81).
+                "server_features": ["xds_v3", "trusted_xds_server"],
             }],
             "node": {
                 "id": node_id(vars, workload),
@@ -269,7 +270,7 @@ mod tests {
         assert_eq!(config.workload.namespace, "default");
         assert_eq!(config.trust_domain.as_str(), "cluster.local");
         assert_eq!(config.debug_address, None);
-        assert!(config.bootstrap.is_some());
+        assert!(config.bootstrap.unwrap().server().features.trusted_xds_server);
     }
 
     #[test]

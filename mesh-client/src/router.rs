@@ -2,7 +2,7 @@
 //! what it needs at run time, with its clusters resolved. Built when the snapshot changes, never per
 //! request.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use http::HeaderName;
@@ -19,6 +19,9 @@ use crate::env::Env;
 use crate::error::Cause;
 use crate::outbound::fault::Faults;
 
+/// Levels of an aggregate's tree, its leaves included (gRFC A37).
+const MAX_DEPTH: usize = 16;
+
 /// A destination ready to route requests.
 pub(crate) struct Router {
     snapshot: Arc<Snapshot>,
@@ -34,7 +37,8 @@ pub(crate) struct Router {
 pub(crate) enum Slot {
     /// Usable.
     Ready(Arc<Cluster>),
-    /// Several, the first with a usable endpoint serves.
+    /// The leaves of an aggregate's tree in order, none of them an aggregate; the first with a usable endpoint
+    /// serves.
     Aggregate(Arc<[Slot]>),
     /// Named by a route, and missing or refused.
     Failed(ClusterName, Arc<str>),
@@ -176,15 +180,17 @@ impl Slot {
             Self::Ready(cluster) => Ok(cluster),
             Self::Failed(cluster, reason) => Err(Cause::NoCluster { cluster: cluster.clone(), reason: reason.clone() }),
             Self::Aggregate(parts) => {
-                let usable = parts.iter().filter_map(|part| part.cluster().ok()).find(|cluster| cluster.is_usable());
-                match (usable, parts.first()) {
-                    (Some(cluster), _) => Ok(cluster),
-                    // None is usable: the first says why.
-                    (None, Some(first)) => first.cluster(),
-                    (None, None) => Err(Cause::NoCluster {
-                        cluster: "".into(),
-                        reason: "the aggregate cluster has no parts".into(),
-                    }),
+                let ready = || parts.iter().filter_map(|part| part.cluster().ok());
+                match ready().find(|cluster| cluster.is_usable()).or_else(|| ready().next()) {
+                    Some(cluster) => Ok(cluster),
+                    // None is there: the first says why.
+                    None => match parts.first() {
+                        Some(first) => first.cluster(),
+                        None => Err(Cause::NoCluster {
+                            cluster: "".into(),
+                            reason: "the aggregate cluster stands for no cluster".into(),
+                        }),
+                    },
                 }
             }
         }
@@ -258,14 +264,36 @@ fn clusters(
         };
         slots.insert(name.clone(), Slot::Ready(cluster));
     }
-    for (name, parts) in aggregates {
-        // Aggregates of aggregates are not followed: they could go in circles.
-        let part = |part: &ClusterName| match slots.get(part) {
-            Some(slot @ (Slot::Ready(_) | Slot::Failed(..))) => slot.clone(),
-            _ => Slot::Failed(part.clone(), "the snapshot does not hold this part of an aggregate".into()),
-        };
-        let aggregate = Slot::Aggregate(parts.iter().map(part).collect());
-        slots.insert(name.clone(), aggregate);
-    }
+    let made = aggregates.keys().map(|&name| {
+        let mut leaves = Leaves { slots: &slots, aggregates: &aggregates, seen: HashSet::new(), found: Vec::new() };
+        leaves.collect(name, 1);
+        (name.clone(), Slot::Aggregate(leaves.found.into()))
+    });
+    let made: Vec<_> = made.collect();
+    slots.extend(made);
     slots
+}
+
+/// The walk through an aggregate's tree (gRFC A37).
+struct Leaves<'a> {
+    slots: &'a BTreeMap<ClusterName, Slot>,
+    aggregates: &'a HashMap<&'a ClusterName, &'a [ClusterName]>,
+    /// What is named again keeps its first place; so circles end.
+    seen: HashSet<&'a ClusterName>,
+    found: Vec<Slot>,
+}
+
+impl<'a> Leaves<'a> {
+    fn collect(&mut self, name: &'a ClusterName, depth: usize) {
+        if !self.seen.insert(name) {
+            return;
+        }
+        let failed = |why: &str| Slot::Failed(name.clone(), why.into());
+        match (self.aggregates.get(name), self.slots.get(name)) {
+            (Some(_), _) if depth >= MAX_DEPTH => self.found.push(failed("aggregates are nested more than 16 deep")),
+            (Some(parts), _) => parts.iter().for_each(|part| self.collect(part, depth + 1)),
+            (None, Some(slot)) => self.found.push(slot.clone()),
+            (None, None) => self.found.push(failed("the snapshot does not hold this part of an aggregate")),
+        }
+    }
 }

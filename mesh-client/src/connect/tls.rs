@@ -207,10 +207,13 @@ impl Connector {
 }
 
 fn handshake_failed(error: std::io::Error, address: &Address) -> Cause {
-    let refused = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()).and_then(mismatch);
-    match refused {
-        Some(refused) => Cause::WrongPeerIdentity { address: address.clone(), refused },
-        None => Cause::TlsHandshake { address: address.clone(), source: Arc::new(error) },
+    let tls = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+    let address = address.clone();
+    match (tls.and_then(mismatch), tls.and_then(PeerRefused::of)) {
+        (Some(refused), _) => Cause::WrongPeerIdentity { address, refused },
+        // rustls would print the refusal in debug form.
+        (None, Some(refused)) => Cause::TlsHandshake { address, source: Arc::new(refused.clone()) },
+        (None, None) => Cause::TlsHandshake { address, source: Arc::new(error) },
     }
 }
 
@@ -218,15 +221,13 @@ fn handshake_failed(error: std::io::Error, address: &Address) -> Cause {
 fn mismatch(error: &rustls::Error) -> Option<PeerMismatch> {
     use rustls::CertificateError as Refused;
     let rustls::Error::InvalidCertificate(refused) = error else { return None };
+    if let Some(wrong @ PeerRefused::WrongId { .. }) = PeerRefused::of(error) {
+        return Some(PeerMismatch::Spiffe(wrong.clone()));
+    }
     match refused {
         Refused::Other(other) => {
-            if let Some(names) = other.0.downcast_ref::<NamesRefused>() {
-                return Some(PeerMismatch::Names { expected: names.expected.clone(), got: names.got.clone() });
-            }
-            match other.0.downcast_ref::<PeerRefused>()? {
-                refused @ PeerRefused::WrongId { .. } => Some(PeerMismatch::Spiffe(refused.clone())),
-                _ => None,
-            }
+            let names = other.0.downcast_ref::<NamesRefused>()?;
+            Some(PeerMismatch::Names { expected: names.expected.clone(), got: names.got.clone() })
         }
         Refused::NotValidForNameContext { expected, presented } => {
             Some(PeerMismatch::Names { expected: format!("{expected:?}"), got: presented.join(", ") })

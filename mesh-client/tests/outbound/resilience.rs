@@ -249,8 +249,25 @@ async fn the_control_planes_drop_share_and_the_listeners_ceiling_are_kept() {
     server.behave(Behaviour::Hold);
     let mut snapshot = snapshot_with(forward_with(None), cluster("test"), &[&server]);
     let ceiling = Listener { max_stream_duration: Some(Duration::from_secs(10)), ..(*snapshot.listener).clone() };
-    snapshot.listener = ceiling.into();
+    let listener = std::sync::Arc::new(ceiling);
+    snapshot.listener = listener.clone();
     let (client, _) = client_of(snapshot);
     let (result, ()) = tokio::join!(fetch(&client, "/"), later(&server, 1, Duration::from_secs(10)));
     assert_eq!(result.unwrap_err().code(), Code::TIMEOUT);
+
+    // gRFC A31: a ceiling of 0 on the route lifts the listener's, and leaves the caller's own deadline.
+    let lifted = Forward { max_stream_duration: Some(Duration::ZERO), ..forward_with(None) };
+    let mut snapshot = snapshot_with(lifted, cluster("test"), &[&server]);
+    snapshot.listener = listener;
+    let (client, _) = client_of(snapshot);
+    let others = async {
+        later(&server, 2, Duration::from_secs(60)).await;
+        server.behave(Behaviour::Echo);
+        fetch(&client, "/").await.unwrap();
+    };
+    tokio::select! {
+        biased;
+        ended = fetch(&client, "/") => panic!("it ended: {:?}", ended.map(|_| ())),
+        () = others => {}
+    }
 }

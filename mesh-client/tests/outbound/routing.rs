@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Request};
 use mesh_client::{Client, DestinationPhase};
+use mesh_core::error::{Code, Fault as _};
 use mesh_core::policy::{
     AbortStatus, ClusterChoice, DestinationState, DirectResponse, Discovery, Fault, FaultAbort, FaultDelay, Forward,
     HeaderAction, HeaderKey, HeaderMatch, HeaderMatcher, HeaderOps, HeaderPolicy, HeaderWrite, PathMatch, PathRewrite,
@@ -230,4 +231,52 @@ async fn an_aggregate_uses_its_first_part_with_a_usable_endpoint() {
         ],
     ));
     assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "second");
+}
+
+#[tokio::test]
+async fn a37_the_tree_of_an_aggregate_is_walked_in_order_and_what_is_missing_is_skipped() {
+    let (near, far) = (EchoServer::start("near").await, EchoServer::start("far").await);
+    let aggregate = |name: &str, parts: &[&str]| {
+        let discovery = Discovery::Aggregate(parts.iter().map(|part| (*part).into()).collect());
+        (mesh_core::policy::Cluster { discovery, ..super::cluster(name) }, vec![])
+    };
+    let leaf = |name: &str, server: &EchoServer| (super::cluster(name), vec![server.endpoint()]);
+    let empty = || (super::cluster("empty"), vec![]);
+    // What `all` leads to; `far` is always its last part.
+    let answer = async |parts: Vec<_>| {
+        let routes = policy::routes([policy::route_to("all".into())]);
+        let (client, _) = client_of(policy::snapshot(routes, parts));
+        let result = fetch(&client, "/").await;
+        (result.map(|response| server_of(&response).to_owned()), client)
+    };
+
+    let inner = aggregate("inner", &["absent", "empty", "near", "all"]);
+    let parts =
+        vec![aggregate("all", &["inner", "far", "near"]), inner, empty(), leaf("near", &near), leaf("far", &far)];
+    let (server, client) = answer(parts).await;
+    assert_eq!(server.unwrap(), "near", "a nested aggregate stands where it is named");
+    let dump = serde_json::to_value(client.dump()).unwrap();
+    let clusters = dump["destinations"][0]["clusters"].as_array().unwrap();
+    let all = clusters.iter().find(|cluster| cluster["name"] == "all").unwrap();
+    assert_eq!(
+        all["parts"],
+        serde_json::json!(["absent", "empty", "near", "far"]),
+        "a duplicate keeps its first place"
+    );
+
+    // Sixteen levels and no more: `all` is the first, the leaf is the last.
+    let chain = |levels: usize| {
+        let name = |level: usize| if level == 1 { "all".to_owned() } else { format!("level-{level}") };
+        let mut parts = vec![leaf("far", &far), leaf(&name(levels), &near)];
+        parts.extend((2..levels).map(|level| aggregate(&name(level), &[&name(level + 1)])));
+        parts.push(aggregate("all", &["level-2", "far"]));
+        parts
+    };
+    assert_eq!(answer(chain(16)).await.0.unwrap(), "near");
+    assert_eq!(answer(chain(17)).await.0.unwrap(), "far", "what is nested deeper is skipped");
+
+    let circle = vec![aggregate("all", &["inner"]), aggregate("inner", &["all"])];
+    assert_eq!(answer(circle).await.0.unwrap_err().code(), Code::NO_CLUSTER);
+    let (none, _) = answer(vec![aggregate("all", &["absent", "empty"]), empty()]).await;
+    assert_eq!(none.unwrap_err().code(), Code::NO_ENDPOINT, "a missing part does not speak for the others");
 }

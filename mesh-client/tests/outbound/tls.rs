@@ -70,7 +70,11 @@ async fn a_strangers_certificate_is_told_as_a_tls_failure() {
     let (ours, theirs) = (TestCa::new(), TestCa::new());
     let server = EchoServer::start_mtls("theirs", &theirs.identity("default", "reviews")).await;
     let client = builder(policy::mtls_cluster("test", &[]), &server).identity(ours.watched("default", "web")).build();
-    assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::TLS_HANDSHAKE);
+    let error = fetch(&client, "/").await.unwrap_err();
+    assert_eq!(error.code(), Code::TLS_HANDSHAKE);
+    let text = error.to_string();
+    let plain = "the certificate of spiffe://cluster.local/ns/default/sa/reviews is not valid here";
+    assert!(text.contains(plain) && !text.contains("Other"), "the reason in plain words: {text}");
 }
 
 #[tokio::test]

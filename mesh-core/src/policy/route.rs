@@ -237,7 +237,7 @@ pub struct Forward {
     pub timeout: Option<Duration>,
     /// Time without a byte in either direction. None = unlimited.
     pub idle_timeout: Option<Duration>,
-    /// Ceiling on a gRPC caller's `grpc-timeout` (gRFC A31). None = no ceiling.
+    /// Ceiling on a gRPC caller's `grpc-timeout` (gRFC A31). None = the listener's; zero = no ceiling.
     pub max_stream_duration: Option<Duration>,
     /// Retry policy; beats the virtual host's. None = the virtual host's, else none.
     pub retry: Option<RetryPolicy>,

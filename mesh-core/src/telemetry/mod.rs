@@ -19,6 +19,8 @@ use parking_lot::Mutex;
 pub const REQUESTS_TOTAL: &str = "istio_requests_total";
 /// Time from request start to response end (Istio standard metric), milliseconds.
 pub const REQUEST_DURATION: &str = "istio_request_duration_milliseconds";
+/// Fields of the configuration in use that are accepted and not enforced.
+pub const CONFIG_UNENFORCED: &str = "mesh_config_unenforced";
 
 /// Which side reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

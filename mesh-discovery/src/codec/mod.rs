@@ -97,6 +97,17 @@ pub struct Decoded<T> {
     /// What was accepted and is not enforced: fields that have no place in the policy, then what
     /// [`unenforced`] says of the policy; at most 1024.
     pub unenforced: Vec<Unenforced>,
+    /// Certificate provider instances that it names; whether they exist is the bootstrap's to say (gRFC A29).
+    pub providers: Vec<ProviderInstance>,
+}
+
+/// A certificate provider instance and the field that names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProviderInstance {
+    /// Path of the field.
+    pub field: String,
+    /// Name of the instance.
+    pub name: String,
 }
 
 /// A listener of either side.

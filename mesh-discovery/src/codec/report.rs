@@ -6,7 +6,7 @@ use std::fmt;
 
 use mesh_core::policy::{InvalidPolicy, Unenforced};
 
-use super::{DecodeError, Decoded};
+use super::{DecodeError, Decoded, ProviderInstance};
 
 /// Problems and unenforced fields kept of one resource; a hostile resource could hold millions.
 const MAX_FINDINGS: usize = 64;
@@ -71,13 +71,15 @@ pub(super) struct Report {
     resource: String,
     problems: Vec<InvalidPolicy>,
     unenforced: Vec<Unenforced>,
+    providers: Vec<ProviderInstance>,
     dropped: usize,
 }
 
 impl Report {
     /// An empty report on `kind` (`listener`, `cluster`, …) `name`.
     pub(super) fn new(kind: &str, name: &str) -> Self {
-        Self { resource: format!("{kind} {name}"), problems: Vec::new(), unenforced: Vec::new(), dropped: 0 }
+        let resource = format!("{kind} {name}");
+        Self { resource, problems: Vec::new(), unenforced: Vec::new(), providers: Vec::new(), dropped: 0 }
     }
 
     /// Refuses the resource because of the field at `at`.
@@ -108,13 +110,23 @@ impl Report {
         }
     }
 
+    /// Notes the certificate provider instance that the field at `at` names; no name is `default`.
+    pub(super) fn provider(&mut self, at: &At<'_>, name: &str) {
+        let name = if name.is_empty() { "default" } else { name };
+        if self.providers.iter().all(|known| known.name != name) && self.providers.len() < MAX_FINDINGS {
+            self.providers.push(ProviderInstance { field: at.to_string(), name: name.to_owned() });
+        }
+    }
+
     /// The value if nothing was refused.
     pub(super) fn finish<T>(mut self, value: Option<T>) -> Result<Decoded<T>, DecodeError> {
         if self.dropped > 0 {
             self.problems.push(InvalidPolicy::new("", format!("and {} more problems", self.dropped)));
         }
         match value {
-            Some(value) if self.problems.is_empty() => Ok(Decoded { value, unenforced: self.unenforced }),
+            Some(value) if self.problems.is_empty() => {
+                Ok(Decoded { value, unenforced: self.unenforced, providers: self.providers })
+            }
             _ => Err(DecodeError { resource: self.resource, problems: self.problems }),
         }
     }

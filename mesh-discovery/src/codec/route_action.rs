@@ -179,8 +179,9 @@ fn note_unenforced(proto: &Proto, at: &At<'_>, report: &mut Report) {
 fn encode_timeouts(forward: &Forward, action: &mut xds::RouteAction, ours: &mut RoutePolicy) {
     let (timeout, ceiling) = (forward.timeout, forward.max_stream_duration);
     action.timeout = Some(common::duration(timeout.unwrap_or_default()));
+    // A ceiling of 0 is none, and none of the listener's either.
     let header_max = match (timeout, ceiling) {
-        (Some(timeout), Some(ceiling)) => Some(timeout.min(ceiling)),
+        (Some(timeout), Some(ceiling)) if !ceiling.is_zero() => Some(timeout.min(ceiling)),
         (timeout, ceiling) => timeout.or(ceiling),
     };
     if header_max.is_some() {
@@ -206,12 +207,11 @@ fn decode_timeouts(
     let own = common::nonzero_duration(proto.timeout.as_ref(), at, "timeout", report);
     let at_max = at.field("max_stream_duration");
     let max = proto.max_stream_duration.unwrap_or_default();
-    // Where it is given, the ceiling is all that gRPC looks at (gRFC A31); 0 is none.
+    // Where it is given, the ceiling is all that gRPC looks at (gRFC A31); 0 is none, whatever the listener says.
     let whole = max.max_stream_duration.as_ref().filter(|_| max.grpc_timeout_header_max.is_none());
     let whole = common::nonzero_duration(whole, &at_max, "max_stream_duration", report);
-    let header =
-        common::nonzero_duration(max.grpc_timeout_header_max.as_ref(), &at_max, "grpc_timeout_header_max", report);
-    let ceiling = common::nonzero_duration(ours.max_stream_duration.as_ref(), at, "max_stream_duration", report);
+    let header = common::opt_duration(max.grpc_timeout_header_max.as_ref(), &at_max, "grpc_timeout_header_max", report);
+    let ceiling = common::opt_duration(ours.max_stream_duration.as_ref(), at, "max_stream_duration", report);
     let timeout = own.or(whole);
     // A ceiling equal to the timeout is how a timeout is told to gRPC, and no ceiling of its own.
     (timeout, ceiling.or(header.filter(|h| Some(*h) != timeout)))

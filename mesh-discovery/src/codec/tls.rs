@@ -161,6 +161,7 @@ pub(super) fn decode_upstream(
     };
     let at = at.field("common_tls_context");
     refuse_unknown(common, &at, report);
+    note_providers(common, &at, report);
     let validation = validation(common, &at, report)?;
     let sni = non_empty(&context.sni);
     if validation.from_provider || has_identity_provider(common) {
@@ -309,6 +310,7 @@ pub(super) fn decode_downstream(socket: &TransportSocket, at: &At<'_>, report: &
         return;
     };
     refuse_unknown(common, &at, report);
+    note_providers(common, &at, report);
     if !has_identity_provider(common) {
         let reason = "an identity from a certificate provider instance is required (gRFC A36)";
         report.problem(&at.field("tls_certificate_provider_instance"), reason);
@@ -362,6 +364,31 @@ fn refuse_unknown(common: &CommonTlsContext, at: &At<'_>, report: &mut Report) {
 
 fn has_identity_provider(common: &CommonTlsContext) -> bool {
     common.tls_certificate_provider_instance.is_some() || common.tls_certificate_certificate_provider_instance.is_some()
+}
+
+/// Names the certificate providers that are used: those of the current fields before those of the older.
+fn note_providers(common: &CommonTlsContext, at: &At<'_>, report: &mut Report) {
+    use ValidationContextType as Type;
+    if let Some(current) = &common.tls_certificate_provider_instance {
+        report.provider(&at.field("tls_certificate_provider_instance"), &current.instance_name);
+    } else if let Some(older) = &common.tls_certificate_certificate_provider_instance {
+        report.provider(&at.field("tls_certificate_certificate_provider_instance"), &older.instance_name);
+    }
+    let (context, older) = match &common.validation_context_type {
+        Some(Type::ValidationContext(context)) => (Some(context), None),
+        Some(Type::CombinedValidationContext(combined)) => {
+            let older = combined.validation_context_certificate_provider_instance.as_ref();
+            (combined.default_validation_context.as_ref(), older)
+        }
+        Some(Type::ValidationContextCertificateProviderInstance(older)) => (None, Some(older)),
+        _ => (None, None),
+    };
+    if let Some(current) = context.and_then(|context| context.ca_certificate_provider_instance.as_ref()) {
+        let at = at.field("validation_context");
+        report.provider(&at.field("ca_certificate_provider_instance"), &current.instance_name);
+    } else if let Some(older) = older {
+        report.provider(&at.field("validation_context_certificate_provider_instance"), &older.instance_name);
+    }
 }
 
 /// The validation settings of a context, from whichever field carries them.

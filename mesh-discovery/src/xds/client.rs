@@ -45,6 +45,10 @@ pub struct XdsConfig {
     /// Keeps the last good configuration on disk, for a start while no control plane can be reached. Default
     /// none.
     pub snapshot: Option<SnapshotConfig>,
+    /// Whether the certificate provider instance `default` exists without the bootstrap declaring it, as an
+    /// identity issued for a join token. Resources that name an instance which does not exist are refused (gRFC
+    /// A29), unless the bootstrap declares none at all. Default false.
+    pub default_provider: bool,
 }
 
 impl XdsConfig {
@@ -56,6 +60,7 @@ impl XdsConfig {
             transient_resource_timeout: Duration::from_secs(30),
             variant: None,
             snapshot: None,
+            default_provider: false,
         }
     }
 }
@@ -81,7 +86,7 @@ impl XdsClient {
         let (topology, servers) = Topology::of(&config);
         let lanes = servers.iter().map(|server| Lane::new(Box::new(transport(server)))).collect();
         let now = Instant::now();
-        let mut ads = Ads::new(PolicyCodec, topology, now);
+        let mut ads = Ads::new(PolicyCodec::of(&config), topology, now);
         let owner = saved::owner(&config.bootstrap);
         let snapshot = config.snapshot.map(|snapshot| {
             let (account, saved) = Account::open(snapshot, &config.bootstrap, now);
@@ -121,6 +126,12 @@ impl XdsClient {
     /// How the client stands with its control planes.
     pub fn status(&self) -> Status {
         report::status(&self.state.lock(), Instant::now())
+    }
+
+    /// How many fields of the resources in use are accepted and not enforced, by type of resource. The fields
+    /// themselves are in [`config_dump`](Self::config_dump).
+    pub fn unenforced(&self) -> [(&'static str, usize); 4] {
+        report::unenforced(&self.state.lock().ads)
     }
 
     /// Everything the client holds: `status`, and `resources` with type, name, version, state

@@ -166,7 +166,11 @@ impl<'a> World<'a> {
         let now = Instant::now();
         Self {
             book,
-            state: State { ads: Ads::new(PolicyCodec, topology, now), cascade: Cascade::default(), snapshot: None },
+            state: State {
+                ads: Ads::new(PolicyCodec::default(), topology, now),
+                cascade: Cascade::default(),
+                snapshot: None,
+            },
             planes: Default::default(),
             readers: BTreeMap::new(),
             served: BTreeSet::new(),

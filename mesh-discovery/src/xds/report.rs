@@ -112,6 +112,15 @@ struct Complaint {
     age_seconds: u64,
 }
 
+/// Accepted fields that are not enforced, by type.
+pub(super) fn unenforced(ads: &Ads<PolicyCodec>) -> [(&'static str, usize); 4] {
+    let mut counts = ["listener", "routes", "cluster", "endpoints"].map(|kind| (kind, 0));
+    for (kind, _, entry) in ads.entries() {
+        counts[kind.index()].1 += entry.value().map_or(0, |resource| resource.unenforced.len());
+    }
+    counts
+}
+
 /// Every resource, by type and name.
 pub(super) fn rows(ads: &Ads<PolicyCodec>, now: Instant) -> Vec<Row> {
     let age = |since: Instant| now.saturating_duration_since(since).as_secs();

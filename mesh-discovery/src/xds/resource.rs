@@ -1,17 +1,26 @@
 //! The meeting point of protocol and policy: what the bytes of a resource decode to.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use envoy_types::pb::google::protobuf::Any;
-use mesh_core::policy::{Cluster, Discovery, Endpoints, InboundListener, Listener, RouteConfiguration, Unenforced};
+use mesh_core::policy::{
+    AuthorityRewrite, Cluster, Discovery, Endpoints, InboundListener, Listener, RouteAction, RouteConfiguration,
+    RouteSource, Unenforced,
+};
 use serde::Serialize;
 
 use super::ads::Codec;
+use super::client::XdsConfig;
 use super::kind::Kind;
 use super::message::Body;
 use super::name;
+use crate::bootstrap::ServerFeatures;
 use crate::codec::{self, AnyListener};
+
+/// The instance that is the mesh's identity.
+const DEFAULT_PROVIDER: &str = "default";
 
 /// A decoded resource. Its value is behind an `Arc`, so that snapshots share what did not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -38,7 +47,33 @@ pub(crate) struct Resource {
 
 /// The codec of Envoy's v3 resources.
 #[derive(Debug, Default)]
-pub(crate) struct PolicyCodec;
+pub(crate) struct PolicyCodec {
+    /// Certificate provider instances that there are; none if the bootstrap says nothing of them.
+    providers: Option<BTreeSet<String>>,
+}
+
+impl PolicyCodec {
+    /// The codec for a process with this configuration.
+    pub(super) fn of(config: &XdsConfig) -> Self {
+        let declared = &config.bootstrap.certificate_providers;
+        let own = config.default_provider.then(|| DEFAULT_PROVIDER.to_owned());
+        Self { providers: (!declared.is_empty()).then(|| declared.keys().cloned().chain(own).collect()) }
+    }
+
+    /// A resource that names a provider which does not exist is refused (gRFC A29): what it asks for could
+    /// not be done.
+    fn has_all<T>(&self, kind: Kind, name: &str, decoded: codec::Decoded<T>) -> Result<codec::Decoded<T>, String> {
+        let Some(declared) = &self.providers else { return Ok(decoded) };
+        match decoded.providers.iter().find(|named| !declared.contains(&named.name)) {
+            None => Ok(decoded),
+            Some(codec::ProviderInstance { field, name: instance }) => Err(format!(
+                "{kind} {name} is refused: {field}: the bootstrap declares no certificate provider instance {instance:?} \
+                 (gRFC A29); it declares {}",
+                declared.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+            )),
+        }
+    }
+}
 
 impl Codec for PolicyCodec {
     type Value = Resource;
@@ -47,25 +82,58 @@ impl Codec for PolicyCodec {
         name::peek(&body.bytes)
     }
 
-    fn decode(&self, kind: Kind, name: &str, body: &Body) -> Result<Resource, String> {
+    fn decode(&self, kind: Kind, name: &str, body: &Body, from: ServerFeatures) -> Result<Resource, String> {
         // The decoder wants the message as it was packed; the bytes are copied only when they are new.
         let any = &Any { type_url: body.type_url.clone(), value: body.bytes.clone() };
         match kind {
             Kind::Listener => {
                 let decoded = codec::decode_listener(any).map_err(|e| e.to_string())?;
+                let mut decoded = self.has_all(kind, name, decoded)?;
                 let value = match decoded.value {
-                    AnyListener::Outbound(listener) => Value::Listener(Arc::new(listener)),
+                    AnyListener::Outbound(mut listener) => {
+                        if let RouteSource::Inline(routes) = &mut listener.routes {
+                            let resource = format!("{kind} {name}");
+                            distrust(from, Arc::make_mut(routes), resource, &mut decoded.unenforced);
+                        }
+                        Value::Listener(Arc::new(listener))
+                    }
                     AnyListener::Inbound(listener) => Value::Inbound(Arc::new(enforceable(listener)?)),
                 };
                 Ok(Resource { value, unenforced: decoded.unenforced.into() })
             }
-            Kind::Routes => resource(codec::decode_routes(any), Value::Routes),
+            Kind::Routes => {
+                let mut decoded = codec::decode_routes(any).map_err(|e| e.to_string())?;
+                distrust(from, &mut decoded.value, format!("routes {name}"), &mut decoded.unenforced);
+                Ok(resource(decoded, Value::Routes))
+            }
             Kind::Cluster => {
                 let decoded = codec::decode_cluster(any).map_err(|e| e.to_string())?;
                 names_its_endpoints(name, &decoded.value)?;
-                resource(Ok(decoded), Value::Cluster)
+                Ok(resource(self.has_all(kind, name, decoded)?, Value::Cluster))
             }
-            Kind::Endpoints => resource(codec::decode_endpoints(any), Value::Endpoints),
+            Kind::Endpoints => Ok(resource(codec::decode_endpoints(any).map_err(|e| e.to_string())?, Value::Endpoints)),
+        }
+    }
+}
+
+/// Only a control plane that the bootstrap trusts may have the authority rewritten to what an endpoint calls
+/// itself (gRFC A81); from another one the rewrite is passed over and reported.
+fn distrust(from: ServerFeatures, routes: &mut RouteConfiguration, resource: String, unenforced: &mut Vec<Unenforced>) {
+    if from.trusted_xds_server {
+        return;
+    }
+    for (h, host) in routes.virtual_hosts.iter_mut().enumerate() {
+        for (r, route) in host.routes.iter_mut().enumerate() {
+            let RouteAction::Forward(forward) = &mut route.action else { continue };
+            if !matches!(forward.rewrite.authority, Some(AuthorityRewrite::Endpoint)) {
+                continue;
+            }
+            forward.rewrite.authority = None;
+            unenforced.push(Unenforced {
+                resource: resource.clone(),
+                field: format!("virtual_hosts[{h}].routes[{r}].route.auto_host_rewrite"),
+                effect: "the authority stays: the bootstrap gives the control plane no trusted_xds_server (gRFC A81)",
+            });
         }
     }
 }
@@ -91,12 +159,8 @@ pub(super) fn encode(value: &Value) -> Any {
     }
 }
 
-fn resource<T>(
-    decoded: Result<codec::Decoded<T>, codec::DecodeError>,
-    value: impl FnOnce(Arc<T>) -> Value,
-) -> Result<Resource, String> {
-    let decoded = decoded.map_err(|e| e.to_string())?;
-    Ok(Resource { value: value(Arc::new(decoded.value)), unenforced: decoded.unenforced.into() })
+fn resource<T>(decoded: codec::Decoded<T>, value: impl FnOnce(Arc<T>) -> Value) -> Resource {
+    Resource { value: value(Arc::new(decoded.value)), unenforced: decoded.unenforced.into() }
 }
 
 /// Authorization rules and demands on tokens are not enforced by this version: to accept a listener that

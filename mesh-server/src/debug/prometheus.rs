@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use mesh_core::telemetry::{
-    BUCKETS_MS, Metrics, Outcome, OutcomeCounters, PeerLabels, REQUEST_DURATION, REQUESTS_TOTAL, Reporter,
-    RequestLabels,
+    BUCKETS_MS, CONFIG_UNENFORCED, Metrics, Outcome, OutcomeCounters, PeerLabels, REQUEST_DURATION, REQUESTS_TOTAL,
+    Reporter, RequestLabels,
 };
 
 use crate::{InboundStats, Refusal};
@@ -37,9 +37,26 @@ pub fn encode(version: &str, metrics: &Metrics, inbound: Option<&InboundStats>) 
     out
 }
 
-/// [`encode`] as the content of a debug server's `/metrics`.
-pub fn content(version: &'static str, metrics: Arc<Metrics>, inbound: Arc<InboundStats>) -> super::Content {
-    Arc::new(move || (CONTENT_TYPE, encode(version, &metrics, Some(&inbound)).into()))
+/// [`encode`] as the content of a debug server's `/metrics`, with what `more` adds.
+pub fn content(
+    version: &'static str,
+    metrics: Arc<Metrics>,
+    inbound: Arc<InboundStats>,
+    more: impl Fn(&mut String) + Send + Sync + 'static,
+) -> super::Content {
+    Arc::new(move || {
+        let mut text = encode(version, &metrics, Some(&inbound));
+        more(&mut text);
+        (CONTENT_TYPE, text.into())
+    })
+}
+
+/// Adds the number of accepted fields that are not enforced, by kind of resource.
+pub fn config_unenforced(out: &mut String, counts: impl IntoIterator<Item = (&'static str, usize)>) {
+    head(out, CONFIG_UNENFORCED, "gauge", "Fields of the configuration in use that are accepted and not enforced.");
+    for (kind, fields) in counts {
+        line(out, CONFIG_UNENFORCED, "", &format!("kind=\"{kind}\""), fields);
+    }
 }
 
 fn duration_lines(out: &mut String, labels: &str, counters: &OutcomeCounters) {

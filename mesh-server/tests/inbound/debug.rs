@@ -32,7 +32,9 @@ async fn every_path_answers_from_its_closure() {
     let trigger = world.drain.clone();
     let debug = DebugServer::builder()
         .readiness(world.server.readiness().clone())
-        .metrics(prometheus::content("1.2.3", world.metrics.clone(), world.server.stats().clone()))
+        .metrics(prometheus::content("1.2.3", world.metrics.clone(), world.server.stats().clone(), |out| {
+            prometheus::config_unenforced(out, [("listener", 0), ("routes", 2)]);
+        }))
         .config_dump(Arc::new(|| ("application/json", "{\"config\":1}".into())))
         .clusters(Arc::new(|| ("not\na header value", "clusters".into())))
         .on_drain(Arc::new(move || trigger.drain()))
@@ -47,6 +49,7 @@ async fn every_path_answers_from_its_closure() {
     assert!(metrics.contains("istio_build{component=\"mesh\",tag=\"1.2.3\"} 1\n"), "{metrics}");
     assert!(metrics.contains("istio_requests_total{reporter=\"destination\""), "{metrics}");
     assert!(metrics.contains("mesh_inbound_plaintext_connections_total{peer=\"127.0.0.1\"} 1\n"), "{metrics}");
+    assert!(metrics.contains("mesh_config_unenforced{kind=\"routes\"} 2\n"), "{metrics}");
     assert!(ask(&debug, &get("/config_dump")).await.ends_with("{\"config\":1}"));
     assert!(ask(&debug, &get("/clusters")).await.ends_with("clusters"));
     assert!(ask(&debug, "HEAD /metrics HTTP/1.1\r\nhost: localhost").await.ends_with("\r\n\r\n"));

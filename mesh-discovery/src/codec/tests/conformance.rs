@@ -409,7 +409,8 @@ fn r11_timeouts_a31() {
     let s = |seconds| Some(std::time::Duration::from_secs(seconds));
     assert_eq!(limits(max(seconds(3), None)), (s(3), None));
     assert_eq!(limits(max(seconds(3), seconds(5))), (None, s(5)), "the ceiling wins");
-    assert_eq!(limits(max(seconds(3), seconds(0))), (None, None), "0 is no limit");
+    assert_eq!(limits(max(seconds(3), seconds(0))), (None, s(0)), "0 is no limit, nor is the listener's one");
+    assert_eq!(limits(max(None, None)), (None, None), "the listener's limit holds");
     let at = "virtual_hosts[0].routes[0].route.timeout";
     action("negative", |a| a.timeout = seconds(-1), &Says::Refused(&[at]));
 }

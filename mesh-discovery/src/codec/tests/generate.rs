@@ -365,9 +365,11 @@ fn forward() -> impl Strategy<Value = Forward> {
             HedgePolicy { initial_requests, additional_request, on_per_try_timeout }
         });
     let mirror = (name(), share()).prop_map(|(cluster, share)| Mirror { cluster, share });
-    // Equal timeouts and ceilings are a case of their own.
-    let timeouts =
-        prop_oneof![(option::of(time()), option::of(time())), time().prop_map(|time| (Some(time), Some(time))),];
+    // Equal timeouts and ceilings are a case of their own; a ceiling of 0 lifts the listener's.
+    let timeouts = prop_oneof![
+        (option::of(time()), option::of(prop_oneof![time(), Just(Duration::ZERO)])),
+        time().prop_map(|time| (Some(time), Some(time))),
+    ];
     (
         cluster_choice(),
         timeouts,

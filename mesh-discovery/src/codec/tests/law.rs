@@ -10,7 +10,7 @@ use crate::codec::{self, AnyListener, DecodeError, Decoded};
 
 /// What comes back: the policy, and of it nothing lost; only what the policy itself says is not enforced.
 fn whole<T>(value: T, unenforced: Vec<Unenforced>) -> Result<Decoded<T>, DecodeError> {
-    Ok(Decoded { value, unenforced })
+    Ok(Decoded { value, unenforced, providers: Vec::new() })
 }
 
 proptest! {

@@ -117,6 +117,8 @@ pub(super) struct Refused {
     pub(super) reason: String,
     /// Whether readers see a difference.
     pub(super) changed: bool,
+    /// False for bytes that were refused before.
+    pub(super) is_new: bool,
 }
 
 impl<V: PartialEq> Entry<V> {
@@ -171,7 +173,7 @@ impl<V: PartialEq> Entry<V> {
         }
         if let Some(failure) = self.failure.as_ref().filter(|failure| failure.digest == Some(offer.digest)) {
             self.standing = Standing::Nacked;
-            return Err(Refused { reason: failure.reason.clone(), changed: false });
+            return Err(Refused { reason: failure.reason.clone(), changed: false, is_new: false });
         }
         let value = match decode() {
             Ok(value) => value,
@@ -183,7 +185,7 @@ impl<V: PartialEq> Entry<V> {
                     digest: Some(offer.digest),
                 };
                 let changed = self.fail(Standing::Nacked, failure, offer.strict, offer.server);
-                return Err(Refused { reason, changed });
+                return Err(Refused { reason, changed, is_new: true });
             }
         };
         self.standing = Standing::Acked;

@@ -42,8 +42,9 @@ pub(crate) trait Codec {
     /// The name that the resource gives itself; reads nothing else.
     fn name<'a>(&self, kind: Kind, body: &'a Body) -> Option<Cow<'a, str>>;
 
-    /// The value; the error names the resource and every field that is wrong.
-    fn decode(&self, kind: Kind, name: &str, body: &Body) -> Result<Self::Value, String>;
+    /// The value, as a control plane with these features may give it; the error names the resource and every
+    /// field that is wrong.
+    fn decode(&self, kind: Kind, name: &str, body: &Body, from: ServerFeatures) -> Result<Self::Value, String>;
 }
 
 /// Who is to be asked for what.
@@ -152,7 +153,9 @@ impl<C: Codec> Ads<C> {
                     let reason = "the bootstrap has no authority of that name".to_owned();
                     entry.missing(SAVED, Standing::DoesNotExist, reason, false, self.clock);
                 } else if let Some((version, body)) = self.saved.as_ref().and_then(|saved| saved.get(key)) {
-                    match response::decoded(&self.codec, key.kind, &key.name, body) {
+                    // It was judged when it came.
+                    let judged = ServerFeatures { trusted_xds_server: true, ..ServerFeatures::default() };
+                    match response::decoded(&self.codec, key.kind, &key.name, body, judged) {
                         Ok(value) => entry.restore(value, version.clone(), self.clock),
                         Err(reason) => tracing::warn!(%key, %reason, "a resource of the snapshot is not used"),
                     }

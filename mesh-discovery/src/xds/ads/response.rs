@@ -9,6 +9,7 @@ use twox_hash::XxHash3_128;
 
 use super::entry::{Offer, ServerId};
 use super::{Ads, Codec, Entry, SAVED, Standing, is_active};
+use crate::bootstrap::ServerFeatures;
 use crate::bootstrap::name::normalise;
 use crate::xds::kind::{Key, Kind};
 use crate::xds::message::{Body, Cause, Name, Resource, ResourceError, Response, Variant};
@@ -27,6 +28,16 @@ struct Round {
     /// Data errors cost the last good value (`fail_on_data_errors`).
     strict: bool,
     problems: Vec<String>,
+    /// Some of the problems was not there before.
+    is_news: bool,
+}
+
+impl Round {
+    /// Notes a problem of a resource that has no entry; `complaint` is what was said last.
+    fn nameless(&mut self, problem: String, complaint: Option<&String>) {
+        self.is_news |= complaint.is_none_or(|said| !said.contains(&problem));
+        self.problems.push(problem);
+    }
 }
 
 impl<C: Codec> Ads<C> {
@@ -50,6 +61,7 @@ impl<C: Codec> Ads<C> {
             now,
             strict: session.features.fail_on_data_errors,
             problems: Vec::new(),
+            is_news: false,
         };
         let full = session.variant == Variant::StateOfTheWorld && kind.is_full_state();
         for (index, resource) in response.resources.into_iter().enumerate() {
@@ -67,14 +79,13 @@ impl<C: Codec> Ads<C> {
         self.answer(round, response.nonce);
     }
 
-    /// Acknowledges or refuses. The same complaint is logged once.
+    /// Acknowledges or refuses. The same bytes are complained about once in the log.
     fn answer(&mut self, round: Round, nonce: String) {
         let session = &mut self.sessions[usize::from(round.server)];
         let complaint = (!round.problems.is_empty()).then(|| bounded(round.problems.join("; ")));
         if let Some(text) = &complaint {
             session.nacks += 1;
-            let talk = session.talk_mut(round.kind);
-            if talk.complaint.as_ref() != Some(text) {
+            if round.is_news {
                 tracing::warn!(kind = %round.kind, version = %round.version, error = %text, "refused an xDS response; the last good stays");
             }
         }
@@ -97,14 +108,15 @@ impl<C: Codec> Ads<C> {
             Some(Cow::Borrowed(resource.name.as_str()))
         };
         let Some(name) = name.filter(|name| !name.is_empty()) else {
-            round.problems.push(format!("resource {index}: its name cannot be read"));
+            let said = self.sessions[usize::from(round.server)].talk(kind).complaint.as_ref();
+            round.nameless(format!("resource {index}: its name cannot be read"), said);
             return;
         };
         if body.type_url != kind.type_url() {
             let (is, wanted) = (&body.type_url, kind.type_url());
-            round
-                .problems
-                .push(format!("resource {index} ({name}): its type is {is:?} in a response of type {wanted:?}"));
+            let said = self.sessions[usize::from(round.server)].talk(kind).complaint.as_ref();
+            let problem = format!("resource {index} ({name}): its type is {is:?} in a response of type {wanted:?}");
+            round.nameless(problem, said);
             return;
         }
         let name = normalise(&name);
@@ -118,17 +130,19 @@ impl<C: Codec> Ads<C> {
             tracing::info!(%kind, %name, "a deleted resource came back");
         }
         let before = entry.good.as_ref().map(|good| good.server);
+        let features = sessions[usize::from(round.server)].features;
         let own = (!resource.version.is_empty()).then(|| Name::from(resource.version.as_str()));
         let offer = Offer {
             version: own.as_ref().unwrap_or(&round.version),
-            digest: XxHash3_128::oneshot(&body.bytes),
+            digest: digest(&body.bytes, features.trusted_xds_server),
             server: round.server,
             now: round.now,
             strict: round.strict,
         };
-        let seen = match entry.offer(&offer, || decoded(codec, kind, &name, body)) {
+        let seen = match entry.offer(&offer, || decoded(codec, kind, &name, body, features)) {
             Ok(changed) => changed,
             Err(refused) => {
+                round.is_news |= refused.is_new;
                 round.problems.push(refused.reason);
                 refused.changed
             }
@@ -202,8 +216,19 @@ impl<C: Codec> Ads<C> {
 }
 
 /// The value of a resource.
-pub(super) fn decoded<C: Codec>(codec: &C, kind: Kind, name: &str, body: &Body) -> Result<C::Value, String> {
-    contained(|| codec.decode(kind, name, body))
+pub(super) fn decoded<C: Codec>(
+    codec: &C,
+    kind: Kind,
+    name: &str,
+    body: &Body,
+    features: ServerFeatures,
+) -> Result<C::Value, String> {
+    contained(|| codec.decode(kind, name, body, features))
+}
+
+/// What tells bytes apart. The same ones mean less from a control plane that is not trusted (gRFC A81).
+fn digest(bytes: &[u8], trusted: bool) -> u128 {
+    XxHash3_128::oneshot(bytes) ^ u128::from(!trusted)
 }
 
 /// Runs a codec so that a bug in it costs one resource and not the process.

@@ -1,21 +1,27 @@
 //! The whole client over a control plane in memory, with real resources.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use envoy_types::pb::google::protobuf::Any;
+use futures_util::future::BoxFuture;
+use futures_util::{StreamExt, stream};
 use mesh_core::id::Target;
 use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, Cluster, ClusterState, DestinationState, Domain, Endpoint, Endpoints,
-    Forward, HeaderPolicy, InboundListener, InboundState, InboundTls, Listener, LocalityEndpoints, Route, RouteAction,
-    RouteConfiguration, RouteMatch, RouteSource, Snapshot, VirtualHost,
+    AuthorityRewrite, AuthorizationAction, AuthorizationPolicy, Cluster, ClusterState, DestinationState, Domain,
+    Endpoint, Endpoints, Forward, HeaderPolicy, InboundListener, InboundState, InboundTls, Listener, LocalityEndpoints,
+    MeshTls, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, Snapshot, UpstreamTls, VirtualHost,
 };
 use mesh_core::source::{DestinationSource, InboundSource, Watched};
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 
 use super::super::kind::Kind;
-use super::super::{SnapshotConfig, StreamError, Variant, XdsClient, XdsConfig};
-use super::{Server, Stream, asked, network, version};
+use super::super::{
+    AdsStream, Request, Response, SnapshotConfig, StreamError, Transport, Variant, XdsClient, XdsConfig,
+};
+use super::{Server, Stream, asked, network, response, version};
 use crate::bootstrap::{Bootstrap, ChannelCredentials, Node, XdsServer};
 use crate::codec;
 
@@ -26,17 +32,13 @@ fn client() -> (XdsClient, Server) {
 }
 
 fn client_with(snapshot: Option<&std::path::Path>) -> (XdsClient, Server) {
-    let (transport, server) = network();
-    let memory = XdsServer::new("memory:1".parse().unwrap(), ChannelCredentials::Insecure);
-    let node = Node { id: "me".to_owned(), ..Default::default() };
-    let mut config = XdsConfig::new(Bootstrap::new(memory, node));
-    config.variant = Some(Variant::StateOfTheWorld);
-    config.snapshot = snapshot.map(|path| {
-        let mut snapshot = SnapshotConfig::new(path);
-        snapshot.delay = Duration::ZERO;
-        snapshot
-    });
-    (XdsClient::spawn(config, move |_: &XdsServer| transport.clone(), &Handle::current()), server)
+    client_of(|config| {
+        config.snapshot = snapshot.map(|path| {
+            let mut snapshot = SnapshotConfig::new(path);
+            snapshot.delay = Duration::ZERO;
+            snapshot
+        });
+    })
 }
 
 fn target() -> Target {
@@ -392,4 +394,163 @@ async fn written(path: &std::path::Path) -> u32 {
     let bytes = tokio::fs::read(path).await.unwrap();
     let count = b"mesh xDS snapshot 1\n".len() + 8 + 16;
     u32::from_le_bytes(bytes[count..count + 4].try_into().unwrap())
+}
+
+/// A control plane that has said everything in advance. `ahead` responses are taken from it at once; each
+/// time one is taken, `seen` gets the port that readers see then.
+struct Script {
+    responses: Vec<Response>,
+    ahead: usize,
+    state: Arc<OnceLock<Watched<DestinationState>>>,
+    seen: Arc<Mutex<Vec<Option<u16>>>>,
+    requests: Option<mpsc::Receiver<Request>>,
+}
+
+impl Transport for Script {
+    fn open(&mut self, _: Variant) -> BoxFuture<'static, Result<AdsStream, StreamError>> {
+        // Room for every request: nobody reads them.
+        let (requests, received) = mpsc::channel(1024);
+        self.requests = Some(received);
+        let (state, seen) = (self.state.clone(), self.seen.clone());
+        let responses = std::mem::take(&mut self.responses).into_iter().map(move |response| {
+            let port = match &**state.get().unwrap().load() {
+                DestinationState::Ready(snapshot) => Some(port_of(snapshot, "x")),
+                _ => None,
+            };
+            seen.lock().push(port);
+            Ok(response)
+        });
+        let responses = stream::iter(responses).chain(stream::pending()).ready_chunks(self.ahead);
+        let responses = responses.flat_map(stream::iter).boxed();
+        Box::pin(async move { Ok(AdsStream { requests, responses }) })
+    }
+}
+
+#[tokio::test]
+async fn x10_no_response_is_read_before_the_last_one_has_reached_its_readers() {
+    const UPDATES: u16 = 300;
+    for (ahead, in_step) in [(1, true), (4, false)] {
+        let mut responses = vec![
+            response(Kind::Listener, "v", "l", vec![listener()]),
+            response(Kind::Routes, "v", "r", vec![routes("x")]),
+            response(Kind::Cluster, "v", "c", vec![cluster("x")]),
+        ];
+        let before = responses.len();
+        responses.extend((1..=UPDATES).map(|port| response(Kind::Endpoints, "v", "e", vec![endpoints("x", port)])));
+        let (state, seen) = (Arc::<OnceLock<_>>::default(), Arc::<Mutex<Vec<_>>>::default());
+        let script =
+            Mutex::new(Some(Script { responses, ahead, state: state.clone(), seen: seen.clone(), requests: None }));
+        let memory = XdsServer::new("memory:1".parse().unwrap(), ChannelCredentials::Insecure);
+        let mut config = XdsConfig::new(Bootstrap::new(memory, Node { id: "me".to_owned(), ..Default::default() }));
+        config.variant = Some(Variant::StateOfTheWorld);
+        let client = XdsClient::spawn(config, |_: &XdsServer| script.lock().take().unwrap(), &Handle::current());
+        let mut watched = client.destination(&target());
+        state.set(watched.clone()).ok().unwrap();
+        let last = |state: &DestinationState| matches!(state, DestinationState::Ready(s) if port_of(s, "x") == UPDATES);
+        watched.wait_for(last).await;
+        let seen = seen.lock()[before..].to_vec();
+        let expected: Vec<_> = std::iter::once(None).chain((1..UPDATES).map(Some)).collect();
+        assert_eq!(seen == expected, in_step, "reading ahead by {ahead}: {seen:?}");
+    }
+}
+
+/// A client whose bootstrap was changed.
+fn client_of(change: impl FnOnce(&mut XdsConfig)) -> (XdsClient, Server) {
+    let (transport, server) = network();
+    let memory = XdsServer::new("memory:1".parse().unwrap(), ChannelCredentials::Insecure);
+    let mut config = XdsConfig::new(Bootstrap::new(memory, Node { id: "me".to_owned(), ..Default::default() }));
+    config.variant = Some(Variant::StateOfTheWorld);
+    change(&mut config);
+    (XdsClient::spawn(config, move |_: &XdsServer| transport.clone(), &Handle::current()), server)
+}
+
+#[tokio::test]
+async fn b10_a_certificate_provider_that_the_bootstrap_does_not_declare_is_refused_a29() {
+    let files = || {
+        let provider = r#"{"plugin_name":"file_watcher","config":{"ca_certificate_file":"/roots"}}"#;
+        let server = r#"{"server_uri":"memory:1","channel_creds":[{"type":"insecure"}]}"#;
+        let json = format!(r#"{{"xds_servers":[{server}],"certificate_providers":{{"NAME":{provider}}}}}"#);
+        move |name: &str| Bootstrap::from_json(&json.replace("NAME", name)).unwrap().certificate_providers
+    };
+    // (instance in the bootstrap, `default` from a join token, accepted)
+    let cases = [
+        (None, false, true),
+        (Some("default"), false, true),
+        (Some("other"), false, false),
+        (Some("other"), true, true),
+    ];
+    for (declared, default_provider, accepted) in cases {
+        let (client, mut server) = client_of(|config| {
+            config.bootstrap.certificate_providers = declared.map(files()).unwrap_or_default();
+            config.default_provider = default_provider;
+        });
+        let _state = client.destination(&target());
+        let _inbound = client.inbound("127.0.0.1:80".parse().unwrap());
+        let mut stream = server.accept().await;
+        while asked(&stream.request().await).len() < 2 {}
+        stream.respond(Kind::Listener, "v1", "n1", vec![listener(), inbound(InboundTls::Strict, Vec::new())]);
+        stream.expect(Kind::Routes, &["r"]).await;
+        let answer = stream.expect(Kind::Listener, &["a:80", INBOUND]).await;
+        assert_eq!(answer.error.is_none(), accepted, "{declared:?} {:?}", answer.error);
+        stream.respond(Kind::Routes, "v1", "r1", vec![routes("x")]);
+        stream.expect(Kind::Cluster, &["x"]).await;
+        stream.expect(Kind::Routes, &["r"]).await;
+        let tls = UpstreamTls::Mesh(MeshTls::default());
+        let secure = codec::encode_cluster(&Cluster { tls, ..Cluster::new("x".into()) });
+        stream.respond(Kind::Cluster, "v1", "c1", vec![secure]);
+        if accepted {
+            stream.expect(Kind::Endpoints, &["x"]).await;
+        }
+        let answer = stream.expect(Kind::Cluster, &["x"]).await;
+        match answer.error {
+            None => assert!(accepted),
+            Some(error) => {
+                assert!(!accepted);
+                assert!(
+                    error.contains("instance \"default\"") && error.contains("tls_certificate_provider"),
+                    "{error}"
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn r15_only_a_trusted_control_plane_has_the_authority_rewritten_to_the_endpoints_a81() {
+    for trusted in [true, false] {
+        let (client, mut server) =
+            client_of(|config| config.bootstrap.servers[0].features.trusted_xds_server = trusted);
+        let mut state = client.destination(&target());
+        let mut forward = Forward::to("x".into());
+        forward.rewrite.authority = Some(AuthorityRewrite::Endpoint);
+        let route = Route::new(RouteMatch::any(), RouteAction::Forward(Box::new(forward)));
+        let host = VirtualHost {
+            name: "all".to_owned(),
+            domains: vec![Domain::new("*").unwrap()],
+            routes: vec![route],
+            headers: HeaderPolicy::default(),
+            retry: None,
+        };
+        let (name, headers) = ("r".to_owned(), HeaderPolicy::default());
+        let inline = RouteConfiguration { name, virtual_hosts: vec![host], headers, retry_budget: None };
+        let rewriting = codec::encode_routes(&inline);
+        let mut stream = server.accept().await;
+        stream.expect(Kind::Listener, &["a:80"]).await;
+        stream.respond(Kind::Listener, "v", "l1", vec![listener()]);
+        stream.expect(Kind::Routes, &["r"]).await;
+        stream.expect(Kind::Listener, &["a:80"]).await;
+        stream.respond(Kind::Routes, "v", "r1", vec![rewriting]);
+        stream.expect(Kind::Cluster, &["x"]).await;
+        assert_eq!(stream.expect(Kind::Routes, &["r"]).await.error, None, "it is no error");
+        stream.respond(Kind::Cluster, "v", "c1", vec![cluster("x")]);
+        stream.expect(Kind::Endpoints, &["x"]).await;
+        stream.expect(Kind::Cluster, &["x"]).await;
+        stream.respond(Kind::Endpoints, "v", "e1", vec![endpoints("x", 1)]);
+        let snapshot = snapshot(&mut state).await;
+        let RouteAction::Forward(forward) = &snapshot.routes.virtual_hosts[0].routes[0].action else { panic!() };
+        assert_eq!(forward.rewrite.authority.is_some(), trusted);
+        let listed = client.config_dump().to_string().contains("routes[0].route.auto_host_rewrite");
+        assert_eq!(listed, !trusted);
+        assert_eq!(client.unenforced()[1], ("routes", usize::from(!trusted)));
+    }
 }

@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -32,7 +33,7 @@ impl Codec for Text {
         Some(Cow::Borrowed(name))
     }
 
-    fn decode(&self, _: Kind, name: &str, body: &Body) -> Result<String, String> {
+    fn decode(&self, _: Kind, name: &str, body: &Body, _: ServerFeatures) -> Result<String, String> {
         self.decoded.set(self.decoded.get() + 1);
         let text = String::from_utf8_lossy(&body.bytes);
         match text.split_once('=').expect("its name has been read").1 {
@@ -231,6 +232,49 @@ fn a_nack_names_every_bad_resource_and_uses_the_good_ones() {
             Variant::Delta => assert_eq!((next.nonce.as_str(), removed(&next)), ("", vec!["d"])),
         }
     }
+}
+
+/// Counts the refusals in the log.
+#[derive(Clone, Default)]
+struct Log(Arc<AtomicUsize>);
+
+impl tracing::Subscriber for Log {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::WARN
+    }
+    fn event(&self, event: &tracing::Event<'_>) {
+        // Only a refusal has an error.
+        let refusal = event.fields().any(|field| field.name() == "error");
+        self.0.fetch_add(usize::from(refusal), Ordering::Relaxed);
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn r06_the_same_refused_bytes_are_answered_every_time_and_logged_once() {
+    let log = Log::default();
+    let _guard = tracing::subscriber::set_default(log.clone());
+    let mut ads = Machine::of(Variant::Delta);
+    ads.subscribe(&["a", "b"].map(listener));
+    ads.opened();
+    ads.request();
+    for round in 0..100 {
+        // What is good in between does not make the refusal news.
+        ads.respond(Kind::Listener, &format!("good{round}"), &["b=1"]);
+        assert_eq!(ads.request().error, None);
+        ads.respond(Kind::Listener, &format!("bad{round}"), &["a=bad"]);
+        assert_eq!(ads.request().error.as_deref(), Some("a: field: bad"));
+    }
+    assert_eq!(log.0.load(Ordering::Relaxed), 1);
+    assert_eq!(ads.ads.sessions()[0].nacks, 100);
+    ads.respond(Kind::Listener, "other", &["b=bad"]);
+    assert_eq!(log.0.load(Ordering::Relaxed), 2, "control: other bytes are news");
 }
 
 #[test]
