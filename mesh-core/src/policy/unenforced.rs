@@ -100,9 +100,6 @@ const RETRY: &[Line<RetryPolicy>] = &[
     line("retry.on.http3_post_connect_failure", "HTTP/3 is not spoken", |r| r.on.http3_post_connect_failure),
 ];
 
-const FAULT: &[Line<Fault>] =
-    &[line("max_active", "the number of faults at once is not limited", |f| f.max_active.is_some())];
-
 const ENDPOINTS: &[Line<Endpoints>] = &[
     line("endpoints.additional_addresses", "only the first address of an endpoint is used", |e| {
         e.iter().any(|endpoint| !endpoint.additional_addresses.is_empty())
@@ -184,11 +181,7 @@ fn filters(list: &[HttpFilter], resource: &str, out: &mut Vec<Unenforced>) {
     for (i, filter) in list.iter().enumerate() {
         let path = format!("filters[{i}] {}", filter.name);
         let effect = match &filter.kind {
-            HttpFilterKind::Fault(fault) => {
-                let fault = fault.iter();
-                fault.for_each(|fault| look(FAULT, fault, resource, &format!("{path}."), out));
-                continue;
-            }
+            HttpFilterKind::Fault(_) => continue,
             HttpFilterKind::RateLimit(limit) if limit.bucket.is_none() => continue,
             HttpFilterKind::RateLimit(_) => NO_RATE_LIMIT,
             HttpFilterKind::Session(_) => continue,
@@ -202,11 +195,7 @@ fn overrides(map: &FilterOverrides, resource: &str, path: &str, out: &mut Vec<Un
     for (name, filter) in map {
         let path = format!("{path}filters[{name:?}]");
         let effect = match filter {
-            FilterOverride::Disabled => continue,
-            FilterOverride::Fault(fault) => {
-                look(FAULT, fault, resource, &format!("{path}."), out);
-                continue;
-            }
+            FilterOverride::Disabled | FilterOverride::Fault(_) => continue,
             FilterOverride::RateLimit(_) => NO_RATE_LIMIT,
             FilterOverride::Session(_) => continue,
         };

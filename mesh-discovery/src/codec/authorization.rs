@@ -193,15 +193,26 @@ fn decode_all<P, T>(
     decoded.into_iter().collect()
 }
 
+/// Encodes a permission. Conditions are apart, so that deep nesting costs little stack.
 fn encode_permission(permission: &Permission) -> PermissionProto {
     use permission::{Rule, Set};
     let set = |list: &[Permission]| Set { rules: list.iter().map(encode_permission).collect() };
     let rule = match permission {
         Permission::And(list) if !list.is_empty() => Rule::AndRules(set(list)),
         Permission::Or(list) if !list.is_empty() => Rule::OrRules(set(list)),
-        Permission::Any | Permission::And(_) => Rule::Any(true),
-        Permission::Or(_) => Rule::NotRule(Box::new(encode_permission(&Permission::Any))),
         Permission::Not(inner) => Rule::NotRule(Box::new(encode_permission(inner))),
+        condition => return encode_condition(condition),
+    };
+    PermissionProto { rule: Some(rule) }
+}
+
+#[inline(never)]
+fn encode_condition(permission: &Permission) -> PermissionProto {
+    use permission::{Rule, Set};
+    let never = || Rule::NotRule(Box::new(PermissionProto { rule: Some(Rule::Any(true)) }));
+    let rule = match permission {
+        Permission::Any | Permission::And(_) => Rule::Any(true),
+        Permission::Or(_) | Permission::Not(_) => never(),
         Permission::Header(header) => Rule::Header(matcher::header(header)),
         Permission::Path(PathMatch::PathSeparatedPrefix(prefix)) => match prefix.trim_end_matches('/') {
             "" => return path(StringMatch::Prefix("/".to_owned())),
@@ -350,15 +361,26 @@ fn read_header(proto: &HeaderProto, at: &At<'_>, report: &mut Report) -> Option<
     Some(header)
 }
 
+/// Encodes a principal, in the same way.
 pub(super) fn encode_principal(principal: &Principal) -> PrincipalProto {
-    use principal::{Authenticated, Identifier, Set};
+    use principal::{Identifier, Set};
     let set = |list: &[Principal]| Set { ids: list.iter().map(encode_principal).collect() };
     let identifier = match principal {
         Principal::And(list) if !list.is_empty() => Identifier::AndIds(set(list)),
         Principal::Or(list) if !list.is_empty() => Identifier::OrIds(set(list)),
-        Principal::Any | Principal::And(_) => Identifier::Any(true),
-        Principal::Or(_) => Identifier::NotId(Box::new(encode_principal(&Principal::Any))),
         Principal::Not(inner) => Identifier::NotId(Box::new(encode_principal(inner))),
+        condition => return encode_identity(condition),
+    };
+    PrincipalProto { identifier: Some(identifier) }
+}
+
+#[inline(never)]
+fn encode_identity(principal: &Principal) -> PrincipalProto {
+    use principal::{Authenticated, Identifier, Set};
+    let nobody = || Identifier::NotId(Box::new(PrincipalProto { identifier: Some(Identifier::Any(true)) }));
+    let identifier = match principal {
+        Principal::Any | Principal::And(_) => Identifier::Any(true),
+        Principal::Or(_) | Principal::Not(_) => nobody(),
         Principal::Authenticated(name) => {
             Identifier::Authenticated(Authenticated { principal_name: name.as_ref().map(matcher::string) })
         }

@@ -79,12 +79,11 @@ pub(super) fn decode<'a>(hcm: &'a HttpConnectionManager, at: &At<'_>, report: &m
     filters
 }
 
-/// Refuses a filter that is not known on this side, unless it is optional. Gives whether it is skipped.
+/// Refuses a filter that is not known on this side, unless it is optional. Gives whether it is skipped,
+/// which the policy then says.
 pub(super) fn skip(filter: &Filter<'_>, at: &At<'_>, report: &mut Report) -> bool {
     let at = at.item("http_filters", filter.index);
-    if filter.is_optional {
-        report.unenforced(&at, "an optional filter that is not known is skipped");
-    } else {
+    if !filter.is_optional {
         let reason = format!("the filter type {:?} is not supported here and not optional", filter.type_url);
         report.problem(&at, reason);
     }

@@ -37,14 +37,14 @@ fn listener() -> Listener {
     }
 }
 
-fn with_manager(change: impl FnOnce(&mut HttpConnectionManager)) -> Any {
+pub(super) fn with_manager(change: impl FnOnce(&mut HttpConnectionManager)) -> Any {
     changed::<ListenerProto>(codec::encode_listener(&listener()), |proto| {
         let any = proto.api_listener.take().and_then(|l| l.api_listener).expect("our own encoding");
         proto.api_listener = Some(ApiListener { api_listener: Some(changed(any, change)) });
     })
 }
 
-fn routes() -> RouteConfiguration {
+pub(super) fn routes() -> RouteConfiguration {
     let route = Route::new(RouteMatch::any(), RouteAction::Forward(Box::new(Forward::to("c".into()))));
     let host = VirtualHost {
         name: "h".into(),
@@ -61,13 +61,13 @@ fn routes() -> RouteConfiguration {
     }
 }
 
-fn with_route(change: impl FnOnce(&mut rds::Route)) -> Any {
+pub(super) fn with_route(change: impl FnOnce(&mut rds::Route)) -> Any {
     changed::<RoutesProto>(codec::encode_routes(&routes()), |proto| {
         change(&mut proto.virtual_hosts[0].routes[0]);
     })
 }
 
-fn with_action(change: impl FnOnce(&mut rds::RouteAction)) -> Any {
+pub(super) fn with_action(change: impl FnOnce(&mut rds::RouteAction)) -> Any {
     with_route(|route| {
         let Some(rds::route::Action::Route(action)) = &mut route.action else { panic!("a forwarding route") };
         change(action);

@@ -15,7 +15,7 @@ use mesh_core::policy::*;
 use super::refusals::{changed, fields, number};
 use crate::codec;
 
-fn with_cluster(change: impl FnOnce(&mut ClusterProto)) -> Any {
+pub(super) fn with_cluster(change: impl FnOnce(&mut ClusterProto)) -> Any {
     changed(codec::encode_cluster(&Cluster::new("c".into())), change)
 }
 
@@ -29,11 +29,11 @@ fn endpoints() -> Endpoints {
     Endpoints { cluster: "c".into(), localities: vec![group("a", 0, 80), group("b", 1, 81)], ..Endpoints::default() }
 }
 
-fn with_endpoints(change: impl FnOnce(&mut ClusterLoadAssignment)) -> Any {
+pub(super) fn with_endpoints(change: impl FnOnce(&mut ClusterLoadAssignment)) -> Any {
     changed(codec::encode_endpoints(&endpoints()), change)
 }
 
-fn inbound() -> InboundListener {
+pub(super) fn inbound() -> InboundListener {
     InboundListener::new("in", ([0, 0, 0, 0], 9080).into(), InboundTls::Strict)
 }
 
