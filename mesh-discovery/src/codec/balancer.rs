@@ -237,15 +237,7 @@ fn candidates(balancer: &Balancer, cluster: &Cluster) -> Vec<TypedExtensionConfi
             least_request(CHOICES.0, FULL_BIAS),
             round_robin(),
         ],
-        Balancer::Prequal(settings) => {
-            let config = extra::Prequal {
-                probes_per_request: settings.probes_per_request,
-                max_age: Some(common::duration(settings.max_age)),
-                hot_quantile: settings.hot_quantile.get(),
-            };
-            let own = extension::typed("mesh.load_balancing_policies.prequal", PREQUAL, &config);
-            vec![own, least_request(CHOICES.0, FULL_BIAS), round_robin()]
-        }
+        Balancer::Prequal(settings) => vec![prequal(settings), least_request(CHOICES.0, FULL_BIAS), round_robin()],
         Balancer::WeightedRoundRobin(settings) => {
             let config = encode_weighted(settings, slow_start_config.clone());
             vec![typed("client_side_weighted_round_robin", "ClientSideWeightedRoundRobin", &config), round_robin()]
@@ -260,31 +252,43 @@ fn candidates(balancer: &Balancer, cluster: &Cluster) -> Vec<TypedExtensionConfi
         Balancer::PickFirst { shuffle } => {
             vec![typed("pick_first", "PickFirst", &PickFirst { shuffle_address_list: *shuffle })]
         }
-        Balancer::RandomSubsetting { size, child } => {
-            // Clients that don't know subsetting take the child over all endpoints.
-            let children = candidates(child, cluster);
-            let policies = children.iter().cloned().map(entry).collect();
-            let child_policy = Some(LoadBalancingPolicy { policies });
-            let config = RandomSubsetting { subset_size: common::uint32(*size), child_policy };
-            let mut all = vec![typed("random_subsetting", "RandomSubsetting", &config)];
-            all.extend(children);
-            all
-        }
+        Balancer::RandomSubsetting { size, child } => random_subsetting(*size, candidates(child, cluster)),
         Balancer::DeterministicSubsetting { size, child } => {
-            // Others take a random part, or all endpoints.
-            let random = Balancer::RandomSubsetting { size: *size, child: child.clone() };
-            let policies = candidates(child, cluster).into_iter().map(entry).collect();
-            let child_policy = Some(LoadBalancingPolicy { policies });
-            let config = extra::DeterministicSubsetting { size: *size, child_policy };
-            let name = "mesh.load_balancing_policies.deterministic_subsetting";
-            let mut all = vec![extension::typed(name, SUBSETTING, &config)];
-            all.extend(candidates(&random, cluster));
-            all
+            deterministic_subsetting(*size, candidates(child, cluster))
         }
         Balancer::Passthrough => vec![typed("cluster_provided", "ClusterProvided", &ClusterProvided {})],
         // A balancer that this codec does not know.
         _ => vec![round_robin()],
     }
+}
+
+fn prequal(settings: &Prequal) -> TypedExtensionConfig {
+    let config = extra::Prequal {
+        probes_per_request: settings.probes_per_request,
+        max_age: Some(common::duration(settings.max_age)),
+        hot_quantile: settings.hot_quantile.get(),
+    };
+    extension::typed("mesh.load_balancing_policies.prequal", PREQUAL, &config)
+}
+
+/// Clients that don't know subsetting take the child over all endpoints.
+fn random_subsetting(size: u32, children: Vec<TypedExtensionConfig>) -> Vec<TypedExtensionConfig> {
+    let policies = children.iter().cloned().map(entry).collect();
+    let child_policy = Some(LoadBalancingPolicy { policies });
+    let config = RandomSubsetting { subset_size: common::uint32(size), child_policy };
+    let mut all = vec![typed("random_subsetting", "RandomSubsetting", &config)];
+    all.extend(children);
+    all
+}
+
+/// Clients that don't know it take a random part.
+fn deterministic_subsetting(size: u32, children: Vec<TypedExtensionConfig>) -> Vec<TypedExtensionConfig> {
+    let policies = children.iter().cloned().map(entry).collect();
+    let config = extra::DeterministicSubsetting { size, child_policy: Some(LoadBalancingPolicy { policies }) };
+    let name = "mesh.load_balancing_policies.deterministic_subsetting";
+    let mut all = vec![extension::typed(name, SUBSETTING, &config)];
+    all.extend(random_subsetting(size, children));
+    all
 }
 
 /// Whether the policy's own extension has a field for slow start.

@@ -1,3 +1,5 @@
+//! Pickers against their definitions, and what stands around them: helpers of the tests beside this file.
+
 mod failure;
 mod hashing;
 mod load;
