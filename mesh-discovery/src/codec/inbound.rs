@@ -276,7 +276,7 @@ fn decode_filter(
             let (rbac, extra) = match guard {
                 None => (&own, extra),
                 Some(Guard::Off) => return,
-                Some(Guard::Rbac(other)) => (other, None),
+                Some(Guard::Rbac(other)) => (other.as_ref(), None),
                 Some(Guard::Requirement(_)) => return mismatch(report),
             };
             chain.authorization.extend(authorization::decode(proto.name, rbac, extra, &at_filter, report));

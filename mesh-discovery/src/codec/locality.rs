@@ -55,7 +55,7 @@ pub(super) fn read_locality(
                 locality_basis => "endpoints are counted, not weighed",
             });
             let older = OlderProto {
-                routing_enabled: zone.routing_enabled.clone(),
+                routing_enabled: zone.routing_enabled,
                 min_cluster_size: zone.min_cluster_size,
                 fail_traffic_on_panic: zone.fail_traffic_on_panic,
             };

@@ -270,10 +270,8 @@ fn read_predicates(proto: &Proto, at: &At<'_>, report: &mut Report) -> Predicate
     let mut found = Predicates::default();
     for (i, predicate) in proto.retry_host_predicate.iter().enumerate() {
         let at = at.item("retry_host_predicate", i);
-        let config = match &predicate.config_type {
-            Some(retry_host_predicate::ConfigType::TypedConfig(any)) => Some(any),
-            None => None,
-        };
+        let config = predicate.config_type.as_ref();
+        let config = config.map(|retry_host_predicate::ConfigType::TypedConfig(any)| any);
         // Before typed configs the name alone said it.
         let kind = config.map_or_else(|| predicate.name.clone(), extension::type_of);
         match (kind.as_str(), config) {

@@ -35,7 +35,7 @@ pub(super) enum Guard {
     /// It is off.
     Off,
     /// Other authorization rules.
-    Rbac(RbacProto),
+    Rbac(Box<RbacProto>),
     /// The requirement of this name.
     Requirement(String),
 }
@@ -132,7 +132,7 @@ fn read_override(key: &str, any: &Any, overrides: &mut Overrides, at: &At<'_>, r
         }
         url::RBAC_PER_ROUTE => {
             let guard = extension::unpack::<RbacPerRoute>(config, at, report);
-            let guard = guard.map(|g| g.rbac.map_or(Guard::Off, Guard::Rbac));
+            let guard = guard.map(|g| g.rbac.map_or(Guard::Off, |rbac| Guard::Rbac(rbac.into())));
             overrides.guards.extend(guard.map(|guard| (key.to_owned(), guard)));
             None
         }
