@@ -20,6 +20,7 @@ use mesh_server::debug::{Content, DebugServer, prometheus};
 use rustls::crypto::CryptoProvider;
 use serde::Serialize;
 
+use crate::authority::{self, OfAuthority};
 use crate::config::{MeshConfig, ProcessEnv, Vars};
 use crate::error::StartError;
 use crate::mesh::{Control, Inner, Mesh};
@@ -46,9 +47,12 @@ impl MeshBuilder {
         self.set("MESH_ROOT_CERT", path.as_ref().to_string_lossy().into_owned())
     }
 
-    /// gRPC's bootstrap as JSON (`GRPC_XDS_BOOTSTRAP_CONFIG`), instead of the two above.
+    /// gRPC's bootstrap as JSON (`GRPC_XDS_BOOTSTRAP_CONFIG`), instead of the two above and of a bootstrap
+    /// file that the environment names.
     pub fn bootstrap(self, json: impl Into<String>) -> Self {
-        self.set("GRPC_XDS_BOOTSTRAP_CONFIG", json.into())
+        self.set("MESH_CONTROL_PLANE", String::new())
+            .set("GRPC_XDS_BOOTSTRAP", String::new())
+            .set("GRPC_XDS_BOOTSTRAP_CONFIG", json.into())
     }
 
     /// Join token for the first certificate (`MESH_JOIN_TOKEN`).
@@ -105,22 +109,27 @@ impl MeshBuilder {
         let metrics = self.metrics.unwrap_or_default();
 
         let mut connector = Connector::new(config.bootstrap.server().clone(), crypto.clone());
-        let certified = config.proof.is_some();
-        let identity = if let Some(proof) = config.proof {
-            let secret = SecretConfig { trust_domain: Some(config.trust_domain), ..SecretConfig::new(Some(proof)) };
-            let identity = secret::spawn(secret, connector.clone(), runtime.handle());
-            connector = connector.with_identity(identity.clone());
-            identity
+        let source = if let Some(proof) = config.proof.clone() {
+            let trust_domain = Some(config.trust_domain.clone());
+            let secret = SecretConfig { trust_domain, ..SecretConfig::new(Some(proof)) };
+            Some(secret::spawn(secret, connector.clone(), runtime.handle()))
         } else {
-            Watched::fixed(None)
+            config.identity_files().map(|files| secret::spawn_files(files.clone(), crypto.clone(), runtime.handle()))
         };
-        let transport = |server: &XdsServer| GrpcTransport::new(connector.clone().to(server.clone()));
+        let certified = source.is_some();
+        if let Some(identity) = &source {
+            connector = connector.with_identity(identity.clone());
+        }
+        let identity = source.unwrap_or_else(|| Watched::fixed(None));
+        let authorities: Vec<_> = config.bootstrap.authorities.keys().cloned().collect();
+        let transport = |server: &XdsServer| GrpcTransport::new(connector.to(server.clone()));
         let xds = Arc::new(XdsClient::spawn(XdsConfig::new(config.bootstrap), transport, runtime.handle()));
         let control = Control { xds: xds.clone(), connector, certified };
 
         let parts = Parts { runtime, crypto, metrics, identity, destinations: xds.clone(), inbound: xds };
         let debug = config.debug_address;
-        let mut inner = parts.join(config.workload, config.service_account, config.locality, Some(control));
+        let mut inner =
+            parts.join(config.workload, config.service_account, config.locality, Some(control), authorities);
         inner.pod_ip = config.pod_ip;
         with_debug(inner, debug).await
     }
@@ -137,7 +146,7 @@ pub(crate) fn disabled() -> Result<Mesh, StartError> {
         inbound: Arc::new(Passthrough),
     };
     let account = "default".to_owned();
-    Ok(Mesh::from_inner(parts.join(Workload::default(), account, Locality::default(), None)))
+    Ok(Mesh::from_inner(parts.join(Workload::default(), account, Locality::default(), None, Vec::new())))
 }
 
 /// What every mesh is made of.
@@ -151,17 +160,23 @@ struct Parts {
 }
 
 impl Parts {
-    fn join(self, workload: Workload, account: String, locality: Locality, control: Option<Control>) -> Inner {
+    fn join(
+        self,
+        workload: Workload,
+        account: String,
+        locality: Locality,
+        control: Option<Control>,
+        authorities: Vec<String>,
+    ) -> Inner {
         let workload = Arc::new(workload);
-        let client = Client::builder(self.destinations)
-            .identity(self.identity.clone())
-            .crypto(self.crypto.clone())
-            .workload(workload.clone())
-            .metrics(self.metrics.clone())
-            .runtime(self.runtime.handle().clone())
-            .build();
+        let client = self.client(self.destinations.clone(), &workload);
+        let of_authority = |name: String| {
+            let source = OfAuthority { name: name.clone(), source: self.destinations.clone() };
+            (name, self.client(Arc::new(source), &workload))
+        };
         Inner {
             client,
+            authorities: authorities.into_iter().map(of_authority).collect(),
             identity: self.identity,
             inbound: self.inbound,
             crypto: self.crypto,
@@ -180,15 +195,27 @@ impl Parts {
     }
 }
 
+impl Parts {
+    fn client(&self, destinations: Arc<dyn DestinationSource>, workload: &Arc<Workload>) -> Client {
+        Client::builder(destinations)
+            .identity(self.identity.clone())
+            .crypto(self.crypto.clone())
+            .workload(workload.clone())
+            .metrics(self.metrics.clone())
+            .runtime(self.runtime.handle().clone())
+            .build()
+    }
+}
+
 /// Adds the debug endpoints.
 async fn with_debug(mut inner: Inner, address: Option<SocketAddr>) -> Result<Mesh, StartError> {
     if let Some(address) = address {
         let (readiness, drain) = (inner.readiness.clone(), inner.drain.clone());
-        let client = inner.client.clone();
+        let (client, authorities) = (inner.client.clone(), inner.authorities.clone());
         let mut builder = DebugServer::builder()
             .readiness(inner.readiness.clone())
             .metrics(prometheus::content(env!("CARGO_PKG_VERSION"), inner.metrics.clone(), inner.stats.clone()))
-            .clusters(json(move || client.dump()))
+            .clusters(json(move || authority::dump(&client, &authorities)))
             .on_drain(Arc::new(move || {
                 readiness.drain();
                 drain.drain();
@@ -220,10 +247,28 @@ struct Settings<'a>(&'a BTreeMap<&'static str, String>);
 
 impl Vars for Settings<'_> {
     fn var(&self, name: &str) -> Option<String> {
-        self.0.get(name).cloned().or_else(|| ProcessEnv.var(name))
+        // A setting that is empty hides the variable.
+        self.0.get(name).map_or_else(|| ProcessEnv.var(name), |set| Some(set.clone()).filter(|set| !set.is_empty()))
     }
 
     fn names(&self) -> Vec<String> {
         ProcessEnv.names()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bootstrap_of_the_builder_hides_what_the_environment_says_instead_of_it() {
+        let builder = MeshBuilder::default().bootstrap("{}");
+        assert_eq!(Settings(&builder.settings).var("GRPC_XDS_BOOTSTRAP_CONFIG").as_deref(), Some("{}"));
+        for hidden in ["GRPC_XDS_BOOTSTRAP", "MESH_CONTROL_PLANE"] {
+            assert_eq!(builder.settings.get(hidden).map(String::as_str), Some(""), "{hidden}");
+        }
+        // Every process has this one.
+        assert!(Settings(&BTreeMap::new()).var("PATH").is_some(), "control");
+        assert_eq!(Settings(&BTreeMap::from([("PATH", String::new())])).var("PATH"), None);
     }
 }

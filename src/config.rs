@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use mesh_core::id::{Locality, TrustDomain, Workload};
 use mesh_core::suggest::nearest;
-use mesh_discovery::bootstrap::Bootstrap;
+use mesh_discovery::bootstrap::{Bootstrap, CertificateProvider, FileWatcher};
 use mesh_discovery::secret::JoinToken;
 
 /// Where variables come from.
@@ -40,10 +40,10 @@ pub struct MeshConfig {
     /// Where the control plane is (`GRPC_XDS_BOOTSTRAP`, `GRPC_XDS_BOOTSTRAP_CONFIG`, or the pair
     /// `MESH_CONTROL_PLANE` = `host:port` and `MESH_ROOT_CERT` = PEM file).
     pub bootstrap: Bootstrap,
-    /// Proof for the first certificate (`MESH_JOIN_TOKEN`, or `MESH_JOIN_TOKEN_FILE`, read at each use);
-    /// `None` leaves the process without a certificate.
+    /// Proof for the first certificate (`MESH_JOIN_TOKEN`, or `MESH_JOIN_TOKEN_FILE`, read at each use).
+    /// `None` leaves it to the bootstrap's certificate provider, see [`identity_files`](Self::identity_files).
     pub proof: Option<JoinToken>,
-    /// `MESH_TRUST_DOMAIN`; default `cluster.local`.
+    /// `MESH_TRUST_DOMAIN`, which a certificate for a join token must be of; default `cluster.local`.
     pub trust_domain: TrustDomain,
     /// Who we are in telemetry and selectors: `POD_NAMESPACE` (default `default`), `MESH_LABELS`
     /// (`app=reviews,version=v1`), `POD_NAME`.
@@ -111,6 +111,26 @@ impl MeshConfig {
             None => None,
         };
         Ok(Self { bootstrap, proof, trust_domain, workload, service_account, locality, pod_ip, debug_address })
+    }
+}
+
+/// The instance of `certificate_providers` that is the mesh's identity, as istiod's resources name it.
+const INSTANCE: &str = "default";
+
+impl MeshConfig {
+    /// The files with our certificate, key and roots: those of the bootstrap's certificate provider `default`.
+    /// `None` if there is no such instance, if it lacks one of the three, or if there is a
+    /// [proof](Self::proof) for the CA, which goes before.
+    pub fn identity_files(&self) -> Option<&FileWatcher> {
+        let provider = self.bootstrap.certificate_providers.get(INSTANCE).filter(|_| self.proof.is_none())?;
+        match provider {
+            CertificateProvider::FileWatcher(files) if files.is_complete() => Some(files),
+            _ => {
+                let reason = "it names no certificate, or no roots: this process has no mesh identity";
+                tracing::warn!(target: "mesh::config", field = "certificate_providers.default", reason);
+                None
+            }
+        }
     }
 }
 
@@ -254,6 +274,28 @@ mod tests {
         }
         assert_eq!(MeshConfig::from_vars(&given(&base[..1])).unwrap_err().variable, "MESH_ROOT_CERT");
         assert_eq!(MeshConfig::from_vars(&given(&[])).unwrap_err().variable, "MESH_CONTROL_PLANE");
+    }
+
+    #[test]
+    fn s12_a_join_token_goes_before_the_certificate_provider_named_default() {
+        let files = |instance: &str, config: &str| -> &'static str {
+            let provider = format!(r#"{{"{instance}":{{"plugin_name":"file_watcher","config":{{{config}}}}}}}"#);
+            let server = r#"{"server_uri":"a:1","channel_creds":[{"type":"insecure"}]}"#;
+            format!(r#"{{"xds_servers":[{server}],"certificate_providers":{provider}}}"#).leak()
+        };
+        let found = |bootstrap: &'static str, token: &'static str| {
+            let vars = given(&[("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap), ("MESH_JOIN_TOKEN", token)]);
+            let vars = Given(vars.0.into_iter().filter(|(_, value)| !value.is_empty()).collect());
+            MeshConfig::from_vars(&vars).unwrap().identity_files().is_some()
+        };
+        let identity = r#""certificate_file":"/c","private_key_file":"/k""#;
+        let whole = format!(r#"{identity},"ca_certificate_file":"/r""#);
+        assert!(found(files("default", &whole), ""));
+        assert!(found(files("default", &format!(r#"{identity},"spiffe_trust_bundle_map_file":"/m""#)), ""));
+        assert!(!found(files("default", &whole), "token"));
+        assert!(!found(files("other", &whole), ""));
+        assert!(!found(files("default", identity), ""));
+        assert!(!found(files("default", r#""ca_certificate_file":"/r""#), ""));
     }
 
     #[test]

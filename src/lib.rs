@@ -3,6 +3,7 @@
 pub mod config;
 pub mod manual;
 
+mod authority;
 mod builder;
 mod error;
 mod mesh;

@@ -20,6 +20,7 @@ use mesh_server::{InboundLayer, InboundStats, Readiness, Server};
 use rustls::crypto::CryptoProvider;
 use tokio::net::TcpListener;
 
+use crate::authority::{self, Authorities};
 use crate::builder::MeshBuilder;
 use crate::error::StartError;
 use crate::runtime::ControlRuntime;
@@ -47,6 +48,7 @@ pub struct Mesh {
 
 pub(crate) struct Inner {
     pub(crate) client: Client,
+    pub(crate) authorities: Authorities,
     pub(crate) identity: WatchedIdentity,
     pub(crate) inbound: Arc<dyn InboundSource>,
     pub(crate) crypto: Arc<CryptoProvider>,
@@ -69,7 +71,7 @@ pub(crate) struct Control {
     pub(crate) xds: Arc<XdsClient>,
     /// The way to the registry.
     pub(crate) connector: Connector,
-    /// Whether there is a proof of identity, and so a certificate sooner or later.
+    /// Whether there is a proof of identity or a certificate provider, and so a certificate sooner or later.
     pub(crate) certified: bool,
 }
 
@@ -109,12 +111,19 @@ impl Mesh {
         self.inner.client.clone()
     }
 
-    /// A channel to one destination for generated tonic clients.
+    /// A channel to one destination for generated tonic clients: `reviews:9080`, gRPC's
+    /// `xds:///reviews:9080`, or `xds://NAME/reviews:9080` for a destination of one of the bootstrap's
+    /// `authorities` (gRFC A47). A disabled mesh dials all three alike.
     ///
     /// # Errors
-    /// The text is not `host:port`.
+    /// The text names no host and port, or an authority that the bootstrap does not declare.
     pub fn channel(&self, target: &str) -> Result<Channel, InvalidTarget> {
-        self.inner.client.channel(target)
+        let target = Target::parse_uri(target)?;
+        let client = match &self.inner.control {
+            Some(_) => authority::choose(&target, &self.inner.client, &self.inner.authorities)?,
+            None => &self.inner.client,
+        };
+        client.channel(target.as_str())
     }
 
     /// Serves an axum router, a tonic service or any Tower service on a listener; see [`Serve`].
@@ -133,8 +142,8 @@ impl Mesh {
             .inbound_layer()
     }
 
-    /// Waits until the control plane has answered and, if a proof of identity is configured, the first
-    /// certificate is there. At once for a disabled mesh.
+    /// Waits until the control plane has answered and, if a proof of identity or a certificate provider is
+    /// configured, the first certificate is there. At once for a disabled mesh.
     pub async fn ready(&self) {
         if let Some(control) = &self.inner.control {
             if control.certified {

@@ -6,7 +6,6 @@
 use mesh::Mesh;
 use mesh_control::ControlPlane;
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
 use crate::Role;
@@ -72,8 +71,13 @@ fn say(ready: &Ready) -> Result<()> {
     Ok(())
 }
 
+/// A thread of its own: a read on the runtime's blocking pool would hold up the end of a process that ends
+/// by itself, on SIGTERM.
 async fn parent_gone() {
-    let mut buffer = [0; 64];
-    let mut stdin = tokio::io::stdin();
-    while !matches!(stdin.read(&mut buffer).await, Ok(0) | Err(_)) {}
+    let (here, gone) = tokio::sync::oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        drop(here);
+    });
+    let _ = gone.await;
 }

@@ -6,6 +6,7 @@
 mod backoff;
 pub mod bootstrap;
 mod cascade;
+mod clock;
 pub mod codec;
 pub mod connect;
 mod json;

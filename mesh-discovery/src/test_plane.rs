@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -38,8 +39,9 @@ pub(crate) fn now() -> u64 {
 pub(crate) struct PeerChain(pub(crate) Vec<CertificateDer<'static>>);
 
 /// A root of trust that signs requests.
+#[derive(Clone)]
 pub(crate) struct Ca {
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Arc<Issuer<'static, KeyPair>>,
     pub(crate) root: rcgen::Certificate,
 }
 
@@ -51,7 +53,7 @@ impl Ca {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let root = params.self_signed(&key).unwrap();
-        Self { issuer: Issuer::new(params, key), root }
+        Self { issuer: Arc::new(Issuer::new(params, key)), root }
     }
 
     /// A file with the root.
@@ -65,13 +67,31 @@ impl Ca {
     pub(crate) fn sign(&self, csr: &str, uri: &str, life: Duration) -> String {
         let mut request = CertificateSigningRequestParams::from_pem(csr).unwrap();
         request.params = workload(uri, life);
-        request.signed_by(&self.issuer).unwrap().pem()
+        request.signed_by(&*self.issuer).unwrap().pem()
+    }
+
+    /// Chain and key as PEM, in the name of `uri`, for a day.
+    pub(crate) fn pem(&self, uri: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let leaf = workload(uri, Duration::from_secs(24 * 3600)).signed_by(&key, &*self.issuer).unwrap();
+        (leaf.pem(), key.serialize_pem())
+    }
+
+    /// Writes them to `chain.pem` and `key.pem` of a directory; the paths.
+    pub(crate) fn write_identity(&self, directory: &Path, uri: &str) -> (String, String) {
+        let (chain, key) = self.pem(uri);
+        let write = |name: &str, text: &str| {
+            let path = directory.join(name);
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        (write("chain.pem", &chain), write("key.pem", &key))
     }
 
     /// An identity of generation `generation` in the name of `uri`, for a day.
     pub(crate) fn identity(&self, uri: &str, generation: u64) -> Identity {
         let key = KeyPair::generate().unwrap();
-        let leaf = workload(uri, Duration::from_secs(24 * 3600)).signed_by(&key, &self.issuer).unwrap();
+        let leaf = workload(uri, Duration::from_secs(24 * 3600)).signed_by(&key, &*self.issuer).unwrap();
         let der = PrivateKeyDer::Pkcs8(key.serialize_der().into());
         let signing = crypto().key_provider.load_private_key(der).unwrap();
         let bundle = TrustBundle::new([self.root.der().clone()]).unwrap();
@@ -84,7 +104,7 @@ impl Ca {
         let key = KeyPair::generate().unwrap();
         let mut params = workload("spiffe://cluster.local/ns/mesh-system/sa/control-plane", Duration::from_secs(3600));
         params.subject_alt_names.push(SanType::IpAddress([127, 0, 0, 1].into()));
-        let leaf = params.signed_by(&key, &self.issuer).unwrap();
+        let leaf = params.signed_by(&key, &*self.issuer).unwrap();
         let mut roots = RootCertStore::empty();
         roots.add(self.root.der().clone()).unwrap();
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), crypto())

@@ -2,6 +2,7 @@
 //!
 //! - [`architecture`]: crates, arrows, the way of a request and of a config change
 //! - [`invariants`]: what always holds, and what is deliberately absent
+//! - [`bootstrap`]: where configuration and identity come from; gRPC's bootstrap file
 //! - [`decisions`]: numbered, with cost and when to look again
 //! - [`not_enforced`]: what is accepted and not done by this version
 //! - [`errors`]: every code and what to do about it
@@ -16,6 +17,9 @@ pub mod architecture {
 }
 pub mod invariants {
     #![doc = include_str!("invariants.md")]
+}
+pub mod bootstrap {
+    #![doc = include_str!("bootstrap.md")]
 }
 pub mod decisions {
     #![doc = include_str!("decisions.md")]

@@ -111,6 +111,11 @@ impl Plane {
             .labels(format!("app={account},{labels}"))
     }
 
+    /// A file of the state directory.
+    pub(crate) fn state(&self, file: &str) -> String {
+        std::fs::read_to_string(self.state.path().join(file)).unwrap()
+    }
+
     pub(crate) fn token(&self, account: &str) -> String {
         self.join_tokens().mint("default", account, Duration::from_secs(60)).unwrap()
     }

@@ -73,3 +73,11 @@ fn literals_are_found() {
     assert_eq!(findings("Cargo.toml", "[package]\nversion = \"0.1.0\"").len(), INHERITED.len() + 1);
     assert_eq!(findings("Cargo.toml", "[package").len(), 1);
 }
+
+#[test]
+fn cargo_run_without_a_name_means_the_binary_that_readme_runs() {
+    let root: Table = read("Cargo.toml").parse().expect("cargo reads it too");
+    // Among several default members cargo asks for a choice otherwise.
+    assert_eq!(root["package"].get("default-run").and_then(Value::as_str), Some("mesh"));
+    assert!(read("README.md").contains("cargo run --features cli -- control-plane"));
+}

@@ -92,6 +92,9 @@ pub(crate) async fn serve(manifests: Option<PathBuf>, listen: SocketAddr) -> Res
     }
     print_urls(&fleet);
     let mut tick = tokio::time::interval(Duration::from_millis(500));
+    // One listener for the whole loop: a signal that comes while a process is replaced is not lost.
+    let ended = interrupted();
+    tokio::pin!(ended);
     loop {
         tokio::select! {
             _ = tick.tick() => {
@@ -100,7 +103,7 @@ pub(crate) async fn serve(manifests: Option<PathBuf>, listen: SocketAddr) -> Res
                     println!("replaced {replaced} process(es) that had ended");
                 }
             }
-            () = interrupted() => break,
+            () = &mut ended => break,
         }
     }
     fleet.stop().await?;

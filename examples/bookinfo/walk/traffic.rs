@@ -93,13 +93,14 @@ pub(crate) async fn identities(fleet: &Fleet) -> Result<Observed> {
     seen.expect("one trace through all hops", traces.len() == 1);
 
     let reviews = fleet.find("reviews", "v1").ok_or("no reviews process")?.ready.address;
-    let refusal = match http_get::get(reviews, "/reviews/0", None).await {
-        Ok((status, body)) => {
-            seen.expect("the strict port answered with a refusal", !(200..300).contains(&status));
-            format!("{status} {}", String::from_utf8_lossy(&body).trim())
-        }
-        Err(error) => format!("connection closed: {error}"),
-    };
+    // A process that took the place of a killed one closes connections until its policy is there: that
+    // is no refusal of plaintext, so an answer is waited for.
+    let refusal = wait_for("an answer to plaintext on the strict port", || async {
+        let (status, body) = http_get::get(reviews, "/reviews/0", None).await?;
+        Ok(Some(format!("{status} {}", String::from_utf8_lossy(&body).trim())))
+    })
+    .await?;
+    seen.expect("the strict port refused plaintext", refusal.starts_with("403 MESH-2001"));
     seen.note("plaintext_to_strict_port", refusal);
     // The control of that check: the permissive port takes the same plaintext.
     seen.expect("the permissive port took plaintext", http_get::get(fleet.page(), "/api/page", None).await?.0 == 200);

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use super::check::Check;
 use super::{Model, Object, Store};
 use crate::finding::Severity;
-use crate::source::Document;
+use crate::source::{Document, Manifests};
 use mesh_core::suggest::nearest;
 
 use crate::source::decode::decode;
@@ -72,11 +72,17 @@ const NOT_MESH: &str = "not mesh configuration; ignored";
 macro_rules! kinds {
     ($($field:ident),* $(,)?) => {
         /// Adds one document to the model.
-        pub(crate) fn add(model: &mut Model, document: &Arc<Document>, previous: Option<&Model>) {
+        pub(crate) fn add(model: &mut Model, document: &Arc<Document>, manifests: &Manifests, previous: Option<&Model>) {
             $( if is_kind(&model.$field, document) {
                 return add_as(document, previous.map(|p| &p.$field), &mut model.$field, &mut model.findings);
             } )*
-            add_unknown(model, document);
+            let kept = previous.and_then(|previous| {
+                $( if keep(document, manifests, &previous.$field, &mut model.$field) {
+                    return Some(names(|model| &model.$field).1);
+                } )*
+                None
+            });
+            add_unknown(model, document, kept);
         }
 
         fn known() -> impl Iterator<Item = (&'static str, &'static str)> {
@@ -99,7 +105,21 @@ fn is_kind<T: Kind>(_: &Store<T>, document: &Document) -> bool {
     T::GROUP == document.group && T::KIND == document.kind
 }
 
-fn add_unknown(model: &mut Model, document: &Document) {
+/// Keeps the object that a document was before its kind or group was misspelt; whether there is one.
+fn keep<T: Kind>(document: &Document, manifests: &Manifests, previous: &Store<T>, store: &mut Store<T>) -> bool {
+    let key = (document.namespace.clone(), document.name.clone());
+    let Some(last) = previous.get(&key).filter(|last| last.document.file == document.file) else { return false };
+    let is_slip = nearest(&document.kind, [T::KIND]).is_some() || document.kind == T::KIND;
+    let ignored = IGNORED.iter().any(|(group, kind, ..)| *group == document.group && *kind == document.kind);
+    let object = last.document.key();
+    if !is_slip || ignored || manifests.documents.iter().any(|other| other.key() == object) {
+        return false;
+    }
+    store.insert(key, last.clone());
+    true
+}
+
+fn add_unknown(model: &mut Model, document: &Document, kept: Option<&str>) {
     let ignored = IGNORED.iter().find(|(group, kind, ..)| *group == document.group && *kind == document.kind);
     model.findings.push(match ignored {
         Some((_, _, severity, message)) => document.finding(*severity, "", *message),
@@ -111,7 +131,11 @@ fn add_unknown(model: &mut Model, document: &Document) {
             } else if let Some(kind) = nearest(&document.kind, kinds) {
                 message.push_str(&format!("; did you mean {kind}?"));
             }
-            document.finding(Severity::Warning, "kind", message)
+            let severity = if kept.is_some() { Severity::Error } else { Severity::Warning };
+            if let Some(kind) = kept {
+                message.push_str(&format!("; the last good {kind} of this name stays in force"));
+            }
+            document.finding(severity, "kind", message)
         }
     });
 }

@@ -1,6 +1,6 @@
 //! Kubernetes' own kinds, as far as the mesh reads them: Service, EndpointSlice, Namespace,
 //! ServiceAccount. They were admitted by an API server or written by hand, so only what is used is
-//! checked, and unknown fields of a Service are ordinary.
+//! checked.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -103,8 +103,32 @@ pub(crate) struct ServiceSpec {
     external_name: Option<String>,
     #[serde(default)]
     publish_not_ready_addresses: bool,
-    #[serde(flatten)]
-    _other: BTreeMap<String, IgnoredAny>,
+    session_affinity: Option<String>,
+    traffic_distribution: Option<String>,
+    internal_traffic_policy: Option<String>,
+    // What the rest of Kubernetes reads; named so that a misspelt field is noticed.
+    #[allow(dead_code)]
+    session_affinity_config: Option<IgnoredAny>,
+    #[allow(dead_code)]
+    external_traffic_policy: Option<IgnoredAny>,
+    #[allow(dead_code)]
+    health_check_node_port: Option<IgnoredAny>,
+    #[allow(dead_code)]
+    ip_families: Option<IgnoredAny>,
+    #[allow(dead_code)]
+    ip_family_policy: Option<IgnoredAny>,
+    #[allow(dead_code)]
+    load_balancer_class: Option<IgnoredAny>,
+    #[allow(dead_code)]
+    #[serde(rename = "loadBalancerIP")]
+    load_balancer_ip: Option<IgnoredAny>,
+    #[allow(dead_code)]
+    load_balancer_source_ranges: Option<IgnoredAny>,
+    #[allow(dead_code)]
+    allocate_load_balancer_node_ports: Option<IgnoredAny>,
+    #[allow(dead_code)]
+    #[serde(rename = "externalIPs")]
+    external_ips: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -127,6 +151,7 @@ impl Kind for Service {
     type Spec = ServiceSpec;
 
     fn validate(spec: ServiceSpec, check: &mut Check<'_>) -> Self {
+        not_performed(&spec, check);
         let headless = spec.cluster_ip.as_deref() == Some("None");
         let external_name = match spec.r#type.as_deref() {
             Some("ExternalName") => spec.external_name,
@@ -149,6 +174,24 @@ impl Kind for Service {
             publish_not_ready: spec.publish_not_ready_addresses,
             export_to,
         }
+    }
+}
+
+/// Settings of a Service that would change where requests go, and do not here.
+fn not_performed(spec: &ServiceSpec, check: &mut Check<'_>) {
+    if spec.session_affinity.as_deref().is_some_and(|word| word != "None") {
+        check.unenforced("spec.sessionAffinity", "a caller is not bound to one endpoint");
+    }
+    if spec.traffic_distribution.is_some() {
+        check.unenforced("spec.trafficDistribution", "endpoints nearby are not preferred");
+    }
+    if spec.internal_traffic_policy.as_deref().is_some_and(|word| word != "Cluster") {
+        check.unenforced("spec.internalTrafficPolicy", "endpoints of other nodes get requests too");
+    }
+    const OF_LINKERD: [&str; 3] = ["balancer.linkerd.io/", "retry.linkerd.io/", "timeout.linkerd.io/"];
+    let document = check.document();
+    for key in document.annotations.keys().filter(|key| OF_LINKERD.iter().any(|prefix| key.starts_with(prefix))) {
+        check.unenforced(&format!("metadata.annotations.{key}"), "use a VirtualService or a ServiceProfile instead");
     }
 }
 

@@ -93,7 +93,7 @@ impl Model {
     pub fn build(manifests: &Manifests, previous: Option<&Model>) -> Self {
         let mut model = Self { findings: manifests.findings.clone(), ..Self::default() };
         for document in &manifests.documents {
-            kinds::add(&mut model, document, previous);
+            kinds::add(&mut model, document, manifests, previous);
         }
         model
     }

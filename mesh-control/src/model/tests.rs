@@ -182,3 +182,35 @@ proptest::proptest! {
         let _ = values::is_host(&text);
     }
 }
+
+#[test]
+fn a_misspelt_kind_keeps_what_the_object_was_and_a_removed_object_goes() {
+    let good = virtual_service(&format!("spec: {{hosts: [a], http: [{{{TO_A}}}]}}"));
+    let first = Model::from_texts([("a.yaml", good.as_str())]);
+    assert_eq!(first.virtual_services.len(), 1);
+    let build = |text: &str| Model::build(&Manifests::from_texts([("a.yaml", text)]), Some(&first));
+    for (from, to) in [("VirtualService", "VirtualServise"), ("networking.istio.io", "networking.istoi.io")] {
+        let model = build(&good.replace(from, to));
+        assert_eq!(model.virtual_services.len(), 1, "{to}");
+        let line = model.findings()[0].to_string();
+        assert!(line.contains("error") && line.ends_with("the last good VirtualService of this name stays in force"));
+    }
+    // The controls: a kind that is no slip, and a removal.
+    assert!(build(&good.replace("VirtualService", "Gizmo")).virtual_services.is_empty());
+    assert!(build("").virtual_services.is_empty());
+}
+
+#[test]
+fn a_service_says_which_of_its_fields_are_unknown_or_not_performed() {
+    let service = |spec: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: a, annotations: {{retry.linkerd.io/http: 5xx}}}}\nspec: {spec}\n"
+        )
+    };
+    let text =
+        service("{selctor: {app: a}, ports: [{port: 80, name: http}], sessionAffinity: ClientIP, externalIPs: []}");
+    let model = Model::from_texts([("a.yaml", text.as_str())]);
+    let fields: Vec<_> = model.findings().iter().map(|finding| finding.field.as_str()).collect();
+    assert_eq!(fields, ["spec.selctor", "spec.sessionAffinity", "metadata.annotations.retry.linkerd.io/http"]);
+    assert!(model.findings()[0].message.contains("did you mean selector?"), "{:?}", model.findings());
+}

@@ -1,13 +1,13 @@
 //! [`FileSet`]: the last good content of each file of a directory, read anew on demand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Manifests, ParsedFile, parse_file, unreadable};
+use super::{Manifests, ObjectKey, ParsedFile, parse_file, unreadable};
 use crate::finding::{Finding, Severity};
 
 /// Bounds on what is read.
@@ -42,6 +42,8 @@ pub struct FileSet {
     paths: Vec<PathBuf>,
     limits: Limits,
     files: BTreeMap<PathBuf, Entry>,
+    /// Which file has each object: a later copy in another file does not take its place.
+    in_force: HashMap<ObjectKey, Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -54,7 +56,7 @@ struct Entry {
 impl FileSet {
     /// A set that has read nothing yet.
     pub fn new(paths: impl IntoIterator<Item = PathBuf>, limits: Limits) -> Self {
-        Self { paths: paths.into_iter().collect(), limits, files: BTreeMap::new() }
+        Self { paths: paths.into_iter().collect(), limits, files: BTreeMap::new(), in_force: HashMap::new() }
     }
 
     /// Reads what changed and gives everything. A file that is no longer there is gone; one that no
@@ -81,7 +83,8 @@ impl FileSet {
         for path in found {
             self.refresh(path);
         }
-        let mut manifests = Manifests::join(self.files.values().map(|entry| &entry.content));
+        let mut manifests = Manifests::join(self.files.values().map(|entry| &entry.content), &self.in_force);
+        self.in_force = manifests.places();
         manifests.findings.splice(0..0, problems);
         manifests
     }

@@ -82,7 +82,7 @@ impl Manifests {
     pub fn from_texts<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let limits = Limits::default();
         let files = texts.into_iter().map(|(name, text)| parse_file(&name.into(), text, &limits)).collect::<Vec<_>>();
-        Self::join(files.iter())
+        Self::join(files.iter(), &HashMap::new())
     }
 
     /// What reading the texts had to say.
@@ -100,26 +100,42 @@ impl Manifests {
         self.documents.is_empty()
     }
 
-    /// Joins parsed files; of objects with one key the first stays.
-    pub(crate) fn join<'a>(files: impl Iterator<Item = &'a ParsedFile>) -> Self {
+    /// Joins parsed files. Of objects with one key the one whose file had it before (`in_force`) stays,
+    /// else the first.
+    pub(crate) fn join<'a>(
+        files: impl Iterator<Item = &'a ParsedFile> + Clone,
+        in_force: &HashMap<ObjectKey, Arc<str>>,
+    ) -> Self {
+        let mut winners: HashMap<ObjectKey, &Arc<Document>> = HashMap::new();
+        for document in files.clone().flat_map(|file| &file.documents) {
+            let winner = winners.entry(document.key()).or_insert(document);
+            let owner = in_force.get(&document.key());
+            if winner.file != document.file && owner.is_some_and(|owner| *owner == document.file) {
+                *winner = document;
+            }
+        }
         let mut joined = Self::default();
-        let mut seen: HashMap<ObjectKey, Arc<Document>> = HashMap::new();
         for file in files {
             joined.findings.extend(file.findings.iter().cloned());
             for document in &file.documents {
-                if let Some(first) = seen.get(&document.key()) {
-                    let message = format!(
-                        "defined before at {}:{}; this later one is ignored: remove or rename it",
-                        first.file, first.line
-                    );
-                    joined.findings.push(document.finding(Severity::Error, "metadata.name", message));
-                } else {
-                    seen.insert(document.key(), document.clone());
+                let winner = winners[&document.key()];
+                if Arc::ptr_eq(winner, document) {
                     joined.documents.push(document.clone());
+                    continue;
                 }
+                let message = format!(
+                    "defined before at {}:{}; this later one is ignored: remove or rename it",
+                    winner.file, winner.line
+                );
+                joined.findings.push(document.finding(Severity::Error, "metadata.name", message));
             }
         }
         joined
+    }
+
+    /// In which file each object is.
+    pub(crate) fn places(&self) -> HashMap<ObjectKey, Arc<str>> {
+        self.documents.iter().map(|document| (document.key(), document.file.clone())).collect()
     }
 }
 
@@ -128,7 +144,8 @@ impl Manifests {
 pub(crate) struct ParsedFile {
     pub(crate) documents: Vec<Arc<Document>>,
     pub(crate) findings: Vec<Finding>,
-    /// It is not YAML at all, or breaks a bound: its documents are unknown, not absent.
+    /// It is not YAML at all, breaks a bound, or holds something without a kind or a name: documents are
+    /// unknown, not absent.
     pub(crate) unreadable: bool,
 }
 
@@ -178,7 +195,11 @@ fn read_document(file: &Arc<str>, node: Node, parsed: &mut ParsedFile, limits: &
 fn read_object(file: &Arc<str>, node: Node, parsed: &mut ParsedFile) {
     match object(file, node) {
         Ok(document) => parsed.documents.push(Arc::new(document)),
-        Err(finding) => parsed.findings.push(*finding),
+        Err(finding) => {
+            parsed.findings.push(*finding);
+            // Which object it was before nobody can tell.
+            parsed.unreadable = true;
+        }
     }
 }
 

@@ -71,7 +71,7 @@ fn an_alias_bomb_is_refused_quickly() {
     let manifests = read(&text);
     let lines = lines(&manifests);
     assert_eq!(lines.len(), 1, "{lines:?}");
-    assert!(lines[0].contains("not usable YAML"), "{lines:?}");
+    assert!(lines[0].contains("not usable YAML: anchors and aliases stand for more than"), "{lines:?}");
 }
 
 #[test]
@@ -89,6 +89,7 @@ fn deep_nesting_and_too_many_documents_are_refused() {
     let many = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n---\n".repeat(1100);
     let manifests = read(&many);
     assert_eq!((manifests.len(), manifests.findings.len()), (0, 1), "{:?}", lines(&manifests));
+    assert!(lines(&manifests)[0].ends_with("more than 1000 documents in one file; split it"));
     let list = format!("apiVersion: v1\nkind: List\nitems:\n{}", "- {}\n".repeat(5));
     let limits = Limits { documents: 3, ..Limits::default() };
     let parsed = parse_file(&"a.yaml".into(), &list, &limits);
@@ -232,4 +233,36 @@ fn a_directory_that_vanishes_keeps_everything() {
     fs::remove_dir_all(&inner).unwrap();
     let manifests = files.read();
     assert_eq!((names(&manifests), manifests.findings.len()), (vec!["a"], 1));
+}
+
+#[test]
+fn a_copy_in_an_earlier_file_does_not_take_the_place_of_what_is_in_force() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("b.yaml"), service("a")).unwrap();
+    let mut files = set(dir.path());
+    files.read();
+    fs::write(dir.path().join("a.yaml"), service("a")).unwrap();
+    let manifests = files.read();
+    assert!(manifests.documents[0].file.ends_with("b.yaml") && manifests.len() == 1);
+    let line = &lines(&manifests)[0];
+    assert!(line.contains("a.yaml:3: error") && line.contains("b.yaml:1; this later one is ignored"), "{line}");
+    // The control: once it is gone there the copy counts.
+    fs::remove_file(dir.path().join("b.yaml")).unwrap();
+    let manifests = files.read();
+    assert!(manifests.documents[0].file.ends_with("a.yaml") && manifests.findings.is_empty());
+}
+
+#[test]
+fn a_document_that_loses_its_name_or_kind_keeps_the_file_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.yaml");
+    let mut files = set(dir.path());
+    for broken in [service("a").replace("name: a", "nam: a"), service("a").replace("kind", "knd")] {
+        fs::write(&file, service("a")).unwrap();
+        assert_eq!(names(&files.read()), ["a"]);
+        fs::write(&file, broken).unwrap();
+        let manifests = files.read();
+        assert_eq!(names(&manifests), ["a"]);
+        assert!(lines(&manifests)[0].ends_with("the last good content of this file stays in force"));
+    }
 }

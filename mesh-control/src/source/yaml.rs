@@ -39,6 +39,22 @@ pub(crate) fn parse(text: &str, max_documents: usize) -> Result<Vec<Node>, YamlE
     };
     serde_saphyr::from_multiple_with_options(text, options).map_err(|error| YamlError {
         line: error.location().and_then(|at| u32::try_from(at.line()).ok()).unwrap_or(0),
-        message: error.to_string().lines().next().unwrap_or("not YAML").to_owned(),
+        message: plain(error.to_string().lines().next().unwrap_or("not YAML"), max_documents),
     })
+}
+
+/// The library's words about its own bounds and options in words about the file.
+fn plain(message: &str, max_documents: usize) -> String {
+    let Some(breach) = message.strip_prefix("budget breached: ") else {
+        return message.replace(", set DuplicateKeyPolicy in Options if acceptable", "");
+    };
+    match breach.split([' ', '{']).next().unwrap_or_default() {
+        "Documents" => format!("more than {max_documents} documents in one file; split it"),
+        "RecordedAnchorEvents" => {
+            format!("anchors and aliases stand for more than {MAX_ALIASED} values; write them out")
+        }
+        "Nodes" | "Events" => format!("more than {MAX_NODES} values in one file; split it"),
+        "Depth" => format!("nested more than {MAX_DEPTH} levels deep"),
+        _ => message.to_owned(),
+    }
 }

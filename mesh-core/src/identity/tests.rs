@@ -155,7 +155,7 @@ fn good_peers_meet_and_know_each_other() {
 }
 
 #[test]
-fn a_peer_of_a_domain_without_bundle_is_refused() {
+fn s6_a_peer_of_a_domain_without_bundle_is_refused() {
     let root = Root::new();
     // Signed by our own root: the name decides which bundle counts.
     let stranger = forged(root.issue(&leaf(&["spiffe://elsewhere/ns/default/sa/reviews"])), root.bundles());
@@ -170,7 +170,7 @@ fn a_peer_that_another_root_signed_is_refused() {
 }
 
 #[test]
-fn roots_of_one_domain_do_not_vouch_for_another() {
+fn s6_roots_of_one_domain_do_not_vouch_for_another() {
     let (root, other) = (Root::new(), Root::new());
     let elsewhere = TrustDomain::new("elsewhere").unwrap();
     let mut bundles = root.bundles();
@@ -185,7 +185,7 @@ fn roots_of_one_domain_do_not_vouch_for_another() {
 }
 
 #[test]
-fn a_certificate_needs_exactly_one_uri_name_and_that_a_spiffe_id() {
+fn s6_a_certificate_needs_exactly_one_uri_name_and_that_a_spiffe_id() {
     let root = Root::new();
     let with = |params: CertificateParams| refusal(&root, &forged(root.issue(&params), root.bundles()));
     assert_eq!(with(leaf(&[])), PeerRefused::UriNames(0));
@@ -230,7 +230,7 @@ fn dates_and_extended_key_usage_count() {
 }
 
 #[test]
-fn a_valid_server_of_another_name_is_refused() {
+fn s1_a_valid_server_of_another_name_is_refused() {
     let root = Root::new();
     let (reviews, ratings) = (root.identity(REVIEWS), root.identity(RATINGS));
     let prefix = |text: &str| StringMatcher { pattern: StringMatch::Prefix(text.to_owned()), ignore_case: false };

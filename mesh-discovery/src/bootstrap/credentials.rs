@@ -23,8 +23,8 @@ pub struct TlsCredentials {
     pub ca_certificate_file: Option<String>,
     /// PEM files of our chain and key. None = the mesh identity, where there is one.
     pub identity: Option<(String, String)>,
-    /// How old the files' content may be when a connection is made. Default 600 s. Kept for its readers: a
-    /// connection always reads them anew.
+    /// How old the files' content may be when a connection is made. Default 600 s. A connection keeps to
+    /// it by reading them anew.
     pub refresh_interval: Duration,
 }
 

@@ -1,9 +1,13 @@
 //! One HTTP/2 connection to a control plane, for every gRPC service it offers.
 //!
 //! TLS is rebuilt for each connection: roots are read from their file again and our certificate is
-//! the one of the moment. The server is verified by its host name. Refuses to know what is said over
-//! the connection, and never reconnects by itself: its users know when that makes sense.
+//! the one of the moment. The server is verified by its host name. Every request carries the call
+//! credentials of the server, and only over TLS. Refuses to know what is said over the connection, and
+//! never reconnects by itself: its users know when that makes sense.
 
+mod jwt;
+#[cfg(test)]
+mod tests;
 pub(crate) mod tls;
 mod worker;
 
@@ -16,8 +20,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::Uri;
+use http::header::AUTHORIZATION;
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh_core::error::BoxError;
 use mesh_core::identity::Identity;
 use mesh_core::source::WatchedIdentity;
 use rustls::crypto::CryptoProvider;
@@ -25,7 +31,9 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use crate::bootstrap::{ChannelCredentials, ServerUri, XdsServer};
+use self::jwt::JwtTokenFile;
+use crate::bootstrap::{CallCredentials, ChannelCredentials, ServerUri, XdsServer};
+use crate::clock;
 
 /// Time for TCP connect, TLS handshake and HTTP/2 preface together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,34 +42,41 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from
 /// Largest message taken; gRPC's default of 4 MiB is too small for the endpoints of a large cluster.
 pub(crate) const MAX_MESSAGE: usize = 64 << 20;
 
-/// How to reach a control plane.
+/// How to reach a control plane. Clones share what was read of the credentials' files.
 #[derive(Clone)]
 pub struct Connector {
     server: XdsServer,
     identity: Option<WatchedIdentity>,
     crypto: Arc<CryptoProvider>,
+    files: Arc<tls::Files>,
+    tokens: Arc<[JwtTokenFile]>,
 }
 
 impl Connector {
     /// A connector without a client certificate of the mesh (files named by the credentials are used
     /// all the same).
     pub fn new(server: XdsServer, crypto: Arc<CryptoProvider>) -> Self {
-        Self { server, identity: None, crypto }
+        let token = |credentials: &CallCredentials| match credentials {
+            CallCredentials::JwtTokenFile { path } => JwtTokenFile::new(path.clone(), clock::system()),
+        };
+        let tokens = server.call_credentials.iter().map(token).collect();
+        Self { server, identity: None, crypto, files: Arc::default(), tokens }
     }
 
     /// Shows the mesh certificate of the moment on every TLS connection; the first connection waits for
-    /// it. Without effect on plaintext.
+    /// it. Without effect on plaintext, and where the bootstrap says how we prove ourselves to this server:
+    /// by a certificate of the channel credentials or by call credentials.
     #[must_use]
     pub fn with_identity(mut self, identity: WatchedIdentity) -> Self {
         self.identity = Some(identity);
         self
     }
 
-    /// The way to another control plane, as the same process.
+    /// The way to another control plane, as the same process. What proves us to this server stays here: the
+    /// other one gets its own call credentials and files.
     #[must_use]
-    pub fn to(mut self, server: XdsServer) -> Self {
-        self.server = server;
-        self
+    pub fn to(&self, server: XdsServer) -> Self {
+        Self { identity: self.identity.clone(), ..Self::new(server, self.crypto.clone()) }
     }
 
     /// The server's address as text.
@@ -80,7 +95,7 @@ impl Connector {
     /// Connects, with our certificate if there is to be one.
     pub(crate) async fn connect(&self) -> Result<Connection, ConnectError> {
         let identity = match (&self.identity, &self.server.credentials) {
-            (Some(identity), ChannelCredentials::Tls(_)) => {
+            (Some(identity), ChannelCredentials::Tls(files)) if files.identity.is_none() && self.tokens.is_empty() => {
                 identity.clone().wait_for(Option::is_some).await.as_ref().clone()
             }
             _ => None,
@@ -119,17 +134,36 @@ impl Connector {
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         match &self.server.credentials {
-            ChannelCredentials::Insecure => http2(io, &self.origin("http")?).await,
-            ChannelCredentials::Tls(files) => {
-                let config = tls::client_config(files, identity, &self.crypto)?;
+            ChannelCredentials::Insecure if !self.tokens.is_empty() => {
+                Err("its call_creds are only sent over TLS; give it channel_creds of type \"tls\"".to_owned())
+            }
+            ChannelCredentials::Insecure => self.http2(io, "http").await,
+            ChannelCredentials::Tls(credentials) => {
+                let config = self.files.client_config(credentials, identity, &self.crypto)?;
                 let name = ServerName::try_from(host.to_owned()).map_err(|e| format!("{host:?}: {e}"))?;
                 let tls = tokio_rustls::TlsConnector::from(Arc::new(config))
                     .connect(name, io)
                     .await
                     .map_err(|e| format!("TLS handshake: {e}"))?;
-                http2(tls, &self.origin("https")?).await
+                self.http2(tls, "https").await
             }
         }
+    }
+
+    async fn http2<I>(&self, io: I, scheme: &str) -> Result<Connection, String>
+    where
+        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let origin = self.origin(scheme)?;
+        let (requests, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(KEEPALIVE.0)
+            .keep_alive_timeout(KEEPALIVE.1)
+            .keep_alive_while_idle(true)
+            .handshake(TokioIo::new(io))
+            .await
+            .map_err(|e| format!("HTTP/2: {e}"))?;
+        Ok(Connection { requests, origin, tokens: self.tokens.clone(), _driver: Arc::new(worker::drive(connection)) })
     }
 
     fn origin(&self, scheme: &str) -> Result<Uri, String> {
@@ -141,26 +175,12 @@ impl Connector {
     }
 }
 
-async fn http2<I>(io: I, origin: &Uri) -> Result<Connection, String>
-where
-    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let (requests, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .keep_alive_interval(KEEPALIVE.0)
-        .keep_alive_timeout(KEEPALIVE.1)
-        .keep_alive_while_idle(true)
-        .handshake(TokioIo::new(io))
-        .await
-        .map_err(|e| format!("HTTP/2: {e}"))?;
-    Ok(Connection { requests, origin: origin.clone(), _driver: Arc::new(worker::drive(connection)) })
-}
-
 /// An open connection: a gRPC transport for generated clients. It closes when the last clone is dropped.
 #[derive(Clone)]
 pub struct Connection {
     requests: SendRequest<tonic::body::Body>,
     origin: Uri,
+    tokens: Arc<[JwtTokenFile]>,
     _driver: Arc<AbortOnDrop>,
 }
 
@@ -173,21 +193,25 @@ impl Connection {
 
 impl tower_service::Service<http::Request<tonic::body::Body>> for Connection {
     type Response = http::Response<hyper::body::Incoming>;
-    type Error = hyper::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
-        self.requests.poll_ready(cx)
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.requests.poll_ready(cx).map_err(Into::into)
     }
 
-    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+    fn call(&mut self, mut request: http::Request<tonic::body::Body>) -> Self::Future {
         // The answer keeps the connection open until its head is there; a stream's owner keeps a clone.
-        let driver = self._driver.clone();
-        let response = self.requests.send_request(request);
+        let mut connection = self.clone();
         Box::pin(async move {
-            let response = response.await;
-            drop(driver);
-            response
+            // A request that proves itself, by a join token say, needs no other proof.
+            if !request.headers().contains_key(AUTHORIZATION) {
+                for token in &*connection.tokens {
+                    // A failure is a `Status` and comes out of the generated client as such.
+                    request.headers_mut().append(AUTHORIZATION, token.header().await?);
+                }
+            }
+            Ok(connection.requests.send_request(request).await?)
         })
     }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mesh_core::identity::Identity;
+use parking_lot::Mutex;
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
@@ -13,31 +14,70 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::bootstrap::TlsCredentials;
 
-/// Roots from the file or the system; our certificate from the files, else from the identity. The
-/// server is verified against the name it was dialled by.
-pub(super) fn client_config(
-    files: &TlsCredentials,
-    identity: Option<&Identity>,
-    crypto: &Arc<CryptoProvider>,
-) -> Result<ClientConfig, String> {
-    let roots = Arc::new(root_store(files.ca_certificate_file.as_deref())?);
-    let verifier =
-        WebPkiServerVerifier::builder_with_provider(roots, crypto.clone()).build().map_err(|e| e.to_string())?;
-    let builder = ClientConfig::builder_with_provider(crypto.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?
-        .with_webpki_verifier(verifier);
-    let certified = match (&files.identity, identity) {
-        (Some((chain, key)), _) => Some(Arc::new(certified_from(chain, key, crypto)?)),
-        (None, Some(identity)) => Some(identity.certified().clone()),
-        (None, None) => None,
-    };
-    let mut config = match certified {
-        Some(certified) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified))),
-        None => builder.with_no_client_auth(),
-    };
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(config)
+/// What was good last of the files of channel credentials: a file that breaks later changes nothing.
+#[derive(Default)]
+pub(super) struct Files {
+    last_good: Mutex<Option<Material>>,
+}
+
+#[derive(Clone)]
+struct Material {
+    roots: Arc<RootCertStore>,
+    certified: Option<Arc<CertifiedKey>>,
+}
+
+impl Files {
+    /// Roots from the file or the system; our certificate from the files, else from the identity. The
+    /// server is verified against the name it was dialled by.
+    pub(super) fn client_config(
+        &self,
+        files: &TlsCredentials,
+        identity: Option<&Identity>,
+        crypto: &Arc<CryptoProvider>,
+    ) -> Result<ClientConfig, String> {
+        let Material { roots, certified } = self.material(files, crypto)?;
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(roots, crypto.clone()).build().map_err(|e| e.to_string())?;
+        let builder = ClientConfig::builder_with_provider(crypto.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(|e| e.to_string())?
+            .with_webpki_verifier(verifier);
+        let certified = certified.or_else(|| identity.map(|identity| identity.certified().clone()));
+        let mut config = match certified {
+            Some(certified) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified))),
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(config)
+    }
+
+    fn material(&self, files: &TlsCredentials, crypto: &CryptoProvider) -> Result<Material, String> {
+        let mut last_good = self.last_good.lock();
+        match Material::read(files, crypto) {
+            Ok(material) => {
+                *last_good = Some(material.clone());
+                Ok(material)
+            }
+            Err(error) => match &*last_good {
+                Some(material) => {
+                    tracing::warn!(%error, "credentials for the control plane: those read last stay in use");
+                    Ok(material.clone())
+                }
+                None => Err(error),
+            },
+        }
+    }
+}
+
+impl Material {
+    fn read(files: &TlsCredentials, crypto: &CryptoProvider) -> Result<Self, String> {
+        let roots = Arc::new(root_store(files.ca_certificate_file.as_deref())?);
+        let certified = match &files.identity {
+            Some((chain, key)) => Some(Arc::new(certified_from(chain, key, crypto)?)),
+            None => None,
+        };
+        Ok(Self { roots, certified })
+    }
 }
 
 /// Every certificate of a PEM file; at least one.

@@ -1,7 +1,8 @@
 //! Who this process is: a key made in memory, a certificate from the control plane's CA, renewed
-//! before it ends (`istio.v1.auth.IstioCertificateService`).
+//! before it ends (`istio.v1.auth.IstioCertificateService`); or certificate, key and roots out of files
+//! that somebody else renews (the certificate provider `file_watcher` of gRFC A29).
 //!
-//! The first request is proved by a join token, renewals by the certificate of the moment. A valid
+//! From the CA: the first request is proved by a join token, renewals by the certificate of the moment. A valid
 //! certificate is kept through every failure. The key never leaves memory and is never printed; each
 //! certificate has a key of its own.
 //!
@@ -11,6 +12,8 @@
 //!      └──────────────── ended (token again, if there is one) ◀──┘
 //! ```
 
+mod bundle_map;
+mod files;
 mod issue;
 mod schedule;
 #[cfg(test)]
@@ -18,17 +21,16 @@ mod tests;
 mod worker;
 
 pub use self::issue::{CertificateAuthorityClient, CertificateRefused};
-pub use self::worker::spawn;
+pub use self::worker::{spawn, spawn_files};
+pub use crate::clock::Clock;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::id::TrustDomain;
 
-/// Seconds since the Unix epoch.
-pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+use crate::clock;
 
 /// What [`spawn`] needs to know beside the way to the CA.
 #[derive(Clone)]
@@ -46,7 +48,7 @@ pub struct SecretConfig {
 impl SecretConfig {
     /// The defaults with this proof.
     pub fn new(token: Option<JoinToken>) -> Self {
-        Self { token, validity: Duration::from_secs(24 * 3600), trust_domain: None, clock: worker::system_clock() }
+        Self { token, validity: Duration::from_secs(24 * 3600), trust_domain: None, clock: clock::system() }
     }
 }
 

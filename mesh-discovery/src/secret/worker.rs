@@ -1,17 +1,21 @@
-//! The task that keeps a certificate valid.
-#![allow(clippy::disallowed_methods, reason = "the one spawn of this module, and the default clock of its edge")]
+//! The tasks that keep an identity fresh: one asks a CA, the other one reads files.
+#![allow(clippy::disallowed_methods, reason = "the spawns of this module, through owned handles")]
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use mesh_core::identity::Identity;
 use mesh_core::source::{Publisher, Watched, WatchedIdentity};
+use rustls::crypto::CryptoProvider;
 use tokio::runtime::Handle;
 
+use super::files::{Files, Refreshed};
 use super::issue::{CertificateAuthorityClient, CertificateRefused, Proof};
 use super::{Clock, JoinToken, SecretConfig, schedule};
 use crate::backoff::Backoff;
+use crate::bootstrap::FileWatcher;
+use crate::clock;
 use crate::connect::{AbortOnDrop, Connector};
 
 /// Waits between attempts.
@@ -31,8 +35,22 @@ pub(super) fn spawn_with(authority: impl Authority, clock: Clock, runtime: &Hand
     watched.with_guard(Arc::new(AbortOnDrop(task)))
 }
 
-pub(super) fn system_clock() -> Clock {
-    Arc::new(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
+/// Follows the files of a certificate provider on `runtime` until the last reader of the answer is dropped.
+/// They are read again every `refresh_interval`, sooner after a failure; what is bad leaves the last good
+/// identity in force (gRFC A29, A87).
+pub fn spawn_files(watcher: FileWatcher, crypto: Arc<CryptoProvider>, runtime: &Handle) -> WatchedIdentity {
+    follow_files(watcher, crypto, clock::system(), runtime)
+}
+
+pub(super) fn follow_files(
+    watcher: FileWatcher,
+    crypto: Arc<CryptoProvider>,
+    clock: Clock,
+    runtime: &Handle,
+) -> WatchedIdentity {
+    let (publisher, watched) = Watched::channel(None);
+    let task = runtime.spawn(follow(watcher, crypto, clock, publisher));
+    watched.with_guard(Arc::new(AbortOnDrop(task)))
 }
 
 /// Where the next certificate comes from.
@@ -85,5 +103,40 @@ async fn run(authority: impl Authority, clock: Clock, publisher: Publisher<Optio
                 tokio::time::sleep(wait).await;
             }
         }
+    }
+}
+
+async fn follow(
+    watcher: FileWatcher,
+    crypto: Arc<CryptoProvider>,
+    clock: Clock,
+    publisher: Publisher<Option<Arc<Identity>>>,
+) {
+    let interval = watcher.refresh_interval;
+    let mut files = Files::new(watcher, crypto);
+    let mut random = fastrand::Rng::new();
+    let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+    let mut said = Vec::new();
+    loop {
+        let Refreshed { identity, refused } = files.refresh(clock()).await;
+        if let Some(identity) = identity {
+            tracing::info!(id = %identity.id(), not_after = identity.not_after(), "new identity from files");
+            publisher.publish(Some(Arc::new(identity)));
+        }
+        let wait = if refused.is_empty() {
+            backoff.reset();
+            interval
+        } else {
+            // A rotation in two steps shows a certificate without its key for a moment: look again soon.
+            backoff.next(random.f64()).min(interval)
+        };
+        if refused != said {
+            for problem in &refused {
+                let has_identity = publisher.load_full().is_some();
+                tracing::warn!(%problem, has_identity, "certificate provider: what was read last stays in use");
+            }
+            said = refused;
+        }
+        tokio::time::sleep(wait).await;
     }
 }

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use envoy_types::pb::google::protobuf::Any;
 use mesh_core::policy::{
-    Address, CircuitBreakers, Cluster, ClusterChoice, ClusterState, DestinationState, Domain, Endpoint, Endpoints, Forward,
-    HeaderPolicy, Listener, LocalityEndpoints, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource,
-    Snapshot, VirtualHost,
+    Address, CircuitBreakers, Cluster, ClusterChoice, ClusterState, DestinationState, Domain, Endpoint, Endpoints,
+    Forward, HeaderPolicy, Listener, LocalityEndpoints, Route, RouteAction, RouteConfiguration, RouteMatch,
+    RouteSource, Snapshot, VirtualHost,
 };
 use mesh_core::source::Watched;
 use tokio::time::Instant;
@@ -280,7 +280,8 @@ impl<'a> World<'a> {
         response.version = format!("{generation}");
         for (index, name) in asked.into_iter().enumerate() {
             let chosen = how >> (index % 2) & 1 == 0;
-            let page = self.book.0.iter().find(|((s, g, k, n), _)| (*s, *g, *k, *n) == (server, generation, kind, &*name));
+            let page =
+                self.book.0.iter().find(|((s, g, k, n), _)| (*s, *g, *k, *n) == (server, generation, kind, &*name));
             match page {
                 Some((_, body)) if chosen => {
                     let mut body = body.clone();

@@ -10,6 +10,7 @@ use rcgen::{
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use mesh_core::id::{SpiffeId, TrustDomain};
@@ -70,6 +71,26 @@ impl TestCa {
             issuer: Issuer::new(params, key),
             issued: AtomicU64::new(0),
         }
+    }
+
+    /// The authority whose root certificate and key are these PEM texts: a control plane's, say.
+    pub fn of_pem(domain: &str, root: &str, key: &str) -> Self {
+        let key = KeyPair::from_pem(key).expect("a key");
+        Self {
+            domain: TrustDomain::new(domain).expect("a trust domain"),
+            root: CertificateDer::from_pem_slice(root.as_bytes()).expect("a certificate"),
+            root_pem: root.to_owned(),
+            issuer: Issuer::from_ca_cert_pem(root, key).expect("a root certificate"),
+            issued: AtomicU64::new(0),
+        }
+    }
+
+    /// Chain and key of a service account as PEM, for those who read files.
+    pub fn pem(&self, namespace: &str, account: &str) -> (String, String) {
+        let key = KeyPair::generate().expect("a P-256 key");
+        let params = CertificateSpec::of(&self.id(namespace, account)).params();
+        let leaf = params.signed_by(&key, &self.issuer).expect("the parameters are complete");
+        (leaf.pem(), key.serialize_pem())
     }
 
     /// The identity of a service account; every call issues a new certificate of a higher generation.

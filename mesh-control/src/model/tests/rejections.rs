@@ -9,6 +9,8 @@ fn virtual_service_rejections_at_the_top() {
         (format!("spec: {{gateways: [x], http: [{{{TO_A}}}]}}"), "spec.gateways", "not allowed on a delegate"),
         (format!("spec: {{hosts: ['*'], http: [{{{TO_A}}}]}}"), "spec.hosts[0]", "bare"),
         (format!("spec: {{hosts: [a, A], http: [{{{TO_A}}}]}}"), "spec.hosts[1]", "listed twice"),
+        (format!("spec: {{hosts: ['*.b.com', a.b.com], http: [{{{TO_A}}}]}}"), "spec.hosts[1]", "overlap"),
+        (format!("spec: {{hosts: ['*.b.com', c, '*.com'], http: [{{{TO_A}}}]}}"), "spec.hosts[2]", "overlap"),
         (format!("spec: {{hosts: ['a b'], http: [{{{TO_A}}}]}}"), "spec.hosts[0]", "not a host name"),
         (format!("spec: {{hosts: [a], gateways: [x/y/z], http: [{{{TO_A}}}]}}"), "spec.gateways[0]", "namespace/name"),
         (format!("spec: {{hosts: [a], exportTo: ['*', b], http: [{{{TO_A}}}]}}"), "spec.exportTo[0]", "stands alone"),

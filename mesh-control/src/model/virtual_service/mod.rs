@@ -157,6 +157,8 @@ fn check_hosts(hosts: &[String], mesh: bool, check: &mut Check<'_>) {
         for other in &hosts[..i] {
             if other.eq_ignore_ascii_case(host) {
                 check.error(&path, format!("{host:?} is listed twice"));
+            } else if covers(other, host) || covers(host, other) {
+                check.error(&path, format!("{host:?} and {other:?} overlap; keep one of them"));
             }
         }
     }

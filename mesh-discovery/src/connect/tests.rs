@@ -1,0 +1,226 @@
+//! Connections over loopback: what is sent with every RPC, and what is kept of the files.
+
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::process::Command;
+use std::task::{Context, Poll};
+
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use mesh_core::source::Watched;
+use parking_lot::Mutex;
+use tonic::Code;
+use tower_service::Service;
+
+use super::*;
+use crate::bootstrap::TlsCredentials;
+use crate::proto::certificate::{IstioCertificateRequest, IstioCertificateServiceClient};
+use crate::test_plane::{Ca, PeerChain, Serving, crypto, now, serve};
+
+/// Answers nothing of use and notes the `authorization` values and the certificate of each request.
+#[derive(Clone, Default)]
+struct Recorder(Arc<Mutex<Vec<Seen>>>);
+
+type Seen = (Vec<String>, bool);
+
+impl Service<http::Request<hyper::body::Incoming>> for Recorder {
+    type Response = http::Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<hyper::body::Incoming>) -> Self::Future {
+        let values = request.headers().get_all(AUTHORIZATION).iter().map(|v| v.to_str().unwrap().to_owned()).collect();
+        let certified = !request.extensions().get::<PeerChain>().unwrap().0.is_empty();
+        self.0.lock().push((values, certified));
+        ready(Ok(tonic::Status::not_found("recorded").into_http()))
+    }
+}
+
+/// A server with TLS, and what it takes to reach it.
+struct World {
+    ca: Ca,
+    root: tempfile::NamedTempFile,
+    seen: Recorder,
+    serving: Serving,
+}
+
+impl World {
+    async fn new() -> Self {
+        let (ca, seen) = (Ca::new(), Recorder::default());
+        let serving = serve(seen.clone(), Some(ca.server_config()), 0).await;
+        Self { root: ca.root_file(), ca, seen, serving }
+    }
+
+    fn credentials(&self) -> TlsCredentials {
+        let ca_certificate_file = Some(self.root.path().to_str().unwrap().to_owned());
+        TlsCredentials { ca_certificate_file, ..Default::default() }
+    }
+
+    fn server(&self, credentials: TlsCredentials) -> XdsServer {
+        let uri = format!("127.0.0.1:{}", self.serving.port).parse().unwrap();
+        XdsServer::new(uri, ChannelCredentials::Tls(credentials))
+    }
+
+    /// A server whose RPCs carry the tokens of these files.
+    fn with_tokens(&self, files: &[&tempfile::NamedTempFile]) -> XdsServer {
+        let token = |file: &&tempfile::NamedTempFile| CallCredentials::JwtTokenFile {
+            path: file.path().to_str().unwrap().to_owned(),
+        };
+        XdsServer { call_credentials: files.iter().map(token).collect(), ..self.server(self.credentials()) }
+    }
+}
+
+/// A token file, and the header that it gives.
+fn token_file(name: &str) -> (tempfile::NamedTempFile, String) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let claims = BASE64_URL_SAFE_NO_PAD.encode(format!(r#"{{"exp":{}}}"#, now() + 3600));
+    let token = format!("e30.{claims}.{name}");
+    std::fs::write(file.path(), &token).unwrap();
+    (file, format!("Bearer {token}"))
+}
+
+async fn rpc(connection: &Connection, authorization: Option<&str>) -> tonic::Status {
+    let mut client = IstioCertificateServiceClient::with_origin(connection.clone(), connection.origin());
+    let mut request = tonic::Request::new(IstioCertificateRequest::default());
+    if let Some(value) = authorization {
+        request.metadata_mut().insert("authorization", value.parse().unwrap());
+    }
+    client.create_certificate(request).await.unwrap_err()
+}
+
+#[tokio::test]
+async fn b4_every_rpc_of_a_connection_carries_all_call_credentials() {
+    let world = World::new().await;
+    let ((one, first), (two, second)) = (token_file("one"), token_file("two"));
+    let connection = Connector::new(world.with_tokens(&[&one, &two]), crypto()).connect().await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(rpc(&connection, None).await.message(), "recorded");
+    }
+    rpc(&connection, Some("Bearer join-token")).await;
+    let without = Connector::new(world.server(world.credentials()), crypto()).connect().await.unwrap();
+    rpc(&without, None).await;
+    let both = vec![first, second];
+    let own = vec!["Bearer join-token".to_owned()];
+    let seen: Vec<_> = world.seen.0.lock().drain(..).map(|(values, _)| values).collect();
+    assert_eq!(seen, [both.clone(), both, own, Vec::new()]);
+}
+
+#[tokio::test]
+async fn b4_an_rpc_without_a_usable_token_fails_and_the_connection_stays() {
+    let world = World::new().await;
+    let (file, _) = token_file("one");
+    let connector = Connector::new(world.with_tokens(&[&file]), crypto());
+    let connection = connector.connect().await.unwrap();
+    let path = file.path().to_owned();
+    std::fs::remove_file(&path).unwrap();
+    let status = rpc(&connection, None).await;
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().contains(path.to_str().unwrap()), "{status}");
+    assert!(world.seen.0.lock().is_empty(), "nothing is sent without proof");
+    assert_eq!(rpc(&connection, Some("Bearer join-token")).await.message(), "recorded");
+
+    std::fs::write(&path, "no token").unwrap();
+    let status = rpc(&Connector::new(world.with_tokens(&[&file]), crypto()).connect().await.unwrap(), None).await;
+    assert_eq!(status.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn b4_call_credentials_are_only_sent_over_tls() {
+    let (file, _) = token_file("one");
+    let seen = Recorder::default();
+    let serving = serve(seen.clone(), None, 0).await;
+    let uri: ServerUri = format!("127.0.0.1:{}", serving.port).parse().unwrap();
+    let plaintext = XdsServer::new(uri, ChannelCredentials::Insecure);
+    let control = Connector::new(plaintext.clone(), crypto()).connect().await.unwrap();
+    assert_eq!(rpc(&control, None).await.message(), "recorded");
+
+    let path = file.path().to_str().unwrap().to_owned();
+    let server = XdsServer { call_credentials: vec![CallCredentials::JwtTokenFile { path }], ..plaintext };
+    let error = Connector::new(server, crypto()).connect().await.err().expect("refused");
+    assert!(error.to_string().contains("only sent over TLS"), "{error}");
+}
+
+#[tokio::test]
+async fn s12_the_mesh_identity_is_shown_where_the_bootstrap_names_no_other_proof() {
+    let world = World::new().await;
+    let identity = Arc::new(world.ca.identity("spiffe://cluster.local/ns/default/sa/reviews", 0));
+    let (known, never) = (Watched::fixed(Some(identity)), Watched::fixed(None));
+
+    let connector = Connector::new(world.server(world.credentials()), crypto());
+    rpc(&connector.clone().with_identity(known.clone()).connect().await.unwrap(), None).await;
+    let waiting = connector.with_identity(never.clone());
+    tokio::select! {
+        biased;
+        _ = waiting.connect() => panic!("it has nothing to show yet"),
+        () = tokio::task::yield_now() => {}
+    }
+
+    let (token, _) = token_file("one");
+    for identity in [known, never.clone()] {
+        let connector = Connector::new(world.with_tokens(&[&token]), crypto()).with_identity(identity);
+        rpc(&connector.connect().await.unwrap(), None).await;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let files = world.ca.write_identity(directory.path(), "spiffe://cluster.local/ns/default/sa/files");
+    let credentials = TlsCredentials { identity: Some(files), ..world.credentials() };
+    let connector = Connector::new(world.server(credentials), crypto()).with_identity(never);
+    rpc(&connector.connect().await.unwrap(), None).await;
+
+    let shown: Vec<_> = world.seen.0.lock().iter().map(|(_, certified)| *certified).collect();
+    assert_eq!(shown, [true, false, false, true]);
+}
+
+#[tokio::test]
+async fn b4_the_call_credentials_of_one_control_plane_are_not_shown_to_another() {
+    let (one, other) = (World::new().await, World::new().await);
+    let (token, _) = token_file("one");
+    let connector = Connector::new(one.with_tokens(&[&token]), crypto());
+    rpc(&connector.connect().await.unwrap(), None).await;
+    let elsewhere = connector.to(other.server(other.credentials()));
+    rpc(&elsewhere.connect().await.unwrap(), None).await;
+    let authorized = |world: &World| world.seen.0.lock().iter().map(|(sent, _)| !sent.is_empty()).collect::<Vec<_>>();
+    assert_eq!((authorized(&one), authorized(&other)), (vec![true], vec![false]));
+}
+
+#[tokio::test]
+async fn s8_a_root_file_that_breaks_leaves_the_roots_of_before() {
+    let world = World::new().await;
+    let connector = Connector::new(world.server(world.credentials()), crypto());
+    connector.connect().await.unwrap();
+    std::fs::write(world.root.path(), "rubbish").unwrap();
+    connector.connect().await.unwrap();
+    let fresh = Connector::new(world.server(world.credentials()), crypto()).connect().await;
+    assert!(fresh.is_err(), "control: who has no roots yet cannot connect");
+    // Good roots of somebody else take effect at once.
+    std::fs::write(world.root.path(), Ca::new().root.pem()).unwrap();
+    assert!(connector.connect().await.is_err());
+}
+
+const PORT: &str = "PORT_TO_DIAL";
+
+#[tokio::test]
+async fn b3_tls_without_a_ca_file_trusts_the_roots_of_the_system() {
+    let world = World::new().await;
+    let untrusted = Connector::new(world.server(TlsCredentials::default()), crypto()).connect().await;
+    assert!(untrusted.is_err(), "control: the system does not know this root");
+
+    // The system's roots are the process's environment, so this takes another process.
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "connect::tests::dial_by_system_roots", "--ignored", "--nocapture"]);
+    child.env("SSL_CERT_FILE", world.root.path()).env(PORT, world.serving.port.to_string());
+    let output = tokio::task::spawn_blocking(move || child.output().unwrap()).await.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+#[tokio::test]
+#[ignore = "b3_tls_without_a_ca_file_trusts_the_roots_of_the_system runs it in a process of its own"]
+async fn dial_by_system_roots() {
+    let uri = format!("127.0.0.1:{}", std::env::var(PORT).unwrap()).parse().unwrap();
+    let server = XdsServer::new(uri, ChannelCredentials::Tls(TlsCredentials::default()));
+    Connector::new(server, crypto()).connect().await.unwrap();
+}

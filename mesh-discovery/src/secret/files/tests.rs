@@ -1,0 +1,258 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use mesh_core::id::TrustDomain;
+use mesh_core::identity::{PeerRefused, client_config, server_config};
+use rustls::pki_types::ServerName;
+use tokio::runtime::Handle;
+
+use super::*;
+use crate::secret::{Clock, worker};
+use crate::test_plane::{Ca, crypto, now};
+
+const REVIEWS: &str = "spiffe://cluster.local/ns/default/sa/reviews";
+const RATINGS: &str = "spiffe://cluster.local/ns/default/sa/ratings";
+const GUEST: &str = "spiffe://elsewhere.test/ns/default/sa/guest";
+const STRANGER: &str = "spiffe://nowhere.test/ns/default/sa/stranger";
+
+/// A directory with `chain.pem`, `key.pem`, `root.pem` and, if it is used, `map.json`.
+struct World {
+    ca: Ca,
+    directory: tempfile::TempDir,
+    watcher: FileWatcher,
+}
+
+impl World {
+    fn new() -> Self {
+        let (ca, directory) = (Ca::new(), tempfile::tempdir().unwrap());
+        let identity = ca.write_identity(directory.path(), REVIEWS);
+        let watcher = FileWatcher {
+            identity: Some(identity),
+            ca_certificate_file: Some(path(directory.path(), "root.pem")),
+            spiffe_trust_bundle_map_file: None,
+            refresh_interval: Duration::from_secs(600),
+        };
+        let world = Self { ca, directory, watcher };
+        world.write("root.pem", world.ca.root.pem());
+        world
+    }
+
+    fn with_map(mut self, map: impl AsRef<[u8]>) -> Self {
+        self.write("map.json", map);
+        self.watcher.spiffe_trust_bundle_map_file = Some(path(self.directory.path(), "map.json"));
+        self
+    }
+
+    fn write(&self, file: &str, content: impl AsRef<[u8]>) {
+        std::fs::write(self.directory.path().join(file), content).unwrap();
+    }
+
+    fn files(&self) -> Files {
+        Files::new(self.watcher.clone(), crypto())
+    }
+
+    /// A new certificate in the files.
+    fn rotate(&self, uri: &str) {
+        self.ca.write_identity(self.directory.path(), uri);
+    }
+
+    async fn identity(&self) -> Identity {
+        let refreshed = self.files().refresh(now()).await;
+        assert_eq!(refreshed.refused, []);
+        refreshed.identity.unwrap()
+    }
+}
+
+fn path(directory: &Path, file: &str) -> String {
+    directory.join(file).to_str().unwrap().to_owned()
+}
+
+/// A bundle map with these roots.
+fn map(domains: &[(&str, &Ca)]) -> String {
+    let domains: BTreeMap<_, _> = domains
+        .iter()
+        .map(|(domain, ca)| {
+            let key = serde_json::json!({
+                "kty": "EC", "use": "x509-svid", "x5c": [BASE64_STANDARD.encode(ca.root.der())],
+            });
+            (*domain, serde_json::json!({"spiffe_sequence": 1, "keys": [key]}))
+        })
+        .collect();
+    serde_json::json!({"trust_domains": domains}).to_string()
+}
+
+fn roots_of(identity: &Identity, domain: &str) -> Option<usize> {
+    identity.bundles().get(&TrustDomain::new(domain).unwrap()).map(|bundle| bundle.roots().len())
+}
+
+#[tokio::test(start_paused = true)]
+async fn s12_an_identity_comes_from_files_and_follows_them_at_the_interval() {
+    let world = World::new();
+    let (start, base) = (tokio::time::Instant::now(), now());
+    let clock: Clock = Arc::new(move || base + start.elapsed().as_secs());
+    let mut watched = worker::follow_files(world.watcher.clone(), crypto(), clock, &Handle::current());
+    let first = watched.wait_for(Option::is_some).await.as_ref().clone().unwrap();
+    assert_eq!((first.id().as_str(), first.generation()), (REVIEWS, 0));
+    assert_eq!(roots_of(&first, "cluster.local"), Some(1));
+
+    world.rotate(RATINGS);
+    watched.changed().await;
+    let second = watched.load_full().as_ref().clone().unwrap();
+    assert_eq!((second.id().as_str(), second.generation()), (RATINGS, 1));
+    assert!(start.elapsed() >= Duration::from_secs(600), "not before the interval");
+
+    world.write("root.pem", world.ca.root.pem() + &Ca::new().root.pem());
+    watched.changed().await;
+    let third = watched.load_full().as_ref().clone().unwrap();
+    assert_eq!((third.id().as_str(), third.generation()), (RATINGS, 2));
+    assert_eq!(roots_of(&third, "cluster.local"), Some(2));
+    assert!(start.elapsed() < Duration::from_secs(1300), "unchanged files publish nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn s12_files_that_come_late_are_found_soon_and_the_task_ends_with_its_last_reader() {
+    let world = World::new();
+    let chain = std::fs::read(world.directory.path().join("chain.pem")).unwrap();
+    std::fs::remove_file(world.directory.path().join("chain.pem")).unwrap();
+    let start = tokio::time::Instant::now();
+    let base = now();
+    let asked = Arc::new(parking_lot::Mutex::new(0));
+    let clock: Clock = {
+        let asked = asked.clone();
+        Arc::new(move || {
+            *asked.lock() += 1;
+            base
+        })
+    };
+    let mut watched = worker::follow_files(world.watcher.clone(), crypto(), clock, &Handle::current());
+    tokio::time::advance(Duration::from_secs(20)).await;
+    assert!(watched.load().is_none());
+    world.write("chain.pem", chain);
+    watched.wait_for(Option::is_some).await;
+    assert!(start.elapsed() < Duration::from_secs(60), "a failure is not followed by the whole interval");
+
+    drop(watched);
+    tokio::task::yield_now().await;
+    let looks = *asked.lock();
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    tokio::task::yield_now().await;
+    assert_eq!(*asked.lock(), looks);
+}
+
+#[tokio::test]
+async fn s8_a_bad_reload_keeps_the_old_and_names_the_file() {
+    let world = World::new();
+    let mut files = world.files();
+    let first = files.refresh(now()).await.identity.unwrap();
+    let (chain, key) = world.ca.pem(RATINGS);
+    let nameless = world.ca.pem("https://example.com").0;
+    let day_after_tomorrow = now() + 2 * 86_400;
+    for (file, content, at) in [
+        ("chain.pem", "", now()),
+        ("chain.pem", "rubbish", now()),
+        ("chain.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", now()),
+        ("chain.pem", &chain, now()),
+        ("chain.pem", &nameless, now()),
+        ("key.pem", "", now()),
+        ("key.pem", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", now()),
+        ("key.pem", &key, now()),
+        ("root.pem", "rubbish", now()),
+        ("root.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", now()),
+    ] {
+        let good = std::fs::read(world.directory.path().join(file)).unwrap();
+        world.write(file, content);
+        let Refreshed { identity, refused } = files.refresh(at).await;
+        assert!(identity.is_none(), "{file} {content}");
+        assert_eq!(refused.len(), 1, "{refused:?}");
+        assert!(refused[0].file.starts_with(world.directory.path().to_str().unwrap()) && !refused[0].reason.is_empty());
+        world.write(file, good);
+        let Refreshed { identity, refused } = files.refresh(now()).await;
+        assert!(identity.is_none() && refused.is_empty(), "the same as before: {refused:?}");
+    }
+    world.rotate(RATINGS);
+    assert_eq!(files.refresh(day_after_tomorrow).await.refused.len(), 1, "a certificate that has ended");
+    let next = files.refresh(now()).await.identity.expect("control: it is good today");
+    assert!(next.generation() > first.generation());
+}
+
+#[tokio::test]
+async fn s8_broken_roots_do_not_hold_up_a_new_certificate() {
+    let world = World::new();
+    let mut files = world.files();
+    files.refresh(now()).await;
+    world.write("root.pem", "rubbish");
+    world.rotate(RATINGS);
+    let Refreshed { identity, refused } = files.refresh(now()).await;
+    assert_eq!(refused.len(), 1);
+    let identity = identity.unwrap();
+    assert_eq!((identity.id().as_str(), roots_of(&identity, "cluster.local")), (RATINGS, Some(1)));
+}
+
+#[tokio::test]
+async fn s6_a_bundle_map_wins_over_the_ca_file_and_a_bad_one_keeps_the_old() {
+    let elsewhere = Ca::new();
+    let world = World::new();
+    let roots = map(&[("cluster.local", &world.ca), ("elsewhere.test", &elsewhere)]);
+    let world = world.with_map(&roots);
+    world.write("root.pem", "not even looked at");
+    let mut files = world.files();
+    let identity = files.refresh(now()).await.identity.unwrap();
+    assert_eq!(identity.bundles().iter().count(), 2);
+
+    for bad in ["", "{}", r#"{"trust_domains":{"elsewhere.test":{"keys":7}}}"#] {
+        world.write("map.json", bad);
+        let Refreshed { identity, refused } = files.refresh(now()).await;
+        assert!(identity.is_none() && refused.len() == 1, "{bad}: {refused:?}");
+    }
+    world.write("map.json", map(&[("cluster.local", &world.ca)]));
+    let identity = files.refresh(now()).await.identity.unwrap();
+    assert_eq!((roots_of(&identity, "cluster.local"), roots_of(&identity, "elsewhere.test")), (Some(1), None));
+}
+
+/// A handshake in memory; why the client refuses the server and the server the client.
+async fn meet(client: &Identity, server: &Identity) -> (Option<PeerRefused>, Option<PeerRefused>) {
+    let connect = tokio_rustls::TlsConnector::from(Arc::new(client_config(client, &[], &[], &crypto()).unwrap()));
+    let accept = tokio_rustls::TlsAcceptor::from(Arc::new(server_config(server, true, &[], &crypto()).unwrap()));
+    let (one, other) = tokio::io::duplex(1 << 16);
+    let name = ServerName::try_from("ignored.test").unwrap();
+    // A client is done before the server has judged it, so the server's word counts for that direction.
+    let (connected, accepted) = tokio::join!(connect.connect(name, one), accept.accept(other));
+    let refusal = |error: Option<std::io::Error>| {
+        let error = error?.into_inner()?;
+        PeerRefused::of(error.downcast_ref::<rustls::Error>()?).cloned()
+    };
+    (refusal(connected.err()), refusal(accepted.err()))
+}
+
+#[tokio::test]
+async fn s6_peers_of_every_domain_of_the_map_are_verified_by_its_own_roots_on_both_sides() {
+    let (elsewhere, nowhere) = (Ca::new(), Ca::new());
+    let world = World::new();
+    let ours = world.ca.root.der().clone();
+    let federated = map(&[("cluster.local", &world.ca), ("elsewhere.test", &elsewhere)]);
+    let world = world.with_map(&federated);
+    let here = world.identity().await;
+    let of = async |ca: Ca, uri: &str| {
+        let guest = World { ca, ..World::new() };
+        guest.rotate(uri);
+        let map = map(&[("cluster.local", &world.ca), ("elsewhere.test", &elsewhere), ("nowhere.test", &nowhere)]);
+        guest.with_map(map).identity().await
+    };
+    assert_eq!(here.bundles().get(&TrustDomain::new("cluster.local").unwrap()).unwrap().roots(), [ours]);
+
+    let guest = of(elsewhere.clone(), GUEST).await;
+    assert_eq!(meet(&here, &guest).await, (None, None));
+    assert_eq!(meet(&guest, &here).await, (None, None));
+
+    let stranger = of(nowhere.clone(), STRANGER).await;
+    assert!(matches!(meet(&here, &stranger).await.0, Some(PeerRefused::UnknownDomain(_))));
+    assert!(matches!(meet(&stranger, &here).await.1, Some(PeerRefused::UnknownDomain(_))));
+
+    // Its name is of a domain that we know; the roots that signed it are another domain's.
+    let impostor = of(elsewhere.clone(), RATINGS).await;
+    assert!(matches!(meet(&here, &impostor).await.0, Some(PeerRefused::NotValid { .. })));
+    assert!(matches!(meet(&impostor, &here).await.1, Some(PeerRefused::NotValid { .. })));
+}
