@@ -7,8 +7,8 @@ use std::sync::Arc;
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::policy::{
     Balancer, Cluster, ClusterState, DestinationState, Discovery, Domain, Endpoints, Forward, HeaderPolicy,
-    InboundLimits, InboundListener, InboundState, InboundTls, Listener, OriginatedTls, Route, RouteAction,
-    RouteConfiguration, RouteMatch, RouteSource, Snapshot, UpstreamTls, VirtualHost,
+    InboundListener, InboundState, InboundTls, Listener, OriginatedTls, Route, RouteAction, RouteConfiguration,
+    RouteMatch, RouteSource, Snapshot, UpstreamTls, VirtualHost,
 };
 use mesh_core::source::{DestinationSource, InboundSource, Watched};
 
@@ -24,27 +24,15 @@ impl DestinationSource for Passthrough {
 
 impl InboundSource for Passthrough {
     fn inbound(&self, address: SocketAddr) -> Watched<InboundState> {
-        let listener = InboundListener {
-            name: "passthrough".to_owned(),
-            address,
-            tls: InboundTls::Disable,
-            authorization: Vec::new(),
-            limits: InboundLimits::default(),
-        };
+        let listener = InboundListener::new("passthrough", address, InboundTls::Disable);
         Watched::fixed(InboundState::Ready(Arc::new(listener)))
     }
 }
 
 fn snapshot(target: &Target) -> Snapshot {
     let name = ClusterName::new("PassthroughCluster");
-    let route = Route {
-        name: "passthrough".to_owned(),
-        matcher: RouteMatch::any(),
-        action: RouteAction::Forward(Box::new(Forward::to(name.clone()))),
-        headers: HeaderPolicy::default(),
-        fault: None,
-        response_classes: Vec::new(),
-    };
+    let action = RouteAction::Forward(Box::new(Forward::to(name.clone())));
+    let route = Route { name: "passthrough".to_owned(), ..Route::new(RouteMatch::any(), action) };
     let routes = Arc::new(RouteConfiguration {
         name: "passthrough".to_owned(),
         virtual_hosts: vec![VirtualHost {
@@ -63,6 +51,7 @@ fn snapshot(target: &Target) -> Snapshot {
     if target.port() == 443 {
         cluster.tls = UpstreamTls::Simple(OriginatedTls {
             sni: None,
+            auto_host_sni: false,
             subject_alt_names: Vec::new(),
             ca_file: None,
             insecure_skip_verify: false,

@@ -2,7 +2,6 @@
 //! inbound policy, request context, metrics on both sides.
 
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,7 +10,7 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use mesh::{Channel, Client};
 use mesh_core::policy::{
-    Address, CircuitBreakers, Endpoint, EndpointMetadata, Health, InboundState, InboundTls, RetryPolicy, Snapshot,
+    Address, CircuitBreakers, Endpoint, EndpointMetadata, InboundState, InboundTls, RetryPolicy, Snapshot,
     UpstreamProtocol,
 };
 use mesh_core::source::Watched;
@@ -78,10 +77,8 @@ fn snapshot(ca: &TestCa, protocol: Protocol, address: SocketAddr) -> Snapshot {
         cluster.connection.protocol = UpstreamProtocol::Http2;
     }
     let endpoint = Endpoint {
-        address: Address::Socket(address),
-        weight: NonZeroU32::MIN,
-        health: Health::Healthy,
         metadata: Arc::new(EndpointMetadata { mesh_tls: true, ..EndpointMetadata::default() }),
+        ..Endpoint::new(Address::Socket(address))
     };
     let mut snapshot = policy::snapshot_of(cluster, [endpoint]);
     let mut routes = (*snapshot.routes).clone();

@@ -1,6 +1,7 @@
 //! Puts a [`Client`] together.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use mesh_core::id::Workload;
@@ -115,6 +116,7 @@ impl ClientBuilder {
             random: self.random,
             limits: self.limits,
             epoch: Instant::now(),
+            active_faults: AtomicU32::new(0),
         });
         let destinations = Arc::new(Destinations::new(env.clone(), self.source));
         Client::of(env, destinations)

@@ -1,6 +1,7 @@
 //! What every part of one client shares: identity, metrics, randomness, limits. Nothing of it is global.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use mesh_core::id::Workload;
@@ -25,6 +26,8 @@ pub(crate) struct Env {
     pub(crate) limits: Limits,
     /// Start of this client's clock.
     pub(crate) epoch: Instant,
+    /// Injected faults under way, of all destinations (gRFC A33).
+    pub(crate) active_faults: AtomicU32,
 }
 
 /// Bounds of one client.

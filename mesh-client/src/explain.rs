@@ -189,7 +189,7 @@ fn explain_route(
         let chosen = router.choose(plan, forward, &head.headers, env);
         explanation.error = match chosen {
             Err(cause) => Some(coded(&cause)),
-            Ok((cluster, _)) if !cluster.is_usable() => Some(coded(&no_endpoint(cluster))),
+            Ok(chosen) if !chosen.cluster.is_usable() => Some(coded(&no_endpoint(chosen.cluster))),
             Ok(_) => None,
         };
     }
@@ -199,9 +199,9 @@ fn options(router: &Router, choice: &Choice, to: &ClusterChoice, head: &Head) ->
     let option = |weight, name: &ClusterName, slot: &Slot| ClusterOption { weight, cluster: cluster_dump(name, slot) };
     match (choice, to) {
         (Choice::One(slot), ClusterChoice::Cluster(name)) => vec![option(1, name, slot)],
-        (Choice::Weighted(slots), ClusterChoice::Weighted(weighted)) => {
-            let entries = weighted.entries().iter().zip(slots);
-            entries.map(|(entry, slot)| option(entry.weight, &entry.name, slot)).collect()
+        (Choice::Weighted(shares), ClusterChoice::Weighted(weighted)) => {
+            let entries = weighted.entries().iter().zip(shares);
+            entries.map(|(entry, share)| option(entry.weight, &entry.name, &share.slot)).collect()
         }
         (Choice::Header(header), _) => {
             let name = head.headers.get(header).and_then(|value| value.to_str().ok()).map(ClusterName::new);

@@ -9,8 +9,7 @@ use http::HeaderName;
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::matcher::{CompiledRoute, RouteTable};
 use mesh_core::policy::{
-    ClusterChoice, ClusterState, Discovery, Fault, Forward, HeaderPolicy, HttpFilterKind, RetryPolicy, RouteAction,
-    Snapshot,
+    ClusterChoice, ClusterState, Discovery, Forward, HttpFilter, RetryPolicy, RouteAction, Snapshot, WeightedCluster,
 };
 use mesh_core::retry::{Backoff, Budget, RetryRules};
 use tokio::time::Instant;
@@ -18,6 +17,7 @@ use tokio::time::Instant;
 use crate::cluster::Cluster;
 use crate::env::Env;
 use crate::error::Cause;
+use crate::outbound::fault::Faults;
 
 /// A destination ready to route requests.
 pub(crate) struct Router {
@@ -43,7 +43,7 @@ pub(crate) enum Slot {
 /// What one route needs at run time.
 pub(crate) struct Plan {
     pub(crate) choice: Choice,
-    pub(crate) fault: Option<Fault>,
+    pub(crate) faults: Arc<[Faults]>,
     pub(crate) retry: Option<Retries>,
 }
 
@@ -54,9 +54,23 @@ pub(crate) enum Choice {
     /// One cluster.
     One(Slot),
     /// Drawn by weight; in the order of the policy's entries.
-    Weighted(Box<[Slot]>),
+    Weighted(Box<[Share]>),
     /// Named by a request header.
     Header(HeaderName),
+}
+
+/// One entry of a weighted split.
+pub(crate) struct Share {
+    pub(crate) slot: Slot,
+    faults: Arc<[Faults]>,
+}
+
+/// What was drawn for one request.
+pub(crate) struct Chosen<'r> {
+    pub(crate) cluster: &'r Arc<Cluster>,
+    /// The entry of a weighted split.
+    pub(crate) share: Option<&'r WeightedCluster>,
+    pub(crate) faults: &'r [Faults],
 }
 
 /// A retry policy, compiled.
@@ -72,11 +86,8 @@ impl Router {
     pub(crate) fn build(target: &Target, snapshot: Arc<Snapshot>, previous: Option<&Self>, env: &Arc<Env>) -> Self {
         let clusters = clusters(target, &snapshot, previous, env);
         let table = RouteTable::compile(&snapshot.routes, target.port(), &env.workload);
-        let filter_fault = snapshot.listener.filters.iter().find_map(|filter| match &filter.kind {
-            HttpFilterKind::Fault(fault) => fault.clone(),
-            _ => None,
-        });
-        let plans = table.routes().iter().map(|route| Plan::new(route, &clusters, filter_fault.as_ref())).collect();
+        let filters = &snapshot.listener.filters;
+        let plans = table.routes().iter().map(|route| Plan::new(route, &clusters, filters)).collect();
         let budget = snapshot.routes.retry_budget.as_ref().map(|policy| {
             let kept = previous.filter(|old| old.snapshot.routes.retry_budget.as_ref() == Some(policy));
             let kept = kept.and_then(|old| old.budget.clone());
@@ -107,25 +118,28 @@ impl Router {
         self.budget.as_deref()
     }
 
-    /// The cluster for one request, drawn by weight where there are several, and the header operations
-    /// of its share.
+    /// The cluster for one request, drawn by weight where there are several, and what comes with it.
     pub(crate) fn choose<'r>(
         &'r self,
         plan: &'r Plan,
         forward: &'r Forward,
         headers: &http::HeaderMap,
         env: &Env,
-    ) -> Result<(&'r Arc<Cluster>, Option<&'r HeaderPolicy>), Cause> {
+    ) -> Result<Chosen<'r>, Cause> {
+        let plain = |cluster| Chosen { cluster, share: None, faults: &plan.faults };
         match &plan.choice {
-            Choice::One(slot) => Ok((slot.cluster()?, None)),
-            Choice::Weighted(slots) => {
+            Choice::One(slot) => Ok(plain(slot.cluster()?)),
+            Choice::Weighted(shares) => {
                 let ClusterChoice::Weighted(weighted) = &forward.to else {
                     unreachable!("a weighted plan comes from a weighted policy")
                 };
                 let mut left = env.draw(u64::from(weighted.total()));
-                for (entry, slot) in weighted.entries().iter().zip(slots) {
+                for (entry, share) in weighted.entries().iter().zip(shares) {
                     match left.checked_sub(u64::from(entry.weight)) {
-                        None => return Ok((slot.cluster()?, Some(&entry.headers))),
+                        None => {
+                            let cluster = share.slot.cluster()?;
+                            return Ok(Chosen { cluster, share: Some(entry), faults: &share.faults });
+                        }
                         Some(rest) => left = rest,
                     }
                 }
@@ -134,7 +148,7 @@ impl Router {
             Choice::Header(name) => {
                 let wanted = headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
                 match self.clusters.get(&ClusterName::new(wanted)) {
-                    Some(slot) => Ok((slot.cluster()?, None)),
+                    Some(slot) => Ok(plain(slot.cluster()?)),
                     None => Err(Cause::NoCluster {
                         cluster: wanted.into(),
                         reason: format!("named by header {name}, and this destination has no such cluster").into(),
@@ -178,16 +192,25 @@ impl Slot {
 }
 
 impl Plan {
-    fn new(route: &CompiledRoute, clusters: &BTreeMap<ClusterName, Slot>, filter_fault: Option<&Fault>) -> Self {
+    fn new(route: &CompiledRoute, clusters: &BTreeMap<ClusterName, Slot>, filters: &[HttpFilter]) -> Self {
         let slot = |name: &ClusterName| match clusters.get(name) {
             Some(slot) => slot.clone(),
             None => Slot::Failed(name.clone(), "the snapshot does not hold it".into()),
+        };
+        let own = &route.route().filters;
+        let faults = Faults::of(filters, |name| own.get(name));
+        let share = |slot, entry: &WeightedCluster| {
+            let faults = match entry.filters.is_empty() {
+                true => faults.clone(),
+                false => Faults::of(filters, |name| entry.filters.get(name).or_else(|| own.get(name))),
+            };
+            Share { slot, faults }
         };
         let choice = match &route.route().action {
             RouteAction::Forward(forward) => match &forward.to {
                 ClusterChoice::Cluster(name) => Choice::One(slot(name)),
                 ClusterChoice::Weighted(weighted) => {
-                    Choice::Weighted(weighted.entries().iter().map(|entry| slot(&entry.name)).collect())
+                    Choice::Weighted(weighted.entries().iter().map(|entry| share(slot(&entry.name), entry)).collect())
                 }
                 ClusterChoice::Header(name) => Choice::Header(name.clone()),
             },
@@ -198,7 +221,7 @@ impl Plan {
             backoff: Backoff::of(policy),
             policy: policy.clone(),
         });
-        Self { choice, fault: route.route().fault.as_ref().or(filter_fault).cloned(), retry }
+        Self { choice, faults, retry }
     }
 }
 

@@ -245,5 +245,5 @@ fn dialled(target: &Target) -> Endpoints {
         weight: std::num::NonZeroU32::MIN,
         endpoints: vec![policy::Endpoint::new(address)],
     };
-    Endpoints { cluster: target.to_string(), localities: vec![group], drops: Vec::new() }
+    Endpoints { cluster: target.to_string(), localities: vec![group], ..Endpoints::default() }
 }

@@ -11,6 +11,7 @@
 mod access;
 mod deadline;
 mod exchange;
+pub(crate) mod fault;
 pub(crate) mod head;
 mod local;
 mod trace;
@@ -19,14 +20,16 @@ mod tries;
 use std::pin::pin;
 use std::sync::Arc;
 
-use http::{Response, request};
+use http::{HeaderName, HeaderValue, Response, request};
+use mesh_core::id::ClusterName;
 use mesh_core::matcher::CompiledRoute;
-use mesh_core::policy::{AuthorityRewrite, Fault, Forward, HeaderPolicy, RouteAction};
+use mesh_core::policy::{AuthorityRewrite, Forward, HeaderPolicy, RouteAction, WeightedCluster};
 use tokio::time::{Instant, sleep};
 
 use self::access::Access;
 use self::deadline::Deadline;
 pub(crate) use self::exchange::Exchange;
+use self::fault::Faults;
 use self::head::Head;
 use self::trace::Trace;
 use crate::body::{Body, Payload};
@@ -34,7 +37,7 @@ use crate::destination::{Destination, Destinations};
 use crate::env::Env;
 use crate::error::{Cause, Error};
 use crate::grpc;
-use crate::router::Router;
+use crate::router::{Chosen, Router};
 
 /// Sends one request. The order is the behaviour:
 pub(crate) async fn send(
@@ -121,18 +124,18 @@ impl Call<'_> {
     async fn forward(&mut self, router: &Router, route: &CompiledRoute, forward: &Forward) -> Result<Answer, Cause> {
         let plan = router.plan(route);
         // Drawn once: all tries of a request go to the same cluster.
-        let (cluster, share) = router.choose(plan, forward, &self.head.headers, self.env)?;
+        let Chosen { cluster, share, faults } = router.choose(plan, forward, &self.head.headers, self.env)?;
         self.exchange.count_in(cluster.series());
         if let Some(access) = self.exchange.access() {
             access.cluster = cluster.policy().name.to_string();
         }
         // Before header operations: those are the last word on what is sent.
-        self.rewrite(route, forward);
+        self.rewrite(route, forward, share.and_then(|share| share.authority.as_deref()));
         for headers in header_policies(route, share) {
             headers.request.apply(&mut self.head.headers);
         }
         // Before the timeout begins, as in Envoy: a delay is not the endpoint's time.
-        if let Some(answer) = self.inject(plan.fault.as_ref()).await? {
+        if let Some(answer) = self.inject(faults, &cluster.policy().name).await? {
             return Ok(answer);
         }
         let deadline = self.deadline(router, forward);
@@ -151,27 +154,56 @@ impl Call<'_> {
         Ok(Answer::Endpoint(response))
     }
 
-    fn rewrite(&mut self, route: &CompiledRoute, forward: &Forward) {
+    /// `authority` is that of the entry of a weighted split.
+    fn rewrite(&mut self, route: &CompiledRoute, forward: &Forward, authority: Option<&str>) {
+        let before = forward.rewrite.forwarded_host.then(|| self.head.authority().to_owned());
+        let made = match (authority, &forward.rewrite.authority) {
+            (Some(authority), _) => Some(authority.to_owned()),
+            (None, Some(AuthorityRewrite::Literal(authority))) => Some(authority.clone()),
+            (None, Some(AuthorityRewrite::Header(name))) => {
+                let value = self.head.headers.get(name).and_then(|value| value.to_str().ok());
+                value.filter(|value| !value.is_empty()).map(str::to_owned)
+            }
+            // Of the path as it came, before it is rewritten.
+            (None, Some(AuthorityRewrite::Path { .. })) => {
+                route.rewrite_authority(self.head.uri().path()).filter(|made| !made.is_empty())
+            }
+            // Which endpoint it is, each try knows.
+            (None, Some(AuthorityRewrite::Endpoint) | None) => None,
+        };
         if let Some(path) = route.rewrite_path(self.head.path_and_query()) {
             self.head.set_path(path);
         }
-        if let Some(AuthorityRewrite::Literal(authority)) = &forward.rewrite.authority {
-            self.head.set_authority(authority);
+        if let Some(authority) = made {
+            self.head.set_authority(&authority);
+        }
+        if let Some(before) = before.and_then(|before| HeaderValue::from_str(&before).ok()) {
+            self.head.headers.append(HeaderName::from_static("x-forwarded-host"), before);
         }
     }
 
     /// The delay first, then the abort, each drawn by itself (gRFC A33).
-    async fn inject(&mut self, fault: Option<&Fault>) -> Result<Option<Answer>, Cause> {
-        let Some(fault) = fault else { return Ok(None) };
-        if let Some(delay) = fault.delay.as_ref().filter(|delay| delay.share.hit(self.env.draw_million())) {
-            let wait = async {
-                sleep(delay.duration).await;
-                Ok(())
-            };
-            self.caller.bound(wait).await?;
+    async fn inject(&mut self, faults: &[Faults], cluster: &ClusterName) -> Result<Option<Answer>, Cause> {
+        for fault in faults {
+            let env = self.env;
+            let draw = || env.draw_million();
+            if !fault.concerns(&self.head.view(&draw), cluster) {
+                continue;
+            }
+            let Some(active) = fault.begin(&env.active_faults) else { continue };
+            if let Some(delay) = fault.delay(&self.head.headers, draw) {
+                let wait = async {
+                    sleep(delay).await;
+                    Ok(())
+                };
+                self.caller.bound(wait).await?;
+            }
+            if let Some(status) = fault.abort(&self.head.headers, draw) {
+                return Ok(Some(Answer::Local(local::abort(status, self.exchange.is_grpc()), "FI")));
+            }
+            drop(active);
         }
-        let abort = fault.abort.as_ref().filter(|abort| abort.share.hit(self.env.draw_million()));
-        Ok(abort.map(|abort| Answer::Local(local::abort(abort.status, self.exchange.is_grpc()), "FI")))
+        Ok(None)
     }
 
     /// The earliest of the caller's deadline, the route's timeout and its ceiling for gRPC callers.
@@ -194,10 +226,10 @@ impl Call<'_> {
 /// Header operations for a request on a route: the more specific first, as Envoy orders them.
 fn header_policies<'r>(
     route: &'r CompiledRoute,
-    share: Option<&'r HeaderPolicy>,
+    share: Option<&'r WeightedCluster>,
 ) -> impl Iterator<Item = &'r HeaderPolicy> + use<'r> {
     let levels = [Some(&route.route().headers), Some(&route.virtual_host().headers), Some(&route.config().headers)];
-    std::iter::once(share).chain(levels).flatten().filter(|policy| !policy.is_empty())
+    std::iter::once(share.map(|share| &share.headers)).chain(levels).flatten().filter(|policy| !policy.is_empty())
 }
 
 /// A local answer with its route's response headers.

@@ -68,9 +68,8 @@ async fn an_unavailable_answer_is_retried() {
 
 #[tokio::test]
 async fn an_injected_abort_is_a_grpc_status() {
-    let mut route = policy::route_to("test".into());
-    let abort = FaultAbort { status: AbortStatus::Http(503), share: PerMillion::ALL };
-    route.fault = Some(Fault { delay: None, abort: Some(abort) });
+    let abort = FaultAbort { status: Some(AbortStatus::Http(503)), share: PerMillion::ALL };
+    let route = policy::route_to("test".into()).with_fault(Fault { abort: Some(abort), ..Fault::default() });
     let snapshot = policy::snapshot(policy::routes([route]), [(cluster("test"), vec![])]);
     let client = Client::builder(FixedSource::of(TARGET, snapshot)).build();
     let status = say(client.channel(TARGET).unwrap(), "hello").await.unwrap_err();

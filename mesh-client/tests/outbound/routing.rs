@@ -43,7 +43,7 @@ async fn a_header_decides_the_cluster() {
 #[tokio::test]
 async fn weights_are_kept_exactly_over_even_draws() {
     let (v1, v2) = (EchoServer::start("v1").await, EchoServer::start("v2").await);
-    let entry = |name: &str, weight| WeightedCluster { name: name.into(), weight, headers: HeaderPolicy::default() };
+    let entry = |name: &str, weight| WeightedCluster::new(name.into(), weight);
     let weighted = WeightedClusters::new(vec![entry("v1", 90), entry("v2", 10)]).unwrap();
     let forward = Forward { to: ClusterChoice::Weighted(weighted), ..Forward::to("".into()) };
     let routes = policy::routes([policy::forward(RouteMatch::any(), forward)]);
@@ -90,6 +90,7 @@ async fn rewrites_and_header_operations_reach_the_endpoint_and_the_answer() {
     let rewrite = Rewrite {
         path: Some(PathRewrite::Prefix("/new".into())),
         authority: Some(mesh_core::policy::AuthorityRewrite::Literal("other.test".into())),
+        ..Rewrite::default()
     };
     let matcher = RouteMatch { path: PathMatch::Prefix("/old".into()), ..RouteMatch::any() };
     let mut route = policy::forward(matcher, Forward { rewrite, ..Forward::to("test".into()) });
@@ -161,10 +162,10 @@ async fn redirects_and_direct_responses_are_answered_locally() {
 
 #[tokio::test(start_paused = true)]
 async fn an_injected_fault_delays_and_answers_instead_of_the_endpoint() {
-    let mut route = policy::route_to("test".into());
-    route.fault = Some(Fault {
-        delay: Some(FaultDelay { duration: Duration::from_secs(7), share: PerMillion::ALL }),
-        abort: Some(FaultAbort { status: AbortStatus::Http(555), share: PerMillion::ALL }),
+    let route = policy::route_to("test".into()).with_fault(Fault {
+        delay: Some(FaultDelay { duration: Some(Duration::from_secs(7)), share: PerMillion::ALL }),
+        abort: Some(FaultAbort { status: Some(AbortStatus::Http(555)), share: PerMillion::ALL }),
+        ..Fault::default()
     });
     let (client, _) = client_of(policy::snapshot(policy::routes([route]), [(super::cluster("test"), vec![])]));
     let start = tokio::time::Instant::now();
@@ -176,9 +177,8 @@ async fn an_injected_fault_delays_and_answers_instead_of_the_endpoint() {
 #[tokio::test]
 async fn a_share_of_nothing_injects_nothing() {
     let server = EchoServer::start("v1").await;
-    let mut route = policy::route_to("test".into());
-    let abort = FaultAbort { status: AbortStatus::Http(555), share: PerMillion::NONE };
-    route.fault = Some(Fault { delay: None, abort: Some(abort) });
+    let abort = FaultAbort { status: Some(AbortStatus::Http(555)), share: PerMillion::NONE };
+    let route = policy::route_to("test".into()).with_fault(Fault { abort: Some(abort), ..Fault::default() });
     let routes = policy::routes([route]);
     let (client, _) = client_of(policy::snapshot(routes, [(super::cluster("test"), vec![server.endpoint()])]));
     assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);

@@ -120,6 +120,7 @@ async fn ordinary_tls_checks_the_roots_and_the_names() {
     std::fs::write(roots.path(), ca.root_pem()).unwrap();
     let tls = |sni: &str, names: &[&str]| OriginatedTls {
         sni: Some(sni.to_owned()),
+        auto_host_sni: false,
         subject_alt_names: names.iter().map(|name| StringMatcher::exact(*name)).collect(),
         ca_file: Some(roots.path().to_str().unwrap().to_owned()),
         insecure_skip_verify: false,

@@ -42,7 +42,7 @@ pub(super) fn cluster(world: &World, scope: &NodeScope, name: &str) -> Option<Cl
     }
     // Istio turns panic off unless minHealthPercent says otherwise.
     let panic = policy.outlier.as_ref().map_or(PerMillion::NONE, |(_, panic)| *panic);
-    cluster.locality = LocalityBalancing { weighted: false, panic_threshold: Some(panic) };
+    cluster.locality = LocalityBalancing { panic_threshold: Some(panic), ..LocalityBalancing::default() };
     cluster.outlier = policy.outlier.as_ref().map(|(outlier, _)| outlier.clone());
     cluster.tls = tls(world, host, port, &parts, &policy);
     cluster.connection = connection(port, &cluster.tls, policy.pool.as_ref());
@@ -71,7 +71,7 @@ fn passthrough(name: &str, host: &str, port: u16) -> Cluster {
             weight: std::num::NonZeroU32::MIN,
             endpoints: vec![Endpoint::new(address)],
         }],
-        drops: Vec::new(),
+        ..Endpoints::default()
     };
     cluster.discovery = Discovery::StrictDns(Arc::new(endpoints));
     if port == 443 {
@@ -141,6 +141,7 @@ fn originated(names: Option<&TlsNames>, host: &str, entry_names: &[String]) -> O
     let said = names.map_or(&[][..], |names| &names.subject_alt_names);
     OriginatedTls {
         sni: names.and_then(|names| names.sni.clone()).or(own),
+        auto_host_sni: false,
         subject_alt_names: exact(if said.is_empty() { entry_names } else { said }),
         ca_file: names.and_then(|names| names.ca_file.clone()),
         insecure_skip_verify: names.is_some_and(|names| names.insecure_skip_verify),
@@ -210,5 +211,6 @@ fn breaker(policy: &PortPolicy) -> CircuitBreakers {
         max_requests: pool.and_then(|pool| pool.max_requests),
         max_retries: pool.and_then(|pool| pool.max_retries),
         retry_budget: policy.retry_budget.clone(),
+        max_connections_per_host: None,
     }
 }

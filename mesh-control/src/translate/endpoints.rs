@@ -57,15 +57,15 @@ pub(super) fn of_port(
             endpoints: instances.into_iter().map(endpoint).collect(),
         }
     });
-    Endpoints { cluster: name.to_owned(), localities: localities.collect(), drops: Vec::new() }
+    Endpoints { cluster: name.to_owned(), localities: localities.collect(), ..Endpoints::default() }
 }
 
 fn endpoint(instance: &Instance) -> Endpoint {
     Endpoint {
-        address: instance.address.clone(),
         weight: instance.weight,
         health: instance.health,
         metadata: instance.metadata.clone(),
+        ..Endpoint::new(instance.address.clone())
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use mesh_core::policy::{InboundLimits, InboundListener, InboundTls};
+use mesh_core::policy::{InboundListener, InboundTls};
 
 use super::instances::includes;
 use super::{NodeScope, Options, World, names};
@@ -20,13 +20,7 @@ pub(super) fn listener(world: &World, scope: &NodeScope, name: &str) -> Option<I
         _ => &scope.labels,
     };
     let tls = mode(&world.model, &world.options, &scope.namespace, labels, address.port());
-    Some(InboundListener {
-        name: name.to_owned(),
-        address,
-        tls,
-        authorization: Vec::new(),
-        limits: InboundLimits::default(),
-    })
+    Some(InboundListener::new(name, address, tls))
 }
 
 /// The mode of a workload's port: policies that select the workload, then its namespace's, then the

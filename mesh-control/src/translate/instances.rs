@@ -117,9 +117,8 @@ fn announced(registration: &Registration, model: &Model, options: &Options) -> I
     let fallback = if registration.workload.is_empty() { &registration.service } else { &registration.workload };
     let metadata = EndpointMetadata {
         mesh_tls: registration.mesh_tls && mode != InboundTls::Disable,
-        hostname: None,
         workload: Some(workload(fallback, namespace, labels)),
-        lb: BTreeMap::new(),
+        ..EndpointMetadata::default()
     };
     Instance {
         address: Address::Socket(registration.address),
@@ -218,10 +217,9 @@ fn from_slice(slice: &Object<EndpointSlice>, publish_not_ready: bool, port: &mut
         }
         let namespace = slice.namespace();
         let metadata = Arc::new(EndpointMetadata {
-            mesh_tls: false,
             hostname: endpoint.hostname.clone(),
             workload: endpoint.target.as_deref().map(|pod| workload(pod, namespace, &BTreeMap::new())),
-            lb: BTreeMap::new(),
+            ..EndpointMetadata::default()
         });
         for address in endpoint.sockets(*number) {
             port.instances.push(Instance {
@@ -254,9 +252,8 @@ fn from_endpoint(entry: &EntryEndpoint, name: Option<&str>, namespace: &str, por
     let facts = name.or(entry.labels.get("app").map(String::as_str));
     let metadata = EndpointMetadata {
         mesh_tls: mesh,
-        hostname: None,
         workload: facts.map(|name| workload(name, namespace, &entry.labels)),
-        lb: BTreeMap::new(),
+        ..EndpointMetadata::default()
     };
     Some(Instance {
         address,

@@ -173,7 +173,7 @@ fn the_clients_rule_replaces_the_owners_and_both_replace_the_roots() {
     let root = format!("{base}{}", rule("istio-system", "PASSTHROUGH"));
     let owner = format!("{root}{}", rule("owner", "ROUND_ROBIN"));
     let client = format!("{owner}{}", rule("client", "RANDOM"));
-    assert_eq!(of(&base, "client"), Balancer::LeastRequest { choices: 2 });
+    assert_eq!(of(&base, "client"), Balancer::least_request());
     assert_eq!(of(&root, "client"), Balancer::Passthrough);
     assert_eq!(of(&owner, "client"), Balancer::RoundRobin);
     assert_eq!(of(&client, "client"), Balancer::Random);
@@ -220,7 +220,7 @@ fn a_rule_with_a_workload_selector_only_holds_for_those_workloads() {
     let mut client = scope("default");
     let balancer =
         |scope: &NodeScope| world.cluster(scope, "outbound|80||a.default.svc.cluster.local").unwrap().balancer;
-    assert_eq!(balancer(&client), Balancer::LeastRequest { choices: 2 });
+    assert_eq!(balancer(&client), Balancer::least_request());
     client.labels.insert("app".into(), "client".into());
     assert_eq!(balancer(&client), Balancer::Random);
 }

@@ -29,7 +29,7 @@ impl Fake {
             Kind::Endpoints => {
                 let share = PerMillion::new(edition);
                 let drops = vec![DropOverload { category: "test".into(), share }];
-                Resource::Endpoints(Endpoints { cluster: name.into(), localities: Vec::new(), drops })
+                Resource::Endpoints(Endpoints { cluster: name.into(), drops, ..Endpoints::default() })
             }
             Kind::Listener => Resource::Listener(listener(name, edition)),
             Kind::Routes => Resource::Routes(routes(name, edition)),

@@ -53,13 +53,14 @@ pub trait Picker: fmt::Debug + Send + Sync {
 /// [`unenforced`](crate::policy::unenforced) says so.
 pub fn picker_for(balancer: &Balancer, candidates: Arc<[Candidate]>, draw: &mut Draw<'_>) -> Box<dyn Picker> {
     match balancer {
-        Balancer::LeastRequest { choices } => Box::new(LeastRequest::new(candidates, *choices)),
+        Balancer::LeastRequest { choices, .. } => Box::new(LeastRequest::new(candidates, *choices)),
         Balancer::RoundRobin | Balancer::WeightedRoundRobin(_) => Box::new(RoundRobin::new(&candidates, draw)),
         Balancer::Random => Box::new(Random::new(&candidates)),
         Balancer::PeakEwma
         | Balancer::RingHash { .. }
         | Balancer::Maglev { .. }
         | Balancer::PickFirst { .. }
+        | Balancer::RandomSubsetting { .. }
         | Balancer::Passthrough => Box::new(LeastRequest::new(candidates, 2)),
     }
 }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::id::Locality;
-use crate::policy::{Address, Balancer, Endpoint, Endpoints, Health, LocalityBalancing, LocalityEndpoints, PerMillion};
+use crate::policy::{Address, Balancer, Endpoint, Endpoints, Health, LocalityBalancing, LocalityEndpoints};
 
 const PICKS: usize = 30_000;
 
@@ -28,7 +28,7 @@ fn shares(picker: &dyn Picker, len: usize, tried: &[usize]) -> Vec<usize> {
 }
 
 fn each_balancer() -> [Balancer; 3] {
-    [Balancer::RoundRobin, Balancer::LeastRequest { choices: 2 }, Balancer::Random]
+    [Balancer::RoundRobin, Balancer::least_request(), Balancer::Random]
 }
 
 #[test]
@@ -169,8 +169,8 @@ fn group(priority: u32, weight: u32, endpoints: &[(u16, u32, Health)]) -> Locali
 }
 
 fn ready(localities: Vec<LocalityEndpoints>, weighted: bool) -> ReadySet<u16> {
-    let endpoints = Endpoints { cluster: "c".into(), localities, drops: Vec::new() };
-    let locality = LocalityBalancing { weighted, panic_threshold: None::<PerMillion> };
+    let endpoints = Endpoints { cluster: "c".into(), localities, ..Endpoints::default() };
+    let locality = LocalityBalancing { weighted, ..LocalityBalancing::default() };
     ReadySet::build(&endpoints, &Balancer::Random, &locality, &mut seeded(1), |_, endpoint| match &endpoint.address {
         Address::Socket(address) => (address.port(), Arc::default()),
         other => panic!("{other}"),

@@ -3,7 +3,9 @@
 use serde::Serialize;
 
 use super::{HostHit, Miss, RequestView, RouteTable};
-use crate::policy::{HeaderMatch, HeaderMatcher, PathMatch, QueryMatcher, RouteMatch, StringMatch, StringMatcher};
+use crate::policy::{
+    CookieMatcher, HeaderMatch, HeaderMatcher, PathMatch, QueryMatcher, RouteMatch, StringMatch, StringMatcher,
+};
 
 /// The walk of one request through a route table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -109,6 +111,7 @@ fn in_words(miss: Miss, policy: &RouteMatch, request: &RequestView<'_>) -> Strin
         Miss::Method => format!("method {} is not among {}", request.method, policy.methods.join(", ")),
         Miss::Header(i) => header(&policy.headers[i]),
         Miss::Query(i) => query(&policy.query[i]),
+        Miss::Cookie(i) => cookie(&policy.cookies[i]),
         Miss::Fraction { draw } => {
             let share = policy.fraction.map_or(0, |share| share.get());
             format!("the draw {draw} is outside the route's share of {share} in a million requests")
@@ -140,6 +143,11 @@ fn header(policy: &HeaderMatcher) -> String {
 fn query(policy: &QueryMatcher) -> String {
     let condition = policy.value.as_ref().map_or_else(|| "present".to_owned(), text);
     format!("query parameter {:?} is not as asked: {condition}", policy.name)
+}
+
+fn cookie(policy: &CookieMatcher) -> String {
+    let not = if policy.invert { "not " } else { "" };
+    format!("cookie {:?} is not as asked: {not}{}", policy.name, text(&policy.value))
 }
 
 fn text(matcher: &StringMatcher) -> String {

@@ -2,13 +2,14 @@
 //! one dialled port.
 //!
 //! ```text
-//! authority ─▶ host (virtual host) ─▶ routes in order ─▶ path, method, headers, query, fraction ─▶ route
+//! authority ─▶ host (virtual host) ─▶ routes in order ─▶ path, method, headers, query, cookies, fraction ─▶ route
 //! ```
 //!
 //! Finding a route and explaining why are the same walk, so the two cannot disagree. An ordinary match
 //! allocates nothing; patterns are compiled once, with the table. Refuses to know what a route does:
 //! [`CompiledRoute`] leads back to the policy.
 
+mod cookie;
 mod explain;
 mod header;
 mod host;
@@ -31,10 +32,11 @@ use std::sync::Arc;
 
 use http::{HeaderMap, Method};
 
+use self::cookie::CookieCondition;
 use self::host::{HostHit, HostIndex};
 use self::path::PathCondition;
 use self::query::QueryCondition;
-use self::rewrite::PathRewriter;
+use self::rewrite::{AuthorityRewriter, PathRewriter};
 use crate::id::Workload;
 use crate::policy::{PerMillion, RetryPolicy, Route, RouteConfiguration, RouteMatch, VirtualHost};
 
@@ -105,6 +107,7 @@ pub struct CompiledRoute {
     index: usize,
     conditions: Conditions,
     rewriter: Option<PathRewriter>,
+    authority: Option<AuthorityRewriter>,
 }
 
 /// The conditions of a route that a request decides.
@@ -114,6 +117,7 @@ struct Conditions {
     methods: Box<[Box<str>]>,
     headers: Box<[HeaderCondition]>,
     query: Box<[QueryCondition]>,
+    cookies: Box<[CookieCondition]>,
     fraction: Option<PerMillion>,
 }
 
@@ -124,6 +128,7 @@ enum Miss {
     Method,
     Header(usize),
     Query(usize),
+    Cookie(usize),
     Fraction { draw: u32 },
 }
 
@@ -146,6 +151,7 @@ impl RouteTable {
                         index,
                         conditions: Conditions::new(&route.matcher),
                         rewriter: PathRewriter::of(route),
+                        authority: AuthorityRewriter::of(route),
                     }),
                 }
             }
@@ -225,6 +231,12 @@ impl CompiledRoute {
     pub fn rewrite_path(&self, path_and_query: &str) -> Option<String> {
         self.rewriter.as_ref().map(|rewriter| rewriter.rewrite(path_and_query))
     }
+
+    /// The authority that the route makes of a path, query excluded
+    /// ([`AuthorityRewrite::Path`](crate::policy::AuthorityRewrite::Path)); `None` if it makes none.
+    pub fn rewrite_authority(&self, path: &str) -> Option<String> {
+        self.authority.as_ref().map(|rewriter| rewriter.rewrite(path))
+    }
 }
 
 impl Conditions {
@@ -234,6 +246,7 @@ impl Conditions {
             methods: policy.methods.iter().map(|m| m.as_str().into()).collect(),
             headers: policy.headers.iter().map(HeaderCondition::new).collect(),
             query: policy.query.iter().map(QueryCondition::new).collect(),
+            cookies: policy.cookies.iter().map(CookieCondition::new).collect(),
             fraction: policy.fraction,
         }
     }
@@ -251,6 +264,9 @@ impl Conditions {
         }
         if let Some(i) = self.query.iter().position(|parameter| !parameter.holds(query)) {
             return Err(Miss::Query(i));
+        }
+        if let Some(i) = self.cookies.iter().position(|cookie| !cookie.holds(request.headers)) {
+            return Err(Miss::Cookie(i));
         }
         // Last, so that the share is one of the requests that match otherwise.
         if let Some(share) = self.fraction {

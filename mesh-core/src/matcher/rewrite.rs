@@ -1,8 +1,9 @@
-//! The path rewrite of a route, compiled (Envoy `prefix_rewrite`, `path_rewrite`, `regex_rewrite`).
+//! The path rewrite of a route, compiled (Envoy `prefix_rewrite`, `path_rewrite`, `regex_rewrite`), and the
+//! authority that is made of a path (`host_rewrite_path_regex`).
 
 use regex_automata::meta::Regex;
 
-use crate::policy::{PathMatch, PathRewrite, Route, RouteAction};
+use crate::policy::{AuthorityRewrite, PathMatch, PathRewrite, Route, RouteAction};
 
 #[derive(Debug)]
 pub(super) enum PathRewriter {
@@ -65,6 +66,31 @@ impl PathRewriter {
             out.insert(0, '/');
         }
         out.push_str(query);
+        out
+    }
+}
+
+/// An authority made of the request's path.
+#[derive(Debug)]
+pub(super) struct AuthorityRewriter {
+    pattern: Box<Regex>,
+    substitution: Box<str>,
+}
+
+impl AuthorityRewriter {
+    pub(super) fn of(route: &Route) -> Option<Self> {
+        let RouteAction::Forward(forward) = &route.action else { return None };
+        match &forward.rewrite.authority {
+            Some(AuthorityRewrite::Path { pattern, substitution }) => {
+                Some(Self { pattern: Box::new(pattern.searcher()), substitution: substitution.as_str().into() })
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn rewrite(&self, path: &str) -> String {
+        let mut out = String::with_capacity(path.len());
+        replace_all(&self.pattern, &self.substitution, path, &mut out);
         out
     }
 }

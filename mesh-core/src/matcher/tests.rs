@@ -44,14 +44,8 @@ impl Request {
 }
 
 fn route(name: &str, matcher: RouteMatch) -> Route {
-    Route {
-        name: name.to_owned(),
-        matcher,
-        action: RouteAction::Forward(Box::new(Forward::to(ClusterName::new(name)))),
-        headers: HeaderPolicy::default(),
-        fault: None,
-        response_classes: Vec::new(),
-    }
+    let action = RouteAction::Forward(Box::new(Forward::to(ClusterName::new(name))));
+    Route { name: name.to_owned(), ..Route::new(matcher, action) }
 }
 
 fn host(domains: &[&str], routes: Vec<Route>) -> VirtualHost {
@@ -438,6 +432,7 @@ fn route_match() -> impl Strategy<Value = RouteMatch> {
             methods: methods.into_iter().map(str::to_owned).collect(),
             headers,
             query,
+            cookies: Vec::new(),
             fraction: share.map(PerMillion::new),
             port,
             source_labels: app.map(|app| ("app".to_owned(), app.to_owned())).into_iter().collect(),

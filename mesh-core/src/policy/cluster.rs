@@ -1,12 +1,13 @@
 //! One cluster: how its endpoints are found, chosen, connected to and limited
 //! (`envoy.config.cluster.v3.Cluster`, Istio DestinationRule).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Endpoints, PerMillion, StringMatcher};
+use super::{Address, Endpoints, HeaderWrite, Health, PerMillion, StringMatcher};
 use crate::id::ClusterName;
 
 /// One cluster.
@@ -22,8 +23,18 @@ pub struct Cluster {
     pub locality: LocalityBalancing,
     /// Ramp-up of new endpoints.
     pub slow_start: Option<SlowStart>,
+    /// How consistent hashing places endpoints.
+    pub hashing: Hashing,
+    /// Choice among endpoints by their metadata. None = every endpoint takes part.
+    pub subsets: Option<Subsets>,
+    /// What an endpoint may be for a pinned session to stay with it, sorted (gRFC A55, A60). Default
+    /// healthy and unknown; empty = sessions are never pinned.
+    pub override_host: Vec<Health>,
     /// Limits that fail fast.
     pub breaker: CircuitBreakers,
+    /// Limits of requests whose route has high priority, counted apart. None = like
+    /// [`breaker`](Self::breaker).
+    pub breaker_high: Option<CircuitBreakers>,
     /// Ejection of failing endpoints. None = off.
     pub outlier: Option<OutlierDetection>,
     /// Active health checks.
@@ -32,6 +43,12 @@ pub struct Cluster {
     pub tls: UpstreamTls,
     /// Protocol and connection options.
     pub connection: ConnectionOptions,
+    /// HTTP CONNECT proxy on the way to the endpoints (gRFC A86). None = connect straight.
+    pub proxy: Option<HttpProxy>,
+    /// How its names are resolved.
+    pub dns: DnsOptions,
+    /// Load reports to the control plane (LRS). None = off.
+    pub load_report: Option<LoadReport>,
     /// Names for metrics.
     pub telemetry: ClusterTelemetry,
 }
@@ -42,14 +59,21 @@ impl Cluster {
         Self {
             name,
             discovery: Discovery::Eds { service_name: None },
-            balancer: Balancer::LeastRequest { choices: 2 },
+            balancer: Balancer::least_request(),
             locality: LocalityBalancing::default(),
             slow_start: None,
+            hashing: Hashing::default(),
+            subsets: None,
+            override_host: vec![Health::Healthy, Health::Unknown],
             breaker: CircuitBreakers::default(),
+            breaker_high: None,
             outlier: None,
             health_checks: Vec::new(),
             tls: UpstreamTls::Disable,
             connection: ConnectionOptions::default(),
+            proxy: None,
+            dns: DnsOptions::default(),
+            load_report: None,
             telemetry: ClusterTelemetry::default(),
         }
     }
@@ -87,6 +111,9 @@ pub enum Balancer {
     LeastRequest {
         /// How many are compared: 2 to 10. Default 2.
         choices: u8,
+        /// How much requests in flight lower an endpoint's weight where weights differ, in millionths:
+        /// 0 = weight alone, 1,000,000 = weight / (in flight + 1). Default 1,000,000.
+        bias: u32,
     },
     /// Uniformly at random.
     Random,
@@ -111,8 +138,23 @@ pub enum Balancer {
         /// Shuffle first. Default false.
         shuffle: bool,
     },
+    /// A random part of the endpoints, chosen anew for each process and stable under churn, and another
+    /// balancer over it (gRFC A68).
+    RandomSubsetting {
+        /// How many endpoints; above 0.
+        size: u32,
+        /// How one of them is chosen.
+        child: Box<Balancer>,
+    },
     /// No choice: dial what the caller dialled (Istio PASSTHROUGH).
     Passthrough,
+}
+
+impl Balancer {
+    /// Least request as it is by default: two choices, full bias.
+    pub const fn least_request() -> Self {
+        Self::LeastRequest { choices: 2, bias: 1_000_000 }
+    }
 }
 
 /// Settings of client-side weighted round robin (gRFC A58).
@@ -130,6 +172,9 @@ pub struct WeightedRoundRobin {
     pub weight_update: Duration,
     /// Penalty per error rate, in millionths. Default 1,000,000.
     pub error_penalty: u32,
+    /// Metrics that stand for utilization where the application names none (gRFC A114), such as
+    /// `named_metrics.queue`; the largest counts.
+    pub metric_names: Vec<String>,
 }
 
 impl Default for WeightedRoundRobin {
@@ -141,6 +186,7 @@ impl Default for WeightedRoundRobin {
             weight_expiration: Duration::from_secs(180),
             weight_update: Duration::from_secs(1),
             error_penalty: 1_000_000,
+            metric_names: Vec::new(),
         }
     }
 }
@@ -152,6 +198,57 @@ pub struct LocalityBalancing {
     pub weighted: bool,
     /// Below this share of healthy endpoints all are used. Istio's default 0 = off; Envoy's 50 %.
     pub panic_threshold: Option<PerMillion>,
+    /// Prefer the caller's own zone. None = off.
+    pub zone_aware: Option<ZoneAware>,
+}
+
+/// Preference of the caller's own zone (Envoy `zone_aware_lb_config`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct ZoneAware {
+    /// Share of requests that prefer their zone. Default all.
+    pub share: PerMillion,
+    /// Fewest endpoints of the cluster for it. Default 6.
+    pub min_cluster_size: u64,
+    /// In panic fail instead of using unhealthy endpoints. Default false.
+    pub fail_on_panic: bool,
+}
+
+impl Default for ZoneAware {
+    fn default() -> Self {
+        Self { share: PerMillion::ALL, min_cluster_size: 6, fail_on_panic: false }
+    }
+}
+
+/// How ring hash and Maglev place endpoints (Envoy `consistent_hashing_lb_config`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct Hashing {
+    /// Hash the endpoint's hostname, not its address. Default false.
+    pub use_hostname: bool,
+    /// An endpoint with more than this percentage of the average load is passed over; 100 or more.
+    /// None = no bound.
+    pub balance_factor: Option<u32>,
+}
+
+/// Choice among endpoints by metadata `envoy.lb` (Envoy `lb_subset_config`): the route's
+/// `metadata_match` says which.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Subsets {
+    /// What requests get whose metadata names no subset.
+    pub fallback: SubsetFallback,
+    /// Sets of keys that make subsets, each sorted.
+    pub selectors: Vec<Vec<String>>,
+}
+
+/// What happens to a request whose subset does not exist.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SubsetFallback {
+    /// It fails.
+    Fail,
+    /// It goes to any endpoint.
+    Any,
+    /// It goes to the endpoints with this metadata.
+    Default(BTreeMap<String, String>),
 }
 
 /// Ramp-up of new endpoints (Envoy `slow_start_config`, Istio `warmup`).
@@ -165,7 +262,7 @@ pub struct SlowStart {
     pub min_share: PerMillion,
 }
 
-/// Limits of one process towards one cluster. None = unlimited.
+/// Limits of one process towards one cluster and one priority. None = unlimited.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct CircuitBreakers {
     /// Connections (Istio `tcp.maxConnections`).
@@ -178,6 +275,8 @@ pub struct CircuitBreakers {
     pub max_retries: Option<u32>,
     /// Share of active requests that may be retries, with a floor (Envoy `retry_budget`).
     pub retry_budget: Option<RetryConcurrency>,
+    /// Connections to one endpoint, above 0 (Envoy `per_host_thresholds`, gRFC A105).
+    pub max_connections_per_host: Option<u32>,
 }
 
 /// Envoy's retry budget.
@@ -196,16 +295,25 @@ pub struct OutlierDetection {
     pub consecutive_5xx: Option<u32>,
     /// Consecutive 502, 503, 504. None = off.
     pub consecutive_gateway: Option<u32>,
-    /// Consecutive local failures (connect, timeout), counted apart. None = not split.
+    /// Consecutive local failures (connect, timeout), where they are counted apart. None = off.
     pub consecutive_local_origin: Option<u32>,
+    /// Count failures of the connection apart from failures that the endpoint answered. Default false:
+    /// both count as failures.
+    pub split_local_origin: bool,
+    /// Shares of the consecutive failures that really eject.
+    pub enforcing: ConsecutiveShares,
     /// Sweep period. Default 10 s.
     pub interval: Duration,
     /// First ejection; multiplied by the number of ejections. Default 30 s.
     pub base_ejection: Duration,
     /// Longest ejection. Default 300 s.
     pub max_ejection: Duration,
+    /// Up to this much is added to an ejection at random. Default 0.
+    pub max_ejection_jitter: Duration,
     /// Largest share ejected; one is always allowed. Default 10 %.
     pub max_ejected: PerMillion,
+    /// A passed health check ends an ejection. Default true.
+    pub health_check_unejects: bool,
     /// By success rate.
     pub success_rate: Option<SuccessRateEjection>,
     /// By failure percentage.
@@ -218,13 +326,35 @@ impl Default for OutlierDetection {
             consecutive_5xx: Some(5),
             consecutive_gateway: None,
             consecutive_local_origin: None,
+            split_local_origin: false,
+            enforcing: ConsecutiveShares::default(),
             interval: Duration::from_secs(10),
             base_ejection: Duration::from_secs(30),
             max_ejection: Duration::from_secs(300),
+            max_ejection_jitter: Duration::ZERO,
             max_ejected: PerMillion::new(100_000),
+            health_check_unejects: true,
             success_rate: None,
             failure_percentage: None,
         }
+    }
+}
+
+/// Shares of consecutive failures that really eject; the others are only counted (Envoy
+/// `enforcing_consecutive_*`). All by default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct ConsecutiveShares {
+    /// Of 5xx.
+    pub server_error: PerMillion,
+    /// Of 502, 503, 504.
+    pub gateway: PerMillion,
+    /// Of local failures.
+    pub local_origin: PerMillion,
+}
+
+impl Default for ConsecutiveShares {
+    fn default() -> Self {
+        Self { server_error: PerMillion::ALL, gateway: PerMillion::ALL, local_origin: PerMillion::ALL }
     }
 }
 
@@ -235,6 +365,8 @@ pub struct SuccessRateEjection {
     pub stdev_factor: u32,
     /// Share of such endpoints really ejected. Default 100 %.
     pub enforcing: PerMillion,
+    /// The same for failures of the connection, where they are counted apart. Default 100 %.
+    pub enforcing_local_origin: PerMillion,
     /// Endpoints needed. Default 5.
     pub minimum_hosts: u32,
     /// Requests needed per endpoint. Default 100.
@@ -248,6 +380,8 @@ pub struct FailurePercentageEjection {
     pub threshold: PerMillion,
     /// Share of such endpoints really ejected.
     pub enforcing: PerMillion,
+    /// The same for failures of the connection, where they are counted apart. Default 0.
+    pub enforcing_local_origin: PerMillion,
     /// Endpoints needed. Default 5.
     pub minimum_hosts: u32,
     /// Requests needed per endpoint. Default 50.
@@ -267,6 +401,33 @@ pub struct HealthCheck {
     pub unhealthy_threshold: u32,
     /// Successes in a row that make it healthy.
     pub healthy_threshold: u32,
+    /// Further times between checks.
+    pub pace: HealthCheckPace,
+    /// Port to check instead of the endpoint's. None = the endpoint's.
+    pub port: Option<u16>,
+    /// Check over one connection that stays open. Default true.
+    pub reuse_connection: bool,
+}
+
+/// Times between checks that differ from [`HealthCheck::interval`]. None = that one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct HealthCheckPace {
+    /// Up to this much is waited before the first check.
+    pub initial_jitter: Duration,
+    /// Up to this much is added to each time.
+    pub jitter: Duration,
+    /// Up to this percentage of the time is added to it.
+    pub jitter_percent: u32,
+    /// While the cluster gets no traffic. Envoy's default 60 s.
+    pub no_traffic: Option<Duration>,
+    /// While the cluster gets no traffic and the endpoint is healthy.
+    pub no_traffic_healthy: Option<Duration>,
+    /// While the endpoint is unhealthy.
+    pub unhealthy: Option<Duration>,
+    /// After the failure that may be the beginning of trouble.
+    pub unhealthy_edge: Option<Duration>,
+    /// After the success that may be the end of it.
+    pub healthy_edge: Option<Duration>,
 }
 
 /// What a health check asks.
@@ -275,18 +436,49 @@ pub struct HealthCheck {
 pub enum HealthProbe {
     /// A connection.
     Tcp,
-    /// A GET on this path, answered 200.
-    Http {
-        /// Path.
-        path: String,
-        /// Host header; empty = the cluster name.
-        host: String,
-    },
+    /// A request.
+    Http(HttpProbe),
     /// `grpc.health.v1.Health/Check` of this service.
     Grpc {
         /// Service name; may be empty.
         service: String,
+        /// Authority; empty = the cluster name.
+        authority: String,
     },
+}
+
+/// A request that checks health.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct HttpProbe {
+    /// Path.
+    pub path: String,
+    /// Host header; empty = the cluster name.
+    pub host: String,
+    /// Method. Default GET.
+    pub method: String,
+    /// Speak HTTP/2. Default false.
+    pub http2: bool,
+    /// Headers to add.
+    pub headers: Vec<HeaderWrite>,
+    /// Healthy answers: ranges of status, both inclusive. Empty = 200 only.
+    pub expected: Vec<(u16, u16)>,
+    /// Answers that are failures like any other, where others make the endpoint unhealthy at once.
+    pub retriable: Vec<(u16, u16)>,
+}
+
+impl HttpProbe {
+    /// A GET on `path`, answered 200.
+    pub fn get(path: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            host: String::new(),
+            method: "GET".to_owned(),
+            http2: false,
+            headers: Vec::new(),
+            expected: Vec::new(),
+            retriable: Vec::new(),
+        }
+    }
 }
 
 /// Transport security towards the endpoints.
@@ -320,6 +512,8 @@ pub struct MeshTls {
 pub struct OriginatedTls {
     /// SNI; None = the dialled host.
     pub sni: Option<String>,
+    /// The endpoint's hostname, where it has one, is the SNI instead (gRFC A101). Default false.
+    pub auto_host_sni: bool,
     /// Names of which the certificate must carry one; empty = the SNI.
     pub subject_alt_names: Vec<StringMatcher>,
     /// PEM file of trusted roots; None = the system's.
@@ -352,6 +546,10 @@ pub struct ConnectionOptions {
     pub max_requests_per_connection: Option<u32>,
     /// Streams per HTTP/2 connection. None = the peer's limit.
     pub max_concurrent_streams: Option<u32>,
+    /// Bytes of one stream that the peer may send ahead. None = the client's default.
+    pub initial_stream_window: Option<u32>,
+    /// Bytes of one connection that the peer may send ahead. None = the client's default.
+    pub initial_connection_window: Option<u32>,
     /// HTTP/2 PING.
     pub http2_keepalive: Option<Keepalive>,
     /// TCP keep-alive.
@@ -367,6 +565,8 @@ impl Default for ConnectionOptions {
             max_age: None,
             max_requests_per_connection: None,
             max_concurrent_streams: None,
+            initial_stream_window: None,
+            initial_connection_window: None,
             http2_keepalive: None,
             tcp_keepalive: None,
         }
@@ -403,6 +603,54 @@ pub struct TcpKeepalive {
     pub time: Option<Duration>,
     /// Time between probes.
     pub interval: Option<Duration>,
+}
+
+/// An HTTP CONNECT proxy (Envoy `Http11ProxyUpstreamTransport`): the endpoint's own
+/// ([`EndpointMetadata::proxy`](super::EndpointMetadata::proxy)), else the one here, else none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct HttpProxy {
+    /// For endpoints that name none.
+    pub default: Option<Address>,
+}
+
+/// How names are resolved.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct DnsOptions {
+    /// Which addresses are asked for.
+    pub family: DnsFamily,
+    /// Time between resolutions. None = the client's own pace.
+    pub refresh: Option<Duration>,
+    /// Time until the next resolution after one that failed. None = the client's own pace.
+    pub failure_refresh: Option<Duration>,
+    /// The answer's time to live beats [`refresh`](Self::refresh). Default false.
+    pub respect_ttl: bool,
+    /// Up to this much is added to each time. Default 0.
+    pub jitter: Duration,
+}
+
+/// Which addresses of a name are asked for (Envoy `dns_lookup_family`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DnsFamily {
+    /// IPv6, and IPv4 if there is none. Envoy's default; here both are asked for at once.
+    #[default]
+    Auto,
+    /// IPv4 only.
+    V4Only,
+    /// IPv6 only.
+    V6Only,
+    /// IPv4, and IPv6 if there is none.
+    V4Preferred,
+    /// Both.
+    All,
+}
+
+/// Load reports to the control plane (gRFC A85).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct LoadReport {
+    /// Metrics of the endpoints' ORCA reports to pass on, such as `cpu_utilization`,
+    /// `named_metrics.queue` or `named_metrics.*`.
+    pub metrics: Vec<String>,
 }
 
 /// Names for metrics and spans (Istio cluster metadata `istio.services`).

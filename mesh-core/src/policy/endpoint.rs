@@ -20,6 +20,8 @@ pub struct Endpoints {
     pub localities: Vec<LocalityEndpoints>,
     /// Shares to drop, by category, in order.
     pub drops: Vec<DropOverload>,
+    /// A priority is full while this percentage of its healthy share reaches 100. None = 140.
+    pub overprovisioning_factor: Option<u32>,
 }
 
 impl Endpoints {
@@ -47,6 +49,8 @@ pub struct LocalityEndpoints {
 pub struct Endpoint {
     /// Where to connect.
     pub address: Address,
+    /// Other addresses of the same endpoint, tried beside the first (gRFC A61).
+    pub additional_addresses: Box<[Address]>,
     /// Weight among its neighbours. Default 1.
     pub weight: NonZeroU32,
     /// What the control plane says of it.
@@ -58,7 +62,13 @@ pub struct Endpoint {
 impl Endpoint {
     /// A healthy plaintext endpoint of weight 1.
     pub fn new(address: Address) -> Self {
-        Self { address, weight: NonZeroU32::MIN, health: Health::Healthy, metadata: Arc::default() }
+        Self {
+            address,
+            additional_addresses: Box::default(),
+            weight: NonZeroU32::MIN,
+            health: Health::Healthy,
+            metadata: Arc::default(),
+        }
     }
 }
 
@@ -95,7 +105,7 @@ impl Serialize for Address {
 }
 
 /// Health as the control plane reports it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Health {
     /// Usable.
@@ -129,6 +139,24 @@ pub struct EndpointMetadata {
     pub workload: Option<Workload>,
     /// Balancer metadata (`envoy.lb`): `hash_key`, canary marks and the like.
     pub lb: BTreeMap<String, String>,
+    /// HTTP CONNECT proxy on the way to it (gRFC A86, metadata
+    /// `envoy.http11_proxy_transport_socket.proxy_address`).
+    pub proxy: Option<Address>,
+    /// How it differs in being checked.
+    pub health_check: HealthCheckTarget,
+}
+
+/// How one endpoint is checked (Envoy `health_check_config`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct HealthCheckTarget {
+    /// It is not checked. Default false.
+    pub disabled: bool,
+    /// Port to check. None = the health check's, else the endpoint's.
+    pub port: Option<u16>,
+    /// Host header of the check. None = the health check's.
+    pub host: Option<String>,
+    /// Address to check. None = the endpoint's.
+    pub address: Option<Address>,
 }
 
 /// A share of requests to drop.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{HeaderMatcher, PathMatch, StringMatcher};
+use super::{HeaderMatcher, HttpFilter, JwtAuthentication, PathMatch, StringMatcher};
 
 /// What one listening address is told to do.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -19,10 +19,29 @@ pub struct InboundListener {
     pub address: SocketAddr,
     /// Transport security.
     pub tls: InboundTls,
+    /// Demands on tokens, all of which must be met.
+    pub jwt: Vec<JwtAuthentication>,
     /// Authorization policies: CUSTOM, then DENY, then ALLOW, as Istio orders them.
     pub authorization: Vec<AuthorizationPolicy>,
+    /// The other HTTP filters, in order; the application is implied as the last.
+    pub filters: Vec<HttpFilter>,
     /// Limits.
     pub limits: InboundLimits,
+}
+
+impl InboundListener {
+    /// A listener that lets everybody in whom `tls` lets in.
+    pub fn new(name: impl Into<String>, address: SocketAddr, tls: InboundTls) -> Self {
+        Self {
+            name: name.into(),
+            address,
+            tls,
+            jwt: Vec::new(),
+            authorization: Vec::new(),
+            filters: Vec::new(),
+            limits: InboundLimits::default(),
+        }
+    }
 }
 
 /// Transport security of a port (Istio PeerAuthentication `mtls.mode`).
@@ -59,6 +78,30 @@ pub struct AuthorizationPolicy {
     pub dry_run: bool,
     /// Rules, any of; an empty list matches nothing (and with ALLOW denies everything).
     pub rules: Vec<AuthorizationRule>,
+    /// Which decisions go to the audit log (gRFC A59).
+    pub audit: AuditCondition,
+}
+
+impl AuthorizationPolicy {
+    /// A policy without rules, enforced and not audited.
+    pub fn new(name: impl Into<String>, action: AuthorizationAction) -> Self {
+        Self { name: name.into(), action, dry_run: false, rules: Vec::new(), audit: AuditCondition::None }
+    }
+}
+
+/// Which decisions go to the audit log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuditCondition {
+    /// None.
+    #[default]
+    None,
+    /// Denials.
+    OnDeny,
+    /// Permissions.
+    OnAllow,
+    /// All.
+    Both,
 }
 
 /// What a match means.
@@ -104,10 +147,42 @@ pub enum Permission {
     Path(PathMatch),
     /// The port that was reached.
     DestinationPort(u16),
+    /// The port that was reached is one of these, both ends inclusive.
+    DestinationPorts(u16, u16),
     /// The address that was reached.
     DestinationIp(IpNet),
     /// The TLS server name.
     ServerName(StringMatcher),
+    /// What an earlier filter, such as JWT, found out.
+    Metadata(MetadataMatch),
+}
+
+/// A condition on what an earlier filter found out of a request. gRPC has no such filters: there it
+/// holds if it is inverted, and never else (gRFC A41).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct MetadataMatch {
+    /// Name of the filter.
+    pub filter: String,
+    /// Keys that lead to the value.
+    pub path: Vec<String>,
+    /// What is asked of it.
+    pub value: MetadataValue,
+    /// Turn the result round.
+    pub invert: bool,
+}
+
+/// What is asked of a metadata value.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MetadataValue {
+    /// It is there, or not.
+    Present(bool),
+    /// It is this truth value.
+    Bool(bool),
+    /// Its text.
+    Text(StringMatcher),
+    /// It is a list of which one text matches.
+    AnyText(StringMatcher),
 }
 
 /// By whom.
@@ -130,4 +205,8 @@ pub enum Principal {
     RemoteIp(IpNet),
     /// A request header.
     Header(HeaderMatcher),
+    /// The normalised path.
+    Path(PathMatch),
+    /// What an earlier filter, such as JWT, found out.
+    Metadata(MetadataMatch),
 }

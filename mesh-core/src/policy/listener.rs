@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Fault, RouteConfiguration};
+use super::{Fault, LocalRateLimit, RouteConfiguration, StatefulSession};
 
 /// One dialled destination.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -31,7 +31,7 @@ pub enum RouteSource {
     Inline(Arc<RouteConfiguration>),
 }
 
-/// One HTTP filter of a listener, before the router.
+/// One HTTP filter of either side's listener, before the router.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct HttpFilter {
     /// Instance name: the key of per-route overrides.
@@ -47,6 +47,10 @@ pub struct HttpFilter {
 pub enum HttpFilterKind {
     /// Fault injection (gRFC A33); `None` = only what routes override.
     Fault(Option<Fault>),
+    /// Local rate limit.
+    RateLimit(LocalRateLimit),
+    /// Session affinity (gRFC A55); `None` = only what routes override.
+    Session(Option<StatefulSession>),
     /// A filter that is not known and was marked `is_optional`: skipped, and reported.
     Skipped {
         /// The type URL of its configuration.

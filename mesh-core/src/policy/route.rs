@@ -7,7 +7,10 @@ use std::time::Duration;
 use http::HeaderName;
 use serde::Serialize;
 
-use super::{HeaderKey, HeaderPolicy, InvalidPolicy, Pattern, PerMillion, StringMatcher};
+use super::{
+    FAULT_FILTER, Fault, FilterOverride, FilterOverrides, HeaderKey, HeaderPolicy, InvalidPolicy, Pattern, PerMillion,
+    StringMatcher,
+};
 use crate::id::ClusterName;
 
 /// A route table: virtual hosts chosen by the request's authority.
@@ -74,10 +77,32 @@ pub struct Route {
     pub action: RouteAction,
     /// Header operations.
     pub headers: HeaderPolicy,
-    /// Fault injection of this route; beats the listener's filter.
-    pub fault: Option<Fault>,
+    /// Filters that differ on this route, by instance name.
+    pub filters: FilterOverrides,
     /// Linkerd response classes; empty = 5xx (and failing gRPC statuses) are failures.
     pub response_classes: Vec<ResponseClass>,
+}
+
+impl Route {
+    /// A route without a name and without extras.
+    pub fn new(matcher: RouteMatch, action: RouteAction) -> Self {
+        Self {
+            name: String::new(),
+            matcher,
+            action,
+            headers: HeaderPolicy::default(),
+            filters: FilterOverrides::new(),
+            response_classes: Vec::new(),
+        }
+    }
+
+    /// The same route with a fault under the filter's usual name ([`FAULT_FILTER`]); the listener must
+    /// have that filter.
+    #[must_use]
+    pub fn with_fault(mut self, fault: Fault) -> Self {
+        self.filters.insert(FAULT_FILTER.to_owned(), FilterOverride::Fault(fault));
+        self
+    }
 }
 
 /// All conditions of a route; every one must hold.
@@ -93,6 +118,8 @@ pub struct RouteMatch {
     pub headers: Vec<HeaderMatcher>,
     /// Query conditions.
     pub query: Vec<QueryMatcher>,
+    /// Cookie conditions.
+    pub cookies: Vec<CookieMatcher>,
     /// Only this share of requests, drawn anew for each. None = all.
     pub fraction: Option<PerMillion>,
     /// Only requests dialled to this port. None = any.
@@ -112,6 +139,7 @@ impl RouteMatch {
             methods: Vec::new(),
             headers: Vec::new(),
             query: Vec::new(),
+            cookies: Vec::new(),
             fraction: None,
             port: None,
             source_labels: BTreeMap::new(),
@@ -175,6 +203,17 @@ pub struct QueryMatcher {
     pub value: Option<StringMatcher>,
 }
 
+/// A condition on one cookie of the request; an absent cookie fails it, unless it is inverted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct CookieMatcher {
+    /// Cookie name.
+    pub name: String,
+    /// Its text; any of several cookies of the name.
+    pub value: StringMatcher,
+    /// Turn the result round.
+    pub invert: bool,
+}
+
 /// What a route does.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -202,6 +241,12 @@ pub struct Forward {
     pub max_stream_duration: Option<Duration>,
     /// Retry policy; beats the virtual host's. None = the virtual host's, else none.
     pub retry: Option<RetryPolicy>,
+    /// Further tries beside one that is under way. None = off.
+    pub hedge: Option<HedgePolicy>,
+    /// Its requests count against the cluster's limits for high priority. Default false.
+    pub high_priority: bool,
+    /// Metadata `envoy.lb` of the endpoints that take part, where the cluster has subsets.
+    pub metadata_match: BTreeMap<String, String>,
     /// Copies to send elsewhere.
     pub mirrors: Vec<Mirror>,
     /// Change of path and authority.
@@ -221,6 +266,9 @@ impl Forward {
             idle_timeout: None,
             max_stream_duration: None,
             retry: None,
+            hedge: None,
+            high_priority: false,
+            metadata_match: BTreeMap::new(),
             mirrors: Vec::new(),
             rewrite: Rewrite::default(),
             hash: Vec::new(),
@@ -255,6 +303,26 @@ pub struct WeightedCluster {
     pub weight: u32,
     /// Header operations for requests that go here, after the route's.
     pub headers: HeaderPolicy,
+    /// Filters that differ for requests that go here; they beat the route's.
+    pub filters: FilterOverrides,
+    /// Authority sent; beats the route's rewrite.
+    pub authority: Option<String>,
+    /// Beats the route's of the same name, key by key.
+    pub metadata_match: BTreeMap<String, String>,
+}
+
+impl WeightedCluster {
+    /// An entry without extras.
+    pub fn new(name: ClusterName, weight: u32) -> Self {
+        Self {
+            name,
+            weight,
+            headers: HeaderPolicy::default(),
+            filters: FilterOverrides::new(),
+            authority: None,
+            metadata_match: BTreeMap::new(),
+        }
+    }
 }
 
 impl WeightedClusters {
@@ -311,8 +379,15 @@ pub struct RetryPolicy {
     pub backoff_base: Duration,
     /// Longest back-off. Default ten times the base.
     pub backoff_max: Duration,
+    /// Back-off told by the answer. None = only the two above.
+    pub rate_limited: Option<RateLimitedBackoff>,
+    /// Only requests of which one of these holds are tried again; empty = all.
+    pub request_headers: Vec<HeaderMatcher>,
     /// Skip endpoints already tried (Istio `retryIgnorePreviousHosts`). Default true.
     pub avoid_previous_hosts: bool,
+    /// Skip endpoints with this metadata `envoy.lb`; empty = none (Envoy `omit_host_metadata`,
+    /// `omit_canary_hosts`).
+    pub avoid_metadata: BTreeMap<String, String>,
     /// Try the next locality priority after the current one. Default false.
     pub next_locality: bool,
 }
@@ -327,7 +402,10 @@ impl RetryPolicy {
             per_try_idle_timeout: None,
             backoff_base: Duration::from_millis(25),
             backoff_max: Duration::from_millis(250),
+            rate_limited: None,
+            request_headers: Vec::new(),
             avoid_previous_hosts: true,
+            avoid_metadata: BTreeMap::new(),
             next_locality: false,
         }
     }
@@ -347,6 +425,36 @@ impl RetryPolicy {
             },
         )
     }
+}
+
+/// Back-off that an answer's header tells (Envoy `rate_limited_retry_back_off`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct RateLimitedBackoff {
+    /// Headers in order; the first that is there and can be read counts. Not empty.
+    pub headers: Vec<ResetHeader>,
+    /// Longer times are not obeyed. Default 300 s.
+    pub max_interval: Duration,
+}
+
+/// A header that says when to try again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct ResetHeader {
+    /// Its name, such as `retry-after`.
+    #[serde(serialize_with = "as_text")]
+    pub name: HeaderName,
+    /// It is a point in time, in seconds since 1970, and not a number of seconds. Default false.
+    pub unix_timestamp: bool,
+}
+
+/// Further tries beside one that is under way (Envoy `hedge_policy`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct HedgePolicy {
+    /// Tries at the start; above 0. Default 1.
+    pub initial_requests: u32,
+    /// Share of requests with one more. Default none.
+    pub additional_request: PerMillion,
+    /// A try whose per-try timeout has passed goes on beside the next. Default false.
+    pub on_per_try_timeout: bool,
 }
 
 /// Retry conditions: Envoy's `retry_on` and `retry_grpc_on` tokens.
@@ -435,43 +543,6 @@ pub enum ResponseMatch {
     Not(Box<ResponseMatch>),
 }
 
-/// Fault injection (gRFC A33, Istio `fault`). Delay first, then abort, each drawn by itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
-pub struct Fault {
-    /// Wait before forwarding.
-    pub delay: Option<FaultDelay>,
-    /// Answer instead of forwarding.
-    pub abort: Option<FaultAbort>,
-}
-
-/// A delay and its share.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct FaultDelay {
-    /// How long.
-    pub duration: Duration,
-    /// Share of requests.
-    pub share: PerMillion,
-}
-
-/// An abort and its share.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct FaultAbort {
-    /// The answer.
-    pub status: AbortStatus,
-    /// Share of requests.
-    pub share: PerMillion,
-}
-
-/// The answer of an abort.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AbortStatus {
-    /// HTTP status, 200 to 599.
-    Http(u16),
-    /// gRPC status code, 1 to 16.
-    Grpc(u32),
-}
-
 /// A copy of the request sent to another cluster, its answer dropped.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Mirror {
@@ -488,6 +559,8 @@ pub struct Rewrite {
     pub path: Option<PathRewrite>,
     /// New authority.
     pub authority: Option<AuthorityRewrite>,
+    /// Tell the endpoint the authority there was, in `x-forwarded-host`. Default false.
+    pub forwarded_host: bool,
 }
 
 /// How the path changes; the query stays.
@@ -516,6 +589,15 @@ pub enum AuthorityRewrite {
     Literal(String),
     /// To the chosen endpoint's hostname (gRFC A81).
     Endpoint,
+    /// To the value of this request header, if it is there.
+    Header(#[serde(serialize_with = "as_text")] HeaderName),
+    /// To the request's path, query excluded, after a substitution (Envoy `host_rewrite_path_regex`).
+    Path {
+        /// What to find.
+        pattern: Pattern,
+        /// What to put there; `\1` refers to a group.
+        substitution: String,
+    },
 }
 
 /// A redirect answer.
@@ -558,7 +640,13 @@ pub struct HashPolicy {
 #[serde(rename_all = "snake_case")]
 pub enum HashSource {
     /// A header's value.
-    Header(#[serde(serialize_with = "as_text")] HeaderName),
+    Header {
+        /// Its name.
+        #[serde(serialize_with = "as_text")]
+        name: HeaderName,
+        /// A substitution in the value, first.
+        rewrite: Option<RegexRewrite>,
+    },
     /// A cookie; with a `ttl` it is made when missing (0 = session cookie).
     Cookie {
         /// Cookie name.
@@ -574,6 +662,15 @@ pub enum HashSource {
     SourceAddress,
     /// One random value for the life of the channel (`io.grpc.channel_id`).
     ChannelId,
+}
+
+/// Find and replace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct RegexRewrite {
+    /// What to find.
+    pub pattern: Pattern,
+    /// What to put there; `\1` refers to a group.
+    pub substitution: String,
 }
 
 /// Answers to browsers' cross-origin questions (Istio `corsPolicy`).

@@ -5,8 +5,11 @@
 //! it.
 
 use super::{
-    Balancer, CircuitBreakers, Cluster, ConnectionOptions, Endpoints, Forward, HttpFilterKind, InboundLimits,
-    InboundListener, Listener, RetryPolicy, RouteAction, RouteConfiguration, Unenforced,
+    AuthorityRewrite, Balancer, CircuitBreakers, Cluster, ClusterChoice, ConnectionOptions, DnsOptions, Endpoint,
+    EndpointMetadata, Endpoints, Fault, FilterOverride, FilterOverrides, Forward, HealthCheckTarget, HttpFilter,
+    HttpFilterKind, InboundLimits, InboundListener, Listener, LocalityBalancing, LocalityEndpoints, Mirror,
+    OriginatedTls, RetryPolicy, Rewrite, Route, RouteAction, RouteConfiguration, RouteMatch, Unenforced, UpstreamTls,
+    VirtualHost, WeightedCluster,
 };
 
 /// What of `policy` is accepted and not enforced by this version; empty if all of it is enforced.
@@ -41,6 +44,37 @@ const CLUSTER: &[Line<Cluster>] = &[
         matches!(c.balancer, Balancer::RingHash { .. } | Balancer::Maglev { .. })
     }),
     line("balancer", "least request over all endpoints is used", |c| matches!(c.balancer, Balancer::PickFirst { .. })),
+    line("balancer", "least request over all endpoints is used", |c| {
+        matches!(c.balancer, Balancer::RandomSubsetting { .. })
+    }),
+    line(
+        "balancer.bias",
+        "weights count as with a bias of 1",
+        |c| matches!(c.balancer, Balancer::LeastRequest { bias, .. } if bias != 1_000_000),
+    ),
+    line("locality.zone_aware", "the caller's own zone is not preferred", |c| c.locality.zone_aware.is_some()),
+    line("hashing", "hashing is by address or hash_key and not bounded by load", |c| c.hashing != Default::default()),
+    line("subsets", "every endpoint of the cluster takes part", |c| c.subsets.is_some()),
+    line("breaker_high", "the limits of the default priority apply to every request", |c| c.breaker_high.is_some()),
+    line("breaker.max_connections_per_host", "connections are limited per cluster, not per endpoint", |c| {
+        c.breaker.max_connections_per_host.is_some()
+    }),
+    line(
+        "tls.auto_host_sni",
+        "the SNI is the fixed name or the dialled host",
+        |c| matches!(&c.tls, UpstreamTls::Simple(tls) | UpstreamTls::Mutual(tls, _) if tls.auto_host_sni),
+    ),
+    line("connection.initial_stream_window", "the client's own window is used", |c| {
+        c.connection.initial_stream_window.is_some()
+    }),
+    line("connection.initial_connection_window", "the client's own window is used", |c| {
+        c.connection.initial_connection_window.is_some()
+    }),
+    line("proxy", "connections go straight to the endpoints", |c| c.proxy.is_some()),
+    line("dns", "names are resolved at the client's own pace, both families at once", |c| {
+        c.dns != DnsOptions::default()
+    }),
+    line("load_report", "load is not reported", |c| c.load_report.is_some()),
     line("locality.panic_threshold", "unhealthy endpoints are never used", |c| {
         c.locality.panic_threshold.is_some_and(|share| share.get() > 0)
     }),
@@ -61,6 +95,13 @@ const FORWARD: &[Line<Forward>] = &[
     line("idle_timeout", "a silent stream is not ended", |f| f.idle_timeout.is_some()),
     line("mirrors", "no copy is sent", |f| !f.mirrors.is_empty()),
     line("hash", "requests of one key do not stay together", |f| !f.hash.is_empty()),
+    line("hedge", "requests are not hedged", |f| f.hedge.is_some()),
+    line("high_priority", "the limits of the default priority apply", |f| f.high_priority),
+    line("metadata_match", "every endpoint of the cluster takes part", |f| {
+        !f.metadata_match.is_empty()
+            || matches!(&f.to, ClusterChoice::Weighted(split)
+                if split.entries().iter().any(|entry| !entry.metadata_match.is_empty()))
+    }),
     line("cors", "preflights are forwarded and answers get no CORS headers", |f| f.cors.is_some()),
 ];
 
@@ -68,11 +109,30 @@ const RETRY: &[Line<RetryPolicy>] = &[
     line("retry.per_try_idle_timeout", "a silent try is ended by the other timeouts only", |r| {
         r.per_try_idle_timeout.is_some()
     }),
+    line("retry.rate_limited", "the answer's headers do not set the back-off", |r| r.rate_limited.is_some()),
+    line("retry.request_headers", "retries do not depend on the request's headers", |r| !r.request_headers.is_empty()),
+    line("retry.avoid_metadata", "only endpoints already tried are avoided", |r| !r.avoid_metadata.is_empty()),
     line("retry.next_locality", "a retry stays in the priority in use", |r| r.next_locality),
     line("retry.on.http3_post_connect_failure", "HTTP/3 is not spoken", |r| r.on.http3_post_connect_failure),
 ];
 
+const ENDPOINTS: &[Line<Endpoints>] = &[
+    line("overprovisioning_factor", "a priority is left by its panic threshold alone", |e| {
+        e.overprovisioning_factor.is_some()
+    }),
+    line("endpoints.additional_addresses", "only the first address of an endpoint is used", |e| {
+        e.iter().any(|endpoint| !endpoint.additional_addresses.is_empty())
+    }),
+    line("endpoints.proxy", "connections go straight to the endpoints", |e| {
+        e.iter().any(|endpoint| endpoint.metadata.proxy.is_some())
+    }),
+    line("endpoints.health_check", "endpoints are not checked; the control plane's word counts", |e| {
+        e.iter().any(|endpoint| endpoint.metadata.health_check != HealthCheckTarget::default())
+    }),
+];
+
 const INBOUND: &[Line<InboundListener>] = &[
+    line("jwt", "tokens are not checked; the server fails closed and refuses every request", |l| !l.jwt.is_empty()),
     line("authorization", "rules are not evaluated; the server fails closed and refuses what they govern", |l| {
         !l.authorization.is_empty()
     }),
@@ -88,8 +148,9 @@ impl Report for Cluster {
 }
 
 impl Report for Endpoints {
-    // Everything of them is enforced; the check below keeps asking.
-    fn report(&self, _out: &mut Vec<Unenforced>) {}
+    fn report(&self, out: &mut Vec<Unenforced>) {
+        look(ENDPOINTS, self, &format!("endpoints {}", self.cluster), "", out);
+    }
 }
 
 impl Report for RouteConfiguration {
@@ -100,11 +161,17 @@ impl Report for RouteConfiguration {
                 look(RETRY, retry, &resource, &format!("virtual_hosts[{i}]."), out);
             }
             for (j, route) in host.routes.iter().enumerate() {
-                let RouteAction::Forward(forward) = &route.action else { continue };
                 let path = format!("virtual_hosts[{i}].routes[{j}].");
+                overrides(&route.filters, &resource, &path, out);
+                let RouteAction::Forward(forward) = &route.action else { continue };
                 look(FORWARD, forward, &resource, &path, out);
                 if let Some(retry) = &forward.retry {
                     look(RETRY, retry, &resource, &path, out);
+                }
+                if let ClusterChoice::Weighted(split) = &forward.to {
+                    for (k, entry) in split.entries().iter().enumerate() {
+                        overrides(&entry.filters, &resource, &format!("{path}clusters[{k}]."), out);
+                    }
                 }
             }
         }
@@ -114,16 +181,7 @@ impl Report for RouteConfiguration {
 impl Report for Listener {
     fn report(&self, out: &mut Vec<Unenforced>) {
         let resource = format!("listener {}", self.name);
-        for (i, filter) in self.filters.iter().enumerate() {
-            match &filter.kind {
-                HttpFilterKind::Fault(_) => {}
-                HttpFilterKind::Skipped { .. } => out.push(Unenforced {
-                    resource: resource.clone(),
-                    field: format!("filters[{i}] {}", filter.name),
-                    effect: "the filter is unknown here and marked optional: it is skipped",
-                }),
-            }
-        }
+        filters(&self.filters, &resource, out);
         if let super::RouteSource::Inline(routes) = &self.routes {
             routes.report(out);
         }
@@ -132,9 +190,41 @@ impl Report for Listener {
 
 impl Report for InboundListener {
     fn report(&self, out: &mut Vec<Unenforced>) {
-        look(INBOUND, self, &format!("inbound {}", self.name), "", out);
+        let resource = format!("inbound {}", self.name);
+        look(INBOUND, self, &resource, "", out);
+        filters(&self.filters, &resource, out);
     }
 }
+
+fn filters(list: &[HttpFilter], resource: &str, out: &mut Vec<Unenforced>) {
+    for (i, filter) in list.iter().enumerate() {
+        let path = format!("filters[{i}] {}", filter.name);
+        let effect = match &filter.kind {
+            HttpFilterKind::Fault(_) => continue,
+            HttpFilterKind::RateLimit(limit) if limit.bucket.is_none() => continue,
+            HttpFilterKind::RateLimit(_) => NO_RATE_LIMIT,
+            HttpFilterKind::Session(None) => continue,
+            HttpFilterKind::Session(Some(_)) => NO_SESSION,
+            HttpFilterKind::Skipped { .. } => "the filter is unknown here and marked optional: it is skipped",
+        };
+        out.push(Unenforced { resource: resource.to_owned(), field: path, effect });
+    }
+}
+
+fn overrides(map: &FilterOverrides, resource: &str, path: &str, out: &mut Vec<Unenforced>) {
+    for (name, filter) in map {
+        let path = format!("{path}filters[{name:?}]");
+        let effect = match filter {
+            FilterOverride::Disabled | FilterOverride::Fault(_) => continue,
+            FilterOverride::RateLimit(_) => NO_RATE_LIMIT,
+            FilterOverride::Session(_) => NO_SESSION,
+        };
+        out.push(Unenforced { resource: resource.to_owned(), field: path, effect });
+    }
+}
+
+const NO_RATE_LIMIT: &str = "requests are not rate limited";
+const NO_SESSION: &str = "requests of one session do not stay together";
 
 fn look<T>(table: &[Line<T>], policy: &T, resource: &str, path: &str, out: &mut Vec<Unenforced>) {
     out.extend(table.iter().filter(|line| (line.used)(policy)).map(|line| Unenforced {
@@ -146,12 +236,18 @@ fn look<T>(table: &[Line<T>], policy: &T, resource: &str, path: &str, out: &mut 
 
 /// Never called. Every field is named, so that a new one is a build error here: enforce it or add a
 /// line above, then add it here.
-#[allow(dead_code)]
+#[allow(dead_code, clippy::too_many_arguments)]
 fn everything_is_considered(
     cluster: Cluster,
+    tls: OriginatedTls,
+    routes: RouteConfiguration,
+    host: VirtualHost,
+    route: Route,
+    matcher: RouteMatch,
     forward: Forward,
+    parts: (WeightedCluster, Mirror, Rewrite, AuthorityRewrite, Fault),
     retry: RetryPolicy,
-    endpoints: Endpoints,
+    endpoints: (Endpoints, LocalityEndpoints, Endpoint, EndpointMetadata),
     listener: Listener,
     inbound: InboundListener,
 ) {
@@ -159,10 +255,22 @@ fn everything_is_considered(
         name: _,
         discovery: _,
         balancer: _,
-        locality: _,
+        locality: LocalityBalancing { weighted: _, panic_threshold: _, zone_aware: _ },
         slow_start: _,
+        hashing: _,
+        subsets: _,
+        // Only pinned sessions ask, and what pins them is reported.
+        override_host: _,
         breaker:
-            CircuitBreakers { max_connections: _, max_pending: _, max_requests: _, max_retries: _, retry_budget: _ },
+            CircuitBreakers {
+                max_connections: _,
+                max_pending: _,
+                max_requests: _,
+                max_retries: _,
+                retry_budget: _,
+                max_connections_per_host: _,
+            },
+        breaker_high: _,
         outlier: _,
         health_checks: _,
         tls: _,
@@ -174,22 +282,56 @@ fn everything_is_considered(
                 max_age: _,
                 max_requests_per_connection: _,
                 max_concurrent_streams: _,
+                initial_stream_window: _,
+                initial_connection_window: _,
                 http2_keepalive: _,
                 tcp_keepalive: _,
             },
+        proxy: _,
+        dns: DnsOptions { family: _, refresh: _, failure_refresh: _, respect_ttl: _, jitter: _ },
+        load_report: _,
         telemetry: _,
     } = cluster;
+    let OriginatedTls { sni: _, auto_host_sni: _, subject_alt_names: _, ca_file: _, insecure_skip_verify: _ } = tls;
+    let RouteConfiguration { name: _, virtual_hosts: _, headers: _, retry_budget: _ } = routes;
+    let VirtualHost { name: _, domains: _, routes: _, headers: _, retry: _ } = host;
+    let Route { name: _, matcher: _, action: _, headers: _, filters: _, response_classes: _ } = route;
+    let RouteMatch {
+        path: _,
+        case_sensitive: _,
+        methods: _,
+        headers: _,
+        query: _,
+        cookies: _,
+        fraction: _,
+        port: _,
+        source_labels: _,
+        source_namespace: _,
+    } = matcher;
     let Forward {
         to: _,
         timeout: _,
         idle_timeout: _,
         max_stream_duration: _,
         retry: _,
+        hedge: _,
+        high_priority: _,
+        metadata_match: _,
         mirrors: _,
         rewrite: _,
         hash: _,
         cors: _,
     } = forward;
+    let (
+        WeightedCluster { name: _, weight: _, headers: _, filters: _, authority: _, metadata_match: _ },
+        Mirror { cluster: _, share: _ },
+        Rewrite { path: _, authority: _, forwarded_host: _ },
+        AuthorityRewrite::Literal(_)
+        | AuthorityRewrite::Endpoint
+        | AuthorityRewrite::Header(_)
+        | AuthorityRewrite::Path { .. },
+        Fault { delay: _, abort: _, headers: _, cluster: _, max_active: _ },
+    ) = parts;
     let RetryPolicy {
         attempts: _,
         on: _,
@@ -197,16 +339,26 @@ fn everything_is_considered(
         per_try_idle_timeout: _,
         backoff_base: _,
         backoff_max: _,
+        rate_limited: _,
+        request_headers: _,
         avoid_previous_hosts: _,
+        avoid_metadata: _,
         next_locality: _,
     } = retry;
-    let Endpoints { cluster: _, localities: _, drops: _ } = endpoints;
+    let (
+        Endpoints { cluster: _, localities: _, drops: _, overprovisioning_factor: _ },
+        LocalityEndpoints { locality: _, priority: _, weight: _, endpoints: _ },
+        Endpoint { address: _, additional_addresses: _, weight: _, health: _, metadata: _ },
+        EndpointMetadata { mesh_tls: _, hostname: _, workload: _, lb: _, proxy: _, health_check: _ },
+    ) = endpoints;
     let Listener { name: _, routes: _, filters: _, max_stream_duration: _ } = listener;
     let InboundListener {
         name: _,
         address: _,
         tls: _,
+        jwt: _,
         authorization: _,
+        filters: _,
         limits: InboundLimits { max_connections: _, max_concurrent_streams: _, max_connection_age: _ },
     } = inbound;
 }
@@ -235,8 +387,7 @@ mod tests {
     fn routes(action: RouteAction, retry: Option<RetryPolicy>) -> RouteConfiguration {
         let headers = HeaderPolicy::default;
         let matcher = RouteMatch::any();
-        let (fault, response_classes) = (None, Vec::new());
-        let route = Route { name: "r".into(), matcher, action, headers: headers(), fault, response_classes };
+        let route = Route { name: "r".into(), ..Route::new(matcher, action) };
         let (domains, routes) = (Vec::new(), vec![route]);
         let host = VirtualHost { name: "h".into(), domains, routes, headers: headers(), retry };
         RouteConfiguration { name: "t".into(), virtual_hosts: vec![host], headers: headers(), retry_budget: None }
@@ -268,7 +419,10 @@ mod tests {
             (cluster(|c| c.balancer = Balancer::Maglev { table_size: 65537 }), "balancer"),
             (cluster(|c| c.balancer = Balancer::WeightedRoundRobin(WeightedRoundRobin::default())), "balancer"),
             (
-                cluster(|c| c.locality = LocalityBalancing { weighted: true, panic_threshold: Some(PerMillion::ALL) }),
+                cluster(|c| {
+                    c.locality =
+                        LocalityBalancing { weighted: true, panic_threshold: Some(PerMillion::ALL), zone_aware: None }
+                }),
                 "locality.panic_threshold",
             ),
         ] {

@@ -1,8 +1,7 @@
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{
-    Cluster, ClusterState, Discovery, Domain, Endpoints, Forward, HeaderPolicy, InboundLimits, InboundListener,
-    InboundTls, Listener, Mirror, PerMillion, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource,
-    VirtualHost,
+    Cluster, ClusterState, Discovery, Domain, Endpoints, Forward, HeaderPolicy, InboundListener, InboundTls, Listener,
+    Mirror, PerMillion, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, VirtualHost,
 };
 use mesh_core::source::Watched;
 
@@ -109,14 +108,7 @@ fn routes(name: &str, clusters: &[&str]) -> Value {
 }
 
 fn route(forward: Forward) -> Route {
-    Route {
-        name: String::new(),
-        matcher: RouteMatch::any(),
-        action: RouteAction::Forward(Box::new(forward)),
-        headers: HeaderPolicy::default(),
-        fault: None,
-        response_classes: Vec::new(),
-    }
+    Route::new(RouteMatch::any(), RouteAction::Forward(Box::new(forward)))
 }
 
 fn route_configuration(name: &str, routes: Vec<Route>) -> RouteConfiguration {
@@ -314,13 +306,7 @@ fn a_listening_address_gets_its_listener_and_nothing_else() {
     assert!(matches!(&**state.load(), InboundState::Failed(reason) if reason.contains("not sent")));
     world.give(Kind::Listener, "in", Ok(listener("r")));
     assert!(matches!(&**state.load(), InboundState::Failed(reason) if reason.contains("other direction")));
-    let inbound = Arc::new(InboundListener {
-        name: "in".to_owned(),
-        address: "127.0.0.1:80".parse().unwrap(),
-        tls: InboundTls::Strict,
-        authorization: Vec::new(),
-        limits: InboundLimits::default(),
-    });
+    let inbound = Arc::new(InboundListener::new("in", "127.0.0.1:80".parse().unwrap(), InboundTls::Strict));
     world.give(Kind::Listener, "in", Ok(Value::Inbound(inbound.clone())));
     assert_eq!(**state.load(), InboundState::Ready(inbound));
 }

@@ -10,15 +10,15 @@ use envoy_types::pb::envoy::config::rbac::v3::{
 use envoy_types::pb::envoy::config::route::v3::HeaderMatcher as HeaderProto;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as FilterProto;
 use envoy_types::pb::envoy::r#type::matcher::v3::{PathMatcher, path_matcher};
+use envoy_types::pb::envoy::r#type::v3::Int32Range;
 use mesh_core::policy::{
     AuthorizationAction, AuthorizationPolicy, AuthorizationRule, HeaderKey, HeaderMatcher, PathMatch, Pattern,
     Permission, Principal, StringMatch, StringMatcher,
 };
 
-use super::common;
 use super::filter::ROUTER_FILTER;
-use super::matcher;
-use super::report::{At, Report};
+use super::report::{At, Report, consider};
+use super::{audit, common, matcher};
 use crate::proto::policy::{AuthorizationExtra, RuleName};
 
 /// One policy as a filter: instance name, configuration, what travels beside.
@@ -28,10 +28,11 @@ pub(super) struct Encoded {
     pub(super) extra: AuthorizationExtra,
 }
 
-/// Encodes policies, one filter each.
-pub(super) fn encode(policies: &[AuthorizationPolicy]) -> Vec<Encoded> {
+/// Encodes policies, one filter each; `taken` are instance names of other filters.
+pub(super) fn encode(policies: &[AuthorizationPolicy], taken: HashSet<String>) -> Vec<Encoded> {
     // Instance names are unique and not the router's.
-    let mut names = HashSet::from([ROUTER_FILTER.to_owned()]);
+    let mut names = taken;
+    names.insert(ROUTER_FILTER.to_owned());
     policies.iter().map(|policy| encode_policy(policy, &mut names)).collect()
 }
 
@@ -50,7 +51,7 @@ fn encode_policy(policy: &AuthorizationPolicy, names: &mut HashSet<String>) -> E
     let rules = xds::Rbac {
         action: action.into(),
         policies: keyed.iter().map(|(key, rule)| (key.clone(), encode_rule(rule))).collect(),
-        ..Default::default()
+        audit_logging_options: audit::encode(policy.audit),
     };
     let in_order = keyed.windows(2).all(|pair| pair[0].0 < pair[1].0) && keyed.iter().all(|(k, r)| *k == r.name);
     let listed = keyed.iter().map(|(key, rule)| RuleName { key: key.clone(), name: rule.name.clone() });
@@ -87,6 +88,15 @@ pub(super) fn decode(
     at: &At<'_>,
     report: &mut Report,
 ) -> Vec<AuthorizationPolicy> {
+    consider!(
+        proto,
+        at,
+        report,
+        FilterProto {
+            read: [rules, matcher, shadow_rules, shadow_matcher],
+            idle: [rules_stat_prefix, shadow_rules_stat_prefix, track_per_rule_stats],
+        }
+    );
     if proto.matcher.is_some() || proto.shadow_matcher.is_some() {
         report.problem(&at.field("matcher"), "matcher trees are not supported; rules are");
     }
@@ -117,8 +127,8 @@ fn decode_rules(
             return None;
         }
     };
-    let set = proto.audit_logging_options.as_ref().is_some_and(|o| !o.logger_configs.is_empty());
-    report.unenforced_if(set, at, "audit_logging_options", "decisions are logged by the server's own access log");
+    let audit = proto.audit_logging_options.as_ref();
+    let audit = audit.map(|a| audit::decode(a, &at.field("audit_logging_options"), report)).unwrap_or_default();
     let listed = extra.map(|e| e.rules.as_slice()).unwrap_or_default();
     let in_order: Vec<(&str, &str)> = if listed.is_empty() {
         proto.policies.keys().map(|k| (k.as_str(), k.as_str())).collect::<BTreeMap<_, _>>().into_iter().collect()
@@ -137,7 +147,7 @@ fn decode_rules(
         }
     }
     let name = extra.and_then(|e| e.policy.as_deref()).unwrap_or(name);
-    Some(AuthorizationPolicy { name: name.to_owned(), action, dry_run, rules })
+    Some(AuthorizationPolicy { name: name.to_owned(), action, dry_run, rules, audit })
 }
 
 fn encode_rule(rule: &AuthorizationRule) -> Policy {
@@ -183,15 +193,26 @@ fn decode_all<P, T>(
     decoded.into_iter().collect()
 }
 
+/// Encodes a permission. Conditions are apart, so that deep nesting costs little stack.
 fn encode_permission(permission: &Permission) -> PermissionProto {
     use permission::{Rule, Set};
     let set = |list: &[Permission]| Set { rules: list.iter().map(encode_permission).collect() };
     let rule = match permission {
         Permission::And(list) if !list.is_empty() => Rule::AndRules(set(list)),
         Permission::Or(list) if !list.is_empty() => Rule::OrRules(set(list)),
-        Permission::Any | Permission::And(_) => Rule::Any(true),
-        Permission::Or(_) => Rule::NotRule(Box::new(encode_permission(&Permission::Any))),
         Permission::Not(inner) => Rule::NotRule(Box::new(encode_permission(inner))),
+        condition => return encode_condition(condition),
+    };
+    PermissionProto { rule: Some(rule) }
+}
+
+#[inline(never)]
+fn encode_condition(permission: &Permission) -> PermissionProto {
+    use permission::{Rule, Set};
+    let never = || Rule::NotRule(Box::new(PermissionProto { rule: Some(Rule::Any(true)) }));
+    let rule = match permission {
+        Permission::Any | Permission::And(_) => Rule::Any(true),
+        Permission::Or(_) | Permission::Not(_) => never(),
         Permission::Header(header) => Rule::Header(matcher::header(header)),
         Permission::Path(PathMatch::PathSeparatedPrefix(prefix)) => match prefix.trim_end_matches('/') {
             "" => return path(StringMatch::Prefix("/".to_owned())),
@@ -204,6 +225,10 @@ fn encode_permission(permission: &Permission) -> PermissionProto {
         Permission::Path(PathMatch::Prefix(text)) => return path(StringMatch::Prefix(text.clone())),
         Permission::Path(PathMatch::Regex(pattern)) => return path(StringMatch::Regex(pattern.clone())),
         Permission::DestinationPort(port) => Rule::DestinationPort((*port).into()),
+        Permission::DestinationPorts(first, last) => {
+            Rule::DestinationPortRange(Int32Range { start: (*first).into(), end: i32::from(*last) + 1 })
+        }
+        Permission::Metadata(metadata) => Rule::Metadata(audit::encode_metadata(metadata)),
         Permission::DestinationIp(net) => Rule::DestinationIp(common::cidr(*net)),
         Permission::ServerName(name) => Rule::RequestedServerName(matcher::string(name)),
     };
@@ -252,13 +277,41 @@ fn decode_permission(proto: &PermissionProto, at: &At<'_>, report: &mut Report) 
             matcher::read_string(name, &at.field("requested_server_name"), report).map(Permission::ServerName)
         }
         Some(Rule::Any(false)) => unsupported("any", report),
-        Some(Rule::DestinationPortRange(_)) => unsupported("destination_port_range", report),
-        Some(Rule::Metadata(_)) => unsupported("metadata", report),
+        Some(Rule::DestinationPortRange(range)) => {
+            let first = u16::try_from(range.start).ok();
+            let last = range.end.checked_sub(1).and_then(|last| u16::try_from(last).ok());
+            match first.zip(last) {
+                Some((first, last)) if first <= last => Some(Permission::DestinationPorts(first, last)),
+                _ => {
+                    let reason = format!("[{}, {}) is not a range of ports", range.start, range.end);
+                    report.problem(&at.field("destination_port_range"), reason);
+                    None
+                }
+            }
+        }
+        Some(Rule::Metadata(metadata)) => {
+            audit::read_metadata(metadata, &at.field("metadata"), report).map(Permission::Metadata)
+        }
         Some(Rule::SourcedMetadata(_)) => unsupported("sourced_metadata", report),
         Some(Rule::Matcher(_)) => unsupported("matcher", report),
         Some(Rule::UriTemplate(_)) => unsupported("uri_template", report),
         None => unsupported("rule", report),
     }
+}
+
+/// The two conditions of [`separated_prefix`] as principals.
+fn separated_ids(matcher: &PathMatch) -> Vec<PrincipalProto> {
+    let PathMatch::PathSeparatedPrefix(prefix) = matcher else { return Vec::new() };
+    let conditions = separated_prefix(prefix.trim_end_matches('/'));
+    conditions
+        .into_iter()
+        .filter_map(|condition| match path(condition).rule {
+            Some(permission::Rule::UrlPath(path)) => {
+                Some(PrincipalProto { identifier: Some(principal::Identifier::UrlPath(path)) })
+            }
+            _ => None,
+        })
+        .collect()
 }
 
 /// Recognises what [`separated_prefix`] writes.
@@ -308,21 +361,38 @@ fn read_header(proto: &HeaderProto, at: &At<'_>, report: &mut Report) -> Option<
     Some(header)
 }
 
+/// Encodes a principal, in the same way.
 pub(super) fn encode_principal(principal: &Principal) -> PrincipalProto {
-    use principal::{Authenticated, Identifier, Set};
+    use principal::{Identifier, Set};
     let set = |list: &[Principal]| Set { ids: list.iter().map(encode_principal).collect() };
     let identifier = match principal {
         Principal::And(list) if !list.is_empty() => Identifier::AndIds(set(list)),
         Principal::Or(list) if !list.is_empty() => Identifier::OrIds(set(list)),
-        Principal::Any | Principal::And(_) => Identifier::Any(true),
-        Principal::Or(_) => Identifier::NotId(Box::new(encode_principal(&Principal::Any))),
         Principal::Not(inner) => Identifier::NotId(Box::new(encode_principal(inner))),
+        condition => return encode_identity(condition),
+    };
+    PrincipalProto { identifier: Some(identifier) }
+}
+
+#[inline(never)]
+fn encode_identity(principal: &Principal) -> PrincipalProto {
+    use principal::{Authenticated, Identifier, Set};
+    let nobody = || Identifier::NotId(Box::new(PrincipalProto { identifier: Some(Identifier::Any(true)) }));
+    let identifier = match principal {
+        Principal::Any | Principal::And(_) => Identifier::Any(true),
+        Principal::Or(_) | Principal::Not(_) => nobody(),
         Principal::Authenticated(name) => {
             Identifier::Authenticated(Authenticated { principal_name: name.as_ref().map(matcher::string) })
         }
         Principal::DirectRemoteIp(net) => Identifier::DirectRemoteIp(common::cidr(*net)),
         Principal::RemoteIp(net) => Identifier::RemoteIp(common::cidr(*net)),
         Principal::Header(header) => Identifier::Header(matcher::header(header)),
+        Principal::Path(matcher) => match encode_permission(&Permission::Path(matcher.clone())).rule {
+            Some(permission::Rule::UrlPath(path)) => Identifier::UrlPath(path),
+            // A prefix of whole elements is two conditions.
+            _ => Identifier::OrIds(Set { ids: separated_ids(matcher) }),
+        },
+        Principal::Metadata(metadata) => Identifier::Metadata(audit::encode_metadata(metadata)),
     };
     PrincipalProto { identifier: Some(identifier) }
 }
@@ -339,7 +409,15 @@ fn decode_principal(proto: &PrincipalProto, at: &At<'_>, report: &mut Report) ->
             decode_all(&set.ids, "and_ids.ids", at, report, decode_principal).map(Principal::And)
         }
         Some(Identifier::OrIds(set)) => {
-            decode_all(&set.ids, "or_ids.ids", at, report, decode_principal).map(Principal::Or)
+            let list = decode_all(&set.ids, "or_ids.ids", at, report, decode_principal)?;
+            Some(match list.as_slice() {
+                [Principal::Path(PathMatch::Exact(whole)), Principal::Path(PathMatch::Prefix(below))]
+                    if below.strip_suffix('/') == Some(whole) =>
+                {
+                    Principal::Path(PathMatch::PathSeparatedPrefix(whole.clone()))
+                }
+                _ => Principal::Or(list),
+            })
         }
         Some(Identifier::NotId(inner)) => {
             let inner = decode_principal(inner, &at.field("not_id"), report)?;
@@ -361,8 +439,10 @@ fn decode_principal(proto: &PrincipalProto, at: &At<'_>, report: &mut Report) ->
         }
         Some(Identifier::Header(header)) => read_header(header, &at.field("header"), report).map(Principal::Header),
         Some(Identifier::Any(false)) => unsupported("any", report),
-        Some(Identifier::UrlPath(_)) => unsupported("url_path", report),
-        Some(Identifier::Metadata(_)) => unsupported("metadata", report),
+        Some(Identifier::UrlPath(path)) => read_path(path, &at.field("url_path"), report).map(Principal::Path),
+        Some(Identifier::Metadata(metadata)) => {
+            audit::read_metadata(metadata, &at.field("metadata"), report).map(Principal::Metadata)
+        }
         Some(Identifier::SourcedMetadata(_)) => unsupported("sourced_metadata", report),
         Some(Identifier::FilterState(_)) => unsupported("filter_state", report),
         Some(Identifier::Custom(_)) => unsupported("custom", report),

@@ -9,26 +9,31 @@ use envoy_types::pb::envoy::config::cluster::v3::{
     cluster::{LbConfig, LbPolicy, common_lb_config::LocalityConfigSpecifier, ring_hash_lb_config},
     load_balancing_policy::Policy,
 };
-use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
+use envoy_types::pb::envoy::config::core::v3::{RuntimeDouble, TypedExtensionConfig};
 use envoy_types::pb::envoy::extensions::load_balancing_policies::{
     client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin,
     cluster_provided::v3::ClusterProvided,
-    common::v3::{self as common_lb, LocalityLbConfig, locality_lb_config},
+    common::v3::{self as common_lb, ConsistentHashingLbConfig, LocalityLbConfig},
     least_request::v3::LeastRequest,
     maglev::v3::Maglev,
+    override_host::v3::OverrideHost,
     pick_first::v3::PickFirst,
     random::v3::Random,
+    random_subsetting::v3::RandomSubsetting,
     ring_hash::v3::{RingHash, ring_hash::HashFunction},
     round_robin::v3::RoundRobin,
     wrr_locality::v3::WrrLocality,
 };
-use mesh_core::policy::{Balancer, Cluster, Discovery, PerMillion, SlowStart};
+use mesh_core::policy::{Balancer, Cluster, Discovery, Hashing, PerMillion, SlowStart, ZoneAware};
 use prost::Message;
 
 use super::common;
 use super::extension;
-use super::report::{At, Report};
-use super::weighting::{encode_slow_start, encode_weighted, penalty, read_penalty, read_slow_start, read_weighted};
+use super::locality::{self, read_locality};
+use super::report::{At, Report, consider};
+use super::weighting::{
+    encode_slow_start, encode_weighted, millionths, penalty, read_penalty, read_slow_start, read_weighted,
+};
 use crate::proto::policy::{self as extra, ClusterPolicy, PeakEwma};
 
 /// gRFC A52: deepest nesting of policies.
@@ -41,6 +46,8 @@ const MAX_TABLE: u64 = 5_000_011;
 const DEFAULT_RING: u64 = 1024;
 const DEFAULT_TABLE: u64 = 65_537;
 const CHOICES: (u32, u32) = (2, 10);
+/// A bias of 1, in millionths.
+const FULL_BIAS: u32 = 1_000_000;
 
 const URL_PREFIX: &str = "type.googleapis.com/envoy.extensions.load_balancing_policies.";
 const PEAK_EWMA: &str = "type.googleapis.com/mesh.policy.v1.PeakEwma";
@@ -50,7 +57,20 @@ const PEAK_EWMA: &str = "type.googleapis.com/mesh.policy.v1.PeakEwma";
 pub(super) struct Balancing {
     pub(super) balancer: Balancer,
     pub(super) weighted: bool,
+    pub(super) zone_aware: Option<ZoneAware>,
     pub(super) slow_start: Option<SlowStart>,
+    pub(super) hashing: Option<Hashing>,
+}
+
+impl Balancing {
+    fn of(balancer: Balancer) -> Self {
+        Self { balancer, weighted: false, zone_aware: None, slow_start: None, hashing: None }
+    }
+
+    fn with_locality(self, config: Option<&LocalityLbConfig>, at: &At<'_>, report: &mut Report) -> Self {
+        let (weighted, zone_aware) = read_locality(config, at, report);
+        Self { weighted, zone_aware, ..self }
+    }
 }
 
 /// Writes the typed list and the enum; what neither can say goes into `ours`.
@@ -61,7 +81,7 @@ pub(super) fn encode(cluster: &Cluster, proto: &mut xds::Cluster, ours: &mut Clu
         // Envoy insists that such clusters choose for themselves; our decoder takes what follows.
         policies.push(typed("cluster_provided", "ClusterProvided", &ClusterProvided {}));
     }
-    let candidates = candidates(cluster);
+    let candidates = candidates(&cluster.balancer, cluster);
     if cluster.locality.weighted {
         policies.extend(candidates.iter().map(|policy| {
             let child = LoadBalancingPolicy { policies: vec![entry(policy.clone())] };
@@ -70,7 +90,8 @@ pub(super) fn encode(cluster: &Cluster, proto: &mut xds::Cluster, ours: &mut Clu
     }
     policies.extend(candidates);
     proto.load_balancing_policy = Some(LoadBalancingPolicy { policies: policies.into_iter().map(entry).collect() });
-    proto.lb_policy = match &cluster.balancer {
+    let leaf = leaf(&cluster.balancer);
+    proto.lb_policy = match leaf {
         _ if own_choice => LbPolicy::ClusterProvided,
         Balancer::Passthrough => LbPolicy::ClusterProvided,
         Balancer::LeastRequest { .. } | Balancer::PeakEwma => LbPolicy::LeastRequest,
@@ -79,14 +100,14 @@ pub(super) fn encode(cluster: &Cluster, proto: &mut xds::Cluster, ours: &mut Clu
         _ => LbPolicy::RoundRobin,
     }
     .into();
-    if !has_slow_start(&cluster.balancer) {
+    if !has_slow_start(leaf) {
         ours.slow_start = cluster.slow_start.as_ref().map(|s| extra::SlowStart {
             window: Some(common::duration(s.window)),
             aggression: s.aggression,
             min_share: s.min_share.get(),
         });
     }
-    if let Balancer::WeightedRoundRobin(settings) = &cluster.balancer {
+    if let Balancer::WeightedRoundRobin(settings) = leaf {
         let lost = read_penalty(penalty(settings.error_penalty)) != Some(settings.error_penalty);
         ours.error_penalty = lost.then_some(settings.error_penalty);
     }
@@ -105,8 +126,24 @@ pub(super) fn decode(
         None => decode_enum(proto, own_choice, at, report)?,
     };
     if let Some(common) = &proto.common_lb_config {
-        found.weighted |=
-            matches!(common.locality_config_specifier, Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)));
+        let at = at.field("common_lb_config");
+        match &common.locality_config_specifier {
+            Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => found.weighted = true,
+            Some(LocalityConfigSpecifier::ZoneAwareLbConfig(config)) => {
+                let older = locality::read_older(config, &at.field("zone_aware_lb_config"), report);
+                found.zone_aware = found.zone_aware.or(older);
+            }
+            None => {}
+        }
+        if let Some(hashing) = &common.consistent_hashing_lb_config {
+            let older = ConsistentHashingLbConfig {
+                use_hostname_for_hashing: hashing.use_hostname_for_hashing,
+                hash_balance_factor: hashing.hash_balance_factor,
+                hash_policy: Vec::new(),
+            };
+            let older = locality::read_hashing(&older, &at.field("consistent_hashing_lb_config"), report);
+            found.hashing = found.hashing.or(Some(older));
+        }
     }
     if let Some(slow_start) = &ours.slow_start {
         let window = common::opt_duration(slow_start.window.as_ref(), at, "slow_start.window", report);
@@ -116,7 +153,7 @@ pub(super) fn decode(
             min_share: PerMillion::new(slow_start.min_share),
         });
     }
-    if let (Balancer::WeightedRoundRobin(settings), Some(exact)) = (&mut found.balancer, ours.error_penalty) {
+    if let (Balancer::WeightedRoundRobin(settings), Some(exact)) = (leaf_mut(&mut found.balancer), ours.error_penalty) {
         settings.error_penalty = exact;
     }
     Some(found)
@@ -131,24 +168,46 @@ fn typed(package: &str, message: &str, config: &impl Message) -> TypedExtensionC
     extension::typed(&name, &format!("{URL_PREFIX}{package}.v3.{message}"), config)
 }
 
+/// The balancer under all that only narrow the choice.
+fn leaf(balancer: &Balancer) -> &Balancer {
+    match balancer {
+        Balancer::RandomSubsetting { child, .. } => leaf(child),
+        other => other,
+    }
+}
+
+fn leaf_mut(balancer: &mut Balancer) -> &mut Balancer {
+    match balancer {
+        Balancer::RandomSubsetting { child, .. } => leaf_mut(child),
+        other => other,
+    }
+}
+
 /// The policy and, after it, what clients that don't know it should take.
-fn candidates(cluster: &Cluster) -> Vec<TypedExtensionConfig> {
+fn candidates(balancer: &Balancer, cluster: &Cluster) -> Vec<TypedExtensionConfig> {
     let slow_start_config = cluster.slow_start.as_ref().map(encode_slow_start);
     let weighted = cluster.locality.weighted;
-    let locality_lb_config = weighted.then(|| LocalityLbConfig {
-        locality_config_specifier: Some(locality_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(
-            Default::default(),
-        )),
-    });
+    let locality_lb_config = locality::encode(&cluster.locality);
     let locality_weighted_lb_config = weighted.then(Default::default);
     let round_robin = || {
         let config = RoundRobin { slow_start_config: slow_start_config.clone(), locality_lb_config };
         typed("round_robin", "RoundRobin", &config)
     };
-    let least_request = |choices: u32| {
+    let least_request = |choices: u32, bias: u32| {
         let choice_count = common::uint32(choices);
+        let active_request_bias = (bias != FULL_BIAS).then(|| RuntimeDouble {
+            default_value: f64::from(bias) / 1e6,
+            // Envoy demands a key; this one is never set.
+            runtime_key: "mesh.least_request.bias".to_owned(),
+        });
         let slow_start_config = slow_start_config.clone();
-        let config = LeastRequest { choice_count, slow_start_config, locality_lb_config, ..Default::default() };
+        let config = LeastRequest {
+            choice_count,
+            active_request_bias,
+            slow_start_config,
+            locality_lb_config,
+            ..Default::default()
+        };
         typed("least_request", "LeastRequest", &config)
     };
     let ring_hash = |min, max| {
@@ -156,20 +215,21 @@ fn candidates(cluster: &Cluster) -> Vec<TypedExtensionConfig> {
             hash_function: HashFunction::XxHash.into(),
             minimum_ring_size: common::uint64(min),
             maximum_ring_size: common::uint64(max),
+            consistent_hashing_lb_config: locality::encode_hashing(cluster.hashing),
             locality_weighted_lb_config,
             ..Default::default()
         };
         typed("ring_hash", "RingHash", &config)
     };
-    match &cluster.balancer {
+    match balancer {
         Balancer::RoundRobin => vec![round_robin()],
-        Balancer::LeastRequest { choices } => {
-            vec![least_request((*choices).into()), round_robin()]
+        Balancer::LeastRequest { choices, bias } => {
+            vec![least_request((*choices).into(), *bias), round_robin()]
         }
         Balancer::Random => vec![typed("random", "Random", &Random { locality_lb_config }), round_robin()],
         Balancer::PeakEwma => vec![
             extension::typed("mesh.load_balancing_policies.peak_ewma", PEAK_EWMA, &PeakEwma {}),
-            least_request(CHOICES.0),
+            least_request(CHOICES.0, FULL_BIAS),
             round_robin(),
         ],
         Balancer::WeightedRoundRobin(settings) => {
@@ -179,11 +239,22 @@ fn candidates(cluster: &Cluster) -> Vec<TypedExtensionConfig> {
         Balancer::RingHash { min_size, max_size } => vec![ring_hash(*min_size, *max_size), round_robin()],
         Balancer::Maglev { table_size } => {
             let table_size = common::uint64(*table_size);
-            let config = Maglev { table_size, locality_weighted_lb_config, ..Default::default() };
+            let consistent_hashing_lb_config = locality::encode_hashing(cluster.hashing);
+            let config = Maglev { table_size, consistent_hashing_lb_config, locality_weighted_lb_config };
             vec![typed("maglev", "Maglev", &config), ring_hash(DEFAULT_RING, MAX_RING), round_robin()]
         }
         Balancer::PickFirst { shuffle } => {
             vec![typed("pick_first", "PickFirst", &PickFirst { shuffle_address_list: *shuffle })]
+        }
+        Balancer::RandomSubsetting { size, child } => {
+            // Clients that don't know subsetting take the child over all endpoints.
+            let children = candidates(child, cluster);
+            let policies = children.iter().cloned().map(entry).collect();
+            let child_policy = Some(LoadBalancingPolicy { policies });
+            let config = RandomSubsetting { subset_size: common::uint32(*size), child_policy };
+            let mut all = vec![typed("random_subsetting", "RandomSubsetting", &config)];
+            all.extend(children);
+            all
         }
         Balancer::Passthrough => vec![typed("cluster_provided", "ClusterProvided", &ClusterProvided {})],
         // A balancer that this codec does not know.
@@ -216,11 +287,11 @@ fn decode_list(
         };
         let kind = extension::type_of(config);
         if kind == PEAK_EWMA {
-            return Some(Balancing { balancer: Balancer::PeakEwma, weighted: false, slow_start: None });
+            return Some(Balancing::of(Balancer::PeakEwma));
         }
         let Some(kind) = kind.strip_prefix(URL_PREFIX) else { continue };
         if kind == "cluster_provided.v3.ClusterProvided" {
-            last_resort = Some(Balancing { balancer: Balancer::Passthrough, weighted: false, slow_start: None });
+            last_resort = Some(Balancing::of(Balancer::Passthrough));
             if own_choice {
                 continue;
             }
@@ -245,32 +316,43 @@ fn decode_known(
     at: &At<'_>,
     report: &mut Report,
 ) -> Option<Option<Balancing>> {
-    let plain = |balancer, weighted| Balancing { balancer, weighted, slow_start: None };
     Some(match kind {
         "wrr_locality.v3.WrrLocality" => extension::unpack::<WrrLocality>(config, at, report).and_then(|wrapper| {
             let child = wrapper.endpoint_picking_policy.unwrap_or_default();
             let inner = decode_list(&child, false, depth + 1, &at.field("endpoint_picking_policy"), report)?;
             Some(Balancing { weighted: true, ..inner })
         }),
-        "round_robin.v3.RoundRobin" => extension::unpack::<RoundRobin>(config, at, report).map(|c| Balancing {
-            balancer: Balancer::RoundRobin,
-            weighted: is_weighted(c.locality_lb_config.as_ref()),
-            slow_start: read_slow_start(c.slow_start_config.as_ref(), at, report),
+        "random_subsetting.v3.RandomSubsetting" => {
+            let wrapper = extension::unpack::<RandomSubsetting>(config, at, report);
+            wrapper.and_then(|w| read_subsetting(&w, depth, at, report))
+        }
+        "override_host.v3.OverrideHost" => extension::unpack::<OverrideHost>(config, at, report).and_then(|wrapper| {
+            consider!(&wrapper, at, report, OverrideHost {
+                read: [fallback_policy],
+                idle: [],
+                override_host_sources => "requests cannot name their endpoint; the fallback policy chooses",
+                selected_host_key => "the endpoint chosen is not recorded in metadata",
+            });
+            let fallback = wrapper.fallback_policy.unwrap_or_default();
+            decode_list(&fallback, false, depth + 1, &at.field("fallback_policy"), report)
+        }),
+        "round_robin.v3.RoundRobin" => extension::unpack::<RoundRobin>(config, at, report).map(|c| {
+            let slow_start = read_slow_start(c.slow_start_config.as_ref(), at, report);
+            let found = Balancing { slow_start, ..Balancing::of(Balancer::RoundRobin) };
+            found.with_locality(c.locality_lb_config.as_ref(), at, report)
         }),
         "least_request.v3.LeastRequest" => {
             extension::unpack::<LeastRequest>(config, at, report).and_then(|c| read_least_request(&c, at, report))
         }
         "random.v3.Random" => extension::unpack::<Random>(config, at, report)
-            .map(|c| plain(Balancer::Random, is_weighted(c.locality_lb_config.as_ref()))),
+            .map(|c| Balancing::of(Balancer::Random).with_locality(c.locality_lb_config.as_ref(), at, report)),
         "pick_first.v3.PickFirst" => extension::unpack::<PickFirst>(config, at, report)
-            .map(|c| plain(Balancer::PickFirst { shuffle: c.shuffle_address_list }, false)),
+            .map(|c| Balancing::of(Balancer::PickFirst { shuffle: c.shuffle_address_list })),
         "client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin" => {
             extension::unpack::<ClientSideWeightedRoundRobin>(config, at, report).and_then(|c| {
-                Some(Balancing {
-                    balancer: Balancer::WeightedRoundRobin(read_weighted(&c, at, report)?),
-                    weighted: false,
-                    slow_start: read_slow_start(c.slow_start_config.as_ref(), at, report),
-                })
+                let balancer = Balancer::WeightedRoundRobin(read_weighted(&c, at, report)?);
+                let slow_start = read_slow_start(c.slow_start_config.as_ref(), at, report);
+                Some(Balancing { slow_start, ..Balancing::of(balancer) })
             })
         }
         "ring_hash.v3.RingHash" => {
@@ -279,7 +361,9 @@ fn decode_known(
         "maglev.v3.Maglev" => extension::unpack::<Maglev>(config, at, report).and_then(|c| {
             let table = c.table_size.map_or(DEFAULT_TABLE, |s| s.value);
             let balancer = read_maglev(table, &at.field("table_size"), report)?;
-            Some(plain(balancer, c.locality_weighted_lb_config.is_some()))
+            let hashing = c.consistent_hashing_lb_config.as_ref();
+            let hashing = hashing.map(|h| locality::read_hashing(h, &at.field("consistent_hashing_lb_config"), report));
+            Some(Balancing { weighted: c.locality_weighted_lb_config.is_some(), hashing, ..Balancing::of(balancer) })
         }),
         _ => return None,
     })
@@ -288,7 +372,7 @@ fn decode_known(
 /// The enum of clients before gRFC A52. Round robin and least request then weigh localities, as gRPC
 /// does (gRFC A27).
 fn decode_enum(proto: &xds::Cluster, own_choice: bool, at: &At<'_>, report: &mut Report) -> Option<Balancing> {
-    let found = |balancer, weighted| Some(Balancing { balancer, weighted, slow_start: None });
+    let found = |balancer| Some(Balancing::of(balancer));
     match LbPolicy::try_from(proto.lb_policy) {
         Ok(LbPolicy::RoundRobin) => {
             let slow_start = match &proto.lb_config {
@@ -296,7 +380,7 @@ fn decode_enum(proto: &xds::Cluster, own_choice: bool, at: &At<'_>, report: &mut
                 _ => None,
             };
             let slow_start = read_slow_start(slow_start.map(newer).as_ref(), at, report);
-            Some(Balancing { balancer: Balancer::RoundRobin, weighted: true, slow_start })
+            Some(Balancing { weighted: true, slow_start, ..Balancing::of(Balancer::RoundRobin) })
         }
         Ok(LbPolicy::LeastRequest) => {
             let config = match &proto.lb_config {
@@ -327,18 +411,18 @@ fn decode_enum(proto: &xds::Cluster, own_choice: bool, at: &At<'_>, report: &mut
             };
             read_ring_hash(&config, &at, report)
         }
-        Ok(LbPolicy::Random) => found(Balancer::Random, false),
+        Ok(LbPolicy::Random) => found(Balancer::Random),
         Ok(LbPolicy::Maglev) => {
             let table = match &proto.lb_config {
                 Some(LbConfig::MaglevLbConfig(config)) => config.table_size.map_or(DEFAULT_TABLE, |s| s.value),
                 _ => DEFAULT_TABLE,
             };
             let balancer = read_maglev(table, &at.field("maglev_lb_config.table_size"), report)?;
-            found(balancer, false)
+            found(balancer)
         }
         // An aggregate's children balance (gRFC A75); other clusters dial what the caller dialled.
-        Ok(LbPolicy::ClusterProvided) if own_choice && is_aggregate(proto) => found(Balancer::RoundRobin, false),
-        Ok(LbPolicy::ClusterProvided) => found(Balancer::Passthrough, false),
+        Ok(LbPolicy::ClusterProvided) if own_choice && is_aggregate(proto) => found(Balancer::RoundRobin),
+        Ok(LbPolicy::ClusterProvided) => found(Balancer::Passthrough),
         Ok(LbPolicy::LoadBalancingPolicyConfig) => {
             report.problem(&at.field("load_balancing_policy"), "lb_policy refers to it and it is not set");
             None
@@ -354,15 +438,24 @@ fn is_aggregate(proto: &xds::Cluster) -> bool {
     matches!(proto.cluster_discovery_type, Some(xds::cluster::ClusterDiscoveryType::ClusterType(_)))
 }
 
-fn is_weighted(config: Option<&LocalityLbConfig>) -> bool {
-    use locality_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig;
-    matches!(config.and_then(|c| c.locality_config_specifier.as_ref()), Some(LocalityWeightedLbConfig(_)))
+/// gRFC A68: a size above 0 and a child.
+fn read_subsetting(proto: &RandomSubsetting, depth: usize, at: &At<'_>, report: &mut Report) -> Option<Balancing> {
+    let size = proto.subset_size.map_or(0, |s| s.value);
+    if size == 0 {
+        report.problem(&at.field("subset_size"), "it must be above 0 (gRFC A68)");
+    }
+    let child = proto.child_policy.clone().unwrap_or_default();
+    let inner = decode_list(&child, false, depth + 1, &at.field("child_policy"), report)?;
+    Some(Balancing { balancer: Balancer::RandomSubsetting { size, child: Box::new(inner.balancer) }, ..inner })
 }
 
 /// gRFC A48: fewer than 2 choices are refused, more than 10 are 10.
 fn read_least_request(proto: &LeastRequest, at: &At<'_>, report: &mut Report) -> Option<Balancing> {
-    let set = proto.active_request_bias.is_some();
-    report.unenforced_if(set, at, "active_request_bias", "weights count as with a bias of 1");
+    let bias = proto.active_request_bias.as_ref().map_or(1.0, |b| b.default_value);
+    let Some(bias) = millionths(bias) else {
+        report.problem(&at.field("active_request_bias"), format!("{bias} is not usable"));
+        return None;
+    };
     let set = proto.selection_method != 0 || common::is_true(proto.enable_full_scan.as_ref());
     report.unenforced_if(set, at, "selection_method", "endpoints are drawn, not all scanned");
     let choices = proto.choice_count.map_or(CHOICES.0, |c| c.value);
@@ -370,19 +463,25 @@ fn read_least_request(proto: &LeastRequest, at: &At<'_>, report: &mut Report) ->
         report.problem(&at.field("choice_count"), format!("{choices} is less than {} (gRFC A48)", CHOICES.0));
         return None;
     }
-    Some(Balancing {
-        balancer: Balancer::LeastRequest { choices: u8::try_from(choices.min(CHOICES.1)).unwrap_or(u8::MAX) },
-        weighted: is_weighted(proto.locality_lb_config.as_ref()),
-        slow_start: read_slow_start(proto.slow_start_config.as_ref(), at, report),
-    })
+    let choices = u8::try_from(choices.min(CHOICES.1)).unwrap_or(u8::MAX);
+    let slow_start = read_slow_start(proto.slow_start_config.as_ref(), at, report);
+    let found = Balancing { slow_start, ..Balancing::of(Balancer::LeastRequest { choices, bias }) };
+    Some(found.with_locality(proto.locality_lb_config.as_ref(), at, report))
 }
 
 fn read_ring_hash(proto: &RingHash, at: &At<'_>, report: &mut Report) -> Option<Balancing> {
     if proto.hash_function == i32::from(HashFunction::MurmurHash2) {
         report.problem(&at.field("hash_function"), "only XX_HASH is supported (gRFC A42)");
     }
-    let set = proto.hash_balance_factor.is_some() || proto.consistent_hashing_lb_config.is_some();
-    report.unenforced_if(set, at, "consistent_hashing_lb_config", "hashing is not bounded by load");
+    // The two fields that the message replaced stand beside it.
+    let older = ConsistentHashingLbConfig {
+        use_hostname_for_hashing: proto.use_hostname_for_hashing,
+        hash_balance_factor: proto.hash_balance_factor,
+        hash_policy: Vec::new(),
+    };
+    let older = (older != ConsistentHashingLbConfig::default()).then_some(&older);
+    let hashing = proto.consistent_hashing_lb_config.as_ref().or(older);
+    let hashing = hashing.map(|h| locality::read_hashing(h, &at.field("consistent_hashing_lb_config"), report));
     let min_size = proto.minimum_ring_size.map_or(DEFAULT_RING, |s| s.value);
     let max_size = proto.maximum_ring_size.map_or(MAX_RING, |s| s.value);
     for (name, size) in [("minimum_ring_size", min_size), ("maximum_ring_size", max_size)] {
@@ -395,7 +494,7 @@ fn read_ring_hash(proto: &RingHash, at: &At<'_>, report: &mut Report) -> Option<
         return None;
     }
     let weighted = proto.locality_weighted_lb_config.is_some();
-    Some(Balancing { balancer: Balancer::RingHash { min_size, max_size }, weighted, slow_start: None })
+    Some(Balancing { weighted, hashing, ..Balancing::of(Balancer::RingHash { min_size, max_size }) })
 }
 
 fn read_maglev(table_size: u64, at: &At<'_>, report: &mut Report) -> Option<Balancer> {

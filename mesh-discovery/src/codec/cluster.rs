@@ -4,27 +4,35 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
-    ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType, EdsClusterConfig, TransportSocketMatch,
-    common_lb_config::LocalityConfigSpecifier,
+    ClusterDiscoveryType, CommonLbConfig, CustomClusterType, DiscoveryType, DnsLookupFamily, EdsClusterConfig,
+    RefreshRate, TransportSocketMatch,
+    common_lb_config::{ConsistentHashingLbConfig, LocalityConfigSpecifier},
 };
-use envoy_types::pb::envoy::config::core::v3::Metadata;
-use envoy_types::pb::envoy::extensions::clusters::aggregate::v3::ClusterConfig;
-use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind};
+use envoy_types::pb::envoy::config::core::v3::{
+    ConfigSource, HealthStatus, HealthStatusSet, Metadata, config_source::ConfigSourceSpecifier,
+};
+use envoy_types::pb::envoy::extensions::clusters::{aggregate::v3::ClusterConfig, dns::v3::DnsCluster};
+use envoy_types::pb::google::protobuf::{Any, Struct, Value, value::Kind};
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{
-    Address, Cluster, ClusterTelemetry, Discovery, Endpoints, LocalityBalancing, MeshTls, UpstreamTls,
+    Address, Cluster, ClusterTelemetry, Discovery, DnsFamily, DnsOptions, Endpoints, Hashing, Health, HttpProxy,
+    LoadReport, LocalityBalancing, MeshTls, UpstreamTls,
 };
 
 use super::common::{self, non_empty};
 use super::extension::{self, url};
-use super::report::{At, Report};
-use super::{balancer, connection, endpoint, matcher, outlier, tls};
+use super::report::{At, Report, consider};
+use super::{balancer, connection, endpoint, health_check, locality, matcher, outlier, subset, tls};
 use crate::proto::policy::{AutoTls, ClusterPolicy, OutlierShares};
 
 pub(super) use envoy_types::pb::envoy::config::cluster::v3::Cluster as Proto;
 
 /// Metadata whose `services` names what the cluster is for: `[{host, name, namespace}]`.
 const SERVICES: (&str, &str) = ("istio", "services");
+/// Metadata that names the service for metrics (gRFC A89), read where [`SERVICES`] is missing.
+const CSM: &str = "com.google.csm.telemetry_labels";
+/// What an endpoint may be to keep its pinned sessions, when nothing is said (gRFC A55).
+const PINNED: [Health; 2] = [Health::Healthy, Health::Unknown];
 /// Name of the custom cluster type.
 const AGGREGATE: &str = "envoy.clusters.aggregate";
 
@@ -33,23 +41,32 @@ pub(super) fn encode(cluster: &Cluster) -> Proto {
     let mut ours = ClusterPolicy::default();
     encode_discovery(&cluster.discovery, &mut proto);
     balancer::encode(cluster, &mut proto, &mut ours);
-    proto.common_lb_config = cluster.locality.panic_threshold.map(|threshold| CommonLbConfig {
-        healthy_panic_threshold: Some(common::percent(threshold)),
-        ..Default::default()
-    });
-    proto.circuit_breakers = Some(outlier::encode_breaker(&cluster.breaker));
+    let common = encode_common(cluster);
+    proto.common_lb_config = (common != CommonLbConfig::default()).then_some(common);
+    proto.lb_subset_config = cluster.subsets.as_ref().map(subset::encode);
+    proto.circuit_breakers = Some(outlier::encode_breakers(&cluster.breaker, cluster.breaker_high.as_ref()));
     if let Some((detection, shares)) = cluster.outlier.as_ref().map(outlier::encode) {
         proto.outlier_detection = Some(detection);
         ours.outlier = (shares != OutlierShares::default()).then_some(shares);
     }
-    let checks = cluster.health_checks.iter();
-    proto.health_checks = checks.map(|c| connection::encode_health_check(c, cluster.connection.protocol)).collect();
+    proto.health_checks = cluster.health_checks.iter().map(health_check::encode).collect();
     proto.transport_socket = tls::encode_upstream(&cluster.tls);
+    if let Some(proxy) = &cluster.proxy {
+        proto.transport_socket = Some(tls::encode_proxy(proxy, proto.transport_socket.take()));
+    }
+    encode_dns(&cluster.dns, &mut proto);
+    if let Some(load_report) = &cluster.load_report {
+        let own = ConfigSourceSpecifier::Self_(Default::default());
+        proto.lrs_server = Some(ConfigSource { config_source_specifier: Some(own), ..Default::default() });
+        proto.lrs_report_endpoint_metrics.clone_from(&load_report.metrics);
+    }
     if let UpstreamTls::Auto(mesh) = &cluster.tls {
         ours.auto_tls =
             Some(AutoTls { peer_ids: mesh.peer_ids.iter().map(matcher::string).collect(), sni: mesh.sni.clone() });
     }
-    connection::encode(&cluster.connection, &mut proto, &mut ours);
+    // Without a name of its own, what Envoy sends as SNI is told here.
+    let auto_sni = matches!(&cluster.tls, UpstreamTls::Simple(tls) | UpstreamTls::Mutual(tls, _) if tls.sni.is_none());
+    connection::encode(&cluster.connection, auto_sni, &mut proto, &mut ours);
     proto.metadata = encode_telemetry(&cluster.telemetry);
     extension::put(&mut proto.metadata, "ClusterPolicy", &ours);
     proto
@@ -58,7 +75,8 @@ pub(super) fn encode(cluster: &Cluster) -> Proto {
 pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<Cluster> {
     note_unenforced(proto, at, report);
     let ours: ClusterPolicy = extension::take(proto.metadata.as_ref(), "ClusterPolicy", at, report);
-    let discovery = decode_discovery(proto, at, report);
+    let mut dns = decode_dns(proto, at, report);
+    let discovery = decode_discovery(proto, &mut dns, at, report);
     let own_choice = matches!(discovery, Some(Discovery::OriginalDestination | Discovery::Aggregate(_)));
     let balancing = balancer::decode(proto, own_choice, &ours, at, report);
     let common = proto.common_lb_config.as_ref();
@@ -68,62 +86,205 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
     let shares = ours.outlier.unwrap_or_default();
     let detection = proto.outlier_detection.as_ref();
     let outlier = detection.map(|d| outlier::decode(d, &shares, &at.field("outlier_detection"), report));
-    let breaker = outlier::decode_breaker(proto.circuit_breakers.as_ref(), &at.field("circuit_breakers"), report);
+    let at_breakers = at.field("circuit_breakers");
+    let (breaker, breaker_high) = outlier::decode_breakers(proto.circuit_breakers.as_ref(), &at_breakers, report);
     let checks = proto.health_checks.iter().enumerate();
     let health_checks =
-        checks.filter_map(|(i, c)| connection::decode_health_check(c, &at.item("health_checks", i), report)).collect();
-    let tls = decode_tls(proto, &ours, at, report);
-    let connection = connection::decode(proto, &ours, at, report);
+        checks.filter_map(|(i, c)| health_check::decode(c, &at.item("health_checks", i), report)).collect();
+    let (connection, auto) = connection::decode(proto, &ours, at, report);
+    let (tls, proxy) = decode_tls(proto, &ours, at, report).unzip();
+    let tls = tls.map(|tls| tls::with_auto(tls, &auto, at, report));
+    let subsets = proto.lb_subset_config.as_ref().map(|s| subset::decode(s, &at.field("lb_subset_config"), report));
+    let load_report = decode_load_report(proto, at, report);
+    let override_host = common.and_then(|c| c.override_host_status.as_ref()).map(decode_override_host);
     let balancing = balancing?;
     Some(Cluster {
         name: ClusterName::from(proto.name.as_str()),
         discovery: discovery?,
         balancer: balancing.balancer,
-        locality: LocalityBalancing { weighted: balancing.weighted, panic_threshold },
+        locality: LocalityBalancing { weighted: balancing.weighted, panic_threshold, zone_aware: balancing.zone_aware },
         slow_start: balancing.slow_start,
+        hashing: balancing.hashing.unwrap_or_default(),
+        subsets,
+        override_host: override_host.unwrap_or_else(|| PINNED.to_vec()),
         breaker,
+        breaker_high,
         outlier,
         health_checks,
         tls: tls?,
         connection,
+        proxy: proxy?,
+        dns,
+        load_report,
         telemetry: decode_telemetry(proto.metadata.as_ref()),
     })
 }
 
 fn note_unenforced(proto: &Proto, at: &At<'_>, report: &mut Report) {
-    let common = proto.common_lb_config.clone().unwrap_or_default();
-    let zone_aware = matches!(common.locality_config_specifier, Some(LocalityConfigSpecifier::ZoneAwareLbConfig(_)));
-    let notes = [
-        (proto.lb_subset_config.is_some(), "lb_subset_config", "subsets are clusters of their own"),
-        (zone_aware, "common_lb_config.zone_aware_lb_config", "localities are used by weight and priority"),
-        (
-            common.consistent_hashing_lb_config.is_some(),
-            "common_lb_config.consistent_hashing_lb_config",
-            "hashing is by address or hash_key and not bounded by load",
-        ),
-        (common.override_host_status.is_some(), "common_lb_config.override_host_status", "sessions are not pinned"),
-        (proto.lrs_server.is_some(), "lrs_server", "load is not reported"),
-        (proto.upstream_bind_config.is_some(), "upstream_bind_config", "connections start from any local address"),
-        (proto.preconnect_policy.is_some(), "preconnect_policy", "connections are made on demand"),
-        (proto.track_cluster_stats.is_some(), "track_cluster_stats", "metrics are the client's own"),
-        (!proto.filters.is_empty(), "filters", "clusters have no network filters"),
-        (proto.upstream_config.is_some(), "upstream_config", "connection pools are the client's own"),
-        (
-            proto.close_connections_on_host_health_failure,
-            "close_connections_on_host_health_failure",
-            "open connections finish their requests",
-        ),
-        (
-            proto.connection_pool_per_downstream_connection,
-            "connection_pool_per_downstream_connection",
-            "connections are shared",
-        ),
-        (!proto.dns_resolvers.is_empty(), "dns_resolvers", "names are resolved by the system"),
-        (proto.dns_refresh_rate.is_some(), "dns_refresh_rate", "names are resolved anew at the client's own pace"),
-    ];
-    for (set, name, effect) in notes {
-        report.unenforced_if(set, at, name, effect);
+    consider!(proto, at, report, Proto {
+        read: [
+            name, eds_cluster_config, connect_timeout, lb_policy, load_assignment, health_checks,
+            max_requests_per_connection, circuit_breakers, upstream_http_protocol_options,
+            common_http_protocol_options, http_protocol_options, http2_protocol_options,
+            typed_extension_protocol_options, dns_refresh_rate, dns_jitter, dns_failure_refresh_rate, respect_dns_ttl,
+            dns_lookup_family, outlier_detection, lb_subset_config, common_lb_config, transport_socket,
+            transport_socket_matches, transport_socket_matcher, metadata, upstream_connection_options,
+            load_balancing_policy, lrs_server, lrs_report_endpoint_metrics, cluster_discovery_type, lb_config,
+        ],
+        // Statistics; buffers; when Envoy begins to serve; and which of its two protocols it chose before
+        // the protocol options said it.
+        idle: [
+            alt_stat_name, stats_matcher, per_connection_buffer_limit_bytes,
+            per_connection_buffer_high_watermark_timeout, wait_for_warm_on_init, cleanup_interval, protocol_selection,
+            track_timeout_budgets, track_cluster_stats,
+        ],
+        dns_resolvers => "names are resolved by the system's servers",
+        use_tcp_for_dns_lookups => "names are resolved over UDP, and over TCP where an answer is too long",
+        dns_resolution_config => "names are resolved by the system's servers",
+        typed_dns_resolver_config => "names are resolved by the system's servers",
+        upstream_bind_config => "connections start from any local address",
+        close_connections_on_host_health_failure => "open connections finish their requests",
+        ignore_health_on_host_removal => "an endpoint that is removed gets no new requests, healthy or not",
+        filters => "clusters have no network filters",
+        upstream_config => "connection pools are the client's own",
+        preconnect_policy => "connections are made on demand",
+        connection_pool_per_downstream_connection => "connections are shared",
+        queuing_policies => "requests wait in the order in which they came",
+    });
+    if let Some(common) = &proto.common_lb_config {
+        consider!(common, &at.field("common_lb_config"), report, CommonLbConfig {
+            read: [
+                healthy_panic_threshold, consistent_hashing_lb_config, override_host_status,
+                locality_config_specifier,
+            ],
+            // Updates take effect at once, which is the shortest window.
+            idle: [update_merge_window],
+            ignore_new_hosts_until_first_hc => "a new endpoint is used before its first health check",
+            close_connections_on_host_set_change => "connections to endpoints that stay are kept",
+        });
     }
+}
+
+fn encode_common(cluster: &Cluster) -> CommonLbConfig {
+    let zone_aware = cluster.locality.zone_aware.as_ref();
+    let hashing = &cluster.hashing;
+    CommonLbConfig {
+        healthy_panic_threshold: cluster.locality.panic_threshold.map(common::percent),
+        consistent_hashing_lb_config: (*hashing != Hashing::default()).then(|| ConsistentHashingLbConfig {
+            use_hostname_for_hashing: hashing.use_hostname,
+            hash_balance_factor: hashing.balance_factor.and_then(common::uint32),
+        }),
+        override_host_status: (cluster.override_host != PINNED).then(|| HealthStatusSet {
+            statuses: cluster.override_host.iter().map(|health| endpoint::health(*health).into()).collect(),
+        }),
+        locality_config_specifier: zone_aware
+            .map(|zone| LocalityConfigSpecifier::ZoneAwareLbConfig(locality::encode_older(zone))),
+        ..Default::default()
+    }
+}
+
+/// gRFC A55: of the statuses only these three are considered.
+fn decode_override_host(proto: &HealthStatusSet) -> Vec<Health> {
+    let known = |status: &i32| match HealthStatus::try_from(*status) {
+        Ok(HealthStatus::Healthy) => Some(Health::Healthy),
+        Ok(HealthStatus::Unknown) => Some(Health::Unknown),
+        Ok(HealthStatus::Draining) => Some(Health::Draining),
+        _ => None,
+    };
+    let mut statuses: Vec<Health> = proto.statuses.iter().filter_map(known).collect();
+    statuses.sort_unstable();
+    statuses.dedup();
+    statuses
+}
+
+/// gRFC A27: reports go to the server that the cluster came from.
+fn decode_load_report(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<LoadReport> {
+    let server = proto.lrs_server.as_ref()?;
+    if !matches!(server.config_source_specifier, Some(ConfigSourceSpecifier::Self_(_))) {
+        report.problem(&at.field("lrs_server"), "the server must be self (gRFC A27)");
+    }
+    Some(LoadReport { metrics: proto.lrs_report_endpoint_metrics.clone() })
+}
+
+fn encode_dns(dns: &DnsOptions, proto: &mut Proto) {
+    let family = match dns.family {
+        DnsFamily::Auto => DnsLookupFamily::Auto,
+        DnsFamily::V4Only => DnsLookupFamily::V4Only,
+        DnsFamily::V6Only => DnsLookupFamily::V6Only,
+        DnsFamily::V4Preferred => DnsLookupFamily::V4Preferred,
+        DnsFamily::All => DnsLookupFamily::All,
+    };
+    proto.dns_lookup_family = family.into();
+    proto.dns_refresh_rate = dns.refresh.map(common::duration);
+    proto.dns_failure_refresh_rate =
+        dns.failure_refresh.map(|base| RefreshRate { base_interval: Some(common::duration(base)), max_interval: None });
+    proto.respect_dns_ttl = dns.respect_ttl;
+    proto.dns_jitter = (!dns.jitter.is_zero()).then(|| common::duration(dns.jitter));
+}
+
+fn decode_dns(proto: &Proto, at: &At<'_>, report: &mut Report) -> DnsOptions {
+    let failure = proto.dns_failure_refresh_rate.as_ref().and_then(|rate| rate.base_interval.as_ref());
+    let failure_refresh = common::nonzero_duration(failure, at, "dns_failure_refresh_rate.base_interval", report);
+    DnsOptions {
+        family: decode_family(proto.dns_lookup_family, at, report),
+        refresh: common::nonzero_duration(proto.dns_refresh_rate.as_ref(), at, "dns_refresh_rate", report),
+        failure_refresh,
+        respect_ttl: proto.respect_dns_ttl,
+        jitter: common::opt_duration(proto.dns_jitter.as_ref(), at, "dns_jitter", report).unwrap_or_default(),
+    }
+}
+
+fn decode_family(family: i32, at: &At<'_>, report: &mut Report) -> DnsFamily {
+    match DnsLookupFamily::try_from(family) {
+        Ok(DnsLookupFamily::Auto) => DnsFamily::Auto,
+        Ok(DnsLookupFamily::V4Only) => DnsFamily::V4Only,
+        Ok(DnsLookupFamily::V6Only) => DnsFamily::V6Only,
+        Ok(DnsLookupFamily::V4Preferred) => DnsFamily::V4Preferred,
+        Ok(DnsLookupFamily::All) => DnsFamily::All,
+        Err(_) => {
+            report.problem(&at.field("dns_lookup_family"), format!("{family} is not known"));
+            DnsFamily::Auto
+        }
+    }
+}
+
+/// The extension that stands for both kinds of DNS cluster since Envoy 1.33.
+fn decode_dns_cluster(
+    config: &Any,
+    proto: &Proto,
+    dns: &mut DnsOptions,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<Discovery> {
+    let at_type = at.field("cluster_type");
+    let config: DnsCluster = extension::unpack(config, &at_type, report)?;
+    consider!(&config, &at_type, report, DnsCluster {
+        read: [
+            dns_refresh_rate, dns_failure_refresh_rate, respect_dns_ttl, dns_jitter, dns_lookup_family,
+            all_addresses_in_single_endpoint,
+        ],
+        idle: [],
+        typed_dns_resolver_config => "names are resolved by the system's servers",
+        dns_min_refresh_rate => "names are resolved anew at the client's own floor",
+    });
+    let failure = config.dns_failure_refresh_rate.as_ref().and_then(|rate| rate.base_interval.as_ref());
+    *dns = DnsOptions {
+        // 0 is "unspecified" here and the others are one further.
+        family: match config.dns_lookup_family {
+            0 => DnsFamily::Auto,
+            family => decode_family(family - 1, &at_type, report),
+        },
+        refresh: common::nonzero_duration(config.dns_refresh_rate.as_ref(), &at_type, "dns_refresh_rate", report),
+        failure_refresh: common::nonzero_duration(failure, &at_type, "dns_failure_refresh_rate.base_interval", report),
+        respect_ttl: config.respect_dns_ttl,
+        jitter: common::opt_duration(config.dns_jitter.as_ref(), &at_type, "dns_jitter", report).unwrap_or_default(),
+    };
+    let endpoints = assignment(proto, at, report)?;
+    if !config.all_addresses_in_single_endpoint {
+        return Some(Discovery::StrictDns(endpoints));
+    }
+    check_logical_dns(&endpoints, &at.field("load_assignment"), report);
+    Some(Discovery::LogicalDns(endpoints))
 }
 
 fn encode_discovery(discovery: &Discovery, proto: &mut Proto) {
@@ -152,10 +313,14 @@ fn encode_discovery(discovery: &Discovery, proto: &mut Proto) {
     proto.load_assignment = endpoints.map(|e| endpoint::encode(e));
 }
 
-fn decode_discovery(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<Discovery> {
+fn decode_discovery(proto: &Proto, dns: &mut DnsOptions, at: &At<'_>, report: &mut Report) -> Option<Discovery> {
     let kind = match &proto.cluster_discovery_type {
         Some(ClusterDiscoveryType::Type(kind)) => DiscoveryType::try_from(*kind),
         Some(ClusterDiscoveryType::ClusterType(custom)) => {
+            let config = custom.typed_config.as_ref();
+            if let Some(config) = config.filter(|c| extension::type_of(c) == url::DNS_CLUSTER) {
+                return decode_dns_cluster(config, proto, dns, at, report);
+            }
             return decode_aggregate(custom, &at.field("cluster_type"), report);
         }
         // The first value of the enum is the default of an unset one.
@@ -221,19 +386,26 @@ fn decode_aggregate(custom: &CustomClusterType, at: &At<'_>, report: &mut Report
     Some(Discovery::Aggregate(config.clusters.iter().map(|c| ClusterName::from(c.as_str())).collect()))
 }
 
-fn decode_tls(proto: &Proto, ours: &ClusterPolicy, at: &At<'_>, report: &mut Report) -> Option<UpstreamTls> {
+fn decode_tls(
+    proto: &Proto,
+    ours: &ClusterPolicy,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<(UpstreamTls, Option<HttpProxy>)> {
     if proto.transport_socket_matcher.is_some() {
         report.problem(&at.field("transport_socket_matcher"), "matcher trees are not supported");
     }
-    let socket = tls::decode_upstream(proto.transport_socket.as_ref(), &at.field("transport_socket"), report)?;
+    let (proxy, socket) = tls::unwrap_proxy(proto.transport_socket.as_ref(), &at.field("transport_socket"), report)?;
+    let socket = tls::decode_upstream(socket.as_ref(), &at.field("transport_socket"), report)?;
     if let Some(auto) = &ours.auto_tls {
         let peer_ids = matcher::read_strings(&auto.peer_ids, at, "auto_tls.peer_ids", report);
-        return Some(UpstreamTls::Auto(MeshTls { peer_ids, sni: auto.sni.clone() }));
+        return Some((UpstreamTls::Auto(MeshTls { peer_ids, sni: auto.sni.clone() }), proxy));
     }
     if proto.transport_socket_matches.is_empty() {
-        return Some(socket);
+        return Some((socket, proxy));
     }
-    read_matches(&proto.transport_socket_matches, &at.field("transport_socket_matches"), report)
+    let tls = read_matches(&proto.transport_socket_matches, &at.field("transport_socket_matches"), report)?;
+    Some((tls, proxy))
 }
 
 /// Istio's automatic mTLS as its sidecars get it: mesh TLS where the endpoint says so, plaintext
@@ -277,7 +449,9 @@ fn encode_telemetry(telemetry: &ClusterTelemetry) -> Option<Metadata> {
 fn decode_telemetry(metadata: Option<&Metadata>) -> ClusterTelemetry {
     let (key, field) = SERVICES;
     let Some(Kind::ListValue(list)) = extension::struct_field(metadata, key, field) else {
-        return ClusterTelemetry::default();
+        let text = |name| extension::struct_field(metadata, CSM, name).and_then(extension::as_str).unwrap_or_default();
+        let (service_name, service_namespace) = (text("service_name").to_owned(), text("service_namespace").to_owned());
+        return ClusterTelemetry { service: String::new(), service_name, service_namespace };
     };
     let Some(Kind::StructValue(Struct { fields })) = list.values.first().and_then(|v| v.kind.as_ref()) else {
         return ClusterTelemetry::default();

@@ -4,14 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::{
-    self as core, ConfigSource, RuntimeFractionalPercent, address, config_source, socket_address,
+    self as core, ConfigSource, RuntimeFractionalPercent, SocketAddress, address, config_source, socket_address,
 };
 use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, Percent, fractional_percent::DenominatorType};
 use envoy_types::pb::google::protobuf::{self as google, BoolValue, UInt32Value, UInt64Value};
 use ipnet::IpNet;
 use mesh_core::policy::{Address, PerMillion};
 
-use super::report::{At, Report};
+use super::report::{At, Report, consider};
 
 /// Longest duration protobuf allows: 10,000 years.
 const MAX_SECONDS: u64 = 315_576_000_000;
@@ -168,6 +168,11 @@ pub(super) fn read_address(proto: Option<&core::Address>, at: &At<'_>, report: &
         }
     };
     let at = at.field("socket_address");
+    consider!(socket, &at, report, SocketAddress {
+        read: [protocol, address, resolver_name, port_specifier],
+        idle: [ipv4_compat],
+        network_namespace_filepath => "connections are made in the process's own network namespace",
+    });
     if !socket.resolver_name.is_empty() {
         report.problem(&at.field("resolver_name"), "custom resolvers are not supported");
     }

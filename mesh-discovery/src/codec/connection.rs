@@ -1,12 +1,11 @@
-//! How endpoints are connected to: protocol, timeouts, keep-alive, health checks.
+//! How endpoints are connected to: protocol, timeouts, keep-alive.
 
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::cluster::v3::{self as xds, UpstreamConnectionOptions};
 use envoy_types::pb::envoy::config::core::v3::{
-    self as core, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions, KeepaliveSettings,
-    TcpKeepalive as TcpProto,
-    health_check::{GrpcHealthCheck, HealthChecker, HttpHealthCheck, TcpHealthCheck},
+    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions, KeepaliveSettings,
+    TcpKeepalive as TcpProto, UpstreamHttpProtocolOptions,
 };
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::{
     HttpProtocolOptions,
@@ -14,21 +13,23 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3::{
         AutoHttpConfig, ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
     },
 };
-use envoy_types::pb::envoy::r#type::v3::CodecClientType;
-use mesh_core::policy::{ConnectionOptions, HealthCheck, HealthProbe, Keepalive, TcpKeepalive, UpstreamProtocol};
+use mesh_core::policy::{ConnectionOptions, Keepalive, TcpKeepalive, UpstreamProtocol};
 
 use super::common;
 use super::extension::{self, url};
-use super::report::{At, Report};
+use super::report::{At, Report, consider};
 use crate::proto::policy::{ClusterPolicy, Http2Settings};
 
 /// Key of the options in `typed_extension_protocol_options`.
 const OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
 /// Writes the options into the cluster; HTTP/2 settings of an HTTP/1 cluster go into `ours`.
-pub(super) fn encode(options: &ConnectionOptions, proto: &mut xds::Cluster, ours: &mut ClusterPolicy) {
+/// `auto_sni`: the SNI is the dialled host.
+pub(super) fn encode(options: &ConnectionOptions, auto_sni: bool, proto: &mut xds::Cluster, ours: &mut ClusterPolicy) {
     let http2 = Http2ProtocolOptions {
         max_concurrent_streams: options.max_concurrent_streams.and_then(common::uint32),
+        initial_stream_window_size: options.initial_stream_window.and_then(common::uint32),
+        initial_connection_window_size: options.initial_connection_window.and_then(common::uint32),
         connection_keepalive: options.http2_keepalive.as_ref().map(|k| KeepaliveSettings {
             interval: Some(common::duration(k.interval)),
             timeout: Some(common::duration(k.timeout)),
@@ -45,6 +46,8 @@ pub(super) fn encode(options: &ConnectionOptions, proto: &mut xds::Cluster, ours
                 max_concurrent_streams: options.max_concurrent_streams,
                 keepalive_interval: keepalive.map(|k| common::duration(k.interval)),
                 keepalive_timeout: keepalive.map(|k| common::duration(k.timeout)),
+                initial_stream_window: options.initial_stream_window,
+                initial_connection_window: options.initial_connection_window,
             };
             ours.http2 = (settings != Http2Settings::default()).then_some(settings);
             explicit(ProtocolConfig::HttpProtocolOptions(Default::default()))
@@ -63,6 +66,8 @@ pub(super) fn encode(options: &ConnectionOptions, proto: &mut xds::Cluster, ours
             max_requests_per_connection: options.max_requests_per_connection.and_then(common::uint32),
             ..Default::default()
         }),
+        upstream_http_protocol_options: auto_sni
+            .then(|| UpstreamHttpProtocolOptions { auto_sni: true, ..Default::default() }),
         upstream_protocol_options: Some(protocol),
         ..Default::default()
     };
@@ -89,7 +94,7 @@ pub(super) fn decode(
     ours: &ClusterPolicy,
     at: &At<'_>,
     report: &mut Report,
-) -> ConnectionOptions {
+) -> (ConnectionOptions, UpstreamHttpProtocolOptions) {
     let defaults = ConnectionOptions::default();
     let mut options = ConnectionOptions::default();
     if let Some(timeout) = &proto.connect_timeout {
@@ -103,6 +108,10 @@ pub(super) fn decode(
     }
     // The fields that the typed options replaced.
     let mut common_options = proto.common_http_protocol_options;
+    let mut auto = proto.upstream_http_protocol_options.clone().unwrap_or_default();
+    if let Some(http1) = &proto.http_protocol_options {
+        note_http1(http1, &at.field("http_protocol_options"), report);
+    }
     if let Some(http2) = &proto.http2_protocol_options {
         options.protocol = UpstreamProtocol::Http2;
         read_http2(http2, &mut options, &at.field("http2_protocol_options"), report);
@@ -112,6 +121,7 @@ pub(super) fn decode(
         if let Some(typed) = extension::unpack::<HttpProtocolOptions>(any, &at, report) {
             read_typed(&typed, &mut options, &at, report);
             common_options = typed.common_http_protocol_options;
+            auto = typed.upstream_http_protocol_options.unwrap_or_default();
         }
     }
     let other = proto.typed_extension_protocol_options.keys().any(|key| key != OPTIONS);
@@ -127,13 +137,29 @@ pub(super) fn decode(
         options.max_age = common::nonzero_duration(age, &at, "max_connection_duration", report);
         let requests = common.max_requests_per_connection.map(|n| n.value);
         options.max_requests_per_connection = requests.or(options.max_requests_per_connection);
-        let set = common.max_stream_duration.is_some();
-        report.unenforced_if(set, &at, "max_stream_duration", "routes and the listener limit streams");
+        consider!(common, &at, report, CommonOptions {
+            read: [idle_timeout, max_connection_duration, max_requests_per_connection],
+            idle: [],
+            max_connection_duration_jitter => "connections are drained at their age, without jitter",
+            max_headers_count => "the number of an answer's headers has the HTTP library's limit",
+            max_response_headers_kb => "the size of an answer's headers has the HTTP library's limit",
+            max_stream_duration => "routes and the listener limit streams",
+            headers_with_underscores_action => "headers with underscores are passed on",
+        });
     }
     if let Some(settings) = &ours.http2 {
         options.max_concurrent_streams = settings.max_concurrent_streams;
+        options.initial_stream_window = settings.initial_stream_window;
+        options.initial_connection_window = settings.initial_connection_window;
         let (every, wait) = (settings.keepalive_interval.as_ref(), settings.keepalive_timeout.as_ref());
         options.http2_keepalive = read_keepalive(every, wait, at, report);
+    }
+    if let Some(connection) = &proto.upstream_connection_options {
+        consider!(connection, &at.field("upstream_connection_options"), report, UpstreamConnectionOptions {
+            read: [tcp_keepalive],
+            idle: [set_local_interface_name_on_upstream_connections],
+            happy_eyeballs_config => "addresses of both families take turns (gRFC A61)",
+        });
     }
     let keepalive = proto.upstream_connection_options.as_ref().and_then(|o| o.tcp_keepalive.as_ref());
     options.tcp_keepalive = keepalive.map(|k| TcpKeepalive {
@@ -141,15 +167,20 @@ pub(super) fn decode(
         time: k.keepalive_time.map(|n| Duration::from_secs(n.value.into())),
         interval: k.keepalive_interval.map(|n| Duration::from_secs(n.value.into())),
     });
-    options
+    (options, auto)
 }
 
 fn read_typed(typed: &HttpProtocolOptions, options: &mut ConnectionOptions, at: &At<'_>, report: &mut Report) {
-    let set = !typed.http_filters.is_empty();
-    report.unenforced_if(set, at, "http_filters", "clusters have no filters of their own");
-    let set =
-        typed.retry_policy.is_some() || !typed.hash_policy.is_empty() || !typed.request_mirror_policies.is_empty();
-    report.unenforced_if(set, at, "retry_policy", "retries, hashing and mirroring are matters of routes");
+    consider!(typed, at, report, HttpProtocolOptions {
+        read: [common_http_protocol_options, upstream_http_protocol_options, upstream_protocol_options],
+        idle: [],
+        http_filters => "clusters have no filters of their own",
+        header_validation_config => "headers are checked by the HTTP library",
+        outlier_detection => "5xx answers are failures, whatever else is said",
+        request_mirror_policies => "mirroring is a matter of routes",
+        hash_policy => "hashing is a matter of routes",
+        retry_policy => "retries are a matter of routes",
+    });
     let mut http2 = |settings: Option<&Http2ProtocolOptions>, options: &mut ConnectionOptions| {
         if let Some(settings) = settings {
             read_http2(settings, options, &at.field("http2_protocol_options"), report);
@@ -161,7 +192,11 @@ fn read_typed(typed: &HttpProtocolOptions, options: &mut ConnectionOptions, at: 
                 options.protocol = UpstreamProtocol::Http2;
                 http2(Some(settings), options);
             }
-            Some(ProtocolConfig::HttpProtocolOptions(_)) | None => options.protocol = UpstreamProtocol::Http1,
+            Some(ProtocolConfig::HttpProtocolOptions(settings)) => {
+                options.protocol = UpstreamProtocol::Http1;
+                note_http1(settings, &at.field("http_protocol_options"), report);
+            }
+            None => options.protocol = UpstreamProtocol::Http1,
             Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
                 options.protocol = UpstreamProtocol::Alpn;
                 report.unenforced(&at.field("http3_protocol_options"), "HTTP/3 is not spoken; ALPN decides");
@@ -170,6 +205,16 @@ fn read_typed(typed: &HttpProtocolOptions, options: &mut ConnectionOptions, at: 
         Some(UpstreamProtocolOptions::AutoConfig(config)) => {
             options.protocol = UpstreamProtocol::Alpn;
             http2(config.http2_protocol_options.as_ref(), options);
+            let AutoHttpConfig {
+                http_protocol_options: _,
+                http2_protocol_options: _,
+                // HTTP/3 is not spoken, which ALPN tells the endpoint.
+                http3_protocol_options: _,
+                alternate_protocols_cache_options: _,
+            } = config;
+            if let Some(http1) = &config.http_protocol_options {
+                note_http1(http1, &at.field("http_protocol_options"), report);
+            }
         }
         Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(config)) => {
             options.protocol = UpstreamProtocol::Http1;
@@ -184,11 +229,35 @@ fn read_typed(typed: &HttpProtocolOptions, options: &mut ConnectionOptions, at: 
 }
 
 fn read_http2(proto: &Http2ProtocolOptions, options: &mut ConnectionOptions, at: &At<'_>, report: &mut Report) {
+    consider!(proto, at, report, Http2ProtocolOptions {
+        read: [
+            max_concurrent_streams, initial_stream_window_size, initial_connection_window_size, connection_keepalive,
+        ],
+        // Bounds and habits of Envoy's own codec; the HTTP library has its own.
+        idle: [
+            hpack_table_size, max_outbound_frames, max_outbound_control_frames,
+            max_consecutive_inbound_frames_with_empty_payload, max_inbound_priority_frames_per_stream,
+            max_inbound_window_update_frames_per_data_frame_sent, stream_error_on_invalid_http_messaging,
+            override_stream_error_on_invalid_http_message, use_oghttp2_codec, max_metadata_size,
+            enable_huffman_encoding, max_header_field_size_kb, disallow_obs_text, stream_reset_burst,
+            stream_reset_rate, allow_connect,
+        ],
+        allow_metadata => "METADATA frames are ignored",
+        custom_settings_parameters => "only known settings are sent",
+    });
     options.max_concurrent_streams = proto.max_concurrent_streams.map(|n| n.value);
+    options.initial_stream_window =
+        read_window(proto.initial_stream_window_size, "initial_stream_window_size", at, report);
+    options.initial_connection_window =
+        read_window(proto.initial_connection_window_size, "initial_connection_window_size", at, report);
     if let Some(keepalive) = &proto.connection_keepalive {
         let at = at.field("connection_keepalive");
-        let set = keepalive.connection_idle_interval.is_some();
-        report.unenforced_if(set, &at, "connection_idle_interval", "idle connections are pinged like busy ones");
+        consider!(keepalive, &at, report, KeepaliveSettings {
+            read: [interval, timeout],
+            // A spread so that pings do not meet; ours begin with each connection.
+            idle: [interval_jitter],
+            connection_idle_interval => "idle connections are pinged like busy ones",
+        });
         let (every, wait) = (keepalive.interval.as_ref(), keepalive.timeout.as_ref());
         options.http2_keepalive = read_keepalive(every, wait, &at, report);
     }
@@ -210,80 +279,33 @@ fn read_keepalive(
     }
 }
 
-pub(super) fn encode_health_check(check: &HealthCheck, protocol: UpstreamProtocol) -> core::HealthCheck {
-    let codec = match protocol {
-        UpstreamProtocol::Http2 => CodecClientType::Http2,
-        UpstreamProtocol::Http1 | UpstreamProtocol::Alpn => CodecClientType::Http1,
-    };
-    let checker = match &check.probe {
-        HealthProbe::Tcp => HealthChecker::TcpHealthCheck(TcpHealthCheck::default()),
-        HealthProbe::Http { path, host } => HealthChecker::HttpHealthCheck(HttpHealthCheck {
-            path: path.clone(),
-            host: host.clone(),
-            codec_client_type: codec.into(),
-            ..Default::default()
-        }),
-        HealthProbe::Grpc { service } => {
-            HealthChecker::GrpcHealthCheck(GrpcHealthCheck { service_name: service.clone(), ..Default::default() })
-        }
-    };
-    core::HealthCheck {
-        timeout: Some(common::duration(check.timeout)),
-        interval: Some(common::duration(check.interval)),
-        unhealthy_threshold: common::uint32(check.unhealthy_threshold),
-        healthy_threshold: common::uint32(check.healthy_threshold),
-        health_checker: Some(checker),
-        ..Default::default()
+/// HTTP/2's bound on windows.
+const MAX_WINDOW: u32 = i32::MAX as u32;
+
+fn read_window(
+    proto: Option<envoy_types::pb::google::protobuf::UInt32Value>,
+    name: &str,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<u32> {
+    let size = proto?.value;
+    if size > MAX_WINDOW {
+        report.problem(&at.field(name), format!("{size} is more than {MAX_WINDOW}"));
     }
+    Some(size)
 }
 
-/// Decodes a health check; kinds that are not known are passed over and reported.
-pub(super) fn decode_health_check(proto: &core::HealthCheck, at: &At<'_>, report: &mut Report) -> Option<HealthCheck> {
-    let probe = match &proto.health_checker {
-        Some(HealthChecker::TcpHealthCheck(tcp)) => {
-            let set = tcp.send.is_some() || !tcp.receive.is_empty();
-            report.unenforced_if(set, at, "tcp_health_check", "only the connection is checked");
-            HealthProbe::Tcp
-        }
-        Some(HealthChecker::HttpHealthCheck(http)) => {
-            let set = !http.expected_statuses.is_empty() || http.service_name_matcher.is_some();
-            report.unenforced_if(set, at, "http_health_check.expected_statuses", "200 is healthy, nothing else");
-            let set = http.method != 0 || !http.request_headers_to_add.is_empty();
-            report.unenforced_if(set, at, "http_health_check.method", "a plain GET is sent");
-            HealthProbe::Http { path: http.path.clone(), host: http.host.clone() }
-        }
-        Some(HealthChecker::GrpcHealthCheck(grpc)) => {
-            let set = !grpc.authority.is_empty() || !grpc.initial_metadata.is_empty();
-            report.unenforced_if(set, at, "grpc_health_check.authority", "the cluster's name is the authority");
-            HealthProbe::Grpc { service: grpc.service_name.clone() }
-        }
-        Some(HealthChecker::CustomHealthCheck(_)) | None => {
-            report.unenforced(at, "a health check of an unknown kind is not done");
-            return None;
-        }
-    };
-    let mut time = |value, name| {
-        let time = common::nonzero_duration(value, at, name, report);
-        if time.is_none() {
-            report.problem(&at.field(name), "a time above 0 is required");
-        }
-        time
-    };
-    let timeout = time(proto.timeout.as_ref(), "timeout");
-    let interval = time(proto.interval.as_ref(), "interval");
-    let mut threshold = |value: Option<envoy_types::pb::google::protobuf::UInt32Value>, name| {
-        if value.is_none() {
-            report.problem(&at.field(name), "a threshold is required");
-        }
-        value.map(|v| v.value)
-    };
-    let unhealthy = threshold(proto.unhealthy_threshold, "unhealthy_threshold");
-    let healthy = threshold(proto.healthy_threshold, "healthy_threshold");
-    Some(HealthCheck {
-        probe,
-        interval: interval?,
-        timeout: timeout?,
-        unhealthy_threshold: unhealthy?,
-        healthy_threshold: healthy?,
-    })
+fn note_http1(proto: &Http1ProtocolOptions, at: &At<'_>, report: &mut Report) {
+    consider!(proto, at, report, Http1ProtocolOptions {
+        read: [],
+        // What a proxy takes from its callers, and habits of Envoy's own codec.
+        idle: [
+            allow_absolute_url, accept_http_10, default_host_for_http_10, allow_chunked_length,
+            override_stream_error_on_invalid_http_message, use_balsa_parser, allow_custom_methods,
+        ],
+        header_key_format => "HTTP/1 header names are sent in lower case",
+        enable_trailers => "HTTP/1 trailers are passed on only where both sides say so",
+        send_fully_qualified_url => "HTTP/1 requests carry the path alone",
+        ignore_http_11_upgrade => "upgrades follow the client's own rules",
+    });
 }

@@ -8,7 +8,7 @@ use mesh_core::policy::{Cors, PerMillion};
 
 use super::common;
 use super::matcher;
-use super::report::{At, Report};
+use super::report::{At, Report, consider};
 
 pub(super) fn encode(cors: &Cors) -> Proto {
     Proto {
@@ -31,8 +31,14 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
     }
     let partly = enabled.is_some_and(|share| share != PerMillion::ALL);
     report.unenforced_if(partly, at, "filter_enabled", "CORS applies to all requests, not to a share");
-    let set = proto.shadow_enabled.is_some();
-    report.unenforced_if(set, at, "shadow_enabled", "CORS is not evaluated in the shadow");
+    consider!(proto, at, report, Proto {
+        read: [
+            allow_origin_string_match, allow_methods, allow_headers, expose_headers, max_age, allow_credentials,
+            filter_enabled, allow_private_network_access, forward_not_matching_preflights,
+        ],
+        idle: [],
+        shadow_enabled => "CORS is not evaluated in the shadow",
+    });
     let set = common::is_true(proto.allow_private_network_access.as_ref());
     report.unenforced_if(set, at, "allow_private_network_access", "the answer never allows private networks");
     let max_age = match proto.max_age.as_str() {

@@ -6,18 +6,20 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::{self as core, HealthStatus, Metadata};
 use envoy_types::pb::envoy::config::endpoint::v3::{
-    self as xds,
+    self as xds, Endpoint as HostProto, LbEndpoint as EndpointProto, LocalityLbEndpoints as LocalityProto,
     cluster_load_assignment::{Policy, policy},
+    endpoint::{AdditionalAddress, HealthCheckConfig},
     lb_endpoint::HostIdentifier,
     locality_lb_endpoints,
 };
-use envoy_types::pb::google::protobuf::value::Kind;
 use mesh_core::id::{Locality, Workload};
-use mesh_core::policy::{Address, DropOverload, Endpoint, EndpointMetadata, Endpoints, Health, LocalityEndpoints};
+use mesh_core::policy::{
+    Address, DropOverload, Endpoint, EndpointMetadata, Endpoints, Health, HealthCheckTarget, LocalityEndpoints,
+};
 
 use super::common::{self, non_empty};
-use super::extension;
-use super::report::{At, Report};
+use super::extension::{self, LB, url};
+use super::report::{At, Report, consider};
 
 pub(super) use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment as Proto;
 
@@ -25,18 +27,23 @@ pub(super) use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignme
 const TLS_MODE: (&str, &str, &str) = ("envoy.transport_socket_match", "tlsMode", "istio");
 /// Metadata whose `workload` says who runs there.
 const WORKLOAD: (&str, &str) = ("istio", "workload");
-/// Metadata for load balancers.
-const LB: &str = "envoy.lb";
+/// Typed metadata that names an HTTP CONNECT proxy (gRFC A86).
+const PROXY: &str = "envoy.http11_proxy_transport_socket.proxy_address";
 
 pub(super) fn encode(endpoints: &Endpoints) -> Proto {
     let drops = endpoints.drops.iter().map(|d| policy::DropOverload {
         category: d.category.clone(),
         drop_percentage: Some(common::fraction(d.share)),
     });
+    let policy = Policy {
+        drop_overloads: drops.collect(),
+        overprovisioning_factor: endpoints.overprovisioning_factor.and_then(common::uint32),
+        ..Default::default()
+    };
     Proto {
         cluster_name: endpoints.cluster.clone(),
         endpoints: endpoints.localities.iter().map(encode_locality).collect(),
-        policy: (!endpoints.drops.is_empty()).then(|| Policy { drop_overloads: drops.collect(), ..Default::default() }),
+        policy: (policy != Policy::default()).then_some(policy),
         ..Default::default()
     }
 }
@@ -64,19 +71,26 @@ fn read(proto: &Proto, origin: Origin, at: &At<'_>, report: &mut Report) -> Endp
         localities.extend(read_locality(locality, origin, &mut shared, &at.item("endpoints", i), report));
     }
     check_priorities(&localities, at, report);
-    let no_effect = "named endpoints are not used";
-    report.unenforced_if(!proto.named_endpoints.is_empty(), at, "named_endpoints", no_effect);
+    consider!(proto, at, report, Proto {
+        read: [cluster_name, endpoints, policy],
+        idle: [],
+        named_endpoints => "named endpoints are not used",
+    });
     let drops = proto.policy.as_ref().map(|p| read_policy(p, &at.field("policy"), report)).unwrap_or_default();
-    Endpoints { cluster: proto.cluster_name.clone(), localities, drops }
+    let factor = proto.policy.as_ref().and_then(|p| p.overprovisioning_factor).map(|f| f.value);
+    if factor == Some(0) {
+        report.problem(&at.field("policy.overprovisioning_factor"), "it must be above 0");
+    }
+    Endpoints { cluster: proto.cluster_name.clone(), localities, drops, overprovisioning_factor: factor }
 }
 
 fn read_policy(proto: &Policy, at: &At<'_>, report: &mut Report) -> Vec<DropOverload> {
-    let set = proto.overprovisioning_factor.is_some();
-    report.unenforced_if(set, at, "overprovisioning_factor", "a priority is left by its panic threshold alone");
-    let set = proto.endpoint_stale_after.is_some();
-    report.unenforced_if(set, at, "endpoint_stale_after", "endpoints stay until the next update");
-    let set = proto.weighted_priority_health;
-    report.unenforced_if(set, at, "weighted_priority_health", "priority health counts endpoints, not weights");
+    consider!(proto, at, report, Policy {
+        read: [drop_overloads, overprovisioning_factor],
+        idle: [],
+        endpoint_stale_after => "endpoints stay until the next update",
+        weighted_priority_health => "priority health counts endpoints, not weights",
+    });
     let mut drops = Vec::with_capacity(proto.drop_overloads.len());
     for (i, drop) in proto.drop_overloads.iter().enumerate() {
         let at = at.item("drop_overloads", i);
@@ -122,13 +136,19 @@ fn read_locality(
     if let Some(locality_lb_endpoints::LbConfig::LedsClusterLocalityConfig(_)) = &proto.lb_config {
         report.problem(&at.field("leds_cluster_locality_config"), "LEDS is not supported");
     }
+    consider!(proto, at, report, LocalityProto {
+        read: [locality, metadata, lb_endpoints, load_balancing_weight, priority, lb_config],
+        idle: [],
+        proximity => "priority and weight say which locality is used",
+    });
+    let proxy = read_proxy(proto.metadata.as_ref(), at, report);
     let listed = match &proto.lb_config {
         Some(locality_lb_endpoints::LbConfig::LoadBalancerEndpoints(list)) => &list.lb_endpoints,
         _ => &proto.lb_endpoints,
     };
     let mut endpoints = Vec::with_capacity(listed.len());
     for (i, endpoint) in listed.iter().enumerate() {
-        endpoints.extend(read_endpoint(endpoint, shared, &at.item("lb_endpoints", i), report));
+        endpoints.extend(read_endpoint(endpoint, proxy.as_ref(), shared, &at.item("lb_endpoints", i), report));
     }
     if endpoints.iter().try_fold(0_u32, |sum, e| sum.checked_add(e.weight.get())).is_none() {
         report.problem(&at.field("lb_endpoints"), "the endpoints' weights sum to more than a u32 holds");
@@ -171,37 +191,85 @@ fn check_priorities(localities: &[LocalityEndpoints], at: &At<'_>, report: &mut 
     }
 }
 
-fn encode_endpoint(endpoint: &Endpoint) -> xds::LbEndpoint {
-    let health = match endpoint.health {
+/// A health as xDS says it.
+pub(super) fn health(health: Health) -> HealthStatus {
+    match health {
         Health::Healthy => HealthStatus::Healthy,
         Health::Unknown => HealthStatus::Unknown,
         Health::Draining => HealthStatus::Draining,
         Health::Unhealthy => HealthStatus::Unhealthy,
         Health::Degraded => HealthStatus::Degraded,
-    };
+    }
+}
+
+fn encode_endpoint(endpoint: &Endpoint) -> xds::LbEndpoint {
     xds::LbEndpoint {
-        health_status: health.into(),
+        health_status: health(endpoint.health).into(),
         load_balancing_weight: common::uint32(endpoint.weight.get()),
         metadata: encode_metadata(&endpoint.metadata),
         host_identifier: Some(HostIdentifier::Endpoint(xds::Endpoint {
             address: Some(common::address(&endpoint.address)),
             hostname: endpoint.metadata.hostname.clone().unwrap_or_default(),
+            additional_addresses: endpoint
+                .additional_addresses
+                .iter()
+                .map(|a| AdditionalAddress { address: Some(common::address(a)) })
+                .collect(),
+            health_check_config: encode_target(&endpoint.metadata.health_check),
             ..Default::default()
         })),
     }
 }
 
-fn read_endpoint(proto: &xds::LbEndpoint, shared: &mut Shared, at: &At<'_>, report: &mut Report) -> Option<Endpoint> {
+fn encode_target(target: &HealthCheckTarget) -> Option<HealthCheckConfig> {
+    (*target != HealthCheckTarget::default()).then(|| HealthCheckConfig {
+        port_value: target.port.map_or(0, u32::from),
+        hostname: target.host.clone().unwrap_or_default(),
+        address: target.address.as_ref().map(common::address),
+        disable_active_health_check: target.disabled,
+    })
+}
+
+fn read_target(proto: Option<&HealthCheckConfig>, at: &At<'_>, report: &mut Report) -> HealthCheckTarget {
+    let Some(proto) = proto else { return HealthCheckTarget::default() };
+    let at = at.field("health_check_config");
+    let port = Some(proto.port_value).filter(|port| *port != 0);
+    let address = proto.address.as_ref();
+    HealthCheckTarget {
+        disabled: proto.disable_active_health_check,
+        port: port.and_then(|port| common::read_port(port, &at, report)),
+        host: non_empty(&proto.hostname),
+        address: address.and_then(|address| common::read_address(Some(address), &at.field("address"), report)),
+    }
+}
+
+/// `proxy` is the locality's.
+fn read_endpoint(
+    proto: &EndpointProto,
+    proxy: Option<&Address>,
+    shared: &mut Shared,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<Endpoint> {
     let Some(HostIdentifier::Endpoint(host)) = &proto.host_identifier else {
         report.problem(&at.field("endpoint"), "an endpoint with an address is required");
         return None;
     };
     let at_host = at.field("endpoint");
     let address = common::read_address(host.address.as_ref(), &at_host.field("address"), report);
-    let effect = "only the first address of the endpoint is used";
-    report.unenforced_if(!host.additional_addresses.is_empty(), &at_host, "additional_addresses", effect);
-    let effect = "health checks go to the endpoint's own address";
-    report.unenforced_if(host.health_check_config.is_some(), &at_host, "health_check_config", effect);
+    let HostProto {
+        address: _,
+        health_check_config: _,
+        hostname: _,
+        additional_addresses: _,
+        // For statistics.
+        observability_name: _,
+    } = host;
+    let EndpointProto { health_status: _, metadata: _, load_balancing_weight: _, host_identifier: _ } = proto;
+    let more = host.additional_addresses.iter().enumerate().filter_map(|(i, more)| {
+        common::read_address(more.address.as_ref(), &at_host.item("additional_addresses", i), report)
+    });
+    let additional_addresses: Box<[Address]> = more.collect();
     let weight = NonZeroU32::new(proto.load_balancing_weight.map_or(1, |w| w.value));
     if weight.is_none() {
         report.problem(&at.field("load_balancing_weight"), "an endpoint's weight must be above 0");
@@ -215,11 +283,15 @@ fn read_endpoint(proto: &xds::LbEndpoint, shared: &mut Shared, at: &At<'_>, repo
         Ok(HealthStatus::Unhealthy | HealthStatus::Timeout) | Err(_) => Health::Unhealthy,
     };
     let address = address?;
-    if !shared.addresses.insert(address.clone()) {
-        report.problem(&at_host.field("address"), format!("{address} is listed twice"));
+    for address in std::iter::once(&address).chain(&additional_addresses) {
+        if !shared.addresses.insert(address.clone()) {
+            report.problem(&at_host.field("address"), format!("{address} is listed twice"));
+        }
     }
-    let metadata = read_metadata(&host.hostname, proto.metadata.as_ref());
-    Some(Endpoint { address, weight: weight?, health, metadata: shared.metadata(metadata) })
+    let mut metadata = read_metadata(&host.hostname, proto.metadata.as_ref());
+    metadata.proxy = read_proxy(proto.metadata.as_ref(), at, report).or_else(|| proxy.cloned());
+    metadata.health_check = read_target(host.health_check_config.as_ref(), &at_host, report);
+    Some(Endpoint { address, additional_addresses, weight: weight?, health, metadata: shared.metadata(metadata) })
 }
 
 /// What the endpoints of one assignment share.
@@ -248,8 +320,11 @@ fn encode_metadata(facts: &EndpointMetadata) -> Option<Metadata> {
         extension::put_struct(&mut metadata, key, HashMap::from([(field.to_owned(), extension::string(text))]));
     }
     if !facts.lb.is_empty() {
-        let fields = facts.lb.iter().map(|(k, v)| (k.clone(), extension::string(v))).collect();
-        extension::put_struct(&mut metadata, LB, fields);
+        extension::put_struct(&mut metadata, LB, extension::labels(&facts.lb));
+    }
+    if let Some(proxy) = &facts.proxy {
+        let address = extension::pack(url::ADDRESS, &common::address(proxy));
+        metadata.get_or_insert_default().typed_filter_metadata.insert(PROXY.to_owned(), address);
     }
     metadata
 }
@@ -257,15 +332,12 @@ fn encode_metadata(facts: &EndpointMetadata) -> Option<Metadata> {
 fn read_metadata(hostname: &str, metadata: Option<&Metadata>) -> EndpointMetadata {
     let text = |key, field| extension::struct_field(metadata, key, field).and_then(extension::as_str);
     let (key, field, value) = TLS_MODE;
-    let lb = metadata.and_then(|m| m.filter_metadata.get(LB)).map(|s| {
-        let fields = s.fields.iter().filter_map(|(k, v)| Some((k.clone(), scalar(v.kind.as_ref()?)?)));
-        fields.collect()
-    });
     EndpointMetadata {
         mesh_tls: text(key, field) == Some(value),
         hostname: non_empty(hostname),
         workload: text(WORKLOAD.0, WORKLOAD.1).map(read_workload),
-        lb: lb.unwrap_or_default(),
+        lb: extension::read_lb_metadata(metadata),
+        ..EndpointMetadata::default()
     }
 }
 
@@ -284,12 +356,11 @@ fn read_workload(text: &str) -> Workload {
     }
 }
 
-/// Subset keys may be booleans and numbers in Envoy; here they are text.
-fn scalar(kind: &Kind) -> Option<String> {
-    match kind {
-        Kind::StringValue(text) => Some(text.clone()),
-        Kind::BoolValue(value) => Some(value.to_string()),
-        Kind::NumberValue(value) => Some(value.to_string()),
-        Kind::NullValue(_) | Kind::StructValue(_) | Kind::ListValue(_) => None,
-    }
+/// The proxy that metadata names (gRFC A86); metadata of another type is not one.
+fn read_proxy(metadata: Option<&Metadata>, at: &At<'_>, report: &mut Report) -> Option<Address> {
+    let any = metadata?.typed_filter_metadata.get(PROXY).filter(|any| any.type_url == url::ADDRESS)?;
+    let at = at.field("metadata");
+    let at = at.key("typed_filter_metadata", PROXY);
+    let address: core::Address = extension::unpack(any, &at, report)?;
+    common::read_address(Some(&address), &at, report)
 }

@@ -1,7 +1,7 @@
 //! `google.protobuf.Any`, extension configs and metadata: how the typed parts inside a resource are
 //! packed and found.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use envoy_types::pb::envoy::config::core::v3::{Metadata, TypedExtensionConfig};
 use envoy_types::pb::google::protobuf::{Any, ListValue, Struct, Value, value::Kind};
@@ -28,6 +28,29 @@ pub(super) mod url {
     pub(crate) const RAW_BUFFER: &str =
         "type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
     pub(crate) const HTTP_OPTIONS: &str = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    pub(crate) const RATE_LIMIT: &str =
+        "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
+    pub(crate) const SESSION: &str =
+        "type.googleapis.com/envoy.extensions.filters.http.stateful_session.v3.StatefulSession";
+    pub(crate) const SESSION_PER_ROUTE: &str =
+        "type.googleapis.com/envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute";
+    pub(crate) const SESSION_COOKIE: &str =
+        "type.googleapis.com/envoy.extensions.http.stateful_session.cookie.v3.CookieBasedSessionState";
+    pub(crate) const SESSION_HEADER: &str =
+        "type.googleapis.com/envoy.extensions.http.stateful_session.header.v3.HeaderBasedSessionState";
+    pub(crate) const JWT: &str = "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
+    pub(crate) const JWT_PER_ROUTE: &str =
+        "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig";
+    pub(crate) const STDOUT_AUDIT: &str =
+        "type.googleapis.com/envoy.extensions.rbac.audit_loggers.stream.v3.StdoutAuditLog";
+    pub(crate) const HTTP_PROXY: &str =
+        "type.googleapis.com/envoy.extensions.transport_sockets.http_11_proxy.v3.Http11ProxyUpstreamTransport";
+    pub(crate) const DNS_CLUSTER: &str = "type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster";
+    pub(crate) const ADDRESS: &str = "type.googleapis.com/envoy.config.core.v3.Address";
+    pub(crate) const OMIT_CANARY: &str =
+        "type.googleapis.com/envoy.extensions.retry.host.omit_canary_hosts.v3.OmitCanaryHostsPredicate";
+    pub(crate) const OMIT_METADATA: &str =
+        "type.googleapis.com/envoy.extensions.retry.host.omit_host_metadata.v3.OmitHostMetadataConfig";
     pub(crate) const AGGREGATE: &str = "type.googleapis.com/envoy.extensions.clusters.aggregate.v3.ClusterConfig";
     pub(crate) const PREVIOUS_HOSTS: &str =
         "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate";
@@ -42,11 +65,13 @@ pub(super) mod url {
 const TYPED_STRUCTS: [&str; 2] =
     ["type.googleapis.com/xds.type.v3.TypedStruct", "type.googleapis.com/udpa.type.v1.TypedStruct"];
 
-/// `xds.type.v3.TypedStruct`, of which only the name of the wrapped type is used.
+/// `xds.type.v3.TypedStruct`: a configuration as JSON, and the name of its type.
 #[derive(Clone, PartialEq, prost::Message)]
 struct TypedStruct {
     #[prost(string, tag = "1")]
     type_url: String,
+    #[prost(message, optional, tag = "2")]
+    value: Option<Struct>,
 }
 
 /// Packs a message.
@@ -69,9 +94,14 @@ pub(super) fn type_of(any: &Any) -> String {
     any.type_url.clone()
 }
 
-/// Decodes the bytes of an `Any` whose type has been looked at.
+/// Decodes the bytes of an `Any` whose type has been looked at. A `TypedStruct` is taken only if it says
+/// nothing: JSON is for filters that bring their own reading of it, and none here does.
 pub(super) fn unpack<M: Message + Default>(any: &Any, at: &At<'_>, report: &mut Report) -> Option<M> {
     if TYPED_STRUCTS.contains(&any.type_url.as_str()) {
+        let wrapped = TypedStruct::decode(any.value.as_slice()).unwrap_or_default();
+        if wrapped.value.is_none_or(|value| value.fields.is_empty()) {
+            return Some(M::default());
+        }
         report.problem(at, format!("{} given as a TypedStruct is not supported", type_of(any)));
         return None;
     }
@@ -137,4 +167,37 @@ pub(super) fn as_str(kind: &Kind) -> Option<&str> {
         Kind::StringValue(text) => Some(text),
         _ => None,
     }
+}
+
+/// Metadata key of facts about endpoints that balancers choose by.
+pub(super) const LB: &str = "envoy.lb";
+
+/// Facts as a struct of texts.
+pub(super) fn labels(facts: &BTreeMap<String, String>) -> HashMap<String, Value> {
+    facts.iter().map(|(key, value)| (key.clone(), string(value))).collect()
+}
+
+/// Facts under `envoy.lb`, if there are any.
+pub(super) fn lb_metadata(facts: &BTreeMap<String, String>) -> Option<Metadata> {
+    let mut metadata = None;
+    if !facts.is_empty() {
+        put_struct(&mut metadata, LB, labels(facts));
+    }
+    metadata
+}
+
+/// The facts in a struct. Envoy's may be truth values and numbers; here they are text.
+pub(super) fn read_labels(proto: &Struct) -> BTreeMap<String, String> {
+    let text = |kind: &Kind| match kind {
+        Kind::StringValue(text) => Some(text.clone()),
+        Kind::BoolValue(value) => Some(value.to_string()),
+        Kind::NumberValue(value) => Some(value.to_string()),
+        Kind::NullValue(_) | Kind::StructValue(_) | Kind::ListValue(_) => None,
+    };
+    proto.fields.iter().filter_map(|(key, value)| Some((key.clone(), text(value.kind.as_ref()?)?))).collect()
+}
+
+/// The facts under `envoy.lb`.
+pub(super) fn read_lb_metadata(metadata: Option<&Metadata>) -> BTreeMap<String, String> {
+    metadata.and_then(|m| m.filter_metadata.get(LB)).map(read_labels).unwrap_or_default()
 }

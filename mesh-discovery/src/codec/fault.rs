@@ -1,46 +1,62 @@
 //! Fault injection (gRFC A33).
 
 use envoy_types::pb::envoy::extensions::filters::common::fault::v3::{
-    FaultDelay as DelayProto, fault_delay::FaultDelaySecifier,
+    FaultDelay as DelayProto,
+    fault_delay::{FaultDelaySecifier, HeaderDelay},
 };
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::{
-    FaultAbort as AbortProto, HttpFault, fault_abort::ErrorType,
+    FaultAbort as AbortProto, HttpFault,
+    fault_abort::{ErrorType, HeaderAbort},
 };
+use mesh_core::id::ClusterName;
 use mesh_core::policy::{AbortStatus, Fault, FaultAbort, FaultDelay, PerMillion};
 
-use super::common;
-use super::report::{At, Report};
+use super::report::{At, Report, consider};
+use super::{common, matcher};
 
 pub(super) fn encode(fault: &Fault) -> HttpFault {
     HttpFault {
         delay: fault.delay.as_ref().map(|delay| DelayProto {
             percentage: Some(common::fraction(delay.share)),
-            fault_delay_secifier: Some(FaultDelaySecifier::FixedDelay(common::duration(delay.duration))),
+            fault_delay_secifier: Some(match delay.duration {
+                Some(duration) => FaultDelaySecifier::FixedDelay(common::duration(duration)),
+                None => FaultDelaySecifier::HeaderDelay(HeaderDelay {}),
+            }),
         }),
         abort: fault.abort.as_ref().map(|abort| AbortProto {
             percentage: Some(common::fraction(abort.share)),
             error_type: Some(match abort.status {
-                AbortStatus::Http(status) => ErrorType::HttpStatus(status.into()),
-                AbortStatus::Grpc(status) => ErrorType::GrpcStatus(status),
+                Some(AbortStatus::Http(status)) => ErrorType::HttpStatus(status.into()),
+                Some(AbortStatus::Grpc(status)) => ErrorType::GrpcStatus(status),
+                None => ErrorType::HeaderAbort(HeaderAbort {}),
             }),
             ..Default::default()
         }),
+        headers: fault.headers.iter().map(matcher::header).collect(),
+        upstream_cluster: fault.cluster.as_ref().map(ToString::to_string).unwrap_or_default(),
+        max_active_faults: fault.max_active.and_then(common::uint32),
         ..Default::default()
     }
 }
 
 pub(super) fn decode(proto: &HttpFault, at: &At<'_>, report: &mut Report) -> Fault {
-    let effect = "faults apply to every caller, cluster and header";
-    report.unenforced_if(!proto.upstream_cluster.is_empty(), at, "upstream_cluster", effect);
-    report.unenforced_if(!proto.downstream_nodes.is_empty(), at, "downstream_nodes", effect);
-    report.unenforced_if(!proto.headers.is_empty(), at, "headers", effect);
-    let set = proto.max_active_faults.is_some();
-    report.unenforced_if(set, at, "max_active_faults", "the number of faults at once is not limited");
-    let set = proto.response_rate_limit.is_some();
-    report.unenforced_if(set, at, "response_rate_limit", "answers are not slowed down");
+    consider!(proto, at, report, HttpFault {
+        read: [delay, abort, upstream_cluster, headers, max_active_faults],
+        // Runtime keys that override the fields, and statistics.
+        idle: [
+            delay_percent_runtime, abort_percent_runtime, delay_duration_runtime, abort_http_status_runtime,
+            max_active_faults_runtime, response_rate_limit_percent_runtime, abort_grpc_status_runtime,
+            disable_downstream_cluster_stats, filter_metadata,
+        ],
+        downstream_nodes => "faults apply to every caller",
+        response_rate_limit => "answers are not slowed down",
+    });
     Fault {
         delay: proto.delay.as_ref().and_then(|d| read_delay(d, &at.field("delay"), report)),
         abort: proto.abort.as_ref().and_then(|a| read_abort(a, &at.field("abort"), report)),
+        headers: matcher::read_headers(&proto.headers, at, "headers", report),
+        cluster: common::non_empty(&proto.upstream_cluster).map(|name| ClusterName::from(name.as_str())),
+        max_active: proto.max_active_faults.map(|n| n.value),
     }
 }
 
@@ -49,12 +65,9 @@ fn read_delay(proto: &DelayProto, at: &At<'_>, report: &mut Report) -> Option<Fa
     match &proto.fault_delay_secifier {
         Some(FaultDelaySecifier::FixedDelay(fixed)) => {
             let duration = common::read_duration(fixed, &at.field("fixed_delay"), report)?;
-            Some(FaultDelay { duration, share: share? })
+            Some(FaultDelay { duration: Some(duration), share: share? })
         }
-        Some(FaultDelaySecifier::HeaderDelay(_)) => {
-            report.unenforced(&at.field("header_delay"), "callers cannot ask for a delay by header");
-            None
-        }
+        Some(FaultDelaySecifier::HeaderDelay(_)) => Some(FaultDelay { duration: None, share: share? }),
         None => {
             report.problem(at, "a fixed delay is required");
             None
@@ -63,24 +76,26 @@ fn read_delay(proto: &DelayProto, at: &At<'_>, report: &mut Report) -> Option<Fa
 }
 
 fn read_abort(proto: &AbortProto, at: &At<'_>, report: &mut Report) -> Option<FaultAbort> {
+    consider!(proto, at, report, AbortProto {
+        read: [percentage, error_type],
+        idle: [],
+        response_body => "the body says that a fault was injected",
+    });
     let share = read_share(proto.percentage.as_ref(), at, report);
     let status = match proto.error_type {
         Some(ErrorType::HttpStatus(status)) => match u16::try_from(status) {
-            Ok(status) if (200..600).contains(&status) => AbortStatus::Http(status),
+            Ok(status) if (200..600).contains(&status) => Some(AbortStatus::Http(status)),
             _ => {
                 report.problem(&at.field("http_status"), format!("{status} is not between 200 and 599"));
                 return None;
             }
         },
-        Some(ErrorType::GrpcStatus(status)) if (1..=16).contains(&status) => AbortStatus::Grpc(status),
+        Some(ErrorType::GrpcStatus(status)) if (1..=16).contains(&status) => Some(AbortStatus::Grpc(status)),
         Some(ErrorType::GrpcStatus(status)) => {
             report.problem(&at.field("grpc_status"), format!("{status} is not between 1 and 16"));
             return None;
         }
-        Some(ErrorType::HeaderAbort(_)) => {
-            report.unenforced(&at.field("header_abort"), "callers cannot ask for an abort by header");
-            return None;
-        }
+        Some(ErrorType::HeaderAbort(_)) => None,
         None => {
             report.problem(at, "a status is required");
             return None;

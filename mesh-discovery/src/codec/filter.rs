@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::google::protobuf::Any;
 
 use super::extension::{self, url};
-use super::report::{At, Report};
+use super::report::{At, Report, consider};
 
 /// Usual instance name of the router.
 pub(super) const ROUTER_FILTER: &str = "envoy.filters.http.router";
@@ -46,6 +46,7 @@ pub(super) fn decode<'a>(hcm: &'a HttpConnectionManager, at: &At<'_>, report: &m
     let mut routers = 0;
     for (index, proto) in hcm.http_filters.iter().enumerate() {
         let at = at.item("http_filters", index);
+        let HttpFilter { name: _, is_optional: _, disabled: _, config_type: _ } = proto;
         if proto.name.is_empty() || !names.insert(proto.name.as_str()) {
             report.problem(&at.field("name"), format!("{:?} is empty or used twice", proto.name));
         }
@@ -60,6 +61,9 @@ pub(super) fn decode<'a>(hcm: &'a HttpConnectionManager, at: &At<'_>, report: &m
         let type_url = extension::type_of(config);
         if type_url == url::ROUTER {
             routers += 1;
+            if let Some(router) = extension::unpack::<Router>(config, &at, report) {
+                note_router(&router, &at, report);
+            }
             if index + 1 != hcm.http_filters.len() {
                 report.problem(&at, "the router must be the last filter");
             }
@@ -75,12 +79,11 @@ pub(super) fn decode<'a>(hcm: &'a HttpConnectionManager, at: &At<'_>, report: &m
     filters
 }
 
-/// Refuses a filter that is not known on this side, unless it is optional. Gives whether it is skipped.
+/// Refuses a filter that is not known on this side, unless it is optional. Gives whether it is skipped,
+/// which the policy then says.
 pub(super) fn skip(filter: &Filter<'_>, at: &At<'_>, report: &mut Report) -> bool {
     let at = at.item("http_filters", filter.index);
-    if filter.is_optional {
-        report.unenforced(&at, "an optional filter that is not known is skipped");
-    } else {
+    if !filter.is_optional {
         let reason = format!("the filter type {:?} is not supported here and not optional", filter.type_url);
         report.problem(&at, reason);
     }
@@ -95,4 +98,58 @@ pub(super) fn check_addresses(hcm: &HttpConnectionManager, at: &At<'_>, report: 
     if !hcm.original_ip_detection_extensions.is_empty() {
         report.problem(&at.field("original_ip_detection_extensions"), "none is supported (gRFC A41)");
     }
+}
+
+fn note_router(proto: &Router, at: &At<'_>, report: &mut Report) {
+    consider!(proto, at, report, Router {
+        read: [],
+        // Statistics, logs, and what a proxy takes from and tells its callers.
+        idle: [
+            dynamic_stats, upstream_log, upstream_log_options, suppress_envoy_headers, strict_check_headers,
+            suppress_grpc_request_failure_code_stats, reject_connect_request_early_data,
+        ],
+        start_child_span => "spans are the tracer's own",
+        respect_expected_rq_timeout => "x-envoy-expected-rq-timeout-ms does not set the timeout",
+        upstream_http_filters => "clusters have no filters of their own",
+    });
+}
+
+/// What of a connection manager neither side obeys.
+pub(super) fn note_manager(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Report) {
+    consider!(manager, at, report, HttpConnectionManager {
+        read: [
+            http_filters, common_http_protocol_options, http2_protocol_options, xff_num_trusted_hops,
+            original_ip_detection_extensions, route_specifier,
+        ],
+        // Statistics and logs; limits and habits of the HTTP library; what a proxy tells its peers of itself;
+        // and what concerns proxies between the caller and us, of whom there are none.
+        idle: [
+            codec_type, stat_prefix, add_user_agent, http1_safe_max_connection_duration, http_protocol_options,
+            http3_protocol_options, server_name, server_header_transformation, max_request_headers_kb,
+            stream_flush_timeout, request_headers_timeout, drain_timeout, drain_timeout_jitter,
+            delayed_close_timeout, access_log_flush_interval, flush_access_log_on_new_request, access_log_options,
+            use_remote_address, internal_address_config, skip_xff_append, via, generate_request_id,
+            preserve_external_request_id, always_set_request_id_in_response, forward_client_cert_details,
+            set_current_client_cert_details, forward_client_cert_matcher, proxy_100_continue,
+            represent_ipv4_remote_address_as_ipv4_mapped_ipv6, request_id_extension,
+            stream_error_on_invalid_http_message, proxy_status_config, typed_header_validation_config,
+            append_x_forwarded_port, append_local_overload, add_proxy_protocol_connection_state,
+            forward_proto_config,
+        ],
+        tracing => "sampling and tags are the tracer's own",
+        scheme_header_transformation => "the scheme stays as it is",
+        stream_idle_timeout => "only routes set idle timeouts",
+        request_timeout => "requests have the time that routes give them",
+        access_log => "access logs follow the process's own settings",
+        early_header_mutation_extensions => "headers change by routes alone",
+        upgrade_configs => "upgrades follow the process's own rules",
+        normalize_path => "paths are matched as they are",
+        merge_slashes => "paths are matched as they are",
+        path_with_escaped_slashes_action => "paths are matched as they are",
+        path_normalization_options => "paths are matched as they are",
+        local_reply_config => "local answers stay as they are",
+        strip_matching_host_port => "the authority's port takes part in matching",
+        strip_trailing_host_dot => "the authority's last dot takes part in matching",
+        strip_port_mode => "the authority's port takes part in matching",
+    });
 }

@@ -62,7 +62,8 @@ pub(super) fn read_ops(
     HeaderOps { write, remove }
 }
 
-fn write(op: &HeaderWrite) -> HeaderValueOption {
+/// Writes one operation.
+pub(super) fn write(op: &HeaderWrite) -> HeaderValueOption {
     let mut header = ValueProto { key: op.name.as_str().to_owned(), ..Default::default() };
     match std::str::from_utf8(op.value.as_bytes()) {
         Ok(text) => header.value = text.replace('%', "%%"),
@@ -90,7 +91,7 @@ fn write(op: &HeaderWrite) -> HeaderValueOption {
 }
 
 /// Reads one operation; an empty value that is not to be kept is no operation, as in Envoy.
-fn read_write(proto: &HeaderValueOption, at: &At<'_>, report: &mut Report) -> Option<HeaderWrite> {
+pub(super) fn read_write(proto: &HeaderValueOption, at: &At<'_>, report: &mut Report) -> Option<HeaderWrite> {
     let at = at.field("header");
     let Some(header) = &proto.header else {
         report.problem(&at, "a header is required");

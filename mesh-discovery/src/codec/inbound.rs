@@ -17,12 +17,16 @@ use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as RbacPro
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, http_connection_manager::RouteSpecifier,
 };
-use mesh_core::policy::{Address, AuthorizationPolicy, InboundLimits, InboundListener, InboundTls};
+use mesh_core::policy::{
+    Address, AuthorizationPolicy, FilterOverride, HttpFilter, HttpFilterKind, InboundLimits, InboundListener,
+    InboundTls, JwtAuthentication,
+};
 
 use super::extension::{self, url};
-use super::listener::Proto;
-use super::report::{At, Report};
-use super::{authorization, common, filter, tls};
+use super::listener::{self, Proto};
+use super::report::{At, Report, consider};
+use super::route_extra::{self, Guard, Overrides};
+use super::{authorization, common, filter, jwt, tls};
 use crate::proto::policy::InboundPolicy;
 
 /// Values of `transport_protocol`.
@@ -30,7 +34,9 @@ const TLS: &str = "tls";
 const PLAINTEXT: &str = "raw_buffer";
 
 pub(super) fn encode(listener: &InboundListener) -> Proto {
-    let policies = authorization::encode(&listener.authorization);
+    let jwt = listener.jwt.iter().map(|jwt| jwt.name.clone());
+    let taken = jwt.chain(listener.filters.iter().map(|filter| filter.name.clone())).collect();
+    let policies = authorization::encode(&listener.authorization, taken);
     let manager = encode_manager(listener, &policies);
     let chain = |name: &str, transport: &str, with_tls: bool| FilterChain {
         name: name.to_owned(),
@@ -69,7 +75,9 @@ pub(super) fn encode(listener: &InboundListener) -> Proto {
 
 fn encode_manager(listener: &InboundListener, policies: &[authorization::Encoded]) -> HttpConnectionManager {
     let limits = &listener.limits;
-    let filters = policies.iter().map(|p| filter::encode(&p.name, extension::pack(url::RBAC, &p.filter), false));
+    let jwt = listener.jwt.iter().map(|j| filter::encode(&j.name, extension::pack(url::JWT, &jwt::encode(j)), false));
+    let rbac = policies.iter().map(|p| filter::encode(&p.name, extension::pack(url::RBAC, &p.filter), false));
+    let filters = jwt.chain(rbac).chain(listener.filters.iter().filter_map(listener::encode_filter));
     HttpConnectionManager {
         stat_prefix: "inbound".to_owned(),
         route_specifier: Some(RouteSpecifier::RouteConfig(hand_over())),
@@ -118,7 +126,9 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
     }
     let tls = decode_mode(&chains, at, report);
     let first = chains.into_iter().reduce(|first, other| {
-        if first.authorization != other.authorization || first.limits != other.limits {
+        let same = (&first.jwt, &first.authorization, &first.filters, &first.limits)
+            == (&other.jwt, &other.authorization, &other.filters, &other.limits);
+        if !same {
             report.problem(&at.field("filter_chains"), "chains that differ in more than TLS are not supported");
         }
         first
@@ -128,7 +138,9 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
         name: proto.name.clone(),
         address: address?,
         tls: tls?,
+        jwt: first.jwt,
         authorization: first.authorization,
+        filters: first.filters,
         limits: InboundLimits { max_connections: ours.max_connections, ..first.limits },
     })
 }
@@ -147,9 +159,27 @@ fn check_listener(proto: &Proto, at: &At<'_>, report: &mut Report) {
     if proto.filter_chains.is_empty() && proto.default_filter_chain.is_none() {
         report.problem(&at.field("filter_chains"), "an api_listener or at least one filter chain is required");
     }
-    let set = !proto.additional_addresses.is_empty();
-    report.unenforced_if(set, at, "additional_addresses", "only the first address is served by this listener");
-    report.unenforced_if(!proto.access_log.is_empty(), at, "access_log", "access logs follow the server's settings");
+    consider!(proto, at, report, Proto {
+        read: [
+            name, address, filter_chains, filter_chain_matcher, use_original_dst, default_filter_chain, metadata,
+            listener_filters, api_listener,
+        ],
+        // Statistics and buffers; sockets, which the application opened; and the direction, which is ours.
+        idle: [
+            stat_prefix, stats_matcher, per_connection_buffer_limit_bytes,
+            per_connection_buffer_high_watermark_timeout, deprecated_v1, listener_filters_timeout,
+            continue_on_listener_filters_timeout, transparent, freebind, socket_options, tcp_fast_open_queue_length,
+            traffic_direction, connection_balance_config, reuse_port, enable_reuse_port, tcp_backlog_size,
+            max_connections_to_accept_per_socket_event, bind_to_port, enable_mptcp, ignore_global_conn_limit,
+            bypass_overload_manager, tcp_keepalive,
+        ],
+        additional_addresses => "only the first address is served by this listener",
+        fcds_config => "filter chains are not discovered on their own",
+        drain_type => "connections are drained when the server is",
+        udp_listener_config => "UDP is not served",
+        access_log => "access logs follow the server's settings",
+        listener_specifier => "it is an ordinary listener",
+    });
 }
 
 fn read_socket(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<SocketAddr> {
@@ -167,11 +197,20 @@ fn read_socket(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<Socket
 struct Chain {
     transport: String,
     tls: bool,
+    jwt: Vec<JwtAuthentication>,
     authorization: Vec<AuthorizationPolicy>,
+    filters: Vec<HttpFilter>,
     limits: InboundLimits,
 }
 
 fn decode_chain(proto: &FilterChain, ours: &InboundPolicy, at: &At<'_>, report: &mut Report) -> Option<Chain> {
+    consider!(proto, at, report, FilterChain {
+        read: [filter_chain_match, filters, transport_socket],
+        // A name for logs, and notes that nothing reads.
+        idle: [name, metadata],
+        use_proxy_proto => "PROXY headers are not read",
+        transport_socket_connect_timeout => "handshakes have the server's own time limit",
+    });
     let transport = decode_chain_match(proto.filter_chain_match.as_ref(), &at.field("filter_chain_match"), report);
     if let Some(socket) = &proto.transport_socket {
         tls::decode_downstream(socket, &at.field("transport_socket"), report);
@@ -193,24 +232,96 @@ fn decode_chain(proto: &FilterChain, ours: &InboundPolicy, at: &At<'_>, report: 
     let at = at.item("filters", 0);
     let manager: HttpConnectionManager = extension::unpack(config, &at, report)?;
     filter::check_addresses(&manager, &at, report);
-    check_routes(&manager, &at, report);
-    let mut policies = Vec::new();
-    for http_filter in filter::decode(&manager, &at, report) {
-        if http_filter.type_url != url::RBAC {
-            filter::skip(&http_filter, &at, report);
-            continue;
-        }
-        let at = at.item("http_filters", http_filter.index);
-        let Some(rbac) = extension::unpack::<RbacProto>(http_filter.config, &at, report) else { continue };
-        let extra = ours.policies.iter().find(|extra| extra.filter == http_filter.name);
-        policies.extend(authorization::decode(http_filter.name, &rbac, extra, &at, report));
+    note_manager(&manager, &at, report);
+    let overrides = check_routes(&manager, &at, report);
+    let filters = filter::decode(&manager, &at, report);
+    if matches!(manager.route_specifier, Some(RouteSpecifier::Rds(_)))
+        && filters.iter().any(|f| [url::RBAC, url::JWT].contains(&f.type_url.as_str()))
+    {
+        let reason = "beside authorization the routes must be in the listener: those of RDS might change its rules";
+        report.problem(&at.field("rds"), reason);
     }
-    Some(Chain {
+    let mut chain = Chain {
         transport,
         tls: proto.transport_socket.is_some(),
-        authorization: policies,
+        jwt: Vec::new(),
+        authorization: Vec::new(),
+        filters: Vec::new(),
         limits: decode_limits(&manager, &at, report),
-    })
+    };
+    for http_filter in &filters {
+        decode_filter(http_filter, &overrides, ours, &mut chain, &at, report);
+    }
+    Some(chain)
+}
+
+/// Decodes one filter of a server, as the routes change it.
+fn decode_filter(
+    proto: &filter::Filter<'_>,
+    overrides: &Overrides,
+    ours: &InboundPolicy,
+    chain: &mut Chain,
+    at: &At<'_>,
+    report: &mut Report,
+) {
+    let at_filter = at.item("http_filters", proto.index);
+    let guard = overrides.guards.get(proto.name);
+    let mismatch = |report: &mut Report| {
+        report.problem(&at_filter, "the routes change it with a configuration of another filter");
+    };
+    match proto.type_url.as_str() {
+        url::RBAC => {
+            let Some(own) = extension::unpack::<RbacProto>(proto.config, &at_filter, report) else { return };
+            let extra = ours.policies.iter().find(|extra| extra.filter == proto.name);
+            let (rbac, extra) = match guard {
+                None => (&own, extra),
+                Some(Guard::Off) => return,
+                Some(Guard::Rbac(other)) => (other, None),
+                Some(Guard::Requirement(_)) => return mismatch(report),
+            };
+            chain.authorization.extend(authorization::decode(proto.name, rbac, extra, &at_filter, report));
+        }
+        url::JWT => {
+            let requirement = match guard {
+                None => None,
+                Some(Guard::Off) => return,
+                Some(Guard::Requirement(name)) => Some(name.as_str()),
+                Some(Guard::Rbac(_)) => return mismatch(report),
+            };
+            let Some(config) = extension::unpack(proto.config, &at_filter, report) else { return };
+            chain.jwt.extend(jwt::decode(proto.name, &config, requirement, &at_filter, report));
+        }
+        url::RATE_LIMIT => {
+            let limit = match overrides.filters.get(proto.name) {
+                Some(FilterOverride::RateLimit(limit)) => Some(limit.clone()),
+                Some(FilterOverride::Disabled) => return,
+                _ => listener::read_rate_limit(proto, at, report),
+            };
+            let kind = limit.map(HttpFilterKind::RateLimit);
+            chain.filters.extend(kind.map(|kind| HttpFilter { name: proto.name.to_owned(), kind }));
+        }
+        _ if filter::skip(proto, at, report) => chain.filters.push(HttpFilter {
+            name: proto.name.to_owned(),
+            kind: HttpFilterKind::Skipped { type_url: proto.type_url.clone() },
+        }),
+        _ => {}
+    }
+}
+
+fn note_manager(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Report) {
+    filter::note_manager(manager, at, report);
+    if let Some(common) = &manager.common_http_protocol_options {
+        consider!(common, &at.field("common_http_protocol_options"), report, HttpProtocolOptions {
+            read: [max_connection_duration],
+            idle: [max_response_headers_kb],
+            idle_timeout => "idle connections have the server's own time limit",
+            max_connection_duration_jitter => "connections are drained at their age, without jitter",
+            max_headers_count => "the number of a request's headers has the HTTP library's limit",
+            max_stream_duration => "streams have the time that the caller gives them",
+            headers_with_underscores_action => "headers with underscores are passed on",
+            max_requests_per_connection => "connections take any number of requests",
+        });
+    }
 }
 
 /// Reads the transport protocol a chain is for; any other condition is refused.
@@ -261,34 +372,42 @@ fn decode_limits(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Repo
 }
 
 /// A server hands every request to the application. What a route table would do beyond that is
-/// reported; authorization in it is refused, for it would be passed over.
-fn check_routes(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Report) {
+/// reported. Filters that differ from route to route are refused, for all requests are treated alike; if
+/// they differ in the same way everywhere, that is what holds.
+fn check_routes(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Report) -> Overrides {
+    let none = Overrides::default();
     let routes = match &manager.route_specifier {
         Some(RouteSpecifier::RouteConfig(routes)) => routes,
         Some(RouteSpecifier::Rds(_)) => {
             report.unenforced(&at.field("rds"), "every request goes to the application, whatever its route");
-            return;
+            return none;
         }
         Some(RouteSpecifier::ScopedRoutes(_)) | None => {
             report.problem(at, "rds or route_config is required");
-            return;
+            return none;
         }
     };
     let at = at.field("route_config");
-    let mut overrides = !routes.typed_per_filter_config.is_empty();
+    let outermost = route_extra::decode_overrides(&routes.typed_per_filter_config, &at, report);
+    let mut found: Option<Overrides> = None;
     let mut plain = true;
-    for host in &routes.virtual_hosts {
-        overrides |= !host.typed_per_filter_config.is_empty();
-        for route in &host.routes {
-            overrides |= !route.typed_per_filter_config.is_empty();
+    for (i, host) in routes.virtual_hosts.iter().enumerate() {
+        let at = at.item("virtual_hosts", i);
+        let outer = route_extra::decode_overrides(&host.typed_per_filter_config, &at, report).inside(&outermost);
+        for (j, route) in host.routes.iter().enumerate() {
+            let at = at.item("routes", j);
+            let own = route_extra::decode_overrides(&route.typed_per_filter_config, &at, report).inside(&outer);
+            if found.as_ref().is_some_and(|others| *others != own) {
+                let reason = "filters that differ from route to route are not supported on the server side";
+                report.problem(&at.field("typed_per_filter_config"), reason);
+            }
+            found.get_or_insert(own);
             plain &= matches!(route.action, Some(route::Action::NonForwardingAction(_)));
         }
-    }
-    if overrides {
-        report.problem(&at.field("typed_per_filter_config"), "filters per route are not supported on the server side");
     }
     let single = routes.virtual_hosts.len() == 1 && routes.virtual_hosts[0].routes.len() == 1;
     if !(plain && single) {
         report.unenforced(&at, "every request goes to the application, whatever its route");
     }
+    found.unwrap_or(none)
 }

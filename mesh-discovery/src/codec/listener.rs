@@ -9,11 +9,11 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
     self as hcm, HttpConnectionManager, http_connection_manager::RouteSpecifier,
 };
 use envoy_types::pb::google::protobuf::Any;
-use mesh_core::policy::{Fault, HttpFilter, HttpFilterKind, Listener, RouteSource};
+use mesh_core::policy::{Fault, HttpFilter, HttpFilterKind, Listener, LocalRateLimit, RouteSource};
 
 use super::extension::{self, url};
-use super::report::{At, Report};
-use super::{common, fault, filter, route};
+use super::report::{At, Report, consider};
+use super::{common, fault, filter, rate_limit, route, session};
 
 pub(super) use envoy_types::pb::envoy::config::listener::v3::Listener as Proto;
 
@@ -101,30 +101,39 @@ fn decode_routes(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Repo
 }
 
 fn note_unenforced(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Report) {
-    let set = manager.tracing.is_some();
-    report.unenforced_if(set, at, "tracing", "sampling and tags are the tracer's own");
-    report.unenforced_if(!manager.access_log.is_empty(), at, "access_log", "access logs follow the client's settings");
-    report.unenforced_if(
-        manager.local_reply_config.is_some(),
-        at,
-        "local_reply_config",
-        "local answers stay as they are",
-    );
-    let set = manager.request_timeout.is_some() || manager.stream_idle_timeout.is_some();
-    report.unenforced_if(set, at, "stream_idle_timeout", "only routes set idle timeouts");
-    report.unenforced_if(
-        !manager.upgrade_configs.is_empty(),
-        at,
-        "upgrade_configs",
-        "upgrades follow the client's own rules",
+    filter::note_manager(manager, at, report);
+    let Some(common) = &manager.common_http_protocol_options else { return };
+    consider!(
+        common,
+        &at.field("common_http_protocol_options"),
+        report,
+        HttpProtocolOptions {
+            read: [max_stream_duration],
+            // Of the connections of callers; the caller is the application itself.
+            idle: [
+                idle_timeout,
+                max_connection_duration,
+                max_connection_duration_jitter,
+                max_requests_per_connection,
+                max_headers_count,
+                max_response_headers_kb,
+                headers_with_underscores_action,
+            ],
+        }
     );
 }
 
-fn encode_filter(http_filter: &HttpFilter) -> Option<hcm::HttpFilter> {
+/// Encodes a filter. What stock gRPC clients don't know is optional for them.
+pub(super) fn encode_filter(http_filter: &HttpFilter) -> Option<hcm::HttpFilter> {
     let (config, is_optional) = match &http_filter.kind {
         HttpFilterKind::Fault(fault) => {
             let proto = fault.as_ref().map(fault::encode).unwrap_or_default();
             (extension::pack(url::FAULT, &proto), false)
+        }
+        HttpFilterKind::RateLimit(limit) => (extension::pack(url::RATE_LIMIT, &rate_limit::encode(limit)), true),
+        HttpFilterKind::Session(session) => {
+            let proto = session.as_ref().map(session::encode).unwrap_or_default();
+            (extension::pack(url::SESSION, &proto), true)
         }
         HttpFilterKind::Skipped { type_url } => (Any { type_url: type_url.clone(), value: Vec::new() }, true),
         // A kind that this codec does not know cannot be sent.
@@ -141,10 +150,22 @@ fn decode_filter(proto: &filter::Filter<'_>, at: &At<'_>, report: &mut Report) -
             let fault = fault::decode(&fault, &at, report);
             HttpFilterKind::Fault((fault != Fault::default()).then_some(fault))
         }
+        url::RATE_LIMIT => HttpFilterKind::RateLimit(read_rate_limit(proto, at, report)?),
+        url::SESSION => {
+            let at = at.item("http_filters", proto.index);
+            let session = extension::unpack(proto.config, &at, report)?;
+            HttpFilterKind::Session(session::decode(&session, &at, report))
+        }
         // Its settings are those of the routes.
         url::CORS => return None,
         _ if filter::skip(proto, at, report) => HttpFilterKind::Skipped { type_url: proto.type_url.clone() },
         _ => return None,
     };
     Some(HttpFilter { name: proto.name.to_owned(), kind })
+}
+
+/// Reads the configuration of a filter that limits rates.
+pub(super) fn read_rate_limit(proto: &filter::Filter<'_>, at: &At<'_>, report: &mut Report) -> Option<LocalRateLimit> {
+    let at = at.item("http_filters", proto.index);
+    rate_limit::decode(&extension::unpack(proto.config, &at, report)?, &at, report)
 }

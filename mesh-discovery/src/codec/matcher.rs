@@ -5,7 +5,9 @@ use envoy_types::pb::envoy::r#type::matcher::v3::{
     RegexMatchAndSubstitute, RegexMatcher, StringMatcher as StringProto, string_matcher::MatchPattern,
 };
 use envoy_types::pb::envoy::r#type::v3::Int64Range;
-use mesh_core::policy::{HeaderKey, HeaderMatch, HeaderMatcher, Pattern, QueryMatcher, StringMatch, StringMatcher};
+use mesh_core::policy::{
+    CookieMatcher, HeaderKey, HeaderMatch, HeaderMatcher, Pattern, QueryMatcher, StringMatch, StringMatcher,
+};
 
 use super::report::{At, Report};
 
@@ -153,6 +155,28 @@ pub(super) fn read_query(proto: &xds::QueryParameterMatcher, at: &At<'_>, report
         }
     };
     Some(QueryMatcher { name: proto.name.clone(), value })
+}
+
+/// A cookie condition.
+pub(super) fn cookie(matcher: &CookieMatcher) -> xds::CookieMatcher {
+    xds::CookieMatcher {
+        name: matcher.name.clone(),
+        string_match: Some(string(&matcher.value)),
+        invert_match: matcher.invert,
+    }
+}
+
+/// Reads a cookie condition.
+pub(super) fn read_cookie(proto: &xds::CookieMatcher, at: &At<'_>, report: &mut Report) -> Option<CookieMatcher> {
+    if proto.name.is_empty() {
+        report.problem(&at.field("name"), "a name is required");
+    }
+    let Some(text) = &proto.string_match else {
+        report.problem(&at.field("string_match"), "a condition is required");
+        return None;
+    };
+    let value = read_string(text, &at.field("string_match"), report)?;
+    Some(CookieMatcher { name: proto.name.clone(), value, invert: proto.invert_match })
 }
 
 /// An exact text condition, by hand.

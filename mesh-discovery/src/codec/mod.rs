@@ -25,6 +25,7 @@
 // xDS deprecates fields years before servers stop sending them, and some clients read only the older.
 #![allow(deprecated)]
 
+mod audit;
 mod authorization;
 mod balancer;
 mod cluster;
@@ -35,16 +36,24 @@ mod endpoint;
 mod extension;
 mod fault;
 mod filter;
+#[doc(hidden)]
+pub mod fuzzing;
 mod header;
+mod health_check;
 mod inbound;
+mod jwt;
 mod listener;
+mod locality;
 mod matcher;
 mod outlier;
+mod rate_limit;
 mod report;
 mod retry;
 mod route;
 mod route_action;
 mod route_extra;
+mod session;
+mod subset;
 mod tls;
 mod weighting;
 
@@ -55,7 +64,9 @@ use std::fmt;
 
 use envoy_types::pb::envoy::service::discovery::v3::Resource;
 use envoy_types::pb::google::protobuf::Any;
-use mesh_core::policy::{Cluster, Endpoints, InboundListener, InvalidPolicy, Listener, RouteConfiguration, Unenforced};
+use mesh_core::policy::{
+    Cluster, Endpoints, InboundListener, InvalidPolicy, Listener, RouteConfiguration, Unenforced, unenforced,
+};
 use prost::Message;
 
 use self::report::{At, Report};
@@ -69,18 +80,19 @@ pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 /// Type URL of `envoy.config.endpoint.v3.ClusterLoadAssignment`.
 pub const ENDPOINTS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 
-/// Instance name that the fault filter of a listener needs for the overrides of routes to reach it.
-pub const FAULT_FILTER: &str = "envoy.filters.http.fault";
-
 /// Type URL of the wrapper that delta xDS and TTLs use.
 const RESOURCE: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
+
+/// Unenforced fields listed of one resource.
+const MAX_UNENFORCED: usize = 1024;
 
 /// A decoded resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decoded<T> {
     /// The policy.
     pub value: T,
-    /// Fields that were accepted and have no place in the policy.
+    /// What was accepted and is not enforced: fields that have no place in the policy, then what
+    /// [`unenforced`] says of the policy; at most 1024.
     pub unenforced: Vec<Unenforced>,
 }
 
@@ -160,6 +172,10 @@ pub fn decode_listener(resource: &Any) -> Result<Decoded<AnyListener>, DecodeErr
                 inbound::decode(proto, at, report).map(AnyListener::Inbound)
             }
         },
+        |listener| match listener {
+            AnyListener::Outbound(listener) => unenforced(listener),
+            AnyListener::Inbound(listener) => unenforced(listener),
+        },
     )
 }
 
@@ -169,7 +185,7 @@ pub fn decode_listener(resource: &Any) -> Result<Decoded<AnyListener>, DecodeErr
 /// The bytes are not a RouteConfiguration or a field of it cannot be obeyed: the error holds every
 /// problem.
 pub fn decode_routes(resource: &Any) -> Result<Decoded<RouteConfiguration>, DecodeError> {
-    decode(ROUTES, "routes", resource, |r: &route::Proto| &r.name, route::decode)
+    decode(ROUTES, "routes", resource, |r: &route::Proto| &r.name, route::decode, unenforced)
 }
 
 /// Decodes a cluster.
@@ -177,7 +193,7 @@ pub fn decode_routes(resource: &Any) -> Result<Decoded<RouteConfiguration>, Deco
 /// # Errors
 /// The bytes are not a Cluster or a field of it cannot be obeyed: the error holds every problem.
 pub fn decode_cluster(resource: &Any) -> Result<Decoded<Cluster>, DecodeError> {
-    decode(CLUSTER, "cluster", resource, |c: &cluster::Proto| &c.name, cluster::decode)
+    decode(CLUSTER, "cluster", resource, |c: &cluster::Proto| &c.name, cluster::decode, unenforced)
 }
 
 /// Decodes a load assignment.
@@ -186,7 +202,7 @@ pub fn decode_cluster(resource: &Any) -> Result<Decoded<Cluster>, DecodeError> {
 /// The bytes are not a ClusterLoadAssignment or a field of it cannot be obeyed: the error holds every
 /// problem.
 pub fn decode_endpoints(resource: &Any) -> Result<Decoded<Endpoints>, DecodeError> {
-    decode(ENDPOINTS, "endpoints", resource, |e: &endpoint::Proto| &e.cluster_name, endpoint::decode)
+    decode(ENDPOINTS, "endpoints", resource, |e: &endpoint::Proto| &e.cluster_name, endpoint::decode, unenforced)
 }
 
 /// Takes a resource out of its `envoy.service.discovery.v3.Resource` wrapper, with the name the wrapper
@@ -224,6 +240,7 @@ fn decode<P: Message + Default, T>(
     resource: &Any,
     name: impl Fn(&P) -> &String,
     fields: impl FnOnce(&P, &At<'_>, &mut Report) -> Option<T>,
+    not_enforced: impl FnOnce(&T) -> Vec<Unenforced>,
 ) -> Result<Decoded<T>, DecodeError> {
     let refuse = |reason: String| {
         let resource = resource_name(&resource.type_url, resource).unwrap_or_default();
@@ -241,5 +258,8 @@ fn decode<P: Message + Default, T>(
         report.problem(&At::ROOT, "the resource has no name");
     }
     let value = fields(&proto, &At::ROOT, &mut report);
-    report.finish(value)
+    let mut decoded = report.finish(value)?;
+    decoded.unenforced.extend(not_enforced(&decoded.value));
+    decoded.unenforced.truncate(MAX_UNENFORCED);
+    Ok(decoded)
 }

@@ -1,6 +1,7 @@
 //! Where the decoder is ([`At`]) and what it found there ([`Report`]): every problem with its field
 //! path, and every accepted field that nothing enforces.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use mesh_core::policy::{InvalidPolicy, Unenforced};
@@ -118,3 +119,72 @@ impl Report {
         }
     }
 }
+
+/// Whether a protobuf field was given: prost cannot tell a plain field's default from its absence, and
+/// neither can a receiver.
+pub(super) trait IsSet {
+    fn is_set(&self) -> bool;
+}
+
+macro_rules! is_set_if {
+    ($($type:ty: $value:ident => $set:expr),* $(,)?) => {
+        $(impl IsSet for $type {
+            fn is_set(&self) -> bool {
+                let $value = self;
+                $set
+            }
+        })*
+    };
+}
+
+is_set_if! {
+    bool: v => *v,
+    i32: v => *v != 0,
+    u32: v => *v != 0,
+    i64: v => *v != 0,
+    String: v => !v.is_empty(),
+}
+
+impl<T> IsSet for Option<T> {
+    fn is_set(&self) -> bool {
+        self.is_some()
+    }
+}
+
+impl<T> IsSet for Vec<T> {
+    fn is_set(&self) -> bool {
+        !self.is_empty()
+    }
+}
+
+impl<K, V> IsSet for HashMap<K, V> {
+    fn is_set(&self) -> bool {
+        !self.is_empty()
+    }
+}
+
+/// Says of every field of a message what becomes of it:
+///
+/// - `read`: it is decoded or checked;
+/// - `idle`: it means nothing to requests: names of statistics, logs, runtime keys, hints for the inner
+///   workings of a proxy;
+/// - `field => "effect"`: it is accepted and not obeyed, and reported where it is set.
+///
+/// There is no `..`: a field that a new version of the message brings breaks the build here until
+/// somebody has thought about it.
+macro_rules! consider {
+    ($message:expr, $at:expr, $report:expr, $type:ident {
+        read: [$($read:ident),* $(,)?],
+        idle: [$($idle:ident),* $(,)?]
+        $(, $field:ident => $effect:literal)* $(,)?
+    }) => {{
+        let $type { $($read: _,)* $($idle: _,)* $($field,)* } = $message;
+        $($report.unenforced_if(
+            $crate::codec::report::IsSet::is_set($field),
+            $at,
+            stringify!($field),
+            $effect,
+        );)*
+    }};
+}
+pub(super) use consider;

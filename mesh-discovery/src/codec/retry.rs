@@ -1,24 +1,32 @@
 //! Retry policies (gRFC A44 and Envoy's HTTP conditions).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use envoy_types::pb::envoy::config::route::v3::HedgePolicy as HedgeProto;
 use envoy_types::pb::envoy::config::route::v3::retry_policy::{
-    RetryBackOff, RetryHostPredicate, RetryPriority, retry_host_predicate, retry_priority,
+    RateLimitedRetryBackOff, ResetHeader as ResetProto, ResetHeaderFormat, RetryBackOff, RetryHostPredicate,
+    RetryPriority, retry_host_predicate, retry_priority,
 };
-use envoy_types::pb::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+use envoy_types::pb::envoy::extensions::retry::host::{
+    omit_host_metadata::v3::OmitHostMetadataConfig, previous_hosts::v3::PreviousHostsPredicate,
+};
 use envoy_types::pb::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
-use mesh_core::policy::{RetryOn, RetryPolicy};
+use http::HeaderName;
+use mesh_core::policy::{HedgePolicy, PerMillion, RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy};
 
 use super::common;
 use super::extension::{self, url};
 use super::matcher;
-use super::report::{At, Report};
+use super::report::{At, Report, consider};
 use crate::proto::policy::RetryExtra;
 
 pub(super) use envoy_types::pb::envoy::config::route::v3::RetryPolicy as Proto;
 
 /// Shortest back-off; gRFC A44 rounds shorter ones up.
 const MIN_BACKOFF: Duration = Duration::from_millis(1);
+/// Longest back-off that an answer may ask for, when nothing is said (Envoy).
+const MAX_ASKED: Duration = Duration::from_secs(300);
 /// Tries of host selection that Istio sends along with the previous-hosts predicate.
 const HOST_SELECTION_TRIES: i64 = 5;
 
@@ -81,6 +89,8 @@ pub(super) fn encode(policy: &RetryPolicy) -> (Proto, RetryExtra) {
             base_interval: Some(common::duration(base)),
             max_interval: Some(common::duration(policy.backoff_max.max(base))),
         }),
+        rate_limited_retry_back_off: policy.rate_limited.as_ref().map(encode_rate_limited),
+        retriable_request_headers: policy.request_headers.iter().map(matcher::header).collect(),
         ..Default::default()
     };
     if policy.attempts == 0 {
@@ -96,6 +106,17 @@ pub(super) fn encode(policy: &RetryPolicy) -> (Proto, RetryExtra) {
         proto.retry_host_predicate.push(RetryHostPredicate {
             name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
             config_type: Some(retry_host_predicate::ConfigType::TypedConfig(config)),
+        });
+    }
+    if !policy.avoid_metadata.is_empty() {
+        let config = OmitHostMetadataConfig { metadata_match: extension::lb_metadata(&policy.avoid_metadata) };
+        proto.host_selection_retry_max_attempts = HOST_SELECTION_TRIES;
+        proto.retry_host_predicate.push(RetryHostPredicate {
+            name: "envoy.retry_host_predicates.omit_host_metadata".to_owned(),
+            config_type: Some(retry_host_predicate::ConfigType::TypedConfig(extension::pack(
+                url::OMIT_METADATA,
+                &config,
+            ))),
         });
     }
     if policy.next_locality {
@@ -124,6 +145,11 @@ pub(super) fn decode(proto: &Proto, extra: &RetryExtra, at: &At<'_>, report: &mu
     on.classified_failure = extra.classified_failure;
     let (backoff_base, backoff_max) = read_backoff(proto, at, report);
     note_unenforced(proto, at, report);
+    let predicates = read_predicates(proto, at, report);
+    let next_locality = read_priority(proto.retry_priority.as_ref(), at, report);
+    let rate_limited = proto.rate_limited_retry_back_off.as_ref();
+    let rate_limited =
+        rate_limited.and_then(|b| read_rate_limited(b, &at.field("rate_limited_retry_back_off"), report));
     Some(RetryPolicy {
         attempts,
         on,
@@ -136,8 +162,16 @@ pub(super) fn decode(proto: &Proto, extra: &RetryExtra, at: &At<'_>, report: &mu
         ),
         backoff_base,
         backoff_max,
-        avoid_previous_hosts: proto.retry_host_predicate.iter().any(is_previous_hosts),
-        next_locality: proto.retry_priority.as_ref().is_some_and(is_previous_priorities),
+        rate_limited,
+        request_headers: matcher::read_headers(
+            &proto.retriable_request_headers,
+            at,
+            "retriable_request_headers",
+            report,
+        ),
+        avoid_previous_hosts: predicates.previous,
+        avoid_metadata: predicates.metadata,
+        next_locality,
     })
 }
 
@@ -183,29 +217,120 @@ fn read_backoff(proto: &Proto, at: &At<'_>, report: &mut Report) -> (Duration, D
 }
 
 fn note_unenforced(proto: &Proto, at: &At<'_>, report: &mut Report) {
-    let other = proto.retry_host_predicate.iter().any(|p| !is_previous_hosts(p));
-    report.unenforced_if(other, at, "retry_host_predicate", "only endpoints already tried are avoided");
-    let other = proto.retry_priority.as_ref().is_some_and(|p| !is_previous_priorities(p));
-    report.unenforced_if(other, at, "retry_priority", "retries choose priorities as first tries do");
-    let set = !proto.retry_options_predicates.is_empty();
-    report.unenforced_if(set, at, "retry_options_predicates", "retries keep the options of the first try");
-    let set = proto.rate_limited_retry_back_off.is_some();
-    report.unenforced_if(set, at, "rate_limited_retry_back_off", "the answer's headers do not set the back-off");
-    let set = !proto.retriable_request_headers.is_empty();
-    report.unenforced_if(set, at, "retriable_request_headers", "retries do not depend on the request's headers");
+    consider!(proto, at, report, Proto {
+        read: [
+            retry_on, num_retries, per_try_timeout, per_try_idle_timeout, retry_priority, retry_host_predicate,
+            retriable_status_codes, retry_back_off, rate_limited_retry_back_off, retriable_headers,
+            retriable_request_headers,
+        ],
+        // How often Envoy draws an endpoint that the predicates take; ours asks the balancer for another.
+        idle: [host_selection_retry_max_attempts],
+        retry_options_predicates => "retries keep the options of the first try",
+        refresh_cluster_on_retry => "retries stay in the cluster that was chosen",
+    });
 }
 
-fn is_previous_hosts(predicate: &RetryHostPredicate) -> bool {
-    match &predicate.config_type {
-        Some(retry_host_predicate::ConfigType::TypedConfig(any)) => extension::type_of(any) == url::PREVIOUS_HOSTS,
-        // Before typed configs the name alone said it.
-        None => predicate.name == "envoy.retry_host_predicates.previous_hosts",
+fn encode_rate_limited(policy: &RateLimitedBackoff) -> RateLimitedRetryBackOff {
+    let headers = policy.headers.iter().map(|header| {
+        let format = if header.unix_timestamp { ResetHeaderFormat::UnixTimestamp } else { ResetHeaderFormat::Seconds };
+        ResetProto { name: header.name.as_str().to_owned(), format: format.into() }
+    });
+    RateLimitedRetryBackOff {
+        reset_headers: headers.collect(),
+        max_interval: Some(common::duration(policy.max_interval)),
     }
 }
 
-fn is_previous_priorities(priority: &RetryPriority) -> bool {
+fn read_rate_limited(proto: &RateLimitedRetryBackOff, at: &At<'_>, report: &mut Report) -> Option<RateLimitedBackoff> {
+    if proto.reset_headers.is_empty() {
+        report.problem(&at.field("reset_headers"), "at least one header is required");
+    }
+    let max_interval = common::nonzero_duration(proto.max_interval.as_ref(), at, "max_interval", report);
+    let mut headers = Vec::with_capacity(proto.reset_headers.len());
+    for (i, header) in proto.reset_headers.iter().enumerate() {
+        let at = at.item("reset_headers", i);
+        let Ok(name) = HeaderName::try_from(header.name.as_str()) else {
+            report.problem(&at.field("name"), format!("{:?} is not a header name", header.name));
+            continue;
+        };
+        let unix_timestamp = header.format == i32::from(ResetHeaderFormat::UnixTimestamp);
+        headers.push(ResetHeader { name, unix_timestamp });
+    }
+    Some(RateLimitedBackoff { headers, max_interval: max_interval.unwrap_or(MAX_ASKED) })
+}
+
+/// What of an endpoint keeps retries away from it.
+#[derive(Default)]
+struct Predicates {
+    previous: bool,
+    metadata: BTreeMap<String, String>,
+}
+
+fn read_predicates(proto: &Proto, at: &At<'_>, report: &mut Report) -> Predicates {
+    let mut found = Predicates::default();
+    for (i, predicate) in proto.retry_host_predicate.iter().enumerate() {
+        let at = at.item("retry_host_predicate", i);
+        let config = match &predicate.config_type {
+            Some(retry_host_predicate::ConfigType::TypedConfig(any)) => Some(any),
+            None => None,
+        };
+        // Before typed configs the name alone said it.
+        let kind = config.map_or_else(|| predicate.name.clone(), extension::type_of);
+        match (kind.as_str(), config) {
+            (url::PREVIOUS_HOSTS | "envoy.retry_host_predicates.previous_hosts", _) => found.previous = true,
+            (url::OMIT_CANARY | "envoy.retry_host_predicates.omit_canary_hosts", _) => {
+                found.metadata.insert("canary".to_owned(), "true".to_owned());
+            }
+            (url::OMIT_METADATA, Some(any)) => {
+                let config: OmitHostMetadataConfig = extension::unpack(any, &at, report).unwrap_or_default();
+                found.metadata.extend(extension::read_lb_metadata(config.metadata_match.as_ref()));
+            }
+            _ => report.unenforced(&at, "an unknown predicate keeps retries away from no endpoint"),
+        }
+    }
+    found
+}
+
+/// Whether retries move on to the next priority.
+fn read_priority(proto: Option<&RetryPriority>, at: &At<'_>, report: &mut Report) -> bool {
+    let Some(priority) = proto else { return false };
+    let at = at.field("retry_priority");
     match &priority.config_type {
-        Some(retry_priority::ConfigType::TypedConfig(any)) => extension::type_of(any) == url::PREVIOUS_PRIORITIES,
-        None => priority.name == "envoy.retry_priorities.previous_priorities",
+        Some(retry_priority::ConfigType::TypedConfig(any)) if extension::type_of(any) == url::PREVIOUS_PRIORITIES => {
+            let config: PreviousPrioritiesConfig = extension::unpack(any, &at, report).unwrap_or_default();
+            let later = config.update_frequency > 1;
+            report.unenforced_if(later, &at, "update_frequency", "every retry moves on to the next priority");
+            true
+        }
+        None if priority.name == "envoy.retry_priorities.previous_priorities" => true,
+        _ => {
+            report.unenforced(&at, "retries choose priorities as first tries do");
+            false
+        }
+    }
+}
+
+/// Encodes hedging.
+pub(super) fn encode_hedge(hedge: &HedgePolicy) -> HedgeProto {
+    HedgeProto {
+        initial_requests: common::uint32(hedge.initial_requests),
+        additional_request_chance: Some(common::fraction(hedge.additional_request)),
+        hedge_on_per_try_timeout: hedge.on_per_try_timeout,
+    }
+}
+
+/// Decodes hedging.
+pub(super) fn decode_hedge(proto: &HedgeProto, at: &At<'_>, report: &mut Report) -> HedgePolicy {
+    let HedgeProto { initial_requests, additional_request_chance, hedge_on_per_try_timeout } = proto;
+    let initial_requests = initial_requests.map_or(1, |n| n.value);
+    if initial_requests == 0 {
+        report.problem(&at.field("initial_requests"), "it must be above 0");
+    }
+    let chance = additional_request_chance.as_ref();
+    let chance = chance.and_then(|c| common::read_fraction(c, &at.field("additional_request_chance"), report));
+    HedgePolicy {
+        initial_requests,
+        additional_request: chance.unwrap_or(PerMillion::NONE),
+        on_per_try_timeout: *hedge_on_per_try_timeout,
     }
 }

@@ -4,14 +4,17 @@
 use std::collections::HashSet;
 
 use envoy_types::pb::envoy::config::core::v3::Metadata;
-use envoy_types::pb::envoy::config::route::v3::{self as xds, header_matcher, route_match::PathSpecifier};
+use envoy_types::pb::envoy::config::route::v3::{
+    self as xds, Route as RouteProto, RouteMatch as MatchProto, VirtualHost as HostProto, header_matcher,
+    route_action::RequestMirrorPolicy, route_match::PathSpecifier,
+};
 use mesh_core::policy::{
-    Domain, HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, PerMillionRatio, RetryBudget, Route, RouteAction,
-    RouteConfiguration, RouteMatch, StringMatch, StringMatcher, VirtualHost,
+    Domain, HeaderKey, HeaderMatch, HeaderMatcher, HedgePolicy, Mirror, PathMatch, PerMillionRatio, RetryBudget, Route,
+    RouteAction, RouteConfiguration, RouteMatch, StringMatch, StringMatcher, VirtualHost,
 };
 
 use super::header::{self, read_policy};
-use super::report::{At, Report};
+use super::report::{At, Report, consider};
 use super::route_extra::{self, Overrides};
 use super::{common, extension, matcher, retry, route_action};
 use crate::proto::policy::{self as extra, RouteConfigurationPolicy, RoutePolicy, VirtualHostPolicy};
@@ -46,7 +49,11 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
             report.problem(&at.item("cluster_specifier_plugins", i), "no such plugin is known and it is not optional");
         }
     }
-    let outer = route_extra::decode_overrides(&proto.typed_per_filter_config, at, report);
+    let outer = Outer {
+        filters: route_extra::decode_overrides(&proto.typed_per_filter_config, at, report),
+        mirrors: decode_mirrors(&proto.request_mirror_policies, at, report),
+        hedge: None,
+    };
     let mut domains = HashSet::new();
     let hosts = proto.virtual_hosts.iter().enumerate();
     let virtual_hosts = hosts
@@ -66,20 +73,38 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
     })
 }
 
+/// What routes get from the levels around them where they have none of their own.
+#[derive(Default)]
+pub(super) struct Outer {
+    filters: Overrides,
+    pub(super) mirrors: Vec<Mirror>,
+    pub(super) hedge: Option<HedgePolicy>,
+}
+
+fn decode_mirrors(protos: &[RequestMirrorPolicy], at: &At<'_>, report: &mut Report) -> Vec<Mirror> {
+    let mirrors = protos.iter().enumerate();
+    mirrors
+        .filter_map(|(i, m)| route_action::decode_mirror(m, &at.item("request_mirror_policies", i), report))
+        .collect()
+}
+
 fn note_unenforced(proto: &Proto, at: &At<'_>, report: &mut Report) {
-    report.unenforced_if(proto.vhds.is_some(), at, "vhds", "virtual hosts are not discovered on their own");
-    let set = !proto.internal_only_headers.is_empty();
-    report.unenforced_if(set, at, "internal_only_headers", "headers of outside callers are not removed");
-    let set = proto.most_specific_header_mutations_wins;
-    report.unenforced_if(set, at, "most_specific_header_mutations_wins", "the outermost level acts last");
-    let set = !proto.request_mirror_policies.is_empty();
-    report.unenforced_if(set, at, "request_mirror_policies", "only routes mirror");
-    let set = proto.ignore_port_in_host_matching;
-    report.unenforced_if(set, at, "ignore_port_in_host_matching", "the authority's port takes part in matching");
-    let set = proto.ignore_path_parameters_in_path_matching;
-    report.unenforced_if(set, at, "ignore_path_parameters_in_path_matching", "path parameters take part in matching");
-    let set = !proto.vhost_header.is_empty();
-    report.unenforced_if(set, at, "vhost_header", "virtual hosts are chosen by the authority");
+    consider!(proto, at, report, Proto {
+        read: [
+            name, virtual_hosts, response_headers_to_add, response_headers_to_remove, request_headers_to_add,
+            request_headers_to_remove, cluster_specifier_plugins, request_mirror_policies, typed_per_filter_config,
+            metadata,
+        ],
+        // A route may always name a cluster that is not known yet; bodies of answers have our bound.
+        idle: [validate_clusters, max_direct_response_body_size_bytes],
+        vhds => "virtual hosts are not discovered on their own",
+        internal_only_headers => "headers of outside callers are not removed",
+        most_specific_header_mutations_wins => "the outermost level acts last",
+        ignore_port_in_host_matching => "the authority's port takes part in matching",
+        ignore_path_parameters_in_path_matching => "path parameters take part in matching",
+        vhost_header => "virtual hosts are chosen by the authority",
+        route_specifiers => "route extensions are not known",
+    });
 }
 
 fn encode_virtual_host(host: &VirtualHost) -> xds::VirtualHost {
@@ -105,8 +130,8 @@ fn encode_virtual_host(host: &VirtualHost) -> xds::VirtualHost {
 }
 
 fn decode_virtual_host(
-    proto: &xds::VirtualHost,
-    outer: &Overrides,
+    proto: &HostProto,
+    outer: &Outer,
     taken: &mut HashSet<Domain>,
     at: &At<'_>,
     report: &mut Report,
@@ -128,11 +153,18 @@ fn decode_virtual_host(
     }
     note_unenforced_of_host(proto, at, report);
     let overrides = route_extra::decode_overrides(&proto.typed_per_filter_config, at, report);
-    let mut overrides = overrides.inside(outer);
+    let mut overrides = overrides.inside(&outer.filters);
     if let (None, Some(field)) = (&overrides.cors, &proto.cors) {
         overrides.cors = super::cors::decode_field(field, &at.field("cors"), report);
     }
     let ours: VirtualHostPolicy = extension::take(proto.metadata.as_ref(), "VirtualHostPolicy", at, report);
+    let own_mirrors = decode_mirrors(&proto.request_mirror_policies, at, report);
+    let hedge = proto.hedge_policy.as_ref();
+    let inner = Outer {
+        filters: overrides,
+        mirrors: if own_mirrors.is_empty() { outer.mirrors.clone() } else { own_mirrors },
+        hedge: hedge.map(|h| retry::decode_hedge(h, &at.field("hedge_policy"), report)),
+    };
     let retry = proto.retry_policy.as_ref();
     let retry =
         retry.and_then(|r| retry::decode(r, &ours.retry.unwrap_or_default(), &at.field("retry_policy"), report));
@@ -140,24 +172,31 @@ fn decode_virtual_host(
     VirtualHost {
         name: proto.name.clone(),
         domains,
-        routes: routes.filter_map(|(i, r)| decode_route(r, &overrides, &at.item("routes", i), report)).collect(),
+        routes: routes.filter_map(|(i, r)| decode_route(r, &inner, &at.item("routes", i), report)).collect(),
         headers: read_policy!(proto, at, report),
         retry,
     }
 }
 
-fn note_unenforced_of_host(proto: &xds::VirtualHost, at: &At<'_>, report: &mut Report) {
-    report.unenforced_if(proto.require_tls != 0, at, "require_tls", "plaintext callers are not redirected");
-    report.unenforced_if(!proto.rate_limits.is_empty(), at, "rate_limits", "requests are not rate limited");
-    report.unenforced_if(proto.hedge_policy.is_some(), at, "hedge_policy", "requests are not hedged");
-    let set = proto.retry_policy_typed_config.is_some();
-    report.unenforced_if(set, at, "retry_policy_typed_config", "retry extensions are not known");
-    let set = !proto.request_mirror_policies.is_empty();
-    report.unenforced_if(set, at, "request_mirror_policies", "only routes mirror");
-    let set = proto.include_request_attempt_count || proto.include_attempt_count_in_response;
-    report.unenforced_if(set, at, "include_request_attempt_count", "x-envoy-attempt-count is not sent");
-    let set = proto.per_request_buffer_limit_bytes.is_some() || proto.request_body_buffer_limit.is_some();
-    report.unenforced_if(set, at, "request_body_buffer_limit", "the client's own limit on buffered bodies holds");
+fn note_unenforced_of_host(proto: &HostProto, at: &At<'_>, report: &mut Report) {
+    consider!(proto, at, report, HostProto {
+        read: [
+            name, domains, routes, matcher, request_headers_to_add, request_headers_to_remove,
+            response_headers_to_add, response_headers_to_remove, cors, typed_per_filter_config, retry_policy,
+            hedge_policy, request_mirror_policies, metadata,
+        ],
+        // Statistics.
+        idle: [virtual_clusters],
+        require_tls => "plaintext callers are not redirected",
+        rate_limits => "requests are not rate limited",
+        include_request_attempt_count => "x-envoy-attempt-count is not sent",
+        include_attempt_count_in_response => "x-envoy-attempt-count is not sent",
+        retry_policy_typed_config => "retry extensions are not known",
+        include_is_timeout_retry_header => "x-envoy-is-timeout-retry is not sent",
+        per_request_buffer_limit_bytes => "the client's own limit on buffered bodies holds",
+        request_body_buffer_limit => "the client's own limit on buffered bodies holds",
+        route_specifiers => "route extensions are not known",
+    });
 }
 
 fn encode_route(route: &Route) -> xds::Route {
@@ -182,7 +221,7 @@ fn encode_route(route: &Route) -> xds::Route {
         r#match: Some(encode_match(&route.matcher)),
         action: Some(action),
         metadata,
-        typed_per_filter_config: route_extra::encode_overrides(route.fault.as_ref(), cors),
+        typed_per_filter_config: route_extra::encode_overrides(&route.filters, cors),
         request_headers_to_add: lists.request_add,
         request_headers_to_remove: lists.request_remove,
         response_headers_to_add: lists.response_add,
@@ -192,14 +231,22 @@ fn encode_route(route: &Route) -> xds::Route {
 }
 
 /// Decodes a route; `None` without a problem is a route to be skipped (gRFC A28).
-fn decode_route(proto: &xds::Route, outer: &Overrides, at: &At<'_>, report: &mut Report) -> Option<Route> {
-    report.unenforced_if(proto.tracing.is_some(), at, "tracing", "sampling and tags are the tracer's own");
-    report.unenforced_if(proto.decorator.is_some(), at, "decorator", "spans are named after the destination");
-    let set = proto.per_request_buffer_limit_bytes.is_some() || proto.request_body_buffer_limit.is_some();
-    report.unenforced_if(set, at, "request_body_buffer_limit", "the client's own limit on buffered bodies holds");
+fn decode_route(proto: &RouteProto, outer: &Outer, at: &At<'_>, report: &mut Report) -> Option<Route> {
+    consider!(proto, at, report, RouteProto {
+        read: [
+            name, r#match, metadata, typed_per_filter_config, request_headers_to_add, request_headers_to_remove,
+            response_headers_to_add, response_headers_to_remove, action,
+        ],
+        idle: [stat_prefix],
+        decorator => "spans are named after the destination",
+        tracing => "sampling and tags are the tracer's own",
+        per_request_buffer_limit_bytes => "the client's own limit on buffered bodies holds",
+        request_body_buffer_limit => "the client's own limit on buffered bodies holds",
+        route_specifiers => "route extensions are not known",
+    });
     let ours: RoutePolicy = extension::take(proto.metadata.as_ref(), "RoutePolicy", at, report);
     let overrides = route_extra::decode_overrides(&proto.typed_per_filter_config, at, report);
-    let overrides = overrides.inside(outer);
+    let overrides = overrides.inside(&outer.filters);
     let headers = read_policy!(proto, at, report);
     let matcher = match &proto.r#match {
         Some(matcher) => decode_match(matcher, &ours, &at.field("match"), report),
@@ -208,7 +255,7 @@ fn decode_route(proto: &xds::Route, outer: &Overrides, at: &At<'_>, report: &mut
             None
         }
     };
-    let action = route_action::decode(proto.action.as_ref(), &ours, overrides.cors, at, report);
+    let action = route_action::decode(proto.action.as_ref(), &ours, overrides.cors, outer, at, report);
     let classes = ours.response_classes.iter().enumerate();
     let response_classes =
         classes.filter_map(|(i, c)| route_extra::decode_class(c, &at.item("response_classes", i), report)).collect();
@@ -217,12 +264,12 @@ fn decode_route(proto: &xds::Route, outer: &Overrides, at: &At<'_>, report: &mut
         matcher: matcher?,
         action: action?,
         headers,
-        fault: overrides.fault,
+        filters: overrides.filters,
         response_classes,
     })
 }
 
-fn encode_match(m: &RouteMatch) -> xds::RouteMatch {
+pub(super) fn encode_match(m: &RouteMatch) -> xds::RouteMatch {
     let path = match &m.path {
         PathMatch::Exact(path) => PathSpecifier::Path(path.clone()),
         PathMatch::Prefix(prefix) => PathSpecifier::Prefix(prefix.clone()),
@@ -239,6 +286,7 @@ fn encode_match(m: &RouteMatch) -> xds::RouteMatch {
         case_sensitive: (!m.case_sensitive).then(|| common::boolean(false)).flatten(),
         headers: methods.into_iter().chain(m.headers.iter().map(matcher::header)).collect(),
         query_parameters: m.query.iter().map(matcher::query).collect(),
+        cookies: m.cookies.iter().map(matcher::cookie).collect(),
         runtime_fraction: m.fraction.map(common::runtime_fraction),
         ..Default::default()
     }
@@ -261,7 +309,24 @@ fn encode_methods(methods: &[String]) -> Option<xds::HeaderMatcher> {
     })
 }
 
-fn decode_match(proto: &xds::RouteMatch, ours: &RoutePolicy, at: &At<'_>, report: &mut Report) -> Option<RouteMatch> {
+pub(super) fn decode_match(
+    proto: &MatchProto,
+    ours: &RoutePolicy,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<RouteMatch> {
+    let MatchProto {
+        path_specifier: _,
+        case_sensitive: _,
+        runtime_fraction: _,
+        headers: _,
+        query_parameters: _,
+        cookies: _,
+        grpc: _,
+        tls_context: _,
+        dynamic_metadata: _,
+        filter_state: _,
+    } = proto;
     let path = decode_path(proto.path_specifier.as_ref(), at, report);
     refuse_unsupported(proto, at, report);
     let mut conditions = proto.headers.as_slice();
@@ -279,6 +344,8 @@ fn decode_match(proto: &xds::RouteMatch, ours: &RoutePolicy, at: &At<'_>, report
     }
     let query = proto.query_parameters.iter().enumerate();
     let query = query.filter_map(|(i, q)| matcher::read_query(q, &at.item("query_parameters", i), report)).collect();
+    let cookies = proto.cookies.iter().enumerate();
+    let cookies = cookies.filter_map(|(i, c)| matcher::read_cookie(c, &at.item("cookies", i), report)).collect();
     let port = ours.port.and_then(|port| common::read_port(port, &at.field("port"), report));
     Some(RouteMatch {
         path: path?,
@@ -286,6 +353,7 @@ fn decode_match(proto: &xds::RouteMatch, ours: &RoutePolicy, at: &At<'_>, report
         methods: ours.methods.clone(),
         headers,
         query,
+        cookies,
         fraction: common::read_runtime_fraction(proto.runtime_fraction.as_ref(), at, "runtime_fraction", report),
         port,
         source_labels: ours.source_labels.clone(),
@@ -332,9 +400,8 @@ fn decode_path(proto: Option<&PathSpecifier>, at: &At<'_>, report: &mut Report) 
 }
 
 /// A condition that is passed over would make the route take requests that are not for it.
-fn refuse_unsupported(proto: &xds::RouteMatch, at: &At<'_>, report: &mut Report) {
+fn refuse_unsupported(proto: &MatchProto, at: &At<'_>, report: &mut Report) {
     let conditions = [
-        ("cookies", !proto.cookies.is_empty()),
         ("tls_context", proto.tls_context.is_some()),
         ("dynamic_metadata", !proto.dynamic_metadata.is_empty()),
         ("filter_state", !proto.filter_state.is_empty()),

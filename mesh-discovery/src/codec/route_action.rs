@@ -2,25 +2,28 @@
 
 use std::time::Duration;
 
-use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
+use envoy_types::pb::envoy::config::core::v3::{DataSource, RoutingPriority, data_source::Specifier};
 use envoy_types::pb::envoy::config::route::v3::{
-    self as xds, redirect_action, route,
+    self as xds, DirectResponseAction as AnswerProto, RouteAction as Proto, WeightedCluster as SplitProto,
+    redirect_action, route,
     route_action::{
-        self, ClusterSpecifier, HashPolicy as HashProto, HostRewriteSpecifier, MaxStreamDuration, hash_policy,
+        ClusterSpecifier, HashPolicy as HashProto, HostRewriteSpecifier, MaxStreamDuration,
+        RequestMirrorPolicy as MirrorProto, hash_policy,
     },
-    weighted_cluster::ClusterWeight,
+    weighted_cluster::{self, ClusterWeight},
 };
 use http::HeaderName;
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{
     AuthorityRewrite, ClusterChoice, Cors, DirectResponse, Forward, HashPolicy, HashSource, Mirror, PathRewrite,
-    PerMillion, Redirect, Rewrite, RouteAction, WeightedCluster, WeightedClusters,
+    PerMillion, Redirect, RegexRewrite, Rewrite, RouteAction, WeightedCluster, WeightedClusters,
 };
 
 use super::common::{self, non_empty};
 use super::header::{self, read_policy};
-use super::report::{At, Report};
-use super::{cors, matcher, retry};
+use super::report::{At, Report, consider};
+use super::route::Outer;
+use super::{cors, extension, matcher, retry, route_extra};
 use crate::proto::policy::{RetryExtra, RoutePolicy};
 
 /// Largest body of a direct answer.
@@ -50,12 +53,13 @@ pub(super) fn decode(
     proto: Option<&route::Action>,
     ours: &RoutePolicy,
     cors: Option<Cors>,
+    outer: &Outer,
     at: &At<'_>,
     report: &mut Report,
 ) -> Option<RouteAction> {
     match proto {
         Some(route::Action::Route(action)) => {
-            let forward = decode_forward(action, ours, cors, &at.field("route"), report)?;
+            let forward = decode_forward(action, ours, cors, outer, &at.field("route"), report)?;
             Some(RouteAction::Forward(Box::new(forward)))
         }
         Some(route::Action::Redirect(redirect)) => {
@@ -95,6 +99,9 @@ fn encode_forward(forward: &Forward, ours: &mut RoutePolicy) -> xds::RouteAction
         retry_policy: retry.map(|(policy, _)| policy),
         request_mirror_policies: forward.mirrors.iter().map(encode_mirror).collect(),
         hash_policy: forward.hash.iter().map(encode_hash).collect(),
+        hedge_policy: forward.hedge.as_ref().map(retry::encode_hedge),
+        metadata_match: extension::lb_metadata(&forward.metadata_match),
+        priority: if forward.high_priority { RoutingPriority::High } else { RoutingPriority::Default }.into(),
         ..Default::default()
     };
     encode_timeouts(forward, &mut action, ours);
@@ -103,17 +110,22 @@ fn encode_forward(forward: &Forward, ours: &mut RoutePolicy) -> xds::RouteAction
 }
 
 fn decode_forward(
-    proto: &xds::RouteAction,
+    proto: &Proto,
     ours: &RoutePolicy,
     cors: Option<Cors>,
+    outer: &Outer,
     at: &At<'_>,
     report: &mut Report,
 ) -> Option<Forward> {
     note_unenforced(proto, at, report);
     let (timeout, max_stream_duration) = decode_timeouts(proto, ours, at, report);
-    let mirrors = proto.request_mirror_policies.iter().enumerate();
-    let mirrors =
-        mirrors.filter_map(|(i, m)| decode_mirror(m, &at.item("request_mirror_policies", i), report)).collect();
+    let own = proto.request_mirror_policies.iter().enumerate();
+    let mut mirrors: Vec<Mirror> =
+        own.filter_map(|(i, m)| decode_mirror(m, &at.item("request_mirror_policies", i), report)).collect();
+    if proto.request_mirror_policies.is_empty() {
+        mirrors.clone_from(&outer.mirrors);
+    }
+    let hedge = proto.hedge_policy.as_ref().map(|h| retry::decode_hedge(h, &at.field("hedge_policy"), report));
     let hash = proto.hash_policy.iter().enumerate();
     let hash = hash.filter_map(|(i, h)| decode_hash(h, &at.item("hash_policy", i), report)).collect();
     let extra = ours.retry.clone().unwrap_or_default();
@@ -128,6 +140,9 @@ fn decode_forward(
         idle_timeout: common::nonzero_duration(proto.idle_timeout.as_ref(), at, "idle_timeout", report),
         max_stream_duration,
         retry,
+        hedge: hedge.or_else(|| outer.hedge.clone()),
+        high_priority: proto.priority == i32::from(RoutingPriority::High),
+        metadata_match: extension::read_lb_metadata(proto.metadata_match.as_ref()),
         mirrors,
         rewrite,
         hash,
@@ -135,29 +150,28 @@ fn decode_forward(
     })
 }
 
-fn note_unenforced(proto: &xds::RouteAction, at: &At<'_>, report: &mut Report) {
-    let notes = [
-        (!proto.rate_limits.is_empty(), "rate_limits", "requests are not rate limited"),
-        (proto.hedge_policy.is_some(), "hedge_policy", "requests are not hedged"),
-        (!proto.upgrade_configs.is_empty(), "upgrade_configs", "upgrades follow the client's own rules"),
-        (proto.metadata_match.is_some(), "metadata_match", "every endpoint of the cluster takes part"),
-        (proto.retry_policy_typed_config.is_some(), "retry_policy_typed_config", "retry extensions are not known"),
-        (proto.internal_redirect_policy.is_some(), "internal_redirect_policy", "redirects go back to the caller"),
-        (proto.early_data_policy.is_some(), "early_data_policy", "requests are not sent in early data"),
-        (proto.flush_timeout.is_some(), "flush_timeout", "the idle timeout covers flushing"),
-        (proto.append_x_forwarded_host, "append_x_forwarded_host", "x-forwarded-host is not sent"),
-        (proto.priority != 0, "priority", "the default priority's limits apply"),
-        (proto.max_grpc_timeout.is_some(), "max_grpc_timeout", "max_stream_duration rules gRPC deadlines"),
-        (proto.grpc_timeout_offset.is_some(), "grpc_timeout_offset", "gRPC deadlines are taken as they are"),
-        (
-            proto.max_stream_duration.is_some_and(|m| m.grpc_timeout_header_offset.is_some()),
-            "max_stream_duration.grpc_timeout_header_offset",
-            "gRPC deadlines are taken as they are",
-        ),
-    ];
-    for (set, name, effect) in notes {
-        report.unenforced_if(set, at, name, effect);
-    }
+fn note_unenforced(proto: &Proto, at: &At<'_>, report: &mut Report) {
+    consider!(proto, at, report, Proto {
+        read: [
+            metadata_match, prefix_rewrite, regex_rewrite, path_rewrite_policy, path_rewrite, append_x_forwarded_host,
+            timeout, idle_timeout, retry_policy, request_mirror_policies, priority, hash_policy, cors, hedge_policy,
+            max_stream_duration, cluster_specifier, host_rewrite_specifier,
+        ],
+        // The status of a failure for want of a cluster is 503 for all; what only the fields beside them need.
+        idle: [cluster_not_found_response_code, include_vh_rate_limits, max_internal_redirects],
+        flush_timeout => "the idle timeout covers flushing",
+        early_data_policy => "requests are not sent in early data",
+        retry_policy_typed_config => "retry extensions are not known",
+        rate_limits => "requests are not rate limited",
+        max_grpc_timeout => "max_stream_duration rules gRPC deadlines",
+        grpc_timeout_offset => "gRPC deadlines are taken as they are",
+        upgrade_configs => "upgrades follow the client's own rules",
+        internal_redirect_policy => "redirects go back to the caller",
+        internal_redirect_action => "redirects go back to the caller",
+    });
+    let set = proto.max_stream_duration.is_some_and(|m| m.grpc_timeout_header_offset.is_some());
+    let name = "max_stream_duration.grpc_timeout_header_offset";
+    report.unenforced_if(set, at, name, "gRPC deadlines are taken as they are");
 }
 
 /// Writes the timeouts so that Envoy and gRPC clients obey both: Envoy reads `timeout`, gRPC reads only
@@ -192,7 +206,9 @@ fn decode_timeouts(
     let own = common::nonzero_duration(proto.timeout.as_ref(), at, "timeout", report);
     let at_max = at.field("max_stream_duration");
     let max = proto.max_stream_duration.unwrap_or_default();
-    let whole = common::nonzero_duration(max.max_stream_duration.as_ref(), &at_max, "max_stream_duration", report);
+    // Where it is given, the ceiling is all that gRPC looks at (gRFC A31); 0 is none.
+    let whole = max.max_stream_duration.as_ref().filter(|_| max.grpc_timeout_header_max.is_none());
+    let whole = common::nonzero_duration(whole, &at_max, "max_stream_duration", report);
     let header =
         common::nonzero_duration(max.grpc_timeout_header_max.as_ref(), &at_max, "grpc_timeout_header_max", report);
     let ceiling = common::nonzero_duration(ours.max_stream_duration.as_ref(), at, "max_stream_duration", report);
@@ -210,6 +226,12 @@ fn encode_weight(entry: &WeightedCluster) -> ClusterWeight {
         request_headers_to_remove: lists.request_remove,
         response_headers_to_add: lists.response_add,
         response_headers_to_remove: lists.response_remove,
+        typed_per_filter_config: route_extra::encode_overrides(&entry.filters, None),
+        metadata_match: extension::lb_metadata(&entry.metadata_match),
+        host_rewrite_specifier: entry
+            .authority
+            .clone()
+            .map(weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral),
         ..Default::default()
     }
 }
@@ -240,43 +262,66 @@ fn decode_choice(proto: Option<&ClusterSpecifier>, at: &At<'_>, report: &mut Rep
     }
 }
 
-fn decode_weights(proto: &xds::WeightedCluster, at: &At<'_>, report: &mut Report) -> Option<WeightedClusters> {
+fn decode_weights(proto: &SplitProto, at: &At<'_>, report: &mut Report) -> Option<WeightedClusters> {
     let mut entries = Vec::with_capacity(proto.clusters.len());
     for (i, entry) in proto.clusters.iter().enumerate() {
         let at = at.item("clusters", i);
         if entry.name.is_empty() {
             report.problem(&at.field("name"), "a name is required; clusters named by a header are not supported here");
         }
-        let effect = "filters are not configured per cluster of a split";
-        report.unenforced_if(!entry.typed_per_filter_config.is_empty(), &at, "typed_per_filter_config", effect);
-        let effect = "every endpoint of the cluster takes part";
-        report.unenforced_if(entry.metadata_match.is_some(), &at, "metadata_match", effect);
-        let effect = "the authority is rewritten per route, not per cluster of a split";
-        report.unenforced_if(entry.host_rewrite_specifier.is_some(), &at, "host_rewrite_literal", effect);
+        let ClusterWeight {
+            name: _,
+            // Refused with the name that is missing then.
+            cluster_header: _,
+            weight: _,
+            metadata_match: _,
+            request_headers_to_add: _,
+            request_headers_to_remove: _,
+            response_headers_to_add: _,
+            response_headers_to_remove: _,
+            typed_per_filter_config: _,
+            host_rewrite_specifier: _,
+        } = entry;
+        let overrides = route_extra::decode_overrides(&entry.typed_per_filter_config, &at, report);
+        let effect = "CORS is a matter of the route";
+        report.unenforced_if(overrides.cors.is_some(), &at, "typed_per_filter_config", effect);
+        use weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral;
+        let authority = entry.host_rewrite_specifier.as_ref().and_then(|HostRewriteLiteral(host)| non_empty(host));
         entries.push(WeightedCluster {
             name: ClusterName::from(entry.name.as_str()),
             weight: entry.weight.map_or(0, |w| w.value),
             headers: read_policy!(entry, &at, report),
+            filters: overrides.filters,
+            authority,
+            metadata_match: extension::read_lb_metadata(entry.metadata_match.as_ref()),
         });
     }
-    let set = proto.random_value_specifier.is_some();
-    report.unenforced_if(set, at, "random_value_specifier", "the draw is random for each request");
+    consider!(proto, at, report, SplitProto {
+        read: [clusters],
+        // The sum of the weights is the total (gRFC A28).
+        idle: [total_weight, runtime_key_prefix],
+        random_value_specifier => "the draw is random for each request",
+    });
     report.checked(at, WeightedClusters::new(entries))
 }
 
-fn encode_mirror(mirror: &Mirror) -> route_action::RequestMirrorPolicy {
-    route_action::RequestMirrorPolicy {
+fn encode_mirror(mirror: &Mirror) -> MirrorProto {
+    MirrorProto {
         cluster: mirror.cluster.to_string(),
         runtime_fraction: Some(common::runtime_fraction(mirror.share)),
         ..Default::default()
     }
 }
 
-fn decode_mirror(proto: &route_action::RequestMirrorPolicy, at: &At<'_>, report: &mut Report) -> Option<Mirror> {
-    let set = !proto.request_headers_mutations.is_empty();
-    report.unenforced_if(set, at, "request_headers_mutations", "the copy has the request's headers");
-    let set = !proto.host_rewrite_literal.is_empty();
-    report.unenforced_if(set, at, "host_rewrite_literal", "the copy has the request's authority");
+/// Decodes a mirror; `None` without a problem is one that sends nothing.
+pub(super) fn decode_mirror(proto: &MirrorProto, at: &At<'_>, report: &mut Report) -> Option<Mirror> {
+    consider!(proto, at, report, MirrorProto {
+        read: [cluster, cluster_header, runtime_fraction],
+        // The copy belongs to the request's own trace, and nothing is appended to its authority.
+        idle: [trace_sampled, disable_shadow_host_suffix_append],
+        request_headers_mutations => "the copy has the request's headers",
+        host_rewrite_literal => "the copy has the request's authority",
+    });
     if proto.cluster.is_empty() {
         report.unenforced(at, "mirrors to a cluster named by a header send nothing");
         return None;
@@ -294,9 +339,14 @@ fn encode_rewrite(rewrite: &Rewrite, action: &mut xds::RouteAction) {
         }
         None => {}
     }
+    action.append_x_forwarded_host = rewrite.forwarded_host;
     action.host_rewrite_specifier = rewrite.authority.as_ref().map(|authority| match authority {
         AuthorityRewrite::Literal(host) => HostRewriteSpecifier::HostRewriteLiteral(host.clone()),
         AuthorityRewrite::Endpoint => HostRewriteSpecifier::AutoHostRewrite(common::boolean(true).unwrap_or_default()),
+        AuthorityRewrite::Header(name) => HostRewriteSpecifier::HostRewriteHeader(name.as_str().to_owned()),
+        AuthorityRewrite::Path { pattern, substitution } => {
+            HostRewriteSpecifier::HostRewritePathRegex(matcher::substitution(pattern, substitution))
+        }
     });
 }
 
@@ -324,13 +374,24 @@ fn decode_rewrite(proto: &xds::RouteAction, at: &At<'_>, report: &mut Report) ->
     let authority = match &proto.host_rewrite_specifier {
         Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => non_empty(host).map(AuthorityRewrite::Literal),
         Some(HostRewriteSpecifier::AutoHostRewrite(auto)) => auto.value.then_some(AuthorityRewrite::Endpoint),
-        Some(_) => {
-            report.unenforced(&at.field("host_rewrite_specifier"), "the authority stays as it is");
+        Some(HostRewriteSpecifier::HostRewriteHeader(name)) => match HeaderName::try_from(name.as_str()) {
+            Ok(name) => Some(AuthorityRewrite::Header(name)),
+            Err(_) => {
+                report.problem(&at.field("host_rewrite_header"), format!("{name:?} is not a header name"));
+                None
+            }
+        },
+        Some(HostRewriteSpecifier::HostRewritePathRegex(regex)) => {
+            let read = matcher::read_substitution(regex, &at.field("host_rewrite_path_regex"), report);
+            read.map(|(pattern, substitution)| AuthorityRewrite::Path { pattern, substitution })
+        }
+        Some(HostRewriteSpecifier::HostRewrite(_)) => {
+            report.unenforced(&at.field("host_rewrite"), "the authority stays as it is");
             None
         }
         None => None,
     };
-    Rewrite { path, authority }
+    Rewrite { path, authority, forwarded_host: proto.append_x_forwarded_host }
 }
 
 /// Reads a text in substitution format; empty is none.
@@ -343,9 +404,10 @@ fn read_literal(text: &str, at: &At<'_>, report: &mut Report) -> Option<String> 
 fn encode_hash(policy: &HashPolicy) -> HashProto {
     use hash_policy::PolicySpecifier;
     let specifier = match &policy.source {
-        HashSource::Header(name) => {
-            PolicySpecifier::Header(hash_policy::Header { header_name: name.to_string(), ..Default::default() })
-        }
+        HashSource::Header { name, rewrite } => PolicySpecifier::Header(hash_policy::Header {
+            header_name: name.to_string(),
+            regex_rewrite: rewrite.as_ref().map(|r| matcher::substitution(&r.pattern, &r.substitution)),
+        }),
         HashSource::Cookie { name, path, ttl } => PolicySpecifier::Cookie(hash_policy::Cookie {
             name: name.clone(),
             path: path.clone(),
@@ -366,10 +428,13 @@ fn decode_hash(proto: &HashProto, at: &At<'_>, report: &mut Report) -> Option<Ha
     use hash_policy::PolicySpecifier;
     let source = match &proto.policy_specifier {
         Some(PolicySpecifier::Header(header)) => {
-            let effect = "the whole header value is hashed";
-            report.unenforced_if(header.regex_rewrite.is_some(), at, "header.regex_rewrite", effect);
+            let rewrite = match &header.regex_rewrite {
+                Some(regex) => Some(matcher::read_substitution(regex, &at.field("header.regex_rewrite"), report)?),
+                None => None,
+            };
+            let rewrite = rewrite.map(|(pattern, substitution)| RegexRewrite { pattern, substitution });
             match HeaderName::try_from(header.header_name.as_str()) {
-                Ok(name) => HashSource::Header(name),
+                Ok(name) => HashSource::Header { name, rewrite },
                 Err(_) => {
                     report.problem(&at.field("header"), format!("{:?} is not a header name", header.header_name));
                     return None;
@@ -458,8 +523,12 @@ fn decode_redirect(proto: &xds::RedirectAction, at: &At<'_>, report: &mut Report
     Some(Redirect { code, scheme, host: non_empty(&proto.host_redirect), port, path, strip_query: proto.strip_query })
 }
 
-fn decode_answer(proto: &xds::DirectResponseAction, at: &At<'_>, report: &mut Report) -> Option<DirectResponse> {
-    report.unenforced_if(proto.body_format.is_some(), at, "body_format", "the body is sent as it is");
+fn decode_answer(proto: &AnswerProto, at: &At<'_>, report: &mut Report) -> Option<DirectResponse> {
+    consider!(proto, at, report, AnswerProto {
+        read: [status, body],
+        idle: [],
+        body_format => "the body is sent as it is",
+    });
     let body = match proto.body.as_ref().and_then(|b| b.specifier.as_ref()) {
         Some(Specifier::InlineBytes(bytes)) => bytes.clone(),
         Some(Specifier::InlineString(text)) => text.clone().into_bytes(),

@@ -5,46 +5,77 @@ use std::collections::{BTreeMap, HashMap};
 use envoy_types::pb::envoy::config::route::v3::FilterConfig;
 use envoy_types::pb::envoy::extensions::filters::http::cors::v3::CorsPolicy;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
+use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::{
+    PerRouteConfig, per_route_config::RequirementSpecifier,
+};
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::{Rbac as RbacProto, RbacPerRoute};
 use envoy_types::pb::google::protobuf::Any;
-use mesh_core::policy::{Cors, Fault, ResponseClass, ResponseMatch};
+use mesh_core::policy::{Cors, FilterOverride, FilterOverrides, ResponseClass, ResponseMatch};
 
-use super::FAULT_FILTER;
 use super::extension::{self, url};
 use super::report::{At, Report};
-use super::{cors, fault};
+use super::{cors, fault, rate_limit, session};
 use crate::proto::policy::{self as extra, response_match};
 
 /// Instance name under which CORS policies travel; the filter's usual name.
 const CORS_FILTER: &str = "envoy.filters.http.cors";
 
 /// Filter configurations of one level of a route configuration.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq)]
 pub(super) struct Overrides {
-    pub(super) fault: Option<Fault>,
+    pub(super) filters: FilterOverrides,
+    /// Of the server's own filters, by instance name: they are applied where they are read.
+    pub(super) guards: BTreeMap<String, Guard>,
     pub(super) cors: Option<Cors>,
+}
+
+/// How a filter that guards a server differs in one place.
+#[derive(Clone, PartialEq)]
+pub(super) enum Guard {
+    /// It is off.
+    Off,
+    /// Other authorization rules.
+    Rbac(RbacProto),
+    /// The requirement of this name.
+    Requirement(String),
 }
 
 impl Overrides {
     /// What holds one level further in: the more specific configuration replaces the other.
     pub(super) fn inside(&self, outer: &Self) -> Self {
-        Self {
-            fault: self.fault.clone().or_else(|| outer.fault.clone()),
-            cors: self.cors.clone().or_else(|| outer.cors.clone()),
-        }
+        let mut merged = outer.clone();
+        merged.filters.extend(self.filters.clone());
+        merged.guards.extend(self.guards.clone());
+        merged.cors = self.cors.clone().or(merged.cors);
+        merged
     }
 }
 
-/// Writes the overrides of a route. CORS is wrapped as optional: gRPC clients don't know it and refuse
-/// what is neither known nor optional.
-pub(super) fn encode_overrides(fault: Option<&Fault>, cors: Option<&Cors>) -> HashMap<String, Any> {
+/// Writes overrides. What gRPC clients don't know is wrapped as optional: they refuse what is neither
+/// known nor optional.
+pub(super) fn encode_overrides(filters: &FilterOverrides, cors: Option<&Cors>) -> HashMap<String, Any> {
+    let wrap = |config: Option<Any>, disabled| {
+        extension::pack(url::FILTER_CONFIG, &FilterConfig { config, is_optional: true, disabled })
+    };
     let mut configs = HashMap::new();
-    if let Some(fault) = fault {
-        configs.insert(FAULT_FILTER.to_owned(), extension::pack(url::FAULT, &fault::encode(fault)));
+    for (name, filter) in filters {
+        let config = match filter {
+            FilterOverride::Disabled => wrap(None, true),
+            FilterOverride::Fault(fault) => extension::pack(url::FAULT, &fault::encode(fault)),
+            FilterOverride::RateLimit(limit) => {
+                wrap(Some(extension::pack(url::RATE_LIMIT, &rate_limit::encode(limit))), false)
+            }
+            FilterOverride::Session(session) => {
+                wrap(Some(extension::pack(url::SESSION_PER_ROUTE, &session::encode_per_route(session))), false)
+            }
+            // A kind that this codec does not know cannot be sent.
+            _ => continue,
+        };
+        configs.insert(name.clone(), config);
     }
     if let Some(cors) = cors {
         let config = extension::pack(url::CORS_POLICY, &cors::encode(cors));
-        let wrapped = FilterConfig { config: Some(config), is_optional: true, disabled: false };
-        configs.insert(CORS_FILTER.to_owned(), extension::pack(url::FILTER_CONFIG, &wrapped));
+        configs.insert(CORS_FILTER.to_owned(), wrap(Some(config), false));
     }
     configs
 }
@@ -69,27 +100,67 @@ fn read_override(key: &str, any: &Any, overrides: &mut Overrides, at: &At<'_>, r
         }
     }
     let kind = wrapper.config.as_ref().map(extension::type_of).unwrap_or_default();
-    match (kind.as_str(), &wrapper.config) {
-        (url::FAULT | "", _) if wrapper.disabled && (key == FAULT_FILTER || kind == url::FAULT) => {
-            overrides.fault = Some(Fault::default());
-        }
-        (url::FAULT, Some(config)) => {
-            // The usual instance name wins over others.
-            if overrides.fault.is_none() || key == FAULT_FILTER {
-                overrides.fault =
-                    extension::unpack::<HttpFault>(config, at, report).map(|f| fault::decode(&f, at, report));
+    if wrapper.disabled {
+        match kind.as_str() {
+            url::CORS_POLICY => overrides.cors = None,
+            _ => {
+                overrides.filters.insert(key.to_owned(), FilterOverride::Disabled);
+                overrides.guards.insert(key.to_owned(), Guard::Off);
             }
         }
-        (url::CORS_POLICY, Some(config)) if !wrapper.disabled => {
+        return;
+    }
+    let Some(config) = &wrapper.config else {
+        if !wrapper.is_optional {
+            report.problem(at, "a configuration is required");
+        }
+        return;
+    };
+    let filter = match kind.as_str() {
+        url::FAULT => extension::unpack::<HttpFault>(config, at, report)
+            .map(|fault| FilterOverride::Fault(fault::decode(&fault, at, report))),
+        url::RATE_LIMIT => extension::unpack(config, at, report)
+            .and_then(|limit| rate_limit::decode(&limit, at, report))
+            .map(FilterOverride::RateLimit),
+        url::SESSION_PER_ROUTE => {
+            extension::unpack(config, at, report).and_then(|s| session::decode_per_route(&s, at, report))
+        }
+        url::CORS_POLICY => {
             overrides.cors =
                 extension::unpack::<CorsPolicy>(config, at, report).and_then(|c| cors::decode(&c, at, report));
+            None
         }
-        (url::CORS_POLICY, _) => overrides.cors = None,
-        (url::RBAC_PER_ROUTE, _) => report.unenforced(at, "authorization is a matter of the server"),
-        _ if wrapper.is_optional || wrapper.disabled => {
+        url::RBAC_PER_ROUTE => {
+            let guard = extension::unpack::<RbacPerRoute>(config, at, report);
+            let guard = guard.map(|g| g.rbac.map_or(Guard::Off, Guard::Rbac));
+            overrides.guards.extend(guard.map(|guard| (key.to_owned(), guard)));
+            None
+        }
+        url::JWT_PER_ROUTE => {
+            overrides.guards.extend(read_jwt(config, at, report).map(|guard| (key.to_owned(), guard)));
+            None
+        }
+        _ if wrapper.is_optional => {
             report.unenforced(at, "the configuration of an unknown filter has no effect");
+            None
         }
-        _ => report.problem(at, format!("the filter type {kind:?} is not supported and not optional")),
+        _ => {
+            report.problem(at, format!("the filter type {kind:?} is not supported and not optional"));
+            None
+        }
+    };
+    overrides.filters.extend(filter.map(|filter| (key.to_owned(), filter)));
+}
+
+fn read_jwt(config: &Any, at: &At<'_>, report: &mut Report) -> Option<Guard> {
+    let config: PerRouteConfig = extension::unpack(config, at, report)?;
+    match config.requirement_specifier {
+        Some(RequirementSpecifier::Disabled(true)) => Some(Guard::Off),
+        Some(RequirementSpecifier::RequirementName(name)) => Some(Guard::Requirement(name)),
+        Some(RequirementSpecifier::Disabled(false)) | None => {
+            report.problem(at, "a requirement's name, or disabled: true, is required");
+            None
+        }
     }
 }
 

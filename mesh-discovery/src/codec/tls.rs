@@ -2,8 +2,10 @@
 //! TLS that the policy originates. What is not known here is refused, never passed over.
 
 use envoy_types::pb::envoy::config::core::v3::{
-    DataSource, TransportSocket, data_source::Specifier, transport_socket::ConfigType,
+    DataSource, TransportSocket, UpstreamHttpProtocolOptions, data_source::Specifier, transport_socket::ConfigType,
 };
+use envoy_types::pb::envoy::extensions::transport_sockets::http_11_proxy::v3::Http11ProxyUpstreamTransport;
+use envoy_types::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext, DownstreamTlsContext,
     SubjectAltNameMatcher, TlsCertificate, UpstreamTlsContext,
@@ -11,13 +13,15 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     common_tls_context::{CertificateProviderInstance, CombinedCertificateValidationContext, ValidationContextType},
     subject_alt_name_matcher::SanType,
 };
-use mesh_core::policy::{ClientCertificate, MeshTls, OriginatedTls, StringMatcher, UpstreamTls};
+use mesh_core::policy::{ClientCertificate, HttpProxy, MeshTls, OriginatedTls, StringMatcher, UpstreamTls};
 
 use super::common::{self, non_empty};
 use super::extension::{self, url};
 use super::matcher;
-use super::report::{At, Report};
+use super::report::{At, Report, consider};
 
+/// Usual name of the transport socket that tunnels through a proxy.
+const PROXY_SOCKET: &str = "envoy.transport_sockets.http_11_proxy";
 /// Usual name of the transport socket.
 const SOCKET: &str = "envoy.transport_sockets.tls";
 /// The provider instance of the bootstrap, and what is asked of it: the certificate and the roots.
@@ -115,9 +119,9 @@ fn originated_context(tls: &OriginatedTls, certificate: Option<&ClientCertificat
             ..Default::default()
         }),
         sni: tls.sni.clone().unwrap_or_default(),
-        // What an empty list of names and an absent SNI mean in the model.
+        // What an empty list of names means in the model.
         auto_sni_san_validation: tls.subject_alt_names.is_empty() && !tls.insecure_skip_verify,
-        auto_host_sni: tls.sni.is_none(),
+        auto_host_sni: tls.auto_host_sni,
         ..Default::default()
     }
 }
@@ -145,8 +149,12 @@ pub(super) fn decode_upstream(
     if context.sni.len() > MAX_SNI {
         report.problem(&at.field("sni"), format!("longer than {MAX_SNI} bytes"));
     }
-    let set = context.allow_renegotiation;
-    report.unenforced_if(set, at, "allow_renegotiation", "renegotiation is never done");
+    consider!(&context, at, report, UpstreamTlsContext {
+        read: [common_tls_context, sni, auto_host_sni, auto_sni_san_validation],
+        // Sessions are resumed as the TLS library does it; key usage is always checked.
+        idle: [max_session_keys, enforce_rsa_key_usage],
+        allow_renegotiation => "renegotiation is never done",
+    });
     let Some(common) = &context.common_tls_context else {
         report.problem(&at.field("common_tls_context"), "a context with a CA is required (gRFC A29)");
         return None;
@@ -156,9 +164,17 @@ pub(super) fn decode_upstream(
     let validation = validation(common, &at, report)?;
     let sni = non_empty(&context.sni);
     if validation.from_provider || has_identity_provider(common) {
-        return read_mesh(common, &validation, sni, &at, report).map(UpstreamTls::Mesh);
+        let auto = (context.auto_host_sni, context.auto_sni_san_validation);
+        return read_mesh(common, &validation, sni, auto, &at, report).map(UpstreamTls::Mesh);
     }
-    let originated = read_originated(&validation, sni, &at, report);
+    let originated = read_originated(&validation, sni, &at, report).map(|mut tls| {
+        tls.auto_host_sni = context.auto_host_sni;
+        if context.auto_sni_san_validation {
+            // It replaces the names with the SNI (gRFC A101), as an empty list of names does.
+            tls.subject_alt_names.clear();
+        }
+        tls
+    });
     match common.tls_certificates.as_slice() {
         [] => originated.map(UpstreamTls::Simple),
         [certificate] => {
@@ -169,6 +185,83 @@ pub(super) fn decode_upstream(
             report.problem(&at.field("tls_certificates"), "more than one certificate is not supported");
             None
         }
+    }
+}
+
+/// Obeys the protocol options that say how SNI and names are found.
+pub(super) fn with_auto(
+    tls: UpstreamTls,
+    auto: &UpstreamHttpProtocolOptions,
+    at: &At<'_>,
+    report: &mut Report,
+) -> UpstreamTls {
+    let at = at.field("upstream_http_protocol_options");
+    consider!(auto, &at, report, UpstreamHttpProtocolOptions {
+        read: [auto_sni, auto_san_validation],
+        idle: [],
+        override_auto_sni_header => "the dialled host is the SNI",
+    });
+    let originated = |mut tls: OriginatedTls| {
+        if auto.auto_sni {
+            tls.sni = None;
+        }
+        if auto.auto_san_validation {
+            tls.subject_alt_names.clear();
+        }
+        tls
+    };
+    match tls {
+        UpstreamTls::Simple(tls) => UpstreamTls::Simple(originated(tls)),
+        UpstreamTls::Mutual(tls, certificate) => UpstreamTls::Mutual(originated(tls), certificate),
+        UpstreamTls::Mesh(mesh) => {
+            report.unenforced_if(
+                auto.auto_sni,
+                &at,
+                "auto_sni",
+                "mesh peers get the fixed SNI or the endpoint's address",
+            );
+            if auto.auto_san_validation {
+                report.problem(&at.field("auto_san_validation"), "mesh peers have SPIFFE identities, not DNS names");
+            }
+            UpstreamTls::Mesh(mesh)
+        }
+        plain @ (UpstreamTls::Disable | UpstreamTls::Auto(_)) => plain,
+    }
+}
+
+/// Wraps a socket so that it goes through a proxy (gRFC A86).
+pub(super) fn encode_proxy(proxy: &HttpProxy, inner: Option<TransportSocket>) -> TransportSocket {
+    let plain = || TransportSocket {
+        name: "envoy.transport_sockets.raw_buffer".to_owned(),
+        config_type: Some(ConfigType::TypedConfig(extension::pack(url::RAW_BUFFER, &RawBuffer {}))),
+    };
+    let config = Http11ProxyUpstreamTransport {
+        transport_socket: Some(inner.unwrap_or_else(plain)),
+        default_proxy_address: proxy.default.as_ref().map(common::address),
+    };
+    let config_type = Some(ConfigType::TypedConfig(extension::pack(url::HTTP_PROXY, &config)));
+    TransportSocket { name: PROXY_SOCKET.to_owned(), config_type }
+}
+
+/// Takes a socket out of the one that goes through a proxy.
+pub(super) fn unwrap_proxy(
+    proto: Option<&TransportSocket>,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<(Option<HttpProxy>, Option<TransportSocket>)> {
+    match proto.and_then(|socket| socket.config_type.as_ref()) {
+        Some(ConfigType::TypedConfig(config)) if extension::type_of(config) == url::HTTP_PROXY => {
+            let config: Http11ProxyUpstreamTransport = extension::unpack(config, at, report)?;
+            let Http11ProxyUpstreamTransport { transport_socket, default_proxy_address } = config;
+            let default = match default_proxy_address {
+                Some(address) => {
+                    Some(common::read_address(Some(&address), &at.field("default_proxy_address"), report)?)
+                }
+                None => None,
+            };
+            Some((Some(HttpProxy { default }), transport_socket))
+        }
+        _ => Some((None, proto.cloned())),
     }
 }
 
@@ -184,6 +277,22 @@ pub(super) fn decode_downstream(socket: &TransportSocket, at: &At<'_>, report: &
         return;
     }
     let Some(context) = extension::unpack::<DownstreamTlsContext>(config, at, report) else { return };
+    consider!(
+        &context,
+        at,
+        report,
+        DownstreamTlsContext {
+            read: [common_tls_context, require_client_certificate, require_sni, ocsp_staple_policy],
+            // Sessions are resumed as the TLS library does it (gRFC A29 ignores these).
+            idle: [
+                disable_stateful_session_resumption,
+                session_timeout,
+                full_scan_certs_on_sni_mismatch,
+                prefer_client_ciphers,
+                session_ticket_keys_type,
+            ],
+        }
+    );
     if !common::is_true(context.require_client_certificate.as_ref()) {
         let reason = "TLS without a client certificate is not supported: callers would have no identity";
         report.problem(&at.field("require_client_certificate"), reason);
@@ -217,6 +326,26 @@ pub(super) fn decode_downstream(socket: &TransportSocket, at: &At<'_>, report: &
 
 /// The fields of gRFC A29 that must not be set.
 fn refuse_unknown(common: &CommonTlsContext, at: &At<'_>, report: &mut Report) {
+    consider!(
+        common,
+        at,
+        report,
+        CommonTlsContext {
+            read: [
+                tls_params,
+                tls_certificates,
+                tls_certificate_sds_secret_configs,
+                tls_certificate_provider_instance,
+                custom_tls_certificate_selector,
+                tls_certificate_certificate_provider,
+                tls_certificate_certificate_provider_instance,
+                custom_handshaker,
+                validation_context_type,
+            ],
+            // The protocols spoken say what ALPN offers (gRFC A29); keys are never logged.
+            idle: [alpn_protocols, key_log],
+        }
+    );
     let refused = [
         ("tls_params", common.tls_params.is_some()),
         ("custom_handshaker", common.custom_handshaker.is_some()),
@@ -270,6 +399,17 @@ fn validation(common: &CommonTlsContext, at: &At<'_>, report: &mut Report) -> Op
     };
     let Some(context) = &found.context else { return Some(found) };
     let at = at.field("validation_context");
+    consider!(context, &at, report, CertificateValidationContext {
+        read: [
+            trusted_ca, ca_certificate_provider_instance, system_root_certs, verify_certificate_spki,
+            verify_certificate_hash, match_typed_subject_alt_names, match_subject_alt_names,
+            require_signed_certificate_timestamp, crl, allow_expired_certificate, trust_chain_verification,
+            custom_validator_config,
+        ],
+        // `crl` is refused, files are always watched, and what is told to callers is theirs to ignore.
+        idle: [watched_directory, only_verify_leaf_cert_crl, suppress_client_ca_list],
+        max_verify_depth => "chains may be as deep as the TLS library lets them",
+    });
     let refused = [
         ("verify_certificate_spki", !context.verify_certificate_spki.is_empty()),
         ("verify_certificate_hash", !context.verify_certificate_hash.is_empty()),
@@ -294,9 +434,14 @@ fn read_mesh(
     common: &CommonTlsContext,
     validation: &Validation,
     sni: Option<String>,
+    (auto_host_sni, auto_sni_san_validation): (bool, bool),
     at: &At<'_>,
     report: &mut Report,
 ) -> Option<MeshTls> {
+    report.unenforced_if(auto_host_sni, at, "auto_host_sni", "mesh peers get the fixed SNI or the endpoint's address");
+    if auto_sni_san_validation {
+        report.problem(&at.field("auto_sni_san_validation"), "mesh peers have SPIFFE identities, not DNS names");
+    }
     if !validation.from_provider {
         report.problem(&at.field("validation_context"), "a CA certificate provider instance is required (gRFC A29)");
     }
@@ -355,7 +500,9 @@ fn read_originated(
         return None;
     }
     let names = context.map(|c| read_names(c, &at, report)).unwrap_or_default();
-    Some(OriginatedTls { sni, subject_alt_names: names, ca_file, insecure_skip_verify: skip })
+    let tls =
+        OriginatedTls { sni, subject_alt_names: names, ca_file, auto_host_sni: false, insecure_skip_verify: skip };
+    Some(tls)
 }
 
 fn read_certificate(proto: &TlsCertificate, at: &At<'_>, report: &mut Report) -> Option<ClientCertificate> {

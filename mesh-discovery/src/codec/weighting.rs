@@ -10,7 +10,7 @@ use envoy_types::pb::google::protobuf::FloatValue;
 use mesh_core::policy::{PerMillion, SlowStart, WeightedRoundRobin};
 
 use super::common;
-use super::report::{At, Report};
+use super::report::{At, Report, consider};
 
 pub(super) fn encode_weighted(
     settings: &WeightedRoundRobin,
@@ -24,7 +24,8 @@ pub(super) fn encode_weighted(
         weight_update_period: Some(common::duration(settings.weight_update)),
         error_utilization_penalty: Some(FloatValue { value: penalty(settings.error_penalty) }),
         slow_start_config,
-        ..Default::default()
+        metric_names_for_computing_utilization: settings.metric_names.clone(),
+        oob_reporting_config: None,
     }
 }
 
@@ -34,10 +35,14 @@ pub(super) fn read_weighted(
     report: &mut Report,
 ) -> Option<WeightedRoundRobin> {
     let default = WeightedRoundRobin::default();
-    let set = !proto.metric_names_for_computing_utilization.is_empty();
-    report.unenforced_if(set, at, "metric_names_for_computing_utilization", "application and CPU utilization count");
-    let set = proto.oob_reporting_config.is_some();
-    report.unenforced_if(set, at, "oob_reporting_config", "load reports come from the endpoint's own port");
+    consider!(proto, at, report, ClientSideWeightedRoundRobin {
+        read: [
+            enable_oob_load_report, oob_reporting_period, blackout_period, weight_expiration_period,
+            weight_update_period, error_utilization_penalty, metric_names_for_computing_utilization, slow_start_config,
+        ],
+        idle: [],
+        oob_reporting_config => "load reports come from the endpoint's own port",
+    });
     let error_penalty = match &proto.error_utilization_penalty {
         None => default.error_penalty,
         Some(value) => match read_penalty(value.value) {
@@ -64,6 +69,7 @@ pub(super) fn read_weighted(
         ),
         weight_update: period(proto.weight_update_period.as_ref(), "weight_update_period", default.weight_update),
         error_penalty,
+        metric_names: proto.metric_names_for_computing_utilization.clone(),
     })
 }
 
@@ -77,7 +83,7 @@ pub(super) fn read_penalty(value: f32) -> Option<u32> {
 }
 
 /// A number of 0 or more in millionths, if they fit.
-fn millionths(value: f64) -> Option<u32> {
+pub(super) fn millionths(value: f64) -> Option<u32> {
     let scaled = (value * 1e6).round();
     // In range by the check, so the conversion keeps the value.
     (0.0..=f64::from(u32::MAX)).contains(&scaled).then_some(scaled as u32)

@@ -208,6 +208,21 @@ pub struct OutlierShares {
     /// `enforcing_failure_percentage`.
     #[prost(uint32, optional, tag = "4")]
     pub failure_enforcing: Option<u32>,
+    /// `enforcing_consecutive_5xx`.
+    #[prost(uint32, optional, tag = "5")]
+    pub consecutive_5xx: Option<u32>,
+    /// `enforcing_consecutive_gateway_failure`.
+    #[prost(uint32, optional, tag = "6")]
+    pub consecutive_gateway: Option<u32>,
+    /// `enforcing_consecutive_local_origin_failure`.
+    #[prost(uint32, optional, tag = "7")]
+    pub consecutive_local_origin: Option<u32>,
+    /// `enforcing_local_origin_success_rate`.
+    #[prost(uint32, optional, tag = "8")]
+    pub success_local_origin: Option<u32>,
+    /// `enforcing_failure_percentage_local_origin`.
+    #[prost(uint32, optional, tag = "9")]
+    pub failure_local_origin: Option<u32>,
 }
 
 /// HTTP/2 settings.
@@ -222,6 +237,12 @@ pub struct Http2Settings {
     /// Time for the answer to a ping.
     #[prost(message, optional, tag = "3")]
     pub keepalive_timeout: Option<Duration>,
+    /// Bytes that the peer may send ahead on one stream.
+    #[prost(uint32, optional, tag = "4")]
+    pub initial_stream_window: Option<u32>,
+    /// Bytes that the peer may send ahead on one connection.
+    #[prost(uint32, optional, tag = "5")]
+    pub initial_connection_window: Option<u32>,
 }
 
 /// Metadata of a server's `envoy.config.listener.v3.Listener`.

@@ -88,15 +88,17 @@ fn resource<T>(
     Ok(Resource { value: value(Arc::new(decoded.value)), unenforced: decoded.unenforced.into() })
 }
 
-/// Authorization rules are not enforced by this version: to accept a listener that carries some would
-/// open what its owner closed.
+/// Authorization rules and demands on tokens are not enforced by this version: to accept a listener that
+/// carries some would open what its owner closed.
 fn enforceable(listener: InboundListener) -> Result<InboundListener, String> {
-    match listener.authorization.len() {
-        0 => Ok(listener),
-        n => Err(format!(
-            "inbound listener {:?}: authorization: this version of mesh does not enforce authorization rules and \
-             refuses the listener's {n} rather than ignore them",
-            listener.name
-        )),
-    }
+    let (field, what, n) = match (listener.authorization.len(), listener.jwt.len()) {
+        (0, 0) => return Ok(listener),
+        (0, n) => ("jwt", "demands on tokens", n),
+        (n, _) => ("authorization", "authorization rules", n),
+    };
+    Err(format!(
+        "inbound listener {:?}: {field}: this version of mesh does not enforce {what} and refuses the listener's {n} \
+         rather than ignore them",
+        listener.name
+    ))
 }

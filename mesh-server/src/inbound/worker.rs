@@ -125,7 +125,7 @@ impl Hold {
                 Some("policy demands mutual TLS and there is no certificate yet")
             }
             InboundState::Ready(listener) if enforceable(listener) => {
-                Some("it has authorization policies, which this version cannot enforce: all requests are denied")
+                Some("it has policies or demands on tokens that this version cannot enforce: all requests are denied")
             }
             InboundState::Ready(_) => None,
         };

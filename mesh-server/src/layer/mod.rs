@@ -176,16 +176,17 @@ fn open(headers: &http::HeaderMap, peer: Option<&PeerIdentity>) -> RequestContex
     context
 }
 
-/// Authorization. Policies are not evaluated by this version; a port that has some that would allow or
-/// deny therefore denies everything, rather than let through what a policy was written to stop.
+/// Authorization. Policies and tokens are not evaluated by this version; a port that has some that would
+/// allow or deny therefore denies everything, rather than let through what a policy was written to stop.
 fn deny(state: &InboundState) -> Option<Code> {
     let InboundState::Ready(listener) = state else { return None };
     enforceable(listener).then_some(Code::AUTHORIZATION_UNENFORCED)
 }
 
-/// Whether a listener has policies that decide about requests.
+/// Whether a listener has policies, or demands on tokens, that decide about requests.
 pub(crate) fn enforceable(listener: &InboundListener) -> bool {
-    listener.authorization.iter().any(|policy| !policy.dry_run && policy.action != AuthorizationAction::Audit)
+    !listener.jwt.is_empty()
+        || listener.authorization.iter().any(|policy| !policy.dry_run && policy.action != AuthorizationAction::Audit)
 }
 
 pin_project! {

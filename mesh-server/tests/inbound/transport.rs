@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use mesh_core::error::BoxError;
-use mesh_core::policy::{AuthorizationAction, AuthorizationPolicy, InboundState, InboundTls};
+use mesh_core::policy::{AuthorizationAction, AuthorizationPolicy, InboundState, InboundTls, JwtAuthentication};
 use mesh_server::{Config, PeerIdentity, Refusal};
 use mesh_testkit::{CertificateSpec, TestCa};
 
@@ -203,15 +203,20 @@ async fn authorization_that_cannot_be_enforced_denies_and_a_dry_run_does_not() {
     let mut client = world.plain(Http::One).await;
     assert_eq!(client.get("/").await.unwrap().0, 200);
     let mut denying = listener(InboundTls::Permissive);
-    denying.authorization.push(AuthorizationPolicy {
-        name: "default/deny".to_owned(),
-        action: AuthorizationAction::Deny,
-        dry_run: false,
-        rules: Vec::new(),
-    });
+    denying.authorization.push(AuthorizationPolicy::new("default/deny", AuthorizationAction::Deny));
     world.policy.publish(InboundState::Ready(Arc::new(denying.clone())));
     let (status, body) = client.get("/").await.unwrap();
     assert!(status == 403 && body.contains("MESH-2003"), "{status} {body}");
+    let mut demanding = listener(InboundTls::Permissive);
+    demanding.jwt.push(JwtAuthentication {
+        name: "jwt".to_owned(),
+        providers: Default::default(),
+        rules: Vec::new(),
+        bypass_cors_preflight: false,
+    });
+    world.policy.publish(InboundState::Ready(Arc::new(demanding)));
+    let (status, body) = client.get("/").await.unwrap();
+    assert!(status == 403 && body.contains("MESH-2003"), "tokens that nobody checks: {status} {body}");
     denying.authorization[0].dry_run = true;
     world.policy.publish(InboundState::Ready(Arc::new(denying)));
     assert_eq!(client.get("/").await.unwrap().0, 200);

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use mesh_core::id::{ClusterName, Locality};
 use mesh_core::policy::{
-    Address, Cluster, ClusterState, Domain, Endpoint, Endpoints, Forward, HeaderPolicy, InboundLimits, InboundListener,
-    InboundTls, Listener, LocalityEndpoints, MeshTls, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource,
-    Snapshot, StringMatcher, UpstreamTls, VirtualHost,
+    Address, Cluster, ClusterState, Domain, Endpoint, Endpoints, FAULT_FILTER, Forward, HeaderPolicy, HttpFilter,
+    HttpFilterKind, InboundListener, InboundTls, Listener, LocalityEndpoints, MeshTls, Route, RouteAction,
+    RouteConfiguration, RouteMatch, RouteSource, Snapshot, StringMatcher, UpstreamTls, VirtualHost,
 };
 
 /// Name of the cluster in [`snapshot_to`].
@@ -38,7 +38,7 @@ pub fn snapshot(routes: RouteConfiguration, clusters: impl IntoIterator<Item = (
     let listener = Listener {
         name: "test:80".to_owned(),
         routes: RouteSource::Inline(routes.clone()),
-        filters: Vec::new(),
+        filters: vec![HttpFilter { name: FAULT_FILTER.to_owned(), kind: HttpFilterKind::Fault(None) }],
         max_stream_duration: None,
     };
     Snapshot { listener: Arc::new(listener), routes, clusters }
@@ -54,7 +54,7 @@ pub fn mtls_cluster(name: &str, peer_ids: &[&str]) -> Cluster {
 pub fn endpoints(cluster: &ClusterName, endpoints: Vec<Endpoint>) -> Endpoints {
     let locality = Locality::default();
     let group = LocalityEndpoints { locality, priority: 0, weight: NonZeroU32::MIN, endpoints };
-    Endpoints { cluster: cluster.to_string(), localities: vec![group], drops: Vec::new() }
+    Endpoints { cluster: cluster.to_string(), localities: vec![group], ..Endpoints::default() }
 }
 
 /// One virtual host for every authority with these routes.
@@ -90,23 +90,10 @@ pub fn forward(matcher: RouteMatch, forward: Forward) -> Route {
 
 /// A route without a name and without extras.
 pub fn route(matcher: RouteMatch, action: RouteAction) -> Route {
-    Route {
-        name: String::new(),
-        matcher,
-        action,
-        headers: HeaderPolicy::default(),
-        fault: None,
-        response_classes: Vec::new(),
-    }
+    Route::new(matcher, action)
 }
 
 /// Inbound policy of one address: this transport security, no authorization, no limits.
 pub fn inbound(address: SocketAddr, tls: InboundTls) -> InboundListener {
-    InboundListener {
-        name: format!("xds.istio.io/grpc/lds/inbound/{address}"),
-        address,
-        tls,
-        authorization: Vec::new(),
-        limits: InboundLimits::default(),
-    }
+    InboundListener::new(format!("xds.istio.io/grpc/lds/inbound/{address}"), address, tls)
 }

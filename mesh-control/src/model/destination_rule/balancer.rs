@@ -52,9 +52,9 @@ fn simple(word: &str, check: &mut Check<'_>, path: &str) -> Option<Balancer> {
         "UNSPECIFIED" => return None,
         "LEAST_CONN" => {
             check.warn(path, "LEAST_CONN is deprecated; use LEAST_REQUEST");
-            Balancer::LeastRequest { choices: 2 }
+            Balancer::least_request()
         }
-        "LEAST_REQUEST" => Balancer::LeastRequest { choices: 2 },
+        "LEAST_REQUEST" => Balancer::least_request(),
         "ROUND_ROBIN" => Balancer::RoundRobin,
         "RANDOM" => Balancer::Random,
         "PASSTHROUGH" => Balancer::Passthrough,
@@ -80,7 +80,7 @@ fn consistent_hash(spec: &ConsistentHashSpec, check: &mut Check<'_>, path: &str)
     }
     let source = if let Some(name) = &spec.http_header_name {
         let read = HeaderName::try_from(name.as_str()).map_err(|_| format!("{name:?} is not a header name"));
-        check.take(&format!("{path}.httpHeaderName"), read).map(HashSource::Header)
+        check.take(&format!("{path}.httpHeaderName"), read).map(|name| HashSource::Header { name, rewrite: None })
     } else if let Some(spec) = &spec.http_cookie {
         cookie(spec, check, &format!("{path}.httpCookie"))
     } else if let Some(name) = &spec.http_query_parameter_name {

@@ -210,7 +210,8 @@ fn redirection(route: &HttpRouteSpec, spec: &RedirectSpec, check: &mut Check<'_>
 /// Checks a `rewrite` block.
 pub(super) fn rewrite(spec: Option<&RewriteSpec>, check: &mut Check<'_>, path: &str) -> Rewrite {
     let Some(spec) = spec else { return Rewrite::default() };
-    let mut rewrite = Rewrite { path: None, authority: spec.authority.clone().map(AuthorityRewrite::Literal) };
+    let authority = spec.authority.clone().map(AuthorityRewrite::Literal);
+    let mut rewrite = Rewrite { authority, ..Rewrite::default() };
     match (&spec.uri, &spec.uri_regex_rewrite) {
         (Some(_), Some(_)) => check.error(path, "only one of uri and uriRegexRewrite may be given"),
         (Some(uri), None) => rewrite.path = Some(PathRewrite::Prefix(uri.clone())),

@@ -87,7 +87,7 @@ pub(super) fn fault(spec: &FaultSpec, check: &mut Check<'_>, path: &str) -> Opti
     }
     let delay = spec.delay.as_ref().and_then(|delay| fault_delay(delay, check, &format!("{path}.delay")));
     let abort = spec.abort.as_ref().and_then(|abort| fault_abort(abort, check, &format!("{path}.abort")));
-    Some(Fault { delay, abort })
+    Some(Fault { delay, abort, ..Fault::default() })
 }
 
 fn fault_delay(spec: &DelaySpec, check: &mut Check<'_>, path: &str) -> Option<FaultDelay> {
@@ -111,7 +111,7 @@ fn fault_delay(spec: &DelaySpec, check: &mut Check<'_>, path: &str) -> Option<Fa
         }
         (percentage, _) => share(percentage.as_ref(), check, path)?,
     };
-    Some(FaultDelay { duration, share })
+    Some(FaultDelay { duration: Some(duration), share })
 }
 
 fn fault_abort(spec: &AbortSpec, check: &mut Check<'_>, path: &str) -> Option<FaultAbort> {
@@ -145,7 +145,7 @@ fn fault_abort(spec: &AbortSpec, check: &mut Check<'_>, path: &str) -> Option<Fa
             return None;
         }
     };
-    Some(FaultAbort { status, share })
+    Some(FaultAbort { status: Some(status), share })
 }
 
 fn share(spec: Option<&PercentSpec>, check: &mut Check<'_>, path: &str) -> Option<PerMillion> {

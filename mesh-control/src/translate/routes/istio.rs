@@ -122,7 +122,11 @@ impl Source<'_> {
             }
             HttpAction::Delegate { .. } => return None,
         };
-        Some(Route { name, matcher, action, headers, fault: self.fault(), response_classes: Vec::new() })
+        let route = Route { name, headers, ..Route::new(matcher, action) };
+        Some(match self.fault() {
+            Some(fault) => route.with_fault(fault),
+            None => route,
+        })
     }
 
     fn fault(&self) -> Option<Fault> {
@@ -144,9 +148,8 @@ impl Source<'_> {
                 ClusterChoice::Cluster(name(target))
             }
             _ => weighted(list.iter().zip(&targets).map(|(entry, target)| WeightedCluster {
-                name: name(target),
-                weight: entry.weight,
                 headers: entry.headers.clone(),
+                ..WeightedCluster::new(name(target), entry.weight)
             })),
         };
         let mut forward = Forward::to(ClusterName::new(""));

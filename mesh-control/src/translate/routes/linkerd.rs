@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{
-    ClusterChoice, Forward, HeaderPolicy, PerMillionRatio, RetryBudget, RetryOn, RetryPolicy, Route, RouteAction,
-    WeightedCluster, WeightedClusters,
+    ClusterChoice, Forward, PerMillionRatio, RetryBudget, RetryOn, RetryPolicy, Route, RouteAction, WeightedCluster,
+    WeightedClusters,
 };
 
 use super::{Place, Table, forward_all};
@@ -73,11 +73,7 @@ fn choice(place: &Place<'_>, known: &Host, shares: Vec<(String, u32)>) -> Cluste
     let entries: Vec<WeightedCluster> = shares
         .into_iter()
         .filter(|(host, weight)| *weight > 0 && !portless(host))
-        .map(|(host, weight)| WeightedCluster {
-            name: ClusterName::outbound(place.port, "", &host),
-            weight,
-            headers: HeaderPolicy::default(),
-        })
+        .map(|(host, weight)| WeightedCluster::new(ClusterName::outbound(place.port, "", &host), weight))
         .collect();
     match WeightedClusters::new(entries) {
         Ok(clusters) => ClusterChoice::Weighted(clusters),
@@ -100,14 +96,9 @@ fn profile_routes<'a>(route: &'a ProfileRoute, to: &'a ClusterChoice) -> impl It
             let on = RetryOn { classified_failure: true, ..RetryOn::default() };
             forward.retry = Some(RetryPolicy::new(MAX_ATTEMPTS, on));
         }
-        Route {
-            name: route.name.clone(),
-            matcher: matcher.clone(),
-            action: RouteAction::Forward(Box::new(forward)),
-            headers: HeaderPolicy::default(),
-            fault: None,
-            response_classes: route.classes.clone(),
-        }
+        let action = RouteAction::Forward(Box::new(forward));
+        let response_classes = route.classes.clone();
+        Route { name: route.name.clone(), response_classes, ..Route::new(matcher.clone(), action) }
     })
 }
 

@@ -6,8 +6,8 @@ mod linkerd;
 
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{
-    Domain, Forward, HeaderPolicy, HttpFilter, HttpFilterKind, Listener, RetryBudget, RetryPolicy, Route, RouteAction,
-    RouteConfiguration, RouteMatch, RouteSource, VirtualHost,
+    Domain, FAULT_FILTER, Forward, HeaderPolicy, HttpFilter, HttpFilterKind, Listener, RetryBudget, RetryPolicy, Route,
+    RouteAction, RouteConfiguration, RouteMatch, RouteSource, VirtualHost,
 };
 
 use super::catalog::{Host, HostPort};
@@ -44,7 +44,7 @@ pub(super) fn listener(world: &World, scope: &NodeScope, name: &str) -> Option<L
         name: name.to_owned(),
         routes: RouteSource::Named(routes),
         // Always there, as with istiod, so that a fault can come and go by routes alone.
-        filters: vec![HttpFilter { name: "envoy.filters.http.fault".into(), kind: HttpFilterKind::Fault(None) }],
+        filters: vec![HttpFilter { name: FAULT_FILTER.to_owned(), kind: HttpFilterKind::Fault(None) }],
         max_stream_duration: None,
     })
 }
@@ -138,14 +138,8 @@ fn table(place: &Place<'_>, known: &Host) -> Option<Table> {
 }
 
 fn forward_all(name: &str, forward: Forward) -> Route {
-    Route {
-        name: name.to_owned(),
-        matcher: RouteMatch::any(),
-        action: RouteAction::Forward(Box::new(forward)),
-        headers: HeaderPolicy::default(),
-        fault: None,
-        response_classes: Vec::new(),
-    }
+    let action = RouteAction::Forward(Box::new(forward));
+    Route { name: name.to_owned(), ..Route::new(RouteMatch::any(), action) }
 }
 
 fn finish(name: &str, hosts: Vec<String>, port: u16, table: Table) -> RouteConfiguration {

@@ -59,7 +59,7 @@ pub(super) fn string_matcher() -> impl Strategy<Value = StringMatcher> {
     (pattern, any::<bool>()).prop_map(|(pattern, ignore_case)| StringMatcher { pattern, ignore_case })
 }
 
-fn header_name() -> impl Strategy<Value = HeaderName> {
+pub(super) fn header_name() -> impl Strategy<Value = HeaderName> {
     select(vec!["x-user", "host", "content-type", "cookie", "x-a-bin"]).prop_map(HeaderName::from_static)
 }
 
@@ -96,16 +96,18 @@ fn header_value() -> impl Strategy<Value = HeaderValue> {
     vec(byte, 0..6).prop_map(|bytes| HeaderValue::from_bytes(&bytes).expect("bytes that a value may hold"))
 }
 
-fn header_ops() -> impl Strategy<Value = HeaderOps> {
+pub(super) fn header_write() -> impl Strategy<Value = HeaderWrite> {
     let action = select(vec![
         HeaderAction::Append,
         HeaderAction::Overwrite,
         HeaderAction::AddIfAbsent,
         HeaderAction::OverwriteIfPresent,
     ]);
-    let write =
-        (header_name(), header_value(), action).prop_map(|(name, value, action)| HeaderWrite { name, value, action });
-    (vec(write, 0..3), vec(header_name(), 0..3)).prop_map(|(write, remove)| HeaderOps { write, remove })
+    (header_name(), header_value(), action).prop_map(|(name, value, action)| HeaderWrite { name, value, action })
+}
+
+fn header_ops() -> impl Strategy<Value = HeaderOps> {
+    (vec(header_write(), 0..3), vec(header_name(), 0..3)).prop_map(|(write, remove)| HeaderOps { write, remove })
 }
 
 fn headers() -> impl Strategy<Value = HeaderPolicy> {
@@ -113,10 +115,66 @@ fn headers() -> impl Strategy<Value = HeaderPolicy> {
 }
 
 pub(super) fn fault() -> impl Strategy<Value = Fault> {
-    let delay = (duration(), share()).prop_map(|(duration, share)| FaultDelay { duration, share });
+    let delay = (option::of(duration()), share()).prop_map(|(duration, share)| FaultDelay { duration, share });
     let status = prop_oneof![(200..600_u16).prop_map(AbortStatus::Http), (1..17_u32).prop_map(AbortStatus::Grpc),];
-    let abort = (status, share()).prop_map(|(status, share)| FaultAbort { status, share });
-    (option::of(delay), option::of(abort)).prop_map(|(delay, abort)| Fault { delay, abort })
+    let abort = (option::of(status), share()).prop_map(|(status, share)| FaultAbort { status, share });
+    (
+        option::of(delay),
+        option::of(abort),
+        vec(any_header_matcher(), 0..2),
+        option::of(name()),
+        option::of(any::<u32>()),
+    )
+        .prop_map(|(delay, abort, headers, cluster, max_active)| Fault {
+            delay,
+            abort,
+            headers,
+            cluster,
+            max_active,
+        })
+}
+
+pub(super) fn rate_limit() -> impl Strategy<Value = LocalRateLimit> {
+    let bucket = (1..1000_u32, 1..1000_u32, 50..100_000_u64).prop_map(|(max_tokens, tokens_per_fill, millis)| {
+        TokenBucket { max_tokens, tokens_per_fill, fill_interval: Duration::from_millis(millis) }
+    });
+    let writes = || vec(header_write(), 0..2);
+    (option::of(bucket), share(), share(), 400..600_u16, writes(), writes(), any::<(bool, bool)>()).prop_map(
+        |(bucket, enabled, enforced, status, response_headers, request_headers, (exhausted, per_connection))| {
+            LocalRateLimit {
+                bucket,
+                enabled,
+                enforced,
+                status,
+                resource_exhausted: exhausted,
+                response_headers,
+                request_headers,
+                per_connection,
+            }
+        },
+    )
+}
+
+fn session() -> impl Strategy<Value = StatefulSession> {
+    let source = prop_oneof![
+        (text(), "[a-z/]{0,3}", duration()).prop_map(|(name, path, ttl)| SessionSource::Cookie { name, path, ttl }),
+        header_name().prop_map(SessionSource::Header),
+    ];
+    (source, any::<bool>()).prop_map(|(source, strict)| StatefulSession { source, strict })
+}
+
+fn overrides() -> impl Strategy<Value = FilterOverrides> {
+    let one = prop_oneof![
+        Just(FilterOverride::Disabled),
+        fault().prop_map(FilterOverride::Fault),
+        rate_limit().prop_map(FilterOverride::RateLimit),
+        session().prop_map(FilterOverride::Session),
+    ];
+    btree_map(text(), one, 0..2)
+}
+
+fn labels() -> impl Strategy<Value = std::collections::BTreeMap<String, String>> {
+    btree_map(text(), text(), 0..2)
 }
 
 fn retry_on() -> impl Strategy<Value = RetryOn> {
@@ -149,15 +207,22 @@ fn retry_on() -> impl Strategy<Value = RetryOn> {
 
 fn retry() -> impl Strategy<Value = RetryPolicy> {
     let backoff = (1..1_000_u64, 0..1_000_u64);
-    (0..4_u32, retry_on(), option::of(time()), option::of(time()), backoff, any::<(bool, bool)>()).prop_map(
-        |(attempts, on, per_try_timeout, per_try_idle_timeout, (base, more), (avoid, next))| RetryPolicy {
+    let reset = (header_name(), any::<bool>()).prop_map(|(name, unix_timestamp)| ResetHeader { name, unix_timestamp });
+    let rate_limited =
+        (vec(reset, 1..3), time()).prop_map(|(headers, max_interval)| RateLimitedBackoff { headers, max_interval });
+    let more = (option::of(rate_limited), vec(any_header_matcher(), 0..2), labels());
+    (0..4_u32, retry_on(), option::of(time()), option::of(time()), backoff, any::<(bool, bool)>(), more).prop_map(
+        |(attempts, on, per_try_timeout, per_try_idle_timeout, (base, more), (avoid, next), other)| RetryPolicy {
             attempts,
             on,
             per_try_timeout,
             per_try_idle_timeout,
             backoff_base: Duration::from_millis(base),
             backoff_max: Duration::from_millis(base + more),
+            rate_limited: other.0,
+            request_headers: other.1,
             avoid_previous_hosts: avoid,
+            avoid_metadata: other.2,
             next_locality: next,
         },
     )
@@ -177,8 +242,13 @@ pub(super) fn path_match() -> impl Strategy<Value = PathMatch> {
     ]
 }
 
-fn route_match() -> impl Strategy<Value = RouteMatch> {
+pub(super) fn route_match() -> impl Strategy<Value = RouteMatch> {
     let query = (text(), option::of(string_matcher())).prop_map(|(name, value)| QueryMatcher { name, value });
+    let cookie = (text(), string_matcher(), any::<bool>()).prop_map(|(name, value, invert)| CookieMatcher {
+        name,
+        value,
+        invert,
+    });
     let methods = vec(select(vec!["GET".to_owned(), "POST".to_owned(), "M-SEARCH".to_owned()]), 0..3);
     let labels = btree_map(text(), text(), 0..2);
     (
@@ -186,25 +256,28 @@ fn route_match() -> impl Strategy<Value = RouteMatch> {
         any::<bool>(),
         methods,
         vec(any_header_matcher(), 0..3),
-        vec(query, 0..2),
+        (vec(query, 0..2), vec(cookie, 0..2)),
         option::of(share()),
         option::of(1..=u16::MAX),
         labels,
         option::of(text()),
     )
-        .prop_map(|(path, case, methods, headers, query, fraction, port, source_labels, source_namespace)| {
-            RouteMatch {
-                path,
-                case_sensitive: case,
-                methods,
-                headers,
-                query,
-                fraction,
-                port,
-                source_labels,
-                source_namespace,
-            }
-        })
+        .prop_map(
+            |(path, case, methods, headers, (query, cookies), fraction, port, source_labels, source_namespace)| {
+                RouteMatch {
+                    path,
+                    case_sensitive: case,
+                    methods,
+                    headers,
+                    query,
+                    cookies,
+                    fraction,
+                    port,
+                    source_labels,
+                    source_namespace,
+                }
+            },
+        )
 }
 
 fn path_rewrite() -> impl Strategy<Value = PathRewrite> {
@@ -216,8 +289,16 @@ fn path_rewrite() -> impl Strategy<Value = PathRewrite> {
 }
 
 fn cluster_choice() -> impl Strategy<Value = ClusterChoice> {
-    let entry =
-        (name(), 0..100_u32, headers()).prop_map(|(name, weight, headers)| WeightedCluster { name, weight, headers });
+    let entry = (name(), 0..100_u32, headers(), overrides(), option::of(text()), labels()).prop_map(
+        |(name, weight, headers, filters, authority, metadata_match)| WeightedCluster {
+            name,
+            weight,
+            headers,
+            filters,
+            authority,
+            metadata_match,
+        },
+    );
     let split = (vec(entry, 1..4), 1..100_u32).prop_map(|(mut entries, weight)| {
         entries[0].weight = weight;
         WeightedClusters::new(entries).expect("the first weight is above 0")
@@ -231,7 +312,10 @@ fn cluster_choice() -> impl Strategy<Value = ClusterChoice> {
 
 fn hash() -> impl Strategy<Value = HashPolicy> {
     let source = prop_oneof![
-        header_name().prop_map(HashSource::Header),
+        (header_name(), option::of((pattern(), text()))).prop_map(|(name, rewrite)| HashSource::Header {
+            name,
+            rewrite: rewrite.map(|(pattern, substitution)| RegexRewrite { pattern, substitution }),
+        }),
         (text(), "[a-z/]{0,3}", option::of(duration())).prop_map(|(name, path, ttl)| HashSource::Cookie {
             name,
             path,
@@ -268,9 +352,18 @@ fn cors() -> impl Strategy<Value = Cors> {
 }
 
 fn forward() -> impl Strategy<Value = Forward> {
-    let authority = prop_oneof![text().prop_map(AuthorityRewrite::Literal), Just(AuthorityRewrite::Endpoint)];
-    let rewrite =
-        (option::of(path_rewrite()), option::of(authority)).prop_map(|(path, authority)| Rewrite { path, authority });
+    let authority = prop_oneof![
+        text().prop_map(AuthorityRewrite::Literal),
+        Just(AuthorityRewrite::Endpoint),
+        header_name().prop_map(AuthorityRewrite::Header),
+        (pattern(), text()).prop_map(|(pattern, substitution)| AuthorityRewrite::Path { pattern, substitution }),
+    ];
+    let rewrite = (option::of(path_rewrite()), option::of(authority), any::<bool>())
+        .prop_map(|(path, authority, forwarded_host)| Rewrite { path, authority, forwarded_host });
+    let hedge =
+        (1..4_u32, share(), any::<bool>()).prop_map(|(initial_requests, additional_request, on_per_try_timeout)| {
+            HedgePolicy { initial_requests, additional_request, on_per_try_timeout }
+        });
     let mirror = (name(), share()).prop_map(|(cluster, share)| Mirror { cluster, share });
     // Equal timeouts and ceilings are a case of their own.
     let timeouts =
@@ -279,18 +372,21 @@ fn forward() -> impl Strategy<Value = Forward> {
         cluster_choice(),
         timeouts,
         option::of(time()),
-        option::of(retry()),
+        (option::of(retry()), option::of(hedge), any::<bool>(), labels()),
         vec(mirror, 0..2),
         rewrite,
         vec(hash(), 0..3),
         option::of(cors()),
     )
-        .prop_map(|(to, (timeout, ceiling), idle_timeout, retry, mirrors, rewrite, hash, cors)| Forward {
+        .prop_map(|(to, (timeout, ceiling), idle_timeout, more, mirrors, rewrite, hash, cors)| Forward {
             to,
             timeout,
             idle_timeout,
             max_stream_duration: ceiling,
-            retry,
+            retry: more.0,
+            hedge: more.1,
+            high_priority: more.2,
+            metadata_match: more.3,
             mirrors,
             rewrite,
             hash,
@@ -337,13 +433,13 @@ fn response_class() -> impl Strategy<Value = ResponseClass> {
 }
 
 fn route() -> impl Strategy<Value = Route> {
-    ("[a-z]{0,4}", route_match(), action(), headers(), option::of(fault()), vec(response_class(), 0..2)).prop_map(
-        |(name, matcher, action, headers, fault, response_classes)| Route {
+    ("[a-z]{0,4}", route_match(), action(), headers(), overrides(), vec(response_class(), 0..2)).prop_map(
+        |(name, matcher, action, headers, filters, response_classes)| Route {
             name,
             matcher,
             action,
             headers,
-            fault,
+            filters,
             response_classes,
         },
     )
@@ -392,9 +488,13 @@ pub(super) fn listener() -> impl Strategy<Value = Listener> {
         routes().prop_map(|routes| RouteSource::Inline(Arc::new(routes))),
     ];
     let fault = option::of(fault()).prop_map(|f| HttpFilterKind::Fault(f.filter(|f| *f != Fault::default())));
-    let skipped = text().prop_map(|name| HttpFilterKind::Skipped { type_url: format!("type.googleapis.com/{name}") });
-    let kinds = vec(prop_oneof![fault, skipped], 0..3);
-    (text(), source, kinds, option::of(time())).prop_map(|(name, routes, kinds, max_stream_duration)| {
+    let kind = prop_oneof![
+        fault,
+        skipped(),
+        rate_limit().prop_map(HttpFilterKind::RateLimit),
+        option::of(session()).prop_map(HttpFilterKind::Session),
+    ];
+    (text(), source, vec(kind, 0..3), option::of(time())).prop_map(|(name, routes, kinds, max_stream_duration)| {
         let filters = kinds.into_iter().enumerate();
         Listener {
             name,
@@ -403,4 +503,9 @@ pub(super) fn listener() -> impl Strategy<Value = Listener> {
             max_stream_duration,
         }
     })
+}
+
+/// A filter that nobody knows.
+pub(super) fn skipped() -> impl Strategy<Value = HttpFilterKind> {
+    text().prop_map(|name| HttpFilterKind::Skipped { type_url: format!("type.googleapis.com/{name}") })
 }

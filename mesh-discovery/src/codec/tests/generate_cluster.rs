@@ -13,7 +13,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::generate::{duration, name, share, some_share, string_matcher, text, time};
+use super::generate::{duration, header_write, name, share, some_share, string_matcher, text, time};
 
 fn weight() -> impl Strategy<Value = NonZeroU32> {
     (1..1_000_u32).prop_map(|weight| NonZeroU32::new(weight).expect("above 0"))
@@ -31,18 +31,29 @@ fn metadata() -> impl Strategy<Value = EndpointMetadata> {
             labels: BTreeMap::new(),
         },
     );
-    (any::<bool>(), option::of(text()), option::of(workload), btree_map(text(), text(), 0..3))
-        .prop_map(|(mesh_tls, hostname, workload, lb)| EndpointMetadata { mesh_tls, hostname, workload, lb })
+    let other = || option::of((0..3_u8, 1..100_u16).prop_map(|(kind, place)| address(kind, place)));
+    let check = (any::<bool>(), option::of(1..=u16::MAX), option::of(text()), other())
+        .prop_map(|(disabled, port, host, address)| HealthCheckTarget { disabled, port, host, address });
+    (any::<bool>(), option::of(text()), option::of(workload), btree_map(text(), text(), 0..3), other(), check).prop_map(
+        |(mesh_tls, hostname, workload, lb, proxy, health_check)| EndpointMetadata {
+            mesh_tls,
+            hostname,
+            workload,
+            lb,
+            proxy,
+            health_check,
+        },
+    )
 }
 
 /// An endpoint whose address no other place has.
 fn endpoint() -> impl Strategy<Value = (Endpoint, u8)> {
     let health = select(vec![Health::Healthy, Health::Unknown, Health::Draining, Health::Unhealthy, Health::Degraded]);
     let endpoint = (weight(), health, metadata()).prop_map(|(weight, health, metadata)| Endpoint {
-        address: Address::Unix("".into()),
         weight,
         health,
         metadata: Arc::new(metadata),
+        ..Endpoint::new(Address::Unix("".into()))
     });
     (endpoint, 0..4_u8)
 }
@@ -59,7 +70,8 @@ fn address(kind: u8, place: u16) -> Address {
 pub(super) fn endpoints() -> impl Strategy<Value = Endpoints> {
     let group = (weight(), vec(endpoint(), 0..4), any::<bool>());
     let drops = vec((text(), share()).prop_map(|(category, share)| DropOverload { category, share }), 0..3);
-    (text(), vec(group, 0..5), drops).prop_map(|(cluster, groups, drops)| {
+    let factor = option::of(1..1000_u32);
+    (text(), vec(group, 0..5), drops, factor).prop_map(|(cluster, groups, drops, overprovisioning_factor)| {
         let mut priority = 0;
         let mut place = 0;
         let mut localities = Vec::new();
@@ -70,12 +82,16 @@ pub(super) fn endpoints() -> impl Strategy<Value = Endpoints> {
             for (mut endpoint, kind) in members {
                 endpoint.address = address(kind, place);
                 place += 1;
+                if next {
+                    endpoint.additional_addresses = [address(kind, place), address((kind + 1) % 4, place + 1)].into();
+                    place += 2;
+                }
                 endpoints.push(endpoint);
             }
             let locality = Locality { region: "eu".into(), zone: format!("z{i}"), sub_zone: String::new() };
             localities.push(LocalityEndpoints { locality, priority, weight, endpoints });
         }
-        Endpoints { cluster, localities, drops }
+        Endpoints { cluster, localities, drops, overprovisioning_factor }
     })
 }
 
@@ -88,7 +104,7 @@ fn discovery() -> impl Strategy<Value = Discovery> {
             weight: NonZeroU32::MIN,
             endpoints: vec![endpoint],
         };
-        Arc::new(Endpoints { cluster: "c".into(), localities: vec![group], drops: Vec::new() })
+        Arc::new(Endpoints { cluster: "c".into(), localities: vec![group], ..Endpoints::default() })
     });
     prop_oneof![
         option::of(text()).prop_map(|service_name| Discovery::Eds { service_name }),
@@ -102,19 +118,22 @@ fn discovery() -> impl Strategy<Value = Discovery> {
 
 fn balancer() -> impl Strategy<Value = Balancer> {
     let times = (duration(), duration(), duration(), duration());
-    let weighted = (any::<bool>(), times, any::<u32>()).prop_map(|(out_of_band, (a, b, c, d), error_penalty)| {
-        Balancer::WeightedRoundRobin(WeightedRoundRobin {
-            out_of_band,
-            out_of_band_period: a,
-            blackout_period: b,
-            weight_expiration: c,
-            weight_update: d,
-            error_penalty,
-        })
-    });
-    prop_oneof![
+    let names = vec(text(), 0..2);
+    let weighted =
+        (any::<bool>(), times, any::<u32>(), names).prop_map(|(out_of_band, (a, b, c, d), error_penalty, m)| {
+            Balancer::WeightedRoundRobin(WeightedRoundRobin {
+                out_of_band,
+                out_of_band_period: a,
+                blackout_period: b,
+                weight_expiration: c,
+                weight_update: d,
+                error_penalty,
+                metric_names: m,
+            })
+        });
+    let leaf = prop_oneof![
         Just(Balancer::RoundRobin),
-        (2..=10_u8).prop_map(|choices| Balancer::LeastRequest { choices }),
+        (2..=10_u8, any::<u32>()).prop_map(|(choices, bias)| Balancer::LeastRequest { choices, bias }),
         Just(Balancer::Random),
         Just(Balancer::PeakEwma),
         weighted,
@@ -123,75 +142,130 @@ fn balancer() -> impl Strategy<Value = Balancer> {
         select(vec![2_u64, 65_537, 5_000_011]).prop_map(|table_size| Balancer::Maglev { table_size }),
         any::<bool>().prop_map(|shuffle| Balancer::PickFirst { shuffle }),
         Just(Balancer::Passthrough),
-    ]
+    ];
+    leaf.prop_recursive(2, 3, 1, |child| {
+        (1..100_u32, child).prop_map(|(size, child)| Balancer::RandomSubsetting { size, child: Box::new(child) })
+    })
 }
 
 fn breaker() -> impl Strategy<Value = CircuitBreakers> {
     let limit = || option::of(0..u32::MAX);
     let budget =
         (share(), any::<u32>()).prop_map(|(share, min_concurrency)| RetryConcurrency { share, min_concurrency });
-    (limit(), limit(), limit(), limit(), option::of(budget)).prop_map(
-        |(max_connections, max_pending, max_requests, max_retries, retry_budget)| CircuitBreakers {
+    (limit(), limit(), limit(), limit(), option::of(budget), option::of(1..u32::MAX)).prop_map(
+        |(max_connections, max_pending, max_requests, max_retries, retry_budget, per_host)| CircuitBreakers {
             max_connections,
             max_pending,
             max_requests,
             max_retries,
             retry_budget,
+            max_connections_per_host: per_host,
         },
     )
 }
 
 fn outlier() -> impl Strategy<Value = OutlierDetection> {
     let limit = || option::of(1..100_u32);
-    let success = (any::<u32>(), some_share(), any::<u32>(), any::<u32>()).prop_map(
-        |(stdev_factor, enforcing, minimum_hosts, request_volume)| SuccessRateEjection {
+    let success = (any::<u32>(), some_share(), share(), any::<u32>(), any::<u32>()).prop_map(
+        |(stdev_factor, enforcing, enforcing_local_origin, minimum_hosts, request_volume)| SuccessRateEjection {
             stdev_factor,
             enforcing,
+            enforcing_local_origin,
             minimum_hosts,
             request_volume,
         },
     );
-    let failure = (share(), some_share(), any::<u32>(), any::<u32>()).prop_map(
-        |(threshold, enforcing, minimum_hosts, request_volume)| FailurePercentageEjection {
+    let failure = (share(), some_share(), share(), any::<u32>(), any::<u32>()).prop_map(
+        |(threshold, enforcing, enforcing_local_origin, minimum_hosts, request_volume)| FailurePercentageEjection {
             threshold,
             enforcing,
+            enforcing_local_origin,
             minimum_hosts,
             request_volume,
         },
     );
     (
-        (limit(), limit(), limit()),
-        (duration(), duration(), duration()),
-        share(),
+        (limit(), limit(), limit(), some_share(), some_share(), some_share()),
+        (duration(), duration(), duration(), duration()),
+        (share(), any::<(bool, bool)>()),
         option::of(success),
         option::of(failure),
     )
-        .prop_map(|(consecutive, times, max_ejected, success_rate, failure_percentage)| OutlierDetection {
-            consecutive_5xx: consecutive.0,
-            consecutive_gateway: consecutive.1,
-            consecutive_local_origin: consecutive.2,
-            interval: times.0,
-            base_ejection: times.1,
-            max_ejection: times.2,
-            max_ejected,
-            success_rate,
-            failure_percentage,
+        .prop_map(|(consecutive, times, (max_ejected, (split, unejects)), success_rate, failure_percentage)| {
+            let local = consecutive.2.filter(|_| split);
+            // The share of what is off is all.
+            let share = |limit: Option<u32>, share| if limit.is_some() { share } else { PerMillion::ALL };
+            OutlierDetection {
+                consecutive_5xx: consecutive.0,
+                consecutive_gateway: consecutive.1,
+                consecutive_local_origin: local,
+                split_local_origin: split,
+                enforcing: ConsecutiveShares {
+                    server_error: share(consecutive.0, consecutive.3),
+                    gateway: share(consecutive.1, consecutive.4),
+                    local_origin: share(local, consecutive.5),
+                },
+                interval: times.0,
+                base_ejection: times.1,
+                max_ejection: times.2,
+                max_ejection_jitter: times.3,
+                max_ejected,
+                health_check_unejects: unejects,
+                success_rate,
+                failure_percentage,
+            }
         })
+}
+
+fn http_probe() -> impl Strategy<Value = HttpProbe> {
+    let range = (100..600_u16, 100..600_u16).prop_map(|(a, b)| (a.min(b), a.max(b)));
+    let method = select(vec!["GET", "HEAD", "POST", "PATCH"]).prop_map(str::to_owned);
+    let texts = ("/[a-z]{0,4}", "[a-z]{0,4}");
+    (texts, method, any::<bool>(), vec(header_write(), 0..2), vec(range.clone(), 0..2), vec(range, 0..2)).prop_map(
+        |((path, host), method, http2, headers, expected, retriable)| HttpProbe {
+            path,
+            host,
+            method,
+            http2,
+            headers,
+            expected,
+            retriable,
+        },
+    )
 }
 
 fn health_check() -> impl Strategy<Value = HealthCheck> {
     let probe = prop_oneof![
         Just(HealthProbe::Tcp),
-        ("/[a-z]{0,4}", "[a-z]{0,4}").prop_map(|(path, host)| HealthProbe::Http { path, host }),
-        "[a-z]{0,4}".prop_map(|service| HealthProbe::Grpc { service }),
+        http_probe().prop_map(HealthProbe::Http),
+        ("[a-z]{0,4}", "[a-z]{0,4}").prop_map(|(service, authority)| HealthProbe::Grpc { service, authority }),
     ];
-    (probe, time(), time(), any::<u32>(), any::<u32>()).prop_map(
-        |(probe, interval, timeout, unhealthy_threshold, healthy_threshold)| HealthCheck {
+    let maybe = || option::of(time());
+    let pace = (duration(), duration(), any::<u32>(), (maybe(), maybe(), maybe(), maybe(), maybe())).prop_map(
+        |(initial_jitter, jitter, jitter_percent, (no_traffic, no_traffic_healthy, unhealthy, edge, healthy_edge))| {
+            HealthCheckPace {
+                initial_jitter,
+                jitter,
+                jitter_percent,
+                no_traffic,
+                no_traffic_healthy,
+                unhealthy,
+                unhealthy_edge: edge,
+                healthy_edge,
+            }
+        },
+    );
+    let more = (pace, option::of(1..=u16::MAX), any::<bool>());
+    (probe, time(), time(), any::<u32>(), any::<u32>(), more).prop_map(
+        |(probe, interval, timeout, unhealthy_threshold, healthy_threshold, more)| HealthCheck {
             probe,
             interval,
             timeout,
             unhealthy_threshold,
             healthy_threshold,
+            pace: more.0,
+            port: more.1,
+            reuse_connection: more.2,
         },
     )
 }
@@ -200,9 +274,10 @@ fn tls() -> impl Strategy<Value = UpstreamTls> {
     let mesh =
         || (vec(string_matcher(), 0..3), option::of(text())).prop_map(|(peer_ids, sni)| MeshTls { peer_ids, sni });
     let originated = || {
-        (option::of(text()), vec(string_matcher(), 0..3), option::of(text()), any::<bool>()).prop_map(
-            |(sni, subject_alt_names, ca_file, insecure_skip_verify)| OriginatedTls {
+        (option::of(text()), vec(string_matcher(), 0..3), option::of(text()), any::<(bool, bool)>()).prop_map(
+            |(sni, subject_alt_names, ca_file, (insecure_skip_verify, auto_host_sni))| OriginatedTls {
                 sni,
+                auto_host_sni,
                 subject_alt_names,
                 ca_file,
                 insecure_skip_verify,
@@ -227,6 +302,7 @@ fn connection() -> impl Strategy<Value = ConnectionOptions> {
         time,
         interval,
     });
+    let window = 0..=i32::MAX as u32;
     let ping = (time(), time()).prop_map(|(interval, timeout)| Keepalive { interval, timeout });
     let protocol = select(vec![UpstreamProtocol::Http1, UpstreamProtocol::Http2, UpstreamProtocol::Alpn]);
     (
@@ -235,27 +311,74 @@ fn connection() -> impl Strategy<Value = ConnectionOptions> {
         option::of(time()),
         option::of(time()),
         option::of(any::<u32>()),
-        option::of(any::<u32>()),
+        (option::of(any::<u32>()), option::of(window), option::of(0..=i32::MAX as u32)),
         option::of(ping),
         option::of(tcp),
     )
-        .prop_map(|(protocol, connect_timeout, idle_timeout, max_age, requests, streams, ping, tcp_keepalive)| {
+        .prop_map(|(protocol, connect_timeout, idle_timeout, max_age, requests, http2, ping, tcp_keepalive)| {
             ConnectionOptions {
                 protocol,
                 connect_timeout,
                 idle_timeout,
                 max_age,
                 max_requests_per_connection: requests,
-                max_concurrent_streams: streams,
+                max_concurrent_streams: http2.0,
+                initial_stream_window: http2.1,
+                initial_connection_window: http2.2,
                 http2_keepalive: ping,
                 tcp_keepalive,
             }
         })
 }
 
+fn hashing() -> impl Strategy<Value = Hashing> {
+    (any::<bool>(), option::of(100..1000_u32))
+        .prop_map(|(use_hostname, balance_factor)| Hashing { use_hostname, balance_factor })
+}
+
+fn subsets() -> impl Strategy<Value = Subsets> {
+    let fallback = prop_oneof![
+        Just(SubsetFallback::Fail),
+        Just(SubsetFallback::Any),
+        btree_map(text(), text(), 0..3).prop_map(SubsetFallback::Default),
+    ];
+    let keys = proptest::collection::btree_set(text(), 1..3).prop_map(|keys| keys.into_iter().collect());
+    (fallback, vec(keys, 0..3)).prop_map(|(fallback, selectors)| Subsets { fallback, selectors })
+}
+
+fn override_host() -> impl Strategy<Value = Vec<Health>> {
+    proptest::sample::subsequence(vec![Health::Healthy, Health::Unknown, Health::Draining], 0..=3)
+}
+
+fn proxy() -> impl Strategy<Value = Option<HttpProxy>> {
+    let default = option::of((0..3_u8, 1..100_u16).prop_map(|(kind, place)| address(kind, place)));
+    option::of(default.prop_map(|default| HttpProxy { default }))
+}
+
+fn dns() -> impl Strategy<Value = DnsOptions> {
+    let family =
+        select(vec![DnsFamily::Auto, DnsFamily::V4Only, DnsFamily::V6Only, DnsFamily::V4Preferred, DnsFamily::All]);
+    (family, option::of(time()), option::of(time()), any::<bool>(), duration()).prop_map(
+        |(family, refresh, failure_refresh, respect_ttl, jitter)| DnsOptions {
+            family,
+            refresh,
+            failure_refresh,
+            respect_ttl,
+            jitter,
+        },
+    )
+}
+
+fn load_report() -> impl Strategy<Value = Option<LoadReport>> {
+    option::of(vec(text(), 0..3).prop_map(|metrics| LoadReport { metrics }))
+}
+
 pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
-    let locality = (any::<bool>(), option::of(share()))
-        .prop_map(|(weighted, panic_threshold)| LocalityBalancing { weighted, panic_threshold });
+    let zone_aware = (share(), any::<u64>(), any::<bool>())
+        .prop_map(|(share, min_cluster_size, fail_on_panic)| ZoneAware { share, min_cluster_size, fail_on_panic });
+    let locality = (any::<bool>(), option::of(share()), option::of(zone_aware)).prop_map(
+        |(weighted, panic_threshold, zone_aware)| LocalityBalancing { weighted, panic_threshold, zone_aware },
+    );
     let slow_start = (duration(), any::<u32>(), share()).prop_map(|(window, aggression, min_share)| SlowStart {
         window,
         aggression,
@@ -269,28 +392,33 @@ pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
         name(),
         discovery(),
         balancer(),
-        locality,
+        (locality, hashing(), option::of(subsets())),
         option::of(slow_start),
-        breaker(),
+        (breaker(), option::of(breaker())),
         option::of(outlier()),
         vec(health_check(), 0..3),
-        tls(),
-        connection(),
+        (tls(), proxy(), override_host()),
+        (connection(), dns(), load_report()),
         telemetry,
     )
-        .prop_map(
-            |(name, discovery, balancer, locality, slow_start, breaker, outlier, checks, tls, connection, t)| Cluster {
-                name,
-                discovery,
-                balancer,
-                locality,
-                slow_start,
-                breaker,
-                outlier,
-                health_checks: checks,
-                tls,
-                connection,
-                telemetry: t,
-            },
-        )
+        .prop_map(|(name, discovery, balancer, lb, slow_start, breakers, outlier, checks, tls, net, t)| Cluster {
+            name,
+            discovery,
+            balancer,
+            locality: lb.0,
+            slow_start,
+            hashing: lb.1,
+            subsets: lb.2,
+            override_host: tls.2,
+            breaker: breakers.0,
+            breaker_high: breakers.1,
+            outlier,
+            health_checks: checks,
+            tls: tls.0,
+            connection: net.0,
+            proxy: tls.1,
+            dns: net.1,
+            load_report: net.2,
+            telemetry: t,
+        })
 }

@@ -1,6 +1,7 @@
 //! Generators of policy in normal form: the server side.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use mesh_core::policy::*;
@@ -9,10 +10,94 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::generate::{header_matcher, path_match, string_matcher, text, time};
+use super::generate::{
+    header_matcher, header_name, path_match, rate_limit, route_match, skipped, string_matcher, text, time,
+};
 
 fn net() -> impl Strategy<Value = IpNet> {
     (any::<IpAddr>(), 0..=32_u8).prop_map(|(ip, length)| IpNet::new(ip, length).expect("32 fits both families"))
+}
+
+fn metadata() -> impl Strategy<Value = MetadataMatch> {
+    let value = prop_oneof![
+        any::<bool>().prop_map(MetadataValue::Present),
+        any::<bool>().prop_map(MetadataValue::Bool),
+        string_matcher().prop_map(MetadataValue::Text),
+        string_matcher().prop_map(MetadataValue::AnyText),
+    ];
+    (text(), vec(text(), 1..3), value, any::<bool>()).prop_map(|(filter, path, value, invert)| MetadataMatch {
+        filter,
+        path,
+        value,
+        invert,
+    })
+}
+
+fn provider() -> impl Strategy<Value = JwtProvider> {
+    let list = || vec(text(), 0..2);
+    let keys = prop_oneof![
+        Just(JwtKeys::Inline(r#"{"keys": []}"#.to_owned())),
+        (text(), text(), time(), time()).prop_map(|(uri, cluster, timeout, cache)| JwtKeys::Remote {
+            uri,
+            cluster: cluster.as_str().into(),
+            timeout,
+            cache
+        }),
+    ];
+    let header = (header_name(), text()).prop_map(|(name, prefix)| JwtHeader { name, prefix });
+    let claim = (header_name(), text()).prop_map(|(name, claim)| JwtClaimHeader { name, claim });
+    (
+        ("[a-z]{0,4}", list(), option::of(string_matcher()), any::<bool>(), option::of(time())),
+        keys,
+        (any::<bool>(), vec(header, 0..2), list(), list()),
+        (option::of(header_name()), any::<bool>(), vec(claim, 0..2), "[a-z]{0,4}", 1..1000_u64),
+    )
+        .prop_map(|(who, keys, from, tell)| JwtProvider {
+            issuer: who.0,
+            audiences: who.1,
+            subjects: who.2,
+            require_expiration: who.3,
+            max_lifetime: who.4,
+            keys,
+            forward: from.0,
+            from_headers: from.1,
+            from_params: from.2,
+            from_cookies: from.3,
+            payload_header: tell.0,
+            pad_payload_header: tell.1,
+            claim_headers: tell.2,
+            payload_in_metadata: tell.3,
+            clock_skew: Duration::from_secs(tell.4),
+        })
+}
+
+/// Demands on the providers `a` and `b`.
+fn requirement() -> impl Strategy<Value = JwtRequirement> {
+    let provider = (select(vec!["a", "b"]), vec(text(), 0..2))
+        .prop_map(|(name, audiences)| JwtRequirement::Provider { name: name.to_owned(), audiences });
+    let leaf = prop_oneof![provider, Just(JwtRequirement::AllowMissing), Just(JwtRequirement::AllowMissingOrFailed)];
+    leaf.prop_recursive(2, 6, 3, |inner| {
+        prop_oneof![
+            vec(inner.clone(), 1..3).prop_map(JwtRequirement::Any),
+            vec(inner, 1..3).prop_map(JwtRequirement::All),
+        ]
+    })
+}
+
+fn jwt() -> impl Strategy<Value = JwtAuthentication> {
+    // What only a client knows, and methods, which travel as a condition on a header, have no place here.
+    let matcher = route_match().prop_map(|matcher| RouteMatch {
+        methods: Vec::new(),
+        port: None,
+        source_labels: Default::default(),
+        source_namespace: None,
+        ..matcher
+    });
+    let rule = (matcher, option::of(requirement())).prop_map(|(matcher, requirement)| JwtRule { matcher, requirement });
+    (provider(), provider(), vec(rule, 0..3), any::<bool>()).prop_map(|(a, b, rules, bypass_cors_preflight)| {
+        let providers = [("a".to_owned(), a), ("b".to_owned(), b)].into();
+        JwtAuthentication { name: String::new(), providers, rules, bypass_cors_preflight }
+    })
 }
 
 fn permission() -> impl Strategy<Value = Permission> {
@@ -21,6 +106,8 @@ fn permission() -> impl Strategy<Value = Permission> {
         header_matcher().prop_map(Permission::Header),
         path_match().prop_map(Permission::Path),
         (1..=u16::MAX).prop_map(Permission::DestinationPort),
+        any::<(u16, u16)>().prop_map(|(a, b)| Permission::DestinationPorts(a.min(b), a.max(b))),
+        metadata().prop_map(Permission::Metadata),
         net().prop_map(Permission::DestinationIp),
         string_matcher().prop_map(Permission::ServerName),
     ];
@@ -40,6 +127,8 @@ fn principal() -> impl Strategy<Value = Principal> {
         net().prop_map(Principal::DirectRemoteIp),
         net().prop_map(Principal::RemoteIp),
         header_matcher().prop_map(Principal::Header),
+        path_match().prop_map(Principal::Path),
+        metadata().prop_map(Principal::Metadata),
     ];
     leaf.prop_recursive(3, 8, 3, |inner| {
         prop_oneof![
@@ -64,8 +153,10 @@ fn authorization() -> impl Strategy<Value = AuthorizationPolicy> {
     ];
     let rule = (few_names(), vec(permission(), 1..3), vec(principal(), 1..3))
         .prop_map(|(name, permissions, principals)| AuthorizationRule { name, permissions, principals });
-    (few_names(), action, any::<bool>(), vec(rule, 0..4))
-        .prop_map(|(name, action, dry_run, rules)| AuthorizationPolicy { name, action, dry_run, rules })
+    let audit =
+        select(vec![AuditCondition::None, AuditCondition::OnDeny, AuditCondition::OnAllow, AuditCondition::Both]);
+    (few_names(), action, any::<bool>(), vec(rule, 0..4), audit)
+        .prop_map(|(name, action, dry_run, rules, audit)| AuthorizationPolicy { name, action, dry_run, rules, audit })
 }
 
 pub(super) fn inbound() -> impl Strategy<Value = InboundListener> {
@@ -77,13 +168,18 @@ pub(super) fn inbound() -> impl Strategy<Value = InboundListener> {
             max_connection_age,
         },
     );
-    (text(), any::<IpAddr>(), 1..=u16::MAX, tls, vec(authorization(), 0..4), limits).prop_map(
-        |(name, ip, port, tls, authorization, limits)| InboundListener {
-            name,
-            address: SocketAddr::new(ip, port),
-            tls,
-            authorization,
-            limits,
+    let kinds = vec(prop_oneof![rate_limit().prop_map(HttpFilterKind::RateLimit), skipped()], 0..3);
+    let guards = (vec(jwt(), 0..2), vec(authorization(), 0..4), kinds);
+    (text(), any::<IpAddr>(), 1..=u16::MAX, tls, guards, limits).prop_map(
+        |(name, ip, port, tls, (mut jwt, authorization, kinds), limits)| {
+            // Instance names are unique.
+            for (i, jwt) in jwt.iter_mut().enumerate() {
+                jwt.name = format!("jwt-{i}");
+            }
+            let filters = kinds.into_iter().enumerate();
+            let filters = filters.map(|(i, kind)| HttpFilter { name: format!("filter-{i}"), kind }).collect();
+            let address = SocketAddr::new(ip, port);
+            InboundListener { name, address, tls, jwt, authorization, filters, limits }
         },
     )
 }

@@ -107,7 +107,7 @@ fn istiods_client_listener_is_read() {
     let expected = Listener {
         name: "reviews:9080".into(),
         routes: RouteSource::Named(CLUSTER.into()),
-        filters: vec![HttpFilter { name: codec::FAULT_FILTER.into(), kind: HttpFilterKind::Fault(None) }],
+        filters: vec![HttpFilter { name: FAULT_FILTER.into(), kind: HttpFilterKind::Fault(None) }],
         max_stream_duration: None,
     };
     assert_eq!(decoded.value, AnyListener::Outbound(expected));
@@ -307,19 +307,18 @@ fn istiods_strict_server_listener_is_read() {
         ..Default::default()
     };
     let decoded = codec::decode_listener(&pack(&listener)).expect("accepted");
-    assert_eq!(decoded.unenforced, []);
+    let fields: Vec<&str> = decoded.unenforced.iter().map(|u| u.field.as_str()).collect();
+    assert_eq!(fields, ["authorization"]);
     let AnyListener::Inbound(inbound) = decoded.value else { panic!("a server's listener") };
     assert_eq!(inbound.tls, InboundTls::Strict);
     assert_eq!(inbound.address.to_string(), "0.0.0.0:9080");
     let expected = AuthorizationPolicy {
-        name: "envoy.filters.http.rbac".into(),
-        action: AuthorizationAction::Allow,
-        dry_run: false,
         rules: vec![AuthorizationRule {
             name: "ns[default]-policy[reviews]-rule[0]".into(),
             permissions: vec![Permission::Any],
             principals: vec![Principal::Any],
         }],
+        ..AuthorizationPolicy::new("envoy.filters.http.rbac", AuthorizationAction::Allow)
     };
     assert_eq!(inbound.authorization, [expected]);
 }

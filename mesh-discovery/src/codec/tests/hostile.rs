@@ -8,43 +8,14 @@ use proptest::sample::Index;
 use super::generate::{listener, routes};
 use super::generate_cluster::{cluster, endpoints};
 use super::generate_inbound::inbound;
-use crate::codec::{self, AnyListener};
+use crate::codec::{self, fuzzing};
 
 /// Decodes as every type; what is accepted must survive another round.
 fn decode_all(any: &Any) {
-    for type_url in [codec::LISTENER, codec::ROUTES, codec::CLUSTER, codec::ENDPOINTS] {
-        let any = Any { type_url: type_url.to_owned(), value: any.value.clone() };
-        codec::resource_name(type_url, &any);
-        match type_url {
-            codec::LISTENER => {
-                if let Ok(decoded) = codec::decode_listener(&any) {
-                    let again = match &decoded.value {
-                        AnyListener::Outbound(listener) => codec::encode_listener(listener),
-                        AnyListener::Inbound(listener) => codec::encode_inbound(listener),
-                    };
-                    assert_eq!(codec::decode_listener(&again).map(|d| d.value), Ok(decoded.value));
-                }
-            }
-            codec::ROUTES => {
-                if let Ok(decoded) = codec::decode_routes(&any) {
-                    let again = codec::encode_routes(&decoded.value);
-                    assert_eq!(codec::decode_routes(&again).map(|d| d.value), Ok(decoded.value));
-                }
-            }
-            codec::CLUSTER => {
-                if let Ok(decoded) = codec::decode_cluster(&any) {
-                    let again = codec::encode_cluster(&decoded.value);
-                    assert_eq!(codec::decode_cluster(&again).map(|d| d.value), Ok(decoded.value));
-                }
-            }
-            _ => {
-                if let Ok(decoded) = codec::decode_endpoints(&any) {
-                    let again = codec::encode_endpoints(&decoded.value);
-                    assert_eq!(codec::decode_endpoints(&again).map(|d| d.value), Ok(decoded.value));
-                }
-            }
-        }
-    }
+    fuzzing::listener(&any.value);
+    fuzzing::routes(&any.value);
+    fuzzing::cluster(&any.value);
+    fuzzing::endpoints(&any.value);
     let wrapped = Any { type_url: codec::RESOURCE.to_owned(), value: any.value.clone() };
     codec::unwrap_resource(wrapped);
 }
@@ -99,8 +70,7 @@ fn nesting_is_bounded() {
     use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
     use envoy_types::pb::envoy::extensions::load_balancing_policies::wrr_locality::v3::WrrLocality;
     use mesh_core::policy::{
-        AuthorizationAction, AuthorizationPolicy, AuthorizationRule, InboundLimits, InboundListener, InboundTls,
-        Permission, Principal,
+        AuthorizationAction, AuthorizationPolicy, AuthorizationRule, InboundListener, InboundTls, Permission, Principal,
     };
 
     let mut accepted = Vec::new();
@@ -111,19 +81,10 @@ fn nesting_is_bounded() {
         }
         let rule =
             AuthorizationRule { name: "r".into(), permissions: vec![permission], principals: vec![Principal::Any] };
-        let policy = AuthorizationPolicy {
-            name: "p".into(),
-            action: AuthorizationAction::Allow,
-            dry_run: false,
-            rules: vec![rule],
-        };
-        let listener = InboundListener {
-            name: "l".into(),
-            address: ([0, 0, 0, 0], 80).into(),
-            tls: InboundTls::Disable,
-            authorization: vec![policy],
-            limits: InboundLimits::default(),
-        };
+        let policy =
+            AuthorizationPolicy { rules: vec![rule], ..AuthorizationPolicy::new("p", AuthorizationAction::Allow) };
+        let mut listener = InboundListener::new("l", ([0, 0, 0, 0], 80).into(), InboundTls::Disable);
+        listener.authorization.push(policy);
         accepted.push(codec::decode_listener(&codec::encode_inbound(&listener)).is_ok());
     }
     assert_eq!(accepted, [true, true, false]);

@@ -1,6 +1,10 @@
 //! Tests of the codec: the law over generated policy, bytes that nobody meant well, and resources as
 //! other control planes send them.
 
+mod conformance;
+mod conformance_cluster;
+mod conformance_server;
+mod corpus;
 mod generate;
 mod generate_cluster;
 mod generate_inbound;

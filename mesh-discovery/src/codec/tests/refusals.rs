@@ -37,22 +37,15 @@ fn listener() -> Listener {
     }
 }
 
-fn with_manager(change: impl FnOnce(&mut HttpConnectionManager)) -> Any {
+pub(super) fn with_manager(change: impl FnOnce(&mut HttpConnectionManager)) -> Any {
     changed::<ListenerProto>(codec::encode_listener(&listener()), |proto| {
         let any = proto.api_listener.take().and_then(|l| l.api_listener).expect("our own encoding");
         proto.api_listener = Some(ApiListener { api_listener: Some(changed(any, change)) });
     })
 }
 
-fn routes() -> RouteConfiguration {
-    let route = Route {
-        name: String::new(),
-        matcher: RouteMatch::any(),
-        action: RouteAction::Forward(Box::new(Forward::to("c".into()))),
-        headers: HeaderPolicy::default(),
-        fault: None,
-        response_classes: Vec::new(),
-    };
+pub(super) fn routes() -> RouteConfiguration {
+    let route = Route::new(RouteMatch::any(), RouteAction::Forward(Box::new(Forward::to("c".into()))));
     let host = VirtualHost {
         name: "h".into(),
         domains: vec![Domain::new("*").expect("a domain")],
@@ -68,13 +61,13 @@ fn routes() -> RouteConfiguration {
     }
 }
 
-fn with_route(change: impl FnOnce(&mut rds::Route)) -> Any {
+pub(super) fn with_route(change: impl FnOnce(&mut rds::Route)) -> Any {
     changed::<RoutesProto>(codec::encode_routes(&routes()), |proto| {
         change(&mut proto.virtual_hosts[0].routes[0]);
     })
 }
 
-fn with_action(change: impl FnOnce(&mut rds::RouteAction)) -> Any {
+pub(super) fn with_action(change: impl FnOnce(&mut rds::RouteAction)) -> Any {
     with_route(|route| {
         let Some(rds::route::Action::Route(action)) = &mut route.action else { panic!("a forwarding route") };
         change(action);
@@ -156,10 +149,10 @@ fn matches_that_would_be_wider_than_meant_are_refused() {
     let resource = with_route(|route| {
         let matcher = route.r#match.as_mut().expect("a match");
         matcher.path_specifier = None;
-        matcher.cookies.push(Default::default());
+        matcher.dynamic_metadata.push(Default::default());
         matcher.headers.push(rds::HeaderMatcher { name: "bad name".into(), ..Default::default() });
     });
-    let expected = [at.to_owned(), format!("{at}.cookies"), format!("{at}.headers[0].name")];
+    let expected = [at.to_owned(), format!("{at}.dynamic_metadata"), format!("{at}.headers[0].name")];
     assert_eq!(fields(codec::decode_routes(&resource)), expected);
 }
 
@@ -226,15 +219,16 @@ fn domains_are_served_once() {
 #[test]
 fn a_virtual_hosts_fault_holds_for_routes_without_their_own() {
     let fault = Fault {
-        abort: Some(FaultAbort { status: AbortStatus::Http(503), share: PerMillion::ALL }),
+        abort: Some(FaultAbort { status: Some(AbortStatus::Http(503)), share: PerMillion::ALL }),
         ..Default::default()
     };
     let resource = changed::<RoutesProto>(codec::encode_routes(&routes()), |proto| {
         let config = extension::pack(extension::url::FAULT, &codec::fault::encode(&fault));
-        proto.virtual_hosts[0].typed_per_filter_config.insert(codec::FAULT_FILTER.into(), config);
+        proto.virtual_hosts[0].typed_per_filter_config.insert(FAULT_FILTER.into(), config);
     });
     let decoded = codec::decode_routes(&resource).expect("accepted");
-    assert_eq!(decoded.value.virtual_hosts[0].routes[0].fault, Some(fault));
+    let filters = &decoded.value.virtual_hosts[0].routes[0].filters;
+    assert_eq!(filters[FAULT_FILTER], FilterOverride::Fault(fault));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use mesh_core::policy::*;
 use super::refusals::{changed, fields, number};
 use crate::codec;
 
-fn with_cluster(change: impl FnOnce(&mut ClusterProto)) -> Any {
+pub(super) fn with_cluster(change: impl FnOnce(&mut ClusterProto)) -> Any {
     changed(codec::encode_cluster(&Cluster::new("c".into())), change)
 }
 
@@ -26,21 +26,15 @@ fn endpoints() -> Endpoints {
         weight: std::num::NonZeroU32::MIN,
         endpoints: vec![Endpoint::new(Address::Socket(([10, 0, 0, 1], port).into()))],
     };
-    Endpoints { cluster: "c".into(), localities: vec![group("a", 0, 80), group("b", 1, 81)], drops: Vec::new() }
+    Endpoints { cluster: "c".into(), localities: vec![group("a", 0, 80), group("b", 1, 81)], ..Endpoints::default() }
 }
 
-fn with_endpoints(change: impl FnOnce(&mut ClusterLoadAssignment)) -> Any {
+pub(super) fn with_endpoints(change: impl FnOnce(&mut ClusterLoadAssignment)) -> Any {
     changed(codec::encode_endpoints(&endpoints()), change)
 }
 
-fn inbound() -> InboundListener {
-    InboundListener {
-        name: "in".into(),
-        address: ([0, 0, 0, 0], 9080).into(),
-        tls: InboundTls::Strict,
-        authorization: Vec::new(),
-        limits: InboundLimits::default(),
-    }
+pub(super) fn inbound() -> InboundListener {
+    InboundListener::new("in", ([0, 0, 0, 0], 9080).into(), InboundTls::Strict)
 }
 
 #[test]
@@ -54,7 +48,7 @@ fn unknown_load_balancing_policies_are_passed_over() {
     };
     let first = with_cluster(|c| c.load_balancing_policy.as_mut().expect("set").policies.insert(0, unknown()));
     let decoded = codec::decode_cluster(&first).expect("accepted");
-    assert_eq!(decoded.value.balancer, Balancer::LeastRequest { choices: 2 });
+    assert_eq!(decoded.value.balancer, Balancer::least_request());
     let only = with_cluster(|c| c.load_balancing_policy = Some(LoadBalancingPolicy { policies: vec![unknown()] }));
     assert_eq!(fields(codec::decode_cluster(&only)), ["load_balancing_policy"]);
 }
@@ -195,13 +189,8 @@ fn a_servers_listener_is_never_laxer_than_its_resource() {
 #[test]
 fn a_custom_policy_denies_where_nobody_can_be_asked() {
     use envoy_types::pb::envoy::config::rbac::v3::rbac::Action;
-    let policy = AuthorizationPolicy {
-        name: "default/ask".into(),
-        action: AuthorizationAction::Custom("opa".into()),
-        dry_run: false,
-        rules: Vec::new(),
-    };
-    let encoded = codec::authorization::encode(&[policy]);
+    let policy = AuthorizationPolicy::new("default/ask", AuthorizationAction::Custom("opa".into()));
+    let encoded = codec::authorization::encode(&[policy], Default::default());
     let rules = encoded[0].filter.rules.as_ref().expect("enforced");
     assert_eq!(rules.action, i32::from(Action::Deny));
 }
@@ -234,8 +223,9 @@ fn authorization_rules_that_are_not_understood_refuse_the_listener() {
     assert_eq!(refused(Rule::Header(header("x-user"))), [] as [String; 0]);
     assert_eq!(refused(Rule::Header(header(":scheme"))), [at("header.name")]);
     assert_eq!(refused(Rule::Header(header("GRPC-timeout"))), [at("header.name")]);
-    assert_eq!(refused(Rule::Metadata(Default::default())), [at("metadata")]);
-    assert_eq!(refused(Rule::DestinationPortRange(Default::default())), [at("destination_port_range")]);
+    assert_eq!(refused(Rule::Metadata(Default::default())), [at("metadata"), at("metadata.value")]);
+    assert_eq!(refused(Rule::DestinationPortRange(Default::default())), [at("destination_port_range")], "empty");
+    assert_eq!(refused(Rule::UriTemplate(Default::default())), [at("uri_template")]);
     let nested = Proto { rule: Some(Rule::Header(header("grpc-encoding"))) };
     assert_eq!(refused(Rule::NotRule(Box::new(nested))), [at("not_rule.header.name")]);
 }

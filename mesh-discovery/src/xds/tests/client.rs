@@ -7,8 +7,8 @@ use envoy_types::pb::google::protobuf::Any;
 use mesh_core::id::Target;
 use mesh_core::policy::{
     AuthorizationAction, AuthorizationPolicy, Cluster, ClusterState, DestinationState, Domain, Endpoint, Endpoints,
-    Forward, HeaderPolicy, InboundLimits, InboundListener, InboundState, InboundTls, Listener, LocalityEndpoints,
-    Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, Snapshot, VirtualHost,
+    Forward, HeaderPolicy, InboundListener, InboundState, InboundTls, Listener, LocalityEndpoints, Route, RouteAction,
+    RouteConfiguration, RouteMatch, RouteSource, Snapshot, VirtualHost,
 };
 use mesh_core::source::{DestinationSource, InboundSource, Watched};
 use tokio::runtime::Handle;
@@ -44,14 +44,7 @@ fn listener() -> Any {
 }
 
 fn routes(cluster: &str) -> Any {
-    let route = Route {
-        name: String::new(),
-        matcher: RouteMatch::any(),
-        action: RouteAction::Forward(Box::new(Forward::to(cluster.into()))),
-        headers: HeaderPolicy::default(),
-        fault: None,
-        response_classes: Vec::new(),
-    };
+    let route = Route::new(RouteMatch::any(), RouteAction::Forward(Box::new(Forward::to(cluster.into()))));
     let host = VirtualHost {
         name: "all".to_owned(),
         domains: vec![Domain::new("*").unwrap()],
@@ -79,17 +72,12 @@ fn endpoints(name: &str, port: u16) -> Any {
         weight: std::num::NonZeroU32::MIN,
         endpoints: vec![endpoint],
     };
-    codec::encode_endpoints(&Endpoints { cluster: name.to_owned(), localities: vec![locality], drops: Vec::new() })
+    codec::encode_endpoints(&Endpoints { cluster: name.to_owned(), localities: vec![locality], ..Endpoints::default() })
 }
 
 fn inbound(tls: InboundTls, authorization: Vec<AuthorizationPolicy>) -> Any {
-    codec::encode_inbound(&InboundListener {
-        name: INBOUND.to_owned(),
-        address: "127.0.0.1:80".parse().unwrap(),
-        tls,
-        authorization,
-        limits: InboundLimits::default(),
-    })
+    let listener = InboundListener::new(INBOUND, "127.0.0.1:80".parse().unwrap(), tls);
+    codec::encode_inbound(&InboundListener { authorization, ..listener })
 }
 
 /// Plays the control plane for `a:80` until everything has been acknowledged.
@@ -168,14 +156,12 @@ async fn a_refused_resource_is_named_and_its_good_sibling_used() {
 
     // Security fails closed: a listener with rules that are not enforced is refused, its sibling used.
     let deny = AuthorizationPolicy {
-        name: "default/deny".to_owned(),
-        action: AuthorizationAction::Deny,
-        dry_run: false,
         rules: vec![mesh_core::policy::AuthorizationRule {
             name: "all".to_owned(),
             permissions: vec![mesh_core::policy::Permission::Any],
             principals: vec![mesh_core::policy::Principal::Any],
         }],
+        ..AuthorizationPolicy::new("default/deny", AuthorizationAction::Deny)
     };
     let changed = codec::encode_listener(&Listener {
         name: "a:80".to_owned(),

@@ -1,0 +1,161 @@
+//! Fault injection (gRFC A33): which faults a request gets. Refuses to know how they are carried out.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use http::HeaderMap;
+use mesh_core::id::ClusterName;
+use mesh_core::matcher::{HeaderCondition, RequestView};
+use mesh_core::policy::{AbortStatus, Fault, FilterOverride, HttpFilter, HttpFilterKind, PerMillion};
+
+/// A fault policy, compiled.
+pub(crate) struct Faults {
+    policy: Fault,
+    headers: Box<[HeaderCondition]>,
+}
+
+/// A fault under way; counts until it is dropped.
+pub(crate) struct Active<'c>(&'c AtomicU32);
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Faults {
+    /// The faults of a listener's filters in order, each as the place says that `overridden` looks at.
+    pub(crate) fn of<'p>(
+        filters: &'p [HttpFilter],
+        overridden: impl Fn(&str) -> Option<&'p FilterOverride>,
+    ) -> Arc<[Self]> {
+        let policies = filters.iter().filter_map(|filter| match (&filter.kind, overridden(&filter.name)) {
+            (HttpFilterKind::Fault(_), Some(FilterOverride::Fault(fault))) => Some(fault),
+            (HttpFilterKind::Fault(_), Some(FilterOverride::Disabled)) => None,
+            (HttpFilterKind::Fault(fault), _) => fault.as_ref(),
+            _ => None,
+        });
+        policies.map(Self::new).collect()
+    }
+
+    fn new(policy: &Fault) -> Self {
+        Self { headers: policy.headers.iter().map(HeaderCondition::new).collect(), policy: policy.clone() }
+    }
+
+    /// Whether the request is meant at all.
+    pub(crate) fn concerns(&self, request: &RequestView<'_>, cluster: &ClusterName) -> bool {
+        self.policy.cluster.as_ref().is_none_or(|wanted| wanted == cluster)
+            && self.headers.iter().all(|header| header.holds(request))
+    }
+
+    /// Counts a fault in; `None` if there are as many as there may be.
+    pub(crate) fn begin<'c>(&self, active: &'c AtomicU32) -> Option<Active<'c>> {
+        let most = self.policy.max_active.unwrap_or(u32::MAX);
+        let one_more = |now: u32| (now < most).then(|| now.saturating_add(1));
+        active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok().map(|_| Active(active))
+    }
+
+    /// How long this request waits.
+    pub(crate) fn delay(&self, headers: &HeaderMap, draw: impl Fn() -> u32) -> Option<Duration> {
+        let delay = self.policy.delay.as_ref()?;
+        let (duration, share) = match delay.duration {
+            Some(duration) => (duration, delay.share),
+            None => {
+                let wanted = number(headers, "x-envoy-fault-delay-request")?;
+                let asked = share(headers, "x-envoy-fault-delay-request-percentage", delay.share);
+                (Duration::from_millis(wanted), asked)
+            }
+        };
+        share.hit(draw()).then_some(duration)
+    }
+
+    /// What this request is answered instead.
+    pub(crate) fn abort(&self, headers: &HeaderMap, draw: impl Fn() -> u32) -> Option<AbortStatus> {
+        let abort = self.policy.abort.as_ref()?;
+        let (status, share) = match abort.status {
+            None => {
+                let http = number(headers, "x-envoy-fault-abort-request").and_then(|n| u16::try_from(n).ok());
+                let http = http.filter(|status| (200..600).contains(status)).map(AbortStatus::Http);
+                let grpc = || number(headers, "x-envoy-fault-abort-grpc-request").and_then(|n| u32::try_from(n).ok());
+                let grpc = || grpc().filter(|code| (1..=16).contains(code)).map(AbortStatus::Grpc);
+                (http.or_else(grpc)?, share(headers, "x-envoy-fault-abort-request-percentage", abort.share))
+            }
+            Some(status) => (status, abort.share),
+        };
+        share.hit(draw()).then_some(status)
+    }
+}
+
+fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
+    headers.get(name)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// The percentage that a header asks for, at most `ceiling`; `ceiling` if it asks for none.
+fn share(headers: &HeaderMap, name: &str, ceiling: PerMillion) -> PerMillion {
+    let asked = number(headers, name).and_then(|percent| u32::try_from(percent).ok());
+    asked.map_or(ceiling, |percent| PerMillion::new(percent.saturating_mul(10_000)).min(ceiling))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderValue, Method};
+    use mesh_core::policy::{FaultAbort, FaultDelay, HeaderKey, HeaderMatch, HeaderMatcher};
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn a_request_asks_for_its_own_fault_within_the_ceiling() {
+        let half = PerMillion::new(500_000);
+        let delay = Some(FaultDelay { duration: None, share: half });
+        let abort = Some(FaultAbort { status: None, share: half });
+        let faults = Faults::new(&Fault { delay, abort, ..Fault::default() });
+        let plain = headers(&[]);
+        assert_eq!((faults.delay(&plain, || 0), faults.abort(&plain, || 0)), (None, None));
+        let asking = headers(&[
+            ("x-envoy-fault-delay-request", "30"),
+            ("x-envoy-fault-delay-request-percentage", "100"),
+            ("x-envoy-fault-abort-grpc-request", "7"),
+            ("x-envoy-fault-abort-request-percentage", "1"),
+        ]);
+        assert_eq!(faults.delay(&asking, || 499_999), Some(Duration::from_millis(30)));
+        assert_eq!(faults.delay(&asking, || 500_000), None, "the ceiling holds");
+        assert_eq!(faults.abort(&asking, || 9_999), Some(AbortStatus::Grpc(7)));
+        assert_eq!(faults.abort(&asking, || 10_000), None);
+        let nonsense = headers(&[("x-envoy-fault-abort-request", "99"), ("x-envoy-fault-delay-request", "-1")]);
+        assert_eq!((faults.delay(&nonsense, || 0), faults.abort(&nonsense, || 0)), (None, None));
+    }
+
+    #[test]
+    fn only_requests_that_are_meant_and_only_so_many_get_it() {
+        let name = HeaderKey::parse("x-chaos").unwrap();
+        let value = HeaderMatch::Present(true);
+        let meant = HeaderMatcher { name, value, invert: false, treat_missing_as_empty: false };
+        let policy = Fault { headers: vec![meant], cluster: Some("c".into()), max_active: Some(1), ..Fault::default() };
+        let faults = Faults::new(&policy);
+        let concerns = |headers: &HeaderMap, cluster: &str| {
+            let (method, draw) = (Method::GET, || 0);
+            let view = RequestView {
+                authority: "a",
+                method: &method,
+                path_and_query: "/",
+                scheme: "http",
+                headers,
+                draw: &draw,
+            };
+            faults.concerns(&view, &cluster.into())
+        };
+        let marked = headers(&[("x-chaos", "1")]);
+        assert!(concerns(&marked, "c") && !concerns(&marked, "d") && !concerns(&headers(&[]), "c"));
+
+        let count = AtomicU32::new(0);
+        let first = faults.begin(&count);
+        assert!(first.is_some() && faults.begin(&count).is_none());
+        drop(first);
+        assert!(faults.begin(&count).is_some());
+    }
+}

@@ -1,0 +1,142 @@
+//! JSON Web Tokens that a server demands (`envoy.extensions.filters.http.jwt_authn.v3`, Istio
+//! RequestAuthentication).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use http::HeaderName;
+use serde::Serialize;
+
+use super::{RouteMatch, StringMatcher};
+use crate::id::ClusterName;
+
+/// One JWT filter.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct JwtAuthentication {
+    /// Instance name of the filter.
+    pub name: String,
+    /// Who issues tokens, by the name that requirements use.
+    pub providers: BTreeMap<String, JwtProvider>,
+    /// What is demanded of which requests; the first rule that matches decides, and a request that
+    /// matches none needs no token.
+    pub rules: Vec<JwtRule>,
+    /// CORS preflights need no token. Default false.
+    pub bypass_cors_preflight: bool,
+}
+
+/// What is demanded of some requests.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct JwtRule {
+    /// Which requests. Conditions on the dialled port and on the caller's workload have no meaning here.
+    pub matcher: RouteMatch,
+    /// What is demanded. None = nothing.
+    pub requirement: Option<JwtRequirement>,
+}
+
+/// A demand on the tokens of a request. Providers named exist.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JwtRequirement {
+    /// A valid token of this provider.
+    Provider {
+        /// Name of the provider.
+        name: String,
+        /// Audiences instead of the provider's; empty = the provider's.
+        audiences: Vec<String>,
+    },
+    /// One holds.
+    Any(Vec<JwtRequirement>),
+    /// All hold.
+    All(Vec<JwtRequirement>),
+    /// No token, or a valid one of any provider that is mentioned beside this, else of any.
+    AllowMissing,
+    /// Any token or none; a valid one is understood.
+    AllowMissingOrFailed,
+}
+
+/// Who issues tokens, and how they are checked.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct JwtProvider {
+    /// `iss`; empty = any.
+    pub issuer: String,
+    /// `aud` must be one of these; empty = any.
+    pub audiences: Vec<String>,
+    /// `sub` must match. None = any.
+    pub subjects: Option<StringMatcher>,
+    /// Tokens without `exp` are refused. Default false.
+    pub require_expiration: bool,
+    /// Longest time between `iat` and `exp`. None = unlimited.
+    pub max_lifetime: Option<Duration>,
+    /// Keys.
+    pub keys: JwtKeys,
+    /// Leave the token in the request. Default false: it is taken out.
+    pub forward: bool,
+    /// Headers with tokens. Empty, like the next two: `authorization` after `Bearer `, and the query
+    /// parameter `access_token`.
+    pub from_headers: Vec<JwtHeader>,
+    /// Query parameters with tokens.
+    pub from_params: Vec<String>,
+    /// Cookies with tokens.
+    pub from_cookies: Vec<String>,
+    /// Header that tells the application the payload, base64url. None = not told.
+    #[serde(serialize_with = "opt_as_text")]
+    pub payload_header: Option<HeaderName>,
+    /// Pad that base64. Default false.
+    pub pad_payload_header: bool,
+    /// Headers that tell the application single claims.
+    pub claim_headers: Vec<JwtClaimHeader>,
+    /// Key under which conditions on metadata find the payload; empty = it is not kept.
+    pub payload_in_metadata: String,
+    /// Allowance for clocks that differ. Default 60 s.
+    pub clock_skew: Duration,
+}
+
+/// Keys that tokens are signed with.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JwtKeys {
+    /// A JWKS document.
+    Inline(String),
+    /// A JWKS document behind a URL.
+    Remote {
+        /// The URL.
+        uri: String,
+        /// Cluster to ask; empty = the URL's host.
+        cluster: ClusterName,
+        /// Time for an answer.
+        timeout: Duration,
+        /// How long an answer holds. Default 600 s.
+        cache: Duration,
+    },
+}
+
+/// A header with a token.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct JwtHeader {
+    /// Its name.
+    #[serde(serialize_with = "as_text")]
+    pub name: HeaderName,
+    /// What stands before the token, such as `Bearer `; may be empty.
+    pub prefix: String,
+}
+
+/// A header that tells one claim.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct JwtClaimHeader {
+    /// The header.
+    #[serde(serialize_with = "as_text")]
+    pub name: HeaderName,
+    /// The claim; dots lead into objects.
+    pub claim: String,
+}
+
+fn as_text<S: serde::Serializer>(name: &HeaderName, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(name.as_str())
+}
+
+fn opt_as_text<S: serde::Serializer>(name: &Option<HeaderName>, serializer: S) -> Result<S::Ok, S::Error> {
+    match name {
+        Some(name) => serializer.serialize_some(name.as_str()),
+        None => serializer.serialize_none(),
+    }
+}

@@ -1,0 +1,460 @@
+//! gRPC's rules for clusters and endpoints, case by case (C: clusters, P: balancing, S: security). See
+//! `conformance.rs`.
+
+use envoy_types::pb::envoy::config::cluster::v3::{
+    self as cds, Cluster as Proto, LoadBalancingPolicy,
+    circuit_breakers::Thresholds,
+    cluster::{ClusterDiscoveryType, CustomClusterType, DiscoveryType, LbPolicy},
+    load_balancing_policy::Policy,
+};
+use envoy_types::pb::envoy::config::core::v3::{
+    self as core, config_source::ConfigSourceSpecifier, transport_socket::ConfigType,
+};
+use envoy_types::pb::envoy::config::endpoint::v3::{
+    self as eds, ClusterLoadAssignment, cluster_load_assignment, lb_endpoint::HostIdentifier,
+};
+use envoy_types::pb::envoy::extensions::clusters::aggregate::v3::ClusterConfig;
+use envoy_types::pb::envoy::extensions::load_balancing_policies::{
+    client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin, least_request::v3::LeastRequest,
+    maglev::v3::Maglev, pick_first::v3::PickFirst, random_subsetting::v3::RandomSubsetting, ring_hash::v3::RingHash,
+    round_robin::v3::RoundRobin, wrr_locality::v3::WrrLocality,
+};
+use envoy_types::pb::envoy::extensions::transport_sockets::http_11_proxy::v3::Http11ProxyUpstreamTransport;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext, UpstreamTlsContext,
+    certificate_validation_context::SystemRootCerts, common_tls_context::ValidationContextType,
+};
+use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, Percent};
+use envoy_types::pb::google::protobuf::{Any, Duration, FloatValue, UInt64Value};
+use mesh_core::policy::*;
+use prost::{Message, Name};
+
+use super::conformance::{Says, says};
+use super::refusals::number;
+use super::refusals_cluster::{with_cluster, with_endpoints};
+use crate::codec::{self, extension, extension::url};
+
+fn cluster(case: &str, change: impl FnOnce(&mut Proto), want: &Says<'_>) {
+    says(case, codec::decode_cluster(&with_cluster(change)), want);
+}
+
+fn endpoints(case: &str, change: impl FnOnce(&mut ClusterLoadAssignment), want: &Says<'_>) {
+    says(case, codec::decode_endpoints(&with_endpoints(change)), want);
+}
+
+fn decoded(change: impl FnOnce(&mut Proto)) -> Cluster {
+    codec::decode_cluster(&with_cluster(change)).unwrap().value
+}
+
+fn pack<M: Message + Name>(message: &M) -> Any {
+    Any { type_url: M::type_url(), value: message.encode_to_vec() }
+}
+
+fn kind(kind: DiscoveryType) -> Option<ClusterDiscoveryType> {
+    Some(ClusterDiscoveryType::Type(kind.into()))
+}
+
+fn source(specifier: ConfigSourceSpecifier) -> Option<core::ConfigSource> {
+    Some(core::ConfigSource { config_source_specifier: Some(specifier), ..Default::default() })
+}
+
+fn address(host: &str, port: u32) -> Option<core::Address> {
+    let socket = core::SocketAddress {
+        address: host.into(),
+        port_specifier: Some(core::socket_address::PortSpecifier::PortValue(port)),
+        ..Default::default()
+    };
+    Some(core::Address { address: Some(core::address::Address::SocketAddress(socket)) })
+}
+
+fn assignment(hosts: &[&str]) -> Option<ClusterLoadAssignment> {
+    let endpoint = |host: &&str| eds::LbEndpoint {
+        host_identifier: Some(HostIdentifier::Endpoint(eds::Endpoint {
+            address: address(host, 80),
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    let group = eds::LocalityLbEndpoints { lb_endpoints: hosts.iter().map(endpoint).collect(), ..Default::default() };
+    Some(ClusterLoadAssignment { cluster_name: "c".into(), endpoints: vec![group], ..Default::default() })
+}
+
+#[test]
+fn c1_an_eds_cluster_is_asked_for_over_ads_a27() {
+    let from = |source| move |c: &mut Proto| c.eds_cluster_config.as_mut().unwrap().eds_config = source;
+    use ConfigSourceSpecifier::{Ads, Path, Self_};
+    cluster("ads", from(source(Ads(Default::default()))), &Says::Taken);
+    cluster("self", from(source(Self_(Default::default()))), &Says::Taken);
+    let at = "eds_cluster_config.eds_config";
+    cluster("a file", from(source(Path("f".into()))), &Says::Refused(&[at]));
+    cluster("none", |c| c.eds_cluster_config = None, &Says::Refused(&[at]));
+    let named = decoded(|c| c.eds_cluster_config.as_mut().unwrap().service_name = "s".into());
+    assert_eq!(named.discovery, Discovery::Eds { service_name: Some("s".into()) });
+}
+
+#[test]
+fn c2_logical_dns_is_one_name_a37() {
+    let hosts = |hosts: &[&str]| {
+        let load = assignment(hosts);
+        move |c: &mut Proto| {
+            c.cluster_discovery_type = kind(DiscoveryType::LogicalDns);
+            c.load_assignment = load;
+        }
+    };
+    cluster("one name", hosts(&["a.test"]), &Says::Taken);
+    cluster("two", hosts(&["a.test", "b.test"]), &Says::Refused(&["load_assignment.endpoints"]));
+    cluster("none", hosts(&[]), &Says::Refused(&["load_assignment.endpoints"]));
+    let bare = |c: &mut Proto| c.cluster_discovery_type = kind(DiscoveryType::LogicalDns);
+    cluster("nothing", bare, &Says::Refused(&["load_assignment"]));
+}
+
+#[test]
+fn c3_static_strict_dns_and_original_destinations_are_ours() {
+    for discovery in [DiscoveryType::Static, DiscoveryType::StrictDns] {
+        let both = |c: &mut Proto| {
+            c.cluster_discovery_type = kind(discovery);
+            c.load_assignment = assignment(&["10.0.0.1", "10.0.0.2"]);
+        };
+        cluster("given", both, &Says::Taken);
+        let bare = |c: &mut Proto| c.cluster_discovery_type = kind(discovery);
+        cluster("nothing", bare, &Says::Refused(&["load_assignment"]));
+    }
+    cluster("original", |c| c.cluster_discovery_type = kind(DiscoveryType::OriginalDst), &Says::Taken);
+    cluster("unknown", |c| c.cluster_discovery_type = Some(ClusterDiscoveryType::Type(77)), &Says::Refused(&["type"]));
+}
+
+#[test]
+fn c4_aggregates_a37() {
+    let custom = |config: Any| {
+        move |c: &mut Proto| {
+            c.cluster_discovery_type = Some(ClusterDiscoveryType::ClusterType(CustomClusterType {
+                name: "x".into(),
+                typed_config: Some(config),
+            }));
+        }
+    };
+    let of = |names: &[&str]| pack(&ClusterConfig { clusters: names.iter().map(|n| (*n).to_owned()).collect() });
+    cluster("two", custom(of(&["a", "b"])), &Says::Taken);
+    cluster("none", custom(of(&[])), &Says::Refused(&["cluster_type.clusters"]));
+    let other = Any { type_url: "type.googleapis.com/some.Cluster".into(), value: Vec::new() };
+    cluster("another kind", custom(other), &Says::Refused(&["cluster_type"]));
+}
+
+#[test]
+fn c5_c6_breakers_of_both_priorities_and_of_hosts_a32_a105() {
+    let with = |thresholds: Vec<Thresholds>, per_host: Vec<Thresholds>| {
+        move |c: &mut Proto| {
+            c.circuit_breakers = Some(cds::CircuitBreakers { thresholds, per_host_thresholds: per_host });
+        }
+    };
+    let limit = |priority, max_requests| Thresholds { priority, max_requests, ..Default::default() };
+    assert_eq!(decoded(|c| c.circuit_breakers = None).breaker.max_requests, Some(1024), "always on");
+    let first = decoded(with(vec![limit(1, number(9)), limit(0, number(7)), limit(0, number(8))], vec![]));
+    assert_eq!(first.breaker.max_requests, Some(7), "the first of a priority counts");
+    assert_eq!(first.breaker_high.unwrap().max_requests, Some(9));
+    let connections = |n| vec![Thresholds { max_connections: number(n), ..Default::default() }];
+    assert_eq!(decoded(with(vec![], connections(4))).breaker.max_connections_per_host, Some(4));
+    let at = "circuit_breakers.per_host_thresholds[0].max_connections";
+    cluster("0 per host", with(vec![], connections(0)), &Says::Refused(&[at]));
+}
+
+#[test]
+fn c7_c8_endpoints_and_drops_a27() {
+    let first = |e: &mut ClusterLoadAssignment, change: fn(&mut eds::LbEndpoint)| {
+        change(&mut e.endpoints[0].lb_endpoints[0]);
+    };
+    let at = "endpoints[0].lb_endpoints[0]";
+    endpoints(
+        "weight 0",
+        |e| first(e, |x| x.load_balancing_weight = number(0)),
+        &Says::Refused(&[&format!("{at}.load_balancing_weight")]),
+    );
+    endpoints("no address", |e| first(e, |x| x.host_identifier = None), &Says::Refused(&[&format!("{at}.endpoint")]));
+    let unweighed = "endpoints[1].load_balancing_weight";
+    endpoints(
+        "a locality without weight",
+        |e| e.endpoints[1].load_balancing_weight = None,
+        &Says::Reported(&[unweighed]),
+    );
+    let drop = |category: &str| cluster_load_assignment::policy::DropOverload {
+        category: category.into(),
+        drop_percentage: Some(FractionalPercent { numerator: 5, denominator: 0 }),
+    };
+    let policy = |drop, factor| cluster_load_assignment::Policy {
+        drop_overloads: vec![drop],
+        overprovisioning_factor: factor,
+        ..Default::default()
+    };
+    endpoints("drops", |e| e.policy = Some(policy(drop("lb"), None)), &Says::Taken);
+    let nameless = policy(drop(""), None);
+    endpoints("no category", |e| e.policy = Some(nameless), &Says::Refused(&["policy.drop_overloads[0].category"]));
+    let zero = policy(drop("lb"), number(0));
+    endpoints("c9: factor 0", |e| e.policy = Some(zero), &Says::Refused(&["policy.overprovisioning_factor"]));
+}
+
+#[test]
+fn c10_an_endpoint_has_many_addresses_and_no_two_share_one_a61() {
+    let host = |e: &mut ClusterLoadAssignment| {
+        let Some(HostIdentifier::Endpoint(host)) = &mut e.endpoints[0].lb_endpoints[0].host_identifier else {
+            panic!("an endpoint")
+        };
+        host.additional_addresses.push(eds::endpoint::AdditionalAddress { address: address("10.0.0.9", 80) });
+        host.clone()
+    };
+    endpoints("two", |e| _ = host(e), &Says::Reported(&["endpoints.additional_addresses"]));
+    let twice = |e: &mut ClusterLoadAssignment| {
+        let host = host(e);
+        e.endpoints[1].lb_endpoints[0].host_identifier = Some(HostIdentifier::Endpoint(host));
+    };
+    let at = "endpoints[1].lb_endpoints[0].endpoint.address";
+    endpoints("twice", twice, &Says::Refused(&[at, at]));
+    let proxied = codec::decode_endpoints(&with_endpoints(|e| {
+        let any = Any { type_url: url::ADDRESS.into(), value: address("10.0.0.7", 3128).unwrap().encode_to_vec() };
+        let key = "envoy.http11_proxy_transport_socket.proxy_address".to_owned();
+        e.endpoints[0].metadata.get_or_insert_default().typed_filter_metadata.insert(key, any);
+    }));
+    let proxies: Vec<bool> = proxied.unwrap().value.iter().map(|e| e.metadata.proxy.is_some()).collect();
+    assert_eq!(proxies, [true, false], "of a locality, for its endpoints (gRFC A86)");
+}
+
+#[test]
+fn c11_telemetry_labels_name_the_service_a89() {
+    let labels = [("service_name", "reviews"), ("service_namespace", "books")];
+    let fields = labels.iter().map(|(k, v)| ((*k).to_owned(), extension::string(*v))).collect();
+    let cluster = decoded(|c| extension::put_struct(&mut c.metadata, "com.google.csm.telemetry_labels", fields));
+    let telemetry = cluster.telemetry;
+    assert_eq!((&*telemetry.service_name, &*telemetry.service_namespace), ("reviews", "books"));
+}
+
+fn policies(list: Vec<Any>) -> impl FnOnce(&mut Proto) {
+    let entry = |any| Policy {
+        typed_extension_config: Some(core::TypedExtensionConfig { name: "x".into(), typed_config: Some(any) }),
+    };
+    let list = LoadBalancingPolicy { policies: list.into_iter().map(entry).collect() };
+    move |c| c.load_balancing_policy = Some(list)
+}
+
+fn listed(any: Any) -> Option<LoadBalancingPolicy> {
+    let config = core::TypedExtensionConfig { name: "x".into(), typed_config: Some(any) };
+    Some(LoadBalancingPolicy { policies: vec![Policy { typed_extension_config: Some(config) }] })
+}
+
+#[test]
+fn c12_the_first_policy_that_is_known_a52() {
+    let unknown = || Any { type_url: "type.googleapis.com/some.Policy".into(), value: Vec::new() };
+    let found = decoded(policies(vec![unknown(), pack(&RoundRobin::default()), pack(&PickFirst::default())]));
+    assert_eq!(found.balancer, Balancer::RoundRobin);
+    cluster("none known", policies(vec![unknown()]), &Says::Refused(&["load_balancing_policy"]));
+    cluster("none", policies(vec![]), &Says::Refused(&["load_balancing_policy"]));
+    let wrapper = WrrLocality { endpoint_picking_policy: listed(pack(&RoundRobin::default())) };
+    assert!(decoded(policies(vec![pack(&wrapper)])).locality.weighted);
+    let nothing = pack(&WrrLocality::default());
+    let at = "load_balancing_policy.policies[0].endpoint_picking_policy";
+    cluster("a wrapper around nothing", policies(vec![nothing]), &Says::Refused(&[at]));
+    for (policy, known) in [(LbPolicy::RoundRobin, true), (LbPolicy::LeastRequest, true), (LbPolicy::Random, true)] {
+        let enumerated = codec::decode_cluster(&with_cluster(|c| {
+            c.load_balancing_policy = None;
+            c.lb_policy = policy.into();
+        }));
+        assert_eq!(enumerated.is_ok(), known, "{policy:?}");
+    }
+    let bad = |c: &mut Proto| {
+        c.load_balancing_policy = None;
+        c.lb_policy = 99;
+    };
+    cluster("an unknown number", bad, &Says::Refused(&["lb_policy"]));
+}
+
+#[test]
+fn p4_to_p9_balancers_a48_a42_a58_a68() {
+    let at = |name: &str| format!("load_balancing_policy.policies[0].{name}");
+    let one = |any: Any| policies(vec![any]);
+    let size = |value| Some(UInt64Value { value });
+    let choices = |n| pack(&LeastRequest { choice_count: number(n), ..Default::default() });
+    cluster("1 choice", one(choices(1)), &Says::Refused(&[&at("choice_count")]));
+    assert_eq!(decoded(one(choices(99))).balancer, Balancer::LeastRequest { choices: 10, bias: 1_000_000 });
+    let bias = core::RuntimeDouble { default_value: -1.0, ..Default::default() };
+    let biased = pack(&LeastRequest { active_request_bias: Some(bias), ..Default::default() });
+    cluster("a negative bias", one(biased), &Says::Refused(&[&at("active_request_bias")]));
+    let ring =
+        |min, max| pack(&RingHash { minimum_ring_size: size(min), maximum_ring_size: size(max), ..Default::default() });
+    cluster("a ring too large", one(ring(1, (8 << 20) + 1)), &Says::Refused(&[&at("maximum_ring_size")]));
+    cluster("min above max", one(ring(9, 8)), &Says::Refused(&[&at("minimum_ring_size")]));
+    let murmur = pack(&RingHash { hash_function: 2, ..Default::default() });
+    cluster("murmur", one(murmur), &Says::Refused(&[&at("hash_function")]));
+    let maglev = pack(&Maglev { table_size: size(10), ..Default::default() });
+    cluster("a table that is no prime", one(maglev), &Says::Refused(&[&at("table_size")]));
+    let penalty = Some(FloatValue { value: f32::NAN });
+    let weighted = pack(&ClientSideWeightedRoundRobin { error_utilization_penalty: penalty, ..Default::default() });
+    cluster("no penalty", one(weighted), &Says::Refused(&[&at("error_utilization_penalty")]));
+    assert_eq!(
+        decoded(one(pack(&PickFirst { shuffle_address_list: true }))).balancer,
+        Balancer::PickFirst { shuffle: true }
+    );
+    let subset = |n, child| pack(&RandomSubsetting { subset_size: number(n), child_policy: child });
+    let child = || listed(pack(&RoundRobin::default()));
+    let want = Balancer::RandomSubsetting { size: 4, child: Box::new(Balancer::RoundRobin) };
+    assert_eq!(decoded(one(subset(4, child()))).balancer, want);
+    cluster("a subset of nothing", one(subset(0, child())), &Says::Refused(&[&at("subset_size")]));
+    cluster("a subset without a child", one(subset(4, None)), &Says::Refused(&[&at("child_policy")]));
+}
+
+#[test]
+fn p10_outlier_detection_a50() {
+    let with = |change: fn(&mut cds::OutlierDetection)| {
+        move |c: &mut Proto| change(c.outlier_detection.get_or_insert_default())
+    };
+    let at = |name: &str| format!("outlier_detection.{name}");
+    for (name, change) in [
+        ("max_ejection_percent", (|o| o.max_ejection_percent = number(101)) as fn(&mut cds::OutlierDetection)),
+        ("enforcing_success_rate", |o| o.enforcing_success_rate = number(101)),
+        ("enforcing_consecutive_5xx", |o| o.enforcing_consecutive_5xx = number(101)),
+        ("failure_percentage_threshold", |o| o.failure_percentage_threshold = number(101)),
+        ("interval", |o| o.interval = Some(Duration { seconds: -1, nanos: 0 })),
+        ("base_ejection_time", |o| o.base_ejection_time = Some(Duration { seconds: 0, nanos: -5 })),
+    ] {
+        cluster(name, with(change), &Says::Refused(&[&at(name)]));
+    }
+    let defaults = decoded(with(|_| {})).outlier.unwrap();
+    let times = [defaults.interval, defaults.base_ejection, defaults.max_ejection].map(|time| time.as_secs());
+    assert_eq!((times, defaults.max_ejected.get()), ([10, 30, 300], 100_000));
+    let rate = defaults.success_rate.unwrap();
+    assert_eq!((rate.stdev_factor, rate.minimum_hosts, rate.request_volume), (1900, 5, 100));
+    assert_eq!(defaults.failure_percentage, None);
+    let split = decoded(with(|o| {
+        o.split_external_local_origin_errors = true;
+        o.consecutive_local_origin_failure = number(3);
+        o.enforcing_consecutive_local_origin_failure = number(50);
+        o.enforcing_failure_percentage_local_origin = number(10);
+    }));
+    let split = split.outlier.unwrap();
+    assert_eq!((split.consecutive_local_origin, split.enforcing.local_origin.get()), (Some(3), 500_000));
+    assert_eq!(split.failure_percentage.unwrap().enforcing_local_origin.get(), 100_000);
+}
+
+#[test]
+fn p12_the_health_that_keeps_a_pinned_session_a55() {
+    let status = |list: &[i32]| {
+        let statuses = list.to_vec();
+        decoded(|c| {
+            c.common_lb_config.get_or_insert_default().override_host_status = Some(core::HealthStatusSet { statuses });
+        })
+    };
+    assert_eq!(decoded(|_| {}).override_host, [Health::Healthy, Health::Unknown]);
+    // Draining, unhealthy, healthy, degraded, and one of a later version.
+    assert_eq!(status(&[3, 2, 1, 5, 77]).override_host, [Health::Healthy, Health::Draining]);
+    assert_eq!(status(&[]).override_host, []);
+}
+
+#[test]
+fn c17_load_goes_to_the_server_that_the_cluster_came_from_a27() {
+    let to = |specifier| move |c: &mut Proto| c.lrs_server = source(specifier);
+    cluster("self", to(ConfigSourceSpecifier::Self_(Default::default())), &Says::Reported(&["load_report"]));
+    cluster("ads", to(ConfigSourceSpecifier::Ads(Default::default())), &Says::Refused(&["lrs_server"]));
+}
+
+#[test]
+fn percentages_and_times_of_clusters_are_checked() {
+    let panic = |value| {
+        move |c: &mut Proto| {
+            c.common_lb_config.get_or_insert_default().healthy_panic_threshold = Some(Percent { value });
+        }
+    };
+    cluster("nan", panic(f64::NAN), &Says::Refused(&["common_lb_config.healthy_panic_threshold"]));
+    let at = "dns_refresh_rate";
+    let rate = Some(Duration { seconds: -1, nanos: 0 });
+    cluster("negative", |c| c.dns_refresh_rate = rate, &Says::Refused(&[at]));
+}
+
+fn originated() -> UpstreamTlsContext {
+    let validation = CertificateValidationContext { system_root_certs: Some(SystemRootCerts {}), ..Default::default() };
+    UpstreamTlsContext {
+        common_tls_context: Some(CommonTlsContext {
+            validation_context_type: Some(ValidationContextType::ValidationContext(validation)),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn socket(config: Any) -> Option<core::TransportSocket> {
+    Some(core::TransportSocket { name: "tls".into(), config_type: Some(ConfigType::TypedConfig(config)) })
+}
+
+#[test]
+fn c13_s13_the_transport_socket_a29_a86() {
+    let with = |config: Any| move |c: &mut Proto| c.transport_socket = socket(config);
+    cluster("tls", with(pack(&originated())), &Says::Taken);
+    let other = Any { type_url: "type.googleapis.com/some.Socket".into(), value: Vec::new() };
+    cluster("another", with(other), &Says::Refused(&["transport_socket.typed_config"]));
+    let matches = |c: &mut Proto| c.transport_socket_matches.push(Default::default());
+    cluster("matches", matches, &Says::Refused(&["transport_socket_matches"]));
+    let wrapped = |inner| {
+        pack(&Http11ProxyUpstreamTransport {
+            transport_socket: inner,
+            default_proxy_address: address("10.0.0.1", 3128),
+        })
+    };
+    let proxied = decoded(with(wrapped(socket(pack(&originated())))));
+    assert!(proxied.proxy.is_some() && matches!(proxied.tls, UpstreamTls::Simple(_)));
+}
+
+#[test]
+fn s1_s4_s5_tls_towards_endpoints_a29_a101_a82() {
+    let with = |change: fn(&mut UpstreamTlsContext)| {
+        let mut context = originated();
+        change(&mut context);
+        move |c: &mut Proto| c.transport_socket = socket(pack(&context))
+    };
+    fn validation(context: &mut UpstreamTlsContext) -> &mut CertificateValidationContext {
+        match &mut context.common_tls_context.as_mut().unwrap().validation_context_type {
+            Some(ValidationContextType::ValidationContext(validation)) => validation,
+            other => panic!("{other:?}"),
+        }
+    }
+    let at = "transport_socket.common_tls_context";
+    let inside = "transport_socket.common_tls_context.validation_context";
+    for (name, change) in [
+        (
+            "verify_certificate_spki",
+            (|c| validation(c).verify_certificate_spki.push("x".into())) as fn(&mut UpstreamTlsContext),
+        ),
+        ("verify_certificate_hash", |c| validation(c).verify_certificate_hash.push("x".into())),
+        ("crl", |c| validation(c).crl = Some(Default::default())),
+        ("custom_validator_config", |c| validation(c).custom_validator_config = Some(Default::default())),
+    ] {
+        cluster(name, with(change), &Says::Refused(&[&format!("{inside}.{name}")]));
+    }
+    for (name, change) in [
+        (
+            "tls_params",
+            (|c| c.common_tls_context.as_mut().unwrap().tls_params = Some(Default::default()))
+                as fn(&mut UpstreamTlsContext),
+        ),
+        ("custom_handshaker", |c| c.common_tls_context.as_mut().unwrap().custom_handshaker = Some(Default::default())),
+        ("tls_certificate_sds_secret_configs", |c| {
+            c.common_tls_context.as_mut().unwrap().tls_certificate_sds_secret_configs.push(Default::default());
+        }),
+    ] {
+        cluster(name, with(change), &Says::Refused(&[&format!("{at}.{name}")]));
+    }
+    cluster("no CA", with(|c| validation(c).system_root_certs = None), &Says::Refused(&[inside]));
+    cluster("a long SNI", with(|c| c.sni = "s".repeat(256)), &Says::Refused(&["transport_socket.sni"]));
+    let UpstreamTls::Simple(tls) = decoded(with(|c| {
+        c.sni = "a.test".into();
+        c.auto_host_sni = true;
+        c.auto_sni_san_validation = true;
+        validation(c).match_subject_alt_names.push(codec::matcher::exact("b.test"));
+    }))
+    .tls
+    else {
+        panic!("TLS of the policy's own")
+    };
+    assert!(tls.auto_host_sni && tls.subject_alt_names.is_empty(), "the SNI replaces the names: {tls:?}");
+    let mesh = with(|c| {
+        let instance = CertificateProviderPluginInstance { instance_name: "default".into(), ..Default::default() };
+        validation(c).ca_certificate_provider_instance = Some(instance);
+        c.auto_sni_san_validation = true;
+    });
+    cluster("DNS names of mesh peers", mesh, &Says::Refused(&[&format!("{at}.auto_sni_san_validation")]));
+}

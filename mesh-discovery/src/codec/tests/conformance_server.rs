@@ -1,0 +1,274 @@
+//! gRPC's rules for server listeners, case by case (S: security, V: server side), and what is demanded of
+//! callers. See `conformance.rs`.
+
+use envoy_types::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener as Proto, filter};
+use envoy_types::pb::envoy::config::rbac::v3::{
+    self as rbac, rbac::AuditLoggingOptions, rbac::audit_logging_options::AuditLoggerConfig,
+};
+use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::{
+    JwtAuthentication as JwtProto, JwtProvider as ProviderProto, JwtRequirement as RequirementProto, PerRouteConfig,
+    RequirementRule, jwt_provider::JwksSourceSpecifier, jwt_requirement::RequiresType,
+    per_route_config::RequirementSpecifier, requirement_rule::RequirementType,
+};
+use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit as LimitProto;
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::{Rbac as RbacProto, RbacPerRoute};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, Rds, http_connection_manager::RouteSpecifier,
+};
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
+use envoy_types::pb::envoy::r#type::v3::TokenBucket as BucketProto;
+use envoy_types::pb::google::protobuf::{Any, BoolValue, Duration};
+use mesh_core::policy::*;
+use prost::Message;
+
+use super::conformance::{Says, says};
+use super::refusals::{changed, number};
+use super::refusals_cluster::inbound;
+use crate::codec::{self, AnyListener, extension, extension::url};
+
+fn server(case: &str, change: impl FnOnce(&mut Proto), want: &Says<'_>) {
+    says(case, codec::decode_listener(&changed(codec::encode_inbound(&inbound()), change)), want);
+}
+
+fn with_manager(change: impl FnOnce(&mut HttpConnectionManager)) -> Any {
+    changed::<Proto>(codec::encode_inbound(&inbound()), |proto| {
+        let filter = &mut proto.filter_chains[0].filters[0];
+        let Some(filter::ConfigType::TypedConfig(any)) = filter.config_type.take() else { panic!("our encoding") };
+        filter.config_type = Some(filter::ConfigType::TypedConfig(changed(any, change)));
+    })
+}
+
+fn with_filter(type_url: &str, config: &impl Message) -> Any {
+    let filter = codec::filter::encode("f", extension::pack(type_url, config), false);
+    with_manager(|m| m.http_filters.insert(0, filter))
+}
+
+fn decoded(resource: &Any) -> InboundListener {
+    match codec::decode_listener(resource).unwrap().value {
+        AnyListener::Inbound(listener) => listener,
+        other => panic!("{other:?}"),
+    }
+}
+
+const FILTER: &str = "filter_chains[0].filters[0].http_filters[0]";
+
+#[test]
+fn v2_what_a_servers_listener_may_not_have_a36() {
+    server("as encoded", |_| {}, &Says::Taken);
+    server("listener filters", |l| l.listener_filters.push(Default::default()), &Says::Refused(&["listener_filters"]));
+    let original = |l: &mut Proto| l.use_original_dst = Some(BoolValue { value: true });
+    server("use_original_dst", original, &Says::Refused(&["use_original_dst"]));
+    server("v1: no address", |l| l.address = None, &Says::Refused(&["address"]));
+    server("no chain", |l| l.filter_chains.clear(), &Says::Refused(&["filter_chains"]));
+    let filters = "filter_chains[0].filters";
+    server("no network filter", |l| l.filter_chains[0].filters.clear(), &Says::Refused(&[filters]));
+    let unknown = |l: &mut Proto| {
+        let any = Any { type_url: "type.googleapis.com/some.Network".into(), value: Vec::new() };
+        l.filter_chains[0].filters[0].config_type = Some(filter::ConfigType::TypedConfig(any));
+    };
+    server("an unknown network filter", unknown, &Says::Refused(&[filters]));
+    let twice = |l: &mut Proto| l.filter_chains.push(l.filter_chains[0].clone());
+    server("two chains for the same", twice, &Says::Refused(&["filter_chains"]));
+    let fault = with_filter(url::FAULT, &RbacProto::default());
+    says("a filter of the other side", codec::decode_listener(&fault), &Says::Refused(&[FILTER]));
+}
+
+#[test]
+fn v3_conditions_of_chains_that_cannot_be_told_are_refused_a36() {
+    let with = |condition| move |l: &mut Proto| l.filter_chains[0].filter_chain_match = Some(condition);
+    let at = "filter_chains[0].filter_chain_match";
+    let plain = FilterChainMatch::default;
+    for (name, condition) in [
+        ("port", FilterChainMatch { destination_port: number(80), ..plain() }),
+        ("prefix", FilterChainMatch { prefix_ranges: vec![Default::default()], ..plain() }),
+        ("server name", FilterChainMatch { server_names: vec!["a".into()], ..plain() }),
+        ("alpn", FilterChainMatch { application_protocols: vec!["h2".into()], ..plain() }),
+        ("source", FilterChainMatch { source_type: 1, ..plain() }),
+    ] {
+        server(name, with(condition), &Says::Refused(&[at]));
+    }
+    let transport = format!("{at}.transport_protocol");
+    let quic = FilterChainMatch { transport_protocol: "quic".into(), ..plain() };
+    server("quic", with(quic), &Says::Refused(&[&transport, "filter_chains"]));
+    let by_default = |l: &mut Proto| {
+        let chain: FilterChain = l.filter_chains.remove(0);
+        l.default_filter_chain = Some(chain);
+    };
+    server("the default chain", by_default, &Says::Taken);
+}
+
+#[test]
+fn s3_tls_of_a_server_a29() {
+    let with = |change: fn(&mut DownstreamTlsContext)| {
+        move |l: &mut Proto| {
+            let socket = l.filter_chains[0].transport_socket.as_mut().unwrap();
+            use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType;
+            let Some(ConfigType::TypedConfig(any)) = socket.config_type.take() else { panic!("strict") };
+            socket.config_type = Some(ConfigType::TypedConfig(changed(any, change)));
+        }
+    };
+    let at = |name: &str| format!("filter_chains[0].transport_socket.{name}");
+    server("no context", with(|c| c.common_tls_context = None), &Says::Refused(&[&at("common_tls_context")]));
+    let no_client = with(|c| c.require_client_certificate = None);
+    server("callers without a certificate", no_client, &Says::Refused(&[&at("require_client_certificate")]));
+    let sni = with(|c| c.require_sni = Some(BoolValue { value: true }));
+    server("SNI demanded", sni, &Says::Refused(&[&at("require_sni")]));
+    server("OCSP", with(|c| c.ocsp_staple_policy = 1), &Says::Refused(&[&at("ocsp_staple_policy")]));
+    let tickets = with(|c| c.disable_stateless());
+    server("session settings", tickets, &Says::Taken);
+}
+
+trait Sessions {
+    fn disable_stateless(&mut self);
+}
+
+impl Sessions for DownstreamTlsContext {
+    fn disable_stateless(&mut self) {
+        self.disable_stateful_session_resumption = true;
+        self.session_timeout = Some(Duration { seconds: 5, nanos: 0 });
+    }
+}
+
+fn rules(audit: Option<AuditLoggingOptions>) -> RbacProto {
+    RbacProto {
+        rules: Some(rbac::Rbac { action: 0, audit_logging_options: audit, ..Default::default() }),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn s9_rbac_filters_a41() {
+    let rbac = |proto: RbacProto| codec::decode_listener(&with_filter(url::RBAC, &proto));
+    says("rules", rbac(rules(None)), &Says::Reported(&["authorization"]));
+    says("no rules", rbac(RbacProto::default()), &Says::Taken);
+    let shadow = RbacProto { shadow_rules: rules(None).rules, ..Default::default() };
+    let listener = decoded(&with_filter(url::RBAC, &shadow));
+    assert!(listener.authorization[0].dry_run);
+    let matcher = RbacProto { matcher: Some(Default::default()), ..Default::default() };
+    says("a matcher tree", rbac(matcher), &Says::Refused(&[&format!("{FILTER}.matcher")]));
+    let mut cel = rules(None);
+    let policy = rbac::Policy {
+        permissions: vec![rbac::Permission { rule: Some(rbac::permission::Rule::Any(true)) }],
+        principals: vec![rbac::Principal { identifier: Some(rbac::principal::Identifier::Any(true)) }],
+        condition: Some(Default::default()),
+        ..Default::default()
+    };
+    cel.rules.as_mut().unwrap().policies.insert("p".into(), policy);
+    says("CEL", rbac(cel), &Says::Refused(&[&format!("{FILTER}.rules.policies[\"p\"].condition")]));
+    let unknown = RbacProto { rules: Some(rbac::Rbac { action: 9, ..Default::default() }), ..Default::default() };
+    says("an unknown action", rbac(unknown), &Says::Refused(&[&format!("{FILTER}.rules.action")]));
+}
+
+#[test]
+fn s10_the_audit_log_a59() {
+    let audit = |type_url: &str, is_optional| {
+        let any = Any { type_url: type_url.into(), value: Vec::new() };
+        let config = envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig {
+            name: "l".into(),
+            typed_config: Some(any),
+        };
+        let logger = AuditLoggerConfig { audit_logger: Some(config), is_optional };
+        rules(Some(AuditLoggingOptions { audit_condition: 1, logger_configs: vec![logger] }))
+    };
+    let listener = decoded(&with_filter(url::RBAC, &audit(url::STDOUT_AUDIT, false)));
+    assert_eq!(listener.authorization[0].audit, AuditCondition::OnDeny);
+    let at = format!("{FILTER}.rules.audit_logging_options.logger_configs[0]");
+    let unknown = |optional| codec::decode_listener(&with_filter(url::RBAC, &audit("some.Logger", optional)));
+    says("an unknown logger", unknown(false), &Says::Refused(&[&at]));
+    says("an optional one", unknown(true), &Says::Reported(&[&at, "authorization"]));
+}
+
+#[test]
+fn routes_change_a_guard_only_if_they_change_it_everywhere() {
+    let per_route = RbacPerRoute { rbac: Some(RbacProto::default()) };
+    let with_override = |all: bool| {
+        with_manager(|m| {
+            m.http_filters.insert(0, codec::filter::encode("f", extension::pack(url::RBAC, &rules(None)), false));
+            let Some(RouteSpecifier::RouteConfig(routes)) = &mut m.route_specifier else { panic!("inline") };
+            let any = extension::pack(url::RBAC_PER_ROUTE, &per_route);
+            let host = &mut routes.virtual_hosts[0];
+            host.routes[0].typed_per_filter_config.insert("f".into(), any);
+            if !all {
+                let mut plain = host.routes[0].clone();
+                plain.typed_per_filter_config.clear();
+                host.routes.push(plain);
+            }
+        })
+    };
+    assert_eq!(decoded(&with_override(true)).authorization, [], "the route's rules are none");
+    let at = "filter_chains[0].filters[0].route_config.virtual_hosts[0].routes[1].typed_per_filter_config";
+    says("on one route of two", codec::decode_listener(&with_override(false)), &Says::Refused(&[at]));
+    let over_rds = with_manager(|m| {
+        m.http_filters.insert(0, codec::filter::encode("f", extension::pack(url::RBAC, &rules(None)), false));
+        let config_source = Some(codec::common::ads());
+        m.route_specifier = Some(RouteSpecifier::Rds(Rds { config_source, route_config_name: "r".into() }));
+    });
+    let at = "filter_chains[0].filters[0].rds";
+    says("rules whose routes are not here", codec::decode_listener(&over_rds), &Says::Refused(&[at]));
+}
+
+fn demand(requirement: RequiresType) -> JwtProto {
+    use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
+    let keys = DataSource { specifier: Some(Specifier::InlineString("{\"keys\":[]}".into())), ..Default::default() };
+    let provider =
+        ProviderProto { jwks_source_specifier: Some(JwksSourceSpecifier::LocalJwks(keys)), ..Default::default() };
+    JwtProto {
+        providers: [("p".to_owned(), provider)].into(),
+        rules: vec![RequirementRule {
+            r#match: Some(codec::route::encode_match(&RouteMatch::any())),
+            requirement_type: Some(RequirementType::Requires(RequirementProto { requires_type: Some(requirement) })),
+        }],
+        ..Default::default()
+    }
+}
+
+#[test]
+fn demands_on_tokens_are_understood_or_refused() {
+    let jwt = |proto: JwtProto| codec::decode_listener(&with_filter(url::JWT, &proto));
+    let named = || demand(RequiresType::ProviderName("p".into()));
+    says("a provider", jwt(named()), &Says::Reported(&["jwt"]));
+    let at = |name: &str| format!("{FILTER}.{name}");
+    let nobody = demand(RequiresType::ProviderName("x".into()));
+    says("no such provider", jwt(nobody), &Says::Refused(&[&at("rules[0].requires")]));
+    let nothing = demand(RequiresType::RequiresAny(Default::default()));
+    says("any of none", jwt(nothing), &Says::Refused(&[&at("rules[0].requires.requires_any.requirements")]));
+    let unchecked = demand(RequiresType::ExtractOnlyWithoutValidation(Default::default()));
+    says("unchecked tokens", jwt(unchecked), &Says::Refused(&[&at("rules[0].requires")]));
+    let state = JwtProto { filter_state_rules: Some(Default::default()), ..named() };
+    says("filter state", jwt(state), &Says::Refused(&[&at("filter_state_rules")]));
+    let mut keyless = named();
+    keyless.providers.get_mut("p").unwrap().jwks_source_specifier = None;
+    says("no keys", jwt(keyless), &Says::Refused(&[&at("providers[\"p\"]")]));
+    let mut everywhere = named();
+    let inner = RequirementProto { requires_type: Some(RequiresType::AllowMissing(Default::default())) };
+    everywhere.requirement_map.insert("lax".into(), inner);
+    let resource = with_manager(|m| {
+        m.http_filters.insert(0, codec::filter::encode("f", extension::pack(url::JWT, &everywhere), false));
+        let Some(RouteSpecifier::RouteConfig(routes)) = &mut m.route_specifier else { panic!("inline") };
+        let config =
+            PerRouteConfig { requirement_specifier: Some(RequirementSpecifier::RequirementName("lax".into())) };
+        let any = extension::pack(url::JWT_PER_ROUTE, &config);
+        routes.virtual_hosts[0].typed_per_filter_config.insert("f".into(), any);
+    });
+    assert_eq!(decoded(&resource).jwt[0].rules[0].requirement, Some(JwtRequirement::AllowMissing));
+}
+
+#[test]
+fn local_rate_limits_have_buckets_that_fill() {
+    let limit = |max_tokens, millis: i64| LimitProto {
+        token_bucket: Some(BucketProto {
+            max_tokens,
+            tokens_per_fill: None,
+            fill_interval: Some(Duration { seconds: millis / 1000, nanos: (millis % 1000) as i32 * 1_000_000 }),
+        }),
+        ..Default::default()
+    };
+    let decode = |proto: LimitProto| codec::decode_listener(&with_filter(url::RATE_LIMIT, &proto));
+    says("a bucket", decode(limit(10, 1000)), &Says::Reported(&["filters[0] f"]));
+    says("no bucket", decode(LimitProto::default()), &Says::Taken);
+    let at = |name: &str| format!("{FILTER}.token_bucket.{name}");
+    says("no tokens", decode(limit(0, 1000)), &Says::Refused(&[&at("max_tokens")]));
+    says("too quick", decode(limit(10, 49)), &Says::Refused(&[&at("fill_interval")]));
+    let descriptors = LimitProto { descriptors: vec![Default::default()], ..limit(10, 1000) };
+    says("descriptors", decode(descriptors), &Says::Reported(&[&format!("{FILTER}.descriptors"), "filters[0] f"]));
+}
