@@ -1,16 +1,18 @@
-//! The binary `mesh` (feature `cli`): runs the control plane and hands out join tokens.
+//! The binary `mesh` (feature `cli`): runs the control plane, asks it, and hands out join tokens.
 //!
 //! Exit codes: 0 done, 1 the answer is no, 2 it could not be done.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mesh_control::ControlPlane;
-use mesh_control::ca::JoinTokens;
-use mesh_core::id::TrustDomain;
+use mesh_control::ca::{CertificateAuthority, CertificateLife, JoinTokens};
+use mesh_control::{Clock, ControlPlane};
+use mesh_core::id::{SpiffeId, TrustDomain};
+
+mod cli;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -25,6 +27,9 @@ struct Cli {
 enum Command {
     /// Run the control plane: manifests in a directory, xDS, certificates, registration.
     ControlPlane(ControlPlaneArgs),
+    /// Which processes have which configuration and what they refused. Exit code 0: all in sync; 1: something is
+    /// refused or lags behind; 2: the control plane cannot be asked.
+    Status(cli::status::StatusArgs),
     /// Certificates and join tokens.
     Cert {
         #[command(subcommand)]
@@ -66,7 +71,17 @@ enum Output {
     /// Nothing: the log says it.
     #[default]
     Log,
-    /// One line of JSON for scripts: `{"address":…,"debug":…,"root_cert":…}`.
+    /// One line of JSON for scripts: `{"address":…,"debug":…,"insecure_xds":…,"root_cert":…}`.
+    Json,
+}
+
+/// How an answer is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs.
     Json,
 }
 
@@ -90,6 +105,29 @@ enum CertCommand {
         #[arg(long, default_value = "127.0.0.1:15012")]
         control_plane: String,
     },
+    /// Write a key and a certificate into files, for a peer that takes them from there: a stock Envoy or gRPC
+    /// process. Run it again before the certificate ends; such peers watch their files.
+    Issue {
+        /// The control plane's state directory.
+        #[arg(long)]
+        state: PathBuf,
+        /// Namespace of the identity.
+        #[arg(long, default_value = "default")]
+        namespace: String,
+        /// Service account of the identity.
+        #[arg(long)]
+        service_account: String,
+        /// Directory for `cert.pem`, `key.pem`, `root.pem` and, for an Envoy, `default.yaml` and `ROOTCA.yaml`; made with
+        /// mode 0700.
+        #[arg(long)]
+        out: PathBuf,
+        /// Life of the certificate in seconds, at most a day.
+        #[arg(long, default_value_t = 86_400)]
+        ttl: u64,
+        /// Trust domain of the mesh.
+        #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
+        trust_domain: TrustDomain,
+    },
 }
 
 #[tokio::main]
@@ -99,11 +137,12 @@ async fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
         .init();
     let done = match Cli::parse().command {
-        Command::ControlPlane(args) => control_plane(args).await,
-        Command::Cert { command } => cert(command),
+        Command::ControlPlane(args) => control_plane(args).await.map(|()| ExitCode::SUCCESS),
+        Command::Status(args) => cli::status::status(args).await,
+        Command::Cert { command } => cert(command).map(|()| ExitCode::SUCCESS),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             tracing::error!(target: "mesh", "{error}");
             ExitCode::from(2)
@@ -128,6 +167,7 @@ async fn control_plane(args: ControlPlaneArgs) -> Result<(), Error> {
         let ready = serde_json::json!({
             "address": plane.address(),
             "debug": plane.debug_address(),
+            "insecure_xds": plane.insecure_address(),
             "root_cert": std::path::absolute(plane.root_cert_path())?,
         });
         println!("{ready}");
@@ -137,15 +177,28 @@ async fn control_plane(args: ControlPlaneArgs) -> Result<(), Error> {
     Ok(())
 }
 
-#[allow(clippy::print_stdout)] // The variables are this command's output.
 fn cert(command: CertCommand) -> Result<(), Error> {
-    let CertCommand::Token { state, namespace, service_account, ttl, control_plane } = command;
-    let token = JoinTokens::open(&state)?.mint(&namespace, &service_account, Duration::from_secs(ttl))?;
+    match command {
+        CertCommand::Token { state, namespace, service_account, ttl, control_plane } => {
+            token(&state, &namespace, &service_account, ttl, &control_plane)
+        }
+        CertCommand::Issue { state, namespace, service_account, out, ttl, trust_domain } => {
+            let id = SpiffeId::for_service_account(&trust_domain, &namespace, &service_account)?;
+            let life = CertificateLife::default();
+            let authority = CertificateAuthority::open(&state, trust_domain, life, Clock::system())?;
+            Ok(authority.issue_files(&id, Some(Duration::from_secs(ttl)), &out)?)
+        }
+    }
+}
+
+#[allow(clippy::print_stdout)] // The variables are this command's output.
+fn token(state: &Path, namespace: &str, account: &str, ttl: u64, control_plane: &str) -> Result<(), Error> {
+    let token = JoinTokens::open(state)?.mint(namespace, account, Duration::from_secs(ttl))?;
     let root = std::path::absolute(state.join("root-cert.pem"))?;
     println!("export MESH_CONTROL_PLANE='{control_plane}'");
     println!("export MESH_ROOT_CERT='{}'", root.display());
     println!("export MESH_JOIN_TOKEN='{token}'");
     println!("export POD_NAMESPACE='{namespace}'");
-    println!("export SERVICE_ACCOUNT='{service_account}'");
+    println!("export SERVICE_ACCOUNT='{account}'");
     Ok(())
 }

@@ -26,8 +26,9 @@ use crate::error::StartError;
 use crate::runtime::ControlRuntime;
 use crate::serve::Serve;
 
-/// How long [`Mesh::shutdown`] waits for what is in flight: inside Kubernetes' usual 30 s of grace.
-const DRAIN_LIMIT: Duration = Duration::from_secs(25);
+/// How long [`Mesh::shutdown`] waits: the servers' lame duck and drain limit, inside Kubernetes' usual 30 s of
+/// grace.
+const DRAIN_LIMIT: Duration = Duration::from_secs(28);
 
 /// A process's part in the mesh. Cheap to clone; clones are the same part. The last one dropped ends the
 /// control connection and its background tasks.
@@ -170,7 +171,8 @@ impl Mesh {
         self.inner.drain.drain();
     }
 
-    /// Drains every server: waits until what is in flight has finished, at most 25 s.
+    /// Drains every server: waits until callers had time to learn of it and what is in flight has finished, at
+    /// most 28 s.
     pub async fn shutdown(&self) {
         self.begin_shutdown();
         if tokio::time::timeout(DRAIN_LIMIT, self.inner.drain.finished()).await.is_err() {

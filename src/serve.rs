@@ -3,6 +3,7 @@
 use std::future::{Future, IntoFuture};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -11,7 +12,7 @@ use mesh_core::id::Target;
 use mesh_core::policy::InboundState;
 use mesh_core::source::Watched;
 use mesh_discovery::registration::{Announcement, Registration};
-use mesh_server::{Server, lifecycle};
+use mesh_server::{Config, Server, lifecycle};
 use tokio::net::TcpListener;
 use tower_service::Service;
 
@@ -22,7 +23,8 @@ use crate::mesh::Mesh;
 ///
 /// In this order: ask the control plane for the policy of the address; accept connections as it says;
 /// announce the process (if [`service`](Self::service) was named) once the policy is there, so that nobody is
-/// sent here to be refused; on SIGTERM, SIGINT or [`Mesh::begin_shutdown`]: not ready, withdrawn, GOAWAY,
+/// sent here to be refused; on SIGTERM, SIGINT or [`Mesh::begin_shutdown`]: not ready, withdrawn, requests served
+/// for a little longer with the word that this server leaves ([`lame_duck`](Self::lame_duck)), no new ones,
 /// requests in flight finish, done.
 #[must_use = "nothing is served until this is awaited"]
 pub struct Serve<S> {
@@ -33,11 +35,13 @@ pub struct Serve<S> {
     advertised: Option<SocketAddr>,
     protocol: &'static str,
     signals: bool,
+    config: Config,
 }
 
 impl<S> Serve<S> {
     pub(crate) fn new(mesh: Mesh, listener: TcpListener, service: S) -> Self {
-        Self { mesh, listener, service, announced: None, advertised: None, protocol: "http", signals: true }
+        let (announced, advertised, protocol, signals) = (None, None, "http", true);
+        Self { mesh, listener, service, announced, advertised, protocol, signals, config: Config::default() }
     }
 
     /// Announces the process as an endpoint of this service and service port. Without it nothing is
@@ -56,6 +60,14 @@ impl<S> Serve<S> {
     /// Announces the port as HTTP/2 (for gRPC). Default: HTTP/1.1. The server takes both anyway.
     pub fn http2(mut self) -> Self {
         self.protocol = "http2";
+        self
+    }
+
+    /// How long a draining server goes on serving, so that callers learn in time that it leaves. Default 2 s,
+    /// enough where this mesh's control plane tells them; where endpoints travel through the Kubernetes API
+    /// take 5 s.
+    pub fn lame_duck(mut self, time: Duration) -> Self {
+        self.config.lame_duck = time;
         self
     }
 
@@ -95,6 +107,7 @@ where
                 .metrics(inner.metrics.clone())
                 .stats(inner.stats.clone())
                 .drain(inner.drain.watch())
+                .config(self.config)
                 .readiness(inner.readiness.clone());
             let mut announcement = None;
             if let Some((name, port)) = &self.announced {
@@ -146,7 +159,7 @@ async fn attend(mesh: &Mesh, announcement: Option<Announcement>, policy: Watched
             () = &mut signalled => break,
         }
     }
-    // Withdrawn before the drain begins: who asks the control plane from now on is sent elsewhere.
+    // Withdrawn before anything is closed: who asks the control plane from now on is sent elsewhere.
     mesh.inner().readiness.drain();
     if let Some(Some(registration)) = registration {
         registration.withdraw().await;

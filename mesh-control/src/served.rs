@@ -12,23 +12,24 @@ use tokio::time::{Instant, sleep_until};
 use crate::clock::Clock;
 use crate::finding::{Finding, Severity};
 use crate::model::Model;
-use crate::registry::Registration;
-use crate::translate::{Options, World};
-use crate::xds::Published;
+use crate::registry::Registrations;
+use crate::translate::{Changed, Options, World};
+use crate::xds::{Cache, HOSTS, Resources, Touched};
 
-/// Changes that follow each other this closely become one revision. Short, for the directory has waited
-/// for its own quiet already; it gathers processes that start together.
-const QUIET: Duration = Duration::from_millis(20);
+/// A change after this long a quiet is served at once. Changes that follow a revision sooner are
+/// gathered until it has been quiet for as long.
+const QUIET: Duration = Duration::from_millis(10);
 /// However busy it is, a change is served after this time.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Turns changes into revisions.
 pub(crate) struct Served {
     model: Watched<Model>,
-    registrations: Watched<Vec<Registration>>,
+    registrations: Watched<Registrations>,
     options: Options,
     findings: Publisher<Vec<Finding>>,
-    published: Publisher<Published>,
+    cache: Arc<Cache>,
+    world: Arc<World>,
     /// Tells the revisions of one run of the control plane from those of another.
     started: u64,
     revision: u64,
@@ -38,21 +39,21 @@ impl Served {
     /// Builds the first revision.
     pub(crate) fn new(
         model: Watched<Model>,
-        registrations: Watched<Vec<Registration>>,
+        registrations: Watched<Registrations>,
         options: Options,
         clock: &Clock,
     ) -> Self {
         let started = clock.unix_seconds();
-        let (published, found) = build(&model, &registrations, &options, version(started, 1));
-        report(&[], &found);
-        let (findings, _) = Watched::channel(found);
-        let (published, _) = Watched::channel(published);
-        Self { model, registrations, options, findings, published, started, revision: 1 }
+        let world = Arc::new(World::of(model.load_full(), (**registrations.load()).clone(), options.clone()));
+        report(&[], world.findings());
+        let (findings, _) = Watched::channel(world.findings().to_vec());
+        let cache = Cache::new(version(started, 1), world.clone());
+        Self { model, registrations, options, findings, cache, world, started, revision: 1 }
     }
 
     /// What is served, now and later.
-    pub(crate) fn published(&self) -> Watched<Published> {
-        self.published.watch()
+    pub(crate) fn cache(&self) -> Arc<Cache> {
+        self.cache.clone()
     }
 
     /// What is wrong with it, now and later.
@@ -62,24 +63,52 @@ impl Served {
 
     /// Publishes a revision for every change. Runs for ever.
     pub(crate) async fn run(mut self) {
+        let mut fresh_until = Instant::now();
         loop {
             self.changed().await;
-            let latest = Instant::now() + PATIENCE;
-            loop {
-                let quiet = (Instant::now() + QUIET).min(latest);
-                tokio::select! {
-                    biased;
-                    () = sleep_until(quiet) => break,
-                    () = self.changed() => {}
-                }
+            if Instant::now() < fresh_until {
+                self.gather().await;
             }
-            self.revision += 1;
-            let version = version(self.started, self.revision);
-            let (published, findings) = build(&self.model, &self.registrations, &self.options, version);
-            report(&self.findings.load_full(), &findings);
-            self.findings.publish(findings);
-            self.published.publish(published);
+            self.publish();
+            fresh_until = Instant::now() + QUIET;
         }
+    }
+
+    async fn gather(&mut self) {
+        let latest = Instant::now() + PATIENCE;
+        loop {
+            let quiet = (Instant::now() + QUIET).min(latest);
+            tokio::select! {
+                biased;
+                () = sleep_until(quiet) => break,
+                () = self.changed() => {}
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        self.revision += 1;
+        let (world, touched) = self.next();
+        self.world = Arc::new(world);
+        let resources: Arc<dyn Resources> = self.world.clone();
+        self.cache.publish(version(self.started, self.revision), &resources, &touched);
+        // Served first: nobody waits for the analysis.
+        let findings = self.world.findings();
+        let before = self.findings.load_full();
+        if *before != findings {
+            report(&before, findings);
+            self.findings.publish(findings.to_vec());
+        }
+    }
+
+    /// The next world, and what is different in it.
+    fn next(&self) -> (World, Touched) {
+        let (model, registrations) = (self.model.load_full(), (**self.registrations.load()).clone());
+        if !self.world.is_of(&model) {
+            return (World::of(model, registrations, self.options.clone()), Touched::All);
+        }
+        let (world, changed) = self.world.with_registrations(registrations);
+        (world, changed.map_or(Touched::All, touched))
     }
 
     async fn changed(&mut self) {
@@ -90,19 +119,17 @@ impl Served {
     }
 }
 
-fn version(started: u64, revision: u64) -> String {
-    format!("{started}/{revision}")
+fn touched(changed: Changed) -> Touched {
+    let mut subjects = changed.hosts;
+    subjects.extend(changed.addresses.iter().map(ToString::to_string));
+    if changed.names {
+        subjects.insert(HOSTS.to_owned());
+    }
+    Touched::Subjects(subjects)
 }
 
-fn build(
-    model: &Watched<Model>,
-    registrations: &Watched<Vec<Registration>>,
-    options: &Options,
-    version: String,
-) -> (Published, Vec<Finding>) {
-    let world = World::build_with(&model.load(), &registrations.load(), options.clone());
-    let findings = world.findings().to_vec();
-    (Published::new(version, Arc::new(world)), findings)
+fn version(started: u64, revision: u64) -> String {
+    format!("{started}/{revision}")
 }
 
 /// Logs what is newly wrong.
@@ -118,52 +145,4 @@ fn report(before: &[Finding], now: &[Finding]) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::SocketAddr;
-
-    use super::*;
-
-    fn registration(port: u16) -> Registration {
-        Registration {
-            service: "reviews".into(),
-            namespace: "default".into(),
-            service_port: 9080,
-            address: SocketAddr::from(([127, 0, 0, 1], port)),
-            labels: Default::default(),
-            locality: Default::default(),
-            mesh_tls: false,
-            port_protocol: "http".into(),
-            workload: String::new(),
-            service_account: "reviews".into(),
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn changes_in_quick_succession_are_one_revision_and_none_waits_for_ever() {
-        let (publisher, registrations) = Watched::channel(Vec::new());
-        let model = Watched::fixed(Model::default());
-        let clock = Clock::new(|| std::time::UNIX_EPOCH + Duration::from_secs(7));
-        let served = Served::new(model, registrations, Options::default(), &clock);
-        let mut published = served.published();
-        assert_eq!(published.load().version(), "7/1");
-        let begin = Instant::now();
-        tokio::select! {
-            () = served.run() => unreachable!("it runs for ever"),
-            () = async {
-                for port in 1..=3 {
-                    publisher.publish(vec![registration(port)]);
-                    mesh_testkit::clock::pass(QUIET / 2).await;
-                }
-                published.wait_for(|p| p.version() == "7/2").await;
-                // The last change came after 20 ms and was followed by 20 ms of quiet.
-                assert_eq!(begin.elapsed().as_millis() / 10, 4);
-                let busy = Instant::now();
-                while published.load().version() == "7/2" {
-                    publisher.publish(Vec::new());
-                    mesh_testkit::clock::pass(QUIET / 2).await;
-                }
-                assert_eq!(busy.elapsed().as_secs(), PATIENCE.as_secs());
-            } => {}
-        }
-    }
-}
+mod tests;

@@ -90,7 +90,8 @@ impl ServerBuilder {
         self
     }
 
-    /// What ends the server: it stops accepting, lets requests in flight finish, and returns.
+    /// What ends the server: after [`Config::lame_duck`] it stops accepting, lets requests in flight finish, and
+    /// returns.
     pub fn drain(mut self, drain: DrainWatch) -> Self {
         self.drain = Some(drain);
         self
@@ -114,11 +115,11 @@ impl ServerBuilder {
         let service_host = self
             .service_host
             .unwrap_or_else(|| format!("{}.{}.svc.cluster.local", workload.canonical_name, workload.namespace));
-        let layer =
-            InboundLayer::new(self.inbound.clone(), self.identity.clone(), workload, service_host, self.metrics);
         let provider = self.crypto.unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
-        let tls = TlsAccept::new(self.identity, provider);
         let drain = self.drain.unwrap_or_else(|| drain::channel().1);
+        let (inbound, identity) = (self.inbound.clone(), self.identity.clone());
+        let layer = InboundLayer::new(inbound, identity, workload, service_host, self.metrics, drain.clone());
+        let tls = TlsAccept::new(self.identity, provider);
         let door = Door::new(self.config, self.inbound, tls, layer, self.stats, drain);
         Server::new(Arc::new(door), self.readiness)
     }

@@ -45,8 +45,13 @@ pub struct Config {
     /// Streams reset by us for a peer's errors before the connection is closed (RUSTSEC-2024-0003).
     /// Default 1,024.
     pub max_local_resets: usize,
-    /// How long requests in flight may take to finish once their connection drains. Default 25 s: below
-    /// Kubernetes' 30 s of grace.
+    /// How long a draining server goes on taking connections and requests, so that callers learn in time that
+    /// it leaves: HTTP/1.1 answers carry `connection: close` meanwhile, HTTP/2 peers get a GOAWAY at once and
+    /// idle HTTP/1.1 connections are closed at the end. Nobody is waited for if nobody is connected. Default
+    /// 2 s.
+    pub lame_duck: Duration,
+    /// How long requests in flight may take to finish once their connection drains. Default 25 s: with the
+    /// lame duck's time below Kubernetes' 30 s of grace.
     pub drain_limit: Duration,
 }
 
@@ -67,6 +72,7 @@ impl Default for Config {
             max_buffer: 400 * 1024,
             max_pending_resets: 20,
             max_local_resets: 1024,
+            lame_duck: Duration::from_secs(2),
             drain_limit: Duration::from_secs(25),
         }
     }

@@ -34,8 +34,8 @@ impl Server {
         Self { door, readiness }
     }
 
-    /// Serves until the drain has been triggered and the last connection has ended, or the drain limit
-    /// is reached. Accepts an `axum::Router`, tonic's `Routes` or a generated server, or any Tower service.
+    /// Serves until the drain has been triggered, the lame duck's time is over and the last connection has
+    /// ended, or the drain limit is reached. Accepts an `axum::Router`, tonic's `Routes` or a generated server, or any Tower service.
     ///
     /// Dropping the future closes the listener and every connection at once, except those the
     /// application took over by an upgrade.

@@ -7,6 +7,7 @@
 //! - [`not_enforced`]: what is accepted and not done by this version
 //! - [`errors`]: every code and what to do about it
 //! - [`metrics`]: names and labels
+//! - [`peers`]: stock gRPC and Envoy on this control plane
 //! - [`security`]: what is defended, where, and against whom
 //! - [`testing`]: the tiers and their rules
 //!
@@ -32,6 +33,9 @@ pub mod errors {
 }
 pub mod metrics {
     #![doc = include_str!("metrics.md")]
+}
+pub mod peers {
+    #![doc = include_str!("peers.md")]
 }
 pub mod security {
     #![doc = include_str!("security.md")]

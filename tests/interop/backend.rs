@@ -1,16 +1,19 @@
-//! A gRPC server by hand: every call is answered with the server's name. No part of the mesh takes part.
+//! A gRPC server by hand: every call is answered with the server's name, and with who called if the proxy before
+//! it says so. No part of the mesh takes part.
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response};
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Incoming};
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+
+use crate::grpc;
 
 /// Serves on a free loopback port until dropped.
 pub(crate) struct Backend {
@@ -22,14 +25,13 @@ impl Backend {
     pub(crate) async fn start(name: &str) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let name = Bytes::copy_from_slice(name.as_bytes());
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, name));
+        tasks.spawn(accept(listener, name.into()));
         Self { address, _tasks: tasks }
     }
 }
 
-async fn accept(listener: TcpListener, name: Bytes) {
+async fn accept(listener: TcpListener, name: Arc<str>) {
     // Owned by this task, so that connections end with it.
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
@@ -44,14 +46,13 @@ async fn accept(listener: TcpListener, name: Bytes) {
 }
 
 async fn answer(
-    name: Bytes,
+    name: Arc<str>,
     request: Request<Incoming>,
 ) -> Result<Response<impl Body<Data = Bytes, Error = Infallible>>, Infallible> {
+    // Envoy's account of the client certificate: `By=…;Hash=…;URI=spiffe://…`.
+    let account = request.headers().get("x-forwarded-client-cert").and_then(|value| value.to_str().ok());
+    let caller = account.and_then(|text| text.split(';').find_map(|part| part.strip_prefix("URI=")));
+    let text = caller.map_or_else(|| name.to_string(), |caller| format!("{name} {caller}"));
     let _ = request.into_body().collect().await;
-    // A gRPC message: not compressed, length, bytes.
-    let length = u32::try_from(name.len()).expect("names are short").to_be_bytes();
-    let message = [&[0], &length[..], &name].concat();
-    let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static("0"))]);
-    let body = Full::new(Bytes::from(message)).with_trailers(async { Some(Ok(trailers)) });
-    Ok(Response::builder().header("content-type", "application/grpc").body(body).unwrap())
+    Ok(grpc::answer(&text))
 }

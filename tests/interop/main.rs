@@ -1,148 +1,22 @@
-//! Peers that nobody here wrote. The stock gRPC client (C-core, through Python) is pointed at our control
-//! plane and must find, split, route and follow changes as the manifests say, and refuse nothing.
+//! Peers that nobody here wrote: the stock gRPC (C-core, through Python) as client and as server, and the stock
+//! Envoy. Pointed at our control plane they must do as the manifests say, refuse nothing, carry traffic to
+//! and from our library, and lose no request when the control plane dies.
 //!
-//! The peer is pinned in `requirements.txt` and installed by the test itself.
+//! The peers are pinned in `requirements.txt` and installed by the tests themselves.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 #![allow(clippy::disallowed_methods, reason = "servers of a test run beside it, and end with it")]
 
 mod backend;
+mod caller;
 mod client;
+mod envoy;
+mod grpc;
+mod grpc_client;
+mod grpc_mtls;
+mod manifests;
+mod member;
+mod outage;
+mod proxy;
 mod python;
+mod server;
 mod world;
-
-use serde_json::{Value, json};
-
-use crate::backend::Backend;
-use crate::client::{Report, StockClient};
-use crate::world::{World, eventually};
-
-const NODE: &str = "stock-client";
-const REVIEWS: &str = "xds:///reviews.default:9080";
-
-/// A Service and the one endpoint behind it.
-fn service(name: &str, backend: Option<&Backend>) -> String {
-    let service = format!(
-        "apiVersion: v1\n\
-         kind: Service\n\
-         metadata: {{ name: {name}, namespace: default }}\n\
-         spec:\n  ports: [{{ name: grpc, port: 9080 }}]\n"
-    );
-    let Some(backend) = backend else { return service };
-    let (ip, port) = (backend.address.ip(), backend.address.port());
-    format!(
-        "{service}---\n\
-         apiVersion: discovery.k8s.io/v1\n\
-         kind: EndpointSlice\n\
-         metadata:\n  name: {name}-1\n  namespace: default\n  labels: {{ kubernetes.io/service-name: {name} }}\n\
-         addressType: IPv4\n\
-         ports: [{{ name: grpc, port: {port} }}]\n\
-         endpoints: [{{ addresses: [\"{ip}\"] }}]\n"
-    )
-}
-
-/// Jason goes to v2; of the others `weight` in a hundred.
-fn routes(weight: u32) -> String {
-    format!(
-        "apiVersion: networking.istio.io/v1\n\
-         kind: VirtualService\n\
-         metadata: {{ name: reviews, namespace: default }}\n\
-         spec:\n\
-         \x20 hosts: [reviews]\n\
-         \x20 http:\n\
-         \x20   - match: [{{ headers: {{ x-user: {{ exact: jason }} }} }}]\n\
-         \x20     route: [{{ destination: {{ host: reviews-v2 }} }}]\n\
-         \x20   - route:\n\
-         \x20       - {{ destination: {{ host: reviews-v1 }}, weight: {} }}\n\
-         \x20       - {{ destination: {{ host: reviews-v2 }}, weight: {weight} }}\n",
-        100 - weight
-    )
-}
-
-#[tokio::test]
-async fn the_stock_client_and_the_backend_understand_each_other_without_a_mesh() {
-    let backend = Backend::start("v1").await;
-    let mut client = StockClient::start(&format!("dns:///{}", backend.address), &json!({}));
-    assert_eq!(client.call(3, &[]).await, Report::all(3, "v1"));
-}
-
-#[tokio::test]
-async fn a_stock_client_follows_the_manifests() {
-    let (v1, v2, v3) = (Backend::start("v1").await, Backend::start("v2").await, Backend::start("v3").await);
-    let world = World::start(&[
-        ("reviews.yaml", service("reviews", None)),
-        ("reviews-v1.yaml", service("reviews-v1", Some(&v1))),
-        ("reviews-v2.yaml", service("reviews-v2", Some(&v2))),
-        ("routes.yaml", routes(20)),
-    ])
-    .await;
-    let mut client = StockClient::start(REVIEWS, &world.bootstrap(NODE));
-
-    let report = client.call(1000, &[]).await;
-    assert!(report.errors.is_empty(), "{report:?}");
-    assert_eq!(report.from("v1") + report.from("v2"), 1000, "{report:?}");
-    // Six standard deviations of 1000 draws at one in five.
-    assert!(report.from("v2").abs_diff(200) <= 76, "{report:?}");
-    assert_eq!(client.call(20, &[("x-user", "jason")]).await, Report::all(20, "v2"));
-
-    world.apply("routes.yaml", &routes(0));
-    eventually("all calls go to v1", async || (client.call(20, &[]).await == Report::all(20, "v1")).then_some(()))
-        .await;
-    assert_eq!(client.call(20, &[("x-user", "jason")]).await, Report::all(20, "v2"));
-
-    world.apply("reviews-v1.yaml", &service("reviews-v1", Some(&v3)));
-    eventually("the new endpoint answers", async || {
-        (client.call(20, &[]).await == Report::all(20, "v3")).then_some(())
-    })
-    .await;
-
-    assert_nothing_refused(&world).await;
-    world.shutdown().await;
-}
-
-#[tokio::test]
-async fn a_stock_client_is_told_that_a_service_does_not_exist() {
-    let world = World::start(&[("reviews.yaml", service("reviews", None))]).await;
-    let mut absent = StockClient::start("xds:///nobody.default:9080", &world.bootstrap(NODE));
-    let report = absent.call(1, &[]).await;
-    let error = report.errors.keys().next().expect("nobody answers");
-    assert!(error.starts_with("UNAVAILABLE"), "{error}");
-
-    // It is an answer and no outage: the same control plane serves the name once it exists.
-    let backend = Backend::start("late").await;
-    world.apply("nobody.yaml", &service("nobody", Some(&backend)));
-    eventually("the service is there", async || (absent.call(1, &[]).await == Report::all(1, "late")).then_some(()))
-        .await;
-    assert_nothing_refused(&world).await;
-    world.shutdown().await;
-}
-
-#[tokio::test]
-async fn a_stock_client_refuses_nothing_of_a_rich_configuration() {
-    let (v1, v2) = (Backend::start("v1").await, Backend::start("v2").await);
-    let port = |backend: &Backend| backend.address.port().to_string();
-    let ratings = include_str!("manifests/ratings.yaml");
-    let ratings = ratings.replace("PORT_V1", &port(&v1)).replace("PORT_V2", &port(&v2));
-    let world = World::start(&[("ratings.yaml", ratings)]).await;
-    let mut client = StockClient::start("xds:///ratings.example.com:9080", &world.bootstrap(NODE));
-
-    assert_eq!(client.call(20, &[]).await, Report::all(20, "v1"), "{}", world.debug("/findings?format=text").await);
-    assert_eq!(client.call(20, &[("x-version", "v2")]).await, Report::all(20, "v2"), "a regular expression");
-    assert_eq!(client.call(20, &[("x-user", "jason")]).await, Report::all(20, "v2"), "an absent header and a prefix");
-    assert_eq!(client.call(20, &[("x-user", "jason"), ("x-version", "v1")]).await, Report::all(20, "v1"));
-    assert_eq!(client.call(5, &[("x-fault", "delay")]).await, Report::all(5, "v1"));
-    let aborted = client.call(5, &[("x-fault", "abort")]).await;
-    assert!(aborted.answers.is_empty() && aborted.errors.keys().all(|e| e.starts_with("UNAVAILABLE")), "{aborted:?}");
-
-    assert_nothing_refused(&world).await;
-    world.shutdown().await;
-}
-
-/// `/sync` and the counters show that the client accepted all it was sent, of every type.
-async fn assert_nothing_refused(world: &World) {
-    let node = world.in_sync(NODE).await;
-    let types = node["types"].as_array().expect("a list of types");
-    assert_eq!(types.len(), 4, "listener, routes, clusters, endpoints: {node}");
-    assert!(types.iter().all(|entry| entry["nack"] == Value::Null), "{node}");
-    let metrics = world.debug("/metrics").await;
-    assert!(metrics.lines().any(|line| line == "mesh_control_nacks_total 0"), "{metrics}");
-}

@@ -21,6 +21,29 @@ pub(crate) fn interpreter() -> &'static Path {
     })
 }
 
+/// A script of these tests, to be started with a bootstrap in gRPC's format. It ends with its handle.
+pub(crate) fn script(name: &str, bootstrap: &serde_json::Value) -> tokio::process::Command {
+    let mut command = tokio::process::Command::new(interpreter());
+    command
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop").join(name))
+        .env("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap.to_string())
+        .env_remove("GRPC_XDS_BOOTSTRAP")
+        // A proxy of the machine has no business with loopback.
+        .env("no_grpc_proxy", "127.0.0.1,localhost")
+        .kill_on_drop(true);
+    command
+}
+
+/// The stock Envoy's binary.
+pub(crate) fn envoy() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let find = "import envoy, pathlib; print(pathlib.Path(envoy.__file__).parent / '_bin' / 'envoy')";
+        let path = run(Command::new(interpreter()).args(["-c", find])).unwrap();
+        PathBuf::from(path.trim_end())
+    })
+}
+
 fn prepare(folder: &Path) -> Result<PathBuf, String> {
     fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     // Two test runs may share a target directory.

@@ -1,22 +1,36 @@
-//! A control plane over a directory of manifests, and what an operator sees of it.
+//! The process `mesh control-plane` over a directory of manifests, and what an operator sees of it. It can be
+//! killed and started again at its place.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
-use mesh_control::ControlPlane;
+use mesh_control::ca::JoinTokens;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
 
 /// Patience with processes that are not ours; nothing waits for its end when all is well.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct World {
-    control: ControlPlane,
+    process: Child,
+    place: Place,
     manifests: TempDir,
     state: TempDir,
+}
+
+/// Where a control plane listens.
+#[derive(Clone, Copy, Debug, serde::Deserialize)]
+struct Place {
+    address: SocketAddr,
+    debug: SocketAddr,
+    insecure_xds: SocketAddr,
 }
 
 impl World {
@@ -26,25 +40,55 @@ impl World {
         for (name, text) in manifests {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
-        let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let control = ControlPlane::builder()
-            .manifests(folder.path())
-            .state_dir(state.path())
-            .listen(free)
-            .debug_listen(Some(free))
-            .insecure_xds(Some(free))
-            .start()
-            .await
-            .unwrap();
-        Self { control, manifests: folder, state }
+        let free: SocketAddr = ([127, 0, 0, 1], 0).into();
+        let anywhere = Place { address: free, debug: free, insecure_xds: free };
+        let (process, place) = start(&folder, &state, anywhere).await;
+        Self { process, place, manifests: folder, state }
     }
 
-    /// What a stock client is started with.
+    /// Ends the process at once, without a word to anybody (SIGKILL).
+    pub(crate) async fn kill(&mut self) {
+        self.process.kill().await.unwrap();
+    }
+
+    /// Starts it again where it was.
+    pub(crate) async fn resume(&mut self) {
+        (self.process, _) = start(&self.manifests, &self.state, self.place).await;
+    }
+
+    /// Where xDS, certificates and registration are, over TLS.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.place.address
+    }
+
+    pub(crate) fn root_cert(&self) -> PathBuf {
+        self.state.path().join("root-cert.pem")
+    }
+
+    /// A join token of a service account.
+    pub(crate) fn token(&self, account: &str) -> String {
+        let tokens = JoinTokens::open(self.state.path()).unwrap();
+        tokens.mint("default", account, Duration::from_secs(60)).unwrap()
+    }
+
+    /// A directory with key, certificate and roots of a service account, as `mesh cert issue` makes it.
+    pub(crate) async fn certificate(&self, account: &str) -> PathBuf {
+        let out = self.state.path().join("certs").join(account);
+        let issued = Command::new(env!("CARGO_BIN_EXE_mesh"))
+            .args(["cert", "issue", "--service-account", account, "--state"])
+            .arg(self.state.path())
+            .arg("--out")
+            .arg(&out)
+            .status();
+        assert!(issued.await.unwrap().success());
+        out
+    }
+
+    /// What a stock client without a certificate is started with.
     pub(crate) fn bootstrap(&self, node: &str) -> Value {
-        let address = self.control.insecure_address().expect("asked for at the start");
         json!({
             "xds_servers": [{
-                "server_uri": address.to_string(),
+                "server_uri": self.place.insecure_xds.to_string(),
                 "channel_creds": [{ "type": "insecure" }],
                 "server_features": ["xds_v3"],
             }],
@@ -62,21 +106,12 @@ impl World {
 
     /// A page of the debug port.
     pub(crate) async fn debug(&self, path: &str) -> String {
-        let address = self.control.debug_address().expect("asked for at the start");
-        let stream = TcpStream::connect(address).await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-        let connection = tokio::spawn(connection);
-        let request = http::Request::get(path).header("host", address.to_string()).body(Empty::<bytes::Bytes>::new());
-        let response = sender.send_request(request.unwrap()).await.unwrap();
-        assert_eq!(response.status(), 200, "{path}");
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        connection.abort();
-        String::from_utf8(body.to_vec()).unwrap()
+        page(self.place.debug, path).await
     }
 
     /// The entry of a client in `/sync`, once it has accepted everything it was sent.
-    pub(crate) async fn in_sync(&self, node: &str) -> Value {
-        eventually("everything sent is accepted", async || {
+    async fn in_sync(&self, node: &str) -> Value {
+        eventually(&format!("{node} has accepted everything it was sent"), async || {
             let nodes: Vec<Value> = serde_json::from_str(&self.debug("/sync").await).unwrap();
             let found = nodes.into_iter().find(|entry| entry["node"] == node)?;
             let types = found["types"].as_array()?;
@@ -85,9 +120,47 @@ impl World {
         .await
     }
 
-    pub(crate) async fn shutdown(self) {
-        self.control.shutdown().await;
+    /// `/sync` and the counters show that the client asked for so many types and refused nothing.
+    pub(crate) async fn assert_nothing_refused(&self, node: &str, types: usize) {
+        let node = self.in_sync(node).await;
+        let entries = node["types"].as_array().expect("a list of types");
+        assert_eq!(entries.len(), types, "{node}");
+        assert!(entries.iter().all(|entry| entry["nack"] == Value::Null), "{node}");
+        let metrics = self.debug("/metrics").await;
+        assert!(metrics.lines().any(|line| line == "mesh_control_nacks_total 0"), "{metrics}");
     }
+}
+
+async fn start(manifests: &TempDir, state: &TempDir, place: Place) -> (Child, Place) {
+    let mut process = Command::new(env!("CARGO_BIN_EXE_mesh"))
+        .args(["control-plane", "--output", "json", "--manifests"])
+        .arg(manifests.path())
+        .arg("--state")
+        .arg(state.path())
+        .args(["--listen", &place.address.to_string(), "--debug", &place.debug.to_string()])
+        .args(["--insecure-xds", &place.insecure_xds.to_string()])
+        .env("RUST_LOG", "warn")
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(process.stdout.take().expect("piped")).lines();
+    let line = tokio::time::timeout(PATIENCE, lines.next_line()).await.expect("it starts").unwrap();
+    let line = line.expect("the control plane ended before it served; its error is above");
+    (process, serde_json::from_str(&line).unwrap())
+}
+
+/// A page over plain HTTP.
+pub(crate) async fn page(address: SocketAddr, path: &str) -> String {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = http::Request::get(path).header("host", address.to_string()).body(Empty::<bytes::Bytes>::new());
+    let response = sender.send_request(request.unwrap()).await.unwrap();
+    assert_eq!(response.status(), 200, "{path}");
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    connection.abort();
+    String::from_utf8(body.to_vec()).unwrap()
 }
 
 /// Asks again and again until there is a value.

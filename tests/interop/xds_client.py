@@ -1,6 +1,7 @@
 """A stock gRPC client (C-core), driven over standard input and output.
 
-Started with a target such as `xds:///reviews.default:9080`, it keeps one channel. Each line it reads is a
+Started with a target such as `xds:///reviews.default:9080` and the kind of its credentials, `insecure` or
+`xds`, it keeps one channel. Each line it reads is a
 JSON object and each is answered by one line:
 
     {"calls": 100, "metadata": [["x-user", "jason"]]}
@@ -15,6 +16,7 @@ import json
 import sys
 
 import grpc
+import grpc.experimental
 
 METHOD = "/mesh.interop.Backend/Name"
 # A call that takes longer is an error. The first one waits for configuration, and this client takes 15 s
@@ -22,8 +24,10 @@ METHOD = "/mesh.interop.Backend/Name"
 DEADLINE_SECONDS = 20
 
 
-def main(target):
-    with grpc.insecure_channel(target) as channel:
+def main(target, credentials):
+    plaintext = grpc.experimental.insecure_channel_credentials()
+    chosen = {"insecure": plaintext, "xds": grpc.xds_channel_credentials(plaintext)}[credentials]
+    with grpc.secure_channel(target, chosen) as channel:
         call = channel.unary_unary(METHOD, request_serializer=bytes, response_deserializer=bytes.decode)
         for line in sys.stdin:
             order = json.loads(line)
@@ -42,4 +46,4 @@ def carry_out(call, order):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

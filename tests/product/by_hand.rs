@@ -1,4 +1,5 @@
-//! README's section "By hand", as it stands there: the binary, two examples, three processes.
+//! README's section "By hand": what its `cargo run` commands start (the binary, two examples), in three
+//! processes. That cargo resolves those commands is the tidy tests' business.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::routing::get;
-use http::StatusCode;
+use axum::routing::any;
+use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use mesh::{Body, Mesh, MeshBuilder, ServeError};
 use mesh_control::{Builder, ControlPlane};
@@ -135,7 +135,7 @@ impl Plane {
 
     /// A process that answers every request for `service` with `answer`.
     pub(crate) async fn answering(&self, service: &str, labels: &str, answer: &'static str) -> Running {
-        self.serve(service, labels, Router::new().fallback(get(move || async move { answer }))).await
+        self.serve(service, labels, Router::new().fallback(any(move || async move { answer }))).await
     }
 
     pub(crate) async fn registered(&self, address: SocketAddr) {
@@ -206,11 +206,17 @@ pub(crate) type Answer = (StatusCode, String);
 
 /// One GET through the mesh.
 pub(crate) async fn call(mesh: &Mesh, uri: &str, headers: &[(&str, &str)]) -> Result<Answer, mesh::Error> {
-    let mut request = http::Request::get(uri);
+    send(mesh, Method::GET, uri, headers).await
+}
+
+/// One request through the mesh; a POST has a body.
+async fn send(mesh: &Mesh, method: Method, uri: &str, headers: &[(&str, &str)]) -> Result<Answer, mesh::Error> {
+    let body = if method == Method::POST { "posted".into() } else { Body::empty() };
+    let mut request = http::Request::builder().method(method).uri(uri);
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let response = mesh.client().send(request.body(Body::empty()).unwrap()).await?;
+    let response = mesh.client().send(request.body(body).unwrap()).await?;
     let status = response.status();
     let body = response.into_body().collect().await?.to_bytes();
     Ok((status, String::from_utf8(body.to_vec()).unwrap()))
@@ -263,10 +269,16 @@ pub(crate) struct Tally {
 }
 
 impl Load {
+    /// GETs at a walking pace.
     pub(crate) fn begin(mesh: &Mesh, uri: &'static str) -> Self {
+        Self::of(mesh, Method::GET, uri, 3, Duration::from_millis(5))
+    }
+
+    /// Requests of `workers` at once, each of them every `pace`.
+    pub(crate) fn of(mesh: &Mesh, method: Method, uri: &'static str, workers: usize, pace: Duration) -> Self {
         let (stop, sent) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
-        let worker = || tokio::spawn(work(mesh.clone(), uri, stop.clone(), sent.clone()));
-        let tasks = (0..3).map(|_| worker()).collect();
+        let worker = |_| tokio::spawn(work(mesh.clone(), method.clone(), uri, pace, stop.clone(), sent.clone()));
+        let tasks = (0..workers).map(worker).collect();
         Self { stop, sent, tasks }
     }
 
@@ -292,12 +304,19 @@ impl Load {
     }
 }
 
-async fn work(mesh: Mesh, uri: &'static str, stop: Arc<AtomicBool>, sent: Arc<AtomicUsize>) -> Tally {
+async fn work(
+    mesh: Mesh,
+    method: Method,
+    uri: &'static str,
+    pace: Duration,
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicUsize>,
+) -> Tally {
     let mut tally = Tally::default();
-    let mut pace = tokio::time::interval(Duration::from_millis(5));
+    let mut pace = tokio::time::interval(pace);
     while !stop.load(Ordering::Relaxed) {
         pace.tick().await;
-        match call(&mesh, uri, &[]).await {
+        match send(&mesh, method.clone(), uri, &[]).await {
             Ok((StatusCode::OK, text)) => *tally.answers.entry(text).or_default() += 1,
             Ok((status, text)) => tally.failures.push(format!("{status} {text}")),
             Err(error) => tally.failures.push(error.to_string()),

@@ -5,10 +5,12 @@
 //! looked at. Who the requester is comes from [`JoinTokens`] or from the certificate it has. Refuses to
 //! know transports.
 
+mod files;
 mod request;
 mod service;
 mod token;
 
+pub use self::files::FilesError;
 pub use self::request::{CsrRefused, RequestedKey};
 pub(crate) use self::service::CertificateService;
 pub use self::token::{JoinClaims, JoinTokens, MAX_TOKEN_TTL, MintError, TokenRefused};

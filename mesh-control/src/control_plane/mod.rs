@@ -21,7 +21,7 @@ use rustls::crypto::CryptoProvider;
 
 use crate::ca::{CertificateAuthority, CertificateLife, JoinTokens};
 use crate::clock::Clock;
-use crate::registry::{self, Registry};
+use crate::registry::{self, Registration, Registry};
 use crate::runtime::{CertificateError, Task};
 use crate::source::directory::{Directory, WatchError};
 use crate::state_dir::{StateDir, StateError};
@@ -136,6 +136,18 @@ impl ControlPlane {
     /// Mints and takes join tokens of this control plane.
     pub fn join_tokens(&self) -> &JoinTokens {
         &self.tokens
+    }
+
+    /// Adds or replaces endpoints without processes that announce them, for benches and tests of scale.
+    #[doc(hidden)]
+    pub fn hold(&self, registrations: Vec<Registration>) {
+        self.registry.hold(registrations, tokio::time::Instant::now());
+    }
+
+    /// Takes such endpoints out.
+    #[doc(hidden)]
+    pub fn let_go(&self, registrations: &[Registration]) {
+        self.registry.let_go(registrations);
     }
 
     /// Stops: clients are told, streams end, registrations stay saved for the next start.

@@ -9,17 +9,20 @@ use tonic::service::Routes;
 use crate::ca::{CertificateAuthority, CertificateService, JoinTokens};
 use crate::debug::{self, Debug};
 use crate::finding::Finding;
+use crate::load::{LoadBook, LoadService};
 use crate::registry::{AnnounceService, Registry};
-use crate::xds::{AggregatedService, Limits, Nodes, Published};
+use crate::xds::{AggregatedService, Cache, Limits, Nodes};
 
 /// What the services of a control plane share.
 pub(super) struct Services {
     pub(super) authority: Arc<CertificateAuthority>,
     pub(super) tokens: Arc<JoinTokens>,
     pub(super) registry: Arc<Registry>,
-    pub(super) published: Watched<Published>,
+    pub(super) cache: Arc<Cache>,
     pub(super) findings: Watched<Vec<Finding>>,
     pub(super) nodes: Arc<Nodes>,
+    pub(super) load: Arc<LoadBook>,
+    pub(super) load_streams: Arc<Nodes>,
     pub(super) drain: DrainWatch,
 }
 
@@ -28,32 +31,43 @@ impl Services {
     pub(super) fn mesh(&self) -> axum::Router {
         let certificates = CertificateService { authority: self.authority.clone(), tokens: self.tokens.clone() };
         let registration = AnnounceService { registry: self.registry.clone(), drain: self.drain.clone() };
-        Routes::new(self.xds().into_server())
+        Routes::new(self.xds())
+            .add_service(self.load().into_server())
             .add_service(certificates.into_server())
             .add_service(registration.into_server())
             .into_axum_router()
     }
 
-    /// The plaintext port: configuration and nothing that hands out or takes in identity.
+    /// The plaintext port: configuration and load reports, and nothing that hands out or takes in identity.
     pub(super) fn xds_alone(&self) -> axum::Router {
-        Routes::new(self.xds().into_server()).into_axum_router()
+        Routes::new(self.xds()).add_service(self.load().into_server()).into_axum_router()
     }
 
     /// The debug port.
     pub(super) fn debug(&self) -> axum::Router {
         debug::routes(Debug {
             findings: self.findings.clone(),
-            published: self.published.clone(),
+            cache: self.cache.clone(),
             registrations: self.registry.watch(),
             nodes: self.nodes.clone(),
+            load: self.load.clone(),
             drain: self.drain.clone(),
         })
     }
 
     fn xds(&self) -> AggregatedService {
         AggregatedService {
-            published: self.published.clone(),
+            cache: self.cache.clone(),
             nodes: self.nodes.clone(),
+            limits: Limits::default(),
+            drain: self.drain.clone(),
+        }
+    }
+
+    fn load(&self) -> LoadService {
+        LoadService {
+            book: self.load.clone(),
+            streams: self.load_streams.clone(),
             limits: Limits::default(),
             drain: self.drain.clone(),
         }

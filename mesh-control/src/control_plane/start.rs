@@ -20,7 +20,6 @@ use crate::served::Served;
 use crate::source::Limits;
 use crate::source::directory::{self, Directory};
 use crate::state_dir::{StateDir, StateError};
-use crate::xds::Nodes;
 
 impl Builder {
     /// Starts on the current Tokio runtime. Manifests that are wrong do not keep it from starting: they
@@ -46,9 +45,11 @@ impl Builder {
             authority,
             tokens,
             registry,
-            published: served.published(),
+            cache: served.cache(),
             findings: served.findings(),
-            nodes: Arc::new(Nodes::default()),
+            nodes: Arc::default(),
+            load: Arc::default(),
+            load_streams: Arc::default(),
             drain: drain.clone(),
         };
 

@@ -1,11 +1,13 @@
 //! The running control plane over loopback: TLS, tokens, xDS, registration, restart.
 
 mod client;
+mod operator;
+mod scale;
 
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::Node;
-use envoy_types::pb::envoy::service::discovery::v3::DiscoveryResponse;
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryResponse};
 use envoy_types::pb::google::protobuf::value::Kind as ValueKind;
 use envoy_types::pb::google::protobuf::{Struct, Value};
 use mesh_discovery::codec;
@@ -113,7 +115,18 @@ async fn without_a_certificate_nothing_but_certificates_is_served() {
     assert_eq!(anonymous.announce().await.err().unwrap().code(), Code::Unauthenticated);
     let workload = join(&plane, "default", "productpage").await;
     assert!(workload.ads().await.is_ok());
-    assert_eq!(workload.delta().await.code(), Code::Unimplemented);
+    let listener = |name: &str| DeltaDiscoveryRequest {
+        type_url: codec::LISTENER.to_owned(),
+        resource_names_subscribe: vec![name.to_owned()],
+        ..DeltaDiscoveryRequest::default()
+    };
+    assert_eq!(anonymous.delta(listener("reviews:9080")).await.unwrap_err().code(), Code::Unauthenticated);
+    let mut delta = workload.delta(listener("reviews:9080")).await.unwrap();
+    let response = delta.message().await.unwrap().unwrap();
+    assert_eq!(response.resources[0].name, "reviews:9080");
+    assert!(codec::decode_listener(response.resources[0].resource.as_ref().unwrap()).is_ok());
+    let mut delta = workload.delta(listener("nobody:1")).await.unwrap();
+    assert_eq!(delta.message().await.unwrap().unwrap().removed_resources, ["nobody:1"]);
 }
 
 #[tokio::test]
@@ -135,6 +148,7 @@ async fn a_destination_resolves_from_name_to_endpoint_and_changes_are_pushed() {
     let mut addresses = loop {
         let response = ads.next().await.unwrap();
         let found = if response.type_url == codec::ENDPOINTS { endpoints(&response) } else { Vec::new() };
+        ads.acknowledge(&response, &[REVIEWS_EDS], None).await;
         if found.len() == 2 {
             break found;
         }
@@ -144,6 +158,7 @@ async fn a_destination_resolves_from_name_to_endpoint_and_changes_are_pushed() {
     assert!(second.send(AnnounceRequest::withdraw()).await.accepted);
     loop {
         let response = ads.next().await.unwrap();
+        ads.acknowledge(&response, &[REVIEWS_EDS], None).await;
         if response.type_url == codec::ENDPOINTS && endpoints(&response) == ["127.0.0.1:4001"] {
             break;
         }
@@ -308,7 +323,7 @@ async fn ports_without_protection_are_loopback_only() {
 async fn the_debug_port_answers_loopback_names_only() {
     let setup = Setup::new();
     let plane = setup.start().await;
-    for path in ["/healthz", "/readyz", "/sync", "/findings", "/registrations", "/metrics"] {
+    for path in ["/healthz", "/readyz", "/status", "/sync", "/load", "/findings", "/registrations", "/metrics"] {
         assert!(page(&plane, "localhost", path).await.0.contains("200"), "{path}");
         assert!(page(&plane, "evil.example", path).await.0.contains("403"), "{path}");
     }

@@ -5,7 +5,9 @@
 //! | `/healthz` | `ok` as long as the process answers |
 //! | `/readyz` | `ok` while configuration is served, 503 once it is stopping |
 //! | `/findings` | what is wrong with the manifests, JSON; `?format=text` a line each |
-//! | `/sync` | every connected client: sent, accepted and refused versions, JSON |
+//! | `/status` | what `mesh status` shows: the revision, the number of findings, and `/sync`, JSON |
+//! | `/sync` | every connected client: sent, accepted and refused versions, JSON; `?node=ID` only those; `?resources=true` with every name |
+//! | `/load` | the last load report of each client for each cluster and locality, JSON |
 //! | `/registrations` | the announced endpoints, JSON |
 //! | `/metrics` | Prometheus text |
 //!
@@ -28,17 +30,27 @@ use mesh_core::drain::DrainWatch;
 use mesh_core::source::Watched;
 
 use crate::finding::{Finding, Severity};
-use crate::registry::Registration;
-use crate::xds::{Nodes, Published};
+use crate::load::{LoadBook, Totals};
+use crate::registry::{Registrations, sorted};
+use crate::xds::{Cache, Nodes};
 
 /// What the debug port reads.
 #[derive(Clone)]
 pub(crate) struct Debug {
     pub(crate) findings: Watched<Vec<Finding>>,
-    pub(crate) published: Watched<Published>,
-    pub(crate) registrations: Watched<Vec<Registration>>,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) registrations: Watched<Registrations>,
     pub(crate) nodes: Arc<Nodes>,
+    pub(crate) load: Arc<LoadBook>,
     pub(crate) drain: DrainWatch,
+}
+
+/// Which clients, and how much of each.
+#[derive(serde::Deserialize)]
+struct Which {
+    node: Option<String>,
+    #[serde(default)]
+    resources: bool,
 }
 
 #[derive(serde::Deserialize)]
@@ -53,7 +65,9 @@ pub(crate) fn routes(debug: Debug) -> axum::Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/findings", get(findings))
-        .route("/sync", get(|State(debug): State<Debug>| async move { Json(debug.nodes.list()) }))
+        .route("/status", get(status))
+        .route("/sync", get(sync))
+        .route("/load", get(|State(debug): State<Debug>| async move { Json(debug.load.reports()) }))
         .route("/registrations", get(registrations))
         .route("/metrics", get(metrics))
         .layer(middleware::from_fn(loopback_host_only))
@@ -90,8 +104,27 @@ async fn findings(State(debug): State<Debug>, Query(format): Query<Format>) -> R
     Json(&*findings).into_response()
 }
 
+async fn sync(State(debug): State<Debug>, Query(which): Query<Which>) -> Response {
+    Json(debug.nodes.list(which.node.as_deref(), which.resources)).into_response()
+}
+
+async fn status(State(debug): State<Debug>, Query(which): Query<Which>) -> Response {
+    let findings = debug.findings.load_full();
+    let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
+    Json(serde_json::json!({
+        "version": &*debug.cache.version(),
+        "findings": {
+            "error": count(Severity::Error),
+            "warning": count(Severity::Warning),
+            "info": count(Severity::Info),
+        },
+        "nodes": debug.nodes.list(which.node.as_deref(), which.resources),
+    }))
+    .into_response()
+}
+
 async fn registrations(State(debug): State<Debug>) -> Response {
-    Json(&*debug.registrations.load_full()).into_response()
+    Json(sorted(&debug.registrations.load())).into_response()
 }
 
 async fn metrics(State(debug): State<Debug>) -> Response {
@@ -104,7 +137,18 @@ async fn metrics(State(debug): State<Debug>) -> Response {
     };
     one("mesh_control_streams", "gauge", "Open configuration streams.", nodes.streams() as u64);
     one("mesh_control_pushes_total", "counter", "Responses sent to clients.", nodes.pushes.load(Ordering::Relaxed));
+    one("mesh_control_acks_total", "counter", "Responses accepted by clients.", nodes.acks.load(Ordering::Relaxed));
     one("mesh_control_nacks_total", "counter", "Responses refused by clients.", nodes.nacks.load(Ordering::Relaxed));
+    one(
+        "mesh_control_refused_total",
+        "counter",
+        "Streams and subscriptions refused because of a limit.",
+        nodes.refused.load(Ordering::Relaxed),
+    );
+    let (resources, bytes) = debug.cache.size();
+    one("mesh_control_resources", "gauge", "Resources that clients subscribe to.", resources as u64);
+    one("mesh_control_resource_bytes", "gauge", "Their bytes, each content once.", bytes as u64);
+    one("mesh_control_evaluations_total", "counter", "Resources made or checked.", debug.cache.evaluated());
     one("mesh_control_registrations", "gauge", "Announced endpoints.", debug.registrations.load().len() as u64);
     let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
     text.push_str(
@@ -113,13 +157,37 @@ async fn metrics(State(debug): State<Debug>) -> Response {
     for severity in [Severity::Error, Severity::Warning, Severity::Info] {
         let _ = writeln!(text, "mesh_control_findings{{severity=\"{severity}\"}} {}", count(severity));
     }
-    let version = debug.published.load().version().to_owned();
+    load_metrics(&debug.load, &mut text);
+    let version = debug.cache.version();
     let _ = writeln!(
         text,
         "# HELP mesh_control_revision_info The configuration served.\n# TYPE mesh_control_revision_info gauge\n\
          mesh_control_revision_info{{version=\"{version}\"}} 1"
     );
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+}
+
+fn load_metrics(book: &LoadBook, text: &mut String) {
+    type Value = fn(&Totals) -> u64;
+    let families: [(&str, &str, &str, Value); 5] = [
+        ("issued_total", "counter", "Requests begun, as clients report.", |totals| totals.issued),
+        ("successful_total", "counter", "Requests that succeeded, as clients report.", |totals| totals.successful),
+        ("failed_total", "counter", "Requests that failed, as clients report.", |totals| totals.failed),
+        ("dropped_total", "counter", "Requests dropped by clients, as they report.", |totals| totals.dropped),
+        ("in_progress", "gauge", "Requests not finished, as clients report.", |totals| totals.in_progress),
+    ];
+    let totals = book.totals();
+    if totals.is_empty() {
+        return;
+    }
+    for (name, kind, help, value) in families {
+        let name = format!("mesh_control_load_requests_{name}");
+        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        for (cluster, totals) in &totals {
+            let cluster = cluster.replace('\\', "\\\\").replace('"', "\\\"");
+            let _ = writeln!(text, "{name}{{cluster=\"{cluster}\"}} {}", value(totals));
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! From an [`Announcement`] off the wire to a checked [`Registration`].
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use mesh_core::id::Locality;
 use mesh_discovery::proto::registry::Announcement;
@@ -22,12 +22,13 @@ fn invalid(field: &'static str, reason: impl Into<String>) -> InvalidAnnouncemen
     InvalidAnnouncement { field, reason: reason.into() }
 }
 
-/// Checks an announcement of a process that proved to be `account` in `namespace`. Empty identity
-/// fields are filled from the proof; others must agree with it.
+/// Checks an announcement of a process that proved to be `account` in `namespace` and is connected from
+/// `peer`. Empty identity fields are filled from the proof; others must agree with it.
 pub(super) fn check(
     announcement: Announcement,
     namespace: &str,
     account: &str,
+    peer: IpAddr,
 ) -> Result<Registration, InvalidAnnouncement> {
     let a = announcement;
     agrees("namespace", &a.namespace, namespace)?;
@@ -60,7 +61,7 @@ pub(super) fn check(
         service: a.service,
         namespace: namespace.to_owned(),
         service_port,
-        address: address(&a.address)?,
+        address: address(&a.address, peer)?,
         labels: a.labels,
         locality: Locality { region: a.region, zone: a.zone, sub_zone: a.sub_zone },
         mesh_tls: a.mesh_tls,
@@ -77,21 +78,32 @@ fn agrees(field: &'static str, claimed: &str, proved: &str) -> Result<(), Invali
     Err(invalid(field, format!("{:?} is announced, the certificate says {proved:?}", cut(claimed))))
 }
 
-fn address(text: &str) -> Result<SocketAddr, InvalidAnnouncement> {
+fn address(text: &str, peer: IpAddr) -> Result<SocketAddr, InvalidAnnouncement> {
     let refuse = |why| Err(invalid("address", format!("{:?} {why}", cut(text))));
     let Ok(address) = text.parse::<SocketAddr>() else {
         return refuse("is not ip:port");
     };
+    // One form for each address: an IPv4 one inside IPv6 is not another, nor does a flow or zone tell.
+    let ip = address.ip().to_canonical();
     // Beyond the obvious: an address that callers would resolve to themselves or to many.
-    let ip = address.ip();
-    let broadcast = matches!(ip, std::net::IpAddr::V4(v4) if v4.is_broadcast());
-    if ip.is_unspecified() || ip.is_multicast() || broadcast {
+    let (many, link_local) = match ip {
+        IpAddr::V4(ip) => (ip.is_broadcast() || ip.is_multicast(), ip.is_link_local()),
+        IpAddr::V6(ip) => (ip.is_multicast(), ip.is_unicast_link_local()),
+    };
+    if ip.is_unspecified() || many {
         return refuse("is not the address of one host; announce the one that callers reach");
+    }
+    if link_local {
+        // Where clouds keep their metadata services, among others.
+        return refuse("is link-local, so it means another host to each caller; announce the one that callers reach");
+    }
+    if ip.is_loopback() && !peer.to_canonical().is_loopback() {
+        return refuse("is loopback, and the process is on another host; announce the one that callers reach");
     }
     if address.port() == 0 {
         return refuse("has no port");
     }
-    Ok(address)
+    Ok(SocketAddr::new(ip, address.port()))
 }
 
 fn is_dns_label(text: &str) -> bool {
@@ -114,6 +126,8 @@ fn cut(text: &str) -> String {
 mod tests {
     use super::*;
 
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
     fn good() -> Announcement {
         Announcement {
             service: "reviews".into(),
@@ -126,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_good_announcement_is_filled_from_the_certificate() {
-        let registration = check(good(), "default", "reviews").unwrap();
+        let registration = check(good(), "default", "reviews", HERE).unwrap();
         assert_eq!((registration.namespace.as_str(), registration.service_account.as_str()), ("default", "reviews"));
         assert_eq!((registration.service_port, registration.port_protocol.as_str()), (9080, "http"));
     }
@@ -134,7 +148,7 @@ mod tests {
     #[test]
     fn bad_announcements_name_the_field() {
         type Change = fn(&mut Announcement);
-        let cases: [(&str, Change); 14] = [
+        let cases: [(&str, Change); 18] = [
             ("namespace", |a| a.namespace = "other".into()),
             ("service_account", |a| a.service_account = "other".into()),
             ("service", |a| a.service = String::new()),
@@ -146,6 +160,10 @@ mod tests {
             ("address", |a| a.address = "0.0.0.0:1".into()),
             ("address", |a| a.address = "[::]:1".into()),
             ("address", |a| a.address = "127.0.0.1:0".into()),
+            ("address", |a| a.address = "[::ffff:0.0.0.0]:1".into()),
+            ("address", |a| a.address = "[::ffff:169.254.169.254]:80".into()),
+            ("address", |a| a.address = "[fe80::1%3]:1".into()),
+            ("address", |a| a.address = "[ff02::1]:1".into()),
             ("port_protocol", |a| a.port_protocol = "smtp".into()),
             ("labels", |a| a.labels = (0..65).map(|n| (n.to_string(), String::new())).collect()),
             ("zone", |a| a.zone = "a\nb".into()),
@@ -153,7 +171,23 @@ mod tests {
         for (field, change) in cases {
             let mut announcement = good();
             change(&mut announcement);
-            assert_eq!(check(announcement.clone(), "default", "reviews").unwrap_err().field, field, "{announcement:?}");
+            assert_eq!(
+                check(announcement.clone(), "default", "reviews", HERE).unwrap_err().field,
+                field,
+                "{announcement:?}"
+            );
         }
+    }
+
+    #[test]
+    fn an_address_has_one_form_and_loopback_is_for_processes_that_are_here() {
+        let of = |address: &str, peer: &str| {
+            let announcement = Announcement { address: address.into(), ..good() };
+            check(announcement, "default", "reviews", peer.parse().unwrap()).map(|r| r.address.to_string())
+        };
+        assert_eq!(of("[::ffff:10.0.0.7]:80", "10.0.0.7").unwrap(), "10.0.0.7:80");
+        assert_eq!(of("127.0.0.1:80", "::ffff:127.0.0.1").unwrap(), "127.0.0.1:80");
+        assert_eq!(of("127.0.0.1:80", "10.0.0.7").unwrap_err().field, "address");
+        assert_eq!(of("[::1]:80", "10.0.0.7").unwrap_err().field, "address");
     }
 }

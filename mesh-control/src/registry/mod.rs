@@ -16,9 +16,51 @@ pub(crate) use self::worker::{expire, save, save_now};
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use mesh_core::id::Locality;
 use serde::Serialize;
+
+use crate::shards::Shards;
+
+/// The announced endpoints at one moment; cheap to copy.
+pub(crate) type Registrations = Shards<Key, Arc<Registration>>;
+
+/// What tells endpoints apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Key {
+    namespace: String,
+    service: String,
+    service_port: u16,
+    address: SocketAddr,
+}
+
+impl Key {
+    pub(crate) fn of(registration: &Registration) -> Self {
+        Self {
+            namespace: registration.namespace.clone(),
+            service: registration.service.clone(),
+            service_port: registration.service_port,
+            address: registration.address,
+        }
+    }
+}
+
+/// The table of these; of two that are one endpoint the later counts.
+pub(crate) fn table_of(registrations: &[Registration]) -> Registrations {
+    let mut table = Registrations::default();
+    for registration in registrations {
+        table.insert(Key::of(registration), Arc::new(registration.clone()));
+    }
+    table
+}
+
+/// Each of them, in order.
+pub(crate) fn sorted(registrations: &Registrations) -> Vec<&Registration> {
+    let mut all: Vec<_> = registrations.iter().collect();
+    all.sort_unstable_by_key(|(key, _)| *key);
+    all.into_iter().map(|(_, registration)| &**registration).collect()
+}
 
 /// One announced endpoint of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -46,11 +88,11 @@ pub struct Registration {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// An endpoint of `reviews` that listens on `port`.
-    pub(super) fn registration(port: u16) -> Registration {
+    pub(crate) fn registration(port: u16) -> Registration {
         Registration {
             service: "reviews".into(),
             namespace: "default".into(),

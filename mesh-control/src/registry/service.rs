@@ -7,13 +7,17 @@ use mesh_core::drain::DrainWatch;
 use mesh_discovery::proto::registry::{
     AnnounceRequest, AnnounceResponse, RegistryService, RegistryServiceServer, announce_request::Action,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::announcement;
 use super::table::Registry;
+use crate::pace::Pace;
 use crate::runtime::Peer;
+
+/// Messages of one stream that are taken in at once, and then in each second; others wait.
+const MESSAGES: (u32, u32) = (100, 20);
 
 /// The registration service.
 pub(crate) struct AnnounceService {
@@ -34,10 +38,13 @@ impl RegistryService for AnnounceService {
         request: Request<Streaming<AnnounceRequest>>,
     ) -> Result<Response<BoxStream<AnnounceResponse>>, Status> {
         let peer = Peer::of(request.extensions())?;
-        peer.workload()?;
+        let (_, namespace, account) = peer.workload()?;
+        let id = self.registry.stream(namespace, account, Instant::now());
+        let id = id.map_err(|refused| Status::resource_exhausted(refused.to_string()))?;
         let stream = Announcing {
             requests: request.into_inner(),
-            held: Held { id: self.registry.stream(), registry: self.registry.clone() },
+            held: Held { id, registry: self.registry.clone() },
+            pace: Pace::new(MESSAGES, Instant::now()),
             drain: self.drain.clone(),
             peer,
         };
@@ -49,6 +56,7 @@ impl RegistryService for AnnounceService {
 struct Announcing {
     requests: Streaming<AnnounceRequest>,
     held: Held,
+    pace: Pace,
     drain: DrainWatch,
     peer: Peer,
 }
@@ -68,10 +76,15 @@ impl Drop for Held {
 
 impl Announcing {
     async fn next(mut self) -> Option<(Result<AnnounceResponse, Status>, Self)> {
+        let next = async {
+            sleep_until(self.pace.next()).await;
+            self.requests.message().await
+        };
         let message = tokio::select! {
             () = self.drain.drained() => return None,
-            message = self.requests.message() => message.ok().flatten()?,
+            message = next => message.ok().flatten()?,
         };
+        self.pace.take(Instant::now());
         let response = match self.act(message) {
             Ok(()) => AnnounceResponse { accepted: true, reason: String::new() },
             Err(reason) => {
@@ -86,12 +99,13 @@ impl Announcing {
         let (_, namespace, account) = self.peer.workload().map_err(|status| status.message().to_owned())?;
         match message.action {
             Some(Action::Announce(announced)) => {
-                let registration = announcement::check(announced, namespace, account).map_err(|e| e.to_string())?;
+                let registration = announcement::check(announced, namespace, account, self.peer.address.ip())
+                    .map_err(|e| e.to_string())?;
                 tracing::info!(
                     peer = %self.peer, service = %registration.service, port = registration.service_port,
                     address = %registration.address, "endpoint announced"
                 );
-                self.held.registry.announce(self.held.id, registration).map_err(|e| e.to_string())
+                self.held.registry.announce(self.held.id, registration, Instant::now()).map_err(|e| e.to_string())
             }
             Some(Action::Withdraw(_)) => {
                 tracing::info!(peer = %self.peer, "endpoint withdrawn");

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use mesh_core::id::Locality;
 use serde::{Deserialize, Serialize};
 
-use super::Registration;
+use super::{Registration, Registrations, sorted};
 use crate::state_dir::{StateDir, StateError};
 
 const FILE: &str = "registrations.json";
@@ -56,8 +56,8 @@ pub(crate) fn load(dir: &StateDir) -> Vec<Registration> {
 }
 
 /// Saves the registrations.
-pub(crate) fn save(dir: &StateDir, registrations: &[Registration]) -> Result<(), StateError> {
-    let saved = Saved { registrations: registrations.iter().map(SavedRegistration::from).collect() };
+pub(crate) fn save(dir: &StateDir, registrations: &Registrations) -> Result<(), StateError> {
+    let saved = Saved { registrations: sorted(registrations).into_iter().map(SavedRegistration::from).collect() };
     let content = serde_json::to_vec_pretty(&saved).expect("strings and numbers are always JSON");
     dir.write(FILE, &content)
 }
@@ -107,7 +107,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let dir = StateDir::open(home.path()).unwrap();
         assert_eq!(load(&dir), []);
-        save(&dir, &[registration(1), registration(2)]).unwrap();
+        save(&dir, &super::super::table_of(&[registration(2), registration(1)])).unwrap();
         assert_eq!(load(&dir), [registration(1), registration(2)]);
         dir.write(FILE, b"{\"registrations\": [{\"service\": 1}]}").unwrap();
         assert_eq!(load(&dir), []);

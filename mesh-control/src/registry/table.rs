@@ -6,10 +6,16 @@
 //!             └──────── announce ──────┘
 //! ```
 //!
+//! An endpoint belongs to the identity that announced it until it is gone: only that identity can
+//! replace it, and only the stream that holds it can withdraw it. Whoever has a service account in a
+//! namespace may serve any service of that namespace, as a pod with the right labels may in Kubernetes;
+//! nobody may serve another namespace's.
+//!
 //! Time comes in as an argument.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::source::{Publisher, Watched};
@@ -17,39 +23,79 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::Registration;
+use super::{Key, Registration, Registrations, table_of};
+use crate::pace::Pace;
 
-/// Endpoints of all processes together.
-const MAX_ENDPOINTS: usize = 100_000;
+/// Bounds on what may be announced.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Endpoints of all processes together.
+    pub(crate) endpoints: usize,
+    /// Endpoints of one identity.
+    pub(crate) endpoints_of_one: usize,
+    /// Announcing streams of one identity.
+    pub(crate) streams_of_one: usize,
+    /// Changes that one identity may make at once, and then in each second. Announcing again what is
+    /// known already is no change.
+    pub(crate) changes: (u32, u32),
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { endpoints: 100_000, endpoints_of_one: 10_000, streams_of_one: 10_000, changes: (1_000, 100) }
+    }
+}
+
+/// After a restart lost endpoints stay this many times the grace period: their processes come back
+/// when their back-off (at most 30 s) lets them, not when a connection breaks.
+const RESTART: u32 = 4;
+/// The holder of what no process holds; streams count from 1.
+const NOBODY: u64 = 0;
+/// Identities without endpoints and streams are forgotten when there are this many.
+const MAX_IDLE: usize = 10_000;
 
 /// The announced endpoints.
 #[derive(Debug)]
 pub(crate) struct Registry {
     inner: Mutex<Inner>,
-    published: Publisher<Vec<Registration>>,
+    published: Publisher<Registrations>,
     /// Wakes the worker: an endpoint was lost.
     lost: Notify,
     grace: Duration,
+    bounds: Bounds,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     entries: BTreeMap<Key, Entry>,
+    table: Registrations,
+    /// What each open stream announced.
+    streams: HashMap<u64, Stream>,
+    /// When lost endpoints go.
+    lost: BTreeSet<(Instant, Key)>,
+    identities: HashMap<Owner, Identity>,
     last_stream: u64,
 }
 
-/// What tells endpoints apart.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Key {
-    namespace: String,
-    service: String,
-    service_port: u16,
-    address: SocketAddr,
+/// Namespace and service account.
+type Owner = (String, String);
+
+#[derive(Debug)]
+struct Stream {
+    owner: Owner,
+    key: Option<Key>,
+}
+
+#[derive(Debug)]
+struct Identity {
+    endpoints: usize,
+    streams: usize,
+    pace: Pace,
 }
 
 #[derive(Debug)]
 struct Entry {
-    registration: Registration,
+    registration: Arc<Registration>,
     holder: Holder,
 }
 
@@ -63,93 +109,176 @@ enum Holder {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotAnnounced {
     /// There is no room for more.
-    #[error("{MAX_ENDPOINTS} endpoints are announced already")]
-    Full,
+    #[error("{limit} endpoints are announced already; raise the limit or withdraw some")]
+    Full { limit: usize },
+    /// This identity has too many.
+    #[error("{owner} has announced {limit} endpoints already; give some of the processes another service account")]
+    TooMany { owner: String, limit: usize },
+    /// This identity has too many streams.
+    #[error("{owner} has {limit} announcing streams already; close some")]
+    TooManyStreams { owner: String, limit: usize },
+    /// This identity changes too much.
+    #[error("{owner} changes its endpoints more than {rate} times a second; announce again in a moment")]
+    TooFast { owner: String, rate: u32 },
     /// Another workload serves there.
-    #[error("{address} is announced by the service account {holder}, whose process is still connected")]
+    #[error(
+        "{address} is announced by the service account {holder}; it is free once that process has withdrawn it or \
+         is gone for good"
+    )]
     Taken { address: SocketAddr, holder: String },
 }
 
 impl Registry {
-    /// Begins with the endpoints known before a restart; each has until the grace period is over to be
-    /// announced again.
+    /// Begins with the endpoints known before a restart; each has a while to be announced again.
     pub(crate) fn new(known: Vec<Registration>, grace: Duration, now: Instant) -> Self {
-        let lost = |registration: Registration| {
-            (Key::of(&registration), Entry { registration, holder: Holder::Lost { until: now + grace } })
-        };
-        let inner = Inner { entries: known.into_iter().map(lost).collect(), last_stream: 0 };
-        let (published, _) = Watched::channel(inner.registrations());
-        Self { inner: Mutex::new(inner), published, lost: Notify::new(), grace }
+        Self::bounded(known, grace, now, Bounds::default())
+    }
+
+    pub(crate) fn bounded(known: Vec<Registration>, grace: Duration, now: Instant, bounds: Bounds) -> Self {
+        let mut inner = Inner { table: table_of(&known), ..Inner::default() };
+        let until = now + RESTART * grace;
+        let known: Vec<_> = inner.table.iter().map(|(key, known)| (key.clone(), known.clone())).collect();
+        for (key, registration) in known {
+            inner.identity(&owner(&registration), &bounds, now).endpoints += 1;
+            inner.lost.insert((until, key.clone()));
+            inner.entries.insert(key, Entry { registration, holder: Holder::Lost { until } });
+        }
+        let (published, _) = Watched::channel(inner.table.clone());
+        Self { inner: Mutex::new(inner), published, lost: Notify::new(), grace, bounds }
     }
 
     /// The endpoints, now and later.
-    pub(crate) fn watch(&self) -> Watched<Vec<Registration>> {
+    pub(crate) fn watch(&self) -> Watched<Registrations> {
         self.published.watch()
     }
 
-    /// Opens an announcing stream.
-    pub(crate) fn stream(&self) -> u64 {
+    /// Opens an announcing stream of a service account.
+    pub(crate) fn stream(&self, namespace: &str, account: &str, now: Instant) -> Result<u64, NotAnnounced> {
         let mut inner = self.inner.lock();
+        let owner = (namespace.to_owned(), account.to_owned());
+        let identity = inner.identity(&owner, &self.bounds, now);
+        let limit = self.bounds.streams_of_one;
+        if identity.streams >= limit {
+            return Err(NotAnnounced::TooManyStreams { owner: spoken(&owner), limit });
+        }
+        identity.streams += 1;
         inner.last_stream += 1;
-        inner.last_stream
+        let id = inner.last_stream;
+        inner.streams.insert(id, Stream { owner, key: None });
+        Ok(id)
     }
 
     /// Takes an endpoint in for `stream`, which then holds this one alone. An endpoint that is known
-    /// already, lost or held, passes to the stream without going away in between.
-    /// Only a process of the same service account can take over an endpoint that is held.
-    pub(crate) fn announce(&self, stream: u64, registration: Registration) -> Result<(), NotAnnounced> {
-        self.change(|inner| {
-            let key = Key::of(&registration);
-            match inner.entries.get(&key) {
-                Some(Entry { registration: known, holder: Holder::Stream(_) })
-                    if known.service_account != registration.service_account =>
-                {
-                    let (address, holder) = (known.address, known.service_account.clone());
-                    return Err(NotAnnounced::Taken { address, holder });
-                }
-                None if inner.entries.len() >= MAX_ENDPOINTS => return Err(NotAnnounced::Full),
-                _ => {}
-            }
-            inner.entries.retain(|other, entry| *other == key || entry.holder != Holder::Stream(stream));
-            inner.entries.insert(key, Entry { registration, holder: Holder::Stream(stream) });
-            Ok(())
-        })
+    /// already, lost or held, passes to the stream without going away in between, if it is the same
+    /// service account's.
+    pub(crate) fn announce(&self, stream: u64, registration: Registration, now: Instant) -> Result<(), NotAnnounced> {
+        let mut inner = self.inner.lock();
+        let key = Key::of(&registration);
+        let owner = owner(&registration);
+        let before = inner.streams.get(&stream).and_then(|stream| stream.key.clone());
+        self.admit(&mut inner, &owner, &key, before.as_ref(), &registration, now)?;
+        if let Some(before) = before.filter(|before| *before != key) {
+            inner.take_out(&before);
+        }
+        inner.put_in(stream, key, registration, &self.bounds, now);
+        self.publish(&inner);
+        Ok(())
+    }
+
+    fn admit(
+        &self,
+        inner: &mut Inner,
+        owner: &Owner,
+        key: &Key,
+        before: Option<&Key>,
+        registration: &Registration,
+        now: Instant,
+    ) -> Result<(), NotAnnounced> {
+        let Bounds { endpoints, endpoints_of_one, changes, .. } = self.bounds;
+        let known = inner.entries.get(key);
+        if let Some(known) = known.filter(|known| known.registration.service_account != registration.service_account) {
+            let (address, holder) = (key.address, known.registration.service_account.clone());
+            return Err(NotAnnounced::Taken { address, holder });
+        }
+        if known.is_some_and(|known| *known.registration == *registration) {
+            return Ok(());
+        }
+        let more = known.is_none() && before.is_none();
+        if more && inner.entries.len() >= endpoints {
+            return Err(NotAnnounced::Full { limit: endpoints });
+        }
+        let identity = inner.identity(owner, &self.bounds, now);
+        if more && identity.endpoints >= endpoints_of_one {
+            return Err(NotAnnounced::TooMany { owner: spoken(owner), limit: endpoints_of_one });
+        }
+        if identity.pace.next() > now {
+            return Err(NotAnnounced::TooFast { owner: spoken(owner), rate: changes.1 });
+        }
+        identity.pace.take(now);
+        Ok(())
+    }
+
+    /// Takes endpoints in that no process holds: they stay until they are held again with other words or
+    /// let go.
+    pub(crate) fn hold(&self, registrations: Vec<Registration>, now: Instant) {
+        let mut inner = self.inner.lock();
+        for registration in registrations {
+            inner.put_in(NOBODY, Key::of(&registration), registration, &self.bounds, now);
+        }
+        self.publish(&inner);
+    }
+
+    /// Takes out endpoints that no process holds.
+    pub(crate) fn let_go(&self, registrations: &[Registration]) {
+        let mut inner = self.inner.lock();
+        registrations.iter().for_each(|registration| inner.take_out(&Key::of(registration)));
+        self.publish(&inner);
     }
 
     /// Takes the stream's endpoint out at once.
     pub(crate) fn withdraw(&self, stream: u64) {
-        self.change(|inner| inner.entries.retain(|_, entry| entry.holder != Holder::Stream(stream)));
+        let mut inner = self.inner.lock();
+        if let Some(key) = inner.streams.get_mut(&stream).and_then(|stream| stream.key.take()) {
+            inner.take_out(&key);
+            self.publish(&inner);
+        }
     }
 
-    /// The stream ended without a withdrawal: its endpoint stays for the grace period.
+    /// The stream ended: an endpoint that it has not withdrawn stays for the grace period.
     pub(crate) fn lose(&self, stream: u64, now: Instant) {
         let until = now + self.grace;
         let mut inner = self.inner.lock();
-        for entry in inner.entries.values_mut().filter(|entry| entry.holder == Holder::Stream(stream)) {
+        let Some(Stream { owner, key }) = inner.streams.remove(&stream) else { return };
+        if let Some(identity) = inner.identities.get_mut(&owner) {
+            identity.streams -= 1;
+        }
+        let Some(key) = key else { return };
+        if let Some(entry) = inner.entries.get_mut(&key) {
             entry.holder = Holder::Lost { until };
+            inner.lost.insert((until, key));
             self.lost.notify_one();
         }
     }
 
     /// Takes out what was lost too long ago; gives when to look again.
     pub(crate) fn expire(&self, now: Instant) -> Option<Instant> {
-        self.change(|inner| {
-            inner.entries.retain(|key, entry| {
-                let keep = !matches!(entry.holder, Holder::Lost { until } if until <= now);
-                if !keep {
-                    tracing::info!(
-                        service = %key.service, namespace = %key.namespace, address = %key.address,
-                        "an endpoint's process is gone; it is taken out"
-                    );
-                }
-                keep
-            });
-            let lost_until = |entry: &Entry| match entry.holder {
-                Holder::Lost { until } => Some(until),
-                Holder::Stream(_) => None,
-            };
-            inner.entries.values().filter_map(lost_until).min()
-        })
+        let mut inner = self.inner.lock();
+        let mut some = false;
+        while let Some((until, key)) = inner.lost.first().cloned() {
+            if until > now {
+                break;
+            }
+            tracing::info!(
+                service = %key.service, namespace = %key.namespace, address = %key.address,
+                "an endpoint's process is gone; it is taken out"
+            );
+            inner.take_out(&key);
+            some = true;
+        }
+        if some {
+            self.publish(&inner);
+        }
+        inner.lost.first().map(|(until, _)| *until)
     }
 
     /// Waits until an endpoint was lost since the last wait.
@@ -157,129 +286,70 @@ impl Registry {
         self.lost.notified().await;
     }
 
-    /// Makes a change and publishes it if there was one.
-    fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
-        let mut inner = self.inner.lock();
-        let result = change(&mut inner);
-        let registrations = inner.registrations();
-        // Under the lock, so that publications come in the order of changes.
-        if *self.published.load_full() != registrations {
-            self.published.publish(registrations);
+    /// Under the lock, so that publications come in the order of changes.
+    fn publish(&self, inner: &Inner) {
+        let before = self.published.load_full();
+        if !inner.table.differing(&before, Arc::ptr_eq).is_empty() {
+            self.published.publish(inner.table.clone());
         }
-        result
     }
 }
 
 impl Inner {
-    fn registrations(&self) -> Vec<Registration> {
-        self.entries.values().map(|entry| entry.registration.clone()).collect()
+    fn identity(&mut self, owner: &Owner, bounds: &Bounds, now: Instant) -> &mut Identity {
+        if self.identities.len() >= MAX_IDLE && !self.identities.contains_key(owner) {
+            self.identities.retain(|_, known| known.endpoints + known.streams > 0);
+        }
+        let new = || Identity { endpoints: 0, streams: 0, pace: Pace::new(bounds.changes, now) };
+        self.identities.entry(owner.clone()).or_insert_with(new)
     }
-}
 
-impl Key {
-    fn of(registration: &Registration) -> Self {
-        Self {
-            namespace: registration.namespace.clone(),
-            service: registration.service.clone(),
-            service_port: registration.service_port,
-            address: registration.address,
+    fn put_in(&mut self, stream: u64, key: Key, registration: Registration, bounds: &Bounds, now: Instant) {
+        let mut registration = Arc::new(registration);
+        match self.entries.get(&key).map(|known| (known.holder, known.registration.clone())) {
+            Some((holder, known)) => {
+                match holder {
+                    Holder::Lost { until } => _ = self.lost.remove(&(until, key.clone())),
+                    // What is left of the other stream is no longer about this endpoint.
+                    Holder::Stream(other) if other != stream => {
+                        if let Some(other) = self.streams.get_mut(&other) {
+                            other.key = None;
+                        }
+                    }
+                    Holder::Stream(_) => {}
+                }
+                if known == registration {
+                    registration = known;
+                }
+            }
+            None => self.identity(&owner(&registration), bounds, now).endpoints += 1,
+        }
+        if let Some(stream) = self.streams.get_mut(&stream) {
+            stream.key = Some(key.clone());
+        }
+        self.table.insert(key.clone(), registration.clone());
+        self.entries.insert(key, Entry { registration, holder: Holder::Stream(stream) });
+    }
+
+    fn take_out(&mut self, key: &Key) {
+        let Some(Entry { registration, holder }) = self.entries.remove(key) else { return };
+        if let Holder::Lost { until } = holder {
+            self.lost.remove(&(until, key.clone()));
+        }
+        self.table.remove(key);
+        if let Some(identity) = self.identities.get_mut(&owner(&registration)) {
+            identity.endpoints -= 1;
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use futures_util::FutureExt;
-
-    use super::super::tests::registration;
-    use super::*;
-
-    const GRACE: Duration = Duration::from_secs(10);
-
-    fn registry() -> (Registry, Watched<Vec<Registration>>, Instant) {
-        let now = Instant::now();
-        let registry = Registry::new(Vec::new(), GRACE, now);
-        let watched = registry.watch();
-        (registry, watched, now)
-    }
-
-    fn addresses(watched: &Watched<Vec<Registration>>) -> Vec<u16> {
-        watched.load().iter().map(|r| r.address.port()).collect()
-    }
-
-    #[test]
-    fn an_endpoint_is_there_until_it_is_withdrawn() {
-        let (registry, watched, now) = registry();
-        let (first, second) = (registry.stream(), registry.stream());
-        registry.announce(first, registration(1)).unwrap();
-        registry.announce(second, registration(2)).unwrap();
-        assert_eq!(addresses(&watched), [1, 2]);
-        registry.withdraw(first);
-        assert_eq!(addresses(&watched), [2]);
-        assert_eq!(registry.expire(now + 100 * GRACE), None);
-        assert_eq!(addresses(&watched), [2]);
-    }
-
-    #[test]
-    fn a_lost_stream_keeps_its_endpoint_for_the_grace_period() {
-        let (registry, watched, now) = registry();
-        let stream = registry.stream();
-        registry.announce(stream, registration(1)).unwrap();
-        registry.lose(stream, now);
-        assert_eq!(registry.expire(now + GRACE - Duration::from_millis(1)), Some(now + GRACE));
-        assert_eq!(addresses(&watched), [1]);
-        assert_eq!(registry.expire(now + GRACE), None);
-        assert_eq!(addresses(&watched), [0_u16; 0]);
-    }
-
-    #[tokio::test]
-    async fn announcing_again_within_grace_changes_nothing_for_anybody() {
-        let (registry, mut watched, now) = registry();
-        let (before, after) = (registry.stream(), registry.stream());
-        registry.announce(before, registration(1)).unwrap();
-        watched.changed().await;
-        registry.lose(before, now);
-        registry.announce(after, registration(1)).unwrap();
-        // A late end of the old stream, and its withdrawal, are no longer about this endpoint.
-        registry.lose(before, now);
-        registry.withdraw(before);
-        assert_eq!(registry.expire(now + 100 * GRACE), None);
-        assert_eq!(addresses(&watched), [1]);
-        assert_eq!(watched.changed().now_or_never(), None, "nothing was published");
-        registry.withdraw(after);
-        assert_eq!(watched.changed().now_or_never(), Some(()), "the control");
-    }
-
-    #[test]
-    fn a_stream_holds_the_endpoint_it_announced_last() {
-        let (registry, watched, _) = registry();
-        let stream = registry.stream();
-        registry.announce(stream, registration(1)).unwrap();
-        registry.announce(stream, registration(2)).unwrap();
-        assert_eq!(addresses(&watched), [2]);
-    }
-
-    #[test]
-    fn a_held_endpoint_cannot_be_taken_over_by_another_service_account() {
-        let (registry, watched, now) = registry();
-        let (owner, thief) = (registry.stream(), registry.stream());
-        registry.announce(owner, registration(1)).unwrap();
-        let stolen = Registration { service_account: "thief".into(), ..registration(1) };
-        assert!(matches!(registry.announce(thief, stolen.clone()), Err(NotAnnounced::Taken { .. })));
-        registry.withdraw(thief);
-        assert_eq!(addresses(&watched), [1]);
-        registry.lose(owner, now);
-        assert_eq!(registry.announce(thief, stolen), Ok(()), "the control: nobody holds it any more");
-    }
-
-    #[test]
-    fn what_was_known_before_a_restart_waits_to_be_announced_again() {
-        let now = Instant::now();
-        let registry = Registry::new(vec![registration(1), registration(2)], GRACE, now);
-        let watched = registry.watch();
-        assert_eq!(addresses(&watched), [1, 2]);
-        registry.announce(registry.stream(), registration(1)).unwrap();
-        assert_eq!(registry.expire(now + GRACE), None);
-        assert_eq!(addresses(&watched), [1]);
-    }
+fn owner(registration: &Registration) -> Owner {
+    (registration.namespace.clone(), registration.service_account.clone())
 }
+
+fn spoken((namespace, account): &Owner) -> String {
+    format!("service account {account} of namespace {namespace}")
+}
+
+#[cfg(test)]
+mod tests;

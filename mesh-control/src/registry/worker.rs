@@ -1,8 +1,9 @@
 //! The registry's two chores: taking out what was lost too long ago, and saving what is known.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::store;
 use super::table::Registry;
@@ -21,12 +22,16 @@ pub(crate) async fn expire(registry: Arc<Registry>) {
     }
 }
 
-/// Saves every change. Runs for ever.
+/// Between two saves; the table is written whole.
+const BETWEEN_SAVES: Duration = Duration::from_secs(1);
+
+/// Saves changes: the first at once, those that follow together. Runs for ever.
 pub(crate) async fn save(registry: Arc<Registry>, dir: StateDir) {
     let mut registrations = registry.watch();
     loop {
         registrations.changed().await;
         save_now(&registry, &dir);
+        sleep(BETWEEN_SAVES).await;
     }
 }
 
@@ -39,8 +44,7 @@ pub(crate) fn save_now(registry: &Registry, dir: &StateDir) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
+    use super::super::sorted;
     use super::super::tests::registration;
     use super::*;
 
@@ -54,27 +58,39 @@ mod tests {
             () = expire(registry.clone()) => unreachable!("it runs for ever"),
             () = async {
                 mesh_testkit::clock::pass(Duration::from_secs(4)).await;
-                let stream = registry.stream();
-                registry.announce(stream, registration(2)).unwrap();
+                let stream = registry.stream("default", "reviews", Instant::now()).unwrap();
+                registry.announce(stream, registration(2), Instant::now()).unwrap();
                 registry.lose(stream, Instant::now());
-                watched.wait_for(|known| *known == [registration(2)]).await;
-                assert_eq!(begin.elapsed().as_secs(), 10);
-                watched.wait_for(Vec::is_empty).await;
+                watched.wait_for(|known| sorted(known) == [&registration(1)]).await;
                 assert_eq!(begin.elapsed().as_secs(), 14);
+                // That of before the restart had longer.
+                watched.wait_for(|known| known.len() == 0).await;
+                assert_eq!(begin.elapsed().as_secs(), 40);
             } => {}
         }
     }
 
-    #[tokio::test]
-    async fn changes_are_saved_as_they_come() {
+    #[tokio::test(start_paused = true)]
+    async fn the_first_change_is_saved_at_once_and_those_that_follow_together() {
         let home = tempfile::tempdir().unwrap();
         let dir = StateDir::open(home.path()).unwrap();
         let registry = Arc::new(Registry::new(Vec::new(), Duration::ZERO, Instant::now()));
         let mut saving = Box::pin(save(registry.clone(), dir.clone()));
         assert_eq!(futures_util::FutureExt::now_or_never(&mut saving), None);
         assert_eq!(store::load(&dir), []);
-        registry.announce(registry.stream(), registration(1)).unwrap();
+        let announce = |port| {
+            let stream = registry.stream("default", "reviews", Instant::now()).unwrap();
+            registry.announce(stream, registration(port), Instant::now()).unwrap();
+        };
+        announce(1);
         assert_eq!(futures_util::FutureExt::now_or_never(&mut saving), None);
         assert_eq!(store::load(&dir), [registration(1)]);
+        announce(2);
+        announce(3);
+        assert_eq!(futures_util::FutureExt::now_or_never(&mut saving), None);
+        assert_eq!(store::load(&dir), [registration(1)], "not yet");
+        mesh_testkit::clock::pass(BETWEEN_SAVES).await;
+        assert_eq!(futures_util::FutureExt::now_or_never(&mut saving), None);
+        assert_eq!(store::load(&dir).len(), 3);
     }
 }

@@ -15,7 +15,7 @@ use mesh_core::drain::DrainWatch;
 use mesh_core::identity::peer_spiffe_id;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -25,6 +25,9 @@ use super::{Caller, Peer, ServerCertificate};
 
 /// Connections of one port at once.
 const MAX_CONNECTIONS: usize = 30_000;
+/// Handshakes of one port at once: when many come back together, those that have begun are finished in
+/// time while the others wait to be accepted.
+const MAX_HANDSHAKES: usize = 2_000;
 /// A client that does not finish its handshake in this time is let go.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A client whose host died is noticed after both together.
@@ -82,15 +85,16 @@ pub(crate) struct Port {
 pub(crate) async fn serve(port: Port) {
     let Port { listener, certificate, routes, drain } = port;
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             () = drain.drained() => break,
-            accepted = accept(&listener, &permits) => accepted,
+            accepted = accept(&listener, &permits, &handshakes) => accepted,
         };
         // Those that have ended are taken out as new ones come.
         while connections.try_join_next().is_some() {}
-        let (stream, address, permit) = match accepted {
+        let (stream, address, [permit, handshake]) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -100,7 +104,7 @@ pub(crate) async fn serve(port: Port) {
         };
         let (certificate, routes, drain) = (certificate.clone(), routes.clone(), drain.clone());
         connections.spawn(async move {
-            connection(stream, address, certificate.as_deref(), routes, drain).await;
+            connection(stream, address, certificate.as_deref(), handshake, routes, drain).await;
             drop(permit);
         });
     }
@@ -114,22 +118,26 @@ pub(crate) async fn serve(port: Port) {
 async fn accept(
     listener: &TcpListener,
     permits: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
+    handshakes: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, SocketAddr, [OwnedSemaphorePermit; 2])> {
     let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+    let handshake = handshakes.clone().acquire_owned().await.map_err(io::Error::other)?;
     let (stream, address) = listener.accept().await?;
-    Ok((stream, address, permit))
+    Ok((stream, address, [permit, handshake]))
 }
 
 async fn connection(
     stream: TcpStream,
     address: SocketAddr,
     certificate: Option<&ServerCertificate>,
+    handshaking: OwnedSemaphorePermit,
     routes: axum::Router,
     drain: DrainWatch,
 ) {
     // Small messages, each awaited by somebody.
     let _ = stream.set_nodelay(true);
     let Some(certificate) = certificate else {
+        drop(handshaking);
         return http(stream, Peer { address, caller: Caller::Insecure }, routes, drain).await;
     };
     let handshake = TlsAcceptor::from(certificate.config()).accept(stream);
@@ -138,6 +146,7 @@ async fn connection(
         Ok(Err(error)) => return tracing::info!(%address, %error, "a TLS handshake failed"),
         Err(_) => return tracing::info!(%address, "a TLS handshake was not finished in time"),
     };
+    drop(handshaking);
     let caller = match stream.get_ref().1.peer_certificates().and_then(<[_]>::first) {
         None => Caller::Anonymous,
         Some(leaf) => match peer_spiffe_id(leaf) {

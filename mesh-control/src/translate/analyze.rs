@@ -241,7 +241,10 @@ fn linkerd(world: &World, findings: &mut Vec<Finding>) {
 /// Announcements that no Service takes up.
 fn announcements(world: &World, findings: &mut Vec<Finding>) {
     let mut said = BTreeSet::new();
-    for announced in world.catalog.workloads.announced() {
+    let mut announced: Vec<_> = world.catalog.workloads.announced.iter().collect();
+    // The first of each port is named, so it must be the same one each time.
+    announced.sort_by_key(|announced| announced.registration.address);
+    for announced in announced {
         let registration = &announced.registration;
         let key = (registration.namespace.clone(), registration.service.clone());
         let Some(service) = world.model.services.get(&key) else { continue };

@@ -1,23 +1,51 @@
 //! Every host that exists, from Services, ServiceEntries and announcements, found by any of its names.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::announced::Announced;
 use super::instances::{self, Instance, Workloads};
 use super::{NodeScope, Options, names};
 use crate::model::{ExportTo, Model, Object, PortProtocol, PortTarget, Resolution, Service, ServiceEntry};
-use crate::registry::Registration;
+use crate::registry::{Registration, Registrations};
+use crate::shards::Shards;
 
 /// The hosts of a mesh.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Catalog {
     /// By name; a name may be defined in several namespaces, the first that is visible counts.
-    hosts: HashMap<String, Vec<Arc<Host>>>,
+    hosts: Shards<String, Arc<[Arc<Host>]>>,
     /// Wildcard hosts, longest suffix first.
-    wildcards: Vec<Arc<Host>>,
-    by_ip: HashMap<IpAddr, String>,
+    wildcards: Arc<[Arc<Host>]>,
+    by_ip: Arc<HashMap<IpAddr, String>>,
+    defined: Arc<Defined>,
     pub(super) workloads: Workloads,
+}
+
+/// Which hosts the manifests define, and of whom they are made.
+#[derive(Debug, Default)]
+struct Defined {
+    /// ServiceEntries by host, oldest first.
+    entries: HashMap<String, Vec<Arc<Object<ServiceEntry>>>>,
+    /// Hosts whose selectors have this label, by namespace, label and value.
+    selecting: HashMap<(String, String, String), Vec<String>>,
+    /// Hosts whose selectors are empty and pick all, by namespace.
+    selecting_all: HashMap<String, Vec<String>>,
+}
+
+/// A registration before and after.
+pub(super) type Change<'a> = (Option<&'a Arc<Registration>>, Option<&'a Arc<Registration>>);
+
+/// What a change of registrations changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changed {
+    /// Hosts that may have other endpoints.
+    pub(crate) hosts: HashSet<String>,
+    /// Addresses at which somebody else may be.
+    pub(crate) addresses: HashSet<SocketAddr>,
+    /// Whether there are other hosts or ports than before.
+    pub(crate) names: bool,
 }
 
 /// One host.
@@ -70,48 +98,147 @@ impl Host {
     pub(super) fn port(&self, number: u16) -> Option<&HostPort> {
         self.ports.iter().find(|port| port.number == number)
     }
+
+    /// Whether it is the same but for who serves it. What manifests say of a host does not change with
+    /// registrations; its ports and whether there is a Service may.
+    fn same_ports(&self, other: &Self) -> bool {
+        let port = |port: &HostPort| (port.number, port.protocol, port.name.clone());
+        let same = self.ports.iter().map(port).eq(other.ports.iter().map(port));
+        same && (self.implicit, self.kubernetes, &self.namespace)
+            == (other.implicit, other.kubernetes, &other.namespace)
+    }
+}
+
+impl Defined {
+    fn build(model: &Model, options: &Options) -> Self {
+        let mut defined = Self::default();
+        for service in model.services.values() {
+            let hosts = [full_name(service, options)];
+            if !service.spec.selector.is_empty() {
+                defined.select(service.namespace(), &service.spec.selector, &hosts);
+            }
+        }
+        let mut entries: Vec<_> = model.service_entries.values().collect();
+        entries.sort_by_key(|entry| entry.seniority());
+        for entry in entries {
+            let hosts = &entry.spec.hosts;
+            hosts.iter().for_each(|host| defined.entries.entry(host.clone()).or_default().push(entry.clone()));
+            if let Some(selector) = &entry.spec.selector {
+                defined.select(entry.namespace(), selector, hosts);
+            }
+        }
+        defined
+    }
+
+    /// Notes a selector under its first label: who has all labels has that one.
+    fn select(&mut self, namespace: &str, selector: &BTreeMap<String, String>, hosts: &[String]) {
+        let list = match selector.iter().next() {
+            Some((key, value)) => self.selecting.entry((namespace.to_owned(), key.clone(), value.clone())).or_default(),
+            None => self.selecting_all.entry(namespace.to_owned()).or_default(),
+        };
+        list.extend(hosts.iter().cloned());
+    }
+
+    /// Adds the hosts that a registration may serve.
+    fn served_by(&self, registration: &Registration, options: &Options, hosts: &mut HashSet<String>) {
+        let namespace = &registration.namespace;
+        hosts.insert(names::fqdn(&registration.service, namespace, options));
+        hosts.extend(self.selecting_all.get(namespace).into_iter().flatten().cloned());
+        for (key, value) in &registration.labels {
+            let selecting = self.selecting.get(&(namespace.clone(), key.clone(), value.clone()));
+            hosts.extend(selecting.into_iter().flatten().cloned());
+        }
+    }
+}
+
+fn full_name(service: &Object<Service>, options: &Options) -> String {
+    names::fqdn(service.name(), service.namespace(), options)
 }
 
 impl Catalog {
-    pub(super) fn build(model: &Model, registrations: &[Registration], options: &Options) -> Self {
+    pub(super) fn build(model: &Model, registrations: &Registrations, options: &Options) -> Self {
         let workloads = Workloads::build(model, registrations, options);
-        let mut hosts: BTreeMap<(String, String), Host> = BTreeMap::new();
-        for service in model.services.values() {
-            let host = kubernetes(service, &workloads, options);
-            hosts.insert((host.name.clone(), host.namespace.clone()), host);
-        }
-        implicit(&mut hosts, &workloads, options);
-        let mut catalog = Self::default();
-        let mut entries: Vec<_> = model.service_entries.values().collect();
-        entries.sort_by_key(|entry| entry.seniority());
-        let mut external = Vec::new();
-        for entry in entries {
-            for name in &entry.spec.hosts {
-                let host = from_entry(entry, name, &workloads);
-                match hosts.get_mut(&(name.clone(), host.namespace.clone())) {
-                    Some(known) => decorate(known, host),
-                    None => external.push(host),
-                }
+        let mut catalog = Self { defined: Arc::new(Defined::build(model, options)), workloads, ..Self::default() };
+        let mut services: Vec<_> =
+            model.services.values().map(|service| (full_name(service, options), service)).collect();
+        services.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let mut by_ip = HashMap::new();
+        for (name, service) in &services {
+            for ip in &service.spec.cluster_ips {
+                by_ip.entry(*ip).or_insert_with(|| name.clone());
             }
         }
-        for host in hosts.into_values().chain(external) {
-            catalog.insert(host);
+        catalog.by_ip = Arc::new(by_ip);
+        let announced = registrations.values().map(|r| names::fqdn(&r.service, &r.namespace, options));
+        let services = services.into_iter().map(|(name, _)| name);
+        let all: BTreeSet<String> = services.chain(announced).chain(catalog.defined.entries.keys().cloned()).collect();
+        let mut wildcards = Vec::new();
+        for name in all {
+            let hosts = catalog.assemble(&name, model, options);
+            if name.starts_with('*') {
+                wildcards.extend(hosts);
+            } else {
+                catalog.hosts.insert(name, hosts.into());
+            }
         }
-        catalog.wildcards.sort_by_key(|host| std::cmp::Reverse(host.name.len()));
-        catalog.workloads = workloads;
+        wildcards.sort_by_key(|host| std::cmp::Reverse(host.name.len()));
+        catalog.wildcards = wildcards.into();
         catalog
     }
 
-    fn insert(&mut self, host: Host) {
-        for ip in &host.cluster_ips {
-            self.by_ip.entry(*ip).or_insert_with(|| host.name.clone());
+    /// The catalog after registrations changed, sharing what did not, and what did; `None` if so much may
+    /// have changed that it must be built anew.
+    pub(super) fn update(&self, changes: &[Change<'_>], model: &Model, options: &Options) -> Option<(Self, Changed)> {
+        let mut catalog = self.clone();
+        let mut changed = Changed::default();
+        for (before, after) in changes {
+            if let Some(before) = before {
+                catalog.workloads.announced.remove(before);
+            }
+            if let Some(after) = after {
+                catalog.workloads.announce(after, model, options);
+            }
+            for registration in before.iter().chain(after) {
+                changed.addresses.insert(registration.address);
+                self.defined.served_by(registration, options, &mut changed.hosts);
+            }
         }
-        let host = Arc::new(host);
-        if host.name.starts_with('*') {
-            self.wildcards.push(host);
-        } else {
-            self.hosts.entry(host.name.clone()).or_default().push(host);
+        for name in &changed.hosts {
+            if name.starts_with('*') {
+                return None;
+            }
+            let hosts: Arc<[Arc<Host>]> = catalog.assemble(name, model, options).into();
+            let before = self.hosts.get(name).map_or(&[][..], |hosts| hosts);
+            changed.names |= before.len() != hosts.len() || before.iter().zip(&*hosts).any(|(a, b)| !a.same_ports(b));
+            if hosts.is_empty() {
+                catalog.hosts.remove(name);
+            } else {
+                catalog.hosts.insert(name.clone(), hosts);
+            }
         }
+        Some((catalog, changed))
+    }
+
+    /// The hosts of that name, made from everything that speaks of it.
+    fn assemble(&self, name: &str, model: &Model, options: &Options) -> Vec<Arc<Host>> {
+        let workloads = &self.workloads;
+        let own = names::kubernetes_form(name, options);
+        let own = own.filter(|(service, namespace)| names::fqdn(service, namespace, options) == name);
+        let mut own = own.and_then(|(service, namespace)| {
+            match model.services.get(&(namespace.to_owned(), service.to_owned())) {
+                Some(defined) => Some(kubernetes(defined, workloads, options)),
+                None => implicit(name, workloads.announced.of_service(namespace, service)),
+            }
+        });
+        let mut external = Vec::new();
+        for entry in self.defined.entries.get(name).into_iter().flatten() {
+            let host = from_entry(entry, name, workloads);
+            match &mut own {
+                Some(known) if known.namespace == host.namespace => decorate(known, host),
+                _ => external.push(host),
+            }
+        }
+        own.into_iter().chain(external).map(Arc::new).collect()
     }
 
     /// The host of that full name (or under a wildcard), if the scope may see it.
@@ -152,9 +279,20 @@ impl Catalog {
         self.get(scope, host).map(|found| (host.to_owned(), found))
     }
 
+    /// Every host that the scope may see, wildcards too, by name.
+    pub(super) fn visible(&self, scope: &NodeScope) -> Vec<&Arc<Host>> {
+        let seen = |host: &&Arc<Host>| host.export_to.visible_to(&scope.namespace);
+        let exact = self.hosts.values().filter_map(|hosts| hosts.iter().find(seen));
+        let mut all: Vec<_> = exact.chain(self.wildcards.iter().filter(seen)).collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        // Of two wildcards of one name the first counts, as in `get`.
+        all.dedup_by(|a, b| a.name == b.name);
+        all
+    }
+
     /// Whether a host of that name exists for anybody.
     pub(super) fn exists(&self, name: &str) -> bool {
-        self.hosts.contains_key(name)
+        self.hosts.get(name).is_some()
             || self.wildcards.iter().any(|host| host.name == name || name.ends_with(&host.name[1..]))
     }
 }
@@ -192,30 +330,25 @@ fn kubernetes(service: &Object<Service>, workloads: &Workloads, options: &Option
     }
 }
 
-/// Services that only announcements speak of.
-fn implicit(hosts: &mut BTreeMap<(String, String), Host>, workloads: &Workloads, options: &Options) {
-    for announced in workloads.announced() {
+/// A service that only announcements speak of.
+fn implicit(name: &str, announced: &[Arc<Announced>]) -> Option<Host> {
+    let first = &announced.first()?.registration;
+    let mut host = Host {
+        name: name.to_owned(),
+        short: first.service.clone(),
+        namespace: first.namespace.clone(),
+        kubernetes: true,
+        implicit: true,
+        headless: false,
+        external: false,
+        resolution: Lookup::Known,
+        export_to: ExportTo::All,
+        cluster_ips: Vec::new(),
+        subject_alt_names: Vec::new(),
+        ports: Vec::new(),
+    };
+    for announced in announced {
         let registration = &announced.registration;
-        let (service, namespace) = (&registration.service, &registration.namespace);
-        let name = names::fqdn(service, namespace, options);
-        let key = (name.clone(), namespace.clone());
-        if hosts.get(&key).is_some_and(|host| !host.implicit) {
-            continue;
-        }
-        let host = hosts.entry(key).or_insert_with(|| Host {
-            name,
-            short: service.clone(),
-            namespace: namespace.clone(),
-            kubernetes: true,
-            implicit: true,
-            headless: false,
-            external: false,
-            resolution: Lookup::Known,
-            export_to: ExportTo::All,
-            cluster_ips: Vec::new(),
-            subject_alt_names: Vec::new(),
-            ports: Vec::new(),
-        });
         let number = registration.service_port;
         let at = host.ports.iter().position(|port| port.number == number).unwrap_or_else(|| {
             let protocol = PortProtocol::word(&registration.port_protocol).unwrap_or(PortProtocol::Unspecified);
@@ -226,6 +359,7 @@ fn implicit(hosts: &mut BTreeMap<(String, String), Host>, workloads: &Workloads,
         });
         host.ports[at].instances.push(announced.instance.clone());
     }
+    Some(host)
 }
 
 fn from_entry(entry: &Object<ServiceEntry>, name: &str, workloads: &Workloads) -> Host {

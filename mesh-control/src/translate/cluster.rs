@@ -1,18 +1,18 @@
 //! One cluster: a host's port, or a subset of it, with the client's DestinationRule.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use mesh_core::id::{ClusterName, SpiffeId};
 use mesh_core::policy::{
-    Balancer, CircuitBreakers, Cluster, ClusterTelemetry, ConnectionOptions, Discovery, Endpoint, Endpoints,
-    LocalityBalancing, LocalityEndpoints, MeshTls, OriginatedTls, PerMillion, StringMatch, StringMatcher,
+    Address, Balancer, CircuitBreakers, Cluster, ClusterTelemetry, ConnectionOptions, Discovery, Endpoint, Endpoints,
+    InboundTls, LocalityBalancing, LocalityEndpoints, MeshTls, OriginatedTls, PerMillion, StringMatch, StringMatcher,
     UpstreamProtocol, UpstreamTls,
 };
 
 use super::catalog::{Host, HostPort, Lookup};
 use super::instances::Instance;
-use super::{NodeScope, World, endpoints, names};
+use super::{NodeScope, World, endpoints, inbound, names};
 use crate::model::{ClientTls, ConnectionPool, PortPolicy, PortProtocol, Subset, TlsNames};
 
 /// The cluster of that name.
@@ -60,8 +60,8 @@ pub(super) fn cluster(world: &World, scope: &NodeScope, name: &str) -> Option<Cl
 fn passthrough(name: &str, host: &str, port: u16) -> Cluster {
     let mut cluster = Cluster::new(ClusterName::new(name));
     let address = match host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>() {
-        Ok(ip) => mesh_core::policy::Address::Socket((ip, port).into()),
-        Err(_) => mesh_core::policy::Address::Name { host: host.into(), port },
+        Ok(ip) => Address::Socket((ip, port).into()),
+        Err(_) => Address::Name { host: host.into(), port },
     };
     let endpoints = Endpoints {
         cluster: name.to_owned(),
@@ -128,11 +128,31 @@ fn tls(world: &World, host: &Host, port: &HostPort, parts: &names::Parts<'_>, po
                 PortProtocol::Https | PortProtocol::Tls if !in_mesh => {
                     UpstreamTls::Simple(originated(None, &host.name, &host.subject_alt_names))
                 }
+                _ if inside && refuses_plaintext(world, port) => {
+                    UpstreamTls::Mesh(mesh(None, &host.subject_alt_names, true))
+                }
                 _ if inside => UpstreamTls::Auto(mesh(None, &host.subject_alt_names, false)),
                 _ => UpstreamTls::Disable,
             }
         }
     }
+}
+
+/// Whether every endpoint of the port demands mutual TLS. Then clients need not tell one from the other, which
+/// stock gRPC cannot; istiod infers the same.
+fn refuses_plaintext(world: &World, port: &HostPort) -> bool {
+    // Endpoints of one workload are many and alike.
+    let mut seen = HashSet::new();
+    !port.instances.is_empty()
+        && port.instances.iter().all(|instance| {
+            let Address::Socket(address) = &instance.address else { return false };
+            let Instance { namespace, labels, .. } = instance;
+            let strict = || {
+                let mode = inbound::mode(&world.model, &world.options, namespace, labels, address.port());
+                mode == InboundTls::Strict
+            };
+            instance.metadata.mesh_tls && (!seen.insert((namespace, labels, address.port())) || strict())
+        })
 }
 
 fn originated(names: Option<&TlsNames>, host: &str, entry_names: &[String]) -> OriginatedTls {

@@ -14,7 +14,7 @@ use crate::model::{Model, MtlsMode, Object, PeerAuthentication};
 /// namespace, else the asking process itself, which asks before it announces.
 pub(super) fn listener(world: &World, scope: &NodeScope, name: &str) -> Option<InboundListener> {
     let address: SocketAddr = name.strip_prefix(names::INBOUND)?.parse().ok()?;
-    let announced = world.catalog.workloads.at(address).map(|announced| &announced.registration);
+    let announced = world.catalog.workloads.announced.at(address).map(|announced| &announced.registration);
     let labels = match announced {
         Some(registration) if registration.namespace == scope.namespace => &registration.labels,
         _ => &scope.labels,

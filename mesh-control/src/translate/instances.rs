@@ -7,12 +7,13 @@ use std::sync::Arc;
 use mesh_core::id::{Locality, Workload};
 use mesh_core::policy::{Address, EndpointMetadata, Health, InboundTls};
 
+use super::announced::{Announced, Announcements};
 use super::catalog::HostPort;
 use super::{Options, inbound};
 use crate::model::{
     EndpointSlice, EntryAddress, EntryEndpoint, Model, Object, PortTarget, Resolution, Service, ServiceEntry,
 };
-use crate::registry::Registration;
+use crate::registry::{Registration, Registrations};
 
 /// One endpoint of a port.
 #[derive(Clone, Debug)]
@@ -55,54 +56,40 @@ pub(super) fn includes(labels: &BTreeMap<String, String>, wanted: &BTreeMap<Stri
 }
 
 /// Workloads that selectors may pick, by namespace.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Workloads {
-    announced: Vec<Announced>,
-    announced_in: HashMap<String, Vec<usize>>,
-    announced_at: HashMap<std::net::SocketAddr, usize>,
-    entries_in: HashMap<String, Vec<(String, EntryEndpoint)>>,
+    pub(super) announced: Announcements,
+    entries_in: Arc<HashMap<String, Vec<(String, EntryEndpoint)>>>,
     /// By namespace and service.
-    slices: HashMap<(String, String), Vec<Arc<Object<EndpointSlice>>>>,
+    slices: Arc<HashMap<(String, String), Slices>>,
 }
 
-/// A process that announced itself.
-#[derive(Debug)]
-pub(super) struct Announced {
-    pub(super) registration: Registration,
-    pub(super) instance: Instance,
-}
+type Slices = Vec<Arc<Object<EndpointSlice>>>;
 
 impl Workloads {
-    pub(super) fn build(model: &Model, registrations: &[Registration], options: &Options) -> Self {
-        let mut workloads = Self::default();
+    pub(super) fn build(model: &Model, registrations: &Registrations, options: &Options) -> Self {
+        let mut entries_in: HashMap<_, Vec<_>> = HashMap::new();
         for entry in model.workload_entries.values() {
-            let list = workloads.entries_in.entry(entry.namespace().to_owned()).or_default();
+            let list = entries_in.entry(entry.namespace().to_owned()).or_default();
             list.push((entry.name().to_owned(), entry.spec.endpoint.clone()));
         }
+        let mut slices: HashMap<_, Slices> = HashMap::new();
         for slice in model.endpoint_slices.values() {
             let key = (slice.namespace().to_owned(), slice.spec.service.clone());
-            workloads.slices.entry(key).or_default().push(slice.clone());
+            slices.entry(key).or_default().push(slice.clone());
         }
-        for registration in registrations {
-            let instance = announced(registration, model, options);
-            let at = workloads.announced.len();
-            workloads.announced_in.entry(registration.namespace.clone()).or_default().push(at);
-            workloads.announced_at.insert(registration.address, at);
-            workloads.announced.push(Announced { registration: registration.clone(), instance });
+        let announced = Announcements::default();
+        let mut workloads = Self { announced, entries_in: Arc::new(entries_in), slices: Arc::new(slices) };
+        for registration in registrations.values() {
+            workloads.announce(registration, model, options);
         }
         workloads
     }
 
-    pub(super) fn announced(&self) -> impl Iterator<Item = &Announced> {
-        self.announced.iter()
-    }
-
-    pub(super) fn at(&self, address: std::net::SocketAddr) -> Option<&Announced> {
-        self.announced_at.get(&address).map(|at| &self.announced[*at])
-    }
-
-    fn announced_in(&self, namespace: &str) -> impl Iterator<Item = &Announced> {
-        self.announced_in.get(namespace).into_iter().flatten().map(|at| &self.announced[*at])
+    /// Takes a registration in, or in place of the one of the same key.
+    pub(super) fn announce(&mut self, registration: &Arc<Registration>, model: &Model, options: &Options) {
+        let instance = announced(registration, model, options);
+        self.announced.insert(Announced::new(registration.clone(), instance));
     }
 
     fn entries_in(&self, namespace: &str) -> impl Iterator<Item = &(String, EntryEndpoint)> {
@@ -155,14 +142,18 @@ pub(super) fn of_service(service: &Object<Service>, port: &mut HostPort, workloa
     for slice in workloads.slices.get(&key).into_iter().flatten() {
         from_slice(slice, spec.publish_not_ready, port);
     }
-    for announced in workloads.announced_in(namespace) {
-        let registration = &announced.registration;
-        let by_name = registration.service == service.name();
-        let by_labels = !spec.selector.is_empty() && includes(&registration.labels, &spec.selector);
-        let same_port = registration.service_port == port.number;
-        let same_target = port.target == PortTarget::Number(registration.address.port());
-        if (by_name && same_port) || (by_labels && (same_port || same_target)) {
-            port.instances.push(announced.instance.clone());
+    let by_name = workloads.announced.of_service(namespace, service.name());
+    let by_name = by_name.iter().filter(|announced| announced.registration.service_port == port.number);
+    port.instances.extend(by_name.map(|announced| announced.instance.clone()));
+    if !spec.selector.is_empty() {
+        for announced in workloads.announced.selected(namespace, &spec.selector) {
+            let registration = &announced.registration;
+            let same_port = registration.service_port == port.number;
+            let by_name = registration.service == service.name() && same_port;
+            // Those of that name are there already.
+            if !by_name && (same_port || port.target == PortTarget::Number(registration.address.port())) {
+                port.instances.push(announced.instance.clone());
+            }
         }
     }
     if !spec.selector.is_empty() {
@@ -185,12 +176,9 @@ pub(super) fn of_entry(entry: &Object<ServiceEntry>, host: &str, port: &mut Host
         for (name, endpoint) in workloads.entries_in(namespace).filter(|(_, e)| includes(&e.labels, selector)) {
             port.instances.extend(from_endpoint(endpoint, Some(name), namespace, port));
         }
-        for announced in workloads.announced_in(namespace) {
-            let registration = &announced.registration;
-            if includes(&registration.labels, selector) && registration.service_port == port.number {
-                port.instances.push(announced.instance.clone());
-            }
-        }
+        let of_port = workloads.announced.selected(namespace, selector).into_iter();
+        let of_port = of_port.filter(|announced| announced.registration.service_port == port.number);
+        port.instances.extend(of_port.map(|announced| announced.instance.clone()));
     } else if spec.endpoints.is_empty() && spec.resolution != Resolution::Static {
         port.instances.push(Instance::named(host, target_number(port)));
     }

@@ -8,31 +8,37 @@
 //! listener("reviews:9080")  → routes   "outbound|9080||reviews.default.svc.cluster.local"
 //!                           → clusters "outbound|9080|v1|reviews.default.svc.cluster.local" → endpoints of that name
 //! inbound  "xds.istio.io/grpc/lds/inbound/10.0.0.7:9080"
+//! proxy    listener "127.0.0.1:9080" → routes "9080" → all clusters of its namespace
 //! ```
 
 mod analyze;
+mod announced;
 mod catalog;
 mod cluster;
 mod endpoints;
 mod inbound;
 mod instances;
 mod names;
+mod proxy;
 mod routes;
 mod rules;
 mod virtual_services;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
 
 use mesh_core::id::{Locality, TrustDomain};
 use mesh_core::policy::{Cluster, Endpoints, InboundListener, Listener, RouteConfiguration};
 
 use self::catalog::Catalog;
+pub(crate) use self::catalog::Changed;
+pub use self::proxy::ProxyListener;
 use self::rules::Rules;
 use self::virtual_services::VirtualServices;
 use crate::finding::Finding;
 use crate::model::{Model, Object, TrafficSplit};
-use crate::registry::Registration;
+use crate::registry::{self, Registration, Registrations};
 
 /// Mesh-wide settings (Istio's MeshConfig), with Istio's defaults.
 #[derive(Clone, Debug)]
@@ -71,6 +77,24 @@ pub struct NodeScope {
     pub labels: BTreeMap<String, String>,
     /// Where it runs: locality failover.
     pub locality: Locality,
+    /// In which form it wants its configuration. Default [`Dialect::Proxyless`].
+    pub dialect: Dialect,
+    /// On which address a proxy wants an HTTP listener for each port of the mesh. Default none: its
+    /// listeners are in its bootstrap.
+    pub outbound_listen: Option<IpAddr>,
+    /// Directory of the files in which a proxy finds its secrets, as `mesh cert issue` writes them. Default none:
+    /// they are in its bootstrap, under the same names.
+    pub secrets: Option<Arc<str>>,
+}
+
+/// What kind of data plane a node is; each takes the same policy in a form of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// gRPC's xDS clients and this library: they name each destination they call.
+    #[default]
+    Proxyless,
+    /// An Envoy proxy: it asks for everything at once (`*`).
+    Envoy,
 }
 
 impl NodeScope {
@@ -84,14 +108,18 @@ impl NodeScope {
 #[derive(Debug)]
 pub struct World {
     options: Options,
-    model: Model,
+    model: Arc<Model>,
+    registrations: Registrations,
     catalog: Catalog,
-    rules: Rules,
-    virtual_services: VirtualServices,
+    rules: Arc<Rules>,
+    virtual_services: Arc<VirtualServices>,
     /// The oldest TrafficSplit of each `(namespace, root service)`.
-    splits: HashMap<(String, String), Arc<Object<TrafficSplit>>>,
-    findings: Vec<Finding>,
+    splits: Arc<Splits>,
+    /// Found when somebody asks: a change can be served before it is analysed.
+    findings: OnceLock<Vec<Finding>>,
 }
+
+type Splits = HashMap<(String, String), Arc<Object<TrafficSplit>>>;
 
 impl World {
     /// Indexes a model and the running processes, with Istio's default settings.
@@ -101,20 +129,51 @@ impl World {
 
     /// Indexes a model and the running processes.
     pub fn build_with(model: &Model, registrations: &[Registration], options: Options) -> Self {
-        let catalog = Catalog::build(model, registrations, &options);
-        let rules = Rules::build(model, &options);
-        let virtual_services = VirtualServices::build(model, &options);
-        let splits = oldest_splits(model);
-        let (model, findings) = (model.clone(), Vec::new());
-        let mut world = Self { options, model, catalog, rules, virtual_services, splits, findings };
-        world.findings = world.model.findings().to_vec();
-        world.findings.extend(analyze::findings(&world));
-        world
+        Self::of(Arc::new(model.clone()), registry::table_of(registrations), options)
+    }
+
+    /// Indexes without copying.
+    pub(crate) fn of(model: Arc<Model>, registrations: Registrations, options: Options) -> Self {
+        let catalog = Catalog::build(&model, &registrations, &options);
+        let rules = Arc::new(Rules::build(&model, &options));
+        let virtual_services = Arc::new(VirtualServices::build(&model, &options));
+        let splits = Arc::new(oldest_splits(&model));
+        Self { options, model, registrations, catalog, rules, virtual_services, splits, findings: OnceLock::new() }
+    }
+
+    /// Whether it is made of that very model.
+    pub(crate) fn is_of(&self, model: &Arc<Model>) -> bool {
+        Arc::ptr_eq(&self.model, model)
+    }
+
+    /// The world of the same manifests after registrations changed, which shares what did not, and what
+    /// did; `None` for that = anything.
+    pub(crate) fn with_registrations(&self, now: Registrations) -> (Self, Option<Changed>) {
+        let differing = now.differing(&self.registrations, |a, b| Arc::ptr_eq(a, b) || a == b);
+        let changes: Vec<_> = differing.into_iter().map(|key| (self.registrations.get(key), now.get(key))).collect();
+        let Some((catalog, changed)) = self.catalog.update(&changes, &self.model, &self.options) else {
+            return (Self::of(self.model.clone(), now, self.options.clone()), None);
+        };
+        let world = Self {
+            options: self.options.clone(),
+            model: self.model.clone(),
+            registrations: now,
+            catalog,
+            rules: self.rules.clone(),
+            virtual_services: self.virtual_services.clone(),
+            splits: self.splits.clone(),
+            findings: OnceLock::new(),
+        };
+        (world, Some(changed))
     }
 
     /// What reading, validation and cross-object analysis had to say.
     pub fn findings(&self) -> &[Finding] {
-        &self.findings
+        self.findings.get_or_init(|| {
+            let mut findings = self.model.findings().to_vec();
+            findings.extend(analyze::findings(self));
+            findings
+        })
     }
 
     /// The listener of a destination as dialled, `reviews:9080`; `None` = no such destination for this
@@ -129,7 +188,8 @@ impl World {
         routes::why_missing(self, scope, name)
     }
 
-    /// A route configuration, `outbound|9080||reviews.default.svc.cluster.local`.
+    /// A route configuration, `outbound|9080||reviews.default.svc.cluster.local`; for a proxy also that of
+    /// all hosts of a port, `9080`.
     pub fn routes(&self, scope: &NodeScope, name: &str) -> Option<RouteConfiguration> {
         routes::configuration(self, scope, name)
     }
@@ -151,7 +211,25 @@ impl World {
     }
 }
 
-fn oldest_splits(model: &Model) -> HashMap<(String, String), Arc<Object<TrafficSplit>>> {
+/// What only proxies ask for.
+impl World {
+    /// The names of every cluster a proxy may see; none for a proxyless client.
+    pub fn proxy_clusters(&self, scope: &NodeScope) -> Vec<String> {
+        proxy::clusters(self, scope)
+    }
+
+    /// The names of the listeners that a proxy asked for with [`NodeScope::outbound_listen`].
+    pub fn proxy_listeners(&self, scope: &NodeScope) -> Vec<String> {
+        proxy::listeners(self, scope)
+    }
+
+    /// One of those listeners, `127.0.0.1:9080`.
+    pub fn proxy_listener(&self, scope: &NodeScope, name: &str) -> Option<ProxyListener> {
+        proxy::listener(self, scope, name)
+    }
+}
+
+fn oldest_splits(model: &Model) -> Splits {
     let mut splits: Vec<_> = model.traffic_splits.values().collect();
     splits.sort_by_key(|split| split.seniority());
     let mut oldest = HashMap::new();

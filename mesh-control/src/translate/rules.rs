@@ -112,6 +112,11 @@ impl<'a> Joined<'a> {
         self.subsets.iter().find(|subset| subset.name == name).copied()
     }
 
+    /// The names of all subsets.
+    pub(super) fn subset_names(&self) -> impl Iterator<Item = &'a str> {
+        self.subsets.iter().map(|subset| subset.name.as_str())
+    }
+
     /// The blocks for a port and a subset. A port entry replaces everything; a subset's blocks replace
     /// one by one; a subset's port entry replaces everything again.
     pub(super) fn policy(&self, port: u16, subset: Option<&Subset>) -> PortPolicy {

@@ -1,6 +1,7 @@
 //! The rules of translation that golden files show badly: who sees what, who wins, what fails.
 
 mod endpoints;
+mod proxy;
 
 use std::collections::BTreeMap;
 

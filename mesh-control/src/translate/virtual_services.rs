@@ -50,6 +50,12 @@ impl VirtualServices {
         self.exact.get(host).into_iter().chain(wildcards).find_map(|list| visible(list).map(|at| &list[at]))
     }
 
+    /// Every host that some VirtualService speaks of.
+    pub(super) fn hosts(&self) -> impl Iterator<Item = String> {
+        let wildcards = self.wildcards.keys().map(|suffix| format!("*{}", suffix.0.1));
+        self.exact.keys().cloned().chain(wildcards)
+    }
+
     /// Hosts that more than one VirtualService claims, with those that claim them, oldest first.
     pub(super) fn contested(&self) -> impl Iterator<Item = (String, &[Entry])> {
         let exact = self.exact.iter().map(|(host, list)| (host.clone(), list.as_slice()));

@@ -4,13 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_types::pb::envoy::service::discovery::v3::DiscoveryResponse;
 use mesh_core::policy::{
     Cluster, DropOverload, Endpoints, HeaderPolicy, Listener, PerMillion, RouteConfiguration, RouteSource, VirtualHost,
 };
-use mesh_discovery::codec;
 
-use super::{Kind, Published, Resource, Resources};
+use super::{Cache, Kind, Resource, Resources, Touched};
 use crate::translate::NodeScope;
 
 /// The same resources for every scope.
@@ -43,14 +41,25 @@ impl Fake {
         self
     }
 
-    pub(super) fn publish(&self, version: &str) -> Arc<Published> {
-        Arc::new(Published::new(version.to_owned(), Arc::new(self.clone())))
+    /// A cache with these resources as its first revision.
+    pub(super) fn cache(&self) -> Arc<Cache> {
+        Cache::new("1".to_owned(), Arc::new(self.clone()))
+    }
+
+    /// These resources as the next revision.
+    pub(super) fn publish(&self, cache: &Cache, version: &str) {
+        let resources: Arc<dyn Resources> = Arc::new(self.clone());
+        cache.publish(version.to_owned(), &resources, &Touched::All);
     }
 }
 
 impl Resources for Fake {
     fn resource(&self, _: &NodeScope, kind: Kind, name: &str) -> Option<Resource> {
         self.0.get(&(kind, name.to_owned())).cloned()
+    }
+
+    fn wildcard(&self, _: &NodeScope, kind: Kind) -> Vec<String> {
+        self.0.keys().filter(|(of, _)| *of == kind).map(|(_, name)| name.clone()).collect()
     }
 }
 
@@ -69,9 +78,4 @@ fn routes(name: &str, edition: u32) -> RouteConfiguration {
     };
     let headers = HeaderPolicy::default();
     RouteConfiguration { name: name.into(), virtual_hosts: vec![host], headers, retry_budget: None }
-}
-
-/// Names of a response's resources.
-pub(super) fn names(response: &DiscoveryResponse) -> Vec<String> {
-    response.resources.iter().map(|any| codec::resource_name(&response.type_url, any).unwrap()).collect()
 }

@@ -1,29 +1,34 @@
-//! The xDS server: one aggregated stream per client, state of the world.
+//! The xDS server: one aggregated stream per client, state of the world or incremental (delta).
 //!
 //! ```text
-//! World (pure) → Published (one revision, encoded once) → Session (one stream's memory) → service (gRPC)
+//! World (pure) → Cache (one revision, encoded once) → Session (one stream's memory) → stream → service (gRPC)
 //! ```
 //!
-//! Clients name what they want, as gRPC's and this library's do. A wildcard subscription (an empty
-//! first LDS or CDS request, or `*`) is answered with an empty set: this server has no configuration
-//! that a proxy would have to take in without asking. Refuses to know manifests.
+//! Proxyless clients name what they want; a proxy subscribes to everything its node may see (`*`).
+//! Refuses to know manifests.
 
+mod cache;
+mod encoded;
+mod message;
 mod nodes;
-mod published;
 mod scope;
 mod service;
 mod session;
+mod stream;
 
-pub(crate) use self::nodes::Nodes;
-pub use self::nodes::{NackStatus, NodeStatus, TypeStatus};
-pub(crate) use self::published::Published;
+pub(crate) use self::cache::{Cache, Touched};
+pub use self::nodes::{NackStatus, NodeStatus, ResourceStatus, TypeStatus};
+pub(crate) use self::nodes::{NodeEntry, Nodes};
+pub(crate) use self::scope::scope_of;
 pub(crate) use self::service::AggregatedService;
+
+use std::net::SocketAddr;
 
 use envoy_types::pb::google::protobuf::Any;
 use mesh_core::policy::{Cluster, Endpoints, InboundListener, Listener, RouteConfiguration};
 use mesh_discovery::codec;
 
-use crate::translate::{NodeScope, World};
+use crate::translate::{Dialect, NodeScope, ProxyListener, World};
 
 /// The four kinds of resource, in the order in which a change is pushed: what is referred to comes
 /// before what refers to it (make before break).
@@ -33,6 +38,17 @@ pub(crate) enum Kind {
     Endpoints,
     Listener,
     Routes,
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Cluster => "cluster",
+            Self::Endpoints => "load assignment",
+            Self::Listener => "listener",
+            Self::Routes => "route configuration",
+        })
+    }
 }
 
 impl Kind {
@@ -63,23 +79,30 @@ impl Kind {
 }
 
 /// One resource's policy, as a client is told it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub(crate) enum Resource {
     Cluster(Box<Cluster>),
     Endpoints(Endpoints),
     Listener(Listener),
     Inbound(InboundListener),
+    Proxy(ProxyListener),
     Routes(RouteConfiguration),
 }
 
 impl Resource {
-    fn encode(&self) -> Any {
-        match self {
-            Self::Cluster(cluster) => codec::encode_cluster(cluster),
-            Self::Endpoints(endpoints) => codec::encode_endpoints(endpoints),
-            Self::Listener(listener) => codec::encode_listener(listener),
-            Self::Inbound(listener) => codec::encode_inbound(listener),
-            Self::Routes(routes) => codec::encode_routes(routes),
+    /// The form in which nodes of this scope take it.
+    fn encode(&self, scope: &NodeScope) -> Any {
+        match (self, scope.dialect) {
+            (Self::Cluster(cluster), Dialect::Envoy) => codec::envoy::encode_cluster(cluster, scope.secrets.as_deref()),
+            (Self::Cluster(cluster), Dialect::Proxyless) => codec::encode_cluster(cluster),
+            (Self::Routes(routes), Dialect::Envoy) => codec::envoy::encode_routes(routes),
+            (Self::Routes(routes), Dialect::Proxyless) => codec::encode_routes(routes),
+            (Self::Endpoints(endpoints), _) => codec::encode_endpoints(endpoints),
+            (Self::Listener(listener), _) => codec::encode_listener(listener),
+            (Self::Inbound(listener), _) => codec::encode_inbound(listener),
+            (Self::Proxy(listener), _) => {
+                codec::envoy::encode_proxy_listener(&listener.name, listener.address, &listener.routes)
+            }
         }
     }
 }
@@ -88,7 +111,37 @@ impl Resource {
 pub(crate) trait Resources: Send + Sync + 'static {
     /// What a node of `scope` is told under `name`; `None` if it does not exist for that node.
     fn resource(&self, scope: &NodeScope, kind: Kind, name: &str) -> Option<Resource>;
+
+    /// The names that a wildcard subscription (`*`, or an empty first LDS or CDS request) of such a node
+    /// covers, sorted. Default none: proxyless clients name what they want.
+    fn wildcard(&self, _scope: &NodeScope, _kind: Kind) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Why such a node is not told anything under `name`, and what to do.
+    fn why_missing(&self, _scope: &NodeScope, kind: Kind, name: &str) -> String {
+        format!("there is no {kind} {name:?}")
+    }
 }
+
+/// What a resource is made from, so that a revision which changed little need not look at the others:
+/// the host of a cluster and its endpoints, the address of an inbound listener, and [`HOSTS`] for the
+/// rest, which depends on what hosts there are and not on who serves them.
+pub(crate) fn subject(kind: Kind, name: &str) -> &str {
+    match kind {
+        Kind::Cluster | Kind::Endpoints => name.rsplit_once('|').map_or(name, |(_, host)| host),
+        Kind::Routes => HOSTS,
+        Kind::Listener => match name.strip_prefix(INBOUND_PREFIX) {
+            // Written in another way than addresses are, it would not be found again.
+            Some(text) if text.parse::<SocketAddr>().is_ok_and(|address| address.to_string() == text) => text,
+            Some(_) => cache::ALWAYS,
+            None => HOSTS,
+        },
+    }
+}
+
+/// The subject of what depends on which hosts and ports there are.
+pub(crate) const HOSTS: &str = "";
 
 /// How server-side listeners are named (the template of the gRPC bootstrap, as istiod fills it).
 const INBOUND_PREFIX: &str = "xds.istio.io/grpc/lds/inbound/";
@@ -100,7 +153,25 @@ impl Resources for World {
             Kind::Endpoints => self.endpoints(scope, name).map(Resource::Endpoints),
             Kind::Routes => self.routes(scope, name).map(Resource::Routes),
             Kind::Listener if name.starts_with(INBOUND_PREFIX) => self.inbound(scope, name).map(Resource::Inbound),
-            Kind::Listener => self.listener(scope, name).map(Resource::Listener),
+            Kind::Listener => self
+                .proxy_listener(scope, name)
+                .map(Resource::Proxy)
+                .or_else(|| self.listener(scope, name).map(Resource::Listener)),
+        }
+    }
+
+    fn wildcard(&self, scope: &NodeScope, kind: Kind) -> Vec<String> {
+        match kind {
+            Kind::Cluster => self.proxy_clusters(scope),
+            Kind::Listener => self.proxy_listeners(scope),
+            Kind::Endpoints | Kind::Routes => Vec::new(),
+        }
+    }
+
+    fn why_missing(&self, scope: &NodeScope, kind: Kind, name: &str) -> String {
+        match kind {
+            Kind::Listener if !name.starts_with(INBOUND_PREFIX) => World::why_missing(self, scope, name),
+            _ => format!("there is no {kind} {name:?} for namespace {}", scope.namespace),
         }
     }
 }
@@ -110,15 +181,31 @@ impl Resources for World {
 pub(crate) struct Limits {
     /// Names of one type on one stream.
     pub(crate) names: usize,
+    /// Bytes of one name.
+    pub(crate) name_bytes: usize,
     /// Streams of all clients together.
     pub(crate) streams: usize,
+    /// Streams of one identity; those on the plaintext listener count as one.
+    pub(crate) streams_of_one: usize,
     /// Bytes of one request.
     pub(crate) request_bytes: usize,
+    /// Requests of one stream that are taken in at once, and then in each second. Those beyond wait.
+    pub(crate) requests: (u32, u32),
+    /// Bytes of one response, where the protocol lets it be sent in parts. gRPC clients take 4 MiB.
+    pub(crate) response_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { names: 10_000, streams: 20_000, request_bytes: 4 << 20 }
+        Self {
+            names: 10_000,
+            name_bytes: 4_096,
+            streams: 20_000,
+            streams_of_one: 5_000,
+            request_bytes: 4 << 20,
+            requests: (5_000, 500),
+            response_bytes: 2 << 20,
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! [`Nodes`]: who is connected, what each was sent and accepted, and how many streams there may be.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,18 +8,29 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use mesh_core::id::SpiffeId;
 use parking_lot::Mutex;
 use serde::Serialize;
+use tonic::Status;
+
+use super::Limits;
+use super::session::{Form, Session};
+use crate::runtime::Peer;
 
 /// One connected client.
 #[derive(Clone, Debug, Serialize)]
 pub struct NodeStatus {
     /// What it calls itself (`node.id`): a hint.
     pub node: String,
+    /// What software it says it is, such as `envoy`: a hint.
+    pub user_agent: String,
     /// Who it proved to be; none on the plaintext listener.
     pub identity: Option<SpiffeId>,
     /// Namespace whose configuration it gets.
     pub namespace: String,
     /// From where it is connected.
     pub address: SocketAddr,
+    /// `state-of-the-world` or `delta`.
+    pub protocol: &'static str,
+    /// Whether it has accepted the newest of everything it asked for.
+    pub in_sync: bool,
     /// What it asked for, by type.
     pub types: Vec<TypeStatus>,
 }
@@ -29,6 +40,8 @@ pub struct NodeStatus {
 pub struct TypeStatus {
     /// xDS type URL.
     pub type_url: &'static str,
+    /// Whether it asked for everything.
+    pub wildcard: bool,
     /// Names asked for.
     pub subscribed: usize,
     /// Names it was sent.
@@ -39,8 +52,27 @@ pub struct TypeStatus {
     pub version_sent: String,
     /// Version it last accepted.
     pub version_acked: String,
+    /// Whether the last response is not answered yet.
+    pub waiting: bool,
+    /// Resources that changed since the last response, to be sent once it is answered.
+    pub due: usize,
     /// Its refusal of the last response.
     pub nack: Option<NackStatus>,
+    /// Each name, where asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Vec<ResourceStatus>>,
+}
+
+/// One resource of one client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ResourceStatus {
+    /// Its name.
+    pub name: String,
+    /// The version last sent; empty = none.
+    pub version: String,
+    /// `requested`, `missing` (it does not exist), `sent`, `accepted`, or `refused` (it was in a response
+    /// that the client refused; the reason names those that are bad).
+    pub state: &'static str,
 }
 
 /// A refused response.
@@ -55,56 +87,143 @@ pub struct NackStatus {
 }
 
 /// Every open stream.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Nodes {
-    open: Mutex<BTreeMap<u64, Option<NodeStatus>>>,
-    opened: AtomicU64,
+    open: Mutex<Open>,
     pub(crate) pushes: AtomicU64,
+    pub(crate) acks: AtomicU64,
     pub(crate) nacks: AtomicU64,
+    pub(crate) refused: AtomicU64,
+}
+
+#[derive(Default)]
+struct Open {
+    streams: BTreeMap<u64, Arc<Mutex<Node>>>,
+    /// How many each identity has.
+    by_identity: HashMap<Option<SpiffeId>, usize>,
+    last: u64,
+}
+
+/// One stream, shared by the task that serves it and whoever asks how it stands.
+pub(crate) struct Node {
+    pub(crate) peer: Peer,
+    /// `node.id`.
+    pub(crate) id: String,
+    pub(crate) user_agent: String,
+    /// None until the first request has said who asks.
+    pub(crate) session: Option<Session>,
 }
 
 impl Nodes {
-    /// Takes a stream in, unless there are `limit` of them.
-    pub(crate) fn enter(self: &Arc<Self>, limit: usize) -> Option<NodeEntry> {
+    /// Takes a stream in, unless there are too many.
+    pub(crate) fn enter(self: &Arc<Self>, peer: &Peer, limits: &Limits) -> Result<NodeEntry, Status> {
         let mut open = self.open.lock();
-        if open.len() >= limit {
-            return None;
+        let identity = peer.caller.identity().cloned();
+        let own = open.by_identity.get(&identity).copied().unwrap_or_default();
+        let refusal = if open.streams.len() >= limits.streams {
+            Some(format!("the control plane serves {} streams already; try again later", limits.streams))
+        } else if own >= limits.streams_of_one {
+            let whose = identity.as_ref().map_or("clients without a certificate".to_owned(), ToString::to_string);
+            Some(format!("{whose} has {own} streams already; close some, or use one for each process"))
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            drop(open);
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(Status::resource_exhausted(refusal));
         }
-        let id = self.opened.fetch_add(1, Ordering::Relaxed);
-        open.insert(id, None);
-        Some(NodeEntry { nodes: self.clone(), id })
+        open.last += 1;
+        let id = open.last;
+        *open.by_identity.entry(identity.clone()).or_default() += 1;
+        let node = Node { peer: peer.clone(), id: String::new(), user_agent: String::new(), session: None };
+        let node = Arc::new(Mutex::new(node));
+        open.streams.insert(id, node.clone());
+        drop(open);
+        Ok(NodeEntry { nodes: self.clone(), id, identity, node })
     }
 
-    /// The clients that have said who they are, longest connected first.
-    pub(crate) fn list(&self) -> Vec<NodeStatus> {
-        self.open.lock().values().flatten().cloned().collect()
+    /// The clients that have said who they are, longest connected first; with `resources` of those whose
+    /// `node.id` is `only`, each with every name.
+    pub(crate) fn list(&self, only: Option<&str>, resources: bool) -> Vec<NodeStatus> {
+        // Not under one lock: streams go on while others are written down.
+        let streams: Vec<_> = self.open.lock().streams.values().cloned().collect();
+        let wanted = |node: &Node| only.is_none_or(|only| node.id == only);
+        streams.iter().filter_map(|node| Some(node.lock()).filter(|node| wanted(node))?.status(resources)).collect()
     }
 
     /// Streams open now.
     pub(crate) fn streams(&self) -> usize {
-        self.open.lock().len()
+        self.open.lock().streams.len()
+    }
+}
+
+impl Node {
+    fn status(&self, resources: bool) -> Option<NodeStatus> {
+        let session = self.session.as_ref()?;
+        let types = session.status(resources);
+        let behind = |ty: &TypeStatus| ty.waiting || ty.due > 0 || ty.nack.is_some();
+        Some(NodeStatus {
+            node: self.id.clone(),
+            user_agent: self.user_agent.clone(),
+            identity: self.peer.caller.identity().cloned(),
+            namespace: session.scope().namespace.clone(),
+            address: self.peer.address,
+            protocol: match session.form() {
+                Form::State => "state-of-the-world",
+                Form::Delta => "delta",
+            },
+            in_sync: !types.iter().any(behind),
+            types,
+        })
     }
 }
 
 /// One stream's place in [`Nodes`]; dropping it takes the stream out.
-#[derive(Debug)]
 pub(crate) struct NodeEntry {
-    nodes: Arc<Nodes>,
+    pub(crate) nodes: Arc<Nodes>,
+    pub(crate) node: Arc<Mutex<Node>>,
+    identity: Option<SpiffeId>,
     id: u64,
-}
-
-impl NodeEntry {
-    pub(crate) fn update(&self, status: NodeStatus) {
-        self.nodes.open.lock().insert(self.id, Some(status));
-    }
-
-    pub(crate) fn nodes(&self) -> &Nodes {
-        &self.nodes
-    }
 }
 
 impl Drop for NodeEntry {
     fn drop(&mut self) {
-        self.nodes.open.lock().remove(&self.id);
+        let mut open = self.nodes.open.lock();
+        open.streams.remove(&self.id);
+        if let Some(count) = open.by_identity.get_mut(&self.identity) {
+            *count -= 1;
+            if *count == 0 {
+                open.by_identity.remove(&self.identity);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::Caller;
+
+    fn peer(account: &str) -> Peer {
+        let id = format!("spiffe://cluster.local/ns/default/sa/{account}");
+        Peer { address: ([127, 0, 0, 1], 1).into(), caller: Caller::Workload(id.parse().unwrap()) }
+    }
+
+    #[test]
+    fn streams_are_bounded_in_total_and_for_each_identity() {
+        let limits = Limits { streams: 3, streams_of_one: 2, ..Limits::default() };
+        let nodes = Arc::new(Nodes::default());
+        let enter = |account: &str| nodes.enter(&peer(account), &limits);
+        let (first, _second) = (enter("a").unwrap(), enter("a").unwrap());
+        let refused = enter("a").err().unwrap();
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+        assert!(refused.message().contains("/sa/a has 2 streams"), "{}", refused.message());
+        let _other = enter("b").unwrap();
+        let refused = enter("c").err().unwrap();
+        assert!(refused.message().contains("serves 3 streams already"), "{}", refused.message());
+        drop(first);
+        assert!(enter("a").is_ok(), "the control: there is room again");
+        assert_eq!((nodes.streams(), nodes.refused.load(Ordering::Relaxed)), (2, 2), "and that one is gone too");
     }
 }

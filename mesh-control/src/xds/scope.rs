@@ -9,16 +9,17 @@ use mesh_core::id::Locality;
 use tonic::Status;
 
 use crate::runtime::Caller;
-use crate::translate::NodeScope;
+use crate::translate::{Dialect, NodeScope};
 
 /// Labels beyond these bounds are left out.
 const MAX_LABELS: usize = 64;
 const MAX_TEXT: usize = 253;
+const MAX_PATH: usize = 1024;
 
 /// The scope of a stream. Over TLS the namespace is the certificate's, whatever the node says
 /// (CVE-2026-31838 is what happens otherwise); on the plaintext listener it is the node's metadata
 /// `NAMESPACE`, or `default`.
-pub(super) fn scope_of(caller: &Caller, node: Option<&Node>) -> Result<NodeScope, Status> {
+pub(crate) fn scope_of(caller: &Caller, node: Option<&Node>) -> Result<NodeScope, Status> {
     let metadata = node.and_then(|node| node.metadata.as_ref());
     let claimed = metadata.and_then(|metadata| text(metadata.fields.get("NAMESPACE")));
     let namespace = match caller {
@@ -40,7 +41,25 @@ pub(super) fn scope_of(caller: &Caller, node: Option<&Node>) -> Result<NodeScope
             namespace.to_owned()
         }
     };
-    Ok(NodeScope { namespace, labels: labels(metadata), locality: locality(node) })
+    // On which of its addresses a proxy listens and where its files are: its own affair, as it is told to itself.
+    let outbound_listen = metadata.and_then(|metadata| text(metadata.fields.get("OUTBOUND_LISTEN"))?.parse().ok());
+    let secrets = metadata.and_then(|metadata| text(metadata.fields.get("SDS"))).filter(|path| is_directory(path));
+    let (labels, locality, dialect) = (labels(metadata), locality(node), dialect(node));
+    Ok(NodeScope { namespace, labels, locality, dialect, outbound_listen, secrets: secrets.map(Into::into) })
+}
+
+/// Whether it can be the directory of a proxy's files; that it is one only the proxy can tell.
+fn is_directory(path: &str) -> bool {
+    path.starts_with('/') && path.len() <= MAX_PATH
+}
+
+/// As Envoy says of itself; a hint like the rest of the node, for it only decides the form of what is
+/// sent.
+fn dialect(node: Option<&Node>) -> Dialect {
+    match node {
+        Some(node) if node.user_agent_name == "envoy" => Dialect::Envoy,
+        _ => Dialect::Proxyless,
+    }
 }
 
 fn labels(metadata: Option<&Struct>) -> BTreeMap<String, String> {
@@ -109,6 +128,32 @@ mod tests {
         // The control: where nothing is proved, the claim counts.
         assert_eq!(scope_of(&Caller::Insecure, Some(&node())).unwrap().namespace, "prod");
         assert_eq!(scope_of(&Caller::Insecure, None).unwrap().namespace, "default");
+    }
+
+    #[test]
+    fn what_a_proxy_says_of_its_own_machine_is_taken_if_it_can_be_meant() {
+        let of = |listen: &str, files: &str| {
+            let text = |text: &str| value(ValueKind::StringValue(text.to_owned()));
+            let fields = HashMap::from([("OUTBOUND_LISTEN".to_owned(), text(listen)), ("SDS".to_owned(), text(files))]);
+            let node = Node { metadata: Some(Struct { fields }), ..Node::default() };
+            let scope = scope_of(&Caller::Insecure, Some(&node)).unwrap();
+            (scope.outbound_listen, scope.secrets)
+        };
+        assert_eq!(of("127.0.0.1", "/certs"), (Some([127, 0, 0, 1].into()), Some("/certs".into())));
+        assert_eq!(of("everywhere", "certs"), (None, None));
+        assert_eq!(of("", &format!("/{}", "x".repeat(MAX_PATH))), (None, None));
+    }
+
+    #[test]
+    fn an_envoy_is_told_by_its_user_agent() {
+        let of = |name: &str| {
+            let node = Node { user_agent_name: name.to_owned(), ..Node::default() };
+            scope_of(&Caller::Insecure, Some(&node)).unwrap().dialect
+        };
+        assert_eq!(
+            [of("envoy"), of("gRPC C-core Linux"), of("")],
+            [Dialect::Envoy, Dialect::Proxyless, Dialect::Proxyless]
+        );
     }
 
     #[test]

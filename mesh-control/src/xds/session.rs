@@ -1,250 +1,247 @@
-//! [`Session`]: what one stream has asked for, been sent and accepted. Pure: requests and revisions go
-//! in, responses come out.
+//! [`Session`]: what one stream has asked for, been sent and accepted, in either form of the protocol.
+//! No I/O: requests go in, what is due comes from the stream's seat, responses come out.
 //!
 //! ```text
-//! request ─ stale nonce ──────────────→ nothing
-//!         ├ ACK / NACK ───────────────→ recorded; nothing is sent again
-//!         └ new names ────────────────→ LDS, CDS: the whole set · RDS, EDS: the new names that exist
-//! revision → CDS (vanished ones kept) → EDS → LDS → RDS → CDS (vanished ones gone), changes only
+//! request ─ stale nonce ──→ state of the world: nothing · delta: its subscriptions alone
+//!         ├ ACK / NACK ───→ recorded; the next response of the type may go
+//!         └ names ────────→ due, or no longer subscribed to
+//! due → CDS (vanished ones kept) → EDS → LDS → RDS → vanished clusters → vanished endpoints
 //! ```
+//!
+//! One response of a type at a time: what becomes due before it is answered is gathered by name, so a
+//! client that is slow, or never answers, costs what it subscribes to and no more, and gets the newest
+//! state when it does. A type also waits for those before it in the order, so that nothing is referred
+//! to that was not sent.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod known;
+mod request;
+mod status;
+
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use envoy_types::pb::envoy::config::core::v3::ControlPlane;
-use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
-
-use super::nodes::{NackStatus, TypeStatus};
-use super::published::{Encoded, Published};
+use self::known::{Held, Type};
+use super::cache::{Mailbox, Seat};
+use super::encoded::Encoded;
+use super::message::{self, DeltaResource, DeltaResponse, StateResponse};
 use super::{Kind, Limits};
-use crate::translate::NodeScope;
+use crate::translate::{Dialect, NodeScope};
 
-/// As much of a NACK's text as is kept.
-const MAX_NACK: usize = 2048;
+pub(crate) use self::request::{Outcome, Refused};
 
 /// One stream's memory.
 pub(crate) struct Session {
-    scope: Arc<NodeScope>,
+    seat: Seat,
+    form: Form,
+    /// Whether the client reads `resource_errors` (gRFC A88).
+    explained: bool,
     limits: Limits,
-    published: Arc<Published>,
-    subscriptions: [Subscription; 4],
+    types: [Type; 4],
     last_nonce: u64,
 }
 
-/// One type of one stream.
+/// The two forms of the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// State of the world.
+    State,
+    /// Incremental.
+    Delta,
+}
+
+/// A response in the form of the stream.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Response {
+    State(StateResponse),
+    Delta(DeltaResponse),
+}
+
+/// What is due of one type.
 #[derive(Default)]
-struct Subscription {
-    /// Whether a request of this type has come.
-    asked: bool,
-    names: BTreeSet<String>,
-    /// What the client was last sent under each name; for LDS and CDS all it has.
-    sent: BTreeMap<String, Arc<Encoded>>,
-    /// Nonce of the last response; empty = none was sent.
-    nonce: String,
-    version_sent: String,
-    version_acked: String,
-    nack: Option<NackStatus>,
-}
-
-/// What a request's arrival did.
-#[derive(Debug, Default)]
-pub(crate) struct Outcome {
-    /// What to answer, if anything.
-    pub(crate) response: Option<DiscoveryResponse>,
-    /// The client refused the last response, for this reason.
-    pub(crate) nacked: Option<String>,
-}
-
-/// A client asks for more than it may.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{asked} names of type {type_url} on one stream; at most {limit} are served")]
-pub(crate) struct TooManyNames {
-    asked: usize,
-    limit: usize,
-    type_url: &'static str,
+struct Plan {
+    /// New or changed.
+    make: Vec<Arc<Encoded>>,
+    /// The client has it, and it does not exist any more.
+    gone: Vec<Arc<str>>,
+    /// The client asked for it, and it does not exist.
+    missing: Vec<Arc<str>>,
 }
 
 impl Session {
-    pub(crate) fn new(scope: NodeScope, limits: Limits, published: Arc<Published>) -> Self {
-        Self { scope: Arc::new(scope), limits, published, subscriptions: Default::default(), last_nonce: 0 }
-    }
-
-    /// Takes one request in.
-    pub(crate) fn request(&mut self, request: DiscoveryRequest) -> Result<Outcome, TooManyNames> {
-        let Some(kind) = Kind::from_type_url(&request.type_url) else {
-            // A type this server does not have: the client waits, as with any name that does not exist.
-            tracing::debug!(type_url = ?request.type_url, "a resource type that is not served");
-            return Ok(Outcome::default());
-        };
-        if request.resource_names.len() > self.limits.names {
-            let (asked, limit) = (request.resource_names.len(), self.limits.names);
-            return Err(TooManyNames { asked, limit, type_url: kind.type_url() });
-        }
-        let subscription = &mut self.subscriptions[kind.index()];
-        let mut outcome = Outcome::default();
-        if !request.response_nonce.is_empty() {
-            if request.response_nonce != subscription.nonce {
-                // The client had not seen the newest response yet; it will answer that one too.
-                return Ok(outcome);
-            }
-            outcome.nacked = subscription.acknowledge(&request);
-        }
-        let added = subscription.subscribe(request.resource_names);
-        if let Some(added) = added {
-            outcome.response = self.answer(kind, &added);
-        }
-        Ok(outcome)
-    }
-
-    /// The response to a changed subscription.
-    fn answer(&mut self, kind: Kind, added: &[String]) -> Option<DiscoveryResponse> {
-        let view = self.published.view(&self.scope);
-        let subscription = &self.subscriptions[kind.index()];
-        let resources: BTreeMap<String, Arc<Encoded>> = if kind.is_full_state() {
-            found(subscription.names.iter(), |name| view.get(kind, name))
-        } else {
-            found(added.iter(), |name| view.get(kind, name))
-        };
-        // Absence from a full-state response is an answer too; elsewhere there is nothing to say.
-        (kind.is_full_state() || !resources.is_empty()).then(|| self.respond(kind, resources))
-    }
-
-    /// Takes a new revision in: what changed for this stream, in the order to send.
-    pub(crate) fn publish(&mut self, published: Arc<Published>) -> Vec<DiscoveryResponse> {
-        self.published = published;
-        let mut responses = Vec::new();
-        let mut vanished = false;
-        for kind in Kind::ALL {
-            let now = self.current(kind);
-            let subscription = &mut self.subscriptions[kind.index()];
-            let mut changed = BTreeMap::new();
-            for (name, encoded) in &now {
-                match subscription.sent.get_mut(name) {
-                    // Keeps the newer copy, so that the older revision can be let go.
-                    Some(sent) if sent.same(encoded) => *sent = encoded.clone(),
-                    _ => drop(changed.insert(name.clone(), encoded.clone())),
-                }
-            }
-            let gone = subscription.sent.keys().any(|name| !now.contains_key(name));
-            match kind {
-                Kind::Cluster => {
-                    vanished = gone;
-                    if !changed.is_empty() {
-                        // Routes still name the vanished ones; they go once the routes have changed.
-                        let mut kept = subscription.sent.clone();
-                        kept.extend(now);
-                        responses.push(self.respond(kind, kept));
-                    }
-                }
-                Kind::Listener if gone || !changed.is_empty() => responses.push(self.respond(kind, now)),
-                Kind::Listener => {}
-                Kind::Endpoints | Kind::Routes => {
-                    subscription.sent.retain(|name, _| now.contains_key(name));
-                    if !changed.is_empty() {
-                        responses.push(self.respond(kind, changed));
-                    }
-                }
-            }
-        }
-        if vanished {
-            let now = self.current(Kind::Cluster);
-            responses.push(self.respond(Kind::Cluster, now));
-        }
-        responses
-    }
-
-    /// What exists of the names subscribed to.
-    fn current(&self, kind: Kind) -> BTreeMap<String, Arc<Encoded>> {
-        let subscription = &self.subscriptions[kind.index()];
-        if subscription.names.is_empty() {
-            return BTreeMap::new();
-        }
-        let view = self.published.view(&self.scope);
-        found(subscription.names.iter(), |name| view.get(kind, name))
-    }
-
-    fn respond(&mut self, kind: Kind, resources: BTreeMap<String, Arc<Encoded>>) -> DiscoveryResponse {
-        self.last_nonce += 1;
-        let subscription = &mut self.subscriptions[kind.index()];
-        subscription.nonce = self.last_nonce.to_string();
-        subscription.version_sent = self.published.version().to_owned();
-        let response = DiscoveryResponse {
-            version_info: subscription.version_sent.clone(),
-            resources: resources.values().map(|encoded| encoded.any().clone()).collect(),
-            type_url: kind.type_url().to_owned(),
-            nonce: subscription.nonce.clone(),
-            control_plane: Some(ControlPlane { identifier: "mesh".to_owned() }),
-            ..DiscoveryResponse::default()
-        };
-        if kind.is_full_state() {
-            subscription.sent = resources;
-        } else {
-            subscription.sent.extend(resources);
-        }
-        response
-    }
-
-    /// What the stream holds, for operators.
-    pub(crate) fn status(&self) -> Vec<TypeStatus> {
-        let asked = Kind::ALL.into_iter().filter(|kind| self.subscriptions[kind.index()].asked);
-        asked.map(|kind| self.subscriptions[kind.index()].status(kind)).collect()
+    /// `explained` = the client reads `resource_errors`.
+    pub(crate) fn new(seat: Seat, form: Form, explained: bool, limits: Limits) -> Self {
+        Self { seat, form, explained, limits, types: Default::default(), last_nonce: 0 }
     }
 
     pub(crate) fn scope(&self) -> &NodeScope {
-        &self.scope
+        self.seat.scope()
     }
-}
 
-impl Subscription {
-    /// Records the answer to the last response; gives the reason of a NACK.
-    fn acknowledge(&mut self, request: &DiscoveryRequest) -> Option<String> {
-        let Some(error) = &request.error_detail else {
-            self.version_acked.clone_from(&self.version_sent);
-            self.nack = None;
+    pub(crate) fn form(&self) -> Form {
+        self.form
+    }
+
+    /// Where the stream is woken when something is due.
+    pub(crate) fn mailbox(&self) -> Arc<Mailbox> {
+        self.seat.mailbox()
+    }
+
+    /// The next response that may be sent now.
+    pub(crate) fn next(&mut self) -> Option<Response> {
+        for (ty, due) in self.types.iter_mut().zip(self.seat.take_due()) {
+            ty.due.extend(due);
+        }
+        for kind in Kind::ALL {
+            let ty = &self.types[kind.index()];
+            if ty.due.is_empty() && !ty.owed {
+                continue;
+            }
+            if ty.in_flight.is_some() {
+                return None;
+            }
+            let plan = self.plan(kind);
+            let owed = self.types[kind.index()].owed;
+            if owed || !plan.make.is_empty() || !plan.gone.is_empty() || !plan.missing.is_empty() {
+                return Some(self.send(kind, plan));
+            }
+        }
+        let vanished = |kind: &Kind| !self.types[kind.index()].vanished.is_empty();
+        let kind = [Kind::Cluster, Kind::Endpoints].into_iter().find(vanished)?;
+        let ty = &mut self.types[kind.index()];
+        if ty.in_flight.is_some() {
             return None;
+        }
+        let gone = std::mem::take(&mut ty.vanished).into_iter().collect();
+        Some(self.send(kind, Plan { gone, ..Plan::default() }))
+    }
+
+    /// Looks at what is due of a type; forgets what needs no response. Clusters and endpoints that
+    /// vanished are set aside until nothing refers to them any more.
+    fn plan(&mut self, kind: Kind) -> Plan {
+        let ty = &mut self.types[kind.index()];
+        let mut plan = Plan::default();
+        let mut kept = BTreeSet::new();
+        for name in std::mem::take(&mut ty.due) {
+            ty.vanished.remove(&name);
+            if ty.wildcard {
+                ty.known.entry(name.clone()).or_default();
+            }
+            let Some(known) = ty.known.get_mut(&name) else { continue };
+            match (self.seat.resource(kind, &name), known.held.version()) {
+                (Some(now), Some(held)) if now.version == held => continue,
+                (Some(now), _) => plan.make.push(now),
+                (None, Some(_)) if self.form == Form::Delta || kind.is_full_state() => {
+                    if matches!(kind, Kind::Cluster | Kind::Endpoints) {
+                        ty.vanished.insert(name);
+                        continue;
+                    }
+                    plan.gone.push(name.clone());
+                }
+                (None, held) => {
+                    // Of state of the world, RDS and EDS have no way to say this but an error.
+                    let say = self.explained || self.form == Form::Delta;
+                    let told = matches!(known.held, Held::Absent) && held.is_none();
+                    known.held = Held::Absent;
+                    if !known.explicit {
+                        ty.known.remove(&name);
+                        continue;
+                    }
+                    if told || !say {
+                        continue;
+                    }
+                    plan.missing.push(name.clone());
+                }
+            }
+            kept.insert(name);
+        }
+        ty.due = kept;
+        plan
+    }
+
+    /// Makes the response and records it.
+    fn send(&mut self, kind: Kind, mut plan: Plan) -> Response {
+        if kind == Kind::Cluster && self.scope().dialect == Dialect::Envoy {
+            self.renew_endpoints(&plan.make);
+        }
+        let Self { types, seat, last_nonce, limits, .. } = self;
+        let ty = &mut types[kind.index()];
+        *last_nonce += 1;
+        ty.nonce = last_nonce.to_string();
+        ty.version_sent = seat.version();
+        ty.owed = false;
+        let everything = self.form == Form::State && kind.is_full_state();
+        for name in plan.missing.iter().chain(&plan.gone) {
+            ty.due.remove(name);
+        }
+        plan.gone.iter().for_each(|name| ty.gone(name));
+        let resources = if everything {
+            ty.everything(|name| seat.resource(kind, name))
+        } else {
+            parts(&mut plan.make, limits.response_bytes)
         };
-        let reason = printable(&error.message);
-        // The same NACK may be said again with a changed subscription; it is one event.
-        let repeated = self.nack.as_ref().is_some_and(|nack| nack.nonce == self.nonce);
-        self.nack =
-            Some(NackStatus { version: self.version_sent.clone(), nonce: self.nonce.clone(), reason: reason.clone() });
-        (!repeated).then_some(reason)
+        for encoded in &resources {
+            let held = if everything { Held::Bytes(encoded.clone()) } else { Held::Version(encoded.version) };
+            ty.sent(&encoded.name, held);
+        }
+        ty.in_flight = Some(resources.iter().map(|encoded| encoded.name.clone()).collect());
+        self.respond(kind, &resources, plan)
     }
 
-    /// Takes a subscription in; `None` if it asks for nothing new. What is no longer subscribed to is
-    /// forgotten, so that asking again sends it again.
-    fn subscribe(&mut self, names: Vec<String>) -> Option<Vec<String>> {
-        let names: BTreeSet<String> = names.into_iter().filter(|name| name != "*").collect();
-        let first = !std::mem::replace(&mut self.asked, true);
-        let added: Vec<String> = names.difference(&self.names).cloned().collect();
-        self.sent.retain(|name, _| names.contains(name));
-        self.names = names;
-        (first || !added.is_empty()).then_some(added)
+    /// An Envoy makes a changed cluster anew, waits for its endpoints before it takes it into use, and does not
+    /// ask for those it has already: they are sent again.
+    fn renew_endpoints(&mut self, clusters: &[Arc<Encoded>]) {
+        let ty = &mut self.types[Kind::Endpoints.index()];
+        for cluster in clusters {
+            if let Some(known) = ty.known.get_mut(&cluster.name) {
+                known.held = Held::Nothing;
+                ty.due.insert(cluster.name.clone());
+            }
+        }
     }
 
-    fn status(&self, kind: Kind) -> TypeStatus {
-        TypeStatus {
-            type_url: kind.type_url(),
-            subscribed: self.names.len(),
-            sent: self.sent.len(),
-            missing: self.names.iter().filter(|name| !self.sent.contains_key(*name)).take(20).cloned().collect(),
-            version_sent: self.version_sent.clone(),
-            version_acked: self.version_acked.clone(),
-            nack: self.nack.clone(),
+    fn respond(&self, kind: Kind, resources: &[Arc<Encoded>], plan: Plan) -> Response {
+        let ty = &self.types[kind.index()];
+        let why = |name: &Arc<str>| message::not_found(name, self.seat.why_missing(kind, name));
+        let missing = if self.explained { plan.missing.iter().map(why).collect() } else { Vec::new() };
+        match self.form {
+            Form::State => Response::State(StateResponse {
+                version_info: ty.version_sent.to_string(),
+                resources: resources.iter().map(|encoded| encoded.any.clone()).collect(),
+                type_url: kind.type_url().to_owned(),
+                nonce: ty.nonce.clone(),
+                control_plane: message::control_plane(),
+                resource_errors: missing,
+            }),
+            Form::Delta => {
+                let unexplained = if self.explained { &[][..] } else { &plan.missing };
+                Response::Delta(DeltaResponse {
+                    system_version_info: ty.version_sent.to_string(),
+                    resources: resources.iter().map(|encoded| delta_resource(encoded)).collect(),
+                    type_url: kind.type_url().to_owned(),
+                    nonce: ty.nonce.clone(),
+                    removed_resources: plan.gone.iter().chain(unexplained).map(|name| name.to_string()).collect(),
+                    control_plane: message::control_plane(),
+                    resource_errors: missing,
+                })
+            }
         }
     }
 }
 
-fn found<'a>(
-    names: impl Iterator<Item = &'a String>,
-    get: impl Fn(&str) -> Option<Arc<Encoded>>,
-) -> BTreeMap<String, Arc<Encoded>> {
-    names.filter_map(|name| Some((name.clone(), get(name)?))).collect()
+fn delta_resource(encoded: &Encoded) -> DeltaResource {
+    let (name, version) = (encoded.name.to_string(), encoded.version.to_string());
+    DeltaResource { version, resource: encoded.any.clone(), name }
 }
 
-/// A peer's text made fit for logs and pages.
-fn printable(text: &str) -> String {
-    text.chars().take(MAX_NACK).map(|c| if c.is_control() { ' ' } else { c }).collect()
+/// As many as fit into one response, at least one; the others stay due.
+fn parts(resources: &mut Vec<Arc<Encoded>>, limit: usize) -> Vec<Arc<Encoded>> {
+    let mut bytes = 0;
+    let fits = |encoded: &&Arc<Encoded>| {
+        bytes += encoded.any.len();
+        bytes <= limit
+    };
+    let count = resources.iter().take_while(fits).count().max(1).min(resources.len());
+    resources.drain(..count).collect()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 
@@ -24,12 +25,15 @@ use tokio::sync::watch;
 /// # });
 /// ```
 pub fn channel() -> (DrainTrigger, DrainWatch) {
-    let shared = Arc::new(Shared { draining: watch::Sender::new(false), guards: watch::Sender::new(()) });
+    let (draining, guards) = (watch::Sender::new(false), watch::Sender::new(()));
+    let shared = Arc::new(Shared { draining, begun: AtomicBool::new(false), guards });
     (DrainTrigger { shared: shared.clone() }, DrainWatch { shared })
 }
 
 struct Shared {
     draining: watch::Sender<bool>,
+    // The same for those who only look, without the channel's lock.
+    begun: AtomicBool,
     // A guard is a receiver; the channel is closed when there is none.
     guards: watch::Sender<()>,
 }
@@ -54,6 +58,7 @@ pub struct DrainGuard {
 impl DrainTrigger {
     /// Begins the drain. Further calls change nothing.
     pub fn drain(&self) {
+        self.shared.begun.store(true, Ordering::Relaxed);
         self.shared.draining.send_replace(true);
     }
 
@@ -83,9 +88,9 @@ impl DrainWatch {
         }
     }
 
-    /// Whether the drain has begun.
+    /// Whether the drain has begun; takes no lock.
     pub fn is_draining(&self) -> bool {
-        *self.shared.draining.borrow()
+        self.shared.begun.load(Ordering::Relaxed)
     }
 
     /// Something that must finish before the drain is over.

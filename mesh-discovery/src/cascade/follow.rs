@@ -68,16 +68,23 @@ pub(super) struct Follow<'a, R> {
     resources: &'a mut R,
     uses: BTreeSet<Key>,
     grounds: Grounds,
+    /// What was found missing last.
+    missing: Option<Key>,
 }
 
 impl<'a, R: Resources> Follow<'a, R> {
     pub(super) fn new(resources: &'a mut R) -> Self {
-        Self { resources, uses: BTreeSet::new(), grounds: Grounds::default() }
+        Self { resources, uses: BTreeSet::new(), grounds: Grounds::default(), missing: None }
     }
 
     /// Who said what the walk came across since the last call.
     pub(super) fn take_grounds(&mut self) -> Grounds {
         std::mem::take(&mut self.grounds)
+    }
+
+    /// Whether the walk failed for want of something that was there before: it was dropped on purpose.
+    pub(super) fn has_lost_one_of(&self, settled: &BTreeSet<Key>) -> bool {
+        self.missing.as_ref().is_some_and(|key| settled.contains(key))
     }
 
     /// Every resource the walk came across.
@@ -248,6 +255,7 @@ impl<'a, R: Resources> Follow<'a, R> {
                 Found::Failed(reason.into())
             }
             Known::Missing(reason, origin) => {
+                self.missing = Some(key.clone());
                 self.grounds.add(origin);
                 Found::Failed(reason.into())
             }

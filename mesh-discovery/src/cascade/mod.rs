@@ -132,6 +132,11 @@ impl Cascade {
                     }
                     (Found::Ready(_), _) if grounds.is_mixed() => (DestinationState::Pending, false),
                     (Found::Ready(snapshot), _) => (DestinationState::Ready(Arc::new(snapshot)), true),
+                    (Found::Failed(reason), DestinationState::Ready(_))
+                        if follow.has_lost_one_of(&followed.settled) =>
+                    {
+                        (DestinationState::Failed(reason), true)
+                    }
                     (_, DestinationState::Ready(old)) => (keep(&mut follow, old, &followed.grounds), false),
                     (Found::Failed(reason), _) => (DestinationState::Failed(reason), true),
                     (Found::Pending, _) => (DestinationState::Pending, false),

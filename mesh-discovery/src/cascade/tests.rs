@@ -379,3 +379,12 @@ fn aggregates_that_are_nested_too_deep_fail() {
         assert_eq!((failed, snapshot.clusters.len()), (usize::from(deep), 16));
     }
 }
+
+#[test]
+fn a_part_of_what_is_published_that_was_dropped_on_purpose_fails_the_destination() {
+    for kind in [Kind::Listener, Kind::Routes] {
+        let mut world = World::complete();
+        world.give(kind, if kind == Kind::Listener { "a:80" } else { "r" }, Err("deleted"));
+        assert!(matches!(&**world.state.load(), DestinationState::Failed(reason) if reason.contains("deleted")));
+    }
+}

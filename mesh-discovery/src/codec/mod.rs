@@ -18,6 +18,8 @@
 //! `max_age` and TCP keep-alive count whole seconds; a back-off is at least 1 ms; an `u32::MAX` limit is
 //! none; a fault without delay and abort in a listener is none; an authorization set is never empty.
 //!
+//! What `encode_*` makes is for gRPC clients and this library; [`envoy`] makes the form that an Envoy takes.
+//!
 //! Equal policies may encode to different bytes, because protobuf maps have no order. Compare policies.
 //!
 //! Refuses to know: sockets, subscriptions, versions.
@@ -33,6 +35,7 @@ mod common;
 mod connection;
 mod cors;
 mod endpoint;
+pub mod envoy;
 mod extension;
 mod fault;
 mod filter;

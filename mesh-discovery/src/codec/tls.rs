@@ -54,7 +54,7 @@ pub(super) fn encode_downstream() -> TransportSocket {
     socket(extension::pack(url::DOWNSTREAM_TLS, &context))
 }
 
-fn socket(config: envoy_types::pb::google::protobuf::Any) -> TransportSocket {
+pub(super) fn socket(config: envoy_types::pb::google::protobuf::Any) -> TransportSocket {
     TransportSocket { name: SOCKET.to_owned(), config_type: Some(ConfigType::TypedConfig(config)) }
 }
 
@@ -87,7 +87,7 @@ fn mesh_context(peer_ids: &[StringMatcher]) -> CommonTlsContext {
     }
 }
 
-fn originated_context(tls: &OriginatedTls, certificate: Option<&ClientCertificate>) -> UpstreamTlsContext {
+pub(super) fn originated_context(tls: &OriginatedTls, certificate: Option<&ClientCertificate>) -> UpstreamTlsContext {
     let file = |path: &String| DataSource { specifier: Some(Specifier::Filename(path.clone())), ..Default::default() };
     let names = tls.subject_alt_names.iter().map(|name| SubjectAltNameMatcher {
         san_type: SanType::Dns.into(),

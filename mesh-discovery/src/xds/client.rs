@@ -20,6 +20,7 @@ use super::lane::Lane;
 use super::message::Variant;
 use super::report::{self, Status};
 use super::resource::PolicyCodec;
+use super::saved::{self, Account, SnapshotConfig};
 use super::transport::Transport;
 use super::worker::{self, Command, State};
 use crate::bootstrap::{Bootstrap, XdsServer};
@@ -41,6 +42,9 @@ pub struct XdsConfig {
     /// Variant of the protocol. Default none: delta, and the state of the world with a control plane that
     /// answers `UNIMPLEMENTED`.
     pub variant: Option<Variant>,
+    /// Keeps the last good configuration on disk, for a start while no control plane can be reached. Default
+    /// none.
+    pub snapshot: Option<SnapshotConfig>,
 }
 
 impl XdsConfig {
@@ -51,6 +55,7 @@ impl XdsConfig {
             resource_timeout: Duration::from_secs(15),
             transient_resource_timeout: Duration::from_secs(30),
             variant: None,
+            snapshot: None,
         }
     }
 }
@@ -75,11 +80,21 @@ impl XdsClient {
     pub fn spawn<T: Transport>(config: XdsConfig, transport: impl Fn(&XdsServer) -> T, runtime: &Handle) -> Self {
         let (topology, servers) = Topology::of(&config);
         let lanes = servers.iter().map(|server| Lane::new(Box::new(transport(server)))).collect();
-        let ads = Ads::new(PolicyCodec, topology, Instant::now());
-        let state = Arc::new(Mutex::new(State { ads, cascade: Cascade::default() }));
+        let now = Instant::now();
+        let mut ads = Ads::new(PolicyCodec, topology, now);
+        let owner = saved::owner(&config.bootstrap);
+        let snapshot = config.snapshot.map(|snapshot| {
+            let (account, saved) = Account::open(snapshot, &config.bootstrap, now);
+            saved.into_iter().for_each(|saved| ads.restore(saved));
+            account
+        });
         let (commands, received) = mpsc::unbounded_channel();
-        let (announce, ready) = watch::channel(false);
-        let worker = worker::spawn(state.clone(), lanes, received, announce, runtime);
+        // What an earlier run knew is enough to begin with.
+        let (announce, ready) = watch::channel(ads.is_restored());
+        let delay = snapshot.as_ref().map(|account| account.config.delay);
+        let state = Arc::new(Mutex::new(State { ads, cascade: Cascade::default(), snapshot }));
+        let saver = delay.map(|delay| (owner, delay));
+        let worker = worker::spawn(state.clone(), lanes, received, announce, saver, runtime);
         let ids = Arc::new(Mutex::new(0));
         Self {
             bootstrap: config.bootstrap,
@@ -91,7 +106,8 @@ impl XdsClient {
         }
     }
 
-    /// Resolves once a stream to the control plane has been open.
+    /// Resolves once a stream to the control plane has been open, or at once if a snapshot of the last good
+    /// configuration serves meanwhile.
     pub fn ready(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut ready = self.ready.clone();
         async move {
@@ -104,7 +120,7 @@ impl XdsClient {
 
     /// How the client stands with its control planes.
     pub fn status(&self) -> Status {
-        report::status(&self.state.lock().ads)
+        report::status(&self.state.lock(), Instant::now())
     }
 
     /// Everything the client holds: `status`, and `resources` with type, name, version, state
@@ -112,8 +128,8 @@ impl XdsClient {
     /// refused `version`), decoded value, its age and what of it is not enforced.
     pub fn config_dump(&self) -> serde_json::Value {
         let (status, rows) = {
-            let state = self.state.lock();
-            (report::status(&state.ads), report::rows(&state.ads, Instant::now()))
+            let (state, now) = (self.state.lock(), Instant::now());
+            (report::status(&state, now), report::rows(&state.ads, now))
         };
         serde_json::json!({ "status": status, "resources": rows })
     }

@@ -172,7 +172,7 @@ impl<'a> World<'a> {
         let now = Instant::now();
         Self {
             book,
-            state: State { ads: Ads::new(PolicyCodec, topology, now), cascade: Cascade::default() },
+            state: State { ads: Ads::new(PolicyCodec, topology, now), cascade: Cascade::default(), snapshot: None },
             planes: Default::default(),
             readers: BTreeMap::new(),
             served: BTreeSet::new(),
@@ -216,14 +216,14 @@ impl<'a> World<'a> {
         let name = TARGETS[target];
         let Ok(parsed) = name.parse() else { return };
         let root = Root::Destination { target: parsed, listener: name.to_owned(), publisher };
-        let State { ads, cascade } = &mut self.state;
+        let State { ads, cascade, .. } = &mut self.state;
         cascade.add(self.last_id, root, ads);
         self.readers.insert(target, (self.last_id, state));
     }
 
     fn leave(&mut self, target: usize) {
         if let Some((id, _)) = self.readers.remove(&target) {
-            let State { ads, cascade } = &mut self.state;
+            let State { ads, cascade, .. } = &mut self.state;
             cascade.remove(id, ads);
             self.served.remove(&target);
         }

@@ -17,6 +17,7 @@ mod name;
 mod node;
 mod report;
 mod resource;
+mod saved;
 mod topology;
 mod transport;
 mod worker;
@@ -30,6 +31,7 @@ pub use self::message::{
     Ask, Body, Cause, Name, Request, Resource as RawResource, ResourceError, Response, StreamError, Variant,
 };
 pub use self::report::{ServerStatus, Status};
+pub use self::saved::{SnapshotConfig, SnapshotStatus};
 pub use self::transport::{AdsStream, Transport};
 
 pub(crate) use self::ads::{Ads, Codec, Known, Origin};

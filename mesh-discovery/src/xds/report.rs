@@ -10,6 +10,8 @@ use super::ads::{Ads, Session, Standing};
 use super::kind::Kind;
 use super::message::{Name, Variant};
 use super::resource::{PolicyCodec, Value};
+use super::saved::SnapshotStatus;
+use super::worker::State;
 
 /// How the client stands with its control planes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -29,6 +31,8 @@ pub struct Status {
     pub nacks: u64,
     /// Every control plane of the bootstrap.
     pub servers: Vec<ServerStatus>,
+    /// The last good configuration on disk; none if it is not kept.
+    pub snapshot: Option<SnapshotStatus>,
 }
 
 /// How the client stands with one control plane.
@@ -51,7 +55,8 @@ pub struct ServerStatus {
     pub nacks: u64,
 }
 
-pub(super) fn status(ads: &Ads<PolicyCodec>) -> Status {
+pub(super) fn status(state: &State, now: Instant) -> Status {
+    let ads = &state.ads;
     let (active, sessions) = (ads.active(), ads.sessions());
     let sum = |count: fn(&Session) -> u64| sessions.iter().map(count).sum();
     Status {
@@ -62,6 +67,7 @@ pub(super) fn status(ads: &Ads<PolicyCodec>) -> Status {
         responses: sum(|session| session.responses),
         nacks: sum(|session| session.nacks),
         servers: sessions.iter().map(server).collect(),
+        snapshot: state.snapshot.as_ref().map(|account| account.status(ads.saved_in_use(), now)),
     }
 }
 

@@ -80,6 +80,17 @@ fn names_its_endpoints(name: &str, cluster: &Cluster) -> Result<(), String> {
     }
 }
 
+/// The resource that a value decodes from.
+pub(super) fn encode(value: &Value) -> Any {
+    match value {
+        Value::Listener(listener) => codec::encode_listener(listener),
+        Value::Inbound(listener) => codec::encode_inbound(listener),
+        Value::Routes(routes) => codec::encode_routes(routes),
+        Value::Cluster(cluster) => codec::encode_cluster(cluster),
+        Value::Endpoints(endpoints) => codec::encode_endpoints(endpoints),
+    }
+}
+
 fn resource<T>(
     decoded: Result<codec::Decoded<T>, codec::DecodeError>,
     value: impl FnOnce(Arc<T>) -> Value,

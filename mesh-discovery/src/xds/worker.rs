@@ -9,6 +9,7 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -18,6 +19,7 @@ use tokio::time::{Instant, Sleep};
 use super::ads::{Ads, ServerId};
 use super::lane::{Event, Lane};
 use super::resource::PolicyCodec;
+use super::saved::{Account, Saver};
 use crate::cascade::{Cascade, Root, SubscriptionId};
 use crate::connect::AbortOnDrop;
 
@@ -33,6 +35,8 @@ pub(super) enum Command {
 pub(super) struct State {
     pub(super) ads: Ads<PolicyCodec>,
     pub(super) cascade: Cascade,
+    /// Of the snapshot on disk, if there is to be one.
+    pub(super) snapshot: Option<Account>,
 }
 
 /// Events handled before other tasks get their turn.
@@ -44,11 +48,13 @@ pub(super) fn spawn(
     lanes: Vec<Lane>,
     commands: mpsc::UnboundedReceiver<Command>,
     ready: watch::Sender<bool>,
+    saver: Option<(u128, Duration)>,
     runtime: &Handle,
 ) -> AbortOnDrop {
     AbortOnDrop(runtime.spawn(async move {
-        let mut worker =
-            Worker { state, lanes, commands, ready, timer: Box::pin(tokio::time::sleep(Default::default())) };
+        let saver = saver.map(|(owner, delay)| Saver::new(owner, delay));
+        let timer = Box::pin(tokio::time::sleep(Duration::ZERO));
+        let mut worker = Worker { state, lanes, commands, ready, timer, saver };
         poll_fn(|cx| worker.poll(cx)).await;
     }))
 }
@@ -60,6 +66,7 @@ struct Worker {
     commands: mpsc::UnboundedReceiver<Command>,
     ready: watch::Sender<bool>,
     timer: Pin<Box<Sleep>>,
+    saver: Option<Saver>,
 }
 
 impl Worker {
@@ -72,8 +79,12 @@ impl Worker {
             self.take_commands(cx, &mut state);
             self.connect(&mut state);
             let busy = (0..self.lanes.len()).any(|server| self.talk(cx, server, &mut state));
-            state.settle();
-            if !busy && !self.expire(cx, &mut state) {
+            if state.settle()
+                && let Some(saver) = &mut self.saver
+            {
+                saver.changed();
+            }
+            if !(busy || self.expire(cx, &mut state) || self.save(cx, &mut state)) {
                 return Poll::Pending;
             }
         }
@@ -82,7 +93,7 @@ impl Worker {
     }
 
     fn take_commands(&mut self, cx: &mut Context<'_>, state: &mut State) {
-        let State { ads, cascade } = state;
+        let State { ads, cascade, .. } = state;
         while let Poll::Ready(Some(command)) = self.commands.poll_recv(cx) {
             match command {
                 Command::Subscribe(id, root) => cascade.add(id, root, ads),
@@ -134,6 +145,11 @@ impl Worker {
         true
     }
 
+    fn save(&mut self, cx: &mut Context<'_>, state: &mut State) -> bool {
+        let (Some(saver), Some(account)) = (&mut self.saver, &mut state.snapshot) else { return false };
+        saver.poll(cx, &state.ads, account)
+    }
+
     /// Lets timers end; gives whether one did.
     fn expire(&mut self, cx: &mut Context<'_>, state: &mut State) -> bool {
         let Some(deadline) = state.ads.next_deadline() else { return false };
@@ -150,13 +166,16 @@ impl Worker {
 }
 
 impl State {
-    /// Tells the cascade what changed until nothing does: what it then asks for may be known already.
-    pub(super) fn settle(&mut self) {
+    /// Tells the cascade what changed until nothing does: what it then asks for may be known already. Gives
+    /// whether there was something.
+    pub(super) fn settle(&mut self) -> bool {
+        let mut any = false;
         loop {
             let changed = self.ads.take_changed();
             if changed.is_empty() {
-                return;
+                return any;
             }
+            any = true;
             self.cascade.changed(&changed, &mut self.ads);
         }
     }

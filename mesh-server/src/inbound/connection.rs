@@ -3,6 +3,11 @@
 //! Policy is read when the first byte is there, so a change counts for every connection that has not
 //! got past this point. Afterwards only two things end a connection early: a drain (or its age), and
 //! for a plaintext one the turn to STRICT. Both let requests in flight finish.
+//!
+//! HTTP/2 can say that it takes no further requests without losing one (GOAWAY in two steps); HTTP/1.1 cannot:
+//! a request may be on its way while the connection is closed. So in a drain an HTTP/1.1 connection is told
+//! by its next answer, and one that is idle is left alone until the lame duck's time is over. A connection
+//! that comes after the drain began belongs to a caller who does not know yet: it is served meanwhile.
 
 use std::fmt;
 use std::future::Future;
@@ -23,7 +28,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use mesh_core::drain::DrainWatch;
+use mesh_core::drain::{self, DrainTrigger, DrainWatch};
 use mesh_core::error::BoxError;
 use mesh_core::identity::PeerIdentity;
 use mesh_core::policy::{InboundListener, InboundState, InboundTls};
@@ -43,6 +48,8 @@ pub(crate) struct Door {
     pub(crate) layer: InboundLayer,
     pub(crate) stats: Arc<InboundStats>,
     pub(crate) drain: DrainWatch,
+    /// The lame duck's time is over.
+    pub(crate) close: DrainTrigger,
     pub(crate) http1: http1::Builder,
     pub(crate) http2: http2::Builder<TokioExecutor>,
 }
@@ -69,7 +76,8 @@ impl Door {
     ) -> Self {
         let http1 = http1_builder(&config);
         let http2 = http2_builder(&config);
-        Self { config, inbound, tls, layer, stats, drain, http1, http2 }
+        let close = drain::channel().0;
+        Self { config, inbound, tls, layer, stats, drain, close, http1, http2 }
     }
 
     /// Takes a connection from its first byte to its end.
@@ -84,12 +92,14 @@ impl Door {
         let admitted = tokio::select! {
             biased;
             // No request has been read yet: nothing to finish.
-            () = self.drain.drained() => return,
+            () = self.close.watch().drained() => return,
             admitted = self.admit(tcp, address) => admitted,
         };
         let Some(Admitted { io, version, peer, listener }) = admitted else { return };
 
-        let closing = self.closing(peer.spiffe_id.is_none(), &listener);
+        let knows = version == HttpVersion::Http2 && !self.drain.is_draining();
+        let drained = if knows { self.drain.clone() } else { self.close.watch() };
+        let closing = self.closing(drained, peer.spiffe_id.is_none(), &listener);
         let service = TowerToHyperService::new(self.layer.for_peer(peer).layer(service));
         let io = TokioIo::new(io);
         let limit = self.config.drain_limit;
@@ -164,8 +174,13 @@ impl Door {
     }
 
     /// Waits until the connection should take no further requests.
-    fn closing(&self, plaintext: bool, listener: &InboundListener) -> impl Future<Output = ()> + Send + use<> {
-        let drained = self.drain.drained();
+    fn closing(
+        &self,
+        drain: DrainWatch,
+        plaintext: bool,
+        listener: &InboundListener,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let drained = drain.drained();
         let mut inbound = self.inbound.clone();
         let age = listener.limits.max_connection_age.or(self.config.max_connection_age);
         let varied = |age: Duration| Duration::try_from_secs_f64(age.as_secs_f64() * (0.9 + 0.2 * fastrand::f64()));

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until};
 use tower_service::Service;
 
 use mesh_core::error::BoxError;
@@ -24,7 +25,7 @@ use crate::{Body, Readiness};
 /// Pause after an error of the listening socket itself, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// Accepts and serves until drained and all connections have ended.
+/// Accepts and serves until drained, which includes the lame duck's time, and all connections have ended.
 pub(crate) async fn run<S, RB>(
     listener: TcpListener,
     address: SocketAddr,
@@ -46,11 +47,20 @@ pub(crate) async fn run<S, RB>(
     let mut identity = door.tls.identity().clone();
     let hold = Hold { name: format!("listener {address}"), readiness };
     let listening = hold.readiness.listening();
+    let mut leave_at = None;
     loop {
         hold.update(&inbound.load(), Option::as_ref(&identity.load()).map(AsRef::as_ref));
         tokio::select! {
             biased;
-            () = drained.as_mut() => break,
+            () = drained.as_mut(), if leave_at.is_none() => {
+                hold.readiness.drain();
+                tracing::info!(%address, connections = connections.len(), "draining");
+                if connections.is_empty() {
+                    break;
+                }
+                leave_at = Some(Instant::now() + door.config.lame_duck);
+            }
+            () = sleep_until(leave_at.unwrap_or_else(Instant::now)), if leave_at.is_some() => break,
             () = inbound.changed() => {}
             () = identity.changed() => {}
             Some(ended) = connections.join_next() => note(ended),
@@ -71,8 +81,7 @@ pub(crate) async fn run<S, RB>(
     }
     drop(listener);
     drop(listening);
-    hold.readiness.drain();
-    tracing::info!(%address, connections = connections.len(), "draining");
+    door.close.drain();
     // Each ends by itself, within the drain limit.
     while let Some(ended) = connections.join_next().await {
         note(ended);

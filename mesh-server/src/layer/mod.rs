@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
@@ -27,6 +27,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use mesh_core::context::{self, RequestContext, Scoped};
+use mesh_core::drain::DrainWatch;
 use mesh_core::error::{BoxError, Code};
 use mesh_core::id::Workload;
 use mesh_core::identity::PeerIdentity;
@@ -56,6 +57,7 @@ struct Shared {
     workload: Arc<Workload>,
     service_host: String,
     metrics: Arc<Metrics>,
+    drain: DrainWatch,
 }
 
 /// What all requests of a connection have in common.
@@ -71,8 +73,9 @@ impl InboundLayer {
         workload: Arc<Workload>,
         service_host: String,
         metrics: Arc<Metrics>,
+        drain: DrainWatch,
     ) -> Self {
-        let shared = Arc::new(Shared { inbound, identity, workload, service_host, metrics });
+        let shared = Arc::new(Shared { inbound, identity, workload, service_host, metrics, drain });
         let connection = Arc::new(shared.connection(None));
         Self { shared, connection }
     }
@@ -144,9 +147,12 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> ResponseFuture<S::Future> {
         if request.extensions().get::<Treated>().is_some() {
-            return ResponseFuture { work: Work::Untreated { inner: self.inner.call(request) }, record: None };
+            let work = Work::Untreated { inner: self.inner.call(request) };
+            return ResponseFuture { work, record: None, last: false };
         }
         let InboundLayer { shared, connection } = &self.layer;
+        // HTTP/2 has its GOAWAY.
+        let last = request.version() < Version::HTTP_2 && shared.drain.is_draining();
         headers::strip(request.headers_mut());
         let grpc = headers::is_grpc(request.headers());
         // Without a peer of our own acceptor, what another acceptor put there counts: extensions cannot
@@ -156,7 +162,7 @@ where
         let record = Record::begin(&request, connection.series.clone(), grpc, context.trace, peer);
 
         if let Some(denied) = deny(&shared.inbound.load()) {
-            return ResponseFuture { work: Work::Denied { code: denied, grpc }, record: Some(record) };
+            return ResponseFuture { work: Work::Denied { code: denied, grpc }, record: Some(record), last };
         }
         request.extensions_mut().insert(Treated);
         if let Some(peer) = &connection.peer {
@@ -164,7 +170,8 @@ where
         }
         let context = Arc::new(context);
         let inner = context::enter(context.clone(), || self.inner.call(request));
-        ResponseFuture { work: Work::Serving { inner: context::scope(context, inner), grpc }, record: Some(record) }
+        let work = Work::Serving { inner: context::scope(context, inner), grpc };
+        ResponseFuture { work, record: Some(record), last }
     }
 }
 
@@ -195,6 +202,8 @@ pin_project! {
         #[pin]
         work: Work<F>,
         record: Option<Record>,
+        // The caller is told that the connection takes no further request.
+        last: bool,
     }
 }
 
@@ -217,7 +226,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let response = match this.work.project() {
+        let mut response = match this.work.project() {
             WorkProjection::Untreated { inner } => {
                 let response = ready!(inner.poll(cx))?;
                 response.map(|body| Content::Application { body })
@@ -235,6 +244,9 @@ where
                 answer(*grpc, code.http_status(), code.grpc_status(), &text)
             }
         };
+        if *this.last {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         let mut record = this.record.take();
         if let Some(record) = &mut record {
             record.head(response.status(), response.headers());

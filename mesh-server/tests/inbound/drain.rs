@@ -1,11 +1,11 @@
 //! The end of a server: drained or dropped.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
 use http_body_util::Full;
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
 use mesh_core::error::BoxError;
@@ -33,10 +33,58 @@ async fn gated(config: Config) -> (World, mpsc::Receiver<()>, watch::Sender<bool
     (World::start(policy(InboundTls::Permissive), config, service).await, begins, open)
 }
 
+fn lame_duck(time: Duration) -> Config {
+    let mut config = Config::default();
+    config.lame_duck = time;
+    config
+}
+
+#[tokio::test]
+async fn a_lame_duck_serves_those_who_do_not_know_yet_and_tells_them() {
+    let service = tower::service_fn(|_| async { text("served") });
+    let config = lame_duck(Duration::from_secs(3600));
+    let world = World::start(policy(InboundTls::Permissive), config, service).await;
+    let (mut idle, mut shared) = (world.plain(Http::One).await, world.plain(Http::Two).await);
+    for client in [&mut idle, &mut shared] {
+        assert_eq!(client.get("/").await.unwrap().0, 200);
+    }
+    world.drain.drain();
+    // HTTP/2 says so by itself.
+    within(shared.ended).await.unwrap();
+    let response = within(idle.send(get("/"))).await.unwrap();
+    assert_eq!(response.headers().get("connection").unwrap(), "close");
+    assert_eq!(within(read(response)).await.unwrap(), (200, "served".to_owned()));
+    within(idle.ended).await.unwrap();
+    // Callers come all the same for a while.
+    let mut late = world.plain(Http::Two).await;
+    assert_eq!(late.get("/").await.unwrap().0, 200);
+    assert!(!world.serving.is_finished());
+}
+
+#[tokio::test]
+async fn without_a_lame_duck_idle_connections_are_closed_at_once() {
+    let service = tower::service_fn(|_| async { text("served") });
+    let mut world = World::start(policy(InboundTls::Permissive), lame_duck(Duration::ZERO), service).await;
+    let mut idle = world.plain(Http::One).await;
+    assert_eq!(idle.get("/").await.unwrap().0, 200);
+    world.drain.drain();
+    within(idle.ended).await.unwrap();
+    within(&mut world.serving).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn nobody_is_waited_for_when_nobody_is_connected() {
+    let service = tower::service_fn(|_| async { text("served") });
+    let config = lame_duck(Duration::from_secs(3600));
+    let mut world = World::start(policy(InboundTls::Permissive), config, service).await;
+    world.drain.drain();
+    within(&mut world.serving).await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn a_drain_finishes_requests_in_flight_and_refuses_new_connections() {
     for version in [Http::One, Http::Two] {
-        let (mut world, mut begins, open) = gated(Config::default()).await;
+        let (mut world, mut begins, open) = gated(lame_duck(Duration::ZERO)).await;
         let mut client = world.mutual(version).await;
         let idle = world.plain(version).await;
         let in_flight = spawn(client.send(get("/")));
@@ -46,7 +94,8 @@ async fn a_drain_finishes_requests_in_flight_and_refuses_new_connections() {
         within(idle.ended).await.unwrap();
         eventually(|| world.server.readiness().draining().then_some(())).await;
         assert!(!world.server.readiness().is_ready());
-        assert!(TcpStream::connect(world.address).await.is_err(), "{version:?}: the listener is closed");
+        // The listener is closed.
+        eventually(|| std::net::TcpStream::connect(world.address).is_err().then_some(())).await;
         assert!(!world.serving.is_finished(), "{version:?}: a request is in flight");
 
         open.send_replace(true);
@@ -61,8 +110,8 @@ async fn a_drain_finishes_requests_in_flight_and_refuses_new_connections() {
 #[tokio::test]
 async fn the_drain_limit_ends_what_does_not_finish() {
     for version in [Http::One, Http::Two] {
-        let mut config = Config::default();
-        config.drain_limit = std::time::Duration::from_millis(50);
+        let mut config = lame_duck(Duration::ZERO);
+        config.drain_limit = Duration::from_millis(50);
         let (mut world, mut begins, _open) = gated(config).await;
         let mut client = world.plain(version).await;
         let in_flight = spawn(client.send(get("/")));

@@ -7,7 +7,11 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use envoy_types::pb::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use envoy_types::pb::envoy::service::load_stats::v3::load_reporting_service_client::LoadReportingServiceClient;
+use envoy_types::pb::envoy::service::load_stats::v3::{LoadStatsRequest, LoadStatsResponse};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use mesh_core::identity::{Identity, TrustBundle, TrustBundles, client_config};
@@ -23,6 +27,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::{Request, Status, Streaming};
@@ -134,9 +139,22 @@ impl Connection {
         Ok(Ads { requests, responses })
     }
 
-    pub(super) async fn delta(&self) -> Status {
+    /// Reports load once; gives the answers. The stream lasts as long as they do.
+    pub(super) async fn report(&self, report: LoadStatsRequest) -> Result<Streaming<LoadStatsResponse>, Status> {
+        let mut client = LoadReportingServiceClient::with_origin(self.clone(), Self::origin());
+        let requests = tokio_stream::iter([report]).chain(tokio_stream::pending());
+        Ok(client.stream_load_stats(requests).await?.into_inner())
+    }
+
+    /// Opens a delta stream with one request and gives its responses.
+    pub(super) async fn delta(
+        &self,
+        request: DeltaDiscoveryRequest,
+    ) -> Result<Streaming<DeltaDiscoveryResponse>, Status> {
         let mut client = AggregatedDiscoveryServiceClient::with_origin(self.clone(), Self::origin());
-        client.delta_aggregated_resources(tokio_stream::empty()).await.unwrap_err()
+        // The stream stays open: the client has said all it has to say, for the moment.
+        let requests = tokio_stream::iter([request]).chain(tokio_stream::pending());
+        Ok(client.delta_aggregated_resources(requests).await?.into_inner())
     }
 }
 

@@ -3,6 +3,7 @@
 mod delegate;
 mod istio;
 mod linkerd;
+mod port;
 
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{
@@ -95,6 +96,9 @@ fn usable(host: &Host, port: u16) -> bool {
 
 /// The route configuration of that name.
 pub(super) fn configuration(world: &World, scope: &NodeScope, name: &str) -> Option<RouteConfiguration> {
+    if let Some(number) = port::of_proxy(scope, name) {
+        return Some(port::configuration(world, scope, number));
+    }
     let parts = names::parse(name).filter(|parts| parts.subset.is_empty())?;
     let (host, port) = (parts.host, parts.port);
     if parts.passthrough {
@@ -143,13 +147,26 @@ fn forward_all(name: &str, forward: Forward) -> Route {
 }
 
 fn finish(name: &str, hosts: Vec<String>, port: u16, table: Table) -> RouteConfiguration {
+    let domains = hosts.iter().flat_map(|host| with_port(host, port));
+    let (host, budget) = virtual_host(domains, port, table);
+    RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: vec![host],
+        headers: HeaderPolicy::default(),
+        retry_budget: budget,
+    }
+}
+
+/// A host as a client may write it, without the port and with it.
+fn with_port(host: &str, port: u16) -> [String; 2] {
+    [host.to_owned(), format!("{host}:{port}")]
+}
+
+fn virtual_host(texts: impl Iterator<Item = String>, port: u16, table: Table) -> (VirtualHost, Option<RetryBudget>) {
     let mut domains = Vec::new();
-    for host in hosts {
-        let with_port = format!("{host}:{port}");
-        for text in [host, with_port] {
-            // Hosts were checked when they were read; a wildcard stands at the beginning only.
-            domains.extend(Domain::new(&text).ok().filter(|domain| !domains.contains(domain)));
-        }
+    for text in texts {
+        // Hosts were checked when they were read; a wildcard stands at the beginning only.
+        domains.extend(Domain::new(&text).ok().filter(|domain| !domains.contains(domain)));
     }
     let first = domains.first().map(Domain::as_str).unwrap_or_default();
     let host = VirtualHost {
@@ -159,12 +176,7 @@ fn finish(name: &str, hosts: Vec<String>, port: u16, table: Table) -> RouteConfi
         headers: HeaderPolicy::default(),
         retry: table.retry,
     };
-    RouteConfiguration {
-        name: name.to_owned(),
-        virtual_hosts: vec![host],
-        headers: HeaderPolicy::default(),
-        retry_budget: table.budget,
-    }
+    (host, table.budget)
 }
 
 /// Every form in which a client may name the host.

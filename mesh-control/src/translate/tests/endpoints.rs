@@ -80,6 +80,27 @@ fn peer(name: &str, namespace: &str, spec: &str) -> String {
 }
 
 #[test]
+fn where_nobody_takes_plaintext_every_client_speaks_mutual_tls() {
+    let running = |labels: &str, at: &str| {
+        let mut one = running("a", "shop", 80, at);
+        one.labels.insert("app".into(), labels.into());
+        one
+    };
+    let both = [running("a", "10.0.0.1:1"), running("b", "10.0.0.2:1")];
+    let tls = |text: &str, registrations: &[Registration]| {
+        let world = with(text, registrations);
+        world.cluster(&scope("shop"), "outbound|80||a.shop.svc.cluster.local").unwrap().tls
+    };
+    let strict = peer("ns", "shop", "{mtls: {mode: STRICT}}");
+    assert!(matches!(tls(&strict, &both), UpstreamTls::Mesh(tls) if tls.peer_ids.len() == 1));
+    assert!(matches!(tls("", &both), UpstreamTls::Auto(_)), "the control: both take either");
+    let but_one = strict.clone() + &peer("b", "shop", "{selector: {matchLabels: {app: b}}, mtls: {mode: PERMISSIVE}}");
+    assert!(matches!(tls(&but_one, &both), UpstreamTls::Auto(_)), "one takes either");
+    let service = strict + &service("a", "shop", HTTP);
+    assert!(matches!(tls(&service, &[]), UpstreamTls::Auto(_)), "nobody is there");
+}
+
+#[test]
 fn the_narrowest_peer_authentication_decides() {
     let mode = |text: &str, port: u16| {
         let mut client = scope("shop");

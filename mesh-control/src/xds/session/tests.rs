@@ -1,209 +1,386 @@
 //! The protocol rules of one stream, with resources written down by the test.
 
+mod delta;
+mod envoy;
+mod state;
+
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use envoy_types::pb::google::protobuf::Any;
 use envoy_types::pb::google::rpc::Status;
+use mesh_discovery::codec;
+use prost::Message;
 
-use super::super::fake::{Fake, names};
+use super::super::cache::Cache;
+use super::super::fake::Fake;
 use super::*;
+use crate::xds::nodes::TypeStatus;
 
-fn session(fake: &Fake) -> Session {
-    Session::new(NodeScope::default(), Limits::default(), fake.publish("1"))
+const BOTH: [Form; 2] = [Form::State, Form::Delta];
+
+/// A client that keeps the rules.
+struct Client {
+    session: Session,
+    names: [Vec<String>; 4],
+    nonce: [String; 4],
 }
 
-fn ask(kind: Kind, names: &[&str]) -> DiscoveryRequest {
-    DiscoveryRequest {
-        type_url: kind.type_url().to_owned(),
-        resource_names: names.iter().map(|name| (*name).to_owned()).collect(),
-        ..DiscoveryRequest::default()
+/// `(kind, resources, removed)`.
+type Row = (Kind, Vec<String>, Vec<String>);
+
+/// A response as the client reads it.
+#[derive(Clone, Debug, PartialEq)]
+struct Seen {
+    kind: Kind,
+    resources: Vec<String>,
+    removed: Vec<String>,
+    errors: Vec<String>,
+    version: String,
+    nonce: String,
+}
+
+impl Client {
+    fn new(cache: &Arc<Cache>, form: Form) -> Self {
+        Self::with(cache, form, false, Limits::default())
+    }
+
+    fn with(cache: &Arc<Cache>, form: Form, explained: bool, limits: Limits) -> Self {
+        Self::of(NodeScope::default(), cache, form, explained, limits)
+    }
+
+    fn of(scope: NodeScope, cache: &Arc<Cache>, form: Form, explained: bool, limits: Limits) -> Self {
+        let session = Session::new(cache.seat(scope), form, explained, limits);
+        Self { session, names: Default::default(), nonce: Default::default() }
+    }
+
+    /// Subscribes to these names and no others.
+    fn ask(&mut self, kind: Kind, names: &[&str]) {
+        self.try_ask(kind, names, None).unwrap();
+    }
+
+    fn try_ask(&mut self, kind: Kind, names: &[&str], error: Option<&str>) -> Result<Outcome, Refused> {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let before = std::mem::replace(&mut self.names[kind.index()], names.clone());
+        let missing = |of: &[String], other: &[String]| of.iter().filter(|n| !other.contains(n)).cloned().collect();
+        let (type_url, response_nonce) = (kind.type_url().to_owned(), self.nonce[kind.index()].clone());
+        let error_detail = error.map(|m| Status { code: 3, message: m.to_owned(), details: Vec::new() });
+        match self.session.form() {
+            Form::State => self.session.state_request(DiscoveryRequest {
+                type_url,
+                response_nonce,
+                error_detail,
+                resource_names: names,
+                ..DiscoveryRequest::default()
+            }),
+            Form::Delta => self.session.delta_request(DeltaDiscoveryRequest {
+                type_url,
+                response_nonce,
+                error_detail,
+                resource_names_subscribe: missing(&names, &before),
+                resource_names_unsubscribe: missing(&before, &names),
+                ..DeltaDiscoveryRequest::default()
+            }),
+        }
+    }
+
+    /// The next response, not answered yet.
+    fn next(&mut self) -> Option<Seen> {
+        let seen = match self.session.next()? {
+            Response::State(r) => {
+                let name =
+                    |any: &bytes::Bytes| codec::resource_name(&r.type_url, &Any::decode(any.clone()).unwrap()).unwrap();
+                Seen {
+                    kind: Kind::from_type_url(&r.type_url).unwrap(),
+                    resources: r.resources.iter().map(name).collect(),
+                    removed: Vec::new(),
+                    errors: r.resource_errors.into_iter().map(|e| e.resource_name.unwrap().name).collect(),
+                    version: r.version_info,
+                    nonce: r.nonce,
+                }
+            }
+            Response::Delta(r) => Seen {
+                kind: Kind::from_type_url(&r.type_url).unwrap(),
+                resources: r.resources.into_iter().map(|r| r.name).collect(),
+                removed: r.removed_resources,
+                errors: r.resource_errors.into_iter().map(|e| e.resource_name.unwrap().name).collect(),
+                version: r.system_version_info,
+                nonce: r.nonce,
+            },
+        };
+        self.nonce[seen.kind.index()] = seen.nonce.clone();
+        Some(seen)
+    }
+
+    fn answer(&mut self, kind: Kind, error: Option<&str>) -> Outcome {
+        let names = self.names[kind.index()].clone();
+        self.try_ask(kind, &names.iter().map(String::as_str).collect::<Vec<_>>(), error).unwrap()
+    }
+
+    /// Accepts everything until nothing more comes.
+    fn settle(&mut self) -> Vec<Row> {
+        let mut all = Vec::new();
+        while let Some(seen) = self.next() {
+            self.answer(seen.kind, None);
+            all.push((seen.kind, seen.resources, seen.removed));
+        }
+        all
+    }
+
+    fn status(&self, kind: Kind) -> TypeStatus {
+        self.session.status(true).into_iter().find(|status| status.type_url == kind.type_url()).unwrap()
+    }
+
+    fn states(&self, kind: Kind) -> Vec<(String, &'static str)> {
+        self.status(kind).resources.unwrap().into_iter().map(|r| (r.name, r.state)).collect()
     }
 }
 
-/// The answer to `response` with these names subscribed.
-fn ack(response: &DiscoveryResponse, names: &[&str]) -> DiscoveryRequest {
-    let kind = Kind::from_type_url(&response.type_url).unwrap();
-    let (version_info, response_nonce) = (response.version_info.clone(), response.nonce.clone());
-    DiscoveryRequest { version_info, response_nonce, ..ask(kind, names) }
+fn row(kind: Kind, resources: &[&str], removed: &[&str]) -> Row {
+    let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    (kind, owned(resources), owned(removed))
 }
 
-fn nack(response: &DiscoveryResponse, names: &[&str], message: &str) -> DiscoveryRequest {
-    let error = Status { code: 3, message: message.to_owned(), details: Vec::new() };
-    DiscoveryRequest { error_detail: Some(error), version_info: String::new(), ..ack(response, names) }
-}
-
-fn answered(session: &mut Session, request: DiscoveryRequest) -> DiscoveryResponse {
-    session.request(request).unwrap().response.expect("an answer")
-}
-
-fn unanswered(session: &mut Session, request: DiscoveryRequest) {
-    assert_eq!(session.request(request).unwrap().response, None);
-}
-
-fn status(session: &Session, kind: Kind) -> TypeStatus {
-    session.status().into_iter().find(|status| status.type_url == kind.type_url()).unwrap()
+fn all_kinds(names: &[&str], edition: u32) -> Fake {
+    let pairs = Kind::ALL.into_iter().flat_map(|kind| names.iter().map(move |name| (kind, *name)));
+    pairs.fold(Fake::default(), |fake, (kind, name)| fake.with(kind, name, edition))
 }
 
 #[test]
-fn full_state_types_answer_with_everything_subscribed_and_the_others_with_what_is_new() {
-    let mut fake = Fake::default();
-    for kind in Kind::ALL {
-        fake = fake.with(kind, "a", 1).with(kind, "b", 1);
-    }
-    for kind in Kind::ALL {
-        let mut session = session(&fake);
-        let first = answered(&mut session, ask(kind, &["a"]));
-        assert_eq!((names(&first), first.version_info.as_str()), (vec!["a".to_owned()], "1"));
-        unanswered(&mut session, ack(&first, &["a"]));
-        let second = answered(&mut session, ack(&first, &["a", "b"]));
-        assert_eq!(names(&second), if kind.is_full_state() { vec!["a", "b"] } else { vec!["b"] }, "{kind:?}");
-        assert_ne!(first.nonce, second.nonce);
-    }
-}
-
-#[test]
-fn absence_is_an_answer_in_full_state_types_only() {
-    let fake = Fake::default();
-    let mut session = session(&fake);
-    for kind in [Kind::Listener, Kind::Cluster] {
-        let response = answered(&mut session, ask(kind, &["nobody:1"]));
-        assert!(response.resources.is_empty());
-        assert_eq!(status(&session, kind).missing, ["nobody:1"]);
-    }
-    for kind in [Kind::Routes, Kind::Endpoints] {
-        unanswered(&mut session, ask(kind, &["nobody"]));
-        // Once it exists it is sent.
-        let pushed = session.publish(Fake::default().with(kind, "nobody", 1).publish("2"));
-        assert_eq!(pushed.iter().map(names).collect::<Vec<_>>(), [["nobody"]]);
-        session.publish(fake.publish("3"));
+fn a_push_holds_changes_in_make_before_break_order() {
+    for form in BOTH {
+        let before = all_kinds(&["a", "b"], 1);
+        let cache = before.cache();
+        let mut client = Client::new(&cache, form);
+        for kind in Kind::ALL {
+            client.ask(kind, &["a", "b"]);
+        }
+        assert_eq!(client.settle().len(), 4);
+        before.publish(&cache, "2");
+        assert_eq!(client.settle(), [], "the same configuration");
+        Kind::ALL.into_iter().fold(before, |fake, kind| fake.with(kind, "b", 2)).publish(&cache, "3");
+        let whole: &[&str] = if form == Form::State { &["a", "b"] } else { &["b"] };
+        let expected = [
+            row(Kind::Cluster, whole, &[]),
+            row(Kind::Endpoints, &["b"], &[]),
+            row(Kind::Listener, whole, &[]),
+            row(Kind::Routes, &["b"], &[]),
+        ];
+        assert_eq!(client.settle(), expected, "{form:?}");
     }
 }
 
 #[test]
-fn a_wildcard_names_nothing() {
-    let fake = Fake::default().with(Kind::Listener, "a", 1).with(Kind::Cluster, "a", 1);
-    for asked in [&[][..], &["*"]] {
-        let mut session = session(&fake);
-        for kind in [Kind::Listener, Kind::Cluster] {
-            assert!(answered(&mut session, ask(kind, asked)).resources.is_empty());
+fn a_vanished_cluster_goes_after_the_routes_that_named_it() {
+    for form in BOTH {
+        let before = Fake::default()
+            .with(Kind::Cluster, "v1", 1)
+            .with(Kind::Cluster, "v2", 1)
+            .with(Kind::Endpoints, "v2", 1)
+            .with(Kind::Routes, "reviews", 1);
+        let cache = before.cache();
+        let mut client = Client::new(&cache, form);
+        client.ask(Kind::Cluster, &["v1", "v2"]);
+        client.ask(Kind::Endpoints, &["v2"]);
+        client.ask(Kind::Routes, &["reviews"]);
+        client.settle();
+        let after = before
+            .without(Kind::Cluster, "v2")
+            .without(Kind::Endpoints, "v2")
+            .with(Kind::Cluster, "v1", 2)
+            .with(Kind::Routes, "reviews", 2);
+        after.publish(&cache, "2");
+        let expected = match form {
+            Form::State => vec![
+                row(Kind::Cluster, &["v1", "v2"], &[]),
+                row(Kind::Routes, &["reviews"], &[]),
+                row(Kind::Cluster, &["v1"], &[]),
+            ],
+            Form::Delta => vec![
+                row(Kind::Cluster, &["v1"], &[]),
+                row(Kind::Routes, &["reviews"], &[]),
+                row(Kind::Cluster, &[], &["v2"]),
+                row(Kind::Endpoints, &[], &["v2"]),
+            ],
+        };
+        assert_eq!(client.settle(), expected);
+        after.publish(&cache, "3");
+        assert_eq!(client.settle(), [], "said once");
+        after.with(Kind::Cluster, "v2", 1).publish(&cache, "4");
+        assert_eq!(client.settle().len(), 1, "and it may come back");
+    }
+}
+
+#[test]
+fn what_vanishes_and_comes_back_before_it_was_taken_away_stays() {
+    for form in BOTH {
+        let fake = Fake::default().with(Kind::Cluster, "a", 1).with(Kind::Routes, "r", 1);
+        let cache = fake.cache();
+        let mut client = Client::new(&cache, form);
+        client.ask(Kind::Cluster, &["a"]);
+        client.ask(Kind::Routes, &["r"]);
+        client.settle();
+        fake.clone().without(Kind::Cluster, "a").with(Kind::Routes, "r", 2).publish(&cache, "2");
+        assert_eq!(client.next().unwrap().kind, Kind::Routes);
+        fake.clone().with(Kind::Routes, "r", 2).publish(&cache, "3");
+        client.answer(Kind::Routes, None);
+        assert_eq!(client.settle(), [], "{form:?}");
+    }
+}
+
+#[test]
+fn nothing_is_pushed_before_the_last_response_is_answered_and_then_the_newest() {
+    for form in BOTH {
+        let fake = Fake::default().with(Kind::Endpoints, "a", 1);
+        let cache = fake.cache();
+        let mut client = Client::new(&cache, form);
+        client.ask(Kind::Endpoints, &["a"]);
+        client.settle();
+        for edition in 2..1_000 {
+            fake.clone().with(Kind::Endpoints, "a", edition).publish(&cache, &edition.to_string());
+            // The first goes out; a client that hangs gets no second.
+            assert_eq!(client.next().is_some(), edition == 2, "{form:?}");
+        }
+        assert_eq!((client.status(Kind::Endpoints).due, client.status(Kind::Endpoints).waiting), (1, true));
+        client.answer(Kind::Endpoints, None);
+        let last = client.next().unwrap();
+        assert_eq!((last.version.as_str(), last.resources.len()), ("999", 1));
+        client.answer(Kind::Endpoints, None);
+        assert_eq!(client.next(), None);
+    }
+}
+
+#[test]
+fn a_type_waits_for_the_changes_of_those_before_it() {
+    for form in BOTH {
+        let fake = all_kinds(&["a"], 1);
+        let cache = fake.cache();
+        let mut client = Client::new(&cache, form);
+        client.ask(Kind::Cluster, &["a"]);
+        client.ask(Kind::Routes, &["a"]);
+        client.settle();
+        let second = fake.clone().with(Kind::Cluster, "a", 2);
+        second.publish(&cache, "2");
+        assert_eq!(client.next().unwrap().kind, Kind::Cluster);
+        second.clone().with(Kind::Routes, "a", 2).publish(&cache, "3");
+        assert_eq!(client.next().unwrap().kind, Kind::Routes, "the control: the clusters are sent");
+        client.answer(Kind::Routes, None);
+        fake.with(Kind::Cluster, "a", 4).with(Kind::Routes, "a", 4).publish(&cache, "4");
+        assert_eq!(client.next(), None, "routes may need a cluster that cannot be sent yet");
+        client.answer(Kind::Cluster, None);
+        let kinds: Vec<_> = client.settle().into_iter().map(|(kind, ..)| kind).collect();
+        assert_eq!(kinds, [Kind::Cluster, Kind::Routes], "{form:?}");
+    }
+}
+
+#[test]
+fn a_nack_is_recorded_and_nothing_is_sent_again_until_the_resource_changes() {
+    for form in BOTH {
+        let fake = Fake::default().with(Kind::Routes, "a", 1).with(Kind::Routes, "b", 1);
+        let cache = fake.cache();
+        let mut client = Client::new(&cache, form);
+        client.ask(Kind::Routes, &["a", "b"]);
+        let first = client.next().unwrap();
+        assert_eq!(client.states(Kind::Routes), [("a".to_owned(), "sent"), ("b".to_owned(), "sent")]);
+        let outcome = client.answer(Kind::Routes, Some("virtual_hosts[0]: bad\nregex"));
+        assert_eq!(outcome.nacked.as_deref(), Some("virtual_hosts[0]: bad regex"));
+        let recorded = client.status(Kind::Routes).nack.unwrap();
+        assert_eq!((recorded.version.as_str(), recorded.nonce), ("1", first.nonce));
+        // Said again, or followed by a request with the same nonce, it is the same event.
+        assert_eq!(client.answer(Kind::Routes, Some("again")), Outcome::default());
+        assert_eq!(client.answer(Kind::Routes, None), Outcome::default());
+        assert!(client.status(Kind::Routes).nack.is_some());
+
+        fake.publish(&cache, "2");
+        assert_eq!(client.next(), None, "unchanged, so not sent");
+        fake.with(Kind::Routes, "a", 2).publish(&cache, "3");
+        assert_eq!(client.next().unwrap().resources, ["a"]);
+        assert!(client.status(Kind::Routes).nack.is_some(), "until the client accepts something");
+        assert_eq!(client.states(Kind::Routes), [("a".to_owned(), "sent"), ("b".to_owned(), "refused")]);
+        assert!(client.answer(Kind::Routes, None).acked);
+        let accepted = client.status(Kind::Routes);
+        assert_eq!((accepted.nack, accepted.version_acked.as_str()), (None, "3"));
+        assert_eq!(client.states(Kind::Routes), [("a".to_owned(), "accepted"), ("b".to_owned(), "refused")]);
+    }
+}
+
+#[test]
+fn what_was_dropped_and_is_asked_for_again_is_sent_again() {
+    for form in BOTH {
+        for kind in Kind::ALL {
+            let cache = Fake::default().with(kind, "a", 1).cache();
+            let mut client = Client::new(&cache, form);
+            client.ask(kind, &["a"]);
+            client.settle();
+            client.ask(kind, &[]);
+            assert_eq!(client.settle(), []);
+            assert_eq!((client.status(kind).sent, cache.size().0), (0, 0), "the cache need not keep it");
+            client.ask(kind, &["a"]);
+            assert_eq!(client.settle(), [row(kind, &["a"], &[])], "{form:?}");
         }
     }
 }
 
 #[test]
+fn too_many_and_too_long_names_are_refused() {
+    let limits = Limits { names: 2, name_bytes: 3, ..Limits::default() };
+    for form in BOTH {
+        let mut client = Client::with(&Fake::default().cache(), form, false, limits);
+        assert!(client.try_ask(Kind::Endpoints, &["a", "b"], None).is_ok());
+        let refused = client.try_ask(Kind::Endpoints, &["a", "b", "c"], None).unwrap_err();
+        assert!(matches!(refused, Refused::TooManyNames { asked: 3, limit: 2, .. }), "{refused}");
+        let mut client = Client::with(&Fake::default().cache(), form, false, limits);
+        let refused = client.try_ask(Kind::Endpoints, &["long"], None).unwrap_err();
+        assert_eq!(refused, Refused::NameTooLong { bytes: 4, limit: 3 });
+    }
+}
+
+#[test]
 fn types_that_are_not_served_are_not_answered() {
-    let mut session = session(&Fake::default());
-    let secret = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
-    unanswered(&mut session, DiscoveryRequest { type_url: secret.to_owned(), ..DiscoveryRequest::default() });
-    assert!(session.status().is_empty());
+    let cache = Fake::default().cache();
+    let secret = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret".to_owned();
+    let mut client = Client::new(&cache, Form::State);
+    client.session.state_request(DiscoveryRequest { type_url: secret.clone(), ..Default::default() }).unwrap();
+    assert_eq!((client.next(), client.session.status(false).len()), (None, 0));
+    let mut client = Client::new(&cache, Form::Delta);
+    client.session.delta_request(DeltaDiscoveryRequest { type_url: secret, ..Default::default() }).unwrap();
+    assert_eq!((client.next(), client.session.status(false).len()), (None, 0));
 }
 
 #[test]
-fn a_request_with_a_stale_nonce_is_ignored() {
-    let fake = Fake::default().with(Kind::Cluster, "a", 1).with(Kind::Cluster, "b", 1);
-    let mut session = session(&fake);
-    let first = answered(&mut session, ask(Kind::Cluster, &["a"]));
-    let second = session.publish(fake.clone().with(Kind::Cluster, "a", 2).publish("2")).remove(0);
-    // Sent before the client saw the second response.
-    unanswered(&mut session, ack(&first, &["a", "b"]));
-    assert_eq!(status(&session, Kind::Cluster).version_acked, "");
-    let third = answered(&mut session, ack(&second, &["a", "b"]));
-    assert_eq!(names(&third), ["a", "b"]);
-    assert_eq!(status(&session, Kind::Cluster).version_acked, "2");
-}
-
-#[test]
-fn a_nack_is_recorded_and_not_sent_again_until_the_resource_changes() {
-    let fake = Fake::default().with(Kind::Routes, "a", 1);
-    let mut session = session(&fake);
-    let first = answered(&mut session, ask(Kind::Routes, &["a"]));
-    let outcome = session.request(nack(&first, &["a"], "virtual_hosts[0]: bad\nregex")).unwrap();
-    assert_eq!((outcome.response, outcome.nacked.as_deref()), (None, Some("virtual_hosts[0]: bad regex")));
-    let recorded = status(&session, Kind::Routes).nack.unwrap();
-    assert_eq!((recorded.version.as_str(), recorded.nonce), ("1", first.nonce.clone()));
-    // Said again it is the same event.
-    assert_eq!(session.request(nack(&first, &["a"], "again")).unwrap().nacked, None);
-
-    assert_eq!(session.publish(fake.publish("2")), [], "unchanged, so not sent");
-    let pushed = session.publish(fake.with(Kind::Routes, "a", 2).publish("3")).remove(0);
-    assert!(status(&session, Kind::Routes).nack.is_some(), "until the client accepts something");
-    unanswered(&mut session, ack(&pushed, &["a"]));
-    let accepted = status(&session, Kind::Routes);
-    assert_eq!((accepted.nack, accepted.version_acked.as_str()), (None, "3"));
-}
-
-#[test]
-fn a_push_holds_changes_only_in_make_before_break_order() {
-    let mut before = Fake::default();
-    for kind in Kind::ALL {
-        before = before.with(kind, "a", 1).with(kind, "b", 1);
-    }
-    let mut session = session(&before);
-    for kind in Kind::ALL {
-        answered(&mut session, ask(kind, &["a", "b"]));
-    }
-    assert_eq!(session.publish(before.publish("2")), [], "the same configuration");
-    let mut after = before;
-    for kind in Kind::ALL {
-        after = after.with(kind, "b", 2);
-    }
-    let pushed: Vec<_> =
-        session.publish(after.publish("3")).into_iter().map(|r| (r.type_url.clone(), names(&r))).collect();
-    let expected: [(Kind, &[&str]); 4] = [
-        (Kind::Cluster, &["a", "b"]),
-        (Kind::Endpoints, &["b"]),
-        (Kind::Listener, &["a", "b"]),
-        (Kind::Routes, &["b"]),
-    ];
-    assert_eq!(
-        pushed,
-        expected.map(|(kind, n)| (kind.type_url().to_owned(), n.iter().map(|n| (*n).to_owned()).collect()))
-    );
-}
-
-#[test]
-fn a_vanished_cluster_goes_after_the_routes_that_named_it() {
-    let before =
-        Fake::default().with(Kind::Cluster, "v1", 1).with(Kind::Cluster, "v2", 1).with(Kind::Routes, "reviews", 1);
-    let mut session = session(&before);
-    answered(&mut session, ask(Kind::Cluster, &["v1", "v2"]));
-    answered(&mut session, ask(Kind::Routes, &["reviews"]));
-    let after = before.without(Kind::Cluster, "v2").with(Kind::Cluster, "v1", 2).with(Kind::Routes, "reviews", 2);
-    let pushed: Vec<_> = session.publish(after.publish("2")).iter().map(names).collect();
-    assert_eq!(pushed, [vec!["v1", "v2"], vec!["reviews"], vec!["v1"]]);
-    assert_eq!(session.publish(after.publish("3")), [], "said once");
-}
-
-#[test]
-fn a_vanished_listener_is_absent_from_the_next_response() {
-    let before = Fake::default().with(Kind::Listener, "a", 1).with(Kind::Listener, "b", 1);
-    let mut session = session(&before);
-    answered(&mut session, ask(Kind::Listener, &["a", "b"]));
-    let pushed = session.publish(before.without(Kind::Listener, "a").publish("2"));
-    assert_eq!(pushed.iter().map(names).collect::<Vec<_>>(), [["b"]]);
-}
-
-#[test]
-fn what_was_dropped_and_is_asked_for_again_is_sent_again() {
-    for kind in Kind::ALL {
-        let mut session = session(&Fake::default().with(kind, "a", 1));
-        let first = answered(&mut session, ask(kind, &["a"]));
-        unanswered(&mut session, ack(&first, &[]));
-        assert_eq!(status(&session, kind).sent, 0);
-        assert_eq!(names(&answered(&mut session, ack(&first, &["a"]))), ["a"], "{kind:?}");
+fn a_wildcard_covers_what_there_is_now_and_later() {
+    for form in BOTH {
+        for asked in [&[][..], &["*"]] {
+            let fake = Fake::default().with(Kind::Cluster, "a", 1).with(Kind::Cluster, "b", 1);
+            let cache = fake.cache();
+            let mut client = Client::new(&cache, form);
+            client.ask(Kind::Cluster, asked);
+            client.ask(Kind::Listener, asked);
+            let empty = row(Kind::Listener, &[], &[]);
+            assert_eq!(client.settle(), [row(Kind::Cluster, &["a", "b"], &[]), empty], "an answer even if empty");
+            fake.with(Kind::Cluster, "c", 1).without(Kind::Cluster, "b").publish(&cache, "2");
+            let expected = match form {
+                // The vanished one is kept until nothing else is due.
+                Form::State => [row(Kind::Cluster, &["a", "b", "c"], &[]), row(Kind::Cluster, &["a", "c"], &[])],
+                Form::Delta => [row(Kind::Cluster, &["c"], &[]), row(Kind::Cluster, &[], &["b"])],
+            };
+            assert_eq!(client.settle(), expected);
+            assert!(client.status(Kind::Cluster).wildcard);
+            drop(client);
+            assert_eq!(cache.size().0, 0, "nothing is left behind");
+        }
     }
 }
 
 #[test]
-fn too_many_names_end_the_stream() {
-    let limits = Limits { names: 2, ..Limits::default() };
-    let mut session = Session::new(NodeScope::default(), limits, Fake::default().publish("1"));
-    assert!(session.request(ask(Kind::Endpoints, &["a", "b"])).is_ok());
-    assert!(session.request(ask(Kind::Endpoints, &["a", "b", "c"])).is_err());
-}
-
-#[test]
-fn streams_of_one_scope_share_what_is_encoded() {
-    let published = Fake::default().with(Kind::Cluster, "a", 1).publish("1");
-    let scope = |namespace: &str| Arc::new(NodeScope { namespace: namespace.to_owned(), ..NodeScope::default() });
-    let get = |scope: &Arc<NodeScope>| published.view(scope).get(Kind::Cluster, "a").unwrap();
-    assert!(Arc::ptr_eq(&get(&scope("default")), &get(&scope("default"))));
-    assert!(!Arc::ptr_eq(&get(&scope("default")), &get(&scope("other"))));
+fn a_large_answer_comes_in_parts_where_it_may() {
+    let limits = Limits { response_bytes: 1, ..Limits::default() };
+    for form in BOTH {
+        let cache = all_kinds(&["a", "b", "c"], 1).cache();
+        for kind in Kind::ALL {
+            let mut client = Client::with(&cache, form, false, limits);
+            client.ask(kind, &["a", "b", "c"]);
+            let parts: Vec<_> = client.settle().into_iter().map(|(_, names, _)| names.len()).collect();
+            let whole = form == Form::State && kind.is_full_state();
+            assert_eq!(parts, if whole { vec![3] } else { vec![1, 1, 1] }, "{form:?} {kind:?}");
+        }
+    }
 }

@@ -5,6 +5,7 @@ mod conformance;
 mod conformance_cluster;
 mod conformance_server;
 mod corpus;
+mod envoy;
 mod generate;
 mod generate_cluster;
 mod generate_inbound;

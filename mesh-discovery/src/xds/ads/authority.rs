@@ -115,6 +115,7 @@ impl<C: Codec> Ads<C> {
         if std::mem::replace(&mut session.answered, true) {
             return;
         }
+        self.saved = None;
         for index in 0..self.authorities.len() {
             let authority = &mut self.authorities[index];
             let Some(place) = authority.in_use().iter().position(|used| *used == server) else { continue };

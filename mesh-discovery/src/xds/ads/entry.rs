@@ -132,6 +132,11 @@ impl<V: PartialEq> Entry<V> {
         }
     }
 
+    /// Takes what an earlier run held; the first that a control plane says replaces it.
+    pub(super) fn restore(&mut self, value: V, version: Name, now: Instant) {
+        self.good = Some(Good { value, version, server: SAVED, digest: 0, since: now });
+    }
+
     pub(crate) fn value(&self) -> Option<&V> {
         self.good.as_ref().map(|good| &good.value)
     }

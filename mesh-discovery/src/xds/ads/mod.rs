@@ -28,6 +28,7 @@ use self::session::Entries;
 pub(crate) use self::session::Session;
 use super::kind::{Key, Kind};
 use super::message::{Body, Name, Request, StreamError, Variant};
+use super::saved::Saved;
 use crate::bootstrap::{Node, ServerFeatures};
 
 /// How many resources that nobody wants any more are kept through an outage, in case somebody does again.
@@ -97,6 +98,8 @@ pub(crate) struct Ads<C: Codec> {
     round: u32,
     /// When the latest event was.
     clock: Instant,
+    /// What an earlier run held; serves until a control plane has spoken.
+    saved: Option<Saved>,
 }
 
 impl<C: Codec> Ads<C> {
@@ -117,7 +120,23 @@ impl<C: Codec> Ads<C> {
             changed: Vec::new(),
             round: 0,
             clock: now,
+            saved: None,
         }
+    }
+
+    /// Takes what an earlier run held.
+    pub(crate) fn restore(&mut self, saved: Saved) {
+        self.saved = Some(saved);
+    }
+
+    /// Whether there is something of an earlier run.
+    pub(crate) fn is_restored(&self) -> bool {
+        self.saved.is_some()
+    }
+
+    /// How much is in use that no control plane of this run has given.
+    pub(crate) fn saved_in_use(&self) -> usize {
+        self.entries().filter(|(.., entry)| entry.is_from(SAVED)).count()
     }
 
     /// Wants a resource. Its state may be known at once if somebody else wanted it before.
@@ -132,6 +151,11 @@ impl<C: Codec> Ads<C> {
                 if authority.is_none() {
                     let reason = "the bootstrap has no authority of that name".to_owned();
                     entry.missing(SAVED, Standing::DoesNotExist, reason, false, self.clock);
+                } else if let Some((version, body)) = self.saved.as_ref().and_then(|saved| saved.get(key)) {
+                    match response::decoded(&self.codec, key.kind, &key.name, body) {
+                        Ok(value) => entry.restore(value, version.clone(), self.clock),
+                        Err(reason) => tracing::warn!(%key, %reason, "a resource of the snapshot is not used"),
+                    }
                 }
                 entries.insert(key.name.clone(), entry);
             }

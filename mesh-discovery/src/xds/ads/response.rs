@@ -11,7 +11,7 @@ use super::entry::{Offer, ServerId};
 use super::{Ads, Codec, Entry, SAVED, Standing, is_active};
 use crate::bootstrap::name::normalise;
 use crate::xds::kind::{Key, Kind};
-use crate::xds::message::{Cause, Name, Resource, ResourceError, Response, Variant};
+use crate::xds::message::{Body, Cause, Name, Resource, ResourceError, Response, Variant};
 
 /// Longest error text of a NACK, in bytes.
 const MAX_ERROR: usize = 8 << 10;
@@ -126,7 +126,7 @@ impl<C: Codec> Ads<C> {
             now: round.now,
             strict: round.strict,
         };
-        let seen = match entry.offer(&offer, || contained(|| codec.decode(kind, &name, body))) {
+        let seen = match entry.offer(&offer, || decoded(codec, kind, &name, body)) {
             Ok(changed) => changed,
             Err(refused) => {
                 round.problems.push(refused.reason);
@@ -199,6 +199,11 @@ impl<C: Codec> Ads<C> {
             self.changed.push(Key::new(kind, name.clone()));
         }
     }
+}
+
+/// The value of a resource.
+pub(super) fn decoded<C: Codec>(codec: &C, kind: Kind, name: &str, body: &Body) -> Result<C::Value, String> {
+    contained(|| codec.decode(kind, name, body))
 }
 
 /// Runs a codec so that a bug in it costs one resource and not the process.

@@ -14,7 +14,7 @@ use mesh_core::source::{DestinationSource, InboundSource, Watched};
 use tokio::runtime::Handle;
 
 use super::super::kind::Kind;
-use super::super::{StreamError, Variant, XdsClient, XdsConfig};
+use super::super::{SnapshotConfig, StreamError, Variant, XdsClient, XdsConfig};
 use super::{Server, Stream, asked, network, version};
 use crate::bootstrap::{Bootstrap, ChannelCredentials, Node, XdsServer};
 use crate::codec;
@@ -22,11 +22,20 @@ use crate::codec;
 const INBOUND: &str = "xds.istio.io/grpc/lds/inbound/127.0.0.1:80";
 
 fn client() -> (XdsClient, Server) {
+    client_with(None)
+}
+
+fn client_with(snapshot: Option<&std::path::Path>) -> (XdsClient, Server) {
     let (transport, server) = network();
     let memory = XdsServer::new("memory:1".parse().unwrap(), ChannelCredentials::Insecure);
     let node = Node { id: "me".to_owned(), ..Default::default() };
     let mut config = XdsConfig::new(Bootstrap::new(memory, node));
     config.variant = Some(Variant::StateOfTheWorld);
+    config.snapshot = snapshot.map(|path| {
+        let mut snapshot = SnapshotConfig::new(path);
+        snapshot.delay = Duration::ZERO;
+        snapshot
+    });
     (XdsClient::spawn(config, move |_: &XdsServer| transport.clone(), &Handle::current()), server)
 }
 
@@ -320,4 +329,61 @@ async fn dropping_the_client_ends_its_stream_and_keeps_what_was_handed_out() {
     drop(client);
     assert!(stream.requests.recv().await.is_none());
     assert!(matches!(&**state.load(), DestinationState::Ready(_)));
+}
+
+#[tokio::test]
+async fn what_an_earlier_run_knew_serves_until_the_control_plane_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("snapshot");
+    let (client, mut server) = client_with(Some(&path));
+    assert!(client.status().snapshot.unwrap().age_seconds.is_none(), "there is none yet");
+    let mut state = client.destination(&target());
+    let mut stream = server.accept().await;
+    serve_all(&mut stream, "v1").await;
+    let before = snapshot(&mut state).await;
+    // Written in time, on another thread: the whole of it once it is.
+    while client.status().snapshot.unwrap().writes == 0 || written(&path).await < 4 {
+        tokio::task::yield_now().await;
+    }
+    drop(client);
+
+    // The control plane is away: the destination is there at once, and so is readiness.
+    let (client, server) = client_with(Some(&path));
+    drop(server);
+    client.ready().await;
+    let mut state = client.destination(&target());
+    assert_eq!(snapshot(&mut state).await, before);
+    let status = client.status().snapshot.unwrap();
+    assert_eq!((status.in_use, status.error, status.age_seconds.is_some()), (4, None, true));
+    drop(client);
+
+    // It is back: what it says replaces the whole, when all of it is there.
+    let (client, mut server) = client_with(Some(&path));
+    let mut state = client.destination(&target());
+    let old = snapshot(&mut state).await;
+    let mut stream = server.accept().await;
+    while asked(&stream.request().await) != ["x"] {}
+    stream.respond(Kind::Listener, "v2", "l1", vec![listener()]);
+    stream.respond(Kind::Routes, "v2", "r1", vec![routes("x")]);
+    while asked(&stream.request().await) != ["x"] {}
+    stream.respond(Kind::Cluster, "v2", "c1", vec![cluster("x")]);
+    stream.respond(Kind::Endpoints, "v2", "e1", vec![endpoints("x", 9)]);
+    let new = state.wait_for(|state| matches!(state, DestinationState::Ready(s) if **s != *old)).await;
+    let DestinationState::Ready(new) = &*new else { panic!("{new:?}") };
+    assert_eq!(port_of(new, "x"), 9);
+    assert_eq!(client.status().snapshot.unwrap().in_use, 0);
+
+    // Control run: a damaged file is refused with its reason, and nothing serves.
+    drop(client);
+    std::fs::write(&path, b"mesh xDS snapshot 1\nnonsense that is long enough").unwrap();
+    let (client, _server) = client_with(Some(&path));
+    assert_eq!(**client.destination(&target()).load(), DestinationState::Pending);
+    assert!(client.status().snapshot.unwrap().error.unwrap().contains("damaged"));
+}
+
+/// Resources in a snapshot file.
+async fn written(path: &std::path::Path) -> u32 {
+    let bytes = tokio::fs::read(path).await.unwrap();
+    let count = b"mesh xDS snapshot 1\n".len() + 8 + 16;
+    u32::from_le_bytes(bytes[count..count + 4].try_into().unwrap())
 }

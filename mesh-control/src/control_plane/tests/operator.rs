@@ -1,0 +1,83 @@
+//! What an operator sees: the state of each client, and the load that clients report.
+
+use envoy_types::pb::envoy::config::endpoint::v3::{ClusterStats, UpstreamLocalityStats};
+use envoy_types::pb::envoy::service::load_stats::v3::LoadStatsRequest;
+use serde_json::Value;
+
+use super::*;
+
+async fn json(plane: &ControlPlane, path: &str) -> Value {
+    serde_json::from_str(&page(plane, "localhost", path).await.1).unwrap()
+}
+
+#[tokio::test]
+async fn the_status_tells_each_resource_of_each_client() {
+    let setup = Setup::new();
+    let plane = setup.start().await;
+    let mut ads = join(&plane, "default", "productpage").await.ads().await.unwrap();
+    let node = Node { id: "productpage-1".into(), ..Node::default() };
+    ads.ask(Kind::Listener, &["reviews:9080", "nobody:1"], Some(node)).await;
+    let response = ads.expect(Kind::Listener).await;
+    let status = json(&plane, "/status").await;
+    assert_eq!(status["nodes"][0]["in_sync"], false, "not answered yet: {status}");
+    ads.acknowledge(&response, &["reviews:9080", "nobody:1"], None).await;
+    // The answer to a later request proves that the acknowledgement was taken in.
+    ads.ask(Kind::Endpoints, &[REVIEWS_EDS], None).await;
+    let endpoints = ads.expect(Kind::Endpoints).await;
+    ads.acknowledge(&endpoints, &[REVIEWS_EDS], Some("localities[0]: bad")).await;
+    ads.ask(Kind::Cluster, &["nobody"], None).await;
+    let clusters = ads.expect(Kind::Cluster).await;
+    ads.acknowledge(&clusters, &["nobody"], None).await;
+
+    let node = &json(&plane, "/sync?node=productpage-1&resources=true").await[0];
+    assert_eq!(node["identity"], "spiffe://cluster.local/ns/default/sa/productpage");
+    assert_eq!((node["in_sync"].as_bool(), node["protocol"].as_str()), (Some(false), Some("state-of-the-world")));
+    let of = |kind: Kind| {
+        let types = node["types"].as_array().unwrap();
+        types.iter().find(|ty| ty["type_url"] == kind.type_url()).unwrap().clone()
+    };
+    let states = |kind: Kind| {
+        let resources = of(kind)["resources"].as_array().unwrap().clone();
+        let state = |r: &Value| (r["name"].as_str().unwrap().to_owned(), r["state"].as_str().unwrap().to_owned());
+        resources.iter().map(state).collect::<Vec<_>>()
+    };
+    let row = |name: &str, state: &str| (name.to_owned(), state.to_owned());
+    assert_eq!(states(Kind::Listener), [row("nobody:1", "missing"), row("reviews:9080", "accepted")]);
+    assert_eq!(states(Kind::Endpoints), [row(REVIEWS_EDS, "refused")]);
+    assert_eq!(of(Kind::Endpoints)["nack"]["reason"], "localities[0]: bad");
+    assert_eq!(json(&plane, "/sync?node=somebody").await, Value::Array(Vec::new()));
+    assert!(json(&plane, "/sync").await[0]["types"][0]["resources"].is_null(), "names only on demand");
+}
+
+#[tokio::test]
+async fn load_reports_are_answered_kept_and_summed() {
+    let setup = Setup::new();
+    let plane = setup.start().await;
+    let locality = UpstreamLocalityStats {
+        total_issued_requests: 5,
+        total_successful_requests: 4,
+        total_requests_in_progress: 1,
+        ..UpstreamLocalityStats::default()
+    };
+    let report = || LoadStatsRequest {
+        node: Some(Node { id: "productpage-1".into(), ..Node::default() }),
+        cluster_stats: vec![ClusterStats {
+            cluster_name: REVIEWS_EDS.into(),
+            upstream_locality_stats: vec![locality.clone()],
+            ..ClusterStats::default()
+        }],
+    };
+    let anonymous = Connection::anonymous(&plane).await;
+    assert_eq!(anonymous.report(report()).await.unwrap_err().code(), Code::Unauthenticated);
+    let member = join(&plane, "default", "productpage").await;
+    let mut answers = member.report(report()).await.unwrap();
+    let answer = answers.message().await.unwrap().unwrap();
+    assert!(answer.send_all_clusters);
+    assert_eq!(answer.load_reporting_interval.unwrap().seconds, 10);
+    let load = json(&plane, "/load").await;
+    assert_eq!((load[0]["node"].as_str(), load[0]["in_progress"].as_u64()), (Some("productpage-1"), Some(1)));
+    assert_eq!(load[0]["identity"], "spiffe://cluster.local/ns/default/sa/productpage");
+    let (_, metrics) = page(&plane, "localhost", "/metrics").await;
+    let line = format!("mesh_control_load_requests_successful_total{{cluster=\"{REVIEWS_EDS}\"}} 4");
+    assert!(metrics.contains(&line), "{metrics}");
+}

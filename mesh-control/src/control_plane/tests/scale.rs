@@ -1,0 +1,180 @@
+//! Many clients at once, over loopback.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
+use futures_util::future::join_all;
+use mesh_discovery::proto::registry::AnnounceRequest;
+
+use super::*;
+use crate::registry::Registration;
+
+const SERVICES: usize = 400;
+const STREAMS: usize = 500;
+const EACH: usize = 20;
+
+fn registration(service: usize, zone: &str) -> Registration {
+    Registration {
+        service: format!("s{service}"),
+        namespace: "default".into(),
+        service_port: 80,
+        address: SocketAddr::from(([10, 0, (service / 250) as u8, (service % 250) as u8], 80)),
+        labels: BTreeMap::new(),
+        locality: mesh_core::id::Locality { zone: zone.into(), ..Default::default() },
+        mesh_tls: true,
+        port_protocol: "http".into(),
+        workload: String::new(),
+        service_account: "default".into(),
+    }
+}
+
+fn eds(service: usize) -> String {
+    format!("outbound|80||s{service}.default.svc.cluster.local")
+}
+
+/// Names of what the stream was sent; takes as many responses as it needs to see `wanted` of them.
+async fn take(ads: &mut Ads, names: &[&str], wanted: usize) -> Vec<String> {
+    let mut seen = Vec::new();
+    while seen.len() < wanted {
+        let response = ads.expect(Kind::Endpoints).await;
+        ads.acknowledge(&response, names, None).await;
+        seen.extend(response.resources.iter().map(|any| codec::resource_name(codec::ENDPOINTS, any).unwrap()));
+    }
+    seen
+}
+
+/// The value of a metric without labels.
+async fn metric(plane: &ControlPlane, name: &str) -> u64 {
+    let (_, text) = page(plane, "localhost", "/metrics").await;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).unwrap();
+    line.parse().unwrap()
+}
+
+#[tokio::test]
+async fn one_change_reaches_those_who_subscribe_among_five_hundred_and_costs_one_look() {
+    let setup = Setup::new();
+    let free = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let plane = setup.builder().insecure_xds(free).start().await.unwrap();
+    plane.hold((0..SERVICES).map(|service| registration(service, "a")).collect());
+    // A hundred streams a connection, as many as the server takes.
+    let connections =
+        join_all((0..STREAMS.div_ceil(100)).map(|_| Connection::plaintext(plane.insecure_address().unwrap()))).await;
+    // Everybody uses service 0, and some others.
+    let services =
+        |stream: usize| (0..EACH).map(move |n| if n == 0 { 0 } else { 1 + (stream * 7 + n) % (SERVICES - 1) });
+    let names: Vec<Vec<String>> = (0..STREAMS).map(|stream| services(stream).map(eds).collect()).collect();
+    let names: Vec<Vec<&str>> = names.iter().map(|names| names.iter().map(String::as_str).collect()).collect();
+    let opened = Instant::now();
+    let mut streams = join_all(names.iter().enumerate().map(|(at, names)| {
+        let connection = &connections[at / 100];
+        async move {
+            let mut ads = connection.ads().await.unwrap();
+            ads.ask(Kind::Endpoints, names, None).await;
+            assert_eq!(take(&mut ads, names, EACH).await.len(), EACH);
+            ads
+        }
+    }))
+    .await;
+    tracing::info!(elapsed = ?opened.elapsed(), "all are connected");
+    assert_eq!(metric(&plane, "mesh_control_resources").await, SERVICES as u64, "each once, whoever uses it");
+
+    let (looks, pushes) =
+        (metric(&plane, "mesh_control_evaluations_total").await, metric(&plane, "mesh_control_pushes_total").await);
+    plane.hold(vec![registration(0, "b")]);
+    let all = join_all(streams.iter_mut().zip(&names).map(|(ads, names)| take(ads, names, 1))).await;
+    assert!(all.iter().all(|seen| *seen == [eds(0)]), "nothing else was sent");
+    assert_eq!(metric(&plane, "mesh_control_evaluations_total").await - looks, 1);
+    assert_eq!(metric(&plane, "mesh_control_pushes_total").await - pushes, STREAMS as u64);
+
+    // And a change that some subscribe to is sent to them alone: the next thing that all see is the one after.
+    let some: Vec<usize> = (0..STREAMS).filter(|stream| services(*stream).any(|service| service == 9)).collect();
+    assert!(some.len() > 10 && some.len() < 100);
+    let pushes = metric(&plane, "mesh_control_pushes_total").await;
+    plane.hold(vec![registration(9, "b")]);
+    for at in &some {
+        assert_eq!(take(&mut streams[*at], &names[*at], 1).await, [eds(9)]);
+    }
+    plane.hold(vec![registration(0, "c")]);
+    let all = join_all(streams.iter_mut().zip(&names).map(|(ads, names)| take(ads, names, 1))).await;
+    assert!(all.iter().all(|seen| *seen == [eds(0)]));
+    assert_eq!(metric(&plane, "mesh_control_pushes_total").await - pushes, (some.len() + STREAMS) as u64);
+
+    drop((streams, connections));
+    while metric(&plane, "mesh_control_streams").await > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(metric(&plane, "mesh_control_resources").await, 0, "nothing is left of them");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_answer_or_read_delays_nobody() {
+    let setup = Setup::new();
+    let free = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let plane = setup.builder().insecure_xds(free).start().await.unwrap();
+    plane.hold(vec![registration(0, "a")]);
+    let name = eds(0);
+    let hung = Connection::plaintext(plane.insecure_address().unwrap()).await;
+    let request = DeltaDiscoveryRequest {
+        type_url: codec::ENDPOINTS.to_owned(),
+        resource_names_subscribe: vec![name.clone()],
+        ..DeltaDiscoveryRequest::default()
+    };
+    let hung = hung.delta(request).await.unwrap();
+    let mut ads = Connection::plaintext(plane.insecure_address().unwrap()).await.ads().await.unwrap();
+    ads.ask(Kind::Endpoints, &[&name], None).await;
+    take(&mut ads, &[&name], 1).await;
+    let pushes = metric(&plane, "mesh_control_pushes_total").await;
+    for edition in 0..50 {
+        plane.hold(vec![registration(0, &edition.to_string())]);
+        take(&mut ads, &[&name], 1).await;
+    }
+    // One response for each change to the one, and none but its first to the other.
+    assert_eq!(metric(&plane, "mesh_control_pushes_total").await - pushes, 50);
+    drop(hung);
+}
+
+#[tokio::test]
+async fn registrations_survive_a_reconnect_and_a_restart_without_flapping() {
+    let setup = Setup::new();
+    let plane = setup.start().await;
+    let reviews = join(&plane, "default", "reviews").await;
+    let mut announcer = reviews.announce().await.unwrap();
+    announcer.reviews(4001).await;
+    let mut ads = join(&plane, "default", "productpage").await.ads().await.unwrap();
+    ads.ask(Kind::Endpoints, &[REVIEWS_EDS], None).await;
+    endpoints_become(&mut ads, &["127.0.0.1:4001"]).await;
+    let pushes = metric(&plane, "mesh_control_pushes_total").await;
+    for _ in 0..3 {
+        drop(announcer);
+        announcer = reviews.announce().await.unwrap();
+        announcer.reviews(4001).await;
+    }
+    // Another identity of the namespace cannot take it over, nor withdraw it.
+    let mut thief = join(&plane, "default", "thief").await.announce().await.unwrap();
+    let stolen = Announcement {
+        service: "reviews".into(),
+        service_port: 9080,
+        address: "127.0.0.1:4001".into(),
+        ..Announcement::default()
+    };
+    let answer = thief.send(AnnounceRequest::announce(stolen)).await;
+    assert!(!answer.accepted && answer.reason.contains("reviews"), "{}", answer.reason);
+    thief.send(AnnounceRequest::withdraw()).await;
+    // The control is a real change: it is the next thing that is pushed.
+    let mut second = join(&plane, "default", "reviews").await.announce().await.unwrap();
+    second.reviews(4002).await;
+    endpoints_become(&mut ads, &["127.0.0.1:4001", "127.0.0.1:4002"]).await;
+    assert_eq!(metric(&plane, "mesh_control_pushes_total").await - pushes, 1);
+    plane.shutdown().await;
+
+    let plane = setup.start().await;
+    let mut ads = join(&plane, "default", "productpage").await.ads().await.unwrap();
+    ads.ask(Kind::Endpoints, &[REVIEWS_EDS], None).await;
+    endpoints_become(&mut ads, &["127.0.0.1:4001", "127.0.0.1:4002"]).await;
+    let mut announcer = join(&plane, "default", "reviews").await.announce().await.unwrap();
+    announcer.reviews(4001).await;
+    assert!(announcer.send(AnnounceRequest::withdraw()).await.accepted);
+    endpoints_become(&mut ads, &["127.0.0.1:4002"]).await;
+    assert_eq!(metric(&plane, "mesh_control_pushes_total").await, 2, "the whole state, and the withdrawal");
+}

@@ -1,0 +1,184 @@
+//! When revisions come, and what they say they changed.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::registry::Registration;
+use crate::registry::tests::registration;
+use crate::registry::{Key, table_of};
+use crate::translate::NodeScope;
+use crate::xds::{Kind, subject};
+
+/// A served revision that runs, and the time at which each later one came.
+async fn watch(cache: &Cache, mut until: impl FnMut(&str) -> bool) {
+    while !until(&cache.version()) {
+        mesh_testkit::clock::pass(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_change_is_served_at_once_those_that_follow_together_and_none_waits_for_ever() {
+    let (publisher, registrations) = Watched::channel(Registrations::default());
+    let model = Watched::fixed(Model::default());
+    let clock = Clock::new(|| std::time::UNIX_EPOCH + Duration::from_secs(7));
+    let served = Served::new(model, registrations, Options::default(), &clock);
+    let cache = served.cache();
+    assert_eq!(&*cache.version(), "7/1");
+    tokio::select! {
+        () = served.run() => unreachable!("it runs for ever"),
+        () = async {
+            mesh_testkit::clock::pass(QUIET).await;
+            let begin = Instant::now();
+            publisher.publish(table_of(&[registration(1)]));
+            watch(&cache, |version| version == "7/2").await;
+            assert!(begin.elapsed() < QUIET / 2, "{:?}", begin.elapsed());
+            for port in 2..=4 {
+                publisher.publish(table_of(&[registration(port)]));
+                mesh_testkit::clock::pass(QUIET / 2).await;
+            }
+            assert_eq!(&*cache.version(), "7/2", "gathered");
+            watch(&cache, |version| version == "7/3").await;
+            let busy = Instant::now();
+            while &*cache.version() == "7/3" {
+                publisher.publish(Registrations::default());
+                mesh_testkit::clock::pass(QUIET / 2).await;
+            }
+            assert!(busy.elapsed() >= PATIENCE && busy.elapsed() < 2 * PATIENCE, "{:?}", busy.elapsed());
+        } => {}
+    }
+}
+
+const MANIFESTS: &str = "
+apiVersion: v1
+kind: Service
+metadata: { name: s0, namespace: default }
+spec: { selector: { app: x }, ports: [{ name: http, port: 80 }, { name: tcp, port: 81, targetPort: 4001 }] }
+---
+apiVersion: v1
+kind: Service
+metadata: { name: s1, namespace: default }
+spec: { ports: [{ name: http, port: 80 }] }
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: { name: s0, namespace: default }
+spec:
+  host: s0
+  subsets: [{ name: y, labels: { tier: y } }]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: { name: picked, namespace: default }
+spec:
+  hosts: [picked.example.com]
+  ports: [{ number: 80, name: http, protocol: HTTP }]
+  resolution: STATIC
+  workloadSelector: { labels: { app: x } }
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: { name: all, namespace: default }
+spec:
+  hosts: [all.example.com]
+  ports: [{ number: 80, name: http, protocol: HTTP }]
+  resolution: STATIC
+  workloadSelector: { labels: {} }
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: { name: x, namespace: default }
+spec:
+  selector: { matchLabels: { app: x } }
+  mtls: { mode: STRICT }
+";
+
+/// Everything that a client could ask for here.
+fn names() -> Vec<(Kind, String)> {
+    let hosts = ["s0", "s1", "s2", "s3"].map(|name| format!("{name}.default.svc.cluster.local"));
+    let hosts: Vec<String> = hosts.into_iter().chain(["picked", "all"].map(|h| format!("{h}.example.com"))).collect();
+    let mut names = Vec::new();
+    for host in &hosts {
+        for port in [80, 81] {
+            let plain = format!("outbound|{port}||{host}");
+            names.extend([Kind::Cluster, Kind::Endpoints, Kind::Routes].map(|kind| (kind, plain.clone())));
+            names.push((Kind::Endpoints, format!("outbound|{port}|y|{host}")));
+            names.push((Kind::Listener, format!("{host}:{port}")));
+        }
+    }
+    names.extend(["s0:80", "s2:80", "s3.default:80"].map(|name| (Kind::Listener, name.to_owned())));
+    names.extend((4000..4004).map(|p| (Kind::Listener, format!("xds.istio.io/grpc/lds/inbound/127.0.0.1:{p}"))));
+    names
+}
+
+fn announced(service: usize, port: u16, app: bool, tier: bool, service_port: bool) -> Registration {
+    let text = |is: bool| if is { "x" } else { "y" }.to_owned();
+    Registration {
+        service: format!("s{service}"),
+        service_port: if service_port { 80 } else { 81 },
+        labels: [("app".to_owned(), text(app)), ("tier".to_owned(), text(tier))].into(),
+        mesh_tls: tier,
+        ..registration(port)
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// A world that follows changes is the world built anew, and nothing differs that it did not say.
+    #[test]
+    fn a_world_that_follows_is_the_world_built_anew(
+        steps in proptest::collection::vec(
+            proptest::collection::vec(
+                (0usize..4, 4000u16..4004, any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()), 1..4),
+            1..8),
+    ) {
+        let model = Arc::new(Model::from_texts([("m.yaml", MANIFESTS)]));
+        let mut table = Registrations::default();
+        let mut world = World::of(model.clone(), table.clone(), Options::default());
+        let scope = NodeScope::namespace("default");
+        for step in steps {
+            for (service, port, app, tier, service_port, gone) in step {
+                let registration = announced(service, port, app, tier, service_port);
+                let key = Key::of(&registration);
+                if gone { table.remove(&key); } else { table.insert(key, Arc::new(registration)); }
+            }
+            let (next, changed) = world.with_registrations(table.clone());
+            let anew = World::of(model.clone(), table.clone(), Options::default());
+            let touched = changed.map(touched);
+            for (kind, name) in names() {
+                let now = next.resource(&scope, kind, &name);
+                prop_assert_eq!(&now, &anew.resource(&scope, kind, &name), "{}", name);
+                if now != world.resource(&scope, kind, &name) {
+                    let said = match &touched {
+                        None | Some(Touched::All) => true,
+                        Some(Touched::Subjects(subjects)) => subjects.contains(subject(kind, &name)),
+                    };
+                    prop_assert!(said, "{} changed without a word: {:?}", name, touched);
+                }
+            }
+            prop_assert_eq!(next.findings(), anew.findings());
+            world = next;
+        }
+    }
+}
+
+#[test]
+fn one_change_touches_one_service_of_many() {
+    let of = |service: usize, zone: &str| Registration {
+        service: format!("s{service}"),
+        locality: mesh_core::id::Locality { zone: zone.into(), ..Default::default() },
+        ..registration(1 + u16::try_from(service).unwrap())
+    };
+    let mut table = table_of(&(0..10_000).map(|service| of(service, "a")).collect::<Vec<_>>());
+    let world = World::of(Arc::default(), table.clone(), Options::default());
+    let changed = of(7, "b");
+    table.insert(Key::of(&changed), Arc::new(changed));
+    let (_, changed) = world.with_registrations(table.clone());
+    let subjects = ["s7.default.svc.cluster.local".to_owned(), "127.0.0.1:8".to_owned()];
+    assert_eq!(touched(changed.unwrap()), Touched::Subjects(subjects.into()));
+    // The control: a service that was not there changes what hosts there are.
+    let new = of(10_000, "a");
+    table.insert(Key::of(&new), Arc::new(new));
+    let (_, changed) = world.with_registrations(table);
+    assert!(changed.unwrap().names);
+}

@@ -1,0 +1,406 @@
+//! [`Cache`]: what all streams share. It holds the revision that is served and, of every resource that
+//! somebody subscribes to, the bytes; a new revision looks again at those alone that it touches, and
+//! tells the streams that subscribe to what became different.
+//!
+//! ```text
+//! publish ─ touched subjects → entries → evaluated again ─ equal version → nothing
+//!                                                        └ another ────→ due at its subscribers
+//! ```
+//!
+//! Refuses to know the protocol: a stream has a [`Seat`] and finds there what is due.
+
+mod seat;
+
+pub(crate) use self::seat::Seat;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::encoded::{Encoded, Version};
+use super::{HOSTS, Kind, Resource, Resources, subject};
+use crate::translate::NodeScope;
+
+/// Which resources a revision may have changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Touched {
+    /// Any of them.
+    All,
+    /// Those of these [`subject`]s.
+    Subjects(HashSet<String>),
+}
+
+/// The subject of what is looked at with every revision.
+pub(super) const ALWAYS: &str = "*";
+
+/// The revision served, and the bytes of what is subscribed to.
+pub(crate) struct Cache {
+    inner: Mutex<Inner>,
+    /// Bytes by content: nodes of different scopes that see the same resource share them.
+    contents: Mutex<Contents>,
+    evaluated: AtomicU64,
+}
+
+struct Inner {
+    revision: u64,
+    version: Arc<str>,
+    resources: Arc<dyn Resources>,
+    scopes: HashMap<Arc<NodeScope>, ScopeUse>,
+    entries: HashMap<Key, Entry>,
+    subjects: HashMap<Box<str>, HashSet<Key>>,
+    wildcards: HashMap<(u32, Kind), Wildcard>,
+    last_scope: u32,
+    last_seat: u64,
+}
+
+/// A scope that streams have.
+struct ScopeUse {
+    id: u32,
+    streams: usize,
+}
+
+/// A resource as one scope sees it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    scope: u32,
+    kind: Kind,
+    name: Arc<str>,
+}
+
+struct Entry {
+    scope: Arc<NodeScope>,
+    /// `None` = it does not exist.
+    encoded: Option<Arc<Encoded>>,
+    /// Streams that name it.
+    named_by: Mailboxes,
+    /// Whether the wildcard subscriptions of its scope cover it.
+    covered: bool,
+}
+
+/// The wildcard subscriptions of one type in one scope.
+struct Wildcard {
+    scope: Arc<NodeScope>,
+    /// Sorted.
+    names: Arc<[Arc<str>]>,
+    subscribers: Mailboxes,
+}
+
+/// Some streams, sorted: many may come and go at once.
+#[derive(Clone, Default)]
+struct Mailboxes(Vec<Arc<Mailbox>>);
+
+/// Where a stream finds what is due. Bounded by what it subscribes to: what is due twice is there once.
+pub(crate) struct Mailbox {
+    id: u64,
+    due: Mutex<Due>,
+    wake: Notify,
+}
+
+/// A name to look at.
+type Letter = (Kind, Arc<str>);
+
+/// Names to look at, by kind.
+pub(crate) type Due = [BTreeSet<Arc<str>>; 4];
+
+#[derive(Default)]
+struct Contents {
+    by_version: HashMap<(Kind, Version), Weak<Encoded>>,
+    sweep_at: usize,
+}
+
+/// An entry that a revision touches.
+struct Stale {
+    key: Key,
+    scope: Arc<NodeScope>,
+    before: Option<Version>,
+}
+
+/// The names of a wildcard after a revision.
+struct Covered {
+    at: (u32, Kind),
+    scope: Arc<NodeScope>,
+    before: Arc<[Arc<str>]>,
+    after: Arc<[Arc<str>]>,
+    added: Vec<(Arc<str>, Option<Arc<Encoded>>)>,
+}
+
+impl Cache {
+    /// `version` names the first revision to clients and operators.
+    pub(crate) fn new(version: String, resources: Arc<dyn Resources>) -> Arc<Self> {
+        let inner = Inner {
+            revision: 0,
+            version: version.into(),
+            resources,
+            scopes: HashMap::new(),
+            entries: HashMap::new(),
+            subjects: HashMap::new(),
+            wildcards: HashMap::new(),
+            last_scope: 0,
+            last_seat: 0,
+        };
+        Arc::new(Self { inner: Mutex::new(inner), contents: Mutex::default(), evaluated: AtomicU64::new(0) })
+    }
+
+    /// The revision served.
+    pub(crate) fn version(&self) -> Arc<str> {
+        self.inner.lock().version.clone()
+    }
+
+    /// How many distinct resources are subscribed to, and how many bytes they have.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        let entries = self.inner.lock().entries.len();
+        let contents = self.contents.lock();
+        (entries, contents.by_version.values().filter_map(Weak::upgrade).map(|encoded| encoded.any.len()).sum())
+    }
+
+    /// How often a resource was made from what the revision knows.
+    pub(crate) fn evaluated(&self) -> u64 {
+        self.evaluated.load(Ordering::Relaxed)
+    }
+
+    /// Takes the next revision in. One publisher at a time.
+    ///
+    /// The resources are made outside the lock: streams go on meanwhile, with the old revision for what
+    /// they have and the new one for what they newly ask for.
+    pub(crate) fn publish(&self, version: String, resources: &Arc<dyn Resources>, touched: &Touched) {
+        let (stale, mut wildcards) = self.begin(version, resources, touched);
+        let fresh: Vec<_> = stale
+            .into_iter()
+            .filter_map(|stale| {
+                let Stale { key, scope, before } = stale;
+                let made = self.evaluate(&**resources, &scope, key.kind, &key.name);
+                (made.as_ref().map(|(version, _)| *version) != before)
+                    .then(|| (made.map(|(version, resource)| self.share(&key, &scope, version, &resource)), key))
+            })
+            .collect();
+        for wildcard in &mut wildcards {
+            self.cover_again(&**resources, wildcard);
+        }
+        self.settle(fresh, wildcards);
+        self.contents.lock().sweep();
+    }
+
+    fn begin(&self, version: String, resources: &Arc<dyn Resources>, touched: &Touched) -> (Vec<Stale>, Vec<Covered>) {
+        let mut inner = self.inner.lock();
+        inner.revision += 1;
+        inner.version = version.into();
+        inner.resources = resources.clone();
+        let stale = |key: &Key| {
+            let entry = &inner.entries[key];
+            let before = entry.encoded.as_ref().map(|encoded| encoded.version);
+            Stale { key: key.clone(), scope: entry.scope.clone(), before }
+        };
+        let stale = match touched {
+            Touched::All => inner.entries.keys().map(stale).collect(),
+            Touched::Subjects(subjects) if subjects.is_empty() => return (Vec::new(), Vec::new()),
+            Touched::Subjects(subjects) => {
+                let subjects = subjects.iter().map(String::as_str).chain([ALWAYS]).collect::<HashSet<_>>();
+                subjects.into_iter().filter_map(|subject| inner.subjects.get(subject)).flatten().map(stale).collect()
+            }
+        };
+        let hosts = match touched {
+            Touched::All => true,
+            Touched::Subjects(subjects) => subjects.contains(HOSTS),
+        };
+        let covered = inner.wildcards.iter().filter(|_| hosts).map(|(at, wildcard)| Covered {
+            at: *at,
+            scope: wildcard.scope.clone(),
+            before: wildcard.names.clone(),
+            after: wildcard.names.clone(),
+            added: Vec::new(),
+        });
+        (stale, covered.collect())
+    }
+
+    fn cover_again(&self, resources: &dyn Resources, covered: &mut Covered) {
+        let (scope, kind) = (&covered.scope, covered.at.1);
+        let names = resources.wildcard(scope, kind);
+        if names.iter().map(String::as_str).eq(covered.before.iter().map(|name| &**name)) {
+            return;
+        }
+        let before: HashMap<&str, &Arc<str>> = covered.before.iter().map(|name| (&**name, name)).collect();
+        let mut after = Vec::with_capacity(names.len());
+        for name in names {
+            match before.get(name.as_str()) {
+                Some(known) => after.push(Arc::clone(known)),
+                None => {
+                    let key = Key { scope: covered.at.0, kind, name: name.into() };
+                    covered.added.push((key.name.clone(), self.make(resources, scope, &key)));
+                    after.push(key.name);
+                }
+            }
+        }
+        covered.after = after.into();
+    }
+
+    /// Puts the new values in place and tells each stream once what is due.
+    fn settle(&self, fresh: Vec<(Option<Arc<Encoded>>, Key)>, wildcards: Vec<Covered>) {
+        let mut inner = self.inner.lock();
+        let inner = &mut *inner;
+        let mut letters: HashMap<u64, (Arc<Mailbox>, Vec<Letter>)> = HashMap::new();
+        let mut tell = |mailbox: &Arc<Mailbox>, kind: Kind, name: &Arc<str>| {
+            let (_, due) = letters.entry(mailbox.id).or_insert_with(|| (mailbox.clone(), Vec::new()));
+            due.push((kind, name.clone()));
+        };
+        for (encoded, key) in fresh {
+            // Gone, if nobody subscribes to it any more.
+            let Some(entry) = inner.entries.get_mut(&key) else { continue };
+            entry.encoded = encoded;
+            entry.named_by.0.iter().for_each(|mailbox| tell(mailbox, key.kind, &key.name));
+            if let Some(wildcard) = inner.wildcards.get(&(key.scope, key.kind)).filter(|_| entry.covered) {
+                wildcard.subscribers.0.iter().for_each(|mailbox| tell(mailbox, key.kind, &key.name));
+            }
+        }
+        for Covered { at: (scope, kind), before, after, added, .. } in wildcards {
+            let Some(wildcard) = inner.wildcards.get_mut(&(scope, kind)) else { continue };
+            if Arc::ptr_eq(&before, &after) {
+                continue;
+            }
+            wildcard.names = after.clone();
+            let (node, subscribers) = (wildcard.scope.clone(), wildcard.subscribers.clone());
+            let kept: HashSet<&str> = after.iter().map(|name| &**name).collect();
+            for name in before.iter().filter(|name| !kept.contains(&***name)) {
+                inner.uncover(&Key { scope, kind, name: name.clone() });
+                subscribers.0.iter().for_each(|mailbox| tell(mailbox, kind, name));
+            }
+            for (name, encoded) in added {
+                inner.entry(Key { scope, kind, name: name.clone() }, &node, encoded).covered = true;
+                subscribers.0.iter().for_each(|mailbox| tell(mailbox, kind, &name));
+            }
+        }
+        for (mailbox, due) in letters.into_values() {
+            mailbox.deliver(due);
+        }
+    }
+
+    fn evaluate(
+        &self,
+        resources: &dyn Resources,
+        scope: &NodeScope,
+        kind: Kind,
+        name: &str,
+    ) -> Option<(Version, Resource)> {
+        self.evaluated.fetch_add(1, Ordering::Relaxed);
+        let resource = resources.resource(scope, kind, name)?;
+        Some((Version::of(&resource, scope), resource))
+    }
+
+    fn make(&self, resources: &dyn Resources, scope: &NodeScope, key: &Key) -> Option<Arc<Encoded>> {
+        let (version, resource) = self.evaluate(resources, scope, key.kind, &key.name)?;
+        Some(self.share(key, scope, version, &resource))
+    }
+
+    /// The bytes of that content: those that exist, or new ones.
+    fn share(&self, key: &Key, scope: &NodeScope, version: Version, resource: &Resource) -> Arc<Encoded> {
+        let at = (key.kind, version);
+        let known = |contents: &Contents| contents.by_version.get(&at).and_then(Weak::upgrade);
+        if let Some(known) = known(&self.contents.lock()).filter(|known| known.name == key.name) {
+            return known;
+        }
+        // Outside the lock, for it may be large. Whoever comes second throws its copy away.
+        let encoded = Arc::new(Encoded::new(key.name.clone(), version, &resource.encode(scope)));
+        let mut contents = self.contents.lock();
+        match known(&contents).filter(|known| known.name == key.name) {
+            Some(known) => known,
+            None => {
+                contents.by_version.insert(at, Arc::downgrade(&encoded));
+                encoded
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// The entry of that key, made if it is new.
+    fn entry(&mut self, key: Key, scope: &Arc<NodeScope>, encoded: Option<Arc<Encoded>>) -> &mut Entry {
+        if !self.entries.contains_key(&key) {
+            let subject = subject(key.kind, &key.name);
+            match self.subjects.get_mut(subject) {
+                Some(keys) => _ = keys.insert(key.clone()),
+                None => _ = self.subjects.insert(subject.into(), HashSet::from([key.clone()])),
+            }
+        }
+        self.entries.entry(key).or_insert_with(|| Entry {
+            scope: scope.clone(),
+            encoded,
+            named_by: Mailboxes::default(),
+            covered: false,
+        })
+    }
+
+    fn uncover(&mut self, key: &Key) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.covered = false;
+            self.drop_unused(key);
+        }
+    }
+
+    fn unname(&mut self, key: &Key, seat: u64) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.named_by.remove(seat);
+            self.drop_unused(key);
+        }
+    }
+
+    fn drop_unused(&mut self, key: &Key) {
+        let unused = |entry: &Entry| !entry.covered && entry.named_by.0.is_empty();
+        if !self.entries.get(key).is_some_and(unused) {
+            return;
+        }
+        self.entries.remove(key);
+        let subject = subject(key.kind, &key.name);
+        if let Some(keys) = self.subjects.get_mut(subject) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.subjects.remove(subject);
+            }
+        }
+    }
+}
+
+impl Mailboxes {
+    fn insert(&mut self, mailbox: &Arc<Mailbox>) {
+        if let Err(at) = self.0.binary_search_by_key(&mailbox.id, |known| known.id) {
+            self.0.insert(at, mailbox.clone());
+        }
+    }
+
+    fn remove(&mut self, id: u64) {
+        if let Ok(at) = self.0.binary_search_by_key(&id, |known| known.id) {
+            self.0.remove(at);
+        }
+    }
+}
+
+impl Mailbox {
+    fn deliver(&self, letters: Vec<Letter>) {
+        let mut due = self.due.lock();
+        for (kind, name) in letters {
+            due[kind.index()].insert(name);
+        }
+        drop(due);
+        self.wake.notify_one();
+    }
+}
+
+impl Contents {
+    /// Forgets what nobody holds any more, once that may be half of it.
+    fn sweep(&mut self) {
+        if self.by_version.len() > self.sweep_at {
+            self.by_version.retain(|_, encoded| encoded.strong_count() > 0);
+            self.sweep_at = 2 * self.by_version.len() + 1024;
+        }
+    }
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("version", &self.version()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+//! [`Seat`]: one stream's place at the [`Cache`]. Dropping it takes all its subscriptions out.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::{Cache, Due, Key, Mailbox, Mailboxes, ScopeUse, Wildcard};
+use crate::translate::NodeScope;
+use crate::xds::Kind;
+use crate::xds::encoded::Encoded;
+
+/// One stream's subscriptions.
+pub(crate) struct Seat {
+    cache: Arc<Cache>,
+    scope: Arc<NodeScope>,
+    scope_id: u32,
+    mailbox: Arc<Mailbox>,
+    named: HashSet<(Kind, Arc<str>)>,
+    covered: HashSet<Kind>,
+}
+
+impl Cache {
+    /// Takes a place for a node of `scope`.
+    pub(crate) fn seat(self: &Arc<Self>, scope: NodeScope) -> Seat {
+        let mut inner = self.inner.lock();
+        let scope = match inner.scopes.get_key_value(&scope) {
+            Some((known, _)) => known.clone(),
+            None => Arc::new(scope),
+        };
+        inner.last_seat += 1;
+        let mailbox = Mailbox { id: inner.last_seat, due: Default::default(), wake: Default::default() };
+        let next = inner.last_scope.wrapping_add(1);
+        let used = inner.scopes.entry(scope.clone()).or_insert(ScopeUse { id: next, streams: 0 });
+        used.streams += 1;
+        let scope_id = used.id;
+        inner.last_scope = inner.last_scope.max(scope_id);
+        drop(inner);
+        let (named, covered) = (HashSet::new(), HashSet::new());
+        Seat { cache: self.clone(), scope, scope_id, mailbox: Arc::new(mailbox), named, covered }
+    }
+}
+
+impl Seat {
+    pub(crate) fn scope(&self) -> &NodeScope {
+        &self.scope
+    }
+
+    /// The revision served.
+    pub(crate) fn version(&self) -> Arc<str> {
+        self.cache.version()
+    }
+
+    /// Where the stream is woken.
+    pub(crate) fn mailbox(&self) -> Arc<Mailbox> {
+        self.mailbox.clone()
+    }
+
+    /// What became different since the last call.
+    pub(crate) fn take_due(&self) -> Due {
+        std::mem::take(&mut *self.mailbox.due.lock())
+    }
+
+    /// Subscribes to a name; gives it back as it is kept.
+    pub(crate) fn subscribe(&mut self, kind: Kind, name: &str) -> Arc<str> {
+        let key = self.key(kind, name.into());
+        loop {
+            let mut inner = self.cache.inner.lock();
+            if let Some((known, _)) = inner.entries.get_key_value(&key) {
+                let name = known.name.clone();
+                let entry = inner.entries.get_mut(&key).expect("it was found");
+                entry.named_by.insert(&self.mailbox);
+                self.named.insert((kind, name.clone()));
+                return name;
+            }
+            let (revision, resources) = (inner.revision, inner.resources.clone());
+            drop(inner);
+            let encoded = self.cache.make(&*resources, &self.scope, &key);
+            let mut inner = self.cache.inner.lock();
+            if inner.revision == revision {
+                inner.entry(key.clone(), &self.scope, encoded).named_by.insert(&self.mailbox);
+                self.named.insert((kind, key.name.clone()));
+                return key.name;
+            }
+        }
+    }
+
+    pub(crate) fn unsubscribe(&mut self, kind: Kind, name: &Arc<str>) {
+        if self.named.remove(&(kind, name.clone())) {
+            self.cache.inner.lock().unname(&self.key(kind, name.clone()), self.mailbox.id);
+        }
+    }
+
+    /// Subscribes to everything of a kind; gives the names.
+    pub(crate) fn cover(&mut self, kind: Kind) -> Arc<[Arc<str>]> {
+        let at = (self.scope_id, kind);
+        loop {
+            let mut inner = self.cache.inner.lock();
+            if let Some(wildcard) = inner.wildcards.get_mut(&at) {
+                wildcard.subscribers.insert(&self.mailbox);
+                self.covered.insert(kind);
+                return wildcard.names.clone();
+            }
+            let (revision, resources) = (inner.revision, inner.resources.clone());
+            drop(inner);
+            let names = resources.wildcard(&self.scope, kind);
+            let made: Vec<_> = names
+                .into_iter()
+                .map(|name| {
+                    let key = self.key(kind, name.into());
+                    let encoded = self.cache.make(&*resources, &self.scope, &key);
+                    (key, encoded)
+                })
+                .collect();
+            let mut inner = self.cache.inner.lock();
+            if inner.revision != revision || inner.wildcards.contains_key(&at) {
+                continue;
+            }
+            let names: Arc<[Arc<str>]> = made.iter().map(|(key, _)| key.name.clone()).collect();
+            for (key, encoded) in made {
+                inner.entry(key, &self.scope, encoded).covered = true;
+            }
+            let mut subscribers = Mailboxes::default();
+            subscribers.insert(&self.mailbox);
+            inner.wildcards.insert(at, Wildcard { scope: self.scope.clone(), names: names.clone(), subscribers });
+            self.covered.insert(kind);
+            return names;
+        }
+    }
+
+    pub(crate) fn uncover(&mut self, kind: Kind) {
+        if !self.covered.remove(&kind) {
+            return;
+        }
+        let at = (self.scope_id, kind);
+        let mut inner = self.cache.inner.lock();
+        let Some(wildcard) = inner.wildcards.get_mut(&at) else { return };
+        wildcard.subscribers.remove(self.mailbox.id);
+        if wildcard.subscribers.0.is_empty()
+            && let Some(last) = inner.wildcards.remove(&at)
+        {
+            for name in last.names.iter() {
+                inner.uncover(&Key { scope: self.scope_id, kind, name: name.clone() });
+            }
+        }
+    }
+
+    /// The resource of a name that is subscribed to or covered; `None` if it does not exist.
+    pub(crate) fn resource(&self, kind: Kind, name: &Arc<str>) -> Option<Arc<Encoded>> {
+        self.cache.inner.lock().entries.get(&self.key(kind, name.clone()))?.encoded.clone()
+    }
+
+    /// Why there is no such resource.
+    pub(crate) fn why_missing(&self, kind: Kind, name: &str) -> String {
+        let resources = self.cache.inner.lock().resources.clone();
+        resources.why_missing(&self.scope, kind, name)
+    }
+
+    fn key(&self, kind: Kind, name: Arc<str>) -> Key {
+        Key { scope: self.scope_id, kind, name }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        for kind in Kind::ALL {
+            self.uncover(kind);
+        }
+        let mut inner = self.cache.inner.lock();
+        for (kind, name) in self.named.drain() {
+            inner.unname(&Key { scope: self.scope_id, kind, name }, self.mailbox.id);
+        }
+        if let Some(used) = inner.scopes.get_mut(&self.scope) {
+            used.streams -= 1;
+            if used.streams == 0 {
+                inner.scopes.remove(&self.scope);
+            }
+        }
+    }
+}
+
+impl Mailbox {
+    /// Waits until something is due.
+    pub(crate) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+}

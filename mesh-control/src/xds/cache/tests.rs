@@ -1,0 +1,143 @@
+//! What is shared, what is looked at again, and who is told.
+
+use futures_util::FutureExt;
+
+use super::super::fake::Fake;
+use super::*;
+
+fn scope(namespace: &str) -> NodeScope {
+    NodeScope::namespace(namespace)
+}
+
+fn name(host: &str) -> String {
+    format!("outbound|80||{host}")
+}
+
+/// The next revision, which touches these subjects.
+fn publish(cache: &Cache, fake: &Fake, subjects: &[&str]) {
+    let resources: Arc<dyn Resources> = Arc::new(fake.clone());
+    let subjects = subjects.iter().map(|subject| (*subject).to_owned()).collect();
+    cache.publish("next".to_owned(), &resources, &Touched::Subjects(subjects));
+}
+
+fn due(seat: &Seat) -> Vec<String> {
+    seat.take_due().iter().flatten().map(ToString::to_string).collect()
+}
+
+#[test]
+fn nodes_that_see_the_same_share_its_bytes() {
+    let cache = Fake::default().with(Kind::Cluster, "a", 1).cache();
+    let mut seats = ["default", "default", "other"].map(|namespace| cache.seat(scope(namespace)));
+    let found = seats.each_mut().map(|seat| {
+        let name = seat.subscribe(Kind::Cluster, "a");
+        seat.resource(Kind::Cluster, &name).unwrap()
+    });
+    assert!(Arc::ptr_eq(&found[0], &found[1]) && Arc::ptr_eq(&found[0], &found[2]));
+    assert_eq!(cache.evaluated(), 2, "once for each scope");
+    assert_eq!(cache.size(), (2, found[0].any.len()));
+}
+
+#[test]
+fn a_revision_looks_at_what_it_touches_and_the_rest_keeps_its_bytes() {
+    let hosts: Vec<String> = (0..1_000).map(|n| format!("s{n}")).collect();
+    let fake = hosts.iter().fold(Fake::default(), |fake, host| fake.with(Kind::Endpoints, &name(host), 1));
+    let cache = fake.cache();
+    let mut seat = cache.seat(scope("default"));
+    let names: Vec<_> = hosts.iter().map(|host| seat.subscribe(Kind::Endpoints, &name(host))).collect();
+    let before: Vec<_> = names.iter().map(|name| seat.resource(Kind::Endpoints, name).unwrap()).collect();
+    let evaluated = cache.evaluated();
+
+    let fake = fake.with(Kind::Endpoints, &name("s7"), 2);
+    publish(&cache, &fake, &["s7", "s8"]);
+    assert_eq!(cache.evaluated() - evaluated, 2);
+    assert_eq!(due(&seat), [name("s7")], "the other one is equal");
+    for (name, before) in names.iter().zip(&before) {
+        let same = Arc::ptr_eq(before, &seat.resource(Kind::Endpoints, name).unwrap());
+        assert_eq!(same, !name.ends_with("s7"), "{name}");
+    }
+    // The control: a revision of which nothing is known looks at everything, and finds nothing.
+    fake.publish(&cache, "4");
+    assert_eq!(cache.evaluated() - evaluated, 1_002);
+    assert_eq!(due(&seat), [""; 0]);
+    publish(&cache, &fake, &[]);
+    assert_eq!(cache.evaluated() - evaluated, 1_002);
+}
+
+#[test]
+fn those_alone_are_woken_who_subscribe_to_what_changed() {
+    let fake = Fake::default().with(Kind::Endpoints, &name("a"), 1).with(Kind::Endpoints, &name("b"), 1);
+    let cache = fake.cache();
+    let (mut one, mut other) = (cache.seat(scope("default")), cache.seat(scope("default")));
+    one.subscribe(Kind::Endpoints, &name("a"));
+    other.subscribe(Kind::Endpoints, &name("b"));
+    publish(&cache, &fake.with(Kind::Endpoints, &name("a"), 2), &["a"]);
+    assert!(one.mailbox().woken().now_or_never().is_some());
+    assert!(other.mailbox().woken().now_or_never().is_none());
+    assert_eq!((due(&one), due(&other)), (vec![name("a")], vec![]));
+}
+
+#[test]
+fn what_is_due_many_times_is_there_once() {
+    let fake = Fake::default().with(Kind::Endpoints, &name("a"), 1);
+    let cache = fake.cache();
+    let mut seat = cache.seat(scope("default"));
+    seat.subscribe(Kind::Endpoints, &name("a"));
+    for edition in 2..100 {
+        publish(&cache, &fake.clone().with(Kind::Endpoints, &name("a"), edition), &["a"]);
+    }
+    assert_eq!(due(&seat), [name("a")]);
+    assert_eq!(cache.contents.lock().by_version.values().filter(|e| e.strong_count() > 0).count(), 1);
+}
+
+#[test]
+fn a_stream_that_ends_leaves_nothing_behind() {
+    let cache = Fake::default().with(Kind::Cluster, "a", 1).cache();
+    let (mut one, mut other) = (cache.seat(scope("default")), cache.seat(scope("default")));
+    for seat in [&mut one, &mut other] {
+        seat.subscribe(Kind::Cluster, "a");
+        seat.subscribe(Kind::Cluster, "missing");
+        seat.cover(Kind::Cluster);
+    }
+    assert_eq!(cache.size().0, 2);
+    drop(one);
+    assert_eq!(cache.size().0, 2, "the other one is there");
+    drop(other);
+    let inner = cache.inner.lock();
+    assert!(inner.entries.is_empty() && inner.subjects.is_empty() && inner.wildcards.is_empty());
+    assert!(inner.scopes.is_empty());
+}
+
+#[test]
+fn many_streams_of_one_resource_come_and_go_without_order() {
+    let cache = Fake::default().with(Kind::Cluster, "a", 1).cache();
+    let mut seats: Vec<_> = (0..100).map(|_| cache.seat(scope("default"))).collect();
+    for at in [50, 3, 99, 0, 77] {
+        seats[at].subscribe(Kind::Cluster, "a");
+        seats[at].subscribe(Kind::Cluster, "a");
+    }
+    Fake::default().with(Kind::Cluster, "a", 2).publish(&cache, "2");
+    let told: Vec<_> = (0..100).filter(|at| !due(&seats[*at]).is_empty()).collect();
+    assert_eq!(told, [0, 3, 50, 77, 99]);
+    seats.remove(50);
+    Fake::default().with(Kind::Cluster, "a", 3).publish(&cache, "3");
+    assert_eq!(seats.iter().filter(|seat| !due(seat).is_empty()).count(), 4);
+}
+
+#[test]
+fn a_herd_that_comes_back_looks_at_each_resource_once() {
+    let hosts: Vec<String> = (0..20).map(|n| name(&format!("s{n}"))).collect();
+    let fake = hosts.iter().fold(Fake::default(), |fake, host| fake.with(Kind::Endpoints, host, 1));
+    let cache = fake.cache();
+    let mut herd: Vec<_> = (0..2_000).map(|_| cache.seat(scope("default"))).collect();
+    for seat in &mut herd {
+        for host in &hosts {
+            let name = seat.subscribe(Kind::Endpoints, host);
+            assert!(seat.resource(Kind::Endpoints, &name).is_some());
+        }
+    }
+    assert_eq!((cache.evaluated(), cache.size().0), (20, 20));
+    // The control: another view of the mesh is looked at for itself, and shares the bytes.
+    let bytes = cache.size().1;
+    cache.seat(scope("other")).subscribe(Kind::Endpoints, &hosts[0]);
+    assert_eq!((cache.evaluated(), cache.size().1), (21, bytes));
+}

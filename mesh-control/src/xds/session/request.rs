@@ -1,0 +1,238 @@
+//! What clients say: subscriptions and answers, in either form.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use envoy_types::pb::google::rpc::Status;
+
+use super::known::{Answer, Held, Known, Type};
+use super::{Kind, Session};
+use crate::translate::Dialect;
+use crate::xds::encoded::Version;
+use crate::xds::nodes::NackStatus;
+
+/// As much of a NACK's text as is kept.
+const MAX_NACK: usize = 2048;
+/// The name that means everything.
+const WILDCARD: &str = "*";
+
+/// What a request's arrival did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// The client accepted the last response.
+    pub(crate) acked: bool,
+    /// It refused it, for this reason.
+    pub(crate) nacked: Option<String>,
+}
+
+/// A client asks for more than it may.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error(
+        "{asked} names of type {type_url} on one stream; at most {limit} are served: \
+         subscribe to fewer, or open a stream of another process"
+    )]
+    TooManyNames { asked: usize, limit: usize, type_url: &'static str },
+    #[error("a resource name of {bytes} bytes; at most {limit} are taken: names are as short as those sent")]
+    NameTooLong { bytes: usize, limit: usize },
+}
+
+impl Session {
+    /// Takes a request of a state-of-the-world stream in.
+    pub(crate) fn state_request(&mut self, request: DiscoveryRequest) -> Result<Outcome, Refused> {
+        let Some(kind) = served(&request.type_url) else { return Ok(Outcome::default()) };
+        let mut outcome = Outcome::default();
+        let ty = &mut self.types[kind.index()];
+        if request.response_nonce == ty.nonce {
+            outcome = ty.take_answer(request.error_detail.as_ref());
+        } else if !request.response_nonce.is_empty() {
+            // The client had not seen the newest response yet; it will answer that one too.
+            return Ok(outcome);
+        }
+        // Without a nonce it answers nothing: it may have crossed the first response, whose answer still comes.
+        let first = !std::mem::replace(&mut ty.asked, true);
+        ty.named |= !request.resource_names.is_empty();
+        let star = request.resource_names.iter().any(|name| name == WILDCARD);
+        let wildcard = star || (kind.is_full_state() && request.resource_names.is_empty() && !ty.named);
+        let wanted: BTreeSet<String> = request.resource_names.into_iter().filter(|name| name != WILDCARD).collect();
+        self.refuse(kind, wanted.len(), wanted.iter())?;
+
+        let ty = &self.types[kind.index()];
+        let dropped: Vec<Arc<str>> = ty.explicit().filter(|name| !wanted.contains(&***name)).cloned().collect();
+        let covered = wildcard && !ty.wildcard;
+        let mut added = false;
+        for name in wanted {
+            added |= self.subscribe(kind, &name);
+        }
+        for name in dropped {
+            self.unsubscribe(kind, &name);
+        }
+        self.set_wildcard(kind, wildcard);
+        // Absence from a full-state response is an answer too.
+        self.types[kind.index()].owed |= kind.is_full_state() && (first || added || covered);
+        Ok(outcome)
+    }
+
+    /// Takes a request of a delta stream in.
+    pub(crate) fn delta_request(&mut self, request: DeltaDiscoveryRequest) -> Result<Outcome, Refused> {
+        let Some(kind) = served(&request.type_url) else { return Ok(Outcome::default()) };
+        let subscribed = &request.resource_names_subscribe;
+        let asked = self.types[kind.index()].explicit().count() + subscribed.len();
+        self.refuse(kind, asked, subscribed.iter())?;
+        let mut outcome = Outcome::default();
+        let ty = &mut self.types[kind.index()];
+        if !request.response_nonce.is_empty() && request.response_nonce == ty.nonce {
+            outcome = ty.take_answer(request.error_detail.as_ref());
+        }
+        let first = !std::mem::replace(&mut ty.asked, true);
+        let star = |names: &[String]| names.iter().any(|name| name == WILDCARD);
+        let whole = star(subscribed) || (first && kind.is_full_state() && subscribed.is_empty());
+        if whole {
+            // Envoy waits for an answer before it starts, even if there is nothing.
+            ty.owed |= !ty.wildcard;
+            self.set_wildcard(kind, true);
+        }
+        for name in request.resource_names_subscribe.iter().filter(|name| *name != WILDCARD) {
+            self.subscribe(kind, name);
+            self.send_again(kind, name);
+        }
+        for name in request.resource_names_unsubscribe.iter().filter(|name| *name != WILDCARD) {
+            self.unsubscribe(kind, &name.as_str().into());
+            // Still covered, so the client is told that it stays.
+            self.send_again(kind, name);
+        }
+        if star(&request.resource_names_unsubscribe) {
+            self.set_wildcard(kind, false);
+        }
+        // An Envoy needs the endpoints of a changed cluster again, and the change may have come before this.
+        let anew = kind == Kind::Endpoints && self.scope().dialect == Dialect::Envoy;
+        if first && !anew {
+            for (name, version) in request.initial_resource_versions {
+                self.already_has(kind, name.into(), &version);
+            }
+        }
+        Ok(outcome)
+    }
+
+    fn refuse<'a>(&self, kind: Kind, asked: usize, mut names: impl Iterator<Item = &'a String>) -> Result<(), Refused> {
+        let limit = self.limits.names;
+        if asked > limit {
+            return Err(Refused::TooManyNames { asked, limit, type_url: kind.type_url() });
+        }
+        let limit = self.limits.name_bytes;
+        match names.find(|name| name.len() > limit) {
+            Some(name) => Err(Refused::NameTooLong { bytes: name.len(), limit }),
+            None => Ok(()),
+        }
+    }
+
+    /// Subscribes to a name; false if it was already.
+    fn subscribe(&mut self, kind: Kind, name: &str) -> bool {
+        let ty = &mut self.types[kind.index()];
+        if ty.known.get(name).is_some_and(|known| known.explicit) {
+            return false;
+        }
+        let name = self.seat.subscribe(kind, name);
+        ty.known.entry(name.clone()).or_default().explicit = true;
+        ty.due.insert(name);
+        true
+    }
+
+    /// What is no longer subscribed to is forgotten, so that asking again sends it again.
+    fn unsubscribe(&mut self, kind: Kind, name: &Arc<str>) {
+        self.seat.unsubscribe(kind, name);
+        let ty = &mut self.types[kind.index()];
+        match ty.known.get_mut(name) {
+            Some(known) if ty.wildcard => known.explicit = false,
+            _ => ty.forget(name),
+        }
+    }
+
+    fn set_wildcard(&mut self, kind: Kind, on: bool) {
+        let ty = &mut self.types[kind.index()];
+        match (ty.wildcard, on) {
+            (false, true) => {
+                for name in self.seat.cover(kind).iter() {
+                    ty.known.entry(name.clone()).or_default();
+                    ty.due.insert(name.clone());
+                }
+            }
+            (true, false) => {
+                self.seat.uncover(kind);
+                ty.known.retain(|_, known| known.explicit);
+                let known = &ty.known;
+                ty.due.retain(|name| known.contains_key(name));
+                ty.vanished.retain(|name| known.contains_key(name));
+            }
+            _ => {}
+        }
+        ty.wildcard = on;
+    }
+
+    /// The client may have forgotten what it asks for again.
+    fn send_again(&mut self, kind: Kind, name: &str) {
+        let ty = &mut self.types[kind.index()];
+        if let Some(known) = ty.known.get_mut(name) {
+            known.held = Held::Nothing;
+            ty.vanished.remove(name);
+            ty.due.insert(name.into());
+        }
+    }
+
+    /// The client has this from an earlier stream.
+    fn already_has(&mut self, kind: Kind, name: Arc<str>, version: &str) {
+        let ty = &mut self.types[kind.index()];
+        if ty.wildcard || ty.known.contains_key(&name) {
+            let held = Held::Version(Version::parse(version));
+            let known = ty.known.entry(name.clone()).or_default();
+            *known = Known { held, answer: Answer::Accepted, ..std::mem::take(known) };
+            ty.due.insert(name);
+        }
+    }
+}
+
+impl Type {
+    /// Names subscribed to as such.
+    pub(super) fn explicit(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.known.iter().filter(|(_, known)| known.explicit).map(|(name, _)| name)
+    }
+
+    fn forget(&mut self, name: &Arc<str>) {
+        self.known.remove(name);
+        self.due.remove(name);
+        self.vanished.remove(name);
+    }
+
+    /// Records the answer to the last response. Later requests repeat its nonce; the first one counts.
+    fn take_answer(&mut self, error: Option<&Status>) -> Outcome {
+        if self.in_flight.is_none() {
+            return Outcome::default();
+        }
+        let Some(error) = error else {
+            self.answered(Answer::Accepted);
+            self.version_acked = self.version_sent.clone();
+            self.nack = None;
+            return Outcome { acked: true, nacked: None };
+        };
+        self.answered(Answer::Refused);
+        let reason = printable(&error.message);
+        let version = self.version_sent.to_string();
+        self.nack = Some(NackStatus { version, nonce: self.nonce.clone(), reason: reason.clone() });
+        Outcome { acked: false, nacked: Some(reason) }
+    }
+}
+
+fn served(type_url: &str) -> Option<Kind> {
+    let kind = Kind::from_type_url(type_url);
+    if kind.is_none() {
+        // A type this server does not have: the client waits, as with any name that does not exist.
+        tracing::debug!(?type_url, "a resource type that is not served");
+    }
+    kind
+}
+
+/// A peer's text made fit for logs and pages.
+fn printable(text: &str) -> String {
+    text.chars().take(MAX_NACK).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}

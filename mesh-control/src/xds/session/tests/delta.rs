@@ -1,0 +1,129 @@
+//! The incremental form.
+
+use std::collections::HashMap;
+
+use super::*;
+
+/// The first request of a client that was connected before and has `versions`.
+fn again(client: &mut Client, kind: Kind, names: &[&str], versions: &HashMap<String, String>) {
+    let request = DeltaDiscoveryRequest {
+        type_url: kind.type_url().to_owned(),
+        resource_names_subscribe: names.iter().map(|name| (*name).to_owned()).collect(),
+        initial_resource_versions: versions.clone(),
+        ..DeltaDiscoveryRequest::default()
+    };
+    client.session.delta_request(request).unwrap();
+}
+
+/// Versions of what a client has.
+fn versions(client: &Client, kind: Kind) -> HashMap<String, String> {
+    client.status(kind).resources.unwrap().into_iter().map(|r| (r.name, r.version)).collect()
+}
+
+#[test]
+fn only_what_is_new_is_sent() {
+    let cache = all_kinds(&["a", "b"], 1).cache();
+    for kind in Kind::ALL {
+        let mut client = Client::new(&cache, Form::Delta);
+        client.ask(kind, &["a"]);
+        assert_eq!(client.settle(), [row(kind, &["a"], &[])]);
+        client.ask(kind, &["a", "b"]);
+        assert_eq!(client.settle(), [row(kind, &["b"], &[])]);
+    }
+}
+
+#[test]
+fn a_client_that_comes_back_is_sent_what_it_does_not_have() {
+    for kind in Kind::ALL {
+        let fake = all_kinds(&["a", "b", "c"], 1);
+        let mut client = Client::new(&fake.cache(), Form::Delta);
+        client.ask(kind, &["a", "b", "c"]);
+        client.settle();
+        let mut had = versions(&client, kind);
+        had.insert("not subscribed to".to_owned(), "7".to_owned());
+
+        // Another run of the control plane: the same versions.
+        let cache = fake.clone().with(kind, "b", 2).without(kind, "c").cache();
+        let mut client = Client::new(&cache, Form::Delta);
+        again(&mut client, kind, &["a", "b", "c"], &had);
+        let sent = client.settle();
+        let names = |of: fn(&Row) -> &Vec<String>| sent.iter().flat_map(of).map(String::as_str).collect::<Vec<_>>();
+        assert_eq!((names(|r| &r.1), names(|r| &r.2)), (vec!["b"], vec!["c"]), "{kind:?}");
+
+        // The control: without versions everything is sent.
+        let mut client = Client::new(&cache, Form::Delta);
+        again(&mut client, kind, &["a", "b"], &HashMap::new());
+        assert_eq!(client.settle(), [row(kind, &["a", "b"], &[])]);
+    }
+}
+
+#[test]
+fn a_wildcard_client_that_comes_back_is_told_what_is_gone_too() {
+    let fake = all_kinds(&["a", "b"], 1);
+    let mut client = Client::new(&fake.cache(), Form::Delta);
+    client.ask(Kind::Cluster, &["*"]);
+    client.settle();
+    let had = versions(&client, Kind::Cluster);
+    let mut client = Client::new(&fake.without(Kind::Cluster, "b").cache(), Form::Delta);
+    again(&mut client, Kind::Cluster, &["*"], &had);
+    assert_eq!(client.settle(), [row(Kind::Cluster, &[], &[]), row(Kind::Cluster, &[], &["b"])]);
+}
+
+#[test]
+fn what_is_missing_is_told_once_and_sent_when_it_comes() {
+    for kind in Kind::ALL {
+        let none = Fake::default();
+        let cache = none.cache();
+        let mut client = Client::new(&cache, Form::Delta);
+        client.ask(kind, &["nobody"]);
+        assert_eq!(client.settle(), [row(kind, &[], &["nobody"])]);
+        none.publish(&cache, "2");
+        assert_eq!(client.settle(), []);
+        none.with(kind, "nobody", 1).publish(&cache, "3");
+        assert_eq!(client.settle(), [row(kind, &["nobody"], &[])]);
+
+        let mut client = Client::with(&Fake::default().cache(), Form::Delta, true, Limits::default());
+        client.ask(kind, &["nobody"]);
+        let seen = client.next().unwrap();
+        assert_eq!((seen.errors, seen.removed), (vec!["nobody".to_owned()], vec![]), "with its reason");
+    }
+}
+
+#[test]
+fn a_name_subscribed_to_again_is_sent_again() {
+    let cache = all_kinds(&["a"], 1).cache();
+    let mut client = Client::new(&cache, Form::Delta);
+    client.ask(Kind::Routes, &["a"]);
+    client.settle();
+    again(&mut client, Kind::Routes, &["a"], &HashMap::new());
+    assert_eq!(client.settle(), [row(Kind::Routes, &["a"], &[])], "the client may have forgotten it");
+}
+
+#[test]
+fn unsubscribing_from_a_covered_name_says_that_it_stays() {
+    let cache = all_kinds(&["a", "b"], 1).cache();
+    let mut client = Client::new(&cache, Form::Delta);
+    client.ask(Kind::Cluster, &["*", "a"]);
+    client.settle();
+    client.ask(Kind::Cluster, &["*"]);
+    assert_eq!(client.settle(), [row(Kind::Cluster, &["a"], &[])]);
+    // Without the wildcard only what is named stays.
+    client.ask(Kind::Cluster, &["*", "a"]);
+    client.settle();
+    client.ask(Kind::Cluster, &["a"]);
+    assert_eq!((client.settle(), client.status(Kind::Cluster).sent), (vec![], 1));
+}
+
+#[test]
+fn subscriptions_count_whatever_the_nonce_and_are_answered_after_the_response_on_its_way() {
+    let cache = all_kinds(&["a", "b"], 1).cache();
+    let mut client = Client::new(&cache, Form::Delta);
+    client.ask(Kind::Endpoints, &["a"]);
+    let first = client.next().unwrap();
+    client.nonce[Kind::Endpoints.index()] = String::new();
+    client.ask(Kind::Endpoints, &["a", "b"]);
+    assert_eq!(client.next(), None);
+    client.nonce[Kind::Endpoints.index()] = first.nonce;
+    assert!(client.answer(Kind::Endpoints, None).acked);
+    assert_eq!(client.settle(), [row(Kind::Endpoints, &["b"], &[])]);
+}

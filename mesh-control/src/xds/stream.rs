@@ -1,0 +1,173 @@
+//! One open stream: joins what the client says, what is due for it, and its [`Session`].
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use mesh_core::drain::DrainWatch;
+use tokio::time::{Instant, sleep_until};
+use tonic::{Status, Streaming};
+
+use super::cache::{Cache, Mailbox};
+use super::message::{DeltaResponse, StateResponse};
+use super::nodes::NodeEntry;
+use super::session::{Form, Outcome, Refused, Response, Session};
+use super::{Limits, scope};
+use crate::pace::Pace;
+use crate::runtime::Peer;
+
+/// Characters of a node's own words that are kept.
+const MAX_HINT: usize = 256;
+/// How this library's clients call themselves (`node.user_agent_name`).
+const OWN_AGENT: &str = "mesh";
+
+/// The requests of one form of the protocol.
+pub(super) trait Asked: prost::Message + Default + Send + 'static {
+    const FORM: Form;
+    /// What answers it.
+    type Answer: prost::Message + Send + 'static;
+
+    fn node(&self) -> Option<&Node>;
+    fn type_url(&self) -> &str;
+    fn take_in(self, session: &mut Session) -> Result<Outcome, Refused>;
+    fn answer(response: Response) -> Option<Self::Answer>;
+}
+
+/// One open stream.
+pub(super) struct AdsStream<R> {
+    pub(super) requests: Streaming<R>,
+    pub(super) cache: Arc<Cache>,
+    pub(super) limits: Limits,
+    pub(super) drain: DrainWatch,
+    pub(super) peer: Peer,
+    pub(super) entry: NodeEntry,
+    pub(super) pace: Pace,
+    /// None until the first request has said who asks.
+    pub(super) mailbox: Option<Arc<Mailbox>>,
+}
+
+impl<R: Asked> AdsStream<R> {
+    /// The next response, with the stream to go on with; `None` as stream ends it.
+    pub(super) async fn next(mut self) -> Option<(Result<R::Answer, Status>, Option<Self>)> {
+        loop {
+            let response = self.entry.node.lock().session.as_mut().and_then(Session::next);
+            if let Some(response) = response.and_then(R::answer) {
+                self.entry.nodes.pushes.fetch_add(1, Ordering::Relaxed);
+                return Some((Ok(response), Some(self)));
+            }
+            let woken = async {
+                match &self.mailbox {
+                    Some(mailbox) => mailbox.woken().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let request = async {
+                sleep_until(self.pace.next()).await;
+                self.requests.message().await
+            };
+            tokio::select! {
+                () = self.drain.drained() => return None,
+                () = woken => {}
+                request = request => match request {
+                    Ok(Some(request)) => {
+                        if let Err(status) = self.request(request) {
+                            return Some((Err(status), None));
+                        }
+                    }
+                    Ok(None) => return None,
+                    Err(status) => {
+                        tracing::debug!(peer = %self.peer, code = ?status.code(), "a configuration stream broke");
+                        return None;
+                    }
+                },
+            }
+        }
+    }
+
+    fn request(&mut self, request: R) -> Result<(), Status> {
+        self.pace.take(Instant::now());
+        let nodes = &self.entry.nodes;
+        let mut node = self.entry.node.lock();
+        if node.session.is_none() {
+            let said = request.node();
+            let scope = scope::scope_of(&self.peer.caller, said)?;
+            node.id = said.map(|node| hint(&node.id)).unwrap_or_default();
+            node.user_agent = said.map(|node| hint(&node.user_agent_name)).unwrap_or_default();
+            tracing::info!(
+                peer = %self.peer, node = ?node.id, namespace = %scope.namespace, form = ?R::FORM,
+                "configuration stream opened"
+            );
+            let explained = node.user_agent == OWN_AGENT;
+            let session = Session::new(self.cache.seat(scope), R::FORM, explained, self.limits);
+            self.mailbox = Some(session.mailbox());
+            node.session = Some(session);
+        }
+        let type_url = request.type_url().to_owned();
+        let Some(session) = &mut node.session else { return Ok(()) };
+        let outcome = request.take_in(session).map_err(|refused| {
+            nodes.refused.fetch_add(1, Ordering::Relaxed);
+            Status::resource_exhausted(refused.to_string())
+        })?;
+        if outcome.acked {
+            nodes.acks.fetch_add(1, Ordering::Relaxed);
+        }
+        if let Some(reason) = outcome.nacked {
+            nodes.nacks.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(peer = %self.peer, node = ?node.id, %type_url, %reason, "a client refused configuration; it keeps its last good one");
+        }
+        Ok(())
+    }
+}
+
+impl Asked for DiscoveryRequest {
+    const FORM: Form = Form::State;
+    type Answer = StateResponse;
+
+    fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    fn type_url(&self) -> &str {
+        &self.type_url
+    }
+
+    fn take_in(self, session: &mut Session) -> Result<Outcome, Refused> {
+        session.state_request(self)
+    }
+
+    fn answer(response: Response) -> Option<StateResponse> {
+        match response {
+            Response::State(response) => Some(response),
+            Response::Delta(_) => None,
+        }
+    }
+}
+
+impl Asked for DeltaDiscoveryRequest {
+    const FORM: Form = Form::Delta;
+    type Answer = DeltaResponse;
+
+    fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    fn type_url(&self) -> &str {
+        &self.type_url
+    }
+
+    fn take_in(self, session: &mut Session) -> Result<Outcome, Refused> {
+        session.delta_request(self)
+    }
+
+    fn answer(response: Response) -> Option<DeltaResponse> {
+        match response {
+            Response::Delta(response) => Some(response),
+            Response::State(_) => None,
+        }
+    }
+}
+
+fn hint(text: &str) -> String {
+    text.chars().take(MAX_HINT).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}

@@ -1,0 +1,272 @@
+//! The last good configuration on disk, for a start while no control plane can be reached.
+//!
+//! ```text
+//! "mesh xDS snapshot 1\n" | written, seconds | of whom | count | records … | digest of all before
+//! record: type | name | version | resource
+//! ```
+//! Numbers are little endian, texts and resources have their length before them. Opt-in. What is read
+//! serves until a control plane has spoken; a file that is damaged, too old or somebody else's is refused
+//! with its reason. Refuses to know when to write: that is [`worker`]'s business.
+
+mod worker;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::time::Instant;
+use twox_hash::XxHash3_128;
+
+pub(super) use self::worker::{Saver, wall_clock};
+use super::kind::{Key, Kind};
+use super::message::{Body, Name};
+use crate::bootstrap::Bootstrap;
+
+const MAGIC: &[u8] = b"mesh xDS snapshot 1\n";
+
+/// Where the last good configuration is kept and how long it counts.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SnapshotConfig {
+    /// The file; its directory must exist. It holds the addresses and policy of every destination in use,
+    /// and is readable for its owner only.
+    pub path: PathBuf,
+    /// Age from which it is refused. Default 24 h.
+    pub max_age: Duration,
+    /// How long after a change it is written. Default 10 s: changes seldom come alone.
+    pub delay: Duration,
+}
+
+impl SnapshotConfig {
+    /// The defaults with this file.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), max_age: Duration::from_secs(24 * 3600), delay: Duration::from_secs(10) }
+    }
+}
+
+/// How it stands with the snapshot on disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct SnapshotStatus {
+    /// The file.
+    pub path: PathBuf,
+    /// Age in seconds of what was read from it at the start; none if nothing was.
+    pub age_seconds: Option<u64>,
+    /// Resources in use that come from it. 0 once the control plane has answered for all of them.
+    pub in_use: usize,
+    /// How often it has been written.
+    pub writes: u64,
+    /// Why it was refused or could not be written last.
+    pub error: Option<String>,
+}
+
+/// A resource as it is kept.
+pub(super) type Saved = HashMap<Key, (Name, Body)>;
+
+/// What is known of the file, for reports.
+#[derive(Debug)]
+pub(super) struct Account {
+    pub(super) config: SnapshotConfig,
+    /// When what was read had been written, on the clock of this process.
+    written: Option<(Instant, Duration)>,
+    pub(super) writes: u64,
+    pub(super) error: Option<String>,
+}
+
+impl Account {
+    /// Reads the file, if it is there and good.
+    pub(super) fn open(config: SnapshotConfig, bootstrap: &Bootstrap, now: Instant) -> (Self, Option<Saved>) {
+        let mut account = Self { config, written: None, writes: 0, error: None };
+        let path = &account.config.path;
+        let bytes = match fs::read(path) {
+            Ok(bytes) => Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return (account, None),
+            Err(error) => Err(format!("it cannot be read: {error}")),
+        };
+        let read = bytes.and_then(|bytes| decode(&bytes, owner(bootstrap), wall_clock(), account.config.max_age));
+        match read {
+            Ok((age, saved)) => {
+                tracing::info!(path = %path.display(), resources = saved.len(), ?age, "configuration of an earlier run serves until the control plane answers");
+                account.written = Some((now, age));
+                (account, Some(saved))
+            }
+            Err(reason) => {
+                tracing::warn!(path = %path.display(), %reason, "the snapshot of the last good configuration is refused; it will be written anew");
+                account.error = Some(format!("refused: {reason}"));
+                (account, None)
+            }
+        }
+    }
+
+    pub(super) fn status(&self, in_use: usize, now: Instant) -> SnapshotStatus {
+        SnapshotStatus {
+            path: self.config.path.clone(),
+            age_seconds: self.written.map(|(read, age)| (now.saturating_duration_since(read) + age).as_secs()),
+            in_use,
+            writes: self.writes,
+            error: self.error.clone(),
+        }
+    }
+}
+
+/// Whose configuration it is: another node, or the same with other control planes, would be told something
+/// else.
+pub(super) fn owner(bootstrap: &Bootstrap) -> u128 {
+    let mut text = format!("{}\n{}\n", bootstrap.node.id, bootstrap.node.cluster);
+    for server in bootstrap.servers.iter().chain(bootstrap.authorities.values().flat_map(|a| &a.servers)) {
+        text.push_str(&server.uri.to_string());
+        text.push('\n');
+    }
+    XxHash3_128::oneshot(text.as_bytes())
+}
+
+/// The file's bytes.
+pub(super) fn encode<'a>(
+    resources: impl Iterator<Item = (Kind, &'a str, &'a str, &'a [u8])>,
+    owner: u128,
+    written: u64,
+) -> Vec<u8> {
+    let mut out = MAGIC.to_vec();
+    out.extend(written.to_le_bytes());
+    out.extend(owner.to_le_bytes());
+    let count = out.len();
+    out.extend([0; 4]);
+    let mut records = 0u32;
+    for (kind, name, version, bytes) in resources {
+        out.push(kind.index() as u8);
+        for part in [name.as_bytes(), version.as_bytes(), bytes] {
+            out.extend((part.len() as u32).to_le_bytes());
+            out.extend(part);
+        }
+        records += 1;
+    }
+    out[count..count + 4].copy_from_slice(&records.to_le_bytes());
+    let digest = XxHash3_128::oneshot(&out);
+    out.extend(digest.to_le_bytes());
+    out
+}
+
+/// Reads the file's bytes: age and resources, or why they are refused.
+fn decode(bytes: &[u8], owner: u128, now: u64, max_age: Duration) -> Result<(Duration, Saved), String> {
+    let damaged = || "it is damaged".to_owned();
+    let (content, digest) = bytes.split_last_chunk::<16>().ok_or_else(damaged)?;
+    let mut rest = content.strip_prefix(MAGIC).ok_or("it is not a snapshot of this version of mesh")?;
+    if XxHash3_128::oneshot(content).to_le_bytes() != *digest {
+        return Err(damaged());
+    }
+    let written = u64::from_le_bytes(*take(&mut rest).ok_or_else(damaged)?);
+    let age = Duration::from_secs(now.saturating_sub(written));
+    if age > max_age {
+        return Err(format!("it is {age:?} old, {max_age:?} is allowed"));
+    }
+    if u128::from_le_bytes(*take(&mut rest).ok_or_else(damaged)?) != owner {
+        return Err("it was written for another node or other control planes".to_owned());
+    }
+    let records = u32::from_le_bytes(*take(&mut rest).ok_or_else(damaged)?);
+    let mut saved = Saved::new();
+    for _ in 0..records {
+        let [kind] = *take(&mut rest).ok_or_else(damaged)?;
+        let kind = *Kind::ALL.get(usize::from(kind)).ok_or_else(damaged)?;
+        let name = text(&mut rest).ok_or_else(damaged)?;
+        let version = text(&mut rest).ok_or_else(damaged)?;
+        let bytes = part(&mut rest).ok_or_else(damaged)?.to_vec();
+        saved.insert(Key::new(kind, name), (version, Body { type_url: kind.type_url().to_owned(), bytes }));
+    }
+    if rest.is_empty() { Ok((age, saved)) } else { Err(damaged()) }
+}
+
+fn take<'a, const N: usize>(rest: &mut &'a [u8]) -> Option<&'a [u8; N]> {
+    let (first, after) = rest.split_first_chunk()?;
+    *rest = after;
+    Some(first)
+}
+
+fn part<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = u32::from_le_bytes(*take(rest)?) as usize;
+    let (part, after) = rest.split_at_checked(length)?;
+    *rest = after;
+    Some(part)
+}
+
+fn text(rest: &mut &[u8]) -> Option<Name> {
+    std::str::from_utf8(part(rest)?).ok().map(Name::from)
+}
+
+/// Puts the bytes in the place of the file, all or nothing, for the owner's eyes only.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    // One left by a crash may have any mode.
+    let _ = fs::remove_file(&beside);
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let written = options.open(&beside).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    written.and_then(|()| fs::rename(&beside, path)).inspect_err(|_| {
+        let _ = fs::remove_file(&beside);
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    fn sample() -> Vec<u8> {
+        encode([(Kind::Cluster, "x", "v1", &b"one"[..]), (Kind::Endpoints, "x", "", b"")].into_iter(), 7, 1_000)
+    }
+
+    #[test]
+    fn what_is_written_is_read_until_it_is_too_old() {
+        let (age, saved) = decode(&sample(), 7, 1_060, DAY).unwrap();
+        assert_eq!((age, saved.len()), (Duration::from_secs(60), 2));
+        let (version, body) = &saved[&Key::new(Kind::Cluster, "x")];
+        assert_eq!(
+            (&**version, body.type_url.as_str(), &body.bytes[..]),
+            ("v1", Kind::Cluster.type_url(), &b"one"[..])
+        );
+        let error = decode(&sample(), 7, 1_001 + 86_400, DAY).unwrap_err();
+        assert!(error.contains("old"), "{error}");
+        assert!(decode(&sample(), 8, 1_000, DAY).unwrap_err().contains("another node"));
+    }
+
+    #[test]
+    fn every_damage_is_noticed() {
+        let good = sample();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 0x40;
+            assert!(decode(&bad, 7, 1_000, DAY).is_err(), "byte {at}");
+            assert!(decode(&good[..at], 7, 1_000, DAY).is_err(), "cut at {at}");
+        }
+        // A digest that fits does not make the content good.
+        let mut content = good[..good.len() - 20].to_vec();
+        let digest = XxHash3_128::oneshot(&content);
+        content.extend(digest.to_le_bytes());
+        assert!(decode(&content, 7, 1_000, DAY).unwrap_err().contains("damaged"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_file_is_replaced_whole_and_for_its_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("snapshot");
+        fs::write(folder.path().join("snapshot.new"), "left by a crash").unwrap();
+        for content in ["first", "second"] {
+            replace(&path, content.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), content);
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert!(replace(&folder.path().join("no/such/folder"), b"").is_err());
+    }
+}

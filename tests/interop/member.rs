@@ -1,0 +1,72 @@
+//! Processes of the mesh, by our library: a client, and a server that answers gRPC calls with its name and the
+//! identity of its caller.
+
+use std::convert::Infallible;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use axum::Router;
+use axum::body::Body;
+use http_body_util::BodyExt;
+use mesh::{Mesh, PeerIdentity, ServeError};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::grpc;
+use crate::world::{World, eventually};
+
+/// A process that calls, as `account` of the namespace `default`.
+pub(crate) async fn join(world: &World, account: &str, labels: &str) -> Mesh {
+    Mesh::builder()
+        .control_plane(world.address())
+        .root_cert(world.root_cert())
+        .join_token(world.token(account))
+        .service_account(account)
+        .labels(labels)
+        .build()
+        .await
+        .unwrap()
+}
+
+/// A process that serves. It is gone once dropped, without a farewell; `leave` says one.
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    mesh: Mesh,
+    task: JoinHandle<Result<(), ServeError>>,
+}
+
+impl Server {
+    /// Serves `service`:9080 with these labels and is known to the control plane.
+    pub(crate) async fn start(world: &World, service: &str, labels: &str, name: &'static str) -> Self {
+        let mesh = join(world, service, labels).await;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let app = Router::new().fallback(move |request: axum::extract::Request| answer(name, request));
+        let serve = mesh.serve(listener, app).service(service, 9080).http2().without_signals();
+        let server = Self { address, mesh, task: tokio::spawn(serve.into_future()) };
+        let listed = format!("\"{address}\"");
+        eventually("the server is registered", async || {
+            world.debug("/registrations").await.contains(&listed).then_some(())
+        })
+        .await;
+        server
+    }
+
+    /// Withdraws, finishes what is under way and ends.
+    pub(crate) async fn leave(mut self) {
+        self.mesh.begin_shutdown();
+        (&mut self.task).await.unwrap().unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn answer(name: &str, request: axum::extract::Request) -> Result<http::Response<Body>, Infallible> {
+    let peer = request.extensions().get::<PeerIdentity>().and_then(|peer| peer.spiffe_id.clone());
+    let _ = request.into_body().collect().await;
+    let text = peer.map_or_else(|| name.to_owned(), |peer| format!("{name} {peer}"));
+    Ok(grpc::answer(&text).map(Body::new))
+}
