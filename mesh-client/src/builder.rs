@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
+use mesh_core::balance::{Candidates, Draw, MakePicker, Picker};
 use mesh_core::id::Workload;
+use mesh_core::policy;
 use mesh_core::source::{DestinationSource, Watched, WatchedIdentity};
 use mesh_core::telemetry::Metrics;
 use rustls::crypto::CryptoProvider;
@@ -26,6 +28,8 @@ pub struct ClientBuilder {
     runtime: Option<Handle>,
     random: Random,
     limits: Limits,
+    picker: Option<Arc<MakePicker>>,
+    number: Option<u64>,
 }
 
 impl ClientBuilder {
@@ -39,6 +43,8 @@ impl ClientBuilder {
             runtime: None,
             random: Arc::new(|below| fastrand::u64(..below)),
             limits: Limits::default(),
+            picker: None,
+            number: None,
         }
     }
 
@@ -80,6 +86,27 @@ impl ClientBuilder {
         self
     }
 
+    /// Pickers of the application's own: asked for every cluster and every pool of candidates in it (one
+    /// for each priority, usually); `None` = the balancer that policy names. Default: policy's.
+    ///
+    /// What stands around a picker stays: priorities, panic, slow start, and passing over endpoints that
+    /// cannot be reached.
+    pub fn picker(
+        mut self,
+        make: impl Fn(&policy::Cluster, &Candidates, &mut Draw<'_>) -> Option<Box<dyn Picker>> + Send + Sync + 'static,
+    ) -> Self {
+        self.picker = Some(Arc::new(make));
+        self
+    }
+
+    /// Which of its fleet this client is, counted from 0 (the ordinal of a StatefulSet, say), for clusters
+    /// of which each client uses a part. Default: a random number, with which deterministic subsetting is
+    /// as uneven as random subsetting.
+    pub fn number(mut self, number: u64) -> Self {
+        self.number = Some(number);
+        self
+    }
+
     /// Longest wait of a request for the first configuration of its destination. Default 5 s.
     pub fn config_wait(mut self, wait: Duration) -> Self {
         self.limits.config_wait = wait;
@@ -107,7 +134,17 @@ impl ClientBuilder {
 
     /// The client. Needs no runtime yet; the first request does.
     pub fn build(self) -> Client {
-        let env = Arc::new(Env {
+        let source = self.source.clone();
+        let env = self.env();
+        let destinations = Arc::new(Destinations::new(env.clone(), source));
+        Client::of(env, destinations)
+    }
+
+    /// What all parts of the client share.
+    pub(crate) fn env(self) -> Arc<Env> {
+        let number = self.number.unwrap_or_else(|| (self.random)(u64::MAX));
+        let channel_id = (self.random)(u64::MAX);
+        Arc::new(Env {
             identity: self.identity,
             crypto: self.crypto,
             workload: self.workload,
@@ -117,8 +154,9 @@ impl ClientBuilder {
             limits: self.limits,
             epoch: Instant::now(),
             active_faults: AtomicU32::new(0),
-        });
-        let destinations = Arc::new(Destinations::new(env.clone(), self.source));
-        Client::of(env, destinations)
+            picker: self.picker,
+            number,
+            channel_id,
+        })
     }
 }

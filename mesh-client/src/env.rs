@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
+use mesh_core::balance::MakePicker;
 use mesh_core::id::Workload;
 use mesh_core::source::WatchedIdentity;
 use mesh_core::telemetry::{Metrics, PeerLabels, Reporter, RequestLabels};
@@ -28,6 +29,12 @@ pub(crate) struct Env {
     pub(crate) epoch: Instant,
     /// Injected faults under way, of all destinations (gRFC A33).
     pub(crate) active_faults: AtomicU32,
+    /// Pickers of the application's own.
+    pub(crate) picker: Option<Arc<MakePicker>>,
+    /// Which of its fleet this client is, for subsetting.
+    pub(crate) number: u64,
+    /// One random number for this client's life, to hash by (gRFC A42).
+    pub(crate) channel_id: u64,
 }
 
 /// Bounds of one client.
@@ -63,6 +70,11 @@ impl Env {
     /// A draw for [`PerMillion`](mesh_core::policy::PerMillion).
     pub(crate) fn draw_million(&self) -> u32 {
         self.draw(1_000_000) as u32
+    }
+
+    /// This client's clock, as balancers want it.
+    pub(crate) fn since_epoch(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.epoch)
     }
 
     /// Random bits for ids.

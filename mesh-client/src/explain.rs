@@ -186,7 +186,7 @@ fn explain_route(
         let plan = router.plan(route);
         explanation.clusters = options(router, &plan.choice, &forward.to, &head);
         // A draw like any other: it shows the first thing that would go wrong, if anything would.
-        let chosen = router.choose(plan, forward, &head.headers, env);
+        let chosen = router.choose(plan, forward, &head.headers, None, env);
         explanation.error = match chosen {
             Err(cause) => Some(coded(&cause)),
             Ok(chosen) if !chosen.cluster.is_usable() => Some(coded(&no_endpoint(chosen.cluster))),
@@ -269,18 +269,20 @@ fn endpoint_dumps(cluster: &Cluster) -> Vec<EndpointDump> {
     let members = cluster.members();
     let groups = members.source().localities.iter();
     let all = groups.flat_map(|group| group.endpoints.iter().map(move |endpoint| (group.priority, endpoint)));
-    all.filter_map(|(priority, policy)| {
-        let endpoint = members.find(&policy.address)?;
-        Some(EndpointDump {
+    all.map(|(priority, policy)| {
+        let index = members.ready.find(&policy.address);
+        // Without a request so far there is no connection.
+        let endpoint = index.and_then(|index| members.ready.endpoints()[index].get());
+        EndpointDump {
             address: policy.address.clone(),
             priority,
             weight: policy.weight.get(),
             health: policy.health,
-            usable: members.ready.endpoints().iter().any(|usable| Arc::ptr_eq(usable, endpoint)),
-            in_flight: endpoint.load().in_flight(),
-            open_connections: endpoint.pool().open(),
-            idle_connections: endpoint.pool().idle(),
-        })
+            usable: index.is_some_and(|index| members.ready.is_usable(index)),
+            in_flight: index.map_or(0, |index| members.ready.candidates()[index].in_flight()),
+            open_connections: endpoint.map_or(0, |endpoint| endpoint.pool().open()),
+            idle_connections: endpoint.map_or(0, |endpoint| endpoint.pool().idle()),
+        }
     })
     .collect()
 }

@@ -6,10 +6,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use http::HeaderName;
+use mesh_core::balance::hash::HashRules;
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::matcher::{CompiledRoute, RouteTable};
 use mesh_core::policy::{
-    ClusterChoice, ClusterState, Discovery, Forward, HttpFilter, RetryPolicy, RouteAction, Snapshot, WeightedCluster,
+    ClusterChoice, ClusterState, Discovery, FilterOverride, Forward, HttpFilter, HttpFilterKind, RetryPolicy,
+    RouteAction, Snapshot, StatefulSession, WeightedCluster, WeightedClusters,
 };
 use mesh_core::retry::{Backoff, Budget, RetryRules};
 use tokio::time::Instant;
@@ -45,6 +47,8 @@ pub(crate) struct Plan {
     pub(crate) choice: Choice,
     pub(crate) faults: Arc<[Faults]>,
     pub(crate) retry: Option<Retries>,
+    pub(crate) hash: HashRules,
+    pub(crate) session: Option<StatefulSession>,
 }
 
 /// Where a route's requests go.
@@ -63,6 +67,7 @@ pub(crate) enum Choice {
 pub(crate) struct Share {
     pub(crate) slot: Slot,
     faults: Arc<[Faults]>,
+    session: Option<StatefulSession>,
 }
 
 /// What was drawn for one request.
@@ -71,6 +76,7 @@ pub(crate) struct Chosen<'r> {
     /// The entry of a weighted split.
     pub(crate) share: Option<&'r WeightedCluster>,
     pub(crate) faults: &'r [Faults],
+    pub(crate) session: Option<&'r StatefulSession>,
 }
 
 /// A retry policy, compiled.
@@ -118,32 +124,26 @@ impl Router {
         self.budget.as_deref()
     }
 
-    /// The cluster for one request, drawn by weight where there are several, and what comes with it.
+    /// The cluster for one request, drawn by weight where there are several, unless the request is
+    /// pinned to one of them (gRFC A60), and what comes with it.
     pub(crate) fn choose<'r>(
         &'r self,
         plan: &'r Plan,
         forward: &'r Forward,
         headers: &http::HeaderMap,
+        pinned: Option<&ClusterName>,
         env: &Env,
     ) -> Result<Chosen<'r>, Cause> {
-        let plain = |cluster| Chosen { cluster, share: None, faults: &plan.faults };
+        let plain = |cluster| Chosen { cluster, share: None, faults: &plan.faults, session: plan.session.as_ref() };
         match &plan.choice {
             Choice::One(slot) => Ok(plain(slot.cluster()?)),
             Choice::Weighted(shares) => {
                 let ClusterChoice::Weighted(weighted) = &forward.to else {
                     unreachable!("a weighted plan comes from a weighted policy")
                 };
-                let mut left = env.draw(u64::from(weighted.total()));
-                for (entry, share) in weighted.entries().iter().zip(shares) {
-                    match left.checked_sub(u64::from(entry.weight)) {
-                        None => {
-                            let cluster = share.slot.cluster()?;
-                            return Ok(Chosen { cluster, share: Some(entry), faults: &share.faults });
-                        }
-                        Some(rest) => left = rest,
-                    }
-                }
-                unreachable!("the draw is below the sum of the weights")
+                let (entry, share) = draw_share(weighted, shares, pinned, env);
+                let (cluster, session) = (share.slot.cluster()?, share.session.as_ref());
+                Ok(Chosen { cluster, share: Some(entry), faults: &share.faults, session })
             }
             Choice::Header(name) => {
                 let wanted = headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -204,7 +204,8 @@ impl Plan {
                 true => faults.clone(),
                 false => Faults::of(filters, |name| entry.filters.get(name).or_else(|| own.get(name))),
             };
-            Share { slot, faults }
+            let session = session(filters, |name| entry.filters.get(name).or_else(|| own.get(name)));
+            Share { slot, faults, session }
         };
         let choice = match &route.route().action {
             RouteAction::Forward(forward) => match &forward.to {
@@ -221,8 +222,48 @@ impl Plan {
             backoff: Backoff::of(policy),
             policy: policy.clone(),
         });
-        Self { choice, faults, retry }
+        let hash = match &route.route().action {
+            RouteAction::Forward(forward) => HashRules::new(&forward.hash),
+            _ => HashRules::default(),
+        };
+        let session = session(filters, |name| own.get(name));
+        Self { choice, hash, faults, retry, session }
     }
+}
+
+/// The entry of a split for one request.
+fn draw_share<'r>(
+    weighted: &'r WeightedClusters,
+    shares: &'r [Share],
+    pinned: Option<&ClusterName>,
+    env: &Env,
+) -> (&'r WeightedCluster, &'r Share) {
+    let all = || weighted.entries().iter().zip(shares);
+    if let Some(own) = pinned.and_then(|pinned| all().find(|(entry, _)| entry.name == *pinned && entry.weight > 0)) {
+        return own;
+    }
+    let mut left = env.draw(u64::from(weighted.total()));
+    for (entry, share) in all() {
+        match left.checked_sub(u64::from(entry.weight)) {
+            None => return (entry, share),
+            Some(rest) => left = rest,
+        }
+    }
+    unreachable!("the draw is below the sum of the weights")
+}
+
+/// Session affinity in the place that `overridden` looks at.
+fn session<'p>(
+    filters: &'p [HttpFilter],
+    overridden: impl Fn(&str) -> Option<&'p FilterOverride>,
+) -> Option<StatefulSession> {
+    let mut found = filters.iter().filter_map(|filter| match (&filter.kind, overridden(&filter.name)) {
+        (HttpFilterKind::Session(_), Some(FilterOverride::Session(session))) => Some(session),
+        (HttpFilterKind::Session(_), Some(FilterOverride::Disabled)) => None,
+        (HttpFilterKind::Session(session), _) => session.as_ref(),
+        _ => None,
+    });
+    found.next().cloned()
 }
 
 fn clusters(

@@ -1,11 +1,11 @@
-//! One endpoint at run time: its connections, its requests in flight, its metrics.
+//! One endpoint at run time: its connections, its load, its metrics. Made by the first request to it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
 
-use mesh_core::balance::Load;
-use mesh_core::policy::{self, Address, EndpointMetadata, StringMatch, UpstreamTls};
+use http::{HeaderMap, StatusCode};
+use mesh_core::balance::{InFlight, Load};
+use mesh_core::policy::{self, Address, StringMatch, UpstreamTls};
+use mesh_core::retry::grpc_status;
 use mesh_core::telemetry::{PeerLabels, RequestSeries};
 use tokio::time::Instant;
 
@@ -15,57 +15,16 @@ use crate::env::Env;
 
 /// One endpoint of a cluster.
 pub(crate) struct Endpoint {
-    metadata: Arc<EndpointMetadata>,
     pool: Pool,
     load: Arc<Load>,
     series: Arc<RequestSeries>,
-    reach: Reach,
-}
-
-/// First and longest time for which an endpoint that could not be connected to is passed over.
-const COOL_DOWN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-
-/// Whether connecting works. gRPC does not pick an endpoint in TRANSIENT_FAILURE; here it is passed over
-/// while there are others, for a time that doubles with every further failure.
-struct Reach {
-    since: Instant,
-    // Milliseconds after `since`; 0 = reachable.
-    avoid_until: AtomicU64,
-    failures: AtomicU32,
-}
-
-impl Reach {
-    fn new() -> Self {
-        Self { since: Instant::now(), avoid_until: AtomicU64::new(0), failures: AtomicU32::new(0) }
-    }
-
-    fn is_avoided(&self) -> bool {
-        let until = self.avoid_until.load(Ordering::Relaxed);
-        until != 0 && (self.since.elapsed().as_millis() as u64) < until
-    }
-
-    fn failed(&self) {
-        // Many requests may meet the same outage at once: it counts once.
-        if self.is_avoided() {
-            return;
-        }
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed).min(16);
-        let wait = COOL_DOWN.0.saturating_mul(1 << failures).min(COOL_DOWN.1);
-        let until = (self.since.elapsed() + wait).as_millis() as u64;
-        self.avoid_until.store(until, Ordering::Relaxed);
-    }
-
-    fn worked(&self) {
-        if self.avoid_until.load(Ordering::Relaxed) != 0 {
-            self.failures.store(0, Ordering::Relaxed);
-            self.avoid_until.store(0, Ordering::Relaxed);
-        }
-    }
+    // Start of the clock that the load counts by.
+    epoch: Instant,
 }
 
 impl Endpoint {
-    pub(super) fn new(policy: &policy::Endpoint, cluster: &Cluster, env: &Env) -> Self {
-        let metadata = policy.metadata.clone();
+    pub(super) fn new(policy: &policy::Endpoint, load: Arc<Load>, cluster: &Cluster, env: &Env) -> Self {
+        let metadata = &policy.metadata;
         let mut labels = cluster.labels.clone();
         if let Some(workload) = &metadata.workload {
             labels.destination = PeerLabels::of(workload, None);
@@ -75,12 +34,7 @@ impl Endpoint {
             Peer { address: policy.address.clone(), mesh_tls: metadata.mesh_tls, hostname: metadata.hostname.clone() };
         let pool = Pool::new(cluster.dialer.clone(), peer, cluster.policy.breaker.max_connections);
         let series = env.metrics.series(&labels);
-        Self { metadata, pool, load: Arc::default(), series, reach: Reach::new() }
-    }
-
-    /// Whether an update says the same of the address.
-    pub(super) fn is_still(&self, policy: &policy::Endpoint) -> bool {
-        self.metadata == policy.metadata
+        Self { pool, load, series, epoch: env.epoch }
     }
 
     pub(crate) fn address(&self) -> &Address {
@@ -99,14 +53,9 @@ impl Endpoint {
         &self.load
     }
 
-    /// Whether connecting failed a short while ago: others come first.
-    pub(crate) fn is_avoided(&self) -> bool {
-        self.reach.is_avoided()
-    }
-
-    /// Notes whether a connection could be had.
-    pub(crate) fn connected(&self, worked: bool) {
-        if worked { self.reach.worked() } else { self.reach.failed() }
+    /// Counts a request in, from the pick to the end of its answer.
+    pub(crate) fn begin(&self, started: Instant) -> Attempt {
+        Attempt { in_flight: self.load.start(), started, epoch: self.epoch, measured: false }
     }
 
     /// Counts the requests that went here.
@@ -131,27 +80,121 @@ fn expected_principal(tls: &UpstreamTls, mesh_tls: bool) -> String {
     }
 }
 
+/// One try at an endpoint: in flight until it is dropped, measured up to the head of the answer.
+pub(crate) struct Attempt {
+    in_flight: InFlight,
+    started: Instant,
+    epoch: Instant,
+    measured: bool,
+}
+
+impl Attempt {
+    /// Notes whether a connection could be had.
+    pub(crate) fn connected(&self, worked: bool) {
+        if worked {
+            self.in_flight.load().reached();
+        } else {
+            self.in_flight.load().unreachable(self.epoch.elapsed());
+        }
+    }
+
+    /// Notes the head of an answer.
+    pub(crate) fn answered(&mut self, status: StatusCode, headers: &HeaderMap, grpc: bool) {
+        let failed = if grpc { grpc_status(headers).is_some_and(is_failure) } else { is_server_failure(status) };
+        if failed || (grpc && status != StatusCode::OK) {
+            self.failed();
+        } else {
+            self.measured = true;
+            self.in_flight.load().succeeded(self.started.elapsed(), self.epoch.elapsed());
+        }
+    }
+
+    /// Notes the status of a gRPC answer that came with its trailers.
+    pub(crate) fn ended(&mut self, grpc_status: i32) {
+        if is_failure(grpc_status) {
+            self.failed();
+        }
+    }
+
+    /// The endpoint gave no answer, and it is its fault.
+    pub(crate) fn failed(&mut self) {
+        self.measured = true;
+        self.in_flight.load().failed(self.started.elapsed(), self.epoch.elapsed());
+    }
+
+    /// Nothing was sent, and that says nothing of the endpoint.
+    pub(crate) fn not_sent(&mut self) {
+        self.measured = true;
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if !self.measured {
+            // Given up before an answer: it would have taken longer than this.
+            self.in_flight.load().abandoned(self.started.elapsed(), self.epoch.elapsed());
+        }
+    }
+}
+
+/// Whether an answer says that the endpoint is not well; 501 is about the request.
+fn is_server_failure(status: StatusCode) -> bool {
+    status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
+}
+
+/// Whether a gRPC status says so: unknown, deadline exceeded, resource exhausted, internal, unavailable,
+/// data loss. The others are about the request or the caller.
+fn is_failure(grpc_status: i32) -> bool {
+    matches!(grpc_status, 2 | 4 | 8 | 13 | 14 | 15)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
+    fn attempt(load: &Arc<Load>) -> Attempt {
+        let now = Instant::now();
+        Attempt { in_flight: load.start(), started: now, epoch: now - Duration::from_secs(1), measured: false }
+    }
+
+    fn penalty(load: &Load) -> f32 {
+        load.failure_penalty(Duration::from_secs(1))
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn an_unreachable_endpoint_is_avoided_for_longer_each_time_and_forgiven_at_once() {
-        let reach = Reach::new();
-        assert!(!reach.is_avoided());
-        for wait in [500, 1000, 2000] {
-            reach.failed();
-            reach.failed();
-            tokio::time::advance(Duration::from_millis(wait - 1)).await;
-            assert!(reach.is_avoided(), "{wait} ms are not over");
-            tokio::time::advance(Duration::from_millis(1)).await;
-            assert!(!reach.is_avoided(), "{wait} ms are over");
+    async fn what_is_the_endpoints_fault_counts_against_it_and_nothing_else() {
+        let none = HeaderMap::new();
+        for (status, failed) in [(200, false), (404, false), (429, false), (500, true), (501, false), (503, true)] {
+            let load = Arc::<Load>::default();
+            attempt(&load).answered(StatusCode::from_u16(status).unwrap(), &none, false);
+            assert_eq!(penalty(&load) > 1.0, failed, "{status}");
         }
-        reach.failed();
-        reach.worked();
-        assert!(!reach.is_avoided());
-        reach.failed();
-        tokio::time::advance(COOL_DOWN.0).await;
-        assert!(!reach.is_avoided(), "a success begins anew");
+        for (status, failed) in [(0, false), (1, false), (3, false), (5, false), (12, false), (13, true), (14, true)] {
+            let load = Arc::<Load>::default();
+            let headers = [(http::HeaderName::from_static("grpc-status"), status.into())].into_iter().collect();
+            attempt(&load).answered(StatusCode::OK, &headers, true);
+            assert_eq!(penalty(&load) > 1.0, failed, "gRPC status {status} in the head");
+            let load = Arc::<Load>::default();
+            let mut own = attempt(&load);
+            own.answered(StatusCode::OK, &none, true);
+            own.ended(status);
+            assert_eq!(penalty(&load) > 1.0, failed, "gRPC status {status} in the trailers");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_try_given_up_counts_as_slow_and_one_not_sent_as_nothing() {
+        let load = Arc::<Load>::default();
+        let (given_up, mut not_sent) = (attempt(&load), attempt(&load));
+        tokio::time::advance(Duration::from_secs(2)).await;
+        not_sent.not_sent();
+        drop(not_sent);
+        let known = |load: &Load| load.latency(Duration::from_secs(3)) > 1e6;
+        assert!(!known(&load));
+        drop(given_up);
+        assert!(known(&load));
+        assert_eq!((load.in_flight(), penalty(&load)), (0, 1.0));
     }
 }

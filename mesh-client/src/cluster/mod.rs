@@ -8,19 +8,24 @@ mod admission;
 mod endpoint;
 mod worker;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use mesh_core::balance::ReadySet;
+use mesh_core::balance::{Load, ReadySet, subset};
 use mesh_core::id::Target;
 use mesh_core::policy::{self, Address, Balancer, ClusterTelemetry, Discovery, Endpoints, LocalityEndpoints};
 use mesh_core::telemetry::{RequestLabels, RequestSeries};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub(crate) use self::admission::{Admission, Permit};
-pub(crate) use self::endpoint::Endpoint;
+pub(crate) use self::endpoint::{Attempt, Endpoint};
 use crate::connect::Dialer;
 use crate::connect::worker::Owned;
 use crate::env::Env;
@@ -31,6 +36,8 @@ pub(crate) struct Cluster {
     policy: Arc<policy::Cluster>,
     dialer: Arc<Dialer>,
     members: ArcSwap<Members>,
+    // Held while endpoints are replaced, and while one is made by the first request to it.
+    changing: Mutex<()>,
     admission: Admission,
     labels: RequestLabels,
     series: Arc<RequestSeries>,
@@ -38,12 +45,16 @@ pub(crate) struct Cluster {
 }
 
 /// The endpoints of a cluster at one moment.
+///
+/// What policy says of them is shared with the snapshot; connections, load and metrics of an endpoint are
+/// made by the first request to it, so that the many endpoints which never see one cost next to nothing.
 pub(crate) struct Members {
     source: Arc<Endpoints>,
-    pub(crate) ready: ReadySet<Arc<Endpoint>>,
-    // Usable or not: what keeps its connections over an update.
-    all: Vec<Arc<Endpoint>>,
+    pub(crate) ready: ReadySet<Cell>,
 }
+
+/// An endpoint, once there was a request to it.
+pub(crate) type Cell = OnceLock<Arc<Endpoint>>;
 
 struct Dns {
     resolved: watch::Receiver<bool>,
@@ -79,6 +90,7 @@ impl Cluster {
         let cluster = Arc::new(Self {
             dialer: Arc::new(dialer),
             members: ArcSwap::from_pointee(Members::empty(&policy)),
+            changing: Mutex::new(()),
             admission: Admission::new(policy.breaker.clone()),
             series: env.metrics.series(&labels),
             labels,
@@ -142,72 +154,116 @@ impl Cluster {
         }
     }
 
+    /// The endpoint that a pick gave.
+    pub(crate) fn endpoint(&self, members: &Members, index: usize, env: &Env) -> Arc<Endpoint> {
+        match members.ready.endpoints()[index].get() {
+            Some(endpoint) => endpoint.clone(),
+            None => self.open(members, index, env),
+        }
+    }
+
+    /// Makes an endpoint for its first request.
+    #[cold]
+    fn open(&self, members: &Members, index: usize, env: &Env) -> Arc<Endpoint> {
+        let _changing = self.changing.lock();
+        let current = self.members.load();
+        let make = |members: &Members, index: usize| {
+            let candidates = members.ready.candidates();
+            let load = candidates[index].load_or_new().clone();
+            let made = || Arc::new(Endpoint::new(candidates.policy(index).1, load, self, env));
+            members.ready.endpoints()[index].get_or_init(made).clone()
+        };
+        if std::ptr::eq(members, &raw const **current) {
+            return make(members, index);
+        }
+        // The request began before an update. An endpoint that is still there must not be made twice.
+        let (_, policy) = members.ready.candidates().policy(index);
+        let now = current.ready.find(&policy.address);
+        let now = now.filter(|now| current.ready.candidates().policy(*now).1.metadata == policy.metadata);
+        let Some(now) = now else {
+            let gone = make(members, index);
+            // No connection outlives the request.
+            gone.pool().close();
+            return gone;
+        };
+        let endpoint = make(&current, now);
+        members.ready.candidates()[index].share_load(endpoint.load());
+        members.ready.endpoints()[index].get_or_init(|| endpoint).clone()
+    }
+
     /// Replaces the endpoints: known ones stay as they are, missing ones drain.
     fn apply(&self, endpoints: Arc<Endpoints>, env: &Env) {
+        let part = subset(&endpoints, &self.policy.balancer, env.number);
+        let now = env.since_epoch(Instant::now());
+        let changing = self.changing.lock();
         let old = self.members.load_full();
-        let mut known: HashMap<&Address, &Arc<Endpoint>, foldhash::fast::RandomState> =
-            old.all.iter().map(|endpoint| (endpoint.address(), endpoint)).collect();
-        let mut kept: HashMap<Address, Arc<Endpoint>, foldhash::fast::RandomState> = HashMap::default();
-        for endpoint in endpoints.iter() {
-            let reusable = known.get(&endpoint.address).filter(|known| known.is_still(endpoint)).is_some();
-            let endpoint = match known.remove(&endpoint.address) {
-                Some(known) if reusable => known.clone(),
-                other => {
-                    // The same address with other facts (TLS, workload) needs other connections.
-                    if let Some(outdated) = other {
-                        outdated.pool().close();
-                    }
-                    if kept.contains_key(&endpoint.address) {
-                        continue;
-                    }
-                    Arc::new(Endpoint::new(endpoint, self, env))
-                }
-            };
-            kept.insert(endpoint.address().clone(), endpoint);
-        }
+        let mut known = old.known();
+        let ramps = self.policy.slow_start.is_some() && old.ready.known() > 0;
         let ready = ReadySet::build(
-            &endpoints,
-            &self.policy.balancer,
-            &self.policy.locality,
+            part,
+            self.policy.clone(),
+            env.picker.clone(),
+            now,
             &mut |below| env.draw(below),
-            |_, endpoint| {
-                let kept = &kept[&endpoint.address];
-                (kept.clone(), kept.load().clone())
+            |endpoint| {
+                // The same address with other facts (TLS, workload) needs other connections.
+                let before = known.get(&endpoint.address).copied();
+                let before = before.filter(|b| old.ready.candidates().policy(*b).1.metadata == endpoint.metadata);
+                let (cell, load) = match before {
+                    Some(index) => {
+                        known.remove(&endpoint.address);
+                        let load = old.ready.candidates()[index].load().cloned();
+                        (old.ready.endpoints()[index].clone(), load)
+                    }
+                    None => (Cell::new(), None),
+                };
+                let healthy = before.is_some_and(|b| old.ready.candidates().policy(b).1.health.is_usable());
+                let load = if ramps && !healthy { Some(ramping(load, now)) } else { load };
+                (cell, load)
             },
         );
-        let removed: Vec<Arc<Endpoint>> = known.into_values().cloned().collect();
-        let all = kept.into_values().collect();
-        self.members.store(Arc::new(Members { source: endpoints, ready, all }));
+        self.members.store(Arc::new(Members { source: endpoints, ready }));
+        drop(changing);
         // After the new set is in place, so that no new request finds a closed pool.
-        for endpoint in removed {
-            endpoint.pool().close();
+        for index in known.into_values() {
+            if let Some(removed) = old.ready.endpoints()[index].get() {
+                removed.pool().close();
+            }
         }
     }
 
     /// Closes connections that were idle or alive for too long.
     pub(crate) fn reap(&self, now: Instant) {
-        for endpoint in &self.members.load().all {
+        for endpoint in self.members.load().in_use() {
             endpoint.pool().reap(now);
         }
     }
 }
 
+/// A load whose endpoint is new, or healthy again.
+fn ramping(load: Option<Arc<Load>>, now: Duration) -> Arc<Load> {
+    let load = load.unwrap_or_default();
+    load.ramp_from(now);
+    load
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
         // Requests in flight hold their endpoint and end in peace; idle connections close now.
-        for endpoint in &self.members.load().all {
+        for endpoint in self.members.load().in_use() {
             endpoint.pool().close();
         }
     }
 }
 
 impl Members {
-    fn empty(policy: &policy::Cluster) -> Self {
+    fn empty(policy: &Arc<policy::Cluster>) -> Self {
         let source = Arc::<Endpoints>::default();
-        let ready = ReadySet::build(&source, &policy.balancer, &policy.locality, &mut |_| 0, |_, _| {
+        let (now, mut draw) = (Duration::ZERO, |_| 0);
+        let ready = ReadySet::build(source.clone(), policy.clone(), None, now, &mut draw, |_| {
             unreachable!("there are no endpoints")
         });
-        Self { source, ready, all: Vec::new() }
+        Self { source, ready }
     }
 
     /// The endpoints as policy has them.
@@ -215,9 +271,15 @@ impl Members {
         &self.source
     }
 
-    /// What we keep for an address.
-    pub(crate) fn find(&self, address: &Address) -> Option<&Arc<Endpoint>> {
-        self.all.iter().find(|endpoint| endpoint.address() == address)
+    /// The endpoints that had a request.
+    pub(crate) fn in_use(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.ready.endpoints().iter().filter_map(Cell::get)
+    }
+
+    /// Where endpoints are, for the next set.
+    fn known(&self) -> HashMap<&Address, usize, foldhash::fast::RandomState> {
+        let all = 0..self.ready.known();
+        all.map(|index| (&self.ready.candidates().policy(index).1.address, index)).collect()
     }
 
     /// Fails the share of requests that the control plane wants dropped (EDS `drop_overloads`).

@@ -33,7 +33,8 @@ pub(crate) struct Pool {
     peer: Peer,
     max_connections: Option<u32>,
     // Made with the first connection that is put back: most endpoints of a large cluster never see one.
-    idle: OnceLock<ArrayQueue<SoleConnection>>,
+    // Boxed for the same reason: by itself a queue takes cache lines of its own.
+    idle: OnceLock<Box<ArrayQueue<SoleConnection>>>,
     shared: ArcSwapOption<SharedConnection>,
     // The one HTTP/2 connection being made, for all who need it. Asked only when there is none.
     connecting: Mutex<Option<Connecting>>,
@@ -137,6 +138,12 @@ impl Pool {
         &self.peer
     }
 
+    /// Whether it keeps no connections any more.
+    #[cfg(test)]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     /// Connections open to the endpoint.
     pub(crate) fn open(&self) -> u32 {
         self.counts.open.load(Ordering::Relaxed)
@@ -144,7 +151,7 @@ impl Pool {
 
     /// Of them, HTTP/1.1 connections that wait for a request.
     pub(crate) fn idle(&self) -> usize {
-        self.idle.get().map_or(0, ArrayQueue::len)
+        self.idle.get().map_or(0, |idle| idle.len())
     }
 
     /// A connection to send one request on. `fresh` passes over connections that carried one before.
@@ -176,7 +183,7 @@ impl Pool {
         }
         connection.idle_since = now;
         // Over the bound it is dropped, which closes it.
-        let _ = self.idle.get_or_init(|| ArrayQueue::new(MAX_IDLE)).push(connection);
+        let _ = self.idle.get_or_init(|| Box::new(ArrayQueue::new(MAX_IDLE))).push(connection);
         self.counts.changed.notify_one();
         if self.closed.load(Ordering::Acquire) {
             // Closed in between: nobody else would look into the queue again.
@@ -216,7 +223,7 @@ impl Pool {
     }
 
     fn drop_idle(&self) {
-        while self.idle.get().and_then(ArrayQueue::pop).is_some() {}
+        while self.idle.get().and_then(|idle| idle.pop()).is_some() {}
     }
 
     /// A live connection that is there already.

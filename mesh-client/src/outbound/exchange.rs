@@ -6,7 +6,6 @@ use std::sync::Arc;
 use http::{HeaderMap, Response};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use mesh_core::balance::InFlight;
 use mesh_core::error::Fault;
 use mesh_core::id::Target;
 use mesh_core::retry::grpc_status;
@@ -16,7 +15,7 @@ use tokio::time::Instant;
 use super::access::Access;
 use super::deadline::Deadline;
 use crate::body::{Failure, Receipt};
-use crate::cluster::{Endpoint, Permit};
+use crate::cluster::{Attempt, Endpoint, Permit};
 use crate::connect::Lease;
 use crate::error::{Cause, Error};
 
@@ -37,7 +36,7 @@ pub(crate) struct Exchange {
 pub(crate) struct Hold {
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) lease: Lease,
-    pub(crate) in_flight: InFlight,
+    pub(crate) attempt: Attempt,
     pub(crate) permit: Permit,
     pub(crate) receipt: Receipt,
 }
@@ -46,8 +45,8 @@ impl Hold {
     /// The answer came to its end: an HTTP/1.1 connection whose request is through as well can be used
     /// again.
     pub(crate) fn release(self, now: Instant) {
-        let Self { endpoint, lease, in_flight, permit, receipt } = self;
-        drop((in_flight, permit));
+        let Self { endpoint, lease, attempt, permit, receipt } = self;
+        drop((attempt, permit));
         if let Lease::Sole(connection) = lease
             && receipt.is_sent()
         {
@@ -119,6 +118,11 @@ impl Exchange {
         self.hold = Some(hold);
     }
 
+    /// The endpoint of the answer.
+    pub(crate) fn endpoint(&self) -> Option<&Endpoint> {
+        self.hold.as_ref().map(|hold| &*hold.endpoint)
+    }
+
     /// Gives an answer up for another try.
     pub(crate) fn abandon(&mut self, answer: Response<Incoming>) {
         // One that is read to its end already leaves its connection usable; another one closes it.
@@ -132,6 +136,9 @@ impl Exchange {
     pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
         if self.outcome.grpc {
             self.outcome.grpc_status = grpc_status(trailers).or(self.outcome.grpc_status);
+            if let (Some(hold), Some(status)) = (&mut self.hold, grpc_status(trailers)) {
+                hold.attempt.ended(status);
+            }
         }
     }
 
@@ -149,7 +156,8 @@ impl Exchange {
         let cause = match failure {
             Failure::Late => self.deadline.cause(),
             Failure::Broken(error) => {
-                let hold = self.hold.as_ref().expect("an answer's body holds its endpoint until it has ended");
+                let hold = self.hold.as_mut().expect("an answer's body holds its endpoint until it has ended");
+                hold.attempt.failed();
                 let address = hold.endpoint.address().clone();
                 Cause::ConnectionLost { address, source: Arc::new(error), sent: true }
             }

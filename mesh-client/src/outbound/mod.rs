@@ -14,13 +14,16 @@ mod exchange;
 pub(crate) mod fault;
 pub(crate) mod head;
 mod local;
+mod session;
 mod trace;
 mod tries;
 
 use std::pin::pin;
 use std::sync::Arc;
 
+use http::header::SET_COOKIE;
 use http::{HeaderName, HeaderValue, Response, request};
+use mesh_core::balance::hash::HashInput;
 use mesh_core::id::ClusterName;
 use mesh_core::matcher::CompiledRoute;
 use mesh_core::policy::{AuthorityRewrite, Forward, HeaderPolicy, RouteAction, WeightedCluster};
@@ -31,13 +34,14 @@ use self::deadline::Deadline;
 pub(crate) use self::exchange::Exchange;
 use self::fault::Faults;
 use self::head::Head;
+use self::session::Session;
 use self::trace::Trace;
 use crate::body::{Body, Payload};
 use crate::destination::{Destination, Destinations};
 use crate::env::Env;
 use crate::error::{Cause, Error};
 use crate::grpc;
-use crate::router::{Chosen, Router};
+use crate::router::{Chosen, Plan, Router};
 
 /// Sends one request. The order is the behaviour:
 pub(crate) async fn send(
@@ -59,7 +63,7 @@ pub(crate) async fn send(
     let head = Head::new(parts, &destination);
     // Above everything that can fail, so that each request is counted and logged, once.
     let mut exchange = open(&destination, &head, &trace, started);
-    let mut call = Call { env: &env, head, trace: &trace, payload, exchange: &mut exchange, caller };
+    let mut call = Call { env: &env, head, trace: &trace, payload, exchange: &mut exchange, caller, hash: None };
     match call.answer(&destination).await {
         Ok(Answer::Endpoint(response)) => Ok(response.map(|body| Body::of(body, exchange))),
         Ok(Answer::Local(response, flags)) => {
@@ -85,6 +89,8 @@ struct Call<'c> {
     payload: Payload,
     exchange: &'c mut Exchange,
     caller: Deadline,
+    // For balancers that keep requests of one key together.
+    hash: Option<u64>,
 }
 
 /// An answer and where it comes from.
@@ -124,7 +130,11 @@ impl Call<'_> {
     async fn forward(&mut self, router: &Router, route: &CompiledRoute, forward: &Forward) -> Result<Answer, Cause> {
         let plan = router.plan(route);
         // Drawn once: all tries of a request go to the same cluster.
-        let Chosen { cluster, share, faults } = router.choose(plan, forward, &self.head.headers, self.env)?;
+        let mut session = Session::read(plan.session.as_ref(), &self.head);
+        let pinned = session.cluster();
+        let Chosen { cluster, share, faults, session: policy } =
+            router.choose(plan, forward, &self.head.headers, pinned, self.env)?;
+        session.is_of(policy);
         self.exchange.count_in(cluster.series());
         if let Some(access) = self.exchange.access() {
             access.cluster = cluster.policy().name.to_string();
@@ -138,20 +148,40 @@ impl Call<'_> {
         if let Some(answer) = self.inject(faults, &cluster.policy().name).await? {
             return Ok(answer);
         }
+        let cookies = self.hash(plan);
         let deadline = self.deadline(router, forward);
         self.exchange.set_deadline(deadline);
         let endpoint_host = matches!(forward.rewrite.authority, Some(AuthorityRewrite::Endpoint));
         // Above the tries: they and the back-off between them share the time.
         let (mut response, flags) = {
             // Pinned here: what `bound` takes by value it would hold three times.
-            let tries = pin!(tries::send(self, router, cluster, plan, endpoint_host));
+            let tries = pin!(tries::send(self, router, cluster, plan, &session, endpoint_host));
             deadline.bound(tries).await?
         };
         for headers in header_policies(route, share) {
             headers.response.apply(response.headers_mut());
         }
+        if let Some(endpoint) = self.exchange.endpoint() {
+            session.write(endpoint, share.map(|share| &share.name), response.headers_mut());
+        }
+        for cookie in cookies {
+            response.headers_mut().append(SET_COOKIE, cookie);
+        }
         self.exchange.answered(response.status(), response.headers(), flags);
         Ok(Answer::Endpoint(response))
+    }
+
+    /// Hashes the request as it will be sent; gives the cookies that the answer must set.
+    fn hash(&mut self, plan: &Plan) -> Vec<HeaderValue> {
+        if plan.hash.is_empty() {
+            return Vec::new();
+        }
+        let query = self.head.uri().query().unwrap_or_default();
+        let channel_id = self.env.channel_id;
+        let input = HashInput { headers: &self.head.headers, query, source: None, channel_id };
+        let hashed = plan.hash.hash(&input, &mut |below| self.env.draw(below));
+        self.hash = hashed.hash;
+        hashed.cookies
     }
 
     /// `authority` is that of the entry of a weighted split.

@@ -5,29 +5,30 @@
 use std::error::Error as StdError;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{Method, Response};
 use hyper::body::Incoming;
+use mesh_core::balance::Pick;
 use mesh_core::policy::Address;
 use mesh_core::retry::{FailureKind, TryOutcome, grpc_status};
 use smallvec::SmallVec;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::exchange::Hold;
+use super::session::Session;
 use super::{Call, deadline};
-use crate::cluster::{Cluster, Endpoint, Members, Permit};
+use crate::cluster::{Attempt, Cluster, Members, Permit};
 use crate::connect::Lease;
 use crate::error::{Cause, Source};
 use crate::router::{Plan, Retries, Router};
-
-/// Unreachable endpoints passed over in one pick before taking what comes.
-const MAX_PASSES: usize = 4;
 
 /// The tries of one request.
 struct Tries<'t> {
     cluster: &'t Arc<Cluster>,
     members: Arc<Members>,
     retries: Option<&'t Retries>,
+    session: &'t Session<'t>,
     endpoint_host: bool,
     // Indices of the members tried.
     tried: SmallVec<[usize; 4]>,
@@ -55,6 +56,7 @@ pub(super) async fn send(
     router: &Router,
     cluster: &Arc<Cluster>,
     plan: &Plan,
+    session: &Session<'_>,
     endpoint_host: bool,
 ) -> Result<(Response<Incoming>, &'static str), Cause> {
     cluster.resolved().await;
@@ -64,7 +66,7 @@ pub(super) async fn send(
     let members = cluster.members();
     members.check_drops(cluster, call.env)?;
     let (tried, retries) = (SmallVec::new(), plan.retry.as_ref());
-    let mut tries = Tries { cluster, members, retries, endpoint_host, tried, retried: 0 };
+    let mut tries = Tries { cluster, members, retries, session, endpoint_host, tried, retried: 0 };
     loop {
         let outcome = tries.one_in_time(call).await;
         let Some(retries) = tries.retry_for(&outcome, call.exchange.is_grpc()) else {
@@ -111,9 +113,13 @@ impl<'t> Tries<'t> {
 
     async fn one_in_time(&mut self, call: &mut Call<'_>) -> Result<Response<Incoming>, Cause> {
         match self.retries.and_then(|retries| retries.policy.per_try_timeout) {
-            Some(after) if !after.is_zero() => {
-                timeout(after, self.one_or_fresh(call)).await.unwrap_or(Err(Cause::PerTryTimeout(after)))
-            }
+            Some(after) if !after.is_zero() => match timeout(after, self.one_or_fresh(call)).await {
+                Ok(outcome) => outcome,
+                Err(_) => {
+                    self.blame_for(after, call);
+                    Err(Cause::PerTryTimeout(after))
+                }
+            },
             _ => self.one_or_fresh(call).await,
         }
     }
@@ -134,8 +140,9 @@ impl<'t> Tries<'t> {
     async fn one(&mut self, call: &mut Call<'_>, stale: Option<usize>) -> Result<Response<Incoming>, Failed> {
         // Above the picker: waiting for an endpoint counts as load, and a full cluster fails fast.
         let permit = Permit::request(self.cluster, self.retried > 0)?;
-        let index = stale.or_else(|| self.pick(call)).ok_or_else(|| self.no_endpoint())?;
-        let endpoint = self.members.ready.endpoints()[index].clone();
+        let now = Instant::now();
+        let index = stale.or_else(|| self.pick(call, now)).ok_or_else(|| self.no_endpoint())?;
+        let endpoint = self.cluster.endpoint(&self.members, index, call.env);
         if stale.is_none() {
             self.tried.push(index);
             call.exchange.next_attempt();
@@ -145,21 +152,27 @@ impl<'t> Tries<'t> {
             access.upstream = endpoint.address().to_string();
         }
         // Counted before connecting, so that a slow connection repels further requests.
-        let in_flight = endpoint.load().start();
+        let mut attempt = endpoint.begin(now);
         let grpc = call.exchange.is_grpc();
         let lease = endpoint.pool().acquire(grpc, stale.is_some(), || permit.wait()).await;
-        note_reach(&endpoint, &lease);
+        note_reach(&mut attempt, &lease);
         let lease = lease?;
         if let Some(host) = endpoint.hostname().filter(|_| self.endpoint_host) {
             call.head.set_authority(host);
         }
-        let mut hold = Hold { endpoint, lease, in_flight, permit, receipt: call.payload.receipt() };
+        let mut hold = Hold { endpoint, lease, attempt, permit, receipt: call.payload.receipt() };
         match self.exchange(call, &mut hold.lease).await {
             Ok(response) => {
+                hold.attempt.answered(response.status(), response.headers(), grpc);
                 call.exchange.hold(hold);
                 Ok(response)
             }
             Err(lost) => {
+                if lost.is_ours() {
+                    hold.attempt.not_sent()
+                } else {
+                    hold.attempt.failed()
+                }
                 let reused = hold.lease.is_reused();
                 if let Lease::Shared(stream) = &hold.lease
                     && lost.connection_is_gone()
@@ -173,28 +186,32 @@ impl<'t> Tries<'t> {
         }
     }
 
-    fn pick(&self, call: &Call<'_>) -> Option<usize> {
-        let avoid = self.retries.is_none_or(|retries| retries.policy.avoid_previous_hosts);
-        let tried: &[usize] = if avoid { &self.tried } else { &[] };
-        let pick = |passed: &[usize]| self.members.ready.pick(passed, None, &mut |below| call.env.draw(below));
-        let (first, endpoint) = pick(tried)?;
-        if !endpoint.is_avoided() {
-            return Some(first);
-        }
-        // It could not be connected to a moment ago: another one, if there is one that is better.
-        let mut passed: SmallVec<[usize; 8]> = tried.into();
-        passed.push(first);
-        for _ in 0..MAX_PASSES {
-            let (index, endpoint) = pick(&passed)?;
-            if passed.contains(&index) {
-                break;
+    fn pick(&self, call: &Call<'_>, now: Instant) -> Option<usize> {
+        if let Some(address) = self.session.address() {
+            let pinned = self.members.ready.pinned(address, &self.cluster.policy().override_host);
+            match pinned.map(|(index, _)| index) {
+                // A retry goes elsewhere, unless the session must not.
+                Some(index) if self.session.is_strict() || !self.tried.contains(&index) => return Some(index),
+                None if self.session.is_strict() => return None,
+                _ => {}
             }
-            if !endpoint.is_avoided() {
-                return Some(index);
-            }
-            passed.push(index);
         }
-        Some(first)
+        let policy = self.retries.map(|retries| &retries.policy);
+        let avoid = policy.is_none_or(|policy| policy.avoid_previous_hosts);
+        let pick = Pick {
+            now: call.env.since_epoch(now),
+            tried: if avoid { &self.tried } else { &[] },
+            hash: call.hash,
+            other_priority: policy.is_some_and(|policy| policy.next_locality),
+        };
+        self.members.ready.pick(&pick, &mut |below| call.env.draw(below)).map(|(index, _)| index)
+    }
+
+    /// The last try took longer than it may: that is the endpoint's fault.
+    fn blame_for(&self, took: Duration, call: &Call<'_>) {
+        if let Some(load) = self.tried.last().and_then(|index| self.members.ready.candidates()[*index].load()) {
+            load.failed(took, call.env.since_epoch(Instant::now()));
+        }
     }
 
     fn no_endpoint(&self) -> Cause {
@@ -229,15 +246,18 @@ impl<'t> Tries<'t> {
     }
 }
 
-/// Notes at the endpoint whether a connection could be had.
-fn note_reach(endpoint: &Endpoint, lease: &Result<Lease, Cause>) {
+/// Notes whether a connection could be had.
+fn note_reach(attempt: &mut Attempt, lease: &Result<Lease, Cause>) {
     match lease {
-        Ok(lease) if !lease.is_reused() => endpoint.connected(true),
+        Ok(lease) if !lease.is_reused() => attempt.connected(true),
+        // A connection that was there says nothing new.
+        Ok(_) => {}
         Err(Cause::ConnectFailed { .. } | Cause::ConnectTimeout { .. } | Cause::TlsHandshake { .. }) => {
-            endpoint.connected(false);
+            attempt.connected(false);
+            attempt.failed();
         }
-        // A connection that was there says nothing new, a local limit nothing of the endpoint.
-        Ok(_) | Err(_) => {}
+        // A local limit says nothing of the endpoint.
+        Err(_) => attempt.not_sent(),
     }
 }
 
@@ -255,6 +275,11 @@ impl Lost {
     fn connection_is_gone(&self) -> bool {
         let stream_only = find::<h2::Error>(&self.error).is_some_and(h2::Error::is_reset);
         !stream_only && self.body.is_none()
+    }
+
+    /// Whether the application's body failed and not the endpoint.
+    fn is_ours(&self) -> bool {
+        self.body.is_some()
     }
 
     fn cause(self, address: &Address) -> Cause {

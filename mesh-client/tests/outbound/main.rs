@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod balancing;
 mod connections;
 mod grpc;
 mod refusals;

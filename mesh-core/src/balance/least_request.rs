@@ -1,51 +1,69 @@
 //! Power of several choices over requests in flight (gRFC A48, Envoy `LEAST_REQUEST`).
 
-use std::sync::Arc;
-
+use super::stamped::millis;
 use super::weights::{Excluded, Weights};
-use super::{Candidate, Draw, Picker};
+use super::{Candidate, Candidates, Draw, Pick, Picker};
 
 /// Draws a few different candidates in proportion to their weights and picks the one with the fewest requests in
 /// flight for its weight. On a tie the first drawn wins, so an idle cluster is shared by weight and no
-/// light endpoint starves.
+/// light endpoint starves. An endpoint that failed lately counts as if it had more.
 #[derive(Debug)]
 pub struct LeastRequest {
-    candidates: Arc<[Candidate]>,
+    candidates: Candidates,
     weights: Weights,
     choices: u8,
+    bias: f32,
 }
 
 impl LeastRequest {
     /// Compares `choices` candidates a request, at least 2 (Envoy's and gRPC's default) and at most 10
-    /// (gRPC's bound).
-    pub fn new(candidates: Arc<[Candidate]>, choices: u8) -> Self {
+    /// (gRPC's bound). `bias` is the power to which requests in flight count (Envoy
+    /// `active_request_bias`): 1 by default, 0 = not at all, so that weights alone decide.
+    pub fn new(candidates: Candidates, choices: u8, bias: f32) -> Self {
         let weights = Weights::new(&candidates);
-        Self { candidates, weights, choices: choices.clamp(2, 10) }
+        let bias = if bias.is_finite() { bias.max(0.0) } else { 1.0 };
+        Self { candidates, weights, choices: choices.clamp(2, 10), bias }
     }
 
-    /// Whether `a` carries less for its weight than `b`.
-    fn lighter(&self, a: usize, b: usize) -> bool {
-        let (a, b) = (&self.candidates[a], &self.candidates[b]);
-        let scaled =
-            |one: &Candidate, other: &Candidate| u64::from(one.load.in_flight()) * u64::from(other.weight.get());
-        scaled(a, b) < scaled(b, a)
+    fn cost(&self, candidate: &Candidate, now: u32) -> f32 {
+        let Some(load) = candidate.load() else { return 0.0 };
+        // An idle endpoint costs nothing, an idle one that failed still does.
+        let busy = (load.in_flight() as f32 + 1.0) * load.penalty_at(now) - 1.0;
+        let busy = if self.bias == 1.0 { busy } else { busy.powf(self.bias) };
+        busy / candidate.weight.get() as f32
     }
 }
 
 impl Picker for LeastRequest {
-    fn pick(&self, tried: &[usize], _hash: Option<u64>, draw: &mut Draw<'_>) -> Option<usize> {
-        let mut excluded = Excluded::new(tried, self.candidates.len());
-        let mut best = self.weights.draw(&excluded, draw)?;
-        let mut last = best;
-        for _ in 1..self.choices {
-            // Never the same one twice: of two endpoints the busy one would still get a quarter.
-            excluded.insert(last);
-            let Some(other) = self.weights.draw(&excluded, draw) else { break };
-            if self.lighter(other, best) {
-                best = other;
-            }
-            last = other;
-        }
-        Some(best)
+    fn pick(&self, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize> {
+        let choices = if self.bias == 0.0 { 1 } else { self.choices };
+        let now = millis(pick.now);
+        lightest(&self.candidates, &self.weights, choices, pick.tried, draw, |candidate| self.cost(candidate, now))
     }
+}
+
+/// The cheapest of `choices` different candidates drawn by weight; on a tie the first drawn.
+pub(super) fn lightest(
+    candidates: &[Candidate],
+    weights: &Weights,
+    choices: u8,
+    tried: &[usize],
+    draw: &mut Draw<'_>,
+    cost: impl Fn(&Candidate) -> f32,
+) -> Option<usize> {
+    let mut excluded = Excluded::new(tried, candidates.len());
+    let mut best = weights.draw(candidates, &excluded, draw)?;
+    let mut least = None;
+    let mut last = best;
+    for _ in 1..choices {
+        // Never the same one twice: of two endpoints the busy one would still get a quarter.
+        excluded.insert(last);
+        let Some(other) = weights.draw(candidates, &excluded, draw) else { break };
+        let (own, cheapest) = (cost(&candidates[other]), *least.get_or_insert_with(|| cost(&candidates[best])));
+        if own < cheapest {
+            (best, least) = (other, Some(own));
+        }
+        last = other;
+    }
+    Some(best)
 }

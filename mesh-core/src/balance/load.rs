@@ -1,14 +1,48 @@
-//! Requests in flight to one endpoint.
+//! What is known of one endpoint's load: requests in flight, latency, failures, reports, and whether it
+//! may be used. Atomics only; it outlives the sets the endpoint is in, so that an update forgets nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
-/// Counts the requests in flight to one endpoint. It outlives the sets the endpoint is in, so that an
-/// update does not forget what is under way.
+use super::report::EndpointReport;
+use super::stamped::{Stamped, decay, millis, since};
+use crate::policy::WeightedRoundRobin;
+
+/// The load of one endpoint.
+///
+/// The owner tells it what happens (`start`, `succeeded`, `failed`, `unreachable`); pickers read it.
 #[derive(Debug, Default)]
 pub struct Load {
     in_flight: AtomicU32,
+    // Microseconds.
+    latency: Stamped,
+    failures: Stamped,
+    // Of the endpoint's own reports (gRFC A58).
+    weight: Stamped,
+    weighted_since: AtomicU32,
+    // As the endpoint reports them (Prequal).
+    reported_latency: Stamped,
+    reported_in_flight: AtomicU32,
+    // Milliseconds of the owner's clock; 0 = not set.
+    ramp_from: AtomicU32,
+    avoid_until: AtomicU32,
+    unreachable: AtomicU32,
+    ejected: AtomicBool,
 }
+
+/// Time over which latency is forgotten (Linkerd `ewma.decay`).
+const LATENCY_DECAY: Duration = Duration::from_secs(10);
+/// Latency of an endpoint nothing is known of (Linkerd `ewma.default_rtt`), microseconds.
+pub(super) const DEFAULT_LATENCY: f32 = 30_000.0;
+/// Time over which failures are forgotten: a healed endpoint is back in about that time.
+const FAILURE_DECAY: Duration = Duration::from_secs(5);
+/// Failures beyond these count no more: they would only lengthen the way back.
+const MOST_FAILURES: f32 = 3.0;
+/// A score below this is as good as none.
+const NO_FAILURES: f32 = 0.05;
+/// First and longest time for which an endpoint that could not be connected to is passed over.
+const COOL_DOWN: (u32, u32) = (500, 30_000);
 
 impl Load {
     /// Counts a request until the answer is dropped.
@@ -21,11 +55,174 @@ impl Load {
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
     }
+
+    /// A request was answered after `took` and the answer is no failure.
+    pub fn succeeded(&self, took: Duration, now: Duration) {
+        let (now, took) = (millis(now), micros(took));
+        self.latency.update(now, |old| peak(old, took));
+        if self.failures.read(now).is_some() {
+            if self.failure_score(now) < NO_FAILURES {
+                self.failures.clear();
+            } else {
+                self.failures.update(now, |old| score(old) / 2.0);
+            }
+        }
+    }
+
+    /// A request failed after `took` in a way that is the endpoint's fault. A fast failure does not
+    /// count as low latency: that would attract more requests to fail.
+    pub fn failed(&self, took: Duration, now: Duration) {
+        let (now, took) = (millis(now), micros(took));
+        // As if just measured; an endpoint that never answered stays one nothing is known of.
+        if took > DEFAULT_LATENCY || self.latency.read(now).is_some() {
+            self.latency.update(now, |old| old.map_or(took, |(value, _)| value.max(took)));
+        }
+        self.failures.update(now, |old| (score(old) + 1.0).min(MOST_FAILURES));
+    }
+
+    /// A request was given up by the caller after `took`: it would have taken at least that long.
+    pub fn abandoned(&self, took: Duration, now: Duration) {
+        let (now, took) = (millis(now), micros(took));
+        if took > self.latency_at(now) {
+            self.latency.set(took, now);
+        }
+    }
+
+    /// Peak-sensitive moving average of the latency in microseconds. Unused, it fades, so that an
+    /// endpoint once slow is asked again (Linkerd).
+    pub fn latency(&self, now: Duration) -> f32 {
+        self.latency_at(millis(now))
+    }
+
+    pub(super) fn latency_at(&self, now: u32) -> f32 {
+        self.latency.read(now).map_or(DEFAULT_LATENCY, |(value, age)| value * decay(age, LATENCY_DECAY))
+    }
+
+    /// Factor from 1 (no failure lately) to 16, by which a picker that goes by load makes the load look
+    /// larger. An endpoint that fails is fast and idle; without this it would attract everything.
+    pub fn failure_penalty(&self, now: Duration) -> f32 {
+        self.penalty_at(millis(now))
+    }
+
+    pub(super) fn penalty_at(&self, now: u32) -> f32 {
+        let score = self.failure_score(now);
+        if score < NO_FAILURES { 1.0 } else { (1.0 + score) * (1.0 + score) }
+    }
+
+    fn failure_score(&self, now: u32) -> f32 {
+        score(self.failures.read(now))
+    }
+
+    /// Takes over what the endpoint reports of itself, with an answer or on a stream of its own.
+    pub fn report(&self, report: &EndpointReport, settings: &WeightedRoundRobin, now: Duration) {
+        let now = millis(now);
+        if let Some(weight) = report.weight(settings) {
+            let expires = settings.weight_expiration.as_millis();
+            let fresh = self.weight.read(now).is_some_and(|(_, age)| u128::from(age) < expires);
+            if !fresh {
+                self.weighted_since.store(now, Ordering::Relaxed);
+            }
+            self.weight.set(weight, now);
+        }
+        if let Some((in_flight, latency)) = report.in_flight.zip(report.latency) {
+            self.reported_in_flight.store(in_flight, Ordering::Relaxed);
+            self.reported_latency.set(micros(latency), now);
+        }
+    }
+
+    /// The reported weight, unless it is too old or too new (gRFC A58).
+    pub(super) fn reported_weight(&self, settings: &WeightedRoundRobin, now: u32) -> Option<f32> {
+        let (weight, age) = self.weight.read(now)?;
+        let known_for = since(now, self.weighted_since.load(Ordering::Relaxed));
+        let usable = u128::from(age) < settings.weight_expiration.as_millis()
+            && u128::from(known_for) >= settings.blackout_period.as_millis();
+        usable.then_some(weight)
+    }
+
+    /// Reported requests in flight, reported latency in microseconds, age in milliseconds.
+    pub(super) fn reported_load(&self, now: u32) -> Option<(u32, f32, u32)> {
+        let (latency, age) = self.reported_latency.read(now)?;
+        Some((self.reported_in_flight.load(Ordering::Relaxed), latency, age))
+    }
+
+    /// Our own next request adds to what was reported before it.
+    pub(super) fn add_to_reported(&self) {
+        self.reported_in_flight.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether health allows requests. The owner builds a new set after a change.
+    pub fn is_admitted(&self) -> bool {
+        !self.ejected.load(Ordering::Relaxed)
+    }
+
+    /// Takes the endpoint out of the sets to come (ejected, failed its checks), or puts it back.
+    pub fn set_admitted(&self, admitted: bool) {
+        self.ejected.store(!admitted, Ordering::Relaxed);
+    }
+
+    /// Begins a slow start: the endpoint is new, or healthy again.
+    pub fn ramp_from(&self, now: Duration) {
+        self.ramp_from.store(millis(now).max(1), Ordering::Relaxed);
+    }
+
+    /// Milliseconds since the slow start began; `None` if there was none.
+    pub(super) fn ramped_for(&self, now: u32) -> Option<u32> {
+        let from = self.ramp_from.load(Ordering::Relaxed);
+        (from != 0).then(|| since(now, from))
+    }
+
+    /// No connection could be had: the endpoint is passed over while there are others, for half a
+    /// second, doubled with every further failure up to half a minute.
+    pub fn unreachable(&self, now: Duration) {
+        // Many requests may meet the same outage at once: it counts once.
+        if !self.is_unreachable(now) {
+            let failures = self.unreachable.fetch_add(1, Ordering::Relaxed).min(16);
+            let wait = COOL_DOWN.0.saturating_mul(1 << failures).min(COOL_DOWN.1);
+            self.avoid_until.store(millis(now).wrapping_add(wait).max(1), Ordering::Relaxed);
+        }
+    }
+
+    /// A connection was had.
+    pub fn reached(&self) {
+        if self.avoid_until.load(Ordering::Relaxed) != 0 {
+            self.unreachable.store(0, Ordering::Relaxed);
+            self.avoid_until.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether connecting failed a short while ago.
+    pub fn is_unreachable(&self, now: Duration) -> bool {
+        let until = self.avoid_until.load(Ordering::Relaxed);
+        until != 0 && since(until, millis(now)) > 0
+    }
+}
+
+/// A higher latency counts at once, a lower one by and by.
+fn peak(old: Option<(f32, u32)>, took: f32) -> f32 {
+    match old {
+        Some((value, age)) if took < value => took + (value - took) * decay(age, LATENCY_DECAY),
+        _ => took,
+    }
+}
+
+fn score(failures: Option<(f32, u32)>) -> f32 {
+    failures.map_or(0.0, |(value, age)| value * decay(age, FAILURE_DECAY))
+}
+
+fn micros(time: Duration) -> f32 {
+    time.as_secs_f32() * 1e6
 }
 
 /// One request in flight; keep it until the response body has ended.
 #[derive(Debug)]
 pub struct InFlight(Arc<Load>);
+
+impl InFlight {
+    /// The load it is part of.
+    pub fn load(&self) -> &Load {
+        &self.0
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {

@@ -1,28 +1,57 @@
-//! Which endpoint gets the next request: pure pickers over an immutable set of usable endpoints.
+//! Which endpoint gets the next request: pure pickers over an immutable set of candidates, and around
+//! them priorities, localities, panic, slow start and spill-over.
 //!
-//! A [`ReadySet`] is built when endpoints change; picking then reads atomics only and takes no lock.
-//! Randomness is an argument. Refuses to know connections and health: what the caller keeps for an
+//! ```text
+//! Endpoints ─▶ subset ─▶ ReadySet: priority and health make pools ─▶ Picker of a pool ─▶ index
+//! ```
+//!
+//! A [`ReadySet`] is built when endpoints or their health change; picking then reads atomics only and
+//! takes no lock. Randomness and time are arguments: every `now` is the time since an epoch of the
+//! caller's choice, the same for all calls. Refuses to know connections: what the caller keeps for an
 //! endpoint rides along as `E`.
 
+mod candidate;
+pub mod hash;
 mod least_request;
+mod levels;
 mod load;
+mod maglev;
+mod peak_ewma;
+mod pick_first;
+mod prequal;
 mod random;
 mod ready;
+mod report;
+mod ring_hash;
 mod round_robin;
+pub mod session;
+mod slow_start;
+mod spill;
+mod stamped;
+mod subset;
+mod weighted_round_robin;
 mod weights;
 
 #[cfg(test)]
 mod tests;
 
+pub use self::candidate::{Candidate, Candidates};
 pub use self::least_request::LeastRequest;
 pub use self::load::{InFlight, Load};
+pub use self::maglev::Maglev;
+pub use self::peak_ewma::PeakEwma;
+pub use self::pick_first::PickFirst;
+pub use self::prequal::Prequal;
 pub use self::random::Random;
-pub use self::ready::ReadySet;
+pub use self::ready::{MakePicker, ReadySet};
+pub use self::report::EndpointReport;
+pub use self::ring_hash::RingHash;
 pub use self::round_robin::RoundRobin;
+pub use self::subset::subset;
+pub use self::weighted_round_robin::WeightedRoundRobin;
 
 use std::fmt;
-use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::time::Duration;
 
 use crate::policy::Balancer;
 
@@ -30,37 +59,54 @@ use crate::policy::Balancer;
 /// `fastrand::Rng::u64(..n)` will do.
 pub type Draw<'a> = dyn FnMut(u64) -> u64 + 'a;
 
-/// What a picker sees of an endpoint.
-#[derive(Clone, Debug)]
-pub struct Candidate {
-    /// Share relative to the other candidates.
-    pub weight: NonZeroU32,
-    /// Its requests in flight.
-    pub load: Arc<Load>,
+/// One request as a picker sees it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pick<'a> {
+    /// Time since the owner's epoch.
+    pub now: Duration,
+    /// Indices not to be chosen while there are others: a retry names those it was at.
+    pub tried: &'a [usize],
+    /// The request's hash, for balancers that hash; `None` = any will do.
+    pub hash: Option<u64>,
+    /// Whether another priority than those of `tried` should serve, if there is one
+    /// (Envoy `previous_priorities`). For a [`ReadySet`]; pickers see one priority only.
+    pub other_priority: bool,
 }
 
 /// Chooses one of the candidates it was built for.
 pub trait Picker: fmt::Debug + Send + Sync {
     /// Index of the chosen candidate; `None` only if there are none. Candidates in `tried` are chosen
-    /// only when nothing else is left. `hash` is the request's, for balancers that hash.
-    fn pick(&self, tried: &[usize], hash: Option<u64>, draw: &mut Draw<'_>) -> Option<usize>;
+    /// only when nothing else is left.
+    fn pick(&self, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize>;
+
+    /// Takes note that the candidate's [`Load`] got a fresh [`EndpointReport`], from a probe or with an
+    /// answer. Most pickers read the load when they pick and need no word.
+    fn reported(&self, _index: usize, _now: Duration) {}
+
+    /// Whether a share of the requests may be moved away from a candidate without harm. False for
+    /// those that tie a request to one endpoint: they have no slow start, as in Envoy.
+    fn may_ramp(&self) -> bool {
+        true
+    }
 }
 
-/// The picker that `balancer` asks for, over `candidates`.
-///
-/// Weighted round robin without load reports is round robin (gRFC A58). Ring hash, Maglev, peak EWMA
-/// and pick first are not there yet: they get least request, and
-/// [`unenforced`](crate::policy::unenforced) says so.
-pub fn picker_for(balancer: &Balancer, candidates: Arc<[Candidate]>, draw: &mut Draw<'_>) -> Box<dyn Picker> {
+/// The picker that `balancer` asks for, over `candidates`. Passthrough has one candidate and no choice.
+pub fn picker_for(balancer: &Balancer, candidates: Candidates, draw: &mut Draw<'_>) -> Box<dyn Picker> {
     match balancer {
-        Balancer::LeastRequest { choices, .. } => Box::new(LeastRequest::new(candidates, *choices)),
-        Balancer::RoundRobin | Balancer::WeightedRoundRobin(_) => Box::new(RoundRobin::new(&candidates, draw)),
-        Balancer::Random => Box::new(Random::new(&candidates)),
-        Balancer::PeakEwma
-        | Balancer::RingHash { .. }
-        | Balancer::Maglev { .. }
-        | Balancer::PickFirst { .. }
-        | Balancer::RandomSubsetting { .. }
-        | Balancer::Passthrough => Box::new(LeastRequest::new(candidates, 2)),
+        Balancer::LeastRequest { choices, bias } => {
+            Box::new(LeastRequest::new(candidates, *choices, *bias as f32 / 1e6))
+        }
+        Balancer::RoundRobin => Box::new(RoundRobin::new(&candidates, draw)),
+        Balancer::WeightedRoundRobin(settings) => Box::new(WeightedRoundRobin::new(candidates, settings.clone(), draw)),
+        Balancer::Random | Balancer::Passthrough => Box::new(Random::new(candidates)),
+        Balancer::PeakEwma => Box::new(PeakEwma::new(candidates)),
+        Balancer::Prequal(settings) => Box::new(Prequal::new(candidates, settings.clone())),
+        // The endpoints have been cut down by `subset` before.
+        Balancer::RandomSubsetting { child, .. } | Balancer::DeterministicSubsetting { child, .. } => {
+            picker_for(child, candidates, draw)
+        }
+        Balancer::RingHash { min_size, max_size } => Box::new(RingHash::new(&candidates, *min_size, *max_size)),
+        Balancer::Maglev { table_size } => Box::new(Maglev::new(&candidates, *table_size)),
+        Balancer::PickFirst { shuffle } => Box::new(PickFirst::new(candidates, *shuffle, draw)),
     }
 }

@@ -1,115 +1,403 @@
-//! The usable endpoints of a cluster: those of the first priority that has any.
+//! The endpoints of a cluster made ready to be picked from: pools by priority and health, a picker over
+//! each.
+//!
+//! ```text
+//! priority 0: healthy | degraded | unhealthy | draining      priority 1: healthy | ...
+//!             └ pool ─┘ └ pool ─┘                            └ pool ─┘
+//!             └──────── pool in panic ─────┘
+//! ```
 
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use super::{Candidate, Draw, Load, Picker, picker_for};
-use crate::policy::{Balancer, Endpoint, Endpoints, LocalityBalancing, LocalityEndpoints};
+use foldhash::fast::RandomState;
+use smallvec::SmallVec;
 
-/// The endpoints that may get requests and the picker over them. `E` is what the caller keeps for an
+use super::levels::{Count, OVERPROVISIONING, Share, availability, shares};
+use super::slow_start::Ramp;
+use super::spill::Spill;
+use super::stamped::millis;
+use super::{Candidates, Draw, Load, Pick, Picker, picker_for};
+use crate::policy::{Address, Cluster, Endpoint, Endpoints, Health, LocalityEndpoints, PerMillion};
+
+/// Makes a picker of the caller's own for a pool of a cluster; `None` = as policy says.
+pub type MakePicker = dyn Fn(&Cluster, &Candidates, &mut Draw<'_>) -> Option<Box<dyn Picker>> + Send + Sync;
+
+/// The endpoints that may get requests and the pickers over them. `E` is what the caller keeps for an
 /// endpoint (its connections, say).
 ///
-/// Usable are endpoints the control plane calls healthy or says nothing of (gRFC A27). The lowest
-/// priority with a usable endpoint is taken whole; the others wait.
-#[derive(Debug)]
+/// Usable are endpoints the control plane calls healthy or says nothing of (gRFC A27) and that health
+/// admits; degraded ones take what the healthy cannot. How much goes to which priority, when all
+/// endpoints are used whatever their health, and how localities are weighed is Envoy's way.
 pub struct ReadySet<E> {
+    cluster: Arc<Cluster>,
+    custom: Option<Arc<MakePicker>>,
     endpoints: Box<[E]>,
-    candidates: Arc<[Candidate]>,
-    picker: Box<dyn Picker>,
-    priority: u32,
-    known: usize,
+    candidates: Candidates,
+    pools: Box<[Pool]>,
+    usable: usize,
+    ramp: Option<Ramp>,
+    spill: Option<Spill>,
+    // Made by the first who asks.
+    places: OnceLock<HashMap<Address, u32, RandomState>>,
 }
 
+/// Endpoints side by side among which one picker chooses.
+struct Pool {
+    priority: u32,
+    range: Range<usize>,
+    // Running sum of the shares, in millionths.
+    until: u64,
+    // A standby makes its picker when it is needed.
+    picker: OnceLock<Box<dyn Picker>>,
+}
+
+/// In which order a priority's endpoints lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    Healthy,
+    Degraded,
+    Unhealthy,
+    /// Only for pinned sessions, not even in panic.
+    Draining,
+}
+
+struct Entry<E> {
+    priority: u32,
+    class: Class,
+    place: (u32, u32),
+    own: E,
+    load: Option<Arc<Load>>,
+}
+
+const ALL: u64 = PerMillion::ALL.get() as u64;
+/// Unreachable or ramping endpoints passed over in one pick before taking what comes.
+const MAX_PASSES: usize = 8;
+
 impl<E> ReadySet<E> {
-    /// Chooses the usable endpoints and builds the picker. `attach` gives what the caller keeps for an
-    /// endpoint and the counter of its requests, which must outlive this set to stay right.
+    /// Sorts the endpoints into pools and builds their pickers. `attach` gives what the caller keeps for
+    /// an endpoint and its load if there is one yet; of several endpoints with one address the first
+    /// counts.
     pub fn build(
-        endpoints: &Endpoints,
-        balancer: &Balancer,
-        locality: &LocalityBalancing,
+        endpoints: Arc<Endpoints>,
+        cluster: Arc<Cluster>,
+        custom: Option<Arc<MakePicker>>,
+        now: Duration,
         draw: &mut Draw<'_>,
-        mut attach: impl FnMut(&LocalityEndpoints, &Endpoint) -> (E, Arc<Load>),
+        attach: impl FnMut(&Endpoint) -> (E, Option<Arc<Load>>),
     ) -> Self {
-        let priority = usable(endpoints).map(|(group, _)| group.priority).min().unwrap_or(0);
-        let level = || usable(endpoints).filter(|(group, _)| group.priority == priority);
-        let weights = if locality.weighted {
-            weights_by_locality(level())
-        } else {
-            level().map(|(_, endpoint)| endpoint.weight).collect()
-        };
-        let (mut kept, mut candidates) = (Vec::with_capacity(weights.len()), Vec::with_capacity(weights.len()));
-        for ((group, endpoint), weight) in level().zip(weights) {
-            let (own, load) = attach(group, endpoint);
-            kept.push(own);
-            candidates.push(Candidate { weight, load });
+        let mut entries = entries(&endpoints, attach);
+        entries.sort_by_key(|entry| (entry.priority, entry.class));
+        let factor = endpoints.overprovisioning_factor.unwrap_or(OVERPROVISIONING);
+        let locality = &cluster.locality;
+        let levels: Vec<Level> = Level::all(&entries);
+        let counts: Vec<Count> = levels.iter().map(|level| level.count).collect();
+        let panic = locality.panic_threshold.unwrap_or(PerMillion::NONE);
+        let shares = shares(&counts, factor, panic);
+        let pools = pools(&levels, &shares);
+        let mut weights: Vec<NonZeroU32> =
+            entries.iter().map(|entry| policy(&endpoints, entry.place).1.weight).collect();
+        if locality.weighted {
+            for pool in pools.iter().filter(|pool| !pool.panic) {
+                weigh_localities(&endpoints, &entries, pool.range.clone(), factor, &mut weights);
+            }
         }
-        let candidates: Arc<[Candidate]> = candidates.into();
-        Self {
-            endpoints: kept.into(),
-            picker: picker_for(balancer, candidates.clone(), draw),
-            candidates,
-            priority,
-            known: endpoints.iter().count(),
+        let usable = pools.iter().map(|pool| pool.range.len()).sum();
+        let (mut kept, mut candidates) = (Vec::with_capacity(entries.len()), Vec::with_capacity(entries.len()));
+        for (entry, weight) in entries.into_iter().zip(weights) {
+            kept.push(entry.own);
+            candidates.push(Candidates::candidate(weight, entry.load, entry.place));
         }
+        let candidates = Candidates::new(candidates, endpoints).hashing(cluster.hashing.use_hostname);
+        let ramp = cluster.slow_start.as_ref().and_then(|policy| Ramp::new(policy, &candidates, millis(now)));
+        let spill = cluster.locality.spill.as_ref().map(Spill::new);
+        let mut sum = 0;
+        let pools = pools.into_iter().map(|pool| {
+            sum += pool.share;
+            Pool { priority: pool.priority, range: pool.range, until: sum, picker: OnceLock::new() }
+        });
+        let pools = pools.collect();
+        let endpoints = kept.into();
+        let places = OnceLock::new();
+        let set = Self { cluster, custom, endpoints, candidates, pools, usable, ramp, spill, places };
+        let mut before = 0;
+        for pool in set.pools.iter() {
+            if pool.until > std::mem::replace(&mut before, pool.until) {
+                set.picker(pool, draw);
+            }
+        }
+        set
     }
 
     /// Picks an endpoint for a request: its index (to be put into `tried` for the next try) and what is
-    /// kept for it. `None` only if the set is empty; endpoints in `tried` come last.
-    pub fn pick(&self, tried: &[usize], hash: Option<u64>, draw: &mut Draw<'_>) -> Option<(usize, &E)> {
-        let index = self.picker.pick(tried, hash, draw)?;
+    /// kept for it. `None` only if none is usable; endpoints in `tried` come last, and endpoints that
+    /// could not be reached a moment ago come after others.
+    pub fn pick(&self, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<(usize, &E)> {
+        let pool = self.pool(pick, draw)?;
+        let mut index = self.pick_in(pool, pick, draw)?;
+        if let Some(spill) = &self.spill
+            && let Some(next) = self.next_priority(pool)
+            && spill.goes_on(self.candidates[index].in_flight(), draw)
+        {
+            index = self.pick_in(next, pick, draw).unwrap_or(index);
+        }
         Some((index, &self.endpoints[index]))
     }
 
-    /// What is kept for the endpoints, by index.
+    /// The index of the endpoint at `address`.
+    pub fn find(&self, address: &Address) -> Option<usize> {
+        let places = self.places.get_or_init(|| {
+            let all = 0..self.candidates.len();
+            all.map(|index| (self.candidates.policy(index).1.address.clone(), index as u32)).collect()
+        });
+        places.get(address).map(|index| *index as usize)
+    }
+
+    /// The endpoint at `address`, for a session that is pinned to it (gRFC A55): `None` if it is gone or
+    /// its health is none of `allowed`, or if health does not admit it.
+    pub fn pinned(&self, address: &Address, allowed: &[Health]) -> Option<(usize, &E)> {
+        let index = self.find(address)?;
+        let health = self.candidates.policy(index).1.health;
+        let admitted = self.candidates[index].load().is_none_or(|load| load.is_admitted());
+        (admitted && allowed.contains(&health)).then(|| (index, &self.endpoints[index]))
+    }
+
+    /// Takes note of a fresh load report of an endpoint; see [`Picker::reported`].
+    pub fn reported(&self, index: usize, now: Duration) {
+        if let Some(pool) = self.pools.iter().find(|pool| pool.range.contains(&index))
+            && let Some(picker) = pool.picker.get()
+        {
+            picker.reported(index - pool.range.start, now);
+        }
+    }
+
+    /// What is kept for the endpoints, by index: all of them, usable or not.
     pub fn endpoints(&self) -> &[E] {
         &self.endpoints
     }
 
-    /// Weights and loads, by index.
-    pub fn candidates(&self) -> &[Candidate] {
+    /// Weights, loads and policies, by index.
+    pub fn candidates(&self) -> &Candidates {
         &self.candidates
+    }
+
+    /// Whether a pick can give this index.
+    pub fn is_usable(&self, index: usize) -> bool {
+        self.pools.iter().any(|pool| pool.range.contains(&index))
     }
 
     /// How many are usable.
     pub fn len(&self) -> usize {
-        self.endpoints.len()
+        self.usable
     }
 
     /// Whether none is usable.
     pub fn is_empty(&self) -> bool {
-        self.endpoints.is_empty()
+        self.usable == 0
     }
 
-    /// The priority in use; 0 if none is usable.
+    /// The first priority in use; 0 if none is.
     pub fn priority(&self) -> u32 {
-        self.priority
+        self.pools.iter().find(|pool| pool.until > 0).map_or(0, |pool| pool.priority)
     }
 
-    /// How many endpoints the cluster has, usable or not.
+    /// How many endpoints the set has, usable or not.
     pub fn known(&self) -> usize {
-        self.known
+        self.endpoints.len()
+    }
+
+    fn pool(&self, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<&Pool> {
+        let last = self.pools.last()?;
+        if pick.other_priority && !pick.tried.is_empty() {
+            let tried = |priority: u32| {
+                let of = self.pools.iter().filter(|pool| pool.priority == priority);
+                of.flat_map(|pool| pool.range.clone()).any(|index| pick.tried.contains(&index))
+            };
+            if let Some(other) = self.pools.iter().find(|pool| !tried(pool.priority)) {
+                return Some(other);
+            }
+        }
+        let first = &self.pools[0];
+        if first.until == last.until {
+            return Some(first);
+        }
+        let point = draw(last.until);
+        self.pools.iter().find(|pool| point < pool.until)
+    }
+
+    fn next_priority(&self, pool: &Pool) -> Option<&Pool> {
+        self.pools.iter().find(|other| other.priority > pool.priority)
+    }
+
+    fn picker<'p>(&self, pool: &'p Pool, draw: &mut Draw<'_>) -> &'p dyn Picker {
+        &**pool.picker.get_or_init(|| {
+            let candidates = self.candidates.slice(pool.range.clone());
+            let own = self.custom.as_ref().and_then(|make| make(&self.cluster, &candidates, draw));
+            own.unwrap_or_else(|| picker_for(&self.cluster.balancer, candidates, draw))
+        })
+    }
+
+    fn pick_in(&self, pool: &Pool, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize> {
+        let picker = self.picker(pool, draw);
+        let offset = pool.range.start;
+        let mut tried: SmallVec<[usize; 8]> =
+            pick.tried.iter().filter(|index| pool.range.contains(index)).map(|index| index - offset).collect();
+        let first = picker.pick(&Pick { tried: &tried, ..*pick }, draw)? + offset;
+        if self.is_welcome(first, picker, pick, draw) {
+            return Some(first);
+        }
+        let mut index = first;
+        for _ in 0..MAX_PASSES {
+            if self.is_unreachable(index, pick.now) {
+                tried.push(index - offset);
+            }
+            index = picker.pick(&Pick { tried: &tried, ..*pick }, draw)? + offset;
+            if tried.contains(&(index - offset)) {
+                // Nothing better is left.
+                return Some(first);
+            }
+            if self.is_welcome(index, picker, pick, draw) {
+                break;
+            }
+        }
+        Some(if self.is_unreachable(index, pick.now) { first } else { index })
+    }
+
+    /// Whether a pick stands: it can be reached as far as we know, and it is not held back for being new.
+    fn is_welcome(&self, index: usize, picker: &dyn Picker, pick: &Pick<'_>, draw: &mut Draw<'_>) -> bool {
+        let ramp = self.ramp.as_ref().filter(|_| picker.may_ramp());
+        !self.is_unreachable(index, pick.now)
+            && ramp.is_none_or(|ramp| ramp.accepts(&self.candidates, index, millis(pick.now), draw))
+    }
+
+    fn is_unreachable(&self, index: usize, now: Duration) -> bool {
+        self.candidates[index].load().is_some_and(|load| load.is_unreachable(now))
     }
 }
 
-fn usable(endpoints: &Endpoints) -> impl Iterator<Item = (&LocalityEndpoints, &Endpoint)> {
-    endpoints
-        .localities
-        .iter()
-        .flat_map(|group| group.endpoints.iter().map(move |endpoint| (group, endpoint)))
-        .filter(|(_, endpoint)| endpoint.health.is_usable())
+impl<E> std::fmt::Debug for ReadySet<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReadySet").field("known", &self.known()).field("usable", &self.usable).finish_non_exhaustive()
+    }
 }
 
-/// Each locality's weight shared out among its usable endpoints by their own weights.
-fn weights_by_locality<'e>(level: impl Iterator<Item = (&'e LocalityEndpoints, &'e Endpoint)>) -> Vec<NonZeroU32> {
-    let shares: Vec<f64> = level
-        .map(|(group, endpoint)| {
-            let usable = group.endpoints.iter().filter(|e| e.health.is_usable());
-            let sum: f64 = usable.map(|e| f64::from(e.weight.get())).sum();
-            f64::from(group.weight.get()) * f64::from(endpoint.weight.get()) / sum
-        })
-        .collect();
-    let largest = shares.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
+fn policy(endpoints: &Endpoints, place: (u32, u32)) -> (&LocalityEndpoints, &Endpoint) {
+    let group = &endpoints.localities[place.0 as usize];
+    (group, &group.endpoints[place.1 as usize])
+}
+
+fn entries<E>(endpoints: &Endpoints, mut attach: impl FnMut(&Endpoint) -> (E, Option<Arc<Load>>)) -> Vec<Entry<E>> {
+    let known = endpoints.iter().count();
+    let mut addresses: HashSet<&Address, RandomState> =
+        HashSet::with_capacity_and_hasher(known, RandomState::default());
+    let mut entries = Vec::with_capacity(known);
+    for (l, group) in endpoints.localities.iter().enumerate() {
+        for (p, endpoint) in group.endpoints.iter().enumerate() {
+            if !addresses.insert(&endpoint.address) {
+                continue;
+            }
+            let (own, load) = attach(endpoint);
+            let admitted = load.as_ref().is_none_or(|load| load.is_admitted());
+            let class = match endpoint.health {
+                Health::Draining => Class::Draining,
+                Health::Unhealthy => Class::Unhealthy,
+                _ if !admitted => Class::Unhealthy,
+                Health::Healthy | Health::Unknown => Class::Healthy,
+                Health::Degraded => Class::Degraded,
+            };
+            entries.push(Entry { priority: group.priority, class, place: (l as u32, p as u32), own, load });
+        }
+    }
+    entries
+}
+
+/// The endpoints of one priority within the sorted entries.
+struct Level {
+    priority: u32,
+    start: usize,
+    count: Count,
+}
+
+impl Level {
+    fn all<E>(sorted: &[Entry<E>]) -> Vec<Self> {
+        let mut start = 0;
+        let levels = sorted.chunk_by(|a, b| a.priority == b.priority).map(|entries| {
+            let level = Self { priority: entries[0].priority, start, count: count(entries.iter().map(|e| e.class)) };
+            start += entries.len();
+            level
+        });
+        levels.collect()
+    }
+}
+
+fn count(classes: impl Iterator<Item = Class>) -> Count {
+    let mut count = Count::default();
+    for class in classes.filter(|class| *class != Class::Draining) {
+        count.healthy += u64::from(class == Class::Healthy);
+        count.degraded += u64::from(class == Class::Degraded);
+        count.total += 1;
+    }
+    count
+}
+
+/// A pool as it is planned.
+struct Planned {
+    priority: u32,
+    range: Range<usize>,
+    share: u64,
+    panic: bool,
+}
+
+/// The pools of every priority, standbys included, without empty ones.
+fn pools(levels: &[Level], shares: &[Share]) -> Vec<Planned> {
+    let mut pools = Vec::new();
+    for (level, share) in levels.iter().zip(shares) {
+        let (start, priority, panic) = (level.start, level.priority, share.panic);
+        let Count { healthy, degraded, total } = level.count;
+        let (healthy, degraded, total) = (healthy as usize, degraded as usize, total as usize);
+        let ranges = if panic {
+            [(start..start + total, share.healthy), (start..start, 0)]
+        } else {
+            [(start..start + healthy, share.healthy), (start + healthy..start + healthy + degraded, share.degraded)]
+        };
+        let ranges = ranges.into_iter().filter(|(range, _)| !range.is_empty());
+        pools.extend(ranges.map(|(range, share)| Planned { priority, range, share, panic }));
+    }
+    pools
+}
+
+/// Each locality's weight shared out among its endpoints of the pool by their own weights. A locality
+/// that lost endpoints to bad health keeps its weight down to 71 %, as in Envoy.
+fn weigh_localities<E>(
+    endpoints: &Endpoints,
+    entries: &[Entry<E>],
+    pool: Range<usize>,
+    factor: u32,
+    weights: &mut [NonZeroU32],
+) {
+    // By locality: the endpoints of the pool, those that are not draining, the sum of the pool's weights.
+    let mut sums = vec![(0_u64, 0_u64, 0.0_f64); endpoints.localities.len()];
+    for entry in entries.iter().filter(|entry| entry.class != Class::Draining) {
+        sums[entry.place.0 as usize].1 += 1;
+    }
+    for entry in &entries[pool.clone()] {
+        let (members, _, sum) = &mut sums[entry.place.0 as usize];
+        *members += 1;
+        *sum += f64::from(policy(endpoints, entry.place).1.weight.get());
+    }
+    let share = |entry: &Entry<E>| {
+        let (group, endpoint) = policy(endpoints, entry.place);
+        let (members, total, sum) = sums[entry.place.0 as usize];
+        let kept = availability(members, total, factor) as f64 / ALL as f64;
+        kept * f64::from(group.weight.get()) * f64::from(endpoint.weight.get()) / sum
+    };
+    let largest = entries[pool.clone()].iter().map(share).fold(f64::MIN_POSITIVE, f64::max);
     // A million steps: finer than any weight a person writes, and their sum stays far from overflow.
     let scale = |share: f64| NonZeroU32::new((share / largest * 1e6).round() as u32).unwrap_or(NonZeroU32::MIN);
-    shares.into_iter().map(scale).collect()
+    for index in pool {
+        weights[index] = scale(share(&entries[index]));
+    }
 }

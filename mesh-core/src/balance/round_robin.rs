@@ -1,42 +1,56 @@
 //! In turn, by weight: the static stride scheduler of gRFC A58. One atomic counter is the whole state.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::weights::Excluded;
-use super::{Candidate, Draw, Picker};
+use super::{Candidate, Draw, Pick, Picker};
 
 /// Picks in turn; a candidate of weight w gets its turn in w of every max(w) rounds, evenly spread.
 #[derive(Debug)]
-pub struct RoundRobin {
-    // Scaled so that the heaviest is FULL.
-    weights: Box<[u64]>,
-    turn: AtomicU64,
-}
-
-const FULL: u64 = u16::MAX as u64;
+pub struct RoundRobin(Stride);
 
 impl RoundRobin {
     /// Starts at a random place, so that many clients do not begin with the same endpoint.
     pub fn new(candidates: &[Candidate], draw: &mut Draw<'_>) -> Self {
-        let heaviest = candidates.iter().map(|c| u64::from(c.weight.get())).max().unwrap_or(1);
-        let scale = |candidate: &Candidate| (u64::from(candidate.weight.get()) * FULL / heaviest).max(1);
-        Self { weights: candidates.iter().map(scale).collect(), turn: AtomicU64::new(draw(1 << 32)) }
-    }
-
-    /// Whose turn it is, if it is not one of the rounds that a light candidate sits out.
-    fn next(&self) -> Option<usize> {
-        let len = self.weights.len() as u64;
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let (round, index) = (turn / len, turn % len);
-        let weight = self.weights[index as usize];
-        // Neighbours sit out different rounds: hence the offset.
-        let phase = (weight.wrapping_mul(round) + index * (FULL / 2)) % FULL;
-        (phase >= FULL - weight).then_some(index as usize)
+        let stride = Stride::new(candidates.len(), draw);
+        stride.weigh(candidates.iter().map(|candidate| f64::from(candidate.weight.get())));
+        Self(stride)
     }
 }
 
 impl Picker for RoundRobin {
-    fn pick(&self, tried: &[usize], _hash: Option<u64>, _draw: &mut Draw<'_>) -> Option<usize> {
+    fn pick(&self, pick: &Pick<'_>, _draw: &mut Draw<'_>) -> Option<usize> {
+        self.0.pick(pick.tried)
+    }
+}
+
+/// The scheduler; its weights may change while it runs.
+#[derive(Debug)]
+pub(super) struct Stride {
+    // Scaled so that the heaviest is FULL.
+    weights: Box<[AtomicU32]>,
+    turn: AtomicU64,
+}
+
+/// Small enough that a weight times the number of rounds stays within 64 bits.
+const FULL: u64 = (1 << 24) - 1;
+
+impl Stride {
+    pub(super) fn new(len: usize, draw: &mut Draw<'_>) -> Self {
+        let weights = (0..len).map(|_| AtomicU32::new(FULL as u32)).collect();
+        Self { weights, turn: AtomicU64::new(draw(1 << 32)) }
+    }
+
+    /// Sets new weights, all above 0. Picks meanwhile see some of the old and some of the new.
+    pub(super) fn weigh(&self, weights: impl Iterator<Item = f64> + Clone) {
+        let heaviest = weights.clone().fold(f64::MIN_POSITIVE, f64::max);
+        for (cell, weight) in self.weights.iter().zip(weights) {
+            let scaled = (weight / heaviest * FULL as f64).round().max(1.0);
+            cell.store(scaled as u32, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn pick(&self, tried: &[usize]) -> Option<usize> {
         let len = self.weights.len();
         if len == 0 {
             return None;
@@ -51,5 +65,16 @@ impl Picker for RoundRobin {
             }
         }
         (0..len).find(allowed)
+    }
+
+    /// Whose turn it is, if it is not one of the rounds that a light candidate sits out.
+    fn next(&self) -> Option<usize> {
+        let len = self.weights.len() as u64;
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let (round, index) = (turn / len, turn % len);
+        let weight = u64::from(self.weights[index as usize].load(Ordering::Relaxed));
+        // Neighbours sit out different rounds: hence the offset.
+        let phase = (weight.wrapping_mul(round) + index * (FULL / 2)) % FULL;
+        (phase >= FULL - weight).then_some(index as usize)
     }
 }

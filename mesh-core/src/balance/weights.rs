@@ -1,107 +1,103 @@
-//! Drawing an index in proportion to its weight.
+//! Drawing an index in proportion to its weight, in the same time whatever the number of candidates
+//! (Walker's alias method).
 
 use smallvec::SmallVec;
 
 use super::{Candidate, Draw};
 
+/// The table of an alias draw; empty if all weigh the same.
 #[derive(Debug)]
-pub(super) enum Weights {
-    /// All alike: any index is as good as another.
-    Equal(usize),
-    /// Running sums.
-    Sums(Box<[u64]>),
+pub(super) struct Weights(Box<[Alias]>);
+
+/// One column: what falls below `keep` is the column's own, the rest another's.
+#[derive(Clone, Copy, Debug)]
+struct Alias {
+    keep: u32,
+    other: u32,
 }
+
+/// Draws that may fall on excluded candidates before all weights are added up.
+const HOPES: usize = 4;
 
 impl Weights {
     pub(super) fn new(candidates: &[Candidate]) -> Self {
         if candidates.windows(2).all(|pair| pair[0].weight == pair[1].weight) {
-            return Self::Equal(candidates.len());
+            return Self(Box::default());
         }
-        let mut sum = 0;
-        let sums = candidates.iter().map(|candidate| {
-            sum += u64::from(candidate.weight.get());
-            sum
-        });
-        Self::Sums(sums.collect())
-    }
-
-    pub(super) fn len(&self) -> usize {
-        match self {
-            Self::Equal(len) => *len,
-            Self::Sums(sums) => sums.len(),
+        let sum: f64 = candidates.iter().map(|c| f64::from(c.weight.get())).sum();
+        let scale = candidates.len() as f64 / sum;
+        let mut left: Vec<f64> = candidates.iter().map(|c| f64::from(c.weight.get()) * scale).collect();
+        let (mut poor, mut rich): (Vec<usize>, Vec<usize>) = (0..left.len()).partition(|i| left[*i] < 1.0);
+        let mut table = vec![Alias { keep: u32::MAX, other: 0 }; left.len()];
+        // Each column below average is filled up from one above.
+        while let (Some(small), Some(&large)) = (poor.pop(), rich.last()) {
+            table[small] = Alias { keep: (left[small] * f64::from(u32::MAX)) as u32, other: large as u32 };
+            left[large] -= 1.0 - left[small];
+            if left[large] < 1.0 {
+                rich.pop();
+                poor.push(large);
+            }
         }
+        // What remains is full but for rounding.
+        for index in poor.into_iter().chain(rich) {
+            table[index] = Alias { keep: u32::MAX, other: index as u32 };
+        }
+        Self(table.into())
     }
 
     /// Draws an index that is not excluded; `None` if there is none.
-    pub(super) fn draw(&self, excluded: &Excluded, draw: &mut Draw<'_>) -> Option<usize> {
-        let left = self.total() - excluded.0.iter().map(|i| self.weight(*i)).sum::<u64>();
-        if left == 0 {
+    pub(super) fn draw(&self, candidates: &[Candidate], out: &Excluded<'_>, draw: &mut Draw<'_>) -> Option<usize> {
+        if candidates.is_empty() {
             return None;
         }
-        // The draw falls on the line of weights with the excluded stretches cut out: each stretch that
-        // begins at or before the point pushes it on by its own length.
-        let mut point = draw(left);
-        for index in &excluded.0 {
-            if point < self.start(*index) {
-                break;
+        for _ in 0..HOPES {
+            let index = self.any(candidates.len(), draw);
+            if !out.contains(index) {
+                return Some(index);
             }
-            point += self.weight(*index);
         }
-        Some(self.at(point))
+        let allowed = || candidates.iter().enumerate().filter(|(index, _)| !out.contains(*index));
+        let total: u64 = allowed().map(|(_, c)| u64::from(c.weight.get())).sum();
+        let mut point = if total == 0 { return None } else { draw(total) };
+        for (index, candidate) in allowed() {
+            match point.checked_sub(u64::from(candidate.weight.get())) {
+                Some(rest) => point = rest,
+                None => return Some(index),
+            }
+        }
+        None
     }
 
-    fn total(&self) -> u64 {
-        match self {
-            Self::Equal(len) => *len as u64,
-            Self::Sums(sums) => sums.last().copied().unwrap_or(0),
+    fn any(&self, len: usize, draw: &mut Draw<'_>) -> usize {
+        if self.0.is_empty() {
+            return draw(len as u64) as usize;
         }
-    }
-
-    fn start(&self, index: usize) -> u64 {
-        match self {
-            Self::Equal(_) => index as u64,
-            Self::Sums(sums) => index.checked_sub(1).map_or(0, |before| sums[before]),
-        }
-    }
-
-    fn weight(&self, index: usize) -> u64 {
-        match self {
-            Self::Equal(_) => 1,
-            Self::Sums(sums) => sums[index] - self.start(index),
-        }
-    }
-
-    /// The index whose stretch of the line holds `point`.
-    fn at(&self, point: u64) -> usize {
-        match self {
-            Self::Equal(_) => point as usize,
-            Self::Sums(sums) => sums.partition_point(|sum| *sum <= point),
-        }
+        // One draw for the column and the place in it.
+        let point = draw((len as u64) << 32);
+        let (column, place) = ((point >> 32) as usize, point as u32);
+        let alias = self.0[column];
+        if place <= alias.keep { column } else { alias.other as usize }
     }
 }
 
-/// Indices not to be chosen: in order, each once, all within the set.
-pub(super) struct Excluded(SmallVec<[usize; 8]>);
+/// Indices not to be chosen.
+pub(super) struct Excluded<'a> {
+    tried: &'a [usize],
+    own: SmallVec<[usize; 8]>,
+}
 
-impl Excluded {
-    /// Those of `tried` that are in a set of `len`; none if that would leave nothing to choose.
-    pub(super) fn new(tried: &[usize], len: usize) -> Self {
-        let mut indices: SmallVec<[usize; 8]> = tried.iter().copied().filter(|i| *i < len).collect();
-        indices.sort_unstable();
-        indices.dedup();
-        if indices.len() == len {
-            indices.clear();
-        }
-        Self(indices)
+impl<'a> Excluded<'a> {
+    /// Those of `tried`; none if that would leave nothing to choose.
+    pub(super) fn new(tried: &'a [usize], len: usize) -> Self {
+        let all = tried.len() >= len && (0..len).all(|index| tried.contains(&index));
+        Self { tried: if all { &[] } else { tried }, own: SmallVec::new() }
     }
 
     pub(super) fn insert(&mut self, index: usize) {
-        if let Err(at) = self.0.binary_search(&index) {
-            self.0.insert(at, index);
-        }
+        self.own.push(index);
     }
 
     pub(super) fn contains(&self, index: usize) -> bool {
-        self.0.binary_search(&index).is_ok()
+        self.tried.contains(&index) || self.own.contains(&index)
     }
 }

@@ -27,6 +27,9 @@ pub use self::explain::{Decision, RouteExplanation, RouteTried, VirtualHostChoic
 pub use self::header::HeaderCondition;
 pub use self::text::TextCondition;
 
+pub(crate) use self::query::{decode, first_value};
+pub(crate) use self::rewrite::replace_all;
+
 use std::ops::Range;
 use std::sync::Arc;
 

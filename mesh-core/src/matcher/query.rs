@@ -26,7 +26,7 @@ impl QueryCondition {
 }
 
 /// The first value of a parameter as written; empty for a parameter without `=`.
-fn first_value<'q>(query: &'q str, name: &[u8]) -> Option<&'q str> {
+pub(crate) fn first_value<'q>(query: &'q str, name: &[u8]) -> Option<&'q str> {
     query
         .split('&')
         .filter(|pair| !pair.is_empty())
@@ -36,7 +36,7 @@ fn first_value<'q>(query: &'q str, name: &[u8]) -> Option<&'q str> {
 }
 
 /// Undoes percent-encoding. What is not an escape stays as it is; `+` is no space, as in Envoy.
-pub(super) fn decode(text: &str) -> Cow<'_, [u8]> {
+pub(crate) fn decode(text: &str) -> Cow<'_, [u8]> {
     let bytes = text.as_bytes();
     if !bytes.contains(&b'%') {
         return Cow::Borrowed(bytes);

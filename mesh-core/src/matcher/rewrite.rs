@@ -96,7 +96,7 @@ impl AuthorityRewriter {
 }
 
 /// Replaces every match; `\1` stands for a group, `\0` for the match, `\\` for a backslash (RE2).
-fn replace_all(pattern: &Regex, substitution: &str, path: &str, out: &mut String) {
+pub(crate) fn replace_all(pattern: &Regex, substitution: &str, path: &str, out: &mut String) {
     let mut done = 0;
     for captures in pattern.captures_iter(path) {
         let Some(whole) = captures.get_match() else { continue };

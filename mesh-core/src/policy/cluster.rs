@@ -121,6 +121,8 @@ pub enum Balancer {
     PeakEwma,
     /// Weights from load reports (gRFC A58).
     WeightedRoundRobin(WeightedRoundRobin),
+    /// Probes of requests in flight and latency, hot and cold (Prequal).
+    Prequal(Prequal),
     /// Consistent hashing on a ring (gRFC A42).
     RingHash {
         /// Smallest ring. Default 1024.
@@ -146,6 +148,14 @@ pub enum Balancer {
         /// How one of them is chosen.
         child: Box<Balancer>,
     },
+    /// A part of the endpoints that depends on which of its fleet this client is, so that every endpoint
+    /// is in about as many parts as the others, and another balancer over it.
+    DeterministicSubsetting {
+        /// How many endpoints, about; above 0.
+        size: u32,
+        /// How one of them is chosen.
+        child: Box<Balancer>,
+    },
     /// No choice: dial what the caller dialled (Istio PASSTHROUGH).
     Passthrough,
 }
@@ -154,6 +164,24 @@ impl Balancer {
     /// Least request as it is by default: two choices, full bias.
     pub const fn least_request() -> Self {
         Self::LeastRequest { choices: 2, bias: 1_000_000 }
+    }
+}
+
+/// Settings of Prequal (Wydrowski et al., NSDI 2024).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Prequal {
+    /// Probes sent for each request, in millionths. Default 3,000,000.
+    pub probes_per_request: u32,
+    /// An answer older than this is not used. Default 1 s.
+    pub max_age: Duration,
+    /// An endpoint with more requests in flight than this share of those lately heard of is hot.
+    /// Default 84 %.
+    pub hot_quantile: PerMillion,
+}
+
+impl Default for Prequal {
+    fn default() -> Self {
+        Self { probes_per_request: 3_000_000, max_age: Duration::from_secs(1), hot_quantile: PerMillion::new(840_000) }
     }
 }
 
@@ -196,10 +224,13 @@ impl Default for WeightedRoundRobin {
 pub struct LocalityBalancing {
     /// Use the localities' weights. Default false: all endpoints of a priority are one pool.
     pub weighted: bool,
-    /// Below this share of healthy endpoints all are used. Istio's default 0 = off; Envoy's 50 %.
+    /// Below this share of healthy endpoints all are used, if the other priorities cannot take over.
+    /// None or 0 = off, as Istio and gRPC have it; Envoy's default is 50 %.
     pub panic_threshold: Option<PerMillion>,
     /// Prefer the caller's own zone. None = off.
     pub zone_aware: Option<ZoneAware>,
+    /// Go on to the next priority by load. None = by health only.
+    pub spill: Option<LoadSpill>,
 }
 
 /// Preference of the caller's own zone (Envoy `zone_aware_lb_config`).
@@ -217,6 +248,16 @@ impl Default for ZoneAware {
     fn default() -> Self {
         Self { share: PerMillion::ALL, min_cluster_size: 6, fail_on_panic: false }
     }
+}
+
+/// When the first priority (the own zone) is left for its load (as Linkerd's high-availability zonal
+/// load balancing does): in requests in flight of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct LoadSpill {
+    /// At this many or fewer requests come back by and by.
+    pub low: u32,
+    /// At this many or more a growing share goes on to the next priority. Above `low`.
+    pub high: u32,
 }
 
 /// How ring hash and Maglev place endpoints (Envoy `consistent_hashing_lb_config`).

@@ -36,24 +36,14 @@ const fn line<T>(field: &'static str, effect: &'static str, used: fn(&T) -> bool
 }
 
 const CLUSTER: &[Line<Cluster>] = &[
-    line("balancer", "least request is used instead of latency", |c| c.balancer == Balancer::PeakEwma),
     line("balancer", "round robin without load reports is used", |c| {
-        matches!(c.balancer, Balancer::WeightedRoundRobin(_))
+        matches!(leaf(&c.balancer), Balancer::WeightedRoundRobin(_))
     }),
-    line("balancer", "least request is used: requests of one key do not stay together", |c| {
-        matches!(c.balancer, Balancer::RingHash { .. } | Balancer::Maglev { .. })
+    line("balancer", "no probes are sent: least request is used", |c| {
+        matches!(leaf(&c.balancer), Balancer::Prequal(_))
     }),
-    line("balancer", "least request over all endpoints is used", |c| matches!(c.balancer, Balancer::PickFirst { .. })),
-    line("balancer", "least request over all endpoints is used", |c| {
-        matches!(c.balancer, Balancer::RandomSubsetting { .. })
-    }),
-    line(
-        "balancer.bias",
-        "weights count as with a bias of 1",
-        |c| matches!(c.balancer, Balancer::LeastRequest { bias, .. } if bias != 1_000_000),
-    ),
     line("locality.zone_aware", "the caller's own zone is not preferred", |c| c.locality.zone_aware.is_some()),
-    line("hashing", "hashing is by address or hash_key and not bounded by load", |c| c.hashing != Default::default()),
+    line("hashing.balance_factor", "hashing is not bounded by load", |c| c.hashing.balance_factor.is_some()),
     line("subsets", "every endpoint of the cluster takes part", |c| c.subsets.is_some()),
     line("breaker_high", "the limits of the default priority apply to every request", |c| c.breaker_high.is_some()),
     line("breaker.max_connections_per_host", "connections are limited per cluster, not per endpoint", |c| {
@@ -75,10 +65,6 @@ const CLUSTER: &[Line<Cluster>] = &[
         c.dns != DnsOptions::default()
     }),
     line("load_report", "load is not reported", |c| c.load_report.is_some()),
-    line("locality.panic_threshold", "unhealthy endpoints are never used", |c| {
-        c.locality.panic_threshold.is_some_and(|share| share.get() > 0)
-    }),
-    line("slow_start", "a new endpoint gets its full share at once", |c| c.slow_start.is_some()),
     line("outlier", "failing endpoints are not ejected", |c| c.outlier.is_some()),
     line("health_checks", "endpoints are not checked; the control plane's word counts", |c| {
         !c.health_checks.is_empty()
@@ -94,7 +80,6 @@ const CLUSTER: &[Line<Cluster>] = &[
 const FORWARD: &[Line<Forward>] = &[
     line("idle_timeout", "a silent stream is not ended", |f| f.idle_timeout.is_some()),
     line("mirrors", "no copy is sent", |f| !f.mirrors.is_empty()),
-    line("hash", "requests of one key do not stay together", |f| !f.hash.is_empty()),
     line("hedge", "requests are not hedged", |f| f.hedge.is_some()),
     line("high_priority", "the limits of the default priority apply", |f| f.high_priority),
     line("metadata_match", "every endpoint of the cluster takes part", |f| {
@@ -112,14 +97,10 @@ const RETRY: &[Line<RetryPolicy>] = &[
     line("retry.rate_limited", "the answer's headers do not set the back-off", |r| r.rate_limited.is_some()),
     line("retry.request_headers", "retries do not depend on the request's headers", |r| !r.request_headers.is_empty()),
     line("retry.avoid_metadata", "only endpoints already tried are avoided", |r| !r.avoid_metadata.is_empty()),
-    line("retry.next_locality", "a retry stays in the priority in use", |r| r.next_locality),
     line("retry.on.http3_post_connect_failure", "HTTP/3 is not spoken", |r| r.on.http3_post_connect_failure),
 ];
 
 const ENDPOINTS: &[Line<Endpoints>] = &[
-    line("overprovisioning_factor", "a priority is left by its panic threshold alone", |e| {
-        e.overprovisioning_factor.is_some()
-    }),
     line("endpoints.additional_addresses", "only the first address of an endpoint is used", |e| {
         e.iter().any(|endpoint| !endpoint.additional_addresses.is_empty())
     }),
@@ -203,8 +184,7 @@ fn filters(list: &[HttpFilter], resource: &str, out: &mut Vec<Unenforced>) {
             HttpFilterKind::Fault(_) => continue,
             HttpFilterKind::RateLimit(limit) if limit.bucket.is_none() => continue,
             HttpFilterKind::RateLimit(_) => NO_RATE_LIMIT,
-            HttpFilterKind::Session(None) => continue,
-            HttpFilterKind::Session(Some(_)) => NO_SESSION,
+            HttpFilterKind::Session(_) => continue,
             HttpFilterKind::Skipped { .. } => "the filter is unknown here and marked optional: it is skipped",
         };
         out.push(Unenforced { resource: resource.to_owned(), field: path, effect });
@@ -217,21 +197,27 @@ fn overrides(map: &FilterOverrides, resource: &str, path: &str, out: &mut Vec<Un
         let effect = match filter {
             FilterOverride::Disabled | FilterOverride::Fault(_) => continue,
             FilterOverride::RateLimit(_) => NO_RATE_LIMIT,
-            FilterOverride::Session(_) => NO_SESSION,
+            FilterOverride::Session(_) => continue,
         };
         out.push(Unenforced { resource: resource.to_owned(), field: path, effect });
     }
 }
 
 const NO_RATE_LIMIT: &str = "requests are not rate limited";
-const NO_SESSION: &str = "requests of one session do not stay together";
-
 fn look<T>(table: &[Line<T>], policy: &T, resource: &str, path: &str, out: &mut Vec<Unenforced>) {
     out.extend(table.iter().filter(|line| (line.used)(policy)).map(|line| Unenforced {
         resource: resource.to_owned(),
         field: format!("{path}{}", line.field),
         effect: line.effect,
     }));
+}
+
+/// The balancer under all that only narrow the choice.
+fn leaf(balancer: &Balancer) -> &Balancer {
+    match balancer {
+        Balancer::RandomSubsetting { child, .. } | Balancer::DeterministicSubsetting { child, .. } => leaf(child),
+        other => other,
+    }
 }
 
 /// Never called. Every field is named, so that a new one is a build error here: enforce it or add a
@@ -255,11 +241,10 @@ fn everything_is_considered(
         name: _,
         discovery: _,
         balancer: _,
-        locality: LocalityBalancing { weighted: _, panic_threshold: _, zone_aware: _ },
+        locality: LocalityBalancing { weighted: _, panic_threshold: _, zone_aware: _, spill: _ },
         slow_start: _,
         hashing: _,
         subsets: _,
-        // Only pinned sessions ask, and what pins them is reported.
         override_host: _,
         breaker:
             CircuitBreakers {
@@ -366,12 +351,13 @@ fn everything_is_considered(
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use super::*;
     use crate::id::ClusterName;
     use crate::policy::{
-        ClusterChoice, DirectResponse, HeaderPolicy, HttpFilter, LocalityBalancing, Mirror, OutlierDetection,
-        PerMillion, RetryOn, Route, RouteMatch, RouteSource, VirtualHost, WeightedRoundRobin,
+        ClusterChoice, DirectResponse, HeaderPolicy, HttpFilter, Mirror, OutlierDetection, PerMillion, RetryOn, Route,
+        RouteMatch, RouteSource, VirtualHost, WeightedRoundRobin,
     };
 
     fn fields(policy: &impl Report) -> Vec<String> {
@@ -415,16 +401,7 @@ mod tests {
     fn what_a_cluster_asks_for_in_vain_is_named() {
         for (change, want) in [
             (cluster(|c| c.outlier = Some(OutlierDetection::default())), "outlier"),
-            (cluster(|c| c.balancer = Balancer::PeakEwma), "balancer"),
-            (cluster(|c| c.balancer = Balancer::Maglev { table_size: 65537 }), "balancer"),
             (cluster(|c| c.balancer = Balancer::WeightedRoundRobin(WeightedRoundRobin::default())), "balancer"),
-            (
-                cluster(|c| {
-                    c.locality =
-                        LocalityBalancing { weighted: true, panic_threshold: Some(PerMillion::ALL), zone_aware: None }
-                }),
-                "locality.panic_threshold",
-            ),
         ] {
             let report = unenforced(&change);
             assert_eq!(report.len(), 1, "{report:?}");
@@ -436,9 +413,10 @@ mod tests {
     #[test]
     fn what_a_route_asks_for_in_vain_is_named_with_its_place() {
         let mirror = Mirror { cluster: ClusterName::new("m"), share: PerMillion::ALL };
-        let retry = RetryPolicy { next_locality: true, ..RetryPolicy::new(1, RetryOn::default()) };
+        let retry =
+            RetryPolicy { per_try_idle_timeout: Some(Duration::ZERO), ..RetryPolicy::new(1, RetryOn::default()) };
         let config = routes(forward(|f| f.mirrors = vec![mirror]), Some(retry));
-        let want = ["virtual_hosts[0].retry.next_locality", "virtual_hosts[0].routes[0].mirrors"];
+        let want = ["virtual_hosts[0].retry.per_try_idle_timeout", "virtual_hosts[0].routes[0].mirrors"];
         assert_eq!(fields(&config), want);
 
         let skipped = HttpFilterKind::Skipped { type_url: "t".into() };

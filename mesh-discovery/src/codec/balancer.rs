@@ -24,7 +24,7 @@ use envoy_types::pb::envoy::extensions::load_balancing_policies::{
     round_robin::v3::RoundRobin,
     wrr_locality::v3::WrrLocality,
 };
-use mesh_core::policy::{Balancer, Cluster, Discovery, Hashing, PerMillion, SlowStart, ZoneAware};
+use mesh_core::policy::{Balancer, Cluster, Discovery, Hashing, LoadSpill, PerMillion, Prequal, SlowStart, ZoneAware};
 use prost::Message;
 
 use super::common;
@@ -51,6 +51,8 @@ const FULL_BIAS: u32 = 1_000_000;
 
 const URL_PREFIX: &str = "type.googleapis.com/envoy.extensions.load_balancing_policies.";
 const PEAK_EWMA: &str = "type.googleapis.com/mesh.policy.v1.PeakEwma";
+const PREQUAL: &str = "type.googleapis.com/mesh.policy.v1.Prequal";
+const SUBSETTING: &str = "type.googleapis.com/mesh.policy.v1.DeterministicSubsetting";
 
 /// Balancing as one cluster has it.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,13 +60,14 @@ pub(super) struct Balancing {
     pub(super) balancer: Balancer,
     pub(super) weighted: bool,
     pub(super) zone_aware: Option<ZoneAware>,
+    pub(super) spill: Option<LoadSpill>,
     pub(super) slow_start: Option<SlowStart>,
     pub(super) hashing: Option<Hashing>,
 }
 
 impl Balancing {
     fn of(balancer: Balancer) -> Self {
-        Self { balancer, weighted: false, zone_aware: None, slow_start: None, hashing: None }
+        Self { balancer, weighted: false, zone_aware: None, spill: None, slow_start: None, hashing: None }
     }
 
     fn with_locality(self, config: Option<&LocalityLbConfig>, at: &At<'_>, report: &mut Report) -> Self {
@@ -94,12 +97,13 @@ pub(super) fn encode(cluster: &Cluster, proto: &mut xds::Cluster, ours: &mut Clu
     proto.lb_policy = match leaf {
         _ if own_choice => LbPolicy::ClusterProvided,
         Balancer::Passthrough => LbPolicy::ClusterProvided,
-        Balancer::LeastRequest { .. } | Balancer::PeakEwma => LbPolicy::LeastRequest,
+        Balancer::LeastRequest { .. } | Balancer::PeakEwma | Balancer::Prequal(_) => LbPolicy::LeastRequest,
         Balancer::RingHash { .. } | Balancer::Maglev { .. } => LbPolicy::RingHash,
         // Of the rest an old client knows round robin only, and refuses what it does not know.
         _ => LbPolicy::RoundRobin,
     }
     .into();
+    ours.spill = cluster.locality.spill.map(|LoadSpill { low, high }| extra::LoadSpill { low, high });
     if !has_slow_start(leaf) {
         ours.slow_start = cluster.slow_start.as_ref().map(|s| extra::SlowStart {
             window: Some(common::duration(s.window)),
@@ -145,6 +149,7 @@ pub(super) fn decode(
             found.hashing = found.hashing.or(Some(older));
         }
     }
+    found.spill = ours.spill.map(|extra::LoadSpill { low, high }| LoadSpill { low, high });
     if let Some(slow_start) = &ours.slow_start {
         let window = common::opt_duration(slow_start.window.as_ref(), at, "slow_start.window", report);
         found.slow_start = Some(SlowStart {
@@ -171,14 +176,14 @@ fn typed(package: &str, message: &str, config: &impl Message) -> TypedExtensionC
 /// The balancer under all that only narrow the choice.
 fn leaf(balancer: &Balancer) -> &Balancer {
     match balancer {
-        Balancer::RandomSubsetting { child, .. } => leaf(child),
+        Balancer::RandomSubsetting { child, .. } | Balancer::DeterministicSubsetting { child, .. } => leaf(child),
         other => other,
     }
 }
 
 fn leaf_mut(balancer: &mut Balancer) -> &mut Balancer {
     match balancer {
-        Balancer::RandomSubsetting { child, .. } => leaf_mut(child),
+        Balancer::RandomSubsetting { child, .. } | Balancer::DeterministicSubsetting { child, .. } => leaf_mut(child),
         other => other,
     }
 }
@@ -232,6 +237,15 @@ fn candidates(balancer: &Balancer, cluster: &Cluster) -> Vec<TypedExtensionConfi
             least_request(CHOICES.0, FULL_BIAS),
             round_robin(),
         ],
+        Balancer::Prequal(settings) => {
+            let config = extra::Prequal {
+                probes_per_request: settings.probes_per_request,
+                max_age: Some(common::duration(settings.max_age)),
+                hot_quantile: settings.hot_quantile.get(),
+            };
+            let own = extension::typed("mesh.load_balancing_policies.prequal", PREQUAL, &config);
+            vec![own, least_request(CHOICES.0, FULL_BIAS), round_robin()]
+        }
         Balancer::WeightedRoundRobin(settings) => {
             let config = encode_weighted(settings, slow_start_config.clone());
             vec![typed("client_side_weighted_round_robin", "ClientSideWeightedRoundRobin", &config), round_robin()]
@@ -254,6 +268,17 @@ fn candidates(balancer: &Balancer, cluster: &Cluster) -> Vec<TypedExtensionConfi
             let config = RandomSubsetting { subset_size: common::uint32(*size), child_policy };
             let mut all = vec![typed("random_subsetting", "RandomSubsetting", &config)];
             all.extend(children);
+            all
+        }
+        Balancer::DeterministicSubsetting { size, child } => {
+            // Others take a random part, or all endpoints.
+            let random = Balancer::RandomSubsetting { size: *size, child: child.clone() };
+            let policies = candidates(child, cluster).into_iter().map(entry).collect();
+            let child_policy = Some(LoadBalancingPolicy { policies });
+            let config = extra::DeterministicSubsetting { size: *size, child_policy };
+            let name = "mesh.load_balancing_policies.deterministic_subsetting";
+            let mut all = vec![extension::typed(name, SUBSETTING, &config)];
+            all.extend(candidates(&random, cluster));
             all
         }
         Balancer::Passthrough => vec![typed("cluster_provided", "ClusterProvided", &ClusterProvided {})],
@@ -286,8 +311,8 @@ fn decode_list(
             return None;
         };
         let kind = extension::type_of(config);
-        if kind == PEAK_EWMA {
-            return Some(Balancing::of(Balancer::PeakEwma));
+        if let Some(ours) = decode_ours(&kind, config, depth, &at, report) {
+            return ours;
         }
         let Some(kind) = kind.strip_prefix(URL_PREFIX) else { continue };
         if kind == "cluster_provided.v3.ClusterProvided" {
@@ -305,6 +330,36 @@ fn decode_list(
         report.problem(at, "none of the listed policies is known (gRFC A52)");
     }
     last_resort
+}
+
+/// Policies of our own. `None` = it is none; `Some(None)` = it is refused.
+#[allow(clippy::option_option)]
+fn decode_ours(
+    kind: &str,
+    config: &envoy_types::pb::google::protobuf::Any,
+    depth: usize,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<Option<Balancing>> {
+    Some(match kind {
+        PEAK_EWMA => Some(Balancing::of(Balancer::PeakEwma)),
+        PREQUAL => extension::unpack::<extra::Prequal>(config, at, report).map(|c| {
+            let max_age = common::opt_duration(c.max_age.as_ref(), at, "max_age", report).unwrap_or_default();
+            let hot_quantile = PerMillion::new(c.hot_quantile);
+            let settings = Prequal { probes_per_request: c.probes_per_request, max_age, hot_quantile };
+            Balancing::of(Balancer::Prequal(settings))
+        }),
+        SUBSETTING => extension::unpack::<extra::DeterministicSubsetting>(config, at, report).and_then(|c| {
+            if c.size == 0 {
+                report.problem(&at.field("size"), "it must be above 0");
+            }
+            let child = c.child_policy.unwrap_or_default();
+            let inner = decode_list(&child, false, depth + 1, &at.field("child_policy"), report)?;
+            let child = Box::new(inner.balancer);
+            Some(Balancing { balancer: Balancer::DeterministicSubsetting { size: c.size, child }, ..inner })
+        }),
+        _ => return None,
+    })
 }
 
 /// `None` = not known, go on with the next; `Some(None)` = known and refused.

@@ -102,7 +102,12 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
         name: ClusterName::from(proto.name.as_str()),
         discovery: discovery?,
         balancer: balancing.balancer,
-        locality: LocalityBalancing { weighted: balancing.weighted, panic_threshold, zone_aware: balancing.zone_aware },
+        locality: LocalityBalancing {
+            weighted: balancing.weighted,
+            panic_threshold,
+            zone_aware: balancing.zone_aware,
+            spill: balancing.spill,
+        },
         slow_start: balancing.slow_start,
         hashing: balancing.hashing.unwrap_or_default(),
         subsets,

@@ -166,6 +166,20 @@ pub struct ClusterPolicy {
     /// Error penalty of weighted round robin, in millionths, where `float` loses it.
     #[prost(uint32, optional, tag = "5")]
     pub error_penalty: Option<u32>,
+    /// Spill-over by load.
+    #[prost(message, optional, tag = "6")]
+    pub spill: Option<LoadSpill>,
+}
+
+/// When the first priority is left for its load: requests in flight of an endpoint.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct LoadSpill {
+    /// Come back at this many.
+    #[prost(uint32, tag = "1")]
+    pub low: u32,
+    /// Go on at this many.
+    #[prost(uint32, tag = "2")]
+    pub high: u32,
 }
 
 /// Automatic mTLS.
@@ -287,3 +301,28 @@ pub struct RuleName {
 /// Load balancing policy: two choices over a peak-sensitive moving average of latency.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct PeakEwma {}
+
+/// Prequal.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Prequal {
+    /// Probes for each request, in millionths.
+    #[prost(uint32, tag = "1")]
+    pub probes_per_request: u32,
+    /// Age up to which an answer is used.
+    #[prost(message, optional, tag = "2")]
+    pub max_age: Option<Duration>,
+    /// Where an endpoint begins to be hot, in millionths.
+    #[prost(uint32, tag = "3")]
+    pub hot_quantile: u32,
+}
+
+/// Deterministic subsetting.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct DeterministicSubsetting {
+    /// How many endpoints; above 0.
+    #[prost(uint32, tag = "1")]
+    pub size: u32,
+    /// How one of them is chosen.
+    #[prost(message, optional, tag = "2")]
+    pub child_policy: Option<envoy_types::pb::envoy::config::cluster::v3::LoadBalancingPolicy>,
+}

@@ -136,6 +136,9 @@ fn balancer() -> impl Strategy<Value = Balancer> {
         (2..=10_u8, any::<u32>()).prop_map(|(choices, bias)| Balancer::LeastRequest { choices, bias }),
         Just(Balancer::Random),
         Just(Balancer::PeakEwma),
+        (any::<u32>(), duration(), share()).prop_map(|(probes_per_request, max_age, hot_quantile)| {
+            Balancer::Prequal(Prequal { probes_per_request, max_age, hot_quantile })
+        }),
         weighted,
         (0..1_024_u64, 1_024..=8_388_608_u64)
             .prop_map(|(min_size, max_size)| Balancer::RingHash { min_size, max_size }),
@@ -143,8 +146,12 @@ fn balancer() -> impl Strategy<Value = Balancer> {
         any::<bool>().prop_map(|shuffle| Balancer::PickFirst { shuffle }),
         Just(Balancer::Passthrough),
     ];
-    leaf.prop_recursive(2, 3, 1, |child| {
-        (1..100_u32, child).prop_map(|(size, child)| Balancer::RandomSubsetting { size, child: Box::new(child) })
+    // Boxed: whole clusters are drawn on the stack of a test.
+    leaf.boxed().prop_recursive(2, 3, 1, |child| {
+        (1..100_u32, child, any::<bool>()).prop_map(|(size, child, random)| match random {
+            true => Balancer::RandomSubsetting { size, child: Box::new(child) },
+            false => Balancer::DeterministicSubsetting { size, child: Box::new(child) },
+        })
     })
 }
 
@@ -376,9 +383,15 @@ fn load_report() -> impl Strategy<Value = Option<LoadReport>> {
 pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
     let zone_aware = (share(), any::<u64>(), any::<bool>())
         .prop_map(|(share, min_cluster_size, fail_on_panic)| ZoneAware { share, min_cluster_size, fail_on_panic });
-    let locality = (any::<bool>(), option::of(share()), option::of(zone_aware)).prop_map(
-        |(weighted, panic_threshold, zone_aware)| LocalityBalancing { weighted, panic_threshold, zone_aware },
-    );
+    let spill = (any::<u32>(), any::<u32>()).prop_map(|(low, high)| LoadSpill { low, high });
+    let locality = (any::<bool>(), option::of(share()), option::of(zone_aware), option::of(spill))
+        .prop_map(|(weighted, panic_threshold, zone_aware, spill)| LocalityBalancing {
+            weighted,
+            panic_threshold,
+            zone_aware,
+            spill,
+        })
+        .boxed();
     let slow_start = (duration(), any::<u32>(), share()).prop_map(|(window, aggression, min_share)| SlowStart {
         window,
         aggression,

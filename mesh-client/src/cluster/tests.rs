@@ -1,0 +1,144 @@
+//! What a cluster holds for its endpoints, and what an update does to it.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use allocation_counter::measure;
+use mesh_core::policy::{
+    self, Address, Balancer, EndpointMetadata, Endpoints, LocalityEndpoints, PerMillion, SlowStart,
+};
+use mesh_testkit::FixedSource;
+use tokio::time::Instant;
+
+use super::{Cluster, Endpoint, Members};
+use crate::builder::ClientBuilder;
+use crate::env::Env;
+
+fn env() -> Arc<Env> {
+    ClientBuilder::new(FixedSource::new()).number(0).env()
+}
+
+fn address(index: usize) -> Address {
+    let ip = std::net::Ipv4Addr::from(0x0a00_0000 + index as u32);
+    Address::Socket((ip, 80).into())
+}
+
+fn endpoints(indices: impl Iterator<Item = usize>) -> Arc<Endpoints> {
+    // Shared by equal endpoints, as discovery shares it.
+    let metadata = Arc::<EndpointMetadata>::default();
+    let endpoint = |index| policy::Endpoint { metadata: metadata.clone(), ..policy::Endpoint::new(address(index)) };
+    let endpoints = indices.map(endpoint).collect();
+    let group = LocalityEndpoints { locality: Default::default(), priority: 0, weight: NonZeroU32::MIN, endpoints };
+    Arc::new(Endpoints { cluster: "c".into(), localities: vec![group], ..Endpoints::default() })
+}
+
+fn cluster(policy: policy::Cluster, endpoints: Arc<Endpoints>, env: &Arc<Env>) -> Arc<Cluster> {
+    Cluster::new(Arc::new(policy), endpoints, &"c:80".parse().unwrap(), env)
+}
+
+fn plain() -> policy::Cluster {
+    policy::Cluster::new("c".into())
+}
+
+fn at(cluster: &Cluster, members: &Members, index: usize, env: &Env) -> Arc<Endpoint> {
+    cluster.endpoint(members, members.ready.find(&address(index)).unwrap(), env)
+}
+
+#[test]
+fn an_endpoint_costs_little_until_it_is_used() {
+    const COUNT: usize = 10_000;
+    let env = env();
+    let mut held = None;
+    // Policy and members together.
+    let built = measure(|| held = Some(cluster(plain(), endpoints(0..COUNT), &env)));
+    let cluster = held.unwrap();
+    let unused = built.bytes_current / COUNT as i64;
+    assert!((64..=128).contains(&unused), "{unused} bytes for each unused endpoint");
+    let members = cluster.members();
+    let used = measure(|| (0..COUNT).for_each(|index| drop(cluster.endpoint(&members, index, &env))));
+    let used = unused + used.bytes_current / COUNT as i64;
+    assert!((129..=512).contains(&used), "{used} bytes for each used endpoint");
+}
+
+#[test]
+fn an_update_keeps_who_stays_and_closes_who_goes() {
+    let env = env();
+    let cluster = cluster(plain(), endpoints(0..5), &env);
+    let members = cluster.members();
+    let (stays, goes) = (at(&cluster, &members, 1, &env), at(&cluster, &members, 4, &env));
+    let _request = stays.begin(Instant::now());
+    cluster.update(&endpoints(1..4), &env);
+    let members = cluster.members();
+    let now = at(&cluster, &members, 1, &env);
+    assert!(Arc::ptr_eq(&now, &stays));
+    let in_flight = members.ready.candidates()[members.ready.find(&address(1)).unwrap()].in_flight();
+    assert_eq!((in_flight, members.in_use().count()), (1, 1));
+    assert_eq!((stays.pool().is_closed(), goes.pool().is_closed()), (false, true));
+}
+
+#[test]
+fn the_same_address_with_other_facts_is_another_endpoint() {
+    let env = env();
+    let cluster = cluster(plain(), endpoints(0..2), &env);
+    let before = at(&cluster, &cluster.members(), 0, &env);
+    let mut changed = Endpoints::clone(&endpoints(0..2));
+    changed.localities[0].endpoints[0].metadata = Arc::new(EndpointMetadata { mesh_tls: true, ..Default::default() });
+    cluster.update(&Arc::new(changed), &env);
+    let after = at(&cluster, &cluster.members(), 0, &env);
+    assert!(!Arc::ptr_eq(&before, &after) && before.pool().is_closed() && !after.pool().is_closed());
+}
+
+#[test]
+fn a_request_that_began_before_an_update_makes_no_second_endpoint() {
+    let env = env();
+    let cluster = cluster(plain(), endpoints(0..3), &env);
+    let before = cluster.members();
+    cluster.update(&endpoints(1..4), &env);
+    let (late, gone) = (at(&cluster, &before, 1, &env), at(&cluster, &before, 0, &env));
+    assert!(Arc::ptr_eq(&late, &at(&cluster, &cluster.members(), 1, &env)));
+    assert!(Arc::ptr_eq(&late, &at(&cluster, &before, 1, &env)));
+    let place = |members: &Members| members.ready.find(&address(1)).unwrap();
+    let _request = late.begin(Instant::now());
+    for members in [before.clone(), cluster.members()] {
+        assert_eq!(members.ready.candidates()[place(&members)].in_flight(), 1, "one load for both sets");
+    }
+    assert!(gone.pool().is_closed(), "no connection to it outlives its request");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_endpoint_begins_a_slow_start_of_its_own_and_the_first_ones_do_not() {
+    let slow_start =
+        SlowStart { window: Duration::from_secs(100), aggression: 1_000_000, min_share: PerMillion::new(100_000) };
+    let env = env();
+    let ramped = policy::Cluster { slow_start: Some(slow_start), balancer: Balancer::RoundRobin, ..plain() };
+    let cluster = cluster(ramped, endpoints(0..4), &env);
+    let share = |index: usize| {
+        let members = cluster.members();
+        let pick = mesh_core::balance::Pick { now: env.since_epoch(Instant::now()), ..Default::default() };
+        let own = members.ready.find(&address(index)).unwrap();
+        let hits = (0..4000).filter(|_| members.ready.pick(&pick, &mut |n| env.draw(n)).unwrap().0 == own).count();
+        hits as f64 / 4000.0 * members.ready.len() as f64
+    };
+    assert!(share(0) > 0.9, "the first ones have their share at once");
+    tokio::time::advance(Duration::from_secs(10)).await;
+    cluster.update(&endpoints(0..5), &env);
+    tokio::time::advance(Duration::from_secs(50)).await;
+    let first = share(4);
+    assert!((0.4..0.7).contains(&first), "{first}");
+    cluster.update(&endpoints(0..6), &env);
+    let (first, second) = (share(4), share(5));
+    assert!((0.4..0.7).contains(&first) && second < 0.25, "{first} {second}");
+    tokio::time::advance(Duration::from_secs(60)).await;
+    let (first, second) = (share(4), share(5));
+    assert!(first > 0.9 && (0.4..0.8).contains(&second), "{first} {second}");
+}
+
+#[test]
+fn a_client_of_a_subset_knows_all_and_uses_its_part() {
+    let env = env();
+    let part = Balancer::RandomSubsetting { size: 10, child: Box::new(Balancer::RoundRobin) };
+    let cluster = cluster(policy::Cluster { balancer: part, ..plain() }, endpoints(0..100), &env);
+    let members = cluster.members();
+    assert_eq!((members.ready.len(), members.source().iter().count()), (10, 100));
+}

@@ -1,0 +1,268 @@
+//! Which endpoint gets a request.
+
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use http::header::{COOKIE, SET_COOKIE};
+use http::{HeaderName, Request, Response};
+use mesh_client::Client;
+use mesh_core::balance::{Draw, Pick, Picker};
+use mesh_core::policy::{
+    Balancer, Cluster, ClusterChoice, ClusterState, Endpoint, Endpoints, Forward, HashPolicy, HashSource, Health,
+    HttpFilter, HttpFilterKind, LocalityEndpoints, RetryOn, RetryPolicy, RouteMatch, SessionSource, Snapshot,
+    StatefulSession, WeightedCluster, WeightedClusters,
+};
+use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
+
+use super::{TARGET, client_of, cluster, fetch, forward_with, get, read, retrying, server_of, snapshot_with};
+
+async fn servers(names: &[&str]) -> Vec<EchoServer> {
+    let mut servers = Vec::new();
+    for name in names {
+        servers.push(EchoServer::start(name).await);
+    }
+    servers
+}
+
+fn with(balancer: Balancer, forward: Forward, servers: &[EchoServer]) -> Snapshot {
+    let servers: Vec<_> = servers.iter().collect();
+    snapshot_with(forward, Cluster { balancer, ..cluster("test") }, &servers)
+}
+
+fn ring() -> Balancer {
+    Balancer::RingHash { min_size: 1024, max_size: 8 << 20 }
+}
+
+fn hashing(source: HashSource) -> Forward {
+    Forward { hash: vec![HashPolicy { source, terminal: false }], ..forward_with(None) }
+}
+
+async fn spread(client: &Client, requests: usize) -> HashMap<String, usize> {
+    let mut spread = HashMap::new();
+    for _ in 0..requests {
+        *spread.entry(server_of(&fetch(client, "/").await.unwrap()).to_owned()).or_default() += 1;
+    }
+    spread
+}
+
+#[tokio::test]
+async fn requests_of_one_key_go_to_one_endpoint() {
+    let servers = servers(&["a", "b", "c", "d"]).await;
+    let by_user = HashSource::Header { name: HeaderName::from_static("x-user"), rewrite: None };
+    for balancer in [ring(), Balancer::Maglev { table_size: 65_537 }] {
+        let (client, _) = client_of(with(balancer, hashing(by_user.clone()), &servers));
+        let mut owners = HashMap::new();
+        for round in 0..3 {
+            for user in 0..20 {
+                let mut request = get("/");
+                request.headers_mut().insert("x-user", user.into());
+                let owner = server_of(&read(client.send(request).await.unwrap()).await.unwrap()).to_owned();
+                let before = owners.entry(user).or_insert_with(|| owner.clone());
+                assert_eq!(*before, owner, "user {user} in round {round}");
+            }
+        }
+        let used: std::collections::HashSet<_> = owners.values().collect();
+        assert!(used.len() > 1, "control: the users are spread");
+    }
+}
+
+#[tokio::test]
+async fn a_cookie_is_made_and_brings_the_client_back() {
+    let servers = servers(&["a", "b", "c", "d"]).await;
+    let cookie = HashSource::Cookie { name: "sid".into(), path: "/".into(), ttl: Some(std::time::Duration::ZERO) };
+    let (client, _) = client_of(with(ring(), hashing(cookie), &servers));
+    let mut used = std::collections::HashSet::new();
+    for _ in 0..20 {
+        let response = fetch(&client, "/").await.unwrap();
+        let first = server_of(&response).to_owned();
+        let line = response.headers()[SET_COOKIE].to_str().unwrap();
+        let pair = line.split(';').next().unwrap().to_owned();
+        for _ in 0..3 {
+            let mut request = get("/");
+            request.headers_mut().insert(COOKIE, pair.parse().unwrap());
+            let response = client.send(request).await.unwrap();
+            assert_eq!(server_of(&response), first);
+            assert!(!response.headers().contains_key(SET_COOKIE), "it has one");
+        }
+        used.insert(first);
+    }
+    assert!(used.len() > 1, "control: clients without a cookie are spread");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_fails_at_once_gets_next_to_nothing() {
+    let servers = servers(&["bad", "b", "c", "d"]).await;
+    servers[0].behave(Behaviour::Status(503));
+    for (balancer, most, least) in
+        [(Balancer::least_request(), 2, 0), (Balancer::PeakEwma, 2, 0), (Balancer::RoundRobin, 50, 50)]
+    {
+        let (client, _) = client_of(with(balancer.clone(), forward_with(None), &servers));
+        let failed = spread(&client, 200).await.get("bad").copied().unwrap_or(0);
+        assert!((least..=most).contains(&failed), "{balancer:?}: {failed} of 200 failed");
+    }
+}
+
+#[tokio::test]
+async fn pick_first_stays_with_the_first_and_others_share() {
+    let servers = servers(&["a", "b"]).await;
+    let (client, _) = client_of(with(Balancer::PickFirst { shuffle: false }, forward_with(None), &servers));
+    assert_eq!(spread(&client, 20).await, HashMap::from([("a".to_owned(), 20)]));
+    let (client, _) = client_of(with(Balancer::RoundRobin, forward_with(None), &servers));
+    assert_eq!(spread(&client, 20).await, HashMap::from([("a".to_owned(), 10), ("b".to_owned(), 10)]), "control");
+}
+
+#[tokio::test]
+async fn a_retry_can_leave_its_priority() {
+    let servers = servers(&["near", "far"]).await;
+    servers[0].behave(Behaviour::Status(503));
+    let retry = |next_locality| RetryPolicy {
+        next_locality,
+        avoid_previous_hosts: true,
+        ..retrying(1, RetryOn { gateway_error: true, ..RetryOn::default() })
+    };
+    for (next_locality, want) in [(true, "far"), (false, "near")] {
+        let mut snapshot = with(Balancer::RoundRobin, forward_with(Some(retry(next_locality))), &servers);
+        let group = |priority: u32| LocalityEndpoints {
+            locality: Default::default(),
+            priority,
+            weight: NonZeroU32::MIN,
+            endpoints: vec![servers[priority as usize].endpoint()],
+        };
+        if let Some(ClusterState::Ready { endpoints, .. }) = snapshot.clusters.get_mut(&"test".into()) {
+            *endpoints = Arc::new(Endpoints { localities: vec![group(0), group(1)], ..Endpoints::clone(endpoints) });
+        }
+        let (client, _) = client_of(snapshot);
+        assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), want, "next locality: {next_locality}");
+    }
+}
+
+#[derive(Debug)]
+struct Last(usize);
+
+impl Picker for Last {
+    fn pick(&self, _pick: &Pick<'_>, _draw: &mut Draw<'_>) -> Option<usize> {
+        self.0.checked_sub(1)
+    }
+}
+
+#[tokio::test]
+async fn an_application_can_bring_its_own_picker() {
+    let servers = servers(&["a", "b", "c"]).await;
+    let source = FixedSource::of(TARGET, with(Balancer::RoundRobin, forward_with(None), &servers));
+    let client = Client::builder(source)
+        .picker(|cluster, candidates, _draw| {
+            (cluster.name.as_str() == "test").then(|| Box::new(Last(candidates.len())) as Box<dyn Picker>)
+        })
+        .build();
+    assert_eq!(spread(&client, 9).await, HashMap::from([("c".to_owned(), 9)]));
+    let request = Request::get(format!("http://{TARGET}/")).body(()).unwrap();
+    let explained = client.explain(&request);
+    let connections: Vec<_> = explained.clusters[0].cluster.endpoints.iter().map(|e| e.open_connections).collect();
+    assert_eq!(connections, [0, 0, 1], "an endpoint without a request has no connection");
+}
+
+/// The snapshot with session affinity by cookie.
+fn with_sessions(mut snapshot: Snapshot, strict: bool) -> Snapshot {
+    let source = SessionSource::Cookie { name: "sid".into(), path: "/app".into(), ttl: std::time::Duration::ZERO };
+    let kind = HttpFilterKind::Session(Some(StatefulSession { source, strict }));
+    Arc::make_mut(&mut snapshot.listener).filters = vec![HttpFilter { name: "session".into(), kind }];
+    snapshot
+}
+
+fn change_endpoints(snapshot: &mut Snapshot, change: impl FnOnce(&mut Vec<Endpoint>)) {
+    if let Some(ClusterState::Ready { endpoints, .. }) = snapshot.clusters.get_mut(&"test".into()) {
+        change(&mut Arc::make_mut(endpoints).localities[0].endpoints);
+    }
+}
+
+fn cookie_of<B>(response: &Response<B>) -> Option<String> {
+    let line = response.headers().get(SET_COOKIE)?.to_str().unwrap();
+    Some(line.split(';').next().unwrap().to_owned())
+}
+
+fn pinned(cookie: &str, path: &str) -> Request<http_body_util::Empty<bytes::Bytes>> {
+    let mut request = get(path);
+    request.headers_mut().insert(COOKIE, cookie.parse().unwrap());
+    request
+}
+
+#[tokio::test]
+async fn a_session_stays_at_its_endpoint_even_while_that_drains() {
+    let servers = servers(&["a", "b", "c"]).await;
+    let mut snapshot = with_sessions(with(Balancer::RoundRobin, forward_with(None), &servers), false);
+    let policy = Cluster {
+        override_host: vec![Health::Healthy, Health::Draining],
+        balancer: Balancer::RoundRobin,
+        ..cluster("test")
+    };
+    if let Some(ClusterState::Ready { cluster, .. }) = snapshot.clusters.get_mut(&"test".into()) {
+        *cluster = Arc::new(policy);
+    }
+    let (client, source) = client_of(snapshot.clone());
+    let first = fetch(&client, "/app").await.unwrap();
+    let (owner, cookie) = (server_of(&first).to_owned(), cookie_of(&first).unwrap());
+    for _ in 0..6 {
+        let response = client.send(pinned(&cookie, "/app/x")).await.unwrap();
+        assert_eq!((server_of(&response), cookie_of(&response)), (&*owner, None));
+    }
+    let elsewhere = spread_of(&client, &cookie, "/other").await;
+    assert_eq!(elsewhere, 3, "control: outside of the cookie's path all take turns");
+
+    let place = servers.iter().position(|server| server.endpoint().address.to_string() == address_in(&cookie)).unwrap();
+    change_endpoints(&mut snapshot, |all| all[place].health = Health::Draining);
+    source.set_snapshot(TARGET, snapshot.clone());
+    settled(&client, |dump| dump.contains("draining")).await;
+    assert_eq!(server_of(&client.send(pinned(&cookie, "/app")).await.unwrap()), owner);
+    assert_eq!(spread_of(&client, "sid=none", "/app").await, 2, "nobody new goes there");
+
+    change_endpoints(&mut snapshot, |all| drop(all.remove(place)));
+    source.set_snapshot(TARGET, snapshot.clone());
+    settled(&client, |dump| !dump.contains("draining")).await;
+    let moved = client.send(pinned(&cookie, "/app")).await.unwrap();
+    assert!(server_of(&moved) != owner && cookie_of(&moved).is_some_and(|new| new != cookie), "a new home");
+
+    let (strict, _) = client_of(with_sessions(snapshot, true));
+    let error = strict.send(pinned(&cookie, "/app")).await.unwrap_err();
+    assert_eq!(error.http_status(), 503, "a strict session fails rather than move");
+}
+
+fn address_in(cookie: &str) -> String {
+    use base64::Engine as _;
+    let value = cookie.strip_prefix("sid=").unwrap();
+    String::from_utf8(base64::engine::general_purpose::STANDARD.decode(value).unwrap()).unwrap()
+}
+
+/// How many servers answer twelve requests with this cookie.
+async fn spread_of(client: &Client, cookie: &str, path: &str) -> usize {
+    let mut seen = std::collections::HashSet::new();
+    for _ in 0..12 {
+        let response = read(client.send(pinned(cookie, path)).await.unwrap()).await.unwrap();
+        seen.insert(server_of(&response).to_owned());
+    }
+    seen.len()
+}
+
+/// Waits until what the client holds is as wanted.
+async fn settled(client: &Client, wanted: impl Fn(&str) -> bool) {
+    while !wanted(&serde_json::to_string(&client.dump()).unwrap()) {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_session_stays_in_its_share_of_a_split() {
+    let servers = servers(&["v1", "v2"]).await;
+    let shares = ["v1", "v2"].map(|name| WeightedCluster::new(name.into(), 50));
+    let split = ClusterChoice::Weighted(WeightedClusters::new(shares.to_vec()).unwrap());
+    let routes = policy::routes([policy::forward(RouteMatch::any(), Forward { to: split, ..forward_with(None) })]);
+    let clusters = [("v1", &servers[0]), ("v2", &servers[1])];
+    let (client, _) = client_of(with_sessions(super::snapshot_of_clusters(routes, &clusters), false));
+    let first = fetch(&client, "/app").await.unwrap();
+    let cookie = cookie_of(&first).unwrap();
+    assert!(address_in(&cookie).ends_with(&format!(";cluster:{}", server_of(&first))), "{}", address_in(&cookie));
+    for _ in 0..20 {
+        assert_eq!(server_of(&client.send(pinned(&cookie, "/app")).await.unwrap()), server_of(&first));
+    }
+    assert_eq!(spread_of(&client, "sid=none", "/app").await, 2, "control");
+}

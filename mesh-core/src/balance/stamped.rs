@@ -1,0 +1,79 @@
+//! A number and the time it was set, in one atomic word: what a picker reads without a lock.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// A number with the millisecond it was set; nothing until the first time.
+#[derive(Debug, Default)]
+pub(super) struct Stamped(AtomicU64);
+
+/// Milliseconds of the caller's clock. They go round after 49 days, which differences survive.
+pub(super) fn millis(now: Duration) -> u32 {
+    (now.as_secs() as u32).wrapping_mul(1000).wrapping_add(now.subsec_millis())
+}
+
+/// Milliseconds from `then` to `now`; 0 if another thread's clock was ahead.
+pub(super) fn since(now: u32, then: u32) -> u32 {
+    let passed = now.wrapping_sub(then);
+    if passed > u32::MAX / 2 { 0 } else { passed }
+}
+
+impl Stamped {
+    /// The number and its age in milliseconds.
+    pub(super) fn read(&self, now: u32) -> Option<(f32, u32)> {
+        unpack(self.0.load(Ordering::Relaxed), now)
+    }
+
+    pub(super) fn set(&self, value: f32, now: u32) {
+        self.0.store(pack(value, now), Ordering::Relaxed);
+    }
+
+    pub(super) fn clear(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// Replaces the number by what `next` makes of it and its age; concurrent updates are all seen.
+    pub(super) fn update(&self, now: u32, next: impl Fn(Option<(f32, u32)>) -> f32) {
+        let mut old = self.0.load(Ordering::Relaxed);
+        while let Err(other) =
+            self.0.compare_exchange_weak(old, pack(next(unpack(old, now)), now), Ordering::Relaxed, Ordering::Relaxed)
+        {
+            old = other;
+        }
+    }
+}
+
+fn pack(value: f32, now: u32) -> u64 {
+    // The bit keeps a number of 0 at time 0 apart from nothing; the last bit of the fraction is spare.
+    u64::from(value.to_bits() | 1) << 32 | u64::from(now)
+}
+
+fn unpack(word: u64, now: u32) -> Option<(f32, u32)> {
+    (word != 0).then(|| (f32::from_bits((word >> 32) as u32), since(now, word as u32)))
+}
+
+/// What is left of 1 after `age` milliseconds of exponential decay.
+pub(super) fn decay(age: u32, over: Duration) -> f32 {
+    if age == 0 { 1.0 } else { (-(age as f32) / (over.as_secs_f32() * 1000.0)).exp() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_keeps_its_age_over_a_wrap_of_the_clock() {
+        let number = Stamped::default();
+        assert_eq!(number.read(5), None);
+        let before = Duration::from_secs(4_294_967).saturating_add(Duration::from_millis(290));
+        let after = before + Duration::from_millis(1000);
+        number.set(0.5, millis(before));
+        let (value, age) = number.read(millis(after)).unwrap();
+        assert!((value - 0.5).abs() < 1e-6 && age == 1000, "{value} {age}");
+        assert_eq!(number.read(millis(before).wrapping_sub(3)).unwrap().1, 0, "a clock behind is no age");
+        number.set(0.0, 0);
+        assert!(number.read(0).is_some(), "zero at time zero is something");
+        number.update(9, |old| old.map_or(7.0, |(value, age)| value + age as f32));
+        assert!((number.read(9).unwrap().0 - 9.0).abs() < 1e-5);
+    }
+}

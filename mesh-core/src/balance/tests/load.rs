@@ -1,0 +1,111 @@
+//! Pickers that go by load.
+
+use super::*;
+
+fn shares(picker: &dyn Picker, len: usize, now: Duration) -> Vec<usize> {
+    counts(picker, len, 30_000, &Pick { now, ..Pick::default() }).into_iter().map(|n| (n + 150) / 300).collect()
+}
+
+#[test]
+fn a_request_in_flight_is_counted_until_its_guard_is_dropped() {
+    let load = Arc::<Load>::default();
+    let (one, two) = (load.start(), load.start());
+    assert_eq!(load.in_flight(), 2);
+    drop((one, two));
+    assert_eq!(load.in_flight(), 0);
+}
+
+#[test]
+fn least_request_prefers_the_less_loaded() {
+    let set = candidates(&[1, 1]);
+    let picker = LeastRequest::new(set.clone(), 2, 1.0);
+    let busy: Vec<_> = (0..5).map(|_| set[0].load_or_new().start()).collect();
+    assert_eq!(shares(&picker, 2, SECOND), [0, 100]);
+    let blind = LeastRequest::new(set.clone(), 2, 0.0);
+    assert!(shares(&blind, 2, SECOND)[0].abs_diff(50) <= 1, "a bias of 0 sees no requests");
+    drop(busy);
+    assert!(shares(&picker, 2, SECOND)[0] >= 49, "control: without load both are alike");
+}
+
+#[test]
+fn two_choices_among_many_avoid_the_busiest_and_more_choices_look_further() {
+    let set = candidates(&[1, 1, 1, 1]);
+    let start = |index: usize| set[index].load_or_new().start();
+    let _busy = [start(0), start(0), start(1)];
+    for (choices, want) in [(2, [0, 17, 42, 42]), (4, [0, 0, 50, 50]), (10, [0, 0, 50, 50])] {
+        let picker = LeastRequest::new(set.clone(), choices, 1.0);
+        for (got, want) in shares(&picker, 4, SECOND).into_iter().zip(want) {
+            assert!(got.abs_diff(want) <= 1, "{choices} choices: {got} % instead of {want} %");
+        }
+    }
+}
+
+#[test]
+fn least_request_measures_load_against_weight() {
+    let set = candidates(&[1, 4]);
+    let picker = LeastRequest::new(set.clone(), 2, 1.0);
+    let _light = set[0].load_or_new().start();
+    let _heavy: Vec<_> = (0..3).map(|_| set[1].load_or_new().start()).collect();
+    // 1 for weight 1 is more than 3 for weight 4.
+    assert_eq!(shares(&picker, 2, SECOND), [0, 100]);
+    let _more: Vec<_> = (0..2).map(|_| set[1].load_or_new().start()).collect();
+    assert_eq!(shares(&picker, 2, SECOND), [100, 0], "5 for weight 4 is more than 1 for 1");
+}
+
+#[test]
+fn peak_ewma_rises_at_once_and_sinks_by_and_by() {
+    let load = Load::default();
+    let ms = |n: u64| Duration::from_millis(n);
+    let close = |now: Duration, want: f32| {
+        let got = load.latency(now) / 1000.0;
+        assert!((got - want).abs() < 0.02 * want, "{got} ms instead of {want} ms at {now:?}");
+    };
+    close(SECOND, 30.0);
+    load.succeeded(ms(10), SECOND);
+    close(SECOND, 10.0);
+    load.succeeded(ms(100), SECOND + ms(5));
+    close(SECOND + ms(5), 100.0);
+    // One fast answer after 10 s counts for 1 - 1/e.
+    load.succeeded(ms(10), 11 * SECOND + ms(5));
+    close(11 * SECOND + ms(5), 10.0 + 90.0 / std::f32::consts::E);
+    // Unused it fades, so that a slow endpoint is asked again.
+    close(21 * SECOND + ms(5), (10.0 + 90.0 / std::f32::consts::E) / std::f32::consts::E);
+    // Given up by the caller after longer than expected.
+    load.abandoned(ms(500), 21 * SECOND + ms(5));
+    close(21 * SECOND + ms(5), 500.0);
+    load.abandoned(ms(1), 21 * SECOND + ms(5));
+    close(21 * SECOND + ms(5), 500.0);
+}
+
+#[test]
+fn peak_ewma_weighs_latency_by_requests_in_flight() {
+    let set = candidates(&[1, 1]);
+    let picker = PeakEwma::new(set.clone());
+    set[0].load_or_new().succeeded(Duration::from_millis(10), SECOND);
+    set[1].load_or_new().succeeded(Duration::from_millis(25), SECOND);
+    assert_eq!(shares(&picker, 2, SECOND), [100, 0]);
+    let _first = set[0].load_or_new().start();
+    assert_eq!(shares(&picker, 2, SECOND), [100, 0], "20 is less than 25");
+    let _second = set[0].load_or_new().start();
+    assert_eq!(shares(&picker, 2, SECOND), [0, 100], "30 is more");
+}
+
+#[test]
+fn an_unreachable_endpoint_is_avoided_for_longer_each_time_and_forgiven_at_once() {
+    let load = Load::default();
+    let ms = |n: u64| Duration::from_millis(n);
+    let mut now = SECOND;
+    assert!(!load.is_unreachable(now));
+    for wait in [500, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000] {
+        load.unreachable(now);
+        load.unreachable(now);
+        assert!(load.is_unreachable(now + ms(wait - 1)), "{wait} ms are not over");
+        assert!(!load.is_unreachable(now + ms(wait)), "{wait} ms are over");
+        now += ms(wait);
+    }
+    load.unreachable(now);
+    load.reached();
+    assert!(!load.is_unreachable(now));
+    load.unreachable(now);
+    assert!(!load.is_unreachable(now + ms(500)), "a success begins anew");
+}

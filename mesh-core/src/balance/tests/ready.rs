@@ -1,0 +1,272 @@
+//! Priorities, health, localities, panic, slow start and spill-over around a picker.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::policy::{Cluster, LoadSpill, LocalityBalancing, PerMillion, SlowStart};
+use Health::{Degraded, Draining, Healthy, Unhealthy, Unknown};
+
+fn cluster(change: impl FnOnce(&mut Cluster)) -> Arc<Cluster> {
+    let mut cluster = Cluster { balancer: Balancer::Random, ..Cluster::new("c".into()) };
+    change(&mut cluster);
+    Arc::new(cluster)
+}
+
+/// Keeps the port for each endpoint; `loads` are those there are already.
+fn build(localities: Vec<LocalityEndpoints>, cluster: Arc<Cluster>, loads: &[(u16, Arc<Load>)]) -> ReadySet<u16> {
+    ReadySet::build(endpoints(localities), cluster, None, SECOND, &mut seeded(1), |endpoint| match &endpoint.address {
+        Address::Socket(address) => {
+            let load = loads.iter().find(|(port, _)| *port == address.port());
+            (address.port(), load.map(|(_, load)| load.clone()))
+        }
+        other => panic!("{other}"),
+    })
+}
+
+fn ready(localities: Vec<LocalityEndpoints>) -> ReadySet<u16> {
+    build(localities, cluster(|_| {}), &[])
+}
+
+fn hits(set: &ReadySet<u16>, ports: &[u16], pick: &Pick<'_>) -> Vec<usize> {
+    let mut draw = seeded(9);
+    let mut hits = vec![0; ports.len()];
+    for _ in 0..30_000 {
+        let port = *set.pick(pick, &mut draw).unwrap().1;
+        hits[ports.iter().position(|other| *other == port).unwrap_or_else(|| panic!("{port} was picked"))] += 1;
+    }
+    hits
+}
+
+#[test]
+fn only_what_is_usable_is_picked_while_there_is_enough_of_it() {
+    let groups = || {
+        vec![
+            group(1, 1, &[(20, 1, Healthy)]),
+            group(0, 1, &[(10, 1, Healthy), (11, 1, Unknown), (12, 1, Healthy), (13, 1, Draining)]),
+        ]
+    };
+    let set = ready(groups());
+    assert_eq!((set.priority(), set.known(), set.len()), (0, 5, 4));
+    assert_fits(&hits(&set, &[10, 11, 12], &Pick::default()), &[1.0; 3], "priority 0");
+    let usable: Vec<bool> = (0..5).map(|index| set.is_usable(index)).collect();
+    assert_eq!((set.endpoints(), &usable[..]), (&[10, 11, 12, 13, 20][..], &[true, true, true, false, true][..]));
+}
+
+#[test]
+fn a_priority_that_loses_endpoints_spills_over_and_comes_back() {
+    let with = |unhealthy: u16| {
+        let state = |n: u16| if n < unhealthy { Unhealthy } else { Healthy };
+        let first: Vec<_> = (0..10).map(|n| (n, 1, state(n))).collect();
+        let set = ready(vec![group(0, 1, &first), group(1, 1, &[(20, 1, Healthy)])]);
+        let mut draw = seeded(9);
+        (0..10_000).filter(|_| *set.pick(&Pick::default(), &mut draw).unwrap().1 == 20).count()
+    };
+    for (unhealthy, want) in [(0, 0), (2, 0), (3, 200), (5, 3000), (8, 7200), (10, 10_000), (4, 1600), (1, 0)] {
+        let got = with(unhealthy);
+        assert!(got.abs_diff(want) <= 200, "{unhealthy} of 10 unhealthy: {got} of 10,000 go on, not {want}");
+    }
+}
+
+#[test]
+fn nothing_usable_is_nothing_to_pick_unless_in_panic() {
+    let groups = || vec![group(0, 1, &[(10, 1, Unhealthy), (11, 1, Unhealthy), (12, 1, Draining)])];
+    let set = ready(groups());
+    assert_eq!((set.is_empty(), set.known(), set.priority()), (true, 3, 0));
+    assert_eq!(set.pick(&Pick::default(), &mut seeded(1)), None);
+    let panics = |share| cluster(|c| c.locality.panic_threshold = Some(PerMillion::new(share)));
+    let set = build(groups(), panics(500_000), &[]);
+    assert_fits(&hits(&set, &[10, 11], &Pick::default()), &[1.0; 2], "all but what is about to go");
+    assert!(build(groups(), panics(0), &[]).is_empty(), "0 switches it off");
+    assert!(build(vec![group(0, 1, &[(12, 1, Draining)])], panics(500_000), &[]).is_empty());
+}
+
+#[test]
+fn an_endpoint_that_health_does_not_admit_is_not_picked() {
+    let ejected = Arc::<Load>::default();
+    ejected.set_admitted(false);
+    let groups = || vec![group(0, 1, &[(10, 1, Healthy), (11, 1, Healthy), (12, 1, Degraded)])];
+    let set = build(groups(), cluster(|_| {}), &[(10, ejected.clone())]);
+    let mut got = hits(&set, &[10, 11, 12], &Pick::default());
+    assert_eq!(got[0], 0);
+    assert!(got[2] > 10_000, "a third healthy is half of what is needed: {got:?}");
+    assert_eq!(set.pinned(&address(10), &[Healthy]), None);
+    ejected.set_admitted(true);
+    got = hits(&build(groups(), cluster(|_| {}), &[(10, ejected)]), &[10, 11, 12], &Pick::default());
+    assert!(got[0] > 13_000, "{got:?}");
+}
+
+#[test]
+fn a_pinned_session_reaches_what_its_cluster_allows() {
+    let set = ready(vec![group(0, 1, &[(10, 1, Healthy), (11, 1, Draining), (12, 1, Unhealthy)])]);
+    let at = |port, allowed: &[Health]| set.pinned(&address(port), allowed).map(|(_, port)| *port);
+    assert_eq!(at(10, &[Healthy, Unknown]), Some(10));
+    assert_eq!(at(11, &[Healthy, Unknown]), None);
+    assert_eq!(at(11, &[Healthy, Draining]), Some(11));
+    assert_eq!(at(12, &[Healthy, Draining]), None);
+    assert_eq!(at(13, &[Healthy]), None);
+}
+
+#[test]
+fn locality_weights_count_only_when_asked_for() {
+    let groups = || {
+        vec![group(0, 3, &[(10, 1, Healthy)]), group(0, 1, &[(20, 3, Healthy), (21, 1, Healthy), (22, 9, Unhealthy)])]
+    };
+    let weights = |weighted| {
+        let set = build(groups(), cluster(|c| c.locality = LocalityBalancing { weighted, ..c.locality.clone() }), &[]);
+        set.candidates().iter().take(3).map(|c| c.weight.get()).collect::<Vec<_>>()
+    };
+    assert_eq!(weights(false), [1, 3, 1]);
+    // Two of three are healthy: 93 % of the weight of 1 is left.
+    assert_eq!(weights(true), [1_000_000, 233_333, 77_778]);
+    let weighted = cluster(|c| c.locality.weighted = true);
+    let picks = hits(&build(groups(), weighted, &[]), &[10, 20, 21], &Pick::default());
+    assert_fits(&picks, &[3.0, 0.7, 0.7 / 3.0], "locality weights");
+}
+
+#[test]
+fn a_retry_can_go_to_another_priority() {
+    let set = ready(vec![group(0, 1, &[(10, 1, Healthy), (11, 1, Healthy)]), group(1, 1, &[(20, 1, Healthy)])]);
+    let other = |tried| Pick { tried, other_priority: true, ..Pick::default() };
+    assert_eq!(hits(&set, &[10, 20], &other(&[1]))[1], 30_000);
+    assert_eq!(hits(&set, &[10, 11, 20], &other(&[1, 2]))[2], 0, "both have been tried: as usual");
+    assert_eq!(hits(&set, &[10], &Pick { tried: &[1], ..Pick::default() }), [30_000], "control");
+}
+
+#[test]
+fn unreachable_endpoints_come_after_others() {
+    let dead = Arc::<Load>::default();
+    dead.unreachable(SECOND);
+    for balancer in each_balancer() {
+        let groups = vec![group(0, 1, &[(10, 1, Healthy), (11, 1, Healthy), (12, 1, Healthy)])];
+        let set = build(groups, cluster(|c| c.balancer = balancer.clone()), &[(11, dead.clone())]);
+        let at = |now| Pick { now, ..Pick::default() };
+        let mut draw = seeded(3);
+        assert!((0..500).all(|_| *set.pick(&at(SECOND), &mut draw).unwrap().1 != 11), "{balancer:?}");
+        let only = Pick { tried: &[0, 2], ..at(SECOND) };
+        assert_eq!(set.pick(&only, &mut draw).map(|(_, port)| *port), Some(11), "{balancer:?}: nothing else is left");
+    }
+}
+
+fn warming(balancer: &Balancer, began: &[(u16, u64)]) -> ReadySet<u16> {
+    let slow_start =
+        SlowStart { window: Duration::from_secs(100), aggression: 1_000_000, min_share: PerMillion::new(100_000) };
+    let cluster = cluster(|c| (c.balancer, c.slow_start) = (balancer.clone(), Some(slow_start)));
+    let loads: Vec<_> = began
+        .iter()
+        .map(|(port, at)| {
+            let load = Arc::<Load>::default();
+            load.ramp_from(Duration::from_secs(*at));
+            (*port, load)
+        })
+        .collect();
+    build(vec![group(0, 1, &(10..20).map(|port| (port, 1, Healthy)).collect::<Vec<_>>())], cluster, &loads)
+}
+
+#[test]
+fn a_new_endpoint_ramps_up_and_a_second_one_does_not_disturb_it() {
+    let ports: Vec<u16> = (10..20).collect();
+    for balancer in [Balancer::RoundRobin, Balancer::Random, Balancer::least_request()] {
+        // The first began at 0 s, the second at 50 s.
+        let set = warming(&balancer, &[(10, 0), (11, 50)]);
+        for (now, first, second) in [(60, 0.6, 0.1), (80, 0.8, 0.3), (110, 1.0, 0.6), (200, 1.0, 1.0)] {
+            let got = hits(&set, &ports, &Pick { now: Duration::from_secs(now), ..Pick::default() });
+            let full = got[2..].iter().sum::<usize>() as f64 / 8.0;
+            for (got, want) in [(got[0], first), (got[1], second)] {
+                let share = got as f64 / full;
+                assert!((share - want).abs() <= 0.1 * want, "{balancer:?} at {now} s: {share:.2} instead of {want}");
+            }
+        }
+        let control = hits(&warming(&balancer, &[]), &ports, &Pick { now: Duration::from_secs(1), ..Pick::default() });
+        assert!(control[0] > 2700, "control: without a ramp it gets its share at once");
+    }
+}
+
+#[test]
+fn when_all_are_new_they_share_as_ever_and_hashing_knows_no_ramp() {
+    let all: Vec<(u16, u64)> = (10..20).map(|port| (port, 1)).collect();
+    let ports: Vec<u16> = (10..20).collect();
+    let set = warming(&Balancer::Random, &all);
+    let got = hits(&set, &ports, &Pick { now: 2 * SECOND, ..Pick::default() });
+    assert_fits(&got, &[1.0; 10], "all new");
+    let ring = Balancer::RingHash { min_size: 1024, max_size: 1024 };
+    let (old, new) = (warming(&ring, &[]), warming(&ring, &[(10, 1)]));
+    for key in 0..1000_u64 {
+        let pick = Pick { now: 2 * SECOND, hash: Some(key.wrapping_mul(0x9e37_79b9_7f4a_7c15)), ..Pick::default() };
+        assert_eq!(old.pick(&pick, &mut seeded(1)), new.pick(&pick, &mut seeded(1)));
+    }
+}
+
+#[test]
+fn a_busy_zone_spills_over_and_an_idle_one_serves_alone() {
+    let with = |spill| {
+        let groups = vec![group(0, 1, &[(10, 1, Healthy), (11, 1, Healthy)]), group(1, 1, &[(20, 1, Healthy)])];
+        build(groups, cluster(|c| c.locality.spill = spill), &[])
+    };
+    let (spilling, control) = (with(Some(LoadSpill { low: 2, high: 10 })), with(None));
+    let none = |set: &ReadySet<u16>| hits(set, &[10, 11, 20], &Pick::default())[2];
+    assert_eq!(none(&spilling), 0);
+    let busy = |set: &ReadySet<u16>| -> Vec<InFlight> {
+        let loads = set.candidates().iter().take(2).map(|c| c.load_or_new().clone());
+        loads.flat_map(|load| std::iter::repeat_with(move || load.start()).take(12)).collect()
+    };
+    let (requests, _others) = (busy(&spilling), busy(&control));
+    assert!(none(&spilling) > 29_000, "all of it in the end");
+    assert_eq!(none(&control), 0, "control");
+    drop(requests);
+    let back = none(&spilling);
+    assert!((1..1000).contains(&back), "it comes back by and by: {back}");
+    assert_eq!(none(&spilling), 0);
+}
+
+#[derive(Debug)]
+struct Last(usize);
+
+impl Picker for Last {
+    fn pick(&self, _pick: &Pick<'_>, _draw: &mut Draw<'_>) -> Option<usize> {
+        self.0.checked_sub(1)
+    }
+}
+
+#[test]
+fn a_picker_of_the_callers_own_takes_the_place_of_policys() {
+    let make: Arc<MakePicker> = Arc::new(|cluster, candidates, _| {
+        (cluster.name.as_str() == "c").then(|| Box::new(Last(candidates.len())) as Box<dyn Picker>)
+    });
+    let groups = vec![group(0, 1, &[(10, 1, Healthy), (11, 1, Healthy), (12, 1, Unhealthy)])];
+    let set = ReadySet::build(endpoints(groups), cluster(|_| {}), Some(make), SECOND, &mut seeded(1), |_| ((), None));
+    assert!((0..100).all(|_| set.pick(&Pick::default(), &mut seeded(1)).unwrap().0 == 1));
+}
+
+fn health() -> impl Strategy<Value = Health> {
+    proptest::sample::select(vec![Healthy, Unknown, Degraded, Unhealthy, Draining])
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_endpoints_a_pick_is_usable_and_never_draining(
+        groups in proptest::collection::vec(
+            (0_u32..3, 1_u32..5, proptest::collection::vec((1_u16..30, 1_u32..9, health()), 0..6)), 0..5),
+        weighted: bool,
+        panic in 0_u32..=1_000_000,
+        tried in proptest::collection::vec(0_usize..20, 0..4),
+        seed: u64,
+    ) {
+        let groups: Vec<_> = groups.iter().map(|(p, w, list)| group(*p, *w, list)).collect();
+        let cluster = cluster(|c| {
+            c.locality.weighted = weighted;
+            c.locality.panic_threshold = Some(PerMillion::new(panic));
+        });
+        let set = build(groups, cluster, &[]);
+        let mut draw = seeded(seed);
+        for other_priority in [false, true] {
+            let pick = Pick { tried: &tried, other_priority, ..Pick::default() };
+            match set.pick(&pick, &mut draw) {
+                None => prop_assert!(set.is_empty()),
+                Some((index, _)) => {
+                    prop_assert!(set.is_usable(index));
+                    prop_assert_ne!(set.candidates().policy(index).1.health, Draining);
+                }
+            }
+        }
+    }
+}

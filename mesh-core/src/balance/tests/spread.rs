@@ -1,0 +1,159 @@
+//! Each picker's spread against its definition.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const PICKS: usize = 20_000;
+
+/// Those that share an idle cluster by weight.
+fn by_weight() -> Vec<Balancer> {
+    let all = each_balancer().into_iter();
+    all.filter(|b| !matches!(b, Balancer::RingHash { .. } | Balancer::PickFirst { .. })).collect()
+}
+
+#[test]
+fn an_idle_cluster_is_shared_by_weight() {
+    for balancer in by_weight() {
+        for weights in [&[1, 1, 1, 1][..], &[10, 20, 30, 40], &[7, 1, 1, 1], &[1, 1000], &[3; 17]] {
+            let picker = picker_for(&balancer, candidates(weights), &mut seeded(1));
+            let shares: Vec<f64> = weights.iter().map(|w| f64::from(*w)).collect();
+            let counts = counts(&*picker, weights.len(), PICKS, &Pick::default());
+            assert_fits(&counts, &shares, &format!("{balancer:?} {weights:?}"));
+        }
+    }
+}
+
+#[test]
+fn weights_are_honoured_within_one_per_cent() {
+    let weights = [10, 20, 70];
+    for balancer in by_weight() {
+        let picker = picker_for(&balancer, candidates(&weights), &mut seeded(1));
+        let picks = 400_000;
+        for (count, weight) in counts(&*picker, weights.len(), picks, &Pick::default()).into_iter().zip(weights) {
+            let want = picks as f64 * f64::from(weight) / 100.0;
+            let off = (count as f64 - want).abs() / want;
+            assert!(off < 0.01, "{balancer:?}: {count} picks for weight {weight}, {:.2} % off", off * 100.0);
+        }
+    }
+}
+
+#[test]
+fn the_draw_is_by_weight_among_many_and_in_one_step() {
+    let weights: Vec<u32> = (1..=1000).collect();
+    let set = candidates(&weights);
+    let picker = Random::new(set);
+    let mut draws = 0;
+    let mut rng = seeded(5);
+    let mut counts = vec![0; 1000];
+    for _ in 0..200_000 {
+        let picked = picker.pick(&Pick::default(), &mut |below| {
+            draws += 1;
+            rng(below)
+        });
+        counts[picked.unwrap()] += 1;
+    }
+    assert_eq!(draws, 200_000);
+    let shares: Vec<f64> = weights.iter().map(|w| f64::from(*w)).collect();
+    assert_fits(&counts, &shares, "random among a thousand");
+}
+
+#[test]
+fn tried_endpoints_come_last() {
+    for balancer in each_balancer() {
+        let picker = picker_for(&balancer, candidates(&[10, 20, 30, 40]), &mut seeded(1));
+        let tried = |tried: &'static [usize]| Pick { tried, ..Pick::default() };
+        let got = counts(&*picker, 4, PICKS, &tried(&[3, 1, 1]));
+        match balancer {
+            // Their turns go to the next one round, clockwise, in the list.
+            Balancer::RingHash { .. } | Balancer::Maglev { .. } | Balancer::PickFirst { .. } => {
+                assert_eq!((got[1], got[3]), (0, 0), "{balancer:?}");
+            }
+            _ => assert_fits(&got, &[1.0, 0.0, 3.0, 0.0], &format!("{balancer:?}")),
+        }
+        assert_eq!(counts(&*picker, 4, 100, &tried(&[0, 1, 2])), [0, 0, 0, 100], "{balancer:?}");
+        assert!(picker.pick(&tried(&[3, 2, 1, 0]), &mut seeded(1)).is_some(), "{balancer:?}: all were tried");
+        assert!(picker.pick(&tried(&[17]), &mut seeded(1)).is_some(), "{balancer:?}: an index of another set");
+    }
+}
+
+#[test]
+fn nothing_to_pick_from_is_no_panic() {
+    for balancer in each_balancer() {
+        let picker = picker_for(&balancer, candidates(&[]), &mut seeded(1));
+        for hash in [None, Some(7)] {
+            assert_eq!(picker.pick(&Pick { hash, ..Pick::default() }, &mut seeded(1)), None, "{balancer:?}");
+            assert_eq!(picker.pick(&Pick { hash, tried: &[0], ..Pick::default() }, &mut seeded(1)), None);
+        }
+        picker.reported(0, SECOND);
+    }
+}
+
+#[test]
+fn round_robin_goes_round_from_a_random_start() {
+    let picker = RoundRobin::new(&candidates(&[1, 1, 1]), &mut |_| 2);
+    let picks: Vec<_> = (0..6).map(|_| picker.pick(&Pick::default(), &mut |_| 0).unwrap()).collect();
+    assert_eq!(picks, [2, 0, 1, 2, 0, 1]);
+}
+
+#[test]
+fn round_robin_spreads_a_heavy_endpoint_evenly() {
+    let picker = RoundRobin::new(&candidates(&[3, 1]), &mut |_| 0);
+    let picks: Vec<_> = (0..400).map(|_| picker.pick(&Pick::default(), &mut |_| 0).unwrap()).collect();
+    let longest = picks.chunk_by(|a, b| a == b).map(<[usize]>::len).max().unwrap();
+    assert!(longest <= 4, "{longest} picks in a row");
+    assert!(picks.iter().filter(|i| **i == 1).count().abs_diff(100) <= 1);
+}
+
+#[test]
+fn pick_first_stays_with_one_that_can_be_reached() {
+    let set = candidates(&[1, 1, 1]);
+    let picker = PickFirst::new(set.clone(), false, &mut seeded(1));
+    let at = |now| picker.pick(&Pick { now, ..Pick::default() }, &mut |_| 0).unwrap();
+    assert_eq!(at(SECOND), 0);
+    set[0].load_or_new().unreachable(SECOND);
+    assert_eq!(at(SECOND), 1);
+    // The first can be tried again by now, but the second works.
+    assert_eq!(at(60 * SECOND), 1);
+    assert_eq!(picker.pick(&Pick { now: 60 * SECOND, tried: &[1], ..Pick::default() }, &mut |_| 0), Some(0));
+    assert_eq!(at(60 * SECOND), 1, "a retry elsewhere moves nobody else");
+    set[1].load_or_new().unreachable(60 * SECOND);
+    assert_eq!(at(60 * SECOND), 0);
+}
+
+#[test]
+fn pick_first_shuffles_by_weight() {
+    let mut firsts = [0; 3];
+    let mut draw = seeded(2);
+    for _ in 0..30_000 {
+        let picker = PickFirst::new(candidates(&[1, 2, 3]), true, &mut draw);
+        firsts[picker.pick(&Pick::default(), &mut |_| 0).unwrap()] += 1;
+    }
+    assert_fits(&firsts, &[1.0, 2.0, 3.0], "first of the list");
+}
+
+proptest! {
+    #[test]
+    fn a_pick_is_always_one_of_the_untried(
+        weights in proptest::collection::vec(1_u32..=u32::MAX, 1..20),
+        tried in proptest::collection::vec(0_usize..25, 0..12),
+        hash: Option<u64>,
+        seed: u64,
+    ) {
+        let mut draw = seeded(seed);
+        for balancer in each_balancer() {
+            let balancer = match balancer {
+                // A large table takes long to fill and shows nothing more.
+                Balancer::Maglev { .. } => Balancer::Maglev { table_size: 251 },
+                other => other,
+            };
+            let picker = picker_for(&balancer, candidates(&weights), &mut draw);
+            for _ in 0..20 {
+                let picked = picker.pick(&Pick { hash, tried: &tried, ..Pick::default() }, &mut draw).unwrap();
+                let all_tried = (0..weights.len()).all(|i| tried.contains(&i));
+                prop_assert!(picked < weights.len());
+                prop_assert!(all_tried || !tried.contains(&picked), "{balancer:?} picked {picked}");
+            }
+        }
+    }
+}
