@@ -11,10 +11,12 @@ use mesh_core::drain;
 use mesh_core::id::{Locality, Workload};
 use mesh_core::source::{DestinationSource, InboundSource, Watched, WatchedIdentity};
 use mesh_core::telemetry::Metrics;
+use mesh_core::telemetry::load::LoadStore;
 use mesh_discovery::bootstrap::XdsServer;
 use mesh_discovery::connect::Connector;
+use mesh_discovery::lrs;
 use mesh_discovery::secret::{self, SecretConfig};
-use mesh_discovery::xds::{GrpcTransport, XdsClient, XdsConfig};
+use mesh_discovery::xds::{GrpcTransport, XdsClient, XdsConfig, status_service};
 use mesh_server::Readiness;
 use mesh_server::debug::{Content, DebugServer, prometheus};
 use rustls::crypto::CryptoProvider;
@@ -124,9 +126,12 @@ impl MeshBuilder {
         let authorities: Vec<_> = config.bootstrap.authorities.keys().cloned().collect();
         let transport = |server: &XdsServer| GrpcTransport::new(connector.to(server.clone()));
         let xds = Arc::new(XdsClient::spawn(XdsConfig::new(config.bootstrap), transport, runtime.handle()));
-        let control = Control { xds: xds.clone(), connector, certified };
+        let load = Arc::<LoadStore>::default();
+        let reporter = lrs::spawn(&xds, &load, |server| connector.to(server.clone()), runtime.handle());
+        let control = Control { xds: xds.clone(), connector, certified, _load: reporter };
 
-        let parts = Parts { runtime, crypto, metrics, identity, destinations: xds.clone(), inbound: xds };
+        let load = Some(load);
+        let parts = Parts { runtime, crypto, metrics, load, identity, destinations: xds.clone(), inbound: xds };
         let debug = config.debug_address;
         let mut inner =
             parts.join(config.workload, config.service_account, config.locality, Some(control), authorities);
@@ -141,6 +146,7 @@ pub(crate) fn disabled() -> Result<Mesh, StartError> {
         runtime: ControlRuntime::start().map_err(StartError::Runtime)?,
         crypto: default_crypto(),
         metrics: Arc::default(),
+        load: None,
         identity: Watched::fixed(None),
         destinations: Arc::new(Passthrough),
         inbound: Arc::new(Passthrough),
@@ -154,6 +160,7 @@ struct Parts {
     runtime: ControlRuntime,
     crypto: Arc<CryptoProvider>,
     metrics: Arc<Metrics>,
+    load: Option<Arc<LoadStore>>,
     identity: WatchedIdentity,
     destinations: Arc<dyn DestinationSource>,
     inbound: Arc<dyn InboundSource>,
@@ -197,13 +204,16 @@ impl Parts {
 
 impl Parts {
     fn client(&self, destinations: Arc<dyn DestinationSource>, workload: &Arc<Workload>) -> Client {
-        Client::builder(destinations)
+        let builder = Client::builder(destinations)
             .identity(self.identity.clone())
             .crypto(self.crypto.clone())
             .workload(workload.clone())
             .metrics(self.metrics.clone())
-            .runtime(self.runtime.handle().clone())
-            .build()
+            .runtime(self.runtime.handle().clone());
+        match &self.load {
+            Some(load) => builder.load(load.clone()).build(),
+            None => builder.build(),
+        }
     }
 }
 
@@ -222,7 +232,7 @@ async fn with_debug(mut inner: Inner, address: Option<SocketAddr>) -> Result<Mes
             }));
         if let Some(control) = &inner.control {
             let xds = control.xds.clone();
-            builder = builder.config_dump(json(move || xds.config_dump()));
+            builder = builder.grpc(status_service(xds.clone())).config_dump(json(move || xds.config_dump()));
         }
         // On the control thread: an application that blocks its runtime still answers probes.
         let server = inner.runtime.run(builder.bind(address)).await;

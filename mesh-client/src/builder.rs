@@ -9,6 +9,7 @@ use mesh_core::id::Workload;
 use mesh_core::policy;
 use mesh_core::source::{DestinationSource, Watched, WatchedIdentity};
 use mesh_core::telemetry::Metrics;
+use mesh_core::telemetry::load::LoadStore;
 use rustls::crypto::CryptoProvider;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -25,6 +26,7 @@ pub struct ClientBuilder {
     crypto: Option<Arc<CryptoProvider>>,
     workload: Arc<Workload>,
     metrics: Arc<Metrics>,
+    load: Option<Arc<LoadStore>>,
     runtime: Option<Handle>,
     random: Random,
     limits: Limits,
@@ -40,6 +42,7 @@ impl ClientBuilder {
             crypto: None,
             workload: Arc::default(),
             metrics: Arc::default(),
+            load: None,
             runtime: None,
             random: Arc::new(|below| fastrand::u64(..below)),
             limits: Limits::default(),
@@ -70,6 +73,12 @@ impl ClientBuilder {
     /// Where requests are counted. Default: metrics of this client's own.
     pub fn metrics(mut self, metrics: Arc<Metrics>) -> Self {
         self.metrics = metrics;
+        self
+    }
+
+    /// Where the load of clusters is counted whose control plane wants to hear of it (LRS). Default: it is not.
+    pub fn load(mut self, load: Arc<LoadStore>) -> Self {
+        self.load = Some(load);
         self
     }
 
@@ -149,6 +158,7 @@ impl ClientBuilder {
             crypto: self.crypto,
             workload: self.workload,
             metrics: self.metrics,
+            load: self.load,
             runtime: self.runtime,
             random: self.random,
             limits: self.limits,

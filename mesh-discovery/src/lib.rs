@@ -10,6 +10,7 @@ mod clock;
 pub mod codec;
 pub mod connect;
 mod json;
+pub mod lrs;
 pub mod proto;
 pub mod registration;
 pub mod secret;

@@ -14,5 +14,6 @@ mod outage;
 mod pages;
 mod probe;
 mod reload;
+mod reports;
 mod strict;
 mod support;

@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use super::extension::{self, url};
-use super::{CLUSTER, FAULT_FILTER, LISTENER, ROUTES, cluster, common, filter, matcher, route as routes, tls};
+use super::{CLUSTER, LISTENER, ROUTES, cluster, common, filter, matcher, route as routes, tls};
 use crate::proto::policy::METADATA_KEY;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{DnsLookupFamily, TransportSocketMatch};
 use envoy_types::pb::envoy::config::cluster::v3::{self as xds, cluster::ClusterDiscoveryType};
@@ -41,7 +41,8 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
 };
 use envoy_types::pb::google::protobuf::{Any, Duration, Struct, Value};
 use mesh_core::policy::{
-    Address, ClientCertificate, Cluster, MeshTls, OriginatedTls, RouteConfiguration, UpstreamProtocol, UpstreamTls,
+    Address, ClientCertificate, Cluster, FAULT_FILTER, MeshTls, OriginatedTls, RouteConfiguration, UpstreamProtocol,
+    UpstreamTls,
 };
 
 /// Name of the secret that holds the proxy's own certificate and key.

@@ -95,14 +95,8 @@ fn listener(name: &str, mark: u16) -> Any {
 }
 
 fn routes(cluster: &str, mark: u16) -> Any {
-    let route = Route {
-        name: mark.to_string(),
-        matcher: RouteMatch::any(),
-        action: RouteAction::Forward(Box::new(Forward::to(cluster.into()))),
-        headers: HeaderPolicy::default(),
-        fault: None,
-        response_classes: Vec::new(),
-    };
+    let action = RouteAction::Forward(Box::new(Forward::to(cluster.into())));
+    let route = Route { name: mark.to_string(), ..Route::new(RouteMatch::any(), action) };
     let host = VirtualHost {
         name: "all".to_owned(),
         domains: Domain::new("*").into_iter().collect(),
@@ -131,7 +125,7 @@ fn endpoints(name: &str, mark: u16) -> Any {
         weight: NonZeroU32::MIN,
         endpoints: vec![endpoint],
     };
-    codec::encode_endpoints(&Endpoints { cluster: name.to_owned(), localities: vec![group], drops: Vec::new() })
+    codec::encode_endpoints(&Endpoints { cluster: name.to_owned(), localities: vec![group], ..Default::default() })
 }
 
 /// One control plane, and its side of the stream.

@@ -88,7 +88,8 @@ fn automatic_mutual_tls_is_by_the_endpoints_own_word() {
 #[test]
 fn tls_to_the_outside_is_never_without_roots() {
     let outside = |insecure_skip_verify| {
-        let tls = OriginatedTls { sni: None, subject_alt_names: Vec::new(), ca_file: None, insecure_skip_verify };
+        let (sni, auto_host_sni, subject_alt_names, ca_file) = (None, false, Vec::new(), None);
+        let tls = OriginatedTls { sni, auto_host_sni, subject_alt_names, ca_file, insecure_skip_verify };
         context(cluster(|cluster| cluster.tls = UpstreamTls::Simple(tls)).transport_socket.as_ref())
     };
     assert_eq!(secrets(&outside(false)), (vec![], Some("file-root:system")));
@@ -100,11 +101,7 @@ fn what_only_this_library_knows_stays_out() {
     let proto = cluster(|cluster| {
         cluster.balancer = Balancer::PeakEwma;
         cluster.tls = UpstreamTls::Auto(mesh());
-        cluster.discovery = Discovery::StrictDns(Arc::new(Endpoints {
-            cluster: String::new(),
-            localities: Vec::new(),
-            drops: Vec::new(),
-        }));
+        cluster.discovery = Discovery::StrictDns(Arc::default());
         cluster.locality.weighted = true;
     });
     assert!(proto.metadata.is_none());
@@ -128,14 +125,8 @@ fn a_changed_cluster_waits_for_its_endpoints_however_long_they_take() {
 #[test]
 fn a_long_direct_answer_is_announced() {
     let answer = |length: usize| {
-        let route = Route {
-            name: String::new(),
-            matcher: RouteMatch::any(),
-            action: RouteAction::DirectResponse(DirectResponse { status: 200, body: vec![b'x'; length] }),
-            headers: HeaderPolicy::default(),
-            fault: None,
-            response_classes: Vec::new(),
-        };
+        let action = RouteAction::DirectResponse(DirectResponse { status: 200, body: vec![b'x'; length] });
+        let route = Route::new(RouteMatch::any(), action);
         let host = VirtualHost {
             name: "answers".into(),
             domains: vec![Domain::new("*").unwrap()],
