@@ -11,11 +11,13 @@ use mesh_core::drain;
 use mesh_core::id::{Locality, Workload};
 use mesh_core::source::{DestinationSource, InboundSource, Resolve, Watched, WatchedIdentity};
 use mesh_core::telemetry::Metrics;
+use mesh_core::telemetry::load::LoadStore;
 use mesh_discovery::bootstrap::XdsServer;
 use mesh_discovery::connect::Connector;
+use mesh_discovery::lrs;
 use mesh_discovery::secret::{self, SecretConfig};
 use mesh_discovery::target::TargetSource;
-use mesh_discovery::xds::{GrpcTransport, XdsClient, XdsConfig};
+use mesh_discovery::xds::{GrpcTransport, XdsClient, XdsConfig, status_service};
 use mesh_server::Readiness;
 use mesh_server::debug::{Content, DebugServer, prometheus};
 use rustls::crypto::CryptoProvider;
@@ -150,10 +152,13 @@ impl MeshBuilder {
         let mut xds = XdsConfig::new(bootstrap);
         xds.default_provider = default_provider;
         let xds = Arc::new(XdsClient::spawn(xds, transport, runtime.handle()));
-        let control = Control { xds: xds.clone(), connector, certified };
+        let load = Arc::<LoadStore>::default();
+        let reporter = lrs::spawn(&xds, &load, |server| connector.to(server.clone()), runtime.handle());
+        let control = Control { xds: xds.clone(), connector, certified, _load: reporter };
 
         let (resolver, destinations) = (self.resolver, Arc::new(TargetSource::beside(xds.clone())) as _);
-        let parts = Parts { runtime, crypto, metrics, identity, resolver, destinations, inbound: xds };
+        let load = Some(load);
+        let parts = Parts { runtime, crypto, metrics, load, identity, resolver, destinations, inbound: xds };
         let mut inner =
             parts.join(config.workload, config.service_account, config.locality, Some(control), authorities);
         inner.pod_ip = pod_ip;
@@ -175,6 +180,7 @@ struct Parts {
     runtime: ControlRuntime,
     crypto: Arc<CryptoProvider>,
     metrics: Arc<Metrics>,
+    load: Option<Arc<LoadStore>>,
     identity: WatchedIdentity,
     resolver: Option<Arc<dyn Resolve>>,
     destinations: Arc<dyn DestinationSource>,
@@ -190,7 +196,8 @@ impl Parts {
         destinations: TargetSource,
     ) -> Self {
         let (identity, inbound) = (Watched::fixed(None), Arc::new(Passthrough));
-        Self { runtime, crypto, metrics, identity, resolver, destinations: Arc::new(destinations), inbound }
+        let (load, destinations) = (None, Arc::new(destinations) as _);
+        Self { runtime, crypto, metrics, load, identity, resolver, destinations, inbound }
     }
 
     fn join(
@@ -230,14 +237,17 @@ impl Parts {
 
 impl Parts {
     fn client(&self, destinations: Arc<dyn DestinationSource>, workload: &Arc<Workload>) -> Client {
-        let client = Client::builder(destinations)
+        let mut client = Client::builder(destinations)
             .identity(self.identity.clone())
             .crypto(self.crypto.clone())
             .workload(workload.clone())
             .metrics(self.metrics.clone())
             .runtime(self.runtime.handle().clone());
-        match &self.resolver {
-            Some(resolver) => client.resolver(resolver.clone()).build(),
+        if let Some(resolver) = &self.resolver {
+            client = client.resolver(resolver.clone());
+        }
+        match &self.load {
+            Some(load) => client.load(load.clone()).build(),
             None => client.build(),
         }
     }
@@ -265,7 +275,7 @@ async fn with_debug(mut inner: Inner, address: Option<SocketAddr>) -> Result<Mes
             }));
         if let Some(control) = &inner.control {
             let xds = control.xds.clone();
-            builder = builder.config_dump(json(move || xds.config_dump()));
+            builder = builder.grpc(status_service(xds.clone())).config_dump(json(move || xds.config_dump()));
         }
         // On the control thread: an application that blocks its runtime still answers probes.
         let server = inner.runtime.run(builder.bind(address)).await;

@@ -57,6 +57,9 @@ struct ControlPlaneArgs {
     /// Trust domain of the identities issued.
     #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
     trust_domain: TrustDomain,
+    /// Ask clients to report the load they put on each cluster; shown under `/load` of the debug endpoints.
+    #[arg(long)]
+    load_reports: bool,
     /// A further DNS name or IP address of this control plane, for its certificate.
     #[arg(long = "name")]
     names: Vec<String>,
@@ -159,6 +162,7 @@ async fn control_plane(args: ControlPlaneArgs) -> Result<(), Error> {
         .debug_listen(Some(args.debug))
         .insecure_xds(args.insecure_xds)
         .trust_domain(args.trust_domain)
+        .load_reports(args.load_reports)
         .names(args.names)
         .start()
         .await?;

@@ -13,6 +13,7 @@ use mesh_core::id::{InvalidTarget, Locality, Target, Workload};
 use mesh_core::source::{InboundSource, WatchedIdentity};
 use mesh_core::telemetry::Metrics;
 use mesh_discovery::connect::Connector;
+use mesh_discovery::lrs::LoadReporter;
 use mesh_discovery::registration::{self, Announcement, Registration};
 use mesh_discovery::xds::XdsClient;
 use mesh_server::debug::DebugServer;
@@ -74,6 +75,8 @@ pub(crate) struct Control {
     pub(crate) connector: Connector,
     /// Whether there is a proof of identity or a certificate provider, and so a certificate sooner or later.
     pub(crate) certified: bool,
+    /// Tells control planes of the load they want to hear of.
+    pub(crate) _load: LoadReporter,
 }
 
 impl Mesh {

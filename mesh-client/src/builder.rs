@@ -9,6 +9,7 @@ use mesh_core::id::Workload;
 use mesh_core::policy;
 use mesh_core::source::{DestinationSource, Resolve, Watched, WatchedIdentity};
 use mesh_core::telemetry::Metrics;
+use mesh_core::telemetry::load::LoadStore;
 use rustls::crypto::CryptoProvider;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -26,6 +27,7 @@ pub struct ClientBuilder {
     crypto: Option<Arc<CryptoProvider>>,
     workload: Arc<Workload>,
     metrics: Arc<Metrics>,
+    load: Option<Arc<LoadStore>>,
     runtime: Option<Handle>,
     random: Random,
     resolver: Option<Arc<dyn Resolve>>,
@@ -42,6 +44,7 @@ impl ClientBuilder {
             crypto: None,
             workload: Arc::default(),
             metrics: Arc::default(),
+            load: None,
             runtime: None,
             random: Arc::new(|below| fastrand::u64(..below)),
             resolver: None,
@@ -73,6 +76,12 @@ impl ClientBuilder {
     /// Where requests are counted. Default: metrics of this client's own.
     pub fn metrics(mut self, metrics: Arc<Metrics>) -> Self {
         self.metrics = metrics;
+        self
+    }
+
+    /// Where the load of clusters is counted whose control plane wants to hear of it (LRS). Default: it is not.
+    pub fn load(mut self, load: Arc<LoadStore>) -> Self {
+        self.load = Some(load);
         self
     }
 
@@ -166,6 +175,7 @@ impl ClientBuilder {
             crypto: self.crypto,
             workload: self.workload,
             metrics: self.metrics,
+            load: self.load,
             runtime: self.runtime,
             random: self.random,
             resolver: self.resolver.unwrap_or_else(|| Arc::new(SystemResolver::new())),

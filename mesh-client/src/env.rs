@@ -7,6 +7,7 @@ use std::time::Duration;
 use mesh_core::balance::MakePicker;
 use mesh_core::id::Workload;
 use mesh_core::source::{Resolve, WatchedIdentity};
+use mesh_core::telemetry::load::LoadStore;
 use mesh_core::telemetry::{Metrics, PeerLabels, Reporter, RequestLabels};
 use rustls::crypto::CryptoProvider;
 use tokio::runtime::Handle;
@@ -21,6 +22,8 @@ pub(crate) struct Env {
     pub(crate) crypto: Option<Arc<CryptoProvider>>,
     pub(crate) workload: Arc<Workload>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Where load is counted for the control plane.
+    pub(crate) load: Option<Arc<LoadStore>>,
     /// Where control tasks run; `None` = the runtime of the request that needs one first.
     pub(crate) runtime: Option<Handle>,
     pub(crate) random: Random,

@@ -13,6 +13,7 @@ pub mod connect;
 #[cfg(feature = "dns")]
 pub mod dns;
 mod json;
+pub mod lrs;
 pub mod proto;
 pub mod registration;
 pub mod secret;

@@ -16,6 +16,7 @@ mod outage;
 mod pages;
 mod probe;
 mod reload;
+mod reports;
 mod strict;
 mod support;
 mod targets;

@@ -155,7 +155,7 @@ impl Plane {
         eventually("there are no findings", || async { self.findings().await.is_empty().then_some(()) }).await;
     }
 
-    async fn json(&self, path: &str) -> Value {
+    pub(crate) async fn json(&self, path: &str) -> Value {
         let (status, body) = plain_get(self.debug(), path).await.unwrap();
         assert_eq!(status, 200, "{path}: {body}");
         serde_json::from_str(&body).unwrap()

@@ -62,7 +62,10 @@ impl Permit {
         let permit = Self { cluster: cluster.clone(), is_retry };
         match admission.limits.max_requests.filter(|most| others >= *most) {
             None => Ok(permit),
-            Some(allowed) => Err(full(cluster, "max_requests", allowed)),
+            Some(allowed) => {
+                cluster.load.iter().for_each(|load| load.refused());
+                Err(full(cluster, "max_requests", allowed))
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use http::{HeaderMap, StatusCode};
 use mesh_core::balance::{InFlight, Load};
 use mesh_core::policy::{self, Address, StringMatch, UpstreamTls};
 use mesh_core::retry::grpc_status;
+use mesh_core::telemetry::load::Issued;
 use mesh_core::telemetry::{PeerLabels, RequestSeries};
 use tokio::time::Instant;
 
@@ -59,7 +60,7 @@ impl Endpoint {
 
     /// Counts a request in, from the pick to the end of its answer.
     pub(crate) fn begin(&self, started: Instant) -> Attempt {
-        Attempt { in_flight: self.load.start(), started, epoch: self.epoch, measured: false }
+        Attempt { in_flight: self.load.start(), started, epoch: self.epoch, measured: false, issued: None }
     }
 
     /// Counts the requests that went here.
@@ -90,9 +91,18 @@ pub(crate) struct Attempt {
     started: Instant,
     epoch: Instant,
     measured: bool,
+    // Counted for the control plane.
+    issued: Option<Issued>,
 }
 
 impl Attempt {
+    /// Counts the try for the control plane as well. To it a failure is every gRPC status but OK, every 5xx,
+    /// and whatever did not end.
+    pub(crate) fn reported(mut self, issued: Option<Issued>) -> Self {
+        self.issued = issued;
+        self
+    }
+
     /// Notes whether a connection could be had.
     pub(crate) fn connected(&self, worked: bool) {
         if worked {
@@ -111,6 +121,8 @@ impl Attempt {
             self.measured = true;
             self.in_flight.load().succeeded(self.started.elapsed(), self.epoch.elapsed());
         }
+        // The status of a gRPC answer comes at its end, unless there is nothing else.
+        self.judge(if grpc { grpc_status(headers) == Some(0) } else { !status.is_server_error() });
     }
 
     /// Notes the status of a gRPC answer that came with its trailers.
@@ -118,12 +130,25 @@ impl Attempt {
         if is_failure(grpc_status) {
             self.failed();
         }
+        self.judge(grpc_status == 0);
+    }
+
+    /// The answer was cut off.
+    pub(crate) fn unfinished(&mut self) {
+        self.judge(false);
+    }
+
+    fn judge(&mut self, successful: bool) {
+        if let Some(issued) = &mut self.issued {
+            issued.judge(successful);
+        }
     }
 
     /// The endpoint gave no answer, and it is its fault.
     pub(crate) fn failed(&mut self) {
         self.measured = true;
         self.in_flight.load().failed(self.started.elapsed(), self.epoch.elapsed());
+        self.judge(false);
     }
 
     /// Nothing was sent, and that says nothing of the endpoint.
@@ -160,7 +185,13 @@ mod tests {
 
     fn attempt(load: &Arc<Load>) -> Attempt {
         let now = Instant::now();
-        Attempt { in_flight: load.start(), started: now, epoch: now - Duration::from_secs(1), measured: false }
+        Attempt {
+            in_flight: load.start(),
+            started: now,
+            epoch: now - Duration::from_secs(1),
+            measured: false,
+            issued: None,
+        }
     }
 
     fn penalty(load: &Load) -> f32 {
@@ -185,6 +216,42 @@ mod tests {
             own.answered(StatusCode::OK, &none, true);
             own.ended(status);
             assert_eq!(penalty(&load) > 1.0, failed, "gRPC status {status} in the trailers");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_control_plane_hears_of_every_end_that_is_not_a_success() {
+        use mesh_core::telemetry::load::LoadStore;
+
+        let (store, none) = (LoadStore::default(), HeaderMap::new());
+        let load = store.cluster(&"a".into(), "", Instant::now()).locality(&Default::default());
+        let status = |status: i32| -> HeaderMap {
+            [(http::HeaderName::from_static("grpc-status"), status.into())].into_iter().collect()
+        };
+        let ends: [(&str, bool, &dyn Fn(&mut Attempt)); 9] = [
+            ("200", true, &|a| a.answered(StatusCode::OK, &none, false)),
+            ("404", true, &|a| a.answered(StatusCode::NOT_FOUND, &none, false)),
+            ("501", false, &|a| a.answered(StatusCode::NOT_IMPLEMENTED, &none, false)),
+            ("no answer", false, &|_| {}),
+            ("gRPC OK at once", true, &|a| a.answered(StatusCode::OK, &status(0), true)),
+            ("gRPC NOT_FOUND at once", false, &|a| a.answered(StatusCode::OK, &status(5), true)),
+            ("gRPC without trailers", false, &|a| a.answered(StatusCode::OK, &none, true)),
+            ("gRPC OK", true, &|a| {
+                a.answered(StatusCode::OK, &none, true);
+                a.ended(0);
+            }),
+            ("cut off", false, &|a| {
+                a.answered(StatusCode::OK, &none, false);
+                a.unfinished();
+            }),
+        ];
+        for (name, successful, end) in ends {
+            let mut attempt = attempt(&Arc::default()).reported(Some(load.issue()));
+            end(&mut attempt);
+            drop(attempt);
+            let seen = &store.take(|_| true, Instant::now())[0].localities[0];
+            let want = (u64::from(successful), u64::from(!successful));
+            assert_eq!((seen.issued, seen.successful, seen.failed), (1, want.0, want.1), "{name}");
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod admission;
 mod endpoint;
+mod report;
 mod worker;
 
 #[cfg(test)]
@@ -19,6 +20,7 @@ use arc_swap::ArcSwap;
 use mesh_core::balance::{Load, ReadySet, subset};
 use mesh_core::id::Target;
 use mesh_core::policy::{self, Address, Balancer, ClusterTelemetry, Discovery, Endpoints, LocalityEndpoints};
+use mesh_core::telemetry::load::{ClusterLoad, Issued};
 use mesh_core::telemetry::{RequestLabels, RequestSeries};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -26,6 +28,7 @@ use tokio::time::Instant;
 
 pub(crate) use self::admission::{Admission, Permit};
 pub(crate) use self::endpoint::{Attempt, Endpoint};
+use self::report::Reported;
 use crate::connect::Dialer;
 use crate::connect::names::Names;
 use crate::connect::worker::Owned;
@@ -42,6 +45,8 @@ pub(crate) struct Cluster {
     admission: Admission,
     labels: RequestLabels,
     series: Arc<RequestSeries>,
+    // For the control plane, if it wants to hear of it.
+    load: Option<Arc<ClusterLoad>>,
     dns: OnceLock<Dns>,
 }
 
@@ -52,6 +57,7 @@ pub(crate) struct Cluster {
 pub(crate) struct Members {
     source: Arc<Endpoints>,
     pub(crate) ready: ReadySet<Cell>,
+    reported: Option<Reported>,
 }
 
 /// An endpoint, once there was a request to it.
@@ -96,6 +102,7 @@ impl Cluster {
             admission: Admission::new(policy.breaker.clone()),
             series: env.metrics.series(&labels),
             labels,
+            load: report::load(&policy, env),
             dns: OnceLock::new(),
             policy,
         });
@@ -201,6 +208,7 @@ impl Cluster {
     /// Replaces the endpoints: known ones stay as they are, missing ones drain.
     fn apply(&self, endpoints: Arc<Endpoints>, env: &Env) {
         let part = subset(&endpoints, &self.policy.balancer, env.number);
+        let reported = self.load.as_ref().map(|load| Reported::new(load, &part.localities, &endpoints.drops));
         let now = env.since_epoch(Instant::now());
         let changing = self.changing.lock();
         let old = self.members.load_full();
@@ -229,7 +237,7 @@ impl Cluster {
                 (cell, load)
             },
         );
-        self.members.store(Arc::new(Members { source: endpoints, ready }));
+        self.members.store(Arc::new(Members { source: endpoints, ready, reported }));
         drop(changing);
         // After the new set is in place, so that no new request finds a closed pool.
         for index in known.into_values() {
@@ -275,7 +283,7 @@ impl Members {
         let ready = ReadySet::build(source.clone(), policy.clone(), None, now, &mut draw, |_| {
             unreachable!("there are no endpoints")
         });
-        Self { source, ready }
+        Self { source, ready, reported: None }
     }
 
     /// The endpoints as policy has them.
@@ -296,14 +304,22 @@ impl Members {
 
     /// Fails the share of requests that the control plane wants dropped (EDS `drop_overloads`).
     pub(crate) fn check_drops(&self, cluster: &Cluster, env: &Env) -> Result<(), Cause> {
-        match self.source.drops.iter().find(|drop| drop.share.hit(env.draw_million())) {
+        match self.source.drops.iter().enumerate().find(|(_, drop)| drop.share.hit(env.draw_million())) {
             None => Ok(()),
-            Some(drop) => Err(Cause::Breaker {
-                cluster: cluster.policy.name.clone(),
-                limit: "drop_overload share, in a million,",
-                allowed: drop.share.get(),
-            }),
+            Some((index, drop)) => {
+                self.reported.iter().for_each(|reported| reported.dropped(index));
+                Err(Cause::Breaker {
+                    cluster: cluster.policy.name.clone(),
+                    limit: "drop_overload share, in a million,",
+                    allowed: drop.share.get(),
+                })
+            }
         }
+    }
+
+    /// Counts a try at the endpoint of this index, for the control plane.
+    pub(crate) fn issue(&self, index: usize) -> Option<Issued> {
+        self.reported.as_ref().map(|reported| reported.issue(self.ready.candidates().locality(index)))
     }
 }
 

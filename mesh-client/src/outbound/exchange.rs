@@ -154,7 +154,10 @@ impl Exchange {
     /// The answer broke off after its head.
     pub(crate) fn fail(&mut self, failure: Failure) -> Error {
         let cause = match failure {
-            Failure::Late => self.deadline.cause(),
+            Failure::Late => {
+                self.hold.iter_mut().for_each(|hold| hold.attempt.unfinished());
+                self.deadline.cause()
+            }
             Failure::Broken(error) => {
                 let hold = self.hold.as_mut().expect("an answer's body holds its endpoint until it has ended");
                 hold.attempt.failed();

@@ -152,7 +152,7 @@ impl<'t> Tries<'t> {
             access.upstream = endpoint.address().to_string();
         }
         // Counted before connecting, so that a slow connection repels further requests.
-        let mut attempt = endpoint.begin(now);
+        let mut attempt = endpoint.begin(now).reported(self.members.issue(index));
         let grpc = call.exchange.is_grpc();
         let lease = endpoint.pool().acquire(grpc, stale.is_some(), || permit.wait()).await;
         note_reach(&mut attempt, &lease);

@@ -216,6 +216,14 @@ impl Builder {
         self
     }
 
+    /// Asks clients to report the load they put on each cluster (LRS), for `/load` and the metrics. Default: they
+    /// are not asked.
+    #[must_use]
+    pub fn load_reports(mut self, wanted: bool) -> Self {
+        self.options.load_reports = wanted;
+        self
+    }
+
     /// DNS names and IP addresses under which clients reach this control plane, beside `localhost`, the
     /// loopback addresses and the listening address. Default none.
     #[must_use]

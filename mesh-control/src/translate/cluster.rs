@@ -6,8 +6,8 @@ use std::sync::Arc;
 use mesh_core::id::{ClusterName, SpiffeId};
 use mesh_core::policy::{
     Address, Balancer, CircuitBreakers, Cluster, ClusterTelemetry, ConnectionOptions, Discovery, Endpoint, Endpoints,
-    InboundTls, LocalityBalancing, LocalityEndpoints, MeshTls, OriginatedTls, PerMillion, StringMatch, StringMatcher,
-    UpstreamProtocol, UpstreamTls,
+    InboundTls, LoadReport, LocalityBalancing, LocalityEndpoints, MeshTls, OriginatedTls, PerMillion, StringMatch,
+    StringMatcher, UpstreamProtocol, UpstreamTls,
 };
 
 use super::catalog::{Host, HostPort, Lookup};
@@ -48,6 +48,7 @@ pub(super) fn cluster(world: &World, scope: &NodeScope, name: &str) -> Option<Cl
     cluster.tls = tls(world, host, port, &parts, &policy);
     cluster.connection = connection(port, &cluster.tls, policy.pool.as_ref());
     cluster.breaker = breaker(&policy);
+    cluster.load_report = world.options.load_reports.then(LoadReport::default);
     cluster.telemetry = ClusterTelemetry {
         service: host.name.clone(),
         service_name: host.short.clone(),

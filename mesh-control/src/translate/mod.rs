@@ -57,6 +57,9 @@ pub struct Options {
     pub auto_mtls: bool,
     /// Let calls to hosts that nothing defines through (Istio `ALLOW_ANY`). Default true.
     pub allow_any: bool,
+    /// Ask clients to report the load they put on each cluster (LRS). Every client then keeps a second
+    /// stream open. Default false.
+    pub load_reports: bool,
 }
 
 impl Default for Options {
@@ -67,6 +70,7 @@ impl Default for Options {
             root_namespace: "istio-system".into(),
             auto_mtls: true,
             allow_any: true,
+            load_reports: false,
         }
     }
 }

@@ -91,6 +91,11 @@ impl Candidates {
         (group, &group.endpoints[position as usize])
     }
 
+    /// Which of the localities of the set's endpoints a candidate is in.
+    pub fn locality(&self, index: usize) -> usize {
+        self[index].place.0 as usize
+    }
+
     /// The text that hashing balancers place a candidate by: its metadata `hash_key`, else its hostname
     /// if the cluster asks for that, else its address.
     pub fn hash_key(&self, index: usize) -> String {

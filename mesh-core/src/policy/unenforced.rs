@@ -64,7 +64,9 @@ const CLUSTER: &[Line<Cluster>] = &[
     line("dns", "names are resolved at the client's own pace, both families at once", |c| {
         c.dns != DnsOptions::default()
     }),
-    line("load_report", "load is not reported", |c| c.load_report.is_some()),
+    line("load_report.metrics", "what endpoints say of themselves is not passed on", |c| {
+        c.load_report.as_ref().is_some_and(|report| !report.metrics.is_empty())
+    }),
     line("outlier", "failing endpoints are not ejected", |c| c.outlier.is_some()),
     line("health_checks", "endpoints are not checked; the control plane's word counts", |c| {
         !c.health_checks.is_empty()

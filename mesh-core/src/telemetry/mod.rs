@@ -4,6 +4,7 @@
 //! atomics and takes no lock. Refuses to know any exporter: outlets read [`Metrics::visit`].
 
 mod histogram;
+pub mod load;
 
 pub use self::histogram::{BUCKETS_MS, Histogram};
 

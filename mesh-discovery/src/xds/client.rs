@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use mesh_core::id::Target;
+use mesh_core::id::{ClusterName, Target};
 use mesh_core::policy::{DestinationState, InboundState};
 use mesh_core::source::{DestinationSource, InboundSource, Publisher, Watched};
 use parking_lot::Mutex;
@@ -15,15 +15,17 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::ads::{Ads, Topology};
+use super::ads::{Ads, ServerId, Topology};
+use super::kind::{Key, Kind};
 use super::lane::Lane;
 use super::message::Variant;
-use super::report::{self, Status};
+use super::report::{self, Epoch, Row, Status};
 use super::resource::PolicyCodec;
 use super::saved::{self, Account, SnapshotConfig};
 use super::transport::Transport;
 use super::worker::{self, Command, State};
-use crate::bootstrap::{Bootstrap, XdsServer};
+use crate::bootstrap::name::normalise;
+use crate::bootstrap::{Bootstrap, Node, XdsServer};
 use crate::cascade::{Cascade, Root, SubscriptionId};
 use crate::connect::AbortOnDrop;
 
@@ -72,6 +74,9 @@ impl XdsConfig {
 /// stops its task; values already handed out stay readable.
 pub struct XdsClient {
     bootstrap: Bootstrap,
+    /// Distinct control planes, by [`ServerId`].
+    servers: Vec<XdsServer>,
+    epoch: Epoch,
     destinations: Arc<Subscriptions<Target, DestinationState>>,
     addresses: Arc<Subscriptions<SocketAddr, InboundState>>,
     state: Arc<Mutex<State>>,
@@ -103,6 +108,8 @@ impl XdsClient {
         let ids = Arc::new(Mutex::new(0));
         Self {
             bootstrap: config.bootstrap,
+            servers,
+            epoch: Epoch::new(now),
             destinations: Subscriptions::new(commands.clone(), ids.clone()),
             addresses: Subscriptions::new(commands, ids),
             state,
@@ -136,13 +143,36 @@ impl XdsClient {
 
     /// Everything the client holds: `status`, and `resources` with type, name, version, state
     /// (`requested`, `acked`, `nacked`, `does_not_exist`, `received_error`, `timed_out`), error (`reason`,
-    /// refused `version`), decoded value, its age and what of it is not enforced.
+    /// refused `version`), decoded value, when it came (Unix seconds) and what of it is not enforced. The
+    /// [`status_service`](super::status_service) tells the same in Envoy's messages.
     pub fn config_dump(&self) -> serde_json::Value {
-        let (status, rows) = {
-            let (state, now) = (self.state.lock(), Instant::now());
-            (report::status(&state, now), report::rows(&state.ads, now))
-        };
+        let (status, rows) = (self.status(), self.rows());
         serde_json::json!({ "status": status, "resources": rows })
+    }
+
+    /// Every resource.
+    pub(super) fn rows(&self) -> Vec<Row> {
+        report::rows(&self.state.lock().ads, Instant::now(), self.epoch)
+    }
+
+    /// Who we are.
+    pub(crate) fn node(&self) -> &Node {
+        &self.bootstrap.node
+    }
+
+    /// Distinct control planes, by [`ServerId`].
+    pub(crate) fn servers(&self) -> &[XdsServer] {
+        &self.servers
+    }
+
+    /// Tells whose clusters are.
+    pub(crate) fn givers(&self) -> Givers {
+        let state = self.state.clone();
+        Arc::new(move |names| {
+            let state = state.lock();
+            let key = |name: &ClusterName| Key::new(Kind::Cluster, &*normalise(name.as_str()));
+            names.iter().map(|name| state.ads.entry(&key(name))?.giver()).collect()
+        })
     }
 }
 
@@ -164,6 +194,9 @@ impl InboundSource for XdsClient {
         })
     }
 }
+
+/// For each cluster the control plane whose word is in use; none if no control plane's is.
+pub(crate) type Givers = Arc<dyn Fn(&[ClusterName]) -> Vec<Option<ServerId>> + Send + Sync>;
 
 /// A subscription: alive as long as its guard is, which only its readers hold.
 struct Live<K: Eq + Hash, T> {

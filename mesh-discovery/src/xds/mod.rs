@@ -7,6 +7,7 @@
 
 mod ads;
 mod client;
+mod csds;
 #[doc(hidden)]
 pub mod fuzzing;
 mod grpc;
@@ -26,6 +27,7 @@ mod worker;
 mod tests;
 
 pub use self::client::{XdsClient, XdsConfig};
+pub use self::csds::{StatusService, status_service};
 pub use self::grpc::GrpcTransport;
 pub use self::message::{
     Ask, Body, Cause, Name, Request, Resource as RawResource, ResourceError, Response, StreamError, Variant,
@@ -34,6 +36,8 @@ pub use self::report::{ServerStatus, Status};
 pub use self::saved::{SnapshotConfig, SnapshotStatus};
 pub use self::transport::{AdsStream, Transport};
 
-pub(crate) use self::ads::{Ads, Codec, Known, Origin};
+pub(crate) use self::ads::{Ads, Codec, Known, Origin, ServerId};
+pub(crate) use self::client::Givers;
 pub(crate) use self::kind::{Key, Kind};
+pub(crate) use self::node::to_wire as node_to_wire;
 pub(crate) use self::resource::{Resource, Value};

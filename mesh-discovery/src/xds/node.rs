@@ -9,7 +9,7 @@ use crate::bootstrap::Node;
 /// What we can do beyond the first version of xDS; names are gRPC's.
 const FEATURES: [&str; 2] = ["envoy.lb.does_not_support_overprovisioning", "xds.config.resource-in-sotw"];
 
-pub(super) fn to_wire(node: &Node) -> core::Node {
+pub(crate) fn to_wire(node: &Node) -> core::Node {
     let locality = &node.locality;
     core::Node {
         id: node.id.clone(),

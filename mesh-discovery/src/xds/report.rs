@@ -1,9 +1,10 @@
 //! What the client holds and how it stands with its control planes, for people.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh_core::policy::Unenforced;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
 use super::ads::{Ads, Session, Standing};
@@ -12,6 +13,7 @@ use super::message::{Name, Variant};
 use super::resource::{PolicyCodec, Value};
 use super::saved::SnapshotStatus;
 use super::worker::State;
+use crate::clock;
 
 /// How the client stands with its control planes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -83,32 +85,65 @@ fn server(session: &Session) -> ServerStatus {
     }
 }
 
+/// Time since the Unix epoch; in JSON as seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Time(pub(super) Duration);
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.as_secs().serialize(serializer)
+    }
+}
+
+/// Gives moments their place in the time of the world: the same moment always the same.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Epoch {
+    moment: Instant,
+    time: Duration,
+}
+
+impl Epoch {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { moment: now, time: clock::since_epoch() }
+    }
+
+    fn time_of(self, moment: Instant) -> Time {
+        let later = self.time + moment.saturating_duration_since(self.moment);
+        Time(later.saturating_sub(self.moment.saturating_duration_since(moment)))
+    }
+}
+
 /// One resource. Values are shared: taking a row copies pointers and no policy.
 #[derive(Debug, Serialize)]
 pub(super) struct Row {
     #[serde(rename = "type")]
-    kind: Kind,
-    name: Name,
-    type_url: &'static str,
-    version: Name,
-    state: Standing,
+    pub(super) kind: Kind,
+    pub(super) name: Name,
+    pub(super) type_url: &'static str,
+    pub(super) version: Name,
+    pub(super) state: Standing,
+    /// When the value came.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) last_updated: Option<Time>,
     /// Seconds since the value came.
     #[serde(skip_serializing_if = "Option::is_none")]
     age_seconds: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<Complaint>,
+    pub(super) error: Option<Complaint>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    value: Option<Value>,
+    pub(super) value: Option<Value>,
     unenforced: Arc<[Unenforced]>,
 }
 
 /// What is wrong with a resource.
 #[derive(Debug, Serialize)]
-struct Complaint {
-    reason: String,
+pub(super) struct Complaint {
+    pub(super) reason: String,
     /// The version that was refused.
     #[serde(skip_serializing_if = "str::is_empty")]
-    version: Name,
+    pub(super) version: Name,
+    /// When it was first said.
+    pub(super) since: Time,
     age_seconds: u64,
 }
 
@@ -122,7 +157,7 @@ pub(super) fn unenforced(ads: &Ads<PolicyCodec>) -> [(&'static str, usize); 4] {
 }
 
 /// Every resource, by type and name.
-pub(super) fn rows(ads: &Ads<PolicyCodec>, now: Instant) -> Vec<Row> {
+pub(super) fn rows(ads: &Ads<PolicyCodec>, now: Instant, epoch: Epoch) -> Vec<Row> {
     let age = |since: Instant| now.saturating_duration_since(since).as_secs();
     let mut rows: Vec<Row> = ads
         .entries()
@@ -132,10 +167,12 @@ pub(super) fn rows(ads: &Ads<PolicyCodec>, now: Instant) -> Vec<Row> {
             type_url: kind.type_url(),
             version: entry.good.as_ref().map(|good| good.version.clone()).unwrap_or_default(),
             state: entry.standing,
+            last_updated: entry.good.as_ref().map(|good| epoch.time_of(good.since)),
             age_seconds: entry.good.as_ref().map(|good| age(good.since)),
             error: entry.failure.as_ref().map(|failure| Complaint {
                 reason: failure.reason.clone(),
                 version: failure.version.clone(),
+                since: epoch.time_of(failure.since),
                 age_seconds: age(failure.since),
             }),
             value: entry.value().map(|resource| resource.value.clone()),

@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 server for operators: health, metrics, what this process really runs.
+//! A small server for operators: health, metrics, what this process really runs.
 //!
 //! Its content comes from closures, so it depends on nothing it shows. It listens on loopback only,
 //! unless told otherwise, because it has neither TLS nor authentication.
@@ -12,25 +12,39 @@
 //! | `/config_dump` | configuration as it was received and understood |
 //! | `/clusters` | destinations and their endpoints |
 //! | `/drain` | `POST` begins the drain |
+//!
+//! Beside these, over HTTP/1.1 or HTTP/2, the same port may carry gRPC: what is behind it is the business of
+//! whoever gives the service.
 
 pub mod prometheus;
 
 mod respond;
 mod worker;
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Incoming;
+use mesh_core::error::BoxError;
 use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
+use tower_service::Service;
 
 use crate::Readiness;
 
 /// Makes the content of a path: content type and body. Called for each request, so it may take a
 /// while, but must not block for long.
 pub type Content = Arc<dyn Fn() -> (&'static str, Bytes) + Send + Sync>;
+
+type Answer = Response<UnsyncBoxBody<Bytes, BoxError>>;
+type Grpc = Arc<dyn Fn(Request<Incoming>) -> BoxFuture<'static, Answer> + Send + Sync>;
 
 /// What a debug server shows; a path without content answers 404.
 #[derive(Clone, Default)]
@@ -41,6 +55,7 @@ pub struct DebugServerBuilder {
     config_dump: Option<Content>,
     clusters: Option<Content>,
     drain: Option<Arc<dyn Fn() + Send + Sync>>,
+    grpc: Option<Grpc>,
     hosts: Vec<String>,
     beyond_loopback: bool,
 }
@@ -76,6 +91,29 @@ impl DebugServerBuilder {
         self
     }
 
+    /// What answers gRPC: every HTTP/2 request with a content type of `application/grpc`. Without, HTTP/2 is not
+    /// spoken. At most 8 connections at once are HTTP/2; they may stay open.
+    pub fn grpc<S, B>(mut self, service: S) -> Self
+    where
+        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        self.grpc = Some(Arc::new(move |request| {
+            let mut service = service.clone();
+            Box::pin(async move {
+                let ready = std::future::poll_fn(|cx| service.poll_ready(cx)).await;
+                let answer = match ready {
+                    Ok(()) => service.call(request).await,
+                    Err(never) => match never {},
+                };
+                answer.unwrap_or_else(|never| match never {}).map(|body| body.map_err(Into::into).boxed_unsync())
+            })
+        }));
+        self
+    }
+
     /// A further name (without port) that requests may carry in their `Host` header, beside
     /// `localhost` and loopback addresses.
     pub fn allow_host(mut self, host: impl Into<String>) -> Self {
@@ -102,7 +140,7 @@ impl DebugServerBuilder {
         }
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let task = worker::spawn(listener, Arc::new(self));
+        let task = worker::spawn(listener, self);
         Ok(DebugServer { address, task })
     }
 }

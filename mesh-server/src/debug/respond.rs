@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::uri::Authority;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::Full;
 
 use super::{Content, DebugServerBuilder};
@@ -17,6 +18,15 @@ const INDEX: &str = "/healthz      200 while the process runs
 /clusters     destinations and their endpoints
 /drain        POST begins the drain
 ";
+
+/// How a content type of gRPC begins.
+const GRPC: &[u8] = b"application/grpc";
+
+/// Whether a request is for the gRPC service.
+pub(super) fn is_grpc<B>(request: &Request<B>) -> bool {
+    let kind = request.headers().get(header::CONTENT_TYPE);
+    request.version() == Version::HTTP_2 && kind.is_some_and(|kind| kind.as_bytes().starts_with(GRPC))
+}
 
 pub(super) fn respond<B>(content: &DebugServerBuilder, request: &Request<B>) -> Response<Full<Bytes>> {
     if !known_host(content, request) {
@@ -85,18 +95,24 @@ fn drain<B>(content: &DebugServerBuilder, request: &Request<B>) -> Response<Full
 
 /// Whether the request names a host under which this server may be reached. An address literal cannot
 /// be a rebound name, so beyond loopback every one is fine (a pod's own, which Prometheus dials).
-fn known_host<B>(content: &DebugServerBuilder, request: &Request<B>) -> bool {
-    let mut hosts = request.headers().get_all(header::HOST).iter();
-    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
-    let Some(authority) = host.to_str().ok().and_then(|host| host.parse::<http::uri::Authority>().ok()) else {
-        return false;
-    };
+pub(super) fn known_host<B>(content: &DebugServerBuilder, request: &Request<B>) -> bool {
+    let Some(authority) = authority(request) else { return false };
     let host = authority.host();
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     if let Ok(ip) = bare.parse::<IpAddr>() {
         return ip.is_loopback() || content.beyond_loopback || content.hosts.iter().any(|known| known == bare);
     }
     host.eq_ignore_ascii_case("localhost") || content.hosts.iter().any(|known| known.eq_ignore_ascii_case(host))
+}
+
+/// `:authority` of HTTP/2; the one `Host` of HTTP/1.1, whatever its target says.
+fn authority<B>(request: &Request<B>) -> Option<Authority> {
+    if request.version() == Version::HTTP_2 {
+        return request.uri().authority().cloned();
+    }
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return None };
+    host.to_str().ok()?.parse().ok()
 }
 
 fn text_response(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {

@@ -1,7 +1,12 @@
 //! The debug server over loopback.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{Empty, Full};
+use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -10,7 +15,7 @@ use mesh_core::policy::InboundTls;
 use mesh_server::Readiness;
 use mesh_server::debug::{DebugServer, prometheus};
 
-use crate::kit::{Client, Http, World, eventually, within};
+use crate::kit::{Client, Http, World, eventually, read, within};
 
 async fn client(debug: &DebugServer) -> Client {
     Client::over(TcpStream::connect(debug.address()).await.unwrap(), Http::One).await.unwrap()
@@ -74,6 +79,71 @@ async fn a_foreign_host_name_is_refused_and_an_oversized_head_too() {
     let mut answer = Vec::new();
     let _ = within(tcp.read_to_end(&mut answer)).await;
     assert!(!answer.starts_with(b"HTTP/1.1 200"));
+}
+
+async fn over_http2(debug: &DebugServer) -> Client {
+    Client::over(TcpStream::connect(debug.address()).await.unwrap(), Http::Two).await.unwrap()
+}
+
+/// A debug server whose gRPC service answers with the path.
+async fn with_grpc() -> DebugServer {
+    let service = tower::service_fn(|request: Request<Incoming>| async move {
+        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(request.uri().path().to_owned()))))
+    });
+    DebugServer::builder().grpc(service).bind("127.0.0.1:0".parse().unwrap()).await.unwrap()
+}
+
+fn request(host: &str, path: &str, content_type: &str) -> Request<Empty<Bytes>> {
+    let uri = format!("http://{host}{path}");
+    Request::post(uri).header("content-type", content_type).body(Empty::new()).unwrap()
+}
+
+#[tokio::test]
+async fn grpc_and_pages_share_the_port() {
+    let debug = with_grpc().await;
+    let mut client = over_http2(&debug).await;
+    let mut send = async |request| read(within(client.send(request)).await.unwrap()).await.unwrap();
+    assert_eq!(
+        send(request("localhost", "/a.Service/Call", "application/grpc")).await,
+        (200, "/a.Service/Call".into())
+    );
+    assert_eq!(send(request("127.0.0.1:1", "/b", "application/grpc+proto")).await, (200, "/b".into()));
+    let page = Request::get("http://localhost/healthz").body(Empty::new()).unwrap();
+    assert_eq!(send(page).await, (200, "ok\n".into()));
+    assert_eq!(send(request("evil.example", "/a", "application/grpc")).await.0, 421);
+    assert_eq!(send(request("localhost", "/a", "text/plain")).await.0, 405);
+    assert!(ask(&debug, "GET /healthz HTTP/1.1\r\nhost: localhost").await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn without_a_grpc_service_there_is_no_http2() {
+    let debug = DebugServer::builder().bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let mut client = over_http2(&debug).await;
+    assert!(within(client.send(request("localhost", "/a", "application/grpc"))).await.is_err());
+}
+
+#[tokio::test]
+async fn connections_that_stay_open_leave_room_for_probes() {
+    let debug = with_grpc().await;
+    let call = || request("localhost", "/a", "application/grpc");
+    let mut open = Vec::new();
+    for _ in 0..8 {
+        let mut client = over_http2(&debug).await;
+        within(client.send(call())).await.unwrap();
+        open.push(client);
+    }
+    let mut ninth = over_http2(&debug).await;
+    assert!(within(ninth.send(call())).await.is_err(), "eight is the most");
+    assert!(ask(&debug, "GET /healthz HTTP/1.1\r\nhost: localhost").await.starts_with("HTTP/1.1 200"));
+
+    // One that goes makes room.
+    drop(open.pop());
+    loop {
+        let mut client = over_http2(&debug).await;
+        if within(client.send(call())).await.is_ok() {
+            break;
+        }
+    }
 }
 
 #[tokio::test]

@@ -139,6 +139,11 @@ impl<V: PartialEq> Entry<V> {
         self.good = Some(Good { value, version, server: SAVED, digest: 0, since: now });
     }
 
+    /// The control plane that gave the value in use; none if no control plane of this run did.
+    pub(crate) fn giver(&self) -> Option<ServerId> {
+        self.good.as_ref().map(|good| good.server).filter(|server| *server != SAVED)
+    }
+
     pub(crate) fn value(&self) -> Option<&V> {
         self.good.as_ref().map(|good| &good.value)
     }

@@ -1,6 +1,7 @@
 //! A control plane in memory, and what is sent through it.
 
 mod client;
+mod csds;
 mod grpc;
 mod protocol;
 mod sequences;
