@@ -19,7 +19,8 @@ async fn examples() -> PathBuf {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(env!("CARGO_MANIFEST_DIR")).arg("build").arg("--target-dir").arg(profile.parent().unwrap());
     // The features of the whole workspace, as the tests have them: nothing is compiled a second time.
-    cargo.args(["--workspace", "--features", "mesh/cli", "--example", "hello_server", "--example", "hello_client"]);
+    let features = if cfg!(feature = "dns") { "mesh/cli,mesh/dns" } else { "mesh/cli" };
+    cargo.args(["--workspace", "--features", features, "--example", "hello_server", "--example", "hello_client"]);
     if profile.ends_with("release") {
         cargo.arg("--release");
     }

@@ -8,7 +8,7 @@ use crate::support::{Load, Plane, becomes, call, eventually};
 const REVIEWS: &str = "http://reviews:9080/";
 
 /// Of certificates, where they are to be renewed.
-const LIFE: Duration = Duration::from_secs(10);
+const LIFE: Duration = Duration::from_secs(16);
 
 const MAINTENANCE: &str = "
 apiVersion: networking.istio.io/v1

@@ -118,7 +118,8 @@ fn a_new_cluster_wakes_who_waits_for_one() {
 #[test]
 fn only_the_metrics_that_policy_names_are_passed_on() {
     let (store, now) = (LoadStore::default(), Instant::now());
-    let load = store.cluster(&"a".into(), "", now).locality(&zone("z"));
+    let cluster = store.cluster(&"a".into(), "", now);
+    let load = cluster.locality(&zone("z"));
     let metrics = vec![("named_metrics.queue".to_owned(), 2.0), ("named_metrics.bad".to_owned(), f64::NAN)];
     let report = EndpointReport { cpu: 0.5, utilization: 0.25, metrics, ..EndpointReport::default() };
     let wants = |names: &[&str]| LoadReport { metrics: names.iter().map(|&name| name.to_owned()).collect() };
@@ -140,7 +141,8 @@ fn only_the_metrics_that_policy_names_are_passed_on() {
 #[test]
 fn numbers_of_many_threads_add_up_while_they_are_read() {
     let (store, now) = (LoadStore::default(), Instant::now());
-    let load = store.cluster(&"a".into(), "", now).locality(&zone("z"));
+    let cluster = store.cluster(&"a".into(), "", now);
+    let load = cluster.locality(&zone("z"));
     let mut sum = Counts::default();
     let mut take = || {
         for report in all(&store, now).into_iter().flat_map(|r| r.localities) {
