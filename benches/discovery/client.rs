@@ -1,0 +1,225 @@
+//! The client alone: what it costs to take a change, and what it holds.
+
+use std::time::Instant;
+
+use futures_util::FutureExt;
+use mesh::Client;
+use mesh_discovery::xds::Variant;
+use tokio::runtime::Runtime;
+
+use crate::plane::{Book, Size, World, address, target};
+use crate::report::{Row, median};
+use crate::runtime::single;
+use crate::{Error, Scale, cpu};
+
+/// Every row of the client.
+pub(crate) fn rows(runtime: &Runtime, scale: &Scale) -> Result<Vec<Row>, Error> {
+    let mut rows = memory(scale)?;
+    rows.extend(runtime.block_on(changes(scale))?);
+    rows.extend(runtime.block_on(large(scale))?);
+    rows.extend(runtime.block_on(tables(scale))?);
+    Ok(rows)
+}
+
+/// Loading, and one change in a small world and a large one, in turn.
+async fn changes(scale: &Scale) -> Result<Vec<Row>, Error> {
+    let large = Size { clusters: scale.clusters, endpoints: 10 };
+    let book = Book::of(Variant::Delta, large)?;
+    let started = Instant::now();
+    let mut large = World::load(Variant::Delta, large, book).await?;
+    let loaded = started.elapsed().as_secs_f64();
+    let size = Size { clusters: 10, endpoints: 10 };
+    let mut small = World::load(Variant::Delta, size, Book::of(Variant::Delta, size)?).await?;
+
+    let (mut costs, mut ratios) = (Vec::new(), Vec::new());
+    for pair in 0..scale.pairs {
+        let (small, large) = if pair % 2 == 0 {
+            let small = change(&mut small, scale.changes, None).await?;
+            (small, change(&mut large, scale.changes, None).await?)
+        } else {
+            let large = change(&mut large, scale.changes, None).await?;
+            (change(&mut small, scale.changes, None).await?, large)
+        };
+        costs.push(large);
+        ratios.push(large / small);
+    }
+
+    // The same with a client that has made every destination ready for requests.
+    let client = Client::builder(large.client.clone()).max_destinations(scale.clusters).build();
+    for n in 0..large.clusters() {
+        client.explain(&request(n)?);
+    }
+    while !routed(&client, large.clusters() - 1)? {
+        tokio::task::yield_now().await;
+    }
+    let mut routers = Vec::new();
+    for _ in 0..scale.pairs {
+        routers.push(change(&mut large, scale.changes, Some(&client)).await?);
+    }
+
+    let mut repeats = Vec::new();
+    for _ in 0..scale.pairs {
+        repeats.push(repeat(&mut large, scale.changes).await?);
+    }
+    Ok(vec![
+        Row::new("table_load", "s", loaded, 0.4),
+        Row::new("change", "us", median(costs), 30.0),
+        Row::new("change_against_10_clusters", "ratio", median(ratios), 1.3),
+        Row::new("change_to_router", "us", median(routers), 30.0),
+        Row::new("same_response_again", "us", median(repeats), 1.0),
+    ])
+}
+
+/// CPU microseconds of one change, from its bytes to what requests find.
+async fn change(world: &mut World, changes: usize, client: Option<&Client>) -> Result<f64, Error> {
+    let clusters = world.clusters();
+    // Not one after the other, as the memory would like it.
+    let at = |i: usize| (i * 7919 + 1) % clusters;
+    let mut prepared = Vec::with_capacity(changes);
+    for i in 0..changes {
+        prepared.push(world.change(at(i))?);
+    }
+    let before = cpu::seconds()?;
+    for bytes in prepared {
+        world.push([bytes]).await?;
+        if client.is_some() {
+            // The destination's task was woken by the publication, before the acknowledgement.
+            tokio::task::yield_now().await;
+        }
+    }
+    let cost = cpu::seconds()? - before;
+    let last = at(changes - 1);
+    if !world.shows(last, world.revision()) {
+        return Err("a change is acknowledged and not to be seen".into());
+    }
+    if let Some(client) = client
+        && !explained(client, last)?.contains(&address(last, 0, world.revision()).to_string())
+    {
+        return Err("a change is published and the client does not route by it".into());
+    }
+    Ok(cost * 1e6 / changes as f64)
+}
+
+/// CPU microseconds of one response with one resource that is as it was.
+async fn repeat(world: &mut World, times: usize) -> Result<f64, Error> {
+    let bytes = world.change(0)?;
+    world.push([bytes.clone()]).await?;
+    let mut state = world.states[0].clone();
+    // Marks it seen.
+    let _ = state.changed().now_or_never();
+    let prepared = vec![bytes; times];
+    let before = cpu::seconds()?;
+    world.push(prepared).await?;
+    let cost = cpu::seconds()? - before;
+    if state.changed().now_or_never().is_some() {
+        return Err("a repetition woke a reader".into());
+    }
+    Ok(cost * 1e6 / times as f64)
+}
+
+/// One change in one large cluster.
+async fn large(scale: &Scale) -> Result<Vec<Row>, Error> {
+    let size = Size { clusters: 1, endpoints: scale.clusters };
+    let mut world = World::load(Variant::Delta, size, Book::of(Variant::Delta, size)?).await?;
+    let client = Client::builder(world.client.clone()).build();
+    while !routed(&client, 0)? {
+        tokio::task::yield_now().await;
+    }
+    let changes = (scale.changes / 20).max(2);
+    let (mut alone, mut routers) = (Vec::new(), Vec::new());
+    for _ in 0..scale.pairs {
+        routers.push(change(&mut world, changes, Some(&client)).await? / 1e3);
+    }
+    drop(client);
+    tokio::task::yield_now().await;
+    for _ in 0..scale.pairs {
+        alone.push(change(&mut world, changes, None).await? / 1e3);
+    }
+    Ok(vec![
+        Row::new("change_of_10000_endpoints", "ms", median(alone), 12.0),
+        Row::new("change_of_10000_endpoints_to_router", "ms", median(routers), 12.0),
+    ])
+}
+
+/// The whole table once more, in the variant that says everything every time.
+async fn tables(scale: &Scale) -> Result<Vec<Row>, Error> {
+    let size = Size { clusters: scale.clusters, endpoints: 10 };
+    let variant = Variant::StateOfTheWorld;
+    let mut world = World::load(variant, size, Book::of(variant, size)?).await?;
+    let (mut changed, mut same) = (Vec::new(), Vec::new());
+    for _ in 0..scale.pairs {
+        let pages = world.table(true)?;
+        let before = cpu::seconds()?;
+        world.push(pages).await?;
+        changed.push((cpu::seconds()? - before) * 1e3);
+        if !world.shows(0, world.revision()) {
+            return Err("a change is acknowledged and not to be seen".into());
+        }
+        let pages = world.table(false)?;
+        world.push(pages).await?;
+        let mut states = world.states.clone();
+        for state in &mut states {
+            // Marks it seen.
+            let _ = state.changed().now_or_never();
+        }
+        let pages = world.table(false)?;
+        let before = cpu::seconds()?;
+        world.push(pages).await?;
+        same.push((cpu::seconds()? - before) * 1e6 / (4 * scale.clusters) as f64);
+        if states.iter_mut().any(|state| state.changed().now_or_never().is_some()) {
+            return Err("a repetition woke a reader".into());
+        }
+    }
+    Ok(vec![
+        Row::new("table_again_one_changed", "ms", median(changed), 40.0),
+        Row::new("same_resource_again", "us", median(same), 1.0),
+    ])
+}
+
+/// Heap of the whole table, and by how much it grows with each endpoint.
+fn memory(scale: &Scale) -> Result<Vec<Row>, Error> {
+    let held = |clusters, endpoints, routed| held(Size { clusters, endpoints }, routed);
+    let whole = held(scale.clusters, 10, false)?;
+    let few = scale.clusters / 10;
+    let per_endpoint = |routed| Ok::<_, Error>((held(few, 110, routed)? - held(few, 10, routed)?) / (few * 100) as f64);
+    Ok(vec![
+        Row::new("table_memory", "MB", whole / 1e6, 60.0),
+        Row::new("memory_per_endpoint", "B", per_endpoint(false)?, 128.0),
+        Row::new("memory_per_endpoint_in_router", "B", per_endpoint(true)?, 512.0),
+    ])
+}
+
+fn held(size: Size, routed_too: bool) -> Result<f64, Error> {
+    // One of its own: what its tasks hold goes with it and does not show in the next count.
+    let runtime = single()?;
+    let mut made = Err("not made".into());
+    let counted = allocation_counter::measure(|| made = runtime.block_on(make(size, routed_too)));
+    let _world = made?;
+    Ok(counted.bytes_current as f64)
+}
+
+async fn make(size: Size, routed_too: bool) -> Result<(World, Client), Error> {
+    let world = World::load(Variant::Delta, size, Book::of(Variant::Delta, size)?).await?;
+    let client = Client::builder(world.client.clone()).max_destinations(size.clusters).build();
+    if routed_too {
+        for n in 0..size.clusters {
+            while !routed(&client, n)? {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+    Ok((world, client))
+}
+
+fn request(n: usize) -> Result<http::Request<()>, Error> {
+    Ok(http::Request::get(format!("http://{}/", target(n)?.as_str())).body(())?)
+}
+
+fn explained(client: &Client, n: usize) -> Result<String, Error> {
+    Ok(serde_json::to_string(&client.explain(&request(n)?))?)
+}
+
+/// Whether the client has made the destination ready.
+fn routed(client: &Client, n: usize) -> Result<bool, Error> {
+    Ok(!client.explain(&request(n)?).clusters.is_empty())
+}
