@@ -224,7 +224,8 @@ mod tests {
         use mesh_core::telemetry::load::LoadStore;
 
         let (store, none) = (LoadStore::default(), HeaderMap::new());
-        let load = store.cluster(&"a".into(), "", Instant::now()).locality(&Default::default());
+        let cluster = store.cluster(&"a".into(), "", Instant::now());
+        let load = cluster.locality(&Default::default());
         let status = |status: i32| -> HeaderMap {
             [(http::HeaderName::from_static("grpc-status"), status.into())].into_iter().collect()
         };
