@@ -229,7 +229,8 @@ mod tests {
         let status = |status: i32| -> HeaderMap {
             [(http::HeaderName::from_static("grpc-status"), status.into())].into_iter().collect()
         };
-        let ends: [(&str, bool, &dyn Fn(&mut Attempt)); 9] = [
+        type End<'e> = &'e dyn Fn(&mut Attempt);
+        let ends: [(&str, bool, End<'_>); 9] = [
             ("200", true, &|a| a.answered(StatusCode::OK, &none, false)),
             ("404", true, &|a| a.answered(StatusCode::NOT_FOUND, &none, false)),
             ("501", false, &|a| a.answered(StatusCode::NOT_IMPLEMENTED, &none, false)),
