@@ -34,7 +34,9 @@ pub(crate) fn latency(runtime: &Runtime, scale: &Scale) -> Result<Row, Error> {
     for edition in 0..MOVES {
         serve(server.handle(), bind(address(0, 0, edition))?, "");
     }
-    (1..10).try_for_each(|endpoint| Ok::<_, Error>(serve(server.handle(), bind(address(0, endpoint, 0))?, "")))?;
+    for endpoint in 1..10 {
+        serve(server.handle(), bind(address(0, endpoint, 0))?, "");
+    }
 
     let size = Size { clusters: scale.clusters, endpoints: 10 };
     let book = Book::of(Variant::Delta, size)?;
@@ -86,7 +88,7 @@ impl Churn {
             pace.tick().await;
             if self.on.load(Ordering::Relaxed) {
                 let i = self.done.fetch_add(1, Ordering::Relaxed);
-                let n = if i % 10 == 0 { 0 } else { i * 7919 % world.clusters() };
+                let n = if i.is_multiple_of(10) { 0 } else { i * 7919 % world.clusters() };
                 let bytes = world.change(n)?;
                 world.push([bytes]).await?;
             }

@@ -160,8 +160,10 @@ async fn a95_an_authority_may_fall_back_for_the_sake_of_reachability_alone() {
         let (top, first, second) = (Plane::with("x0", 10), Plane::new(), Plane::new());
         top.put(crate::plane::cluster_named("x1"));
         top.put(crate::plane::endpoints_of("x1", 11));
-        (listener(&first), listener(&second));
-        (routes(&first, "x0"), routes(&second, "x1"));
+        listener(&first);
+        listener(&second);
+        routes(&first, "x0");
+        routes(&second, "x1");
         let client = client_with(variant, &[&top, &first, &second], |bootstrap| {
             bootstrap.servers = vec![server(0)];
             bootstrap.client_listener_template = NAME.replace("a:80", "%s");
