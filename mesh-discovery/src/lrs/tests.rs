@@ -175,7 +175,8 @@ async fn there_is_a_stream_only_while_a_cluster_wants_one() {
 #[tokio::test]
 async fn what_happens_while_no_stream_is_open_is_part_of_the_next_report() {
     let mut world = world(all_ours()).await;
-    let here = world.cluster("a").locality(&zone("z"));
+    let cluster = world.cluster("a");
+    let here = cluster.locality(&zone("z"));
     let mut stream = world.streams.recv().await.unwrap();
     stream.order(&[]).await;
     drop(here.issue());
