@@ -158,6 +158,12 @@ impl ClientBuilder {
         self
     }
 
+    /// Copies of requests (mirrors) under way at once; what would be more is not sent. Default 256.
+    pub fn max_mirrors(mut self, most: usize) -> Self {
+        self.limits.mirrors = most;
+        self
+    }
+
     /// The client. Needs no runtime yet; the first request does.
     pub fn build(self) -> Client {
         let source = self.source.clone();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mesh_core::balance::MakePicker;
 use mesh_core::id::Workload;
@@ -52,6 +52,8 @@ pub(crate) struct Limits {
     pub(crate) destinations: usize,
     /// Bytes of a streaming request body kept for a retry.
     pub(crate) replay: usize,
+    /// Copies of requests under way at once.
+    pub(crate) mirrors: usize,
     /// Shortest time between two look-ups of a name that was found.
     pub(crate) dns_min_refresh: Duration,
 }
@@ -63,6 +65,7 @@ impl Default for Limits {
             forget_after: Duration::from_secs(600),
             destinations: 4096,
             replay: 64 * 1024,
+            mirrors: 256,
             dns_min_refresh: Duration::from_secs(5),
         }
     }
@@ -82,6 +85,12 @@ impl Env {
     /// This client's clock, as balancers want it.
     pub(crate) fn since_epoch(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.epoch)
+    }
+
+    /// The time since 1970: where an answer names a point in time. For nothing that must not jump.
+    #[allow(clippy::disallowed_methods, reason = "the one place of the request path that knows the date")]
+    pub(crate) fn unix_time(&self) -> Duration {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
     }
 
     /// Random bits for ids.

@@ -146,6 +146,9 @@ pub enum Cause {
     /// One try took longer than the retry policy gives it.
     #[error("a try took longer than {0:?}")]
     PerTryTimeout(Duration),
+    /// No byte moved in either direction for as long as the route, or the retry policy for one try, allows.
+    #[error("no byte moved for {0:?}")]
+    IdleTimeout(Duration),
     /// The caller's deadline ran out.
     #[error("the caller's deadline passed")]
     Deadline,
@@ -243,7 +246,7 @@ impl Cause {
             Self::NoIdentity { .. } => "no certificate of our own",
             Self::ConnectionLost { .. } => "connection lost",
             Self::StreamRefused { .. } => "stream refused",
-            Self::Timeout(_) | Self::PerTryTimeout(_) => "timeout",
+            Self::Timeout(_) | Self::PerTryTimeout(_) | Self::IdleTimeout(_) => "timeout",
             Self::Deadline => "deadline exceeded",
             Self::Breaker { .. } | Self::TooManyDestinations(_) => "limit reached",
             Self::RequestBody(_) => "the request body failed",
@@ -268,7 +271,7 @@ impl Cause {
             Self::NoIdentity { .. } => Code::NO_IDENTITY,
             Self::ConnectionLost { .. } => Code::CONNECTION_LOST,
             Self::StreamRefused { .. } => Code::STREAM_REFUSED,
-            Self::Timeout(_) | Self::PerTryTimeout(_) => Code::TIMEOUT,
+            Self::Timeout(_) | Self::PerTryTimeout(_) | Self::IdleTimeout(_) => Code::TIMEOUT,
             Self::Deadline => Code::DEADLINE,
             Self::Breaker { .. } | Self::TooManyDestinations(_) => Code::BREAKER_OPEN,
             Self::RequestBody(_) => Code::REQUEST_BODY,
@@ -294,7 +297,8 @@ impl Cause {
             | Self::ConnectionLost { .. }
             | Self::StreamRefused { .. }
             | Self::Timeout(_)
-            | Self::PerTryTimeout(_) => Blame::Upstream,
+            | Self::PerTryTimeout(_)
+            | Self::IdleTimeout(_) => Blame::Upstream,
         }
     }
 
@@ -308,7 +312,10 @@ impl Cause {
             | Self::UnsupportedAction(_)
             | Self::Deadline
             | Self::RequestBody(_) => Retry::Never,
-            Self::ConnectionLost { sent: true, .. } | Self::Timeout(_) | Self::PerTryTimeout(_) => Retry::Unsafe,
+            Self::ConnectionLost { sent: true, .. }
+            | Self::Timeout(_)
+            | Self::PerTryTimeout(_)
+            | Self::IdleTimeout(_) => Retry::Unsafe,
             Self::ConfigPending(_)
             | Self::NoEndpoint { .. }
             | Self::Unresolved { .. }

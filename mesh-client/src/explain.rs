@@ -62,6 +62,10 @@ pub struct ClusterOption {
 pub struct ClientDump {
     /// Destinations by name.
     pub destinations: Vec<DestinationDump>,
+    /// Copies of requests (mirrors) under way.
+    pub mirrors: usize,
+    /// Copies that were not sent: too many at once, or a body too large to be kept.
+    pub mirrors_dropped: u64,
 }
 
 /// One destination.
@@ -128,7 +132,12 @@ pub(crate) fn dump(destinations: &Destinations) -> ClientDump {
         let clusters = router.map(|router| router.clusters().iter().map(|(n, s)| cluster_dump(n, s)).collect());
         DestinationDump { target: destination.target().to_string(), state, clusters: clusters.unwrap_or_default() }
     };
-    ClientDump { destinations: destinations.all().into_iter().map(one).collect() }
+    let mirrors = destinations.mirrors();
+    ClientDump {
+        destinations: destinations.all().into_iter().map(one).collect(),
+        mirrors: mirrors.active(),
+        mirrors_dropped: mirrors.dropped(),
+    }
 }
 
 pub(crate) fn explain(env: &Env, destinations: &Arc<Destinations>, request: &Request<()>) -> Explanation {

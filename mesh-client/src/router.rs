@@ -4,11 +4,12 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderName;
 use mesh_core::balance::hash::HashRules;
 use mesh_core::id::{ClusterName, Target};
-use mesh_core::matcher::{CompiledRoute, RouteTable};
+use mesh_core::matcher::{CompiledRoute, CorsRules, HeaderCondition, RequestView, RouteTable};
 use mesh_core::policy::{
     ClusterChoice, ClusterState, Discovery, FilterOverride, Forward, HttpFilter, HttpFilterKind, RetryPolicy,
     RouteAction, Snapshot, StatefulSession, WeightedCluster, WeightedClusters,
@@ -53,6 +54,9 @@ pub(crate) struct Plan {
     pub(crate) retry: Option<Retries>,
     pub(crate) hash: HashRules,
     pub(crate) session: Option<StatefulSession>,
+    pub(crate) cors: Option<CorsRules>,
+    /// Where copies go; in the order of the policy's entries.
+    pub(crate) mirrors: Box<[Slot]>,
 }
 
 /// Where a route's requests go.
@@ -88,6 +92,45 @@ pub(crate) struct Retries {
     pub(crate) policy: RetryPolicy,
     pub(crate) rules: RetryRules,
     pub(crate) backoff: Backoff,
+    // One must hold for a request to be retried; empty = all are.
+    requests: Box<[HeaderCondition]>,
+    hedges_on_timeout: bool,
+}
+
+impl Retries {
+    fn new(policy: &RetryPolicy, route: &CompiledRoute) -> Self {
+        let hedge = match &route.route().action {
+            RouteAction::Forward(forward) => forward.hedge.as_ref(),
+            _ => None,
+        };
+        Self {
+            rules: RetryRules::new(&policy.on, &route.route().response_classes),
+            backoff: Backoff::of(policy),
+            requests: policy.request_headers.iter().map(HeaderCondition::new).collect(),
+            hedges_on_timeout: hedge.is_some_and(|hedge| hedge.on_per_try_timeout),
+            policy: policy.clone(),
+        }
+    }
+
+    /// Whether the policy is about this request.
+    pub(crate) fn concerns(&self, request: &RequestView<'_>) -> bool {
+        self.requests.is_empty() || self.requests.iter().any(|condition| condition.holds(request))
+    }
+
+    /// Time for one try.
+    pub(crate) fn per_try_timeout(&self) -> Option<Duration> {
+        self.policy.per_try_timeout.filter(|timeout| !timeout.is_zero())
+    }
+
+    /// Longest silence of one try.
+    pub(crate) fn per_try_idle(&self) -> Option<Duration> {
+        self.policy.per_try_idle_timeout.filter(|timeout| !timeout.is_zero())
+    }
+
+    /// Whether a try goes on after its time, beside the next one.
+    pub(crate) fn hedges_on_timeout(&self) -> bool {
+        self.hedges_on_timeout
+    }
 }
 
 impl Router {
@@ -223,17 +266,21 @@ impl Plan {
             },
             RouteAction::Redirect(_) | RouteAction::DirectResponse(_) | RouteAction::NonForwarding => Choice::None,
         };
-        let retry = route.retry().filter(|policy| policy.attempts > 0).map(|policy| Retries {
-            rules: RetryRules::new(&policy.on, &route.route().response_classes),
-            backoff: Backoff::of(policy),
-            policy: policy.clone(),
-        });
+        // Without attempts too: the time for one try counts for the only one.
+        let retry = route.retry().map(|policy| Retries::new(policy, route));
         let hash = match &route.route().action {
             RouteAction::Forward(forward) => HashRules::new(&forward.hash),
             _ => HashRules::default(),
         };
         let session = session(filters, |name| own.get(name));
-        Self { choice, hash, faults, retry, session }
+        let (cors, mirrors) = match &route.route().action {
+            RouteAction::Forward(forward) => {
+                let mirrors = forward.mirrors.iter().map(|mirror| slot(&mirror.cluster)).collect();
+                (forward.cors.as_ref().map(CorsRules::new), mirrors)
+            }
+            _ => (None, Box::default()),
+        };
+        Self { choice, hash, faults, retry, session, cors, mirrors }
     }
 }
 

@@ -15,9 +15,9 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Sleep, sleep_until};
 
-use crate::error::Error;
+use crate::error::{Cause, Error};
 use crate::grpc;
-use crate::outbound::Exchange;
+use crate::outbound::{Exchange, Silence};
 
 /// The body of an answer. While it lasts, its request counts as in flight; its end (or its drop) gives
 /// the connection back and counts the request.
@@ -27,6 +27,7 @@ pub struct Body {
     // Boxed: it is larger than the body and moved with every response.
     exchange: Option<Box<Exchange>>,
     deadline: Option<Pin<Box<Sleep>>>,
+    silence: Option<Box<Silence>>,
     // Failures become gRPC trailers instead of errors.
     rescue: bool,
 }
@@ -52,7 +53,8 @@ impl Body {
             return Self::empty();
         }
         let deadline = exchange.deadline().map(|at| Box::pin(sleep_until(at)));
-        Self { kind: Kind::Incoming(incoming), exchange: Some(exchange), deadline, rescue: false }
+        let silence = exchange.idle().and_then(Silence::from_now).map(Box::new);
+        Self { kind: Kind::Incoming(incoming), exchange: Some(exchange), deadline, silence, rescue: false }
     }
 
     /// Turns failures into gRPC trailers.
@@ -84,6 +86,8 @@ pub(crate) enum Failure {
     Broken(hyper::Error),
     /// Its time ran out.
     Late,
+    /// Nothing moved for too long.
+    Silent(Cause),
 }
 
 impl HttpBody for Body {
@@ -104,6 +108,9 @@ impl HttpBody for Body {
         match Pin::new(&mut *incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 let ended = incoming.is_end_stream();
+                if let Some(silence) = &mut this.silence {
+                    silence.broken();
+                }
                 if let (Some(trailers), Some(exchange)) = (frame.trailers_ref(), &mut this.exchange) {
                     exchange.trailers(trailers);
                 }
@@ -118,8 +125,15 @@ impl HttpBody for Body {
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(this.fail(Failure::Broken(error))),
             Poll::Pending => {
-                let late = this.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready());
-                if late { Poll::Ready(this.fail(Failure::Late)) } else { Poll::Pending }
+                if this.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
+                    return Poll::Ready(this.fail(Failure::Late));
+                }
+                let Some(silence) = &mut this.silence else { return Poll::Pending };
+                let exchange = &this.exchange;
+                match silence.poll(cx, || exchange.as_ref()?.sent()) {
+                    Poll::Ready(cause) => Poll::Ready(this.fail(Failure::Silent(cause))),
+                    Poll::Pending => Poll::Pending,
+                }
             }
         }
     }

@@ -16,6 +16,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
+use tokio::time::Instant;
 
 use mesh_core::error::BoxError;
 
@@ -45,6 +46,8 @@ pub(crate) struct Stream {
     // Which try may read: an older one that still holds the body is cut off.
     turn: u32,
     failed: Option<Source>,
+    // When last something moved; `None` = nobody asks.
+    moved: Option<Instant>,
 }
 
 enum Inner {
@@ -105,7 +108,7 @@ impl Payload {
         // What cannot fit is not buffered in the first place.
         let limit = if hint.lower() > limit as u64 { 0 } else { limit };
         let (sent, sent_len, lost, ended) = (SmallVec::new(), 0, false, false);
-        let (trailers, turn, failed) = (None, 0, None);
+        let (trailers, turn, failed, moved) = (None, 0, None, None);
         Self::Stream(Arc::new(Mutex::new(Stream {
             body,
             hint,
@@ -117,6 +120,7 @@ impl Payload {
             trailers,
             turn,
             failed,
+            moved,
         })))
     }
 
@@ -139,7 +143,8 @@ impl Payload {
             Self::Empty | Self::Full(_) => true,
             Self::Stream(stream) => {
                 let mut state = stream.lock();
-                if !state.lost {
+                // Once all of it is kept, readers do not come in each other's way.
+                if !state.lost && !state.ended {
                     state.turn += 1;
                 }
                 !state.lost
@@ -152,6 +157,48 @@ impl Payload {
         match self {
             Self::Empty | Self::Full(_) => true,
             Self::Stream(stream) => !stream.lock().lost,
+        }
+    }
+
+    /// Whether all of it is here: several may then read it at once.
+    pub(crate) fn is_at_hand(&self) -> bool {
+        match self {
+            Self::Empty | Self::Full(_) => true,
+            Self::Stream(stream) => {
+                let state = stream.lock();
+                state.ended && !state.lost
+            }
+        }
+    }
+
+    /// Takes from the application what it has ready, up to the limit: nearly always a whole message.
+    pub(crate) fn read_ahead(&self) {
+        if let Self::Stream(stream) = self {
+            stream.lock().read_ahead();
+        }
+    }
+
+    /// The same body for another request, if all of it [is at hand](Self::is_at_hand).
+    pub(crate) fn copy(&self) -> Option<Self> {
+        match self {
+            Self::Empty => Some(Self::Empty),
+            Self::Full(bytes) => Some(Self::Full(bytes.clone())),
+            Self::Stream(stream) => self.is_at_hand().then(|| Self::Stream(stream.clone())),
+        }
+    }
+
+    /// Notes from now on when something moves.
+    pub(crate) fn watch(&self) {
+        if let Self::Stream(stream) = self {
+            stream.lock().moved.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// When last something moved, since somebody [watches](Self::watch).
+    pub(crate) fn moved(&self) -> Option<Instant> {
+        match self {
+            Self::Empty | Self::Full(_) => None,
+            Self::Stream(stream) => stream.lock().moved,
         }
     }
 
@@ -178,6 +225,11 @@ pub(crate) struct Receipt(Option<Arc<Mutex<Stream>>>);
 impl Receipt {
     pub(crate) fn is_sent(&self) -> bool {
         self.0.as_ref().is_none_or(|stream| stream.lock().ended)
+    }
+
+    /// When last something of it moved, if somebody watches.
+    pub(crate) fn moved(&self) -> Option<Instant> {
+        self.0.as_ref()?.lock().moved
     }
 }
 
@@ -215,6 +267,38 @@ impl Stream {
         }
     }
 
+    fn read_ahead(&mut self) {
+        // Whoever reads on registers a waker of its own.
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        while !self.ended && !self.lost && self.sent_len < self.limit {
+            let Poll::Ready(frame) = self.poll_inner(&mut cx) else { return };
+            match frame {
+                None => self.ended = true,
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        self.sent_len += data.len();
+                        self.sent.push(data);
+                        self.ended = self.inner_ended();
+                    }
+                    Err(frame) => {
+                        self.trailers = frame.into_trailers().ok();
+                        self.ended = true;
+                    }
+                },
+                Some(Err(error)) => {
+                    self.lost = true;
+                    self.failed = Some(error.0);
+                }
+            }
+        }
+    }
+
+    fn moves(&mut self) {
+        if let Some(moved) = &mut self.moved {
+            *moved = Instant::now();
+        }
+    }
+
     /// Remembers a chunk that goes out, while there is room.
     fn keep(&mut self, data: &Bytes) {
         if !self.lost && self.sent_len + data.len() <= self.limit {
@@ -244,7 +328,12 @@ impl HttpBody for Outgoing {
         if let Some(data) = state.sent.get(*at).filter(|_| !state.lost) {
             *at += 1;
             *given += data.len() as u64;
-            return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
+            let data = data.clone();
+            state.moves();
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        if let Some(failed) = &state.failed {
+            return Poll::Ready(Some(Err(RequestBodyError(failed.clone()))));
         }
         if state.ended {
             let trailers = if *done { None } else { state.trailers.clone() };
@@ -252,6 +341,7 @@ impl HttpBody for Outgoing {
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         }
         let frame = ready!(state.poll_inner(cx));
+        state.moves();
         match frame {
             None => {
                 state.ended = true;

@@ -26,6 +26,7 @@ use tokio::time::{Instant, timeout};
 use crate::connect::worker::Owned;
 use crate::env::Env;
 use crate::error::Cause;
+use crate::outbound::worker::Mirrors;
 use crate::router::Router;
 
 /// All destinations of one client.
@@ -35,6 +36,8 @@ pub(crate) struct Destinations {
     table: ArcSwap<Table>,
     // Held while the table is replaced.
     growing: Mutex<()>,
+    // Here, because requests hold this and copies do not: they end with the last who could ask for one.
+    mirrors: Mirrors,
 }
 
 type Table = HashMap<Arc<str>, Arc<Destination>, foldhash::fast::RandomState>;
@@ -62,7 +65,8 @@ pub(crate) enum Phase {
 
 impl Destinations {
     pub(crate) fn new(env: Arc<Env>, source: Arc<dyn DestinationSource>) -> Self {
-        Self { env, source, table: ArcSwap::default(), growing: Mutex::new(()) }
+        let mirrors = Mirrors::new(env.limits.mirrors);
+        Self { env, source, table: ArcSwap::default(), growing: Mutex::new(()), mirrors }
     }
 
     /// The destination of a request: the URI's authority, else the `Host` header.
@@ -111,6 +115,11 @@ impl Destinations {
             return Ok(found);
         }
         self.subscribe(&Target::new(host, port).map_err(|e| Cause::BadTarget(e.to_string()))?)
+    }
+
+    /// The copies of requests under way.
+    pub(crate) fn mirrors(&self) -> &Mirrors {
+        &self.mirrors
     }
 
     /// The destination of a target, subscribed to if need be.

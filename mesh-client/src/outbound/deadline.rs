@@ -1,10 +1,15 @@
-//! When a request must be over, and whose limit that is. The earliest limit counts.
+//! When a request must be over, and whose limit that is: the earliest limit counts, and silence may end it
+//! before.
 
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::body::Payload;
 use crate::error::Cause;
 
 /// The end of a request's time.
@@ -64,6 +69,54 @@ impl Deadline {
             Some(at) => tokio::time::timeout_at(at, work).await.unwrap_or_else(|_| Err(self.cause())),
         }
     }
+}
+
+/// Notices that for some time no byte moved in either direction.
+pub(crate) struct Silence {
+    period: Duration,
+    since: Instant,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Silence {
+    /// Listens from now on.
+    pub(crate) fn from_now(period: Duration) -> Option<Self> {
+        let since = Instant::now();
+        Some(Self { period, since, sleep: Box::pin(sleep_until(since.checked_add(period)?)) })
+    }
+
+    /// A byte came.
+    pub(crate) fn broken(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// Ready when it has lasted too long; `sent` tells when last a byte of the request went out.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, sent: impl Fn() -> Option<Instant>) -> Poll<Cause> {
+        loop {
+            ready!(self.sleep.as_mut().poll(cx));
+            let end = sent().map_or(self.since, |sent| sent.max(self.since)).checked_add(self.period);
+            match end.filter(|end| *end > Instant::now()) {
+                None => return Poll::Ready(Cause::IdleTimeout(self.period)),
+                Some(end) => self.sleep.as_mut().reset(end),
+            }
+        }
+    }
+}
+
+/// Runs `work` until it ends, or until it was silent for `period`.
+pub(crate) async fn unless_silent<T>(
+    period: Option<Duration>,
+    payload: &Payload,
+    mut work: Pin<&mut impl Future<Output = Result<T, Cause>>>,
+) -> Result<T, Cause> {
+    let silence = period.and_then(Silence::from_now);
+    let Some(mut silence) = silence else { return work.await };
+    payload.watch();
+    poll_fn(|cx| match work.as_mut().poll(cx) {
+        Poll::Pending => silence.poll(cx, || payload.moved()).map(Err),
+        ended => ended,
+    })
+    .await
 }
 
 /// Name of gRPC's deadline header.

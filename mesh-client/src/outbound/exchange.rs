@@ -2,10 +2,9 @@
 //! are freed, the request is counted and logged. Exactly once, whichever way it ends.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::{HeaderMap, Response};
-use http_body::Body as _;
-use hyper::body::Incoming;
+use http::HeaderMap;
 use mesh_core::error::Fault;
 use mesh_core::id::Target;
 use mesh_core::retry::grpc_status;
@@ -28,6 +27,7 @@ pub(crate) struct Exchange {
     attempts: u32,
     access: Option<Box<Access>>,
     deadline: Deadline,
+    idle: Option<Duration>,
     hold: Option<Hold>,
     counted: bool,
 }
@@ -66,7 +66,11 @@ impl Exchange {
         // What is counted if the application drops the request.
         let outcome = Outcome { code: 0, grpc_status: None, flags: "DC", grpc };
         let deadline = Deadline::none();
-        Self { target, started, series, outcome, attempts: 0, access, deadline, hold: None, counted: false }
+        Self { target, started, series, outcome, attempts: 0, access, deadline, idle: None, hold: None, counted: false }
+    }
+
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
     }
 
     pub(crate) fn is_grpc(&self) -> bool {
@@ -86,6 +90,14 @@ impl Exchange {
         self.series = series.clone();
     }
 
+    /// A try goes to this endpoint, or the answer comes from it.
+    pub(crate) fn at(&mut self, endpoint: &Endpoint) {
+        self.count_in(endpoint.series());
+        if let Some(access) = &mut self.access {
+            access.upstream = endpoint.address().to_string();
+        }
+    }
+
     pub(crate) fn next_attempt(&mut self) {
         self.attempts += 1;
     }
@@ -97,6 +109,20 @@ impl Exchange {
     /// When the request must be over, and whose limit that is.
     pub(crate) fn limit(&self) -> Deadline {
         self.deadline
+    }
+
+    /// Longest silence of the answer's body: the shorter of these.
+    pub(crate) fn set_idle(&mut self, limits: [Option<Duration>; 2]) {
+        self.idle = limits.into_iter().flatten().min();
+    }
+
+    pub(crate) fn idle(&self) -> Option<Duration> {
+        self.idle
+    }
+
+    /// When last a byte of the request went out, if somebody asked for it to be noted.
+    pub(crate) fn sent(&self) -> Option<Instant> {
+        self.hold.as_ref()?.receipt.moved()
     }
 
     /// When the answer must have ended.
@@ -123,16 +149,6 @@ impl Exchange {
         self.hold.as_ref().map(|hold| &*hold.endpoint)
     }
 
-    /// Gives an answer up for another try.
-    pub(crate) fn abandon(&mut self, answer: Response<Incoming>) {
-        // One that is read to its end already leaves its connection usable; another one closes it.
-        if let Some(hold) = self.hold.take()
-            && answer.body().is_end_stream()
-        {
-            hold.release(Instant::now());
-        }
-    }
-
     pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
         if self.outcome.grpc {
             self.outcome.grpc_status = grpc_status(trailers).or(self.outcome.grpc_status);
@@ -157,6 +173,10 @@ impl Exchange {
             Failure::Late => {
                 self.hold.iter_mut().for_each(|hold| hold.attempt.unfinished());
                 self.deadline.cause()
+            }
+            Failure::Silent(cause) => {
+                self.hold.iter_mut().for_each(|hold| hold.attempt.failed());
+                cause
             }
             Failure::Broken(error) => {
                 let hold = self.hold.as_mut().expect("an answer's body holds its endpoint until it has ended");

@@ -42,6 +42,24 @@ impl Head {
         Self { method, uri, headers, extensions, protocol, host, kept: SmallVec::new(), taken: false }
     }
 
+    /// The same head once more, for a request beside this one. The headers must not be taken.
+    pub(crate) fn copy(&self) -> Self {
+        let mut extensions = Extensions::new();
+        if let Some(protocol) = self.protocol.clone() {
+            extensions.insert(protocol);
+        }
+        Self {
+            method: self.method.clone(),
+            uri: self.uri.clone(),
+            headers: self.headers.clone(),
+            extensions,
+            protocol: self.protocol.clone(),
+            host: self.host.clone(),
+            kept: SmallVec::new(),
+            taken: false,
+        }
+    }
+
     /// The authority sent: the `Host` header if the application set one, else the URI's.
     pub(crate) fn authority(&self) -> &str {
         self.headers.get(HOST).unwrap_or(&self.host).to_str().unwrap_or_default()

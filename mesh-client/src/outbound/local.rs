@@ -48,6 +48,13 @@ pub(crate) fn direct(policy: &DirectResponse, grpc_request: bool) -> Response<Bo
     response
 }
 
+/// The answer to a browser's preflight.
+pub(crate) fn preflight(headers: HeaderMap) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.headers_mut() = headers;
+    response
+}
+
 /// The answer of an injected fault, in the protocol of the request.
 pub(crate) fn abort(status: AbortStatus, grpc_request: bool) -> Response<Body> {
     const TEXT: &str = "fault filter abort";

@@ -3,45 +3,52 @@
 //!
 //! ```text
 //! send      destination → trace, caller's deadline → router → route
-//! forward   cluster → rewrite, headers → fault → route timeout
-//! tries     retries ─▶ admission → endpoint → connection ‖ wire
+//! forward   cors → cluster → rewrite, headers → fault → mirrors → route timeout
+//! tries     retries, hedges ─▶ attempt: admission → endpoint → connection ‖ wire
 //! back      classification → response headers → body (counts, frees and logs at its end)
 //! ```
 
 mod access;
+mod attempt;
 mod deadline;
 mod exchange;
 pub(crate) mod fault;
 pub(crate) mod head;
+mod hedge;
 mod local;
+mod mirror;
 mod session;
 mod trace;
 mod tries;
+pub(crate) mod worker;
 
 use std::pin::pin;
 use std::sync::Arc;
 
 use http::header::SET_COOKIE;
-use http::{HeaderName, HeaderValue, Response, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, request};
 use mesh_core::balance::hash::HashInput;
 use mesh_core::id::{ClusterName, Target};
-use mesh_core::matcher::CompiledRoute;
+use mesh_core::matcher::{CompiledRoute, CorsVerdict};
 use mesh_core::policy::{AuthorityRewrite, Forward, HeaderPolicy, RouteAction, WeightedCluster};
 use tokio::time::{Instant, sleep};
 
 use self::access::Access;
 use self::deadline::Deadline;
+pub(crate) use self::deadline::Silence;
 pub(crate) use self::exchange::Exchange;
 use self::fault::Faults;
 use self::head::Head;
+use self::mirror::Copy;
 use self::session::Session;
 use self::trace::Trace;
+use self::worker::Mirrors;
 use crate::body::{Body, Payload};
 use crate::destination::{Destination, Destinations};
 use crate::env::Env;
 use crate::error::{Cause, Error};
 use crate::grpc;
-use crate::router::{Chosen, Plan, Router};
+use crate::router::{Chosen, Plan, Retries, Router};
 
 /// Sends one request. The order is the behaviour:
 pub(crate) async fn send(
@@ -68,7 +75,17 @@ pub(crate) async fn send(
     let head = Head::new(parts, &destination);
     // Above everything that can fail, so that each request is counted and logged, once.
     let mut exchange = open(&destination, &head, &trace, started);
-    let mut call = Call { env: &env, head, trace: &trace, payload, exchange: &mut exchange, caller, hash: None };
+    let mirrors = destinations.mirrors();
+    let mut call = Call {
+        env: &env,
+        mirrors,
+        head,
+        trace: &trace,
+        payload: &payload,
+        exchange: &mut exchange,
+        caller,
+        hash: None,
+    };
     match call.answer(&destination).await {
         Ok(Answer::Endpoint(response)) => Ok(response.map(|body| Body::of(body, exchange))),
         Ok(Answer::Local(response, flags)) => {
@@ -89,9 +106,10 @@ fn open(destination: &Destination, head: &Head, trace: &Trace, started: Instant)
 /// One request under way.
 struct Call<'c> {
     env: &'c Arc<Env>,
+    mirrors: &'c Mirrors,
     head: Head,
     trace: &'c Trace,
-    payload: Payload,
+    payload: &'c Payload,
     exchange: &'c mut Exchange,
     caller: Deadline,
     // For balancers that keep requests of one key together.
@@ -103,6 +121,15 @@ enum Answer {
     Endpoint(Response<hyper::body::Incoming>),
     /// With the response flags.
     Local(Response<Body>, &'static str),
+}
+
+impl Answer {
+    fn headers_mut(&mut self) -> &mut HeaderMap {
+        match self {
+            Self::Endpoint(response) => response.headers_mut(),
+            Self::Local(response, _) => response.headers_mut(),
+        }
+    }
 }
 
 impl Call<'_> {
@@ -118,7 +145,19 @@ impl Call<'_> {
             access.route = route.route().name.clone();
         }
         match &route.route().action {
-            RouteAction::Forward(forward) => self.forward(&router, route, forward).await,
+            RouteAction::Forward(forward) => {
+                let plan = router.plan(route);
+                let cors = plan.cors.as_ref().map(|cors| (cors, cors.judge(&self.head.method, &self.head.headers)));
+                if let Some((_, CorsVerdict::Answer(headers))) = cors {
+                    return Ok(Answer::Local(local::preflight(headers), "-"));
+                }
+                let mut answer = self.forward(&router, route, plan, forward).await?;
+                // Last of all: what lets a page read the answer is policy's word, not the application's.
+                if let Some((cors, CorsVerdict::Allow(origin))) = cors {
+                    cors.decorate(&origin, answer.headers_mut());
+                }
+                Ok(answer)
+            }
             RouteAction::Redirect(policy) => {
                 Ok(Answer::Local(answered(local::redirect(policy, route, &self.head), route), "-"))
             }
@@ -132,8 +171,13 @@ impl Call<'_> {
     }
 
     /// From the route to its cluster.
-    async fn forward(&mut self, router: &Router, route: &CompiledRoute, forward: &Forward) -> Result<Answer, Cause> {
-        let plan = router.plan(route);
+    async fn forward(
+        &mut self,
+        router: &Router,
+        route: &CompiledRoute,
+        plan: &Plan,
+        forward: &Forward,
+    ) -> Result<Answer, Cause> {
         // Drawn once: all tries of a request go to the same cluster.
         let mut session = Session::read(plan.session.as_ref(), &self.head);
         let pinned = session.cluster();
@@ -156,13 +200,20 @@ impl Call<'_> {
         let cookies = self.hash(plan);
         let deadline = self.deadline(router, forward);
         self.exchange.set_deadline(deadline);
+        let idle = forward.idle_timeout.filter(|timeout| !timeout.is_zero());
+        self.exchange.set_idle([idle, plan.retry.as_ref().and_then(Retries::per_try_idle)]);
         let endpoint_host = matches!(forward.rewrite.authority, Some(AuthorityRewrite::Endpoint));
+        let copies = self.mirror(plan, forward);
         // Above the tries: they and the back-off between them share the time.
-        let (mut response, flags) = {
+        let outcome = {
+            let payload = self.payload;
             // Pinned here: what `bound` takes by value it would hold three times.
-            let tries = pin!(tries::send(self, router, cluster, plan, &session, endpoint_host));
-            deadline.bound(tries).await?
+            let tries = pin!(tries::send(self, router, cluster, plan, forward, &session, endpoint_host));
+            let tries = pin!(deadline::unless_silent(idle, payload, tries));
+            deadline.bound(tries).await
         };
+        self.mirror_late(copies);
+        let (mut response, flags) = outcome?;
         for headers in header_policies(route, share) {
             headers.response.apply(response.headers_mut());
         }
@@ -174,6 +225,32 @@ impl Call<'_> {
         }
         self.exchange.answered(response.status(), response.headers(), flags);
         Ok(Answer::Endpoint(response))
+    }
+
+    /// Sends the copies that the route asks for, as far as the body is at hand; gives back the others.
+    fn mirror(&self, plan: &Plan, forward: &Forward) -> Vec<Copy> {
+        if plan.mirrors.is_empty() {
+            return Vec::new();
+        }
+        self.payload.read_ahead();
+        self.send_copies(mirror::copies(self, plan, forward))
+    }
+
+    /// Those whose body had to be streamed first.
+    fn mirror_late(&self, copies: Vec<Copy>) {
+        if !copies.is_empty() {
+            let left = self.send_copies(copies);
+            self.mirrors.miss(left.len());
+        }
+    }
+
+    fn send_copies(&self, mut copies: Vec<Copy>) -> Vec<Copy> {
+        while let Some(payload) = self.payload.copy()
+            && let Some(copy) = copies.pop()
+        {
+            self.mirrors.send(copy.send(payload));
+        }
+        copies
     }
 
     /// Hashes the request as it will be sent; gives the cookies that the answer must set.

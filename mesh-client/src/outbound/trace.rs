@@ -29,6 +29,23 @@ impl Trace {
         self.position
     }
 
+    /// Whether the request being served is a retry, or made for one.
+    pub(crate) fn is_retry(&self) -> bool {
+        self.served.as_ref().is_some_and(|served| served.retried)
+    }
+
+    /// The same for a copy of the request, which is not recorded.
+    pub(crate) fn of_copy(&self) -> Self {
+        let unsampled = |served: &Arc<RequestContext>| RequestContext {
+            trace: served.trace.unsampled(),
+            ..RequestContext::clone(served)
+        };
+        Self {
+            served: self.served.as_ref().map(|served| Arc::new(unsampled(served))),
+            position: self.position.unsampled(),
+        }
+    }
+
     /// When the caller of the request being served stops waiting.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.served.as_ref()?.deadline

@@ -1,54 +1,30 @@
-//! The tries of one request at one cluster: which outcome is tried again, and how one try is made.
+//! The tries of one request at one cluster, one after the other: which outcome is tried again, and when.
+//! Tries side by side are [`hedge`](super::hedge)'s.
 //!
-//! Refuses to know routes beyond the retry policy.
+//! Refuses to know routes beyond the retry policy, and how one try is made.
 
-use std::error::Error as StdError;
-use std::io;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Method, Response};
+use http::Response;
 use hyper::body::Incoming;
-use mesh_core::balance::Pick;
-use mesh_core::policy::Address;
-use mesh_core::retry::{FailureKind, TryOutcome, grpc_status};
-use smallvec::SmallVec;
+use mesh_core::policy::Forward;
+use mesh_core::retry::{FailureKind, Pushback, TryOutcome, grpc_status, pushback, reset};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::exchange::Hold;
+use super::attempt::{Again, Failed, Progress, Shared};
+use super::exchange::{Exchange, Hold};
+use super::head::Head;
 use super::session::Session;
-use super::{Call, deadline};
-use crate::cluster::{Attempt, Cluster, Members, Permit};
-use crate::connect::Lease;
-use crate::error::{Cause, Source};
+use super::{Call, deadline, hedge};
+use crate::body::Payload;
+use crate::cluster::Cluster;
+use crate::error::Cause;
 use crate::router::{Plan, Retries, Router};
 
-/// The tries of one request.
-struct Tries<'t> {
-    cluster: &'t Arc<Cluster>,
-    members: Arc<Members>,
-    retries: Option<&'t Retries>,
-    session: &'t Session<'t>,
-    endpoint_host: bool,
-    // Indices of the members tried.
-    tried: SmallVec<[usize; 4]>,
-    // Retries made.
-    retried: u32,
-}
-
-/// A try that came to nothing.
-struct Failed {
-    cause: Cause,
-    // The member at which the request may be sent once more whatever the policy: its connection had
-    // carried requests before and was closed before this one could have done anything.
-    stale: Option<usize>,
-}
-
-impl From<Cause> for Failed {
-    fn from(cause: Cause) -> Self {
-        Self { cause, stale: None }
-    }
-}
+/// What came of a try.
+pub(super) type Outcome = Result<(Response<Incoming>, Hold), Cause>;
 
 /// Tries until an outcome stands. Gives the answer and its response flags.
 pub(super) async fn send(
@@ -56,6 +32,7 @@ pub(super) async fn send(
     router: &Router,
     cluster: &Arc<Cluster>,
     plan: &Plan,
+    forward: &Forward,
     session: &Session<'_>,
     endpoint_host: bool,
 ) -> Result<(Response<Incoming>, &'static str), Cause> {
@@ -65,261 +42,199 @@ pub(super) async fn send(
     }
     let members = cluster.members();
     members.check_drops(cluster, call.env)?;
-    let (tried, retries) = (SmallVec::new(), plan.retry.as_ref());
-    let mut tries = Tries { cluster, members, retries, session, endpoint_host, tried, retried: 0 };
-    loop {
-        let outcome = tries.one_in_time(call).await;
-        let Some(retries) = tries.retry_for(&outcome, call.exchange.is_grpc()) else {
-            return outcome.map(|response| (response, "-"));
-        };
-        if !tries.may_retry(retries, outcome.is_ok(), call, router) {
-            return outcome.map(|response| (response, "URX"));
+    let draw = || call.env.draw_million();
+    let retries = plan.retry.as_ref();
+    // Nobody retries for who is a retry itself: the tries of a chain of services would multiply.
+    let may = !call.trace.is_retry() && retries.is_some_and(|retries| retries.concerns(&call.head.view(&draw)));
+    let Call { env, head, trace, payload, exchange, hash, .. } = call;
+    let shared = Shared {
+        env,
+        trace,
+        payload,
+        hash: *hash,
+        grpc: exchange.is_grpc(),
+        limit: exchange.limit(),
+        cluster,
+        members,
+        retries,
+        attempts: retries.filter(|_| may).map_or(0, |retries| retries.policy.attempts),
+        session,
+        endpoint_host,
+    };
+    match &forward.hedge {
+        // Boxed: requests that are not hedged are no larger for it.
+        Some(policy) if hedge::applies(policy, &shared) => {
+            Box::pin(hedge::send(shared, policy, head, exchange, router)).await
         }
-        // The answer is given up before the wait: its connection and its place are free for others.
-        if let Ok(response) = outcome {
-            call.exchange.abandon(response);
-        }
-        call.head.again();
-        sleep(retries.backoff.delay(tries.retried, &mut |below| call.env.draw(below))).await;
-        tries.retried += 1;
+        _ => one_by_one(shared, head, exchange, router).await,
     }
 }
 
-impl<'t> Tries<'t> {
+async fn one_by_one(
+    shared: Shared<'_>,
+    head: &mut Head,
+    exchange: &mut Exchange,
+    router: &Router,
+) -> Result<(Response<Incoming>, &'static str), Cause> {
+    let mut progress = Progress::default();
+    loop {
+        let outcome = one_in_time(&shared, &mut progress, head, exchange).await;
+        let Some(retries) = shared.retry_for(&outcome) else {
+            return stands(outcome, exchange, "-");
+        };
+        let Some(wait) = shared.next(retries, &outcome, &mut progress, router) else {
+            return stands(outcome, exchange, "URX");
+        };
+        // The answer is given up before the wait: its connection and its place are free for others.
+        if let Ok(answer) = outcome {
+            give_up(answer);
+        }
+        head.again();
+        sleep(wait).await;
+        progress.retried += 1;
+    }
+}
+
+/// The outcome is the request's.
+pub(super) fn stands(
+    outcome: Outcome,
+    exchange: &mut Exchange,
+    flags: &'static str,
+) -> Result<(Response<Incoming>, &'static str), Cause> {
+    let (response, hold) = outcome?;
+    exchange.hold(hold);
+    Ok((response, flags))
+}
+
+/// Gives an answer up for another try.
+pub(super) fn give_up((response, hold): (Response<Incoming>, Hold)) {
+    // One that is read to its end already leaves its connection usable; another one closes it.
+    if http_body::Body::is_end_stream(response.body()) {
+        hold.release(Instant::now());
+    }
+}
+
+/// One try within its time.
+async fn one_in_time(
+    shared: &Shared<'_>,
+    progress: &mut Progress,
+    head: &mut Head,
+    exchange: &mut Exchange,
+) -> Outcome {
+    let outcome = {
+        let work = pin!(one_or_fresh(shared, progress, head, exchange));
+        let (time, idle) =
+            (shared.retries.and_then(Retries::per_try_timeout), shared.retries.and_then(Retries::per_try_idle));
+        within(time, idle, shared.payload, work).await
+    };
+    if let Err(Cause::PerTryTimeout(took)) = &outcome {
+        shared.blame_for(*took, progress);
+    }
+    outcome
+}
+
+/// Runs a try within the time that the policy gives it.
+pub(super) async fn within<T>(
+    time: Option<Duration>,
+    idle: Option<Duration>,
+    payload: &Payload,
+    work: Pin<&mut impl Future<Output = Result<T, Cause>>>,
+) -> Result<T, Cause> {
+    let work = deadline::unless_silent(idle, payload, work);
+    match time {
+        Some(after) => timeout(after, work).await.unwrap_or(Err(Cause::PerTryTimeout(after))),
+        None => work.await,
+    }
+}
+
+/// One try. If nobody has seen it, once more: that costs the endpoints nothing and no budget.
+async fn one_or_fresh(
+    shared: &Shared<'_>,
+    progress: &mut Progress,
+    head: &mut Head,
+    exchange: &mut Exchange,
+) -> Outcome {
+    let launch = shared.launch(progress, exchange, None)?;
+    let fresh = match shared.fly(launch, head).await {
+        Ok(answer) => return Ok(answer),
+        Err(Failed { again: Some(again), .. }) if shared.payload.rewind() => match again {
+            Again::Fresh(index) => Some(index),
+            Again::Elsewhere => None,
+        },
+        Err(failed) => return Err(failed.cause),
+    };
+    head.again();
+    let launch = shared.launch(progress, exchange, fresh)?;
+    shared.fly(launch, head).await.map_err(|failed| failed.cause)
+}
+
+impl<'t> Shared<'t> {
     /// The retry policy, if it asks for another try after this outcome.
-    fn retry_for(&self, outcome: &Result<Response<Incoming>, Cause>, grpc: bool) -> Option<&'t Retries> {
+    pub(super) fn retry_for(&self, outcome: &Outcome) -> Option<&'t Retries> {
         let outcome = match outcome {
-            Ok(response) => TryOutcome::Answer {
+            Ok((response, _)) => TryOutcome::Answer {
                 status: response.status(),
                 headers: response.headers(),
-                grpc_status: if grpc { grpc_status(response.headers()) } else { None },
+                // Without a body the status is in the headers.
+                grpc_status: if self.grpc { grpc_status(response.headers()) } else { None },
             },
             Err(cause) => TryOutcome::Failure(failure_kind(cause)),
         };
-        self.retries.filter(|retries| retries.rules.condition(&outcome).is_some())
+        let retries = self.retries.filter(|_| self.attempts > 0);
+        retries.filter(|retries| retries.rules.condition(&outcome).is_some())
     }
 
-    /// Whether there may be one more: attempts, a body that can be sent again, breaker, and then the
-    /// budget, for asking takes from it; last the body goes back to its beginning.
-    fn may_retry(&self, retries: &Retries, answered: bool, call: &Call<'_>, router: &Router) -> bool {
+    /// How long to wait before one more try, if there may be one: attempts, a body that can be sent again, the
+    /// answer's own word, time, breaker, and then the budget, for asking takes from it; last the body goes back
+    /// to its beginning.
+    fn next(&self, retries: &Retries, outcome: &Outcome, progress: &mut Progress, router: &Router) -> Option<Duration> {
+        if progress.retried >= self.attempts || !self.payload.can_be_sent_again() {
+            return None;
+        }
+        let wait = self.wait(retries, outcome, progress)?;
         // An answer still holds its own place among the retries.
-        let own = u32::from(answered && self.retried > 0);
-        self.retried < retries.policy.attempts
-            && call.payload.can_be_sent_again()
-            && self.cluster.admission().allows_retry(own)
-            && router.budget().is_none_or(|budget| budget.try_retry(Instant::now()))
-            && call.payload.rewind()
+        let own = u32::from(outcome.is_ok() && progress.retried > 0);
+        (self.allows_retry(own, router) && self.payload.rewind()).then_some(wait)
     }
 
-    async fn one_in_time(&mut self, call: &mut Call<'_>) -> Result<Response<Incoming>, Cause> {
-        match self.retries.and_then(|retries| retries.policy.per_try_timeout) {
-            Some(after) if !after.is_zero() => match timeout(after, self.one_or_fresh(call)).await {
-                Ok(outcome) => outcome,
-                Err(_) => {
-                    self.blame_for(after, call);
-                    Err(Cause::PerTryTimeout(after))
-                }
-            },
-            _ => self.one_or_fresh(call).await,
-        }
-    }
-
-    /// One try. If it only met a connection that was no longer alive, once more on a fresh one.
-    async fn one_or_fresh(&mut self, call: &mut Call<'_>) -> Result<Response<Incoming>, Cause> {
-        match self.one(call, None).await {
-            Ok(response) => Ok(response),
-            Err(Failed { stale: Some(index), .. }) if call.payload.rewind() => {
-                call.head.again();
-                self.one(call, Some(index)).await.map_err(|failed| failed.cause)
+    /// The wait before the next try: what the answer asks for, else the back-off. `None` if the answer forbids
+    /// it, or if it could not begin before the deadline: then an answer is worth more than waiting for nothing.
+    pub(super) fn wait(&self, retries: &Retries, outcome: &Outcome, progress: &mut Progress) -> Option<Duration> {
+        let headers = outcome.as_ref().ok().map(|(response, _)| response.headers());
+        let mut draw = |below| self.env.draw(below);
+        let told = headers.filter(|_| self.grpc).and_then(pushback);
+        let limited = retries.policy.rate_limited.as_ref().zip(headers);
+        let limited = limited.and_then(|(policy, headers)| reset(policy, headers, self.env.unix_time(), &mut draw));
+        let wait = match (told, limited) {
+            (Some(Pushback::Stop), _) => return None,
+            (Some(Pushback::After(wait)), _) => {
+                progress.waits = 0;
+                wait
             }
-            Err(failed) => Err(failed.cause),
-        }
-    }
-
-    /// Sends the request once: to a picked endpoint, or on a fresh connection to the one of `stale`.
-    async fn one(&mut self, call: &mut Call<'_>, stale: Option<usize>) -> Result<Response<Incoming>, Failed> {
-        // Above the picker: waiting for an endpoint counts as load, and a full cluster fails fast.
-        let permit = Permit::request(self.cluster, self.retried > 0)?;
-        let now = Instant::now();
-        let index = stale.or_else(|| self.pick(call, now)).ok_or_else(|| self.no_endpoint())?;
-        let endpoint = self.cluster.endpoint(&self.members, index, call.env);
-        if stale.is_none() {
-            self.tried.push(index);
-            call.exchange.next_attempt();
-        }
-        call.exchange.count_in(endpoint.series());
-        if let Some(access) = call.exchange.access() {
-            access.upstream = endpoint.address().to_string();
-        }
-        // Counted before connecting, so that a slow connection repels further requests.
-        let mut attempt = endpoint.begin(now).reported(self.members.issue(index));
-        let grpc = call.exchange.is_grpc();
-        let lease = endpoint.pool().acquire(grpc, stale.is_some(), || permit.wait()).await;
-        note_reach(&mut attempt, &lease);
-        let lease = lease?;
-        if let Some(host) = endpoint.hostname().filter(|_| self.endpoint_host) {
-            call.head.set_authority(host);
-        }
-        let mut hold = Hold { endpoint, lease, attempt, permit, receipt: call.payload.receipt() };
-        match self.exchange(call, &mut hold.lease).await {
-            Ok(response) => {
-                hold.attempt.answered(response.status(), response.headers(), grpc);
-                call.exchange.hold(hold);
-                Ok(response)
+            (None, Some(wait)) => wait,
+            (None, None) => {
+                progress.waits += 1;
+                retries.backoff.delay(progress.waits - 1, &mut draw)
             }
-            Err(lost) => {
-                if lost.is_ours() {
-                    hold.attempt.not_sent()
-                } else {
-                    hold.attempt.failed()
-                }
-                let reused = hold.lease.is_reused();
-                if let Lease::Shared(stream) = &hold.lease
-                    && lost.connection_is_gone()
-                {
-                    hold.endpoint.pool().discard(&stream.connection);
-                }
-                let again = reused && stale.is_none() && (!lost.sent || is_idempotent(&call.head.method));
-                let stale = Some(index).filter(|_| again && lost.connection_is_gone());
-                Err(Failed { cause: lost.cause(hold.endpoint.address()), stale })
-            }
-        }
-    }
-
-    fn pick(&self, call: &Call<'_>, now: Instant) -> Option<usize> {
-        if let Some(address) = self.session.address() {
-            let pinned = self.members.ready.pinned(address, &self.cluster.policy().override_host);
-            match pinned.map(|(index, _)| index) {
-                // A retry goes elsewhere, unless the session must not.
-                Some(index) if self.session.is_strict() || !self.tried.contains(&index) => return Some(index),
-                None if self.session.is_strict() => return None,
-                _ => {}
-            }
-        }
-        let policy = self.retries.map(|retries| &retries.policy);
-        let avoid = policy.is_none_or(|policy| policy.avoid_previous_hosts);
-        let pick = Pick {
-            now: call.env.since_epoch(now),
-            tried: if avoid { &self.tried } else { &[] },
-            hash: call.hash,
-            other_priority: policy.is_some_and(|policy| policy.next_locality),
         };
-        self.members.ready.pick(&pick, &mut |below| call.env.draw(below)).map(|(index, _)| index)
+        let in_time = |at| Instant::now().checked_add(wait).is_some_and(|begin| begin < at);
+        self.limit.at().is_none_or(in_time).then_some(wait)
+    }
+
+    /// Whether the breaker and the budget let one more retry be made; the budget is charged. `own` retries that
+    /// still count are about to end.
+    pub(super) fn allows_retry(&self, own: u32, router: &Router) -> bool {
+        self.cluster.admission().allows_retry(own)
+            && router.budget().is_none_or(|budget| budget.try_retry(Instant::now()))
     }
 
     /// The last try took longer than it may: that is the endpoint's fault.
-    fn blame_for(&self, took: Duration, call: &Call<'_>) {
-        if let Some(load) = self.tried.last().and_then(|index| self.members.ready.candidates()[*index].load()) {
-            load.failed(took, call.env.since_epoch(Instant::now()));
+    fn blame_for(&self, took: Duration, progress: &Progress) {
+        let candidates = self.members.ready.candidates();
+        if let Some(load) = progress.tried.last().and_then(|index| candidates[*index].load()) {
+            load.failed(took, self.env.since_epoch(Instant::now()));
         }
     }
-
-    fn no_endpoint(&self) -> Cause {
-        if self.members.ready.known() == 0
-            && let failures = self.cluster.dns_failures()
-            && !failures.is_empty()
-        {
-            let cluster = self.cluster.policy().name.clone();
-            return Cause::Unresolved { cluster, reason: failures.join("; ").into() };
-        }
-        let (known, usable) = (self.members.ready.known(), self.members.ready.len());
-        Cause::NoEndpoint { cluster: self.cluster.policy().name.clone(), known, usable }
-    }
-
-    /// Puts the request on the connection and waits for the answer's head.
-    async fn exchange(&self, call: &mut Call<'_>, lease: &mut Lease) -> Result<Response<Incoming>, Lost> {
-        let may_resend = lease.is_reused() && is_idempotent(&call.head.method);
-        let may_retry = self.retries.is_some_and(|retries| self.retried < retries.policy.attempts);
-        if may_resend || may_retry {
-            call.head.keep();
-        }
-        let http2 = lease.is_http2();
-        let mut request = call.head.request(http2, call.payload.body());
-        call.trace.write(call.env, http2, request.headers_mut());
-        let limit = call.exchange.limit();
-        deadline::write_timeout(&limit, call.exchange.is_grpc(), request.headers_mut());
-        let sent = match lease {
-            Lease::Sole(connection) => connection.sender.try_send_request(request).await,
-            Lease::Shared(stream) => stream.connection.sender().try_send_request(request).await,
-        };
-        sent.map_err(|mut error| {
-            let unsent = error.take_message();
-            let sent = unsent.is_none();
-            if let Some(request) = unsent {
-                call.head.take_back(request);
-            }
-            Lost { error: error.into_error(), sent, body: call.payload.failure() }
-        })
-    }
-}
-
-/// Notes whether a connection could be had.
-fn note_reach(attempt: &mut Attempt, lease: &Result<Lease, Cause>) {
-    match lease {
-        Ok(lease) if !lease.is_reused() => attempt.connected(true),
-        // A connection that was there says nothing new.
-        Ok(_) => {}
-        Err(Cause::ConnectFailed { .. } | Cause::ConnectTimeout { .. } | Cause::TlsHandshake { .. }) => {
-            attempt.connected(false);
-            attempt.failed();
-        }
-        // A local limit says nothing of the endpoint.
-        Err(_) => attempt.not_sent(),
-    }
-}
-
-/// A request without an answer.
-struct Lost {
-    error: hyper::Error,
-    /// Some of it may have reached the endpoint.
-    sent: bool,
-    /// The application's body failed.
-    body: Option<Source>,
-}
-
-impl Lost {
-    /// Whether the connection went away, as opposed to this one stream or our own body.
-    fn connection_is_gone(&self) -> bool {
-        let stream_only = find::<h2::Error>(&self.error).is_some_and(h2::Error::is_reset);
-        !stream_only && self.body.is_none()
-    }
-
-    /// Whether the application's body failed and not the endpoint.
-    fn is_ours(&self) -> bool {
-        self.body.is_some()
-    }
-
-    fn cause(self, address: &Address) -> Cause {
-        let address = address.clone();
-        if let Some(failed) = self.body {
-            return Cause::RequestBody(failed);
-        }
-        let refused = |e: &h2::Error| e.is_remote() && e.reason() == Some(h2::Reason::REFUSED_STREAM);
-        if find::<h2::Error>(&self.error).is_some_and(refused) {
-            return Cause::StreamRefused { address, source: Arc::new(self.error) };
-        }
-        // In TLS 1.3 a server's refusal of our certificate arrives after the handshake.
-        if let Some(alert @ rustls::Error::AlertReceived(_)) = find::<rustls::Error>(&self.error) {
-            return Cause::TlsHandshake { address, source: Arc::new(alert.clone()) };
-        }
-        Cause::ConnectionLost { address, source: Arc::new(self.error), sent: self.sent }
-    }
-}
-
-/// The first error of a type in a chain of sources.
-fn find<'e, E: StdError + 'static>(error: &'e (dyn StdError + 'static)) -> Option<&'e E> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref::<E>() {
-            return Some(found);
-        }
-        // `io::Error` skips the error it wraps when asked for its source.
-        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(inner) => Some(inner as &(dyn StdError + 'static)),
-            None => error.source(),
-        };
-    }
-    None
 }
 
 /// How the retry rules see a failure.
@@ -332,12 +247,7 @@ fn failure_kind(cause: &Cause) -> FailureKind {
         Cause::StreamRefused { .. } => FailureKind::Refused,
         Cause::ConnectionLost { sent: false, .. } => FailureKind::ResetBeforeRequest,
         Cause::ConnectionLost { sent: true, .. } => FailureKind::Reset,
-        Cause::PerTryTimeout(_) => FailureKind::PerTryTimeout,
+        Cause::PerTryTimeout(_) | Cause::IdleTimeout(_) => FailureKind::PerTryTimeout,
         _ => FailureKind::Local,
     }
-}
-
-/// Idempotent methods (RFC 9110, section 9.2.2).
-fn is_idempotent(method: &Method) -> bool {
-    method.is_safe() || *method == Method::PUT || *method == Method::DELETE
 }

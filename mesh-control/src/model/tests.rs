@@ -50,7 +50,7 @@ fn virtual_service_warnings() {
         (format!("{{{TO_A}, mirror: {{host: b}}, mirrorPercent: 5}}"), "spec.http[0].mirrorPercent", None),
         (format!("{{{TO_A}, fault: {{abort: {{percentage: {{value: 5}}}}}}}}"), "spec.http[0].fault.abort", None),
         (format!("{{{TO_A}, fault: {{abort: {{httpStatus: 500}}}}}}"), "spec.http[0].fault.abort.percentage", None),
-        (format!("{{{TO_A}, corsPolicy: {{}}}}"), "spec.http[0].corsPolicy", None),
+        (format!("{{{TO_A}, corsPolicy: {{allowOrigin: [x]}}}}"), "spec.http[0].corsPolicy.allowOrigin", None),
         (format!("{{{TO_A}, timeuot: 5s}}"), "spec.http[0].timeuot", None),
     ] {
         let text = virtual_service(&spec);

@@ -282,6 +282,30 @@ fn a_virtual_service_about_others_only_leaves_plain_forwarding() {
 }
 
 #[test]
+fn mirrors_and_cors_of_a_route_are_carried_over_and_a_root_gives_what_its_delegate_lacks() {
+    let cors = "corsPolicy: {allowOrigins: [{exact: 'https://a.test'}], allowMethods: [GET], allowHeaders: [x-one], exposeHeaders: [x-two], maxAge: 10m, allowCredentials: true, unmatchedPreflights: IGNORE}";
+    let mirror = "mirrors: [{destination: {host: b}, percentage: {value: 5}}, {destination: {host: c}}]";
+    let plain = format!("{{hosts: [a], http: [{{route: [{{destination: {{host: a}}}}], {cors}, {mirror}}}]}}");
+    let root = format!("{{hosts: [a], http: [{{delegate: {{name: inner}}, {cors}, {mirror}}}]}}");
+    let inner = istio("VirtualService", "inner", "default", "{http: [{route: [{destination: {host: a}}]}]}");
+    for (spec, more) in [(plain, String::new()), (root, inner)] {
+        let services = ["a", "b", "c"].map(|name| service(name, "default", HTTP)).concat();
+        let world = world(&format!("{services}{}{more}", istio("VirtualService", "a", "default", &spec)));
+        let routes = routes_of(&world, &scope("default"), "a:80").unwrap();
+        let forward = forwards(&routes)[0];
+        let cluster = |name: &str| format!("outbound|80||{name}.default.svc.cluster.local");
+        let mirrors: Vec<_> =
+            forward.mirrors.iter().map(|m| (m.cluster.to_string(), m.share.get(), m.shadow_host)).collect();
+        assert_eq!(mirrors, [(cluster("b"), 50_000, false), (cluster("c"), 1_000_000, false)], "{spec}");
+        let cors = forward.cors.as_ref().unwrap();
+        assert_eq!((cors.allow_origins.len(), cors.max_age), (1, Some(std::time::Duration::from_secs(600))), "{spec}");
+        assert_eq!((&*cors.allow_headers, &*cors.expose_headers), (&["x-one".into()][..], &["x-two".into()][..]));
+        assert!(cors.allow_credentials && !cors.forward_unmatched, "{spec}");
+        assert!(!world.findings().iter().any(|finding| finding.message.contains("not enforced")), "{spec}");
+    }
+}
+
+#[test]
 fn http_routes_do_not_apply_to_tcp_and_tls_ports() {
     let vs = istio("VirtualService", "a", "default", "{hosts: [a], http: [{directResponse: {status: 201}}]}");
     let world = world(&format!("{}{vs}", service("a", "default", "{name: tcp, port: 80}")));

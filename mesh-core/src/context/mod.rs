@@ -29,6 +29,9 @@ pub struct RequestContext {
     pub caller: Option<SpiffeId>,
     /// Headers passed on as they came: `x-request-id`, `baggage`.
     pub forwarded: Vec<(HeaderName, HeaderValue)>,
+    /// It is a retry, or made for one: what is called for it is not retried once more, so that the tries of
+    /// a chain of services add up and do not multiply.
+    pub retried: bool,
 }
 
 tokio::task_local! {
@@ -40,6 +43,12 @@ pub static FORWARDED: [HeaderName; 2] = [HeaderName::from_static("x-request-id")
 
 /// W3C Trace Context, level 1.
 pub static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// On a retry, and on every request made for one: nobody further down retries again.
+pub static RETRIED: HeaderName = HeaderName::from_static("mesh-retried");
+/// Number of earlier tries of this request (gRFC A6).
+pub static PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
+// Number of this try, from 1 (Envoy `include_request_attempt_count`).
+static ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// A future that runs inside a request's context.
@@ -64,10 +73,12 @@ pub fn current() -> Option<Arc<RequestContext>> {
 
 impl RequestContext {
     /// Reads the context of an incoming request: its `traceparent` (a new trace if absent or broken),
-    /// `tracestate` and forwarded headers. `ids` gives random bits for a new trace and span.
+    /// `tracestate` and forwarded headers, and whether it is a retry. `ids` gives random bits for a new trace
+    /// and span.
     pub fn from_headers(headers: &HeaderMap, ids: impl FnMut() -> u64) -> Self {
         // One walk: a request has few headers, and four look-ups cost more than all of them.
         let (mut parent, mut parents, mut trace_state, mut forwarded) = (None, 0, None, Vec::new());
+        let mut retried = false;
         for (name, value) in headers {
             if *name == TRACEPARENT {
                 (parent, parents) = (Some(value), parents + 1);
@@ -75,16 +86,18 @@ impl RequestContext {
                 trace_state.get_or_insert_with(|| value.clone());
             } else if FORWARDED.contains(name) {
                 forwarded.push((name.clone(), value.clone()));
+            } else {
+                retried |= says_retry(name, value);
             }
         }
         // Two of them are ambiguous: the specification says to start anew.
         let parent = parent.filter(|_| parents == 1).and_then(|value| TraceContext::read(value.as_bytes()).ok());
         let trace = parent.unwrap_or_else(|| TraceContext::new(ids));
-        Self { trace, trace_state, deadline: None, caller: None, forwarded }
+        Self { trace, trace_state, deadline: None, caller: None, forwarded, retried }
     }
 
-    /// Writes the headers of a call made for this request: a child span's `traceparent`, `tracestate`
-    /// and the forwarded headers. What the application set itself stays.
+    /// Writes the headers of a call made for this request: a child span's `traceparent`, `tracestate`,
+    /// the forwarded headers and the mark of a retry. What the application set itself stays.
     pub fn write_headers(&self, span_id: u64, headers: &mut HeaderMap) {
         if !headers.contains_key(&TRACEPARENT) {
             headers.insert(&TRACEPARENT, self.trace.child(span_id).to_header());
@@ -96,6 +109,41 @@ impl RequestContext {
             if !headers.contains_key(name) {
                 headers.insert(name.clone(), value.clone());
             }
+        }
+        if self.retried {
+            headers.insert(&RETRIED, HeaderValue::from_static("1"));
+        }
+    }
+}
+
+/// Whether a header says that its request is a retry or made for one, in the words of a mesh client, of
+/// gRPC or of Envoy.
+fn says_retry(name: &HeaderName, value: &HeaderValue) -> bool {
+    let number = || value.to_str().ok().and_then(|text| text.parse::<u32>().ok()).unwrap_or(0);
+    *name == RETRIED || (*name == PREVIOUS_ATTEMPTS && number() > 0) || (*name == ATTEMPT_COUNT && number() > 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_retry_is_known_in_three_languages_and_marks_what_is_called_for_it() {
+        for (name, value, retried) in [
+            ("mesh-retried", "1", true),
+            ("grpc-previous-rpc-attempts", "2", true),
+            ("grpc-previous-rpc-attempts", "0", false),
+            ("x-envoy-attempt-count", "2", true),
+            ("x-envoy-attempt-count", "1", false),
+            ("x-envoy-attempt-count", "many", false),
+            ("x-request-id", "2", false),
+        ] {
+            let headers = HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static(value))]);
+            let context = RequestContext::from_headers(&headers, || 7);
+            assert_eq!(context.retried, retried, "{name}: {value}");
+            let mut call = HeaderMap::new();
+            context.write_headers(8, &mut call);
+            assert_eq!(call.contains_key(&RETRIED), retried, "{name}: {value}");
         }
     }
 }

@@ -62,6 +62,12 @@ impl TraceContext {
         Self { span_id: span_id.max(1), ..self }
     }
 
+    /// The same position, not recorded.
+    #[must_use]
+    pub fn unsampled(self) -> Self {
+        Self { flags: self.flags & !1, ..self }
+    }
+
     /// Trace id.
     pub fn trace_id(self) -> u128 {
         self.trace_id

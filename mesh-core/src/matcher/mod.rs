@@ -10,6 +10,7 @@
 //! [`CompiledRoute`] leads back to the policy.
 
 mod cookie;
+mod cors;
 mod explain;
 mod header;
 mod host;
@@ -23,6 +24,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
+pub use self::cors::{CorsRules, CorsVerdict};
 pub use self::explain::{Decision, RouteExplanation, RouteTried, VirtualHostChoice};
 pub use self::header::HeaderCondition;
 pub use self::text::TextCondition;

@@ -550,6 +550,9 @@ pub struct Mirror {
     pub cluster: ClusterName,
     /// Share of requests.
     pub share: PerMillion,
+    /// The copy's authority ends in `-shadow` (Envoy, unless `disable_shadow_host_suffix_append`; current Istio
+    /// does without).
+    pub shadow_host: bool,
 }
 
 /// Change of path and authority before sending.

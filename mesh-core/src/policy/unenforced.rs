@@ -80,27 +80,16 @@ const CLUSTER: &[Line<Cluster>] = &[
 ];
 
 const FORWARD: &[Line<Forward>] = &[
-    line("idle_timeout", "a silent stream is not ended", |f| f.idle_timeout.is_some()),
-    line("mirrors", "no copy is sent", |f| !f.mirrors.is_empty()),
-    line("hedge", "requests are not hedged", |f| f.hedge.is_some()),
     line("high_priority", "the limits of the default priority apply", |f| f.high_priority),
     line("metadata_match", "every endpoint of the cluster takes part", |f| {
         !f.metadata_match.is_empty()
             || matches!(&f.to, ClusterChoice::Weighted(split)
                 if split.entries().iter().any(|entry| !entry.metadata_match.is_empty()))
     }),
-    line("cors", "preflights are forwarded and answers get no CORS headers", |f| f.cors.is_some()),
 ];
 
-const RETRY: &[Line<RetryPolicy>] = &[
-    line("retry.per_try_idle_timeout", "a silent try is ended by the other timeouts only", |r| {
-        r.per_try_idle_timeout.is_some()
-    }),
-    line("retry.rate_limited", "the answer's headers do not set the back-off", |r| r.rate_limited.is_some()),
-    line("retry.request_headers", "retries do not depend on the request's headers", |r| !r.request_headers.is_empty()),
-    line("retry.avoid_metadata", "only endpoints already tried are avoided", |r| !r.avoid_metadata.is_empty()),
-    line("retry.on.http3_post_connect_failure", "HTTP/3 is not spoken", |r| r.on.http3_post_connect_failure),
-];
+const RETRY: &[Line<RetryPolicy>] =
+    &[line("retry.on.http3_post_connect_failure", "HTTP/3 is not spoken", |r| r.on.http3_post_connect_failure)];
 
 const ENDPOINTS: &[Line<Endpoints>] = &[
     line("endpoints.proxy", "connections go straight to the endpoints", |e| {
@@ -309,7 +298,7 @@ fn routes_are_considered(
     } = forward;
     let (
         WeightedCluster { name: _, weight: _, headers: _, filters: _, authority: _, metadata_match: _ },
-        Mirror { cluster: _, share: _ },
+        Mirror { cluster: _, share: _, shadow_host: _ },
         Rewrite { path: _, authority: _, forwarded_host: _ },
         AuthorityRewrite::Literal(_)
         | AuthorityRewrite::Endpoint
@@ -359,13 +348,12 @@ fn listeners_are_considered(listener: Listener, inbound: InboundListener) {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
 
     use super::*;
     use crate::id::ClusterName;
     use crate::policy::{
-        ClusterChoice, DirectResponse, HeaderPolicy, HttpFilter, Mirror, OutlierDetection, PerMillion, RetryOn, Route,
-        RouteMatch, RouteSource, VirtualHost, WeightedRoundRobin,
+        ClusterChoice, DirectResponse, HeaderPolicy, HttpFilter, OutlierDetection, RetryOn, Route, RouteMatch,
+        RouteSource, VirtualHost, WeightedRoundRobin,
     };
 
     fn fields(policy: &impl Report) -> Vec<String> {
@@ -420,11 +408,9 @@ mod tests {
 
     #[test]
     fn what_a_route_asks_for_in_vain_is_named_with_its_place() {
-        let mirror = Mirror { cluster: ClusterName::new("m"), share: PerMillion::ALL };
-        let retry =
-            RetryPolicy { per_try_idle_timeout: Some(Duration::ZERO), ..RetryPolicy::new(1, RetryOn::default()) };
-        let config = routes(forward(|f| f.mirrors = vec![mirror]), Some(retry));
-        let want = ["virtual_hosts[0].retry.per_try_idle_timeout", "virtual_hosts[0].routes[0].mirrors"];
+        let http3 = RetryOn { http3_post_connect_failure: true, ..RetryOn::default() };
+        let config = routes(forward(|f| f.high_priority = true), Some(RetryPolicy::new(1, http3)));
+        let want = ["virtual_hosts[0].retry.on.http3_post_connect_failure", "virtual_hosts[0].routes[0].high_priority"];
         assert_eq!(fields(&config), want);
 
         let skipped = HttpFilterKind::Skipped { type_url: "t".into() };

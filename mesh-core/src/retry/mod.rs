@@ -6,10 +6,12 @@
 mod backoff;
 mod budget;
 mod classify;
+mod told;
 
 pub use self::backoff::Backoff;
 pub use self::budget::Budget;
 pub use self::classify::{FailureKind, RetryRules, TryOutcome, grpc_status, is_failure};
+pub use self::told::{Pushback, pushback, reset};
 
 use crate::policy::CircuitBreakers;
 

@@ -253,7 +253,7 @@ fn clusters_that_find_their_own_endpoints_need_none_and_mirrors_count() {
     let mut world = World::new();
     world.give(Kind::Listener, "a:80", Ok(listener("r")));
     let mut forward = Forward::to("static".into());
-    forward.mirrors.push(Mirror { cluster: "dns".into(), share: PerMillion::ALL });
+    forward.mirrors.push(Mirror { cluster: "dns".into(), share: PerMillion::ALL, shadow_host: false });
     let two = vec![route(forward), route(Forward::to("original".into()))];
     world.give(Kind::Routes, "r", Ok(Value::Routes(Arc::new(route_configuration("r", two)))));
     let some = Arc::new(Endpoints { cluster: "static".to_owned(), ..Default::default() });

@@ -309,6 +309,7 @@ fn encode_mirror(mirror: &Mirror) -> MirrorProto {
     MirrorProto {
         cluster: mirror.cluster.to_string(),
         runtime_fraction: Some(common::runtime_fraction(mirror.share)),
+        disable_shadow_host_suffix_append: !mirror.shadow_host,
         ..Default::default()
     }
 }
@@ -316,9 +317,9 @@ fn encode_mirror(mirror: &Mirror) -> MirrorProto {
 /// Decodes a mirror; `None` without a problem is one that sends nothing.
 pub(super) fn decode_mirror(proto: &MirrorProto, at: &At<'_>, report: &mut Report) -> Option<Mirror> {
     consider!(proto, at, report, MirrorProto {
-        read: [cluster, cluster_header, runtime_fraction],
-        // The copy belongs to the request's own trace, and nothing is appended to its authority.
-        idle: [trace_sampled, disable_shadow_host_suffix_append],
+        read: [cluster, cluster_header, runtime_fraction, disable_shadow_host_suffix_append],
+        // The copy belongs to the request's own trace, unsampled.
+        idle: [trace_sampled],
         request_headers_mutations => "the copy has the request's headers",
         host_rewrite_literal => "the copy has the request's authority",
     });
@@ -327,7 +328,11 @@ pub(super) fn decode_mirror(proto: &MirrorProto, at: &At<'_>, report: &mut Repor
         return None;
     }
     let share = common::read_runtime_fraction(proto.runtime_fraction.as_ref(), at, "runtime_fraction", report);
-    Some(Mirror { cluster: ClusterName::from(proto.cluster.as_str()), share: share.unwrap_or(PerMillion::ALL) })
+    Some(Mirror {
+        cluster: ClusterName::from(proto.cluster.as_str()),
+        share: share.unwrap_or(PerMillion::ALL),
+        shadow_host: !proto.disable_shadow_host_suffix_append,
+    })
 }
 
 fn encode_rewrite(rewrite: &Rewrite, action: &mut xds::RouteAction) {

@@ -197,6 +197,7 @@ fn virtual_service_rejections_of_conditions_and_limits() {
         (http("retries: {attempts: 1, perTryTimeout: x}"), "spec.http[0].retries.perTryTimeout", "not a duration"),
         (http("corsPolicy: {allowMethods: [FETCH]}"), "spec.http[0].corsPolicy.allowMethods[0]", "not an HTTP method"),
         (http("corsPolicy: {maxAge: 1.5s}"), "spec.http[0].corsPolicy.maxAge", "whole seconds"),
+        (http("corsPolicy: {unmatchedPreflights: DROP}"), "spec.http[0].corsPolicy.unmatchedPreflights", "neither"),
         ("{directResponse: {status: 99}}".to_owned(), "spec.http[0].directResponse.status", "200 and 599"),
     ] {
         rejects(&virtual_service(&spec), field, message);

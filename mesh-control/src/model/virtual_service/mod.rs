@@ -9,7 +9,7 @@ mod spec;
 
 use std::time::Duration;
 
-use mesh_core::policy::{Fault, HeaderPolicy, PerMillion, Redirect, RetryPolicy, Rewrite, RouteMatch};
+use mesh_core::policy::{Cors, Fault, HeaderPolicy, PerMillion, Redirect, RetryPolicy, Rewrite, RouteMatch};
 
 use self::spec::{HttpRouteSpec, VirtualServiceSpec};
 use super::check::Check;
@@ -48,6 +48,7 @@ pub(crate) struct HttpRoute {
     pub(crate) previous_hosts_said: bool,
     pub(crate) fault: Option<Fault>,
     pub(crate) mirrors: Vec<(Destination, PerMillion)>,
+    pub(crate) cors: Option<Cors>,
 }
 
 /// One match block.
@@ -273,9 +274,7 @@ fn http_route(spec: HttpRouteSpec, check: &mut Check<'_>, path: &str, mesh: bool
         rewrite.authority.get_or_insert(mesh_core::policy::AuthorityRewrite::Literal(authority));
     }
     let retries = spec.retries.as_ref().and_then(|r| resilience::retries(r, check, &format!("{path}.retries")));
-    if let Some(cors) = &spec.cors_policy {
-        resilience::cors(cors, check, &format!("{path}.corsPolicy"));
-    }
+    let cors = spec.cors_policy.as_ref().map(|cors| resilience::cors(cors, check, &format!("{path}.corsPolicy")));
     let action = action::action(&spec, check, path, delegate)?;
     let previous_hosts_said = spec.retries.as_ref().is_some_and(|r| r.retry_ignore_previous_hosts.is_some());
     Some(HttpRoute {
@@ -289,6 +288,7 @@ fn http_route(spec: HttpRouteSpec, check: &mut Check<'_>, path: &str, mesh: bool
         previous_hosts_said,
         fault,
         mirrors,
+        cors,
     })
 }
 

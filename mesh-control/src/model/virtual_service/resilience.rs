@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use mesh_core::policy::{AbortStatus, Fault, FaultAbort, FaultDelay, PerMillion, RetryOn, RetryPolicy};
+use mesh_core::policy::{
+    AbortStatus, Cors, Fault, FaultAbort, FaultDelay, PerMillion, RetryOn, RetryPolicy, StringMatch, StringMatcher,
+};
 
 use super::positive;
 use super::spec::{AbortSpec, CorsSpec, DelaySpec, FaultSpec, RetriesSpec};
@@ -185,27 +187,51 @@ fn grpc_status(name: &str) -> Option<u32> {
     u32::try_from(at + 1).ok()
 }
 
-/// Checks a `corsPolicy`, which is for servers that browsers reach.
-pub(super) fn cors(spec: &CorsSpec, check: &mut Check<'_>, path: &str) {
+/// Checks a `corsPolicy`.
+pub(super) fn cors(spec: &CorsSpec, check: &mut Check<'_>, path: &str) -> Cors {
     const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE"];
 
+    let mut allow_origins: Vec<StringMatcher> = Vec::new();
     for (i, origin) in spec.allow_origins.iter().enumerate() {
-        string_matcher(origin, check, &format!("{path}.allowOrigins[{i}]"));
+        allow_origins.extend(string_matcher(origin, check, &format!("{path}.allowOrigins[{i}]")));
     }
     if !spec.allow_origin.is_empty() {
         check.warn(&format!("{path}.allowOrigin"), "deprecated; use allowOrigins");
+        // The newer list replaces it, as in Istio.
+        if allow_origins.is_empty() {
+            let exact =
+                |origin: &String| StringMatcher { pattern: StringMatch::Exact(origin.clone()), ignore_case: false };
+            allow_origins.extend(spec.allow_origin.iter().map(exact));
+        }
     }
     for (i, method) in spec.allow_methods.iter().enumerate() {
         if method != "*" && !METHODS.contains(&method.as_str()) {
             check.error(&format!("{path}.allowMethods[{i}]"), format!("{method:?} is not an HTTP method"));
         }
     }
-    if let Some(age) = spec.max_age.as_deref() {
+    let max_age = spec.max_age.as_deref().and_then(|age| {
         let path = format!("{path}.maxAge");
         let read = check.take(&path, duration(age));
         if read.is_some_and(|age| age != Duration::from_secs(age.as_secs())) {
             check.error(&path, "whole seconds only");
         }
+        read
+    });
+    let forward_unmatched = match spec.unmatched_preflights.as_deref() {
+        None | Some("UNSPECIFIED" | "FORWARD") => true,
+        Some("IGNORE") => false,
+        Some(other) => {
+            check.error(&format!("{path}.unmatchedPreflights"), format!("{other:?} is neither FORWARD nor IGNORE"));
+            true
+        }
+    };
+    Cors {
+        allow_origins,
+        allow_methods: spec.allow_methods.clone(),
+        allow_headers: spec.allow_headers.clone(),
+        expose_headers: spec.expose_headers.clone(),
+        max_age,
+        allow_credentials: spec.allow_credentials.unwrap_or(false),
+        forward_unmatched,
     }
-    check.unenforced(path, "browsers get no CORS answers; let the application give them");
 }

@@ -198,15 +198,11 @@ pub(super) struct CorsSpec {
     #[serde(default)]
     pub(super) allow_methods: Vec<String>,
     #[serde(default)]
-    #[allow(dead_code)]
     pub(super) allow_headers: Vec<String>,
     #[serde(default)]
-    #[allow(dead_code)]
     pub(super) expose_headers: Vec<String>,
     pub(super) max_age: Option<String>,
-    #[allow(dead_code)]
     pub(super) allow_credentials: Option<bool>,
-    #[allow(dead_code)]
     pub(super) unmatched_preflights: Option<String>,
 }
 

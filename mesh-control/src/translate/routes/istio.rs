@@ -159,13 +159,14 @@ impl Source<'_> {
         forward.max_stream_duration = forward.timeout;
         forward.retry = self.http.retries.clone().or_else(|| root.and_then(|root| root.retries.clone()));
         forward.rewrite = rewrite;
+        forward.cors = self.http.cors.clone().or_else(|| root.and_then(|root| root.cors.clone()));
         let mirrors =
             if self.http.mirrors.is_empty() { root.map_or(&[][..], |root| &root.mirrors) } else { &self.http.mirrors };
         forward.mirrors = mirrors
             .iter()
             .map(|(destination, share)| {
                 let (host, port, subset) = self.target(place, destination);
-                Mirror { cluster: ClusterName::outbound(port, subset, &host), share: *share }
+                Mirror { cluster: ClusterName::outbound(port, subset, &host), share: *share, shadow_host: false }
             })
             .collect();
         let hashed: Vec<(&str, u16, &str)> =

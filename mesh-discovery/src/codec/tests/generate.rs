@@ -364,7 +364,11 @@ fn forward() -> impl Strategy<Value = Forward> {
         (1..4_u32, share(), any::<bool>()).prop_map(|(initial_requests, additional_request, on_per_try_timeout)| {
             HedgePolicy { initial_requests, additional_request, on_per_try_timeout }
         });
-    let mirror = (name(), share()).prop_map(|(cluster, share)| Mirror { cluster, share });
+    let mirror = (name(), share(), any::<bool>()).prop_map(|(cluster, share, shadow_host)| Mirror {
+        cluster,
+        share,
+        shadow_host,
+    });
     // Equal timeouts and ceilings are a case of their own; a ceiling of 0 lifts the listener's.
     let timeouts = prop_oneof![
         (option::of(time()), option::of(prop_oneof![time(), Just(Duration::ZERO)])),

@@ -1,0 +1,338 @@
+//! One try: to an endpoint, over a connection, up to the head of its answer.
+//!
+//! [`Shared::launch`] picks and counts, [`Shared::fly`] sends: what flies holds nothing of the request but its
+//! own copy of the head, so that several tries may be under way at once. Refuses to know whether there is
+//! another try.
+
+use std::error::Error as StdError;
+use std::io;
+use std::sync::Arc;
+
+use http::{HeaderValue, Method, Response};
+use hyper::body::Incoming;
+use mesh_core::balance::Pick;
+use mesh_core::context::{PREVIOUS_ATTEMPTS, RETRIED};
+use mesh_core::policy::{Address, RetryPolicy};
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use super::deadline::{self, Deadline};
+use super::exchange::{Exchange, Hold};
+use super::head::Head;
+use super::session::Session;
+use super::trace::Trace;
+use crate::body::Payload;
+use crate::cluster::{Attempt, Cluster, Endpoint, Members, Permit};
+use crate::connect::Lease;
+use crate::env::Env;
+use crate::error::{Cause, Source};
+use crate::router::Retries;
+
+/// Endpoints with unwanted metadata passed over in one pick (Istio `host_selection_retry_max_attempts`).
+const MAX_AVOIDED: usize = 5;
+
+/// What the tries of a request share.
+pub(super) struct Shared<'t> {
+    pub(super) env: &'t Arc<Env>,
+    pub(super) trace: &'t Trace,
+    pub(super) payload: &'t Payload,
+    pub(super) hash: Option<u64>,
+    pub(super) grpc: bool,
+    pub(super) limit: Deadline,
+    pub(super) cluster: &'t Arc<Cluster>,
+    pub(super) members: Arc<Members>,
+    pub(super) retries: Option<&'t Retries>,
+    /// Retries allowed; 0 where this request may have none, whatever the policy.
+    pub(super) attempts: u32,
+    pub(super) session: &'t Session<'t>,
+    pub(super) endpoint_host: bool,
+}
+
+/// How far the tries of a request are.
+#[derive(Default)]
+pub(super) struct Progress {
+    /// Indices of the members tried.
+    pub(super) tried: SmallVec<[usize; 4]>,
+    /// Retries made, hedged tries among them.
+    pub(super) retried: u32,
+    /// Steps of the back-off taken.
+    pub(super) waits: u32,
+}
+
+/// A try with its endpoint, not sent yet.
+pub(super) struct Launch {
+    permit: Permit,
+    pub(super) endpoint: Arc<Endpoint>,
+    attempt: Attempt,
+    index: usize,
+    // Retries before this one.
+    number: u32,
+    fresh: bool,
+}
+
+/// A try that came to nothing.
+pub(super) struct Failed {
+    pub(super) cause: Cause,
+    /// How the request may be sent once more whatever the policy, for nobody has seen it.
+    pub(super) again: Option<Again>,
+}
+
+/// Where a request goes that nobody has seen.
+#[derive(Clone, Copy)]
+pub(super) enum Again {
+    /// To the same member over a fresh connection: the one used had carried requests before, and was closed
+    /// before this one could have done anything.
+    Fresh(usize),
+    /// To another member: this one refused it, or is leaving.
+    Elsewhere,
+}
+
+impl From<Cause> for Failed {
+    fn from(cause: Cause) -> Self {
+        Self { cause, again: None }
+    }
+}
+
+impl Shared<'_> {
+    pub(super) fn policy(&self) -> Option<&RetryPolicy> {
+        self.retries.map(|retries| &retries.policy)
+    }
+
+    /// Picks an endpoint (or takes that of `fresh`) and counts the try in.
+    pub(super) fn launch(
+        &self,
+        progress: &mut Progress,
+        exchange: &mut Exchange,
+        fresh: Option<usize>,
+    ) -> Result<Launch, Cause> {
+        // Above the picker: waiting for an endpoint counts as load, and a full cluster fails fast.
+        let permit = Permit::request(self.cluster, progress.retried > 0)?;
+        let now = Instant::now();
+        let index = fresh.or_else(|| self.pick(progress, now)).ok_or_else(|| self.no_endpoint())?;
+        let endpoint = self.cluster.endpoint(&self.members, index, self.env);
+        if fresh.is_none() {
+            progress.tried.push(index);
+            exchange.next_attempt();
+        }
+        exchange.at(&endpoint);
+        // Counted before connecting, so that a slow connection repels further requests.
+        let attempt = endpoint.begin(now).reported(self.members.issue(index));
+        Ok(Launch { permit, endpoint, attempt, index, number: progress.retried, fresh: fresh.is_some() })
+    }
+
+    /// Sends the request once.
+    pub(super) async fn fly(&self, launch: Launch, head: &mut Head) -> Result<(Response<Incoming>, Hold), Failed> {
+        let Launch { permit, endpoint, mut attempt, index, number, fresh } = launch;
+        let lease = endpoint.pool().acquire(self.grpc, fresh, || permit.wait()).await;
+        note_reach(&mut attempt, &lease);
+        let lease = lease?;
+        if let Some(host) = endpoint.hostname().filter(|_| self.endpoint_host) {
+            head.set_authority(host);
+        }
+        let mut hold = Hold { endpoint, lease, attempt, permit, receipt: self.payload.receipt() };
+        match self.exchange(head, &mut hold.lease, number).await {
+            Ok(response) => {
+                hold.attempt.answered(response.status(), response.headers(), self.grpc);
+                Ok((response, hold))
+            }
+            Err(lost) => {
+                if lost.is_ours() {
+                    hold.attempt.not_sent()
+                } else {
+                    hold.attempt.failed()
+                }
+                let reused = hold.lease.is_reused();
+                if let Lease::Shared(stream) = &hold.lease
+                    && lost.connection_is_gone()
+                {
+                    hold.endpoint.pool().discard(&stream.connection);
+                }
+                let stale = reused && !fresh && (!lost.sent || is_idempotent(&head.method));
+                let again = match lost.is_unseen() {
+                    true => Some(Again::Elsewhere),
+                    false => (stale && lost.connection_is_gone()).then_some(Again::Fresh(index)),
+                };
+                Err(Failed { cause: lost.cause(hold.endpoint.address()), again })
+            }
+        }
+    }
+
+    fn pick(&self, progress: &Progress, now: Instant) -> Option<usize> {
+        let tried = &progress.tried;
+        if let Some(address) = self.session.address() {
+            let pinned = self.members.ready.pinned(address, &self.cluster.policy().override_host);
+            match pinned.map(|(index, _)| index) {
+                // A retry goes elsewhere, unless the session must not.
+                Some(index) if self.session.is_strict() || !tried.contains(&index) => return Some(index),
+                None if self.session.is_strict() => return None,
+                _ => {}
+            }
+        }
+        let policy = self.policy();
+        let avoid = policy.is_none_or(|policy| policy.avoid_previous_hosts);
+        let pick = Pick {
+            now: self.env.since_epoch(now),
+            tried: if avoid { tried } else { &[] },
+            hash: self.hash,
+            other_priority: policy.is_some_and(|policy| policy.next_locality),
+        };
+        match policy.filter(|policy| !policy.avoid_metadata.is_empty() && progress.retried > 0) {
+            Some(policy) => self.pick_without(policy, &pick),
+            None => self.pick_one(&pick),
+        }
+    }
+
+    fn pick_one(&self, pick: &Pick<'_>) -> Option<usize> {
+        self.members.ready.pick(pick, &mut |below| self.env.draw(below)).map(|(index, _)| index)
+    }
+
+    /// A pick that passes over endpoints with the metadata that retries avoid, while there are others.
+    fn pick_without(&self, policy: &RetryPolicy, pick: &Pick<'_>) -> Option<usize> {
+        let mut passed: SmallVec<[usize; 8]> = pick.tried.into();
+        let first = self.pick_one(pick)?;
+        let mut index = first;
+        for _ in 0..MAX_AVOIDED {
+            let lb = &self.members.ready.candidates().policy(index).1.metadata.lb;
+            if !policy.avoid_metadata.iter().all(|(key, value)| lb.get(key) == Some(value)) {
+                return Some(index);
+            }
+            passed.push(index);
+            index = self.pick_one(&Pick { tried: &passed, ..*pick })?;
+            if passed.contains(&index) {
+                break;
+            }
+        }
+        Some(first)
+    }
+
+    fn no_endpoint(&self) -> Cause {
+        if self.members.ready.known() == 0
+            && let failures = self.cluster.dns_failures()
+            && !failures.is_empty()
+        {
+            let cluster = self.cluster.policy().name.clone();
+            return Cause::Unresolved { cluster, reason: failures.join("; ").into() };
+        }
+        let (known, usable) = (self.members.ready.known(), self.members.ready.len());
+        Cause::NoEndpoint { cluster: self.cluster.policy().name.clone(), known, usable }
+    }
+
+    /// Puts the request on the connection and waits for the answer's head. `number` retries were before.
+    async fn exchange(&self, head: &mut Head, lease: &mut Lease, number: u32) -> Result<Response<Incoming>, Lost> {
+        let http2 = lease.is_http2();
+        // An HTTP/2 stream may be refused unseen; an HTTP/1.1 connection may have gone stale.
+        let may_resend = http2 || (lease.is_reused() && is_idempotent(&head.method));
+        if may_resend || number < self.attempts {
+            head.keep();
+        }
+        let mut request = head.request(http2, self.payload.body());
+        self.trace.write(self.env, http2, request.headers_mut());
+        if number > 0 {
+            request.headers_mut().insert(&RETRIED, HeaderValue::from_static("1"));
+            if self.grpc {
+                request.headers_mut().insert(&PREVIOUS_ATTEMPTS, HeaderValue::from(number));
+            }
+        }
+        deadline::write_timeout(&self.limit_of_a_try(), self.grpc, request.headers_mut());
+        let sent = match lease {
+            Lease::Sole(connection) => connection.sender.try_send_request(request).await,
+            Lease::Shared(stream) => stream.connection.sender().try_send_request(request).await,
+        };
+        sent.map_err(|mut error| {
+            let unsent = error.take_message();
+            let sent = unsent.is_none();
+            if let Some(request) = unsent {
+                head.take_back(request);
+            }
+            Lost { error: error.into_error(), sent, body: self.payload.failure() }
+        })
+    }
+
+    /// When the endpoint need not go on: the request's deadline, or the end of the try that begins now.
+    fn limit_of_a_try(&self) -> Deadline {
+        let own = self.retries.filter(|retries| !retries.hedges_on_timeout()).and_then(Retries::per_try_timeout);
+        own.map_or(self.limit, |timeout| self.limit.route(Instant::now(), timeout))
+    }
+}
+
+/// Notes whether a connection could be had.
+fn note_reach(attempt: &mut Attempt, lease: &Result<Lease, Cause>) {
+    match lease {
+        Ok(lease) if !lease.is_reused() => attempt.connected(true),
+        // A connection that was there says nothing new.
+        Ok(_) => {}
+        Err(Cause::ConnectFailed { .. } | Cause::ConnectTimeout { .. } | Cause::TlsHandshake { .. }) => {
+            attempt.connected(false);
+            attempt.failed();
+        }
+        // A local limit says nothing of the endpoint.
+        Err(_) => attempt.not_sent(),
+    }
+}
+
+/// A request without an answer.
+struct Lost {
+    error: hyper::Error,
+    /// Some of it may have reached the endpoint.
+    sent: bool,
+    /// The application's body failed.
+    body: Option<Source>,
+}
+
+impl Lost {
+    /// Whether the connection went away, as opposed to this one stream or our own body.
+    fn connection_is_gone(&self) -> bool {
+        let stream_only = find::<h2::Error>(&self.error).is_some_and(h2::Error::is_reset);
+        !stream_only && self.body.is_none()
+    }
+
+    /// Whether the application's body failed and not the endpoint.
+    fn is_ours(&self) -> bool {
+        self.body.is_some()
+    }
+
+    /// Whether the peer said that it has not looked at the request: it refused the stream, or its GOAWAY names
+    /// an earlier stream as the last (RFC 9113, section 8.7). h2 fails no other stream with a peer's GOAWAY.
+    fn is_unseen(&self) -> bool {
+        let unseen =
+            |e: &h2::Error| e.is_remote() && (e.is_go_away() || e.reason() == Some(h2::Reason::REFUSED_STREAM));
+        self.body.is_none() && find::<h2::Error>(&self.error).is_some_and(unseen)
+    }
+
+    fn cause(self, address: &Address) -> Cause {
+        let address = address.clone();
+        let unseen = self.is_unseen();
+        if let Some(failed) = self.body {
+            return Cause::RequestBody(failed);
+        }
+        if unseen {
+            return Cause::StreamRefused { address, source: Arc::new(self.error) };
+        }
+        // In TLS 1.3 a server's refusal of our certificate arrives after the handshake.
+        if let Some(alert @ rustls::Error::AlertReceived(_)) = find::<rustls::Error>(&self.error) {
+            return Cause::TlsHandshake { address, source: Arc::new(alert.clone()) };
+        }
+        Cause::ConnectionLost { address, source: Arc::new(self.error), sent: self.sent }
+    }
+}
+
+/// The first error of a type in a chain of sources.
+fn find<'e, E: StdError + 'static>(error: &'e (dyn StdError + 'static)) -> Option<&'e E> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<E>() {
+            return Some(found);
+        }
+        // `io::Error` skips the error it wraps when asked for its source.
+        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner as &(dyn StdError + 'static)),
+            None => error.source(),
+        };
+    }
+    None
+}
+
+/// Idempotent methods (RFC 9110, section 9.2.2).
+fn is_idempotent(method: &Method) -> bool {
+    method.is_safe() || *method == Method::PUT || *method == Method::DELETE
+}
