@@ -6,8 +6,11 @@ mod balancing;
 mod connections;
 mod dns;
 mod grpc;
+mod hedging;
+mod mirrors;
 mod refusals;
 mod resilience;
+mod retries;
 mod routing;
 mod telemetry;
 mod tls;
@@ -69,6 +72,14 @@ fn retrying(attempts: u32, on: RetryOn) -> RetryPolicy {
 
 fn forward_with(retry: Option<RetryPolicy>) -> Forward {
     Forward { retry, ..Forward::to("test".into()) }
+}
+
+/// Lets the clock run to `later` once the server has the request, so that nothing else can be late.
+async fn later(server: &EchoServer, requests: u64, later: Duration) {
+    server.wait_for_requests(requests).await;
+    tokio::time::pause();
+    tokio::time::advance(later).await;
+    tokio::time::resume();
 }
 
 /// An address at which nobody listens.

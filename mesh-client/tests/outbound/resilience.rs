@@ -17,7 +17,8 @@ use mesh_core::policy::{
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
 
 use super::{
-    TARGET, client_of, cluster, dead_address, fetch, forward_with, get, post, read, retrying, server_of, snapshot_with,
+    TARGET, client_of, cluster, dead_address, fetch, forward_with, get, later, post, read, retrying, server_of,
+    snapshot_with,
 };
 
 fn http2() -> Cluster {
@@ -27,14 +28,6 @@ fn http2() -> Cluster {
 
 fn on_503() -> RetryOn {
     RetryOn { retriable_status_codes: true, status_codes: vec![503], ..RetryOn::default() }
-}
-
-/// Lets the clock run to `later` once the server has the request, so that nothing else can be late.
-async fn later(server: &EchoServer, requests: u64, later: Duration) {
-    server.wait_for_requests(requests).await;
-    tokio::time::pause();
-    tokio::time::advance(later).await;
-    tokio::time::resume();
 }
 
 #[tokio::test]
@@ -65,11 +58,12 @@ async fn a_refused_stream_is_retried() {
     let server = EchoServer::start("one").await;
     let on = RetryOn { refused_stream: true, ..RetryOn::default() };
     let (client, _) = client_of(snapshot_with(forward_with(Some(retrying(1, on))), http2(), &[&server]));
-    server.script([Behaviour::RefuseStream]);
+    // The first one costs nothing, for nobody has seen the request: the retry comes after the second.
+    server.script([Behaviour::RefuseStream, Behaviour::RefuseStream]);
     assert_eq!(read(client.send(post("/", "hello")).await.unwrap()).await.unwrap().body(), "hello");
-    // Control: without a policy the refusal is the answer.
+    // Control: without a policy the second refusal is the answer.
     let (client, _) = client_of(snapshot_with(forward_with(None), http2(), &[&server]));
-    server.script([Behaviour::RefuseStream]);
+    server.script([Behaviour::RefuseStream, Behaviour::RefuseStream]);
     let error = client.send(post("/", "hello")).await.unwrap_err();
     assert_eq!((error.code(), error.retry()), (Code::STREAM_REFUSED, Retry::Safe), "{error}");
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Empty, Full};
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::Incoming;
 use tokio::sync::watch;
 
@@ -41,6 +42,24 @@ pub(super) async fn answer(
             response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
             response.headers_mut().insert("grpc-status", HeaderValue::from(status));
             Ok(response)
+        }
+        Behaviour::Bare(status, headers) => {
+            let mut response = Response::builder().status(status);
+            for (name, value) in headers {
+                response = response.header(*name, *value);
+            }
+            Ok(response.body(Empty::new().map_err(|never| match never {}).boxed_unsync())?)
+        }
+        Behaviour::Stall => {
+            let rest = futures_util::stream::once(async move {
+                // An error means that the server is gone: that ends the body as well.
+                let _ = releases.changed().await;
+                None
+            });
+            let begun = futures_util::stream::once(async { Some(Ok(Frame::data(Bytes::from_static(b"begun")))) });
+            let frames =
+                futures_util::StreamExt::filter_map(futures_util::StreamExt::chain(begun, rest), std::future::ready);
+            Ok(Response::new(StreamBody::new(frames).boxed_unsync()))
         }
         Behaviour::Hold => {
             releases.changed().await?;

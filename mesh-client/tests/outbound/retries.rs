@@ -1,0 +1,212 @@
+//! Retries: which requests, when, where, and who may not.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue};
+use http_body_util::{BodyExt, Empty};
+use mesh_client::Cause;
+use mesh_core::context::{RequestContext, scope};
+use mesh_core::error::{Code, Fault};
+use mesh_core::policy::{
+    ConnectionOptions, EndpointMetadata, Forward, HeaderKey, HeaderMatch, HeaderMatcher, RateLimitedBackoff,
+    ResetHeader, RetryOn, RetryPolicy, UpstreamProtocol,
+};
+use mesh_testkit::{Behaviour, EchoServer, policy};
+
+use super::{TARGET, client_of, cluster, fetch, forward_with, get, later, post, read, retrying, snapshot_with};
+
+fn on_503() -> RetryOn {
+    RetryOn { retriable_status_codes: true, status_codes: vec![503], ..RetryOn::default() }
+}
+
+#[tokio::test]
+async fn a_try_without_a_byte_is_made_again() {
+    let server = EchoServer::start("silent").await;
+    let limit = Some(Duration::from_secs(10));
+    for (on, answered) in [(RetryOn { gateway_error: true, ..RetryOn::default() }, true), (RetryOn::default(), false)] {
+        let before = server.requests();
+        server.script([Behaviour::Hold]);
+        let retry = RetryPolicy { per_try_idle_timeout: limit, ..retrying(1, on) };
+        let (client, _) = client_of(snapshot_with(forward_with(Some(retry)), cluster("test"), &[&server]));
+        let (result, ()) = tokio::join!(fetch(&client, "/"), later(&server, before + 1, Duration::from_secs(10)));
+        match result {
+            Ok(response) => assert!(answered && response.status() == 200),
+            Err(error) => assert!(!answered && matches!(error.cause(), Cause::IdleTimeout(_)), "{error}"),
+        }
+        assert_eq!(server.requests() - before, 1 + u64::from(answered));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_falls_silent_is_cut_off_where_the_route_says_so() {
+    let server = EchoServer::start("silent").await;
+    server.behave(Behaviour::Stall);
+    let period = Duration::from_secs(10);
+    for idle_timeout in [Some(period), None] {
+        let forward = Forward { idle_timeout, ..Forward::to("test".into()) };
+        let (client, _) = client_of(snapshot_with(forward, cluster("test"), &[&server]));
+        let mut body = client.send(get("/")).await.unwrap().into_body();
+        assert!(body.frame().await.unwrap().unwrap().is_data());
+        let passed = async {
+            // The body is polled before this.
+            tokio::task::yield_now().await;
+            tokio::time::pause();
+            tokio::time::advance(period).await;
+            tokio::time::resume();
+            tokio::task::yield_now().await;
+            server.release();
+        };
+        let (end, ()) = tokio::join!(body.frame(), passed);
+        match (idle_timeout, end) {
+            (Some(_), Some(Err(error))) => {
+                assert!(matches!(error.cause(), Cause::IdleTimeout(_)), "{error}");
+                assert_eq!((error.code(), error.http_status().as_u16()), (Code::TIMEOUT, 504));
+            }
+            (None, None) => {}
+            (_, end) => panic!("{idle_timeout:?}: {end:?}"),
+        }
+        let dump = client.dump();
+        assert_eq!(dump.destinations[0].clusters[0].requests, 0);
+    }
+}
+
+#[tokio::test]
+async fn only_requests_that_the_policy_names_are_retried() {
+    let server = EchoServer::start("one").await;
+    let name = HeaderKey::parse("x-retry").unwrap();
+    let wanted =
+        HeaderMatcher { name, value: HeaderMatch::Present(true), invert: false, treat_missing_as_empty: false };
+    let retry = RetryPolicy { request_headers: vec![wanted], ..retrying(1, on_503()) };
+    let (client, _) = client_of(snapshot_with(forward_with(Some(retry)), cluster("test"), &[&server]));
+    for (marked, status) in [(true, 200), (false, 503)] {
+        server.script([Behaviour::Status(503)]);
+        let mut request = get("/");
+        if marked {
+            request.headers_mut().insert("x-retry", HeaderValue::from_static("1"));
+        }
+        assert_eq!(read(client.send(request).await.unwrap()).await.unwrap().status(), status);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_asks_for_more_time_than_there_is_stands() {
+    let server = EchoServer::start("one").await;
+    let header = ResetHeader { name: "retry-after".parse().unwrap(), unix_timestamp: false };
+    let obey = RateLimitedBackoff { headers: vec![header], max_interval: Duration::from_secs(300) };
+    for (rate_limited, status, tries) in [(Some(obey), 503, 1), (None, 200, 2)] {
+        let before = server.requests();
+        server.script([Behaviour::Bare(503, &[("retry-after", "60")])]);
+        let retry = RetryPolicy { rate_limited, ..retrying(1, on_503()) };
+        let forward = Forward { timeout: Some(Duration::from_secs(30)), ..forward_with(Some(retry)) };
+        let (client, _) = client_of(snapshot_with(forward, cluster("test"), &[&server]));
+        assert_eq!(fetch(&client, "/").await.unwrap().status(), status);
+        assert_eq!(server.requests() - before, tries);
+    }
+}
+
+#[tokio::test]
+async fn a_grpc_server_pushes_back() {
+    let server = EchoServer::start("one").await;
+    const UNAVAILABLE: (&str, &str) = ("grpc-status", "14");
+    const GRPC: (&str, &str) = ("content-type", "application/grpc");
+    static STOP: &[(&str, &str)] = &[GRPC, UNAVAILABLE, ("grpc-retry-pushback-ms", "-1")];
+    static LATE: &[(&str, &str)] = &[GRPC, UNAVAILABLE, ("grpc-retry-pushback-ms", "60000")];
+    static SOON: &[(&str, &str)] = &[GRPC, UNAVAILABLE, ("grpc-retry-pushback-ms", "1")];
+    static SILENT: &[(&str, &str)] = &[GRPC, UNAVAILABLE];
+    let on = RetryOn { unavailable: true, ..RetryOn::default() };
+    let forward = Forward { timeout: Some(Duration::from_secs(30)), ..forward_with(Some(retrying(1, on))) };
+    let (client, _) = client_of(snapshot_with(forward, cluster("test"), &[&server]));
+    for (answer, tries) in [(STOP, 1), (LATE, 1), (SOON, 2), (SILENT, 2)] {
+        let before = server.requests();
+        server.script([Behaviour::Bare(200, answer)]);
+        let mut request = post("/echo.Echo/Say", "hello");
+        request.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+        read(client.send(request).await.unwrap()).await.unwrap();
+        assert_eq!(server.requests() - before, tries, "{answer:?}");
+        if tries == 2 {
+            let headers = server.received().pop().unwrap().headers;
+            assert_eq!(
+                (&headers["grpc-previous-rpc-attempts"], &headers["mesh-retried"]),
+                (&HeaderValue::from_static("1"), &HeaderValue::from_static("1"))
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_retry_avoids_endpoints_with_the_metadata_that_policy_names() {
+    const REQUESTS: u64 = 60;
+    for avoid in [true, false] {
+        let servers = [EchoServer::start("a").await, EchoServer::start("b").await, EchoServer::start("c").await];
+        let canary = |server: &EchoServer, canary: &str| {
+            let mut endpoint = server.endpoint();
+            let lb = BTreeMap::from([("canary".to_owned(), canary.to_owned())]);
+            endpoint.metadata = Arc::new(EndpointMetadata { lb, ..EndpointMetadata::default() });
+            endpoint
+        };
+        servers.iter().for_each(|server| server.behave(Behaviour::Status(503)));
+        let endpoints = vec![canary(&servers[0], "true"), canary(&servers[1], "false"), canary(&servers[2], "true")];
+        let avoided = BTreeMap::from([("canary".to_owned(), "true".to_owned())]);
+        let retry =
+            RetryPolicy { avoid_metadata: if avoid { avoided } else { BTreeMap::new() }, ..retrying(1, on_503()) };
+        let routes = policy::routes([policy::forward(mesh_core::policy::RouteMatch::any(), forward_with(Some(retry)))]);
+        let (client, _) = client_of(policy::snapshot(routes, [(cluster("test"), endpoints)]));
+        for _ in 0..REQUESTS {
+            fetch(&client, "/").await.unwrap();
+        }
+        let all: u64 = servers.iter().map(EchoServer::requests).sum();
+        assert_eq!(all, 2 * REQUESTS);
+        // Either the first try was there or the second is. By chance alone that is two in three.
+        assert_eq!(servers[1].requests() == REQUESTS, avoid, "{}", servers[1].requests());
+    }
+}
+
+#[tokio::test]
+async fn who_is_a_retry_is_not_retried_further_down_and_says_so() {
+    let server = EchoServer::start("one").await;
+    let (client, _) = client_of(snapshot_with(forward_with(Some(retrying(1, on_503()))), cluster("test"), &[&server]));
+    for (retried, tries) in [(true, 1), (false, 2)] {
+        let before = server.received().len();
+        server.script([Behaviour::Status(503)]);
+        let mut context = RequestContext::from_headers(&HeaderMap::new(), || 7);
+        context.retried = retried;
+        scope(context.into(), async { fetch(&client, "/").await }).await.unwrap();
+        let received = server.received().split_off(before);
+        assert_eq!(received.len(), tries);
+        assert_eq!(received[0].headers.contains_key("mesh-retried"), retried, "all that is made for it is marked");
+        assert!(received.last().unwrap().headers.contains_key("mesh-retried"));
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_nobody_has_seen_is_sent_once_more_without_a_policy() {
+    let server = EchoServer::start("one").await;
+    let connection = ConnectionOptions { protocol: UpstreamProtocol::Http2, ..ConnectionOptions::default() };
+    let http2 = mesh_core::policy::Cluster { connection, ..cluster("test") };
+    let (client, _) = client_of(snapshot_with(forward_with(None), http2, &[&server]));
+    server.script([Behaviour::RefuseStream]);
+    assert_eq!(read(client.send(post("/", "hello")).await.unwrap()).await.unwrap().body(), "hello");
+    assert!(!server.received().pop().unwrap().headers.contains_key("mesh-retried"), "it is no retry");
+    // Control: twice is an answer.
+    server.script([Behaviour::RefuseStream, Behaviour::RefuseStream]);
+    assert_eq!(client.send(post("/", "hello")).await.unwrap_err().code(), Code::STREAM_REFUSED);
+    assert_eq!(server.requests(), 4);
+}
+
+#[tokio::test]
+async fn the_endpoint_is_told_the_time_of_its_try() {
+    let server = EchoServer::start("one").await;
+    let try_time = Some(Duration::from_secs(5));
+    for (per_try_timeout, digits) in [(try_time, 4), (None, 5)] {
+        let retry = RetryPolicy { per_try_timeout, ..retrying(1, on_503()) };
+        let forward = Forward { timeout: Some(Duration::from_secs(60)), ..forward_with(Some(retry)) };
+        let (client, _) = client_of(snapshot_with(forward, cluster("test"), &[&server]));
+        let request = http::Request::get(format!("http://{TARGET}/")).body(Empty::<Bytes>::new()).unwrap();
+        client.send(request).await.unwrap();
+        let headers = server.received().pop().unwrap().headers;
+        assert_eq!(headers["x-envoy-expected-rq-timeout-ms"].len(), digits, "milliseconds below 5 s, or 60 s");
+    }
+}
