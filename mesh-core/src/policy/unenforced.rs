@@ -245,6 +245,7 @@ fn cluster_is_considered(cluster: Cluster, tls: OriginatedTls) {
             },
         breaker_high: _,
         outlier: _,
+        accrual: _,
         health_checks: _,
         tls: _,
         connection:
