@@ -235,6 +235,46 @@ async fn an_endpoint_that_lets_the_time_run_out_is_ejected_and_the_callers_hurry
 }
 
 #[tokio::test]
+async fn an_endpoint_that_cannot_be_reached_is_counted_apart_if_policy_says_so() {
+    let local = Standing::Ejected(Reason::ConsecutiveLocalOriginFailure);
+    for (split, want) in [(true, local), (false, EJECTED)] {
+        let [good] = servers(["good"]).await;
+        let dead = Endpoint::new(mesh_core::policy::Address::Socket(dead_address()));
+        let strict = OutlierDetection {
+            consecutive_5xx: Some(1),
+            split_local_origin: split,
+            consecutive_local_origin: split.then_some(1),
+            ..outlier()
+        };
+        let (client, _) = client_of(policy::snapshot_of(ejecting(strict), [dead, good.endpoint()]));
+        let statuses = statuses(&client, 2).await;
+        assert_eq!(statuses.iter().filter(|status| **status == 0).count(), 1);
+        stand(&client, &[want, Standing::Good]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_refused_stream_is_no_evidence_and_a_broken_one_is() {
+    let [one, other] = servers(["one", "other"]).await;
+    let strict = OutlierDetection { consecutive_5xx: Some(1), max_ejected: PerMillion::ALL, ..outlier() };
+    let connection = mesh_core::policy::ConnectionOptions {
+        protocol: mesh_core::policy::UpstreamProtocol::Http2,
+        ..Default::default()
+    };
+    let http2 = Cluster { connection, ..ejecting(strict) };
+    let (client, _) = client_of(snapshot_with(forward_with(None), http2, &[&one, &other]));
+    one.script([Behaviour::RefuseStream; 4]);
+    other.script([Behaviour::CloseConnection]);
+    let mut rounds = 0;
+    while one.requests() < 3 || other.requests() < 1 {
+        let _ = client.send(post("/", "x")).await;
+        rounds += 1;
+        assert!(rounds < 50);
+    }
+    stand(&client, &[Standing::Good, EJECTED]).await;
+}
+
+#[tokio::test]
 async fn success_rates_are_compared_at_each_interval() {
     use mesh_core::policy::SuccessRateEjection;
     let servers = servers(["a", "b", "c", "d", "bad"]).await;
