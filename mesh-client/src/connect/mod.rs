@@ -24,7 +24,7 @@ use tokio::time::timeout;
 pub(crate) use self::http::{Connection, SharedConnection, SoleConnection};
 use self::names::Names;
 pub(crate) use self::pool::{Lease, Pool};
-use self::stream::IoStream;
+pub(crate) use self::stream::IoStream;
 pub use self::system::SystemResolver;
 use self::tls::{Alpn, Tls};
 use crate::error::Cause;
@@ -56,8 +56,8 @@ pub(crate) enum Want {
 /// Makes the connections of one cluster.
 pub(crate) struct Dialer {
     options: ConnectionOptions,
-    tls: Tls,
-    names: Names,
+    tls: Arc<Tls>,
+    names: Arc<Names>,
     // Of the whole cluster, for `max_connections`.
     open: Arc<AtomicU32>,
 }
@@ -71,8 +71,13 @@ impl Dialer {
         identity: WatchedIdentity,
         provider: Option<Arc<CryptoProvider>>,
     ) -> Self {
-        let tls = Tls::new(tls, dialled_host, identity, provider);
-        Self { options, tls, names, open: Arc::default() }
+        let tls = Arc::new(Tls::new(tls, dialled_host, identity, provider));
+        Self { options, tls, names: Arc::new(names), open: Arc::default() }
+    }
+
+    /// The same ways with other options; its connections are counted apart.
+    pub(crate) fn with(&self, options: ConnectionOptions) -> Self {
+        Self { options, tls: self.tls.clone(), names: self.names.clone(), open: Arc::default() }
     }
 
     pub(crate) fn options(&self) -> &ConnectionOptions {
@@ -115,6 +120,15 @@ impl Dialer {
     }
 
     async fn dial_unbounded(&self, peer: &Peer, want: Want, open: pool::OpenGuard) -> Result<Connection, Cause> {
+        let io = self.stream(peer, want).await?;
+        // A peer without TLS, or one that ignores ALPN, speaks what the cluster says.
+        let h2 = io.negotiated_h2().unwrap_or(want == Want::Http2);
+        if h2 { http::http2(io, &self.options, open).await } else { http::http1(io, open).await }
+            .map_err(|e| Cause::ConnectFailed { address: peer.address.clone(), source: Arc::new(e) })
+    }
+
+    /// The bytes below HTTP: TCP, and TLS as the policy says.
+    pub(crate) async fn stream(&self, peer: &Peer, want: Want) -> Result<IoStream, Cause> {
         let failed = |e: std::io::Error| Cause::ConnectFailed { address: peer.address.clone(), source: Arc::new(e) };
         let alpn = match want {
             Want::Http1 => Alpn::Http1,
@@ -124,17 +138,10 @@ impl Dialer {
         // Before TCP: a policy that cannot be kept must not even connect.
         let tls = self.tls.connector(peer, alpn).await?;
         let tcp = self.reach(peer).await.map_err(failed)?;
-        let (io, h2) = match tls {
-            None => (tcp, want == Want::Http2),
-            Some(connector) => {
-                let io = connector.handshake(tcp, peer).await?;
-                let h2 = io.negotiated_h2();
-                // A peer that ignores ALPN speaks what the cluster says.
-                (io, h2.unwrap_or(want == Want::Http2))
-            }
-        };
-        if h2 { http::http2(io, &self.options, open).await } else { http::http1(io, open).await }
-            .map_err(|e| Cause::ConnectFailed { address: peer.address.clone(), source: Arc::new(e) })
+        match tls {
+            None => Ok(tcp),
+            Some(connector) => connector.handshake(tcp, peer).await,
+        }
     }
 
     /// A connected stream to one of the peer's addresses.

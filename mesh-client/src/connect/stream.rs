@@ -10,7 +10,7 @@ use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
 /// A connected stream.
-pub(super) enum IoStream {
+pub(crate) enum IoStream {
     Tcp(TcpStream),
     Unix(UnixStream),
     // Boxed: rustls' state is over a kilobyte.

@@ -108,15 +108,14 @@ impl Shared<'_> {
         // Above the picker: waiting for an endpoint counts as load, and a full cluster fails fast.
         let permit = Permit::request(self.cluster, progress.retried > 0)?;
         let now = Instant::now();
-        let index = fresh.or_else(|| self.pick(progress, now)).ok_or_else(|| self.no_endpoint())?;
-        let endpoint = self.cluster.endpoint(&self.members, index, self.env);
+        let (index, endpoint, attempt) = self.begin(progress, now, fresh).ok_or_else(|| self.no_endpoint())?;
         if fresh.is_none() {
             progress.tried.push(index);
             exchange.next_attempt();
         }
         exchange.at(&endpoint);
         // Counted before connecting, so that a slow connection repels further requests.
-        let attempt = endpoint.begin(now).reported(self.members.issue(index));
+        let attempt = attempt.reported(self.members.issue(index)).limited(self.late_at(now));
         Ok(Launch { permit, endpoint, attempt, index, number: progress.retried, fresh: fresh.is_some() })
     }
 
@@ -138,6 +137,8 @@ impl Shared<'_> {
             Err(lost) => {
                 if lost.is_ours() {
                     hold.attempt.not_sent()
+                } else if lost.is_unseen() {
+                    hold.attempt.refused()
                 } else {
                     hold.attempt.failed()
                 }
@@ -157,7 +158,36 @@ impl Shared<'_> {
         }
     }
 
-    fn pick(&self, progress: &Progress, now: Instant) -> Option<usize> {
+    /// Picks an endpoint (or takes that of `fresh`) and counts the request in. One that is on probation takes one
+    /// request at a time: others go on to another endpoint, or fail if there is none.
+    fn begin(
+        &self,
+        progress: &Progress,
+        now: Instant,
+        fresh: Option<usize>,
+    ) -> Option<(usize, Arc<Endpoint>, Attempt)> {
+        let mut full = SmallVec::<[usize; 4]>::new();
+        loop {
+            let index = fresh.or_else(|| self.pick(progress, now, &full))?;
+            let endpoint = self.cluster.endpoint(&self.members, index, self.env);
+            if let Some(attempt) = endpoint.begin(now) {
+                return Some((index, endpoint, attempt));
+            }
+            if fresh.is_some() || full.contains(&index) {
+                return None;
+            }
+            full.push(index);
+        }
+    }
+
+    /// When the endpoint's time for this try is over.
+    fn late_at(&self, now: Instant) -> Option<Instant> {
+        let own = self.retries.and_then(Retries::per_try_timeout);
+        own.map_or(self.limit, |timeout| self.limit.route(now, timeout)).of_route()
+    }
+
+    /// `full` can take no further request.
+    fn pick(&self, progress: &Progress, now: Instant, full: &[usize]) -> Option<usize> {
         let tried = &progress.tried;
         if let Some(address) = self.session.address() {
             let pinned = self.members.ready.pinned(address, &self.cluster.policy().override_host);
@@ -172,7 +202,10 @@ impl Shared<'_> {
         let avoid = policy.is_none_or(|policy| policy.avoid_previous_hosts);
         let pick = Pick {
             now: self.env.since_epoch(now),
-            tried: if avoid { tried } else { &[] },
+            tried: match full {
+                [] if avoid => &tried[..],
+                full => full,
+            },
             hash: self.hash,
             other_priority: policy.is_some_and(|policy| policy.next_locality),
         };
@@ -261,7 +294,12 @@ fn note_reach(attempt: &mut Attempt, lease: &Result<Lease, Cause>) {
         Ok(lease) if !lease.is_reused() => attempt.connected(true),
         // A connection that was there says nothing new.
         Ok(_) => {}
-        Err(Cause::ConnectFailed { .. } | Cause::ConnectTimeout { .. } | Cause::TlsHandshake { .. }) => {
+        Err(
+            Cause::ConnectFailed { .. }
+            | Cause::ConnectTimeout { .. }
+            | Cause::TlsHandshake { .. }
+            | Cause::WrongPeerIdentity { .. },
+        ) => {
             attempt.connected(false);
             attempt.failed();
         }

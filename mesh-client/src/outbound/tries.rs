@@ -121,16 +121,10 @@ async fn one_in_time(
     head: &mut Head,
     exchange: &mut Exchange,
 ) -> Outcome {
-    let outcome = {
-        let work = pin!(one_or_fresh(shared, progress, head, exchange));
-        let (time, idle) =
-            (shared.retries.and_then(Retries::per_try_timeout), shared.retries.and_then(Retries::per_try_idle));
-        within(time, idle, shared.payload, work).await
-    };
-    if let Err(Cause::PerTryTimeout(took)) = &outcome {
-        shared.blame_for(*took, progress);
-    }
-    outcome
+    let (time, idle) =
+        (shared.retries.and_then(Retries::per_try_timeout), shared.retries.and_then(Retries::per_try_idle));
+    let work = pin!(one_or_fresh(shared, progress, head, exchange));
+    within(time, idle, shared.payload, work).await
 }
 
 /// Runs a try within the time that the policy gives it.
@@ -226,14 +220,6 @@ impl<'t> Shared<'t> {
     pub(super) fn allows_retry(&self, own: u32, router: &Router) -> bool {
         self.cluster.admission().allows_retry(own)
             && router.budget().is_none_or(|budget| budget.try_retry(Instant::now()))
-    }
-
-    /// The last try took longer than it may: that is the endpoint's fault.
-    fn blame_for(&self, took: Duration, progress: &Progress) {
-        let candidates = self.members.ready.candidates();
-        if let Some(load) = progress.tried.last().and_then(|index| candidates[*index].load()) {
-            load.failed(took, self.env.since_epoch(Instant::now()));
-        }
     }
 }
 

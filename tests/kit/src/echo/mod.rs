@@ -47,6 +47,8 @@ pub enum Behaviour {
     Bare(u16, &'static [(&'static str, &'static str)]),
     /// Answer 200 with the beginning of a body, whose end comes with [`EchoServer::release`].
     Stall,
+    /// Answer as `grpc.health.v1.Health/Check` does: serving or not.
+    Serving(bool),
     /// Keep the request until [`EchoServer::release`], then echo.
     Hold,
     /// Close the connection without an answer.
