@@ -41,7 +41,7 @@ mod router;
 pub use self::body::Body;
 pub use self::builder::ClientBuilder;
 pub use self::client::{Client, ResponseFuture};
-pub use self::connect::SystemResolver;
+pub use self::connect::{Connect, Io, SystemResolver};
 pub use self::error::{Cause, Error, PeerMismatch};
 pub use self::explain::{
     ClientDump, ClusterDump, ClusterOption, DestinationDump, DestinationPhase, EndpointDump, Explanation,

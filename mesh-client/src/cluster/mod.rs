@@ -30,7 +30,6 @@ pub(crate) use self::admission::{Admission, Permit};
 pub(crate) use self::endpoint::{Attempt, Endpoint};
 use self::report::Reported;
 use crate::connect::Dialer;
-use crate::connect::names::Names;
 use crate::connect::worker::Owned;
 use crate::env::Env;
 use crate::error::Cause;
@@ -76,14 +75,7 @@ impl Cluster {
         target: &Target,
         env: &Arc<Env>,
     ) -> Arc<Self> {
-        let dialer = Dialer::new(
-            policy.connection.clone(),
-            policy.tls.clone(),
-            target.host(),
-            Names::new(env.resolver.clone(), env.random.clone(), env.limits.dns_min_refresh),
-            env.identity.clone(),
-            env.crypto.clone(),
-        );
+        let dialer = Dialer::new(&policy, target.host(), env);
         let ClusterTelemetry { service, service_name, service_namespace } = policy.telemetry.clone();
         let service = if service.is_empty() { target.host().to_owned() } else { service };
         let labels = env.labels(service, service_name, service_namespace);

@@ -153,7 +153,10 @@ impl Tls {
     ) -> Result<Connector, Setup> {
         let name = match &tls.sni {
             Some(sni) => ServerName::try_from(sni.clone()).map_err(|_| Setup::Name(sni.clone()))?,
-            None => self.name_of(peer),
+            None => match peer.hostname.as_deref().filter(|_| tls.auto_host_sni) {
+                Some(host) => ServerName::try_from(host.to_owned()).map_err(|_| Setup::Name(host.to_owned()))?,
+                None => self.name_of(peer),
+            },
         };
         if let Some(config) = self.kept(alpn, None) {
             return Ok(Connector { config, name });

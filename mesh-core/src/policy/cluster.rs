@@ -77,6 +77,22 @@ impl Cluster {
             telemetry: ClusterTelemetry::default(),
         }
     }
+
+    /// The same with a fixed list of endpoints.
+    ///
+    /// ```
+    /// use mesh_core::policy::{Balancer, Cluster, Snapshot};
+    ///
+    /// let mut cluster = Cluster::of_addresses("reviews", ["127.0.0.1:9080".parse()?, "127.0.0.1:9081".parse()?]);
+    /// cluster.balancer = Balancer::RoundRobin;
+    /// let snapshot = Snapshot::of_one_cluster("reviews:9080", cluster, None);
+    /// assert!(snapshot.clusters.contains_key(&"reviews".into()));
+    /// # Ok::<(), std::net::AddrParseError>(())
+    /// ```
+    pub fn of_addresses(name: &str, addresses: impl IntoIterator<Item = std::net::SocketAddr>) -> Self {
+        let discovery = Discovery::Static(Arc::new(Endpoints::at(name, addresses)));
+        Self { discovery, ..Self::new(name.into()) }
+    }
 }
 
 /// Where a cluster's endpoints come from.

@@ -49,18 +49,6 @@ const CLUSTER: &[Line<Cluster>] = &[
     line("breaker.max_connections_per_host", "connections are limited per cluster, not per endpoint", |c| {
         c.breaker.max_connections_per_host.is_some()
     }),
-    line(
-        "tls.auto_host_sni",
-        "the SNI is the fixed name or the dialled host",
-        |c| matches!(&c.tls, UpstreamTls::Simple(tls) | UpstreamTls::Mutual(tls, _) if tls.auto_host_sni),
-    ),
-    line("connection.initial_stream_window", "the client's own window is used", |c| {
-        c.connection.initial_stream_window.is_some()
-    }),
-    line("connection.initial_connection_window", "the client's own window is used", |c| {
-        c.connection.initial_connection_window.is_some()
-    }),
-    line("proxy", "connections go straight to the endpoints", |c| c.proxy.is_some()),
     line("dns", "names are resolved at the client's own pace, both families at once", |c| {
         c.dns != DnsOptions::default()
     }),
@@ -70,12 +58,6 @@ const CLUSTER: &[Line<Cluster>] = &[
     line("outlier", "failing endpoints are not ejected", |c| c.outlier.is_some()),
     line("health_checks", "endpoints are not checked; the control plane's word counts", |c| {
         !c.health_checks.is_empty()
-    }),
-    line("connection.max_concurrent_streams", "only the endpoint's own limit counts", |c| {
-        c.connection.max_concurrent_streams.is_some()
-    }),
-    line("connection.tcp_keepalive", "TCP keep-alive stays as the system has it", |c| {
-        c.connection.tcp_keepalive.is_some()
     }),
 ];
 
@@ -102,14 +84,10 @@ const RETRY: &[Line<RetryPolicy>] = &[
     line("retry.on.http3_post_connect_failure", "HTTP/3 is not spoken", |r| r.on.http3_post_connect_failure),
 ];
 
-const ENDPOINTS: &[Line<Endpoints>] = &[
-    line("endpoints.proxy", "connections go straight to the endpoints", |e| {
-        e.iter().any(|endpoint| endpoint.metadata.proxy.is_some())
-    }),
-    line("endpoints.health_check", "endpoints are not checked; the control plane's word counts", |e| {
+const ENDPOINTS: &[Line<Endpoints>] =
+    &[line("endpoints.health_check", "endpoints are not checked; the control plane's word counts", |e| {
         e.iter().any(|endpoint| endpoint.metadata.health_check != HealthCheckTarget::default())
-    }),
-];
+    })];
 
 const INBOUND: &[Line<InboundListener>] = &[
     line("jwt", "tokens are not checked; the server fails closed and refuses every request", |l| !l.jwt.is_empty()),
