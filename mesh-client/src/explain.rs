@@ -191,7 +191,9 @@ fn explain_route(
         let chosen = router.choose(plan, forward, &head.headers, None, env);
         explanation.error = match chosen {
             Err(cause) => Some(coded(&cause)),
-            Ok(chosen) if !chosen.cluster.is_usable() => Some(coded(&no_endpoint(chosen.cluster))),
+            Ok(chosen) if !chosen.cluster.is_usable() => {
+                Some(coded(&chosen.cluster.no_endpoint(&chosen.cluster.members())))
+            }
             Ok(_) => None,
         };
     }
@@ -212,12 +214,6 @@ fn options(router: &Router, choice: &Choice, to: &ClusterChoice, head: &Head) ->
         }
         _ => Vec::new(),
     }
-}
-
-fn no_endpoint(cluster: &Cluster) -> Cause {
-    let members = cluster.members();
-    let (known, usable) = (members.ready.known(), members.ready.len());
-    Cause::NoEndpoint { cluster: cluster.policy().name.clone(), known, usable }
 }
 
 fn coded(cause: &Cause) -> String {

@@ -23,7 +23,7 @@
 //! ```
 //!
 //! Reading order: `outbound/mod.rs` (the way of one request), `outbound/tries.rs`, `router.rs`,
-//! `cluster/`, `connect/pool.rs`.
+//! `cluster/`, `connect/pool.rs`; `outbound/tcp.rs` for a raw connection.
 
 mod body;
 mod builder;
@@ -37,6 +37,7 @@ mod explain;
 mod grpc;
 mod outbound;
 mod router;
+mod tcp;
 
 pub use self::body::Body;
 pub use self::builder::ClientBuilder;
@@ -47,3 +48,4 @@ pub use self::explain::{
     ClientDump, ClusterDump, ClusterOption, DestinationDump, DestinationPhase, EndpointDump, Explanation,
 };
 pub use self::grpc::{Channel, ChannelFuture};
+pub use self::tcp::TcpConnection;

@@ -318,12 +318,7 @@ macro_rules! packed {
 }
 
 pub(crate) fn destination(name: &str, routes: &str) -> Named {
-    let listener = Listener {
-        name: name.to_owned(),
-        routes: RouteSource::Named(routes.to_owned()),
-        filters: Vec::new(),
-        max_stream_duration: None,
-    };
+    let listener = Listener::new(name, RouteSource::Named(routes.to_owned()));
     named(name, packed!(codec::encode_listener(&listener)))
 }
 

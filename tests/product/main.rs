@@ -20,3 +20,4 @@ mod reports;
 mod strict;
 mod support;
 mod targets;
+mod tcp;

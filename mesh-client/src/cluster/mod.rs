@@ -136,6 +136,26 @@ impl Cluster {
         &self.series
     }
 
+    /// Labels of what goes to one of the members, or to none of them.
+    pub(crate) fn labels(&self, endpoint: Option<(&Members, usize)>) -> RequestLabels {
+        match endpoint {
+            Some((members, index)) => endpoint::labels(members.ready.candidates().policy(index).1, self),
+            None => self.labels.clone(),
+        }
+    }
+
+    /// Why there is no endpoint to send to.
+    pub(crate) fn no_endpoint(&self, members: &Members) -> Cause {
+        let cluster = self.policy.name.clone();
+        if members.ready.known() == 0
+            && let failures = self.dns_failures()
+            && !failures.is_empty()
+        {
+            return Cause::Unresolved { cluster, reason: failures.join("; ").into() };
+        }
+        Cause::NoEndpoint { cluster, known: members.ready.known(), usable: members.ready.len() }
+    }
+
     /// Waits for the first DNS answer, if endpoints come from DNS.
     pub(crate) async fn resolved(&self) {
         if let Some(dns) = self.dns.get()

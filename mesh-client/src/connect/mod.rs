@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use mesh_core::id::SpiffeId;
 use mesh_core::policy::{Address, Cluster, ConnectionOptions, UpstreamProtocol};
 use tokio::time::{Instant, timeout};
 
@@ -27,8 +28,8 @@ pub(crate) use self::custom::Custom;
 pub use self::custom::{Connect, Io};
 pub(crate) use self::http::{Connection, SharedConnection, SoleConnection};
 use self::names::Names;
-pub(crate) use self::pool::{Lease, Pool};
-use self::stream::IoStream;
+pub(crate) use self::pool::{Lease, OpenGuard, Pool};
+pub(crate) use self::stream::IoStream;
 pub use self::system::SystemResolver;
 use self::tls::{Alpn, Tls};
 use crate::env::{Env, Random};
@@ -105,9 +106,21 @@ impl Dialer {
     }
 
     /// Connects: TCP, TLS and the HTTP preface together within the connect timeout.
-    pub(crate) async fn dial(&self, peer: &Peer, want: Want, open: pool::OpenGuard) -> Result<Connection, Cause> {
+    pub(crate) async fn dial(&self, peer: &Peer, want: Want, open: OpenGuard) -> Result<Connection, Cause> {
+        self.in_time(peer, self.dial_http(peer, want, open)).await
+    }
+
+    /// Connects for bytes of any kind: TCP and TLS within the connect timeout. Tells who the peer is, if the
+    /// connection is the mesh's.
+    pub(crate) async fn dial_raw(&self, peer: &Peer) -> Result<(IoStream, Option<SpiffeId>), Cause> {
+        let io = self.in_time(peer, self.secure(peer, Alpn::Raw)).await?;
+        let id = if self.tls.is_mesh(peer) { io.peer_id() } else { None };
+        Ok((io, id))
+    }
+
+    async fn in_time<T>(&self, peer: &Peer, dial: impl Future<Output = Result<T, Cause>>) -> Result<T, Cause> {
         let after = self.options.connect_timeout;
-        let connected = match timeout(after, self.dial_unbounded(peer, want, open)).await {
+        let connected = match timeout(after, dial).await {
             Ok(connected) => connected,
             Err(_) => Err(Cause::ConnectTimeout { address: peer.address.clone(), after }),
         };
@@ -118,28 +131,30 @@ impl Dialer {
         connected
     }
 
-    async fn dial_unbounded(&self, peer: &Peer, want: Want, open: pool::OpenGuard) -> Result<Connection, Cause> {
-        let failed = |e: std::io::Error| Cause::ConnectFailed { address: peer.address.clone(), source: Arc::new(e) };
+    async fn dial_http(&self, peer: &Peer, want: Want, open: OpenGuard) -> Result<Connection, Cause> {
         let alpn = match want {
             Want::Http1 => Alpn::Http1,
             Want::Http2 => Alpn::Http2,
             Want::Either => Alpn::Either,
         };
-        // Before TCP: a policy that cannot be kept must not even connect.
-        let tls = self.tls.connector(peer, alpn).await?;
-        let tcp = self.reach(peer).await.map_err(failed)?;
-        let (io, h2) = match tls {
-            None => (tcp, want == Want::Http2),
-            Some(connector) => {
-                let io = connector.handshake(tcp, peer).await?;
-                let h2 = io.negotiated_h2();
-                // A peer that ignores ALPN speaks what the cluster says.
-                (io, h2.unwrap_or(want == Want::Http2))
-            }
-        };
+        let io = self.secure(peer, alpn).await?;
+        // A peer that ignores ALPN speaks what the cluster says; so does one without TLS.
+        let h2 = io.negotiated_h2().unwrap_or(want == Want::Http2);
         let worn = self.worn_at();
         if h2 { http::http2(io, &self.options, worn, open).await } else { http::http1(io, worn, open).await }
             .map_err(|e| Cause::ConnectFailed { address: peer.address.clone(), source: Arc::new(e) })
+    }
+
+    /// TCP, and TLS if policy says so.
+    async fn secure(&self, peer: &Peer, alpn: Alpn) -> Result<IoStream, Cause> {
+        let failed = |e: std::io::Error| Cause::ConnectFailed { address: peer.address.clone(), source: Arc::new(e) };
+        // Before TCP: a policy that cannot be kept must not even connect.
+        let tls = self.tls.connector(peer, alpn).await?;
+        let tcp = self.reach(peer).await.map_err(failed)?;
+        match tls {
+            None => Ok(tcp),
+            Some(connector) => connector.handshake(tcp, peer).await,
+        }
     }
 
     /// When a connection made now is too old. The limit is a tenth shorter for some than for others, so that

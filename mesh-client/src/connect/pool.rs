@@ -16,13 +16,14 @@ use arc_swap::ArcSwapOption;
 use crossbeam_queue::ArrayQueue;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
+use mesh_core::id::SpiffeId;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{Connection, Dialer, Peer, SharedConnection, SoleConnection, Want, worker};
+use super::{Connection, Dialer, IoStream, Peer, SharedConnection, SoleConnection, Want, worker};
 use crate::error::Cause;
 
 /// Idle HTTP/1.1 connections kept for one endpoint.
@@ -157,6 +158,25 @@ impl Pool {
     /// Of them, HTTP/1.1 connections that wait for a request.
     pub(crate) fn idle(&self) -> usize {
         self.idle.get().map_or(0, |idle| idle.len())
+    }
+
+    /// Room for a connection that is not the pool's to keep. Nobody waits for one, so none goes over the limit, as with
+    /// Envoy's `tcp_proxy`.
+    ///
+    /// # Errors
+    /// The limit, which is reached.
+    pub(crate) fn room(&self) -> Result<OpenGuard, u32> {
+        // Counted first and looked at then, so that two at once cannot both take the last place.
+        let open = OpenGuard::new(&self.dialer, &self.counts);
+        match self.max_connections {
+            Some(most) if self.dialer.open() > most => Err(most),
+            _ => Ok(open),
+        }
+    }
+
+    /// Connects for bytes of any kind, within a [`room`](Self::room); tells who the peer is, if it is of the mesh.
+    pub(crate) async fn dial_raw(&self) -> Result<(IoStream, Option<SpiffeId>), Cause> {
+        self.dialer.dial_raw(&self.peer).await
     }
 
     /// A connection to send one request on. `fresh` passes over connections that carried one before.

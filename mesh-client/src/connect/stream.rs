@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use mesh_core::id::SpiffeId;
+use mesh_core::identity::peer_spiffe_id;
 use mesh_core::policy::TcpKeepalive;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -14,7 +16,7 @@ use tokio_rustls::client::TlsStream;
 use super::custom::Io;
 
 /// A connected stream.
-pub(super) enum IoStream {
+pub(crate) enum IoStream {
     Tcp(TcpStream),
     Unix(UnixStream),
     Custom(Box<dyn Io>),
@@ -53,6 +55,12 @@ fn keep_alive(socket: &TcpSocket, policy: &TcpKeepalive) -> io::Result<()> {
 }
 
 impl IoStream {
+    /// Who the certificate at the other end says it is; `None` without TLS or without a SPIFFE ID.
+    pub(super) fn peer_id(&self) -> Option<SpiffeId> {
+        let Self::Tls(tls) = self else { return None };
+        peer_spiffe_id(tls.get_ref().1.peer_certificates()?.first()?).ok()
+    }
+
     /// Whether ALPN chose HTTP/2; `None` without TLS or without an answer.
     pub(super) fn negotiated_h2(&self) -> Option<bool> {
         match self {

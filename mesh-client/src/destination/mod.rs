@@ -142,7 +142,8 @@ impl Destinations {
         let _growing = self.growing.lock();
         let table = self.table.load_full();
         let Some(destination) = table.get(target.as_str()) else { return true };
-        if destination.unused_for(&self.env) < unused {
+        // Whoever else holds it has a connection open, which counts against its limits.
+        if destination.unused_for(&self.env) < unused || Arc::strong_count(destination) > 1 {
             return false;
         }
         let mut smaller = Table::clone(&table);

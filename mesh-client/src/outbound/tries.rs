@@ -141,7 +141,7 @@ impl<'t> Tries<'t> {
         // Above the picker: waiting for an endpoint counts as load, and a full cluster fails fast.
         let permit = Permit::request(self.cluster, self.retried > 0)?;
         let now = Instant::now();
-        let index = stale.or_else(|| self.pick(call, now)).ok_or_else(|| self.no_endpoint())?;
+        let index = stale.or_else(|| self.pick(call, now)).ok_or_else(|| self.cluster.no_endpoint(&self.members))?;
         let endpoint = self.cluster.endpoint(&self.members, index, call.env);
         if stale.is_none() {
             self.tried.push(index);
@@ -212,18 +212,6 @@ impl<'t> Tries<'t> {
         if let Some(load) = self.tried.last().and_then(|index| self.members.ready.candidates()[*index].load()) {
             load.failed(took, call.env.since_epoch(Instant::now()));
         }
-    }
-
-    fn no_endpoint(&self) -> Cause {
-        if self.members.ready.known() == 0
-            && let failures = self.cluster.dns_failures()
-            && !failures.is_empty()
-        {
-            let cluster = self.cluster.policy().name.clone();
-            return Cause::Unresolved { cluster, reason: failures.join("; ").into() };
-        }
-        let (known, usable) = (self.members.ready.known(), self.members.ready.len());
-        Cause::NoEndpoint { cluster: self.cluster.policy().name.clone(), known, usable }
     }
 
     /// Puts the request on the connection and waits for the answer's head.

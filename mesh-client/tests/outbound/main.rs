@@ -9,6 +9,7 @@ mod grpc;
 mod refusals;
 mod resilience;
 mod routing;
+mod tcp;
 mod telemetry;
 mod tls;
 

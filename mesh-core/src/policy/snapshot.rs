@@ -19,7 +19,7 @@ pub struct Snapshot {
     pub listener: Arc<Listener>,
     /// Its routes.
     pub routes: Arc<RouteConfiguration>,
-    /// Every cluster the routes name, known or failed.
+    /// Every cluster that the routes name, and raw connections go to, known or failed.
     pub clusters: BTreeMap<ClusterName, ClusterState>,
 }
 
@@ -42,12 +42,7 @@ impl Snapshot {
             headers: HeaderPolicy::default(),
             retry_budget: None,
         });
-        let listener = Listener {
-            name: name.to_owned(),
-            routes: RouteSource::Inline(routes.clone()),
-            filters: Vec::new(),
-            max_stream_duration: None,
-        };
+        let listener = Listener::new(name, RouteSource::Inline(routes.clone()));
         let name = cluster.name.clone();
         let state = ClusterState::Ready { cluster: Arc::new(cluster), endpoints: Arc::default() };
         Self { listener: Arc::new(listener), routes, clusters: [(name, state)].into() }

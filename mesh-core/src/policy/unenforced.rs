@@ -8,8 +8,8 @@ use super::{
     AuthorityRewrite, Balancer, CircuitBreakers, Cluster, ClusterChoice, ConnectionOptions, DnsOptions, Endpoint,
     EndpointMetadata, Endpoints, Fault, FilterOverride, FilterOverrides, Forward, HealthCheckTarget, HttpFilter,
     HttpFilterKind, InboundLimits, InboundListener, Listener, LocalityBalancing, LocalityEndpoints, Mirror,
-    OriginatedTls, RetryPolicy, Rewrite, Route, RouteAction, RouteConfiguration, RouteMatch, Unenforced, UpstreamTls,
-    VirtualHost, WeightedCluster,
+    OriginatedTls, RetryPolicy, Rewrite, Route, RouteAction, RouteConfiguration, RouteMatch, Unenforced, VirtualHost,
+    WeightedCluster,
 };
 
 /// What of `policy` is accepted and not enforced by this version; empty if all of it is enforced.
@@ -322,7 +322,7 @@ fn endpoints_are_considered(endpoints: (Endpoints, LocalityEndpoints, Endpoint, 
 
 #[allow(dead_code)]
 fn listeners_are_considered(listener: Listener, inbound: InboundListener) {
-    let Listener { name: _, routes: _, filters: _, max_stream_duration: _ } = listener;
+    let Listener { name: _, routes: _, filters: _, max_stream_duration: _, tcp: _ } = listener;
     let InboundListener {
         name: _,
         address: _,
@@ -408,7 +408,7 @@ mod tests {
         let skipped = HttpFilterKind::Skipped { type_url: "t".into() };
         let filters = vec![HttpFilter { name: "wasm".into(), kind: skipped }];
         let inline = RouteSource::Inline(Arc::new(config));
-        let listener = Listener { name: "l".into(), routes: inline, filters, max_stream_duration: None };
+        let listener = Listener { filters, ..Listener::new("l", inline) };
         assert_eq!(fields(&listener)[0], "filters[0] wasm");
         assert_eq!(fields(&listener)[1..], want);
     }

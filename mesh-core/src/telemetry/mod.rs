@@ -5,8 +5,10 @@
 
 mod histogram;
 pub mod load;
+mod tcp;
 
 pub use self::histogram::{BUCKETS_MS, Histogram};
+pub use self::tcp::{TCP_CLOSED, TCP_OPENED, TCP_RECEIVED_BYTES, TCP_SENT_BYTES, TcpSeries};
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -106,6 +108,7 @@ pub struct Outcome {
 #[derive(Debug, Default)]
 pub struct Metrics {
     series: Mutex<HashMap<RequestLabels, Arc<RequestSeries>, foldhash::fast::FixedState>>,
+    tcp: Mutex<HashMap<(RequestLabels, &'static str), Arc<TcpSeries>, foldhash::fast::FixedState>>,
 }
 
 /// The counters of one set of labels.
@@ -146,6 +149,21 @@ impl Metrics {
         let made = Arc::<RequestSeries>::default();
         series.insert(labels.clone(), made.clone());
         made
+    }
+
+    /// The series of raw connections with `labels` and a response flag (`-`: none), made on first use. Keep the
+    /// answer.
+    pub fn tcp(&self, labels: &RequestLabels, flags: &'static str) -> Arc<TcpSeries> {
+        self.tcp.lock().entry((labels.clone(), flags)).or_default().clone()
+    }
+
+    /// Shows every series of raw connections with its response flag, in order of labels, to an outlet.
+    pub fn visit_tcp(&self, mut see: impl FnMut(&RequestLabels, &'static str, &TcpSeries)) {
+        let mut all: Vec<_> = self.tcp.lock().iter().map(|(key, series)| (key.clone(), series.clone())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        for ((labels, flags), series) in all {
+            see(&labels, flags, &series);
+        }
     }
 
     /// Shows every series, in order of labels, to an outlet.

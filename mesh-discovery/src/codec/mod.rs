@@ -57,6 +57,7 @@ mod route_action;
 mod route_extra;
 mod session;
 mod subset;
+mod tcp;
 mod tls;
 mod weighting;
 

@@ -87,10 +87,8 @@ impl Book {
 
 fn listener(name: &str, mark: u16) -> Any {
     codec::encode_listener(&Listener {
-        name: name.to_owned(),
-        routes: RouteSource::Named("r".to_owned()),
-        filters: Vec::new(),
         max_stream_duration: Some(Duration::from_secs(mark.into())),
+        ..Listener::new(name, RouteSource::Named("r".to_owned()))
     })
 }
 

@@ -46,12 +46,7 @@ fn target() -> Target {
 }
 
 fn listener() -> Any {
-    codec::encode_listener(&Listener {
-        name: "a:80".to_owned(),
-        routes: RouteSource::Named("r".to_owned()),
-        filters: Vec::new(),
-        max_stream_duration: None,
-    })
+    codec::encode_listener(&Listener::new("a:80", RouteSource::Named("r".to_owned())))
 }
 
 fn routes(cluster: &str) -> Any {
@@ -174,12 +169,7 @@ async fn a_refused_resource_is_named_and_its_good_sibling_used() {
         }],
         ..AuthorizationPolicy::new("default/deny", AuthorizationAction::Deny)
     };
-    let changed = codec::encode_listener(&Listener {
-        name: "a:80".to_owned(),
-        routes: RouteSource::Named("r2".to_owned()),
-        filters: Vec::new(),
-        max_stream_duration: None,
-    });
+    let changed = codec::encode_listener(&Listener::new("a:80", RouteSource::Named("r2".to_owned())));
     stream.respond(Kind::Listener, "v2", "n2", vec![changed, inbound(InboundTls::Disable, vec![deny])]);
     stream.expect(Kind::Routes, &["r2"]).await;
     let nack = stream.expect(Kind::Listener, &["a:80", INBOUND]).await;
