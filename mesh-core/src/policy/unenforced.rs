@@ -8,8 +8,8 @@ use super::{
     AuthorityRewrite, Balancer, CircuitBreakers, Cluster, ClusterChoice, ConnectionOptions, DnsOptions, Endpoint,
     EndpointMetadata, Endpoints, Fault, FilterOverride, FilterOverrides, Forward, HealthCheckTarget, HttpFilter,
     HttpFilterKind, InboundLimits, InboundListener, Listener, LocalityBalancing, LocalityEndpoints, Mirror,
-    OriginatedTls, RetryPolicy, Rewrite, Route, RouteAction, RouteConfiguration, RouteMatch, Unenforced, UpstreamTls,
-    VirtualHost, WeightedCluster,
+    OriginatedTls, RetryPolicy, Rewrite, Route, RouteAction, RouteConfiguration, RouteMatch, Unenforced, VirtualHost,
+    WeightedCluster,
 };
 
 /// What of `policy` is accepted and not enforced by this version; empty if all of it is enforced.
