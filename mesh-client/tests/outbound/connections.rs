@@ -1,7 +1,7 @@
 //! The life of connections.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -12,6 +12,7 @@ use mesh_core::policy::{
     UpstreamTls,
 };
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{TARGET, client_of, cluster, fetch, forward_with, post, read, retrying, server_of, snapshot_with};
@@ -96,7 +97,7 @@ async fn the_limit_that_a_peer_announces_counts_too() {
 }
 
 /// A proxy that answers CONNECT with `line`, and goes on as it says; gives what it was asked.
-async fn proxy(line: &'static str) -> (SocketAddr, tokio::task::JoinHandle<String>) {
+async fn proxy(line: &'static str) -> (SocketAddr, impl Future<Output = String>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let run = async move {
@@ -115,7 +116,7 @@ async fn proxy(line: &'static str) -> (SocketAddr, tokio::task::JoinHandle<Strin
         }
         head
     };
-    (address, tokio::spawn(run))
+    (address, run)
 }
 
 #[tokio::test]
@@ -125,15 +126,19 @@ async fn a86_connections_go_through_the_proxy_that_policy_names() {
         let proxy = HttpProxy { default: Some(Address::Socket(proxy)) };
         client_of(snapshot_with(forward_with(None), Cluster { proxy: Some(proxy), ..cluster("test") }, &[&server])).0
     };
-    let (address, proxy_task) = proxy("200 Connection established").await;
-    let client = through(address);
-    assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "one");
-    drop(client);
-    let asked = format!("CONNECT {0} HTTP/1.1\r\nHost: {0}\r\n\r\n", server.address());
-    assert_eq!(proxy_task.await.unwrap(), asked);
+    let (address, proxied) = proxy("200 Connection established").await;
+    let use_it = async {
+        let client = through(address);
+        assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "one");
+    };
+    // The proxy ends with the client's connection.
+    let (asked, ()) = tokio::join!(proxied, use_it);
+    assert_eq!(asked, format!("CONNECT {0} HTTP/1.1\r\nHost: {0}\r\n\r\n", server.address()));
 
-    let (address, _proxy) = proxy("407 Proxy Authentication Required").await;
-    let error = fetch(&through(address), "/").await.unwrap_err();
+    let (address, refused) = proxy("407 Proxy Authentication Required").await;
+    let client = through(address);
+    let (_, answer) = tokio::join!(refused, fetch(&client, "/"));
+    let error = answer.unwrap_err();
     assert_eq!(error.code(), Code::CONNECT_FAILED, "{error}");
     assert!(error.to_string().contains("407 Proxy Authentication Required"), "{error}");
 }
@@ -145,11 +150,11 @@ async fn a_connector_of_the_application_stands_in_for_tcp() {
     let (asked, elsewhere) = (Arc::new(Mutex::new(Vec::new())), server.address());
     let seen = asked.clone();
     let builder = Client::builder(source).connector(move |address: Address| {
-        seen.lock().unwrap().push(address.to_string());
+        seen.lock().push(address.to_string());
         async move { Ok(Box::new(tokio::net::TcpStream::connect(elsewhere).await?) as Box<dyn Io>) }
     });
     assert_eq!(server_of(&fetch(&builder.build(), "/").await.unwrap()), "one");
-    assert_eq!(*asked.lock().unwrap(), ["203.0.113.7:80"]);
+    assert_eq!(*asked.lock(), ["203.0.113.7:80"]);
 }
 
 #[tokio::test]
