@@ -64,8 +64,8 @@ pub(crate) enum Want {
 /// Makes the connections of one cluster.
 pub(crate) struct Dialer {
     options: ConnectionOptions,
-    tls: Tls,
-    names: Names,
+    tls: Arc<Tls>,
+    names: Arc<Names>,
     custom: Custom,
     random: Random,
     // Of the whole cluster, for `max_connections`.
@@ -77,6 +77,13 @@ impl Dialer {
         let tls = Tls::new(cluster.tls.clone(), dialled_host, env.identity.clone(), env.crypto.clone());
         let names = Names::new(env.resolver.clone(), env.random.clone(), env.limits.dns_min_refresh);
         let (options, custom, random) = (cluster.connection.clone(), env.connector.clone(), env.random.clone());
+        Self { options, tls: Arc::new(tls), names: Arc::new(names), custom, random, open: Arc::default() }
+    }
+
+    /// The same ways with other options; its connections are counted apart.
+    pub(crate) fn with(&self, options: ConnectionOptions) -> Self {
+        let (tls, names) = (self.tls.clone(), self.names.clone());
+        let (custom, random) = (self.custom.clone(), self.random.clone());
         Self { options, tls, names, custom, random, open: Arc::default() }
     }
 
@@ -132,17 +139,22 @@ impl Dialer {
     }
 
     async fn dial_http(&self, peer: &Peer, want: Want, open: OpenGuard) -> Result<Connection, Cause> {
+        let io = self.stream(peer, want).await?;
+        // A peer without TLS, or one that ignores ALPN, speaks what the cluster says.
+        let h2 = io.negotiated_h2().unwrap_or(want == Want::Http2);
+        let worn = self.worn_at();
+        if h2 { http::http2(io, &self.options, worn, open).await } else { http::http1(io, worn, open).await }
+            .map_err(|e| Cause::ConnectFailed { address: peer.address.clone(), source: Arc::new(e) })
+    }
+
+    /// The bytes below HTTP: TCP, and TLS as the policy says.
+    pub(crate) async fn stream(&self, peer: &Peer, want: Want) -> Result<IoStream, Cause> {
         let alpn = match want {
             Want::Http1 => Alpn::Http1,
             Want::Http2 => Alpn::Http2,
             Want::Either => Alpn::Either,
         };
-        let io = self.secure(peer, alpn).await?;
-        // A peer that ignores ALPN speaks what the cluster says; so does one without TLS.
-        let h2 = io.negotiated_h2().unwrap_or(want == Want::Http2);
-        let worn = self.worn_at();
-        if h2 { http::http2(io, &self.options, worn, open).await } else { http::http1(io, worn, open).await }
-            .map_err(|e| Cause::ConnectFailed { address: peer.address.clone(), source: Arc::new(e) })
+        self.secure(peer, alpn).await
     }
 
     /// TCP, and TLS if policy says so.
@@ -176,18 +188,18 @@ impl Dialer {
 
     async fn reach_one_of(&self, address: &Address, additional: &[Address]) -> std::io::Result<IoStream> {
         match address {
-            Address::Unix(_) => return self.stream(address.clone()).await,
+            Address::Unix(_) => return self.connect_to(address.clone()).await,
             Address::Socket(socket) if additional.is_empty() && !self.names.has_alternates(socket) => {
-                return self.stream(address.clone()).await;
+                return self.connect_to(address.clone()).await;
             }
             Address::Socket(_) | Address::Name { .. } => {}
         }
         let all = std::iter::once(address).chain(additional);
         let addresses = self.names.sockets(all).await.map_err(std::io::Error::other)?;
-        race::race(&race::interleave(&addresses), |address| self.stream(Address::Socket(address))).await
+        race::race(&race::interleave(&addresses), |address| self.connect_to(Address::Socket(address))).await
     }
 
-    async fn stream(&self, address: Address) -> std::io::Result<IoStream> {
+    async fn connect_to(&self, address: Address) -> std::io::Result<IoStream> {
         match (&self.custom, address) {
             (Some(custom), address) => Ok(IoStream::Custom(custom.connect(address).await?)),
             (None, Address::Socket(address)) => stream::tcp(address, self.options.tcp_keepalive.as_ref()).await,

@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::deadline::Deadline;
-use crate::cluster::{Cluster, Members, Permit};
+use crate::cluster::{Attempt, Cluster, Endpoint, Members, Permit};
 use crate::destination::{Destination, Destinations};
 use crate::env::Env;
 use crate::error::{Cause, Error};
@@ -74,9 +74,11 @@ impl Dial<'_> {
         let permit = Permit::request(cluster, false)?;
         let mut failed = None;
         while (self.tried.len() as u64) < u64::from(attempts) {
-            let Some(index) = self.pick(&members) else { break };
+            let Some((index, endpoint, attempt)) = self.begin(cluster, &members) else { break };
             self.tried.push(index);
-            match self.one(cluster, &members, index, &permit).await {
+            // Counted before connecting, so that a slow endpoint repels further connections.
+            let attempt = attempt.reported(members.issue(index));
+            match self.one(cluster, &members, endpoint, attempt, &permit).await {
                 Ok(held) => return Ok(TcpConnection::new(held, permit, self.destination.clone())),
                 // Nothing was sent, so another one may have it.
                 Err(cause) if says_of_endpoint(&cause) => failed = Some(cause),
@@ -86,47 +88,59 @@ impl Dial<'_> {
         Err(failed.unwrap_or_else(|| cluster.no_endpoint(&members)))
     }
 
-    /// An endpoint that was not tried yet.
-    fn pick(&self, members: &Members) -> Option<usize> {
-        let now = self.env.since_epoch(Instant::now());
-        let pick = Pick { now, tried: &self.tried, hash: None, other_priority: false };
-        let picked = members.ready.pick(&pick, &mut |below| self.env.draw(below)).map(|(index, _)| index);
-        picked.filter(|index| !self.tried.contains(index))
+    /// Picks an endpoint that was not tried yet and counts the connection in. One that is on probation takes one at a
+    /// time: others go on to another endpoint.
+    fn begin(&self, cluster: &Cluster, members: &Members) -> Option<(usize, Arc<Endpoint>, Attempt)> {
+        let mut passed = self.tried.clone();
+        loop {
+            let now = Instant::now();
+            let pick = Pick { now: self.env.since_epoch(now), tried: &passed, hash: None, other_priority: false };
+            let (index, _) = members.ready.pick(&pick, &mut |below| self.env.draw(below))?;
+            if passed.contains(&index) {
+                return None;
+            }
+            let endpoint = cluster.endpoint(members, index, self.env);
+            if let Some(attempt) = endpoint.begin(now) {
+                return Some((index, endpoint, attempt));
+            }
+            passed.push(index);
+        }
     }
 
-    /// Connects to one endpoint.
+    /// Connects to one endpoint, the last that was tried.
     async fn one(
         &self,
-        cluster: &Arc<Cluster>,
+        cluster: &Cluster,
         members: &Members,
-        index: usize,
+        endpoint: Arc<Endpoint>,
+        mut attempt: Attempt,
         permit: &Permit,
     ) -> Result<Held, Cause> {
-        let endpoint = cluster.endpoint(members, index, self.env);
-        let open = endpoint.pool().room().map_err(|allowed| Cause::Breaker {
-            cluster: cluster.policy().name.clone(),
-            limit: "max_connections",
-            allowed,
-        })?;
-        let waiting = permit.wait()?;
-        // Counted before connecting, so that a slow endpoint repels further connections.
-        let mut attempt = endpoint.begin(Instant::now()).reported(members.issue(index));
-        let dialled = endpoint.pool().dial_raw().await;
-        drop(waiting);
-        match dialled {
-            Ok((io, peer)) => {
+        let dialled = async {
+            let open = endpoint.pool().room().map_err(|allowed| Cause::Breaker {
+                cluster: cluster.policy().name.clone(),
+                limit: "max_connections",
+                allowed,
+            })?;
+            let _waiting = permit.wait()?;
+            let (io, peer) = endpoint.pool().dial_raw().await?;
+            Ok((open, io, peer))
+        };
+        match dialled.await {
+            Ok((open, io, peer)) => {
                 attempt.connected(true);
                 attempt.established();
+                let index = *self.tried.last().expect("the endpoint is among those tried");
                 let policy = members.ready.candidates().policy(index).1;
                 let series = endpoint.tcp_series(policy, cluster, self.env);
                 Ok(Held { io, peer, series, endpoint, attempt, open })
             }
             Err(cause) => {
-                if matches!(cause, Cause::WrongPeerIdentity { .. }) || !says_of_endpoint(&cause) {
-                    attempt.not_sent();
-                } else {
+                if says_of_endpoint(&cause) {
                     attempt.connected(false);
                     attempt.failed();
+                } else {
+                    attempt.not_sent();
                 }
                 Err(cause)
             }

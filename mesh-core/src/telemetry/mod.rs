@@ -3,20 +3,24 @@
 //! A [`RequestSeries`] is resolved when a snapshot is built; recording a request then touches a few
 //! atomics and takes no lock. Refuses to know any exporter: outlets read [`Metrics::visit`].
 
+pub mod health;
 mod histogram;
 pub mod load;
 mod tcp;
 
+pub use self::health::HealthSeries;
 pub use self::histogram::{BUCKETS_MS, Histogram};
 pub use self::tcp::{TCP_CLOSED, TCP_OPENED, TCP_RECEIVED_BYTES, TCP_SENT_BYTES, TcpSeries};
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+
+use crate::id::ClusterName;
 
 /// Requests completed (Istio standard metric).
 pub const REQUESTS_TOTAL: &str = "istio_requests_total";
@@ -109,6 +113,7 @@ pub struct Outcome {
 pub struct Metrics {
     series: Mutex<HashMap<RequestLabels, Arc<RequestSeries>, foldhash::fast::FixedState>>,
     tcp: Mutex<HashMap<(RequestLabels, &'static str), Arc<TcpSeries>, foldhash::fast::FixedState>>,
+    health: Mutex<BTreeMap<ClusterName, Arc<HealthSeries>>>,
 }
 
 /// The counters of one set of labels.
@@ -164,6 +169,16 @@ impl Metrics {
         for ((labels, flags), series) in all {
             see(&labels, flags, &series);
         }
+    }
+
+    /// The health of a cluster's endpoints, made on first use. Not for the request path: keep the answer.
+    pub fn health(&self, cluster: &ClusterName) -> Arc<HealthSeries> {
+        self.health.lock().entry(cluster.clone()).or_default().clone()
+    }
+
+    /// The health of every cluster that is watched, in order.
+    pub fn all_health(&self) -> Vec<(ClusterName, Arc<HealthSeries>)> {
+        self.health.lock().iter().map(|(cluster, series)| (cluster.clone(), series.clone())).collect()
     }
 
     /// Shows every series, in order of labels, to an outlet.

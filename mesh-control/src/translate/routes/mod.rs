@@ -6,6 +6,8 @@ mod linkerd;
 mod port;
 mod tcp;
 
+pub(super) use self::linkerd::profile;
+
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{
     Domain, FAULT_FILTER, Forward, HeaderPolicy, HttpFilter, HttpFilterKind, Listener, RetryBudget, RetryPolicy, Route,
