@@ -9,6 +9,7 @@ mod bootstrap;
 #[cfg(feature = "cli")]
 mod by_hand;
 mod drain;
+mod health;
 mod isolation;
 #[cfg(feature = "dns")]
 mod names;

@@ -28,7 +28,7 @@ pub use self::custom::{Connect, Io};
 pub(crate) use self::http::{Connection, SharedConnection, SoleConnection};
 use self::names::Names;
 pub(crate) use self::pool::{Lease, Pool};
-use self::stream::IoStream;
+pub(crate) use self::stream::IoStream;
 pub use self::system::SystemResolver;
 use self::tls::{Alpn, Tls};
 use crate::env::{Env, Random};
@@ -63,8 +63,8 @@ pub(crate) enum Want {
 /// Makes the connections of one cluster.
 pub(crate) struct Dialer {
     options: ConnectionOptions,
-    tls: Tls,
-    names: Names,
+    tls: Arc<Tls>,
+    names: Arc<Names>,
     custom: Custom,
     random: Random,
     // Of the whole cluster, for `max_connections`.
@@ -76,7 +76,13 @@ impl Dialer {
         let tls = Tls::new(cluster.tls.clone(), dialled_host, env.identity.clone(), env.crypto.clone());
         let names = Names::new(env.resolver.clone(), env.random.clone(), env.limits.dns_min_refresh);
         let (options, custom, random) = (cluster.connection.clone(), env.connector.clone(), env.random.clone());
-        Self { options, tls, names, custom, random, open: Arc::default() }
+        Self { options, tls: Arc::new(tls), names: Arc::new(names), custom, random, open: Arc::default() }
+    }
+
+    /// The same ways with other options; its connections are counted apart.
+    pub(crate) fn with(&self, options: ConnectionOptions) -> Self {
+        let (tls, names, custom) = (self.tls.clone(), self.names.clone(), self.custom.clone());
+        Self { options, tls, names, custom, random: self.random.clone(), open: Arc::default() }
     }
 
     pub(crate) fn options(&self) -> &ConnectionOptions {
@@ -119,6 +125,16 @@ impl Dialer {
     }
 
     async fn dial_unbounded(&self, peer: &Peer, want: Want, open: pool::OpenGuard) -> Result<Connection, Cause> {
+        let io = self.stream(peer, want).await?;
+        // A peer without TLS, or one that ignores ALPN, speaks what the cluster says.
+        let h2 = io.negotiated_h2().unwrap_or(want == Want::Http2);
+        let worn = self.worn_at();
+        if h2 { http::http2(io, &self.options, worn, open).await } else { http::http1(io, worn, open).await }
+            .map_err(|e| Cause::ConnectFailed { address: peer.address.clone(), source: Arc::new(e) })
+    }
+
+    /// The bytes below HTTP: TCP, and TLS as the policy says.
+    pub(crate) async fn stream(&self, peer: &Peer, want: Want) -> Result<IoStream, Cause> {
         let failed = |e: std::io::Error| Cause::ConnectFailed { address: peer.address.clone(), source: Arc::new(e) };
         let alpn = match want {
             Want::Http1 => Alpn::Http1,
@@ -128,18 +144,10 @@ impl Dialer {
         // Before TCP: a policy that cannot be kept must not even connect.
         let tls = self.tls.connector(peer, alpn).await?;
         let tcp = self.reach(peer).await.map_err(failed)?;
-        let (io, h2) = match tls {
-            None => (tcp, want == Want::Http2),
-            Some(connector) => {
-                let io = connector.handshake(tcp, peer).await?;
-                let h2 = io.negotiated_h2();
-                // A peer that ignores ALPN speaks what the cluster says.
-                (io, h2.unwrap_or(want == Want::Http2))
-            }
-        };
-        let worn = self.worn_at();
-        if h2 { http::http2(io, &self.options, worn, open).await } else { http::http1(io, worn, open).await }
-            .map_err(|e| Cause::ConnectFailed { address: peer.address.clone(), source: Arc::new(e) })
+        match tls {
+            None => Ok(tcp),
+            Some(connector) => connector.handshake(tcp, peer).await,
+        }
     }
 
     /// When a connection made now is too old. The limit is a tenth shorter for some than for others, so that
@@ -161,18 +169,18 @@ impl Dialer {
 
     async fn reach_one_of(&self, address: &Address, additional: &[Address]) -> std::io::Result<IoStream> {
         match address {
-            Address::Unix(_) => return self.stream(address.clone()).await,
+            Address::Unix(_) => return self.plain(address.clone()).await,
             Address::Socket(socket) if additional.is_empty() && !self.names.has_alternates(socket) => {
-                return self.stream(address.clone()).await;
+                return self.plain(address.clone()).await;
             }
             Address::Socket(_) | Address::Name { .. } => {}
         }
         let all = std::iter::once(address).chain(additional);
         let addresses = self.names.sockets(all).await.map_err(std::io::Error::other)?;
-        race::race(&race::interleave(&addresses), |address| self.stream(Address::Socket(address))).await
+        race::race(&race::interleave(&addresses), |address| self.plain(Address::Socket(address))).await
     }
 
-    async fn stream(&self, address: Address) -> std::io::Result<IoStream> {
+    async fn plain(&self, address: Address) -> std::io::Result<IoStream> {
         match (&self.custom, address) {
             (Some(custom), address) => Ok(IoStream::Custom(custom.connect(address).await?)),
             (None, Address::Socket(address)) => stream::tcp(address, self.options.tcp_keepalive.as_ref()).await,

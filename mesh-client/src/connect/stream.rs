@@ -14,7 +14,7 @@ use tokio_rustls::client::TlsStream;
 use super::custom::Io;
 
 /// A connected stream.
-pub(super) enum IoStream {
+pub(crate) enum IoStream {
     Tcp(TcpStream),
     Unix(UnixStream),
     Custom(Box<dyn Io>),

@@ -3,6 +3,7 @@
 //!
 //! Refuses to know which object refers to which: that is [`crate::translate`]'s.
 
+mod accrual;
 mod check;
 mod destination_rule;
 mod gateway;

@@ -297,6 +297,17 @@ fn profile(extra: &str) -> String {
 }
 
 #[test]
+fn a_service_s_failure_accrual_reaches_its_clusters_unless_it_has_a_profile() {
+    let annotated = service("a", "default", HTTP)
+        .replace("{name: a,", "{name: a, annotations: {balancer.linkerd.io/failure-accrual: consecutive},");
+    for (text, want) in [(annotated.clone(), true), (format!("{annotated}{}", profile("")), false)] {
+        let world = world(&text);
+        let cluster = cluster::cluster(&world, &scope("default"), "outbound|80||a.default.svc.cluster.local").unwrap();
+        assert_eq!(cluster.accrual.is_some(), want, "{text}");
+    }
+}
+
+#[test]
 fn a_profile_means_no_implicit_retries_and_a_default_route() {
     let world = world(&format!("{}{}", service("a", "default", HTTP), profile("")));
     let routes = routes_of(&world, &scope("default"), "a:80").unwrap();

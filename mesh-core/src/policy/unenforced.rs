@@ -6,10 +6,9 @@
 
 use super::{
     AuthorityRewrite, Balancer, CircuitBreakers, Cluster, ClusterChoice, ConnectionOptions, DnsOptions, Endpoint,
-    EndpointMetadata, Endpoints, Fault, FilterOverride, FilterOverrides, Forward, HealthCheckTarget, HttpFilter,
-    HttpFilterKind, InboundLimits, InboundListener, Listener, LocalityBalancing, LocalityEndpoints, Mirror,
-    OriginatedTls, RetryPolicy, Rewrite, Route, RouteAction, RouteConfiguration, RouteMatch, Unenforced, VirtualHost,
-    WeightedCluster,
+    EndpointMetadata, Fault, FilterOverride, FilterOverrides, Forward, HttpFilter, HttpFilterKind, InboundLimits,
+    InboundListener, Listener, LocalityBalancing, LocalityEndpoints, Mirror, OriginatedTls, RetryPolicy, Rewrite,
+    Route, RouteAction, RouteConfiguration, RouteMatch, Unenforced, VirtualHost, WeightedCluster,
 };
 
 /// What of `policy` is accepted and not enforced by this version; empty if all of it is enforced.
@@ -55,10 +54,6 @@ const CLUSTER: &[Line<Cluster>] = &[
     line("load_report.metrics", "what endpoints say of themselves is not passed on", |c| {
         c.load_report.as_ref().is_some_and(|report| !report.metrics.is_empty())
     }),
-    line("outlier", "failing endpoints are not ejected", |c| c.outlier.is_some()),
-    line("health_checks", "endpoints are not checked; the control plane's word counts", |c| {
-        !c.health_checks.is_empty()
-    }),
 ];
 
 const FORWARD: &[Line<Forward>] = &[
@@ -84,11 +79,6 @@ const RETRY: &[Line<RetryPolicy>] = &[
     line("retry.on.http3_post_connect_failure", "HTTP/3 is not spoken", |r| r.on.http3_post_connect_failure),
 ];
 
-const ENDPOINTS: &[Line<Endpoints>] =
-    &[line("endpoints.health_check", "endpoints are not checked; the control plane's word counts", |e| {
-        e.iter().any(|endpoint| endpoint.metadata.health_check != HealthCheckTarget::default())
-    })];
-
 const INBOUND: &[Line<InboundListener>] = &[
     line("jwt", "tokens are not checked; the server fails closed and refuses every request", |l| !l.jwt.is_empty()),
     line("authorization", "rules are not evaluated; the server fails closed and refuses what they govern", |l| {
@@ -106,8 +96,8 @@ impl Report for Cluster {
 }
 
 impl Report for Endpoints {
-    fn report(&self, out: &mut Vec<Unenforced>) {
-        look(ENDPOINTS, self, &format!("endpoints {}", self.cluster), "", out);
+    fn report(&self, _out: &mut Vec<Unenforced>) {
+        // All of it is enforced.
     }
 }
 
@@ -223,6 +213,7 @@ fn cluster_is_considered(cluster: Cluster, tls: OriginatedTls) {
             },
         breaker_high: _,
         outlier: _,
+        accrual: _,
         health_checks: _,
         tls: _,
         connection:
@@ -342,8 +333,8 @@ mod tests {
     use super::*;
     use crate::id::ClusterName;
     use crate::policy::{
-        ClusterChoice, DirectResponse, HeaderPolicy, HttpFilter, Mirror, OutlierDetection, PerMillion, RetryOn, Route,
-        RouteMatch, RouteSource, VirtualHost, WeightedRoundRobin,
+        ClusterChoice, DirectResponse, HeaderPolicy, HttpFilter, Mirror, PerMillion, RetryOn, Route, RouteMatch,
+        RouteSource, VirtualHost, WeightedRoundRobin,
     };
 
     fn fields(policy: &impl Report) -> Vec<String> {
@@ -386,7 +377,7 @@ mod tests {
     #[test]
     fn what_a_cluster_asks_for_in_vain_is_named() {
         for (change, want) in [
-            (cluster(|c| c.outlier = Some(OutlierDetection::default())), "outlier"),
+            (cluster(|c| c.hashing.balance_factor = Some(125)), "hashing.balance_factor"),
             (cluster(|c| c.balancer = Balancer::WeightedRoundRobin(WeightedRoundRobin::default())), "balancer"),
         ] {
             let report = unenforced(&change);

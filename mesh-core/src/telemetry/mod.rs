@@ -3,18 +3,22 @@
 //! A [`RequestSeries`] is resolved when a snapshot is built; recording a request then touches a few
 //! atomics and takes no lock. Refuses to know any exporter: outlets read [`Metrics::visit`].
 
+pub mod health;
 mod histogram;
 pub mod load;
 
+pub use self::health::HealthSeries;
 pub use self::histogram::{BUCKETS_MS, Histogram};
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+
+use crate::id::ClusterName;
 
 /// Requests completed (Istio standard metric).
 pub const REQUESTS_TOTAL: &str = "istio_requests_total";
@@ -106,6 +110,7 @@ pub struct Outcome {
 #[derive(Debug, Default)]
 pub struct Metrics {
     series: Mutex<HashMap<RequestLabels, Arc<RequestSeries>, foldhash::fast::FixedState>>,
+    health: Mutex<BTreeMap<ClusterName, Arc<HealthSeries>>>,
 }
 
 /// The counters of one set of labels.
@@ -146,6 +151,16 @@ impl Metrics {
         let made = Arc::<RequestSeries>::default();
         series.insert(labels.clone(), made.clone());
         made
+    }
+
+    /// The health of a cluster's endpoints, made on first use. Not for the request path: keep the answer.
+    pub fn health(&self, cluster: &ClusterName) -> Arc<HealthSeries> {
+        self.health.lock().entry(cluster.clone()).or_default().clone()
+    }
+
+    /// The health of every cluster that is watched, in order.
+    pub fn all_health(&self) -> Vec<(ClusterName, Arc<HealthSeries>)> {
+        self.health.lock().iter().map(|(cluster, series)| (cluster.clone(), series.clone())).collect()
     }
 
     /// Shows every series, in order of labels, to an outlet.

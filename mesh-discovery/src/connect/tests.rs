@@ -184,14 +184,14 @@ async fn who_waits_for_an_identity_hears_each_reason_once_and_then_waits_on() {
     let error = connector.connect().await.err().expect("there is none");
     assert!(error.to_string().ends_with("this process has no certificate: the token is spent"), "{error}");
 
-    let waiting = tokio::spawn({
-        let connector = connector.clone();
-        async move { connector.connect().await }
-    });
-    tokio::task::yield_now().await;
-    assert!(!waiting.is_finished(), "the same reason again");
+    let mut waiting = std::pin::pin!(connector.connect());
+    tokio::select! {
+        biased;
+        _ = &mut waiting => panic!("it failed for the same reason again"),
+        () = tokio::task::yield_now() => {}
+    }
     refused.publish(Some("the CA is away".into()));
-    let error = waiting.await.unwrap().err().expect("there is none");
+    let error = waiting.await.err().expect("there is none");
     assert!(error.to_string().contains("the CA is away"), "{error}");
 
     publisher.publish(Some(Arc::new(world.ca.identity("spiffe://cluster.local/ns/default/sa/reviews", 0))));

@@ -4,6 +4,8 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use mesh_core::health::Reason;
+use mesh_core::telemetry::health::{EJECTIONS, EJECTIONS_ACTIVE, EJECTIONS_UNENFORCED, HEALTH_CHECKS, PENALTIES};
 use mesh_core::telemetry::{
     BUCKETS_MS, CONFIG_UNENFORCED, Metrics, Outcome, OutcomeCounters, PeerLabels, REQUEST_DURATION, REQUESTS_TOTAL,
     Reporter, RequestLabels,
@@ -31,6 +33,7 @@ pub fn encode(version: &str, metrics: &Metrics, inbound: Option<&InboundStats>) 
     out.push_str(&totals);
     head(&mut out, REQUEST_DURATION, "histogram", "Time from request start to response end.");
     out.push_str(&durations);
+    health_lines(&mut out, metrics);
     if let Some(stats) = inbound {
         inbound_lines(&mut out, stats);
     }
@@ -72,6 +75,38 @@ fn duration_lines(out: &mut String, labels: &str, counters: &OutcomeCounters) {
     line(out, REQUEST_DURATION, "_bucket", &format!("{labels},le=\"+Inf\""), cumulative);
     line(out, REQUEST_DURATION, "_sum", labels, counters.duration().sum_ms());
     line(out, REQUEST_DURATION, "_count", labels, cumulative);
+}
+
+/// Nothing where no cluster is watched.
+fn health_lines(out: &mut String, metrics: &Metrics) {
+    let all = metrics.all_health();
+    if all.is_empty() {
+        return;
+    }
+    let all: Vec<_> =
+        all.iter().map(|(name, series)| (format!("cluster=\"{}\"", escaped(name.as_str())), series)).collect();
+    head(out, EJECTIONS, "counter", "Endpoints ejected, by reason.");
+    for ((cluster, series), reason) in all.iter().flat_map(|one| Reason::ALL.map(|reason| (one, reason))) {
+        line(out, EJECTIONS, "", &format!("{cluster},reason=\"{}\"", reason.as_str()), series.ejections(reason));
+    }
+    head(out, EJECTIONS_UNENFORCED, "counter", "Outliers that were not ejected, by reason and by why not.");
+    for ((cluster, series), reason) in all.iter().flat_map(|one| Reason::ALL.map(|reason| (one, reason))) {
+        let (share, overflow) = series.unenforced(reason);
+        for (why, count) in [("enforcement_percentage", share), ("max_ejection_overflow", overflow)] {
+            let labels = format!("{cluster},reason=\"{}\",unenforced_reason=\"{why}\"", reason.as_str());
+            line(out, EJECTIONS_UNENFORCED, "", &labels, count);
+        }
+    }
+    head(out, EJECTIONS_ACTIVE, "gauge", "Endpoints ejected now.");
+    all.iter().for_each(|(cluster, series)| line(out, EJECTIONS_ACTIVE, "", cluster, series.active()));
+    head(out, PENALTIES, "counter", "Endpoints taken out after failures in a row.");
+    all.iter().for_each(|(cluster, series)| line(out, PENALTIES, "", cluster, series.penalties()));
+    head(out, HEALTH_CHECKS, "counter", "Health checks made, by outcome.");
+    for (cluster, series) in &all {
+        let (passed, failed) = series.checks();
+        line(out, HEALTH_CHECKS, "", &format!("{cluster},outcome=\"passed\""), passed);
+        line(out, HEALTH_CHECKS, "", &format!("{cluster},outcome=\"failed\""), failed);
+    }
 }
 
 fn inbound_lines(out: &mut String, stats: &InboundStats) {
@@ -229,6 +264,28 @@ mod tests {
         assert_eq!(value("istio_request_duration_milliseconds_count", "").as_deref(), Some("3"));
         assert_eq!(value("istio_request_duration_milliseconds_sum", "").as_deref(), Some("4000007"));
         assert_eq!(text.matches("# TYPE istio_request_duration_milliseconds histogram").count(), 1);
+    }
+
+    #[test]
+    fn the_health_of_watched_clusters_is_shown_and_of_no_other() {
+        use mesh_core::health::Change;
+        let metrics = Metrics::default();
+        assert!(!encode("0", &metrics, None).contains("outlier"));
+        let series = metrics.health(&"outbound|80||a\"b".into());
+        series.changed(Change::Ejected(Reason::Consecutive5xx, Duration::ZERO));
+        series.changed(Change::Overflow(Reason::SuccessRate));
+        series.ejected(0, 3);
+        series.ejected(3, 1);
+        series.checked(false);
+        let text = encode("0", &metrics, None);
+        for wanted in [
+            r#"mesh_outlier_ejections_total{cluster="outbound|80||a\"b",reason="consecutive_5xx"} 1"#,
+            r#"mesh_outlier_ejections_active{cluster="outbound|80||a\"b"} 1"#,
+            r#",reason="success_rate",unenforced_reason="max_ejection_overflow"} 1"#,
+            r#"mesh_health_checks_total{cluster="outbound|80||a\"b",outcome="failed"} 1"#,
+        ] {
+            assert!(text.contains(wanted), "{wanted}\n{text}");
+        }
     }
 
     #[test]

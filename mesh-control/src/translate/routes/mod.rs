@@ -5,6 +5,8 @@ mod istio;
 mod linkerd;
 mod port;
 
+pub(super) use self::linkerd::profile;
+
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{
     Domain, FAULT_FILTER, Forward, HeaderPolicy, HttpFilter, HttpFilterKind, Listener, RetryBudget, RetryPolicy, Route,

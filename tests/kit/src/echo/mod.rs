@@ -43,6 +43,8 @@ pub enum Behaviour {
     Status(u16),
     /// Answer 200 with this `grpc-status` in the headers and no body (trailers only).
     Grpc(i32),
+    /// Answer as `grpc.health.v1.Health/Check` does: serving or not.
+    Serving(bool),
     /// Keep the request until [`EchoServer::release`], then echo.
     Hold,
     /// Close the connection without an answer.
