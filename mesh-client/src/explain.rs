@@ -26,6 +26,8 @@ pub enum DestinationPhase {
     Ready,
     /// Known not to exist, or refused: why.
     Failed(String),
+    /// Nothing is known and no control plane could be asked: why.
+    Unreachable(String),
 }
 
 /// Where a request would go and why.
@@ -150,9 +152,11 @@ pub(crate) fn explain(env: &Env, destinations: &Arc<Destinations>, request: &Req
     };
     let (state, router) = phase(&destination);
     explanation.target = destination.target().to_string();
-    if let DestinationPhase::Failed(why) = &state {
-        explanation.error = Some(coded(&Cause::NoListener(why.as_str().into())));
-    }
+    explanation.error = match &state {
+        DestinationPhase::Failed(why) => Some(coded(&Cause::NoListener(why.as_str().into()))),
+        DestinationPhase::Unreachable(why) => Some(coded(&Cause::ControlPlaneUnreachable(why.as_str().into()))),
+        DestinationPhase::Pending | DestinationPhase::Ready => None,
+    };
     explanation.state = state;
     if let Some(router) = router {
         explain_route(env, &router, &destination, request, &mut explanation);
@@ -229,6 +233,7 @@ fn phase(destination: &Destination) -> (DestinationPhase, Option<Arc<Router>>) {
         Phase::Pending => (DestinationPhase::Pending, None),
         Phase::Ready(router) => (DestinationPhase::Ready, Some(router.clone())),
         Phase::Failed(why) => (DestinationPhase::Failed(why.to_string()), None),
+        Phase::Unreachable(why) => (DestinationPhase::Unreachable(why.to_string()), None),
     }
 }
 

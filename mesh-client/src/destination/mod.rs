@@ -1,7 +1,7 @@
 //! The destinations of one client: a table that requests read without a lock, filled on demand.
 //!
 //! ```text
-//! first request ─▶ subscribe, spawn the owner task ─▶ Pending ─▶ Ready(router) ⇄ Failed(why)
+//! first request ─▶ subscribe, spawn the owner task ─▶ Pending ─▶ Ready(router) ⇄ Failed or Unreachable(why)
 //!                                                          └── unused for long: forgotten
 //! ```
 //!
@@ -69,6 +69,8 @@ pub(crate) enum Phase {
     Ready(Arc<Router>),
     /// Known not to exist.
     Failed(Arc<str>),
+    /// Nothing known, and nobody could be asked.
+    Unreachable(Arc<str>),
 }
 
 impl Destinations {
@@ -231,6 +233,7 @@ impl Destination {
         match timeout(wait, known).await.as_deref() {
             Ok(Phase::Ready(router)) => Ok(router.clone()),
             Ok(Phase::Failed(why)) => Err(Cause::NoListener(why.clone())),
+            Ok(Phase::Unreachable(why)) => Err(Cause::ControlPlaneUnreachable(why.clone())),
             Ok(Phase::Pending) | Err(_) => Err(Cause::ConfigPending(wait)),
         }
     }

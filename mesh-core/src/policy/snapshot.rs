@@ -168,6 +168,9 @@ pub enum DestinationState {
     Ready(Arc<Snapshot>),
     /// Known not to exist, or refused with nothing good before it. The text says why and what to do.
     Failed(Arc<str>),
+    /// Nothing is known of it and no control plane could be asked. The text says which one and why; a later state
+    /// follows as soon as one can.
+    Unreachable(Arc<str>),
 }
 
 /// What is known of a listening address.

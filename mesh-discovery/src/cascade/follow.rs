@@ -49,6 +49,11 @@ impl Grounds {
         self.mixed
     }
 
+    /// Whether something is missing only because nobody could be asked for it.
+    pub(super) fn has_lost(&self) -> bool {
+        self.lost
+    }
+
     /// Whether what was found may take the place of something good.
     pub(super) fn replace_good(&self) -> bool {
         !self.mixed && !self.lost
@@ -158,7 +163,7 @@ impl<'a, R: Resources> Follow<'a, R> {
             _ => None,
         });
         match found {
-            Found::Failed(reason) => {
+            Found::Failed(reason) if !self.grounds.lost => {
                 let text = format!(
                     "no such destination {target} ({reason}): check the name, the port and the namespace it is dialled from"
                 );

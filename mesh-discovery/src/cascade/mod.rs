@@ -147,6 +147,7 @@ impl Cascade {
                         (DestinationState::Failed(reason), true)
                     }
                     (_, DestinationState::Ready(old)) => (keep(&mut follow, old, &followed.grounds), false),
+                    (Found::Failed(reason), _) if grounds.has_lost() => (DestinationState::Unreachable(reason), false),
                     (Found::Failed(reason), _) => (DestinationState::Failed(reason), true),
                     (Found::Pending, _) => (DestinationState::Pending, false),
                 };

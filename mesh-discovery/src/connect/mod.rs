@@ -25,7 +25,8 @@ use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_core::error::BoxError;
 use mesh_core::identity::Identity;
-use mesh_core::source::WatchedIdentity;
+use mesh_core::source::{Watched, WatchedIdentity};
+use parking_lot::Mutex;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -34,6 +35,7 @@ use tokio::net::TcpStream;
 use self::jwt::JwtTokenFile;
 use crate::bootstrap::{CallCredentials, ChannelCredentials, ServerUri, XdsServer};
 use crate::clock;
+use crate::secret::Refusal;
 
 /// Time for TCP connect, TLS handshake and HTTP/2 preface together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,6 +49,9 @@ pub(crate) const MAX_MESSAGE: usize = 64 << 20;
 pub struct Connector {
     server: XdsServer,
     identity: Option<WatchedIdentity>,
+    refusal: Refusal,
+    /// The refusal that a connection failed with last.
+    told: Arc<Mutex<Option<Arc<str>>>>,
     crypto: Arc<CryptoProvider>,
     files: Arc<tls::Files>,
     tokens: Arc<[JwtTokenFile]>,
@@ -60,7 +65,8 @@ impl Connector {
             CallCredentials::JwtTokenFile { path } => JwtTokenFile::new(path.clone(), clock::system()),
         };
         let tokens = server.call_credentials.iter().map(token).collect();
-        Self { server, identity: None, crypto, files: Arc::default(), tokens }
+        let refusal = Watched::fixed(None);
+        Self { server, identity: None, refusal, told: Arc::default(), crypto, files: Arc::default(), tokens }
     }
 
     /// Shows the mesh certificate of the moment on every TLS connection; the first connection waits for
@@ -72,11 +78,20 @@ impl Connector {
         self
     }
 
+    /// Why there is no identity yet: a connection that waits for one fails with that, once for each reason. The
+    /// next one waits on, so that it begins as soon as the identity is there.
+    #[must_use]
+    pub fn with_refusal(mut self, refusal: Refusal) -> Self {
+        self.refusal = refusal;
+        self
+    }
+
     /// The way to another control plane, as the same process. What proves us to this server stays here: the
     /// other one gets its own call credentials and files.
     #[must_use]
     pub fn to(&self, server: XdsServer) -> Self {
-        Self { identity: self.identity.clone(), ..Self::new(server, self.crypto.clone()) }
+        let (identity, refusal) = (self.identity.clone(), self.refusal.clone());
+        Self { identity, refusal, ..Self::new(server, self.crypto.clone()) }
     }
 
     /// The server's address as text.
@@ -96,11 +111,25 @@ impl Connector {
     pub(crate) async fn connect(&self) -> Result<Connection, ConnectError> {
         let identity = match (&self.identity, &self.server.credentials) {
             (Some(identity), ChannelCredentials::Tls(files)) if files.identity.is_none() && self.tokens.is_empty() => {
-                identity.clone().wait_for(Option::is_some).await.as_ref().clone()
+                self.first(identity).await?
             }
             _ => None,
         };
         self.connect_as(identity.as_deref()).await
+    }
+
+    /// Waits for the first identity, or for word that there is none for now.
+    async fn first(&self, identity: &WatchedIdentity) -> Result<Option<Arc<Identity>>, ConnectError> {
+        let (mut identity, mut refusal) = (identity.clone(), self.refusal.clone());
+        tokio::select! {
+            biased;
+            identity = identity.wait_for(Option::is_some) => Ok((*identity).clone()),
+            refused = refusal.wait_for(|why| why.is_some() && *why != *self.told.lock()) => {
+                let why = (*refused).as_deref().unwrap_or_default();
+                self.told.lock().clone_from(&refused);
+                Err(ConnectError { server: self.server(), reason: format!("this process has no certificate: {why}") })
+            }
+        }
     }
 
     /// Connects with exactly this certificate.

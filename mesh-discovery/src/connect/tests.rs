@@ -175,6 +175,30 @@ async fn s12_the_mesh_identity_is_shown_where_the_bootstrap_names_no_other_proof
 }
 
 #[tokio::test]
+async fn who_waits_for_an_identity_hears_each_reason_once_and_then_waits_on() {
+    let world = World::new().await;
+    let (publisher, identity) = Watched::channel(None);
+    let (refused, refusal) = Watched::channel(Some(Arc::from("the token is spent")));
+    let connector = Connector::new(world.server(world.credentials()), crypto());
+    let connector = connector.with_identity(identity).with_refusal(refusal);
+    let error = connector.connect().await.err().expect("there is none");
+    assert!(error.to_string().ends_with("this process has no certificate: the token is spent"), "{error}");
+
+    let waiting = tokio::spawn({
+        let connector = connector.clone();
+        async move { connector.connect().await }
+    });
+    tokio::task::yield_now().await;
+    assert!(!waiting.is_finished(), "the same reason again");
+    refused.publish(Some("the CA is away".into()));
+    let error = waiting.await.unwrap().err().expect("there is none");
+    assert!(error.to_string().contains("the CA is away"), "{error}");
+
+    publisher.publish(Some(Arc::new(world.ca.identity("spiffe://cluster.local/ns/default/sa/reviews", 0))));
+    rpc(&connector.connect().await.unwrap(), None).await;
+}
+
+#[tokio::test]
 async fn b4_the_call_credentials_of_one_control_plane_are_not_shown_to_another() {
     let (one, other) = (World::new().await, World::new().await);
     let (token, _) = token_file("one");

@@ -217,7 +217,7 @@ async fn without_a_control_plane_a_destination_says_so_and_comes_to_life_with_on
     let mut state = client.destination(&target());
     drop(server.accept().await);
     let failed = state.wait_for(|state| *state != DestinationState::Pending).await;
-    let DestinationState::Failed(reason) = &*failed else { panic!("{failed:?}") };
+    let DestinationState::Unreachable(reason) = &*failed else { panic!("{failed:?}") };
     assert!(reason.contains("memory:1 cannot be reached") && reason.contains("without an answer"), "{reason}");
     let status = client.status();
     assert!(!status.connected && status.last_error.is_some(), "{status:?}");
