@@ -96,7 +96,7 @@ pub(crate) struct Entry<V> {
     pub(super) authority: u16,
     /// Number of the last response that held it.
     pub(super) round: u32,
-    pub(crate) good: Option<Good<V>>,
+    pub(crate) good: Option<Box<Good<V>>>,
     pub(crate) failure: Option<Box<Failure>>,
     /// When it counts as not existing; a timer is live only as long as it finds its time here.
     pub(super) deadline: Option<Instant>,
@@ -145,7 +145,7 @@ impl<V: PartialEq> Entry<V> {
 
     /// Takes what an earlier run held; the first that a control plane says replaces it.
     pub(super) fn restore(&mut self, value: V, version: Name, now: Instant) {
-        self.good = Some(Good { value, version, server: SAVED, digest: 0, since: now });
+        self.good = Some(Box::new(Good { value, version, server: SAVED, digest: 0, since: now }));
     }
 
     /// The control plane that gave the value in use; none if no control plane of this run did.
@@ -217,7 +217,7 @@ impl<V: PartialEq> Entry<V> {
             (good.server, good.digest, good.version) = (server, digest, version);
             return Ok(Taken::Used { changed: moved });
         }
-        self.good = Some(Good { value, version, server, digest, since: offer.now });
+        self.good = Some(Box::new(Good { value, version, server, digest, since: offer.now }));
         Ok(Taken::Used { changed: true })
     }
 

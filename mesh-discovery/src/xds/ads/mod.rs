@@ -154,6 +154,12 @@ impl<C: Codec> Ads<C> {
         self.entries().filter(|(.., entry)| entry.is_from(SAVED)).count()
     }
 
+    /// The key of a resource. The name of one that is held is shared, not copied.
+    pub(crate) fn key(&self, kind: Kind, name: &str) -> Key {
+        let held = self.entries[kind.index()].get_key_value(name);
+        Key { kind, name: held.map_or_else(|| name.into(), |(name, _)| name.clone()) }
+    }
+
     /// Wants a resource. Its state may be known at once if somebody else wanted it before.
     pub(crate) fn subscribe(&mut self, key: &Key) {
         let authority = self.authority_of(&key.name);

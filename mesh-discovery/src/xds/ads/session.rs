@@ -12,6 +12,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
 use super::Server;
@@ -21,7 +22,7 @@ use crate::xds::kind::{Key, Kind};
 use crate::xds::message::{Ask, Name, Request, StreamError, Variant};
 
 /// The entries of one type.
-pub(super) type Entries<V> = HashMap<Name, Entry<V>>;
+pub(super) type Entries<V> = HashMap<Name, Entry<V>, RandomState>;
 
 /// One control plane.
 pub(crate) struct Session {
