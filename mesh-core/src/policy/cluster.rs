@@ -709,7 +709,7 @@ pub struct HttpProxy {
 
 impl HttpProxy {
     /// The proxy on the way to an endpoint.
-    pub fn of(&self, endpoint: &EndpointMetadata) -> Option<&Address> {
+    pub fn of<'p>(&'p self, endpoint: &'p EndpointMetadata) -> Option<&'p Address> {
         endpoint.proxy.as_ref().or(self.default.as_ref())
     }
 }

@@ -6,9 +6,9 @@
 
 use super::{
     AuthorityRewrite, Balancer, CircuitBreakers, Cluster, ClusterChoice, ConnectionOptions, DnsOptions, Endpoint,
-    EndpointMetadata, Fault, FilterOverride, FilterOverrides, Forward, HttpFilter, HttpFilterKind, InboundLimits,
-    InboundListener, Listener, LocalityBalancing, LocalityEndpoints, Mirror, OriginatedTls, RetryPolicy, Rewrite,
-    Route, RouteAction, RouteConfiguration, RouteMatch, Unenforced, VirtualHost, WeightedCluster,
+    EndpointMetadata, Endpoints, Fault, FilterOverride, FilterOverrides, Forward, HttpFilter, HttpFilterKind,
+    InboundLimits, InboundListener, Listener, LocalityBalancing, LocalityEndpoints, Mirror, OriginatedTls, RetryPolicy,
+    Rewrite, Route, RouteAction, RouteConfiguration, RouteMatch, Unenforced, VirtualHost, WeightedCluster,
 };
 
 /// What of `policy` is accepted and not enforced by this version; empty if all of it is enforced.
