@@ -278,8 +278,9 @@ fn endpoint_dumps(cluster: &Cluster) -> Vec<EndpointDump> {
     let groups = members.source().localities.iter();
     let all = groups.flat_map(|group| group.endpoints.iter().map(move |endpoint| (group.priority, endpoint)));
     let load = |index: Option<usize>| members.ready.candidates()[index?].load();
+    let known = members.known();
     all.map(|(priority, policy)| {
-        let index = members.ready.find(&policy.address);
+        let index = known.get(&policy.address).copied();
         // Without a request so far there is no connection.
         let endpoint = index.and_then(|index| members.ready.endpoints()[index].get());
         EndpointDump {

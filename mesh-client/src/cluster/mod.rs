@@ -336,8 +336,8 @@ impl Members {
         self.ready.endpoints().iter().filter_map(Cell::get)
     }
 
-    /// Where endpoints are, for the next set.
-    fn known(&self) -> HashMap<&Address, usize, foldhash::fast::RandomState> {
+    /// Where endpoints are, for the next set and for reports: made anew each time, so that nothing is held of it.
+    pub(crate) fn known(&self) -> HashMap<&Address, usize, foldhash::fast::RandomState> {
         let all = 0..self.ready.known();
         all.map(|index| (&self.ready.candidates().policy(index).1.address, index)).collect()
     }

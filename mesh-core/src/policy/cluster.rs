@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Address, Endpoints, HeaderWrite, Health, PerMillion, StringMatcher};
+use super::{Address, EndpointMetadata, Endpoints, HeaderWrite, Health, PerMillion, StringMatcher};
 use crate::id::ClusterName;
 
 /// One cluster.
@@ -705,6 +705,13 @@ pub struct TcpKeepalive {
 pub struct HttpProxy {
     /// For endpoints that name none.
     pub default: Option<Address>,
+}
+
+impl HttpProxy {
+    /// The proxy on the way to an endpoint.
+    pub fn of<'p>(&'p self, endpoint: &'p EndpointMetadata) -> Option<&'p Address> {
+        endpoint.proxy.as_ref().or(self.default.as_ref())
+    }
 }
 
 /// How names are resolved.

@@ -28,6 +28,10 @@ pub const REQUESTS_TOTAL: &str = "istio_requests_total";
 pub const REQUEST_DURATION: &str = "istio_request_duration_milliseconds";
 /// Fields of the configuration in use that are accepted and not enforced.
 pub const CONFIG_UNENFORCED: &str = "mesh_config_unenforced";
+/// Resources of the configuration by the state they are in.
+pub const CONFIG_RESOURCES: &str = "mesh_config_resources";
+/// Time for which no control plane has vouched for the configuration in use, seconds.
+pub const CONFIG_UNCONFIRMED: &str = "mesh_config_unconfirmed_seconds";
 
 /// Which side reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

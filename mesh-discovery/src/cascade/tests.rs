@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{
     Cluster, ClusterState, Discovery, Domain, Endpoints, Forward, HeaderPolicy, InboundListener, InboundTls, Listener,
@@ -6,7 +8,7 @@ use mesh_core::policy::{
 use mesh_core::source::Watched;
 
 use super::*;
-use crate::xds::{Kind, Origin, Value};
+use crate::xds::{Origin, Value};
 
 /// A control plane that answers when told.
 #[derive(Default)]
@@ -19,6 +21,10 @@ struct Plane {
 }
 
 impl Resources for Plane {
+    fn key(&self, kind: Kind, name: &str) -> Key {
+        Key::new(kind, name)
+    }
+
     fn subscribe(&mut self, key: &Key) {
         self.wanted.insert(key.clone());
     }

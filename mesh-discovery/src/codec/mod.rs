@@ -39,6 +39,7 @@ pub mod envoy;
 mod extension;
 mod fault;
 mod filter;
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod header;

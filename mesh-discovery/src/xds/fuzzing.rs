@@ -241,7 +241,7 @@ impl<'a> World<'a> {
         let plane = &mut self.planes[usize::from(server)];
         if self.state.ads.wants(server) && !plane.open {
             *plane = Plane { generation: plane.generation, open: true, ..Default::default() };
-            self.state.ads.opened(server);
+            self.state.ads.opened(server, self.now);
         }
     }
 
@@ -250,7 +250,7 @@ impl<'a> World<'a> {
         let plane = &mut self.planes[usize::from(server)];
         if self.state.ads.wants(server) {
             *plane = Plane { generation: plane.generation, ..Default::default() };
-            self.state.ads.closed(server, error);
+            let _ = self.state.ads.closed(server, error, self.now);
         }
     }
 

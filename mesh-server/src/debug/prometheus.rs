@@ -7,8 +7,9 @@ use std::sync::Arc;
 use mesh_core::health::Reason;
 use mesh_core::telemetry::health::{EJECTIONS, EJECTIONS_ACTIVE, EJECTIONS_UNENFORCED, HEALTH_CHECKS, PENALTIES};
 use mesh_core::telemetry::{
-    BUCKETS_MS, CONFIG_UNENFORCED, Metrics, Outcome, OutcomeCounters, PeerLabels, REQUEST_DURATION, REQUESTS_TOTAL,
-    Reporter, RequestLabels, TCP_CLOSED, TCP_OPENED, TCP_RECEIVED_BYTES, TCP_SENT_BYTES, TcpSeries,
+    BUCKETS_MS, CONFIG_RESOURCES, CONFIG_UNCONFIRMED, CONFIG_UNENFORCED, Metrics, Outcome, OutcomeCounters, PeerLabels,
+    REQUEST_DURATION, REQUESTS_TOTAL, Reporter, RequestLabels, TCP_CLOSED, TCP_OPENED, TCP_RECEIVED_BYTES,
+    TCP_SENT_BYTES, TcpSeries,
 };
 
 use crate::{InboundStats, Refusal};
@@ -61,6 +62,21 @@ pub fn config_unenforced(out: &mut String, counts: impl IntoIterator<Item = (&'s
     for (kind, fields) in counts {
         line(out, CONFIG_UNENFORCED, "", &format!("kind=\"{kind}\""), fields);
     }
+}
+
+/// Writes how many resources of the configuration are in each state: kind, state, number.
+pub fn config_resources<'a>(out: &mut String, counts: impl IntoIterator<Item = (&'a str, &'a str, usize)>) {
+    head(out, CONFIG_RESOURCES, "gauge", "Resources of the configuration by the state they are in.");
+    for (kind, state, resources) in counts {
+        line(out, CONFIG_RESOURCES, "", &format!("kind=\"{kind}\",state=\"{state}\""), resources);
+    }
+}
+
+/// Writes for how long no control plane has vouched for the configuration in use, in seconds.
+pub fn config_unconfirmed(out: &mut String, seconds: u64) {
+    let help = "Time for which no control plane has vouched for the configuration in use.";
+    head(out, CONFIG_UNCONFIRMED, "gauge", help);
+    let _ = writeln!(out, "{CONFIG_UNCONFIRMED} {seconds}");
 }
 
 fn duration_lines(out: &mut String, labels: &str, counters: &OutcomeCounters) {

@@ -13,7 +13,8 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use mesh_core::health::CheckOutcome;
 use mesh_core::policy::{
-    self, Address, ConnectionOptions, HeaderOps, HealthCheck, HealthProbe, HttpProbe, TcpProbe, UpstreamProtocol,
+    self, Address, ConnectionOptions, HeaderOps, HealthCheck, HealthProbe, HttpProbe, HttpProxy, TcpProbe,
+    UpstreamProtocol,
 };
 use mesh_core::retry::grpc_status;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,9 +34,8 @@ const SERVING: u64 = 1;
 pub(super) struct Prober {
     policy: HealthCheck,
     dialer: Arc<Dialer>,
+    proxy: Option<HttpProxy>,
     cluster: String,
-    // On the way to endpoints that name none of their own.
-    proxy: Option<policy::HttpProxy>,
 }
 
 /// One endpoint as it is checked.
@@ -78,7 +78,7 @@ impl Prober {
         let protocol = if http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 };
         let options = ConnectionOptions { protocol, connect_timeout: policy.timeout, ..cluster.connection.clone() };
         let (dialer, proxy) = (Arc::new(dialer.with(options)), cluster.proxy.clone());
-        Self { policy: policy.clone(), dialer, cluster: cluster.name.to_string(), proxy }
+        Self { policy: policy.clone(), dialer, proxy, cluster: cluster.name.to_string() }
     }
 
     /// An endpoint with what is said of its check: another address, port, host.
@@ -96,7 +96,7 @@ impl Prober {
             additional: additional.map(at).collect(),
             mesh_tls: endpoint.metadata.mesh_tls,
             hostname: endpoint.metadata.hostname.clone(),
-            proxy: self.proxy.as_ref().and_then(|p| endpoint.metadata.proxy.clone().or_else(|| p.default.clone())),
+            proxy: self.proxy.as_ref().and_then(|proxy| proxy.of(&endpoint.metadata)).cloned(),
         };
         Patient { peer, host: target.host.clone(), pool: None }
     }
