@@ -18,12 +18,8 @@ const ADDRESS: &str = "127.0.0.1:80";
 fn through_an_unknown_filter(is_optional: bool) -> Named {
     let unknown =
         HttpFilter { name: "future".to_owned(), kind: HttpFilterKind::Skipped { type_url: FUTURE.to_owned() } };
-    let listener = Listener {
-        name: "a:80".to_owned(),
-        routes: RouteSource::Named("r".to_owned()),
-        filters: vec![unknown],
-        max_stream_duration: None,
-    };
+    let routes = RouteSource::Named("r".to_owned());
+    let listener = Listener { filters: vec![unknown], ..Listener::new("a:80", routes) };
     let mut bytes = codec::encode_listener(&listener).value;
     if !is_optional {
         // `HttpFilter.is_optional`: field 6, true.
