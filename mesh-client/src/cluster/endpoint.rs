@@ -38,7 +38,7 @@ impl Endpoint {
             additional: policy.additional_addresses.clone(),
             mesh_tls: metadata.mesh_tls,
             hostname: metadata.hostname.clone(),
-            proxy: cluster.policy.proxy.as_ref().and_then(|proxy| proxy.of(metadata)).cloned(),
+            proxy: cluster.policy.proxy.as_ref().and_then(|proxy| proxy.of(metadata)).cloned().map(Box::new),
         };
         let pool = Pool::new(cluster.dialer.clone(), peer, cluster.policy.breaker.max_connections);
         let series = env.metrics.series(&labels(policy, cluster));

@@ -46,8 +46,8 @@ pub(crate) struct Peer {
     pub(crate) mesh_tls: bool,
     /// Name for SNI and authority rewriting.
     pub(crate) hostname: Option<String>,
-    /// HTTP proxy on the way to it (gRFC A86).
-    pub(crate) proxy: Option<Address>,
+    /// HTTP proxy on the way to it (gRFC A86). Boxed: few have one, and all pay for its room.
+    pub(crate) proxy: Option<Box<Address>>,
 }
 
 /// Which HTTP version a request needs.

@@ -115,10 +115,13 @@ mod tests {
                 assert!(parse(text, 1).is_ok(), "{:.40}: {:?}", text, parse(text, 1));
             }
             for levels in [MAX_DEPTH + 1, 1000, 2000] {
-                for text in nested(levels) {
+                let [block, list, flow, flow_list, unclosed] = nested(levels);
+                for text in [block, list, flow, flow_list] {
                     let error = parse(&text, 1).unwrap_err();
                     assert_eq!(error.message, "nested more than 64 levels deep", "{levels} levels of {text:.20}");
                 }
+                // Wrong in two ways; either may be told.
+                assert!(parse(&unclosed, 1).is_err());
             }
         });
     }

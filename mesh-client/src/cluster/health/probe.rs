@@ -96,7 +96,7 @@ impl Prober {
             additional: additional.map(at).collect(),
             mesh_tls: endpoint.metadata.mesh_tls,
             hostname: endpoint.metadata.hostname.clone(),
-            proxy: self.proxy.as_ref().and_then(|proxy| proxy.of(&endpoint.metadata)).cloned(),
+            proxy: self.proxy.as_ref().and_then(|proxy| proxy.of(&endpoint.metadata)).cloned().map(Box::new),
         };
         Patient { peer, host: target.host.clone(), pool: None }
     }
