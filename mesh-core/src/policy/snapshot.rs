@@ -163,8 +163,8 @@ pub enum DestinationState {
     Ready(Arc<Snapshot>),
     /// Known not to exist, or refused with nothing good before it. The text says why and what to do.
     Failed(Arc<str>),
-    /// Nothing is known of it and no control plane could be asked. The text says which one and why; a later state
-    /// follows as soon as one can.
+    /// Nothing is known of it and no control plane could be asked, or the one that was is late (gRFC A88). The text
+    /// says which one and why; a later state follows as soon as one answers.
     Unreachable(Arc<str>),
 }
 
