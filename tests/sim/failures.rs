@@ -30,6 +30,10 @@ fn is_failed(state: &DestinationState) -> bool {
     matches!(state, DestinationState::Failed(_))
 }
 
+fn is_unreachable(state: &DestinationState) -> bool {
+    matches!(state, DestinationState::Unreachable(_))
+}
+
 fn rows(client: &XdsClient) -> Vec<Value> {
     client.config_dump()["resources"].as_array().unwrap().clone()
 }
@@ -223,7 +227,7 @@ async fn a_start_without_a_control_plane_says_so_at_once_and_recovers_r08() {
         let client = client(variant, &[&plane]);
         let begun = Instant::now();
         let mut state = client.destination(&"a:80".parse().unwrap());
-        let failed = becomes(&mut state, "it fails", is_failed).await;
+        let failed = becomes(&mut state, "it fails", is_unreachable).await;
         assert!(begun.elapsed() <= Duration::from_secs(3), "{:?}", begun.elapsed());
         assert!(format!("{failed:?}").contains("plane0:1 cannot be reached"), "{failed:?}");
         assert!(tokio::time::timeout(Duration::from_secs(1), client.ready()).await.is_err(), "it is not ready");
@@ -337,7 +341,7 @@ async fn a_start_without_a_control_plane_serves_from_the_snapshot_on_disk_r08() 
     plane.is(Mood::Down);
     let third = client_of(&plane, tempfile::tempdir().unwrap().path());
     let mut state = third.destination(&target);
-    becomes(&mut state, "it fails", is_failed).await;
+    becomes(&mut state, "it fails", is_unreachable).await;
 }
 
 /// How many resources a snapshot file holds.

@@ -65,6 +65,11 @@ fn read(text: &str, max_documents: usize) -> Result<Vec<Node>, YamlError> {
 
 /// The library's words about its own bounds and options in words about the file.
 fn plain(message: &str, max_documents: usize) -> String {
+    let too_deep = || format!("nested more than {MAX_DEPTH} levels deep");
+    // The parser of flow style has a bound of its own, far beyond ours.
+    if message.starts_with("recursion limit exceeded") {
+        return too_deep();
+    }
     let Some(breach) = message.strip_prefix("budget breached: ") else {
         return message.replace(", set DuplicateKeyPolicy in Options if acceptable", "");
     };
@@ -74,7 +79,7 @@ fn plain(message: &str, max_documents: usize) -> String {
             format!("anchors and aliases stand for more than {MAX_ALIASED} values; write them out")
         }
         "Nodes" | "Events" => format!("more than {MAX_NODES} values in one file; split it"),
-        "Depth" => format!("nested more than {MAX_DEPTH} levels deep"),
+        "Depth" => too_deep(),
         _ => message.to_owned(),
     }
 }
