@@ -108,7 +108,8 @@ impl Shared<'_> {
         // Above the picker: waiting for an endpoint counts as load, and a full cluster fails fast.
         let permit = Permit::request(self.cluster, progress.retried > 0)?;
         let now = Instant::now();
-        let (index, endpoint, attempt) = self.begin(progress, now, fresh).ok_or_else(|| self.no_endpoint())?;
+        let (index, endpoint, attempt) =
+            self.begin(progress, now, fresh).ok_or_else(|| self.cluster.no_endpoint(&self.members))?;
         if fresh.is_none() {
             progress.tried.push(index);
             exchange.next_attempt();
@@ -236,18 +237,6 @@ impl Shared<'_> {
             }
         }
         Some(first)
-    }
-
-    fn no_endpoint(&self) -> Cause {
-        if self.members.ready.known() == 0
-            && let failures = self.cluster.dns_failures()
-            && !failures.is_empty()
-        {
-            let cluster = self.cluster.policy().name.clone();
-            return Cause::Unresolved { cluster, reason: failures.join("; ").into() };
-        }
-        let (known, usable) = (self.members.ready.known(), self.members.ready.len());
-        Cause::NoEndpoint { cluster: self.cluster.policy().name.clone(), known, usable }
     }
 
     /// Puts the request on the connection and waits for the answer's head. `number` retries were before.

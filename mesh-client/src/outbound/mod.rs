@@ -18,6 +18,7 @@ mod hedge;
 mod local;
 mod mirror;
 mod session;
+pub(crate) mod tcp;
 mod trace;
 mod tries;
 pub(crate) mod worker;

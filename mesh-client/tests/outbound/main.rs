@@ -13,6 +13,7 @@ mod refusals;
 mod resilience;
 mod retries;
 mod routing;
+mod tcp;
 mod telemetry;
 mod tls;
 
