@@ -22,7 +22,7 @@
 //! # Ok::<(), mesh_client::Error>(()) }).unwrap();
 //! ```
 //!
-//! Reading order: `outbound/mod.rs` (the way of one request), `outbound/tries.rs`, `router.rs`,
+//! Reading order: `outbound/mod.rs` (the way of one request), `outbound/{tries,attempt}.rs`, `router.rs`,
 //! `cluster/`, `connect/pool.rs`; `outbound/tcp.rs` for a raw connection.
 
 mod body;

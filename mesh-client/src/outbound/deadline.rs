@@ -213,4 +213,37 @@ mod tests {
         write_timeout(&deadline, false, &mut headers);
         assert_eq!(headers[&EXPECTED_TIMEOUT], "1000");
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_ends_work_and_a_body_that_moves_is_no_silence() {
+        use std::pin::pin;
+
+        use futures_util::stream;
+        use http_body::Frame;
+        use http_body_util::{BodyExt, StreamBody};
+        use mesh_core::error::BoxError;
+
+        let (start, period) = (Instant::now(), Duration::from_secs(10));
+        let never = pin!(std::future::pending::<Result<(), Cause>>());
+        let ended = unless_silent(Some(period), &Payload::Empty, never).await;
+        assert!(matches!(ended, Err(Cause::IdleTimeout(p)) if p == period));
+        assert_eq!(start.elapsed(), period);
+
+        // Control: five chunks, six seconds apart, and then nothing.
+        let chunks = stream::unfold(0, |sent| async move {
+            if sent == 5 {
+                return None;
+            }
+            mesh_testkit::clock::pass(Duration::from_secs(6)).await;
+            Some((Ok::<_, BoxError>(Frame::data(bytes::Bytes::from_static(b"x"))), sent + 1))
+        });
+        let (start, payload) = (Instant::now(), Payload::new(StreamBody::new(chunks), 1024));
+        let sending = pin!(async {
+            let mut body = payload.body();
+            while body.frame().await.is_some() {}
+            std::future::pending::<Result<(), Cause>>().await
+        });
+        assert!(unless_silent(Some(period), &payload, sending).await.is_err());
+        assert_eq!(start.elapsed(), Duration::from_secs(5 * 6) + period);
+    }
 }

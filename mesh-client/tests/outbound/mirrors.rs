@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderValue, Method, Request};
+use http::{HeaderMap, HeaderValue, Method, Request};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use mesh_client::{Client, ClientBuilder};
+use mesh_core::context::{RequestContext, TRACEPARENT, scope};
 use mesh_core::error::BoxError;
 use mesh_core::policy::{
     ClusterTelemetry, Cors, Forward, Mirror, PerMillion, RouteMatch, Snapshot, StringMatch, StringMatcher,
@@ -54,12 +55,17 @@ async fn a_copy_is_sent_beside_the_request_and_never_waited_for() {
         let metrics = Arc::<Metrics>::default();
         let client = builder(mirrored(vec![mirror(PerMillion::ALL, shadow_host)], &server, &copy));
         let client = client.metrics(metrics.clone()).build();
-        let answer = read(client.send(post("/path", "hello")).await.unwrap()).await.unwrap();
+        let parent = HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+        let context = RequestContext::from_headers(&HeaderMap::from_iter([(TRACEPARENT.clone(), parent)]), || 7);
+        let answer = scope(context.into(), async { client.send(post("/path", "hello")).await });
+        let answer = read(answer.await.unwrap()).await.unwrap();
         assert_eq!((server_of(&answer), &answer.body()[..]), ("one", &b"hello"[..]));
         copy.wait_for_requests(1).await;
         let received = copy.received().remove(0);
         assert_eq!((received.headers["host"].to_str().unwrap(), &received.body[..]), (authority, &b"hello"[..]));
-        assert!(received.headers["traceparent"].to_str().unwrap().ends_with("-00"), "it is not recorded");
+        let sampled = |headers: &HeaderMap| headers["traceparent"].to_str().unwrap().ends_with("-01");
+        assert!(!sampled(&received.headers), "a copy is not recorded");
+        assert!(sampled(&server.received()[0].headers));
         assert_eq!(server.received()[0].headers["host"], TARGET);
         assert_eq!((client.dump().mirrors, copies(&metrics, "-")), (1, 0));
         copy.release();
