@@ -90,15 +90,13 @@ mod tests {
     const STACK_OF_CHILD: &str = "MESH_TEST_YAML_STACK";
 
     /// Mappings, sequences and flow mappings, each so many levels deep, the document itself being the first.
-    fn nested(levels: usize) -> [String; 5] {
+    fn nested(levels: usize) -> [String; 4] {
         let block: String = (0..levels).map(|level| format!("{}a:\n", " ".repeat(level))).collect();
         [
             block,
             format!("{}x", "- ".repeat(levels)),
             format!("{}x{}", "{a: ".repeat(levels), "}".repeat(levels)),
             format!("{}x{}", "[".repeat(levels), "]".repeat(levels)),
-            // What no editor closes.
-            "{a: ".repeat(levels),
         ]
     }
 
@@ -111,14 +109,16 @@ mod tests {
     #[test]
     fn nesting_up_to_the_limit_is_read_and_beyond_it_refused_whatever_the_callers_stack() {
         on_a_small_stack(|| {
-            for text in &nested(MAX_DEPTH)[..4] {
-                assert!(parse(text, 1).is_ok(), "{:.40}: {:?}", text, parse(text, 1));
+            for text in nested(MAX_DEPTH) {
+                assert!(parse(&text, 1).is_ok(), "{text:.20}");
             }
             for levels in [MAX_DEPTH + 1, 1000, 2000] {
                 for text in nested(levels) {
                     let error = parse(&text, 1).unwrap_err();
                     assert_eq!(error.message, "nested more than 64 levels deep", "{levels} levels of {text:.20}");
                 }
+                // Nobody closed them.
+                assert!(parse(&"{a: ".repeat(levels), 1).is_err());
             }
         });
     }
@@ -147,8 +147,8 @@ mod tests {
     #[ignore = "the_readers_stack_is_several_times_what_the_deepest_text_needs runs it in processes of its own"]
     fn reads_the_deepest_texts_on_a_given_stack() {
         let bytes = std::env::var(STACK_OF_CHILD).unwrap().parse().unwrap();
-        for text in &nested(MAX_DEPTH)[..4] {
-            assert!(on_stack(bytes, text, 1).is_ok());
+        for text in nested(MAX_DEPTH) {
+            assert!(on_stack(bytes, &text, 1).is_ok());
         }
     }
 
