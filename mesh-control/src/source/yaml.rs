@@ -65,6 +65,11 @@ fn read(text: &str, max_documents: usize) -> Result<Vec<Node>, YamlError> {
 
 /// The library's words about its own bounds and options in words about the file.
 fn plain(message: &str, max_documents: usize) -> String {
+    let too_deep = || format!("nested more than {MAX_DEPTH} levels deep");
+    // The parser of flow style has a bound of its own, far beyond ours.
+    if message.starts_with("recursion limit exceeded") {
+        return too_deep();
+    }
     let Some(breach) = message.strip_prefix("budget breached: ") else {
         return message.replace(", set DuplicateKeyPolicy in Options if acceptable", "");
     };
@@ -74,7 +79,7 @@ fn plain(message: &str, max_documents: usize) -> String {
             format!("anchors and aliases stand for more than {MAX_ALIASED} values; write them out")
         }
         "Nodes" | "Events" => format!("more than {MAX_NODES} values in one file; split it"),
-        "Depth" => format!("nested more than {MAX_DEPTH} levels deep"),
+        "Depth" => too_deep(),
         _ => message.to_owned(),
     }
 }
@@ -90,13 +95,15 @@ mod tests {
     const STACK_OF_CHILD: &str = "MESH_TEST_YAML_STACK";
 
     /// Mappings, sequences and flow mappings, each so many levels deep, the document itself being the first.
-    fn nested(levels: usize) -> [String; 4] {
+    fn nested(levels: usize) -> [String; 5] {
         let block: String = (0..levels).map(|level| format!("{}a:\n", " ".repeat(level))).collect();
         [
             block,
             format!("{}x", "- ".repeat(levels)),
             format!("{}x{}", "{a: ".repeat(levels), "}".repeat(levels)),
             format!("{}x{}", "[".repeat(levels), "]".repeat(levels)),
+            // What no editor closes.
+            "{a: ".repeat(levels),
         ]
     }
 
@@ -109,16 +116,17 @@ mod tests {
     #[test]
     fn nesting_up_to_the_limit_is_read_and_beyond_it_refused_whatever_the_callers_stack() {
         on_a_small_stack(|| {
-            for text in nested(MAX_DEPTH) {
-                assert!(parse(&text, 1).is_ok(), "{text:.20}");
+            for text in &nested(MAX_DEPTH)[..4] {
+                assert!(parse(text, 1).is_ok(), "{:.40}: {:?}", text, parse(text, 1));
             }
             for levels in [MAX_DEPTH + 1, 1000, 2000] {
-                for text in nested(levels) {
+                let [block, list, flow, flow_list, unclosed] = nested(levels);
+                for text in [block, list, flow, flow_list] {
                     let error = parse(&text, 1).unwrap_err();
                     assert_eq!(error.message, "nested more than 64 levels deep", "{levels} levels of {text:.20}");
                 }
-                // Nobody closed them.
-                assert!(parse(&"{a: ".repeat(levels), 1).is_err());
+                // Wrong in two ways; either may be told.
+                assert!(parse(&unclosed, 1).is_err());
             }
         });
     }
@@ -147,8 +155,8 @@ mod tests {
     #[ignore = "the_readers_stack_is_several_times_what_the_deepest_text_needs runs it in processes of its own"]
     fn reads_the_deepest_texts_on_a_given_stack() {
         let bytes = std::env::var(STACK_OF_CHILD).unwrap().parse().unwrap();
-        for text in nested(MAX_DEPTH) {
-            assert!(on_stack(bytes, &text, 1).is_ok());
+        for text in &nested(MAX_DEPTH)[..4] {
+            assert!(on_stack(bytes, text, 1).is_ok());
         }
     }
 
