@@ -10,7 +10,7 @@ use crate::finding::{Finding, Severity};
 use crate::source::{Document, Manifests};
 use mesh_core::suggest::nearest;
 
-use crate::source::decode::decode;
+use crate::source::decode::{Ignored, Why, decode};
 use crate::source::node::{Node, Value};
 
 /// A kind of object: its names, its spec and its validation.
@@ -25,6 +25,11 @@ pub(crate) trait Kind: Sized {
     const ROOT: &'static str = "spec";
     /// The object as written.
     type Spec: DeserializeOwned;
+
+    /// Whether what is ignored at `path` must be an error, because the object would do more without it.
+    fn strict(_path: &str) -> bool {
+        false
+    }
 
     /// Checks a spec. Anything wrong goes to `check`; after an error the result is not used.
     fn validate(spec: Self::Spec, check: &mut Check<'_>) -> Self;
@@ -202,12 +207,15 @@ fn read<T: Kind>(document: &Document, check: &mut Check<'_>) -> Option<T> {
         document.node.get(T::ROOT).unwrap_or(&empty)
     };
     match decode::<T::Spec>(node, T::ROOT) {
-        Ok((spec, unknown)) => {
-            for field in unknown {
-                let hint = field.suggestion.map(|known| format!("; did you mean {known}?")).unwrap_or_default();
-                check.warn(&field.path, format!("unknown field; ignored{hint}"));
+        Ok((spec, ignored)) => {
+            for Ignored { path, why } in ignored {
+                match T::strict(&path) {
+                    true => check.error(&path, format!("{why}: without this condition the rule would take more")),
+                    false => check.warn(&path, format!("ignored: {why}")),
+                }
             }
-            Some(T::validate(spec, check))
+            // What else is wrong of such an object may be wrong for that.
+            (check.errors() == 0).then(|| T::validate(spec, check))
         }
         Err(error) => {
             check.error(&error.path, error.message);
@@ -228,7 +236,6 @@ fn unknown_beside_spec<T: Kind>(document: &Document, check: &mut Check<'_>) {
     let Value::Map(entries) = &document.node.value else { return };
     for (name, _) in entries.iter().filter(|(name, _)| name != T::ROOT && !ENVELOPE.contains(&name.as_str())) {
         let known = nearest(name, ENVELOPE.into_iter().chain([T::ROOT]));
-        let hint = known.map(|known| format!("; did you mean {known}?")).unwrap_or_default();
-        check.warn(name, format!("unknown field; ignored{hint}"));
+        check.warn(name, format!("ignored: {}", Why::Unknown(known)));
     }
 }

@@ -163,19 +163,16 @@ impl Source<'_> {
             if self.http.mirrors.is_empty() { root.map_or(&[][..], |root| &root.mirrors) } else { &self.http.mirrors };
         forward.mirrors = mirrors
             .iter()
-            .map(|(destination, share)| {
-                let (host, port, subset) = self.target(place, destination);
-                Mirror { cluster: ClusterName::outbound(port, subset, &host), share: *share }
+            .map(|mirrored| {
+                let (host, port, subset) = self.target(place, &mirrored.destination);
+                Mirror { cluster: ClusterName::outbound(port, subset, &host), share: mirrored.share }
             })
             .collect();
         let hashed: Vec<(&str, u16, &str)> =
             targets.iter().map(|(host, port, subset)| (&**host, *port, *subset)).collect();
         let said = self.http.previous_hosts_said;
         if add_hash(place, &mut forward, &hashed) && !said {
-            // With consistent hashing the same endpoint is tried again unless the route says otherwise.
-            let mut retry = forward.retry.take().unwrap_or_else(RetryPolicy::istio_default);
-            retry.avoid_previous_hosts = false;
-            forward.retry = Some(retry);
+            forward = keeping_the_endpoint(forward);
         }
         forward
     }
@@ -216,6 +213,14 @@ fn append(headers: &mut HeaderPolicy, more: &HeaderPolicy) {
     headers.request.remove.extend(more.request.remove.iter().cloned());
     headers.response.write.extend(more.response.write.iter().cloned());
     headers.response.remove.extend(more.response.remove.iter().cloned());
+}
+
+/// With consistent hashing the same endpoint is tried again unless the route says otherwise.
+pub(super) fn keeping_the_endpoint(mut forward: Forward) -> Forward {
+    let mut retry = forward.retry.take().unwrap_or_else(RetryPolicy::istio_default);
+    retry.avoid_previous_hosts = false;
+    forward.retry = Some(retry);
+    forward
 }
 
 /// Adds the hash sources of the destinations' consistent-hash balancers; whether there is one.
