@@ -89,7 +89,8 @@ macro_rules! kinds {
         /// Adds one document to the model.
         pub(crate) fn add(model: &mut Model, document: &Arc<Document>, manifests: &Manifests, previous: Option<&Model>) {
             $( if is_kind(&model.$field, document) {
-                return add_as(document, previous.map(|p| &p.$field), &mut model.$field, &mut model.findings);
+                let valid = add_as(document, previous.map(|p| &p.$field), &mut model.$field, &mut model.findings);
+                return model.faulty.extend((!valid).then(|| document.file.clone()));
             } )*
             let kept = previous.and_then(|previous| {
                 $( if keep(document, manifests, &previous.$field, &mut model.$field) {
@@ -97,6 +98,7 @@ macro_rules! kinds {
                 } )*
                 None
             });
+            model.faulty.extend(kept.map(|_| document.file.clone()));
             add_unknown(model, document, kept);
         }
 
@@ -155,19 +157,20 @@ fn add_unknown(model: &mut Model, document: &Document, kept: Option<&str>) {
     });
 }
 
+/// Adds a document of a kind; whether it is valid.
 fn add_as<T: Kind>(
     document: &Arc<Document>,
     previous: Option<&Store<T>>,
     store: &mut Store<T>,
     findings: &mut Vec<Finding>,
-) {
+) -> bool {
     let key = (document.namespace.clone(), document.name.clone());
     let last = previous.and_then(|store| store.get(&key)).filter(|last| !last.stand_in);
     if let Some(same) = last.filter(|last| Arc::ptr_eq(&last.document, document)) {
         // One changed file does not make the others be judged again.
         findings.extend_from_slice(&same.findings);
         store.insert(key, same.clone());
-        return;
+        return true;
     }
     let object = |spec: T, findings: &[Finding], stand_in: bool| {
         Some(Arc::new(Object { document: document.clone(), spec, stand_in, findings: findings.to_vec() }))
@@ -190,6 +193,7 @@ fn add_as<T: Kind>(
     }
     findings.append(&mut check.findings);
     store.extend(object.map(|object| (key, object)));
+    valid
 }
 
 fn read<T: Kind>(document: &Document, check: &mut Check<'_>) -> Option<T> {

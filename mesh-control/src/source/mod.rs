@@ -6,6 +6,7 @@
 pub(crate) mod decode;
 pub mod directory;
 mod files;
+pub(crate) mod kept;
 pub(crate) mod node;
 mod yaml;
 

@@ -14,7 +14,7 @@ use crate::model::{
     is_catch_all,
 };
 use crate::translate::instances::includes;
-use crate::translate::names;
+use crate::translate::{NodeScope, World, names};
 
 /// The routes of the VirtualService that holds here; `None` if there is none or it says nothing to this
 /// client.
@@ -37,6 +37,18 @@ pub(super) fn table(place: &Place<'_>) -> Option<Table> {
         return None;
     }
     Some(Table { routes, retry: Some(RetryPolicy::istio_default()), budget: None })
+}
+
+/// The routes that a VirtualService makes by itself, each with its place in `http`; delegating ones make none.
+pub(in crate::translate) fn made_by(world: &World, service: &Object<VirtualService>) -> Vec<(usize, Route)> {
+    let scope = NodeScope::namespace(service.namespace());
+    let host = service.spec.hosts.first().map_or("", String::as_str);
+    let place = Place { world, scope: &scope, host, port: 80, known: None };
+    let routes = service.spec.http.iter().enumerate().filter_map(|(i, http)| {
+        let source = Source { namespace: service.namespace(), http, root: None };
+        Some((i, source.route(&place, http.name.clone(), RouteMatch::any())?))
+    });
+    routes.collect()
 }
 
 /// One route of the result: the written route with what a delegating route adds to it.

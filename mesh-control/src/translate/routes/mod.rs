@@ -6,6 +6,7 @@ mod linkerd;
 mod port;
 mod tcp;
 
+pub(super) use self::istio::made_by;
 pub(super) use self::linkerd::profile;
 
 use mesh_core::id::ClusterName;
