@@ -198,7 +198,9 @@ fn explain_route(
         let chosen = router.choose(plan, forward, &head.headers, None, env);
         explanation.error = match chosen {
             Err(cause) => Some(coded(&cause)),
-            Ok(chosen) if !chosen.cluster.is_usable() => Some(coded(&no_endpoint(chosen.cluster))),
+            Ok(chosen) if !chosen.cluster.is_usable() => {
+                Some(coded(&chosen.cluster.no_endpoint(&chosen.cluster.members())))
+            }
             Ok(_) => None,
         };
     }
@@ -219,12 +221,6 @@ fn options(router: &Router, choice: &Choice, to: &ClusterChoice, head: &Head) ->
         }
         _ => Vec::new(),
     }
-}
-
-fn no_endpoint(cluster: &Cluster) -> Cause {
-    let members = cluster.members();
-    let (known, usable) = (members.ready.known(), members.ready.len());
-    Cause::NoEndpoint { cluster: cluster.policy().name.clone(), known, usable }
 }
 
 fn coded(cause: &Cause) -> String {
@@ -282,8 +278,9 @@ fn endpoint_dumps(cluster: &Cluster) -> Vec<EndpointDump> {
     let groups = members.source().localities.iter();
     let all = groups.flat_map(|group| group.endpoints.iter().map(move |endpoint| (group.priority, endpoint)));
     let load = |index: Option<usize>| members.ready.candidates()[index?].load();
+    let known = members.known();
     all.map(|(priority, policy)| {
-        let index = members.ready.find(&policy.address);
+        let index = known.get(&policy.address).copied();
         // Without a request so far there is no connection.
         let endpoint = index.and_then(|index| members.ready.endpoints()[index].get());
         EndpointDump {

@@ -23,3 +23,4 @@ mod reports;
 mod strict;
 mod support;
 mod targets;
+mod tcp;

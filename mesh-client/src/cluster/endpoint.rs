@@ -1,6 +1,6 @@
 //! One endpoint at run time: its connections, its load, its metrics. Made by the first request to it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
@@ -9,7 +9,7 @@ use mesh_core::health::Evidence;
 use mesh_core::policy::{self, Address, StringMatch, UpstreamTls};
 use mesh_core::retry::{TryOutcome, grpc_status};
 use mesh_core::telemetry::load::Issued;
-use mesh_core::telemetry::{PeerLabels, RequestSeries};
+use mesh_core::telemetry::{PeerLabels, RequestLabels, RequestSeries, TcpSeries};
 use tokio::time::Instant;
 
 use super::Cluster;
@@ -22,6 +22,8 @@ pub(crate) struct Endpoint {
     pool: Pool,
     load: Arc<Load>,
     series: Arc<RequestSeries>,
+    // Of raw connections; most endpoints never see one.
+    tcp: OnceLock<Arc<TcpSeries>>,
     // Start of the clock that the load counts by.
     epoch: Instant,
     // If policy wants to hear what requests see.
@@ -31,21 +33,17 @@ pub(crate) struct Endpoint {
 impl Endpoint {
     pub(super) fn new(policy: &policy::Endpoint, load: Arc<Load>, cluster: &Cluster, env: &Env) -> Self {
         let metadata = &policy.metadata;
-        let mut labels = cluster.labels.clone();
-        if let Some(workload) = &metadata.workload {
-            labels.destination = PeerLabels::of(workload, None);
-        }
-        labels.destination.principal = expected_principal(&cluster.policy.tls, metadata.mesh_tls);
         let peer = Peer {
             address: policy.address.clone(),
             additional: policy.additional_addresses.clone(),
             mesh_tls: metadata.mesh_tls,
             hostname: metadata.hostname.clone(),
+            proxy: cluster.policy.proxy.as_ref().and_then(|proxy| proxy.of(metadata)).cloned().map(Box::new),
         };
         let pool = Pool::new(cluster.dialer.clone(), peer, cluster.policy.breaker.max_connections);
-        let series = env.metrics.series(&labels);
+        let series = env.metrics.series(&labels(policy, cluster));
         let watch = Watch::new(&cluster.policy, cluster.wake.as_ref());
-        Self { pool, load, series, epoch: env.epoch, watch }
+        Self { pool, load, series, tcp: OnceLock::new(), epoch: env.epoch, watch }
     }
 
     pub(crate) fn address(&self) -> &Address {
@@ -84,6 +82,21 @@ impl Endpoint {
     pub(crate) fn series(&self) -> &Arc<RequestSeries> {
         &self.series
     }
+
+    /// Counts the raw connections that went here; `policy` is what the endpoint was made of.
+    pub(crate) fn tcp_series(&self, policy: &policy::Endpoint, cluster: &Cluster, env: &Env) -> Arc<TcpSeries> {
+        self.tcp.get_or_init(|| env.metrics.tcp(&labels(policy, cluster), "-")).clone()
+    }
+}
+
+/// Labels of what goes to an endpoint.
+pub(super) fn labels(policy: &policy::Endpoint, cluster: &Cluster) -> RequestLabels {
+    let mut labels = cluster.labels.clone();
+    if let Some(workload) = &policy.metadata.workload {
+        labels.destination = PeerLabels::of(workload, None);
+    }
+    labels.destination.principal = expected_principal(&cluster.policy.tls, policy.metadata.mesh_tls);
+    labels
 }
 
 /// The one identity that policy lets this endpoint have; empty if it leaves a choice.
@@ -154,6 +167,15 @@ impl Attempt {
         }
         // The status of a gRPC answer comes at its end, unless there is nothing else.
         self.judge(if grpc { early == Some(0) } else { !status.is_server_error() });
+    }
+
+    /// A raw connection stands. How long that took is all that is measured of it.
+    pub(crate) fn established(&mut self) {
+        // What Envoy makes of a connection that came about.
+        self.witness(Evidence::Status(StatusCode::OK.as_u16()));
+        self.measured = true;
+        self.in_flight.load().succeeded(self.started.elapsed(), self.epoch.elapsed());
+        self.judge(true);
     }
 
     /// Notes the status of a gRPC answer that came with its trailers.

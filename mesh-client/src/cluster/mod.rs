@@ -32,7 +32,6 @@ pub(crate) use self::admission::{Admission, Permit};
 pub(crate) use self::endpoint::{Attempt, Endpoint};
 use self::report::Reported;
 use crate::connect::Dialer;
-use crate::connect::names::Names;
 use crate::connect::worker::Owned;
 use crate::env::Env;
 use crate::error::Cause;
@@ -81,14 +80,7 @@ impl Cluster {
         target: &Target,
         env: &Arc<Env>,
     ) -> Arc<Self> {
-        let dialer = Dialer::new(
-            policy.connection.clone(),
-            policy.tls.clone(),
-            target.host(),
-            Names::new(env.resolver.clone(), env.random.clone(), env.limits.dns_min_refresh),
-            env.identity.clone(),
-            env.crypto.clone(),
-        );
+        let dialer = Dialer::new(&policy, target.host(), env);
         let ClusterTelemetry { service, service_name, service_namespace } = policy.telemetry.clone();
         let service = if service.is_empty() { target.host().to_owned() } else { service };
         let labels = env.labels(service, service_name, service_namespace);
@@ -152,6 +144,26 @@ impl Cluster {
     /// Counts requests that reached no endpoint.
     pub(crate) fn series(&self) -> &Arc<RequestSeries> {
         &self.series
+    }
+
+    /// Labels of what goes to one of the members, or to none of them.
+    pub(crate) fn labels(&self, endpoint: Option<(&Members, usize)>) -> RequestLabels {
+        match endpoint {
+            Some((members, index)) => endpoint::labels(members.ready.candidates().policy(index).1, self),
+            None => self.labels.clone(),
+        }
+    }
+
+    /// Why there is no endpoint to send to.
+    pub(crate) fn no_endpoint(&self, members: &Members) -> Cause {
+        let cluster = self.policy.name.clone();
+        if members.ready.known() == 0
+            && let failures = self.dns_failures()
+            && !failures.is_empty()
+        {
+            return Cause::Unresolved { cluster, reason: failures.join("; ").into() };
+        }
+        Cause::NoEndpoint { cluster, known: members.ready.known(), usable: members.ready.len() }
     }
 
     /// Waits for the first DNS answer, if endpoints come from DNS.
@@ -324,8 +336,8 @@ impl Members {
         self.ready.endpoints().iter().filter_map(Cell::get)
     }
 
-    /// Where endpoints are, for the next set.
-    fn known(&self) -> HashMap<&Address, usize, foldhash::fast::RandomState> {
+    /// Where endpoints are, for the next set and for reports: made anew each time, so that nothing is held of it.
+    pub(crate) fn known(&self) -> HashMap<&Address, usize, foldhash::fast::RandomState> {
         let all = 0..self.ready.known();
         all.map(|index| (&self.ready.candidates().policy(index).1.address, index)).collect()
     }

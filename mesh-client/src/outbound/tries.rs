@@ -137,7 +137,8 @@ impl<'t> Tries<'t> {
         // Above the picker: waiting for an endpoint counts as load, and a full cluster fails fast.
         let permit = Permit::request(self.cluster, self.retried > 0)?;
         let now = Instant::now();
-        let (index, endpoint, attempt) = self.begin(call, now, stale).ok_or_else(|| self.no_endpoint())?;
+        let (index, endpoint, attempt) =
+            self.begin(call, now, stale).ok_or_else(|| self.cluster.no_endpoint(&self.members))?;
         if stale.is_none() {
             self.tried.push(index);
             call.exchange.next_attempt();
@@ -229,18 +230,6 @@ impl<'t> Tries<'t> {
             other_priority: policy.is_some_and(|policy| policy.next_locality),
         };
         self.members.ready.pick(&pick, &mut |below| call.env.draw(below)).map(|(index, _)| index)
-    }
-
-    fn no_endpoint(&self) -> Cause {
-        if self.members.ready.known() == 0
-            && let failures = self.cluster.dns_failures()
-            && !failures.is_empty()
-        {
-            let cluster = self.cluster.policy().name.clone();
-            return Cause::Unresolved { cluster, reason: failures.join("; ").into() };
-        }
-        let (known, usable) = (self.members.ready.known(), self.members.ready.len());
-        Cause::NoEndpoint { cluster: self.cluster.policy().name.clone(), known, usable }
     }
 
     /// Puts the request on the connection and waits for the answer's head.

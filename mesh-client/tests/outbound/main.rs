@@ -10,6 +10,7 @@ mod health;
 mod refusals;
 mod resilience;
 mod routing;
+mod tcp;
 mod telemetry;
 mod tls;
 

@@ -109,6 +109,21 @@ fn an_object_that_breaks_keeps_its_last_good_version() {
 }
 
 #[test]
+fn a_document_that_did_not_change_keeps_its_object_and_its_warnings() {
+    let warned = virtual_service(&format!("{{{TO_A}, corsPolicy: {{}}}}"));
+    let manifests = Manifests::from_texts([("a.yaml", warned.as_str())]);
+    let first = Model::build(&manifests, None);
+    assert_eq!(first.findings.len(), 1, "{:?}", first.findings);
+    let again = Model::build(&manifests, Some(&first));
+    assert_eq!(again.findings, first.findings);
+    let object = |model: &Model| model.virtual_services.values().next().cloned().unwrap();
+    assert!(Arc::ptr_eq(&object(&first), &object(&again)));
+    // The control: the same text read again is another document.
+    let read_again = Model::build(&Manifests::from_texts([("a.yaml", warned.as_str())]), Some(&first));
+    assert!(!Arc::ptr_eq(&object(&first), &object(&read_again)));
+}
+
+#[test]
 fn a_peer_authentication_that_is_not_valid_fails_closed_and_keeps_a_good_one() {
     use mesh_core::policy::InboundTls;
 

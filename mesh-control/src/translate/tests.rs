@@ -4,6 +4,7 @@ mod endpoints;
 mod keep;
 mod profile;
 mod proxy;
+mod tcp;
 
 use std::collections::BTreeMap;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Address, Endpoints, HeaderWrite, Health, PerMillion, StringMatcher};
+use super::{Address, EndpointMetadata, Endpoints, HeaderWrite, Health, PerMillion, StringMatcher};
 use crate::id::ClusterName;
 
 /// One cluster.
@@ -79,6 +79,22 @@ impl Cluster {
             load_report: None,
             telemetry: ClusterTelemetry::default(),
         }
+    }
+
+    /// The same with a fixed list of endpoints.
+    ///
+    /// ```
+    /// use mesh_core::policy::{Balancer, Cluster, Snapshot};
+    ///
+    /// let mut cluster = Cluster::of_addresses("reviews", ["127.0.0.1:9080".parse()?, "127.0.0.1:9081".parse()?]);
+    /// cluster.balancer = Balancer::RoundRobin;
+    /// let snapshot = Snapshot::of_one_cluster("reviews:9080", cluster, None);
+    /// assert!(snapshot.clusters.contains_key(&"reviews".into()));
+    /// # Ok::<(), std::net::AddrParseError>(())
+    /// ```
+    pub fn of_addresses(name: &str, addresses: impl IntoIterator<Item = std::net::SocketAddr>) -> Self {
+        let discovery = Discovery::Static(Arc::new(Endpoints::at(name, addresses)));
+        Self { discovery, ..Self::new(name.into()) }
     }
 }
 
@@ -689,6 +705,13 @@ pub struct TcpKeepalive {
 pub struct HttpProxy {
     /// For endpoints that name none.
     pub default: Option<Address>,
+}
+
+impl HttpProxy {
+    /// The proxy on the way to an endpoint.
+    pub fn of<'p>(&'p self, endpoint: &'p EndpointMetadata) -> Option<&'p Address> {
+        endpoint.proxy.as_ref().or(self.default.as_ref())
+    }
 }
 
 /// How names are resolved.

@@ -6,9 +6,11 @@
 pub mod health;
 mod histogram;
 pub mod load;
+mod tcp;
 
 pub use self::health::HealthSeries;
 pub use self::histogram::{BUCKETS_MS, Histogram};
+pub use self::tcp::{TCP_CLOSED, TCP_OPENED, TCP_RECEIVED_BYTES, TCP_SENT_BYTES, TcpSeries};
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -26,6 +28,10 @@ pub const REQUESTS_TOTAL: &str = "istio_requests_total";
 pub const REQUEST_DURATION: &str = "istio_request_duration_milliseconds";
 /// Fields of the configuration in use that are accepted and not enforced.
 pub const CONFIG_UNENFORCED: &str = "mesh_config_unenforced";
+/// Resources of the configuration by the state they are in.
+pub const CONFIG_RESOURCES: &str = "mesh_config_resources";
+/// Time for which no control plane has vouched for the configuration in use, seconds.
+pub const CONFIG_UNCONFIRMED: &str = "mesh_config_unconfirmed_seconds";
 
 /// Which side reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -110,6 +116,7 @@ pub struct Outcome {
 #[derive(Debug, Default)]
 pub struct Metrics {
     series: Mutex<HashMap<RequestLabels, Arc<RequestSeries>, foldhash::fast::FixedState>>,
+    tcp: Mutex<HashMap<(RequestLabels, &'static str), Arc<TcpSeries>, foldhash::fast::FixedState>>,
     health: Mutex<BTreeMap<ClusterName, Arc<HealthSeries>>>,
 }
 
@@ -151,6 +158,21 @@ impl Metrics {
         let made = Arc::<RequestSeries>::default();
         series.insert(labels.clone(), made.clone());
         made
+    }
+
+    /// The series of raw connections with `labels` and a response flag (`-`: none), made on first use. Keep the
+    /// answer.
+    pub fn tcp(&self, labels: &RequestLabels, flags: &'static str) -> Arc<TcpSeries> {
+        self.tcp.lock().entry((labels.clone(), flags)).or_default().clone()
+    }
+
+    /// Shows every series of raw connections with its response flag, in order of labels, to an outlet.
+    pub fn visit_tcp(&self, mut see: impl FnMut(&RequestLabels, &'static str, &TcpSeries)) {
+        let mut all: Vec<_> = self.tcp.lock().iter().map(|(key, series)| (key.clone(), series.clone())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        for ((labels, flags), series) in all {
+            see(&labels, flags, &series);
+        }
     }
 
     /// The health of a cluster's endpoints, made on first use. Not for the request path: keep the answer.

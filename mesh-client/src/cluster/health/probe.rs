@@ -13,7 +13,8 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use mesh_core::health::CheckOutcome;
 use mesh_core::policy::{
-    self, Address, ConnectionOptions, HeaderOps, HealthCheck, HealthProbe, HttpProbe, TcpProbe, UpstreamProtocol,
+    self, Address, ConnectionOptions, HeaderOps, HealthCheck, HealthProbe, HttpProbe, HttpProxy, TcpProbe,
+    UpstreamProtocol,
 };
 use mesh_core::retry::grpc_status;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,6 +34,7 @@ const SERVING: u64 = 1;
 pub(super) struct Prober {
     policy: HealthCheck,
     dialer: Arc<Dialer>,
+    proxy: Option<HttpProxy>,
     cluster: String,
 }
 
@@ -75,7 +77,8 @@ impl Prober {
         };
         let protocol = if http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 };
         let options = ConnectionOptions { protocol, connect_timeout: policy.timeout, ..cluster.connection.clone() };
-        Self { policy: policy.clone(), dialer: Arc::new(dialer.with(options)), cluster: cluster.name.to_string() }
+        let (dialer, proxy) = (Arc::new(dialer.with(options)), cluster.proxy.clone());
+        Self { policy: policy.clone(), dialer, proxy, cluster: cluster.name.to_string() }
     }
 
     /// An endpoint with what is said of its check: another address, port, host.
@@ -93,6 +96,7 @@ impl Prober {
             additional: additional.map(at).collect(),
             mesh_tls: endpoint.metadata.mesh_tls,
             hostname: endpoint.metadata.hostname.clone(),
+            proxy: self.proxy.as_ref().and_then(|proxy| proxy.of(&endpoint.metadata)).cloned().map(Box::new),
         };
         Patient { peer, host: target.host.clone(), pool: None }
     }
