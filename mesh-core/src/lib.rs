@@ -6,7 +6,7 @@
 //! [`source`].
 //!
 //! ```text
-//! id ← error ← policy ← matcher, balance, retry, identity ← source ← (mesh-client, mesh-server, mesh-discovery, mesh-control)
+//! id ← error ← policy ← matcher, balance, limit, retry, identity ← source ← (mesh-client, mesh-server, mesh-discovery, mesh-control)
 //! ```
 
 pub mod balance;
@@ -15,6 +15,7 @@ pub mod drain;
 pub mod error;
 pub mod id;
 pub mod identity;
+pub mod limit;
 pub mod matcher;
 pub mod policy;
 pub mod retry;
