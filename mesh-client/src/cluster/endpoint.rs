@@ -37,7 +37,7 @@ impl Endpoint {
             mesh_tls: metadata.mesh_tls,
             hostname: metadata.hostname.clone(),
         };
-        let pool = Pool::new(cluster.dialer.clone(), peer, cluster.policy.breaker.max_connections);
+        let pool = Pool::new(cluster.dialer.clone(), peer);
         let series = env.metrics.series(&labels);
         Self { pool, load, series, epoch: env.epoch }
     }

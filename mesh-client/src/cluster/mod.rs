@@ -5,6 +5,7 @@
 //! differences. Refuses to know routes.
 
 mod admission;
+mod breakers;
 mod endpoint;
 mod report;
 mod worker;
@@ -27,6 +28,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub(crate) use self::admission::{Admission, Permit};
+pub use self::breakers::{BreakerState, Breakers, InFlight};
 pub(crate) use self::endpoint::{Attempt, Endpoint};
 use self::report::Reported;
 use crate::connect::Dialer;
@@ -76,6 +78,7 @@ impl Cluster {
         target: &Target,
         env: &Arc<Env>,
     ) -> Arc<Self> {
+        let admission = Admission::new(&policy, &env.breakers);
         let dialer = Dialer::new(
             policy.connection.clone(),
             policy.tls.clone(),
@@ -83,6 +86,7 @@ impl Cluster {
             Names::new(env.resolver.clone(), env.random.clone(), env.limits.dns_min_refresh),
             env.identity.clone(),
             env.crypto.clone(),
+            admission.connections(),
         );
         let ClusterTelemetry { service, service_name, service_namespace } = policy.telemetry.clone();
         let service = if service.is_empty() { target.host().to_owned() } else { service };
@@ -99,7 +103,7 @@ impl Cluster {
             dialer: Arc::new(dialer),
             members: ArcSwap::from_pointee(Members::empty(&policy)),
             changing: Mutex::new(()),
-            admission: Admission::new(policy.breaker.clone()),
+            admission,
             series: env.metrics.series(&labels),
             labels,
             load: report::load(&policy, env),
@@ -308,11 +312,8 @@ impl Members {
             None => Ok(()),
             Some((index, drop)) => {
                 self.reported.iter().for_each(|reported| reported.dropped(index));
-                Err(Cause::Breaker {
-                    cluster: cluster.policy.name.clone(),
-                    limit: "drop_overload share, in a million,",
-                    allowed: drop.share.get(),
-                })
+                let (cluster, category) = (cluster.policy.name.clone(), drop.category.as_str().into());
+                Err(Cause::Dropped { cluster, category, share: drop.share })
             }
         }
     }

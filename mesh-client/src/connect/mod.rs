@@ -23,7 +23,7 @@ use tokio::time::timeout;
 
 pub(crate) use self::http::{Connection, SharedConnection, SoleConnection};
 use self::names::Names;
-pub(crate) use self::pool::{Lease, Pool};
+pub(crate) use self::pool::{Lease, Pool, Room};
 use self::stream::IoStream;
 pub use self::system::SystemResolver;
 use self::tls::{Alpn, Tls};
@@ -70,9 +70,10 @@ impl Dialer {
         names: Names,
         identity: WatchedIdentity,
         provider: Option<Arc<CryptoProvider>>,
+        open: Arc<AtomicU32>,
     ) -> Self {
         let tls = Tls::new(tls, dialled_host, identity, provider);
-        Self { options, tls, names, open: Arc::default() }
+        Self { options, tls, names, open }
     }
 
     pub(crate) fn options(&self) -> &ConnectionOptions {

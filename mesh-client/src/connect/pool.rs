@@ -31,7 +31,6 @@ const MAX_IDLE: usize = 256;
 pub(crate) struct Pool {
     dialer: Arc<Dialer>,
     peer: Peer,
-    max_connections: Option<u32>,
     // Made with the first connection that is put back: most endpoints of a large cluster never see one.
     // Boxed for the same reason: by itself a queue takes cache lines of its own.
     idle: OnceLock<Box<ArrayQueue<SoleConnection>>>,
@@ -40,6 +39,15 @@ pub(crate) struct Pool {
     connecting: Mutex<Option<Connecting>>,
     counts: Arc<Counts>,
     closed: AtomicBool,
+}
+
+/// How many connections there may be. None = any number.
+#[derive(Clone, Copy)]
+pub(crate) struct Room {
+    /// To all endpoints of the cluster; each may have one whatever this is, as in Envoy.
+    pub(crate) of_cluster: Option<u32>,
+    /// To one endpoint.
+    pub(crate) of_endpoint: Option<u32>,
 }
 
 /// A connection lent for one request.
@@ -97,13 +105,13 @@ impl OpenGuard {
         Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone() }
     }
 
-    /// Room for one more within the cluster's limit. As in Envoy every endpoint may have one connection
-    /// whatever the limit.
-    fn within(most: Option<u32>, dialer: &Dialer, counts: &Arc<Counts>) -> Option<Self> {
+    /// Room for one more within the limits.
+    fn within(room: Room, dialer: &Dialer, counts: &Arc<Counts>) -> Option<Self> {
         // Counted first and looked at then, so that two at once cannot both take the last place.
         let others = dialer.open.fetch_add(1, Ordering::Relaxed);
         let others_here = counts.open.fetch_add(1, Ordering::Relaxed);
-        if most.is_some_and(|most| others >= most) && others_here > 0 {
+        let full = |most: Option<u32>, others| most.is_some_and(|most| others >= most);
+        if others_here > 0 && (full(room.of_cluster, others) || full(room.of_endpoint, others_here)) {
             dialer.open.fetch_sub(1, Ordering::Relaxed);
             counts.open.fetch_sub(1, Ordering::Relaxed);
             return None;
@@ -121,11 +129,10 @@ impl Drop for OpenGuard {
 }
 
 impl Pool {
-    pub(crate) fn new(dialer: Arc<Dialer>, peer: Peer, max_connections: Option<u32>) -> Self {
+    pub(crate) fn new(dialer: Arc<Dialer>, peer: Peer) -> Self {
         Self {
             dialer,
             peer,
-            max_connections,
             idle: OnceLock::new(),
             shared: ArcSwapOption::empty(),
             connecting: Mutex::default(),
@@ -160,6 +167,7 @@ impl Pool {
         &self,
         grpc: bool,
         fresh: bool,
+        room: Room,
         waiting: impl Fn() -> Result<G, Cause>,
     ) -> Result<Lease, Cause> {
         let want = self.dialer.want(grpc, &self.peer);
@@ -171,7 +179,7 @@ impl Pool {
         }
         let connection = match want {
             Want::Http2 => Connection::Shared(self.connect_shared().await?),
-            Want::Http1 | Want::Either => self.connect_sole(want, waiting).await?,
+            Want::Http1 | Want::Either => self.connect_sole(want, room, waiting).await?,
         };
         Ok(self.lease(connection))
     }
@@ -252,10 +260,15 @@ impl Pool {
         }
     }
 
-    async fn connect_sole<G>(&self, want: Want, waiting: impl Fn() -> Result<G, Cause>) -> Result<Connection, Cause> {
+    async fn connect_sole<G>(
+        &self,
+        want: Want,
+        room: Room,
+        waiting: impl Fn() -> Result<G, Cause>,
+    ) -> Result<Connection, Cause> {
         let open = loop {
             let changed = self.counts.changed.notified();
-            if let Some(open) = OpenGuard::within(self.max_connections, &self.dialer, &self.counts) {
+            if let Some(open) = OpenGuard::within(room, &self.dialer, &self.counts) {
                 break open;
             }
             let _leave = waiting()?;

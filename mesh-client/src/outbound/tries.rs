@@ -30,6 +30,7 @@ struct Tries<'t> {
     retries: Option<&'t Retries>,
     session: &'t Session<'t>,
     endpoint_host: bool,
+    high_priority: bool,
     // Indices of the members tried.
     tried: SmallVec<[usize; 4]>,
     // Retries made.
@@ -65,8 +66,8 @@ pub(super) async fn send(
     }
     let members = cluster.members();
     members.check_drops(cluster, call.env)?;
-    let (tried, retries) = (SmallVec::new(), plan.retry.as_ref());
-    let mut tries = Tries { cluster, members, retries, session, endpoint_host, tried, retried: 0 };
+    let (tried, retries, high_priority) = (SmallVec::new(), plan.retry.as_ref(), plan.high_priority);
+    let mut tries = Tries { cluster, members, retries, session, endpoint_host, high_priority, tried, retried: 0 };
     loop {
         let outcome = tries.one_in_time(call).await;
         let Some(retries) = tries.retry_for(&outcome, call.exchange.is_grpc()) else {
@@ -106,7 +107,7 @@ impl<'t> Tries<'t> {
         let own = u32::from(answered && self.retried > 0);
         self.retried < retries.policy.attempts
             && call.payload.can_be_sent_again()
-            && self.cluster.admission().allows_retry(own)
+            && self.cluster.admission().allows_retry(own, self.high_priority)
             && router.budget().is_none_or(|budget| budget.try_retry(Instant::now()))
             && call.payload.rewind()
     }
@@ -139,7 +140,7 @@ impl<'t> Tries<'t> {
     /// Sends the request once: to a picked endpoint, or on a fresh connection to the one of `stale`.
     async fn one(&mut self, call: &mut Call<'_>, stale: Option<usize>) -> Result<Response<Incoming>, Failed> {
         // Above the picker: waiting for an endpoint counts as load, and a full cluster fails fast.
-        let permit = Permit::request(self.cluster, self.retried > 0)?;
+        let permit = Permit::request(self.cluster, self.retried > 0, self.high_priority)?;
         let now = Instant::now();
         let index = stale.or_else(|| self.pick(call, now)).ok_or_else(|| self.no_endpoint())?;
         let endpoint = self.cluster.endpoint(&self.members, index, call.env);
@@ -154,7 +155,7 @@ impl<'t> Tries<'t> {
         // Counted before connecting, so that a slow connection repels further requests.
         let mut attempt = endpoint.begin(now).reported(self.members.issue(index));
         let grpc = call.exchange.is_grpc();
-        let lease = endpoint.pool().acquire(grpc, stale.is_some(), || permit.wait()).await;
+        let lease = endpoint.pool().acquire(grpc, stale.is_some(), permit.room(), || permit.wait()).await;
         note_reach(&mut attempt, &lease);
         let lease = lease?;
         if let Some(host) = endpoint.hostname().filter(|_| self.endpoint_host) {

@@ -6,6 +6,7 @@ mod balancing;
 mod connections;
 mod dns;
 mod grpc;
+mod limits;
 mod refusals;
 mod resilience;
 mod routing;

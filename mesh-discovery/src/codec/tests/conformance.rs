@@ -573,7 +573,7 @@ fn filtered(type_url: &str, message: &impl Message) -> Result<HttpFilterKind, Ve
     let decoded = codec::decode_listener(&with_manager(|m| m.http_filters.insert(0, filter)));
     let place = "api_listener.api_listener.http_filters[0].";
     let fields = |error: DecodeError| {
-        error.problems.iter().map(|p| p.field.strip_prefix(place).unwrap_or(&p.field).to_owned()).collect()
+        error.problems.iter().map(|p| p.field.strip_prefix(place).unwrap_or(&p.field).to_owned()).collect::<Vec<_>>()
     };
     let decoded = decoded.map_err(fields)?;
     assert_eq!(decoded.unenforced, []);
