@@ -17,7 +17,7 @@ use mesh_discovery::connect::Connector;
 use mesh_discovery::lrs;
 use mesh_discovery::secret::{self, SecretConfig};
 use mesh_discovery::target::TargetSource;
-use mesh_discovery::xds::{GrpcTransport, XdsClient, XdsConfig, status_service};
+use mesh_discovery::xds::{GrpcTransport, SnapshotConfig, XdsClient, XdsConfig, status_service};
 use mesh_server::Readiness;
 use mesh_server::debug::{Content, DebugServer, prometheus};
 use rustls::crypto::CryptoProvider;
@@ -91,6 +91,12 @@ impl MeshBuilder {
         self.set("MESH_DEBUG_ADDR", address.to_string())
     }
 
+    /// The file that keeps the last good configuration, for a start while no control plane can be reached
+    /// (`MESH_SNAPSHOT`). Default: none is kept.
+    pub fn snapshot(self, path: impl AsRef<Path>) -> Self {
+        self.set("MESH_SNAPSHOT", path.as_ref().to_string_lossy().into_owned())
+    }
+
     /// The cryptography of all TLS. Default: aws-lc-rs, made for this mesh; the process default is not
     /// touched.
     pub fn crypto(mut self, provider: Arc<CryptoProvider>) -> Self {
@@ -143,14 +149,15 @@ impl MeshBuilder {
             files.map(|files| secret::spawn_files(files, crypto.clone(), runtime.handle()))
         };
         let certified = source.is_some();
-        if let Some(identity) = &source {
-            connector = connector.with_identity(identity.clone());
+        if let Some((identity, refusal)) = &source {
+            connector = connector.with_identity(identity.clone()).with_refusal(refusal.clone());
         }
-        let identity = source.unwrap_or_else(|| Watched::fixed(None));
+        let identity = source.map_or_else(|| Watched::fixed(None), |(identity, _)| identity);
         let authorities: Vec<_> = bootstrap.authorities.keys().cloned().collect();
         let transport = |server: &XdsServer| GrpcTransport::new(connector.to(server.clone()));
         let mut xds = XdsConfig::new(bootstrap);
         xds.default_provider = default_provider;
+        xds.snapshot = config.snapshot.map(SnapshotConfig::new);
         let xds = Arc::new(XdsClient::spawn(xds, transport, runtime.handle()));
         let load = Arc::<LoadStore>::default();
         let reporter = lrs::spawn(&xds, &load, |server| connector.to(server.clone()), runtime.handle());
@@ -269,6 +276,8 @@ async fn with_debug(mut inner: Inner, address: Option<SocketAddr>) -> Result<Mes
         let metrics = prometheus::content(env!("CARGO_PKG_VERSION"), metrics, stats, move |out| {
             if let Some(xds) = &xds {
                 prometheus::config_unenforced(out, xds.unenforced());
+                prometheus::config_resources(out, xds.standings());
+                prometheus::config_unconfirmed(out, xds.status().unconfirmed_seconds.unwrap_or_default());
             }
         });
         let mut builder = DebugServer::builder()

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use mesh_core::id::{Locality, TrustDomain, Workload};
 use mesh_core::suggest::nearest;
@@ -57,6 +58,10 @@ pub struct MeshConfig {
     pub pod_ip: Option<IpAddr>,
     /// `MESH_DEBUG_ADDR`: where the debug endpoints listen. Default: they don't.
     pub debug_address: Option<SocketAddr>,
+    /// `MESH_SNAPSHOT`: the file that keeps the last good configuration, for a start while no control plane can be
+    /// reached ([`SnapshotConfig`](mesh_discovery::xds::SnapshotConfig)). Its owner is this node's id: it needs a
+    /// stable `POD_NAME`. Default: none is kept.
+    pub snapshot: Option<PathBuf>,
 }
 
 /// A setting that cannot be used.
@@ -73,7 +78,7 @@ pub struct InvalidConfig {
 pub(crate) const NO_CONTROL_PLANE: &str = "none";
 
 /// The variables of ours, for the "did you mean" warning.
-const KNOWN: [&str; 8] = [
+const KNOWN: [&str; 9] = [
     "MESH_CONTROL_PLANE",
     "MESH_ROOT_CERT",
     "MESH_JOIN_TOKEN",
@@ -82,6 +87,7 @@ const KNOWN: [&str; 8] = [
     "MESH_LABELS",
     "MESH_LOCALITY",
     "MESH_DEBUG_ADDR",
+    "MESH_SNAPSHOT",
 ];
 
 impl MeshConfig {
@@ -114,7 +120,18 @@ impl MeshConfig {
             }
             None => None,
         };
-        Ok(Self { bootstrap, proof, trust_domain, workload, service_account, locality, pod_ip, debug_address })
+        let snapshot = vars.var("MESH_SNAPSHOT").map(PathBuf::from);
+        Ok(Self {
+            bootstrap,
+            proof,
+            trust_domain,
+            workload,
+            service_account,
+            locality,
+            pod_ip,
+            debug_address,
+            snapshot,
+        })
     }
 }
 

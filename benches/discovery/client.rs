@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
+use http_body_util::Full;
 use mesh::Client;
 use mesh_discovery::xds::Variant;
 use tokio::runtime::Runtime;
@@ -176,35 +178,56 @@ async fn tables(scale: &Scale) -> Result<Vec<Row>, Error> {
     ])
 }
 
+/// What a client has done with what it holds.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Use {
+    Nothing,
+    /// Every destination is ready for requests.
+    Routed,
+    /// Every endpoint had some, and no connection: nobody listens there.
+    Requested,
+}
+
 /// Heap of the whole table, and by how much it grows with each endpoint.
 fn memory(scale: &Scale) -> Result<Vec<Row>, Error> {
-    let held = |clusters, endpoints, routed| held(Size { clusters, endpoints }, routed);
-    let whole = held(scale.clusters, 10, false)?;
-    let few = scale.clusters / 10;
-    let per_endpoint = |routed| Ok::<_, Error>((held(few, 110, routed)? - held(few, 10, routed)?) / (few * 100) as f64);
+    let whole = held(Size { clusters: scale.clusters, endpoints: 10 }, Use::Nothing)?;
+    let per_endpoint = |clusters: usize, used| {
+        let of = |endpoints| held(Size { clusters, endpoints }, used);
+        Ok::<_, Error>((of(110)? - of(10)?) / (clusters * 100) as f64)
+    };
     Ok(vec![
         Row::new("table_memory", "MB", whole / 1e6, 60.0),
-        Row::new("memory_per_endpoint", "B", per_endpoint(false)?, 128.0),
-        Row::new("memory_per_endpoint_in_router", "B", per_endpoint(true)?, 512.0),
+        Row::new("memory_per_endpoint", "B", per_endpoint(scale.clusters / 10, Use::Nothing)?, 128.0),
+        Row::new("memory_per_endpoint_in_router", "B", per_endpoint(scale.clusters / 10, Use::Routed)?, 128.0),
+        Row::new("memory_per_endpoint_used", "B", per_endpoint(scale.clusters / 100, Use::Requested)?, 512.0),
     ])
 }
 
-fn held(size: Size, routed_too: bool) -> Result<f64, Error> {
+fn held(size: Size, used: Use) -> Result<f64, Error> {
     // One of its own: what its tasks hold goes with it and does not show in the next count.
     let runtime = single()?;
     let mut made = Err("not made".into());
-    let counted = allocation_counter::measure(|| made = runtime.block_on(make(size, routed_too)));
+    let counted = allocation_counter::measure(|| made = runtime.block_on(make(size, used)));
     let _world = made?;
     Ok(counted.bytes_current as f64)
 }
 
-async fn make(size: Size, routed_too: bool) -> Result<(World, Client), Error> {
+async fn make(size: Size, used: Use) -> Result<(World, Client), Error> {
     let world = World::load(Variant::Delta, size, Book::of(Variant::Delta, size)?).await?;
     let client = Client::builder(world.client.clone()).max_destinations(size.clusters).build();
-    if routed_too {
+    if used >= Use::Routed {
         for n in 0..size.clusters {
             while !routed(&client, n)? {
                 tokio::task::yield_now().await;
+            }
+        }
+    }
+    if used == Use::Requested {
+        // Endpoints that refused a connection come after others: all have had their turn long before.
+        for i in 0..10 * size.endpoints * size.clusters {
+            let request = request(i % size.clusters)?.map(|()| Full::<Bytes>::default());
+            if client.send(request).await.is_ok() {
+                return Err("somebody listens where nobody should".into());
             }
         }
     }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::client::Client;
 use crate::cluster::Breakers;
-use crate::connect::SystemResolver;
+use crate::connect::{Connect, Custom, SystemResolver};
 use crate::destination::Destinations;
 use crate::env::{Env, Limits, Random};
 
@@ -33,6 +33,7 @@ pub struct ClientBuilder {
     breakers: Breakers,
     random: Random,
     resolver: Option<Arc<dyn Resolve>>,
+    connector: Custom,
     limits: Limits,
     picker: Option<Arc<MakePicker>>,
     number: Option<u64>,
@@ -51,6 +52,7 @@ impl ClientBuilder {
             breakers: Breakers::default(),
             random: Arc::new(|below| fastrand::u64(..below)),
             resolver: None,
+            connector: None,
             limits: Limits::default(),
             picker: None,
             number: None,
@@ -112,6 +114,12 @@ impl ClientBuilder {
     /// no SRV records.
     pub fn resolver(mut self, resolver: Arc<dyn Resolve>) -> Self {
         self.resolver = Some(resolver);
+        self
+    }
+
+    /// Who connects to endpoints. Default: TCP and unix sockets of the operating system.
+    pub fn connector(mut self, connector: impl Connect) -> Self {
+        self.connector = Some(Arc::new(connector));
         self
     }
 
@@ -190,6 +198,7 @@ impl ClientBuilder {
             breakers: self.breakers,
             random: self.random,
             resolver: self.resolver.unwrap_or_else(|| Arc::new(SystemResolver::new())),
+            connector: self.connector,
             limits: self.limits,
             epoch: Instant::now(),
             active_faults: AtomicU32::new(0),

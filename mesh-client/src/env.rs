@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::cluster::Breakers;
+use crate::connect::Custom;
 
 /// Gives a uniform number below its argument, which is never 0.
 pub(crate) type Random = Arc<dyn Fn(u64) -> u64 + Send + Sync>;
@@ -32,6 +33,8 @@ pub(crate) struct Env {
     pub(crate) breakers: Breakers,
     pub(crate) random: Random,
     pub(crate) resolver: Arc<dyn Resolve>,
+    /// Stands in for TCP and unix sockets.
+    pub(crate) connector: Custom,
     pub(crate) limits: Limits,
     /// Start of this client's clock.
     pub(crate) epoch: Instant,

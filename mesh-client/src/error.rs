@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::error::{Blame, Code, Fault, Retry};
-use mesh_core::id::ClusterName;
+use mesh_core::id::{ClusterName, InvalidTarget};
 use mesh_core::identity::PeerRefused;
 use mesh_core::policy::{Address, PerMillion};
 
@@ -42,6 +42,9 @@ pub enum Cause {
     /// The control plane knows no such destination.
     #[error("{0}")]
     NoListener(Arc<str>),
+    /// Nothing is known of the destination and no control plane could be asked.
+    #[error("{0}")]
+    ControlPlaneUnreachable(Arc<str>),
     /// No configuration came in time.
     #[error("waited {0:?}")]
     ConfigPending(Duration),
@@ -287,6 +290,7 @@ impl Cause {
         match self {
             Self::BadTarget(_) => "no usable destination in the request",
             Self::NoListener(_) => "unknown destination",
+            Self::ControlPlaneUnreachable(_) => "no control plane to ask",
             Self::ConfigPending(_) => "no configuration yet",
             Self::NoRoute { .. } => "no matching route",
             Self::NoCluster { .. } => "no usable cluster",
@@ -315,6 +319,7 @@ impl Cause {
         match self {
             Self::BadTarget(_) => Code::BAD_TARGET,
             Self::NoListener(_) => Code::NO_LISTENER,
+            Self::ControlPlaneUnreachable(_) => Code::CONTROL_PLANE_UNREACHABLE,
             Self::ConfigPending(_) => Code::CONFIG_PENDING,
             Self::NoRoute { .. } => Code::NO_ROUTE,
             Self::NoCluster { .. } => Code::NO_CLUSTER,
@@ -344,6 +349,7 @@ impl Cause {
         match self {
             Self::BadTarget(_) | Self::Deadline | Self::RequestBody(_) => Blame::Caller,
             Self::NoListener(_)
+            | Self::ControlPlaneUnreachable(_)
             | Self::ConfigPending(_)
             | Self::NoRoute { .. }
             | Self::NoCluster { .. }
@@ -379,7 +385,8 @@ impl Cause {
             | Self::Deadline
             | Self::RequestBody(_) => Retry::Never,
             Self::ConnectionLost { sent: true, .. } | Self::Timeout(_) | Self::PerTryTimeout(_) => Retry::Unsafe,
-            Self::ConfigPending(_)
+            Self::ControlPlaneUnreachable(_)
+            | Self::ConfigPending(_)
             | Self::NoEndpoint { .. }
             | Self::Unresolved { .. }
             | Self::ConnectFailed { .. }
@@ -396,6 +403,13 @@ impl Cause {
             | Self::ConcurrencyLimited { .. }
             | Self::TooManyDestinations(_) => Retry::Safe,
         }
+    }
+}
+
+impl From<InvalidTarget> for Error {
+    /// What was dialled is not a destination.
+    fn from(invalid: InvalidTarget) -> Self {
+        Self::new(invalid.input(), Cause::BadTarget(invalid.to_string()), 0)
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use http::Request;
 use mesh_core::error::Code;
+use mesh_core::health::Standing;
 use mesh_core::id::ClusterName;
 use mesh_core::matcher::{Decision, RouteExplanation};
 use mesh_core::policy::{Address, ClusterChoice, Health, RetryPolicy, RouteAction};
@@ -26,6 +27,8 @@ pub enum DestinationPhase {
     Ready,
     /// Known not to exist, or refused: why.
     Failed(String),
+    /// Nothing is known and no control plane could be asked: why.
+    Unreachable(String),
 }
 
 /// Where a request would go and why.
@@ -112,6 +115,8 @@ pub struct EndpointDump {
     pub weight: u32,
     /// What the control plane says of it.
     pub health: Health,
+    /// What its answers and its health checks say of it.
+    pub standing: Standing,
     /// Whether the balancer may pick it now.
     pub usable: bool,
     /// Requests in flight.
@@ -150,9 +155,11 @@ pub(crate) fn explain(env: &Env, destinations: &Arc<Destinations>, request: &Req
     };
     let (state, router) = phase(&destination);
     explanation.target = destination.target().to_string();
-    if let DestinationPhase::Failed(why) = &state {
-        explanation.error = Some(coded(&Cause::NoListener(why.as_str().into())));
-    }
+    explanation.error = match &state {
+        DestinationPhase::Failed(why) => Some(coded(&Cause::NoListener(why.as_str().into()))),
+        DestinationPhase::Unreachable(why) => Some(coded(&Cause::ControlPlaneUnreachable(why.as_str().into()))),
+        DestinationPhase::Pending | DestinationPhase::Ready => None,
+    };
     explanation.state = state;
     if let Some(router) = router {
         explain_route(env, &router, &destination, request, &mut explanation);
@@ -191,7 +198,9 @@ fn explain_route(
         let chosen = router.choose(plan, forward, &head.headers, None, env);
         explanation.error = match chosen {
             Err(cause) => Some(coded(&cause)),
-            Ok(chosen) if !chosen.cluster.is_usable() => Some(coded(&no_endpoint(chosen.cluster))),
+            Ok(chosen) if !chosen.cluster.is_usable() => {
+                Some(coded(&chosen.cluster.no_endpoint(&chosen.cluster.members())))
+            }
             Ok(_) => None,
         };
     }
@@ -214,12 +223,6 @@ fn options(router: &Router, choice: &Choice, to: &ClusterChoice, head: &Head) ->
     }
 }
 
-fn no_endpoint(cluster: &Cluster) -> Cause {
-    let members = cluster.members();
-    let (known, usable) = (members.ready.known(), members.ready.len());
-    Cause::NoEndpoint { cluster: cluster.policy().name.clone(), known, usable }
-}
-
 fn coded(cause: &Cause) -> String {
     format!("{} {cause}", cause.code())
 }
@@ -229,6 +232,7 @@ fn phase(destination: &Destination) -> (DestinationPhase, Option<Arc<Router>>) {
         Phase::Pending => (DestinationPhase::Pending, None),
         Phase::Ready(router) => (DestinationPhase::Ready, Some(router.clone())),
         Phase::Failed(why) => (DestinationPhase::Failed(why.to_string()), None),
+        Phase::Unreachable(why) => (DestinationPhase::Unreachable(why.to_string()), None),
     }
 }
 
@@ -273,8 +277,10 @@ fn endpoint_dumps(cluster: &Cluster) -> Vec<EndpointDump> {
     let members = cluster.members();
     let groups = members.source().localities.iter();
     let all = groups.flat_map(|group| group.endpoints.iter().map(move |endpoint| (group.priority, endpoint)));
+    let load = |index: Option<usize>| members.ready.candidates()[index?].load();
+    let known = members.known();
     all.map(|(priority, policy)| {
-        let index = members.ready.find(&policy.address);
+        let index = known.get(&policy.address).copied();
         // Without a request so far there is no connection.
         let endpoint = index.and_then(|index| members.ready.endpoints()[index].get());
         EndpointDump {
@@ -282,6 +288,7 @@ fn endpoint_dumps(cluster: &Cluster) -> Vec<EndpointDump> {
             priority,
             weight: policy.weight.get(),
             health: policy.health,
+            standing: load(index).map_or(Standing::Good, |load| load.standing()),
             usable: index.is_some_and(|index| members.ready.is_usable(index)),
             in_flight: index.map_or(0, |index| members.ready.candidates()[index].in_flight()),
             open_connections: endpoint.map_or(0, |endpoint| endpoint.pool().open()),

@@ -5,15 +5,15 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use http::HeaderName;
+use http::{HeaderName, Method};
 use mesh_core::balance::hash::HashRules;
 use mesh_core::id::{ClusterName, Target};
-use mesh_core::matcher::{CompiledRoute, RouteTable};
+use mesh_core::matcher::{CompiledRoute, RequestView, RouteTable};
 use mesh_core::policy::{
-    ClusterChoice, ClusterState, Discovery, FilterOverride, Forward, HttpFilter, HttpFilterKind, RetryPolicy,
-    RouteAction, Snapshot, StatefulSession, WeightedCluster, WeightedClusters,
+    ClusterChoice, ClusterState, Discovery, Endpoints, FilterOverride, Forward, HttpFilter, HttpFilterKind,
+    RetryPolicy, RouteAction, Snapshot, StatefulSession, WeightedCluster, WeightedClusters,
 };
-use mesh_core::retry::{Backoff, Budget, RetryRules};
+use mesh_core::retry::{Backoff, Budget, FailureKind, RetryRules, TryOutcome};
 use tokio::time::Instant;
 
 use crate::cluster::Cluster;
@@ -27,10 +27,17 @@ const MAX_DEPTH: usize = 16;
 /// A destination ready to route requests.
 pub(crate) struct Router {
     snapshot: Arc<Snapshot>,
+    wiring: Arc<Wiring>,
+}
+
+/// What a change of endpoints leaves as it is.
+struct Wiring {
     table: RouteTable,
     // By `CompiledRoute::id`.
     plans: Box<[Plan]>,
     clusters: BTreeMap<ClusterName, Slot>,
+    // In the order of the listener's clusters for raw connections; empty if it says nothing of those.
+    tcp: Box<[Slot]>,
     budget: Option<Arc<Budget>>,
     // Kept for the next router.
     limits: Limits,
@@ -98,19 +105,31 @@ impl Router {
     /// Makes `snapshot` ready. Clusters of `previous` whose policy is equal are taken over with their
     /// connections and counters, and get the new endpoints.
     pub(crate) fn build(target: &Target, snapshot: Arc<Snapshot>, previous: Option<&Self>, env: &Arc<Env>) -> Self {
+        if let Some(old) = previous.filter(|old| differ_in_endpoints_only(&old.snapshot, &snapshot)) {
+            let wiring = old.wiring.clone();
+            for (name, endpoints) in moved(&old.snapshot, &snapshot) {
+                if let Some(Slot::Ready(cluster)) = wiring.clusters.get(name) {
+                    cluster.update(endpoints, env);
+                }
+            }
+            return Self { snapshot, wiring };
+        }
         let clusters = clusters(target, &snapshot, previous, env);
         let table = RouteTable::compile(&snapshot.routes, target.port(), &env.workload);
         let filters = &snapshot.listener.filters;
         let mut compiler =
-            Compiler { before: previous.map(|old| &old.limits), limits: Limits::default(), now: Instant::now() };
+            Compiler { before: previous.map(|old| &old.wiring.limits), limits: Limits::default(), now: Instant::now() };
         let plans = table.routes().iter().map(|route| Plan::new(route, &clusters, filters, &mut compiler)).collect();
         let limits = compiler.limits;
+        let raw = snapshot.listener.tcp.iter().flat_map(|forward| forward.clusters());
+        let tcp = raw.map(|share| slot(&clusters, &share.name)).collect();
         let budget = snapshot.routes.retry_budget.as_ref().map(|policy| {
             let kept = previous.filter(|old| old.snapshot.routes.retry_budget.as_ref() == Some(policy));
-            let kept = kept.and_then(|old| old.budget.clone());
+            let kept = kept.and_then(|old| old.wiring.budget.clone());
             kept.unwrap_or_else(|| Arc::new(Budget::new(policy.clone(), Instant::now())))
         });
-        Self { snapshot, table, plans, clusters, budget, limits }
+        let wiring = Wiring { table, plans, clusters, tcp, budget, limits };
+        Self { snapshot, wiring: Arc::new(wiring) }
     }
 
     pub(crate) fn snapshot(&self) -> &Arc<Snapshot> {
@@ -118,21 +137,21 @@ impl Router {
     }
 
     pub(crate) fn table(&self) -> &RouteTable {
-        &self.table
+        &self.wiring.table
     }
 
     pub(crate) fn plan(&self, route: &CompiledRoute) -> &Plan {
-        &self.plans[route.id()]
+        &self.wiring.plans[route.id()]
     }
 
     /// Every cluster with its name.
     pub(crate) fn clusters(&self) -> &BTreeMap<ClusterName, Slot> {
-        &self.clusters
+        &self.wiring.clusters
     }
 
     /// Linkerd's retry budget of the destination.
     pub(crate) fn budget(&self) -> Option<&Budget> {
-        self.budget.as_deref()
+        self.wiring.budget.as_deref()
     }
 
     /// The cluster for one request, drawn by weight where there are several, unless the request is
@@ -158,7 +177,7 @@ impl Router {
             }
             Choice::Header(name) => {
                 let wanted = headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-                match self.clusters.get(&ClusterName::new(wanted)) {
+                match self.wiring.clusters.get(&ClusterName::new(wanted)) {
                     Some(slot) => Ok(plain(slot.cluster()?)),
                     None => Err(Cause::NoCluster {
                         cluster: wanted.into(),
@@ -170,9 +189,43 @@ impl Router {
         }
     }
 
+    /// The cluster for one raw connection, drawn by weight where there are several, and how many endpoints to try.
+    /// Where the listener says nothing of raw connections, what a `GET /` for `authority` would get.
+    pub(crate) fn choose_tcp(&self, authority: &str, env: &Env) -> Result<(&Arc<Cluster>, u32), Cause> {
+        if let Some(forward) = &self.snapshot.listener.tcp {
+            // Below the sum of the weights, which fits.
+            let place = forward.pick(env.draw(u64::from(forward.total())) as u32);
+            return Ok((self.wiring.tcp[place].cluster()?, forward.max_connect_attempts.get()));
+        }
+        let (headers, draw) = (http::HeaderMap::new(), || env.draw_million());
+        let view = RequestView {
+            authority,
+            method: &Method::GET,
+            path_and_query: "/",
+            scheme: "http",
+            headers: &headers,
+            draw: &draw,
+        };
+        let route = self.table().route(&view).ok_or_else(|| Cause::NoRoute {
+            method: Method::GET,
+            authority: authority.to_owned(),
+            path: "/".to_owned(),
+        })?;
+        let RouteAction::Forward(forward) = &route.route().action else {
+            return Err(Cause::UnsupportedAction(
+                "raw connections go where a GET of / goes, and its route answers by itself",
+            ));
+        };
+        let plan = self.plan(route);
+        let chosen = self.choose(plan, forward, &headers, None, env)?;
+        let unreached = TryOutcome::Failure(FailureKind::ConnectFailed);
+        let retries = plan.retry.as_ref().filter(|retries| retries.rules.condition(&unreached).is_some());
+        Ok((chosen.cluster, retries.map_or(1, |retries| retries.policy.attempts.saturating_add(1))))
+    }
+
     /// Closes connections that were idle or alive for too long.
     pub(crate) fn reap(&self, now: Instant) {
-        for slot in self.clusters.values() {
+        for slot in self.wiring.clusters.values() {
             if let Slot::Ready(cluster) = slot {
                 cluster.reap(now);
             }
@@ -211,10 +264,7 @@ impl Plan {
         filters: &[HttpFilter],
         compiler: &mut Compiler<'_>,
     ) -> Self {
-        let slot = |name: &ClusterName| match clusters.get(name) {
-            Some(slot) => slot.clone(),
-            None => Slot::Failed(name.clone(), "the snapshot does not hold it".into()),
-        };
+        let slot = |name: &ClusterName| slot(clusters, name);
         let own = &route.route().filters;
         let place = |entry: Option<&ClusterName>| {
             let (host, matcher) = (route.virtual_host().name.clone(), route.route().matcher.clone());
@@ -256,6 +306,13 @@ impl Plan {
     }
 }
 
+fn slot(clusters: &BTreeMap<ClusterName, Slot>, name: &ClusterName) -> Slot {
+    match clusters.get(name) {
+        Some(slot) => slot.clone(),
+        None => Slot::Failed(name.clone(), "the snapshot does not hold it".into()),
+    }
+}
+
 /// The entry of a split for one request.
 fn draw_share<'r>(
     weighted: &'r WeightedClusters,
@@ -291,6 +348,31 @@ fn session<'p>(
     found.next().cloned()
 }
 
+/// Whether two snapshots are the same but for who serves their clusters. Compares no values: what did not change
+/// is shared.
+fn differ_in_endpoints_only(old: &Snapshot, new: &Snapshot) -> bool {
+    let same = |((a, old), (b, new)): ((&ClusterName, &ClusterState), (&ClusterName, &ClusterState))| {
+        let (ClusterState::Ready { cluster: old, .. }, ClusterState::Ready { cluster: new, .. }) = (old, new) else {
+            return false;
+        };
+        a == b && Arc::ptr_eq(old, new)
+    };
+    Arc::ptr_eq(&old.listener, &new.listener)
+        && Arc::ptr_eq(&old.routes, &new.routes)
+        && old.clusters.len() == new.clusters.len()
+        && old.clusters.iter().zip(new.clusters.iter()).all(same)
+}
+
+/// The clusters of two such snapshots that have other endpoints, with the new ones.
+fn moved<'s>(old: &'s Snapshot, new: &'s Snapshot) -> impl Iterator<Item = (&'s ClusterName, &'s Arc<Endpoints>)> {
+    old.clusters.values().zip(new.clusters.iter()).filter_map(|(old, (name, new))| match (old, new) {
+        (ClusterState::Ready { endpoints: old, .. }, ClusterState::Ready { endpoints: new, .. }) => {
+            (!Arc::ptr_eq(old, new)).then_some((name, new))
+        }
+        _ => None,
+    })
+}
+
 fn clusters(
     target: &Target,
     snapshot: &Snapshot,
@@ -299,7 +381,7 @@ fn clusters(
 ) -> BTreeMap<ClusterName, Slot> {
     let mut slots = BTreeMap::new();
     let mut aggregates: HashMap<&ClusterName, &[ClusterName]> = HashMap::new();
-    for (name, state) in &snapshot.clusters {
+    for (name, state) in snapshot.clusters.iter() {
         let (policy, endpoints) = match state {
             ClusterState::Failed(reason) => {
                 slots.insert(name.clone(), Slot::Failed(name.clone(), reason.clone()));
@@ -311,7 +393,7 @@ fn clusters(
             aggregates.insert(name, parts);
             continue;
         }
-        let kept = match previous.and_then(|old| old.clusters.get(name)) {
+        let kept = match previous.and_then(|old| old.wiring.clusters.get(name)) {
             Some(Slot::Ready(old)) if old.policy() == policy => Some(old.clone()),
             _ => None,
         };

@@ -104,15 +104,14 @@ impl Served {
     /// The next world, and what is different in it.
     fn next(&self) -> (World, Touched) {
         let (model, registrations) = (self.model.load_full(), (**self.registrations.load()).clone());
-        if !self.world.is_of(&model) {
-            let build = |model| World::of(model, registrations.clone(), self.options.clone());
-            let world = build(model);
-            // Edits that lead nowhere do not take effect.
-            let world = settle(&self.world, &world).map_or(world, |kept| build(Arc::new(kept)));
-            return (world, Touched::All);
+        if let Some((world, changed)) = self.world.follow(&model, registrations.clone()) {
+            return (world, changed.map_or(Touched::All, touched));
         }
-        let (world, changed) = self.world.with_registrations(registrations);
-        (world, changed.map_or(Touched::All, touched))
+        let build = |model| World::of(model, registrations.clone(), self.options.clone());
+        let world = build(model);
+        // Edits that lead nowhere do not take effect.
+        let world = settle(&self.world, &world).map_or(world, |kept| build(Arc::new(kept)));
+        (world, Touched::All)
     }
 
     async fn changed(&mut self) {

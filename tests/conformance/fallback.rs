@@ -22,7 +22,7 @@ async fn a71_on_startup_the_next_one_serves_until_the_first_is_there() {
         second.is(Mood::Down);
         let client = client(variant, &[&first, &second]);
         let mut state = client.destination(&"a:80".parse().unwrap());
-        let failed = becomes(&mut state, "nobody is there", |s| matches!(s, DestinationState::Failed(_))).await;
+        let failed = becomes(&mut state, "nobody is there", |s| matches!(s, DestinationState::Unreachable(_))).await;
         assert!(format!("{failed:?}").contains("plane1:1"), "{failed:?}");
 
         second.is(Mood::Up);

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use axum::Router;
 use axum::routing::get;
+use mesh::parts::mesh_core::error::{Code, Fault};
 use mesh::{Mesh, PeerIdentity};
 use mesh_testkit::TestCa;
 use serde_json::{Value, json};
@@ -102,6 +103,35 @@ async fn s12_a_server_with_an_identity_from_files_is_registered_and_verified() {
     plane.registered(server.address).await;
     let caller = plane.caller("reviews").await;
     becomes(&caller, "http://ratings:9080/", &[], &id("reviews")).await;
+}
+
+#[tokio::test]
+async fn a_process_with_a_snapshot_starts_while_the_control_plane_is_away() {
+    let mut plane = Plane::start().await;
+    let _reviews = plane.serve("reviews", "", whoami()).await;
+    let files = tempfile::tempdir().unwrap();
+    renew(&authority(&plane), files.path(), "productpage");
+    let bootstrap = bootstrap(&plane, &provider(files.path(), plane.root_cert_path()));
+    let start = async |kept: &str| {
+        let builder = Mesh::builder().bootstrap(&bootstrap).snapshot(files.path().join(kept));
+        builder.debug_address(FREE).build().await.unwrap()
+    };
+    let first = start("kept").await;
+    becomes(&first, "http://reviews:9080/", &[], &id("productpage")).await;
+    eventually("the snapshot is written", || async {
+        let (_, dump) = plain_get(first.debug_address().unwrap(), "/config_dump").await.ok()?;
+        let dump: Value = serde_json::from_str(&dump).unwrap();
+        (dump["status"]["snapshot"]["writes"].as_u64() > Some(0)).then_some(())
+    })
+    .await;
+    drop(first);
+    let _place = plane.stop().await;
+
+    let second = start("kept").await;
+    becomes(&second, "http://reviews:9080/", &[], &id("productpage")).await;
+    // The control: the same process without what the first one kept.
+    let error = call(&start("nothing").await, "http://reviews:9080/", &[]).await.unwrap_err();
+    assert_eq!(error.code(), Code::CONTROL_PLANE_UNREACHABLE, "{error}");
 }
 
 /// A process of the port without TLS, whose identity is of `authority` and that trusts these domains.

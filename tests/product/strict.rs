@@ -75,12 +75,25 @@ async fn without_a_certificate_a_strict_server_is_out_of_reach() {
 }
 
 #[tokio::test]
+async fn a_refused_join_token_is_what_a_request_fails_with() {
+    let plane = Plane::start().await;
+    let _server = plane.answering("reviews", "", "hello").await;
+    let forged = plane.stranger("productpage", "").join_token("forged").build().await.unwrap();
+    let error = call(&forged, REVIEWS, &[]).await.unwrap_err();
+    assert_eq!(error.code(), Code::CONTROL_PLANE_UNREACHABLE, "{error}");
+    assert!(error.to_string().contains("no certificate") && error.to_string().contains("token"), "{error}");
+
+    // The control: the same with a good one.
+    assert_eq!(call(&plane.caller("productpage").await, REVIEWS, &[]).await.unwrap().1, "hello");
+}
+
+#[tokio::test]
 async fn without_a_token_the_control_plane_says_why_there_is_no_configuration() {
     let plane = Plane::start().await;
     let _server = plane.answering("reviews", "", "hello").await;
     let nobody = plane.stranger("nobody", "").debug_address(FREE).build().await.unwrap();
     let error = call(&nobody, REVIEWS, &[]).await.unwrap_err();
-    assert_eq!(error.code(), Code::NO_LISTENER, "{error}");
+    assert_eq!(error.code(), Code::CONTROL_PLANE_UNREACHABLE, "{error}");
     assert!(error.to_string().contains("certificate"), "{error}");
     let (_, dump) = plain_get(nobody.debug_address().unwrap(), "/config_dump").await.unwrap();
     let dump: serde_json::Value = serde_json::from_str(&dump).unwrap();

@@ -1,7 +1,7 @@
 //! The destinations of one client: a table that requests read without a lock, filled on demand.
 //!
 //! ```text
-//! first request ─▶ subscribe, spawn the owner task ─▶ Pending ─▶ Ready(router) ⇄ Failed(why)
+//! first request ─▶ subscribe, spawn the owner task ─▶ Pending ─▶ Ready(router) ⇄ Failed or Unreachable(why)
 //!                                                          └── unused for long: forgotten
 //! ```
 //!
@@ -10,11 +10,13 @@
 mod worker;
 
 use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use foldhash::fast::RandomState;
 use http::{HeaderMap, HeaderValue, Uri, header};
 use mesh_core::id::Target;
 use mesh_core::source::{DestinationSource, Watched};
@@ -32,12 +34,21 @@ use crate::router::Router;
 pub(crate) struct Destinations {
     env: Arc<Env>,
     source: Arc<dyn DestinationSource>,
-    table: ArcSwap<Table>,
-    // Held while the table is replaced.
-    growing: Mutex<()>,
+    table: Table,
+    // How many there are; held while the table changes.
+    count: Mutex<usize>,
 }
 
-type Table = HashMap<Arc<str>, Arc<Destination>, foldhash::fast::RandomState>;
+/// Destinations by name, in parts that are replaced one by one: what a new one costs does not grow with those
+/// that are there, and a reader takes no lock.
+struct Table {
+    parts: [ArcSwap<Part>; PARTS],
+    hasher: RandomState,
+}
+
+type Part = HashMap<Arc<str>, Arc<Destination>, RandomState>;
+
+const PARTS: usize = 64;
 
 /// One dialled destination.
 pub(crate) struct Destination {
@@ -58,11 +69,13 @@ pub(crate) enum Phase {
     Ready(Arc<Router>),
     /// Known not to exist.
     Failed(Arc<str>),
+    /// Nothing known, and nobody could be asked.
+    Unreachable(Arc<str>),
 }
 
 impl Destinations {
     pub(crate) fn new(env: Arc<Env>, source: Arc<dyn DestinationSource>) -> Self {
-        Self { env, source, table: ArcSwap::default(), growing: Mutex::new(()) }
+        Self { env, source, table: Table::new(), count: Mutex::new(0) }
     }
 
     /// The destination of a request: the URI's authority, else the `Host` header.
@@ -74,8 +87,8 @@ impl Destinations {
             (None, None) => return Err(Cause::BadTarget("neither the URI nor a Host header names one".to_owned())),
         };
         // Most requests name it just as the table does.
-        if let Some(found) = self.table.load().get(authority) {
-            return Ok(found.clone());
+        if let Some(found) = self.table.find(authority) {
+            return Ok(found);
         }
         let default_port = if uri.scheme() == Some(&http::uri::Scheme::HTTPS) { 443 } else { 80 };
         self.of_other_form(authority, default_port)
@@ -83,8 +96,8 @@ impl Destinations {
 
     /// The destination of a target.
     pub(crate) fn to(self: &Arc<Self>, target: &Target) -> Result<Arc<Destination>, Cause> {
-        match self.table.load().get(target.as_str()) {
-            Some(found) => Ok(found.clone()),
+        match self.table.find(target.as_str()) {
+            Some(found) => Ok(found),
             None => self.subscribe(target),
         }
     }
@@ -107,7 +120,7 @@ impl Destinations {
             rest /= 10;
         }
         key.extend_from_slice(&digits[at..]);
-        if let Some(found) = std::str::from_utf8(&key).ok().and_then(|key| self.table.load().get(key).cloned()) {
+        if let Some(found) = std::str::from_utf8(&key).ok().and_then(|key| self.table.find(key)) {
             return Ok(found);
         }
         self.subscribe(&Target::new(host, port).map_err(|e| Cause::BadTarget(e.to_string()))?)
@@ -115,40 +128,64 @@ impl Destinations {
 
     /// The destination of a target, subscribed to if need be.
     pub(crate) fn subscribe(self: &Arc<Self>, target: &Target) -> Result<Arc<Destination>, Cause> {
-        let _growing = self.growing.lock();
-        let table = self.table.load_full();
-        if let Some(found) = table.get(target.as_str()) {
-            return Ok(found.clone());
+        let mut count = self.count.lock();
+        if let Some(found) = self.table.find(target.as_str()) {
+            return Ok(found);
         }
-        if table.len() >= self.env.limits.destinations {
-            return Err(Cause::TooManyDestinations(table.len()));
+        if *count >= self.env.limits.destinations {
+            return Err(Cause::TooManyDestinations(*count));
         }
         let made = Arc::new(worker::start(target.clone(), self));
-        let mut larger = Table::clone(&table);
-        larger.insert(target.as_str().into(), made.clone());
-        self.table.store(Arc::new(larger));
+        self.table.change(target.as_str(), |part| part.insert(target.as_str().into(), made.clone()));
+        *count += 1;
         Ok(made)
     }
 
     /// Every destination held, by name.
     pub(crate) fn all(&self) -> Vec<Arc<Destination>> {
-        let mut all: Vec<_> = self.table.load().values().cloned().collect();
+        let mut all = Vec::new();
+        for part in &self.table.parts {
+            all.extend(part.load().values().cloned());
+        }
         all.sort_by(|a, b| a.target.cmp(&b.target));
         all
     }
 
     /// Forgets a destination unless it was used within `unused`. True if it is gone.
     fn forget(&self, target: &Target, unused: Duration) -> bool {
-        let _growing = self.growing.lock();
-        let table = self.table.load_full();
-        let Some(destination) = table.get(target.as_str()) else { return true };
-        if destination.unused_for(&self.env) < unused {
+        let mut count = self.count.lock();
+        let Some(destination) = self.table.find(target.as_str()) else { return true };
+        // Whoever holds it beside the table and us has a connection open, which counts against its limits.
+        if destination.unused_for(&self.env) < unused || Arc::strong_count(&destination) > 2 {
             return false;
         }
-        let mut smaller = Table::clone(&table);
-        smaller.remove(target.as_str());
-        self.table.store(Arc::new(smaller));
+        self.table.change(target.as_str(), |part| part.remove(target.as_str()));
+        *count -= 1;
         true
+    }
+}
+
+impl Table {
+    fn new() -> Self {
+        Self { parts: std::array::from_fn(|_| ArcSwap::default()), hasher: RandomState::default() }
+    }
+
+    fn find(&self, name: &str) -> Option<Arc<Destination>> {
+        self.part(name).load().get(name).cloned()
+    }
+
+    /// Replaces a part by a changed copy; one at a time.
+    fn change(&self, name: &str, change: impl FnOnce(&mut Part) -> Option<Arc<Destination>>) {
+        let part = self.part(name);
+        let mut next = Part::clone(&part.load());
+        // Dropped here, after the readers of the part no longer find it.
+        let _former = change(&mut next);
+        part.store(Arc::new(next));
+    }
+
+    fn part(&self, name: &str) -> &ArcSwap<Part> {
+        // The upper bits: the lower ones place it within its part. A remainder below the number of parts.
+        &self.parts[(self.hasher.hash_one(name) >> 32) as usize % PARTS]
     }
 }
 
@@ -197,6 +234,7 @@ impl Destination {
         match timeout(wait, known).await.as_deref() {
             Ok(Phase::Ready(router)) => Ok(router.clone()),
             Ok(Phase::Failed(why)) => Err(Cause::NoListener(why.clone())),
+            Ok(Phase::Unreachable(why)) => Err(Cause::ControlPlaneUnreachable(why.clone())),
             Ok(Phase::Pending) | Err(_) => Err(Cause::ConfigPending(wait)),
         }
     }

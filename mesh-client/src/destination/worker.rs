@@ -69,12 +69,13 @@ impl Owner {
         match state {
             DestinationState::Pending => {}
             DestinationState::Failed(why) => self.publisher.publish(Phase::Failed(why.clone())),
+            DestinationState::Unreachable(why) => self.publisher.publish(Phase::Unreachable(why.clone())),
             DestinationState::Ready(snapshot) => {
                 let current = self.publisher.load_full();
                 let previous = match &*current {
                     Phase::Ready(router) if Arc::ptr_eq(router.snapshot(), snapshot) => return,
                     Phase::Ready(router) => Some(&**router),
-                    Phase::Pending | Phase::Failed(_) => None,
+                    Phase::Pending | Phase::Failed(_) | Phase::Unreachable(_) => None,
                 };
                 let router = Router::build(&self.target, snapshot.clone(), previous, &self.env);
                 self.publisher.publish(Phase::Ready(Arc::new(router)));

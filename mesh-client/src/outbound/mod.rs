@@ -16,6 +16,7 @@ pub(crate) mod filters;
 pub(crate) mod head;
 mod local;
 mod session;
+pub(crate) mod tcp;
 mod trace;
 mod tries;
 

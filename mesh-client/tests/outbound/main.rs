@@ -6,10 +6,12 @@ mod balancing;
 mod connections;
 mod dns;
 mod grpc;
+mod health;
 mod limits;
 mod refusals;
 mod resilience;
 mod routing;
+mod tcp;
 mod telemetry;
 mod tls;
 

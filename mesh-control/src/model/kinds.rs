@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use super::check::Check;
 use super::{Model, Object, Store};
-use crate::finding::Severity;
+use crate::finding::{Finding, Severity};
 use crate::source::{Document, Manifests};
 use mesh_core::suggest::nearest;
 
@@ -154,19 +154,27 @@ fn add_as<T: Kind>(
     document: &Arc<Document>,
     previous: Option<&Store<T>>,
     store: &mut Store<T>,
-    findings: &mut Vec<crate::finding::Finding>,
+    findings: &mut Vec<Finding>,
 ) {
     let key = (document.namespace.clone(), document.name.clone());
     let last = previous.and_then(|store| store.get(&key)).filter(|last| !last.stand_in);
-    let object = |spec: T, stand_in: bool| Some(Arc::new(Object { document: document.clone(), spec, stand_in }));
+    if let Some(same) = last.filter(|last| Arc::ptr_eq(&last.document, document)) {
+        // One changed file does not make the others be judged again.
+        findings.extend_from_slice(&same.findings);
+        store.insert(key, same.clone());
+        return;
+    }
+    let object = |spec: T, findings: &[Finding], stand_in: bool| {
+        Some(Arc::new(Object { document: document.clone(), spec, stand_in, findings: findings.to_vec() }))
+    };
     let mut check = Check::new(document);
     let spec = read::<T>(document, &mut check);
     let valid = !check.findings.iter().any(|finding| finding.severity == Severity::Error);
     let (object, effect) = match (spec, last) {
-        (Some(spec), _) if valid => (object(spec, false), ""),
+        (Some(spec), _) if valid => (object(spec, &check.findings, false), ""),
         (_, Some(last)) => (Some(last.clone()), "the last good version of this object stays in force"),
         (spec, None) => match T::stand_in(spec) {
-            Some((spec, effect)) => (object(spec, true), effect),
+            Some((spec, effect)) => (object(spec, &[], true), effect),
             None => (None, ""),
         },
     };

@@ -3,6 +3,7 @@
 //!
 //! Refuses to know which object refers to which: that is [`crate::translate`]'s.
 
+mod accrual;
 mod check;
 mod destination_rule;
 mod gateway;
@@ -27,8 +28,8 @@ pub(crate) use self::service_profile::{ProfileRoute, ServiceProfile};
 pub(crate) use self::split::TrafficSplit;
 pub(crate) use self::values::{ExportTo, PortProtocol};
 pub(crate) use self::virtual_service::{
-    Destination, HttpAction, HttpRoute, MatchBlock, RedirectPort, VirtualService, WeightedDestination, covers,
-    is_catch_all,
+    Destination, HttpAction, HttpRoute, Layer4Match, Layer4Route, MatchBlock, RedirectPort, VirtualService,
+    WeightedDestination, covers, is_catch_all,
 };
 
 use std::collections::BTreeMap;
@@ -44,6 +45,8 @@ pub(crate) struct Object<T> {
     pub(crate) spec: T,
     /// Made in place of an object that is not valid: never a last good version.
     stand_in: bool,
+    /// The warnings of its reading.
+    findings: Vec<Finding>,
 }
 
 impl<T> Object<T> {
@@ -102,6 +105,42 @@ impl Model {
     /// Reads and validates texts: `(file name, content)`.
     pub fn from_texts<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         Self::build(&Manifests::from_texts(texts), None)
+    }
+
+    /// Whether both are made of the same objects, but for the endpoint slices. Objects whose documents did not
+    /// change are shared, so nothing is compared but references.
+    pub(crate) fn differs_in_slices_alone(&self, other: &Self) -> bool {
+        fn same<T>(a: &Store<T>, b: &Store<T>) -> bool {
+            a.len() == b.len() && a.values().zip(b.values()).all(|(a, b)| Arc::ptr_eq(a, b))
+        }
+        let Self {
+            namespaces,
+            service_accounts,
+            services,
+            endpoint_slices: _,
+            pods,
+            virtual_services,
+            destination_rules,
+            gateways,
+            service_entries,
+            workload_entries,
+            service_profiles,
+            traffic_splits,
+            peer_authentications,
+            findings: _,
+        } = self;
+        same(namespaces, &other.namespaces)
+            && same(service_accounts, &other.service_accounts)
+            && same(services, &other.services)
+            && same(pods, &other.pods)
+            && same(virtual_services, &other.virtual_services)
+            && same(destination_rules, &other.destination_rules)
+            && same(gateways, &other.gateways)
+            && same(service_entries, &other.service_entries)
+            && same(workload_entries, &other.workload_entries)
+            && same(service_profiles, &other.service_profiles)
+            && same(traffic_splits, &other.traffic_splits)
+            && same(peer_authentications, &other.peer_authentications)
     }
 
     /// Adds to the findings.

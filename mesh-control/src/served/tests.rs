@@ -121,6 +121,30 @@ fn announced(service: usize, port: u16, app: bool, tier: bool, service_port: boo
     }
 }
 
+/// A slice of service `s{service}` with one endpoint.
+fn slice(service: usize, name: u8, host: u8) -> String {
+    format!(
+        "
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{ name: slice-{name}, namespace: default, labels: {{ kubernetes.io/service-name: s{service} }} }}
+addressType: IPv4
+ports: [{{ name: http, port: 4000 }}]
+endpoints: [{{ addresses: [10.0.0.{host}] }}]
+"
+    )
+}
+
+/// The model with those slices and no others; everything else is shared.
+fn with_slices(model: &Model, slices: &[String]) -> Arc<Model> {
+    let text = slices.join("---");
+    let made = Model::from_texts([("slices.yaml", &*text)]);
+    assert_eq!((made.endpoint_slices.len(), made.findings()), (slices.len(), &[][..]));
+    let mut model = model.clone();
+    model.endpoint_slices = made.endpoint_slices;
+    Arc::new(model)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -128,21 +152,28 @@ proptest! {
     #[test]
     fn a_world_that_follows_is_the_world_built_anew(
         steps in proptest::collection::vec(
-            proptest::collection::vec(
-                (0usize..4, 4000u16..4004, any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()), 1..4),
+            (
+                proptest::collection::vec(
+                    (0usize..4, 4000u16..4004, any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()), 0..4),
+                proptest::option::of(proptest::collection::btree_map(0u8..3, (0usize..3, 1u8..4), 0..3)),
+            ),
             1..8),
     ) {
-        let model = Arc::new(Model::from_texts([("m.yaml", MANIFESTS)]));
+        let mut model = Arc::new(Model::from_texts([("m.yaml", MANIFESTS)]));
         let mut table = Registrations::default();
         let mut world = World::of(model.clone(), table.clone(), Options::default());
         let scope = NodeScope::namespace("default");
-        for step in steps {
-            for (service, port, app, tier, service_port, gone) in step {
+        for (announcements, slices) in steps {
+            if let Some(slices) = slices {
+                let texts: Vec<_> = slices.iter().map(|(name, (service, host))| slice(*service, *name, *host)).collect();
+                model = with_slices(&model, &texts);
+            }
+            for (service, port, app, tier, service_port, gone) in announcements {
                 let registration = announced(service, port, app, tier, service_port);
                 let key = Key::of(&registration);
                 if gone { table.remove(&key); } else { table.insert(key, Arc::new(registration)); }
             }
-            let (next, changed) = world.with_registrations(table.clone());
+            let (next, changed) = world.follow(&model, table.clone()).expect("nothing else changed");
             let anew = World::of(model.clone(), table.clone(), Options::default());
             let touched = changed.map(touched);
             for (kind, name) in names() {
@@ -173,12 +204,32 @@ fn one_change_touches_one_service_of_many() {
     let world = World::of(Arc::default(), table.clone(), Options::default());
     let changed = of(7, "b");
     table.insert(Key::of(&changed), Arc::new(changed));
-    let (_, changed) = world.with_registrations(table.clone());
+    let (_, changed) = world.follow(&Arc::default(), table.clone()).unwrap();
     let subjects = ["s7.default.svc.cluster.local".to_owned(), "127.0.0.1:8".to_owned()];
     assert_eq!(touched(changed.unwrap()), Touched::Subjects(subjects.into()));
     // The control: a service that was not there changes what hosts there are.
     let new = of(10_000, "a");
     table.insert(Key::of(&new), Arc::new(new));
-    let (_, changed) = world.with_registrations(table);
+    let (_, changed) = world.follow(&Arc::default(), table).unwrap();
     assert!(changed.unwrap().names);
+}
+
+#[test]
+fn a_slice_touches_its_service_and_another_manifest_everything() {
+    let model = Model::from_texts([("m.yaml", MANIFESTS)]);
+    let of = |slices: &[String]| with_slices(&model, slices);
+    let (old, other) = (slice(0, 0, 1), slice(1, 1, 1));
+    let before = of(&[old, other.clone()]);
+    let world = World::of(before.clone(), Registrations::default(), Options::default());
+    // The other one is a new object as well, of a new reading: only references are compared.
+    let (next, changed) = world.follow(&of(&[slice(0, 0, 2), other]), Registrations::default()).unwrap();
+    let hosts = ["s0", "s1"].map(|name| format!("{name}.default.svc.cluster.local"));
+    assert_eq!(touched(changed.unwrap()), Touched::Subjects(hosts.into()));
+    let name = "outbound|80||s0.default.svc.cluster.local";
+    let of = |world: &World| world.endpoints(&NodeScope::namespace("default"), name).unwrap().iter().next().cloned();
+    assert_ne!(of(&world), of(&next));
+    // The control: a service that goes.
+    let mut smaller = Model::clone(&before);
+    smaller.services.pop_first();
+    assert!(world.follow(&Arc::new(smaller), Registrations::default()).is_none());
 }

@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use mesh_core::policy::FailureAccrual;
+
 use super::announced::Announced;
-use super::instances::{self, Instance, Workloads};
+use super::instances::{self, Instance, Slice, Workloads};
 use super::{NodeScope, Options, names};
 use crate::model::{ExportTo, Model, Object, PortProtocol, PortTarget, Resolution, Service, ServiceEntry};
 use crate::registry::{Registration, Registrations};
@@ -37,7 +39,10 @@ struct Defined {
 /// A registration before and after.
 pub(super) type Change<'a> = (Option<&'a Arc<Registration>>, Option<&'a Arc<Registration>>);
 
-/// What a change of registrations changed.
+/// An endpoint slice before and after.
+pub(super) type SliceChange<'a> = (Option<&'a Slice>, Option<&'a Slice>);
+
+/// What a change of registrations and endpoint slices changed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changed {
     /// Hosts that may have other endpoints.
@@ -68,6 +73,8 @@ pub(super) struct Host {
     pub(super) cluster_ips: Vec<IpAddr>,
     /// Names that a certificate must carry, from a ServiceEntry.
     pub(super) subject_alt_names: Vec<String>,
+    /// From the Service's annotations.
+    pub(super) accrual: Option<FailureAccrual>,
     pub(super) ports: Vec<HostPort>,
 }
 
@@ -186,9 +193,15 @@ impl Catalog {
         catalog
     }
 
-    /// The catalog after registrations changed, sharing what did not, and what did; `None` if so much may
-    /// have changed that it must be built anew.
-    pub(super) fn update(&self, changes: &[Change<'_>], model: &Model, options: &Options) -> Option<(Self, Changed)> {
+    /// The catalog after registrations and endpoint slices changed, sharing what did not, and what did; `None` if
+    /// so much may have changed that it must be built anew.
+    pub(super) fn update(
+        &self,
+        changes: &[Change<'_>],
+        slices: &[SliceChange<'_>],
+        model: &Model,
+        options: &Options,
+    ) -> Option<(Self, Changed)> {
         let mut catalog = self.clone();
         let mut changed = Changed::default();
         for (before, after) in changes {
@@ -201,6 +214,13 @@ impl Catalog {
             for registration in before.iter().chain(after) {
                 changed.addresses.insert(registration.address);
                 self.defined.served_by(registration, options, &mut changed.hosts);
+            }
+        }
+        for (before, after) in slices {
+            before.iter().for_each(|slice| catalog.workloads.unslice(slice));
+            after.iter().for_each(|slice| catalog.workloads.slice(slice));
+            for (namespace, service) in before.iter().chain(after).map(|slice| instances::sliced(slice)) {
+                changed.hosts.insert(names::fqdn(&service, &namespace, options));
             }
         }
         for name in &changed.hosts {
@@ -326,6 +346,7 @@ fn kubernetes(service: &Object<Service>, workloads: &Workloads, options: &Option
         export_to: spec.export_to.clone(),
         cluster_ips: spec.cluster_ips.clone(),
         subject_alt_names: Vec::new(),
+        accrual: spec.accrual.clone(),
         ports: ports.collect(),
     }
 }
@@ -345,6 +366,7 @@ fn implicit(name: &str, announced: &[Arc<Announced>]) -> Option<Host> {
         export_to: ExportTo::All,
         cluster_ips: Vec::new(),
         subject_alt_names: Vec::new(),
+        accrual: None,
         ports: Vec::new(),
     };
     for announced in announced {
@@ -392,6 +414,7 @@ fn from_entry(entry: &Object<ServiceEntry>, name: &str, workloads: &Workloads) -
         export_to: spec.export_to.clone(),
         cluster_ips: Vec::new(),
         subject_alt_names: spec.subject_alt_names.clone(),
+        accrual: None,
         ports: ports.collect(),
     }
 }

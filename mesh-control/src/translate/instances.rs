@@ -15,6 +15,7 @@ use crate::model::{
     EndpointSlice, EntryAddress, EntryEndpoint, Model, Object, Pod, PortTarget, Resolution, Service, ServiceEntry,
 };
 use crate::registry::{Registration, Registrations};
+use crate::shards::Shards;
 
 /// One endpoint of a port.
 #[derive(Clone, Debug)]
@@ -62,7 +63,7 @@ pub(super) struct Workloads {
     pub(super) announced: Announcements,
     entries_in: Arc<HashMap<String, Vec<(String, EntryEndpoint)>>>,
     /// By namespace and service.
-    slices: Arc<HashMap<(String, String), Slices>>,
+    slices: Shards<(String, String), Slices>,
     pods: Arc<Pods>,
 }
 
@@ -92,7 +93,9 @@ impl Pods {
     }
 }
 
-type Slices = Vec<Arc<Object<EndpointSlice>>>;
+/// Of one service, by name.
+type Slices = Arc<[Slice]>;
+pub(super) type Slice = Arc<Object<EndpointSlice>>;
 
 impl Workloads {
     pub(super) fn build(model: &Model, registrations: &Registrations, options: &Options) -> Self {
@@ -101,13 +104,14 @@ impl Workloads {
             let list = entries_in.entry(entry.namespace().to_owned()).or_default();
             list.push((entry.name().to_owned(), entry.spec.endpoint.clone()));
         }
-        let mut slices: HashMap<_, Slices> = HashMap::new();
+        let mut of_service: HashMap<_, Vec<Slice>> = HashMap::new();
         for slice in model.endpoint_slices.values() {
-            let key = (slice.namespace().to_owned(), slice.spec.service.clone());
-            slices.entry(key).or_default().push(slice.clone());
+            of_service.entry(sliced(slice)).or_default().push(slice.clone());
         }
+        let mut slices = Shards::default();
+        of_service.into_iter().for_each(|(service, list)| _ = slices.insert(service, list.into()));
         let announced = Announcements::default();
-        let (entries_in, slices, pods) = (Arc::new(entries_in), Arc::new(slices), Arc::new(Pods::build(model)));
+        let (entries_in, pods) = (Arc::new(entries_in), Arc::new(Pods::build(model)));
         let mut workloads = Self { announced, entries_in, slices, pods };
         for registration in registrations.values() {
             workloads.announce(registration, model, options);
@@ -121,9 +125,34 @@ impl Workloads {
         self.announced.insert(Announced::new(registration.clone(), instance));
     }
 
+    /// Takes a slice in.
+    pub(super) fn slice(&mut self, slice: &Slice) {
+        self.change(slice, |list| list.push(slice.clone()));
+    }
+
+    /// Takes a slice out.
+    pub(super) fn unslice(&mut self, slice: &Slice) {
+        self.change(slice, |list| list.retain(|known| known.name() != slice.name()));
+    }
+
+    fn change(&mut self, slice: &Slice, change: impl FnOnce(&mut Vec<Slice>)) {
+        let service = sliced(slice);
+        let mut list = self.slices.remove(&service).map_or_else(Vec::new, |list| list.to_vec());
+        change(&mut list);
+        list.sort_by(|a, b| a.name().cmp(b.name()));
+        if !list.is_empty() {
+            self.slices.insert(service, list.into());
+        }
+    }
+
     fn entries_in(&self, namespace: &str) -> impl Iterator<Item = &(String, EntryEndpoint)> {
         self.entries_in.get(namespace).into_iter().flatten()
     }
+}
+
+/// Namespace and name of the service that a slice is of.
+pub(super) fn sliced(slice: &Slice) -> (String, String) {
+    (slice.namespace().to_owned(), slice.spec.service.clone())
 }
 
 fn announced(registration: &Registration, model: &Model, options: &Options) -> Instance {
@@ -168,7 +197,7 @@ pub(super) fn workload(name: &str, namespace: &str, labels: &BTreeMap<String, St
 pub(super) fn of_service(service: &Object<Service>, port: &mut HostPort, workloads: &Workloads) {
     let (namespace, spec) = (service.namespace(), &service.spec);
     let key = (namespace.to_owned(), service.name().to_owned());
-    for slice in workloads.slices.get(&key).into_iter().flatten() {
+    for slice in workloads.slices.get(&key).map_or(&[][..], |slices| slices) {
         from_slice(slice, spec.publish_not_ready, port, &workloads.pods);
     }
     let by_name = workloads.announced.of_service(namespace, service.name());

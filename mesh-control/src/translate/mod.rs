@@ -40,7 +40,7 @@ pub use self::proxy::ProxyListener;
 use self::rules::Rules;
 use self::virtual_services::VirtualServices;
 use crate::finding::Finding;
-use crate::model::{Model, Object, TrafficSplit};
+use crate::model::{Model, Object, Store, TrafficSplit};
 use crate::registry::{self, Registration, Registrations};
 
 /// Mesh-wide settings (Istio's MeshConfig), with Istio's defaults.
@@ -148,22 +148,24 @@ impl World {
         Self { options, model, registrations, catalog, rules, virtual_services, splits, findings: OnceLock::new() }
     }
 
-    /// Whether it is made of that very model.
-    pub(crate) fn is_of(&self, model: &Arc<Model>) -> bool {
-        Arc::ptr_eq(&self.model, model)
-    }
-
-    /// The world of the same manifests after registrations changed, which shares what did not, and what
-    /// did; `None` for that = anything.
-    pub(crate) fn with_registrations(&self, now: Registrations) -> (Self, Option<Changed>) {
-        let differing = now.differing(&self.registrations, |a, b| Arc::ptr_eq(a, b) || a == b);
-        let changes: Vec<_> = differing.into_iter().map(|key| (self.registrations.get(key), now.get(key))).collect();
-        let Some((catalog, changed)) = self.catalog.update(&changes, &self.model, &self.options) else {
-            return (Self::of(self.model.clone(), now, self.options.clone()), None);
+    /// The world after registrations and endpoint slices changed, which shares what did not, and what did (`None`
+    /// for that = anything). `None` if other manifests changed.
+    pub(crate) fn follow(&self, model: &Arc<Model>, now: Registrations) -> Option<(Self, Option<Changed>)> {
+        let slices = match Arc::ptr_eq(model, &self.model) {
+            true => Vec::new(),
+            false if model.differs_in_slices_alone(&self.model) => {
+                differing(&self.model.endpoint_slices, &model.endpoint_slices)
+            }
+            false => return None,
+        };
+        let keys = now.differing(&self.registrations, |a, b| Arc::ptr_eq(a, b) || a == b);
+        let changes: Vec<_> = keys.into_iter().map(|key| (self.registrations.get(key), now.get(key))).collect();
+        let Some((catalog, changed)) = self.catalog.update(&changes, &slices, model, &self.options) else {
+            return Some((Self::of(model.clone(), now, self.options.clone()), None));
         };
         let world = Self {
             options: self.options.clone(),
-            model: self.model.clone(),
+            model: model.clone(),
             registrations: now,
             catalog,
             rules: self.rules.clone(),
@@ -171,7 +173,7 @@ impl World {
             splits: self.splits.clone(),
             findings: OnceLock::new(),
         };
-        (world, Some(changed))
+        Some((world, Some(changed)))
     }
 
     /// What reading, validation and cross-object analysis had to say.
@@ -234,6 +236,17 @@ impl World {
     pub fn proxy_listener(&self, scope: &NodeScope, name: &str) -> Option<ProxyListener> {
         proxy::listener(self, scope, name)
     }
+}
+
+/// An object before and after a change.
+type Pair<'a, T> = (Option<&'a Arc<Object<T>>>, Option<&'a Arc<Object<T>>>);
+
+/// The objects of two stores that are not the same.
+fn differing<'a, T>(before: &'a Store<T>, now: &'a Store<T>) -> Vec<Pair<'a, T>> {
+    let gone = before.iter().filter(|(key, _)| !now.contains_key(*key)).map(|(_, object)| (Some(object), None));
+    let came = now.iter().map(|(key, object)| (before.get(key), Some(object)));
+    let other = came.filter(|(before, now)| !before.zip(*now).is_some_and(|(before, now)| Arc::ptr_eq(before, now)));
+    gone.chain(other).collect()
 }
 
 fn oldest_splits(model: &Model) -> Splits {

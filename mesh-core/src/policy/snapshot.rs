@@ -1,10 +1,10 @@
 //! One destination's consistent configuration (the idea of gRFC A74): listener, routes, clusters and
 //! endpoints published together, unchanged parts sharing their `Arc`.
 
-use std::collections::BTreeMap;
+use std::ops::Index;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::{
     Cluster, Domain, Endpoints, Forward, HeaderPolicy, InboundListener, Listener, RetryPolicy, Route, RouteAction,
@@ -19,8 +19,8 @@ pub struct Snapshot {
     pub listener: Arc<Listener>,
     /// Its routes.
     pub routes: Arc<RouteConfiguration>,
-    /// Every cluster the routes name, known or failed.
-    pub clusters: BTreeMap<ClusterName, ClusterState>,
+    /// Every cluster that the routes name, and raw connections go to, known or failed.
+    pub clusters: Clusters,
 }
 
 impl Snapshot {
@@ -42,15 +42,98 @@ impl Snapshot {
             headers: HeaderPolicy::default(),
             retry_budget: None,
         });
-        let listener = Listener {
-            name: name.to_owned(),
-            routes: RouteSource::Inline(routes.clone()),
-            filters: Vec::new(),
-            max_stream_duration: None,
-        };
+        let listener = Listener::new(name, RouteSource::Inline(routes.clone()));
         let name = cluster.name.clone();
         let state = ClusterState::Ready { cluster: Arc::new(cluster), endpoints: Arc::default() };
         Self { listener: Arc::new(listener), routes, clusters: [(name, state)].into() }
+    }
+}
+
+/// The clusters of a snapshot by name, sorted. Most snapshots have one or two, and a process has thousands of
+/// snapshots: so no room is kept for more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Clusters(Box<[(ClusterName, ClusterState)]>);
+
+impl Clusters {
+    /// The cluster of that name.
+    pub fn get(&self, name: &ClusterName) -> Option<&ClusterState> {
+        self.place(name).ok().map(|place| &self.0[place].1)
+    }
+
+    /// The same to be changed.
+    pub fn get_mut(&mut self, name: &ClusterName) -> Option<&mut ClusterState> {
+        self.place(name).ok().map(|place| &mut self.0[place].1)
+    }
+
+    /// Whether there is a cluster of that name.
+    pub fn contains_key(&self, name: &ClusterName) -> bool {
+        self.place(name).is_ok()
+    }
+
+    /// Puts a cluster in, or in the place of the one of that name. Copies all others: many at once are collected.
+    pub fn insert(&mut self, name: ClusterName, state: ClusterState) {
+        let others = std::mem::take(&mut self.0).into_iter();
+        *self = others.chain([(name, state)]).collect();
+    }
+
+    /// Every cluster, by name.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&ClusterName, &ClusterState)> {
+        self.0.iter().map(|(name, state)| (name, state))
+    }
+
+    /// Every name.
+    pub fn keys(&self) -> impl ExactSizeIterator<Item = &ClusterName> {
+        self.0.iter().map(|(name, _)| name)
+    }
+
+    /// Every cluster.
+    pub fn values(&self) -> impl ExactSizeIterator<Item = &ClusterState> {
+        self.0.iter().map(|(_, state)| state)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn place(&self, name: &ClusterName) -> Result<usize, usize> {
+        self.0.binary_search_by(|(known, _)| known.cmp(name))
+    }
+}
+
+/// Of several of one name the last counts.
+impl FromIterator<(ClusterName, ClusterState)> for Clusters {
+    fn from_iter<I: IntoIterator<Item = (ClusterName, ClusterState)>>(clusters: I) -> Self {
+        let mut all: Vec<_> = clusters.into_iter().collect();
+        all.reverse();
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        all.dedup_by(|(a, _), (b, _)| a == b);
+        Self(all.into())
+    }
+}
+
+impl<const N: usize> From<[(ClusterName, ClusterState); N]> for Clusters {
+    fn from(clusters: [(ClusterName, ClusterState); N]) -> Self {
+        clusters.into_iter().collect()
+    }
+}
+
+impl Index<&ClusterName> for Clusters {
+    type Output = ClusterState;
+
+    fn index(&self, name: &ClusterName) -> &ClusterState {
+        self.get(name).expect("no cluster of that name in the snapshot")
+    }
+}
+
+impl Serialize for Clusters {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
     }
 }
 
@@ -80,6 +163,9 @@ pub enum DestinationState {
     Ready(Arc<Snapshot>),
     /// Known not to exist, or refused with nothing good before it. The text says why and what to do.
     Failed(Arc<str>),
+    /// Nothing is known of it and no control plane could be asked, or the one that was is late (gRFC A88). The text
+    /// says which one and why; a later state follows as soon as one answers.
+    Unreachable(Arc<str>),
 }
 
 /// What is known of a listening address.
@@ -92,4 +178,29 @@ pub enum InboundState {
     Ready(Arc<InboundListener>),
     /// Refused, or the control plane knows nothing of it, with nothing good before.
     Failed(Arc<str>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(text: &str) -> ClusterState {
+        ClusterState::Failed(text.into())
+    }
+
+    #[test]
+    fn clusters_are_a_sorted_map_in_which_the_last_of_a_name_counts() {
+        let mut clusters =
+            Clusters::from([("b".into(), state("1")), ("a".into(), state("2")), ("b".into(), state("3"))]);
+        let text = |clusters: &Clusters| serde_json::to_string(clusters).unwrap();
+        assert_eq!(text(&clusters), r#"{"a":{"failed":"2"},"b":{"failed":"3"}}"#);
+        clusters.insert("a".into(), state("4"));
+        clusters.insert("c".into(), state("5"));
+        *clusters.get_mut(&"b".into()).unwrap() = state("6");
+        assert_eq!(text(&clusters), r#"{"a":{"failed":"4"},"b":{"failed":"6"},"c":{"failed":"5"}}"#);
+        assert_eq!((clusters.len(), clusters.is_empty(), &clusters[&"c".into()]), (3, false, &state("5")));
+        assert!(clusters.contains_key(&"a".into()) && !clusters.contains_key(&"d".into()));
+        assert_eq!(clusters.get(&"d".into()), None);
+        assert!(clusters.keys().map(ClusterName::as_str).eq(["a", "b", "c"]) && clusters.values().len() == 3);
+    }
 }

@@ -3,14 +3,22 @@
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 /// The writing end; when it is dropped the last value stays readable.
 pub struct Publisher<T> {
-    value: Arc<ArcSwap<T>>,
-    revision: watch::Sender<u64>,
+    shared: Arc<Shared<T>>,
+}
+
+// One small allocation: a large mesh has tens of thousands of these.
+struct Shared<T> {
+    value: ArcSwap<T>,
+    // Publications so far.
+    revision: AtomicU64,
+    published: Notify,
 }
 
 /// The reading end of a published value. Cloning is cheap; clones wait independently.
@@ -25,8 +33,9 @@ pub struct Publisher<T> {
 /// # });
 /// ```
 pub struct Watched<T> {
-    value: Arc<ArcSwap<T>>,
-    revision: watch::Receiver<u64>,
+    shared: Arc<Shared<T>>,
+    // The last revision that was waited for.
+    seen: u64,
     // Keeps a subscription alive as long as somebody reads.
     _guard: Option<Arc<dyn Any + Send + Sync>>,
 }
@@ -34,10 +43,10 @@ pub struct Watched<T> {
 impl<T> Watched<T> {
     /// A value and its publisher.
     pub fn channel(initial: T) -> (Publisher<T>, Self) {
-        let value = Arc::new(ArcSwap::from_pointee(initial));
-        let (sender, receiver) = watch::channel(0);
-        let watched = Self { value: value.clone(), revision: receiver, _guard: None };
-        (Publisher { value, revision: sender }, watched)
+        let shared = Shared { value: ArcSwap::from_pointee(initial), revision: 0.into(), published: Notify::new() };
+        let publisher = Publisher { shared: Arc::new(shared) };
+        let watched = publisher.watch();
+        (publisher, watched)
     }
 
     /// A value that never changes.
@@ -54,19 +63,25 @@ impl<T> Watched<T> {
 
     /// The current value; takes no lock.
     pub fn load(&self) -> arc_swap::Guard<Arc<T>> {
-        self.value.load()
+        self.shared.value.load()
     }
 
     /// The current value, to keep.
     pub fn load_full(&self) -> Arc<T> {
-        self.value.load_full()
+        self.shared.value.load_full()
     }
 
     /// Waits until a value is published that this reader has not yet waited for. Waits for ever once
     /// the publisher is gone: a source that ended has nothing new to say.
     pub async fn changed(&mut self) {
-        if self.revision.changed().await.is_err() {
-            std::future::pending::<()>().await;
+        loop {
+            // Made before the look: it is woken by whatever is published after that.
+            let published = self.shared.published.notified();
+            let revision = self.shared.revision.load(Ordering::Acquire);
+            if std::mem::replace(&mut self.seen, revision) != revision {
+                return;
+            }
+            published.await;
         }
     }
 
@@ -74,7 +89,7 @@ impl<T> Watched<T> {
     pub async fn wait_for(&mut self, mut wanted: impl FnMut(&T) -> bool) -> Arc<T> {
         loop {
             // Marked seen before the look, so that a publication in between is not missed.
-            self.revision.borrow_and_update();
+            self.seen = self.shared.revision.load(Ordering::Acquire);
             let value = self.load_full();
             if wanted(&value) {
                 return value;
@@ -86,13 +101,13 @@ impl<T> Watched<T> {
 
 impl<T> Clone for Watched<T> {
     fn clone(&self) -> Self {
-        Self { value: self.value.clone(), revision: self.revision.clone(), _guard: self._guard.clone() }
+        Self { shared: self.shared.clone(), seen: self.seen, _guard: self._guard.clone() }
     }
 }
 
 impl<T: fmt::Debug> fmt::Debug for Watched<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Watched").field(&self.value.load()).finish()
+        f.debug_tuple("Watched").field(&self.load()).finish()
     }
 }
 
@@ -104,28 +119,29 @@ impl<T> Publisher<T> {
 
     /// Replaces the value by a shared one and wakes those who wait.
     pub fn publish_arc(&self, value: Arc<T>) {
-        self.value.store(value);
-        self.revision.send_modify(|n| *n += 1);
+        self.shared.value.store(value);
+        self.shared.revision.fetch_add(1, Ordering::Release);
+        self.shared.published.notify_waiters();
     }
 
     /// The current value.
     pub fn load_full(&self) -> Arc<T> {
-        self.value.load_full()
+        self.shared.value.load_full()
     }
 
     /// A further reader.
     pub fn watch(&self) -> Watched<T> {
-        Watched { value: self.value.clone(), revision: self.revision.subscribe(), _guard: None }
+        Watched { shared: self.shared.clone(), seen: self.shared.revision.load(Ordering::Acquire), _guard: None }
     }
 
     /// How many readers there are.
     pub fn readers(&self) -> usize {
-        self.revision.receiver_count()
+        Arc::strong_count(&self.shared) - 1
     }
 }
 
 impl<T: fmt::Debug> fmt::Debug for Publisher<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Publisher").field(&self.value.load()).finish()
+        f.debug_tuple("Publisher").field(&self.load_full()).finish()
     }
 }

@@ -1,11 +1,11 @@
 //! One look along the references of a destination: what it needs, and what that makes.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::policy::{
-    Cluster, ClusterChoice, ClusterState, Discovery, Endpoints, InboundState, Listener, RouteAction,
+    Cluster, ClusterChoice, ClusterState, Clusters, Discovery, Endpoints, InboundState, Listener, RouteAction,
     RouteConfiguration, RouteSource, Snapshot,
 };
 
@@ -49,6 +49,11 @@ impl Grounds {
         self.mixed
     }
 
+    /// Whether something is missing only because nobody could be asked for it.
+    pub(super) fn has_lost(&self) -> bool {
+        self.lost
+    }
+
     /// Whether what was found may take the place of something good.
     pub(super) fn replace_good(&self) -> bool {
         !self.mixed && !self.lost
@@ -66,7 +71,8 @@ impl Grounds {
 /// A walk that subscribes to everything it comes across and remembers it.
 pub(super) struct Follow<'a, R> {
     resources: &'a mut R,
-    uses: BTreeSet<Key>,
+    /// In the order of the walk; some more than once.
+    uses: Vec<Key>,
     grounds: Grounds,
     /// What was found missing last.
     missing: Option<Key>,
@@ -74,7 +80,7 @@ pub(super) struct Follow<'a, R> {
 
 impl<'a, R: Resources> Follow<'a, R> {
     pub(super) fn new(resources: &'a mut R) -> Self {
-        Self { resources, uses: BTreeSet::new(), grounds: Grounds::default(), missing: None }
+        Self { resources, uses: Vec::new(), grounds: Grounds::default(), missing: None }
     }
 
     /// Who said what the walk came across since the last call.
@@ -83,13 +89,16 @@ impl<'a, R: Resources> Follow<'a, R> {
     }
 
     /// Whether the walk failed for want of something that was there before: it was dropped on purpose.
-    pub(super) fn has_lost_one_of(&self, settled: &BTreeSet<Key>) -> bool {
-        self.missing.as_ref().is_some_and(|key| settled.contains(key))
+    pub(super) fn has_lost_one_of(&self, settled: &[Key]) -> bool {
+        self.missing.as_ref().is_some_and(|key| settled.binary_search(key).is_ok())
     }
 
-    /// Every resource the walk came across.
-    pub(super) fn into_uses(self) -> BTreeSet<Key> {
-        self.uses
+    /// Every resource the walk came across and `others`, sorted; `before` itself if they are the same.
+    pub(super) fn into_uses(mut self, before: &Arc<[Key]>, others: &[Key]) -> Arc<[Key]> {
+        self.uses.extend_from_slice(others);
+        self.uses.sort_unstable();
+        self.uses.dedup();
+        if self.uses[..] == before[..] { before.clone() } else { self.uses.into() }
     }
 
     /// The whole destination.
@@ -104,7 +113,7 @@ impl<'a, R: Resources> Follow<'a, R> {
             Found::Pending => return Found::Pending,
             Found::Failed(reason) => return Found::Failed(reason),
         };
-        match self.clusters(&routes) {
+        match self.clusters(&listener, &routes) {
             Some(clusters) => Found::Ready(Snapshot { listener, routes, clusters }),
             None => Found::Pending,
         }
@@ -154,7 +163,7 @@ impl<'a, R: Resources> Follow<'a, R> {
             _ => None,
         });
         match found {
-            Found::Failed(reason) => {
+            Found::Failed(reason) if !self.grounds.lost => {
                 let text = format!(
                     "no such destination {target} ({reason}): check the name, the port and the namespace it is dialled from"
                 );
@@ -179,13 +188,13 @@ impl<'a, R: Resources> Follow<'a, R> {
         }
     }
 
-    /// Every cluster the routes name and their children; `None` while one of them is on its way. All
-    /// are asked for before the first is waited for.
-    fn clusters(&mut self, routes: &RouteConfiguration) -> Option<BTreeMap<ClusterName, ClusterState>> {
-        let mut known = BTreeMap::new();
+    /// Every cluster that listener and routes name, and their children; `None` while one of them is on its way.
+    /// All are asked for before the first is waited for.
+    fn clusters(&mut self, listener: &Listener, routes: &RouteConfiguration) -> Option<Clusters> {
+        let mut known = Vec::new();
         let mut complete = true;
         let mut seen = BTreeSet::new();
-        let mut open: VecDeque<_> = named_clusters(routes).into_iter().map(|name| (name, 1)).collect();
+        let mut open: VecDeque<_> = named_clusters(listener, routes).into_iter().map(|name| (name, 1)).collect();
         while let Some((name, depth)) = open.pop_front() {
             // Aggregates may name each other: every cluster is looked at once.
             if !seen.insert(name.clone()) {
@@ -204,10 +213,10 @@ impl<'a, R: Resources> Follow<'a, R> {
             }
             match state {
                 None => complete = false,
-                Some(state) => drop(known.insert(name, state)),
+                Some(state) => known.push((name, state)),
             }
         }
-        complete.then_some(known)
+        complete.then(|| known.into_iter().collect())
     }
 
     fn cluster(&mut self, name: &ClusterName) -> Option<ClusterState> {
@@ -243,10 +252,8 @@ impl<'a, R: Resources> Follow<'a, R> {
 
     /// Subscribes to a resource and gives what `pick` makes of its value.
     fn need<T>(&mut self, kind: Kind, name: &str, pick: impl FnOnce(&Value) -> Option<T>) -> Found<T> {
-        let key = Key::new(kind, &*normalise(name));
-        if !self.uses.contains(&key) {
-            self.resources.subscribe(&key);
-        }
+        let key = self.resources.key(kind, &normalise(name));
+        self.resources.subscribe(&key);
         let found = match self.resources.known(&key) {
             Known::Pending => Found::Pending,
             Known::Lost(reason, origin) => {
@@ -266,7 +273,7 @@ impl<'a, R: Resources> Follow<'a, R> {
                     .map_or_else(|| Found::Failed("it is a listener of the other direction".into()), Found::Ready)
             }
         };
-        self.uses.insert(key);
+        self.uses.push(key);
         found
     }
 }
@@ -279,10 +286,11 @@ fn children(cluster: &Cluster) -> &[ClusterName] {
     }
 }
 
-/// Every cluster that a request could be sent or copied to. A cluster that a request header names
-/// cannot be known in advance.
-fn named_clusters(routes: &RouteConfiguration) -> BTreeSet<ClusterName> {
-    let mut names = BTreeSet::new();
+/// Every cluster that a request could be sent or copied to, or a raw connection go to. A cluster that a request
+/// header names cannot be known in advance.
+fn named_clusters(listener: &Listener, routes: &RouteConfiguration) -> BTreeSet<ClusterName> {
+    let tcp = listener.tcp.iter().flat_map(|forward| forward.clusters());
+    let mut names: BTreeSet<ClusterName> = tcp.map(|share| share.name.clone()).collect();
     for route in routes.virtual_hosts.iter().flat_map(|host| &host.routes) {
         let RouteAction::Forward(forward) = &route.action else { continue };
         match &forward.to {

@@ -15,21 +15,25 @@ mod follow;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::policy::{DestinationState, InboundState, Snapshot};
 use mesh_core::source::Publisher;
+use smallvec::SmallVec;
 
 use self::follow::{Follow, Found, Grounds};
-use crate::xds::{Ads, Key, Known, Resource};
+use crate::xds::{Ads, Key, Kind, Known, Resource};
 
 /// Number of a subscription; never used twice.
 pub(crate) type SubscriptionId = u64;
 
 /// The protocol state as the cascade uses it.
 pub(crate) trait Resources {
+    /// The key of a resource; where it is known already, its name is the one that all share.
+    fn key(&self, kind: Kind, name: &str) -> Key;
     /// Wants a resource.
     fn subscribe(&mut self, key: &Key);
     /// No longer wants it.
@@ -39,6 +43,10 @@ pub(crate) trait Resources {
 }
 
 impl<C: crate::xds::Codec<Value = Resource>> Resources for Ads<C> {
+    fn key(&self, kind: Kind, name: &str) -> Key {
+        Ads::key(self, kind, name)
+    }
+
     fn subscribe(&mut self, key: &Key) {
         Ads::subscribe(self, key);
     }
@@ -55,18 +63,21 @@ impl<C: crate::xds::Codec<Value = Resource>> Resources for Ads<C> {
 /// Who wants what, and what was told to whom.
 #[derive(Default)]
 pub(crate) struct Cascade {
-    followed: BTreeMap<SubscriptionId, Followed>,
-    /// Who uses a resource; without a user it is unsubscribed.
-    users: HashMap<Key, BTreeSet<SubscriptionId>>,
+    followed: HashMap<SubscriptionId, Box<Followed>, RandomState>,
+    /// Who uses a resource, sorted; without a user it is unsubscribed.
+    users: HashMap<Key, SmallVec<[SubscriptionId; 2]>, RandomState>,
 }
+
+/// Resources, sorted.
+type Keys = Arc<[Key]>;
 
 /// One subscription.
 struct Followed {
     root: Root,
     /// Every resource in use: of the latest look, and of what is published while that is incomplete.
-    uses: BTreeSet<Key>,
-    /// What the published snapshot rests on.
-    settled: BTreeSet<Key>,
+    uses: Keys,
+    /// What the published snapshot rests on; mostly the same list.
+    settled: Keys,
     /// Who said what the published snapshot rests on.
     grounds: Grounds,
 }
@@ -94,18 +105,16 @@ pub(crate) enum Root {
 impl Cascade {
     /// Begins to follow; publishes at once what is already known.
     pub(crate) fn add(&mut self, id: SubscriptionId, root: Root, resources: &mut impl Resources) {
-        self.followed.insert(
-            id,
-            Followed { root, uses: BTreeSet::new(), settled: BTreeSet::new(), grounds: Grounds::default() },
-        );
+        let (uses, settled, grounds) = (Keys::default(), Keys::default(), Grounds::default());
+        self.followed.insert(id, Box::new(Followed { root, uses, settled, grounds }));
         self.refresh(id, resources);
     }
 
     /// Ends a subscription.
     pub(crate) fn remove(&mut self, id: SubscriptionId, resources: &mut impl Resources) {
         if let Some(followed) = self.followed.remove(&id) {
-            for key in followed.uses {
-                self.release(id, &key, resources);
+            for key in &*followed.uses {
+                self.release(id, key, resources);
             }
         }
     }
@@ -138,20 +147,20 @@ impl Cascade {
                         (DestinationState::Failed(reason), true)
                     }
                     (_, DestinationState::Ready(old)) => (keep(&mut follow, old, &followed.grounds), false),
+                    (Found::Failed(reason), _) if grounds.has_lost() => (DestinationState::Unreachable(reason), false),
                     (Found::Failed(reason), _) => (DestinationState::Failed(reason), true),
                     (Found::Pending, _) => (DestinationState::Pending, false),
                 };
                 if next != *before {
                     publisher.publish(next);
                 }
-                let mut uses = follow.into_uses();
                 if settled {
-                    followed.settled.clone_from(&uses);
+                    followed.settled = follow.into_uses(&followed.uses, &[]);
                     followed.grounds = grounds;
+                    followed.settled.clone()
                 } else {
-                    uses.extend(followed.settled.iter().cloned());
+                    follow.into_uses(&followed.uses, &followed.settled)
                 }
-                uses
             }
             Root::Inbound { listener, publisher } => {
                 let mut follow = Follow::new(resources);
@@ -159,31 +168,38 @@ impl Cascade {
                 if next != *publisher.load_full() {
                     publisher.publish(next);
                 }
-                follow.into_uses()
+                follow.into_uses(&followed.uses, &[])
             }
         };
         self.use_exactly(id, uses, resources);
     }
 
     /// Takes the difference to what the subscription used before into the books.
-    fn use_exactly(&mut self, id: SubscriptionId, uses: BTreeSet<Key>, resources: &mut impl Resources) {
+    fn use_exactly(&mut self, id: SubscriptionId, uses: Keys, resources: &mut impl Resources) {
         let Some(followed) = self.followed.get_mut(&id) else { return };
         let before = std::mem::replace(&mut followed.uses, uses.clone());
-        for key in uses.difference(&before) {
-            self.users.entry(key.clone()).or_default().insert(id);
+        if Arc::ptr_eq(&before, &uses) {
+            return;
         }
-        for key in before.difference(&uses) {
+        for key in uses.iter().filter(|key| before.binary_search(key).is_err()) {
+            let users = self.users.entry(key.clone()).or_default();
+            if let Err(place) = users.binary_search(&id) {
+                users.insert(place, id);
+            }
+        }
+        for key in before.iter().filter(|key| uses.binary_search(key).is_err()) {
             self.release(id, key, resources);
         }
     }
 
     fn release(&mut self, id: SubscriptionId, key: &Key, resources: &mut impl Resources) {
-        if let Some(users) = self.users.get_mut(key) {
-            users.remove(&id);
-            if users.is_empty() {
-                self.users.remove(key);
-                resources.unsubscribe(key);
-            }
+        let Some(users) = self.users.get_mut(key) else { return };
+        if let Ok(place) = users.binary_search(&id) {
+            users.remove(place);
+        }
+        if users.is_empty() {
+            self.users.remove(key);
+            resources.unsubscribe(key);
         }
     }
 }

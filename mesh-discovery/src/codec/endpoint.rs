@@ -12,6 +12,7 @@ use envoy_types::pb::envoy::config::endpoint::v3::{
     lb_endpoint::HostIdentifier,
     locality_lb_endpoints,
 };
+use foldhash::fast::RandomState;
 use mesh_core::id::{Locality, Workload};
 use mesh_core::policy::{
     Address, DropOverload, Endpoint, EndpointMetadata, Endpoints, Health, HealthCheckTarget, LocalityEndpoints,
@@ -297,13 +298,23 @@ fn read_endpoint(
 /// What the endpoints of one assignment share.
 #[derive(Default)]
 struct Shared {
-    addresses: HashSet<Address>,
-    metadata: HashMap<EndpointMetadata, Arc<EndpointMetadata>>,
+    addresses: HashSet<Address, RandomState>,
+    metadata: HashSet<Arc<EndpointMetadata>, RandomState>,
+    last: Option<Arc<EndpointMetadata>>,
 }
 
 impl Shared {
     fn metadata(&mut self, metadata: EndpointMetadata) -> Arc<EndpointMetadata> {
-        self.metadata.entry(metadata).or_insert_with_key(|m| Arc::new(m.clone())).clone()
+        // Neighbours are mostly of one workload.
+        if let Some(last) = self.last.as_ref().filter(|last| ***last == metadata) {
+            return last.clone();
+        }
+        let shared = match self.metadata.get(&metadata) {
+            Some(known) => known.clone(),
+            None => Arc::new(metadata),
+        };
+        self.metadata.insert(shared.clone());
+        self.last.insert(shared).clone()
     }
 }
 

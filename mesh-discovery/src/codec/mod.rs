@@ -41,6 +41,7 @@ pub mod envoy;
 mod extension;
 mod fault;
 mod filter;
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod header;
@@ -59,6 +60,7 @@ mod route_action;
 mod route_extra;
 mod session;
 mod subset;
+mod tcp;
 mod tls;
 mod weighting;
 

@@ -168,14 +168,12 @@ fn decode_virtual_host(
     let retry = proto.retry_policy.as_ref();
     let retry =
         retry.and_then(|r| retry::decode(r, &ours.retry.unwrap_or_default(), &at.field("retry_policy"), report));
-    let routes = proto.routes.iter().enumerate();
-    VirtualHost {
-        name: proto.name.clone(),
-        domains,
-        routes: routes.filter_map(|(i, r)| decode_route(r, &inner, &at.item("routes", i), report)).collect(),
-        headers: read_policy!(proto, at, report),
-        retry,
+    // Routes are large: no room for some that do not come.
+    let mut routes = Vec::with_capacity(proto.routes.len());
+    for (i, route) in proto.routes.iter().enumerate() {
+        routes.extend(decode_route(route, &inner, &at.item("routes", i), report));
     }
+    VirtualHost { name: proto.name.clone(), domains, routes, headers: read_policy!(proto, at, report), retry }
 }
 
 fn note_unenforced_of_host(proto: &HostProto, at: &At<'_>, report: &mut Report) {

@@ -6,6 +6,7 @@
 //! never reconnects by itself: its users know when that makes sense.
 
 mod jwt;
+mod probing;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tls;
@@ -25,20 +26,21 @@ use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_core::error::BoxError;
 use mesh_core::identity::Identity;
-use mesh_core::source::WatchedIdentity;
+use mesh_core::source::{Watched, WatchedIdentity};
+use parking_lot::Mutex;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use self::jwt::JwtTokenFile;
+use self::probing::Probing;
 use crate::bootstrap::{CallCredentials, ChannelCredentials, ServerUri, XdsServer};
 use crate::clock;
+use crate::secret::Refusal;
 
 /// Time for TCP connect, TLS handshake and HTTP/2 preface together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// HTTP/2 PING, so that a dead control plane is noticed on an idle stream.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 /// Largest message taken; gRPC's default of 4 MiB is too small for the endpoints of a large cluster.
 pub(crate) const MAX_MESSAGE: usize = 64 << 20;
 
@@ -47,9 +49,13 @@ pub(crate) const MAX_MESSAGE: usize = 64 << 20;
 pub struct Connector {
     server: XdsServer,
     identity: Option<WatchedIdentity>,
+    refusal: Refusal,
+    /// The refusal that a connection failed with last.
+    told: Arc<Mutex<Option<Arc<str>>>>,
     crypto: Arc<CryptoProvider>,
     files: Arc<tls::Files>,
     tokens: Arc<[JwtTokenFile]>,
+    probing: Arc<Probing>,
 }
 
 impl Connector {
@@ -60,7 +66,9 @@ impl Connector {
             CallCredentials::JwtTokenFile { path } => JwtTokenFile::new(path.clone(), clock::system()),
         };
         let tokens = server.call_credentials.iter().map(token).collect();
-        Self { server, identity: None, crypto, files: Arc::default(), tokens }
+        let (refusal, told) = (Watched::fixed(None), Arc::default());
+        let (files, probing) = (Arc::default(), Arc::default());
+        Self { server, identity: None, refusal, told, crypto, files, tokens, probing }
     }
 
     /// Shows the mesh certificate of the moment on every TLS connection; the first connection waits for
@@ -72,11 +80,20 @@ impl Connector {
         self
     }
 
+    /// Why there is no identity yet: a connection that waits for one fails with that, once for each reason. The
+    /// next one waits on, so that it begins as soon as the identity is there.
+    #[must_use]
+    pub fn with_refusal(mut self, refusal: Refusal) -> Self {
+        self.refusal = refusal;
+        self
+    }
+
     /// The way to another control plane, as the same process. What proves us to this server stays here: the
     /// other one gets its own call credentials and files.
     #[must_use]
     pub fn to(&self, server: XdsServer) -> Self {
-        Self { identity: self.identity.clone(), ..Self::new(server, self.crypto.clone()) }
+        let (identity, refusal) = (self.identity.clone(), self.refusal.clone());
+        Self { identity, refusal, ..Self::new(server, self.crypto.clone()) }
     }
 
     /// The server's address as text.
@@ -96,11 +113,25 @@ impl Connector {
     pub(crate) async fn connect(&self) -> Result<Connection, ConnectError> {
         let identity = match (&self.identity, &self.server.credentials) {
             (Some(identity), ChannelCredentials::Tls(files)) if files.identity.is_none() && self.tokens.is_empty() => {
-                identity.clone().wait_for(Option::is_some).await.as_ref().clone()
+                self.first(identity).await?
             }
             _ => None,
         };
         self.connect_as(identity.as_deref()).await
+    }
+
+    /// Waits for the first identity, or for word that there is none for now.
+    async fn first(&self, identity: &WatchedIdentity) -> Result<Option<Arc<Identity>>, ConnectError> {
+        let (mut identity, mut refusal) = (identity.clone(), self.refusal.clone());
+        tokio::select! {
+            biased;
+            identity = identity.wait_for(Option::is_some) => Ok((*identity).clone()),
+            refused = refusal.wait_for(|why| why.is_some() && *why != *self.told.lock()) => {
+                let why = (*refused).as_deref().unwrap_or_default();
+                self.told.lock().clone_from(&refused);
+                Err(ConnectError { server: self.server(), reason: format!("this process has no certificate: {why}") })
+            }
+        }
     }
 
     /// Connects with exactly this certificate.
@@ -157,13 +188,14 @@ impl Connector {
         let origin = self.origin(scheme)?;
         let (requests, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
-            .keep_alive_interval(KEEPALIVE.0)
-            .keep_alive_timeout(KEEPALIVE.1)
+            .keep_alive_interval(self.probing.interval())
+            .keep_alive_timeout(probing::TIMEOUT)
             .keep_alive_while_idle(true)
             .handshake(TokioIo::new(io))
             .await
             .map_err(|e| format!("HTTP/2: {e}"))?;
-        Ok(Connection { requests, origin, tokens: self.tokens.clone(), _driver: Arc::new(worker::drive(connection)) })
+        let driver = Arc::new(worker::drive(connection, self.probing.clone()));
+        Ok(Connection { requests, origin, tokens: self.tokens.clone(), _driver: driver })
     }
 
     fn origin(&self, scheme: &str) -> Result<Uri, String> {
@@ -181,7 +213,7 @@ pub struct Connection {
     requests: SendRequest<tonic::body::Body>,
     origin: Uri,
     tokens: Arc<[JwtTokenFile]>,
-    _driver: Arc<AbortOnDrop>,
+    _driver: Arc<worker::Driver>,
 }
 
 impl Connection {

@@ -26,11 +26,16 @@ pub use crate::clock::Clock;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::id::TrustDomain;
+use mesh_core::source::Watched;
 
 use crate::clock;
+
+/// Why the last attempt brought no identity, as text; `None` if it did.
+pub type Refusal = Watched<Option<Arc<str>>>;
 
 /// What [`spawn`] needs to know beside the way to the CA.
 #[derive(Clone)]

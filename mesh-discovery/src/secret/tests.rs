@@ -103,7 +103,7 @@ async fn an_identity_comes_even_if_the_authority_is_late() {
     let port = serving.port;
     drop(serving);
     let config = SecretConfig::new(Some(JoinToken::Text("secret".to_owned())));
-    let mut identity = spawn(config, connector, &Handle::current());
+    let (mut identity, _) = spawn(config, connector, &Handle::current());
     assert!(identity.load().is_none());
     let _serving = serve(IstioCertificateServiceServer::new(fake.clone()), Some(fake.ca.server_config()), port).await;
     identity.wait_for(Option::is_some).await;
@@ -137,7 +137,7 @@ async fn renewal_comes_at_half_of_the_life_and_failures_keep_the_certificate() {
     let memory = Memory { ca: Ca::new(), failures: failures.clone(), asked: asked.clone() };
     let (start, base) = (tokio::time::Instant::now(), now());
     let clock: Clock = Arc::new(move || base + start.elapsed().as_secs());
-    let mut identity = worker::spawn_with(memory, clock, &Handle::current());
+    let (mut identity, _) = worker::spawn_with(memory, clock, &Handle::current());
     identity.wait_for(Option::is_some).await;
     assert!(start.elapsed() < Duration::from_secs(1), "the first retry is quick");
 

@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 
 use super::files::{Files, Refreshed};
 use super::issue::{CertificateAuthorityClient, CertificateRefused, Proof};
-use super::{Clock, JoinToken, SecretConfig, schedule};
+use super::{Clock, JoinToken, Refusal, SecretConfig, schedule};
 use crate::backoff::Backoff;
 use crate::bootstrap::FileWatcher;
 use crate::clock;
@@ -22,23 +22,26 @@ use crate::connect::{AbortOnDrop, Connector};
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// Fetches and renews this process's identity on `runtime` until the last reader of the answer is
-/// dropped. `connector` leads to the CA; it must not carry an identity of its own.
-pub fn spawn(config: SecretConfig, connector: Connector, runtime: &Handle) -> WatchedIdentity {
+/// dropped. `connector` leads to the CA; it must not carry an identity of its own. The second answer is why there
+/// is none yet.
+pub fn spawn(config: SecretConfig, connector: Connector, runtime: &Handle) -> (WatchedIdentity, Refusal) {
     let client = CertificateAuthorityClient::new(connector, config.validity, config.trust_domain);
     spawn_with(Proved { client, token: config.token }, config.clock, runtime)
 }
 
 /// The same over any source of certificates.
-pub(super) fn spawn_with(authority: impl Authority, clock: Clock, runtime: &Handle) -> WatchedIdentity {
+pub(super) fn spawn_with(authority: impl Authority, clock: Clock, runtime: &Handle) -> (WatchedIdentity, Refusal) {
     let (publisher, watched) = Watched::channel(None);
-    let task = runtime.spawn(run(authority, clock, publisher));
-    watched.with_guard(Arc::new(AbortOnDrop(task)))
+    let (refused, refusal) = Watched::channel(None);
+    let task = runtime.spawn(run(authority, clock, publisher, refused));
+    (watched.with_guard(Arc::new(AbortOnDrop(task))), refusal)
 }
 
-/// Follows the files of a certificate provider on `runtime` until the last reader of the answer is dropped.
+/// Follows the files of a certificate provider on `runtime` until the last reader of the answer is dropped. The
+/// second answer is why there is no identity yet.
 /// They are read again every `refresh_interval`, sooner after a failure; what is bad leaves the last good
 /// identity in force (gRFC A29, A87).
-pub fn spawn_files(watcher: FileWatcher, crypto: Arc<CryptoProvider>, runtime: &Handle) -> WatchedIdentity {
+pub fn spawn_files(watcher: FileWatcher, crypto: Arc<CryptoProvider>, runtime: &Handle) -> (WatchedIdentity, Refusal) {
     follow_files(watcher, crypto, clock::system(), runtime)
 }
 
@@ -47,10 +50,11 @@ pub(super) fn follow_files(
     crypto: Arc<CryptoProvider>,
     clock: Clock,
     runtime: &Handle,
-) -> WatchedIdentity {
+) -> (WatchedIdentity, Refusal) {
     let (publisher, watched) = Watched::channel(None);
-    let task = runtime.spawn(follow(watcher, crypto, clock, publisher));
-    watched.with_guard(Arc::new(AbortOnDrop(task)))
+    let (refused, refusal) = Watched::channel(None);
+    let task = runtime.spawn(follow(watcher, crypto, clock, publisher, refused));
+    (watched.with_guard(Arc::new(AbortOnDrop(task))), refusal)
 }
 
 /// Where the next certificate comes from.
@@ -80,7 +84,12 @@ impl Authority for Proved {
     }
 }
 
-async fn run(authority: impl Authority, clock: Clock, publisher: Publisher<Option<Arc<Identity>>>) {
+async fn run(
+    authority: impl Authority,
+    clock: Clock,
+    publisher: Publisher<Option<Arc<Identity>>>,
+    refused: Publisher<Option<Arc<str>>>,
+) {
     let mut random = fastrand::Rng::new();
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
     let mut current: Option<Arc<Identity>> = None;
@@ -93,12 +102,14 @@ async fn run(authority: impl Authority, clock: Clock, publisher: Publisher<Optio
                 let identity = Arc::new(identity);
                 current = Some(identity.clone());
                 publisher.publish(Some(identity));
+                refused.publish(None);
                 while let Some(nap) = schedule::nap(clock(), renew_at) {
                     tokio::time::sleep(nap).await;
                 }
             }
             Err(error) => {
                 let wait = backoff.next(random.f64());
+                refused.publish(Some(error.to_string().into()));
                 tracing::warn!(%error, retry_in = ?wait, has_certificate = current.is_some(), "no new certificate");
                 tokio::time::sleep(wait).await;
             }
@@ -111,6 +122,7 @@ async fn follow(
     crypto: Arc<CryptoProvider>,
     clock: Clock,
     publisher: Publisher<Option<Arc<Identity>>>,
+    refused_now: Publisher<Option<Arc<str>>>,
 ) {
     let interval = watcher.refresh_interval;
     let mut files = Files::new(watcher, crypto);
@@ -135,6 +147,8 @@ async fn follow(
                 let has_identity = publisher.load_full().is_some();
                 tracing::warn!(%problem, has_identity, "certificate provider: what was read last stays in use");
             }
+            let all = refused.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            refused_now.publish(Some(all).filter(|all| !all.is_empty()).map(Into::into));
             said = refused;
         }
         tokio::time::sleep(wait).await;

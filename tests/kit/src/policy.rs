@@ -1,6 +1,5 @@
 //! Small policy: the least that is needed, to be changed field by field.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -33,13 +32,11 @@ pub fn snapshot(routes: RouteConfiguration, clusters: impl IntoIterator<Item = (
         let endpoints = Arc::new(endpoints(&cluster.name, list));
         (cluster.name.clone(), ClusterState::Ready { cluster: Arc::new(cluster), endpoints })
     });
-    let clusters: BTreeMap<_, _> = known.collect();
+    let clusters = known.collect();
     let routes = Arc::new(routes);
     let listener = Listener {
-        name: "test:80".to_owned(),
-        routes: RouteSource::Inline(routes.clone()),
         filters: vec![HttpFilter { name: FAULT_FILTER.to_owned(), kind: HttpFilterKind::Fault(None) }],
-        max_stream_duration: None,
+        ..Listener::new("test:80", RouteSource::Inline(routes.clone()))
     };
     Snapshot { listener: Arc::new(listener), routes, clusters }
 }

@@ -93,7 +93,7 @@ async fn s12_an_identity_comes_from_files_and_follows_them_at_the_interval() {
     let world = World::new();
     let (start, base) = (tokio::time::Instant::now(), now());
     let clock: Clock = Arc::new(move || base + start.elapsed().as_secs());
-    let mut watched = worker::follow_files(world.watcher.clone(), crypto(), clock, &Handle::current());
+    let (mut watched, _) = worker::follow_files(world.watcher.clone(), crypto(), clock, &Handle::current());
     let first = watched.wait_for(Option::is_some).await.as_ref().clone().unwrap();
     assert_eq!((first.id().as_str(), first.generation()), (REVIEWS, 0));
     assert_eq!(roots_of(&first, "cluster.local"), Some(1));
@@ -127,7 +127,7 @@ async fn s12_files_that_come_late_are_found_soon_and_the_task_ends_with_its_last
             base
         })
     };
-    let mut watched = worker::follow_files(world.watcher.clone(), crypto(), clock, &Handle::current());
+    let (mut watched, _) = worker::follow_files(world.watcher.clone(), crypto(), clock, &Handle::current());
     tokio::time::advance(Duration::from_secs(20)).await;
     assert!(watched.load().is_none());
     world.write("chain.pem", chain);
