@@ -84,7 +84,12 @@ impl tower_service::Service<http::Request<tonic::body::Body>> for Channel {
 /// A failure as an answer without messages (gRPC "trailers-only").
 fn rescue(error: &Error) -> Response<Body> {
     let mut response = Response::new(Body::empty());
-    *response.headers_mut() = trailers(error);
+    let headers = response.headers_mut();
+    headers.extend(error.headers().cloned().unwrap_or_default());
+    // After those of policy: what gRPC needs is the last word.
+    for (name, value) in &trailers(error) {
+        headers.insert(name, value.clone());
+    }
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     response
 }

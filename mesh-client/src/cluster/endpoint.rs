@@ -40,7 +40,7 @@ impl Endpoint {
             hostname: metadata.hostname.clone(),
             proxy: cluster.policy.proxy.as_ref().and_then(|proxy| proxy.of(metadata)).cloned().map(Box::new),
         };
-        let pool = Pool::new(cluster.dialer.clone(), peer, cluster.policy.breaker.max_connections);
+        let pool = Pool::new(cluster.dialer.clone(), peer);
         let series = env.metrics.series(&labels(policy, cluster));
         let watch = Watch::new(&cluster.policy, cluster.wake.as_ref());
         Self { pool, load, series, tcp: OnceLock::new(), epoch: env.epoch, watch }

@@ -33,7 +33,6 @@ const MAX_IDLE: usize = 256;
 pub(crate) struct Pool {
     dialer: Arc<Dialer>,
     peer: Peer,
-    max_connections: Option<u32>,
     // Made with the first connection that is put back: most endpoints of a large cluster never see one.
     // Boxed for the same reason: by itself a queue takes cache lines of its own.
     idle: OnceLock<Box<ArrayQueue<SoleConnection>>>,
@@ -42,6 +41,20 @@ pub(crate) struct Pool {
     connecting: Mutex<Option<Connecting>>,
     counts: Arc<Counts>,
     closed: AtomicBool,
+}
+
+/// How many connections there may be. None = any number.
+#[derive(Clone, Copy)]
+pub(crate) struct Room {
+    /// To all endpoints of the cluster; each may have one whatever this is, as in Envoy.
+    pub(crate) of_cluster: Option<u32>,
+    /// To one endpoint.
+    pub(crate) of_endpoint: Option<u32>,
+}
+
+impl Room {
+    /// Any number.
+    pub(crate) const ANY: Self = Self { of_cluster: None, of_endpoint: None };
 }
 
 /// The HTTP/2 connections to an endpoint, the newest last.
@@ -103,13 +116,13 @@ impl OpenGuard {
         Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone() }
     }
 
-    /// Room for one more within the cluster's limit. As in Envoy every endpoint may have one connection
-    /// whatever the limit.
-    fn within(most: Option<u32>, dialer: &Dialer, counts: &Arc<Counts>) -> Option<Self> {
+    /// Room for one more within the limits.
+    fn within(room: Room, dialer: &Dialer, counts: &Arc<Counts>) -> Option<Self> {
         // Counted first and looked at then, so that two at once cannot both take the last place.
         let others = dialer.open.fetch_add(1, Ordering::Relaxed);
         let others_here = counts.open.fetch_add(1, Ordering::Relaxed);
-        if most.is_some_and(|most| others >= most) && others_here > 0 {
+        let full = |most: Option<u32>, others| most.is_some_and(|most| others >= most);
+        if others_here > 0 && (full(room.of_cluster, others) || full(room.of_endpoint, others_here)) {
             dialer.open.fetch_sub(1, Ordering::Relaxed);
             counts.open.fetch_sub(1, Ordering::Relaxed);
             return None;
@@ -127,11 +140,10 @@ impl Drop for OpenGuard {
 }
 
 impl Pool {
-    pub(crate) fn new(dialer: Arc<Dialer>, peer: Peer, max_connections: Option<u32>) -> Self {
+    pub(crate) fn new(dialer: Arc<Dialer>, peer: Peer) -> Self {
         Self {
             dialer,
             peer,
-            max_connections,
             idle: OnceLock::new(),
             shared: ArcSwapOption::empty(),
             connecting: Mutex::default(),
@@ -164,12 +176,13 @@ impl Pool {
     /// Envoy's `tcp_proxy`.
     ///
     /// # Errors
-    /// The limit, which is reached.
-    pub(crate) fn room(&self) -> Result<OpenGuard, u32> {
+    /// The limit that is reached, and its name.
+    pub(crate) fn room(&self, room: Room) -> Result<OpenGuard, (&'static str, u32)> {
         // Counted first and looked at then, so that two at once cannot both take the last place.
         let open = OpenGuard::new(&self.dialer, &self.counts);
-        match self.max_connections {
-            Some(most) if self.dialer.open() > most => Err(most),
+        match room {
+            Room { of_cluster: Some(most), .. } if self.dialer.open() > most => Err(("max_connections", most)),
+            Room { of_endpoint: Some(most), .. } if self.open() > most => Err(("max_connections_per_host", most)),
             _ => Ok(open),
         }
     }
@@ -185,6 +198,7 @@ impl Pool {
         &self,
         grpc: bool,
         fresh: bool,
+        room: Room,
         waiting: impl Fn() -> Result<G, Cause>,
     ) -> Result<Lease, Cause> {
         let want = self.dialer.want(grpc, &self.peer);
@@ -195,8 +209,8 @@ impl Pool {
             return Ok(lease);
         }
         match want {
-            Want::Http2 => Ok(Lease::Shared(self.connect_shared().await?)),
-            Want::Http1 | Want::Either => self.connect_sole(want, waiting).await,
+            Want::Http2 => Ok(Lease::Shared(self.connect_shared(room).await?)),
+            Want::Http1 | Want::Either => self.connect_sole(want, room, waiting).await,
         }
     }
 
@@ -296,10 +310,15 @@ impl Pool {
         SharedStream { connection: connection.clone(), reused: served > 1 }
     }
 
-    async fn connect_sole<G>(&self, want: Want, waiting: impl Fn() -> Result<G, Cause>) -> Result<Lease, Cause> {
+    async fn connect_sole<G>(
+        &self,
+        want: Want,
+        room: Room,
+        waiting: impl Fn() -> Result<G, Cause>,
+    ) -> Result<Lease, Cause> {
         let open = loop {
             let changed = self.counts.changed.notified();
-            if let Some(open) = OpenGuard::within(self.max_connections, &self.dialer, &self.counts) {
+            if let Some(open) = OpenGuard::within(room, &self.dialer, &self.counts) {
                 break open;
             }
             let _leave = waiting()?;
@@ -352,7 +371,7 @@ impl Pool {
 
     /// A stream on the connection being made, or on one begun for it. Connecting goes on even if all who wait give
     /// up: the next request will want it.
-    async fn connect_shared(&self) -> Result<SharedStream, Cause> {
+    async fn connect_shared(&self, room: Room) -> Result<SharedStream, Cause> {
         loop {
             let connecting = {
                 let mut slot = self.connecting.lock();
@@ -362,7 +381,7 @@ impl Pool {
                 }
                 match &*slot {
                     Some(connecting) if connecting.peek().is_none() => connecting.clone(),
-                    _ => match self.begin_shared() {
+                    _ => match self.begin_shared(room) {
                         Some(begun) => slot.insert(begun).clone(),
                         None => match self.crowd() {
                             Some(stream) => return Ok(stream),
@@ -391,9 +410,9 @@ impl Pool {
         }
     }
 
-    /// Begins an HTTP/2 connection, if the limit has room for it.
-    fn begin_shared(&self) -> Option<Connecting> {
-        OpenGuard::within(self.max_connections, &self.dialer, &self.counts).map(|open| self.connect(open))
+    /// Begins an HTTP/2 connection, if the limits have room for it.
+    fn begin_shared(&self, room: Room) -> Option<Connecting> {
+        OpenGuard::within(room, &self.dialer, &self.counts).map(|open| self.connect(open))
     }
 
     fn connect(&self, open: OpenGuard) -> Connecting {

@@ -10,13 +10,16 @@ use mesh_core::error::Fault;
 use mesh_core::id::Target;
 use mesh_core::retry::grpc_status;
 use mesh_core::telemetry::{Outcome, RequestSeries};
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::access::Access;
 use super::deadline::Deadline;
+use super::filters::Ticket;
 use crate::body::{Failure, Receipt};
 use crate::cluster::{Attempt, Endpoint, Permit};
 use crate::connect::Lease;
+use crate::env::Env;
 use crate::error::{Cause, Error};
 
 /// One request from its start to the end of its answer.
@@ -29,6 +32,9 @@ pub(crate) struct Exchange {
     access: Option<Box<Access>>,
     deadline: Deadline,
     hold: Option<Hold>,
+    // Limits that wait for word of the end, with the randomness they need. Nothing unless policy has such.
+    tickets: SmallVec<[Ticket; 1]>,
+    env: Arc<Env>,
     counted: bool,
 }
 
@@ -62,11 +68,13 @@ impl Exchange {
         series: Arc<RequestSeries>,
         grpc: bool,
         access: Option<Box<Access>>,
+        env: &Arc<Env>,
     ) -> Self {
         // What is counted if the application drops the request.
         let outcome = Outcome { code: 0, grpc_status: None, flags: "DC", grpc };
         let deadline = Deadline::none();
-        Self { target, started, series, outcome, attempts: 0, access, deadline, hold: None, counted: false }
+        let (hold, tickets, env) = (None, SmallVec::new(), env.clone());
+        Self { target, started, series, outcome, attempts: 0, access, deadline, hold, tickets, env, counted: false }
     }
 
     pub(crate) fn is_grpc(&self) -> bool {
@@ -79,6 +87,11 @@ impl Exchange {
 
     pub(crate) fn access(&mut self) -> Option<&mut Access> {
         self.access.as_deref_mut()
+    }
+
+    /// A limit will hear of the request's end.
+    pub(crate) fn owe(&mut self, ticket: Ticket) {
+        self.tickets.push(ticket);
     }
 
     /// Requests that end from now on are counted here.
@@ -148,7 +161,14 @@ impl Exchange {
         if let Some(hold) = self.hold.take() {
             hold.release(now);
         }
+        self.settle(now);
         self.count(now);
+    }
+
+    fn settle(&mut self, now: Instant) {
+        for ticket in self.tickets.drain(..) {
+            ticket.settle(&self.outcome, now, |below| self.env.draw(below));
+        }
     }
 
     /// The answer broke off after its head.
@@ -179,7 +199,9 @@ impl Exchange {
         if self.outcome.grpc {
             self.outcome.grpc_status = Some(error.grpc_status());
         }
-        self.count(Instant::now());
+        let now = Instant::now();
+        self.settle(now);
+        self.count(now);
         error
     }
 

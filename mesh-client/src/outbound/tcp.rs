@@ -71,7 +71,7 @@ impl Dial<'_> {
         self.at = Some((cluster.clone(), members.clone()));
         members.check_drops(cluster, env)?;
         // Above the picker: a full cluster fails fast. Held until the connection is closed.
-        let permit = Permit::request(cluster, false)?;
+        let permit = Permit::request(cluster, false, false)?;
         let mut failed = None;
         while (self.tried.len() as u64) < u64::from(attempts) {
             let Some((index, endpoint, attempt)) = self.begin(cluster, &members) else { break };
@@ -117,9 +117,9 @@ impl Dial<'_> {
         permit: &Permit,
     ) -> Result<Held, Cause> {
         let dialled = async {
-            let open = endpoint.pool().room().map_err(|allowed| Cause::Breaker {
+            let open = endpoint.pool().room(permit.room()).map_err(|(limit, allowed)| Cause::Breaker {
                 cluster: cluster.policy().name.clone(),
-                limit: "max_connections",
+                limit,
                 allowed,
             })?;
             let _waiting = permit.wait()?;

@@ -29,6 +29,7 @@ struct Tries<'t> {
     retries: Option<&'t Retries>,
     session: &'t Session<'t>,
     endpoint_host: bool,
+    high_priority: bool,
     // Indices of the members tried.
     tried: SmallVec<[usize; 4]>,
     // Retries made.
@@ -64,8 +65,8 @@ pub(super) async fn send(
     }
     let members = cluster.members();
     members.check_drops(cluster, call.env)?;
-    let (tried, retries) = (SmallVec::new(), plan.retry.as_ref());
-    let mut tries = Tries { cluster, members, retries, session, endpoint_host, tried, retried: 0 };
+    let (tried, retries, high_priority) = (SmallVec::new(), plan.retry.as_ref(), plan.high_priority);
+    let mut tries = Tries { cluster, members, retries, session, endpoint_host, high_priority, tried, retried: 0 };
     loop {
         let outcome = tries.one_in_time(call).await;
         let Some(retries) = tries.retry_for(&outcome, call.exchange.is_grpc()) else {
@@ -105,7 +106,7 @@ impl<'t> Tries<'t> {
         let own = u32::from(answered && self.retried > 0);
         self.retried < retries.policy.attempts
             && call.payload.can_be_sent_again()
-            && self.cluster.admission().allows_retry(own)
+            && self.cluster.admission().allows_retry(own, self.high_priority)
             && router.budget().is_none_or(|budget| budget.try_retry(Instant::now()))
             && call.payload.rewind()
     }
@@ -135,7 +136,7 @@ impl<'t> Tries<'t> {
     /// Sends the request once: to a picked endpoint, or on a fresh connection to the one of `stale`.
     async fn one(&mut self, call: &mut Call<'_>, stale: Option<usize>) -> Result<Response<Incoming>, Failed> {
         // Above the picker: waiting for an endpoint counts as load, and a full cluster fails fast.
-        let permit = Permit::request(self.cluster, self.retried > 0)?;
+        let permit = Permit::request(self.cluster, self.retried > 0, self.high_priority)?;
         let now = Instant::now();
         let (index, endpoint, attempt) =
             self.begin(call, now, stale).ok_or_else(|| self.cluster.no_endpoint(&self.members))?;
@@ -150,7 +151,7 @@ impl<'t> Tries<'t> {
         // Counted before connecting, so that a slow connection repels further requests.
         let mut attempt = attempt.reported(self.members.issue(index)).limited(self.limit(call, now));
         let grpc = call.exchange.is_grpc();
-        let lease = endpoint.pool().acquire(grpc, stale.is_some(), || permit.wait()).await;
+        let lease = endpoint.pool().acquire(grpc, stale.is_some(), permit.room(), || permit.wait()).await;
         note_reach(&mut attempt, &lease);
         let lease = lease?;
         if let Some(host) = endpoint.hostname().filter(|_| self.endpoint_host) {

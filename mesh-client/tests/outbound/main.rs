@@ -7,6 +7,7 @@ mod connections;
 mod dns;
 mod grpc;
 mod health;
+mod limits;
 mod refusals;
 mod resilience;
 mod routing;

@@ -244,7 +244,7 @@ async fn the_control_planes_drop_share_and_the_listeners_ceiling_are_kept() {
     let state = ClusterState::Ready { cluster: cluster("test").into(), endpoints: endpoints.into() };
     snapshot.clusters.insert("test".into(), state);
     let (client, _) = client_of(snapshot);
-    assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::BREAKER_OPEN);
+    assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::DROPPED);
 
     server.behave(Behaviour::Hold);
     let mut snapshot = snapshot_with(forward_with(None), cluster("test"), &[&server]);

@@ -53,7 +53,8 @@ async fn greeted(client: &Client) -> Result<String, Error> {
 /// Connections open and requests in flight, of all clusters.
 fn gauges(client: &Client) -> (u32, u32) {
     let clusters = client.dump().destinations.into_iter().flat_map(|destination| destination.clusters);
-    clusters.fold((0, 0), |(open, requests), one| (open + one.open_connections, requests + one.requests))
+    clusters
+        .fold((0, 0), |(open, requests), one| (open + one.open_connections, requests + one.default_priority.requests))
 }
 
 /// What was counted: flag, destination workload's service, and opened, closed, sent, received.
