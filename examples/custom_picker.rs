@@ -17,12 +17,7 @@ use axum::routing::get;
 use mesh::parts::mesh_client::Client;
 use mesh::parts::mesh_core::balance::{Candidates, Draw, Pick, Picker};
 use mesh::parts::mesh_core::id::Target;
-use mesh::parts::mesh_core::policy::{
-    Address, Cluster, ClusterState, DestinationState, Discovery, Domain, Endpoint, Endpoints, Forward, HeaderPolicy,
-    Listener, LocalityEndpoints, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, Snapshot,
-    VirtualHost,
-};
-use mesh::parts::mesh_core::source::{DestinationSource, Watched};
+use mesh::parts::mesh_core::policy::{Cluster, DestinationState, Snapshot};
 use mesh::{Body, Error};
 use tokio::sync::Semaphore;
 
@@ -39,53 +34,14 @@ impl Picker for LeastOfAll {
     }
 }
 
-/// One destination, `greeter:80`, at fixed addresses.
-struct Fixed(Vec<SocketAddr>);
-
-impl DestinationSource for Fixed {
-    fn destination(&self, target: &Target) -> Watched<DestinationState> {
-        Watched::fixed(match target.as_str() {
-            "greeter:80" => DestinationState::Ready(Arc::new(self.snapshot())),
-            other => DestinationState::Failed(format!("{other} is not greeter:80").into()),
-        })
-    }
-}
-
-impl Fixed {
-    fn snapshot(&self) -> Snapshot {
-        let endpoints = Endpoints {
-            cluster: "greeter".into(),
-            localities: vec![LocalityEndpoints {
-                locality: Default::default(),
-                priority: 0,
-                weight: std::num::NonZeroU32::MIN,
-                endpoints: self.0.iter().map(|address| Endpoint::new(Address::Socket(*address))).collect(),
-            }],
-            ..Endpoints::default()
-        };
-        let endpoints = Arc::new(endpoints);
-        let cluster = Cluster { discovery: Discovery::Static(endpoints.clone()), ..Cluster::new("greeter".into()) };
-        let forward = RouteAction::Forward(Box::new(Forward::to("greeter".into())));
-        let routes = Arc::new(RouteConfiguration {
-            name: "greeter".into(),
-            virtual_hosts: vec![VirtualHost {
-                name: "greeter".into(),
-                domains: Domain::new("*").into_iter().collect(),
-                routes: vec![Route::new(RouteMatch::any(), forward)],
-                headers: HeaderPolicy::default(),
-                retry: None,
-            }],
-            headers: HeaderPolicy::default(),
-            retry_budget: None,
-        });
-        let listener = Listener {
-            name: "greeter:80".into(),
-            routes: RouteSource::Inline(routes.clone()),
-            filters: Vec::new(),
-            max_stream_duration: None,
-        };
-        let state = ClusterState::Ready { cluster: Arc::new(cluster), endpoints };
-        Snapshot { listener: Arc::new(listener), routes, clusters: [("greeter".into(), state)].into() }
+/// One destination, `greeter:80`, at these addresses.
+fn destination(target: &Target, addresses: &[SocketAddr]) -> DestinationState {
+    match target.as_str() {
+        "greeter:80" => {
+            let cluster = Cluster::of_addresses("greeter", addresses.iter().copied());
+            DestinationState::Ready(Arc::new(Snapshot::of_one_cluster("greeter:80", cluster, None)))
+        }
+        other => DestinationState::Failed(format!("{other} is not greeter:80").into()),
     }
 }
 
@@ -113,7 +69,7 @@ async fn main() -> Result<(), Failure> {
     for name in ["anna", "ben", "clara"] {
         addresses.push(serve(name, leave.clone()).await?);
     }
-    let client = Client::builder(Arc::new(Fixed(addresses)))
+    let client = Client::builder(Arc::new(move |target: &Target| destination(target, &addresses)))
         .picker(|cluster, candidates, _draw| {
             // For this cluster; the others keep the balancer that policy names.
             let ours = cluster.name.as_str() == "greeter";

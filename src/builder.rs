@@ -270,6 +270,8 @@ async fn with_debug(mut inner: Inner, address: Option<SocketAddr>) -> Result<Mes
         let metrics = prometheus::content(env!("CARGO_PKG_VERSION"), metrics, stats, move |out| {
             if let Some(xds) = &xds {
                 prometheus::config_unenforced(out, xds.unenforced());
+                prometheus::config_resources(out, xds.standings());
+                prometheus::config_unconfirmed(out, xds.status().unconfirmed_seconds.unwrap_or_default());
             }
         });
         let mut builder = DebugServer::builder()

@@ -14,7 +14,7 @@ mod serve;
 #[cfg(feature = "dns")]
 pub use mesh_discovery::dns;
 
-pub use mesh_client::{Body, Channel, Client, Error, Explanation};
+pub use mesh_client::{Body, Channel, Client, Error, Explanation, TcpConnection};
 pub use mesh_core::context;
 pub use mesh_core::id::{SpiffeId, Target, TrustDomain};
 pub use mesh_core::identity::PeerIdentity;

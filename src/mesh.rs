@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Request;
-use mesh_client::{Channel, Client, Explanation};
+use mesh_client::{Channel, Client, Error, Explanation, TcpConnection};
 use mesh_core::drain::DrainTrigger;
 use mesh_core::id::{InvalidTarget, Locality, Target, Workload};
 use mesh_core::source::{InboundSource, WatchedIdentity};
@@ -124,12 +124,39 @@ impl Mesh {
     /// # Errors
     /// The text is no such target, or names an authority that the bootstrap does not declare.
     pub fn channel(&self, target: &str) -> Result<Channel, InvalidTarget> {
+        let (client, target) = self.of_target(target)?;
+        client.channel(target.as_str())
+    }
+
+    /// A raw connection to an endpoint of `target`, which is named as for [`channel`](Self::channel): balanced, within
+    /// the cluster's limits, over mutual TLS where policy says so, and counted. A VirtualService's `tcp` and `tls`
+    /// routes decide where it goes; see [`TcpConnection`] for what becomes of it afterwards.
+    ///
+    /// ```no_run
+    /// # async fn example(mesh: mesh::Mesh) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    /// use tokio::io::AsyncReadExt;
+    ///
+    /// let mut connection = mesh.connect("mysql.default:3306").await?;
+    /// let greeting = connection.read_u8().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// The text is no such target, or no endpoint can be connected to as policy demands: the error's code says which.
+    pub async fn connect(&self, target: &str) -> Result<TcpConnection, Error> {
+        let (client, target) = self.of_target(target)?;
+        client.connect(target.as_str()).await
+    }
+
+    /// The client that knows a target, and the target as that client has it.
+    fn of_target(&self, target: &str) -> Result<(&Client, Target), InvalidTarget> {
         let target = Target::parse_uri(target)?;
         let client = match &self.inner.control {
             Some(_) => authority::choose(&target, &self.inner.client, &self.inner.authorities)?,
             None => &self.inner.client,
         };
-        client.channel(target.as_str())
+        Ok((client, target))
     }
 
     /// Serves an axum router, a tonic service or any Tower service on a listener; see [`Serve`].

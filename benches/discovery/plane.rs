@@ -177,7 +177,7 @@ fn resource(type_url: &str, n: usize, endpoints: usize, edition: u64) -> Result<
         codec::LISTENER => {
             let name = format!("s{n}:80");
             let routes = RouteSource::Named(format!("r{n}"));
-            let listener = Listener { name: name.clone(), routes, filters: Vec::new(), max_stream_duration: None };
+            let listener = Listener::new(name.clone(), routes);
             (name, packed!(codec::encode_listener(&listener)))
         }
         codec::ROUTES => {

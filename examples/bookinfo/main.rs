@@ -1,5 +1,5 @@
-//! The bookinfo application on a mesh: a control plane and ten small services as separate processes,
-//! mutual TLS between all of them, and a walk through what the mesh does while requests flow.
+//! The bookinfo application on a mesh: a control plane and five small applications in eleven processes, mutual
+//! TLS between all of them, and a walk through what the mesh does while requests flow.
 //!
 //! ```text
 //! cargo run --example bookinfo                    the walk; exit code 0 only if every step was seen to be true
@@ -7,7 +7,9 @@
 //! cargo run --example bookinfo -- --serve         stay up; open the page in a browser, edit the manifests
 //! ```
 //!
-//! The applications in `apps/` are what a user writes. Everything else starts, watches and stops them.
+//! The applications in `apps/` are what a user writes. Everything else starts, watches and stops them. Ctrl-C,
+//! SIGTERM and SIGHUP end all processes and remove the working directory; after a SIGKILL the processes end as well,
+//! and the directory, `bookinfo-*` among the temporary files, stays.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports")]
 #![allow(clippy::disallowed_methods, reason = "a program owns its tasks until it ends")]
@@ -15,6 +17,7 @@
 mod apps;
 mod fleet;
 mod http_get;
+mod interrupt;
 mod report;
 mod role;
 mod walk;
@@ -34,7 +37,8 @@ struct Args {
     /// Stay up and print the URLs instead of walking.
     #[arg(long, conflicts_with = "smoke")]
     serve: bool,
-    /// Use and watch this directory of manifests instead of a copy of examples/bookinfo/mesh.
+    /// Use the manifests of this directory instead of those in examples/bookinfo/mesh. With --serve it is watched;
+    /// the walk, which edits manifests, works on a copy of it.
     #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
     /// Where productpage listens.
@@ -83,7 +87,7 @@ async fn main() -> ExitCode {
     let result = match args.role {
         Some(role) => role::run(role).await.map(|()| true),
         None if args.serve => walk::serve(args.manifests, args.listen).await.map(|()| true),
-        None => walk::run(args.smoke, args.manifests, args.listen, args.output == Output::Json).await,
+        None => walk::run(args.smoke, args.manifests.as_deref(), args.listen, args.output == Output::Json).await,
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

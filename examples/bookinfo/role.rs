@@ -1,7 +1,9 @@
 //! A child process: the control plane or one application.
 //!
 //! A child says on its standard output, in one line of JSON, where it listens, and ends when its standard
-//! input does: the parent's end, however it comes, is the children's end too.
+//! input does: the parent's end, however and whenever it comes, is the children's end too.
+
+use std::io::Write;
 
 use mesh::Mesh;
 use mesh_control::ControlPlane;
@@ -24,23 +26,27 @@ pub(crate) async fn run(role: Role) -> Result<()> {
         .with_ansi(false)
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
         .init();
+    // From the first moment on: whoever waits for a control plane must not wait for it without a parent.
+    let gone = parent_gone();
+    tokio::pin!(gone);
     match role {
         Role::ControlPlane { manifests, state, listen, debug } => {
-            let plane = ControlPlane::builder()
-                .manifests(manifests)
-                .state_dir(state)
-                .listen(listen)
-                .debug_listen(Some(debug))
-                .start()
-                .await?;
+            let builder = ControlPlane::builder().manifests(manifests).state_dir(state);
+            let plane = tokio::select! {
+                plane = builder.listen(listen).debug_listen(Some(debug)).start() => plane?,
+                () = &mut gone => return Ok(()),
+            };
             say(&Ready { address: plane.address(), debug: plane.debug_address() })?;
-            parent_gone().await;
+            gone.await;
             plane.shutdown().await;
         }
         Role::App { name, version, listen } => {
             let mesh = Mesh::from_env().await?;
             let listener = TcpListener::bind(listen).await?;
-            mesh.ready().await;
+            tokio::select! {
+                () = mesh.ready() => {}
+                () = &mut gone => return Ok(()),
+            }
             say(&Ready { address: listener.local_addr()?, debug: mesh.debug_address() })?;
             let start = Start { mesh: mesh.clone(), listener, version };
             let app = async {
@@ -56,7 +62,7 @@ pub(crate) async fn run(role: Role) -> Result<()> {
             tokio::pin!(app);
             tokio::select! {
                 result = &mut app => return result,
-                () = parent_gone() => mesh.begin_shutdown(),
+                () = &mut gone => mesh.begin_shutdown(),
             }
             // Draining: requests in flight finish, then `serve` returns.
             app.await?;
@@ -67,17 +73,19 @@ pub(crate) async fn run(role: Role) -> Result<()> {
 }
 
 fn say(ready: &Ready) -> Result<()> {
-    println!("{}", serde_json::to_string(ready)?);
+    let line = serde_json::to_string(ready)?;
+    // Not `println!`, which panics when the parent is no longer there to read.
+    writeln!(std::io::stdout(), "{line}")?;
     Ok(())
 }
 
-/// A thread of its own: a read on the runtime's blocking pool would hold up the end of a process that ends
-/// by itself, on SIGTERM.
-async fn parent_gone() {
+/// Waits for the parent's end; watches from the call on. A thread of its own: a read on the runtime's blocking
+/// pool would hold up the end of a process that ends by itself, on SIGTERM.
+fn parent_gone() -> impl Future<Output = ()> {
     let (here, gone) = tokio::sync::oneshot::channel::<()>();
     std::thread::spawn(move || {
         let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
         drop(here);
     });
-    let _ = gone.await;
+    async move { drop(gone.await) }
 }

@@ -44,7 +44,9 @@ async fn main() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let manifests = dir.path().join("manifests");
     std::fs::create_dir(&manifests)?;
-    let plane = ControlPlane::builder().manifests(manifests).state_dir(dir.path().join("state")).start().await?;
+    let free = SocketAddr::from(([127, 0, 0, 1], 0));
+    let plane = ControlPlane::builder().manifests(manifests).state_dir(dir.path().join("state"));
+    let plane = plane.listen(free).debug_listen(None).start().await?;
     let join = |account: &str| -> Result<_> {
         let token = JoinTokens::open(&dir.path().join("state"))?.mint("default", account, Duration::from_secs(60))?;
         let root = plane.root_cert_path();
@@ -53,7 +55,7 @@ async fn main() -> Result<()> {
 
     // The server: what you would write, with `Mesh::from_env()` in place of `join`.
     let server = join("greeter")?.build().await?;
-    let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
+    let listener = tokio::net::TcpListener::bind(free).await?;
     let serving =
         tokio::spawn(server.serve(listener, GreeterServer::new(Polite)).service("greeter", 50051).into_future());
 

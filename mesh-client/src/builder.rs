@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::client::Client;
-use crate::connect::SystemResolver;
+use crate::connect::{Connect, Custom, SystemResolver};
 use crate::destination::Destinations;
 use crate::env::{Env, Limits, Random};
 
@@ -31,6 +31,7 @@ pub struct ClientBuilder {
     runtime: Option<Handle>,
     random: Random,
     resolver: Option<Arc<dyn Resolve>>,
+    connector: Custom,
     limits: Limits,
     picker: Option<Arc<MakePicker>>,
     number: Option<u64>,
@@ -48,6 +49,7 @@ impl ClientBuilder {
             runtime: None,
             random: Arc::new(|below| fastrand::u64(..below)),
             resolver: None,
+            connector: None,
             limits: Limits::default(),
             picker: None,
             number: None,
@@ -102,6 +104,12 @@ impl ClientBuilder {
     /// no SRV records.
     pub fn resolver(mut self, resolver: Arc<dyn Resolve>) -> Self {
         self.resolver = Some(resolver);
+        self
+    }
+
+    /// Who connects to endpoints. Default: TCP and unix sockets of the operating system.
+    pub fn connector(mut self, connector: impl Connect) -> Self {
+        self.connector = Some(Arc::new(connector));
         self
     }
 
@@ -179,6 +187,7 @@ impl ClientBuilder {
             runtime: self.runtime,
             random: self.random,
             resolver: self.resolver.unwrap_or_else(|| Arc::new(SystemResolver::new())),
+            connector: self.connector,
             limits: self.limits,
             epoch: Instant::now(),
             active_faults: AtomicU32::new(0),

@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::explain::{ClientDump, Explanation, dump, explain};
 use crate::grpc::Channel;
 use crate::outbound;
+use crate::tcp::TcpConnection;
 
 /// Sends HTTP requests as policy says: routed, balanced, retried, limited, over mutual TLS.
 ///
@@ -84,6 +85,42 @@ impl Client {
     pub fn channel(&self, target: &str) -> Result<Channel, InvalidTarget> {
         let target: Target = target.parse()?;
         Ok(Channel::new(self.clone(), target))
+    }
+
+    /// A raw connection to an endpoint of `target` (`mysql.default:3306`, or one with a
+    /// [`Scheme`](mesh_core::id::Scheme) if the client's source understands it): balanced, limited, over the TLS
+    /// that policy demands, and counted. It goes where the listener says raw connections go (Envoy's `tcp_proxy`),
+    /// else where a `GET /` would go.
+    ///
+    /// Over mesh mTLS the ALPN protocol is `istio`, as sidecars have it. An endpoint that cannot be reached within
+    /// the connect timeout is passed over, as often as policy says; the deadline of the request being served
+    /// holds too.
+    ///
+    /// ```
+    /// use mesh_client::Client;
+    /// use mesh_testkit::{FixedSource, RawServer, policy};
+    /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// // Says its name in a line, and gives back what it gets.
+    /// let server = RawServer::start("mysql").await;
+    /// let source = FixedSource::of("mysql.default:3306", policy::snapshot_to(&[server.address()]));
+    /// let client = Client::builder(source).build();
+    ///
+    /// let mut connection = client.connect("mysql.default:3306").await?;
+    /// connection.write_all(b"hello").await?;
+    /// connection.shutdown().await?;
+    /// let mut answer = String::new();
+    /// connection.read_to_string(&mut answer).await?;
+    /// assert_eq!(answer, "mysql - -\nhello");
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// `target` is not a destination, or none of its endpoints can be connected to as policy demands.
+    pub async fn connect(&self, target: &str) -> Result<TcpConnection, Error> {
+        let target: Target = target.parse()?;
+        outbound::tcp::connect(&self.env, &self.destinations, &target).await
     }
 
     /// Why a request would go where it would go, without sending it. A destination that nobody has asked

@@ -13,6 +13,8 @@ use rustls::crypto::CryptoProvider;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+use crate::connect::Custom;
+
 /// Gives a uniform number below its argument, which is never 0.
 pub(crate) type Random = Arc<dyn Fn(u64) -> u64 + Send + Sync>;
 
@@ -28,6 +30,8 @@ pub(crate) struct Env {
     pub(crate) runtime: Option<Handle>,
     pub(crate) random: Random,
     pub(crate) resolver: Arc<dyn Resolve>,
+    /// Stands in for TCP and unix sockets.
+    pub(crate) connector: Custom,
     pub(crate) limits: Limits,
     /// Start of this client's clock.
     pub(crate) epoch: Instant,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::error::{Blame, Code, Fault, Retry};
-use mesh_core::id::ClusterName;
+use mesh_core::id::{ClusterName, InvalidTarget};
 use mesh_core::identity::PeerRefused;
 use mesh_core::policy::Address;
 
@@ -329,6 +329,13 @@ impl Cause {
             | Self::Breaker { .. }
             | Self::TooManyDestinations(_) => Retry::Safe,
         }
+    }
+}
+
+impl From<InvalidTarget> for Error {
+    /// What was dialled is not a destination.
+    fn from(invalid: InvalidTarget) -> Self {
+        Self::new(invalid.input(), Cause::BadTarget(invalid.to_string()), 0)
     }
 }
 

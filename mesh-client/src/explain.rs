@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use http::Request;
 use mesh_core::error::Code;
+use mesh_core::health::Standing;
 use mesh_core::id::ClusterName;
 use mesh_core::matcher::{Decision, RouteExplanation};
 use mesh_core::policy::{Address, ClusterChoice, Health, RetryPolicy, RouteAction};
@@ -114,6 +115,8 @@ pub struct EndpointDump {
     pub weight: u32,
     /// What the control plane says of it.
     pub health: Health,
+    /// What its answers and its health checks say of it.
+    pub standing: Standing,
     /// Whether the balancer may pick it now.
     pub usable: bool,
     /// Requests in flight.
@@ -195,7 +198,9 @@ fn explain_route(
         let chosen = router.choose(plan, forward, &head.headers, None, env);
         explanation.error = match chosen {
             Err(cause) => Some(coded(&cause)),
-            Ok(chosen) if !chosen.cluster.is_usable() => Some(coded(&no_endpoint(chosen.cluster))),
+            Ok(chosen) if !chosen.cluster.is_usable() => {
+                Some(coded(&chosen.cluster.no_endpoint(&chosen.cluster.members())))
+            }
             Ok(_) => None,
         };
     }
@@ -216,12 +221,6 @@ fn options(router: &Router, choice: &Choice, to: &ClusterChoice, head: &Head) ->
         }
         _ => Vec::new(),
     }
-}
-
-fn no_endpoint(cluster: &Cluster) -> Cause {
-    let members = cluster.members();
-    let (known, usable) = (members.ready.known(), members.ready.len());
-    Cause::NoEndpoint { cluster: cluster.policy().name.clone(), known, usable }
 }
 
 fn coded(cause: &Cause) -> String {
@@ -278,6 +277,7 @@ fn endpoint_dumps(cluster: &Cluster) -> Vec<EndpointDump> {
     let members = cluster.members();
     let groups = members.source().localities.iter();
     let all = groups.flat_map(|group| group.endpoints.iter().map(move |endpoint| (group.priority, endpoint)));
+    let load = |index: Option<usize>| members.ready.candidates()[index?].load();
     let known = members.known();
     all.map(|(priority, policy)| {
         let index = known.get(&policy.address).copied();
@@ -288,6 +288,7 @@ fn endpoint_dumps(cluster: &Cluster) -> Vec<EndpointDump> {
             priority,
             weight: policy.weight.get(),
             health: policy.health,
+            standing: load(index).map_or(Standing::Good, |load| load.standing()),
             usable: index.is_some_and(|index| members.ready.is_usable(index)),
             in_flight: index.map_or(0, |index| members.ready.candidates()[index].in_flight()),
             open_connections: endpoint.map_or(0, |endpoint| endpoint.pool().open()),

@@ -23,7 +23,7 @@
 //! ```
 //!
 //! Reading order: `outbound/mod.rs` (the way of one request), `outbound/tries.rs`, `router.rs`,
-//! `cluster/`, `connect/pool.rs`.
+//! `cluster/`, `connect/pool.rs`; `outbound/tcp.rs` for a raw connection.
 
 mod body;
 mod builder;
@@ -37,13 +37,15 @@ mod explain;
 mod grpc;
 mod outbound;
 mod router;
+mod tcp;
 
 pub use self::body::Body;
 pub use self::builder::ClientBuilder;
 pub use self::client::{Client, ResponseFuture};
-pub use self::connect::SystemResolver;
+pub use self::connect::{Connect, Io, SystemResolver};
 pub use self::error::{Cause, Error, PeerMismatch};
 pub use self::explain::{
     ClientDump, ClusterDump, ClusterOption, DestinationDump, DestinationPhase, EndpointDump, Explanation,
 };
 pub use self::grpc::{Channel, ChannelFuture};
+pub use self::tcp::TcpConnection;

@@ -5,15 +5,15 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use http::HeaderName;
+use http::{HeaderName, Method};
 use mesh_core::balance::hash::HashRules;
 use mesh_core::id::{ClusterName, Target};
-use mesh_core::matcher::{CompiledRoute, RouteTable};
+use mesh_core::matcher::{CompiledRoute, RequestView, RouteTable};
 use mesh_core::policy::{
     ClusterChoice, ClusterState, Discovery, Endpoints, FilterOverride, Forward, HttpFilter, HttpFilterKind,
     RetryPolicy, RouteAction, Snapshot, StatefulSession, WeightedCluster, WeightedClusters,
 };
-use mesh_core::retry::{Backoff, Budget, RetryRules};
+use mesh_core::retry::{Backoff, Budget, FailureKind, RetryRules, TryOutcome};
 use tokio::time::Instant;
 
 use crate::cluster::Cluster;
@@ -36,6 +36,8 @@ struct Wiring {
     // By `CompiledRoute::id`.
     plans: Box<[Plan]>,
     clusters: BTreeMap<ClusterName, Slot>,
+    // In the order of the listener's clusters for raw connections; empty if it says nothing of those.
+    tcp: Box<[Slot]>,
     budget: Option<Arc<Budget>>,
 }
 
@@ -111,13 +113,15 @@ impl Router {
         let clusters = clusters(target, &snapshot, previous, env);
         let table = RouteTable::compile(&snapshot.routes, target.port(), &env.workload);
         let filters = &snapshot.listener.filters;
+        let raw = snapshot.listener.tcp.iter().flat_map(|forward| forward.clusters());
+        let tcp = raw.map(|share| slot(&clusters, &share.name)).collect();
         let plans = table.routes().iter().map(|route| Plan::new(route, &clusters, filters)).collect();
         let budget = snapshot.routes.retry_budget.as_ref().map(|policy| {
             let kept = previous.filter(|old| old.snapshot.routes.retry_budget.as_ref() == Some(policy));
             let kept = kept.and_then(|old| old.wiring.budget.clone());
             kept.unwrap_or_else(|| Arc::new(Budget::new(policy.clone(), Instant::now())))
         });
-        Self { snapshot, wiring: Arc::new(Wiring { table, plans, clusters, budget }) }
+        Self { snapshot, wiring: Arc::new(Wiring { table, plans, clusters, tcp, budget }) }
     }
 
     pub(crate) fn snapshot(&self) -> &Arc<Snapshot> {
@@ -177,6 +181,40 @@ impl Router {
         }
     }
 
+    /// The cluster for one raw connection, drawn by weight where there are several, and how many endpoints to try.
+    /// Where the listener says nothing of raw connections, what a `GET /` for `authority` would get.
+    pub(crate) fn choose_tcp(&self, authority: &str, env: &Env) -> Result<(&Arc<Cluster>, u32), Cause> {
+        if let Some(forward) = &self.snapshot.listener.tcp {
+            // Below the sum of the weights, which fits.
+            let place = forward.pick(env.draw(u64::from(forward.total())) as u32);
+            return Ok((self.wiring.tcp[place].cluster()?, forward.max_connect_attempts.get()));
+        }
+        let (headers, draw) = (http::HeaderMap::new(), || env.draw_million());
+        let view = RequestView {
+            authority,
+            method: &Method::GET,
+            path_and_query: "/",
+            scheme: "http",
+            headers: &headers,
+            draw: &draw,
+        };
+        let route = self.table().route(&view).ok_or_else(|| Cause::NoRoute {
+            method: Method::GET,
+            authority: authority.to_owned(),
+            path: "/".to_owned(),
+        })?;
+        let RouteAction::Forward(forward) = &route.route().action else {
+            return Err(Cause::UnsupportedAction(
+                "raw connections go where a GET of / goes, and its route answers by itself",
+            ));
+        };
+        let plan = self.plan(route);
+        let chosen = self.choose(plan, forward, &headers, None, env)?;
+        let unreached = TryOutcome::Failure(FailureKind::ConnectFailed);
+        let retries = plan.retry.as_ref().filter(|retries| retries.rules.condition(&unreached).is_some());
+        Ok((chosen.cluster, retries.map_or(1, |retries| retries.policy.attempts.saturating_add(1))))
+    }
+
     /// Closes connections that were idle or alive for too long.
     pub(crate) fn reap(&self, now: Instant) {
         for slot in self.wiring.clusters.values() {
@@ -213,10 +251,7 @@ impl Slot {
 
 impl Plan {
     fn new(route: &CompiledRoute, clusters: &BTreeMap<ClusterName, Slot>, filters: &[HttpFilter]) -> Self {
-        let slot = |name: &ClusterName| match clusters.get(name) {
-            Some(slot) => slot.clone(),
-            None => Slot::Failed(name.clone(), "the snapshot does not hold it".into()),
-        };
+        let slot = |name: &ClusterName| slot(clusters, name);
         let own = &route.route().filters;
         let faults = Faults::of(filters, |name| own.get(name));
         let share = |slot, entry: &WeightedCluster| {
@@ -248,6 +283,13 @@ impl Plan {
         };
         let session = session(filters, |name| own.get(name));
         Self { choice, hash, faults, retry, session }
+    }
+}
+
+fn slot(clusters: &BTreeMap<ClusterName, Slot>, name: &ClusterName) -> Slot {
+    match clusters.get(name) {
+        Some(slot) => slot.clone(),
+        None => Slot::Failed(name.clone(), "the snapshot does not hold it".into()),
     }
 }
 

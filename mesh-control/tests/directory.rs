@@ -58,6 +58,27 @@ async fn changes_are_seen_and_bad_ones_keep_the_last_good_version() {
     model.wait_for(|model| !has(model, "shop:82")).await;
 }
 
+#[tokio::test]
+async fn a_deeply_nested_file_is_a_finding_when_it_is_written_and_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("shop.yaml"), service("shop", "80")).unwrap();
+    let deep = |levels: usize| (0..levels).map(|level| format!("{}a:\n", " ".repeat(level))).collect::<String>();
+    let watched = directory::watch(dir.path(), Limits::default()).unwrap();
+    let mut model = watched.model();
+    for (levels, message) in
+        [(63, "not a Kubernetes object"), (65, "nested more than 64 levels deep"), (2000, "nested more than 64")]
+    {
+        fs::write(dir.path().join("deep.yaml"), deep(levels)).unwrap();
+        let says = |model: &Model| model.findings().iter().any(|finding| finding.message.contains(message));
+        let seen = model.wait_for(|model| says(model)).await;
+        assert!(has(&seen, "shop:80"));
+        let again = directory::watch(dir.path(), Limits::default()).unwrap().model();
+        assert!(says(&again.load()) && has(&again.load(), "shop:80"), "{levels}");
+        fs::remove_file(dir.path().join("deep.yaml")).unwrap();
+        model.wait_for(|model| errors(model) == 0).await;
+    }
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn a_mounted_config_map_is_followed_through_its_swapped_link() {

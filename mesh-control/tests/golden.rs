@@ -43,7 +43,8 @@ fn cascade(world: &World, dialled: &str) -> Value {
     let RouteSource::Named(name) = &listener.routes else { panic!("routes are asked for by name") };
     let routes = world.routes(&scope, name).expect("a listener's routes exist");
     let mut clusters = BTreeMap::new();
-    for name in cluster_names(&routes) {
+    let raw = listener.tcp.iter().flat_map(|forward| forward.clusters()).map(|share| share.name.to_string());
+    for name in cluster_names(&routes).into_iter().chain(raw).collect::<BTreeSet<_>>() {
         let Some(cluster) = world.cluster(&scope, &name) else {
             clusters.insert(name, Value::Null);
             continue;
@@ -176,6 +177,11 @@ fn every_http_route_field() {
 #[test]
 fn a_delegate_is_joined_with_its_root() {
     check("delegate", &[input("delegate")], &[], &["shop:80"]);
+}
+
+#[test]
+fn raw_connections_follow_tcp_and_tls_routes() {
+    check("tcp", &[input("tcp")], &[], &["mysql.example.com:3306", "mysql.example.com:443"]);
 }
 
 #[test]

@@ -13,6 +13,7 @@ pub mod balance;
 pub mod context;
 pub mod drain;
 pub mod error;
+pub mod health;
 pub mod id;
 pub mod identity;
 pub mod matcher;

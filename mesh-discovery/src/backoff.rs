@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-/// Exponential back-off with jitter. The first try after a success comes quickly, so that a restarted
-/// peer is found at once; the following ones spread over the whole span (full jitter).
+/// Exponential back-off with full jitter: the wait is drawn from a span that begins with the base and doubles with
+/// every failure. Peers that lost the same server at the same moment come back spread over the span, the first time
+/// too: a server that restarts is met by a herd otherwise.
 #[derive(Clone, Debug)]
 pub(crate) struct Backoff {
     base: Duration,
@@ -11,8 +12,8 @@ pub(crate) struct Backoff {
     failures: u32,
 }
 
-/// Span of the first retry.
-const FIRST: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(250));
+/// The shortest wait: what fails at once is not tried again at once.
+const SHORTEST: Duration = Duration::from_millis(100);
 
 impl Backoff {
     /// Spans of `base`, doubled each time, up to `max`.
@@ -20,22 +21,18 @@ impl Backoff {
         Self { base, max, failures: 0 }
     }
 
-    /// Notes a success: the next retry is quick again.
+    /// Notes a success: the next span is the base again.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }
 
     /// The wait before the next try; `draw` is uniform in `0.0..1.0`.
     pub(crate) fn next(&mut self, draw: f64) -> Duration {
-        let (low, high) = match self.failures.checked_sub(1) {
-            None => FIRST,
-            Some(doublings) => {
-                let span = self.base.saturating_mul(1u32.checked_shl(doublings).unwrap_or(u32::MAX)).min(self.max);
-                (FIRST.0.min(span), span)
-            }
-        };
+        let factor = 1u32.checked_shl(self.failures).unwrap_or(u32::MAX);
+        let span = self.base.saturating_mul(factor).min(self.max);
         self.failures = self.failures.saturating_add(1);
-        low + (high - low).mul_f64(draw.clamp(0.0, 1.0))
+        let shortest = SHORTEST.min(span);
+        shortest + (span - shortest).mul_f64(draw.clamp(0.0, 1.0))
     }
 }
 
@@ -44,14 +41,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_retry_is_quick_and_the_span_doubles_up_to_the_limit() {
+    fn the_span_begins_with_the_base_and_doubles_up_to_the_limit() {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
-        let longest: Vec<_> = (0..8).map(|_| backoff.next(1.0).as_millis()).collect();
-        assert_eq!(longest, [250, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000]);
+        let longest: Vec<_> = (0..8).map(|_| backoff.next(1.0).as_secs()).collect();
+        assert_eq!(longest, [1, 2, 4, 8, 16, 30, 30, 30]);
         for _ in 0..100 {
             assert_eq!(backoff.next(0.0), Duration::from_millis(100));
         }
         backoff.reset();
-        assert_eq!(backoff.next(1.0), Duration::from_millis(250));
+        assert_eq!(backoff.next(1.0), Duration::from_secs(1));
+    }
+
+    /// R03: no tenth of a second gets more than its share of the span.
+    #[test]
+    fn the_whole_span_is_used_evenly_from_the_first_retry_on() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut bins = [0u32; 9];
+        for _ in 0..90_000 {
+            let wait = Backoff::new(Duration::from_secs(1), Duration::from_secs(30)).next(random.f64());
+            bins[(wait.as_millis() as usize - 100) / 100] += 1;
+        }
+        // 10,000 each; a standard deviation is below 95.
+        assert!(bins.iter().all(|bin| (9_500..=10_500).contains(bin)), "{bins:?}");
     }
 }

@@ -1,4 +1,5 @@
-//! A control plane in memory that speaks both variants, and a client of it.
+//! A control plane in memory that speaks both variants, and clients of it.
+#![allow(dead_code, reason = "the conformance tests and the simulations each use a part")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use mesh_testkit::policy;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 pub(crate) const BOTH: [Variant; 2] = [Variant::Delta, Variant::StateOfTheWorld];
 
@@ -46,9 +48,14 @@ struct Book {
     /// Delta: says of names that it does not have that they do not exist.
     tells_absence: bool,
     /// By type and name: revision and bytes.
-    resources: BTreeMap<(String, String), (u64, Vec<u8>)>,
+    resources: BTreeMap<String, BTreeMap<String, (u64, Vec<u8>)>>,
     streams: usize,
-    opened: usize,
+    /// When streams were taken.
+    opened: Vec<Instant>,
+    /// Tries to open one, refused ones among them.
+    tries: usize,
+    /// Resources sent, of all types and to everybody.
+    sent: usize,
     /// What is asked for on the newest stream, by type.
     asked: BTreeMap<&'static str, BTreeSet<String>>,
     nacks: Vec<String>,
@@ -62,7 +69,9 @@ impl Plane {
             tells_absence: false,
             resources: BTreeMap::new(),
             streams: 0,
-            opened: 0,
+            opened: Vec::new(),
+            tries: 0,
+            sent: 0,
             asked: BTreeMap::new(),
             nacks: Vec::new(),
         };
@@ -80,11 +89,24 @@ impl Plane {
     }
 
     pub(crate) fn put(&self, resource: Named) {
-        self.change(|book, revision| drop(book.resources.insert(resource.0, (revision, resource.1))));
+        self.put_all([resource]);
+    }
+
+    /// Puts several in one push.
+    pub(crate) fn put_all(&self, resources: impl IntoIterator<Item = Named>) {
+        self.change(|book, revision| {
+            for ((type_url, name), bytes) in resources {
+                book.resources.entry(type_url).or_default().insert(name, (revision, bytes));
+            }
+        });
     }
 
     pub(crate) fn delete(&self, type_url: &str, name: &str) {
-        self.change(|book, _| drop(book.resources.remove(&(type_url.to_owned(), name.to_owned()))));
+        self.change(|book, _| {
+            if let Some(resources) = book.resources.get_mut(type_url) {
+                resources.remove(name);
+            }
+        });
     }
 
     pub(crate) fn is(&self, mood: Mood) {
@@ -100,7 +122,25 @@ impl Plane {
     }
 
     pub(crate) fn opened(&self) -> usize {
-        self.book.lock().opened
+        self.book.lock().opened.len()
+    }
+
+    /// When streams were taken from `since` on.
+    pub(crate) fn opened_since(&self, since: Instant) -> Vec<Instant> {
+        self.book.lock().opened.iter().copied().filter(|at| *at >= since).collect()
+    }
+
+    /// How often it has changed.
+    pub(crate) fn revision(&self) -> u64 {
+        *self.revision.borrow()
+    }
+
+    pub(crate) fn tries(&self) -> usize {
+        self.book.lock().tries
+    }
+
+    pub(crate) fn sent(&self) -> usize {
+        self.book.lock().sent
     }
 
     pub(crate) fn streams(&self) -> usize {
@@ -139,7 +179,7 @@ impl Plane {
         let plane = self.clone();
         tokio::spawn(async move {
             plane.note(|book| {
-                book.opened += 1;
+                book.opened.push(Instant::now());
                 book.streams += 1;
                 book.asked.clear();
             });
@@ -162,6 +202,7 @@ impl Plane {
         responses: mpsc::Sender<Result<Response, StreamError>>,
     ) {
         let mut revision = self.revision.subscribe();
+        let mut asked: BTreeMap<&'static str, BTreeSet<String>> = BTreeMap::new();
         let mut told: BTreeMap<&'static str, BTreeMap<String, u64>> = BTreeMap::new();
         let mut nonce = 0;
         loop {
@@ -169,9 +210,9 @@ impl Plane {
                 biased;
                 request = requests.recv() => match request {
                     None => return,
-                    Some(request) => vec![self.hear(request)],
+                    Some(request) => vec![self.hear(request, &mut asked, &mut told)],
                 },
-                _ = revision.changed() => self.book.lock().asked.keys().copied().collect(),
+                _ = revision.changed() => asked.keys().copied().collect(),
             };
             if self.book.lock().mood == Mood::Down {
                 let _ = responses.send(Err(StreamError::new("it went away"))).await;
@@ -179,8 +220,8 @@ impl Plane {
             }
             for type_url in due {
                 nonce += 1;
-                let told = told.entry(type_url).or_default();
-                if let Some(response) = self.answer(type_url, variant, told, nonce)
+                let (asked, told) = (&asked[type_url], told.entry(type_url).or_default());
+                if let Some(response) = self.answer(type_url, variant, asked, told, nonce)
                     && responses.send(Ok(response)).await.is_err()
                 {
                     return;
@@ -189,17 +230,28 @@ impl Plane {
         }
     }
 
-    fn hear(&self, request: Request) -> &'static str {
+    fn hear(
+        &self,
+        request: Request,
+        asked: &mut BTreeMap<&'static str, BTreeSet<String>>,
+        told: &mut BTreeMap<&'static str, BTreeMap<String, u64>>,
+    ) -> &'static str {
+        let asked = asked.entry(request.type_url).or_default();
+        match request.ask {
+            Ask::World { names, .. } => *asked = names.iter().map(|name| name.to_string()).collect(),
+            Ask::Changes { subscribe, unsubscribe, initial_versions } => {
+                asked.retain(|name| !unsubscribe.iter().any(|gone| **gone == **name));
+                asked.extend(subscribe.iter().map(|name| name.to_string()));
+                // What is held need not be sent again.
+                let held = initial_versions
+                    .iter()
+                    .filter_map(|(name, version)| Some((name.to_string(), version.parse().ok()?)));
+                told.entry(request.type_url).or_default().extend(held);
+            }
+        }
         self.note(|book| {
             book.nacks.extend(request.error);
-            let asked = book.asked.entry(request.type_url).or_default();
-            match request.ask {
-                Ask::World { names, .. } => *asked = names.iter().map(|name| name.to_string()).collect(),
-                Ask::Changes { subscribe, unsubscribe, .. } => {
-                    asked.retain(|name| !unsubscribe.iter().any(|gone| **gone == **name));
-                    asked.extend(subscribe.iter().map(|name| name.to_string()));
-                }
-            }
+            book.asked.insert(request.type_url, asked.clone());
         });
         request.type_url
     }
@@ -209,15 +261,16 @@ impl Plane {
         &self,
         type_url: &str,
         variant: Variant,
+        asked: &BTreeSet<String>,
         told: &mut BTreeMap<String, u64>,
         nonce: u64,
     ) -> Option<Response> {
-        let book = self.book.lock();
+        let mut book = self.book.lock();
         if book.mood == Mood::Mute {
             return None;
         }
-        let asked = book.asked.get(type_url)?;
-        let find = |name: &String| book.resources.get(&(type_url.to_owned(), name.clone()));
+        let resources = book.resources.get(type_url);
+        let find = |name: &String| resources?.get(name);
         let tells_absence = |name: &String| told.contains_key(name) || book.tells_absence;
         let now: BTreeMap<String, u64> = asked
             .iter()
@@ -244,20 +297,24 @@ impl Plane {
                 None => {}
             }
         }
+        let sent = response.resources.len();
+        book.sent += sent;
         drop(book);
         *told = now;
         Some(response)
     }
 }
 
-struct Wire(Plane);
+/// The way to a control plane.
+pub(crate) struct Wire(pub(crate) Plane);
 
 impl Transport for Wire {
     fn open(&mut self, variant: Variant) -> BoxFuture<'static, Result<AdsStream, StreamError>> {
         let plane = self.0.clone();
         Box::pin(async move {
             let (mood, has_delta) = {
-                let book = plane.book.lock();
+                let mut book = plane.book.lock();
+                book.tries += 1;
                 (book.mood, book.has_delta)
             };
             if mood == Mood::Down {
@@ -303,6 +360,14 @@ pub(crate) fn client_with(
     XdsClient::spawn(config, wire, &Handle::current())
 }
 
+/// A client of one control plane over a transport of its own.
+pub(crate) fn client_over<T: Transport + Clone>(transport: T, variant: Variant) -> XdsClient {
+    let bootstrap = Bootstrap::new(server(0), Node { id: "me".to_owned(), ..Default::default() });
+    let mut config = XdsConfig::new(bootstrap);
+    config.variant = Some(variant);
+    XdsClient::spawn(config, move |_| transport.clone(), &Handle::current())
+}
+
 /// Type and name, and the bytes.
 pub(crate) type Named = ((String, String), Vec<u8>);
 
@@ -318,12 +383,7 @@ macro_rules! packed {
 }
 
 pub(crate) fn destination(name: &str, routes: &str) -> Named {
-    let listener = Listener {
-        name: name.to_owned(),
-        routes: RouteSource::Named(routes.to_owned()),
-        filters: Vec::new(),
-        max_stream_duration: None,
-    };
+    let listener = Listener::new(name, RouteSource::Named(routes.to_owned()));
     named(name, packed!(codec::encode_listener(&listener)))
 }
 
@@ -335,6 +395,11 @@ pub(crate) fn route_to(name: &str, cluster: &str) -> Named {
 
 pub(crate) fn cluster_named(name: &str) -> Named {
     named(name, packed!(codec::encode_cluster(&mesh_core::policy::Cluster::new(name.into()))))
+}
+
+/// Endpoints that are none.
+pub(crate) fn no_endpoints_of(cluster: &str) -> Named {
+    named(cluster, packed!(codec::encode_endpoints(&policy::endpoints(&cluster.into(), Vec::new()))))
 }
 
 pub(crate) fn endpoints_of(cluster: &str, port: u16) -> Named {

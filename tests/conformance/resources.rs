@@ -24,6 +24,10 @@ fn is_failed(state: &DestinationState) -> bool {
     matches!(state, DestinationState::Failed(_))
 }
 
+fn is_unreachable(state: &DestinationState) -> bool {
+    matches!(state, DestinationState::Unreachable(_))
+}
+
 #[tokio::test(start_paused = true)]
 async fn a27_names_are_followed_and_what_nobody_wants_is_unsubscribed() {
     for variant in BOTH {
@@ -138,7 +142,7 @@ async fn a88_where_absence_is_reported_a_late_resource_is_a_transient_error_afte
         client.ready().await;
         let begun = Instant::now();
         let mut state = client.destination(&"a:80".parse().unwrap());
-        becomes(&mut state, "it is late", is_failed).await;
+        becomes(&mut state, "it is late", is_unreachable).await;
         assert_eq!(begun.elapsed(), Duration::from_secs(30));
         assert_eq!(client.config_dump()["resources"][0]["state"], "timed_out");
     }
@@ -190,7 +194,7 @@ async fn a57_an_outage_keeps_what_is_known_and_fails_what_is_not() {
         goes_to(&mut known, 1).await;
         plane.is(Mood::Down);
         let mut unknown = client.destination(&"new:80".parse().unwrap());
-        let failed = becomes(&mut unknown, "nobody can be asked", is_failed).await;
+        let failed = becomes(&mut unknown, "nobody can be asked", is_unreachable).await;
         assert!(format!("{failed:?}").contains("cannot be reached"), "{failed:?}");
         clock::pass(Duration::from_secs(24 * 3600)).await;
         assert!(is_ready(&known.load()));

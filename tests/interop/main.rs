@@ -13,6 +13,7 @@ mod envoy;
 mod grpc;
 mod grpc_client;
 mod grpc_mtls;
+mod herd;
 mod manifests;
 mod member;
 mod outage;

@@ -67,8 +67,8 @@ fn id(account: &str) -> String {
 
 #[tokio::test]
 async fn s12_a_process_has_the_identity_that_its_files_say_and_follows_their_renewal() {
+    // No manifest: one that is read later makes another cluster, with connections of its own.
     let plane = Plane::start().await;
-    plane.write("mode.yaml", STRICT);
     let _reviews = plane.serve("reviews", "", whoami()).await;
     let _details = plane.serve("details", "", whoami()).await;
     let files = tempfile::tempdir().unwrap();

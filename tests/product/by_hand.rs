@@ -13,14 +13,15 @@ use crate::support::{eventually, plain_get};
 
 const MESH: &str = env!("CARGO_BIN_EXE_mesh");
 
-/// Builds the two examples where the binary was built; gives their directory.
-async fn examples() -> PathBuf {
+/// Builds the examples where the binary was built; gives their directory.
+pub(crate) async fn examples() -> PathBuf {
     let profile = Path::new(MESH).parent().unwrap();
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(env!("CARGO_MANIFEST_DIR")).arg("build").arg("--target-dir").arg(profile.parent().unwrap());
     // The features of the whole workspace, as the tests have them: nothing is compiled a second time.
     let features = if cfg!(feature = "dns") { "mesh/cli,mesh/dns" } else { "mesh/cli" };
     cargo.args(["--workspace", "--features", features, "--example", "hello_server", "--example", "hello_client"]);
+    cargo.args(["--example", "bookinfo"]);
     if profile.ends_with("release") {
         cargo.arg("--release");
     }

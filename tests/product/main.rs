@@ -5,10 +5,13 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 #![allow(clippy::disallowed_methods, reason = "servers and loads of a test run beside it, and end with it")]
 
+#[cfg(all(feature = "cli", target_os = "linux"))]
+mod bookinfo;
 mod bootstrap;
 #[cfg(feature = "cli")]
 mod by_hand;
 mod drain;
+mod health;
 mod isolation;
 #[cfg(feature = "dns")]
 mod names;
@@ -20,3 +23,4 @@ mod reports;
 mod strict;
 mod support;
 mod targets;
+mod tcp;

@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::routing::any;
+
 use crate::probe;
-use crate::support::{Load, Plane, becomes, call, eventually};
+use crate::support::{Load, Plane, Running, becomes, call, eventually};
 
 const REVIEWS: &str = "http://reviews:9080/";
 
@@ -41,6 +44,36 @@ async fn requests_survive_a_control_plane_that_is_gone_and_edits_count_when_it_i
 
     plane.write("routes.yaml", MAINTENANCE);
     becomes(&caller, REVIEWS, &[], "maintenance").await;
+}
+
+/// R09: nobody tells of the dead and of those who return; calls themselves find out.
+#[tokio::test]
+async fn servers_that_die_and_return_while_the_control_plane_is_away_leave_the_rotation_and_come_back() {
+    let mut plane = Plane::start().await;
+    let _stays = plane.answering("reviews", "", "stays").await;
+    let leaves = plane.answering("reviews", "", "leaves").await;
+    let caller = plane.caller("productpage").await;
+    becomes(&caller, REVIEWS, &[], "stays").await;
+    becomes(&caller, REVIEWS, &[], "leaves").await;
+
+    plane.stop().await;
+    let (mesh, place) = (leaves.mesh.clone(), leaves.address);
+    drop(leaves);
+    // Requests may be on their way when it dies; from the first answers of the other one on, none is lost.
+    eventually("the dead one is out of the rotation", || async {
+        for _ in 0..20 {
+            call(&caller, REVIEWS, &[]).await.ok().filter(|(_, answer)| answer == "stays")?;
+        }
+        Some(())
+    })
+    .await;
+    let load = Load::begin(&caller, REVIEWS);
+    load.more(50).await;
+    let app = Router::new().fallback(any(|| async { "leaves" }));
+    let _back = Running::serve_at(place, mesh, "reviews", app).await;
+    becomes(&caller, REVIEWS, &[], "leaves").await;
+    load.more(50).await;
+    load.all_well().await;
 }
 
 #[tokio::test]

@@ -135,12 +135,7 @@ fn said(version: &'static str, cluster: Any) -> Said {
         headers: HeaderPolicy::default(),
         retry_budget: None,
     };
-    let listener = Listener {
-        name: TARGET.to_owned(),
-        routes: RouteSource::Named("r".to_owned()),
-        filters: Vec::new(),
-        max_stream_duration: None,
-    };
+    let listener = Listener::new(TARGET, RouteSource::Named("r".to_owned()));
     let group = LocalityEndpoints {
         locality: Default::default(),
         priority: 0,

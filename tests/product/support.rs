@@ -183,7 +183,11 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) async fn serve(mesh: Mesh, service: &str, app: Router) -> Self {
-        let listener = TcpListener::bind(FREE).await.unwrap();
+        Self::serve_at(FREE, mesh, service, app).await
+    }
+
+    pub(crate) async fn serve_at(place: SocketAddr, mesh: Mesh, service: &str, app: Router) -> Self {
+        let listener = TcpListener::bind(place).await.unwrap();
         let address = listener.local_addr().unwrap();
         let serve = mesh.serve(listener, app).service(service, 9080).without_signals();
         Self { mesh, address, task: tokio::spawn(serve.into_future()) }

@@ -1,7 +1,7 @@
-//! `cargo xtask docs`: the documentation of every crate of the workspace, warnings denied.
+//! `cargo xtask docs`: the documentation of every crate of the workspace with every feature, warnings denied.
 
 use crate::Outcome;
-use crate::workspace::{Workspace, run as run_cargo};
+use crate::workspace::{FEATURES, Workspace, run as run_cargo};
 
 /// Builds it and prints where it begins.
 pub(crate) fn run(workspace: &Workspace) -> Outcome {
@@ -12,5 +12,6 @@ pub(crate) fn run(workspace: &Workspace) -> Outcome {
 
 /// Builds it; a broken link is an error.
 pub(crate) fn build(workspace: &Workspace) -> Outcome {
-    run_cargo(workspace.cargo(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+    let doc = ["doc", "--workspace", "--no-deps", "--features", FEATURES];
+    run_cargo(workspace.cargo(doc).env("RUSTDOCFLAGS", "-D warnings"))
 }

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use crate::{Failure, Outcome};
 
-/// The feature set every test and example is built with: one set, so that nothing is compiled twice.
+/// The feature set everything is linted, documented, tested and run with: one set, so that nothing is compiled
+/// twice. The default features are on besides.
 pub(crate) const FEATURES: &str = "mesh/cli,mesh/dns";
 
 /// What xtask needs to know of the workspace.

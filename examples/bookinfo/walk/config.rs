@@ -94,7 +94,7 @@ pub(crate) async fn edit_and_wait(fleet: &Fleet, text: &str, version: &str) -> R
 }
 
 pub(crate) fn file(fleet: &Fleet) -> PathBuf {
-    fleet.manifests.join("virtual-service.yaml")
+    fleet.manifests().join("virtual-service.yaml")
 }
 
 async fn findings(fleet: &Fleet) -> Result<Vec<Value>> {

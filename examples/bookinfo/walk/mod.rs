@@ -6,38 +6,43 @@ mod traffic;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::apps::Result;
 use crate::apps::productpage::Page;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Home};
 use crate::http_get;
+use crate::interrupt::Interrupt;
 use crate::report::Report;
 
 /// How long a step waits for something to become true.
 const LIMIT: Duration = Duration::from_secs(15);
 /// Pause between two looks.
 const LOOK: Duration = Duration::from_millis(5);
+/// Pause between two looks for processes that have ended.
+const WATCH: Duration = Duration::from_millis(500);
+/// Pause after a process that could not be replaced.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
 
-/// The walk; says whether every step was seen to be true.
-pub(crate) async fn run(smoke: bool, manifests: Option<PathBuf>, listen: SocketAddr, json: bool) -> Result<bool> {
+/// The walk; says whether every step was seen to be true. It edits a copy of the manifests.
+pub(crate) async fn run(smoke: bool, manifests: Option<&Path>, listen: SocketAddr, json: bool) -> Result<bool> {
+    let mut interrupt = Interrupt::listen()?;
     let mut report = Report::new(json);
     let started = Instant::now();
     report.say("starting a control plane and the bookinfo processes ...");
-    let mut fleet = tokio::select! {
-        fleet = Fleet::start(manifests, listen) => fleet?,
-        () = interrupted() => return Err("interrupted".into()),
-    };
+    let mut fleet = start(Home::with_copy(manifests)?, listen, &mut interrupt).await?;
     let walked = tokio::select! {
-        walked = steps(&mut fleet, &mut report, smoke, started) => walked,
-        () = interrupted() => Err("interrupted".into()),
+        walked = steps(&mut fleet, &mut report, smoke, started) => {
+            if walked.is_err() || !report.ok() {
+                eprint!("{}", fleet.logs());
+            }
+            walked
+        }
+        () = interrupt.asked() => Err("interrupted".into()),
     };
-    if walked.is_err() || !report.ok() {
-        eprint!("{}", fleet.logs());
-    }
     let stopping = Instant::now();
-    let stopped = fleet.stop().await.map(|left| {
+    let stopped = stop(fleet, &mut interrupt).await.map(|left| {
         let mut seen = crate::report::Observed::default();
         seen.note("processes_left", left);
         seen.expect("no process is left", left == 0);
@@ -47,6 +52,22 @@ pub(crate) async fn run(smoke: bool, manifests: Option<PathBuf>, listen: SocketA
     walked?;
     report.finish()?;
     Ok(report.ok())
+}
+
+/// Starts everything; an interrupt kills what has started.
+async fn start(home: Home, listen: SocketAddr, interrupt: &mut Interrupt) -> Result<Fleet> {
+    tokio::select! {
+        fleet = Fleet::start(home, listen) => fleet,
+        () = interrupt.asked() => Err("interrupted".into()),
+    }
+}
+
+/// Ends everything in order; an interrupt, a second one perhaps, kills what has not ended.
+async fn stop(fleet: Fleet, interrupt: &mut Interrupt) -> Result<usize> {
+    tokio::select! {
+        left = fleet.stop() => left,
+        () = interrupt.asked() => Err("interrupted while stopping: the remaining processes were killed".into()),
+    }
 }
 
 async fn steps(fleet: &mut Fleet, report: &mut Report, smoke: bool, started: Instant) -> Result<()> {
@@ -75,68 +96,52 @@ async fn steps(fleet: &mut Fleet, report: &mut Report, smoke: bool, started: Ins
     Ok(())
 }
 
-/// Stays up until interrupted, replacing processes that end.
+/// Stays up until interrupted, replacing processes that end. The control plane watches `manifests` themselves.
 pub(crate) async fn serve(manifests: Option<PathBuf>, listen: SocketAddr) -> Result<()> {
-    let mut fleet = tokio::select! {
-        fleet = Fleet::start(manifests, listen) => fleet?,
-        () = interrupted() => return Err("interrupted".into()),
-    };
+    let mut interrupt = Interrupt::listen()?;
+    let home = manifests.map_or_else(|| Home::with_copy(None), Home::watching)?;
+    let mut fleet = start(home, listen, &mut interrupt).await?;
     let up = tokio::select! {
-        up = traffic::everything_up(&fleet) => up,
-        () = interrupted() => Err("interrupted".into()),
+        up = traffic::everything_up(&fleet) => up.map(drop).inspect_err(|_| eprint!("{}", fleet.logs())),
+        () = interrupt.asked() => Err("interrupted".into()),
     };
-    if let Err(error) = up {
-        eprint!("{}", fleet.logs());
-        fleet.stop().await?;
-        return Err(error);
-    }
-    print_urls(&fleet);
-    let mut tick = tokio::time::interval(Duration::from_millis(500));
-    // One listener for the whole loop: a signal that comes while a process is replaced is not lost.
-    let ended = interrupted();
-    tokio::pin!(ended);
-    loop {
+    if up.is_ok() {
+        print_urls(&fleet);
         tokio::select! {
-            _ = tick.tick() => {
-                let replaced = fleet.replace_ended().await?;
-                if replaced > 0 {
-                    println!("replaced {replaced} process(es) that had ended");
-                }
-            }
-            () = &mut ended => break,
+            () = keep_up(&mut fleet) => {}
+            () = interrupt.asked() => println!("stopping; a second Ctrl-C kills"),
         }
     }
-    fleet.stop().await?;
-    Ok(())
+    stop(fleet, &mut interrupt).await?;
+    up
+}
+
+/// Replaces what ends, until it is dropped. What cannot be replaced is tried again.
+async fn keep_up(fleet: &mut Fleet) {
+    loop {
+        tokio::time::sleep(WATCH).await;
+        let replaced = fleet.replace_ended().await;
+        for one in &replaced {
+            match one {
+                Ok(process) => println!("replaced  {process}"),
+                Err(error) => eprintln!("{error}\nanother try in {} s", TRY_AGAIN.as_secs()),
+            }
+        }
+        if replaced.iter().any(Result::is_err) {
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+    }
 }
 
 fn print_urls(fleet: &Fleet) {
     println!("productpage    http://{}/productpage   (sign in: ?user=jason)", fleet.page());
     println!("as JSON        http://{}/api/page", fleet.page());
-    println!("manifests      {}", fleet.manifests.display());
-    println!("control plane  http://{}/findings  /sync  /registrations", fleet.plane_debug());
-    for process in &fleet.apps {
-        let pid = process.pid().unwrap_or_default();
-        if let Some(debug) = process.ready.debug {
-            println!("{:<12} {} pid {pid:<8} http://{debug}/config_dump", process.name, process.version);
-        }
+    println!("manifests      {}", fleet.manifests().display());
+    println!("debug pages: the control plane's /findings /sync /registrations, the applications' /config_dump");
+    for process in std::iter::once(&fleet.plane).chain(&fleet.apps) {
+        println!("{}", process.line());
     }
     println!("Ctrl-C ends everything.");
-}
-
-/// Ctrl-C or SIGTERM.
-async fn interrupted() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let terminated = async {
-        match signal(SignalKind::terminate()) {
-            Ok(mut signal) => drop(signal.recv().await),
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        () = terminated => {}
-    }
 }
 
 /// One page from productpage; an answer other than 200 is an error that says why.

@@ -1,16 +1,19 @@
 //! One endpoint at run time: its connections, its load, its metrics. Made by the first request to it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
 use mesh_core::balance::{InFlight, Load};
+use mesh_core::health::Evidence;
 use mesh_core::policy::{self, Address, StringMatch, UpstreamTls};
-use mesh_core::retry::grpc_status;
+use mesh_core::retry::{TryOutcome, grpc_status};
 use mesh_core::telemetry::load::Issued;
-use mesh_core::telemetry::{PeerLabels, RequestSeries};
+use mesh_core::telemetry::{PeerLabels, RequestLabels, RequestSeries, TcpSeries};
 use tokio::time::Instant;
 
 use super::Cluster;
+use super::health::{Watch, Watched};
 use crate::connect::{Peer, Pool};
 use crate::env::Env;
 
@@ -19,27 +22,28 @@ pub(crate) struct Endpoint {
     pool: Pool,
     load: Arc<Load>,
     series: Arc<RequestSeries>,
+    // Of raw connections; most endpoints never see one.
+    tcp: OnceLock<Arc<TcpSeries>>,
     // Start of the clock that the load counts by.
     epoch: Instant,
+    // If policy wants to hear what requests see.
+    watch: Option<Arc<Watch>>,
 }
 
 impl Endpoint {
     pub(super) fn new(policy: &policy::Endpoint, load: Arc<Load>, cluster: &Cluster, env: &Env) -> Self {
         let metadata = &policy.metadata;
-        let mut labels = cluster.labels.clone();
-        if let Some(workload) = &metadata.workload {
-            labels.destination = PeerLabels::of(workload, None);
-        }
-        labels.destination.principal = expected_principal(&cluster.policy.tls, metadata.mesh_tls);
         let peer = Peer {
             address: policy.address.clone(),
             additional: policy.additional_addresses.clone(),
             mesh_tls: metadata.mesh_tls,
             hostname: metadata.hostname.clone(),
+            proxy: cluster.policy.proxy.as_ref().and_then(|proxy| proxy.of(metadata)).cloned().map(Box::new),
         };
         let pool = Pool::new(cluster.dialer.clone(), peer, cluster.policy.breaker.max_connections);
-        let series = env.metrics.series(&labels);
-        Self { pool, load, series, epoch: env.epoch }
+        let series = env.metrics.series(&labels(policy, cluster));
+        let watch = Watch::new(&cluster.policy, cluster.wake.as_ref());
+        Self { pool, load, series, tcp: OnceLock::new(), epoch: env.epoch, watch }
     }
 
     pub(crate) fn address(&self) -> &Address {
@@ -58,15 +62,41 @@ impl Endpoint {
         &self.load
     }
 
-    /// Counts a request in, from the pick to the end of its answer.
-    pub(crate) fn begin(&self, started: Instant) -> Attempt {
-        Attempt { in_flight: self.load.start(), started, epoch: self.epoch, measured: false, issued: None }
+    /// What requests have seen, if policy wants to hear of it.
+    pub(super) fn watch(&self) -> Option<&Watch> {
+        self.watch.as_deref()
+    }
+
+    /// Counts a request in, from the pick to the end of its answer. `None` = it must go elsewhere: the endpoint is
+    /// on probation, and another request is under way.
+    pub(crate) fn begin(&self, started: Instant) -> Option<Attempt> {
+        let watched = match &self.watch {
+            None => None,
+            Some(watch) => Some(watch.enter()?),
+        };
+        let (epoch, in_flight) = (self.epoch, self.load.start());
+        Some(Attempt { in_flight, started, epoch, measured: false, issued: None, watched, late_at: None })
     }
 
     /// Counts the requests that went here.
     pub(crate) fn series(&self) -> &Arc<RequestSeries> {
         &self.series
     }
+
+    /// Counts the raw connections that went here; `policy` is what the endpoint was made of.
+    pub(crate) fn tcp_series(&self, policy: &policy::Endpoint, cluster: &Cluster, env: &Env) -> Arc<TcpSeries> {
+        self.tcp.get_or_init(|| env.metrics.tcp(&labels(policy, cluster), "-")).clone()
+    }
+}
+
+/// Labels of what goes to an endpoint.
+pub(super) fn labels(policy: &policy::Endpoint, cluster: &Cluster) -> RequestLabels {
+    let mut labels = cluster.labels.clone();
+    if let Some(workload) = &policy.metadata.workload {
+        labels.destination = PeerLabels::of(workload, None);
+    }
+    labels.destination.principal = expected_principal(&cluster.policy.tls, policy.metadata.mesh_tls);
+    labels
 }
 
 /// The one identity that policy lets this endpoint have; empty if it leaves a choice.
@@ -93,13 +123,25 @@ pub(crate) struct Attempt {
     measured: bool,
     // Counted for the control plane.
     issued: Option<Issued>,
+    watched: Option<Watched>,
+    // Without an answer by then it is the endpoint's fault.
+    late_at: Option<Instant>,
 }
+
+/// Timers may be early by less than that.
+const TICK: Duration = Duration::from_millis(1);
 
 impl Attempt {
     /// Counts the try for the control plane as well. To it a failure is every gRPC status but OK, every 5xx,
     /// and whatever did not end.
     pub(crate) fn reported(mut self, issued: Option<Issued>) -> Self {
         self.issued = issued;
+        self
+    }
+
+    /// Past this moment a missing answer is the endpoint's fault. A limit of the caller's own is none.
+    pub(crate) fn limited(mut self, late_at: Option<Instant>) -> Self {
+        self.late_at = late_at;
         self
     }
 
@@ -114,21 +156,33 @@ impl Attempt {
 
     /// Notes the head of an answer.
     pub(crate) fn answered(&mut self, status: StatusCode, headers: &HeaderMap, grpc: bool) {
-        let failed = if grpc { grpc_status(headers).is_some_and(is_failure) } else { is_server_failure(status) };
+        let early = if grpc { grpc_status(headers) } else { None };
+        self.witness(Evidence::of(&TryOutcome::Answer { status, headers, grpc_status: early }, grpc));
+        let failed = if grpc { early.is_some_and(is_failure) } else { is_server_failure(status) };
         if failed || (grpc && status != StatusCode::OK) {
-            self.failed();
+            self.slipped();
         } else {
             self.measured = true;
             self.in_flight.load().succeeded(self.started.elapsed(), self.epoch.elapsed());
         }
         // The status of a gRPC answer comes at its end, unless there is nothing else.
-        self.judge(if grpc { grpc_status(headers) == Some(0) } else { !status.is_server_error() });
+        self.judge(if grpc { early == Some(0) } else { !status.is_server_error() });
+    }
+
+    /// A raw connection stands. How long that took is all that is measured of it.
+    pub(crate) fn established(&mut self) {
+        // What Envoy makes of a connection that came about.
+        self.witness(Evidence::Status(StatusCode::OK.as_u16()));
+        self.measured = true;
+        self.in_flight.load().succeeded(self.started.elapsed(), self.epoch.elapsed());
+        self.judge(true);
     }
 
     /// Notes the status of a gRPC answer that came with its trailers.
     pub(crate) fn ended(&mut self, grpc_status: i32) {
+        self.witness(Evidence::Grpc(grpc_status));
         if is_failure(grpc_status) {
-            self.failed();
+            self.slipped();
         }
         self.judge(grpc_status == 0);
     }
@@ -144,8 +198,24 @@ impl Attempt {
         }
     }
 
-    /// The endpoint gave no answer, and it is its fault.
+    /// No connection, or it broke, and it is the endpoint's fault.
     pub(crate) fn failed(&mut self) {
+        self.witness(Evidence::Lost);
+        self.slipped();
+    }
+
+    /// The endpoint refused the request before looking at it: it has enough to do, which makes it no outlier.
+    pub(crate) fn refused(&mut self) {
+        self.slipped();
+    }
+
+    fn witness(&mut self, evidence: Evidence) {
+        if let Some(watched) = &mut self.watched {
+            watched.record(evidence);
+        }
+    }
+
+    fn slipped(&mut self) {
         self.measured = true;
         self.in_flight.load().failed(self.started.elapsed(), self.epoch.elapsed());
         self.judge(false);
@@ -159,7 +229,13 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if !self.measured {
+        if self.measured {
+            return;
+        }
+        if self.late_at.is_some_and(|at| Instant::now() + TICK >= at) {
+            self.witness(Evidence::Late);
+            self.slipped();
+        } else {
             // Given up before an answer: it would have taken longer than this.
             self.in_flight.load().abandoned(self.started.elapsed(), self.epoch.elapsed());
         }
@@ -179,8 +255,6 @@ fn is_failure(grpc_status: i32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn attempt(load: &Arc<Load>) -> Attempt {
@@ -191,6 +265,8 @@ mod tests {
             epoch: now - Duration::from_secs(1),
             measured: false,
             issued: None,
+            watched: None,
+            late_at: None,
         }
     }
 

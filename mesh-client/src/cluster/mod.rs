@@ -6,6 +6,7 @@
 
 mod admission;
 mod endpoint;
+mod health;
 mod report;
 mod worker;
 
@@ -18,19 +19,19 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use mesh_core::balance::{Load, ReadySet, subset};
+use mesh_core::health::Standing;
 use mesh_core::id::Target;
 use mesh_core::policy::{self, Address, Balancer, ClusterTelemetry, Discovery, Endpoints, LocalityEndpoints};
 use mesh_core::telemetry::load::{ClusterLoad, Issued};
 use mesh_core::telemetry::{RequestLabels, RequestSeries};
-use parking_lot::Mutex;
-use tokio::sync::watch;
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 pub(crate) use self::admission::{Admission, Permit};
 pub(crate) use self::endpoint::{Attempt, Endpoint};
 use self::report::Reported;
 use crate::connect::Dialer;
-use crate::connect::names::Names;
 use crate::connect::worker::Owned;
 use crate::env::Env;
 use crate::error::Cause;
@@ -48,6 +49,9 @@ pub(crate) struct Cluster {
     // For the control plane, if it wants to hear of it.
     load: Option<Arc<ClusterLoad>>,
     dns: OnceLock<Dns>,
+    // Wakes the owner of the endpoints' health, if policy asks for one.
+    wake: Option<Arc<Notify>>,
+    health: OnceLock<Owned<()>>,
 }
 
 /// The endpoints of a cluster at one moment.
@@ -76,14 +80,7 @@ impl Cluster {
         target: &Target,
         env: &Arc<Env>,
     ) -> Arc<Self> {
-        let dialer = Dialer::new(
-            policy.connection.clone(),
-            policy.tls.clone(),
-            target.host(),
-            Names::new(env.resolver.clone(), env.random.clone(), env.limits.dns_min_refresh),
-            env.identity.clone(),
-            env.crypto.clone(),
-        );
+        let dialer = Dialer::new(&policy, target.host(), env);
         let ClusterTelemetry { service, service_name, service_namespace } = policy.telemetry.clone();
         let service = if service.is_empty() { target.host().to_owned() } else { service };
         let labels = env.labels(service, service_name, service_namespace);
@@ -104,6 +101,8 @@ impl Cluster {
             labels,
             load: report::load(&policy, env),
             dns: OnceLock::new(),
+            wake: health::is_watched(&policy).then(Arc::default),
+            health: OnceLock::new(),
             policy,
         });
         cluster.apply(endpoints, env);
@@ -111,6 +110,9 @@ impl Cluster {
             let (resolved, task) = worker::resolve(names.clone(), &cluster, env.clone());
             // Set once, here: nobody else has the cluster yet.
             let _ = cluster.dns.set(Dns { resolved, _task: task });
+        }
+        if let Some(owner) = health::start(&cluster, env) {
+            let _ = cluster.health.set(owner);
         }
         cluster
     }
@@ -142,6 +144,26 @@ impl Cluster {
     /// Counts requests that reached no endpoint.
     pub(crate) fn series(&self) -> &Arc<RequestSeries> {
         &self.series
+    }
+
+    /// Labels of what goes to one of the members, or to none of them.
+    pub(crate) fn labels(&self, endpoint: Option<(&Members, usize)>) -> RequestLabels {
+        match endpoint {
+            Some((members, index)) => endpoint::labels(members.ready.candidates().policy(index).1, self),
+            None => self.labels.clone(),
+        }
+    }
+
+    /// Why there is no endpoint to send to.
+    pub(crate) fn no_endpoint(&self, members: &Members) -> Cause {
+        let cluster = self.policy.name.clone();
+        if members.ready.known() == 0
+            && let failures = self.dns_failures()
+            && !failures.is_empty()
+        {
+            return Cause::Unresolved { cluster, reason: failures.join("; ").into() };
+        }
+        Cause::NoEndpoint { cluster, known: members.ready.known(), usable: members.ready.len() }
     }
 
     /// Waits for the first DNS answer, if endpoints come from DNS.
@@ -207,10 +229,21 @@ impl Cluster {
 
     /// Replaces the endpoints: known ones stay as they are, missing ones drain.
     fn apply(&self, endpoints: Arc<Endpoints>, env: &Env) {
+        let changing = self.changing.lock();
+        self.replace(endpoints, env, changing);
+        self.wake.iter().for_each(|wake| wake.notify_one());
+    }
+
+    /// Builds the set of the same endpoints anew, for their health has changed.
+    fn refresh(&self, env: &Env) {
+        let changing = self.changing.lock();
+        self.replace(self.members.load().source.clone(), env, changing);
+    }
+
+    fn replace(&self, endpoints: Arc<Endpoints>, env: &Env, changing: MutexGuard<'_, ()>) {
         let part = subset(&endpoints, &self.policy.balancer, env.number);
         let reported = self.load.as_ref().map(|load| Reported::new(load, &part.localities, &endpoints.drops));
         let now = env.since_epoch(Instant::now());
-        let changing = self.changing.lock();
         let old = self.members.load_full();
         let mut known = old.known();
         let ramps = self.policy.slow_start.is_some() && old.ready.known() > 0;
@@ -230,7 +263,7 @@ impl Cluster {
                         let load = old.ready.candidates()[index].load().cloned();
                         (old.ready.endpoints()[index].clone(), load)
                     }
-                    None => (Cell::new(), None),
+                    None => (Cell::new(), health::is_checked(&self.policy, endpoint).then(unchecked)),
                 };
                 let healthy = before.is_some_and(|b| old.ready.candidates().policy(b).1.health.is_usable());
                 let load = if ramps && !healthy { Some(ramping(load, now)) } else { load };
@@ -258,6 +291,13 @@ impl Cluster {
 /// Whether an update says the same of an address: its connections stay good.
 fn is_still(before: &policy::Endpoint, now: &policy::Endpoint) -> bool {
     before.metadata == now.metadata && before.additional_addresses == now.additional_addresses
+}
+
+/// The load of an endpoint whose first check is still to come.
+fn unchecked() -> Arc<Load> {
+    let load = Arc::<Load>::default();
+    load.set_standing(Standing::Unchecked);
+    load
 }
 
 /// A load whose endpoint is new, or healthy again.

@@ -67,7 +67,7 @@ fn an_update_keeps_who_stays_and_closes_who_goes() {
     let cluster = cluster(plain(), endpoints(0..5), &env);
     let members = cluster.members();
     let (stays, goes) = (at(&cluster, &members, 1, &env), at(&cluster, &members, 4, &env));
-    let _request = stays.begin(Instant::now());
+    let _request = stays.begin(Instant::now()).unwrap();
     cluster.update(&endpoints(1..4), &env);
     let members = cluster.members();
     let now = at(&cluster, &members, 1, &env);
@@ -105,7 +105,7 @@ fn a_request_that_began_before_an_update_makes_no_second_endpoint() {
     assert!(Arc::ptr_eq(&late, &at(&cluster, &cluster.members(), 1, &env)));
     assert!(Arc::ptr_eq(&late, &at(&cluster, &before, 1, &env)));
     let place = |members: &Members| members.ready.find(&address(1)).unwrap();
-    let _request = late.begin(Instant::now());
+    let _request = late.begin(Instant::now()).unwrap();
     for members in [before.clone(), cluster.members()] {
         assert_eq!(members.ready.candidates()[place(&members)].in_flight(), 1, "one load for both sets");
     }

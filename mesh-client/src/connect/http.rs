@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::IoStream;
 use super::pool::OpenGuard;
+use super::settings::{Observed, StreamLimit};
 use super::worker::{self, Alive};
 use crate::body::Outgoing;
 
@@ -25,7 +26,8 @@ pub(crate) enum Connection {
 /// An HTTP/1.1 connection.
 pub(crate) struct SoleConnection {
     pub(crate) sender: http1::SendRequest<Outgoing>,
-    pub(crate) made: Instant,
+    /// When it is too old.
+    pub(crate) worn_at: Option<Instant>,
     pub(crate) idle_since: Instant,
     /// Requests carried so far.
     pub(crate) served: u32,
@@ -35,11 +37,15 @@ pub(crate) struct SoleConnection {
 /// An HTTP/2 connection.
 pub(crate) struct SharedConnection {
     sender: http2::SendRequest<Outgoing>,
-    pub(crate) made: Instant,
+    /// When it is too old.
+    pub(crate) worn_at: Option<Instant>,
     /// Requests carried so far.
     pub(crate) served: AtomicU32,
     /// Of them, those whose answer has not ended.
-    pub(crate) streams: AtomicU32,
+    streams: AtomicU32,
+    /// Streams at once: what the peer says, and what policy does.
+    limit: StreamLimit,
+    allowed: u32,
     /// What the last look for idle connections saw: requests carried, and since when that number stands.
     quiet: Mutex<(u32, Instant)>,
     // Of the connection and of what moves requests onto it. Both live until the last stream has ended:
@@ -50,6 +56,27 @@ pub(crate) struct SharedConnection {
 impl SharedConnection {
     pub(crate) fn is_closed(&self) -> bool {
         self.sender.is_closed()
+    }
+
+    /// Takes a place for a stream, to be given back by [`leave`](Self::leave). `None`: there is no room. `crowd`
+    /// takes one all the same: the stream waits inside the connection.
+    pub(super) fn enter(&self, crowd: bool) -> bool {
+        let others = self.streams.fetch_add(1, Ordering::Relaxed);
+        let room = crowd || others < self.limit.get().min(self.allowed);
+        if !room {
+            self.streams.fetch_sub(1, Ordering::Relaxed);
+        }
+        room
+    }
+
+    /// A stream has ended.
+    pub(super) fn leave(&self) {
+        self.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Streams that have not ended.
+    pub(super) fn streams(&self) -> u32 {
+        self.streams.load(Ordering::Relaxed)
     }
 
     /// Since when nothing has gone over it, as far as earlier calls could tell.
@@ -68,15 +95,20 @@ impl SharedConnection {
     }
 }
 
-pub(super) async fn http1(io: IoStream, open: OpenGuard) -> hyper::Result<Connection> {
+pub(super) async fn http1(io: IoStream, worn_at: Option<Instant>, open: OpenGuard) -> hyper::Result<Connection> {
     let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(io)).await?;
     let (alive, ended) = worker::handle();
     worker::drive(connection.with_upgrades(), ended, open);
-    let now = Instant::now();
-    Ok(Connection::Sole(SoleConnection { sender, made: now, idle_since: now, served: 0, _alive: alive }))
+    Ok(Connection::Sole(SoleConnection { sender, worn_at, idle_since: Instant::now(), served: 0, _alive: alive }))
 }
 
-pub(super) async fn http2(io: IoStream, options: &ConnectionOptions, open: OpenGuard) -> hyper::Result<Connection> {
+pub(super) async fn http2(
+    io: IoStream,
+    options: &ConnectionOptions,
+    worn_at: Option<Instant>,
+    open: OpenGuard,
+) -> hyper::Result<Connection> {
+    let (io, limit) = Observed::new(io);
     let (alive, ended) = worker::handle();
     let (alive_requests, ended_requests) = worker::handle();
     let mut builder = http2::Builder::new(worker::Http2Tasks::new(ended, open));
@@ -84,15 +116,23 @@ pub(super) async fn http2(io: IoStream, options: &ConnectionOptions, open: OpenG
     if let Some(keepalive) = &options.http2_keepalive {
         builder.keep_alive_interval(keepalive.interval).keep_alive_timeout(keepalive.timeout);
     }
+    if let Some(bytes) = options.initial_stream_window {
+        builder.initial_stream_window_size(bytes);
+    }
+    if let Some(bytes) = options.initial_connection_window {
+        builder.initial_connection_window_size(bytes);
+    }
     let (sender, requests) = builder.handshake(TokioIo::new(io)).await?;
     // What moves requests onto the connection; the connection itself is driven by `Http2Tasks`.
     worker::drive(requests, ended_requests, ());
     let now = Instant::now();
     Ok(Connection::Shared(Arc::new(SharedConnection {
         sender,
-        made: now,
+        worn_at,
         served: AtomicU32::new(0),
         streams: AtomicU32::new(0),
+        limit,
+        allowed: options.max_concurrent_streams.unwrap_or(u32::MAX),
         quiet: Mutex::new((0, now)),
         _alive: [alive, alive_requests],
     })))

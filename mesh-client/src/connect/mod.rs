@@ -3,30 +3,36 @@
 //!
 //! Refuses to know clusters, routes and retries.
 
+mod custom;
 mod http;
 pub(crate) mod names;
 pub(crate) mod pool;
 mod race;
+mod settings;
 mod stream;
 mod system;
 mod tls;
+mod tunnel;
 mod verify;
 pub(crate) mod worker;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
-use mesh_core::policy::{Address, ConnectionOptions, UpstreamProtocol, UpstreamTls};
-use mesh_core::source::WatchedIdentity;
-use rustls::crypto::CryptoProvider;
-use tokio::time::timeout;
+use mesh_core::id::SpiffeId;
+use mesh_core::policy::{Address, Cluster, ConnectionOptions, UpstreamProtocol};
+use tokio::time::{Instant, timeout};
 
+pub(crate) use self::custom::Custom;
+pub use self::custom::{Connect, Io};
 pub(crate) use self::http::{Connection, SharedConnection, SoleConnection};
 use self::names::Names;
-pub(crate) use self::pool::{Lease, Pool};
-use self::stream::IoStream;
+pub(crate) use self::pool::{Lease, OpenGuard, Pool};
+pub(crate) use self::stream::IoStream;
 pub use self::system::SystemResolver;
 use self::tls::{Alpn, Tls};
+use crate::env::{Env, Random};
 use crate::error::Cause;
 
 /// Where one endpoint is reached, and what TLS has to know of it.
@@ -40,6 +46,8 @@ pub(crate) struct Peer {
     pub(crate) mesh_tls: bool,
     /// Name for SNI and authority rewriting.
     pub(crate) hostname: Option<String>,
+    /// HTTP proxy on the way to it (gRFC A86). Boxed: few have one, and all pay for its room.
+    pub(crate) proxy: Option<Box<Address>>,
 }
 
 /// Which HTTP version a request needs.
@@ -56,23 +64,27 @@ pub(crate) enum Want {
 /// Makes the connections of one cluster.
 pub(crate) struct Dialer {
     options: ConnectionOptions,
-    tls: Tls,
-    names: Names,
+    tls: Arc<Tls>,
+    names: Arc<Names>,
+    custom: Custom,
+    random: Random,
     // Of the whole cluster, for `max_connections`.
     open: Arc<AtomicU32>,
 }
 
 impl Dialer {
-    pub(crate) fn new(
-        options: ConnectionOptions,
-        tls: UpstreamTls,
-        dialled_host: &str,
-        names: Names,
-        identity: WatchedIdentity,
-        provider: Option<Arc<CryptoProvider>>,
-    ) -> Self {
-        let tls = Tls::new(tls, dialled_host, identity, provider);
-        Self { options, tls, names, open: Arc::default() }
+    pub(crate) fn new(cluster: &Cluster, dialled_host: &str, env: &Env) -> Self {
+        let tls = Tls::new(cluster.tls.clone(), dialled_host, env.identity.clone(), env.crypto.clone());
+        let names = Names::new(env.resolver.clone(), env.random.clone(), env.limits.dns_min_refresh);
+        let (options, custom, random) = (cluster.connection.clone(), env.connector.clone(), env.random.clone());
+        Self { options, tls: Arc::new(tls), names: Arc::new(names), custom, random, open: Arc::default() }
+    }
+
+    /// The same ways with other options; its connections are counted apart.
+    pub(crate) fn with(&self, options: ConnectionOptions) -> Self {
+        let (tls, names) = (self.tls.clone(), self.names.clone());
+        let (custom, random) = (self.custom.clone(), self.random.clone());
+        Self { options, tls, names, custom, random, open: Arc::default() }
     }
 
     pub(crate) fn options(&self) -> &ConnectionOptions {
@@ -101,9 +113,21 @@ impl Dialer {
     }
 
     /// Connects: TCP, TLS and the HTTP preface together within the connect timeout.
-    pub(crate) async fn dial(&self, peer: &Peer, want: Want, open: pool::OpenGuard) -> Result<Connection, Cause> {
+    pub(crate) async fn dial(&self, peer: &Peer, want: Want, open: OpenGuard) -> Result<Connection, Cause> {
+        self.in_time(peer, self.dial_http(peer, want, open)).await
+    }
+
+    /// Connects for bytes of any kind: TCP and TLS within the connect timeout. Tells who the peer is, if the
+    /// connection is the mesh's.
+    pub(crate) async fn dial_raw(&self, peer: &Peer) -> Result<(IoStream, Option<SpiffeId>), Cause> {
+        let io = self.in_time(peer, self.secure(peer, Alpn::Raw)).await?;
+        let id = if self.tls.is_mesh(peer) { io.peer_id() } else { None };
+        Ok((io, id))
+    }
+
+    async fn in_time<T>(&self, peer: &Peer, dial: impl Future<Output = Result<T, Cause>>) -> Result<T, Cause> {
         let after = self.options.connect_timeout;
-        let connected = match timeout(after, self.dial_unbounded(peer, want, open)).await {
+        let connected = match timeout(after, dial).await {
             Ok(connected) => connected,
             Err(_) => Err(Cause::ConnectTimeout { address: peer.address.clone(), after }),
         };
@@ -114,41 +138,73 @@ impl Dialer {
         connected
     }
 
-    async fn dial_unbounded(&self, peer: &Peer, want: Want, open: pool::OpenGuard) -> Result<Connection, Cause> {
-        let failed = |e: std::io::Error| Cause::ConnectFailed { address: peer.address.clone(), source: Arc::new(e) };
+    async fn dial_http(&self, peer: &Peer, want: Want, open: OpenGuard) -> Result<Connection, Cause> {
+        let io = self.stream(peer, want).await?;
+        // A peer without TLS, or one that ignores ALPN, speaks what the cluster says.
+        let h2 = io.negotiated_h2().unwrap_or(want == Want::Http2);
+        let worn = self.worn_at();
+        if h2 { http::http2(io, &self.options, worn, open).await } else { http::http1(io, worn, open).await }
+            .map_err(|e| Cause::ConnectFailed { address: peer.address.clone(), source: Arc::new(e) })
+    }
+
+    /// The bytes below HTTP: TCP, and TLS as the policy says.
+    pub(crate) async fn stream(&self, peer: &Peer, want: Want) -> Result<IoStream, Cause> {
         let alpn = match want {
             Want::Http1 => Alpn::Http1,
             Want::Http2 => Alpn::Http2,
             Want::Either => Alpn::Either,
         };
+        self.secure(peer, alpn).await
+    }
+
+    /// TCP, and TLS if policy says so.
+    async fn secure(&self, peer: &Peer, alpn: Alpn) -> Result<IoStream, Cause> {
+        let failed = |e: std::io::Error| Cause::ConnectFailed { address: peer.address.clone(), source: Arc::new(e) };
         // Before TCP: a policy that cannot be kept must not even connect.
         let tls = self.tls.connector(peer, alpn).await?;
         let tcp = self.reach(peer).await.map_err(failed)?;
-        let (io, h2) = match tls {
-            None => (tcp, want == Want::Http2),
-            Some(connector) => {
-                let io = connector.handshake(tcp, peer).await?;
-                let h2 = io.negotiated_h2();
-                // A peer that ignores ALPN speaks what the cluster says.
-                (io, h2.unwrap_or(want == Want::Http2))
-            }
-        };
-        if h2 { http::http2(io, &self.options, open).await } else { http::http1(io, open).await }
-            .map_err(|e| Cause::ConnectFailed { address: peer.address.clone(), source: Arc::new(e) })
+        match tls {
+            None => Ok(tcp),
+            Some(connector) => connector.handshake(tcp, peer).await,
+        }
     }
 
-    /// A connected stream to one of the peer's addresses.
+    /// When a connection made now is too old. The limit is a tenth shorter for some than for others, so that
+    /// connections made together do not end together.
+    fn worn_at(&self) -> Option<Instant> {
+        let age = self.options.max_age?;
+        let tenth = u64::try_from(age.as_micros() / 10).unwrap_or(u64::MAX);
+        let early = if tenth == 0 { 0 } else { (self.random)(tenth) };
+        Instant::now().checked_add(age - Duration::from_micros(early))
+    }
+
+    /// A connected stream to one of the peer's addresses, or to the proxy in front of them.
     async fn reach(&self, peer: &Peer) -> std::io::Result<IoStream> {
-        let keepalive = self.options.tcp_keepalive.is_some();
-        match &peer.address {
-            Address::Unix(path) => return stream::unix(path).await,
-            Address::Socket(address) if peer.additional.is_empty() && !self.names.has_alternates(address) => {
-                return stream::tcp(*address, keepalive).await;
+        match &peer.proxy {
+            None => self.reach_one_of(&peer.address, &peer.additional).await,
+            Some(proxy) => tunnel::through(self.reach_one_of(proxy, &[]).await?, &peer.address).await,
+        }
+    }
+
+    async fn reach_one_of(&self, address: &Address, additional: &[Address]) -> std::io::Result<IoStream> {
+        match address {
+            Address::Unix(_) => return self.connect_to(address.clone()).await,
+            Address::Socket(socket) if additional.is_empty() && !self.names.has_alternates(socket) => {
+                return self.connect_to(address.clone()).await;
             }
             Address::Socket(_) | Address::Name { .. } => {}
         }
-        let all = std::iter::once(&peer.address).chain(&peer.additional);
+        let all = std::iter::once(address).chain(additional);
         let addresses = self.names.sockets(all).await.map_err(std::io::Error::other)?;
-        race::race(&race::interleave(&addresses), |address| stream::tcp(address, keepalive)).await
+        race::race(&race::interleave(&addresses), |address| self.connect_to(Address::Socket(address))).await
+    }
+
+    async fn connect_to(&self, address: Address) -> std::io::Result<IoStream> {
+        match (&self.custom, address) {
+            (Some(custom), address) => Ok(IoStream::Custom(custom.connect(address).await?)),
+            (None, Address::Socket(address)) => stream::tcp(address, self.options.tcp_keepalive.as_ref()).await,
+            (None, Address::Unix(path)) => stream::unix(&path).await,
+            (None, Address::Name { .. }) => Err(std::io::Error::other("a name that was not looked up")),
+        }
     }
 }

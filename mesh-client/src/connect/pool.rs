@@ -1,10 +1,10 @@
-//! The connections to one endpoint: idle HTTP/1.1 ones in a queue without a lock, one HTTP/2 connection
-//! that everybody shares.
+//! The connections to one endpoint: idle HTTP/1.1 ones in a queue without a lock, and the HTTP/2 connections
+//! that everybody shares: one, and further ones while it has no room for another stream.
 //!
 //! ```text
-//! acquire ─▶ idle? ─▶ Lease ─▶ (answer ends) ─▶ idle again
+//! acquire ─▶ idle, or room on a shared one? ─▶ Lease ─▶ (answer ends) ─▶ idle again
 //!         └▶ below the limit? ─▶ dial ─▶ Lease
-//!         └▶ wait for one of the two
+//!         └▶ wait for one of the two; for HTTP/2, inside the least busy connection
 //! ```
 //!
 //! Refuses to know what is sent over a connection.
@@ -16,12 +16,14 @@ use arc_swap::ArcSwapOption;
 use crossbeam_queue::ArrayQueue;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
+use mesh_core::id::SpiffeId;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{Connection, Dialer, Peer, SharedConnection, SoleConnection, Want, worker};
+use super::{Connection, Dialer, IoStream, Peer, SharedConnection, SoleConnection, Want, worker};
 use crate::error::Cause;
 
 /// Idle HTTP/1.1 connections kept for one endpoint.
@@ -35,12 +37,15 @@ pub(crate) struct Pool {
     // Made with the first connection that is put back: most endpoints of a large cluster never see one.
     // Boxed for the same reason: by itself a queue takes cache lines of its own.
     idle: OnceLock<Box<ArrayQueue<SoleConnection>>>,
-    shared: ArcSwapOption<SharedConnection>,
-    // The one HTTP/2 connection being made, for all who need it. Asked only when there is none.
+    shared: ArcSwapOption<SharedConnections>,
+    // The one HTTP/2 connection being made, for all who need it. Asked only when no other has room.
     connecting: Mutex<Option<Connecting>>,
     counts: Arc<Counts>,
     closed: AtomicBool,
 }
+
+/// The HTTP/2 connections to an endpoint, the newest last.
+type SharedConnections = SmallVec<[Arc<SharedConnection>; 2]>;
 
 /// A connection lent for one request.
 pub(crate) enum Lease {
@@ -72,7 +77,7 @@ impl Lease {
 
 impl Drop for SharedStream {
     fn drop(&mut self) {
-        self.connection.streams.fetch_sub(1, Ordering::Relaxed);
+        self.connection.leave();
     }
 }
 
@@ -91,6 +96,7 @@ pub(crate) struct OpenGuard {
 }
 
 impl OpenGuard {
+    /// Whatever the limit.
     fn new(dialer: &Dialer, counts: &Arc<Counts>) -> Self {
         dialer.open.fetch_add(1, Ordering::Relaxed);
         counts.open.fetch_add(1, Ordering::Relaxed);
@@ -154,6 +160,25 @@ impl Pool {
         self.idle.get().map_or(0, |idle| idle.len())
     }
 
+    /// Room for a connection that is not the pool's to keep. Nobody waits for one, so none goes over the limit, as with
+    /// Envoy's `tcp_proxy`.
+    ///
+    /// # Errors
+    /// The limit, which is reached.
+    pub(crate) fn room(&self) -> Result<OpenGuard, u32> {
+        // Counted first and looked at then, so that two at once cannot both take the last place.
+        let open = OpenGuard::new(&self.dialer, &self.counts);
+        match self.max_connections {
+            Some(most) if self.dialer.open() > most => Err(most),
+            _ => Ok(open),
+        }
+    }
+
+    /// Connects for bytes of any kind, within a [`room`](Self::room); tells who the peer is, if it is of the mesh.
+    pub(crate) async fn dial_raw(&self) -> Result<(IoStream, Option<SpiffeId>), Cause> {
+        self.dialer.dial_raw(&self.peer).await
+    }
+
     /// A connection to send one request on. `fresh` passes over connections that carried one before.
     /// `waiting` is asked for leave before waiting for a connection, and its answer held meanwhile.
     pub(crate) async fn acquire<G>(
@@ -163,17 +188,16 @@ impl Pool {
         waiting: impl Fn() -> Result<G, Cause>,
     ) -> Result<Lease, Cause> {
         let want = self.dialer.want(grpc, &self.peer);
-        // An HTTP/2 connection that is gone has been discarded, so what is there is fresh.
+        // An HTTP/2 connection that is gone has been discarded, so the newest is fresh.
         if (!fresh || want == Want::Http2)
-            && let Some(connection) = self.reuse(want).await
+            && let Some(lease) = self.reuse(want, fresh).await
         {
-            return Ok(self.lease(connection));
+            return Ok(lease);
         }
-        let connection = match want {
-            Want::Http2 => Connection::Shared(self.connect_shared().await?),
-            Want::Http1 | Want::Either => self.connect_sole(want, waiting).await?,
-        };
-        Ok(self.lease(connection))
+        match want {
+            Want::Http2 => Ok(Lease::Shared(self.connect_shared().await?)),
+            Want::Http1 | Want::Either => self.connect_sole(want, waiting).await,
+        }
     }
 
     /// Puts an HTTP/1.1 connection back whose answer has ended.
@@ -193,11 +217,7 @@ impl Pool {
 
     /// Forgets an HTTP/2 connection that is gone.
     pub(crate) fn discard(&self, gone: &Arc<SharedConnection>) {
-        let current = self.shared.load();
-        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, gone)) {
-            // Whoever replaced it in between is not harmed.
-            self.shared.compare_and_swap(&current, None);
-        }
+        self.keep_shared(|connection| !Arc::ptr_eq(connection, gone));
     }
 
     /// Closes what has been idle or alive for too long.
@@ -209,10 +229,7 @@ impl Pool {
                 let _ = idle.push(connection);
             }
         }
-        let shared = self.shared.load_full();
-        if shared.is_some_and(|shared| shared.is_closed() || self.is_done(&shared, now)) {
-            self.shared.store(None);
-        }
+        self.keep_shared(|shared| !shared.is_closed() && !self.is_done(shared, now));
     }
 
     /// Closes idle connections now and the others when their requests have ended.
@@ -227,13 +244,11 @@ impl Pool {
     }
 
     /// A live connection that is there already.
-    async fn reuse(&self, want: Want) -> Option<Connection> {
+    async fn reuse(&self, want: Want, newest: bool) -> Option<Lease> {
         if want != Want::Http1
-            && let Some(shared) = self.shared.load_full()
-            && !shared.is_closed()
-            && !self.too_old(shared.made)
+            && let Some(stream) = self.reuse_shared(newest)
         {
-            return Some(Connection::Shared(shared));
+            return Some(Lease::Shared(stream));
         }
         if want == Want::Http2 {
             return None;
@@ -247,12 +262,41 @@ impl Pool {
             // Both the request and the answer are through, so its task is about to say one of two
             // things: ready, or closed by the peer. That needs no timer.
             if connection.sender.ready().await.is_ok() {
-                return Some(Connection::Sole(connection));
+                connection.served += 1;
+                return Some(Lease::Sole(connection));
             }
         }
     }
 
-    async fn connect_sole<G>(&self, want: Want, waiting: impl Fn() -> Result<G, Cause>) -> Result<Connection, Cause> {
+    /// A stream on the first HTTP/2 connection that has room for it.
+    fn reuse_shared(&self, newest: bool) -> Option<SharedStream> {
+        let all = self.shared.load();
+        let all = all.as_deref()?;
+        let first = if newest { all.len() - 1 } else { 0 };
+        let found = all[first..].iter().find(|c| !c.is_closed() && !is_past(c.worn_at) && c.enter(false))?;
+        Some(self.stream(found))
+    }
+
+    /// A stream on the least busy HTTP/2 connection, where it waits for room.
+    fn crowd(&self) -> Option<SharedStream> {
+        let all = self.shared.load();
+        let live = all.as_deref()?.iter().filter(|c| !c.is_closed() && !is_past(c.worn_at));
+        let found = live.min_by_key(|c| c.streams())?;
+        found.enter(true);
+        Some(self.stream(found))
+    }
+
+    /// Counts a request on a connection that has a place for it, and retires the connection with its last one.
+    fn stream(&self, connection: &Arc<SharedConnection>) -> SharedStream {
+        let served = connection.served.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.dialer.options().max_requests_per_connection.is_some_and(|most| served >= most) {
+            // Requests on their way over it end in peace; the next one does not find it.
+            self.discard(connection);
+        }
+        SharedStream { connection: connection.clone(), reused: served > 1 }
+    }
+
+    async fn connect_sole<G>(&self, want: Want, waiting: impl Fn() -> Result<G, Cause>) -> Result<Lease, Cause> {
         let open = loop {
             let changed = self.counts.changed.notified();
             if let Some(open) = OpenGuard::within(self.max_connections, &self.dialer, &self.counts) {
@@ -261,54 +305,100 @@ impl Pool {
             let _leave = waiting()?;
             // A connection was put back or closed.
             changed.await;
-            if let Some(connection) = self.reuse(want).await {
+            if let Some(lease) = self.reuse(want, false).await {
                 if self.idle() > 0 {
                     // Two put back at once may have left one notification.
                     self.counts.changed.notify_one();
                 }
-                return Ok(connection);
+                return Ok(lease);
             }
         };
-        let connection = self.dialer.dial(&self.peer, want, open).await?;
-        if let Connection::Shared(shared) = &connection {
-            self.share(shared);
+        match self.dialer.dial(&self.peer, want, open).await? {
+            Connection::Sole(mut sole) => {
+                sole.served += 1;
+                Ok(Lease::Sole(sole))
+            }
+            Connection::Shared(shared) => {
+                shared.enter(true);
+                self.share(&shared);
+                Ok(Lease::Shared(self.stream(&shared)))
+            }
         }
-        Ok(connection)
     }
 
     fn share(&self, connection: &Arc<SharedConnection>) {
-        self.shared.store(Some(connection.clone()));
+        self.shared.rcu(|all| {
+            let mut all = all.as_deref().cloned().unwrap_or_default();
+            all.retain(|other| !other.is_closed());
+            all.push(connection.clone());
+            Some(Arc::new(all))
+        });
         if self.closed.load(Ordering::Acquire) {
             self.shared.store(None);
         }
     }
 
-    /// Joins the connection being made, or begins one. It goes on even if all who wait give up: the next
-    /// request will want it.
-    async fn connect_shared(&self) -> Result<Arc<SharedConnection>, Cause> {
-        let connecting = {
-            let mut slot = self.connecting.lock();
-            match &*slot {
-                Some(connecting) if connecting.peek().is_none() => connecting.clone(),
-                _ => slot.insert(self.begin_shared()).clone(),
-            }
-        };
-        let result = connecting.clone().await;
-        let mut slot = self.connecting.lock();
-        // The first of those who waited puts it in place.
-        if slot.as_ref().is_some_and(|other| other.ptr_eq(&connecting)) {
-            *slot = None;
-            if let Ok(shared) = &result {
-                self.share(shared);
-            }
+    /// Forgets the HTTP/2 connections that are not to be kept.
+    fn keep_shared(&self, keep: impl Fn(&Arc<SharedConnection>) -> bool) {
+        if self.shared.load().as_deref().is_none_or(|all| all.iter().all(&keep)) {
+            return;
         }
-        result
+        self.shared.rcu(|all| {
+            let mut kept = all.as_deref().cloned().unwrap_or_default();
+            kept.retain(|connection| keep(connection));
+            (!kept.is_empty()).then(|| Arc::new(kept))
+        });
     }
 
-    fn begin_shared(&self) -> Connecting {
-        let (dialer, peer, counts) = (self.dialer.clone(), self.peer.clone(), self.counts.clone());
+    /// A stream on the connection being made, or on one begun for it. Connecting goes on even if all who wait give
+    /// up: the next request will want it.
+    async fn connect_shared(&self) -> Result<SharedStream, Cause> {
+        loop {
+            let connecting = {
+                let mut slot = self.connecting.lock();
+                // One that came while we waited for the lock.
+                if let Some(stream) = self.reuse_shared(false) {
+                    return Ok(stream);
+                }
+                match &*slot {
+                    Some(connecting) if connecting.peek().is_none() => connecting.clone(),
+                    _ => match self.begin_shared() {
+                        Some(begun) => slot.insert(begun).clone(),
+                        None => match self.crowd() {
+                            Some(stream) => return Ok(stream),
+                            // As in Envoy every endpoint may have one connection whatever the limit.
+                            None => slot.insert(self.connect(OpenGuard::new(&self.dialer, &self.counts))).clone(),
+                        },
+                    },
+                }
+            };
+            let result = connecting.clone().await;
+            {
+                let mut slot = self.connecting.lock();
+                // The first of those who waited puts it in place.
+                if slot.as_ref().is_some_and(|other| other.ptr_eq(&connecting)) {
+                    *slot = None;
+                    if let Ok(shared) = &result {
+                        self.share(shared);
+                    }
+                }
+            }
+            let shared = result?;
+            // It may have been made for more than it has room for.
+            if shared.enter(false) {
+                return Ok(self.stream(&shared));
+            }
+        }
+    }
+
+    /// Begins an HTTP/2 connection, if the limit has room for it.
+    fn begin_shared(&self) -> Option<Connecting> {
+        OpenGuard::within(self.max_connections, &self.dialer, &self.counts).map(|open| self.connect(open))
+    }
+
+    fn connect(&self, open: OpenGuard) -> Connecting {
+        let (dialer, peer) = (self.dialer.clone(), self.peer.clone());
         let result = worker::spawn(&Handle::current(), async move {
-            let open = OpenGuard::new(&dialer, &counts);
             match dialer.dial(&peer, Want::Http2, open).await? {
                 Connection::Shared(shared) => Ok(shared),
                 Connection::Sole(_) => Err(Cause::ConnectFailed {
@@ -325,41 +415,22 @@ impl Pool {
         result.boxed().shared()
     }
 
-    /// Counts a request on a connection and retires the connection with its last one.
-    fn lease(&self, connection: Connection) -> Lease {
-        match connection {
-            Connection::Sole(mut sole) => {
-                sole.served += 1;
-                Lease::Sole(sole)
-            }
-            Connection::Shared(shared) => {
-                shared.streams.fetch_add(1, Ordering::Relaxed);
-                let served = shared.served.fetch_add(1, Ordering::Relaxed) + 1;
-                if self.dialer.options().max_requests_per_connection.is_some_and(|most| served >= most) {
-                    // Requests on their way over it end in peace; the next one finds no connection.
-                    self.shared.store(None);
-                }
-                Lease::Shared(SharedStream { connection: shared, reused: served > 1 })
-            }
-        }
-    }
-
     fn is_worn(&self, connection: &SoleConnection) -> bool {
         self.dialer.options().max_requests_per_connection.is_some_and(|most| connection.served >= most)
     }
 
     fn is_stale(&self, connection: &SoleConnection) -> bool {
         let idle_timeout = self.dialer.options().idle_timeout;
-        idle_timeout.is_some_and(|most| connection.idle_since.elapsed() >= most) || self.too_old(connection.made)
+        idle_timeout.is_some_and(|most| connection.idle_since.elapsed() >= most) || is_past(connection.worn_at)
     }
 
     fn is_done(&self, shared: &SharedConnection, now: Instant) -> bool {
         let quiet = now.saturating_duration_since(shared.quiet_since(now));
-        self.dialer.options().idle_timeout.is_some_and(|most| quiet >= most) || self.too_old(shared.made)
+        self.dialer.options().idle_timeout.is_some_and(|most| quiet >= most) || is_past(shared.worn_at)
     }
+}
 
-    /// Asks the clock only if there is an age limit.
-    fn too_old(&self, made: Instant) -> bool {
-        self.dialer.options().max_age.is_some_and(|most| made.elapsed() >= most)
-    }
+/// Asks the clock only if there is a time.
+fn is_past(time: Option<Instant>) -> bool {
+    time.is_some_and(|time| Instant::now() >= time)
 }

@@ -5,14 +5,21 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use mesh_core::id::SpiffeId;
+use mesh_core::identity::peer_spiffe_id;
+use mesh_core::policy::TcpKeepalive;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
+use super::custom::Io;
+
 /// A connected stream.
-pub(super) enum IoStream {
+pub(crate) enum IoStream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Custom(Box<dyn Io>),
     // Boxed: rustls' state is over a kilobyte.
     Tls(Box<TlsStream<IoStream>>),
 }
@@ -23,20 +30,42 @@ pub(super) async fn unix(path: &str) -> io::Result<IoStream> {
 }
 
 /// Connects to a TCP port.
-pub(super) async fn tcp(address: SocketAddr, keepalive: bool) -> io::Result<IoStream> {
+pub(super) async fn tcp(address: SocketAddr, keepalive: Option<&TcpKeepalive>) -> io::Result<IoStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_keepalive(keepalive)?;
+    if let Some(policy) = keepalive {
+        keep_alive(&socket, policy)?;
+    }
     // Requests are written whole; waiting for more to fill a packet only adds latency.
     socket.set_nodelay(true)?;
     Ok(IoStream::Tcp(socket.connect(address).await?))
 }
 
+fn keep_alive(socket: &TcpSocket, policy: &TcpKeepalive) -> io::Result<()> {
+    let mut keepalive = socket2::TcpKeepalive::new();
+    if let Some(time) = policy.time {
+        keepalive = keepalive.with_time(time);
+    }
+    if let Some(interval) = policy.interval {
+        keepalive = keepalive.with_interval(interval);
+    }
+    if let Some(probes) = policy.probes {
+        keepalive = keepalive.with_retries(probes);
+    }
+    SockRef::from(socket).set_tcp_keepalive(&keepalive)
+}
+
 impl IoStream {
+    /// Who the certificate at the other end says it is; `None` without TLS or without a SPIFFE ID.
+    pub(super) fn peer_id(&self) -> Option<SpiffeId> {
+        let Self::Tls(tls) = self else { return None };
+        peer_spiffe_id(tls.get_ref().1.peer_certificates()?.first()?).ok()
+    }
+
     /// Whether ALPN chose HTTP/2; `None` without TLS or without an answer.
     pub(super) fn negotiated_h2(&self) -> Option<bool> {
         match self {
             Self::Tls(tls) => tls.get_ref().1.alpn_protocol().map(|protocol| protocol == b"h2"),
-            Self::Tcp(_) | Self::Unix(_) => None,
+            Self::Tcp(_) | Self::Unix(_) | Self::Custom(_) => None,
         }
     }
 }
@@ -46,6 +75,7 @@ impl AsyncRead for IoStream {
         match self.get_mut() {
             Self::Tcp(io) => Pin::new(io).poll_read(cx, buf),
             Self::Unix(io) => Pin::new(io).poll_read(cx, buf),
+            Self::Custom(io) => Pin::new(io).poll_read(cx, buf),
             Self::Tls(io) => Pin::new(io).poll_read(cx, buf),
         }
     }
@@ -56,6 +86,7 @@ impl AsyncWrite for IoStream {
         match self.get_mut() {
             Self::Tcp(io) => Pin::new(io).poll_write(cx, buf),
             Self::Unix(io) => Pin::new(io).poll_write(cx, buf),
+            Self::Custom(io) => Pin::new(io).poll_write(cx, buf),
             Self::Tls(io) => Pin::new(io).poll_write(cx, buf),
         }
     }
@@ -68,6 +99,7 @@ impl AsyncWrite for IoStream {
         match self.get_mut() {
             Self::Tcp(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Self::Unix(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Self::Custom(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Self::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
         }
     }
@@ -76,6 +108,7 @@ impl AsyncWrite for IoStream {
         match self {
             Self::Tcp(io) => io.is_write_vectored(),
             Self::Unix(io) => io.is_write_vectored(),
+            Self::Custom(io) => io.is_write_vectored(),
             Self::Tls(io) => io.is_write_vectored(),
         }
     }
@@ -84,6 +117,7 @@ impl AsyncWrite for IoStream {
         match self.get_mut() {
             Self::Tcp(io) => Pin::new(io).poll_flush(cx),
             Self::Unix(io) => Pin::new(io).poll_flush(cx),
+            Self::Custom(io) => Pin::new(io).poll_flush(cx),
             Self::Tls(io) => Pin::new(io).poll_flush(cx),
         }
     }
@@ -92,6 +126,7 @@ impl AsyncWrite for IoStream {
         match self.get_mut() {
             Self::Tcp(io) => Pin::new(io).poll_shutdown(cx),
             Self::Unix(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Custom(io) => Pin::new(io).poll_shutdown(cx),
             Self::Tls(io) => Pin::new(io).poll_shutdown(cx),
         }
     }

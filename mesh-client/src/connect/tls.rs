@@ -27,11 +27,15 @@ pub(super) enum Alpn {
     Http1,
     Http2,
     Either,
+    /// Bytes. Istio's proxies know each other by a name of their own; other servers are asked for nothing.
+    Raw,
 }
 
 impl Alpn {
-    fn protocols(self) -> &'static [&'static [u8]] {
+    fn protocols(self, mesh: bool) -> &'static [&'static [u8]] {
         match self {
+            Self::Raw if mesh => &[b"istio"],
+            Self::Raw => &[],
             Self::Http1 => &[b"http/1.1"],
             Self::Http2 => &[b"h2"],
             Self::Either => &[b"h2", b"http/1.1"],
@@ -100,6 +104,15 @@ impl Tls {
         }
     }
 
+    /// Whether that is the mesh's, in which the peer has a SPIFFE ID.
+    pub(super) fn is_mesh(&self, peer: &Peer) -> bool {
+        match &self.policy {
+            UpstreamTls::Mesh(_) => true,
+            UpstreamTls::Auto(_) => peer.mesh_tls,
+            UpstreamTls::Disable | UpstreamTls::Simple(_) | UpstreamTls::Mutual(..) => false,
+        }
+    }
+
     /// What makes the TLS connection to `peer`; `None` = plaintext, because the policy says so.
     pub(super) async fn connector(&self, peer: &Peer, alpn: Alpn) -> Result<Option<Connector>, Cause> {
         let failed = |e: Setup| Cause::TlsHandshake { address: peer.address.clone(), source: Arc::new(e) };
@@ -141,7 +154,7 @@ impl Tls {
         alpn: Alpn,
         provider: &Arc<CryptoProvider>,
     ) -> Result<ClientConfig, mesh_core::identity::InvalidIdentity> {
-        client_config(identity, &mesh.peer_ids, alpn.protocols(), provider)
+        client_config(identity, &mesh.peer_ids, alpn.protocols(true), provider)
     }
 
     async fn originated(
@@ -153,7 +166,10 @@ impl Tls {
     ) -> Result<Connector, Setup> {
         let name = match &tls.sni {
             Some(sni) => ServerName::try_from(sni.clone()).map_err(|_| Setup::Name(sni.clone()))?,
-            None => self.name_of(peer),
+            None => match peer.hostname.as_deref().filter(|_| tls.auto_host_sni) {
+                Some(host) => ServerName::try_from(host.to_owned()).map_err(|_| Setup::Name(host.to_owned()))?,
+                None => self.name_of(peer),
+            },
         };
         if let Some(config) = self.kept(alpn, None) {
             return Ok(Connector { config, name });
@@ -262,7 +278,7 @@ fn originated_config(
             builder.with_client_auth_cert(certificates(&files.certificate_file)?, key)?
         }
     };
-    config.alpn_protocols = alpn.protocols().iter().map(|p| p.to_vec()).collect();
+    config.alpn_protocols = alpn.protocols(false).iter().map(|p| p.to_vec()).collect();
     Ok(config)
 }
 

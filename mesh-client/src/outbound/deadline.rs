@@ -49,6 +49,12 @@ impl Deadline {
         self.at
     }
 
+    /// When it ends, if the limit is the route's: whoever has not answered by then is slow. A caller's own limit says
+    /// nothing of that.
+    pub(crate) fn of_route(&self) -> Option<Instant> {
+        self.at.filter(|_| matches!(self.of, Limit::Route(_)))
+    }
+
     /// What is told to a caller when the time is over.
     pub(crate) fn cause(&self) -> Cause {
         match self.of {

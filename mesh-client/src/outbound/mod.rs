@@ -15,6 +15,7 @@ pub(crate) mod fault;
 pub(crate) mod head;
 mod local;
 mod session;
+pub(crate) mod tcp;
 mod trace;
 mod tries;
 

@@ -5,7 +5,6 @@
 use std::error::Error as StdError;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::{Method, Response};
 use hyper::body::Incoming;
@@ -18,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::exchange::Hold;
 use super::session::Session;
 use super::{Call, deadline};
-use crate::cluster::{Attempt, Cluster, Members, Permit};
+use crate::cluster::{Attempt, Cluster, Endpoint, Members, Permit};
 use crate::connect::Lease;
 use crate::error::{Cause, Source};
 use crate::router::{Plan, Retries, Router};
@@ -115,10 +114,7 @@ impl<'t> Tries<'t> {
         match self.retries.and_then(|retries| retries.policy.per_try_timeout) {
             Some(after) if !after.is_zero() => match timeout(after, self.one_or_fresh(call)).await {
                 Ok(outcome) => outcome,
-                Err(_) => {
-                    self.blame_for(after, call);
-                    Err(Cause::PerTryTimeout(after))
-                }
+                Err(_) => Err(Cause::PerTryTimeout(after)),
             },
             _ => self.one_or_fresh(call).await,
         }
@@ -141,8 +137,8 @@ impl<'t> Tries<'t> {
         // Above the picker: waiting for an endpoint counts as load, and a full cluster fails fast.
         let permit = Permit::request(self.cluster, self.retried > 0)?;
         let now = Instant::now();
-        let index = stale.or_else(|| self.pick(call, now)).ok_or_else(|| self.no_endpoint())?;
-        let endpoint = self.cluster.endpoint(&self.members, index, call.env);
+        let (index, endpoint, attempt) =
+            self.begin(call, now, stale).ok_or_else(|| self.cluster.no_endpoint(&self.members))?;
         if stale.is_none() {
             self.tried.push(index);
             call.exchange.next_attempt();
@@ -152,7 +148,7 @@ impl<'t> Tries<'t> {
             access.upstream = endpoint.address().to_string();
         }
         // Counted before connecting, so that a slow connection repels further requests.
-        let mut attempt = endpoint.begin(now).reported(self.members.issue(index));
+        let mut attempt = attempt.reported(self.members.issue(index)).limited(self.limit(call, now));
         let grpc = call.exchange.is_grpc();
         let lease = endpoint.pool().acquire(grpc, stale.is_some(), || permit.wait()).await;
         note_reach(&mut attempt, &lease);
@@ -170,6 +166,8 @@ impl<'t> Tries<'t> {
             Err(lost) => {
                 if lost.is_ours() {
                     hold.attempt.not_sent()
+                } else if lost.is_refusal() {
+                    hold.attempt.refused()
                 } else {
                     hold.attempt.failed()
                 }
@@ -186,7 +184,31 @@ impl<'t> Tries<'t> {
         }
     }
 
-    fn pick(&self, call: &Call<'_>, now: Instant) -> Option<usize> {
+    /// Picks an endpoint (or takes that of `stale`) and counts the request in. One that is on probation takes one
+    /// request at a time: others go on to another endpoint, or fail if there is none.
+    fn begin(&self, call: &Call<'_>, now: Instant, stale: Option<usize>) -> Option<(usize, Arc<Endpoint>, Attempt)> {
+        let mut full = SmallVec::<[usize; 4]>::new();
+        loop {
+            let index = stale.or_else(|| self.pick(call, now, &full))?;
+            let endpoint = self.cluster.endpoint(&self.members, index, call.env);
+            if let Some(attempt) = endpoint.begin(now) {
+                return Some((index, endpoint, attempt));
+            }
+            if stale.is_some() || full.contains(&index) {
+                return None;
+            }
+            full.push(index);
+        }
+    }
+
+    /// When the endpoint's time for this try is over.
+    fn limit(&self, call: &Call<'_>, now: Instant) -> Option<Instant> {
+        let own = self.retries.and_then(|retries| retries.policy.per_try_timeout).filter(|own| !own.is_zero());
+        own.map_or(call.exchange.limit(), |own| call.exchange.limit().route(now, own)).of_route()
+    }
+
+    /// `full` can take no further request.
+    fn pick(&self, call: &Call<'_>, now: Instant, full: &[usize]) -> Option<usize> {
         if let Some(address) = self.session.address() {
             let pinned = self.members.ready.pinned(address, &self.cluster.policy().override_host);
             match pinned.map(|(index, _)| index) {
@@ -200,30 +222,14 @@ impl<'t> Tries<'t> {
         let avoid = policy.is_none_or(|policy| policy.avoid_previous_hosts);
         let pick = Pick {
             now: call.env.since_epoch(now),
-            tried: if avoid { &self.tried } else { &[] },
+            tried: match full {
+                [] if avoid => &self.tried[..],
+                full => full,
+            },
             hash: call.hash,
             other_priority: policy.is_some_and(|policy| policy.next_locality),
         };
         self.members.ready.pick(&pick, &mut |below| call.env.draw(below)).map(|(index, _)| index)
-    }
-
-    /// The last try took longer than it may: that is the endpoint's fault.
-    fn blame_for(&self, took: Duration, call: &Call<'_>) {
-        if let Some(load) = self.tried.last().and_then(|index| self.members.ready.candidates()[*index].load()) {
-            load.failed(took, call.env.since_epoch(Instant::now()));
-        }
-    }
-
-    fn no_endpoint(&self) -> Cause {
-        if self.members.ready.known() == 0
-            && let failures = self.cluster.dns_failures()
-            && !failures.is_empty()
-        {
-            let cluster = self.cluster.policy().name.clone();
-            return Cause::Unresolved { cluster, reason: failures.join("; ").into() };
-        }
-        let (known, usable) = (self.members.ready.known(), self.members.ready.len());
-        Cause::NoEndpoint { cluster: self.cluster.policy().name.clone(), known, usable }
     }
 
     /// Puts the request on the connection and waits for the answer's head.
@@ -259,7 +265,12 @@ fn note_reach(attempt: &mut Attempt, lease: &Result<Lease, Cause>) {
         Ok(lease) if !lease.is_reused() => attempt.connected(true),
         // A connection that was there says nothing new.
         Ok(_) => {}
-        Err(Cause::ConnectFailed { .. } | Cause::ConnectTimeout { .. } | Cause::TlsHandshake { .. }) => {
+        Err(
+            Cause::ConnectFailed { .. }
+            | Cause::ConnectTimeout { .. }
+            | Cause::TlsHandshake { .. }
+            | Cause::WrongPeerIdentity { .. },
+        ) => {
             attempt.connected(false);
             attempt.failed();
         }
@@ -289,13 +300,19 @@ impl Lost {
         self.body.is_some()
     }
 
+    /// Whether the peer refused the stream without looking at it.
+    fn is_refusal(&self) -> bool {
+        let refused = |e: &h2::Error| e.is_remote() && e.reason() == Some(h2::Reason::REFUSED_STREAM);
+        find::<h2::Error>(&self.error).is_some_and(refused)
+    }
+
     fn cause(self, address: &Address) -> Cause {
         let address = address.clone();
+        let refused = self.is_refusal();
         if let Some(failed) = self.body {
             return Cause::RequestBody(failed);
         }
-        let refused = |e: &h2::Error| e.is_remote() && e.reason() == Some(h2::Reason::REFUSED_STREAM);
-        if find::<h2::Error>(&self.error).is_some_and(refused) {
+        if refused {
             return Cause::StreamRefused { address, source: Arc::new(self.error) };
         }
         // In TLS 1.3 a server's refusal of our certificate arrives after the handshake.

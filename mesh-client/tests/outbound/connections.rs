@@ -1,14 +1,18 @@
 //! The life of connections.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
-use mesh_client::Client;
+use mesh_client::{Client, Io};
 use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{
-    CircuitBreakers, Cluster, ConnectionOptions, Discovery, Forward, RetryOn, UpstreamProtocol, UpstreamTls,
+    Address, CircuitBreakers, Cluster, ConnectionOptions, Discovery, Forward, HttpProxy, RetryOn, UpstreamProtocol,
+    UpstreamTls,
 };
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{TARGET, client_of, cluster, fetch, forward_with, post, read, retrying, server_of, snapshot_with};
@@ -43,6 +47,114 @@ async fn many_requests_at_once_share_one_http2_connection() {
     let all = futures_util::future::join_all((0..20).map(|_| fetch(&client, "/"))).await;
     assert!(all.into_iter().all(|one| one.unwrap().status() == StatusCode::OK));
     assert_eq!(server.connections(), 1);
+}
+
+/// Has `count` requests held by `server` at once, then answered.
+async fn hold(client: &Client, server: &EchoServer, count: usize) {
+    server.behave(Behaviour::Hold);
+    let before = server.requests();
+    let all = futures_util::future::join_all((0..count).map(|_| fetch(client, "/")));
+    let release = async {
+        server.wait_for_requests(before + count as u64).await;
+        server.release();
+    };
+    let (all, ()) = tokio::join!(all, release);
+    assert!(all.into_iter().all(|one| one.unwrap().status() == StatusCode::OK));
+    server.behave(Behaviour::Echo);
+}
+
+#[tokio::test]
+async fn a_full_http2_connection_gets_another_one_beside_it() {
+    let most = |streams, connections| {
+        let mut limited = speaking(UpstreamProtocol::Http2);
+        limited.connection.max_concurrent_streams = streams;
+        limited.breaker.max_connections = connections;
+        limited
+    };
+    // Five at once, of which a connection takes two; with room for two connections the fifth waits inside one.
+    for (policy, connections) in [(most(Some(2), None), 3), (most(Some(2), Some(2)), 2), (most(None, None), 1)] {
+        let server = EchoServer::start("one").await;
+        let (client, _) = client_of(snapshot_with(forward_with(None), policy, &[&server]));
+        hold(&client, &server, 5).await;
+        assert_eq!(server.connections(), connections);
+        // What is there is used again.
+        hold(&client, &server, 5).await;
+        assert_eq!(server.connections(), connections);
+    }
+}
+
+#[tokio::test]
+async fn the_limit_that_a_peer_announces_counts_too() {
+    for (server, connections) in
+        [(EchoServer::start_with_streams("one", 3).await, 2), (EchoServer::start("one").await, 1)]
+    {
+        let (client, _) = client_of(snapshot_with(forward_with(None), speaking(UpstreamProtocol::Http2), &[&server]));
+        // The first answer comes after the announcement.
+        fetch(&client, "/").await.unwrap();
+        hold(&client, &server, 6).await;
+        assert_eq!(server.connections(), connections);
+    }
+}
+
+/// A proxy that answers CONNECT with `line`, and goes on as it says; gives what it was asked.
+async fn proxy(line: &'static str) -> (SocketAddr, impl Future<Output = String>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let run = async move {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(client.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap();
+        client.write_all(format!("HTTP/1.1 {line}\r\nVia: test\r\n\r\n").as_bytes()).await.unwrap();
+        let to: SocketAddr = head.split(' ').nth(1).unwrap().parse().unwrap();
+        if line.starts_with("200") {
+            let mut server = tokio::net::TcpStream::connect(to).await.unwrap();
+            // Ends with either side.
+            let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+        }
+        head
+    };
+    (address, run)
+}
+
+#[tokio::test]
+async fn a86_connections_go_through_the_proxy_that_policy_names() {
+    let server = EchoServer::start("one").await;
+    let through = |proxy: SocketAddr| {
+        let proxy = HttpProxy { default: Some(Address::Socket(proxy)) };
+        client_of(snapshot_with(forward_with(None), Cluster { proxy: Some(proxy), ..cluster("test") }, &[&server])).0
+    };
+    let (address, proxied) = proxy("200 Connection established").await;
+    let use_it = async {
+        let client = through(address);
+        assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "one");
+    };
+    // The proxy ends with the client's connection.
+    let (asked, ()) = tokio::join!(proxied, use_it);
+    assert_eq!(asked, format!("CONNECT {0} HTTP/1.1\r\nHost: {0}\r\n\r\n", server.address()));
+
+    let (address, refused) = proxy("407 Proxy Authentication Required").await;
+    let client = through(address);
+    let (_, answer) = tokio::join!(refused, fetch(&client, "/"));
+    let error = answer.unwrap_err();
+    assert_eq!(error.code(), Code::CONNECT_FAILED, "{error}");
+    assert!(error.to_string().contains("407 Proxy Authentication Required"), "{error}");
+}
+
+#[tokio::test]
+async fn a_connector_of_the_application_stands_in_for_tcp() {
+    let server = EchoServer::start("one").await;
+    let source = FixedSource::of(TARGET, policy::snapshot_to(&["203.0.113.7:80".parse().unwrap()]));
+    let (asked, elsewhere) = (Arc::new(Mutex::new(Vec::new())), server.address());
+    let seen = asked.clone();
+    let builder = Client::builder(source).connector(move |address: Address| {
+        seen.lock().push(address.to_string());
+        async move { Ok(Box::new(tokio::net::TcpStream::connect(elsewhere).await?) as Box<dyn Io>) }
+    });
+    assert_eq!(server_of(&fetch(&builder.build(), "/").await.unwrap()), "one");
+    assert_eq!(*asked.lock(), ["203.0.113.7:80"]);
 }
 
 #[tokio::test]

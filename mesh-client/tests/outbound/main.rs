@@ -6,9 +6,11 @@ mod balancing;
 mod connections;
 mod dns;
 mod grpc;
+mod health;
 mod refusals;
 mod resilience;
 mod routing;
+mod tcp;
 mod telemetry;
 mod tls;
 

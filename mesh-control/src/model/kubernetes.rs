@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use mesh_core::policy::Health;
+use mesh_core::policy::{FailureAccrual, Health};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::accrual;
 use super::check::Check;
 use super::kinds::Kind;
 use super::values::{ExportTo, Loose, PortProtocol, port};
@@ -68,6 +69,7 @@ pub(crate) struct Service {
     pub(crate) external_name: Option<String>,
     pub(crate) publish_not_ready: bool,
     pub(crate) export_to: ExportTo,
+    pub(crate) accrual: Option<FailureAccrual>,
 }
 
 /// One port of a Service.
@@ -173,6 +175,7 @@ impl Kind for Service {
             external_name,
             publish_not_ready: spec.publish_not_ready_addresses,
             export_to,
+            accrual: accrual::of_service(check),
         }
     }
 }
@@ -190,7 +193,8 @@ fn not_performed(spec: &ServiceSpec, check: &mut Check<'_>) {
     }
     const OF_LINKERD: [&str; 3] = ["balancer.linkerd.io/", "retry.linkerd.io/", "timeout.linkerd.io/"];
     let document = check.document();
-    for key in document.annotations.keys().filter(|key| OF_LINKERD.iter().any(|prefix| key.starts_with(prefix))) {
+    let others = document.annotations.keys().filter(|key| !accrual::KEYS.contains(&key.as_str()));
+    for key in others.filter(|key| OF_LINKERD.iter().any(|prefix| key.starts_with(prefix))) {
         check.unenforced(&format!("metadata.annotations.{key}"), "use a VirtualService or a ServiceProfile instead");
     }
 }

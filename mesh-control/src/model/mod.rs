@@ -3,6 +3,7 @@
 //!
 //! Refuses to know which object refers to which: that is [`crate::translate`]'s.
 
+mod accrual;
 mod check;
 mod destination_rule;
 mod gateway;
@@ -27,8 +28,8 @@ pub(crate) use self::service_profile::{ProfileRoute, ServiceProfile};
 pub(crate) use self::split::TrafficSplit;
 pub(crate) use self::values::{ExportTo, PortProtocol};
 pub(crate) use self::virtual_service::{
-    Destination, HttpAction, HttpRoute, MatchBlock, RedirectPort, VirtualService, WeightedDestination, covers,
-    is_catch_all,
+    Destination, HttpAction, HttpRoute, Layer4Match, Layer4Route, MatchBlock, RedirectPort, VirtualService,
+    WeightedDestination, covers, is_catch_all,
 };
 
 use std::collections::BTreeMap;

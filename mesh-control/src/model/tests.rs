@@ -233,6 +233,58 @@ fn a_service_says_which_of_its_fields_are_unknown_or_not_performed() {
 }
 
 #[test]
+fn failure_accrual_is_read_from_a_service_or_said_to_be_wrong() {
+    use mesh_core::policy::{FailureAccrual, PerMillion};
+    use std::time::Duration;
+    let key = |end: &str| format!("balancer.linkerd.io/failure-accrual{end}");
+    let read = |annotations: &[(&str, &str)]| {
+        let annotations: Vec<_> = annotations.iter().map(|(end, value)| format!("{}: '{value}'", key(end))).collect();
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: a, namespace: n, annotations: {{{}}}}}\n\
+             spec: {{ports: [{{port: 80, name: http}}]}}\n",
+            annotations.join(", ")
+        );
+        let model = Model::from_texts([("a.yaml", text.as_str())]);
+        let service = model.services.values().next().expect("a mistake does not cost the Service");
+        let fields: Vec<_> = model.findings().iter().map(|finding| finding.field.clone()).collect();
+        (service.spec.accrual.clone(), fields)
+    };
+    let on = ("", "consecutive");
+    assert_eq!(read(&[on]), (Some(FailureAccrual::default()), vec![]));
+    let all = [
+        on,
+        ("-consecutive-max-failures", "3"),
+        ("-consecutive-min-penalty", "500ms"),
+        ("-consecutive-max-penalty", "2m"),
+        ("-consecutive-jitter-ratio", "0.25"),
+    ];
+    let want = FailureAccrual {
+        max_failures: 3,
+        min_penalty: Duration::from_millis(500),
+        max_penalty: Duration::from_secs(120),
+        jitter: PerMillion::new(250_000),
+    };
+    assert_eq!(read(&all), (Some(want), vec![]));
+    for (end, value) in [
+        ("-consecutive-max-failures", "0"),
+        ("-consecutive-max-failures", "x"),
+        ("-consecutive-min-penalty", "1.5s"),
+        ("-consecutive-min-penalty", "2m"),
+        ("-consecutive-min-penalty", "0"),
+        ("-consecutive-max-penalty", "99999999999999999999d"),
+        ("-consecutive-jitter-ratio", "1.5"),
+        ("-consecutive-jitter-ratio", "NaN"),
+    ] {
+        assert_eq!(read(&[on, (end, value)]), (None, vec![format!("metadata.annotations.{}", key(end))]), "{value}");
+    }
+    let unified = format!("metadata.annotations.{}", key(""));
+    assert_eq!(read(&[("", "unified")]), (None, vec![unified]));
+    let alone = ("-consecutive-max-failures", "3");
+    assert_eq!(read(&[alone]), (None, vec![format!("metadata.annotations.{}", key(alone.0))]));
+    assert_eq!(read(&[]), (None, vec![]));
+}
+
+#[test]
 fn a_service_entry_says_what_of_it_is_not_performed() {
     let spec = "{hosts: [a.b], addresses: [10.0.0.1], ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC, endpoints: [{address: 10.1.0.1, network: n}]}";
     let text = object("networking.istio.io/v1", "ServiceEntry", "a", spec);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::references::{self, Dangling, full_name};
 use super::{NodeScope, World, names};
 use crate::finding::{Finding, Severity};
-use crate::model::{Object, VirtualService, covers};
+use crate::model::{Object, PortProtocol, VirtualService, covers};
 
 /// Everything to say about how the objects fit together.
 pub(super) fn findings(world: &World) -> Vec<Finding> {
@@ -29,29 +29,35 @@ fn virtual_service(world: &World, service: &Object<VirtualService>, findings: &m
             findings.push(service.finding(Severity::Warning, &format!("spec.hosts[{i}]"), message));
         }
     }
-    not_http(world, &scope, service, findings);
+    not_of_its_ports(world, &scope, service, findings);
     gateways(world, service, findings);
     dangling(service, references::of_virtual_service(world, service), findings);
 }
 
 fn dangling<T>(object: &Object<T>, references: Vec<Dangling>, findings: &mut Vec<Finding>) {
-    for Dangling { path, missing } in references {
-        let message = format!("{missing}: {}", missing.effect());
-        findings.push(object.finding(Severity::Error, &path, message).with_code("IST0101"));
+    for dangling in references {
+        let message = format!("{}: {}", dangling.missing, dangling.effect());
+        findings.push(object.finding(Severity::Error, &dangling.path, message).with_code("IST0101"));
     }
 }
 
-/// HTTP routes of a host on whose ports the mesh sees no HTTP.
-fn not_http(world: &World, scope: &NodeScope, service: &Object<VirtualService>, findings: &mut Vec<Finding>) {
-    if !service.spec.mesh || service.spec.http.is_empty() {
-        return;
-    }
-    for (i, host) in service.spec.hosts.iter().enumerate() {
+/// Routes of a host on whose ports the mesh sees nothing that they are for.
+fn not_of_its_ports(world: &World, scope: &NodeScope, service: &Object<VirtualService>, findings: &mut Vec<Finding>) {
+    type Takes = fn(PortProtocol) -> bool;
+    let spec = &service.spec;
+    let lists: [(bool, &str, &str, Takes); 3] = [
+        (spec.http.is_empty(), "http", "HTTP", PortProtocol::is_http),
+        (spec.tls.is_empty(), "tls", "HTTPS or TLS", |p| matches!(p, PortProtocol::Https | PortProtocol::Tls)),
+        (spec.tcp.is_empty(), "tcp", "TCP", |p| matches!(p, PortProtocol::Tcp | PortProtocol::Unspecified)),
+    ];
+    for (i, host) in spec.hosts.iter().enumerate().filter(|_| spec.mesh) {
         let full = names::complete(host, service.namespace(), &world.options);
-        let Some(known) = world.catalog.get(scope, &full) else { continue };
-        if !known.ports.is_empty() && !known.ports.iter().any(|port| port.protocol.is_http()) {
-            let message = format!("no port of {full} is declared as HTTP: the http routes do not apply to it");
-            findings.push(service.finding(Severity::Warning, &format!("spec.hosts[{i}]"), message));
+        let Some(known) = world.catalog.get(scope, &full).filter(|known| !known.ports.is_empty()) else { continue };
+        for (_, list, words, takes) in lists.iter().filter(|(empty, ..)| !empty) {
+            if !known.ports.iter().any(|port| takes(port.protocol)) {
+                let message = format!("no port of {full} is declared as {words}: the {list} routes do not apply to it");
+                findings.push(service.finding(Severity::Warning, &format!("spec.hosts[{i}]"), message));
+            }
         }
     }
 }

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use mesh_core::policy::FailureAccrual;
+
 use super::announced::Announced;
 use super::instances::{self, Instance, Slice, Workloads};
 use super::{NodeScope, Options, names};
@@ -71,6 +73,8 @@ pub(super) struct Host {
     pub(super) cluster_ips: Vec<IpAddr>,
     /// Names that a certificate must carry, from a ServiceEntry.
     pub(super) subject_alt_names: Vec<String>,
+    /// From the Service's annotations.
+    pub(super) accrual: Option<FailureAccrual>,
     pub(super) ports: Vec<HostPort>,
 }
 
@@ -342,6 +346,7 @@ fn kubernetes(service: &Object<Service>, workloads: &Workloads, options: &Option
         export_to: spec.export_to.clone(),
         cluster_ips: spec.cluster_ips.clone(),
         subject_alt_names: Vec::new(),
+        accrual: spec.accrual.clone(),
         ports: ports.collect(),
     }
 }
@@ -361,6 +366,7 @@ fn implicit(name: &str, announced: &[Arc<Announced>]) -> Option<Host> {
         export_to: ExportTo::All,
         cluster_ips: Vec::new(),
         subject_alt_names: Vec::new(),
+        accrual: None,
         ports: Vec::new(),
     };
     for announced in announced {
@@ -408,6 +414,7 @@ fn from_entry(entry: &Object<ServiceEntry>, name: &str, workloads: &Workloads) -
         export_to: spec.export_to.clone(),
         cluster_ips: Vec::new(),
         subject_alt_names: spec.subject_alt_names.clone(),
+        accrual: None,
         ports: ports.collect(),
     }
 }

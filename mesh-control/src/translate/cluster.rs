@@ -12,7 +12,7 @@ use mesh_core::policy::{
 
 use super::catalog::{Host, HostPort, Lookup};
 use super::instances::Instance;
-use super::{NodeScope, World, endpoints, inbound, names};
+use super::{NodeScope, World, endpoints, inbound, names, routes};
 use crate::model::{ClientTls, ConnectionPool, PortPolicy, PortProtocol, Subset, TlsNames};
 
 /// The cluster of that name.
@@ -45,6 +45,9 @@ pub(super) fn cluster(world: &World, scope: &NodeScope, name: &str) -> Option<Cl
     let weighted = endpoints::distribution(scope, &policy).is_some();
     cluster.locality = LocalityBalancing { weighted, panic_threshold: Some(panic), ..LocalityBalancing::default() };
     cluster.outlier = policy.outlier.as_ref().map(|(outlier, _)| outlier.clone());
+    // Linkerd's rule: a profile switches the annotations of its service off.
+    let profiled = routes::profile(world, &scope.namespace, &host.name, &host.namespace).is_some();
+    cluster.accrual = host.accrual.clone().filter(|_| !profiled);
     cluster.tls = tls(world, host, port, &parts, &policy);
     cluster.connection = connection(port, &cluster.tls, policy.pool.as_ref());
     cluster.breaker = breaker(&policy);

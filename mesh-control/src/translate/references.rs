@@ -13,6 +13,19 @@ pub(super) struct Dangling {
     pub(super) missing: Missing,
 }
 
+impl Dangling {
+    /// What it means for those who call.
+    pub(super) fn effect(&self) -> &'static str {
+        match &self.missing {
+            Missing::Delegate(_) => "this route is skipped",
+            _ if ["spec.tls[", "spec.tcp["].iter().any(|list| self.path.starts_with(list)) => {
+                "connections sent there fail"
+            }
+            _ => "requests sent there get 503",
+        }
+    }
+}
+
 /// What is not there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Missing {
@@ -24,16 +37,6 @@ pub(super) enum Missing {
     Subset { host: String, subset: String },
     /// A delegate, with why it is none.
     Delegate(String),
-}
-
-impl Missing {
-    /// What it means for requests.
-    pub(super) fn effect(&self) -> &'static str {
-        match self {
-            Self::Delegate(_) => "this route is skipped",
-            _ => "requests sent there get 503",
-        }
-    }
 }
 
 impl fmt::Display for Missing {
@@ -71,6 +74,14 @@ pub(super) fn of_virtual_service(world: &World, service: &Object<VirtualService>
         }
         for (j, (mirrored, _)) in http.mirrors.iter().enumerate() {
             found.extend(destination(world, &scope, mirrored, &format!("{path}.mirrors[{j}].destination")));
+        }
+    }
+    for (list, routes) in [("tls", &service.spec.tls), ("tcp", &service.spec.tcp)] {
+        for (i, route) in routes.iter().enumerate() {
+            for (j, entry) in route.destinations.iter().enumerate() {
+                let path = format!("spec.{list}[{i}].route[{j}].destination");
+                found.extend(destination(world, &scope, &entry.destination, &path));
+            }
         }
     }
     found

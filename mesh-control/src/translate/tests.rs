@@ -4,6 +4,7 @@ mod endpoints;
 mod keep;
 mod profile;
 mod proxy;
+mod tcp;
 
 use std::collections::BTreeMap;
 
@@ -294,6 +295,17 @@ fn profile(extra: &str) -> String {
     format!(
         "apiVersion: linkerd.io/v1alpha2\nkind: ServiceProfile\nmetadata: {{name: a.default.svc.cluster.local}}\nspec: {{routes: [{{name: r, condition: {{any: [{{pathRegex: /x}}, {{method: POST}}]}}, timeout: 2s{extra}}}]}}\n---\n"
     )
+}
+
+#[test]
+fn a_service_s_failure_accrual_reaches_its_clusters_unless_it_has_a_profile() {
+    let annotated = service("a", "default", HTTP)
+        .replace("{name: a,", "{name: a, annotations: {balancer.linkerd.io/failure-accrual: consecutive},");
+    for (text, want) in [(annotated.clone(), true), (format!("{annotated}{}", profile("")), false)] {
+        let world = world(&text);
+        let cluster = cluster::cluster(&world, &scope("default"), "outbound|80||a.default.svc.cluster.local").unwrap();
+        assert_eq!(cluster.accrual.is_some(), want, "{text}");
+    }
 }
 
 #[test]

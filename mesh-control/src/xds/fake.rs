@@ -65,7 +65,7 @@ impl Resources for Fake {
 
 fn listener(name: &str, edition: u32) -> Listener {
     let max_stream_duration = Some(Duration::from_secs(edition.into()));
-    Listener { name: name.into(), routes: RouteSource::Named(name.into()), filters: Vec::new(), max_stream_duration }
+    Listener { max_stream_duration, ..Listener::new(name, RouteSource::Named(name.into())) }
 }
 
 fn routes(name: &str, edition: u32) -> RouteConfiguration {

@@ -2,11 +2,12 @@
 //! may be used. Atomics only; it outlives the sets the endpoint is in, so that an update forgets nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::report::EndpointReport;
 use super::stamped::{Stamped, decay, millis, since};
+use crate::health::Standing;
 use crate::policy::WeightedRoundRobin;
 
 /// The load of one endpoint.
@@ -28,7 +29,7 @@ pub struct Load {
     ramp_from: AtomicU32,
     avoid_until: AtomicU32,
     unreachable: AtomicU32,
-    ejected: AtomicBool,
+    standing: AtomicU8,
 }
 
 /// Time over which latency is forgotten (Linkerd `ewma.decay`).
@@ -150,14 +151,14 @@ impl Load {
         self.reported_in_flight.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether health allows requests. The owner builds a new set after a change.
-    pub fn is_admitted(&self) -> bool {
-        !self.ejected.load(Ordering::Relaxed)
+    /// What health says of the endpoint.
+    pub fn standing(&self) -> Standing {
+        Standing::from_index(self.standing.load(Ordering::Relaxed))
     }
 
-    /// Takes the endpoint out of the sets to come (ejected, failed its checks), or puts it back.
-    pub fn set_admitted(&self, admitted: bool) {
-        self.ejected.store(!admitted, Ordering::Relaxed);
+    /// Puts down what health says. Sets that are built from now on go by it; the owner builds one.
+    pub fn set_standing(&self, standing: Standing) {
+        self.standing.store(standing.index(), Ordering::Relaxed);
     }
 
     /// Begins a slow start: the endpoint is new, or healthy again.

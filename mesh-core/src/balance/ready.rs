@@ -21,6 +21,7 @@ use super::slow_start::Ramp;
 use super::spill::Spill;
 use super::stamped::millis;
 use super::{Candidates, Draw, Load, Pick, Picker, picker_for};
+use crate::health::Standing;
 use crate::policy::{Address, Cluster, Endpoint, Endpoints, Health, LocalityEndpoints, PerMillion};
 
 /// Makes a picker of the caller's own for a pool of a cluster; `None` = as policy says.
@@ -30,8 +31,9 @@ pub type MakePicker = dyn Fn(&Cluster, &Candidates, &mut Draw<'_>) -> Option<Box
 /// endpoint (its connections, say).
 ///
 /// Usable are endpoints the control plane calls healthy or says nothing of (gRFC A27) and that health
-/// admits; degraded ones take what the healthy cannot. How much goes to which priority, when all
-/// endpoints are used whatever their health, and how localities are weighed is Envoy's way.
+/// admits; degraded ones, and those whose first health check is not over, take what the healthy cannot.
+/// How much goes to which priority, when all endpoints are used whatever their health, and how localities
+/// are weighed is Envoy's way.
 pub struct ReadySet<E> {
     cluster: Arc<Cluster>,
     custom: Option<Arc<MakePicker>>,
@@ -161,7 +163,7 @@ impl<E> ReadySet<E> {
     pub fn pinned(&self, address: &Address, allowed: &[Health]) -> Option<(usize, &E)> {
         let index = self.find(address)?;
         let health = self.candidates.policy(index).1.health;
-        let admitted = self.candidates[index].load().is_none_or(|load| load.is_admitted());
+        let admitted = self.candidates[index].load().is_none_or(|load| load.standing().is_admitted());
         (admitted && allowed.contains(&health)).then(|| (index, &self.endpoints[index]))
     }
 
@@ -300,11 +302,13 @@ fn entries<E>(endpoints: &Endpoints, mut attach: impl FnMut(&Endpoint) -> (E, Op
                 continue;
             }
             let (own, load) = attach(endpoint);
-            let admitted = load.as_ref().is_none_or(|load| load.is_admitted());
+            let standing = load.as_ref().map_or(Standing::Good, |load| load.standing());
             let class = match endpoint.health {
                 Health::Draining => Class::Draining,
                 Health::Unhealthy => Class::Unhealthy,
-                _ if !admitted => Class::Unhealthy,
+                _ if !standing.is_admitted() => Class::Unhealthy,
+                // Nobody knows yet: used if those that are known to be well are too few.
+                _ if standing == Standing::Unchecked => Class::Degraded,
                 Health::Healthy | Health::Unknown => Class::Healthy,
                 Health::Degraded => Class::Degraded,
             };

@@ -260,6 +260,11 @@ impl InvalidTarget {
     pub fn new(input: impl Into<String>, reason: impl Into<Cow<'static, str>>) -> Self {
         Self { input: input.into(), reason: reason.into() }
     }
+
+    /// What was dialled.
+    pub fn input(&self) -> &str {
+        &self.input
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Address, Endpoints, HeaderWrite, Health, PerMillion, StringMatcher};
+use super::{Address, EndpointMetadata, Endpoints, HeaderWrite, Health, PerMillion, StringMatcher};
 use crate::id::ClusterName;
 
 /// One cluster.
@@ -37,7 +37,9 @@ pub struct Cluster {
     pub breaker_high: Option<CircuitBreakers>,
     /// Ejection of failing endpoints. None = off.
     pub outlier: Option<OutlierDetection>,
-    /// Active health checks.
+    /// Consecutive failures that take an endpoint out until one request got through. None = off.
+    pub accrual: Option<FailureAccrual>,
+    /// Active health checks. An endpoint must pass all of them.
     pub health_checks: Vec<HealthCheck>,
     /// Transport security towards the endpoints.
     pub tls: UpstreamTls,
@@ -68,6 +70,7 @@ impl Cluster {
             breaker: CircuitBreakers::default(),
             breaker_high: None,
             outlier: None,
+            accrual: None,
             health_checks: Vec::new(),
             tls: UpstreamTls::Disable,
             connection: ConnectionOptions::default(),
@@ -76,6 +79,22 @@ impl Cluster {
             load_report: None,
             telemetry: ClusterTelemetry::default(),
         }
+    }
+
+    /// The same with a fixed list of endpoints.
+    ///
+    /// ```
+    /// use mesh_core::policy::{Balancer, Cluster, Snapshot};
+    ///
+    /// let mut cluster = Cluster::of_addresses("reviews", ["127.0.0.1:9080".parse()?, "127.0.0.1:9081".parse()?]);
+    /// cluster.balancer = Balancer::RoundRobin;
+    /// let snapshot = Snapshot::of_one_cluster("reviews:9080", cluster, None);
+    /// assert!(snapshot.clusters.contains_key(&"reviews".into()));
+    /// # Ok::<(), std::net::AddrParseError>(())
+    /// ```
+    pub fn of_addresses(name: &str, addresses: impl IntoIterator<Item = std::net::SocketAddr>) -> Self {
+        let discovery = Discovery::Static(Arc::new(Endpoints::at(name, addresses)));
+        Self { discovery, ..Self::new(name.into()) }
     }
 }
 
@@ -351,7 +370,7 @@ pub struct OutlierDetection {
     pub max_ejection: Duration,
     /// Up to this much is added to an ejection at random. Default 0.
     pub max_ejection_jitter: Duration,
-    /// Largest share ejected; one is always allowed. Default 10 %.
+    /// Largest share ejected. One is always allowed, unless it is the last one in use. Default 10 %.
     pub max_ejected: PerMillion,
     /// A passed health check ends an ejection. Default true.
     pub health_check_unejects: bool,
@@ -429,6 +448,31 @@ pub struct FailurePercentageEjection {
     pub request_volume: u32,
 }
 
+/// Consecutive failures that take an endpoint out, and probation on the way back (Linkerd
+/// `balancer.linkerd.io/failure-accrual: consecutive`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct FailureAccrual {
+    /// Failures in a row; above 0. Default 7.
+    pub max_failures: u32,
+    /// First time out, doubled with each failed probe. Default 1 s.
+    pub min_penalty: Duration,
+    /// Longest time out. Default 60 s.
+    pub max_penalty: Duration,
+    /// Up to this share is added to a time out at random, within the longest. Default 50 %.
+    pub jitter: PerMillion,
+}
+
+impl Default for FailureAccrual {
+    fn default() -> Self {
+        Self {
+            max_failures: 7,
+            min_penalty: Duration::from_secs(1),
+            max_penalty: Duration::from_secs(60),
+            jitter: PerMillion::new(500_000),
+        }
+    }
+}
+
 /// An active health check.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct HealthCheck {
@@ -446,7 +490,7 @@ pub struct HealthCheck {
     pub pace: HealthCheckPace,
     /// Port to check instead of the endpoint's. None = the endpoint's.
     pub port: Option<u16>,
-    /// Check over one connection that stays open. Default true.
+    /// HTTP and gRPC: check over one connection that stays open. Default true.
     pub reuse_connection: bool,
 }
 
@@ -475,8 +519,8 @@ pub struct HealthCheckPace {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HealthProbe {
-    /// A connection.
-    Tcp,
+    /// A connection, and maybe some bytes over it.
+    Tcp(TcpProbe),
     /// A request.
     Http(HttpProbe),
     /// `grpc.health.v1.Health/Check` of this service.
@@ -486,6 +530,15 @@ pub enum HealthProbe {
         /// Authority; empty = the cluster name.
         authority: String,
     },
+}
+
+/// Bytes that check health. Without any a connection is enough.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct TcpProbe {
+    /// What is sent.
+    pub send: Vec<u8>,
+    /// What must come back: each block, in this order, with anything between them.
+    pub receive: Vec<Vec<u8>>,
 }
 
 /// A request that checks health.
@@ -652,6 +705,13 @@ pub struct TcpKeepalive {
 pub struct HttpProxy {
     /// For endpoints that name none.
     pub default: Option<Address>,
+}
+
+impl HttpProxy {
+    /// The proxy on the way to an endpoint.
+    pub fn of<'p>(&'p self, endpoint: &'p EndpointMetadata) -> Option<&'p Address> {
+        endpoint.proxy.as_ref().or(self.default.as_ref())
+    }
 }
 
 /// How names are resolved.

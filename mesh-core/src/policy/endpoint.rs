@@ -25,6 +25,14 @@ pub struct Endpoints {
 }
 
 impl Endpoints {
+    /// Plaintext endpoints at these addresses, in one locality and of one weight.
+    pub fn at(cluster: &str, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        let endpoints = addresses.into_iter().map(|address| Endpoint::new(Address::Socket(address))).collect();
+        let group =
+            LocalityEndpoints { locality: Locality::default(), priority: 0, weight: NonZeroU32::MIN, endpoints };
+        Self { cluster: cluster.to_owned(), localities: vec![group], ..Self::default() }
+    }
+
     /// Every endpoint, whatever its locality and health.
     pub fn iter(&self) -> impl Iterator<Item = &Endpoint> {
         self.localities.iter().flat_map(|l| l.endpoints.iter())

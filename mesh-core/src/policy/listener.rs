@@ -1,12 +1,14 @@
 //! The client side listener: what one dialled destination is bound to
 //! (`envoy.config.listener.v3.Listener` with an `api_listener`, gRFC A27).
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Fault, LocalRateLimit, RouteConfiguration, StatefulSession};
+use super::{Fault, InvalidPolicy, LocalRateLimit, RouteConfiguration, StatefulSession};
+use crate::id::ClusterName;
 
 /// One dialled destination.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -19,6 +21,78 @@ pub struct Listener {
     pub filters: Vec<HttpFilter>,
     /// Longest life of a stream when the route says nothing (`common_http_protocol_options`). None = unlimited.
     pub max_stream_duration: Option<Duration>,
+    /// Where raw connections go. None = where a `GET /` would.
+    pub tcp: Option<TcpForward>,
+}
+
+impl Listener {
+    /// A listener without filters, limits and raw connections of its own.
+    pub fn new(name: impl Into<String>, routes: RouteSource) -> Self {
+        Self { name: name.into(), routes, filters: Vec::new(), max_stream_duration: None, tcp: None }
+    }
+}
+
+/// Where raw connections go (`envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct TcpForward {
+    // At least one; the sum of the weights fits `u32`.
+    clusters: Vec<TcpShare>,
+    /// Endpoints tried before connecting fails, each once. Default 1.
+    pub max_connect_attempts: NonZeroU32,
+}
+
+/// A cluster with its share of the connections.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct TcpShare {
+    /// The cluster.
+    pub name: ClusterName,
+    /// Its weight, relative to the sum.
+    pub weight: NonZeroU32,
+}
+
+impl TcpForward {
+    /// Every connection to one cluster.
+    pub fn to(cluster: ClusterName) -> Self {
+        Self {
+            clusters: vec![TcpShare { name: cluster, weight: NonZeroU32::MIN }],
+            max_connect_attempts: NonZeroU32::MIN,
+        }
+    }
+
+    /// One of several clusters, drawn by weight once per connection.
+    ///
+    /// # Errors
+    /// The list is empty, or the sum of the weights overflows `u32`.
+    pub fn split(clusters: Vec<TcpShare>) -> Result<Self, InvalidPolicy> {
+        let total: u64 = clusters.iter().map(|share| u64::from(share.weight.get())).sum();
+        if total == 0 || total > u64::from(u32::MAX) {
+            let reason = format!("the weights sum to {total}; the sum must be 1 to {}", u32::MAX);
+            return Err(InvalidPolicy::new("weighted_clusters", reason));
+        }
+        Ok(Self { clusters, max_connect_attempts: NonZeroU32::MIN })
+    }
+
+    /// The clusters in listed order.
+    pub fn clusters(&self) -> &[TcpShare] {
+        &self.clusters
+    }
+
+    /// Sum of the weights; never 0.
+    pub fn total(&self) -> u32 {
+        self.clusters.iter().map(|share| share.weight.get()).sum()
+    }
+
+    /// The place in [`clusters`](Self::clusters) that a draw from `0..total()` falls on.
+    pub fn pick(&self, draw: u32) -> usize {
+        let mut left = draw % self.total();
+        for (place, share) in self.clusters.iter().enumerate() {
+            match left.checked_sub(share.weight.get()) {
+                None => return place,
+                Some(rest) => left = rest,
+            }
+        }
+        unreachable!("the draw is below the sum of the weights")
+    }
 }
 
 /// Where a listener's routes come from.
@@ -56,4 +130,23 @@ pub enum HttpFilterKind {
         /// The type URL of its configuration.
         type_url: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn share(name: &str, weight: u32) -> TcpShare {
+        TcpShare { name: name.into(), weight: NonZeroU32::new(weight).unwrap() }
+    }
+
+    #[test]
+    fn connections_are_drawn_by_weight() {
+        let split = TcpForward::split(vec![share("a", 3), share("b", 1)]).unwrap();
+        let drawn: Vec<usize> = (0..split.total()).map(|draw| split.pick(draw)).collect();
+        assert_eq!(drawn, [0, 0, 0, 1]);
+        assert_eq!(TcpForward::to("a".into()).pick(7), 0);
+        assert!(TcpForward::split(Vec::new()).is_err());
+        assert!(TcpForward::split(vec![share("a", u32::MAX), share("b", 1)]).is_err());
+    }
 }

@@ -19,7 +19,7 @@ pub struct Snapshot {
     pub listener: Arc<Listener>,
     /// Its routes.
     pub routes: Arc<RouteConfiguration>,
-    /// Every cluster the routes name, known or failed.
+    /// Every cluster that the routes name, and raw connections go to, known or failed.
     pub clusters: Clusters,
 }
 
@@ -42,12 +42,7 @@ impl Snapshot {
             headers: HeaderPolicy::default(),
             retry_budget: None,
         });
-        let listener = Listener {
-            name: name.to_owned(),
-            routes: RouteSource::Inline(routes.clone()),
-            filters: Vec::new(),
-            max_stream_duration: None,
-        };
+        let listener = Listener::new(name, RouteSource::Inline(routes.clone()));
         let name = cluster.name.clone();
         let state = ClusterState::Ready { cluster: Arc::new(cluster), endpoints: Arc::default() };
         Self { listener: Arc::new(listener), routes, clusters: [(name, state)].into() }
@@ -168,8 +163,8 @@ pub enum DestinationState {
     Ready(Arc<Snapshot>),
     /// Known not to exist, or refused with nothing good before it. The text says why and what to do.
     Failed(Arc<str>),
-    /// Nothing is known of it and no control plane could be asked. The text says which one and why; a later state
-    /// follows as soon as one can.
+    /// Nothing is known of it and no control plane could be asked, or the one that was is late (gRFC A88). The text
+    /// says which one and why; a later state follows as soon as one answers.
     Unreachable(Arc<str>),
 }
 

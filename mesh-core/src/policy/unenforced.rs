@@ -6,10 +6,9 @@
 
 use super::{
     AuthorityRewrite, Balancer, CircuitBreakers, Cluster, ClusterChoice, ConnectionOptions, DnsOptions, Endpoint,
-    EndpointMetadata, Endpoints, Fault, FilterOverride, FilterOverrides, Forward, HealthCheckTarget, HttpFilter,
-    HttpFilterKind, InboundLimits, InboundListener, Listener, LocalityBalancing, LocalityEndpoints, Mirror,
-    OriginatedTls, RetryPolicy, Rewrite, Route, RouteAction, RouteConfiguration, RouteMatch, Unenforced, UpstreamTls,
-    VirtualHost, WeightedCluster,
+    EndpointMetadata, Endpoints, Fault, FilterOverride, FilterOverrides, Forward, HttpFilter, HttpFilterKind,
+    InboundLimits, InboundListener, Listener, LocalityBalancing, LocalityEndpoints, Mirror, OriginatedTls, RetryPolicy,
+    Rewrite, Route, RouteAction, RouteConfiguration, RouteMatch, Unenforced, VirtualHost, WeightedCluster,
 };
 
 /// What of `policy` is accepted and not enforced by this version; empty if all of it is enforced.
@@ -49,33 +48,11 @@ const CLUSTER: &[Line<Cluster>] = &[
     line("breaker.max_connections_per_host", "connections are limited per cluster, not per endpoint", |c| {
         c.breaker.max_connections_per_host.is_some()
     }),
-    line(
-        "tls.auto_host_sni",
-        "the SNI is the fixed name or the dialled host",
-        |c| matches!(&c.tls, UpstreamTls::Simple(tls) | UpstreamTls::Mutual(tls, _) if tls.auto_host_sni),
-    ),
-    line("connection.initial_stream_window", "the client's own window is used", |c| {
-        c.connection.initial_stream_window.is_some()
-    }),
-    line("connection.initial_connection_window", "the client's own window is used", |c| {
-        c.connection.initial_connection_window.is_some()
-    }),
-    line("proxy", "connections go straight to the endpoints", |c| c.proxy.is_some()),
     line("dns", "names are resolved at the client's own pace, both families at once", |c| {
         c.dns != DnsOptions::default()
     }),
     line("load_report.metrics", "what endpoints say of themselves is not passed on", |c| {
         c.load_report.as_ref().is_some_and(|report| !report.metrics.is_empty())
-    }),
-    line("outlier", "failing endpoints are not ejected", |c| c.outlier.is_some()),
-    line("health_checks", "endpoints are not checked; the control plane's word counts", |c| {
-        !c.health_checks.is_empty()
-    }),
-    line("connection.max_concurrent_streams", "only the endpoint's own limit counts", |c| {
-        c.connection.max_concurrent_streams.is_some()
-    }),
-    line("connection.tcp_keepalive", "TCP keep-alive stays as the system has it", |c| {
-        c.connection.tcp_keepalive.is_some()
     }),
 ];
 
@@ -102,15 +79,6 @@ const RETRY: &[Line<RetryPolicy>] = &[
     line("retry.on.http3_post_connect_failure", "HTTP/3 is not spoken", |r| r.on.http3_post_connect_failure),
 ];
 
-const ENDPOINTS: &[Line<Endpoints>] = &[
-    line("endpoints.proxy", "connections go straight to the endpoints", |e| {
-        e.iter().any(|endpoint| endpoint.metadata.proxy.is_some())
-    }),
-    line("endpoints.health_check", "endpoints are not checked; the control plane's word counts", |e| {
-        e.iter().any(|endpoint| endpoint.metadata.health_check != HealthCheckTarget::default())
-    }),
-];
-
 const INBOUND: &[Line<InboundListener>] = &[
     line("jwt", "tokens are not checked; the server fails closed and refuses every request", |l| !l.jwt.is_empty()),
     line("authorization", "rules are not evaluated; the server fails closed and refuses what they govern", |l| {
@@ -128,8 +96,8 @@ impl Report for Cluster {
 }
 
 impl Report for Endpoints {
-    fn report(&self, out: &mut Vec<Unenforced>) {
-        look(ENDPOINTS, self, &format!("endpoints {}", self.cluster), "", out);
+    fn report(&self, _out: &mut Vec<Unenforced>) {
+        // All of it is enforced.
     }
 }
 
@@ -245,6 +213,7 @@ fn cluster_is_considered(cluster: Cluster, tls: OriginatedTls) {
             },
         breaker_high: _,
         outlier: _,
+        accrual: _,
         health_checks: _,
         tls: _,
         connection:
@@ -344,7 +313,7 @@ fn endpoints_are_considered(endpoints: (Endpoints, LocalityEndpoints, Endpoint, 
 
 #[allow(dead_code)]
 fn listeners_are_considered(listener: Listener, inbound: InboundListener) {
-    let Listener { name: _, routes: _, filters: _, max_stream_duration: _ } = listener;
+    let Listener { name: _, routes: _, filters: _, max_stream_duration: _, tcp: _ } = listener;
     let InboundListener {
         name: _,
         address: _,
@@ -364,8 +333,8 @@ mod tests {
     use super::*;
     use crate::id::ClusterName;
     use crate::policy::{
-        ClusterChoice, DirectResponse, HeaderPolicy, HttpFilter, Mirror, OutlierDetection, PerMillion, RetryOn, Route,
-        RouteMatch, RouteSource, VirtualHost, WeightedRoundRobin,
+        ClusterChoice, DirectResponse, HeaderPolicy, HttpFilter, Mirror, PerMillion, RetryOn, Route, RouteMatch,
+        RouteSource, VirtualHost, WeightedRoundRobin,
     };
 
     fn fields(policy: &impl Report) -> Vec<String> {
@@ -408,7 +377,7 @@ mod tests {
     #[test]
     fn what_a_cluster_asks_for_in_vain_is_named() {
         for (change, want) in [
-            (cluster(|c| c.outlier = Some(OutlierDetection::default())), "outlier"),
+            (cluster(|c| c.hashing.balance_factor = Some(125)), "hashing.balance_factor"),
             (cluster(|c| c.balancer = Balancer::WeightedRoundRobin(WeightedRoundRobin::default())), "balancer"),
         ] {
             let report = unenforced(&change);
@@ -430,7 +399,7 @@ mod tests {
         let skipped = HttpFilterKind::Skipped { type_url: "t".into() };
         let filters = vec![HttpFilter { name: "wasm".into(), kind: skipped }];
         let inline = RouteSource::Inline(Arc::new(config));
-        let listener = Listener { name: "l".into(), routes: inline, filters, max_stream_duration: None };
+        let listener = Listener { filters, ..Listener::new("l", inline) };
         assert_eq!(fields(&listener)[0], "filters[0] wasm");
         assert_eq!(fields(&listener)[1..], want);
     }

@@ -24,6 +24,35 @@ pub trait DestinationSource: Send + Sync + 'static {
     fn destination(&self, target: &Target) -> Watched<DestinationState>;
 }
 
+/// A closure is a source whose answers stay as they were first given: what a program needs that has no control
+/// plane and no change.
+///
+/// ```
+/// use std::sync::Arc;
+/// use mesh_core::id::Target;
+/// use mesh_core::policy::{Cluster, DestinationState, Snapshot};
+/// use mesh_core::source::DestinationSource;
+///
+/// let source = |target: &Target| match target.as_str() {
+///     "reviews:9080" => {
+///         let cluster = Cluster::of_addresses("reviews", ["127.0.0.1:9080".parse().unwrap()]);
+///         DestinationState::Ready(Arc::new(Snapshot::of_one_cluster("reviews:9080", cluster, None)))
+///     }
+///     other => DestinationState::Failed(format!("{other} is not reviews:9080").into()),
+/// };
+/// let state = source.destination(&"reviews:9080".parse()?).load_full();
+/// assert!(matches!(*state, DestinationState::Ready(_)));
+/// # Ok::<(), mesh_core::id::InvalidTarget>(())
+/// ```
+impl<F> DestinationSource for F
+where
+    F: Fn(&Target) -> DestinationState + Send + Sync + 'static,
+{
+    fn destination(&self, target: &Target) -> Watched<DestinationState> {
+        Watched::fixed(self(target))
+    }
+}
+
 /// Gives the policy of a listening address.
 pub trait InboundSource: Send + Sync + 'static {
     /// The address's state, now and later.

@@ -3,12 +3,16 @@
 //! A [`RequestSeries`] is resolved when a snapshot is built; recording a request then touches a few
 //! atomics and takes no lock. Refuses to know any exporter: outlets read [`Metrics::visit`].
 
+pub mod health;
 mod histogram;
 pub mod load;
+mod tcp;
 
+pub use self::health::HealthSeries;
 pub use self::histogram::{BUCKETS_MS, Histogram};
+pub use self::tcp::{TCP_CLOSED, TCP_OPENED, TCP_RECEIVED_BYTES, TCP_SENT_BYTES, TcpSeries};
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,12 +20,18 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
+use crate::id::ClusterName;
+
 /// Requests completed (Istio standard metric).
 pub const REQUESTS_TOTAL: &str = "istio_requests_total";
 /// Time from request start to response end (Istio standard metric), milliseconds.
 pub const REQUEST_DURATION: &str = "istio_request_duration_milliseconds";
 /// Fields of the configuration in use that are accepted and not enforced.
 pub const CONFIG_UNENFORCED: &str = "mesh_config_unenforced";
+/// Resources of the configuration by the state they are in.
+pub const CONFIG_RESOURCES: &str = "mesh_config_resources";
+/// Time for which no control plane has vouched for the configuration in use, seconds.
+pub const CONFIG_UNCONFIRMED: &str = "mesh_config_unconfirmed_seconds";
 
 /// Which side reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -106,6 +116,8 @@ pub struct Outcome {
 #[derive(Debug, Default)]
 pub struct Metrics {
     series: Mutex<HashMap<RequestLabels, Arc<RequestSeries>, foldhash::fast::FixedState>>,
+    tcp: Mutex<HashMap<(RequestLabels, &'static str), Arc<TcpSeries>, foldhash::fast::FixedState>>,
+    health: Mutex<BTreeMap<ClusterName, Arc<HealthSeries>>>,
 }
 
 /// The counters of one set of labels.
@@ -146,6 +158,31 @@ impl Metrics {
         let made = Arc::<RequestSeries>::default();
         series.insert(labels.clone(), made.clone());
         made
+    }
+
+    /// The series of raw connections with `labels` and a response flag (`-`: none), made on first use. Keep the
+    /// answer.
+    pub fn tcp(&self, labels: &RequestLabels, flags: &'static str) -> Arc<TcpSeries> {
+        self.tcp.lock().entry((labels.clone(), flags)).or_default().clone()
+    }
+
+    /// Shows every series of raw connections with its response flag, in order of labels, to an outlet.
+    pub fn visit_tcp(&self, mut see: impl FnMut(&RequestLabels, &'static str, &TcpSeries)) {
+        let mut all: Vec<_> = self.tcp.lock().iter().map(|(key, series)| (key.clone(), series.clone())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        for ((labels, flags), series) in all {
+            see(&labels, flags, &series);
+        }
+    }
+
+    /// The health of a cluster's endpoints, made on first use. Not for the request path: keep the answer.
+    pub fn health(&self, cluster: &ClusterName) -> Arc<HealthSeries> {
+        self.health.lock().entry(cluster.clone()).or_default().clone()
+    }
+
+    /// The health of every cluster that is watched, in order.
+    pub fn all_health(&self) -> Vec<(ClusterName, Arc<HealthSeries>)> {
+        self.health.lock().iter().map(|(cluster, series)| (cluster.clone(), series.clone())).collect()
     }
 
     /// Shows every series, in order of labels, to an outlet.

@@ -113,7 +113,7 @@ impl<'a, R: Resources> Follow<'a, R> {
             Found::Pending => return Found::Pending,
             Found::Failed(reason) => return Found::Failed(reason),
         };
-        match self.clusters(&routes) {
+        match self.clusters(&listener, &routes) {
             Some(clusters) => Found::Ready(Snapshot { listener, routes, clusters }),
             None => Found::Pending,
         }
@@ -188,13 +188,13 @@ impl<'a, R: Resources> Follow<'a, R> {
         }
     }
 
-    /// Every cluster the routes name and their children; `None` while one of them is on its way. All
-    /// are asked for before the first is waited for.
-    fn clusters(&mut self, routes: &RouteConfiguration) -> Option<Clusters> {
+    /// Every cluster that listener and routes name, and their children; `None` while one of them is on its way.
+    /// All are asked for before the first is waited for.
+    fn clusters(&mut self, listener: &Listener, routes: &RouteConfiguration) -> Option<Clusters> {
         let mut known = Vec::new();
         let mut complete = true;
         let mut seen = BTreeSet::new();
-        let mut open: VecDeque<_> = named_clusters(routes).into_iter().map(|name| (name, 1)).collect();
+        let mut open: VecDeque<_> = named_clusters(listener, routes).into_iter().map(|name| (name, 1)).collect();
         while let Some((name, depth)) = open.pop_front() {
             // Aggregates may name each other: every cluster is looked at once.
             if !seen.insert(name.clone()) {
@@ -286,10 +286,11 @@ fn children(cluster: &Cluster) -> &[ClusterName] {
     }
 }
 
-/// Every cluster that a request could be sent or copied to. A cluster that a request header names
-/// cannot be known in advance.
-fn named_clusters(routes: &RouteConfiguration) -> BTreeSet<ClusterName> {
-    let mut names = BTreeSet::new();
+/// Every cluster that a request could be sent or copied to, or a raw connection go to. A cluster that a request
+/// header names cannot be known in advance.
+fn named_clusters(listener: &Listener, routes: &RouteConfiguration) -> BTreeSet<ClusterName> {
+    let tcp = listener.tcp.iter().flat_map(|forward| forward.clusters());
+    let mut names: BTreeSet<ClusterName> = tcp.map(|share| share.name.clone()).collect();
     for route in routes.virtual_hosts.iter().flat_map(|host| &host.routes) {
         let RouteAction::Forward(forward) = &route.action else { continue };
         match &forward.to {

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{
     Cluster, ClusterState, Discovery, Domain, Endpoints, Forward, HeaderPolicy, InboundListener, InboundTls, Listener,
-    Mirror, PerMillion, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, VirtualHost,
+    Mirror, PerMillion, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, TcpForward, VirtualHost,
 };
 use mesh_core::source::Watched;
 
@@ -100,12 +100,7 @@ impl World {
 }
 
 fn listener(routes: &str) -> Value {
-    Value::Listener(Arc::new(Listener {
-        name: "a:80".to_owned(),
-        routes: RouteSource::Named(routes.to_owned()),
-        filters: Vec::new(),
-        max_stream_duration: None,
-    }))
+    Value::Listener(Arc::new(Listener::new("a:80", RouteSource::Named(routes.to_owned()))))
 }
 
 fn routes(name: &str, clusters: &[&str]) -> Value {
@@ -160,6 +155,23 @@ fn nothing_is_published_until_everything_is_known() {
     assert!(matches!(snapshot.clusters[&"x".into()], ClusterState::Ready { .. }));
     let ClusterState::Failed(reason) = &snapshot.clusters[&"y".into()] else { panic!("it failed") };
     assert!(reason.contains("it was refused"), "{reason}");
+}
+
+#[test]
+fn the_clusters_of_raw_connections_belong_to_the_destination() {
+    let mut world = World::complete();
+    let raw = TcpForward::to("raw".into());
+    let with_raw = Listener { tcp: Some(raw), ..Listener::new("a:80", RouteSource::Named("r".to_owned())) };
+    let before = world.snapshot();
+    world.give(Kind::Listener, "a:80", Ok(Value::Listener(Arc::new(with_raw))));
+    assert!(Arc::ptr_eq(&before, &world.snapshot()), "make before break");
+    world.give(Kind::Cluster, "raw", Ok(cluster("raw", eds(None))));
+    world.give(Kind::Endpoints, "raw", Ok(endpoints("raw")));
+    let known: Vec<_> = world.snapshot().clusters.keys().map(ToString::to_string).collect();
+    assert_eq!(known, ["raw", "x"]);
+    world.give(Kind::Listener, "a:80", Ok(listener("r")));
+    assert_eq!(world.snapshot().clusters.len(), 1);
+    assert!(!world.wanted().contains(&"Cluster raw".to_owned()), "{:?}", world.wanted());
 }
 
 #[test]

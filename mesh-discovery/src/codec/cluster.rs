@@ -49,6 +49,7 @@ pub(super) fn encode(cluster: &Cluster) -> Proto {
         proto.outlier_detection = Some(detection);
         ours.outlier = (shares != OutlierShares::default()).then_some(shares);
     }
+    ours.accrual = cluster.accrual.as_ref().map(outlier::encode_accrual);
     proto.health_checks = cluster.health_checks.iter().map(health_check::encode).collect();
     proto.transport_socket = tls::encode_upstream(&cluster.tls);
     if let Some(proxy) = &cluster.proxy {
@@ -86,6 +87,7 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
     let shares = ours.outlier.unwrap_or_default();
     let detection = proto.outlier_detection.as_ref();
     let outlier = detection.map(|d| outlier::decode(d, &shares, &at.field("outlier_detection"), report));
+    let accrual = ours.accrual.as_ref().map(|accrual| outlier::decode_accrual(accrual, at, report));
     let at_breakers = at.field("circuit_breakers");
     let (breaker, breaker_high) = outlier::decode_breakers(proto.circuit_breakers.as_ref(), &at_breakers, report);
     let checks = proto.health_checks.iter().enumerate();
@@ -115,6 +117,7 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
         breaker,
         breaker_high,
         outlier,
+        accrual,
         health_checks,
         tls: tls?,
         connection,

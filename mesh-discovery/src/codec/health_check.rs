@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::{
     HealthCheck as Proto, RequestMethod,
-    health_check::{GrpcHealthCheck, HealthChecker, HttpHealthCheck, TcpHealthCheck},
+    health_check::{GrpcHealthCheck, HealthChecker, HttpHealthCheck, Payload, TcpHealthCheck, payload},
 };
 use envoy_types::pb::envoy::r#type::v3::{CodecClientType, Int64Range};
 use envoy_types::pb::google::protobuf::{Duration as DurationProto, UInt32Value};
-use mesh_core::policy::{HealthCheck, HealthCheckPace, HealthProbe, HttpProbe};
+use mesh_core::policy::{HealthCheck, HealthCheckPace, HealthProbe, HttpProbe, TcpProbe};
 
 use super::report::{At, Report, consider};
 use super::{common, header};
@@ -28,7 +28,11 @@ const METHODS: [(RequestMethod, &str); 9] = [
 
 pub(super) fn encode(check: &HealthCheck) -> Proto {
     let checker = match &check.probe {
-        HealthProbe::Tcp => HealthChecker::TcpHealthCheck(TcpHealthCheck::default()),
+        HealthProbe::Tcp(probe) => HealthChecker::TcpHealthCheck(TcpHealthCheck {
+            send: (!probe.send.is_empty()).then(|| encode_payload(&probe.send)),
+            receive: probe.receive.iter().map(|block| encode_payload(block)).collect(),
+            ..Default::default()
+        }),
         HealthProbe::Http(probe) => HealthChecker::HttpHealthCheck(encode_http(probe)),
         HealthProbe::Grpc { service, authority } => HealthChecker::GrpcHealthCheck(GrpcHealthCheck {
             service_name: service.clone(),
@@ -141,13 +145,15 @@ fn read_probe(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<HealthP
     match &proto.health_checker {
         Some(HealthChecker::TcpHealthCheck(tcp)) => {
             consider!(tcp, &at.field("tcp_health_check"), report, TcpHealthCheck {
-                read: [],
+                read: [send, receive],
                 idle: [],
-                send => "only the connection is checked",
-                receive => "only the connection is checked",
                 proxy_protocol_config => "checks send no PROXY header",
             });
-            Some(HealthProbe::Tcp)
+            let at = at.field("tcp_health_check");
+            let send = tcp.send.as_ref().map(|payload| read_payload(payload, &at.field("send"), report));
+            let blocks = tcp.receive.iter().enumerate();
+            let receive = blocks.map(|(i, payload)| read_payload(payload, &at.item("receive", i), report)).collect();
+            Some(HealthProbe::Tcp(TcpProbe { send: send.unwrap_or_default(), receive }))
         }
         Some(HealthChecker::HttpHealthCheck(http)) => {
             read_http(http, &at.field("http_health_check"), report).map(HealthProbe::Http)
@@ -165,6 +171,30 @@ fn read_probe(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<HealthP
             None
         }
     }
+}
+
+/// As hexadecimal text, which every Envoy takes.
+fn encode_payload(bytes: &[u8]) -> Payload {
+    Payload { payload: Some(payload::Payload::Text(bytes.iter().map(|byte| format!("{byte:02X}")).collect())) }
+}
+
+fn read_payload(proto: &Payload, at: &At<'_>, report: &mut Report) -> Vec<u8> {
+    let bytes = match &proto.payload {
+        Some(payload::Payload::Binary(bytes)) => Some(bytes.clone()),
+        Some(payload::Payload::Text(text)) => read_hex(text),
+        None => None,
+    };
+    let bytes = bytes.filter(|bytes| !bytes.is_empty());
+    if bytes.is_none() {
+        report.problem(at, "bytes in hexadecimal are required");
+    }
+    bytes.unwrap_or_default()
+}
+
+fn read_hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let pairs = text.as_bytes().chunks(2);
+    pairs.map(|pair| u8::try_from(digit(*pair.first()?)? * 16 + digit(*pair.get(1)?)?).ok()).collect()
 }
 
 fn read_http(proto: &HttpHealthCheck, at: &At<'_>, report: &mut Report) -> Option<HttpProbe> {

@@ -1,4 +1,5 @@
-//! `Listener` with an `api_listener` ⇄ [`Listener`]: the client side (gRFC A27, A39).
+//! `Listener` with an `api_listener` ⇄ [`Listener`]: the client side (gRFC A27, A39). Where raw connections go
+//! stands beside it, in a `default_filter_chain`.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use mesh_core::policy::{Fault, HttpFilter, HttpFilterKind, Listener, LocalRateLi
 
 use super::extension::{self, url};
 use super::report::{At, Report, consider};
-use super::{common, fault, filter, rate_limit, route, session};
+use super::{common, fault, filter, rate_limit, route, session, tcp};
 
 pub(super) use envoy_types::pb::envoy::config::listener::v3::Listener as Proto;
 
@@ -38,6 +39,7 @@ pub(super) fn encode(listener: &Listener) -> Proto {
     Proto {
         name: listener.name.clone(),
         api_listener: Some(ApiListener { api_listener: Some(extension::pack(url::HCM, &manager)) }),
+        default_filter_chain: listener.tcp.as_ref().map(|forward| tcp::encode(&listener.name, forward)),
         ..Default::default()
     }
 }
@@ -45,6 +47,7 @@ pub(super) fn encode(listener: &Listener) -> Proto {
 /// Decodes a listener that has an `api_listener`. An ordinary address beside it has no meaning: istiod
 /// sends one for the sake of gRPC C++.
 pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<Listener> {
+    let tcp = tcp::decode(proto.default_filter_chain.as_ref(), &at.field("default_filter_chain"), report);
     let at = at.field("api_listener");
     let at = at.field("api_listener");
     let Some(any) = proto.api_listener.as_ref().and_then(|l| l.api_listener.as_ref()) else {
@@ -72,6 +75,7 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
             "common_http_protocol_options.max_stream_duration",
             report,
         ),
+        tcp,
     })
 }
 

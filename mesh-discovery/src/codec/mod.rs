@@ -39,6 +39,7 @@ pub mod envoy;
 mod extension;
 mod fault;
 mod filter;
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod header;
@@ -57,6 +58,7 @@ mod route_action;
 mod route_extra;
 mod session;
 mod subset;
+mod tcp;
 mod tls;
 mod weighting;
 

@@ -1,4 +1,4 @@
-//! Outlier detection (gRFC A50) and circuit breakers (gRFC A32).
+//! Outlier detection (gRFC A50), Linkerd's failure accrual, and circuit breakers (gRFC A32).
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use envoy_types::pb::envoy::config::cluster::v3::{
 use envoy_types::pb::envoy::config::core::v3::RoutingPriority;
 use envoy_types::pb::google::protobuf::UInt32Value;
 use mesh_core::policy::{
-    CircuitBreakers, ConsecutiveShares, FailurePercentageEjection, OutlierDetection, PerMillion, RetryConcurrency,
-    SuccessRateEjection,
+    CircuitBreakers, ConsecutiveShares, FailureAccrual, FailurePercentageEjection, OutlierDetection, PerMillion,
+    RetryConcurrency, SuccessRateEjection,
 };
 
 use super::common;
 use super::report::{At, Report, consider};
-use crate::proto::policy::OutlierShares;
+use crate::proto::policy::{FailureAccrual as AccrualProto, OutlierShares};
 
 /// Millionths in a percent.
 const PERCENT: u32 = 10_000;
@@ -167,6 +167,30 @@ fn note_unenforced(proto: &Proto, at: &At<'_>, report: &mut Report) {
     });
     let set = common::is_true(proto.detect_degraded_hosts.as_ref());
     report.unenforced_if(set, at, "detect_degraded_hosts", "degraded answers do not count");
+}
+
+pub(super) fn encode_accrual(accrual: &FailureAccrual) -> AccrualProto {
+    AccrualProto {
+        max_failures: accrual.max_failures,
+        min_penalty: Some(common::duration(accrual.min_penalty)),
+        max_penalty: Some(common::duration(accrual.max_penalty)),
+        jitter: accrual.jitter.get(),
+    }
+}
+
+/// Decodes failure accrual; times that are not said are Linkerd's.
+pub(super) fn decode_accrual(proto: &AccrualProto, at: &At<'_>, report: &mut Report) -> FailureAccrual {
+    let default = FailureAccrual::default();
+    if proto.max_failures == 0 {
+        report.problem(&at.field("accrual.max_failures"), "0 failures would take every endpoint out");
+    }
+    let mut time = |value, name| common::opt_duration(value, at, name, report);
+    FailureAccrual {
+        max_failures: proto.max_failures,
+        min_penalty: time(proto.min_penalty.as_ref(), "accrual.min_penalty").unwrap_or(default.min_penalty),
+        max_penalty: time(proto.max_penalty.as_ref(), "accrual.max_penalty").unwrap_or(default.max_penalty),
+        jitter: PerMillion::new(proto.jitter),
+    }
 }
 
 /// Encodes the limits of both priorities.

@@ -6,6 +6,7 @@
 //! never reconnects by itself: its users know when that makes sense.
 
 mod jwt;
+mod probing;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tls;
@@ -33,14 +34,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use self::jwt::JwtTokenFile;
+use self::probing::Probing;
 use crate::bootstrap::{CallCredentials, ChannelCredentials, ServerUri, XdsServer};
 use crate::clock;
 use crate::secret::Refusal;
 
 /// Time for TCP connect, TLS handshake and HTTP/2 preface together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// HTTP/2 PING, so that a dead control plane is noticed on an idle stream.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 /// Largest message taken; gRPC's default of 4 MiB is too small for the endpoints of a large cluster.
 pub(crate) const MAX_MESSAGE: usize = 64 << 20;
 
@@ -55,6 +55,7 @@ pub struct Connector {
     crypto: Arc<CryptoProvider>,
     files: Arc<tls::Files>,
     tokens: Arc<[JwtTokenFile]>,
+    probing: Arc<Probing>,
 }
 
 impl Connector {
@@ -65,8 +66,9 @@ impl Connector {
             CallCredentials::JwtTokenFile { path } => JwtTokenFile::new(path.clone(), clock::system()),
         };
         let tokens = server.call_credentials.iter().map(token).collect();
-        let refusal = Watched::fixed(None);
-        Self { server, identity: None, refusal, told: Arc::default(), crypto, files: Arc::default(), tokens }
+        let (refusal, told) = (Watched::fixed(None), Arc::default());
+        let (files, probing) = (Arc::default(), Arc::default());
+        Self { server, identity: None, refusal, told, crypto, files, tokens, probing }
     }
 
     /// Shows the mesh certificate of the moment on every TLS connection; the first connection waits for
@@ -186,13 +188,14 @@ impl Connector {
         let origin = self.origin(scheme)?;
         let (requests, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
-            .keep_alive_interval(KEEPALIVE.0)
-            .keep_alive_timeout(KEEPALIVE.1)
+            .keep_alive_interval(self.probing.interval())
+            .keep_alive_timeout(probing::TIMEOUT)
             .keep_alive_while_idle(true)
             .handshake(TokioIo::new(io))
             .await
             .map_err(|e| format!("HTTP/2: {e}"))?;
-        Ok(Connection { requests, origin, tokens: self.tokens.clone(), _driver: Arc::new(worker::drive(connection)) })
+        let driver = Arc::new(worker::drive(connection, self.probing.clone()));
+        Ok(Connection { requests, origin, tokens: self.tokens.clone(), _driver: driver })
     }
 
     fn origin(&self, scheme: &str) -> Result<Uri, String> {
@@ -210,7 +213,7 @@ pub struct Connection {
     requests: SendRequest<tonic::body::Body>,
     origin: Uri,
     tokens: Arc<[JwtTokenFile]>,
-    _driver: Arc<AbortOnDrop>,
+    _driver: Arc<worker::Driver>,
 }
 
 impl Connection {

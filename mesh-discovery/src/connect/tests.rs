@@ -184,14 +184,14 @@ async fn who_waits_for_an_identity_hears_each_reason_once_and_then_waits_on() {
     let error = connector.connect().await.err().expect("there is none");
     assert!(error.to_string().ends_with("this process has no certificate: the token is spent"), "{error}");
 
-    let waiting = tokio::spawn({
-        let connector = connector.clone();
-        async move { connector.connect().await }
-    });
-    tokio::task::yield_now().await;
-    assert!(!waiting.is_finished(), "the same reason again");
+    let mut waiting = std::pin::pin!(connector.connect());
+    tokio::select! {
+        biased;
+        _ = &mut waiting => panic!("it failed for the same reason again"),
+        () = tokio::task::yield_now() => {}
+    }
     refused.publish(Some("the CA is away".into()));
-    let error = waiting.await.unwrap().err().expect("there is none");
+    let error = waiting.await.err().expect("there is none");
     assert!(error.to_string().contains("the CA is away"), "{error}");
 
     publisher.publish(Some(Arc::new(world.ca.identity("spiffe://cluster.local/ns/default/sa/reviews", 0))));
@@ -247,4 +247,66 @@ async fn dial_by_system_roots() {
     let uri = format!("127.0.0.1:{}", std::env::var(PORT).unwrap()).parse().unwrap();
     let server = XdsServer::new(uri, ChannelCredentials::Tls(TlsCredentials::default()));
     Connector::new(server, crypto()).connect().await.unwrap();
+}
+
+/// A connection in memory to a control plane in plaintext, and its other end.
+async fn in_memory() -> (Connector, Connection, tokio::io::DuplexStream) {
+    let server = XdsServer::new("memory:1".parse().unwrap(), ChannelCredentials::Insecure);
+    let connector = Connector::new(server, crypto());
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let connection = connector.http2(near, "http").await.unwrap();
+    (connector, connection, far)
+}
+
+fn asking(connection: &Connection) -> impl Future<Output = Result<http::Response<hyper::body::Incoming>, BoxError>> {
+    let request = http::Request::get(connection.origin()).body(tonic::body::Body::empty()).unwrap();
+    connection.clone().call(request)
+}
+
+/// Serves HTTP/2, answers PINGs and no request; the first one ends the connection, if there is a `reason`.
+async fn mute(io: tokio::io::DuplexStream, reason: Option<h2::Reason>) {
+    let mut connection = h2::server::handshake(io).await.unwrap();
+    let mut held = Vec::new();
+    while let Some(Ok(request)) = connection.accept().await {
+        held.push(request);
+        if let Some(reason) = reason {
+            connection.abrupt_shutdown(reason);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_control_plane_is_noticed_within_30_seconds_r10() {
+    let (_, connection, _dead) = in_memory().await;
+    let begun = tokio::time::Instant::now();
+    assert!(asking(&connection).await.is_err());
+    assert!(begun.elapsed() <= Duration::from_secs(30), "{:?}", begun.elapsed());
+
+    // Control run: one that answers PINGs is alive, whatever else it does not answer.
+    let (_, connection, far) = in_memory().await;
+    let served = asking(&connection);
+    let waited = tokio::time::timeout(Duration::from_secs(600), served);
+    tokio::select! {
+        answer = waited => assert!(answer.is_err(), "{answer:?}"),
+        () = mute(far, None) => panic!("it ended"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_control_plane_that_is_asked_too_often_is_asked_less_often() {
+    for (reason, seconds) in [(h2::Reason::ENHANCE_YOUR_CALM, [40, 80, 160, 320, 320]), (h2::Reason::CANCEL, [20; 5])] {
+        let server = XdsServer::new("memory:1".parse().unwrap(), ChannelCredentials::Insecure);
+        let connector = Connector::new(server, crypto());
+        assert_eq!(connector.probing.interval().as_secs(), 20);
+        for seconds in seconds {
+            let (near, far) = tokio::io::duplex(1 << 16);
+            let connection = connector.http2(near, "http").await.unwrap();
+            let (answer, ()) = tokio::join!(asking(&connection), mute(far, Some(reason)));
+            assert!(answer.is_err(), "it was cut off");
+            drop(connection);
+            // Everything that is on its way happens.
+            mesh_testkit::clock::pass(Duration::from_millis(1)).await;
+            assert_eq!(connector.probing.interval().as_secs(), seconds, "{reason:?}");
+        }
+    }
 }

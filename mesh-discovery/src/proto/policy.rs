@@ -169,6 +169,26 @@ pub struct ClusterPolicy {
     /// Spill-over by load.
     #[prost(message, optional, tag = "6")]
     pub spill: Option<LoadSpill>,
+    /// Linkerd's failure accrual.
+    #[prost(message, optional, tag = "7")]
+    pub accrual: Option<FailureAccrual>,
+}
+
+/// Linkerd's failure accrual. Foreign clients keep failing endpoints in.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct FailureAccrual {
+    /// Failures in a row.
+    #[prost(uint32, tag = "1")]
+    pub max_failures: u32,
+    /// First time out.
+    #[prost(message, optional, tag = "2")]
+    pub min_penalty: Option<Duration>,
+    /// Longest time out.
+    #[prost(message, optional, tag = "3")]
+    pub max_penalty: Option<Duration>,
+    /// Share added at random, in millionths.
+    #[prost(uint32, tag = "4")]
+    pub jitter: u32,
 }
 
 /// When the first priority is left for its load: requests in flight of an endpoint.

@@ -141,6 +141,13 @@ impl XdsClient {
         report::unenforced(&self.state.lock().ads)
     }
 
+    /// How many resources are in each state: type, state, number. States are gRPC's (gRFC A78, A88): `requested`,
+    /// `acked`, `nacked`, `does_not_exist`, `received_error`, `timeout`, and `…_but_cached` where the last good one is in
+    /// use all the same.
+    pub fn standings(&self) -> Vec<(&'static str, &'static str, usize)> {
+        report::standings(&self.state.lock().ads)
+    }
+
     /// Everything the client holds: `status`, and `resources` with type, name, version, state
     /// (`requested`, `acked`, `nacked`, `does_not_exist`, `received_error`, `timed_out`), error (`reason`,
     /// refused `version`), decoded value, when it came (Unix seconds) and what of it is not enforced. The

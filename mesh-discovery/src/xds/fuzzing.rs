@@ -87,10 +87,8 @@ impl Book {
 
 fn listener(name: &str, mark: u16) -> Any {
     codec::encode_listener(&Listener {
-        name: name.to_owned(),
-        routes: RouteSource::Named("r".to_owned()),
-        filters: Vec::new(),
         max_stream_duration: Some(Duration::from_secs(mark.into())),
+        ..Listener::new(name, RouteSource::Named("r".to_owned()))
     })
 }
 
@@ -243,7 +241,7 @@ impl<'a> World<'a> {
         let plane = &mut self.planes[usize::from(server)];
         if self.state.ads.wants(server) && !plane.open {
             *plane = Plane { generation: plane.generation, open: true, ..Default::default() };
-            self.state.ads.opened(server);
+            self.state.ads.opened(server, self.now);
         }
     }
 
@@ -252,7 +250,7 @@ impl<'a> World<'a> {
         let plane = &mut self.planes[usize::from(server)];
         if self.state.ads.wants(server) {
             *plane = Plane { generation: plane.generation, ..Default::default() };
-            self.state.ads.closed(server, error);
+            let _ = self.state.ads.closed(server, error, self.now);
         }
     }
 

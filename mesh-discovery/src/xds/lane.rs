@@ -70,8 +70,11 @@ impl Lane {
         self.phase = Phase::Opening(self.transport.open(variant));
     }
 
-    /// Begins a stream after a while.
-    pub(super) fn wait(&mut self) {
+    /// Begins a stream after a while; a short one, if the stream before was `good`.
+    pub(super) fn wait(&mut self, good: bool) {
+        if good {
+            self.backoff.reset();
+        }
         let wait = self.backoff.next(self.random.f64());
         self.phase = Phase::Waiting(Box::pin(tokio::time::sleep(wait)));
     }
@@ -112,10 +115,7 @@ impl Lane {
                     return Poll::Pending;
                 }
                 Poll::Ready(match ready!(responses.poll_next_unpin(cx)) {
-                    Some(Ok(response)) => {
-                        self.backoff.reset();
-                        Event::Response(response)
-                    }
+                    Some(Ok(response)) => Event::Response(response),
                     Some(Err(error)) => Event::Closed(Some(error)),
                     None => Event::Closed(None),
                 })

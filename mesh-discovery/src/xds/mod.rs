@@ -8,6 +8,7 @@
 mod ads;
 mod client;
 mod csds;
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod grpc;

@@ -23,7 +23,10 @@ pub struct Status {
     pub server: String,
     /// Whether a stream to it is open.
     pub connected: bool,
-    /// The last failure of a connection or stream to it; none after a response on a later stream.
+    /// Since when there has been no stream to it that vouches for what is in use, in seconds; none while there is one.
+    /// A stream vouches for it once a response has come on it, or when 15 s have passed without one being owed.
+    pub unconfirmed_seconds: Option<u64>,
+    /// The last failure of a connection or stream to it; none once a later stream vouches for what is in use.
     pub last_error: Option<String>,
     /// Streams opened so far, to all control planes.
     pub streams_opened: u64,
@@ -47,7 +50,7 @@ pub struct ServerStatus {
     pub connected: bool,
     /// Variant of the protocol on the current or next stream.
     pub variant: Variant,
-    /// The last failure of a connection or stream; none after a response on a later stream.
+    /// The last failure of a connection or stream; none once a later stream vouches for what is in use.
     pub last_error: Option<String>,
     /// Streams opened so far.
     pub streams_opened: u64,
@@ -64,6 +67,7 @@ pub(super) fn status(state: &State, now: Instant) -> Status {
     Status {
         server: active.server.clone(),
         connected: active.connected,
+        unconfirmed_seconds: active.unconfirmed_since.map(|since| now.saturating_duration_since(since).as_secs()),
         last_error: active.last_error.clone(),
         streams_opened: sum(|session| session.streams_opened),
         responses: sum(|session| session.responses),
@@ -149,12 +153,45 @@ pub(super) struct Complaint {
 
 /// Accepted fields that are not enforced, by type.
 pub(super) fn unenforced(ads: &Ads<PolicyCodec>) -> [(&'static str, usize); 4] {
-    let mut counts = ["listener", "routes", "cluster", "endpoints"].map(|kind| (kind, 0));
+    let mut counts = KINDS.map(|kind| (kind, 0));
     for (kind, _, entry) in ads.entries() {
         counts[kind.index()].1 += entry.value().map_or(0, |resource| resource.unenforced.len());
     }
     counts
 }
+
+/// How many resources are in each state, by type; states have the names of gRFC A78 and A88.
+pub(super) fn standings(ads: &Ads<PolicyCodec>) -> Vec<(&'static str, &'static str, usize)> {
+    let mut counts: Vec<_> =
+        KINDS.into_iter().flat_map(|kind| STATES.into_iter().map(move |state| (kind, state, 0))).collect();
+    for (kind, _, entry) in ads.entries() {
+        let cached = usize::from(entry.value().is_some());
+        let state = match entry.standing {
+            Standing::Requested => 0,
+            Standing::Acked => 1,
+            Standing::Nacked => 2 + cached,
+            Standing::DoesNotExist => 4 + cached,
+            Standing::ReceivedError => 6 + cached,
+            Standing::TimedOut => 8,
+        };
+        counts[kind.index() * STATES.len() + state].2 += 1;
+    }
+    counts
+}
+
+/// By [`Kind::index`].
+const KINDS: [&str; 4] = ["listener", "routes", "cluster", "endpoints"];
+const STATES: [&str; 9] = [
+    "requested",
+    "acked",
+    "nacked",
+    "nacked_but_cached",
+    "does_not_exist",
+    "does_not_exist_but_cached",
+    "received_error",
+    "received_error_but_cached",
+    "timeout",
+];
 
 /// Every resource, by type and name.
 pub(super) fn rows(ads: &Ads<PolicyCodec>, now: Instant, epoch: Epoch) -> Vec<Row> {

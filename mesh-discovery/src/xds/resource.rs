@@ -60,17 +60,34 @@ impl PolicyCodec {
         Self { providers: (!declared.is_empty()).then(|| declared.keys().cloned().chain(own).collect()) }
     }
 
-    /// A resource that names a provider which does not exist is refused (gRFC A29): what it asks for could
-    /// not be done.
+    /// A resource that names a provider which does not exist (gRFC A29), or is not in use, is refused: what it asks
+    /// for could not be done, and another identity in its place would prove us to be somebody else.
     fn has_all<T>(&self, kind: Kind, name: &str, decoded: codec::Decoded<T>) -> Result<codec::Decoded<T>, String> {
-        let Some(declared) = &self.providers else { return Ok(decoded) };
-        match decoded.providers.iter().find(|named| !declared.contains(&named.name)) {
+        let refused = |named: &codec::ProviderInstance| {
+            let why = self.lacks(&named.name)?;
+            Some(format!("{kind} {name} is refused: {}: {why}", named.field))
+        };
+        match decoded.providers.iter().find_map(refused) {
             None => Ok(decoded),
-            Some(codec::ProviderInstance { field, name: instance }) => Err(format!(
-                "{kind} {name} is refused: {field}: the bootstrap declares no certificate provider instance {instance:?} \
-                 (gRFC A29); it declares {}",
-                declared.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
-            )),
+            Some(refused) => Err(refused),
+        }
+    }
+
+    /// Why a provider instance cannot be used.
+    fn lacks(&self, instance: &str) -> Option<String> {
+        match &self.providers {
+            Some(declared) if !declared.contains(instance) => {
+                let declared = declared.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+                Some(format!(
+                    "the bootstrap declares no certificate provider instance {instance:?} (gRFC A29); it declares {declared}"
+                ))
+            }
+            _ => (instance != DEFAULT_PROVIDER).then(|| {
+                format!(
+                    "the certificate provider instance {instance:?} is not in use: a process has one identity, that of \
+                     {DEFAULT_PROVIDER:?}; name that one"
+                )
+            }),
         }
     }
 }
@@ -80,6 +97,10 @@ impl Codec for PolicyCodec {
 
     fn name<'a>(&self, _: Kind, body: &'a Body) -> Option<Cow<'a, str>> {
         name::peek(&body.bytes)
+    }
+
+    fn is_empty(&self, resource: &Resource) -> bool {
+        matches!(&resource.value, Value::Endpoints(endpoints) if endpoints.iter().next().is_none())
     }
 
     fn decode(&self, kind: Kind, name: &str, body: &Body, from: ServerFeatures) -> Result<Resource, String> {

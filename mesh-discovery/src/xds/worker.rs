@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Sleep};
 
-use super::ads::{Ads, ServerId};
+use super::ads::{Ads, Retry, ServerId};
 use super::lane::{Event, Lane};
 use super::resource::PolicyCodec;
 use super::saved::{Account, Saver};
@@ -124,7 +124,7 @@ impl Worker {
         let Poll::Ready(event) = lane.poll(cx, ads.has_request(id), ads.may_read(id)) else { return false };
         match event {
             Event::Opened => {
-                ads.opened(id);
+                ads.opened(id, Instant::now());
                 self.ready.send_replace(true);
             }
             Event::Writable => {
@@ -133,13 +133,11 @@ impl Worker {
                 }
             }
             Event::Response(response) => ads.response(id, response, Instant::now()),
-            Event::Closed(error) => {
-                if ads.closed(id, error) {
-                    lane.open(ads.sessions()[server].variant);
-                } else {
-                    lane.wait();
-                }
-            }
+            Event::Closed(error) => match ads.closed(id, error, Instant::now()) {
+                Retry::AtOnce => lane.open(ads.sessions()[server].variant),
+                Retry::Soon => lane.wait(true),
+                Retry::Later => lane.wait(false),
+            },
             Event::Due => lane.open(ads.sessions()[server].variant),
         }
         true

@@ -4,9 +4,12 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use mesh_core::health::Reason;
+use mesh_core::telemetry::health::{EJECTIONS, EJECTIONS_ACTIVE, EJECTIONS_UNENFORCED, HEALTH_CHECKS, PENALTIES};
 use mesh_core::telemetry::{
-    BUCKETS_MS, CONFIG_UNENFORCED, Metrics, Outcome, OutcomeCounters, PeerLabels, REQUEST_DURATION, REQUESTS_TOTAL,
-    Reporter, RequestLabels,
+    BUCKETS_MS, CONFIG_RESOURCES, CONFIG_UNCONFIRMED, CONFIG_UNENFORCED, Metrics, Outcome, OutcomeCounters, PeerLabels,
+    REQUEST_DURATION, REQUESTS_TOTAL, Reporter, RequestLabels, TCP_CLOSED, TCP_OPENED, TCP_RECEIVED_BYTES,
+    TCP_SENT_BYTES, TcpSeries,
 };
 
 use crate::{InboundStats, Refusal};
@@ -31,6 +34,8 @@ pub fn encode(version: &str, metrics: &Metrics, inbound: Option<&InboundStats>) 
     out.push_str(&totals);
     head(&mut out, REQUEST_DURATION, "histogram", "Time from request start to response end.");
     out.push_str(&durations);
+    tcp_lines(&mut out, metrics);
+    health_lines(&mut out, metrics);
     if let Some(stats) = inbound {
         inbound_lines(&mut out, stats);
     }
@@ -59,6 +64,21 @@ pub fn config_unenforced(out: &mut String, counts: impl IntoIterator<Item = (&'s
     }
 }
 
+/// Writes how many resources of the configuration are in each state: kind, state, number.
+pub fn config_resources<'a>(out: &mut String, counts: impl IntoIterator<Item = (&'a str, &'a str, usize)>) {
+    head(out, CONFIG_RESOURCES, "gauge", "Resources of the configuration by the state they are in.");
+    for (kind, state, resources) in counts {
+        line(out, CONFIG_RESOURCES, "", &format!("kind=\"{kind}\",state=\"{state}\""), resources);
+    }
+}
+
+/// Writes for how long no control plane has vouched for the configuration in use, in seconds.
+pub fn config_unconfirmed(out: &mut String, seconds: u64) {
+    let help = "Time for which no control plane has vouched for the configuration in use.";
+    head(out, CONFIG_UNCONFIRMED, "gauge", help);
+    let _ = writeln!(out, "{CONFIG_UNCONFIRMED} {seconds}");
+}
+
 fn duration_lines(out: &mut String, labels: &str, counters: &OutcomeCounters) {
     let counts = counters.duration().counts();
     let mut cumulative = 0;
@@ -72,6 +92,61 @@ fn duration_lines(out: &mut String, labels: &str, counters: &OutcomeCounters) {
     line(out, REQUEST_DURATION, "_bucket", &format!("{labels},le=\"+Inf\""), cumulative);
     line(out, REQUEST_DURATION, "_sum", labels, counters.duration().sum_ms());
     line(out, REQUEST_DURATION, "_count", labels, cumulative);
+}
+
+/// A metric of raw connections: its name, what it counts, and where that is.
+type TcpMetric = (&'static str, &'static str, fn(&TcpSeries) -> u64);
+
+fn tcp_lines(out: &mut String, metrics: &Metrics) {
+    const ALL: [TcpMetric; 4] = [
+        (TCP_OPENED, "Raw connections opened.", TcpSeries::opened),
+        (TCP_CLOSED, "Raw connections closed.", TcpSeries::closed),
+        (TCP_SENT_BYTES, "Bytes from the server to the client.", TcpSeries::sent_bytes),
+        (TCP_RECEIVED_BYTES, "Bytes from the client to the server.", TcpSeries::received_bytes),
+    ];
+    let mut lines: [String; 4] = Default::default();
+    metrics.visit_tcp(|labels, flags, series| {
+        let labels = tcp_labels(labels, flags);
+        for (lines, (name, _, count)) in lines.iter_mut().zip(ALL) {
+            line(lines, name, "", &labels, count(series));
+        }
+    });
+    for (lines, (name, help, _)) in lines.iter().zip(ALL) {
+        head(out, name, "counter", help);
+        out.push_str(lines);
+    }
+}
+
+/// Nothing where no cluster is watched.
+fn health_lines(out: &mut String, metrics: &Metrics) {
+    let all = metrics.all_health();
+    if all.is_empty() {
+        return;
+    }
+    let all: Vec<_> =
+        all.iter().map(|(name, series)| (format!("cluster=\"{}\"", escaped(name.as_str())), series)).collect();
+    head(out, EJECTIONS, "counter", "Endpoints ejected, by reason.");
+    for ((cluster, series), reason) in all.iter().flat_map(|one| Reason::ALL.map(|reason| (one, reason))) {
+        line(out, EJECTIONS, "", &format!("{cluster},reason=\"{}\"", reason.as_str()), series.ejections(reason));
+    }
+    head(out, EJECTIONS_UNENFORCED, "counter", "Outliers that were not ejected, by reason and by why not.");
+    for ((cluster, series), reason) in all.iter().flat_map(|one| Reason::ALL.map(|reason| (one, reason))) {
+        let (share, overflow) = series.unenforced(reason);
+        for (why, count) in [("enforcement_percentage", share), ("max_ejection_overflow", overflow)] {
+            let labels = format!("{cluster},reason=\"{}\",unenforced_reason=\"{why}\"", reason.as_str());
+            line(out, EJECTIONS_UNENFORCED, "", &labels, count);
+        }
+    }
+    head(out, EJECTIONS_ACTIVE, "gauge", "Endpoints ejected now.");
+    all.iter().for_each(|(cluster, series)| line(out, EJECTIONS_ACTIVE, "", cluster, series.active()));
+    head(out, PENALTIES, "counter", "Endpoints taken out after failures in a row.");
+    all.iter().for_each(|(cluster, series)| line(out, PENALTIES, "", cluster, series.penalties()));
+    head(out, HEALTH_CHECKS, "counter", "Health checks made, by outcome.");
+    for (cluster, series) in &all {
+        let (passed, failed) = series.checks();
+        line(out, HEALTH_CHECKS, "", &format!("{cluster},outcome=\"passed\""), passed);
+        line(out, HEALTH_CHECKS, "", &format!("{cluster},outcome=\"failed\""), failed);
+    }
 }
 
 fn inbound_lines(out: &mut String, stats: &InboundStats) {
@@ -98,30 +173,46 @@ fn line(out: &mut String, name: &str, suffix: &str, labels: &str, value: impl st
 
 /// Istio's labels in Istio's order.
 fn request_labels(labels: &RequestLabels, outcome: Outcome) -> String {
-    let RequestLabels { source, destination, .. } = labels;
+    let code = outcome.code.to_string();
+    let grpc_status = outcome.grpc_status.map(|status| status.to_string()).unwrap_or_default();
+    let mut out = peer_labels(labels);
+    pair(&mut out, "request_protocol", if outcome.grpc { "grpc" } else { "http" });
+    pair(&mut out, "response_code", &code);
+    // Empty for HTTP, and not `unknown`: so does Istio.
+    let _ = write!(out, ",grpc_response_status=\"{grpc_status}\"");
+    end_labels(&mut out, outcome.flags, labels);
+    out
+}
+
+/// The same of a raw connection, which has no status.
+fn tcp_labels(labels: &RequestLabels, flags: &str) -> String {
+    let mut out = peer_labels(labels);
+    pair(&mut out, "request_protocol", "tcp");
+    end_labels(&mut out, flags, labels);
+    out
+}
+
+/// Who speaks to whom.
+fn peer_labels(labels: &RequestLabels) -> String {
     let reporter = match labels.reporter {
         Reporter::Source => "source",
         Reporter::Destination => "destination",
     };
+    let mut out = String::with_capacity(1024);
+    pair(&mut out, "reporter", reporter);
+    source_labels(&mut out, &labels.source);
+    destination_labels(&mut out, &labels.destination, labels);
+    out
+}
+
+fn end_labels(out: &mut String, flags: &str, labels: &RequestLabels) {
     let policy = match labels.mutual_tls {
         Some(true) => "mutual_tls",
         Some(false) => "none",
         None => "unknown",
     };
-    let code = outcome.code.to_string();
-    let grpc_status = outcome.grpc_status.map(|status| status.to_string()).unwrap_or_default();
-    let protocol = if outcome.grpc { "grpc" } else { "http" };
-    let mut out = String::with_capacity(1024);
-    pair(&mut out, "reporter", reporter);
-    source_labels(&mut out, source);
-    destination_labels(&mut out, destination, labels);
-    pair(&mut out, "request_protocol", protocol);
-    pair(&mut out, "response_code", &code);
-    // Empty for HTTP, and not `unknown`: so does Istio.
-    let _ = write!(out, ",grpc_response_status=\"{grpc_status}\"");
-    pair(&mut out, "response_flags", outcome.flags);
-    pair(&mut out, "connection_security_policy", policy);
-    out
+    pair(out, "response_flags", flags);
+    pair(out, "connection_security_policy", policy);
 }
 
 fn source_labels(out: &mut String, source: &PeerLabels) {
@@ -209,6 +300,32 @@ mod tests {
     }
 
     #[test]
+    fn raw_connections_have_istios_names_and_no_status() {
+        let metrics = Metrics::default();
+        let series = metrics.tcp(&labels(), "-");
+        series.open();
+        series.open();
+        series.close();
+        series.send(5);
+        series.receive(7);
+        metrics.tcp(&labels(), "UF").open();
+        let text = encode("0", &metrics, None);
+        let value = |name: &str, flags: &str| {
+            let ends = format!(
+                "request_protocol=\"tcp\",response_flags=\"{flags}\",connection_security_policy=\"mutual_tls\"}} "
+            );
+            let begins = format!("{name}{{reporter=\"destination\",source_workload=");
+            let found = text.lines().find(|line| line.starts_with(&begins) && line.contains(&ends));
+            found.and_then(|line| line.rsplit(' ').next()).map(str::to_owned)
+        };
+        for (name, count) in [(TCP_OPENED, "2"), (TCP_CLOSED, "1"), (TCP_SENT_BYTES, "5"), (TCP_RECEIVED_BYTES, "7")] {
+            assert_eq!(value(name, "-").as_deref(), Some(count), "{name}: {text}");
+            assert_eq!(text.matches(&format!("# TYPE {name} counter")).count(), 1);
+        }
+        assert_eq!(value(TCP_OPENED, "UF").as_deref(), Some("1"));
+    }
+
+    #[test]
     fn buckets_are_cumulative_and_end_with_the_count() {
         let metrics = Metrics::default();
         let outcome = Outcome { code: 200, grpc_status: Some(0), flags: "-", grpc: true };
@@ -229,6 +346,28 @@ mod tests {
         assert_eq!(value("istio_request_duration_milliseconds_count", "").as_deref(), Some("3"));
         assert_eq!(value("istio_request_duration_milliseconds_sum", "").as_deref(), Some("4000007"));
         assert_eq!(text.matches("# TYPE istio_request_duration_milliseconds histogram").count(), 1);
+    }
+
+    #[test]
+    fn the_health_of_watched_clusters_is_shown_and_of_no_other() {
+        use mesh_core::health::Change;
+        let metrics = Metrics::default();
+        assert!(!encode("0", &metrics, None).contains("outlier"));
+        let series = metrics.health(&"outbound|80||a\"b".into());
+        series.changed(Change::Ejected(Reason::Consecutive5xx, Duration::ZERO));
+        series.changed(Change::Overflow(Reason::SuccessRate));
+        series.ejected(0, 3);
+        series.ejected(3, 1);
+        series.checked(false);
+        let text = encode("0", &metrics, None);
+        for wanted in [
+            r#"mesh_outlier_ejections_total{cluster="outbound|80||a\"b",reason="consecutive_5xx"} 1"#,
+            r#"mesh_outlier_ejections_active{cluster="outbound|80||a\"b"} 1"#,
+            r#",reason="success_rate",unenforced_reason="max_ejection_overflow"} 1"#,
+            r#"mesh_health_checks_total{cluster="outbound|80||a\"b",outcome="failed"} 1"#,
+        ] {
+            assert!(text.contains(wanted), "{wanted}\n{text}");
+        }
     }
 
     #[test]

@@ -39,6 +39,8 @@ async fn every_path_answers_from_its_closure() {
         .readiness(world.server.readiness().clone())
         .metrics(prometheus::content("1.2.3", world.metrics.clone(), world.server.stats().clone(), |out| {
             prometheus::config_unenforced(out, [("listener", 0), ("routes", 2)]);
+            prometheus::config_resources(out, [("routes", "nacked_but_cached", 3)]);
+            prometheus::config_unconfirmed(out, 60);
         }))
         .config_dump(Arc::new(|| ("application/json", "{\"config\":1}".into())))
         .clusters(Arc::new(|| ("not\na header value", "clusters".into())))
@@ -55,6 +57,8 @@ async fn every_path_answers_from_its_closure() {
     assert!(metrics.contains("istio_requests_total{reporter=\"destination\""), "{metrics}");
     assert!(metrics.contains("mesh_inbound_plaintext_connections_total{peer=\"127.0.0.1\"} 1\n"), "{metrics}");
     assert!(metrics.contains("mesh_config_unenforced{kind=\"routes\"} 2\n"), "{metrics}");
+    let refused = "mesh_config_resources{kind=\"routes\",state=\"nacked_but_cached\"} 3\n";
+    assert!(metrics.contains(refused) && metrics.contains("mesh_config_unconfirmed_seconds 60\n"), "{metrics}");
     assert!(ask(&debug, &get("/config_dump")).await.ends_with("{\"config\":1}"));
     assert!(ask(&debug, &get("/clusters")).await.ends_with("clusters"));
     assert!(ask(&debug, "HEAD /metrics HTTP/1.1\r\nhost: localhost").await.ends_with("\r\n\r\n"));

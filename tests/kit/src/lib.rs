@@ -1,4 +1,4 @@
-//! Test helpers of mesh: a certificate authority, servers that misbehave on demand (HTTP and DNS), hand-fed sources
+//! Test helpers of mesh: a certificate authority, servers that misbehave on demand (HTTP and DNS) or just answer (bytes), hand-fed sources
 //! and small policy.
 //!
 //! Only for tests: helpers panic where a test would `unwrap`. Everything listens on loopback, port 0,
@@ -10,11 +10,13 @@ pub mod clock;
 mod dns;
 mod echo;
 pub mod policy;
+mod raw;
 mod resolver;
 mod source;
 
 pub use self::ca::{CertificateSpec, TestCa, crypto};
 pub use self::dns::{DnsFault, DnsServer};
 pub use self::echo::{Behaviour, EchoServer, Received};
+pub use self::raw::RawServer;
 pub use self::resolver::FakeResolver;
 pub use self::source::FixedSource;

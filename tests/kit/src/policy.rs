@@ -35,10 +35,8 @@ pub fn snapshot(routes: RouteConfiguration, clusters: impl IntoIterator<Item = (
     let clusters = known.collect();
     let routes = Arc::new(routes);
     let listener = Listener {
-        name: "test:80".to_owned(),
-        routes: RouteSource::Inline(routes.clone()),
         filters: vec![HttpFilter { name: FAULT_FILTER.to_owned(), kind: HttpFilterKind::Fault(None) }],
-        max_stream_duration: None,
+        ..Listener::new("test:80", RouteSource::Inline(routes.clone()))
     };
     Snapshot { listener: Arc::new(listener), routes, clusters }
 }

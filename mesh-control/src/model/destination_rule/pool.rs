@@ -40,7 +40,10 @@ fn tcp_pool(spec: &TcpPoolSpec, check: &mut Check<'_>, path: &str, pool: &mut Co
         });
     }
     if time(spec.idle_timeout.as_deref(), check, &format!("{path}.idleTimeout")).is_some() {
-        check.unenforced(&format!("{path}.idleTimeout"), "it is for raw TCP; HTTP connections follow http.idleTimeout");
+        check.unenforced(
+            &format!("{path}.idleTimeout"),
+            "raw connections stay until the application closes them; HTTP connections follow http.idleTimeout",
+        );
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod action;
 mod headers;
+mod layer4;
 mod matching;
 mod resilience;
 mod spec;
@@ -11,10 +12,11 @@ use std::time::Duration;
 
 use mesh_core::policy::{Fault, HeaderPolicy, PerMillion, Redirect, RetryPolicy, Rewrite, RouteMatch};
 
+pub(crate) use self::layer4::{Layer4Match, Layer4Route};
 use self::spec::{HttpRouteSpec, VirtualServiceSpec};
 use super::check::Check;
 use super::kinds::Kind;
-use super::values::{ExportTo, duration, is_host, port};
+use super::values::{ExportTo, duration, is_host};
 
 /// The gateway that stands for traffic between services.
 const MESH: &str = "mesh";
@@ -29,6 +31,10 @@ pub(crate) struct VirtualService {
     /// Gateways besides `mesh`, as written.
     pub(crate) gateways: Vec<String>,
     pub(crate) http: Vec<HttpRoute>,
+    /// For raw connections to ports on which the caller begins TLS.
+    pub(crate) tls: Vec<Layer4Route>,
+    /// For raw connections to other ports.
+    pub(crate) tcp: Vec<Layer4Route>,
     pub(crate) export_to: ExportTo,
 }
 
@@ -62,8 +68,13 @@ pub(crate) struct MatchBlock {
 impl MatchBlock {
     /// Whether the block is about traffic between services.
     pub(crate) fn mesh(&self) -> bool {
-        self.gateways.is_empty() || self.gateways.iter().any(|gateway| gateway == MESH)
+        names_mesh(&self.gateways)
     }
+}
+
+/// Whether a list of gateways is about traffic between services.
+fn names_mesh(gateways: &[String]) -> bool {
+    gateways.is_empty() || gateways.iter().any(|gateway| gateway == MESH)
 }
 
 /// What a route does.
@@ -114,7 +125,7 @@ impl Kind for VirtualService {
     type Spec = VirtualServiceSpec;
 
     fn validate(spec: VirtualServiceSpec, check: &mut Check<'_>) -> Self {
-        let mesh = spec.gateways.is_empty() || spec.gateways.iter().any(|gateway| gateway == MESH);
+        let mesh = names_mesh(&spec.gateways);
         check_hosts(&spec.hosts, mesh, check);
         check_gateways(&spec, check);
         if spec.http.is_empty() && spec.tls.is_empty() && spec.tcp.is_empty() {
@@ -129,9 +140,10 @@ impl Kind for VirtualService {
                 }
             }
         }
-        check_l4(&spec, check);
         let delegate = spec.hosts.is_empty();
         let hosts = spec.hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
+        let tls = layer4::tls(&spec.tls, &spec.hosts, check);
+        let tcp = layer4::tcp(&spec.tcp, check);
         let mut http = Vec::new();
         for (i, route) in spec.http.into_iter().enumerate() {
             http.extend(http_route(route, check, &format!("spec.http[{i}]"), mesh, delegate));
@@ -139,7 +151,7 @@ impl Kind for VirtualService {
         check_unreachable(&http, check);
         let export_to = ExportTo::read(&spec.export_to, check, "spec.exportTo");
         let gateways = spec.gateways.into_iter().filter(|gateway| gateway != MESH).collect();
-        Self { hosts, mesh, gateways, http, export_to }
+        Self { hosts, mesh, gateways, http, tls, tcp, export_to }
     }
 }
 
@@ -180,71 +192,6 @@ fn check_gateway_name(gateway: &str, check: &mut Check<'_>, path: &str) {
         check.error(path, format!("{gateway:?} is not a gateway; write name or namespace/name"));
     } else if parts.len() == 1 && gateway.contains('.') {
         check.warn(path, format!("{gateway:?} looks like a host name; write namespace/name"));
-    }
-}
-
-fn check_l4(spec: &VirtualServiceSpec, check: &mut Check<'_>) {
-    for (i, route) in spec.tls.iter().enumerate() {
-        let path = format!("spec.tls[{i}]");
-        if route.r#match.is_empty() {
-            check.error(&format!("{path}.match"), "a TLS route needs a match with sniHosts");
-        }
-        for (j, block) in route.r#match.iter().enumerate() {
-            let path = format!("{path}.match[{j}]");
-            l4_match(&block.destination_subnets, block.port, &block.gateways, check, &path);
-            let path = format!("{path}.sniHosts");
-            if block.sni_hosts.is_empty() {
-                check.error(&path, "at least one SNI host is needed");
-            }
-            for (k, sni) in block.sni_hosts.iter().enumerate() {
-                let covered = spec.hosts.iter().any(|host| covers(host, sni));
-                if !is_host(sni) || !covered {
-                    check.error(&format!("{path}[{k}]"), format!("{sni:?} is not within the hosts of this object"));
-                }
-            }
-        }
-        l4_destinations(&route.route, check, &path);
-        check.unenforced(&path, "TLS passthrough routes do not affect HTTP clients");
-    }
-    for (i, route) in spec.tcp.iter().enumerate() {
-        let path = format!("spec.tcp[{i}]");
-        for (j, block) in route.r#match.iter().enumerate() {
-            let path = format!("{path}.match[{j}]");
-            l4_match(&block.destination_subnets, block.port, &block.gateways, check, &path);
-            if let Some(subnet) = block.source_subnet.as_deref().filter(|subnet| !subnet.is_empty()) {
-                check_subnet(subnet, check, &format!("{path}.sourceSubnet"));
-            }
-        }
-        l4_destinations(&route.route, check, &path);
-        check.unenforced(&path, "TCP routes do not affect HTTP clients");
-    }
-}
-
-fn l4_destinations(routes: &[spec::RouteDestinationSpec], check: &mut Check<'_>, path: &str) {
-    let path = format!("{path}.route");
-    if routes.is_empty() {
-        check.error(&path, "a destination is needed");
-    }
-    // For what it reports; the routes are not performed.
-    action::destinations(routes, check, &path);
-}
-
-fn l4_match(subnets: &[String], number: Option<i64>, gateways: &[String], check: &mut Check<'_>, path: &str) {
-    for (i, subnet) in subnets.iter().enumerate() {
-        check_subnet(subnet, check, &format!("{path}.destinationSubnets[{i}]"));
-    }
-    // 0 is protobuf's way to say nothing.
-    if let Some(number) = number.filter(|number| *number != 0) {
-        check.take(&format!("{path}.port"), port(number));
-    }
-    for (i, gateway) in gateways.iter().enumerate() {
-        check_gateway_name(gateway, check, &format!("{path}.gateways[{i}]"));
-    }
-}
-
-fn check_subnet(text: &str, check: &mut Check<'_>, path: &str) {
-    if text.parse::<ipnet::IpNet>().is_err() && text.parse::<std::net::IpAddr>().is_err() {
-        check.error(path, format!("{text:?} is neither an IP address nor a CIDR block"));
     }
 }
 

@@ -243,12 +243,10 @@ pub(super) struct TlsMatchSpec {
     pub(super) destination_subnets: Vec<String>,
     pub(super) port: Option<i64>,
     #[serde(default)]
-    #[allow(dead_code)]
-    source_labels: BTreeMap<String, String>,
+    pub(super) source_labels: BTreeMap<String, String>,
     #[serde(default)]
     pub(super) gateways: Vec<String>,
-    #[allow(dead_code)]
-    source_namespace: Option<String>,
+    pub(super) source_namespace: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -266,11 +264,9 @@ pub(super) struct TcpMatchSpec {
     pub(super) destination_subnets: Vec<String>,
     pub(super) port: Option<i64>,
     #[serde(default)]
-    #[allow(dead_code)]
-    source_labels: BTreeMap<String, String>,
+    pub(super) source_labels: BTreeMap<String, String>,
     #[serde(default)]
     pub(super) gateways: Vec<String>,
-    #[allow(dead_code)]
-    source_namespace: Option<String>,
+    pub(super) source_namespace: Option<String>,
     pub(super) source_subnet: Option<String>,
 }

@@ -187,7 +187,7 @@ impl Source<'_> {
 }
 
 /// Full host, port and subset of a destination that a rule of `namespace` names.
-fn target<'d>(place: &Place<'_>, namespace: &str, destination: &'d Destination) -> (String, u16, &'d str) {
+pub(super) fn target<'d>(place: &Place<'_>, namespace: &str, destination: &'d Destination) -> (String, u16, &'d str) {
     let host = names::complete(&destination.host, namespace, &place.world.options);
     let known = place.world.catalog.get(place.scope, &host);
     let only = known.and_then(|host| match host.ports.as_slice() {

@@ -43,7 +43,12 @@ pub(super) fn table(place: &Place<'_>, known: &Host) -> Option<Table> {
 }
 
 /// The profile for a host: in the client's namespace, else in the service's.
-fn profile<'a>(world: &'a World, client: &str, host: &str, owner: &str) -> Option<&'a Arc<Object<ServiceProfile>>> {
+pub(in crate::translate) fn profile<'a>(
+    world: &'a World,
+    client: &str,
+    host: &str,
+    owner: &str,
+) -> Option<&'a Arc<Object<ServiceProfile>>> {
     let profiles = &world.model.service_profiles;
     let at = |namespace: &str| profiles.get(&(namespace.to_owned(), host.to_owned()));
     at(client).or_else(|| at(owner))

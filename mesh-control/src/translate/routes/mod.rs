@@ -4,6 +4,9 @@ mod delegate;
 mod istio;
 mod linkerd;
 mod port;
+mod tcp;
+
+pub(super) use self::linkerd::profile;
 
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{
@@ -36,17 +39,22 @@ pub(super) struct Table {
 /// The listener of `host:port` as dialled.
 pub(super) fn listener(world: &World, scope: &NodeScope, name: &str) -> Option<Listener> {
     let (host, port) = names::dialled(name)?;
-    let routes = match world.catalog.resolve(scope, &host, &world.options) {
-        Some((full, found)) => usable(found, port).then(|| names::outbound(port, "", &full))?,
-        None if world.virtual_services.find(scope, &host).is_some() => names::outbound(port, "", &host),
-        None => undefined(world, scope, &host).then(|| names::passthrough(port, &host))?,
+    let place = |host, known| Place { world, scope, host, port, known };
+    let (routes, tcp) = match world.catalog.resolve(scope, &host, &world.options) {
+        Some((full, found)) => {
+            let routes = usable(found, port).then(|| names::outbound(port, "", &full))?;
+            (routes, tcp::forward(&place(&full, Some(&**found)), &host))
+        }
+        None if world.virtual_services.find(scope, &host).is_some() => {
+            (names::outbound(port, "", &host), tcp::forward(&place(&host, None), &host))
+        }
+        None => (undefined(world, scope, &host).then(|| names::passthrough(port, &host))?, None),
     };
     Some(Listener {
-        name: name.to_owned(),
-        routes: RouteSource::Named(routes),
         // Always there, as with istiod, so that a fault can come and go by routes alone.
         filters: vec![HttpFilter { name: FAULT_FILTER.to_owned(), kind: HttpFilterKind::Fault(None) }],
-        max_stream_duration: None,
+        tcp,
+        ..Listener::new(name, RouteSource::Named(routes))
     })
 }
 
@@ -118,7 +126,7 @@ pub(super) fn configuration(world: &World, scope: &NodeScope, name: &str) -> Opt
     }
     let table = match known {
         Some(known) => table(&place, known)?,
-        None => istio::table(&place)?,
+        None => istio::table(&place).or_else(|| only_raw(&place))?,
     };
     Some(finish(name, domains(&place), port, table))
 }
@@ -139,6 +147,11 @@ fn table(place: &Place<'_>, known: &Host) -> Option<Table> {
         retry: Some(RetryPolicy::istio_default()),
         budget: None,
     })
+}
+
+/// The table of a host that only a VirtualService speaks of, and of raw connections alone: no request has a route.
+fn only_raw(place: &Place<'_>) -> Option<Table> {
+    tcp::forward(place, place.host).map(|_| Table { routes: Vec::new(), retry: None, budget: None })
 }
 
 fn forward_all(name: &str, forward: Forward) -> Route {

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::health::Standing;
 use crate::policy::{Cluster, LoadSpill, LocalityBalancing, PerMillion, SlowStart};
 use Health::{Degraded, Draining, Healthy, Unhealthy, Unknown};
 
@@ -83,16 +84,33 @@ fn nothing_usable_is_nothing_to_pick_unless_in_panic() {
 #[test]
 fn an_endpoint_that_health_does_not_admit_is_not_picked() {
     let ejected = Arc::<Load>::default();
-    ejected.set_admitted(false);
+    ejected.set_standing(Standing::FailedCheck);
     let groups = || vec![group(0, 1, &[(10, 1, Healthy), (11, 1, Healthy), (12, 1, Degraded)])];
     let set = build(groups(), cluster(|_| {}), &[(10, ejected.clone())]);
     let mut got = hits(&set, &[10, 11, 12], &Pick::default());
     assert_eq!(got[0], 0);
     assert!(got[2] > 10_000, "a third healthy is half of what is needed: {got:?}");
     assert_eq!(set.pinned(&address(10), &[Healthy]), None);
-    ejected.set_admitted(true);
+    ejected.set_standing(Standing::Good);
     got = hits(&build(groups(), cluster(|_| {}), &[(10, ejected)]), &[10, 11, 12], &Pick::default());
     assert!(got[0] > 13_000, "{got:?}");
+}
+
+#[test]
+fn an_endpoint_not_yet_checked_is_used_only_if_the_others_are_too_few() {
+    let set = |unchecked: &[u16]| {
+        let load = |standing| {
+            let load = Arc::<Load>::default();
+            load.set_standing(standing);
+            load
+        };
+        let loads: Vec<_> = unchecked.iter().map(|port| (*port, load(Standing::Unchecked))).collect();
+        build(vec![group(0, 1, &[10, 11, 12, 13].map(|port| (port, 1, Healthy)))], cluster(|_| {}), &loads)
+    };
+    let got = hits(&set(&[10]), &[10, 11, 12, 13], &Pick::default());
+    assert_eq!(got[0], 0, "three of four are enough");
+    let got = hits(&set(&[10, 11, 12, 13]), &[10, 11, 12, 13], &Pick::default());
+    assert_fits(&got, &[1.0; 4], "nobody knows better");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Generators of policy in normal form: shared values, listeners and routes.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -496,14 +497,22 @@ pub(super) fn listener() -> impl Strategy<Value = Listener> {
         rate_limit().prop_map(HttpFilterKind::RateLimit),
         option::of(session()).prop_map(HttpFilterKind::Session),
     ];
-    (text(), source, vec(kind, 0..3), option::of(time())).prop_map(|(name, routes, kinds, max_stream_duration)| {
-        let filters = kinds.into_iter().enumerate();
-        Listener {
-            name,
-            routes,
-            filters: filters.map(|(i, kind)| HttpFilter { name: format!("filter-{i}"), kind }).collect(),
-            max_stream_duration,
-        }
+    (text(), source, vec(kind, 0..3), option::of(time()), option::of(tcp())).prop_map(
+        |(name, routes, kinds, max_stream_duration, tcp)| {
+            let filters = kinds.into_iter().enumerate();
+            let filters = filters.map(|(i, kind)| HttpFilter { name: format!("filter-{i}"), kind }).collect();
+            Listener { name, routes, filters, max_stream_duration, tcp }
+        },
+    )
+}
+
+fn tcp() -> impl Strategy<Value = TcpForward> {
+    let number = || prop_oneof![Just(1), 1..1000_u32].prop_map(|n| NonZeroU32::new(n).expect("at least 1"));
+    let share = (name(), number()).prop_map(|(name, weight)| TcpShare { name, weight });
+    (vec(share, 1..4), number()).prop_map(|(shares, max_connect_attempts)| {
+        let mut forward = TcpForward::split(shares).expect("at least one, and small weights");
+        forward.max_connect_attempts = max_connect_attempts;
+        forward
     })
 }
 

@@ -224,6 +224,12 @@ fn outlier() -> impl Strategy<Value = OutlierDetection> {
         })
 }
 
+fn accrual() -> impl Strategy<Value = FailureAccrual> {
+    (1..=u32::MAX, duration(), duration(), share()).prop_map(|(max_failures, min_penalty, max_penalty, jitter)| {
+        FailureAccrual { max_failures, min_penalty, max_penalty, jitter }
+    })
+}
+
 fn http_probe() -> impl Strategy<Value = HttpProbe> {
     let range = (100..600_u16, 100..600_u16).prop_map(|(a, b)| (a.min(b), a.max(b)));
     let method = select(vec!["GET", "HEAD", "POST", "PATCH"]).prop_map(str::to_owned);
@@ -243,7 +249,8 @@ fn http_probe() -> impl Strategy<Value = HttpProbe> {
 
 fn health_check() -> impl Strategy<Value = HealthCheck> {
     let probe = prop_oneof![
-        Just(HealthProbe::Tcp),
+        (vec(any::<u8>(), 0..3), vec(vec(any::<u8>(), 1..3), 0..3))
+            .prop_map(|(send, receive)| HealthProbe::Tcp(TcpProbe { send, receive })),
         http_probe().prop_map(HealthProbe::Http),
         ("[a-z]{0,4}", "[a-z]{0,4}").prop_map(|(service, authority)| HealthProbe::Grpc { service, authority }),
     ];
@@ -401,17 +408,18 @@ pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
         ("[a-z]{0,3}", "[a-z]{0,3}", "[a-z]{0,3}").prop_map(|(service, service_name, service_namespace)| {
             ClusterTelemetry { service, service_name, service_namespace }
         });
+    // Boxed: unboxed parts of a policy this large overflow the stack of a test.
     (
         name(),
-        discovery(),
-        balancer(),
+        discovery().boxed(),
+        balancer().boxed(),
         (locality, hashing(), option::of(subsets())),
         option::of(slow_start),
         (breaker(), option::of(breaker())),
-        option::of(outlier()),
-        vec(health_check(), 0..3),
-        (tls(), proxy(), override_host()),
-        (connection(), dns(), load_report()),
+        (option::of(outlier()), option::of(accrual())).boxed(),
+        vec(health_check(), 0..3).boxed(),
+        (tls(), proxy(), override_host()).boxed(),
+        (connection(), dns(), load_report()).boxed(),
         telemetry,
     )
         .prop_map(|(name, discovery, balancer, lb, slow_start, breakers, outlier, checks, tls, net, t)| Cluster {
@@ -425,7 +433,8 @@ pub(super) fn cluster() -> impl Strategy<Value = Cluster> {
             override_host: tls.2,
             breaker: breakers.0,
             breaker_high: breakers.1,
-            outlier,
+            outlier: outlier.0,
+            accrual: outlier.1,
             health_checks: checks,
             tls: tls.0,
             connection: net.0,

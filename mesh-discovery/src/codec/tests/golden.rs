@@ -105,10 +105,8 @@ fn istiods_client_listener_is_read() {
     let decoded = codec::decode_listener(&pack(&listener)).expect("accepted");
     assert_eq!(decoded.unenforced, []);
     let expected = Listener {
-        name: "reviews:9080".into(),
-        routes: RouteSource::Named(CLUSTER.into()),
         filters: vec![HttpFilter { name: FAULT_FILTER.into(), kind: HttpFilterKind::Fault(None) }],
-        max_stream_duration: None,
+        ..Listener::new("reviews:9080", RouteSource::Named(CLUSTER.into()))
     };
     assert_eq!(decoded.value, AnyListener::Outbound(expected));
 }

@@ -14,3 +14,4 @@ mod hostile;
 mod law;
 mod refusals;
 mod refusals_cluster;
+mod tcp;

@@ -29,12 +29,7 @@ pub(super) fn fields<T>(result: Result<Decoded<T>, DecodeError>) -> Vec<String> 
 }
 
 fn listener() -> Listener {
-    Listener {
-        name: "reviews:9080".into(),
-        routes: RouteSource::Named("routes".into()),
-        filters: Vec::new(),
-        max_stream_duration: None,
-    }
+    Listener::new("reviews:9080", RouteSource::Named("routes".into()))
 }
 
 pub(super) fn with_manager(change: impl FnOnce(&mut HttpConnectionManager)) -> Any {

@@ -54,6 +54,48 @@ fn unknown_load_balancing_policies_are_passed_over() {
 }
 
 #[test]
+fn bytes_of_a_tcp_check_are_read_as_envoy_reads_them() {
+    use core::health_check::{HealthChecker, Payload, TcpHealthCheck, payload::Payload as Bytes};
+    let check = HealthCheck {
+        probe: HealthProbe::Tcp(TcpProbe::default()),
+        interval: std::time::Duration::from_secs(1),
+        timeout: std::time::Duration::from_secs(1),
+        unhealthy_threshold: 1,
+        healthy_threshold: 1,
+        pace: HealthCheckPace::default(),
+        port: None,
+        reuse_connection: true,
+    };
+    let cluster = Cluster { health_checks: vec![check], ..Cluster::new("c".into()) };
+    let decoded = |send: Bytes, receive: Option<Bytes>| {
+        let any = changed(codec::encode_cluster(&cluster), |c: &mut ClusterProto| {
+            c.health_checks[0].health_checker = Some(HealthChecker::TcpHealthCheck(TcpHealthCheck {
+                send: Some(Payload { payload: Some(send) }),
+                receive: vec![Payload { payload: receive }],
+                ..Default::default()
+            }));
+        });
+        codec::decode_cluster(&any)
+    };
+    let text = |text: &str| Bytes::Text(text.to_owned());
+    let good = decoded(text("50696E67"), Some(Bytes::Binary(b"pong".to_vec()))).expect("accepted");
+    let probe = TcpProbe { send: b"Ping".to_vec(), receive: vec![b"pong".to_vec()] };
+    assert_eq!(good.value.health_checks[0].probe, HealthProbe::Tcp(probe));
+    for bad in ["5", "xy", "\u{e9}0", "+1"] {
+        let refused = decoded(text(bad), None);
+        let path = "health_checks[0].tcp_health_check";
+        assert_eq!(fields(refused), [format!("{path}.send"), format!("{path}.receive[0]")], "{bad}");
+    }
+}
+
+#[test]
+fn accrual_without_a_failure_is_refused() {
+    let accrual = FailureAccrual { max_failures: 0, ..FailureAccrual::default() };
+    let cluster = Cluster { accrual: Some(accrual), ..Cluster::new("c".into()) };
+    assert_eq!(fields(codec::decode_cluster(&codec::encode_cluster(&cluster))), ["accrual.max_failures"]);
+}
+
+#[test]
 fn a_grpc_client_finds_a_policy_it_knows_behind_ours() {
     for balancer in [Balancer::Random, Balancer::PeakEwma, Balancer::Maglev { table_size: 65_537 }] {
         let mut cluster = Cluster::new("c".into());

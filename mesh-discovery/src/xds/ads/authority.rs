@@ -110,21 +110,29 @@ impl<C: Codec> Ads<C> {
     /// The first response of a stream: who was worse is let go.
     pub(super) fn heard(&mut self, server: ServerId, now: Instant) {
         let session = &mut self.sessions[usize::from(server)];
-        session.failing = None;
-        session.last_error = None;
+        session.is_well();
         if std::mem::replace(&mut session.answered, true) {
             return;
         }
+        session.probation = None;
         self.saved = None;
         for index in 0..self.authorities.len() {
             let authority = &mut self.authorities[index];
             let Some(place) = authority.in_use().iter().position(|used| *used == server) else { continue };
             authority.answered = true;
-            if authority.unreachable.take().is_some() {
-                self.uncached_changed(index);
-            }
             if place < self.authorities[index].active {
                 self.come_back(index, place, now);
+            }
+        }
+        self.reachable(server);
+    }
+
+    /// A control plane has shown that it can be reached; where its word counts, what it has not sent is on its way.
+    pub(super) fn reachable(&mut self, server: ServerId) {
+        for index in 0..self.authorities.len() {
+            let authority = &mut self.authorities[index];
+            if authority.active_server() == server && authority.unreachable.take().is_some() {
+                self.uncached_changed(index);
             }
         }
     }

@@ -5,7 +5,7 @@
 //! Requested ──good──▶ Acked ⇄ Nacked            the last good value stays, unless the server's
 //!     │                 │ ▲                     `fail_on_data_errors` drops it (gRFC A88)
 //!     └─timer, error,───▼─┘
-//!       removal    DoesNotExist, ReceivedError, TimedOut
+//!   removal, emptied  DoesNotExist, ReceivedError, TimedOut
 //! ```
 
 use serde::Serialize;
@@ -23,7 +23,7 @@ pub(crate) enum Standing {
     Acked,
     /// The latest version was refused.
     Nacked,
-    /// It does not exist, or it was deleted.
+    /// It does not exist, was deleted, or was sent empty in the place of something.
     DoesNotExist,
     /// The control plane said that it cannot give it.
     ReceivedError,
@@ -112,6 +112,15 @@ pub(super) struct Offer<'a> {
     pub(super) strict: bool,
 }
 
+/// What taking a resource came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// It is in use; readers see a difference, or not.
+    Used { changed: bool },
+    /// It says that there is nothing any more; the last good one stays.
+    Emptied,
+}
+
 /// A resource that was not accepted.
 pub(super) struct Refused {
     pub(super) reason: String,
@@ -162,19 +171,20 @@ impl<V: PartialEq> Entry<V> {
         self.good.as_ref().is_some_and(|good| good.server == server)
     }
 
-    /// Takes the resource of a response; gives whether readers see a difference.
+    /// Takes the resource of a response.
     pub(super) fn offer(
         &mut self,
         offer: &Offer<'_>,
         decode: impl FnOnce() -> Result<V, String>,
-    ) -> Result<bool, Refused> {
+        is_empty: impl Fn(&V) -> bool,
+    ) -> Result<Taken, Refused> {
         self.deadline = None;
         if let Some(good) = self.good.as_mut().filter(|good| good.digest == offer.digest) {
             let moved = std::mem::replace(&mut good.server, offer.server) != offer.server;
             good.version.clone_from(offer.version);
             self.standing = Standing::Acked;
             self.failure = None;
-            return Ok(moved);
+            return Ok(Taken::Used { changed: moved });
         }
         if let Some(failure) = self.failure.as_ref().filter(|failure| failure.digest == Some(offer.digest)) {
             self.standing = Standing::Nacked;
@@ -193,6 +203,11 @@ impl<V: PartialEq> Entry<V> {
                 return Err(Refused { reason, changed, is_new: true });
             }
         };
+        // What another control plane or an earlier run held is no reason to doubt this one's word.
+        let held = self.good.as_ref().filter(|good| good.server == offer.server);
+        if !offer.strict && is_empty(&value) && held.is_some_and(|good| !is_empty(&good.value)) {
+            return Ok(Taken::Emptied);
+        }
         self.standing = Standing::Acked;
         self.failure = None;
         let (server, digest, version) = (offer.server, offer.digest, offer.version.clone());
@@ -200,10 +215,10 @@ impl<V: PartialEq> Entry<V> {
             // An equal value in other bytes keeps its place, so that its readers see no change.
             let moved = good.server != server;
             (good.server, good.digest, good.version) = (server, digest, version);
-            return Ok(moved);
+            return Ok(Taken::Used { changed: moved });
         }
         self.good = Some(Box::new(Good { value, version, server, digest, since: offer.now }));
-        Ok(true)
+        Ok(Taken::Used { changed: true })
     }
 
     /// Notes that `server` has not got the resource; gives whether readers see a difference. A last good

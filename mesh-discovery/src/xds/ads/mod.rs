@@ -45,6 +45,10 @@ pub(crate) trait Codec {
     /// The value, as a control plane with these features may give it; the error names the resource and every
     /// field that is wrong.
     fn decode(&self, kind: Kind, name: &str, body: &Body, from: ServerFeatures) -> Result<Self::Value, String>;
+
+    /// Whether the value says that there is nothing, as endpoints that are none: in the place of something it is as
+    /// likely an accident as a deletion is, and is treated like one.
+    fn is_empty(&self, value: &Self::Value) -> bool;
 }
 
 /// Who is to be asked for what.
@@ -82,6 +86,17 @@ pub(crate) struct Servers {
     pub(crate) on_reachability_only: bool,
 }
 
+/// When to try a connection again that ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Retry {
+    /// With the other variant of the protocol.
+    AtOnce,
+    /// The stream was good: back-off begins anew.
+    Soon,
+    /// It was not: back-off goes on.
+    Later,
+}
+
 /// Everything known and everything said.
 pub(crate) struct Ads<C: Codec> {
     codec: C,
@@ -106,8 +121,7 @@ pub(crate) struct Ads<C: Codec> {
 impl<C: Codec> Ads<C> {
     /// Nothing subscribed, nothing connected.
     pub(crate) fn new(codec: C, topology: Topology, now: Instant) -> Self {
-        let session =
-            |(id, server): (usize, Server)| Session::new(id as ServerId, server.name, server.features, server.variant);
+        let session = |(id, server): (usize, Server)| Session::new(id as ServerId, server, now);
         Self {
             codec,
             node: topology.node,
@@ -262,29 +276,30 @@ impl<C: Codec> Ads<C> {
     }
 
     /// A stream is open: everything is asked for anew, with the versions we hold.
-    pub(crate) fn opened(&mut self, server: ServerId) {
-        self.sessions[usize::from(server)].opened();
+    pub(crate) fn opened(&mut self, server: ServerId, now: Instant) {
+        self.clock = now;
+        self.sessions[usize::from(server)].opened(now + self.resource_timeout);
         self.purge(server);
     }
 
-    /// A stream is gone or could not be opened; everything known stays. Gives whether to try again at
-    /// once.
-    pub(crate) fn closed(&mut self, server: ServerId, error: Option<StreamError>) -> bool {
-        let answered = self.disconnected(server);
+    /// A stream is gone or could not be opened; everything known stays. Gives when to try again.
+    pub(crate) fn closed(&mut self, server: ServerId, error: Option<StreamError>, now: Instant) -> Retry {
+        self.clock = now;
+        let good = self.disconnected(server);
         let session = &mut self.sessions[usize::from(server)];
         session.last_error = error.as_ref().map(StreamError::to_string).or_else(|| session.last_error.take());
-        if answered {
-            return false;
+        if good {
+            return Retry::Soon;
         }
         // Before a first response, even an orderly end is a failure (gRFC A57).
         let error = error.unwrap_or_else(|| StreamError::new("the control plane closed the stream without an answer"));
         if session.falls_back_to_world(&error) {
             tracing::info!(server = %session.server, "the control plane has no delta xDS; the state of the world is used");
-            return true;
+            return Retry::AtOnce;
         }
         session.last_error = Some(error.to_string());
         self.unreachable(server, error);
-        false
+        Retry::Later
     }
 
     /// The connection to a control plane that is not wanted any more has been given up.
@@ -326,6 +341,10 @@ impl<C: Codec> Ads<C> {
     pub(crate) fn expire(&mut self, now: Instant) {
         self.clock = now;
         for server in 0..self.sessions.len() {
+            // First, for what is overdue is still owed.
+            if self.sessions[server].probation.is_some_and(|end| end <= now) {
+                self.probated(server as ServerId);
+            }
             while self.first_timer(server).is_some_and(|at| at <= now) {
                 let Some(key) = self.sessions[server].pop_timer() else { break };
                 self.expired(server as ServerId, &key, now);
@@ -335,7 +354,21 @@ impl<C: Codec> Ads<C> {
 
     /// When [`Ads::expire`] has something to do.
     pub(crate) fn next_deadline(&mut self) -> Option<Instant> {
-        (0..self.sessions.len()).filter_map(|server| self.first_timer(server)).min()
+        let servers = 0..self.sessions.len();
+        servers.flat_map(|server| [self.first_timer(server), self.sessions[server].probation]).flatten().min()
+    }
+
+    /// A stream has been silent for as long as an answer may take. If none is owed, that is right and proper: a
+    /// control plane says nothing to a client that holds everything it asks for in its latest version.
+    fn probated(&mut self, server: ServerId) {
+        let owes = self.has_request(server) || self.first_timer(usize::from(server)).is_some();
+        let session = &mut self.sessions[usize::from(server)];
+        session.probation = None;
+        if !owes {
+            session.is_quiet = true;
+            session.is_well();
+            self.reachable(server);
+        }
     }
 
     fn first_timer(&mut self, server: usize) -> Option<Instant> {
@@ -384,19 +417,19 @@ impl<C: Codec> Ads<C> {
         }
     }
 
-    /// Ends the conversation; gives whether the control plane had answered.
+    /// Ends the conversation; gives whether it was good: answered, or rightly without an answer.
     fn disconnected(&mut self, server: ServerId) -> bool {
         let session = &mut self.sessions[usize::from(server)];
         let untold: Vec<Key> = session.stale().collect();
-        let answered = session.answered;
-        session.closed();
+        let good = session.answered || session.is_quiet;
+        session.closed(self.clock);
         for key in untold {
             let entry = self.entries[key.kind.index()].get(&key.name);
             if entry.is_some_and(|entry| !entry.wanted && is_active(&self.authorities, entry, server)) {
                 self.retire(key);
             }
         }
-        answered
+        good
     }
 
     fn retire(&mut self, key: Key) {

@@ -7,7 +7,7 @@ use std::panic::AssertUnwindSafe;
 use tokio::time::Instant;
 use twox_hash::XxHash3_128;
 
-use super::entry::{Offer, ServerId};
+use super::entry::{Offer, ServerId, Taken};
 use super::{Ads, Codec, Entry, SAVED, Standing, is_active};
 use crate::bootstrap::ServerFeatures;
 use crate::bootstrap::name::normalise;
@@ -16,6 +16,9 @@ use crate::xds::message::{Body, Cause, Name, Resource, ResourceError, Response, 
 
 /// Longest error text of a NACK, in bytes.
 const MAX_ERROR: usize = 8 << 10;
+
+/// Why an empty resource is not used.
+const EMPTIED: &str = "the control plane sent it empty; the last good one stays in use";
 
 /// The handling of one response.
 struct Round {
@@ -126,10 +129,7 @@ impl<C: Codec> Ads<C> {
         let usable = |entry: &&mut Entry<_>| entry.wanted && is_active(authorities, entry, round.server);
         let Some(entry) = entries.get_mut(name.as_ref()).filter(usable) else { return };
         entry.round = round.number;
-        if entry.standing == Standing::DoesNotExist && entry.good.is_some() {
-            tracing::info!(%kind, %name, "a deleted resource came back");
-        }
-        let before = entry.good.as_ref().map(|good| good.server);
+        let (was, before) = (entry.standing, entry.good.as_ref().map(|good| good.server));
         let features = sessions[usize::from(round.server)].features;
         let own = (!resource.version.is_empty()).then(|| Name::from(resource.version.as_str()));
         let offer = Offer {
@@ -139,8 +139,20 @@ impl<C: Codec> Ads<C> {
             now: round.now,
             strict: round.strict,
         };
-        let seen = match entry.offer(&offer, || decoded(codec, kind, &name, body, features)) {
-            Ok(changed) => changed,
+        let decode = || decoded(codec, kind, &name, body, features);
+        let seen = match entry.offer(&offer, decode, |value| codec.is_empty(value)) {
+            Ok(Taken::Used { changed }) => {
+                if was == Standing::DoesNotExist && before.is_some() {
+                    tracing::info!(%kind, %name, "a deleted resource came back");
+                }
+                changed
+            }
+            Ok(Taken::Emptied) => {
+                if was != Standing::DoesNotExist {
+                    tracing::warn!(%kind, %name, reason = EMPTIED, "the control plane has no longer what is in use; the last good stays");
+                }
+                entry.missing(round.server, Standing::DoesNotExist, EMPTIED.to_owned(), false, round.now)
+            }
             Err(refused) => {
                 round.is_news |= refused.is_new;
                 round.problems.push(refused.reason);

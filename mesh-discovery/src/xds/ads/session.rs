@@ -15,6 +15,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
+use super::Server;
 use super::entry::{Entry, ServerId};
 use crate::bootstrap::{Node, ServerFeatures};
 use crate::xds::kind::{Key, Kind};
@@ -38,8 +39,15 @@ pub(crate) struct Session {
     introduced: bool,
     /// Whether a response has come on this stream.
     pub(super) answered: bool,
-    /// Why it counts as unreachable; cleared by the first response of a stream.
+    /// When silence on this stream is understood; none once it is, or once there was an answer.
+    pub(super) probation: Option<Instant>,
+    /// The silence on this stream is right: nothing was owed when its probation ended. The stream is good then, yet
+    /// what is asked later has to be answered all the same.
+    pub(super) is_quiet: bool,
+    /// Why it counts as unreachable; cleared by the first response of a stream, or its right silence.
     pub(crate) failing: Option<StreamError>,
+    /// Since when there has been no stream that vouches for what is held; none while there is one.
+    pub(crate) unconfirmed_since: Option<Instant>,
     /// Of the last failure, for reports.
     pub(crate) last_error: Option<String>,
     pub(crate) streams_opened: u64,
@@ -84,16 +92,19 @@ pub(crate) struct Next {
 }
 
 impl Session {
-    pub(super) fn new(id: ServerId, server: String, features: ServerFeatures, forced: Option<Variant>) -> Self {
+    pub(super) fn new(id: ServerId, server: Server, now: Instant) -> Self {
         Self {
             id,
-            server,
-            features,
-            variant: forced.unwrap_or(Variant::Delta),
-            fixed: forced.is_some(),
+            server: server.name,
+            features: server.features,
+            variant: server.variant.unwrap_or(Variant::Delta),
+            fixed: server.variant.is_some(),
+            unconfirmed_since: Some(now),
             connected: false,
             introduced: false,
             answered: false,
+            probation: None,
+            is_quiet: false,
             failing: None,
             last_error: None,
             streams_opened: 0,
@@ -136,18 +147,29 @@ impl Session {
         told
     }
 
-    /// A stream is open: everything is asked for anew.
-    pub(super) fn opened(&mut self) {
+    /// A stream is open: everything is asked for anew. Its probation ends at `probation`.
+    pub(super) fn opened(&mut self, probation: Instant) {
         self.connected = true;
+        self.probation = Some(probation);
         self.streams_opened += 1;
         self.types.iter_mut().for_each(Talk::stop);
     }
 
+    /// It has answered, or is rightly silent.
+    pub(super) fn is_well(&mut self) {
+        self.failing = None;
+        self.last_error = None;
+        self.unconfirmed_since = None;
+    }
+
     /// The stream is gone: no timer runs, what is subscribed stays.
-    pub(super) fn closed(&mut self) {
+    pub(super) fn closed(&mut self, now: Instant) {
+        self.unconfirmed_since.get_or_insert(now);
         self.connected = false;
         self.introduced = false;
         self.answered = false;
+        self.probation = None;
+        self.is_quiet = false;
         self.timers = VecDeque::new();
         self.types.iter_mut().for_each(Talk::stop);
     }

@@ -31,12 +31,7 @@ fn client(transient: bool) -> (StatusService, Server) {
 }
 
 fn listener(name: &str) -> Any {
-    codec::encode_listener(&Listener {
-        name: name.to_owned(),
-        routes: RouteSource::Named("r".to_owned()),
-        filters: Vec::new(),
-        max_stream_duration: None,
-    })
+    codec::encode_listener(&Listener::new(name, RouteSource::Named("r".to_owned())))
 }
 
 /// The listener of that name, as a tool sees it.

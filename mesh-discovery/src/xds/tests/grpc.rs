@@ -72,17 +72,13 @@ fn response() -> DiscoveryResponse {
 }
 
 fn listener() -> envoy_types::pb::google::protobuf::Any {
-    codec::encode_listener(&Listener {
-        name: "a:80".to_owned(),
-        routes: RouteSource::Inline(Arc::new(RouteConfiguration {
-            name: "inline".to_owned(),
-            virtual_hosts: Vec::new(),
-            headers: Default::default(),
-            retry_budget: None,
-        })),
-        filters: Vec::new(),
-        max_stream_duration: None,
-    })
+    let routes = RouteConfiguration {
+        name: "inline".to_owned(),
+        virtual_hosts: Vec::new(),
+        headers: Default::default(),
+        retry_budget: None,
+    };
+    codec::encode_listener(&Listener::new("a:80", RouteSource::Inline(Arc::new(routes))))
 }
 
 fn client(connector: Connector) -> XdsClient {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::ads::{Ads, Codec, Entry, Known, Server, Servers, Standing, Topology};
+use super::super::ads::{Ads, Codec, Entry, Known, Retry, Server, Servers, Standing, Topology};
 use super::super::kind::{Key, Kind};
 use super::super::message::{Ask, Body, Cause, Request, Resource, ResourceError, Response, StreamError, Variant};
 use super::{asked, strs, version};
@@ -41,6 +41,10 @@ impl Codec for Text {
             "panic" => panic!("on purpose"),
             good => Ok(good.to_owned()),
         }
+    }
+
+    fn is_empty(&self, value: &String) -> bool {
+        value.is_empty()
     }
 }
 
@@ -79,11 +83,15 @@ impl Machine {
     }
 
     fn opened(&mut self) {
-        self.ads.opened(0);
+        self.ads.opened(0, self.now);
     }
 
     fn closed(&mut self) {
-        self.ads.closed(0, None);
+        self.close(None);
+    }
+
+    fn close(&mut self, error: Option<StreamError>) -> Retry {
+        self.ads.closed(0, error, self.now)
     }
 
     fn is_silent(&self) -> bool {
@@ -459,7 +467,8 @@ fn the_does_not_exist_timer_runs_only_while_connected_and_asked() {
         ads.subscribe(&["a", "cached"].map(listener));
         assert_eq!(ads.ads.next_deadline(), None, "not connected");
         ads.opened();
-        assert_eq!(ads.ads.next_deadline(), None, "not asked");
+        assert!(ads.pass(2 * TIMEOUT).is_empty(), "not asked");
+        assert_eq!(ads.ads.next_deadline(), None);
         ads.request();
         let begun = ads.now;
         assert_eq!(ads.ads.next_deadline(), Some(begun + TIMEOUT));
@@ -566,13 +575,13 @@ fn a_server_without_delta_is_asked_for_the_world_and_remembered() {
     ads.subscribe(&[listener("a")]);
     ads.opened();
     assert!(matches!(ads.request().ask, Ask::Changes { .. }));
-    assert!(ads.ads.closed(0, Some(StreamError::unsupported("no delta"))), "again at once");
+    assert_eq!(ads.close(Some(StreamError::unsupported("no delta"))), Retry::AtOnce);
     assert_eq!(ads.ads.known(&listener("a")), Known::Pending, "that is no failure");
     for _ in 0..2 {
         assert_eq!(ads.ads.sessions()[0].variant, Variant::StateOfTheWorld);
         ads.opened();
         assert!(matches!(ads.request().ask, Ask::World { .. }));
-        assert!(!ads.ads.closed(0, Some(StreamError::unsupported("no discovery at all"))));
+        assert_eq!(ads.close(Some(StreamError::unsupported("no discovery at all"))), Retry::Later);
     }
 
     // Control run: other failures, and a variant chosen by hand, change nothing.
@@ -580,7 +589,7 @@ fn a_server_without_delta_is_asked_for_the_world_and_remembered() {
     {
         let mut ads = Machine::new(variant, ServerFeatures::default(), 1);
         ads.opened();
-        assert!(!ads.ads.closed(0, Some(error)));
+        assert_eq!(ads.close(Some(error)), Retry::Later);
         assert_eq!(ads.ads.sessions()[0].variant, Variant::Delta);
     }
 }
@@ -644,4 +653,111 @@ fn the_cost_of_a_response_does_not_grow_with_what_is_held() {
     let ack = ads.request();
     assert!(asked(&ack).is_empty() && initial(&ack).is_empty());
     assert_eq!(ads.codec.decoded.get(), 1001);
+}
+
+#[test]
+fn a_stream_on_which_nothing_is_owed_is_good_after_a_while_and_one_that_owes_is_not() {
+    for (variant, owes) in BOTH.into_iter().flat_map(|variant| [(variant, false), (variant, true)]) {
+        let mut ads = Machine::of(variant);
+        ads.subscribe(&[listener("a")]);
+        ads.opened();
+        ads.request();
+        ads.respond(Kind::Listener, "v1", &["a=1"]);
+        ads.request();
+        assert_eq!(ads.close(Some(StreamError::new("restart"))), Retry::Soon, "it had answered");
+        assert_eq!(ads.close(Some(StreamError::new("refused"))), Retry::Later);
+        if owes {
+            ads.subscribe(&[listener("b")]);
+        }
+        ads.opened();
+        ads.request();
+        ads.pass(TIMEOUT - Duration::from_millis(1));
+        let vouched = |ads: &Machine| {
+            let session = &ads.ads.sessions()[0];
+            (session.last_error.is_none(), session.unconfirmed_since.is_none())
+        };
+        assert_eq!(vouched(&ads), (false, false), "too early to tell");
+        ads.pass(Duration::from_millis(1));
+        assert_eq!(vouched(&ads), (!owes, !owes));
+        ads.pass(10 * TIMEOUT);
+        assert_eq!(vouched(&ads), (!owes, !owes), "what did not come in time is no sign of health");
+        assert_eq!(ads.close(None), if owes { Retry::Later } else { Retry::Soon });
+    }
+}
+
+#[test]
+fn after_a_quiet_return_a_new_name_is_on_its_way() {
+    for (variant, time) in BOTH.into_iter().flat_map(|variant| [(variant, TIMEOUT), (variant, Duration::ZERO)]) {
+        let mut ads = Machine::of(variant);
+        ads.subscribe(&[listener("a")]);
+        ads.opened();
+        ads.request();
+        ads.respond(Kind::Listener, "v1", &["a=1"]);
+        ads.request();
+        ads.closed();
+        ads.close(Some(StreamError::new("refused")));
+        ads.opened();
+        ads.request();
+        ads.pass(time);
+        ads.subscribe(&[listener("b")]);
+        match ads.ads.known(&listener("b")) {
+            Known::Pending => assert_eq!(time, TIMEOUT),
+            // Control run: before the silence is understood, the last failure counts.
+            Known::Lost(reason, _) => assert!(time.is_zero() && reason.contains("refused"), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+        // The answer is owed all the same.
+        ads.request();
+        ads.pass(TIMEOUT);
+        assert_eq!(ads.entry(&listener("b")).standing, Standing::DoesNotExist);
+    }
+}
+
+#[test]
+fn r07_an_empty_resource_in_the_place_of_something_is_treated_like_a_deletion() {
+    for (variant, strict) in BOTH.into_iter().flat_map(|variant| [(variant, false), (variant, true)]) {
+        let features = ServerFeatures { fail_on_data_errors: strict, ..ServerFeatures::default() };
+        let mut ads = Machine::new(Some(variant), features, 1);
+        let (key, never) = (Key::new(Kind::Endpoints, "a"), Key::new(Kind::Endpoints, "never"));
+        ads.subscribe(&[key.clone(), never.clone()]);
+        ads.opened();
+        ads.request();
+        ads.respond(Kind::Endpoints, "v1", &["a=1", "never="]);
+        assert_eq!(ads.value(&never), Some(""), "there is nothing to keep");
+        ads.request();
+        for mark in ["v2", "v3"] {
+            let changed = ads.respond(Kind::Endpoints, mark, &["a="]);
+            let request = ads.request();
+            assert_eq!((request.nonce.as_str(), request.error), (mark, None), "it is nothing to refuse");
+            assert_eq!(changed.is_empty(), !(strict && mark == "v2"));
+            let (value, standing) = if strict { ("", Standing::Acked) } else { ("1", Standing::DoesNotExist) };
+            assert_eq!((ads.value(&key), ads.entry(&key).standing), (Some(value), standing));
+        }
+        let failure = ads.entry(&key).failure.as_ref();
+        assert_eq!(failure.is_some_and(|failure| failure.reason.contains("sent it empty")), !strict);
+        // The same again as before the accident, or something new: the alarm is over.
+        for (mark, resource) in [("v4", "a=1"), ("v5", "a=2")] {
+            ads.respond(Kind::Endpoints, mark, &[resource]);
+            ads.request();
+            assert_eq!((ads.value(&key), ads.entry(&key).standing), (resource.get(2..), Standing::Acked));
+            assert!(ads.entry(&key).failure.is_none());
+        }
+    }
+}
+
+#[test]
+fn r07_another_control_planes_empty_word_counts() {
+    let mut ads = Machine::new(Some(Variant::Delta), ServerFeatures::default(), 2);
+    let (key, reason) = (Key::new(Kind::Endpoints, "a"), Key::new(Kind::Endpoints, "b"));
+    ads.subscribe(std::slice::from_ref(&key));
+    ads.opened();
+    ads.request();
+    ads.respond(Kind::Endpoints, "v1", &["a=1"]);
+    ads.closed();
+    ads.subscribe(&[reason]);
+    ads.close(Some(StreamError::new("refused")));
+    ads.ads.opened(1, ads.now);
+    ads.drain(1);
+    ads.take(1, response(Kind::Endpoints, "v1", &["a="]));
+    assert_eq!(ads.value(&key), Some(""), "what two control planes say is never joined");
 }

@@ -42,6 +42,14 @@ pub(super) async fn answer(
             response.headers_mut().insert("grpc-status", HeaderValue::from(status));
             Ok(response)
         }
+        Behaviour::Serving(serving) => {
+            // A framed message of one field: `status` is 1 or 2.
+            let message = Bytes::from(vec![0, 0, 0, 0, 2, 0x08, if serving { 1 } else { 2 }]);
+            let body = Full::new(message).map_err(|never| match never {});
+            let mut response = Response::new(body.with_trailers(grpc_ok()?).boxed_unsync());
+            response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+            Ok(response)
+        }
         Behaviour::Hold => {
             releases.changed().await?;
             echo(&shared.name, received, StatusCode::OK)
@@ -76,6 +84,11 @@ fn echo(name: &str, request: Received, status: StatusCode) -> Result<Response<Bo
     if !grpc {
         return Ok(response.body(body.boxed_unsync())?);
     }
+    Ok(response.body(body.with_trailers(grpc_ok()?).boxed_unsync())?)
+}
+
+/// Trailers that say OK.
+fn grpc_ok() -> Result<std::future::Ready<Option<Result<HeaderMap, BoxError>>>, BoxError> {
     let ok = HeaderMap::from_iter([("grpc-status".parse()?, HeaderValue::from_static("0"))]);
-    Ok(response.body(body.with_trailers(std::future::ready(Some(Ok(ok)))).boxed_unsync())?)
+    Ok(std::future::ready(Some(Ok(ok))))
 }

@@ -43,6 +43,8 @@ pub enum Behaviour {
     Status(u16),
     /// Answer 200 with this `grpc-status` in the headers and no body (trailers only).
     Grpc(i32),
+    /// Answer as `grpc.health.v1.Health/Check` does: serving or not.
+    Serving(bool),
     /// Keep the request until [`EchoServer::release`], then echo.
     Hold,
     /// Close the connection without an answer.
@@ -77,26 +79,32 @@ struct Shared {
     requests: watch::Sender<u64>,
     releases: watch::Sender<u64>,
     connections: AtomicU64,
+    streams: Option<u32>,
 }
 
 impl EchoServer {
     /// A plaintext server called `name`.
     pub async fn start(name: &str) -> Self {
-        Self::run(name, None).await
+        Self::run(name, None, None).await
+    }
+
+    /// The same, which takes this many streams at once on one HTTP/2 connection. Others: hyper's 200.
+    pub async fn start_with_streams(name: &str, most: u32) -> Self {
+        Self::run(name, None, Some(most)).await
     }
 
     /// A server with mesh mTLS: only clients with a certificate of the mesh get in.
     pub async fn start_mtls(name: &str, identity: &Identity) -> Self {
         let config = server_config(identity, true, &[b"h2", b"http/1.1"], &crypto());
-        Self::run(name, Some(config.expect("the provider has the default versions"))).await
+        Self::run(name, Some(config.expect("the provider has the default versions")), None).await
     }
 
     /// A server with any TLS configuration.
     pub async fn start_tls(name: &str, config: ServerConfig) -> Self {
-        Self::run(name, Some(config)).await
+        Self::run(name, Some(config), None).await
     }
 
-    async fn run(name: &str, tls: Option<ServerConfig>) -> Self {
+    async fn run(name: &str, tls: Option<ServerConfig>, streams: Option<u32>) -> Self {
         let shared = Arc::new(Shared {
             name: name.to_owned(),
             usual: Mutex::new(Behaviour::Echo),
@@ -105,6 +113,7 @@ impl EchoServer {
             requests: watch::Sender::new(0),
             releases: watch::Sender::new(0),
             connections: AtomicU64::new(0),
+            streams,
         });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
         let address = listener.local_addr().expect("a bound socket has an address");

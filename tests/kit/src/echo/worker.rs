@@ -65,8 +65,11 @@ where
     shared.connections.fetch_add(1, Ordering::Relaxed);
     let close = Arc::new(watch::Sender::new(false));
     let mut closed = close.subscribe();
+    let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    if let Some(most) = shared.streams {
+        builder.http2().max_concurrent_streams(most);
+    }
     let service = service_fn(move |request| answer(shared.clone(), peer.clone(), close.clone(), request));
-    let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::select! {
         // Whatever ended it, the client has seen it.

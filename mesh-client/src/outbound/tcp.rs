@@ -1,0 +1,168 @@
+//! The way of one raw connection: read [`connect`].
+//!
+//! ```text
+//! connect   destination → caller's deadline → router → cluster
+//! dial      admission → endpoint → room → TCP, TLS ‖ wire; the next endpoint if this one cannot be reached
+//! ```
+//!
+//! Refuses to know what is sent over it.
+
+use std::sync::Arc;
+
+use mesh_core::balance::Pick;
+use mesh_core::context;
+use mesh_core::error::Fault;
+use mesh_core::id::Target;
+use mesh_core::telemetry::RequestLabels;
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use super::deadline::Deadline;
+use crate::cluster::{Attempt, Cluster, Endpoint, Members, Permit};
+use crate::destination::{Destination, Destinations};
+use crate::env::Env;
+use crate::error::{Cause, Error};
+use crate::tcp::{Held, TcpConnection};
+
+/// Connects to an endpoint of a destination.
+pub(crate) async fn connect(
+    env: &Arc<Env>,
+    destinations: &Arc<Destinations>,
+    target: &Target,
+) -> Result<TcpConnection, Error> {
+    let destination = match destinations.to(target) {
+        Ok(destination) => destination,
+        Err(cause) => return Err(Error::new(target.as_str(), cause, 0)),
+    };
+    destination.touch(Instant::now(), env);
+    let caller = Deadline::none().caller(context::current().and_then(|served| served.deadline));
+    let mut dial = Dial { env, destination: &destination, at: None, tried: SmallVec::new() };
+    match caller.bound(dial.connect(&caller)).await {
+        Ok(connection) => Ok(connection),
+        Err(cause) => {
+            let error = Error::new(target.as_str(), cause, dial.tried.len() as u32);
+            // As in Istio: what could not be connected was opened and closed at once, and the flag says why.
+            let series = env.metrics.tcp(&dial.labels(), error.code().response_flag());
+            series.open();
+            series.close();
+            Err(error)
+        }
+    }
+}
+
+/// A raw connection under way.
+struct Dial<'d> {
+    env: &'d Arc<Env>,
+    destination: &'d Arc<Destination>,
+    // How far it got: for the labels of a failure.
+    at: Option<(Arc<Cluster>, Arc<Members>)>,
+    // Indices of the members tried.
+    tried: SmallVec<[usize; 4]>,
+}
+
+impl Dial<'_> {
+    async fn connect(&mut self, caller: &Deadline) -> Result<TcpConnection, Cause> {
+        let (env, wait) = (self.env, self.env.limits.config_wait);
+        let wait = caller.at().map_or(wait, |at| wait.min(at.saturating_duration_since(Instant::now())));
+        let router = self.destination.router(wait).await?;
+        let (cluster, attempts) = router.choose_tcp(self.destination.target().host_port(), env)?;
+        cluster.resolved().await;
+        let members = cluster.members();
+        self.at = Some((cluster.clone(), members.clone()));
+        members.check_drops(cluster, env)?;
+        // Above the picker: a full cluster fails fast. Held until the connection is closed.
+        let permit = Permit::request(cluster, false)?;
+        let mut failed = None;
+        while (self.tried.len() as u64) < u64::from(attempts) {
+            let Some((index, endpoint, attempt)) = self.begin(cluster, &members) else { break };
+            self.tried.push(index);
+            // Counted before connecting, so that a slow endpoint repels further connections.
+            let attempt = attempt.reported(members.issue(index));
+            match self.one(cluster, &members, endpoint, attempt, &permit).await {
+                Ok(held) => return Ok(TcpConnection::new(held, permit, self.destination.clone())),
+                // Nothing was sent, so another one may have it.
+                Err(cause) if says_of_endpoint(&cause) => failed = Some(cause),
+                Err(cause) => return Err(cause),
+            }
+        }
+        Err(failed.unwrap_or_else(|| cluster.no_endpoint(&members)))
+    }
+
+    /// Picks an endpoint that was not tried yet and counts the connection in. One that is on probation takes one at a
+    /// time: others go on to another endpoint.
+    fn begin(&self, cluster: &Cluster, members: &Members) -> Option<(usize, Arc<Endpoint>, Attempt)> {
+        let mut passed = self.tried.clone();
+        loop {
+            let now = Instant::now();
+            let pick = Pick { now: self.env.since_epoch(now), tried: &passed, hash: None, other_priority: false };
+            let (index, _) = members.ready.pick(&pick, &mut |below| self.env.draw(below))?;
+            if passed.contains(&index) {
+                return None;
+            }
+            let endpoint = cluster.endpoint(members, index, self.env);
+            if let Some(attempt) = endpoint.begin(now) {
+                return Some((index, endpoint, attempt));
+            }
+            passed.push(index);
+        }
+    }
+
+    /// Connects to one endpoint, the last that was tried.
+    async fn one(
+        &self,
+        cluster: &Cluster,
+        members: &Members,
+        endpoint: Arc<Endpoint>,
+        mut attempt: Attempt,
+        permit: &Permit,
+    ) -> Result<Held, Cause> {
+        let dialled = async {
+            let open = endpoint.pool().room().map_err(|allowed| Cause::Breaker {
+                cluster: cluster.policy().name.clone(),
+                limit: "max_connections",
+                allowed,
+            })?;
+            let _waiting = permit.wait()?;
+            let (io, peer) = endpoint.pool().dial_raw().await?;
+            Ok((open, io, peer))
+        };
+        match dialled.await {
+            Ok((open, io, peer)) => {
+                attempt.connected(true);
+                attempt.established();
+                let index = *self.tried.last().expect("the endpoint is among those tried");
+                let policy = members.ready.candidates().policy(index).1;
+                let series = endpoint.tcp_series(policy, cluster, self.env);
+                Ok(Held { io, peer, series, endpoint, attempt, open })
+            }
+            Err(cause) => {
+                if says_of_endpoint(&cause) {
+                    attempt.connected(false);
+                    attempt.failed();
+                } else {
+                    attempt.not_sent();
+                }
+                Err(cause)
+            }
+        }
+    }
+
+    /// The labels of a failure.
+    fn labels(&self) -> RequestLabels {
+        match &self.at {
+            Some((cluster, members)) => cluster.labels(self.tried.last().map(|index| (&**members, *index))),
+            None => self.env.labels(self.destination.target().host().to_owned(), String::new(), String::new()),
+        }
+    }
+}
+
+/// Whether a failure is that of one endpoint and not of the policy or of a limit.
+fn says_of_endpoint(cause: &Cause) -> bool {
+    matches!(
+        cause,
+        Cause::ConnectFailed { .. }
+            | Cause::ConnectTimeout { .. }
+            | Cause::TlsHandshake { .. }
+            | Cause::WrongPeerIdentity { .. }
+    )
+}

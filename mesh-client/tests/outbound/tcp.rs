@@ -1,0 +1,377 @@
+//! Raw connections: where they go, within which limits, to whom, and how they are counted.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use mesh_client::{Client, ClientBuilder, Error, Io, TcpConnection};
+use mesh_core::context::{RequestContext, scope};
+use mesh_core::error::{Code, Fault};
+use mesh_core::policy::{
+    Address, Cluster, ClusterTelemetry, DirectResponse, Endpoint, Forward, Listener, MeshTls, OriginatedTls, RetryOn,
+    RouteAction, RouteMatch, Snapshot, TcpForward, TcpShare, UpstreamTls,
+};
+use mesh_core::telemetry::Metrics;
+use mesh_testkit::clock::pass;
+use mesh_testkit::{CertificateSpec, EchoServer, FixedSource, RawServer, TestCa, crypto, policy};
+use parking_lot::Mutex;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+
+use super::{TARGET, client_of, cluster, dead_address, fetch, retrying};
+
+const MYSQL: &str = "spiffe://cluster.local/ns/default/sa/mysql";
+
+fn with_tcp(mut snapshot: Snapshot, tcp: TcpForward) -> Snapshot {
+    snapshot.listener = Arc::new(Listener { tcp: Some(tcp), ..Listener::clone(&snapshot.listener) });
+    snapshot
+}
+
+/// Raw connections to this cluster with these endpoints, of which `attempts` are tried.
+fn raw(cluster: Cluster, endpoints: &[Endpoint], attempts: u32) -> Snapshot {
+    let mut tcp = TcpForward::to(cluster.name.clone());
+    tcp.max_connect_attempts = NonZeroU32::new(attempts).unwrap();
+    with_tcp(policy::snapshot_of(cluster, endpoints.iter().cloned()), tcp)
+}
+
+fn share(name: &str, weight: u32) -> TcpShare {
+    TcpShare { name: name.into(), weight: NonZeroU32::new(weight).unwrap() }
+}
+
+/// The first line that a server says.
+async fn greeting(connection: TcpConnection) -> String {
+    let mut line = String::new();
+    BufReader::new(connection).read_line(&mut line).await.unwrap();
+    line.trim_end().to_owned()
+}
+
+async fn greeted(client: &Client) -> Result<String, Error> {
+    Ok(greeting(client.connect(TARGET).await?).await)
+}
+
+/// Connections open and requests in flight, of all clusters.
+fn gauges(client: &Client) -> (u32, u32) {
+    let clusters = client.dump().destinations.into_iter().flat_map(|destination| destination.clusters);
+    clusters.fold((0, 0), |(open, requests), one| (open + one.open_connections, requests + one.requests))
+}
+
+/// What was counted: flag, destination workload's service, and opened, closed, sent, received.
+fn counted(metrics: &Metrics) -> Vec<(&'static str, String, [u64; 4])> {
+    let mut seen = Vec::new();
+    metrics.visit_tcp(|labels, flags, series| {
+        let counts = [series.opened(), series.closed(), series.sent_bytes(), series.received_bytes()];
+        seen.push((flags, labels.destination_service.clone(), counts));
+    });
+    seen
+}
+
+#[tokio::test]
+async fn bytes_go_both_ways_and_are_counted_in_the_servers_words() {
+    let server = RawServer::start("one").await;
+    let mut named = cluster("test");
+    named.telemetry = ClusterTelemetry { service: "mysql.default.svc".into(), ..ClusterTelemetry::default() };
+    let metrics = Arc::<Metrics>::default();
+    let source = FixedSource::of(TARGET, raw(named, &[server.endpoint()], 1));
+    let client = Client::builder(source).metrics(metrics.clone()).build();
+
+    let mut connection = client.connect(TARGET).await.unwrap();
+    assert_eq!(*connection.address(), Address::Socket(server.address()));
+    assert_eq!((connection.peer_id(), gauges(&client)), (None, (1, 1)));
+    connection.write_all(b"hello, ").await.unwrap();
+    assert_eq!(connection.write_vectored(&[std::io::IoSlice::new(b"server")]).await.unwrap(), 6);
+    connection.shutdown().await.unwrap();
+    let mut said = String::new();
+    connection.read_to_string(&mut said).await.unwrap();
+    assert_eq!(said, "one - -\nhello, server");
+    let row = |closed| ("-", "mysql.default.svc".to_owned(), [1, closed, said.len() as u64, 13]);
+    assert_eq!(counted(&metrics), [row(0)]);
+    drop(connection);
+    assert_eq!((counted(&metrics), gauges(&client)), (vec![row(1)], (0, 0)));
+}
+
+#[tokio::test]
+async fn what_cannot_be_connected_is_opened_and_closed_at_once_with_the_reason() {
+    let metrics = Arc::<Metrics>::default();
+    let source = FixedSource::of(TARGET, policy::snapshot_to(&[dead_address()]));
+    let client = Client::builder(source).metrics(metrics.clone()).build();
+    let error = client.connect(TARGET).await.unwrap_err();
+    assert_eq!((error.code(), error.attempts()), (Code::CONNECT_FAILED, 1), "{error}");
+    assert_eq!(counted(&metrics), [("UF", "reviews".to_owned(), [1, 1, 0, 0])]);
+    assert_eq!(gauges(&client), (0, 0));
+    assert_eq!(client.connect("no-port").await.unwrap_err().code(), Code::BAD_TARGET);
+}
+
+#[tokio::test]
+async fn connections_are_shared_out_by_weight() {
+    let servers = [("one", RawServer::start("one").await), ("two", RawServer::start("two").await)];
+    let clusters = servers.iter().map(|(name, server)| (cluster(name), vec![server.endpoint()]));
+    let snapshot = policy::snapshot(policy::routes([policy::route_to("one".into())]), clusters);
+    let split = TcpForward::split(vec![share("one", 3), share("two", 1)]).unwrap();
+    let random = Mutex::new(fastrand::Rng::with_seed(7));
+    let source = FixedSource::of(TARGET, with_tcp(snapshot.clone(), split));
+    let client = Client::builder(source).random(move |below| random.lock().u64(..below)).build();
+    let mut seen = BTreeMap::<String, i32>::new();
+    for _ in 0..400 {
+        *seen.entry(greeted(&client).await.unwrap()).or_default() += 1;
+    }
+    // Five standard deviations of 400 draws at 3 in 4.
+    assert!((seen["one - -"] - 300).abs() <= 44 && seen.len() == 2, "{seen:?}");
+
+    // The control: without a split all go where requests go.
+    let (client, _) = client_of(snapshot);
+    for _ in 0..20 {
+        assert_eq!(greeted(&client).await.unwrap(), "one - -");
+    }
+}
+
+#[tokio::test]
+async fn without_a_rule_a_connection_goes_where_a_get_of_the_root_goes() {
+    let (root, other) = (RawServer::start("root").await, RawServer::start("other").await);
+    let path =
+        |path: &str| RouteMatch { path: mesh_core::policy::PathMatch::Exact(path.to_owned()), ..RouteMatch::any() };
+    let of = |routes| {
+        let clusters = [(cluster("other"), vec![other.endpoint()]), (cluster("root"), vec![root.endpoint()])];
+        client_of(policy::snapshot(policy::routes(routes), clusters)).0
+    };
+    let to = |matcher, name: &str| policy::forward(matcher, Forward::to(name.into()));
+    let client = of(vec![to(path("/api"), "other"), to(path("/"), "root"), to(RouteMatch::any(), "other")]);
+    assert_eq!(greeted(&client).await.unwrap(), "root - -");
+
+    let answers = RouteAction::DirectResponse(DirectResponse { status: 200, body: Vec::new() });
+    let error = greeted(&of(vec![policy::route(path("/"), answers)])).await.unwrap_err();
+    assert_eq!(error.code(), Code::UNSUPPORTED_ACTION, "{error}");
+    assert_eq!(greeted(&of(vec![to(path("/api"), "other")])).await.unwrap_err().code(), Code::NO_ROUTE);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_cannot_be_reached_is_passed_over_as_often_as_policy_says() {
+    let server = RawServer::start("up").await;
+    let dead = || Endpoint::new(Address::Socket(dead_address()));
+    let endpoints = [dead(), dead(), server.endpoint()];
+    for _ in 0..20 {
+        let (client, _) = client_of(raw(cluster("test"), &endpoints, 3));
+        assert_eq!(greeted(&client).await.unwrap(), "up - -");
+        assert_eq!(gauges(&client).1, 0);
+    }
+    // The control: with one attempt a client that has not learned yet fails sooner or later.
+    let once = async || greeted(&client_of(raw(cluster("test"), &endpoints, 1)).0).await;
+    let mut failed = None;
+    while failed.is_none() {
+        failed = once().await.err();
+    }
+    assert_eq!(failed.map(|error| (error.code(), error.attempts())), Some((Code::CONNECT_FAILED, 1)));
+
+    // No endpoint is tried twice, however often policy would.
+    let (client, _) = client_of(raw(cluster("test"), &endpoints[..2], 9));
+    assert_eq!(greeted(&client).await.unwrap_err().attempts(), 2);
+
+    // Without a rule of its own, the retries of the request's route count.
+    let forward = Forward {
+        retry: Some(retrying(2, RetryOn { connect_failure: true, ..RetryOn::default() })),
+        ..Forward::to("test".into())
+    };
+    let routes = policy::routes([policy::forward(RouteMatch::any(), forward)]);
+    for _ in 0..20 {
+        let (client, _) = client_of(policy::snapshot(routes.clone(), [(cluster("test"), endpoints.to_vec())]));
+        assert_eq!(greeted(&client).await.unwrap(), "up - -");
+    }
+}
+
+#[tokio::test]
+async fn the_connection_limit_is_kept_to_and_its_places_come_back() {
+    let server = RawServer::start("one").await;
+    let limited = |most| {
+        let mut limited = cluster("test");
+        limited.breaker.max_connections = most;
+        client_of(raw(limited, &[server.endpoint()], 3)).0
+    };
+    let client = limited(Some(2));
+    let first = client.connect(TARGET).await.unwrap();
+    let _second = client.connect(TARGET).await.unwrap();
+    let error = client.connect(TARGET).await.unwrap_err();
+    assert_eq!(error.code(), Code::BREAKER_OPEN, "{error}");
+    assert!(error.to_string().contains("max_connections of 2"), "{error}");
+    assert_eq!(gauges(&client), (2, 2));
+    drop(first);
+    let _third = client.connect(TARGET).await.unwrap();
+    assert_eq!(client.connect(TARGET).await.unwrap_err().code(), Code::BREAKER_OPEN);
+
+    // The control: without a limit there is room.
+    let client = limited(None);
+    let mut all = Vec::new();
+    for _ in 0..5 {
+        all.push(client.connect(TARGET).await.unwrap());
+    }
+    assert_eq!(gauges(&client), (5, 5));
+}
+
+/// A client whose connections never come about, and how many were begun.
+fn hanging(limited: Cluster) -> (ClientBuilder, Arc<AtomicUsize>) {
+    let begun = Arc::<AtomicUsize>::default();
+    let count = begun.clone();
+    let source =
+        FixedSource::of(TARGET, raw(limited, &[Endpoint::new(Address::Socket(([203, 0, 113, 1], 1).into()))], 1));
+    let builder = Client::builder(source).connector(move |_: Address| {
+        count.fetch_add(1, Ordering::Relaxed);
+        std::future::pending::<std::io::Result<Box<dyn Io>>>()
+    });
+    (builder, begun)
+}
+
+#[tokio::test(start_paused = true)]
+async fn connecting_has_its_time_and_so_has_the_request_being_served() {
+    let (builder, _) = hanging(cluster("test"));
+    let client = builder.build();
+    let error = client.connect(TARGET).await.unwrap_err();
+    assert_eq!(error.code(), Code::CONNECT_TIMEOUT, "{error}");
+
+    let mut served = RequestContext::from_headers(&http::HeaderMap::new(), || 7);
+    served.deadline = Some(tokio::time::Instant::now() + Duration::from_secs(1));
+    let error = scope(served.into(), client.connect(TARGET)).await.unwrap_err();
+    assert_eq!((error.code(), gauges(&client)), (Code::DEADLINE, (0, 0)), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_for_a_connection_are_limited_and_giving_up_frees_all() {
+    for (most, code) in [(Some(1), Code::BREAKER_OPEN), (None, Code::CONNECT_TIMEOUT)] {
+        let mut limited = cluster("test");
+        limited.breaker.max_pending = most;
+        let (builder, begun) = hanging(limited);
+        let client = builder.build();
+        let mut first = Box::pin(client.connect(TARGET));
+        while begun.load(Ordering::Relaxed) == 0 {
+            tokio::select! {
+                biased;
+                _ = &mut first => panic!("it hangs"),
+                () = tokio::task::yield_now() => {}
+            }
+        }
+        assert_eq!(gauges(&client), (1, 1));
+        // The second one fails at once, or, without the limit, when its time is over.
+        assert_eq!(client.connect(TARGET).await.unwrap_err().code(), code);
+        drop(first);
+        assert_eq!(gauges(&client), (0, 0));
+    }
+}
+
+#[tokio::test]
+async fn over_mutual_tls_both_sides_know_each_other() {
+    let ca = TestCa::new();
+    let server = RawServer::start_mtls("mysql", &ca.identity("default", "mysql")).await;
+    let of = |cluster| {
+        let source = FixedSource::of(TARGET, raw(cluster, &[server.endpoint()], 1));
+        Client::builder(source).crypto(crypto()).identity(ca.watched("default", "web")).build()
+    };
+    let auto = Cluster { tls: UpstreamTls::Auto(MeshTls::default()), ..cluster("test") };
+    for cluster in [policy::mtls_cluster("test", &[MYSQL]), auto.clone()] {
+        let connection = of(cluster).connect(TARGET).await.unwrap();
+        assert_eq!(connection.peer_id().map(ToString::to_string).as_deref(), Some(MYSQL));
+        assert_eq!(greeting(connection).await, "mysql spiffe://cluster.local/ns/default/sa/web istio");
+    }
+
+    // Automatic TLS follows the endpoint: a server outside of the mesh gets plaintext, and is nobody.
+    let plain = RawServer::start("plain").await;
+    let source = FixedSource::of(TARGET, raw(auto, &[plain.endpoint()], 1));
+    let client = Client::builder(source).crypto(crypto()).identity(ca.watched("default", "web")).build();
+    let connection = client.connect(TARGET).await.unwrap();
+    assert_eq!(connection.peer_id(), None);
+    assert_eq!(greeting(connection).await, "plain - -");
+}
+
+#[tokio::test]
+async fn another_identity_than_expected_gets_nothing() {
+    let ca = TestCa::new();
+    let server = RawServer::start_mtls("impostor", &ca.identity("default", "impostor")).await;
+    let of = |peers: &[&str], identity| {
+        let source = FixedSource::of(TARGET, raw(policy::mtls_cluster("test", peers), &[server.endpoint()], 3));
+        Client::builder(source).crypto(crypto()).identity(identity).build()
+    };
+    let client = of(&[MYSQL], ca.watched("default", "web"));
+    let error = client.connect(TARGET).await.unwrap_err();
+    assert_eq!((error.code(), error.attempts()), (Code::WRONG_PEER_IDENTITY, 1), "{error}");
+    assert_eq!((server.connections(), gauges(&client)), (0, (0, 0)));
+    // The control: any peer of the mesh will do where the policy names none.
+    let greeting = greeted(&of(&[], ca.watched("default", "web"))).await.unwrap();
+    assert!(greeting.starts_with("impostor "), "{greeting}");
+
+    // Without a certificate of our own nothing is sent, not even in plaintext.
+    let nobody = of(&[], mesh_core::source::Watched::fixed(None));
+    let before = server.connections();
+    assert_eq!(nobody.connect(TARGET).await.unwrap_err().code(), Code::NO_IDENTITY);
+    assert_eq!(server.connections(), before);
+}
+
+#[tokio::test]
+async fn ordinary_tls_asks_for_no_protocol_and_makes_nobody_a_peer_of_the_mesh() {
+    let ca = TestCa::new();
+    let spec = CertificateSpec { dns: vec!["db.test".into()], uris: vec![MYSQL.into()], ..CertificateSpec::default() };
+    let server = RawServer::start_tls("db", ca.server_showing(ca.certified(&spec), &[])).await;
+    let roots = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(roots.path(), ca.root_pem()).unwrap();
+    for (sni, want) in [("db.test", Ok("db - -")), ("other.test", Err(Code::WRONG_PEER_IDENTITY))] {
+        let tls = OriginatedTls {
+            sni: Some(sni.to_owned()),
+            auto_host_sni: false,
+            subject_alt_names: Vec::new(),
+            ca_file: Some(roots.path().to_str().unwrap().to_owned()),
+            insecure_skip_verify: false,
+        };
+        let simple = Cluster { tls: UpstreamTls::Simple(tls), ..cluster("test") };
+        let source = FixedSource::of(TARGET, raw(simple, &[server.endpoint()], 1));
+        let client = Client::builder(source).crypto(crypto()).build();
+        let got = match client.connect(TARGET).await {
+            Ok(connection) => {
+                assert_eq!(connection.peer_id(), None);
+                Ok(greeting(connection).await)
+            }
+            Err(error) => Err(error.code()),
+        };
+        assert_eq!(got.as_deref().map_err(|code| *code), want, "{sni}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_outlives_its_endpoint_and_new_ones_go_elsewhere() {
+    let (old, new) = (RawServer::start("old").await, RawServer::start("new").await);
+    let (client, source) = client_of(raw(cluster("test"), &[old.endpoint()], 1));
+    let mut connection = client.connect(TARGET).await.unwrap();
+    source.set_snapshot(TARGET, raw(cluster("test"), &[new.endpoint()], 1));
+    while greeted(&client).await.unwrap() != "new - -" {}
+    old.wait_for_open(1).await;
+    connection.write_all(b"still here").await.unwrap();
+    connection.shutdown().await.unwrap();
+    let mut said = String::new();
+    connection.read_to_string(&mut said).await.unwrap();
+    assert_eq!(said, "old - -\nstill here");
+    drop(connection);
+    old.wait_for_open(0).await;
+    assert_eq!(gauges(&client), (0, 0));
+}
+
+#[tokio::test]
+async fn requests_and_raw_connections_share_a_clusters_counters() {
+    let server = EchoServer::start("one").await;
+    let mut limited = cluster("test");
+    limited.breaker.max_requests = Some(1);
+    let (client, _) = client_of(raw(limited, &[server.endpoint()], 1));
+    let connection = client.connect(TARGET).await.unwrap();
+    assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::BREAKER_OPEN);
+    drop(connection);
+    assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_with_an_open_connection_is_not_forgotten() {
+    let server = RawServer::start("one").await;
+    let source = FixedSource::of(TARGET, raw(cluster("test"), &[server.endpoint()], 1));
+    let unused = Duration::from_secs(60);
+    let client = Client::builder(source.clone()).forget_after(unused).build();
+    let connection = client.connect(TARGET).await.unwrap();
+    pass(10 * unused).await;
+    assert_eq!((client.dump().destinations.len(), gauges(&client)), (1, (1, 1)));
+    // The control: without the connection it goes.
+    drop(connection);
+    pass(unused).await;
+    assert_eq!(client.dump().destinations.len(), 0);
+}
