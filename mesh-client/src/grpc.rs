@@ -143,25 +143,6 @@ pub(crate) fn code_of(status: StatusCode) -> i32 {
     }
 }
 
-/// The HTTP status of a gRPC code, as Envoy maps it.
-pub(crate) fn status_of(code: u32) -> StatusCode {
-    let status = match code {
-        0 => 200,
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
-    };
-    StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,7 +9,7 @@ mod classify;
 
 pub use self::backoff::Backoff;
 pub use self::budget::Budget;
-pub use self::classify::{FailureKind, RetryRules, TryOutcome, grpc_status, is_failure};
+pub use self::classify::{FailureKind, RetryRules, TryOutcome, grpc_status, http_status_of, is_failure};
 
 use crate::policy::CircuitBreakers;
 
