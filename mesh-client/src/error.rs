@@ -285,6 +285,17 @@ impl Error {
 }
 
 impl Cause {
+    /// Whether no connection to the endpoint came about: a failure of that one, and not of policy or of a limit.
+    pub(crate) fn is_unreached(&self) -> bool {
+        matches!(
+            self,
+            Self::ConnectFailed { .. }
+                | Self::ConnectTimeout { .. }
+                | Self::TlsHandshake { .. }
+                | Self::WrongPeerIdentity { .. }
+        )
+    }
+
     /// What failed, in the words of the first half of the line.
     fn what(&self) -> &'static str {
         match self {

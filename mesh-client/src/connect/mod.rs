@@ -28,7 +28,7 @@ pub(crate) use self::custom::Custom;
 pub use self::custom::{Connect, Io};
 pub(crate) use self::http::{Connection, SharedConnection, SoleConnection};
 use self::names::Names;
-pub(crate) use self::pool::{Lease, OpenGuard, Pool, Room};
+pub(crate) use self::pool::{Lease, OpenGuard, PER_HOST, Pool, Room};
 pub(crate) use self::stream::IoStream;
 pub use self::system::SystemResolver;
 use self::tls::{Alpn, Tls};

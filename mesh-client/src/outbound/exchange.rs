@@ -19,7 +19,6 @@ use super::filters::Ticket;
 use crate::body::{Failure, Receipt};
 use crate::cluster::{Attempt, Endpoint, Permit};
 use crate::connect::Lease;
-use crate::env::Env;
 use crate::error::{Cause, Error};
 
 /// One request from its start to the end of its answer.
@@ -34,7 +33,6 @@ pub(crate) struct Exchange {
     hold: Option<Hold>,
     // Limits that wait for word of the end, with the randomness they need. Nothing unless policy has such.
     tickets: SmallVec<[Ticket; 1]>,
-    env: Arc<Env>,
     counted: bool,
 }
 
@@ -68,13 +66,12 @@ impl Exchange {
         series: Arc<RequestSeries>,
         grpc: bool,
         access: Option<Box<Access>>,
-        env: &Arc<Env>,
     ) -> Self {
         // What is counted if the application drops the request.
         let outcome = Outcome { code: 0, grpc_status: None, flags: "DC", grpc };
         let deadline = Deadline::none();
-        let (hold, tickets, env) = (None, SmallVec::new(), env.clone());
-        Self { target, started, series, outcome, attempts: 0, access, deadline, hold, tickets, env, counted: false }
+        let (hold, tickets) = (None, SmallVec::new());
+        Self { target, started, series, outcome, attempts: 0, access, deadline, hold, tickets, counted: false }
     }
 
     pub(crate) fn is_grpc(&self) -> bool {
@@ -167,7 +164,7 @@ impl Exchange {
 
     fn settle(&mut self, now: Instant) {
         for ticket in self.tickets.drain(..) {
-            ticket.settle(&self.outcome, now, |below| self.env.draw(below));
+            ticket.settle(&self.outcome, now, self.attempts > 0);
         }
     }
 

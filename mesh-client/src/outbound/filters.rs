@@ -12,7 +12,7 @@ use mesh_core::id::ClusterName;
 use mesh_core::limit::{Gradient, Throttle, TokenBucket};
 use mesh_core::policy::{
     AdaptiveConcurrency, AdmissionControl, FilterOverride, HeaderOps, HttpFilter, HttpFilterKind, LocalRateLimit,
-    RouteMatch,
+    PerMillion, RouteMatch,
 };
 use mesh_core::telemetry::Outcome;
 use tokio::time::Instant;
@@ -55,6 +55,8 @@ pub(crate) struct Concurrency {
 pub(crate) struct Ticket {
     to: Limit,
     began: Instant,
+    // Drawn where the request was let in: who ends it has no source of randomness.
+    random: u64,
     settled: bool,
 }
 
@@ -177,10 +179,10 @@ impl RateLimit {
 
     /// Takes a token. A request that is let through without one is told so by its headers.
     pub(crate) fn pass(&self, headers: &mut HeaderMap, now: Instant, env: &Env) -> Result<(), Cause> {
-        if !self.policy.enabled.hit(env.draw_million()) || self.bucket.take(now) {
+        if !draws(self.policy.enabled, env) || self.bucket.take(now) {
             return Ok(());
         }
-        if !self.policy.enforced.hit(env.draw_million()) {
+        if !draws(self.policy.enforced, env) {
             self.unlimited.apply(headers);
             return Ok(());
         }
@@ -192,6 +194,11 @@ impl RateLimit {
             headers: self.refused.clone(),
         })))
     }
+}
+
+/// Draws, unless the outcome is known.
+fn draws(share: PerMillion, env: &Env) -> bool {
+    share == PerMillion::ALL || (share != PerMillion::NONE && share.hit(env.draw_million()))
 }
 
 impl Throttling {
@@ -222,26 +229,30 @@ impl Throttling {
             let percent = (self.throttle.share(now) * 100.0).round() as u32;
             return Err(Cause::Throttled { percent });
         }
-        Ok(Ticket { to: Limit::Throttle(self.clone()), began: now, settled: false })
+        Ok(Ticket { to: Limit::Throttle(self.clone()), began: now, random: 0, settled: false })
     }
 }
 
 impl Concurrency {
-    pub(crate) fn pass(self: &Arc<Self>, now: Instant) -> Result<Ticket, Cause> {
+    pub(crate) fn pass(self: &Arc<Self>, now: Instant, env: &Env) -> Result<Ticket, Cause> {
         if !self.gradient.try_begin(now) {
             return Err(Cause::ConcurrencyLimited { limit: self.gradient.limit(), status: self.status });
         }
-        Ok(Ticket { to: Limit::Concurrency(self.clone()), began: now, settled: false })
+        Ok(Ticket { to: Limit::Concurrency(self.clone()), began: now, random: env.id(), settled: false })
     }
 }
 
 impl Ticket {
-    /// Tells the end of the request: its answer has ended, or it failed.
-    pub(crate) fn settle(mut self, outcome: &Outcome, now: Instant, draw: impl FnOnce(u64) -> u64) {
+    /// Tells the end of the request: its answer has ended, or it failed. `tried` = an endpoint saw it, or should have:
+    /// what was refused on the way says nothing of latency.
+    pub(crate) fn settle(mut self, outcome: &Outcome, now: Instant, tried: bool) {
         self.settled = true;
         match &self.to {
             Limit::Throttle(limit) => limit.throttle.record(now, limit.is_success(outcome)),
-            Limit::Concurrency(limit) => limit.gradient.finish(self.began, now, draw),
+            Limit::Concurrency(limit) if tried => {
+                limit.gradient.finish(self.began, now, |below| self.random % below);
+            }
+            Limit::Concurrency(limit) => limit.gradient.cancel(),
         }
     }
 }

@@ -70,7 +70,7 @@ pub(crate) async fn send(
     let caller = caller.caller(deadline::grpc_timeout(&parts.headers).and_then(|left| started.checked_add(left)));
     let head = Head::new(parts, &destination);
     // Above everything that can fail, so that each request is counted and logged, once.
-    let mut exchange = open(&env, &destination, &head, &trace, started);
+    let mut exchange = open(&destination, &head, &trace, started);
     let mut call = Call { env: &env, head, trace: &trace, payload, exchange: &mut exchange, caller, hash: None };
     match call.answer(&destination).await {
         Ok(Answer::Endpoint(response)) => Ok(response.map(|body| Body::of(body, exchange))),
@@ -83,10 +83,10 @@ pub(crate) async fn send(
     }
 }
 
-fn open(env: &Arc<Env>, destination: &Destination, head: &Head, trace: &Trace, started: Instant) -> Box<Exchange> {
+fn open(destination: &Destination, head: &Head, trace: &Trace, started: Instant) -> Box<Exchange> {
     let access = Access::open(&head.method, head.authority(), head.uri(), Some(trace.position()));
     let grpc = grpc::is_grpc(&head.headers);
-    Box::new(Exchange::new(destination.target().clone(), started, destination.series().clone(), grpc, access, env))
+    Box::new(Exchange::new(destination.target().clone(), started, destination.series().clone(), grpc, access))
 }
 
 /// One request under way.
@@ -162,7 +162,7 @@ impl Call<'_> {
                 }
                 Filter::RateLimit(limit) => limit.pass(&mut self.head.headers, Instant::now(), self.env)?,
                 Filter::Throttle(limit) => self.exchange.owe(limit.pass(Instant::now(), self.env)?),
-                Filter::Concurrency(limit) => self.exchange.owe(limit.pass(Instant::now())?),
+                Filter::Concurrency(limit) => self.exchange.owe(limit.pass(Instant::now(), self.env)?),
             }
         }
         let cookies = self.hash(plan);

@@ -140,6 +140,7 @@ impl<'t> Tries<'t> {
         let now = Instant::now();
         let (index, endpoint, attempt) =
             self.begin(call, now, stale).ok_or_else(|| self.cluster.no_endpoint(&self.members))?;
+        let stale = stale.filter(|stale| *stale == index);
         if stale.is_none() {
             self.tried.push(index);
             call.exchange.next_attempt();
@@ -165,38 +166,44 @@ impl<'t> Tries<'t> {
                 Ok(response)
             }
             Err(lost) => {
-                if lost.is_ours() {
+                let gone = lost.connection_is_gone();
+                let again = hold.lease.is_reused() && stale.is_none() && gone;
+                let again = again && (!lost.sent || is_idempotent(&call.head.method));
+                // A connection that ended while nobody used it says nothing of the endpoint.
+                if lost.is_ours() || again {
                     hold.attempt.not_sent()
                 } else if lost.is_refusal() {
                     hold.attempt.refused()
                 } else {
                     hold.attempt.failed()
                 }
-                let reused = hold.lease.is_reused();
                 if let Lease::Shared(stream) = &hold.lease
-                    && lost.connection_is_gone()
+                    && gone
                 {
                     hold.endpoint.pool().discard(&stream.connection);
                 }
-                let again = reused && stale.is_none() && (!lost.sent || is_idempotent(&call.head.method));
-                let stale = Some(index).filter(|_| again && lost.connection_is_gone());
-                Err(Failed { cause: lost.cause(hold.endpoint.address()), stale })
+                Err(Failed { cause: lost.cause(hold.endpoint.address()), stale: Some(index).filter(|_| again) })
             }
         }
     }
 
     /// Picks an endpoint (or takes that of `stale`) and counts the request in. One that is on probation takes one
     /// request at a time: others go on to another endpoint, or fail if there is none.
-    fn begin(&self, call: &Call<'_>, now: Instant, stale: Option<usize>) -> Option<(usize, Arc<Endpoint>, Attempt)> {
+    fn begin(
+        &self,
+        call: &Call<'_>,
+        now: Instant,
+        mut stale: Option<usize>,
+    ) -> Option<(usize, Arc<Endpoint>, Attempt)> {
         let mut full = SmallVec::<[usize; 4]>::new();
         loop {
-            let index = stale.or_else(|| self.pick(call, now, &full))?;
+            let index = stale.take().or_else(|| self.pick(call, now, &full))?;
+            if full.contains(&index) {
+                return None;
+            }
             let endpoint = self.cluster.endpoint(&self.members, index, call.env);
             if let Some(attempt) = endpoint.begin(now) {
                 return Some((index, endpoint, attempt));
-            }
-            if stale.is_some() || full.contains(&index) {
-                return None;
             }
             full.push(index);
         }
@@ -214,18 +221,24 @@ impl<'t> Tries<'t> {
             let pinned = self.members.ready.pinned(address, &self.cluster.policy().override_host);
             match pinned.map(|(index, _)| index) {
                 // A retry goes elsewhere, unless the session must not.
-                Some(index) if self.session.is_strict() || !self.tried.contains(&index) => return Some(index),
+                Some(index) if self.session.is_strict() || !(self.tried.contains(&index) || full.contains(&index)) => {
+                    return Some(index);
+                }
                 None if self.session.is_strict() => return None,
                 _ => {}
             }
         }
         let policy = self.retries.map(|retries| &retries.policy);
         let avoid = policy.is_none_or(|policy| policy.avoid_previous_hosts);
+        let tried = if avoid { &self.tried[..] } else { &[] };
+        let both: SmallVec<[usize; 8]>;
         let pick = Pick {
             now: call.env.since_epoch(now),
-            tried: match full {
-                [] if avoid => &self.tried[..],
-                full => full,
+            tried: if full.is_empty() {
+                tried
+            } else {
+                both = tried.iter().chain(full).copied().collect();
+                &both
             },
             hash: call.hash,
             other_priority: policy.is_some_and(|policy| policy.next_locality),
@@ -266,12 +279,7 @@ fn note_reach(attempt: &mut Attempt, lease: &Result<Lease, Cause>) {
         Ok(lease) if !lease.is_reused() => attempt.connected(true),
         // A connection that was there says nothing new.
         Ok(_) => {}
-        Err(
-            Cause::ConnectFailed { .. }
-            | Cause::ConnectTimeout { .. }
-            | Cause::TlsHandshake { .. }
-            | Cause::WrongPeerIdentity { .. },
-        ) => {
+        Err(cause) if cause.is_unreached() => {
             attempt.connected(false);
             attempt.failed();
         }
@@ -343,10 +351,7 @@ fn find<'e, E: StdError + 'static>(error: &'e (dyn StdError + 'static)) -> Optio
 /// How the retry rules see a failure.
 fn failure_kind(cause: &Cause) -> FailureKind {
     match cause {
-        Cause::ConnectFailed { .. }
-        | Cause::ConnectTimeout { .. }
-        | Cause::TlsHandshake { .. }
-        | Cause::WrongPeerIdentity { .. } => FailureKind::ConnectFailed,
+        cause if cause.is_unreached() => FailureKind::ConnectFailed,
         Cause::StreamRefused { .. } => FailureKind::Refused,
         Cause::ConnectionLost { sent: false, .. } => FailureKind::ResetBeforeRequest,
         Cause::ConnectionLost { sent: true, .. } => FailureKind::Reset,

@@ -179,10 +179,17 @@ async fn more_requests_than_allowed_fail_fast() {
 
 #[tokio::test]
 async fn one_connection_serves_who_waits_and_refuses_who_may_not() {
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        serves_who_waits_and_refuses_who_may_not(protocol).await;
+    }
+}
+
+async fn serves_who_waits_and_refuses_who_may_not(protocol: UpstreamProtocol) {
     let server = EchoServer::start("one").await;
     server.behave(Behaviour::Hold);
     let breaker = CircuitBreakers { max_connections: Some(1), max_pending: Some(1), ..CircuitBreakers::default() };
-    let limited = Cluster { breaker, ..cluster("test") };
+    let connection = ConnectionOptions { protocol, max_concurrent_streams: Some(1), ..ConnectionOptions::default() };
+    let limited = Cluster { breaker, connection, ..cluster("test") };
     let (client, _) = client_of(snapshot_with(forward_with(None), limited, &[&server]));
     let (first, second) = (fetch(&client, "/1"), fetch(&client, "/2"));
     let third = async {
