@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mesh_client::Client;
+use mesh_client::{Breakers, Client};
 use mesh_core::drain;
 use mesh_core::id::{Locality, Workload};
 use mesh_core::source::{DestinationSource, InboundSource, Resolve, Watched, WatchedIdentity};
@@ -215,11 +215,11 @@ impl Parts {
         control: Option<Control>,
         authorities: Vec<String>,
     ) -> Inner {
-        let workload = Arc::new(workload);
-        let client = self.client(self.destinations.clone(), &workload);
+        let (workload, breakers) = (Arc::new(workload), Breakers::default());
+        let client = self.client(self.destinations.clone(), &workload, &breakers);
         let of_authority = |name: String| {
             let source = OfAuthority { name: name.clone(), source: self.destinations.clone() };
-            (name, self.client(Arc::new(source), &workload))
+            (name, self.client(Arc::new(source), &workload, &breakers))
         };
         Inner {
             client,
@@ -243,12 +243,18 @@ impl Parts {
 }
 
 impl Parts {
-    fn client(&self, destinations: Arc<dyn DestinationSource>, workload: &Arc<Workload>) -> Client {
+    fn client(
+        &self,
+        destinations: Arc<dyn DestinationSource>,
+        workload: &Arc<Workload>,
+        breakers: &Breakers,
+    ) -> Client {
         let mut client = Client::builder(destinations)
             .identity(self.identity.clone())
             .crypto(self.crypto.clone())
             .workload(workload.clone())
             .metrics(self.metrics.clone())
+            .breakers(breakers.clone())
             .runtime(self.runtime.handle().clone());
         if let Some(resolver) = &self.resolver {
             client = client.resolver(resolver.clone());

@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::client::Client;
+use crate::cluster::Breakers;
 use crate::connect::{Connect, Custom, SystemResolver};
 use crate::destination::Destinations;
 use crate::env::{Env, Limits, Random};
@@ -29,6 +30,7 @@ pub struct ClientBuilder {
     metrics: Arc<Metrics>,
     load: Option<Arc<LoadStore>>,
     runtime: Option<Handle>,
+    breakers: Breakers,
     random: Random,
     resolver: Option<Arc<dyn Resolve>>,
     connector: Custom,
@@ -47,6 +49,7 @@ impl ClientBuilder {
             metrics: Arc::default(),
             load: None,
             runtime: None,
+            breakers: Breakers::default(),
             random: Arc::new(|below| fastrand::u64(..below)),
             resolver: None,
             connector: None,
@@ -91,6 +94,13 @@ impl ClientBuilder {
     /// needs one first. Connections are always driven on the runtime of the request that made them.
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.runtime = Some(runtime);
+        self
+    }
+
+    /// Counters of what is in flight, for circuit breakers: give the same to all clients of a process whose clusters
+    /// are the same (gRFC A32). Default: this client's own.
+    pub fn breakers(mut self, breakers: Breakers) -> Self {
+        self.breakers = breakers;
         self
     }
 
@@ -191,6 +201,7 @@ impl ClientBuilder {
             metrics: self.metrics,
             load: self.load,
             runtime: self.runtime,
+            breakers: self.breakers,
             random: self.random,
             resolver: self.resolver.unwrap_or_else(|| Arc::new(SystemResolver::new())),
             connector: self.connector,

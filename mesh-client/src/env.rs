@@ -13,6 +13,7 @@ use rustls::crypto::CryptoProvider;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+use crate::cluster::Breakers;
 use crate::connect::Custom;
 
 /// Gives a uniform number below its argument, which is never 0.
@@ -28,6 +29,8 @@ pub(crate) struct Env {
     pub(crate) load: Option<Arc<LoadStore>>,
     /// Where control tasks run; `None` = the runtime of the request that needs one first.
     pub(crate) runtime: Option<Handle>,
+    /// What is in flight, of all clients that share it.
+    pub(crate) breakers: Breakers,
     pub(crate) random: Random,
     pub(crate) resolver: Arc<dyn Resolve>,
     /// Stands in for TCP and unix sockets.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use mesh_core::error::{Blame, Code, Fault, Retry};
 use mesh_core::id::{ClusterName, InvalidTarget};
 use mesh_core::identity::PeerRefused;
-use mesh_core::policy::Address;
+use mesh_core::policy::{Address, PerMillion};
 
 use crate::body::Body;
 
@@ -165,12 +165,51 @@ pub enum Cause {
         /// Its value.
         allowed: u32,
     },
+    /// The control plane wants this share of requests dropped (EDS `drop_overloads`).
+    #[error("cluster {cluster}: {} in a million are dropped for {category:?}", share.get())]
+    Dropped {
+        /// The cluster.
+        cluster: ClusterName,
+        /// What the control plane calls it.
+        category: Arc<str>,
+        /// How many.
+        share: PerMillion,
+    },
+    /// A local rate limit has no token left.
+    #[error("the token bucket is empty")]
+    RateLimited(Box<Refusal>),
+    /// Client-side throttling refused the request.
+    #[error("{percent} % of requests are refused for the failures of the last ones")]
+    Throttled {
+        /// Share refused.
+        percent: u32,
+    },
+    /// The limit that follows latency is reached.
+    #[error("{limit} requests are in flight, as many as their latency allows")]
+    ConcurrencyLimited {
+        /// The limit now.
+        limit: u32,
+        /// HTTP status of the refusal.
+        status: http::StatusCode,
+    },
     /// The client holds its largest number of destinations.
     #[error("this client holds {0} destinations, its limit")]
     TooManyDestinations(usize),
     /// The application's request body failed.
     #[error("{0}")]
     RequestBody(Source),
+}
+
+/// How a rate limit wants its refusals answered.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Refusal {
+    /// HTTP status.
+    pub status: http::StatusCode,
+    /// gRPC status.
+    pub grpc_status: i32,
+    /// Headers of the answer.
+    pub headers: http::HeaderMap,
 }
 
 /// Whom a TLS client expected and who answered.
@@ -212,18 +251,36 @@ impl Error {
 
     /// The status a proxy in front of the application would have answered.
     pub fn http_status(&self) -> http::StatusCode {
-        self.code().http_status()
+        match &self.inner.cause {
+            Cause::RateLimited(refusal) => refusal.status,
+            Cause::ConcurrencyLimited { status, .. } => *status,
+            cause => cause.code().http_status(),
+        }
+    }
+
+    /// Headers that policy wants in an answer to this failure.
+    pub(crate) fn headers(&self) -> Option<&http::HeaderMap> {
+        match &self.inner.cause {
+            Cause::RateLimited(refusal) => Some(&refusal.headers),
+            _ => None,
+        }
     }
 
     /// The gRPC status code of this failure.
     pub fn grpc_status(&self) -> i32 {
-        self.code().grpc_status()
+        match &self.inner.cause {
+            Cause::RateLimited(refusal) => refusal.grpc_status,
+            cause => cause.code().grpc_status(),
+        }
     }
 
     /// An answer for gateways: the status, and the failure as one line of text.
     pub fn into_response(self) -> http::Response<Body> {
         let mut response = http::Response::new(Body::from(format!("{self}\n")));
         *response.status_mut() = self.http_status();
+        if let Some(headers) = self.headers() {
+            *response.headers_mut() = headers.clone();
+        }
         let text = http::HeaderValue::from_static("text/plain; charset=utf-8");
         response.headers_mut().insert(http::header::CONTENT_TYPE, text);
         response
@@ -231,6 +288,17 @@ impl Error {
 }
 
 impl Cause {
+    /// Whether no connection to the endpoint came about: a failure of that one, and not of policy or of a limit.
+    pub(crate) fn is_unreached(&self) -> bool {
+        matches!(
+            self,
+            Self::ConnectFailed { .. }
+                | Self::ConnectTimeout { .. }
+                | Self::TlsHandshake { .. }
+                | Self::WrongPeerIdentity { .. }
+        )
+    }
+
     /// What failed, in the words of the first half of the line.
     fn what(&self) -> &'static str {
         match self {
@@ -252,7 +320,10 @@ impl Cause {
             Self::StreamRefused { .. } => "stream refused",
             Self::Timeout(_) | Self::PerTryTimeout(_) | Self::IdleTimeout(_) => "timeout",
             Self::Deadline => "deadline exceeded",
-            Self::Breaker { .. } | Self::TooManyDestinations(_) => "limit reached",
+            Self::Breaker { .. } | Self::ConcurrencyLimited { .. } | Self::TooManyDestinations(_) => "limit reached",
+            Self::Dropped { .. } => "dropped",
+            Self::RateLimited(_) => "rate limited",
+            Self::Throttled { .. } => "throttled",
             Self::RequestBody(_) => "the request body failed",
         }
     }
@@ -279,6 +350,10 @@ impl Cause {
             Self::Timeout(_) | Self::PerTryTimeout(_) | Self::IdleTimeout(_) => Code::TIMEOUT,
             Self::Deadline => Code::DEADLINE,
             Self::Breaker { .. } | Self::TooManyDestinations(_) => Code::BREAKER_OPEN,
+            Self::Dropped { .. } => Code::DROPPED,
+            Self::RateLimited(_) => Code::RATE_LIMITED,
+            Self::Throttled { .. } => Code::THROTTLED,
+            Self::ConcurrencyLimited { .. } => Code::CONCURRENCY_LIMITED,
             Self::RequestBody(_) => Code::REQUEST_BODY,
         }
     }
@@ -293,7 +368,13 @@ impl Cause {
             | Self::NoRoute { .. }
             | Self::NoCluster { .. }
             | Self::UnsupportedAction(_) => Blame::Configuration,
-            Self::NoIdentity { .. } | Self::Breaker { .. } | Self::TooManyDestinations(_) => Blame::Local,
+            Self::NoIdentity { .. }
+            | Self::Breaker { .. }
+            | Self::Dropped { .. }
+            | Self::RateLimited(_)
+            | Self::Throttled { .. }
+            | Self::ConcurrencyLimited { .. }
+            | Self::TooManyDestinations(_) => Blame::Local,
             Self::NoEndpoint { .. }
             | Self::Unresolved { .. }
             | Self::ConnectFailed { .. }
@@ -334,6 +415,10 @@ impl Cause {
             | Self::ConnectionLost { sent: false, .. }
             | Self::StreamRefused { .. }
             | Self::Breaker { .. }
+            | Self::Dropped { .. }
+            | Self::RateLimited(_)
+            | Self::Throttled { .. }
+            | Self::ConcurrencyLimited { .. }
             | Self::TooManyDestinations(_) => Retry::Safe,
         }
     }

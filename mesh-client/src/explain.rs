@@ -10,7 +10,7 @@ use mesh_core::matcher::{Decision, RouteExplanation};
 use mesh_core::policy::{Address, ClusterChoice, Health, RetryPolicy, RouteAction};
 use serde::Serialize;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, InFlight};
 use crate::destination::{Destination, Destinations, Phase};
 use crate::env::Env;
 use crate::error::Cause;
@@ -93,10 +93,10 @@ pub struct ClusterDump {
     pub failed: Option<String>,
     /// Parts of an aggregate.
     pub parts: Vec<ClusterName>,
-    /// Requests in flight.
-    pub requests: u32,
-    /// Retries in flight.
-    pub retries: u32,
+    /// In flight with default priority, of all clients that share the counters.
+    pub default_priority: InFlight,
+    /// In flight with high priority.
+    pub high_priority: InFlight,
     /// Open connections.
     pub open_connections: u32,
     /// Names that could not be looked up, and why; their last good addresses stay in use.
@@ -250,8 +250,8 @@ fn cluster_dump(name: &ClusterName, slot: &Slot) -> ClusterDump {
         name: name.clone(),
         failed: None,
         parts: Vec::new(),
-        requests: 0,
-        retries: 0,
+        default_priority: InFlight::default(),
+        high_priority: InFlight::default(),
         open_connections: 0,
         dns_failures: Vec::new(),
         priority: 0,
@@ -270,8 +270,8 @@ fn cluster_dump(name: &ClusterName, slot: &Slot) -> ClusterDump {
         Slot::Ready(cluster) => {
             let members = cluster.members();
             ClusterDump {
-                requests: cluster.admission().requests(),
-                retries: cluster.admission().retries(),
+                default_priority: cluster.admission().in_flight(false),
+                high_priority: cluster.admission().in_flight(true),
                 open_connections: cluster.open_connections(),
                 dns_failures: cluster.dns_failures(),
                 priority: members.ready.priority(),

@@ -84,7 +84,12 @@ impl tower_service::Service<http::Request<tonic::body::Body>> for Channel {
 /// A failure as an answer without messages (gRPC "trailers-only").
 fn rescue(error: &Error) -> Response<Body> {
     let mut response = Response::new(Body::empty());
-    *response.headers_mut() = trailers(error);
+    let headers = response.headers_mut();
+    headers.extend(error.headers().cloned().unwrap_or_default());
+    // After those of policy: what gRPC needs is the last word.
+    for (name, value) in &trailers(error) {
+        headers.insert(name, value.clone());
+    }
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     response
 }
@@ -136,25 +141,6 @@ pub(crate) fn code_of(status: StatusCode) -> i32 {
         200 => 0,
         _ => 2,
     }
-}
-
-/// The HTTP status of a gRPC code, as Envoy maps it.
-pub(crate) fn status_of(code: u32) -> StatusCode {
-    let status = match code {
-        0 => 200,
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
-    };
-    StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 #[cfg(test)]

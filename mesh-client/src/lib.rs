@@ -42,8 +42,9 @@ mod tcp;
 pub use self::body::Body;
 pub use self::builder::ClientBuilder;
 pub use self::client::{Client, ResponseFuture};
+pub use self::cluster::{BreakerState, Breakers, InFlight};
 pub use self::connect::{Connect, Io, SystemResolver};
-pub use self::error::{Cause, Error, PeerMismatch};
+pub use self::error::{Cause, Error, PeerMismatch, Refusal};
 pub use self::explain::{
     ClientDump, ClusterDump, ClusterOption, DestinationDump, DestinationPhase, EndpointDump, Explanation,
 };

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::cluster::Cluster;
 use crate::env::Env;
 use crate::error::Cause;
-use crate::outbound::fault::Faults;
+use crate::outbound::filters::{Compiler, Filter, Limits, RoutePlace};
 
 /// Levels of an aggregate's tree, its leaves included (gRFC A37).
 const MAX_DEPTH: usize = 16;
@@ -40,6 +40,8 @@ struct Wiring {
     // In the order of the listener's clusters for raw connections; empty if it says nothing of those.
     tcp: Box<[Slot]>,
     budget: Option<Arc<Budget>>,
+    // Kept for the next router.
+    limits: Limits,
 }
 
 /// A cluster as routes find it.
@@ -57,7 +59,9 @@ pub(crate) enum Slot {
 /// What one route needs at run time.
 pub(crate) struct Plan {
     pub(crate) choice: Choice,
-    pub(crate) faults: Arc<[Faults]>,
+    pub(crate) filters: Arc<[Filter]>,
+    /// Its requests have limits of their own (Envoy's routing priority).
+    pub(crate) high_priority: bool,
     pub(crate) retry: Option<Retries>,
     pub(crate) hash: HashRules,
     pub(crate) session: Option<StatefulSession>,
@@ -81,7 +85,7 @@ pub(crate) enum Choice {
 /// One entry of a weighted split.
 pub(crate) struct Share {
     pub(crate) slot: Slot,
-    faults: Arc<[Faults]>,
+    filters: Arc<[Filter]>,
     session: Option<StatefulSession>,
 }
 
@@ -90,7 +94,7 @@ pub(crate) struct Chosen<'r> {
     pub(crate) cluster: &'r Arc<Cluster>,
     /// The entry of a weighted split.
     pub(crate) share: Option<&'r WeightedCluster>,
-    pub(crate) faults: &'r [Faults],
+    pub(crate) filters: &'r [Filter],
     pub(crate) session: Option<&'r StatefulSession>,
 }
 
@@ -156,15 +160,19 @@ impl Router {
         let clusters = clusters(target, &snapshot, previous, env);
         let table = RouteTable::compile(&snapshot.routes, target.port(), &env.workload);
         let filters = &snapshot.listener.filters;
+        let mut compiler =
+            Compiler { before: previous.map(|old| &old.wiring.limits), limits: Limits::default(), now: Instant::now() };
+        let plans = table.routes().iter().map(|route| Plan::new(route, &clusters, filters, &mut compiler)).collect();
+        let limits = compiler.limits;
         let raw = snapshot.listener.tcp.iter().flat_map(|forward| forward.clusters());
         let tcp = raw.map(|share| slot(&clusters, &share.name)).collect();
-        let plans = table.routes().iter().map(|route| Plan::new(route, &clusters, filters)).collect();
         let budget = snapshot.routes.retry_budget.as_ref().map(|policy| {
             let kept = previous.filter(|old| old.snapshot.routes.retry_budget.as_ref() == Some(policy));
             let kept = kept.and_then(|old| old.wiring.budget.clone());
             kept.unwrap_or_else(|| Arc::new(Budget::new(policy.clone(), Instant::now())))
         });
-        Self { snapshot, wiring: Arc::new(Wiring { table, plans, clusters, tcp, budget }) }
+        let wiring = Wiring { table, plans, clusters, tcp, budget, limits };
+        Self { snapshot, wiring: Arc::new(wiring) }
     }
 
     pub(crate) fn snapshot(&self) -> &Arc<Snapshot> {
@@ -199,7 +207,7 @@ impl Router {
         pinned: Option<&ClusterName>,
         env: &Env,
     ) -> Result<Chosen<'r>, Cause> {
-        let plain = |cluster| Chosen { cluster, share: None, faults: &plan.faults, session: plan.session.as_ref() };
+        let plain = |cluster| Chosen { cluster, share: None, filters: &plan.filters, session: plan.session.as_ref() };
         match &plan.choice {
             Choice::One(slot) => Ok(plain(slot.cluster()?)),
             Choice::Weighted(shares) => {
@@ -208,7 +216,7 @@ impl Router {
                 };
                 let (entry, share) = draw_share(weighted, shares, pinned, env);
                 let (cluster, session) = (share.slot.cluster()?, share.session.as_ref());
-                Ok(Chosen { cluster, share: Some(entry), faults: &share.faults, session })
+                Ok(Chosen { cluster, share: Some(entry), filters: &share.filters, session })
             }
             Choice::Header(name) => {
                 let wanted = headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -293,17 +301,28 @@ impl Slot {
 }
 
 impl Plan {
-    fn new(route: &CompiledRoute, clusters: &BTreeMap<ClusterName, Slot>, filters: &[HttpFilter]) -> Self {
+    fn new(
+        route: &CompiledRoute,
+        clusters: &BTreeMap<ClusterName, Slot>,
+        filters: &[HttpFilter],
+        compiler: &mut Compiler<'_>,
+    ) -> Self {
         let slot = |name: &ClusterName| slot(clusters, name);
         let own = &route.route().filters;
-        let faults = Faults::of(filters, |name| own.get(name));
-        let share = |slot, entry: &WeightedCluster| {
-            let faults = match entry.filters.is_empty() {
-                true => faults.clone(),
-                false => Faults::of(filters, |name| entry.filters.get(name).or_else(|| own.get(name))),
+        let place = |entry: Option<&ClusterName>| {
+            let (host, matcher) = (route.virtual_host().name.clone(), route.route().matcher.clone());
+            Some(RoutePlace { host, matcher, entry: entry.cloned() })
+        };
+        let of_route = |name: &str| Some((own.get(name)?, place(None)));
+        let all = compiler.compile(filters, of_route);
+        let mut share = |slot, entry: &WeightedCluster| {
+            let of_entry = |name: &str| Some((entry.filters.get(name)?, place(Some(&entry.name))));
+            let filters_of_entry = match entry.filters.is_empty() {
+                true => all.clone(),
+                false => compiler.compile(filters, |name| of_entry(name).or_else(|| of_route(name))),
             };
             let session = session(filters, |name| entry.filters.get(name).or_else(|| own.get(name)));
-            Share { slot, faults, session }
+            Share { slot, filters: filters_of_entry, session }
         };
         let choice = match &route.route().action {
             RouteAction::Forward(forward) => match &forward.to {
@@ -321,6 +340,7 @@ impl Plan {
             RouteAction::Forward(forward) => HashRules::new(&forward.hash),
             _ => HashRules::default(),
         };
+        let high_priority = matches!(&route.route().action, RouteAction::Forward(forward) if forward.high_priority);
         let session = session(filters, |name| own.get(name));
         let (cors, mirrors) = match &route.route().action {
             RouteAction::Forward(forward) => {
@@ -329,7 +349,7 @@ impl Plan {
             }
             _ => (None, Box::default()),
         };
-        Self { choice, hash, faults, retry, session, cors, mirrors }
+        Self { choice, hash, filters: all, high_priority, retry, session, cors, mirrors }
     }
 }
 

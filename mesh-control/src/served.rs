@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::source::{Publisher, Watched};
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
 use crate::clock::Clock;
@@ -71,6 +72,9 @@ impl Served {
             }
             self.publish();
             fresh_until = Instant::now() + QUIET;
+            // Served first: nobody waits for the analysis, not even on a runtime of one thread.
+            yield_now().await;
+            self.analyse();
         }
     }
 
@@ -92,7 +96,10 @@ impl Served {
         self.world = Arc::new(world);
         let resources: Arc<dyn Resources> = self.world.clone();
         self.cache.publish(version(self.started, self.revision), &resources, &touched);
-        // Served first: nobody waits for the analysis.
+    }
+
+    /// Says what is wrong with what is served now.
+    fn analyse(&self) {
         let findings = self.world.findings();
         let before = self.findings.load_full();
         if *before != findings {

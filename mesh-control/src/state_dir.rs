@@ -1,5 +1,5 @@
 //! The control plane's state directory: a place of its own (mode 0700) for the CA key, the root
-//! certificate, spent join tokens and the last registrations.
+//! certificate, spent join tokens, the last registrations and the last good manifests.
 //!
 //! Refuses to know what the files mean. A secret is opened once, its mode is checked on the open file,
 //! and it is written whole or not at all.
@@ -124,6 +124,15 @@ impl StateDir {
 
     /// Writes a file whole or not at all, readable by its owner only.
     pub(crate) fn write(&self, name: &str, content: &[u8]) -> Result<(), StateError> {
+        self.replace(name, content, true)
+    }
+
+    /// The same for what can be lost: the system brings it to disk in its own time, so many files are written fast.
+    pub(crate) fn write_in_time(&self, name: &str, content: &[u8]) -> Result<(), StateError> {
+        self.replace(name, content, false)
+    }
+
+    fn replace(&self, name: &str, content: &[u8], now: bool) -> Result<(), StateError> {
         let path = self.path(name);
         let temporary = self.path(&format!(".{name}.new"));
         let write = || -> io::Result<()> {
@@ -134,7 +143,9 @@ impl StateDir {
             }
             let mut file = private_file().create_new(true).write(true).open(&temporary)?;
             file.write_all(content)?;
-            file.sync_all()?;
+            if now {
+                file.sync_all()?;
+            }
             fs::rename(&temporary, &path)
         };
         write().map_err(|source| StateError::Io { action: "write", path: path.clone(), source })

@@ -6,7 +6,7 @@
 //! [`source`].
 //!
 //! ```text
-//! id ← error ← policy ← matcher, balance, retry, identity ← source ← (mesh-client, mesh-server, mesh-discovery, mesh-control)
+//! id ← error ← policy ← matcher, balance, limit, retry, identity ← source ← (mesh-client, mesh-server, mesh-discovery, mesh-control)
 //! ```
 
 pub mod balance;
@@ -16,6 +16,7 @@ pub mod error;
 pub mod health;
 pub mod id;
 pub mod identity;
+pub mod limit;
 pub mod matcher;
 pub mod policy;
 pub mod retry;

@@ -40,7 +40,7 @@ impl Endpoint {
             hostname: metadata.hostname.clone(),
             proxy: cluster.policy.proxy.as_ref().and_then(|proxy| proxy.of(metadata)).cloned().map(Box::new),
         };
-        let pool = Pool::new(cluster.dialer.clone(), peer, cluster.policy.breaker.max_connections);
+        let pool = Pool::new(cluster.dialer.clone(), peer);
         let series = env.metrics.series(&labels(policy, cluster));
         let watch = Watch::new(&cluster.policy, cluster.wake.as_ref());
         Self { pool, load, series, tcp: OnceLock::new(), epoch: env.epoch, watch }
@@ -158,6 +158,9 @@ impl Attempt {
     pub(crate) fn answered(&mut self, status: StatusCode, headers: &HeaderMap, grpc: bool) {
         let early = if grpc { grpc_status(headers) } else { None };
         self.witness(Evidence::of(&TryOutcome::Answer { status, headers, grpc_status: early }, grpc));
+        if grpc && early.is_none() && status == StatusCode::OK {
+            self.watched.iter_mut().for_each(Watched::answered);
+        }
         let failed = if grpc { early.is_some_and(is_failure) } else { is_server_failure(status) };
         if failed || (grpc && status != StatusCode::OK) {
             self.slipped();

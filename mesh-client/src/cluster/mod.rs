@@ -5,6 +5,7 @@
 //! differences. Refuses to know routes.
 
 mod admission;
+mod breakers;
 mod endpoint;
 mod health;
 mod report;
@@ -29,6 +30,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 pub(crate) use self::admission::{Admission, Permit};
+pub use self::breakers::{BreakerState, Breakers, InFlight};
 pub(crate) use self::endpoint::{Attempt, Endpoint};
 use self::report::Reported;
 use crate::connect::Dialer;
@@ -80,7 +82,8 @@ impl Cluster {
         target: &Target,
         env: &Arc<Env>,
     ) -> Arc<Self> {
-        let dialer = Dialer::new(&policy, target.host(), env);
+        let admission = Admission::new(&policy, &env.breakers);
+        let dialer = Dialer::new(&policy, target.host(), env, admission.connections());
         let ClusterTelemetry { service, service_name, service_namespace } = policy.telemetry.clone();
         let service = if service.is_empty() { target.host().to_owned() } else { service };
         let labels = env.labels(service, service_name, service_namespace);
@@ -96,7 +99,7 @@ impl Cluster {
             dialer: Arc::new(dialer),
             members: ArcSwap::from_pointee(Members::empty(&policy)),
             changing: Mutex::new(()),
-            admission: Admission::new(policy.breaker.clone()),
+            admission,
             series: env.metrics.series(&labels),
             labels,
             load: report::load(&policy, env),
@@ -348,11 +351,8 @@ impl Members {
             None => Ok(()),
             Some((index, drop)) => {
                 self.reported.iter().for_each(|reported| reported.dropped(index));
-                Err(Cause::Breaker {
-                    cluster: cluster.policy.name.clone(),
-                    limit: "drop_overload share, in a million,",
-                    allowed: drop.share.get(),
-                })
+                let (cluster, category) = (cluster.policy.name.clone(), drop.category.as_str().into());
+                Err(Cause::Dropped { cluster, category, share: drop.share })
             }
         }
     }

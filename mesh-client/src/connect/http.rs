@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::IoStream;
-use super::pool::OpenGuard;
+use super::pool::{Counts, OpenGuard};
 use super::settings::{Observed, StreamLimit};
 use super::worker::{self, Alive};
 use crate::body::Outgoing;
@@ -46,6 +46,10 @@ pub(crate) struct SharedConnection {
     /// Streams at once: what the peer says, and what policy does.
     limit: StreamLimit,
     allowed: u32,
+    // Requests in its life.
+    most_requests: u32,
+    // Those who would like to have a stream.
+    waiters: Arc<Counts>,
     /// What the last look for idle connections saw: requests carried, and since when that number stands.
     quiet: Mutex<(u32, Instant)>,
     // Of the connection and of what moves requests onto it. Both live until the last stream has ended:
@@ -58,25 +62,33 @@ impl SharedConnection {
         self.sender.is_closed()
     }
 
-    /// Takes a place for a stream, to be given back by [`leave`](Self::leave). `None`: there is no room. `crowd`
-    /// takes one all the same: the stream waits inside the connection.
-    pub(super) fn enter(&self, crowd: bool) -> bool {
-        let others = self.streams.fetch_add(1, Ordering::Relaxed);
-        let room = crowd || others < self.limit.get().min(self.allowed);
-        if !room {
-            self.streams.fetch_sub(1, Ordering::Relaxed);
+    /// Takes a place for a request, to be given back by [`leave`](Self::leave), and gives the number of the request
+    /// on this connection. `None`: there is no room.
+    pub(super) fn enter(&self) -> Option<u32> {
+        let most = self.limit.get().min(self.allowed);
+        // Looked at first: a full connection is passed without a write that others would have to wait for.
+        if self.streams.load(Ordering::SeqCst) >= most {
+            return None;
         }
-        room
+        if self.streams.fetch_add(1, Ordering::SeqCst) < most {
+            let one_more = |served: u32| (served < self.most_requests).then(|| served + 1);
+            if let Ok(before) = self.served.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {
+                return Some(before + 1);
+            }
+        }
+        self.leave();
+        None
     }
 
     /// A stream has ended.
     pub(super) fn leave(&self) {
-        self.streams.fetch_sub(1, Ordering::Relaxed);
+        self.streams.fetch_sub(1, Ordering::SeqCst);
+        self.waiters.stream_ended();
     }
 
-    /// Streams that have not ended.
-    pub(super) fn streams(&self) -> u32 {
-        self.streams.load(Ordering::Relaxed)
+    /// Whether it has carried all the requests that it may.
+    pub(super) fn is_spent(&self) -> bool {
+        self.served.load(Ordering::Relaxed) >= self.most_requests
     }
 
     /// Since when nothing has gone over it, as far as earlier calls could tell.
@@ -109,6 +121,7 @@ pub(super) async fn http2(
     open: OpenGuard,
 ) -> hyper::Result<Connection> {
     let (io, limit) = Observed::new(io);
+    let waiters = open.counts().clone();
     let (alive, ended) = worker::handle();
     let (alive_requests, ended_requests) = worker::handle();
     let mut builder = http2::Builder::new(worker::Http2Tasks::new(ended, open));
@@ -132,7 +145,10 @@ pub(super) async fn http2(
         served: AtomicU32::new(0),
         streams: AtomicU32::new(0),
         limit,
-        allowed: options.max_concurrent_streams.unwrap_or(u32::MAX),
+        // A connection that takes nothing would be made again and again.
+        allowed: options.max_concurrent_streams.unwrap_or(u32::MAX).max(1),
+        most_requests: options.max_requests_per_connection.unwrap_or(u32::MAX).max(1),
+        waiters,
         quiet: Mutex::new((0, now)),
         _alive: [alive, alive_requests],
     })))

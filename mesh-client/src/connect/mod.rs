@@ -28,7 +28,7 @@ pub(crate) use self::custom::Custom;
 pub use self::custom::{Connect, Io};
 pub(crate) use self::http::{Connection, SharedConnection, SoleConnection};
 use self::names::Names;
-pub(crate) use self::pool::{Lease, OpenGuard, Pool};
+pub(crate) use self::pool::{Lease, OpenGuard, PER_HOST, Pool, Room};
 pub(crate) use self::stream::IoStream;
 pub use self::system::SystemResolver;
 use self::tls::{Alpn, Tls};
@@ -73,11 +73,12 @@ pub(crate) struct Dialer {
 }
 
 impl Dialer {
-    pub(crate) fn new(cluster: &Cluster, dialled_host: &str, env: &Env) -> Self {
+    /// `open` counts the connections of the cluster.
+    pub(crate) fn new(cluster: &Cluster, dialled_host: &str, env: &Env, open: Arc<AtomicU32>) -> Self {
         let tls = Tls::new(cluster.tls.clone(), dialled_host, env.identity.clone(), env.crypto.clone());
         let names = Names::new(env.resolver.clone(), env.random.clone(), env.limits.dns_min_refresh);
         let (options, custom, random) = (cluster.connection.clone(), env.connector.clone(), env.random.clone());
-        Self { options, tls: Arc::new(tls), names: Arc::new(names), custom, random, open: Arc::default() }
+        Self { options, tls: Arc::new(tls), names: Arc::new(names), custom, random, open }
     }
 
     /// The same ways with other options; its connections are counted apart.

@@ -4,7 +4,7 @@
 //! ```text
 //! acquire ─▶ idle, or room on a shared one? ─▶ Lease ─▶ (answer ends) ─▶ idle again
 //!         └▶ below the limit? ─▶ dial ─▶ Lease
-//!         └▶ wait for one of the two; for HTTP/2, inside the least busy connection
+//!         └▶ wait for one of the two
 //! ```
 //!
 //! Refuses to know what is sent over a connection.
@@ -33,7 +33,6 @@ const MAX_IDLE: usize = 256;
 pub(crate) struct Pool {
     dialer: Arc<Dialer>,
     peer: Peer,
-    max_connections: Option<u32>,
     // Made with the first connection that is put back: most endpoints of a large cluster never see one.
     // Boxed for the same reason: by itself a queue takes cache lines of its own.
     idle: OnceLock<Box<ArrayQueue<SoleConnection>>>,
@@ -43,6 +42,29 @@ pub(crate) struct Pool {
     counts: Arc<Counts>,
     closed: AtomicBool,
 }
+
+/// How many connections there may be. None = any number.
+#[derive(Clone, Copy)]
+pub(crate) struct Room {
+    /// To all endpoints of the cluster; each may have one whatever this is, as in Envoy.
+    pub(crate) of_cluster: Option<u32>,
+    /// To one endpoint.
+    pub(crate) of_endpoint: Option<u32>,
+}
+
+impl Room {
+    /// Any number.
+    pub(crate) const ANY: Self = Self { of_cluster: None, of_endpoint: None };
+
+    fn refusal(&self, others: &Others) -> Option<(&'static str, u32)> {
+        let full = |most: Option<u32>, others| most.filter(|most| others >= *most);
+        let in_cluster = full(self.of_cluster, others.in_cluster).map(|most| ("max_connections", most));
+        in_cluster.or_else(|| full(self.of_endpoint, others.here).map(|most| (PER_HOST, most)))
+    }
+}
+
+/// Name of the limit of one endpoint.
+pub(crate) const PER_HOST: &str = "max_connections_per_host";
 
 /// The HTTP/2 connections to an endpoint, the newest last.
 type SharedConnections = SmallVec<[Arc<SharedConnection>; 2]>;
@@ -83,55 +105,114 @@ impl Drop for SharedStream {
 
 type Connecting = Shared<BoxFuture<'static, Result<Arc<SharedConnection>, Cause>>>;
 
+/// What the connections to one endpoint tell those who wait for one.
 #[derive(Default)]
-struct Counts {
+pub(super) struct Counts {
     open: AtomicU32,
+    // Of them, those that the pool made: a raw connection is nobody else's to use.
+    pooled: AtomicU32,
+    waiting: AtomicU32,
     changed: Notify,
+}
+
+impl Counts {
+    /// A stream has ended. Asked before told: most of the time nobody waits. Whoever waits is counted before it
+    /// looks a last time, so one of the two sees the other.
+    pub(super) fn stream_ended(&self) {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.changed.notify_one();
+        }
+    }
+
+    fn wait(&self) -> WaitingHere<'_> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        WaitingHere(self)
+    }
+}
+
+/// One who waits. Whoever was woken wakes the next, who finds out for himself whether there is something for him:
+/// two changes at once leave one notification.
+struct WaitingHere<'c>(&'c Counts);
+
+impl Drop for WaitingHere<'_> {
+    fn drop(&mut self) {
+        if self.0.waiting.fetch_sub(1, Ordering::SeqCst) > 1 {
+            self.0.changed.notify_one();
+        }
+    }
 }
 
 /// One open connection, counted until its task has ended.
 pub(crate) struct OpenGuard {
     of_cluster: Arc<AtomicU32>,
     of_endpoint: Arc<Counts>,
+    pooled: bool,
+}
+
+/// How many there were before one more was counted.
+struct Others {
+    in_cluster: u32,
+    here: u32,
+    pooled_here: u32,
 }
 
 impl OpenGuard {
-    /// Whatever the limit.
-    fn new(dialer: &Dialer, counts: &Arc<Counts>) -> Self {
-        dialer.open.fetch_add(1, Ordering::Relaxed);
-        counts.open.fetch_add(1, Ordering::Relaxed);
-        Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone() }
+    /// A connection of the pool, whatever the limits.
+    fn pooled(dialer: &Dialer, counts: &Arc<Counts>) -> Self {
+        count(&dialer.open, counts, true);
+        Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone(), pooled: true }
     }
 
-    /// Room for one more within the cluster's limit. As in Envoy every endpoint may have one connection
-    /// whatever the limit.
-    fn within(most: Option<u32>, dialer: &Dialer, counts: &Arc<Counts>) -> Option<Self> {
+    /// One more within the limits: a connection of the pool, which may have one whatever they are, as in Envoy, or a
+    /// raw one.
+    ///
+    /// # Errors
+    /// The limit that is reached, and its name.
+    fn within(room: Room, dialer: &Dialer, counts: &Arc<Counts>, pooled: bool) -> Result<Self, (&'static str, u32)> {
         // Counted first and looked at then, so that two at once cannot both take the last place.
-        let others = dialer.open.fetch_add(1, Ordering::Relaxed);
-        let others_here = counts.open.fetch_add(1, Ordering::Relaxed);
-        if most.is_some_and(|most| others >= most) && others_here > 0 {
-            dialer.open.fetch_sub(1, Ordering::Relaxed);
-            counts.open.fetch_sub(1, Ordering::Relaxed);
-            return None;
+        let others = count(&dialer.open, counts, pooled);
+        match room.refusal(&others).filter(|_| !pooled || others.pooled_here > 0) {
+            None => Ok(Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone(), pooled }),
+            Some(refusal) => {
+                // In silence: nothing has changed for those who wait.
+                uncount(&dialer.open, counts, pooled);
+                Err(refusal)
+            }
         }
-        Some(Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone() })
     }
+
+    /// Those who wait for a connection to the same endpoint.
+    pub(super) fn counts(&self) -> &Arc<Counts> {
+        &self.of_endpoint
+    }
+}
+
+fn count(of_cluster: &AtomicU32, of_endpoint: &Counts, pooled: bool) -> Others {
+    Others {
+        in_cluster: of_cluster.fetch_add(1, Ordering::Relaxed),
+        here: of_endpoint.open.fetch_add(1, Ordering::Relaxed),
+        pooled_here: of_endpoint.pooled.fetch_add(u32::from(pooled), Ordering::Relaxed),
+    }
+}
+
+fn uncount(of_cluster: &AtomicU32, of_endpoint: &Counts, pooled: bool) {
+    of_cluster.fetch_sub(1, Ordering::Relaxed);
+    of_endpoint.open.fetch_sub(1, Ordering::Relaxed);
+    of_endpoint.pooled.fetch_sub(u32::from(pooled), Ordering::Relaxed);
 }
 
 impl Drop for OpenGuard {
     fn drop(&mut self) {
-        self.of_cluster.fetch_sub(1, Ordering::Relaxed);
-        self.of_endpoint.open.fetch_sub(1, Ordering::Relaxed);
+        uncount(&self.of_cluster, &self.of_endpoint, self.pooled);
         self.of_endpoint.changed.notify_one();
     }
 }
 
 impl Pool {
-    pub(crate) fn new(dialer: Arc<Dialer>, peer: Peer, max_connections: Option<u32>) -> Self {
+    pub(crate) fn new(dialer: Arc<Dialer>, peer: Peer) -> Self {
         Self {
             dialer,
             peer,
-            max_connections,
             idle: OnceLock::new(),
             shared: ArcSwapOption::empty(),
             connecting: Mutex::default(),
@@ -164,14 +245,9 @@ impl Pool {
     /// Envoy's `tcp_proxy`.
     ///
     /// # Errors
-    /// The limit, which is reached.
-    pub(crate) fn room(&self) -> Result<OpenGuard, u32> {
-        // Counted first and looked at then, so that two at once cannot both take the last place.
-        let open = OpenGuard::new(&self.dialer, &self.counts);
-        match self.max_connections {
-            Some(most) if self.dialer.open() > most => Err(most),
-            _ => Ok(open),
-        }
+    /// The limit that is reached, and its name.
+    pub(crate) fn room(&self, room: Room) -> Result<OpenGuard, (&'static str, u32)> {
+        OpenGuard::within(room, &self.dialer, &self.counts, false)
     }
 
     /// Connects for bytes of any kind, within a [`room`](Self::room); tells who the peer is, if it is of the mesh.
@@ -185,6 +261,7 @@ impl Pool {
         &self,
         grpc: bool,
         fresh: bool,
+        room: Room,
         waiting: impl Fn() -> Result<G, Cause>,
     ) -> Result<Lease, Cause> {
         let want = self.dialer.want(grpc, &self.peer);
@@ -195,8 +272,8 @@ impl Pool {
             return Ok(lease);
         }
         match want {
-            Want::Http2 => Ok(Lease::Shared(self.connect_shared().await?)),
-            Want::Http1 | Want::Either => self.connect_sole(want, waiting).await,
+            Want::Http2 => Ok(Lease::Shared(self.connect_shared(room, waiting).await?)),
+            Want::Http1 | Want::Either => self.connect_sole(want, room, waiting).await,
         }
     }
 
@@ -229,6 +306,7 @@ impl Pool {
                 let _ = idle.push(connection);
             }
         }
+        self.tidy(&mut self.connecting.lock());
         self.keep_shared(|shared| !shared.is_closed() && !self.is_done(shared, now));
     }
 
@@ -237,6 +315,7 @@ impl Pool {
         self.closed.store(true, Ordering::Release);
         self.drop_idle();
         self.shared.store(None);
+        self.tidy(&mut self.connecting.lock());
     }
 
     fn drop_idle(&self) {
@@ -273,55 +352,54 @@ impl Pool {
         let all = self.shared.load();
         let all = all.as_deref()?;
         let first = if newest { all.len() - 1 } else { 0 };
-        let found = all[first..].iter().find(|c| !c.is_closed() && !is_past(c.worn_at) && c.enter(false))?;
-        Some(self.stream(found))
+        all[first..].iter().find_map(|connection| if is_live(connection) { self.enter(connection) } else { None })
     }
 
-    /// A stream on the least busy HTTP/2 connection, where it waits for room.
-    fn crowd(&self) -> Option<SharedStream> {
-        let all = self.shared.load();
-        let live = all.as_deref()?.iter().filter(|c| !c.is_closed() && !is_past(c.worn_at));
-        let found = live.min_by_key(|c| c.streams())?;
-        found.enter(true);
-        Some(self.stream(found))
-    }
-
-    /// Counts a request on a connection that has a place for it, and retires the connection with its last one.
-    fn stream(&self, connection: &Arc<SharedConnection>) -> SharedStream {
-        let served = connection.served.fetch_add(1, Ordering::Relaxed) + 1;
-        if self.dialer.options().max_requests_per_connection.is_some_and(|most| served >= most) {
+    /// A stream on this connection, which is retired with its last request.
+    fn enter(&self, connection: &Arc<SharedConnection>) -> Option<SharedStream> {
+        let served = connection.enter()?;
+        if connection.is_spent() {
             // Requests on their way over it end in peace; the next one does not find it.
             self.discard(connection);
         }
-        SharedStream { connection: connection.clone(), reused: served > 1 }
+        Some(SharedStream { connection: connection.clone(), reused: served > 1 })
     }
 
-    async fn connect_sole<G>(&self, want: Want, waiting: impl Fn() -> Result<G, Cause>) -> Result<Lease, Cause> {
+    async fn connect_sole<G>(
+        &self,
+        want: Want,
+        room: Room,
+        waiting: impl Fn() -> Result<G, Cause>,
+    ) -> Result<Lease, Cause> {
+        let mut leave = None;
         let open = loop {
-            let changed = self.counts.changed.notified();
-            if let Some(open) = OpenGuard::within(self.max_connections, &self.dialer, &self.counts) {
+            if let Ok(open) = OpenGuard::within(room, &self.dialer, &self.counts, true) {
                 break open;
             }
-            let _leave = waiting()?;
-            // A connection was put back or closed.
-            changed.await;
+            // First counted among those who wait, then a look, then the wait: nothing that happens is missed.
+            match leave {
+                None => leave = Some((waiting()?, self.counts.wait())),
+                Some(_) => self.counts.changed.notified().await,
+            }
             if let Some(lease) = self.reuse(want, false).await {
-                if self.idle() > 0 {
-                    // Two put back at once may have left one notification.
-                    self.counts.changed.notify_one();
-                }
                 return Ok(lease);
             }
         };
+        drop(leave);
         match self.dialer.dial(&self.peer, want, open).await? {
             Connection::Sole(mut sole) => {
                 sole.served += 1;
                 Ok(Lease::Sole(sole))
             }
             Connection::Shared(shared) => {
-                shared.enter(true);
+                // Before the peer's protocol was known several were begun: one is enough.
+                if let Some(stream) = self.reuse_shared(false) {
+                    return Ok(Lease::Shared(stream));
+                }
+                // Before others see it.
+                let stream = self.enter(&shared);
                 self.share(&shared);
-                Ok(Lease::Shared(self.stream(&shared)))
+                stream.map(Lease::Shared).ok_or_else(|| self.takes_no_stream())
             }
         }
     }
@@ -350,50 +428,89 @@ impl Pool {
         });
     }
 
-    /// A stream on the connection being made, or on one begun for it. Connecting goes on even if all who wait give
-    /// up: the next request will want it.
-    async fn connect_shared(&self) -> Result<SharedStream, Cause> {
+    /// A stream on an HTTP/2 connection that has room, is being made, or is begun for it. Connecting goes on even if
+    /// all who wait give up: the next request will want it.
+    async fn connect_shared<G>(
+        &self,
+        room: Room,
+        waiting: impl Fn() -> Result<G, Cause>,
+    ) -> Result<SharedStream, Cause> {
+        let mut leave = None;
         loop {
-            let connecting = {
-                let mut slot = self.connecting.lock();
-                // One that came while we waited for the lock.
-                if let Some(stream) = self.reuse_shared(false) {
-                    return Ok(stream);
-                }
-                match &*slot {
-                    Some(connecting) if connecting.peek().is_none() => connecting.clone(),
-                    _ => match self.begin_shared() {
-                        Some(begun) => slot.insert(begun).clone(),
-                        None => match self.crowd() {
-                            Some(stream) => return Ok(stream),
-                            // As in Envoy every endpoint may have one connection whatever the limit.
-                            None => slot.insert(self.connect(OpenGuard::new(&self.dialer, &self.counts))).clone(),
-                        },
-                    },
+            let next = self.next_shared(room);
+            if matches!(next, Next::Join(_) | Next::Full) && leave.is_none() {
+                // Counted among those who wait; then another look, so that nothing that happens is missed.
+                leave = Some((waiting()?, self.counts.wait()));
+                continue;
+            }
+            let connecting = match next {
+                Next::Stream(stream) => return Ok(stream),
+                Next::Join(connecting) | Next::Begun(connecting) => connecting,
+                Next::Full => {
+                    self.counts.changed.notified().await;
+                    continue;
                 }
             };
             let result = connecting.clone().await;
-            {
+            let shared = {
                 let mut slot = self.connecting.lock();
-                // The first of those who waited puts it in place.
-                if slot.as_ref().is_some_and(|other| other.ptr_eq(&connecting)) {
+                let first = slot.as_ref().is_some_and(|other| other.ptr_eq(&connecting));
+                if first {
                     *slot = None;
-                    if let Ok(shared) = &result {
-                        self.share(shared);
-                    }
                 }
-            }
-            let shared = result?;
-            // It may have been made for more than it has room for.
-            if shared.enter(false) {
-                return Ok(self.stream(&shared));
+                let shared = result?;
+                // The first of those who waited puts it in place, having taken a place on it: whatever its room is,
+                // it serves one.
+                let stream = self.enter(&shared);
+                if first {
+                    self.share(&shared);
+                }
+                stream
+            };
+            if let Some(stream) = shared {
+                return Ok(stream);
             }
         }
     }
 
-    /// Begins an HTTP/2 connection, if the limit has room for it.
-    fn begin_shared(&self) -> Option<Connecting> {
-        OpenGuard::within(self.max_connections, &self.dialer, &self.counts).map(|open| self.connect(open))
+    /// What there is for a request that wants HTTP/2.
+    fn next_shared(&self, room: Room) -> Next {
+        let mut slot = self.connecting.lock();
+        self.tidy(&mut slot);
+        // One that came while we waited for the lock.
+        if let Some(stream) = self.reuse_shared(false) {
+            return Next::Stream(stream);
+        }
+        if let Some(connecting) = &*slot {
+            return Next::Join(connecting.clone());
+        }
+        let open = OpenGuard::within(room, &self.dialer, &self.counts, true).ok();
+        // Connections that are on their way out are no reason to wait for them.
+        let open = open.or_else(|| (!self.has_live()).then(|| OpenGuard::pooled(&self.dialer, &self.counts)));
+        match open {
+            Some(open) => Next::Begun(slot.insert(self.connect(open)).clone()),
+            None => Next::Full,
+        }
+    }
+
+    fn has_live(&self) -> bool {
+        self.shared.load().as_deref().is_some_and(|all| all.iter().any(is_live))
+    }
+
+    /// Looks after a connection that nobody waited for to its end: it is put in place, or forgotten with its failure,
+    /// which the next request would take for its own.
+    fn tidy(&self, slot: &mut Option<Connecting>) {
+        if let Some(result) = slot.as_ref().and_then(|connecting| connecting.clone().now_or_never()) {
+            *slot = None;
+            if let Ok(shared) = result {
+                self.share(&shared);
+            }
+        }
+    }
+
+    fn takes_no_stream(&self) -> Cause {
+        let source = Arc::new(std::io::Error::other("the new HTTP/2 connection takes no stream"));
+        Cause::ConnectFailed { address: self.peer.address.clone(), source }
     }
 
     fn connect(&self, open: OpenGuard) -> Connecting {
@@ -428,6 +545,23 @@ impl Pool {
         let quiet = now.saturating_duration_since(shared.quiet_since(now));
         self.dialer.options().idle_timeout.is_some_and(|most| quiet >= most) || is_past(shared.worn_at)
     }
+}
+
+/// What there is for a request that wants HTTP/2.
+enum Next {
+    /// Room on a connection.
+    Stream(SharedStream),
+    /// A connection that is being made for others.
+    Join(Connecting),
+    /// One that was begun for it.
+    Begun(Connecting),
+    /// Neither room nor leave for a further connection.
+    Full,
+}
+
+/// Whether requests may go over a connection.
+fn is_live(connection: &Arc<SharedConnection>) -> bool {
+    !connection.is_closed() && !connection.is_spent() && !is_past(connection.worn_at)
 }
 
 /// Asks the clock only if there is a time.

@@ -74,8 +74,8 @@ impl Watch {
         let limit = settings.chunks_exact(6).rfind(|entry| entry[..2] == MAX_CONCURRENT_STREAMS.to_be_bytes());
         // Without the setting there is no limit.
         let limit = limit.map_or(u32::MAX, |entry| u32::from_be_bytes([entry[2], entry[3], entry[4], entry[5]]));
-        // 0 is for moments (section 6.5.2): one stream waits for the end of this one.
-        self.limit.0.store(limit.max(1), Ordering::Relaxed);
+        // 0 is for moments (section 6.5.2): what follows is not seen here, and the HTTP library keeps to it.
+        self.limit.0.store(if limit == 0 { AT_FIRST } else { limit }, Ordering::Relaxed);
         true
     }
 }
@@ -148,9 +148,9 @@ mod tests {
     }
 
     #[test]
-    fn without_the_setting_there_is_no_limit_and_zero_lets_one_wait() {
+    fn without_the_setting_there_is_no_limit_and_zero_is_not_believed_for_long() {
         assert_eq!(learned(&frame(&[]), 64), (u32::MAX, true));
-        assert_eq!(learned(&frame(&[(MAX_CONCURRENT_STREAMS, 0)]), 64), (1, true));
+        assert_eq!(learned(&frame(&[(MAX_CONCURRENT_STREAMS, 0)]), 64), (AT_FIRST, true));
         let twice = frame(&[(MAX_CONCURRENT_STREAMS, 9), (MAX_CONCURRENT_STREAMS, 5)]);
         assert_eq!(learned(&twice, 64), (5, true), "the last one counts");
     }

@@ -46,6 +46,8 @@ pub(super) struct Shared<'t> {
     pub(super) attempts: u32,
     pub(super) session: &'t Session<'t>,
     pub(super) endpoint_host: bool,
+    /// Counts in the limits of high priority.
+    pub(super) high_priority: bool,
 }
 
 /// How far the tries of a request are.
@@ -106,24 +108,26 @@ impl Shared<'_> {
         fresh: Option<usize>,
     ) -> Result<Launch, Cause> {
         // Above the picker: waiting for an endpoint counts as load, and a full cluster fails fast.
-        let permit = Permit::request(self.cluster, progress.retried > 0)?;
+        let permit = Permit::request(self.cluster, progress.retried > 0, self.high_priority)?;
         let now = Instant::now();
         let (index, endpoint, attempt) =
             self.begin(progress, now, fresh).ok_or_else(|| self.cluster.no_endpoint(&self.members))?;
-        if fresh.is_none() {
+        // The member of `fresh` may be full by now: then this is a try like any other.
+        let fresh = fresh == Some(index);
+        if !fresh {
             progress.tried.push(index);
             exchange.next_attempt();
         }
         exchange.at(&endpoint);
         // Counted before connecting, so that a slow connection repels further requests.
         let attempt = attempt.reported(self.members.issue(index)).limited(self.late_at(now));
-        Ok(Launch { permit, endpoint, attempt, index, number: progress.retried, fresh: fresh.is_some() })
+        Ok(Launch { permit, endpoint, attempt, index, number: progress.retried, fresh })
     }
 
     /// Sends the request once.
     pub(super) async fn fly(&self, launch: Launch, head: &mut Head) -> Result<(Response<Incoming>, Hold), Failed> {
         let Launch { permit, endpoint, mut attempt, index, number, fresh } = launch;
-        let lease = endpoint.pool().acquire(self.grpc, fresh, || permit.wait()).await;
+        let lease = endpoint.pool().acquire(self.grpc, fresh, permit.room(), || permit.wait()).await;
         note_reach(&mut attempt, &lease);
         let lease = lease?;
         if let Some(host) = endpoint.hostname().filter(|_| self.endpoint_host) {
@@ -136,24 +140,22 @@ impl Shared<'_> {
                 Ok((response, hold))
             }
             Err(lost) => {
-                if lost.is_ours() {
+                let (gone, unseen) = (lost.connection_is_gone(), lost.is_unseen());
+                let stale = gone && hold.lease.is_reused() && !fresh && (!lost.sent || is_idempotent(&head.method));
+                let again = if unseen { Some(Again::Elsewhere) } else { stale.then_some(Again::Fresh(index)) };
+                // A connection that ended while nobody used it says nothing of the endpoint.
+                if lost.is_ours() || matches!(again, Some(Again::Fresh(_))) {
                     hold.attempt.not_sent()
-                } else if lost.is_unseen() {
+                } else if unseen {
                     hold.attempt.refused()
                 } else {
                     hold.attempt.failed()
                 }
-                let reused = hold.lease.is_reused();
                 if let Lease::Shared(stream) = &hold.lease
-                    && lost.connection_is_gone()
+                    && gone
                 {
                     hold.endpoint.pool().discard(&stream.connection);
                 }
-                let stale = reused && !fresh && (!lost.sent || is_idempotent(&head.method));
-                let again = match lost.is_unseen() {
-                    true => Some(Again::Elsewhere),
-                    false => (stale && lost.connection_is_gone()).then_some(Again::Fresh(index)),
-                };
                 Err(Failed { cause: lost.cause(hold.endpoint.address()), again })
             }
         }
@@ -165,17 +167,17 @@ impl Shared<'_> {
         &self,
         progress: &Progress,
         now: Instant,
-        fresh: Option<usize>,
+        mut fresh: Option<usize>,
     ) -> Option<(usize, Arc<Endpoint>, Attempt)> {
         let mut full = SmallVec::<[usize; 4]>::new();
         loop {
-            let index = fresh.or_else(|| self.pick(progress, now, &full))?;
+            let index = fresh.take().or_else(|| self.pick(progress, now, &full))?;
+            if full.contains(&index) {
+                return None;
+            }
             let endpoint = self.cluster.endpoint(&self.members, index, self.env);
             if let Some(attempt) = endpoint.begin(now) {
                 return Some((index, endpoint, attempt));
-            }
-            if fresh.is_some() || full.contains(&index) {
-                return None;
             }
             full.push(index);
         }
@@ -194,18 +196,24 @@ impl Shared<'_> {
             let pinned = self.members.ready.pinned(address, &self.cluster.policy().override_host);
             match pinned.map(|(index, _)| index) {
                 // A retry goes elsewhere, unless the session must not.
-                Some(index) if self.session.is_strict() || !tried.contains(&index) => return Some(index),
+                Some(index) if self.session.is_strict() || !(tried.contains(&index) || full.contains(&index)) => {
+                    return Some(index);
+                }
                 None if self.session.is_strict() => return None,
                 _ => {}
             }
         }
         let policy = self.policy();
         let avoid = policy.is_none_or(|policy| policy.avoid_previous_hosts);
+        let tried = if avoid { &tried[..] } else { &[] };
+        let both: SmallVec<[usize; 8]>;
         let pick = Pick {
             now: self.env.since_epoch(now),
-            tried: match full {
-                [] if avoid => &tried[..],
-                full => full,
+            tried: if full.is_empty() {
+                tried
+            } else {
+                both = tried.iter().chain(full).copied().collect();
+                &both
             },
             hash: self.hash,
             other_priority: policy.is_some_and(|policy| policy.next_locality),
@@ -283,12 +291,7 @@ fn note_reach(attempt: &mut Attempt, lease: &Result<Lease, Cause>) {
         Ok(lease) if !lease.is_reused() => attempt.connected(true),
         // A connection that was there says nothing new.
         Ok(_) => {}
-        Err(
-            Cause::ConnectFailed { .. }
-            | Cause::ConnectTimeout { .. }
-            | Cause::TlsHandshake { .. }
-            | Cause::WrongPeerIdentity { .. },
-        ) => {
+        Err(cause) if cause.is_unreached() => {
             attempt.connected(false);
             attempt.failed();
         }

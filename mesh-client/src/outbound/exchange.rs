@@ -9,10 +9,12 @@ use mesh_core::error::Fault;
 use mesh_core::id::Target;
 use mesh_core::retry::grpc_status;
 use mesh_core::telemetry::{Outcome, RequestSeries};
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::access::Access;
 use super::deadline::Deadline;
+use super::filters::Ticket;
 use crate::body::{Failure, Receipt};
 use crate::cluster::{Attempt, Endpoint, Permit};
 use crate::connect::Lease;
@@ -29,6 +31,8 @@ pub(crate) struct Exchange {
     deadline: Deadline,
     idle: Option<Duration>,
     hold: Option<Hold>,
+    // Limits that wait for word of the end, with the randomness they need. Nothing unless policy has such.
+    tickets: SmallVec<[Ticket; 1]>,
     counted: bool,
 }
 
@@ -66,7 +70,8 @@ impl Exchange {
         // What is counted if the application drops the request.
         let outcome = Outcome { code: 0, grpc_status: None, flags: "DC", grpc };
         let deadline = Deadline::none();
-        Self { target, started, series, outcome, attempts: 0, access, deadline, idle: None, hold: None, counted: false }
+        let (hold, tickets, idle) = (None, SmallVec::new(), None);
+        Self { target, started, series, outcome, attempts: 0, access, deadline, idle, hold, tickets, counted: false }
     }
 
     pub(crate) fn target(&self) -> &Target {
@@ -83,6 +88,11 @@ impl Exchange {
 
     pub(crate) fn access(&mut self) -> Option<&mut Access> {
         self.access.as_deref_mut()
+    }
+
+    /// A limit will hear of the request's end.
+    pub(crate) fn owe(&mut self, ticket: Ticket) {
+        self.tickets.push(ticket);
     }
 
     /// Requests that end from now on are counted here.
@@ -164,7 +174,14 @@ impl Exchange {
         if let Some(hold) = self.hold.take() {
             hold.release(now);
         }
+        self.settle(now);
         self.count(now);
+    }
+
+    fn settle(&mut self, now: Instant) {
+        for ticket in self.tickets.drain(..) {
+            ticket.settle(&self.outcome, now, self.attempts > 0);
+        }
     }
 
     /// The answer broke off after its head.
@@ -199,7 +216,9 @@ impl Exchange {
         if self.outcome.grpc {
             self.outcome.grpc_status = Some(error.grpc_status());
         }
-        self.count(Instant::now());
+        let now = Instant::now();
+        self.settle(now);
+        self.count(now);
         error
     }
 

@@ -1,13 +1,12 @@
 //! Fault injection (gRFC A33): which faults a request gets. Refuses to know how they are carried out.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use http::HeaderMap;
 use mesh_core::id::ClusterName;
 use mesh_core::matcher::{HeaderCondition, RequestView};
-use mesh_core::policy::{AbortStatus, Fault, FilterOverride, HttpFilter, HttpFilterKind, PerMillion};
+use mesh_core::policy::{AbortStatus, Fault, PerMillion};
 
 /// A fault policy, compiled.
 pub(crate) struct Faults {
@@ -25,21 +24,7 @@ impl Drop for Active<'_> {
 }
 
 impl Faults {
-    /// The faults of a listener's filters in order, each as the place says that `overridden` looks at.
-    pub(crate) fn of<'p>(
-        filters: &'p [HttpFilter],
-        overridden: impl Fn(&str) -> Option<&'p FilterOverride>,
-    ) -> Arc<[Self]> {
-        let policies = filters.iter().filter_map(|filter| match (&filter.kind, overridden(&filter.name)) {
-            (HttpFilterKind::Fault(_), Some(FilterOverride::Fault(fault))) => Some(fault),
-            (HttpFilterKind::Fault(_), Some(FilterOverride::Disabled)) => None,
-            (HttpFilterKind::Fault(fault), _) => fault.as_ref(),
-            _ => None,
-        });
-        policies.map(Self::new).collect()
-    }
-
-    fn new(policy: &Fault) -> Self {
+    pub(crate) fn new(policy: &Fault) -> Self {
         Self { headers: policy.headers.iter().map(HeaderCondition::new).collect(), policy: policy.clone() }
     }
 

@@ -3,6 +3,7 @@
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use mesh_core::matcher::CompiledRoute;
 use mesh_core::policy::{AbortStatus, DirectResponse, Redirect};
+use mesh_core::retry::http_status_of;
 
 use super::head::Head;
 use crate::body::Body;
@@ -63,7 +64,10 @@ pub(crate) fn abort(status: AbortStatus, grpc_request: bool) -> Response<Body> {
             let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
             (status, grpc::code_of(status))
         }
-        AbortStatus::Grpc(code) => (grpc::status_of(code), i32::try_from(code).unwrap_or(2)),
+        AbortStatus::Grpc(code) => {
+            let code = i32::try_from(code).unwrap_or(2);
+            (http_status_of(code), code)
+        }
     };
     if grpc_request {
         return grpc_answer(grpc, TEXT);

@@ -95,6 +95,7 @@ impl Copy {
                     attempts: 0,
                     session: &session,
                     endpoint_host: false,
+                    high_priority: false,
                 };
                 let launch = shared.launch(&mut Progress::default(), &mut exchange, None)?;
                 shared.fly(launch, &mut head).await.map_err(|failed| failed.cause)

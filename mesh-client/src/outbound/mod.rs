@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! send      destination → trace, caller's deadline → router → route
-//! forward   cors → cluster → rewrite, headers → fault → mirrors → route timeout
+//! forward   cors → cluster → rewrite, headers → filters: faults, limits → mirrors → route timeout
 //! tries     retries, hedges ─▶ attempt: admission → endpoint → connection ‖ wire
 //! back      classification → response headers → body (counts, frees and logs at its end)
 //! ```
@@ -13,6 +13,7 @@ mod attempt;
 mod deadline;
 mod exchange;
 pub(crate) mod fault;
+pub(crate) mod filters;
 pub(crate) mod head;
 mod hedge;
 mod local;
@@ -39,6 +40,7 @@ use self::deadline::Deadline;
 pub(crate) use self::deadline::Silence;
 pub(crate) use self::exchange::Exchange;
 use self::fault::Faults;
+use self::filters::Filter;
 use self::head::Head;
 use self::mirror::Copy;
 use self::session::Session;
@@ -182,7 +184,7 @@ impl Call<'_> {
         // Drawn once: all tries of a request go to the same cluster.
         let mut session = Session::read(plan.session.as_ref(), &self.head);
         let pinned = session.cluster();
-        let Chosen { cluster, share, faults, session: policy } =
+        let Chosen { cluster, share, filters, session: policy } =
             router.choose(plan, forward, &self.head.headers, pinned, self.env)?;
         session.is_of(policy);
         self.exchange.count_in(cluster.series());
@@ -195,8 +197,17 @@ impl Call<'_> {
             headers.request.apply(&mut self.head.headers);
         }
         // Before the timeout begins, as in Envoy: a delay is not the endpoint's time.
-        if let Some(answer) = self.inject(faults, &cluster.policy().name).await? {
-            return Ok(answer);
+        for filter in filters {
+            match filter {
+                Filter::Fault(fault) => {
+                    if let Some(answer) = self.inject(fault, &cluster.policy().name).await? {
+                        return Ok(answer);
+                    }
+                }
+                Filter::RateLimit(limit) => limit.pass(&mut self.head.headers, Instant::now(), self.env)?,
+                Filter::Throttle(limit) => self.exchange.owe(limit.pass(Instant::now(), self.env)?),
+                Filter::Concurrency(limit) => self.exchange.owe(limit.pass(Instant::now(), self.env)?),
+            }
         }
         let cookies = self.hash(plan);
         let deadline = self.deadline(router, forward);
@@ -296,27 +307,22 @@ impl Call<'_> {
     }
 
     /// The delay first, then the abort, each drawn by itself (gRFC A33).
-    async fn inject(&mut self, faults: &[Faults], cluster: &ClusterName) -> Result<Option<Answer>, Cause> {
-        for fault in faults {
-            let env = self.env;
-            let draw = || env.draw_million();
-            if !fault.concerns(&self.head.view(&draw), cluster) {
-                continue;
-            }
-            let Some(active) = fault.begin(&env.active_faults) else { continue };
-            if let Some(delay) = fault.delay(&self.head.headers, draw) {
-                let wait = async {
-                    sleep(delay).await;
-                    Ok(())
-                };
-                self.caller.bound(wait).await?;
-            }
-            if let Some(status) = fault.abort(&self.head.headers, draw) {
-                return Ok(Some(Answer::Local(local::abort(status, self.exchange.is_grpc()), "FI")));
-            }
-            drop(active);
+    async fn inject(&mut self, fault: &Faults, cluster: &ClusterName) -> Result<Option<Answer>, Cause> {
+        let env = self.env;
+        let draw = || env.draw_million();
+        if !fault.concerns(&self.head.view(&draw), cluster) {
+            return Ok(None);
         }
-        Ok(None)
+        let Some(_active) = fault.begin(&env.active_faults) else { return Ok(None) };
+        if let Some(delay) = fault.delay(&self.head.headers, draw) {
+            let wait = async {
+                sleep(delay).await;
+                Ok(())
+            };
+            self.caller.bound(wait).await?;
+        }
+        let status = fault.abort(&self.head.headers, draw);
+        Ok(status.map(|status| Answer::Local(local::abort(status, self.exchange.is_grpc()), "FI")))
     }
 
     /// The earliest of the caller's deadline, the route's timeout and its ceiling for gRPC callers.

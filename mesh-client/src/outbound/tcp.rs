@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use super::deadline::Deadline;
 use crate::cluster::{Attempt, Cluster, Endpoint, Members, Permit};
+use crate::connect::PER_HOST;
 use crate::destination::{Destination, Destinations};
 use crate::env::Env;
 use crate::error::{Cause, Error};
@@ -36,7 +37,7 @@ pub(crate) async fn connect(
     };
     destination.touch(Instant::now(), env);
     let caller = Deadline::none().caller(context::current().and_then(|served| served.deadline));
-    let mut dial = Dial { env, destination: &destination, at: None, tried: SmallVec::new() };
+    let mut dial = Dial { env, destination: &destination, at: None, tried: SmallVec::new(), full: SmallVec::new() };
     match caller.bound(dial.connect(&caller)).await {
         Ok(connection) => Ok(connection),
         Err(cause) => {
@@ -58,6 +59,8 @@ struct Dial<'d> {
     at: Option<(Arc<Cluster>, Arc<Members>)>,
     // Indices of the members tried.
     tried: SmallVec<[usize; 4]>,
+    // Those that have as many connections as they may.
+    full: SmallVec<[usize; 4]>,
 }
 
 impl Dial<'_> {
@@ -71,7 +74,7 @@ impl Dial<'_> {
         self.at = Some((cluster.clone(), members.clone()));
         members.check_drops(cluster, env)?;
         // Above the picker: a full cluster fails fast. Held until the connection is closed.
-        let permit = Permit::request(cluster, false)?;
+        let permit = Permit::request(cluster, false, false)?;
         let mut failed = None;
         while (self.tried.len() as u64) < u64::from(attempts) {
             let Some((index, endpoint, attempt)) = self.begin(cluster, &members) else { break };
@@ -81,7 +84,12 @@ impl Dial<'_> {
             match self.one(cluster, &members, endpoint, attempt, &permit).await {
                 Ok(held) => return Ok(TcpConnection::new(held, permit, self.destination.clone())),
                 // Nothing was sent, so another one may have it.
-                Err(cause) if says_of_endpoint(&cause) => failed = Some(cause),
+                Err(cause) if cause.is_unreached() => failed = Some(cause),
+                // Others may have room; it was not tried.
+                Err(cause @ Cause::Breaker { limit: PER_HOST, .. }) => {
+                    self.full.extend(self.tried.pop());
+                    failed = Some(cause);
+                }
                 Err(cause) => return Err(cause),
             }
         }
@@ -91,7 +99,7 @@ impl Dial<'_> {
     /// Picks an endpoint that was not tried yet and counts the connection in. One that is on probation takes one at a
     /// time: others go on to another endpoint.
     fn begin(&self, cluster: &Cluster, members: &Members) -> Option<(usize, Arc<Endpoint>, Attempt)> {
-        let mut passed = self.tried.clone();
+        let mut passed: SmallVec<[usize; 4]> = self.tried.iter().chain(&self.full).copied().collect();
         loop {
             let now = Instant::now();
             let pick = Pick { now: self.env.since_epoch(now), tried: &passed, hash: None, other_priority: false };
@@ -117,14 +125,14 @@ impl Dial<'_> {
         permit: &Permit,
     ) -> Result<Held, Cause> {
         let dialled = async {
-            let open = endpoint.pool().room().map_err(|allowed| Cause::Breaker {
+            let open = endpoint.pool().room(permit.room()).map_err(|(limit, allowed)| Cause::Breaker {
                 cluster: cluster.policy().name.clone(),
-                limit: "max_connections",
+                limit,
                 allowed,
             })?;
             let _waiting = permit.wait()?;
             let (io, peer) = endpoint.pool().dial_raw().await?;
-            Ok((open, io, peer))
+            Ok::<_, Cause>((open, io, peer))
         };
         match dialled.await {
             Ok((open, io, peer)) => {
@@ -136,7 +144,7 @@ impl Dial<'_> {
                 Ok(Held { io, peer, series, endpoint, attempt, open })
             }
             Err(cause) => {
-                if says_of_endpoint(&cause) {
+                if cause.is_unreached() {
                     attempt.connected(false);
                     attempt.failed();
                 } else {
@@ -154,15 +162,4 @@ impl Dial<'_> {
             None => self.env.labels(self.destination.target().host().to_owned(), String::new(), String::new()),
         }
     }
-}
-
-/// Whether a failure is that of one endpoint and not of the policy or of a limit.
-fn says_of_endpoint(cause: &Cause) -> bool {
-    matches!(
-        cause,
-        Cause::ConnectFailed { .. }
-            | Cause::ConnectTimeout { .. }
-            | Cause::TlsHandshake { .. }
-            | Cause::WrongPeerIdentity { .. }
-    )
 }

@@ -60,6 +60,7 @@ pub(super) async fn send(
         attempts: retries.filter(|_| may).map_or(0, |retries| retries.policy.attempts),
         session,
         endpoint_host,
+        high_priority: plan.high_priority,
     };
     match &forward.hedge {
         // Boxed: requests that are not hedged are no larger for it.
@@ -218,7 +219,7 @@ impl<'t> Shared<'t> {
     /// Whether the breaker and the budget let one more retry be made; the budget is charged. `own` retries that
     /// still count are about to end.
     pub(super) fn allows_retry(&self, own: u32, router: &Router) -> bool {
-        self.cluster.admission().allows_retry(own)
+        self.cluster.admission().allows_retry(own, self.high_priority)
             && router.budget().is_none_or(|budget| budget.try_retry(Instant::now()))
     }
 }
@@ -226,10 +227,7 @@ impl<'t> Shared<'t> {
 /// How the retry rules see a failure.
 fn failure_kind(cause: &Cause) -> FailureKind {
     match cause {
-        Cause::ConnectFailed { .. }
-        | Cause::ConnectTimeout { .. }
-        | Cause::TlsHandshake { .. }
-        | Cause::WrongPeerIdentity { .. } => FailureKind::ConnectFailed,
+        cause if cause.is_unreached() => FailureKind::ConnectFailed,
         Cause::StreamRefused { .. } => FailureKind::Refused,
         Cause::ConnectionLost { sent: false, .. } => FailureKind::ResetBeforeRequest,
         Cause::ConnectionLost { sent: true, .. } => FailureKind::Reset,

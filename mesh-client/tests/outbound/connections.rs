@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -11,9 +12,10 @@ use mesh_core::policy::{
     Address, CircuitBreakers, Cluster, ConnectionOptions, Discovery, Forward, HttpProxy, RetryOn, UpstreamProtocol,
     UpstreamTls,
 };
-use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
+use mesh_testkit::{Behaviour, EchoServer, FixedSource, TestCa, crypto, policy};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Notify;
 
 use super::{TARGET, client_of, cluster, fetch, forward_with, post, read, retrying, server_of, snapshot_with};
 
@@ -71,8 +73,10 @@ async fn a_full_http2_connection_gets_another_one_beside_it() {
         limited.breaker.max_connections = connections;
         limited
     };
-    // Five at once, of which a connection takes two; with room for two connections the fifth waits inside one.
-    for (policy, connections) in [(most(Some(2), None), 3), (most(Some(2), Some(2)), 2), (most(None, None), 1)] {
+    let mut spent = most(None, None);
+    spent.connection.max_requests_per_connection = Some(2);
+    // Five at once, of which a connection takes two.
+    for (policy, connections) in [(most(Some(2), None), 3), (most(None, Some(1)), 1), (most(None, None), 1)] {
         let server = EchoServer::start("one").await;
         let (client, _) = client_of(snapshot_with(forward_with(None), policy, &[&server]));
         hold(&client, &server, 5).await;
@@ -81,6 +85,85 @@ async fn a_full_http2_connection_gets_another_one_beside_it() {
         hold(&client, &server, 5).await;
         assert_eq!(server.connections(), connections);
     }
+    // Two in all: the same number, and none of them is used again.
+    let server = EchoServer::start("one").await;
+    let (client, _) = client_of(snapshot_with(forward_with(None), spent, &[&server]));
+    hold(&client, &server, 5).await;
+    assert_eq!(server.connections(), 3);
+}
+
+/// Whether a request waits for a connection.
+fn waits(client: &Client) -> bool {
+    client.dump().destinations[0].clusters[0].default_priority.pending == 1
+}
+
+#[tokio::test]
+async fn what_has_neither_room_nor_leave_for_a_connection_waits_for_a_stream_to_end() {
+    let ca = TestCa::new();
+    let id = "spiffe://cluster.local/ns/default/sa/reviews";
+    // By prior knowledge, and where HTTP/2 only turned out with the connection.
+    let plain = EchoServer::start("one").await;
+    let secure = EchoServer::start_mtls("one", &ca.identity("default", "reviews")).await;
+    let alpn =
+        Cluster { connection: speaking(UpstreamProtocol::Alpn).connection, ..policy::mtls_cluster("test", &[id]) };
+    for (mut limited, server) in [(speaking(UpstreamProtocol::Http2), plain), (alpn, secure)] {
+        limited.connection.max_concurrent_streams = Some(2);
+        limited.breaker = CircuitBreakers { max_connections: Some(1), ..CircuitBreakers::default() };
+        let source = FixedSource::of(TARGET, policy::snapshot_of(limited, [server.endpoint()]));
+        let client = Client::builder(source).crypto(crypto()).identity(ca.watched("default", "web")).build();
+        fetch(&client, "/").await.unwrap();
+        server.behave(Behaviour::Hold);
+        let all = futures_util::future::join_all((0..3).map(|_| fetch(&client, "/")));
+        let release = async {
+            server.wait_for_requests(3).await;
+            while !waits(&client) {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(server.requests(), 3, "two of the three");
+            server.behave(Behaviour::Echo);
+            server.release();
+        };
+        let both = async { tokio::join!(all, release) };
+        let (all, ()) = tokio::time::timeout(Duration::from_secs(20), both).await.expect("the third is let in");
+        assert!(all.into_iter().all(|one| one.unwrap().status() == StatusCode::OK));
+        assert_eq!((server.connections(), server.requests()), (1, 4));
+    }
+}
+
+#[tokio::test]
+async fn a_failure_to_connect_that_nobody_waited_for_is_nobodys() {
+    let server = EchoServer::start("one").await;
+    let source = FixedSource::of(TARGET, {
+        let endpoint = server.endpoint();
+        policy::snapshot_of(speaking(UpstreamProtocol::Http2), [endpoint])
+    });
+    let (asked, fail) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (first, calls) = (Arc::new(AtomicBool::new(true)), (asked.clone(), fail.clone()));
+    let failing = first.clone();
+    let builder = Client::builder(source).connector(move |address: Address| {
+        let (asked, fail) = calls.clone();
+        let fails = failing.swap(false, Ordering::Relaxed);
+        async move {
+            let Address::Socket(address) = address else { unreachable!("it is one") };
+            if fails {
+                asked.notify_one();
+                fail.notified().await;
+                return Err(std::io::Error::other("long ago"));
+            }
+            Ok(Box::new(tokio::net::TcpStream::connect(address).await?) as Box<dyn Io>)
+        }
+    });
+    let client = builder.build();
+    tokio::select! {
+        _ = fetch(&client, "/given-up") => panic!("it cannot be answered"),
+        () = asked.notified() => {}
+    }
+    fail.notify_one();
+    // The task of the connection ends with its next turn.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "one");
 }
 
 #[tokio::test]

@@ -125,9 +125,11 @@ async fn an_endpoint_that_answers_503_is_ejected_and_returns() {
     assert_eq!((series.ejections(Reason::Consecutive5xx), series.active()), (1, 1));
 
     bad.behave(Behaviour::Echo);
-    jump(29 * SECOND).await;
+    // Half of it, with requests in which the owner has its turns.
+    jump(15 * SECOND).await;
+    assert_eq!(statuses(&client, 20).await, [200; 20]);
     assert_eq!(standings(&client), [EJECTED, Standing::Good], "30 seconds are not over");
-    jump(2 * SECOND).await;
+    jump(16 * SECOND).await;
     stand(&client, &[Standing::Good; 2]).await;
     let before = bad.requests();
     assert_eq!(statuses(&client, 20).await, [200; 20]);
@@ -493,6 +495,20 @@ async fn checks_use_the_clusters_mutual_tls() {
     }
     assert_eq!(server.received().len(), 1);
     assert_eq!(server.received()[0].peer.as_ref().unwrap().as_str(), "spiffe://cluster.local/ns/default/sa/web");
+}
+
+#[tokio::test]
+async fn a_connection_that_ended_while_nobody_used_it_is_no_failure() {
+    let [only] = servers(["only"]).await;
+    let mut touchy = accruing();
+    touchy.accrual.as_mut().unwrap().max_failures = 1;
+    let (client, _) = client_of(snapshot_with(forward_with(None), touchy, &[&only]));
+    only.script([Behaviour::Echo, Behaviour::CloseConnection]);
+    assert_eq!(statuses(&client, 3).await, [200; 3]);
+    // The control: a fresh one that breaks is one.
+    only.script([Behaviour::CloseConnection, Behaviour::CloseConnection]);
+    assert_eq!(statuses(&client, 1).await, [0]);
+    stand(&client, &[Standing::Penalty]).await;
 }
 
 #[tokio::test]

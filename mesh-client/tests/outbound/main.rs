@@ -8,6 +8,7 @@ mod dns;
 mod grpc;
 mod health;
 mod hedging;
+mod limits;
 mod mirrors;
 mod refusals;
 mod resilience;

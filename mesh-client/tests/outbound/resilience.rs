@@ -173,10 +173,17 @@ async fn more_requests_than_allowed_fail_fast() {
 
 #[tokio::test]
 async fn one_connection_serves_who_waits_and_refuses_who_may_not() {
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        serves_who_waits_and_refuses_who_may_not(protocol).await;
+    }
+}
+
+async fn serves_who_waits_and_refuses_who_may_not(protocol: UpstreamProtocol) {
     let server = EchoServer::start("one").await;
     server.behave(Behaviour::Hold);
     let breaker = CircuitBreakers { max_connections: Some(1), max_pending: Some(1), ..CircuitBreakers::default() };
-    let limited = Cluster { breaker, ..cluster("test") };
+    let connection = ConnectionOptions { protocol, max_concurrent_streams: Some(1), ..ConnectionOptions::default() };
+    let limited = Cluster { breaker, connection, ..cluster("test") };
     let (client, _) = client_of(snapshot_with(forward_with(None), limited, &[&server]));
     let (first, second) = (fetch(&client, "/1"), fetch(&client, "/2"));
     let third = async {
@@ -238,7 +245,7 @@ async fn the_control_planes_drop_share_and_the_listeners_ceiling_are_kept() {
     let state = ClusterState::Ready { cluster: cluster("test").into(), endpoints: endpoints.into() };
     snapshot.clusters.insert("test".into(), state);
     let (client, _) = client_of(snapshot);
-    assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::BREAKER_OPEN);
+    assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::DROPPED);
 
     server.behave(Behaviour::Hold);
     let mut snapshot = snapshot_with(forward_with(None), cluster("test"), &[&server]);

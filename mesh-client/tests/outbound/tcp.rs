@@ -53,7 +53,8 @@ async fn greeted(client: &Client) -> Result<String, Error> {
 /// Connections open and requests in flight, of all clusters.
 fn gauges(client: &Client) -> (u32, u32) {
     let clusters = client.dump().destinations.into_iter().flat_map(|destination| destination.clusters);
-    clusters.fold((0, 0), |(open, requests), one| (open + one.open_connections, requests + one.requests))
+    clusters
+        .fold((0, 0), |(open, requests), one| (open + one.open_connections, requests + one.default_priority.requests))
 }
 
 /// What was counted: flag, destination workload's service, and opened, closed, sent, received.
@@ -157,8 +158,11 @@ async fn an_endpoint_that_cannot_be_reached_is_passed_over_as_often_as_policy_sa
     // The control: with one attempt a client that has not learned yet fails sooner or later.
     let once = async || greeted(&client_of(raw(cluster("test"), &endpoints, 1)).0).await;
     let mut failed = None;
-    while failed.is_none() {
+    for _ in 0..200 {
         failed = once().await.err();
+        if failed.is_some() {
+            break;
+        }
     }
     assert_eq!(failed.map(|error| (error.code(), error.attempts())), Some((Code::CONNECT_FAILED, 1)));
 
@@ -359,6 +363,34 @@ async fn requests_and_raw_connections_share_a_clusters_counters() {
     assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::BREAKER_OPEN);
     drop(connection);
     assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_raw_connection_at_the_limit_leaves_requests_their_one() {
+    let server = EchoServer::start("one").await;
+    let mut limited = cluster("test");
+    limited.breaker.max_connections = Some(1);
+    let (client, _) = client_of(raw(limited, &[server.endpoint()], 1));
+    let _open = client.connect(TARGET).await.unwrap();
+    let answer = tokio::time::timeout(Duration::from_secs(20), fetch(&client, "/")).await.expect("it does not wait");
+    assert_eq!(answer.unwrap().status(), 200);
+    // The control: a second raw one has no such claim.
+    assert_eq!(client.connect(TARGET).await.unwrap_err().code(), Code::BREAKER_OPEN);
+}
+
+#[tokio::test]
+async fn an_endpoint_with_as_many_connections_as_it_may_have_is_passed_over() {
+    let (one, two) = (RawServer::start("one").await, RawServer::start("two").await);
+    let mut limited = cluster("test");
+    limited.breaker.max_connections_per_host = Some(1);
+    let (client, _) = client_of(raw(limited, &[one.endpoint(), two.endpoint()], 1));
+    let open = [client.connect(TARGET).await.unwrap(), client.connect(TARGET).await.unwrap()];
+    let error = client.connect(TARGET).await.unwrap_err();
+    assert_eq!(error.code(), Code::BREAKER_OPEN, "{error}");
+    assert!(error.to_string().contains("max_connections_per_host"), "{error}");
+    one.wait_for_open(1).await;
+    two.wait_for_open(1).await;
+    drop(open);
 }
 
 #[tokio::test(start_paused = true)]

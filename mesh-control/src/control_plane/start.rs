@@ -19,6 +19,7 @@ use crate::runtime::{self, Port, ServerCertificate, Task};
 use crate::served::Served;
 use crate::source::Limits;
 use crate::source::directory::{self, Directory};
+use crate::source::kept::Kept;
 use crate::state_dir::{StateDir, StateError};
 
 impl Builder {
@@ -38,7 +39,7 @@ impl Builder {
 
         let known = registry::load(&state);
         let registry = Arc::new(Registry::new(known, self.registration_grace, Instant::now()));
-        let (directory, model) = self.model()?;
+        let (directory, model) = self.model(&state)?;
         let served = Served::new(model, registry.watch(), self.options.clone(), &self.clock);
         let (trigger, drain) = drain::channel();
         let services = Services {
@@ -136,11 +137,11 @@ impl Builder {
         Ok(ServerCertificate::new(authority.clone(), id, names, crypto)?)
     }
 
-    fn model(&self) -> Result<(Option<Directory>, Watched<Model>), StartError> {
+    fn model(&self, state: &StateDir) -> Result<(Option<Directory>, Watched<Model>), StartError> {
         let Some(path) = &self.manifests else {
             return Ok((None, Watched::fixed(Model::default())));
         };
-        let directory = directory::watch(path, Limits::default())?;
+        let directory = directory::watch_and_keep(path, Limits::default(), Kept::open(state)?)?;
         let model = directory.model();
         Ok((Some(directory), model))
     }

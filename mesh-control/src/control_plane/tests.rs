@@ -236,6 +236,23 @@ async fn announcements_for_others_are_refused_with_a_reason() {
 }
 
 #[tokio::test]
+async fn a_restart_keeps_what_a_broken_manifest_said() {
+    let setup = Setup::new();
+    setup.write("rules.yaml", VIRTUAL_SERVICE);
+    setup.start().await.shutdown().await;
+    setup.write("rules.yaml", "apiVersion: [");
+    let plane = setup.start().await;
+    let (_, findings) = page(&plane, "localhost", "/findings").await;
+    assert!(findings.contains("kept from before the restart"), "{findings}");
+    plane.shutdown().await;
+    // The control: in another state directory nothing is kept.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let plane = setup.builder().state_dir(elsewhere.path()).start().await.unwrap();
+    let (_, findings) = page(&plane, "localhost", "/findings").await;
+    assert!(!findings.contains("kept from before the restart") && findings.contains("not usable YAML"), "{findings}");
+}
+
+#[tokio::test]
 async fn a_restart_keeps_registrations_for_the_grace_period() {
     let setup = Setup::new();
     let plane = setup.start().await;

@@ -23,6 +23,11 @@ impl<'a> Check<'a> {
         self.findings.push(self.document.finding(Severity::Error, path, message));
     }
 
+    /// How many errors there are.
+    pub(crate) fn errors(&self) -> usize {
+        self.findings.iter().filter(|finding| finding.severity == Severity::Error).count()
+    }
+
     pub(crate) fn warn(&mut self, path: &str, message: impl Into<String>) {
         self.findings.push(self.document.finding(Severity::Warning, path, message));
     }

@@ -10,7 +10,7 @@ use crate::finding::{Finding, Severity};
 use crate::source::{Document, Manifests};
 use mesh_core::suggest::nearest;
 
-use crate::source::decode::decode;
+use crate::source::decode::{Ignored, Why, decode};
 use crate::source::node::{Node, Value};
 
 /// A kind of object: its names, its spec and its validation.
@@ -25,6 +25,11 @@ pub(crate) trait Kind: Sized {
     const ROOT: &'static str = "spec";
     /// The object as written.
     type Spec: DeserializeOwned;
+
+    /// Whether what is ignored at `path` must be an error, because the object would do more without it.
+    fn strict(_path: &str) -> bool {
+        false
+    }
 
     /// Checks a spec. Anything wrong goes to `check`; after an error the result is not used.
     fn validate(spec: Self::Spec, check: &mut Check<'_>) -> Self;
@@ -84,7 +89,8 @@ macro_rules! kinds {
         /// Adds one document to the model.
         pub(crate) fn add(model: &mut Model, document: &Arc<Document>, manifests: &Manifests, previous: Option<&Model>) {
             $( if is_kind(&model.$field, document) {
-                return add_as(document, previous.map(|p| &p.$field), &mut model.$field, &mut model.findings);
+                let valid = add_as(document, previous.map(|p| &p.$field), &mut model.$field, &mut model.findings);
+                return model.faulty.extend((!valid).then(|| document.file.clone()));
             } )*
             let kept = previous.and_then(|previous| {
                 $( if keep(document, manifests, &previous.$field, &mut model.$field) {
@@ -92,6 +98,7 @@ macro_rules! kinds {
                 } )*
                 None
             });
+            model.faulty.extend(kept.map(|_| document.file.clone()));
             add_unknown(model, document, kept);
         }
 
@@ -150,19 +157,20 @@ fn add_unknown(model: &mut Model, document: &Document, kept: Option<&str>) {
     });
 }
 
+/// Adds a document of a kind; whether it is valid.
 fn add_as<T: Kind>(
     document: &Arc<Document>,
     previous: Option<&Store<T>>,
     store: &mut Store<T>,
     findings: &mut Vec<Finding>,
-) {
+) -> bool {
     let key = (document.namespace.clone(), document.name.clone());
     let last = previous.and_then(|store| store.get(&key)).filter(|last| !last.stand_in);
     if let Some(same) = last.filter(|last| Arc::ptr_eq(&last.document, document)) {
         // One changed file does not make the others be judged again.
         findings.extend_from_slice(&same.findings);
         store.insert(key, same.clone());
-        return;
+        return true;
     }
     let object = |spec: T, findings: &[Finding], stand_in: bool| {
         Some(Arc::new(Object { document: document.clone(), spec, stand_in, findings: findings.to_vec() }))
@@ -185,6 +193,7 @@ fn add_as<T: Kind>(
     }
     findings.append(&mut check.findings);
     store.extend(object.map(|object| (key, object)));
+    valid
 }
 
 fn read<T: Kind>(document: &Document, check: &mut Check<'_>) -> Option<T> {
@@ -202,12 +211,15 @@ fn read<T: Kind>(document: &Document, check: &mut Check<'_>) -> Option<T> {
         document.node.get(T::ROOT).unwrap_or(&empty)
     };
     match decode::<T::Spec>(node, T::ROOT) {
-        Ok((spec, unknown)) => {
-            for field in unknown {
-                let hint = field.suggestion.map(|known| format!("; did you mean {known}?")).unwrap_or_default();
-                check.warn(&field.path, format!("unknown field; ignored{hint}"));
+        Ok((spec, ignored)) => {
+            for Ignored { path, why } in ignored {
+                match T::strict(&path) {
+                    true => check.error(&path, format!("{why}: without this condition the rule would take more")),
+                    false => check.warn(&path, format!("ignored: {why}")),
+                }
             }
-            Some(T::validate(spec, check))
+            // What else is wrong of such an object may be wrong for that.
+            (check.errors() == 0).then(|| T::validate(spec, check))
         }
         Err(error) => {
             check.error(&error.path, error.message);
@@ -228,7 +240,6 @@ fn unknown_beside_spec<T: Kind>(document: &Document, check: &mut Check<'_>) {
     let Value::Map(entries) = &document.node.value else { return };
     for (name, _) in entries.iter().filter(|(name, _)| name != T::ROOT && !ENVELOPE.contains(&name.as_str())) {
         let known = nearest(name, ENVELOPE.into_iter().chain([T::ROOT]));
-        let hint = known.map(|known| format!("; did you mean {known}?")).unwrap_or_default();
-        check.warn(name, format!("unknown field; ignored{hint}"));
+        check.warn(name, format!("ignored: {}", Why::Unknown(known)));
     }
 }

@@ -32,7 +32,7 @@ pub(crate) use self::virtual_service::{
     WeightedDestination, covers, is_catch_all,
 };
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::finding::{Finding, Severity};
@@ -89,6 +89,8 @@ pub struct Model {
     pub(crate) traffic_splits: Store<TrafficSplit>,
     pub(crate) peer_authentications: Store<PeerAuthentication>,
     findings: Vec<Finding>,
+    /// Files with an object that is not valid.
+    faulty: BTreeSet<Arc<str>>,
 }
 
 impl Model {
@@ -128,6 +130,7 @@ impl Model {
             traffic_splits,
             peer_authentications,
             findings: _,
+            faulty: _,
         } = self;
         same(namespaces, &other.namespaces)
             && same(service_accounts, &other.service_accounts)
@@ -146,6 +149,11 @@ impl Model {
     /// Adds to the findings.
     pub(crate) fn report(&mut self, findings: Vec<Finding>) {
         self.findings.extend(findings);
+    }
+
+    /// Files with an object that is not valid: its last good version may stand in an older text of the file.
+    pub(crate) fn faulty(&self) -> &BTreeSet<Arc<str>> {
+        &self.faulty
     }
 
     /// What reading and validation had to say, in order of files. Findings that need several objects are

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use mesh_core::id::Locality;
+use mesh_core::policy::Health;
 use serde::Deserialize;
 
 use super::check::Check;
@@ -12,6 +13,11 @@ use super::destination_rule::SelectorSpec;
 use super::kinds::Kind;
 use super::values::{ExportTo, PortProtocol, is_dns_name, is_host, port};
 use crate::finding::Severity;
+use crate::source::Document;
+use crate::source::node::Node;
+
+/// Istio's mark of a WorkloadEntry whose workload is probed.
+const HEALTH_CHECKED: &str = "proxy.istio.io/health-checks-enabled";
 
 /// A ServiceEntry.
 #[derive(Clone, Debug)]
@@ -62,6 +68,8 @@ pub(crate) struct EntryEndpoint {
     /// At least 1.
     pub(crate) weight: u32,
     pub(crate) service_account: Option<String>,
+    /// Whether its object says that it is well.
+    pub(crate) health: Health,
 }
 
 /// Where an endpoint is.
@@ -288,6 +296,7 @@ fn endpoint(spec: &EndpointSpec, check: &mut Check<'_>, path: &str) -> Option<En
         locality: Locality::parse(&spec.locality),
         weight,
         service_account: spec.service_account.clone().filter(|account| !account.is_empty()),
+        health: Health::Healthy,
     })
 }
 
@@ -362,14 +371,33 @@ impl Kind for WorkloadEntry {
     fn validate(spec: EndpointSpec, check: &mut Check<'_>) -> Self {
         let read = endpoint(&spec, check, "spec");
         // Not used after an error; the value only has to exist.
-        let endpoint = read.unwrap_or_else(|| EntryEndpoint {
+        let mut endpoint = read.unwrap_or_else(|| EntryEndpoint {
             address: EntryAddress::Ip(IpAddr::from([0, 0, 0, 0])),
             ports: BTreeMap::new(),
             labels: BTreeMap::new(),
             locality: Locality::default(),
             weight: 1,
             service_account: None,
+            health: Health::Healthy,
         });
+        endpoint.health = health(check.document());
         Self { endpoint }
+    }
+}
+
+/// What the condition `Healthy` says. Where the object asks for health checks it counts as ill until the first has
+/// passed, as with istiod.
+fn health(document: &Document) -> Health {
+    let conditions = document.node.get("status").and_then(|status| status.get("conditions"));
+    let is = |node: &Node, field: &str, wanted: &str| {
+        node.get(field).and_then(Node::text).is_some_and(|text| text.eq_ignore_ascii_case(wanted))
+    };
+    let healthy = conditions.into_iter().flat_map(Node::items).find(|condition| is(condition, "type", "Healthy"));
+    let checked = document.annotations.get(HEALTH_CHECKED).is_some_and(|value| value == "true");
+    match healthy {
+        Some(condition) if is(condition, "status", "True") => Health::Healthy,
+        Some(condition) if checked || is(condition, "status", "False") => Health::Unhealthy,
+        None if checked => Health::Unhealthy,
+        _ => Health::Healthy,
     }
 }

@@ -111,6 +111,11 @@ impl Kind for ServiceProfile {
     const VERSIONS: &'static [&'static str] = &["v1alpha2", "v1alpha1"];
     type Spec = ServiceProfileSpec;
 
+    /// A condition that is lost makes the route or the class take more than it should.
+    fn strict(path: &str) -> bool {
+        path.split('.').any(|step| step == "condition")
+    }
+
     fn validate(spec: ServiceProfileSpec, check: &mut Check<'_>) -> Self {
         let name = &check.document().name;
         if !is_dns_name(name) || !name.contains('.') {

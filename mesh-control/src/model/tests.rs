@@ -87,7 +87,7 @@ fn unknown_fields_are_warnings_with_a_suggestion_and_a_line() {
     let found = findings(text);
     assert_eq!(
         found[0].to_string(),
-        "a.yaml:6: warning: DestinationRule default/a spec.trafficpolicy: unknown field; ignored; did you mean trafficPolicy?"
+        "a.yaml:6: warning: DestinationRule default/a spec.trafficpolicy: ignored: unknown field, did you mean trafficPolicy?"
     );
 }
 

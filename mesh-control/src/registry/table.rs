@@ -61,6 +61,8 @@ pub(crate) struct Registry {
     published: Publisher<Registrations>,
     /// Wakes the worker: an endpoint was lost.
     lost: Notify,
+    /// Held while the table is written to disk, so that the newest one is there last.
+    pub(super) saving: Mutex<()>,
     grace: Duration,
     bounds: Bounds,
 }
@@ -144,7 +146,7 @@ impl Registry {
             inner.entries.insert(key, Entry { registration, holder: Holder::Lost { until } });
         }
         let (published, _) = Watched::channel(inner.table.clone());
-        Self { inner: Mutex::new(inner), published, lost: Notify::new(), grace, bounds }
+        Self { inner: Mutex::new(inner), published, lost: Notify::new(), saving: Mutex::new(()), grace, bounds }
     }
 
     /// The endpoints, now and later.

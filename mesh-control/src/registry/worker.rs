@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::store;
@@ -30,13 +31,18 @@ pub(crate) async fn save(registry: Arc<Registry>, dir: StateDir) {
     let mut registrations = registry.watch();
     loop {
         registrations.changed().await;
-        save_now(&registry, &dir);
+        let (registry, dir) = (registry.clone(), dir.clone());
+        // A large table takes a while, and the disk as well.
+        if let Err(error) = spawn_blocking(move || save_now(&registry, &dir)).await {
+            tracing::error!(%error, "saving registrations panicked");
+        }
         sleep(BETWEEN_SAVES).await;
     }
 }
 
 /// Saves what is known now.
 pub(crate) fn save_now(registry: &Registry, dir: &StateDir) {
+    let _saving = registry.saving.lock();
     if let Err(error) = store::save(dir, &registry.watch().load()) {
         tracing::warn!(%error, "registrations cannot be saved; a restart would begin without them");
     }
@@ -76,21 +82,32 @@ mod tests {
         let dir = StateDir::open(home.path()).unwrap();
         let registry = Arc::new(Registry::new(Vec::new(), Duration::ZERO, Instant::now()));
         let mut saving = Box::pin(save(registry.clone(), dir.clone()));
+        let saved = || store::load(&dir).len();
         assert_eq!(futures_util::FutureExt::now_or_never(&mut saving), None);
-        assert_eq!(store::load(&dir), []);
+        assert_eq!(saved(), 0);
         let announce = |port| {
             let stream = registry.stream("default", "reviews", Instant::now()).unwrap();
             registry.announce(stream, registration(port), Instant::now()).unwrap();
         };
-        announce(1);
-        assert_eq!(futures_util::FutureExt::now_or_never(&mut saving), None);
-        assert_eq!(store::load(&dir), [registration(1)]);
-        announce(2);
-        announce(3);
-        assert_eq!(futures_util::FutureExt::now_or_never(&mut saving), None);
-        assert_eq!(store::load(&dir), [registration(1)], "not yet");
-        mesh_testkit::clock::pass(BETWEEN_SAVES).await;
-        assert_eq!(futures_util::FutureExt::now_or_never(&mut saving), None);
-        assert_eq!(store::load(&dir).len(), 3);
+        tokio::select! {
+            () = &mut saving => unreachable!("it runs for ever"),
+            () = async {
+                announce(1);
+                until(|| saved() == 1).await;
+                announce(2);
+                announce(3);
+                mesh_testkit::clock::pass(BETWEEN_SAVES / 2).await;
+                assert_eq!(saved(), 1, "not yet");
+                mesh_testkit::clock::pass(BETWEEN_SAVES).await;
+                until(|| saved() == 3).await;
+            } => {}
+        }
+    }
+
+    /// While another thread writes, no time passes here.
+    async fn until(mut done: impl FnMut() -> bool) {
+        while !done() {
+            tokio::task::yield_now().await;
+        }
     }
 }

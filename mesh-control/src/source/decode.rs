@@ -12,12 +12,29 @@ use serde::forward_to_deserialize_any;
 
 use super::node::{Node, Value};
 
-/// A field that no spec knows.
+/// Something written that has no effect.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct UnknownField {
+pub(crate) struct Ignored {
     pub(crate) path: String,
-    /// A known field with nearly the same name.
-    pub(crate) suggestion: Option<&'static str>,
+    pub(crate) why: Why,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// No spec knows the field; with a known one of nearly the same name.
+    Unknown(Option<&'static str>),
+    /// An entry of a mapping has no value.
+    Empty,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(None) => f.write_str("unknown field"),
+            Self::Unknown(Some(known)) => write!(f, "unknown field, did you mean {known}?"),
+            Self::Empty => f.write_str("there is no value here"),
+        }
+    }
 }
 
 /// A value that does not fit its field.
@@ -28,12 +45,12 @@ pub(crate) struct FieldError {
 }
 
 /// Reads `node`, which stands at `path`.
-pub(crate) fn decode<T: DeserializeOwned>(node: &Node, path: &str) -> Result<(T, Vec<UnknownField>), FieldError> {
-    let unknown = RefCell::new(Vec::new());
+pub(crate) fn decode<T: DeserializeOwned>(node: &Node, path: &str) -> Result<(T, Vec<Ignored>), FieldError> {
+    let ignored = RefCell::new(Vec::new());
     let place = Place { parent: None, step: Step::Root(path) };
     let value =
-        T::deserialize(Reader { node, place: &place, unknown: &unknown }).map_err(|error| error.located(&place))?;
-    Ok((value, unknown.into_inner()))
+        T::deserialize(Reader { node, place: &place, ignored: &ignored }).map_err(|error| error.located(&place))?;
+    Ok((value, ignored.into_inner()))
 }
 
 enum Step<'a> {
@@ -148,10 +165,15 @@ fn name(found: Unexpected<'_>) -> String {
 struct Reader<'a> {
     node: &'a Node,
     place: &'a Place<'a>,
-    unknown: &'a RefCell<Vec<UnknownField>>,
+    ignored: &'a RefCell<Vec<Ignored>>,
 }
 
 impl<'a> Reader<'a> {
+    fn ignore(self, name: &str, why: Why) {
+        let place = Place { parent: Some(self.place), step: Step::Member(name) };
+        self.ignored.borrow_mut().push(Ignored { path: place.to_string(), why });
+    }
+
     fn visit<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         let result = match &self.node.value {
             Value::Null => visitor.visit_unit(),
@@ -195,11 +217,23 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, DecodeError> {
+        match &self.node.value {
+            Value::Map(entries) => {
+                for (name, _) in entries.iter().filter(|(name, _)| !fields.contains(&name.as_str())) {
+                    self.ignore(name, Why::Unknown(nearest(name, fields.iter().copied())));
+                }
+            }
+            // A derived struct would take the items for its fields, in order.
+            Value::List(_) => return Err(de::Error::invalid_type(Unexpected::Seq, &visitor)),
+            _ => {}
+        }
+        self.visit(visitor)
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         if let Value::Map(entries) = &self.node.value {
-            for (name, _) in entries.iter().filter(|(name, _)| !fields.contains(&name.as_str())) {
-                let place = Place { parent: Some(self.place), step: Step::Member(name) };
-                let suggestion = nearest(name, fields.iter().copied());
-                self.unknown.borrow_mut().push(UnknownField { path: place.to_string(), suggestion });
+            for (name, _) in entries.iter().filter(|(_, node)| node.value == Value::Null) {
+                self.ignore(name, Why::Empty);
             }
         }
         self.visit(visitor)
@@ -211,7 +245,7 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
 
     forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit
-        unit_struct seq tuple tuple_struct map enum identifier
+        unit_struct seq tuple tuple_struct enum identifier
     }
 }
 
@@ -226,7 +260,7 @@ impl<'de> de::SeqAccess<'de> for Items<'_> {
     fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, DecodeError> {
         let Some((index, node)) = self.items.next() else { return Ok(None) };
         let place = Place { parent: Some(self.reader.place), step: Step::Index(index) };
-        let reader = Reader { node, place: &place, unknown: self.reader.unknown };
+        let reader = Reader { node, place: &place, ignored: self.reader.ignored };
         seed.deserialize(reader).map(Some).map_err(|error| error.placed(&place))
     }
 }
@@ -251,7 +285,7 @@ impl<'de> de::MapAccess<'de> for Members<'_> {
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, DecodeError> {
         let (name, node) = self.pending.take().expect("serde asks for a value after its key");
         let place = Place { parent: Some(self.reader.place), step: Step::Member(name) };
-        let reader = Reader { node, place: &place, unknown: self.reader.unknown };
+        let reader = Reader { node, place: &place, ignored: self.reader.ignored };
         seed.deserialize(reader).map_err(|error| error.placed(&place))
     }
 }

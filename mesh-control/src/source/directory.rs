@@ -14,6 +14,7 @@ use notify::{RecommendedWatcher, RecursiveMode};
 use notify_debouncer_full::{DebounceEventResult, Debouncer, RecommendedCache, new_debouncer};
 use parking_lot::Mutex;
 
+use super::kept::Kept;
 use super::{FileSet, Limits};
 use crate::model::Model;
 
@@ -51,13 +52,22 @@ pub struct WatchError {
 /// The path does not exist or the operating system refuses to watch it. A manifest that is wrong is a
 /// finding of the model, not an error.
 pub fn watch(path: &Path, limits: Limits) -> Result<Directory, WatchError> {
+    watch_files(path, FileSet::new([path.to_owned()], limits))
+}
+
+/// The same, taking up what an earlier process kept of the files and keeping what is read.
+pub(crate) fn watch_and_keep(path: &Path, limits: Limits, kept: Kept) -> Result<Directory, WatchError> {
+    watch_files(path, FileSet::new([path.to_owned()], limits).kept_in(kept))
+}
+
+fn watch_files(path: &Path, files: FileSet) -> Result<Directory, WatchError> {
     let failed = |source| WatchError { path: path.to_owned(), source };
     // A file is watched through its directory: a rename replaces the file and with it the watch on it.
     let watched = if path.is_file() { path.parent().unwrap_or(path) } else { path };
     let watched = if watched.as_os_str().is_empty() { Path::new(".") } else { watched };
 
     let (publisher, model) = Watched::channel(Model::default());
-    let reload = Arc::new(Mutex::new(Reload { files: FileSet::new([path.to_owned()], limits), publisher }));
+    let reload = Arc::new(Mutex::new(Reload { files, publisher, started: false }));
     let on_change = reload.clone();
     let mut watcher = new_debouncer(DEBOUNCE, None, move |result: DebounceEventResult| match result {
         Ok(events) if events.iter().all(|event| event.kind.is_access()) => {}
@@ -80,13 +90,18 @@ pub fn watch(path: &Path, limits: Limits) -> Result<Directory, WatchError> {
 struct Reload {
     files: FileSet,
     publisher: Publisher<Model>,
+    started: bool,
 }
 
 impl Reload {
     fn run(&mut self) {
         let manifests = self.files.read();
-        let previous = self.publisher.load_full();
+        let previous = match std::mem::replace(&mut self.started, true) {
+            true => self.publisher.load_full(),
+            false => Arc::new(Model::build(&self.files.before(), None)),
+        };
         let model = Model::build(&manifests, Some(&previous));
+        self.files.keep(model.faulty());
         tracing::info!(objects = manifests.len(), findings = model.findings().len(), "manifests read");
         self.publisher.publish(model);
     }

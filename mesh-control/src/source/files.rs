@@ -1,12 +1,13 @@
 //! [`FileSet`]: the last good content of each file of a directory, read anew on demand.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::kept::Kept;
 use super::{Manifests, ObjectKey, ParsedFile, parse_file, unreadable};
 use crate::finding::{Finding, Severity};
 
@@ -44,11 +45,17 @@ pub struct FileSet {
     files: BTreeMap<PathBuf, Entry>,
     /// Which file has each object: a later copy in another file does not take its place.
     in_force: HashMap<ObjectKey, Arc<str>>,
+    /// Where contents outlive a restart.
+    kept: Option<Kept>,
+    /// What was in force before the start, of files that changed or have objects that are not valid.
+    before: Vec<ParsedFile>,
 }
 
 #[derive(Debug)]
 struct Entry {
     fingerprint: u64,
+    /// The text, until it is kept.
+    fresh: Option<String>,
     /// The newest content that parsed, with the findings of the newest content.
     content: ParsedFile,
 }
@@ -56,7 +63,35 @@ struct Entry {
 impl FileSet {
     /// A set that has read nothing yet.
     pub fn new(paths: impl IntoIterator<Item = PathBuf>, limits: Limits) -> Self {
-        Self { paths: paths.into_iter().collect(), limits, files: BTreeMap::new(), in_force: HashMap::new() }
+        Self {
+            paths: paths.into_iter().collect(),
+            limits,
+            files: BTreeMap::new(),
+            in_force: HashMap::new(),
+            kept: None,
+            before: Vec::new(),
+        }
+    }
+
+    /// Takes up what an earlier process kept there, and keeps what is read.
+    pub(crate) fn kept_in(mut self, kept: Kept) -> Self {
+        self.kept = Some(kept);
+        self
+    }
+
+    /// After the first reading: what was in force before the start, for objects that are no longer valid.
+    pub(crate) fn before(&mut self) -> Manifests {
+        Manifests::join(std::mem::take(&mut self.before).iter(), &HashMap::new())
+    }
+
+    /// After a reading: keeps what was new in it. `faulty` files have an object that is not valid.
+    pub(crate) fn keep(&mut self, faulty: &BTreeSet<Arc<str>>) {
+        let Some(kept) = &self.kept else { return };
+        for (path, entry) in &mut self.files {
+            if let Some(text) = entry.fresh.take() {
+                kept.store(path, text, !faulty.contains(&display(path)));
+            }
+        }
     }
 
     /// Reads what changed and gives everything. A file that is no longer there is gone; one that no
@@ -78,7 +113,11 @@ impl FileSet {
             found.truncate(self.limits.files);
         }
         if complete {
+            let before = self.files.len();
             self.files.retain(|path, _| found.contains(path));
+            if let Some(kept) = self.kept.as_ref().filter(|_| before == 0 || self.files.len() < before) {
+                kept.retain(found.iter());
+            }
         }
         for path in found {
             self.refresh(path);
@@ -114,28 +153,49 @@ impl FileSet {
             true => Ok(()),
             false => is_file(&path),
         };
-        let (fingerprint, parsed) = match read.and_then(|()| read_bounded(&path, &self.limits)) {
-            Ok(text) => {
-                let fingerprint = hash(&text);
-                if self.files.get(&path).is_some_and(|entry| entry.fingerprint == fingerprint) {
-                    return;
-                }
-                (fingerprint, parse_file(&name, &text, &self.limits))
-            }
-            Err(message) => (0, unreadable(&name, 0, message)),
+        let read = read.and_then(|()| read_bounded(&path, &self.limits));
+        let fingerprint = read.as_ref().map_or(0, |text| hash(text));
+        if fingerprint != 0 && self.files.get(&path).is_some_and(|entry| entry.fingerprint == fingerprint) {
+            return;
+        }
+        let mut parsed = match &read {
+            Ok(text) => parse_file(&name, text, &self.limits),
+            Err(message) => unreadable(&name, 0, message.clone()),
         };
-        let content = match self.files.remove(&path) {
-            Some(last) if parsed.unreadable && !last.content.documents.is_empty() => {
-                let mut content = last.content;
-                content.findings = parsed.findings;
-                for finding in &mut content.findings {
-                    finding.message.push_str("; the last good content of this file stays in force");
-                }
-                content
-            }
-            _ => parsed,
+        let (last, when) = match self.files.remove(&path) {
+            Some(entry) => (entry.content, ""),
+            None => (self.take_up(&path, &name, read.as_ref().ok(), &mut parsed), ", kept from before the restart,"),
         };
-        self.files.insert(path, Entry { fingerprint, content });
+        let fresh = read.ok().filter(|_| self.kept.is_some() && !parsed.unreadable);
+        let content = if parsed.unreadable && !last.documents.is_empty() {
+            for finding in &mut parsed.findings {
+                finding.message.push_str(&format!("; the last good content of this file{when} stays in force"));
+            }
+            ParsedFile { documents: last.documents, ..parsed }
+        } else {
+            parsed
+        };
+        self.files.insert(path, Entry { fingerprint, fresh, content });
+    }
+
+    /// What an earlier process kept of a file that is seen for the first time.
+    fn take_up(&mut self, path: &Path, name: &Arc<str>, now: Option<&String>, parsed: &mut ParsedFile) -> ParsedFile {
+        let content = match self.kept.as_ref().map(|kept| kept.load(path)) {
+            None | Some(Ok(None)) => return ParsedFile::default(),
+            Some(Ok(Some(content))) => content,
+            Some(Err(message)) => {
+                parsed.findings.push(Finding::about_file(Severity::Warning, name, 0, message));
+                return ParsedFile::default();
+            }
+        };
+        let changed = now.is_none_or(|now| *now != content.text);
+        let last = if changed { parse_file(name, &content.text, &self.limits) } else { ParsedFile::default() };
+        if let Some(good) = &content.good {
+            self.before.push(parse_file(name, good, &self.limits));
+        } else if changed {
+            self.before.push(last.clone());
+        }
+        last
     }
 }
 

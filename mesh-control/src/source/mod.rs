@@ -6,6 +6,7 @@
 pub(crate) mod decode;
 pub mod directory;
 mod files;
+pub(crate) mod kept;
 pub(crate) mod node;
 mod yaml;
 
@@ -194,7 +195,10 @@ fn read_document(file: &Arc<str>, node: Node, parsed: &mut ParsedFile, limits: &
 
 fn read_object(file: &Arc<str>, node: Node, parsed: &mut ParsedFile) {
     match object(file, node) {
-        Ok(document) => parsed.documents.push(Arc::new(document)),
+        Ok(document) => {
+            parsed.findings.extend(not_text(&document));
+            parsed.documents.push(Arc::new(document));
+        }
         Err(finding) => {
             parsed.findings.push(*finding);
             // Which object it was before nobody can tell.
@@ -205,10 +209,15 @@ fn read_object(file: &Arc<str>, node: Node, parsed: &mut ParsedFile) {
 
 fn object(file: &Arc<str>, node: Node) -> Result<Document, Box<Finding>> {
     let refuse = |line, message: &str| Box::new(Finding::about_file(Severity::Error, file, line, message));
-    let text = |path: &[&str]| {
-        let found = path.iter().try_fold(&node, |node, name| node.get(name));
-        found.and_then(Node::text).unwrap_or_default().to_owned()
-    };
+    let found = |path: &[&str]| path.iter().try_fold(&node, |node, name| node.get(name));
+    let text = |path: &[&str]| found(path).and_then(Node::text).unwrap_or_default().to_owned();
+    let identity: [&[&str]; 4] = [&["apiVersion"], &["kind"], &["metadata", "name"], &["metadata", "namespace"]];
+    for path in identity {
+        if let Some(other) = found(path).filter(|node| node.text().is_none()) {
+            let (path, what) = (path.join("."), other.describe());
+            return Err(refuse(other.line, &format!("{path}: text is needed, not {what}; put it in quotes")));
+        }
+    }
     let (api_version, kind) = (text(&["apiVersion"]), text(&["kind"]));
     if api_version.is_empty() || kind.is_empty() {
         return Err(refuse(node.line, "not a Kubernetes object: apiVersion and kind are needed"));
@@ -237,10 +246,29 @@ fn object(file: &Arc<str>, node: Node) -> Result<Document, Box<Finding>> {
     Ok(document)
 }
 
+fn members<'a>(node: &'a Node, name: &str) -> &'a [(String, Node)] {
+    match node.get("metadata").and_then(|metadata| metadata.get(name)).map(|map| &map.value) {
+        Some(Value::Map(entries)) => entries,
+        _ => &[],
+    }
+}
+
 fn text_map(node: &Node, name: &str) -> BTreeMap<String, String> {
-    let map = node.get("metadata").and_then(|metadata| metadata.get(name)).map(|map| &map.value);
-    let Some(Value::Map(entries)) = map else { return BTreeMap::new() };
-    entries.iter().filter_map(|(key, value)| Some((key.clone(), value.text()?.to_owned()))).collect()
+    members(node, name).iter().filter_map(|(key, value)| Some((key.clone(), value.text()?.to_owned()))).collect()
+}
+
+/// Labels and annotations whose values YAML does not take for text.
+fn not_text(document: &Document) -> Vec<Finding> {
+    let in_map = |name: &'static str| {
+        let wrong = members(&document.node, name).iter().filter(|(_, value)| value.text().is_none());
+        wrong.map(move |(key, value)| {
+            let message = format!("ignored: text is needed, not {}; put it in quotes", value.describe());
+            let mut finding = document.finding(Severity::Warning, "", message);
+            (finding.field, finding.line) = (format!("metadata.{name}.{key}"), value.line);
+            finding
+        })
+    };
+    in_map("labels").chain(in_map("annotations")).collect()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use mesh_core::suggest::nearest;
 
-use super::decode::decode;
+use super::decode::{Why, decode};
 use super::node::Node;
 use super::*;
 
@@ -47,6 +47,23 @@ fn objects_without_a_kind_or_a_name_are_refused() {
             "a.yaml:7: error: not a Kubernetes object: apiVersion and kind are needed",
         ]
     );
+}
+
+#[test]
+fn names_that_yaml_takes_for_numbers_are_told_as_such() {
+    let manifests = read(
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: 5\n---\napiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: true}\n---\napiVersion: v1\nkind: Service\nmetadata:\n  name: a\n  labels:\n    app: a\n    version: 1\n",
+    );
+    assert_eq!(
+        lines(&manifests),
+        [
+            "a.yaml:4: error: metadata.name: text is needed, not 5; put it in quotes",
+            "a.yaml:8: error: metadata.namespace: text is needed, not true; put it in quotes",
+            "a.yaml:16: warning: Service default/a metadata.labels.version: ignored: text is needed, not 1; put it in quotes",
+        ]
+    );
+    // The control: the label that is text counts.
+    assert_eq!(manifests.documents[0].labels.keys().collect::<Vec<_>>(), ["app"]);
 }
 
 #[test]
@@ -123,8 +140,9 @@ fn node(text: &str) -> Node {
 fn unknown_fields_have_a_path_and_the_nearest_name() {
     let node = node("inner: {list: [{maxRetrys: 1}]}\nzzz: 1\n");
     let (_, unknown) = decode::<Spec>(&node, "spec").unwrap();
-    let found: Vec<_> = unknown.iter().map(|field| (field.path.as_str(), field.suggestion)).collect();
-    assert_eq!(found, [("spec.zzz", None), ("spec.inner.list[0].maxRetrys", Some("maxRetries"))]);
+    let found: Vec<_> = unknown.iter().map(|field| (field.path.as_str(), &field.why)).collect();
+    let slip = Why::Unknown(Some("maxRetries"));
+    assert_eq!(found, [("spec.zzz", &Why::Unknown(None)), ("spec.inner.list[0].maxRetrys", &slip)]);
 }
 
 #[test]
@@ -147,6 +165,9 @@ fn wrong_types_and_ranges_name_their_path() {
             "-1 is out of range: a whole number from 0 to 65535 is needed",
         ),
         ("inner: 5", "spec.inner", "a mapping of fields is needed, not 5"),
+        // Nor are the items of a list taken for the fields, in order.
+        ("inner: [5]", "spec.inner", "a mapping of fields is needed, not a list"),
+        ("list: [[5]]", "spec.list[0]", "a mapping of fields is needed, not a list"),
     ] {
         let error = decode::<Spec>(&node(text), "spec").unwrap_err();
         assert_eq!((error.path.as_str(), error.message.as_str()), (path, message), "{text}");

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::references::{self, Dangling, full_name};
-use super::{NodeScope, World, names};
+use super::{NodeScope, World, in_vain, names};
 use crate::finding::{Finding, Severity};
 use crate::model::{Object, PortProtocol, VirtualService, covers};
 
@@ -16,6 +16,7 @@ pub(super) fn findings(world: &World) -> Vec<Finding> {
     contested(world, &mut findings);
     destination_rules(world, &mut findings);
     linkerd(world, &mut findings);
+    in_vain::findings(world, &mut findings);
     announcements(world, &mut findings);
     findings.sort_by(|a, b| (&a.file, a.line, &a.field).cmp(&(&b.file, b.line, &b.field)));
     findings
@@ -168,23 +169,21 @@ fn linkerd(world: &World, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Announcements that no Service takes up.
+/// Announcements that no Service takes up; of each such port the first is named.
 fn announcements(world: &World, findings: &mut Vec<Finding>) {
-    let mut said = BTreeSet::new();
-    let mut announced: Vec<_> = world.catalog.workloads.announced.iter().collect();
-    // The first of each port is named, so it must be the same one each time.
-    announced.sort_by_key(|announced| announced.registration.address);
-    for announced in announced {
-        let registration = &announced.registration;
-        let key = (registration.namespace.clone(), registration.service.clone());
-        let Some(service) = world.model.services.get(&key) else { continue };
-        let known = service.spec.ports.iter().any(|port| port.number == registration.service_port);
-        if !known && said.insert((key, registration.service_port)) {
-            let message = format!(
-                "a process at {} announced port {}, which this Service does not have: it gets no requests there",
-                registration.address, registration.service_port
-            );
-            findings.push(service.finding(Severity::Warning, "spec.ports", message));
+    for ((namespace, name), service) in &world.model.services {
+        let known = |port| service.spec.ports.iter().any(|own| own.number == port);
+        let mut last = None;
+        for announced in world.catalog.workloads.announced.of_service(namespace, name) {
+            let (address, port) = (announced.registration.address, announced.registration.service_port);
+            // They are in order of port.
+            if last.replace(port) != Some(port) && !known(port) {
+                let message = format!(
+                    "a process at {address} announced port {port}, which this Service does not have: it gets no \
+                     requests there"
+                );
+                findings.push(service.finding(Severity::Warning, "spec.ports", message));
+            }
         }
     }
 }

@@ -33,24 +33,16 @@ pub(super) fn cluster(world: &World, scope: &NodeScope, name: &str) -> Option<Cl
 
     let mut cluster = Cluster::new(ClusterName::new(name));
     cluster.discovery = discovery(name, host, port, subset, scope, &policy);
-    if let Some(lb) = &policy.load_balancer {
-        cluster.balancer = lb.balancer.clone().unwrap_or(cluster.balancer);
-        cluster.slow_start = lb.slow_start.clone();
-    }
+    apply(&mut cluster, &policy);
     if matches!(cluster.balancer, Balancer::Passthrough) {
         cluster.discovery = Discovery::OriginalDestination;
     }
-    // Istio turns panic off unless minHealthPercent says otherwise.
-    let panic = policy.outlier.as_ref().map_or(PerMillion::NONE, |(_, panic)| *panic);
-    let weighted = endpoints::distribution(scope, &policy).is_some();
-    cluster.locality = LocalityBalancing { weighted, panic_threshold: Some(panic), ..LocalityBalancing::default() };
-    cluster.outlier = policy.outlier.as_ref().map(|(outlier, _)| outlier.clone());
+    cluster.locality.weighted = endpoints::distribution(scope, &policy).is_some();
     // Linkerd's rule: a profile switches the annotations of its service off.
     let profiled = routes::profile(world, &scope.namespace, &host.name, &host.namespace).is_some();
     cluster.accrual = host.accrual.clone().filter(|_| !profiled);
     cluster.tls = tls(world, host, port, &parts, &policy);
-    cluster.connection = connection(port, &cluster.tls, policy.pool.as_ref());
-    cluster.breaker = breaker(&policy);
+    cluster.connection.protocol = protocol(port, &cluster.tls, policy.pool.as_ref());
     cluster.load_report = world.options.load_reports.then(LoadReport::default);
     cluster.telemetry = ClusterTelemetry {
         service: host.name.clone(),
@@ -58,6 +50,24 @@ pub(super) fn cluster(world: &World, scope: &NodeScope, name: &str) -> Option<Cl
         service_namespace: host.namespace.clone(),
     };
     Some(cluster)
+}
+
+/// What a traffic policy says by itself, whatever the host.
+pub(super) fn apply(cluster: &mut Cluster, policy: &PortPolicy) {
+    if let Some(lb) = &policy.load_balancer {
+        if let Some(balancer) = &lb.balancer {
+            cluster.balancer = balancer.clone();
+        }
+        cluster.slow_start = lb.slow_start.clone();
+    }
+    // Istio turns panic off unless minHealthPercent says otherwise.
+    let panic = policy.outlier.as_ref().map_or(PerMillion::NONE, |(_, panic)| *panic);
+    cluster.locality = LocalityBalancing { panic_threshold: Some(panic), ..LocalityBalancing::default() };
+    cluster.outlier = policy.outlier.as_ref().map(|(outlier, _)| outlier.clone());
+    cluster.breaker = breaker(policy);
+    if let Some(pool) = &policy.pool {
+        connection(&mut cluster.connection, pool);
+    }
 }
 
 /// The cluster of a host that nothing defines: resolve it and connect. Port 443 gets TLS with the
@@ -201,19 +211,18 @@ fn peer_ids(world: &World, host: &Host, port: &HostPort, all: bool) -> Vec<Strin
     ids.iter().map(|id| StringMatcher::exact(id.as_str())).chain(whole).collect()
 }
 
-fn connection(port: &HostPort, tls: &UpstreamTls, pool: Option<&ConnectionPool>) -> ConnectionOptions {
-    let mut options = ConnectionOptions::default();
+fn protocol(port: &HostPort, tls: &UpstreamTls, pool: Option<&ConnectionPool>) -> UpstreamProtocol {
     let negotiated = matches!(port.protocol, PortProtocol::Https | PortProtocol::Tls)
         && matches!(tls, UpstreamTls::Simple(_) | UpstreamTls::Mutual(..));
-    options.protocol = match (port.protocol.is_http2(), negotiated) {
+    let upgraded = pool.is_some_and(|pool| pool.http2);
+    match (port.protocol.is_http2() || upgraded, negotiated) {
         (true, _) => UpstreamProtocol::Http2,
         (false, true) => UpstreamProtocol::Alpn,
         (false, false) => UpstreamProtocol::Http1,
-    };
-    let Some(pool) = pool else { return options };
-    if pool.http2 {
-        options.protocol = UpstreamProtocol::Http2;
     }
+}
+
+fn connection(options: &mut ConnectionOptions, pool: &ConnectionPool) {
     options.connect_timeout = pool.connect_timeout.unwrap_or(options.connect_timeout);
     match pool.idle_timeout {
         Some(timeout) if timeout.is_zero() => options.idle_timeout = None,
@@ -225,7 +234,6 @@ fn connection(port: &HostPort, tls: &UpstreamTls, pool: Option<&ConnectionPool>)
     options.max_concurrent_streams = pool.max_concurrent_streams;
     options.http2_keepalive = pool.http2_keepalive.clone();
     options.tcp_keepalive = pool.tcp_keepalive.clone();
-    options
 }
 
 fn breaker(policy: &PortPolicy) -> CircuitBreakers {

@@ -314,7 +314,7 @@ fn from_endpoint(entry: &EntryEndpoint, name: Option<&str>, namespace: &str, por
         labels: Arc::new(entry.labels.clone()),
         locality: entry.locality.clone(),
         weight: NonZeroU32::new(entry.weight).unwrap_or(NonZeroU32::MIN),
-        health: Health::Healthy,
+        health: entry.health,
         namespace: namespace.to_owned(),
         account: entry.service_account.clone(),
         metadata: Arc::new(metadata),

@@ -16,6 +16,7 @@ mod announced;
 mod catalog;
 mod cluster;
 mod endpoints;
+mod in_vain;
 mod inbound;
 mod instances;
 mod keep;

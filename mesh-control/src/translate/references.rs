@@ -72,8 +72,9 @@ pub(super) fn of_virtual_service(world: &World, service: &Object<VirtualService>
             }
             HttpAction::Redirect(..) | HttpAction::Direct(_) => {}
         }
-        for (j, (mirrored, _)) in http.mirrors.iter().enumerate() {
-            found.extend(destination(world, &scope, mirrored, &format!("{path}.mirrors[{j}].destination")));
+        for mirrored in &http.mirrors {
+            let path = format!("{path}.{}", mirrored.field);
+            found.extend(destination(world, &scope, &mirrored.destination, &path));
         }
     }
     for (list, routes) in [("tls", &service.spec.tls), ("tcp", &service.spec.tcp)] {

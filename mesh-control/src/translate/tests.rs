@@ -430,3 +430,47 @@ fn consistent_hashing_puts_its_source_on_the_route_and_keeps_the_endpoint_on_ret
     assert_eq!(forward.hash.len(), 1);
     assert!(!forward.retry.as_ref().unwrap().avoid_previous_hosts);
 }
+
+#[test]
+fn consistent_hashing_holds_under_a_profile_and_a_split_too() {
+    let rule = |host: &str| {
+        let policy = "{loadBalancer: {consistentHash: {httpHeaderName: x-user}}}";
+        istio("DestinationRule", host, "default", &format!("{{host: {host}, trafficPolicy: {policy}}}"))
+    };
+    let services = service("a", "default", HTTP) + &service("b", "default", HTTP);
+    let split = "apiVersion: split.smi-spec.io/v1alpha2\nkind: TrafficSplit\nmetadata: {name: a}\nspec: {service: a, backends: [{service: b, weight: 1}]}\n---\n".to_owned();
+    for (rules, ruled) in [
+        (profile(", isRetryable: true"), "a"),
+        (split.clone(), "b"),
+        (profile(", isRetryable: true") + &split, "b"),
+        (String::new(), "a"),
+    ] {
+        let routes =
+            |rule: &str| routes_of(&world(&(services.clone() + rule + &rules)), &scope("default"), "a:80").unwrap();
+        let with = routes(&rule(ruled));
+        for forward in forwards(&with) {
+            assert_eq!(forward.hash.len(), 1, "{rules}");
+            assert!(forward.retry.as_ref().is_none_or(|retry| !retry.avoid_previous_hosts), "{rules}");
+        }
+        // The control: without the rule of whoever answers there is nothing to hash.
+        let other = if ruled == "a" { "b" } else { "a" };
+        assert!(forwards(&routes(&rule(other))).iter().all(|forward| forward.hash.is_empty()), "{rules}");
+    }
+}
+
+#[test]
+fn a_mirror_that_leads_nowhere_is_told_where_it_is_written() {
+    for (written, field) in [
+        ("mirror: {host: gone}", "spec.http[0].mirror.host"),
+        (
+            "mirrors: [{destination: {host: a}, percentage: {value: 0}}, {destination: {host: gone}}]",
+            "spec.http[0].mirrors[1].destination.host",
+        ),
+    ] {
+        let spec = format!("{{hosts: [a], http: [{{route: [{{destination: {{host: a}}}}], {written}}}]}}");
+        let world = world(&(service("a", "default", HTTP) + &istio("VirtualService", "a", "default", &spec)));
+        let missing: Vec<_> = world.findings().iter().filter(|finding| finding.code == Some("IST0101")).collect();
+        assert_eq!(missing.len(), 1, "{missing:?}");
+        assert_eq!(missing[0].field, field);
+    }
+}

@@ -108,6 +108,14 @@ codes! {
     DEADLINE = 1202, 504, 4, "DT", "the caller allowed too little time";
     /// A circuit breaker limit is reached.
     BREAKER_OPEN = 1301, 503, 14, "UO", "raise connectionPool limits or add endpoints";
+    /// The local rate limit has no token left.
+    RATE_LIMITED = 1302, 429, 14, "RL", "send fewer requests, or raise the token bucket of the local rate limit";
+    /// Client-side throttling refused the request: too many of the last ones failed.
+    THROTTLED = 1303, 503, 14, "-", "see why the destination's answers fail; requests pass again as they succeed";
+    /// As many requests are in flight as the destination's latency allows.
+    CONCURRENCY_LIMITED = 1304, 503, 14, "-", "add endpoints, or look at why their latency rose";
+    /// The control plane wants this share of requests dropped.
+    DROPPED = 1305, 503, 14, "DO", "the control plane sheds load: see drop_overloads of the cluster's endpoints";
     /// The request body failed while being sent.
     REQUEST_BODY = 1401, 400, 1, "DC", "the application's request body returned an error";
     /// The mesh is shutting down.

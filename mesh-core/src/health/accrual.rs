@@ -79,6 +79,16 @@ impl Accrual {
         failures >= policy.max_failures && self.shift(CLOSED, OPEN)
     }
 
+    /// The head of an answer has come that leaves its outcome open, as that of a gRPC stream may for hours. A probe has
+    /// shown enough then: requests pass, and one failure more takes them away again. True: the owner should look.
+    pub fn answered(&self, turn: &mut Turn, policy: &FailureAccrual) -> bool {
+        if !std::mem::take(&mut turn.probe) {
+            return false;
+        }
+        self.failures.store(policy.max_failures.saturating_sub(1), Ordering::Relaxed);
+        self.shift(PROBING, CLOSED)
+    }
+
     /// Ends a request. A probe that said nothing, because it was given up, leaves its place to the next one.
     pub fn leave(&self, turn: Turn) {
         if turn.probe {
@@ -167,6 +177,25 @@ mod tests {
             accrual.leave(probe);
             assert_eq!(accrual.state(), after);
         }
+    }
+
+    #[test]
+    fn a_probe_whose_answer_begins_has_shown_enough_and_one_failure_more_takes_the_endpoint_out_again() {
+        for (evidence, after) in [(SUCCESS, AccrualState::Closed), (FAILURE, AccrualState::Open)] {
+            let accrual = opened();
+            accrual.begin_probation();
+            let mut probe = accrual.enter().expect("the first one passes");
+            assert!(accrual.answered(&mut probe, &policy()));
+            assert_eq!(accrual.state(), AccrualState::Closed, "a stream may go on for hours");
+            accrual.record(&mut probe, evidence, &policy());
+            accrual.leave(probe);
+            assert_eq!(accrual.state(), after);
+        }
+        // Requests that are no probes decide nothing by their heads.
+        let accrual = Accrual::default();
+        let mut turn = accrual.enter().expect("requests pass");
+        assert!(!accrual.answered(&mut turn, &policy()));
+        accrual.leave(turn);
     }
 
     #[test]

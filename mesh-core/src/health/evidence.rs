@@ -48,30 +48,12 @@ impl Evidence {
     }
 }
 
-/// The HTTP status that stands for a gRPC status (Envoy `grpcToHttpStatus`). An unknown one is an error of the
-/// server.
-pub(super) fn http_status(grpc_status: i32) -> u16 {
-    match grpc_status {
-        0 => 200,
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use http::HeaderMap;
 
     use super::*;
+    use crate::retry::http_status_of;
 
     #[test]
     fn a_host_is_not_blamed_for_what_it_has_not_got() {
@@ -93,7 +75,7 @@ mod tests {
             (-1, 500, false),
             (99, 500, false),
         ] {
-            assert_eq!((http_status(status), accrued(status)), (http, failure), "gRPC status {status}");
+            assert_eq!((http_status_of(status).as_u16(), accrued(status)), (http, failure), "gRPC status {status}");
         }
     }
 

@@ -2,9 +2,9 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-use super::evidence::http_status;
 use super::{Evidence, Reason};
 use crate::policy::OutlierDetection;
+use crate::retry::http_status_of;
 
 /// The counters of one endpoint.
 #[derive(Debug, Default)]
@@ -56,7 +56,7 @@ impl Vitals {
             Evidence::Nothing => return false,
             Evidence::Lost | Evidence::Late if policy.split_local_origin => return self.unreached(policy),
             Evidence::Status(status) => status,
-            Evidence::Grpc(status) => http_status(status),
+            Evidence::Grpc(status) => http_status_of(status).as_u16(),
             // As Envoy maps them.
             Evidence::Lost => 503,
             Evidence::Late => 504,

@@ -92,7 +92,7 @@ impl Pattern {
         // First by itself: `a)|(b` is no pattern, but would be one between our brackets.
         compile(text)
             .and_then(|_| compile(&whole(text)))
-            .map_err(|e| InvalidPolicy::new("regex", format!("{text:?}: {e}")))?;
+            .map_err(|error| InvalidPolicy::new("regex", in_words(text, &error)))?;
         Ok(Self(text.into()))
     }
 
@@ -112,6 +112,17 @@ impl Pattern {
     pub fn searcher(&self) -> regex_automata::meta::Regex {
         compile(&self.0).expect("checked when the pattern was made")
     }
+}
+
+/// Why a pattern is none, in one line.
+fn in_words(text: &str, error: &regex_automata::meta::BuildError) -> String {
+    if let Some(limit) = error.size_limit() {
+        return format!("the regular expression {text:?} is too large: compiled it exceeds {limit} bytes");
+    }
+    let said = error.syntax_error().map_or_else(|| error.to_string(), ToString::to_string);
+    // A syntax error shows the pattern, marks the place below it and ends in what is wrong.
+    let what = said.lines().last().unwrap_or_default().trim_start_matches("error: ");
+    format!("{text:?} is not a regular expression: {what}")
 }
 
 fn whole(text: &str) -> String {
@@ -370,6 +381,19 @@ mod tests {
             let mut got = headers(before);
             HeaderOps { write: vec![write(action)], remove }.apply(&mut got);
             assert_eq!(got, headers(want), "{action:?} on {before:?}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_that_is_none_is_told_why_in_one_line() {
+        for (text, why) in [
+            ("(", "\"(\" is not a regular expression: unclosed group"),
+            ("a)|(?:b", "\"a)|(?:b\" is not a regular expression: unopened group"),
+            ("[a", "\"[a\" is not a regular expression: unclosed character class"),
+            ("a{1000}{1000}{1000}", "is too large: compiled it exceeds 1048576 bytes"),
+        ] {
+            let reason = Pattern::new(text).unwrap_err().reason;
+            assert!(reason.ends_with(why) && !reason.contains('\n'), "{reason}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! HTTP filters: what they do, and how routes make them differ (gRFC A39).
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use http::HeaderName;
@@ -108,6 +109,101 @@ pub struct TokenBucket {
     pub tokens_per_fill: u32,
     /// Time between; at least 50 ms, Envoy's floor.
     pub fill_interval: Duration,
+}
+
+/// Client-side throttling (Envoy `admission_control`): as the success rate falls below a threshold, a growing share
+/// of requests is refused before it is sent. Of `requests` in the window, of which `successes` ended well, the share
+/// refused is `max(0, (requests - successes / threshold) / (requests + 1)) ^ (1 / aggression)`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct AdmissionControl {
+    /// How long a request counts; at least 1 s. Default 30 s.
+    pub window: Duration,
+    /// Success rate below which requests are refused; at least 1 %. Default 95 %.
+    pub threshold: PerMillion,
+    /// How fast the refused share grows, in millionths; at least 1,000,000, which is linear and the default.
+    pub aggression: u32,
+    /// Below so many requests a second none is refused. Default 0.
+    pub min_rps: u32,
+    /// The refused share is never larger. Default 80 %.
+    pub max_rejection: PerMillion,
+    /// HTTP statuses that are successes. Empty = all below 500, the default.
+    pub http_success: Vec<Range<u16>>,
+    /// gRPC status codes that are successes, 0 to 16. Empty = those that fewer requests would not change, the
+    /// default: all but DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED, INTERNAL, UNAVAILABLE and DATA_LOSS.
+    pub grpc_success: Vec<u32>,
+}
+
+impl Default for AdmissionControl {
+    fn default() -> Self {
+        Self {
+            window: Duration::from_secs(30),
+            threshold: PerMillion::new(950_000),
+            aggression: 1_000_000,
+            min_rps: 0,
+            max_rejection: PerMillion::new(800_000),
+            http_success: Vec::new(),
+            grpc_success: Vec::new(),
+        }
+    }
+}
+
+/// A limit on requests in flight that follows their latency (Envoy `adaptive_concurrency`, gradient controller): it
+/// shrinks as latency rises above the least latency seen under little load, and grows again as it falls.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct AdaptiveConcurrency {
+    /// HTTP status of a refusal, 400 to 599. Default 503.
+    pub status: u16,
+    /// The latency that stands for all of a period. Default the median.
+    pub percentile: PerMillion,
+    /// Time between two calculations of the limit; above 0.
+    pub interval: Duration,
+    /// The limit is never lower; above 0. Default 3.
+    pub min_limit: u32,
+    /// The limit is never higher, unless [`min_limit`](Self::min_limit) is; above 0. Default 1000.
+    pub max_limit: u32,
+    /// The least latency.
+    pub min_rtt: MinRtt,
+    /// Rise above the least latency that is not held against anybody. Default 25 %.
+    pub buffer: PerMillion,
+}
+
+/// Where the least latency is known from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MinRtt {
+    /// It is this; above 0.
+    Fixed(Duration),
+    /// It is measured now and then, under a low limit.
+    Measured {
+        /// Time between two measurements; above 0.
+        interval: Duration,
+        /// Requests measured; above 0. Default 50.
+        requests: u32,
+        /// Up to this share of the interval is added to it at random. Default 15 %.
+        jitter: PerMillion,
+        /// The limit meanwhile, and at first; above 0. Default 3.
+        concurrency: u32,
+    },
+}
+
+impl Default for AdaptiveConcurrency {
+    /// Envoy's defaults; the two intervals, which have none, are those of its documentation: 100 ms and 60 s.
+    fn default() -> Self {
+        Self {
+            status: 503,
+            percentile: PerMillion::new(500_000),
+            interval: Duration::from_millis(100),
+            min_limit: 3,
+            max_limit: 1000,
+            min_rtt: MinRtt::Measured {
+                interval: Duration::from_secs(60),
+                requests: 50,
+                jitter: PerMillion::new(150_000),
+                concurrency: 3,
+            },
+            buffer: PerMillion::new(250_000),
+        }
+    }
 }
 
 /// Session affinity (gRFC A55): requests of one session go to one endpoint.

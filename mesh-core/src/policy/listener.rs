@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Fault, InvalidPolicy, LocalRateLimit, RouteConfiguration, StatefulSession};
+use super::{
+    AdaptiveConcurrency, AdmissionControl, Fault, InvalidPolicy, LocalRateLimit, RouteConfiguration, StatefulSession,
+};
 use crate::id::ClusterName;
 
 /// One dialled destination.
@@ -123,6 +125,10 @@ pub enum HttpFilterKind {
     Fault(Option<Fault>),
     /// Local rate limit.
     RateLimit(LocalRateLimit),
+    /// Client-side throttling; `None` = off.
+    AdmissionControl(Option<AdmissionControl>),
+    /// A limit on requests in flight that follows their latency; `None` = off.
+    AdaptiveConcurrency(Option<AdaptiveConcurrency>),
     /// Session affinity (gRFC A55); `None` = only what routes override.
     Session(Option<StatefulSession>),
     /// A filter that is not known and was marked `is_optional`: skipped, and reported.

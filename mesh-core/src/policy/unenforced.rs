@@ -7,8 +7,9 @@
 use super::{
     AuthorityRewrite, Balancer, CircuitBreakers, Cluster, ClusterChoice, ConnectionOptions, DnsOptions, Endpoint,
     EndpointMetadata, Endpoints, Fault, FilterOverride, FilterOverrides, Forward, HttpFilter, HttpFilterKind,
-    InboundLimits, InboundListener, Listener, LocalityBalancing, LocalityEndpoints, Mirror, OriginatedTls, RetryPolicy,
-    Rewrite, Route, RouteAction, RouteConfiguration, RouteMatch, Unenforced, VirtualHost, WeightedCluster,
+    InboundLimits, InboundListener, Listener, LocalRateLimit, LocalityBalancing, LocalityEndpoints, Mirror,
+    OriginatedTls, RetryPolicy, Rewrite, Route, RouteAction, RouteConfiguration, RouteMatch, Unenforced, VirtualHost,
+    WeightedCluster,
 };
 
 /// What of `policy` is accepted and not enforced by this version; empty if all of it is enforced.
@@ -44,10 +45,6 @@ const CLUSTER: &[Line<Cluster>] = &[
     line("locality.zone_aware", "the caller's own zone is not preferred", |c| c.locality.zone_aware.is_some()),
     line("hashing.balance_factor", "hashing is not bounded by load", |c| c.hashing.balance_factor.is_some()),
     line("subsets", "every endpoint of the cluster takes part", |c| c.subsets.is_some()),
-    line("breaker_high", "the limits of the default priority apply to every request", |c| c.breaker_high.is_some()),
-    line("breaker.max_connections_per_host", "connections are limited per cluster, not per endpoint", |c| {
-        c.breaker.max_connections_per_host.is_some()
-    }),
     line("dns", "names are resolved at the client's own pace, both families at once", |c| {
         c.dns != DnsOptions::default()
     }),
@@ -57,7 +54,6 @@ const CLUSTER: &[Line<Cluster>] = &[
 ];
 
 const FORWARD: &[Line<Forward>] = &[
-    line("high_priority", "the limits of the default priority apply", |f| f.high_priority),
     line("metadata_match", "every endpoint of the cluster takes part", |f| {
         !f.metadata_match.is_empty()
             || matches!(&f.to, ClusterChoice::Weighted(split)
@@ -118,7 +114,7 @@ impl Report for RouteConfiguration {
 impl Report for Listener {
     fn report(&self, out: &mut Vec<Unenforced>) {
         let resource = format!("listener {}", self.name);
-        filters(&self.filters, &resource, out);
+        filters(&self.filters, &resource, &OUTBOUND_RATE_LIMIT, out);
         if let super::RouteSource::Inline(routes) = &self.routes {
             routes.report(out);
         }
@@ -129,18 +125,20 @@ impl Report for InboundListener {
     fn report(&self, out: &mut Vec<Unenforced>) {
         let resource = format!("inbound {}", self.name);
         look(INBOUND, self, &resource, "", out);
-        filters(&self.filters, &resource, out);
+        filters(&self.filters, &resource, &INBOUND_RATE_LIMIT, out);
     }
 }
 
-fn filters(list: &[HttpFilter], resource: &str, out: &mut Vec<Unenforced>) {
+fn filters(list: &[HttpFilter], resource: &str, rate_limit: &Line<LocalRateLimit>, out: &mut Vec<Unenforced>) {
     for (i, filter) in list.iter().enumerate() {
         let path = format!("filters[{i}] {}", filter.name);
         let effect = match &filter.kind {
-            HttpFilterKind::Fault(_) => continue,
-            HttpFilterKind::RateLimit(limit) if limit.bucket.is_none() => continue,
-            HttpFilterKind::RateLimit(_) => NO_RATE_LIMIT,
-            HttpFilterKind::Session(_) => continue,
+            HttpFilterKind::RateLimit(limit) if (rate_limit.used)(limit) => rate_limit.effect,
+            HttpFilterKind::Fault(_)
+            | HttpFilterKind::RateLimit(_)
+            | HttpFilterKind::AdmissionControl(_)
+            | HttpFilterKind::AdaptiveConcurrency(_)
+            | HttpFilterKind::Session(_) => continue,
             HttpFilterKind::Skipped { .. } => "the filter is unknown here and marked optional: it is skipped",
         };
         out.push(Unenforced { resource: resource.to_owned(), field: path, effect });
@@ -151,15 +149,26 @@ fn overrides(map: &FilterOverrides, resource: &str, path: &str, out: &mut Vec<Un
     for (name, filter) in map {
         let path = format!("{path}filters[{name:?}]");
         let effect = match filter {
-            FilterOverride::Disabled | FilterOverride::Fault(_) => continue,
-            FilterOverride::RateLimit(_) => NO_RATE_LIMIT,
-            FilterOverride::Session(_) => continue,
+            FilterOverride::RateLimit(limit) if (OUTBOUND_RATE_LIMIT.used)(limit) => OUTBOUND_RATE_LIMIT.effect,
+            FilterOverride::Disabled
+            | FilterOverride::Fault(_)
+            | FilterOverride::RateLimit(_)
+            | FilterOverride::Session(_) => continue,
         };
         out.push(Unenforced { resource: resource.to_owned(), field: path, effect });
     }
 }
 
-const NO_RATE_LIMIT: &str = "requests are not rate limited";
+/// Of a rate limit on the client's side.
+const OUTBOUND_RATE_LIMIT: Line<LocalRateLimit> = line(
+    "per_connection",
+    "the application has no connections of its own to the mesh: all its requests share one bucket",
+    |limit| limit.bucket.is_some() && limit.per_connection,
+);
+
+/// Of a rate limit on the server's side.
+const INBOUND_RATE_LIMIT: Line<LocalRateLimit> =
+    line("bucket", "requests are not rate limited", |limit| limit.bucket.is_some());
 
 fn look<T>(table: &[Line<T>], policy: &T, resource: &str, path: &str, out: &mut Vec<Unenforced>) {
     out.extend(table.iter().filter(|line| (line.used)(policy)).map(|line| Unenforced {

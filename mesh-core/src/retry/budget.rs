@@ -1,10 +1,10 @@
 //! Linkerd's retry budget: retries may add a share of the original requests, with a minimum rate.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::limit::window::{Counts, Window};
 use crate::policy::RetryBudget;
 
 /// The budget of one destination, shared by all its routes (Linkerd ServiceProfile `retryBudget`).
@@ -15,23 +15,20 @@ use crate::policy::RetryBudget;
 #[derive(Debug)]
 pub struct Budget {
     policy: RetryBudget,
-    start: Instant,
-    slots: [Slot; SLOTS as usize],
+    // First requests, then retries.
+    window: Window,
 }
-
-const SLOTS: u64 = 10;
 
 impl Budget {
     /// A budget that nothing has been drawn from. Outside Linkerd's bounds (ratio 0 to 1000, ttl 1 s to
     /// 60 s) it allows no retries, as Linkerd's proxy does.
     pub fn new(policy: RetryBudget, now: Instant) -> Self {
-        Self { policy, start: now, slots: std::array::from_fn(|_| Slot::default()) }
+        Self { window: Window::new(policy.ttl, now), policy }
     }
 
     /// Counts an original request, which earns its share of a retry.
     pub fn record_request(&self, now: Instant) {
-        let window = self.window(now);
-        self.slot(window).add(tag(window), Counts { requests: 1, retries: 0 });
+        self.window.add(now, Counts { first: 1, second: 0 });
     }
 
     /// Takes one retry out of the budget, if there is one.
@@ -39,13 +36,12 @@ impl Budget {
         if !self.is_valid() {
             return false;
         }
-        let window = self.window(now);
-        let spent = self.counts(window);
-        let earned = u128::from(spent.requests) * u128::from(self.policy.retry_ratio.0) / 1_000_000;
+        let (Counts { first: requests, second: retries }, _) = self.window.sum(now);
+        let earned = u128::from(requests) * u128::from(self.policy.retry_ratio.0) / 1_000_000;
         let floor = u128::from(self.policy.min_retries_per_second) * self.policy.ttl.as_millis() / 1000;
-        let allowed = u128::from(spent.retries) < earned + floor;
+        let allowed = u128::from(retries) < earned + floor;
         if allowed {
-            self.slot(window).add(tag(window), Counts { requests: 0, retries: 1 });
+            self.window.add(now, Counts { first: 0, second: 1 });
         }
         allowed
     }
@@ -54,71 +50,6 @@ impl Budget {
         let bounds = Duration::from_secs(1)..=Duration::from_secs(60);
         self.policy.retry_ratio.0 <= 1_000_000_000 && bounds.contains(&self.policy.ttl)
     }
-
-    /// Number of the tenth of `ttl` that `now` is in.
-    fn window(&self, now: Instant) -> u64 {
-        let length = (self.policy.ttl.as_nanos() / u128::from(SLOTS)).max(1);
-        (now.saturating_duration_since(self.start).as_nanos() / length) as u64
-    }
-
-    fn slot(&self, window: u64) -> &Slot {
-        &self.slots[(window % SLOTS) as usize]
-    }
-
-    /// What happened in the last `SLOTS` windows.
-    fn counts(&self, window: u64) -> Counts {
-        let mut sum = Counts::default();
-        for past in window.saturating_sub(SLOTS - 1)..=window {
-            let counts = self.slot(past).counts(tag(past));
-            sum.requests += counts.requests;
-            sum.retries += counts.retries;
-        }
-        sum
-    }
-}
-
-/// Counts of one window: tag (20 bits), requests (22), retries (22), so that one atomic holds all.
-#[derive(Debug, Default)]
-struct Slot(AtomicU64);
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Counts {
-    requests: u64,
-    retries: u64,
-}
-
-const COUNT_BITS: u32 = 22;
-const COUNT_MAX: u64 = (1 << COUNT_BITS) - 1;
-const TAG_MAX: u64 = (1 << (64 - 2 * COUNT_BITS)) - 1;
-
-/// Tells windows apart that share a slot. It comes round after 12 days at the shortest `ttl`; a slot
-/// unused for exactly so long would count old requests once.
-fn tag(window: u64) -> u64 {
-    (window / SLOTS) & TAG_MAX
-}
-
-impl Slot {
-    fn counts(&self, tag: u64) -> Counts {
-        unpack(self.0.load(Ordering::Relaxed), tag)
-    }
-
-    fn add(&self, tag: u64, more: Counts) {
-        // Always Some, so the update cannot fail.
-        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |packed| {
-            let counts = unpack(packed, tag);
-            let requests = (counts.requests + more.requests).min(COUNT_MAX);
-            let retries = (counts.retries + more.retries).min(COUNT_MAX);
-            Some(tag << (2 * COUNT_BITS) | requests << COUNT_BITS | retries)
-        });
-    }
-}
-
-/// The counts, or none if they are of an older window.
-fn unpack(packed: u64, tag: u64) -> Counts {
-    if packed >> (2 * COUNT_BITS) != tag {
-        return Counts::default();
-    }
-    Counts { requests: packed >> COUNT_BITS & COUNT_MAX, retries: packed & COUNT_MAX }
 }
 
 #[cfg(test)]

@@ -27,6 +27,26 @@ pub enum TryOutcome<'a> {
     Failure(FailureKind),
 }
 
+/// The HTTP status that stands for a gRPC status (Envoy `grpcToHttpStatus`). An unknown one is an error of the
+/// server.
+pub fn http_status_of(grpc_status: i32) -> StatusCode {
+    match grpc_status {
+        0 => StatusCode::OK,
+        // Envoy's and nginx's "client closed request", which has no name here.
+        1 => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
+        3 | 9 | 11 => StatusCode::BAD_REQUEST,
+        4 => StatusCode::GATEWAY_TIMEOUT,
+        5 => StatusCode::NOT_FOUND,
+        6 | 10 => StatusCode::CONFLICT,
+        7 => StatusCode::FORBIDDEN,
+        8 => StatusCode::TOO_MANY_REQUESTS,
+        12 => StatusCode::NOT_IMPLEMENTED,
+        14 => StatusCode::SERVICE_UNAVAILABLE,
+        16 => StatusCode::UNAUTHORIZED,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
 /// Why a try had no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FailureKind {

@@ -126,7 +126,8 @@ pub(super) fn decode(
     }
     let other = proto.typed_extension_protocol_options.keys().any(|key| key != OPTIONS);
     report.unenforced_if(other, at, "typed_extension_protocol_options", "only HTTP options are known");
-    options.max_requests_per_connection = proto.max_requests_per_connection.map(|n| n.value);
+    // 0 is Envoy's word for any number.
+    options.max_requests_per_connection = proto.max_requests_per_connection.map(|n| n.value).filter(|n| *n > 0);
     if let Some(common) = &common_options {
         let at = at.field("common_http_protocol_options");
         options.idle_timeout = match &common.idle_timeout {
@@ -135,7 +136,7 @@ pub(super) fn decode(
         };
         let age = common.max_connection_duration.as_ref();
         options.max_age = common::nonzero_duration(age, &at, "max_connection_duration", report);
-        let requests = common.max_requests_per_connection.map(|n| n.value);
+        let requests = common.max_requests_per_connection.map(|n| n.value).filter(|n| *n > 0);
         options.max_requests_per_connection = requests.or(options.max_requests_per_connection);
         consider!(common, &at, report, CommonOptions {
             read: [idle_timeout, max_connection_duration, max_requests_per_connection],
@@ -246,6 +247,9 @@ fn read_http2(proto: &Http2ProtocolOptions, options: &mut ConnectionOptions, at:
         custom_settings_parameters => "only known settings are sent",
     });
     options.max_concurrent_streams = proto.max_concurrent_streams.map(|n| n.value);
+    if options.max_concurrent_streams == Some(0) {
+        report.problem(&at.field("max_concurrent_streams"), "0 lets no request through; give at least 1");
+    }
     options.initial_stream_window =
         read_window(proto.initial_stream_window_size, "initial_stream_window_size", at, report);
     options.initial_connection_window =

@@ -31,6 +31,10 @@ pub(super) mod url {
     pub(crate) const HTTP_OPTIONS: &str = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
     pub(crate) const RATE_LIMIT: &str =
         "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
+    pub(crate) const ADMISSION: &str =
+        "type.googleapis.com/envoy.extensions.filters.http.admission_control.v3.AdmissionControl";
+    pub(crate) const CONCURRENCY: &str =
+        "type.googleapis.com/envoy.extensions.filters.http.adaptive_concurrency.v3.AdaptiveConcurrency";
     pub(crate) const SESSION: &str =
         "type.googleapis.com/envoy.extensions.filters.http.stateful_session.v3.StatefulSession";
     pub(crate) const SESSION_PER_ROUTE: &str =

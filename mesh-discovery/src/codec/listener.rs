@@ -14,7 +14,7 @@ use mesh_core::policy::{Fault, HttpFilter, HttpFilterKind, Listener, LocalRateLi
 
 use super::extension::{self, url};
 use super::report::{At, Report, consider};
-use super::{common, fault, filter, rate_limit, route, session, tcp};
+use super::{admission, common, concurrency, fault, filter, rate_limit, route, session, tcp};
 
 pub(super) use envoy_types::pb::envoy::config::listener::v3::Listener as Proto;
 
@@ -135,6 +135,12 @@ pub(super) fn encode_filter(http_filter: &HttpFilter) -> Option<hcm::HttpFilter>
             (extension::pack(url::FAULT, &proto), false)
         }
         HttpFilterKind::RateLimit(limit) => (extension::pack(url::RATE_LIMIT, &rate_limit::encode(limit)), true),
+        HttpFilterKind::AdmissionControl(policy) => {
+            (extension::pack(url::ADMISSION, &admission::encode(policy.as_ref())), true)
+        }
+        HttpFilterKind::AdaptiveConcurrency(policy) => {
+            (extension::pack(url::CONCURRENCY, &concurrency::encode(policy.as_ref())), true)
+        }
         HttpFilterKind::Session(session) => {
             let proto = session.as_ref().map(session::encode).unwrap_or_default();
             (extension::pack(url::SESSION, &proto), true)
@@ -155,6 +161,16 @@ fn decode_filter(proto: &filter::Filter<'_>, at: &At<'_>, report: &mut Report) -
             HttpFilterKind::Fault((fault != Fault::default()).then_some(fault))
         }
         url::RATE_LIMIT => HttpFilterKind::RateLimit(read_rate_limit(proto, at, report)?),
+        url::ADMISSION => {
+            let at = at.item("http_filters", proto.index);
+            let policy = extension::unpack(proto.config, &at, report)?;
+            HttpFilterKind::AdmissionControl(admission::decode(&policy, &at, report)?)
+        }
+        url::CONCURRENCY => {
+            let at = at.item("http_filters", proto.index);
+            let policy = extension::unpack(proto.config, &at, report)?;
+            HttpFilterKind::AdaptiveConcurrency(concurrency::decode(&policy, &at, report)?)
+        }
         url::SESSION => {
             let at = at.item("http_filters", proto.index);
             let session = extension::unpack(proto.config, &at, report)?;

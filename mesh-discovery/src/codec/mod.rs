@@ -27,11 +27,13 @@
 // xDS deprecates fields years before servers stop sending them, and some clients read only the older.
 #![allow(deprecated)]
 
+mod admission;
 mod audit;
 mod authorization;
 mod balancer;
 mod cluster;
 mod common;
+mod concurrency;
 mod connection;
 mod cors;
 mod endpoint;

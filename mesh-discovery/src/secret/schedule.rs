@@ -15,6 +15,17 @@ pub(super) fn renew_at(now: u64, not_after: u64, draw: f64) -> u64 {
     now.saturating_add(((left as f64 * share) as u64).max(1))
 }
 
+/// The wait after a failure, for who holds a certificate that ends at `not_after`: a sixteenth of the life that is left
+/// at most, so that an authority which returns shortly before the end is still asked in time. What has ended is past
+/// hurry.
+pub(super) fn wait_in_time(wait: Duration, now: u64, not_after: Option<u64>) -> Duration {
+    const SHORTEST: Duration = Duration::from_millis(100);
+    match not_after.and_then(|end| end.checked_sub(now)).filter(|left| *left > 0) {
+        Some(left) => wait.min((Duration::from_secs(left) / 16).max(SHORTEST)),
+        None => wait,
+    }
+}
+
 /// How long to sleep now to wake up at `until` at the latest; `None` when it is time.
 pub(super) fn nap(now: u64, until: u64) -> Option<Duration> {
     let left = until.checked_sub(now).filter(|left| *left > 0)?;
@@ -31,6 +42,17 @@ mod tests {
         assert_eq!(renew_at(1_000, 2_000, 0.5), 1_500);
         assert_eq!(renew_at(1_000, 2_000, 1.0), 1_600);
         assert_eq!(renew_at(2_000, 1_000, 0.5), 2_001, "ended before it began");
+    }
+
+    #[test]
+    fn retries_come_faster_towards_the_end_of_a_certificate() {
+        let wait = Duration::from_secs(30);
+        assert_eq!(wait_in_time(wait, 0, Some(86_400)), wait, "there is time");
+        assert_eq!(wait_in_time(wait, 0, Some(160)), Duration::from_secs(10));
+        assert_eq!(wait_in_time(wait, 0, Some(1)), Duration::from_millis(100), "never in a loop");
+        for ended in [None, Some(0), Some(5)] {
+            assert_eq!(wait_in_time(wait, 5, ended), wait, "nothing to save");
+        }
     }
 
     #[test]

@@ -108,7 +108,8 @@ async fn run(
                 }
             }
             Err(error) => {
-                let wait = backoff.next(random.f64());
+                let ends = current.as_ref().map(|identity| identity.not_after());
+                let wait = schedule::wait_in_time(backoff.next(random.f64()), clock(), ends);
                 refused.publish(Some(error.to_string().into()));
                 tracing::warn!(%error, retry_in = ?wait, has_certificate = current.is_some(), "no new certificate");
                 tokio::time::sleep(wait).await;

@@ -1,5 +1,5 @@
-//! Test helpers of mesh: a certificate authority, servers that misbehave on demand (HTTP and DNS) or just answer (bytes), hand-fed sources
-//! and small policy.
+//! Test helpers of mesh: a certificate authority, servers that misbehave on demand (HTTP and DNS) or just answer
+//! (bytes), hand-fed sources and small policy.
 //!
 //! Only for tests: helpers panic where a test would `unwrap`. Everything listens on loopback, port 0,
 //! and ends with its handle. Refuses to know the client, the server and the control plane: it stands
@@ -13,6 +13,7 @@ pub mod policy;
 mod raw;
 mod resolver;
 mod source;
+mod worker;
 
 pub use self::ca::{CertificateSpec, TestCa, crypto};
 pub use self::dns::{DnsFault, DnsServer};

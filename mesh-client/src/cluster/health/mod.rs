@@ -75,6 +75,18 @@ impl Watched {
     }
 }
 
+impl Watched {
+    /// Notes the head of an answer that leaves its outcome open.
+    pub(super) fn answered(&mut self) {
+        let Watch { policy, accrual, wake, .. } = &*self.watch;
+        if let (Some(policy), Some(turn)) = (&policy.accrual, &mut self.turn)
+            && accrual.answered(turn, policy)
+        {
+            wake.notify_one();
+        }
+    }
+}
+
 impl Drop for Watched {
     fn drop(&mut self) {
         if let Some(turn) = self.turn.take() {

@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
 use crate::body::Outgoing;
-use crate::connect::{Dialer, Lease, Peer, Pool, Want};
+use crate::connect::{Dialer, Lease, Peer, Pool, Room, Want};
 use crate::error::Cause;
 
 /// Bytes of an answer that are read, so that its connection can be used again.
@@ -151,9 +151,9 @@ impl Prober {
         request: &Request<()>,
         body: Option<Bytes>,
     ) -> Result<(Response<Incoming>, Lease), Refusal> {
-        let pool = patient.pool.get_or_insert_with(|| Pool::new(self.dialer.clone(), patient.peer.clone(), None));
+        let pool = patient.pool.get_or_insert_with(|| Pool::new(self.dialer.clone(), patient.peer.clone()));
         for fresh in [false, true] {
-            let mut lease = pool.acquire(false, fresh, || Ok(())).await?;
+            let mut lease = pool.acquire(false, fresh, Room::ANY, || Ok(())).await?;
             let outgoing = body.clone().map_or(Outgoing::Empty, |bytes| Outgoing::Full(Some(bytes)));
             let request = form(request, lease.is_http2(), outgoing);
             let sent = match &mut lease {

@@ -220,7 +220,8 @@ impl Owner {
             }
             Change::Overflow(reason) => {
                 let reason = reason.as_str();
-                tracing::info!(cluster, endpoint = %address, reason, "outlier not ejected: as many as allowed are");
+                // Not louder: while many fail, that is said at every limit that each of them reaches.
+                tracing::debug!(cluster, endpoint = %address, reason, "outlier not ejected: as many as allowed are");
             }
             Change::Returned => tracing::info!(cluster, endpoint = %address, "ejected endpoint returned"),
             Change::CheckFailed => {

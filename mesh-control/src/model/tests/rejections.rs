@@ -465,7 +465,7 @@ fn linkerd_and_smi_rejections() {
         ("{dstOverrides: [{authority: 'a.b:0', weight: 1}]}", "spec.dstOverrides[0].authority", "host with a port"),
         ("{dstOverrides: [{authority: 'a.b:http', weight: 1}]}", "spec.dstOverrides[0].authority", "host with a port"),
         ("{routes: [{name: a, condition: {}}]}", "spec.routes[0].condition", "needs a matcher"),
-        ("{routes: [{name: a, condition: {pathRegex: '('}}]}", "spec.routes[0].condition.pathRegex", ""),
+        ("{routes: [{name: a, condition: {pathRegex: '('}}]}", "spec.routes[0].condition.pathRegex", "unclosed group"),
         ("{routes: [{name: a, condition: {any: [null]}}]}", "spec.routes[0].condition.any[0]", ""),
         ("{routes: [{name: a, condition: {not: {}}}]}", "spec.routes[0].condition.not", "needs a matcher"),
         (
@@ -512,6 +512,46 @@ fn linkerd_and_smi_rejections() {
         rejects(&split(spec), field, message);
     }
     accepts(&split("{service: a, backends: [{service: a, weight: 0.5}, {service: b, weight: 500m}]}"));
+}
+
+#[test]
+fn a_condition_that_would_be_lost_refuses_the_object() {
+    let block = |condition: &str| virtual_service(&format!("{{match: [{{{condition}}}], {TO_A}}}"));
+    let at = "spec.http[0].match[0]";
+    for (condition, field, message) in [
+        ("uri: {prefix: /a}, header: {end-user: {exact: jason}}", "header", "unknown field, did you mean headers?"),
+        ("uri: {suffix: /x}", "uri.suffix", "unknown field"),
+        ("headers: {end-user: {exat: jason}}", "headers.end-user.exat", "unknown field, did you mean exact?"),
+        ("headers: {end-user: null}", "headers.end-user", "there is no value here"),
+        ("uri: {}", "uri", "one of exact, prefix and regex is needed"),
+        ("method: {}", "method", "one of exact, prefix and regex is needed"),
+        ("uri: [/a]", "uri", "a mapping of fields is needed, not a list"),
+    ] {
+        rejects(&block(condition), &format!("{at}.{field}"), message);
+    }
+    let tls = "spec: {hosts: [a.b], tls: [{match: [{sniHosts: [a.b], prt: 1}], route: [{destination: {host: a}}]}]}";
+    rejects(&virtual_service(tls), "spec.tls[0].match[0].prt", "did you mean port?");
+    let profile = "apiVersion: linkerd.io/v1alpha2\nkind: ServiceProfile\nmetadata: {name: a.b}\nspec: {routes: [{name: r, condition: {method: GET, pathRegx: /a}}]}\n";
+    rejects(profile, "spec.routes[0].condition.pathRegx", "did you mean pathRegex?");
+    // The controls: presence is said by an empty match, and elsewhere a slip is a warning.
+    accepts(&block("headers: {end-user: {}}, withoutHeaders: {x: {}}, queryParams: {q: {}}"));
+    accepts(&virtual_service(&format!("{{{TO_A}, timeuot: 5s}}")));
+}
+
+#[test]
+fn a_pattern_that_is_none_is_one_message() {
+    let text = virtual_service(&format!("{{match: [{{uri: {{regex: '('}}}}], {TO_A}}}, {{{TO_A}}}"));
+    let profile = "apiVersion: linkerd.io/v1alpha2\nkind: ServiceProfile\nmetadata: {name: a.b}\nspec: {routes: [{name: r, condition: {pathRegex: '('}}]}\n";
+    for (text, field) in
+        [(text.as_str(), "spec.http[0].match[0].uri.regex"), (profile, "spec.routes[0].condition.pathRegex")]
+    {
+        let found = findings(text);
+        let said: Vec<_> = found.iter().map(|finding| (finding.field.as_str(), finding.message.as_str())).collect();
+        assert_eq!(said, [(field, "\"(\" is not a regular expression: unclosed group")]);
+    }
+    // The control: a good object whose first route does take everything.
+    let text = virtual_service(&format!("{{match: [{{uri: {{regex: '.*'}}}}], {TO_A}}}, {{{TO_A}}}"));
+    assert_eq!(findings(&text)[0].code, Some("IST0130"));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use mesh_core::policy::{AuthorityRewrite, DirectResponse, PathRewrite, PerMillio
 use super::spec::{
     DestinationSpec, DirectResponseSpec, HttpRouteSpec, RedirectSpec, RewriteSpec, RouteDestinationSpec,
 };
-use super::{Destination, HttpAction, RedirectPort, WeightedDestination, headers};
+use super::{Destination, HttpAction, Mirrored, RedirectPort, WeightedDestination, headers};
 use crate::model::check::Check;
 use crate::model::values::{is_host, is_label, pattern, percent, port};
 
@@ -235,7 +235,7 @@ pub(super) fn rewrite(spec: Option<&RewriteSpec>, check: &mut Check<'_>, path: &
 }
 
 /// Checks `mirror` and `mirrors`.
-pub(super) fn mirrors(spec: &HttpRouteSpec, check: &mut Check<'_>, path: &str) -> Vec<(Destination, PerMillion)> {
+pub(super) fn mirrors(spec: &HttpRouteSpec, check: &mut Check<'_>, path: &str) -> Vec<Mirrored> {
     let mut found = Vec::new();
     if spec.mirror.is_some() && !spec.mirrors.is_empty() {
         check.error(&format!("{path}.mirrors"), "only one of mirror and mirrors may be given");
@@ -251,18 +251,18 @@ pub(super) fn mirrors(spec: &HttpRouteSpec, check: &mut Check<'_>, path: &str) -
             }
             (None, None) => Some(PerMillion::ALL),
         };
-        let destination = destination(Some(mirror), check, &format!("{path}.mirror"));
-        found.extend(destination.zip(share));
+        let read = destination(Some(mirror), check, &format!("{path}.mirror")).zip(share);
+        found.extend(read.map(|(destination, share)| Mirrored { destination, share, field: "mirror".to_owned() }));
     }
     for (i, mirror) in spec.mirrors.iter().enumerate() {
-        let path = format!("{path}.mirrors[{i}]");
+        let (path, field) = (format!("{path}.mirrors[{i}]"), format!("mirrors[{i}].destination"));
         let destination = destination(mirror.destination.as_ref(), check, &format!("{path}.destination"));
         let share = match &mirror.percentage {
             Some(percentage) => check.take(&format!("{path}.percentage"), percent(percentage)),
             None => Some(PerMillion::ALL),
         };
-        found.extend(destination.zip(share));
+        found.extend(destination.zip(share).map(|(destination, share)| Mirrored { destination, share, field }));
     }
-    found.retain(|(_, share)| *share != PerMillion::NONE);
+    found.retain(|mirrored| mirrored.share != PerMillion::NONE);
     found
 }

@@ -9,8 +9,9 @@ use super::{MatchBlock, check_gateway_name};
 use crate::model::check::Check;
 use crate::model::values::{StringMatchSpec, port, string_match};
 
-/// Checks one block.
+/// Checks one block; `None` after an error.
 pub(super) fn block(spec: &MatchSpec, check: &mut Check<'_>, path: &str, mesh: bool) -> Option<MatchBlock> {
+    let errors = check.errors();
     let mut matcher = RouteMatch::any();
     if let Some(uri) = &spec.uri {
         matcher.path = uri_match(uri, check, &format!("{path}.uri"))?;
@@ -46,7 +47,8 @@ pub(super) fn block(spec: &MatchSpec, check: &mut Check<'_>, path: &str, mesh: b
     if spec.stat_prefix.is_some() {
         check.unenforced(&format!("{path}.statPrefix"), "no statistics of its own for this match");
     }
-    Some(MatchBlock { name: spec.name.clone(), matcher, gateways: spec.gateways.clone() })
+    let block = MatchBlock { name: spec.name.clone(), matcher, gateways: spec.gateways.clone() };
+    (check.errors() == errors).then_some(block)
 }
 
 fn text(pattern: StringMatch) -> HeaderMatch {
@@ -58,13 +60,23 @@ fn uri_match(spec: &StringMatchSpec, check: &mut Check<'_>, path: &str) -> Optio
     if spec.prefix.as_deref() == Some("") && spec.exact.is_none() && spec.regex.is_none() {
         return Some(PathMatch::Prefix("/".into()));
     }
-    Some(match string_match(spec, check, path)? {
+    Some(match valued(spec, check, path)? {
+        // The regex `*`.
         None => PathMatch::Prefix("/".into()),
         Some(StringMatch::Exact(text)) => PathMatch::Exact(text),
         Some(StringMatch::Prefix(text)) => PathMatch::Prefix(text),
         Some(StringMatch::Regex(pattern)) => PathMatch::Regex(pattern),
         Some(StringMatch::Suffix(_) | StringMatch::Contains(_)) => unreachable!("Istio's StringMatch has neither"),
     })
+}
+
+/// A StringMatch about what every request has: "present" would say nothing.
+fn valued(spec: &StringMatchSpec, check: &mut Check<'_>, path: &str) -> Option<Option<StringMatch>> {
+    if spec.exact.is_none() && spec.prefix.is_none() && spec.regex.is_none() {
+        check.error(path, "one of exact, prefix and regex is needed");
+        return None;
+    }
+    string_match(spec, check, path)
 }
 
 fn pseudo_headers(spec: &MatchSpec, check: &mut Check<'_>, path: &str, matcher: &mut RouteMatch) {
@@ -75,7 +87,7 @@ fn pseudo_headers(spec: &MatchSpec, check: &mut Check<'_>, path: &str, matcher: 
     ];
     for (key, value, field) in parts {
         let Some(value) = value else { continue };
-        match string_match(value, check, &format!("{path}.{field}")) {
+        match valued(value, check, &format!("{path}.{field}")) {
             Some(Some(StringMatch::Exact(method))) if key == HeaderKey::Method => matcher.methods.push(method),
             Some(Some(pattern)) => matcher.headers.push(HeaderMatcher {
                 name: key,

@@ -53,7 +53,7 @@ pub(crate) struct HttpRoute {
     /// Whether `retryIgnorePreviousHosts` was written.
     pub(crate) previous_hosts_said: bool,
     pub(crate) fault: Option<Fault>,
-    pub(crate) mirrors: Vec<(Destination, PerMillion)>,
+    pub(crate) mirrors: Vec<Mirrored>,
     pub(crate) cors: Option<Cors>,
 }
 
@@ -111,6 +111,16 @@ pub(crate) struct WeightedDestination {
     pub(crate) authority: Option<String>,
 }
 
+/// Where copies go.
+#[derive(Clone, Debug)]
+pub(crate) struct Mirrored {
+    pub(crate) destination: Destination,
+    /// Above 0.
+    pub(crate) share: PerMillion,
+    /// The destination's path within the route: `mirror` or `mirrors[1].destination`.
+    pub(crate) field: String,
+}
+
 /// A destination as written, lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Destination {
@@ -124,6 +134,11 @@ impl Kind for VirtualService {
     const KIND: &'static str = "VirtualService";
     const VERSIONS: &'static [&'static str] = &["v1", "v1beta1", "v1alpha3"];
     type Spec = VirtualServiceSpec;
+
+    /// A condition that is lost makes the route take requests it should not.
+    fn strict(path: &str) -> bool {
+        path.split('.').nth(2).is_some_and(|step| step.starts_with("match["))
+    }
 
     fn validate(spec: VirtualServiceSpec, check: &mut Check<'_>) -> Self {
         let mesh = names_mesh(&spec.gateways);
@@ -149,7 +164,10 @@ impl Kind for VirtualService {
         for (i, route) in spec.http.into_iter().enumerate() {
             http.extend(http_route(route, check, &format!("spec.http[{i}]"), mesh, delegate));
         }
-        check_unreachable(&http, check);
+        // What is missing after an error would be taken for "every request".
+        if check.errors() == 0 {
+            check_unreachable(&http, check);
+        }
         let export_to = ExportTo::read(&spec.export_to, check, "spec.exportTo");
         let gateways = spec.gateways.into_iter().filter(|gateway| gateway != MESH).collect();
         Self { hosts, mesh, gateways, http, tls, tcp, export_to }

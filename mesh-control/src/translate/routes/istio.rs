@@ -14,7 +14,7 @@ use crate::model::{
     is_catch_all,
 };
 use crate::translate::instances::includes;
-use crate::translate::names;
+use crate::translate::{NodeScope, World, names};
 
 /// The routes of the VirtualService that holds here; `None` if there is none or it says nothing to this
 /// client.
@@ -37,6 +37,18 @@ pub(super) fn table(place: &Place<'_>) -> Option<Table> {
         return None;
     }
     Some(Table { routes, retry: Some(RetryPolicy::istio_default()), budget: None })
+}
+
+/// The routes that a VirtualService makes by itself, each with its place in `http`; delegating ones make none.
+pub(in crate::translate) fn made_by(world: &World, service: &Object<VirtualService>) -> Vec<(usize, Route)> {
+    let scope = NodeScope::namespace(service.namespace());
+    let host = service.spec.hosts.first().map_or("", String::as_str);
+    let place = Place { world, scope: &scope, host, port: 80, known: None };
+    let routes = service.spec.http.iter().enumerate().filter_map(|(i, http)| {
+        let source = Source { namespace: service.namespace(), http, root: None };
+        Some((i, source.route(&place, http.name.clone(), RouteMatch::any())?))
+    });
+    routes.collect()
 }
 
 /// One route of the result: the written route with what a delegating route adds to it.
@@ -164,19 +176,16 @@ impl Source<'_> {
             if self.http.mirrors.is_empty() { root.map_or(&[][..], |root| &root.mirrors) } else { &self.http.mirrors };
         forward.mirrors = mirrors
             .iter()
-            .map(|(destination, share)| {
-                let (host, port, subset) = self.target(place, destination);
-                Mirror { cluster: ClusterName::outbound(port, subset, &host), share: *share, shadow_host: false }
+            .map(|mirrored| {
+                let (host, port, subset) = self.target(place, &mirrored.destination);
+                Mirror { cluster: ClusterName::outbound(port, subset, &host), share: mirrored.share, shadow_host: false }
             })
             .collect();
         let hashed: Vec<(&str, u16, &str)> =
             targets.iter().map(|(host, port, subset)| (&**host, *port, *subset)).collect();
         let said = self.http.previous_hosts_said;
         if add_hash(place, &mut forward, &hashed) && !said {
-            // With consistent hashing the same endpoint is tried again unless the route says otherwise.
-            let mut retry = forward.retry.take().unwrap_or_else(RetryPolicy::istio_default);
-            retry.avoid_previous_hosts = false;
-            forward.retry = Some(retry);
+            forward = keeping_the_endpoint(forward);
         }
         forward
     }
@@ -217,6 +226,14 @@ fn append(headers: &mut HeaderPolicy, more: &HeaderPolicy) {
     headers.request.remove.extend(more.request.remove.iter().cloned());
     headers.response.write.extend(more.response.write.iter().cloned());
     headers.response.remove.extend(more.response.remove.iter().cloned());
+}
+
+/// With consistent hashing the same endpoint is tried again unless the route says otherwise.
+pub(super) fn keeping_the_endpoint(mut forward: Forward) -> Forward {
+    let mut retry = forward.retry.take().unwrap_or_else(RetryPolicy::istio_default);
+    retry.avoid_previous_hosts = false;
+    forward.retry = Some(retry);
+    forward
 }
 
 /// Adds the hash sources of the destinations' consistent-hash balancers; whether there is one.

@@ -10,7 +10,7 @@ use mesh_core::policy::{
     WeightedClusters,
 };
 
-use super::{Place, Table, forward_all};
+use super::{Place, Table, forward_all, istio};
 use crate::model::{Object, ProfileRoute, ServiceProfile, TrafficSplit};
 use crate::translate::catalog::Host;
 use crate::translate::{World, names};
@@ -27,16 +27,18 @@ pub(super) fn table(place: &Place<'_>, known: &Host) -> Option<Table> {
         (None, Some(profile)) => shares_of_profile(place, profile),
         (None, None) => return None,
     };
-    let to = choice(place, known, shares);
+    let (forward, hashed) = forward(place, known, shares);
     let Some(profile) = profile else {
+        let forward = if hashed { istio::keeping_the_endpoint(forward) } else { forward };
         return Some(Table {
-            routes: vec![forward_all("split", forward(&to))],
+            routes: vec![forward_all("split", forward)],
             retry: Some(RetryPolicy::istio_default()),
             budget: None,
         });
     };
-    let mut routes: Vec<Route> = profile.spec.routes.iter().flat_map(|route| profile_routes(route, &to)).collect();
-    routes.push(forward_all("[DEFAULT]", forward(&to)));
+    let mut routes: Vec<Route> =
+        profile.spec.routes.iter().flat_map(|route| profile_routes(route, &forward, hashed)).collect();
+    routes.push(forward_all("[DEFAULT]", forward));
     let retries = profile.spec.routes.iter().any(|route| route.retryable);
     let budget = profile.spec.budget.clone().or_else(|| retries.then(default_budget));
     Some(Table { routes, retry: None, budget })
@@ -73,37 +75,34 @@ fn shares_of_profile(place: &Place<'_>, profile: &Object<ServiceProfile>) -> Vec
     overrides.map(|entry| (entry.host.clone(), entry.port.unwrap_or(place.port), entry.weight)).collect()
 }
 
-/// Shares as a choice of clusters. A backend that has no such port is left out; one that does not exist
-/// keeps its share, which fails.
-fn choice(place: &Place<'_>, known: &Host, shares: Vec<Share>) -> ClusterChoice {
+/// Forwarding by shares, and whether endpoints are chosen by a hash, as the rules of the backends say. A backend that
+/// has no such port is left out; one that does not exist keeps its share, which fails.
+fn forward(place: &Place<'_>, known: &Host, mut shares: Vec<Share>) -> (Forward, bool) {
     let portless = |host: &str, port: u16| {
         place.world.catalog.get(place.scope, host).is_some_and(|backend| backend.port(port).is_none())
     };
-    let entries: Vec<WeightedCluster> = shares
-        .into_iter()
-        .filter(|(host, port, weight)| *weight > 0 && !portless(host, *port))
-        .map(|(host, port, weight)| WeightedCluster::new(ClusterName::outbound(port, "", &host), weight))
-        .collect();
-    match WeightedClusters::new(entries) {
-        Ok(clusters) => ClusterChoice::Weighted(clusters),
+    shares.retain(|(host, port, weight)| *weight > 0 && !portless(host, *port));
+    let entry = |(host, port, weight): &Share| WeightedCluster::new(ClusterName::outbound(*port, "", host), *weight);
+    let mut forward = Forward::to(ClusterName::outbound(place.port, "", &known.name));
+    match WeightedClusters::new(shares.iter().map(entry).collect()) {
+        Ok(clusters) => forward.to = ClusterChoice::Weighted(clusters),
         // Nobody is left: the service itself.
-        Err(_) => ClusterChoice::Cluster(ClusterName::outbound(place.port, "", &known.name)),
+        Err(_) => shares = vec![(known.name.clone(), place.port, 1)],
     }
+    let targets: Vec<(&str, u16, &str)> = shares.iter().map(|(host, port, _)| (&**host, *port, "")).collect();
+    let hashed = istio::add_hash(place, &mut forward, &targets);
+    (forward, hashed)
 }
 
-fn forward(to: &ClusterChoice) -> Forward {
-    let mut forward = Forward::to(ClusterName::new(""));
-    forward.to = to.clone();
-    forward
-}
-
-fn profile_routes<'a>(route: &'a ProfileRoute, to: &'a ClusterChoice) -> impl Iterator<Item = Route> + 'a {
+fn profile_routes<'a>(route: &'a ProfileRoute, to: &'a Forward, hashed: bool) -> impl Iterator<Item = Route> + 'a {
     route.matches.iter().map(move |matcher| {
-        let mut forward = forward(to);
+        let mut forward = to.clone();
         forward.timeout = route.timeout;
         if route.retryable {
             let on = RetryOn { classified_failure: true, ..RetryOn::default() };
-            forward.retry = Some(RetryPolicy::new(MAX_ATTEMPTS, on));
+            let mut retry = RetryPolicy::new(MAX_ATTEMPTS, on);
+            retry.avoid_previous_hosts &= !hashed;
+            forward.retry = Some(retry);
         }
         let action = RouteAction::Forward(Box::new(forward));
         let response_classes = route.classes.clone();

@@ -6,6 +6,7 @@ mod linkerd;
 mod port;
 mod tcp;
 
+pub(super) use self::istio::made_by;
 pub(super) use self::linkerd::profile;
 
 use mesh_core::id::ClusterName;
@@ -141,7 +142,9 @@ fn table(place: &Place<'_>, known: &Host) -> Option<Table> {
     }
     let cluster = ClusterName::outbound(place.port, "", &known.name);
     let mut forward = Forward::to(cluster);
-    istio::add_hash(place, &mut forward, &[(known.name.as_str(), place.port, "")]);
+    if istio::add_hash(place, &mut forward, &[(known.name.as_str(), place.port, "")]) {
+        forward = istio::keeping_the_endpoint(forward);
+    }
     Some(Table {
         routes: vec![forward_all("default", forward)],
         retry: Some(RetryPolicy::istio_default()),

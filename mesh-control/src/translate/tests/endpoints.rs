@@ -313,3 +313,34 @@ fn a_pod_gives_its_endpoint_labels_account_and_mesh_tls() {
     assert_eq!((addresses(&bare, "v1").len(), addresses(&bare, "").len()), (0, 3));
     assert!(codes(&bare).contains(&("spec.subsets[0]", Some("IST0173"))));
 }
+
+#[test]
+fn a_workload_entry_that_is_not_well_gets_no_requests() {
+    use mesh_core::policy::Health;
+
+    let entry = |annotations: &str, status: &str| {
+        istio("WorkloadEntry", "w", "default", "{address: 10.0.0.1, labels: {app: a}}")
+            .replace("{name: w,", &format!("{{name: w, annotations: {{{annotations}}},"))
+            .replace("---", &format!("status: {status}\n---"))
+    };
+    let service = istio(
+        "ServiceEntry",
+        "a",
+        "default",
+        "{hosts: [a.b], ports: [{number: 80, name: http}], resolution: STATIC, location: MESH_INTERNAL, workloadSelector: {labels: {app: a}}}",
+    );
+    let probed = "proxy.istio.io/health-checks-enabled: 'true'";
+    for (annotations, status, health) in [
+        ("", "{}", Health::Healthy),
+        ("", "{conditions: [{type: Healthy, status: 'False'}]}", Health::Unhealthy),
+        ("", "{conditions: [{type: Ready, status: 'False'}, {type: Healthy, status: 'True'}]}", Health::Healthy),
+        (probed, "{}", Health::Unhealthy),
+        (probed, "{conditions: [{type: Healthy, status: 'True'}]}", Health::Healthy),
+    ] {
+        let text = entry(annotations, status);
+        let world = world(&format!("{service}{text}"));
+        let endpoints = world.endpoints(&scope("default"), "outbound|80||a.b").unwrap();
+        let found: Vec<_> = endpoints.iter().map(|endpoint| endpoint.health).collect();
+        assert_eq!(found, [health], "{text}");
+    }
+}

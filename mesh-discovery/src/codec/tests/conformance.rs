@@ -5,13 +5,17 @@ use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::route::v3::{
     self as rds, RouteConfiguration as RoutesProto, route_action::ClusterSpecifier, route_match::PathSpecifier,
 };
+use envoy_types::pb::envoy::extensions::filters::http::adaptive_concurrency::v3 as adaptive_concurrency;
+use envoy_types::pb::envoy::extensions::filters::http::admission_control::v3 as admission_control;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::HttpFault;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     self as hcm, http_connection_manager::RouteSpecifier,
 };
 use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher as StringProto};
+use envoy_types::pb::envoy::r#type::v3::{HttpStatus, Percent};
 use envoy_types::pb::google::protobuf::{Any, Duration, UInt32Value};
 use mesh_core::policy::*;
+use prost::Message;
 
 use super::refusals::{changed, number, routes, with_action, with_manager, with_route};
 use crate::codec::{self, AnyListener, DecodeError, Decoded, extension, extension::url};
@@ -557,4 +561,108 @@ fn faults_hold_all_of_a33() {
     let HttpFilterKind::Fault(Some(fault)) = &listener.filters[0].kind else { panic!("a fault filter") };
     assert!(fault.delay.as_ref().unwrap().duration.is_none() && fault.abort.as_ref().unwrap().status.is_none());
     assert_eq!((fault.headers.len(), fault.cluster.clone(), fault.max_active), (1, Some("c".into()), Some(3)));
+}
+
+/// The listener with this filter first, and what became of the filter.
+fn filtered(type_url: &str, message: &impl Message) -> Result<HttpFilterKind, Vec<String>> {
+    let filter = codec::filter::encode("f", extension::pack(type_url, message), false);
+    let decoded = codec::decode_listener(&with_manager(|m| m.http_filters.insert(0, filter)));
+    let place = "api_listener.api_listener.http_filters[0].";
+    let fields = |error: DecodeError| {
+        error.problems.iter().map(|p| p.field.strip_prefix(place).unwrap_or(&p.field).to_owned()).collect::<Vec<_>>()
+    };
+    let decoded = decoded.map_err(fields)?;
+    assert_eq!(decoded.unenforced, []);
+    let AnyListener::Outbound(listener) = decoded.value else { panic!("a client's listener") };
+    Ok(listener.filters[0].kind.clone())
+}
+
+#[test]
+fn admission_control_has_envoys_defaults_and_bounds() {
+    let least = || admission_control::AdmissionControl {
+        evaluation_criteria: codec::admission::encode(None).evaluation_criteria,
+        ..Default::default()
+    };
+    let decoded = |change: &dyn Fn(&mut admission_control::AdmissionControl)| {
+        let mut proto = least();
+        change(&mut proto);
+        filtered(url::ADMISSION, &proto)
+    };
+    assert_eq!(decoded(&|_| {}), Ok(HttpFilterKind::AdmissionControl(Some(AdmissionControl::default()))));
+    let off = codec::admission::encode(None);
+    assert_eq!(filtered(url::ADMISSION, &off), Ok(HttpFilterKind::AdmissionControl(None)));
+    // Less than linear is linear, and a window has a second at least.
+    let unusual = decoded(&|p| {
+        p.aggression = Some(core::RuntimeDouble { default_value: 0.1, ..Default::default() });
+        p.sampling_window = Some(Duration { seconds: 0, nanos: 1 });
+    });
+    let window = std::time::Duration::from_secs(1);
+    let want = AdmissionControl { window, ..AdmissionControl::default() };
+    assert_eq!(unusual, Ok(HttpFilterKind::AdmissionControl(Some(want))));
+    let percent = |value| Some(core::RuntimePercent { default_value: Some(Percent { value }), ..Default::default() });
+    assert_eq!(decoded(&|p| p.sr_threshold = percent(0.9)), Err(vec!["sr_threshold".to_owned()]));
+    let too_much = decoded(&|p| p.max_rejection_probability = percent(101.0));
+    assert_eq!(too_much, Err(vec!["max_rejection_probability".to_owned()]));
+    let endless = |p: &mut admission_control::AdmissionControl| {
+        p.aggression = Some(core::RuntimeDouble { default_value: f64::NAN, ..Default::default() });
+    };
+    assert_eq!(decoded(&endless), Err(vec!["aggression".to_owned()]));
+    assert_eq!(decoded(&|p| p.evaluation_criteria = None), Err(vec!["success_criteria".to_owned()]));
+    let mut bad = AdmissionControl { grpc_success: vec![17], ..AdmissionControl::default() };
+    bad.http_success.push(200..601);
+    let fields = ["http_criteria.http_success_status[0]", "grpc_criteria.grpc_success_status[0]"];
+    let fields = fields.map(|field| format!("success_criteria.{field}")).to_vec();
+    assert_eq!(filtered(url::ADMISSION, &codec::admission::encode(Some(&bad))), Err(fields));
+}
+
+#[test]
+fn adaptive_concurrency_has_envoys_defaults_and_bounds() {
+    use adaptive_concurrency::adaptive_concurrency::ConcurrencyControllerConfig::GradientControllerConfig;
+    use adaptive_concurrency::gradient_controller_config::MinimumRttCalculationParams;
+
+    type Gradient = adaptive_concurrency::GradientControllerConfig;
+    let decoded = |change: &dyn Fn(&mut Gradient)| {
+        let mut proto = codec::concurrency::encode(Some(&AdaptiveConcurrency::default()));
+        let Some(GradientControllerConfig(gradient)) = &mut proto.concurrency_controller_config else {
+            panic!("a gradient controller")
+        };
+        change(gradient);
+        filtered(url::CONCURRENCY, &proto)
+    };
+    let on = |policy| Ok(HttpFilterKind::AdaptiveConcurrency(Some(policy)));
+    let bare = decoded(&|gradient| {
+        gradient.sample_aggregate_percentile = None;
+        let limit = gradient.concurrency_limit_params.as_mut().unwrap();
+        (limit.max_concurrency_limit, limit.min_concurrency_limit) = (None, None);
+        let interval = gradient.min_rtt_calc_params.as_ref().unwrap().interval;
+        gradient.min_rtt_calc_params = Some(MinimumRttCalculationParams { interval, ..Default::default() });
+    });
+    assert_eq!(bare, on(AdaptiveConcurrency::default()));
+    let off = codec::concurrency::encode(None);
+    assert_eq!(filtered(url::CONCURRENCY, &off), Ok(HttpFilterKind::AdaptiveConcurrency(None)));
+    let fixed = |gradient: &mut Gradient| {
+        let least = gradient.min_rtt_calc_params.as_mut().unwrap();
+        (least.interval, least.fixed_value) = (None, Some(Duration { seconds: 1, nanos: 0 }));
+    };
+    let min_rtt = MinRtt::Fixed(std::time::Duration::from_secs(1));
+    assert_eq!(decoded(&fixed), on(AdaptiveConcurrency { min_rtt, ..AdaptiveConcurrency::default() }));
+    // A status that is no error is Envoy's own.
+    let mut proto = codec::concurrency::encode(Some(&AdaptiveConcurrency::default()));
+    proto.concurrency_limit_exceeded_status = Some(HttpStatus { code: 200 });
+    assert_eq!(filtered(url::CONCURRENCY, &proto), on(AdaptiveConcurrency::default()));
+    proto.concurrency_controller_config = None;
+    assert_eq!(filtered(url::CONCURRENCY, &proto), Err(vec!["gradient_controller_config".to_owned()]));
+    let none = decoded(&|gradient| {
+        let limit = gradient.concurrency_limit_params.as_mut().unwrap();
+        limit.concurrency_update_interval = None;
+        limit.max_concurrency_limit = number(0);
+        gradient.min_rtt_calc_params = Some(MinimumRttCalculationParams::default());
+    });
+    let fields = [
+        "concurrency_limit_params.concurrency_update_interval",
+        "concurrency_limit_params.max_concurrency_limit",
+        "min_rtt_calc_params.interval",
+    ];
+    let fields = fields.map(|field| format!("gradient_controller_config.{field}")).to_vec();
+    assert_eq!(none, Err(fields));
 }

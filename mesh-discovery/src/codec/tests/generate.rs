@@ -156,6 +156,41 @@ pub(super) fn rate_limit() -> impl Strategy<Value = LocalRateLimit> {
     )
 }
 
+fn admission() -> impl Strategy<Value = AdmissionControl> {
+    let statuses = (100..599_u16, 1..100_u16).prop_map(|(start, length)| start..(start + length).min(600));
+    let shares = ((10_000..=1_000_000_u32).prop_map(PerMillion::new), share());
+    (1000..1_000_000_u64, shares, 1_000_000..u32::MAX, any::<u32>(), vec(statuses, 0..3), vec(0..=16_u32, 0..4))
+        .prop_map(|(millis, (threshold, max_rejection), aggression, min_rps, http_success, grpc_success)| {
+            AdmissionControl {
+                window: Duration::from_millis(millis),
+                threshold,
+                aggression,
+                min_rps,
+                max_rejection,
+                http_success,
+                grpc_success,
+            }
+        })
+}
+
+fn concurrency() -> impl Strategy<Value = AdaptiveConcurrency> {
+    let measured = (time(), 1..u32::MAX, share(), 1..u32::MAX).prop_map(|(interval, requests, jitter, concurrency)| {
+        MinRtt::Measured { interval, requests, jitter, concurrency }
+    });
+    let min_rtt = prop_oneof![time().prop_map(MinRtt::Fixed), measured];
+    (400..600_u16, share(), time(), 1..u32::MAX, 1..u32::MAX, min_rtt, share()).prop_map(
+        |(status, percentile, interval, min_limit, max_limit, min_rtt, buffer)| AdaptiveConcurrency {
+            status,
+            percentile,
+            interval,
+            min_limit,
+            max_limit,
+            min_rtt,
+            buffer,
+        },
+    )
+}
+
 fn session() -> impl Strategy<Value = StatefulSession> {
     let source = prop_oneof![
         (text(), "[a-z/]{0,3}", duration()).prop_map(|(name, path, ttl)| SessionSource::Cookie { name, path, ttl }),
@@ -499,6 +534,8 @@ pub(super) fn listener() -> impl Strategy<Value = Listener> {
         fault,
         skipped(),
         rate_limit().prop_map(HttpFilterKind::RateLimit),
+        option::of(admission()).prop_map(HttpFilterKind::AdmissionControl),
+        option::of(concurrency()).prop_map(HttpFilterKind::AdaptiveConcurrency),
         option::of(session()).prop_map(HttpFilterKind::Session),
     ];
     (text(), source, vec(kind, 0..3), option::of(time()), option::of(tcp())).prop_map(

@@ -324,8 +324,8 @@ fn connection() -> impl Strategy<Value = ConnectionOptions> {
         time(),
         option::of(time()),
         option::of(time()),
-        option::of(any::<u32>()),
-        (option::of(any::<u32>()), option::of(window), option::of(0..=i32::MAX as u32)),
+        option::of(1..=u32::MAX),
+        (option::of(1..=u32::MAX), option::of(window), option::of(0..=i32::MAX as u32)),
         option::of(ping),
         option::of(tcp),
     )

@@ -89,6 +89,21 @@ fn bytes_of_a_tcp_check_are_read_as_envoy_reads_them() {
 }
 
 #[test]
+fn a_connection_without_streams_is_refused() {
+    let mut cluster = Cluster::new("c".into());
+    cluster.connection.protocol = UpstreamProtocol::Http2;
+    let fields_with = |cluster: &Cluster| match codec::decode_cluster(&codec::encode_cluster(cluster)) {
+        Ok(_) => Vec::new(),
+        refused => fields(refused),
+    };
+    cluster.connection.max_concurrent_streams = Some(1);
+    assert_eq!(fields_with(&cluster), Vec::<String>::new(), "control");
+    cluster.connection.max_concurrent_streams = Some(0);
+    let refused = fields_with(&cluster);
+    assert!(refused[0].ends_with("max_concurrent_streams"), "{refused:?}");
+}
+
+#[test]
 fn accrual_without_a_failure_is_refused() {
     let accrual = FailureAccrual { max_failures: 0, ..FailureAccrual::default() };
     let cluster = Cluster { accrual: Some(accrual), ..Cluster::new("c".into()) };

@@ -3,7 +3,6 @@
 mod answer;
 #[cfg(test)]
 mod tests;
-mod worker;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -12,15 +11,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Uri, Version};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
 use rustls::ServerConfig;
 use tokio::sync::watch;
 
 use mesh_core::id::SpiffeId;
 use mesh_core::identity::{Identity, server_config};
-use mesh_core::policy::{Address, Endpoint, EndpointMetadata};
+use mesh_core::policy::Endpoint;
 
+use self::answer::answer;
 use crate::crypto;
+use crate::worker::{Accepted, Worker};
 
 /// An HTTP/1.1 and HTTP/2 server on loopback. Dropping it closes its port and its connections.
 ///
@@ -28,10 +31,8 @@ use crate::crypto;
 /// `x-echo-method`, `x-echo-path` (with query), `x-echo-authority`, `x-echo-version` (`HTTP/2.0`) and
 /// `x-echo-peer` (the client's SPIFFE ID, or `-`). A gRPC request gets trailers with `grpc-status: 0`.
 pub struct EchoServer {
-    address: SocketAddr,
-    tls: bool,
     shared: Arc<Shared>,
-    _worker: worker::Worker,
+    worker: Worker,
 }
 
 /// What the server does with a request.
@@ -119,22 +120,19 @@ impl EchoServer {
             connections: AtomicU64::new(0),
             streams,
         });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a loopback port");
-        let address = listener.local_addr().expect("a bound socket has an address");
-        let with_tls = tls.is_some();
-        let worker = worker::Worker::spawn(listener, tls.map(Arc::new), shared.clone());
-        Self { address, tls: with_tls, shared, _worker: worker }
+        let serving = shared.clone();
+        let worker = Worker::start(tls, move |accepted| serve(accepted, serving.clone())).await;
+        Self { shared, worker }
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.worker.address()
     }
 
     /// The endpoint for policy; it accepts mesh mTLS if the server was started with TLS.
     pub fn endpoint(&self) -> Endpoint {
-        let metadata = EndpointMetadata { mesh_tls: self.tls, ..EndpointMetadata::default() };
-        Endpoint { metadata: Arc::new(metadata), ..Endpoint::new(Address::Socket(self.address)) }
+        self.worker.endpoint()
     }
 
     /// From now on every request is treated so.
@@ -178,8 +176,26 @@ impl std::fmt::Debug for EchoServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("EchoServer")
             .field("name", &self.shared.name)
-            .field("address", &self.address)
-            .field("tls", &self.tls)
+            .field("address", &self.worker.address())
+            .field("tls", &self.worker.has_tls())
             .finish_non_exhaustive()
+    }
+}
+
+async fn serve(accepted: Accepted, shared: Arc<Shared>) {
+    shared.connections.fetch_add(1, Ordering::Relaxed);
+    let close = Arc::new(watch::Sender::new(false));
+    let mut closed = close.subscribe();
+    let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+    if let Some(most) = shared.streams {
+        builder.http2().max_concurrent_streams(most);
+    }
+    let Accepted { stream, peer, .. } = accepted;
+    let service = service_fn(move |request| answer(shared.clone(), peer.clone(), close.clone(), request));
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    tokio::select! {
+        // Whatever ended it, the client has seen it.
+        _ = connection => {}
+        _ = closed.wait_for(|closed| *closed) => {}
     }
 }

@@ -1,0 +1,272 @@
+//! The filters that a request passes before it is tried, in the listener's order: faults and limits.
+//!
+//! A limit's state belongs to the place that configures it, the listener or one route or one entry of a split, and
+//! lives on while its policy there is equal. Refuses to know how requests are routed and tried.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use http::{HeaderMap, StatusCode};
+use mesh_core::id::ClusterName;
+use mesh_core::limit::{Gradient, Throttle, TokenBucket};
+use mesh_core::policy::{
+    AdaptiveConcurrency, AdmissionControl, FilterOverride, HeaderOps, HttpFilter, HttpFilterKind, LocalRateLimit,
+    PerMillion, RouteMatch,
+};
+use mesh_core::telemetry::Outcome;
+use tokio::time::Instant;
+
+use super::fault::Faults;
+use crate::env::Env;
+use crate::error::{Cause, Refusal};
+
+/// One filter, ready for requests.
+pub(crate) enum Filter {
+    Fault(Faults),
+    RateLimit(Arc<RateLimit>),
+    Throttle(Arc<Throttling>),
+    Concurrency(Arc<Concurrency>),
+}
+
+/// A local rate limit.
+pub(crate) struct RateLimit {
+    policy: LocalRateLimit,
+    bucket: TokenBucket,
+    unlimited: HeaderOps,
+    refused: HeaderMap,
+}
+
+/// Client-side throttling.
+pub(crate) struct Throttling {
+    throttle: Throttle,
+    http_success: Vec<Range<u16>>,
+    // One bit for each code.
+    grpc_success: u32,
+}
+
+/// A limit that follows latency.
+pub(crate) struct Concurrency {
+    gradient: Gradient,
+    status: StatusCode,
+}
+
+/// What a request that passed a limit owes it: word of its end. Dropped without one, it was given up.
+pub(crate) struct Ticket {
+    to: Limit,
+    began: Instant,
+    // Drawn where the request was let in: who ends it has no source of randomness.
+    random: u64,
+    settled: bool,
+}
+
+enum Limit {
+    Throttle(Arc<Throttling>),
+    Concurrency(Arc<Concurrency>),
+}
+
+/// The states of one destination's limits.
+#[derive(Default)]
+pub(crate) struct Limits(HashMap<Key, Filter>);
+
+/// Which limit: where it is configured, by which filter, and how.
+type Key = (Place, String, Policy);
+
+/// Where a filter is configured; `None` = the listener.
+pub(crate) type Place = Option<RoutePlace>;
+
+/// Virtual host, condition of the route, and entry of a split.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) struct RoutePlace {
+    pub(crate) host: String,
+    pub(crate) matcher: RouteMatch,
+    pub(crate) entry: Option<ClusterName>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Policy {
+    RateLimit(LocalRateLimit),
+    Throttle(AdmissionControl),
+    Concurrency(AdaptiveConcurrency),
+}
+
+/// Takes limits over from the router before, and makes those that it did not have.
+pub(crate) struct Compiler<'l> {
+    pub(crate) before: Option<&'l Limits>,
+    pub(crate) limits: Limits,
+    pub(crate) now: Instant,
+}
+
+impl Compiler<'_> {
+    /// The filters of one place. `overridden` gives what differs there, and where that is said.
+    pub(crate) fn compile<'p>(
+        &mut self,
+        filters: &'p [HttpFilter],
+        overridden: impl Fn(&str) -> Option<(&'p FilterOverride, Place)>,
+    ) -> Arc<[Filter]> {
+        let compiled = filters.iter().filter_map(|filter| {
+            let (own, place) = match overridden(&filter.name) {
+                Some((FilterOverride::Disabled, _)) => return None,
+                Some((own, place)) => (Some(own), place),
+                None => (None, None),
+            };
+            let name = &filter.name;
+            match (&filter.kind, own) {
+                (HttpFilterKind::Fault(_), Some(FilterOverride::Fault(fault))) => {
+                    Some(Filter::Fault(Faults::new(fault)))
+                }
+                (HttpFilterKind::Fault(fault), _) => Some(Filter::Fault(Faults::new(fault.as_ref()?))),
+                (HttpFilterKind::RateLimit(_), Some(FilterOverride::RateLimit(limit))) => {
+                    self.limit(place, name, Policy::RateLimit(limit.clone()))
+                }
+                (HttpFilterKind::RateLimit(limit), _) => self.limit(None, name, Policy::RateLimit(limit.clone())),
+                (HttpFilterKind::AdmissionControl(policy), _) => {
+                    self.limit(None, name, Policy::Throttle(policy.clone()?))
+                }
+                (HttpFilterKind::AdaptiveConcurrency(policy), _) => {
+                    self.limit(None, name, Policy::Concurrency(policy.clone()?))
+                }
+                _ => None,
+            }
+        });
+        compiled.collect()
+    }
+
+    fn limit(&mut self, place: Place, name: &str, policy: Policy) -> Option<Filter> {
+        let key = (place, name.to_owned(), policy);
+        let known = self.limits.0.get(&key).or_else(|| self.before?.0.get(&key)).and_then(Filter::share);
+        let filter = match known {
+            Some(known) => known,
+            None => Filter::make(&key.2, self.now)?,
+        };
+        self.limits.0.insert(key, filter.share()?);
+        Some(filter)
+    }
+}
+
+impl Filter {
+    fn make(policy: &Policy, now: Instant) -> Option<Self> {
+        Some(match policy {
+            Policy::RateLimit(policy) => Self::RateLimit(Arc::new(RateLimit::new(policy, now)?)),
+            Policy::Throttle(policy) => Self::Throttle(Arc::new(Throttling::new(policy, now))),
+            Policy::Concurrency(policy) => Self::Concurrency(Arc::new(Concurrency {
+                gradient: Gradient::new(policy.clone(), now),
+                status: StatusCode::from_u16(policy.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
+            })),
+        })
+    }
+
+    /// The same limit once more.
+    fn share(&self) -> Option<Self> {
+        match self {
+            Self::Fault(_) => None,
+            Self::RateLimit(limit) => Some(Self::RateLimit(limit.clone())),
+            Self::Throttle(limit) => Some(Self::Throttle(limit.clone())),
+            Self::Concurrency(limit) => Some(Self::Concurrency(limit.clone())),
+        }
+    }
+}
+
+impl RateLimit {
+    /// None without a bucket: then nothing is limited.
+    fn new(policy: &LocalRateLimit, now: Instant) -> Option<Self> {
+        let bucket = TokenBucket::new(policy.bucket.as_ref()?, now);
+        let mut refused = HeaderMap::new();
+        HeaderOps { write: policy.response_headers.clone(), remove: Vec::new() }.apply(&mut refused);
+        let unlimited = HeaderOps { write: policy.request_headers.clone(), remove: Vec::new() };
+        Some(Self { policy: policy.clone(), bucket, unlimited, refused })
+    }
+
+    /// Takes a token. A request that is let through without one is told so by its headers.
+    pub(crate) fn pass(&self, headers: &mut HeaderMap, now: Instant, env: &Env) -> Result<(), Cause> {
+        if !draws(self.policy.enabled, env) || self.bucket.take(now) {
+            return Ok(());
+        }
+        if !draws(self.policy.enforced, env) {
+            self.unlimited.apply(headers);
+            return Ok(());
+        }
+        const UNAVAILABLE: i32 = 14;
+        const RESOURCE_EXHAUSTED: i32 = 8;
+        Err(Cause::RateLimited(Box::new(Refusal {
+            status: StatusCode::from_u16(self.policy.status).unwrap_or(StatusCode::TOO_MANY_REQUESTS),
+            grpc_status: if self.policy.resource_exhausted { RESOURCE_EXHAUSTED } else { UNAVAILABLE },
+            headers: self.refused.clone(),
+        })))
+    }
+}
+
+/// Draws, unless the outcome is known.
+fn draws(share: PerMillion, env: &Env) -> bool {
+    share == PerMillion::ALL || (share != PerMillion::NONE && share.hit(env.draw_million()))
+}
+
+impl Throttling {
+    fn new(policy: &AdmissionControl, now: Instant) -> Self {
+        // Those that fewer requests would not change (Envoy).
+        const USUAL: [u32; 11] = [0, 1, 2, 3, 5, 6, 7, 9, 11, 12, 16];
+        let codes = if policy.grpc_success.is_empty() { &USUAL[..] } else { &policy.grpc_success };
+        let grpc_success = codes.iter().filter(|code| **code < 32).fold(0, |bits, code| bits | 1 << code);
+        Self { throttle: Throttle::new(policy, now), http_success: policy.http_success.clone(), grpc_success }
+    }
+
+    fn is_success(&self, outcome: &Outcome) -> bool {
+        if outcome.grpc
+            && let Some(code) = outcome.grpc_status
+        {
+            return (0..32).contains(&code) && self.grpc_success & 1 << code != 0;
+        }
+        match &self.http_success[..] {
+            // A gRPC answer without a status is none.
+            _ if outcome.grpc => false,
+            [] => outcome.code < 500,
+            ranges => ranges.iter().any(|range| range.contains(&outcome.code)),
+        }
+    }
+
+    pub(crate) fn pass(self: &Arc<Self>, now: Instant, env: &Env) -> Result<Ticket, Cause> {
+        if self.throttle.refuses(now, env.draw_million()) {
+            let percent = (self.throttle.share(now) * 100.0).round() as u32;
+            return Err(Cause::Throttled { percent });
+        }
+        Ok(Ticket { to: Limit::Throttle(self.clone()), began: now, random: 0, settled: false })
+    }
+}
+
+impl Concurrency {
+    pub(crate) fn pass(self: &Arc<Self>, now: Instant, env: &Env) -> Result<Ticket, Cause> {
+        if !self.gradient.try_begin(now) {
+            return Err(Cause::ConcurrencyLimited { limit: self.gradient.limit(), status: self.status });
+        }
+        Ok(Ticket { to: Limit::Concurrency(self.clone()), began: now, random: env.id(), settled: false })
+    }
+}
+
+impl Ticket {
+    /// Tells the end of the request: its answer has ended, or it failed. `tried` = an endpoint saw it, or should have:
+    /// what was refused on the way says nothing of latency.
+    pub(crate) fn settle(mut self, outcome: &Outcome, now: Instant, tried: bool) {
+        self.settled = true;
+        match &self.to {
+            Limit::Throttle(limit) => limit.throttle.record(now, limit.is_success(outcome)),
+            Limit::Concurrency(limit) if tried => {
+                limit.gradient.finish(self.began, now, |below| self.random % below);
+            }
+            Limit::Concurrency(limit) => limit.gradient.cancel(),
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if self.settled {
+            return;
+        }
+        match &self.to {
+            // As in Envoy: whoever gave up did not get what was wanted.
+            Limit::Throttle(limit) => limit.throttle.record(Instant::now(), false),
+            // How long it would have taken nobody knows.
+            Limit::Concurrency(limit) => limit.gradient.cancel(),
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Limits that fail fast: breakers across clients, rate limits, throttling, adaptive concurrency.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Request};
+use mesh_client::{Breakers, Cause, Client};
+use mesh_core::error::{Code, Fault};
+use mesh_core::policy::{
+    AdaptiveConcurrency, AdmissionControl, CircuitBreakers, Cluster, FilterOverride, Forward, HeaderAction,
+    HeaderWrite, HttpFilter, HttpFilterKind, LocalRateLimit, MinRtt, PerMillion, RouteMatch, Snapshot, TokenBucket,
+};
+use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
+
+use super::{TARGET, client_of, cluster, fetch, forward_with, get, post, read, snapshot_with};
+
+fn filtered(kind: HttpFilterKind, server: &EchoServer) -> Snapshot {
+    let mut snapshot = snapshot_with(forward_with(None), cluster("test"), &[server]);
+    Arc::make_mut(&mut snapshot.listener).filters = vec![HttpFilter { name: "limit".into(), kind }];
+    snapshot
+}
+
+fn bucket(max_tokens: u32) -> LocalRateLimit {
+    // No test takes an hour.
+    let fill_interval = Duration::from_secs(3600);
+    LocalRateLimit {
+        bucket: Some(TokenBucket { max_tokens, tokens_per_fill: 1, fill_interval }),
+        enabled: PerMillion::ALL,
+        enforced: PerMillion::ALL,
+        status: 420,
+        resource_exhausted: true,
+        response_headers: vec![write("x-limited")],
+        request_headers: vec![write("x-over")],
+        per_connection: false,
+    }
+}
+
+fn write(name: &'static str) -> HeaderWrite {
+    let (name, value) = (HeaderName::from_static(name), HeaderValue::from_static("yes"));
+    HeaderWrite { name, value, action: HeaderAction::Overwrite }
+}
+
+async fn passed(client: &Client, asked: usize) -> usize {
+    let mut passed = 0;
+    for _ in 0..asked {
+        passed += usize::from(fetch(client, "/").await.is_ok());
+    }
+    passed
+}
+
+#[tokio::test]
+async fn a_rate_limit_refuses_what_is_beyond_its_bucket_with_its_own_answer() {
+    let server = EchoServer::start("one").await;
+    let (client, _) = client_of(filtered(HttpFilterKind::RateLimit(bucket(3)), &server));
+    assert_eq!((passed(&client, 5).await, server.requests()), (3, 3));
+    let error = fetch(&client, "/").await.unwrap_err();
+    assert_eq!((error.code(), error.code().response_flag(), error.attempts()), (Code::RATE_LIMITED, "RL", 0));
+    assert_eq!((error.http_status().as_u16(), error.grpc_status()), (420, 8));
+    assert_eq!(error.into_response().headers()["x-limited"], "yes");
+    // Controls: without a bucket, and for no share of requests, nothing is limited.
+    for limit in
+        [LocalRateLimit { bucket: None, ..bucket(3) }, LocalRateLimit { enabled: PerMillion::NONE, ..bucket(3) }]
+    {
+        let (client, _) = client_of(filtered(HttpFilterKind::RateLimit(limit), &server));
+        assert_eq!(passed(&client, 5).await, 5);
+    }
+    // Not enforced: the request goes and says so.
+    let limit = LocalRateLimit { enforced: PerMillion::NONE, ..bucket(1) };
+    let (client, _) = client_of(filtered(HttpFilterKind::RateLimit(limit), &server));
+    let before = server.received().len();
+    assert_eq!(passed(&client, 2).await, 2);
+    let over: Vec<_> = server.received()[before..].iter().map(|r| r.headers.contains_key("x-over")).collect();
+    assert_eq!(over, [false, true]);
+}
+
+#[tokio::test]
+async fn a_bucket_outlives_a_change_of_routes_and_not_one_of_its_policy() {
+    let server = EchoServer::start("one").await;
+    let snapshot = filtered(HttpFilterKind::RateLimit(bucket(3)), &server);
+    let (client, source) = client_of(snapshot.clone());
+    assert_eq!(passed(&client, 2).await, 2);
+    let mut changed = snapshot.clone();
+    Arc::make_mut(&mut changed.routes).name = "other".into();
+    let held = |snapshot: &Snapshot| mesh_core::policy::DestinationState::Ready(Arc::new(snapshot.clone()));
+    source.set(TARGET, held(&changed));
+    assert!(passed(&client, 3).await <= 1, "the bucket has one token left, whichever router is in force");
+    // Its override on the route is another bucket, and the route's own.
+    let forward = policy::forward(RouteMatch::any(), Forward::to("test".into()));
+    let mut route = forward.clone();
+    route.filters.insert("limit".into(), FilterOverride::RateLimit(bucket(2)));
+    let mut own = snapshot;
+    own.routes = Arc::new(policy::routes([route]));
+    let (client, _) = client_of(own);
+    assert_eq!(passed(&client, 5).await, 2);
+}
+
+#[tokio::test]
+async fn throttling_spares_a_failing_destination() {
+    let server = EchoServer::start("one").await;
+    server.behave(Behaviour::Status(503));
+    let strict = AdmissionControl { max_rejection: PerMillion::ALL, ..AdmissionControl::default() };
+    for (policy, spared) in [(Some(strict), true), (None, false)] {
+        let before = server.requests();
+        let (client, _) = client_of(filtered(HttpFilterKind::AdmissionControl(policy), &server));
+        for _ in 0..200 {
+            if let Err(error) = fetch(&client, "/").await {
+                assert_eq!((error.code(), error.attempts()), (Code::THROTTLED, 0), "{error}");
+            }
+        }
+        // With n failures in the window one in n + 1 is sent: about the root of 400, 20.
+        let sent = server.requests() - before;
+        assert_eq!(sent < 60, spared, "{sent} were sent");
+    }
+}
+
+#[tokio::test]
+async fn adaptive_concurrency_refuses_what_is_beyond_its_limit_and_gives_places_back() {
+    let server = EchoServer::start("one").await;
+    server.behave(Behaviour::Hold);
+    let min_rtt = MinRtt::Fixed(Duration::from_secs(1));
+    let policy = AdaptiveConcurrency { status: 529, min_limit: 1, max_limit: 1, min_rtt, ..Default::default() };
+    let (client, _) = client_of(filtered(HttpFilterKind::AdaptiveConcurrency(Some(policy)), &server));
+    let mut first = Box::pin(client.send(get("/1")));
+    let second = async {
+        server.wait_for_requests(1).await;
+        client.send(get("/2")).await.unwrap_err()
+    };
+    let error = tokio::select! {
+        biased;
+        _ = &mut first => unreachable!("it is held"),
+        error = second => error,
+    };
+    assert_eq!((error.code(), error.http_status().as_u16()), (Code::CONCURRENCY_LIMITED, 529), "{error}");
+    assert_eq!(server.requests(), 1);
+    // Given up, its place is free.
+    drop(first);
+    server.behave(Behaviour::Echo);
+    let held = client.send(post("/3", "hello")).await.unwrap();
+    let error = client.send(get("/4")).await.unwrap_err();
+    assert_eq!(error.code(), Code::CONCURRENCY_LIMITED, "an answer counts until it has been read");
+    read(held).await.unwrap();
+    assert_eq!(passed(&client, 3).await, 3);
+}
+
+fn breaking(most: u32, high: Option<u32>) -> Cluster {
+    let limit = |most| CircuitBreakers { max_requests: Some(most), ..CircuitBreakers::default() };
+    Cluster { breaker: limit(most), breaker_high: high.map(limit), ..cluster("test") }
+}
+
+#[tokio::test]
+async fn clients_that_share_breakers_share_the_limit() {
+    let server = EchoServer::start("one").await;
+    for shared in [true, false] {
+        server.behave(Behaviour::Hold);
+        let before = server.requests();
+        let breakers = Breakers::default();
+        let client = || {
+            let source = FixedSource::of(TARGET, snapshot_with(forward_with(None), breaking(1, None), &[&server]));
+            let breakers = if shared { breakers.clone() } else { Breakers::default() };
+            Client::builder(source).breakers(breakers).build()
+        };
+        let (one, other) = (client(), client());
+        let mut first = pin!(one.send(get("/1")));
+        let second = async {
+            server.wait_for_requests(before + 1).await;
+            server.behave(Behaviour::Echo);
+            other.send(get("/2")).await
+        };
+        let second = tokio::select! {
+            biased;
+            _ = &mut first => unreachable!("it is held"),
+            answer = second => answer,
+        };
+        assert_eq!(second.is_err_and(|error| error.code() == Code::BREAKER_OPEN), shared);
+        if shared {
+            assert_eq!(breakers.snapshot()[0].default.requests, 1);
+        }
+        server.release();
+        read(first.await.unwrap()).await.unwrap();
+        assert!(breakers.snapshot().iter().all(|state| state.default.requests == 0));
+    }
+}
+
+#[tokio::test]
+async fn high_priority_has_limits_of_its_own() {
+    let server = EchoServer::start("one").await;
+    let high = Forward { high_priority: true, ..Forward::to("test".into()) };
+    for (limit, allowed) in [(Some(1), true), (Some(0), false), (None, false)] {
+        let snapshot = snapshot_with(high.clone(), breaking(0, limit), &[&server]);
+        let (client, _) = client_of(snapshot);
+        assert_eq!(fetch(&client, "/").await.is_ok(), allowed, "{limit:?}");
+        let (client, _) = client_of(snapshot_with(forward_with(None), breaking(0, limit), &[&server]));
+        let error = fetch(&client, "/").await.unwrap_err();
+        assert!(matches!(error.cause(), Cause::Breaker { limit: "max_requests", .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn connections_to_one_endpoint_are_limited() {
+    let server = EchoServer::start("one").await;
+    for (most, connections) in [(Some(1), 1), (None, 3)] {
+        let before = server.connections();
+        server.behave(Behaviour::Hold);
+        let breaker = CircuitBreakers { max_connections_per_host: most, ..CircuitBreakers::default() };
+        let (client, _) =
+            client_of(snapshot_with(forward_with(None), Cluster { breaker, ..cluster("test") }, &[&server]));
+        let reached = server.requests() + u64::from(most.unwrap_or(3));
+        let release = async {
+            server.wait_for_requests(reached).await;
+            server.behave(Behaviour::Echo);
+            server.release();
+        };
+        let (a, b, c, ()) = tokio::join!(fetch(&client, "/"), fetch(&client, "/"), fetch(&client, "/"), release);
+        assert!(a.is_ok() && b.is_ok() && c.is_ok());
+        assert_eq!(server.connections() - before, connections);
+    }
+}
+
+#[tokio::test]
+async fn a_request_dropped_at_any_await_leaves_nothing_behind() {
+    let server = EchoServer::start("one").await;
+    let min_rtt = MinRtt::Fixed(Duration::from_secs(1));
+    let limit = AdaptiveConcurrency { min_limit: 1, max_limit: 1, min_rtt, ..Default::default() };
+    let mut snapshot = filtered(HttpFilterKind::AdaptiveConcurrency(Some(limit)), &server);
+    let endpoints = policy::snapshot_of(breaking(1, None), [server.endpoint()]);
+    snapshot.clusters = endpoints.clusters;
+    let breakers = Breakers::default();
+    let client = Client::builder(FixedSource::of(TARGET, snapshot)).breakers(breakers.clone()).build();
+    for polls in 0..40 {
+        let mut request = Box::pin(client.send(Request::get(format!("http://{TARGET}/")).body(String::new()).unwrap()));
+        for _ in 0..polls {
+            if futures_util::poll!(&mut request).is_ready() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(request);
+        let states = breakers.snapshot();
+        assert!(states.iter().all(|state| (state.default.requests, state.default.pending) == (0, 0)), "{polls}");
+    }
+    assert_eq!(fetch(&client, "/").await.unwrap().status(), 200, "the one place is free");
+}

@@ -1,0 +1,231 @@
+//! The last good content of each manifest file, on disk: a file that breaks, or broke while nobody watched, does not
+//! change traffic by a restart of the control plane.
+//!
+//! One small JSON file for each manifest, written when its content is read and differs. All of it can be lost; then a
+//! broken file counts as empty until it is mended, and says so.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::state_dir::{StateDir, StateError};
+
+const DIRECTORY: &str = "manifests";
+
+/// Where contents are kept.
+#[derive(Debug)]
+pub(crate) struct Kept(StateDir);
+
+/// What is kept of one manifest file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Content {
+    /// The manifest's path, in words; tells apart what has one name here.
+    file: String,
+    /// The newest text that could be read.
+    pub(crate) text: String,
+    /// An older text, if an object of `text` is not valid: there its last good version is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) good: Option<String>,
+}
+
+impl Content {
+    /// What to keep once `text` was read; `valid` = all its objects are.
+    fn next(last: Option<Self>, file: String, text: String, valid: bool) -> Self {
+        let good = match last {
+            _ if valid => None,
+            Some(last) if last.text == text => last.good,
+            Some(last) => last.good.or(Some(last.text)),
+            None => None,
+        };
+        Self { file, text, good }
+    }
+}
+
+impl Kept {
+    /// Opens the place in a state directory, made where missing.
+    pub(crate) fn open(state: &StateDir) -> Result<Self, StateError> {
+        Ok(Self(StateDir::open(&state.directory(DIRECTORY)?)?))
+    }
+
+    /// What is kept of a file.
+    ///
+    /// # Errors
+    /// What is kept cannot be read, in words for who looks after the manifest.
+    pub(crate) fn load(&self, path: &Path) -> Result<Option<Content>, String> {
+        let name = name(path);
+        let unusable = |error: &dyn std::fmt::Display| {
+            format!("what was kept of it before the restart cannot be used, and counts as nothing: {name}: {error}")
+        };
+        let Some(bytes) = self.0.read(&name).map_err(|error| unusable(&error))? else { return Ok(None) };
+        let content: Content = serde_json::from_slice(&bytes).map_err(|error| unusable(&error))?;
+        Ok(Some(content).filter(|content| content.file == path.display().to_string()))
+    }
+
+    /// Keeps a text that was read.
+    pub(crate) fn store(&self, path: &Path, text: String, valid: bool) {
+        let last = self.load(path).unwrap_or_default();
+        let next = Content::next(last.clone(), path.display().to_string(), text, valid);
+        if last.as_ref() == Some(&next) {
+            return;
+        }
+        let json = serde_json::to_vec(&next).expect("text is always JSON");
+        if let Err(error) = self.0.write_in_time(&name(path), &json) {
+            tracing::warn!(%error, file = %path.display(), "what this manifest says cannot be kept for a restart");
+        }
+    }
+
+    /// Forgets all files but these.
+    pub(crate) fn retain<'a>(&self, paths: impl Iterator<Item = &'a PathBuf>) {
+        let names: BTreeSet<String> = paths.map(|path| name(path)).collect();
+        for entry in fs::read_dir(self.0.path(".")).into_iter().flatten().flatten() {
+            if !names.contains(&*entry.file_name().to_string_lossy()) {
+                // It is tried again at the next change.
+                drop(fs::remove_file(entry.path()));
+            }
+        }
+    }
+}
+
+/// The file name for a manifest: FNV-1a of its path. Whose two paths meet has one of them kept.
+fn name(path: &Path) -> String {
+    let hash =
+        path.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+    format!("{hash:016x}.json")
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::model::Model;
+    use crate::source::{Limits, directory};
+
+    /// A directory with one manifest, and a state directory.
+    struct Setup {
+        manifests: TempDir,
+        state: TempDir,
+    }
+
+    impl Setup {
+        fn new() -> Self {
+            Self { manifests: tempfile::tempdir().unwrap(), state: tempfile::tempdir().unwrap() }
+        }
+
+        fn write(&self, text: &str) {
+            fs::write(self.manifests.path().join("a.yaml"), text).unwrap();
+        }
+
+        /// A control plane starts, reads, and is gone.
+        fn read(&self) -> std::sync::Arc<Model> {
+            let kept = Kept::open(&StateDir::open(self.state.path()).unwrap()).unwrap();
+            directory::watch_and_keep(self.manifests.path(), Limits::default(), kept).unwrap().model().load_full()
+        }
+
+        fn files(&self) -> Vec<PathBuf> {
+            let entries = fs::read_dir(self.state.path().join(DIRECTORY)).unwrap();
+            entries.map(|entry| entry.unwrap().path()).collect()
+        }
+    }
+
+    fn rule(name: &str, timeout: &str) -> String {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}}}\nspec: {{hosts: [{name}], http: [{{timeout: {timeout}, route: [{{destination: {{host: {name}}}}}]}}]}}\n---\n"
+        )
+    }
+
+    /// Each rule with its timeout in seconds.
+    fn rules(model: &Model) -> Vec<(&str, u64)> {
+        let rules = model.virtual_services.values();
+        rules.map(|rule| (rule.name(), rule.spec.http[0].timeout.unwrap().as_secs())).collect()
+    }
+
+    fn lines(model: &Model) -> Vec<String> {
+        model.findings().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_file_that_breaks_while_nobody_watches_keeps_its_content() {
+        let setup = Setup::new();
+        setup.write(&rule("a", "1s"));
+        assert_eq!(rules(&setup.read()), [("a", 1)]);
+        // Twice: the broken text must not take the place of what is kept.
+        for _ in 0..2 {
+            setup.write("a: [");
+            let model = setup.read();
+            assert_eq!(rules(&model), [("a", 1)]);
+            let told = "; the last good content of this file, kept from before the restart, stays in force";
+            assert!(lines(&model).len() == 1 && lines(&model)[0].ends_with(told), "{:?}", lines(&model));
+        }
+        // The control: who keeps nothing has nothing.
+        let forgetful = directory::watch(setup.manifests.path(), Limits::default()).unwrap();
+        assert!(rules(&forgetful.model().load()).is_empty());
+
+        setup.write(&rule("a", "2s"));
+        assert_eq!((rules(&setup.read()), lines(&setup.read()).len()), (vec![("a", 2)], 0));
+    }
+
+    #[test]
+    fn an_object_that_is_not_valid_keeps_its_last_good_version_over_restarts() {
+        let setup = Setup::new();
+        setup.write(&(rule("a", "1s") + &rule("b", "1s")));
+        setup.read();
+        // One is wrong, then the other goes on, then the whole file is no YAML.
+        for (text, b) in [
+            (rule("a", "1x") + &rule("b", "1s"), 1),
+            (rule("a", "1x") + &rule("b", "2s"), 2),
+            ("a: [".to_owned(), 2),
+            (rule("a", "1y") + &rule("b", "3s"), 3),
+        ] {
+            setup.write(&text);
+            for _ in 0..2 {
+                let model = setup.read();
+                assert_eq!(rules(&model), [("a", 1), ("b", b)], "{text}");
+                assert!(lines(&model).iter().any(|line| line.contains("stays in force")), "{text}");
+            }
+        }
+        // What is good again is what counts from then on.
+        setup.write(&(rule("a", "4s") + &rule("b", "4s")));
+        setup.read();
+        setup.write(&rule("a", "1x"));
+        assert_eq!(rules(&setup.read()), [("a", 4)]);
+    }
+
+    #[test]
+    fn a_file_that_was_deleted_while_nobody_watched_is_gone() {
+        let setup = Setup::new();
+        setup.write(&rule("a", "1s"));
+        setup.read();
+        assert_eq!(setup.files().len(), 1);
+        fs::remove_file(setup.manifests.path().join("a.yaml")).unwrap();
+        assert!(rules(&setup.read()).is_empty() && setup.files().is_empty());
+        setup.write("a: [");
+        assert!(rules(&setup.read()).is_empty());
+    }
+
+    #[test]
+    fn what_is_kept_is_its_owners_alone_and_counts_as_nothing_when_damaged() {
+        let setup = Setup::new();
+        setup.write(&rule("a", "1s"));
+        setup.read();
+        let files = setup.files();
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            assert_eq!(fs::metadata(&files[0]).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        let whole = fs::read(&files[0]).unwrap();
+        fs::write(&files[0], &whole[..whole.len() / 2]).unwrap();
+        setup.write("a: [");
+        let model = setup.read();
+        assert!(rules(&model).is_empty());
+        assert!(lines(&model).iter().any(|line| line.contains("cannot be used, and counts as nothing")), "{model:?}");
+        // The control: whole again it is used.
+        fs::write(&files[0], &whole).unwrap();
+        assert_eq!(rules(&setup.read()), [("a", 1)]);
+    }
+}
