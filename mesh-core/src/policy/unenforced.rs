@@ -53,13 +53,11 @@ const CLUSTER: &[Line<Cluster>] = &[
     }),
 ];
 
-const FORWARD: &[Line<Forward>] = &[
-    line("metadata_match", "every endpoint of the cluster takes part", |f| {
-        !f.metadata_match.is_empty()
-            || matches!(&f.to, ClusterChoice::Weighted(split)
+const FORWARD: &[Line<Forward>] = &[line("metadata_match", "every endpoint of the cluster takes part", |f| {
+    !f.metadata_match.is_empty()
+        || matches!(&f.to, ClusterChoice::Weighted(split)
                 if split.entries().iter().any(|entry| !entry.metadata_match.is_empty()))
-    }),
-];
+})];
 
 const RETRY: &[Line<RetryPolicy>] =
     &[line("retry.on.http3_post_connect_failure", "HTTP/3 is not spoken", |r| r.on.http3_post_connect_failure)];
