@@ -194,6 +194,14 @@ impl Mesh {
         self.inner.client.explain(request)
     }
 
+    /// The same for [`connect`](Self::connect): where a raw connection would go and why.
+    ///
+    /// # Errors
+    /// `target` is not a destination.
+    pub fn explain_connect(&self, target: &str) -> Result<Explanation, Error> {
+        self.inner.client.explain_connect(target)
+    }
+
     /// Where the debug endpoints listen, if they do.
     pub fn debug_address(&self) -> Option<SocketAddr> {
         self.inner.debug.as_ref().map(DebugServer::address)
