@@ -170,8 +170,11 @@ pub(crate) fn explain_connect(env: &Env, destinations: &Arc<Destinations>, targe
     explanation
 }
 
+/// What decides about the requests of a destination.
+type Decider = (Arc<Router>, Arc<Destination>);
+
 /// How far a destination is, and what decides about its requests if it is there.
-fn standing(found: Result<Arc<Destination>, Cause>) -> (Explanation, Option<(Arc<Router>, Arc<Destination>)>) {
+fn standing(found: Result<Arc<Destination>, Cause>) -> (Explanation, Option<Decider>) {
     let mut explanation = Explanation {
         target: String::new(),
         state: DestinationPhase::Pending,
