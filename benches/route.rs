@@ -23,7 +23,7 @@ fn route(index: usize) -> (Route, String) {
         0 => (PathMatch::Exact(format!("/shop/item{index}")), format!("/shop/item{index}")),
         1 => (PathMatch::Prefix(format!("/api/v{index}/")), format!("/api/v{index}/orders/17")),
         _ => {
-            let pattern = Pattern::new(format!("/user{index}/[0-9]+/cart")).expect("the pattern is valid");
+            let pattern = Pattern::new(&format!("/user{index}/[0-9]+/cart")).expect("the pattern is valid");
             (PathMatch::Regex(pattern), format!("/user{index}/42/cart"))
         }
     };

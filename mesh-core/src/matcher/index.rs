@@ -63,6 +63,9 @@ impl PathIndex {
             }
             at = of.shorter.map(|at| at as usize);
         }
+        if let [list] = lists[..] {
+            return list.iter().map(|route| *route as usize).find(|route| matches(*route));
+        }
         loop {
             let next = lists.iter_mut().filter(|list| !list.is_empty()).min_by_key(|list| list[0])?;
             let (route, rest) = next.split_first()?;
