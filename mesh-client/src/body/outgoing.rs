@@ -6,7 +6,7 @@
 use std::any::Any;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -22,14 +22,25 @@ use mesh_core::error::BoxError;
 
 use crate::error::Source;
 
+/// Chunks taken from the application before anybody asks for them, at most.
+const MAX_AHEAD: usize = 64;
+/// What is given at once of bytes in memory, where somebody asks how far they are.
+const SLICE: usize = 64 * 1024;
+
 /// What the application gave.
 pub(crate) enum Payload {
     /// Nothing.
     Empty,
     /// Bytes in memory: sent again by cloning a pointer.
-    Full(Bytes),
+    Full(Bytes, OnceLock<Arc<Mutex<Progress>>>),
     /// Anything else, with a buffer of what was already sent.
     Stream(Arc<Mutex<Stream>>),
+}
+
+/// How far bytes in memory have gone, where somebody asks.
+pub(crate) struct Progress {
+    moved: Instant,
+    sent: bool,
 }
 
 /// A streaming body and what a further try needs of its beginning.
@@ -61,8 +72,8 @@ enum Inner {
 pub(crate) enum Outgoing {
     /// Nothing.
     Empty,
-    /// Bytes in memory.
-    Full(Option<Bytes>),
+    /// Bytes in memory; slice by slice if somebody asks how far they are.
+    Full(Option<Bytes>, Option<Arc<Mutex<Progress>>>),
     /// One reading of a stream, from its beginning.
     Stream {
         /// The stream, shared with other tries.
@@ -91,7 +102,7 @@ impl Payload {
         let hint = body.size_hint();
         // The bodies that nearly everybody uses need no box.
         let body = match downcast::<B, Full<Bytes>>(body) {
-            Ok(full) => return Self::Full(in_memory(full)),
+            Ok(full) => return Self::Full(in_memory(full), OnceLock::new()),
             Err(other) => other,
         };
         let body = match downcast::<B, Empty<Bytes>>(body) {
@@ -128,7 +139,13 @@ impl Payload {
     pub(crate) fn body(&self) -> Outgoing {
         match self {
             Self::Empty => Outgoing::Empty,
-            Self::Full(bytes) => Outgoing::Full(Some(bytes.clone())),
+            Self::Full(bytes, watched) => {
+                let watched = watched.get().cloned();
+                if let Some(watched) = &watched {
+                    watched.lock().sent = false;
+                }
+                Outgoing::Full(Some(bytes.clone()), watched)
+            }
             Self::Stream(stream) => {
                 let turn = stream.lock().turn;
                 Outgoing::Stream { stream: stream.clone(), turn, at: 0, given: 0, done: false }
@@ -140,7 +157,7 @@ impl Payload {
     /// the beginning is lost.
     pub(crate) fn rewind(&self) -> bool {
         match self {
-            Self::Empty | Self::Full(_) => true,
+            Self::Empty | Self::Full(..) => true,
             Self::Stream(stream) => {
                 let mut state = stream.lock();
                 // Once all of it is kept, readers do not come in each other's way.
@@ -155,7 +172,7 @@ impl Payload {
     /// Whether it could be rewound now.
     pub(crate) fn can_be_sent_again(&self) -> bool {
         match self {
-            Self::Empty | Self::Full(_) => true,
+            Self::Empty | Self::Full(..) => true,
             Self::Stream(stream) => !stream.lock().lost,
         }
     }
@@ -163,7 +180,7 @@ impl Payload {
     /// Whether all of it is here: several may then read it at once.
     pub(crate) fn is_at_hand(&self) -> bool {
         match self {
-            Self::Empty | Self::Full(_) => true,
+            Self::Empty | Self::Full(..) => true,
             Self::Stream(stream) => {
                 let state = stream.lock();
                 state.ended && !state.lost
@@ -178,26 +195,37 @@ impl Payload {
         }
     }
 
-    /// The same body for another request, if all of it [is at hand](Self::is_at_hand).
-    pub(crate) fn copy(&self) -> Option<Self> {
+    /// The same body for another request, if all of it [is at hand](Self::is_at_hand) and that is at most `limit`
+    /// bytes: the copy holds them as long as it takes.
+    pub(crate) fn copy(&self, limit: usize) -> Option<Self> {
         match self {
             Self::Empty => Some(Self::Empty),
-            Self::Full(bytes) => Some(Self::Full(bytes.clone())),
-            Self::Stream(stream) => self.is_at_hand().then(|| Self::Stream(stream.clone())),
+            Self::Full(bytes, _) => (bytes.len() <= limit).then(|| Self::Full(bytes.clone(), OnceLock::new())),
+            Self::Stream(stream) => {
+                let small = self.is_at_hand() && stream.lock().sent_len <= limit;
+                small.then(|| Self::Stream(stream.clone()))
+            }
         }
     }
 
     /// Notes from now on when something moves.
     pub(crate) fn watch(&self) {
-        if let Self::Stream(stream) = self {
-            stream.lock().moved.get_or_insert_with(Instant::now);
+        match self {
+            Self::Empty => {}
+            Self::Full(_, watched) => {
+                watched.get_or_init(|| Arc::new(Mutex::new(Progress { moved: Instant::now(), sent: false })));
+            }
+            Self::Stream(stream) => {
+                stream.lock().moved.get_or_insert_with(Instant::now);
+            }
         }
     }
 
     /// When last something moved, since somebody [watches](Self::watch).
     pub(crate) fn moved(&self) -> Option<Instant> {
         match self {
-            Self::Empty | Self::Full(_) => None,
+            Self::Empty => None,
+            Self::Full(_, watched) => watched.get().map(|watched| watched.lock().moved),
             Self::Stream(stream) => stream.lock().moved,
         }
     }
@@ -205,7 +233,7 @@ impl Payload {
     /// The application's error, if its body failed.
     pub(crate) fn failure(&self) -> Option<Source> {
         match self {
-            Self::Empty | Self::Full(_) => None,
+            Self::Empty | Self::Full(..) => None,
             Self::Stream(stream) => stream.lock().failed.clone(),
         }
     }
@@ -213,23 +241,39 @@ impl Payload {
     /// Tells later whether it was sent as a whole.
     pub(crate) fn receipt(&self) -> Receipt {
         match self {
-            Self::Empty | Self::Full(_) => Receipt(None),
-            Self::Stream(stream) => Receipt(Some(stream.clone())),
+            Self::Empty => Receipt::Whole,
+            Self::Full(_, watched) => watched.get().map_or(Receipt::Whole, |watched| Receipt::Full(watched.clone())),
+            Self::Stream(stream) => Receipt::Stream(stream.clone()),
         }
     }
 }
 
 /// Whether a request body was sent as a whole: a connection on which it was not cannot be used again.
-pub(crate) struct Receipt(Option<Arc<Mutex<Stream>>>);
+pub(crate) enum Receipt {
+    /// It was given away as a whole.
+    Whole,
+    /// In slices.
+    Full(Arc<Mutex<Progress>>),
+    /// As it comes.
+    Stream(Arc<Mutex<Stream>>),
+}
 
 impl Receipt {
     pub(crate) fn is_sent(&self) -> bool {
-        self.0.as_ref().is_none_or(|stream| stream.lock().ended)
+        match self {
+            Self::Whole => true,
+            Self::Full(progress) => progress.lock().sent,
+            Self::Stream(stream) => stream.lock().ended,
+        }
     }
 
     /// When last something of it moved, if somebody watches.
     pub(crate) fn moved(&self) -> Option<Instant> {
-        self.0.as_ref()?.lock().moved
+        match self {
+            Self::Whole => None,
+            Self::Full(progress) => Some(progress.lock().moved),
+            Self::Stream(stream) => stream.lock().moved,
+        }
     }
 }
 
@@ -270,14 +314,20 @@ impl Stream {
     fn read_ahead(&mut self) {
         // Whoever reads on registers a waker of its own.
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        while !self.ended && !self.lost && self.sent_len < self.limit {
+        // Counted as well, for a body may have no end of empty chunks.
+        for _ in 0..MAX_AHEAD {
+            if self.ended || self.lost || self.sent_len >= self.limit {
+                return;
+            }
             let Poll::Ready(frame) = self.poll_inner(&mut cx) else { return };
             match frame {
                 None => self.ended = true,
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {
-                        self.sent_len += data.len();
-                        self.sent.push(data);
+                        if !data.is_empty() {
+                            self.sent_len += data.len();
+                            self.sent.push(data);
+                        }
                         self.ended = self.inner_ended();
                     }
                     Err(frame) => {
@@ -318,7 +368,9 @@ impl HttpBody for Outgoing {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, RequestBodyError>>> {
         let (stream, turn, at, given, done) = match self.get_mut() {
             Self::Empty => return Poll::Ready(None),
-            Self::Full(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Full(left, watched) => {
+                return Poll::Ready(next_of(left, watched.as_deref()).map(|data| Ok(Frame::data(data))));
+            }
             Self::Stream { stream, turn, at, given, done } => (stream, turn, at, given, done),
         };
         let mut state = stream.lock();
@@ -372,7 +424,7 @@ impl HttpBody for Outgoing {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Full(bytes) => bytes.is_none(),
+            Self::Full(left, _) => left.is_none(),
             Self::Stream { stream, turn, at, done, .. } => {
                 let state = stream.lock();
                 let replayed = state.lost || *at >= state.sent.len();
@@ -384,7 +436,7 @@ impl HttpBody for Outgoing {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Full(left, _) => SizeHint::with_exact(left.as_ref().map_or(0, |left| left.len() as u64)),
             Self::Stream { stream, given, .. } => {
                 let whole = &stream.lock().hint;
                 let mut left = SizeHint::new();
@@ -396,6 +448,16 @@ impl HttpBody for Outgoing {
             }
         }
     }
+}
+
+/// What is given next of bytes in memory.
+fn next_of(left: &mut Option<Bytes>, watched: Option<&Mutex<Progress>>) -> Option<Bytes> {
+    let mut bytes = left.take()?;
+    let Some(watched) = watched else { return Some(bytes) };
+    let slice = bytes.split_to(bytes.len().min(SLICE));
+    *left = Some(bytes).filter(|left| !left.is_empty());
+    *watched.lock() = Progress { moved: Instant::now(), sent: left.is_none() };
+    Some(slice)
 }
 
 fn downcast<B: 'static, T: 'static>(body: B) -> Result<T, B> {

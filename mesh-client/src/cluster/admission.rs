@@ -22,7 +22,14 @@ pub(crate) struct Admission {
 /// Leave to send one try; held until its answer has ended.
 pub(crate) struct Permit {
     cluster: Arc<Cluster>,
-    is_retry: bool,
+    high: bool,
+    _retrying: Option<Retrying>,
+}
+
+/// A place among the retries in flight: taken when a retry is decided on, so that those that wait for their turn
+/// count, as in Envoy.
+pub(crate) struct Retrying {
+    cluster: Arc<Cluster>,
     high: bool,
 }
 
@@ -45,30 +52,38 @@ impl Admission {
         self.counters.connections.clone()
     }
 
-    /// Whether one more retry may be in flight; `own` of those counted are about to end.
-    pub(crate) fn allows_retry(&self, own: u32, high: bool) -> bool {
-        let InFlight { requests, retries, .. } = self.in_flight(high);
-        retry::concurrency_allows(self.limits(high), requests, retries.saturating_sub(own))
-    }
-
     fn limits(&self, high: bool) -> &CircuitBreakers {
         &self.limits[usize::from(high)]
     }
 }
 
+impl Retrying {
+    /// A place for one more retry, if there is one; `own` of those counted are about to end.
+    pub(crate) fn within(cluster: &Arc<Cluster>, own: u32, high: bool) -> Option<Self> {
+        let admission = &cluster.admission;
+        let others = admission.counters.of(high).retries.fetch_add(1, Ordering::Relaxed);
+        let taken = Self { cluster: cluster.clone(), high };
+        let requests = admission.in_flight(high).requests;
+        retry::concurrency_allows(admission.limits(high), requests, others.saturating_sub(own)).then_some(taken)
+    }
+
+    /// A place for a try that is a retry already and goes out once more.
+    pub(crate) fn again(cluster: &Arc<Cluster>, high: bool) -> Self {
+        cluster.admission.counters.of(high).retries.fetch_add(1, Ordering::Relaxed);
+        Self { cluster: cluster.clone(), high }
+    }
+}
+
 impl Permit {
-    /// Leave for one try, of a route of `high` priority or not.
+    /// Leave for one try, of a route of `high` priority or not, with its place among the retries if it is one.
     ///
     /// # Errors
     /// As many requests as allowed are in flight.
-    pub(crate) fn request(cluster: &Arc<Cluster>, is_retry: bool, high: bool) -> Result<Self, Cause> {
+    pub(crate) fn request(cluster: &Arc<Cluster>, retrying: Option<Retrying>, high: bool) -> Result<Self, Cause> {
         let admission = &cluster.admission;
         let counts = admission.counters.of(high);
         let others = counts.requests.fetch_add(1, Ordering::Relaxed);
-        if is_retry {
-            counts.retries.fetch_add(1, Ordering::Relaxed);
-        }
-        let permit = Self { cluster: cluster.clone(), is_retry, high };
+        let permit = Self { cluster: cluster.clone(), high, _retrying: retrying };
         match admission.limits(high).max_requests.filter(|most| others >= *most) {
             None => Ok(permit),
             Some(allowed) => {
@@ -106,11 +121,13 @@ fn full(cluster: &Cluster, limit: &'static str, allowed: u32) -> Cause {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let counts = self.cluster.admission.counters.of(self.high);
-        counts.requests.fetch_sub(1, Ordering::Relaxed);
-        if self.is_retry {
-            counts.retries.fetch_sub(1, Ordering::Relaxed);
-        }
+        self.cluster.admission.counters.of(self.high).requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Retrying {
+    fn drop(&mut self) {
+        self.cluster.admission.counters.of(self.high).retries.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -29,7 +29,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-pub(crate) use self::admission::{Admission, Permit};
+pub(crate) use self::admission::{Admission, Permit, Retrying};
 pub use self::breakers::{BreakerState, Breakers, InFlight};
 pub(crate) use self::endpoint::{Attempt, Endpoint};
 use self::report::Reported;

@@ -22,7 +22,7 @@ use super::head::Head;
 use super::session::Session;
 use super::trace::Trace;
 use crate::body::Payload;
-use crate::cluster::{Attempt, Cluster, Endpoint, Members, Permit};
+use crate::cluster::{Attempt, Cluster, Endpoint, Members, Permit, Retrying};
 use crate::connect::Lease;
 use crate::env::Env;
 use crate::error::{Cause, Source};
@@ -59,6 +59,8 @@ pub(super) struct Progress {
     pub(super) retried: u32,
     /// Steps of the back-off taken.
     pub(super) waits: u32,
+    /// The place of the next retry among those in flight.
+    pub(super) retrying: Option<Retrying>,
 }
 
 /// A try with its endpoint, not sent yet.
@@ -67,8 +69,8 @@ pub(super) struct Launch {
     pub(super) endpoint: Arc<Endpoint>,
     attempt: Attempt,
     index: usize,
-    // Retries before this one.
-    number: u32,
+    /// Retries before this one.
+    pub(super) number: u32,
     fresh: bool,
 }
 
@@ -108,7 +110,9 @@ impl Shared<'_> {
         fresh: Option<usize>,
     ) -> Result<Launch, Cause> {
         // Above the picker: waiting for an endpoint counts as load, and a full cluster fails fast.
-        let permit = Permit::request(self.cluster, progress.retried > 0, self.high_priority)?;
+        let is_retry = progress.retried > 0;
+        let again = || is_retry.then(|| Retrying::again(self.cluster, self.high_priority));
+        let permit = Permit::request(self.cluster, progress.retrying.take().or_else(again), self.high_priority)?;
         let now = Instant::now();
         let (index, endpoint, attempt) =
             self.begin(progress, now, fresh).ok_or_else(|| self.cluster.no_endpoint(&self.members))?;
@@ -130,7 +134,11 @@ impl Shared<'_> {
         let lease = endpoint.pool().acquire(self.grpc, fresh, permit.room(), || permit.wait()).await;
         note_reach(&mut attempt, &lease);
         let lease = lease?;
-        if let Some(host) = endpoint.hostname().filter(|_| self.endpoint_host) {
+        if self.endpoint_host
+            && let Some(host) = endpoint.hostname()
+        {
+            // As it was before, for the next endpoint may have no name.
+            head.keep();
             head.set_authority(host);
         }
         let mut hold = Hold { endpoint, lease, attempt, permit, receipt: self.payload.receipt() };
@@ -263,7 +271,9 @@ impl Shared<'_> {
                 request.headers_mut().insert(&PREVIOUS_ATTEMPTS, HeaderValue::from(number));
             }
         }
-        deadline::write_timeout(&self.limit_of_a_try(), self.grpc, request.headers_mut());
+        // What `grpc-timeout` limits is the whole call, its answer's messages too; a try's time ends at the head.
+        let limit = if self.grpc { self.limit } else { self.limit_of_a_try() };
+        deadline::write_timeout(&limit, self.grpc, request.headers_mut());
         let sent = match lease {
             Lease::Sole(connection) => connection.sender.try_send_request(request).await,
             Lease::Shared(stream) => stream.connection.sender().try_send_request(request).await,

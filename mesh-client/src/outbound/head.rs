@@ -166,6 +166,12 @@ impl Head {
     pub(crate) fn take_back(&mut self, request: Request<Outgoing>) {
         let parts = request.into_parts().0;
         (self.headers, self.extensions) = (parts.headers, parts.extensions);
+        // HTTP/2 has it in the URI; `Host` stood for it if it is not the destination's.
+        if parts.version == Version::HTTP_2
+            && let Some(authority) = parts.uri.authority().filter(|of| of.as_str().as_bytes() != self.host.as_bytes())
+        {
+            self.set_authority(authority.as_str());
+        }
         self.kept.clear();
         self.taken = false;
     }

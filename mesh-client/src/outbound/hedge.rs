@@ -19,6 +19,7 @@ use super::attempt::{Again, Failed, Launch, Progress, Shared};
 use super::exchange::{Exchange, Hold};
 use super::head::Head;
 use super::tries::{Outcome, give_up, stands, within};
+use crate::cluster::Retrying;
 use crate::error::Cause;
 use crate::router::{Retries, Router};
 
@@ -43,8 +44,8 @@ pub(super) async fn send(
 ) -> Result<(Response<Incoming>, &'static str), Cause> {
     shared.payload.read_ahead();
     let head = &*head;
-    let fly = |launch, resent| fly(&shared, head.copy(), launch, resent);
-    let mut race = Race { shared: &shared, exchange, router, progress: Progress::default() };
+    let fly = |launch: Launch, resent| fly(&shared, head.copy(), launch, resent);
+    let mut race = Race { shared: &shared, exchange, router, progress: Progress::default(), again: None };
     let mut flying = FuturesUnordered::new();
     let additional = policy.additional_request.hit(shared.env.draw_million());
     let wanted = (policy.initial_requests as usize).saturating_add(usize::from(additional)).min(MAX_FLYING);
@@ -56,16 +57,19 @@ pub(super) async fn send(
     }
     let patience = shared.retries.filter(|retries| retries.hedges_on_timeout()).and_then(Retries::per_try_timeout);
     let late = || patience.and_then(|patience| Instant::now().checked_add(patience));
-    let mut next = Next { beside: late(), again: None };
+    let mut beside = late();
     loop {
         let landed = tokio::select! {
             biased;
             Some(landed) = flying.next() => landed,
-            again = next.due() => {
-                match if again { race.again().map(Some) } else { Ok(race.late(flying.len())) } {
+            again = due(race.again.as_ref().map(|again| again.at), beside) => {
+                if !again {
+                    beside = None;
+                }
+                match if again { race.again() } else { Ok(race.late(flying.len())) } {
                     Ok(Some(more)) => {
                         flying.push(fly(more, false));
-                        next.beside = late();
+                        beside = late();
                     }
                     Err(cause) if flying.is_empty() => return Err(cause),
                     Ok(None) | Err(_) => {}
@@ -73,10 +77,12 @@ pub(super) async fn send(
                 continue;
             }
         };
-        let alone = flying.is_empty();
+        let (alone, was_retry) = (flying.is_empty(), landed.number > 0);
         let outcome = match landed {
-            Landed { outcome: Err(Failed { again: Some(again), .. }), resent: false } if race.can_go_again(alone) => {
-                match race.resend(again) {
+            Landed { outcome: Err(Failed { again: Some(again), .. }), resent: false, number }
+                if race.can_go_again(alone) =>
+            {
+                match race.resend(again, number) {
                     Ok(more) => {
                         flying.push(fly(more, true));
                         continue;
@@ -87,18 +93,18 @@ pub(super) async fn send(
             landed => landed.outcome.map_err(|failed| failed.cause),
         };
         // Others may still do better than this one, if it is no good.
-        let others = !alone || next.again.is_some();
+        let others = !alone || race.again.is_some();
         match shared.retry_for(&outcome) {
             None if others && is_bad(&shared, &outcome) => outcome.into_iter().for_each(give_up),
             None => return race.stands(outcome, "-"),
-            Some(retries) => match race.after(retries, &outcome, flying.len()) {
-                Some(at) => {
-                    next.again = Some(next.again.map_or(at, |other| other.min(at)));
-                    outcome.into_iter().for_each(give_up);
-                }
-                None if others => outcome.into_iter().for_each(give_up),
-                None => return race.stands(outcome, "URX"),
-            },
+            Some(retries) if race.after(retries, &outcome, was_retry, flying.len()) => {
+                outcome.into_iter().for_each(give_up);
+            }
+            Some(_) if others => outcome.into_iter().for_each(give_up),
+            Some(_) => {
+                let flags = if race.progress.retried >= shared.attempts { "URX" } else { "-" };
+                return race.stands(outcome, flags);
+            }
         }
     }
 }
@@ -111,31 +117,22 @@ fn is_bad(shared: &Shared<'_>, outcome: &Outcome) -> bool {
     shared.attempts == 0 && is_failure(&[], response.status(), grpc)
 }
 
-/// When a further try begins.
+/// A try after one that failed, paid for and with its place among the retries.
 struct Next {
-    /// Beside one that takes too long.
-    beside: Option<Instant>,
-    /// After one that failed; paid for already.
-    again: Option<Instant>,
+    at: Instant,
+    retrying: Retrying,
 }
 
-impl Next {
-    /// Waits for what is due next and takes it; whether it is a try after one that failed.
-    async fn due(&mut self) -> bool {
-        let (at, again) = match (self.beside, self.again) {
-            (Some(beside), Some(again)) => (beside.min(again), again <= beside),
-            (Some(beside), None) => (beside, false),
-            (None, Some(again)) => (again, true),
-            (None, None) => pending().await,
-        };
-        sleep_until(at).await;
-        if again {
-            self.again = None
-        } else {
-            self.beside = None
-        }
-        again
-    }
+/// Waits for what is due next: whether that is a try after one that failed, and not one beside a slow one.
+async fn due(again: Option<Instant>, beside: Option<Instant>) -> bool {
+    let (at, is_again) = match (again, beside) {
+        (Some(again), Some(beside)) => (again.min(beside), again <= beside),
+        (Some(again), None) => (again, true),
+        (None, Some(beside)) => (beside, false),
+        (None, None) => pending().await,
+    };
+    sleep_until(at).await;
+    is_again
 }
 
 /// A try that has come to its end.
@@ -143,11 +140,13 @@ struct Landed {
     outcome: Result<(Response<Incoming>, Hold), Failed>,
     // It was sent for the second time because nobody had seen it.
     resent: bool,
+    // Retries before it.
+    number: u32,
 }
 
 /// One try up to the head of its answer.
 async fn fly(shared: &Shared<'_>, mut head: Head, launch: Launch, resent: bool) -> Landed {
-    let mut again = None;
+    let (mut again, number) = (None, launch.number);
     let outcome = {
         let work = pin!(async {
             shared.fly(launch, &mut head).await.map_err(|failed| {
@@ -160,7 +159,7 @@ async fn fly(shared: &Shared<'_>, mut head: Head, launch: Launch, resent: bool) 
         let time = policy.filter(|retries| !retries.hedges_on_timeout()).and_then(Retries::per_try_timeout);
         within(time, policy.and_then(Retries::per_try_idle), shared.payload, work).await
     };
-    Landed { outcome: outcome.map_err(|cause| Failed { cause, again }), resent }
+    Landed { outcome: outcome.map_err(|cause| Failed { cause, again }), resent, number }
 }
 
 /// What decides about further tries.
@@ -169,6 +168,8 @@ struct Race<'r, 't> {
     exchange: &'r mut Exchange,
     router: &'r Router,
     progress: Progress,
+    // One at a time: failures that fall into its wait are answered by it.
+    again: Option<Next>,
 }
 
 impl Race<'_, '_> {
@@ -176,34 +177,41 @@ impl Race<'_, '_> {
         self.shared.launch(&mut self.progress, self.exchange, fresh)
     }
 
-    /// One more beside others, if body, breaker and budget allow it.
-    fn beside(&mut self) -> Option<Launch> {
-        let allowed = self.shared.payload.is_at_hand() && self.shared.allows_retry(0, self.router);
-        if !allowed {
-            return None;
-        }
+    /// One more, which holds this place among the retries.
+    fn further(&mut self, retrying: Retrying) -> Result<Launch, Cause> {
         self.progress.retried += 1;
-        self.launch(None).ok()
+        self.progress.retrying = Some(retrying);
+        self.launch(None).inspect_err(|_| self.progress.retried -= 1)
     }
 
-    /// One more beside a try that takes too long, if the policy has one left.
+    /// One more beside others, if body, breaker and budget allow it.
+    fn beside(&mut self) -> Option<Launch> {
+        let retrying = self.shared.payload.is_at_hand().then(|| self.shared.retrying(0, self.router))??;
+        self.further(retrying).ok()
+    }
+
+    /// One more beside a try that takes too long, if the policy has one left that is not promised yet.
     fn late(&mut self, flying: usize) -> Option<Launch> {
-        let left = self.progress.retried < self.shared.attempts && flying < MAX_FLYING;
+        let spent = self.progress.retried + u32::from(self.again.is_some());
+        let left = spent < self.shared.attempts && (1..MAX_FLYING).contains(&flying);
         if left { self.beside() } else { None }
     }
 
-    /// One more after a failure; it is paid for.
-    fn again(&mut self) -> Result<Launch, Cause> {
-        self.progress.retried += 1;
-        self.launch(None)
+    /// The one that was decided on after a failure.
+    fn again(&mut self) -> Result<Option<Launch>, Cause> {
+        let next = self.again.take();
+        next.map(|next| self.further(next.retrying)).transpose()
     }
 
     /// The same once more: nobody has seen it.
-    fn resend(&mut self, again: Again) -> Result<Launch, Cause> {
-        match again {
+    fn resend(&mut self, again: Again, number: u32) -> Result<Launch, Cause> {
+        let retried = std::mem::replace(&mut self.progress.retried, number);
+        let launch = match again {
             Again::Fresh(index) => self.launch(Some(index)),
             Again::Elsewhere => self.launch(None),
-        }
+        };
+        self.progress.retried = retried;
+        launch
     }
 
     /// Whether the body can be sent once more, without taking it from a try under way.
@@ -211,15 +219,18 @@ impl Race<'_, '_> {
         self.shared.payload.is_at_hand() || (alone && self.shared.payload.rewind())
     }
 
-    /// When the try after this outcome begins; the budget is charged.
-    fn after(&mut self, retries: &Retries, outcome: &Outcome, flying: usize) -> Option<Instant> {
-        if self.progress.retried >= self.shared.attempts || flying >= MAX_FLYING {
-            return None;
+    /// Whether there will be a try after this outcome: if so it has its place, and the budget is charged.
+    fn after(&mut self, retries: &Retries, outcome: &Outcome, was_retry: bool, flying: usize) -> bool {
+        let most = self.progress.retried >= self.shared.attempts || flying >= MAX_FLYING;
+        if most || self.again.is_some() {
+            return false;
         }
-        let wait = self.shared.wait(retries, outcome, &mut self.progress)?;
-        let own = u32::from(outcome.is_ok() && self.progress.retried > 0);
-        let allowed = self.shared.allows_retry(own, self.router) && self.can_go_again(flying == 0);
-        allowed.then(|| Instant::now() + wait)
+        let Some(wait) = self.shared.wait(retries, outcome, &mut self.progress) else { return false };
+        // An answer still holds its own place among the retries.
+        let own = u32::from(outcome.is_ok() && was_retry);
+        let retrying = self.shared.retrying(own, self.router).filter(|_| self.can_go_again(flying == 0));
+        self.again = retrying.map(|retrying| Next { at: Instant::now() + wait, retrying });
+        self.again.is_some()
     }
 
     fn stands(self, outcome: Outcome, flags: &'static str) -> Result<(Response<Incoming>, &'static str), Cause> {

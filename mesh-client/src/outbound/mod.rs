@@ -87,6 +87,7 @@ pub(crate) async fn send(
         payload: &payload,
         exchange: &mut exchange,
         caller,
+        copies: Vec::new(),
         hash: None,
     };
     match call.answer(&destination).await {
@@ -115,6 +116,8 @@ struct Call<'c> {
     payload: &'c Payload,
     exchange: &'c mut Exchange,
     caller: Deadline,
+    // Copies for other clusters that were not sent yet.
+    copies: Vec<Copy>,
     // For balancers that keep requests of one key together.
     hash: Option<u64>,
 }
@@ -206,7 +209,6 @@ impl Call<'_> {
         let idle = forward.idle_timeout.filter(|timeout| !timeout.is_zero());
         self.exchange.set_idle([idle, plan.retry.as_ref().and_then(Retries::per_try_idle)]);
         let endpoint_host = matches!(forward.rewrite.authority, Some(AuthorityRewrite::Endpoint));
-        let copies = self.mirror(plan, forward);
         // Above the tries: they and the back-off between them share the time.
         let outcome = {
             let payload = self.payload;
@@ -215,7 +217,7 @@ impl Call<'_> {
             let tries = pin!(deadline::unless_silent(idle, payload, tries));
             deadline.bound(tries).await
         };
-        self.mirror_late(copies);
+        self.mirror_late();
         let (mut response, flags) = outcome?;
         for headers in header_policies(route, share) {
             headers.response.apply(response.headers_mut());
@@ -230,30 +232,29 @@ impl Call<'_> {
         Ok(Answer::Endpoint(response))
     }
 
-    /// Sends the copies that the route asks for, as far as the body is at hand; gives back the others.
-    fn mirror(&self, plan: &Plan, forward: &Forward) -> Vec<Copy> {
-        if plan.mirrors.is_empty() {
-            return Vec::new();
-        }
-        self.payload.read_ahead();
-        self.send_copies(mirror::copies(self, plan, forward))
-    }
-
-    /// Those whose body had to be streamed first.
-    fn mirror_late(&self, copies: Vec<Copy>) {
-        if !copies.is_empty() {
-            let left = self.send_copies(copies);
-            self.mirrors.miss(left.len());
+    /// Sends the copies that the route asks for, if the body is at hand.
+    fn mirror(&mut self, plan: &Plan, forward: &Forward) {
+        if !plan.mirrors.is_empty() {
+            self.payload.read_ahead();
+            self.copies = mirror::copies(self, plan, forward);
+            self.send_copies();
         }
     }
 
-    fn send_copies(&self, mut copies: Vec<Copy>) -> Vec<Copy> {
-        while let Some(payload) = self.payload.copy()
-            && let Some(copy) = copies.pop()
+    /// Sends those whose body had to be streamed first.
+    fn mirror_late(&mut self) {
+        if !self.copies.is_empty() {
+            self.send_copies();
+            self.mirrors.miss(std::mem::take(&mut self.copies).len());
+        }
+    }
+
+    fn send_copies(&mut self) {
+        while let Some(payload) = self.payload.copy(self.env.limits.replay)
+            && let Some(copy) = self.copies.pop()
         {
             self.mirrors.send(copy.send(payload));
         }
-        copies
     }
 
     /// Faults and limits, in the order of the listener's filters; an answer if one of them gives it.

@@ -74,7 +74,7 @@ impl Dial<'_> {
         self.at = Some((cluster.clone(), members.clone()));
         members.check_drops(cluster, env)?;
         // Above the picker: a full cluster fails fast. Held until the connection is closed.
-        let permit = Permit::request(cluster, false, false)?;
+        let permit = Permit::request(cluster, None, false)?;
         let mut failed = None;
         while (self.tried.len() as u64) < u64::from(attempts) {
             let Some((index, endpoint, attempt)) = self.begin(cluster, &members) else { break };

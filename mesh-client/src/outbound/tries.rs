@@ -19,7 +19,7 @@ use super::head::Head;
 use super::session::Session;
 use super::{Call, deadline, hedge};
 use crate::body::Payload;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Retrying};
 use crate::error::Cause;
 use crate::router::{Plan, Retries, Router};
 
@@ -42,6 +42,7 @@ pub(super) async fn send(
     }
     let members = cluster.members();
     members.check_drops(cluster, call.env)?;
+    call.mirror(plan, forward);
     let draw = || call.env.draw_million();
     let retries = plan.retry.as_ref();
     // Nobody retries for who is a retry itself: the tries of a chain of services would multiply.
@@ -83,8 +84,9 @@ async fn one_by_one(
         let Some(retries) = shared.retry_for(&outcome) else {
             return stands(outcome, exchange, "-");
         };
-        let Some(wait) = shared.next(retries, &outcome, &mut progress, router) else {
-            return stands(outcome, exchange, "URX");
+        let wait = match shared.next(retries, &outcome, &mut progress, router) {
+            Ok(wait) => wait,
+            Err(flags) => return stands(outcome, exchange, flags),
         };
         // The answer is given up before the wait: its connection and its place are free for others.
         if let Ok(answer) = outcome {
@@ -122,8 +124,9 @@ async fn one_in_time(
     head: &mut Head,
     exchange: &mut Exchange,
 ) -> Outcome {
-    let (time, idle) =
-        (shared.retries.and_then(Retries::per_try_timeout), shared.retries.and_then(Retries::per_try_idle));
+    // A soft limit, beyond which hedging adds a try, ends none.
+    let hard = shared.retries.filter(|retries| !retries.hedges_on_timeout());
+    let (time, idle) = (hard.and_then(Retries::per_try_timeout), shared.retries.and_then(Retries::per_try_idle));
     let work = pin!(one_or_fresh(shared, progress, head, exchange));
     within(time, idle, shared.payload, work).await
 }
@@ -182,14 +185,26 @@ impl<'t> Shared<'t> {
     /// How long to wait before one more try, if there may be one: attempts, a body that can be sent again, the
     /// answer's own word, time, breaker, and then the budget, for asking takes from it; last the body goes back
     /// to its beginning.
-    fn next(&self, retries: &Retries, outcome: &Outcome, progress: &mut Progress, router: &Router) -> Option<Duration> {
-        if progress.retried >= self.attempts || !self.payload.can_be_sent_again() {
-            return None;
+    ///
+    /// # Errors
+    /// There may be none: the response flags that say why.
+    fn next(
+        &self,
+        retries: &Retries,
+        outcome: &Outcome,
+        progress: &mut Progress,
+        router: &Router,
+    ) -> Result<Duration, &'static str> {
+        if progress.retried >= self.attempts {
+            return Err("URX");
         }
-        let wait = self.wait(retries, outcome, progress)?;
+        let replayable = Some(()).filter(|()| self.payload.can_be_sent_again());
+        let wait = replayable.and_then(|()| self.wait(retries, outcome, progress)).ok_or("-")?;
         // An answer still holds its own place among the retries.
         let own = u32::from(outcome.is_ok() && progress.retried > 0);
-        (self.allows_retry(own, router) && self.payload.rewind()).then_some(wait)
+        let retrying = self.retrying(own, router).ok_or("UO")?;
+        progress.retrying = Some(retrying).filter(|_| self.payload.rewind());
+        if progress.retrying.is_some() { Ok(wait) } else { Err("-") }
     }
 
     /// The wait before the next try: what the answer asks for, else the back-off. `None` if the answer forbids
@@ -216,11 +231,11 @@ impl<'t> Shared<'t> {
         self.limit.at().is_none_or(in_time).then_some(wait)
     }
 
-    /// Whether the breaker and the budget let one more retry be made; the budget is charged. `own` retries that
-    /// still count are about to end.
-    pub(super) fn allows_retry(&self, own: u32, router: &Router) -> bool {
-        self.cluster.admission().allows_retry(own, self.high_priority)
-            && router.budget().is_none_or(|budget| budget.try_retry(Instant::now()))
+    /// A place for one more retry, if breaker and budget have one; the budget is charged. `own` retries that still
+    /// count are about to end.
+    pub(super) fn retrying(&self, own: u32, router: &Router) -> Option<Retrying> {
+        let retrying = Retrying::within(self.cluster, own, self.high_priority)?;
+        router.budget().is_none_or(|budget| budget.try_retry(Instant::now())).then_some(retrying)
     }
 }
 

@@ -57,6 +57,8 @@ pub(super) fn decode(
     at: &At<'_>,
     report: &mut Report,
 ) -> Option<RouteAction> {
+    let forwards = matches!(proto, Some(route::Action::Route(_)));
+    report.unenforced_if(cors.is_some() && !forwards, at, "cors", "answers that no endpoint gives get no CORS headers");
     match proto {
         Some(route::Action::Route(action)) => {
             let forward = decode_forward(action, ours, cors, outer, &at.field("route"), report)?;

@@ -242,6 +242,9 @@ fn http_route(spec: HttpRouteSpec, check: &mut Check<'_>, path: &str, mesh: bool
     let retries = spec.retries.as_ref().and_then(|r| resilience::retries(r, check, &format!("{path}.retries")));
     let cors = spec.cors_policy.as_ref().map(|cors| resilience::cors(cors, check, &format!("{path}.corsPolicy")));
     let action = action::action(&spec, check, path, delegate)?;
+    if cors.is_some() && matches!(action, HttpAction::Redirect(..) | HttpAction::Direct(_)) {
+        check.warn(&format!("{path}.corsPolicy"), "no effect: answers that no endpoint gives get no CORS headers");
+    }
     let previous_hosts_said = spec.retries.as_ref().is_some_and(|r| r.retry_ignore_previous_hosts.is_some());
     Some(HttpRoute {
         name: spec.name,
