@@ -19,7 +19,7 @@ use crate::env::Env;
 use crate::error::Error;
 use crate::explain::{ClientDump, Explanation, dump, explain, explain_connect};
 use crate::grpc::Channel;
-use crate::outbound;
+use crate::outbound::{self, Head};
 use crate::tcp::TcpConnection;
 
 /// Sends HTTP requests as policy says: routed, balanced, retried, limited, over mutual TLS.
@@ -73,8 +73,11 @@ impl Client {
     {
         let (parts, body) = request.into_parts();
         let payload = Payload::new(body, self.env.limits.replay);
-        // The one box of the outbound path: everything below is one future.
-        Box::pin(outbound::send(self.env.clone(), self.destinations.clone(), to, parts, payload))
+        let mut head = Head::new(parts);
+        let (env, destinations) = (self.env.clone(), self.destinations.clone());
+        // The one box of the outbound path: everything below is one future. It is copied into its box, so its size
+        // counts: what an `async fn` takes by value it would hold twice.
+        Box::pin(async move { outbound::send(&env, &destinations, to.as_ref(), &mut head, &payload).await })
     }
 
     /// A channel to one destination, for generated tonic clients: `ratings:9080`, or one with a

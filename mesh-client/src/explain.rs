@@ -218,7 +218,8 @@ fn explain_route(
     parts.method = request.method().clone();
     parts.uri = request.uri().clone();
     parts.headers = request.headers().clone();
-    let head = Head::new(parts, destination);
+    let mut head = Head::new(parts);
+    head.goes_to(destination);
     let draw = || env.draw_million();
     let walk = router.table().explain(&head.view(&draw));
     let decided = match &walk.decision {

@@ -124,8 +124,12 @@ impl Retries {
     }
 
     /// Whether the policy is about this request.
-    pub(crate) fn concerns(&self, request: &RequestView<'_>) -> bool {
-        self.requests.is_empty() || self.requests.iter().any(|condition| condition.holds(request))
+    pub(crate) fn concerns<'r>(&self, request: impl FnOnce() -> RequestView<'r>) -> bool {
+        if self.requests.is_empty() {
+            return true;
+        }
+        let request = request();
+        self.requests.iter().any(|condition| condition.holds(&request))
     }
 
     /// Time for one try.

@@ -165,8 +165,7 @@ impl Attempt {
         if failed || (grpc && status != StatusCode::OK) {
             self.slipped();
         } else {
-            self.measured = true;
-            self.in_flight.load().succeeded(self.started.elapsed(), self.epoch.elapsed());
+            self.succeeded();
         }
         // The status of a gRPC answer comes at its end, unless there is nothing else.
         self.judge(if grpc { early == Some(0) } else { !status.is_server_error() });
@@ -176,8 +175,7 @@ impl Attempt {
     pub(crate) fn established(&mut self) {
         // What Envoy makes of a connection that came about.
         self.witness(Evidence::Status(StatusCode::OK.as_u16()));
-        self.measured = true;
-        self.in_flight.load().succeeded(self.started.elapsed(), self.epoch.elapsed());
+        self.succeeded();
         self.judge(true);
     }
 
@@ -218,10 +216,23 @@ impl Attempt {
         }
     }
 
+    fn succeeded(&mut self) {
+        self.measured = true;
+        let (took, now) = self.clock();
+        self.in_flight.load().succeeded(took, now);
+    }
+
     fn slipped(&mut self) {
         self.measured = true;
-        self.in_flight.load().failed(self.started.elapsed(), self.epoch.elapsed());
+        let (took, now) = self.clock();
+        self.in_flight.load().failed(took, now);
         self.judge(false);
+    }
+
+    /// How long it took so far, and the time of the load's clock: one look at the clock.
+    fn clock(&self) -> (Duration, Duration) {
+        let now = Instant::now();
+        (now.saturating_duration_since(self.started), now.saturating_duration_since(self.epoch))
     }
 
     /// Nothing was sent, and that says nothing of the endpoint.
@@ -240,7 +251,8 @@ impl Drop for Attempt {
             self.slipped();
         } else {
             // Given up before an answer: it would have taken longer than this.
-            self.in_flight.load().abandoned(self.started.elapsed(), self.epoch.elapsed());
+            let (took, now) = self.clock();
+            self.in_flight.load().abandoned(took, now);
         }
     }
 }

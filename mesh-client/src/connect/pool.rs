@@ -271,9 +271,10 @@ impl Pool {
         {
             return Ok(lease);
         }
+        // Boxed: what waits or dials is far larger than a request that finds a connection, and rare.
         match want {
-            Want::Http2 => Ok(Lease::Shared(self.connect_shared(room, waiting).await?)),
-            Want::Http1 | Want::Either => self.connect_sole(want, room, waiting).await,
+            Want::Http2 => Ok(Lease::Shared(Box::pin(self.connect_shared(room, waiting)).await?)),
+            Want::Http1 | Want::Either => Box::pin(self.connect_sole(want, room, waiting)).await,
         }
     }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
+use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Uri, header};
 use mesh_core::id::Target;
 use mesh_core::source::{DestinationSource, Watched};
@@ -84,11 +85,9 @@ impl Destinations {
 
     /// The destination of a request: the URI's authority, else the `Host` header.
     pub(crate) fn of(self: &Arc<Self>, uri: &Uri, headers: &HeaderMap) -> Result<Arc<Destination>, Cause> {
-        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-        let authority = match (uri.authority(), host) {
-            (Some(authority), _) => authority.as_str(),
-            (None, Some(host)) => host,
-            (None, None) => return Err(Cause::BadTarget("neither the URI nor a Host header names one".to_owned())),
+        let host = || headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let Some(authority) = uri.authority().map(Authority::as_str).or_else(host) else {
+            return Err(Cause::BadTarget("neither the URI nor a Host header names one".to_owned()));
         };
         // Most requests name it just as the table does.
         if let Some(found) = self.table.find(authority) {

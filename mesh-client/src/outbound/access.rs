@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use http::{Method, Uri};
+use http::Method;
 use mesh_core::context::TraceContext;
 use mesh_core::telemetry::Outcome;
 use tracing::Level;
+
+use super::head::Head;
 
 /// Target of the events.
 const TARGET: &str = "mesh::access";
@@ -23,15 +25,15 @@ pub(crate) struct Access {
 
 impl Access {
     /// Remembers the request as the application made it; `None` if nobody listens.
-    pub(crate) fn open(method: &Method, authority: &str, uri: &Uri, trace: Option<TraceContext>) -> Option<Box<Self>> {
+    pub(crate) fn open(head: &Head, trace: Option<TraceContext>) -> Option<Box<Self>> {
         if !tracing::enabled!(target: TARGET, Level::INFO) {
             return None;
         }
         let empty = String::new;
         Some(Box::new(Self {
-            method: method.clone(),
-            authority: authority.to_owned(),
-            path: uri.path().to_owned(),
+            method: head.method.clone(),
+            authority: head.authority().to_owned(),
+            path: head.uri().path().to_owned(),
             route: empty(),
             cluster: empty(),
             upstream: empty(),

@@ -8,7 +8,7 @@ use std::error::Error as StdError;
 use std::io;
 use std::sync::Arc;
 
-use http::{HeaderValue, Method, Response};
+use http::{HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use mesh_core::balance::Pick;
 use mesh_core::context::{PREVIOUS_ATTEMPTS, RETRIED};
@@ -21,7 +21,7 @@ use super::exchange::{Exchange, Hold};
 use super::head::Head;
 use super::session::Session;
 use super::trace::Trace;
-use crate::body::Payload;
+use crate::body::{Outgoing, Payload, Receipt};
 use crate::cluster::{Attempt, Cluster, Endpoint, Members, Permit, Retrying};
 use crate::connect::Lease;
 use crate::env::Env;
@@ -129,43 +129,23 @@ impl Shared<'_> {
     }
 
     /// Sends the request once.
-    pub(super) async fn fly(&self, launch: Launch, head: &mut Head) -> Result<(Response<Incoming>, Hold), Failed> {
-        let Launch { permit, endpoint, mut attempt, index, number, fresh } = launch;
-        let lease = endpoint.pool().acquire(self.grpc, fresh, permit.room(), || permit.wait()).await;
-        note_reach(&mut attempt, &lease);
-        let lease = lease?;
+    pub(super) async fn fly(&self, mut launch: Launch, head: &mut Head) -> Result<(Response<Incoming>, Hold), Failed> {
+        let permit = &launch.permit;
+        let lease = launch.endpoint.pool().acquire(self.grpc, launch.fresh, permit.room(), || permit.wait()).await;
+        let mut lease = launch.reached(lease)?;
         if self.endpoint_host
-            && let Some(host) = endpoint.hostname()
+            && let Some(host) = launch.endpoint.hostname()
         {
             // As it was before, for the next endpoint may have no name.
             head.keep();
             head.set_authority(host);
         }
-        let mut hold = Hold { endpoint, lease, attempt, permit, receipt: self.payload.receipt() };
-        match self.exchange(head, &mut hold.lease, number).await {
+        match self.exchange(head, &mut lease, launch.number).await {
             Ok(response) => {
-                hold.attempt.answered(response.status(), response.headers(), self.grpc);
-                Ok((response, hold))
+                launch.attempt.answered(response.status(), response.headers(), self.grpc);
+                Ok((response, launch.hold(lease, self.payload.receipt())))
             }
-            Err(lost) => {
-                let (gone, unseen) = (lost.connection_is_gone(), lost.is_unseen());
-                let stale = gone && hold.lease.is_reused() && !fresh && (!lost.sent || is_idempotent(&head.method));
-                let again = if unseen { Some(Again::Elsewhere) } else { stale.then_some(Again::Fresh(index)) };
-                // A connection that ended while nobody used it says nothing of the endpoint.
-                if lost.is_ours() || matches!(again, Some(Again::Fresh(_))) {
-                    hold.attempt.not_sent()
-                } else if unseen {
-                    hold.attempt.refused()
-                } else {
-                    hold.attempt.failed()
-                }
-                if let Lease::Shared(stream) = &hold.lease
-                    && gone
-                {
-                    hold.endpoint.pool().discard(&stream.connection);
-                }
-                Err(Failed { cause: lost.cause(hold.endpoint.address()), again })
-            }
+            Err(lost) => Err(launch.lost(lost, &lease, &head.method)),
         }
     }
 
@@ -257,23 +237,8 @@ impl Shared<'_> {
 
     /// Puts the request on the connection and waits for the answer's head. `number` retries were before.
     async fn exchange(&self, head: &mut Head, lease: &mut Lease, number: u32) -> Result<Response<Incoming>, Lost> {
-        let http2 = lease.is_http2();
-        // An HTTP/2 stream may be refused unseen; an HTTP/1.1 connection may have gone stale.
-        let may_resend = http2 || (lease.is_reused() && is_idempotent(&head.method));
-        if may_resend || number < self.attempts {
-            head.keep();
-        }
-        let mut request = head.request(http2, self.payload.body());
-        self.trace.write(self.env, http2, request.headers_mut());
-        if number > 0 {
-            request.headers_mut().insert(&RETRIED, HeaderValue::from_static("1"));
-            if self.grpc {
-                request.headers_mut().insert(&PREVIOUS_ATTEMPTS, HeaderValue::from(number));
-            }
-        }
-        // What `grpc-timeout` limits is the whole call, its answer's messages too; a try's time ends at the head.
-        let limit = if self.grpc { self.limit } else { self.limit_of_a_try() };
-        deadline::write_timeout(&limit, self.grpc, request.headers_mut());
+        // By a function of its own, and moved on at once: it is large, and not held while we wait.
+        let request = self.request(head, lease, number);
         let sent = match lease {
             Lease::Sole(connection) => connection.sender.try_send_request(request).await,
             Lease::Shared(stream) => stream.connection.sender().try_send_request(request).await,
@@ -288,6 +253,28 @@ impl Shared<'_> {
         })
     }
 
+    /// The request as it goes over this connection.
+    fn request(&self, head: &mut Head, lease: &Lease, number: u32) -> Request<Outgoing> {
+        let http2 = lease.is_http2();
+        // An HTTP/2 stream may be refused unseen; an HTTP/1.1 connection may have gone stale.
+        let may_resend = http2 || (lease.is_reused() && is_idempotent(&head.method));
+        if may_resend || number < self.attempts {
+            head.keep();
+        }
+        let mut request = head.request(http2, self.payload.body());
+        self.trace.write(self.env, lease, request.headers_mut());
+        if number > 0 {
+            request.headers_mut().insert(&RETRIED, HeaderValue::from_static("1"));
+            if self.grpc {
+                request.headers_mut().insert(&PREVIOUS_ATTEMPTS, HeaderValue::from(number));
+            }
+        }
+        // What `grpc-timeout` limits is the whole call, its answer's messages too; a try's time ends at the head.
+        let limit = if self.grpc { self.limit } else { self.limit_of_a_try() };
+        deadline::write_timeout(&limit, self.grpc, request.headers_mut());
+        request
+    }
+
     /// When the endpoint need not go on: the request's deadline, or the end of the try that begins now.
     fn limit_of_a_try(&self) -> Deadline {
         let own = self.retries.filter(|retries| !retries.hedges_on_timeout()).and_then(Retries::per_try_timeout);
@@ -295,18 +282,48 @@ impl Shared<'_> {
     }
 }
 
-/// Notes whether a connection could be had.
-fn note_reach(attempt: &mut Attempt, lease: &Result<Lease, Cause>) {
-    match lease {
-        Ok(lease) if !lease.is_reused() => attempt.connected(true),
-        // A connection that was there says nothing new.
-        Ok(_) => {}
-        Err(cause) if cause.is_unreached() => {
-            attempt.connected(false);
-            attempt.failed();
+impl Launch {
+    /// Notes whether a connection could be had.
+    fn reached(&mut self, lease: Result<Lease, Cause>) -> Result<Lease, Cause> {
+        match &lease {
+            Ok(lease) if !lease.is_reused() => self.attempt.connected(true),
+            // A connection that was there says nothing new.
+            Ok(_) => {}
+            Err(cause) if cause.is_unreached() => {
+                self.attempt.connected(false);
+                self.attempt.failed();
+            }
+            // A local limit says nothing of the endpoint.
+            Err(_) => self.attempt.not_sent(),
         }
-        // A local limit says nothing of the endpoint.
-        Err(_) => attempt.not_sent(),
+        lease
+    }
+
+    /// It is answered: what it holds until the answer's end.
+    fn hold(self, lease: Lease, receipt: Receipt) -> Hold {
+        let Self { permit, endpoint, attempt, .. } = self;
+        Hold { endpoint, lease, attempt, permit, receipt }
+    }
+
+    /// It got no answer over this connection: whose fault that is, and whether it may go again.
+    fn lost(mut self, lost: Lost, lease: &Lease, method: &Method) -> Failed {
+        let (gone, unseen) = (lost.connection_is_gone(), lost.is_unseen());
+        let stale = gone && lease.is_reused() && !self.fresh && (!lost.sent || is_idempotent(method));
+        let again = if unseen { Some(Again::Elsewhere) } else { stale.then_some(Again::Fresh(self.index)) };
+        // A connection that ended while nobody used it says nothing of the endpoint.
+        if lost.is_ours() || matches!(again, Some(Again::Fresh(_))) {
+            self.attempt.not_sent()
+        } else if unseen {
+            self.attempt.refused()
+        } else {
+            self.attempt.failed()
+        }
+        if let Lease::Shared(stream) = lease
+            && gone
+        {
+            self.endpoint.pool().discard(&stream.connection);
+        }
+        Failed { cause: lost.cause(self.endpoint.address()), again }
     }
 }
 

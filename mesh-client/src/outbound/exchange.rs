@@ -160,11 +160,11 @@ impl Exchange {
     }
 
     pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
-        if self.outcome.grpc {
-            self.outcome.grpc_status = grpc_status(trailers).or(self.outcome.grpc_status);
-            if let (Some(hold), Some(status)) = (&mut self.hold, grpc_status(trailers)) {
-                hold.attempt.ended(status);
-            }
+        if self.outcome.grpc
+            && let Some(status) = grpc_status(trailers)
+        {
+            self.outcome.grpc_status = Some(status);
+            self.hold.iter_mut().for_each(|hold| hold.attempt.ended(status));
         }
     }
 

@@ -19,27 +19,32 @@ pub(crate) struct Head {
     extensions: Extensions,
     // That one: the `:protocol` of an extended CONNECT (RFC 8441).
     protocol: Option<Protocol>,
-    // `Host` where the application gave none: shared with the destination.
+    // `Host` where the application gave none: shared with the destination. Empty until that is known.
     host: HeaderValue,
     // What `headers` was before the first try took it. A list, because most requests are sent once and
-    // a map costs two allocations.
-    kept: SmallVec<[(HeaderName, HeaderValue); 8]>,
+    // a map costs two allocations; a short one, because it is moved with the request.
+    kept: SmallVec<[(HeaderName, HeaderValue); 4]>,
     taken: bool,
 }
 
 impl Head {
-    pub(crate) fn new(parts: request::Parts, destination: &Destination) -> Self {
+    pub(crate) fn new(parts: request::Parts) -> Self {
         let request::Parts { method, uri, headers, extensions, .. } = parts;
+        let protocol = extensions.get::<Protocol>().cloned();
+        let host = HeaderValue::from_static("");
+        Self { method, uri, headers, extensions, protocol, host, kept: SmallVec::new(), taken: false }
+    }
+
+    /// The destination is known: its name is the `Host` unless the application wrote it in another way.
+    pub(crate) fn goes_to(&mut self, destination: &Destination) {
         let host = destination.host();
-        let host = match uri.authority() {
-            // As the application wrote it; nearly always that is how the destination is called.
+        self.host = match self.uri.authority() {
+            // Nearly always that is how the destination is called.
             Some(authority) if authority.as_str().as_bytes() != host.as_bytes() => {
                 HeaderValue::from_str(authority.as_str()).unwrap_or_else(|_| host.clone())
             }
             _ => host.clone(),
         };
-        let protocol = extensions.get::<Protocol>().cloned();
-        Self { method, uri, headers, extensions, protocol, host, kept: SmallVec::new(), taken: false }
     }
 
     /// The same head once more, for a request beside this one. The headers must not be taken.

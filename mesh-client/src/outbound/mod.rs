@@ -28,7 +28,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use http::header::SET_COOKIE;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use mesh_core::balance::hash::HashInput;
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::matcher::{CompiledRoute, CorsVerdict};
@@ -41,7 +41,7 @@ pub(crate) use self::deadline::Silence;
 pub(crate) use self::exchange::Exchange;
 use self::fault::Faults;
 use self::filters::Filter;
-use self::head::Head;
+pub(crate) use self::head::Head;
 use self::mirror::Copy;
 use self::session::Session;
 use self::trace::Trace;
@@ -55,36 +55,29 @@ use crate::router::{Chosen, Plan, Retries, Router};
 
 /// Sends one request. The order is the behaviour:
 pub(crate) async fn send(
-    env: Arc<Env>,
-    destinations: Arc<Destinations>,
-    to: Option<Target>,
-    parts: request::Parts,
-    payload: Payload,
+    env: &Arc<Env>,
+    destinations: &Arc<Destinations>,
+    to: Option<&Target>,
+    head: &mut Head,
+    payload: &Payload,
 ) -> Result<Response<Body>, Error> {
     let started = Instant::now();
     // Above all else, for nothing is known of a request without its destination.
-    let found = match &to {
-        Some(target) => destinations.to(target),
-        None => destinations.of(&parts.uri, &parts.headers),
-    };
-    let destination = match found {
-        Ok(destination) => destination,
-        Err(cause) => return Err(Error::new(parts.uri.authority().map_or("(none)", |a| a.as_str()), cause, 0)),
-    };
-    destination.touch(started, &env);
-    let trace = Trace::begin(&env);
+    let destination = find(destinations, to, head)?;
+    destination.touch(started, env);
+    head.goes_to(&destination);
+    let trace = Trace::begin(env);
     let caller = Deadline::none().caller(trace.deadline());
-    let caller = caller.caller(deadline::grpc_timeout(&parts.headers).and_then(|left| started.checked_add(left)));
-    let head = Head::new(parts, &destination);
+    let caller = caller.caller(deadline::grpc_timeout(&head.headers).and_then(|left| started.checked_add(left)));
     // Above everything that can fail, so that each request is counted and logged, once.
-    let mut exchange = open(&destination, &head, &trace, started);
+    let mut exchange = open(&destination, head, &trace, started);
     let mirrors = destinations.mirrors();
     let mut call = Call {
-        env: &env,
+        env,
         mirrors,
         head,
         trace: &trace,
-        payload: &payload,
+        payload,
         exchange: &mut exchange,
         caller,
         copies: Vec::new(),
@@ -101,8 +94,16 @@ pub(crate) async fn send(
     }
 }
 
+fn find(destinations: &Arc<Destinations>, to: Option<&Target>, head: &Head) -> Result<Arc<Destination>, Error> {
+    let found = match to {
+        Some(target) => destinations.to(target),
+        None => destinations.of(head.uri(), &head.headers),
+    };
+    found.map_err(|cause| Error::new(head.uri().authority().map_or("(none)", |a| a.as_str()), cause, 0))
+}
+
 fn open(destination: &Destination, head: &Head, trace: &Trace, started: Instant) -> Box<Exchange> {
-    let access = Access::open(&head.method, head.authority(), head.uri(), Some(trace.position()));
+    let access = Access::open(head, Some(trace.position()));
     let grpc = grpc::is_grpc(&head.headers);
     Box::new(Exchange::new(destination.target().clone(), started, destination.series().clone(), grpc, access))
 }
@@ -111,7 +112,7 @@ fn open(destination: &Destination, head: &Head, trace: &Trace, started: Instant)
 struct Call<'c> {
     env: &'c Arc<Env>,
     mirrors: &'c Mirrors,
-    head: Head,
+    head: &'c mut Head,
     trace: &'c Trace,
     payload: &'c Payload,
     exchange: &'c mut Exchange,
@@ -165,7 +166,7 @@ impl Call<'_> {
                 Ok(answer)
             }
             RouteAction::Redirect(policy) => {
-                Ok(Answer::Local(answered(local::redirect(policy, route, &self.head), route), "-"))
+                Ok(Answer::Local(answered(local::redirect(policy, route, self.head), route), "-"))
             }
             RouteAction::DirectResponse(policy) => {
                 Ok(Answer::Local(answered(local::direct(policy, self.exchange.is_grpc()), route), "-"))
@@ -185,7 +186,7 @@ impl Call<'_> {
         forward: &Forward,
     ) -> Result<Answer, Cause> {
         // Drawn once: all tries of a request go to the same cluster.
-        let mut session = Session::read(plan.session.as_ref(), &self.head);
+        let mut session = Session::read(plan.session.as_ref(), self.head);
         let pinned = session.cluster();
         let Chosen { cluster, share, filters, session: policy } =
             router.choose(plan, forward, &self.head.headers, pinned, self.env)?;
@@ -214,8 +215,11 @@ impl Call<'_> {
             let payload = self.payload;
             // Pinned here: what `bound` takes by value it would hold three times.
             let tries = pin!(tries::send(self, router, cluster, plan, forward, &session, endpoint_host));
-            let tries = pin!(deadline::unless_silent(idle, payload, tries));
-            deadline.bound(tries).await
+            match idle {
+                None => deadline.bound(tries).await,
+                // Boxed: requests that nobody listens to are no larger for it.
+                _ => deadline.bound(Box::pin(deadline::unless_silent(idle, payload, tries))).await,
+            }
         };
         self.mirror_late();
         let (mut response, flags) = outcome?;
@@ -328,7 +332,8 @@ impl Call<'_> {
                 sleep(delay).await;
                 Ok(())
             };
-            self.caller.bound(wait).await?;
+            // Boxed: requests without a fault are no larger for it.
+            Box::pin(self.caller.bound(wait)).await?;
         }
         let status = fault.abort(&self.head.headers, draw);
         Ok(status.map(|status| Answer::Local(local::abort(status, self.exchange.is_grpc()), "FI")))

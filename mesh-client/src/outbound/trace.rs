@@ -6,6 +6,7 @@ use http::HeaderMap;
 use mesh_core::context::{self, RequestContext, TRACEPARENT, TraceContext};
 use tokio::time::Instant;
 
+use crate::connect::Lease;
 use crate::env::Env;
 
 /// Where a request stands in its trace.
@@ -52,15 +53,20 @@ impl Trace {
     }
 
     /// Writes the headers of one try, each a span of its own. What the application set itself stays.
-    pub(crate) fn write(&self, env: &Env, http2: bool, headers: &mut HeaderMap) {
-        match &self.served {
-            Some(context) => context.write_headers(env.id(), headers),
-            None => {
-                headers.entry(&TRACEPARENT).or_insert_with(|| self.position.child(env.id()).to_header());
+    pub(crate) fn write(&self, env: &Env, lease: &Lease, headers: &mut HeaderMap) {
+        let value = match &self.served {
+            Some(context) => {
+                context.write_headers(env.id(), headers);
+                headers.get_mut(&TRACEPARENT)
             }
-        }
-        if http2 && let Some(value) = headers.get_mut(&TRACEPARENT) {
-            // Differs in every request: HPACK must not put it into its table.
+            None => Some(headers.entry(&TRACEPARENT).or_insert_with(|| self.position.child(env.id()).to_header())),
+        };
+        // Differs in every request: HPACK must not put it into its table. Only that of a connection's first request
+        // goes there, so that the name of the others is sent as a number.
+        if lease.is_http2()
+            && lease.is_reused()
+            && let Some(value) = value
+        {
             value.set_sensitive(true);
         }
     }

@@ -46,7 +46,7 @@ pub(super) async fn send(
     let draw = || call.env.draw_million();
     let retries = plan.retry.as_ref();
     // Nobody retries for who is a retry itself: the tries of a chain of services would multiply.
-    let may = !call.trace.is_retry() && retries.is_some_and(|retries| retries.concerns(&call.head.view(&draw)));
+    let may = !call.trace.is_retry() && retries.is_some_and(|retries| retries.concerns(|| call.head.view(&draw)));
     let Call { env, head, trace, payload, exchange, hash, .. } = call;
     let shared = Shared {
         env,
@@ -68,34 +68,35 @@ pub(super) async fn send(
         Some(policy) if hedge::applies(policy, &shared) => {
             Box::pin(hedge::send(shared, policy, head, exchange, router)).await
         }
-        _ => one_by_one(shared, head, exchange, router).await,
+        _ => one_by_one(&shared, head, exchange, router).await,
     }
 }
 
 async fn one_by_one(
-    shared: Shared<'_>,
+    shared: &Shared<'_>,
     head: &mut Head,
     exchange: &mut Exchange,
     router: &Router,
 ) -> Result<(Response<Incoming>, &'static str), Cause> {
     let mut progress = Progress::default();
     loop {
-        let outcome = one_in_time(&shared, &mut progress, head, exchange).await;
-        let Some(retries) = shared.retry_for(&outcome) else {
-            return stands(outcome, exchange, "-");
-        };
-        let wait = match shared.next(retries, &outcome, &mut progress, router) {
-            Ok(wait) => wait,
-            Err(flags) => return stands(outcome, exchange, flags),
-        };
-        // The answer is given up before the wait: its connection and its place are free for others.
-        if let Ok(answer) = outcome {
-            give_up(answer);
+        let outcome = one_in_time(shared, &mut progress, head, exchange).await;
+        match shared.judge(outcome, &mut progress, router) {
+            Verdict::Again(wait) => sleep(wait).await,
+            Verdict::Stands(outcome, flags) => return stands(outcome, exchange, flags),
         }
         head.again();
-        sleep(wait).await;
         progress.retried += 1;
     }
+}
+
+/// What is made of an outcome.
+#[allow(clippy::large_enum_variant, reason = "it is taken apart at once; a box would cost every request")]
+enum Verdict {
+    /// It is the request's, with its response flags.
+    Stands(Outcome, &'static str),
+    /// It was given up for another try after this wait.
+    Again(Duration),
 }
 
 /// The outcome is the request's.
@@ -128,7 +129,11 @@ async fn one_in_time(
     let hard = shared.retries.filter(|retries| !retries.hedges_on_timeout());
     let (time, idle) = (hard.and_then(Retries::per_try_timeout), shared.retries.and_then(Retries::per_try_idle));
     let work = pin!(one_or_fresh(shared, progress, head, exchange));
-    within(time, idle, shared.payload, work).await
+    match (time, idle) {
+        (None, None) => work.await,
+        // Boxed: tries without limits of their own are no larger for those that have some.
+        _ => Box::pin(within(time, idle, shared.payload, work)).await,
+    }
 }
 
 /// Runs a try within the time that the policy gives it.
@@ -152,21 +157,35 @@ async fn one_or_fresh(
     head: &mut Head,
     exchange: &mut Exchange,
 ) -> Outcome {
-    let launch = shared.launch(progress, exchange, None)?;
-    let fresh = match shared.fly(launch, head).await {
-        Ok(answer) => return Ok(answer),
-        Err(Failed { again: Some(again), .. }) if shared.payload.rewind() => match again {
-            Again::Fresh(index) => Some(index),
-            Again::Elsewhere => None,
-        },
-        Err(failed) => return Err(failed.cause),
-    };
-    head.again();
-    let launch = shared.launch(progress, exchange, fresh)?;
-    shared.fly(launch, head).await.map_err(|failed| failed.cause)
+    let (mut fresh, mut may_go_again) = (None, true);
+    loop {
+        let launch = shared.launch(progress, exchange, fresh)?;
+        fresh = match shared.fly(launch, head).await {
+            Ok(answer) => return Ok(answer),
+            Err(Failed { again: Some(again), .. }) if may_go_again && shared.payload.rewind() => match again {
+                Again::Fresh(index) => Some(index),
+                Again::Elsewhere => None,
+            },
+            Err(failed) => return Err(failed.cause),
+        };
+        head.again();
+        may_go_again = false;
+    }
 }
 
 impl<'t> Shared<'t> {
+    /// Whether an outcome stands. Takes it: an answer that is given up is so before the wait, so that its connection
+    /// and its place are free for others.
+    fn judge(&self, outcome: Outcome, progress: &mut Progress, router: &Router) -> Verdict {
+        let Some(retries) = self.retry_for(&outcome) else { return Verdict::Stands(outcome, "-") };
+        let wait = match self.next(retries, &outcome, progress, router) {
+            Ok(wait) => wait,
+            Err(flags) => return Verdict::Stands(outcome, flags),
+        };
+        outcome.into_iter().for_each(give_up);
+        Verdict::Again(wait)
+    }
+
     /// The retry policy, if it asks for another try after this outcome.
     pub(super) fn retry_for(&self, outcome: &Outcome) -> Option<&'t Retries> {
         let outcome = match outcome {

@@ -51,6 +51,10 @@ pub(super) fn lightest(
     draw: &mut Draw<'_>,
     cost: impl Fn(&Candidate) -> f32,
 ) -> Option<usize> {
+    if candidates.len() == 1 {
+        // Nothing to draw, and nothing else to go to if it was tried.
+        return Some(0);
+    }
     let mut excluded = Excluded::new(tried, candidates.len());
     let mut best = weights.draw(candidates, &excluded, draw)?;
     let mut least = None;

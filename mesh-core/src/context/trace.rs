@@ -40,20 +40,19 @@ impl TraceContext {
     }
 
     pub(super) fn read(bytes: &[u8]) -> Result<Self, InvalidTraceparent> {
-        if bytes.len() < 55 || bytes[2] != b'-' || bytes[35] != b'-' || bytes[52] != b'-' {
+        let text: &[u8; LENGTH] = bytes.first_chunk().ok_or(InvalidTraceparent)?;
+        let eight = |at| u64::from(eight_digits(&text[at..at + 8]));
+        let sixteen = |at| eight(at) << 32 | eight(at + 8);
+        let (version, flags) = (two_digits(&text[0..2]), two_digits(&text[53..55]));
+        let trace_id = u128::from(sixteen(3)) << 64 | u128::from(sixteen(19));
+        let read = Self { trace_id, span_id: sixteen(36), flags };
+        // Only lower-case digits and dashes in their places come out as they went in.
+        let canonical = read.text(version) == *text;
+        let ends = bytes.len() == LENGTH || (version > 0 && bytes[LENGTH] == b'-');
+        if !canonical || !ends || version == 0xff || read.trace_id == 0 || read.span_id == 0 {
             return Err(InvalidTraceparent);
         }
-        let version = hex(&bytes[0..2])? as u8;
-        if version == 0xff || (version == 0 && bytes.len() != 55) || (bytes.len() > 55 && bytes[55] != b'-') {
-            return Err(InvalidTraceparent);
-        }
-        let trace_id = u128::from(hex(&bytes[3..19])?) << 64 | u128::from(hex(&bytes[19..35])?);
-        let span_id = hex(&bytes[36..52])?;
-        let flags = hex(&bytes[53..55])? as u8;
-        if trace_id == 0 || span_id == 0 {
-            return Err(InvalidTraceparent);
-        }
-        Ok(Self { trace_id, span_id, flags })
+        Ok(read)
     }
 
     /// The same trace with another span as the parent of what follows.
@@ -85,33 +84,56 @@ impl TraceContext {
 
     /// The header value, version 00.
     pub fn to_header(self) -> HeaderValue {
-        let mut out = *b"00-00000000000000000000000000000000-0000000000000000-00";
-        write_hex(&self.trace_id.to_be_bytes(), &mut out[3..35]);
-        write_hex(&self.span_id.to_be_bytes(), &mut out[36..52]);
-        write_hex(&[self.flags], &mut out[53..55]);
-        HeaderValue::from_bytes(&out).expect("hex digits and dashes are a header value")
+        HeaderValue::from_bytes(&self.text(0)).expect("hex digits and dashes are a header value")
+    }
+
+    fn text(self, version: u8) -> [u8; LENGTH] {
+        let mut text = [b'-'; LENGTH];
+        text[0..2].copy_from_slice(&digits(u32::from(version))[6..]);
+        for (at, shift) in [(3, 96), (11, 64), (19, 32), (27, 0)] {
+            text[at..at + 8].copy_from_slice(&digits((self.trace_id >> shift) as u32));
+        }
+        text[36..44].copy_from_slice(&digits((self.span_id >> 32) as u32));
+        text[44..52].copy_from_slice(&digits(self.span_id as u32));
+        text[53..55].copy_from_slice(&digits(u32::from(self.flags))[6..]);
+        text
     }
 }
 
-/// Reads at most 16 lower-case digits. By hand, for every request passes here: `from_str_radix` takes ten
-/// times as long and takes capitals.
-fn hex(text: &[u8]) -> Result<u64, InvalidTraceparent> {
-    text.iter().try_fold(0, |value, byte| {
-        let digit = match byte {
-            b'0'..=b'9' => byte - b'0',
-            b'a'..=b'f' => byte - b'a' + 10,
-            _ => return Err(InvalidTraceparent),
-        };
-        Ok(value << 4 | u64::from(digit))
-    })
+/// Bytes of a `traceparent` of version 00.
+const LENGTH: usize = 55;
+
+// Eight digits at once, one in each byte of a word, for every request is read and written: `from_str_radix` takes
+// ten times as long, and digit by digit takes three times.
+
+/// One in every byte.
+const ONES: u64 = 0x0101_0101_0101_0101;
+
+/// A number in lower-case hex.
+fn digits(number: u32) -> [u8; 8] {
+    let mut word = u64::from(number);
+    word = (word << 16 | word) & 0x0000_ffff_0000_ffff;
+    word = (word << 8 | word) & 0x00ff_00ff_00ff_00ff;
+    word = (word << 4 | word) & (15 * ONES);
+    // A letter is a digit of ten or more.
+    let letters = (word + 6 * ONES) >> 4 & ONES;
+    (word + u64::from(b'0') * ONES + letters * u64::from(b'a' - b'0' - 10)).to_be_bytes()
 }
 
-fn write_hex(bytes: &[u8], out: &mut [u8]) {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    for (byte, out) in bytes.iter().zip(out.chunks_exact_mut(2)) {
-        out[0] = HEX[usize::from(byte >> 4)];
-        out[1] = HEX[usize::from(byte & 15)];
-    }
+/// The number of eight lower-case digits. What is none gives some number.
+fn eight_digits(text: &[u8]) -> u32 {
+    let text: &[u8; 8] = text.first_chunk().expect("eight digits");
+    let word = u64::from_be_bytes(*text);
+    let letters = word >> 6 & ONES;
+    let mut word = ((word & (15 * ONES)) + letters * 9) & (15 * ONES);
+    word = (word >> 4 | word) & 0x00ff_00ff_00ff_00ff;
+    word = (word >> 8 | word) & 0x0000_ffff_0000_ffff;
+    (word >> 16 | word) as u32
+}
+
+/// The same of two.
+fn two_digits(text: &[u8]) -> u8 {
+    eight_digits(&[b'0', b'0', b'0', b'0', b'0', b'0', text[0], text[1]]) as u8
 }
 
 #[cfg(test)]

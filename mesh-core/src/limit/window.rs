@@ -10,7 +10,7 @@ use tokio::time::Instant;
 pub(crate) struct Window {
     start: Instant,
     // Nanoseconds; above 0.
-    slot: u128,
+    slot: u64,
     slots: [Slot; SLOTS as usize],
 }
 
@@ -33,7 +33,7 @@ const TAG_MAX: u64 = (1 << (64 - 2 * COUNT_BITS)) - 1;
 
 impl Window {
     pub(crate) fn new(length: Duration, now: Instant) -> Self {
-        let slot = (length.as_nanos() / u128::from(SLOTS)).max(1);
+        let slot = (nanos(length) / SLOTS).max(1);
         Self { start: now, slot, slots: std::array::from_fn(|_| Slot::default()) }
     }
 
@@ -55,18 +55,23 @@ impl Window {
                 oldest = oldest.or(Some(past));
             }
         }
-        let age = oldest.map(|oldest| self.since(now).saturating_sub(u128::from(oldest) * self.slot));
-        (sum, Duration::from_nanos(age.unwrap_or(0).try_into().unwrap_or(u64::MAX)))
+        let age = oldest.map(|oldest| self.since(now).saturating_sub(oldest * self.slot));
+        (sum, Duration::from_nanos(age.unwrap_or(0)))
     }
 
     /// Number of the slot that `now` is in.
     fn index(&self, now: Instant) -> u64 {
-        (self.since(now) / self.slot) as u64
+        self.since(now) / self.slot
     }
 
-    fn since(&self, now: Instant) -> u128 {
-        now.saturating_duration_since(self.start).as_nanos()
+    fn since(&self, now: Instant) -> u64 {
+        nanos(now.saturating_duration_since(self.start))
     }
+}
+
+/// At most 584 years: a wider number is divided by a function, and that for every request.
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Tells times apart that share a slot. It comes round after 12 days in a window of a second; a slot unused for
