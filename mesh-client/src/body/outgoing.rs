@@ -476,3 +476,47 @@ fn in_memory(mut full: Full<Bytes>) -> Bytes {
         _ => Bytes::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::stream;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    #[test]
+    fn a_body_of_endless_empty_chunks_is_not_read_ahead_for_ever() {
+        let empty = stream::repeat_with(|| Ok::<_, Infallible>(Frame::data(Bytes::new())));
+        let payload = Payload::new(StreamBody::new(empty), 1024);
+        payload.read_ahead();
+        assert!(!payload.is_at_hand());
+        // The control: what ends is at hand then, and what is larger than the limit is not copied.
+        let chunks = stream::iter((0..4).map(|_| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![b'x'; 300])))));
+        let payload = Payload::new(StreamBody::new(chunks), 1200);
+        payload.read_ahead();
+        assert_eq!((payload.copy(1200).is_some(), payload.copy(1199).is_some()), (true, false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_in_memory_move_slice_by_slice_where_somebody_looks() {
+        let bytes = Bytes::from(vec![b'x'; 2 * SLICE + 1]);
+        let payload = Payload::new(Full::new(bytes.clone()), 1024);
+        // Without, they go as they are.
+        assert_eq!(payload.body().frame().await.unwrap().unwrap().into_data().unwrap(), bytes);
+        payload.watch();
+        let (mut body, receipt) = (payload.body(), payload.receipt());
+        assert_eq!(body.size_hint().exact(), Some(bytes.len() as u64));
+        let mut sent = Vec::new();
+        while let Some(frame) = {
+            assert_eq!(receipt.is_sent(), sent.len() == bytes.len());
+            tokio::time::advance(std::time::Duration::from_secs(1)).await;
+            body.frame().await
+        } {
+            sent.extend_from_slice(&frame.unwrap().into_data().unwrap());
+            assert_eq!((payload.moved(), receipt.moved()), (Some(Instant::now()), Some(Instant::now())));
+        }
+        assert_eq!((sent.len(), body.is_end_stream()), (bytes.len(), true));
+    }
+}

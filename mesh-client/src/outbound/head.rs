@@ -196,3 +196,28 @@ impl<I: Iterator<Item = (HeaderName, HeaderValue)>> CollectHeaders for I {
         headers
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(host: Option<&str>) -> Head {
+        let mut request = Request::get("http://a.test/x").body(()).unwrap();
+        if let Some(host) = host {
+            request.headers_mut().insert(HOST, HeaderValue::from_str(host).unwrap());
+        }
+        let mut head = Head::new(request.into_parts().0);
+        head.host = HeaderValue::from_static("a.test");
+        head
+    }
+
+    #[test]
+    fn a_request_that_was_not_sent_keeps_its_authority() {
+        for (host, http2) in [(Some("b.test"), true), (Some("b.test"), false), (None, true), (None, false)] {
+            let mut head = head(host);
+            let request = head.request(http2, Outgoing::Empty);
+            head.take_back(request);
+            assert_eq!(head.authority(), host.unwrap_or("a.test"), "{host:?} {http2}");
+        }
+    }
+}

@@ -13,7 +13,7 @@ use mesh_core::error::BoxError;
 use mesh_core::policy::{
     CircuitBreakers, Forward, HedgePolicy, PerMillion, PerMillionRatio, RetryBudget, RetryOn, RetryPolicy,
 };
-use mesh_testkit::{Behaviour, EchoServer};
+use mesh_testkit::{Behaviour, EchoServer, FixedSource};
 
 use super::{TARGET, client_of, cluster, fetch, forward_with, read, retrying, server_of, snapshot_with};
 
@@ -96,8 +96,8 @@ async fn several_begin_at_once_at_different_endpoints() {
             let (first, other) = first_of(&servers).await;
             if both {
                 other.wait_for_requests(1).await;
-                assert_eq!(held(&client), (2, 1, 2));
             }
+            assert_eq!(held(&client), if both { (2, 1, 2) } else { (1, 0, 1) });
             first.release();
             other
         };
@@ -176,6 +176,7 @@ async fn breaker_budget_and_the_mark_of_a_retry_keep_requests_single() {
             if tries == 2 {
                 other.wait_for_requests(1).await;
             }
+            assert_eq!(held(&client).0, tries as u32);
             first.release();
         };
         let (answer, ()) = tokio::join!(answer, others);
@@ -183,4 +184,85 @@ async fn breaker_budget_and_the_mark_of_a_retry_keep_requests_single() {
         assert_eq!(servers.iter().map(EchoServer::requests).sum::<u64>(), tries);
         assert_eq!(held(&client), (0, 0, 0));
     }
+}
+
+/// Waits until this much still counts.
+async fn holds(client: &Client, want: (u32, u32, u32)) {
+    while held(client) != want {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A retry of 503 that waits this long, whatever is drawn.
+fn patient(attempts: u32, wait: Duration) -> RetryPolicy {
+    let on = RetryOn { server_error: true, ..RetryOn::default() };
+    RetryPolicy { backoff_base: wait, backoff_max: wait, ..retrying(attempts, on) }
+}
+
+fn drawing_high(snapshot: mesh_core::policy::Snapshot) -> Client {
+    Client::builder(FixedSource::of(TARGET, snapshot)).random(|below| below - 1).build()
+}
+
+#[tokio::test]
+async fn a_try_that_waits_after_a_failure_is_the_next_one_whoever_else_is_late() {
+    const WAIT: Duration = Duration::from_secs(100);
+    let servers = [EchoServer::start("a").await, EchoServer::start("b").await];
+    servers.iter().for_each(|server| server.behave(Behaviour::Status(503)));
+    let requests = || servers.iter().map(EchoServer::requests).sum::<u64>();
+    let retry = RetryPolicy { per_try_timeout: Some(PATIENCE), ..patient(1, WAIT) };
+    let forward = Forward { hedge: hedge(1, true), ..forward_with(Some(retry)) };
+    let client = drawing_high(snapshot_with(forward, cluster("test"), &[&servers[0], &servers[1]]));
+    let others = async {
+        while client.dump().destinations.first().is_none_or(|one| one.clusters.is_empty()) {
+            tokio::task::yield_now().await;
+        }
+        holds(&client, (0, 1, 0)).await;
+        // Nobody is late, so nobody gets company.
+        advance(PATIENCE).await;
+        holds(&client, (0, 1, 0)).await;
+        assert_eq!(requests(), 1);
+        advance(WAIT).await;
+    };
+    let (answer, ()) = tokio::join!(fetch(&client, "/"), others);
+    assert_eq!((answer.unwrap().status().as_u16(), requests()), (503, 2), "one retry, as the policy says");
+    assert_eq!(held(&client), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn failures_that_fall_into_one_wait_are_answered_by_one_retry() {
+    const WAIT: Duration = Duration::from_secs(100);
+    let servers = [EchoServer::start("a").await, EchoServer::start("b").await];
+    servers.iter().for_each(|server| server.behave(Behaviour::Status(503)));
+    let forward = Forward { hedge: hedge(2, false), ..forward_with(Some(patient(5, WAIT))) };
+    let client = drawing_high(snapshot_with(forward, cluster("test"), &[&servers[0], &servers[1]]));
+    let others = async {
+        servers[0].wait_for_requests(1).await;
+        servers[1].wait_for_requests(1).await;
+        holds(&client, (0, 1, 0)).await;
+        servers.iter().for_each(|server| server.behave(Behaviour::Echo));
+        advance(WAIT).await;
+    };
+    let (answer, ()) = tokio::join!(fetch(&client, "/"), others);
+    assert_eq!(answer.unwrap().status(), 200);
+    assert_eq!(servers.iter().map(EchoServer::requests).sum::<u64>(), 3);
+}
+
+#[tokio::test]
+async fn where_there_is_no_hedging_its_limit_ends_no_try() {
+    let servers = holding().await;
+    let retry = RetryPolicy { per_try_timeout: Some(PATIENCE), ..retrying(1, RetryOn::default()) };
+    let forward = Forward { hedge: hedge(1, true), ..forward_with(Some(retry)) };
+    let (client, _) = client_of(snapshot_with(forward, cluster("test"), &[&servers[0], &servers[1]]));
+    // Who is a retry itself gets no second try.
+    let mut context = RequestContext::from_headers(&HeaderMap::new(), || 7);
+    context.retried = true;
+    let answer = scope(context.into(), async { fetch(&client, "/").await });
+    let others = async {
+        let (slow, other) = first_of(&servers).await;
+        advance(PATIENCE * 3).await;
+        slow.release();
+        other
+    };
+    let (answer, other) = tokio::join!(answer, others);
+    assert_eq!((answer.unwrap().status().as_u16(), other.requests()), (200, 0));
 }

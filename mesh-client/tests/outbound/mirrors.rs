@@ -12,7 +12,8 @@ use mesh_client::{Client, ClientBuilder};
 use mesh_core::context::{RequestContext, TRACEPARENT, scope};
 use mesh_core::error::BoxError;
 use mesh_core::policy::{
-    ClusterTelemetry, Cors, Forward, Mirror, PerMillion, RouteMatch, Snapshot, StringMatch, StringMatcher,
+    ClusterState, ClusterTelemetry, Cors, DropOverload, Endpoints, Forward, Mirror, PerMillion, RouteMatch, Snapshot,
+    StringMatch, StringMatcher,
 };
 use mesh_core::telemetry::Metrics;
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
@@ -189,4 +190,34 @@ async fn preflights_are_answered_here_and_answers_are_made_readable() {
     let answer = read(without.send(asking(Method::OPTIONS, "https://a.test")).await.unwrap()).await.unwrap();
     assert!(!answer.headers().contains_key(allowed));
     assert_eq!(server.requests(), 3);
+}
+
+#[tokio::test]
+async fn what_the_control_plane_wants_dropped_is_not_copied() {
+    for (share, sent) in [(PerMillion::ALL, 0), (PerMillion::NONE, 1)] {
+        let (server, copy) = (EchoServer::start("one").await, EchoServer::start("copy").await);
+        copy.behave(Behaviour::Hold);
+        let mut snapshot = mirrored(vec![mirror(PerMillion::ALL, false)], &server, &copy);
+        let drops = vec![DropOverload { category: "shed".into(), share }];
+        let endpoints = Endpoints { drops, ..policy::endpoints(&"test".into(), vec![server.endpoint()]) };
+        let state = ClusterState::Ready { cluster: Arc::new(cluster("test")), endpoints: Arc::new(endpoints) };
+        snapshot.clusters.insert("test".into(), state);
+        let client = builder(snapshot).build();
+        assert_eq!(fetch(&client, "/").await.is_ok(), sent == 1);
+        assert_eq!(client.dump().mirrors, sent);
+    }
+}
+
+#[tokio::test]
+async fn a_body_in_memory_is_copied_up_to_the_limit() {
+    for (size, sent) in [(64 << 10, 1), ((64 << 10) + 1, 0)] {
+        let (server, copy) = (EchoServer::start("one").await, EchoServer::start("copy").await);
+        copy.behave(Behaviour::Hold);
+        let client = builder(mirrored(vec![mirror(PerMillion::ALL, false)], &server, &copy)).build();
+        let body = http_body_util::Full::new(Bytes::from(vec![b'x'; size]));
+        let request = Request::post(format!("http://{TARGET}/")).body(body).unwrap();
+        read(client.send(request).await.unwrap()).await.unwrap();
+        let dump = client.dump();
+        assert_eq!((dump.mirrors, dump.mirrors_dropped), (sent, 1 - sent as u64));
+    }
 }

@@ -7,14 +7,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use http_body_util::{BodyExt, Empty};
-use mesh_client::Cause;
+use mesh_client::{Cause, Client};
 use mesh_core::context::{RequestContext, scope};
 use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{
-    ConnectionOptions, EndpointMetadata, Forward, HeaderKey, HeaderMatch, HeaderMatcher, RateLimitedBackoff,
-    ResetHeader, RetryOn, RetryPolicy, UpstreamProtocol,
+    CircuitBreakers, Cluster, ConnectionOptions, EndpointMetadata, Forward, HeaderKey, HeaderMatch, HeaderMatcher,
+    RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy, UpstreamProtocol,
 };
-use mesh_testkit::{Behaviour, EchoServer, policy};
+use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
 
 use super::{TARGET, client_of, cluster, fetch, forward_with, get, later, post, read, retrying, snapshot_with};
 
@@ -210,4 +210,56 @@ async fn the_endpoint_is_told_the_time_of_its_try() {
         let headers = server.received().pop().unwrap().headers;
         assert_eq!(headers["x-envoy-expected-rq-timeout-ms"].len(), digits, "milliseconds below 5 s, or 60 s");
     }
+}
+
+#[tokio::test]
+async fn retries_that_wait_for_their_turn_count_in_the_breaker() {
+    const LIMIT: u32 = 2;
+    let server = EchoServer::start("one").await;
+    server.behave(Behaviour::Status(503));
+    let wait = Duration::from_secs(3600);
+    let retry = RetryPolicy { backoff_base: wait, backoff_max: wait, ..retrying(1, on_503()) };
+    let limited = Cluster {
+        breaker: CircuitBreakers { max_retries: Some(LIMIT), ..CircuitBreakers::default() },
+        ..cluster("test")
+    };
+    let snapshot = snapshot_with(forward_with(Some(retry)), limited, &[&server]);
+    let client = Client::builder(FixedSource::of(TARGET, snapshot)).random(|below| below - 1).build();
+    let mut requests = tokio::task::JoinSet::new();
+    for _ in 0..5 {
+        let client = client.clone();
+        requests.spawn(async move { fetch(&client, "/").await.unwrap().status().as_u16() });
+    }
+    // Those beyond the limit have their answer now; the others wait.
+    for _ in LIMIT..5 {
+        assert_eq!(requests.join_next().await.unwrap().unwrap(), 503);
+    }
+    let retries = || client.dump().destinations[0].clusters[0].default_priority.retries;
+    assert_eq!((retries(), server.requests()), (LIMIT, 5));
+    requests.shutdown().await;
+    assert_eq!(retries(), 0, "giving up while waiting frees the place");
+}
+
+#[tokio::test]
+async fn a_grpc_call_is_told_its_own_time_and_not_that_of_a_try() {
+    let server = EchoServer::start("one").await;
+    let retry = RetryPolicy { per_try_timeout: Some(Duration::from_secs(5)), ..retrying(1, on_503()) };
+    let forward = Forward { timeout: Some(Duration::from_secs(60)), ..forward_with(Some(retry)) };
+    let http2 = ConnectionOptions { protocol: UpstreamProtocol::Http2, ..ConnectionOptions::default() };
+    let grpc = Cluster { connection: http2, ..cluster("test") };
+    let (client, _) = client_of(snapshot_with(forward, grpc, &[&server]));
+    let mut request = post("/a.B/C", "");
+    request.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    drop(client.send(request).await);
+    let headers = server.received().pop().unwrap().headers;
+    let told = headers["grpc-timeout"].to_str().unwrap().to_owned();
+    let (number, unit) = told.split_at(told.len() - 1);
+    let unit = match unit {
+        "S" => 1_000_000_u64,
+        "m" => 1_000,
+        "u" => 1,
+        other => panic!("{other}"),
+    };
+    let micros = number.parse::<u64>().unwrap() * unit;
+    assert!((50_000_000..=60_000_000).contains(&micros), "{told}");
 }
