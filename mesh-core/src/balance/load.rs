@@ -114,7 +114,7 @@ impl Load {
         score(self.failures.read(now))
     }
 
-    /// Takes over what the endpoint reports of itself, with an answer or on a stream of its own.
+    /// Takes over the weight that a report of the endpoint asks for, which came with an answer or on a stream of its own.
     pub fn report(&self, report: &EndpointReport, settings: &WeightedRoundRobin, now: Duration) {
         let now = millis(now);
         if let Some(weight) = report.weight(settings) {
@@ -125,10 +125,15 @@ impl Load {
             }
             self.weight.set(weight, now);
         }
-        if let Some((in_flight, latency)) = report.in_flight.zip(report.latency) {
-            self.reported_in_flight.store(in_flight, Ordering::Relaxed);
-            self.reported_latency.set(micros(latency), now);
-        }
+    }
+
+    /// Takes over what the endpoint says for Prequal: how many requests it serves, and how long they take. Where it
+    /// has answered nothing well yet and says no latency, our own measure stands in.
+    pub fn report_load(&self, in_flight: u32, latency: Option<Duration>, now: Duration) {
+        let now = millis(now);
+        let latency = latency.map_or_else(|| self.latency_at(now), micros);
+        self.reported_in_flight.store(in_flight, Ordering::Relaxed);
+        self.reported_latency.set(latency, now);
     }
 
     /// The reported weight, unless it is too old or too new (gRFC A58).

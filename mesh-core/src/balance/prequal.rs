@@ -74,12 +74,6 @@ impl Prequal {
         }
     }
 
-    /// Whom to probe with this request: drawn without regard to weight, as the paper does.
-    pub fn probe_target(&self, draw: &mut Draw<'_>) -> Option<usize> {
-        let len = self.candidates.len() as u64;
-        (len > 0).then(|| draw(len) as usize)
-    }
-
     fn answers(&self, tried: &Excluded<'_>, now: u32) -> SmallVec<[Answer; POOL]> {
         let oldest = self.settings.max_age.as_millis();
         let answer = |(slot, word): (usize, &AtomicU64)| {
