@@ -160,6 +160,7 @@ impl Exchange {
     }
 
     pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
+        self.hold.iter().for_each(|hold| hold.attempt.hear(trailers));
         if self.outcome.grpc {
             self.outcome.grpc_status = grpc_status(trailers).or(self.outcome.grpc_status);
             if let (Some(hold), Some(status)) = (&mut self.hold, grpc_status(trailers)) {
