@@ -58,7 +58,7 @@ pub(crate) struct Cluster {
     health: OnceLock<Owned<()>>,
     // If anybody goes by what endpoints say of their load.
     listening: Option<Arc<Listening>>,
-    asking: OnceLock<Owned<()>>,
+    asking: OnceLock<Option<Owned<()>>>,
 }
 
 /// The endpoints of a cluster at one moment.
@@ -124,9 +124,6 @@ impl Cluster {
         }
         if let Some(owner) = health::start(&cluster, env) {
             let _ = cluster.health.set(owner);
-        }
-        if let Some(owner) = orca::start(&cluster, env) {
-            let _ = cluster.asking.set(owner);
         }
         cluster
     }
@@ -217,8 +214,11 @@ impl Cluster {
     }
 
     /// A request goes to the endpoint of this index; gives what hears its answer's word on load, if that is wanted.
-    pub(crate) fn listen(&self, members: &Arc<Members>, index: usize) -> Option<Ear> {
-        self.listening.as_ref()?.request(members, index)
+    pub(crate) fn listen(self: &Arc<Self>, members: &Arc<Members>, index: usize, env: &Arc<Env>) -> Option<Ear> {
+        let listening = self.listening.as_ref()?;
+        // By the first request, on its runtime: the connections that are made to ask are those of requests as well.
+        self.asking.get_or_init(|| orca::start(self, env));
+        listening.request(members, index)
     }
 
     /// Makes an endpoint for its first request.

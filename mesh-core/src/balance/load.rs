@@ -96,7 +96,11 @@ impl Load {
     }
 
     pub(super) fn latency_at(&self, now: u32) -> f32 {
-        self.latency.read(now).map_or(DEFAULT_LATENCY, |(value, age)| value * decay(age, LATENCY_DECAY))
+        self.measured(now).unwrap_or(DEFAULT_LATENCY)
+    }
+
+    fn measured(&self, now: u32) -> Option<f32> {
+        self.latency.read(now).map(|(value, age)| value * decay(age, LATENCY_DECAY))
     }
 
     /// Factor from 1 (no failure lately) to 16, by which a picker that goes by load makes the load look
@@ -128,10 +132,10 @@ impl Load {
     }
 
     /// Takes over what the endpoint says for Prequal: how many requests it serves, and how long they take. Where it
-    /// has answered nothing well yet and says no latency, our own measure stands in.
+    /// says no latency our own measure stands in; one that nobody has measured counts as fast, so that it is tried.
     pub fn report_load(&self, in_flight: u32, latency: Option<Duration>, now: Duration) {
         let now = millis(now);
-        let latency = latency.map_or_else(|| self.latency_at(now), micros);
+        let latency = latency.map(micros).or_else(|| self.measured(now)).unwrap_or(0.0);
         self.reported_in_flight.store(in_flight, Ordering::Relaxed);
         self.reported_latency.set(latency, now);
     }

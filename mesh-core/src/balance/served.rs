@@ -44,8 +44,9 @@ pub struct Serving {
 /// 0, 1, 2 to 3, 4 to 7, and so on.
 const LEVELS: usize = 16;
 const SAMPLES: usize = 16;
-/// Time over which latency is forgotten, as on the other side: who was slow once is asked again.
-const MEMORY: Duration = Duration::from_secs(10);
+/// Time over which the latency of a level is forgotten that no request meets. Who was slow once must be asked again, and
+/// quickly: balancers that take the lowest latency keep away until nearly nothing is left of it.
+const MEMORY: Duration = Duration::from_secs(1);
 /// What rates are measured over, and the least they are divided by.
 const WINDOW: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(1));
 

@@ -86,6 +86,9 @@ pub(crate) struct LoadReports {
     floor: Duration,
 }
 
+/// Streams do not get faster than that, whatever the configuration.
+const SHORTEST: Duration = Duration::from_millis(1);
+
 /// One request whose answer tells of the load.
 pub(crate) struct Reporting {
     reports: Arc<LoadReports>,
@@ -121,7 +124,7 @@ pub(crate) enum Told {
 
 impl LoadReports {
     pub(crate) fn new(process: LoadReporter, floor: Duration) -> Self {
-        Self { process, served: Arc::new(ServedLoad::new(Instant::now())), floor }
+        Self { process, served: Arc::new(ServedLoad::new(Instant::now())), floor: floor.max(SHORTEST) }
     }
 
     /// Answers a question, whose request had this body.

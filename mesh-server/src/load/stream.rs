@@ -100,3 +100,40 @@ fn unavailable() -> HeaderMap {
     .into_iter()
     .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use http_body_util::Full;
+    use mesh_core::drain;
+    use mesh_testkit::clock::pass;
+
+    use super::super::LoadReporter;
+    use super::*;
+
+    fn has_report(stream: &mut ReportStream) -> bool {
+        let frame = stream.poll_frame(&mut Context::from_waker(Waker::noop()));
+        matches!(frame, Poll::Ready(Some(frame)) if frame.is_data())
+    }
+
+    /// gRFC A51.
+    #[tokio::test(start_paused = true)]
+    async fn reports_come_at_the_interval_that_is_asked_for_but_not_below_the_servers() {
+        let tick = Duration::from_millis(2);
+        for (asked, floor, want) in [(30, 10, 30), (1, 10, 10), (0, 10, 10)] {
+            let [asked, floor, want] = [asked, floor, want].map(Duration::from_secs);
+            let reports = Arc::new(LoadReports::new(LoadReporter::new(), floor));
+            let (_trigger, watch) = drain::channel();
+            let message = orca::frame(&orca::encode_request(asked));
+            let mut stream = ReportStream::new(reports, Full::new(message), &watch);
+            assert!(has_report(&mut stream), "the first at once");
+            for _ in 0..3 {
+                pass(want - tick).await;
+                assert!(!has_report(&mut stream), "{asked:?}");
+                pass(2 * tick).await;
+                assert!(has_report(&mut stream), "{asked:?}");
+            }
+        }
+    }
+}

@@ -10,6 +10,7 @@ use futures_util::future::{AbortHandle, Aborted, BoxFuture, abortable};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use mesh_core::policy::{self, Address, ConnectionOptions, UpstreamProtocol};
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::probe::{Heard, Probed, probe};
@@ -25,11 +26,11 @@ const MOST_PROBES: usize = 64;
 /// How long an endpoint that knows no probes is not asked again.
 const MUTE: Duration = Duration::from_secs(30);
 
-/// Starts the task, if the policy asks for one.
+/// Starts the task on the caller's runtime, if the policy asks for one.
 pub(in crate::cluster) fn start(cluster: &Arc<Cluster>, env: &Arc<Env>) -> Option<Owned<()>> {
     let listening = cluster.listening.as_ref()?.clone();
     let (cluster, env) = (Arc::downgrade(cluster), env.clone());
-    let runtime = env.runtime();
+    let runtime = Handle::current();
     match &listening.heed {
         Heed::Weights(settings) if settings.out_of_band => {
             let settings = settings.clone();
