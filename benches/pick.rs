@@ -52,12 +52,11 @@ fn busy(set: &ReadySet<()>) -> Vec<InFlight> {
         let report = EndpointReport {
             requests_per_second: 100.0,
             utilization: fastrand::f64() + 0.1,
-            in_flight: Some(fastrand::u32(..8)),
-            latency: Some(Duration::from_micros(fastrand::u64(1000..20_000))),
             ..EndpointReport::default()
         };
         load.report(&report, &settings, NOW - Duration::from_secs(20));
         load.report(&report, &settings, NOW);
+        load.report_load(fastrand::u32(..8), Some(Duration::from_micros(fastrand::u64(1000..20_000))), NOW);
         set.reported(index, NOW);
         under_way.extend((0..fastrand::usize(..5)).map(|_| load.start()));
     }

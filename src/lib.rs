@@ -19,7 +19,7 @@ pub use mesh_core::context;
 pub use mesh_core::id::{SpiffeId, Target, TrustDomain};
 pub use mesh_core::identity::PeerIdentity;
 pub use mesh_core::source::Resolve;
-pub use mesh_server::InboundLayer;
+pub use mesh_server::{InboundLayer, LoadReporter};
 
 pub use self::builder::MeshBuilder;
 pub use self::error::{ServeError, StartError};

@@ -12,7 +12,7 @@ use mesh_core::id::Target;
 use mesh_core::policy::InboundState;
 use mesh_core::source::Watched;
 use mesh_discovery::registration::{Announcement, Registration};
-use mesh_server::{Config, Server, lifecycle};
+use mesh_server::{Config, LoadReporter, Server, lifecycle};
 use tokio::net::TcpListener;
 use tower_service::Service;
 
@@ -36,12 +36,14 @@ pub struct Serve<S> {
     protocol: &'static str,
     signals: bool,
     config: Config,
+    load: Option<LoadReporter>,
 }
 
 impl<S> Serve<S> {
     pub(crate) fn new(mesh: Mesh, listener: TcpListener, service: S) -> Self {
         let (announced, advertised, protocol, signals) = (None, None, "http", true);
-        Self { mesh, listener, service, announced, advertised, protocol, signals, config: Config::default() }
+        let (config, load) = (Config::default(), None);
+        Self { mesh, listener, service, announced, advertised, protocol, signals, config, load }
     }
 
     /// Announces the process as an endpoint of this service and service port. Without it nothing is
@@ -68,6 +70,14 @@ impl<S> Serve<S> {
     /// take 5 s.
     pub fn lame_duck(mut self, time: Duration) -> Self {
         self.config.lame_duck = time;
+        self
+    }
+
+    /// Tells callers of the load of this listener and of what the application says of itself, so that weighted round
+    /// robin and Prequal can go by it: with each answer, on ORCA's stream, and to probes. See [`LoadReporter`]. Default:
+    /// nobody is told anything.
+    pub fn load_reports(mut self, load: LoadReporter) -> Self {
+        self.load = Some(load);
         self
     }
 
@@ -109,6 +119,9 @@ where
                 .drain(inner.drain.watch())
                 .config(self.config)
                 .readiness(inner.readiness.clone());
+            if let Some(load) = self.load {
+                builder = builder.load_reports(load);
+            }
             let mut announcement = None;
             if let Some((name, port)) = &self.announced {
                 let target = Target::new(name, *port)?;

@@ -2,7 +2,7 @@
 //! through which the other crates meet.
 //!
 //! What this crate refuses to know: sockets, files, environment variables, task spawning, the wall
-//! clock, protobuf and YAML. Time and randomness come in as arguments; configuration comes in through
+//! clock, YAML, and protobuf but for the one message of [`orca`]. Time and randomness come in as arguments; configuration comes in through
 //! [`source`].
 //!
 //! ```text
@@ -18,6 +18,7 @@ pub mod id;
 pub mod identity;
 pub mod limit;
 pub mod matcher;
+pub mod orca;
 pub mod policy;
 pub mod retry;
 pub mod source;

@@ -12,7 +12,8 @@ use mesh_core::telemetry::Metrics;
 
 use crate::inbound::Door;
 use crate::listen::TlsAccept;
-use crate::{Config, InboundLayer, InboundStats, Readiness, Server};
+use crate::load::LoadReports;
+use crate::{Config, InboundLayer, InboundStats, LoadReporter, Readiness, Server};
 
 /// Builds a [`Server`]. What is not given: no identity (TLS is refused), no policy (everything is
 /// refused), no drain, and fresh counters that nobody reads.
@@ -28,6 +29,7 @@ pub struct ServerBuilder {
     drain: Option<DrainWatch>,
     readiness: Readiness,
     config: Config,
+    load: Option<LoadReporter>,
 }
 
 impl ServerBuilder {
@@ -43,6 +45,7 @@ impl ServerBuilder {
             drain: None,
             readiness: Readiness::default(),
             config: Config::default(),
+            load: None,
         }
     }
 
@@ -109,6 +112,16 @@ impl ServerBuilder {
         self
     }
 
+    /// Tells callers of the load (ORCA, gRFC A51), which they balance by: in the trailer `endpoint-load-metrics-bin` of
+    /// gRPC answers and the header of that name of others; on a stream
+    /// (`xds.service.orca.v3.OpenRcaService/StreamCoreMetrics`); and to a GET of `/.well-known/mesh-load`, with which
+    /// Prequal probes. The two paths are the server's own then: they are not counted as requests, and only authorization
+    /// stands before them. Default: nobody is told anything.
+    pub fn load_reports(mut self, load: LoadReporter) -> Self {
+        self.load = Some(load);
+        self
+    }
+
     /// The server.
     pub fn build(self) -> Server {
         let workload = self.workload;
@@ -118,7 +131,9 @@ impl ServerBuilder {
         let provider = self.crypto.unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
         let drain = self.drain.unwrap_or_else(|| drain::channel().1);
         let (inbound, identity) = (self.inbound.clone(), self.identity.clone());
-        let layer = InboundLayer::new(inbound, identity, workload, service_host, self.metrics, drain.clone());
+        let floor = self.config.min_load_report_interval;
+        let load = self.load.map(|load| Arc::new(LoadReports::new(load, floor)));
+        let layer = InboundLayer::new(inbound, identity, workload, service_host, self.metrics, drain.clone(), load);
         let tls = TlsAccept::new(self.identity, provider);
         let door = Door::new(self.config, self.inbound, tls, layer, self.stats, drain);
         Server::new(Arc::new(door), self.readiness)

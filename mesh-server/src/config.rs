@@ -53,6 +53,9 @@ pub struct Config {
     /// How long requests in flight may take to finish once their connection drains. Default 25 s: with the
     /// lame duck's time below Kubernetes' 30 s of grace.
     pub drain_limit: Duration,
+    /// Shortest interval of a stream of load reports, whatever its client asks for. Default 30 s (gRFC A51). Only with
+    /// [`load_reports`](crate::ServerBuilder::load_reports).
+    pub min_load_report_interval: Duration,
 }
 
 impl Default for Config {
@@ -74,6 +77,7 @@ impl Default for Config {
             max_local_resets: 1024,
             lame_duck: Duration::from_secs(2),
             drain_limit: Duration::from_secs(25),
+            min_load_report_interval: Duration::from_secs(30),
         }
     }
 }

@@ -20,6 +20,7 @@ mod config;
 mod inbound;
 mod layer;
 mod listen;
+mod load;
 mod server;
 
 pub use mesh_core::identity::PeerIdentity;
@@ -29,6 +30,7 @@ pub use self::config::Config;
 pub use self::inbound::{InboundStats, Refusal};
 pub use self::layer::{InboundBody, InboundLayer, InboundService, ResponseFuture};
 pub use self::lifecycle::Readiness;
+pub use self::load::LoadReporter;
 pub use self::server::Server;
 
 /// The body of a request as services behind [`Server::serve`] receive it.

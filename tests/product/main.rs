@@ -14,6 +14,7 @@ mod by_hand;
 mod drain;
 mod health;
 mod isolation;
+mod load;
 #[cfg(feature = "dns")]
 mod names;
 mod outage;

@@ -52,6 +52,12 @@ impl Admission {
         self.counters.connections.clone()
     }
 
+    /// How many connections there may be for requests. They are the same ones for both priorities.
+    pub(crate) fn room(&self, high: bool) -> Room {
+        let limits = self.limits(high);
+        Room { of_cluster: limits.max_connections, of_endpoint: limits.max_connections_per_host }
+    }
+
     fn limits(&self, high: bool) -> &CircuitBreakers {
         &self.limits[usize::from(high)]
     }
@@ -108,10 +114,9 @@ impl Permit {
         }
     }
 
-    /// How many connections there may be for it. They are the same ones for both priorities.
+    /// How many connections there may be for it.
     pub(crate) fn room(&self) -> Room {
-        let limits = self.cluster.admission.limits(self.high);
-        Room { of_cluster: limits.max_connections, of_endpoint: limits.max_connections_per_host }
+        self.cluster.admission.room(self.high)
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::Cluster;
 use super::health::{Watch, Watched};
+use super::orca::Ear;
 use crate::connect::{Peer, Pool};
 use crate::env::Env;
 
@@ -75,7 +76,7 @@ impl Endpoint {
             Some(watch) => Some(watch.enter()?),
         };
         let (epoch, in_flight) = (self.epoch, self.load.start());
-        Some(Attempt { in_flight, started, epoch, measured: false, issued: None, watched, late_at: None })
+        Some(Attempt { in_flight, started, epoch, measured: false, issued: None, watched, late_at: None, ear: None })
     }
 
     /// Counts the requests that went here.
@@ -126,6 +127,8 @@ pub(crate) struct Attempt {
     watched: Option<Watched>,
     // Without an answer by then it is the endpoint's fault.
     late_at: Option<Instant>,
+    // Hears what the answer says of the endpoint's load.
+    ear: Option<Ear>,
 }
 
 /// Timers may be early by less than that.
@@ -145,6 +148,19 @@ impl Attempt {
         self
     }
 
+    /// Listens to what the answer says of the endpoint's load.
+    pub(crate) fn listening(mut self, ear: Option<Ear>) -> Self {
+        self.ear = ear;
+        self
+    }
+
+    /// Headers or trailers of the answer.
+    pub(crate) fn hear(&self, headers: &HeaderMap) {
+        if let Some(ear) = &self.ear {
+            ear.hear(headers, self.in_flight.load(), self.epoch.elapsed());
+        }
+    }
+
     /// Notes whether a connection could be had.
     pub(crate) fn connected(&self, worked: bool) {
         if worked {
@@ -156,6 +172,7 @@ impl Attempt {
 
     /// Notes the head of an answer.
     pub(crate) fn answered(&mut self, status: StatusCode, headers: &HeaderMap, grpc: bool) {
+        self.hear(headers);
         let early = if grpc { grpc_status(headers) } else { None };
         self.witness(Evidence::of(&TryOutcome::Answer { status, headers, grpc_status: early }, grpc));
         if grpc && early.is_none() && status == StatusCode::OK {
@@ -282,6 +299,7 @@ mod tests {
             issued: None,
             watched: None,
             late_at: None,
+            ear: None,
         }
     }
 

@@ -8,6 +8,7 @@ mod admission;
 mod breakers;
 mod endpoint;
 mod health;
+mod orca;
 mod report;
 mod worker;
 
@@ -32,6 +33,7 @@ use tokio::time::Instant;
 pub(crate) use self::admission::{Admission, Permit, Retrying};
 pub use self::breakers::{BreakerState, Breakers, InFlight};
 pub(crate) use self::endpoint::{Attempt, Endpoint};
+use self::orca::{Ear, Listening};
 use self::report::Reported;
 use crate::connect::Dialer;
 use crate::connect::worker::Owned;
@@ -54,6 +56,9 @@ pub(crate) struct Cluster {
     // Wakes the owner of the endpoints' health, if policy asks for one.
     wake: Option<Arc<Notify>>,
     health: OnceLock<Owned<()>>,
+    // If anybody goes by what endpoints say of their load.
+    listening: Option<Arc<Listening>>,
+    asking: OnceLock<Option<Owned<()>>>,
 }
 
 /// The endpoints of a cluster at one moment.
@@ -95,6 +100,7 @@ impl Cluster {
             Discovery::Eds { .. } if policy.balancer == Balancer::Passthrough => Arc::new(dialled(target)),
             Discovery::Eds { .. } => endpoints,
         };
+        let load = report::load(&policy, env);
         let cluster = Arc::new(Self {
             dialer: Arc::new(dialer),
             members: ArcSwap::from_pointee(Members::empty(&policy)),
@@ -102,7 +108,9 @@ impl Cluster {
             admission,
             series: env.metrics.series(&labels),
             labels,
-            load: report::load(&policy, env),
+            listening: Listening::new(&policy, load.is_some()),
+            asking: OnceLock::new(),
+            load,
             dns: OnceLock::new(),
             wake: health::is_watched(&policy).then(Arc::default),
             health: OnceLock::new(),
@@ -197,8 +205,20 @@ impl Cluster {
     pub(crate) fn endpoint(&self, members: &Members, index: usize, env: &Env) -> Arc<Endpoint> {
         match members.ready.endpoints()[index].get() {
             Some(endpoint) => endpoint.clone(),
-            None => self.open(members, index, env),
+            None => {
+                let endpoint = self.open(members, index, env);
+                self.listening.iter().for_each(|listening| listening.changed());
+                endpoint
+            }
         }
+    }
+
+    /// A request goes to the endpoint of this index; gives what hears its answer's word on load, if that is wanted.
+    pub(crate) fn listen(self: &Arc<Self>, members: &Arc<Members>, index: usize, env: &Arc<Env>) -> Option<Ear> {
+        let listening = self.listening.as_ref()?;
+        // By the first request, on its runtime: the connections that are made to ask are those of requests as well.
+        self.asking.get_or_init(|| orca::start(self, env));
+        listening.request(members, index)
     }
 
     /// Makes an endpoint for its first request.
@@ -235,6 +255,7 @@ impl Cluster {
         let changing = self.changing.lock();
         self.replace(endpoints, env, changing);
         self.wake.iter().for_each(|wake| wake.notify_one());
+        self.listening.iter().for_each(|listening| listening.changed());
     }
 
     /// Builds the set of the same endpoints anew, for their health has changed.

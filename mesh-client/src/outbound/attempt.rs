@@ -125,6 +125,7 @@ impl Shared<'_> {
         exchange.at(&endpoint);
         // Counted before connecting, so that a slow connection repels further requests.
         let attempt = attempt.reported(self.members.issue(index)).limited(self.late_at(now));
+        let attempt = attempt.listening(self.cluster.listen(&self.members, index, self.env));
         Ok(Launch { permit, endpoint, attempt, index, number: progress.retried, fresh })
     }
 

@@ -160,6 +160,7 @@ impl Exchange {
     }
 
     pub(crate) fn trailers(&mut self, trailers: &HeaderMap) {
+        self.hold.iter().for_each(|hold| hold.attempt.hear(trailers));
         if self.outcome.grpc
             && let Some(status) = grpc_status(trailers)
         {

@@ -9,6 +9,7 @@ mod grpc;
 mod health;
 mod hedging;
 mod limits;
+mod load;
 mod mirrors;
 mod refusals;
 mod resilience;

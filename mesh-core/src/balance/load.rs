@@ -96,7 +96,11 @@ impl Load {
     }
 
     pub(super) fn latency_at(&self, now: u32) -> f32 {
-        self.latency.read(now).map_or(DEFAULT_LATENCY, |(value, age)| value * decay(age, LATENCY_DECAY))
+        self.measured(now).unwrap_or(DEFAULT_LATENCY)
+    }
+
+    fn measured(&self, now: u32) -> Option<f32> {
+        self.latency.read(now).map(|(value, age)| value * decay(age, LATENCY_DECAY))
     }
 
     /// Factor from 1 (no failure lately) to 16, by which a picker that goes by load makes the load look
@@ -114,7 +118,7 @@ impl Load {
         score(self.failures.read(now))
     }
 
-    /// Takes over what the endpoint reports of itself, with an answer or on a stream of its own.
+    /// Takes over the weight that a report of the endpoint asks for, which came with an answer or on a stream of its own.
     pub fn report(&self, report: &EndpointReport, settings: &WeightedRoundRobin, now: Duration) {
         let now = millis(now);
         if let Some(weight) = report.weight(settings) {
@@ -125,10 +129,15 @@ impl Load {
             }
             self.weight.set(weight, now);
         }
-        if let Some((in_flight, latency)) = report.in_flight.zip(report.latency) {
-            self.reported_in_flight.store(in_flight, Ordering::Relaxed);
-            self.reported_latency.set(micros(latency), now);
-        }
+    }
+
+    /// Takes over what the endpoint says for Prequal: how many requests it serves, and how long they take. Where it
+    /// says no latency our own measure stands in; one that nobody has measured counts as fast, so that it is tried.
+    pub fn report_load(&self, in_flight: u32, latency: Option<Duration>, now: Duration) {
+        let now = millis(now);
+        let latency = latency.map(micros).or_else(|| self.measured(now)).unwrap_or(0.0);
+        self.reported_in_flight.store(in_flight, Ordering::Relaxed);
+        self.reported_latency.set(latency, now);
     }
 
     /// The reported weight, unless it is too old or too new (gRFC A58).

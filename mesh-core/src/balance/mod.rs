@@ -24,6 +24,7 @@ mod ready;
 mod report;
 mod ring_hash;
 mod round_robin;
+mod served;
 pub mod session;
 mod slow_start;
 mod spill;
@@ -47,6 +48,7 @@ pub use self::ready::{MakePicker, ReadySet};
 pub use self::report::EndpointReport;
 pub use self::ring_hash::RingHash;
 pub use self::round_robin::RoundRobin;
+pub use self::served::{ServedLoad, Serving};
 pub use self::subset::subset;
 pub use self::weighted_round_robin::WeightedRoundRobin;
 

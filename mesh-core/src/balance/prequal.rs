@@ -8,6 +8,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::least_request::lightest;
+use super::load::DEFAULT_LATENCY;
 use super::stamped::millis;
 use super::weights::{Excluded, Weights};
 use super::{Candidate, Candidates, Draw, Pick, Picker};
@@ -49,6 +50,7 @@ struct Answer {
     in_flight: f32,
     latency: f32,
     age: u32,
+    penalty: f32,
 }
 
 impl Prequal {
@@ -74,12 +76,6 @@ impl Prequal {
         }
     }
 
-    /// Whom to probe with this request: drawn without regard to weight, as the paper does.
-    pub fn probe_target(&self, draw: &mut Draw<'_>) -> Option<usize> {
-        let len = self.candidates.len() as u64;
-        (len > 0).then(|| draw(len) as usize)
-    }
-
     fn answers(&self, tried: &Excluded<'_>, now: u32) -> SmallVec<[Answer; POOL]> {
         let oldest = self.settings.max_age.as_millis();
         let answer = |(slot, word): (usize, &AtomicU64)| {
@@ -89,9 +85,16 @@ impl Prequal {
             let usable = u128::from(age) <= oldest && !tried.contains(index);
             let in_flight = in_flight as f32 * self.mean / self.candidates[index].weight.get() as f32;
             let penalty = load.penalty_at(now);
-            usable.then_some(Answer { slot, index, in_flight: in_flight * penalty, latency: latency * penalty, age })
+            usable.then_some(Answer { slot, index, in_flight: in_flight * penalty, latency, age, penalty })
         };
-        self.pool.iter().enumerate().filter_map(answer).collect()
+        let mut answers: SmallVec<[Answer; POOL]> = self.pool.iter().enumerate().filter_map(answer).collect();
+        // Who fails is fast, or was never measured: a factor alone would leave it so.
+        let usual = answers.iter().map(|answer| answer.latency).sum::<f32>() / answers.len().max(1) as f32;
+        let usual = usual.max(DEFAULT_LATENCY);
+        for answer in &mut answers {
+            answer.latency += (answer.latency + usual) * (answer.penalty - 1.0);
+        }
+        answers
     }
 
     /// Counts a use of the answer, and gives up one answer in exchange for those to come: the oldest

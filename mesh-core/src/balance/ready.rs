@@ -176,6 +176,13 @@ impl<E> ReadySet<E> {
         }
     }
 
+    /// An endpoint to ask for its load, of those a pick could give now: drawn without regard to weight, as Prequal's
+    /// paper does. `None` if there is no choice that its answer could help with.
+    pub fn probe_target(&self, draw: &mut Draw<'_>) -> Option<usize> {
+        let pool = self.pool(&Pick::default(), draw)?;
+        (pool.range.len() > 1).then(|| pool.range.start + draw(pool.range.len() as u64) as usize)
+    }
+
     /// What is kept for the endpoints, by index: all of them, usable or not.
     pub fn endpoints(&self) -> &[E] {
         &self.endpoints

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::orca::{IN_FLIGHT, LATENCY, MOST_METRICS};
 use crate::policy::WeightedRoundRobin;
 
 /// One report; what it does not say is zero or `None`.
@@ -15,7 +16,10 @@ pub struct EndpointReport {
     pub utilization: f64,
     /// Use of the processor (ORCA `cpu_utilization`).
     pub cpu: f64,
-    /// Other metrics by the names that gRFC A114 gives them, such as `named_metrics.queue`.
+    /// Use of memory, 0 to 1 (ORCA `mem_utilization`).
+    pub memory: f64,
+    /// Other metrics by the names that gRFC A114 gives them: `named_metrics.queue`, `utilization.disk`,
+    /// `request_cost.db`.
     pub metrics: Vec<(String, f64)>,
     /// Requests being served (Prequal).
     pub in_flight: Option<u32>,
@@ -28,8 +32,7 @@ impl EndpointReport {
     /// (gRFC A58). Use is the application's own measure, else the largest metric that the settings name
     /// (gRFC A114), else the processor's. `None` if the report says too little.
     pub fn weight(&self, settings: &WeightedRoundRobin) -> Option<f32> {
-        let named = self.metrics.iter().filter(|(name, _)| settings.metric_names.contains(name));
-        let named = named.map(|(_, value)| *value).fold(0.0, f64::max);
+        let named = settings.metric_names.iter().filter_map(|name| self.metric(name)).fold(0.0, f64::max);
         let used = [self.utilization, named].into_iter().find(|used| *used > 0.0).unwrap_or(self.cpu);
         let requests = self.requests_per_second;
         let errors = if self.errors_per_second > 0.0 { self.errors_per_second / requests } else { 0.0 };
@@ -37,6 +40,69 @@ impl EndpointReport {
         // Numbers from the wire: anything but a positive finite weight is no weight.
         let weight = weight as f32;
         (used > 0.0 && requests > 0.0 && weight.is_finite() && weight > 0.0).then_some(weight)
+    }
+
+    /// A value by the name of its field in `OrcaLoadReport`, such as `cpu_utilization` or `named_metrics.queue`. A
+    /// number that was not said is 0.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        match name {
+            "rps_fractional" => Some(self.requests_per_second),
+            "eps" => Some(self.errors_per_second),
+            "application_utilization" => Some(self.utilization),
+            "cpu_utilization" => Some(self.cpu),
+            "mem_utilization" => Some(self.memory),
+            _ => self.metrics.iter().find(|(known, _)| known == name).map(|(_, value)| *value),
+        }
+    }
+
+    /// Sets a value by the name of its field: `rps_fractional`, `eps`, `application_utilization`, `cpu_utilization`,
+    /// `mem_utilization`, or one of your own that begins with `named_metrics.`, `utilization.` or `request_cost.`.
+    /// False, and nothing is set, if there is no such field, if the value is negative, infinite or not a number, or if
+    /// there are 128 metrics already.
+    pub fn set(&mut self, name: &str, value: f64) -> bool {
+        if !value.is_finite() || value < 0.0 {
+            return false;
+        }
+        match name {
+            "rps_fractional" => self.requests_per_second = value,
+            "eps" => self.errors_per_second = value,
+            "application_utilization" => self.utilization = value,
+            "cpu_utilization" => self.cpu = value,
+            "mem_utilization" => self.memory = value,
+            // Too large a number is the largest.
+            IN_FLIGHT => self.in_flight = Some(value as u32),
+            LATENCY => self.latency = Duration::try_from_secs_f64(value).ok(),
+            _ => return self.set_own(name, value),
+        }
+        true
+    }
+
+    fn set_own(&mut self, name: &str, value: f64) -> bool {
+        let key = ["named_metrics.", "utilization.", "request_cost."].iter().find_map(|map| name.strip_prefix(map));
+        if key.is_none_or(str::is_empty) {
+            return false;
+        }
+        let full = self.metrics.len() >= MOST_METRICS;
+        match self.metrics.iter_mut().find(|(known, _)| known == name) {
+            Some((_, old)) => *old = value,
+            None if full => return false,
+            None => self.metrics.push((name.to_owned(), value)),
+        }
+        true
+    }
+
+    /// Takes over what `other` says; what it does not say stays.
+    pub fn merge(&mut self, other: &Self) {
+        for name in ["rps_fractional", "eps", "application_utilization", "cpu_utilization", "mem_utilization"] {
+            if let Some(value) = other.metric(name).filter(|value| *value != 0.0) {
+                self.set(name, value);
+            }
+        }
+        for (name, value) in &other.metrics {
+            self.set(name, *value);
+        }
+        self.in_flight = other.in_flight.or(self.in_flight);
+        self.latency = other.latency.or(self.latency);
     }
 }
 

@@ -5,7 +5,7 @@
 //! about it.
 
 use super::{
-    AuthorityRewrite, Balancer, CircuitBreakers, Cluster, ClusterChoice, ConnectionOptions, DnsOptions, Endpoint,
+    AuthorityRewrite, CircuitBreakers, Cluster, ClusterChoice, ConnectionOptions, DnsOptions, Endpoint,
     EndpointMetadata, Endpoints, Fault, FilterOverride, FilterOverrides, Forward, HttpFilter, HttpFilterKind,
     InboundLimits, InboundListener, Listener, LocalRateLimit, LocalityBalancing, LocalityEndpoints, Mirror,
     OriginatedTls, RetryPolicy, Rewrite, Route, RouteAction, RouteConfiguration, RouteMatch, Unenforced, VirtualHost,
@@ -36,20 +36,11 @@ const fn line<T>(field: &'static str, effect: &'static str, used: fn(&T) -> bool
 }
 
 const CLUSTER: &[Line<Cluster>] = &[
-    line("balancer", "round robin without load reports is used", |c| {
-        matches!(leaf(&c.balancer), Balancer::WeightedRoundRobin(_))
-    }),
-    line("balancer", "no probes are sent: least request is used", |c| {
-        matches!(leaf(&c.balancer), Balancer::Prequal(_))
-    }),
     line("locality.zone_aware", "the caller's own zone is not preferred", |c| c.locality.zone_aware.is_some()),
     line("hashing.balance_factor", "hashing is not bounded by load", |c| c.hashing.balance_factor.is_some()),
     line("subsets", "every endpoint of the cluster takes part", |c| c.subsets.is_some()),
     line("dns", "names are resolved at the client's own pace, both families at once", |c| {
         c.dns != DnsOptions::default()
-    }),
-    line("load_report.metrics", "what endpoints say of themselves is not passed on", |c| {
-        c.load_report.as_ref().is_some_and(|report| !report.metrics.is_empty())
     }),
 ];
 
@@ -174,14 +165,6 @@ fn look<T>(table: &[Line<T>], policy: &T, resource: &str, path: &str, out: &mut 
         field: format!("{path}{}", line.field),
         effect: line.effect,
     }));
-}
-
-/// The balancer under all that only narrow the choice.
-fn leaf(balancer: &Balancer) -> &Balancer {
-    match balancer {
-        Balancer::RandomSubsetting { child, .. } | Balancer::DeterministicSubsetting { child, .. } => leaf(child),
-        other => other,
-    }
 }
 
 // Never called: each names every field of its resources, so that a new one is a build error here. Enforce it or
@@ -329,7 +312,6 @@ mod tests {
     use crate::id::ClusterName;
     use crate::policy::{
         ClusterChoice, DirectResponse, HeaderPolicy, HttpFilter, RetryOn, Route, RouteMatch, RouteSource, VirtualHost,
-        WeightedRoundRobin,
     };
 
     fn fields(policy: &impl Report) -> Vec<String> {
@@ -373,7 +355,7 @@ mod tests {
     fn what_a_cluster_asks_for_in_vain_is_named() {
         for (change, want) in [
             (cluster(|c| c.hashing.balance_factor = Some(125)), "hashing.balance_factor"),
-            (cluster(|c| c.balancer = Balancer::WeightedRoundRobin(WeightedRoundRobin::default())), "balancer"),
+            (cluster(|c| c.dns.respect_ttl = true), "dns"),
         ] {
             let report = unenforced(&change);
             assert_eq!(report.len(), 1, "{report:?}");

@@ -241,15 +241,15 @@ impl LocalityLoad {
     }
 
     /// Takes over what an endpoint said of itself, as far as policy wants it passed on (gRFC A85):
-    /// `cpu_utilization`, `application_utilization`, and what the report calls by name, such as
+    /// `cpu_utilization`, `mem_utilization`, `application_utilization`, and what the report calls by name, such as
     /// `named_metrics.queue`, singly or as `named_metrics.*`. Takes a lock: only for answers with a report.
     pub fn report(&self, report: &EndpointReport, policy: &LoadReport) {
         let wants = |name: &str| {
             let named = name.starts_with("named_metrics.") && policy.metrics.iter().any(|m| m == "named_metrics.*");
             named || policy.metrics.iter().any(|metric| metric == name)
         };
-        let own = [("cpu_utilization", report.cpu), ("application_utilization", report.utilization)];
-        let own = own.into_iter().filter(|(_, value)| *value > 0.0);
+        let own = ["cpu_utilization", "mem_utilization", "application_utilization"];
+        let own = own.into_iter().filter_map(|name| Some((name, report.metric(name).filter(|value| *value > 0.0)?)));
         let named = report.metrics.iter().map(|(name, value)| (name.as_str(), *value));
         let mut metrics = self.metrics.lock();
         for (name, value) in own.chain(named).filter(|(name, value)| value.is_finite() && wants(name)) {

@@ -8,6 +8,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 use super::record::Record;
+use crate::load::ReportStream;
 
 pin_project! {
     /// The response body of [`InboundService`](super::InboundService): the application's, watched to its
@@ -43,6 +44,7 @@ pin_project! {
     pub(super) enum Content<B> {
         Application { #[pin] body: B },
         Text { text: Option<Bytes> },
+        Reports { stream: Box<ReportStream> },
     }
 }
 
@@ -57,6 +59,7 @@ impl<B: Body> Content<B> {
         match self {
             Self::Application { body } => body.is_end_stream(),
             Self::Text { text } => text.is_none(),
+            Self::Reports { stream } => stream.has_ended(),
         }
     }
 }
@@ -67,17 +70,18 @@ impl<B: Body<Data = Bytes>> Body for InboundBody<B> {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.project();
-        let frame = match this.content.project() {
+        let mut frame = match this.content.project() {
             ContentProjection::Application { body } => ready!(body.poll_frame(cx)),
             ContentProjection::Text { text } => text.take().map(|text| Ok(Frame::data(text))),
+            ContentProjection::Reports { stream } => ready!(stream.poll_frame(cx)).map(Ok),
         };
         let Some(record) = this.record else { return Poll::Ready(frame) };
         let mut ended = false;
-        match &frame {
+        match &mut frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     record.data(data.len());
-                } else if let Some(trailers) = frame.trailers_ref() {
+                } else if let Some(trailers) = frame.trailers_mut() {
                     record.trailers(trailers);
                     ended = true;
                 }
@@ -99,6 +103,7 @@ impl<B: Body<Data = Bytes>> Body for InboundBody<B> {
         match &self.content {
             Content::Application { body } => body.size_hint(),
             Content::Text { text } => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Content::Reports { .. } => SizeHint::new(),
         }
     }
 }

@@ -73,7 +73,7 @@ fn grpc_timeout(value: &HeaderValue) -> Option<Duration> {
 
 /// The gRPC status in headers or trailers; one that gRPC does not know is 2 (unknown), as its clients
 /// read it.
-pub(super) fn grpc_status(headers: &HeaderMap) -> Option<i32> {
+pub(crate) fn grpc_status(headers: &HeaderMap) -> Option<i32> {
     let text = headers.get(&GRPC_STATUS)?.to_str().ok();
     let code = text.and_then(|text| text.parse().ok()).unwrap_or(2);
     Some(if (0..=16).contains(&code) { code } else { 2 })

@@ -18,7 +18,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use pin_project_lite::pin_project;
@@ -37,7 +37,9 @@ use mesh_core::telemetry::{Metrics, PeerLabels, Reporter, RequestLabels, Request
 
 use self::body::Content;
 pub use self::body::InboundBody;
+pub(crate) use self::headers::grpc_status;
 use self::record::Record;
+use crate::load::{LoadReports, Question, Told};
 
 /// Wraps a service with what the mesh does per request. [`Server`](crate::Server) adds it by itself;
 /// alone it serves applications with an acceptor of their own:
@@ -58,6 +60,8 @@ struct Shared {
     service_host: String,
     metrics: Arc<Metrics>,
     drain: DrainWatch,
+    // If callers are told.
+    load: Option<Arc<LoadReports>>,
 }
 
 /// What all requests of a connection have in common.
@@ -74,8 +78,9 @@ impl InboundLayer {
         service_host: String,
         metrics: Arc<Metrics>,
         drain: DrainWatch,
+        load: Option<Arc<LoadReports>>,
     ) -> Self {
-        let shared = Arc::new(Shared { inbound, identity, workload, service_host, metrics, drain });
+        let shared = Arc::new(Shared { inbound, identity, workload, service_host, metrics, drain, load });
         let connection = Arc::new(shared.connection(None));
         Self { shared, connection }
     }
@@ -135,6 +140,7 @@ impl<S, B, RB> Service<Request<B>> for InboundService<S>
 where
     S: Service<Request<B>, Response = Response<RB>>,
     S::Error: Into<BoxError>,
+    B: Body<Data: Buf> + Send + 'static,
     RB: Body<Data = Bytes>,
 {
     type Response = Response<InboundBody<RB>>;
@@ -159,10 +165,20 @@ where
         // come from outside.
         let peer = connection.peer.as_ref().or_else(|| request.extensions().get());
         let context = open(request.headers(), peer);
-        let record = Record::begin(&request, connection.series.clone(), grpc, context.trace, peer);
+        let mut record = Record::begin(&request, connection.series.clone(), grpc, context.trace, peer);
 
         if let Some(denied) = deny(&shared.inbound.load()) {
             return ResponseFuture { work: Work::Denied { code: denied, grpc }, record: Some(record), last };
+        }
+        if let Some(load) = &shared.load {
+            if let Some(question) = Question::of(&request, grpc) {
+                record.forget();
+                let told = load.answer(question, request.into_body(), &shared.drain);
+                return ResponseFuture { work: Work::Told { told: Some(told) }, record: None, last };
+            }
+            let reporting = load.begin();
+            request.extensions_mut().insert(reporting.reporter());
+            record.report_load(reporting);
         }
         request.extensions_mut().insert(Treated);
         if let Some(peer) = &connection.peer {
@@ -212,6 +228,7 @@ pin_project! {
     enum Work<F> {
         Serving { #[pin] inner: Scoped<F>, grpc: bool },
         Untreated { #[pin] inner: F },
+        Told { told: Option<Told> },
         Denied { code: Code, grpc: bool },
     }
 }
@@ -239,6 +256,7 @@ where
                     answer(*grpc, StatusCode::INTERNAL_SERVER_ERROR, 13, "the service failed; see its log")
                 }
             },
+            WorkProjection::Told { told } => tell(told.take().expect("a future is not polled after its end")),
             WorkProjection::Denied { code, grpc } => {
                 let text = format!("{code}: denied. To fix it: {}.", code.remedy());
                 answer(*grpc, code.http_status(), code.grpc_status(), &text)
@@ -249,9 +267,21 @@ where
         }
         let mut record = this.record.take();
         if let Some(record) = &mut record {
-            record.head(response.status(), response.headers());
+            record.head(response.status(), response.headers_mut());
         }
         Poll::Ready(Ok(response.map(|content| InboundBody::new(content, record))))
+    }
+}
+
+/// The answer to a question about the load.
+fn tell<B>(told: Told) -> Response<Content<B>> {
+    match told {
+        Told::Once(response) => response.map(|()| Content::Text { text: None }),
+        Told::Stream(stream) => {
+            let mut response = Response::new(Content::Reports { stream });
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            response
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use mesh_core::identity::PeerIdentity;
 use mesh_core::telemetry::{Outcome, RequestSeries};
 
 use super::headers::grpc_status;
+use crate::load::Reporting;
 
 /// Envoy's flag for a peer that went away before the response had ended.
 const DOWNSTREAM_GONE: &str = "DC";
@@ -25,6 +26,8 @@ pub(super) struct Record {
     // Body bytes announced and still to come; what is not announced is never complete by count.
     remaining: Option<u64>,
     access: Option<Box<Access>>,
+    // If the answer tells of the load.
+    load: Option<Box<Reporting>>,
     done: bool,
 }
 
@@ -63,14 +66,28 @@ impl Record {
             grpc_status: None,
             remaining: None,
             access,
+            load: None,
             done: false,
         }
     }
 
-    /// Notes the head of the response.
-    pub(super) fn head(&mut self, status: StatusCode, headers: &HeaderMap) {
+    /// The answer will tell of the load.
+    pub(super) fn report_load(&mut self, load: Box<Reporting>) {
+        self.load = Some(load);
+    }
+
+    /// The request is none that is counted.
+    pub(super) fn forget(mut self) {
+        self.done = true;
+    }
+
+    /// Notes the head of the response, and writes into it what it is to tell.
+    pub(super) fn head(&mut self, status: StatusCode, headers: &mut HeaderMap) {
         self.code = status.as_u16();
-        self.trailers(headers);
+        self.note_status(headers);
+        if let Some(load) = &mut self.load {
+            load.head(status, headers, self.grpc);
+        }
         let bodiless = self.head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         self.remaining = if bodiless || status == StatusCode::SWITCHING_PROTOCOLS {
             Some(0)
@@ -79,8 +96,15 @@ impl Record {
         };
     }
 
-    /// Notes trailers, or headers that may hold what trailers do.
-    pub(super) fn trailers(&mut self, trailers: &HeaderMap) {
+    /// Notes trailers, and writes into them what they are to tell.
+    pub(super) fn trailers(&mut self, trailers: &mut HeaderMap) {
+        self.note_status(trailers);
+        if let Some(load) = &mut self.load {
+            load.trailers(trailers, self.grpc);
+        }
+    }
+
+    fn note_status(&mut self, trailers: &HeaderMap) {
         if self.grpc
             && let Some(status) = grpc_status(trailers)
         {
@@ -175,8 +199,8 @@ mod tests {
         let request = http::Request::get("http://reviews:9080/path?secret=1").body(()).unwrap();
         tracing::subscriber::with_default(subscriber, || {
             let mut record = Record::begin(&request, Arc::default(), true, trace, Some(&peer));
-            record.head(StatusCode::OK, &HeaderMap::new());
-            record.trailers(&HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), 5.into())]));
+            record.head(StatusCode::OK, &mut HeaderMap::new());
+            record.trailers(&mut HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), 5.into())]));
             record.finish();
             drop(Record::begin(&request, Arc::default(), false, trace, None));
         });

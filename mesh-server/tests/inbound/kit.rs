@@ -24,7 +24,7 @@ use mesh_core::identity::{Identity, client_config, peer_spiffe_id};
 use mesh_core::policy::{InboundListener, InboundState, InboundTls};
 use mesh_core::source::{Publisher, Watched};
 use mesh_core::telemetry::Metrics;
-use mesh_server::{Body, Config, Server};
+use mesh_server::{Body, Config, LoadReporter, Server};
 use mesh_testkit::{CertificateSpec, TestCa, crypto};
 
 /// A server under test.
@@ -68,6 +68,23 @@ impl World {
         RB: http_body::Body<Data = Bytes> + Send + 'static,
         RB::Error: Into<BoxError>,
     {
+        Self::start_telling(state, config, None, service).await
+    }
+
+    /// The same; it tells callers of its load.
+    pub(crate) async fn start_telling<S, RB>(
+        state: InboundState,
+        config: Config,
+        load: Option<LoadReporter>,
+        service: S,
+    ) -> Self
+    where
+        S: Service<Request<Body>, Response = Response<RB>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        RB: http_body::Body<Data = Bytes> + Send + 'static,
+        RB::Error: Into<BoxError>,
+    {
         let ca = TestCa::new();
         let (policy, inbound) = Watched::channel(state);
         let (identity, own) = Watched::channel(Some(ca.identity("default", "reviews")));
@@ -79,15 +96,18 @@ impl World {
             canonical_name: "reviews".to_owned(),
             ..Workload::default()
         };
-        let server = Server::builder()
+        let mut server = Server::builder()
             .identity(own)
             .crypto(crypto())
             .inbound(inbound)
             .workload(Arc::new(workload))
             .metrics(metrics.clone())
             .drain(draining)
-            .config(config)
-            .build();
+            .config(config);
+        if let Some(load) = load {
+            server = server.load_reports(load);
+        }
+        let server = server.build();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let serving = spawn(server.serve(listener, service));

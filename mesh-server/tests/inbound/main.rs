@@ -7,5 +7,6 @@ mod drain;
 mod frameworks;
 mod kit;
 mod limits;
+mod load;
 mod requests;
 mod transport;

@@ -58,8 +58,7 @@ fn weights_are_taken_over_once_a_period() {
 
 fn probed(set: &Candidates, picker: &Prequal, index: usize, in_flight: u32, latency_ms: u64, now: Duration) {
     let latency = Some(Duration::from_millis(latency_ms));
-    let report = EndpointReport { in_flight: Some(in_flight), latency, ..EndpointReport::default() };
-    set[index].load_or_new().report(&report, &settings(), now);
+    set[index].load_or_new().report_load(in_flight, latency, now);
     picker.reported(index, now);
 }
 
@@ -124,7 +123,7 @@ fn a_pool_that_is_full_makes_room() {
     for _ in 0..20_000 {
         now += Duration::from_micros(100);
         for _ in 0..3 {
-            let index = picker.probe_target(&mut draw).unwrap();
+            let index = draw(64) as usize;
             // One in eight is ten times as slow.
             let latency = if index.is_multiple_of(8) { 100 } else { 10 };
             probed(&set, &picker, index, draw(4) as u32, latency, now);
@@ -137,4 +136,51 @@ fn a_pool_that_is_full_makes_room() {
     for (index, count) in seen.iter().enumerate().filter(|(index, _)| index % 8 != 0) {
         assert!((fair / 2..fair * 2).contains(count), "{index} got {count}, {fair} would be fair");
     }
+}
+
+/// Servers that are as fast as each other, but for one that took three seconds once: it is not shunned for ever.
+#[test]
+fn a_server_that_was_slow_once_is_asked_again() {
+    let epoch = tokio::time::Instant::now();
+    let servers: Vec<_> = (0..4).map(|_| Arc::new(ServedLoad::new(epoch))).collect();
+    let set = candidates(&[1; 4]);
+    let picker = Prequal::new(set.clone(), policy::Prequal::default());
+    servers[0].begin(epoch).answered(epoch + 3 * SECOND);
+    let (mut draw, mut now, mut share) = (seeded(5), 3 * SECOND, 0);
+    for _ in 0..20_000 {
+        now += Duration::from_millis(1);
+        for _ in 0..3 {
+            let index = draw(4) as usize;
+            let said = servers[index].report(0, epoch + now);
+            set[index].load_or_new().report_load(said.in_flight.unwrap(), said.latency, now);
+            picker.reported(index, now);
+        }
+        let index = picker.pick(&Pick { now, ..Pick::default() }, &mut draw).unwrap();
+        servers[index].begin(epoch + now).answered(epoch + now + Duration::from_micros(300));
+        share += usize::from(index == 0 && now >= 21 * SECOND);
+    }
+    assert!(share > 250, "it got {share} of the last 2,000 requests, 500 would be fair");
+}
+
+#[test]
+fn a_server_that_nobody_has_measured_is_tried_and_one_that_fails_at_once_is_not_tried_for_long() {
+    let set = candidates(&[1; 4]);
+    let picker = Prequal::new(set.clone(), policy::Prequal::default());
+    let (mut draw, mut now, mut seen) = (seeded(6), SECOND, [0; 4]);
+    for _ in 0..1000 {
+        now += Duration::from_millis(1);
+        for _ in 0..3 {
+            let index = draw(4) as usize;
+            // The first two have answered nothing well: one of them never will.
+            let latency = (index > 1 || seen[1] > 0 && index == 1).then_some(Duration::from_millis(100));
+            set[index].load_or_new().report_load(0, latency, now);
+            picker.reported(index, now);
+        }
+        let index = picker.pick(&Pick { now, ..Pick::default() }, &mut draw).unwrap();
+        seen[index] += 1;
+        if index == 0 {
+            set[0].load_or_new().failed(Duration::ZERO, now);
+        }
+    }
+    assert!(seen[0] < 10 && seen[1] > 200, "{seen:?}");
 }

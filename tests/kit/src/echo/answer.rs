@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::{Behaviour, Received, Shared};
 use mesh_core::error::BoxError;
 use mesh_core::id::SpiffeId;
+use mesh_core::orca;
 
 pub(super) type Body = UnsyncBoxBody<Bytes, BoxError>;
 
@@ -69,6 +70,7 @@ pub(super) async fn answer(
             response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
             Ok(response)
         }
+        Behaviour::Reporting(text) => report(&shared.name, received, text, releases),
         Behaviour::Hold => {
             releases.changed().await?;
             echo(&shared.name, received, StatusCode::OK)
@@ -78,6 +80,55 @@ pub(super) async fn answer(
             std::future::pending().await
         }
         Behaviour::RefuseStream => Err(h2::Error::from(h2::Reason::REFUSED_STREAM).into()),
+    }
+}
+
+/// A load report in the form that fits the request.
+fn report(
+    name: &str,
+    request: Received,
+    text: &str,
+    releases: watch::Receiver<u64>,
+) -> Result<Response<Body>, BoxError> {
+    let value = HeaderValue::from_str(&format!("TEXT {text}"))?;
+    let headers = HeaderMap::from_iter([(orca::TEXT.clone(), value)]);
+    match request.uri.path() {
+        orca::STREAM_PATH => {
+            let report = orca::read(&headers).ok_or("no report in this text")?;
+            let message = orca::frame(&orca::encode(&report));
+            let first = futures_util::stream::once(std::future::ready(message.clone()));
+            let others = futures_util::stream::unfold((releases, message), |(mut releases, message)| async {
+                releases.changed().await.ok()?;
+                Some((message.clone(), (releases, message)))
+            });
+            let messages = futures_util::StreamExt::chain(first, others);
+            let frames = futures_util::StreamExt::map(messages, |message| Ok(Frame::data(message)));
+            let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+            response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+            Ok(response)
+        }
+        orca::PROBE_PATH => {
+            let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            response.headers_mut().extend(headers);
+            Ok(response)
+        }
+        _ => {
+            let mut response = echo(name, request, StatusCode::OK)?;
+            if response.headers().get("content-type").is_none() {
+                response.headers_mut().extend(headers);
+                return Ok(response);
+            }
+            Ok(response.map(|body| {
+                let add = move |mut frame: Frame<Bytes>| {
+                    if let Some(trailers) = frame.trailers_mut() {
+                        trailers.extend(headers.clone());
+                    }
+                    frame
+                };
+                body.map_frame(add).boxed_unsync()
+            }))
+        }
     }
 }
 

@@ -50,6 +50,9 @@ pub enum Behaviour {
     Stall,
     /// Answer as `grpc.health.v1.Health/Check` does: serving or not.
     Serving(bool),
+    /// Echo with a load report of this text (`cpu_utilization=0.5,rps_fractional=10`) in the headers, or the trailers of
+    /// a gRPC answer. A stream of reports has one at once and one with each [`EchoServer::release`]; a probe is answered.
+    Reporting(&'static str),
     /// Keep the request until [`EchoServer::release`], then echo.
     Hold,
     /// Close the connection without an answer.

@@ -1,0 +1,72 @@
+//! One probe: what an endpoint says of its load, over the connections that requests use and within their limits.
+//! Refuses to know whom to probe, and what for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Limited};
+use mesh_core::balance::EndpointReport;
+use mesh_core::orca;
+use mesh_core::policy::Address;
+use tokio::time::{Instant, timeout};
+
+use super::ask;
+use crate::cluster::Endpoint;
+use crate::connect::{Lease, Room};
+use crate::error::Cause;
+
+/// Bytes of an answer that are read, so that its connection can be used again.
+const MAX_ANSWER: usize = 16 * 1024;
+
+/// What came of a probe.
+pub(super) struct Probed {
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) heard: Heard,
+}
+
+/// What the endpoint said.
+pub(super) enum Heard {
+    Report(EndpointReport),
+    /// It answered, and not with a report: it knows no probes.
+    Nothing,
+    /// No answer in time, or no connection to spare.
+    Silence,
+}
+
+/// Asks once.
+pub(super) async fn probe(endpoint: Arc<Endpoint>, room: Room, patience: Duration) -> Probed {
+    let heard = timeout(patience, ask(&endpoint, room)).await.ok().flatten().unwrap_or(Heard::Silence);
+    Probed { endpoint, heard }
+}
+
+async fn ask(endpoint: &Endpoint, room: Room) -> Option<Heard> {
+    let pool = endpoint.pool();
+    // Whoever has to wait for a connection learns that the endpoint is busy; and requests come first.
+    let busy = || Err::<(), _>(Cause::Breaker { cluster: "".into(), limit: "probe", allowed: 0 });
+    let mut lease = pool.acquire(false, false, room, busy).await.ok()?;
+    let request = ask::probe(endpoint, lease.is_http2()).ok()?;
+    let response = ask::send(pool, &mut lease, request).await.ok()?;
+    let report = orca::read(response.headers());
+    let mut body = Limited::new(response.into_body(), MAX_ANSWER);
+    while let Some(frame) = body.frame().await {
+        if frame.is_err() {
+            // Too long to be worth its connection.
+            return Some(heard(report));
+        }
+    }
+    if let Lease::Sole(connection) = lease {
+        pool.release(connection, Instant::now());
+    }
+    Some(heard(report))
+}
+
+fn heard(report: Option<EndpointReport>) -> Heard {
+    report.filter(|report| report.in_flight.is_some()).map_or(Heard::Nothing, Heard::Report)
+}
+
+/// Where it went.
+impl Probed {
+    pub(super) fn address(&self) -> &Address {
+        self.endpoint.address()
+    }
+}

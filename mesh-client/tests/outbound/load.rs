@@ -1,0 +1,271 @@
+//! Balancing by what endpoints say of their load: ORCA with answers and on streams (gRFC A51, A58, A85), Prequal's
+//! probes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_client::Client;
+use mesh_core::orca::{PROBE_PATH, STREAM_PATH};
+use mesh_core::policy::{Balancer, Cluster, LoadReport, Prequal, UpstreamProtocol, WeightedRoundRobin};
+use mesh_core::telemetry::load::LoadStore;
+use mesh_testkit::{Behaviour, EchoServer, FixedSource};
+
+use super::{TARGET, client_of, cluster, fetch, forward_with, get, read, snapshot_with};
+
+/// Three times as busy as [`IDLE`] with as many requests.
+const BUSY: Behaviour = Behaviour::Reporting("rps_fractional=100,application_utilization=0.75");
+const IDLE: Behaviour = Behaviour::Reporting("rps_fractional=100,application_utilization=0.25");
+
+fn weighted(out_of_band: bool) -> Balancer {
+    Balancer::WeightedRoundRobin(WeightedRoundRobin {
+        out_of_band,
+        blackout_period: Duration::ZERO,
+        ..WeightedRoundRobin::default()
+    })
+}
+
+async fn two(behaviours: [Behaviour; 2]) -> [EchoServer; 2] {
+    let servers = [EchoServer::start("a").await, EchoServer::start("b").await];
+    for (server, behaviour) in servers.iter().zip(behaviours) {
+        server.behave(behaviour);
+    }
+    servers
+}
+
+fn client(cluster: Cluster, servers: &[EchoServer; 2]) -> Client {
+    client_of(snapshot_with(forward_with(None), cluster, &[&servers[0], &servers[1]])).0
+}
+
+/// Requests of the application that the server got.
+fn served(server: &EchoServer) -> usize {
+    of_path(server, "/")
+}
+
+fn of_path(server: &EchoServer, path: &str) -> usize {
+    server.received().iter().filter(|request| request.uri.path() == path).count()
+}
+
+/// How many of so many requests each server gets.
+async fn shares(client: &Client, servers: &[EchoServer; 2], requests: usize) -> [usize; 2] {
+    let before = servers.each_ref().map(served);
+    for _ in 0..requests {
+        fetch(client, "/").await.unwrap();
+    }
+    [0, 1].map(|index| served(&servers[index]) - before[index])
+}
+
+/// Time for weights to be taken over.
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+const UPDATE: Duration = Duration::from_secs(2);
+
+#[tokio::test]
+async fn a58_weights_follow_the_reports_in_answers() {
+    for (behaviours, balancer, want) in [
+        ([BUSY, IDLE], weighted(false), [100, 300]),
+        // Controls.
+        ([Behaviour::Echo, Behaviour::Echo], weighted(false), [200, 200]),
+        ([BUSY, IDLE], Balancer::RoundRobin, [200, 200]),
+    ] {
+        let servers = two(behaviours).await;
+        let client = client(Cluster { balancer: balancer.clone(), ..cluster("test") }, &servers);
+        assert_eq!(shares(&client, &servers, 20).await, [10, 10], "nothing is known yet");
+        pass(UPDATE).await;
+        let [a, b] = shares(&client, &servers, 400).await;
+        assert!(a.abs_diff(want[0]) <= 2 && b.abs_diff(want[1]) <= 2, "{balancer:?}: {a} and {b}");
+    }
+}
+
+#[tokio::test]
+async fn a58_weights_are_not_used_in_the_blackout() {
+    let servers = two([BUSY, IDLE]).await;
+    let balancer = Balancer::WeightedRoundRobin(WeightedRoundRobin::default());
+    let client = client(Cluster { balancer, ..cluster("test") }, &servers);
+    shares(&client, &servers, 20).await;
+    pass(UPDATE).await;
+    assert_eq!(shares(&client, &servers, 40).await, [20, 20], "ten seconds have not passed");
+    pass(Duration::from_secs(10)).await;
+    let [a, b] = shares(&client, &servers, 400).await;
+    assert!(a.abs_diff(100) <= 2 && b.abs_diff(300) <= 2, "{a} and {b}");
+}
+
+#[tokio::test]
+async fn a51_reports_come_in_the_trailers_of_grpc() {
+    let servers = two([BUSY, IDLE]).await;
+    let client = client(Cluster { balancer: weighted(false), ..cluster("test") }, &servers);
+    let call = || async {
+        let mut request = get("/");
+        request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+        read(client.send(request).await.unwrap()).await.unwrap();
+    };
+    for _ in 0..4 {
+        call().await;
+    }
+    pass(UPDATE).await;
+    for _ in 0..400 {
+        call().await;
+    }
+    let [a, b] = servers.each_ref().map(served);
+    assert!(a.abs_diff(102) <= 2 && b.abs_diff(302) <= 2, "{a} and {b}");
+}
+
+#[tokio::test]
+async fn a58_out_of_band_reports_come_on_a_stream_of_each_endpoint() {
+    for protocol in [UpstreamProtocol::Http2, UpstreamProtocol::Http1] {
+        let servers = two([BUSY, IDLE]).await;
+        let mut cluster = Cluster { balancer: weighted(true), ..cluster("test") };
+        cluster.connection.protocol = protocol;
+        // Which the stream must not use up.
+        cluster.breaker.max_connections = Some(1);
+        let client = client(cluster, &servers);
+        shares(&client, &servers, 2).await;
+        for server in &servers {
+            server.wait_for_requests(2).await;
+        }
+        let asked = servers[0].received().into_iter().find(|request| request.uri.path() == STREAM_PATH).unwrap();
+        let period = mesh_core::orca::decode_request(&asked.body[5..]);
+        assert_eq!(period, Some(Duration::from_secs(10)), "the default period");
+        let balanced = async {
+            loop {
+                pass(UPDATE).await;
+                let [a, b] = shares(&client, &servers, 400).await;
+                if a.abs_diff(100) <= 2 && b.abs_diff(300) <= 2 {
+                    break;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(3600), balanced).await.expect("weights as reported");
+        assert_eq!(servers.each_ref().map(|server| of_path(server, STREAM_PATH)), [1, 1], "{protocol:?}: one each");
+    }
+}
+
+#[tokio::test]
+async fn a58_out_of_band_looks_at_no_answers_and_ends_where_it_is_unimplemented() {
+    let servers = two([BUSY, IDLE]).await;
+    for server in &servers {
+        server.script([Behaviour::Echo, Behaviour::Grpc(12)]);
+    }
+    let client = client(Cluster { balancer: weighted(true), ..cluster("test") }, &servers);
+    shares(&client, &servers, 2).await;
+    for server in &servers {
+        server.wait_for_requests(2).await;
+    }
+    for _ in 0..5 {
+        pass(Duration::from_secs(200)).await;
+        assert_eq!(shares(&client, &servers, 20).await, [10, 10], "answers have reports, which do not count");
+    }
+    assert_eq!(servers.each_ref().map(|server| of_path(server, STREAM_PATH)), [1, 1], "not asked again");
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_is_begun_again_after_a_wait() {
+    let servers = two([IDLE, IDLE]).await;
+    servers[0].script([Behaviour::Echo, Behaviour::CloseConnection]);
+    let client = client(Cluster { balancer: weighted(true), ..cluster("test") }, &servers);
+    shares(&client, &servers, 2).await;
+    servers[0].wait_for_requests(2).await;
+    let again = async {
+        while of_path(&servers[0], STREAM_PATH) < 2 {
+            pass(Duration::from_millis(200)).await;
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(3600), again).await.expect("it is asked again");
+}
+
+#[tokio::test]
+async fn streams_end_with_the_client() {
+    let servers = two([IDLE, IDLE]).await;
+    let client = client(Cluster { balancer: weighted(true), ..cluster("test") }, &servers);
+    shares(&client, &servers, 2).await;
+    servers[0].wait_for_requests(2).await;
+    let metrics = tokio::runtime::Handle::current().metrics();
+    drop(client);
+    // What is left are the servers' tasks; those of the client would keep their connections open.
+    servers[0].release();
+    while metrics.num_alive_tasks() > 2 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a85_metrics_that_policy_names_go_to_the_control_plane() {
+    let report =
+        Behaviour::Reporting("cpu_utilization=0.5,mem_utilization=0.25,named_metrics.queue=3,named_metrics.x=1");
+    let wanted = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    for (metrics, want) in [
+        (wanted(&[]), vec![]),
+        (
+            wanted(&["named_metrics.queue", "mem_utilization"]),
+            vec![("mem_utilization", 1.0), ("named_metrics.queue", 12.0)],
+        ),
+        (wanted(&["named_metrics.*"]), vec![("named_metrics.queue", 12.0), ("named_metrics.x", 4.0)]),
+    ] {
+        let servers = two([report, report]).await;
+        let cluster = Cluster { load_report: Some(LoadReport { metrics }), ..cluster("test") };
+        let snapshot = snapshot_with(forward_with(None), cluster, &[&servers[0], &servers[1]]);
+        let store = Arc::<LoadStore>::default();
+        let client = Client::builder(FixedSource::of(TARGET, snapshot)).load(store.clone()).build();
+        for _ in 0..4 {
+            fetch(&client, "/").await.unwrap();
+        }
+        let told = store.take(|_| true, tokio::time::Instant::now());
+        let metrics = &told[0].localities[0].metrics;
+        let sums: Vec<_> = metrics.iter().map(|(name, metric)| (name.as_str(), metric.sum)).collect();
+        assert_eq!(sums, want);
+        assert!(metrics.values().all(|metric| metric.requests == 4));
+    }
+}
+
+/// Full, and slow with it; others put that load on it.
+const LOADED: Behaviour = Behaviour::Reporting("named_metrics.mesh.in_flight=40,named_metrics.mesh.latency=0.5");
+const FREE: Behaviour = Behaviour::Reporting("named_metrics.mesh.in_flight=1,named_metrics.mesh.latency=0.01");
+
+fn prequal() -> Balancer {
+    Balancer::Prequal(Prequal::default())
+}
+
+/// Sends batches until one of them keeps away from the first server; false if none of them does.
+async fn is_avoided(client: &Client, servers: &[EchoServer; 2]) -> bool {
+    for _ in 0..20 {
+        if shares(client, servers, 50).await == [0, 50] {
+            return true;
+        }
+    }
+    false
+}
+
+#[tokio::test]
+async fn prequal_keeps_away_from_an_endpoint_that_others_load() {
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let servers = two([LOADED, FREE]).await;
+        let mut policy = Cluster { balancer: prequal(), ..cluster("test") };
+        policy.connection.protocol = protocol;
+        assert!(is_avoided(&client(policy, &servers), &servers).await, "{protocol:?}");
+        assert!(of_path(&servers[0], PROBE_PATH) > 0, "it was asked");
+    }
+    // Control: going by its own requests in flight only, this client sees no difference.
+    let servers = two([LOADED, FREE]).await;
+    let client = client(Cluster { balancer: Balancer::least_request(), ..cluster("test") }, &servers);
+    assert!(!is_avoided(&client, &servers).await);
+    assert_eq!(of_path(&servers[0], PROBE_PATH), 0, "and asks nobody");
+}
+
+#[tokio::test]
+async fn prequal_asks_endpoints_that_know_no_probes_once_in_half_a_minute() {
+    let servers = two([Behaviour::Echo, Behaviour::Echo]).await;
+    let client = client(Cluster { balancer: prequal(), ..cluster("test") }, &servers);
+    while servers.iter().any(|server| of_path(server, PROBE_PATH) == 0) {
+        fetch(&client, "/").await.unwrap();
+    }
+    shares(&client, &servers, 200).await;
+    assert_eq!(servers.each_ref().map(|server| of_path(server, PROBE_PATH)), [1, 1]);
+    pass(Duration::from_secs(31)).await;
+    while servers.iter().any(|server| of_path(server, PROBE_PATH) < 2) {
+        fetch(&client, "/").await.unwrap();
+    }
+}
