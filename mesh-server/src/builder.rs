@@ -118,7 +118,8 @@ impl ServerBuilder {
         let provider = self.crypto.unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
         let drain = self.drain.unwrap_or_else(|| drain::channel().1);
         let (inbound, identity) = (self.inbound.clone(), self.identity.clone());
-        let layer = InboundLayer::new(inbound, identity, workload, service_host, self.metrics, drain.clone());
+        let slash = self.config.encoded_slash;
+        let layer = InboundLayer::new(inbound, identity, workload, service_host, self.metrics, drain.clone(), slash);
         let tls = TlsAccept::new(self.identity, provider);
         let door = Door::new(self.config, self.inbound, tls, layer, self.stats, drain);
         Server::new(Arc::new(door), self.readiness)
