@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 #![allow(clippy::disallowed_methods, reason = "servers and loads of a test run beside it, and end with it")]
 
+mod authorization;
 #[cfg(all(feature = "cli", target_os = "linux"))]
 mod bookinfo;
 mod bootstrap;

@@ -53,22 +53,17 @@ const CLUSTER: &[Line<Cluster>] = &[
     }),
 ];
 
-const FORWARD: &[Line<Forward>] = &[
-    line("metadata_match", "every endpoint of the cluster takes part", |f| {
-        !f.metadata_match.is_empty()
-            || matches!(&f.to, ClusterChoice::Weighted(split)
+const FORWARD: &[Line<Forward>] = &[line("metadata_match", "every endpoint of the cluster takes part", |f| {
+    !f.metadata_match.is_empty()
+        || matches!(&f.to, ClusterChoice::Weighted(split)
                 if split.entries().iter().any(|entry| !entry.metadata_match.is_empty()))
-    }),
-];
+})];
 
 const RETRY: &[Line<RetryPolicy>] =
     &[line("retry.on.http3_post_connect_failure", "HTTP/3 is not spoken", |r| r.on.http3_post_connect_failure)];
 
 const INBOUND: &[Line<InboundListener>] = &[
     line("jwt", "tokens are not checked; the server fails closed and refuses every request", |l| !l.jwt.is_empty()),
-    line("authorization", "rules are not evaluated; the server fails closed and refuses what they govern", |l| {
-        !l.authorization.is_empty()
-    }),
     line("limits.max_connection_age", "connections are not closed for their age", |l| {
         l.limits.max_connection_age.is_some()
     }),
