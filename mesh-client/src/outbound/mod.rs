@@ -197,17 +197,8 @@ impl Call<'_> {
             headers.request.apply(&mut self.head.headers);
         }
         // Before the timeout begins, as in Envoy: a delay is not the endpoint's time.
-        for filter in filters {
-            match filter {
-                Filter::Fault(fault) => {
-                    if let Some(answer) = self.inject(fault, &cluster.policy().name).await? {
-                        return Ok(answer);
-                    }
-                }
-                Filter::RateLimit(limit) => limit.pass(&mut self.head.headers, Instant::now(), self.env)?,
-                Filter::Throttle(limit) => self.exchange.owe(limit.pass(Instant::now(), self.env)?),
-                Filter::Concurrency(limit) => self.exchange.owe(limit.pass(Instant::now(), self.env)?),
-            }
+        if let Some(answer) = self.filter(filters, &cluster.policy().name).await? {
+            return Ok(answer);
         }
         let cookies = self.hash(plan);
         let deadline = self.deadline(router, forward);
@@ -263,6 +254,23 @@ impl Call<'_> {
             self.mirrors.send(copy.send(payload));
         }
         copies
+    }
+
+    /// Faults and limits, in the order of the listener's filters; an answer if one of them gives it.
+    async fn filter(&mut self, filters: &[Filter], cluster: &ClusterName) -> Result<Option<Answer>, Cause> {
+        for filter in filters {
+            match filter {
+                Filter::Fault(fault) => {
+                    if let Some(answer) = self.inject(fault, cluster).await? {
+                        return Ok(Some(answer));
+                    }
+                }
+                Filter::RateLimit(limit) => limit.pass(&mut self.head.headers, Instant::now(), self.env)?,
+                Filter::Throttle(limit) => self.exchange.owe(limit.pass(Instant::now(), self.env)?),
+                Filter::Concurrency(limit) => self.exchange.owe(limit.pass(Instant::now(), self.env)?),
+            }
+        }
+        Ok(None)
     }
 
     /// Hashes the request as it will be sent; gives the cookies that the answer must set.

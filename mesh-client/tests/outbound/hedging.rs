@@ -7,7 +7,7 @@ use futures_util::stream;
 use http::{HeaderMap, Request};
 use http_body::Frame;
 use http_body_util::{Full, StreamBody};
-use mesh_client::{Cause, Client};
+use mesh_client::{Cause, Client, InFlight};
 use mesh_core::context::{RequestContext, scope};
 use mesh_core::error::BoxError;
 use mesh_core::policy::{
@@ -43,7 +43,8 @@ async fn first_of(servers: &[EchoServer; 2]) -> (&EchoServer, &EchoServer) {
 fn held(client: &Client) -> (u32, u32, u32) {
     let dump = client.dump();
     let cluster = &dump.destinations[0].clusters[0];
-    (cluster.requests, cluster.retries, cluster.endpoints.iter().map(|endpoint| endpoint.in_flight).sum())
+    let InFlight { requests, retries, .. } = cluster.default_priority;
+    (requests, retries, cluster.endpoints.iter().map(|endpoint| endpoint.in_flight).sum())
 }
 
 async fn advance(time: Duration) {

@@ -70,7 +70,7 @@ async fn an_answer_that_falls_silent_is_cut_off_where_the_route_says_so() {
             (_, end) => panic!("{idle_timeout:?}: {end:?}"),
         }
         let dump = client.dump();
-        assert_eq!(dump.destinations[0].clusters[0].requests, 0);
+        assert_eq!(dump.destinations[0].clusters[0].default_priority.requests, 0);
     }
 }
 

@@ -10,6 +10,7 @@ use serde::de::IgnoredAny;
 use super::check::Check;
 use super::destination_rule::SelectorSpec;
 use super::kinds::Kind;
+use crate::source::decode::Ignored;
 
 mod matchers;
 mod when;
@@ -105,7 +106,7 @@ impl Kind for AuthorizationPolicy {
     type Spec = AuthorizationPolicySpec;
 
     /// A condition that is passed over makes an ALLOW rule take more.
-    fn strict(_path: &str) -> bool {
+    fn strict(_ignored: &Ignored) -> bool {
         true
     }
 

@@ -26,8 +26,8 @@ pub(crate) trait Kind: Sized {
     /// The object as written.
     type Spec: DeserializeOwned;
 
-    /// Whether what is ignored at `path` must be an error, because the object would do more without it.
-    fn strict(_path: &str) -> bool {
+    /// Whether what is ignored must be an error, because the object would do more without it.
+    fn strict(_ignored: &Ignored) -> bool {
         false
     }
 
@@ -212,10 +212,11 @@ fn read<T: Kind>(document: &Document, check: &mut Check<'_>) -> Option<T> {
     };
     match decode::<T::Spec>(node, T::ROOT) {
         Ok((spec, ignored)) => {
-            for Ignored { path, why } in ignored {
-                match T::strict(&path) {
-                    true => check.error(&path, format!("{why}: without this condition the rule would take more")),
-                    false => check.warn(&path, format!("ignored: {why}")),
+            for ignored in ignored {
+                let Ignored { path, why } = &ignored;
+                match T::strict(&ignored) {
+                    true => check.error(path, format!("{why}: without this condition the rule would take more")),
+                    false => check.warn(path, format!("ignored: {why}")),
                 }
             }
             if check.errors() == 0 {

@@ -11,6 +11,7 @@ use self::condition::ConditionSpec;
 use super::check::Check;
 use super::kinds::Kind;
 use super::values::{Loose, duration, is_dns_name, quantity};
+use crate::source::decode::Ignored;
 
 /// A ServiceProfile. Its object name is the host it is about.
 #[derive(Clone, Debug)]
@@ -112,8 +113,8 @@ impl Kind for ServiceProfile {
     type Spec = ServiceProfileSpec;
 
     /// A condition that is lost makes the route or the class take more than it should.
-    fn strict(path: &str) -> bool {
-        path.split('.').any(|step| step == "condition")
+    fn strict(ignored: &Ignored) -> bool {
+        ignored.meant("condition") || ignored.path.split('.').any(|step| step == "condition")
     }
 
     fn validate(spec: ServiceProfileSpec, check: &mut Check<'_>) -> Self {

@@ -109,7 +109,7 @@ fn an_object_that_breaks_keeps_its_last_good_version() {
 
 #[test]
 fn a_document_that_did_not_change_keeps_its_object_and_its_warnings() {
-    let warned = virtual_service(&format!("{{{TO_A}, corsPolicy: {{}}}}"));
+    let warned = virtual_service(&format!("{{{TO_A}, timeuot: 5s}}"));
     let manifests = Manifests::from_texts([("a.yaml", warned.as_str())]);
     let first = Model::build(&manifests, None);
     assert_eq!(first.findings.len(), 1, "{:?}", first.findings);

@@ -19,6 +19,13 @@ pub(crate) struct Ignored {
     pub(crate) why: Why,
 }
 
+impl Ignored {
+    /// Whether it is a slip for the field `known`.
+    pub(crate) fn meant(&self, known: &str) -> bool {
+        matches!(self.why, Why::Unknown(Some(meant)) if meant == known)
+    }
+}
+
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Why {
     /// No spec knows the field; with a known one of nearly the same name.

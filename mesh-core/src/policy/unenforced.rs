@@ -382,8 +382,10 @@ mod tests {
     #[test]
     fn what_a_route_asks_for_in_vain_is_named_with_its_place() {
         let http3 = RetryOn { http3_post_connect_failure: true, ..RetryOn::default() };
-        let config = routes(forward(|f| f.high_priority = true), Some(RetryPolicy::new(1, http3)));
-        let want = ["virtual_hosts[0].retry.on.http3_post_connect_failure", "virtual_hosts[0].routes[0].high_priority"];
+        let config =
+            routes(forward(|f| f.metadata_match = [("a".into(), "b".into())].into()), Some(RetryPolicy::new(1, http3)));
+        let want =
+            ["virtual_hosts[0].retry.on.http3_post_connect_failure", "virtual_hosts[0].routes[0].metadata_match"];
         assert_eq!(fields(&config), want);
 
         let skipped = HttpFilterKind::Skipped { type_url: "t".into() };

@@ -155,20 +155,23 @@ pub(super) fn decode(
         let (every, wait) = (settings.keepalive_interval.as_ref(), settings.keepalive_timeout.as_ref());
         options.http2_keepalive = read_keepalive(every, wait, at, report);
     }
-    if let Some(connection) = &proto.upstream_connection_options {
-        consider!(connection, &at.field("upstream_connection_options"), report, UpstreamConnectionOptions {
-            read: [tcp_keepalive],
-            idle: [set_local_interface_name_on_upstream_connections],
-            happy_eyeballs_config => "addresses of both families take turns (gRFC A61)",
-        });
-    }
-    let keepalive = proto.upstream_connection_options.as_ref().and_then(|o| o.tcp_keepalive.as_ref());
-    options.tcp_keepalive = keepalive.map(|k| TcpKeepalive {
-        probes: k.keepalive_probes.map(|n| n.value),
-        time: k.keepalive_time.map(|n| Duration::from_secs(n.value.into())),
-        interval: k.keepalive_interval.map(|n| Duration::from_secs(n.value.into())),
-    });
+    options.tcp_keepalive = read_tcp_keepalive(proto, at, report);
     (options, auto)
+}
+
+fn read_tcp_keepalive(proto: &xds::Cluster, at: &At<'_>, report: &mut Report) -> Option<TcpKeepalive> {
+    let connection = proto.upstream_connection_options.as_ref()?;
+    consider!(connection, &at.field("upstream_connection_options"), report, UpstreamConnectionOptions {
+        read: [tcp_keepalive],
+        idle: [set_local_interface_name_on_upstream_connections],
+        happy_eyeballs_config => "addresses of both families take turns (gRFC A61)",
+    });
+    let keepalive = connection.tcp_keepalive.as_ref()?;
+    Some(TcpKeepalive {
+        probes: keepalive.keepalive_probes.map(|n| n.value),
+        time: keepalive.keepalive_time.map(|n| Duration::from_secs(n.value.into())),
+        interval: keepalive.keepalive_interval.map(|n| Duration::from_secs(n.value.into())),
+    })
 }
 
 fn read_typed(typed: &HttpProtocolOptions, options: &mut ConnectionOptions, at: &At<'_>, report: &mut Report) {

@@ -533,6 +533,13 @@ fn a_condition_that_would_be_lost_refuses_the_object() {
     rejects(&virtual_service(tls), "spec.tls[0].match[0].prt", "did you mean port?");
     let profile = "apiVersion: linkerd.io/v1alpha2\nkind: ServiceProfile\nmetadata: {name: a.b}\nspec: {routes: [{name: r, condition: {method: GET, pathRegx: /a}}]}\n";
     rejects(profile, "spec.routes[0].condition.pathRegx", "did you mean pathRegex?");
+    rejects(
+        &virtual_service(&format!("{{mach: [{{uri: {{prefix: /a}}}}], {TO_A}}}")),
+        "spec.http[0].mach",
+        "mean match?",
+    );
+    let profile = profile.replace("condition: {method: GET, pathRegx: /a}", "conditon: {method: GET}");
+    rejects(&profile, "spec.routes[0].conditon", "did you mean condition?");
     // The controls: presence is said by an empty match, and elsewhere a slip is a warning.
     accepts(&block("headers: {end-user: {}}, withoutHeaders: {x: {}}, queryParams: {q: {}}"));
     accepts(&virtual_service(&format!("{{{TO_A}, timeuot: 5s}}")));

@@ -17,6 +17,7 @@ use self::spec::{HttpRouteSpec, VirtualServiceSpec};
 use super::check::Check;
 use super::kinds::Kind;
 use super::values::{ExportTo, duration, is_host};
+use crate::source::decode::Ignored;
 
 /// The gateway that stands for traffic between services.
 const MESH: &str = "mesh";
@@ -136,8 +137,8 @@ impl Kind for VirtualService {
     type Spec = VirtualServiceSpec;
 
     /// A condition that is lost makes the route take requests it should not.
-    fn strict(path: &str) -> bool {
-        path.split('.').nth(2).is_some_and(|step| step.starts_with("match["))
+    fn strict(ignored: &Ignored) -> bool {
+        ignored.meant("match") || ignored.path.split('.').nth(2).is_some_and(|step| step.starts_with("match["))
     }
 
     fn validate(spec: VirtualServiceSpec, check: &mut Check<'_>) -> Self {

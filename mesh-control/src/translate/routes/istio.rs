@@ -178,7 +178,11 @@ impl Source<'_> {
             .iter()
             .map(|mirrored| {
                 let (host, port, subset) = self.target(place, &mirrored.destination);
-                Mirror { cluster: ClusterName::outbound(port, subset, &host), share: mirrored.share, shadow_host: false }
+                Mirror {
+                    cluster: ClusterName::outbound(port, subset, &host),
+                    share: mirrored.share,
+                    shadow_host: false,
+                }
             })
             .collect();
         let hashed: Vec<(&str, u16, &str)> =
