@@ -6,9 +6,10 @@
 //! [`source`].
 //!
 //! ```text
-//! id ← error ← policy ← matcher, balance, limit, retry, identity ← source ← (mesh-client, mesh-server, mesh-discovery, mesh-control)
+//! id ← error ← policy ← matcher, authz, balance, limit, retry, identity ← source ← (mesh-client, mesh-server, mesh-discovery, mesh-control)
 //! ```
 
+pub mod authz;
 pub mod balance;
 pub mod context;
 pub mod drain;
@@ -23,4 +24,5 @@ pub mod policy;
 pub mod retry;
 pub mod source;
 pub mod suggest;
+pub mod target;
 pub mod telemetry;

@@ -11,6 +11,7 @@ use mesh_core::source::{Watched, WatchedIdentity};
 use mesh_core::telemetry::Metrics;
 
 use crate::inbound::Door;
+use crate::layer::{Gate, Shared};
 use crate::listen::TlsAccept;
 use crate::load::LoadReports;
 use crate::{Config, InboundLayer, InboundStats, LoadReporter, Readiness, Server};
@@ -132,8 +133,17 @@ impl ServerBuilder {
         let drain = self.drain.unwrap_or_else(|| drain::channel().1);
         let (inbound, identity) = (self.inbound.clone(), self.identity.clone());
         let floor = self.config.min_load_report_interval;
-        let load = self.load.map(|load| Arc::new(LoadReports::new(load, floor)));
-        let layer = InboundLayer::new(inbound, identity, workload, service_host, self.metrics, drain.clone(), load);
+        let layer = InboundLayer::new(Shared {
+            inbound,
+            identity,
+            workload,
+            service_host,
+            metrics: self.metrics,
+            drain: drain.clone(),
+            load: self.load.map(|load| Arc::new(LoadReports::new(load, floor))),
+            slash: self.config.encoded_slash,
+            gate: Gate::default(),
+        });
         let tls = TlsAccept::new(self.identity, provider);
         let door = Door::new(self.config, self.inbound, tls, layer, self.stats, drain);
         Server::new(Arc::new(door), self.readiness)

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use mesh_core::target::EncodedSlash;
+
 /// Time and size limits of a server. Make one with [`Config::default`] and change fields.
 ///
 /// HTTP/1 requests carry at most 100 headers: hyper's bound, which costs nothing as long as it is not
@@ -19,6 +21,9 @@ pub struct Config {
     pub header_read_timeout: Duration,
     /// Largest request head, bytes. Default 60 KiB (Envoy `max_request_headers_kb`).
     pub max_header_bytes: u32,
+    /// What becomes of an encoded slash or backslash in a request's path, which is brought to its normal form
+    /// before policy or application see it. Default: the request is refused with 400.
+    pub encoded_slash: EncodedSlash,
     /// Streams open at once on one HTTP/2 connection, if policy says nothing. Default 256.
     pub max_concurrent_streams: u32,
     /// Connections open at once, if policy says nothing; more are closed at accept. Connections that
@@ -65,6 +70,7 @@ impl Default for Config {
             handshake_timeout: Duration::from_secs(10),
             header_read_timeout: Duration::from_secs(30),
             max_header_bytes: 60 * 1024,
+            encoded_slash: EncodedSlash::Refuse,
             max_concurrent_streams: 256,
             max_connections: 16_384,
             max_connection_age: None,

@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_methods, reason = "servers and loads of a test run beside it, and end with it")]
 
 mod allocations;
+mod authorization;
 #[cfg(all(feature = "cli", target_os = "linux"))]
 mod bookinfo;
 mod bootstrap;

@@ -43,7 +43,6 @@ pub(crate) trait Kind: Sized {
 
 /// Kinds that are known and do nothing here, with what that means.
 const IGNORED: &[(&str, &str, Severity, &str)] = &[
-    ("security.istio.io", "AuthorizationPolicy", Severity::Error, NOT_ENFORCED),
     ("security.istio.io", "RequestAuthentication", Severity::Error, NOT_ENFORCED),
     ("policy.linkerd.io", "Server", Severity::Error, NOT_ENFORCED),
     ("policy.linkerd.io", "ServerAuthorization", Severity::Error, NOT_ENFORCED),
@@ -112,6 +111,7 @@ macro_rules! kinds {
 kinds! {
     namespaces, service_accounts, services, endpoint_slices, pods, virtual_services, destination_rules, gateways,
     service_entries, workload_entries, service_profiles, traffic_splits, peer_authentications,
+    authorization_policies,
 }
 
 fn names<T: Kind>(_: fn(&Model) -> &Store<T>) -> (&'static str, &'static str) {
@@ -219,8 +219,11 @@ fn read<T: Kind>(document: &Document, check: &mut Check<'_>) -> Option<T> {
                     false => check.warn(path, format!("ignored: {why}")),
                 }
             }
-            // What else is wrong of such an object may be wrong for that.
-            (check.errors() == 0).then(|| T::validate(spec, check))
+            if check.errors() == 0 {
+                return Some(T::validate(spec, check));
+            }
+            // What else is wrong of such an object may be wrong for that; what it is for can still be read.
+            Some(T::validate(spec, &mut Check::new(document)))
         }
         Err(error) => {
             check.error(&error.path, error.message);

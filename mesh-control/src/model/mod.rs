@@ -4,6 +4,7 @@
 //! Refuses to know which object refers to which: that is [`crate::translate`]'s.
 
 mod accrual;
+mod authorization_policy;
 mod check;
 mod destination_rule;
 mod gateway;
@@ -16,6 +17,7 @@ mod split;
 mod values;
 mod virtual_service;
 
+pub(crate) use self::authorization_policy::AuthorizationPolicy;
 pub(crate) use self::destination_rule::{
     ClientTls, ConnectionPool, DestinationRule, Distribution, Locality as LocalitySetting, PortPolicy, REGION,
     SUB_ZONE, Subset, TlsNames, TrafficPolicy, ZONE, covers_locality,
@@ -88,6 +90,7 @@ pub struct Model {
     pub(crate) service_profiles: Store<ServiceProfile>,
     pub(crate) traffic_splits: Store<TrafficSplit>,
     pub(crate) peer_authentications: Store<PeerAuthentication>,
+    pub(crate) authorization_policies: Store<AuthorizationPolicy>,
     findings: Vec<Finding>,
     /// Files with an object that is not valid.
     faulty: BTreeSet<Arc<str>>,
@@ -129,6 +132,7 @@ impl Model {
             service_profiles,
             traffic_splits,
             peer_authentications,
+            authorization_policies,
             findings: _,
             faulty: _,
         } = self;
@@ -144,6 +148,7 @@ impl Model {
             && same(service_profiles, &other.service_profiles)
             && same(traffic_splits, &other.traffic_splits)
             && same(peer_authentications, &other.peer_authentications)
+            && same(authorization_policies, &other.authorization_policies)
     }
 
     /// Adds to the findings.

@@ -63,7 +63,6 @@ fn virtual_service_warnings() {
 #[test]
 fn kinds_that_do_nothing_say_so() {
     for (api, kind, severity, message) in [
-        ("security.istio.io/v1", "AuthorizationPolicy", Severity::Error, "not enforced by this version"),
         ("security.istio.io/v1", "RequestAuthentication", Severity::Error, "not enforced by this version"),
         ("policy.linkerd.io/v1beta1", "ServerAuthorization", Severity::Error, "not enforced by this version"),
         ("policy.linkerd.io/v1alpha1", "HTTPLocalRateLimitPolicy", Severity::Error, "not enforced by this version"),
@@ -143,6 +142,34 @@ fn a_peer_authentication_that_is_not_valid_fails_closed_and_keeps_a_good_one() {
 
         let good = Model::from_texts([("a.yaml", peer("{mtls: {mode: DISABLE}}").as_str())]);
         assert_eq!(mode(&Model::build(&manifests, Some(&good))), Some(InboundTls::Disable));
+    }
+}
+
+#[test]
+fn an_authorization_policy_that_is_not_valid_denies_and_keeps_a_good_one() {
+    use mesh_core::policy::AuthorizationAction;
+
+    let policy = |spec: &str| object("security.istio.io/v1", "AuthorizationPolicy", "a", spec);
+    let one = |model: &Model| model.authorization_policies.values().next().map(|policy| policy.spec.clone());
+    for (bad, selected) in [
+        ("{action: DENNY, rules: [{}], selector: {matchLabels: {app: b}}}", true),
+        ("{selector: {matchLabels: {app: b}}, rules: [{form: []}]}", true),
+        ("{selector: {matchLabels: {app: b}}, action: DENY}", true),
+        ("{rules: 5}", false),
+    ] {
+        let manifests = Manifests::from_texts([("a.yaml", policy(bad).as_str())]);
+        let model = Model::build(&manifests, None);
+        let found = one(&model).unwrap();
+        assert_eq!((found.action, found.selector.is_some()), (AuthorizationAction::Deny, selected), "{bad}");
+        assert!(model.findings[0].message.contains("every request is denied"), "{:?}", model.findings);
+        let good = Model::from_texts([("a.yaml", policy("{rules: [{}]}").as_str())]);
+        let kept = Model::build(&manifests, Some(&good));
+        assert_eq!(one(&kept).unwrap().action, AuthorizationAction::Allow, "{bad}");
+    }
+    // What would only observe, or holds elsewhere, closes nothing.
+    for open in ["{action: AUDIT}", "{targetRefs: [{kind: Gateway, name: g}], rules: [{}]}"] {
+        let model = Model::from_texts([("a.yaml", policy(open).as_str())]);
+        assert!(one(&model).is_none() && model.findings[0].severity == Severity::Error, "{open}");
     }
 }
 

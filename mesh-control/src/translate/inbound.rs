@@ -1,4 +1,4 @@
-//! The receiving side: which PeerAuthentication holds for a workload and a port.
+//! The receiving side: which PeerAuthentication holds for a workload and a port, and which AuthorizationPolicies.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use mesh_core::policy::{InboundListener, InboundTls};
 
 use super::instances::includes;
-use super::{NodeScope, Options, World, names};
+use super::{NodeScope, Options, World, authorization, names};
 use crate::model::{Model, MtlsMode, Object, PeerAuthentication};
 
 /// The inbound listener of that name. The workload is the one announced at the address by the asking
@@ -20,7 +20,8 @@ pub(super) fn listener(world: &World, scope: &NodeScope, name: &str) -> Option<I
         _ => &scope.labels,
     };
     let tls = mode(&world.model, &world.options, &scope.namespace, labels, address.port());
-    Some(InboundListener::new(name, address, tls))
+    let authorization = authorization::policies(&world.model, &world.options, &scope.namespace, labels);
+    Some(InboundListener { authorization, ..InboundListener::new(name, address, tls) })
 }
 
 /// The mode of a workload's port: policies that select the workload, then its namespace's, then the

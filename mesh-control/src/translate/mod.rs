@@ -13,6 +13,7 @@
 
 mod analyze;
 mod announced;
+mod authorization;
 mod catalog;
 mod cluster;
 mod endpoints;
@@ -52,7 +53,7 @@ pub struct Options {
     pub trust_domain: TrustDomain,
     /// DNS domain of Kubernetes services. Default `cluster.local`.
     pub domain: String,
-    /// Namespace whose DestinationRules and PeerAuthentications hold for all. Default `istio-system`.
+    /// Namespace whose DestinationRules, PeerAuthentications and AuthorizationPolicies hold for all. Default `istio-system`.
     pub root_namespace: String,
     /// Mesh mTLS to endpoints that accept it when no rule says otherwise. Default true.
     pub auto_mtls: bool,

@@ -1,5 +1,6 @@
 //! The rules of translation that golden files show badly: who sees what, who wins, what fails.
 
+mod authorization;
 mod endpoints;
 mod keep;
 mod profile;

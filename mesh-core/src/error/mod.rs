@@ -124,8 +124,14 @@ codes! {
     PLAINTEXT_REFUSED = 2001, 403, 16, "-", "give the caller a mesh identity or set PeerAuthentication to PERMISSIVE";
     /// A peer without an acceptable certificate.
     PEER_REFUSED = 2002, 403, 16, "-", "the caller's certificate does not chain to this mesh's trust bundle";
-    /// The port has authorization policies that this version cannot enforce: everything is denied.
-    AUTHORIZATION_UNENFORCED = 2003, 403, 7, "-", "remove the AuthorizationPolicy from this workload or run a version that enforces it; see /config_dump";
+    /// The port demands something of its callers that this version cannot check: tokens, or the word of an
+    /// external authorizer. What is governed by it is denied.
+    AUTHORIZATION_UNENFORCED = 2003, 403, 7, "-", "remove the RequestAuthentication or the CUSTOM AuthorizationPolicy from this workload; see /config_dump";
+    /// An authorization policy denies the request. The caller is told no more; the server's log names the rule.
+    ACCESS_DENIED = 2004, 403, 7, "-", "see the server's log for the rule that decided, and add the caller to an ALLOW policy";
+    /// The target or a header of the request has more than one meaning, so that policy and application might
+    /// disagree about it.
+    MALFORMED_REQUEST = 2005, 400, 3, "-", "send the path in its normal form, one Host, and only hop-by-hop names in Connection";
 }
 
 impl fmt::Display for Code {

@@ -1,6 +1,6 @@
 //! A compiled [`HeaderMatcher`] (gRFC A28).
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
 use super::{RequestView, TextCondition};
@@ -54,6 +54,49 @@ impl HeaderCondition {
         Self { source, test, invert: policy.invert, missing_is_empty: policy.treat_missing_as_empty }
     }
 
+    /// What a request's values say, one by one: whether it holds for every value as it was sent, and whether
+    /// there is any reading (one value, all of them joined, one element of a list) for which it holds. Joining,
+    /// which routes do (gRFC A28), would let a second value hide the first from a rule that denies.
+    pub(crate) fn readings(&self, request: &RequestView<'_>) -> (bool, bool) {
+        let Source::Header(name) = &self.source else {
+            let holds = self.holds(request);
+            return (holds, holds);
+        };
+        let mut values = request.headers.get_all(name).iter().map(HeaderValue::as_bytes);
+        let presence = matches!(self.test, Test::Present(_));
+        let Some(first) = values.next().filter(|_| !presence) else {
+            let holds = self.holds(request);
+            return (holds, holds);
+        };
+        let (mut every, mut some) = (true, false);
+        for value in std::iter::once(first).chain(values) {
+            let holds = self.tests(value);
+            every &= holds;
+            some |= holds || value.contains(&b',') && value.split(|b| *b == b',').any(|e| self.tests(e.trim_ascii()));
+        }
+        // The joined form, which is what other engines look at.
+        let some = some || self.holds(request) != self.invert;
+        if self.invert { (!some, !every) } else { (every, some) }
+    }
+
+    /// The condition of an RBAC rule: `te` counts as absent (gRFC A41).
+    pub(crate) fn for_rbac(policy: &HeaderMatcher) -> Self {
+        let mut condition = Self::new(policy);
+        if matches!(&condition.source, Source::Header(name) if name == http::header::TE) {
+            condition.source = Source::Binary;
+        }
+        condition
+    }
+
+    /// Whether it asks for the authority or the path of a request that has none.
+    pub(crate) fn asks_in_vain(&self, request: &RequestView<'_>) -> bool {
+        match self.source {
+            Source::Authority => request.authority.is_empty(),
+            Source::Path => request.path_and_query.is_empty(),
+            _ => false,
+        }
+    }
+
     /// Whether a request satisfies it.
     pub fn holds(&self, request: &RequestView<'_>) -> bool {
         let pseudo = |text: &str| self.decide((!text.is_empty()).then_some(text.as_bytes()));
@@ -100,12 +143,16 @@ impl HeaderCondition {
         let Some(value) = value.or(self.missing_is_empty.then_some(b"")) else {
             return false;
         };
-        let holds = match &self.test {
+        self.tests(value) != self.invert
+    }
+
+    /// The test of a value that is there, not inverted.
+    fn tests(&self, value: &[u8]) -> bool {
+        match &self.test {
             Test::Text(text) => text.holds(value),
             Test::Range { start, end } => integer(value).is_some_and(|n| (*start..*end).contains(&n)),
-            Test::Present(_) => unreachable!("answered above"),
-        };
-        holds != self.invert
+            Test::Present(wanted) => *wanted,
+        }
     }
 }
 

@@ -30,6 +30,7 @@ pub use self::explain::{Decision, RouteExplanation, RouteTried, VirtualHostChoic
 pub use self::header::HeaderCondition;
 pub use self::text::TextCondition;
 
+pub(crate) use self::path::PathCondition;
 pub(crate) use self::query::{decode, first_value};
 pub(crate) use self::rewrite::replace_all;
 
@@ -41,7 +42,6 @@ use http::{HeaderMap, Method};
 use self::cookie::CookieCondition;
 use self::host::{HostHit, HostIndex};
 use self::index::PathIndex;
-use self::path::PathCondition;
 use self::query::QueryCondition;
 use self::rewrite::{AuthorityRewriter, PathRewriter};
 use crate::id::Workload;

@@ -6,7 +6,7 @@ use super::text::{equal, has_prefix};
 use crate::policy::PathMatch;
 
 #[derive(Debug)]
-pub(super) enum PathCondition {
+pub(crate) enum PathCondition {
     Exact {
         path: Box<str>,
         fold: bool,
@@ -24,7 +24,7 @@ pub(super) enum PathCondition {
 }
 
 impl PathCondition {
-    pub(super) fn new(policy: &PathMatch, case_sensitive: bool) -> Self {
+    pub(crate) fn new(policy: &PathMatch, case_sensitive: bool) -> Self {
         let fold = !case_sensitive;
         match policy {
             PathMatch::Exact(path) => Self::Exact { path: path.as_str().into(), fold },
@@ -36,7 +36,7 @@ impl PathCondition {
         }
     }
 
-    pub(super) fn holds(&self, path: &str) -> bool {
+    pub(crate) fn holds(&self, path: &str) -> bool {
         let bytes = path.as_bytes();
         match self {
             Self::Exact { path: want, fold } => equal(bytes, want.as_bytes(), *fold),

@@ -55,9 +55,6 @@ const RETRY: &[Line<RetryPolicy>] =
 
 const INBOUND: &[Line<InboundListener>] = &[
     line("jwt", "tokens are not checked; the server fails closed and refuses every request", |l| !l.jwt.is_empty()),
-    line("authorization", "rules are not evaluated; the server fails closed and refuses what they govern", |l| {
-        !l.authorization.is_empty()
-    }),
     line("limits.max_connection_age", "connections are not closed for their age", |l| {
         l.limits.max_connection_age.is_some()
     }),

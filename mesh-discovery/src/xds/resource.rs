@@ -184,17 +184,16 @@ fn resource<T>(decoded: codec::Decoded<T>, value: impl FnOnce(Arc<T>) -> Value) 
     Resource { value: value(Arc::new(decoded.value)), unenforced: decoded.unenforced.into() }
 }
 
-/// Authorization rules and demands on tokens are not enforced by this version: to accept a listener that
-/// carries some would open what its owner closed.
+/// Demands on tokens are not enforced by this version: to accept a listener that carries some would open what its
+/// owner closed.
 fn enforceable(listener: InboundListener) -> Result<InboundListener, String> {
-    let (field, what, n) = match (listener.authorization.len(), listener.jwt.len()) {
-        (0, 0) => return Ok(listener),
-        (0, n) => ("jwt", "demands on tokens", n),
-        (n, _) => ("authorization", "authorization rules", n),
-    };
+    let n = listener.jwt.len();
+    if n == 0 {
+        return Ok(listener);
+    }
     Err(format!(
-        "inbound listener {:?}: {field}: this version of mesh does not enforce {what} and refuses the listener's {n} \
-         rather than ignore them",
+        "inbound listener {:?}: jwt: this version of mesh does not enforce demands on tokens and refuses the \
+         listener's {n} rather than ignore them",
         listener.name
     ))
 }

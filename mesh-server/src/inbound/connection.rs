@@ -59,6 +59,7 @@ struct Admitted {
     io: Detected,
     version: HttpVersion,
     peer: PeerIdentity,
+    server_name: Box<str>,
     listener: Arc<InboundListener>,
 }
 
@@ -95,12 +96,12 @@ impl Door {
             () = self.close.watch().drained() => return,
             admitted = self.admit(tcp, address) => admitted,
         };
-        let Some(Admitted { io, version, peer, listener }) = admitted else { return };
+        let Some(Admitted { io, version, peer, server_name, listener }) = admitted else { return };
 
         let knows = version == HttpVersion::Http2 && !self.drain.is_draining();
         let drained = if knows { self.drain.clone() } else { self.close.watch() };
         let closing = self.closing(drained, peer.spiffe_id.is_none(), &listener);
-        let service = TowerToHyperService::new(self.layer.for_peer(peer).layer(service));
+        let service = TowerToHyperService::new(self.layer.for_connection(peer, Some(server_name)).layer(service));
         let io = TokioIo::new(io);
         let limit = self.config.drain_limit;
         let ended = match version {
@@ -159,11 +160,12 @@ impl Door {
                 }
             }
         };
+        let server_name = stream.server_name().into();
         match timeout(self.config.detect_timeout, detect(stream)).await {
             Err(_) => self.refuse(Refusal::Timeout, address, &"it sent no request"),
             Ok(Err(_)) => None,
             Ok(Ok((version, io))) => {
-                Some(Admitted { io, version, peer: PeerIdentity { spiffe_id, address }, listener })
+                Some(Admitted { io, version, peer: PeerIdentity { spiffe_id, address }, server_name, listener })
             }
         }
     }

@@ -19,7 +19,7 @@ use mesh_core::policy::{InboundState, InboundTls};
 
 use super::connection::is_of_the_peer;
 use super::{Door, Refusal};
-use crate::layer::enforceable;
+use crate::layer::demands_tokens;
 use crate::{Body, Readiness};
 
 /// Pause after an error of the listening socket itself, such as too many open files.
@@ -133,8 +133,8 @@ impl Hold {
             InboundState::Ready(listener) if listener.tls == InboundTls::Strict && identity.is_none() => {
                 Some("policy demands mutual TLS and there is no certificate yet")
             }
-            InboundState::Ready(listener) if enforceable(listener) => {
-                Some("it has policies or demands on tokens that this version cannot enforce: all requests are denied")
+            InboundState::Ready(listener) if demands_tokens(listener) => {
+                Some("it has demands on tokens that this version cannot check: all requests are denied")
             }
             InboundState::Ready(_) => None,
         };

@@ -2,16 +2,19 @@
 //! application, in this order.
 //!
 //! ```text
-//! strip headers that only the mesh may set → open the request's context (trace, deadline, caller)
-//!   → peer identity into the extensions → authorization → the application
+//! strip headers that only the mesh may set → settle path and authority, or 400
+//!   → open the request's context (trace, deadline, caller) → authorization, or 403
+//!   → peer identity into the extensions → the application
 //!   → metrics and access log when the response body ends
 //! ```
 //!
 //! Refuses to know sockets: it works behind any acceptor.
 
 mod body;
+mod gate;
 mod headers;
 mod record;
+mod target;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -31,14 +34,17 @@ use mesh_core::drain::DrainWatch;
 use mesh_core::error::{BoxError, Code};
 use mesh_core::id::Workload;
 use mesh_core::identity::PeerIdentity;
-use mesh_core::policy::{AuthorizationAction, InboundListener, InboundState};
+use mesh_core::policy::InboundState;
 use mesh_core::source::{Watched, WatchedIdentity};
+use mesh_core::target::EncodedSlash;
 use mesh_core::telemetry::{Metrics, PeerLabels, Reporter, RequestLabels, RequestSeries};
 
 use self::body::Content;
 pub use self::body::InboundBody;
+pub(crate) use self::gate::{Gate, demands_tokens};
 pub(crate) use self::headers::grpc_status;
 use self::record::Record;
+use self::target::Unsettled;
 use crate::load::{LoadReports, Question, Told};
 
 /// Wraps a service with what the mesh does per request. [`Server`](crate::Server) adds it by itself;
@@ -53,35 +59,31 @@ pub struct InboundLayer {
 }
 
 /// What all connections of a server have in common.
-struct Shared {
-    inbound: Watched<InboundState>,
-    identity: WatchedIdentity,
-    workload: Arc<Workload>,
-    service_host: String,
-    metrics: Arc<Metrics>,
-    drain: DrainWatch,
+pub(crate) struct Shared {
+    pub(crate) inbound: Watched<InboundState>,
+    pub(crate) identity: WatchedIdentity,
+    pub(crate) workload: Arc<Workload>,
+    pub(crate) service_host: String,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) drain: DrainWatch,
     // If callers are told.
-    load: Option<Arc<LoadReports>>,
+    pub(crate) load: Option<Arc<LoadReports>>,
+    pub(crate) gate: Gate,
+    pub(crate) slash: EncodedSlash,
 }
 
 /// What all requests of a connection have in common.
 struct Connection {
     peer: Option<PeerIdentity>,
+    /// The TLS server name that the peer asked for, empty if it named none; `None` = not known.
+    server_name: Option<Box<str>>,
     series: Arc<RequestSeries>,
 }
 
 impl InboundLayer {
-    pub(crate) fn new(
-        inbound: Watched<InboundState>,
-        identity: WatchedIdentity,
-        workload: Arc<Workload>,
-        service_host: String,
-        metrics: Arc<Metrics>,
-        drain: DrainWatch,
-        load: Option<Arc<LoadReports>>,
-    ) -> Self {
-        let shared = Arc::new(Shared { inbound, identity, workload, service_host, metrics, drain, load });
-        let connection = Arc::new(shared.connection(None));
+    pub(crate) fn new(shared: Shared) -> Self {
+        let shared = Arc::new(shared);
+        let connection = Arc::new(shared.connection(None, None));
         Self { shared, connection }
     }
 
@@ -89,13 +91,18 @@ impl InboundLayer {
     /// metrics: not for each request.
     #[must_use]
     pub fn for_peer(&self, peer: PeerIdentity) -> Self {
-        let connection = Arc::new(self.shared.connection(Some(peer)));
+        self.for_connection(peer, None)
+    }
+
+    /// As [`for_peer`](Self::for_peer), with the TLS server name that the peer asked for.
+    pub(crate) fn for_connection(&self, peer: PeerIdentity, server_name: Option<Box<str>>) -> Self {
+        let connection = Arc::new(self.shared.connection(Some(peer), server_name));
         Self { shared: self.shared.clone(), connection }
     }
 }
 
 impl Shared {
-    fn connection(&self, peer: Option<PeerIdentity>) -> Connection {
+    fn connection(&self, peer: Option<PeerIdentity>, server_name: Option<Box<str>>) -> Connection {
         let caller = peer.as_ref().and_then(|peer| peer.spiffe_id.as_ref());
         let own = self.identity.load();
         let mut service = self.service_host.split('.');
@@ -112,7 +119,7 @@ impl Shared {
             destination_service_namespace: self.workload.namespace.clone(),
             mutual_tls: peer.as_ref().map(|peer| peer.spiffe_id.is_some()),
         });
-        Connection { peer, series }
+        Connection { peer, server_name, series }
     }
 }
 
@@ -161,14 +168,26 @@ where
         let last = request.version() < Version::HTTP_2 && shared.drain.is_draining();
         headers::strip(request.headers_mut());
         let grpc = headers::is_grpc(request.headers());
+        let settled = target::settle(&mut request, grpc, shared.slash);
         // Without a peer of our own acceptor, what another acceptor put there counts: extensions cannot
         // come from outside.
         let peer = connection.peer.as_ref().or_else(|| request.extensions().get());
         let context = open(request.headers(), peer);
         let mut record = Record::begin(&request, connection.series.clone(), grpc, context.trace, peer);
 
-        if let Some(denied) = deny(&shared.inbound.load()) {
-            return ResponseFuture { work: Work::Denied { code: denied, grpc }, record: Some(record), last };
+        let refused = match settled {
+            Err(unsettled) => Some(Refused::Malformed(unsettled)),
+            Ok(()) => {
+                let server_name = connection.server_name.as_deref();
+                let judged = shared.gate.judge(&shared.inbound.load(), &request, peer, server_name);
+                judged.err().map(|closed| {
+                    record.note(closed.details);
+                    Refused::Closed(closed.code)
+                })
+            }
+        };
+        if let Some(why) = refused {
+            return ResponseFuture { work: Work::Refused { why, grpc }, record: Some(record), last };
         }
         if let Some(load) = &shared.load {
             if let Some(question) = Question::of(&request, grpc) {
@@ -199,17 +218,33 @@ fn open(headers: &http::HeaderMap, peer: Option<&PeerIdentity>) -> RequestContex
     context
 }
 
-/// Authorization. Policies and tokens are not evaluated by this version; a port that has some that would
-/// allow or deny therefore denies everything, rather than let through what a policy was written to stop.
-fn deny(state: &InboundState) -> Option<Code> {
-    let InboundState::Ready(listener) = state else { return None };
-    enforceable(listener).then_some(Code::AUTHORIZATION_UNENFORCED)
+/// Why the mesh answers in the application's place.
+enum Refused {
+    Malformed(Unsettled),
+    Closed(Code),
 }
 
-/// Whether a listener has policies, or demands on tokens, that decide about requests.
-pub(crate) fn enforceable(listener: &InboundListener) -> bool {
-    !listener.jwt.is_empty()
-        || listener.authorization.iter().any(|policy| !policy.dry_run && policy.action != AuthorizationAction::Audit)
+impl Refused {
+    #[cold]
+    fn answer<B>(&self, grpc: bool) -> Response<Content<B>> {
+        match self {
+            // gRPC calls a method that nobody has unimplemented, and a path of another form is none.
+            Self::Malformed(why @ Unsettled::Grpc) => answer(grpc, StatusCode::BAD_REQUEST, 12, &why.to_string()),
+            Self::Malformed(why) => {
+                let code = Code::MALFORMED_REQUEST;
+                let text = format!("{code}: {why}. To fix it: {}.", code.remedy());
+                answer(grpc, code.http_status(), code.grpc_status(), &text)
+            }
+            // Envoy's words, and no more: which rule decided is not for those it keeps out.
+            Self::Closed(code @ Code::ACCESS_DENIED) => {
+                answer(grpc, code.http_status(), code.grpc_status(), "RBAC: access denied")
+            }
+            Self::Closed(code) => {
+                let text = format!("{code}: denied. To fix it: {}.", code.remedy());
+                answer(grpc, code.http_status(), code.grpc_status(), &text)
+            }
+        }
+    }
 }
 
 pin_project! {
@@ -229,7 +264,7 @@ pin_project! {
         Serving { #[pin] inner: Scoped<F>, grpc: bool },
         Untreated { #[pin] inner: F },
         Told { told: Option<Told> },
-        Denied { code: Code, grpc: bool },
+        Refused { why: Refused, grpc: bool },
     }
 }
 
@@ -257,10 +292,7 @@ where
                 }
             },
             WorkProjection::Told { told } => tell(told.take().expect("a future is not polled after its end")),
-            WorkProjection::Denied { code, grpc } => {
-                let text = format!("{code}: denied. To fix it: {}.", code.remedy());
-                answer(*grpc, code.http_status(), code.grpc_status(), &text)
-            }
+            WorkProjection::Refused { why, grpc } => why.answer(*grpc),
         };
         if *this.last {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

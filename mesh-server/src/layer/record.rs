@@ -38,6 +38,8 @@ struct Access {
     version: http::Version,
     trace: TraceContext,
     peer: Option<PeerIdentity>,
+    // Why the mesh answered, in Envoy's words (`response_code_details`).
+    details: Option<Box<str>>,
 }
 
 impl Record {
@@ -55,6 +57,7 @@ impl Record {
                 version: request.version(),
                 trace,
                 peer: peer.cloned(),
+                details: None,
             })
         });
         Self {
@@ -68,6 +71,13 @@ impl Record {
             access,
             load: None,
             done: false,
+        }
+    }
+
+    /// Notes why the mesh answers in the application's place, for the access log.
+    pub(super) fn note(&mut self, details: Box<str>) {
+        if let Some(access) = &mut self.access {
+            access.details = Some(details);
         }
     }
 
@@ -146,6 +156,7 @@ impl Record {
                 code = self.code,
                 grpc_status = self.grpc_status,
                 flags,
+                details = access.details.as_deref(),
                 duration_ms = duration.as_secs_f64() * 1000.0,
                 peer = peer.map(|peer| tracing::field::display(peer.address)),
                 principal = peer.and_then(|peer| peer.spiffe_id.as_ref()).map(tracing::field::display),

@@ -14,6 +14,16 @@ pub(crate) enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+impl Stream {
+    /// The TLS server name that the peer asked for; empty if none.
+    pub(crate) fn server_name(&self) -> &str {
+        match self {
+            Self::Plain(_) => "",
+            Self::Tls(tls) => tls.get_ref().1.server_name().unwrap_or_default(),
+        }
+    }
+}
+
 /// How many bytes tell HTTP/2 from HTTP/1: the length of HTTP/2's preface.
 pub(super) const DETECT_LEN: usize = 24;
 

@@ -16,7 +16,7 @@ use crate::kit::{Http, World, client_tls, eventually, get, identity_trusting, li
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: reviews\r\nconnection: close\r\n\r\n";
 
 /// What a raw plaintext client gets back.
-async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
+pub(crate) async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
     let mut tcp = TcpStream::connect(address).await.unwrap();
     // The server may have closed already: what counts is what it answered.
     let _ = tcp.write_all(bytes).await;
@@ -198,15 +198,10 @@ async fn a_removed_root_counts_from_the_next_connection_even_for_known_clients()
 }
 
 #[tokio::test]
-async fn authorization_that_cannot_be_enforced_denies_and_a_dry_run_does_not() {
+async fn a_demand_on_tokens_that_nobody_checks_denies_and_a_dry_run_does_not() {
     let world = World::hello(InboundTls::Permissive).await;
     let mut client = world.plain(Http::One).await;
     assert_eq!(client.get("/").await.unwrap().0, 200);
-    let mut denying = listener(InboundTls::Permissive);
-    denying.authorization.push(AuthorizationPolicy::new("default/deny", AuthorizationAction::Deny));
-    world.policy.publish(InboundState::Ready(Arc::new(denying.clone())));
-    let (status, body) = client.get("/").await.unwrap();
-    assert!(status == 403 && body.contains("MESH-2003"), "{status} {body}");
     let mut demanding = listener(InboundTls::Permissive);
     demanding.jwt.push(JwtAuthentication {
         name: "jwt".to_owned(),
@@ -217,7 +212,11 @@ async fn authorization_that_cannot_be_enforced_denies_and_a_dry_run_does_not() {
     world.policy.publish(InboundState::Ready(Arc::new(demanding)));
     let (status, body) = client.get("/").await.unwrap();
     assert!(status == 403 && body.contains("MESH-2003"), "tokens that nobody checks: {status} {body}");
-    denying.authorization[0].dry_run = true;
-    world.policy.publish(InboundState::Ready(Arc::new(denying)));
+    let mut allowing = listener(InboundTls::Permissive);
+    allowing.authorization.push(AuthorizationPolicy::new("nothing", AuthorizationAction::Allow));
+    world.policy.publish(InboundState::Ready(Arc::new(allowing.clone())));
+    assert_eq!(client.get("/").await.unwrap().0, 403);
+    allowing.authorization[0].dry_run = true;
+    world.policy.publish(InboundState::Ready(Arc::new(allowing)));
     assert_eq!(client.get("/").await.unwrap().0, 200);
 }

@@ -19,7 +19,7 @@ pub(super) fn probe(endpoint: &Endpoint, http2: bool) -> http::Result<Request<Ou
 
 /// Asks for a stream of reports; `message` is framed.
 pub(super) fn stream(endpoint: &Endpoint, message: Bytes) -> http::Result<Request<Outgoing>> {
-    let mut request = request(endpoint, Method::POST, STREAM_PATH, true, Outgoing::Full(Some(message)))?;
+    let mut request = request(endpoint, Method::POST, STREAM_PATH, true, Outgoing::Full(Some(message), None))?;
     let headers = request.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(TE, HeaderValue::from_static("trailers"));

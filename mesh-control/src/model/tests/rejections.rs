@@ -571,3 +571,76 @@ fn peer_authentication_rejections() {
     rejects(&peer(&format!("{{{selector}, portLevelMtls: {{0: {{mode: STRICT}}}}}}")), "spec.portLevelMtls.0", "65535");
     accepts(&peer(&format!("{{{selector}, portLevelMtls: {{8080: {{mode: STRICT}}}}}}")));
 }
+
+#[test]
+fn authorization_policy_rejections() {
+    let policy = |spec: &str| object("security.istio.io/v1", "AuthorizationPolicy", "a", spec);
+    let bad = |spec: &str, field: &str, message: &str| rejects(&policy(spec), field, message);
+    bad("{action: ALLOWED}", "spec.action", "not one of");
+    bad("{action: DENY}", "spec.rules", "rules: [{}]");
+    bad("{action: CUSTOM, rules: [{}]}", "spec.provider.name", "needs the name");
+    bad("{provider: {name: x}}", "spec.provider", "only CUSTOM");
+    bad("{targetRefs: [{kind: Gateway, name: g}]}", "spec.targetRefs", "not supported yet");
+    bad("{rules: [null]}", "spec.rules[0]", "needed");
+    bad("{rules: [{from: []}]}", "spec.rules[0].from", "empty");
+    bad("{rules: [{to: []}]}", "spec.rules[0].to", "empty");
+    bad("{rules: [{from: [{}]}]}", "spec.rules[0].from[0].source", "at least one");
+    bad("{rules: [{to: [{operation: {}}]}]}", "spec.rules[0].to[0].operation", "at least one");
+    bad("{rules: [{to: [{operation: {path: [/a]}}]}]}", "spec.rules[0].to[0].operation.path", "did you mean paths");
+    let source = |field: &str, at: &str, message: &str| {
+        bad(
+            &format!("{{rules: [{{from: [{{source: {{{field}}}}}]}}]}}"),
+            &format!("spec.rules[0].from[0].source.{at}"),
+            message,
+        );
+    };
+    source("principals: ['']", "principals[0]", "empty");
+    source("principals: ['spiffe://a/ns/b/sa/c']", "principals[0]", "without spiffe://");
+    source("principals: ['a*b']", "principals[0]", "beginning or at the end");
+    source("namespaces: ['Bad_Name']", "namespaces[0]", "not a namespace");
+    source("serviceAccounts: ['a*']", "serviceAccounts[0]", "not a service account");
+    source("serviceAccounts: [a], namespaces: [b]", "serviceAccounts", "neither principals nor namespaces");
+    source("trustDomains: ['a/b']", "trustDomains[0]", "not a trust domain");
+    source("ipBlocks: ['300.0.0.1']", "ipBlocks[0]", "neither an IP address");
+    source("notRemoteIpBlocks: ['10.0.0.0/33']", "notRemoteIpBlocks[0]", "neither an IP address");
+    let operation = |field: &str, at: &str, message: &str| {
+        bad(
+            &format!("{{rules: [{{to: [{{operation: {{{field}}}}}]}}]}}"),
+            &format!("spec.rules[0].to[0].operation.{at}"),
+            message,
+        );
+    };
+    operation("ports: ['0']", "ports[0]", "65535");
+    operation("ports: [http]", "ports[0]", "not a port");
+    operation("paths: [admin]", "paths[0]", "begin with a slash");
+    operation("paths: ['/a//b']", "paths[0]", "write \"/a/b\"");
+    operation("paths: ['/a/../b*']", "paths[0]", "write \"/b\"");
+    operation("paths: ['/a?x=1']", "paths[0]", "without their query");
+    operation("paths: ['/a/{id}']", "paths[0]", "{id}");
+    operation("paths: ['/{**}/{*}']", "paths[0]", "last of its wildcards");
+    let when = |spec: &str, at: &str, message: &str| {
+        bad(&format!("{{rules: [{{when: [{{{spec}}}]}}]}}"), &format!("spec.rules[0].when[0]{at}"), message);
+    };
+    when("values: [a]", ".key", "key is needed");
+    when("key: source.ip", "", "values or notValues");
+    when("key: destination.labels, values: [a]", ".key", "retired");
+    when("key: request.header, values: [a]", ".key", "request.headers[name]");
+    when("key: 'request.headers[grpc-timeout]', values: [a]", ".key", "A41");
+    when("key: 'request.headers[a b]', values: [a]", ".key", "not a header name");
+    let dry = |value: &str, action: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: a, annotations: {{istio.io/dry-run: '{value}'}}}}\n\
+             spec: {{action: {action}, rules: [{{}}]}}\n"
+        )
+    };
+    rejects(&dry("maybe", "ALLOW"), "metadata.annotations.istio.io/dry-run", "neither");
+    rejects(&dry("true", "AUDIT"), "metadata.annotations.istio.io/dry-run", "only ALLOW and DENY");
+    accepts(&dry("true", "DENY"));
+    accepts(&policy("{}"));
+    accepts(&policy(
+        "{rules: [{from: [{source: {requestPrincipals: ['*']}}], to: [{operation: {paths: ['/a/{*}/{**}']}}]}]}",
+    ));
+    accepts(&policy(
+        "{action: CUSTOM, provider: {name: opa}, rules: [{when: [{key: 'request.auth.claims[a][b]', values: [c]}]}]}",
+    ));
+}

@@ -8,9 +8,9 @@ use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use mesh_core::id::Target;
 use mesh_core::policy::{
-    AuthorityRewrite, AuthorizationAction, AuthorizationPolicy, Cluster, ClusterState, DestinationState, Domain,
-    Endpoint, Endpoints, Forward, HeaderPolicy, InboundListener, InboundState, InboundTls, Listener, LocalityEndpoints,
-    MeshTls, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, Snapshot, UpstreamTls, VirtualHost,
+    AuthorityRewrite, Cluster, ClusterState, DestinationState, Domain, Endpoint, Endpoints, Forward, HeaderPolicy,
+    InboundListener, InboundState, InboundTls, JwtAuthentication, Listener, LocalityEndpoints, MeshTls, Route,
+    RouteAction, RouteConfiguration, RouteMatch, RouteSource, Snapshot, UpstreamTls, VirtualHost,
 };
 use mesh_core::source::{DestinationSource, InboundSource, Watched};
 use parking_lot::Mutex;
@@ -81,9 +81,9 @@ fn endpoints(name: &str, port: u16) -> Any {
     codec::encode_endpoints(&Endpoints { cluster: name.to_owned(), localities: vec![locality], ..Endpoints::default() })
 }
 
-fn inbound(tls: InboundTls, authorization: Vec<AuthorizationPolicy>) -> Any {
+fn inbound(tls: InboundTls, jwt: Vec<JwtAuthentication>) -> Any {
     let listener = InboundListener::new(INBOUND, "127.0.0.1:80".parse().unwrap(), tls);
-    codec::encode_inbound(&InboundListener { authorization, ..listener })
+    codec::encode_inbound(&InboundListener { jwt, ..listener })
 }
 
 /// Plays the control plane for `a:80` until everything has been acknowledged.
@@ -160,29 +160,27 @@ async fn a_refused_resource_is_named_and_its_good_sibling_used() {
     stream.expect(Kind::Listener, &["a:80", INBOUND]).await;
     let ready = inbound_state.wait_for(|state| matches!(state, InboundState::Ready(_))).await;
 
-    // Security fails closed: a listener with rules that are not enforced is refused, its sibling used.
-    let deny = AuthorizationPolicy {
-        rules: vec![mesh_core::policy::AuthorizationRule {
-            name: "all".to_owned(),
-            permissions: vec![mesh_core::policy::Permission::Any],
-            principals: vec![mesh_core::policy::Principal::Any],
-        }],
-        ..AuthorizationPolicy::new("default/deny", AuthorizationAction::Deny)
+    // Security fails closed: a listener with demands that are not enforced is refused, its sibling used.
+    let tokens = JwtAuthentication {
+        name: "jwt".to_owned(),
+        providers: Default::default(),
+        rules: Vec::new(),
+        bypass_cors_preflight: false,
     };
     let changed = codec::encode_listener(&Listener::new("a:80", RouteSource::Named("r2".to_owned())));
-    stream.respond(Kind::Listener, "v2", "n2", vec![changed, inbound(InboundTls::Disable, vec![deny])]);
+    stream.respond(Kind::Listener, "v2", "n2", vec![changed, inbound(InboundTls::Disable, vec![tokens])]);
     stream.expect(Kind::Routes, &["r2"]).await;
     let nack = stream.expect(Kind::Listener, &["a:80", INBOUND]).await;
     assert_eq!((version(&nack), nack.nonce.as_str()), ("v1", "n2"));
     let error = nack.error.unwrap();
-    assert!(error.contains(INBOUND) && error.contains("authorization"), "{error}");
+    assert!(error.contains(INBOUND) && error.contains("jwt"), "{error}");
     assert_eq!(*inbound_state.load_full(), *ready, "the last good stays");
     assert_eq!(client.status().nacks, 1);
 
     let dump = client.config_dump();
     let row = dump["resources"].as_array().unwrap().iter().find(|row| row["name"] == INBOUND).unwrap().clone();
     assert_eq!((row["state"].as_str(), row["version"].as_str()), (Some("nacked"), Some("v1")));
-    assert!(row["error"]["reason"].as_str().unwrap().contains("authorization"));
+    assert!(row["error"]["reason"].as_str().unwrap().contains("jwt"));
     assert_eq!(**state.load(), DestinationState::Pending);
     drop(state.changed());
 }

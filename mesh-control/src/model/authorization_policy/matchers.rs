@@ -1,0 +1,316 @@
+//! Single values of a rule: each becomes one condition of Envoy's RBAC.
+
+use ipnet::IpNet;
+use mesh_core::policy::{
+    HeaderKey, HeaderMatch, HeaderMatcher, MetadataMatch, MetadataValue, PathMatch, Pattern, Permission, Principal,
+    StringMatch, StringMatcher,
+};
+use mesh_core::target::{EncodedSlash, normalize_path};
+
+use super::super::check::Check;
+use super::super::values::{is_label, port as read_port};
+
+/// What can be joined: permissions and principals.
+pub(super) trait Tree: Sized {
+    fn any() -> Self;
+    fn all(list: Vec<Self>) -> Self;
+    fn one_of(list: Vec<Self>) -> Self;
+    fn not(self) -> Self;
+}
+
+impl Tree for Permission {
+    fn any() -> Self {
+        Self::Any
+    }
+
+    fn all(list: Vec<Self>) -> Self {
+        Self::And(list)
+    }
+
+    fn one_of(list: Vec<Self>) -> Self {
+        Self::Or(list)
+    }
+
+    fn not(self) -> Self {
+        Self::Not(Box::new(self))
+    }
+}
+
+impl Tree for Principal {
+    fn any() -> Self {
+        Self::Any
+    }
+
+    fn all(list: Vec<Self>) -> Self {
+        Self::And(list)
+    }
+
+    fn one_of(list: Vec<Self>) -> Self {
+        Self::Or(list)
+    }
+
+    fn not(self) -> Self {
+        Self::Not(Box::new(self))
+    }
+}
+
+/// All of these; one stands alone.
+pub(super) fn all_of<T: Tree>(mut list: Vec<T>) -> T {
+    match list.len() {
+        0 => T::any(),
+        1 => list.remove(0),
+        _ => T::all(list),
+    }
+}
+
+/// Reads a field and its negation: one of the values, and none of the others.
+#[allow(clippy::too_many_arguments, reason = "two fields with their names, and where they lead")]
+pub(super) fn both<T: Tree>(
+    at: &str,
+    name: &str,
+    values: &[String],
+    not_name: &str,
+    not_values: &[String],
+    check: &mut Check<'_>,
+    out: &mut Vec<T>,
+    read: impl Fn(&str) -> Result<T, String>,
+) {
+    let mut list = |name: &str, values: &[String]| {
+        let read = values.iter().enumerate().filter_map(|(i, text)| {
+            let value = if text.is_empty() { Err("an empty text".to_owned()) } else { read(text) };
+            check.take(&format!("{at}.{name}[{i}]"), value)
+        });
+        let mut read: Vec<T> = read.collect();
+        match read.len() {
+            0 => None,
+            1 => Some(read.remove(0)),
+            _ => Some(T::one_of(read)),
+        }
+    };
+    out.extend(list(name, values));
+    out.extend(list(not_name, not_values).map(T::not));
+}
+
+/// Istio's texts: `x`, `x*`, `*x`, and `*` for anything that is there.
+enum Wild<'a> {
+    Exact(&'a str),
+    Prefix(&'a str),
+    Suffix(&'a str),
+    Present,
+}
+
+impl<'a> Wild<'a> {
+    fn read(text: &'a str) -> Result<Self, String> {
+        let wild = match (text.strip_prefix('*'), text.strip_suffix('*')) {
+            (Some(""), _) => return Ok(Self::Present),
+            (Some(_), Some(_)) => Err(()),
+            (Some(end), None) => Ok((Self::Suffix(end), end)),
+            (None, Some(start)) => Ok((Self::Prefix(start), start)),
+            (None, None) => Ok((Self::Exact(text), text)),
+        };
+        match wild {
+            Ok((wild, rest)) if !rest.contains('*') => Ok(wild),
+            _ => Err(format!("{text:?}: a * stands at the beginning or at the end, and once")),
+        }
+    }
+
+    /// As a comparison of texts, with `scheme` before a beginning; `None` = present.
+    fn text(self, scheme: &str) -> Option<StringMatch> {
+        match self {
+            Self::Exact(text) => Some(StringMatch::Exact(format!("{scheme}{text}"))),
+            Self::Prefix(text) => Some(StringMatch::Prefix(format!("{scheme}{text}"))),
+            Self::Suffix(text) => Some(StringMatch::Suffix(text.to_owned())),
+            Self::Present => None,
+        }
+    }
+}
+
+fn with_case(pattern: StringMatch) -> StringMatcher {
+    StringMatcher { pattern, ignore_case: false }
+}
+
+fn regex(pattern: &str) -> Result<StringMatch, String> {
+    Pattern::new(pattern).map(StringMatch::Regex).map_err(|error| error.reason)
+}
+
+/// A text as a part of a regular expression.
+fn literal(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if r"\.+*?()|[]{}^$".contains(c) {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out
+}
+
+fn header_of(name: HeaderKey, value: HeaderMatch) -> HeaderMatcher {
+    HeaderMatcher { name, value, invert: false, treat_missing_as_empty: false }
+}
+
+/// A host in any case, with or without a port and the dot of a full name; with a port, that one.
+pub(super) fn host(text: &str) -> Result<Permission, String> {
+    let dotted = |host: &str| match host.rsplit_once(':') {
+        Some((name, port)) if !name.ends_with(':') && port.bytes().all(|b| b.is_ascii_digit()) => {
+            format!(r"{}\.?:{port}", literal(name))
+        }
+        _ => format!(r"{}\.?(:[0-9]*)?", literal(host)),
+    };
+    let value = match Wild::read(text)? {
+        Wild::Exact(host) => HeaderMatch::Text(with_case(regex(&format!("(?i){}", dotted(host)))?)),
+        Wild::Suffix(host) => HeaderMatch::Text(with_case(regex(&format!("(?i).*{}", dotted(host)))?)),
+        Wild::Prefix(host) => {
+            HeaderMatch::Text(StringMatcher { pattern: StringMatch::Prefix(host.to_owned()), ignore_case: true })
+        }
+        Wild::Present => HeaderMatch::Present(true),
+    };
+    Ok(Permission::Header(header_of(HeaderKey::Authority, value)))
+}
+
+pub(super) fn method(text: &str) -> Result<Permission, String> {
+    let value =
+        Wild::read(text)?.text("").map_or(HeaderMatch::Present(true), |text| HeaderMatch::Text(with_case(text)));
+    Ok(Permission::Header(header_of(HeaderKey::Method, value)))
+}
+
+pub(super) fn port(text: &str) -> Result<Permission, String> {
+    let number = text.parse::<i64>().map_err(|_| format!("{text:?} is not a port"))?;
+    read_port(number).map(Permission::DestinationPort)
+}
+
+/// A path in normal form, or a template.
+pub(super) fn path(text: &str) -> Result<Permission, String> {
+    if let Some(odd) = text.chars().find(|c| ['?', '#'].contains(c)) {
+        return Err(format!("{text:?}: paths are compared without their query, so there is no {odd:?} in them"));
+    }
+    if text.contains(['{', '}']) {
+        return template(text).map(Permission::Path);
+    }
+    let normal = |path: &str| match normalize_path(path, EncodedSlash::Keep) {
+        Ok(normal) if normal == path => Ok(path.to_owned()),
+        Ok(normal) => Err(format!(
+            "requests never have this path, because theirs is brought to its normal form; write {normal:?}"
+        )),
+        Err(error) => Err(format!("requests never have this path: {error}")),
+    };
+    Ok(Permission::Path(match Wild::read(text)? {
+        Wild::Exact(path) => PathMatch::Exact(normal(path)?),
+        Wild::Prefix(path) => PathMatch::Prefix(normal(path)?),
+        Wild::Suffix(end) => PathMatch::Regex(Pattern::new(&format!(".*{}", literal(end))).map_err(|e| e.reason)?),
+        Wild::Present => PathMatch::Prefix("/".to_owned()),
+    }))
+}
+
+/// `{*}` is one element, `{**}` any number of them, and the last of the two.
+fn template(text: &str) -> Result<PathMatch, String> {
+    let Some(path) = text.strip_prefix('/') else { return Err(format!("{text:?} does not begin with a slash")) };
+    let (mut pattern, mut ended) = (String::new(), false);
+    for segment in path.split('/') {
+        pattern.push('/');
+        match segment {
+            "{*}" | "{**}" if ended => return Err(format!("{text:?}: {{**}} is the last of its wildcards")),
+            "{*}" => pattern.push_str("[^/]+"),
+            "{**}" => {
+                pattern.push_str(".*");
+                ended = true;
+            }
+            plain if plain.contains(['{', '}', '*']) => {
+                return Err(format!("{text:?}: an element is a text, {{*}} or {{**}}, not {plain:?}"));
+            }
+            plain => pattern.push_str(&literal(plain)),
+        }
+    }
+    Pattern::new(&pattern).map(PathMatch::Regex).map_err(|error| error.reason)
+}
+
+fn authenticated(pattern: Option<StringMatch>) -> Principal {
+    Principal::Authenticated(pattern.map(with_case))
+}
+
+/// `<trust domain>/ns/<namespace>/sa/<account>`.
+pub(super) fn principal(text: &str) -> Result<Principal, String> {
+    if text.contains("://") {
+        return Err(format!("{text:?}: principals are written without spiffe://"));
+    }
+    Ok(authenticated(Wild::read(text)?.text("spiffe://")))
+}
+
+pub(super) fn namespace(text: &str) -> Result<Principal, String> {
+    let pattern = match Wild::read(text)? {
+        Wild::Exact(name) if is_label(name) => name.to_owned(),
+        Wild::Exact(name) => return Err(format!("{name:?} is not a namespace")),
+        Wild::Prefix(start) => format!("{}[^/]*", literal(start)),
+        Wild::Suffix(end) => format!("[^/]*{}", literal(end)),
+        Wild::Present => "[^/]+".to_owned(),
+    };
+    Ok(authenticated(Some(regex(&format!(".*/ns/{pattern}/.*"))?)))
+}
+
+/// `<namespace>/<account>`, or an account of the policy's own namespace.
+pub(super) fn service_account(text: &str, own: &str) -> Result<Principal, String> {
+    let (namespace, account) = text.split_once('/').unwrap_or((own, text));
+    let plain = |name: &str| !name.is_empty() && name.split('.').all(is_label);
+    if !plain(namespace) || !plain(account) {
+        return Err(format!("{text:?} is not a service account; write <account> or <namespace>/<account>"));
+    }
+    Ok(authenticated(Some(StringMatch::Suffix(format!("/ns/{namespace}/sa/{account}")))))
+}
+
+pub(super) fn trust_domain(text: &str) -> Result<Principal, String> {
+    if text.contains('/') {
+        return Err(format!("{text:?} is not a trust domain"));
+    }
+    Ok(authenticated(match Wild::read(text)? {
+        Wild::Exact(domain) => Some(StringMatch::Prefix(format!("spiffe://{domain}/"))),
+        Wild::Prefix(start) => Some(StringMatch::Prefix(format!("spiffe://{start}"))),
+        Wild::Suffix(end) => Some(regex(&format!("spiffe://[^/]*{}/.*", literal(end)))?),
+        Wild::Present => None,
+    }))
+}
+
+pub(super) fn ip(text: &str) -> Result<IpNet, String> {
+    let whole = || text.parse::<std::net::IpAddr>().map(IpNet::from);
+    let net = text.parse::<IpNet>().or_else(|_| whole());
+    net.map(|net| net.trunc()).map_err(|_| format!("{text:?} is neither an IP address nor a block such as 10.0.0.0/8"))
+}
+
+pub(super) fn peer_ip(text: &str) -> Result<Principal, String> {
+    ip(text).map(Principal::DirectRemoteIp)
+}
+
+pub(super) fn remote_ip(text: &str) -> Result<Principal, String> {
+    ip(text).map(Principal::RemoteIp)
+}
+
+pub(super) fn destination_ip(text: &str) -> Result<Permission, String> {
+    ip(text).map(Permission::DestinationIp)
+}
+
+pub(super) fn server_name(text: &str) -> Result<Permission, String> {
+    let pattern = match Wild::read(text)?.text("") {
+        Some(pattern) => pattern,
+        None => regex(".+")?,
+    };
+    Ok(Permission::ServerName(with_case(pattern)))
+}
+
+/// A header; `*` = it is there.
+pub(super) fn header(name: &HeaderKey, text: &str) -> Result<Principal, String> {
+    let value =
+        Wild::read(text)?.text("").map_or(HeaderMatch::Present(true), |text| HeaderMatch::Text(with_case(text)));
+    Ok(Principal::Header(header_of(name.clone(), value)))
+}
+
+/// What a checked token says, where Istio's filter notes it; `keys` lead to a claim.
+pub(super) fn token(attribute: &str, keys: &[String], text: &str) -> Result<Principal, String> {
+    let pattern = Wild::read(text)?.text("").map(with_case);
+    let list = !keys.is_empty() || attribute == "request.auth.audiences";
+    let value = match pattern {
+        None => MetadataValue::Present(true),
+        Some(text) if list => MetadataValue::AnyText(text),
+        Some(text) => MetadataValue::Text(text),
+    };
+    let path = std::iter::once(attribute.to_owned()).chain(keys.iter().cloned()).collect();
+    Ok(Principal::Metadata(MetadataMatch { filter: "istio_authn".to_owned(), path, value, invert: false }))
+}

@@ -1,0 +1,224 @@
+//! AuthorizationPolicies from manifest to decision.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use mesh_core::authz::{Attributes, Authorizer};
+use mesh_core::identity::PeerIdentity;
+use mesh_core::matcher::RequestView;
+use mesh_core::policy::InboundListener;
+
+use super::*;
+
+const WEB: &str = "cluster.local/ns/shop/sa/web";
+
+/// Who asks for what.
+#[derive(Clone, Copy)]
+struct Call {
+    peer: &'static str,
+    method: &'static str,
+    host: &'static str,
+    path: &'static str,
+    headers: &'static [(&'static str, &'static str)],
+}
+
+const GET: Call = Call { peer: WEB, method: "GET", host: "a.shop", path: "/", headers: &[] };
+
+fn policy(name: &str, namespace: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n---\n"
+    )
+}
+
+fn inbound(world: &World, namespace: &str) -> InboundListener {
+    let mut client = scope(namespace);
+    client.labels.insert("app".into(), "a".into());
+    world.inbound(&client, "xds.istio.io/grpc/lds/inbound/10.0.0.1:8080").unwrap()
+}
+
+/// `None` = allowed; else the rule, or `-`.
+fn denied(listener: &InboundListener, call: Call) -> Option<String> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in call.headers {
+        headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
+    let method: Method = call.method.parse().unwrap();
+    let spiffe_id = (!call.peer.is_empty()).then(|| format!("spiffe://{}", call.peer).parse().unwrap());
+    let peer = PeerIdentity { spiffe_id, address: "10.9.0.1:4000".parse().unwrap() };
+    let request = RequestView {
+        authority: call.host,
+        method: &method,
+        path_and_query: call.path,
+        scheme: "http",
+        headers: &headers,
+        draw: &|| 0,
+    };
+    let attributes =
+        Attributes { request, peer: Some(&peer), destination: listener.address, server_name: Some("x.test") };
+    let authorizer = Authorizer::new(&listener.authorization);
+    let verdict = authorizer.decide(&attributes, |_| {});
+    verdict.err().map(|denial| denial.rule.unwrap_or("-").to_owned())
+}
+
+/// Whether a request passes a workload with one policy, in process and over the wire.
+fn passes(spec: &str, call: Call) -> bool {
+    let world = world(&policy("one", "shop", spec));
+    assert!(world.findings().iter().all(|f| f.severity != crate::finding::Severity::Error), "{spec}");
+    let listener = inbound(&world, "shop");
+    let encoded = mesh_discovery::codec::encode_inbound(&listener);
+    let mesh_discovery::codec::AnyListener::Inbound(decoded) =
+        mesh_discovery::codec::decode_listener(&encoded).unwrap().value
+    else {
+        panic!("inbound")
+    };
+    let verdict = denied(&listener, call);
+    assert_eq!(denied(&decoded, call).is_some(), verdict.is_some(), "over the wire: {spec}");
+    verdict.is_none()
+}
+
+#[test]
+fn every_field_takes_what_it_names_and_nothing_else() {
+    let other = Call { peer: "cluster.local/ns/other/sa/web2", ..GET };
+    let plain = Call { peer: "", ..GET };
+    let at = |path| Call { path, ..GET };
+    let host = |host| Call { host, ..GET };
+    let with = |headers| Call { headers, ..GET };
+    let source = |field: &str| format!("{{rules: [{{from: [{{source: {{{field}}}}}]}}]}}");
+    let operation = |field: &str| format!("{{rules: [{{to: [{{operation: {{{field}}}}}]}}]}}");
+    let when = |field: &str| format!("{{rules: [{{when: [{{{field}}}]}}]}}");
+    let table: Vec<(String, Vec<Call>, Vec<Call>)> = vec![
+        (source("principals: [cluster.local/ns/shop/sa/web]"), vec![GET], vec![other, plain]),
+        (source("principals: ['cluster.local/ns/shop/*']"), vec![GET], vec![other, plain]),
+        (source("principals: ['*/sa/web']"), vec![GET], vec![other, plain]),
+        (source("principals: ['*']"), vec![GET, other], vec![plain]),
+        (source("notPrincipals: [cluster.local/ns/shop/sa/web]"), vec![other, plain], vec![GET]),
+        (source("namespaces: [shop]"), vec![GET], vec![other, plain]),
+        (source("namespaces: ['sh*']"), vec![GET], vec![other, plain]),
+        (source("notNamespaces: [other]"), vec![GET, plain], vec![other]),
+        (source("serviceAccounts: [web]"), vec![GET], vec![other, plain]),
+        (source("serviceAccounts: [other/web2]"), vec![other], vec![GET, plain]),
+        (source("trustDomains: [cluster.local]"), vec![GET, other], vec![plain]),
+        (source("ipBlocks: [10.9.0.0/16]"), vec![GET, plain], vec![]),
+        (source("ipBlocks: [10.9.0.2]"), vec![], vec![GET]),
+        (source("notIpBlocks: [10.9.0.1]"), vec![], vec![GET]),
+        (source("remoteIpBlocks: [10.9.0.0/16]"), vec![GET], vec![with(&[("x-forwarded-for", "1.2.3.4")])]),
+        (source("requestPrincipals: ['*']"), vec![], vec![GET, plain]),
+        (
+            operation("hosts: [a.shop]"),
+            vec![GET, host("A.SHOP:80"), host("a.shop.")],
+            vec![host("axshop"), host("b.a.shop")],
+        ),
+        (operation("hosts: ['*.shop']"), vec![GET, host("b.a.shop:8080")], vec![host("a.shop.test")]),
+        (operation("hosts: ['a.*']"), vec![GET, host("a.other")], vec![host("b.shop")]),
+        (operation("hosts: ['a.shop:80']"), vec![host("a.shop:80")], vec![GET, host("a.shop:81")]),
+        (operation("notHosts: [a.shop]"), vec![host("b.shop")], vec![GET, host("a.shop:1")]),
+        (operation("ports: ['8080']"), vec![GET], vec![]),
+        (operation("notPorts: ['8080']"), vec![], vec![GET]),
+        (
+            operation("methods: [GET, 'P*']"),
+            vec![GET, Call { method: "PUT", ..GET }],
+            vec![Call { method: "HEAD", ..GET }],
+        ),
+        (
+            operation("paths: [/a, '/b/*']"),
+            vec![at("/a"), at("/a?x"), at("/b/"), at("/b/c")],
+            vec![at("/a/"), at("/b"), at("/")],
+        ),
+        (operation("paths: ['*.png']"), vec![at("/x.png")], vec![at("/xpng"), at("/x.png/")]),
+        (operation("paths: ['*']"), vec![GET, at("/x")], vec![]),
+        (operation("notPaths: [/a]"), vec![GET], vec![at("/a")]),
+        (
+            operation("paths: ['/a/{*}/c', '/v.1/{**}']"),
+            vec![at("/a/b/c"), at("/v.1/"), at("/v.1/x/y")],
+            vec![at("/a/b/b/c"), at("/a//c"), at("/a/b/cc"), at("/vx1/x"), at("/v.1")],
+        ),
+        (when("key: 'request.headers[X-Role]', values: [admin]"), vec![with(&[("x-role", "admin")])], vec![GET]),
+        (when("key: 'request.headers[x-role]', values: ['*']"), vec![with(&[("x-role", "")])], vec![GET]),
+        (when("key: 'request.headers[x-role]', notValues: [admin]"), vec![GET], vec![with(&[("x-role", "admin")])]),
+        (when("key: source.ip, values: [10.9.0.1]"), vec![GET], vec![]),
+        (when("key: source.namespace, values: [shop]"), vec![GET], vec![other]),
+        (when("key: destination.ip, values: [10.0.0.0/24]"), vec![GET], vec![]),
+        (when("key: destination.port, notValues: ['8080']"), vec![], vec![GET]),
+        (when("key: connection.sni, values: ['*.test']"), vec![GET], vec![]),
+        (when("key: 'request.auth.claims[a]', values: [b]"), vec![], vec![GET]),
+    ];
+    for (spec, taken, left) in table {
+        for (calls, allowed) in [(&taken, true), (&left, false)] {
+            for (i, call) in calls.iter().enumerate() {
+                assert_eq!(passes(&spec, *call), allowed, "{spec} {allowed} {i}");
+            }
+        }
+        // The same rule denies what it allowed, and what cannot be known.
+        let deny = spec.replacen('{', "{action: DENY, ", 1);
+        for (i, call) in taken.iter().enumerate() {
+            assert!(!passes(&deny, *call), "{deny} {i}");
+        }
+    }
+}
+
+#[test]
+fn from_and_to_and_all_of_when_must_hold() {
+    let spec = "{rules: [{from: [{source: {namespaces: [shop]}}, {source: {namespaces: [ops]}}], \
+                to: [{operation: {methods: [GET], paths: [/a]}}, {operation: {paths: [/b]}}], \
+                when: [{key: 'request.headers[x]', values: ['1']}, {key: destination.port, values: ['8080']}]}]}";
+    let right = Call { path: "/a", headers: &[("x", "1")], ..GET };
+    let ops = Call { peer: "cluster.local/ns/ops/sa/x", ..right };
+    for (call, allowed) in [
+        (right, true),
+        (ops, true),
+        (Call { path: "/b", method: "POST", ..ops }, true),
+        (Call { method: "POST", ..right }, false),
+        (Call { headers: &[], ..right }, false),
+        (Call { peer: "cluster.local/ns/x/sa/x", ..right }, false),
+    ] {
+        assert_eq!(passes(spec, call), allowed, "{} {} {}", call.peer, call.method, call.path);
+    }
+}
+
+#[test]
+fn empty_forms_mean_what_istio_says() {
+    assert!(!passes("{}", GET), "allow nothing");
+    assert!(passes("{rules: [{}]}", GET), "allow everything");
+    assert!(!passes("{action: DENY, rules: [{}]}", GET), "deny everything");
+    assert!(passes("{action: AUDIT, rules: [{}]}", GET), "an audit decides nothing");
+    assert!(!passes("{action: CUSTOM, provider: {name: x}, rules: [{}]}", GET), "nobody to ask");
+    assert_eq!(denied(&inbound(&world(""), "shop"), GET), None, "no policy");
+}
+
+#[test]
+fn s53_policies_hold_for_the_workloads_of_their_scope_and_any_allow_is_enough() {
+    let at = |text: &str, namespace: &str| denied(&inbound(&world(text), namespace), GET);
+    let nothing = policy("nothing", "shop", "{}");
+    assert_eq!(at(&nothing, "shop"), Some("-".into()));
+    assert_eq!(at(&nothing, "other"), None);
+    let selecting =
+        |app: &str, namespace| policy("s", namespace, &format!("{{selector: {{matchLabels: {{app: {app}}}}}}}"));
+    assert_eq!(at(&selecting("a", "shop"), "shop"), Some("-".into()));
+    assert_eq!(at(&selecting("b", "shop"), "shop"), None);
+    // The root namespace's hold everywhere, with a selector too.
+    assert_eq!(at(&policy("root", "istio-system", "{}"), "other"), Some("-".into()));
+    assert_eq!(at(&selecting("a", "istio-system"), "other"), Some("-".into()));
+    assert_eq!(at(&selecting("b", "istio-system"), "other"), None);
+    let web = policy("web", "shop", "{rules: [{from: [{source: {serviceAccounts: [web]}}]}]}");
+    assert_eq!(at(&format!("{nothing}{web}"), "shop"), None);
+    let deny = policy("deny", "shop", "{action: DENY, rules: [{}]}");
+    assert_eq!(at(&format!("{web}{deny}"), "shop"), Some("ns[shop]-policy[deny]-rule[0]".into()));
+}
+
+#[test]
+fn a_dry_run_is_a_policy_of_its_own_that_decides_nothing() {
+    let dry = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: dry, namespace: shop, annotations: {istio.io/dry-run: 'true'}}\nspec: {action: DENY, rules: [{}]}\n---\n";
+    let listener = inbound(&world(&format!("{dry}{}", policy("all", "shop", "{rules: [{}]}"))), "shop");
+    assert_eq!(denied(&listener, GET), None);
+    let names: Vec<_> = listener.authorization.iter().map(|p| (p.name.as_str(), p.dry_run)).collect();
+    assert_eq!(names, [("istio.deny.dry-run", true), ("istio.allow", false)]);
+}
+
+#[test]
+fn cluster_local_means_the_meshs_own_trust_domain() {
+    let text = policy("one", "shop", "{rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/web]}}]}]}");
+    let options = Options { trust_domain: TrustDomain::new("prod.test").unwrap(), ..Options::default() };
+    let world = World::build_with(&Model::from_texts([("a.yaml", &*text)]), &[], options);
+    let listener = inbound(&world, "shop");
+    assert_eq!(denied(&listener, Call { peer: "prod.test/ns/shop/sa/web", ..GET }), None);
+    assert_eq!(denied(&listener, GET), None, "as it is written");
+    assert!(denied(&listener, Call { peer: "evil.test/ns/shop/sa/web", ..GET }).is_some());
+}

@@ -1,0 +1,197 @@
+//! One condition of a rule, compiled, and the three values it can have.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::Attributes;
+use crate::matcher::{HeaderCondition, PathCondition, TextCondition};
+use crate::policy::{PathMatch, Permission, Principal, StringMatch, StringMatcher};
+
+/// What is known of a condition (Kleene's logic: `and` is the least, `or` the greatest).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Truth {
+    No,
+    Unknown,
+    Yes,
+}
+
+impl From<bool> for Truth {
+    fn from(holds: bool) -> Self {
+        if holds { Self::Yes } else { Self::No }
+    }
+}
+
+impl Truth {
+    fn not(self) -> Self {
+        match self {
+            Self::No => Self::Yes,
+            Self::Unknown => Self::Unknown,
+            Self::Yes => Self::No,
+        }
+    }
+
+    /// Of something that several readings are asked: all say yes, some do.
+    fn of_readings(every: bool, some: bool) -> Self {
+        match (every, some) {
+            (true, _) => Self::Yes,
+            (false, true) => Self::Unknown,
+            (false, false) => Self::No,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) enum Condition {
+    Any,
+    /// Nothing here can tell.
+    Unknown,
+    All(Box<[Condition]>),
+    OneOf(Box<[Condition]>),
+    Not(Box<Condition>),
+    Header(Box<HeaderCondition>),
+    Path(PathCondition),
+    Ports(u16, u16),
+    DestinationIp(IpNet),
+    ServerName(TextCondition),
+    Peer(Option<TextCondition>),
+    /// The peer's SPIFFE ID has `/ns/<namespace>/` in it.
+    Namespace(Box<str>),
+    PeerIp(IpNet),
+    RemoteIp(IpNet),
+}
+
+impl Condition {
+    pub(super) fn permission(permission: &Permission) -> Self {
+        let list = |list: &[Permission]| list.iter().map(Self::permission).collect();
+        match permission {
+            Permission::Any => Self::Any,
+            Permission::And(all) => Self::All(list(all)),
+            Permission::Or(any) => Self::OneOf(list(any)),
+            Permission::Not(inner) => Self::Not(Box::new(Self::permission(inner))),
+            Permission::Header(header) => Self::Header(Box::new(HeaderCondition::for_rbac(header))),
+            Permission::Path(path) => Self::path(path),
+            Permission::DestinationPort(port) => Self::Ports(*port, *port),
+            Permission::DestinationPorts(first, last) => Self::Ports(*first, *last),
+            Permission::DestinationIp(net) => Self::DestinationIp(*net),
+            Permission::ServerName(name) => Self::ServerName(TextCondition::new(name)),
+            Permission::Metadata(_) => Self::Unknown,
+        }
+    }
+
+    pub(super) fn principal(principal: &Principal) -> Self {
+        let list = |list: &[Principal]| list.iter().map(Self::principal).collect();
+        match principal {
+            Principal::Any => Self::Any,
+            Principal::And(all) => Self::All(list(all)),
+            Principal::Or(any) => Self::OneOf(list(any)),
+            Principal::Not(inner) => Self::Not(Box::new(Self::principal(inner))),
+            Principal::Authenticated(None) => Self::Peer(None),
+            Principal::Authenticated(Some(name)) => match namespace_of(name) {
+                Some(namespace) => Self::Namespace(format!("/ns/{namespace}/").into()),
+                None => Self::Peer(Some(TextCondition::new(name))),
+            },
+            Principal::DirectRemoteIp(net) => Self::PeerIp(*net),
+            Principal::RemoteIp(net) => Self::RemoteIp(*net),
+            Principal::Header(header) => Self::Header(Box::new(HeaderCondition::for_rbac(header))),
+            Principal::Path(path) => Self::path(path),
+            Principal::Metadata(_) => Self::Unknown,
+        }
+    }
+
+    fn path(path: &PathMatch) -> Self {
+        Self::Path(PathCondition::new(path, true))
+    }
+
+    pub(super) fn judge(&self, of: &Attributes<'_>) -> Truth {
+        match self {
+            Self::Any => Truth::Yes,
+            Self::Unknown => Truth::Unknown,
+            Self::All(list) => all(list, of),
+            Self::OneOf(list) => one_of(list, of),
+            Self::Not(inner) => inner.judge(of).not(),
+            Self::Header(header) if header.asks_in_vain(&of.request) => Truth::Unknown,
+            Self::Header(header) => {
+                let (every, some) = header.readings(&of.request);
+                Truth::of_readings(every, some)
+            }
+            // CONNECT and `OPTIONS *` have none.
+            Self::Path(_) if !of.request.path_and_query.starts_with('/') => Truth::Unknown,
+            Self::Path(path) => path.holds(of.request.path()).into(),
+            Self::Ports(first, last) => (*first..=*last).contains(&of.destination.port()).into(),
+            Self::DestinationIp(_) if of.destination.ip().is_unspecified() => Truth::Unknown,
+            Self::DestinationIp(net) => holds_ip(net, of.destination.ip()).into(),
+            Self::ServerName(name) => match of.server_name {
+                None => Truth::Unknown,
+                Some(asked) => name.holds(asked.as_bytes()).into(),
+            },
+            Self::Peer(name) => on_peer(of, |id| name.as_ref().is_none_or(|name| name.holds(id.as_bytes()))),
+            Self::Namespace(part) => on_peer(of, |id| id.contains(&**part)),
+            Self::PeerIp(net) => match of.peer {
+                None => Truth::Unknown,
+                Some(peer) => holds_ip(net, peer.address.ip()).into(),
+            },
+            Self::RemoteIp(net) => remote(net, of),
+        }
+    }
+}
+
+pub(super) fn all(list: &[Condition], of: &Attributes<'_>) -> Truth {
+    let mut least = Truth::Yes;
+    for condition in list {
+        least = least.min(condition.judge(of));
+        if least == Truth::No {
+            break;
+        }
+    }
+    least
+}
+
+pub(super) fn one_of(list: &[Condition], of: &Attributes<'_>) -> Truth {
+    let mut greatest = Truth::No;
+    for condition in list {
+        greatest = greatest.max(condition.judge(of));
+        if greatest == Truth::Yes {
+            break;
+        }
+    }
+    greatest
+}
+
+fn on_peer(of: &Attributes<'_>, holds: impl FnOnce(&str) -> bool) -> Truth {
+    match of.peer {
+        None => Truth::Unknown,
+        // A peer without a certificate is nobody.
+        Some(peer) => peer.spiffe_id.as_ref().is_some_and(|id| holds(id.as_str())).into(),
+    }
+}
+
+/// IPv4 written as IPv6 is IPv4.
+fn holds_ip(net: &IpNet, ip: IpAddr) -> bool {
+    net.contains(&ip.to_canonical())
+}
+
+/// The original client. Whoever is in between is not known to be honest, so an `x-forwarded-for` is taken for
+/// what it says only where it agrees with the connection; what does not agree is not known.
+fn remote(net: &IpNet, of: &Attributes<'_>) -> Truth {
+    let Some(peer) = of.peer else { return Truth::Unknown };
+    let own = holds_ip(net, peer.address.ip());
+    let (mut every, mut some) = (own, own);
+    for value in of.request.headers.get_all("x-forwarded-for") {
+        for hop in value.as_bytes().split(|b| *b == b',') {
+            let ip = std::str::from_utf8(hop).ok().and_then(|hop| hop.trim().parse().ok());
+            let (inside, outside) = ip.map_or((true, true), |ip| (holds_ip(net, ip), !holds_ip(net, ip)));
+            every &= !outside;
+            some |= inside;
+        }
+    }
+    Truth::of_readings(every, some)
+}
+
+/// The namespace of a pattern as Istio writes `source.namespaces`: `.*/ns/<namespace>/.*`.
+pub(super) fn namespace_of(name: &StringMatcher) -> Option<&str> {
+    let StringMatch::Regex(pattern) = &name.pattern else { return None };
+    let namespace = pattern.as_str().strip_prefix(".*/ns/")?.strip_suffix("/.*")?;
+    let literal = !namespace.is_empty() && namespace.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    literal.then_some(namespace)
+}

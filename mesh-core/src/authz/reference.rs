@@ -1,0 +1,173 @@
+//! A second evaluator, written for plainness: rules in order, texts copied and patterns compiled as it goes. The
+//! authorizer is compared with it. It answers with what is surely so and what may be so, as two truth values.
+
+use http::HeaderMap;
+
+use super::{Attributes, DenialReason};
+use crate::policy::{
+    AuthorizationAction, AuthorizationPolicy, HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, Permission, Principal,
+    StringMatch, StringMatcher,
+};
+
+/// (it is surely so, it may be so)
+type May = (bool, bool);
+
+fn known(holds: bool) -> May {
+    (holds, holds)
+}
+
+const UNKNOWN: May = (false, true);
+
+/// The reason, policy and rule of a denial.
+pub(super) fn decide(
+    policies: &[AuthorizationPolicy],
+    of: &Attributes<'_>,
+) -> Result<(), (DenialReason, String, Option<String>)> {
+    let order = |action: &AuthorizationAction| match action {
+        AuthorizationAction::Custom(_) => 0,
+        AuthorizationAction::Deny => 1,
+        _ => 2,
+    };
+    for turn in 0..3 {
+        for policy in policies.iter().filter(|p| !p.dry_run && order(&p.action) == turn) {
+            let allow = policy.action == AuthorizationAction::Allow;
+            let matching = policy.rules.iter().find(|rule| {
+                let who = any(rule.principals.iter().map(|p| principal(p, of)));
+                let what = any(rule.permissions.iter().map(|p| permission(p, of)));
+                if allow { who.0 && what.0 } else { who.1 && what.1 }
+            });
+            let rule = matching.map(|rule| rule.name.clone());
+            let reason = match (&policy.action, &rule) {
+                (AuthorizationAction::Allow, None) => DenialReason::NotAllowed,
+                (AuthorizationAction::Deny, Some(_)) => DenialReason::Denied,
+                (AuthorizationAction::Custom(_), Some(_)) => DenialReason::NoAuthorizer,
+                _ => continue,
+            };
+            return Err((reason, policy.name.clone(), rule));
+        }
+    }
+    Ok(())
+}
+
+fn any(each: impl Iterator<Item = May>) -> May {
+    each.fold((false, false), |a, b| (a.0 || b.0, a.1 || b.1))
+}
+
+fn all(each: impl Iterator<Item = May>) -> May {
+    each.fold((true, true), |a, b| (a.0 && b.0, a.1 && b.1))
+}
+
+fn permission(permission: &Permission, of: &Attributes<'_>) -> May {
+    match permission {
+        Permission::Any => known(true),
+        Permission::And(list) => all(list.iter().map(|p| self::permission(p, of))),
+        Permission::Or(list) => any(list.iter().map(|p| self::permission(p, of))),
+        Permission::Not(inner) => {
+            let (surely, maybe) = self::permission(inner, of);
+            (!maybe, !surely)
+        }
+        Permission::Header(header) => self::header(header, of),
+        Permission::Path(path) => self::path(path, of),
+        Permission::DestinationPort(port) => known(of.destination.port() == *port),
+        Permission::DestinationPorts(a, b) => known(of.destination.port() >= *a && of.destination.port() <= *b),
+        Permission::DestinationIp(net) => known(net.contains(&of.destination.ip())),
+        Permission::ServerName(name) => of.server_name.map_or(UNKNOWN, |asked| known(name.matches(asked))),
+        Permission::Metadata(_) => UNKNOWN,
+    }
+}
+
+fn principal(principal: &Principal, of: &Attributes<'_>) -> May {
+    match principal {
+        Principal::Any => known(true),
+        Principal::And(list) => all(list.iter().map(|p| self::principal(p, of))),
+        Principal::Or(list) => any(list.iter().map(|p| self::principal(p, of))),
+        Principal::Not(inner) => {
+            let (surely, maybe) = self::principal(inner, of);
+            (!maybe, !surely)
+        }
+        Principal::Authenticated(name) => match of.peer {
+            None => UNKNOWN,
+            Some(peer) => known(match (&peer.spiffe_id, name) {
+                (None, _) => false,
+                (Some(_), None) => true,
+                (Some(id), Some(name)) => name.matches(&id.to_string()),
+            }),
+        },
+        Principal::DirectRemoteIp(net) => of.peer.map_or(UNKNOWN, |peer| known(net.contains(&peer.address.ip()))),
+        Principal::RemoteIp(net) => match of.peer {
+            None => UNKNOWN,
+            Some(peer) => {
+                let mut said = vec![Some(peer.address.ip())];
+                for value in of.request.headers.get_all("x-forwarded-for") {
+                    said.extend(value.to_str().unwrap().split(',').map(|ip| ip.trim().parse().ok()));
+                }
+                let inside = |ip: &Option<std::net::IpAddr>| ip.map(|ip| net.contains(&ip));
+                (said.iter().all(|ip| inside(ip) == Some(true)), said.iter().any(|ip| inside(ip) != Some(false)))
+            }
+        },
+        Principal::Header(header) => self::header(header, of),
+        Principal::Path(path) => self::path(path, of),
+        Principal::Metadata(_) => UNKNOWN,
+    }
+}
+
+fn path(path: &PathMatch, of: &Attributes<'_>) -> May {
+    let given = of.request.path_and_query;
+    if !given.starts_with('/') {
+        return UNKNOWN;
+    }
+    let given = given.split('?').next().unwrap();
+    known(match path {
+        PathMatch::Exact(want) => given == want,
+        PathMatch::Prefix(want) => given.starts_with(want.as_str()),
+        PathMatch::PathSeparatedPrefix(want) => given == want || given.starts_with(&format!("{want}/")),
+        PathMatch::Regex(pattern) => pattern.compiled().is_match(given),
+    })
+}
+
+fn header(header: &HeaderMatcher, of: &Attributes<'_>) -> May {
+    let pseudo = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let values: Vec<String> = match &header.name {
+        HeaderKey::Authority => match pseudo(of.request.authority) {
+            Some(authority) => vec![authority],
+            None => return UNKNOWN,
+        },
+        HeaderKey::Method => vec![of.request.method.to_string()],
+        HeaderKey::Scheme => pseudo(of.request.scheme).into_iter().collect(),
+        HeaderKey::Path => match pseudo(of.request.path_and_query) {
+            Some(path) => vec![path],
+            None => return UNKNOWN,
+        },
+        HeaderKey::Header(name) => texts(of.request.headers, name.as_str()),
+    };
+    let text = |want: &StringMatcher, value: &str| match &want.pattern {
+        StringMatch::Contains(part) if want.ignore_case => {
+            value.to_ascii_lowercase().contains(&part.to_ascii_lowercase())
+        }
+        _ => want.matches(value),
+    };
+    let test = |value: &str| match &header.value {
+        HeaderMatch::Text(want) => text(want, value),
+        HeaderMatch::Range { start, end } => value.trim().parse::<i64>().is_ok_and(|n| n >= *start && n < *end),
+        HeaderMatch::Present(_) => unreachable!(),
+    };
+    if let HeaderMatch::Present(wanted) = header.value {
+        return known((values.is_empty() != wanted) != header.invert);
+    }
+    let values = match values.is_empty() && header.treat_missing_as_empty {
+        true => vec![String::new()],
+        false => values,
+    };
+    if values.is_empty() {
+        return known(false);
+    }
+    let every = values.iter().all(|value| test(value));
+    let listed = matches!(header.name, HeaderKey::Header(_));
+    let some = values.iter().any(|value| test(value) || listed && value.split(',').any(|part| test(part.trim())))
+        || test(&values.join(","));
+    if header.invert { (!some, !every) } else { (every, some) }
+}
+
+fn texts(headers: &HeaderMap, name: &str) -> Vec<String> {
+    headers.get_all(name).iter().map(|value| value.to_str().unwrap().to_owned()).collect()
+}

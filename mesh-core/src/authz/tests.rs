@@ -1,0 +1,443 @@
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::*;
+use crate::policy::{
+    AuthorizationRule, HeaderKey, HeaderMatch, HeaderMatcher, MetadataMatch, MetadataValue, PathMatch, Pattern,
+    Permission, Principal, StringMatch, StringMatcher,
+};
+
+/// A request that owns its parts.
+#[derive(Clone, Debug)]
+struct Call {
+    authority: &'static str,
+    method: Method,
+    path: &'static str,
+    headers: Vec<(&'static str, &'static str)>,
+    peer: Option<PeerIdentity>,
+    server_name: Option<&'static str>,
+}
+
+const WEB: &str = "spiffe://cluster.local/ns/a/sa/web";
+
+fn peer(id: Option<&str>) -> Option<PeerIdentity> {
+    let spiffe_id = id.map(|id| id.parse().unwrap());
+    Some(PeerIdentity { spiffe_id, address: "10.0.0.1:4000".parse().unwrap() })
+}
+
+fn get(path: &'static str) -> Call {
+    let (authority, method) = ("public.test", Method::GET);
+    Call { authority, method, path, headers: Vec::new(), peer: peer(Some(WEB)), server_name: Some("") }
+}
+
+impl Call {
+    fn with<R>(&self, judge: impl FnOnce(&Attributes<'_>) -> R) -> R {
+        let mut headers = HeaderMap::new();
+        for (name, value) in &self.headers {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        let request = RequestView {
+            authority: self.authority,
+            method: &self.method,
+            path_and_query: self.path,
+            scheme: "http",
+            headers: &headers,
+            draw: &|| 0,
+        };
+        let (destination, server_name) = ("10.0.0.9:8080".parse().unwrap(), self.server_name);
+        judge(&Attributes { request, peer: self.peer.as_ref(), destination, server_name })
+    }
+
+    fn headers(mut self, headers: &[(&'static str, &'static str)]) -> Self {
+        self.headers = headers.to_vec();
+        self
+    }
+}
+
+fn rule(name: &str, permissions: Vec<Permission>, principals: Vec<Principal>) -> AuthorizationRule {
+    AuthorizationRule { name: name.to_owned(), permissions, principals }
+}
+
+fn policy(name: &str, action: AuthorizationAction, rules: Vec<AuthorizationRule>) -> AuthorizationPolicy {
+    AuthorizationPolicy { rules, ..AuthorizationPolicy::new(name, action) }
+}
+
+fn path(path: &str) -> Permission {
+    Permission::Path(PathMatch::Exact(path.to_owned()))
+}
+
+fn is(id: &str) -> Principal {
+    Principal::Authenticated(Some(StringMatcher::exact(id)))
+}
+
+fn role(value: &str) -> HeaderMatcher {
+    HeaderMatcher {
+        name: HeaderKey::parse("X-Role").unwrap(),
+        value: HeaderMatch::Text(StringMatcher::exact(value)),
+        invert: false,
+        treat_missing_as_empty: false,
+    }
+}
+
+fn deciding(policies: &[AuthorizationPolicy], call: &Call) -> Result<(), String> {
+    let authorizer = Authorizer::new(policies);
+    call.with(|attributes| {
+        let verdict = authorizer.decide(attributes, |_| {});
+        verdict.map_err(|denial| format!("{:?} {} {}", denial.reason, denial.policy, denial.rule.unwrap_or("-")))
+    })
+}
+
+fn metadata() -> MetadataMatch {
+    let value = MetadataValue::Text(StringMatcher::exact("x"));
+    MetadataMatch { filter: "istio_authn".into(), path: vec!["request.auth.principal".into()], value, invert: false }
+}
+
+/// The policies of the order of evaluation, each with one rule for one path.
+#[test]
+fn s47_custom_then_deny_then_allow_and_without_policies_everything() {
+    let one =
+        |action, name: &str, at: &str| policy(name, action, vec![rule("r", vec![path(at)], vec![Principal::Any])]);
+    let custom = || AuthorizationAction::Custom("asker".to_owned());
+    assert_eq!(deciding(&[], &get("/a")), Ok(()));
+    // Listed the wrong way round.
+    let all = [
+        one(AuthorizationAction::Allow, "allow", "/a"),
+        one(AuthorizationAction::Deny, "deny", "/b"),
+        one(custom(), "custom", "/c"),
+        one(AuthorizationAction::Audit, "audit", "/d"),
+    ];
+    assert_eq!(deciding(&all, &get("/a")), Ok(()));
+    assert_eq!(deciding(&all, &get("/b")), Err("Denied deny r".into()));
+    assert_eq!(deciding(&all, &get("/c")), Err("NoAuthorizer custom r".into()));
+    assert_eq!(deciding(&all, &get("/d")), Err("NotAllowed allow -".into()));
+    let both = [one(AuthorizationAction::Deny, "deny", "/a"), one(custom(), "custom", "/a")];
+    assert_eq!(deciding(&both, &get("/a")), Err("NoAuthorizer custom r".into()));
+    assert_eq!(deciding(&all[1..], &get("/a")), Ok(()), "nobody demands to be allowed");
+    let nothing = [policy("nothing", AuthorizationAction::Allow, Vec::new())];
+    assert_eq!(deciding(&nothing, &get("/a")), Err("NotAllowed nothing -".into()));
+    // Two stages that allow: both must.
+    let two = [one(AuthorizationAction::Allow, "one", "/a"), nothing[0].clone()];
+    assert_eq!(deciding(&two, &get("/a")), Err("NotAllowed nothing -".into()));
+}
+
+#[test]
+fn s28_of_several_values_one_is_enough_to_deny_and_all_are_needed_to_allow() {
+    let of =
+        |action| [policy("p", action, vec![rule("r", vec![Permission::Header(role("admin"))], vec![Principal::Any])])];
+    let (deny, allow) = (of(AuthorizationAction::Deny), of(AuthorizationAction::Allow));
+    let (user, admin) = (("x-role", "user"), ("x-role", "admin"));
+    for (headers, denied, allowed) in [
+        (&[user, admin][..], true, false),
+        (&[admin, user], true, false),
+        (&[admin, admin], true, true),
+        (&[admin], true, true),
+        (&[user], false, false),
+        (&[], false, false),
+        // S29: values that the sender joined.
+        (&[("x-role", "user,admin")], true, false),
+        (&[("x-role", "user, admin")], true, false),
+        // S33: a twin is another header.
+        (&[("x_role", "admin")], false, false),
+    ] {
+        let call = get("/").headers(headers);
+        assert_eq!(deciding(&deny, &call).is_err(), denied, "{headers:?}");
+        assert_eq!(deciding(&allow, &call).is_ok(), allowed, "{headers:?}");
+    }
+    // The same turned round: allow whoever is no admin.
+    let not = Permission::Not(Box::new(Permission::Header(role("admin"))));
+    let allow = [policy("p", AuthorizationAction::Allow, vec![rule("r", vec![not], vec![Principal::Any])])];
+    for (headers, allowed) in [(&[user, admin][..], false), (&[admin], false), (&[user], true), (&[], true)] {
+        assert_eq!(deciding(&allow, &get("/").headers(headers)).is_ok(), allowed, "{headers:?}");
+    }
+}
+
+#[test]
+fn s32_an_absent_header_satisfies_presence_tests_only() {
+    let pattern = |pattern| HeaderMatch::Text(StringMatcher { pattern, ignore_case: false });
+    let kinds = [
+        (pattern(StringMatch::Exact("a1".into())), true),
+        (pattern(StringMatch::Prefix("a".into())), true),
+        (pattern(StringMatch::Suffix("1".into())), true),
+        (pattern(StringMatch::Contains("a".into())), true),
+        (pattern(StringMatch::Regex(Pattern::new("a.").unwrap())), true),
+        (HeaderMatch::Present(true), true),
+    ];
+    for (value, matches) in kinds {
+        for invert in [false, true] {
+            for present in [false, true] {
+                let matcher = HeaderMatcher { value: value.clone(), invert, ..role("") };
+                let presence = matches!(value, HeaderMatch::Present(_));
+                let want = match present {
+                    true => matches != invert,
+                    false => presence && invert,
+                };
+                let rules = vec![rule("r", vec![Permission::Header(matcher)], vec![Principal::Any])];
+                let deny = [policy("p", AuthorizationAction::Deny, rules)];
+                let headers: &[_] = if present { &[("x-role", "a1")] } else { &[] };
+                assert_eq!(deciding(&deny, &get("/").headers(headers)).is_err(), want, "{value:?} {invert} {present}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_known_allows_nothing_and_is_no_way_round_a_denial() {
+    let unknowns: [(&str, Permission, Principal, Call); 6] = [
+        ("no tokens", Permission::Metadata(metadata()), Principal::Any, get("/")),
+        ("no tokens", Permission::Any, Principal::Metadata(metadata()), get("/")),
+        ("no path", path("/admin"), Principal::Any, Call { method: Method::CONNECT, ..get("") }),
+        ("no peer", Permission::Any, is(WEB), Call { peer: None, ..get("/") }),
+        (
+            "no host",
+            Permission::Header(HeaderMatcher { name: HeaderKey::Authority, ..role("secret.test") }),
+            Principal::Any,
+            Call { authority: "", ..get("/") },
+        ),
+        (
+            "no server name",
+            Permission::ServerName(StringMatcher::exact("a.test")),
+            Principal::Any,
+            Call { server_name: None, ..get("/") },
+        ),
+    ];
+    for (why, permission, principal, call) in unknowns {
+        for inverted in [false, true] {
+            let (mut permission, mut principal) = (permission.clone(), principal.clone());
+            if inverted && permission == Permission::Any {
+                principal = Principal::Not(Box::new(principal));
+            } else if inverted {
+                permission = Permission::Not(Box::new(permission));
+            }
+            let rules = vec![rule("r", vec![permission], vec![principal])];
+            let of = |action| [policy("p", action, rules.clone())];
+            assert!(deciding(&of(AuthorizationAction::Deny), &call).is_err(), "{why} {inverted}");
+            assert!(deciding(&of(AuthorizationAction::Allow), &call).is_err(), "{why} {inverted}");
+        }
+    }
+}
+
+#[test]
+fn a_peer_without_a_certificate_is_nobody() {
+    let of = |action, principal| [policy("p", action, vec![rule("r", vec![Permission::Any], vec![principal])])];
+    let plain = Call { peer: peer(None), ..get("/") };
+    let allow = |principal| deciding(&of(AuthorizationAction::Allow, principal), &plain);
+    assert!(allow(is(WEB)).is_err() && allow(Principal::Authenticated(None)).is_err());
+    let not = Principal::Not(Box::new(is(WEB)));
+    assert!(deciding(&of(AuthorizationAction::Deny, not.clone()), &plain).is_err(), "it is not the one let through");
+    assert_eq!(deciding(&of(AuthorizationAction::Deny, not), &get("/")), Ok(()));
+}
+
+#[test]
+fn s38_a_pattern_covers_the_whole_principal() {
+    let web = |text| StringMatcher { pattern: StringMatch::Regex(Pattern::new(text).unwrap()), ignore_case: false };
+    let allow = |text| {
+        let who = vec![Principal::Authenticated(Some(web(text)))];
+        [policy("p", AuthorizationAction::Allow, vec![rule("r", vec![Permission::Any], who)])]
+    };
+    let other = Call { peer: peer(Some("spiffe://cluster.local/ns/a/sa/not-web")), ..get("/") };
+    assert!(deciding(&allow("web"), &other).is_err() && deciding(&allow("web"), &get("/")).is_err());
+    assert_eq!(deciding(&allow(".*/sa/web"), &get("/")), Ok(()));
+}
+
+#[test]
+fn s16_a_text_prefix_takes_what_a_segment_prefix_does_not() {
+    let at = |path: PathMatch| {
+        let rules = vec![rule("r", vec![Permission::Path(path)], vec![Principal::Any])];
+        deciding(&[policy("p", AuthorizationAction::Allow, rules)], &get("/v2example"))
+    };
+    assert_eq!(at(PathMatch::Prefix("/v2".into())), Ok(()));
+    assert!(at(PathMatch::PathSeparatedPrefix("/v2".into())).is_err());
+}
+
+#[test]
+fn s25_a_forwarded_address_is_believed_only_where_the_connection_agrees() {
+    let of = |action, net: &str| {
+        let who = vec![Principal::RemoteIp(net.parse().unwrap())];
+        [policy("p", action, vec![rule("r", vec![Permission::Any], who)])]
+    };
+    // The connection comes from 10.0.0.1.
+    for (forwarded, net, denied, allowed) in [
+        (&[][..], "10.0.0.0/8", true, true),
+        (&[("x-forwarded-for", "203.0.113.5")], "10.0.0.0/8", true, false),
+        (&[("x-forwarded-for", "203.0.113.5")], "203.0.113.0/24", true, false),
+        (&[("x-forwarded-for", "10.1.1.1, 10.2.2.2")], "10.0.0.0/8", true, true),
+        (&[("x-forwarded-for", "[fe80::1%25eth0]:80")], "192.0.2.0/24", true, false),
+        (&[("x-forwarded-for", "203.0.113.5")], "192.0.2.0/24", false, false),
+    ] {
+        let call = get("/").headers(forwarded);
+        assert_eq!(deciding(&of(AuthorizationAction::Deny, net), &call).is_err(), denied, "{forwarded:?} {net}");
+        assert_eq!(deciding(&of(AuthorizationAction::Allow, net), &call).is_ok(), allowed, "{forwarded:?} {net}");
+    }
+}
+
+#[test]
+fn dry_runs_and_audits_are_told_and_decide_nothing() {
+    let matching = || vec![rule("r", vec![path("/a")], vec![Principal::Any])];
+    let dry = AuthorizationPolicy { dry_run: true, ..policy("dry", AuthorizationAction::Deny, matching()) };
+    let audit = policy("audit", AuthorizationAction::Audit, matching());
+    let mut deny = policy("deny", AuthorizationAction::Deny, matching());
+    deny.audit = AuditCondition::OnDeny;
+    let told = |policies: &[AuthorizationPolicy], at| {
+        let (authorizer, mut told) = (Authorizer::new(policies), Vec::new());
+        let allowed = get(at).with(|attributes| {
+            let observe =
+                |seen: Observation<'_>| told.push(format!("{:?} {} {:?}", seen.kind, seen.policy, seen.allowed));
+            authorizer.decide(attributes, observe).is_ok()
+        });
+        (allowed, told)
+    };
+    let observed = [dry.clone(), audit.clone()];
+    assert_eq!(told(&observed, "/a"), (true, vec!["DryRun dry false".to_owned(), "Audit audit true".to_owned()]));
+    assert_eq!(told(&observed, "/b"), (true, vec!["DryRun dry true".to_owned()]));
+    // The control: enforced it denies, and what is observed is still told.
+    let (allowed, said) = told(&[deny, dry, audit], "/a");
+    assert_eq!((allowed, said.len(), &*said[2]), (false, 3, "Logged deny false"));
+}
+
+fn text_matcher() -> impl Strategy<Value = StringMatcher> {
+    let text = select(vec!["", "a", "admin", "user", "/admin", "public.test", "user,admin", "spiffe://"]);
+    let pattern = prop_oneof![
+        text.clone().prop_map(|t| StringMatch::Exact(t.into())),
+        text.clone().prop_map(|t| StringMatch::Prefix(t.into())),
+        text.clone().prop_map(|t| StringMatch::Suffix(t.into())),
+        text.prop_map(|t| StringMatch::Contains(t.into())),
+        select(vec!["a.*", ".*", "[a-z,]+", "user|admin"]).prop_map(|t| StringMatch::Regex(Pattern::new(t).unwrap())),
+    ];
+    (pattern, any::<bool>()).prop_map(|(pattern, ignore_case)| StringMatcher { pattern, ignore_case })
+}
+
+fn header_matcher() -> impl Strategy<Value = HeaderMatcher> {
+    let name = select(vec!["x-role", "x-other", ":method", ":authority", ":path"]);
+    let value = prop_oneof![
+        4 => text_matcher().prop_map(HeaderMatch::Text),
+        1 => any::<bool>().prop_map(HeaderMatch::Present),
+        1 => Just(HeaderMatch::Range { start: 1, end: 5 }),
+    ];
+    (name, value, any::<bool>(), any::<bool>()).prop_map(|(name, value, invert, treat_missing_as_empty)| {
+        HeaderMatcher { name: HeaderKey::parse(name).unwrap(), value, invert, treat_missing_as_empty }
+    })
+}
+
+const PATHS: [&str; 6] = ["/", "/admin", "/admin/", "/admin/users", "/public/a", "/v2example"];
+const IDS: [&str; 4] =
+    [WEB, "spiffe://cluster.local/ns/b/sa/web", "spiffe://other/ns/a/sa/x", "spiffe://td/x/ns/a/ns/b/y"];
+
+fn path_match() -> impl Strategy<Value = PathMatch> {
+    let path = select(PATHS.to_vec());
+    prop_oneof![
+        4 => path.clone().prop_map(|p| PathMatch::Exact(p.into())),
+        1 => path.prop_map(|p| PathMatch::Prefix(p.into())),
+        1 => select(vec!["/admin", "/v2"]).prop_map(|p| PathMatch::PathSeparatedPrefix(p.into())),
+        1 => Just(PathMatch::Regex(Pattern::new("/[^/]+/.*").unwrap())),
+    ]
+}
+
+fn permission() -> impl Strategy<Value = Permission> {
+    let net = select(vec!["10.0.0.0/8", "192.0.2.0/24"]);
+    let leaf = prop_oneof![
+        1 => Just(Permission::Any),
+        2 => header_matcher().prop_map(Permission::Header),
+        4 => path_match().prop_map(Permission::Path),
+        1 => select(vec![80, 8080]).prop_map(Permission::DestinationPort),
+        1 => Just(Permission::DestinationPorts(8000, 8090)),
+        1 => net.prop_map(|net| Permission::DestinationIp(net.parse().unwrap())),
+        1 => text_matcher().prop_map(Permission::ServerName),
+        1 => Just(Permission::Metadata(metadata())),
+    ];
+    leaf.prop_recursive(2, 8, 3, |inner| {
+        prop_oneof![
+            vec(inner.clone(), 0..3).prop_map(Permission::And),
+            vec(inner.clone(), 0..3).prop_map(Permission::Or),
+            inner.prop_map(|p| Permission::Not(Box::new(p))),
+        ]
+    })
+}
+
+fn principal() -> impl Strategy<Value = Principal> {
+    let net = select(vec!["10.0.0.0/8", "203.0.113.0/24"]);
+    let namespace = select(vec![".*/ns/a/.*", ".*/ns/b/.*", ".*/ns/c/.*"]).prop_map(|text| StringMatcher {
+        pattern: StringMatch::Regex(Pattern::new(text).unwrap()),
+        ignore_case: false,
+    });
+    let leaf = prop_oneof![
+        1 => Just(Principal::Any),
+        3 => select(IDS.to_vec()).prop_map(is),
+        2 => namespace.prop_map(|name| Principal::Authenticated(Some(name))),
+        1 => text_matcher().prop_map(|name| Principal::Authenticated(Some(name))),
+        1 => Just(Principal::Authenticated(None)),
+        1 => net.clone().prop_map(|net| Principal::DirectRemoteIp(net.parse().unwrap())),
+        1 => net.prop_map(|net| Principal::RemoteIp(net.parse().unwrap())),
+        1 => header_matcher().prop_map(Principal::Header),
+        1 => path_match().prop_map(Principal::Path),
+        1 => Just(Principal::Metadata(metadata())),
+    ];
+    leaf.prop_recursive(2, 8, 3, |inner| {
+        prop_oneof![
+            vec(inner.clone(), 0..3).prop_map(Principal::And),
+            vec(inner.clone(), 0..3).prop_map(Principal::Or),
+            inner.prop_map(|p| Principal::Not(Box::new(p))),
+        ]
+    })
+}
+
+fn policies() -> impl Strategy<Value = Vec<AuthorizationPolicy>> {
+    let action = prop_oneof![
+        3 => Just(AuthorizationAction::Allow),
+        3 => Just(AuthorizationAction::Deny),
+        1 => Just(AuthorizationAction::Audit),
+        1 => Just(AuthorizationAction::Custom("asker".into())),
+    ];
+    let rules = vec((vec(permission(), 0..3), vec(principal(), 0..3)), 0..5).prop_map(|rules| {
+        let named = rules.into_iter().enumerate().map(|(i, (what, who))| rule(&format!("r{i}"), what, who));
+        named.collect::<Vec<_>>()
+    });
+    vec((action, rules, prop::bool::weighted(0.1)), 0..4).prop_map(|list| {
+        let named = list.into_iter().enumerate().map(|(i, (action, rules, dry_run))| AuthorizationPolicy {
+            dry_run,
+            ..policy(&format!("p{i}"), action, rules)
+        });
+        named.collect()
+    })
+}
+
+fn call() -> impl Strategy<Value = Call> {
+    let id = prop_oneof![
+        4 => select(IDS.to_vec()).prop_map(|id| peer(Some(id))),
+        1 => Just(peer(None)),
+        1 => Just(None),
+    ];
+    let headers =
+        vec((select(vec!["x-role", "x-other"]), select(vec!["user", "admin", "user,admin", "", "3", "a, b"])), 0..4);
+    let forwarded = select(vec![None, Some("203.0.113.5"), Some("10.1.1.1"), Some("10.1.1.1, nonsense")]);
+    let path = prop_oneof![6 => select(PATHS.to_vec()), 1 => select(vec!["", "*", "/admin?x=1"])];
+    let rest = (
+        select(vec![Method::GET, Method::POST]),
+        select(vec!["public.test", "admin", ""]),
+        select(vec![None, Some(""), Some("a"), Some("public.test")]),
+    );
+    (path, headers, forwarded, id, rest).prop_map(
+        |(path, mut headers, forwarded, peer, (method, authority, server_name))| {
+            headers.extend(forwarded.map(|value| ("x-forwarded-for", value)));
+            Call { authority, method, path, headers, peer, server_name }
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_indexed_authorizer_decides_as_the_plain_one(policies in policies(), calls in vec(call(), 1..6)) {
+        let authorizer = Authorizer::new(&policies);
+        for call in calls {
+            call.with(|attributes| {
+                let got = authorizer.decide(attributes, |_| {});
+                let got = got.map_err(|d| (d.reason, d.policy.to_owned(), d.rule.map(str::to_owned)));
+                prop_assert_eq!(got, reference::decide(&policies, attributes), "{:?}", call);
+                Ok(())
+            })?;
+        }
+    }
+}

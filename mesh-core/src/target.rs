@@ -1,0 +1,280 @@
+//! One parse for everyone: what a request's target means, brought to one form before anybody decides on it.
+//! Policy, router and application then see the same text, so that none of them can be talked round with a form
+//! that another one reads differently.
+//!
+//! Pure; refuses to know who asks. Applying it twice gives what applying it once gave.
+
+use std::borrow::Cow;
+
+/// What becomes of an encoded slash or backslash (`%2F`, `%5C`) in a path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EncodedSlash {
+    /// The request is refused: whether it divides elements is a matter of taste (CVE-2021-29492). Default.
+    #[default]
+    Refuse,
+    /// It stays encoded and divides nothing. For applications that take it as data.
+    Keep,
+}
+
+/// Why a target is not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MalformedTarget {
+    /// Not beginning with `/`.
+    #[error("the path does not begin with a slash")]
+    Relative,
+    /// `%` without two hexadecimal digits.
+    #[error("a percent sign in the path is not followed by two hexadecimal digits")]
+    Escape,
+    /// `%2F` or `%5C`.
+    #[error("the path has an encoded slash or backslash")]
+    EncodedSlash,
+    /// NUL, a line end or another control character, plain or encoded.
+    #[error("the path has a control character")]
+    Control,
+    /// Bytes beyond ASCII that are not encoded.
+    #[error("the path has characters beyond ASCII that are not percent-encoded")]
+    NotAscii,
+    /// An authority that is no plain `host` or `host:port`.
+    #[error("the authority is not a host with or without a port")]
+    Authority,
+}
+
+/// Brings a path (without its query) to its normal form: dot segments resolved, with `;` parameters or without;
+/// runs of slashes merged; `\` read as `/`; what need not be encoded decoded, and the other escapes in upper case
+/// (RFC 3986 section 6.2.2, and Istio's MERGE_SLASHES). An ordinary path costs one look along it.
+///
+/// # Errors
+/// The path has no single meaning; see [`MalformedTarget`].
+pub fn normalize_path(path: &str, slash: EncodedSlash) -> Result<Cow<'_, str>, MalformedTarget> {
+    if is_plain(path.as_bytes()) {
+        return Ok(Cow::Borrowed(path));
+    }
+    let decoded = decode(path.as_bytes(), slash)?;
+    let normal = resolve(&decoded);
+    Ok(if normal == path { Cow::Borrowed(path) } else { Cow::Owned(normal) })
+}
+
+/// Checks an authority: a name of letters, digits, `-`, `.`, `_` and `~`, an IPv4 address or an IPv6 address in
+/// brackets, each with or without a port. User information, zones and escapes are refused.
+///
+/// # Errors
+/// It is anything else.
+pub fn check_authority(authority: &str) -> Result<(), MalformedTarget> {
+    let (host, rest) = match authority.strip_prefix('[') {
+        Some(inside) => {
+            let (address, rest) = inside.split_once(']').ok_or(MalformedTarget::Authority)?;
+            if address.parse::<std::net::Ipv6Addr>().is_err() {
+                return Err(MalformedTarget::Authority);
+            }
+            ("", rest)
+        }
+        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
+    };
+    let port = match rest.strip_prefix(':') {
+        Some(port) => port,
+        None if rest.is_empty() => "",
+        None => return Err(MalformedTarget::Authority),
+    };
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
+    let named = authority.starts_with('[') || !host.is_empty();
+    let good = named && host.bytes().all(plain) && port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit());
+    good.then_some(()).ok_or(MalformedTarget::Authority)
+}
+
+/// Whether a path is in normal form by the look of it.
+fn is_plain(path: &[u8]) -> bool {
+    let mut before = 0;
+    for &b in path {
+        let odd = !b.is_ascii_graphic() || b == b'%' || b == b'\\' || before == b'/' && (b == b'/' || b == b'.');
+        if odd {
+            return false;
+        }
+        before = b;
+    }
+    path.first() == Some(&b'/')
+}
+
+fn decode(path: &[u8], slash: EncodedSlash) -> Result<String, MalformedTarget> {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    let mut out = String::with_capacity(path.len());
+    let mut rest = path;
+    while let [b, tail @ ..] = rest {
+        rest = tail;
+        match *b {
+            b'%' => {
+                let [high, low, tail @ ..] = tail else { return Err(MalformedTarget::Escape) };
+                let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
+                let (high, low) = digit(*high).zip(digit(*low)).ok_or(MalformedTarget::Escape)?;
+                rest = tail;
+                let value = high << 4 | low;
+                match value {
+                    0..0x20 | 0x7f => return Err(MalformedTarget::Control),
+                    b'/' | b'\\' if slash == EncodedSlash::Refuse => return Err(MalformedTarget::EncodedSlash),
+                    _ if value.is_ascii_alphanumeric() || b"-._~".contains(&value) => out.push(value.into()),
+                    _ => out.extend(['%', HEX[usize::from(high)].into(), HEX[usize::from(low)].into()]),
+                }
+            }
+            b'\\' => out.push('/'),
+            0..=0x20 | 0x7f => return Err(MalformedTarget::Control),
+            0x80.. => return Err(MalformedTarget::NotAscii),
+            other => out.push(other.into()),
+        }
+    }
+    if out.starts_with('/') { Ok(out) } else { Err(MalformedTarget::Relative) }
+}
+
+/// Removes dot segments and empty ones; `..` at the root stays there.
+fn resolve(path: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut open = true;
+    for segment in path.split('/').skip(1) {
+        let name = segment.split(';').next().unwrap_or_default();
+        open = true;
+        match name {
+            "." => {}
+            ".." => drop(kept.pop()),
+            _ if segment.is_empty() => {}
+            _ => {
+                kept.push(segment);
+                open = false;
+            }
+        }
+    }
+    let mut out = String::with_capacity(path.len());
+    for segment in &kept {
+        out.push('/');
+        out.push_str(segment);
+    }
+    if open {
+        out.push('/');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn normal(path: &str) -> Result<String, MalformedTarget> {
+        normalize_path(path, EncodedSlash::Refuse).map(Cow::into_owned)
+    }
+
+    #[test]
+    fn paths_come_to_one_form() {
+        for (path, want) in [
+            ("/", "/"),
+            ("/a/b", "/a/b"),
+            ("/a/b/", "/a/b/"),
+            ("/public/../admin", "/admin"),
+            ("/public/./admin", "/public/admin"),
+            ("/public/%2e%2e/admin", "/admin"),
+            ("/public/%2E./admin", "/admin"),
+            ("/../../admin", "/admin"),
+            ("/admin/..", "/"),
+            ("/admin/.", "/admin/"),
+            ("/a/..;/admin", "/admin"),
+            ("/a/..;x=1/admin", "/admin"),
+            ("/a/.;x/admin", "/a/admin"),
+            ("//admin", "/admin"),
+            ("/a///b//", "/a/b/"),
+            ("/public\\admin", "/public/admin"),
+            ("/public\\..\\admin", "/admin"),
+            ("/%61dmin", "/admin"),
+            ("/a%7eb", "/a~b"),
+            ("/admin%23x", "/admin%23x"),
+            ("/a%3ab", "/a%3Ab"),
+            ("/%2561dmin", "/%2561dmin"),
+            ("/%c0%ae%c0%ae/admin", "/%C0%AE%C0%AE/admin"),
+            ("/...", "/..."),
+            ("/.well-known/x", "/.well-known/x"),
+            ("/admin;x", "/admin;x"),
+            ("/ADMIN", "/ADMIN"),
+        ] {
+            assert_eq!(normal(path).as_deref(), Ok(want), "{path}");
+        }
+    }
+
+    #[test]
+    fn paths_of_two_meanings_are_refused() {
+        for (path, why) in [
+            ("", MalformedTarget::Relative),
+            ("pkg.Svc/Method", MalformedTarget::Relative),
+            ("*", MalformedTarget::Relative),
+            ("/admin%2fusers", MalformedTarget::EncodedSlash),
+            ("/%5cadmin", MalformedTarget::EncodedSlash),
+            ("/public%2f..%2fadmin", MalformedTarget::EncodedSlash),
+            ("/admin%00", MalformedTarget::Control),
+            ("/admin%0d%0aX: y", MalformedTarget::Control),
+            ("/a\u{7f}", MalformedTarget::Control),
+            ("/%", MalformedTarget::Escape),
+            ("/%2", MalformedTarget::Escape),
+            ("/%2%35", MalformedTarget::Escape),
+            ("/%+1", MalformedTarget::Escape),
+            ("/админ", MalformedTarget::NotAscii),
+        ] {
+            assert_eq!(normal(path), Err(why), "{path}");
+        }
+        // The opt-out: it stays data, in one spelling.
+        let keep = |path| normalize_path(path, EncodedSlash::Keep).map(Cow::into_owned);
+        assert_eq!(keep("/a%2fb/../c%5C").as_deref(), Ok("/c%5C"));
+        assert_eq!(keep("/public%2f..%2fadmin").as_deref(), Ok("/public%2F..%2Fadmin"));
+    }
+
+    #[test]
+    fn an_authority_is_a_host_with_or_without_a_port() {
+        for good in
+            ["a.test", "A.test:80", "a_b.test.", "127.0.0.1:8080", "[::1]", "[::1]:80", "a:", "xn--e1afmkfd.test"]
+        {
+            assert_eq!(check_authority(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "",
+            ":80",
+            "u@a.test",
+            "a.test@b.test",
+            "a%2etest",
+            "[fe80::1%25eth0]:80",
+            "[::1",
+            "[::1]x",
+            "fe80::1",
+            "a.test:x",
+            "a.test:123456",
+            "a test",
+            "a.test/b",
+            "a,b",
+            "приклад.test",
+        ] {
+            assert_eq!(check_authority(bad), Err(MalformedTarget::Authority), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn normalizing_twice_is_normalizing_once(
+            pieces in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    "/", "\\", ".", "..", ";", "%2e", "%2F", "%5c", "%25", "%41", "%c0", "a", "admin", "%3b", "?", "=", "%7e",
+                ]),
+                0..24,
+            ),
+            keep in any::<bool>(),
+        ) {
+            let path = format!("/{}", pieces.concat());
+            let slash = if keep { EncodedSlash::Keep } else { EncodedSlash::Refuse };
+            if let Ok(once) = normalize_path(&path, slash) {
+                let twice = normalize_path(&once, slash);
+                prop_assert_eq!(twice.as_deref(), Ok(&*once));
+                prop_assert!(!once.contains("//") && !once.contains("/../") && !once.contains("/./"), "{}", once);
+                prop_assert!(once.starts_with('/') && !once.contains('\\'));
+            }
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(path in "\\PC*") {
+            let _ = normalize_path(&path, EncodedSlash::Keep);
+            let _ = check_authority(&path);
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Settles what a request asks for before anybody decides on it: one path, one authority, no header that another
+//! one may take away. Policy and application see the result.
+
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method, Request, header};
+
+use mesh_core::target::{EncodedSlash, MalformedTarget, check_authority, normalize_path};
+
+/// Why a request has no single meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unsettled {
+    #[error(transparent)]
+    Target(#[from] MalformedTarget),
+    #[error("there are several Host headers")]
+    Hosts,
+    #[error("Connection names a header that is not of one hop")]
+    Connection,
+    /// gRPC knows its methods by one spelling (CVE-2026-33186).
+    #[error("the path of a gRPC request is not in its normal form")]
+    Grpc,
+}
+
+/// What `Connection` may name: it is no way to have a header taken away that somebody else relies on.
+const OF_ONE_HOP: [&str; 9] = [
+    "close",
+    "keep-alive",
+    "upgrade",
+    "te",
+    "trailer",
+    "trailers",
+    "transfer-encoding",
+    "http2-settings",
+    "proxy-connection",
+];
+
+/// Brings a request's path to its normal form and leaves it one authority: the URI's where there is one, which
+/// then has no `Host` beside it that says something else. Most requests are not changed.
+///
+/// # Errors
+/// The request has more than one meaning. It is unchanged then.
+pub(super) fn settle<B>(request: &mut Request<B>, grpc: bool, slash: EncodedSlash) -> Result<(), Unsettled> {
+    let other_host = settle_authority(request)?;
+    check_connection(request.headers())?;
+    if let Some(path) = settled_path(request, grpc, slash)? {
+        let mut parts = request.uri().clone().into_parts();
+        parts.path_and_query = Some(path);
+        // It had a path, so what goes with a path is there.
+        *request.uri_mut() = http::Uri::from_parts(parts).map_err(|_| MalformedTarget::Relative)?;
+    }
+    if other_host {
+        request.headers_mut().remove(header::HOST);
+    }
+    Ok(())
+}
+
+/// Checks the authority; whether a `Host` disagrees with the URI's.
+fn settle_authority<B>(request: &Request<B>) -> Result<bool, Unsettled> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Unsettled::Hosts);
+    }
+    let host = host.map(|host| host.as_bytes());
+    if let Some(authority) = request.uri().authority() {
+        check_authority(authority.as_str())?;
+        return Ok(host.is_some_and(|host| host != authority.as_str().as_bytes()));
+    }
+    // An empty one says that there is none (RFC 9112, section 3.2).
+    if let Some(host) = host.filter(|host| !host.is_empty()) {
+        check_authority(std::str::from_utf8(host).map_err(|_| MalformedTarget::Authority)?)?;
+    }
+    Ok(false)
+}
+
+fn check_connection(headers: &HeaderMap) -> Result<(), Unsettled> {
+    for value in headers.get_all(header::CONNECTION) {
+        for name in value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|name| !name.is_empty()) {
+            if !OF_ONE_HOP.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes())) {
+                return Err(Unsettled::Connection);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The path to put in place of the request's, if that is not in normal form.
+fn settled_path<B>(request: &Request<B>, grpc: bool, slash: EncodedSlash) -> Result<Option<PathAndQuery>, Unsettled> {
+    let Some(given) = request.uri().path_and_query() else { return Ok(None) };
+    // The two forms of a target that are no paths (RFC 9112, section 3.2).
+    let asterisk = given.as_str() == "*" && request.method() == Method::OPTIONS;
+    if asterisk || request.method() == Method::CONNECT && request.uri().authority().is_some() && given.as_str() == "/" {
+        return Ok(None);
+    }
+    let std::borrow::Cow::Owned(mut path) = normalize_path(given.path(), slash)? else { return Ok(None) };
+    if grpc {
+        return Err(Unsettled::Grpc);
+    }
+    if let Some(query) = given.query() {
+        path.push('?');
+        path.push_str(query);
+    }
+    Ok(Some(path.try_into().map_err(|_| MalformedTarget::Escape)?))
+}
