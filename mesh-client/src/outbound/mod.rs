@@ -154,7 +154,7 @@ impl Call<'_> {
                 Ok(answer)
             }
             RouteAction::Redirect(policy) => {
-                Ok(Answer::Local(answered(local::redirect(policy, route, &self.head), route), "-"))
+                Ok(Answer::Local(answered(local::redirect(policy, route, self.head), route), "-"))
             }
             RouteAction::DirectResponse(policy) => {
                 Ok(Answer::Local(answered(local::direct(policy, self.exchange.is_grpc()), route), "-"))
@@ -174,7 +174,7 @@ impl Call<'_> {
         forward: &Forward,
     ) -> Result<Answer, Cause> {
         // Drawn once: all tries of a request go to the same cluster.
-        let mut session = Session::read(plan.session.as_ref(), &self.head);
+        let mut session = Session::read(plan.session.as_ref(), self.head);
         let pinned = session.cluster();
         let Chosen { cluster, share, filters, session: policy } =
             router.choose(plan, forward, &self.head.headers, pinned, self.env)?;

@@ -3,6 +3,7 @@
 //!
 //! Refuses to know routes beyond the retry policy, and how one try is made.
 
+use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,20 +82,12 @@ async fn one_by_one(
     loop {
         let outcome = one_in_time(shared, &mut progress, head, exchange).await;
         match shared.judge(outcome, &mut progress, router) {
-            Verdict::Again(wait) => sleep(wait).await,
-            Verdict::Stands(outcome, flags) => return stands(outcome, exchange, flags),
+            ControlFlow::Continue(wait) => sleep(wait).await,
+            ControlFlow::Break((outcome, flags)) => return stands(outcome, exchange, flags),
         }
         head.again();
         progress.retried += 1;
     }
-}
-
-/// What is made of an outcome.
-enum Verdict {
-    /// It is the request's, with its response flags.
-    Stands(Outcome, &'static str),
-    /// It was given up for another try after this wait.
-    Again(Duration),
 }
 
 /// The outcome is the request's.
@@ -171,15 +164,20 @@ async fn one_or_fresh(
 }
 
 impl<'t> Shared<'t> {
-    /// Whether an outcome stands. Takes it: an answer that is given up is so before the wait, so that its connection
-    /// and its place are free for others.
-    fn judge(&self, outcome: Outcome, progress: &mut Progress, router: &Router) -> Verdict {
-        let Some(retries) = self.retry_for(&outcome) else { return Verdict::Stands(outcome, "-") };
+    /// Whether an outcome stands, with its response flags, or another try begins after a wait. Takes the outcome: an
+    /// answer is given up before the wait, so that its connection and its place are free for others.
+    fn judge(
+        &self,
+        outcome: Outcome,
+        progress: &mut Progress,
+        router: &Router,
+    ) -> ControlFlow<(Outcome, &'static str), Duration> {
+        let Some(retries) = self.retry_for(&outcome) else { return ControlFlow::Break((outcome, "-")) };
         let Some(wait) = self.next(retries, &outcome, progress, router) else {
-            return Verdict::Stands(outcome, "URX");
+            return ControlFlow::Break((outcome, "URX"));
         };
         outcome.into_iter().for_each(give_up);
-        Verdict::Again(wait)
+        ControlFlow::Continue(wait)
     }
 
     /// The retry policy, if it asks for another try after this outcome.
