@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mesh_client::{Breakers, Client};
+use mesh_client::{Breakers, Client, InFlight};
 use mesh_core::drain;
 use mesh_core::id::{Locality, Workload};
 use mesh_core::source::{DestinationSource, InboundSource, Resolve, Watched, WatchedIdentity};
@@ -231,6 +231,7 @@ impl Parts {
             service_account: account,
             locality,
             pod_ip: None,
+            breakers,
             metrics: self.metrics,
             stats: Arc::default(),
             drain: drain::channel().0,
@@ -273,7 +274,9 @@ async fn with_debug(mut inner: Inner, address: Option<SocketAddr>) -> Result<Mes
         let (client, authorities) = (inner.client.clone(), inner.authorities.clone());
         let xds = inner.control.as_ref().map(|control| control.xds.clone());
         let (metrics, stats) = (inner.metrics.clone(), inner.stats.clone());
+        let breakers = inner.breakers.clone();
         let metrics = prometheus::content(env!("CARGO_PKG_VERSION"), metrics, stats, move |out| {
+            prometheus::in_flight(out, &in_flight(&breakers));
             if let Some(xds) = &xds {
                 prometheus::config_unenforced(out, xds.unenforced());
                 prometheus::config_resources(out, xds.standings());
@@ -297,6 +300,23 @@ async fn with_debug(mut inner: Inner, address: Option<SocketAddr>) -> Result<Mes
         inner.debug = Some(server.map_err(|source| StartError::Debug { address, source })?);
     }
     Ok(Mesh::from_inner(inner))
+}
+
+/// What is in flight in each cluster; while its EDS service changes, what is in flight for both.
+fn in_flight(breakers: &Breakers) -> Vec<prometheus::InFlight> {
+    let mut clusters: Vec<prometheus::InFlight> = Vec::new();
+    for state in breakers.snapshot() {
+        let counts = [state.default, state.high].map(|of: InFlight| [of.requests, of.retries, of.pending]);
+        match clusters.last_mut().filter(|(cluster, ..)| cluster == state.cluster.as_str()) {
+            Some((_, sums, connections)) => {
+                let sums = sums.as_flattened_mut().iter_mut();
+                sums.zip(counts.as_flattened()).for_each(|(sum, count)| *sum += count);
+                *connections += state.connections;
+            }
+            None => clusters.push((state.cluster.to_string(), counts, state.connections)),
+        }
+    }
+    clusters
 }
 
 fn json<T: Serialize>(dump: impl Fn() -> T + Send + Sync + 'static) -> Content {

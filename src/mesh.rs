@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Request;
-use mesh_client::{Channel, Client, Error, Explanation, TcpConnection};
+use mesh_client::{Breakers, Channel, Client, Error, Explanation, TcpConnection};
 use mesh_core::drain::DrainTrigger;
 use mesh_core::id::{InvalidTarget, Locality, Target, Workload};
 use mesh_core::source::{InboundSource, WatchedIdentity};
@@ -58,6 +58,8 @@ pub(crate) struct Inner {
     pub(crate) service_account: String,
     pub(crate) locality: Locality,
     pub(crate) pod_ip: Option<IpAddr>,
+    /// What all clients have in flight.
+    pub(crate) breakers: Breakers,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) stats: Arc<InboundStats>,
     pub(crate) drain: DrainTrigger,
@@ -190,6 +192,14 @@ impl Mesh {
     /// about for the first time is pending.
     pub fn explain(&self, request: &Request<()>) -> Explanation {
         self.inner.client.explain(request)
+    }
+
+    /// The same for [`connect`](Self::connect): where a raw connection would go and why.
+    ///
+    /// # Errors
+    /// `target` is not a destination.
+    pub fn explain_connect(&self, target: &str) -> Result<Explanation, Error> {
+        self.inner.client.explain_connect(target)
     }
 
     /// Where the debug endpoints listen, if they do.

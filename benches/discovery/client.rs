@@ -9,8 +9,9 @@ use mesh::Client;
 use mesh_discovery::xds::Variant;
 use tokio::runtime::Runtime;
 
+use crate::median;
 use crate::plane::{Book, Size, World, address, target};
-use crate::report::{Row, median};
+use crate::rows::Row;
 use crate::runtime::single;
 use crate::{Error, Scale, cpu};
 

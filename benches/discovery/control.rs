@@ -19,7 +19,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::runtime::{Handle, Runtime};
 
-use crate::report::{Row, median};
+use crate::median;
+use crate::rows::Row;
 use crate::runtime::ServerThread;
 use crate::{Error, Scale, cpu};
 

@@ -12,7 +12,8 @@ mod cpu;
 #[allow(dead_code, reason = "shared with the other bench")]
 mod load;
 mod plane;
-mod report;
+#[path = "../common/rows.rs"]
+mod rows;
 #[path = "../overhead/runtime.rs"]
 #[allow(dead_code, reason = "shared with the other bench")]
 mod runtime;
@@ -23,7 +24,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 
-use crate::report::Row;
+use crate::rows::Row;
 
 /// What configuration costs.
 #[derive(Parser)]
@@ -79,7 +80,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     match run(&args) {
         Ok(rows) => {
-            report::print(&rows, args.output == Output::Json);
+            rows::print(&rows, args.output == Output::Json);
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -109,4 +110,10 @@ fn run(args: &Args) -> Result<Vec<Row>, Error> {
         rows.extend(traffic::effect(&runtime, &scale)?);
     }
     Ok(rows)
+}
+
+/// The median; NaN of nothing.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

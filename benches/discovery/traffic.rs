@@ -20,8 +20,9 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::task::JoinSet;
 
 use crate::load::{self, Worker, Workers};
+use crate::median;
 use crate::plane::{Book, MOVES, Size, World, address};
-use crate::report::{Row, median};
+use crate::rows::Row;
 use crate::runtime::ServerThread;
 use crate::{Error, Scale, control};
 

@@ -17,7 +17,7 @@ use crate::builder::ClientBuilder;
 use crate::destination::Destinations;
 use crate::env::Env;
 use crate::error::Error;
-use crate::explain::{ClientDump, Explanation, dump, explain};
+use crate::explain::{ClientDump, Explanation, dump, explain, explain_connect};
 use crate::grpc::Channel;
 use crate::outbound;
 use crate::tcp::TcpConnection;
@@ -127,6 +127,14 @@ impl Client {
     /// for yet is subscribed to and shown as pending.
     pub fn explain(&self, request: &Request<()>) -> Explanation {
         explain(&self.env, &self.destinations, request)
+    }
+
+    /// The same for a raw connection: where [`connect`](Self::connect) would go and why, without connecting.
+    ///
+    /// # Errors
+    /// `target` is not a destination.
+    pub fn explain_connect(&self, target: &str) -> Result<Explanation, Error> {
+        Ok(explain_connect(&self.env, &self.destinations, &target.parse()?))
     }
 
     /// Every destination held: clusters, endpoints, connections.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::Request;
 use mesh_core::error::Code;
 use mesh_core::health::Standing;
-use mesh_core::id::ClusterName;
+use mesh_core::id::{ClusterName, Target};
 use mesh_core::matcher::{Decision, RouteExplanation};
 use mesh_core::policy::{Address, ClusterChoice, Health, RetryPolicy, RouteAction};
 use serde::Serialize;
@@ -31,7 +31,7 @@ pub enum DestinationPhase {
     Unreachable(String),
 }
 
-/// Where a request would go and why.
+/// Where a request or a raw connection would go and why.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Explanation {
@@ -41,9 +41,9 @@ pub struct Explanation {
     pub state: DestinationPhase,
     /// What would keep the request from being sent, as far as that is known beforehand.
     pub error: Option<String>,
-    /// The walk through the route table.
+    /// The walk through the route table; none for a raw connection whose listener has routes for such.
     pub route: Option<RouteExplanation>,
-    /// The clusters it may go to.
+    /// The clusters it may go to, each with its endpoints and their states.
     pub clusters: Vec<ClusterOption>,
     /// The retry policy that would apply.
     pub retry: Option<RetryPolicy>,
@@ -146,6 +146,35 @@ pub(crate) fn dump(destinations: &Destinations) -> ClientDump {
 }
 
 pub(crate) fn explain(env: &Env, destinations: &Arc<Destinations>, request: &Request<()>) -> Explanation {
+    let (mut explanation, found) = standing(destinations.of(request.uri(), request.headers()));
+    if let Some((router, destination)) = found {
+        explain_route(env, &router, &destination, request, &mut explanation);
+    }
+    explanation
+}
+
+pub(crate) fn explain_connect(env: &Env, destinations: &Arc<Destinations>, target: &Target) -> Explanation {
+    let (mut explanation, found) = standing(destinations.to(target));
+    let Some((router, destination)) = found else { return explanation };
+    let Some(tcp) = router.tcp() else {
+        // Without routes of their own, raw connections go where this goes.
+        explain_route(env, &router, &destination, &Request::new(()), &mut explanation);
+        return explanation;
+    };
+    let option = |(name, weight, slot)| ClusterOption { weight, cluster: cluster_dump(name, slot) };
+    explanation.clusters = tcp.map(option).collect();
+    explanation.error = match router.choose_tcp(target.host_port(), env) {
+        Ok((cluster, _)) => trouble(cluster),
+        Err(cause) => Some(coded(&cause)),
+    };
+    explanation
+}
+
+/// What decides about the requests of a destination.
+type Decider = (Arc<Router>, Arc<Destination>);
+
+/// How far a destination is, and what decides about its requests if it is there.
+fn standing(found: Result<Arc<Destination>, Cause>) -> (Explanation, Option<Decider>) {
     let mut explanation = Explanation {
         target: String::new(),
         state: DestinationPhase::Pending,
@@ -154,12 +183,12 @@ pub(crate) fn explain(env: &Env, destinations: &Arc<Destinations>, request: &Req
         clusters: Vec::new(),
         retry: None,
     };
-    let destination = match destinations.of(request.uri(), request.headers()) {
+    let destination = match found {
         Ok(destination) => destination,
         Err(cause) => {
             explanation.state = DestinationPhase::Failed(cause.to_string());
             explanation.error = Some(coded(&cause));
-            return explanation;
+            return (explanation, None);
         }
     };
     let (state, router) = phase(&destination);
@@ -170,10 +199,12 @@ pub(crate) fn explain(env: &Env, destinations: &Arc<Destinations>, request: &Req
         DestinationPhase::Pending | DestinationPhase::Ready => None,
     };
     explanation.state = state;
-    if let Some(router) = router {
-        explain_route(env, &router, &destination, request, &mut explanation);
-    }
-    explanation
+    (explanation, router.map(|router| (router, destination)))
+}
+
+/// Why a cluster cannot take anything now, if so it is.
+fn trouble(cluster: &Cluster) -> Option<String> {
+    (!cluster.is_usable()).then(|| coded(&cluster.no_endpoint(&cluster.members())))
 }
 
 fn explain_route(
@@ -207,10 +238,7 @@ fn explain_route(
         let chosen = router.choose(plan, forward, &head.headers, None, env);
         explanation.error = match chosen {
             Err(cause) => Some(coded(&cause)),
-            Ok(chosen) if !chosen.cluster.is_usable() => {
-                Some(coded(&chosen.cluster.no_endpoint(&chosen.cluster.members())))
-            }
-            Ok(_) => None,
+            Ok(chosen) => trouble(chosen.cluster),
         };
     }
 }

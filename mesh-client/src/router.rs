@@ -232,6 +232,12 @@ impl Router {
         }
     }
 
+    /// The clusters that raw connections go to, with their weights; `None` = the listener has no routes for such.
+    pub(crate) fn tcp(&self) -> Option<impl Iterator<Item = (&ClusterName, u32, &Slot)>> {
+        let shares = self.snapshot.listener.tcp.as_ref()?.clusters().iter();
+        Some(shares.zip(&self.wiring.tcp).map(|(share, slot)| (&share.name, share.weight.get(), slot)))
+    }
+
     /// The cluster for one raw connection, drawn by weight where there are several, and how many endpoints to try.
     /// Where the listener says nothing of raw connections, what a `GET /` for `authority` would get.
     pub(crate) fn choose_tcp(&self, authority: &str, env: &Env) -> Result<(&Arc<Cluster>, u32), Cause> {

@@ -144,6 +144,9 @@ async fn a_name_leads_over_mutual_tls_to_the_subsets_that_a_tcp_route_names() {
     let (kept, _other) = (web.connect(TARGET).await.unwrap(), web.connect(TARGET).await.unwrap());
     let error = web.connect(TARGET).await.unwrap_err();
     assert_eq!(error.code(), Code::BREAKER_OPEN, "{error}");
+    let (_, metrics) = plain_get(web.debug_address().unwrap(), "/metrics").await.unwrap();
+    let open = "mesh_cluster_connections_active{cluster=\"outbound|3306|v1|mysql.default.svc.cluster.local\"} 2";
+    assert!(metrics.lines().any(|line| line == open), "{metrics}");
     drop(kept);
     web.connect(TARGET).await.unwrap();
     // The control: with a larger limit there is room.

@@ -1,4 +1,4 @@
-//! `cargo xtask lint`: formatting, clippy, rustdoc, dependency policy; cheapest first.
+//! `cargo xtask lint`: formatting, dependency policy, clippy, examples by default features, rustdoc; cheapest first.
 
 use crate::workspace::{FEATURES, Workspace, run as run_cargo};
 use crate::{Outcome, deny, docs};
@@ -9,5 +9,7 @@ pub(crate) fn run(workspace: &Workspace) -> Outcome {
     deny::run(workspace)?;
     let clippy = ["clippy", "--workspace", "--all-targets", "--features", FEATURES, "--", "-D", "warnings"];
     run_cargo(&mut workspace.cargo(clippy))?;
+    // As a reader of the README builds them: with the default features.
+    run_cargo(&mut workspace.cargo(["check", "--workspace", "--examples"]))?;
     docs::build(workspace)
 }

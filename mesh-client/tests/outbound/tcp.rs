@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use mesh_client::{Client, ClientBuilder, Error, Io, TcpConnection};
+use mesh_client::{Client, ClientBuilder, DestinationPhase, Error, Io, TcpConnection};
 use mesh_core::context::{RequestContext, scope};
 use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{
@@ -406,4 +406,34 @@ async fn a_destination_with_an_open_connection_is_not_forgotten() {
     drop(connection);
     pass(unused).await;
     assert_eq!(client.dump().destinations.len(), 0);
+}
+
+#[tokio::test]
+async fn explain_tells_where_a_connection_would_go_and_what_would_stop_it() {
+    let server = RawServer::start("one").await;
+    let shares = vec![share("test", 3), share("absent", 1)];
+    let snapshot = with_tcp(policy::snapshot_to(&[server.address()]), TcpForward::split(shares).unwrap());
+    let source = FixedSource::new();
+    let client = Client::builder(source.clone()).build();
+    let told = || client.explain_connect(TARGET).unwrap();
+
+    assert_eq!(told().state, DestinationPhase::Pending);
+    assert!(client.explain_connect("not a name").is_err());
+    source.set_snapshot(TARGET, snapshot);
+    // Something holds the configuration as soon as a connection was tried.
+    while client.connect(TARGET).await.is_err() {}
+    let clusters: Vec<_> = told().clusters.into_iter().map(|of| (of.cluster.name.to_string(), of.weight)).collect();
+    assert_eq!(clusters, [("test".to_owned(), 3), ("absent".to_owned(), 1)]);
+    // A draw like any other: one in four would go nowhere.
+    let errors: BTreeMap<_, usize> = (0..200).fold(BTreeMap::new(), |mut errors, _| {
+        *errors.entry(told().error.map(|error| error[..9].to_owned())).or_default() += 1;
+        errors
+    });
+    assert_eq!(errors.keys().cloned().collect::<Vec<_>>(), [None, Some(Code::NO_CLUSTER.to_string())], "{errors:?}");
+
+    // Without routes of their own, raw connections go where a GET goes, and so says the walk.
+    let (plain, _) = client_of(policy::snapshot_to(&[server.address()]));
+    plain.connect(TARGET).await.unwrap();
+    let told = plain.explain_connect(TARGET).unwrap();
+    assert_eq!((told.error, told.clusters.len(), told.route.is_some()), (None, 1, true));
 }

@@ -52,6 +52,10 @@ impl HostIndex {
     }
 
     pub(super) fn find(&self, authority: &str) -> Option<HostHit> {
+        // What a destination's own routes mostly are: one virtual host for all of them.
+        if self.exact.is_empty() && self.suffixes.is_empty() && self.prefixes.is_empty() {
+            return self.any;
+        }
         let lower = lower_case(authority);
         let bare = without_port(&lower);
         let bare = bare.strip_suffix('.').unwrap_or(bare);

@@ -14,6 +14,7 @@ mod cors;
 mod explain;
 mod header;
 mod host;
+mod index;
 mod path;
 mod query;
 mod rewrite;
@@ -39,6 +40,7 @@ use http::{HeaderMap, Method};
 
 use self::cookie::CookieCondition;
 use self::host::{HostHit, HostIndex};
+use self::index::PathIndex;
 use self::path::PathCondition;
 use self::query::QueryCondition;
 use self::rewrite::{AuthorityRewriter, PathRewriter};
@@ -93,6 +95,8 @@ pub struct RouteTable {
 struct HostRoutes {
     // Within `RouteTable::routes`, in listed order.
     routes: Range<usize>,
+    // Where the routes are many.
+    index: Option<PathIndex>,
     left_out: Box<[LeftOut]>,
 }
 
@@ -160,7 +164,8 @@ impl RouteTable {
                     }),
                 }
             }
-            virtual_hosts.push(HostRoutes { routes: first..routes.len(), left_out: left_out.into() });
+            let index = PathIndex::new(routes[first..].iter().map(|route| &host.routes[route.index].matcher));
+            virtual_hosts.push(HostRoutes { routes: first..routes.len(), index, left_out: left_out.into() });
         }
         Self {
             config: config.clone(),
@@ -173,7 +178,12 @@ impl RouteTable {
     /// The route of a request: the first that matches in the virtual host of its authority.
     pub fn route(&self, request: &RequestView<'_>) -> Option<&CompiledRoute> {
         let hit = self.hosts.find(request.authority)?;
-        self.routes_of(hit).iter().find(|route| route.conditions.check(request).is_ok())
+        let (routes, index) = (self.routes_of(hit), &self.virtual_hosts[hit.virtual_host].index);
+        let takes = |route: &CompiledRoute| route.conditions.check(request).is_ok();
+        match index {
+            Some(index) => index.first(request.path(), |at| takes(&routes[at])).map(|at| &routes[at]),
+            None => routes.iter().find(|route| takes(route)),
+        }
     }
 
     /// Why a request goes where it goes: every virtual host and route looked at and what became of it.

@@ -441,7 +441,7 @@ fn route_match() -> impl Strategy<Value = RouteMatch> {
 }
 
 fn hosts() -> impl Strategy<Value = Vec<VirtualHost>> {
-    let one = (subsequence(DOMAINS.to_vec(), 1..4), proptest::collection::vec(route_match(), 0..6));
+    let one = (subsequence(DOMAINS.to_vec(), 1..4), proptest::collection::vec(route_match(), 0..12));
     proptest::collection::vec(one, 0..4).prop_map(|hosts| {
         let routes = |matchers: Vec<RouteMatch>| matchers.into_iter().map(|m| route("r", m)).collect();
         hosts.into_iter().map(|(domains, matchers)| host(&domains, routes(matchers))).collect()

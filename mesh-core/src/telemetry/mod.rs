@@ -28,6 +28,14 @@ pub const REQUESTS_TOTAL: &str = "istio_requests_total";
 pub const REQUEST_DURATION: &str = "istio_request_duration_milliseconds";
 /// Fields of the configuration in use that are accepted and not enforced.
 pub const CONFIG_UNENFORCED: &str = "mesh_config_unenforced";
+/// Requests in flight, waiting ones among them; what a circuit breaker compares with `max_requests` (gRFC A32).
+pub const REQUESTS_ACTIVE: &str = "mesh_cluster_requests_active";
+/// Retries in flight.
+pub const RETRIES_ACTIVE: &str = "mesh_cluster_retries_active";
+/// Requests that wait for a connection.
+pub const REQUESTS_PENDING: &str = "mesh_cluster_requests_pending";
+/// Open connections.
+pub const CONNECTIONS_ACTIVE: &str = "mesh_cluster_connections_active";
 /// Resources of the configuration by the state they are in.
 pub const CONFIG_RESOURCES: &str = "mesh_config_resources";
 /// Time for which no control plane has vouched for the configuration in use, seconds.

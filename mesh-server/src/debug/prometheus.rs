@@ -7,9 +7,9 @@ use std::sync::Arc;
 use mesh_core::health::Reason;
 use mesh_core::telemetry::health::{EJECTIONS, EJECTIONS_ACTIVE, EJECTIONS_UNENFORCED, HEALTH_CHECKS, PENALTIES};
 use mesh_core::telemetry::{
-    BUCKETS_MS, CONFIG_RESOURCES, CONFIG_UNCONFIRMED, CONFIG_UNENFORCED, Metrics, Outcome, OutcomeCounters, PeerLabels,
-    REQUEST_DURATION, REQUESTS_TOTAL, Reporter, RequestLabels, TCP_CLOSED, TCP_OPENED, TCP_RECEIVED_BYTES,
-    TCP_SENT_BYTES, TcpSeries,
+    BUCKETS_MS, CONFIG_RESOURCES, CONFIG_UNCONFIRMED, CONFIG_UNENFORCED, CONNECTIONS_ACTIVE, Metrics, Outcome,
+    OutcomeCounters, PeerLabels, REQUEST_DURATION, REQUESTS_ACTIVE, REQUESTS_PENDING, REQUESTS_TOTAL, RETRIES_ACTIVE,
+    Reporter, RequestLabels, TCP_CLOSED, TCP_OPENED, TCP_RECEIVED_BYTES, TCP_SENT_BYTES, TcpSeries,
 };
 
 use crate::{InboundStats, Refusal};
@@ -77,6 +77,35 @@ pub fn config_unconfirmed(out: &mut String, seconds: u64) {
     let help = "Time for which no control plane has vouched for the configuration in use.";
     head(out, CONFIG_UNCONFIRMED, "gauge", help);
     let _ = writeln!(out, "{CONFIG_UNCONFIRMED} {seconds}");
+}
+
+/// What is in flight in a cluster: its name, then requests, retries and pending requests with default and with high
+/// priority, then open connections.
+pub type InFlight = (String, [[u32; 3]; 2], u32);
+
+/// Writes what is in flight in each cluster: the numbers that circuit breakers compare with their limits.
+pub fn in_flight(out: &mut String, clusters: &[InFlight]) {
+    const BY_PRIORITY: [(&str, &str); 3] = [
+        (REQUESTS_ACTIVE, "Requests in flight, those waiting for a connection among them."),
+        (RETRIES_ACTIVE, "Retries in flight."),
+        (REQUESTS_PENDING, "Requests that wait for a connection."),
+    ];
+    if clusters.is_empty() {
+        return;
+    }
+    for (i, (name, help)) in BY_PRIORITY.into_iter().enumerate() {
+        head(out, name, "gauge", help);
+        for (cluster, counts, _) in clusters {
+            for (priority, counts) in ["default", "high"].into_iter().zip(counts) {
+                let labels = format!("cluster=\"{}\",priority=\"{priority}\"", escaped(cluster));
+                line(out, name, "", &labels, counts[i]);
+            }
+        }
+    }
+    head(out, CONNECTIONS_ACTIVE, "gauge", "Open connections.");
+    for (cluster, _, connections) in clusters {
+        line(out, CONNECTIONS_ACTIVE, "", &format!("cluster=\"{}\"", escaped(cluster)), connections);
+    }
 }
 
 fn duration_lines(out: &mut String, labels: &str, counters: &OutcomeCounters) {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 /// One number.
 pub(crate) struct Row {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     pub(crate) unit: &'static str,
     pub(crate) value: f64,
     /// At most this. None = told for information.
@@ -12,8 +12,8 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    pub(crate) fn new(name: &'static str, unit: &'static str, value: f64, goal: impl Into<Option<f64>>) -> Self {
-        Self { name, unit, value, goal: goal.into() }
+    pub(crate) fn new(name: impl Into<String>, unit: &'static str, value: f64, goal: impl Into<Option<f64>>) -> Self {
+        Self { name: name.into(), unit, value, goal: goal.into() }
     }
 
     fn json(&self) -> Value {
@@ -31,20 +31,14 @@ pub(crate) fn print(rows: &[Row], json: bool) {
         println!("{}", json!({"rows": rows.iter().map(Row::json).collect::<Vec<_>>()}));
         return;
     }
-    println!("{:<40} {:>12} {:<8} {:>10}", "row", "value", "unit", "at most");
+    println!("{:<56} {:>12} {:<8} {:>10}", "row", "value", "unit", "at most");
     for Row { name, unit, value, goal } in rows {
         let (goal, verdict) = match goal {
             None => (String::new(), ""),
             Some(goal) => (goal.to_string(), if value <= goal { "" } else { "  missed" }),
         };
-        println!("{name:<40} {:>12} {unit:<8} {goal:>10}{verdict}", rounded(*value));
+        println!("{name:<56} {:>12} {unit:<8} {goal:>10}{verdict}", rounded(*value));
     }
-}
-
-/// The median; NaN of nothing.
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn rounded(value: f64) -> f64 {
