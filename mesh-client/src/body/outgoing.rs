@@ -316,7 +316,8 @@ impl Stream {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         // Counted as well, for a body may have no end of empty chunks.
         for _ in 0..MAX_AHEAD {
-            if self.ended || self.lost || self.sent_len >= self.limit {
+            // At the limit the end may be next.
+            if self.ended || self.lost || self.limit == 0 || self.sent_len > self.limit {
                 return;
             }
             let Poll::Ready(frame) = self.poll_inner(&mut cx) else { return };

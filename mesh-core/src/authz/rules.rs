@@ -110,7 +110,8 @@ fn look_up(index: &Index, key: &str, look: &mut impl FnMut(&[u32])) {
 
 /// Every `<namespace>` of `/ns/<namespace>/` in a SPIFFE ID. Kubernetes' have one.
 fn namespaces(id: &str) -> impl Iterator<Item = &str> {
-    id.match_indices("/ns/").filter_map(|(at, part)| Some(id[at + part.len()..].split_once('/')?.0))
+    // One may begin with the slash that ends another: `/ns/ns/sa/` has two.
+    id.match_indices('/').filter_map(|(at, _)| Some(id[at..].strip_prefix("/ns/")?.split_once('/')?.0))
 }
 
 /// The texts of which a request must have one to satisfy a list of alternatives; `None` = it need not.
@@ -146,5 +147,26 @@ fn exact_namespace(principal: &Principal) -> Option<Vec<&str>> {
         Principal::And(all) => all.iter().find_map(exact_namespace),
         Principal::Or(any) => exact_of(any, exact_namespace),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_namespace_that_a_pattern_would_find_is_found() {
+        for id in [
+            "spiffe://t/ns/a/sa/b",
+            "spiffe://t/ns/ns/sa/b",
+            "spiffe://t/x/ns/a/ns/b/c",
+            "spiffe://t/ns/a",
+            "spiffe://t/ns//x",
+        ] {
+            let found: Vec<_> = namespaces(id).collect();
+            for namespace in ["a", "b", "ns", "sa", "c", "x"] {
+                assert_eq!(found.contains(&namespace), id.contains(&format!("/ns/{namespace}/")), "{id} {namespace}");
+            }
+        }
     }
 }
