@@ -306,7 +306,7 @@ fn istiods_strict_server_listener_is_read() {
     };
     let decoded = codec::decode_listener(&pack(&listener)).expect("accepted");
     let fields: Vec<&str> = decoded.unenforced.iter().map(|u| u.field.as_str()).collect();
-    assert_eq!(fields, ["authorization"]);
+    assert!(fields.is_empty(), "{fields:?}");
     let AnyListener::Inbound(inbound) = decoded.value else { panic!("a server's listener") };
     assert_eq!(inbound.tls, InboundTls::Strict);
     assert_eq!(inbound.address.to_string(), "0.0.0.0:9080");
