@@ -28,6 +28,12 @@ fn virtual_service(world: &World, service: &Object<VirtualService>, findings: &m
         if let Some(full) = full_name(world, host) {
             let message = format!("{host:?} is taken literally and does not name the service; write {full:?}");
             findings.push(service.finding(Severity::Warning, &format!("spec.hosts[{i}]"), message));
+            continue;
+        }
+        let full = names::complete(host, service.namespace(), &world.options);
+        if service.spec.mesh && !full.starts_with('*') && world.catalog.get(&scope, &full).is_none() {
+            let message = format!("no Service or ServiceEntry {full:?}: the routes hold for nothing");
+            findings.push(service.finding(Severity::Warning, &format!("spec.hosts[{i}]"), message));
         }
     }
     not_of_its_ports(world, &scope, service, findings);
@@ -163,6 +169,10 @@ fn linkerd(world: &World, findings: &mut Vec<Finding>) {
         if let Some(rival) = world.virtual_services.find(&scope, &host) {
             let (namespace, name) = (rival.namespace(), rival.name());
             let message = format!("VirtualService {namespace}/{name} holds for {host}; this split is ignored");
+            findings.push(split.finding(Severity::Warning, "spec.service", message));
+        }
+        if !world.catalog.exists(&host) {
+            let message = format!("no Service {host:?}: the split holds for nothing");
             findings.push(split.finding(Severity::Warning, "spec.service", message));
         }
         dangling(split, references::of_split(world, split), findings);

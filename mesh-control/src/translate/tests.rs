@@ -475,3 +475,32 @@ fn a_mirror_that_leads_nowhere_is_told_where_it_is_written() {
         assert_eq!(missing[0].field, field);
     }
 }
+
+#[test]
+fn a_rule_for_a_host_that_nobody_has_is_told() {
+    let vs = |host: &str| {
+        istio(
+            "VirtualService",
+            "r",
+            "default",
+            &format!("{{hosts: [{host}], http: [{{route: [{{destination: {{host: a}}}}]}}]}}"),
+        )
+    };
+    let split = |root: &str| {
+        format!(
+            "apiVersion: split.smi-spec.io/v1alpha2\nkind: TrafficSplit\nmetadata: {{name: s}}\nspec: {{service: {root}, backends: [{{service: a, weight: 1}}]}}\n---\n"
+        )
+    };
+    for (rule, field, told) in [
+        (vs("gone"), "spec.hosts[0]", true),
+        (vs("a"), "spec.hosts[0]", false),
+        (vs("'*.example.com'"), "spec.hosts[0]", false),
+        (split("gone"), "spec.service", true),
+        (split("a"), "spec.service", false),
+    ] {
+        let world = world(&format!("{}{rule}", service("a", "default", HTTP)));
+        let found = world.findings().iter().filter(|found| found.field == field);
+        let found: Vec<_> = found.filter(|found| found.message.contains("for nothing")).collect();
+        assert_eq!(found.len(), usize::from(told), "{rule}: {:?}", world.findings());
+    }
+}
