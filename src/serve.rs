@@ -65,9 +65,9 @@ impl<S> Serve<S> {
         self
     }
 
-    /// How long a draining server goes on serving, so that callers learn in time that it leaves. Default 2 s,
-    /// enough where this mesh's control plane tells them; where endpoints travel through the Kubernetes API
-    /// take 5 s.
+    /// How long a draining server goes on serving, so that callers learn in time that it leaves; one to which nobody
+    /// is connected ends at once. Default 2 s, enough where this mesh's control plane tells them; where endpoints
+    /// travel through the Kubernetes API take 5 s.
     pub fn lame_duck(mut self, time: Duration) -> Self {
         self.config.lame_duck = time;
         self
