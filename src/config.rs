@@ -121,6 +121,10 @@ impl MeshConfig {
             None => None,
         };
         let snapshot = vars.var("MESH_SNAPSHOT").map(PathBuf::from);
+        if snapshot.is_some() && bootstrap.is_some() && !has_lasting_node_id(vars) {
+            let reason = "the node id holds the process id, so no later process uses this one's snapshot: set POD_NAME, or a node id in GRPC_XDS_BOOTSTRAP";
+            tracing::warn!(target: "mesh::config", variable = "MESH_SNAPSHOT", reason);
+        }
         Ok(Self {
             bootstrap,
             proof,
@@ -240,6 +244,11 @@ fn node_id(vars: &dyn Vars, workload: &Workload) -> String {
     format!("sidecar~{ip}~{pod}.{namespace}~{namespace}.svc.cluster.local")
 }
 
+/// Whether the next process at this place is the same node: a snapshot of another one is not used.
+fn has_lasting_node_id(vars: &dyn Vars) -> bool {
+    vars.var("MESH_CONTROL_PLANE").is_none() || vars.var("POD_NAME").is_some()
+}
+
 fn warn_of_unknown(vars: &dyn Vars) {
     for name in unknown(vars) {
         match nearest(&name, KNOWN) {
@@ -330,6 +339,25 @@ mod tests {
         assert!(!found(files("other", &whole), ""));
         assert!(!found(files("default", identity), ""));
         assert!(!found(files("default", r#""ca_certificate_file":"/r""#), ""));
+    }
+
+    #[test]
+    fn a_node_id_lasts_with_the_pods_name_or_a_bootstrap() {
+        let lasting = |vars: &[(&'static str, &'static str)]| {
+            let id = |vars: &[(&'static str, &'static str)]| {
+                let config = MeshConfig::from_vars(&given(vars)).unwrap();
+                config.bootstrap.unwrap().node.id
+            };
+            let process = std::process::id().to_string();
+            let lasts = has_lasting_node_id(&given(vars));
+            assert_eq!(lasts, !id(vars).contains(&process), "{vars:?}");
+            lasts
+        };
+        let plane = [("MESH_CONTROL_PLANE", "istiod:15010"), ("MESH_ROOT_CERT", "/root.pem")];
+        assert!(!lasting(&plane));
+        assert!(lasting(&[plane[0], plane[1], ("POD_NAME", "reviews-v1-x")]));
+        let json = r#"{"xds_servers": [{"server_uri": "x:1", "channel_creds": [{"type": "insecure"}]}], "node": {"id": "me"}}"#;
+        assert!(lasting(&[("GRPC_XDS_BOOTSTRAP_CONFIG", json)]));
     }
 
     #[test]

@@ -26,9 +26,9 @@ pub(crate) trait Kind: Sized {
     /// The object as written.
     type Spec: DeserializeOwned;
 
-    /// Whether what is ignored must be an error, because the object would do more without it.
-    fn strict(_ignored: &Ignored) -> bool {
-        false
+    /// Why what is ignored must be an error: what the object would do without it.
+    fn strict(_ignored: &Ignored) -> Option<&'static str> {
+        None
     }
 
     /// Checks a spec. Anything wrong goes to `check`; after an error the result is not used.
@@ -40,6 +40,9 @@ pub(crate) trait Kind: Sized {
         None
     }
 }
+
+/// What comes of a condition that is lost.
+pub(crate) const LOST_CONDITION: &str = "without this condition the rule would take more";
 
 /// Kinds that are known and do nothing here, with what that means.
 const IGNORED: &[(&str, &str, Severity, &str)] = &[
@@ -88,16 +91,17 @@ macro_rules! kinds {
         /// Adds one document to the model.
         pub(crate) fn add(model: &mut Model, document: &Arc<Document>, manifests: &Manifests, previous: Option<&Model>) {
             $( if is_kind(&model.$field, document) {
-                let valid = add_as(document, previous.map(|p| &p.$field), &mut model.$field, &mut model.findings);
-                return model.faulty.extend((!valid).then(|| document.file.clone()));
+                let last = add_as(document, previous.map(|p| &p.$field), &mut model.$field, &mut model.findings);
+                return in_place_of(document, last, model);
             } )*
             let kept = previous.and_then(|previous| {
-                $( if keep(document, manifests, &previous.$field, &mut model.$field) {
-                    return Some(names(|model| &model.$field).1);
+                $( if let Some(last) = keep(document, manifests, &previous.$field, &mut model.$field) {
+                    return Some((names(|model| &model.$field).1, last));
                 } )*
                 None
             });
-            model.faulty.extend(kept.map(|_| document.file.clone()));
+            let (kept, last) = kept.unzip();
+            in_place_of(document, last, model);
             add_unknown(model, document, kept);
         }
 
@@ -122,18 +126,30 @@ fn is_kind<T: Kind>(_: &Store<T>, document: &Document) -> bool {
     T::GROUP == document.group && T::KIND == document.kind
 }
 
-/// Keeps the object that a document was before its kind or group was misspelt; whether there is one.
-fn keep<T: Kind>(document: &Document, manifests: &Manifests, previous: &Store<T>, store: &mut Store<T>) -> bool {
+/// Notes which version is in force while a document is not valid, if there is one.
+fn in_place_of(document: &Document, last: Option<Arc<Document>>, model: &mut Model) {
+    if let Some(last) = last {
+        model.stale.entry(document.file.clone()).or_default().push(last);
+    }
+}
+
+/// Keeps the object that a document was before its kind or group was misspelt; gives it if there is one.
+fn keep<T: Kind>(
+    document: &Document,
+    manifests: &Manifests,
+    previous: &Store<T>,
+    store: &mut Store<T>,
+) -> Option<Arc<Document>> {
     let key = (document.namespace.clone(), document.name.clone());
-    let Some(last) = previous.get(&key).filter(|last| last.document.file == document.file) else { return false };
+    let last = previous.get(&key).filter(|last| last.document.file == document.file)?;
     let is_slip = nearest(&document.kind, [T::KIND]).is_some() || document.kind == T::KIND;
     let ignored = IGNORED.iter().any(|(group, kind, ..)| *group == document.group && *kind == document.kind);
     let object = last.document.key();
     if !is_slip || ignored || manifests.documents.iter().any(|other| other.key() == object) {
-        return false;
+        return None;
     }
     store.insert(key, last.clone());
-    true
+    Some(last.document.clone())
 }
 
 fn add_unknown(model: &mut Model, document: &Document, kept: Option<&str>) {
@@ -157,20 +173,20 @@ fn add_unknown(model: &mut Model, document: &Document, kept: Option<&str>) {
     });
 }
 
-/// Adds a document of a kind; whether it is valid.
+/// Adds a document of a kind; gives what stays in force because it is not valid.
 fn add_as<T: Kind>(
     document: &Arc<Document>,
     previous: Option<&Store<T>>,
     store: &mut Store<T>,
     findings: &mut Vec<Finding>,
-) -> bool {
+) -> Option<Arc<Document>> {
     let key = (document.namespace.clone(), document.name.clone());
     let last = previous.and_then(|store| store.get(&key)).filter(|last| !last.stand_in);
     if let Some(same) = last.filter(|last| Arc::ptr_eq(&last.document, document)) {
         // One changed file does not make the others be judged again.
         findings.extend_from_slice(&same.findings);
         store.insert(key, same.clone());
-        return true;
+        return None;
     }
     let object = |spec: T, findings: &[Finding], stand_in: bool| {
         Some(Arc::new(Object { document: document.clone(), spec, stand_in, findings: findings.to_vec() }))
@@ -193,7 +209,7 @@ fn add_as<T: Kind>(
     }
     findings.append(&mut check.findings);
     store.extend(object.map(|object| (key, object)));
-    valid
+    last.filter(|_| !valid).map(|last| last.document.clone())
 }
 
 fn read<T: Kind>(document: &Document, check: &mut Check<'_>) -> Option<T> {
@@ -215,8 +231,8 @@ fn read<T: Kind>(document: &Document, check: &mut Check<'_>) -> Option<T> {
             for ignored in ignored {
                 let Ignored { path, why } = &ignored;
                 match T::strict(&ignored) {
-                    true => check.error(path, format!("{why}: without this condition the rule would take more")),
-                    false => check.warn(path, format!("ignored: {why}")),
+                    Some(effect) => check.error(path, format!("{why}: {effect}")),
+                    None => check.warn(path, format!("ignored: {why}")),
                 }
             }
             if check.errors() == 0 {

@@ -34,7 +34,7 @@ pub(crate) use self::virtual_service::{
     WeightedDestination, covers, is_catch_all,
 };
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::finding::{Finding, Severity};
@@ -92,8 +92,8 @@ pub struct Model {
     pub(crate) peer_authentications: Store<PeerAuthentication>,
     pub(crate) authorization_policies: Store<AuthorizationPolicy>,
     findings: Vec<Finding>,
-    /// Files with an object that is not valid.
-    faulty: BTreeSet<Arc<str>>,
+    /// By file: what is in force in the place of its objects that are not valid.
+    stale: BTreeMap<Arc<str>, Vec<Arc<Document>>>,
 }
 
 impl Model {
@@ -134,7 +134,7 @@ impl Model {
             peer_authentications,
             authorization_policies,
             findings: _,
-            faulty: _,
+            stale: _,
         } = self;
         same(namespaces, &other.namespaces)
             && same(service_accounts, &other.service_accounts)
@@ -156,9 +156,10 @@ impl Model {
         self.findings.extend(findings);
     }
 
-    /// Files with an object that is not valid: its last good version may stand in an older text of the file.
-    pub(crate) fn faulty(&self) -> &BTreeSet<Arc<str>> {
-        &self.faulty
+    /// By file: the last good versions that are in force in the place of its objects that are not valid. The file no
+    /// longer holds them.
+    pub(crate) fn stale(&self) -> &BTreeMap<Arc<str>, Vec<Arc<Document>>> {
+        &self.stale
     }
 
     /// What reading and validation had to say, in order of files. Findings that need several objects are

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use self::condition::ConditionSpec;
 use super::check::Check;
-use super::kinds::Kind;
+use super::kinds::{Kind, LOST_CONDITION};
 use super::values::{Loose, duration, is_dns_name, quantity};
 use crate::source::decode::Ignored;
 
@@ -113,8 +113,9 @@ impl Kind for ServiceProfile {
     type Spec = ServiceProfileSpec;
 
     /// A condition that is lost makes the route or the class take more than it should.
-    fn strict(ignored: &Ignored) -> bool {
-        ignored.meant("condition") || ignored.path.split('.').any(|step| step == "condition")
+    fn strict(ignored: &Ignored) -> Option<&'static str> {
+        let lost = ignored.meant("condition") || ignored.path.split('.').any(|step| step == "condition");
+        lost.then_some(LOST_CONDITION)
     }
 
     fn validate(spec: ServiceProfileSpec, check: &mut Check<'_>) -> Self {

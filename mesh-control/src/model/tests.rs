@@ -51,7 +51,7 @@ fn virtual_service_warnings() {
         (format!("{{{TO_A}, fault: {{abort: {{percentage: {{value: 5}}}}}}}}"), "spec.http[0].fault.abort", None),
         (format!("{{{TO_A}, fault: {{abort: {{httpStatus: 500}}}}}}"), "spec.http[0].fault.abort.percentage", None),
         (format!("{{{TO_A}, corsPolicy: {{allowOrigin: [x]}}}}"), "spec.http[0].corsPolicy.allowOrigin", None),
-        (format!("{{{TO_A}, timeuot: 5s}}"), "spec.http[0].timeuot", None),
+        (format!("{{{TO_A}, retries: {{attempts: 1, atempts: 2}}}}"), "spec.http[0].retries.atempts", None),
     ] {
         let text = virtual_service(&spec);
         accepts(&text);
@@ -109,7 +109,7 @@ fn an_object_that_breaks_keeps_its_last_good_version() {
 
 #[test]
 fn a_document_that_did_not_change_keeps_its_object_and_its_warnings() {
-    let warned = virtual_service(&format!("{{{TO_A}, timeuot: 5s}}"));
+    let warned = virtual_service(&format!("{{{TO_A}, retries: {{attempts: 1, atempts: 2}}}}"));
     let manifests = Manifests::from_texts([("a.yaml", warned.as_str())]);
     let first = Model::build(&manifests, None);
     assert_eq!(first.findings.len(), 1, "{:?}", first.findings);

@@ -101,8 +101,9 @@ impl Reload {
             false => Arc::new(Model::build(&self.files.before(), None)),
         };
         let model = Model::build(&manifests, Some(&previous));
-        self.files.keep(model.faulty());
         tracing::info!(objects = manifests.len(), findings = model.findings().len(), "manifests read");
         self.publisher.publish(model);
+        // Nobody waits for the disk.
+        self.files.keep(self.publisher.load_full().stale());
     }
 }

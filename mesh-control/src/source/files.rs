@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::kept::Kept;
-use super::{Manifests, ObjectKey, ParsedFile, parse_file, unreadable};
+use super::{Document, Manifests, ObjectKey, ParsedFile, parse_file, unreadable};
 use crate::finding::{Finding, Severity};
 
 /// Bounds on what is read.
@@ -84,12 +84,12 @@ impl FileSet {
         Manifests::join(std::mem::take(&mut self.before).iter(), &HashMap::new())
     }
 
-    /// After a reading: keeps what was new in it. `faulty` files have an object that is not valid.
-    pub(crate) fn keep(&mut self, faulty: &BTreeSet<Arc<str>>) {
+    /// After a reading: keeps what was new in it. `stale` is what is in force in the place of objects that are not valid.
+    pub(crate) fn keep(&mut self, stale: &BTreeMap<Arc<str>, Vec<Arc<Document>>>) {
         let Some(kept) = &self.kept else { return };
         for (path, entry) in &mut self.files {
             if let Some(text) = entry.fresh.take() {
-                kept.store(path, text, !faulty.contains(&display(path)));
+                kept.store(path, text, stale.get(&display(path)).map_or(&[], Vec::as_slice));
             }
         }
     }
@@ -114,9 +114,10 @@ impl FileSet {
         }
         if complete {
             let before = self.files.len();
-            self.files.retain(|path, _| found.contains(path));
+            let there: BTreeSet<&PathBuf> = found.iter().collect();
+            self.files.retain(|path, _| there.contains(path));
             if let Some(kept) = self.kept.as_ref().filter(|_| before == 0 || self.files.len() < before) {
-                kept.retain(found.iter());
+                kept.retain(there);
             }
         }
         for path in found {
@@ -190,11 +191,9 @@ impl FileSet {
         };
         let changed = now.is_none_or(|now| *now != content.text);
         let last = if changed { parse_file(name, &content.text, &self.limits) } else { ParsedFile::default() };
-        if let Some(good) = &content.good {
-            self.before.push(parse_file(name, good, &self.limits));
-        } else if changed {
-            self.before.push(last.clone());
-        }
+        // First, for of one object the first counts: the text's is not valid.
+        self.before.extend(content.good.iter().map(|good| parse_file(name, good, &self.limits)));
+        self.before.push(last.clone());
         last
     }
 }

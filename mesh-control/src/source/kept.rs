@@ -1,18 +1,23 @@
 //! The last good content of each manifest file, on disk: a file that breaks, or broke while nobody watched, does not
 //! change traffic by a restart of the control plane.
 //!
-//! One small JSON file for each manifest, written when its content is read and differs. All of it can be lost; then a
-//! broken file counts as empty until it is mended, and says so.
+//! One JSON file for each manifest, written when its content is read and differs: the text, and the last good version of
+//! each of its objects that are not valid. All of it can be lost; then a broken file counts as empty until it is mended,
+//! and says so.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::Document;
 use crate::state_dir::{StateDir, StateError};
 
 const DIRECTORY: &str = "manifests";
+/// Most bytes of last good versions of one file: what is kept must fit into a file of the state directory.
+const MAX_GOOD: usize = 3 << 20;
 
 /// Where contents are kept.
 #[derive(Debug)]
@@ -25,22 +30,9 @@ pub(crate) struct Content {
     file: String,
     /// The newest text that could be read.
     pub(crate) text: String,
-    /// An older text, if an object of `text` is not valid: there its last good version is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) good: Option<String>,
-}
-
-impl Content {
-    /// What to keep once `text` was read; `valid` = all its objects are.
-    fn next(last: Option<Self>, file: String, text: String, valid: bool) -> Self {
-        let good = match last {
-            _ if valid => None,
-            Some(last) if last.text == text => last.good,
-            Some(last) => last.good.or(Some(last.text)),
-            None => None,
-        };
-        Self { file, text, good }
-    }
+    /// The last good version of each object of `text` that is not valid, as JSON.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) good: Vec<String>,
 }
 
 impl Kept {
@@ -60,14 +52,24 @@ impl Kept {
         };
         let Some(bytes) = self.0.read(&name).map_err(|error| unusable(&error))? else { return Ok(None) };
         let content: Content = serde_json::from_slice(&bytes).map_err(|error| unusable(&error))?;
-        Ok(Some(content).filter(|content| content.file == path.display().to_string()))
+        Ok(Some(content).filter(|content| content.file == place(path).display().to_string()))
     }
 
-    /// Keeps a text that was read.
-    pub(crate) fn store(&self, path: &Path, text: String, valid: bool) {
-        let last = self.load(path).unwrap_or_default();
-        let next = Content::next(last.clone(), path.display().to_string(), text, valid);
-        if last.as_ref() == Some(&next) {
+    /// Keeps a text that was read, and what is in force in the place of its objects that are not valid.
+    pub(crate) fn store(&self, path: &Path, text: String, stale: &[Arc<Document>]) {
+        let mut bytes = 0;
+        let versions = stale.iter().filter_map(|document| serde_json::to_string(&document.node).ok());
+        let good: Vec<_> = versions
+            .take_while(|json| {
+                bytes += json.len();
+                bytes <= MAX_GOOD
+            })
+            .collect();
+        if good.len() < stale.len() {
+            tracing::warn!(file = %path.display(), "too much that is no longer valid: not all of what is in force is kept for a restart");
+        }
+        let next = Content { file: place(path).display().to_string(), text, good };
+        if self.load(path).unwrap_or_default().as_ref() == Some(&next) {
             return;
         }
         let json = serde_json::to_vec(&next).expect("text is always JSON");
@@ -77,8 +79,8 @@ impl Kept {
     }
 
     /// Forgets all files but these.
-    pub(crate) fn retain<'a>(&self, paths: impl Iterator<Item = &'a PathBuf>) {
-        let names: BTreeSet<String> = paths.map(|path| name(path)).collect();
+    pub(crate) fn retain<'a>(&self, paths: impl IntoIterator<Item = &'a PathBuf>) {
+        let names: BTreeSet<String> = paths.into_iter().map(|path| name(path)).collect();
         for entry in fs::read_dir(self.0.path(".")).into_iter().flatten().flatten() {
             if !names.contains(&*entry.file_name().to_string_lossy()) {
                 // It is tried again at the next change.
@@ -88,10 +90,16 @@ impl Kept {
     }
 }
 
-/// The file name for a manifest: FNV-1a of its path. Whose two paths meet has one of them kept.
+/// Where a manifest is, however its path is spelled. Links are not followed: one that names another directory tomorrow
+/// is the same manifest.
+fn place(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// The file name for a manifest: FNV-1a of its place. Whose two places meet has one of them kept.
 fn name(path: &Path) -> String {
     let hash =
-        path.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        place(path).as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
         });
     format!("{hash:016x}.json")
@@ -103,7 +111,7 @@ mod tests {
 
     use super::*;
     use crate::model::Model;
-    use crate::source::{Limits, directory};
+    use crate::source::{FileSet, Limits, directory};
 
     /// A directory with one manifest, and a state directory.
     struct Setup {
@@ -193,6 +201,73 @@ mod tests {
         setup.read();
         setup.write(&rule("a", "1x"));
         assert_eq!(rules(&setup.read()), [("a", 4)]);
+    }
+
+    /// What a control plane that goes on running has in force after each text, and what one that starts then has.
+    fn after(texts: &[String]) -> [Vec<(String, u64)>; 2] {
+        let setup = Setup::new();
+        let kept = Kept::open(&StateDir::open(setup.state.path()).unwrap()).unwrap();
+        let mut files = FileSet::new([setup.manifests.path().to_owned()], Limits::default()).kept_in(kept);
+        let mut model = Model::default();
+        for text in texts {
+            setup.write(text);
+            model = Model::build(&files.read(), Some(&model));
+            files.keep(model.stale());
+        }
+        let owned = |model: &Model| rules(model).into_iter().map(|(name, time)| (name.to_owned(), time)).collect();
+        [owned(&model), owned(&setup.read())]
+    }
+
+    #[test]
+    fn a_restart_has_the_versions_in_force_that_the_running_one_had() {
+        let [bad_a, bad_b, bad_c] = ["a", "b", "c"].map(|name| rule(name, "1x"));
+        let ok = |name: &str, seconds: u64| rule(name, &format!("{seconds}s"));
+        for (texts, in_force) in [
+            // One has never been good, the other goes on and breaks late.
+            (
+                vec![
+                    bad_a.clone() + &ok("b", 1),
+                    bad_a.clone() + &ok("b", 2),
+                    bad_a.clone() + &ok("b", 3),
+                    bad_a.clone() + &bad_b,
+                ],
+                vec![("b", 3)],
+            ),
+            // One that came while another was broken.
+            (vec![ok("a", 1), bad_a.clone() + &ok("b", 1), bad_a.clone() + &bad_b], vec![("a", 1), ("b", 1)]),
+            // One that was deleted meanwhile and comes again broken.
+            (vec![ok("a", 1) + &ok("c", 1), bad_c.clone(), bad_a.clone() + &bad_c], vec![("c", 1)]),
+            // The control: all mended.
+            (vec![ok("a", 1), bad_a.clone(), ok("a", 2)], vec![("a", 2)]),
+        ] {
+            let [running, restarted] = after(&texts);
+            let running: Vec<_> = running.iter().map(|(name, time)| (name.as_str(), *time)).collect();
+            let restarted: Vec<_> = restarted.iter().map(|(name, time)| (name.as_str(), *time)).collect();
+            assert_eq!((&running, &restarted), (&in_force, &in_force), "{texts:#?}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_of_an_object_is_the_same_value_again() {
+        let text = "kind: A\nmetadata: {name: a}\nspec: {a: 'no', b: \"x\\n\\u0001\\u00e9\", c: [1, -2, 1.5, true, null, '12'], d: 18446744073709551615, '1': {}}\napiVersion: v1\n";
+        let read = |text: &str| crate::source::parse_file(&"a".into(), text, &Limits::default()).documents.remove(0);
+        let (first, again) = (read(text), read(&serde_json::to_string(&read(text).node).unwrap()));
+        let json = |document: &Document| serde_json::to_string(&document.node).unwrap();
+        assert_eq!(json(&again), json(&first));
+        assert_eq!((again.key(), again.node.get("spec").unwrap().get("a").unwrap().text()), (first.key(), Some("no")));
+    }
+
+    #[test]
+    fn a_manifest_is_one_however_its_path_is_spelled() {
+        let here = std::env::current_dir().unwrap();
+        let [plain, dotted, whole] = [PathBuf::from("m/a.yaml"), PathBuf::from("./m/a.yaml"), here.join("m/a.yaml")];
+        assert_eq!([name(&plain), name(&dotted)], [name(&whole), name(&whole)]);
+        let state = tempfile::tempdir().unwrap();
+        let kept = Kept::open(&StateDir::open(state.path()).unwrap()).unwrap();
+        kept.store(&plain, "text".to_owned(), &[]);
+        assert_eq!(kept.load(&whole).unwrap().unwrap().text, "text");
+        // The control: another file is another.
+        assert!(kept.load(&here.join("n/a.yaml")).unwrap().is_none());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A YAML value with the line it stands on.
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::ser::{Serialize, SerializeMap, Serializer};
 
 /// A YAML value and its line.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,6 +80,28 @@ impl Node {
             }
         }
         node.line
+    }
+}
+
+/// Without the lines: what is written as JSON is the same value when it is read as YAML.
+impl Serialize for Node {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.value {
+            Value::Null => serializer.serialize_unit(),
+            Value::Bool(value) => serializer.serialize_bool(*value),
+            Value::Int(value) => serializer.serialize_i64(*value),
+            Value::UInt(value) => serializer.serialize_u64(*value),
+            Value::Float(value) => serializer.serialize_f64(*value),
+            Value::Text(text) => serializer.serialize_str(text),
+            Value::List(items) => serializer.collect_seq(items),
+            Value::Map(entries) => {
+                let mut map = serializer.serialize_map(Some(entries.len()))?;
+                for (name, node) in entries {
+                    map.serialize_entry(name, node)?;
+                }
+                map.end()
+            }
+        }
     }
 }
 

@@ -37,7 +37,7 @@ const OF_ROUTE: &[(&str, &str)] = &[
 /// Everything to say about it.
 pub(super) fn findings(world: &World, findings: &mut Vec<Finding>) {
     for rule in world.model.destination_rules.values() {
-        findings.extend(of_rule(rule));
+        findings.extend(of_rule(rule, unenforced));
     }
     for service in world.model.virtual_services.values() {
         for (i, route) in routes::made_by(world, service) {
@@ -60,7 +60,8 @@ pub(super) fn findings(world: &World, findings: &mut Vec<Finding>) {
     }
 }
 
-fn of_rule(rule: &Object<DestinationRule>) -> Vec<Finding> {
+/// `look` gives what of a cluster is not enforced.
+fn of_rule(rule: &Object<DestinationRule>, look: impl Fn(&Cluster) -> Vec<Unenforced>) -> Vec<Finding> {
     let mut found = Vec::new();
     let subsets = rule.spec.subsets.iter().enumerate();
     let subsets = subsets.map(|(i, subset)| (format!("spec.subsets[{i}].trafficPolicy"), subset.policy.as_ref()));
@@ -72,7 +73,7 @@ fn of_rule(rule: &Object<DestinationRule>) -> Vec<Finding> {
         for (path, port, blocks) in std::iter::once((path.clone(), String::new(), blocks)).chain(ports) {
             let mut made = Cluster::new(ClusterName::new(""));
             cluster::apply(&mut made, blocks);
-            for line in unenforced(&made) {
+            for line in look(&made) {
                 let (field, told) = match (port.as_str(), field(OF_CLUSTER, &line.field)) {
                     ("", Some(field)) => (format!("{path}.{field}"), String::new()),
                     (_, Some(field)) => (path.clone(), format!("{port}{field} ")),
@@ -171,7 +172,47 @@ spec: {ports: [{name: http, port: 80}]}
         assert_eq!(told("retry.rate_limited"), told("retry.on.http3_post_connect_failure"));
         // A field that is new and that nobody has put into the table is told all the same.
         assert_eq!(told("brand_new"), format!("{about}: brand_new {effect}"));
-        assert_eq!(field(OF_CLUSTER, "connection.tcp_keepalive"), Some("connectionPool.tcp.tcpKeepalive"));
-        assert_eq!(field(OF_CLUSTER, "brand_new"), None);
+    }
+
+    #[test]
+    fn fields_of_a_rule_are_told_with_the_subset_and_the_port_they_stand_in() {
+        let rule = "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: a}
+spec:
+  host: a
+  trafficPolicy:
+    connectionPool: {tcp: {tcpKeepalive: {time: 5s}}}
+    portLevelSettings: [{port: {number: 80}, connectionPool: {tcp: {tcpKeepalive: {time: 6s}}}}]
+  subsets: [{name: v1, trafficPolicy: {connectionPool: {tcp: {tcpKeepalive: {time: 7s}}}}}]
+";
+        let model = Model::from_texts([("a.yaml", rule)]);
+        let rule = model.destination_rules.values().next().unwrap();
+        // A version that does not enforce what of a cluster is made in one place.
+        let told = |field: &str| -> Vec<String> {
+            let look = |made: &Cluster| {
+                let time = made.connection.tcp_keepalive.as_ref().and_then(|keepalive| keepalive.time).unwrap();
+                let effect = match time.as_secs() {
+                    5 => "of the rule",
+                    6 => "of the port",
+                    _ => "of the subset",
+                };
+                vec![Unenforced { resource: "cluster".to_owned(), field: field.to_owned(), effect }]
+            };
+            let found = of_rule(rule, look);
+            found.iter().map(|finding| format!("{}: {}", finding.field, finding.message)).collect()
+        };
+        let not = "accepted and not enforced by this version";
+        let keepalive = "connectionPool.tcp.tcpKeepalive";
+        assert_eq!(
+            told("connection.tcp_keepalive"),
+            [
+                format!("spec.trafficPolicy.{keepalive}: {not}: of the rule"),
+                format!("spec.trafficPolicy.portLevelSettings: port 80: {keepalive} {not}: of the port"),
+                format!("spec.subsets[0].trafficPolicy.{keepalive}: {not}: of the subset"),
+            ]
+        );
+        // A field that is new and that nobody has put into the table is told all the same.
+        assert_eq!(told("brand_new")[0], format!("spec.trafficPolicy: brand_new {not}: of the rule"));
     }
 }

@@ -127,6 +127,9 @@ impl<'a, R: Resources> Follow<'a, R> {
         }) {
             Found::Pending => InboundState::Pending,
             Found::Ready(listener) => InboundState::Ready(listener),
+            Found::Failed(reason) if self.grounds.lost => {
+                InboundState::Failed(format!("inbound configuration {name:?}: {reason}").into())
+            }
             Found::Failed(reason) => InboundState::Failed(
                 format!("no inbound configuration named {name:?} ({reason}): check that a Service selects this workload and port").into(),
             ),

@@ -165,7 +165,12 @@ impl Cascade {
             Root::Inbound { listener, publisher } => {
                 let mut follow = Follow::new(resources);
                 let next = follow.inbound(listener);
-                if next != *publisher.load_full() {
+                let before = publisher.load_full();
+                // Only what was dropped on purpose ends what is good, as for destinations.
+                let stays = matches!(*before, InboundState::Ready(_))
+                    && !matches!(next, InboundState::Ready(_))
+                    && !follow.has_lost_one_of(&followed.uses);
+                if !stays && next != *before {
                     publisher.publish(next);
                 }
                 follow.into_uses(&followed.uses, &[])

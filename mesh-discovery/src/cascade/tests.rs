@@ -17,6 +17,8 @@ struct Plane {
     has: BTreeMap<Key, (Result<Resource, String>, Origin)>,
     /// Nobody can be asked for what is not there.
     away: bool,
+    /// Given by one control plane, and not to be had from the one that counts now.
+    lost: BTreeSet<Key>,
     server: u16,
 }
 
@@ -35,6 +37,9 @@ impl Resources for Plane {
 
     fn known(&self, key: &Key) -> Known<'_, Resource> {
         assert!(self.wanted.contains(key), "{key} was not asked for");
+        if self.lost.contains(key) {
+            return Known::Lost("the next control plane does not have it", Some(Origin { authority: 0, server: 1 }));
+        }
         match self.has.get(key) {
             None if self.away => Known::Lost("nobody can be asked", None),
             None => Known::Pending,
@@ -73,7 +78,14 @@ impl World {
         let key = Key::new(kind, name);
         let resource = resource.map(|value| Resource { value, unenforced: Arc::from([]) }).map_err(str::to_owned);
         let origin = Origin { authority: 0, server: self.plane.server };
+        self.plane.lost.remove(&key);
         self.plane.has.insert(key.clone(), (resource, origin));
+        self.cascade.changed(&[key], &mut self.plane);
+    }
+
+    fn lose(&mut self, kind: Kind, name: &str) {
+        let key = Key::new(kind, name);
+        self.plane.lost.insert(key.clone());
         self.cascade.changed(&[key], &mut self.plane);
     }
 
@@ -327,6 +339,45 @@ fn a_listening_address_gets_its_listener_and_nothing_else() {
     let inbound = Arc::new(InboundListener::new("in", "127.0.0.1:80".parse().unwrap(), InboundTls::Strict));
     world.give(Kind::Listener, "in", Ok(Value::Inbound(inbound.clone())));
     assert_eq!(**state.load(), InboundState::Ready(inbound));
+}
+
+/// A cascade with the listening address `in`, which is known, and its listener.
+fn listening() -> (World, Watched<InboundState>, Arc<InboundListener>) {
+    let mut world = World::new();
+    let (publisher, state) = Watched::channel(InboundState::Pending);
+    world.cascade.add(9, Root::Inbound { listener: "in".to_owned(), publisher }, &mut world.plane);
+    let inbound = Arc::new(InboundListener::new("in", "127.0.0.1:80".parse().unwrap(), InboundTls::Strict));
+    world.give(Kind::Listener, "in", Ok(Value::Inbound(inbound.clone())));
+    assert_eq!(**state.load(), InboundState::Ready(inbound.clone()));
+    (world, state, inbound)
+}
+
+#[test]
+fn a_listening_address_loses_its_good_listener_only_when_it_is_dropped_on_purpose() {
+    let (mut world, state, good) = listening();
+    let good = InboundState::Ready(good);
+    // Another control plane does not have it, or says what is refused: the first one's word is kept.
+    world.lose(Kind::Listener, "in");
+    assert_eq!(**state.load(), good);
+    // A listener of the other direction is no inbound policy.
+    world.give(Kind::Listener, "in", Ok(listener("r")));
+    assert_eq!(**state.load(), good);
+    // The control run: a deletion counts.
+    world.give(Kind::Listener, "in", Err("deleted"));
+    assert!(matches!(&**state.load(), InboundState::Failed(reason) if reason.contains("deleted")));
+}
+
+#[test]
+fn a_listening_address_that_nobody_could_be_asked_for_says_so_and_blames_no_service() {
+    let mut world = World::new();
+    world.plane.away = true;
+    let (publisher, state) = Watched::channel(InboundState::Pending);
+    world.cascade.add(9, Root::Inbound { listener: "in".to_owned(), publisher }, &mut world.plane);
+    let InboundState::Failed(reason) = &**state.load() else { panic!("it failed") };
+    assert!(reason.contains("nobody can be asked") && !reason.contains("Service"), "{reason}");
+    // The control run: where somebody says that there is none, a Service is what to look at.
+    world.give(Kind::Listener, "in", Err("not sent"));
+    assert!(matches!(&**state.load(), InboundState::Failed(reason) if reason.contains("check that a Service")));
 }
 
 #[test]

@@ -13,6 +13,7 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3::{
         AutoHttpConfig, ExplicitHttpConfig, UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
     },
 };
+use envoy_types::pb::google::protobuf::UInt32Value;
 use mesh_core::policy::{ConnectionOptions, Keepalive, TcpKeepalive, UpstreamProtocol};
 
 use super::common;
@@ -167,11 +168,22 @@ fn read_tcp_keepalive(proto: &xds::Cluster, at: &At<'_>, report: &mut Report) ->
         happy_eyeballs_config => "addresses of both families take turns (gRFC A61)",
     });
     let keepalive = connection.tcp_keepalive.as_ref()?;
-    Some(TcpKeepalive {
-        probes: keepalive.keepalive_probes.map(|n| n.value),
-        time: keepalive.keepalive_time.map(|n| Duration::from_secs(n.value.into())),
-        interval: keepalive.keepalive_interval.map(|n| Duration::from_secs(n.value.into())),
-    })
+    let at = at.field("upstream_connection_options");
+    let at = at.field("tcp_keepalive");
+    // Beyond these the operating system refuses the option, and with it every connection would fail. 0 is the system's
+    // own setting.
+    let mut read = |value: Option<UInt32Value>, name: &str, most: u32| {
+        let value = value.map(|n| n.value).filter(|n| *n > 0)?;
+        if value > most {
+            report.problem(&at.field(name), format!("{value} is more than {most}"));
+        }
+        Some(value)
+    };
+    let probes = read(keepalive.keepalive_probes, "keepalive_probes", 127);
+    let time = read(keepalive.keepalive_time, "keepalive_time", 32_767);
+    let interval = read(keepalive.keepalive_interval, "keepalive_interval", 32_767);
+    let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+    Some(TcpKeepalive { probes, time: time.map(seconds), interval: interval.map(seconds) })
 }
 
 fn read_typed(typed: &HttpProtocolOptions, options: &mut ConnectionOptions, at: &At<'_>, report: &mut Report) {

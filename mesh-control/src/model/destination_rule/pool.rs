@@ -34,9 +34,9 @@ fn tcp_pool(spec: &TcpPoolSpec, check: &mut Check<'_>, path: &str, pool: &mut Co
     if let Some(keepalive) = &spec.tcp_keepalive {
         let path = format!("{path}.tcpKeepalive");
         pool.tcp_keepalive = Some(TcpKeepalive {
-            probes: keepalive.probes.filter(|probes| *probes > 0),
-            time: time(keepalive.time.as_deref(), check, &format!("{path}.time")),
-            interval: time(keepalive.interval.as_deref(), check, &format!("{path}.interval")),
+            probes: probes(keepalive.probes, check, &format!("{path}.probes")),
+            time: keepalive_time(keepalive.time.as_deref(), check, &format!("{path}.time")),
+            interval: keepalive_time(keepalive.interval.as_deref(), check, &format!("{path}.interval")),
         });
     }
     if time(spec.idle_timeout.as_deref(), check, &format!("{path}.idleTimeout")).is_some() {
@@ -71,8 +71,8 @@ fn http_pool(spec: &HttpPoolSpec, check: &mut Check<'_>, path: &str, pool: &mut 
         let path = format!("{path}.http2KeepAlive");
         match (keepalive.interval.as_deref(), keepalive.timeout.as_deref()) {
             (Some(interval), Some(timeout)) => {
-                let interval = check.take(&format!("{path}.interval"), duration(interval));
-                let timeout = check.take(&format!("{path}.timeout"), duration(timeout));
+                let interval = above_zero(interval, check, &format!("{path}.interval"));
+                let timeout = above_zero(timeout, check, &format!("{path}.timeout"));
                 pool.http2_keepalive = interval.zip(timeout).map(|(interval, timeout)| Keepalive { interval, timeout });
             }
             _ => check.error(&path, "interval and timeout are both needed"),
@@ -84,6 +84,32 @@ fn http_pool(spec: &HttpPoolSpec, check: &mut Check<'_>, path: &str, pool: &mut 
 fn limit(value: Option<i64>, check: &mut Check<'_>, path: &str) -> Option<u32> {
     let read = u32::try_from(value?).map_err(|_| format!("{} is not a limit", value.unwrap_or_default()));
     check.take(path, read).filter(|limit| *limit > 0)
+}
+
+/// The operating system's bound on probes; 0 counts as not written.
+fn probes(value: Option<u32>, check: &mut Check<'_>, path: &str) -> Option<u32> {
+    let probes = value.filter(|probes| *probes > 0)?;
+    if probes > 127 {
+        check.error(path, format!("{probes} probes; give 1 to 127"));
+    }
+    Some(probes)
+}
+
+/// A time that the operating system takes for keep-alive.
+fn keepalive_time(text: Option<&str>, check: &mut Check<'_>, path: &str) -> Option<Duration> {
+    let value = time(text, check, path)?;
+    if !(1..=32_767).contains(&value.as_secs()) {
+        check.error(path, "not a time for TCP keep-alive; give 1s to 32767s, or leave it out");
+    }
+    Some(value)
+}
+
+fn above_zero(text: &str, check: &mut Check<'_>, path: &str) -> Option<Duration> {
+    let value = check.take(path, duration(text))?;
+    if value.is_zero() {
+        check.error(path, "it must be above 0; to send no pings leave http2KeepAlive out");
+    }
+    Some(value)
 }
 
 fn time(text: Option<&str>, check: &mut Check<'_>, path: &str) -> Option<Duration> {

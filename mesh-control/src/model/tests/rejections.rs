@@ -456,6 +456,31 @@ fn service_entry_rejections() {
 }
 
 #[test]
+fn keepalive_that_no_connection_could_have_is_refused() {
+    let pool = |pool: &str| {
+        let spec = format!("{{host: a, trafficPolicy: {{connectionPool: {pool}}}}}");
+        object("networking.istio.io/v1", "DestinationRule", "a", &spec)
+    };
+    let tcp = |rest: &str| pool(&format!("{{tcp: {{tcpKeepalive: {{{rest}}}}}}}"));
+    for (rest, field, message) in [
+        ("time: 0s", "time", "1s to 32767s"),
+        ("time: 999ms", "time", "1s to 32767s"),
+        ("interval: 32768s", "interval", "1s to 32767s"),
+        ("probes: 128", "probes", "1 to 127"),
+    ] {
+        rejects(&tcp(rest), &format!("spec.trafficPolicy.connectionPool.tcp.tcpKeepalive.{field}"), message);
+    }
+    accepts(&tcp("time: 1s, interval: 32767s, probes: 127"));
+    accepts(&tcp("probes: 0"));
+    let http = |rest: &str| pool(&format!("{{http: {{http2KeepAlive: {{{rest}}}}}}}"));
+    for (rest, field) in [("interval: 1s, timeout: 0s", "timeout"), ("interval: 0s, timeout: 1s", "interval")] {
+        let field = format!("spec.trafficPolicy.connectionPool.http.http2KeepAlive.{field}");
+        rejects(&http(rest), &field, "above 0");
+    }
+    accepts(&http("interval: 1s, timeout: 1s"));
+}
+
+#[test]
 fn linkerd_and_smi_rejections() {
     let profile = |spec: &str| object("linkerd.io/v1alpha2", "ServiceProfile", "a.default.svc.cluster.local", spec);
     rejects(&object("linkerd.io/v1alpha2", "ServiceProfile", "a", "{}"), "metadata.name", "full host name");
@@ -542,7 +567,28 @@ fn a_condition_that_would_be_lost_refuses_the_object() {
     rejects(&profile, "spec.routes[0].conditon", "did you mean condition?");
     // The controls: presence is said by an empty match, and elsewhere a slip is a warning.
     accepts(&block("headers: {end-user: {}}, withoutHeaders: {x: {}}, queryParams: {q: {}}"));
-    accepts(&virtual_service(&format!("{{{TO_A}, timeuot: 5s}}")));
+    accepts(&virtual_service(&format!("{{{TO_A}, retries: {{attempts: 1, atempts: 2}}}}")));
+}
+
+#[test]
+fn a_field_that_no_route_has_refuses_the_object() {
+    // A transposition is no slip that a distance of one finds.
+    for (field, message) in [
+        ("mtach: [{uri: {prefix: /a}}]", "unknown field"),
+        ("condition: {}", "unknown field"),
+        ("timeuot: 5s", "did you mean timeout?"),
+    ] {
+        let name = field.split(':').next().unwrap();
+        rejects(&virtual_service(&format!("{{{field}, {TO_A}}}")), &format!("spec.http[0].{name}"), message);
+    }
+    for list in ["tls", "tcp"] {
+        let spec = format!(
+            "spec: {{hosts: [a.b], {list}: [{{mtach: [{{port: 1}}], match: [{{port: 1, sniHosts: [a.b]}}], route: [{{destination: {{host: a}}}}]}}]}}"
+        );
+        rejects(&virtual_service(&spec), &format!("spec.{list}[0].mtach"), "a route has no such field");
+    }
+    // The control: a field that a route has.
+    accepts(&virtual_service(&format!("{{match: [{{uri: {{prefix: /a}}}}], {TO_A}}}")));
 }
 
 #[test]

@@ -15,9 +15,9 @@ use mesh_core::policy::{Cors, Fault, HeaderPolicy, PerMillion, Redirect, RetryPo
 pub(crate) use self::layer4::{Layer4Match, Layer4Route};
 use self::spec::{HttpRouteSpec, VirtualServiceSpec};
 use super::check::Check;
-use super::kinds::Kind;
+use super::kinds::{Kind, LOST_CONDITION};
 use super::values::{ExportTo, duration, is_host};
-use crate::source::decode::Ignored;
+use crate::source::decode::{Ignored, Why};
 
 /// The gateway that stands for traffic between services.
 const MESH: &str = "mesh";
@@ -136,9 +136,19 @@ impl Kind for VirtualService {
     const VERSIONS: &'static [&'static str] = &["v1", "v1beta1", "v1alpha3"];
     type Spec = VirtualServiceSpec;
 
-    /// A condition that is lost makes the route take requests it should not.
-    fn strict(ignored: &Ignored) -> bool {
-        ignored.meant("match") || ignored.path.split('.').nth(2).is_some_and(|step| step.starts_with("match["))
+    /// A condition that is lost makes the route take requests it should not, and any field of a route may be one that
+    /// is misspelt: who can tell what `mtach` was?
+    fn strict(ignored: &Ignored) -> Option<&'static str> {
+        let mut steps = ignored.path.split('.').skip(1);
+        let (list, field, inside) = (steps.next()?, steps.next()?, steps.next());
+        if !["http[", "tls[", "tcp["].iter().any(|name| list.starts_with(name)) {
+            return None;
+        }
+        if field.starts_with("match[") {
+            return Some(LOST_CONDITION);
+        }
+        let is_field = inside.is_none() && matches!(ignored.why, Why::Unknown(_));
+        is_field.then_some("a route has no such field, and would do something else without it; correct or remove it")
     }
 
     fn validate(spec: VirtualServiceSpec, check: &mut Check<'_>) -> Self {

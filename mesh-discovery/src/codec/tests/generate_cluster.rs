@@ -310,8 +310,8 @@ fn tls() -> impl Strategy<Value = UpstreamTls> {
 }
 
 fn connection() -> impl Strategy<Value = ConnectionOptions> {
-    let seconds = || option::of(any::<u32>().prop_map(|s| Duration::from_secs(s.into())));
-    let tcp = (option::of(any::<u32>()), seconds(), seconds()).prop_map(|(probes, time, interval)| TcpKeepalive {
+    let seconds = || option::of((1..=32_767_u64).prop_map(Duration::from_secs));
+    let tcp = (option::of(1..=127_u32), seconds(), seconds()).prop_map(|(probes, time, interval)| TcpKeepalive {
         probes,
         time,
         interval,

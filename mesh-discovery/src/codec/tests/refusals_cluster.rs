@@ -104,6 +104,29 @@ fn a_connection_without_streams_is_refused() {
 }
 
 #[test]
+fn tcp_keepalive_that_the_system_refuses_is_refused_and_0_is_its_own_setting() {
+    use std::time::Duration;
+    let with = |probes: u32, time: u64, interval: u64| {
+        let (time, interval) = (Some(Duration::from_secs(time)), Some(Duration::from_secs(interval)));
+        let mut cluster = Cluster::new("c".into());
+        cluster.connection.tcp_keepalive = Some(TcpKeepalive { probes: Some(probes), time, interval });
+        codec::decode_cluster(&codec::encode_cluster(&cluster))
+    };
+    let read = |probes, time, interval| with(probes, time, interval).unwrap().value.connection.tcp_keepalive;
+    let most = Some(Duration::from_secs(32_767));
+    assert_eq!(read(127, 32_767, 32_767), Some(TcpKeepalive { probes: Some(127), time: most, interval: most }));
+    assert_eq!(read(0, 0, 0), Some(TcpKeepalive { probes: None, time: None, interval: None }));
+    let path = "upstream_connection_options.tcp_keepalive";
+    for (refused, field) in [
+        (with(128, 1, 1), "keepalive_probes"),
+        (with(1, 32_768, 1), "keepalive_time"),
+        (with(1, 1, 32_768), "keepalive_interval"),
+    ] {
+        assert_eq!(fields(refused), [format!("{path}.{field}")]);
+    }
+}
+
+#[test]
 fn accrual_without_a_failure_is_refused() {
     let accrual = FailureAccrual { max_failures: 0, ..FailureAccrual::default() };
     let cluster = Cluster { accrual: Some(accrual), ..Cluster::new("c".into()) };

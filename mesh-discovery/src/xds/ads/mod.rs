@@ -261,6 +261,17 @@ impl<C: Codec> Ads<C> {
         &self.sessions[usize::from(self.authorities[0].active_server())]
     }
 
+    /// Whether what is held is as new as now: something is wanted, and every control plane whose word counts for it
+    /// has answered on the stream that is open, or is rightly silent.
+    pub(crate) fn is_confirmed(&self) -> bool {
+        let mut wanted = self.authorities.iter().filter(|authority| authority.watched > 0).peekable();
+        wanted.peek().is_some()
+            && wanted.all(|authority| {
+                let session = &self.sessions[usize::from(authority.active_server())];
+                session.connected && session.unconfirmed_since.is_none()
+            })
+    }
+
     /// Resources whose readers see something new since the last call.
     pub(crate) fn take_changed(&mut self) -> Vec<Key> {
         std::mem::take(&mut self.changed)

@@ -12,7 +12,7 @@ mod worker;
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,12 +27,17 @@ use crate::bootstrap::Bootstrap;
 
 const MAGIC: &[u8] = b"mesh xDS snapshot 1\n";
 
+/// Larger files are not ours.
+const MAX_BYTES: u64 = 256 << 20;
+/// How far the clock may have been ahead when the file was written.
+const SKEW: Duration = Duration::from_secs(300);
+
 /// Where the last good configuration is kept and how long it counts.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct SnapshotConfig {
     /// The file; its directory must exist. It holds the addresses and policy of every destination in use,
-    /// and is readable for its owner only.
+    /// and is readable for its owner only. One that somebody else could have written is refused, as is one above 256 MiB.
     pub path: PathBuf,
     /// Age from which it is refused. Default 24 h.
     pub max_age: Duration,
@@ -81,10 +86,10 @@ impl Account {
     pub(super) fn open(config: SnapshotConfig, bootstrap: &Bootstrap, now: Instant) -> (Self, Option<Saved>) {
         let mut account = Self { config, written: None, writes: 0, error: None };
         let path = &account.config.path;
-        let bytes = match fs::read(path) {
-            Ok(bytes) => Ok(bytes),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return (account, None),
-            Err(error) => Err(format!("it cannot be read: {error}")),
+        let bytes = match read(path, own_user()) {
+            Ok(None) => return (account, None),
+            Ok(Some(bytes)) => Ok(bytes),
+            Err(reason) => Err(reason),
         };
         let read = bytes.and_then(|bytes| decode(&bytes, owner(bootstrap), wall_clock(), account.config.max_age));
         match read {
@@ -149,6 +154,55 @@ pub(super) fn encode<'a>(
     out
 }
 
+/// The bytes of the file, if there is one. `us` is the user that may have written it, besides root.
+fn read(path: &Path, us: Option<u32>) -> Result<Option<Vec<u8>>, String> {
+    let cannot = |error: io::Error| format!("it cannot be read: {error}");
+    // Opening a pipe would wait for its writer.
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_file() => {}
+        Ok(_) => return Err("it is not a file; name one, or remove what is there".to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(cannot(error)),
+    }
+    let file = fs::File::open(path).map_err(cannot)?;
+    // On the open file: what is checked is what is read.
+    refuse_foreign(&file.metadata().map_err(cannot)?, us)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(cannot)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(format!("it has more than {MAX_BYTES} bytes; remove it"));
+    }
+    Ok(Some(bytes))
+}
+
+/// What it says would be obeyed, so nobody else may have written it.
+#[cfg(unix)]
+fn refuse_foreign(found: &fs::Metadata, us: Option<u32>) -> Result<(), String> {
+    use std::os::unix::fs::MetadataExt;
+    let (mode, owner) = (found.mode() & 0o777, found.uid());
+    if !found.is_file() {
+        return Err("it is not a file; name one, or remove what is there".to_owned());
+    }
+    if mode & 0o022 != 0 {
+        return Err(format!("others than its owner may write it (mode {mode:03o}): chmod go-w, or remove it"));
+    }
+    if owner != 0 && us.is_some_and(|us| us != owner) {
+        return Err(format!("it belongs to user {owner}, not to this process' user: remove it, or name another file"));
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn refuse_foreign(_: &fs::Metadata, _: Option<u32>) -> Result<(), String> {
+    Ok(())
+}
+
+/// The effective user of this process, where `/proc` tells; elsewhere nobody is refused for whose the file is.
+fn own_user() -> Option<u32> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// Reads the file's bytes: age and resources, or why they are refused.
 fn decode(bytes: &[u8], owner: u128, now: u64, max_age: Duration) -> Result<(Duration, Saved), String> {
     let damaged = || "it is damaged".to_owned();
@@ -158,6 +212,10 @@ fn decode(bytes: &[u8], owner: u128, now: u64, max_age: Duration) -> Result<(Dur
         return Err(damaged());
     }
     let written = u64::from_le_bytes(*take(&mut rest).ok_or_else(damaged)?);
+    let ahead = Duration::from_secs(written.saturating_sub(now));
+    if ahead > SKEW {
+        return Err(format!("it was written {ahead:?} in the future: check the clock, or remove the file"));
+    }
     let age = Duration::from_secs(now.saturating_sub(written));
     if age > max_age {
         return Err(format!("it is {age:?} old, {max_age:?} is allowed"));
@@ -236,6 +294,50 @@ mod tests {
         let error = decode(&sample(), 7, 1_001 + 86_400, DAY).unwrap_err();
         assert!(error.contains("old"), "{error}");
         assert!(decode(&sample(), 8, 1_000, DAY).unwrap_err().contains("another node"));
+        // A clock that was a little ahead is no reason; one that was far ahead would keep it young for ever.
+        assert!(decode(&sample(), 7, 700, DAY).is_ok());
+        assert!(decode(&sample(), 7, 699, DAY).unwrap_err().contains("in the future"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_that_somebody_else_could_have_written_is_refused() {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("snapshot");
+        assert_eq!(read(&path, own_user()).unwrap(), None, "there is none");
+        replace(&path, b"x").unwrap();
+        for (mode, fine) in [(0o600, true), (0o644, true), (0o620, false), (0o602, false), (0o666, false)] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            match read(&path, own_user()) {
+                Ok(bytes) => assert!(fine && bytes.as_deref() == Some(&b"x"[..]), "{mode:o}"),
+                Err(reason) => assert!(!fine && reason.contains("chmod go-w"), "{mode:o}: {reason}"),
+            }
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let owner = fs::metadata(&path).unwrap().uid();
+        // Root's files are taken by everybody.
+        assert_eq!(read(&path, Some(owner + 1)).is_ok(), owner == 0);
+        if owner == 0 {
+            std::os::unix::fs::chown(&path, Some(7), None).unwrap();
+            assert!(read(&path, own_user()).unwrap_err().contains("belongs to user 7"));
+            assert!(read(&path, Some(7)).is_ok(), "control");
+        }
+        let link = folder.path().join("link");
+        symlink(&path, &link).unwrap();
+        for other in [&link, &folder.path().to_owned()] {
+            assert!(read(other, own_user()).unwrap_err().contains("not a file"));
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("snapshot");
+        // A hole costs nothing on disk.
+        replace(&path, b"").unwrap();
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(MAX_BYTES + 1).unwrap();
+        assert!(read(&path, own_user()).unwrap_err().contains("more than"));
     }
 
     #[test]

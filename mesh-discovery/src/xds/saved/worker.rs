@@ -1,5 +1,6 @@
 //! Writes the snapshot: some time after a change, and once an hour so that it does not grow old while nothing
-//! changes. Encoding and writing are off the worker, on the runtime's threads for blocking work.
+//! changes; only while the control plane confirms what is held, so that an outage takes nothing out of it and makes it
+//! no younger. Encoding and writing are off the worker, on the runtime's threads for blocking work.
 #![allow(clippy::disallowed_methods, reason = "blocking work of a worker, and the system's clock")]
 
 use std::pin::Pin;
@@ -25,12 +26,21 @@ pub(in crate::xds) struct Saver {
     timer: Pin<Box<Sleep>>,
     /// Something changed since the last write.
     dirty: bool,
+    /// The control plane confirms what is held, as of the last look.
+    confirmed: bool,
     writing: Option<JoinHandle<std::io::Result<()>>>,
 }
 
 impl Saver {
     pub(in crate::xds) fn new(owner: u128, delay: Duration) -> Self {
-        Self { owner, delay, timer: Box::pin(tokio::time::sleep(REFRESH)), dirty: false, writing: None }
+        Self {
+            owner,
+            delay,
+            timer: Box::pin(tokio::time::sleep(REFRESH)),
+            dirty: false,
+            confirmed: false,
+            writing: None,
+        }
     }
 
     /// A control plane changed something.
@@ -57,17 +67,22 @@ impl Saver {
             }
             return true;
         }
+        let before = std::mem::replace(&mut self.confirmed, ads.is_confirmed());
+        if !self.confirmed {
+            return false;
+        }
+        if !before {
+            // It has just begun to speak, and what it said during an outage of ours is on its way.
+            self.dirty = false;
+            self.changed();
+        }
         if self.timer.as_mut().poll(cx).is_pending() {
             return false;
         }
-        // An hour in which nobody could be asked makes nothing newer.
-        let fresh = self.dirty || ads.active().connected;
         self.timer.as_mut().reset(Instant::now() + REFRESH);
         self.dirty = false;
-        if fresh {
-            let (owner, path, resources) = (self.owner, account.config.path.clone(), held(ads));
-            self.writing = Some(tokio::task::spawn_blocking(move || replace(&path, &file(&resources, owner))));
-        }
+        let (owner, path, resources) = (self.owner, account.config.path.clone(), held(ads));
+        self.writing = Some(tokio::task::spawn_blocking(move || replace(&path, &file(&resources, owner))));
         true
     }
 }

@@ -13,6 +13,7 @@ use mesh_core::policy::{
     RouteAction, RouteConfiguration, RouteMatch, RouteSource, Snapshot, UpstreamTls, VirtualHost,
 };
 use mesh_core::source::{DestinationSource, InboundSource, Watched};
+use mesh_testkit::clock;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -352,12 +353,7 @@ async fn what_an_earlier_run_knew_serves_until_the_control_plane_answers() {
     let mut state = client.destination(&target());
     let old = snapshot(&mut state).await;
     let mut stream = server.accept().await;
-    while asked(&stream.request().await) != ["x"] {}
-    stream.respond(Kind::Listener, "v2", "l1", vec![listener()]);
-    stream.respond(Kind::Routes, "v2", "r1", vec![routes("x")]);
-    while asked(&stream.request().await) != ["x"] {}
-    stream.respond(Kind::Cluster, "v2", "c1", vec![cluster("x")]);
-    stream.respond(Kind::Endpoints, "v2", "e1", vec![endpoints("x", 9)]);
+    serve_restored(&mut stream).await;
     let new = state.wait_for(|state| matches!(state, DestinationState::Ready(s) if **s != *old)).await;
     let DestinationState::Ready(new) = &*new else { panic!("{new:?}") };
     assert_eq!(port_of(new, "x"), 9);
@@ -375,6 +371,52 @@ async fn what_an_earlier_run_knew_serves_until_the_control_plane_answers() {
         }
     };
     assert!(error.contains("damaged"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_takes_nothing_out_of_the_snapshot_and_makes_it_no_younger() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("snapshot");
+    let (client, mut server) = client_with(Some(&path));
+    let mut state = client.destination(&target());
+    let mut stream = server.accept().await;
+    serve_all(&mut stream, "v1").await;
+    snapshot(&mut state).await;
+    while client.status().snapshot.unwrap().writes == 0 || written(&path).await < 4 {
+        tokio::task::yield_now().await;
+    }
+    drop(client);
+    let before = std::fs::read(&path).unwrap();
+
+    // Nobody can be asked, and only a part of what is known is in use; that nobody can be asked is itself a change.
+    let (client, server) = client_with(Some(&path));
+    drop(server);
+    let other = client.destination(&"b:80".parse().unwrap());
+    other.clone().wait_for(|state| matches!(state, DestinationState::Unreachable(_))).await;
+    clock::pass(Duration::from_secs(3 * 3600)).await;
+    assert_eq!(client.status().snapshot.unwrap().writes, 0);
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+    drop(client);
+
+    // The control run: once the control plane speaks it is written.
+    let (client, mut server) = client_with(Some(&path));
+    let mut state = client.destination(&target());
+    let mut stream = server.accept().await;
+    serve_restored(&mut stream).await;
+    state.wait_for(|state| matches!(state, DestinationState::Ready(s) if port_of(s, "x") == 9)).await;
+    while client.status().snapshot.unwrap().writes == 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Plays the control plane for a client that knows `a:80` from an earlier run.
+async fn serve_restored(stream: &mut Stream) {
+    while asked(&stream.request().await) != ["x"] {}
+    stream.respond(Kind::Listener, "v2", "l1", vec![listener()]);
+    stream.respond(Kind::Routes, "v2", "r1", vec![routes("x")]);
+    while asked(&stream.request().await) != ["x"] {}
+    stream.respond(Kind::Cluster, "v2", "c1", vec![cluster("x")]);
+    stream.respond(Kind::Endpoints, "v2", "e1", vec![endpoints("x", 9)]);
 }
 
 /// Resources in a snapshot file.
