@@ -2,6 +2,8 @@
 //!
 //! Refuses to know clients.
 
+mod held;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +12,12 @@ use mesh_core::source::{Publisher, Watched};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 
+pub(crate) use self::held::Held;
 use crate::clock::Clock;
 use crate::finding::{Finding, Severity};
 use crate::model::Model;
 use crate::registry::Registrations;
-use crate::translate::{Changed, Options, World, settle};
+use crate::translate::{Changed, Options, World, kept, settle, with_kept};
 use crate::xds::{Cache, HOSTS, Resources, Touched};
 
 /// A change after this long a quiet is served at once. Changes that follow a revision sooner are
@@ -31,25 +34,32 @@ pub(crate) struct Served {
     findings: Publisher<Vec<Finding>>,
     cache: Arc<Cache>,
     world: Arc<World>,
+    held: Held,
     /// Tells the revisions of one run of the control plane from those of another.
     started: u64,
     revision: u64,
 }
 
 impl Served {
-    /// Builds the first revision.
+    /// Builds the first revision. Edits that lead nowhere do not take effect in it either, if `held` knows what was
+    /// in force before.
     pub(crate) fn new(
         model: Watched<Model>,
         registrations: Watched<Registrations>,
         options: Options,
+        held: Held,
         clock: &Clock,
     ) -> Self {
         let started = clock.unix_seconds();
-        let world = Arc::new(World::of(model.load_full(), (**registrations.load()).clone(), options.clone()));
+        let build = |model| World::of(model, (**registrations.load()).clone(), options.clone());
+        let read = model.load_full();
+        let before = build(Arc::new(with_kept(&read, held.model())));
+        let world = build(read);
+        let world = Arc::new(settle(&before, &world).map_or(world, |kept| build(Arc::new(kept))));
         report(&[], world.findings());
         let (findings, _) = Watched::channel(world.findings().to_vec());
         let cache = Cache::new(version(started, 1), world.clone());
-        Self { model, registrations, options, findings, cache, world, started, revision: 1 }
+        Self { model, registrations, options, findings, cache, world, held, started, revision: 1 }
     }
 
     /// What is served, now and later.
@@ -75,6 +85,7 @@ impl Served {
             // Served first: nobody waits for the analysis, not even on a runtime of one thread.
             yield_now().await;
             self.analyse();
+            self.held.store(&kept(&self.world, &self.model.load()));
         }
     }
 

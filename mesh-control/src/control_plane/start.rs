@@ -16,7 +16,7 @@ use crate::ca::{CertificateAuthority, JoinTokens};
 use crate::model::Model;
 use crate::registry::{self, Registry};
 use crate::runtime::{self, Port, ServerCertificate, Task};
-use crate::served::Served;
+use crate::served::{Held, Served};
 use crate::source::Limits;
 use crate::source::directory::{self, Directory};
 use crate::source::kept::Kept;
@@ -40,7 +40,8 @@ impl Builder {
         let known = registry::load(&state);
         let registry = Arc::new(Registry::new(known, self.registration_grace, Instant::now()));
         let (directory, model) = self.model(&state)?;
-        let served = Served::new(model, registry.watch(), self.options.clone(), &self.clock);
+        let held = Held::load(Some(state.clone()));
+        let served = Served::new(model, registry.watch(), self.options.clone(), held, &self.clock);
         let (trigger, drain) = drain::channel();
         let services = Services {
             authority,

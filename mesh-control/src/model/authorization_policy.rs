@@ -106,8 +106,8 @@ impl Kind for AuthorizationPolicy {
     type Spec = AuthorizationPolicySpec;
 
     /// A condition that is passed over makes an ALLOW rule take more.
-    fn strict(_ignored: &Ignored) -> bool {
-        true
+    fn strict(_ignored: &Ignored) -> Option<&'static str> {
+        Some(super::kinds::LOST_CONDITION)
     }
 
     fn validate(spec: AuthorizationPolicySpec, check: &mut Check<'_>) -> Self {

@@ -6,6 +6,7 @@ use super::*;
 use crate::registry::Registration;
 use crate::registry::tests::registration;
 use crate::registry::{Key, table_of};
+use crate::state_dir::StateDir;
 use crate::translate::NodeScope;
 use crate::xds::{Kind, subject};
 
@@ -21,7 +22,7 @@ async fn the_first_change_is_served_at_once_those_that_follow_together_and_none_
     let (publisher, registrations) = Watched::channel(Registrations::default());
     let model = Watched::fixed(Model::default());
     let clock = Clock::new(|| std::time::UNIX_EPOCH + Duration::from_secs(7));
-    let served = Served::new(model, registrations, Options::default(), &clock);
+    let served = Served::new(model, registrations, Options::default(), Held::load(None), &clock);
     let cache = served.cache();
     assert_eq!(&*cache.version(), "7/1");
     tokio::select! {
@@ -232,4 +233,46 @@ fn a_slice_touches_its_service_and_another_manifest_everything() {
     let mut smaller = Model::clone(&before);
     smaller.services.pop_first();
     assert!(world.follow(&Arc::new(smaller), Registrations::default()).is_none());
+}
+
+#[test]
+fn an_edit_that_leads_nowhere_takes_no_effect_by_a_restart() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{name: http, port: 80}]}\n---\n";
+    let rule = |host: &str, timeout: &str| {
+        format!(
+            "{service}apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: a}}\nspec: {{hosts: [a], http: [{{timeout: {timeout}, route: [{{destination: {{host: {host}}}}}]}}]}}\n"
+        )
+    };
+    let timeout = |served: &Served| served.world.model.virtual_services.values().next().unwrap().spec.http[0].timeout;
+    let folder = tempfile::tempdir().unwrap();
+    let state = || Some(StateDir::open(folder.path()).unwrap());
+    let clock = Clock::new(|| std::time::UNIX_EPOCH + Duration::from_secs(7));
+    let start = |text: &str, state| {
+        let (publisher, model) = Watched::channel(Model::from_texts([("a.yaml", text)]));
+        let (registrations, options) = (Watched::fixed(Registrations::default()), Options::default());
+        (publisher, Served::new(model, registrations, options, Held::load(state), &clock))
+    };
+    let ended = |served: &mut Served| {
+        served.publish();
+        served.held.store(&kept(&served.world, &served.model.load()));
+    };
+
+    let (publisher, mut served) = start(&rule("a", "1s"), state());
+    publisher.publish(Model::from_texts([("a.yaml", rule("gone", "2s").as_str())]));
+    ended(&mut served);
+    assert_eq!(timeout(&served), Some(Duration::from_secs(1)));
+    // Twice: the first restart must not forget what is in force.
+    for _ in 0..2 {
+        let (_publisher, mut served) = start(&rule("gone", "2s"), state());
+        assert_eq!(timeout(&served), Some(Duration::from_secs(1)));
+        assert!(served.world.findings().iter().any(|found| found.message.contains("stays in force")));
+        ended(&mut served);
+    }
+    // The control: who keeps nothing takes what there is.
+    assert_eq!(timeout(&start(&rule("gone", "2s"), None).1), Some(Duration::from_secs(2)));
+    // What is mended takes effect, and is all that counts from then on.
+    let (_publisher, mut served) = start(&rule("a", "3s"), state());
+    assert_eq!(timeout(&served), Some(Duration::from_secs(3)));
+    ended(&mut served);
+    assert_eq!(timeout(&start(&rule("gone", "4s"), state()).1), Some(Duration::from_secs(4)));
 }

@@ -9,6 +9,7 @@ use super::references::{self, Dangling, Missing};
 use super::{NodeScope, World, names};
 use crate::finding::{Finding, Severity};
 use crate::model::{DestinationRule, Model, Object, Store, VirtualService};
+use crate::source::Document;
 
 /// What to serve in place of `now`, which follows `before`; `None` = `now` itself.
 ///
@@ -43,6 +44,30 @@ pub(crate) fn settle(before: &World, now: &World) -> Option<Model> {
     model.destination_rules.extend(rules);
     model.report(findings);
     Some(model)
+}
+
+/// What of a world is not as it was read, because [`settle`] kept it.
+pub(crate) fn kept(world: &World, read: &Model) -> Vec<Arc<Document>> {
+    fn other<T>(in_force: &Store<T>, read: &Store<T>, found: &mut Vec<Arc<Document>>) {
+        let kept = |(key, object): &(_, &Arc<Object<T>>)| !read.get(*key).is_some_and(|read| Arc::ptr_eq(read, object));
+        found.extend(in_force.iter().filter(kept).map(|(_, object)| object.document.clone()));
+    }
+    let (in_force, mut found) = (&world.model, Vec::new());
+    other(&in_force.virtual_services, &read.virtual_services, &mut found);
+    other(&in_force.destination_rules, &read.destination_rules, &mut found);
+    other(&in_force.service_profiles, &read.service_profiles, &mut found);
+    other(&in_force.traffic_splits, &read.traffic_splits, &mut found);
+    found
+}
+
+/// `read` with the versions that an earlier world [kept](kept()): what `read` is to be compared with.
+pub(crate) fn with_kept(read: &Model, kept: Model) -> Model {
+    let mut before = Model::clone(read);
+    before.virtual_services.extend(kept.virtual_services);
+    before.destination_rules.extend(kept.destination_rules);
+    before.service_profiles.extend(kept.service_profiles);
+    before.traffic_splits.extend(kept.traffic_splits);
+    before
 }
 
 /// Versions of `old` that stay in force because their successors name something missing that they do

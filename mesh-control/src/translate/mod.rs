@@ -37,7 +37,7 @@ use mesh_core::policy::{Cluster, Endpoints, InboundListener, Listener, RouteConf
 
 use self::catalog::Catalog;
 pub(crate) use self::catalog::Changed;
-pub(crate) use self::keep::settle;
+pub(crate) use self::keep::{kept, settle, with_kept};
 pub use self::proxy::ProxyListener;
 use self::rules::Rules;
 use self::virtual_services::VirtualServices;
@@ -117,7 +117,7 @@ impl NodeScope {
 #[derive(Debug)]
 pub struct World {
     options: Options,
-    model: Arc<Model>,
+    pub(crate) model: Arc<Model>,
     registrations: Registrations,
     catalog: Catalog,
     rules: Arc<Rules>,
