@@ -127,7 +127,7 @@ fn extra(mistake: &str) -> String {
         "apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {{ name: extra }}
-spec: {{ hosts: [extra.example], http: [{{
+spec: {{ hosts: ['*.extra.example'], http: [{{
 {mistake}
 }}]}}
 "
