@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::Attributes;
 use crate::matcher::{HeaderCondition, PathCondition, TextCondition};
@@ -73,7 +73,7 @@ impl Condition {
             Permission::Path(path) => Self::path(path),
             Permission::DestinationPort(port) => Self::Ports(*port, *port),
             Permission::DestinationPorts(first, last) => Self::Ports(*first, *last),
-            Permission::DestinationIp(net) => Self::DestinationIp(*net),
+            Permission::DestinationIp(net) => Self::DestinationIp(canonical(*net)),
             Permission::ServerName(name) => Self::ServerName(TextCondition::new(name)),
             Permission::Metadata(_) => Self::Unknown,
         }
@@ -91,8 +91,8 @@ impl Condition {
                 Some(namespace) => Self::Namespace(format!("/ns/{namespace}/").into()),
                 None => Self::Peer(Some(TextCondition::new(name))),
             },
-            Principal::DirectRemoteIp(net) => Self::PeerIp(*net),
-            Principal::RemoteIp(net) => Self::RemoteIp(*net),
+            Principal::DirectRemoteIp(net) => Self::PeerIp(canonical(*net)),
+            Principal::RemoteIp(net) => Self::RemoteIp(canonical(*net)),
             Principal::Header(header) => Self::Header(Box::new(HeaderCondition::for_rbac(header))),
             Principal::Path(path) => Self::path(path),
             Principal::Metadata(_) => Self::Unknown,
@@ -166,7 +166,13 @@ fn on_peer(of: &Attributes<'_>, holds: impl FnOnce(&str) -> bool) -> Truth {
     }
 }
 
-/// IPv4 written as IPv6 is IPv4.
+/// IPv4 written as IPv6 is IPv4, in a rule as in a request.
+fn canonical(net: IpNet) -> IpNet {
+    let IpNet::V6(mapped) = net else { return net };
+    let v4 = mapped.addr().to_ipv4_mapped().zip(mapped.prefix_len().checked_sub(96));
+    v4.and_then(|(address, bits)| Ipv4Net::new(address, bits).ok()).map_or(net, IpNet::V4)
+}
+
 fn holds_ip(net: &IpNet, ip: IpAddr) -> bool {
     net.contains(&ip.to_canonical())
 }
@@ -194,4 +200,20 @@ pub(super) fn namespace_of(name: &StringMatcher) -> Option<&str> {
     let namespace = pattern.as_str().strip_prefix(".*/ns/")?.strip_suffix("/.*")?;
     let literal = !namespace.is_empty() && namespace.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     literal.then_some(namespace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv4_written_as_ipv6_is_ipv4() {
+        let net = |text: &str| canonical(text.parse().unwrap());
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert!(holds_ip(&net("::ffff:10.0.0.1/128"), ip("10.0.0.1")));
+        assert!(holds_ip(&net("::ffff:10.0.0.0/104"), ip("::ffff:10.1.2.3")));
+        assert!(!holds_ip(&net("::ffff:10.0.0.0/104"), ip("11.0.0.1")));
+        // A net that is wider than all of IPv4 stays what it is.
+        assert_eq!(net("::/0").to_string(), "::/0");
+    }
 }

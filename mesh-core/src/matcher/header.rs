@@ -72,7 +72,9 @@ impl HeaderCondition {
         for value in std::iter::once(first).chain(values) {
             let holds = self.tests(value);
             every &= holds;
-            some |= holds || value.contains(&b',') && value.split(|b| *b == b',').any(|e| self.tests(e.trim_ascii()));
+            // HTTP/2 delivers spaces around a value as they are sent; HTTP/1.1 takes them away.
+            some |= holds || value.split(|b| *b == b',').any(|element| self.tests(element.trim_ascii()));
+            some |= self.tests(value.trim_ascii());
         }
         // The joined form, which is what other engines look at.
         let some = some || self.holds(request) != self.invert;

@@ -490,3 +490,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn spaces_around_a_value_hide_it_from_no_rule_that_denies() {
+    let policy = HeaderMatcher {
+        name: HeaderKey::parse("x-role").unwrap(),
+        value: HeaderMatch::Text(StringMatcher { pattern: StringMatch::Exact("admin".into()), ignore_case: false }),
+        invert: false,
+        treat_missing_as_empty: false,
+    };
+    let condition = HeaderCondition::for_rbac(&policy);
+    for (value, readings) in
+        [("admin", (true, true)), ("admin ", (false, true)), ("\tadmin", (false, true)), ("adm in", (false, false))]
+    {
+        Request::get("a", "/")
+            .header("x-role", value)
+            .see(|view| assert_eq!(condition.readings(view), readings, "{value:?}"));
+    }
+}

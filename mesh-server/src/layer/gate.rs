@@ -39,15 +39,23 @@ impl Gate {
         peer: Option<&PeerIdentity>,
         server_name: Option<&str>,
     ) -> Result<(), Closed> {
-        let InboundState::Ready(listener) = state else { return Ok(()) };
+        let current = self.current.load();
+        // Without word from the control plane what was enforced last still is: connections outlive their policy.
+        let listener = match (state, current.as_ref()) {
+            (InboundState::Ready(listener), _) => listener,
+            (_, Some(last)) => &last.listener,
+            (_, None) => return Ok(()),
+        };
         if demands_tokens(listener) {
             let details = "jwt_authn_access_denied{not checked by this version}".into();
             return Err(Closed { code: Code::AUTHORIZATION_UNENFORCED, details });
         }
         if listener.authorization.is_empty() {
+            if current.is_some() {
+                self.current.store(None);
+            }
             return Ok(());
         }
-        let current = self.current.load();
         let compiled = match current.as_ref().filter(|compiled| Arc::ptr_eq(&compiled.listener, listener)) {
             Some(compiled) => compiled,
             None => &self.compile(listener),

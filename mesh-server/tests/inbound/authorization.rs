@@ -413,3 +413,18 @@ async fn s26_what_only_the_mesh_may_say_is_taken_away_before_a_rule_sees_it() {
     request.headers_mut().insert(HeaderName::from_static(forged), value);
     assert_eq!(world.plain(Http::One).await.send(request).await.unwrap().status(), 403);
 }
+
+#[tokio::test]
+async fn a_connection_that_outlives_its_policy_stays_under_it() {
+    let world = world(vec![d()]).await;
+    let mut client = world.plain(Http::Two).await;
+    assert_eq!(client.get("/admin").await.unwrap().0, 403);
+    assert_eq!(client.get("/public").await.unwrap().0, 200);
+    world.policy.publish(InboundState::Failed("no such listener".into()));
+    assert_eq!(client.get("/admin").await.unwrap().0, 403, "what was enforced last still is");
+    // The control: a policy that is taken away is gone, and is not what is enforced when word fails later.
+    world.policy.publish(guarded(Vec::new()));
+    assert_eq!(client.get("/admin").await.unwrap().0, 200);
+    world.policy.publish(InboundState::Failed("no such listener".into()));
+    assert_eq!(client.get("/admin").await.unwrap().0, 200);
+}
