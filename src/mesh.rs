@@ -168,7 +168,8 @@ impl Mesh {
 
     /// The per-request half of the server for applications with an acceptor of their own: context, metrics,
     /// access log. It knows no peer unless that acceptor puts a [`PeerIdentity`](crate::PeerIdentity) into
-    /// the request's extensions.
+    /// the request's extensions, and **no policy**: AuthorizationPolicy and PeerAuthentication are enforced by
+    /// [`serve`](Self::serve) only, which asks the control plane for those of its address.
     pub fn inbound_layer(&self) -> InboundLayer {
         Server::builder()
             .workload(self.inner.workload.clone())

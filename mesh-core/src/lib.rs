@@ -21,6 +21,7 @@ pub mod limit;
 pub mod matcher;
 pub mod orca;
 pub mod policy;
+pub mod protobuf;
 pub mod retry;
 pub mod source;
 pub mod suggest;

@@ -120,7 +120,7 @@ impl Kind for AuthorizationPolicy {
         let selector = spec.selector.map(|s| if s.match_labels.is_empty() { s.labels } else { s.match_labels });
         let selector = selector.filter(|labels| !labels.is_empty());
         let action = action(spec.action.as_deref(), spec.provider, check);
-        if spec.rules.is_none() && action != AuthorizationAction::Allow {
+        if spec.rules.as_ref().is_none_or(Vec::is_empty) && action != AuthorizationAction::Allow {
             check.error("spec.rules", "only ALLOW may do without rules; `rules: [{}]` matches every request");
         }
         let dry_run = dry_run(&action, check);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{IN_FLIGHT, LATENCY};
 use crate::balance::EndpointReport;
+use crate::protobuf::{Value, field};
 
 /// Field numbers of `xds.data.orca.v3.OrcaLoadReport`: numbers by name, and maps by the prefix of their keys' names.
 const NUMBERS: [(u64, &str); 5] =
@@ -86,40 +87,6 @@ pub fn encode_request(interval: Duration) -> Vec<u8> {
     message
 }
 
-/// What a field holds, as far as its wire type tells.
-enum Value<'b> {
-    Number(u64),
-    Double(f64),
-    Bytes(&'b [u8]),
-    Other,
-}
-
-/// The next field's number and value.
-fn field<'b>(bytes: &mut &'b [u8]) -> Option<(u64, Value<'b>)> {
-    let key = varint(bytes)?;
-    let value = match key & 7 {
-        0 => Value::Number(varint(bytes)?),
-        1 => {
-            let (value, rest) = bytes.split_first_chunk()?;
-            *bytes = rest;
-            Value::Double(f64::from_le_bytes(*value))
-        }
-        2 => {
-            let length = usize::try_from(varint(bytes)?).ok()?;
-            let (value, rest) = bytes.split_at_checked(length)?;
-            *bytes = rest;
-            Value::Bytes(value)
-        }
-        5 => {
-            *bytes = bytes.get(4..)?;
-            Value::Other
-        }
-        // Groups are older than the message.
-        _ => return None,
-    };
-    Some((key >> 3, value))
-}
-
 fn map_entry(mut entry: &[u8]) -> Option<(&str, f64)> {
     let (mut key, mut value) = ("", 0.0);
     while !entry.is_empty() {
@@ -130,19 +97,6 @@ fn map_entry(mut entry: &[u8]) -> Option<(&str, f64)> {
         }
     }
     Some((key, value))
-}
-
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let (byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
 }
 
 /// An entry of the map that the name's prefix stands for; other names have no place in a report.

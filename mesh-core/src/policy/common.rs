@@ -96,6 +96,19 @@ impl Pattern {
         Ok(Self(text.into()))
     }
 
+    /// A pattern for just this text: RE2's special characters escaped.
+    #[must_use]
+    pub fn escape(text: &str) -> String {
+        let mut out = String::with_capacity(text.len());
+        for c in text.chars() {
+            if r"\.+*?()|[]{}^$".contains(c) {
+                out.push('\\');
+            }
+            out.push(c);
+        }
+        out
+    }
+
     /// The pattern as written.
     pub fn as_str(&self) -> &str {
         &self.0

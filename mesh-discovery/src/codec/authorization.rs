@@ -335,7 +335,7 @@ fn read_path(proto: &PathMatcher, at: &At<'_>, report: &mut Report) -> Option<Pa
     let text = matcher::read_string(text, &at.field("path"), report)?;
     let regex = |before: &str, literal: &str, after: &str| {
         let case = if text.ignore_case { "(?i)" } else { "" };
-        Pattern::new(&format!("{case}{before}{}{after}", matcher::escape(literal))).map(PathMatch::Regex)
+        Pattern::new(&format!("{case}{before}{}{after}", Pattern::escape(literal))).map(PathMatch::Regex)
     };
     let path = match (&text.pattern, text.ignore_case) {
         (StringMatch::Exact(want), false) => Ok(PathMatch::Exact(want.clone())),

@@ -189,15 +189,3 @@ pub(super) fn safe_regex(regex: String) -> StringProto {
     let regex = RegexMatcher { regex, ..Default::default() };
     StringProto { match_pattern: Some(MatchPattern::SafeRegex(regex)), ..Default::default() }
 }
-
-/// The text with RE2's special characters escaped.
-pub(super) fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if r"\.+*?()|[]{}^$".contains(c) {
-            out.push('\\');
-        }
-        out.push(c);
-    }
-    out
-}

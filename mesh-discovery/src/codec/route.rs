@@ -9,8 +9,8 @@ use envoy_types::pb::envoy::config::route::v3::{
     route_action::RequestMirrorPolicy, route_match::PathSpecifier,
 };
 use mesh_core::policy::{
-    Domain, HeaderKey, HeaderMatch, HeaderMatcher, HedgePolicy, Mirror, PathMatch, PerMillionRatio, RetryBudget, Route,
-    RouteAction, RouteConfiguration, RouteMatch, StringMatch, StringMatcher, VirtualHost,
+    Domain, HeaderKey, HeaderMatch, HeaderMatcher, HedgePolicy, Mirror, PathMatch, Pattern, PerMillionRatio,
+    RetryBudget, Route, RouteAction, RouteConfiguration, RouteMatch, StringMatch, StringMatcher, VirtualHost,
 };
 
 use super::header::{self, read_policy};
@@ -296,7 +296,7 @@ fn encode_methods(methods: &[String]) -> Option<xds::HeaderMatcher> {
         [] => return None,
         [method] => matcher::exact(method),
         several => {
-            let escaped: Vec<String> = several.iter().map(|m| matcher::escape(m)).collect();
+            let escaped: Vec<String> = several.iter().map(|m| Pattern::escape(m)).collect();
             matcher::safe_regex(escaped.join("|"))
         }
     };

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwapOption;
 use http::{Request, header};
@@ -16,6 +17,8 @@ use mesh_core::policy::{InboundListener, InboundState};
 #[derive(Default)]
 pub(crate) struct Gate {
     current: ArcSwapOption<Compiled>,
+    // Whether there is one: asked where there is no policy.
+    compiled: AtomicBool,
 }
 
 struct Compiled {
@@ -39,23 +42,29 @@ impl Gate {
         peer: Option<&PeerIdentity>,
         server_name: Option<&str>,
     ) -> Result<(), Closed> {
-        let current = self.current.load();
         // Without word from the control plane what was enforced last still is: connections outlive their policy.
-        let listener = match (state, current.as_ref()) {
-            (InboundState::Ready(listener), _) => listener,
-            (_, Some(last)) => &last.listener,
-            (_, None) => return Ok(()),
+        let last;
+        let listener = match state {
+            InboundState::Ready(listener) => listener,
+            InboundState::Pending | InboundState::Failed(_) => match self.current.load_full() {
+                Some(compiled) => {
+                    last = compiled;
+                    &last.listener
+                }
+                None => return Ok(()),
+            },
         };
         if demands_tokens(listener) {
             let details = "jwt_authn_access_denied{not checked by this version}".into();
             return Err(Closed { code: Code::AUTHORIZATION_UNENFORCED, details });
         }
         if listener.authorization.is_empty() {
-            if current.is_some() {
-                self.current.store(None);
+            if self.compiled.load(Ordering::Relaxed) {
+                self.forget();
             }
             return Ok(());
         }
+        let current = self.current.load();
         let compiled = match current.as_ref().filter(|compiled| Arc::ptr_eq(&compiled.listener, listener)) {
             Some(compiled) => compiled,
             None => &self.compile(listener),
@@ -80,7 +89,14 @@ impl Gate {
         let authorizer = Authorizer::new(&listener.authorization);
         let compiled = Arc::new(Compiled { listener: listener.clone(), authorizer });
         self.current.store(Some(compiled.clone()));
+        self.compiled.store(true, Ordering::Relaxed);
         compiled
+    }
+
+    #[cold]
+    fn forget(&self) {
+        self.compiled.store(false, Ordering::Relaxed);
+        self.current.store(None);
     }
 }
 

@@ -16,6 +16,7 @@ use mesh_core::policy::{
     self, Address, ConnectionOptions, HeaderOps, HealthCheck, HealthProbe, HttpProbe, HttpProxy, TcpProbe,
     UpstreamProtocol,
 };
+use mesh_core::protobuf::{Value, field};
 use mesh_core::retry::grpc_status;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
@@ -332,37 +333,11 @@ fn serving_status(mut framed: Bytes) -> Option<u64> {
     let mut message = framed.get(..length)?;
     let mut status = 0;
     while !message.is_empty() {
-        let key = varint(&mut message)?;
-        match key & 7 {
-            0 => {
-                let value = varint(&mut message)?;
-                if key >> 3 == 1 {
-                    status = value;
-                }
-            }
-            1 => message = message.get(8..)?,
-            2 => {
-                let length = usize::try_from(varint(&mut message)?).ok()?;
-                message = message.get(length..)?;
-            }
-            5 => message = message.get(4..)?,
-            _ => return None,
+        if let (1, Value::Number(value)) = field(&mut message)? {
+            status = value;
         }
     }
     Some(status)
-}
-
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let (byte, rest) = bytes.split_first()?;
-        *bytes = rest;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
 }
 
 /// An error with its causes: hyper's own text says little.

@@ -133,18 +133,6 @@ fn regex(pattern: &str) -> Result<StringMatch, String> {
     Pattern::new(pattern).map(StringMatch::Regex).map_err(|error| error.reason)
 }
 
-/// A text as a part of a regular expression.
-fn literal(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if r"\.+*?()|[]{}^$".contains(c) {
-            out.push('\\');
-        }
-        out.push(c);
-    }
-    out
-}
-
 fn header_of(name: HeaderKey, value: HeaderMatch) -> HeaderMatcher {
     HeaderMatcher { name, value, invert: false, treat_missing_as_empty: false }
 }
@@ -153,9 +141,9 @@ fn header_of(name: HeaderKey, value: HeaderMatch) -> HeaderMatcher {
 pub(super) fn host(text: &str) -> Result<Permission, String> {
     let dotted = |host: &str| match host.rsplit_once(':') {
         Some((name, port)) if !name.ends_with(':') && port.bytes().all(|b| b.is_ascii_digit()) => {
-            format!(r"{}\.?:{port}", literal(name))
+            format!(r"{}\.?:{port}", Pattern::escape(name))
         }
-        _ => format!(r"{}\.?(:[0-9]*)?", literal(host)),
+        _ => format!(r"{}\.?(:[0-9]*)?", Pattern::escape(host)),
     };
     let value = match Wild::read(text)? {
         Wild::Exact(host) => HeaderMatch::Text(with_case(regex(&format!("(?i){}", dotted(host)))?)),
@@ -185,21 +173,31 @@ pub(super) fn path(text: &str) -> Result<Permission, String> {
         return Err(format!("{text:?}: paths are compared without their query, so there is no {odd:?} in them"));
     }
     if text.contains(['{', '}']) {
+        // Wildcards stand for what is in normal form by itself.
+        normal(&text.replace("{**}", "x").replace("{*}", "x"))?;
         return template(text).map(Permission::Path);
     }
-    let normal = |path: &str| match normalize_path(path, EncodedSlash::Keep) {
+    Ok(Permission::Path(match Wild::read(text)? {
+        Wild::Exact(path) => PathMatch::Exact(normal(path)?),
+        Wild::Prefix(path) => PathMatch::Prefix(normal(path)?),
+        Wild::Suffix(end) => {
+            // After some element: its own beginning may be the rest of one.
+            normal(&format!("/x{end}"))?;
+            PathMatch::Regex(Pattern::new(&format!(".*{}", Pattern::escape(end))).map_err(|e| e.reason)?)
+        }
+        Wild::Present => PathMatch::Prefix("/".to_owned()),
+    }))
+}
+
+/// The path, if it is in the form in which requests have it.
+fn normal(path: &str) -> Result<String, String> {
+    match normalize_path(path, EncodedSlash::Keep) {
         Ok(normal) if normal == path => Ok(path.to_owned()),
         Ok(normal) => Err(format!(
             "requests never have this path, because theirs is brought to its normal form; write {normal:?}"
         )),
         Err(error) => Err(format!("requests never have this path: {error}")),
-    };
-    Ok(Permission::Path(match Wild::read(text)? {
-        Wild::Exact(path) => PathMatch::Exact(normal(path)?),
-        Wild::Prefix(path) => PathMatch::Prefix(normal(path)?),
-        Wild::Suffix(end) => PathMatch::Regex(Pattern::new(&format!(".*{}", literal(end))).map_err(|e| e.reason)?),
-        Wild::Present => PathMatch::Prefix("/".to_owned()),
-    }))
+    }
 }
 
 /// `{*}` is one element, `{**}` any number of them, and the last of the two.
@@ -218,7 +216,7 @@ fn template(text: &str) -> Result<PathMatch, String> {
             plain if plain.contains(['{', '}', '*']) => {
                 return Err(format!("{text:?}: an element is a text, {{*}} or {{**}}, not {plain:?}"));
             }
-            plain => pattern.push_str(&literal(plain)),
+            plain => pattern.push_str(&Pattern::escape(plain)),
         }
     }
     Pattern::new(&pattern).map(PathMatch::Regex).map_err(|error| error.reason)
@@ -240,8 +238,8 @@ pub(super) fn namespace(text: &str) -> Result<Principal, String> {
     let pattern = match Wild::read(text)? {
         Wild::Exact(name) if is_label(name) => name.to_owned(),
         Wild::Exact(name) => return Err(format!("{name:?} is not a namespace")),
-        Wild::Prefix(start) => format!("{}[^/]*", literal(start)),
-        Wild::Suffix(end) => format!("[^/]*{}", literal(end)),
+        Wild::Prefix(start) => format!("{}[^/]*", Pattern::escape(start)),
+        Wild::Suffix(end) => format!("[^/]*{}", Pattern::escape(end)),
         Wild::Present => "[^/]+".to_owned(),
     };
     Ok(authenticated(Some(regex(&format!(".*/ns/{pattern}/.*"))?)))
@@ -264,7 +262,7 @@ pub(super) fn trust_domain(text: &str) -> Result<Principal, String> {
     Ok(authenticated(match Wild::read(text)? {
         Wild::Exact(domain) => Some(StringMatch::Prefix(format!("spiffe://{domain}/"))),
         Wild::Prefix(start) => Some(StringMatch::Prefix(format!("spiffe://{start}"))),
-        Wild::Suffix(end) => Some(regex(&format!("spiffe://[^/]*{}/.*", literal(end)))?),
+        Wild::Suffix(end) => Some(regex(&format!("spiffe://[^/]*{}/.*", Pattern::escape(end)))?),
         Wild::Present => None,
     }))
 }

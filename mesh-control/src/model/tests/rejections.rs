@@ -624,6 +624,7 @@ fn authorization_policy_rejections() {
     let bad = |spec: &str, field: &str, message: &str| rejects(&policy(spec), field, message);
     bad("{action: ALLOWED}", "spec.action", "not one of");
     bad("{action: DENY}", "spec.rules", "rules: [{}]");
+    bad("{action: DENY, rules: []}", "spec.rules", "rules: [{}]");
     bad("{action: CUSTOM, rules: [{}]}", "spec.provider.name", "needs the name");
     bad("{provider: {name: x}}", "spec.provider", "only CUSTOM");
     bad("{targetRefs: [{kind: Gateway, name: g}]}", "spec.targetRefs", "not supported yet");
@@ -662,6 +663,10 @@ fn authorization_policy_rejections() {
     operation("paths: ['/a//b']", "paths[0]", "write \"/a/b\"");
     operation("paths: ['/a/../b*']", "paths[0]", "write \"/b\"");
     operation("paths: ['/a?x=1']", "paths[0]", "without their query");
+    operation("paths: ['/%61dmin/{*}']", "paths[0]", "normal form");
+    operation("paths: ['/a/../admin/{**}']", "paths[0]", "normal form");
+    operation("paths: ['*/%61dmin']", "paths[0]", "normal form");
+    operation("paths: ['*//admin']", "paths[0]", "normal form");
     operation("paths: ['/a/{id}']", "paths[0]", "{id}");
     operation("paths: ['/{**}/{*}']", "paths[0]", "last of its wildcards");
     let when = |spec: &str, at: &str, message: &str| {
