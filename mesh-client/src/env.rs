@@ -63,6 +63,8 @@ pub(crate) struct Limits {
     pub(crate) mirrors: usize,
     /// Shortest time between two look-ups of a name that was found.
     pub(crate) dns_min_refresh: Duration,
+    /// Routers of one destination built at once, and then each second: of changes that come faster the newest counts.
+    pub(crate) builds: (u32, u32),
 }
 
 impl Default for Limits {
@@ -74,6 +76,7 @@ impl Default for Limits {
             replay: 64 * 1024,
             mirrors: 256,
             dns_min_refresh: Duration::from_secs(5),
+            builds: (4, 16),
         }
     }
 }
