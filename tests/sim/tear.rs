@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_types::pb::google::protobuf::Any;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use mesh_core::policy::{
