@@ -23,6 +23,7 @@ mod pages;
 mod probe;
 mod reload;
 mod reports;
+mod rotation;
 mod strict;
 mod support;
 mod targets;

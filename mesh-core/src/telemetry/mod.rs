@@ -40,6 +40,8 @@ pub const CONNECTIONS_ACTIVE: &str = "mesh_cluster_connections_active";
 pub const CONFIG_RESOURCES: &str = "mesh_config_resources";
 /// Time for which no control plane has vouched for the configuration in use, seconds.
 pub const CONFIG_UNCONFIRMED: &str = "mesh_config_unconfirmed_seconds";
+/// When this process's certificate ends, and the first of the roots it trusts; seconds since the Unix epoch.
+pub const CERTIFICATE_EXPIRY: &str = "mesh_certificate_expiry_timestamp_seconds";
 
 /// Which side reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
