@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_control::ca::{CertificateAuthority, CertificateLife, JoinTokens};
+use mesh_control::model::AccessPolicy;
 use mesh_control::{Clock, ControlPlane};
 use mesh_core::id::{SpiffeId, TrustDomain};
 
@@ -57,6 +58,10 @@ struct ControlPlaneArgs {
     /// Trust domain of the identities issued.
     #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
     trust_domain: TrustDomain,
+    /// Who may call a port that no Linkerd Server guards, where no annotation says so: one of Linkerd's default inbound
+    /// policies.
+    #[arg(long, default_value = "all-unauthenticated", value_parser = AccessPolicy::read)]
+    default_inbound_policy: AccessPolicy,
     /// Ask clients to report the load they put on each cluster; shown under `/load` of the debug endpoints.
     #[arg(long)]
     load_reports: bool,
@@ -162,6 +167,7 @@ async fn control_plane(args: ControlPlaneArgs) -> Result<(), Error> {
         .debug_listen(Some(args.debug))
         .insecure_xds(args.insecure_xds)
         .trust_domain(args.trust_domain)
+        .default_inbound_policy(args.default_inbound_policy)
         .load_reports(args.load_reports)
         .names(args.names)
         .start()
