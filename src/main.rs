@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_control::ca::{
     CertificateAuthority, CertificateLife, JoinTokens, RootRotation, RotateError, RotationState, RotationStep,
 };
+use mesh_control::model::AccessPolicy;
 use mesh_control::{Clock, ControlPlane};
 use mesh_core::id::{SpiffeId, TrustDomain};
 
@@ -59,6 +60,10 @@ struct ControlPlaneArgs {
     /// Trust domain of the identities issued.
     #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
     trust_domain: TrustDomain,
+    /// Who may call a port that no Linkerd Server guards, where no annotation says so: one of Linkerd's default inbound
+    /// policies.
+    #[arg(long, default_value = "all-unauthenticated", value_parser = AccessPolicy::read)]
+    default_inbound_policy: AccessPolicy,
     /// Ask clients to report the load they put on each cluster; shown under `/load` of the debug endpoints.
     #[arg(long)]
     load_reports: bool,
@@ -184,6 +189,7 @@ async fn control_plane(args: ControlPlaneArgs) -> Result<(), Error> {
         .debug_listen(Some(args.debug))
         .insecure_xds(args.insecure_xds)
         .trust_domain(args.trust_domain)
+        .default_inbound_policy(args.default_inbound_policy)
         .load_reports(args.load_reports)
         .names(args.names)
         .start()

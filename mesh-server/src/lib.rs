@@ -17,6 +17,7 @@ pub mod lifecycle;
 
 mod builder;
 mod config;
+mod ext_authz;
 mod inbound;
 mod layer;
 mod listen;
@@ -27,6 +28,7 @@ pub use mesh_core::identity::PeerIdentity;
 
 pub use self::builder::ServerBuilder;
 pub use self::config::Config;
+pub use self::ext_authz::{ExtAuthz, InvalidProvider};
 pub use self::inbound::{InboundStats, Refusal};
 pub use self::layer::{InboundBody, InboundLayer, InboundService, ResponseFuture};
 pub use self::lifecycle::Readiness;

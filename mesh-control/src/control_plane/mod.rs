@@ -22,6 +22,7 @@ use rustls::crypto::CryptoProvider;
 
 use crate::ca::{CertificateAuthority, CertificateLife, JoinTokens, ServiceAccountTokens};
 use crate::clock::Clock;
+use crate::model::AccessPolicy;
 use crate::registry::{self, Registration, Registry};
 use crate::runtime::{self, CertificateError, Task};
 use crate::source::directory::{Directory, WatchError};
@@ -227,6 +228,13 @@ impl Builder {
     #[must_use]
     pub fn options(mut self, options: Options) -> Self {
         self.options = options;
+        self
+    }
+
+    /// Who may call a port that no Linkerd Server guards, where no annotation says so. Default: everybody.
+    #[must_use]
+    pub fn default_inbound_policy(mut self, policy: AccessPolicy) -> Self {
+        self.options.default_inbound_policy = policy;
         self
     }
 

@@ -26,11 +26,12 @@ pub(super) fn decide(
     let order = |action: &AuthorizationAction| match action {
         AuthorizationAction::Custom(_) => 0,
         AuthorizationAction::Deny => 1,
-        _ => 2,
+        AuthorizationAction::Route => 2,
+        _ => 3,
     };
-    for turn in 0..3 {
+    for turn in 0..4 {
         for policy in policies.iter().filter(|p| !p.dry_run && order(&p.action) == turn) {
-            let allow = policy.action == AuthorizationAction::Allow;
+            let allow = matches!(policy.action, AuthorizationAction::Allow | AuthorizationAction::Route);
             let matching = policy.rules.iter().find(|rule| {
                 let who = any(rule.principals.iter().map(|p| principal(p, of)));
                 let what = any(rule.permissions.iter().map(|p| permission(p, of)));
@@ -39,6 +40,7 @@ pub(super) fn decide(
             let rule = matching.map(|rule| rule.name.clone());
             let reason = match (&policy.action, &rule) {
                 (AuthorizationAction::Allow, None) => DenialReason::NotAllowed,
+                (AuthorizationAction::Route, None) => DenialReason::NoRoute,
                 (AuthorizationAction::Deny, Some(_)) => DenialReason::Denied,
                 (AuthorizationAction::Custom(_), Some(_)) => DenialReason::NoAuthorizer,
                 _ => continue,

@@ -99,7 +99,7 @@ fn metadata() -> MetadataMatch {
 fn s47_custom_then_deny_then_allow_and_without_policies_everything() {
     let one =
         |action, name: &str, at: &str| policy(name, action, vec![rule("r", vec![path(at)], vec![Principal::Any])]);
-    let custom = || AuthorizationAction::Custom("asker".to_owned());
+    let custom = || AuthorizationAction::Custom(AuthorizerProvider::named("asker"));
     assert_eq!(deciding(&[], &get("/a")), Ok(()));
     // Listed the wrong way round.
     let all = [
@@ -387,7 +387,8 @@ fn policies() -> impl Strategy<Value = Vec<AuthorizationPolicy>> {
         3 => Just(AuthorizationAction::Allow),
         3 => Just(AuthorizationAction::Deny),
         1 => Just(AuthorizationAction::Audit),
-        1 => Just(AuthorizationAction::Custom("asker".into())),
+        1 => Just(AuthorizationAction::Custom(AuthorizerProvider::named("asker"))),
+        1 => Just(AuthorizationAction::Route),
     ];
     let rules = vec((vec(permission(), 0..3), vec(principal(), 0..3)), 0..5).prop_map(|rules| {
         let named = rules.into_iter().enumerate().map(|(i, (what, who))| rule(&format!("r{i}"), what, who));

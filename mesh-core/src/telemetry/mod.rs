@@ -3,11 +3,13 @@
 //! A [`RequestSeries`] is resolved when a snapshot is built; recording a request then touches a few
 //! atomics and takes no lock. Refuses to know any exporter: outlets read [`Metrics::visit`].
 
+mod decisions;
 pub mod health;
 mod histogram;
 pub mod load;
 mod tcp;
 
+pub use self::decisions::{DECISIONS, DecisionLabels, Decisions};
 pub use self::health::HealthSeries;
 pub use self::histogram::{BUCKETS_MS, Histogram};
 pub use self::tcp::{TCP_CLOSED, TCP_OPENED, TCP_RECEIVED_BYTES, TCP_SENT_BYTES, TcpSeries};
@@ -128,6 +130,7 @@ pub struct Metrics {
     series: Mutex<HashMap<RequestLabels, Arc<RequestSeries>, foldhash::fast::FixedState>>,
     tcp: Mutex<HashMap<(RequestLabels, &'static str), Arc<TcpSeries>, foldhash::fast::FixedState>>,
     health: Mutex<BTreeMap<ClusterName, Arc<HealthSeries>>>,
+    decisions: Decisions,
 }
 
 /// The counters of one set of labels.
@@ -183,6 +186,11 @@ impl Metrics {
         for ((labels, flags), series) in all {
             see(&labels, flags, &series);
         }
+    }
+
+    /// What authorization decided.
+    pub fn decisions(&self) -> &Decisions {
+        &self.decisions
     }
 
     /// The health of a cluster's endpoints, made on first use. Not for the request path: keep the answer.

@@ -59,7 +59,9 @@ pub(super) fn encode(listener: &InboundListener) -> Proto {
     let extras = policies.into_iter().map(|p| p.extra);
     let ours = InboundPolicy {
         max_connections: listener.limits.max_connections,
-        policies: extras.filter(|e| e.policy.is_some() || e.custom.is_some() || !e.rules.is_empty()).collect(),
+        policies: extras
+            .filter(|e| e.policy.is_some() || e.custom.is_some() || e.route || !e.rules.is_empty())
+            .collect(),
     };
     let mut metadata = None;
     extension::put(&mut metadata, "InboundPolicy", &ours);

@@ -31,6 +31,7 @@ mod admission;
 mod audit;
 mod authorization;
 mod balancer;
+mod closed;
 mod cluster;
 mod common;
 mod concurrency;

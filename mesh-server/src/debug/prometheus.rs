@@ -8,7 +8,8 @@ use mesh_core::health::Reason;
 use mesh_core::identity::Identity;
 use mesh_core::telemetry::health::{EJECTIONS, EJECTIONS_ACTIVE, EJECTIONS_UNENFORCED, HEALTH_CHECKS, PENALTIES};
 use mesh_core::telemetry::{
-    BUCKETS_MS, CERTIFICATE_EXPIRY, CONFIG_RESOURCES, CONFIG_UNCONFIRMED, CONFIG_UNENFORCED, CONNECTIONS_ACTIVE,
+    BUCKETS_MS, CERTIFICATE_EXPIRY, CONFIG_RESOURCES, CONFIG_UNCONFIRMED, CONFIG_UNENFORCED, CONNECTIONS_ACTIVE, DECISIONS,
+    DecisionLabels,
     Metrics, Outcome, OutcomeCounters, PeerLabels, REQUEST_DURATION, REQUESTS_ACTIVE, REQUESTS_PENDING, REQUESTS_TOTAL,
     RETRIES_ACTIVE, Reporter, RequestLabels, TCP_CLOSED, TCP_OPENED, TCP_RECEIVED_BYTES, TCP_SENT_BYTES, TcpSeries,
 };
@@ -37,6 +38,7 @@ pub fn encode(version: &str, metrics: &Metrics, inbound: Option<&InboundStats>) 
     out.push_str(&durations);
     tcp_lines(&mut out, metrics);
     health_lines(&mut out, metrics);
+    decision_lines(&mut out, metrics);
     if let Some(stats) = inbound {
         inbound_lines(&mut out, stats);
     }
@@ -159,6 +161,20 @@ fn tcp_lines(out: &mut String, metrics: &Metrics) {
 }
 
 /// Nothing where no cluster is watched.
+fn decision_lines(out: &mut String, metrics: &Metrics) {
+    let decisions = metrics.decisions().all();
+    if decisions.is_empty() {
+        return;
+    }
+    head(out, DECISIONS, "counter", "Decisions of authorization.");
+    for (labels, count) in decisions {
+        let DecisionLabels { policy, action, decision, dry_run } = labels;
+        let policy = escaped(&policy);
+        let labels = format!("policy=\"{policy}\",action=\"{action}\",decision=\"{decision}\",dry_run=\"{dry_run}\"");
+        line(out, DECISIONS, "", &labels, count);
+    }
+}
+
 fn health_lines(out: &mut String, metrics: &Metrics) {
     let all = metrics.all_health();
     if all.is_empty() {

@@ -3,13 +3,14 @@
 //!
 //! ```text
 //! strip headers that only the mesh may set → settle path and authority, or 400
-//!   → open the request's context (trace, deadline, caller) → authorization, or 403
+//!   → open the request's context (trace, deadline, caller) → authorization, or 403; who has to be asked is asked
 //!   → peer identity into the extensions → the application
 //!   → metrics and access log when the response body ends
 //! ```
 //!
 //! Refuses to know sockets: it works behind any acceptor.
 
+mod ask;
 mod body;
 mod gate;
 mod headers;
@@ -29,6 +30,7 @@ use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use mesh_core::authz::HeaderChange;
 use mesh_core::context::{self, RequestContext, Scoped};
 use mesh_core::drain::DrainWatch;
 use mesh_core::error::{BoxError, Code};
@@ -39,6 +41,7 @@ use mesh_core::source::{Watched, WatchedIdentity};
 use mesh_core::target::EncodedSlash;
 use mesh_core::telemetry::{Metrics, PeerLabels, Reporter, RequestLabels, RequestSeries};
 
+use self::ask::{Ask, Proceed};
 use self::body::Content;
 pub use self::body::InboundBody;
 pub(crate) use self::gate::{Gate, demands_tokens};
@@ -145,7 +148,7 @@ struct Treated;
 
 impl<S, B, RB> Service<Request<B>> for InboundService<S>
 where
-    S: Service<Request<B>, Response = Response<RB>>,
+    S: Service<Request<B>, Response = Response<RB>> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
     B: Body<Data: Buf> + Send + 'static,
     RB: Body<Data = Bytes>,
@@ -175,38 +178,67 @@ where
         let context = open(request.headers(), peer);
         let mut record = Record::begin(&request, connection.series.clone(), grpc, context.trace, peer);
 
-        let refused = match settled {
-            Err(unsettled) => Some(Refused::Malformed(unsettled)),
+        let judged = match settled {
+            Err(unsettled) => Err(Refused::Malformed(unsettled)),
             Ok(()) => {
                 let server_name = connection.server_name.as_deref();
                 let judged = shared.gate.judge(&shared.inbound.load(), &request, peer, server_name);
-                judged.err().map(|closed| {
+                judged.map_err(|closed| {
                     record.note(closed.details);
                     Refused::Closed(closed.code)
                 })
             }
         };
-        if let Some(why) = refused {
-            return ResponseFuture { work: Work::Refused { why, grpc }, record: Some(record), last };
-        }
+        let context = Arc::new(context);
+        let mut record = Some(record);
+        let work = match judged {
+            Err(why) => Work::Refused { why, grpc },
+            Ok(None) => self.layer.hand_over(&mut self.inner, request, context, grpc, &mut record),
+            Ok(Some(asking)) => {
+                let peer = peer.cloned();
+                // The one that said it was ready is used up.
+                let fresh = self.inner.clone();
+                let inner = std::mem::replace(&mut self.inner, fresh);
+                Work::Asking {
+                    asking: ask::ask(asking, Ask { layer: self.layer.clone(), inner, request, peer, context, grpc }),
+                }
+            }
+        };
+        ResponseFuture { work, record, last }
+    }
+}
+
+impl InboundLayer {
+    /// Gives a request that may pass to the application, or answers what the mesh is asked itself.
+    fn hand_over<S: Service<Request<B>>, B: Body<Data: Buf> + Send + 'static>(
+        &self,
+        inner: &mut S,
+        mut request: Request<B>,
+        context: Arc<RequestContext>,
+        grpc: bool,
+        record: &mut Option<Record>,
+    ) -> Work<S::Future> {
+        let Self { shared, connection } = self;
         if let Some(load) = &shared.load {
             if let Some(question) = Question::of(&request, grpc) {
-                record.forget();
+                if let Some(record) = record.take() {
+                    record.forget();
+                }
                 let told = load.answer(question, request.into_body(), &shared.drain);
-                return ResponseFuture { work: Work::Told { told: Some(told) }, record: None, last };
+                return Work::Told { told: Some(told) };
             }
             let reporting = load.begin();
             request.extensions_mut().insert(reporting.reporter());
-            record.report_load(reporting);
+            if let Some(record) = record {
+                record.report_load(reporting);
+            }
         }
         request.extensions_mut().insert(Treated);
         if let Some(peer) = &connection.peer {
             request.extensions_mut().insert(peer.clone());
         }
-        let context = Arc::new(context);
-        let inner = context::enter(context.clone(), || self.inner.call(request));
-        let work = Work::Serving { inner: context::scope(context, inner), grpc };
-        ResponseFuture { work, record: Some(record), last }
+        let inner = context::enter(context.clone(), || inner.call(request));
+        Work::Serving { inner: context::scope(context, inner), grpc, more: None }
     }
 }
 
@@ -222,6 +254,10 @@ fn open(headers: &http::HeaderMap, peer: Option<&PeerIdentity>) -> RequestContex
 enum Refused {
     Malformed(Unsettled),
     Closed(Code),
+    /// With a status of its own.
+    Unavailable(StatusCode),
+    /// In an external authorizer's words.
+    External(Box<mesh_core::authz::Refusal>),
 }
 
 impl Refused {
@@ -239,10 +275,15 @@ impl Refused {
             Self::Closed(code @ Code::ACCESS_DENIED) => {
                 answer(grpc, code.http_status(), code.grpc_status(), "RBAC: access denied")
             }
+            Self::Closed(Code::NO_SERVED_ROUTE) => answer(grpc, StatusCode::NOT_FOUND, 12, "no such route"),
             Self::Closed(code) => {
                 let text = format!("{code}: denied. To fix it: {}.", code.remedy());
                 answer(grpc, code.http_status(), code.grpc_status(), &text)
             }
+            Self::Unavailable(status) => {
+                answer(grpc, *status, ask::grpc_status_of(*status), "the external authorizer gives no answer")
+            }
+            Self::External(refusal) => ask::answer(grpc, refusal),
         }
     }
 }
@@ -261,7 +302,9 @@ pin_project! {
 pin_project! {
     #[project = WorkProjection]
     enum Work<F> {
-        Serving { #[pin] inner: Scoped<F>, grpc: bool },
+        // With changes of the answer's headers that an external authorizer asks for.
+        Serving { #[pin] inner: Scoped<F>, grpc: bool, more: Option<Box<[HeaderChange]>> },
+        Asking { asking: ask::Asked<F> },
         Untreated { #[pin] inner: F },
         Told { told: Option<Told> },
         Refused { why: Refused, grpc: bool },
@@ -277,14 +320,24 @@ where
     type Output = Result<Response<InboundBody<RB>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
+        let mut this = self.project();
+        while let WorkProjection::Asking { asking } = this.work.as_mut().project() {
+            let proceed: Proceed<F> = ready!(asking.as_mut().poll(cx));
+            this.work.set(proceed(this.record));
+        }
         let mut response = match this.work.project() {
+            WorkProjection::Asking { .. } => unreachable!("who is asked has answered"),
             WorkProjection::Untreated { inner } => {
                 let response = ready!(inner.poll(cx))?;
                 response.map(|body| Content::Application { body })
             }
-            WorkProjection::Serving { inner, grpc } => match ready!(inner.poll(cx)) {
-                Ok(response) => response.map(|body| Content::Application { body }),
+            WorkProjection::Serving { inner, grpc, more } => match ready!(inner.poll(cx)) {
+                Ok(mut response) => {
+                    if let Some(changes) = more {
+                        HeaderChange::apply(changes, response.headers_mut());
+                    }
+                    response.map(|body| Content::Application { body })
+                }
                 Err(error) => {
                     let error: BoxError = error.into();
                     tracing::error!(%error, "the application's service failed: answered with 500");

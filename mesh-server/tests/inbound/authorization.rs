@@ -10,8 +10,8 @@ use http::{HeaderName, HeaderValue, Request};
 use http_body_util::Empty;
 
 use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, HeaderKey, HeaderMatch, HeaderMatcher, InboundState,
-    InboundTls, PathMatch, Pattern, Permission, Principal, StringMatch, StringMatcher,
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, HeaderKey, HeaderMatch,
+    HeaderMatcher, InboundState, InboundTls, PathMatch, Pattern, Permission, Principal, StringMatch, StringMatcher,
 };
 use mesh_core::target::EncodedSlash;
 use mesh_server::{Body, Config};
@@ -374,7 +374,7 @@ async fn s51_a_live_connection_is_judged_by_the_policy_of_the_moment() {
 async fn what_needs_an_external_authorizer_is_denied_and_the_rest_is_not() {
     let asks = |path: &str| {
         let what = Permission::Path(PathMatch::Exact(path.into()));
-        one(AuthorizationAction::Custom("opa".into()), vec![what], vec![Principal::Any])
+        one(AuthorizationAction::Custom(AuthorizerProvider::named("opa")), vec![what], vec![Principal::Any])
     };
     let world = world(vec![asks("/checked")]).await;
     let (status, body) = ask(&world, b"/checked", "").await;

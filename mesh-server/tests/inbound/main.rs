@@ -5,6 +5,7 @@
 mod authorization;
 mod debug;
 mod drain;
+mod external;
 mod frameworks;
 mod kit;
 mod limits;
