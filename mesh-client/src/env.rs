@@ -63,6 +63,8 @@ pub(crate) struct Limits {
     pub(crate) mirrors: usize,
     /// Shortest time between two look-ups of a name that was found.
     pub(crate) dns_min_refresh: Duration,
+    /// Longest wait of a request for a connection while as many as allowed are in use.
+    pub(crate) queue_wait: Option<Duration>,
 }
 
 impl Default for Limits {
@@ -74,6 +76,7 @@ impl Default for Limits {
             replay: 64 * 1024,
             mirrors: 256,
             dns_min_refresh: Duration::from_secs(5),
+            queue_wait: None,
         }
     }
 }

@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use mesh_core::context::{self, RequestContext, Scoped};
+use mesh_core::context::{self, RETRIED, RequestContext, Scoped};
 use mesh_core::drain::DrainWatch;
 use mesh_core::error::{BoxError, Code};
 use mesh_core::id::Workload;
@@ -283,8 +283,14 @@ where
                 let response = ready!(inner.poll(cx))?;
                 response.map(|body| Content::Application { body })
             }
-            WorkProjection::Serving { inner, grpc } => match ready!(inner.poll(cx)) {
-                Ok(response) => response.map(|body| Content::Application { body }),
+            WorkProjection::Serving { mut inner, grpc } => match ready!(inner.as_mut().poll(cx)) {
+                Ok(mut response) => {
+                    let spent = inner.take_value().is_some_and(|context| context.spent.is_set());
+                    if spent && headers::is_failure(response.status(), response.headers()) {
+                        response.headers_mut().insert(&RETRIED, HeaderValue::from_static("1"));
+                    }
+                    response.map(|body| Content::Application { body })
+                }
                 Err(error) => {
                     let error: BoxError = error.into();
                     tracing::error!(%error, "the application's service failed: answered with 500");
