@@ -7,6 +7,7 @@
 
 mod allocations;
 mod authorization;
+mod bodies;
 #[cfg(all(feature = "cli", target_os = "linux"))]
 mod bookinfo;
 mod bootstrap;

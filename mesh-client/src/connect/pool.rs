@@ -11,6 +11,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use crossbeam_queue::ArrayQueue;
@@ -21,7 +22,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::{Connection, Dialer, IoStream, Peer, SharedConnection, SoleConnection, Want, worker};
 use crate::error::Cause;
@@ -50,11 +51,13 @@ pub(crate) struct Room {
     pub(crate) of_cluster: Option<u32>,
     /// To one endpoint.
     pub(crate) of_endpoint: Option<u32>,
+    /// Longest wait for one that is in use. None = until the request's own end.
+    pub(crate) patience: Option<Duration>,
 }
 
 impl Room {
     /// Any number.
-    pub(crate) const ANY: Self = Self { of_cluster: None, of_endpoint: None };
+    pub(crate) const ANY: Self = Self { of_cluster: None, of_endpoint: None, patience: None };
 
     fn refusal(&self, others: &Others) -> Option<(&'static str, u32)> {
         let full = |most: Option<u32>, others| most.filter(|most| others >= *most);
@@ -372,15 +375,15 @@ impl Pool {
         room: Room,
         waiting: impl Fn() -> Result<G, Cause>,
     ) -> Result<Lease, Cause> {
-        let mut leave = None;
+        let mut leave: Option<(G, WaitingHere<'_>, Instant)> = None;
         let open = loop {
             if let Ok(open) = OpenGuard::within(room, &self.dialer, &self.counts, true) {
                 break open;
             }
             // First counted among those who wait, then a look, then the wait: nothing that happens is missed.
-            match leave {
-                None => leave = Some((waiting()?, self.counts.wait())),
-                Some(_) => self.counts.changed.notified().await,
+            match &leave {
+                None => leave = Some((waiting()?, self.counts.wait(), Instant::now())),
+                Some((.., since)) => self.wait(room, *since).await?,
             }
             if let Some(lease) = self.reuse(want, false).await {
                 return Ok(lease);
@@ -403,6 +406,20 @@ impl Pool {
                 stream.map(Lease::Shared).ok_or_else(|| self.takes_no_stream())
             }
         }
+    }
+
+    /// Waits for anything to change at the endpoint, having waited `since` then.
+    ///
+    /// # Errors
+    /// That takes longer than one may wait.
+    async fn wait(&self, room: Room, since: Instant) -> Result<(), Cause> {
+        let changed = self.counts.changed.notified();
+        let Some((after, until)) = room.patience.and_then(|after| Some((after, since.checked_add(after)?))) else {
+            changed.await;
+            return Ok(());
+        };
+        let late = |_| Cause::QueueTimeout { address: self.peer.address.clone(), after };
+        timeout_at(until, changed).await.map_err(late)
     }
 
     fn share(&self, connection: &Arc<SharedConnection>) {
@@ -436,19 +453,20 @@ impl Pool {
         room: Room,
         waiting: impl Fn() -> Result<G, Cause>,
     ) -> Result<SharedStream, Cause> {
-        let mut leave = None;
+        let mut leave: Option<(G, WaitingHere<'_>, Instant)> = None;
         loop {
             let next = self.next_shared(room);
             if matches!(next, Next::Join(_) | Next::Full) && leave.is_none() {
                 // Counted among those who wait; then another look, so that nothing that happens is missed.
-                leave = Some((waiting()?, self.counts.wait()));
+                leave = Some((waiting()?, self.counts.wait(), Instant::now()));
                 continue;
             }
             let connecting = match next {
                 Next::Stream(stream) => return Ok(stream),
                 Next::Join(connecting) | Next::Begun(connecting) => connecting,
                 Next::Full => {
-                    self.counts.changed.notified().await;
+                    let since = leave.as_ref().map(|(.., since)| *since);
+                    self.wait(room, since.expect("who finds it full is counted among those who wait")).await?;
                     continue;
                 }
             };

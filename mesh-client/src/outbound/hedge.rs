@@ -102,6 +102,7 @@ pub(super) async fn send(
             }
             Some(_) if others => outcome.into_iter().for_each(give_up),
             Some(_) => {
+                shared.trace.spend();
                 let flags = if race.progress.retried >= shared.attempts { "URX" } else { "-" };
                 return race.stands(outcome, flags);
             }

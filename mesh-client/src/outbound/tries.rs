@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use http::Response;
 use hyper::body::Incoming;
+use mesh_core::context::RETRIED;
 use mesh_core::policy::Forward;
 use mesh_core::retry::{FailureKind, Pushback, TryOutcome, grpc_status, pushback, reset};
 use tokio::time::{Instant, sleep, timeout};
@@ -177,7 +178,10 @@ impl<'t> Shared<'t> {
         let Some(retries) = self.retry_for(&outcome) else { return ControlFlow::Break((outcome, "-")) };
         let wait = match self.next(retries, &outcome, progress, router) {
             Ok(wait) => wait,
-            Err(flags) => return ControlFlow::Break((outcome, flags)),
+            Err(flags) => {
+                self.trace.spend();
+                return ControlFlow::Break((outcome, flags));
+            }
         };
         outcome.into_iter().for_each(give_up);
         ControlFlow::Continue(wait)
@@ -228,6 +232,10 @@ impl<'t> Shared<'t> {
     pub(super) fn wait(&self, retries: &Retries, outcome: &Outcome, progress: &mut Progress) -> Option<Duration> {
         let headers = outcome.as_ref().ok().map(|(response, _)| response.headers());
         let mut draw = |below| self.env.draw(below);
+        if headers.is_some_and(|headers| headers.contains_key(&RETRIED)) {
+            // Those further down have had their tries.
+            return None;
+        }
         let told = headers.filter(|_| self.grpc).and_then(pushback);
         let limited = retries.policy.rate_limited.as_ref().zip(headers);
         let limited = limited.and_then(|(policy, headers)| reset(policy, headers, self.env.unix_time(), &mut draw));

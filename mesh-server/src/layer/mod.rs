@@ -31,7 +31,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use mesh_core::authz::HeaderChange;
-use mesh_core::context::{self, RequestContext, Scoped};
+use mesh_core::context::{self, RETRIED, RequestContext, Scoped};
 use mesh_core::drain::DrainWatch;
 use mesh_core::error::{BoxError, Code};
 use mesh_core::id::Workload;
@@ -331,10 +331,14 @@ where
                 let response = ready!(inner.poll(cx))?;
                 response.map(|body| Content::Application { body })
             }
-            WorkProjection::Serving { inner, grpc, more } => match ready!(inner.poll(cx)) {
+            WorkProjection::Serving { mut inner, grpc, more } => match ready!(inner.as_mut().poll(cx)) {
                 Ok(mut response) => {
                     if let Some(changes) = more {
                         HeaderChange::apply(changes, response.headers_mut());
+                    }
+                    let spent = inner.take_value().is_some_and(|context| context.spent.is_set());
+                    if spent && headers::is_failure(response.status(), response.headers()) {
+                        response.headers_mut().insert(&RETRIED, HeaderValue::from_static("1"));
                     }
                     response.map(|body| Content::Application { body })
                 }
