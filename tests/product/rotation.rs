@@ -149,7 +149,6 @@ async fn until_it_ends_a_certificate_outlives_the_authority_and_after_that_nothi
 
     // In the server's place stands somebody who notes how connections begin.
     let place_of_server = server.address;
-    let mesh = server.mesh.clone();
     drop(server);
     let listener = eventually("the port is free", || async { TcpListener::bind(place_of_server).await.ok() }).await;
     let begun = Arc::new(parking_lot::Mutex::new(Vec::new()));
@@ -169,12 +168,11 @@ async fn until_it_ends_a_certificate_outlives_the_authority_and_after_that_nothi
     })
     .await;
     recorder.abort();
-    // With it goes the port.
-    let _ = recorder.await;
     assert!(begun.lock().iter().flatten().all(|first| *first == 0x16), "TLS and nothing else: {:?}", begun.lock());
 
+    // A join token is good once, and the certificate that could prove a renewal has ended: both join anew.
     plane.resume(place).await;
-    let app = axum::Router::new().fallback(axum::routing::any(|| async { "hello" }));
-    let _server = crate::support::Running::serve_at(place_of_server, mesh, "reviews", app).await;
-    becomes(&caller, REVIEWS, &[], "hello").await;
+    let _server = plane.answering("reviews", "", "hello").await;
+    let fresh = plane.caller("productpage").await;
+    becomes(&fresh, REVIEWS, &[], "hello").await;
 }
