@@ -11,6 +11,8 @@ mod echo;
 #[path = "../../examples/grpc_greeter/hello.rs"]
 #[allow(missing_docs, unreachable_pub, dead_code, clippy::all)]
 mod hello;
+// CPU alone is compared here.
+#[allow(dead_code)]
 #[path = "../overhead/load.rs"]
 mod load;
 #[path = "../overhead/meshed.rs"]

@@ -59,7 +59,7 @@ impl Sidecars {
 
         std::fs::write(files.path().join("root.pem"), ca.root_pem())?;
         let (inbound, outbound) = (free()?, free()?);
-        let mut envoy = |name: &str, listen: SocketAddr, to: SocketAddr, ends: [&str; 2]| -> Result<Envoy, Error> {
+        let envoy = |name: &str, listen: SocketAddr, to: SocketAddr, ends: [&str; 2]| -> Result<Envoy, Error> {
             let (chain, key) = ca.pem("default", name);
             std::fs::write(files.path().join(format!("{name}.pem")), chain)?;
             std::fs::write(files.path().join(format!("{name}-key.pem")), key)?;

@@ -336,7 +336,7 @@ fn a_root_is_changed_in_three_steps_none_of_which_cuts_a_live_leaf_off() {
     let removed = world.command(false).unwrap();
     assert_eq!((removed.step, &removed.trusted), (RotationStep::Idle, &switched.trusted[1..].to_vec()));
     assert!(ca.reload().unwrap());
-    assert_eq!(ca.bundle().roots(), [second.clone()]);
+    assert_eq!(ca.bundle().roots(), std::slice::from_ref(&second));
     // A restart knows the same, and the next change begins.
     assert_eq!(world.authority().bundle().roots(), [second]);
     assert_eq!(world.command(false).unwrap().step, RotationStep::Added);

@@ -84,7 +84,7 @@ mod tests {
         let bytes = Bytes::from(world.encode_to_vec());
         let read = WorldResponse::decode(bytes.clone()).unwrap();
         assert_eq!((read.version_info, read.type_url, read.nonce), ("v".into(), "u".into(), "1".into()));
-        assert_eq!(read.resource_errors, [error.clone()]);
+        assert_eq!(read.resource_errors, std::slice::from_ref(&error));
         let Packed { type_url, value } = &read.resources[0];
         assert_eq!((&type_url[..], &value[..]), (&b"t"[..], &any.value[..]));
         assert!(bytes.as_ptr_range().contains(&value.as_ptr()), "not copied");

@@ -135,10 +135,13 @@ fn s92_a_key_of_a_message_is_never_printed() {
     assert!(!shown.contains(&key) && shown.contains(REVIEWS), "{shown}");
 }
 
+/// What one call is answered with.
+type Answer = Result<Vec<X509SvidResponse>, Status>;
+
 /// Answers each call with the messages of the moment and, while there is more to come, leaves the stream open.
 #[derive(Clone)]
 struct FakeAgent {
-    calls: Arc<Mutex<Vec<Result<Vec<X509SvidResponse>, Status>>>>,
+    calls: Arc<Mutex<Vec<Answer>>>,
     changes: Watched<Option<X509SvidResponse>>,
 }
 
