@@ -1,5 +1,5 @@
 //! Bodies of any size through both ends of the mesh, over mutual TLS: streamed in constant memory, with their trailers;
-//! answers that come early and exchanges that are given up leave nothing counted.
+//! answers that come early leave nothing counted.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -28,8 +28,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 const PROTOCOLS: [UpstreamProtocol; 2] = [UpstreamProtocol::Http1, UpstreamProtocol::Http2];
 const CHUNK: usize = 64 * 1024;
 const MIB: usize = 1024 * 1024;
-/// What goes through and comes back.
-const LARGE: usize = 1024 * MIB;
+/// What goes through and comes back: a gibibyte, and a quarter of it where nothing is optimised.
+const LARGE: usize = if cfg!(debug_assertions) { 256 } else { 1024 } * MIB;
 
 /// Both ends, on one thread.
 struct Ends {
@@ -157,7 +157,7 @@ fn to_and_fro(protocol: UpstreamProtocol, bytes: usize, keep: bool) -> u64 {
 }
 
 #[test]
-fn a_gigabyte_goes_to_and_fro_in_constant_memory() {
+fn a_large_body_goes_to_and_fro_in_constant_memory() {
     for protocol in PROTOCOLS {
         let most = to_and_fro(protocol, LARGE, false);
         println!("{protocol:?}: {most} bytes at most");
@@ -192,21 +192,5 @@ async fn an_answer_before_the_end_of_the_request_is_the_answer_and_ends_both() {
         }
         let answer = ends.send("/echo", body_of(CHUNK)).await;
         assert_eq!(answer.into_body().collect().await.unwrap().to_bytes().len(), CHUNK);
-    }
-}
-
-#[tokio::test]
-async fn an_exchange_given_up_in_the_middle_ends_at_both_ends() {
-    for protocol in PROTOCOLS {
-        let ends = Ends::start(protocol).await;
-        for frames in 0..5 {
-            let mut body = ends.send("/echo", endless()).await.into_body();
-            for _ in 0..frames {
-                body.frame().await.unwrap().unwrap();
-            }
-            assert_eq!(ends.serving.load(Relaxed), 1, "control: it is under way");
-            drop(body);
-            ends.idle().await;
-        }
     }
 }

@@ -13,7 +13,6 @@ mod cancel;
 mod churn;
 mod failures;
 mod fleet;
-mod goaway;
 mod health;
 mod herd;
 mod load;

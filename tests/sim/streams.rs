@@ -286,11 +286,12 @@ async fn silence(keepalive: bool) -> [usize; 3] {
 #[test]
 fn a_silent_network_costs_what_was_under_way_and_little_more_r23() {
     each_seed(5, || async {
-        let [at_first, later, found_out] = silence(true).await;
-        println!("{at_first} lost in the first two seconds, {later} until it was found out, {found_out} after");
+        // Once the ejection is over the silent connection is tried again: pings are sent only while requests are open.
+        let [at_first, later, again] = silence(true).await;
+        println!("{at_first} lost in the first two seconds, {later} while it is out, {again} as it is tried again");
         assert!(at_first <= 40, "{at_first}");
         assert!(later <= 5, "{later}");
-        assert!(found_out <= 5, "{found_out}");
+        assert!(again <= 40, "{again}");
         // Control: with neither pings nor ejection it goes on.
         let [_, later, without] = silence(false).await;
         assert!(later + without > 20, "{later} and {without}");
