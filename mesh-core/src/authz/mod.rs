@@ -21,7 +21,10 @@ mod counts;
 mod external;
 mod rules;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
+#[cfg(any(test, feature = "fuzzing"))]
 mod reference;
 #[cfg(test)]
 mod tests;

@@ -302,6 +302,12 @@ fn decode_filter(
             let kind = limit.map(HttpFilterKind::RateLimit);
             chain.filters.extend(kind.map(|kind| HttpFilter { name: proto.name.to_owned(), kind }));
         }
+        // What somebody wanted asked is not passed over for being called optional.
+        url::EXT_AUTHZ => report.problem(
+            &at_filter,
+            "external authorizers are asked for CUSTOM policies of the mesh's own control plane, not for filters: write \
+             the AuthorizationPolicy there, or take the filter out",
+        ),
         _ if filter::skip(proto, at, report) => chain.filters.push(HttpFilter {
             name: proto.name.to_owned(),
             kind: HttpFilterKind::Skipped { type_url: proto.type_url.clone() },
