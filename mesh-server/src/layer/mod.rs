@@ -3,8 +3,7 @@
 //!
 //! ```text
 //! strip headers that only the mesh may set → settle path and authority, or 400
-//!   → open the request's context (trace, deadline, caller) → authorization, or 403
-//!   → peer identity into the extensions → the application
+//!   → open the request's context (trace, deadline, caller) → authorization, or 403 → the application
 //!   → metrics and access log when the response body ends
 //! ```
 //!
@@ -19,6 +18,7 @@ mod target;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -51,10 +51,11 @@ use crate::load::{LoadReports, Question, Told};
 /// alone it serves applications with an acceptor of their own:
 /// [`Server::inbound_layer`](crate::Server::inbound_layer).
 ///
-/// A request that comes through two of them is treated by the outer one only.
+/// A request that comes through two of a server's is treated by the outer one only; and one that has no policy to
+/// judge by leaves alone what is being served already.
 #[derive(Clone)]
 pub struct InboundLayer {
-    shared: Arc<Shared>,
+    // One pointer: it is cloned with every request.
     connection: Arc<Connection>,
 }
 
@@ -70,11 +71,14 @@ pub(crate) struct Shared {
     pub(crate) load: Option<Arc<LoadReports>>,
     pub(crate) gate: Gate,
     pub(crate) slash: EncodedSlash,
+    /// Applications have layers of this server, so a request may come through two.
+    pub(crate) lent: AtomicBool,
 }
 
 /// What all requests of a connection have in common.
 struct Connection {
-    peer: Option<PeerIdentity>,
+    shared: Arc<Shared>,
+    peer: Option<Arc<PeerIdentity>>,
     /// The TLS server name that the peer asked for, empty if it named none; `None` = not known.
     server_name: Option<Box<str>>,
     series: Arc<RequestSeries>,
@@ -82,9 +86,13 @@ struct Connection {
 
 impl InboundLayer {
     pub(crate) fn new(shared: Shared) -> Self {
-        let shared = Arc::new(shared);
-        let connection = Arc::new(shared.connection(None, None));
-        Self { shared, connection }
+        Self { connection: Arc::new(Connection::new(&Arc::new(shared), None, None)) }
+    }
+
+    /// One for an application.
+    pub(crate) fn lend(&self) -> Self {
+        self.connection.shared.lent.store(true, Ordering::Relaxed);
+        self.clone()
     }
 
     /// The layer for the requests of one connection, whose peer is known. Resolves the connection's
@@ -96,30 +104,36 @@ impl InboundLayer {
 
     /// As [`for_peer`](Self::for_peer), with the TLS server name that the peer asked for.
     pub(crate) fn for_connection(&self, peer: PeerIdentity, server_name: Option<Box<str>>) -> Self {
-        let connection = Arc::new(self.shared.connection(Some(peer), server_name));
-        Self { shared: self.shared.clone(), connection }
+        Self { connection: Arc::new(Connection::new(&self.connection.shared, Some(peer), server_name)) }
     }
 }
 
-impl Shared {
-    fn connection(&self, peer: Option<PeerIdentity>, server_name: Option<Box<str>>) -> Connection {
+impl Connection {
+    fn new(shared: &Arc<Shared>, peer: Option<PeerIdentity>, server_name: Option<Box<str>>) -> Self {
         let caller = peer.as_ref().and_then(|peer| peer.spiffe_id.as_ref());
-        let own = self.identity.load();
-        let mut service = self.service_host.split('.');
-        let series = self.metrics.series(&RequestLabels {
+        let own = shared.identity.load();
+        let mut service = shared.service_host.split('.');
+        let series = shared.metrics.series(&RequestLabels {
             reporter: Reporter::Destination,
             source: PeerLabels {
                 principal: caller.map(ToString::to_string).unwrap_or_default(),
                 namespace: caller.and_then(|id| id.kubernetes()).map_or(String::new(), |(ns, _)| ns.to_owned()),
                 ..PeerLabels::default()
             },
-            destination: PeerLabels::of(&self.workload, Option::as_ref(&own).map(|identity| identity.id())),
-            destination_service: self.service_host.clone(),
+            destination: PeerLabels::of(&shared.workload, Option::as_ref(&own).map(|identity| identity.id())),
+            destination_service: shared.service_host.clone(),
             destination_service_name: service.next().unwrap_or_default().to_owned(),
-            destination_service_namespace: self.workload.namespace.clone(),
+            destination_service_namespace: shared.workload.namespace.clone(),
             mutual_tls: peer.as_ref().map(|peer| peer.spiffe_id.is_some()),
         });
-        Connection { peer, server_name, series }
+        Self { shared: shared.clone(), peer: peer.map(Arc::new), server_name, series }
+    }
+
+    /// Whether another layer has this request already.
+    fn leaves_alone<B>(&self, request: &Request<B>) -> bool {
+        let without_policy = || matches!(**self.shared.inbound.load(), InboundState::Pending);
+        request.extensions().get::<Treated>().is_some()
+            || (self.peer.is_none() && context::is_open() && without_policy())
     }
 }
 
@@ -139,7 +153,7 @@ pub struct InboundService<S> {
     layer: InboundLayer,
 }
 
-/// In the extensions of a request that an inbound layer has treated.
+/// In the extensions of a request that a layer of a server has treated of which applications have another one.
 #[derive(Clone, Copy)]
 struct Treated;
 
@@ -159,11 +173,12 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> ResponseFuture<S::Future> {
-        if request.extensions().get::<Treated>().is_some() {
+        let connection = &self.layer.connection;
+        if connection.leaves_alone(&request) {
             let work = Work::Untreated { inner: self.inner.call(request) };
             return ResponseFuture { work, record: None, last: false };
         }
-        let InboundLayer { shared, connection } = &self.layer;
+        let shared = &connection.shared;
         // HTTP/2 has its GOAWAY.
         let last = request.version() < Version::HTTP_2 && shared.drain.is_draining();
         headers::strip(request.headers_mut());
@@ -171,8 +186,9 @@ where
         let settled = target::settle(&mut request, grpc, shared.slash);
         // Without a peer of our own acceptor, what another acceptor put there counts: extensions cannot
         // come from outside.
-        let peer = connection.peer.as_ref().or_else(|| request.extensions().get());
-        let context = open(request.headers(), peer);
+        let other = || request.extensions().get::<PeerIdentity>().cloned().map(Arc::new);
+        let context = open(request.headers(), connection.peer.clone().or_else(other));
+        let peer = context.caller.as_deref();
         let mut record = Record::begin(&request, connection.series.clone(), grpc, context.trace, peer);
 
         let refused = match settled {
@@ -199,21 +215,24 @@ where
             request.extensions_mut().insert(reporting.reporter());
             record.report_load(reporting);
         }
-        request.extensions_mut().insert(Treated);
-        if let Some(peer) = &connection.peer {
-            request.extensions_mut().insert(peer.clone());
+        // Asked first, for the first word in a request's extensions allocates them.
+        if shared.lent.load(Ordering::Relaxed) {
+            request.extensions_mut().insert(Treated);
         }
         let context = Arc::new(context);
-        let inner = context::enter(context.clone(), || self.inner.call(request));
+        // By reference: what a closure takes along is copied with it.
+        let (mut request, inner) = (Some(request), &mut self.inner);
+        let inner = context::enter(context.clone(), || request.take().map(|request| inner.call(request)));
+        let inner = inner.expect("it is there");
         let work = Work::Serving { inner: context::scope(context, inner), grpc };
         ResponseFuture { work, record: Some(record), last }
     }
 }
 
 /// The context of a request: trace and forwarded headers, the caller, and when it stops waiting.
-fn open(headers: &http::HeaderMap, peer: Option<&PeerIdentity>) -> RequestContext {
+fn open(headers: &http::HeaderMap, caller: Option<Arc<PeerIdentity>>) -> RequestContext {
     let mut context = RequestContext::from_headers(headers, || fastrand::u64(..));
-    context.caller = peer.and_then(|peer| peer.spiffe_id.clone());
+    context.caller = caller;
     context.deadline = headers::timeout(headers).and_then(|left| Instant::now().checked_add(left));
     context
 }
