@@ -1,6 +1,7 @@
 //! Putting a [`Server`] together.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use rustls::crypto::CryptoProvider;
 
@@ -153,6 +154,7 @@ impl ServerBuilder {
             load: self.load.map(|load| Arc::new(LoadReports::new(load, floor))),
             slash: self.config.encoded_slash,
             gate: Gate::new(self.authorizers, metrics),
+            lent: AtomicBool::new(false),
         });
         let tls = TlsAccept::new(self.identity, provider);
         let door = Door::new(self.config, self.inbound, tls, layer, self.stats, drain);

@@ -24,6 +24,7 @@ mod listen;
 mod load;
 mod server;
 
+pub use mesh_core::context::caller;
 pub use mesh_core::identity::PeerIdentity;
 
 pub use self::builder::ServerBuilder;

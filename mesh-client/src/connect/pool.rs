@@ -258,19 +258,20 @@ impl Pool {
         self.dialer.dial_raw(&self.peer).await
     }
 
-    /// A connection to send one request on. `fresh` passes over connections that carried one before.
+    /// A connection to send one request on, at the time `now`. `fresh` passes over connections that carried one before.
     /// `waiting` is asked for leave before waiting for a connection, and its answer held meanwhile.
     pub(crate) async fn acquire<G>(
         &self,
         grpc: bool,
         fresh: bool,
+        now: Instant,
         room: Room,
         waiting: impl Fn() -> Result<G, Cause>,
     ) -> Result<Lease, Cause> {
         let want = self.dialer.want(grpc, &self.peer);
         // An HTTP/2 connection that is gone has been discarded, so the newest is fresh.
         if (!fresh || want == Want::Http2)
-            && let Some(lease) = self.reuse(want, fresh).await
+            && let Some(lease) = self.reuse(want, fresh, now).await
         {
             return Ok(lease);
         }
@@ -306,7 +307,7 @@ impl Pool {
         let idle = self.idle.get();
         for _ in 0..self.idle() {
             let Some((idle, connection)) = idle.and_then(|idle| Some((idle, idle.pop()?))) else { break };
-            if !connection.sender.is_closed() && !self.is_stale(&connection) {
+            if !connection.sender.is_closed() && !self.is_stale(&connection, now) {
                 let _ = idle.push(connection);
             }
         }
@@ -327,7 +328,7 @@ impl Pool {
     }
 
     /// A live connection that is there already.
-    async fn reuse(&self, want: Want, newest: bool) -> Option<Lease> {
+    async fn reuse(&self, want: Want, newest: bool, now: Instant) -> Option<Lease> {
         if want != Want::Http1
             && let Some(stream) = self.reuse_shared(newest)
         {
@@ -339,7 +340,7 @@ impl Pool {
         let idle = self.idle.get()?;
         loop {
             let mut connection = idle.pop()?;
-            if connection.sender.is_closed() || self.is_stale(&connection) {
+            if connection.sender.is_closed() || self.is_stale(&connection, now) {
                 continue;
             }
             // Both the request and the answer are through, so its task is about to say one of two
@@ -385,7 +386,7 @@ impl Pool {
                 None => leave = Some((waiting()?, self.counts.wait(), Instant::now())),
                 Some((.., since)) => self.wait(room, *since).await?,
             }
-            if let Some(lease) = self.reuse(want, false).await {
+            if let Some(lease) = self.reuse(want, false, Instant::now()).await {
                 return Ok(lease);
             }
         };
@@ -555,9 +556,9 @@ impl Pool {
         self.dialer.options().max_requests_per_connection.is_some_and(|most| connection.served >= most)
     }
 
-    fn is_stale(&self, connection: &SoleConnection) -> bool {
-        let idle_timeout = self.dialer.options().idle_timeout;
-        idle_timeout.is_some_and(|most| connection.idle_since.elapsed() >= most) || is_past(connection.worn_at)
+    fn is_stale(&self, connection: &SoleConnection, now: Instant) -> bool {
+        let idle = now.saturating_duration_since(connection.idle_since);
+        self.dialer.options().idle_timeout.is_some_and(|most| idle >= most) || is_past(connection.worn_at)
     }
 
     fn is_done(&self, shared: &SharedConnection, now: Instant) -> bool {

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
-use crate::id::SpiffeId;
+use crate::identity::PeerIdentity;
 
 /// What a served request passes on to the calls made for it.
 #[derive(Clone, Debug)]
@@ -26,8 +26,8 @@ pub struct RequestContext {
     pub trace_state: Option<HeaderValue>,
     /// When the caller stops waiting.
     pub deadline: Option<Instant>,
-    /// The verified caller.
-    pub caller: Option<SpiffeId>,
+    /// Who sent the request, if whoever accepted its connection knows.
+    pub caller: Option<Arc<PeerIdentity>>,
     /// Headers passed on as they came: `x-request-id`, `baggage`.
     pub forwarded: Vec<(HeaderName, HeaderValue)>,
     /// It is a retry, or made for one: what is called for it is not retried once more, so that the tries of
@@ -96,6 +96,19 @@ pub fn enter<R>(context: Arc<RequestContext>, work: impl FnOnce() -> R) -> R {
 /// The context of the request being served on this task, if any.
 pub fn current() -> Option<Arc<RequestContext>> {
     CURRENT.try_with(Arc::clone).ok()
+}
+
+/// Who sent the request being served on this task: its verified identity and its address. `None` outside of a
+/// request, on tasks spawned by it (ask before), and where the connection was accepted by somebody who did not say.
+///
+/// Of axum's handlers [`PeerIdentity`] is an extractor as well.
+pub fn caller() -> Option<Arc<PeerIdentity>> {
+    CURRENT.try_with(|context| context.caller.clone()).ok().flatten()
+}
+
+/// Whether a request is being served on this task.
+pub fn is_open() -> bool {
+    CURRENT.try_with(|_| ()).is_ok()
 }
 
 impl RequestContext {

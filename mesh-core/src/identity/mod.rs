@@ -101,7 +101,8 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// The other end of an inbound connection, put into every request's extensions by the server.
+/// The other end of an inbound connection; [`context::caller`](crate::context::caller) is that of the request being
+/// served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerIdentity {
     /// The verified SPIFFE ID; `None` on a plaintext connection.

@@ -34,9 +34,14 @@ pub(super) struct Ask<S, B> {
     /// Ready to be called.
     pub(super) inner: S,
     pub(super) request: Request<B>,
-    pub(super) peer: Option<PeerIdentity>,
     pub(super) context: Arc<RequestContext>,
     pub(super) grpc: bool,
+}
+
+impl<S, B> Ask<S, B> {
+    fn peer(&self) -> Option<&PeerIdentity> {
+        self.context.caller.as_deref()
+    }
 }
 
 /// How it goes on.
@@ -102,7 +107,7 @@ async fn decide<S, B>(first: Asking, ask: &mut Ask<S, B>) -> Result<Vec<HeaderCh
             }
         }
         let server_name = ask.layer.connection.server_name.as_deref();
-        let judged = asking.go_on(&ask.request, ask.peer.as_ref(), server_name);
+        let judged = asking.go_on(&ask.request, ask.peer(), server_name);
         next = judged.map_err(|closed| (Refused::Closed(closed.code), closed.details))?;
     }
     Ok(more)
@@ -112,9 +117,9 @@ fn question<S, B>(asking: &Asking, ask: &Ask<S, B>) -> CheckRequest {
     let request = &ask.request;
     let path = request.uri().path_and_query().map_or("", |path| path.as_str());
     let mut question = CheckRequest::new(request.method().clone(), path, asking.destination());
-    question.caller = ask.peer.as_ref().and_then(|peer| peer.spiffe_id.clone());
-    question.own = Option::as_ref(&ask.layer.shared.identity.load()).map(|own| own.id().clone());
-    question.source = ask.peer.as_ref().map(|peer| peer.address);
+    question.caller = ask.peer().and_then(|peer| peer.spiffe_id.clone());
+    question.own = Option::as_ref(&ask.layer.connection.shared.identity.load()).map(|own| own.id().clone());
+    question.source = ask.peer().map(|peer| peer.address);
     question.authority = authority(request).to_owned();
     question.version = request.version();
     question.headers = request.headers().clone();
@@ -151,8 +156,8 @@ fn told<S, B>(
         provider,
         rule,
         why = %why,
-        principal = ask.peer.as_ref().and_then(|peer| peer.spiffe_id.as_ref()).map(tracing::field::display),
-        peer = ask.peer.as_ref().map(|peer| tracing::field::display(peer.address)),
+        principal = ask.peer().and_then(|peer| peer.spiffe_id.as_ref()).map(tracing::field::display),
+        peer = ask.peer().map(|peer| tracing::field::display(peer.address)),
         method = %ask.request.method(),
         path = ask.request.uri().path(),
         "{text}"

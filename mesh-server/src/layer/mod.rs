@@ -4,7 +4,7 @@
 //! ```text
 //! strip headers that only the mesh may set → settle path and authority, or 400
 //!   → open the request's context (trace, deadline, caller) → authorization, or 403; who has to be asked is asked
-//!   → peer identity into the extensions → the application
+//!   → the application
 //!   → metrics and access log when the response body ends
 //! ```
 //!
@@ -20,6 +20,7 @@ mod target;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -54,10 +55,11 @@ use crate::load::{LoadReports, Question, Told};
 /// alone it serves applications with an acceptor of their own:
 /// [`Server::inbound_layer`](crate::Server::inbound_layer).
 ///
-/// A request that comes through two of them is treated by the outer one only.
+/// A request that comes through two of a server's is treated by the outer one only; and one that has no policy to
+/// judge by leaves alone what is being served already.
 #[derive(Clone)]
 pub struct InboundLayer {
-    shared: Arc<Shared>,
+    // One pointer: it is cloned with every request.
     connection: Arc<Connection>,
 }
 
@@ -73,11 +75,14 @@ pub(crate) struct Shared {
     pub(crate) load: Option<Arc<LoadReports>>,
     pub(crate) gate: Gate,
     pub(crate) slash: EncodedSlash,
+    /// Applications have layers of this server, so a request may come through two.
+    pub(crate) lent: AtomicBool,
 }
 
 /// What all requests of a connection have in common.
 struct Connection {
-    peer: Option<PeerIdentity>,
+    shared: Arc<Shared>,
+    peer: Option<Arc<PeerIdentity>>,
     /// The TLS server name that the peer asked for, empty if it named none; `None` = not known.
     server_name: Option<Box<str>>,
     series: Arc<RequestSeries>,
@@ -85,9 +90,13 @@ struct Connection {
 
 impl InboundLayer {
     pub(crate) fn new(shared: Shared) -> Self {
-        let shared = Arc::new(shared);
-        let connection = Arc::new(shared.connection(None, None));
-        Self { shared, connection }
+        Self { connection: Arc::new(Connection::new(&Arc::new(shared), None, None)) }
+    }
+
+    /// One for an application.
+    pub(crate) fn lend(&self) -> Self {
+        self.connection.shared.lent.store(true, Ordering::Relaxed);
+        self.clone()
     }
 
     /// The layer for the requests of one connection, whose peer is known. Resolves the connection's
@@ -99,30 +108,36 @@ impl InboundLayer {
 
     /// As [`for_peer`](Self::for_peer), with the TLS server name that the peer asked for.
     pub(crate) fn for_connection(&self, peer: PeerIdentity, server_name: Option<Box<str>>) -> Self {
-        let connection = Arc::new(self.shared.connection(Some(peer), server_name));
-        Self { shared: self.shared.clone(), connection }
+        Self { connection: Arc::new(Connection::new(&self.connection.shared, Some(peer), server_name)) }
     }
 }
 
-impl Shared {
-    fn connection(&self, peer: Option<PeerIdentity>, server_name: Option<Box<str>>) -> Connection {
+impl Connection {
+    fn new(shared: &Arc<Shared>, peer: Option<PeerIdentity>, server_name: Option<Box<str>>) -> Self {
         let caller = peer.as_ref().and_then(|peer| peer.spiffe_id.as_ref());
-        let own = self.identity.load();
-        let mut service = self.service_host.split('.');
-        let series = self.metrics.series(&RequestLabels {
+        let own = shared.identity.load();
+        let mut service = shared.service_host.split('.');
+        let series = shared.metrics.series(&RequestLabels {
             reporter: Reporter::Destination,
             source: PeerLabels {
                 principal: caller.map(ToString::to_string).unwrap_or_default(),
                 namespace: caller.and_then(|id| id.kubernetes()).map_or(String::new(), |(ns, _)| ns.to_owned()),
                 ..PeerLabels::default()
             },
-            destination: PeerLabels::of(&self.workload, Option::as_ref(&own).map(|identity| identity.id())),
-            destination_service: self.service_host.clone(),
+            destination: PeerLabels::of(&shared.workload, Option::as_ref(&own).map(|identity| identity.id())),
+            destination_service: shared.service_host.clone(),
             destination_service_name: service.next().unwrap_or_default().to_owned(),
-            destination_service_namespace: self.workload.namespace.clone(),
+            destination_service_namespace: shared.workload.namespace.clone(),
             mutual_tls: peer.as_ref().map(|peer| peer.spiffe_id.is_some()),
         });
-        Connection { peer, server_name, series }
+        Self { shared: shared.clone(), peer: peer.map(Arc::new), server_name, series }
+    }
+
+    /// Whether another layer has this request already.
+    fn leaves_alone<B>(&self, request: &Request<B>) -> bool {
+        let without_policy = || matches!(**self.shared.inbound.load(), InboundState::Pending);
+        request.extensions().get::<Treated>().is_some()
+            || (self.peer.is_none() && context::is_open() && without_policy())
     }
 }
 
@@ -142,7 +157,7 @@ pub struct InboundService<S> {
     layer: InboundLayer,
 }
 
-/// In the extensions of a request that an inbound layer has treated.
+/// In the extensions of a request that a layer of a server has treated of which applications have another one.
 #[derive(Clone, Copy)]
 struct Treated;
 
@@ -162,11 +177,12 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> ResponseFuture<S::Future> {
-        if request.extensions().get::<Treated>().is_some() {
+        let connection = &self.layer.connection;
+        if connection.leaves_alone(&request) {
             let work = Work::Untreated { inner: self.inner.call(request) };
             return ResponseFuture { work, record: None, last: false };
         }
-        let InboundLayer { shared, connection } = &self.layer;
+        let shared = &connection.shared;
         // HTTP/2 has its GOAWAY.
         let last = request.version() < Version::HTTP_2 && shared.drain.is_draining();
         headers::strip(request.headers_mut());
@@ -174,8 +190,9 @@ where
         let settled = target::settle(&mut request, grpc, shared.slash);
         // Without a peer of our own acceptor, what another acceptor put there counts: extensions cannot
         // come from outside.
-        let peer = connection.peer.as_ref().or_else(|| request.extensions().get());
-        let context = open(request.headers(), peer);
+        let other = || request.extensions().get::<PeerIdentity>().cloned().map(Arc::new);
+        let context = Arc::new(open(request.headers(), connection.peer.clone().or_else(other)));
+        let peer = context.caller.as_deref();
         let mut record = Record::begin(&request, connection.series.clone(), grpc, context.trace, peer);
 
         let judged = match settled {
@@ -189,18 +206,16 @@ where
                 })
             }
         };
-        let context = Arc::new(context);
         let mut record = Some(record);
         let work = match judged {
             Err(why) => Work::Refused { why, grpc },
             Ok(None) => self.layer.hand_over(&mut self.inner, request, context, grpc, &mut record),
             Ok(Some(asking)) => {
-                let peer = peer.cloned();
                 // The one that said it was ready is used up.
                 let fresh = self.inner.clone();
                 let inner = std::mem::replace(&mut self.inner, fresh);
                 Work::Asking {
-                    asking: ask::ask(asking, Ask { layer: self.layer.clone(), inner, request, peer, context, grpc }),
+                    asking: ask::ask(asking, Ask { layer: self.layer.clone(), inner, request, context, grpc }),
                 }
             }
         };
@@ -218,7 +233,7 @@ impl InboundLayer {
         grpc: bool,
         record: &mut Option<Record>,
     ) -> Work<S::Future> {
-        let Self { shared, connection } = self;
+        let shared = &self.connection.shared;
         if let Some(load) = &shared.load {
             if let Some(question) = Question::of(&request, grpc) {
                 if let Some(record) = record.take() {
@@ -233,19 +248,22 @@ impl InboundLayer {
                 record.report_load(reporting);
             }
         }
-        request.extensions_mut().insert(Treated);
-        if let Some(peer) = &connection.peer {
-            request.extensions_mut().insert(peer.clone());
+        // Asked first, for the first word in a request's extensions allocates them.
+        if shared.lent.load(Ordering::Relaxed) {
+            request.extensions_mut().insert(Treated);
         }
-        let inner = context::enter(context.clone(), || inner.call(request));
+        // By reference: what a closure takes along is copied with it.
+        let mut request = Some(request);
+        let inner = context::enter(context.clone(), || request.take().map(|request| inner.call(request)));
+        let inner = inner.expect("it is there");
         Work::Serving { inner: context::scope(context, inner), grpc, more: None }
     }
 }
 
 /// The context of a request: trace and forwarded headers, the caller, and when it stops waiting.
-fn open(headers: &http::HeaderMap, peer: Option<&PeerIdentity>) -> RequestContext {
+fn open(headers: &http::HeaderMap, caller: Option<Arc<PeerIdentity>>) -> RequestContext {
     let mut context = RequestContext::from_headers(headers, || fastrand::u64(..));
-    context.caller = peer.and_then(|peer| peer.spiffe_id.clone());
+    context.caller = caller;
     context.deadline = headers::timeout(headers).and_then(|left| Instant::now().checked_add(left));
     context
 }

@@ -10,7 +10,7 @@ use mesh_core::error::BoxError;
 use mesh_core::id::TrustDomain;
 use mesh_core::identity::TrustBundle;
 use mesh_core::policy::{AuthorizationAction, AuthorizationPolicy, InboundState, InboundTls, JwtAuthentication};
-use mesh_server::{Config, PeerIdentity, Refusal};
+use mesh_server::{Config, Refusal};
 use mesh_testkit::{CertificateSpec, TestCa};
 
 use crate::kit::{Http, World, client_tls, eventually, get, identity_trusting, listener, policy, spawn, text, within};
@@ -31,8 +31,8 @@ fn peer_of() -> impl Fn(
     http::Request<mesh_server::Body>,
 ) -> std::future::Ready<Result<http::Response<http_body_util::Full<bytes::Bytes>>, BoxError>>
 + Clone {
-    |request| {
-        let peer: &PeerIdentity = request.extensions().get().expect("the server puts it there");
+    |_| {
+        let peer = mesh_server::caller().expect("the server knows it");
         let id = peer.spiffe_id.as_ref().map_or("plaintext".to_owned(), ToString::to_string);
         std::future::ready(text(id))
     }
