@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
+use tokio::sync::Semaphore;
 
 use mesh_core::drain::{self, DrainWatch};
 use mesh_core::id::Workload;
@@ -142,6 +143,8 @@ impl ServerBuilder {
             drain: drain.clone(),
             load: self.load.map(|load| Arc::new(LoadReports::new(load, floor))),
             slash: self.config.encoded_slash,
+            max_headers: self.config.max_headers,
+            places: self.config.max_requests.map(|most| Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)))),
             gate: Gate::default(),
         });
         let tls = TlsAccept::new(self.identity, provider);

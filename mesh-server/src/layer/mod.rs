@@ -2,8 +2,9 @@
 //! application, in this order.
 //!
 //! ```text
-//! strip headers that only the mesh may set → settle path and authority, or 400
+//! strip headers that only the mesh may set → settle path and authority, 400 or 431
 //!   → open the request's context (trace, deadline, caller) → authorization, or 403
+//!   → a place among the requests in flight, or 503
 //!   → peer identity into the extensions → the application
 //!   → metrics and access log when the response body ends
 //! ```
@@ -25,6 +26,7 @@ use bytes::{Buf, Bytes};
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use pin_project_lite::pin_project;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -70,6 +72,9 @@ pub(crate) struct Shared {
     pub(crate) load: Option<Arc<LoadReports>>,
     pub(crate) gate: Gate,
     pub(crate) slash: EncodedSlash,
+    pub(crate) max_headers: usize,
+    /// One for each request that may be in flight, if that is limited.
+    pub(crate) places: Option<Arc<Semaphore>>,
 }
 
 /// What all requests of a connection have in common.
@@ -176,6 +181,7 @@ where
         let mut record = Record::begin(&request, connection.series.clone(), grpc, context.trace, peer);
 
         let refused = match settled {
+            _ if request.headers().len() > shared.max_headers => Some(Refused::Headers),
             Err(unsettled) => Some(Refused::Malformed(unsettled)),
             Ok(()) => {
                 let server_name = connection.server_name.as_deref();
@@ -195,6 +201,18 @@ where
                 let told = load.answer(question, request.into_body(), &shared.drain);
                 return ResponseFuture { work: Work::Told { told: Some(told) }, record: None, last };
             }
+        }
+        if let Some(places) = &shared.places {
+            match places.clone().try_acquire_owned() {
+                Ok(place) => record.hold(place),
+                Err(_) => {
+                    record.note("overload".into());
+                    let work = Work::Refused { why: Refused::Busy, grpc };
+                    return ResponseFuture { work, record: Some(record), last };
+                }
+            }
+        }
+        if let Some(load) = &shared.load {
             let reporting = load.begin();
             request.extensions_mut().insert(reporting.reporter());
             record.report_load(reporting);
@@ -221,6 +239,10 @@ fn open(headers: &http::HeaderMap, peer: Option<&PeerIdentity>) -> RequestContex
 /// Why the mesh answers in the application's place.
 enum Refused {
     Malformed(Unsettled),
+    /// It has more headers than it may.
+    Headers,
+    /// As many requests are in flight as may be.
+    Busy,
     Closed(Code),
 }
 
@@ -235,6 +257,11 @@ impl Refused {
                 let text = format!("{code}: {why}. To fix it: {}.", code.remedy());
                 answer(grpc, code.http_status(), code.grpc_status(), &text)
             }
+            Self::Headers => {
+                answer(grpc, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, 8, "the request has too many headers")
+            }
+            // As Envoy's overload manager answers.
+            Self::Busy => answer(grpc, StatusCode::SERVICE_UNAVAILABLE, 14, "overloaded"),
             // Envoy's words, and no more: which rule decided is not for those it keeps out.
             Self::Closed(code @ Code::ACCESS_DENIED) => {
                 answer(grpc, code.http_status(), code.grpc_status(), "RBAC: access denied")

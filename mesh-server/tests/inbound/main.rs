@@ -5,9 +5,12 @@
 mod authorization;
 mod debug;
 mod drain;
+mod floods;
 mod frameworks;
+mod framing;
 mod kit;
 mod limits;
 mod load;
+mod raw;
 mod requests;
 mod transport;
