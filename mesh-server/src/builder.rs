@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use rustls::crypto::CryptoProvider;
+use tokio::sync::Semaphore;
 
 use mesh_core::authz::{ExternalAuthorizer, ExternalAuthorizers};
 use mesh_core::drain::{self, DrainWatch};
@@ -155,6 +156,8 @@ impl ServerBuilder {
             slash: self.config.encoded_slash,
             gate: Gate::new(self.authorizers, metrics),
             lent: AtomicBool::new(false),
+            max_headers: self.config.max_headers,
+            places: self.config.max_requests.map(|most| Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)))),
         });
         let tls = TlsAccept::new(self.identity, provider);
         let door = Door::new(self.config, self.inbound, tls, layer, self.stats, drain);

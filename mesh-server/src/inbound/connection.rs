@@ -35,6 +35,7 @@ use mesh_core::policy::{InboundListener, InboundState, InboundTls};
 use mesh_core::source::Watched;
 
 use super::{InboundStats, Refusal};
+use crate::config::MOST_HEADER_BYTES;
 use crate::listen::{
     Detected, HttpVersion, Stream, TlsAccept, TlsRefused, Verified, detect, is_tls, looks_like_http1, refuse_plaintext,
 };
@@ -245,12 +246,16 @@ fn http1_builder(config: &Config) -> http1::Builder {
     http1
         .timer(TokioTimer::new())
         .header_read_timeout(config.header_read_timeout)
-        .max_header_size(config.max_header_bytes as usize)
+        .max_header_size(config.max_header_bytes.min(MOST_HEADER_BYTES) as usize)
         // hyper panics below 8 KiB.
         .max_buf_size(config.max_buffer.max(8192))
         .keep_alive(true)
         // A client that closes its half has gone away: its request is cancelled, as over HTTP/2.
         .half_close(false);
+    // 100 is what hyper has room for without an allocation; the layer counts them all the same.
+    if config.max_headers > 100 {
+        http1.max_headers(config.max_headers);
+    }
     http1
 }
 
@@ -259,7 +264,7 @@ fn http2_builder(config: &Config) -> http2::Builder<TokioExecutor> {
     http2
         .timer(TokioTimer::new())
         .max_concurrent_streams(config.max_concurrent_streams)
-        .max_header_list_size(config.max_header_bytes)
+        .max_header_list_size(config.max_header_bytes.min(MOST_HEADER_BYTES))
         .keep_alive_interval(config.keep_alive_interval)
         .keep_alive_timeout(config.keep_alive_timeout)
         .adaptive_window(false)

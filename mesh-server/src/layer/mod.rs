@@ -2,8 +2,9 @@
 //! application, in this order.
 //!
 //! ```text
-//! strip headers that only the mesh may set → settle path and authority, or 400
+//! strip headers that only the mesh may set → settle path and authority, 400 or 431
 //!   → open the request's context (trace, deadline, caller) → authorization, or 403; who has to be asked is asked
+//!   → a place among the requests in flight, or 503
 //!   → the application
 //!   → metrics and access log when the response body ends
 //! ```
@@ -27,6 +28,7 @@ use bytes::{Buf, Bytes};
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use pin_project_lite::pin_project;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -77,6 +79,9 @@ pub(crate) struct Shared {
     pub(crate) slash: EncodedSlash,
     /// Applications have layers of this server, so a request may come through two.
     pub(crate) lent: AtomicBool,
+    pub(crate) max_headers: usize,
+    /// One for each request that may be in flight, if that is limited.
+    pub(crate) places: Option<Arc<Semaphore>>,
 }
 
 /// What all requests of a connection have in common.
@@ -196,6 +201,7 @@ where
         let mut record = Record::begin(&request, connection.series.clone(), grpc, context.trace, peer);
 
         let judged = match settled {
+            _ if request.headers().len() > shared.max_headers => Err(Refused::Headers),
             Err(unsettled) => Err(Refused::Malformed(unsettled)),
             Ok(()) => {
                 let server_name = connection.server_name.as_deref();
@@ -242,6 +248,23 @@ impl InboundLayer {
                 let told = load.answer(question, request.into_body(), &shared.drain);
                 return Work::Told { told: Some(told) };
             }
+        }
+        if let Some(places) = &shared.places {
+            match places.clone().try_acquire_owned() {
+                Ok(place) => {
+                    if let Some(record) = record {
+                        record.hold(place);
+                    }
+                }
+                Err(_) => {
+                    if let Some(record) = record {
+                        record.note("overload".into());
+                    }
+                    return Work::Refused { why: Refused::Busy, grpc };
+                }
+            }
+        }
+        if let Some(load) = &shared.load {
             let reporting = load.begin();
             request.extensions_mut().insert(reporting.reporter());
             if let Some(record) = record {
@@ -271,6 +294,10 @@ fn open(headers: &http::HeaderMap, caller: Option<Arc<PeerIdentity>>) -> Request
 /// Why the mesh answers in the application's place.
 enum Refused {
     Malformed(Unsettled),
+    /// It has more headers than it may.
+    Headers,
+    /// As many requests are in flight as may be.
+    Busy,
     Closed(Code),
     /// With a status of its own.
     Unavailable(StatusCode),
@@ -289,6 +316,11 @@ impl Refused {
                 let text = format!("{code}: {why}. To fix it: {}.", code.remedy());
                 answer(grpc, code.http_status(), code.grpc_status(), &text)
             }
+            Self::Headers => {
+                answer(grpc, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, 8, "the request has too many headers")
+            }
+            // As Envoy's overload manager answers.
+            Self::Busy => answer(grpc, StatusCode::SERVICE_UNAVAILABLE, 14, "overloaded"),
             // Envoy's words, and no more: which rule decided is not for those it keeps out.
             Self::Closed(code @ Code::ACCESS_DENIED) => {
                 answer(grpc, code.http_status(), code.grpc_status(), "RBAC: access denied")
