@@ -48,8 +48,8 @@ pub(crate) async fn start(
     running.spawn(server, async move {
         let listener = crate::listener(listener)?;
         match protocol {
-            Protocol::Http1 | Protocol::Http2 => mesh_server.serve(listener, service_fn(echo::http)).await?,
             Protocol::Grpc => mesh_server.serve(listener, echo::grpc()).await?,
+            _ => mesh_server.serve(listener, service_fn(echo::http)).await?,
         }
         Ok::<_, Error>(())
     });
@@ -62,8 +62,8 @@ pub(crate) async fn start(
     let mut all: Workers = Vec::with_capacity(workers);
     for _ in 0..workers {
         all.push(match protocol {
-            Protocol::Http1 | Protocol::Http2 => Box::new(Http(client.clone())),
             Protocol::Grpc => Box::new(Grpc(GreeterClient::new(client.channel(TARGET)?))),
+            _ => Box::new(Http(client.clone())),
         });
     }
     Ok((running, all))

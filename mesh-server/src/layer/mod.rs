@@ -240,14 +240,14 @@ impl InboundLayer {
         record: &mut Option<Record>,
     ) -> Work<S::Future> {
         let shared = &self.connection.shared;
-        if let Some(load) = &shared.load {
-            if let Some(question) = Question::of(&request, grpc) {
-                if let Some(record) = record.take() {
-                    record.forget();
-                }
-                let told = load.answer(question, request.into_body(), &shared.drain);
-                return Work::Told { told: Some(told) };
+        if let Some(load) = &shared.load
+            && let Some(question) = Question::of(&request, grpc)
+        {
+            if let Some(record) = record.take() {
+                record.forget();
             }
+            let told = load.answer(question, request.into_body(), &shared.drain);
+            return Work::Told { told: Some(told) };
         }
         if let Some(places) = &shared.places {
             match places.clone().try_acquire_owned() {
