@@ -61,8 +61,9 @@ async fn serve(identity: WatchedIdentity) -> Result<SocketAddr, Failure> {
     let mut policy = InboundListener::new("example", address, InboundTls::Strict);
     policy.authorization =
         vec![AuthorizationPolicy { rules: vec![rule], ..AuthorizationPolicy::new("web", AuthorizationAction::Allow) }];
-    let server =
-        Server::builder().identity(identity).inbound(Watched::fixed(InboundState::Ready(Arc::new(policy)))).build();
+    let inbound = Watched::fixed(InboundState::Ready(Arc::new(policy)));
+    // Any of rustls' providers; `mesh::Mesh` brings its own.
+    let server = Server::builder().identity(identity).crypto(mesh_testkit::crypto()).inbound(inbound).build();
     let hello = |peer: PeerIdentity| async move {
         peer.spiffe_id.map_or("hello nobody".to_owned(), |id| format!("hello {id}"))
     };
@@ -78,7 +79,7 @@ async fn ask(address: SocketAddr, identity: WatchedIdentity, peer: &str) -> Resu
         cluster.tls = UpstreamTls::Mesh(MeshTls { peer_ids: peer_ids.clone(), sni: None });
         DestinationState::Ready(Arc::new(Snapshot::of_one_cluster("api:80", cluster, None)))
     };
-    let client = Client::builder(Arc::new(source)).identity(identity).build();
+    let client = Client::builder(Arc::new(source)).identity(identity).crypto(mesh_testkit::crypto()).build();
     let answer = client.send(Request::get("http://api:80/").body(Body::empty())?).await?;
     let status = answer.status().as_u16();
     let text = answer.into_body().collect().await?.to_bytes();

@@ -182,7 +182,8 @@ fn connections_that_are_replaced_cost_no_request_and_no_stream_r21() {
         gate.add_permits(1);
         assert!(stream.await.unwrap().is_ok(), "who was there before the first GOAWAY ends in peace");
         let connects: Vec<_> = fleet.iter().map(|server| server.connects()).collect();
-        assert!(connects.iter().all(|connects| *connects >= 9), "they were replaced: {connects:?}");
+        // Not each time: between two replacements all requests may go to the other server.
+        assert!(connects.iter().all(|connects| *connects >= 5), "they were replaced: {connects:?}");
     });
 }
 

@@ -134,10 +134,9 @@ codes! {
     MALFORMED_REQUEST = 2005, 400, 3, "-", "send the path in its normal form, one Host, and only hop-by-hop names in Connection";
     /// Routes are attached to the port, and the request has none of them (Linkerd: HTTPRoutes of a Server).
     NO_SERVED_ROUTE = 2006, 404, 12, "NR", "add a rule for this request to an HTTPRoute of the Server";
-    /// An external authorizer denies the request. The caller gets the authorizer's own answer.
-    EXTERNALLY_DENIED = 2007, 403, 7, "-", "ask who runs the external authorizer; the server's log names the provider and the rule";
-    /// An external authorizer gave no answer, and its provider does not fail open.
-    AUTHORIZER_UNAVAILABLE = 2008, 403, 7, "-", "check that the provider's service runs and answers in time; the server's log has the reason";
+    /// An external authorizer gave no answer, and its provider does not fail open. The status is the provider's
+    /// `statusOnError`, by default this one.
+    AUTHORIZER_UNAVAILABLE = 2007, 403, 7, "-", "check that the provider's service runs and answers in time; the server's log has the reason";
 }
 
 impl fmt::Display for Code {

@@ -385,7 +385,9 @@ impl Refused {
                 answer(grpc, code.http_status(), code.grpc_status(), &text)
             }
             Self::Unavailable(status) => {
-                answer(grpc, *status, ask::grpc_status_of(*status), "the external authorizer gives no answer")
+                let code = Code::AUTHORIZER_UNAVAILABLE;
+                let text = format!("{code}: the external authorizer gives no answer. To fix it: {}.", code.remedy());
+                answer(grpc, *status, ask::grpc_status_of(*status), &text)
             }
             Self::External(refusal) => ask::answer(grpc, refusal),
         }
