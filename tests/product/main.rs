@@ -25,6 +25,7 @@ mod probe;
 mod reload;
 mod reports;
 mod rotation;
+mod starved;
 mod strict;
 mod support;
 mod targets;

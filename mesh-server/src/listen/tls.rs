@@ -53,8 +53,9 @@ pub(crate) enum TlsRefused {
     NoCertificate,
 }
 
-/// HTTP/2 before HTTP/1.1.
-const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
+/// HTTP/2 before HTTP/1.1; then the name by which Istio's proxies know each other, where they offer nothing else. What is
+/// spoken is known by its first bytes, whatever was chosen.
+const ALPN: &[&[u8]] = &[b"h2", b"http/1.1", b"istio"];
 
 impl TlsAccept {
     pub(crate) fn new(identity: WatchedIdentity, provider: Arc<CryptoProvider>) -> Self {
