@@ -123,8 +123,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Shortest time between two look-ups of a name that was found, whatever its TTL (Envoy's
-    /// `dns_min_refresh_rate`). Connections that fail do not make it shorter either. Default 5 s.
+    /// Shortest TTL of a name that is believed (Envoy's `dns_min_refresh_rate`), and shortest time between a look-up and
+    /// one more because a connection failed. A cluster's `dns_refresh_rate` may be shorter. Default 5 s.
     pub fn dns_min_refresh(mut self, time: Duration) -> Self {
         self.limits.dns_min_refresh = time;
         self

@@ -61,7 +61,7 @@ pub(crate) struct Limits {
     pub(crate) replay: usize,
     /// Copies of requests under way at once.
     pub(crate) mirrors: usize,
-    /// Shortest time between two look-ups of a name that was found.
+    /// Shortest TTL of a name that is believed.
     pub(crate) dns_min_refresh: Duration,
 }
 

@@ -17,7 +17,7 @@ use super::transport::{AdsStream, Transport};
 use crate::codec;
 use crate::connect::{Connection, Connector, MAX_MESSAGE, status_text};
 
-/// ADS over gRPC, a new connection for every stream.
+/// ADS over gRPC, a new connection for every stream; it is lent to load reports.
 pub struct GrpcTransport {
     connector: Connector,
 }
@@ -33,7 +33,7 @@ impl Transport for GrpcTransport {
     fn open(&mut self, variant: Variant) -> BoxFuture<'static, Result<AdsStream, StreamError>> {
         let connector = self.connector.clone();
         Box::pin(async move {
-            let connection = connector.connect().await.map_err(|e| StreamError::new(e.to_string()))?;
+            let connection = connector.connect_to_lend().await.map_err(|e| StreamError::new(e.to_string()))?;
             // One request of buffer: a subscription counts as written only when the one before it has left.
             let (requests, outgoing) = mpsc::channel(1);
             let outgoing = ReceiverStream::new(outgoing);

@@ -4,7 +4,7 @@
 use envoy_types::pb::envoy::config::cluster::v3::{
     self as cds, Cluster as Proto, LoadBalancingPolicy,
     circuit_breakers::Thresholds,
-    cluster::{ClusterDiscoveryType, CustomClusterType, DiscoveryType, LbPolicy},
+    cluster::{ClusterDiscoveryType, CustomClusterType, DiscoveryType, LbPolicy, RefreshRate},
     load_balancing_policy::Policy,
 };
 use envoy_types::pb::envoy::config::core::v3::{
@@ -364,6 +364,14 @@ fn percentages_and_times_of_clusters_are_checked() {
     let at = "dns_refresh_rate";
     let rate = Some(Duration { seconds: -1, nanos: 0 });
     cluster("negative", |c| c.dns_refresh_rate = rate, &Says::Refused(&[at]));
+    let failure = |base, max| {
+        let seconds = |seconds| Duration { seconds, nanos: 0 };
+        let rate = RefreshRate { base_interval: Option::map(base, seconds), max_interval: Option::map(max, seconds) };
+        move |c: &mut Proto| c.dns_failure_refresh_rate = Some(rate)
+    };
+    cluster("max below base", failure(Some(3), Some(2)), &Says::Refused(&["dns_failure_refresh_rate.max_interval"]));
+    cluster("no base", failure(None, Some(2)), &Says::Refused(&["dns_failure_refresh_rate.base_interval"]));
+    cluster("no max", failure(Some(3), None), &Says::Taken);
 }
 
 fn originated() -> UpstreamTlsContext {

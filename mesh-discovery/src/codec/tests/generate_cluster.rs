@@ -372,7 +372,8 @@ fn proxy() -> impl Strategy<Value = Option<HttpProxy>> {
 fn dns() -> impl Strategy<Value = DnsOptions> {
     let family =
         select(vec![DnsFamily::Auto, DnsFamily::V4Only, DnsFamily::V6Only, DnsFamily::V4Preferred, DnsFamily::All]);
-    (family, option::of(time()), option::of(time()), any::<bool>(), duration()).prop_map(
+    let failure = (time(), time()).prop_map(|(a, b)| DnsBackoff { base: a.min(b), max: a.max(b) });
+    (family, option::of(time()), option::of(failure), any::<bool>(), duration()).prop_map(
         |(family, refresh, failure_refresh, respect_ttl, jitter)| DnsOptions {
             family,
             refresh,
