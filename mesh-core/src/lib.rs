@@ -25,5 +25,6 @@ pub mod protobuf;
 pub mod retry;
 pub mod source;
 pub mod suggest;
+mod sync;
 pub mod target;
 pub mod telemetry;

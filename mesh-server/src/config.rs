@@ -5,9 +5,6 @@ use std::time::Duration;
 use mesh_core::target::EncodedSlash;
 
 /// Time and size limits of a server. Make one with [`Config::default`] and change fields.
-///
-/// HTTP/1 requests carry at most 100 headers: hyper's bound, which costs nothing as long as it is not
-/// changed.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
@@ -19,8 +16,16 @@ pub struct Config {
     /// How long an HTTP/1 connection may take to send a request's head, counted from the end of the
     /// request before: also the longest idle time of an HTTP/1 connection. Default 30 s.
     pub header_read_timeout: Duration,
-    /// Largest request head, bytes. Default 60 KiB (Envoy `max_request_headers_kb`).
+    /// Largest request head, bytes as decoded; a larger one gets 431. Default 60 KiB (Envoy `max_request_headers_kb`),
+    /// and no more than that: a URI's length fits into 16 bits, so a larger value counts as 60 KiB.
     pub max_header_bytes: u32,
+    /// Headers of a request, each value counted; more get 431. Default 100 (Envoy `max_headers_count`). Another value
+    /// costs each HTTP/1 request an allocation.
+    pub max_headers: usize,
+    /// Requests in flight at once, over all connections, each counted until its answer's body has ended; more get 503
+    /// (gRPC: UNAVAILABLE) and do not reach the application. Questions about the load are answered all the same.
+    /// Default none: connections and their streams are the bound then.
+    pub max_requests: Option<usize>,
     /// What becomes of an encoded slash or backslash in a request's path, which is brought to its normal form
     /// before policy or application see it. Default: the request is refused with 400.
     pub encoded_slash: EncodedSlash,
@@ -69,7 +74,9 @@ impl Default for Config {
             detect_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(10),
             header_read_timeout: Duration::from_secs(30),
-            max_header_bytes: 60 * 1024,
+            max_header_bytes: MOST_HEADER_BYTES,
+            max_headers: 100,
+            max_requests: None,
             encoded_slash: EncodedSlash::Refuse,
             max_concurrent_streams: 256,
             max_connections: 16_384,
@@ -87,3 +94,6 @@ impl Default for Config {
         }
     }
 }
+
+/// The ceiling of [`Config::max_header_bytes`].
+pub(crate) const MOST_HEADER_BYTES: u32 = 60 * 1024;

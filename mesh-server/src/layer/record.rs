@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use http::{HeaderMap, Method, StatusCode, Uri, header};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use mesh_core::context::TraceContext;
@@ -28,6 +29,9 @@ pub(super) struct Record {
     access: Option<Box<Access>>,
     // If the answer tells of the load.
     load: Option<Box<Reporting>>,
+    // Its place among the requests in flight, if they are limited.
+    #[allow(dead_code, reason = "held for its drop")]
+    place: Option<OwnedSemaphorePermit>,
     done: bool,
 }
 
@@ -70,6 +74,7 @@ impl Record {
             remaining: None,
             access,
             load: None,
+            place: None,
             done: false,
         }
     }
@@ -79,6 +84,11 @@ impl Record {
         if let Some(access) = &mut self.access {
             access.details = Some(details);
         }
+    }
+
+    /// The request has a place among those in flight, until its answer has ended.
+    pub(super) fn hold(&mut self, place: OwnedSemaphorePermit) {
+        self.place = Some(place);
     }
 
     /// The answer will tell of the load.

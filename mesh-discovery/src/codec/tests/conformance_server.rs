@@ -160,6 +160,19 @@ fn s9_rbac_filters_a41() {
 }
 
 #[test]
+fn s54_a_filter_that_asks_an_external_authorizer_is_not_passed_over() {
+    let with = |type_url: &str, is_optional| {
+        let filter = codec::filter::encode("f", extension::pack(type_url, &LimitProto::default()), is_optional);
+        codec::decode_listener(&with_manager(|m| m.http_filters.insert(0, filter)))
+    };
+    for is_optional in [false, true] {
+        says("ext_authz", with(url::EXT_AUTHZ, is_optional), &Says::Refused(&[FILTER]));
+    }
+    // The control: another filter that nobody knows.
+    assert!(with("type.googleapis.com/a.b.C", true).is_ok());
+}
+
+#[test]
 fn s10_the_audit_log_a59() {
     let audit = |type_url: &str, is_optional| {
         let any = Any { type_url: type_url.into(), value: Vec::new() };
