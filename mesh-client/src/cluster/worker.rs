@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{Cluster, Dns};
 use crate::connect::names::{Alternates, Names, PATIENCE};
-use crate::connect::worker::{Owned, spawn};
+use crate::connect::worker::spawn;
 use crate::env::Env;
 
 /// Keeps the names of a cluster up to date, if it has any.

@@ -33,13 +33,20 @@ fn what_an_older_control_plane_sent_is_taken_and_means_the_same_when_it_is_sent_
             let (name, value) = (file.file_name().into_string().unwrap(), std::fs::read(file.path()).unwrap());
             let any = |type_url: &str| Any { type_url: type_url.to_owned(), value: value.clone() };
             match name.split('-').next().unwrap() {
-                "cluster" => check(&name, &any(codec::CLUSTER), codec::decode_cluster, codec::encode_cluster),
-                "endpoints" => check(&name, &any(codec::ENDPOINTS), codec::decode_endpoints, codec::encode_endpoints),
-                "routes" => check(&name, &any(codec::ROUTES), codec::decode_routes, codec::encode_routes),
-                "client" | "server" => check(&name, &any(codec::LISTENER), codec::decode_listener, |l| match l {
-                    AnyListener::Outbound(listener) => codec::encode_listener(listener),
-                    AnyListener::Inbound(listener) => codec::encode_inbound(listener),
-                }),
+                "cluster" => check(&name, &any(codec::CLUSTER), |a| codec::decode_cluster(a), codec::encode_cluster),
+                "endpoints" => {
+                    check(&name, &any(codec::ENDPOINTS), |a| codec::decode_endpoints(a), codec::encode_endpoints)
+                }
+                "routes" => check(&name, &any(codec::ROUTES), |a| codec::decode_routes(a), codec::encode_routes),
+                "client" | "server" => check(
+                    &name,
+                    &any(codec::LISTENER),
+                    |a| codec::decode_listener(a),
+                    |l| match l {
+                        AnyListener::Outbound(listener) => codec::encode_listener(listener),
+                        AnyListener::Inbound(listener) => codec::encode_inbound(listener),
+                    },
+                ),
                 other => panic!("{other:?} is no kind of resource"),
             }
             seen += 1;
