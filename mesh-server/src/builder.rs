@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use rustls::crypto::CryptoProvider;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use mesh_core::authz::{ExternalAuthorizer, ExternalAuthorizers};
 use mesh_core::drain::{self, DrainWatch};
@@ -14,7 +15,7 @@ use mesh_core::source::{Watched, WatchedIdentity};
 use mesh_core::telemetry::Metrics;
 
 use crate::inbound::Door;
-use crate::layer::{Gate, Shared};
+use crate::layer::{Concurrency, Gate, Limits, Scope, Shared};
 use crate::listen::TlsAccept;
 use crate::load::LoadReports;
 use crate::{Config, InboundLayer, InboundStats, LoadReporter, Readiness, Server};
@@ -158,6 +159,12 @@ impl ServerBuilder {
             lent: AtomicBool::new(false),
             max_headers: self.config.max_headers,
             places: self.config.max_requests.map(|most| Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)))),
+            adaptive: self
+                .config
+                .adaptive_concurrency
+                .as_ref()
+                .map(|policy| Arc::new(Concurrency::new(policy, Instant::now()))),
+            limits: Limits::new(Scope::Server),
         });
         let tls = TlsAccept::new(self.identity, provider);
         let door = Door::new(self.config, self.inbound, tls, layer, self.stats, drain);

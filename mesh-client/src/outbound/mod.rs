@@ -41,7 +41,7 @@ use self::deadline::Deadline;
 pub(crate) use self::deadline::Silence;
 pub(crate) use self::exchange::Exchange;
 use self::fault::Faults;
-use self::filters::Filter;
+use self::filters::{Filter, pass_rate};
 pub(crate) use self::head::Head;
 use self::mirror::Copy;
 use self::session::Session;
@@ -284,7 +284,7 @@ impl Call<'_> {
                         return Ok(Some(answer));
                     }
                 }
-                Filter::RateLimit(limit) => limit.pass(&mut self.head.headers, Instant::now(), self.env)?,
+                Filter::RateLimit(limit) => pass_rate(limit, &mut self.head.headers, Instant::now(), self.env)?,
                 Filter::Throttle(limit) => self.exchange.owe(limit.pass(Instant::now(), self.env)?),
                 Filter::Concurrency(limit) => self.exchange.owe(limit.pass(Instant::now(), self.env)?),
             }

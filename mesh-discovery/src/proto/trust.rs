@@ -3,19 +3,17 @@
 //!
 //! Other control planes do not have it: their clients learn of other roots with the next certificate.
 
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use tonic::body::Body;
 use tonic::client::{Grpc, GrpcService};
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::codegen::{BoxFuture, BoxStream, Bytes, Service, StdError, async_trait, http};
-use tonic::server::{NamedService, ServerStreamingService};
+use tonic::codegen::{BoxStream, Bytes, StdError, async_trait, http};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
+use tower::service_fn;
 
-use super::rpc;
+use super::rpc::{self, Method, MethodServer};
 
 /// Full name of the service.
 pub const SERVICE_NAME: &str = "mesh.trust.v1.TrustBundleService";
@@ -77,62 +75,25 @@ pub trait TrustBundleService: Send + Sync + 'static {
 }
 
 /// The service as a Tower service.
+pub type TrustBundleServiceServer<T> = MethodServer<Watch, T>;
+
+/// Its method.
 #[derive(Debug)]
-pub struct TrustBundleServiceServer<T> {
-    inner: Arc<T>,
-}
+pub enum Watch {}
 
-impl<T> TrustBundleServiceServer<T> {
-    /// Serves `service`.
-    pub fn new(service: T) -> Self {
-        Self { inner: Arc::new(service) }
-    }
-}
+impl<T: TrustBundleService> Method<T> for Watch {
+    const SERVICE: &'static str = SERVICE_NAME;
+    const PATH: &'static str = WATCH;
 
-impl<T> Clone for TrustBundleServiceServer<T> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone() }
-    }
-}
-
-impl<T> NamedService for TrustBundleServiceServer<T> {
-    const NAME: &'static str = SERVICE_NAME;
-}
-
-impl<T, B> Service<http::Request<B>> for TrustBundleServiceServer<T>
-where
-    T: TrustBundleService,
-    B: tonic::codegen::Body + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
-{
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Self::Error>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let inner = self.inner.clone();
-        Box::pin(async move {
-            if request.uri().path() != WATCH {
-                return Ok(rpc::unimplemented());
-            }
-            Ok(tonic::server::Grpc::new(ProstCodec::new()).server_streaming(Watch(inner), request).await)
-        })
-    }
-}
-
-struct Watch<T>(Arc<T>);
-
-impl<T: TrustBundleService> ServerStreamingService<WatchTrustBundle> for Watch<T> {
-    type Response = TrustBundle;
-    type ResponseStream = BoxStream<TrustBundle>;
-    type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
-
-    fn call(&mut self, request: Request<WatchTrustBundle>) -> Self::Future {
-        let inner = self.0.clone();
-        Box::pin(async move { inner.watch(request).await })
+    async fn answer<B>(service: Arc<T>, request: http::Request<B>) -> http::Response<Body>
+    where
+        B: tonic::codegen::Body + Send + 'static,
+        B::Error: Into<StdError> + Send + 'static,
+    {
+        let method = service_fn(move |request| {
+            let service = service.clone();
+            async move { service.watch(request).await }
+        });
+        rpc::codec().server_streaming(method, request).await
     }
 }

@@ -3,21 +3,19 @@
 //! Every request carries the metadata `workload.spiffe.io: true`, which keeps browsers and redirects out.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use tonic::body::Body;
 use tonic::client::{Grpc, GrpcService};
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::codegen::{BoxFuture, BoxStream, Bytes, Service, StdError, async_trait, http};
+use tonic::codegen::{BoxStream, Bytes, StdError, async_trait, http};
 use tonic::metadata::MetadataValue;
-use tonic::server::{NamedService, ServerStreamingService};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
+use tower::service_fn;
 
-use super::rpc;
+use super::rpc::{self, Method, MethodServer};
 
 /// Full name of the service; it has no package.
 pub const SERVICE_NAME: &str = "SpiffeWorkloadAPI";
@@ -113,66 +111,28 @@ pub trait WorkloadApi: Send + Sync + 'static {
 }
 
 /// The Workload API as a Tower service; a request without the security header is refused.
+pub type WorkloadApiServer<T> = MethodServer<Fetch, T>;
+
+/// Its method.
 #[derive(Debug)]
-pub struct WorkloadApiServer<T> {
-    inner: Arc<T>,
-}
+pub enum Fetch {}
 
-impl<T> WorkloadApiServer<T> {
-    /// Serves `service`.
-    pub fn new(service: T) -> Self {
-        Self { inner: Arc::new(service) }
-    }
-}
+impl<T: WorkloadApi> Method<T> for Fetch {
+    const SERVICE: &'static str = SERVICE_NAME;
+    const PATH: &'static str = FETCH_X509_SVID;
 
-impl<T> Clone for WorkloadApiServer<T> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone() }
-    }
-}
-
-impl<T> NamedService for WorkloadApiServer<T> {
-    const NAME: &'static str = SERVICE_NAME;
-}
-
-impl<T, B> Service<http::Request<B>> for WorkloadApiServer<T>
-where
-    T: WorkloadApi,
-    B: tonic::codegen::Body + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
-{
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Self::Error>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let inner = self.inner.clone();
-        Box::pin(async move {
-            if request.uri().path() != FETCH_X509_SVID {
-                return Ok(rpc::unimplemented());
-            }
-            if request.headers().get(SECURITY_HEADER).is_none_or(|value| value != "true") {
-                let refused = Status::invalid_argument("security header missing from request");
-                return Ok(refused.into_http());
-            }
-            Ok(tonic::server::Grpc::new(ProstCodec::new()).server_streaming(Fetch(inner), request).await)
-        })
-    }
-}
-
-struct Fetch<T>(Arc<T>);
-
-impl<T: WorkloadApi> ServerStreamingService<X509SvidRequest> for Fetch<T> {
-    type Response = X509SvidResponse;
-    type ResponseStream = BoxStream<X509SvidResponse>;
-    type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
-
-    fn call(&mut self, request: Request<X509SvidRequest>) -> Self::Future {
-        let inner = self.0.clone();
-        Box::pin(async move { inner.fetch_x509_svid(request).await })
+    async fn answer<B>(service: Arc<T>, request: http::Request<B>) -> http::Response<Body>
+    where
+        B: tonic::codegen::Body + Send + 'static,
+        B::Error: Into<StdError> + Send + 'static,
+    {
+        if request.headers().get(SECURITY_HEADER).is_none_or(|value| value != "true") {
+            return Status::invalid_argument("security header missing from request").into_http();
+        }
+        let method = service_fn(move |request| {
+            let service = service.clone();
+            async move { service.fetch_x509_svid(request).await }
+        });
+        rpc::codec().server_streaming(method, request).await
     }
 }

@@ -4,7 +4,7 @@
 //! ```text
 //! strip headers that only the mesh may set → settle path and authority, 400 or 431
 //!   → open the request's context (trace, deadline, caller) → authorization, or 403; who has to be asked is asked
-//!   → a place among the requests in flight, or 503
+//!   → the limits of the listener's filters, or what they answer → a place among the requests in flight, or 503
 //!   → the application
 //!   → metrics and access log when the response body ends
 //! ```
@@ -15,6 +15,7 @@ mod ask;
 mod body;
 mod gate;
 mod headers;
+mod limits;
 mod record;
 mod target;
 
@@ -49,6 +50,8 @@ use self::body::Content;
 pub use self::body::InboundBody;
 pub(crate) use self::gate::{Gate, demands_tokens};
 pub(crate) use self::headers::grpc_status;
+pub(crate) use self::limits::{Concurrency, Limits, Scope};
+use self::limits::{Limited, Ticket};
 use self::record::Record;
 use self::target::Unsettled;
 use crate::load::{LoadReports, Question, Told};
@@ -82,6 +85,9 @@ pub(crate) struct Shared {
     pub(crate) max_headers: usize,
     /// One for each request that may be in flight, if that is limited.
     pub(crate) places: Option<Arc<Semaphore>>,
+    /// How many they may be, if that follows their latency.
+    pub(crate) adaptive: Option<Arc<Concurrency>>,
+    pub(crate) limits: Limits,
 }
 
 /// What all requests of a connection have in common.
@@ -91,6 +97,7 @@ struct Connection {
     /// The TLS server name that the peer asked for, empty if it named none; `None` = not known.
     server_name: Option<Box<str>>,
     series: Arc<RequestSeries>,
+    limits: Limits,
 }
 
 impl InboundLayer {
@@ -135,7 +142,13 @@ impl Connection {
             destination_service_namespace: shared.workload.namespace.clone(),
             mutual_tls: peer.as_ref().map(|peer| peer.spiffe_id.is_some()),
         });
-        Self { shared: shared.clone(), peer: peer.map(Arc::new), server_name, series }
+        Self {
+            shared: shared.clone(),
+            peer: peer.map(Arc::new),
+            server_name,
+            series,
+            limits: Limits::new(Scope::Connection),
+        }
     }
 
     /// Whether another layer has this request already.
@@ -249,6 +262,9 @@ impl InboundLayer {
             let told = load.answer(question, request.into_body(), &shared.drain);
             return Work::Told { told: Some(told) };
         }
+        if let Err(limited) = self.limit(request.headers_mut(), record.as_mut()) {
+            return Work::Refused { why: Refused::Limited(limited), grpc };
+        }
         if let Some(places) = &shared.places {
             match places.clone().try_acquire_owned() {
                 Ok(place) => {
@@ -281,6 +297,36 @@ impl InboundLayer {
         let inner = inner.expect("it is there");
         Work::Serving { inner: context::scope(context, inner), grpc, more: None }
     }
+
+    /// Whether a request is within the limits of the listener's filters and of the server.
+    fn limit(&self, headers: &mut http::HeaderMap, record: Option<&mut Record>) -> Result<(), Box<Limited>> {
+        let passed = self.pass(headers);
+        let Some(record) = record else { return passed.map(drop) };
+        match passed {
+            Ok(tickets) => {
+                record.owe(tickets);
+                Ok(())
+            }
+            Err(limited) => {
+                record.note(limited.details.into());
+                record.flag(limited.flag);
+                Err(limited)
+            }
+        }
+    }
+
+    // With a refusal the tickets are dropped: what passes one limit and not the next says nothing of latency.
+    fn pass(&self, headers: &mut http::HeaderMap) -> Result<Vec<Ticket>, Box<Limited>> {
+        let shared = &self.connection.shared;
+        let state = shared.inbound.load();
+        let mut tickets = Vec::new();
+        shared.limits.pass(&state, headers, &mut tickets)?;
+        self.connection.limits.pass(&state, headers, &mut tickets)?;
+        if let Some(adaptive) = &shared.adaptive {
+            tickets.push(adaptive.pass()?);
+        }
+        Ok(tickets)
+    }
 }
 
 /// The context of a request: trace and forwarded headers, the caller, and when it stops waiting.
@@ -298,6 +344,8 @@ enum Refused {
     Headers,
     /// As many requests are in flight as may be.
     Busy,
+    /// By the listener's filters or the latency of requests.
+    Limited(Box<Limited>),
     Closed(Code),
     /// With a status of its own.
     Unavailable(StatusCode),
@@ -321,6 +369,12 @@ impl Refused {
             }
             // As Envoy's overload manager answers.
             Self::Busy => answer(grpc, StatusCode::SERVICE_UNAVAILABLE, 14, "overloaded"),
+            Self::Limited(limited) => {
+                let told = &limited.answer;
+                let mut response = answer(grpc, told.status, told.grpc_status, limited.text);
+                response.headers_mut().extend(told.headers.clone());
+                response
+            }
             // Envoy's words, and no more: which rule decided is not for those it keeps out.
             Self::Closed(code @ Code::ACCESS_DENIED) => {
                 answer(grpc, code.http_status(), code.grpc_status(), "RBAC: access denied")

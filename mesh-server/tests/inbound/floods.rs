@@ -77,8 +77,8 @@ async fn data_without_data_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn pings_and_settings_are_answered_in_turn_and_nothing_is_piled_up() {
-    // An answer is written before the next question is read: a flood costs its sender as much.
+async fn floods_of_pings_and_settings_that_are_read_leave_the_connection_usable() {
+    // Each is answered, and there is no limit on their number. What an unread flood of answers costs is not shown here.
     let world = world(Config::default()).await;
     let pings = frame(PING, 0, 0, &[1; 8]).repeat(10_000);
     assert_eq!(verdict_or_alive(&world, &pings).await, Alive);

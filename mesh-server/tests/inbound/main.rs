@@ -6,6 +6,7 @@ mod authorization;
 mod debug;
 mod drain;
 mod external;
+mod filters;
 mod floods;
 mod frameworks;
 mod framing;
