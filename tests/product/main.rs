@@ -15,6 +15,7 @@ mod bootstrap;
 mod by_hand;
 mod drain;
 mod health;
+mod instances;
 mod isolation;
 mod load;
 #[cfg(feature = "dns")]

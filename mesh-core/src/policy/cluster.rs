@@ -599,6 +599,9 @@ pub struct MeshTls {
     pub peer_ids: Vec<StringMatcher>,
     /// SNI sent, `outbound_.<port>_.<subset>_.<fqdn>` from Istio. None = the endpoint's address.
     pub sni: Option<String>,
+    /// Certificate provider instance that is our identity here (gRFC A29). None = the process's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Arc<str>>,
 }
 
 /// TLS begun by us towards something that is not a mesh peer.

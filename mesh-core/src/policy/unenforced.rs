@@ -285,6 +285,7 @@ fn listeners_are_considered(listener: Listener, inbound: InboundListener) {
         name: _,
         address: _,
         tls: _,
+        instance: _,
         jwt: _,
         authorization: _,
         filters: _,

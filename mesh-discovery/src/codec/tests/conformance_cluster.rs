@@ -408,6 +408,31 @@ fn c13_s13_the_transport_socket_a29_a86() {
 }
 
 #[test]
+fn b10_one_provider_instance_gives_certificate_and_roots_a29() {
+    let with = |certificate: &str, roots: &str| {
+        let instance =
+            |name: &str| CertificateProviderPluginInstance { instance_name: name.into(), ..Default::default() };
+        let validation = CertificateValidationContext {
+            ca_certificate_provider_instance: Some(instance(roots)),
+            ..Default::default()
+        };
+        let common = CommonTlsContext {
+            tls_certificate_provider_instance: Some(instance(certificate)),
+            validation_context_type: Some(ValidationContextType::ValidationContext(validation)),
+            ..Default::default()
+        };
+        let context = UpstreamTlsContext { common_tls_context: Some(common), ..Default::default() };
+        move |c: &mut Proto| c.transport_socket = socket(pack(&context))
+    };
+    for (named, instance) in [("", None), ("default", None), ("outer", Some("outer"))] {
+        let UpstreamTls::Mesh(tls) = decoded(with(named, named)).tls else { panic!("mesh TLS") };
+        assert_eq!(tls.instance.as_deref(), instance);
+    }
+    let roots = "transport_socket.common_tls_context.validation_context.ca_certificate_provider_instance";
+    cluster("two instances", with("outer", "default"), &Says::Refused(&[roots]));
+}
+
+#[test]
 fn s1_s4_s5_tls_towards_endpoints_a29_a101_a82() {
     let with = |change: fn(&mut UpstreamTlsContext)| {
         let mut context = originated();
