@@ -13,6 +13,7 @@ mod bookinfo;
 mod bootstrap;
 #[cfg(feature = "cli")]
 mod by_hand;
+mod codes;
 mod drain;
 mod health;
 mod instances;

@@ -153,7 +153,7 @@ pub(crate) fn said(version: &'static str, cluster: Any) -> Said {
 }
 
 /// A cluster whose load is to be reported to nobody knows whom (gRFC A27).
-fn bad_cluster() -> Any {
+pub(crate) fn bad_cluster() -> Any {
     let ads = config_source::ConfigSourceSpecifier::Ads(AggregatedConfigSource {});
     let lrs_server = Some(ConfigSource { config_source_specifier: Some(ads), ..ConfigSource::default() });
     let proto = ClusterProto { name: "c".to_owned(), lrs_server, ..ClusterProto::default() };

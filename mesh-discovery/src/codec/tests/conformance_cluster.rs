@@ -159,7 +159,7 @@ fn c5_c6_breakers_of_both_priorities_and_of_hosts_a32_a105() {
 }
 
 #[test]
-fn c7_c8_endpoints_and_drops_a27() {
+fn c7_c8_c9_endpoints_drops_and_overprovisioning_a27() {
     let first = |e: &mut ClusterLoadAssignment, change: fn(&mut eds::LbEndpoint)| {
         change(&mut e.endpoints[0].lb_endpoints[0]);
     };
