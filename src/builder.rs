@@ -295,10 +295,10 @@ async fn with_debug(mut inner: Inner, address: Option<SocketAddr>) -> Result<Mes
         let (client, authorities) = (inner.client.clone(), inner.authorities.clone());
         let xds = inner.control.as_ref().map(|control| control.xds.clone());
         let (metrics, stats) = (inner.metrics.clone(), inner.stats.clone());
-        let (breakers, identity) = (inner.breakers.clone(), inner.identities.own().clone());
+        let (breakers, identities) = (inner.breakers.clone(), inner.identities.clone());
         let metrics = prometheus::content(env!("CARGO_PKG_VERSION"), metrics, stats, move |out| {
             prometheus::in_flight(out, &in_flight(&breakers));
-            prometheus::certificate_expiry(out, (*identity.load_full()).as_deref());
+            prometheus::certificate_expiry(out, &identities);
             if let Some(xds) = &xds {
                 prometheus::config_unenforced(out, xds.unenforced());
                 prometheus::config_resources(out, xds.standings());
