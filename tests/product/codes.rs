@@ -41,6 +41,7 @@ impl Refuser {
         address
     }
 
+    #[allow(clippy::result_large_err, reason = "a status is what tonic wants")]
     fn answer<T: Send + 'static>(&self) -> Answer<T> {
         match self.0 {
             Code::Ok => Ok(Response::new(stream::empty().boxed())),
@@ -117,7 +118,7 @@ async fn x11_a_resource_that_is_refused_or_is_not_there_is_unavailable_a88() {
 async fn x11_the_status_of_a_peer_is_its_own() {
     let listener = TcpListener::bind(FREE).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let not_found = async || [("content-type", "application/grpc"), ("grpc-status", "5")];
+    let not_found = || async { [("content-type", "application/grpc"), ("grpc-status", "5")] };
     tokio::spawn(axum::serve(listener, Router::new().route("/service/method", post(not_found))).into_future());
     let mut said = said("1", codec::encode_cluster(&Cluster::new("c".into())));
     let group = LocalityEndpoints {
