@@ -7,6 +7,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::routing::get;
 use mesh::{Mesh, PeerIdentity};
+use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{
     Address, Cluster, Endpoint, Endpoints, InboundListener, InboundTls, LocalityEndpoints, MeshTls, StringMatcher,
     UpstreamTls,
@@ -142,7 +143,7 @@ async fn an_instance_whose_files_are_bad_holds_up_nobody_and_lends_no_other_iden
     let caller = process(address, &[("default", &good), ("outer", &bad)]).await;
     caller.ready().await;
     let error = call(&caller, URI, &[]).await.unwrap_err();
-    assert_eq!(error.code(), mesh_core::error::Code::NO_IDENTITY, "{error}");
+    assert_eq!(error.code(), Code::NO_IDENTITY, "{error}");
 
     // The control: the same call as the process itself.
     plane.send_replace(instances("2", port, None, its_id, None));
