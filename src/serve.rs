@@ -122,7 +122,7 @@ where
             }
             let policy = inner.inbound.inbound(address);
             let mut builder = Server::builder()
-                .identity(inner.identity.clone())
+                .identity(inner.identities.clone())
                 .crypto(inner.crypto.clone())
                 .inbound(policy.clone())
                 .workload(inner.workload.clone())

@@ -13,8 +13,10 @@ mod bookinfo;
 mod bootstrap;
 #[cfg(feature = "cli")]
 mod by_hand;
+mod codes;
 mod drain;
 mod health;
+mod instances;
 mod isolation;
 mod load;
 #[cfg(feature = "dns")]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use mesh_core::identity::{Identity, PeerRefused, client_config};
 use mesh_core::policy::{Address, ClientCertificate, MeshTls, OriginatedTls, UpstreamTls};
-use mesh_core::source::WatchedIdentity;
+use mesh_core::source::{Identities, WatchedIdentity};
 use parking_lot::Mutex;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
@@ -93,9 +93,14 @@ impl Tls {
     pub(super) fn new(
         policy: UpstreamTls,
         dialled_host: &str,
-        identity: WatchedIdentity,
+        identities: &Identities,
         provider: Option<Arc<CryptoProvider>>,
     ) -> Self {
+        let instance = match &policy {
+            UpstreamTls::Auto(mesh) | UpstreamTls::Mesh(mesh) => mesh.instance.as_deref(),
+            UpstreamTls::Disable | UpstreamTls::Simple(_) | UpstreamTls::Mutual(..) => None,
+        };
+        let identity = identities.of(instance);
         Self { policy, dialled_host: dialled_host.into(), identity, provider, made: Mutex::default() }
     }
 

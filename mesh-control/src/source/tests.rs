@@ -331,3 +331,22 @@ fn what_has_the_name_of_a_manifest_and_is_no_file_is_one_finding() {
     assert_eq!(names(&manifests), ["good", "other"]);
     assert!(lines(&manifests)[3].ends_with("a link to nothing; the last good content of this file stays in force"));
 }
+
+#[test]
+fn a_file_that_is_emptied_says_that_its_objects_are_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.yaml");
+    let object = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n";
+    let mut files = FileSet::new([folder.path().to_owned()], Limits::default());
+    // The control: a file that never had anything is nobody's mistake.
+    for (text, objects, said) in
+        [("# nothing yet\n", 0, ""), (object, 1, ""), ("", 0, "those it had, 1,"), (object, 1, "")]
+    {
+        fs::write(&path, text).unwrap();
+        let read = files.read();
+        assert_eq!(read.len(), objects, "{text:?}");
+        let lines = lines(&read);
+        assert_eq!(lines.len(), usize::from(!said.is_empty()), "{lines:?}");
+        assert!(lines.iter().all(|line| line.contains("warning") && line.contains(said)), "{lines:?}");
+    }
+}

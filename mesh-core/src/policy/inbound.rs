@@ -3,6 +3,7 @@
 //! AuthorizationPolicy).
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -19,6 +20,9 @@ pub struct InboundListener {
     pub address: SocketAddr,
     /// Transport security.
     pub tls: InboundTls,
+    /// Certificate provider instance that is our identity here (gRFC A29). None = the process's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Arc<str>>,
     /// Demands on tokens, all of which must be met.
     pub jwt: Vec<JwtAuthentication>,
     /// Authorization policies: CUSTOM, then DENY, then ALLOW, as Istio orders them.
@@ -36,6 +40,7 @@ impl InboundListener {
             name: name.into(),
             address,
             tls,
+            instance: None,
             jwt: Vec::new(),
             authorization: Vec::new(),
             filters: Vec::new(),

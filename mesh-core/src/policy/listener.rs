@@ -79,6 +79,11 @@ impl TcpForward {
         &self.clusters
     }
 
+    /// Gives every cluster another name.
+    pub fn rename_clusters(&mut self, to: &dyn Fn(&ClusterName) -> ClusterName) {
+        self.clusters.iter_mut().for_each(|share| share.name = to(&share.name));
+    }
+
     /// Sum of the weights; never 0.
     pub fn total(&self) -> u32 {
         self.clusters.iter().map(|share| share.weight.get()).sum()

@@ -155,7 +155,7 @@ impl Door {
             }
             (InboundTls::Disable, false) => (Stream::Plain(tcp), None),
             (InboundTls::Strict | InboundTls::Permissive, true) => {
-                match timeout(self.config.handshake_timeout, self.tls.accept(tcp)).await {
+                match timeout(self.config.handshake_timeout, self.tls.accept(tcp, listener.instance.as_deref())).await {
                     Err(_) => return self.refuse(Refusal::Timeout, address, &"the handshake took too long"),
                     Ok(Err(refused)) => return self.refuse(reason(&refused), address, &refused),
                     Ok(Ok((tls, verified))) => (Stream::Tls(Box::new(tls)), Some(verified)),
@@ -191,13 +191,22 @@ impl Door {
         let varied = |age: Duration| Duration::try_from_secs_f64(age.as_secs_f64() * (0.9 + 0.2 * fastrand::f64()));
         let oldest = age.and_then(|age| Instant::now().checked_add(varied(age).ok()?));
         let distrusted = verified.map(|peer| self.tls.distrusted(peer));
+        let instance = listener.instance.clone();
         async move {
-            // Of a peer that proved who it is, the proof must still hold; any other needs a port that asks for none.
+            // Of a peer that proved who it is, the proof must still hold, and to whom we are; any other needs a port that
+            // asks for none.
             let unwelcome = async {
-                if let Some(distrusted) = distrusted {
-                    return distrusted.await;
+                let Some(distrusted) = distrusted else {
+                    inbound
+                        .wait_for(|state| matches!(state, InboundState::Ready(l) if l.tls == InboundTls::Strict))
+                        .await;
+                    return;
+                };
+                let other = |state: &InboundState| matches!(state, InboundState::Ready(l) if l.instance != instance);
+                tokio::select! {
+                    () = distrusted => {}
+                    _ = inbound.wait_for(other) => {}
                 }
-                inbound.wait_for(|state| matches!(state, InboundState::Ready(l) if l.tls == InboundTls::Strict)).await;
             };
             let aged = async {
                 match oldest {

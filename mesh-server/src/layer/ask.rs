@@ -118,7 +118,7 @@ fn question<S, B>(asking: &Asking, ask: &Ask<S, B>) -> CheckRequest {
     let path = request.uri().path_and_query().map_or("", |path| path.as_str());
     let mut question = CheckRequest::new(request.method().clone(), path, asking.destination());
     question.caller = ask.peer().and_then(|peer| peer.spiffe_id.clone());
-    question.own = Option::as_ref(&ask.layer.connection.shared.identity.load()).map(|own| own.id().clone());
+    question.own = ask.layer.connection.shared.own_id();
     question.source = ask.peer().map(|peer| peer.address);
     question.authority = authority(request).to_owned();
     question.version = request.version();

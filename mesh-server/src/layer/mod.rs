@@ -38,10 +38,10 @@ use mesh_core::authz::HeaderChange;
 use mesh_core::context::{self, RETRIED, RequestContext, Scoped};
 use mesh_core::drain::DrainWatch;
 use mesh_core::error::{BoxError, Code};
-use mesh_core::id::Workload;
+use mesh_core::id::{SpiffeId, Workload};
 use mesh_core::identity::PeerIdentity;
 use mesh_core::policy::InboundState;
-use mesh_core::source::{Watched, WatchedIdentity};
+use mesh_core::source::{Identities, Watched};
 use mesh_core::target::EncodedSlash;
 use mesh_core::telemetry::{Metrics, PeerLabels, Reporter, RequestLabels, RequestSeries};
 
@@ -71,7 +71,7 @@ pub struct InboundLayer {
 /// What all connections of a server have in common.
 pub(crate) struct Shared {
     pub(crate) inbound: Watched<InboundState>,
-    pub(crate) identity: WatchedIdentity,
+    pub(crate) identities: Identities,
     pub(crate) workload: Arc<Workload>,
     pub(crate) service_host: String,
     pub(crate) metrics: Arc<Metrics>,
@@ -88,6 +88,17 @@ pub(crate) struct Shared {
     /// How many they may be, if that follows their latency.
     pub(crate) adaptive: Option<Arc<Concurrency>>,
     pub(crate) limits: Limits,
+}
+
+impl Shared {
+    /// Who we are behind this address.
+    pub(crate) fn own_id(&self) -> Option<SpiffeId> {
+        let instance = match &**self.inbound.load() {
+            InboundState::Ready(listener) => listener.instance.clone(),
+            InboundState::Pending | InboundState::Failed(_) => None,
+        };
+        Option::as_ref(&self.identities.of(instance.as_deref()).load()).map(|own| own.id().clone())
+    }
 }
 
 /// What all requests of a connection have in common.
@@ -127,7 +138,7 @@ impl InboundLayer {
 impl Connection {
     fn new(shared: &Arc<Shared>, peer: Option<PeerIdentity>, server_name: Option<Box<str>>) -> Self {
         let caller = peer.as_ref().and_then(|peer| peer.spiffe_id.as_ref());
-        let own = shared.identity.load();
+        let own = shared.own_id();
         let mut service = shared.service_host.split('.');
         let series = shared.metrics.series(&RequestLabels {
             reporter: Reporter::Destination,
@@ -136,7 +147,7 @@ impl Connection {
                 namespace: caller.and_then(|id| id.kubernetes()).map_or(String::new(), |(ns, _)| ns.to_owned()),
                 ..PeerLabels::default()
             },
-            destination: PeerLabels::of(&shared.workload, Option::as_ref(&own).map(|identity| identity.id())),
+            destination: PeerLabels::of(&shared.workload, own.as_ref()),
             destination_service: shared.service_host.clone(),
             destination_service_name: service.next().unwrap_or_default().to_owned(),
             destination_service_namespace: shared.workload.namespace.clone(),

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 
 use mesh_core::drain;
 use mesh_core::policy::InboundTls;
+use mesh_core::source::{Identities, Watched};
 use mesh_server::Readiness;
 use mesh_server::debug::{DebugServer, prometheus};
 
@@ -43,7 +44,8 @@ async fn every_path_answers_from_its_closure() {
             prometheus::config_unenforced(out, [("listener", 0), ("routes", 2)]);
             prometheus::config_resources(out, [("routes", "nacked_but_cached", 3)]);
             prometheus::config_unconfirmed(out, 60);
-            prometheus::certificate_expiry(out, (*identity.load_full()).as_deref());
+            let named = [("outer".into(), identity.clone()), ("none".into(), Watched::fixed(None))];
+            prometheus::certificate_expiry(out, &Identities::new(identity.clone(), named));
         }))
         .config_dump(Arc::new(|| ("application/json", "{\"config\":1}".into())))
         .clusters(Arc::new(|| ("not\na header value", "clusters".into())))
@@ -62,6 +64,8 @@ async fn every_path_answers_from_its_closure() {
     assert!(metrics.contains("mesh_config_unenforced{kind=\"routes\"} 2\n"), "{metrics}");
     let refused = "mesh_config_resources{kind=\"routes\",state=\"nacked_but_cached\"} 3\n";
     assert!(metrics.contains(refused) && metrics.contains("mesh_config_unconfirmed_seconds 60\n"), "{metrics}");
+    let outer = format!("{{of=\"leaf\",instance=\"outer\"}} {ends}\n");
+    assert!(metrics.contains(&outer) && !metrics.contains("instance=\"none\""), "{metrics}");
     let ends = format!("mesh_certificate_expiry_timestamp_seconds{{of=\"leaf\"}} {ends}\n");
     assert!(metrics.contains(&ends) && metrics.contains("{of=\"root\"} "), "{metrics}");
     assert!(ask(&debug, &get("/config_dump")).await.ends_with("{\"config\":1}"));

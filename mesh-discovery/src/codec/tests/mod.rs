@@ -12,6 +12,7 @@ mod generate_inbound;
 mod golden;
 mod hostile;
 mod law;
+mod recorded;
 mod refusals;
 mod refusals_cluster;
 mod tcp;
