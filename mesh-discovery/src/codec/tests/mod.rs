@@ -14,4 +14,5 @@ mod hostile;
 mod law;
 mod refusals;
 mod refusals_cluster;
+mod rows;
 mod tcp;
