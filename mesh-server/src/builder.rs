@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use rustls::crypto::CryptoProvider;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use mesh_core::authz::{ExternalAuthorizer, ExternalAuthorizers};
@@ -15,7 +14,7 @@ use mesh_core::source::{Identities, Watched};
 use mesh_core::telemetry::Metrics;
 
 use crate::inbound::Door;
-use crate::layer::{Concurrency, Gate, Limits, Scope, Shared};
+use crate::layer::{Concurrency, Gate, Limits, Places, Priorities, Scope, Shared};
 use crate::listen::TlsAccept;
 use crate::load::LoadReports;
 use crate::{Config, InboundLayer, InboundStats, LoadReporter, Readiness, Server};
@@ -159,7 +158,8 @@ impl ServerBuilder {
             gate: Gate::new(self.authorizers, metrics),
             lent: AtomicBool::new(false),
             max_headers: self.config.max_headers,
-            places: self.config.max_requests.map(|most| Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)))),
+            places: self.config.max_requests.map(Places::new),
+            priorities: Priorities::new(&self.config.priorities),
             adaptive: self
                 .config
                 .adaptive_concurrency

@@ -168,6 +168,31 @@ async fn a_retry_avoids_endpoints_with_the_metadata_that_policy_names() {
 }
 
 #[tokio::test]
+async fn s24_a_try_does_not_have_the_host_of_the_one_before() {
+    let (named, plain) = (EchoServer::start("named").await, EchoServer::start("plain").await);
+    named.behave(Behaviour::Status(503));
+    let mut endpoint = named.endpoint();
+    let hostname = Some("named.test".into());
+    endpoint.metadata = Arc::new(EndpointMetadata { hostname, ..EndpointMetadata::default() });
+    let mut forward = forward_with(Some(retrying(3, on_503())));
+    forward.rewrite.authority = Some(mesh_core::policy::AuthorityRewrite::Endpoint);
+    let routes = policy::routes([policy::forward(mesh_core::policy::RouteMatch::any(), forward)]);
+    let (client, _) = client_of(policy::snapshot(routes, [(cluster("test"), vec![endpoint, plain.endpoint()])]));
+    for n in 0..20 {
+        let answer = fetch(&client, &format!("/{n}")).await.unwrap();
+        if answer.status() == 200 {
+            assert_eq!(answer.headers()["x-echo-authority"], TARGET);
+        }
+    }
+    // Each of the tries there had that host, and some requests were at both.
+    let at_named = named.received();
+    assert!(at_named.iter().all(|request| request.headers["host"] == "named.test"), "{at_named:?}");
+    let both =
+        |request: &mesh_testkit::Received| plain.received().iter().any(|other| other.uri.path() == request.uri.path());
+    assert!(at_named.iter().any(both));
+}
+
+#[tokio::test]
 async fn who_is_a_retry_is_not_retried_further_down_and_says_so() {
     let server = EchoServer::start("one").await;
     let (client, _) = client_of(snapshot_with(forward_with(Some(retrying(1, on_503()))), cluster("test"), &[&server]));

@@ -79,7 +79,7 @@ fn the_later_of_two_equal_names_is_an_error_and_groups_keep_kinds_apart() {
 }
 
 #[test]
-fn an_alias_bomb_is_refused_quickly() {
+fn s90_an_alias_bomb_is_refused_quickly() {
     let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
     for i in 1..12 {
         let aliases = vec![format!("*a{}", i - 1); 10].join(", ");
@@ -100,7 +100,7 @@ fn a_few_aliases_are_fine() {
 }
 
 #[test]
-fn deep_nesting_and_too_many_documents_are_refused() {
+fn s90_deep_nesting_and_too_many_documents_are_refused() {
     let deep = format!("a: {}{}", "[".repeat(500), "]".repeat(500));
     assert!(lines(&read(&deep))[0].contains("not usable YAML"));
     let many = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n---\n".repeat(1100);

@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{
-    AdaptiveConcurrency, AdmissionControl, Fault, InvalidPolicy, LocalRateLimit, RouteConfiguration, StatefulSession,
+    AdaptiveConcurrency, AdmissionControl, CallerRateLimit, Fault, InvalidPolicy, LocalRateLimit, RouteConfiguration,
+    StatefulSession,
 };
 use crate::id::ClusterName;
 
@@ -130,6 +131,8 @@ pub enum HttpFilterKind {
     Fault(Option<Fault>),
     /// Local rate limit.
     RateLimit(LocalRateLimit),
+    /// Rate limits by who calls; a server's only.
+    CallerRateLimit(CallerRateLimit),
     /// Client-side throttling; `None` = off.
     AdmissionControl(Option<AdmissionControl>),
     /// A limit on requests in flight that follows their latency; `None` = off.

@@ -116,7 +116,9 @@ fn filters(list: &[HttpFilter], resource: &str, rate_limit: Option<&Line<LocalRa
                 Some(line) => line.effect,
                 None => continue,
             },
+            HttpFilterKind::CallerRateLimit(_) if rate_limit.is_some() => "who calls is known to servers only",
             HttpFilterKind::Fault(_)
+            | HttpFilterKind::CallerRateLimit(_)
             | HttpFilterKind::AdmissionControl(_)
             | HttpFilterKind::AdaptiveConcurrency(_)
             | HttpFilterKind::Session(_) => continue,

@@ -27,7 +27,7 @@ use super::extension::{self, url};
 use super::listener::{self, Proto};
 use super::report::{At, Report, consider};
 use super::route_extra::{self, Guard, Overrides};
-use super::{authorization, common, concurrency, filter, jwt, tls};
+use super::{authorization, common, concurrency, filter, jwt, rate_limit, tls};
 use crate::proto::policy::InboundPolicy;
 
 /// Values of `transport_protocol`.
@@ -307,6 +307,11 @@ fn decode_filter(
                 _ => listener::read_rate_limit(proto, at, report),
             };
             let kind = limit.map(HttpFilterKind::RateLimit);
+            chain.filters.extend(kind.map(|kind| HttpFilter { name: proto.name.to_owned(), kind }));
+        }
+        url::CALLER_RATE_LIMIT => {
+            let Some(limit) = extension::unpack(proto.config, &at_filter, report) else { return };
+            let kind = rate_limit::decode_callers(&limit, &at_filter, report).map(HttpFilterKind::CallerRateLimit);
             chain.filters.extend(kind.map(|kind| HttpFilter { name: proto.name.to_owned(), kind }));
         }
         url::CONCURRENCY => {

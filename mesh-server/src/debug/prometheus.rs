@@ -342,6 +342,18 @@ mod tests {
     }
 
     #[test]
+    fn s91_a_name_makes_no_line_and_no_label_of_its_own() {
+        for (name, written) in
+            [("a\nmesh_fake 1", "a\\nmesh_fake 1"), ("a\"} 1", "a\\\"} 1"), ("a\\", "a\\\\"), ("<script>", "<script>")]
+        {
+            assert_eq!(escaped(name), written);
+            let mut label = String::new();
+            pair(&mut label, "x", name);
+            assert_eq!(label, format!("x=\"{written}\""));
+        }
+    }
+
+    #[test]
     fn istio_names_labels_and_order() {
         let metrics = Metrics::default();
         let outcome = Outcome { code: 200, grpc_status: None, flags: "-", grpc: false };

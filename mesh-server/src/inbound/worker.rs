@@ -57,9 +57,6 @@ pub(crate) async fn run<S, RB>(
             () = drained.as_mut(), if leave_at.is_none() => {
                 hold.readiness.drain();
                 tracing::info!(%address, connections = connections.len(), "draining");
-                if connections.is_empty() {
-                    break;
-                }
                 leave_at = Some(Instant::now() + door.config.lame_duck);
             }
             () = sleep_until(leave_at.unwrap_or_else(Instant::now)), if leave_at.is_some() => break,

@@ -15,4 +15,5 @@ mod law;
 mod recorded;
 mod refusals;
 mod refusals_cluster;
+mod rows;
 mod tcp;
