@@ -38,6 +38,7 @@ pub struct MeshBuilder {
     crypto: Option<Arc<CryptoProvider>>,
     metrics: Option<Arc<Metrics>>,
     resolver: Option<Arc<dyn Resolve>>,
+    identity: Option<WatchedIdentity>,
 }
 
 impl MeshBuilder {
@@ -104,6 +105,14 @@ impl MeshBuilder {
         self
     }
 
+    /// Who this process is, from a source of the application's own: a control plane in the same process
+    /// (`ControlPlane::identity`), say. It goes before a join token, an agent and files. Default: none. Without effect
+    /// where there is no control plane, whose policy would ask for it.
+    pub fn identity(mut self, identity: WatchedIdentity) -> Self {
+        self.identity = Some(identity);
+        self
+    }
+
     /// Where requests are counted. Default: metrics of this mesh's own.
     pub fn metrics(mut self, metrics: Arc<Metrics>) -> Self {
         self.metrics = Some(metrics);
@@ -141,10 +150,15 @@ impl MeshBuilder {
         };
 
         let mut connector = Connector::new(bootstrap.server().clone(), crypto.clone());
-        let default_provider = config.proof.is_some();
-        let source = if let Some(proof) = config.proof {
-            let secret = SecretConfig { trust_domain: Some(config.trust_domain), ..SecretConfig::new(Some(proof)) };
+        let default_provider = self.identity.is_some() || config.proof.is_some() || config.workload_api.is_some();
+        let source = if let Some(identity) = self.identity {
+            Some((identity, Watched::fixed(None)))
+        } else if let Some(proof) = config.proof {
+            let (trust_domain, trust_domain_aliases) = (Some(config.trust_domain), config.trust_domain_aliases);
+            let secret = SecretConfig { trust_domain, trust_domain_aliases, ..SecretConfig::new(Some(proof)) };
             Some(secret::spawn(secret, connector.clone(), runtime.handle()))
+        } else if let Some(api) = config.workload_api {
+            Some(secret::spawn_workload_api(api, crypto.clone(), runtime.handle()))
         } else {
             files.map(|files| secret::spawn_files(files, crypto.clone(), runtime.handle()))
         };
@@ -274,9 +288,10 @@ async fn with_debug(mut inner: Inner, address: Option<SocketAddr>) -> Result<Mes
         let (client, authorities) = (inner.client.clone(), inner.authorities.clone());
         let xds = inner.control.as_ref().map(|control| control.xds.clone());
         let (metrics, stats) = (inner.metrics.clone(), inner.stats.clone());
-        let breakers = inner.breakers.clone();
+        let (breakers, identity) = (inner.breakers.clone(), inner.identity.clone());
         let metrics = prometheus::content(env!("CARGO_PKG_VERSION"), metrics, stats, move |out| {
             prometheus::in_flight(out, &in_flight(&breakers));
+            prometheus::certificate_expiry(out, (*identity.load_full()).as_deref());
             if let Some(xds) = &xds {
                 prometheus::config_unenforced(out, xds.unenforced());
                 prometheus::config_resources(out, xds.standings());

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use mesh_core::id::{Locality, TrustDomain, Workload};
 use mesh_core::suggest::nearest;
 use mesh_discovery::bootstrap::{Bootstrap, CertificateProvider, FileWatcher};
-use mesh_discovery::secret::JoinToken;
+use mesh_discovery::secret::{JoinToken, WorkloadApi};
 
 /// Where variables come from.
 pub trait Vars {
@@ -45,6 +45,12 @@ pub struct MeshConfig {
     /// Proof for the first certificate (`MESH_JOIN_TOKEN`, or `MESH_JOIN_TOKEN_FILE`, read at each use).
     /// `None` leaves it to the bootstrap's certificate provider, see [`identity_files`](Self::identity_files).
     pub proof: Option<JoinToken>,
+    /// The agent that says who this process is (`SPIFFE_ENDPOINT_SOCKET`), and which of several identities is meant
+    /// (`MESH_SPIFFE_HINT`, default the agent's first). Default: none. A [proof](Self::proof) goes before.
+    pub workload_api: Option<WorkloadApi>,
+    /// `MESH_TRUST_DOMAIN_ALIASES`, comma-separated: former names of the trust domain, whose peers are taken for those
+    /// of the present one (Istio's `trustDomainAliases`). Default: none. Only with a [proof](Self::proof).
+    pub trust_domain_aliases: Vec<TrustDomain>,
     /// `MESH_TRUST_DOMAIN`, which a certificate for a join token must be of; default `cluster.local`.
     pub trust_domain: TrustDomain,
     /// Who we are in telemetry and selectors: `POD_NAMESPACE` (default `default`), `MESH_LABELS`
@@ -78,12 +84,14 @@ pub struct InvalidConfig {
 pub(crate) const NO_CONTROL_PLANE: &str = "none";
 
 /// The variables of ours, for the "did you mean" warning.
-const KNOWN: [&str; 9] = [
+const KNOWN: [&str; 11] = [
     "MESH_CONTROL_PLANE",
     "MESH_ROOT_CERT",
     "MESH_JOIN_TOKEN",
     "MESH_JOIN_TOKEN_FILE",
+    "MESH_SPIFFE_HINT",
     "MESH_TRUST_DOMAIN",
+    "MESH_TRUST_DOMAIN_ALIASES",
     "MESH_LABELS",
     "MESH_LOCALITY",
     "MESH_DEBUG_ADDR",
@@ -110,6 +118,11 @@ impl MeshConfig {
         };
         let trust_domain = vars.var("MESH_TRUST_DOMAIN").unwrap_or_else(|| "cluster.local".to_owned());
         let trust_domain = TrustDomain::new(&trust_domain).map_err(|e| invalid("MESH_TRUST_DOMAIN", e))?;
+        let aliases = vars.var("MESH_TRUST_DOMAIN_ALIASES").unwrap_or_default();
+        let aliases = aliases.split(',').map(str::trim).filter(|alias| !alias.is_empty()).map(TrustDomain::new);
+        let trust_domain_aliases =
+            aliases.collect::<Result<_, _>>().map_err(|e| invalid("MESH_TRUST_DOMAIN_ALIASES", e))?;
+        let workload_api = workload_api(vars)?;
         let pod_ip = match vars.var("POD_IP") {
             Some(text) => Some(text.parse().map_err(|_| invalid("POD_IP", format!("{text:?} is not an IP address")))?),
             None => None,
@@ -128,6 +141,8 @@ impl MeshConfig {
         Ok(Self {
             bootstrap,
             proof,
+            workload_api,
+            trust_domain_aliases,
             trust_domain,
             workload,
             service_account,
@@ -145,9 +160,12 @@ const INSTANCE: &str = "default";
 impl MeshConfig {
     /// The files with our certificate, key and roots: those of the bootstrap's certificate provider `default`.
     /// `None` if there is no such instance, if it lacks one of the three, or if there is a
-    /// [proof](Self::proof) for the CA, which goes before.
+    /// [proof](Self::proof) for the CA or a [Workload API](Self::workload_api), which go before.
     pub fn identity_files(&self) -> Option<&FileWatcher> {
-        let provider = self.bootstrap.as_ref()?.certificate_providers.get(INSTANCE).filter(|_| self.proof.is_none())?;
+        let provider = self.bootstrap.as_ref()?.certificate_providers.get(INSTANCE)?;
+        if self.proof.is_some() || self.workload_api.is_some() {
+            return None;
+        }
         match provider {
             CertificateProvider::FileWatcher(files) if files.is_complete() => Some(files),
             _ => {
@@ -161,6 +179,15 @@ impl MeshConfig {
 
 fn invalid(variable: &str, reason: impl ToString) -> InvalidConfig {
     InvalidConfig { variable: variable.to_owned(), reason: reason.to_string() }
+}
+
+fn workload_api(vars: &dyn Vars) -> Result<Option<WorkloadApi>, InvalidConfig> {
+    let Some(socket) = vars.var("SPIFFE_ENDPOINT_SOCKET") else { return Ok(None) };
+    let api: WorkloadApi = socket.parse().map_err(|e| invalid("SPIFFE_ENDPOINT_SOCKET", e))?;
+    Ok(Some(match vars.var("MESH_SPIFFE_HINT") {
+        Some(hint) => api.with_hint(hint),
+        None => api,
+    }))
 }
 
 fn labels(vars: &dyn Vars) -> Result<BTreeMap<String, String>, InvalidConfig> {
@@ -308,9 +335,31 @@ mod tests {
     }
 
     #[test]
+    fn an_agent_and_former_trust_domains_are_taken_from_the_environment() {
+        let vars = given(&[
+            ("MESH_CONTROL_PLANE", "none"),
+            ("SPIFFE_ENDPOINT_SOCKET", "unix:///run/agent.sock"),
+            ("MESH_SPIFFE_HINT", "internal"),
+            ("MESH_TRUST_DOMAIN_ALIASES", "old.test, older.test"),
+        ]);
+        let config = MeshConfig::from_vars(&vars).unwrap();
+        let api: WorkloadApi = "unix:///run/agent.sock".parse().unwrap();
+        assert_eq!(config.workload_api, Some(api.with_hint("internal")));
+        let aliases: Vec<_> = config.trust_domain_aliases.iter().map(TrustDomain::as_str).collect();
+        assert_eq!(aliases, ["old.test", "older.test"]);
+        assert_eq!(unknown(&vars), Vec::<String>::new());
+    }
+
+    #[test]
     fn each_bad_value_names_its_variable() {
         let base = [("MESH_CONTROL_PLANE", "127.0.0.1:15012"), ("MESH_ROOT_CERT", "root-cert.pem")];
-        for (name, value) in [("MESH_LABELS", "app"), ("MESH_TRUST_DOMAIN", "Not Valid"), ("MESH_DEBUG_ADDR", "here")] {
+        for (name, value) in [
+            ("MESH_LABELS", "app"),
+            ("MESH_TRUST_DOMAIN", "Not Valid"),
+            ("MESH_TRUST_DOMAIN_ALIASES", "old.test,Not Valid"),
+            ("SPIFFE_ENDPOINT_SOCKET", "agent.sock"),
+            ("MESH_DEBUG_ADDR", "here"),
+        ] {
             let mut vars = base.to_vec();
             vars.push((name, value));
             assert_eq!(MeshConfig::from_vars(&given(&vars)).unwrap_err().variable, name);

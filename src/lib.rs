@@ -4,6 +4,7 @@ pub mod config;
 pub mod manual;
 
 mod authority;
+mod authorizers;
 mod builder;
 mod error;
 mod mesh;
@@ -15,7 +16,8 @@ mod serve;
 pub use mesh_discovery::dns;
 
 pub use mesh_client::{Body, Channel, Client, Error, Explanation, TcpConnection};
-pub use mesh_core::context;
+pub use mesh_core::authz::{CheckRequest, CheckResponse, Checking, ExternalAuthorizer, Refusal, Unavailable};
+pub use mesh_core::context::{self, caller};
 pub use mesh_core::id::{SpiffeId, Target, TrustDomain};
 pub use mesh_core::identity::PeerIdentity;
 pub use mesh_core::source::Resolve;

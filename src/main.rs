@@ -8,7 +8,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mesh_control::ca::{CertificateAuthority, CertificateLife, JoinTokens};
+use mesh_control::ca::{
+    CertificateAuthority, CertificateLife, JoinTokens, RootRotation, RotateError, RotationState, RotationStep,
+};
+use mesh_control::model::AccessPolicy;
 use mesh_control::{Clock, ControlPlane};
 use mesh_core::id::{SpiffeId, TrustDomain};
 
@@ -57,6 +60,10 @@ struct ControlPlaneArgs {
     /// Trust domain of the identities issued.
     #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
     trust_domain: TrustDomain,
+    /// Who may call a port that no Linkerd Server guards, where no annotation says so: one of Linkerd's default inbound
+    /// policies.
+    #[arg(long, default_value = "all-unauthenticated", value_parser = AccessPolicy::read)]
+    default_inbound_policy: AccessPolicy,
     /// Ask clients to report the load they put on each cluster; shown under `/load` of the debug endpoints.
     #[arg(long)]
     load_reports: bool,
@@ -131,6 +138,26 @@ enum CertCommand {
         #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
         trust_domain: TrustDomain,
     },
+    /// Change the authority's root in three runs: add a new one, let it sign, take the old one out. A running control
+    /// plane follows, and workloads follow it. Exit code 0: a step was made; 1: the next step would cut somebody off now,
+    /// and it is said when it would not; 2: it could not be done.
+    RotateRoot {
+        /// The control plane's state directory.
+        #[arg(long)]
+        state: PathBuf,
+        /// Trust domain of the mesh.
+        #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
+        trust_domain: TrustDomain,
+        /// Make the next step though it cuts somebody off.
+        #[arg(long)]
+        force: bool,
+        /// Make no step; print where it stands.
+        #[arg(long, conflicts_with = "force")]
+        status: bool,
+        /// What to print.
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Format,
+    },
 }
 
 #[tokio::main]
@@ -142,7 +169,7 @@ async fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::ControlPlane(args) => control_plane(args).await.map(|()| ExitCode::SUCCESS),
         Command::Status(args) => cli::status::status(args).await,
-        Command::Cert { command } => cert(command).map(|()| ExitCode::SUCCESS),
+        Command::Cert { command } => cert(command),
     };
     match done {
         Ok(code) => code,
@@ -162,6 +189,7 @@ async fn control_plane(args: ControlPlaneArgs) -> Result<(), Error> {
         .debug_listen(Some(args.debug))
         .insecure_xds(args.insecure_xds)
         .trust_domain(args.trust_domain)
+        .default_inbound_policy(args.default_inbound_policy)
         .load_reports(args.load_reports)
         .names(args.names)
         .start()
@@ -181,18 +209,55 @@ async fn control_plane(args: ControlPlaneArgs) -> Result<(), Error> {
     Ok(())
 }
 
-fn cert(command: CertCommand) -> Result<(), Error> {
+fn cert(command: CertCommand) -> Result<ExitCode, Error> {
     match command {
         CertCommand::Token { state, namespace, service_account, ttl, control_plane } => {
-            token(&state, &namespace, &service_account, ttl, &control_plane)
+            token(&state, &namespace, &service_account, ttl, &control_plane)?;
         }
         CertCommand::Issue { state, namespace, service_account, out, ttl, trust_domain } => {
             let id = SpiffeId::for_service_account(&trust_domain, &namespace, &service_account)?;
             let life = CertificateLife::default();
             let authority = CertificateAuthority::open(&state, trust_domain, life, Clock::system())?;
-            Ok(authority.issue_files(&id, Some(Duration::from_secs(ttl)), &out)?)
+            authority.issue_files(&id, Some(Duration::from_secs(ttl)), &out)?;
+        }
+        CertCommand::RotateRoot { state, trust_domain, force, status, output } => {
+            let rotation = RootRotation::open(&state, trust_domain, CertificateLife::default(), Clock::system())?;
+            let made = if status { rotation.state() } else { rotation.advance(force) };
+            let state = match made {
+                Err(error @ RotateError::TooEarly { .. }) => {
+                    tracing::warn!(target: "mesh", "{error}");
+                    return Ok(ExitCode::from(1));
+                }
+                state => state?,
+            };
+            show(&state, output)?;
         }
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[allow(clippy::print_stdout)] // The state is this command's output.
+fn show(state: &RotationState, output: Format) -> Result<(), Error> {
+    if output == Format::Json {
+        println!("{}", serde_json::to_string(state)?);
+        return Ok(());
+    }
+    let (now, next) = match state.step {
+        RotationStep::Idle => ("one root is trusted", "adds a new root"),
+        RotationStep::Added => ("a new root is trusted; the old one signs", "lets the new root sign"),
+        RotationStep::Switched => ("the new root signs; the old one is still trusted", "takes the old root out"),
+    };
+    println!("{now}");
+    println!("signing   {}", state.signing);
+    println!("trusted   {}", state.trusted.join(" "));
+    match state.safe_at {
+        None => println!("next run  {next}; it is safe now"),
+        Some(at) => {
+            let seconds = at.saturating_sub(Clock::system().unix_seconds());
+            println!("next run  {next}; it is safe in {seconds} s");
+        }
+    }
+    Ok(())
 }
 
 #[allow(clippy::print_stdout)] // The variables are this command's output.

@@ -178,6 +178,12 @@ impl Mesh {
             .inbound_layer()
     }
 
+    /// Who this process is, whom it trusts and until when: now, and as it is renewed. `None` until the first certificate
+    /// has come, and for ever where nothing gives one.
+    pub fn identity(&self) -> WatchedIdentity {
+        self.inner.identity.clone()
+    }
+
     /// Waits until the control plane has answered and, if a proof of identity or a certificate provider is
     /// configured, the first certificate is there. At once for a disabled mesh.
     pub async fn ready(&self) {

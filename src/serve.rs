@@ -1,12 +1,15 @@
 //! [`Serve`]: one listener of this process, from the first policy to the end of the drain.
 
+use std::collections::HashMap;
 use std::future::{Future, IntoFuture};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
+use mesh_core::authz::ExternalAuthorizer;
 use mesh_core::error::BoxError;
 use mesh_core::id::Target;
 use mesh_core::policy::InboundState;
@@ -16,6 +19,7 @@ use mesh_server::{Config, LoadReporter, Server, lifecycle};
 use tokio::net::TcpListener;
 use tower_service::Service;
 
+use crate::authorizers::Authorizers;
 use crate::error::ServeError;
 use crate::mesh::Mesh;
 
@@ -37,13 +41,14 @@ pub struct Serve<S> {
     signals: bool,
     config: Config,
     load: Option<LoadReporter>,
+    authorizers: HashMap<String, Arc<dyn ExternalAuthorizer>>,
 }
 
 impl<S> Serve<S> {
     pub(crate) fn new(mesh: Mesh, listener: TcpListener, service: S) -> Self {
         let (announced, advertised, protocol, signals) = (None, None, "http", true);
-        let (config, load) = (Config::default(), None);
-        Self { mesh, listener, service, announced, advertised, protocol, signals, config, load }
+        let (config, load, authorizers) = (Config::default(), None, HashMap::new());
+        Self { mesh, listener, service, announced, advertised, protocol, signals, config, load, authorizers }
     }
 
     /// Announces the process as an endpoint of this service and service port. Without it nothing is
@@ -78,6 +83,13 @@ impl<S> Serve<S> {
     /// nobody is told anything.
     pub fn load_reports(mut self, load: LoadReporter) -> Self {
         self.load = Some(load);
+        self
+    }
+
+    /// Whom CUSTOM policies ask that name this provider, in the place of the service that the mesh's
+    /// `extensionProviders` have under that name. Default: that service; what nobody decides about is denied.
+    pub fn authorizer(mut self, provider: impl Into<String>, authorizer: Arc<dyn ExternalAuthorizer>) -> Self {
+        self.authorizers.insert(provider.into(), authorizer);
         self
     }
 
@@ -118,6 +130,7 @@ where
                 .stats(inner.stats.clone())
                 .drain(inner.drain.watch())
                 .config(self.config)
+                .authorizers(Arc::new(Authorizers { own: self.authorizers, client: inner.client.clone() }))
                 .readiness(inner.readiness.clone());
             if let Some(load) = self.load {
                 builder = builder.load_reports(load);

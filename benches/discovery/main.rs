@@ -60,6 +60,7 @@ enum Part {
 }
 
 /// How much of everything.
+#[derive(Clone, Copy)]
 struct Scale {
     clusters: usize,
     /// Changes in one measurement.

@@ -169,7 +169,7 @@ fn resource(type_url: &str, n: usize, endpoints: usize, edition: u64) -> Result<
     macro_rules! packed {
         ($any:expr) => {{
             let any = $any;
-            Any { type_url: any.type_url, value: any.value }
+            Any { type_url: any.type_url.into(), value: any.value.into() }
         }};
     }
     let cluster = format!("c{n}");
@@ -216,7 +216,7 @@ impl Transport for Memory {
             sent.map_err(|_| StreamError::new("nobody listens"))?;
             let bytes = stream::unfold(incoming, |mut incoming| async { Some((incoming.recv().await?, incoming)) });
             let read = move |bytes: Vec<u8>| {
-                wire::decode(variant, &bytes).map_err(|error| StreamError::new(error.to_string()))
+                wire::decode(variant, bytes.into()).map_err(|error| StreamError::new(error.to_string()))
             };
             Ok(AdsStream { requests, responses: bytes.map(read).boxed() })
         })

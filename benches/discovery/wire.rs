@@ -1,15 +1,17 @@
 //! The envelopes of the protocol, as far as the bench fills them in: what comes in is bytes, so that reading
 //! them counts.
 
+use bytes::Bytes;
 use mesh_discovery::xds::{Body, RawResource, Response, Variant};
 use prost::Message;
 
+/// `google.protobuf.Any`, as the client's own transport reads it: a part of the response.
 #[derive(Clone, Message)]
 pub(crate) struct Any {
-    #[prost(string, tag = "1")]
-    pub(crate) type_url: String,
-    #[prost(bytes = "vec", tag = "2")]
-    pub(crate) value: Vec<u8>,
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) type_url: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) value: Bytes,
 }
 
 /// `envoy.service.discovery.v3.DiscoveryResponse`.
@@ -55,7 +57,10 @@ pub(crate) struct Resource {
 
 /// A response of these resources, which are of one type.
 pub(crate) fn encode(variant: Variant, revision: u64, resources: Vec<Resource>) -> Vec<u8> {
-    let type_url = resources.first().map(|resource| resource.any.type_url.clone()).unwrap_or_default();
+    let type_url = resources
+        .first()
+        .map(|resource| String::from_utf8_lossy(&resource.any.type_url).into_owned())
+        .unwrap_or_default();
     let (version, nonce) = (revision.to_string(), format!("n{revision}"));
     match variant {
         Variant::StateOfTheWorld => {
@@ -71,8 +76,8 @@ pub(crate) fn encode(variant: Variant, revision: u64, resources: Vec<Resource>) 
 }
 
 /// What the network's side of the client does with it.
-pub(crate) fn decode(variant: Variant, bytes: &[u8]) -> Result<Response, prost::DecodeError> {
-    let body = |any: Any| Body { type_url: any.type_url, bytes: any.value };
+pub(crate) fn decode(variant: Variant, bytes: Bytes) -> Result<Response, prost::DecodeError> {
+    let body = |any: Any| Body::new(std::str::from_utf8(&any.type_url).unwrap_or_default(), any.value);
     Ok(match variant {
         Variant::StateOfTheWorld => {
             let World { version_info, resources, type_url, nonce } = World::decode(bytes)?;

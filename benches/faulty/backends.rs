@@ -6,16 +6,19 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body_util::Empty;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use mesh::parts::mesh_client::Io;
+use mesh::parts::mesh_core::balance::EndpointReport;
+use mesh::parts::mesh_core::orca;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -49,12 +52,23 @@ pub(crate) struct Backend {
     random: Mutex<fastrand::Rng>,
     begun: Instant,
     seen: AtomicU64,
+    // For those who ask how busy it is: requests in hand, and a moving average of their time in microseconds.
+    in_hand: AtomicU32,
+    latency: AtomicU64,
 }
 
 impl Backend {
     fn new(health: Health, seed: u64) -> Self {
         let (places, random) = (Semaphore::new(PLACES), Mutex::new(fastrand::Rng::with_seed(seed)));
-        Self { health, places, random, begun: Instant::now(), seen: AtomicU64::new(0) }
+        let (seen, latency) = (AtomicU64::new(0), AtomicU64::new(TIME.as_micros() as u64));
+        Self { health, places, random, begun: Instant::now(), seen, in_hand: AtomicU32::new(0), latency }
+    }
+
+    /// How busy it is, as a server of this mesh tells a probe.
+    fn report(&self) -> EndpointReport {
+        let latency = Duration::from_micros(self.latency.load(Ordering::Relaxed));
+        let in_flight = self.in_hand.load(Ordering::Relaxed);
+        EndpointReport { in_flight: Some(in_flight), latency: Some(latency), ..EndpointReport::default() }
     }
 
     /// Works on one request. `false` = it failed.
@@ -73,8 +87,15 @@ impl Backend {
             Health::Healed(at) if self.begun.elapsed() < at => time = time.mul_f64(10.0),
             Health::Well | Health::Failing(_) | Health::Healed(_) | Health::Stalling(_) => {}
         }
-        let _place = self.places.acquire().await;
-        sleep(time).await;
+        let begun = Instant::now();
+        self.in_hand.fetch_add(1, Ordering::Relaxed);
+        {
+            let _place = self.places.acquire().await;
+            sleep(time).await;
+        }
+        self.in_hand.fetch_sub(1, Ordering::Relaxed);
+        let (took, usual) = (begun.elapsed().as_micros() as u64, self.latency.load(Ordering::Relaxed));
+        self.latency.store((usual * 15 + took) / 16, Ordering::Relaxed);
         true
     }
 }
@@ -117,13 +138,15 @@ impl Fleet {
         let index = index.ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionRefused))?;
         let (ours, theirs) = tokio::io::duplex(16 * 1024);
         let fleet = Self { backends: self.backends.clone(), connections: Arc::default() };
-        let service = service_fn(move |_| {
+        let service = service_fn(move |request: Request<Incoming>| {
             let fleet = fleet.clone();
             async move {
-                let status =
-                    if fleet.backend(index).work().await { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-                let mut answer = Response::new(Empty::<Bytes>::new());
-                *answer.status_mut() = status;
+                let (backend, mut answer) = (fleet.backend(index), Response::new(Empty::<Bytes>::new()));
+                if request.uri().path() == orca::PROBE_PATH {
+                    answer.headers_mut().insert(&orca::BINARY, orca::value(&backend.report()));
+                } else if !backend.work().await {
+                    *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                }
                 Ok::<_, Infallible>(answer)
             }
         });

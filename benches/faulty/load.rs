@@ -122,7 +122,7 @@ impl Policy {
     /// A client of the fleet.
     pub(crate) fn client(&self, fleet: &Fleet) -> Client {
         let snapshot = Arc::new(self.snapshot(fleet));
-        let (random, fleet) = (Mutex::new(fastrand::Rng::with_seed(11)), fleet.clone());
+        let (random, fleet) = (Mutex::new(fastrand::Rng::with_seed(fastrand::u64(..))), fleet.clone());
         Client::builder(Arc::new(move |_: &Target| DestinationState::Ready(snapshot.clone())))
             .random(move |below| random.lock().u64(..below))
             .connector(move |address: Address| {
@@ -144,6 +144,13 @@ pub(crate) async fn by_mesh(load: Load, fleet: &Fleet, policy: &Policy) -> Resul
 /// Sends the load with this client.
 pub(crate) async fn by_client(load: Load, fleet: &Fleet, client: &Client) -> Result<Outcome, Error> {
     run(load, fleet, || ask(client.clone())).await
+}
+
+/// The same load from many clients together, each of which knows only of its own requests.
+pub(crate) async fn by_many(load: Load, fleet: &Fleet, policy: &Policy, clients: usize) -> Result<Outcome, Error> {
+    let clients: Vec<Client> = (0..clients).map(|_| policy.client(fleet)).collect();
+    let random = Mutex::new(fastrand::Rng::with_seed(13));
+    run(load, fleet, || ask(clients[random.lock().usize(..clients.len())].clone())).await
 }
 
 async fn ask(client: Client) -> bool {

@@ -16,11 +16,11 @@ use std::time::Duration;
 
 use clap::Parser;
 use mesh::parts::mesh_core::policy::{
-    Balancer, HedgePolicy, OutlierDetection, PerMillion, PerMillionRatio, RetryBudget, RetryOn, RetryPolicy,
+    Balancer, HedgePolicy, OutlierDetection, PerMillion, PerMillionRatio, Prequal, RetryBudget, RetryOn, RetryPolicy,
 };
 
 use self::backends::{CAPACITY, Fleet, Health};
-use self::load::{Load, Outcome, Policy, by_client, by_mesh, by_tower};
+use self::load::{Load, Outcome, Policy, by_client, by_many, by_mesh, by_tower};
 use self::rows::Row;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -41,6 +41,8 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    // Everything that is drawn.
+    fastrand::seed(11);
     let seconds = if args.smoke { 3 } else { 30 };
     let outcome = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -82,6 +84,7 @@ async fn all(time: Duration) -> Result<Vec<Row>, Error> {
     healed(&mut rows).await?;
     failing(time, &mut rows).await?;
     stalling(time, &mut rows).await?;
+    half_slow(time, &mut rows).await?;
     overload(time, &mut rows).await?;
     side_by_side(time, &mut rows).await?;
     Ok(rows)
@@ -177,6 +180,27 @@ async fn stalling(time: Duration, rows: &mut Vec<Row>) -> Result<(), Error> {
             rows.push(Row::new(format!("one_stalling/{name}/{how}/p99.9"), "times", ratio, goal));
         }
     }
+    Ok(())
+}
+
+/// Half of the servers twice as slow, at 90 % of what all can do together, asked by twenty clients of which each knows
+/// a twentieth of the load: Prequal, which asks the servers, against power of two choices by one's own requests.
+async fn half_slow(time: Duration, rows: &mut Vec<Row>) -> Result<(), Error> {
+    let load = Load { rate: CAPACITY * 6.0 * 0.9, time, warm_up: Duration::from_secs(2) };
+    let of = |balancer| Policy { balancer: Some(balancer), ..Policy::default() };
+    let mut p99 = Vec::new();
+    for (name, policy) in [
+        ("least_request", of(Balancer::least_request())),
+        ("prequal", of(Balancer::Prequal(Prequal::default()))),
+        ("peak_ewma", of(Balancer::PeakEwma)),
+        ("round_robin", of(Balancer::RoundRobin)),
+    ] {
+        let health: [Health; 8] = std::array::from_fn(|n| if n < 4 { Health::Slow(2.0) } else { Health::Well });
+        let outcome = by_many(load, &Fleet::new(&health), &policy, 20).await?;
+        p99.push(outcome.percentile(99.0));
+        rows.push(Row::new(format!("half_slow/{name}/p99"), "ms", outcome.percentile(99.0), None));
+    }
+    rows.push(Row::new("half_slow/prequal_to_least_request/p99", "times", p99[1] / p99[0], 0.85));
     Ok(())
 }
 

@@ -34,7 +34,7 @@ pub(crate) async fn start(
     server: &Handle,
 ) -> Result<(Running, Workers), Error> {
     let crypto = mesh_testkit::crypto();
-    let alpn: &[&[u8]] = if protocol == Protocol::Grpc { &[b"h2"] } else { &[b"http/1.1"] };
+    let alpn: &[&[u8]] = if protocol == Protocol::Http1 { &[b"http/1.1"] } else { &[b"h2"] };
     let server_tls = server_config(&ca.identity("default", "server"), true, &[b"h2", b"http/1.1"], &crypto)?;
     let client_tls = client_config(&ca.identity("default", "client"), &[], alpn, &crypto)?;
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
@@ -54,14 +54,22 @@ pub(crate) async fn start(
                 all.push(Box::new(Http1(sender)));
             }
         }
-        // One connection for all workers, as the mesh has.
+        // One connection for all workers, as the mesh has; so below.
+        Protocol::Http2 => {
+            let io = TokioIo::new(connect(address, &connector).await?);
+            let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
+            running.spawn(&Handle::current(), connection);
+            for _ in 0..workers {
+                all.push(Box::new(Http2(sender.clone())));
+            }
+        }
         Protocol::Grpc => {
             let io = TokioIo::new(connect(address, &connector).await?);
             let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await?;
             running.spawn(&Handle::current(), connection);
             let origin = Uri::try_from("http://echo:8080")?;
             for _ in 0..workers {
-                all.push(Box::new(Grpc(GreeterClient::with_origin(Http2(sender.clone()), origin.clone()))));
+                all.push(Box::new(Grpc(GreeterClient::with_origin(Channel(sender.clone()), origin.clone()))));
             }
         }
     }
@@ -79,7 +87,7 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, protocol: Protocol
             let mut server = auto::Builder::new(TokioExecutor::new());
             server.http1().timer(TokioTimer::new());
             match protocol {
-                Protocol::Http1 => server.serve_connection(io, service_fn(echo::http)).await,
+                Protocol::Http1 | Protocol::Http2 => server.serve_connection(io, service_fn(echo::http)).await,
                 Protocol::Grpc => server.serve_connection(io, TowerToHyperService::new(echo::grpc())).await,
             }
         });
@@ -106,11 +114,24 @@ impl Worker for Http1 {
     }
 }
 
+struct Http2(http2::SendRequest<Full<Bytes>>);
+
+impl Worker for Http2 {
+    fn exchange(&mut self, body: Bytes) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(async move {
+            let request = Request::post("http://echo:8080/").body(Full::new(body))?;
+            let response = self.0.send_request(request).await?;
+            response.into_body().collect().await?;
+            Ok(())
+        })
+    }
+}
+
 /// hyper's HTTP/2 sender as the Tower service that a generated client wants.
 #[derive(Clone)]
-struct Http2(http2::SendRequest<tonic::body::Body>);
+struct Channel(http2::SendRequest<tonic::body::Body>);
 
-impl tower::Service<Request<tonic::body::Body>> for Http2 {
+impl tower::Service<Request<tonic::body::Body>> for Channel {
     type Response = http::Response<hyper::body::Incoming>;
     type Error = hyper::Error;
     type Future = BoxFuture<'static, Result<Self::Response, hyper::Error>>;
@@ -124,7 +145,7 @@ impl tower::Service<Request<tonic::body::Body>> for Http2 {
     }
 }
 
-struct Grpc(GreeterClient<Http2>);
+struct Grpc(GreeterClient<Channel>);
 
 impl Worker for Grpc {
     fn exchange(&mut self, body: Bytes) -> BoxFuture<'_, Result<(), Error>> {

@@ -66,9 +66,12 @@ enum Output {
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// What is compared: protocol and requests in flight.
-const ROWS: [(&str, Protocol, usize); 4] = [
+const ROWS: [(&str, Protocol, usize); 7] = [
+    ("http1_c1", Protocol::Http1, 1),
     ("http1_c16", Protocol::Http1, 16),
     ("http1_c64", Protocol::Http1, 64),
+    ("http2_c64", Protocol::Http2, 64),
+    ("grpc_c1", Protocol::Grpc, 1),
     ("grpc_c16", Protocol::Grpc, 16),
     ("grpc_c64", Protocol::Grpc, 64),
 ];
@@ -78,6 +81,8 @@ const ROWS: [(&str, Protocol, usize); 4] = [
 enum Protocol {
     /// HTTP/1.1 POST of 100 bytes, echoed.
     Http1,
+    /// The same over one HTTP/2 connection.
+    Http2,
     /// A unary gRPC call of 100 bytes over HTTP/2, echoed.
     Grpc,
 }
@@ -161,7 +166,8 @@ fn run(args: &Args) -> Result<Vec<Row>, Error> {
     let mut rows = Vec::new();
     for (name, protocol, in_flight) in chosen() {
         let pairs = client.block_on(pairs(&ca, protocol, in_flight, server.handle(), args))?;
-        rows.push(Row { name, pairs, allocations_added: added(protocol)? });
+        let goals = report::Goals::of(protocol, in_flight);
+        rows.push(Row { name, goals, pairs, allocations_added: added(protocol)? });
     }
     Ok(rows)
 }

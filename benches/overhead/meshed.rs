@@ -48,8 +48,8 @@ pub(crate) async fn start(
     running.spawn(server, async move {
         let listener = crate::listener(listener)?;
         match protocol {
-            Protocol::Http1 => mesh_server.serve(listener, service_fn(echo::http)).await?,
             Protocol::Grpc => mesh_server.serve(listener, echo::grpc()).await?,
+            _ => mesh_server.serve(listener, service_fn(echo::http)).await?,
         }
         Ok::<_, Error>(())
     });
@@ -62,8 +62,8 @@ pub(crate) async fn start(
     let mut all: Workers = Vec::with_capacity(workers);
     for _ in 0..workers {
         all.push(match protocol {
-            Protocol::Http1 => Box::new(Http1(client.clone())),
             Protocol::Grpc => Box::new(Grpc(GreeterClient::new(client.channel(TARGET)?))),
+            _ => Box::new(Http(client.clone())),
         });
     }
     Ok((running, all))
@@ -73,7 +73,7 @@ pub(crate) async fn start(
 fn snapshot(ca: &TestCa, protocol: Protocol, address: SocketAddr) -> Snapshot {
     let mut cluster = policy::mtls_cluster("echo", &[ca.id("default", "server").as_str()]);
     cluster.breaker = CircuitBreakers { max_requests: Some(1024), max_retries: Some(64), ..CircuitBreakers::default() };
-    if protocol == Protocol::Grpc {
+    if protocol != Protocol::Http1 {
         cluster.connection.protocol = UpstreamProtocol::Http2;
     }
     let endpoint = Endpoint {
@@ -87,9 +87,9 @@ fn snapshot(ca: &TestCa, protocol: Protocol, address: SocketAddr) -> Snapshot {
     snapshot
 }
 
-struct Http1(Client);
+struct Http(Client);
 
-impl Worker for Http1 {
+impl Worker for Http {
     fn exchange(&mut self, body: Bytes) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(async move {
             let request = Request::post("http://echo:8080/").body(Full::new(body))?;

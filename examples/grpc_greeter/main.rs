@@ -9,7 +9,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use mesh::{Mesh, PeerIdentity};
+use mesh::Mesh;
 use mesh_control::ControlPlane;
 use mesh_control::ca::JoinTokens;
 use tonic::{Request, Response, Status};
@@ -28,8 +28,8 @@ struct Polite;
 #[tonic::async_trait]
 impl Greeter for Polite {
     async fn say_hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
-        let caller = request.extensions().get::<PeerIdentity>().and_then(|peer| peer.spiffe_id.as_ref());
-        let caller = caller.map(ToString::to_string).unwrap_or_default();
+        let caller = mesh::caller().and_then(|peer| peer.spiffe_id.as_ref().map(ToString::to_string));
+        let caller = caller.unwrap_or_default();
         let message = format!("Hello, {}!", request.into_inner().name);
         Ok(Response::new(HelloReply { message, caller }))
     }

@@ -74,10 +74,13 @@ impl Client {
         let (parts, body) = request.into_parts();
         let payload = Payload::new(body, self.env.limits.replay);
         let mut head = Head::new(parts);
-        let (env, destinations) = (self.env.clone(), self.destinations.clone());
+        let destinations = self.destinations.clone();
         // The one box of the outbound path: everything below is one future. It is copied into its box, so its size
-        // counts: what an `async fn` takes by value it would hold twice.
-        Box::pin(async move { outbound::send(&env, &destinations, to.as_ref(), &mut head, &payload).await })
+        // counts: what an `async fn` takes by value it would hold twice. Room first, for then it is made in its place.
+        let room = Box::new_uninit();
+        let future = async move { outbound::send(&destinations, to.as_ref(), &mut head, &payload).await };
+        let made = Box::write(room, future);
+        Box::into_pin(made)
     }
 
     /// A channel to one destination, for generated tonic clients: `ratings:9080`, or one with a

@@ -63,6 +63,10 @@ pub(crate) struct Limits {
     pub(crate) mirrors: usize,
     /// Shortest time between two look-ups of a name that was found.
     pub(crate) dns_min_refresh: Duration,
+    /// Routers of one destination built at once, and then each second: of changes that come faster the newest counts.
+    pub(crate) builds: (u32, u32),
+    /// Longest wait of a request for a connection while as many as allowed are in use.
+    pub(crate) queue_wait: Option<Duration>,
 }
 
 impl Default for Limits {
@@ -74,6 +78,8 @@ impl Default for Limits {
             replay: 64 * 1024,
             mirrors: 256,
             dns_min_refresh: Duration::from_secs(5),
+            builds: (4, 16),
+            queue_wait: None,
         }
     }
 }

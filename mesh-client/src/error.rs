@@ -165,6 +165,14 @@ pub enum Cause {
         /// Its value.
         allowed: u32,
     },
+    /// As many connections or streams as allowed are in use, and none became free in time.
+    #[error("{address}: as many connections as allowed are in use, and none was free within {after:?}")]
+    QueueTimeout {
+        /// Where to.
+        address: Address,
+        /// Longest wait for one ([`ClientBuilder::queue_wait`](crate::ClientBuilder::queue_wait)).
+        after: Duration,
+    },
     /// The control plane wants this share of requests dropped (EDS `drop_overloads`).
     #[error("cluster {cluster}: {} in a million are dropped for {category:?}", share.get())]
     Dropped {
@@ -320,7 +328,10 @@ impl Cause {
             Self::StreamRefused { .. } => "stream refused",
             Self::Timeout(_) | Self::PerTryTimeout(_) | Self::IdleTimeout(_) => "timeout",
             Self::Deadline => "deadline exceeded",
-            Self::Breaker { .. } | Self::ConcurrencyLimited { .. } | Self::TooManyDestinations(_) => "limit reached",
+            Self::Breaker { .. }
+            | Self::QueueTimeout { .. }
+            | Self::ConcurrencyLimited { .. }
+            | Self::TooManyDestinations(_) => "limit reached",
             Self::Dropped { .. } => "dropped",
             Self::RateLimited(_) => "rate limited",
             Self::Throttled { .. } => "throttled",
@@ -349,7 +360,7 @@ impl Cause {
             Self::StreamRefused { .. } => Code::STREAM_REFUSED,
             Self::Timeout(_) | Self::PerTryTimeout(_) | Self::IdleTimeout(_) => Code::TIMEOUT,
             Self::Deadline => Code::DEADLINE,
-            Self::Breaker { .. } | Self::TooManyDestinations(_) => Code::BREAKER_OPEN,
+            Self::Breaker { .. } | Self::QueueTimeout { .. } | Self::TooManyDestinations(_) => Code::BREAKER_OPEN,
             Self::Dropped { .. } => Code::DROPPED,
             Self::RateLimited(_) => Code::RATE_LIMITED,
             Self::Throttled { .. } => Code::THROTTLED,
@@ -370,6 +381,7 @@ impl Cause {
             | Self::UnsupportedAction(_) => Blame::Configuration,
             Self::NoIdentity { .. }
             | Self::Breaker { .. }
+            | Self::QueueTimeout { .. }
             | Self::Dropped { .. }
             | Self::RateLimited(_)
             | Self::Throttled { .. }
@@ -415,6 +427,7 @@ impl Cause {
             | Self::ConnectionLost { sent: false, .. }
             | Self::StreamRefused { .. }
             | Self::Breaker { .. }
+            | Self::QueueTimeout { .. }
             | Self::Dropped { .. }
             | Self::RateLimited(_)
             | Self::Throttled { .. }

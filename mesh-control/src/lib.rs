@@ -15,7 +15,6 @@ mod debug;
 pub mod finding;
 pub mod load;
 pub mod model;
-mod pace;
 pub mod registry;
 mod runtime;
 mod served;

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_core::limit::Pace;
 use mesh_core::source::{Publisher, Watched};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
@@ -25,6 +26,9 @@ use crate::xds::{Cache, HOSTS, Resources, Touched};
 const QUIET: Duration = Duration::from_millis(10);
 /// However busy it is, a change is served after this time.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// Revisions at once, and then each second: no stream of changes, however it is spaced, has the world rebuilt and the
+/// clients told more often.
+const RATE: (u32, u32) = (4, 16);
 
 /// Turns changes into revisions.
 pub(crate) struct Served {
@@ -38,6 +42,7 @@ pub(crate) struct Served {
     /// Tells the revisions of one run of the control plane from those of another.
     started: u64,
     revision: u64,
+    pace: Pace,
 }
 
 impl Served {
@@ -59,7 +64,8 @@ impl Served {
         report(&[], world.findings());
         let (findings, _) = Watched::channel(world.findings().to_vec());
         let cache = Cache::new(version(started, 1), world.clone());
-        Self { model, registrations, options, findings, cache, world, held, started, revision: 1 }
+        let pace = Pace::new(RATE, Instant::now());
+        Self { model, registrations, options, findings, cache, world, held, started, revision: 1, pace }
     }
 
     /// What is served, now and later.
@@ -77,9 +83,11 @@ impl Served {
         let mut fresh_until = Instant::now();
         loop {
             self.changed().await;
-            if Instant::now() < fresh_until {
-                self.gather().await;
+            let (now, free) = (Instant::now(), self.pace.next());
+            if now < fresh_until.max(free) {
+                self.gather(free).await;
             }
+            self.pace.take(Instant::now());
             self.publish();
             fresh_until = Instant::now() + QUIET;
             // Served first: nobody waits for the analysis, not even on a runtime of one thread.
@@ -89,10 +97,11 @@ impl Served {
         }
     }
 
-    async fn gather(&mut self) {
-        let latest = Instant::now() + PATIENCE;
+    /// Takes in what changes, until it has been quiet for a while and not before `earliest`.
+    async fn gather(&mut self, earliest: Instant) {
+        let latest = (Instant::now() + PATIENCE).max(earliest);
         loop {
-            let quiet = (Instant::now() + QUIET).min(latest);
+            let quiet = (Instant::now() + QUIET).clamp(earliest, latest);
             tokio::select! {
                 biased;
                 () = sleep_until(quiet) => break,

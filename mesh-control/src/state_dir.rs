@@ -132,6 +132,13 @@ impl StateDir {
         self.replace(name, content, false)
     }
 
+    /// Puts one file in the place of another; on disk when it returns.
+    pub(crate) fn rename(&self, from: &str, to: &str) -> Result<(), StateError> {
+        let path = self.path(to);
+        let renamed = fs::rename(self.path(from), &path).and_then(|()| sync_dir(&self.0));
+        renamed.map_err(|source| StateError::Io { action: "replace", path, source })
+    }
+
     fn replace(&self, name: &str, content: &[u8], now: bool) -> Result<(), StateError> {
         let path = self.path(name);
         let temporary = self.path(&format!(".{name}.new"));
@@ -221,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_others_can_read_is_refused() {
+    fn s94_a_secret_that_others_can_read_is_refused() {
         let home = tempfile::tempdir().unwrap();
         let dir = StateDir::open(home.path()).unwrap();
         dir.write("key", b"secret").unwrap();

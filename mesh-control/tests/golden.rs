@@ -71,6 +71,26 @@ fn cluster_names(routes: &RouteConfiguration) -> BTreeSet<String> {
 }
 
 fn check(case: &str, inputs: &[PathBuf], registrations: &[Registration], dialled: &[&str]) {
+    compare(case, inputs, registrations, |world| {
+        let policy: BTreeMap<&str, Value> = dialled.iter().map(|name| (*name, cascade(world, name))).collect();
+        json!(policy)
+    });
+}
+
+/// What the servers of `default` at these addresses are told.
+fn check_inbound(case: &str, registrations: &[Registration]) {
+    compare(case, &[input(case)], registrations, |world| {
+        let scope = NodeScope::namespace("default");
+        let told = registrations.iter().map(|registration| {
+            let address = registration.address.to_string();
+            let listener = world.inbound(&scope, &format!("xds.istio.io/grpc/lds/inbound/{address}"));
+            (address, json!(listener))
+        });
+        json!(told.collect::<BTreeMap<_, _>>())
+    });
+}
+
+fn compare(case: &str, inputs: &[PathBuf], registrations: &[Registration], policy: impl Fn(&World) -> Value) {
     let texts: Vec<(String, String)> = inputs
         .iter()
         .map(|path| {
@@ -81,7 +101,7 @@ fn check(case: &str, inputs: &[PathBuf], registrations: &[Registration], dialled
     let model = Model::from_texts(texts.iter().map(|(name, text)| (name.as_str(), text.as_str())));
     let world = World::build(&model, registrations);
     let findings: Vec<String> = world.findings().iter().map(ToString::to_string).collect();
-    let policy: BTreeMap<&str, Value> = dialled.iter().map(|name| (*name, cascade(&world, name))).collect();
+    let policy = policy(&world);
     let mut actual = serde_json::to_string_pretty(&json!({ "findings": findings, "policy": policy })).unwrap();
     actual.push('\n');
 
@@ -188,4 +208,16 @@ fn raw_connections_follow_tcp_and_tls_routes() {
 fn service_entries_of_every_resolution() {
     let dialled = ["static.example.com:80", "a.wild.example.com:443", "db.example.com:5432", "one.example.com:80"];
     check("service-entry", &[input("service-entry")], &[], &dialled);
+}
+
+#[test]
+fn who_may_call_by_linkerds_policy() {
+    let registrations = [running("web", "v1", 8080, "10.0.0.1:8080"), running("db", "v1", 5432, "10.0.0.2:5432")];
+    check_inbound("linkerd-policy", &registrations);
+}
+
+#[test]
+fn who_may_call_by_istios_policy() {
+    let registrations = [running("web", "v1", 8080, "10.0.0.1:8080"), running("db", "v1", 5432, "10.0.0.2:5432")];
+    check_inbound("authorization-policy", &registrations);
 }

@@ -26,5 +26,6 @@ pub mod protobuf;
 pub mod retry;
 pub mod source;
 pub mod suggest;
+mod sync;
 pub mod target;
 pub mod telemetry;

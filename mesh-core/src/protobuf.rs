@@ -47,7 +47,8 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
         *bytes = rest;
         value |= u64::from(byte & 0x7f) << shift;
         if byte & 0x80 == 0 {
-            return Some(value);
+            // The tenth has room for one bit.
+            return (shift < 63 || *byte < 2).then_some(value);
         }
     }
     None
@@ -66,7 +67,15 @@ mod tests {
             assert_eq!(field(&mut rest), Some(one));
         }
         assert!(rest.is_empty());
-        for cut in [&[0x08][..], &[0x12, 3, b'h'], &[0x1d, 1], &[0x21, 1], &[0x0b], &[0xff; 11]] {
+        for cut in [
+            &[0x08][..],
+            &[0x12, 3, b'h'],
+            &[0x1d, 1],
+            &[0x21, 1],
+            &[0x0b],
+            &[0xff; 11],
+            &[0x08, 255, 255, 255, 255, 255, 255, 255, 255, 255, 2],
+        ] {
             assert_eq!(field(&mut { cut }), None, "{cut:?}");
         }
     }

@@ -40,8 +40,12 @@ pub enum MalformedTarget {
 }
 
 /// Brings a path (without its query) to its normal form: dot segments resolved, with `;` parameters or without;
-/// runs of slashes merged; `\` read as `/`; what need not be encoded decoded, and the other escapes in upper case
-/// (RFC 3986 section 6.2.2, and Istio's MERGE_SLASHES). An ordinary path costs one look along it.
+/// runs of slashes merged; `\` read as `/`; what need not be encoded in a path decoded (letters, digits and
+/// `-._~!$&'()*+,;=:@`), and the other escapes in upper case (RFC 3986 section 6.2.2, and Istio's MERGE_SLASHES). An
+/// ordinary path costs one look along it.
+///
+/// `%3A` and `:` are one, though RFC 3986 lets them differ: applications decode both to the same, so a rule for one of
+/// them must not be blind to the other.
 ///
 /// # Errors
 /// The path has no single meaning; see [`MalformedTarget`].
@@ -54,8 +58,34 @@ pub fn normalize_path(path: &str, slash: EncodedSlash) -> Result<Cow<'_, str>, M
     Ok(if normal == path { Cow::Borrowed(path) } else { Cow::Owned(normal) })
 }
 
+/// Decodes in a path, or a part of one, the escapes that its normal form has decoded, and changes nothing else: what a
+/// rule says, in the words of the requests that it is compared with.
+pub fn unescape_path(path: &str) -> Cow<'_, str> {
+    if !path.contains('%') {
+        return Cow::Borrowed(path);
+    }
+    let mut out = String::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((before, after)) = rest.split_once('%') {
+        out.push_str(before);
+        match escaped(after.as_bytes()) {
+            Some(value) if needs_no_escape(value) => out.push(value.into()),
+            Some(value) => push_escape(&mut out, value),
+            None => {
+                out.push('%');
+                rest = after;
+                continue;
+            }
+        }
+        rest = &after[2..];
+    }
+    out.push_str(rest);
+    Cow::Owned(out)
+}
+
 /// Checks an authority: a name of letters, digits, `-`, `.`, `_` and `~`, an IPv4 address or an IPv6 address in
-/// brackets, each with or without a port. User information, zones and escapes are refused.
+/// brackets, each with or without a port. A name may end with one dot, and no label of it is empty. User information,
+/// zones and escapes are refused.
 ///
 /// # Errors
 /// It is anything else.
@@ -76,7 +106,9 @@ pub fn check_authority(authority: &str) -> Result<(), MalformedTarget> {
         None => return Err(MalformedTarget::Authority),
     };
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
-    let named = authority.starts_with('[') || !host.is_empty();
+    // `a.test.` is a full name; `a.test..` is what a rule for `a.test` does not expect and a resolver may take for it.
+    let labels = host.strip_suffix('.').unwrap_or(host);
+    let named = authority.starts_with('[') || labels.split('.').all(|label| !label.is_empty());
     let good = named && host.bytes().all(plain) && port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit());
     good.then_some(()).ok_or(MalformedTarget::Authority)
 }
@@ -95,23 +127,19 @@ fn is_plain(path: &[u8]) -> bool {
 }
 
 fn decode(path: &[u8], slash: EncodedSlash) -> Result<String, MalformedTarget> {
-    const HEX: &[u8; 16] = b"0123456789ABCDEF";
     let mut out = String::with_capacity(path.len());
     let mut rest = path;
     while let [b, tail @ ..] = rest {
         rest = tail;
         match *b {
             b'%' => {
-                let [high, low, tail @ ..] = tail else { return Err(MalformedTarget::Escape) };
-                let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
-                let (high, low) = digit(*high).zip(digit(*low)).ok_or(MalformedTarget::Escape)?;
-                rest = tail;
-                let value = high << 4 | low;
+                let value = escaped(tail).ok_or(MalformedTarget::Escape)?;
+                rest = &tail[2..];
                 match value {
                     0..0x20 | 0x7f => return Err(MalformedTarget::Control),
                     b'/' | b'\\' if slash == EncodedSlash::Refuse => return Err(MalformedTarget::EncodedSlash),
-                    _ if value.is_ascii_alphanumeric() || b"-._~".contains(&value) => out.push(value.into()),
-                    _ => out.extend(['%', HEX[usize::from(high)].into(), HEX[usize::from(low)].into()]),
+                    _ if needs_no_escape(value) => out.push(value.into()),
+                    _ => push_escape(&mut out, value),
                 }
             }
             b'\\' => out.push('/'),
@@ -121,6 +149,23 @@ fn decode(path: &[u8], slash: EncodedSlash) -> Result<String, MalformedTarget> {
         }
     }
     if out.starts_with('/') { Ok(out) } else { Err(MalformedTarget::Relative) }
+}
+
+/// The byte that two hexadecimal digits at the beginning stand for.
+fn escaped(digits: &[u8]) -> Option<u8> {
+    let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    let [high, low, ..] = digits else { return None };
+    Some(digit(*high)? << 4 | digit(*low)?)
+}
+
+/// The characters of a path element: unreserved ones, sub-delimiters, `:` and `@` (RFC 3986, `pchar`).
+fn needs_no_escape(value: u8) -> bool {
+    value.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&value)
+}
+
+fn push_escape(out: &mut String, value: u8) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    out.extend(['%', HEX[usize::from(value >> 4)].into(), HEX[usize::from(value & 15)].into()]);
 }
 
 /// Removes dot segments and empty ones; `..` at the root stays there.
@@ -184,7 +229,10 @@ mod tests {
             ("/%61dmin", "/admin"),
             ("/a%7eb", "/a~b"),
             ("/admin%23x", "/admin%23x"),
-            ("/a%3ab", "/a%3Ab"),
+            ("/a%3ab", "/a:b"),
+            ("/a%40b%21%24%26%27%28%29%2a%2b%2c%3d", "/a@b!$&'()*+,="),
+            ("/public/..%3bx/admin", "/admin"),
+            ("/a%5bb", "/a%5Bb"),
             ("/%2561dmin", "/%2561dmin"),
             ("/%c0%ae%c0%ae/admin", "/%C0%AE%C0%AE/admin"),
             ("/...", "/..."),
@@ -223,6 +271,15 @@ mod tests {
     }
 
     #[test]
+    fn a_rules_path_is_put_in_the_words_of_requests() {
+        for (rule, want) in
+            [("/a%3ab", "/a:b"), ("/a%5bb", "/a%5Bb"), ("/a/.", "/a/."), ("/%2", "/%2"), ("/%%41", "/%A")]
+        {
+            assert_eq!(unescape_path(rule), want, "{rule}");
+        }
+    }
+
+    #[test]
     fn an_authority_is_a_host_with_or_without_a_port() {
         for good in
             ["a.test", "A.test:80", "a_b.test.", "127.0.0.1:8080", "[::1]", "[::1]:80", "a:", "xn--e1afmkfd.test"]
@@ -245,6 +302,12 @@ mod tests {
             "a.test/b",
             "a,b",
             "приклад.test",
+            "secret.test..",
+            "secret..test",
+            ".secret.test",
+            ".",
+            "..",
+            "..:80",
         ] {
             assert_eq!(check_authority(bad), Err(MalformedTarget::Authority), "{bad}");
         }
@@ -255,7 +318,7 @@ mod tests {
         fn normalizing_twice_is_normalizing_once(
             pieces in proptest::collection::vec(
                 proptest::sample::select(vec![
-                    "/", "\\", ".", "..", ";", "%2e", "%2F", "%5c", "%25", "%41", "%c0", "a", "admin", "%3b", "?", "=", "%7e",
+                    "/", "\\", ".", "..", ";", "%2e", "%2F", "%5c", "%25", "%41", "%c0", "a", "admin", "%3b", "?", "=", "%7e", "%3A", ":", "%40",
                 ]),
                 0..24,
             ),
@@ -273,6 +336,7 @@ mod tests {
 
         #[test]
         fn no_text_makes_it_panic(path in "\\PC*") {
+            let _ = unescape_path(&path);
             let _ = normalize_path(&path, EncodedSlash::Keep);
             let _ = check_authority(&path);
         }

@@ -51,7 +51,7 @@ impl Ca {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "root");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let root = params.self_signed(&key).unwrap();
         Self { issuer: Arc::new(Issuer::new(params, key)), root }
     }
@@ -68,6 +68,20 @@ impl Ca {
         let mut request = CertificateSigningRequestParams::from_pem(csr).unwrap();
         request.params = workload(uri, life);
         request.signed_by(&*self.issuer).unwrap().pem()
+    }
+
+    /// A list of revoked certificates with none in it, valid for an hour.
+    pub(crate) fn revocation_list(&self) -> Vec<u8> {
+        let at = |seconds: u64| date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
+        let params = rcgen::CertificateRevocationListParams {
+            this_update: at(now() - 60),
+            next_update: at(now() + 3_600),
+            crl_number: rcgen::SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        params.signed_by(&*self.issuer).unwrap().der().to_vec()
     }
 
     /// Chain and key as PEM, in the name of `uri`, for a day.

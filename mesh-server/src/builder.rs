@@ -1,17 +1,21 @@
 //! Putting a [`Server`] together.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use rustls::crypto::CryptoProvider;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
+use mesh_core::authz::{ExternalAuthorizer, ExternalAuthorizers};
 use mesh_core::drain::{self, DrainWatch};
 use mesh_core::id::Workload;
-use mesh_core::policy::InboundState;
+use mesh_core::policy::{AuthorizerProvider, InboundState};
 use mesh_core::source::{Watched, WatchedIdentity};
 use mesh_core::telemetry::Metrics;
 
 use crate::inbound::Door;
-use crate::layer::{Gate, Shared};
+use crate::layer::{Concurrency, Gate, Limits, Scope, Shared};
 use crate::listen::TlsAccept;
 use crate::load::LoadReports;
 use crate::{Config, InboundLayer, InboundStats, LoadReporter, Readiness, Server};
@@ -31,6 +35,7 @@ pub struct ServerBuilder {
     readiness: Readiness,
     config: Config,
     load: Option<LoadReporter>,
+    authorizers: Arc<dyn ExternalAuthorizers>,
 }
 
 impl ServerBuilder {
@@ -47,6 +52,7 @@ impl ServerBuilder {
             readiness: Readiness::default(),
             config: Config::default(),
             load: None,
+            authorizers: Arc::new(Nobody),
         }
     }
 
@@ -123,6 +129,12 @@ impl ServerBuilder {
         self
     }
 
+    /// Whom CUSTOM policies ask. Default: nobody, so that what they match is denied.
+    pub fn authorizers(mut self, authorizers: Arc<dyn ExternalAuthorizers>) -> Self {
+        self.authorizers = authorizers;
+        self
+    }
+
     /// The server.
     pub fn build(self) -> Server {
         let workload = self.workload;
@@ -132,20 +144,39 @@ impl ServerBuilder {
         let provider = self.crypto.unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
         let drain = self.drain.unwrap_or_else(|| drain::channel().1);
         let (inbound, identity) = (self.inbound.clone(), self.identity.clone());
+        let metrics = self.metrics;
         let floor = self.config.min_load_report_interval;
         let layer = InboundLayer::new(Shared {
             inbound,
             identity,
             workload,
             service_host,
-            metrics: self.metrics,
+            metrics: metrics.clone(),
             drain: drain.clone(),
             load: self.load.map(|load| Arc::new(LoadReports::new(load, floor))),
             slash: self.config.encoded_slash,
-            gate: Gate::default(),
+            gate: Gate::new(self.authorizers, metrics),
+            lent: AtomicBool::new(false),
+            max_headers: self.config.max_headers,
+            places: self.config.max_requests.map(|most| Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)))),
+            adaptive: self
+                .config
+                .adaptive_concurrency
+                .as_ref()
+                .map(|policy| Arc::new(Concurrency::new(policy, Instant::now()))),
+            limits: Limits::new(Scope::Server),
         });
         let tls = TlsAccept::new(self.identity, provider);
         let door = Door::new(self.config, self.inbound, tls, layer, self.stats, drain);
         Server::new(Arc::new(door), self.readiness)
+    }
+}
+
+/// Nobody to ask.
+struct Nobody;
+
+impl ExternalAuthorizers for Nobody {
+    fn authorizer(&self, _: &AuthorizerProvider) -> Option<Arc<dyn ExternalAuthorizer>> {
+        None
     }
 }

@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
+use mesh_core::policy::AdaptiveConcurrency;
 use mesh_core::target::EncodedSlash;
 
 /// Time and size limits of a server. Make one with [`Config::default`] and change fields.
-///
-/// HTTP/1 requests carry at most 100 headers: hyper's bound, which costs nothing as long as it is not
-/// changed.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
@@ -19,8 +17,23 @@ pub struct Config {
     /// How long an HTTP/1 connection may take to send a request's head, counted from the end of the
     /// request before: also the longest idle time of an HTTP/1 connection. Default 30 s.
     pub header_read_timeout: Duration,
-    /// Largest request head, bytes. Default 60 KiB (Envoy `max_request_headers_kb`).
+    /// Largest request head, bytes as decoded; a larger one gets 431. Default 60 KiB (Envoy `max_request_headers_kb`),
+    /// and no more than that: a URI's length fits into 16 bits, so a larger value counts as 60 KiB.
     pub max_header_bytes: u32,
+    /// Headers of a request, each value counted; more get 431. Default 100 (Envoy `max_headers_count`). A larger value
+    /// costs each HTTP/1 request an allocation.
+    pub max_headers: usize,
+    /// Requests in flight at once, over all connections, each counted until its answer's body has ended; more get 503
+    /// (gRPC: UNAVAILABLE) and do not reach the application. Questions about the load are answered all the same.
+    /// Default none: connections and their streams are the bound then.
+    pub max_requests: Option<usize>,
+    /// A further limit on requests in flight, which follows their latency (Envoy `adaptive_concurrency`); what is beyond
+    /// it gets the status given there, 503 by default (gRPC: UNAVAILABLE). The time of a request ends with its answer's
+    /// body: not for servers of long streams. Default none; the listener's filters may have one too.
+    pub adaptive_concurrency: Option<AdaptiveConcurrency>,
+    /// Connections open at once from one address; more are closed at accept. Callers behind one address translator count
+    /// as one. Default none.
+    pub max_connections_per_peer: Option<usize>,
     /// What becomes of an encoded slash or backslash in a request's path, which is brought to its normal form
     /// before policy or application see it. Default: the request is refused with 400.
     pub encoded_slash: EncodedSlash,
@@ -69,7 +82,11 @@ impl Default for Config {
             detect_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(10),
             header_read_timeout: Duration::from_secs(30),
-            max_header_bytes: 60 * 1024,
+            max_header_bytes: MOST_HEADER_BYTES,
+            max_headers: 100,
+            max_requests: None,
+            adaptive_concurrency: None,
+            max_connections_per_peer: None,
             encoded_slash: EncodedSlash::Refuse,
             max_concurrent_streams: 256,
             max_connections: 16_384,
@@ -87,3 +104,6 @@ impl Default for Config {
         }
     }
 }
+
+/// The ceiling of [`Config::max_header_bytes`].
+pub(crate) const MOST_HEADER_BYTES: u32 = 60 * 1024;

@@ -17,16 +17,19 @@ pub mod lifecycle;
 
 mod builder;
 mod config;
+mod ext_authz;
 mod inbound;
 mod layer;
 mod listen;
 mod load;
 mod server;
 
+pub use mesh_core::context::caller;
 pub use mesh_core::identity::PeerIdentity;
 
 pub use self::builder::ServerBuilder;
 pub use self::config::Config;
+pub use self::ext_authz::{ExtAuthz, InvalidProvider};
 pub use self::inbound::{InboundStats, Refusal};
 pub use self::layer::{InboundBody, InboundLayer, InboundService, ResponseFuture};
 pub use self::lifecycle::Readiness;

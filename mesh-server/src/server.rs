@@ -68,7 +68,7 @@ impl Server {
     /// The per-request part alone, for an application with an acceptor of its own. It knows no peer
     /// unless that acceptor puts a [`PeerIdentity`](crate::PeerIdentity) into the extensions.
     pub fn inbound_layer(&self) -> InboundLayer {
-        self.door.layer.clone()
+        self.door.layer.lend()
     }
 
     /// Counters of connections.

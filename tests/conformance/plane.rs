@@ -291,7 +291,7 @@ impl Plane {
                 Some((_, bytes)) => response.resources.push(RawResource {
                     name: if variant == Variant::Delta { name.clone() } else { String::new() },
                     version: revision.to_string(),
-                    body: Some(Body { type_url: type_url.to_owned(), bytes: bytes.clone() }),
+                    body: Some(Body::new(type_url, bytes.clone())),
                 }),
                 None if variant == Variant::Delta => response.removed.push(name.clone()),
                 None => {}

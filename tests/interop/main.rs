@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 #![allow(clippy::disallowed_methods, reason = "servers of a test run beside it, and end with it")]
 
+mod actor;
 mod backend;
 mod caller;
 mod client;
@@ -18,6 +19,7 @@ mod manifests;
 mod member;
 mod outage;
 mod proxy;
+mod psm;
 mod python;
 mod server;
 mod world;

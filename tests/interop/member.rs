@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use axum::Router;
 use axum::body::Body;
 use http_body_util::BodyExt;
-use mesh::{Mesh, PeerIdentity, ServeError};
+use mesh::{Mesh, ServeError};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -65,7 +65,7 @@ impl Drop for Server {
 }
 
 async fn answer(name: &str, request: axum::extract::Request) -> Result<http::Response<Body>, Infallible> {
-    let peer = request.extensions().get::<PeerIdentity>().and_then(|peer| peer.spiffe_id.clone());
+    let peer = mesh::caller().and_then(|peer| peer.spiffe_id.clone());
     let _ = request.into_body().collect().await;
     let text = peer.map_or_else(|| name.to_owned(), |peer| format!("{name} {peer}"));
     Ok(grpc::answer(&text).map(Body::new))

@@ -1,7 +1,15 @@
 //! AuthorizationPolicies from the manifest to the request: who is let in, what changes while calls go on, and what a
 //! broken policy does.
 
+use axum::Router;
+use axum::routing::any;
+use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
+use envoy_types::pb::envoy::service::auth::v3 as proto;
+use envoy_types::pb::envoy::r#type::v3::HttpStatus;
+use envoy_types::pb::google::rpc::Status;
+use http::HeaderMap;
 use mesh::Mesh;
+use proto::authorization_server::{Authorization, AuthorizationServer};
 
 use crate::support::{Plane, becomes, call, eventually, plain_get};
 
@@ -74,4 +82,82 @@ async fn a_policy_lets_in_whom_it_names_and_follows_its_manifest() {
     })
     .await;
     assert_eq!(plain_get(server.address, "//admin/y").await.unwrap().0, 200);
+}
+
+/// An external authorizer as others write them: it lets those pass who know the word, and says who they are.
+struct Authorizer;
+
+#[tonic::async_trait]
+impl Authorization for Authorizer {
+    async fn check(
+        &self,
+        request: tonic::Request<proto::CheckRequest>,
+    ) -> Result<tonic::Response<proto::CheckResponse>, tonic::Status> {
+        let attributes = request.into_inner().attributes.unwrap_or_default();
+        let caller = attributes.source.unwrap_or_default().principal;
+        let http = attributes.request.and_then(|request| request.http).unwrap_or_default();
+        let code = if http.headers.get("x-password").is_some_and(|word| word == "sesame") { 0 } else { 16 };
+        let header = HeaderValue { key: "x-caller".into(), value: caller, ..Default::default() };
+        let ok = proto::OkHttpResponse {
+            headers: vec![HeaderValueOption { header: Some(header), ..Default::default() }],
+            ..Default::default()
+        };
+        let denied = proto::DeniedHttpResponse {
+            status: Some(HttpStatus { code: 401 }),
+            body: "the word?".into(),
+            ..Default::default()
+        };
+        let answer = match code {
+            0 => proto::check_response::HttpResponse::OkResponse(ok),
+            _ => proto::check_response::HttpResponse::DeniedResponse(denied),
+        };
+        let status = Some(Status { code, ..Default::default() });
+        Ok(tonic::Response::new(proto::CheckResponse { status, http_response: Some(answer), ..Default::default() }))
+    }
+}
+
+#[tokio::test]
+async fn a_custom_policy_asks_a_service_of_the_mesh() {
+    let plane = Plane::start().await;
+    let authorizer = tonic::service::Routes::new(AuthorizationServer::new(Authorizer)).into_axum_router();
+    let authorizer = plane.serve("authz", "", authorizer).await;
+    let who = |headers: HeaderMap| async move { format!("{:?}", headers.get("x-caller")) };
+    let server = plane.serve("reviews", "", Router::new().fallback(any(who))).await;
+    let web = plane.caller("productpage").await;
+    becomes(&web, REVIEWS, &[], "None").await;
+
+    plane.write(
+        "mesh.yaml",
+        "
+apiVersion: v1
+kind: ConfigMap
+metadata: { name: istio, namespace: istio-system }
+data:
+  mesh: |
+    extensionProviders:
+    - name: password
+      envoyExtAuthzGrpc: { service: authz.default.svc.cluster.local, port: 9080, timeout: 5s, statusOnError: '503' }
+",
+    );
+    plane.write(
+        "authz.yaml",
+        policy("{selector: {matchLabels: {app: reviews}}, action: CUSTOM, provider: {name: password}, rules: [{}]}"),
+    );
+    assert_eq!(status_becomes(&web, REVIEWS, 401).await, "the word?");
+    plane.no_findings().await;
+    let caller = r#"Some("spiffe://cluster.local/ns/default/sa/productpage")"#;
+    becomes(&web, REVIEWS, &[("x-password", "sesame")], caller).await;
+    // What the caller says of itself is not what the authorizer says.
+    becomes(&web, REVIEWS, &[("x-password", "sesame"), ("x-caller", "somebody")], caller).await;
+
+    // Nobody answers: denied, as the provider says.
+    authorizer.mesh.shutdown().await;
+    drop(authorizer);
+    status_becomes(&web, REVIEWS, 503).await;
+    let (_, metrics) = plain_get(server.mesh.debug_address().unwrap(), "/metrics").await.unwrap();
+    assert!(metrics.contains("policy=\"provider[password]\",action=\"custom\",decision=\"unavailable\""), "{metrics}");
+
+    // The control: without the policy nobody is asked.
+    plane.write("authz.yaml", policy("{rules: [{}]}"));
+    becomes(&web, REVIEWS, &[], "None").await;
 }

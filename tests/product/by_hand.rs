@@ -128,3 +128,29 @@ async fn what_cannot_be_done_is_told_and_ends_with_2() {
     assert_eq!((output.status.code(), output.stdout.is_empty()), (Some(2), true), "{told}");
     assert!(told.contains("not/a/name"), "{told}");
 }
+
+#[tokio::test]
+async fn a_root_is_changed_by_hand_and_a_step_that_is_too_early_ends_with_1() {
+    let home = tempfile::tempdir().unwrap();
+    let (state, out) = (home.path().join("state"), home.path().join("certs"));
+    let cert = async |args: &[&str]| {
+        let output = Command::new(MESH).arg("cert").args(args).arg("--state").arg(&state).output().await.unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let issued = cert(&["issue", "--service-account", "edge", "--out", out.to_str().unwrap()]).await;
+    assert_eq!(issued.0, Some(0), "{issued:?}");
+    let step = |(code, stdout, stderr): (Option<i32>, String, String)| {
+        assert_eq!(code, Some(0), "{stderr}");
+        let state: Value = serde_json::from_str(&stdout).unwrap();
+        (state["step"].as_str().unwrap().to_owned(), state["trusted"].as_array().unwrap().len())
+    };
+    assert_eq!(step(cert(&["rotate-root", "-o", "json"]).await), ("added".to_owned(), 2));
+    let (code, stdout, stderr) = cert(&["rotate-root"]).await;
+    assert!(code == Some(1) && stdout.is_empty() && stderr.contains("--force"), "{code:?} {stdout} {stderr}");
+    let (code, stdout, _) = cert(&["rotate-root", "--status"]).await;
+    assert!(code == Some(0) && stdout.contains("the old one signs"), "{stdout}");
+    assert_eq!(step(cert(&["rotate-root", "--force", "-o", "json"]).await), ("switched".to_owned(), 2));
+    assert_eq!(step(cert(&["rotate-root", "--force", "-o", "json"]).await), ("idle".to_owned(), 1));
+    assert_eq!(cert(&["rotate-root", "--trust-domain", "other.test"]).await.0, Some(2), "another domain's directory");
+}

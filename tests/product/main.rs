@@ -7,6 +7,7 @@
 
 mod allocations;
 mod authorization;
+mod bodies;
 #[cfg(all(feature = "cli", target_os = "linux"))]
 mod bookinfo;
 mod bootstrap;
@@ -23,6 +24,7 @@ mod pages;
 mod probe;
 mod reload;
 mod reports;
+mod rotation;
 mod strict;
 mod support;
 mod targets;

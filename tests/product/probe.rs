@@ -11,7 +11,6 @@ use mesh::parts::mesh_discovery::bootstrap::Bootstrap;
 use mesh::parts::mesh_discovery::connect::Connector;
 use mesh::parts::mesh_discovery::secret::{CertificateAuthorityClient, JoinToken};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -41,12 +40,12 @@ pub(crate) async fn identity(plane: &Plane, account: &str) -> Identity {
 
 /// The same certificate in the hands of somebody who trusts the servers of `plane`.
 pub(crate) fn trusting(identity: &Identity, plane: &Plane) -> Identity {
-    let root = CertificateDer::from_pem_file(plane.root_cert_path()).unwrap();
-    let bundles = TrustBundles::single(identity.id().trust_domain(), TrustBundle::new([root]).unwrap());
+    let roots = TrustBundle::from_pem(&std::fs::read(plane.root_cert_path()).unwrap()).unwrap();
+    let bundles = TrustBundles::single(identity.id().trust_domain(), roots);
     Identity::new((**identity.certified()).clone(), bundles, 0).unwrap()
 }
 
-async fn connect(address: SocketAddr, identity: &Identity) -> io::Result<TlsStream<TcpStream>> {
+pub(crate) async fn connect(address: SocketAddr, identity: &Identity) -> io::Result<TlsStream<TcpStream>> {
     let config = client_config(identity, &[], &[b"http/1.1"], &crypto()).unwrap();
     let name = ServerName::IpAddress(address.ip().into());
     TlsConnector::from(Arc::new(config)).connect(name, TcpStream::connect(address).await?).await

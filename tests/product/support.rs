@@ -111,6 +111,11 @@ impl Plane {
             .labels(format!("app={account},{labels}"))
     }
 
+    /// The state directory.
+    pub(crate) fn state_dir(&self) -> &std::path::Path {
+        self.state.path()
+    }
+
     /// A file of the state directory.
     pub(crate) fn state(&self, file: &str) -> String {
         std::fs::read_to_string(self.state.path().join(file)).unwrap()

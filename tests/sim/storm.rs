@@ -204,7 +204,7 @@ impl Transport for Talker {
         let talk = move |number: usize| {
             sent.fetch_add(1, Relaxed);
             let ((type_url, name), bytes) = destination("a:80", &format!("r{}", number % 2));
-            let body = Some(Body { type_url: type_url.clone(), bytes });
+            let body = Some(Body::new(&type_url, bytes));
             let resources = vec![RawResource { name, version: number.to_string(), body }];
             Ok(Response { type_url, nonce: number.to_string(), resources, ..Default::default() })
         };

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_types::pb::google::protobuf::Any;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use mesh_core::policy::{
@@ -144,15 +143,14 @@ impl Naive {
         let mut parts = self.0.lock();
         for resource in &response.resources {
             let Some(body) = &resource.body else { continue };
-            let any = Any { type_url: body.type_url.clone(), value: body.bytes.clone() };
-            match body.type_url.as_str() {
-                codec::ROUTES => parts.cluster = Some(routed(&codec::decode_routes(&any).unwrap().value)),
+            match &*body.type_url {
+                codec::ROUTES => parts.cluster = Some(routed(&codec::decode_routes(body).unwrap().value)),
                 codec::CLUSTER => {
-                    let name = codec::decode_cluster(&any).unwrap().value.name.to_string();
+                    let name = codec::decode_cluster(body).unwrap().value.name.to_string();
                     parts.known.insert(name);
                 }
                 codec::ENDPOINTS => {
-                    let endpoints = codec::decode_endpoints(&any).unwrap().value;
+                    let endpoints = codec::decode_endpoints(body).unwrap().value;
                     let port = endpoints.iter().find_map(|endpoint| match &endpoint.address {
                         Address::Socket(address) => Some(address.port()),
                         _ => None,

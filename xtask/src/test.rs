@@ -74,7 +74,18 @@ fn unit(workspace: &Workspace, args: &[String]) -> Result<Tally, Failure> {
     }
     let mut tally = cargo_test(workspace, &selection, args)?;
     tally += cargo_test(workspace, &["--doc"], args)?;
+    tally += interleavings(workspace, args)?;
     Ok(tally)
+}
+
+/// Every order of threads: one small crate, whose atomics work nowhere else with this feature.
+fn interleavings(workspace: &Workspace, args: &[String]) -> Result<Tally, Failure> {
+    let selection = ["test", "--package", "mesh-core", "--features", "_loom", "--test", "interleavings"];
+    let mut command = workspace.cargo(selection);
+    if !args.is_empty() {
+        command.arg("--").args(args);
+    }
+    tally::run(&mut command)
 }
 
 // Always the whole workspace: a narrower selection would resolve other features and compile it anew.

@@ -25,6 +25,7 @@ struct Target {
     name: String,
     kind: String,
     in_root_package: bool,
+    needs_feature: bool,
 }
 
 impl Workspace {
@@ -49,7 +50,8 @@ impl Workspace {
             for target in package["targets"].as_array()? {
                 let name = target["name"].as_str()?.to_owned();
                 let kind = target["kind"][0].as_str()?.to_owned();
-                targets.push(Target { name, kind, in_root_package });
+                let needs_feature = target["required-features"].as_array().is_some_and(|needed| !needed.is_empty());
+                targets.push(Target { name, kind, in_root_package, needs_feature });
             }
         }
         let target_directory = PathBuf::from(metadata["target_directory"].as_str()?);
@@ -61,9 +63,11 @@ impl Workspace {
         self.targets.iter().filter(|t| t.in_root_package && t.kind == kind).map(|t| t.name.as_str()).collect()
     }
 
-    /// Names of the integration tests in the member crates' own `tests/` folders.
+    /// Names of the integration tests in the member crates' own `tests/` folders, but for those that need a feature:
+    /// the features of all tests are none of a member's.
     pub(crate) fn member_tests(&self) -> Vec<&str> {
-        self.targets.iter().filter(|t| !t.in_root_package && t.kind == "test").map(|t| t.name.as_str()).collect()
+        let tests = self.targets.iter().filter(|t| !t.in_root_package && t.kind == "test" && !t.needs_feature);
+        tests.map(|t| t.name.as_str()).collect()
     }
 
     /// Cargo, to be run at the workspace root.
@@ -114,6 +118,9 @@ mod tests {
                 { "manifest_path": "/w/a/Cargo.toml", "targets": [target("a", "lib"), target("laws", "test")] },
             ],
         });
+        let mut metadata = metadata;
+        let needy = json!({ "name": "needy", "kind": ["test"], "required-features": ["_x"] });
+        metadata["packages"][1]["targets"].as_array_mut().unwrap().push(needy);
         let workspace = Workspace::from_metadata(&metadata).unwrap();
         assert_eq!(workspace.root_targets("test"), ["tidy"]);
         assert_eq!(workspace.member_tests(), ["laws"]);

@@ -3,13 +3,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use mesh_core::policy::{self, CircuitBreakers};
 use mesh_core::retry;
 
 use super::Cluster;
-use super::breakers::{Breakers, Counters, InFlight};
+use super::breakers::{Counters, InFlight};
 use crate::connect::Room;
+use crate::env::Env;
 use crate::error::Cause;
 
 /// Counters against limits.
@@ -17,6 +19,8 @@ pub(crate) struct Admission {
     // Of the default priority, and of high priority.
     limits: [CircuitBreakers; 2],
     counters: Arc<Counters>,
+    // Longest wait for a connection that is in use.
+    patience: Option<Duration>,
 }
 
 /// Leave to send one try; held until its answer has ended.
@@ -37,9 +41,10 @@ pub(crate) struct Retrying {
 pub(crate) struct Waiting<'c>(&'c AtomicU32);
 
 impl Admission {
-    pub(super) fn new(policy: &policy::Cluster, breakers: &Breakers) -> Self {
+    pub(super) fn new(policy: &policy::Cluster, env: &Env) -> Self {
         let high = policy.breaker_high.as_ref().unwrap_or(&policy.breaker).clone();
-        Self { limits: [policy.breaker.clone(), high], counters: breakers.of(policy) }
+        let (counters, patience) = (env.breakers.of(policy), env.limits.queue_wait);
+        Self { limits: [policy.breaker.clone(), high], counters, patience }
     }
 
     /// What is in flight.
@@ -55,7 +60,11 @@ impl Admission {
     /// How many connections there may be for requests. They are the same ones for both priorities.
     pub(crate) fn room(&self, high: bool) -> Room {
         let limits = self.limits(high);
-        Room { of_cluster: limits.max_connections, of_endpoint: limits.max_connections_per_host }
+        Room {
+            of_cluster: limits.max_connections,
+            of_endpoint: limits.max_connections_per_host,
+            patience: self.patience,
+        }
     }
 
     fn limits(&self, high: bool) -> &CircuitBreakers {

@@ -76,7 +76,17 @@ impl Endpoint {
             Some(watch) => Some(watch.enter()?),
         };
         let (epoch, in_flight) = (self.epoch, self.load.start());
-        Some(Attempt { in_flight, started, epoch, measured: false, issued: None, watched, late_at: None, ear: None })
+        Some(Attempt {
+            in_flight,
+            started,
+            epoch,
+            measured: false,
+            issued: None,
+            watched,
+            late_at: None,
+            ear: None,
+            early: None,
+        })
     }
 
     /// Counts the requests that went here.
@@ -129,6 +139,8 @@ pub(crate) struct Attempt {
     late_at: Option<Instant>,
     // Hears what the answer says of the endpoint's load.
     ear: Option<Ear>,
+    // gRPC status in the head of the answer: it is asked for more than once, and a look-up is a hash.
+    early: Option<i32>,
 }
 
 /// Timers may be early by less than that.
@@ -174,6 +186,7 @@ impl Attempt {
     pub(crate) fn answered(&mut self, status: StatusCode, headers: &HeaderMap, grpc: bool) {
         self.hear(headers);
         let early = if grpc { grpc_status(headers) } else { None };
+        self.early = early;
         self.witness(Evidence::of(&TryOutcome::Answer { status, headers, grpc_status: early }, grpc));
         if grpc && early.is_none() && status == StatusCode::OK {
             self.watched.iter_mut().for_each(Watched::answered);
@@ -186,6 +199,11 @@ impl Attempt {
         }
         // The status of a gRPC answer comes at its end, unless there is nothing else.
         self.judge(if grpc { early == Some(0) } else { !status.is_server_error() });
+    }
+
+    /// The gRPC status that came with the head of the answer: an answer without a body has it there.
+    pub(crate) fn early(&self) -> Option<i32> {
+        self.early
     }
 
     /// A raw connection stands. How long that took is all that is measured of it.
@@ -300,6 +318,7 @@ mod tests {
             watched: None,
             late_at: None,
             ear: None,
+            early: None,
         }
     }
 

@@ -87,7 +87,7 @@ impl Cluster {
         target: &Target,
         env: &Arc<Env>,
     ) -> Arc<Self> {
-        let admission = Admission::new(&policy, &env.breakers);
+        let admission = Admission::new(&policy, env);
         let dialer = Dialer::new(&policy, target.host(), env, admission.connections());
         let ClusterTelemetry { service, service_name, service_namespace } = policy.telemetry.clone();
         let service = if service.is_empty() { target.host().to_owned() } else { service };

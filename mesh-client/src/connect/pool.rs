@@ -11,6 +11,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use crossbeam_queue::ArrayQueue;
@@ -21,7 +22,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::{Connection, Dialer, IoStream, Peer, SharedConnection, SoleConnection, Want, worker};
 use crate::error::Cause;
@@ -50,11 +51,13 @@ pub(crate) struct Room {
     pub(crate) of_cluster: Option<u32>,
     /// To one endpoint.
     pub(crate) of_endpoint: Option<u32>,
+    /// Longest wait for one that is in use. None = until the request's own end.
+    pub(crate) patience: Option<Duration>,
 }
 
 impl Room {
     /// Any number.
-    pub(crate) const ANY: Self = Self { of_cluster: None, of_endpoint: None };
+    pub(crate) const ANY: Self = Self { of_cluster: None, of_endpoint: None, patience: None };
 
     fn refusal(&self, others: &Others) -> Option<(&'static str, u32)> {
         let full = |most: Option<u32>, others| most.filter(|most| others >= *most);
@@ -255,19 +258,20 @@ impl Pool {
         self.dialer.dial_raw(&self.peer).await
     }
 
-    /// A connection to send one request on. `fresh` passes over connections that carried one before.
+    /// A connection to send one request on, at the time `now`. `fresh` passes over connections that carried one before.
     /// `waiting` is asked for leave before waiting for a connection, and its answer held meanwhile.
     pub(crate) async fn acquire<G>(
         &self,
         grpc: bool,
         fresh: bool,
+        now: Instant,
         room: Room,
         waiting: impl Fn() -> Result<G, Cause>,
     ) -> Result<Lease, Cause> {
         let want = self.dialer.want(grpc, &self.peer);
         // An HTTP/2 connection that is gone has been discarded, so the newest is fresh.
         if (!fresh || want == Want::Http2)
-            && let Some(lease) = self.reuse(want, fresh).await
+            && let Some(lease) = self.reuse(want, fresh, now).await
         {
             return Ok(lease);
         }
@@ -303,7 +307,7 @@ impl Pool {
         let idle = self.idle.get();
         for _ in 0..self.idle() {
             let Some((idle, connection)) = idle.and_then(|idle| Some((idle, idle.pop()?))) else { break };
-            if !connection.sender.is_closed() && !self.is_stale(&connection) {
+            if !connection.sender.is_closed() && !self.is_stale(&connection, now) {
                 let _ = idle.push(connection);
             }
         }
@@ -324,7 +328,7 @@ impl Pool {
     }
 
     /// A live connection that is there already.
-    async fn reuse(&self, want: Want, newest: bool) -> Option<Lease> {
+    async fn reuse(&self, want: Want, newest: bool, now: Instant) -> Option<Lease> {
         if want != Want::Http1
             && let Some(stream) = self.reuse_shared(newest)
         {
@@ -336,7 +340,7 @@ impl Pool {
         let idle = self.idle.get()?;
         loop {
             let mut connection = idle.pop()?;
-            if connection.sender.is_closed() || self.is_stale(&connection) {
+            if connection.sender.is_closed() || self.is_stale(&connection, now) {
                 continue;
             }
             // Both the request and the answer are through, so its task is about to say one of two
@@ -372,17 +376,17 @@ impl Pool {
         room: Room,
         waiting: impl Fn() -> Result<G, Cause>,
     ) -> Result<Lease, Cause> {
-        let mut leave = None;
+        let mut leave: Option<(G, WaitingHere<'_>, Instant)> = None;
         let open = loop {
             if let Ok(open) = OpenGuard::within(room, &self.dialer, &self.counts, true) {
                 break open;
             }
             // First counted among those who wait, then a look, then the wait: nothing that happens is missed.
-            match leave {
-                None => leave = Some((waiting()?, self.counts.wait())),
-                Some(_) => self.counts.changed.notified().await,
+            match &leave {
+                None => leave = Some((waiting()?, self.counts.wait(), Instant::now())),
+                Some((.., since)) => self.wait(room, *since).await?,
             }
-            if let Some(lease) = self.reuse(want, false).await {
+            if let Some(lease) = self.reuse(want, false, Instant::now()).await {
                 return Ok(lease);
             }
         };
@@ -403,6 +407,20 @@ impl Pool {
                 stream.map(Lease::Shared).ok_or_else(|| self.takes_no_stream())
             }
         }
+    }
+
+    /// Waits for anything to change at the endpoint, having waited `since` then.
+    ///
+    /// # Errors
+    /// That takes longer than one may wait.
+    async fn wait(&self, room: Room, since: Instant) -> Result<(), Cause> {
+        let changed = self.counts.changed.notified();
+        let Some((after, until)) = room.patience.and_then(|after| Some((after, since.checked_add(after)?))) else {
+            changed.await;
+            return Ok(());
+        };
+        let late = |_| Cause::QueueTimeout { address: self.peer.address.clone(), after };
+        timeout_at(until, changed).await.map_err(late)
     }
 
     fn share(&self, connection: &Arc<SharedConnection>) {
@@ -436,19 +454,20 @@ impl Pool {
         room: Room,
         waiting: impl Fn() -> Result<G, Cause>,
     ) -> Result<SharedStream, Cause> {
-        let mut leave = None;
+        let mut leave: Option<(G, WaitingHere<'_>, Instant)> = None;
         loop {
             let next = self.next_shared(room);
             if matches!(next, Next::Join(_) | Next::Full) && leave.is_none() {
                 // Counted among those who wait; then another look, so that nothing that happens is missed.
-                leave = Some((waiting()?, self.counts.wait()));
+                leave = Some((waiting()?, self.counts.wait(), Instant::now()));
                 continue;
             }
             let connecting = match next {
                 Next::Stream(stream) => return Ok(stream),
                 Next::Join(connecting) | Next::Begun(connecting) => connecting,
                 Next::Full => {
-                    self.counts.changed.notified().await;
+                    let since = leave.as_ref().map(|(.., since)| *since);
+                    self.wait(room, since.expect("who finds it full is counted among those who wait")).await?;
                     continue;
                 }
             };
@@ -537,9 +556,9 @@ impl Pool {
         self.dialer.options().max_requests_per_connection.is_some_and(|most| connection.served >= most)
     }
 
-    fn is_stale(&self, connection: &SoleConnection) -> bool {
-        let idle_timeout = self.dialer.options().idle_timeout;
-        idle_timeout.is_some_and(|most| connection.idle_since.elapsed() >= most) || is_past(connection.worn_at)
+    fn is_stale(&self, connection: &SoleConnection, now: Instant) -> bool {
+        let idle = now.saturating_duration_since(connection.idle_since);
+        self.dialer.options().idle_timeout.is_some_and(|most| idle >= most) || is_past(connection.worn_at)
     }
 
     fn is_done(&self, shared: &SharedConnection, now: Instant) -> bool {

@@ -129,6 +129,11 @@ impl Destinations {
         self.subscribe(&Target::new(host, port).map_err(|e| Cause::BadTarget(e.to_string()))?)
     }
 
+    /// What all of them share.
+    pub(crate) fn env(&self) -> &Arc<Env> {
+        &self.env
+    }
+
     /// The copies of requests under way.
     pub(crate) fn mirrors(&self) -> &Mirrors {
         &self.mirrors

@@ -4,10 +4,12 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use mesh_core::id::Target;
+use mesh_core::limit::Pace;
 use mesh_core::policy::DestinationState;
 use mesh_core::source::{Publisher, Watched};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::{Destination, Destinations, Phase, host_header};
 use crate::connect::worker::spawn;
@@ -25,6 +27,7 @@ pub(super) fn start(target: Target, destinations: &Arc<Destinations>) -> Destina
     let labels = env.labels(target.host().to_owned(), String::new(), String::new());
     let series = env.metrics.series(&labels);
     let owner = Owner { target: target.clone(), env, publisher, destinations: Arc::downgrade(destinations) };
+    let pace = Pace::new(destinations.env.limits.builds, Instant::now());
     let runtime = destinations.env.runtime();
     let destination = Destination {
         host: host_header(&target),
@@ -32,7 +35,7 @@ pub(super) fn start(target: Target, destinations: &Arc<Destinations>) -> Destina
         phase,
         last_used: 0.into(),
         series,
-        _owner: spawn(&runtime, owner.run(states)),
+        _owner: spawn(&runtime, owner.run(states, pace)),
     };
     destination.touch(Instant::now(), &destinations.env);
     destination
@@ -46,13 +49,21 @@ struct Owner {
 }
 
 impl Owner {
-    async fn run(self, mut states: Watched<DestinationState>) {
+    async fn run(self, mut states: Watched<DestinationState>, mut pace: Pace) {
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.take(&states.load_full());
         loop {
             tokio::select! {
-                () = states.changed() => self.take(&states.load_full()),
+                () = states.changed() => {
+                    if Instant::now() < pace.next() {
+                        sleep_until(pace.next()).await;
+                        // What came meanwhile is taken with it.
+                        let _ = states.changed().now_or_never();
+                    }
+                    pace.take(Instant::now());
+                    self.take(&states.load_full());
+                }
                 now = sweep.tick() => {
                     self.sweep(now);
                     if self.is_forgotten() {
@@ -94,3 +105,6 @@ impl Owner {
         self.destinations.upgrade().is_none_or(|destinations| destinations.forget(&self.target, unused))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -72,6 +72,7 @@ pub(super) struct Launch {
     /// Retries before this one.
     pub(super) number: u32,
     fresh: bool,
+    began: Instant,
 }
 
 /// A try that came to nothing.
@@ -126,13 +127,17 @@ impl Shared<'_> {
         // Counted before connecting, so that a slow connection repels further requests.
         let attempt = attempt.reported(self.members.issue(index)).limited(self.late_at(now));
         let attempt = attempt.listening(self.cluster.listen(&self.members, index, self.env));
-        Ok(Launch { permit, endpoint, attempt, index, number: progress.retried, fresh })
+        Ok(Launch { permit, endpoint, attempt, index, number: progress.retried, fresh, began: now })
     }
 
     /// Sends the request once.
     pub(super) async fn fly(&self, mut launch: Launch, head: &mut Head) -> Result<(Response<Incoming>, Hold), Failed> {
         let permit = &launch.permit;
-        let lease = launch.endpoint.pool().acquire(self.grpc, launch.fresh, permit.room(), || permit.wait()).await;
+        let lease = launch
+            .endpoint
+            .pool()
+            .acquire(self.grpc, launch.fresh, launch.began, permit.room(), || permit.wait())
+            .await;
         let mut lease = launch.reached(lease)?;
         if self.endpoint_host
             && let Some(host) = launch.endpoint.hostname()

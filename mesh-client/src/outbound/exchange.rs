@@ -145,7 +145,10 @@ impl Exchange {
         self.outcome.code = status.as_u16();
         self.outcome.flags = flags;
         if self.outcome.grpc {
-            self.outcome.grpc_status = grpc_status(headers);
+            self.outcome.grpc_status = match &self.hold {
+                Some(hold) => hold.attempt.early(),
+                None => grpc_status(headers),
+            };
         }
     }
 

@@ -9,10 +9,9 @@ use std::sync::Arc;
 
 use http::{HeaderMap, StatusCode};
 use mesh_core::id::ClusterName;
-use mesh_core::limit::{Gradient, Throttle, TokenBucket};
+use mesh_core::limit::{Gradient, RateLimit, RateLimited, Throttle};
 use mesh_core::policy::{
-    AdaptiveConcurrency, AdmissionControl, FilterOverride, HeaderOps, HttpFilter, HttpFilterKind, LocalRateLimit,
-    PerMillion, RouteMatch,
+    AdaptiveConcurrency, AdmissionControl, FilterOverride, HttpFilter, HttpFilterKind, LocalRateLimit, RouteMatch,
 };
 use mesh_core::telemetry::Outcome;
 use tokio::time::Instant;
@@ -27,14 +26,6 @@ pub(crate) enum Filter {
     RateLimit(Arc<RateLimit>),
     Throttle(Arc<Throttling>),
     Concurrency(Arc<Concurrency>),
-}
-
-/// A local rate limit.
-pub(crate) struct RateLimit {
-    policy: LocalRateLimit,
-    bucket: TokenBucket,
-    unlimited: HeaderOps,
-    refused: HeaderMap,
 }
 
 /// Client-side throttling.
@@ -167,38 +158,11 @@ impl Filter {
     }
 }
 
-impl RateLimit {
-    /// None without a bucket: then nothing is limited.
-    fn new(policy: &LocalRateLimit, now: Instant) -> Option<Self> {
-        let bucket = TokenBucket::new(policy.bucket.as_ref()?, now);
-        let mut refused = HeaderMap::new();
-        HeaderOps { write: policy.response_headers.clone(), remove: Vec::new() }.apply(&mut refused);
-        let unlimited = HeaderOps { write: policy.request_headers.clone(), remove: Vec::new() };
-        Some(Self { policy: policy.clone(), bucket, unlimited, refused })
-    }
-
-    /// Takes a token. A request that is let through without one is told so by its headers.
-    pub(crate) fn pass(&self, headers: &mut HeaderMap, now: Instant, env: &Env) -> Result<(), Cause> {
-        if !draws(self.policy.enabled, env) || self.bucket.take(now) {
-            return Ok(());
-        }
-        if !draws(self.policy.enforced, env) {
-            self.unlimited.apply(headers);
-            return Ok(());
-        }
-        const UNAVAILABLE: i32 = 14;
-        const RESOURCE_EXHAUSTED: i32 = 8;
-        Err(Cause::RateLimited(Box::new(Refusal {
-            status: StatusCode::from_u16(self.policy.status).unwrap_or(StatusCode::TOO_MANY_REQUESTS),
-            grpc_status: if self.policy.resource_exhausted { RESOURCE_EXHAUSTED } else { UNAVAILABLE },
-            headers: self.refused.clone(),
-        })))
-    }
-}
-
-/// Draws, unless the outcome is known.
-fn draws(share: PerMillion, env: &Env) -> bool {
-    share == PerMillion::ALL || (share != PerMillion::NONE && share.hit(env.draw_million()))
+/// Takes a token of a rate limit, or says how the request is refused.
+pub(crate) fn pass_rate(limit: &RateLimit, headers: &mut HeaderMap, now: Instant, env: &Env) -> Result<(), Cause> {
+    limit.pass(headers, now, || env.draw_million()).map_err(|RateLimited { status, grpc_status, headers }| {
+        Cause::RateLimited(Box::new(Refusal { status, grpc_status, headers }))
+    })
 }
 
 impl Throttling {

@@ -12,7 +12,7 @@ use futures_util::stream::FuturesUnordered;
 use http::Response;
 use hyper::body::Incoming;
 use mesh_core::policy::HedgePolicy;
-use mesh_core::retry::{grpc_status, is_failure};
+use mesh_core::retry::is_failure;
 use tokio::time::{Instant, sleep_until};
 
 use super::attempt::{Again, Failed, Launch, Progress, Shared};
@@ -102,6 +102,7 @@ pub(super) async fn send(
             }
             Some(_) if others => outcome.into_iter().for_each(give_up),
             Some(_) => {
+                shared.trace.spend();
                 let flags = if race.progress.retried >= shared.attempts { "URX" } else { "-" };
                 return race.stands(outcome, flags);
             }
@@ -112,9 +113,8 @@ pub(super) async fn send(
 /// Whether an outcome that is not tried again should give way to others: a failure, and without a retry policy
 /// (which would have named it) an answer that says so.
 fn is_bad(shared: &Shared<'_>, outcome: &Outcome) -> bool {
-    let Ok((response, _)) = outcome else { return true };
-    let grpc = if shared.grpc { grpc_status(response.headers()) } else { None };
-    shared.attempts == 0 && is_failure(&[], response.status(), grpc)
+    let Ok((response, hold)) = outcome else { return true };
+    shared.attempts == 0 && is_failure(&[], response.status(), hold.attempt.early())
 }
 
 /// A try after one that failed, paid for and with its place among the retries.

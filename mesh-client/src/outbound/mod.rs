@@ -26,8 +26,9 @@ pub(crate) mod worker;
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::header::SET_COOKIE;
+use http::header::{CONTENT_TYPE, SET_COOKIE};
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use mesh_core::balance::hash::HashInput;
 use mesh_core::id::{ClusterName, Target};
@@ -40,7 +41,7 @@ use self::deadline::Deadline;
 pub(crate) use self::deadline::Silence;
 pub(crate) use self::exchange::Exchange;
 use self::fault::Faults;
-use self::filters::Filter;
+use self::filters::{Filter, pass_rate};
 pub(crate) use self::head::Head;
 use self::mirror::Copy;
 use self::session::Session;
@@ -55,22 +56,22 @@ use crate::router::{Chosen, Plan, Retries, Router};
 
 /// Sends one request. The order is the behaviour:
 pub(crate) async fn send(
-    env: &Arc<Env>,
     destinations: &Arc<Destinations>,
     to: Option<&Target>,
     head: &mut Head,
     payload: &Payload,
 ) -> Result<Response<Body>, Error> {
-    let started = Instant::now();
+    let (started, env) = (Instant::now(), destinations.env());
     // Above all else, for nothing is known of a request without its destination.
     let destination = find(destinations, to, head)?;
     destination.touch(started, env);
     head.goes_to(&destination);
     let trace = Trace::begin(env);
     let caller = Deadline::none().caller(trace.deadline());
-    let caller = caller.caller(deadline::grpc_timeout(&head.headers).and_then(|left| started.checked_add(left)));
+    let (grpc, timeout) = told(&head.headers);
+    let caller = caller.caller(timeout.and_then(|left| started.checked_add(left)));
     // Above everything that can fail, so that each request is counted and logged, once.
-    let mut exchange = open(&destination, head, &trace, started);
+    let mut exchange = open(&destination, head, &trace, started, grpc);
     let mirrors = destinations.mirrors();
     let mut call = Call {
         env,
@@ -102,9 +103,22 @@ fn find(destinations: &Arc<Destinations>, to: Option<&Target>, head: &Head) -> R
     found.map_err(|cause| Error::new(head.uri().authority().map_or("(none)", |a| a.as_str()), cause, 0))
 }
 
-fn open(destination: &Destination, head: &Head, trace: &Trace, started: Instant) -> Box<Exchange> {
+/// Whether a request is gRPC, and the time it says it has: one walk, for a request has few headers, and most of them
+/// neither of the two.
+fn told(headers: &HeaderMap) -> (bool, Option<Duration>) {
+    let (mut grpc, mut timeout) = (None, None);
+    for (name, value) in headers {
+        if *name == CONTENT_TYPE {
+            grpc.get_or_insert_with(|| grpc::is_type(value));
+        } else if *name == deadline::GRPC_TIMEOUT {
+            timeout.get_or_insert(value);
+        }
+    }
+    (grpc == Some(true), timeout.and_then(deadline::grpc_timeout))
+}
+
+fn open(destination: &Destination, head: &Head, trace: &Trace, started: Instant, grpc: bool) -> Box<Exchange> {
     let access = Access::open(head, Some(trace.position()));
-    let grpc = grpc::is_grpc(&head.headers);
     Box::new(Exchange::new(destination.target().clone(), started, destination.series().clone(), grpc, access))
 }
 
@@ -270,7 +284,7 @@ impl Call<'_> {
                         return Ok(Some(answer));
                     }
                 }
-                Filter::RateLimit(limit) => limit.pass(&mut self.head.headers, Instant::now(), self.env)?,
+                Filter::RateLimit(limit) => pass_rate(limit, &mut self.head.headers, Instant::now(), self.env)?,
                 Filter::Throttle(limit) => self.exchange.owe(limit.pass(Instant::now(), self.env)?),
                 Filter::Concurrency(limit) => self.exchange.owe(limit.pass(Instant::now(), self.env)?),
             }

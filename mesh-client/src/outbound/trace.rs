@@ -35,6 +35,11 @@ impl Trace {
         self.served.as_ref().is_some_and(|served| served.retried)
     }
 
+    /// Tells whoever is served that a call made for it failed for good.
+    pub(crate) fn spend(&self) {
+        self.served.iter().for_each(|served| served.spent.set());
+    }
+
     /// The same for a copy of the request, which is not recorded.
     pub(crate) fn of_copy(&self) -> Self {
         let unsampled = |served: &Arc<RequestContext>| RequestContext {

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use http::Response;
 use hyper::body::Incoming;
+use mesh_core::context::RETRIED;
 use mesh_core::policy::Forward;
-use mesh_core::retry::{FailureKind, Pushback, TryOutcome, grpc_status, pushback, reset};
+use mesh_core::retry::{FailureKind, Pushback, TryOutcome, pushback, reset};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::attempt::{Again, Failed, Progress, Shared};
@@ -82,9 +83,9 @@ async fn one_by_one(
     let mut progress = Progress::default();
     loop {
         let outcome = one_in_time(shared, &mut progress, head, exchange).await;
-        match shared.judge(outcome, &mut progress, router) {
+        match shared.judge(outcome, &mut progress, exchange, router) {
             ControlFlow::Continue(wait) => sleep(wait).await,
-            ControlFlow::Break((outcome, flags)) => return stands(outcome, exchange, flags),
+            ControlFlow::Break(answer) => return answer,
         }
         head.again();
         progress.retried += 1;
@@ -172,12 +173,16 @@ impl<'t> Shared<'t> {
         &self,
         outcome: Outcome,
         progress: &mut Progress,
+        exchange: &mut Exchange,
         router: &Router,
-    ) -> ControlFlow<(Outcome, &'static str), Duration> {
-        let Some(retries) = self.retry_for(&outcome) else { return ControlFlow::Break((outcome, "-")) };
+    ) -> ControlFlow<Result<(Response<Incoming>, &'static str), Cause>, Duration> {
+        let Some(retries) = self.retry_for(&outcome) else { return ControlFlow::Break(stands(outcome, exchange, "-")) };
         let wait = match self.next(retries, &outcome, progress, router) {
             Ok(wait) => wait,
-            Err(flags) => return ControlFlow::Break((outcome, flags)),
+            Err(flags) => {
+                self.trace.spend();
+                return ControlFlow::Break(stands(outcome, exchange, flags));
+            }
         };
         outcome.into_iter().for_each(give_up);
         ControlFlow::Continue(wait)
@@ -185,17 +190,17 @@ impl<'t> Shared<'t> {
 
     /// The retry policy, if it asks for another try after this outcome.
     pub(super) fn retry_for(&self, outcome: &Outcome) -> Option<&'t Retries> {
+        let retries = self.retries.filter(|_| self.attempts > 0)?;
         let outcome = match outcome {
-            Ok((response, _)) => TryOutcome::Answer {
+            Ok((response, hold)) => TryOutcome::Answer {
                 status: response.status(),
                 headers: response.headers(),
                 // Without a body the status is in the headers.
-                grpc_status: if self.grpc { grpc_status(response.headers()) } else { None },
+                grpc_status: hold.attempt.early(),
             },
             Err(cause) => TryOutcome::Failure(failure_kind(cause)),
         };
-        let retries = self.retries.filter(|_| self.attempts > 0);
-        retries.filter(|retries| retries.rules.condition(&outcome).is_some())
+        retries.rules.condition(&outcome).map(|_| retries)
     }
 
     /// How long to wait before one more try, if there may be one: attempts, a body that can be sent again, the
@@ -228,6 +233,10 @@ impl<'t> Shared<'t> {
     pub(super) fn wait(&self, retries: &Retries, outcome: &Outcome, progress: &mut Progress) -> Option<Duration> {
         let headers = outcome.as_ref().ok().map(|(response, _)| response.headers());
         let mut draw = |below| self.env.draw(below);
+        if headers.is_some_and(|headers| headers.contains_key(&RETRIED)) {
+            // Those further down have had their tries.
+            return None;
+        }
         let told = headers.filter(|_| self.grpc).and_then(pushback);
         let limited = retries.policy.rate_limited.as_ref().zip(headers);
         let limited = limited.and_then(|(policy, headers)| reset(policy, headers, self.env.unix_time(), &mut draw));

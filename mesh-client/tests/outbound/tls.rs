@@ -54,7 +54,7 @@ async fn another_identity_than_expected_is_refused() {
 }
 
 #[tokio::test]
-async fn without_an_identity_nothing_is_sent() {
+async fn s71_without_an_identity_nothing_is_sent() {
     let ca = TestCa::new();
     let identity = ca.identity("default", "reviews");
     let (secure, plain) = (EchoServer::start_mtls("secure", &identity).await, EchoServer::start("plain").await);
@@ -143,6 +143,26 @@ async fn ordinary_tls_checks_the_roots_and_the_names() {
         let answer = fetch(&client, "/").await;
         let answer = answer.as_ref().map(server_of).map_err(Fault::code);
         assert_eq!(answer, expected, "{tls:?}");
+    }
+}
+
+#[tokio::test]
+async fn s65_a_wildcard_stands_for_one_label() {
+    let ca = TestCa::new();
+    let spec = CertificateSpec { dns: vec!["*.api.test".into()], ..CertificateSpec::default() };
+    let server = EchoServer::start_tls("api", ca.server_showing(ca.certified(&spec), &[b"http/1.1"])).await;
+    let roots = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(roots.path(), ca.root_pem()).unwrap();
+    for (sni, taken) in [("eu.api.test", true), ("a.eu.api.test", false), ("api.test", false), ("euapi.test", false)] {
+        let tls = OriginatedTls {
+            sni: Some(sni.to_owned()),
+            auto_host_sni: false,
+            subject_alt_names: Vec::new(),
+            ca_file: Some(roots.path().to_str().unwrap().to_owned()),
+            insecure_skip_verify: false,
+        };
+        let client = builder(Cluster { tls: UpstreamTls::Simple(tls), ..cluster("test") }, &server).build();
+        assert_eq!(fetch(&client, "/").await.is_ok(), taken, "{sni}");
     }
 }
 

@@ -42,8 +42,9 @@ impl CertificateAuthority {
         let failed = |e: rcgen::Error| IssueError::Signing { id: id.clone(), reason: e.to_string() };
         let key = KeyPair::generate().map_err(failed)?;
         let issued = self.sign(&key, id, Vec::new(), wished)?;
-        // The root alone signs, and peers have it: the leaf is the whole chain.
-        let (key, chain, root) = (key.serialize_pem(), &issued.chain_pem[0], &self.root_pem);
+        // Peers have the roots: the chain ends below them.
+        let (root, chain) = issued.chain_pem.split_last().expect("a chain ends with its roots");
+        let (key, chain) = (key.serialize_pem(), &chain.concat());
         let directory = StateDir::open(out)?;
         directory.write("root.pem", root.as_bytes())?;
         directory.write("key.pem", key.as_bytes())?;

@@ -1,40 +1,51 @@
-//! The mesh's own certificate authority: one root per trust domain, leaf certificates that say who a
-//! workload is and nothing else.
+//! The mesh's own certificate authority: leaf certificates that say who a workload is and nothing else, signed by a
+//! root of its own or by an operator's intermediate, and the roots to trust.
 //!
 //! Of a signing request only the public key is used: names, validity and extensions in it are never
-//! looked at. Who the requester is comes from [`JoinTokens`] or from the certificate it has. Refuses to
-//! know transports.
+//! looked at. Who the requester is comes from [`JoinTokens`], from a [`TokenReviewer`] or from the certificate it has.
+//! Refuses to know transports.
 
 mod files;
+mod limit;
+mod live;
+mod material;
 mod request;
+mod review;
+mod rotate;
 mod service;
 mod token;
+mod trust;
 
 pub use self::files::FilesError;
 pub use self::request::{CsrRefused, RequestedKey};
+pub use self::review::{
+    DEFAULT_AUDIENCE, PodRef, Review, ReviewFailed, ReviewRefused, Reviewing, ServiceAccountTokens, TokenReviewer,
+};
+pub use self::rotate::{RootRotation, RotateError, RotationState, RotationStep};
 pub(crate) use self::service::CertificateService;
 pub use self::token::{JoinClaims, JoinTokens, MAX_TOKEN_TTL, MintError, TokenRefused};
+pub(crate) use self::trust::TrustService;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use mesh_core::id::{SpiffeId, TrustDomain};
+use mesh_core::identity::TrustBundle;
+use mesh_core::source::{Publisher, Watched};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData,
+    SanType, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+use self::live::LiveLeaves;
+use self::material::Material;
 use crate::clock::Clock;
 use crate::state_dir::{StateDir, StateError};
 
-const KEY_FILE: &str = "ca-key.pem";
-/// File name of the root certificate inside the state directory.
+/// File name of the root certificates inside the state directory.
 pub const ROOT_FILE: &str = "root-cert.pem";
-const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// How far a certificate's start lies in the past, for peers whose clock is behind.
 const BACK_DATE: Duration = Duration::from_secs(300);
 
@@ -71,11 +82,10 @@ impl CertificateLife {
 
 /// Signs certificates for one trust domain.
 pub struct CertificateAuthority {
-    issuer: Issuer<'static, KeyPair>,
-    root: CertificateDer<'static>,
-    root_pem: String,
+    dir: StateDir,
+    material: Publisher<Material>,
+    live: LiveLeaves,
     root_path: PathBuf,
-    root_not_after: u64,
     domain: TrustDomain,
     life: CertificateLife,
     clock: Clock,
@@ -86,7 +96,9 @@ pub struct CertificateAuthority {
 pub struct Issued {
     /// The leaf.
     pub leaf: CertificateDer<'static>,
-    /// PEM of leaf and root, leaf first.
+    /// What it is presented with beside itself: the authority's own certificate, unless that is a root.
+    pub intermediates: Vec<CertificateDer<'static>>,
+    /// PEM: the leaf, what it is presented with, and all roots to trust in one text.
     pub chain_pem: Vec<String>,
     /// End of validity, seconds since the Unix epoch.
     pub not_after: u64,
@@ -111,7 +123,7 @@ pub enum IssueError {
     /// A name for the control plane's certificate that is not a DNS name.
     #[error("certificate name {0:?} is not a DNS name or an IP address")]
     Name(String),
-    /// Signing failed.
+    /// Signing failed, or the certificate could not be noted down.
     #[error("certificate for {id}: {reason}")]
     Signing {
         /// For whom.
@@ -123,7 +135,8 @@ pub enum IssueError {
 
 impl CertificateAuthority {
     /// Opens the authority of a state directory; key (ECDSA P-256) and root certificate (10 years) are
-    /// made on first use.
+    /// made on first use. An operator's own root stays out of it: `ca-key.pem`, `ca-cert.pem`, `cert-chain.pem` and
+    /// `root-cert.pem` as in Istio's secret `cacerts` make an intermediate sign.
     ///
     /// # Errors
     /// The key can be read by others, key and certificate do not belong together, or the directory
@@ -135,30 +148,31 @@ impl CertificateAuthority {
         clock: Clock,
     ) -> Result<Self, StateError> {
         let dir = StateDir::open(state_dir)?;
+        let existed = dir.path(ROOT_FILE).exists();
+        let material = Material::open(&dir, &domain, &clock)?;
+        let (live, fresh) = LiveLeaves::open(&dir)?;
+        if existed && fresh {
+            // Leaves of before are recorded nowhere: as if one had been signed just now.
+            let until = clock.unix_seconds().saturating_add(life.maximum.as_secs());
+            live.note(&material.root, until, 0).map_err(|e| live.failed("write", e))?;
+        }
         let root_path = dir.path(ROOT_FILE);
-        let unusable = |reason: String| StateError::Content { path: root_path.clone(), reason };
-        let key = match (dir.read_secret(KEY_FILE)?, dir.read(ROOT_FILE)?) {
-            (Some(pem), _) => read_key(&dir, &pem)?,
-            (None, None) => generate_key(&dir)?,
-            (None, Some(_)) => {
-                return Err(unusable(format!(
-                    "its key {KEY_FILE} is missing; restore it, or remove the certificate too"
-                )));
-            }
-        };
-        let root_pem = match dir.read(ROOT_FILE)? {
-            Some(pem) => String::from_utf8(pem).map_err(|_| unusable("it is not PEM".to_owned()))?,
-            None => {
-                // A root made anew from the same key and name is the same trust anchor to every peer.
-                let pem = self_signed_root(&key, &domain, &clock).map_err(|e| unusable(e.to_string()))?;
-                dir.write(ROOT_FILE, pem.as_bytes())?;
-                pem
-            }
-        };
-        let root = CertificateDer::from_pem_slice(root_pem.as_bytes()).map_err(|e| unusable(e.to_string()))?;
-        let root_not_after = check_root(&root, &key, &domain).map_err(unusable)?;
-        let issuer = Issuer::from_ca_cert_der(&root, key).map_err(|e| unusable(e.to_string()))?;
-        Ok(Self { issuer, root, root_pem, root_path, root_not_after, domain, life, clock })
+        Ok(Self { dir, material: Watched::channel(material).0, live, root_path, domain, life, clock })
+    }
+
+    /// Reads the files of the state directory again if they have changed; whether they have. What cannot be used
+    /// leaves everything as it was.
+    pub(crate) fn reload(&self) -> Result<bool, StateError> {
+        if !self.material.load_full().is_stale(&self.dir)? {
+            return Ok(false);
+        }
+        self.material.publish(Material::read(&self.dir, &self.domain)?);
+        Ok(true)
+    }
+
+    /// Tells when [`reload`](Self::reload) has found something new.
+    pub(crate) fn changes(&self) -> Changes {
+        Changes(self.material.watch())
     }
 
     /// Signs a workload certificate: one URI name (`id`), empty subject, for client and server use. The
@@ -192,8 +206,14 @@ impl CertificateAuthority {
         }
         let failed = |reason: String| IssueError::Signing { id: id.clone(), reason };
         let ttl = self.life.clamp(wished);
-        let now = self.clock.unix_seconds();
-        let not_after = now.saturating_add(ttl.as_secs()).min(self.root_not_after);
+        let now = self.now();
+        let material = self.material.load_full();
+        let not_after = now.saturating_add(ttl.as_secs()).min(material.not_after);
+        // Before it is signed: a rollover must know of every leaf there may be.
+        let spare = self.life.maximum.as_secs() / 4;
+        self.live
+            .note(&material.root, not_after, spare)
+            .map_err(|e| failed(format!("it cannot be noted down: {e}")))?;
         // At most a quarter of the life, so that half of the whole validity is never already past.
         let not_before = now.saturating_sub(BACK_DATE.min(ttl / 4).as_secs());
 
@@ -209,18 +229,32 @@ impl CertificateAuthority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        let leaf = params.signed_by(key, &self.issuer).map_err(|e| failed(e.to_string()))?;
-        let chain_pem = vec![leaf.pem(), self.root_pem.clone()];
+        let leaf = params.signed_by(key, &material.issuer).map_err(|e| failed(e.to_string()))?;
+        let intermediates = material.intermediates.clone();
+        let mut chain_pem = vec![leaf.pem()];
+        chain_pem.extend(intermediates.iter().map(|der| pem_of(der)));
+        chain_pem.push(material.roots_pem.clone());
         let life = Duration::from_secs(not_after.saturating_sub(now));
-        Ok(Issued { leaf: leaf.into(), chain_pem, not_after, life, serial: format!("{serial:032x}") })
+        let serial = format!("{serial:032x}");
+        Ok(Issued { leaf: leaf.into(), intermediates, chain_pem, not_after, life, serial })
     }
 
-    /// The root certificate.
-    pub fn root(&self) -> &CertificateDer<'static> {
-        &self.root
+    /// The roots to trust now; during a change of roots there are two.
+    pub fn bundle(&self) -> TrustBundle {
+        self.material.load_full().bundle.clone()
     }
 
-    /// Where the root certificate lies.
+    /// The same as PEM.
+    pub(crate) fn roots_pem(&self) -> String {
+        self.material.load_full().roots_pem.clone()
+    }
+
+    /// The time, seconds since the Unix epoch.
+    fn now(&self) -> u64 {
+        self.clock.unix_seconds()
+    }
+
+    /// Where the root certificates lie.
     pub fn root_path(&self) -> &Path {
         &self.root_path
     }
@@ -231,55 +265,21 @@ impl CertificateAuthority {
     }
 }
 
-fn read_key(dir: &StateDir, pem: &[u8]) -> Result<KeyPair, StateError> {
-    let unusable = |reason: String| StateError::Content { path: dir.path(KEY_FILE), reason };
-    let pem = std::str::from_utf8(pem).map_err(|_| unusable("it is not PEM".to_owned()))?;
-    KeyPair::from_pem(pem).map_err(|e| unusable(format!("it holds no private key ({e})")))
-}
+/// Waits for other keys or roots of an authority.
+pub(crate) struct Changes(Watched<Material>);
 
-fn generate_key(dir: &StateDir) -> Result<KeyPair, StateError> {
-    let fresh = KeyPair::generate()
-        .map_err(|e| StateError::Content { path: dir.path(KEY_FILE), reason: format!("no key can be made: {e}") })?;
-    let pem = dir.write_once(KEY_FILE, fresh.serialize_pem().as_bytes())?;
-    read_key(dir, &pem)
-}
-
-fn self_signed_root(key: &KeyPair, domain: &TrustDomain, clock: &Clock) -> Result<String, rcgen::Error> {
-    let now = clock.unix_seconds();
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, domain.as_str());
-    params.distinguished_name.push(DnType::CommonName, "mesh root CA");
-    // X.509-SVID 4.1: a signing certificate's SPIFFE ID has no path.
-    params.subject_alt_names = vec![SanType::URI(root_uri(domain).as_str().try_into()?)];
-    set_validity(&mut params, now.saturating_sub(BACK_DATE.as_secs()), now + ROOT_LIFE.as_secs());
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    Ok(params.self_signed(key)?.pem())
-}
-
-fn root_uri(domain: &TrustDomain) -> String {
-    format!("spiffe://{domain}")
-}
-
-/// Checks that a root is the key's, a CA and of the trust domain; gives its end of validity.
-fn check_root(root: &CertificateDer<'_>, key: &KeyPair, domain: &TrustDomain) -> Result<u64, String> {
-    let (_, cert) = X509Certificate::from_der(root).map_err(|e| format!("it cannot be read: {e}"))?;
-    if cert.public_key().raw != key.subject_public_key_info() {
-        return Err(format!("it does not belong to the key in {KEY_FILE}; restore the pair"));
+impl Changes {
+    pub(crate) async fn changed(&mut self) {
+        self.0.changed().await;
     }
-    if !cert.is_ca() {
-        return Err("it may not sign certificates (cA is false)".to_owned());
-    }
-    let names = cert.subject_alternative_name().map_err(|e| e.to_string())?;
-    for name in names.iter().flat_map(|names| names.value.general_names.iter()) {
-        if let GeneralName::URI(uri) = name
-            && *uri != root_uri(domain)
-        {
-            return Err(format!("it is for {uri}, not for the trust domain {domain}; use another state directory"));
-        }
-    }
-    u64::try_from(cert.validity().not_after.timestamp()).map_err(|_| "its validity cannot be read".to_owned())
+}
+
+/// DER as PEM.
+fn pem_of(der: &CertificateDer<'_>) -> String {
+    use base64::Engine;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let lines: Vec<_> = text.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
 fn server_name(name: &str) -> Result<SanType, IssueError> {

@@ -10,66 +10,101 @@ use mesh_discovery::proto::certificate::{
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
-use super::{CertificateAuthority, JoinClaims, JoinTokens, RequestedKey};
+use super::limit::IssueLimit;
+use super::{CertificateAuthority, JoinClaims, JoinTokens, RequestedKey, ServiceAccountTokens};
 use crate::runtime::Peer;
 
 /// The certificate service.
 pub(crate) struct CertificateService {
-    pub(crate) authority: Arc<CertificateAuthority>,
-    pub(crate) tokens: Arc<JoinTokens>,
+    authority: Arc<CertificateAuthority>,
+    tokens: Arc<JoinTokens>,
+    accounts: Option<ServiceAccountTokens>,
+    limit: IssueLimit,
 }
 
 /// What a requester showed.
 enum Proof {
     /// A join token, checked and not yet used up.
     Token(JoinClaims),
+    /// A service account token, which the cluster vouches for.
+    Account(SpiffeId),
     /// The certificate of its connection, to be renewed.
     Certificate(SpiffeId),
 }
 
 impl CertificateService {
+    /// Service account tokens are taken if somebody reviews them.
+    pub(crate) fn new(
+        authority: Arc<CertificateAuthority>,
+        tokens: Arc<JoinTokens>,
+        accounts: Option<ServiceAccountTokens>,
+    ) -> Self {
+        Self { authority, tokens, accounts, limit: IssueLimit::default() }
+    }
+
     pub(crate) fn into_server(self) -> IstioCertificateServiceServer<Self> {
         IstioCertificateServiceServer::new(self)
     }
 
-    /// A token, if one is shown, speaks for its bearer whatever certificate the connection has.
-    fn proof(&self, peer: &Peer, metadata: &MetadataMap) -> Result<Proof, Status> {
-        if let Some(authorization) = metadata.get("authorization") {
-            let (scheme, token) =
-                authorization.to_str().ok().and_then(|value| value.split_once(' ')).unwrap_or_default();
-            if !scheme.eq_ignore_ascii_case("bearer") {
-                return Err(Status::unauthenticated("authorization must be: Bearer <join token>"));
-            }
-            let claims = self.tokens.verify(token.trim()).map_err(|e| Status::unauthenticated(e.to_string()))?;
-            return Ok(Proof::Token(claims));
+    /// A token, if one is shown, speaks for its bearer. With a certificate beside it, as a renewal has that proves the
+    /// pod once more, both must name the same.
+    async fn proof(&self, peer: &Peer, metadata: &MetadataMap) -> Result<Proof, Status> {
+        let Some(authorization) = metadata.get("authorization") else {
+            return match peer.caller.identity() {
+                Some(id) => Ok(Proof::Certificate(id.clone())),
+                None => Err(Status::unauthenticated(
+                    "a certificate is given for a join token (authorization: Bearer …) or for the certificate it renews",
+                )),
+            };
+        };
+        let (scheme, token) = authorization.to_str().ok().and_then(|value| value.split_once(' ')).unwrap_or_default();
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return Err(Status::unauthenticated("authorization must be: Bearer <token>"));
         }
-        match peer.caller.identity() {
-            Some(id) => Ok(Proof::Certificate(id.clone())),
-            None => Err(Status::unauthenticated(
-                "a certificate is given for a join token (authorization: Bearer …) or for the certificate it renews",
-            )),
+        let token = token.trim();
+        match self.accounts.as_ref().filter(|_| ServiceAccountTokens::looks_like_one(token)) {
+            None => {
+                let claims = self.tokens.verify(token).map_err(|e| Status::unauthenticated(e.to_string()))?;
+                Ok(Proof::Token(claims))
+            }
+            Some(accounts) => {
+                let id = accounts.identity(token, self.authority.trust_domain()).await;
+                let id = id.map_err(|e| Status::unauthenticated(e.to_string()))?;
+                match peer.caller.identity() {
+                    Some(other) if *other != id => Err(Status::unauthenticated(format!(
+                        "the token is of {id} and the certificate of {other}; show those of one workload"
+                    ))),
+                    _ => Ok(Proof::Account(id)),
+                }
+            }
         }
     }
 
-    fn issue(
+    async fn issue(
         &self,
         peer: &Peer,
         metadata: &MetadataMap,
         request: &IstioCertificateRequest,
     ) -> Result<Vec<String>, Status> {
-        let proof = self.proof(peer, metadata)?;
+        let proof = self.proof(peer, metadata).await?;
         // Before the token is used up: a broken request must not cost it.
         let key = RequestedKey::from_csr_pem(&request.csr).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let (id, how) = match proof {
-            Proof::Certificate(id) => (id, "certificate"),
+        let (id, how, claims) = match proof {
+            Proof::Certificate(id) => (id, "certificate", None),
+            Proof::Account(id) => (id, "service account token", None),
             Proof::Token(claims) => {
                 let domain = self.authority.trust_domain();
                 let id = SpiffeId::for_service_account(domain, claims.namespace(), claims.service_account())
                     .map_err(|e| Status::unauthenticated(e.to_string()))?;
-                self.tokens.consume(&claims).map_err(|e| Status::unauthenticated(e.to_string()))?;
-                (id, "join token")
+                (id, "join token", Some(claims))
             }
         };
+        if !self.limit.take(&id, self.authority.now()) {
+            return Err(Status::resource_exhausted(format!("{id} asks for too many certificates; try again later")));
+        }
+        if let Some(claims) = claims {
+            self.tokens.consume(&claims).map_err(|e| Status::unauthenticated(e.to_string()))?;
+        }
         // Zero and less mean "as you like".
         let wished = u64::try_from(request.validity_duration).ok().filter(|s| *s > 0).map(Duration::from_secs);
         let issued = self.authority.issue(&key, &id, wished).map_err(|e| Status::permission_denied(e.to_string()))?;
@@ -88,7 +123,7 @@ impl IstioCertificateService for CertificateService {
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let peer = Peer::of(request.extensions())?;
-        match self.issue(&peer, request.metadata(), request.get_ref()) {
+        match self.issue(&peer, request.metadata(), request.get_ref()).await {
             Ok(cert_chain) => Ok(Response::new(IstioCertificateResponse { cert_chain })),
             Err(status) => {
                 tracing::warn!(target: "mesh::ca", peer = %peer, reason = status.message(), "certificate refused");

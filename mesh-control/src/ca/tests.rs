@@ -3,10 +3,12 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::UNIX_EPOCH;
 
-use rcgen::PublicKeyData;
+use rcgen::{BasicConstraints, DnType, Issuer, PublicKeyData};
 use rustls_pki_types::CertificateSigningRequestDer;
+use rustls_pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, oid_registry};
 
+use super::material::KEY_FILE;
 use super::*;
 
 const NOW: u64 = 1_800_000_000;
@@ -32,7 +34,7 @@ fn csr_of(key: KeyPair, change: impl FnOnce(&mut CertificateParams)) -> (KeyPair
 }
 
 #[test]
-fn of_a_request_only_the_public_key_is_used() {
+fn s86_of_a_request_only_the_public_key_is_used() {
     let home = tempfile::tempdir().unwrap();
     let ca = authority(home.path(), CertificateLife::default()).unwrap();
     let (key, pem) = csr(|params| {
@@ -63,12 +65,13 @@ fn of_a_request_only_the_public_key_is_used() {
     assert!(extended.server_auth && extended.client_auth && !extended.any);
     assert_eq!(issued.chain_pem.len(), 2);
     assert_eq!(CertificateDer::from_pem_slice(issued.chain_pem[0].as_bytes()).unwrap(), issued.leaf);
-    assert_eq!(CertificateDer::from_pem_slice(issued.chain_pem[1].as_bytes()).unwrap(), *ca.root());
+    assert_eq!(CertificateDer::from_pem_slice(issued.chain_pem[1].as_bytes()).unwrap(), ca.bundle().roots()[0]);
+    assert_eq!(issued.intermediates, []);
     mesh_core::identity::peer_spiffe_id(&issued.leaf).unwrap();
 }
 
 #[test]
-fn bad_requests_are_refused() {
+fn s86_bad_requests_are_refused() {
     let refused = |pem: &str| RequestedKey::from_csr_pem(pem).unwrap_err();
     assert_eq!(refused(""), CsrRefused::Unreadable);
     assert_eq!(
@@ -81,7 +84,7 @@ fn bad_requests_are_refused() {
     let mut der = CertificateSigningRequestDer::from_pem_slice(good.as_bytes()).unwrap().to_vec();
     let last = der.len() - 1;
     der[last] ^= 1;
-    assert!(matches!(refused(&pem_of(&der)), CsrRefused::Signature | CsrRefused::Unreadable));
+    assert!(matches!(refused(&csr_pem(&der)), CsrRefused::Signature | CsrRefused::Unreadable));
     assert!(RequestedKey::from_csr_pem(&good).is_ok(), "the control");
     let (_, odd) = csr_of(KeyPair::generate_for(&rcgen::PKCS_ECDSA_P521_SHA512).unwrap(), |_| {});
     assert_eq!(refused(&odd), CsrRefused::Key);
@@ -101,7 +104,7 @@ fn the_accepted_kinds_of_key_are_signed() {
 }
 
 #[test]
-fn life_is_kept_within_its_bounds_and_start_lies_back() {
+fn s86_life_is_kept_within_its_bounds_and_start_lies_back() {
     let home = tempfile::tempdir().unwrap();
     let (_, pem) = csr(|_| {});
     let key = RequestedKey::from_csr_pem(&pem).unwrap();
@@ -150,15 +153,16 @@ fn the_root_survives_a_restart() {
     let home = tempfile::tempdir().unwrap();
     let first = authority(home.path(), CertificateLife::default()).unwrap();
     let second = authority(home.path(), CertificateLife::default()).unwrap();
-    assert_eq!(first.root(), second.root());
-    let (_, root) = X509Certificate::from_der(first.root()).unwrap();
+    assert_eq!(first.bundle(), second.bundle());
+    let bundle = first.bundle();
+    let (_, root) = X509Certificate::from_der(&bundle.roots()[0]).unwrap();
     let constraints = root.basic_constraints().unwrap().unwrap();
     assert_eq!((constraints.value.ca, constraints.value.path_len_constraint), (true, Some(0)));
     assert!(root.key_usage().unwrap().unwrap().value.key_cert_sign());
 }
 
 #[test]
-fn a_state_directory_that_does_not_fit_is_refused() {
+fn s94_a_state_directory_that_does_not_fit_is_refused() {
     let home = tempfile::tempdir().unwrap();
     let usual = CertificateLife::default();
     authority(home.path(), usual).unwrap();
@@ -186,7 +190,231 @@ fn a_state_directory_that_does_not_fit_is_refused() {
     assert!(authority(home.path(), usual).is_ok());
 }
 
-fn pem_of(der: &[u8]) -> String {
+/// An operator's root and an intermediate of it, as PEM, and the intermediate's key.
+fn operator(path: u8) -> (String, String, String) {
+    let (root_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "operator's root");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let root = params.self_signed(&root_key).unwrap();
+    let issuer = Issuer::new(params.clone(), root_key);
+    params.distinguished_name.push(DnType::CommonName, "intermediate");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.use_authority_key_identifier_extension = true;
+    let intermediate = params.signed_by(&key, &issuer).unwrap();
+    (root.pem(), intermediate.pem(), key.serialize_pem())
+}
+
+fn write_operators(home: &Path, (root, intermediate, key): &(String, String, String)) {
+    for (file, text) in [("root-cert.pem", root), ("ca-cert.pem", intermediate), (KEY_FILE, key)] {
+        std::fs::write(home.join(file), text).unwrap();
+        std::fs::set_permissions(home.join(file), std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+}
+
+#[test]
+fn an_operators_intermediate_signs_and_is_presented_with_the_leaf() {
+    let home = tempfile::tempdir().unwrap();
+    let given = operator(1);
+    write_operators(home.path(), &given);
+    let ca = authority(home.path(), CertificateLife::default()).unwrap();
+    let (_, pem) = csr(|_| {});
+    let issued = ca.issue(&RequestedKey::from_csr_pem(&pem).unwrap(), &reviews(), None).unwrap();
+    assert_eq!((issued.chain_pem.len(), issued.intermediates.len()), (3, 1));
+    assert_eq!(issued.chain_pem[2], given.0);
+    let bundles = mesh_core::identity::TrustBundles::single(reviews().trust_domain(), ca.bundle());
+    let verify = |chain: &[CertificateDer<'_>]| {
+        let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.all;
+        let now = rustls_pki_types::UnixTime::since_unix_epoch(Duration::from_secs(NOW));
+        mesh_core::identity::verify_svid(chain, &bundles, algorithms, now, mesh_core::identity::Usage::Client)
+    };
+    assert_eq!(verify(&[issued.leaf.clone(), issued.intermediates[0].clone()]), Ok(reviews()));
+    assert!(verify(&[issued.leaf]).is_err(), "control: nothing leads to the root");
+
+    // Another pair comes: both files, or nothing.
+    let next = operator(1);
+    std::fs::write(home.path().join("ca-cert.pem"), &next.1).unwrap();
+    assert!(ca.reload().is_err(), "half of it");
+    assert_eq!(ca.bundle(), TrustBundle::from_pem(given.0.as_bytes()).unwrap());
+    write_operators(home.path(), &(format!("{}{}", given.0, next.0), next.1, next.2));
+    assert!(ca.reload().unwrap());
+    assert_eq!(ca.bundle().roots().len(), 2);
+    assert!(!ca.reload().unwrap(), "nothing new");
+
+    let rotation =
+        RootRotation::open(home.path(), reviews().trust_domain(), CertificateLife::default(), Clock::system());
+    assert!(matches!(rotation.unwrap().advance(true), Err(RotateError::NotOurs)));
+}
+
+#[test]
+fn an_intermediate_that_no_root_signed_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let (given, other) = (operator(1), operator(1));
+    write_operators(home.path(), &(other.0, given.1.clone(), given.2.clone()));
+    assert!(matches!(authority(home.path(), CertificateLife::default()), Err(StateError::Content { .. })));
+    write_operators(home.path(), &given);
+    assert!(authority(home.path(), CertificateLife::default()).is_ok(), "control");
+}
+
+/// A state directory, its control plane's authority and the command, at a time that is moved.
+struct Rotating {
+    home: tempfile::TempDir,
+    now: std::sync::Arc<std::sync::atomic::AtomicU64>,
+}
+
+impl Rotating {
+    fn new() -> Self {
+        Self { home: tempfile::tempdir().unwrap(), now: std::sync::Arc::new(NOW.into()) }
+    }
+
+    fn clock(&self) -> Clock {
+        let now = self.now.clone();
+        Clock::new(move || UNIX_EPOCH + Duration::from_secs(now.load(std::sync::atomic::Ordering::Relaxed)))
+    }
+
+    fn pass(&self, seconds: u64) {
+        self.now.fetch_add(seconds, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn authority(&self) -> CertificateAuthority {
+        let life = CertificateLife::default();
+        CertificateAuthority::open(self.home.path(), reviews().trust_domain(), life, self.clock()).unwrap()
+    }
+
+    fn command(&self, force: bool) -> Result<RotationState, RotateError> {
+        let life = CertificateLife::default();
+        RootRotation::open(self.home.path(), reviews().trust_domain(), life, self.clock()).unwrap().advance(force)
+    }
+}
+
+const DAY: u64 = 86_400;
+
+#[test]
+fn a_root_is_changed_in_three_steps_none_of_which_cuts_a_live_leaf_off() {
+    let world = Rotating::new();
+    let ca = world.authority();
+    let (_, pem) = csr(|_| {});
+    let key = RequestedKey::from_csr_pem(&pem).unwrap();
+    let signed_by = |issued: &Issued, root: &CertificateDer<'_>| {
+        let (_, leaf) = X509Certificate::from_der(&issued.leaf).unwrap();
+        let (_, root) = X509Certificate::from_der(root).unwrap();
+        leaf.verify_signature(Some(root.public_key())).is_ok()
+    };
+    let first = ca.bundle().roots()[0].clone();
+    ca.issue(&key, &reviews(), None).unwrap();
+
+    let added = world.command(false).unwrap();
+    assert_eq!((added.step, added.trusted.len()), (RotationStep::Added, 2));
+    assert!(ca.reload().unwrap());
+    let second = ca.bundle().roots()[1].clone();
+    let between = ca.issue(&key, &reviews(), None).unwrap();
+    assert!(signed_by(&between, &first) && between.chain_pem[1].matches("BEGIN").count() == 2, "both are told");
+    // Whoever has a certificate of before the first step may know one root only.
+    assert!(matches!(world.command(false), Err(RotateError::TooEarly { .. })));
+    world.pass(DAY);
+    assert!(
+        matches!(world.command(false), Err(RotateError::TooEarly { .. })),
+        "records say a little more than is true"
+    );
+    world.pass(DAY / 4 + 5);
+    let switched = world.command(false).unwrap();
+    assert_eq!((switched.step, &switched.signing), (RotationStep::Switched, &added.trusted[1]));
+    assert!(ca.reload().unwrap());
+    let after = ca.issue(&key, &reviews(), None).unwrap();
+    assert!(signed_by(&after, &second) && after.chain_pem[1].matches("BEGIN").count() == 2);
+
+    // A leaf of the old root, signed shortly before the switch by a process that had not noticed.
+    let live = LiveLeaves::open(&StateDir::open(world.home.path()).unwrap()).unwrap().0;
+    let now = world.now.load(std::sync::atomic::Ordering::Relaxed);
+    live.note(&first, now + DAY, 0).unwrap();
+    match world.command(false) {
+        Err(error @ RotateError::TooEarly { .. }) => assert!(error.to_string().contains("86400 seconds"), "{error}"),
+        other => panic!("{other:?}"),
+    }
+    world.pass(DAY);
+    let removed = world.command(false).unwrap();
+    assert_eq!((removed.step, &removed.trusted), (RotationStep::Idle, &switched.trusted[1..].to_vec()));
+    assert!(ca.reload().unwrap());
+    assert_eq!(ca.bundle().roots(), std::slice::from_ref(&second));
+    // A restart knows the same, and the next change begins.
+    assert_eq!(world.authority().bundle().roots(), [second]);
+    assert_eq!(world.command(false).unwrap().step, RotationStep::Added);
+}
+
+#[test]
+fn force_makes_a_step_that_is_too_early() {
+    let world = Rotating::new();
+    let ca = world.authority();
+    let (_, pem) = csr(|_| {});
+    ca.issue(&RequestedKey::from_csr_pem(&pem).unwrap(), &reviews(), None).unwrap();
+    for step in [RotationStep::Added, RotationStep::Switched, RotationStep::Idle] {
+        assert_eq!(world.command(true).unwrap().step, step);
+    }
+}
+
+#[test]
+fn a_change_of_roots_that_was_cut_short_goes_on_where_it_was() {
+    let world = Rotating::new();
+    let one = world.authority().bundle();
+    // The new key was written and the root was not.
+    let dir = StateDir::open(world.home.path()).unwrap();
+    dir.write("next-ca-key.pem", KeyPair::generate().unwrap().serialize_pem().as_bytes()).unwrap();
+    let life = CertificateLife::default();
+    let rotation = RootRotation::open(world.home.path(), reviews().trust_domain(), life, world.clock()).unwrap();
+    assert_eq!(rotation.state().unwrap().step, RotationStep::Idle);
+    assert_eq!(world.command(false).unwrap().step, RotationStep::Added);
+    let ca = world.authority();
+    assert_eq!((ca.bundle().roots().len(), &ca.bundle().roots()[0]), (2, &one.roots()[0]));
+    // The file that says since when is lost: as if it had begun now.
+    std::fs::remove_file(dir.path("root-rotation.json")).unwrap();
+    assert!(matches!(world.command(false), Err(RotateError::TooEarly { .. })));
+}
+
+#[test]
+fn leaves_of_a_state_directory_of_before_the_records_count_as_live() {
+    let world = Rotating::new();
+    world.authority();
+    std::fs::remove_dir_all(world.home.path().join("live-leaves")).unwrap();
+    world.command(false).unwrap();
+    match world.command(false) {
+        Err(RotateError::TooEarly { now, safe_at, .. }) => assert!(safe_at >= now + DAY),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The corpus of the fuzzer, replayed. `UPDATE_CORPUS=1` writes it anew; what a fuzzer finds is added by hand and stays.
+#[test]
+fn the_corpus_of_signing_requests_is_read_or_refused() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/csr");
+    if std::env::var_os("UPDATE_CORPUS").is_some() {
+        std::fs::create_dir_all(folder).unwrap();
+        for (name, kind) in [("p256", &rcgen::PKCS_ECDSA_P256_SHA256), ("ed25519", &rcgen::PKCS_ED25519)] {
+            let (_, pem) = csr_of(KeyPair::generate_for(kind).unwrap(), |params| {
+                params.distinguished_name.push(DnType::CommonName, "admin");
+                params.subject_alt_names = vec![SanType::DnsName("api.example.com".try_into().unwrap())];
+            });
+            std::fs::write(format!("{folder}/{name}"), &pem).unwrap();
+            std::fs::write(format!("{folder}/bad_{name}_cut"), &pem[..pem.len() * 2 / 3]).unwrap();
+            let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).unwrap();
+            let mut bent = der.to_vec();
+            bent[der.len() / 2] ^= 0x55;
+            std::fs::write(format!("{folder}/bad_{name}_bent"), csr_pem(&bent)).unwrap();
+        }
+        std::fs::write(format!("{folder}/bad_rsa1024"), RSA_1024).unwrap();
+    }
+    let mut files = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let bad = path.file_name().unwrap().to_str().unwrap().starts_with("bad");
+        let read = RequestedKey::from_csr_pem(&String::from_utf8_lossy(&std::fs::read(&path).unwrap()));
+        assert_eq!(read.is_err(), bad, "{path:?}: {read:?}");
+        files += 1;
+    }
+    assert!(files >= 7, "{files}");
+}
+
+fn csr_pem(der: &[u8]) -> String {
     use base64::Engine;
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     let lines: Vec<_> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();

@@ -256,7 +256,7 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     #[test]
-    fn a_token_works_once_even_across_a_restart() {
+    fn s93_a_token_works_once_even_across_a_restart() {
         let home = tempfile::tempdir().unwrap();
         let (_, clock) = at(1_000);
         let tokens = JoinTokens::with_clock(home.path(), clock.clone()).unwrap();
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_takers_at_once_one_succeeds() {
+    fn s93_of_many_takers_at_once_one_succeeds() {
         let home = tempfile::tempdir().unwrap();
         let tokens = JoinTokens::with_clock(home.path(), at(1_000).1).unwrap();
         let token = tokens.mint("default", "reviews", MINUTE).unwrap();
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn expired_forged_and_foreign_tokens_are_refused() {
+    fn s87_expired_forged_and_foreign_tokens_are_refused() {
         let (home, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (now, clock) = at(1_000);
         let tokens = JoinTokens::with_clock(home.path(), clock.clone()).unwrap();

@@ -16,13 +16,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::drain::DrainTrigger;
-use mesh_core::id::{InvalidSpiffeId, TrustDomain};
+use mesh_core::id::{InvalidSpiffeId, SpiffeId, TrustDomain};
+use mesh_core::source::WatchedIdentity;
 use rustls::crypto::CryptoProvider;
 
-use crate::ca::{CertificateAuthority, CertificateLife, JoinTokens};
+use crate::ca::{CertificateAuthority, CertificateLife, JoinTokens, ServiceAccountTokens};
 use crate::clock::Clock;
+use crate::model::AccessPolicy;
 use crate::registry::{self, Registration, Registry};
-use crate::runtime::{CertificateError, Task};
+use crate::runtime::{self, CertificateError, Task};
 use crate::source::directory::{Directory, WatchError};
 use crate::state_dir::{StateDir, StateError};
 use crate::translate::Options;
@@ -37,6 +39,7 @@ pub struct ControlPlane {
     tokens: Arc<JoinTokens>,
     registry: Arc<Registry>,
     state: StateDir,
+    crypto: Arc<CryptoProvider>,
     drain: DrainTrigger,
     /// Tasks that end by themselves once told to stop.
     ports: Vec<Task>,
@@ -57,6 +60,7 @@ pub struct Builder {
     names: Vec<String>,
     registration_grace: Duration,
     certificate_life: CertificateLife,
+    service_account_tokens: Option<ServiceAccountTokens>,
     clock: Clock,
     crypto: Option<Arc<CryptoProvider>>,
 }
@@ -108,6 +112,7 @@ impl ControlPlane {
             names: Vec::new(),
             registration_grace: Duration::from_secs(10),
             certificate_life: CertificateLife::default(),
+            service_account_tokens: None,
             clock: Clock::system(),
             crypto: None,
         }
@@ -131,6 +136,16 @@ impl ControlPlane {
     /// The root certificate by which clients know this control plane and each other.
     pub fn root_cert_path(&self) -> &Path {
         self.authority.root_path()
+    }
+
+    /// An identity for a mesh in this process: signed by the authority without token and network, renewed at half its
+    /// life and when the roots change, until the last reader is dropped.
+    ///
+    /// # Errors
+    /// The names make no SPIFFE ID, or the authority cannot sign.
+    pub fn identity(&self, namespace: &str, service_account: &str) -> Result<WatchedIdentity, StartError> {
+        let id = SpiffeId::for_service_account(self.authority.trust_domain(), namespace, service_account)?;
+        Ok(runtime::identity(self.authority.clone(), id, self.crypto.clone())?)
     }
 
     /// Mints and takes join tokens of this control plane.
@@ -216,6 +231,13 @@ impl Builder {
         self
     }
 
+    /// Who may call a port that no Linkerd Server guards, where no annotation says so. Default: everybody.
+    #[must_use]
+    pub fn default_inbound_policy(mut self, policy: AccessPolicy) -> Self {
+        self.options.default_inbound_policy = policy;
+        self
+    }
+
     /// Asks clients to report the load they put on each cluster (LRS), for `/load` and the metrics. Default: they
     /// are not asked.
     #[must_use]
@@ -243,6 +265,13 @@ impl Builder {
     #[must_use]
     pub fn certificate_ttl(mut self, ttl: Duration) -> Self {
         self.certificate_life = CertificateLife::at_most(ttl);
+        self
+    }
+
+    /// Takes service account tokens of Kubernetes as proof of identity. Default: join tokens and certificates alone.
+    #[must_use]
+    pub fn service_account_tokens(mut self, tokens: ServiceAccountTokens) -> Self {
+        self.service_account_tokens = Some(tokens);
         self
     }
 

@@ -6,7 +6,7 @@ use mesh_core::drain::DrainWatch;
 use mesh_core::source::Watched;
 use tonic::service::Routes;
 
-use crate::ca::{CertificateAuthority, CertificateService, JoinTokens};
+use crate::ca::{CertificateAuthority, CertificateService, JoinTokens, ServiceAccountTokens, TrustService};
 use crate::debug::{self, Debug};
 use crate::finding::Finding;
 use crate::load::{LoadBook, LoadService};
@@ -17,6 +17,7 @@ use crate::xds::{AggregatedService, Cache, Limits, Nodes};
 pub(super) struct Services {
     pub(super) authority: Arc<CertificateAuthority>,
     pub(super) tokens: Arc<JoinTokens>,
+    pub(super) accounts: Option<ServiceAccountTokens>,
     pub(super) registry: Arc<Registry>,
     pub(super) cache: Arc<Cache>,
     pub(super) findings: Watched<Vec<Finding>>,
@@ -29,11 +30,13 @@ pub(super) struct Services {
 impl Services {
     /// The TLS port: everything a mesh member needs.
     pub(super) fn mesh(&self) -> axum::Router {
-        let certificates = CertificateService { authority: self.authority.clone(), tokens: self.tokens.clone() };
+        let (authority, drain) = (self.authority.clone(), self.drain.clone());
+        let certificates = CertificateService::new(authority.clone(), self.tokens.clone(), self.accounts.clone());
         let registration = AnnounceService { registry: self.registry.clone(), drain: self.drain.clone() };
         Routes::new(self.xds())
             .add_service(self.load().into_server())
             .add_service(certificates.into_server())
+            .add_service(TrustService { authority, drain }.into_server())
             .add_service(registration.into_server())
             .into_axum_router()
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use mesh_core::drain;
 use mesh_core::id::SpiffeId;
 use mesh_core::source::Watched;
+use rustls::crypto::CryptoProvider;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
@@ -34,7 +35,9 @@ impl Builder {
         let tokens = Arc::new(JoinTokens::with_clock(&self.state_dir, self.clock.clone())?);
         let authority = Arc::new(self.authority()?);
         let (listener, address) = listen(self.listen).await?;
-        let (certificate, life) = self.certificate(&authority, address)?;
+        let crypto = self.crypto.clone();
+        let crypto = crypto.unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+        let (certificate, life) = self.certificate(&authority, address, &crypto)?;
         let certificate = Arc::new(certificate);
 
         let known = registry::load(&state);
@@ -46,6 +49,7 @@ impl Builder {
         let services = Services {
             authority,
             tokens,
+            accounts: self.service_account_tokens.clone(),
             registry,
             cache: served.cache(),
             findings: served.findings(),
@@ -65,6 +69,7 @@ impl Builder {
         let debug_address = self.open_debug(&services, &mut ports).await?;
         let background = vec![
             runtime::spawn(runtime::renew(certificate, life)),
+            runtime::spawn(runtime::follow(services.authority.clone())),
             runtime::spawn(registry::expire(services.registry.clone())),
             runtime::spawn(registry::save(services.registry.clone(), state.clone())),
             runtime::spawn(served.run()),
@@ -79,6 +84,7 @@ impl Builder {
             tokens,
             registry,
             state,
+            crypto,
             drain: trigger,
             ports,
             background,
@@ -124,6 +130,7 @@ impl Builder {
         &self,
         authority: &Arc<CertificateAuthority>,
         address: SocketAddr,
+        crypto: &Arc<CryptoProvider>,
     ) -> Result<(ServerCertificate, Duration), StartError> {
         let id = SpiffeId::for_service_account(&self.options.trust_domain, "mesh-system", "control-plane")?;
         let mut names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
@@ -133,9 +140,7 @@ impl Builder {
                 names.push(name);
             }
         }
-        let crypto = self.crypto.clone();
-        let crypto = crypto.unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
-        Ok(ServerCertificate::new(authority.clone(), id, names, crypto)?)
+        Ok(ServerCertificate::new(authority.clone(), id, names, crypto.clone())?)
     }
 
     fn model(&self, state: &StateDir) -> Result<(Option<Directory>, Watched<Model>), StartError> {

@@ -1,5 +1,6 @@
 //! The running control plane over loopback: TLS, tokens, xDS, registration, restart.
 
+mod certificates;
 mod client;
 mod operator;
 mod scale;

@@ -11,11 +11,11 @@ use envoy_types::pb::envoy::service::load_stats::v3::{LoadStatsRequest, LoadStat
 use envoy_types::pb::google::protobuf;
 use futures_util::{Stream, stream};
 use mesh_core::drain::DrainWatch;
+use mesh_core::limit::Pace;
 use tokio::time::{Instant, sleep_until};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::LoadBook;
-use crate::pace::Pace;
 use crate::runtime::Peer;
 use crate::xds::{Limits, NodeEntry, Nodes, scope_of};
 

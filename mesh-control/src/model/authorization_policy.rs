@@ -3,17 +3,16 @@
 
 use std::collections::BTreeMap;
 
-use mesh_core::policy::{AuthorizationAction, AuthorizationRule, Permission, Principal};
+use mesh_core::policy::{AuthorizationAction, AuthorizationRule, AuthorizerProvider, Permission, Principal};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use super::check::Check;
 use super::destination_rule::SelectorSpec;
 use super::kinds::Kind;
 use crate::source::decode::Ignored;
 
-mod matchers;
-mod when;
+pub(super) mod matchers;
+pub(super) mod when;
 
 use self::matchers::{all_of, both};
 use self::when::{WhenSpec, when};
@@ -27,19 +26,31 @@ pub(crate) struct AuthorizationPolicy {
     /// Evaluated and not enforced.
     pub(crate) dry_run: bool,
     pub(crate) rules: Vec<AuthorizationRule>,
-    /// It is for gateways and waypoints, which have no part in this mesh.
-    elsewhere: bool,
+    /// Services of its namespace whose workloads are meant; `None` = the selector says whose.
+    pub(crate) services: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AuthorizationPolicySpec {
     selector: Option<SelectorSpec>,
-    target_ref: Option<IgnoredAny>,
-    target_refs: Option<Vec<IgnoredAny>>,
+    target_ref: Option<TargetRefSpec>,
+    #[serde(default)]
+    target_refs: Vec<TargetRefSpec>,
     action: Option<String>,
     provider: Option<ProviderSpec>,
     rules: Option<Vec<RuleSpec>>,
+}
+
+#[derive(Deserialize)]
+struct TargetRefSpec {
+    #[serde(default)]
+    group: String,
+    #[serde(default)]
+    kind: String,
+    #[serde(default)]
+    name: String,
+    namespace: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -111,11 +122,9 @@ impl Kind for AuthorizationPolicy {
     }
 
     fn validate(spec: AuthorizationPolicySpec, check: &mut Check<'_>) -> Self {
-        let elsewhere = spec.target_ref.is_some() || spec.target_refs.as_ref().is_some_and(|refs| !refs.is_empty());
-        if elsewhere {
-            let message = "not supported yet: a policy with targets is for gateways and waypoints and holds for no \
-                           workload of this mesh; use spec.selector";
-            check.error(if spec.target_ref.is_some() { "spec.targetRef" } else { "spec.targetRefs" }, message);
+        let services = services(spec.target_ref.as_ref(), &spec.target_refs, check);
+        if services.is_some() && spec.selector.is_some() {
+            check.error("spec.selector", "it excludes targets: a policy has one of them");
         }
         let selector = spec.selector.map(|s| if s.match_labels.is_empty() { s.labels } else { s.match_labels });
         let selector = selector.filter(|labels| !labels.is_empty());
@@ -132,13 +141,28 @@ impl Kind for AuthorizationPolicy {
             let name = format!("ns[{namespace}]-policy[{name}]-rule[{i}]");
             rules.push(AuthorizationRule { name, permissions, principals });
         }
-        Self { selector, action, dry_run, rules, elsewhere }
+        if matches!(action, AuthorizationAction::Custom(_))
+            && rules.iter().any(|rule| rule.principals.iter().any(names))
+        {
+            let message = "Istio asks authorizers before it knows who calls, and refuses conditions on that in CUSTOM";
+            check.info("spec.rules", message);
+        }
+        Self { selector, action, dry_run, rules, services }
+    }
+
+    /// An edit may have been meant to end a dry run.
+    fn as_last_good(&self) -> Option<&'static str> {
+        let observes = self.dry_run || self.action == AuthorizationAction::Audit;
+        observes.then_some(
+            "the last good version of this object stays in force, which only observes: NOTHING IS DENIED by it until \
+             this is corrected",
+        )
     }
 
     /// What a policy was written to stop must not pass for a slip of the pen: until it is corrected nothing does,
     /// for the workloads selected, or for the whole scope if they cannot be read.
     fn stand_in(read: Option<Self>) -> Option<(Self, &'static str)> {
-        let observes = |read: &Self| read.elsewhere || read.dry_run || read.action == AuthorizationAction::Audit;
+        let observes = |read: &Self| read.dry_run || read.action == AuthorizationAction::Audit;
         if read.as_ref().is_some_and(observes) {
             return None;
         }
@@ -147,14 +171,49 @@ impl Kind for AuthorizationPolicy {
             permissions: vec![Permission::Any],
             principals: vec![Principal::Any],
         };
-        let deny = Self {
-            selector: read.and_then(|read| read.selector),
-            action: AuthorizationAction::Deny,
-            dry_run: false,
-            rules: vec![everything],
-            elsewhere: false,
-        };
+        let (selector, services) = read.map_or((None, None), |read| (read.selector, read.services));
+        let deny =
+            Self { selector, services, action: AuthorizationAction::Deny, dry_run: false, rules: vec![everything] };
         Some((deny, "until it is corrected every request is denied where this object holds"))
+    }
+}
+
+/// The services among the targets. The other targets have no part in this mesh, and nobody is held to the policy
+/// by them.
+fn services(one: Option<&TargetRefSpec>, list: &[TargetRefSpec], check: &mut Check<'_>) -> Option<Vec<String>> {
+    if one.is_none() && list.is_empty() {
+        return None;
+    }
+    let own = check.document().namespace.clone();
+    let listed = list.iter().enumerate().map(|(i, target)| (format!("spec.targetRefs[{i}]"), target));
+    let all = one.map(|target| ("spec.targetRef".to_owned(), target)).into_iter().chain(listed);
+    let mut services = Vec::new();
+    for (at, target) in all {
+        if target.namespace.as_ref().is_some_and(|namespace| *namespace != own) {
+            check.error(&format!("{at}.namespace"), "a policy is for targets of its own namespace");
+        }
+        match (target.group.as_str(), target.kind.as_str()) {
+            ("" | "core", "Service") if !target.name.is_empty() => services.push(target.name.clone()),
+            ("gateway.networking.k8s.io", "Gateway" | "GatewayClass") | ("networking.istio.io", "ServiceEntry") => {
+                let effect = "gateways and waypoints have no part in this mesh: the policy holds for nobody by this";
+                check.unenforced(&at, effect);
+            }
+            _ => check.error(
+                &at,
+                "a target is a Service, by its name; of another group a Gateway, GatewayClass or ServiceEntry",
+            ),
+        }
+    }
+    Some(services)
+}
+
+/// Whether a condition is on who calls.
+fn names(principal: &Principal) -> bool {
+    match principal {
+        Principal::And(list) | Principal::Or(list) => list.iter().any(names),
+        Principal::Not(inner) => names(inner),
+        Principal::Authenticated(_) | Principal::Metadata(_) => true,
+        _ => false,
     }
 }
 
@@ -171,9 +230,7 @@ fn action(text: Option<&str>, provider: Option<ProviderSpec>, check: &mut Check<
             if name.is_none() {
                 check.error("spec.provider.name", "CUSTOM needs the name of a provider");
             }
-            let effect = "external authorizers are not asked: requests that its rules match are denied";
-            check.unenforced("spec.action", effect);
-            AuthorizationAction::Custom(name.unwrap_or_default())
+            AuthorizationAction::Custom(AuthorizerProvider::named(name.unwrap_or_default()))
         }
         other => {
             check.error("spec.action", format!("{other:?} is not one of ALLOW, DENY, AUDIT, CUSTOM"));

@@ -26,6 +26,16 @@ pub(crate) trait Kind: Sized {
     /// The object as written.
     type Spec: DeserializeOwned;
 
+    /// Whether a document of the kind is one that is read; the others count as of no kind of the mesh's.
+    fn claims(_document: &Document) -> bool {
+        true
+    }
+
+    /// What is to be said of it if it stays in force in the place of a version that is not valid.
+    fn as_last_good(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Why what is ignored must be an error: what the object would do without it.
     fn strict(_ignored: &Ignored) -> Option<&'static str> {
         None
@@ -47,11 +57,6 @@ pub(crate) const LOST_CONDITION: &str = "without this condition the rule would t
 /// Kinds that are known and do nothing here, with what that means.
 const IGNORED: &[(&str, &str, Severity, &str)] = &[
     ("security.istio.io", "RequestAuthentication", Severity::Error, NOT_ENFORCED),
-    ("policy.linkerd.io", "Server", Severity::Error, NOT_ENFORCED),
-    ("policy.linkerd.io", "ServerAuthorization", Severity::Error, NOT_ENFORCED),
-    ("policy.linkerd.io", "AuthorizationPolicy", Severity::Error, NOT_ENFORCED),
-    ("policy.linkerd.io", "MeshTLSAuthentication", Severity::Error, NOT_ENFORCED),
-    ("policy.linkerd.io", "NetworkAuthentication", Severity::Error, NOT_ENFORCED),
     ("policy.linkerd.io", "HTTPLocalRateLimitPolicy", Severity::Error, NOT_ENFORCED),
     ("policy.linkerd.io", "EgressNetwork", Severity::Error, NOT_ENFORCED),
     ("access.smi-spec.io", "TrafficTarget", Severity::Error, NOT_ENFORCED),
@@ -74,13 +79,14 @@ const IGNORED: &[(&str, &str, Severity, &str)] = &[
     ("gateway.networking.k8s.io", "BackendTLSPolicy", Severity::Warning, NO_EFFECT),
     ("gateway.networking.k8s.io", "TLSRoute", Severity::Warning, NO_EFFECT),
     ("gateway.networking.k8s.io", "TCPRoute", Severity::Warning, NO_EFFECT),
-    ("policy.linkerd.io", "HTTPRoute", Severity::Warning, NO_EFFECT),
     ("", "ConfigMap", Severity::Info, NOT_MESH),
     ("", "Secret", Severity::Info, NOT_MESH),
     ("apps", "Deployment", Severity::Info, NOT_MESH),
     ("apps", "StatefulSet", Severity::Info, NOT_MESH),
     ("apps", "DaemonSet", Severity::Info, NOT_MESH),
 ];
+/// Groups whose objects refuse requests: one that nobody reads is no trifle.
+const GUARDING: [&str; 2] = ["security.istio.io", "policy.linkerd.io"];
 const NOT_ENFORCED: &str = "not enforced by this version; requests it should refuse are NOT refused: \
      remove the object, or enforce it by other means";
 const NO_EFFECT: &str = "this kind has no effect in this version";
@@ -115,7 +121,8 @@ macro_rules! kinds {
 kinds! {
     namespaces, service_accounts, services, endpoint_slices, pods, virtual_services, destination_rules, gateways,
     service_entries, workload_entries, service_profiles, traffic_splits, peer_authentications,
-    authorization_policies,
+    authorization_policies, mesh_configs, linkerd_servers, linkerd_server_authorizations, linkerd_authorizations,
+    linkerd_mesh_tls, linkerd_networks, linkerd_routes,
 }
 
 fn names<T: Kind>(_: fn(&Model) -> &Store<T>) -> (&'static str, &'static str) {
@@ -123,7 +130,7 @@ fn names<T: Kind>(_: fn(&Model) -> &Store<T>) -> (&'static str, &'static str) {
 }
 
 fn is_kind<T: Kind>(_: &Store<T>, document: &Document) -> bool {
-    T::GROUP == document.group && T::KIND == document.kind
+    T::GROUP == document.group && T::KIND == document.kind && T::claims(document)
 }
 
 /// Notes which version is in force while a document is not valid, if there is one.
@@ -159,12 +166,17 @@ fn add_unknown(model: &mut Model, document: &Document, kept: Option<&str>) {
         None => {
             let mut message = format!("unknown kind {} in group {:?}; ignored", document.kind, document.group);
             let kinds = known().map(|(_, kind)| kind);
+            let mut guards = GUARDING.contains(&document.group.as_str());
             if let Some((group, kind)) = known().find(|(_, kind)| *kind == document.kind) {
                 message.push_str(&format!("; {kind} is known in group {group:?}"));
+                guards |= GUARDING.contains(&group);
             } else if let Some(kind) = nearest(&document.kind, kinds) {
                 message.push_str(&format!("; did you mean {kind}?"));
             }
-            let severity = if kept.is_some() { Severity::Error } else { Severity::Warning };
+            if guards && kept.is_none() {
+                message.push_str("; what it should refuse is NOT refused");
+            }
+            let severity = if guards || kept.is_some() { Severity::Error } else { Severity::Warning };
             if let Some(kind) = kept {
                 message.push_str(&format!("; the last good {kind} of this name stays in force"));
             }
@@ -196,7 +208,7 @@ fn add_as<T: Kind>(
     let valid = !check.findings.iter().any(|finding| finding.severity == Severity::Error);
     let (object, effect) = match (spec, last) {
         (Some(spec), _) if valid => (object(spec, &check.findings, false), ""),
-        (_, Some(last)) => (Some(last.clone()), "the last good version of this object stays in force"),
+        (_, Some(last)) => (Some(last.clone()), last.spec.as_last_good().unwrap_or(LAST_GOOD)),
         (spec, None) => match T::stand_in(spec) {
             Some((spec, effect)) => (object(spec, &[], true), effect),
             None => (None, ""),
@@ -211,6 +223,8 @@ fn add_as<T: Kind>(
     store.extend(object.map(|object| (key, object)));
     last.filter(|_| !valid).map(|last| last.document.clone())
 }
+
+const LAST_GOOD: &str = "the last good version of this object stays in force";
 
 fn read<T: Kind>(document: &Document, check: &mut Check<'_>) -> Option<T> {
     if !T::VERSIONS.contains(&document.version.as_str()) {

@@ -12,6 +12,7 @@ use serde::de::IgnoredAny;
 use super::accrual;
 use super::check::Check;
 use super::kinds::Kind;
+use super::linkerd::AccessPolicy;
 use super::values::{ExportTo, Loose, PortProtocol, port};
 use crate::finding::Severity;
 
@@ -41,7 +42,8 @@ impl Kind for Namespace {
     const ROOT: &'static str = "";
     type Spec = NameOnly;
 
-    fn validate(_: NameOnly, _: &mut Check<'_>) -> Self {
+    fn validate(_: NameOnly, check: &mut Check<'_>) -> Self {
+        AccessPolicy::check_annotation(check);
         Self
     }
 }
@@ -257,12 +259,56 @@ pub(crate) struct Pod {
     /// `None` = not said.
     pub(crate) service_account: Option<String>,
     pub(crate) ips: Vec<IpAddr>,
+    /// Named container ports.
+    pub(crate) ports: Vec<(String, u16)>,
+    /// Port and path of its HTTP probes.
+    pub(crate) probes: Vec<(u16, String)>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ContainerSpec {
+    ports: Vec<ContainerPortSpec>,
+    liveness_probe: Option<ProbeSpec>,
+    readiness_probe: Option<ProbeSpec>,
+    startup_probe: Option<ProbeSpec>,
+    #[serde(flatten)]
+    _other: BTreeMap<String, IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ContainerPortSpec {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    container_port: i64,
+    #[serde(flatten)]
+    _other: BTreeMap<String, IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ProbeSpec {
+    http_get: Option<HttpGetSpec>,
+    #[serde(flatten)]
+    _other: BTreeMap<String, IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct HttpGetSpec {
+    path: Option<String>,
+    port: Option<Loose>,
+    #[serde(flatten)]
+    _other: BTreeMap<String, IgnoredAny>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PodSpec {
     service_account_name: Option<String>,
+    #[serde(default)]
+    containers: Vec<ContainerSpec>,
     #[serde(flatten)]
     _other: BTreeMap<String, IgnoredAny>,
 }
@@ -283,8 +329,28 @@ impl Kind for Pod {
             let read = text.parse::<IpAddr>().map_err(|_| format!("{text:?} is not an IP address"));
             ips.extend(check.take("status.podIP", read).filter(|ip| !ips.contains(ip)));
         }
-        Self { service_account: spec.service_account_name.filter(|account| !account.is_empty()), ips }
+        AccessPolicy::check_annotation(check);
+        let service_account = spec.service_account_name.filter(|account| !account.is_empty());
+        let named = spec.containers.iter().flat_map(|container| &container.ports);
+        let ports: Vec<(String, u16)> =
+            named.filter_map(|spec| Some((spec.name.clone(), port(spec.container_port).ok()?))).collect();
+        let probes = spec.containers.iter().flat_map(|container| probes(container, &ports)).collect();
+        Self { service_account, ips, ports, probes }
     }
+}
+
+/// The HTTP probes of a container.
+fn probes(spec: &ContainerSpec, ports: &[(String, u16)]) -> Vec<(u16, String)> {
+    let all = [&spec.liveness_probe, &spec.readiness_probe, &spec.startup_probe];
+    let gets = all.into_iter().flatten().filter_map(|probe| probe.http_get.as_ref());
+    let read = gets.filter_map(|get| {
+        let Loose(text) = get.port.as_ref()?;
+        let named = || ports.iter().find(|(name, _)| name == text).map(|(_, number)| *number);
+        let path = get.path.as_deref().unwrap_or("/");
+        let path = path.split('?').next().unwrap_or_default();
+        Some((text.parse().ok().or_else(named)?, path.to_owned()))
+    });
+    read.collect()
 }
 
 #[derive(Deserialize)]

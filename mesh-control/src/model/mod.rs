@@ -10,6 +10,8 @@ mod destination_rule;
 mod gateway;
 mod kinds;
 mod kubernetes;
+mod linkerd;
+mod mesh_config;
 mod peer_authentication;
 mod service_entry;
 mod service_profile;
@@ -24,6 +26,12 @@ pub(crate) use self::destination_rule::{
 };
 pub(crate) use self::gateway::Gateway;
 pub(crate) use self::kubernetes::{EndpointSlice, Namespace, Pod, PortTarget, Service, ServiceAccount};
+pub use self::linkerd::AccessPolicy;
+pub(crate) use self::linkerd::{
+    Authentication, LinkerdAuthorization, LinkerdRoute, MeshTlsAuthentication, NetworkAuthentication, Server,
+    ServerAuthorization, ServerPort, ServerRef, Target, all_of_principals,
+};
+pub(crate) use self::mesh_config::MeshConfig;
 pub(crate) use self::peer_authentication::{MtlsMode, PeerAuthentication};
 pub(crate) use self::service_entry::{EntryAddress, EntryEndpoint, Resolution, ServiceEntry, WorkloadEntry};
 pub(crate) use self::service_profile::{ProfileRoute, ServiceProfile};
@@ -91,6 +99,13 @@ pub struct Model {
     pub(crate) traffic_splits: Store<TrafficSplit>,
     pub(crate) peer_authentications: Store<PeerAuthentication>,
     pub(crate) authorization_policies: Store<AuthorizationPolicy>,
+    pub(crate) mesh_configs: Store<MeshConfig>,
+    pub(crate) linkerd_servers: Store<Server>,
+    pub(crate) linkerd_server_authorizations: Store<ServerAuthorization>,
+    pub(crate) linkerd_authorizations: Store<LinkerdAuthorization>,
+    pub(crate) linkerd_mesh_tls: Store<MeshTlsAuthentication>,
+    pub(crate) linkerd_networks: Store<NetworkAuthentication>,
+    pub(crate) linkerd_routes: Store<LinkerdRoute>,
     findings: Vec<Finding>,
     /// By file: what is in force in the place of its objects that are not valid.
     stale: BTreeMap<Arc<str>, Vec<Arc<Document>>>,
@@ -133,6 +148,13 @@ impl Model {
             traffic_splits,
             peer_authentications,
             authorization_policies,
+            mesh_configs,
+            linkerd_servers,
+            linkerd_server_authorizations,
+            linkerd_authorizations,
+            linkerd_mesh_tls,
+            linkerd_networks,
+            linkerd_routes,
             findings: _,
             stale: _,
         } = self;
@@ -149,6 +171,13 @@ impl Model {
             && same(traffic_splits, &other.traffic_splits)
             && same(peer_authentications, &other.peer_authentications)
             && same(authorization_policies, &other.authorization_policies)
+            && same(mesh_configs, &other.mesh_configs)
+            && same(linkerd_servers, &other.linkerd_servers)
+            && same(linkerd_server_authorizations, &other.linkerd_server_authorizations)
+            && same(linkerd_authorizations, &other.linkerd_authorizations)
+            && same(linkerd_mesh_tls, &other.linkerd_mesh_tls)
+            && same(linkerd_networks, &other.linkerd_networks)
+            && same(linkerd_routes, &other.linkerd_routes)
     }
 
     /// Adds to the findings.

@@ -64,7 +64,6 @@ fn virtual_service_warnings() {
 fn kinds_that_do_nothing_say_so() {
     for (api, kind, severity, message) in [
         ("security.istio.io/v1", "RequestAuthentication", Severity::Error, "not enforced by this version"),
-        ("policy.linkerd.io/v1beta1", "ServerAuthorization", Severity::Error, "not enforced by this version"),
         ("policy.linkerd.io/v1alpha1", "HTTPLocalRateLimitPolicy", Severity::Error, "not enforced by this version"),
         ("policy.linkerd.io/v1alpha1", "EgressNetwork", Severity::Error, "not enforced by this version"),
         ("networking.istio.io/v1alpha3", "EnvoyFilter", Severity::Warning, "no effect"),
@@ -166,11 +165,47 @@ fn an_authorization_policy_that_is_not_valid_denies_and_keeps_a_good_one() {
         let kept = Model::build(&manifests, Some(&good));
         assert_eq!(one(&kept).unwrap().action, AuthorizationAction::Allow, "{bad}");
     }
-    // What would only observe, or holds elsewhere, closes nothing.
-    for open in ["{action: AUDIT}", "{targetRefs: [{kind: Gateway, name: g}], rules: [{}]}"] {
+    // What would only observe closes nothing.
+    for open in ["{action: AUDIT}", "{targetRefs: [{kind: Pod, name: g}], action: AUDIT, rules: [{}]}"] {
         let model = Model::from_texts([("a.yaml", policy(open).as_str())]);
         assert!(one(&model).is_none() && model.findings[0].severity == Severity::Error, "{open}");
     }
+}
+
+/// An edit that ends a dry run and has a slip in it leaves the dry run, and says what that means.
+#[test]
+fn a_last_good_version_that_only_observes_is_told() {
+    let policy = |annotation: &str, spec: &str| {
+        let text = format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: a, annotations: {{{annotation}}}}}\nspec: {spec}\n"
+        );
+        Manifests::from_texts([("a.yaml", text.as_str())])
+    };
+    let broken = policy("", "{action: DENY, rules: [{to: [{operation: {path: [/a]}}]}]}");
+    let told = |before: &Manifests| {
+        let before = Model::build(before, None);
+        let model = Model::build(&broken, Some(&before));
+        model.findings.iter().any(|f| f.severity == Severity::Error && f.message.contains("NOTHING IS DENIED"))
+    };
+    assert!(told(&policy("istio.io/dry-run: 'true'", "{action: DENY, rules: [{}]}")));
+    assert!(told(&policy("", "{action: AUDIT, rules: [{}]}")));
+    assert!(!told(&policy("", "{action: DENY, rules: [{}]}")), "the control: it denies");
+}
+
+#[test]
+fn a_misspelt_kind_that_would_guard_something_is_an_error() {
+    let severity = |group: &str, kind: &str| {
+        let text = format!("apiVersion: {group}/v1\nkind: {kind}\nmetadata: {{name: a}}\nspec: {{}}\n");
+        let model = Model::from_texts([("a.yaml", text.as_str())]);
+        let [finding] = &model.findings[..] else { panic!("{:?}", model.findings) };
+        assert_eq!(finding.message.contains("NOT refused"), finding.severity == Severity::Error, "{finding}");
+        finding.severity
+    };
+    assert_eq!(severity("security.istio.io", "AuthorizationPolicys"), Severity::Error);
+    assert_eq!(severity("security.istio.io", "Unheard"), Severity::Error);
+    assert_eq!(severity("policy.linkerd.io", "Servers"), Severity::Error);
+    assert_eq!(severity("security.istio.oi", "AuthorizationPolicy"), Severity::Error);
+    assert_eq!(severity("networking.istio.io", "VirtualServices"), Severity::Warning, "the control");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures_util::stream;
 use mesh_core::drain::DrainWatch;
+use mesh_core::limit::Pace;
 use mesh_discovery::proto::registry::{
     AnnounceRequest, AnnounceResponse, RegistryService, RegistryServiceServer, announce_request::Action,
 };
@@ -13,7 +14,6 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::announcement;
 use super::table::Registry;
-use crate::pace::Pace;
 use crate::runtime::Peer;
 
 /// Messages of one stream that are taken in at once, and then in each second; others wait.

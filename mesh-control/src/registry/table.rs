@@ -18,13 +18,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_core::limit::Pace;
 use mesh_core::source::{Publisher, Watched};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::{Key, Registration, Registrations, table_of};
-use crate::pace::Pace;
 
 /// Bounds on what may be announced.
 #[derive(Clone, Copy, Debug)]

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use mesh_core::id::SpiffeId;
-use mesh_core::identity::{Identity, InvalidBundle, InvalidIdentity, TrustBundle, TrustBundles, server_config};
+use mesh_core::identity::{Identity, InvalidIdentity, TrustBundles, server_config};
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::PrivateKeyDer;
 
-use crate::ca::{CertificateAuthority, IssueError};
+use crate::ca::{CertificateAuthority, Changes, IssueError};
 
 /// The TLS side of the control plane's port; connections take the configuration that is current when
 /// they begin.
@@ -33,9 +33,6 @@ pub enum CertificateError {
     /// The authority refused.
     #[error("the control plane's own certificate: {0}")]
     Issue(#[from] IssueError),
-    /// The root cannot serve as a trust bundle.
-    #[error(transparent)]
-    Bundle(#[from] InvalidBundle),
     /// TLS refuses key or certificate.
     #[error(transparent)]
     Tls(#[from] InvalidIdentity),
@@ -57,6 +54,11 @@ impl ServerCertificate {
         self.current.load_full()
     }
 
+    /// Tells when the authority has other keys or roots.
+    pub(crate) fn changes(&self) -> Changes {
+        self.authority.changes()
+    }
+
     /// Issues the next certificate; gives its life.
     pub(crate) fn renew(&self) -> Result<Duration, CertificateError> {
         let (config, life) = issue(&self.authority, &self.id, &self.names, &self.provider)?;
@@ -71,14 +73,25 @@ fn issue(
     names: &[String],
     provider: &Arc<CryptoProvider>,
 ) -> Result<(Arc<ServerConfig>, Duration), CertificateError> {
+    let (identity, life) = identity(authority, id, names, provider, 0)?;
+    // Optional: the first certificate is asked for without one. Each service demands what it needs.
+    let config = server_config(&identity, false, &[b"h2"], provider)?;
+    Ok((Arc::new(config), life))
+}
+
+/// Key, certificate and roots for somebody in this process, and how long they last.
+pub(super) fn identity(
+    authority: &CertificateAuthority,
+    id: &SpiffeId,
+    names: &[String],
+    provider: &Arc<CryptoProvider>,
+    generation: u64,
+) -> Result<(Identity, Duration), CertificateError> {
     let key = rcgen::KeyPair::generate().map_err(|e| CertificateError::Key(e.to_string()))?;
     let issued = authority.issue_server(&key, id, names)?;
     let der = PrivateKeyDer::try_from(key.serialize_der()).map_err(|e| CertificateError::Key(e.to_owned()))?;
     let signer = provider.key_provider.load_private_key(der).map_err(|e| CertificateError::Key(e.to_string()))?;
-    let bundle = TrustBundle::new([authority.root().clone()])?;
-    let bundles = TrustBundles::single(authority.trust_domain().clone(), bundle);
-    let identity = Identity::new(CertifiedKey::new(vec![issued.leaf], signer), bundles, 0)?;
-    // Optional: the first certificate is asked for without one. Each service demands what it needs.
-    let config = server_config(&identity, false, &[b"h2"], provider)?;
-    Ok((Arc::new(config), issued.life))
+    let bundles = TrustBundles::single(authority.trust_domain().clone(), authority.bundle());
+    let chain = std::iter::once(issued.leaf).chain(issued.intermediates).collect();
+    Ok((Identity::new(CertifiedKey::new(chain, signer), bundles, generation)?, issued.life))
 }

@@ -7,7 +7,7 @@ mod worker;
 
 pub use self::certificate::CertificateError;
 pub(crate) use self::certificate::ServerCertificate;
-pub(crate) use self::worker::{Port, Task, renew, serve, serve_http, spawn};
+pub(crate) use self::worker::{Port, Task, follow, identity, renew, serve, serve_http, spawn};
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -12,7 +12,10 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_core::drain::DrainWatch;
+use mesh_core::id::SpiffeId;
 use mesh_core::identity::peer_spiffe_id;
+use mesh_core::source::{Watched, WatchedIdentity};
+use rustls::crypto::CryptoProvider;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -21,7 +24,8 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tower_service::Service;
 
-use super::{Caller, Peer, ServerCertificate};
+use super::{Caller, CertificateError, Peer, ServerCertificate, certificate};
+use crate::ca::CertificateAuthority;
 
 /// Connections of one port at once.
 const MAX_CONNECTIONS: usize = 30_000;
@@ -38,6 +42,8 @@ const GRACEFUL: Duration = Duration::from_secs(3);
 /// Wait after an error of `accept`, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const RENEW_RETRY: Duration = Duration::from_secs(10);
+/// How often the authority's files are looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A task that ends when its handle is dropped.
 #[derive(Debug)]
@@ -201,12 +207,16 @@ pub(crate) async fn serve_http(listener: TcpListener, routes: axum::Router, drai
     }
 }
 
-/// Renews the control plane's certificate at half its life; on failure keeps the old one and tries
-/// again.
+/// Renews the control plane's certificate at half its life, and at once when the authority has other keys or roots;
+/// on failure keeps the old one and tries again.
 pub(crate) async fn renew(certificate: Arc<ServerCertificate>, first: Duration) {
+    let mut changes = certificate.changes();
     let mut wait = first / 2;
     loop {
-        sleep(wait).await;
+        tokio::select! {
+            () = sleep(wait) => {}
+            () = changes.changed() => {}
+        }
         wait = match certificate.renew() {
             Ok(life) => life / 2,
             Err(error) => {
@@ -214,6 +224,58 @@ pub(crate) async fn renew(certificate: Arc<ServerCertificate>, first: Duration) 
                 RENEW_RETRY
             }
         };
+    }
+}
+
+/// An identity for somebody in this process, signed without a network and renewed like any other, until the last
+/// reader of the answer is dropped.
+pub(crate) fn identity(
+    authority: Arc<CertificateAuthority>,
+    id: SpiffeId,
+    provider: Arc<CryptoProvider>,
+) -> Result<WatchedIdentity, CertificateError> {
+    let (first, mut life) = certificate::identity(&authority, &id, &[], &provider, 0)?;
+    let (publisher, watched) = Watched::channel(Some(Arc::new(first)));
+    let mut changes = authority.changes();
+    let task = spawn(async move {
+        let mut wait = life / 2;
+        for generation in 1.. {
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = changes.changed() => {}
+            }
+            match certificate::identity(&authority, &id, &[], &provider, generation) {
+                Ok((identity, lives)) => {
+                    publisher.publish(Some(Arc::new(identity)));
+                    life = lives;
+                    wait = life / 2;
+                }
+                Err(error) => {
+                    tracing::error!(%error, %id, "no new certificate; the old one stays in use");
+                    wait = RENEW_RETRY.min(life / 16);
+                }
+            }
+        }
+    });
+    Ok(watched.with_guard(Arc::new(task)))
+}
+
+/// Takes up what commands do to the authority's files.
+pub(crate) async fn follow(authority: Arc<CertificateAuthority>) {
+    let mut said = None;
+    loop {
+        sleep(LOOK).await;
+        match authority.reload() {
+            Ok(true) => tracing::info!(target: "mesh::ca", "keys or roots of the authority have changed"),
+            Ok(false) => said = None,
+            Err(error) => {
+                let error = error.to_string();
+                if said.as_ref() != Some(&error) {
+                    tracing::error!(target: "mesh::ca", %error, "what was read last of the authority's files stays in use");
+                }
+                said = Some(error);
+            }
+        }
     }
 }
 
@@ -225,7 +287,7 @@ mod tests {
 
     use super::*;
     use crate::Clock;
-    use crate::ca::{CertificateAuthority, CertificateLife};
+    use crate::ca::CertificateLife;
 
     #[tokio::test(start_paused = true)]
     async fn the_certificate_is_renewed_at_half_its_life() {

@@ -49,6 +49,64 @@ async fn the_first_change_is_served_at_once_those_that_follow_together_and_none_
     }
 }
 
+/// How many revisions ten seconds of changes make, one `every` so long, and whether the last change was served.
+async fn storm(every: Duration, pace: Option<Pace>) -> (u64, bool) {
+    const TIME: Duration = Duration::from_secs(10);
+    let (publisher, registrations) = Watched::channel(Registrations::default());
+    let clock = Clock::new(|| std::time::UNIX_EPOCH + Duration::from_secs(7));
+    // The clock has run for a while, as it has in a process.
+    mesh_testkit::clock::pass(Duration::from_secs(60)).await;
+    let model = Watched::fixed(Model::default());
+    let mut served = Served::new(model, registrations, Options::default(), Held::load(None), &clock);
+    served.pace = pace.unwrap_or(served.pace);
+    let cache = served.cache();
+    let revision = || cache.version().rsplit_once('/').unwrap().1.parse::<u64>().unwrap();
+    let mut seat = cache.seat(NodeScope::namespace("default"));
+    let name = seat.subscribe(Kind::Endpoints, "outbound|9080||reviews.default.svc.cluster.local");
+    let shown = || seat.resource(Kind::Endpoints, &name).map(|encoded| encoded.version);
+    let changes = async {
+        let begin = Instant::now();
+        for port in (1..3).cycle() {
+            if begin.elapsed() >= TIME {
+                break;
+            }
+            publisher.publish(table_of(&[registration(port)]));
+            mesh_testkit::clock::pass(every).await;
+        }
+        let revisions = revision() - 1;
+        mesh_testkit::clock::pass(2 * PATIENCE).await;
+        let before = shown();
+        publisher.publish(table_of(&[registration(9)]));
+        mesh_testkit::clock::pass(2 * PATIENCE).await;
+        let (last, served) = (revision(), shown() != before && before.is_some());
+        mesh_testkit::clock::pass(TIME).await;
+        assert_eq!(revision(), last, "without a change there is no revision");
+        (revisions, served)
+    };
+    tokio::select! {
+        () = served.run() => unreachable!("it runs for ever"),
+        outcome = changes => outcome,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_stream_of_changes_makes_more_revisions_than_the_rate_r41() {
+    // A thousand a second, a new one as soon as it has been quiet, and now and then.
+    for (every, at_least) in [(1, 90), (11, 150), (40, 150), (200, 49)] {
+        let (revisions, served) = storm(Duration::from_millis(every), None).await;
+        assert!((at_least..=164).contains(&revisions), "{revisions} revisions, a change every {every} ms");
+        assert!(served, "the last change, after one every {every} ms");
+    }
+}
+
+/// Control run: without the rate, changes that come just slower than they are gathered are all revisions.
+#[tokio::test(start_paused = true)]
+async fn without_the_rate_well_spaced_changes_are_all_revisions_r41() {
+    let unbound = Pace::new((1_000, 1_000), Instant::now());
+    let (revisions, served) = storm(Duration::from_millis(11), Some(unbound)).await;
+    assert!(revisions > 800 && served, "{revisions}");
+}
+
 const MANIFESTS: &str = "
 apiVersion: v1
 kind: Service

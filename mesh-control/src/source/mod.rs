@@ -8,7 +8,7 @@ pub mod directory;
 mod files;
 pub(crate) mod kept;
 pub(crate) mod node;
-mod yaml;
+pub(crate) mod yaml;
 
 pub use self::files::{FileSet, Limits};
 

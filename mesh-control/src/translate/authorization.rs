@@ -3,81 +3,154 @@
 
 use std::collections::BTreeMap;
 
-use mesh_core::policy::{AuthorizationAction, AuthorizationPolicy, Principal, StringMatch, StringMatcher};
+use mesh_core::policy::{
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, GrpcAuthorizer, Principal,
+    StringMatch, StringMatcher,
+};
 
 use super::Options;
+use super::inbound::Workload;
 use super::instances::includes;
-use crate::model::Model;
+use crate::model::{AuthorizationPolicy as Policy, MeshConfig, Model};
 
 /// The trust domain that a manifest means by this is the mesh's own, whatever its name.
-const LOCAL: &str = "spiffe://cluster.local/";
+const LOCAL: &str = "cluster.local";
 
 /// The policies of a workload: those of its namespace and those of the root namespace, which select workloads of
 /// every namespace.
-pub(super) fn policies(
-    model: &Model,
-    options: &Options,
-    namespace: &str,
-    labels: &BTreeMap<String, String>,
-) -> Vec<AuthorizationPolicy> {
-    let scopes = match namespace == options.root_namespace {
-        true => vec![namespace],
-        false => vec![&*options.root_namespace, namespace],
+pub(super) fn policies(model: &Model, options: &Options, of: &Workload<'_>) -> Vec<AuthorizationPolicy> {
+    let scopes = match of.namespace == options.root_namespace {
+        true => vec![of.namespace],
+        false => vec![&*options.root_namespace, of.namespace],
     };
-    let own = format!("spiffe://{}/", options.trust_domain);
+    let domains = Domains::of(model, options);
     let mut joined: BTreeMap<(u8, String), AuthorizationPolicy> = BTreeMap::new();
     for scope in scopes {
         let objects = model.authorization_policies.range((scope.to_owned(), String::new())..);
         for (_, object) in objects.take_while(|(key, _)| key.0 == scope) {
             let spec = &object.spec;
-            if spec.selector.as_ref().is_some_and(|wanted| !includes(labels, wanted)) {
+            if !holds_for(model, scope, spec, of) {
                 continue;
             }
-            let (rank, mut name) = named(&spec.action);
+            let action = with_provider(model, options, &spec.action);
+            let (rank, mut name) = named(&action);
             if spec.dry_run {
                 name.push_str(".dry-run");
             }
             let policy = joined.entry((rank, name.clone())).or_insert_with(|| AuthorizationPolicy {
                 dry_run: spec.dry_run,
-                ..AuthorizationPolicy::new(name, spec.action.clone())
+                ..AuthorizationPolicy::new(name, action)
             });
             let mut rules = spec.rules.clone();
-            if own != LOCAL {
-                rules.iter_mut().flat_map(|rule| &mut rule.principals).for_each(|who| also_own(who, &own));
-            }
+            domains.spread(&mut rules);
             policy.rules.append(&mut rules);
         }
     }
     joined.into_values().collect()
 }
 
+/// Whether a policy of `scope` is for the workload.
+fn holds_for(model: &Model, scope: &str, spec: &Policy, of: &Workload<'_>) -> bool {
+    let Some(services) = &spec.services else {
+        return spec.selector.as_ref().is_none_or(|wanted| includes(of.labels, wanted));
+    };
+    scope == of.namespace
+        && services.iter().any(|name| {
+            let service = model.services.get(&(scope.to_owned(), name.clone()));
+            let selector = service.map(|service| &service.spec.selector).filter(|selector| !selector.is_empty());
+            of.service == Some(name) || selector.is_some_and(|selector| includes(of.labels, selector))
+        })
+}
+
+/// The mesh-wide settings, if there are any.
+pub(super) fn mesh_config<'a>(model: &'a Model, options: &Options) -> Option<&'a MeshConfig> {
+    let key = (options.root_namespace.clone(), MeshConfig::NAME.to_owned());
+    model.mesh_configs.get(&key).map(|config| &config.spec)
+}
+
+/// Where the authorizer of that name is asked.
+pub(super) fn provider(model: &Model, options: &Options, name: &str) -> Option<GrpcAuthorizer> {
+    mesh_config(model, options)?.authorizers.get(name).cloned()
+}
+
+fn with_provider(model: &Model, options: &Options, action: &AuthorizationAction) -> AuthorizationAction {
+    match action {
+        AuthorizationAction::Custom(named) => AuthorizationAction::Custom(Box::new(AuthorizerProvider {
+            name: named.name.clone(),
+            grpc: provider(model, options, &named.name),
+        })),
+        other => other.clone(),
+    }
+}
+
 /// Place in the order and name of what is made of an action's policies.
 fn named(action: &AuthorizationAction) -> (u8, String) {
     match action {
-        AuthorizationAction::Custom(provider) => (0, format!("istio.custom.{provider}")),
+        AuthorizationAction::Custom(provider) => (0, format!("istio.custom.{}", provider.name)),
         AuthorizationAction::Deny => (1, "istio.deny".to_owned()),
-        AuthorizationAction::Allow => (2, "istio.allow".to_owned()),
+        AuthorizationAction::Allow | AuthorizationAction::Route => (2, "istio.allow".to_owned()),
         AuthorizationAction::Audit => (3, "istio.audit".to_owned()),
     }
 }
 
-/// Takes a principal of `cluster.local` for one of the mesh's own trust domain, too.
-fn also_own(principal: &mut Principal, own: &str) {
-    match principal {
-        Principal::And(list) | Principal::Or(list) => list.iter_mut().for_each(|who| also_own(who, own)),
-        Principal::Not(inner) => also_own(inner, own),
-        Principal::Authenticated(Some(name)) => {
-            let alias = |text: &str| text.strip_prefix(LOCAL).map(|rest| format!("{own}{rest}"));
-            let other = match &name.pattern {
-                StringMatch::Exact(text) => alias(text).map(StringMatch::Exact),
-                StringMatch::Prefix(text) => alias(text).map(StringMatch::Prefix),
-                _ => None,
-            };
-            if let Some(pattern) = other {
-                let other = Principal::Authenticated(Some(StringMatcher { pattern, ignore_case: name.ignore_case }));
-                *principal = Principal::Or(vec![principal.clone(), other]);
+/// The names of the mesh's trust domain. A principal that is written with one of them is one of each.
+pub(super) struct Domains(Vec<String>);
+
+impl Domains {
+    pub(super) fn of(model: &Model, options: &Options) -> Self {
+        let also = mesh_config(model, options).map(|config| config.trust_domain_aliases.as_slice());
+        let aliases = options.trust_domain_aliases.iter().chain(also.unwrap_or_default());
+        let mut names = vec![options.trust_domain.to_string()];
+        for name in aliases.map(ToString::to_string).chain([LOCAL.to_owned()]) {
+            if !names.contains(&name) {
+                names.push(name);
             }
         }
-        _ => {}
+        Self(names)
+    }
+
+    /// Takes principals of one of the names for those of all.
+    pub(super) fn spread(&self, rules: &mut [AuthorizationRule]) {
+        if self.0.len() > 1 {
+            rules.iter_mut().flat_map(|rule| &mut rule.principals).for_each(|who| self.spread_one(who));
+        }
+    }
+
+    fn spread_one(&self, principal: &mut Principal) {
+        match principal {
+            Principal::And(list) | Principal::Or(list) => list.iter_mut().for_each(|who| self.spread_one(who)),
+            Principal::Not(inner) => self.spread_one(inner),
+            Principal::Authenticated(Some(name)) => {
+                let others = self.others(&name.pattern);
+                if !others.is_empty() {
+                    let written = Principal::Authenticated(Some(name.clone()));
+                    let ignore_case = name.ignore_case;
+                    let alias = |pattern| Principal::Authenticated(Some(StringMatcher { pattern, ignore_case }));
+                    let all = std::iter::once(written).chain(others.into_iter().map(alias)).collect();
+                    *principal = Principal::Or(all);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The same pattern with each of the other names.
+    fn others(&self, pattern: &StringMatch) -> Vec<StringMatch> {
+        type Of = fn(String) -> StringMatch;
+        let (text, of, open): (_, Of, _) = match pattern {
+            StringMatch::Exact(text) => (text, StringMatch::Exact, false),
+            StringMatch::Prefix(text) => (text, StringMatch::Prefix, true),
+            _ => return Vec::new(),
+        };
+        let Some(uri) = text.strip_prefix("spiffe://") else { return Vec::new() };
+        let known = self.0.iter().find_map(|name| {
+            let rest = uri.strip_prefix(name.as_str())?;
+            // `cluster.local*` means the domain, and not only what begins like it.
+            let rest = if rest.is_empty() && open { "/" } else { rest };
+            rest.starts_with('/').then_some((name, rest))
+        });
+        let Some((written, rest)) = known else { return Vec::new() };
+        let others = self.0.iter().filter(|name| *name != written);
+        others.map(|name| of(format!("spiffe://{name}{rest}"))).collect()
     }
 }

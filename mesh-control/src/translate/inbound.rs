@@ -7,20 +7,37 @@ use std::sync::Arc;
 use mesh_core::policy::{InboundListener, InboundTls};
 
 use super::instances::includes;
-use super::{NodeScope, Options, World, authorization, names};
-use crate::model::{Model, MtlsMode, Object, PeerAuthentication};
+use super::{NodeScope, Options, World, authorization, linkerd, names};
+use crate::model::{Model, MtlsMode, Object, PeerAuthentication, Pod};
+
+/// A workload and a port of it, of which it is asked who may call.
+#[derive(Clone, Copy)]
+pub(super) struct Workload<'a> {
+    pub(super) namespace: &'a str,
+    pub(super) labels: &'a BTreeMap<String, String>,
+    /// The service that it announced itself as.
+    pub(super) service: Option<&'a str>,
+    pub(super) port: u16,
+    pub(super) pod: Option<&'a Object<Pod>>,
+}
 
 /// The inbound listener of that name. The workload is the one announced at the address by the asking
 /// namespace, else the asking process itself, which asks before it announces.
 pub(super) fn listener(world: &World, scope: &NodeScope, name: &str) -> Option<InboundListener> {
     let address: SocketAddr = name.strip_prefix(names::INBOUND)?.parse().ok()?;
     let announced = world.catalog.workloads.announced.at(address).map(|announced| &announced.registration);
-    let labels = match announced {
-        Some(registration) if registration.namespace == scope.namespace => &registration.labels,
-        _ => &scope.labels,
+    let announced = announced.filter(|registration| registration.namespace == scope.namespace);
+    let labels = announced.map_or(&scope.labels, |registration| &registration.labels);
+    let workload = Workload {
+        namespace: &scope.namespace,
+        labels,
+        service: announced.map(|registration| registration.service.as_str()),
+        port: address.port(),
+        pod: world.catalog.workloads.pod_at(address.ip(), &scope.namespace),
     };
     let tls = mode(&world.model, &world.options, &scope.namespace, labels, address.port());
-    let authorization = authorization::policies(&world.model, &world.options, &scope.namespace, labels);
+    let mut authorization = authorization::policies(&world.model, &world.options, &workload);
+    authorization.extend(linkerd::policies(&world.model, &world.options, &workload));
     Some(InboundListener { authorization, ..InboundListener::new(name, address, tls) })
 }
 

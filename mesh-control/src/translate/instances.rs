@@ -119,6 +119,11 @@ impl Workloads {
         workloads
     }
 
+    /// The pod at an address, if it is of that namespace.
+    pub(super) fn pod_at(&self, ip: IpAddr, namespace: &str) -> Option<&Object<Pod>> {
+        self.pods.behind(None, ip, namespace)
+    }
+
     /// Takes a registration in, or in place of the one of the same key.
     pub(super) fn announce(&mut self, registration: &Arc<Registration>, model: &Model, options: &Options) {
         let instance = announced(registration, model, options);

@@ -17,10 +17,12 @@ mod authorization;
 mod catalog;
 mod cluster;
 mod endpoints;
+mod guards;
 mod in_vain;
 mod inbound;
 mod instances;
 mod keep;
+mod linkerd;
 mod names;
 mod proxy;
 mod references;
@@ -32,6 +34,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
+use ipnet::IpNet;
 use mesh_core::id::{Locality, TrustDomain};
 use mesh_core::policy::{Cluster, Endpoints, InboundListener, Listener, RouteConfiguration};
 
@@ -42,7 +45,7 @@ pub use self::proxy::ProxyListener;
 use self::rules::Rules;
 use self::virtual_services::VirtualServices;
 use crate::finding::Finding;
-use crate::model::{Model, Object, Store, TrafficSplit};
+use crate::model::{AccessPolicy, Model, Object, Store, TrafficSplit};
 use crate::registry::{self, Registration, Registrations};
 
 /// Mesh-wide settings (Istio's MeshConfig), with Istio's defaults.
@@ -55,6 +58,16 @@ pub struct Options {
     pub domain: String,
     /// Namespace whose DestinationRules, PeerAuthentications and AuthorizationPolicies hold for all. Default `istio-system`.
     pub root_namespace: String,
+    /// Further names of the trust domain, in addition to those of the MeshConfig: a principal of one of them is one of
+    /// each. Default none.
+    pub trust_domain_aliases: Vec<TrustDomain>,
+    /// Who may call a port that no Linkerd Server guards, where neither the workload nor its namespace has the
+    /// annotation `config.linkerd.io/default-inbound-policy`. It is read anew with every change, while Linkerd keeps what
+    /// it was when a pod began. Default [`AccessPolicy::AllUnauthenticated`], which is Linkerd's.
+    pub default_inbound_policy: AccessPolicy,
+    /// The networks of the cluster, for Linkerd's `cluster-*` policies. Default Linkerd's: 10.0.0.0/8, 100.64.0.0/10,
+    /// 172.16.0.0/12, 192.168.0.0/16 and fd00::/8.
+    pub cluster_networks: Vec<IpNet>,
     /// Mesh mTLS to endpoints that accept it when no rule says otherwise. Default true.
     pub auto_mtls: bool,
     /// Let calls to hosts that nothing defines through (Istio `ALLOW_ANY`). Default true.
@@ -70,12 +83,17 @@ impl Default for Options {
             trust_domain: TrustDomain::new("cluster.local").expect("a trust domain"),
             domain: "cluster.local".into(),
             root_namespace: "istio-system".into(),
+            trust_domain_aliases: Vec::new(),
+            default_inbound_policy: AccessPolicy::default(),
+            cluster_networks: CLUSTER_NETWORKS.map(|net| net.parse().expect("a network")).into(),
             auto_mtls: true,
             allow_any: true,
             load_reports: false,
         }
     }
 }
+
+const CLUSTER_NETWORKS: [&str; 5] = ["10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fd00::/8"];
 
 /// From whose point of view a resource is asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

@@ -3,6 +3,7 @@
 mod authorization;
 mod endpoints;
 mod keep;
+mod linkerd;
 mod profile;
 mod proxy;
 mod tcp;

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use futures_util::{Stream, stream};
 use mesh_core::drain::DrainWatch;
+use mesh_core::limit::Pace;
 use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, StdError};
@@ -21,7 +22,6 @@ use tower_service::Service;
 use super::cache::Cache;
 use super::stream::{AdsStream, Asked};
 use super::{Limits, Nodes, scope};
-use crate::pace::Pace;
 use crate::runtime::Peer;
 
 const STATE: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use mesh_core::drain::DrainWatch;
+use mesh_core::limit::Pace;
 use tokio::time::{Instant, sleep_until};
 use tonic::{Status, Streaming};
 
@@ -14,7 +15,6 @@ use super::message::{DeltaResponse, StateResponse};
 use super::nodes::NodeEntry;
 use super::session::{Form, Outcome, Refused, Response, Session};
 use super::{Limits, scope};
-use crate::pace::Pace;
 use crate::runtime::Peer;
 
 /// Characters of a node's own words that are kept.

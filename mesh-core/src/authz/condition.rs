@@ -7,6 +7,7 @@ use ipnet::{IpNet, Ipv4Net};
 use super::Attributes;
 use crate::matcher::{HeaderCondition, PathCondition, TextCondition};
 use crate::policy::{PathMatch, Permission, Principal, StringMatch, StringMatcher};
+use crate::target::unescape_path;
 
 /// What is known of a condition (Kleene's logic: `and` is the least, `or` the greatest).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,8 +100,16 @@ impl Condition {
         }
     }
 
+    /// Requests come with their escapes decoded; a rule may come without.
     fn path(path: &PathMatch) -> Self {
-        Self::Path(PathCondition::new(path, true))
+        let decoded = |text: &str| unescape_path(text).into_owned();
+        let path = match path {
+            PathMatch::Exact(text) => PathMatch::Exact(decoded(text)),
+            PathMatch::Prefix(text) => PathMatch::Prefix(decoded(text)),
+            PathMatch::PathSeparatedPrefix(text) => PathMatch::PathSeparatedPrefix(decoded(text)),
+            PathMatch::Regex(pattern) => PathMatch::Regex(pattern.clone()),
+        };
+        Self::Path(PathCondition::new(&path, true))
     }
 
     pub(super) fn judge(&self, of: &Attributes<'_>) -> Truth {

@@ -11,22 +11,35 @@
 //! known (a token nobody checked, two headers that disagree) is neither true nor false: it keeps a rule from
 //! allowing and does not keep it from denying.
 //!
-//! Pure: refuses to know connections and answers.
+//! A CUSTOM policy's rule makes a [`Question`] for an external authorizer instead of a decision; with its answer the
+//! decision is taken up again where it was left.
+//!
+//! Pure: refuses to know connections and answers, and who is asked.
 
 mod condition;
+mod counts;
+mod external;
 mod rules;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
+#[cfg(any(test, feature = "fuzzing"))]
 mod reference;
 #[cfg(test)]
 mod tests;
 
 use std::net::SocketAddr;
 
+use self::counts::Counts;
+pub use self::external::{
+    CheckRequest, CheckResponse, Checking, ExternalAuthorizer, ExternalAuthorizers, HeaderChange, Refusal, Unavailable,
+};
 use self::rules::Rules;
 use crate::identity::PeerIdentity;
 use crate::matcher::RequestView;
-use crate::policy::{AuditCondition, AuthorizationAction, AuthorizationPolicy};
+use crate::policy::{AuditCondition, AuthorizationAction, AuthorizationPolicy, AuthorizerProvider};
+use crate::telemetry::Decisions;
 
 /// What of a request is judged. The path must be in normal form
 /// ([`normalize_path`](crate::target::normalize_path)).
@@ -55,6 +68,7 @@ struct Stage {
     dry_run: bool,
     audit: AuditCondition,
     rules: Rules,
+    counts: Option<Counts>,
 }
 
 /// Why a request is denied.
@@ -77,7 +91,33 @@ pub enum DenialReason {
     NotAllowed,
     /// A rule of a CUSTOM policy matches, and there is nobody to ask.
     NoAuthorizer,
+    /// There are routes, and the request has none: it is answered with 404.
+    NoRoute,
 }
+
+/// What an external authorizer is to say before the decision goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question<'a> {
+    /// Whom to ask.
+    pub provider: &'a AuthorizerProvider,
+    /// The policy.
+    pub policy: &'a str,
+    /// The rule that matched.
+    pub rule: &'a str,
+    /// Where the decision goes on if the answer is yes.
+    pub next: Step,
+}
+
+impl<'a> Question<'a> {
+    /// The denial that it is where nobody can be asked.
+    pub fn unanswered(&self) -> Denial<'a> {
+        Denial { policy: self.policy, rule: Some(self.rule), reason: DenialReason::NoAuthorizer }
+    }
+}
+
+/// How far a decision has come. Default: not begun.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Step(usize);
 
 /// A decision that is told besides the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,10 +144,19 @@ pub enum ObservationKind {
 }
 
 impl Authorizer {
-    /// Compiles policies. What is only observed comes first, so that a denial does not hide it; then CUSTOM, DENY
-    /// and ALLOW, each in listed order.
+    /// Compiles policies. What is only observed comes first, so that a denial does not hide it; then CUSTOM, DENY,
+    /// routes and ALLOW, each in listed order.
     pub fn new(policies: &[AuthorizationPolicy]) -> Self {
-        let mut stages: Vec<Stage> = policies.iter().map(Stage::new).collect();
+        Self::compile(policies, |_| None)
+    }
+
+    /// The same; each decision is counted.
+    pub fn counted(policies: &[AuthorizationPolicy], decisions: &Decisions) -> Self {
+        Self::compile(policies, |policy| Some(Counts::new(policy, decisions)))
+    }
+
+    fn compile(policies: &[AuthorizationPolicy], counts: impl Fn(&AuthorizationPolicy) -> Option<Counts>) -> Self {
+        let mut stages: Vec<Stage> = policies.iter().map(|policy| Stage::new(policy, counts(policy))).collect();
         stages.sort_by_key(Stage::rank);
         Self { stages: stages.into() }
     }
@@ -117,21 +166,48 @@ impl Authorizer {
         self.stages.is_empty()
     }
 
-    /// Decides about a request; `observe` is told of decisions that go to a log.
+    /// Decides about a request where nobody can be asked: what a CUSTOM policy's rule matches is denied. `observe` is
+    /// told of decisions that go to a log.
     ///
     /// # Errors
     /// The request is denied.
     pub fn decide<'a>(
         &'a self,
         request: &Attributes<'_>,
-        mut observe: impl FnMut(Observation<'a>),
+        observe: impl FnMut(Observation<'a>),
     ) -> Result<(), Denial<'a>> {
-        for stage in &self.stages {
+        match self.decide_from(Step::default(), request, observe)? {
+            None => Ok(()),
+            Some(question) => Err(question.unanswered()),
+        }
+    }
+
+    /// Decides about a request from a step on: `None` = it is allowed; a question = it is, if the authorizer says so
+    /// and the decision from [`Question::next`] on does, about the request as the authorizer left it.
+    ///
+    /// # Errors
+    /// The request is denied.
+    pub fn decide_from<'a>(
+        &'a self,
+        from: Step,
+        request: &Attributes<'_>,
+        mut observe: impl FnMut(Observation<'a>),
+    ) -> Result<Option<Question<'a>>, Denial<'a>> {
+        for (at, stage) in self.stages.iter().enumerate().skip(from.0) {
             // What cannot be known keeps a rule from allowing, and from nothing else.
-            let rule = stage.rules.first(request, stage.action != AuthorizationAction::Allow);
+            let grants = matches!(stage.action, AuthorizationAction::Allow | AuthorizationAction::Route);
+            let found = stage.rules.first(request, !grants);
+            if let Some(counts) = &stage.counts {
+                counts.count(found);
+            }
+            let rule = found.map(|place| stage.rules.name(place));
             let reason = match (&stage.action, rule) {
                 (AuthorizationAction::Allow, None) => Some(DenialReason::NotAllowed),
+                (AuthorizationAction::Route, None) => Some(DenialReason::NoRoute),
                 (AuthorizationAction::Deny, Some(_)) => Some(DenialReason::Denied),
+                (AuthorizationAction::Custom(provider), Some(rule)) if !stage.dry_run => {
+                    return Ok(Some(Question { provider, policy: &stage.policy, rule, next: Step(at + 1) }));
+                }
                 (AuthorizationAction::Custom(_), Some(_)) => Some(DenialReason::NoAuthorizer),
                 _ => None,
             };
@@ -142,18 +218,27 @@ impl Authorizer {
                 return Err(Denial { policy: &stage.policy, rule, reason });
             }
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// The providers of its CUSTOM policies.
+    pub fn providers(&self) -> impl Iterator<Item = &AuthorizerProvider> {
+        self.stages.iter().filter_map(|stage| match &stage.action {
+            AuthorizationAction::Custom(provider) => Some(&**provider),
+            _ => None,
+        })
     }
 }
 
 impl Stage {
-    fn new(policy: &AuthorizationPolicy) -> Self {
+    fn new(policy: &AuthorizationPolicy, counts: Option<Counts>) -> Self {
         Self {
             policy: policy.name.as_str().into(),
             action: policy.action.clone(),
             dry_run: policy.dry_run,
             audit: policy.audit,
             rules: Rules::new(&policy.rules),
+            counts,
         }
     }
 
@@ -163,7 +248,8 @@ impl Stage {
             AuthorizationAction::Audit => 0,
             AuthorizationAction::Custom(_) => 1,
             AuthorizationAction::Deny => 2,
-            AuthorizationAction::Allow => 3,
+            AuthorizationAction::Route => 3,
+            AuthorizationAction::Allow => 4,
         }
     }
 

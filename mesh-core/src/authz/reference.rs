@@ -26,11 +26,12 @@ pub(super) fn decide(
     let order = |action: &AuthorizationAction| match action {
         AuthorizationAction::Custom(_) => 0,
         AuthorizationAction::Deny => 1,
-        _ => 2,
+        AuthorizationAction::Route => 2,
+        _ => 3,
     };
-    for turn in 0..3 {
+    for turn in 0..4 {
         for policy in policies.iter().filter(|p| !p.dry_run && order(&p.action) == turn) {
-            let allow = policy.action == AuthorizationAction::Allow;
+            let allow = matches!(policy.action, AuthorizationAction::Allow | AuthorizationAction::Route);
             let matching = policy.rules.iter().find(|rule| {
                 let who = any(rule.principals.iter().map(|p| principal(p, of)));
                 let what = any(rule.permissions.iter().map(|p| permission(p, of)));
@@ -39,6 +40,7 @@ pub(super) fn decide(
             let rule = matching.map(|rule| rule.name.clone());
             let reason = match (&policy.action, &rule) {
                 (AuthorizationAction::Allow, None) => DenialReason::NotAllowed,
+                (AuthorizationAction::Route, None) => DenialReason::NoRoute,
                 (AuthorizationAction::Deny, Some(_)) => DenialReason::Denied,
                 (AuthorizationAction::Custom(_), Some(_)) => DenialReason::NoAuthorizer,
                 _ => continue,
@@ -99,7 +101,9 @@ fn principal(principal: &Principal, of: &Attributes<'_>) -> May {
             Some(peer) => {
                 let mut said = vec![Some(peer.address.ip())];
                 for value in of.request.headers.get_all("x-forwarded-for") {
-                    said.extend(value.to_str().unwrap().split(',').map(|ip| ip.trim().parse().ok()));
+                    said.extend(
+                        value.to_str().expect("headers here are text").split(',').map(|ip| ip.trim().parse().ok()),
+                    );
                 }
                 let inside = |ip: &Option<std::net::IpAddr>| ip.map(|ip| net.contains(&ip));
                 (said.iter().all(|ip| inside(ip) == Some(true)), said.iter().any(|ip| inside(ip) != Some(false)))
@@ -116,7 +120,7 @@ fn path(path: &PathMatch, of: &Attributes<'_>) -> May {
     if !given.starts_with('/') {
         return UNKNOWN;
     }
-    let given = given.split('?').next().unwrap();
+    let given = given.split('?').next().unwrap_or_default();
     known(match path {
         PathMatch::Exact(want) => given == want,
         PathMatch::Prefix(want) => given.starts_with(want.as_str()),
@@ -169,5 +173,5 @@ fn header(header: &HeaderMatcher, of: &Attributes<'_>) -> May {
 }
 
 fn texts(headers: &HeaderMap, name: &str) -> Vec<String> {
-    headers.get_all(name).iter().map(|value| value.to_str().unwrap().to_owned()).collect()
+    headers.get_all(name).iter().map(|value| value.to_str().expect("headers here are text").to_owned()).collect()
 }

@@ -1,11 +1,13 @@
 //! The rules of one policy, found by what they demand: a rule that only some callers, namespaces or paths can
 //! satisfy is looked at for those only.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::Attributes;
 use super::condition::{Condition, Truth, namespace_of, one_of};
 use crate::policy::{AuthorizationRule, PathMatch, Permission, Principal, StringMatch};
+use crate::target::unescape_path;
 
 #[derive(Debug)]
 pub(super) struct Rules {
@@ -13,8 +15,17 @@ pub(super) struct Rules {
     by_path: Index,
     by_peer: Index,
     by_namespace: Index,
+    by_path_prefix: Prefixes,
+    by_peer_prefix: Prefixes,
     // Rules without such a demand.
     others: Box<[u32]>,
+}
+
+/// Places of rules by what a text begins with: one look-up for each length that there is.
+#[derive(Debug, Default)]
+struct Prefixes {
+    index: Index,
+    lengths: Vec<usize>,
 }
 
 /// Places of rules, in order.
@@ -30,6 +41,7 @@ struct Rule {
 impl Rules {
     pub(super) fn new(policy: &[AuthorizationRule]) -> Self {
         let (mut by_path, mut by_peer, mut by_namespace) = (Index::default(), Index::default(), Index::default());
+        let (mut by_path_prefix, mut by_peer_prefix) = (Prefixes::default(), Prefixes::default());
         let mut others = Vec::new();
         for (place, rule) in (0..).zip(policy) {
             let principals = |exact| exact_of(&rule.principals, exact);
@@ -37,12 +49,14 @@ impl Rules {
                 (&mut by_peer, principals(exact_peer)),
                 (&mut by_path, exact_of(&rule.permissions, exact_path)),
                 (&mut by_namespace, principals(exact_namespace)),
+                (&mut by_path_prefix.index, exact_of(&rule.permissions, path_prefix)),
+                (&mut by_peer_prefix.index, principals(peer_prefix)),
             ];
             match keys.into_iter().find_map(|(index, keys)| Some((index, keys?))) {
                 None => others.push(place),
                 Some((index, keys)) => {
                     for key in keys {
-                        let places: &mut Vec<u32> = index.entry(key.into()).or_default();
+                        let places: &mut Vec<u32> = index.entry(key.as_ref().into()).or_default();
                         if places.last() != Some(&place) {
                             places.push(place);
                         }
@@ -50,16 +64,24 @@ impl Rules {
                 }
             }
         }
+        by_path_prefix.measure();
+        by_peer_prefix.measure();
         let rules = policy.iter().map(|rule| Rule {
             name: rule.name.as_str().into(),
             permissions: rule.permissions.iter().map(Condition::permission).collect(),
             principals: rule.principals.iter().map(Condition::principal).collect(),
         });
-        Self { rules: rules.collect(), by_path, by_peer, by_namespace, others: others.into() }
+        let (rules, others) = (rules.collect(), others.into());
+        Self { rules, by_path, by_peer, by_namespace, by_path_prefix, by_peer_prefix, others }
     }
 
-    /// The name of the first rule that matches; `unknown` = what is not known counts as a match.
-    pub(super) fn first(&self, of: &Attributes<'_>, unknown: bool) -> Option<&str> {
+    /// The name of the rule at a place.
+    pub(super) fn name(&self, place: usize) -> &str {
+        &self.rules[place].name
+    }
+
+    /// The place of the first rule that matches; `unknown` = what is not known counts as a match.
+    pub(super) fn first(&self, of: &Attributes<'_>, unknown: bool) -> Option<usize> {
         if self.rules.is_empty() {
             return None;
         }
@@ -68,7 +90,7 @@ impl Rules {
         let path = of.request.path();
         let Some(peer) = of.peer.filter(|_| path.starts_with('/')) else {
             // What rules are found by is not known: each is asked.
-            return self.rules.iter().find(|rule| rule.judge(of) >= least).map(|rule| &*rule.name);
+            return self.rules.iter().position(|rule| rule.judge(of) >= least);
         };
         let mut found = u32::MAX;
         let mut look = |places: &[u32]| {
@@ -78,7 +100,9 @@ impl Rules {
         };
         look(&self.others);
         look_up(&self.by_path, path, &mut look);
+        self.by_path_prefix.look_up(path, &mut look);
         if let Some(id) = &peer.spiffe_id {
+            self.by_peer_prefix.look_up(id.as_str(), &mut look);
             look_up(&self.by_peer, id.as_str(), &mut look);
             if !self.by_namespace.is_empty() {
                 for namespace in namespaces(id.as_str()) {
@@ -86,7 +110,7 @@ impl Rules {
                 }
             }
         }
-        self.rules.get(found as usize).map(|rule| &*rule.name)
+        (found != u32::MAX).then_some(found as usize)
     }
 }
 
@@ -95,6 +119,24 @@ impl Rule {
         match one_of(&self.principals, of) {
             Truth::No => Truth::No,
             known => known.min(one_of(&self.permissions, of)),
+        }
+    }
+}
+
+impl Prefixes {
+    fn measure(&mut self) {
+        self.lengths = self.index.keys().map(|prefix| prefix.len()).collect();
+        self.lengths.sort_unstable();
+        self.lengths.dedup();
+    }
+
+    fn look_up(&self, text: &str, look: &mut impl FnMut(&[u32])) {
+        for length in &self.lengths {
+            match text.get(..*length) {
+                Some(prefix) => look_up(&self.index, prefix, look),
+                None if *length > text.len() => break,
+                None => {}
+            }
         }
     }
 }
@@ -114,25 +156,55 @@ fn namespaces(id: &str) -> impl Iterator<Item = &str> {
     id.match_indices('/').filter_map(|(at, _)| Some(id[at..].strip_prefix("/ns/")?.split_once('/')?.0))
 }
 
+/// Texts.
+type Keys<'a> = Vec<Cow<'a, str>>;
+
 /// The texts of which a request must have one to satisfy a list of alternatives; `None` = it need not.
-fn exact_of<T>(list: &[T], exact: fn(&T) -> Option<Vec<&str>>) -> Option<Vec<&str>> {
+fn exact_of<'a, T>(list: &'a [T], exact: fn(&'a T) -> Option<Keys<'a>>) -> Option<Keys<'a>> {
     let each: Option<Vec<_>> = list.iter().map(exact).collect();
     Some(each?.concat())
 }
 
-fn exact_path(permission: &Permission) -> Option<Vec<&str>> {
+fn exact_path(permission: &Permission) -> Option<Keys<'_>> {
     match permission {
-        Permission::Path(PathMatch::Exact(path)) => Some(vec![path]),
+        Permission::Path(PathMatch::Exact(path)) => Some(vec![unescape_path(path)]),
         Permission::And(all) => all.iter().find_map(exact_path),
         Permission::Or(any) => exact_of(any, exact_path),
         _ => None,
     }
 }
 
-fn exact_peer(principal: &Principal) -> Option<Vec<&str>> {
+/// What a path must begin with; one that is demanded whole begins with itself.
+fn path_prefix(permission: &Permission) -> Option<Keys<'_>> {
+    match permission {
+        Permission::Path(PathMatch::Exact(path) | PathMatch::Prefix(path)) => Some(vec![unescape_path(path)]),
+        Permission::Path(PathMatch::PathSeparatedPrefix(path)) => match unescape_path(path) {
+            Cow::Borrowed(path) => Some(vec![path.trim_end_matches('/').into()]),
+            Cow::Owned(path) => Some(vec![path.trim_end_matches('/').to_owned().into()]),
+        },
+        Permission::And(all) => all.iter().find_map(path_prefix),
+        Permission::Or(any) => exact_of(any, path_prefix),
+        _ => None,
+    }
+}
+
+/// The same of a caller's SPIFFE ID.
+fn peer_prefix(principal: &Principal) -> Option<Keys<'_>> {
     match principal {
         Principal::Authenticated(Some(name)) if !name.ignore_case => match &name.pattern {
-            StringMatch::Exact(id) => Some(vec![id]),
+            StringMatch::Exact(id) | StringMatch::Prefix(id) => Some(vec![id.into()]),
+            _ => None,
+        },
+        Principal::And(all) => all.iter().find_map(peer_prefix),
+        Principal::Or(any) => exact_of(any, peer_prefix),
+        _ => None,
+    }
+}
+
+fn exact_peer(principal: &Principal) -> Option<Keys<'_>> {
+    match principal {
+        Principal::Authenticated(Some(name)) if !name.ignore_case => match &name.pattern {
+            StringMatch::Exact(id) => Some(vec![id.into()]),
             _ => None,
         },
         Principal::And(all) => all.iter().find_map(exact_peer),
@@ -141,9 +213,9 @@ fn exact_peer(principal: &Principal) -> Option<Vec<&str>> {
     }
 }
 
-fn exact_namespace(principal: &Principal) -> Option<Vec<&str>> {
+fn exact_namespace(principal: &Principal) -> Option<Keys<'_>> {
     match principal {
-        Principal::Authenticated(Some(name)) => namespace_of(name).map(|namespace| vec![namespace]),
+        Principal::Authenticated(Some(name)) => namespace_of(name).map(|namespace| vec![namespace.into()]),
         Principal::And(all) => all.iter().find_map(exact_namespace),
         Principal::Or(any) => exact_of(any, exact_namespace),
         _ => None,

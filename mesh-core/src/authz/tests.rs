@@ -99,7 +99,7 @@ fn metadata() -> MetadataMatch {
 fn s47_custom_then_deny_then_allow_and_without_policies_everything() {
     let one =
         |action, name: &str, at: &str| policy(name, action, vec![rule("r", vec![path(at)], vec![Principal::Any])]);
-    let custom = || AuthorizationAction::Custom("asker".to_owned());
+    let custom = || AuthorizationAction::Custom(AuthorizerProvider::named("asker"));
     assert_eq!(deciding(&[], &get("/a")), Ok(()));
     // Listed the wrong way round.
     let all = [
@@ -179,6 +179,47 @@ fn s32_an_absent_header_satisfies_presence_tests_only() {
                 assert_eq!(deciding(&deny, &get("/").headers(headers)).is_err(), want, "{value:?} {invert} {present}");
             }
         }
+    }
+}
+
+#[test]
+fn s35_a_pattern_does_not_miss_a_value_that_is_no_text() {
+    let admin = HeaderMatch::Text(StringMatcher {
+        pattern: StringMatch::Regex(Pattern::new("(?i)admin.*").unwrap()),
+        ignore_case: false,
+    });
+    let is_allowed = |action, invert, value: &[u8]| {
+        let what = Permission::Header(HeaderMatcher { value: admin.clone(), invert, ..role("") });
+        let authorizer = Authorizer::new(&[policy("p", action, vec![rule("r", vec![what], vec![Principal::Any])])]);
+        let headers =
+            HeaderMap::from_iter([(HeaderName::from_static("x-role"), HeaderValue::from_bytes(value).unwrap())]);
+        get("/").with(|attributes| {
+            let request = RequestView { headers: &headers, ..attributes.request };
+            authorizer.decide(&Attributes { request, ..*attributes }, |_| {}).is_ok()
+        })
+    };
+    for invert in [false, true] {
+        assert!(!is_allowed(AuthorizationAction::Deny, invert, b"admin\xff"), "{invert}");
+        assert!(!is_allowed(AuthorizationAction::Allow, invert, b"admin\xff"), "{invert}");
+    }
+    // The control: of text it can tell.
+    assert!(
+        is_allowed(AuthorizationAction::Deny, false, b"user")
+            && is_allowed(AuthorizationAction::Allow, false, b"admin1")
+    );
+}
+
+#[test]
+fn a_rules_escapes_are_those_of_requests() {
+    for pattern in [
+        PathMatch::Exact("/a%3ab".into()),
+        PathMatch::Prefix("/a%3A".into()),
+        PathMatch::PathSeparatedPrefix("/a%3Ab".into()),
+    ] {
+        let rules = vec![rule("r", vec![Permission::Path(pattern.clone())], vec![Principal::Any])];
+        let deny = [policy("p", AuthorizationAction::Deny, rules)];
+        assert!(deciding(&deny, &get("/a:b")).is_err(), "{pattern:?}");
+        assert_eq!(deciding(&deny, &get("/ab")), Ok(()), "{pattern:?}");
     }
 }
 
@@ -387,7 +428,8 @@ fn policies() -> impl Strategy<Value = Vec<AuthorizationPolicy>> {
         3 => Just(AuthorizationAction::Allow),
         3 => Just(AuthorizationAction::Deny),
         1 => Just(AuthorizationAction::Audit),
-        1 => Just(AuthorizationAction::Custom("asker".into())),
+        1 => Just(AuthorizationAction::Custom(AuthorizerProvider::named("asker"))),
+        1 => Just(AuthorizationAction::Route),
     ];
     let rules = vec((vec(permission(), 0..3), vec(principal(), 0..3)), 0..5).prop_map(|rules| {
         let named = rules.into_iter().enumerate().map(|(i, (what, who))| rule(&format!("r{i}"), what, who));

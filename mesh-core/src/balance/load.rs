@@ -2,13 +2,13 @@
 //! may be used. Atomics only; it outlives the sets the endpoint is in, so that an update forgets nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::report::EndpointReport;
 use super::stamped::{Stamped, decay, millis, since};
 use crate::health::Standing;
 use crate::policy::WeightedRoundRobin;
+use crate::sync::{AtomicU8, AtomicU32, Ordering};
 
 /// The load of one endpoint.
 ///

@@ -1,7 +1,8 @@
 //! A number and the time it was set, in one atomic word: what a picker reads without a lock.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use crate::sync::{AtomicU64, Ordering};
 
 /// A number with the millisecond it was set; nothing until the first time.
 #[derive(Debug, Default)]

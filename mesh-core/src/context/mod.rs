@@ -10,11 +10,12 @@ pub use self::trace::{InvalidTraceparent, TraceContext};
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
-use crate::id::SpiffeId;
+use crate::identity::PeerIdentity;
 
 /// What a served request passes on to the calls made for it.
 #[derive(Clone, Debug)]
@@ -25,13 +26,38 @@ pub struct RequestContext {
     pub trace_state: Option<HeaderValue>,
     /// When the caller stops waiting.
     pub deadline: Option<Instant>,
-    /// The verified caller.
-    pub caller: Option<SpiffeId>,
+    /// Who sent the request, if whoever accepted its connection knows.
+    pub caller: Option<Arc<PeerIdentity>>,
     /// Headers passed on as they came: `x-request-id`, `baggage`.
     pub forwarded: Vec<(HeaderName, HeaderValue)>,
     /// It is a retry, or made for one: what is called for it is not retried once more, so that the tries of
     /// a chain of services add up and do not multiply.
     pub retried: bool,
+    /// Whether a call made for it failed for good.
+    pub spent: Spent,
+}
+
+/// Whether a call made for a request failed although it may be tried again: its tries are used up, or there is no
+/// budget for one more. The answer says so ([`RETRIED`]), and nobody further up the chain tries what was tried enough.
+#[derive(Debug, Default)]
+pub struct Spent(AtomicBool);
+
+impl Spent {
+    /// A call has failed for good.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether one has.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Clone for Spent {
+    fn clone(&self) -> Self {
+        Self(AtomicBool::new(self.is_set()))
+    }
 }
 
 tokio::task_local! {
@@ -43,7 +69,8 @@ pub static FORWARDED: [HeaderName; 2] = [HeaderName::from_static("x-request-id")
 
 /// W3C Trace Context, level 1.
 pub static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-/// On a retry, and on every request made for one: nobody further down retries again.
+/// On a retry, and on every request made for one: nobody further down retries again. On an answer: a call made for the
+/// request failed for good, and nobody further up retries.
 pub static RETRIED: HeaderName = HeaderName::from_static("mesh-retried");
 /// Number of earlier tries of this request (gRFC A6).
 pub static PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
@@ -71,6 +98,19 @@ pub fn current() -> Option<Arc<RequestContext>> {
     CURRENT.try_with(Arc::clone).ok()
 }
 
+/// Who sent the request being served on this task: its verified identity and its address. `None` outside of a
+/// request, on tasks spawned by it (ask before), and where the connection was accepted by somebody who did not say.
+///
+/// Of axum's handlers [`PeerIdentity`] is an extractor as well.
+pub fn caller() -> Option<Arc<PeerIdentity>> {
+    CURRENT.try_with(|context| context.caller.clone()).ok().flatten()
+}
+
+/// Whether a request is being served on this task.
+pub fn is_open() -> bool {
+    CURRENT.try_with(|_| ()).is_ok()
+}
+
 impl RequestContext {
     /// Reads the context of an incoming request: its `traceparent` (a new trace if absent or broken),
     /// `tracestate` and forwarded headers, and whether it is a retry. `ids` gives random bits for a new trace
@@ -93,7 +133,7 @@ impl RequestContext {
         // Two of them are ambiguous: the specification says to start anew.
         let parent = parent.filter(|_| parents == 1).and_then(|value| TraceContext::read(value.as_bytes()).ok());
         let trace = parent.unwrap_or_else(|| TraceContext::new(ids));
-        Self { trace, trace_state, deadline: None, caller: None, forwarded, retried }
+        Self { trace, trace_state, deadline: None, caller: None, forwarded, retried, spent: Spent::default() }
     }
 
     /// Writes the headers of a call made for this request: a child span's `traceparent`, `tracestate`,

@@ -41,15 +41,20 @@ impl TraceContext {
 
     pub(super) fn read(bytes: &[u8]) -> Result<Self, InvalidTraceparent> {
         let text: &[u8; LENGTH] = bytes.first_chunk().ok_or(InvalidTraceparent)?;
-        let eight = |at| u64::from(eight_digits(&text[at..at + 8]));
-        let sixteen = |at| eight(at) << 32 | eight(at + 8);
+        let mut canonical = text[2] == b'-' && text[35] == b'-' && text[52] == b'-';
+        // Only lower-case digits come out as they went in.
+        let mut eight = |at: usize| {
+            let number = eight_digits(&text[at..at + 8]);
+            canonical &= digits(number) == text[at..at + 8];
+            u64::from(number)
+        };
+        let mut sixteen = |at| eight(at) << 32 | eight(at + 8);
+        let (trace_id, span_id) = (u128::from(sixteen(3)) << 64 | u128::from(sixteen(19)), sixteen(36));
         let (version, flags) = (two_digits(&text[0..2]), two_digits(&text[53..55]));
-        let trace_id = u128::from(sixteen(3)) << 64 | u128::from(sixteen(19));
-        let read = Self { trace_id, span_id: sixteen(36), flags };
-        // Only lower-case digits and dashes in their places come out as they went in.
-        let canonical = read.text(version) == *text;
+        canonical &= digits(u32::from(version))[6..] == text[0..2] && digits(u32::from(flags))[6..] == text[53..55];
+        let read = Self { trace_id, span_id, flags };
         let ends = bytes.len() == LENGTH || (version > 0 && bytes[LENGTH] == b'-');
-        if !canonical || !ends || version == 0xff || read.trace_id == 0 || read.span_id == 0 {
+        if !canonical || !ends || version == 0xff || trace_id == 0 || span_id == 0 {
             return Err(InvalidTraceparent);
         }
         Ok(read)
@@ -84,12 +89,12 @@ impl TraceContext {
 
     /// The header value, version 00.
     pub fn to_header(self) -> HeaderValue {
-        HeaderValue::from_bytes(&self.text(0)).expect("hex digits and dashes are a header value")
+        HeaderValue::from_bytes(&self.text()).expect("hex digits and dashes are a header value")
     }
 
-    fn text(self, version: u8) -> [u8; LENGTH] {
+    fn text(self) -> [u8; LENGTH] {
         let mut text = [b'-'; LENGTH];
-        text[0..2].copy_from_slice(&digits(u32::from(version))[6..]);
+        text[0..2].copy_from_slice(b"00");
         for (at, shift) in [(3, 96), (11, 64), (19, 32), (27, 0)] {
             text[at..at + 8].copy_from_slice(&digits((self.trace_id >> shift) as u32));
         }

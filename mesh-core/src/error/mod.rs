@@ -124,14 +124,19 @@ codes! {
     PLAINTEXT_REFUSED = 2001, 403, 16, "-", "give the caller a mesh identity or set PeerAuthentication to PERMISSIVE";
     /// A peer without an acceptable certificate.
     PEER_REFUSED = 2002, 403, 16, "-", "the caller's certificate does not chain to this mesh's trust bundle";
-    /// The port demands something of its callers that this version cannot check: tokens, or the word of an
-    /// external authorizer. What is governed by it is denied.
-    AUTHORIZATION_UNENFORCED = 2003, 403, 7, "-", "remove the RequestAuthentication or the CUSTOM AuthorizationPolicy from this workload; see /config_dump";
+    /// The port demands something of its callers that cannot be checked: tokens, or the word of an external
+    /// authorizer that nobody knows. What is governed by it is denied.
+    AUTHORIZATION_UNENFORCED = 2003, 403, 7, "-", "remove the RequestAuthentication from this workload, or name the CUSTOM AuthorizationPolicy's provider in the mesh's extensionProviders; see /config_dump";
     /// An authorization policy denies the request. The caller is told no more; the server's log names the rule.
     ACCESS_DENIED = 2004, 403, 7, "-", "see the server's log for the rule that decided, and add the caller to an ALLOW policy";
     /// The target or a header of the request has more than one meaning, so that policy and application might
     /// disagree about it.
     MALFORMED_REQUEST = 2005, 400, 3, "-", "send the path in its normal form, one Host, and only hop-by-hop names in Connection";
+    /// Routes are attached to the port, and the request has none of them (Linkerd: HTTPRoutes of a Server).
+    NO_SERVED_ROUTE = 2006, 404, 12, "NR", "add a rule for this request to an HTTPRoute of the Server";
+    /// An external authorizer gave no answer, and its provider does not fail open. The status is the provider's
+    /// `statusOnError`, by default this one.
+    AUTHORIZER_UNAVAILABLE = 2007, 403, 7, "-", "check that the provider's service runs and answers in time; the server's log has the reason";
 }
 
 impl fmt::Display for Code {

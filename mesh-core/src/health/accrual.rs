@@ -9,13 +9,13 @@
 //!
 //! Requests move it with atomics; how long a penalty lasts is the owner's to say.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::Evidence;
 use super::check::below;
 use crate::balance::Draw;
 use crate::policy::{FailureAccrual, PerMillion};
+use crate::sync::{AtomicU8, AtomicU32, Ordering};
 
 /// The breaker of one endpoint.
 #[derive(Debug, Default)]

@@ -29,13 +29,14 @@ pub struct Target {
     // One string, the key of every table and, without a scheme, the xDS resource name; before it, if there is
     // an authority to ask, `xds://authority/`.
     text: Arc<str>,
-    scheme: Scheme,
-    name_begin: usize,
-    // Where `host:port` begins, behind the scheme, and ends.
-    host_begin: usize,
-    host_port_end: usize,
-    host_len: usize,
+    // Small numbers: a large mesh has several copies of ten thousand targets.
+    name_begin: u32,
+    // Where `host:port` begins, behind the scheme.
+    host_begin: u32,
+    host_port_len: u16,
+    host_len: u16,
     port: u16,
+    scheme: Scheme,
 }
 
 const XDS: &str = "xds:";
@@ -126,7 +127,7 @@ impl Target {
 
     /// The xDS authority to ask, if one was named.
     pub fn authority(&self) -> Option<&str> {
-        self.text[..self.name_begin].strip_prefix(XDS)?.strip_prefix("//")?.strip_suffix('/')
+        self.text[..self.name_begin as usize].strip_prefix(XDS)?.strip_prefix("//")?.strip_suffix('/')
     }
 
     /// `port` 0 is left out; `rest` follows it. `xds` is `xds://authority/` or empty.
@@ -136,9 +137,11 @@ impl Target {
         if port != 0 {
             text.push_str(&format!(":{port}"));
         }
-        let host_port_end = text.len();
+        // Hosts have 253 characters at most; what is before them nobody makes so long.
+        let host_port_len = (text.len() - host_begin) as u16;
         text.push_str(rest);
-        Self { text: text.into(), scheme, name_begin, host_begin, host_port_end, host_len: host.len(), port }
+        let (name_begin, host_begin, host_len) = (name_begin as u32, host_begin as u32, host.len() as u16);
+        Self { text: text.into(), name_begin, host_begin, host_port_len, host_len, port, scheme }
     }
 
     fn dns(name: &str) -> Result<Self, &'static str> {
@@ -172,7 +175,7 @@ impl Target {
 
     /// The host part, lower case; of a static target its first address.
     pub fn host(&self) -> &str {
-        &self.text[self.host_begin..self.host_begin + self.host_len]
+        &self.tail()[..usize::from(self.host_len)]
     }
 
     /// The port; 0 for SRV names, whose records tell it.
@@ -182,19 +185,23 @@ impl Target {
 
     /// What requests carry as their authority: `host:port`, for SRV names `host`.
     pub fn host_port(&self) -> &str {
-        &self.text[self.host_begin..self.host_port_end]
+        &self.tail()[..usize::from(self.host_port_len)]
     }
 
     /// The addresses of a static target; none for others.
     pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
-        let list = if self.scheme == Scheme::Static { &self.text[self.host_begin..] } else { "" };
+        let list = if self.scheme == Scheme::Static { self.tail() } else { "" };
         list.split(',').filter_map(|address| address.parse().ok())
     }
 
     /// The whole target: its name in every table. Without a scheme it is `host:port`, the name under which
     /// the listener is asked for over xDS.
     pub fn as_str(&self) -> &str {
-        &self.text[self.name_begin..]
+        &self.text[self.name_begin as usize..]
+    }
+
+    fn tail(&self) -> &str {
+        &self.text[self.host_begin as usize..]
     }
 }
 

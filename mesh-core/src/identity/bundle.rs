@@ -4,16 +4,29 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, TrustAnchor};
+use webpki::{CertRevocationList, OwnedCertRevocationList};
 
-use crate::id::TrustDomain;
+use crate::id::{SpiffeId, TrustDomain};
 
-/// The roots of one trust domain. At least one.
+/// The roots of one trust domain, at least one, and its revocation lists. Equal if both are.
 #[derive(Clone)]
 pub struct TrustBundle {
     roots: Arc<[CertificateDer<'static>]>,
     anchors: Arc<[TrustAnchor<'static>]>,
+    not_after: u64,
+    revoked: Arc<[CertRevocationList<'static>]>,
+    // The lists as they came, to compare.
+    lists: Arc<[Vec<u8>]>,
 }
+
+/// Roots of one trust domain; a rollover needs two.
+const MAX_ROOTS: usize = 64;
+/// Revocation lists of one trust domain.
+const MAX_LISTS: usize = 64;
+/// Bytes of one revocation list: some 100,000 certificates.
+const MAX_LIST: usize = 4 << 20;
 
 impl TrustBundle {
     /// Reads DER roots.
@@ -25,17 +38,61 @@ impl TrustBundle {
         if roots.is_empty() {
             return Err(InvalidBundle("it holds no certificate".to_owned()));
         }
+        if roots.len() > MAX_ROOTS {
+            return Err(InvalidBundle(format!("it holds {} certificates; at most {MAX_ROOTS} are taken", roots.len())));
+        }
         let anchors = roots
             .iter()
             .map(|der| webpki::anchor_from_trusted_cert(der).map(|anchor| anchor.to_owned()))
             .collect::<Result<_, _>>()
             .map_err(|e| InvalidBundle(format!("a root cannot be read: {e}")))?;
-        Ok(Self { roots, anchors })
+        let not_after = roots.iter().filter_map(super::tls::validity).map(|(_, end)| end).min().unwrap_or_default();
+        Ok(Self { roots, anchors, not_after, revoked: Arc::default(), lists: Arc::default() })
+    }
+
+    /// Reads PEM roots.
+    ///
+    /// # Errors
+    /// As for DER; or it is not PEM.
+    pub fn from_pem(pem: &[u8]) -> Result<Self, InvalidBundle> {
+        let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+        Self::new(roots.map_err(|e| InvalidBundle(format!("it is not PEM: {e}")))?)
+    }
+
+    /// The same roots with revocation lists (DER), instead of those it had. With at least one, a peer whose state
+    /// no list tells is refused, and so is one whose list has ended. Default: none, and nobody is asked.
+    ///
+    /// # Errors
+    /// A list is too long or cannot be read.
+    pub fn with_revocation_lists(self, lists: Vec<Vec<u8>>) -> Result<Self, InvalidBundle> {
+        if lists.len() > MAX_LISTS {
+            return Err(InvalidBundle(format!("{} revocation lists; at most {MAX_LISTS} are taken", lists.len())));
+        }
+        let read = |der: &Vec<u8>| {
+            if der.len() > MAX_LIST {
+                return Err(InvalidBundle(format!("a revocation list of {} bytes; at most {MAX_LIST}", der.len())));
+            }
+            let list = OwnedCertRevocationList::from_der(der);
+            list.map(Into::into).map_err(|e| InvalidBundle(format!("a revocation list cannot be read: {e}")))
+        };
+        let revoked = lists.iter().map(read).collect::<Result<_, _>>()?;
+        Ok(Self { revoked, lists: lists.into(), ..self })
+    }
+
+    /// The revocation lists.
+    pub(super) fn revoked(&self) -> &[CertRevocationList<'static>] {
+        &self.revoked
     }
 
     /// The roots as DER.
     pub fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
+    }
+
+    /// When the first of the roots ends, seconds since the Unix epoch. Nobody is refused for it: a root is trusted
+    /// because it is configured.
+    pub fn not_after(&self) -> u64 {
+        self.not_after
     }
 
     /// The roots as path validation uses them.
@@ -50,29 +107,63 @@ impl fmt::Debug for TrustBundle {
     }
 }
 
-/// Bundles by trust domain.
-#[derive(Clone, Debug, Default)]
-pub struct TrustBundles(BTreeMap<TrustDomain, TrustBundle>);
+impl PartialEq for TrustBundle {
+    fn eq(&self, other: &Self) -> bool {
+        self.roots == other.roots && self.lists == other.lists
+    }
+}
+
+impl Eq for TrustBundle {}
+
+/// Bundles by trust domain: our own, and those of federated domains. Never one pool: a domain's roots vouch for its own
+/// names only.
+/// Cheap to clone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustBundles(Arc<Domains>);
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Domains {
+    bundles: BTreeMap<TrustDomain, TrustBundle>,
+    aliases: BTreeMap<TrustDomain, TrustDomain>,
+}
 
 impl TrustBundles {
     /// One domain's bundle.
     pub fn single(domain: TrustDomain, bundle: TrustBundle) -> Self {
-        Self(BTreeMap::from([(domain, bundle)]))
+        Self(Arc::new(Domains { bundles: BTreeMap::from([(domain, bundle)]), aliases: BTreeMap::new() }))
     }
 
-    /// The bundle of a domain.
+    /// The bundle of a domain: its own or, for an alias, that of the domain it stands for.
     pub fn get(&self, domain: &TrustDomain) -> Option<&TrustBundle> {
-        self.0.get(domain)
+        let Domains { bundles, aliases } = &*self.0;
+        bundles.get(domain).or_else(|| bundles.get(aliases.get(domain)?))
+    }
+
+    /// Makes `alias` another name of `domain`, as Istio's `trustDomainAliases` does while a mesh is renamed: the roots of
+    /// `domain` vouch for it, and its peers are taken for those of `domain`. A bundle of the alias' own goes before.
+    pub fn alias(&mut self, alias: TrustDomain, domain: TrustDomain) {
+        Arc::make_mut(&mut self.0).aliases.insert(alias, domain);
+    }
+
+    /// Who `id` is in the domain that its trust domain is an alias of; `None` if it is no alias.
+    pub fn aliased(&self, id: &SpiffeId) -> Option<SpiffeId> {
+        let Domains { bundles, aliases } = &*self.0;
+        if aliases.is_empty() {
+            return None;
+        }
+        let domain = id.trust_domain();
+        let stands_for = aliases.get(&domain).filter(|_| !bundles.contains_key(&domain))?;
+        format!("spiffe://{stands_for}{}", id.path()).parse().ok()
     }
 
     /// Adds or replaces a domain's bundle.
     pub fn insert(&mut self, domain: TrustDomain, bundle: TrustBundle) {
-        self.0.insert(domain, bundle);
+        Arc::make_mut(&mut self.0).bundles.insert(domain, bundle);
     }
 
     /// All domains and bundles.
     pub fn iter(&self) -> impl Iterator<Item = (&TrustDomain, &TrustBundle)> {
-        self.0.iter()
+        self.0.bundles.iter()
     }
 }
 

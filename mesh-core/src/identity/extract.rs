@@ -7,6 +7,7 @@ use http::StatusCode;
 use http::request::Parts;
 
 use super::PeerIdentity;
+use crate::context;
 
 /// The request did not come through the mesh's server or its inbound layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,6 +24,8 @@ impl<S: Send + Sync> FromRequestParts<S> for PeerIdentity {
     type Rejection = NoPeerIdentity;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, NoPeerIdentity> {
-        parts.extensions.get::<Self>().cloned().ok_or(NoPeerIdentity)
+        // Where the mesh did not accept the connection, who did may have left word in the extensions.
+        let caller = context::caller().map(|caller| Self::clone(&caller));
+        caller.or_else(|| parts.extensions.get().cloned()).ok_or(NoPeerIdentity)
     }
 }

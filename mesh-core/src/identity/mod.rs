@@ -6,6 +6,10 @@
 mod bundle;
 #[cfg(feature = "axum")]
 mod extract;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
+mod svid;
 mod tls;
 mod verify;
 
@@ -15,8 +19,9 @@ mod tests;
 pub use self::bundle::{InvalidBundle, TrustBundle, TrustBundles};
 #[cfg(feature = "axum")]
 pub use self::extract::NoPeerIdentity;
+pub use self::svid::{MAX_INTERMEDIATES, PeerRefused, Usage, certificates_of_der, peer_spiffe_id, verify_svid};
 pub use self::tls::{InvalidIdentity, client_config, server_config};
-pub use self::verify::{PeerRefused, SpiffeClientVerifier, SpiffeServerVerifier, peer_spiffe_id};
+pub use self::verify::{SpiffeClientVerifier, SpiffeServerVerifier};
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -62,6 +67,14 @@ impl Identity {
         &self.bundles
     }
 
+    /// The same certificate and key with other bundles to trust, as the next generation.
+    #[must_use]
+    pub fn trusting(&self, bundles: TrustBundles) -> Self {
+        let Self { ref id, ref certified, not_before, not_after, generation, .. } = *self;
+        let (id, certified) = (id.clone(), certified.clone());
+        Self { id, certified, bundles, not_before, not_after, generation: generation + 1 }
+    }
+
     /// Start of validity, seconds since the Unix epoch.
     pub fn not_before(&self) -> u64 {
         self.not_before
@@ -88,7 +101,8 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// The other end of an inbound connection, put into every request's extensions by the server.
+/// The other end of an inbound connection; [`context::caller`](crate::context::caller) is that of the request being
+/// served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerIdentity {
     /// The verified SPIFFE ID; `None` on a plaintext connection.

@@ -13,17 +13,19 @@ use super::*;
 use crate::id::TrustDomain;
 use crate::policy::{StringMatch, StringMatcher};
 
-const REVIEWS: &str = "spiffe://cluster.local/ns/default/sa/reviews";
-const RATINGS: &str = "spiffe://cluster.local/ns/default/sa/ratings";
+pub(super) mod rows;
+
+pub(super) const REVIEWS: &str = "spiffe://cluster.local/ns/default/sa/reviews";
+pub(super) const RATINGS: &str = "spiffe://cluster.local/ns/default/sa/ratings";
 
 /// A root and what it signs.
-struct Root {
-    der: CertificateDer<'static>,
+pub(super) struct Root {
+    pub(super) der: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Root {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -32,7 +34,7 @@ impl Root {
         Self { der, issuer: Issuer::new(params, key) }
     }
 
-    fn issue(&self, params: &CertificateParams) -> CertifiedKey {
+    pub(super) fn issue(&self, params: &CertificateParams) -> CertifiedKey {
         let key = KeyPair::generate().unwrap();
         let leaf = params.signed_by(&key, &self.issuer).unwrap();
         let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
@@ -49,12 +51,12 @@ impl Root {
     }
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
 /// A correct workload certificate with these URI names.
-fn leaf(uris: &[&str]) -> CertificateParams {
+pub(super) fn leaf(uris: &[&str]) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.subject_alt_names = uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

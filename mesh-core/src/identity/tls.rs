@@ -47,7 +47,7 @@ pub(super) fn identity_from(
 }
 
 /// Start and end of a certificate's validity, seconds since the Unix epoch.
-fn validity(leaf: &CertificateDer<'_>) -> Option<(u64, u64)> {
+pub(super) fn validity(leaf: &CertificateDer<'_>) -> Option<(u64, u64)> {
     let (_, cert) = x509_parser::parse_x509_certificate(leaf).ok()?;
     let validity = cert.validity();
     let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).ok();

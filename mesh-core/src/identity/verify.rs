@@ -1,7 +1,4 @@
-//! SPIFFE verification of a peer's certificate: parse the ID, pick the bundle of its trust domain,
-//! validate the path with that bundle only, then the leaf rules, then the caller's policy.
-//!
-//! There is no fall-through to DNS names or to the subject.
+//! The SPIFFE rules of [`super::svid`] as verifiers of rustls, one for each direction, with who is expected.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,50 +8,13 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme};
-use webpki::{EndEntityCert, KeyUsage};
-use x509_parser::certificate::X509Certificate;
-use x509_parser::error::X509Error;
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::FromDer;
+use smallvec::SmallVec;
 
-use super::TrustBundles;
+use super::svid::verify_svid;
+use super::{PeerRefused, TrustBundles, Usage};
 use crate::id::SpiffeId;
 use crate::matcher::TextCondition;
 use crate::policy::StringMatcher;
-
-/// Why a peer's certificate was refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum PeerRefused {
-    /// The certificate cannot be parsed.
-    #[error("the peer's certificate cannot be read: {0}")]
-    Unreadable(String),
-    /// It does not carry exactly one URI name.
-    #[error("the peer's certificate must carry exactly one URI name, a SPIFFE ID; it has {0}")]
-    UriNames(usize),
-    /// The one URI name is not a SPIFFE ID with a path.
-    #[error("the peer's certificate: {0}")]
-    NotSpiffe(#[from] crate::id::InvalidSpiffeId),
-    /// We hold no bundle for its trust domain.
-    #[error("the peer {0} is of a trust domain for which this process has no bundle")]
-    UnknownDomain(SpiffeId),
-    /// It does not chain to the bundle, has expired or may not be used this way.
-    #[error("the certificate of {id} is not valid here: {reason}")]
-    NotValid {
-        /// Who it claims to be.
-        id: SpiffeId,
-        /// What path validation said.
-        reason: String,
-    },
-    /// A valid peer, but not the one policy expects.
-    #[error("the peer is {got}; the policy of this destination expects {expected}")]
-    WrongId {
-        /// Who it is.
-        got: SpiffeId,
-        /// What was expected.
-        expected: String,
-    },
-}
 
 impl PeerRefused {
     /// The refusal inside a TLS error, if that is what failed the handshake.
@@ -72,43 +32,9 @@ impl From<PeerRefused> for rustls::Error {
     }
 }
 
-/// The SPIFFE ID of a leaf certificate: exactly one URI name, which must be one.
-///
-/// # Errors
-/// The certificate cannot be read, has no or several URI names, or its name is not a SPIFFE ID.
-pub fn peer_spiffe_id(leaf: &CertificateDer<'_>) -> Result<SpiffeId, PeerRefused> {
-    spiffe_id_of(&parse(leaf)?)
-}
-
-fn parse<'c>(leaf: &'c CertificateDer<'_>) -> Result<X509Certificate<'c>, PeerRefused> {
-    let (_, cert) = X509Certificate::from_der(leaf).map_err(|e| PeerRefused::Unreadable(e.to_string()))?;
-    Ok(cert)
-}
-
-fn spiffe_id_of(cert: &X509Certificate<'_>) -> Result<SpiffeId, PeerRefused> {
-    let unreadable = |e: X509Error| PeerRefused::Unreadable(e.to_string());
-    let names = cert.subject_alternative_name().map_err(unreadable)?;
-    let names = names.iter().flat_map(|san| &san.value.general_names);
-    // A name that cannot be read counts as well: a second URI must not hide behind bad encoding.
-    let mut uris = names.filter_map(|name| match name {
-        GeneralName::URI(uri) => Some(*uri),
-        GeneralName::Invalid(..) => Some(""),
-        _ => None,
-    });
-    match (uris.next(), uris.next()) {
-        (Some(uri), None) => Ok(uri.parse()?),
-        (None, _) => Err(PeerRefused::UriNames(0)),
-        (Some(_), Some(_)) => Err(PeerRefused::UriNames(2 + uris.count())),
-    }
-}
-
-/// Whether the key may sign certificates or revocation lists: a signing authority is no workload
-/// (X509-SVID 4.3). That it is marked a CA is checked by path validation.
-fn may_sign(cert: &X509Certificate<'_>) -> bool {
-    match cert.key_usage() {
-        Ok(usage) => usage.is_some_and(|usage| usage.value.key_cert_sign() || usage.value.crl_sign()),
-        Err(_) => true,
-    }
+/// A view of a certificate, to put a chain together without copying it.
+fn borrowed<'c>(der: &'c CertificateDer<'_>) -> CertificateDer<'c> {
+    CertificateDer::from(&**der)
 }
 
 /// What both directions share.
@@ -123,23 +49,10 @@ impl Rules {
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-        usage: KeyUsage,
+        usage: Usage,
     ) -> Result<SpiffeId, PeerRefused> {
-        let parsed = parse(leaf)?;
-        let id = spiffe_id_of(&parsed)?;
-        let Some(bundle) = self.bundles.get(&id.trust_domain()) else {
-            return Err(PeerRefused::UnknownDomain(id));
-        };
-        if may_sign(&parsed) {
-            return Err(PeerRefused::NotValid { id, reason: "its key may sign certificates".to_owned() });
-        }
-        // webpki refuses CA certificates as leaves and checks dates, extended key usage and constraints.
-        let cert = EndEntityCert::try_from(leaf).map_err(|e| PeerRefused::Unreadable(e.to_string()))?;
-        let algorithms = self.provider.signature_verification_algorithms.all;
-        match cert.verify_for_usage(algorithms, bundle.anchors(), intermediates, now, usage, None, None) {
-            Ok(_) => Ok(id),
-            Err(e) => Err(PeerRefused::NotValid { id, reason: e.to_string() }),
-        }
+        let chain: SmallVec<[_; 4]> = std::iter::once(leaf).chain(intermediates).map(borrowed).collect();
+        verify_svid(&chain, &self.bundles, self.provider.signature_verification_algorithms.all, now, usage)
     }
 
     fn tls12(
@@ -180,6 +93,12 @@ impl SpiffeServerVerifier {
         let conditions = expected.iter().map(TextCondition::new).collect();
         Self { rules: Rules { bundles, provider }, expected, conditions }
     }
+
+    /// By the name in the certificate or, for a trust domain that is an alias, by the name it stands for.
+    fn expects(&self, id: &SpiffeId) -> bool {
+        let named = |id: &SpiffeId| self.conditions.iter().any(|c| c.holds(id.as_str().as_bytes()));
+        self.conditions.is_empty() || named(id) || self.rules.bundles.aliased(id).is_some_and(|id| named(&id))
+    }
 }
 
 impl ServerCertVerifier for SpiffeServerVerifier {
@@ -191,8 +110,8 @@ impl ServerCertVerifier for SpiffeServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let id = self.rules.verify(end_entity, intermediates, now, KeyUsage::server_auth())?;
-        if !self.conditions.is_empty() && !self.conditions.iter().any(|c| c.holds(id.as_str().as_bytes())) {
+        let id = self.rules.verify(end_entity, intermediates, now, Usage::Server)?;
+        if !self.expects(&id) {
             let expected = format!("{:?}", self.expected.iter().map(|m| &m.pattern).collect::<Vec<_>>());
             return Err(PeerRefused::WrongId { got: id, expected }.into());
         }
@@ -253,7 +172,7 @@ impl ClientCertVerifier for SpiffeClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.rules.verify(end_entity, intermediates, now, KeyUsage::client_auth())?;
+        self.rules.verify(end_entity, intermediates, now, Usage::Client)?;
         Ok(ClientCertVerified::assertion())
     }
 

@@ -1,11 +1,11 @@
 //! The token bucket of local rate limits (Envoy `local_ratelimit`).
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::policy;
+use crate::sync::{AtomicU64, Ordering};
 
 /// Tokens that come steadily, `tokens_per_fill` in each `fill_interval`, up to `max_tokens`, with which it begins. As
 /// in Envoy since 1.31 they come one by one and not in one go at the end of an interval.

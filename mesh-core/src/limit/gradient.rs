@@ -1,12 +1,12 @@
 //! A limit on requests in flight that follows their latency (Envoy `adaptive_concurrency`, gradient controller).
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::samples::Samples;
 use crate::policy::{AdaptiveConcurrency, MinRtt, PerMillion};
+use crate::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// The limit and what it is made from. Every period
 ///

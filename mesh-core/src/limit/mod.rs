@@ -1,15 +1,19 @@
-//! Limits that fail fast: a token bucket, client-side throttling by success rate, and a limit on requests in flight
-//! that follows their latency.
+//! Limits that fail fast: a token bucket and the rate limit around it, client-side throttling by success rate, and a limit on requests in flight
+//! that follows their latency; and a pace for what need not happen more often.
 //!
 //! Everything is pure: time and randomness are arguments, and no operation takes a lock. Refuses to know what is
 //! limited and how a refusal is answered.
 
 mod bucket;
 mod gradient;
+mod pace;
+mod rate;
 mod samples;
 mod throttle;
 pub(crate) mod window;
 
 pub use self::bucket::TokenBucket;
 pub use self::gradient::Gradient;
+pub use self::pace::Pace;
+pub use self::rate::{RateLimit, RateLimited};
 pub use self::throttle::Throttle;

@@ -1,9 +1,10 @@
 //! Two counts over a sliding window, taken without a lock.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::sync::{AtomicU64, Ordering};
 
 /// Two counts of what happened in the last so much time; the window slides in tenths.
 #[derive(Debug)]

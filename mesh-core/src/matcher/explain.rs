@@ -88,7 +88,7 @@ fn walk(table: &RouteTable, hit: HostHit, request: &RequestView<'_>, tried: &mut
             tried.push(RouteTried { index: other.index, name: name(other.index), failed: Some(other.reason.clone()) });
         }
         let index = compiled.index;
-        let miss = compiled.conditions.check(request).err();
+        let miss = compiled.conditions.check(request, request.split()).err();
         let failed = miss.map(|miss| in_words(miss, &routes[index].matcher, request));
         let matched = failed.is_none();
         tried.push(RouteTried { index, name: name(index), failed });

@@ -70,6 +70,10 @@ impl HeaderCondition {
         };
         let (mut every, mut some) = (true, false);
         for value in std::iter::once(first).chain(values) {
+            if self.is_beyond(value) {
+                (every, some) = (false, true);
+                continue;
+            }
             let holds = self.tests(value);
             every &= holds;
             // HTTP/2 delivers spaces around a value as they are sent; HTTP/1.1 takes them away.
@@ -146,6 +150,11 @@ impl HeaderCondition {
             return false;
         };
         self.tests(value) != self.invert
+    }
+
+    /// Whether a value is one of which the test cannot tell: a pattern is made of characters, and the value is none.
+    fn is_beyond(&self, value: &[u8]) -> bool {
+        matches!(&self.test, Test::Text(text) if text.is_pattern()) && std::str::from_utf8(value).is_err()
     }
 
     /// The test of a value that is there, not inverted.

@@ -56,6 +56,10 @@ impl HostIndex {
         if self.exact.is_empty() && self.suffixes.is_empty() && self.prefixes.is_empty() {
             return self.any;
         }
+        // Mostly it is written as policy writes it, which has no capitals.
+        if let Some(hit) = self.exact.get(authority) {
+            return Some(*hit);
+        }
         let lower = lower_case(authority);
         let bare = without_port(&lower);
         let bare = bare.strip_suffix('.').unwrap_or(bare);

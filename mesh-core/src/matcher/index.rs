@@ -3,6 +3,7 @@
 //! Refuses to decide: the routes that it names are checked one by one, in listed order.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use regex_syntax::hir::literal::Extractor;
 use smallvec::SmallVec;
@@ -12,21 +13,30 @@ use crate::policy::{PathMatch, RouteMatch};
 /// Up to so many routes a look at each is as fast.
 const FEW: usize = 4;
 
-/// Routes by the beginnings of their paths.
+/// Routes by the beginnings of their paths: a tree whose edges are labelled with text, so that a look-up reads the
+/// path once and meets a few nodes, however many routes there are.
 #[derive(Debug)]
 pub(super) struct PathIndex {
-    // In the order of their bytes, the empty one first if there is one.
-    beginnings: Box<[Beginning]>,
-}
-
-#[derive(Debug)]
-struct Beginning {
-    text: Box<[u8]>,
-    // The longest of the others that this one begins with.
-    shorter: Option<u32>,
-    // In listed order.
+    // The root first; the children of a node side by side, in the order of their first bytes.
+    nodes: Box<[Node]>,
+    // The first byte of each node's label: what a search among children reads.
+    firsts: Box<[u8]>,
+    labels: Box<[u8]>,
     routes: Box<[u32]>,
 }
+
+/// A place in the tree. Ranges are within the fields of [`PathIndex`].
+#[derive(Debug)]
+struct Node {
+    // What a path goes on with to get here.
+    label: Range<u32>,
+    children: Range<u32>,
+    // Those that begin with just what leads here; in listed order.
+    routes: Range<u32>,
+}
+
+/// Up to so many children a look at each is as fast as a search by halves.
+const NARROW: usize = 16;
 
 impl PathIndex {
     /// An index of `routes`; `None` if they are few.
@@ -38,30 +48,21 @@ impl PathIndex {
         for (route, position) in routes.zip(0..) {
             sorted.entry(beginning(route)).or_default().push(position);
         }
-        let mut beginnings = Vec::<Beginning>::with_capacity(sorted.len());
-        for (text, routes) in sorted {
-            // What it begins with is its neighbour, or what that begins with, and so on.
-            let mut shorter = beginnings.len().checked_sub(1);
-            while let Some(at) = shorter.filter(|at| !text.starts_with(&beginnings[*at].text)) {
-                shorter = beginnings[at].shorter.map(|at| at as usize);
-            }
-            let shorter = shorter.map(|at| at as u32);
-            beginnings.push(Beginning { text: text.into(), shorter, routes: routes.into() });
-        }
-        Some(Self { beginnings: beginnings.into() })
+        Some(Builder::default().build(&sorted.into_iter().collect::<Vec<_>>()))
     }
 
     /// The first route, in listed order, that a path may be for and that `matches`.
     pub(super) fn first(&self, path: &str, mut matches: impl FnMut(usize) -> bool) -> Option<usize> {
-        let path = path.as_bytes();
-        // Everything that the path begins with stands before it, and the last of these begins with the longest.
-        let mut at = self.beginnings.partition_point(|of| *of.text <= *path).checked_sub(1);
         let mut lists = SmallVec::<[&[u32]; 8]>::new();
-        while let Some(of) = at.map(|at| &self.beginnings[at]) {
-            if path.starts_with(&of.text) {
-                lists.push(&of.routes);
+        let (mut rest, mut node) = (path.as_bytes(), &self.nodes[0]);
+        loop {
+            let routes = &self.routes[within(&node.routes)];
+            if !routes.is_empty() {
+                lists.push(routes);
             }
-            at = of.shorter.map(|at| at as usize);
+            let Some(child) = self.child(node, rest) else { break };
+            let Some(after) = rest.strip_prefix(&self.labels[within(&child.label)]) else { break };
+            (rest, node) = (after, child);
         }
         if let [list] = lists[..] {
             return list.iter().map(|route| *route as usize).find(|route| matches(*route));
@@ -74,6 +75,73 @@ impl PathIndex {
                 return Some(*route as usize);
             }
         }
+    }
+
+    /// The child whose label begins as `rest` does.
+    fn child(&self, node: &Node, rest: &[u8]) -> Option<&Node> {
+        let first = rest.first()?;
+        let firsts = &self.firsts[within(&node.children)];
+        let at = if firsts.len() <= NARROW {
+            firsts.iter().position(|byte| byte == first)?
+        } else {
+            firsts.binary_search(first).ok()?
+        };
+        Some(&self.nodes[within(&node.children)][at])
+    }
+}
+
+fn within(range: &Range<u32>) -> Range<usize> {
+    range.start as usize..range.end as usize
+}
+
+/// A tree that grows level by level, so that children lie side by side.
+#[derive(Default)]
+struct Builder {
+    nodes: Vec<Node>,
+    firsts: Vec<u8>,
+    labels: Vec<u8>,
+    routes: Vec<u32>,
+}
+
+/// A beginning and its routes.
+type Entry = (Vec<u8>, Vec<u32>);
+
+impl Builder {
+    /// `sorted` by the bytes of the beginnings, each of them once.
+    fn build(mut self, sorted: &[Entry]) -> PathIndex {
+        // For each node what begins as it does, and how many bytes lead to it.
+        let mut below = vec![(sorted, 0)];
+        self.node(&[]);
+        for at in 0.. {
+            let Some(&(mut entries, depth)) = below.get(at) else { break };
+            if let Some(((text, own), rest)) = entries.split_first()
+                && text.len() == depth
+            {
+                let start = self.routes.len() as u32;
+                self.routes.extend(own);
+                self.nodes[at].routes = start..self.routes.len() as u32;
+                entries = rest;
+            }
+            let start = self.nodes.len() as u32;
+            for group in entries.chunk_by(|(a, _), (b, _)| a[depth] == b[depth]) {
+                // What the first and the last have in common, all between them have.
+                let (first, last) = (&group[0].0, &group[group.len() - 1].0);
+                let end = first.iter().zip(last).take_while(|(a, b)| a == b).count();
+                self.node(&first[depth..end]);
+                below.push((group, end));
+            }
+            self.nodes[at].children = start..self.nodes.len() as u32;
+        }
+        let Self { nodes, firsts, labels, routes } = self;
+        PathIndex { nodes: nodes.into(), firsts: firsts.into(), labels: labels.into(), routes: routes.into() }
+    }
+
+    fn node(&mut self, label: &[u8]) {
+        let start = self.labels.len() as u32;
+        self.labels.extend_from_slice(label);
+        // The root has no label, and is nobody's child.
+        self.firsts.push(label.first().copied().unwrap_or_default());
+        self.nodes.push(Node { label: start..self.labels.len() as u32, children: 0..0, routes: 0..0 });
     }
 }
 
@@ -119,6 +187,20 @@ mod tests {
         }
         assert_eq!(begins(PathMatch::PathSeparatedPrefix("/a/".into()), true), "/a");
         assert_eq!(begins(PathMatch::Exact("/a".into()), false), "");
+    }
+
+    #[test]
+    fn a_node_of_many_children_finds_each() {
+        let prefixes: Vec<String> = (b'!'..=b'~').map(|byte| format!("/{}", char::from(byte))).collect();
+        let routes: Vec<_> = prefixes
+            .iter()
+            .map(|prefix| RouteMatch { path: PathMatch::Prefix(prefix.clone()), ..RouteMatch::any() })
+            .collect();
+        let index = PathIndex::new(routes.iter()).unwrap();
+        for (at, prefix) in prefixes.iter().enumerate() {
+            assert_eq!(index.first(prefix, |_| true), Some(at), "{prefix}");
+        }
+        assert_eq!(index.first("/\u{e4}", |_| true), None);
     }
 
     #[test]

@@ -179,9 +179,10 @@ impl RouteTable {
     pub fn route(&self, request: &RequestView<'_>) -> Option<&CompiledRoute> {
         let hit = self.hosts.find(request.authority)?;
         let (routes, index) = (self.routes_of(hit), &self.virtual_hosts[hit.virtual_host].index);
-        let takes = |route: &CompiledRoute| route.conditions.check(request).is_ok();
+        let split = request.split();
+        let takes = |route: &CompiledRoute| route.conditions.check(request, split).is_ok();
         match index {
-            Some(index) => index.first(request.path(), |at| takes(&routes[at])).map(|at| &routes[at]),
+            Some(index) => index.first(split.0, |at| takes(&routes[at])).map(|at| &routes[at]),
             None => routes.iter().find(|route| takes(route)),
         }
     }
@@ -266,8 +267,8 @@ impl Conditions {
         }
     }
 
-    fn check(&self, request: &RequestView<'_>) -> Result<(), Miss> {
-        let (path, query) = request.split();
+    /// Path and query are those of the request, split once for all routes.
+    fn check(&self, request: &RequestView<'_>, (path, query): (&str, &str)) -> Result<(), Miss> {
         if !self.path.holds(path) {
             return Err(Miss::Path);
         }

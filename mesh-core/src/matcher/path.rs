@@ -1,6 +1,8 @@
 //! The path condition of a route.
 
+use regex_automata::dfa::{Automaton, dense};
 use regex_automata::meta::Regex;
+use regex_automata::{Anchored, Input};
 
 use super::text::{equal, has_prefix};
 use crate::policy::PathMatch;
@@ -20,6 +22,9 @@ pub(crate) enum PathCondition {
         prefix: Box<str>,
         fold: bool,
     },
+    /// Most patterns.
+    Table(Box<dense::DFA<Vec<u32>>>),
+    /// One that is too large for a table.
     Regex(Box<Regex>),
 }
 
@@ -32,7 +37,10 @@ impl PathCondition {
             PathMatch::PathSeparatedPrefix(prefix) => {
                 Self::Separated { prefix: prefix.strip_suffix('/').unwrap_or(prefix).into(), fold }
             }
-            PathMatch::Regex(pattern) => Self::Regex(Box::new(pattern.compiled())),
+            PathMatch::Regex(pattern) => match pattern.table() {
+                Some(table) => Self::Table(Box::new(table)),
+                None => Self::Regex(Box::new(pattern.compiled())),
+            },
         }
     }
 
@@ -44,7 +52,42 @@ impl PathCondition {
             Self::Separated { prefix, fold } => {
                 has_prefix(bytes, prefix.as_bytes(), *fold) && matches!(bytes.get(prefix.len()), None | Some(b'/'))
             }
+            // A table gives up on no byte, so there are no errors.
+            Self::Table(table) => {
+                table.try_search_fwd(&Input::new(path).anchored(Anchored::Yes)).is_ok_and(|found| found.is_some())
+            }
             Self::Regex(regex) => regex.is_match(path),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Pattern;
+
+    #[test]
+    fn a_table_takes_what_the_pattern_takes() {
+        let paths =
+            ["", "/", "/a", "/a/b", "/user7/42/cart", "/user7/x/cart", "/\u{e4}\u{f6}", "/a\n", "/A", "/ab", "/b"];
+        for (text, fits) in [
+            ("/user7/[0-9]+/cart", true),
+            (".*", true),
+            ("/a|/b", true),
+            ("(?i)/a", true),
+            ("(?m)/a$", true),
+            ("(?s)/a.?", true),
+            (r"/\w+", false),
+            (r"/a\b", false),
+            ("", true),
+        ] {
+            let Ok(pattern) = Pattern::new(text) else { continue };
+            let policy = PathMatch::Regex(pattern.clone());
+            let condition = PathCondition::new(&policy, true);
+            assert_eq!(matches!(condition, PathCondition::Table(_)), fits, "{text}");
+            for path in paths {
+                assert_eq!(condition.holds(path), pattern.compiled().is_match(path), "{text} {path:?}");
+            }
         }
     }
 }

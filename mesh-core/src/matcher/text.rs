@@ -34,6 +34,11 @@ impl TextCondition {
         Self { kind, ignore_case: policy.ignore_case }
     }
 
+    /// Whether it is a pattern, which can say nothing of bytes that are no text.
+    pub(crate) fn is_pattern(&self) -> bool {
+        matches!(self.kind, Kind::Regex(_))
+    }
+
     /// Whether `text` satisfies it.
     pub fn holds(&self, text: &[u8]) -> bool {
         let fold = self.ignore_case;

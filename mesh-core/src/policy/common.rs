@@ -77,6 +77,8 @@ pub struct Pattern(Arc<str>);
 
 /// Longest accepted pattern, in bytes. Istio refuses longer ones too.
 pub const MAX_PATTERN_LEN: usize = 1024;
+/// Bound on a pattern as a table, in bytes.
+const MAX_TABLE: usize = 16 << 10;
 /// Bound on a compiled pattern, in bytes, so that `(a{1000}){1000}` is an error and not an outage.
 const MAX_COMPILED: usize = 1 << 20;
 
@@ -120,6 +122,16 @@ impl Pattern {
         compile(&whole(&self.0)).expect("checked when the pattern was made")
     }
 
+    /// The compiled form as one table, several times as fast as [`compiled`](Self::compiled); matches must cover the
+    /// whole input, so a search has to be anchored. `None` if it would be large.
+    #[must_use]
+    pub fn table(&self) -> Option<regex_automata::dfa::dense::DFA<Vec<u32>>> {
+        use regex_automata::dfa::{StartKind, dense};
+        let limits = dense::Config::new().dfa_size_limit(Some(MAX_TABLE)).determinize_size_limit(Some(4 * MAX_TABLE));
+        let config = limits.start_kind(StartKind::Anchored);
+        dense::Builder::new().configure(config).build(&whole(&self.0)).ok()
+    }
+
     /// The compiled form that finds matches anywhere in the input, for rewriting.
     #[must_use]
     pub fn searcher(&self) -> regex_automata::meta::Regex {
@@ -145,7 +157,7 @@ fn whole(text: &str) -> String {
 fn compile(text: &str) -> Result<regex_automata::meta::Regex, Box<regex_automata::meta::BuildError>> {
     use regex_automata::meta::{Config, Regex};
     Regex::builder()
-        .configure(Config::new().nfa_size_limit(Some(MAX_COMPILED)).onepass_size_limit(Some(MAX_COMPILED)))
+        .configure(Config::new().nfa_size_limit(Some(MAX_COMPILED)).onepass_size_limit(Some(MAX_COMPILED)).dfa(false))
         .build(text)
         .map_err(Box::new)
 }

@@ -114,8 +114,40 @@ pub enum AuthorizationAction {
     Deny,
     /// Record only.
     Audit,
-    /// Ask the named external authorizer.
-    Custom(String),
+    /// Ask an external authorizer.
+    Custom(Box<AuthorizerProvider>),
+    /// A request that no rule matches is answered with 404; what a rule matches goes on to the other policies
+    /// (Linkerd: the routes of a Server).
+    Route,
+}
+
+/// Whom a CUSTOM policy asks (Istio `extensionProviders`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct AuthorizerProvider {
+    /// Name. An application that has an authorizer of this name is asked before anybody else.
+    pub name: String,
+    /// The service that is asked over gRPC. None = nobody but the application can be asked.
+    pub grpc: Option<GrpcAuthorizer>,
+}
+
+impl AuthorizerProvider {
+    /// A provider that only the application can know.
+    pub fn named(name: impl Into<String>) -> Box<Self> {
+        Box::new(Self { name: name.into(), grpc: None })
+    }
+}
+
+/// A service that speaks `envoy.service.auth.v3.Authorization` (Istio `envoyExtAuthzGrpc`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct GrpcAuthorizer {
+    /// `host:port`, as applications dial it.
+    pub target: String,
+    /// Time for an answer. Default 600 s.
+    pub timeout: Duration,
+    /// Let requests pass if there is no answer. Default false.
+    pub fail_open: bool,
+    /// Status of the denial if there is no answer. Default 403.
+    pub status_on_error: u16,
 }
 
 /// One rule: permissions any of, and principals any of (`envoy.config.rbac.v3.Policy`).

@@ -53,12 +53,8 @@ const FORWARD: &[Line<Forward>] = &[line("metadata_match", "every endpoint of th
 const RETRY: &[Line<RetryPolicy>] =
     &[line("retry.on.http3_post_connect_failure", "HTTP/3 is not spoken", |r| r.on.http3_post_connect_failure)];
 
-const INBOUND: &[Line<InboundListener>] = &[
-    line("jwt", "tokens are not checked; the server fails closed and refuses every request", |l| !l.jwt.is_empty()),
-    line("limits.max_connection_age", "connections are not closed for their age", |l| {
-        l.limits.max_connection_age.is_some()
-    }),
-];
+const INBOUND: &[Line<InboundListener>] =
+    &[line("jwt", "tokens are not checked; the server fails closed and refuses every request", |l| !l.jwt.is_empty())];
 
 impl Report for Cluster {
     fn report(&self, out: &mut Vec<Unenforced>) {
@@ -100,7 +96,7 @@ impl Report for RouteConfiguration {
 impl Report for Listener {
     fn report(&self, out: &mut Vec<Unenforced>) {
         let resource = format!("listener {}", self.name);
-        filters(&self.filters, &resource, &OUTBOUND_RATE_LIMIT, out);
+        filters(&self.filters, &resource, Some(&OUTBOUND_RATE_LIMIT), out);
         if let super::RouteSource::Inline(routes) = &self.routes {
             routes.report(out);
         }
@@ -111,17 +107,19 @@ impl Report for InboundListener {
     fn report(&self, out: &mut Vec<Unenforced>) {
         let resource = format!("inbound {}", self.name);
         look(INBOUND, self, &resource, "", out);
-        filters(&self.filters, &resource, &INBOUND_RATE_LIMIT, out);
+        filters(&self.filters, &resource, None, out);
     }
 }
 
-fn filters(list: &[HttpFilter], resource: &str, rate_limit: &Line<LocalRateLimit>, out: &mut Vec<Unenforced>) {
+fn filters(list: &[HttpFilter], resource: &str, rate_limit: Option<&Line<LocalRateLimit>>, out: &mut Vec<Unenforced>) {
     for (i, filter) in list.iter().enumerate() {
         let path = format!("filters[{i}] {}", filter.name);
         let effect = match &filter.kind {
-            HttpFilterKind::RateLimit(limit) if (rate_limit.used)(limit) => rate_limit.effect,
+            HttpFilterKind::RateLimit(limit) => match rate_limit.filter(|line| (line.used)(limit)) {
+                Some(line) => line.effect,
+                None => continue,
+            },
             HttpFilterKind::Fault(_)
-            | HttpFilterKind::RateLimit(_)
             | HttpFilterKind::AdmissionControl(_)
             | HttpFilterKind::AdaptiveConcurrency(_)
             | HttpFilterKind::Session(_) => continue,
@@ -151,10 +149,6 @@ const OUTBOUND_RATE_LIMIT: Line<LocalRateLimit> = line(
     "the application has no connections of its own to the mesh: all its requests share one bucket",
     |limit| limit.bucket.is_some() && limit.per_connection,
 );
-
-/// Of a rate limit on the server's side.
-const INBOUND_RATE_LIMIT: Line<LocalRateLimit> =
-    line("bucket", "requests are not rate limited", |limit| limit.bucket.is_some());
 
 fn look<T>(table: &[Line<T>], policy: &T, resource: &str, path: &str, out: &mut Vec<Unenforced>) {
     out.extend(table.iter().filter(|line| (line.used)(policy)).map(|line| Unenforced {

@@ -71,13 +71,20 @@ pub struct RetryRules {
     on: RetryOn,
     headers: Box<[HeaderCondition]>,
     classes: Box<[ResponseClass]>,
+    // Whether a condition may hold for an answer that is no error.
+    judges_successes: bool,
 }
 
 impl RetryRules {
     /// Compiles the conditions; `classes` are the route's response classes, for
     /// [`RetryOn::classified_failure`].
     pub fn new(on: &RetryOn, classes: &[ResponseClass]) -> Self {
+        let judges_successes = on.envoy_ratelimited
+            || !on.response_headers.is_empty()
+            || (on.retriable_status_codes && on.status_codes.iter().any(|code| *code < 400))
+            || (on.classified_failure && !classes.is_empty());
         Self {
+            judges_successes,
             headers: on.response_headers.iter().map(HeaderCondition::new).collect(),
             on: on.clone(),
             classes: classes.into(),
@@ -93,6 +100,10 @@ impl RetryRules {
     }
 
     fn of_answer(&self, status: StatusCode, headers: &HeaderMap, grpc: Option<i32>) -> Option<&'static str> {
+        // Nearly every answer, and it is asked of every one.
+        if !self.judges_successes && status.as_u16() < 400 && grpc.is_none_or(|grpc| grpc == 0) {
+            return None;
+        }
         let on = &self.on;
         // Told to go away: nothing but the condition made for it asks for a retry (Envoy).
         if headers.contains_key(&RATE_LIMITED) {

@@ -26,6 +26,17 @@ pub const BUCKETS_MS: [f64; 19] = [
     3_600_000.0,
 ];
 
+/// The bounds in nanoseconds.
+const BOUNDS: [u64; BUCKETS_MS.len()] = {
+    let mut bounds = [0; BUCKETS_MS.len()];
+    let mut at = 0;
+    while at < bounds.len() {
+        bounds[at] = (BUCKETS_MS[at] * 1e6) as u64;
+        at += 1;
+    }
+    bounds
+};
+
 /// Counts of durations by bucket, and their sum.
 #[derive(Debug, Default)]
 pub struct Histogram {
@@ -37,10 +48,10 @@ pub struct Histogram {
 impl Histogram {
     /// Counts one duration.
     pub fn record(&self, duration: Duration) {
-        let ms = duration.as_secs_f64() * 1000.0;
-        let bucket = BUCKETS_MS.iter().position(|bound| ms <= *bound).unwrap_or(BUCKETS_MS.len());
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let bucket = BOUNDS.iter().position(|bound| nanos <= *bound).unwrap_or(BOUNDS.len());
         self.counts[bucket].fetch_add(1, Ordering::Relaxed);
-        self.sum_micros.fetch_add(duration.as_micros() as u64, Ordering::Relaxed);
+        self.sum_micros.fetch_add(nanos / 1000, Ordering::Relaxed);
     }
 
     /// How many durations were counted.

@@ -3,11 +3,13 @@
 //! A [`RequestSeries`] is resolved when a snapshot is built; recording a request then touches a few
 //! atomics and takes no lock. Refuses to know any exporter: outlets read [`Metrics::visit`].
 
+mod decisions;
 pub mod health;
 mod histogram;
 pub mod load;
 mod tcp;
 
+pub use self::decisions::{DECISIONS, DecisionLabels, Decisions};
 pub use self::health::HealthSeries;
 pub use self::histogram::{BUCKETS_MS, Histogram};
 pub use self::tcp::{TCP_CLOSED, TCP_OPENED, TCP_RECEIVED_BYTES, TCP_SENT_BYTES, TcpSeries};
@@ -40,6 +42,8 @@ pub const CONNECTIONS_ACTIVE: &str = "mesh_cluster_connections_active";
 pub const CONFIG_RESOURCES: &str = "mesh_config_resources";
 /// Time for which no control plane has vouched for the configuration in use, seconds.
 pub const CONFIG_UNCONFIRMED: &str = "mesh_config_unconfirmed_seconds";
+/// When this process's certificate ends, and the first of the roots it trusts; seconds since the Unix epoch.
+pub const CERTIFICATE_EXPIRY: &str = "mesh_certificate_expiry_timestamp_seconds";
 
 /// Which side reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -120,12 +124,23 @@ pub struct Outcome {
     pub grpc: bool,
 }
 
+impl Outcome {
+    /// Equality for every request: flags are nearly always the same text, not only the same words.
+    fn is(&self, other: &Self) -> bool {
+        self.code == other.code
+            && self.grpc_status == other.grpc_status
+            && self.grpc == other.grpc
+            && (std::ptr::eq(self.flags, other.flags) || self.flags == other.flags)
+    }
+}
+
 /// All series of one mesh. Passed in, never global.
 #[derive(Debug, Default)]
 pub struct Metrics {
     series: Mutex<HashMap<RequestLabels, Arc<RequestSeries>, foldhash::fast::FixedState>>,
     tcp: Mutex<HashMap<(RequestLabels, &'static str), Arc<TcpSeries>, foldhash::fast::FixedState>>,
     health: Mutex<BTreeMap<ClusterName, Arc<HealthSeries>>>,
+    decisions: Decisions,
 }
 
 /// The counters of one set of labels.
@@ -183,6 +198,11 @@ impl Metrics {
         }
     }
 
+    /// What authorization decided.
+    pub fn decisions(&self) -> &Decisions {
+        &self.decisions
+    }
+
     /// The health of a cluster's endpoints, made on first use. Not for the request path: keep the answer.
     pub fn health(&self, cluster: &ClusterName) -> Arc<HealthSeries> {
         self.health.lock().entry(cluster.clone()).or_default().clone()
@@ -209,7 +229,7 @@ impl RequestSeries {
     /// Counts one completed request.
     pub fn record(&self, outcome: Outcome, duration: Duration) {
         let outcomes = self.outcomes.load();
-        match outcomes.iter().find(|(known, _)| *known == outcome) {
+        match outcomes.iter().find(|(known, _)| known.is(&outcome)) {
             Some((_, counters)) => counters.record(duration),
             None => self.grow(outcome).record(duration),
         }

@@ -8,6 +8,7 @@ use mesh_core::policy::{
     Cluster, ClusterChoice, ClusterState, Clusters, Discovery, Endpoints, InboundState, Listener, RouteAction,
     RouteConfiguration, RouteSource, Snapshot,
 };
+use smallvec::SmallVec;
 
 use super::Resources;
 use crate::bootstrap::name::normalise;
@@ -29,7 +30,8 @@ pub(super) enum Found<T> {
 /// Who said what a look came across.
 #[derive(Debug, Default)]
 pub(super) struct Grounds {
-    origins: Vec<Origin>,
+    /// Mostly one.
+    origins: SmallVec<[Origin; 4]>,
     /// Two control planes of one authority.
     mixed: bool,
     /// Something is missing without its end having been decided: no reason to give up what is in use.
@@ -279,6 +281,23 @@ impl<'a, R: Resources> Follow<'a, R> {
         self.uses.push(key);
         found
     }
+}
+
+/// A cluster of a complete snapshot with its endpoints as they are now, if those alone may differ; `None` if the walk
+/// is to decide, for they are missing or from somebody else than the rest.
+pub(super) fn moved(
+    resources: &impl Resources,
+    name: &ClusterName,
+    state: &ClusterState,
+    grounds: &Grounds,
+) -> Option<ClusterState> {
+    let ClusterState::Ready { cluster, .. } = state else { return None };
+    let Discovery::Eds { service_name } = &cluster.discovery else { return Some(state.clone()) };
+    let name = normalise(service_name.as_deref().unwrap_or(name.as_str()));
+    let Known::Value(resource, origin) = resources.known(&resources.key(Kind::Endpoints, &name)) else { return None };
+    let Value::Endpoints(endpoints) = &resource.value else { return None };
+    let known = grounds.replace_good() && grounds.origins.contains(&origin);
+    known.then(|| ClusterState::Ready { cluster: cluster.clone(), endpoints: endpoints.clone() })
 }
 
 /// The clusters that an aggregate stands for; none for every other cluster.

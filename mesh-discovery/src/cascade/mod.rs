@@ -15,12 +15,12 @@ mod follow;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use mesh_core::id::{ClusterName, Target};
-use mesh_core::policy::{DestinationState, InboundState, Snapshot};
+use mesh_core::policy::{ClusterState, Clusters, DestinationState, InboundState, Snapshot};
 use mesh_core::source::Publisher;
 use smallvec::SmallVec;
 
@@ -80,6 +80,8 @@ struct Followed {
     settled: Keys,
     /// Who said what the published snapshot rests on.
     grounds: Grounds,
+    /// Whether what is published is all that the latest walk found.
+    is_settled: bool,
 }
 
 /// What is subscribed and where its state goes.
@@ -106,7 +108,7 @@ impl Cascade {
     /// Begins to follow; publishes at once what is already known.
     pub(crate) fn add(&mut self, id: SubscriptionId, root: Root, resources: &mut impl Resources) {
         let (uses, settled, grounds) = (Keys::default(), Keys::default(), Grounds::default());
-        self.followed.insert(id, Box::new(Followed { root, uses, settled, grounds }));
+        self.followed.insert(id, Box::new(Followed { root, uses, settled, grounds, is_settled: false }));
         self.refresh(id, resources);
     }
 
@@ -121,10 +123,39 @@ impl Cascade {
 
     /// Looks again at everything that uses one of the changed resources.
     pub(crate) fn changed(&mut self, keys: &[Key], resources: &mut impl Resources) {
-        let affected: BTreeSet<_> = keys.iter().filter_map(|key| self.users.get(key)).flatten().copied().collect();
+        let mut affected: SmallVec<[SubscriptionId; 4]> =
+            keys.iter().filter_map(|key| self.users.get(key)).flatten().copied().collect();
+        affected.sort_unstable();
+        affected.dedup();
+        // What changes all the time is who serves the clusters: then the rest need not be walked through.
+        let endpoints_only = keys.iter().all(|key| key.kind == Kind::Endpoints);
         for id in affected {
-            self.refresh(id, resources);
+            if !(endpoints_only && self.move_endpoints(id, resources)) {
+                self.refresh(id, resources);
+            }
         }
+    }
+
+    /// Publishes what is published with the endpoints as they are now, for a subscription of which nothing else has
+    /// changed. False if that is not all there is to it: then nothing is done.
+    fn move_endpoints(&self, id: SubscriptionId, resources: &impl Resources) -> bool {
+        // While something is on its way, the walk decides.
+        let Some(Followed { root: Root::Destination { publisher, .. }, grounds, is_settled: true, .. }) =
+            self.followed.get(&id).map(|followed| &**followed)
+        else {
+            return false;
+        };
+        let before = publisher.load_full();
+        let DestinationState::Ready(old) = &*before else { return false };
+        let now = |(name, state): (&ClusterName, &ClusterState)| {
+            Some((name.clone(), follow::moved(resources, name, state, grounds)?))
+        };
+        let Some(clusters) = old.clusters.iter().map(now).collect::<Option<Clusters>>() else { return false };
+        if clusters != old.clusters {
+            let next = Snapshot { listener: old.listener.clone(), routes: old.routes.clone(), clusters };
+            publisher.publish(DestinationState::Ready(Arc::new(next)));
+        }
+        true
     }
 
     fn refresh(&mut self, id: SubscriptionId, resources: &mut impl Resources) {
@@ -154,6 +185,7 @@ impl Cascade {
                 if next != *before {
                     publisher.publish(next);
                 }
+                followed.is_settled = settled;
                 if settled {
                     followed.settled = follow.into_uses(&followed.uses, &[]);
                     followed.grounds = grounds;

@@ -1,11 +1,14 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use futures_util::FutureExt;
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{
     Cluster, ClusterState, Discovery, Domain, Endpoints, Forward, HeaderPolicy, InboundListener, InboundTls, Listener,
     Mirror, PerMillion, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, TcpForward, VirtualHost,
 };
 use mesh_core::source::Watched;
+use proptest::collection::vec;
+use proptest::prelude::*;
 
 use super::*;
 use crate::xds::{Origin, Value};
@@ -54,6 +57,8 @@ struct World {
     plane: Plane,
     cascade: Cascade,
     state: Watched<DestinationState>,
+    /// Every change is followed by a whole walk.
+    walks: bool,
 }
 
 impl World {
@@ -62,6 +67,7 @@ impl World {
             plane: Plane::default(),
             cascade: Cascade::default(),
             state: Watched::fixed(DestinationState::Pending),
+            walks: false,
         };
         world.state = world.watch(1);
         world
@@ -80,13 +86,20 @@ impl World {
         let origin = Origin { authority: 0, server: self.plane.server };
         self.plane.lost.remove(&key);
         self.plane.has.insert(key.clone(), (resource, origin));
-        self.cascade.changed(&[key], &mut self.plane);
+        self.changed(key);
+    }
+
+    fn changed(&mut self, key: Key) {
+        let mut keys = vec![key];
+        // Not of endpoints alone.
+        keys.extend(self.walks.then(|| Key::new(Kind::Listener, "nobody's")));
+        self.cascade.changed(&keys, &mut self.plane);
     }
 
     fn lose(&mut self, kind: Kind, name: &str) {
         let key = Key::new(kind, name);
         self.plane.lost.insert(key.clone());
-        self.cascade.changed(&[key], &mut self.plane);
+        self.changed(key);
     }
 
     /// Listener, routes to `x`, cluster `x` and its endpoints.
@@ -456,4 +469,65 @@ fn a_part_of_what_is_published_that_was_dropped_on_purpose_fails_the_destination
         world.give(kind, if kind == Kind::Listener { "a:80" } else { "r" }, Err("deleted"));
         assert!(matches!(&**world.state.load(), DestinationState::Failed(reason) if reason.contains("deleted")));
     }
+}
+
+/// Some news: what, of whom, from which control plane.
+fn hear(world: &mut World, (what, of, server): (u8, usize, u16)) {
+    let name = ["x", "y", "elsewhere"][of];
+    world.plane.server = server;
+    let endpoints = |factor: u8| {
+        let cluster = name.to_owned();
+        Value::Endpoints(Arc::new(Endpoints {
+            cluster,
+            overprovisioning_factor: Some(factor.into()),
+            ..Default::default()
+        }))
+    };
+    match what {
+        0..10 => world.give(Kind::Endpoints, name, Ok(endpoints(what / 3))),
+        10 => world.give(Kind::Endpoints, name, Err("refused")),
+        11 => world.lose(Kind::Endpoints, name),
+        12 => world.give(Kind::Cluster, name, Ok(cluster(name, eds(None)))),
+        13 => world.give(Kind::Cluster, name, Ok(cluster(name, eds(Some("elsewhere"))))),
+        14 => world.give(Kind::Cluster, name, Ok(cluster(name, Discovery::Aggregate(vec!["y".into()])))),
+        15 => world.give(Kind::Cluster, name, Err("refused")),
+        16 => world.lose(Kind::Cluster, name),
+        17 => world.give(Kind::Routes, "r", Ok(routes("r", &[name]))),
+        _ => world.give(Kind::Routes, "r", Ok(routes("r", &["x", "y"]))),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+    /// News of endpoints alone take a short way; it leads to where the whole walk leads.
+    #[test]
+    fn new_endpoints_make_what_a_whole_walk_makes(news in vec((0..19_u8, 0..3_usize, 0..2_u16), 1..60)) {
+        let mut short = World::complete();
+        let mut whole = World { walks: true, ..World::complete() };
+        for news in news {
+            // One control plane for most of the time, so that much is complete.
+            let news = (news.0, news.1, if news.0 % 5 == 0 { news.2 } else { short.plane.server });
+            hear(&mut short, news);
+            hear(&mut whole, news);
+            prop_assert_eq!(&**short.state.load(), &**whole.state.load());
+            prop_assert_eq!(short.wanted(), whole.wanted());
+            let woken = |world: &mut World| world.state.changed().now_or_never().is_some();
+            prop_assert_eq!(woken(&mut short), woken(&mut whole));
+        }
+    }
+}
+
+/// The short way is taken: the listener, the routes and the cluster are not even asked after.
+#[test]
+fn new_endpoints_are_published_without_a_walk_through_the_rest() {
+    let mut world = World::complete();
+    for (kind, name) in [(Kind::Listener, "a:80"), (Kind::Routes, "r"), (Kind::Cluster, "x")] {
+        // Asking after it would fail the test.
+        world.plane.wanted.remove(&Key::new(kind, name));
+    }
+    hear(&mut world, (3, 0, 0));
+    let ClusterState::Ready { endpoints, .. } = &world.snapshot().clusters[&"x".into()] else { panic!("it is there") };
+    assert_eq!(endpoints.overprovisioning_factor, Some(1));
+    assert_eq!(world.wanted(), ["Endpoints x"]);
 }

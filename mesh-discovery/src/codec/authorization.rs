@@ -12,14 +12,15 @@ use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as FilterP
 use envoy_types::pb::envoy::r#type::matcher::v3::{PathMatcher, path_matcher};
 use envoy_types::pb::envoy::r#type::v3::Int32Range;
 use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, HeaderKey, HeaderMatcher, PathMatch, Pattern,
-    Permission, Principal, StringMatch, StringMatcher,
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, GrpcAuthorizer, HeaderKey,
+    HeaderMatcher, PathMatch, Pattern, Permission, Principal, StringMatch, StringMatcher,
 };
 
+use super::closed::{Closed, meant};
 use super::filter::ROUTER_FILTER;
 use super::report::{At, Report, consider};
 use super::{audit, common, matcher};
-use crate::proto::policy::{AuthorizationExtra, RuleName};
+use crate::proto::policy::{AuthorizationExtra, GrpcAuthorizer as GrpcProto, RuleName};
 
 /// One policy as a filter: instance name, configuration, what travels beside.
 pub(super) struct Encoded {
@@ -41,16 +42,17 @@ fn encode_policy(policy: &AuthorizationPolicy, names: &mut HashSet<String>) -> E
     let mut keys = HashSet::new();
     let keyed: Vec<(String, &AuthorizationRule)> =
         policy.rules.iter().map(|rule| (unique(&rule.name, &mut keys), rule)).collect();
-    let (action, custom) = match &policy.action {
-        AuthorizationAction::Allow => (Action::Allow, None),
+    let (action, provider) = match &policy.action {
+        AuthorizationAction::Allow | AuthorizationAction::Route => (Action::Allow, None),
         AuthorizationAction::Deny => (Action::Deny, None),
         AuthorizationAction::Audit => (Action::Log, None),
         // A server that cannot ask the authorizer refuses what it should have asked about.
-        AuthorizationAction::Custom(provider) => (Action::Deny, Some(provider.clone())),
+        AuthorizationAction::Custom(provider) => (Action::Deny, Some(provider)),
     };
+    let closed = Closed::of(action);
     let rules = xds::Rbac {
         action: action.into(),
-        policies: keyed.iter().map(|(key, rule)| (key.clone(), encode_rule(rule))).collect(),
+        policies: keyed.iter().map(|(key, rule)| (key.clone(), encode_rule(rule, closed))).collect(),
         audit_logging_options: audit::encode(policy.audit),
     };
     let in_order = keyed.windows(2).all(|pair| pair[0].0 < pair[1].0) && keyed.iter().all(|(k, r)| *k == r.name);
@@ -58,7 +60,9 @@ fn encode_policy(policy: &AuthorizationPolicy, names: &mut HashSet<String>) -> E
     let extra = AuthorizationExtra {
         filter: name.clone(),
         policy: (name != policy.name).then(|| policy.name.clone()),
-        custom,
+        custom: provider.map(|provider| provider.name.clone()),
+        grpc: provider.and_then(|provider| provider.grpc.as_ref()).map(encode_grpc),
+        route: policy.action == AuthorizationAction::Route,
         rules: if in_order { Vec::new() } else { listed.collect() },
     };
     let filter = match policy.dry_run {
@@ -117,16 +121,7 @@ fn decode_rules(
     at: &At<'_>,
     report: &mut Report,
 ) -> Option<AuthorizationPolicy> {
-    let action = match (extra.and_then(|e| e.custom.clone()), Action::try_from(proto.action)) {
-        (Some(provider), _) => AuthorizationAction::Custom(provider),
-        (None, Ok(Action::Allow)) => AuthorizationAction::Allow,
-        (None, Ok(Action::Deny)) => AuthorizationAction::Deny,
-        (None, Ok(Action::Log)) => AuthorizationAction::Audit,
-        (None, Err(_)) => {
-            report.problem(&at.field("action"), format!("{} is not known", proto.action));
-            return None;
-        }
-    };
+    let action = decode_action(proto.action, extra, &at.field("action"), report)?;
     let audit = proto.audit_logging_options.as_ref();
     let audit = audit.map(|a| audit::decode(a, &at.field("audit_logging_options"), report)).unwrap_or_default();
     let listed = extra.map(|e| e.rules.as_slice()).unwrap_or_default();
@@ -150,7 +145,64 @@ fn decode_rules(
     Some(AuthorizationPolicy { name: name.to_owned(), action, dry_run, rules, audit })
 }
 
-fn encode_rule(rule: &AuthorizationRule) -> Policy {
+/// What a filter does. Our metadata says more of it and never something else: a filter that allows stays one.
+fn decode_action(
+    proto: i32,
+    extra: Option<&AuthorizationExtra>,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<AuthorizationAction> {
+    let custom = extra.and_then(|extra| extra.custom.clone());
+    let route = extra.is_some_and(|extra| extra.route);
+    let action = match (custom, route, Action::try_from(proto)) {
+        (Some(name), false, Ok(Action::Deny)) => {
+            let grpc = match extra.and_then(|extra| extra.grpc.as_ref()) {
+                None => None,
+                Some(grpc) => Some(decode_grpc(grpc, at, report)?),
+            };
+            AuthorizationAction::Custom(Box::new(AuthorizerProvider { name, grpc }))
+        }
+        (None, true, Ok(Action::Allow)) => AuthorizationAction::Route,
+        (None, false, Ok(Action::Allow)) => AuthorizationAction::Allow,
+        (None, false, Ok(Action::Deny)) => AuthorizationAction::Deny,
+        (None, false, Ok(Action::Log)) => AuthorizationAction::Audit,
+        (None, false, Err(_)) => {
+            report.problem(at, format!("{proto} is not known"));
+            return None;
+        }
+        _ => {
+            report.problem(at, "the metadata makes another action of it: CUSTOM is DENY, and routes are ALLOW");
+            return None;
+        }
+    };
+    Some(action)
+}
+
+fn encode_grpc(grpc: &GrpcAuthorizer) -> GrpcProto {
+    GrpcProto {
+        target: grpc.target.clone(),
+        timeout: Some(common::duration(grpc.timeout)),
+        fail_open: grpc.fail_open,
+        status_on_error: grpc.status_on_error.into(),
+    }
+}
+
+fn decode_grpc(proto: &GrpcProto, at: &At<'_>, report: &mut Report) -> Option<GrpcAuthorizer> {
+    let timeout = common::nonzero_duration(proto.timeout.as_ref(), at, "grpc.timeout", report);
+    let status = u16::try_from(proto.status_on_error).ok().filter(|status| (200..600).contains(status));
+    let read = timeout.zip(status).map(|(timeout, status_on_error)| GrpcAuthorizer {
+        target: proto.target.clone(),
+        timeout,
+        fail_open: proto.fail_open,
+        status_on_error,
+    });
+    if read.is_none() {
+        report.problem(at, "the metadata's external authorizer needs a time limit and an HTTP status");
+    }
+    read
+}
+
+fn encode_rule(rule: &AuthorizationRule, closed: Closed) -> Policy {
     // An empty list matches nothing, and xDS has no empty list.
     let or_never = |list: Vec<PermissionProto>| match list.is_empty() {
         true => vec![encode_permission(&Permission::Not(Box::new(Permission::Any)))],
@@ -161,8 +213,8 @@ fn encode_rule(rule: &AuthorizationRule) -> Policy {
         false => list,
     };
     Policy {
-        permissions: or_never(rule.permissions.iter().map(encode_permission).collect()),
-        principals: or_nobody(rule.principals.iter().map(encode_principal).collect()),
+        permissions: or_never(rule.permissions.iter().map(|p| closed.permission(p)).collect()),
+        principals: or_nobody(rule.principals.iter().map(|p| closed.principal(p)).collect()),
         ..Default::default()
     }
 }
@@ -194,7 +246,7 @@ fn decode_all<P, T>(
 }
 
 /// Encodes a permission. Conditions are apart, so that deep nesting costs little stack.
-fn encode_permission(permission: &Permission) -> PermissionProto {
+pub(super) fn encode_permission(permission: &Permission) -> PermissionProto {
     use permission::{Rule, Set};
     let set = |list: &[Permission]| Set { rules: list.iter().map(encode_permission).collect() };
     let rule = match permission {
@@ -255,11 +307,12 @@ fn decode_permission(proto: &PermissionProto, at: &At<'_>, report: &mut Report) 
     match proto.rule.as_ref() {
         Some(Rule::Any(true)) => Some(Permission::Any),
         Some(Rule::AndRules(set)) => {
-            decode_all(&set.rules, "and_rules.rules", at, report, decode_permission).map(Permission::And)
+            let list = decode_all(&set.rules, "and_rules.rules", at, report, decode_permission)?;
+            Some(meant(&list).unwrap_or(Permission::And(list)))
         }
         Some(Rule::OrRules(set)) => {
             let list = decode_all(&set.rules, "or_rules.rules", at, report, decode_permission)?;
-            Some(as_separated_prefix(&list).unwrap_or(Permission::Or(list)))
+            Some(as_separated_prefix(&list).or_else(|| meant(&list)).unwrap_or(Permission::Or(list)))
         }
         Some(Rule::NotRule(inner)) => {
             let inner = decode_permission(inner, &at.field("not_rule"), report)?;
@@ -406,7 +459,8 @@ fn decode_principal(proto: &PrincipalProto, at: &At<'_>, report: &mut Report) ->
     match proto.identifier.as_ref() {
         Some(Identifier::Any(true)) => Some(Principal::Any),
         Some(Identifier::AndIds(set)) => {
-            decode_all(&set.ids, "and_ids.ids", at, report, decode_principal).map(Principal::And)
+            let list = decode_all(&set.ids, "and_ids.ids", at, report, decode_principal)?;
+            Some(meant(&list).unwrap_or(Principal::And(list)))
         }
         Some(Identifier::OrIds(set)) => {
             let list = decode_all(&set.ids, "or_ids.ids", at, report, decode_principal)?;
@@ -416,7 +470,7 @@ fn decode_principal(proto: &PrincipalProto, at: &At<'_>, report: &mut Report) ->
                 {
                     Principal::Path(PathMatch::PathSeparatedPrefix(whole.clone()))
                 }
-                _ => Principal::Or(list),
+                _ => meant(&list).unwrap_or(Principal::Or(list)),
             })
         }
         Some(Identifier::NotId(inner)) => {

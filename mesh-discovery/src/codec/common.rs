@@ -190,10 +190,15 @@ pub(super) fn read_address(proto: Option<&core::Address>, at: &At<'_>, report: &
         report.problem(&at.field("address"), "an IP address or a name is required");
         return None;
     }
-    Some(match socket.address.parse::<IpAddr>() {
+    Some(socket_address(&socket.address, port))
+}
+
+/// An IP address, or else a name, with a port.
+pub(super) fn socket_address(host: &str, port: u16) -> Address {
+    match host.parse::<IpAddr>() {
         Ok(ip) => Address::Socket(SocketAddr::new(ip, port)),
-        Err(_) => Address::Name { host: socket.address.as_str().into(), port },
-    })
+        Err(_) => Address::Name { host: host.into(), port },
+    }
 }
 
 /// Reads a port: 1 to 65535.

@@ -167,6 +167,19 @@ fn read_locality(
     Some(LocalityEndpoints { locality: locality.unwrap_or_default(), priority: proto.priority, weight, endpoints })
 }
 
+/// Whether the priorities of an assignment are as they have to be.
+pub(super) fn has_orderly_priorities(localities: &[LocalityEndpoints]) -> bool {
+    match localities {
+        [] => true,
+        [only] => only.priority == 0,
+        several => {
+            let mut report = Report::new("", "");
+            check_priorities(several, &At::ROOT, &mut report);
+            report.is_clean()
+        }
+    }
+}
+
 /// gRFC A27: priorities without gaps, one entry per locality and priority, weights that fit.
 fn check_priorities(localities: &[LocalityEndpoints], at: &At<'_>, report: &mut Report) {
     let mut seen: BTreeMap<u32, (u64, HashSet<&Locality>)> = BTreeMap::new();
@@ -200,6 +213,17 @@ pub(super) fn health(health: Health) -> HealthStatus {
         Health::Draining => HealthStatus::Draining,
         Health::Unhealthy => HealthStatus::Unhealthy,
         Health::Degraded => HealthStatus::Degraded,
+    }
+}
+
+/// A health as xDS says it. A status of a later xDS than this is not a reason to send traffic.
+pub(super) fn read_health(status: i32) -> Health {
+    match HealthStatus::try_from(status) {
+        Ok(HealthStatus::Healthy) => Health::Healthy,
+        Ok(HealthStatus::Unknown) => Health::Unknown,
+        Ok(HealthStatus::Draining) => Health::Draining,
+        Ok(HealthStatus::Degraded) => Health::Degraded,
+        Ok(HealthStatus::Unhealthy | HealthStatus::Timeout) | Err(_) => Health::Unhealthy,
     }
 }
 
@@ -275,14 +299,7 @@ fn read_endpoint(
     if weight.is_none() {
         report.problem(&at.field("load_balancing_weight"), "an endpoint's weight must be above 0");
     }
-    let health = match HealthStatus::try_from(proto.health_status) {
-        Ok(HealthStatus::Healthy) => Health::Healthy,
-        Ok(HealthStatus::Unknown) => Health::Unknown,
-        Ok(HealthStatus::Draining) => Health::Draining,
-        Ok(HealthStatus::Degraded) => Health::Degraded,
-        // A status of a later xDS than this is not a reason to send traffic.
-        Ok(HealthStatus::Unhealthy | HealthStatus::Timeout) | Err(_) => Health::Unhealthy,
-    };
+    let health = read_health(proto.health_status);
     let address = address?;
     for address in std::iter::once(&address).chain(&additional_addresses) {
         if !shared.addresses.insert(address.clone()) {
@@ -297,24 +314,22 @@ fn read_endpoint(
 
 /// What the endpoints of one assignment share.
 #[derive(Default)]
-struct Shared {
+pub(super) struct Shared {
     addresses: HashSet<Address, RandomState>,
     metadata: HashSet<Arc<EndpointMetadata>, RandomState>,
     last: Option<Arc<EndpointMetadata>>,
 }
 
 impl Shared {
-    fn metadata(&mut self, metadata: EndpointMetadata) -> Arc<EndpointMetadata> {
+    pub(super) fn metadata(&mut self, metadata: EndpointMetadata) -> Arc<EndpointMetadata> {
         // Neighbours are mostly of one workload.
         if let Some(last) = self.last.as_ref().filter(|last| ***last == metadata) {
             return last.clone();
         }
-        let shared = match self.metadata.get(&metadata) {
-            Some(known) => known.clone(),
-            None => Arc::new(metadata),
-        };
-        self.metadata.insert(shared.clone());
-        self.last.insert(shared).clone()
+        let shared = self.metadata.get(&metadata).cloned().unwrap_or_else(|| Arc::new(metadata));
+        // Put aside only now: most assignments know one alone.
+        self.metadata.extend(self.last.replace(shared.clone()));
+        shared
     }
 }
 
@@ -340,7 +355,7 @@ fn encode_metadata(facts: &EndpointMetadata) -> Option<Metadata> {
     metadata
 }
 
-fn read_metadata(hostname: &str, metadata: Option<&Metadata>) -> EndpointMetadata {
+pub(super) fn read_metadata(hostname: &str, metadata: Option<&Metadata>) -> EndpointMetadata {
     let text = |key, field| extension::struct_field(metadata, key, field).and_then(extension::as_str);
     let (key, field, value) = TLS_MODE;
     EndpointMetadata {

@@ -43,6 +43,7 @@ pub(super) mod url {
         "type.googleapis.com/envoy.extensions.http.stateful_session.cookie.v3.CookieBasedSessionState";
     pub(crate) const SESSION_HEADER: &str =
         "type.googleapis.com/envoy.extensions.http.stateful_session.header.v3.HeaderBasedSessionState";
+    pub(crate) const EXT_AUTHZ: &str = "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz";
     pub(crate) const JWT: &str = "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
     pub(crate) const JWT_PER_ROUTE: &str =
         "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig";

@@ -26,7 +26,7 @@ use super::extension::{self, url};
 use super::listener::{self, Proto};
 use super::report::{At, Report, consider};
 use super::route_extra::{self, Guard, Overrides};
-use super::{authorization, common, filter, jwt, tls};
+use super::{authorization, common, concurrency, filter, jwt, tls};
 use crate::proto::policy::InboundPolicy;
 
 /// Values of `transport_protocol`.
@@ -59,7 +59,9 @@ pub(super) fn encode(listener: &InboundListener) -> Proto {
     let extras = policies.into_iter().map(|p| p.extra);
     let ours = InboundPolicy {
         max_connections: listener.limits.max_connections,
-        policies: extras.filter(|e| e.policy.is_some() || e.custom.is_some() || !e.rules.is_empty()).collect(),
+        policies: extras
+            .filter(|e| e.policy.is_some() || e.custom.is_some() || e.route || !e.rules.is_empty())
+            .collect(),
     };
     let mut metadata = None;
     extension::put(&mut metadata, "InboundPolicy", &ours);
@@ -300,6 +302,17 @@ fn decode_filter(
             let kind = limit.map(HttpFilterKind::RateLimit);
             chain.filters.extend(kind.map(|kind| HttpFilter { name: proto.name.to_owned(), kind }));
         }
+        url::CONCURRENCY => {
+            let Some(policy) = extension::unpack(proto.config, &at_filter, report) else { return };
+            let kind = concurrency::decode(&policy, &at_filter, report).map(HttpFilterKind::AdaptiveConcurrency);
+            chain.filters.extend(kind.map(|kind| HttpFilter { name: proto.name.to_owned(), kind }));
+        }
+        // What somebody wanted asked is not passed over for being called optional.
+        url::EXT_AUTHZ => report.problem(
+            &at_filter,
+            "external authorizers are asked for CUSTOM policies of the mesh's own control plane, not for filters: write \
+             the AuthorizationPolicy there, or take the filter out",
+        ),
         _ if filter::skip(proto, at, report) => chain.filters.push(HttpFilter {
             name: proto.name.to_owned(),
             kind: HttpFilterKind::Skipped { type_url: proto.type_url.clone() },

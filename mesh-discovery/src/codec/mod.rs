@@ -31,6 +31,7 @@ mod admission;
 mod audit;
 mod authorization;
 mod balancer;
+mod closed;
 mod cluster;
 mod common;
 mod concurrency;
@@ -52,6 +53,7 @@ mod listener;
 mod locality;
 mod matcher;
 mod outlier;
+mod plain;
 mod rate_limit;
 mod report;
 mod retry;
@@ -68,11 +70,13 @@ mod weighting;
 mod tests;
 
 use std::fmt;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::service::discovery::v3::Resource;
 use envoy_types::pb::google::protobuf::Any;
 use mesh_core::policy::{
-    Cluster, Endpoints, InboundListener, InvalidPolicy, Listener, RouteConfiguration, Unenforced, unenforced,
+    Cluster, EndpointMetadata, Endpoints, InboundListener, InvalidPolicy, Listener, RouteConfiguration, Unenforced,
+    unenforced,
 };
 use prost::Message;
 
@@ -88,10 +92,25 @@ pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 pub const ENDPOINTS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 
 /// Type URL of the wrapper that delta xDS and TTLs use.
-const RESOURCE: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
+pub(crate) const RESOURCE: &str = "type.googleapis.com/envoy.service.discovery.v3.Resource";
 
 /// Unenforced fields listed of one resource.
 const MAX_UNENFORCED: usize = 1024;
+
+/// A resource as it came: its type and its bytes. A packed `Any` is one.
+#[derive(Clone, Copy, Debug)]
+pub struct Packed<'a> {
+    /// Its type URL.
+    pub type_url: &'a str,
+    /// The message.
+    pub bytes: &'a [u8],
+}
+
+impl<'a> From<&'a Any> for Packed<'a> {
+    fn from(any: &'a Any) -> Self {
+        Self { type_url: &any.type_url, bytes: &any.value }
+    }
+}
 
 /// A decoded resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -177,11 +196,11 @@ pub fn encode_endpoints(endpoints: &Endpoints) -> Any {
 /// # Errors
 /// The bytes are not a Listener, or rows L1-L4, S3, S9 or V2 of gRPC's rules refuse it: the error holds
 /// every problem.
-pub fn decode_listener(resource: &Any) -> Result<Decoded<AnyListener>, DecodeError> {
+pub fn decode_listener<'a>(resource: impl Into<Packed<'a>>) -> Result<Decoded<AnyListener>, DecodeError> {
     decode(
         LISTENER,
         "listener",
-        resource,
+        resource.into(),
         |l: &listener::Proto| &l.name,
         |proto, at, report| {
             if proto.api_listener.is_some() {
@@ -202,16 +221,16 @@ pub fn decode_listener(resource: &Any) -> Result<Decoded<AnyListener>, DecodeErr
 /// # Errors
 /// The bytes are not a RouteConfiguration or a field of it cannot be obeyed: the error holds every
 /// problem.
-pub fn decode_routes(resource: &Any) -> Result<Decoded<RouteConfiguration>, DecodeError> {
-    decode(ROUTES, "routes", resource, |r: &route::Proto| &r.name, route::decode, unenforced)
+pub fn decode_routes<'a>(resource: impl Into<Packed<'a>>) -> Result<Decoded<RouteConfiguration>, DecodeError> {
+    decode(ROUTES, "routes", resource.into(), |r: &route::Proto| &r.name, route::decode, unenforced)
 }
 
 /// Decodes a cluster.
 ///
 /// # Errors
 /// The bytes are not a Cluster or a field of it cannot be obeyed: the error holds every problem.
-pub fn decode_cluster(resource: &Any) -> Result<Decoded<Cluster>, DecodeError> {
-    decode(CLUSTER, "cluster", resource, |c: &cluster::Proto| &c.name, cluster::decode, unenforced)
+pub fn decode_cluster<'a>(resource: impl Into<Packed<'a>>) -> Result<Decoded<Cluster>, DecodeError> {
+    decode(CLUSTER, "cluster", resource.into(), |c: &cluster::Proto| &c.name, cluster::decode, unenforced)
 }
 
 /// Decodes a load assignment.
@@ -219,7 +238,25 @@ pub fn decode_cluster(resource: &Any) -> Result<Decoded<Cluster>, DecodeError> {
 /// # Errors
 /// The bytes are not a ClusterLoadAssignment or a field of it cannot be obeyed: the error holds every
 /// problem.
-pub fn decode_endpoints(resource: &Any) -> Result<Decoded<Endpoints>, DecodeError> {
+pub fn decode_endpoints<'a>(resource: impl Into<Packed<'a>>) -> Result<Decoded<Endpoints>, DecodeError> {
+    decode_endpoints_sharing(resource.into(), &Arc::default())
+}
+
+/// The same; `nothing` are the empty facts, which many thousand assignments may share.
+pub(crate) fn decode_endpoints_sharing(
+    resource: Packed<'_>,
+    nothing: &Arc<EndpointMetadata>,
+) -> Result<Decoded<Endpoints>, DecodeError> {
+    if resource.type_url == ENDPOINTS
+        && let Some(value) = plain::read(resource.bytes, nothing)
+    {
+        return Ok(Decoded { value, unenforced: Vec::new(), providers: Vec::new() });
+    }
+    decode_all_endpoints(resource)
+}
+
+/// The same by the decoder that knows everything.
+fn decode_all_endpoints(resource: Packed<'_>) -> Result<Decoded<Endpoints>, DecodeError> {
     decode(ENDPOINTS, "endpoints", resource, |e: &endpoint::Proto| &e.cluster_name, endpoint::decode, unenforced)
 }
 
@@ -237,17 +274,18 @@ pub fn unwrap_resource(resource: Any) -> (Option<String>, Any) {
 
 /// The name a resource of one of the four types calls itself; `None` for other types, broken bytes and
 /// empty names. Reads nothing but the name.
-pub fn resource_name(type_url: &str, resource: &Any) -> Option<String> {
+pub fn resource_name<'a>(type_url: &str, resource: impl Into<Packed<'a>>) -> Option<String> {
     // `name`, or `cluster_name`, is field 1 of all four types.
     #[derive(Clone, PartialEq, prost::Message)]
     struct Named {
         #[prost(string, tag = "1")]
         name: String,
     }
+    let resource = resource.into();
     if ![LISTENER, ROUTES, CLUSTER, ENDPOINTS].contains(&type_url) || resource.type_url != type_url {
         return None;
     }
-    let name = Named::decode(resource.value.as_slice()).ok()?.name;
+    let name = Named::decode(resource.bytes).ok()?.name;
     (!name.is_empty()).then_some(name)
 }
 
@@ -255,19 +293,19 @@ pub fn resource_name(type_url: &str, resource: &Any) -> Option<String> {
 fn decode<P: Message + Default, T>(
     type_url: &str,
     kind: &str,
-    resource: &Any,
+    resource: Packed<'_>,
     name: impl Fn(&P) -> &String,
     fields: impl FnOnce(&P, &At<'_>, &mut Report) -> Option<T>,
     not_enforced: impl FnOnce(&T) -> Vec<Unenforced>,
 ) -> Result<Decoded<T>, DecodeError> {
     let refuse = |reason: String| {
-        let resource = resource_name(&resource.type_url, resource).unwrap_or_default();
+        let resource = resource_name(resource.type_url, resource).unwrap_or_default();
         Err(DecodeError { resource: format!("{kind} {resource}"), problems: vec![InvalidPolicy::new("", reason)] })
     };
     if resource.type_url != type_url {
         return refuse(format!("the type is {:?}, {type_url:?} was expected", resource.type_url));
     }
-    let proto = match P::decode(resource.value.as_slice()) {
+    let proto = match P::decode(resource.bytes) {
         Ok(proto) => proto,
         Err(e) => return refuse(format!("not a protobuf message of its type: {e}")),
     };

@@ -82,6 +82,11 @@ impl Report {
         Self { resource, problems: Vec::new(), unenforced: Vec::new(), providers: Vec::new(), dropped: 0 }
     }
 
+    /// Whether nothing is wrong.
+    pub(super) fn is_clean(&self) -> bool {
+        self.problems.is_empty()
+    }
+
     /// Refuses the resource because of the field at `at`.
     pub(super) fn problem(&mut self, at: &At<'_>, reason: impl Into<String>) {
         if self.problems.len() < MAX_FINDINGS {

@@ -28,14 +28,19 @@ struct Material {
 
 impl Files {
     /// Roots from the file or the system; our certificate from the files, else from the identity. The
-    /// server is verified against the name it was dialled by.
+    /// server is verified against the name it was dialled by. An identity vouches, with its own roots, for a server
+    /// whose root is in a file: after a change of roots that file may still hold the old one.
     pub(super) fn client_config(
         &self,
         files: &TlsCredentials,
         identity: Option<&Identity>,
         crypto: &Arc<CryptoProvider>,
     ) -> Result<ClientConfig, String> {
-        let Material { roots, certified } = self.material(files, crypto)?;
+        let Material { mut roots, certified } = self.material(files, crypto)?;
+        let own = identity.and_then(|identity| identity.bundles().get(&identity.id().trust_domain()));
+        if let Some(own) = own.filter(|_| files.ca_certificate_file.is_some()) {
+            Arc::make_mut(&mut roots).roots.extend_from_slice(own.anchors());
+        }
         let verifier =
             WebPkiServerVerifier::builder_with_provider(roots, crypto.clone()).build().map_err(|e| e.to_string())?;
         let builder = ClientConfig::builder_with_provider(crypto.clone())

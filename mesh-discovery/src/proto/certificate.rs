@@ -1,20 +1,18 @@
 //! `istio.v1.auth.IstioCertificateService`: a certificate for a signing request, as istiod and our
 //! own control plane issue it.
 
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use envoy_types::pb::google::protobuf::Struct;
 use tonic::body::Body;
 use tonic::client::{Grpc, GrpcService};
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::codegen::{BoxFuture, Bytes, Service, StdError, async_trait, http};
-use tonic::server::{NamedService, UnaryService};
+use tonic::codegen::{Bytes, StdError, async_trait, http};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
+use tower::service_fn;
 
-use super::rpc;
+use super::rpc::{self, Method, MethodServer};
 
 /// Full name of the service.
 pub const SERVICE_NAME: &str = "istio.v1.auth.IstioCertificateService";
@@ -92,61 +90,25 @@ pub trait IstioCertificateService: Send + Sync + 'static {
 }
 
 /// The certificate service as a Tower service.
+pub type IstioCertificateServiceServer<T> = MethodServer<CreateCertificate, T>;
+
+/// Its method.
 #[derive(Debug)]
-pub struct IstioCertificateServiceServer<T> {
-    inner: Arc<T>,
-}
+pub enum CreateCertificate {}
 
-impl<T> IstioCertificateServiceServer<T> {
-    /// Serves `service`.
-    pub fn new(service: T) -> Self {
-        Self { inner: Arc::new(service) }
-    }
-}
+impl<T: IstioCertificateService> Method<T> for CreateCertificate {
+    const SERVICE: &'static str = SERVICE_NAME;
+    const PATH: &'static str = CREATE_CERTIFICATE;
 
-impl<T> Clone for IstioCertificateServiceServer<T> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone() }
-    }
-}
-
-impl<T> NamedService for IstioCertificateServiceServer<T> {
-    const NAME: &'static str = SERVICE_NAME;
-}
-
-impl<T, B> Service<http::Request<B>> for IstioCertificateServiceServer<T>
-where
-    T: IstioCertificateService,
-    B: tonic::codegen::Body + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
-{
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Self::Error>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let inner = self.inner.clone();
-        Box::pin(async move {
-            if request.uri().path() != CREATE_CERTIFICATE {
-                return Ok(rpc::unimplemented());
-            }
-            Ok(tonic::server::Grpc::new(ProstCodec::new()).unary(CreateCertificate(inner), request).await)
-        })
-    }
-}
-
-struct CreateCertificate<T>(Arc<T>);
-
-impl<T: IstioCertificateService> UnaryService<IstioCertificateRequest> for CreateCertificate<T> {
-    type Response = IstioCertificateResponse;
-    type Future = BoxFuture<Response<Self::Response>, Status>;
-
-    fn call(&mut self, request: Request<IstioCertificateRequest>) -> Self::Future {
-        let inner = self.0.clone();
-        Box::pin(async move { inner.create_certificate(request).await })
+    async fn answer<B>(service: Arc<T>, request: http::Request<B>) -> http::Response<Body>
+    where
+        B: tonic::codegen::Body + Send + 'static,
+        B::Error: Into<StdError> + Send + 'static,
+    {
+        let method = service_fn(move |request| {
+            let service = service.clone();
+            async move { service.create_certificate(request).await }
+        });
+        rpc::codec().unary(method, request).await
     }
 }

@@ -1,5 +1,6 @@
 //! Hand-written protobuf messages and gRPC services that no published crate has: the certificate
-//! service of Istio, our registration service, and the typed metadata of our policy.
+//! service of Istio, SPIFFE's Workload API, our registration and trust bundle services, and the typed metadata of our
+//! policy.
 //!
 //! Refuses to know about connections: clients are generic over the transport (a `tonic` channel, a
 //! hyper client, a service in the same process) and servers are plain Tower services.
@@ -8,6 +9,8 @@ pub mod certificate;
 pub mod policy;
 pub mod registry;
 mod rpc;
+pub mod trust;
+pub mod workload;
 
 #[cfg(test)]
 mod tests;

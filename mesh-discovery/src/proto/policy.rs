@@ -305,6 +305,29 @@ pub struct AuthorizationExtra {
     /// The rules in order, where it is not that of the filter's keys or a key is not the name.
     #[prost(message, repeated, tag = "4")]
     pub rules: Vec<RuleName>,
+    /// Where that authorizer is asked over gRPC.
+    #[prost(message, optional, tag = "5")]
+    pub grpc: Option<GrpcAuthorizer>,
+    /// The rules are routes: what none matches is not found. Servers that do not know that deny it (ALLOW).
+    #[prost(bool, tag = "6")]
+    pub route: bool,
+}
+
+/// A service that speaks `envoy.service.auth.v3.Authorization`.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct GrpcAuthorizer {
+    /// `host:port`.
+    #[prost(string, tag = "1")]
+    pub target: String,
+    /// Time for an answer.
+    #[prost(message, optional, tag = "2")]
+    pub timeout: Option<Duration>,
+    /// Without an answer requests pass.
+    #[prost(bool, tag = "3")]
+    pub fail_open: bool,
+    /// HTTP status without an answer.
+    #[prost(uint32, tag = "4")]
+    pub status_on_error: u32,
 }
 
 /// Name of one rule.

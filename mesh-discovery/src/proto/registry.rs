@@ -5,19 +5,17 @@
 //! same order. A stream that ends without a withdrawal leaves its endpoint for a grace period.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use tonic::body::Body;
 use tonic::client::{Grpc, GrpcService};
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::codegen::{BoxFuture, BoxStream, Bytes, Service, StdError, async_trait, http};
-use tonic::server::{NamedService, StreamingService};
+use tonic::codegen::{BoxStream, Bytes, StdError, async_trait, http};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
+use tower::service_fn;
 
-use super::rpc;
+use super::rpc::{self, Method, MethodServer};
 
 /// Full name of the service.
 pub const SERVICE_NAME: &str = "mesh.registry.v1.RegistryService";
@@ -165,62 +163,25 @@ pub trait RegistryService: Send + Sync + 'static {
 }
 
 /// The registration service as a Tower service.
+pub type RegistryServiceServer<T> = MethodServer<Announce, T>;
+
+/// Its method.
 #[derive(Debug)]
-pub struct RegistryServiceServer<T> {
-    inner: Arc<T>,
-}
+pub enum Announce {}
 
-impl<T> RegistryServiceServer<T> {
-    /// Serves `service`.
-    pub fn new(service: T) -> Self {
-        Self { inner: Arc::new(service) }
-    }
-}
+impl<T: RegistryService> Method<T> for Announce {
+    const SERVICE: &'static str = SERVICE_NAME;
+    const PATH: &'static str = ANNOUNCE;
 
-impl<T> Clone for RegistryServiceServer<T> {
-    fn clone(&self) -> Self {
-        Self { inner: self.inner.clone() }
-    }
-}
-
-impl<T> NamedService for RegistryServiceServer<T> {
-    const NAME: &'static str = SERVICE_NAME;
-}
-
-impl<T, B> Service<http::Request<B>> for RegistryServiceServer<T>
-where
-    T: RegistryService,
-    B: tonic::codegen::Body + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
-{
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Self::Error>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let inner = self.inner.clone();
-        Box::pin(async move {
-            if request.uri().path() != ANNOUNCE {
-                return Ok(rpc::unimplemented());
-            }
-            Ok(tonic::server::Grpc::new(ProstCodec::new()).streaming(Announce(inner), request).await)
-        })
-    }
-}
-
-struct Announce<T>(Arc<T>);
-
-impl<T: RegistryService> StreamingService<AnnounceRequest> for Announce<T> {
-    type Response = AnnounceResponse;
-    type ResponseStream = BoxStream<AnnounceResponse>;
-    type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
-
-    fn call(&mut self, requests: Request<Streaming<AnnounceRequest>>) -> Self::Future {
-        let inner = self.0.clone();
-        Box::pin(async move { inner.announce(requests).await })
+    async fn answer<B>(service: Arc<T>, request: http::Request<B>) -> http::Response<Body>
+    where
+        B: tonic::codegen::Body + Send + 'static,
+        B::Error: Into<StdError> + Send + 'static,
+    {
+        let method = service_fn(move |request| {
+            let service = service.clone();
+            async move { service.announce(request).await }
+        });
+        rpc::codec().streaming(method, request).await
     }
 }

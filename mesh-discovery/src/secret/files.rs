@@ -11,9 +11,13 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+use tokio::io::AsyncReadExt;
 
 use super::bundle_map;
 use crate::bootstrap::FileWatcher;
+
+/// Larger files are not what they should be.
+const MAX_FILE: u64 = 4 << 20;
 
 /// The files of one instance and what was good of them last.
 pub(super) struct Files {
@@ -81,8 +85,13 @@ impl Files {
 
     async fn refresh_certified(&mut self, now: u64) -> Result<bool, FileRefused> {
         let Some((chain, key)) = &self.watcher.identity else { return Ok(false) };
-        let read = vec![read(chain).await?, read(key).await?];
+        let (private, readable_by_others) = read_noting_mode(key).await?;
+        let read = vec![read(chain).await?, private];
         self.certified.take(read, |read| {
+            if readable_by_others {
+                // Not refused: so are the files that Kubernetes projects, unless `defaultMode` says otherwise.
+                tracing::warn!(file = key, "the private key can be read by others than its owner: chmod 600");
+            }
             let certificates = certificates(chain, &read[0])?;
             let private = PrivateKeyDer::from_pem_slice(&read[1]).map_err(|e| refuse(key, e))?;
             let certified =
@@ -148,7 +157,30 @@ impl<T> Part<T> {
 }
 
 async fn read(file: &str) -> Result<Vec<u8>, FileRefused> {
-    tokio::fs::read(file).await.map_err(|e| refuse(file, format!("it cannot be read: {e}")))
+    read_noting_mode(file).await.map(|(content, _)| content)
+}
+
+/// Opens a file once; its content, and whether others than its owner can read it.
+async fn read_noting_mode(file: &str) -> Result<(Vec<u8>, bool), FileRefused> {
+    let failed = |e: std::io::Error| refuse(file, format!("it cannot be read: {e}"));
+    let opened = tokio::fs::File::open(file).await.map_err(failed)?;
+    let metadata = opened.metadata().await.map_err(failed)?;
+    let mut content = Vec::new();
+    opened.take(MAX_FILE + 1).read_to_end(&mut content).await.map_err(failed)?;
+    if content.len() as u64 > MAX_FILE {
+        return Err(refuse(file, "it is larger than 4 MiB"));
+    }
+    Ok((content, open_to_others(&metadata)))
+}
+
+#[cfg(unix)]
+fn open_to_others(metadata: &std::fs::Metadata) -> bool {
+    std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o044 != 0
+}
+
+#[cfg(not(unix))]
+fn open_to_others(_: &std::fs::Metadata) -> bool {
+    false
 }
 
 fn certificates(file: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, FileRefused> {

@@ -6,19 +6,20 @@ use std::time::Duration;
 
 use mesh_core::id::TrustDomain;
 use mesh_core::identity::{
-    Identity, InvalidBundle, InvalidIdentity, PeerRefused, SpiffeServerVerifier, TrustBundle, TrustBundles,
-    peer_spiffe_id,
+    Identity, InvalidBundle, InvalidIdentity, PeerRefused, TrustBundle, TrustBundles, Usage, peer_spiffe_id,
+    verify_svid,
 };
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
-use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
+use zeroize::Zeroize;
 
 use super::JoinToken;
 use crate::bootstrap::ChannelCredentials;
 use crate::connect::{ConnectError, Connector, status_text, tls};
 use crate::proto::certificate::{IstioCertificateRequest, IstioCertificateServiceClient};
+use crate::proto::trust::{TrustBundleServiceClient, WatchTrustBundle};
 
 /// Time for the CA's answer once connected.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,21 +30,38 @@ pub struct CertificateAuthorityClient {
     connector: Connector,
     validity: Duration,
     trust_domain: Option<TrustDomain>,
+    aliases: Vec<TrustDomain>,
 }
 
 /// How a request for a certificate is proved.
 pub(super) enum Proof<'a> {
     /// By a join token.
     Token(Option<&'a JoinToken>),
-    /// By the certificate of the moment, over mutual TLS.
-    Certificate(&'a Identity),
+    /// By the certificate of the moment, over mutual TLS; and by a token beside it if that is good more than once.
+    Certificate(&'a Identity, Option<&'a JoinToken>),
+}
+
+/// Why a stream of roots brings no more.
+pub(super) enum RootsEnded {
+    /// The authority has no such thing: other roots come with the next certificate.
+    Unsupported,
+    /// Something else.
+    Broken(String),
 }
 
 impl CertificateAuthorityClient {
     /// A client of the CA that `connector` reaches. `validity` is the life asked for; a certificate of
     /// another trust domain than `trust_domain` is refused.
     pub fn new(connector: Connector, validity: Duration, trust_domain: Option<TrustDomain>) -> Self {
-        Self { connector, validity, trust_domain }
+        Self { connector, validity, trust_domain, aliases: Vec::new() }
+    }
+
+    /// Further names of the certificate's trust domain
+    /// ([`TrustBundles::alias`](mesh_core::identity::TrustBundles::alias)). Default: none.
+    #[must_use]
+    pub fn trust_domain_aliases(mut self, aliases: Vec<TrustDomain>) -> Self {
+        self.aliases = aliases;
+        self
     }
 
     /// The first identity, proved by a token.
@@ -59,11 +77,46 @@ impl CertificateAuthorityClient {
     /// # Errors
     /// As for the first; or the new certificate names somebody else.
     pub async fn renew(&self, current: &Identity, now: u64) -> Result<Identity, CertificateRefused> {
-        let next = self.issue(Proof::Certificate(current), current.generation() + 1, now).await?;
+        self.renew_with(current, None, now).await
+    }
+
+    /// The same with the token of a service account beside it, which proves that the workload is still there.
+    pub(super) async fn renew_with(
+        &self,
+        current: &Identity,
+        token: Option<&JoinToken>,
+        now: u64,
+    ) -> Result<Identity, CertificateRefused> {
+        let next = self.issue(Proof::Certificate(current, token), current.generation() + 1, now).await?;
         if next.id() != current.id() {
             return Err(CertificateRefused::OtherName { got: next.id().to_string(), want: current.id().to_string() });
         }
         Ok(next)
+    }
+
+    /// Waits until the authority names other roots than those of `current`, and gives it with them.
+    pub(super) async fn other_roots(&self, current: &Identity) -> Result<Identity, RootsEnded> {
+        let broken = |reason: &dyn ToString| RootsEnded::Broken(reason.to_string());
+        let connection = self.connector.connect_as(Some(current)).await.map_err(|e| broken(&e))?;
+        let mut client = TrustBundleServiceClient::with_origin(connection.clone(), connection.origin());
+        let status = |status: tonic::Status| match status.code() {
+            tonic::Code::Unimplemented => RootsEnded::Unsupported,
+            _ => RootsEnded::Broken(status_text(&status)),
+        };
+        let mut stream = client.watch(WatchTrustBundle {}).await.map_err(status)?.into_inner();
+        let domain = current.id().trust_domain();
+        while let Some(message) = stream.message().await.map_err(status)? {
+            if message.trust_domain != domain.as_str() {
+                return Err(broken(&format!("roots of {}, not of {domain}", message.trust_domain)));
+            }
+            let bundle = TrustBundle::from_pem(message.roots.as_bytes()).map_err(|e| broken(&e))?;
+            if current.bundles().get(&domain) != Some(&bundle) {
+                let mut bundles = current.bundles().clone();
+                bundles.insert(domain, bundle);
+                return Ok(current.trusting(bundles));
+            }
+        }
+        Err(broken(&"it ended"))
     }
 
     pub(super) async fn issue(
@@ -72,9 +125,14 @@ impl CertificateAuthorityClient {
         generation: u64,
         now: u64,
     ) -> Result<Identity, CertificateRefused> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let chain = self.ask(proof, &key).await?;
-        self.identity(&chain, key, generation, now)
+        let mut key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let identity = match self.ask(proof, &key).await {
+            Ok(chain) => self.identity(&chain, &key, generation, now),
+            Err(refused) => Err(refused),
+        };
+        // What signs is TLS' own copy.
+        key.zeroize();
+        identity
     }
 
     async fn ask(&self, proof: Proof<'_>, key: &KeyPair) -> Result<Vec<String>, CertificateRefused> {
@@ -86,13 +144,19 @@ impl CertificateAuthorityClient {
         let mut request = tonic::Request::new(IstioCertificateRequest { csr, validity_duration, metadata: None });
         request.set_timeout(ANSWER_TIMEOUT);
         let connection = match proof {
-            Proof::Certificate(identity) => self.connector.connect_as(Some(identity)).await?,
+            Proof::Certificate(identity, token) => {
+                let token = match token {
+                    Some(token) => token.read().await.ok().filter(|token| is_lasting(token)),
+                    None => None,
+                };
+                if let Some(token) = token {
+                    request.metadata_mut().insert("authorization", bearer(&token)?);
+                }
+                self.connector.connect_as(Some(identity)).await?
+            }
             Proof::Token(token) => {
                 if let Some(token) = token {
-                    let mut bearer: tonic::metadata::MetadataValue<_> =
-                        format!("Bearer {}", token.read().await?).parse().map_err(|_| CertificateRefused::TokenText)?;
-                    bearer.set_sensitive(true);
-                    request.metadata_mut().insert("authorization", bearer);
+                    request.metadata_mut().insert("authorization", bearer(&token.read().await?)?);
                 }
                 self.connector.connect_as(None).await?
             }
@@ -109,7 +173,7 @@ impl CertificateAuthorityClient {
     fn identity(
         &self,
         chain: &[String],
-        key: KeyPair,
+        key: &KeyPair,
         generation: u64,
         now: u64,
     ) -> Result<Identity, CertificateRefused> {
@@ -127,40 +191,43 @@ impl CertificateAuthorityClient {
         if let Some(want) = self.trust_domain.as_ref().filter(|want| **want != domain) {
             return Err(CertificateRefused::OtherName { got: id.to_string(), want: format!("trust domain {want}") });
         }
-        let bundles = TrustBundles::single(domain, TrustBundle::new(self.roots(last)?)?);
+        let mut bundles = TrustBundles::single(domain.clone(), TrustBundle::new(self.roots(last)?)?);
+        for alias in &self.aliases {
+            bundles.alias(alias.clone(), domain.clone());
+        }
         let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let crypto = self.connector.crypto();
         let signing = crypto.key_provider.load_private_key(der).map_err(InvalidIdentity::from)?;
-        let verifier = SpiffeServerVerifier::new(bundles.clone(), Vec::new(), crypto.clone());
-        let name = ServerName::try_from("localhost").expect("a DNS name");
-        verifier
-            .verify_server_cert(
-                &leaf,
-                &presented[1..],
-                &name,
-                &[],
-                UnixTime::since_unix_epoch(Duration::from_secs(now)),
-            )
+        let (algorithms, now) = (crypto.signature_verification_algorithms.all, Duration::from_secs(now));
+        verify_svid(&presented, &bundles, algorithms, UnixTime::since_unix_epoch(now), Usage::Server)
             .map_err(|e| CertificateRefused::Chain(e.to_string()))?;
         Ok(Identity::new(CertifiedKey::new(presented, signing), bundles, generation)?)
     }
 
-    /// The roots of the answer and of the root file, united: during a change of roots both are good.
-    fn roots(
-        &self,
-        mut roots: Vec<CertificateDer<'static>>,
-    ) -> Result<Vec<CertificateDer<'static>>, CertificateRefused> {
-        if let ChannelCredentials::Tls(files) = self.connector.credentials()
-            && let Some(path) = &files.ca_certificate_file
-        {
-            for root in tls::read_certificates(path).map_err(CertificateRefused::Roots)? {
-                if !roots.contains(&root) {
-                    roots.push(root);
-                }
-            }
+    /// The roots of the answer, which are all that count; where it has none, those of the root file.
+    fn roots(&self, answer: Vec<CertificateDer<'static>>) -> Result<Vec<CertificateDer<'static>>, CertificateRefused> {
+        match self.connector.credentials() {
+            ChannelCredentials::Tls(files) if answer.is_empty() => match &files.ca_certificate_file {
+                Some(path) => tls::read_certificates(path).map_err(CertificateRefused::Roots),
+                None => Ok(answer),
+            },
+            _ => Ok(answer),
         }
-        Ok(roots)
     }
+}
+
+/// A token as the CA takes it; no log shows it.
+fn bearer(token: &str) -> Result<tonic::metadata::MetadataValue<tonic::metadata::Ascii>, CertificateRefused> {
+    let mut bearer: tonic::metadata::MetadataValue<_> =
+        format!("Bearer {token}").parse().map_err(|_| CertificateRefused::TokenText)?;
+    bearer.set_sensitive(true);
+    Ok(bearer)
+}
+
+/// Whether a token is good more than once: a JWT, such as Kubernetes projects for a service account. A join token is
+/// spent with the first certificate.
+fn is_lasting(token: &str) -> bool {
+    token.bytes().filter(|byte| *byte == b'.').count() == 2
 }
 
 /// Why there is no certificate.

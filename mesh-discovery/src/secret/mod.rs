@@ -1,9 +1,11 @@
 //! Who this process is: a key made in memory, a certificate from the control plane's CA, renewed
-//! before it ends (`istio.v1.auth.IstioCertificateService`); or certificate, key and roots out of files
-//! that somebody else renews (the certificate provider `file_watcher` of gRFC A29).
+//! before it ends (`istio.v1.auth.IstioCertificateService`, which istiod speaks too); or certificate, key and roots out
+//! of files that somebody else renews (the certificate provider `file_watcher` of gRFC A29); or from an agent on the
+//! node (the SPIFFE Workload API).
 //!
-//! From the CA: the first request is proved by a join token, renewals by the certificate of the moment. A valid
-//! certificate is kept through every failure. The key never leaves memory and is never printed; each
+//! From the CA: the first request is proved by a token, renewals by the certificate of the moment and, if the token is one
+//! of Kubernetes, by that too. Other roots are taken up as the CA tells of them. A valid certificate is kept through every
+//! failure. The key never leaves memory and is never printed; each
 //! certificate has a key of its own.
 //!
 //! ```text
@@ -19,9 +21,11 @@ mod schedule;
 #[cfg(test)]
 mod tests;
 mod worker;
+mod workload;
 
 pub use self::issue::{CertificateAuthorityClient, CertificateRefused};
-pub use self::worker::{spawn, spawn_files};
+pub use self::worker::{spawn, spawn_files, spawn_workload_api};
+pub use self::workload::{InvalidEndpoint, WorkloadApi};
 pub use crate::clock::Clock;
 
 use std::fmt;
@@ -46,6 +50,8 @@ pub struct SecretConfig {
     pub validity: Duration,
     /// Trust domain that the certificate must be of. None = whatever the CA says.
     pub trust_domain: Option<TrustDomain>,
+    /// Further names of that trust domain, as Istio's `trustDomainAliases`. Default: none.
+    pub trust_domain_aliases: Vec<TrustDomain>,
     /// The clock. Default: the system's.
     pub clock: Clock,
 }
@@ -53,7 +59,8 @@ pub struct SecretConfig {
 impl SecretConfig {
     /// The defaults with this proof.
     pub fn new(token: Option<JoinToken>) -> Self {
-        Self { token, validity: Duration::from_secs(24 * 3600), trust_domain: None, clock: clock::system() }
+        let validity = Duration::from_secs(24 * 3600);
+        Self { token, validity, trust_domain: None, trust_domain_aliases: Vec::new(), clock: clock::system() }
     }
 }
 

@@ -26,6 +26,12 @@ pub(super) fn wait_in_time(wait: Duration, now: u64, not_after: Option<u64>) -> 
     }
 }
 
+/// How much of a certificate's life is left, in percent.
+pub(super) fn percent_left(now: u64, not_before: u64, not_after: u64) -> u64 {
+    let life = not_after.saturating_sub(not_before).max(1);
+    u64::try_from(u128::from(not_after.saturating_sub(now)) * 100 / u128::from(life)).unwrap_or(100).min(100)
+}
+
 /// How long to sleep now to wake up at `until` at the latest; `None` when it is time.
 pub(super) fn nap(now: u64, until: u64) -> Option<Duration> {
     let left = until.checked_sub(now).filter(|left| *left > 0)?;
@@ -53,6 +59,15 @@ mod tests {
         for ended in [None, Some(0), Some(5)] {
             assert_eq!(wait_in_time(wait, 5, ended), wait, "nothing to save");
         }
+    }
+
+    #[test]
+    fn what_is_left_of_a_life_is_told_in_percent() {
+        assert_eq!(percent_left(0, 0, 100), 100);
+        assert_eq!(percent_left(75, 0, 100), 25);
+        assert_eq!(percent_left(u64::MAX, 0, 100), 0);
+        assert_eq!(percent_left(5, 10, 10), 100);
+        assert_eq!(percent_left(0, 0, u64::MAX), 100);
     }
 
     #[test]

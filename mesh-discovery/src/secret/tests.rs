@@ -84,7 +84,7 @@ async fn the_token_proves_the_first_certificate_and_the_certificate_the_next() {
     let first = client.first(Some(&token), now()).await.unwrap();
     assert_eq!((first.id().as_str(), first.generation()), (REVIEWS, 0));
     let domain = TrustDomain::new("cluster.local").unwrap();
-    assert_eq!(first.bundles().get(&domain).unwrap().roots(), [fake.ca.root.der().clone()], "chain and file united");
+    assert_eq!(first.bundles().get(&domain).unwrap().roots(), [fake.ca.root.der().clone()]);
 
     let next = client.renew(&first, now()).await.unwrap();
     assert_eq!(next.generation(), 1);
@@ -152,6 +152,27 @@ async fn renewal_comes_at_half_of_the_life_and_failures_keep_the_certificate() {
     assert!((0.39..0.61).contains(&half), "{half}");
 }
 
+/// R24: a machine that slept, or whose clock was set.
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_jumps_ahead_brings_a_renewal_soon_and_one_that_jumps_back_none() {
+    use std::sync::atomic::{AtomicI64, Ordering};
+    let (asked, ahead) = (Asked::default(), Arc::new(AtomicI64::new(0)));
+    let memory = Memory { ca: Ca::new(), failures: Arc::default(), asked: asked.clone() };
+    let (start, base, jump) = (tokio::time::Instant::now(), now(), ahead.clone());
+    let clock: Clock =
+        Arc::new(move || (base + start.elapsed().as_secs()).saturating_add_signed(jump.load(Ordering::Relaxed)));
+    let (mut identity, _) = worker::spawn_with(memory, clock, &Handle::current());
+    identity.wait_for(Option::is_some).await;
+    ahead.store(-86_400, Ordering::Relaxed);
+    mesh_testkit::clock::pass(Duration::from_secs(3_600)).await;
+    assert_eq!(asked.lock().len(), 1, "the certificate is good for longer than before");
+    ahead.store(86_400, Ordering::Relaxed);
+    let jumped = tokio::time::Instant::now();
+    identity.changed().await;
+    assert!(jumped.elapsed() <= Duration::from_secs(61), "{:?}", jumped.elapsed());
+    assert!(identity.load().is_some());
+}
+
 #[tokio::test]
 async fn answers_that_do_not_hold_are_refused() {
     let token = JoinToken::Text("secret".to_owned());
@@ -191,6 +212,38 @@ async fn a_ca_that_the_root_file_does_not_know_is_not_told_the_token() {
     let error = client.first(Some(&token), now()).await.unwrap_err();
     assert!(matches!(error, CertificateRefused::Connect(_)), "{error}");
     assert!(fake.seen.lock().is_empty());
+    // Who has an identity has its roots: the file may be of before a change of roots.
+    let identity = fake.ca.identity(REVIEWS, 0);
+    client.renew(&identity, now()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_projected_token_is_shown_with_a_renewal_and_a_join_token_is_not() {
+    let fake = fake();
+    let (_serving, connector, _root) = start(&fake).await;
+    let client = CertificateAuthorityClient::new(connector, DAY, None);
+    let current = fake.ca.identity(REVIEWS, 0);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let token = JoinToken::File(file.path().to_owned());
+    for (text, shown) in [("a.b.c", true), ("d.e.f\n", true), ("a.b", false), ("", false)] {
+        std::fs::write(file.path(), text).unwrap();
+        client.renew_with(&current, Some(&token), now()).await.unwrap();
+        let seen = fake.seen.lock().pop().unwrap();
+        if shown {
+            assert!(seen.contains(&format!("Bearer {}", text.trim())), "{seen}");
+        } else {
+            assert_eq!(seen, format!("certificate {REVIEWS}"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_authority_that_does_not_tell_of_roots_is_not_asked_again() {
+    let fake = fake();
+    let (_serving, connector, _root) = start(&fake).await;
+    let client = CertificateAuthorityClient::new(connector, DAY, None);
+    let ended = client.other_roots(&fake.ca.identity(REVIEWS, 0)).await;
+    assert!(matches!(ended, Err(issue::RootsEnded::Unsupported)));
 }
 
 #[test]

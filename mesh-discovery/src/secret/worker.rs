@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "the spawns of this module, through owned handles")]
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,8 @@ use rustls::crypto::CryptoProvider;
 use tokio::runtime::Handle;
 
 use super::files::{Files, Refreshed};
-use super::issue::{CertificateAuthorityClient, CertificateRefused, Proof};
+use super::issue::{CertificateAuthorityClient, CertificateRefused, Proof, RootsEnded};
+use super::workload::{Agent, WorkloadApi};
 use super::{Clock, JoinToken, Refusal, SecretConfig, schedule};
 use crate::backoff::Backoff;
 use crate::bootstrap::FileWatcher;
@@ -25,7 +27,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::fro
 /// dropped. `connector` leads to the CA; it must not carry an identity of its own. The second answer is why there
 /// is none yet.
 pub fn spawn(config: SecretConfig, connector: Connector, runtime: &Handle) -> (WatchedIdentity, Refusal) {
-    let client = CertificateAuthorityClient::new(connector, config.validity, config.trust_domain);
+    let client = CertificateAuthorityClient::new(connector, config.validity, config.trust_domain)
+        .trust_domain_aliases(config.trust_domain_aliases);
     spawn_with(Proved { client, token: config.token }, config.clock, runtime)
 }
 
@@ -57,6 +60,42 @@ pub(super) fn follow_files(
     (watched.with_guard(Arc::new(AbortOnDrop(task))), refusal)
 }
 
+/// Follows the SPIFFE Workload API on `runtime` until the last reader of the answer is dropped. The second answer is
+/// why there is no identity yet. What an agent says counts whole; what cannot be used leaves what it said before.
+pub fn spawn_workload_api(
+    api: WorkloadApi,
+    crypto: Arc<CryptoProvider>,
+    runtime: &Handle,
+) -> (WatchedIdentity, Refusal) {
+    let (publisher, watched) = Watched::channel(None);
+    let (refused, refusal) = Watched::channel(None);
+    let task = runtime.spawn(listen(Agent::new(api, crypto, clock::system()), publisher, refused));
+    (watched.with_guard(Arc::new(AbortOnDrop(task))), refusal)
+}
+
+async fn listen(mut agent: Agent, publisher: Publisher<Option<Arc<Identity>>>, refused: Publisher<Option<Arc<str>>>) {
+    let mut random = fastrand::Rng::new();
+    let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+    loop {
+        let error = loop {
+            match agent.next().await {
+                Ok(identity) => {
+                    backoff.reset();
+                    tracing::info!(id = %identity.id(), not_after = identity.not_after(), "new identity from the agent");
+                    publisher.publish(Some(Arc::new(identity)));
+                    refused.publish(None);
+                }
+                Err(error) => break error,
+            }
+        };
+        let wait = backoff.next(random.f64());
+        let has_identity = publisher.load_full().is_some();
+        tracing::warn!(%error, retry_in = ?wait, has_identity, "SPIFFE Workload API: what it said last stays in use");
+        refused.publish(Some(error.to_string().into()));
+        tokio::time::sleep(wait).await;
+    }
+}
+
 /// Where the next certificate comes from.
 pub(super) trait Authority: Send + Sync + 'static {
     /// The identity to follow `current`.
@@ -65,6 +104,12 @@ pub(super) trait Authority: Send + Sync + 'static {
         current: Option<&Identity>,
         now: u64,
     ) -> impl Future<Output = Result<Identity, CertificateRefused>> + Send;
+
+    /// Waits for other roots than those of `current`, and gives it with them. Default: they come with the next
+    /// certificate.
+    fn other_roots(&self, _current: &Identity) -> impl Future<Output = Identity> + Send {
+        std::future::pending()
+    }
 }
 
 /// The CA, with the proof that fits the moment.
@@ -77,9 +122,24 @@ impl Authority for Proved {
     /// The certificate of the moment proves its renewal; once it has ended, only a token can.
     async fn next(&self, current: Option<&Identity>, now: u64) -> Result<Identity, CertificateRefused> {
         match current {
-            Some(current) if now < current.not_after() => self.client.renew(current, now).await,
+            Some(current) if now < current.not_after() => {
+                self.client.renew_with(current, self.token.as_ref(), now).await
+            }
             Some(ended) => self.client.issue(Proof::Token(self.token.as_ref()), ended.generation() + 1, now).await,
             None => self.client.first(self.token.as_ref(), now).await,
+        }
+    }
+
+    async fn other_roots(&self, current: &Identity) -> Identity {
+        let mut random = fastrand::Rng::new();
+        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+        loop {
+            match self.client.other_roots(current).await {
+                Ok(identity) => return identity,
+                Err(RootsEnded::Unsupported) => return std::future::pending().await,
+                Err(RootsEnded::Broken(reason)) => tracing::debug!(%reason, "no word of the roots; asking again"),
+            }
+            tokio::time::sleep(backoff.next(random.f64())).await;
         }
     }
 }
@@ -99,22 +159,52 @@ async fn run(
                 backoff.reset();
                 let renew_at = schedule::renew_at(clock(), identity.not_after(), random.f64());
                 tracing::info!(id = %identity.id(), not_after = identity.not_after(), renew_at, "new certificate");
-                let identity = Arc::new(identity);
-                current = Some(identity.clone());
-                publisher.publish(Some(identity));
                 refused.publish(None);
-                while let Some(nap) = schedule::nap(clock(), renew_at) {
-                    tokio::time::sleep(nap).await;
-                }
+                current = Some(attend(&authority, &clock, identity, renew_at, &publisher).await);
             }
             Err(error) => {
                 let ends = current.as_ref().map(|identity| identity.not_after());
                 let wait = schedule::wait_in_time(backoff.next(random.f64()), clock(), ends);
                 refused.publish(Some(error.to_string().into()));
-                tracing::warn!(%error, retry_in = ?wait, has_certificate = current.is_some(), "no new certificate");
+                let now = clock();
+                let left = current.as_ref().map(|c| schedule::percent_left(now, c.not_before(), c.not_after()));
+                match left {
+                    Some(..=10) => {
+                        tracing::error!(%error, retry_in = ?wait, life_left_percent = left, "no new certificate")
+                    }
+                    _ => tracing::warn!(%error, retry_in = ?wait, life_left_percent = left, "no new certificate"),
+                }
                 tokio::time::sleep(wait).await;
             }
         }
+    }
+}
+
+/// Keeps an identity in force until it is to be renewed, and takes up other roots meanwhile.
+async fn attend(
+    authority: &impl Authority,
+    clock: &Clock,
+    identity: Identity,
+    renew_at: u64,
+    publisher: &Publisher<Option<Arc<Identity>>>,
+) -> Arc<Identity> {
+    let mut identity = Arc::new(identity);
+    publisher.publish(Some(identity.clone()));
+    loop {
+        let other = {
+            let mut other = pin!(authority.other_roots(&identity));
+            loop {
+                let Some(nap) = schedule::nap(clock(), renew_at) else { return identity.clone() };
+                tokio::select! {
+                    () = tokio::time::sleep(nap) => {}
+                    other = other.as_mut() => break other,
+                }
+            }
+        };
+        let domain = other.id().trust_domain();
+        tracing::info!(%domain, roots = other.bundles().get(&domain).map(|b| b.roots().len()), "other roots to trust");
+        identity = Arc::new(other);
+        publisher.publish(Some(identity.clone()));
     }
 }
 

@@ -70,7 +70,7 @@ impl Book {
         for server in 0..2 {
             for generation in 0..GENERATIONS {
                 let mut write = |kind, name, any: Any| {
-                    book.insert((server, generation, kind, name), Body { type_url: any.type_url, bytes: any.value });
+                    book.insert((server, generation, kind, name), Body::new(&any.type_url, any.value));
                 };
                 let mark = server * STRIDE + generation + 1;
                 TARGETS.into_iter().for_each(|name| write(Kind::Listener, name, listener(name, mark)));
@@ -282,7 +282,7 @@ impl<'a> World<'a> {
                 Some((_, body)) if chosen => {
                     let mut body = body.clone();
                     if how & 0x4 != 0 && index == 0 {
-                        body.bytes.extend([0xff; 3]);
+                        body.bytes = [&body.bytes[..], &[0xff; 3]].concat().into();
                     }
                     response.resources.push(Resource { name, version: format!("{generation}"), body: Some(body) });
                 }
@@ -313,7 +313,7 @@ impl<'a> World<'a> {
         let some: Vec<u8> = bytes.by_ref().take(12).collect();
         let text = String::from_utf8_lossy(&some).into_owned();
         let mut response = self.response(server, kind);
-        let body = Body { type_url: kind.type_url().to_owned(), bytes: some };
+        let body = Body::new(kind.type_url(), some);
         response.resources.push(Resource { name: String::new(), version: text.clone(), body: Some(body) });
         response.resources.push(Resource { name: text.clone(), version: String::new(), body: None });
         response.removed.push(text);

@@ -1,21 +1,28 @@
 //! The streams over gRPC, with Envoy's messages: the only place of the client that knows either.
 
 use envoy_types::pb::envoy::service::discovery::v3 as wire;
-use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use envoy_types::pb::google::protobuf::Any;
 use envoy_types::pb::google::rpc;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{Stream, StreamExt};
+use http::uri::PathAndQuery;
+use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status};
+use tonic::client::Grpc;
+use tonic::{Code, Status, Streaming};
+use tonic_prost::ProstCodec;
 
 use super::message::{Ask, Body, Cause, Name, Request, Resource, ResourceError, Response, StreamError, Variant};
 use super::node;
 use super::transport::{AdsStream, Transport};
+use super::wire::{DeltaResource, DeltaResponse, Packed, WorldResponse};
 use crate::codec;
 use crate::connect::{Connection, Connector, MAX_MESSAGE, status_text};
+
+const WORLD: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
+const DELTA: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 
 /// ADS over gRPC, a new connection for every stream.
 pub struct GrpcTransport {
@@ -48,18 +55,29 @@ impl Transport for GrpcTransport {
 
 type Responses = BoxStream<'static, Result<Response, StreamError>>;
 
-fn client(connection: &Connection) -> AggregatedDiscoveryServiceClient<Connection> {
-    AggregatedDiscoveryServiceClient::with_origin(connection.clone(), connection.origin())
-        .max_decoding_message_size(MAX_MESSAGE)
+/// What a generated client does, but for the responses' type.
+async fn stream_over<Q, A>(
+    connection: &Connection,
+    method: &'static str,
+    requests: impl Stream<Item = Q> + Send + 'static,
+) -> Result<tonic::Response<Streaming<A>>, Status>
+where
+    Q: Message + Send + Sync + 'static,
+    A: Message + Default + Send + Sync + 'static,
+{
+    let grpc = Grpc::with_origin(connection.clone(), connection.origin());
+    let mut grpc = grpc.max_decoding_message_size(MAX_MESSAGE);
+    grpc.ready().await.map_err(|error| Status::unknown(format!("the connection was not ready: {error}")))?;
+    grpc.streaming(tonic::Request::new(requests), PathAndQuery::from_static(method), ProstCodec::new()).await
 }
 
 async fn world(connection: Connection, outgoing: ReceiverStream<Request>) -> Responses {
-    let answer = client(&connection).stream_aggregated_resources(outgoing.map(world_request)).await;
+    let answer = stream_over(&connection, WORLD, outgoing.map(world_request)).await;
     incoming(connection, answer, world_response)
 }
 
 async fn delta(connection: Connection, outgoing: ReceiverStream<Request>) -> Responses {
-    let answer = client(&connection).delta_aggregated_resources(outgoing.map(delta_request)).await;
+    let answer = stream_over(&connection, DELTA, outgoing.map(delta_request)).await;
     incoming(connection, answer, delta_response)
 }
 
@@ -133,10 +151,10 @@ fn refusal(message: String) -> rpc::Status {
     rpc::Status { code: Code::InvalidArgument as i32, message, details: Vec::new() }
 }
 
-fn world_response(response: wire::DiscoveryResponse) -> Response {
-    let resource = |any: Any| {
-        let (name, any) = codec::unwrap_resource(any);
-        Resource { name: name.unwrap_or_default(), version: String::new(), body: Some(body(any)) }
+fn world_response(response: WorldResponse) -> Response {
+    let resource = |packed: Packed| {
+        let (name, body) = unwrapped(body(packed));
+        Resource { name: name.unwrap_or_default(), version: String::new(), body: Some(body) }
     };
     Response {
         type_url: response.type_url,
@@ -148,12 +166,12 @@ fn world_response(response: wire::DiscoveryResponse) -> Response {
     }
 }
 
-fn delta_response(response: wire::DeltaDiscoveryResponse) -> Response {
+fn delta_response(response: DeltaResponse) -> Response {
     let name = |plain: String, named: Option<wire::ResourceName>| match named {
         Some(named) if plain.is_empty() => named.name,
         _ => plain,
     };
-    let resource = |resource: wire::Resource| Resource {
+    let resource = |resource: DeltaResource| Resource {
         name: name(resource.name, resource.resource_name),
         version: resource.version,
         body: resource.resource.map(body),
@@ -170,8 +188,18 @@ fn delta_response(response: wire::DeltaDiscoveryResponse) -> Response {
     }
 }
 
-fn body(any: Any) -> Body {
-    Body { type_url: any.type_url, bytes: any.value }
+fn body(packed: Packed) -> Body {
+    // What is not even text is of no type.
+    Body::new(std::str::from_utf8(&packed.type_url).unwrap_or_default(), packed.value)
+}
+
+/// The state of the world has resources in wrappers where they have a TTL or a name of another form.
+fn unwrapped(body: Body) -> (Option<String>, Body) {
+    if body.type_url != codec::RESOURCE {
+        return (None, body);
+    }
+    let (name, any) = codec::unwrap_resource(Any { type_url: body.type_url.into(), value: body.bytes.into() });
+    (name, Body::new(&any.type_url, any.value))
 }
 
 fn resource_error(error: wire::ResourceError) -> Option<ResourceError> {

@@ -4,9 +4,13 @@
 //! A [`Transport`](super::Transport) carries these to and from the wire. Refuses to know what a
 //! resource means: its body is bytes of a named type.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::bootstrap::Node;
+use crate::codec::{self, Packed};
 
 /// The name of a resource, shared by everything that speaks of it.
 pub type Name = Arc<str>;
@@ -92,9 +96,25 @@ pub struct Resource {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Body {
     /// Type.
-    pub type_url: String,
-    /// Protobuf.
-    pub bytes: Vec<u8>,
+    pub type_url: Cow<'static, str>,
+    /// Protobuf; mostly a part of the response it came in.
+    pub bytes: Bytes,
+}
+
+impl Body {
+    /// Bytes of this type.
+    pub fn new(type_url: &str, bytes: impl Into<Bytes>) -> Self {
+        let known = [codec::LISTENER, codec::ROUTES, codec::CLUSTER, codec::ENDPOINTS];
+        // No response of a large mesh copies the same text ten thousand times.
+        let known = known.into_iter().find(|known| *known == type_url);
+        Self { type_url: known.map_or_else(|| type_url.to_owned().into(), Cow::Borrowed), bytes: bytes.into() }
+    }
+}
+
+impl<'a> From<&'a Body> for Packed<'a> {
+    fn from(body: &'a Body) -> Self {
+        Self { type_url: &body.type_url, bytes: &body.bytes }
+    }
 }
 
 /// A resource that the control plane cannot give.

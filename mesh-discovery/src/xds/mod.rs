@@ -22,6 +22,7 @@ mod resource;
 mod saved;
 mod topology;
 mod transport;
+mod wire;
 mod worker;
 
 #[cfg(test)]

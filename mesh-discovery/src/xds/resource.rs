@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use envoy_types::pb::google::protobuf::Any;
 use mesh_core::policy::{
-    AuthorityRewrite, Cluster, Discovery, Endpoints, InboundListener, Listener, RouteAction, RouteConfiguration,
-    RouteSource, Unenforced,
+    AuthorityRewrite, Cluster, Discovery, EndpointMetadata, Endpoints, InboundListener, Listener, RouteAction,
+    RouteConfiguration, RouteSource, Unenforced,
 };
 use serde::Serialize;
 
@@ -50,6 +50,8 @@ pub(crate) struct Resource {
 pub(crate) struct PolicyCodec {
     /// Certificate provider instances that there are; none if the bootstrap says nothing of them.
     providers: Option<BTreeSet<String>>,
+    /// Facts of endpoints of which there are none.
+    nothing: Arc<EndpointMetadata>,
 }
 
 impl PolicyCodec {
@@ -57,7 +59,8 @@ impl PolicyCodec {
     pub(super) fn of(config: &XdsConfig) -> Self {
         let declared = &config.bootstrap.certificate_providers;
         let own = config.default_provider.then(|| DEFAULT_PROVIDER.to_owned());
-        Self { providers: (!declared.is_empty()).then(|| declared.keys().cloned().chain(own).collect()) }
+        let providers = (!declared.is_empty()).then(|| declared.keys().cloned().chain(own).collect());
+        Self { providers, nothing: Arc::default() }
     }
 
     /// A resource that names a provider which does not exist (gRFC A29), or is not in use, is refused: what it asks
@@ -104,11 +107,9 @@ impl Codec for PolicyCodec {
     }
 
     fn decode(&self, kind: Kind, name: &str, body: &Body, from: ServerFeatures) -> Result<Resource, String> {
-        // The decoder wants the message as it was packed; the bytes are copied only when they are new.
-        let any = &Any { type_url: body.type_url.clone(), value: body.bytes.clone() };
         match kind {
             Kind::Listener => {
-                let decoded = codec::decode_listener(any).map_err(|e| e.to_string())?;
+                let decoded = codec::decode_listener(body).map_err(|e| e.to_string())?;
                 let mut decoded = self.has_all(kind, name, decoded)?;
                 let value = match decoded.value {
                     AnyListener::Outbound(mut listener) => {
@@ -120,19 +121,22 @@ impl Codec for PolicyCodec {
                     }
                     AnyListener::Inbound(listener) => Value::Inbound(Arc::new(enforceable(listener)?)),
                 };
-                Ok(Resource { value, unenforced: decoded.unenforced.into() })
+                Ok(Resource { value, unenforced: shared(decoded.unenforced) })
             }
             Kind::Routes => {
-                let mut decoded = codec::decode_routes(any).map_err(|e| e.to_string())?;
+                let mut decoded = codec::decode_routes(body).map_err(|e| e.to_string())?;
                 distrust(from, &mut decoded.value, format!("routes {name}"), &mut decoded.unenforced);
                 Ok(resource(decoded, Value::Routes))
             }
             Kind::Cluster => {
-                let decoded = codec::decode_cluster(any).map_err(|e| e.to_string())?;
+                let decoded = codec::decode_cluster(body).map_err(|e| e.to_string())?;
                 names_its_endpoints(name, &decoded.value)?;
                 Ok(resource(self.has_all(kind, name, decoded)?, Value::Cluster))
             }
-            Kind::Endpoints => Ok(resource(codec::decode_endpoints(any).map_err(|e| e.to_string())?, Value::Endpoints)),
+            Kind::Endpoints => {
+                let decoded = codec::decode_endpoints_sharing(body.into(), &self.nothing);
+                Ok(resource(decoded.map_err(|e| e.to_string())?, Value::Endpoints))
+            }
         }
     }
 }
@@ -181,7 +185,12 @@ pub(super) fn encode(value: &Value) -> Any {
 }
 
 fn resource<T>(decoded: codec::Decoded<T>, value: impl FnOnce(Arc<T>) -> Value) -> Resource {
-    Resource { value: value(Arc::new(decoded.value)), unenforced: decoded.unenforced.into() }
+    Resource { value: value(Arc::new(decoded.value)), unenforced: shared(decoded.unenforced) }
+}
+
+/// Nothing, as it mostly is, is one for all.
+fn shared(unenforced: Vec<Unenforced>) -> Arc<[Unenforced]> {
+    if unenforced.is_empty() { Arc::default() } else { unenforced.into() }
 }
 
 /// Demands on tokens are not enforced by this version: to accept a listener that carries some would open what its

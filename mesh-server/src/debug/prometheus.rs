@@ -5,11 +5,13 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use mesh_core::health::Reason;
+use mesh_core::identity::Identity;
 use mesh_core::telemetry::health::{EJECTIONS, EJECTIONS_ACTIVE, EJECTIONS_UNENFORCED, HEALTH_CHECKS, PENALTIES};
 use mesh_core::telemetry::{
-    BUCKETS_MS, CONFIG_RESOURCES, CONFIG_UNCONFIRMED, CONFIG_UNENFORCED, CONNECTIONS_ACTIVE, Metrics, Outcome,
-    OutcomeCounters, PeerLabels, REQUEST_DURATION, REQUESTS_ACTIVE, REQUESTS_PENDING, REQUESTS_TOTAL, RETRIES_ACTIVE,
-    Reporter, RequestLabels, TCP_CLOSED, TCP_OPENED, TCP_RECEIVED_BYTES, TCP_SENT_BYTES, TcpSeries,
+    BUCKETS_MS, CERTIFICATE_EXPIRY, CONFIG_RESOURCES, CONFIG_UNCONFIRMED, CONFIG_UNENFORCED, CONNECTIONS_ACTIVE,
+    DECISIONS, DecisionLabels, Metrics, Outcome, OutcomeCounters, PeerLabels, REQUEST_DURATION, REQUESTS_ACTIVE,
+    REQUESTS_PENDING, REQUESTS_TOTAL, RETRIES_ACTIVE, Reporter, RequestLabels, TCP_CLOSED, TCP_OPENED,
+    TCP_RECEIVED_BYTES, TCP_SENT_BYTES, TcpSeries,
 };
 
 use crate::{InboundStats, Refusal};
@@ -36,6 +38,7 @@ pub fn encode(version: &str, metrics: &Metrics, inbound: Option<&InboundStats>) 
     out.push_str(&durations);
     tcp_lines(&mut out, metrics);
     health_lines(&mut out, metrics);
+    decision_lines(&mut out, metrics);
     if let Some(stats) = inbound {
         inbound_lines(&mut out, stats);
     }
@@ -77,6 +80,17 @@ pub fn config_unconfirmed(out: &mut String, seconds: u64) {
     let help = "Time for which no control plane has vouched for the configuration in use.";
     head(out, CONFIG_UNCONFIRMED, "gauge", help);
     let _ = writeln!(out, "{CONFIG_UNCONFIRMED} {seconds}");
+}
+
+/// Writes when this process's certificate ends, and the first of the roots it trusts (seconds since the Unix epoch):
+/// nothing without an identity.
+pub fn certificate_expiry(out: &mut String, identity: Option<&Identity>) {
+    let Some(identity) = identity else { return };
+    head(out, CERTIFICATE_EXPIRY, "gauge", "When the certificate ends, or the first of the trusted roots.");
+    let _ = writeln!(out, "{CERTIFICATE_EXPIRY}{{of=\"leaf\"}} {}", identity.not_after());
+    if let Some(root) = identity.bundles().iter().map(|(_, bundle)| bundle.not_after()).min() {
+        let _ = writeln!(out, "{CERTIFICATE_EXPIRY}{{of=\"root\"}} {root}");
+    }
 }
 
 /// What is in flight in a cluster: its name, then requests, retries and pending requests with default and with high
@@ -147,6 +161,20 @@ fn tcp_lines(out: &mut String, metrics: &Metrics) {
 }
 
 /// Nothing where no cluster is watched.
+fn decision_lines(out: &mut String, metrics: &Metrics) {
+    let decisions = metrics.decisions().all();
+    if decisions.is_empty() {
+        return;
+    }
+    head(out, DECISIONS, "counter", "Decisions of authorization.");
+    for (labels, count) in decisions {
+        let DecisionLabels { policy, action, decision, dry_run } = labels;
+        let policy = escaped(&policy);
+        let labels = format!("policy=\"{policy}\",action=\"{action}\",decision=\"{decision}\",dry_run=\"{dry_run}\"");
+        line(out, DECISIONS, "", &labels, count);
+    }
+}
+
 fn health_lines(out: &mut String, metrics: &Metrics) {
     let all = metrics.all_health();
     if all.is_empty() {

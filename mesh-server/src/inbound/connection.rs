@@ -35,8 +35,9 @@ use mesh_core::policy::{InboundListener, InboundState, InboundTls};
 use mesh_core::source::Watched;
 
 use super::{InboundStats, Refusal};
+use crate::config::MOST_HEADER_BYTES;
 use crate::listen::{
-    Detected, HttpVersion, Stream, TlsAccept, TlsRefused, detect, is_tls, looks_like_http1, refuse_plaintext,
+    Detected, HttpVersion, Stream, TlsAccept, TlsRefused, Verified, detect, is_tls, looks_like_http1, refuse_plaintext,
 };
 use crate::{Body, Config, InboundLayer};
 
@@ -59,6 +60,7 @@ struct Admitted {
     io: Detected,
     version: HttpVersion,
     peer: PeerIdentity,
+    verified: Option<Verified>,
     server_name: Box<str>,
     listener: Arc<InboundListener>,
 }
@@ -96,11 +98,11 @@ impl Door {
             () = self.close.watch().drained() => return,
             admitted = self.admit(tcp, address) => admitted,
         };
-        let Some(Admitted { io, version, peer, server_name, listener }) = admitted else { return };
+        let Some(Admitted { io, version, peer, verified, server_name, listener }) = admitted else { return };
 
         let knows = version == HttpVersion::Http2 && !self.drain.is_draining();
         let drained = if knows { self.drain.clone() } else { self.close.watch() };
-        let closing = self.closing(drained, peer.spiffe_id.is_none(), &listener);
+        let closing = self.closing(drained, verified, &listener);
         let service = TowerToHyperService::new(self.layer.for_connection(peer, Some(server_name)).layer(service));
         let io = TokioIo::new(io);
         let limit = self.config.drain_limit;
@@ -136,7 +138,7 @@ impl Door {
             InboundState::Pending => return self.refuse(Refusal::NoPolicy, address, &"no policy has come yet"),
             InboundState::Failed(why) => return self.refuse(Refusal::NoPolicy, address, why),
         };
-        let (stream, spiffe_id) = match (listener.tls, is_tls(first)) {
+        let (stream, verified) = match (listener.tls, is_tls(first)) {
             (InboundTls::Strict, false) => {
                 self.stats.refuse(Refusal::Plaintext, address, &"policy demands mutual TLS");
                 if looks_like_http1(first) {
@@ -156,7 +158,7 @@ impl Door {
                 match timeout(self.config.handshake_timeout, self.tls.accept(tcp)).await {
                     Err(_) => return self.refuse(Refusal::Timeout, address, &"the handshake took too long"),
                     Ok(Err(refused)) => return self.refuse(reason(&refused), address, &refused),
-                    Ok(Ok((tls, id))) => (Stream::Tls(Box::new(tls)), Some(id)),
+                    Ok(Ok((tls, verified))) => (Stream::Tls(Box::new(tls)), Some(verified)),
                 }
             }
         };
@@ -165,7 +167,8 @@ impl Door {
             Err(_) => self.refuse(Refusal::Timeout, address, &"it sent no request"),
             Ok(Err(_)) => None,
             Ok(Ok((version, io))) => {
-                Some(Admitted { io, version, peer: PeerIdentity { spiffe_id, address }, server_name, listener })
+                let peer = PeerIdentity { spiffe_id: verified.as_ref().map(|peer| peer.id.clone()), address };
+                Some(Admitted { io, version, peer, verified, server_name, listener })
             }
         }
     }
@@ -179,7 +182,7 @@ impl Door {
     fn closing(
         &self,
         drain: DrainWatch,
-        plaintext: bool,
+        verified: Option<Verified>,
         listener: &InboundListener,
     ) -> impl Future<Output = ()> + Send + use<> {
         let drained = drain.drained();
@@ -187,10 +190,12 @@ impl Door {
         let age = listener.limits.max_connection_age.or(self.config.max_connection_age);
         let varied = |age: Duration| Duration::try_from_secs_f64(age.as_secs_f64() * (0.9 + 0.2 * fastrand::f64()));
         let oldest = age.and_then(|age| Instant::now().checked_add(varied(age).ok()?));
+        let distrusted = verified.map(|peer| self.tls.distrusted(peer));
         async move {
-            let strict = async {
-                if !plaintext {
-                    std::future::pending::<()>().await;
+            // Of a peer that proved who it is, the proof must still hold; any other needs a port that asks for none.
+            let unwelcome = async {
+                if let Some(distrusted) = distrusted {
+                    return distrusted.await;
                 }
                 inbound.wait_for(|state| matches!(state, InboundState::Ready(l) if l.tls == InboundTls::Strict)).await;
             };
@@ -202,7 +207,7 @@ impl Door {
             };
             tokio::select! {
                 () = drained => {}
-                () = strict => {}
+                () = unwelcome => {}
                 () = aged => {}
             }
         }
@@ -241,12 +246,16 @@ fn http1_builder(config: &Config) -> http1::Builder {
     http1
         .timer(TokioTimer::new())
         .header_read_timeout(config.header_read_timeout)
-        .max_header_size(config.max_header_bytes as usize)
+        .max_header_size(config.max_header_bytes.min(MOST_HEADER_BYTES) as usize)
         // hyper panics below 8 KiB.
         .max_buf_size(config.max_buffer.max(8192))
         .keep_alive(true)
         // A client that closes its half has gone away: its request is cancelled, as over HTTP/2.
         .half_close(false);
+    // 100 is what hyper has room for without an allocation; the layer counts them all the same.
+    if config.max_headers > 100 {
+        http1.max_headers(config.max_headers);
+    }
     http1
 }
 
@@ -255,7 +264,7 @@ fn http2_builder(config: &Config) -> http2::Builder<TokioExecutor> {
     http2
         .timer(TokioTimer::new())
         .max_concurrent_streams(config.max_concurrent_streams)
-        .max_header_list_size(config.max_header_bytes)
+        .max_header_list_size(config.max_header_bytes.min(MOST_HEADER_BYTES))
         .keep_alive_interval(config.keep_alive_interval)
         .keep_alive_timeout(config.keep_alive_timeout)
         .adaptive_window(false)

@@ -1,7 +1,8 @@
 //! From a listening socket to requests: `worker` accepts, `connection` decides about one socket and
-//! serves it, `stats` counts what was refused.
+//! serves it, `peers` counts those of one address, `stats` counts what was refused.
 
 mod connection;
+mod peers;
 mod stats;
 mod worker;
 

@@ -20,6 +20,9 @@ pub enum Refusal {
     NoPolicy,
     /// As many connections are open as policy or [`Config::max_connections`](crate::Config) allow.
     ConnectionLimit,
+    /// As many connections of the peer's address are open as
+    /// [`Config::max_connections_per_peer`](crate::Config) allows.
+    PeerLimit,
     /// Plaintext at a port that demands mutual TLS.
     Plaintext,
     /// TLS at a port where policy disables it.
@@ -34,9 +37,10 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason, in the order of the metric.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::NoPolicy,
         Self::ConnectionLimit,
+        Self::PeerLimit,
         Self::Plaintext,
         Self::TlsDisabled,
         Self::NoIdentity,
@@ -49,6 +53,7 @@ impl Refusal {
         match self {
             Self::NoPolicy => "no_policy",
             Self::ConnectionLimit => "connection_limit",
+            Self::PeerLimit => "peer_limit",
             Self::Plaintext => "plaintext",
             Self::TlsDisabled => "tls_disabled",
             Self::NoIdentity => "no_identity",
@@ -64,7 +69,7 @@ impl Refusal {
             Self::Handshake => Some(Code::PEER_REFUSED),
             Self::NoIdentity => Some(Code::NO_IDENTITY),
             Self::NoPolicy => Some(Code::CONFIG_PENDING),
-            Self::ConnectionLimit | Self::TlsDisabled | Self::Timeout => None,
+            Self::ConnectionLimit | Self::PeerLimit | Self::TlsDisabled | Self::Timeout => None,
         }
     }
 }

@@ -18,6 +18,7 @@ use mesh_core::identity::Identity;
 use mesh_core::policy::{InboundState, InboundTls};
 
 use super::connection::is_of_the_peer;
+use super::peers::Peers;
 use super::{Door, Refusal};
 use crate::layer::demands_tokens;
 use crate::{Body, Readiness};
@@ -40,6 +41,7 @@ pub(crate) async fn run<S, RB>(
     RB::Error: Into<BoxError>,
 {
     let mut connections = JoinSet::new();
+    let mut peers = door.config.max_connections_per_peer.map(Peers::new);
     let mut drained = pin!(door.drain.drained());
     // Who waits for the end of the drain waits for this loop.
     let _guard = door.drain.guard();
@@ -63,12 +65,21 @@ pub(crate) async fn run<S, RB>(
             () = sleep_until(leave_at.unwrap_or_else(Instant::now)), if leave_at.is_some() => break,
             () = inbound.changed() => {}
             () = identity.changed() => {}
-            Some(ended) = connections.join_next() => note(ended),
+            Some(ended) = connections.join_next_with_id() => {
+                if let Some(peers) = &mut peers {
+                    peers.leave(ended.as_ref().map_or_else(JoinError::id, |(task, ())| *task));
+                }
+                note(ended.map(drop));
+            }
             accepted = listener.accept() => match accepted {
                 Ok((tcp, peer)) => {
-                    if let Some(tcp) = enter(&door, tcp, peer, connections.len()) {
+                    let full = peers.as_ref().and_then(|peers| peers.full(peer.ip()));
+                    if let Some(tcp) = enter(&door, tcp, peer, connections.len(), full) {
                         let (door, service) = (door.clone(), service.clone());
-                        connections.spawn(async move { door.serve(tcp, peer, service).await });
+                        let task = connections.spawn(async move { door.serve(tcp, peer, service).await });
+                        if let Some(peers) = &mut peers {
+                            peers.enter(peer.ip(), task.id());
+                        }
                     }
                 }
                 Err(error) if is_of_the_peer(&error) => {}
@@ -88,8 +99,9 @@ pub(crate) async fn run<S, RB>(
     }
 }
 
-/// Checks what can be checked without waiting; `None` = refused and closed.
-fn enter(door: &Door, tcp: TcpStream, peer: SocketAddr, open: usize) -> Option<TcpStream> {
+/// Checks what can be checked without waiting; `None` = refused and closed. `full` = the peer has as many connections as
+/// it may.
+fn enter(door: &Door, tcp: TcpStream, peer: SocketAddr, open: usize, full: Option<usize>) -> Option<TcpStream> {
     let limit = match &**door.inbound.load() {
         InboundState::Ready(listener) => listener.limits.max_connections.map(|max| max as usize),
         InboundState::Pending => {
@@ -104,6 +116,10 @@ fn enter(door: &Door, tcp: TcpStream, peer: SocketAddr, open: usize) -> Option<T
     let limit = limit.unwrap_or(door.config.max_connections);
     if open >= limit {
         door.stats.refuse(Refusal::ConnectionLimit, peer, &format_args!("{limit} connections are open"));
+        return None;
+    }
+    if let Some(limit) = full {
+        door.stats.refuse(Refusal::PeerLimit, peer, &format_args!("{limit} connections of its address are open"));
         return None;
     }
     // Only latency is at stake, and a socket that refuses it fails at the first read anyway.

@@ -2,20 +2,24 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 use http::{Request, header};
 
-use mesh_core::authz::{Attributes, Authorizer, Denial, DenialReason, Observation};
+use mesh_core::authz::{
+    Attributes, Authorizer, Denial, DenialReason, ExternalAuthorizer, ExternalAuthorizers, Observation, Question, Step,
+};
 use mesh_core::error::Code;
 use mesh_core::identity::PeerIdentity;
 use mesh_core::matcher::RequestView;
 use mesh_core::policy::{InboundListener, InboundState};
+use mesh_core::telemetry::{DecisionLabels, Metrics};
 
 /// The compiled policy of a listener, kept as long as the listener's configuration stays.
-#[derive(Default)]
 pub(crate) struct Gate {
+    authorizers: Arc<dyn ExternalAuthorizers>,
+    metrics: Arc<Metrics>,
     current: ArcSwapOption<Compiled>,
     // Whether there is one: asked where there is no policy.
     compiled: AtomicBool,
@@ -24,6 +28,35 @@ pub(crate) struct Gate {
 struct Compiled {
     listener: Arc<InboundListener>,
     authorizer: Authorizer,
+    /// Who can be asked, by provider.
+    external: Box<[External]>,
+}
+
+/// Somebody who can be asked.
+struct External {
+    provider: Box<str>,
+    authorizer: Arc<dyn ExternalAuthorizer>,
+    counters: [Arc<AtomicU64>; ANSWERS.len()],
+}
+
+/// What an authorizer's answers are counted as.
+const ANSWERS: [&str; 3] = ["allowed", "denied", "unavailable"];
+
+/// A request about which somebody has to be asked.
+pub(super) struct Asking {
+    compiled: Arc<Compiled>,
+    external: usize,
+    next: Step,
+    /// For the log.
+    rule: Box<str>,
+}
+
+/// How an authorizer's answer is counted.
+#[derive(Clone, Copy)]
+pub(super) enum Answer {
+    Allowed,
+    Denied,
+    Unavailable,
 }
 
 /// A request that policy does not let through.
@@ -34,14 +67,19 @@ pub(super) struct Closed {
 }
 
 impl Gate {
-    /// Decides about a request whose target is settled. Costs nothing where there is no policy.
+    pub(crate) fn new(authorizers: Arc<dyn ExternalAuthorizers>, metrics: Arc<Metrics>) -> Self {
+        Self { authorizers, metrics, current: ArcSwapOption::empty(), compiled: AtomicBool::new(false) }
+    }
+
+    /// Decides about a request whose target is settled: it may pass, somebody has to be asked, or it may not. Costs
+    /// nothing where there is no policy.
     pub(super) fn judge<B>(
         &self,
         state: &InboundState,
         request: &Request<B>,
         peer: Option<&PeerIdentity>,
         server_name: Option<&str>,
-    ) -> Result<(), Closed> {
+    ) -> Result<Option<Asking>, Closed> {
         // Without word from the control plane what was enforced last still is: connections outlive their policy.
         let last;
         let listener = match state {
@@ -51,7 +89,7 @@ impl Gate {
                     last = compiled;
                     &last.listener
                 }
-                None => return Ok(()),
+                None => return Ok(None),
             },
         };
         if demands_tokens(listener) {
@@ -62,32 +100,32 @@ impl Gate {
             if self.compiled.load(Ordering::Relaxed) {
                 self.forget();
             }
-            return Ok(());
+            return Ok(None);
         }
         let current = self.current.load();
         let compiled = match current.as_ref().filter(|compiled| Arc::ptr_eq(&compiled.listener, listener)) {
             Some(compiled) => compiled,
             None => &self.compile(listener),
         };
-        let uri = request.uri();
-        let view = RequestView {
-            authority: authority(request),
-            method: request.method(),
-            path_and_query: uri.path_and_query().map_or("", |path| path.as_str()),
-            scheme: uri.scheme_str().unwrap_or_default(),
-            headers: request.headers(),
-            draw: &|| 0,
-        };
-        let attributes = Attributes { request: view, peer, destination: listener.address, server_name };
-        let verdict = compiled.authorizer.decide(&attributes, |seen| observed(&seen, &attributes));
-        verdict.map_err(|denial| closed(&denial, &attributes))
+        compiled.decide(Step::default(), request, peer, server_name)
     }
 
     // Two requests may do this at once; both get the same.
     #[cold]
     fn compile(&self, listener: &Arc<InboundListener>) -> Arc<Compiled> {
-        let authorizer = Authorizer::new(&listener.authorization);
-        let compiled = Arc::new(Compiled { listener: listener.clone(), authorizer });
+        let decisions = self.metrics.decisions();
+        let authorizer = Authorizer::counted(&listener.authorization, decisions);
+        let counter = |provider: &str, decision| {
+            let (policy, action) = (format!("provider[{provider}]"), "custom");
+            decisions.counter(DecisionLabels { policy, action, decision, dry_run: false })
+        };
+        let external = authorizer.providers().filter_map(|provider| {
+            let asked = self.authorizers.authorizer(provider)?;
+            let counters = ANSWERS.map(|decision| counter(&provider.name, decision));
+            Some(External { provider: provider.name.as_str().into(), authorizer: asked, counters })
+        });
+        let external = external.collect();
+        let compiled = Arc::new(Compiled { listener: listener.clone(), authorizer, external });
         self.current.store(Some(compiled.clone()));
         self.compiled.store(true, Ordering::Relaxed);
         compiled
@@ -100,6 +138,72 @@ impl Gate {
     }
 }
 
+impl Compiled {
+    fn decide<B>(
+        self: &Arc<Self>,
+        from: Step,
+        request: &Request<B>,
+        peer: Option<&PeerIdentity>,
+        server_name: Option<&str>,
+    ) -> Result<Option<Asking>, Closed> {
+        let uri = request.uri();
+        let view = RequestView {
+            authority: authority(request),
+            method: request.method(),
+            path_and_query: uri.path_and_query().map_or("", |path| path.as_str()),
+            scheme: uri.scheme_str().unwrap_or_default(),
+            headers: request.headers(),
+            draw: &|| 0,
+        };
+        let attributes = Attributes { request: view, peer, destination: self.listener.address, server_name };
+        match self.authorizer.decide_from(from, &attributes, |seen| observed(&seen, &attributes)) {
+            Ok(None) => Ok(None),
+            Ok(Some(question)) => match self.asking(&question) {
+                Some(asking) => Ok(Some(asking)),
+                None => Err(closed(&question.unanswered(), &attributes)),
+            },
+            Err(denial) => Err(closed(&denial, &attributes)),
+        }
+    }
+
+    fn asking(self: &Arc<Self>, question: &Question<'_>) -> Option<Asking> {
+        let external = self.external.iter().position(|known| *known.provider == question.provider.name)?;
+        Some(Asking { compiled: self.clone(), external, next: question.next, rule: question.rule.into() })
+    }
+}
+
+impl Asking {
+    /// Who is to be asked.
+    pub(super) fn authorizer(&self) -> &dyn ExternalAuthorizer {
+        &*self.compiled.external[self.external].authorizer
+    }
+
+    /// The address that was reached.
+    pub(super) fn destination(&self) -> std::net::SocketAddr {
+        self.compiled.listener.address
+    }
+
+    /// Counts the answer.
+    pub(super) fn count(&self, answer: Answer) {
+        self.compiled.external[self.external].counters[answer as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The provider and the rule that asks it, for the log.
+    pub(super) fn names(&self) -> (&str, &str) {
+        (&self.compiled.external[self.external].provider, &self.rule)
+    }
+
+    /// Goes on after a yes, with the policy that asked: one request is judged by one.
+    pub(super) fn go_on<B>(
+        &self,
+        request: &Request<B>,
+        peer: Option<&PeerIdentity>,
+        server_name: Option<&str>,
+    ) -> Result<Option<Self>, Closed> {
+        self.compiled.decide(self.next, request, peer, server_name)
+    }
+}
+
 /// Whether a listener has demands on tokens. They are not checked by this version: such a port denies everything,
 /// rather than let through what a policy was written to stop.
 pub(crate) fn demands_tokens(listener: &InboundListener) -> bool {
@@ -107,7 +211,7 @@ pub(crate) fn demands_tokens(listener: &InboundListener) -> bool {
 }
 
 /// The authority of a request whose target is settled: the URI's, else the only `Host`.
-fn authority<B>(request: &Request<B>) -> &str {
+pub(super) fn authority<B>(request: &Request<B>) -> &str {
     let host = || request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
     request.uri().authority().map(|authority| authority.as_str()).or_else(host).unwrap_or_default()
 }
@@ -117,11 +221,13 @@ fn closed(denial: &Denial<'_>, of: &Attributes<'_>) -> Closed {
     let code = match denial.reason {
         DenialReason::NoAuthorizer => Code::AUTHORIZATION_UNENFORCED,
         DenialReason::Denied | DenialReason::NotAllowed => Code::ACCESS_DENIED,
+        DenialReason::NoRoute => Code::NO_SERVED_ROUTE,
     };
     let reason = match denial.reason {
         DenialReason::Denied => "a rule of a DENY policy matches",
         DenialReason::NotAllowed => "no rule of the ALLOW policies matches",
-        DenialReason::NoAuthorizer => "a rule of a CUSTOM policy matches, and external authorizers are not asked",
+        DenialReason::NoAuthorizer => "a rule of a CUSTOM policy matches, and nobody knows its provider",
+        DenialReason::NoRoute => "there are routes for this port, and none of them matches",
     };
     tracing::info!(
         target: "mesh::audit",

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 /// Headers with which a hop inside the mesh tells the next one something. Here the certificate is the
 /// only word about the peer, so these are removed before the application could trust them: identity
@@ -25,6 +25,11 @@ pub(super) fn strip(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
+}
+
+/// Whether an answer says by its head that the request failed.
+pub(super) fn is_failure(status: StatusCode, headers: &HeaderMap) -> bool {
+    status.is_server_error() || grpc_status(headers).is_some_and(|status| status != 0)
 }
 
 /// Whether the message is gRPC (not gRPC-Web, whose status is inside the body).

@@ -2,34 +2,40 @@
 //! application, in this order.
 //!
 //! ```text
-//! strip headers that only the mesh may set → settle path and authority, or 400
-//!   → open the request's context (trace, deadline, caller) → authorization, or 403
-//!   → peer identity into the extensions → the application
+//! strip headers that only the mesh may set → settle path and authority, 400 or 431
+//!   → open the request's context (trace, deadline, caller) → authorization, or 403; who has to be asked is asked
+//!   → the limits of the listener's filters, or what they answer → a place among the requests in flight, or 503
+//!   → the application
 //!   → metrics and access log when the response body ends
 //! ```
 //!
 //! Refuses to know sockets: it works behind any acceptor.
 
+mod ask;
 mod body;
 mod gate;
 mod headers;
+mod limits;
 mod record;
 mod target;
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use pin_project_lite::pin_project;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use mesh_core::context::{self, RequestContext, Scoped};
+use mesh_core::authz::HeaderChange;
+use mesh_core::context::{self, RETRIED, RequestContext, Scoped};
 use mesh_core::drain::DrainWatch;
 use mesh_core::error::{BoxError, Code};
 use mesh_core::id::Workload;
@@ -39,10 +45,13 @@ use mesh_core::source::{Watched, WatchedIdentity};
 use mesh_core::target::EncodedSlash;
 use mesh_core::telemetry::{Metrics, PeerLabels, Reporter, RequestLabels, RequestSeries};
 
+use self::ask::{Ask, Proceed};
 use self::body::Content;
 pub use self::body::InboundBody;
 pub(crate) use self::gate::{Gate, demands_tokens};
 pub(crate) use self::headers::grpc_status;
+pub(crate) use self::limits::{Concurrency, Limits, Scope};
+use self::limits::{Limited, Ticket};
 use self::record::Record;
 use self::target::Unsettled;
 use crate::load::{LoadReports, Question, Told};
@@ -51,10 +60,11 @@ use crate::load::{LoadReports, Question, Told};
 /// alone it serves applications with an acceptor of their own:
 /// [`Server::inbound_layer`](crate::Server::inbound_layer).
 ///
-/// A request that comes through two of them is treated by the outer one only.
+/// A request that comes through two of a server's is treated by the outer one only; and one that has no policy to
+/// judge by leaves alone what is being served already.
 #[derive(Clone)]
 pub struct InboundLayer {
-    shared: Arc<Shared>,
+    // One pointer: it is cloned with every request.
     connection: Arc<Connection>,
 }
 
@@ -70,21 +80,35 @@ pub(crate) struct Shared {
     pub(crate) load: Option<Arc<LoadReports>>,
     pub(crate) gate: Gate,
     pub(crate) slash: EncodedSlash,
+    /// Applications have layers of this server, so a request may come through two.
+    pub(crate) lent: AtomicBool,
+    pub(crate) max_headers: usize,
+    /// One for each request that may be in flight, if that is limited.
+    pub(crate) places: Option<Arc<Semaphore>>,
+    /// How many they may be, if that follows their latency.
+    pub(crate) adaptive: Option<Arc<Concurrency>>,
+    pub(crate) limits: Limits,
 }
 
 /// What all requests of a connection have in common.
 struct Connection {
-    peer: Option<PeerIdentity>,
+    shared: Arc<Shared>,
+    peer: Option<Arc<PeerIdentity>>,
     /// The TLS server name that the peer asked for, empty if it named none; `None` = not known.
     server_name: Option<Box<str>>,
     series: Arc<RequestSeries>,
+    limits: Limits,
 }
 
 impl InboundLayer {
     pub(crate) fn new(shared: Shared) -> Self {
-        let shared = Arc::new(shared);
-        let connection = Arc::new(shared.connection(None, None));
-        Self { shared, connection }
+        Self { connection: Arc::new(Connection::new(&Arc::new(shared), None, None)) }
+    }
+
+    /// One for an application.
+    pub(crate) fn lend(&self) -> Self {
+        self.connection.shared.lent.store(true, Ordering::Relaxed);
+        self.clone()
     }
 
     /// The layer for the requests of one connection, whose peer is known. Resolves the connection's
@@ -96,30 +120,42 @@ impl InboundLayer {
 
     /// As [`for_peer`](Self::for_peer), with the TLS server name that the peer asked for.
     pub(crate) fn for_connection(&self, peer: PeerIdentity, server_name: Option<Box<str>>) -> Self {
-        let connection = Arc::new(self.shared.connection(Some(peer), server_name));
-        Self { shared: self.shared.clone(), connection }
+        Self { connection: Arc::new(Connection::new(&self.connection.shared, Some(peer), server_name)) }
     }
 }
 
-impl Shared {
-    fn connection(&self, peer: Option<PeerIdentity>, server_name: Option<Box<str>>) -> Connection {
+impl Connection {
+    fn new(shared: &Arc<Shared>, peer: Option<PeerIdentity>, server_name: Option<Box<str>>) -> Self {
         let caller = peer.as_ref().and_then(|peer| peer.spiffe_id.as_ref());
-        let own = self.identity.load();
-        let mut service = self.service_host.split('.');
-        let series = self.metrics.series(&RequestLabels {
+        let own = shared.identity.load();
+        let mut service = shared.service_host.split('.');
+        let series = shared.metrics.series(&RequestLabels {
             reporter: Reporter::Destination,
             source: PeerLabels {
                 principal: caller.map(ToString::to_string).unwrap_or_default(),
                 namespace: caller.and_then(|id| id.kubernetes()).map_or(String::new(), |(ns, _)| ns.to_owned()),
                 ..PeerLabels::default()
             },
-            destination: PeerLabels::of(&self.workload, Option::as_ref(&own).map(|identity| identity.id())),
-            destination_service: self.service_host.clone(),
+            destination: PeerLabels::of(&shared.workload, Option::as_ref(&own).map(|identity| identity.id())),
+            destination_service: shared.service_host.clone(),
             destination_service_name: service.next().unwrap_or_default().to_owned(),
-            destination_service_namespace: self.workload.namespace.clone(),
+            destination_service_namespace: shared.workload.namespace.clone(),
             mutual_tls: peer.as_ref().map(|peer| peer.spiffe_id.is_some()),
         });
-        Connection { peer, server_name, series }
+        Self {
+            shared: shared.clone(),
+            peer: peer.map(Arc::new),
+            server_name,
+            series,
+            limits: Limits::new(Scope::Connection),
+        }
+    }
+
+    /// Whether another layer has this request already.
+    fn leaves_alone<B>(&self, request: &Request<B>) -> bool {
+        let without_policy = || matches!(**self.shared.inbound.load(), InboundState::Pending);
+        request.extensions().get::<Treated>().is_some()
+            || (self.peer.is_none() && context::is_open() && without_policy())
     }
 }
 
@@ -139,13 +175,13 @@ pub struct InboundService<S> {
     layer: InboundLayer,
 }
 
-/// In the extensions of a request that an inbound layer has treated.
+/// In the extensions of a request that a layer of a server has treated of which applications have another one.
 #[derive(Clone, Copy)]
 struct Treated;
 
 impl<S, B, RB> Service<Request<B>> for InboundService<S>
 where
-    S: Service<Request<B>, Response = Response<RB>>,
+    S: Service<Request<B>, Response = Response<RB>> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
     B: Body<Data: Buf> + Send + 'static,
     RB: Body<Data = Bytes>,
@@ -159,11 +195,12 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> ResponseFuture<S::Future> {
-        if request.extensions().get::<Treated>().is_some() {
+        let connection = &self.layer.connection;
+        if connection.leaves_alone(&request) {
             let work = Work::Untreated { inner: self.inner.call(request) };
             return ResponseFuture { work, record: None, last: false };
         }
-        let InboundLayer { shared, connection } = &self.layer;
+        let shared = &connection.shared;
         // HTTP/2 has its GOAWAY.
         let last = request.version() < Version::HTTP_2 && shared.drain.is_draining();
         headers::strip(request.headers_mut());
@@ -171,49 +208,131 @@ where
         let settled = target::settle(&mut request, grpc, shared.slash);
         // Without a peer of our own acceptor, what another acceptor put there counts: extensions cannot
         // come from outside.
-        let peer = connection.peer.as_ref().or_else(|| request.extensions().get());
-        let context = open(request.headers(), peer);
+        let other = || request.extensions().get::<PeerIdentity>().cloned().map(Arc::new);
+        let context = Arc::new(open(request.headers(), connection.peer.clone().or_else(other)));
+        let peer = context.caller.as_deref();
         let mut record = Record::begin(&request, connection.series.clone(), grpc, context.trace, peer);
 
-        let refused = match settled {
-            Err(unsettled) => Some(Refused::Malformed(unsettled)),
+        let judged = match settled {
+            _ if request.headers().len() > shared.max_headers => Err(Refused::Headers),
+            Err(unsettled) => Err(Refused::Malformed(unsettled)),
             Ok(()) => {
                 let server_name = connection.server_name.as_deref();
                 let judged = shared.gate.judge(&shared.inbound.load(), &request, peer, server_name);
-                judged.err().map(|closed| {
+                judged.map_err(|closed| {
                     record.note(closed.details);
                     Refused::Closed(closed.code)
                 })
             }
         };
-        if let Some(why) = refused {
-            return ResponseFuture { work: Work::Refused { why, grpc }, record: Some(record), last };
+        let mut record = Some(record);
+        let work = match judged {
+            Err(why) => Work::Refused { why, grpc },
+            Ok(None) => self.layer.hand_over(&mut self.inner, request, context, grpc, &mut record),
+            Ok(Some(asking)) => {
+                // The one that said it was ready is used up.
+                let fresh = self.inner.clone();
+                let inner = std::mem::replace(&mut self.inner, fresh);
+                Work::Asking {
+                    asking: ask::ask(asking, Ask { layer: self.layer.clone(), inner, request, context, grpc }),
+                }
+            }
+        };
+        ResponseFuture { work, record, last }
+    }
+}
+
+impl InboundLayer {
+    /// Gives a request that may pass to the application, or answers what the mesh is asked itself.
+    fn hand_over<S: Service<Request<B>>, B: Body<Data: Buf> + Send + 'static>(
+        &self,
+        inner: &mut S,
+        mut request: Request<B>,
+        context: Arc<RequestContext>,
+        grpc: bool,
+        record: &mut Option<Record>,
+    ) -> Work<S::Future> {
+        let shared = &self.connection.shared;
+        if let Some(load) = &shared.load
+            && let Some(question) = Question::of(&request, grpc)
+        {
+            if let Some(record) = record.take() {
+                record.forget();
+            }
+            let told = load.answer(question, request.into_body(), &shared.drain);
+            return Work::Told { told: Some(told) };
+        }
+        if let Err(limited) = self.limit(request.headers_mut(), record.as_mut()) {
+            return Work::Refused { why: Refused::Limited(limited), grpc };
+        }
+        if let Some(places) = &shared.places {
+            match places.clone().try_acquire_owned() {
+                Ok(place) => {
+                    if let Some(record) = record {
+                        record.hold(place);
+                    }
+                }
+                Err(_) => {
+                    if let Some(record) = record {
+                        record.note("overload".into());
+                    }
+                    return Work::Refused { why: Refused::Busy, grpc };
+                }
+            }
         }
         if let Some(load) = &shared.load {
-            if let Some(question) = Question::of(&request, grpc) {
-                record.forget();
-                let told = load.answer(question, request.into_body(), &shared.drain);
-                return ResponseFuture { work: Work::Told { told: Some(told) }, record: None, last };
-            }
             let reporting = load.begin();
             request.extensions_mut().insert(reporting.reporter());
-            record.report_load(reporting);
+            if let Some(record) = record {
+                record.report_load(reporting);
+            }
         }
-        request.extensions_mut().insert(Treated);
-        if let Some(peer) = &connection.peer {
-            request.extensions_mut().insert(peer.clone());
+        // Asked first, for the first word in a request's extensions allocates them.
+        if shared.lent.load(Ordering::Relaxed) {
+            request.extensions_mut().insert(Treated);
         }
-        let context = Arc::new(context);
-        let inner = context::enter(context.clone(), || self.inner.call(request));
-        let work = Work::Serving { inner: context::scope(context, inner), grpc };
-        ResponseFuture { work, record: Some(record), last }
+        // By reference: what a closure takes along is copied with it.
+        let mut request = Some(request);
+        let inner = context::enter(context.clone(), || request.take().map(|request| inner.call(request)));
+        let inner = inner.expect("it is there");
+        Work::Serving { inner: context::scope(context, inner), grpc, more: None }
+    }
+
+    /// Whether a request is within the limits of the listener's filters and of the server.
+    fn limit(&self, headers: &mut http::HeaderMap, record: Option<&mut Record>) -> Result<(), Box<Limited>> {
+        let passed = self.pass(headers);
+        let Some(record) = record else { return passed.map(drop) };
+        match passed {
+            Ok(tickets) => {
+                record.owe(tickets);
+                Ok(())
+            }
+            Err(limited) => {
+                record.note(limited.details.into());
+                record.flag(limited.flag);
+                Err(limited)
+            }
+        }
+    }
+
+    // With a refusal the tickets are dropped: what passes one limit and not the next says nothing of latency.
+    fn pass(&self, headers: &mut http::HeaderMap) -> Result<Vec<Ticket>, Box<Limited>> {
+        let shared = &self.connection.shared;
+        let state = shared.inbound.load();
+        let mut tickets = Vec::new();
+        shared.limits.pass(&state, headers, &mut tickets)?;
+        self.connection.limits.pass(&state, headers, &mut tickets)?;
+        if let Some(adaptive) = &shared.adaptive {
+            tickets.push(adaptive.pass()?);
+        }
+        Ok(tickets)
     }
 }
 
 /// The context of a request: trace and forwarded headers, the caller, and when it stops waiting.
-fn open(headers: &http::HeaderMap, peer: Option<&PeerIdentity>) -> RequestContext {
+fn open(headers: &http::HeaderMap, caller: Option<Arc<PeerIdentity>>) -> RequestContext {
     let mut context = RequestContext::from_headers(headers, || fastrand::u64(..));
-    context.caller = peer.and_then(|peer| peer.spiffe_id.clone());
+    context.caller = caller;
     context.deadline = headers::timeout(headers).and_then(|left| Instant::now().checked_add(left));
     context
 }
@@ -221,7 +340,17 @@ fn open(headers: &http::HeaderMap, peer: Option<&PeerIdentity>) -> RequestContex
 /// Why the mesh answers in the application's place.
 enum Refused {
     Malformed(Unsettled),
+    /// It has more headers than it may.
+    Headers,
+    /// As many requests are in flight as may be.
+    Busy,
+    /// By the listener's filters or the latency of requests.
+    Limited(Box<Limited>),
     Closed(Code),
+    /// With a status of its own.
+    Unavailable(StatusCode),
+    /// In an external authorizer's words.
+    External(Box<mesh_core::authz::Refusal>),
 }
 
 impl Refused {
@@ -235,14 +364,32 @@ impl Refused {
                 let text = format!("{code}: {why}. To fix it: {}.", code.remedy());
                 answer(grpc, code.http_status(), code.grpc_status(), &text)
             }
+            Self::Headers => {
+                answer(grpc, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, 8, "the request has too many headers")
+            }
+            // As Envoy's overload manager answers.
+            Self::Busy => answer(grpc, StatusCode::SERVICE_UNAVAILABLE, 14, "overloaded"),
+            Self::Limited(limited) => {
+                let told = &limited.answer;
+                let mut response = answer(grpc, told.status, told.grpc_status, limited.text);
+                response.headers_mut().extend(told.headers.clone());
+                response
+            }
             // Envoy's words, and no more: which rule decided is not for those it keeps out.
             Self::Closed(code @ Code::ACCESS_DENIED) => {
                 answer(grpc, code.http_status(), code.grpc_status(), "RBAC: access denied")
             }
+            Self::Closed(Code::NO_SERVED_ROUTE) => answer(grpc, StatusCode::NOT_FOUND, 12, "no such route"),
             Self::Closed(code) => {
                 let text = format!("{code}: denied. To fix it: {}.", code.remedy());
                 answer(grpc, code.http_status(), code.grpc_status(), &text)
             }
+            Self::Unavailable(status) => {
+                let code = Code::AUTHORIZER_UNAVAILABLE;
+                let text = format!("{code}: the external authorizer gives no answer. To fix it: {}.", code.remedy());
+                answer(grpc, *status, ask::grpc_status_of(*status), &text)
+            }
+            Self::External(refusal) => ask::answer(grpc, refusal),
         }
     }
 }
@@ -261,7 +408,9 @@ pin_project! {
 pin_project! {
     #[project = WorkProjection]
     enum Work<F> {
-        Serving { #[pin] inner: Scoped<F>, grpc: bool },
+        // With changes of the answer's headers that an external authorizer asks for.
+        Serving { #[pin] inner: Scoped<F>, grpc: bool, more: Option<Box<[HeaderChange]>> },
+        Asking { asking: ask::Asked<F> },
         Untreated { #[pin] inner: F },
         Told { told: Option<Told> },
         Refused { why: Refused, grpc: bool },
@@ -277,14 +426,28 @@ where
     type Output = Result<Response<InboundBody<RB>>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
+        let mut this = self.project();
+        while let WorkProjection::Asking { asking } = this.work.as_mut().project() {
+            let proceed: Proceed<F> = ready!(asking.as_mut().poll(cx));
+            this.work.set(proceed(this.record));
+        }
         let mut response = match this.work.project() {
+            WorkProjection::Asking { .. } => unreachable!("who is asked has answered"),
             WorkProjection::Untreated { inner } => {
                 let response = ready!(inner.poll(cx))?;
                 response.map(|body| Content::Application { body })
             }
-            WorkProjection::Serving { inner, grpc } => match ready!(inner.poll(cx)) {
-                Ok(response) => response.map(|body| Content::Application { body }),
+            WorkProjection::Serving { mut inner, grpc, more } => match ready!(inner.as_mut().poll(cx)) {
+                Ok(mut response) => {
+                    if let Some(changes) = more {
+                        HeaderChange::apply(changes, response.headers_mut());
+                    }
+                    let spent = inner.take_value().is_some_and(|context| context.spent.is_set());
+                    if spent && headers::is_failure(response.status(), response.headers()) {
+                        response.headers_mut().insert(&RETRIED, HeaderValue::from_static("1"));
+                    }
+                    response.map(|body| Content::Application { body })
+                }
                 Err(error) => {
                     let error: BoxError = error.into();
                     tracing::error!(%error, "the application's service failed: answered with 500");

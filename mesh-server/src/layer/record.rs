@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use http::{HeaderMap, Method, StatusCode, Uri, header};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use mesh_core::context::TraceContext;
@@ -10,6 +11,7 @@ use mesh_core::identity::PeerIdentity;
 use mesh_core::telemetry::{Outcome, RequestSeries};
 
 use super::headers::grpc_status;
+use super::limits::Ticket;
 use crate::load::Reporting;
 
 /// Envoy's flag for a peer that went away before the response had ended.
@@ -28,6 +30,13 @@ pub(super) struct Record {
     access: Option<Box<Access>>,
     // If the answer tells of the load.
     load: Option<Box<Reporting>>,
+    // Its place among the requests in flight, if they are limited.
+    #[allow(dead_code, reason = "held for its drop")]
+    place: Option<OwnedSemaphorePermit>,
+    // Of the limits that want to know its end.
+    tickets: Vec<Ticket>,
+    // Envoy's flag, if the mesh answers.
+    flag: &'static str,
     done: bool,
 }
 
@@ -70,6 +79,9 @@ impl Record {
             remaining: None,
             access,
             load: None,
+            place: None,
+            tickets: Vec::new(),
+            flag: "-",
             done: false,
         }
     }
@@ -79,6 +91,21 @@ impl Record {
         if let Some(access) = &mut self.access {
             access.details = Some(details);
         }
+    }
+
+    /// Notes Envoy's flag for why the mesh answers.
+    pub(super) fn flag(&mut self, flag: &'static str) {
+        self.flag = flag;
+    }
+
+    /// The request has passed limits that want to know its end.
+    pub(super) fn owe(&mut self, tickets: Vec<Ticket>) {
+        self.tickets = tickets;
+    }
+
+    /// The request has a place among those in flight, until its answer has ended.
+    pub(super) fn hold(&mut self, place: OwnedSemaphorePermit) {
+        self.place = Some(place);
     }
 
     /// The answer will tell of the load.
@@ -137,7 +164,10 @@ impl Record {
 
     /// The response has ended.
     pub(super) fn finish(mut self) {
-        self.end("-");
+        for ticket in std::mem::take(&mut self.tickets) {
+            ticket.finish();
+        }
+        self.end(self.flag);
     }
 
     fn end(&mut self, flags: &'static str) {

@@ -10,4 +10,4 @@ mod tls;
 pub(crate) use self::detect::{HttpVersion, detect};
 pub(crate) use self::plaintext::{is_tls, looks_like_http1, refuse_plaintext};
 pub(crate) use self::stream::{Detected, Stream};
-pub(crate) use self::tls::{TlsAccept, TlsRefused};
+pub(crate) use self::tls::{TlsAccept, TlsRefused, Verified};

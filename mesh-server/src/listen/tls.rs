@@ -1,18 +1,21 @@
 //! The TLS side of an accepted socket: our current certificate, the client's mandatory one.
 
+use std::future::Future;
 use std::io;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
-use rustls::server::NoServerSessionStorage;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use mesh_core::id::SpiffeId;
-use mesh_core::identity::{Identity, InvalidIdentity, PeerRefused, peer_spiffe_id, server_config};
+use mesh_core::identity::{
+    Identity, InvalidIdentity, PeerRefused, TrustBundles, Usage, peer_spiffe_id, server_config, verify_svid,
+};
 use mesh_core::source::WatchedIdentity;
 
 /// Accepts TLS with the identity of the moment.
@@ -26,6 +29,13 @@ pub(crate) struct TlsAccept {
 struct Built {
     identity: Arc<Identity>,
     config: Arc<ServerConfig>,
+}
+
+/// A client that was let in, and by what.
+pub(crate) struct Verified {
+    pub(crate) id: SpiffeId,
+    chain: Box<[CertificateDer<'static>]>,
+    by: TrustBundles,
 }
 
 /// Why a TLS client was turned away.
@@ -57,28 +67,48 @@ impl TlsAccept {
     }
 
     /// Performs the handshake; the caller sets the time limit.
-    pub(crate) async fn accept(&self, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, SpiffeId), TlsRefused> {
-        let tls = TlsAcceptor::from(self.config()?).accept(tcp).await?;
+    pub(crate) async fn accept(&self, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, Verified), TlsRefused> {
+        let identity = Option::clone(&self.identity.load()).ok_or(TlsRefused::NoIdentity)?;
+        let tls = TlsAcceptor::from(self.config(&identity)?).accept(tcp).await?;
         let (_, session) = tls.get_ref();
-        let leaf = session.peer_certificates().and_then(<[_]>::first).ok_or(TlsRefused::NoCertificate)?;
-        let peer = peer_spiffe_id(leaf)?;
-        Ok((tls, peer))
+        let chain = session.peer_certificates().ok_or(TlsRefused::NoCertificate)?;
+        let id = peer_spiffe_id(chain.first().ok_or(TlsRefused::NoCertificate)?)?;
+        // A peer under a former name of a trust domain is the one that policy knows under the present name.
+        let id = identity.bundles().aliased(&id).unwrap_or(id);
+        let chain = chain.to_vec().into();
+        Ok((tls, Verified { id, chain, by: identity.bundles().clone() }))
     }
 
-    fn config(&self) -> Result<Arc<ServerConfig>, TlsRefused> {
-        let identity = self.identity.load();
-        let identity = Option::as_ref(&identity).ok_or(TlsRefused::NoIdentity)?;
+    /// Waits until the peer of a connection would not be let in any more: its root was taken out of the bundle, or
+    /// it was revoked.
+    pub(crate) fn distrusted(&self, peer: Verified) -> impl Future<Output = ()> + Send + use<> {
+        let (mut identity, provider) = (self.identity.clone(), self.provider.clone());
+        let Verified { chain, mut by, .. } = peer;
+        async move {
+            loop {
+                identity.changed().await;
+                let Some(now) = Option::clone(&identity.load()) else { continue };
+                // Most changes are a certificate of ours that was renewed.
+                if *now.bundles() == by {
+                    continue;
+                }
+                by = now.bundles().clone();
+                let algorithms = provider.signature_verification_algorithms.all;
+                if let Err(refused) = verify_svid(&chain, &by, algorithms, UnixTime::now(), Usage::Client) {
+                    tracing::info!(%refused, "a connection's peer is not trusted any more: it is closed");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn config(&self, identity: &Arc<Identity>) -> Result<Arc<ServerConfig>, TlsRefused> {
         if let Some(built) = self.current.load().as_ref()
             && Arc::ptr_eq(&built.identity, identity)
         {
             return Ok(built.config.clone());
         }
-        let mut config = server_config(identity, true, ALPN, &self.provider)?;
-        // A resumed session skips the check of the client's certificate, so there are none: a removed
-        // root or an expired certificate counts from the next connection on.
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        let config = Arc::new(config);
+        let config = Arc::new(server_config(identity, true, ALPN, &self.provider)?);
         self.current.store(Some(Arc::new(Built { identity: identity.clone(), config: config.clone() })));
         Ok(config)
     }

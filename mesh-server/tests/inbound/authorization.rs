@@ -10,8 +10,8 @@ use http::{HeaderName, HeaderValue, Request};
 use http_body_util::Empty;
 
 use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, HeaderKey, HeaderMatch, HeaderMatcher, InboundState,
-    InboundTls, PathMatch, Pattern, Permission, Principal, StringMatch, StringMatcher,
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, HeaderKey, HeaderMatch,
+    HeaderMatcher, InboundState, InboundTls, PathMatch, Pattern, Permission, Principal, StringMatch, StringMatcher,
 };
 use mesh_core::target::EncodedSlash;
 use mesh_server::{Body, Config};
@@ -188,6 +188,11 @@ async fn s06_s07_s09_s10_s11_queries_cases_and_escapes_are_what_they_look_like()
     for other in ["/admin%23x", "/ADMIN", "/%2561dmin", "/%252e%252e/admin", "/admin%20", "/%C0%AE%C0%AE/admin"] {
         assert_eq!(ask(&world, other.as_bytes(), "").await, (200, format!("{other} public.test")));
     }
+    // What an application would take for one and the same is one and the same to a rule.
+    world.policy.publish(guarded(vec![deny(vec![Permission::Path(PathMatch::Exact("/admin:delete".into()))])]));
+    paths_get(&world, 403, &["/admin:delete", "/admin%3Adelete", "/admin%3adelete"]).await;
+    assert_eq!(ask(&world, b"/admin%3ashow", "").await, (200, "/admin:show public.test".to_owned()));
+    world.policy.publish(guarded(vec![d()]));
     assert_eq!(ask(&world, b"/\xc0\xae\xc0\xae/admin", "").await.0, 400);
     assert_eq!(ask(&world, "/админ".as_bytes(), "").await.0, 400);
     pass_without_policy(&world, &["/admin?x", "/admin/.", "/%61dmin"]).await;
@@ -253,6 +258,10 @@ async fn s17_s18_s19_a_host_is_one_in_any_case_with_a_port_and_a_dot() {
     }
     for host in ["public.test", "xsecret.test", "secretxtest", "secret.test.public.test"] {
         assert_eq!(ask_with(&world, b"/", &format!("host: {host}\r\n")).await.0, 200, "{host}");
+    }
+    // A label that is empty is what no rule expects.
+    for host in ["secret.test..", "secret..test", ".secret.test", ".."] {
+        assert_eq!(ask_with(&world, b"/", &format!("host: {host}\r\n")).await.0, 400, "{host}");
     }
     // Nobody knows which host is meant.
     assert_eq!(ask_with(&world, b"/", "host:\r\n").await.0, 403);
@@ -374,7 +383,7 @@ async fn s51_a_live_connection_is_judged_by_the_policy_of_the_moment() {
 async fn what_needs_an_external_authorizer_is_denied_and_the_rest_is_not() {
     let asks = |path: &str| {
         let what = Permission::Path(PathMatch::Exact(path.into()));
-        one(AuthorizationAction::Custom("opa".into()), vec![what], vec![Principal::Any])
+        one(AuthorizationAction::Custom(AuthorizerProvider::named("opa")), vec![what], vec![Principal::Any])
     };
     let world = world(vec![asks("/checked")]).await;
     let (status, body) = ask(&world, b"/checked", "").await;

@@ -35,12 +35,15 @@ async fn every_path_answers_from_its_closure() {
     assert_eq!(world.plain(Http::One).await.get("/").await.unwrap().0, 200);
     eventually(|| (!world.metrics_text().is_empty()).then_some(())).await;
     let trigger = world.drain.clone();
+    let identity = world.identity.watch();
+    let ends = identity.load_full().as_ref().as_ref().unwrap().not_after();
     let debug = DebugServer::builder()
         .readiness(world.server.readiness().clone())
-        .metrics(prometheus::content("1.2.3", world.metrics.clone(), world.server.stats().clone(), |out| {
+        .metrics(prometheus::content("1.2.3", world.metrics.clone(), world.server.stats().clone(), move |out| {
             prometheus::config_unenforced(out, [("listener", 0), ("routes", 2)]);
             prometheus::config_resources(out, [("routes", "nacked_but_cached", 3)]);
             prometheus::config_unconfirmed(out, 60);
+            prometheus::certificate_expiry(out, (*identity.load_full()).as_deref());
         }))
         .config_dump(Arc::new(|| ("application/json", "{\"config\":1}".into())))
         .clusters(Arc::new(|| ("not\na header value", "clusters".into())))
@@ -59,6 +62,8 @@ async fn every_path_answers_from_its_closure() {
     assert!(metrics.contains("mesh_config_unenforced{kind=\"routes\"} 2\n"), "{metrics}");
     let refused = "mesh_config_resources{kind=\"routes\",state=\"nacked_but_cached\"} 3\n";
     assert!(metrics.contains(refused) && metrics.contains("mesh_config_unconfirmed_seconds 60\n"), "{metrics}");
+    let ends = format!("mesh_certificate_expiry_timestamp_seconds{{of=\"leaf\"}} {ends}\n");
+    assert!(metrics.contains(&ends) && metrics.contains("{of=\"root\"} "), "{metrics}");
     assert!(ask(&debug, &get("/config_dump")).await.ends_with("{\"config\":1}"));
     assert!(ask(&debug, &get("/clusters")).await.ends_with("clusters"));
     assert!(ask(&debug, "HEAD /metrics HTTP/1.1\r\nhost: localhost").await.ends_with("\r\n\r\n"));

@@ -1,18 +1,20 @@
 //! The end of a server: drained or dropped.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
 use http_body_util::Full;
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
 use mesh_core::error::BoxError;
 use mesh_core::policy::InboundTls;
 use mesh_server::Config;
 
-use crate::kit::{Http, World, eventually, get, policy, read, spawn, text, within};
+use crate::kit::{Client, Http, World, eventually, get, policy, read, spawn, text, within};
 
 type Answer = Result<Response<Full<Bytes>>, BoxError>;
 
@@ -59,6 +61,73 @@ async fn a_lame_duck_serves_those_who_do_not_know_yet_and_tells_them() {
     let mut late = world.plain(Http::Two).await;
     assert_eq!(late.get("/").await.unwrap().0, 200);
     assert!(!world.serving.is_finished());
+}
+
+/// Requests that fail for a caller without retries who spreads them over two servers, and looks only after a while at
+/// the readiness of the one that leaves.
+async fn lost(version: Http, time: Duration) -> usize {
+    let (began, mut begins) = mpsc::channel(8);
+    let (open, gate) = watch::channel(false);
+    let slow = tower::service_fn(move |request: http::Request<mesh_server::Body>| {
+        let (began, mut gate) = (began.clone(), gate.clone());
+        async move {
+            if request.uri().path() == "/slow" {
+                began.send(()).await?;
+                gate.wait_for(|open| *open).await?;
+            }
+            let answer: Answer = text("done");
+            answer
+        }
+    });
+    let leaving = World::start(policy(InboundTls::Permissive), lame_duck(time), slow).await;
+    let staying = World::hello(InboundTls::Permissive).await;
+    let mut busy = leaving.plain(version).await;
+    let in_flight = spawn(busy.send(get("/slow")));
+    within(begins.recv()).await.unwrap();
+    let addresses = [leaving.address, staying.address];
+    let mut pool = [None, None];
+    let (mut lost, mut gone) = (0, false);
+    for n in 0..60 {
+        if n == 20 {
+            leaving.drain.drain();
+            eventually(|| leaving.server.readiness().draining().then_some(())).await;
+        }
+        if n == 40 {
+            gone = !leaving.server.readiness().is_ready();
+        }
+        let place = if gone { 1 } else { n % 2 };
+        lost += usize::from(ask(&mut pool[place], addresses[place], version).await.is_none());
+    }
+    assert!(gone, "who looks at readiness sees it");
+    open.send_replace(true);
+    let answer = within(in_flight).await.unwrap().unwrap();
+    assert_eq!(within(read(answer)).await.unwrap(), (200, "done".to_owned()), "{version:?}: begun before the drain");
+    lost
+}
+
+/// One request over a connection that is kept, or a new one in the place of one that has ended. `None` = lost.
+async fn ask(kept: &mut Option<Client>, server: SocketAddr, version: Http) -> Option<()> {
+    loop {
+        let client = match kept {
+            Some(client) if !client.ended.is_finished() => client,
+            _ => kept.insert(Client::over(TcpStream::connect(server).await.ok()?, version).await.ok()?),
+        };
+        match within(client.get("/")).await {
+            Ok((status, _)) => return (status == 200).then_some(()),
+            // It never left: the connection had been told to take no more.
+            Err(error) if error.is_canceled() => *kept = None,
+            Err(_) => return None,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_drain_loses_no_request_though_nobody_retries() {
+    for version in [Http::One, Http::Two] {
+        assert_eq!(lost(version, Duration::from_secs(3600)).await, 0, "{version:?}");
+        // Control: whoever has not looked yet finds the door closed.
+        assert!(lost(version, Duration::ZERO).await >= 5, "{version:?}");
+    }
 }
 
 #[tokio::test]

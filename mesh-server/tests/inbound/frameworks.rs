@@ -36,6 +36,25 @@ async fn an_axum_router_takes_the_layer_alone() {
     assert_eq!(axum::body::to_bytes(response.into_body(), 100).await.unwrap(), "true");
 }
 
+#[tokio::test]
+async fn a_layer_without_policy_leaves_alone_what_a_server_is_serving() {
+    let metrics = std::sync::Arc::<mesh_core::telemetry::Metrics>::default();
+    let layer = mesh_server::Server::builder().metrics(metrics.clone()).build().inbound_layer();
+    let router: Router = Router::new().route("/", get(|| async { "hello" })).layer(layer);
+    let counted = || {
+        let text = mesh_server::debug::prometheus::encode("0", &metrics, None);
+        text.lines().filter(|line| line.starts_with("istio_requests_total")).count()
+    };
+    let world = World::start(policy(InboundTls::Permissive), Config::default(), router.clone()).await;
+    assert_eq!(world.plain(Http::One).await.get("/").await.unwrap(), (200, "hello".to_owned()));
+    assert_eq!(counted(), 0);
+    // The control: by itself it counts.
+    let request = http::Request::get("/").body(axum::body::Body::empty()).unwrap();
+    let response = tower::ServiceExt::oneshot(router, request).await.unwrap();
+    assert_eq!(axum::body::to_bytes(response.into_body(), 100).await.unwrap(), "hello");
+    assert_eq!(counted(), 1);
+}
+
 /// A gRPC server as tonic generates them: one unary method that greets, or fails without a name.
 #[derive(Clone)]
 struct Greeter;
@@ -47,12 +66,12 @@ impl tonic::server::UnaryService<String> for Hello {
     type Future = BoxFuture<tonic::Response<String>, tonic::Status>;
 
     fn call(&mut self, request: tonic::Request<String>) -> Self::Future {
-        let peer = request.extensions().get::<PeerIdentity>().cloned();
+        let peer = mesh_server::caller();
         Box::pin(async move {
             if request.get_ref().is_empty() {
                 return Err(tonic::Status::invalid_argument("a name is needed"));
             }
-            let peer = peer.and_then(|peer| peer.spiffe_id).map_or("nobody".to_owned(), |id| id.to_string());
+            let peer = peer.and_then(|peer| peer.spiffe_id.clone()).map_or("nobody".to_owned(), |id| id.to_string());
             Ok(tonic::Response::new(format!("hello {} from {peer}", request.get_ref())))
         })
     }

@@ -24,7 +24,7 @@ use mesh_core::identity::{Identity, client_config, peer_spiffe_id};
 use mesh_core::policy::{InboundListener, InboundState, InboundTls};
 use mesh_core::source::{Publisher, Watched};
 use mesh_core::telemetry::Metrics;
-use mesh_server::{Body, Config, LoadReporter, Server};
+use mesh_server::{Body, Config, LoadReporter, Server, ServerBuilder};
 use mesh_testkit::{CertificateSpec, TestCa, crypto};
 
 /// A server under test.
@@ -68,14 +68,35 @@ impl World {
         RB: http_body::Body<Data = Bytes> + Send + 'static,
         RB::Error: Into<BoxError>,
     {
-        Self::start_telling(state, config, None, service).await
+        Self::start_with(state, config, |server| server, service).await
     }
 
-    /// The same; it tells callers of its load.
+    /// The same; it tells callers of its load, if there is something to tell.
     pub(crate) async fn start_telling<S, RB>(
         state: InboundState,
         config: Config,
         load: Option<LoadReporter>,
+        service: S,
+    ) -> Self
+    where
+        S: Service<Request<Body>, Response = Response<RB>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        RB: http_body::Body<Data = Bytes> + Send + 'static,
+        RB::Error: Into<BoxError>,
+    {
+        let telling = |server: ServerBuilder| match load {
+            Some(load) => server.load_reports(load),
+            None => server,
+        };
+        Self::start_with(state, config, telling, service).await
+    }
+
+    /// The same with further settings.
+    pub(crate) async fn start_with<S, RB>(
+        state: InboundState,
+        config: Config,
+        settings: impl FnOnce(ServerBuilder) -> ServerBuilder,
         service: S,
     ) -> Self
     where
@@ -96,7 +117,7 @@ impl World {
             canonical_name: "reviews".to_owned(),
             ..Workload::default()
         };
-        let mut server = Server::builder()
+        let server = Server::builder()
             .identity(own)
             .crypto(crypto())
             .inbound(inbound)
@@ -104,10 +125,7 @@ impl World {
             .metrics(metrics.clone())
             .drain(draining)
             .config(config);
-        if let Some(load) = load {
-            server = server.load_reports(load);
-        }
-        let server = server.build();
+        let server = settings(server).build();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let serving = spawn(server.serve(listener, service));

@@ -87,6 +87,34 @@ async fn too_many_connections_are_closed_and_a_free_place_is_taken() {
 }
 
 #[tokio::test]
+async fn one_address_takes_no_more_connections_than_it_may() {
+    for (limit, closed) in [(Some(2), 1), (None, 0)] {
+        let mut config = Config::default();
+        config.max_connections_per_peer = limit;
+        let world = world(config).await;
+        let (mut first, mut second) = (world.plain(Http::One).await, world.plain(Http::Two).await);
+        for client in [&mut first, &mut second] {
+            assert_eq!(client.get("/").await.unwrap().0, 200);
+        }
+        let third = || async {
+            let tcp = TcpStream::connect(world.address).await.unwrap();
+            crate::kit::Client::over(tcp, Http::One).await.unwrap().get("/").await.is_ok()
+        };
+        assert_eq!(within(third()).await, closed == 0, "{limit:?}");
+        assert_eq!(world.server.stats().refused(Refusal::PeerLimit), closed);
+        // Another address has its own places (all of 127/8 is this machine).
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
+        let other = socket.connect(world.address).await.unwrap();
+        let mut other = crate::kit::Client::over(other, Http::One).await.unwrap();
+        assert_eq!(other.get("/").await.unwrap().0, 200, "{limit:?}");
+        // A place that is given up can be taken.
+        drop(first);
+        within(async { while !third().await {} }).await;
+    }
+}
+
+#[tokio::test]
 async fn an_oversized_head_is_refused() {
     let world = world(Config::default()).await;
     for version in [Http::One, Http::Two] {

@@ -5,9 +5,14 @@
 mod authorization;
 mod debug;
 mod drain;
+mod external;
+mod filters;
+mod floods;
 mod frameworks;
+mod framing;
 mod kit;
 mod limits;
 mod load;
+mod raw;
 mod requests;
 mod transport;

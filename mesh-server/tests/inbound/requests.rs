@@ -46,7 +46,8 @@ async fn the_handler_sees_the_context_and_calls_of_it_carry_it_on() {
             let mut headers = HeaderMap::new();
             now.write_headers(7, &mut headers);
             let sent = |name| headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or("-").to_owned();
-            let caller = now.caller.as_ref().map(ToString::to_string).unwrap_or_default();
+            let caller = now.caller.as_ref().and_then(|caller| caller.spiffe_id.as_ref());
+            let caller = caller.map(ToString::to_string).unwrap_or_default();
             text(format!(
                 "{} {} {} {caller} {}",
                 sent("traceparent"),

@@ -7,8 +7,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use mesh_core::error::BoxError;
+use mesh_core::id::TrustDomain;
+use mesh_core::identity::TrustBundle;
 use mesh_core::policy::{AuthorizationAction, AuthorizationPolicy, InboundState, InboundTls, JwtAuthentication};
-use mesh_server::{Config, PeerIdentity, Refusal};
+use mesh_server::{Config, Refusal};
 use mesh_testkit::{CertificateSpec, TestCa};
 
 use crate::kit::{Http, World, client_tls, eventually, get, identity_trusting, listener, policy, spawn, text, within};
@@ -29,15 +31,15 @@ fn peer_of() -> impl Fn(
     http::Request<mesh_server::Body>,
 ) -> std::future::Ready<Result<http::Response<http_body_util::Full<bytes::Bytes>>, BoxError>>
 + Clone {
-    |request| {
-        let peer: &PeerIdentity = request.extensions().get().expect("the server puts it there");
+    |_| {
+        let peer = mesh_server::caller().expect("the server knows it");
         let id = peer.spiffe_id.as_ref().map_or("plaintext".to_owned(), ToString::to_string);
         std::future::ready(text(id))
     }
 }
 
 #[tokio::test]
-async fn strict_refuses_plaintext_and_says_why_to_http1() {
+async fn s70_strict_refuses_plaintext_and_says_why_to_http1() {
     let world = World::hello(InboundTls::Strict).await;
     let answer = raw(world.address, REQUEST).await;
     assert!(answer.starts_with("HTTP/1.1 403 Forbidden\r\n"), "{answer}");
@@ -178,7 +180,52 @@ async fn a_new_certificate_serves_new_connections_and_old_ones_stay() {
 }
 
 #[tokio::test]
-async fn a_removed_root_counts_from_the_next_connection_even_for_known_clients() {
+async fn s67_a_connection_whose_peer_is_not_trusted_any_more_ends() {
+    let world = World::hello(InboundTls::Strict).await;
+    for version in [Http::One, Http::Two] {
+        let mut known = world.mutual(version).await;
+        assert_eq!(known.get("/").await.unwrap().0, 200);
+        // The control: another certificate, and another domain beside ours, change nothing for it.
+        let mut federated = world.ca.bundles();
+        let elsewhere = TestCa::in_domain("elsewhere.test");
+        federated
+            .insert(TrustDomain::new("elsewhere.test").unwrap(), TrustBundle::new([elsewhere.root().clone()]).unwrap());
+        world.identity.publish(Some(Arc::new(world.ca.identity("default", "reviews").trusting(federated))));
+        assert_eq!(known.get("/").await.unwrap().0, 200);
+
+        world.identity.publish(Some(identity_trusting(&world.ca, "reviews", &TestCa::new())));
+        let _ = within(known.ended).await;
+        world.identity.publish(Some(world.ca.identity("default", "reviews")));
+    }
+}
+
+/// R27 at test scale.
+#[tokio::test]
+async fn handshakes_race_rotations_and_none_fails() {
+    let world = World::hello(InboundTls::Strict).await;
+    let client = client_tls(&world.ca.identity("default", "productpage"), Http::One);
+    let handshakes = async {
+        for _ in 0..40 {
+            let five = (0..5).map(|_| world.mutual_with(client.clone(), Http::One));
+            for connection in futures_util::future::join_all(five).await {
+                assert_eq!(connection.unwrap().get("/").await.unwrap().0, 200);
+            }
+        }
+    };
+    let rotations = async {
+        for generation in 0.. {
+            world.identity.publish(Some(world.ca.identity("default", &format!("reviews-{generation}"))));
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = handshakes => {}
+        () = rotations => {}
+    }
+}
+
+#[tokio::test]
+async fn s66_a_removed_root_counts_from_the_next_connection_even_for_known_clients() {
     let world = World::hello(InboundTls::Strict).await;
     // One configuration, which would resume the session if the server let it: then nobody would look at
     // the client's certificate again.

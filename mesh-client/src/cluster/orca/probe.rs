@@ -43,7 +43,7 @@ async fn ask(endpoint: &Endpoint, room: Room) -> Option<Heard> {
     let pool = endpoint.pool();
     // Whoever has to wait for a connection learns that the endpoint is busy; and requests come first.
     let busy = || Err::<(), _>(Cause::Breaker { cluster: "".into(), limit: "probe", allowed: 0 });
-    let mut lease = pool.acquire(false, false, room, busy).await.ok()?;
+    let mut lease = pool.acquire(false, false, Instant::now(), room, busy).await.ok()?;
     let request = ask::probe(endpoint, lease.is_http2()).ok()?;
     let response = ask::send(pool, &mut lease, request).await.ok()?;
     let report = orca::read(response.headers());

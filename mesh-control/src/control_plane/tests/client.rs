@@ -18,6 +18,7 @@ use mesh_core::identity::{Identity, TrustBundle, TrustBundles, client_config};
 use mesh_core::policy::StringMatcher;
 use mesh_discovery::proto::certificate::{IstioCertificateRequest, IstioCertificateServiceClient};
 use mesh_discovery::proto::registry::{AnnounceRequest, AnnounceResponse, Announcement, RegistryServiceClient};
+use mesh_discovery::proto::trust::{TrustBundle as WatchedBundle, TrustBundleServiceClient, WatchTrustBundle};
 use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore};
@@ -123,6 +124,12 @@ impl Connection {
         let key = provider().key_provider.load_private_key(key).unwrap();
         let certified = CertifiedKey::new(chain[..1].to_vec(), key);
         Ok(Arc::new(Identity::new(certified, TrustBundles::single(domain, root), 1).unwrap()))
+    }
+
+    /// Watches the roots to trust.
+    pub(super) async fn roots(&self) -> Result<Streaming<WatchedBundle>, Status> {
+        let mut client = TrustBundleServiceClient::with_origin(self.clone(), Self::origin());
+        Ok(client.watch(WatchTrustBundle {}).await?.into_inner())
     }
 
     pub(super) async fn announce(&self) -> Result<Announcer, Status> {

@@ -190,7 +190,7 @@ pub(super) fn path(text: &str) -> Result<Permission, String> {
 }
 
 /// The path, if it is in the form in which requests have it.
-fn normal(path: &str) -> Result<String, String> {
+pub(in crate::model) fn normal(path: &str) -> Result<String, String> {
     match normalize_path(path, EncodedSlash::Keep) {
         Ok(normal) if normal == path => Ok(path.to_owned()),
         Ok(normal) => Err(format!(
@@ -267,7 +267,7 @@ pub(super) fn trust_domain(text: &str) -> Result<Principal, String> {
     }))
 }
 
-pub(super) fn ip(text: &str) -> Result<IpNet, String> {
+pub(in crate::model) fn ip(text: &str) -> Result<IpNet, String> {
     let whole = || text.parse::<std::net::IpAddr>().map(IpNet::from);
     let net = text.parse::<IpNet>().or_else(|_| whole());
     net.map(|net| net.trunc()).map_err(|_| format!("{text:?} is neither an IP address nor a block such as 10.0.0.0/8"))

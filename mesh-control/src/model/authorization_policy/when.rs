@@ -80,7 +80,7 @@ pub(super) fn when(
     }
 }
 
-fn header_name(name: &str) -> Result<HeaderKey, String> {
+pub(in crate::model) fn header_name(name: &str) -> Result<HeaderKey, String> {
     match HeaderKey::parse(name).map_err(|error| error.reason)? {
         HeaderKey::Scheme => Err("\":scheme\" may not be asked for (gRFC A41)".to_owned()),
         HeaderKey::Header(name) if name.as_str().starts_with("grpc-") => {

@@ -619,6 +619,76 @@ fn peer_authentication_rejections() {
 }
 
 #[test]
+fn linkerd_policy_rejections() {
+    let of = |version: &str, kind: &str, spec: &str| object(&format!("policy.linkerd.io/{version}"), kind, "a", spec);
+    let server = |spec: &str| of("v1beta3", "Server", spec);
+    rejects(&server("{podSelector: {}}"), "spec.port", "port is needed");
+    rejects(&server("{podSelector: {}, port: 0}"), "spec.port", "65535");
+    rejects(&server("{port: 80}"), "spec.podSelector", "one of");
+    rejects(&server("{externalWorkloadSelector: {}, port: 80}"), "spec.externalWorkloadSelector", "not supported");
+    rejects(&server("{podSelector: {}, port: 80, accessPolicy: open}"), "spec.accessPolicy", "not one of deny");
+    rejects(&server("{podSelector: {}, port: 80, proxyProtocol: http}"), "spec.proxyProtocol", "not a protocol");
+    let at = "spec.podSelector.matchExpressions[0]";
+    let expression = |text: &str| server(&format!("{{podSelector: {{matchExpressions: [{text}]}}, port: 80}}"));
+    rejects(&expression("{key: a, operator: Is, values: [b]}"), &format!("{at}.operator"), "not one of In");
+    rejects(&expression("{key: a, operator: In}"), &format!("{at}.values"), "need values");
+    rejects(&expression("{operator: Exists}"), &format!("{at}.key"), "name of a label");
+    accepts(&server("{podSelector: {}, port: http}"));
+
+    let identities = |spec: &str| of("v1alpha1", "MeshTLSAuthentication", spec);
+    rejects(&identities("{}"), "spec", "at least one");
+    rejects(&identities("{identities: [web]}"), "spec.identities[0]", "not an identity");
+    rejects(&identities("{identityRefs: [{kind: Pod, name: a}]}"), "spec.identityRefs[0]", "ServiceAccount");
+    let networks = |spec: &str| of("v1alpha1", "NetworkAuthentication", spec);
+    rejects(&networks("{}"), "spec.networks", "at least one");
+    rejects(&networks("{networks: [{cidr: 10.0.0.0/40}]}"), "spec.networks[0].cidr", "neither an IP address");
+    for except in ["10.0.0.0/8", "0.0.0.0/0", "192.0.2.0/24"] {
+        let spec = format!("{{networks: [{{cidr: 10.0.0.0/8, except: [{except}]}}]}}");
+        rejects(&networks(&spec), "spec.networks[0].except[0]", "not a part of");
+    }
+    let policy = |spec: &str| of("v1alpha1", "AuthorizationPolicy", spec);
+    let target = "targetRef: {group: policy.linkerd.io, kind: Server, name: a}";
+    rejects(&policy("{requiredAuthenticationRefs: []}"), "spec.targetRef", "needed");
+    rejects(&policy(&format!("{{{target}}}")), "spec.requiredAuthenticationRefs", "empty list lets everybody in");
+    let two = format!(
+        "{{{target}, requiredAuthenticationRefs: [{{kind: ServiceAccount, name: a}}, {{kind: ServiceAccount, name: b}}]}}"
+    );
+    rejects(&policy(&two), "spec.requiredAuthenticationRefs[1]", "only one");
+    rejects(
+        &policy("{targetRef: {kind: Namespace, name: other}, requiredAuthenticationRefs: []}"),
+        "spec.targetRef.name",
+        "own namespace",
+    );
+    rejects(
+        &policy("{targetRef: {kind: Pod, name: a}, requiredAuthenticationRefs: []}"),
+        "spec.targetRef",
+        "a Server, an HTTPRoute",
+    );
+    accepts(&policy(&format!("{{{target}, requiredAuthenticationRefs: []}}")));
+
+    let older = |spec: &str| of("v1beta1", "ServerAuthorization", spec);
+    rejects(&older("{client: {unauthenticated: true}}"), "spec.server", "one of name and selector");
+    rejects(&older("{server: {name: a}}"), "spec.client", "needed");
+    rejects(&older("{server: {name: a}, client: {}}"), "spec.client", "one of unauthenticated");
+    rejects(&older("{server: {name: a}, client: {meshTLS: {}}}"), "spec.client.meshTLS", "one of identities");
+    accepts(&older("{server: {name: a}, client: {meshTLS: {identities: ['*']}}}"));
+
+    let route = |spec: &str| {
+        let parent = "{group: policy.linkerd.io, kind: Server, name: a}";
+        of("v1beta3", "HTTPRoute", &format!("{{parentRefs: [{parent}], {spec}}}"))
+    };
+    let matches = |text: &str| route(&format!("rules: [{{matches: [{text}]}}]"));
+    let at = "spec.rules[0].matches[0]";
+    rejects(&matches("{path: {value: '/a//b'}}"), &format!("{at}.path.value"), "write");
+    rejects(&matches("{path: {type: Glob, value: /a}}"), &format!("{at}.path.value"), "not one of Exact");
+    rejects(&matches("{path: {type: RegularExpression, value: '('}}"), &format!("{at}.path.value"), "unclosed");
+    rejects(&matches("{queryParams: [{name: a, value: b}]}"), &format!("{at}.queryParams"), "not supported");
+    rejects(&matches("{headers: [{name: 'a b', value: c}]}"), &format!("{at}.headers[0].name"), "not a header name");
+    rejects(&route("hostnames: [a.test]"), "spec.hostnames", "not supported");
+    accepts(&matches("{method: GET, path: {value: /a}}"));
+}
+
+#[test]
 fn authorization_policy_rejections() {
     let policy = |spec: &str| object("security.istio.io/v1", "AuthorizationPolicy", "a", spec);
     let bad = |spec: &str, field: &str, message: &str| rejects(&policy(spec), field, message);
@@ -627,7 +697,14 @@ fn authorization_policy_rejections() {
     bad("{action: DENY, rules: []}", "spec.rules", "rules: [{}]");
     bad("{action: CUSTOM, rules: [{}]}", "spec.provider.name", "needs the name");
     bad("{provider: {name: x}}", "spec.provider", "only CUSTOM");
-    bad("{targetRefs: [{kind: Gateway, name: g}]}", "spec.targetRefs", "not supported yet");
+    bad("{targetRefs: [{kind: Pod, name: g}]}", "spec.targetRefs[0]", "a target is a Service");
+    bad("{targetRef: {kind: Service, name: a, namespace: b}}", "spec.targetRef.namespace", "own namespace");
+    bad(
+        "{targetRefs: [{kind: Service, name: a}], selector: {matchLabels: {a: b}}}",
+        "spec.selector",
+        "excludes targets",
+    );
+    accepts(&policy("{targetRefs: [{kind: Service, name: a}]}"));
     bad("{rules: [null]}", "spec.rules[0]", "needed");
     bad("{rules: [{from: []}]}", "spec.rules[0].from", "empty");
     bad("{rules: [{to: []}]}", "spec.rules[0].to", "empty");
@@ -663,6 +740,7 @@ fn authorization_policy_rejections() {
     operation("paths: ['/a//b']", "paths[0]", "write \"/a/b\"");
     operation("paths: ['/a/../b*']", "paths[0]", "write \"/b\"");
     operation("paths: ['/a?x=1']", "paths[0]", "without their query");
+    operation("paths: ['/a%3Ab']", "paths[0]", "write \"/a:b\"");
     operation("paths: ['/%61dmin/{*}']", "paths[0]", "normal form");
     operation("paths: ['/a/../admin/{**}']", "paths[0]", "normal form");
     operation("paths: ['*/%61dmin']", "paths[0]", "normal form");

@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use mesh_core::authz::{Attributes, Authorizer};
 use mesh_core::identity::PeerIdentity;
 use mesh_core::matcher::RequestView;
-use mesh_core::policy::InboundListener;
+use mesh_core::policy::{AuthorizationAction, InboundListener};
 
 use super::*;
 
@@ -12,15 +12,15 @@ const WEB: &str = "cluster.local/ns/shop/sa/web";
 
 /// Who asks for what.
 #[derive(Clone, Copy)]
-struct Call {
-    peer: &'static str,
-    method: &'static str,
-    host: &'static str,
-    path: &'static str,
-    headers: &'static [(&'static str, &'static str)],
+pub(super) struct Call {
+    pub(super) peer: &'static str,
+    pub(super) method: &'static str,
+    pub(super) host: &'static str,
+    pub(super) path: &'static str,
+    pub(super) headers: &'static [(&'static str, &'static str)],
 }
 
-const GET: Call = Call { peer: WEB, method: "GET", host: "a.shop", path: "/", headers: &[] };
+pub(super) const GET: Call = Call { peer: WEB, method: "GET", host: "a.shop", path: "/", headers: &[] };
 
 fn policy(name: &str, namespace: &str, spec: &str) -> String {
     format!(
@@ -28,14 +28,14 @@ fn policy(name: &str, namespace: &str, spec: &str) -> String {
     )
 }
 
-fn inbound(world: &World, namespace: &str) -> InboundListener {
+pub(super) fn inbound(world: &World, namespace: &str) -> InboundListener {
     let mut client = scope(namespace);
     client.labels.insert("app".into(), "a".into());
     world.inbound(&client, "xds.istio.io/grpc/lds/inbound/10.0.0.1:8080").unwrap()
 }
 
 /// `None` = allowed; else the rule, or `-`.
-fn denied(listener: &InboundListener, call: Call) -> Option<String> {
+pub(super) fn denied(listener: &InboundListener, call: Call) -> Option<String> {
     let mut headers = HeaderMap::new();
     for (name, value) in call.headers {
         headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
@@ -221,4 +221,106 @@ fn cluster_local_means_the_meshs_own_trust_domain() {
     assert_eq!(denied(&listener, Call { peer: "prod.test/ns/shop/sa/web", ..GET }), None);
     assert_eq!(denied(&listener, GET), None, "as it is written");
     assert!(denied(&listener, Call { peer: "evil.test/ns/shop/sa/web", ..GET }).is_some());
+}
+
+#[test]
+fn a_principal_of_one_name_of_the_trust_domain_is_one_of_each() {
+    let config = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    trustDomainAliases: [old.test]\n---\n";
+    let options = || Options {
+        trust_domain: TrustDomain::new("prod.test").unwrap(),
+        trust_domain_aliases: vec![TrustDomain::new("older.test").unwrap()],
+        ..Options::default()
+    };
+    let deny = |principal: &str| {
+        policy(
+            "one",
+            "shop",
+            &format!("{{action: DENY, rules: [{{from: [{{source: {{principals: ['{principal}']}}}}]}}]}}"),
+        )
+    };
+    let is_denied = |text: &str, peer| {
+        let world = World::build_with(&Model::from_texts([("a.yaml", text)]), &[], options());
+        denied(&inbound(&world, "shop"), Call { peer, ..GET }).is_some()
+    };
+    let domains = ["prod.test/ns/shop/sa/web", "old.test/ns/shop/sa/web", "older.test/ns/shop/sa/web", WEB];
+    for written in ["prod.test", "old.test", "older.test", "cluster.local"] {
+        for pattern in ["/ns/shop/sa/web", "/ns/shop/*", "/*", "*"] {
+            let text = format!("{config}{}", deny(&format!("{written}{pattern}")));
+            for peer in domains {
+                assert!(is_denied(&text, peer), "{written}{pattern} {peer}");
+            }
+            assert!(!is_denied(&text, "other.test/ns/shop/sa/web"), "{written}{pattern}");
+            assert!(!is_denied(&text, "prod.test.evil/ns/shop/sa/web") || (written, pattern) == ("prod.test", "*"));
+        }
+    }
+    // The control: without the MeshConfig its alias is another domain.
+    assert!(!is_denied(&deny("prod.test/ns/shop/sa/web"), "old.test/ns/shop/sa/web"));
+    assert!(is_denied(&deny("prod.test/ns/shop/sa/web"), "older.test/ns/shop/sa/web"));
+}
+
+#[test]
+fn a_policy_for_a_service_holds_for_its_workloads() {
+    let at = |text: &str, registrations: &[Registration]| denied(&inbound(&with(text, registrations), "shop"), GET);
+    let nothing = |target: &str| policy("nothing", "shop", &format!("{{targetRefs: [{target}]}}"));
+    let by_selector = nothing("{kind: Service, name: a}") + &service("a", "shop", HTTP);
+    assert_eq!(at(&by_selector, &[]), Some("-".into()));
+    assert_eq!(at(&nothing("{kind: Service, name: b}"), &[]), None);
+    assert!(world(&nothing("{kind: Service, name: b}")).findings()[0].message.contains("no Service \"b\""));
+    // What announced itself as an endpoint of the service is one of its workloads, whatever its labels.
+    let announced = Registration { labels: BTreeMap::new(), ..running("b", "shop", 80, "10.0.0.1:8080") };
+    assert_eq!(at(&nothing("{kind: Service, name: b}"), &[announced]), Some("-".into()));
+    // Those who have no part here hold nobody to it, and say so.
+    let gateway = nothing("{group: gateway.networking.k8s.io, kind: Gateway, name: g}");
+    assert_eq!(at(&gateway, &[]), None);
+    assert!(world(&gateway).findings()[0].message.contains("holds for nobody"), "{:?}", world(&gateway).findings());
+}
+
+#[test]
+fn the_mesh_config_says_where_an_authorizer_is_asked() {
+    let config = |provider: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n    enableTracing: true\n    extensionProviders:\n    - name: opa\n      {provider}\n---\n"
+        )
+    };
+    let custom = policy("one", "shop", "{action: CUSTOM, provider: {name: opa}, rules: [{}]}");
+    let grpc = |text: &str| match &inbound(&world(text), "shop").authorization[0].action {
+        AuthorizationAction::Custom(provider) => provider.grpc.clone(),
+        other => panic!("{other:?}"),
+    };
+    let full = "envoyExtAuthzGrpc: {service: auth/opa.auth.svc.cluster.local, port: 9191, timeout: 2s, failOpen: true, statusOnError: '503'}";
+    let read = grpc(&format!("{custom}{}", config(full))).unwrap();
+    assert_eq!(read.target, "opa.auth.svc.cluster.local:9191");
+    assert_eq!((read.timeout.as_secs(), read.fail_open, read.status_on_error), (2, true, 503));
+    let plain = grpc(&format!("{custom}{}", config("envoyExtAuthzGrpc: {service: opa.auth, port: 9191}"))).unwrap();
+    assert_eq!((plain.timeout.as_secs(), plain.fail_open, plain.status_on_error), (600, false, 403));
+    // Nobody to ask: no such provider, or one that cannot be asked as it wants to be.
+    for provider in [
+        "zipkin: {service: zipkin.istio-system, port: 9411}",
+        "envoyExtAuthzHttp: {service: opa.auth, port: 80}",
+        "envoyExtAuthzGrpc: {service: opa.auth, port: 9191, includeRequestBodyInCheck: {maxRequestBytes: 10}}",
+        "envoyExtAuthzGrpc: {service: 'not a host', port: 9191}",
+        "envoyExtAuthzGrpc: {service: opa.auth, port: 0}",
+        "envoyExtAuthzGrpc: {service: opa.auth, port: 1, statusOnError: '99'}",
+        "envoyExtAuthzGrpc: {service: opa.auth, port: 1, timeout: 0s}",
+    ] {
+        let text = format!("{custom}{}", config(provider));
+        assert_eq!(grpc(&text), None, "{provider}");
+        let said =
+            world(&text).findings().iter().any(|f| f.field == "spec.provider.name" && f.message.contains("denied"));
+        assert!(said, "{provider}: {:?}", world(&text).findings());
+        assert!(denied(&inbound(&world(&text), "shop"), GET).is_some(), "{provider}");
+    }
+    // Another ConfigMap, another namespace.
+    for (from, to) in [("name: istio,", "name: other,"), ("istio-system}", "shop}")] {
+        assert_eq!(grpc(&format!("{custom}{}", config(full).replace(from, to))), None, "{to}");
+    }
+    // Over the wire it is the same.
+    let listener = inbound(&world(&format!("{custom}{}", config(full))), "shop");
+    let encoded = mesh_discovery::codec::encode_inbound(&listener);
+    let mesh_discovery::codec::AnyListener::Inbound(decoded) =
+        mesh_discovery::codec::decode_listener(&encoded).unwrap().value
+    else {
+        panic!("inbound")
+    };
+    assert_eq!(decoded.authorization, listener.authorization);
 }

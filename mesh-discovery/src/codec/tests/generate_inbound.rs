@@ -145,11 +145,17 @@ fn few_names() -> impl Strategy<Value = String> {
 }
 
 fn authorization() -> impl Strategy<Value = AuthorizationPolicy> {
+    let grpc =
+        (text(), time(), any::<bool>(), 200..600u16).prop_map(|(target, timeout, fail_open, status_on_error)| {
+            GrpcAuthorizer { target, timeout, fail_open, status_on_error }
+        });
     let action = prop_oneof![
         Just(AuthorizationAction::Allow),
         Just(AuthorizationAction::Deny),
         Just(AuthorizationAction::Audit),
-        text().prop_map(AuthorizationAction::Custom),
+        (text(), option::of(grpc))
+            .prop_map(|(name, grpc)| { AuthorizationAction::Custom(Box::new(AuthorizerProvider { name, grpc })) }),
+        Just(AuthorizationAction::Route),
     ];
     let rule = (few_names(), vec(permission(), 1..3), vec(principal(), 1..3))
         .prop_map(|(name, permissions, principals)| AuthorizationRule { name, permissions, principals });

@@ -54,6 +54,37 @@ proptest! {
     }
 
     #[test]
+    fn what_is_read_straight_from_the_bytes_is_what_the_whole_decoder_reads(
+        policy in endpoints(),
+        edits in vec(any::<(Index, u8)>(), 0..4),
+        cut in proptest::option::weighted(0.2, any::<Index>()),
+    ) {
+        let resource = mutate(codec::encode_endpoints(&policy), &edits, cut);
+        if let Some(value) = codec::plain::read(&resource.value, &Default::default()) {
+            let (unenforced, providers) = (Vec::new(), Vec::new());
+            let whole = codec::decode_all_endpoints((&resource).into());
+            prop_assert_eq!(whole, Ok(codec::Decoded { value, unenforced, providers }));
+        }
+    }
+
+    /// Control run of the one above: most assignments are read that way, and nearly all of them are plain.
+    #[test]
+    fn plain_endpoints_are_read_straight_from_the_bytes(mut policy in endpoints()) {
+        policy.drops.clear();
+        policy.overprovisioning_factor = None;
+        policy.cluster = "c".to_owned();
+        for endpoint in policy.localities.iter_mut().flat_map(|group| &mut group.endpoints) {
+            endpoint.additional_addresses = Box::default();
+            let metadata = std::sync::Arc::make_mut(&mut endpoint.metadata);
+            (metadata.proxy, metadata.health_check) = (None, Default::default());
+            if let mesh_core::policy::Address::Unix(path) = &endpoint.address {
+                endpoint.address = mesh_core::policy::Address::Name { host: path.clone(), port: 1 };
+            }
+        }
+        prop_assert_eq!(codec::plain::read(&codec::encode_endpoints(&policy).value, &Default::default()), Some(policy));
+    }
+
+    #[test]
     fn mutated_resources_never_panic(
         resource in valid(),
         edits in vec(any::<(Index, u8)>(), 0..4),

@@ -269,10 +269,31 @@ fn a_servers_listener_is_never_laxer_than_its_resource() {
 #[test]
 fn a_custom_policy_denies_where_nobody_can_be_asked() {
     use envoy_types::pb::envoy::config::rbac::v3::rbac::Action;
-    let policy = AuthorizationPolicy::new("default/ask", AuthorizationAction::Custom("opa".into()));
+    let policy = AuthorizationPolicy::new("default/ask", AuthorizationAction::Custom(AuthorizerProvider::named("opa")));
     let encoded = codec::authorization::encode(&[policy], Default::default());
     let rules = encoded[0].filter.rules.as_ref().expect("enforced");
     assert_eq!(rules.action, i32::from(Action::Deny));
+}
+
+#[test]
+fn our_metadata_makes_no_other_action_of_a_filter() {
+    use crate::proto::policy::AuthorizationExtra;
+    let fields = |action, custom: Option<&str>, route| {
+        let policy = AuthorizationPolicy::new("p", action);
+        let encoded = codec::authorization::encode(&[policy], Default::default()).remove(0);
+        let extra = AuthorizationExtra { custom: custom.map(str::to_owned), route, ..encoded.extra };
+        let mut report = codec::report::Report::new("listener", "l");
+        let at = codec::report::At::ROOT;
+        let value = codec::authorization::decode("p", &encoded.filter, Some(&extra), &at, &mut report);
+        fields(report.finish(Some(value)))
+    };
+    let none = [""; 0];
+    assert_eq!(fields(AuthorizationAction::Deny, Some("opa"), false), none, "the control");
+    assert_eq!(fields(AuthorizationAction::Allow, None, true), none, "the control");
+    assert_eq!(fields(AuthorizationAction::Allow, Some("opa"), false), ["rules.action"]);
+    assert_eq!(fields(AuthorizationAction::Audit, Some("opa"), false), ["rules.action"]);
+    assert_eq!(fields(AuthorizationAction::Deny, None, true), ["rules.action"]);
+    assert_eq!(fields(AuthorizationAction::Deny, Some("opa"), true), ["rules.action"]);
 }
 
 #[test]

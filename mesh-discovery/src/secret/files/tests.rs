@@ -178,6 +178,66 @@ async fn s8_a_bad_reload_keeps_the_old_and_names_the_file() {
     assert!(next.generation() > first.generation());
 }
 
+/// As the kubelet projects a volume (Secrets, cert-manager's CSI driver, Pod Certificates): the files are links through
+/// `..data`, which is swapped for another directory at once.
+#[cfg(unix)]
+#[tokio::test]
+async fn s94_a_swapped_volume_is_taken_up_whole_and_half_a_swap_not_at_all() {
+    use std::os::unix::fs::symlink;
+    let world = World::new();
+    let home = world.directory.path().to_owned();
+    let generation = |name: &str, uri: &str| {
+        std::fs::create_dir(home.join(name)).unwrap();
+        world.ca.write_identity(&home.join(name), uri);
+    };
+    generation("..2026_1", REVIEWS);
+    generation("..2026_2", RATINGS);
+    symlink("..2026_1", home.join("..data")).unwrap();
+    for file in ["chain.pem", "key.pem"] {
+        std::fs::remove_file(home.join(file)).unwrap();
+        symlink(format!("..data/{file}"), home.join(file)).unwrap();
+    }
+    let mut files = world.files();
+    assert_eq!(files.refresh(now()).await.identity.unwrap().id().as_str(), REVIEWS);
+    let swap = |to: &str| {
+        symlink(to, home.join("..data_tmp")).unwrap();
+        std::fs::rename(home.join("..data_tmp"), home.join("..data")).unwrap();
+    };
+    swap("..2026_2");
+    assert_eq!(files.refresh(now()).await.identity.unwrap().id().as_str(), RATINGS);
+
+    // One file of each generation, as somebody reads who opens them around the swap; and a file half written.
+    generation("..2026_3", REVIEWS);
+    std::fs::copy(home.join("..2026_2/key.pem"), home.join("..2026_3/key.pem")).unwrap();
+    swap("..2026_3");
+    let Refreshed { identity, refused } = files.refresh(now()).await;
+    assert!(identity.is_none() && refused.len() == 1, "{refused:?}");
+    generation("..2026_4", REVIEWS);
+    let chain = std::fs::read(home.join("..2026_4/chain.pem")).unwrap();
+    std::fs::write(home.join("..2026_4/chain.pem"), &chain[..chain.len() / 2]).unwrap();
+    swap("..2026_4");
+    assert!(files.refresh(now()).await.identity.is_none());
+    std::fs::write(home.join("..2026_4/chain.pem"), chain).unwrap();
+    assert_eq!(files.refresh(now()).await.identity.unwrap().id().as_str(), REVIEWS, "control");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn s94_a_key_that_others_can_read_is_noticed_and_a_file_without_end_is_not_read() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = World::new();
+    let key = world.directory.path().join("key.pem");
+    let noticed = async |mode| {
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
+        read_noting_mode(key.to_str().unwrap()).await.unwrap().1
+    };
+    assert!(noticed(0o644).await && noticed(0o640).await);
+    assert!(!noticed(0o600).await, "control");
+    std::fs::File::create(world.directory.path().join("chain.pem")).unwrap().set_len(MAX_FILE + 1).unwrap();
+    let refused = world.files().refresh(now()).await.refused;
+    assert!(refused[0].reason.contains("larger"), "{refused:?}");
+}
+
 #[tokio::test]
 async fn s8_broken_roots_do_not_hold_up_a_new_certificate() {
     let world = World::new();

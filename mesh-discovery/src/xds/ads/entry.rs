@@ -60,6 +60,9 @@ pub(crate) enum Known<'a, V> {
     Lost(&'a str, Option<Origin>),
 }
 
+/// 128 bits that tell bytes apart, in a form that leaves no gaps around it.
+pub(super) type Digest = [u64; 2];
+
 /// A value in use.
 #[derive(Clone, Debug)]
 pub(crate) struct Good<V> {
@@ -70,7 +73,7 @@ pub(crate) struct Good<V> {
     pub(super) server: ServerId,
     /// Of the bytes it was decoded from: the same bytes are not decoded again. The bytes themselves
     /// would be the larger half of what is held.
-    pub(super) digest: u128,
+    pub(super) digest: Digest,
     /// When it came.
     pub(crate) since: Instant,
 }
@@ -84,7 +87,7 @@ pub(crate) struct Failure {
     /// When it was first said.
     pub(crate) since: Instant,
     /// Of the refused bytes.
-    digest: Option<u128>,
+    digest: Option<Digest>,
 }
 
 /// One subscribed resource.
@@ -105,7 +108,7 @@ pub(crate) struct Entry<V> {
 /// A resource of a response, before anybody has looked inside.
 pub(super) struct Offer<'a> {
     pub(super) version: &'a Name,
-    pub(super) digest: u128,
+    pub(super) digest: Digest,
     pub(super) server: ServerId,
     pub(super) now: Instant,
     /// A refusal costs the last good value.
@@ -145,7 +148,7 @@ impl<V: PartialEq> Entry<V> {
 
     /// Takes what an earlier run held; the first that a control plane says replaces it.
     pub(super) fn restore(&mut self, value: V, version: Name, now: Instant) {
-        self.good = Some(Box::new(Good { value, version, server: SAVED, digest: 0, since: now }));
+        self.good = Some(Box::new(Good { value, version, server: SAVED, digest: Digest::default(), since: now }));
     }
 
     /// The control plane that gave the value in use; none if no control plane of this run did.

@@ -7,7 +7,7 @@ use std::panic::AssertUnwindSafe;
 use tokio::time::Instant;
 use twox_hash::XxHash3_128;
 
-use super::entry::{Offer, ServerId, Taken};
+use super::entry::{Digest, Offer, ServerId, Taken};
 use super::{Ads, Codec, Entry, SAVED, Standing, is_active};
 use crate::bootstrap::ServerFeatures;
 use crate::bootstrap::name::normalise;
@@ -30,12 +30,22 @@ struct Round {
     now: Instant,
     /// Data errors cost the last good value (`fail_on_data_errors`).
     strict: bool,
+    /// Of the resource before: many control planes give all the same.
+    own: Name,
     problems: Vec<String>,
     /// Some of the problems was not there before.
     is_news: bool,
 }
 
 impl Round {
+    /// The version of one resource, shared with its neighbours.
+    fn version_of(&mut self, text: &str) -> Name {
+        if *self.own != *text {
+            self.own = text.into();
+        }
+        self.own.clone()
+    }
+
     /// Notes a problem of a resource that has no entry; `complaint` is what was said last.
     fn nameless(&mut self, problem: String, complaint: Option<&String>) {
         self.is_news |= complaint.is_none_or(|said| !said.contains(&problem));
@@ -63,6 +73,7 @@ impl<C: Codec> Ads<C> {
             version: response.version.into(),
             now,
             strict: session.features.fail_on_data_errors,
+            own: Name::default(),
             problems: Vec::new(),
             is_news: false,
         };
@@ -131,7 +142,7 @@ impl<C: Codec> Ads<C> {
         entry.round = round.number;
         let (was, before) = (entry.standing, entry.good.as_ref().map(|good| good.server));
         let features = sessions[usize::from(round.server)].features;
-        let own = (!resource.version.is_empty()).then(|| Name::from(resource.version.as_str()));
+        let own = (!resource.version.is_empty()).then(|| round.version_of(&resource.version));
         let offer = Offer {
             version: own.as_ref().unwrap_or(&round.version),
             digest: digest(&body.bytes, features.trusted_xds_server),
@@ -195,11 +206,13 @@ impl<C: Codec> Ads<C> {
     /// its timer decides.
     fn deletions(&mut self, round: &Round) {
         let talk = self.sessions[usize::from(round.server)].talk(round.kind);
-        let left_out = |name: &&Name| {
-            let entry = self.entries[round.kind.index()].get(*name);
-            entry.is_some_and(|entry| entry.round != round.number && entry.is_cached()) && talk.has_asked(name)
+        let left_out = |(name, entry): &(&Name, &Entry<_>)| {
+            entry.round != round.number && entry.is_cached() && talk.has_asked(name)
         };
-        let names: Vec<Name> = talk.names.iter().filter(left_out).cloned().collect();
+        // Through the entries as they lie, for nearly none is left out.
+        let left_out = self.entries[round.kind.index()].iter().filter(left_out);
+        let mut names: Vec<Name> = left_out.map(|(name, _)| name.clone()).collect();
+        names.sort_unstable();
         for name in names {
             self.is_missing(round, &name, Standing::DoesNotExist, None, true);
         }
@@ -239,8 +252,9 @@ pub(super) fn decoded<C: Codec>(
 }
 
 /// What tells bytes apart. The same ones mean less from a control plane that is not trusted (gRFC A81).
-fn digest(bytes: &[u8], trusted: bool) -> u128 {
-    XxHash3_128::oneshot(bytes) ^ u128::from(!trusted)
+fn digest(bytes: &[u8], trusted: bool) -> Digest {
+    let hash = XxHash3_128::oneshot(bytes) ^ u128::from(!trusted);
+    [(hash >> 64) as u64, hash as u64]
 }
 
 /// Runs a codec so that a bug in it costs one resource and not the process.

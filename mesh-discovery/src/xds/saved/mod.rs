@@ -231,7 +231,7 @@ fn decode(bytes: &[u8], owner: u128, now: u64, max_age: Duration) -> Result<(Dur
         let name = text(&mut rest).ok_or_else(damaged)?;
         let version = text(&mut rest).ok_or_else(damaged)?;
         let bytes = part(&mut rest).ok_or_else(damaged)?.to_vec();
-        saved.insert(Key::new(kind, name), (version, Body { type_url: kind.type_url().to_owned(), bytes }));
+        saved.insert(Key::new(kind, name), (version, Body::new(kind.type_url(), bytes)));
     }
     if rest.is_empty() { Ok((age, saved)) } else { Err(damaged()) }
 }
@@ -287,10 +287,7 @@ mod tests {
         let (age, saved) = decode(&sample(), 7, 1_060, DAY).unwrap();
         assert_eq!((age, saved.len()), (Duration::from_secs(60), 2));
         let (version, body) = &saved[&Key::new(Kind::Cluster, "x")];
-        assert_eq!(
-            (&**version, body.type_url.as_str(), &body.bytes[..]),
-            ("v1", Kind::Cluster.type_url(), &b"one"[..])
-        );
+        assert_eq!((&**version, &*body.type_url, &body.bytes[..]), ("v1", Kind::Cluster.type_url(), &b"one"[..]));
         let error = decode(&sample(), 7, 1_001 + 86_400, DAY).unwrap_err();
         assert!(error.contains("old"), "{error}");
         assert!(decode(&sample(), 8, 1_000, DAY).unwrap_err().contains("another node"));

@@ -78,8 +78,7 @@ impl Stream {
 }
 
 fn response(kind: Kind, version: &str, nonce: &str, resources: Vec<Any>) -> Response {
-    let resource =
-        |any: Any| Resource { body: Some(Body { type_url: any.type_url, bytes: any.value }), ..Default::default() };
+    let resource = |any: Any| Resource { body: Some(Body::new(&any.type_url, any.value)), ..Default::default() };
     Response {
         type_url: kind.type_url().to_owned(),
         version: version.to_owned(),

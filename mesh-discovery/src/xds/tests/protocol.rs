@@ -149,7 +149,7 @@ impl Machine {
 }
 
 fn response(kind: Kind, mark: &str, resources: &[&str]) -> Response {
-    let body = |text: &&str| Body { type_url: kind.type_url().to_owned(), bytes: text.as_bytes().to_vec() };
+    let body = |text: &&str| Body::new(kind.type_url(), text.as_bytes().to_vec());
     Response {
         type_url: kind.type_url().to_owned(),
         version: mark.to_owned(),
@@ -294,7 +294,7 @@ fn a_wrapper_gives_the_name_and_a_wrong_type_is_named() {
         ads.request();
         let mut answer = response(Kind::Listener, "v1", &["inner=1", "b=1"]);
         answer.resources[0].name = "a".to_owned();
-        answer.resources[1].body.as_mut().unwrap().type_url = "other".to_owned();
+        answer.resources[1].body.as_mut().unwrap().type_url = "other".into();
         ads.take(0, answer);
         assert_eq!(ads.value(&listener("a")), Some("1"));
         let error = ads.request().error.unwrap();

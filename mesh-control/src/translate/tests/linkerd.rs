@@ -1,0 +1,260 @@
+//! Linkerd's inbound policy from manifest to decision.
+
+use mesh_core::policy::AuthorizationAction;
+
+use super::authorization::{Call, GET, denied, inbound};
+use super::*;
+
+fn object(kind: &str, name: &str, spec: &str) -> String {
+    let version = match kind {
+        "Server" | "HTTPRoute" => "v1beta1",
+        "ServerAuthorization" => "v1beta1",
+        _ => "v1alpha1",
+    };
+    format!(
+        "apiVersion: policy.linkerd.io/{version}\nkind: {kind}\nmetadata: {{name: {name}, namespace: shop, labels: {{tier: web}}}}\nspec: {spec}\n---\n"
+    )
+}
+
+fn server(spec: &str) -> String {
+    object("Server", "http", &format!("{{podSelector: {{matchLabels: {{app: a}}}}, port: 8080{spec}}}"))
+}
+
+/// Lets `who` call the target.
+fn authorize(name: &str, target: &str, who: &str) -> String {
+    object("AuthorizationPolicy", name, &format!("{{targetRef: {target}, requiredAuthenticationRefs: [{who}]}}"))
+}
+
+const SERVER: &str = "{group: policy.linkerd.io, kind: Server, name: http}";
+const IDENTITIES: &str = "{group: policy.linkerd.io, kind: MeshTLSAuthentication, name: web}";
+const NETWORKS: &str = "{group: policy.linkerd.io, kind: NetworkAuthentication, name: near}";
+const PLAIN: Call = Call { peer: "", ..GET };
+const OTHER: Call = Call { peer: "cluster.local/ns/other/sa/x", ..GET };
+
+fn web() -> String {
+    object("MeshTLSAuthentication", "web", "{identities: [web.shop.serviceaccount.identity.linkerd.cluster.local]}")
+}
+
+/// Whether each call passes: from the account `web` of `shop`, from another namespace, without an identity.
+fn passes(text: &str) -> (bool, bool, bool) {
+    let world = world(text);
+    let listener = inbound(&world, "shop");
+    let passes = |call| denied(&listener, call).is_none();
+    (passes(GET), passes(OTHER), passes(PLAIN))
+}
+
+#[test]
+fn a_server_closes_its_port_to_those_whom_nobody_authorizes() {
+    assert_eq!(passes(""), (true, true, true), "no Server");
+    assert_eq!(passes(&server("")), (false, false, false));
+    // Another port, other pods.
+    assert_eq!(passes(&server("").replace("8080", "8081")), (true, true, true));
+    assert_eq!(passes(&server("").replace("app: a", "app: b")), (true, true, true));
+    let selector = |expression: &str| {
+        object("Server", "http", &format!("{{podSelector: {{matchExpressions: [{expression}]}}, port: 8080}}"))
+    };
+    assert_eq!(passes(&selector("{key: app, operator: In, values: [a, b]}")), (false, false, false));
+    assert_eq!(passes(&selector("{key: app, operator: NotIn, values: [a]}")), (true, true, true));
+    assert_eq!(passes(&selector("{key: app, operator: Exists}")), (false, false, false));
+    assert_eq!(passes(&selector("{key: app, operator: DoesNotExist}")), (true, true, true));
+}
+
+#[test]
+fn access_policies_say_who_may_call_where_no_authorization_does() {
+    for (policy, passing) in [
+        ("deny", (false, false, false)),
+        ("all-unauthenticated", (true, true, true)),
+        ("all-authenticated", (true, true, false)),
+        ("cluster-unauthenticated", (true, true, true)),
+        ("cluster-authenticated", (true, true, false)),
+        ("audit", (true, true, true)),
+    ] {
+        assert_eq!(passes(&server(&format!(", accessPolicy: {policy}"))), passing, "{policy}");
+        let namespace = format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, annotations: {{config.linkerd.io/default-inbound-policy: {policy}}}}}\n---\n"
+        );
+        assert_eq!(passes(&namespace), passing, "by the namespace: {policy}");
+        // The pod's word goes before its namespace's.
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a-1, namespace: shop, annotations: {config.linkerd.io/default-inbound-policy: all-unauthenticated}}\nstatus: {podIP: 10.0.0.1}\n---\n";
+        assert_eq!(passes(&format!("{namespace}{pod}")), (true, true, true), "by the pod: {policy}");
+    }
+    let misspelt = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, annotations: {config.linkerd.io/default-inbound-policy: al-unauthenticated}}\n---\n";
+    assert_eq!(passes(misspelt), (false, false, false));
+    assert!(world(misspelt).findings()[0].message.contains("not one of deny"), "{:?}", world(misspelt).findings());
+    // Outside of the cluster's networks.
+    let options = Options { cluster_networks: vec!["192.0.2.0/24".parse().unwrap()], ..Options::default() };
+    let text = server(", accessPolicy: cluster-authenticated");
+    let world = World::build_with(&Model::from_texts([("a.yaml", &*text)]), &[], options);
+    assert!(denied(&inbound(&world, "shop"), GET).is_some());
+}
+
+#[test]
+fn an_audit_records_what_it_would_have_denied() {
+    let listener = inbound(&world(&server(", accessPolicy: audit")), "shop");
+    let all: Vec<_> = listener.authorization.iter().map(|p| (p.name.as_str(), p.dry_run, p.rules.len())).collect();
+    assert_eq!(all, [("linkerd.server.shop.http.audit", true, 0)]);
+}
+
+#[test]
+fn authorizations_of_a_server_and_of_its_namespace_let_in_whom_they_name() {
+    let near = |cidr: &str| object("NetworkAuthentication", "near", &format!("{{networks: [{cidr}]}}"));
+    let namespace = "{kind: Namespace, name: shop}";
+    let table = [
+        (web() + &authorize("p", SERVER, IDENTITIES), (true, false, false)),
+        (web() + &authorize("p", namespace, IDENTITIES), (true, false, false)),
+        (authorize("p", SERVER, ""), (true, true, true)),
+        (authorize("p", SERVER, "{kind: ServiceAccount, name: web}"), (true, false, false)),
+        (authorize("p", SERVER, "{kind: ServiceAccount, name: x, namespace: other}"), (false, true, false)),
+        (near("{cidr: 10.9.0.0/16}") + &authorize("p", SERVER, NETWORKS), (true, true, true)),
+        (near("{cidr: 10.8.0.0/16}") + &authorize("p", SERVER, NETWORKS), (false, false, false)),
+        (near("{cidr: 10.0.0.0/8, except: [10.9.0.0/24]}") + &authorize("p", SERVER, NETWORKS), (false, false, false)),
+        (
+            near("{cidr: 10.9.0.0/16}") + &web() + &authorize("p", SERVER, &format!("{IDENTITIES}, {NETWORKS}")),
+            (true, false, false),
+        ),
+        (
+            near("{cidr: 10.8.0.0/16}") + &web() + &authorize("p", SERVER, &format!("{IDENTITIES}, {NETWORKS}")),
+            (false, false, false),
+        ),
+        // What is demanded is not there.
+        (authorize("p", SERVER, IDENTITIES), (false, false, false)),
+        (authorize("p", &SERVER.replace("http", "other"), ""), (false, false, false)),
+        (
+            object("MeshTLSAuthentication", "web", "{identityRefs: [{kind: Namespace, name: other}]}")
+                + &authorize("p", SERVER, IDENTITIES),
+            (false, true, false),
+        ),
+        (
+            object("MeshTLSAuthentication", "web", "{identities: ['*']}") + &authorize("p", SERVER, IDENTITIES),
+            (true, true, false),
+        ),
+    ];
+    for (text, passing) in table {
+        assert_eq!(passes(&format!("{}{text}", server(""))), passing, "{text}");
+        // Nothing of it closes anything by itself.
+        assert_eq!(passes(&text), (true, true, true), "{text}");
+    }
+    let dangling = world(&(server("") + &authorize("p", SERVER, IDENTITIES)));
+    assert!(dangling.findings().iter().any(|f| f.message.contains("no MeshTLSAuthentication shop/web")));
+}
+
+#[test]
+fn the_older_server_authorization_means_the_same() {
+    let older = |spec: &str| server("") + &object("ServerAuthorization", "old", spec);
+    let name = "server: {name: http}";
+    for (spec, passing) in [
+        (format!("{{{name}, client: {{unauthenticated: true}}}}"), (true, true, true)),
+        (format!("{{{name}, client: {{meshTLS: {{serviceAccounts: [{{name: web}}]}}}}}}"), (true, false, false)),
+        (
+            format!(
+                "{{{name}, client: {{meshTLS: {{identities: ['*.other.serviceaccount.identity.linkerd.cluster.local']}}}}}}"
+            ),
+            (false, true, false),
+        ),
+        (
+            format!("{{{name}, client: {{unauthenticated: true, networks: [{{cidr: 10.8.0.0/16}}]}}}}"),
+            (false, false, false),
+        ),
+        (
+            "{server: {selector: {matchLabels: {tier: web}}}, client: {unauthenticated: true}}".to_owned(),
+            (true, true, true),
+        ),
+        (
+            "{server: {selector: {matchLabels: {tier: db}}}, client: {unauthenticated: true}}".to_owned(),
+            (false, false, false),
+        ),
+        ("{server: {name: other}, client: {unauthenticated: true}}".to_owned(), (false, false, false)),
+    ] {
+        assert_eq!(passes(&older(&spec)), passing, "{spec}");
+    }
+}
+
+fn route(name: &str, matches: &str) -> String {
+    object("HTTPRoute", name, &format!("{{parentRefs: [{SERVER}], rules: [{{matches: [{matches}]}}]}}"))
+}
+
+#[test]
+fn a_request_is_for_the_most_specific_route_and_those_authorized_for_it() {
+    let at = |path| Call { path, ..GET };
+    let target = |name: &str| format!("{{group: policy.linkerd.io, kind: HTTPRoute, name: {name}}}");
+    let text = [
+        server(""),
+        web(),
+        // Everybody may ask for everything but the administration, which is for `web` alone.
+        route("all", "{path: {value: /}}"),
+        route("admin", "{path: {value: /admin}}, {path: {type: Exact, value: /all/secrets}}"),
+        authorize("all", &target("all"), ""),
+        authorize("admin", &target("admin"), IDENTITIES),
+    ]
+    .concat();
+    let listener = inbound(&world(&text), "shop");
+    for (path, to_all) in [
+        ("/", true),
+        ("/a", true),
+        ("/administration", true),
+        ("/admin", false),
+        ("/admin/x", false),
+        ("/all/secrets", false),
+    ] {
+        assert_eq!(denied(&listener, at(path)), None, "{path}");
+        assert_eq!(denied(&listener, Call { path, ..OTHER }).is_none(), to_all, "{path}");
+    }
+    // Who is authorized for the Server is so for each of its routes.
+    let more = format!("{text}{}", authorize("server", SERVER, "{kind: ServiceAccount, name: x, namespace: other}"));
+    assert_eq!(denied(&inbound(&world(&more), "shop"), Call { path: "/admin", ..OTHER }), None);
+}
+
+#[test]
+fn what_no_route_takes_is_not_found() {
+    let text = server(", accessPolicy: all-unauthenticated")
+        + &route("get", "{method: GET, path: {type: Exact, value: /a}}, {headers: [{name: x-b, value: '1'}]}");
+    let listener = inbound(&world(&text), "shop");
+    let at = |path, method, headers| denied(&listener, Call { path, method, headers, ..GET });
+    assert_eq!(at("/a", "GET", &[]), None);
+    assert_eq!(at("/b", "POST", &[("x-b", "1")]), None);
+    for (path, method) in [("/a", "POST"), ("/b", "GET"), ("/a/", "GET")] {
+        assert_eq!(at(path, method, &[]), Some("-".into()), "{method} {path}");
+    }
+    assert_eq!(listener.authorization[0].action, AuthorizationAction::Route);
+}
+
+#[test]
+fn probes_of_the_pod_are_let_in_while_no_route_is_attached() {
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a-1, namespace: shop}\nspec: {containers: [{name: c, ports: [{name: web, containerPort: 8080}], livenessProbe: {httpGet: {path: /live, port: web}}}]}\nstatus: {podIP: 10.0.0.1}\n---\n";
+    let probe = Call { path: "/live", ..PLAIN };
+    let at = |text: &str, call| denied(&inbound(&world(text), "shop"), call).is_none();
+    let guarded = format!("{}{pod}", server(""));
+    assert!(at(&guarded, probe) && !at(&guarded, PLAIN) && !at(&guarded, Call { method: "POST", ..probe }));
+    assert!(!at(&server(""), probe), "the control: no pod says that it is probed");
+    assert!(!at(&format!("{guarded}{}", route("a", "{path: {value: /a}}")), probe));
+    // The name of a port is the pod's.
+    let named = server("").replace("8080", "web");
+    assert!(!at(&format!("{named}{pod}"), PLAIN));
+    assert!(at(&format!("{named}{}", pod.replace("name: web", "name: other")), PLAIN), "another port");
+}
+
+#[test]
+fn what_cannot_be_read_closes_what_it_was_to_guard() {
+    let open = web() + &authorize("p", SERVER, "");
+    // A Server: its pods, or all of the namespace's.
+    assert_eq!(passes(&(server(", accessPolicy: denny") + &open)), (false, false, false));
+    assert_eq!(passes(&(object("Server", "http", "{podselector: {}, port: 8080}") + &open)), (false, false, false));
+    assert_eq!(passes(&(server(", accessPolicy: denny").replace("app: a", "app: b") + &open)), (true, true, true));
+    // A route: its Server.
+    let broken = route("r", "{queryParams: [{name: a, value: b}]}");
+    assert_eq!(passes(&(server("") + &open + &broken)), (false, false, false));
+    assert_eq!(passes(&(server("") + &open)), (true, true, true), "the control");
+    // An authorization: it lets nobody in, and closes nothing.
+    assert_eq!(passes(&(server("") + &authorize("p", SERVER, "{kind: Pod, name: x}"))), (false, false, false));
+    assert_eq!(passes(&authorize("p", SERVER, "{kind: Pod, name: x}")), (true, true, true));
+}
+
+#[test]
+fn identities_follow_the_trust_domain() {
+    let text = server("") + &web() + &authorize("p", SERVER, IDENTITIES);
+    let options = Options { trust_domain: TrustDomain::new("prod.test").unwrap(), ..Options::default() };
+    let world = World::build_with(&Model::from_texts([("a.yaml", &*text)]), &[], options);
+    let listener = inbound(&world, "shop");
+    assert_eq!(denied(&listener, Call { peer: "prod.test/ns/shop/sa/web", ..GET }), None);
+    assert!(denied(&listener, Call { peer: "evil.test/ns/shop/sa/web", ..GET }).is_some());
+}

@@ -1,0 +1,199 @@
+//! The port to external authorizers: who decides about the requests that a CUSTOM policy's rules match.
+//!
+//! Refuses to know how they are asked.
+
+use std::fmt;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
+
+use crate::id::SpiffeId;
+use crate::policy::AuthorizerProvider;
+
+/// Decides about requests that a CUSTOM policy's rules match. What it lets pass still has to pass the DENY and the
+/// ALLOW policies.
+///
+/// ```
+/// use http::StatusCode;
+/// use mesh_core::authz::{CheckRequest, CheckResponse, Checking, ExternalAuthorizer, Refusal};
+///
+/// /// Lets those pass who know the word.
+/// #[derive(Debug)]
+/// struct Password;
+///
+/// impl ExternalAuthorizer for Password {
+///     fn check(&self, request: CheckRequest) -> Checking<'_> {
+///         Box::pin(async move {
+///             Ok(match request.headers.get("x-password") {
+///                 Some(word) if word == "sesame" => CheckResponse::allowed(),
+///                 _ => CheckResponse::Denied(Refusal::new(StatusCode::UNAUTHORIZED)),
+///             })
+///         })
+///     }
+/// }
+/// ```
+pub trait ExternalAuthorizer: fmt::Debug + Send + Sync + 'static {
+    /// Decides about one request. Dropping the answer's future gives the question up.
+    fn check(&self, request: CheckRequest) -> Checking<'_>;
+}
+
+/// A question under way.
+pub type Checking<'a> = Pin<Box<dyn Future<Output = Result<CheckResponse, Unavailable>> + Send + 'a>>;
+
+/// Who is asked for a provider.
+pub trait ExternalAuthorizers: Send + Sync + 'static {
+    /// The authorizer of a provider; `None` = there is nobody to ask, and what its policies match is denied. Asked once
+    /// for each change of policy.
+    fn authorizer(&self, provider: &AuthorizerProvider) -> Option<Arc<dyn ExternalAuthorizer>>;
+}
+
+/// What an authorizer is told of a request.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct CheckRequest {
+    /// The caller's verified identity.
+    pub caller: Option<SpiffeId>,
+    /// Our own.
+    pub own: Option<SpiffeId>,
+    /// The caller's address; `None` = not known.
+    pub source: Option<SocketAddr>,
+    /// The address that was reached.
+    pub destination: SocketAddr,
+    /// Method.
+    pub method: Method,
+    /// Authority; empty = not known.
+    pub authority: String,
+    /// Path, in normal form, and query.
+    pub path_and_query: String,
+    /// Version.
+    pub version: Version,
+    /// Headers.
+    pub headers: HeaderMap,
+    /// The TLS server name that was asked for; empty = none or not known.
+    pub server_name: String,
+}
+
+impl CheckRequest {
+    /// A question about a method and a path at an address; the rest is not known until it is set.
+    pub fn new(method: Method, path_and_query: impl Into<String>, destination: SocketAddr) -> Self {
+        Self {
+            caller: None,
+            own: None,
+            source: None,
+            destination,
+            method,
+            authority: String::new(),
+            path_and_query: path_and_query.into(),
+            version: Version::HTTP_11,
+            headers: HeaderMap::new(),
+            server_name: String::new(),
+        }
+    }
+}
+
+/// What an authorizer says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckResponse {
+    /// The request may pass.
+    Allowed {
+        /// Changes of the request's headers, which the other policies and the application see.
+        request: Vec<HeaderChange>,
+        /// Changes of the answer's headers, which the caller sees.
+        response: Vec<HeaderChange>,
+    },
+    /// It may not.
+    Denied(Refusal),
+}
+
+impl CheckResponse {
+    /// Yes, and nothing changes.
+    pub fn allowed() -> Self {
+        Self::Allowed { request: Vec::new(), response: Vec::new() }
+    }
+}
+
+/// The answer to a request that an authorizer denies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Status; for gRPC its equivalent.
+    pub status: StatusCode,
+    /// Headers, such as `location` or `set-cookie`.
+    pub headers: HeaderMap,
+    /// Body; gRPC callers get it as the status message if it is short text.
+    pub body: Bytes,
+}
+
+impl Refusal {
+    /// A refusal without headers or body.
+    pub fn new(status: StatusCode) -> Self {
+        Self { status, headers: HeaderMap::new(), body: Bytes::new() }
+    }
+}
+
+/// One change of headers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HeaderChange {
+    /// In the place of what is there.
+    Set(HeaderName, HeaderValue),
+    /// Beside what is there.
+    Append(HeaderName, HeaderValue),
+    /// Only where the header is not there.
+    SetIfAbsent(HeaderName, HeaderValue),
+    /// Only in the place of what is there.
+    SetIfPresent(HeaderName, HeaderValue),
+    /// Away with it.
+    Remove(HeaderName),
+}
+
+impl HeaderChange {
+    /// The header.
+    pub fn name(&self) -> &HeaderName {
+        match self {
+            Self::Set(name, _)
+            | Self::Append(name, _)
+            | Self::SetIfAbsent(name, _)
+            | Self::SetIfPresent(name, _)
+            | Self::Remove(name) => name,
+        }
+    }
+
+    /// Applies a list of changes, in order.
+    pub fn apply(changes: &[Self], headers: &mut HeaderMap) {
+        for change in changes {
+            match change {
+                Self::Set(name, value) => {
+                    headers.insert(name, value.clone());
+                }
+                Self::Append(name, value) => {
+                    headers.append(name, value.clone());
+                }
+                Self::SetIfAbsent(name, value) if !headers.contains_key(name) => {
+                    headers.insert(name, value.clone());
+                }
+                Self::SetIfPresent(name, value) if headers.contains_key(name) => {
+                    headers.insert(name, value.clone());
+                }
+                Self::SetIfAbsent(..) | Self::SetIfPresent(..) => {}
+                Self::Remove(name) => {
+                    headers.remove(name);
+                }
+            }
+        }
+    }
+}
+
+/// There is no answer of an authorizer. The request is denied unless the provider fails open.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the external authorizer gives no answer: {reason}")]
+pub struct Unavailable {
+    /// Why.
+    pub reason: String,
+    /// Let the request pass all the same (Istio `failOpen`).
+    pub fail_open: bool,
+    /// Status of the denial.
+    pub status: StatusCode,
+}

@@ -1,0 +1,185 @@
+//! X.509-SVIDs (SPIFFE X509-SVID 1.0): who a certificate names and whether it holds. Pure, and the one place for both
+//! sides: parse the ID, pick the bundle of its trust domain, validate the path with that bundle only, then the
+//! leaf rules and the revocation lists.
+//!
+//! There is no fall-through to DNS names or to the subject. Refuses to know TLS and who is expected.
+
+use rustls::pki_types::{CertificateDer, UnixTime};
+use webpki::{EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::error::X509Error;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+
+use super::{TrustBundle, TrustBundles};
+use crate::id::SpiffeId;
+
+/// Certificates between a leaf and its root that are looked at; real chains have one or two.
+pub const MAX_INTERMEDIATES: usize = 8;
+/// A certificate, or a chain of them in one text, that is longer is not read.
+const MAX_DER: usize = 64 * 1024;
+
+/// Why a peer's certificate was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PeerRefused {
+    /// The certificate cannot be parsed.
+    #[error("the peer's certificate cannot be read: {0}")]
+    Unreadable(String),
+    /// It does not carry exactly one URI name.
+    #[error("the peer's certificate must carry exactly one URI name, a SPIFFE ID; it has {0}")]
+    UriNames(usize),
+    /// The one URI name is not a SPIFFE ID with a path.
+    #[error("the peer's certificate: {0}")]
+    NotSpiffe(#[from] crate::id::InvalidSpiffeId),
+    /// We hold no bundle for its trust domain.
+    #[error("the peer {0} is of a trust domain for which this process has no bundle")]
+    UnknownDomain(SpiffeId),
+    /// It does not chain to the bundle, has expired, is revoked or may not be used this way.
+    #[error("the certificate of {id} is not valid here: {reason}")]
+    NotValid {
+        /// Who it claims to be.
+        id: SpiffeId,
+        /// What path validation said.
+        reason: String,
+    },
+    /// A valid peer, but not the one policy expects.
+    #[error("the peer is {got}; the policy of this destination expects {expected}")]
+    WrongId {
+        /// Who it is.
+        got: SpiffeId,
+        /// What was expected.
+        expected: String,
+    },
+}
+
+/// What a certificate is shown for; an extended key usage, where there is one, must allow it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Usage {
+    /// By the server of a connection.
+    Server,
+    /// By the client of a connection.
+    Client,
+}
+
+/// The SPIFFE ID of a leaf certificate: exactly one URI name, which must be one.
+///
+/// # Errors
+/// The certificate cannot be read, has no or several URI names, or its name is not a SPIFFE ID.
+pub fn peer_spiffe_id(leaf: &CertificateDer<'_>) -> Result<SpiffeId, PeerRefused> {
+    spiffe_id_of(&parse(leaf)?)
+}
+
+/// Verifies a chain, leaf first, as it stands at `now`; the ID is the one in the certificate, aliases unresolved.
+///
+/// # Errors
+/// See [`PeerRefused`]; [`PeerRefused::WrongId`] is not among them, for nobody in particular is expected.
+pub fn verify_svid(
+    chain: &[CertificateDer<'_>],
+    bundles: &TrustBundles,
+    algorithms: &[&dyn rustls::pki_types::SignatureVerificationAlgorithm],
+    now: UnixTime,
+    usage: Usage,
+) -> Result<SpiffeId, PeerRefused> {
+    let Some((leaf, intermediates)) = chain.split_first() else {
+        return Err(PeerRefused::Unreadable("there is none".to_owned()));
+    };
+    let parsed = parse(leaf)?;
+    let id = spiffe_id_of(&parsed)?;
+    let Some(bundle) = bundles.get(&id.trust_domain()) else {
+        return Err(PeerRefused::UnknownDomain(id));
+    };
+    let refused = match leaf_rules(&parsed, intermediates) {
+        Ok(()) => path(leaf, intermediates, bundle, algorithms, now, usage).err(),
+        Err(reason) => Some(reason.to_owned()),
+    };
+    match refused {
+        None => Ok(id),
+        Some(reason) => Err(PeerRefused::NotValid { id, reason }),
+    }
+}
+
+/// The certificates of a text of DER after DER, as the SPIFFE Workload API sends chains and bundles.
+///
+/// # Errors
+/// It is empty, longer than 64 KiB, or holds something else.
+pub fn certificates_of_der(mut der: &[u8]) -> Result<Vec<CertificateDer<'static>>, PeerRefused> {
+    if der.len() > MAX_DER {
+        return Err(PeerRefused::Unreadable(format!("{} bytes; at most {MAX_DER} are read", der.len())));
+    }
+    let mut found = Vec::new();
+    while !der.is_empty() || found.is_empty() {
+        let (rest, _) = X509Certificate::from_der(der).map_err(|e| PeerRefused::Unreadable(e.to_string()))?;
+        found.push(CertificateDer::from(der[..der.len() - rest.len()].to_vec()));
+        der = rest;
+    }
+    Ok(found)
+}
+
+fn parse<'c>(leaf: &'c CertificateDer<'_>) -> Result<X509Certificate<'c>, PeerRefused> {
+    let unreadable = |reason: &dyn ToString| PeerRefused::Unreadable(reason.to_string());
+    if leaf.len() > MAX_DER {
+        return Err(unreadable(&"it is longer than any certificate"));
+    }
+    match X509Certificate::from_der(leaf) {
+        Ok(([], cert)) => Ok(cert),
+        Ok(_) => Err(unreadable(&"something follows it")),
+        Err(e) => Err(unreadable(&e)),
+    }
+}
+
+fn spiffe_id_of(cert: &X509Certificate<'_>) -> Result<SpiffeId, PeerRefused> {
+    let unreadable = |e: X509Error| PeerRefused::Unreadable(e.to_string());
+    let names = cert.subject_alternative_name().map_err(unreadable)?;
+    let names = names.iter().flat_map(|san| &san.value.general_names);
+    // A name that cannot be read counts as well: a second URI must not hide behind bad encoding.
+    let mut uris = names.filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        GeneralName::Invalid(..) => Some(""),
+        _ => None,
+    });
+    match (uris.next(), uris.next()) {
+        (Some(uri), None) => Ok(uri.parse()?),
+        (None, _) => Err(PeerRefused::UriNames(0)),
+        (Some(_), Some(_)) => Err(PeerRefused::UriNames(2 + uris.count())),
+    }
+}
+
+/// What a workload's certificate must be beside valid (X509-SVID 4.3, 5.2). That it is no CA is checked by path
+/// validation, which also reads the dates and the extended key usage.
+fn leaf_rules(cert: &X509Certificate<'_>, intermediates: &[CertificateDer<'_>]) -> Result<(), &'static str> {
+    if intermediates.len() > MAX_INTERMEDIATES {
+        return Err("its chain is too long");
+    }
+    match cert.key_usage() {
+        Ok(Some(usage)) if usage.value.key_cert_sign() || usage.value.crl_sign() => {
+            Err("its key may sign certificates")
+        }
+        Ok(Some(usage)) if !usage.value.digital_signature() => Err("its key may not be used to sign handshakes"),
+        Ok(_) => Ok(()),
+        Err(_) => Err("its key usage cannot be read"),
+    }
+}
+
+fn path(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    bundle: &TrustBundle,
+    algorithms: &[&dyn rustls::pki_types::SignatureVerificationAlgorithm],
+    now: UnixTime,
+    usage: Usage,
+) -> Result<(), String> {
+    let cert = EndEntityCert::try_from(leaf).map_err(|e| e.to_string())?;
+    let usage = match usage {
+        Usage::Server => KeyUsage::server_auth(),
+        Usage::Client => KeyUsage::client_auth(),
+    };
+    let lists: Vec<_> = bundle.revoked().iter().collect();
+    // Whose state no list tells, is refused: lists are there because somebody wants them to count.
+    let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
+        options.with_depth(RevocationCheckDepth::EndEntity).with_expiration_policy(ExpirationPolicy::Enforce).build()
+    });
+    cert.verify_for_usage(algorithms, bundle.anchors(), intermediates, now, usage, revocation, None)
+        .map(|_| ())
+        .map_err(|e| e.to_string())
+}

@@ -1,0 +1,423 @@
+//! The rows of the threat list about certificates, each with the same peer without the trick.
+
+use std::time::Duration;
+
+use rcgen::{CertificateRevocationListParams, DnType, KeyIdMethod, RevocationReason, RevokedCertParams, SerialNumber};
+use rustls::pki_types::UnixTime;
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, NamedGroup, ProtocolVersion, SupportedProtocolVersion};
+
+use super::*;
+
+/// What is said of a client with such a certificate and, which must be the same, of a server.
+fn said(root: &Root, params: &CertificateParams) -> PeerRefused {
+    refusal(root, &forged(root.issue(params), root.bundles()))
+}
+
+fn accepted(root: &Root, params: &CertificateParams) {
+    let good = root.identity(RATINGS);
+    let peer = forged(root.issue(params), root.bundles());
+    assert!(handshake(&good, &peer, &[], true).is_ok() && handshake(&peer, &good, &[], true).is_ok(), "control");
+}
+
+fn not_valid(refused: PeerRefused) -> String {
+    match refused {
+        PeerRefused::NotValid { reason, .. } => reason,
+        other => panic!("{other}"),
+    }
+}
+
+fn verify(chain: &[CertificateDer<'_>], bundles: &TrustBundles, now: UnixTime) -> Result<SpiffeId, PeerRefused> {
+    verify_svid(chain, bundles, provider().signature_verification_algorithms.all, now, Usage::Client)
+}
+
+#[test]
+fn s44_no_name_but_the_uri_is_asked_for_who_a_peer_is() {
+    let root = Root::new();
+    let mut named = leaf(&[REVIEWS]);
+    named.distinguished_name.push(DnType::CommonName, RATINGS);
+    named.subject_alt_names.push(SanType::DnsName(RATINGS.try_into().unwrap()));
+    let peer = forged(root.issue(&named), root.bundles());
+    let client = root.identity(REVIEWS);
+    let wrong = handshake(&client, &peer, &[StringMatcher::exact(RATINGS)], true).unwrap_err().0;
+    assert!(matches!(refused(wrong), PeerRefused::WrongId { got, .. } if got.as_str() == REVIEWS));
+    assert!(handshake(&client, &peer, &[StringMatcher::exact(REVIEWS)], true).is_ok(), "control");
+}
+
+#[test]
+fn s55_none_two_or_an_unreadable_uri_name_is_nobody() {
+    let root = Root::new();
+    assert_eq!(said(&root, &leaf(&[])), PeerRefused::UriNames(0));
+    assert_eq!(said(&root, &leaf(&[REVIEWS, RATINGS])), PeerRefused::UriNames(2));
+    assert_eq!(said(&root, &leaf(&[REVIEWS, REVIEWS])), PeerRefused::UriNames(2), "the same twice");
+    // A SAN extension of its own beside the first one.
+    let mut twice = leaf(&[REVIEWS]);
+    let second = [&[0x30, RATINGS.len() as u8 + 2, 0x86, RATINGS.len() as u8], RATINGS.as_bytes()].concat();
+    twice.custom_extensions.push(rcgen::CustomExtension::from_oid_content(&[2, 5, 29, 17], second));
+    // rustls itself would not show it.
+    let twice = twice.signed_by(&KeyPair::generate().unwrap(), &root.issuer).unwrap().der().clone();
+    let refused = verify(&[twice], &root.bundles(), UnixTime::now()).unwrap_err();
+    assert!(matches!(refused, PeerRefused::Unreadable(_)), "{refused}");
+    let mut beside = leaf(&[REVIEWS]);
+    beside.subject_alt_names.push(SanType::DnsName("reviews.default.svc".try_into().unwrap()));
+    accepted(&root, &beside);
+}
+
+#[test]
+fn s56_what_is_not_a_spiffe_id_of_a_workload_is_refused() {
+    let root = Root::new();
+    for odd in [
+        "SPIFFE://cluster.local/ns/default/sa/web",
+        "spiffe://Cluster.Local/ns/default/sa/web",
+        "spiffe://cluster.local",
+        "spiffe://cluster.local/",
+        "spiffe://cluster.local/ns/default/sa/web/",
+        "spiffe://cluster.local//a",
+        "spiffe://cluster.local/./a",
+        "spiffe://cluster.local/a/../b",
+        "spiffe://cluster.local/a%2fb",
+        "spiffe://cluster.local/a?q",
+        "spiffe://cluster.local/a#f",
+        "spiffe://cluster.local:443/a",
+        "spiffe://u@cluster.local/a",
+        "spiffe:///a",
+        "https://cluster.local/a",
+    ] {
+        assert!(matches!(said(&root, &leaf(&[odd])), PeerRefused::NotSpiffe(_)), "{odd}");
+    }
+    let of_length = |length: usize| format!("spiffe://cluster.local/{}", "a".repeat(length - 23));
+    assert!(matches!(said(&root, &leaf(&[&of_length(2_049)])), PeerRefused::NotSpiffe(_)));
+    accepted(&root, &leaf(&[&of_length(2_048)]));
+    // The path is compared as it is.
+    let peer = root.identity("spiffe://cluster.local/ns/default/sa/Reviews");
+    let client = root.identity(RATINGS);
+    assert!(handshake(&client, &peer, &[StringMatcher::exact(REVIEWS)], true).is_err());
+}
+
+#[test]
+fn s57_a_nul_or_another_control_in_the_name_does_not_end_it() {
+    let root = Root::new();
+    for odd in ["\0", "\0.evil.test", "\n", "/\0"] {
+        let uri = format!("{REVIEWS}{odd}");
+        assert!(matches!(said(&root, &leaf(&[&uri])), PeerRefused::NotSpiffe(_)), "{uri:?}");
+    }
+    accepted(&root, &leaf(&[REVIEWS]));
+}
+
+#[test]
+fn s58_an_authority_is_no_workload() {
+    let root = Root::new();
+    let mut ca = leaf(&[REVIEWS]);
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    not_valid(said(&root, &ca));
+    for usage in [KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign] {
+        let mut signer = leaf(&[REVIEWS]);
+        signer.key_usages.push(usage);
+        assert!(not_valid(said(&root, &signer)).contains("sign certificates"), "{usage:?}");
+    }
+    let mut other = leaf(&[REVIEWS]);
+    other.key_usages = vec![KeyUsagePurpose::KeyEncipherment];
+    assert!(not_valid(said(&root, &other)).contains("handshakes"));
+    accepted(&root, &leaf(&[REVIEWS]));
+}
+
+#[test]
+fn s59_an_extended_key_usage_must_allow_the_direction() {
+    let root = Root::new();
+    let with = |usages: &[ExtendedKeyUsagePurpose]| {
+        let mut params = leaf(&[REVIEWS]);
+        params.extended_key_usages = usages.to_vec();
+        forged(root.issue(&params), root.bundles())
+    };
+    let (client, server) = (ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth);
+    let good = root.identity(RATINGS);
+    not_valid(refusal(&root, &with(&[ExtendedKeyUsagePurpose::CodeSigning])));
+    assert!(handshake(&good, &with(std::slice::from_ref(&client)), &[], true).is_err(), "no server");
+    assert!(handshake(&with(std::slice::from_ref(&client)), &good, &[], true).is_ok(), "control");
+    assert!(handshake(&with(std::slice::from_ref(&server)), &good, &[], true).is_err(), "no client");
+    assert!(handshake(&good, &with(std::slice::from_ref(&server)), &[], true).is_ok(), "control");
+    assert!(handshake(&good, &with(&[]), &[], true).is_ok(), "none says nothing");
+}
+
+#[test]
+fn s60_a_spiffe_id_in_another_kind_of_name_is_none() {
+    let root = Root::new();
+    let mut dns = leaf(&[]);
+    dns.subject_alt_names = vec![
+        SanType::DnsName(REVIEWS.try_into().unwrap()),
+        SanType::Rfc822Name(REVIEWS.try_into().unwrap()),
+        SanType::IpAddress([127, 0, 0, 1].into()),
+    ];
+    dns.distinguished_name.push(DnType::CommonName, REVIEWS);
+    assert_eq!(said(&root, &dns), PeerRefused::UriNames(0));
+    dns.subject_alt_names.push(SanType::URI(REVIEWS.try_into().unwrap()));
+    accepted(&root, &dns);
+}
+
+#[test]
+fn s61_an_empty_name_expects_nobody_and_no_names_still_want_a_valid_peer() {
+    let (root, other) = (Root::new(), Root::new());
+    let (client, server) = (root.identity(REVIEWS), root.identity(RATINGS));
+    assert!(handshake(&client, &server, &[StringMatcher::exact("")], true).is_err());
+    let impostor = forged(other.issue(&leaf(&[RATINGS])), root.bundles());
+    assert!(handshake(&client, &impostor, &[], true).is_err());
+    assert!(handshake(&client, &server, &[], true).is_ok(), "control");
+    // No bundle at all is no trust at all.
+    let mistrusting = forged(root.issue(&leaf(&[REVIEWS])), TrustBundles::default());
+    assert!(handshake(&mistrusting, &server, &[], true).is_err());
+}
+
+#[test]
+fn s62_the_bundle_is_that_of_the_peers_own_domain() {
+    let (root, other) = (Root::new(), Root::new());
+    let domain = |name: &str| TrustDomain::new(name).unwrap();
+    let bundle = |root: &Root| TrustBundle::new([root.der.clone()]).unwrap();
+    let now = UnixTime::now();
+    let (of_old, of_b) = (leaf(&["spiffe://old.test/ns/default/sa/reviews"]), leaf(&["spiffe://td-b/guest"]));
+    let mut bundles = root.bundles();
+    let check = |root: &Root, params: &CertificateParams, bundles: &TrustBundles| {
+        verify(&root.issue(params).cert, bundles, now)
+    };
+    assert!(matches!(check(&other, &leaf(&[REVIEWS]), &bundles), Err(PeerRefused::NotValid { .. })));
+    assert!(matches!(check(&other, &of_b, &bundles), Err(PeerRefused::UnknownDomain(_))), "no entry");
+    bundles.insert(domain("td-b"), bundle(&other));
+    assert!(check(&other, &of_b, &bundles).is_ok(), "control: federated");
+    assert!(matches!(check(&other, &leaf(&[REVIEWS]), &bundles), Err(PeerRefused::NotValid { .. })), "and no further");
+    assert!(matches!(check(&root, &of_b, &bundles), Err(PeerRefused::NotValid { .. })));
+
+    assert!(matches!(check(&root, &of_old, &bundles), Err(PeerRefused::UnknownDomain(_))));
+    bundles.alias(domain("old.test"), domain("cluster.local"));
+    let id = check(&root, &of_old, &bundles).unwrap();
+    assert_eq!(bundles.aliased(&id).unwrap().as_str(), REVIEWS);
+    assert_eq!(bundles.aliased(&REVIEWS.parse().unwrap()), None);
+    assert!(check(&other, &of_old, &bundles).is_err(), "another domain's root");
+    // An alias with a bundle of its own is a domain of its own.
+    bundles.insert(domain("old.test"), bundle(&other));
+    assert!(check(&root, &of_old, &bundles).is_err());
+    assert_eq!(bundles.aliased(&id), None);
+}
+
+#[test]
+fn s62_a_client_takes_a_server_under_its_former_trust_domain() {
+    let root = Root::new();
+    let server = forged(root.issue(&leaf(&["spiffe://old.test/ns/default/sa/ratings"])), root.bundles());
+    let expected = [StringMatcher::exact(RATINGS)];
+    let mut bundles = root.bundles();
+    let client = |bundles: &TrustBundles| Identity::new(root.issue(&leaf(&[REVIEWS])), bundles.clone(), 1).unwrap();
+    assert!(handshake(&client(&bundles), &server, &expected, true).is_err(), "control");
+    bundles.alias(TrustDomain::new("old.test").unwrap(), TrustDomain::new("cluster.local").unwrap());
+    assert!(handshake(&client(&bundles), &server, &expected, true).is_ok());
+    assert!(handshake(&client(&bundles), &server, &[StringMatcher::exact(REVIEWS)], true).is_err());
+}
+
+#[test]
+fn s63_a_bundle_is_read_whole_or_not_at_all() {
+    let (one, two) = (Root::new(), Root::new());
+    let both = [&one.der[..], &two.der[..]].concat();
+    assert_eq!(certificates_of_der(&both).unwrap(), [one.der.clone(), two.der.clone()]);
+    for bad in
+        [&both[..both.len() - 1], &[&both[..], b"x"].concat(), &[], &vec![0x30; 70_000], b"\x30\x84\xff\xff\xff\xff"]
+    {
+        assert!(certificates_of_der(bad).is_err());
+    }
+    let good = TrustBundle::new(certificates_of_der(&both).unwrap()).unwrap();
+    assert_eq!(good, TrustBundle::new([one.der.clone(), two.der.clone()]).unwrap());
+    assert!(TrustBundle::new(vec![one.der.clone(); 65]).is_err(), "too many");
+    assert!(TrustBundle::new([one.der.clone(), CertificateDer::from(vec![0x30, 0])]).is_err(), "one bad root");
+    for bad in
+        ["", "no PEM", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "-----BEGIN CERTIFICATE-----"]
+    {
+        assert!(TrustBundle::from_pem(bad.as_bytes()).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn s66_no_session_outlives_the_rules_it_was_checked_by() {
+    let root = Root::new();
+    let provider = provider();
+    let client = Arc::new(client_config(&root.identity(REVIEWS), &[], &[], &provider).unwrap());
+    let again = |server: &Arc<rustls::ServerConfig>| {
+        let name = ServerName::try_from("ignored.test").unwrap();
+        let server = ServerConnection::new(server.clone()).unwrap();
+        run(ClientConnection::new(client.clone(), name).unwrap(), server)
+    };
+    let before = Arc::new(server_config(&root.identity(RATINGS), true, &[], &provider).unwrap());
+    for _ in 0..2 {
+        let (client, _) = again(&before).unwrap();
+        assert_ne!(client.handshake_kind(), Some(rustls::HandshakeKind::Resumed));
+    }
+    // The root is taken out: who was let in before is not let in again.
+    let without = root.identity(RATINGS).trusting(Root::new().bundles());
+    let after = Arc::new(server_config(&without, true, &[], &provider).unwrap());
+    assert!(again(&after).is_err());
+    // The control: with rustls' own defaults on both sides the second session is resumed, nothing checked.
+    let resuming = |config: &ClientConfig| {
+        let mut config = config.clone();
+        config.resumption = rustls::client::Resumption::in_memory_sessions(8);
+        Arc::new(config)
+    };
+    let mut server = (*before).clone();
+    server.session_storage = rustls::server::ServerSessionMemoryCache::new(8);
+    server.send_tls13_tickets = 2;
+    let (client, server) = (resuming(&client), Arc::new(server));
+    let kinds = [(); 2].map(|()| {
+        let name = ServerName::try_from("ignored.test").unwrap();
+        let connection = ClientConnection::new(client.clone(), name).unwrap();
+        run(connection, ServerConnection::new(server.clone()).unwrap()).unwrap().0.handshake_kind()
+    });
+    assert_eq!(kinds[1], Some(rustls::HandshakeKind::Resumed));
+}
+
+/// A root's list of revoked serials, valid for an hour around `at`.
+pub(in crate::identity) fn list(root: &Root, serials: &[u64], at: u64) -> Vec<u8> {
+    let time = |seconds: u64| date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
+    let revoked = |serial: &u64| RevokedCertParams {
+        serial_number: SerialNumber::from(*serial),
+        revocation_time: time(at),
+        reason_code: Some(RevocationReason::KeyCompromise),
+        invalidity_date: None,
+    };
+    let params = CertificateRevocationListParams {
+        this_update: time(at - 1_800),
+        next_update: time(at + 1_800),
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: serials.iter().map(revoked).collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    params.signed_by(&root.issuer).unwrap().der().to_vec()
+}
+
+fn numbered(root: &Root, serial: u64) -> Vec<CertificateDer<'static>> {
+    let mut params = leaf(&[REVIEWS]);
+    params.serial_number = Some(SerialNumber::from(serial));
+    root.issue(&params).cert
+}
+
+fn with_lists(root: &Root, lists: Vec<Vec<u8>>) -> Result<TrustBundles, InvalidBundle> {
+    let bundle = TrustBundle::new([root.der.clone()])?.with_revocation_lists(lists)?;
+    Ok(TrustBundles::single(TrustDomain::new("cluster.local").unwrap(), bundle))
+}
+
+#[test]
+fn s67_a_revoked_certificate_and_one_whose_state_is_unknown_are_refused() {
+    let (root, other) = (Root::new(), Root::new());
+    let now = UnixTime::now();
+    let at = now.as_secs();
+    let bundles = with_lists(&root, vec![list(&root, &[7], at)]).unwrap();
+    assert!(not_valid(verify(&numbered(&root, 7), &bundles, now).unwrap_err()).contains("Revoked"));
+    assert!(verify(&numbered(&root, 8), &bundles, now).is_ok(), "control");
+    assert!(verify(&numbered(&root, 7), &root.bundles(), now).is_ok(), "control: no lists");
+    // The list is another authority's, so nobody says that this one is not revoked.
+    let bundles = with_lists(&root, vec![list(&other, &[7], at)]).unwrap();
+    not_valid(verify(&numbered(&root, 8), &bundles, now).unwrap_err());
+    // What a list has to say ends.
+    let bundles = with_lists(&root, vec![list(&root, &[7], at - 86_400)]).unwrap();
+    not_valid(verify(&numbered(&root, 8), &bundles, now).unwrap_err());
+}
+
+#[test]
+fn s68_a_bad_list_is_refused_as_it_is_read() {
+    let root = Root::new();
+    let at = UnixTime::now().as_secs();
+    let good = list(&root, &[7], at);
+    let too_long = vec![0; 50 << 20];
+    // An issuing distribution point with an empty BIT STRING in onlySomeReasons (RUSTSEC-2026-0104).
+    let empty_reasons = [&good[..good.len() - 4], &[0x83, 0x00]].concat();
+    for bad in [Vec::new(), too_long, good[..good.len() - 1].to_vec(), empty_reasons, b"\x30\x03\x83\x01\x00".to_vec()]
+    {
+        assert!(with_lists(&root, vec![good.clone(), bad]).is_err());
+    }
+    assert!(with_lists(&root, vec![good.clone(); 65]).is_err(), "too many");
+    assert!(with_lists(&root, vec![good]).is_ok(), "control");
+}
+
+#[test]
+fn s69_a_chain_is_short() {
+    let root = Root::new();
+    let leaf = root.issue(&leaf(&[REVIEWS])).cert;
+    let padded = |count: usize| [leaf.clone(), vec![Root::new().der; count]].concat();
+    let now = UnixTime::now();
+    assert!(verify(&padded(8), &root.bundles(), now).is_ok(), "control");
+    assert!(not_valid(verify(&padded(9), &root.bundles(), now).unwrap_err()).contains("too long"));
+    assert!(verify(&[], &root.bundles(), now).is_err());
+    let huge = CertificateDer::from([&leaf[0][..], &[0; 70_000]].concat());
+    assert!(matches!(verify(&[huge], &root.bundles(), now), Err(PeerRefused::Unreadable(_))));
+}
+
+/// The version and the group that a client of only these versions comes to with our server.
+fn negotiated(versions: &[&'static SupportedProtocolVersion]) -> (Option<ProtocolVersion>, Option<NamedGroup>) {
+    let root = Root::new();
+    let verifier = SpiffeServerVerifier::new(root.bundles(), Vec::new(), provider());
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(versions)
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(root.issue(&leaf(&[REVIEWS])))));
+    let client = ClientConnection::new(Arc::new(config), ServerName::try_from("ignored.test").unwrap()).unwrap();
+    let server = server_config(&root.identity(RATINGS), true, &[], &provider()).unwrap();
+    let (client, _) = run(client, ServerConnection::new(Arc::new(server)).unwrap()).unwrap();
+    (client.protocol_version(), client.negotiated_key_exchange_group().map(|group| group.name()))
+}
+
+#[test]
+fn s72_tls_is_1_3_with_a_hybrid_group_or_1_2_with_aead_and_nothing_older() {
+    let hybrid = Some(NamedGroup::X25519MLKEM768);
+    assert_eq!(negotiated(&[&TLS13, &TLS12]), (Some(ProtocolVersion::TLSv1_3), hybrid));
+    let (version, group) = negotiated(&[&TLS12]);
+    assert_eq!(version, Some(ProtocolVersion::TLSv1_2));
+    assert_ne!(group, hybrid, "it exists in 1.3 only");
+    let suites = provider().cipher_suites.iter().map(|suite| format!("{:?}", suite.suite())).collect::<Vec<_>>();
+    for suite in suites {
+        assert!(suite.contains("GCM") || suite.contains("POLY1305"), "{suite}");
+        assert!(suite.starts_with("TLS13") || suite.contains("ECDHE"), "{suite}");
+    }
+    // A ClientHello of TLS 1.1, and bytes that are none.
+    let hello = [&[22, 3, 2, 0, 45, 1, 0, 0, 41, 3, 2][..], &[7; 32], &[0, 0, 2, 0xc0, 0x13, 1, 0]].concat();
+    for bytes in [hello, b"\x16\x03\x01\xff\xff junk".to_vec(), vec![22; 4096], vec![21, 3, 3, 0, 2, 1, 0]] {
+        let config = server_config(&Root::new().identity(RATINGS), true, &[], &provider()).unwrap();
+        let mut server = ServerConnection::new(Arc::new(config)).unwrap();
+        let mut input = &bytes[..];
+        let mut failed = false;
+        while !input.is_empty() && !failed {
+            failed = server.read_tls(&mut input).is_err() || server.process_new_packets().is_err();
+        }
+        assert!(server.is_handshaking());
+    }
+}
+
+#[test]
+fn s72_a_hello_in_pieces_is_a_hello() {
+    let root = Root::new();
+    let client = client_config(&root.identity(REVIEWS), &[], &[], &provider()).unwrap();
+    let mut client = ClientConnection::new(Arc::new(client), ServerName::try_from("ignored.test").unwrap()).unwrap();
+    let server = server_config(&root.identity(RATINGS), true, &[], &provider()).unwrap();
+    let mut server = ServerConnection::new(Arc::new(server)).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    for byte in hello {
+        server.read_tls(&mut &[byte][..]).unwrap();
+        server.process_new_packets().unwrap();
+    }
+    assert!(run(client, server).is_ok());
+}
+
+#[test]
+fn s92_a_key_is_never_printed() {
+    let root = Root::new();
+    let identity = root.identity(REVIEWS);
+    let provider = provider();
+    let shown = format!(
+        "{identity:?} {:?} {:?} {:?}",
+        identity.certified(),
+        client_config(&identity, &[], &[], &provider).unwrap(),
+        server_config(&identity, true, &[], &provider).unwrap(),
+    );
+    let key = KeyPair::generate().unwrap();
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b}, ")).collect::<String>();
+    let secret = &key.serialize_der()[36..68];
+    let signing = provider.key_provider.load_private_key(PrivateKeyDer::Pkcs8(key.serialize_der().into())).unwrap();
+    assert!(!format!("{shown} {signing:?}").contains(&hex(&secret[..8])));
+    assert!(!format!("{identity:?}").to_lowercase().contains("key"));
+}

@@ -1,0 +1,62 @@
+//! A local rate limit as policy describes it: a bucket, for whom it is, and what it answers.
+
+use http::{HeaderMap, StatusCode};
+use tokio::time::Instant;
+
+use super::TokenBucket;
+use crate::policy::{HeaderOps, LocalRateLimit, PerMillion};
+
+/// A rate limit ready for requests (Envoy `local_ratelimit`).
+#[derive(Debug)]
+pub struct RateLimit {
+    policy: LocalRateLimit,
+    bucket: TokenBucket,
+    unlimited: HeaderOps,
+    refused: HeaderMap,
+}
+
+/// How a refused request is answered.
+#[derive(Clone, Debug)]
+pub struct RateLimited {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// gRPC status.
+    pub grpc_status: i32,
+    /// Headers of the answer.
+    pub headers: HeaderMap,
+}
+
+impl RateLimit {
+    /// With a full bucket. `None` without a bucket: then nothing is limited.
+    pub fn new(policy: &LocalRateLimit, now: Instant) -> Option<Self> {
+        let bucket = TokenBucket::new(policy.bucket.as_ref()?, now);
+        let mut refused = HeaderMap::new();
+        HeaderOps { write: policy.response_headers.clone(), remove: Vec::new() }.apply(&mut refused);
+        let unlimited = HeaderOps { write: policy.request_headers.clone(), remove: Vec::new() };
+        Some(Self { policy: policy.clone(), bucket, unlimited, refused })
+    }
+
+    /// Takes a token. A request that is let through without one is told so by its headers. `draw` gives a uniform number
+    /// below 1,000,000.
+    ///
+    /// # Errors
+    /// There is no token, and the limit is enforced: the answer that policy wants.
+    pub fn pass(&self, headers: &mut HeaderMap, now: Instant, draw: impl Fn() -> u32) -> Result<(), RateLimited> {
+        // Not drawn if the outcome is known.
+        let hits = |share: PerMillion| share == PerMillion::ALL || (share != PerMillion::NONE && share.hit(draw()));
+        if !hits(self.policy.enabled) || self.bucket.take(now) {
+            return Ok(());
+        }
+        if !hits(self.policy.enforced) {
+            self.unlimited.apply(headers);
+            return Ok(());
+        }
+        const UNAVAILABLE: i32 = 14;
+        const RESOURCE_EXHAUSTED: i32 = 8;
+        Err(RateLimited {
+            status: StatusCode::from_u16(self.policy.status).unwrap_or(StatusCode::TOO_MANY_REQUESTS),
+            grpc_status: if self.policy.resource_exhausted { RESOURCE_EXHAUSTED } else { UNAVAILABLE },
+            headers: self.refused.clone(),
+        })
+    }
+}

@@ -1,0 +1,178 @@
+//! Every order in which two threads may come to what requests share: the breaker, the budget, token buckets, the limit
+//! on requests in flight and their count. Played by loom, in whose hands the feature `_loom` puts the atomics:
+//! `cargo test -p mesh-core --features _loom --test interleavings`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use loom::thread;
+use mesh_core::balance::Load;
+use mesh_core::health::{Accrual, AccrualState, Evidence};
+use mesh_core::limit::{Gradient, TokenBucket};
+use mesh_core::policy::{self, AdaptiveConcurrency, FailureAccrual, MinRtt, PerMillionRatio, RetryBudget};
+use mesh_core::retry::Budget;
+use tokio::time::Instant;
+
+/// Plays `scenario` in every order.
+fn in_every_order(scenario: impl Fn() + Sync + Send + 'static) {
+    loom::model(scenario);
+}
+
+/// What `act` gave on a thread of its own and on this one.
+fn two<T: Send + 'static>(act: impl Fn() -> T + Send + Sync + 'static) -> [T; 2] {
+    let act = Arc::new(act);
+    let other = thread::spawn({
+        let act = act.clone();
+        move || act()
+    });
+    let own = act();
+    [own, other.join().expect("a thread of a test does not panic")]
+}
+
+fn strict() -> FailureAccrual {
+    FailureAccrual { max_failures: 1, ..FailureAccrual::default() }
+}
+
+fn on_probation() -> Arc<Accrual> {
+    let accrual = Arc::<Accrual>::default();
+    let mut turn = accrual.enter().expect("it is closed");
+    assert!(accrual.record(&mut turn, Evidence::Status(503), &strict()));
+    accrual.leave(turn);
+    assert!(accrual.enter().is_none(), "it is open");
+    accrual.begin_probation();
+    accrual
+}
+
+#[test]
+fn on_probation_one_of_two_gets_through_r18() {
+    in_every_order(|| {
+        let accrual = on_probation();
+        let entering = accrual.clone();
+        let turns = two(move || entering.enter());
+        assert_eq!(turns.iter().flatten().count(), 1);
+        assert_eq!(accrual.state(), AccrualState::Probing);
+        turns.into_iter().flatten().for_each(|turn| accrual.leave(turn));
+        assert_eq!(accrual.state(), AccrualState::Probation, "given up, it leaves its place to the next");
+    });
+}
+
+#[test]
+fn whatever_becomes_of_probes_there_is_a_way_back_r18() {
+    for evidence in [None, Some(Evidence::Status(200)), Some(Evidence::Status(503))] {
+        in_every_order(move || {
+            let accrual = on_probation();
+            let probing = accrual.clone();
+            two(move || {
+                let Some(mut turn) = probing.enter() else { return };
+                if let Some(evidence) = evidence {
+                    probing.record(&mut turn, evidence, &strict());
+                }
+                probing.leave(turn);
+            });
+            // The owner ends a penalty, if there is one.
+            accrual.begin_probation();
+            let turn = accrual.enter();
+            assert!(turn.is_some(), "{:?} after {evidence:?}", accrual.state());
+            turn.into_iter().for_each(|turn| accrual.leave(turn));
+        });
+    }
+}
+
+#[test]
+fn one_failure_too_many_opens_once_however_many_fail_at_once_r18() {
+    in_every_order(|| {
+        let accrual = Arc::<Accrual>::default();
+        let failing = accrual.clone();
+        let opened = two(move || {
+            let Some(mut turn) = failing.enter() else { return false };
+            let opened = failing.record(&mut turn, Evidence::Status(503), &strict());
+            failing.leave(turn);
+            opened
+        });
+        assert_eq!(opened.into_iter().filter(|opened| *opened).count(), 1, "the owner is told once");
+        assert_eq!(accrual.state(), AccrualState::Open);
+    });
+}
+
+#[test]
+fn a_budget_forgets_no_retry_that_it_allowed() {
+    in_every_order(|| {
+        let ttl = Duration::from_secs(10);
+        let policy = RetryBudget { retry_ratio: PerMillionRatio(1_000_000), min_retries_per_second: 0, ttl };
+        let now = Instant::now();
+        let budget = Arc::new(Budget::new(policy, now));
+        let asking = budget.clone();
+        // Each brings a request, which earns it a retry.
+        let allowed = two(move || {
+            asking.record_request(now);
+            asking.try_retry(now)
+        });
+        assert!(allowed.iter().any(|allowed| *allowed), "who comes last finds both requests");
+        let left = (0..3).filter(|_| budget.try_retry(now)).count();
+        let taken = allowed.into_iter().filter(|allowed| *allowed).count();
+        assert_eq!(taken + left, 2, "as many as were earned");
+    });
+}
+
+#[test]
+fn the_last_token_is_given_once() {
+    in_every_order(|| {
+        let policy =
+            policy::TokenBucket { max_tokens: 1, tokens_per_fill: 1, fill_interval: Duration::from_secs(3600) };
+        let now = Instant::now();
+        let bucket = Arc::new(TokenBucket::new(&policy, now));
+        let taken = two(move || bucket.take(now));
+        assert_eq!(taken.into_iter().filter(|taken| *taken).count(), 1);
+    });
+}
+
+#[test]
+fn the_last_place_is_given_once_and_comes_back() {
+    in_every_order(|| {
+        let min_rtt = MinRtt::Fixed(Duration::from_secs(1));
+        let one = AdaptiveConcurrency { min_limit: 1, max_limit: 1, min_rtt, ..AdaptiveConcurrency::default() };
+        let now = Instant::now();
+        let gradient = Arc::new(Gradient::new(one, now));
+        let entering = gradient.clone();
+        let begun = two(move || entering.try_begin(now));
+        assert_eq!(begun.into_iter().filter(|begun| *begun).count(), 1);
+        gradient.cancel();
+        assert_eq!(gradient.in_flight(), 0);
+        assert!(gradient.try_begin(now));
+    });
+}
+
+#[test]
+fn what_is_in_flight_is_counted_while_it_is_and_no_longer() {
+    in_every_order(|| {
+        let load = Arc::<Load>::default();
+        let requests = load.clone();
+        let seen = two(move || {
+            let in_flight = requests.start();
+            let seen = in_flight.load().in_flight();
+            drop(in_flight);
+            seen
+        });
+        assert!(seen.into_iter().all(|seen| seen == 1 || seen == 2), "{seen:?}");
+        assert_eq!(load.in_flight(), 0);
+    });
+}
+
+/// Control run: what looks and then takes, in two steps, is seen to take twice.
+#[test]
+#[should_panic(expected = "taken twice")]
+fn a_look_before_a_leap_is_found_out() {
+    use loom::sync::atomic::{AtomicU32, Ordering};
+    in_every_order(|| {
+        let places = Arc::new(AtomicU32::new(1));
+        let taking = places.clone();
+        let taken = two(move || {
+            let free = taking.load(Ordering::SeqCst) > 0;
+            if free {
+                taking.fetch_sub(1, Ordering::SeqCst);
+            }
+            free
+        });
+        assert!(taken != [true, true], "taken twice");
+    });
+}

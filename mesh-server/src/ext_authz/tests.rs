@@ -1,0 +1,209 @@
+//! The protocol as `envoy-types` has it: what is written there and here is the same.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::config::core::v3::{HeaderValue as HeaderProto, HeaderValueOption};
+use envoy_types::pb::envoy::service::auth::v3 as proto;
+use envoy_types::pb::google::rpc::Status;
+use http::Method;
+use prost::Message;
+use tower::service_fn;
+
+use super::*;
+
+fn settings() -> GrpcAuthorizer {
+    GrpcAuthorizer {
+        target: "opa.auth:9191".into(),
+        timeout: Duration::from_secs(1),
+        fail_open: false,
+        status_on_error: 503,
+    }
+}
+
+fn option(name: &str, value: &str) -> HeaderValueOption {
+    let header = HeaderProto { key: name.into(), value: value.into(), ..Default::default() };
+    HeaderValueOption { header: Some(header), ..Default::default() }
+}
+
+fn answer(code: i32, response: Option<proto::check_response::HttpResponse>) -> Vec<u8> {
+    let status = Some(Status { code, ..Default::default() });
+    proto::CheckResponse { status, http_response: response, ..Default::default() }.encode_to_vec()
+}
+
+fn understood(message: &[u8]) -> Result<CheckResponse, String> {
+    read(Bytes::copy_from_slice(message))
+}
+
+fn question() -> CheckRequest {
+    let mut question = CheckRequest::new(Method::POST, "/a?x=1", ([10, 0, 0, 9], 8080).into());
+    question.caller = Some("spiffe://cluster.local/ns/a/sa/web".parse().unwrap());
+    question.own = Some("spiffe://cluster.local/ns/b/sa/api".parse().unwrap());
+    question.source = Some(([10, 0, 0, 1], 4000).into());
+    question.authority = "api:8080".into();
+    question.server_name = "api.test".into();
+    for (name, value) in
+        [("x-a", "1"), ("x-a", "2"), ("host", "api:8080"), ("content-length", "7"), ("x-request-id", "r")]
+    {
+        question.headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
+    question
+}
+
+#[test]
+fn the_question_is_envoys() {
+    let sent = attributes(question()).encode_to_vec();
+    let seen = proto::CheckRequest::decode(&sent[..]).unwrap().attributes.unwrap();
+    let (source, destination) = (seen.source.unwrap(), seen.destination.unwrap());
+    assert_eq!(source.principal, "spiffe://cluster.local/ns/a/sa/web");
+    assert_eq!(destination.principal, "spiffe://cluster.local/ns/b/sa/api");
+    use envoy_types::pb::envoy::config::core::v3::{address::Address, socket_address::PortSpecifier};
+    let Some(Address::SocketAddress(address)) = source.address.unwrap().address else { panic!() };
+    assert_eq!((address.address.as_str(), address.port_specifier), ("10.0.0.1", Some(PortSpecifier::PortValue(4000))));
+    assert_eq!(seen.tls_session.unwrap().sni, "api.test");
+    let http = seen.request.unwrap().http.unwrap();
+    let text = |text: &str| text.to_owned();
+    assert_eq!(
+        (http.method, http.path, http.host, http.scheme, http.size, http.protocol, http.id),
+        (text("POST"), text("/a?x=1"), text("api:8080"), text("https"), 7, text("HTTP/1.1"), text("r"))
+    );
+    assert_eq!((http.headers["x-a"].as_str(), http.headers[":path"].as_str()), ("1,2", "/a?x=1"));
+    assert_eq!(http.headers.get("host"), None, "it is :authority");
+}
+
+#[test]
+fn a_yes_changes_headers_as_it_says() {
+    use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
+    use envoy_types::pb::google::protobuf::BoolValue;
+    let mut added = option("x-added", "1");
+    #[allow(deprecated)]
+    {
+        added.append = Some(BoolValue { value: true });
+    }
+    let absent = HeaderValueOption { append_action: HeaderAppendAction::AddIfAbsent.into(), ..option("x-absent", "1") };
+    let ok = proto::OkHttpResponse {
+        headers: vec![option("x-user", "jane"), added, absent],
+        headers_to_remove: vec!["x-secret".into(), ":path".into()],
+        response_headers_to_add: vec![option("x-checked", "1")],
+        ..Default::default()
+    };
+    let said = understood(&answer(0, Some(proto::check_response::HttpResponse::OkResponse(ok))));
+    let pair = |name, value| (HeaderName::from_static(name), HeaderValue::from_static(value));
+    let (user, added, absent, checked) =
+        (pair("x-user", "jane"), pair("x-added", "1"), pair("x-absent", "1"), pair("x-checked", "1"));
+    assert_eq!(
+        said,
+        Ok(CheckResponse::Allowed {
+            request: vec![
+                HeaderChange::Set(user.0, user.1),
+                HeaderChange::Append(added.0, added.1),
+                HeaderChange::SetIfAbsent(absent.0, absent.1),
+                HeaderChange::Remove(HeaderName::from_static("x-secret")),
+            ],
+            response: vec![HeaderChange::Append(checked.0, checked.1)],
+        })
+    );
+    assert_eq!(understood(&answer(0, None)), Ok(CheckResponse::allowed()));
+}
+
+#[test]
+fn a_no_has_the_authorizers_status_headers_and_body() {
+    use envoy_types::pb::envoy::r#type::v3::HttpStatus;
+    let denied = |code| proto::DeniedHttpResponse {
+        status: Some(HttpStatus { code }),
+        headers: vec![option("location", "https://login.test")],
+        body: "log in".into(),
+    };
+    let said = |status, code| {
+        let response = proto::check_response::HttpResponse::DeniedResponse(denied(code));
+        match understood(&answer(status, Some(response))) {
+            Ok(CheckResponse::Denied(refusal)) => refusal,
+            other => panic!("{other:?}"),
+        }
+    };
+    let refusal = said(16, 302);
+    assert_eq!((refusal.status.as_u16(), &refusal.body[..]), (302, &b"log in"[..]));
+    assert_eq!(refusal.headers["location"], "https://login.test");
+    // A status that no answer has is no permission.
+    assert_eq!(said(7, 0).status, StatusCode::FORBIDDEN);
+    assert_eq!(said(7, 101).status, StatusCode::FORBIDDEN);
+    // Nor is a yes that comes with a refusal.
+    assert_eq!(said(0, 401).status, StatusCode::UNAUTHORIZED);
+    assert_eq!(understood(&answer(7, None)), Ok(CheckResponse::Denied(Refusal::new(StatusCode::FORBIDDEN))));
+}
+
+#[test]
+fn s54_an_answer_that_is_not_understood_is_none() {
+    assert!(understood(&[]).is_err(), "it says nothing");
+    assert!(understood(&[0xff, 0xff]).is_err());
+    let ok = |ok| answer(0, Some(proto::check_response::HttpResponse::OkResponse(ok)));
+    let query = proto::OkHttpResponse { query_parameters_to_remove: vec!["x".into()], ..Default::default() };
+    assert!(understood(&ok(query)).unwrap_err().contains("query"));
+    let header = proto::OkHttpResponse { headers: vec![option("no header", "1")], ..Default::default() };
+    assert!(understood(&ok(header)).is_err());
+    let value = proto::OkHttpResponse { headers: vec![option("x-a", "a\nb")], ..Default::default() };
+    assert!(understood(&ok(value)).is_err());
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..64)) {
+        let _ = understood(&bytes);
+        let _ = unframe(bytes.into());
+    }
+}
+
+/// What comes of an exchange with a service that answers so.
+async fn exchanged(response: Result<Response<Full<Bytes>>, &'static str>) -> Result<CheckResponse, Unavailable> {
+    let service = service_fn(move |request: Request<Full<Bytes>>| {
+        assert_eq!(request.uri(), "http://opa.auth:9191/envoy.service.auth.v3.Authorization/Check");
+        assert_eq!(request.headers()["content-type"], "application/grpc");
+        let response = response.clone();
+        async move { response.map_err(BoxError::from) }
+    });
+    ExtAuthz::new(service, settings()).unwrap().check(question()).await
+}
+
+fn grpc(status: &'static str, message: &[u8]) -> Response<Full<Bytes>> {
+    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+    let body = [&[0][..], &length, message].concat();
+    Response::builder().header("grpc-status", status).body(Full::new(body.into())).unwrap()
+}
+
+#[tokio::test]
+async fn s54_without_an_answer_the_provider_says_what_holds() {
+    assert_eq!(exchanged(Ok(grpc("0", &answer(0, None)))).await.unwrap(), CheckResponse::allowed());
+    let mut compressed = grpc("0", &answer(0, None));
+    *compressed.body_mut() = Full::new(Bytes::from_static(&[1, 0, 0, 0, 0]));
+    let refused = Response::builder().status(500).body(Full::default()).unwrap();
+    for (response, why) in [
+        (Err("no route"), "no route"),
+        (Ok(refused), "HTTP status 500"),
+        (Ok(grpc("14", &[])), "gRPC status 14"),
+        (Ok(Response::new(Full::default())), "no gRPC status"),
+        (Ok(compressed), "not one plain message"),
+        (Ok(grpc("0", &[])), "neither yes nor no"),
+    ] {
+        let unavailable = exchanged(response).await.unwrap_err();
+        assert!(unavailable.reason.contains(why), "{unavailable}");
+        assert_eq!((unavailable.fail_open, unavailable.status.as_u16()), (false, 503));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn s54_an_answer_that_does_not_come_in_time_is_none() {
+    let never =
+        service_fn(|_: Request<Full<Bytes>>| std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>());
+    let asked = tokio::time::Instant::now();
+    let unavailable = ExtAuthz::new(never, settings()).unwrap().check(question()).await.unwrap_err();
+    assert_eq!(asked.elapsed(), Duration::from_secs(1));
+    assert!(unavailable.reason.contains("no answer within 1s"), "{unavailable}");
+}
+
+#[test]
+fn a_provider_that_cannot_be_asked_is_refused() {
+    for (target, status) in [("no host", 403), ("", 403), ("opa:9191", 20)] {
+        let settings = GrpcAuthorizer { target: target.into(), status_on_error: status, ..settings() };
+        assert!(ExtAuthz::new((), settings).is_err(), "{target} {status}");
+    }
+}

@@ -1,0 +1,204 @@
+//! Limits that filters of the listener set: rate limits, and limits on requests in flight that follow their latency.
+//!
+//! The state of a limit lives on while its policy there is equal. Refuses to know how a refusal is answered.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwapOption;
+use http::{HeaderMap, StatusCode};
+use tokio::time::Instant;
+
+use mesh_core::limit::{Gradient, RateLimit, RateLimited};
+use mesh_core::policy::{AdaptiveConcurrency, HttpFilter, HttpFilterKind, InboundListener, InboundState};
+
+use super::ask::grpc_status_of;
+
+/// The limits of one scope, kept as long as the listener's configuration stays.
+pub(crate) struct Limits {
+    scope: Scope,
+    current: ArcSwapOption<Ready>,
+    // Whether there is one: asked where there are no filters.
+    ready: AtomicBool,
+}
+
+/// Whose requests share a limit.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Those of all connections.
+    Server,
+    /// Those of one connection (`local_rate_limit_per_downstream_connection`).
+    Connection,
+}
+
+/// The limits of a listener.
+struct Ready {
+    listener: Arc<InboundListener>,
+    limits: Box<[(HttpFilter, Limit)]>,
+}
+
+#[derive(Clone)]
+enum Limit {
+    Rate(Arc<RateLimit>),
+    Concurrency(Arc<Concurrency>),
+}
+
+/// A limit that follows latency.
+pub(crate) struct Concurrency {
+    gradient: Gradient,
+    status: StatusCode,
+}
+
+/// What a request that passed a limit owes it: word of its end. Dropped without one, it was given up.
+pub(crate) struct Ticket {
+    to: Arc<Concurrency>,
+    began: Instant,
+    settled: bool,
+}
+
+/// A request that has to go, and how it is answered.
+pub(super) struct Limited {
+    pub(super) answer: RateLimited,
+    /// Envoy's words: for the caller, and for the access log its flag and its details.
+    pub(super) text: &'static str,
+    pub(super) flag: &'static str,
+    pub(super) details: &'static str,
+}
+
+impl Limits {
+    pub(crate) fn new(scope: Scope) -> Self {
+        Self { scope, current: ArcSwapOption::empty(), ready: AtomicBool::new(false) }
+    }
+
+    /// Lets a request pass, with a ticket of each limit that wants to know its end. Costs nothing where there are no
+    /// filters.
+    pub(super) fn pass(
+        &self,
+        state: &InboundState,
+        headers: &mut HeaderMap,
+        tickets: &mut Vec<Ticket>,
+    ) -> Result<(), Box<Limited>> {
+        let InboundState::Ready(listener) = state else {
+            // Without word from the control plane what was in force last still is.
+            return match &*self.current.load() {
+                Some(ready) => ready.pass(headers, tickets),
+                None => Ok(()),
+            };
+        };
+        if listener.filters.is_empty() {
+            if self.ready.load(Ordering::Relaxed) {
+                self.forget();
+            }
+            return Ok(());
+        }
+        match &*self.current.load() {
+            Some(ready) if Arc::ptr_eq(&ready.listener, listener) => ready.pass(headers, tickets),
+            _ => self.make(listener).pass(headers, tickets),
+        }
+    }
+
+    // Of two requests that do this at once the second takes what the first has made: nobody gets a second bucket.
+    #[cold]
+    fn make(&self, listener: &Arc<InboundListener>) -> Arc<Ready> {
+        let of_this = |ready: &&Arc<Ready>| Arc::ptr_eq(&ready.listener, listener);
+        let mut made = None;
+        self.current.rcu(|before| {
+            let known = before.as_ref().filter(of_this).cloned();
+            made = known.or_else(|| Some(Arc::new(Ready::new(listener, before.as_deref(), self.scope))));
+            made.clone()
+        });
+        self.ready.store(true, Ordering::Relaxed);
+        made.expect("it was made or known")
+    }
+
+    #[cold]
+    fn forget(&self) {
+        self.ready.store(false, Ordering::Relaxed);
+        self.current.store(None);
+    }
+}
+
+impl Ready {
+    fn new(listener: &Arc<InboundListener>, before: Option<&Self>, scope: Scope) -> Self {
+        let now = Instant::now();
+        let known = |filter: &HttpFilter| {
+            let (_, limit) = before?.limits.iter().find(|(known, _)| known == filter)?;
+            Some(limit.clone())
+        };
+        let limits = listener.filters.iter().filter_map(|filter| {
+            let limit = known(filter).or_else(|| Limit::new(&filter.kind, scope, now))?;
+            Some((filter.clone(), limit))
+        });
+        Self { listener: listener.clone(), limits: limits.collect() }
+    }
+
+    fn pass(&self, headers: &mut HeaderMap, tickets: &mut Vec<Ticket>) -> Result<(), Box<Limited>> {
+        for (_, limit) in &self.limits {
+            match limit {
+                Limit::Rate(rate) => {
+                    rate.pass(headers, Instant::now(), || fastrand::u32(..1_000_000)).map_err(rate_limited)?;
+                }
+                Limit::Concurrency(concurrency) => tickets.push(concurrency.pass()?),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Limit {
+    /// `None` for what limits nothing, and for what belongs to the other scope.
+    fn new(kind: &HttpFilterKind, scope: Scope, now: Instant) -> Option<Self> {
+        match (kind, scope) {
+            (HttpFilterKind::RateLimit(policy), _) if policy.per_connection == (scope == Scope::Connection) => {
+                Some(Self::Rate(Arc::new(RateLimit::new(policy, now)?)))
+            }
+            (HttpFilterKind::AdaptiveConcurrency(policy), Scope::Server) => {
+                Some(Self::Concurrency(Arc::new(Concurrency::new(policy.as_ref()?, now))))
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cold]
+fn rate_limited(answer: RateLimited) -> Box<Limited> {
+    Box::new(Limited { answer, text: "local_rate_limited", flag: "RL", details: "local_rate_limited" })
+}
+
+impl Concurrency {
+    pub(crate) fn new(policy: &AdaptiveConcurrency, now: Instant) -> Self {
+        let status = StatusCode::from_u16(policy.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        Self { gradient: Gradient::new(policy.clone(), now), status }
+    }
+
+    pub(super) fn pass(self: &Arc<Self>) -> Result<Ticket, Box<Limited>> {
+        let now = Instant::now();
+        if !self.gradient.try_begin(now) {
+            let answer = RateLimited {
+                status: self.status,
+                grpc_status: grpc_status_of(self.status),
+                headers: HeaderMap::new(),
+            };
+            let (text, details) = ("reached concurrency limit", "reached_concurrency_limit");
+            return Err(Box::new(Limited { answer, text, flag: "-", details }));
+        }
+        Ok(Ticket { to: self.clone(), began: now, settled: false })
+    }
+}
+
+impl Ticket {
+    /// The answer has ended.
+    pub(super) fn finish(mut self) {
+        self.settled = true;
+        self.to.gradient.finish(self.began, Instant::now(), |below| fastrand::u64(..below));
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        // How long it would have taken nobody knows.
+        if !self.settled {
+            self.to.gradient.cancel();
+        }
+    }
+}

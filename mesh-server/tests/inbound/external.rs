@@ -1,0 +1,253 @@
+//! External authorizers: who is asked, what they are told, and what becomes of their answers.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http_body_util::BodyExt;
+use mesh_core::authz::{
+    CheckRequest, CheckResponse, Checking, ExternalAuthorizer, ExternalAuthorizers, HeaderChange, Refusal, Unavailable,
+};
+use mesh_core::policy::{
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, HeaderKey, HeaderMatch,
+    HeaderMatcher, InboundState, InboundTls, PathMatch, Permission, Principal, StringMatcher,
+};
+use mesh_server::{Body, Config};
+use parking_lot::Mutex;
+
+use crate::kit::{Http, World, get, listener, read, text};
+
+type Answer = fn(&CheckRequest) -> Result<CheckResponse, Unavailable>;
+
+/// An authorizer that answers at once and keeps what it was asked.
+#[derive(Debug)]
+struct Fake {
+    answer: Mutex<Answer>,
+    asked: Mutex<Vec<CheckRequest>>,
+}
+
+impl ExternalAuthorizer for Fake {
+    fn check(&self, request: CheckRequest) -> Checking<'_> {
+        Box::pin(async move {
+            // An answer never comes at once.
+            tokio::task::yield_now().await;
+            let answer = *self.answer.lock();
+            let answered = answer(&request);
+            self.asked.lock().push(request);
+            answered
+        })
+    }
+}
+
+struct One(Arc<Fake>);
+
+impl ExternalAuthorizers for One {
+    fn authorizer(&self, provider: &AuthorizerProvider) -> Option<Arc<dyn ExternalAuthorizer>> {
+        (provider.name == "opa").then(|| self.0.clone() as _)
+    }
+}
+
+fn rule(path: &str, who: Principal) -> Vec<AuthorizationRule> {
+    let permissions = vec![Permission::Path(PathMatch::Prefix(path.into()))];
+    vec![AuthorizationRule { name: "ns[a]-policy[one]-rule[0]".into(), permissions, principals: vec![who] }]
+}
+
+fn policy(action: AuthorizationAction, rules: Vec<AuthorizationRule>) -> AuthorizationPolicy {
+    AuthorizationPolicy { rules, ..AuthorizationPolicy::new("one", action) }
+}
+
+fn asking(provider: &str) -> AuthorizationPolicy {
+    policy(AuthorizationAction::Custom(AuthorizerProvider::named(provider)), rule("/checked", Principal::Any))
+}
+
+fn guarded(policies: Vec<AuthorizationPolicy>) -> InboundState {
+    let mut listener = listener(InboundTls::Permissive);
+    listener.authorization = policies;
+    InboundState::Ready(Arc::new(listener))
+}
+
+/// A server whose application says which headers it got.
+async fn world(policies: Vec<AuthorizationPolicy>, answer: Answer) -> (World, Arc<Fake>) {
+    let fake = Arc::new(Fake { answer: Mutex::new(answer), asked: Mutex::default() });
+    let one = Arc::new(One(fake.clone()));
+    let asked = tower::service_fn(|request: http::Request<Body>| async move {
+        let header = |name: &str| request.headers().get(name).map_or("-", |value| value.to_str().unwrap());
+        text(format!("{} {} {}", header("x-user"), header("x-secret"), header("host")))
+    });
+    let settings = |server: mesh_server::ServerBuilder| server.authorizers(one);
+    (World::start_with(guarded(policies), Config::default(), settings, asked).await, fake)
+}
+
+fn yes(_: &CheckRequest) -> Result<CheckResponse, Unavailable> {
+    Ok(CheckResponse::allowed())
+}
+
+fn no(_: &CheckRequest) -> Result<CheckResponse, Unavailable> {
+    let mut headers = HeaderMap::new();
+    headers.insert("location", HeaderValue::from_static("https://login.test"));
+    headers.insert("content-length", HeaderValue::from_static("99"));
+    Ok(CheckResponse::Denied(Refusal { status: StatusCode::FOUND, headers, body: "log in".into() }))
+}
+
+/// What was counted: policy, action, decision, number.
+fn decisions(world: &World) -> Vec<String> {
+    let all = world.metrics.decisions().all().into_iter();
+    all.map(|(of, count)| format!("{} {} {} {count}", of.policy, of.action, of.decision)).collect()
+}
+
+async fn status(world: &World, path: &str) -> (u16, String) {
+    world.plain(Http::One).await.get(path).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_authorizer_is_asked_about_what_the_rules_match_and_about_nothing_else() {
+    let (world, fake) = world(vec![asking("opa")], yes).await;
+    for version in [Http::One, Http::Two] {
+        assert_eq!(world.mutual(version).await.get("/checked/a?x=1").await.unwrap().0, 200);
+        assert_eq!(world.mutual(version).await.get("/other").await.unwrap().0, 200);
+    }
+    let asked = fake.asked.lock().clone();
+    assert_eq!(asked.len(), 2);
+    for question in asked {
+        assert_eq!((question.path_and_query.as_str(), question.authority.as_str()), ("/checked/a?x=1", "reviews:9080"));
+        let id = |id: &Option<mesh_core::id::SpiffeId>| id.as_ref().map(ToString::to_string);
+        assert_eq!(id(&question.caller).as_deref(), Some("spiffe://cluster.local/ns/default/sa/productpage"));
+        assert_eq!(id(&question.own).as_deref(), Some("spiffe://cluster.local/ns/default/sa/reviews"));
+        assert!(question.source.is_some());
+    }
+    *fake.answer.lock() = no;
+    assert_eq!(status(&world, "/checked").await.0, 302);
+    assert_eq!(status(&world, "/other").await.0, 200);
+    assert_eq!(
+        decisions(&world),
+        ["ns[a]-policy[one] custom asked 3", "provider[opa] custom allowed 2", "provider[opa] custom denied 1"]
+    );
+    // A provider that nobody knows, and no policy.
+    world.policy.publish(guarded(vec![asking("other")]));
+    let (code, body) = status(&world, "/checked").await;
+    assert!(code == 403 && body.contains("MESH-2003"), "{code} {body}");
+    world.policy.publish(guarded(Vec::new()));
+    assert_eq!(status(&world, "/checked").await.0, 200);
+}
+
+#[tokio::test]
+async fn a_refusal_is_answered_in_the_authorizers_words() {
+    let (world, _) = world(vec![asking("opa")], no).await;
+    let response = world.plain(Http::One).await.send(get("/checked")).await.unwrap();
+    assert_eq!(response.headers()["location"], "https://login.test");
+    assert_eq!(read(response).await.unwrap(), (302, "log in".to_owned()));
+    let mut request = get("/checked");
+    request.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    let response = world.plain(Http::Two).await.send(request).await.unwrap();
+    assert_eq!((response.status().as_u16(), response.headers()["grpc-status"].to_str().unwrap()), (200, "2"));
+    assert_eq!(response.headers()["grpc-message"], "log in");
+}
+
+#[tokio::test]
+async fn a_yes_changes_headers_and_leaves_what_was_judged() {
+    let (world, _) = world(vec![asking("opa")], |_| {
+        let pair = |name: &'static str, value| (HeaderName::from_static(name), HeaderValue::from_static(value));
+        let set = |name, value| {
+            let (name, value) = pair(name, value);
+            HeaderChange::Set(name, value)
+        };
+        Ok(CheckResponse::Allowed {
+            request: vec![
+                set("x-user", "jane"),
+                set("host", "other.test"),
+                HeaderChange::Remove(HeaderName::from_static("x-secret")),
+            ],
+            response: vec![set("x-checked", "1"), set("content-length", "1")],
+        })
+    })
+    .await;
+    let mut request = get("/checked");
+    request.headers_mut().insert("x-secret", HeaderValue::from_static("1"));
+    let response = world.plain(Http::One).await.send(request).await.unwrap();
+    assert_eq!(response.headers()["x-checked"], "1");
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(&body[..], b"jane - reviews:9080");
+    // The control: nobody is asked about another path.
+    let mut request = get("/other");
+    request.headers_mut().insert("x-secret", HeaderValue::from_static("1"));
+    let response = world.plain(Http::One).await.send(request).await.unwrap();
+    assert_eq!(read(response).await.unwrap().1, "- 1 reviews:9080");
+}
+
+#[tokio::test]
+async fn s47_after_a_yes_the_other_policies_decide_about_what_it_left() {
+    let user = |value: &str| {
+        Permission::Header(HeaderMatcher {
+            name: HeaderKey::parse("x-user").unwrap(),
+            value: HeaderMatch::Text(StringMatcher::exact(value)),
+            invert: false,
+            treat_missing_as_empty: false,
+        })
+    };
+    let only = |value: &str| {
+        let rules = vec![AuthorizationRule {
+            name: "r".into(),
+            permissions: vec![user(value)],
+            principals: vec![Principal::Any],
+        }];
+        policy(AuthorizationAction::Allow, rules)
+    };
+    let answer: Answer = |_| {
+        let change = HeaderChange::Set(HeaderName::from_static("x-user"), HeaderValue::from_static("jane"));
+        Ok(CheckResponse::Allowed { request: vec![change], response: Vec::new() })
+    };
+    let (world, fake) = world(vec![only("jane"), asking("opa")], answer).await;
+    assert_eq!(status(&world, "/checked").await.0, 200);
+    assert_eq!(status(&world, "/other").await.0, 403, "nobody was asked, so nobody is jane");
+    world.policy.publish(guarded(vec![only("john"), asking("opa")]));
+    assert_eq!(status(&world, "/checked").await, (403, "RBAC: access denied\n".to_owned()));
+    let deny = policy(AuthorizationAction::Deny, rule("/checked", Principal::Any));
+    world.policy.publish(guarded(vec![deny, asking("opa")]));
+    assert_eq!(status(&world, "/checked").await.0, 403);
+    assert_eq!(fake.asked.lock().len(), 3, "CUSTOM goes before DENY");
+    // Two policies ask; each has a say.
+    world.policy.publish(guarded(vec![asking("opa"), asking("opa")]));
+    assert_eq!(status(&world, "/checked").await.0, 200);
+    assert_eq!(fake.asked.lock().len(), 5);
+}
+
+#[tokio::test]
+async fn s54_without_an_answer_a_request_is_denied_unless_the_provider_fails_open() {
+    fn none(fail_open: bool) -> Result<CheckResponse, Unavailable> {
+        Err(Unavailable { reason: "it is down".into(), fail_open, status: StatusCode::SERVICE_UNAVAILABLE })
+    }
+    let (world, fake) = world(vec![asking("opa")], |_| none(false)).await;
+    let (code, body) = status(&world, "/checked").await;
+    assert!(code == 503 && !body.contains("down"), "{code} {body}");
+    *fake.answer.lock() = |_| none(true);
+    assert_eq!(status(&world, "/checked").await.0, 200);
+    // It opens this stage, and no other.
+    let deny = policy(AuthorizationAction::Deny, rule("/checked", Principal::Any));
+    world.policy.publish(guarded(vec![asking("opa"), deny]));
+    assert_eq!(status(&world, "/checked").await.0, 403);
+    assert!(decisions(&world).contains(&"provider[opa] custom unavailable 3".to_owned()), "{:?}", decisions(&world));
+}
+
+#[tokio::test]
+async fn s54_a_request_without_a_path_is_asked_about_too() {
+    let (world, fake) = world(vec![asking("opa")], no).await;
+    let answer = crate::transport::raw(
+        world.address,
+        b"CONNECT public.test:80 HTTP/1.1\r\nhost: public.test\r\nconnection: close\r\n\r\n",
+    )
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 302"), "{answer}");
+    assert_eq!(fake.asked.lock().len(), 1);
+}
+
+#[tokio::test]
+async fn what_no_route_takes_is_not_found() {
+    let routes = policy(AuthorizationAction::Route, rule("/a", Principal::Any));
+    let (world, _) = world(vec![routes], yes).await;
+    assert_eq!(status(&world, "/a").await.0, 200);
+    assert_eq!(status(&world, "/b").await, (404, "no such route\n".to_owned()));
+    let mut request = get("/b");
+    request.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    let response = world.plain(Http::Two).await.send(request).await.unwrap();
+    assert_eq!(response.headers()["grpc-status"], "12");
+    assert_eq!(decisions(&world), ["one route not_found 2"]);
+}

@@ -1,0 +1,189 @@
+//! Limits that filters of the listener or the server's own configuration set.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use http_body_util::{BodyExt, Empty};
+use tower::{Layer, Service, ServiceExt};
+
+use mesh_core::policy::{
+    AdaptiveConcurrency, HeaderAction, HeaderWrite, HttpFilter, HttpFilterKind, InboundState, InboundTls,
+    LocalRateLimit, MinRtt, PerMillion, TokenBucket,
+};
+use mesh_core::source::Watched;
+use mesh_server::{Config, Server};
+use mesh_testkit::clock;
+
+use crate::kit::{Client, Http, World, get, listener, read, text, within};
+
+fn bucket(max_tokens: u32) -> LocalRateLimit {
+    // No test takes an hour.
+    let fill_interval = Duration::from_secs(3600);
+    LocalRateLimit {
+        bucket: Some(TokenBucket { max_tokens, tokens_per_fill: 1, fill_interval }),
+        enabled: PerMillion::ALL,
+        enforced: PerMillion::ALL,
+        status: 429,
+        resource_exhausted: false,
+        response_headers: vec![write("x-limited")],
+        request_headers: vec![write("x-over")],
+        per_connection: false,
+    }
+}
+
+fn write(name: &'static str) -> HeaderWrite {
+    let (name, value) = (HeaderName::from_static(name), HeaderValue::from_static("yes"));
+    HeaderWrite { name, value, action: HeaderAction::Overwrite }
+}
+
+/// A listener with one filter, and something else that a further version of it may change.
+fn filtered(kind: HttpFilterKind, max_connections: u32) -> InboundState {
+    let mut listener = listener(InboundTls::Permissive);
+    listener.filters = vec![HttpFilter { name: "limit".into(), kind }];
+    listener.limits.max_connections = Some(max_connections);
+    InboundState::Ready(Arc::new(listener))
+}
+
+/// A server that answers whether the request says that it went without a token.
+async fn world(limit: LocalRateLimit) -> World {
+    let service = tower::service_fn(|request: http::Request<mesh_server::Body>| async move {
+        let over = request.headers().contains_key("x-over");
+        text(if over { "over" } else { "within" })
+    });
+    World::start(filtered(HttpFilterKind::RateLimit(limit), 100), Config::default(), service).await
+}
+
+async fn statuses(client: &mut Client, asked: usize) -> Vec<u16> {
+    let mut statuses = Vec::new();
+    for _ in 0..asked {
+        statuses.push(within(client.get("/")).await.unwrap().0);
+    }
+    statuses
+}
+
+#[tokio::test]
+async fn a_rate_limit_refuses_what_is_beyond_its_bucket_with_its_own_answer() {
+    let limited = world(bucket(3)).await;
+    // One bucket for all connections.
+    let (mut one, mut two) = (limited.plain(Http::One).await, limited.plain(Http::Two).await);
+    assert_eq!((statuses(&mut one, 2).await, statuses(&mut two, 3).await), (vec![200, 200], vec![200, 429, 429]));
+    let refused = within(one.send(get("/"))).await.unwrap();
+    assert_eq!(refused.headers()["x-limited"], "yes");
+    assert_eq!(within(read(refused)).await.unwrap(), (429, "local_rate_limited\n".to_owned()));
+    // Controls: without a bucket, and for no share of requests, nothing is limited.
+    for limit in
+        [LocalRateLimit { bucket: None, ..bucket(3) }, LocalRateLimit { enabled: PerMillion::NONE, ..bucket(3) }]
+    {
+        assert_eq!(statuses(&mut world(limit).await.plain(Http::Two).await, 5).await, [200; 5]);
+    }
+}
+
+#[tokio::test]
+async fn a_rate_limit_that_is_not_enforced_only_tells_the_application() {
+    let world = world(LocalRateLimit { enforced: PerMillion::NONE, ..bucket(1) }).await;
+    let mut client = world.plain(Http::One).await;
+    for said in ["within", "over"] {
+        assert_eq!(within(client.get("/")).await.unwrap(), (200, said.to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn grpc_is_told_of_a_rate_limit_by_its_status() {
+    for (resource_exhausted, status) in [(false, "14"), (true, "8")] {
+        let world = world(LocalRateLimit { resource_exhausted, ..bucket(1) }).await;
+        let mut client = world.plain(Http::Two).await;
+        statuses(&mut client, 1).await;
+        let mut request = get("/package.Service/Method");
+        request.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+        let answer = within(client.send(request)).await.unwrap();
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["grpc-status"]),
+            (200, &HeaderValue::from_static(status))
+        );
+        assert_eq!(answer.headers()["grpc-message"], "local_rate_limited");
+        assert_eq!(answer.headers()["x-limited"], "yes");
+    }
+}
+
+#[tokio::test]
+async fn a_bucket_of_each_connection_is_its_own() {
+    let world = world(LocalRateLimit { per_connection: true, ..bucket(2) }).await;
+    for version in [Http::One, Http::Two] {
+        assert_eq!(statuses(&mut world.plain(version).await, 3).await, [200, 200, 429], "{version:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_bucket_outlives_changes_beside_it_and_not_its_own() {
+    let world = world(bucket(2)).await;
+    let mut client = world.plain(Http::Two).await;
+    assert_eq!(statuses(&mut client, 3).await, [200, 200, 429]);
+    world.policy.publish(filtered(HttpFilterKind::RateLimit(bucket(2)), 101));
+    assert_eq!(statuses(&mut client, 1).await, [429], "no new bucket");
+    // Without word from the control plane it is the last one.
+    world.policy.publish(InboundState::Failed("it cannot be read".into()));
+    assert_eq!(statuses(&mut client, 1).await, [429], "the last limit stays");
+    world.policy.publish(filtered(HttpFilterKind::RateLimit(bucket(4)), 101));
+    assert_eq!(statuses(&mut client, 5).await, [200, 200, 200, 200, 429]);
+    world.policy.publish(InboundState::Ready(Arc::new(listener(InboundTls::Permissive))));
+    assert_eq!(statuses(&mut client, 5).await, [200; 5]);
+}
+
+/// A limit between 1 and 1000 for requests that take ten milliseconds.
+fn adaptive() -> AdaptiveConcurrency {
+    let min_rtt = MinRtt::Fixed(Duration::from_millis(10));
+    AdaptiveConcurrency { min_limit: 1, min_rtt, ..AdaptiveConcurrency::default() }
+}
+
+/// Sends ten requests at once, two hundred times: how many of the last ten are refused.
+async fn refused<S, B>(service: &S) -> usize
+where
+    S: Service<http::Request<Empty<bytes::Bytes>>, Response = http::Response<B>, Error = std::convert::Infallible>
+        + Clone,
+    B: http_body::Body<Error: std::fmt::Debug>,
+{
+    let mut refused = 0;
+    for _ in 0..200 {
+        let answers = (0..10).map(|_| async {
+            let answer = service.clone().oneshot(get("/")).await.unwrap();
+            let status = answer.status().as_u16();
+            answer.into_body().collect().await.unwrap();
+            status
+        });
+        let answers = futures_util::future::join_all(answers).await;
+        assert!(answers.iter().all(|status| [200, 503].contains(status)), "{answers:?}");
+        refused = answers.iter().filter(|status| **status == 503).count();
+    }
+    refused
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_latency_rises_fewer_requests_are_let_in() {
+    let own = || (listener(InboundTls::Permissive), Some(adaptive()));
+    let filter = || {
+        let mut listener = listener(InboundTls::Permissive);
+        let kind = HttpFilterKind::AdaptiveConcurrency(Some(adaptive()));
+        listener.filters = vec![HttpFilter { name: "adaptive".into(), kind }];
+        (listener, None)
+    };
+    let off = || (listener(InboundTls::Permissive), None);
+    for (name, (listener, own), limited) in
+        [("own", own(), true), ("filter", filter(), true), ("control", off(), false)]
+    {
+        let mut config = Config::default();
+        config.adaptive_concurrency = own;
+        let inbound = Watched::fixed(InboundState::Ready(Arc::new(listener)));
+        let server = Server::builder().inbound(inbound).config(config).build();
+        let takes = |millis| {
+            server.inbound_layer().layer(tower::service_fn(move |_| async move {
+                clock::pass(Duration::from_millis(millis)).await;
+                Ok::<_, std::convert::Infallible>(http::Response::new(http_body_util::Full::<bytes::Bytes>::default()))
+            }))
+        };
+        assert_eq!(refused(&takes(10)).await, 0, "{name}: the limit has grown");
+        let slow = refused(&takes(500)).await;
+        assert_eq!((slow >= 5, slow > 0), (limited, limited), "{name}: {slow} of 10 are refused");
+        assert_eq!(refused(&takes(10)).await, 0, "{name}: the limit has grown again");
+    }
+}

@@ -1,0 +1,131 @@
+//! A server of the kind that gRPC's interop cases play with, for HTTP/1.1 and gRPC on one port: it says its name, and
+//! does as the header `rpc-behavior` of a request asks. No part of the mesh takes part.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use crate::grpc;
+use crate::world::eventually;
+
+/// Serves until dropped.
+pub(crate) struct Actor {
+    pub(crate) name: &'static str,
+    pub(crate) address: SocketAddr,
+    role: Arc<Role>,
+    _tasks: JoinSet<()>,
+}
+
+#[derive(Default)]
+struct Role {
+    /// Answers 503, or UNAVAILABLE.
+    failing: AtomicBool,
+    /// Requests that are kept open.
+    kept: AtomicUsize,
+    release: Notify,
+    /// Tries of each request that heals, by its id.
+    tries: Mutex<HashMap<String, u32>>,
+}
+
+impl Actor {
+    pub(crate) async fn start(name: &'static str) -> Self {
+        Self::start_at(name, (Ipv4Addr::LOCALHOST, 0).into()).await
+    }
+
+    /// The same at a place where one was before.
+    pub(crate) async fn start_at(name: &'static str, place: SocketAddr) -> Self {
+        let listener = eventually("the port is free", async || TcpListener::bind(place).await.ok()).await;
+        let address = listener.local_addr().unwrap();
+        let (role, mut tasks) = (Arc::<Role>::default(), JoinSet::new());
+        tasks.spawn(accept(listener, name, role.clone()));
+        Self { name, address, role, _tasks: tasks }
+    }
+
+    /// Fails every request from now on, or no more.
+    pub(crate) fn fail(&self, failing: bool) {
+        self.role.failing.store(failing, Relaxed);
+    }
+
+    /// Requests kept open now.
+    pub(crate) fn kept(&self) -> usize {
+        self.role.kept.load(Relaxed)
+    }
+
+    /// Answers those that are kept open.
+    pub(crate) fn release(&self) {
+        self.role.release.notify_waiters();
+    }
+}
+
+async fn accept(listener: TcpListener, name: &'static str, role: Arc<Role>) {
+    // Owned by this task, so that connections end with it.
+    let mut connections = JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        let role = role.clone();
+        connections.spawn(async move {
+            let service = service_fn(move |request| role.clone().answer(name, request));
+            // A client that goes away is none of the server's business.
+            let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+        });
+    }
+}
+
+struct Kept<'r>(&'r AtomicUsize);
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+
+impl Role {
+    async fn answer(self: Arc<Self>, name: &'static str, request: Request<Incoming>) -> Result<Answer, Infallible> {
+        let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let grpc = header("content-type").is_some_and(|of| of.starts_with("application/grpc"));
+        let (behavior, id) = (header("rpc-behavior").unwrap_or_default(), header("x-id").unwrap_or_default());
+        let _ = request.into_body().collect().await;
+        if behavior == "keep-open" {
+            self.kept.fetch_add(1, Relaxed);
+            let _kept = Kept(&self.kept);
+            self.release.notified().await;
+        }
+        let heals_at = behavior.strip_prefix("succeed-on-retry-attempt-").map(|number| number.parse().unwrap());
+        let ill = heals_at.is_some_and(|heals_at: u32| {
+            let mut tries = self.tries.lock();
+            let retries = tries.entry(id).or_default();
+            *retries += 1;
+            *retries - 1 < heals_at
+        });
+        Ok(match (ill || self.failing.load(Relaxed), grpc) {
+            (false, true) => grpc::answer(name).map(BodyExt::boxed_unsync),
+            (false, false) => Response::new(Full::from(name).boxed_unsync()),
+            (true, true) => {
+                let mut response = Response::new(Empty::new().boxed_unsync());
+                response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+                response.headers_mut().insert("grpc-status", HeaderValue::from_static("14"));
+                response
+            }
+            (true, false) => {
+                let mut response = Response::new(Empty::new().boxed_unsync());
+                *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                response
+            }
+        })
+    }
+}

@@ -1,0 +1,196 @@
+//! Bodies of any size through both ends of the mesh, over mutual TLS: streamed in constant memory, with their trailers;
+//! answers that come early leave nothing counted.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body::{Body as HttpBody, Frame};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, StreamBody};
+use mesh::{Body, Client};
+use mesh_client::Breakers;
+use mesh_core::policy::{Address, Endpoint, InboundState, InboundTls, UpstreamProtocol};
+use mesh_core::source::Watched;
+use mesh_server::Server;
+use mesh_testkit::{FixedSource, TestCa, policy};
+use tokio::net::TcpListener;
+use tokio::runtime::Builder;
+
+use crate::support::{FREE, eventually};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+const PROTOCOLS: [UpstreamProtocol; 2] = [UpstreamProtocol::Http1, UpstreamProtocol::Http2];
+const CHUNK: usize = 64 * 1024;
+const MIB: usize = 1024 * 1024;
+/// What goes through and comes back: a gibibyte, and a quarter of it where nothing is optimised.
+const LARGE: usize = if cfg!(debug_assertions) { 256 } else { 1024 } * MIB;
+
+/// Both ends, on one thread.
+struct Ends {
+    client: Client,
+    breakers: Breakers,
+    /// Requests that the application works on, answers that are still being sent among them.
+    serving: Arc<AtomicUsize>,
+}
+
+/// One more while it lives.
+struct Serving(Arc<AtomicUsize>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Ends {
+    async fn start(protocol: UpstreamProtocol) -> Self {
+        let (ca, serving) = (TestCa::new(), Arc::<AtomicUsize>::default());
+        let listener = TcpListener::bind(FREE).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = Server::builder()
+            .identity(ca.watched("default", "server"))
+            .crypto(mesh_testkit::crypto())
+            .inbound(Watched::fixed(InboundState::Ready(Arc::new(policy::inbound(address, InboundTls::Strict)))))
+            .build();
+        let counted = serving.clone();
+        let app = tower::service_fn(move |request| answer(request, counted.clone()));
+        tokio::spawn(async move { server.serve(listener, app).await });
+        let breakers = Breakers::default();
+        let client = Client::builder(FixedSource::of("echo:80", snapshot(&ca, protocol, address)))
+            .identity(ca.watched("default", "client"))
+            .crypto(mesh_testkit::crypto())
+            .breakers(breakers.clone())
+            .build();
+        Self { client, breakers, serving }
+    }
+
+    async fn send(
+        &self,
+        path: &str,
+        body: impl HttpBody<Data = Bytes, Error = BoxError> + Send + 'static,
+    ) -> Response<Body> {
+        let request = Request::post(format!("http://echo{path}")).header("te", "trailers").header("trailer", "x-sum");
+        self.client.send(request.body(body).unwrap()).await.unwrap()
+    }
+
+    /// Nothing is under way any more.
+    async fn idle(&self) {
+        eventually("nothing is counted at either end", || async {
+            let states = self.breakers.snapshot();
+            let counted = states.iter().any(|state| state.default.requests + state.default.pending > 0);
+            let dump = self.client.dump();
+            let in_flight = dump.destinations[0].clusters[0].endpoints.iter().any(|endpoint| endpoint.in_flight > 0);
+            (!counted && !in_flight && self.serving.load(Relaxed) == 0).then_some(())
+        })
+        .await;
+    }
+}
+
+fn snapshot(ca: &TestCa, protocol: UpstreamProtocol, address: SocketAddr) -> mesh_core::policy::Snapshot {
+    let mut cluster = policy::mtls_cluster("echo", &[ca.id("default", "server").as_str()]);
+    cluster.connection.protocol = protocol;
+    policy::snapshot_of(cluster, [Endpoint::new(Address::Socket(address))])
+}
+
+/// `/echo` gives back what comes as it comes; `/early` answers before anything has come.
+async fn answer<B>(
+    request: Request<B>,
+    serving: Arc<AtomicUsize>,
+) -> Result<Response<UnsyncBoxBody<Bytes, BoxError>>, Infallible>
+where
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    serving.fetch_add(1, Relaxed);
+    let serving = Serving(serving);
+    if request.uri().path() == "/early" {
+        let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+        *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
+        return Ok(response);
+    }
+    let body = request.into_body().map_err(move |error| {
+        let _ = &serving;
+        error.into()
+    });
+    let mut response = Response::new(body.boxed_unsync());
+    response.headers_mut().insert("trailer", HeaderValue::from_static("x-sum"));
+    Ok(response)
+}
+
+/// So many bytes, and a trailer.
+fn body_of(bytes: usize) -> impl HttpBody<Data = Bytes, Error = BoxError> + Send + 'static {
+    let chunk = Bytes::from(vec![7; CHUNK]);
+    let data = stream::repeat_with(move || Ok(Frame::data(chunk.clone()))).take(bytes / CHUNK);
+    let trailers = HeaderMap::from_iter([("x-sum".parse().unwrap(), HeaderValue::from(bytes as u64))]);
+    StreamBody::new(data.chain(stream::once(async { Ok(Frame::trailers(trailers)) })))
+}
+
+/// Sends so many bytes to and fro; gives the most heap that was in use meanwhile.
+fn to_and_fro(protocol: UpstreamProtocol, bytes: usize, keep: bool) -> u64 {
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let ends = runtime.block_on(Ends::start(protocol));
+    let exchange = async {
+        let mut body = ends.send("/echo", body_of(bytes)).await.into_body();
+        let (mut read, mut sum, mut kept) = (0, None, Vec::new());
+        while let Some(frame) = body.frame().await {
+            match frame.unwrap().into_data() {
+                Ok(data) => {
+                    read += data.len();
+                    assert!(data.iter().step_by(4096).all(|byte| *byte == 7));
+                    kept.extend(Some(data).filter(|_| keep));
+                }
+                Err(trailers) => sum = trailers.into_trailers().ok(),
+            }
+        }
+        assert_eq!(read, bytes, "nothing is lost");
+        let sum = sum.expect("the trailers came through both ends, there and back");
+        assert_eq!(sum["x-sum"], bytes.to_string());
+    };
+    let memory = allocation_counter::measure(|| runtime.block_on(exchange));
+    runtime.block_on(ends.idle());
+    memory.bytes_max
+}
+
+#[test]
+fn a_large_body_goes_to_and_fro_in_constant_memory() {
+    for protocol in PROTOCOLS {
+        let most = to_and_fro(protocol, LARGE, false);
+        println!("{protocol:?}: {most} bytes at most");
+        assert!(most < 16 * MIB as u64, "{protocol:?}: {most} bytes");
+    }
+}
+
+/// Control run: what is kept of a body is seen.
+#[test]
+fn a_body_that_is_kept_is_seen_in_memory() {
+    for protocol in PROTOCOLS {
+        let most = to_and_fro(protocol, 64 * MIB, true);
+        assert!(most > 64 * MIB as u64, "{protocol:?}: {most} bytes");
+    }
+}
+
+/// A body that goes on for ever.
+fn endless() -> impl HttpBody<Data = Bytes, Error = BoxError> + Send + 'static {
+    let chunk = Bytes::from(vec![7; CHUNK]);
+    StreamBody::new(stream::repeat_with(move || Ok(Frame::data(chunk.clone()))))
+}
+
+#[tokio::test]
+async fn an_answer_before_the_end_of_the_request_is_the_answer_and_ends_both() {
+    for protocol in PROTOCOLS {
+        let ends = Ends::start(protocol).await;
+        for _ in 0..5 {
+            let answer = ends.send("/early", endless()).await;
+            assert_eq!(answer.status(), 413, "{protocol:?}");
+            answer.into_body().collect().await.unwrap();
+            ends.idle().await;
+        }
+        let answer = ends.send("/echo", body_of(CHUNK)).await;
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes().len(), CHUNK);
+    }
+}

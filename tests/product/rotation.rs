@@ -1,0 +1,178 @@
+//! Certificates and roots change while requests are under way: none is lost, and nothing is ever sent in plaintext.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use mesh::Mesh;
+use mesh::parts::mesh_core::id::TrustDomain;
+use mesh::parts::mesh_core::identity::Identity;
+use mesh_control::Clock;
+use mesh_control::ca::{CertificateLife, RootRotation, RotateError, RotationStep};
+use mesh_testkit::TestCa;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use crate::probe;
+use crate::support::{Load, Plane, becomes, call, eventually};
+
+const REVIEWS: &str = "http://reviews:9080/";
+
+/// Of certificates: a change of roots takes a few of these.
+const LIFE: Duration = Duration::from_secs(8);
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+fn current(mesh: &Mesh) -> Arc<Identity> {
+    mesh.identity().load_full().as_ref().clone().unwrap()
+}
+
+fn roots(mesh: &Mesh) -> usize {
+    let identity = current(mesh);
+    identity.bundles().get(&identity.id().trust_domain()).unwrap().roots().len()
+}
+
+/// Makes the next step as soon as it cuts nobody off.
+async fn advance(plane: &Plane, wanted: RotationStep) {
+    let domain = TrustDomain::new("cluster.local").unwrap();
+    let rotation =
+        RootRotation::open(plane.state_dir(), domain, CertificateLife::at_most(LIFE), Clock::system()).unwrap();
+    let made = eventually("the next step is safe", || async {
+        match rotation.advance(false) {
+            Err(RotateError::TooEarly { .. }) => None,
+            made => Some(made.unwrap()),
+        }
+    })
+    .await;
+    assert_eq!(made.step, wanted);
+}
+
+/// Handshakes one after the other, each with the identity of the moment, until it is told to stop.
+struct Handshakes {
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicUsize>,
+    task: tokio::task::JoinHandle<Vec<String>>,
+}
+
+impl Handshakes {
+    fn begin(visitor: &Mesh, server: std::net::SocketAddr) -> Self {
+        let (stop, done) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let (visitor, until, count) = (visitor.clone(), stop.clone(), done.clone());
+        let task = tokio::spawn(async move {
+            let mut failures = Vec::new();
+            let mut pace = tokio::time::interval(Duration::from_millis(20));
+            while !until.load(Ordering::Relaxed) {
+                pace.tick().await;
+                if let Err(error) = probe::get(server, &current(&visitor)).await {
+                    failures.push(error.to_string());
+                }
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            failures
+        });
+        Self { stop, done, task }
+    }
+
+    async fn all_well(self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        assert_eq!(self.task.await.unwrap(), Vec::<String>::new());
+        self.done.load(Ordering::Relaxed)
+    }
+}
+
+/// R26 at test scale.
+#[tokio::test]
+async fn the_root_changes_under_load_and_neither_a_request_nor_a_handshake_fails() {
+    let plane = Plane::with(|builder| builder.certificate_ttl(LIFE)).await;
+    let server = plane.answering("reviews", "", "hello").await;
+    let (caller, visitor) = (plane.caller("productpage").await, plane.caller("visitor").await);
+    becomes(&caller, REVIEWS, &[], "hello").await;
+    visitor.identity().wait_for(Option::is_some).await;
+    let load = Load::begin(&caller, REVIEWS);
+    let handshakes = Handshakes::begin(&visitor, server.address);
+    // Somebody whose certificate of the old root does not end.
+    let old = TestCa::of_pem("cluster.local", &plane.state("root-cert.pem"), &plane.state("ca-key.pem"));
+    let old = old.identity("default", "left-behind");
+    assert!(probe::get(server.address, &probe::trusting(&old, &plane)).await.is_ok(), "control");
+
+    advance(&plane, RotationStep::Added).await;
+    let everybody = [&server.mesh, &caller, &visitor];
+    eventually("all trust both roots", || async { everybody.iter().all(|mesh| roots(mesh) == 2).then_some(()) }).await;
+    advance(&plane, RotationStep::Switched).await;
+    load.more(50).await;
+    assert!(probe::get(server.address, &probe::trusting(&old, &plane)).await.is_ok(), "still trusted");
+    let mut live = probe::connect(server.address, &probe::trusting(&old, &plane)).await.unwrap();
+    live.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    assert!(live.read(&mut [0; 1024]).await.unwrap() > 0);
+
+    advance(&plane, RotationStep::Idle).await;
+    eventually("all trust the new root alone", || async {
+        everybody.iter().all(|mesh| roots(mesh) == 1).then_some(())
+    })
+    .await;
+    assert!(probe::get(server.address, &probe::trusting(&old, &plane)).await.is_err(), "the old one is out");
+    // Well before a silent connection is closed for its silence.
+    let closed = tokio::time::timeout(Duration::from_secs(5), live.read_to_end(&mut Vec::new())).await;
+    let _ = closed.expect("a connection of the old root is closed");
+    load.more(50).await;
+    load.all_well().await;
+    assert!(handshakes.all_well().await > 100);
+    // Who joins now, joins under the new root.
+    let fresh = plane.caller("visitor").await;
+    assert_eq!(call(&fresh, REVIEWS, &[]).await.unwrap().1, "hello");
+}
+
+/// R25 at test scale.
+#[tokio::test]
+async fn until_it_ends_a_certificate_outlives_the_authority_and_after_that_nothing_falls_back_to_plaintext() {
+    let mut plane = Plane::with(|builder| builder.certificate_ttl(LIFE)).await;
+    let server = plane.answering("reviews", "", "hello").await;
+    let caller = plane.caller("productpage").await;
+    becomes(&caller, REVIEWS, &[], "hello").await;
+    let load = Load::begin(&caller, REVIEWS);
+    let place = plane.stop().await;
+    // What is held now is not renewed; whoever of the two ends first, ends new handshakes.
+    let ends = current(&server.mesh).not_after().min(current(&caller).not_after());
+    let mut made = 0;
+    while now() + 1 < ends {
+        probe::get(server.address, &current(&caller)).await.unwrap();
+        made += 1;
+        load.more(1).await;
+    }
+    assert!(made > 0);
+    load.all_well().await;
+    eventually("the certificate ends", || async { (now() > ends + 1).then_some(()) }).await;
+    let refused = probe::get(server.address, &current(&caller)).await;
+    assert!(refused.is_err(), "{refused:?}");
+
+    // In the server's place stands somebody who notes how connections begin.
+    let place_of_server = server.address;
+    drop(server);
+    let listener = eventually("the port is free", || async { TcpListener::bind(place_of_server).await.ok() }).await;
+    let begun = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let note = begun.clone();
+    let recorder = tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut first = [0];
+            let read = socket.read(&mut first).await;
+            note.lock().push(read.is_ok_and(|count| count == 1).then_some(first[0]));
+        }
+    });
+    eventually("calls have been tried", || async {
+        let error = call(&caller, REVIEWS, &[]).await;
+        assert!(error.as_ref().map_or(true, |(status, _)| !status.is_success()), "{error:?}");
+        (begun.lock().len() >= 3).then_some(())
+    })
+    .await;
+    recorder.abort();
+    assert!(begun.lock().iter().flatten().all(|first| *first == 0x16), "TLS and nothing else: {:?}", begun.lock());
+
+    // A join token is good once, and the certificate that could prove a renewal has ended: both join anew.
+    plane.resume(place).await;
+    let _server = plane.answering("reviews", "", "hello").await;
+    let fresh = plane.caller("productpage").await;
+    becomes(&fresh, REVIEWS, &[], "hello").await;
+}

@@ -1,0 +1,225 @@
+//! Overload that must not outlive its cause (R01), and the herd that returns to a server that was away (R04).
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use mesh_client::Client;
+use mesh_core::context::RETRIED;
+use mesh_core::policy::{PerMillionRatio, RetryBudget};
+use mesh_server::Server;
+use mesh_testkit::clock;
+use tokio::time::Instant;
+use tower::{Layer, ServiceExt};
+
+use crate::fleet::{Door, Fleet, Handler, Manner, Wire};
+use crate::load::{self, Policy, client, goodput, run};
+use crate::{each_seed, seeded};
+
+fn budget() -> RetryBudget {
+    RetryBudget { retry_ratio: PerMillionRatio(200_000), min_retries_per_second: 0, ttl: Duration::from_secs(10) }
+}
+
+const BEFORE: Duration = Duration::from_secs(3);
+const TROUBLE: Duration = Duration::from_secs(10);
+/// In which all must be well again.
+const RECOVERY: Duration = Duration::from_secs(10);
+const AFTER: Duration = Duration::from_secs(5);
+/// Of 120 that three servers can do: 70 %.
+const RATE: f64 = 84.0;
+
+/// What came of a time in which three servers could do 40 % of what they can: the share of good answers before it and
+/// after the time for recovery, and the most requests that servers saw for each that was asked, in any ten seconds.
+struct Storm {
+    before: f64,
+    after: f64,
+    amplification: f64,
+}
+
+async fn storm(budget: Option<RetryBudget>) -> Storm {
+    let manner = Manner { time: Duration::from_millis(50), most: 40, ..Manner::default() };
+    let fleet = Fleet::new(3, 2, &manner);
+    let mut policy = Policy::default().retrying(2, Some(Duration::from_millis(500)));
+    policy.budget = budget;
+    let (client, _source) = client(&fleet, &policy);
+    let slower = |times: u32| fleet.iter().for_each(|server| server.change(|m| m.time = manner.time * times / 2));
+    let mut seen = Vec::new();
+    let trouble = async {
+        let mut seconds = tokio::time::interval(Duration::from_secs(1));
+        for second in 0..(BEFORE + TROUBLE + RECOVERY + AFTER).as_secs() {
+            seconds.tick().await;
+            seen.push(fleet.seen().iter().sum::<u64>());
+            match Duration::from_secs(second) {
+                BEFORE => slower(5),
+                at if at == BEFORE + TROUBLE => slower(2),
+                _ => {}
+            }
+        }
+    };
+    let (records, ()) = tokio::join!(run(&client, RATE, BEFORE + TROUBLE + RECOVERY + AFTER), trouble);
+    let amplification = (10..seen.len()).map(|end| {
+        let within = Duration::from_secs(end as u64 - 10)..Duration::from_secs(end as u64);
+        let asked = records.iter().filter(|record| within.contains(&record.at)).count();
+        (seen[end] - seen[end - 10]) as f64 / asked as f64
+    });
+    let end = BEFORE + TROUBLE + RECOVERY;
+    Storm {
+        before: goodput(&records, Duration::ZERO, BEFORE),
+        after: goodput(&records, end, end + AFTER),
+        amplification: amplification.fold(0.0, f64::max),
+    }
+}
+
+#[test]
+fn a_storm_of_retries_ends_with_its_cause_r01() {
+    each_seed(12, || async {
+        let storm = storm(Some(budget())).await;
+        assert!(storm.before > 0.97, "{}", storm.before);
+        assert!(storm.after >= 0.99, "{:.1} % answered ten seconds later", storm.after * 100.0);
+        assert!(storm.amplification <= 1.25, "{} tries for a request", storm.amplification);
+    });
+}
+
+/// Control run: what the servers can do is enough again, and they do nothing but what nobody waits for any more.
+#[test]
+fn without_a_budget_a_storm_outlives_its_cause_r01() {
+    each_seed(3, || async {
+        let storm = storm(None).await;
+        assert!(storm.before > 0.97, "{}", storm.before);
+        assert!(storm.after < 0.5, "{:.1} % answered ten seconds later", storm.after * 100.0);
+        assert!(storm.amplification > 1.8, "{} tries for a request", storm.amplification);
+    });
+}
+
+/// A tier that answers by asking the next one. Whether a request is a retry, and an answer one after retries, is
+/// `marked` or not.
+fn middle(next: Client, marked: bool) -> Handler {
+    let inner = tower::service_fn(move |_: Request<Incoming>| {
+        let next = next.clone();
+        async move {
+            let status = load::get(&next).await.map_or(StatusCode::BAD_GATEWAY, |answer| answer.status());
+            let mut response = Response::new(Empty::<Bytes>::new());
+            *response.status_mut() = status;
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let service = Server::builder().build().inbound_layer().layer(inner);
+    Arc::new(move |mut request| {
+        if !marked {
+            request.headers_mut().remove(&RETRIED);
+        }
+        let service = service.clone();
+        async move {
+            let mut response = service.oneshot(request).await.unwrap();
+            if !marked {
+                response.headers_mut().remove(&RETRIED);
+            }
+            response.map(|body| body.map_err(|error| -> Infallible { panic!("{error}") }).boxed_unsync())
+        }
+        .boxed()
+    })
+}
+
+/// Requests at the last of three tiers, which fails, for each that the first is asked.
+async fn leaf_load(marked: bool, budget: Option<RetryBudget>) -> f64 {
+    let leaf = Fleet::new(2, 4, &Manner { failing: 1.0, ..Manner::default() });
+    let policy = Policy { budget, ..Policy::default().retrying(2, None) };
+    let mut fleets = vec![leaf.clone()];
+    for _ in 0..2 {
+        let (next, _source) = client(fleets.last().unwrap(), &policy);
+        fleets.push(Fleet::with(2, Wire::Http1, middle(next, marked)));
+    }
+    let (first, _source) = client(fleets.last().unwrap(), &policy);
+    let records = run(&first, 50.0, Duration::from_secs(10)).await;
+    assert!(records.iter().all(|record| record.outcome.is_err()));
+    leaf.seen().iter().sum::<u64>() as f64 / records.len() as f64
+}
+
+#[test]
+fn tries_of_a_chain_add_up_and_do_not_multiply_r01() {
+    each_seed(3, || async {
+        let (both, mark) = (leaf_load(true, Some(budget())).await, leaf_load(true, None).await);
+        let (budget, neither) = (leaf_load(false, Some(budget())).await, leaf_load(false, None).await);
+        println!("{both:.2} with mark and budgets, {mark:.2} with the mark, {budget:.2} with budgets, {neither:.2}");
+        // The last caller's, and nobody's further up: a fifth more, or two more.
+        assert!(both <= 1.25, "{both}");
+        assert!(mark <= 3.1, "{mark}");
+        // Control: each caller's, and they multiply.
+        assert!((1.6..1.8).contains(&budget), "{budget}");
+        assert!(neither > 20.0, "{neither}");
+    });
+}
+
+const HERD: usize = 1000;
+const AWAY: Duration = Duration::from_secs(5);
+
+/// What a server sees of its clients, each of which asks once a second, when it is gone for five.
+struct Return {
+    /// Attempts while it was away, for each client.
+    in_vain: f64,
+    /// When 95 % of the clients were back.
+    back: Duration,
+    /// Connections made in the fullest tenth of a second.
+    peak: u64,
+}
+
+async fn herd(in_step: bool) -> Return {
+    let manner = Manner { time: Duration::from_millis(1), ..Manner::default() };
+    let fleet = Fleet::of(1, 64, &manner, Wire::Http2(100), None);
+    let server = fleet.server(0).clone();
+    let clients: Vec<_> = (0..HERD).map(|_| client(&fleet, &Policy::http2())).collect();
+    let asking = clients.iter().map(|(client, _)| async move {
+        let phase = if in_step { 0 } else { fastrand::u64(..1000) };
+        clock::pass(Duration::from_millis(phase)).await;
+        let mut pace = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            pace.tick().await;
+            let _ = load::get(client).await;
+        }
+    });
+    let outage = async {
+        clock::pass(Duration::from_millis(2_500)).await;
+        assert_eq!(server.open(), HERD, "each has its one connection");
+        server.change(|manner| manner.door = Door::Shut);
+        server.cut();
+        let before = server.connects();
+        clock::pass(AWAY).await;
+        let in_vain = (server.connects() - before) as f64 / HERD as f64;
+        server.change(|manner| manner.door = Door::Open);
+        let (back, mut peak) = (Instant::now(), 0);
+        while server.open() < HERD * 95 / 100 {
+            let before = server.connects();
+            clock::pass(Duration::from_millis(100)).await;
+            peak = peak.max(server.connects() - before);
+        }
+        Return { in_vain, back: back.elapsed(), peak }
+    };
+    tokio::select! {
+        _ = futures_util::future::join_all(asking) => unreachable!("they ask for ever"),
+        back = outage => back,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_herd_returns_to_a_restarted_server_as_its_requests_come_r04() {
+    seeded();
+    let Return { in_vain, back, peak } = herd(false).await;
+    println!("{in_vain:.2} attempts in vain for a client, 95 % back after {back:?}, {peak} in the fullest 100 ms");
+    // One for each request, and none by itself.
+    assert!(in_vain <= 5.5, "{in_vain}");
+    assert!(back <= Duration::from_secs(5), "{back:?}");
+    assert!(peak <= HERD as u64 / 5, "{peak} at once");
+}
+
+/// Control run: requests that all come at the same moment bring their connections with them.
+#[tokio::test(start_paused = true)]
+async fn a_herd_in_step_comes_all_at_once_r04() {
+    seeded();
+    let Return { peak, .. } = herd(true).await;
+    assert!(peak >= HERD as u64 * 9 / 10, "{peak} at once");
+}
