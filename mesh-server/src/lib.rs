@@ -24,8 +24,9 @@ mod listen;
 mod load;
 mod server;
 
-pub use mesh_core::context::caller;
+pub use mesh_core::context::{caller, claims};
 pub use mesh_core::identity::PeerIdentity;
+pub use mesh_core::jwt::Claims;
 
 pub use self::builder::ServerBuilder;
 pub use self::config::Config;

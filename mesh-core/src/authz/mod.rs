@@ -20,6 +20,7 @@ mod condition;
 mod counts;
 mod external;
 mod rules;
+mod token;
 
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -37,6 +38,7 @@ pub use self::external::{
 };
 use self::rules::Rules;
 use crate::identity::PeerIdentity;
+use crate::jwt::Tokens;
 use crate::matcher::RequestView;
 use crate::policy::{AuditCondition, AuthorizationAction, AuthorizationPolicy, AuthorizerProvider};
 use crate::telemetry::Decisions;
@@ -53,6 +55,9 @@ pub struct Attributes<'a> {
     pub destination: SocketAddr,
     /// The TLS server name that was asked for; empty = none was, `None` = not known.
     pub server_name: Option<&'a str>,
+    /// The request's tokens that hold; `None` = nobody looked for any. With none of them a condition on what a token
+    /// says is false, and a negated one true, as Istio has it.
+    pub tokens: Option<&'a Tokens>,
 }
 
 /// Policies ready to decide. Deciding allocates nothing, unless a header comes more than once.

@@ -15,4 +15,5 @@ mod limits;
 mod load;
 mod raw;
 mod requests;
+mod tokens;
 mod transport;
