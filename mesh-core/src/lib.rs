@@ -6,7 +6,7 @@
 //! [`source`].
 //!
 //! ```text
-//! id ← error ← policy ← matcher, authz, balance, limit, retry, identity ← source ← (mesh-client, mesh-server, mesh-discovery, mesh-control)
+//! id ← error ← policy ← matcher, balance, limit, retry, identity ← jwt ← authz ← source ← (mesh-client, mesh-server, mesh-discovery, mesh-control)
 //! ```
 
 pub mod authz;
@@ -17,6 +17,7 @@ pub mod error;
 pub mod health;
 pub mod id;
 pub mod identity;
+pub mod jwt;
 pub mod limit;
 pub mod matcher;
 pub mod orca;

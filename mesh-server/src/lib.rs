@@ -25,8 +25,9 @@ mod listen;
 mod load;
 mod server;
 
-pub use mesh_core::context::caller;
+pub use mesh_core::context::{caller, claims};
 pub use mesh_core::identity::PeerIdentity;
+pub use mesh_core::jwt::Claims;
 
 pub use self::body::{Body, BodyError};
 pub use self::builder::ServerBuilder;

@@ -6,6 +6,18 @@ use regex_automata::{Anchored, Input};
 
 use super::text::{equal, has_prefix};
 use crate::policy::PathMatch;
+use crate::target::unescape_path;
+
+/// A condition of a rule in the form in which paths of requests come: with their needless escapes decoded.
+pub(crate) fn unescaped(path: &PathMatch) -> PathMatch {
+    let decoded = |text: &str| unescape_path(text).into_owned();
+    match path {
+        PathMatch::Exact(text) => PathMatch::Exact(decoded(text)),
+        PathMatch::Prefix(text) => PathMatch::Prefix(decoded(text)),
+        PathMatch::PathSeparatedPrefix(text) => PathMatch::PathSeparatedPrefix(decoded(text)),
+        PathMatch::Regex(pattern) => PathMatch::Regex(pattern.clone()),
+    }
+}
 
 /// A compiled [`PathMatch`].
 #[derive(Debug)]

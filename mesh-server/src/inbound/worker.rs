@@ -20,7 +20,6 @@ use mesh_core::policy::{InboundState, InboundTls};
 use super::connection::is_of_the_peer;
 use super::peers::Peers;
 use super::{Door, Refusal};
-use crate::layer::demands_tokens;
 use crate::{Body, Readiness};
 
 /// Pause after an error of the listening socket itself, such as too many open files.
@@ -145,9 +144,6 @@ impl Hold {
             InboundState::Failed(why) => Some(&**why),
             InboundState::Ready(listener) if listener.tls == InboundTls::Strict && identity.is_none() => {
                 Some("policy demands mutual TLS and there is no certificate yet")
-            }
-            InboundState::Ready(listener) if demands_tokens(listener) => {
-                Some("it has demands on tokens that this version cannot check: all requests are denied")
             }
             InboundState::Ready(_) => None,
         };

@@ -116,7 +116,7 @@ async fn decide<S, B: Send + 'static>(
             }
         }
         let server_name = ask.layer.connection.server_name.as_deref();
-        let judged = asking.go_on(&ask.request, ask.peer(), server_name);
+        let judged = asking.go_on(&ask.request, ask.peer(), server_name, ask.context.tokens.as_deref());
         next = judged.map_err(|closed| (Refused::Closed(closed.code), closed.details))?;
     }
     Ok(more)

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! strip headers that only the mesh may set → settle path and authority, 400 or 431
-//!   → open the request's context (trace, deadline, caller) → authorization, or 403; who has to be asked is asked
+//!   → open the request's context (trace, deadline, caller) → tokens, or 401
+//!   → authorization, or 403; who has to be asked is asked
 //!   → the limits of the listener's filters, or what they answer → a place among the requests in flight, or 503
 //!   → the application
 //!   → metrics and access log when the response body ends
@@ -20,6 +21,7 @@ mod limits;
 mod priority;
 mod record;
 mod target;
+mod token;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -51,7 +53,7 @@ use self::ask::{Ask, Proceed};
 use self::body::Content;
 pub use self::body::InboundBody;
 use self::callers::{Caller, Own};
-pub(crate) use self::gate::{Gate, demands_tokens};
+pub(crate) use self::gate::Gate;
 pub(crate) use self::headers::{grpc_status, is_grpc};
 pub(crate) use self::limits::{Concurrency, Limits, Scope};
 use self::limits::{Limited, Ticket};
@@ -59,6 +61,7 @@ pub(crate) use self::priority::Priorities;
 pub use self::priority::Priority;
 use self::record::Record;
 use self::target::Unsettled;
+use self::token::Challenge;
 use crate::load::{LoadReports, Question, Told};
 
 /// Wraps a service with what the mesh does per request. [`Server`](crate::Server) adds it by itself;
@@ -273,7 +276,7 @@ where
         // Without a peer of our own acceptor, what another acceptor put there counts: extensions cannot
         // come from outside.
         let other = || request.extensions().get::<PeerIdentity>().cloned().map(Arc::new);
-        let context = Arc::new(open(request.headers(), connection.peer.clone().or_else(other)));
+        let mut context = open(request.headers(), connection.peer.clone().or_else(other));
         let peer = context.caller.as_deref();
         let mut record = Record::begin(&request, connection.series.clone(), grpc, context.trace, peer);
 
@@ -282,13 +285,15 @@ where
             Err(unsettled) => Err(Refused::Malformed(unsettled)),
             Ok(()) => {
                 let server_name = connection.server_name.as_deref();
-                let judged = shared.gate.judge(&shared.inbound.load(), &request, peer, server_name);
+                let tokens = &mut context.tokens;
+                let judged = shared.gate.judge(&shared.inbound.load(), &mut request, peer, server_name, tokens);
                 judged.map_err(|closed| {
                     record.note(closed.details);
-                    Refused::Closed(closed.code)
+                    closed.challenge.map_or(Refused::Closed(closed.code), Refused::Token)
                 })
             }
         };
+        let context = Arc::new(context);
         let mut record = Some(record);
         let work = match judged {
             Err(why) => Work::Refused { why, grpc },
@@ -449,6 +454,8 @@ enum Refused {
     /// By the listener's filters or the latency of requests.
     Limited(Box<Limited>),
     Closed(Code),
+    /// By its tokens, or for want of one.
+    Token(Box<Challenge>),
     /// With a status of its own.
     Unavailable(StatusCode),
     /// In an external authorizer's words.
@@ -485,6 +492,13 @@ impl Refused {
             Self::Closed(code) => {
                 let text = format!("{code}: denied. To fix it: {}.", code.remedy());
                 answer(grpc, code.http_status(), code.grpc_status(), &text)
+            }
+            // Envoy's words as well; there are none that say more of a token than its sender knows.
+            Self::Token(challenge) => {
+                let code = Code::TOKEN_REFUSED;
+                let mut response = answer(grpc, code.http_status(), code.grpc_status(), &challenge.why.to_string());
+                response.headers_mut().extend(challenge.header().map(|value| (header::WWW_AUTHENTICATE, value)));
+                response
             }
             Self::Unavailable(status) => {
                 let code = Code::AUTHORIZER_UNAVAILABLE;

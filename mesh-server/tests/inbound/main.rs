@@ -17,4 +17,5 @@ mod load;
 mod raw;
 mod requests;
 mod rows;
+mod tokens;
 mod transport;

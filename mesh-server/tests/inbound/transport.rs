@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use mesh_core::error::BoxError;
 use mesh_core::id::TrustDomain;
 use mesh_core::identity::TrustBundle;
-use mesh_core::policy::{AuthorizationAction, AuthorizationPolicy, InboundState, InboundTls, JwtAuthentication};
+use mesh_core::policy::{AuthorizationAction, AuthorizationPolicy, InboundState, InboundTls};
 use mesh_server::{Config, Refusal};
 use mesh_testkit::{CertificateSpec, TestCa};
 
@@ -245,21 +245,11 @@ async fn s66_a_removed_root_counts_from_the_next_connection_even_for_known_clien
 }
 
 #[tokio::test]
-async fn a_demand_on_tokens_that_nobody_checks_denies_and_a_dry_run_does_not() {
+async fn an_allow_policy_without_rules_denies_and_a_dry_run_does_not() {
     let world = World::hello(InboundTls::Permissive).await;
-    // A change of demands ends connections: each request has its own.
+    // A change of policy ends connections: each request has its own.
     let ask = || async { world.plain(Http::One).await.get("/").await.unwrap() };
     assert_eq!(ask().await.0, 200);
-    let mut demanding = listener(InboundTls::Permissive);
-    demanding.jwt.push(JwtAuthentication {
-        name: "jwt".to_owned(),
-        providers: Default::default(),
-        rules: Vec::new(),
-        bypass_cors_preflight: false,
-    });
-    world.policy.publish(InboundState::Ready(Arc::new(demanding)));
-    let (status, body) = ask().await;
-    assert!(status == 403 && body.contains("MESH-2003"), "tokens that nobody checks: {status} {body}");
     let mut allowing = listener(InboundTls::Permissive);
     allowing.authorization.push(AuthorizationPolicy::new("nothing", AuthorizationAction::Allow));
     world.policy.publish(InboundState::Ready(Arc::new(allowing.clone())));

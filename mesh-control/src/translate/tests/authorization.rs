@@ -51,8 +51,13 @@ pub(super) fn denied(listener: &InboundListener, call: Call) -> Option<String> {
         headers: &headers,
         draw: &|| 0,
     };
-    let attributes =
-        Attributes { request, peer: Some(&peer), destination: listener.address, server_name: Some("x.test") };
+    let attributes = Attributes {
+        request,
+        peer: Some(&peer),
+        destination: listener.address,
+        server_name: Some("x.test"),
+        tokens: None,
+    };
     let authorizer = Authorizer::new(&listener.authorization);
     let verdict = authorizer.decide(&attributes, |_| {});
     verdict.err().map(|denial| denial.rule.unwrap_or("-").to_owned())

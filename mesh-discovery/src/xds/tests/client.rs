@@ -9,8 +9,8 @@ use futures_util::{StreamExt, stream};
 use mesh_core::id::Target;
 use mesh_core::policy::{
     AuthorityRewrite, Cluster, ClusterState, DestinationState, Domain, Endpoint, Endpoints, Forward, HeaderPolicy,
-    InboundListener, InboundState, InboundTls, JwtAuthentication, Listener, LocalityEndpoints, MeshTls, Route,
-    RouteAction, RouteConfiguration, RouteMatch, RouteSource, Snapshot, UpstreamTls, VirtualHost,
+    InboundListener, InboundState, InboundTls, JwtAuthentication, JwtRequirement, Listener, LocalityEndpoints, MeshTls,
+    Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, Snapshot, UpstreamTls, VirtualHost,
 };
 use mesh_core::source::{DestinationSource, InboundSource, Watched};
 use mesh_testkit::clock;
@@ -161,27 +161,24 @@ async fn a_refused_resource_is_named_and_its_good_sibling_used() {
     stream.expect(Kind::Listener, &["a:80", INBOUND]).await;
     let ready = inbound_state.wait_for(|state| matches!(state, InboundState::Ready(_))).await;
 
-    // Security fails closed: a listener with demands that are not enforced is refused, its sibling used.
-    let tokens = JwtAuthentication {
-        name: "jwt".to_owned(),
-        providers: Default::default(),
-        rules: Vec::new(),
-        bypass_cors_preflight: false,
-    };
+    // Security fails closed: a listener with demands that nobody could meet is refused, its sibling used.
+    let mut tokens = JwtAuthentication::optional("jwt", []);
+    let nobody = JwtRequirement::Provider { name: "nobody".to_owned(), audiences: Vec::new() };
+    tokens.rules[0].requirement = Some(nobody);
     let changed = codec::encode_listener(&Listener::new("a:80", RouteSource::Named("r2".to_owned())));
     stream.respond(Kind::Listener, "v2", "n2", vec![changed, inbound(InboundTls::Disable, vec![tokens])]);
     stream.expect(Kind::Routes, &["r2"]).await;
     let nack = stream.expect(Kind::Listener, &["a:80", INBOUND]).await;
     assert_eq!((version(&nack), nack.nonce.as_str()), ("v1", "n2"));
     let error = nack.error.unwrap();
-    assert!(error.contains(INBOUND) && error.contains("jwt"), "{error}");
+    assert!(error.contains(INBOUND) && error.contains("nobody"), "{error}");
     assert_eq!(*inbound_state.load_full(), *ready, "the last good stays");
     assert_eq!(client.status().nacks, 1);
 
     let dump = client.config_dump();
     let row = dump["resources"].as_array().unwrap().iter().find(|row| row["name"] == INBOUND).unwrap().clone();
     assert_eq!((row["state"].as_str(), row["version"].as_str()), (Some("nacked"), Some("v1")));
-    assert!(row["error"]["reason"].as_str().unwrap().contains("jwt"));
+    assert!(row["error"]["reason"].as_str().unwrap().contains("nobody"));
     assert_eq!(**state.load(), DestinationState::Pending);
     drop(state.changed());
 }

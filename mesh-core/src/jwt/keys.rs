@@ -1,0 +1,206 @@
+//! A JSON Web Key Set (RFC 7517) as keys that can check signatures. Keys for other uses and of other types are left
+//! out, as the RFC asks; secrets (`oct`) are never keys here, so no token can be checked with what is public.
+
+use aws_lc_rs::signature::{self, RsaParameters, UnparsedPublicKey};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Deserialize;
+
+/// How a token is signed (RFC 7518, RFC 8037). `none` and the `HS` algorithms are not among them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Algorithm {
+    Rs256,
+    Rs384,
+    Rs512,
+    Ps256,
+    Ps384,
+    Ps512,
+    Es256,
+    Es384,
+    EdDsa,
+}
+
+impl Algorithm {
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "RS256" => Self::Rs256,
+            "RS384" => Self::Rs384,
+            "RS512" => Self::Rs512,
+            "PS256" => Self::Ps256,
+            "PS384" => Self::Ps384,
+            "PS512" => Self::Ps512,
+            "ES256" => Self::Es256,
+            "ES384" => Self::Es384,
+            "EdDSA" => Self::EdDsa,
+            _ => return None,
+        })
+    }
+
+    fn rsa(self) -> Option<&'static RsaParameters> {
+        Some(match self {
+            Self::Rs256 => &signature::RSA_PKCS1_2048_8192_SHA256,
+            Self::Rs384 => &signature::RSA_PKCS1_2048_8192_SHA384,
+            Self::Rs512 => &signature::RSA_PKCS1_2048_8192_SHA512,
+            Self::Ps256 => &signature::RSA_PSS_2048_8192_SHA256,
+            Self::Ps384 => &signature::RSA_PSS_2048_8192_SHA384,
+            Self::Ps512 => &signature::RSA_PSS_2048_8192_SHA512,
+            Self::Es256 | Self::Es384 | Self::EdDsa => return None,
+        })
+    }
+}
+
+/// The keys of one issuer.
+#[derive(Clone, Debug)]
+pub struct KeySet {
+    keys: Box<[Key]>,
+}
+
+/// A document that is no key set, or one without a key that could check a signature.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("JSON Web Key Set: {0}")]
+pub struct InvalidKeySet(String);
+
+#[derive(Clone, Debug)]
+struct Key {
+    id: Option<Box<str>>,
+    // The only algorithm it is for; `None` = those of its type.
+    algorithm: Option<Algorithm>,
+    material: Material,
+}
+
+#[derive(Clone, Debug)]
+enum Material {
+    Rsa { n: Box<[u8]>, e: Box<[u8]> },
+    P256(Box<[u8]>),
+    P384(Box<[u8]>),
+    Ed25519(Box<[u8]>),
+}
+
+/// Most bytes of a key set.
+const MOST_BYTES: usize = 1 << 20;
+/// Most keys of a set: a token that names none is tried with each.
+const MOST_KEYS: usize = 100;
+
+#[derive(Deserialize)]
+struct SetSpec {
+    keys: Vec<serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+struct KeySpec {
+    kty: String,
+    kid: Option<String>,
+    alg: Option<String>,
+    #[serde(rename = "use")]
+    usage: Option<String>,
+    key_ops: Option<Vec<String>>,
+    crv: Option<String>,
+    n: Option<String>,
+    e: Option<String>,
+    x: Option<String>,
+    y: Option<String>,
+}
+
+impl KeySet {
+    /// Reads a document.
+    ///
+    /// # Errors
+    /// It is no key set, is over 1 MiB, has over 100 keys, or none of its keys can check a signature.
+    pub fn parse(text: &str) -> Result<Self, InvalidKeySet> {
+        if text.len() > MOST_BYTES {
+            return Err(InvalidKeySet(format!("it has {} bytes, over {MOST_BYTES}", text.len())));
+        }
+        let spec: SetSpec = serde_json::from_str(text).map_err(|error| InvalidKeySet(error.to_string()))?;
+        if spec.keys.len() > MOST_KEYS {
+            return Err(InvalidKeySet(format!("it has {} keys, over {MOST_KEYS}", spec.keys.len())));
+        }
+        let keys: Box<[Key]> = spec.keys.into_iter().filter_map(Key::read).collect();
+        if keys.is_empty() {
+            return Err(InvalidKeySet(
+                "none of its keys can check a signature (RSA, P-256, P-384, Ed25519)".to_owned(),
+            ));
+        }
+        Ok(Self { keys })
+    }
+
+    /// Whether one of the keys made the signature. A token that names a key is checked with that key only.
+    pub(super) fn verify(&self, id: Option<&str>, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> Verdict {
+        let mut known = false;
+        for key in &self.keys {
+            if id.is_some() && key.id.as_deref() != id {
+                continue;
+            }
+            known = true;
+            if key.verify(algorithm, message, signature) {
+                return Verdict::Good;
+            }
+        }
+        if known { Verdict::Bad } else { Verdict::NoKey }
+    }
+}
+
+/// What a set says of a signature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Good,
+    Bad,
+    /// The key that is named is not in the set.
+    NoKey,
+}
+
+impl Key {
+    fn read(value: serde_json::Value) -> Option<Self> {
+        let spec: KeySpec = serde_json::from_value(value).ok()?;
+        if spec.usage.as_deref().is_some_and(|usage| usage != "sig")
+            || spec.key_ops.as_ref().is_some_and(|ops| !ops.iter().any(|op| op == "verify"))
+        {
+            return None;
+        }
+        let algorithm = match &spec.alg {
+            Some(name) => Some(Algorithm::parse(name)?),
+            None => None,
+        };
+        let bytes = |text: &Option<String>| URL_SAFE_NO_PAD.decode(text.as_deref()?).ok();
+        let point = |size: usize| {
+            let (x, y) = (bytes(&spec.x)?, bytes(&spec.y)?);
+            // Uncompressed form (SEC 1, 2.3.3).
+            (x.len() == size && y.len() == size).then(|| [&[4], x.as_slice(), y.as_slice()].concat().into())
+        };
+        let material = match (spec.kty.as_str(), spec.crv.as_deref()) {
+            ("RSA", _) => {
+                let n = bytes(&spec.n)?;
+                let n = &n[n.iter().position(|b| *b != 0)?..];
+                Material::Rsa { n: n.into(), e: bytes(&spec.e)?.into() }
+            }
+            ("EC", Some("P-256")) => Material::P256(point(32)?),
+            ("EC", Some("P-384")) => Material::P384(point(48)?),
+            ("OKP", Some("Ed25519")) => Material::Ed25519(bytes(&spec.x).filter(|x| x.len() == 32)?.into()),
+            _ => return None,
+        };
+        Some(Self { id: spec.kid.map(Into::into), algorithm, material })
+    }
+
+    fn verify(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
+        if self.algorithm.is_some_and(|only| only != algorithm) {
+            return false;
+        }
+        let verified = match (&self.material, algorithm) {
+            (Material::Rsa { n, e }, _) => match algorithm.rsa() {
+                Some(parameters) => signature::RsaPublicKeyComponents { n, e }.verify(parameters, message, signature),
+                None => return false,
+            },
+            (Material::P256(point), Algorithm::Es256) => {
+                UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_FIXED, point).verify(message, signature)
+            }
+            (Material::P384(point), Algorithm::Es384) => {
+                UnparsedPublicKey::new(&signature::ECDSA_P384_SHA384_FIXED, point).verify(message, signature)
+            }
+            (Material::Ed25519(key), Algorithm::EdDsa) => {
+                UnparsedPublicKey::new(&signature::ED25519, key).verify(message, signature)
+            }
+            // The type of the key and the algorithm do not go together.
+            _ => return false,
+        };
+        verified.is_ok()
+    }
+}
