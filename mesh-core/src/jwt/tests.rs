@@ -53,6 +53,7 @@ fn provider() -> JwtProvider {
         pad_payload_header: false,
         claim_headers: Vec::new(),
         payload_in_metadata: String::new(),
+        space_delimited: Vec::new(),
         clock_skew: Duration::from_secs(60),
     }
 }

@@ -191,6 +191,12 @@ pub enum Permission {
 
 /// A condition on what an earlier filter found out of a request. gRPC has no such filters: there it
 /// holds if it is inverted, and never else (gRFC A41).
+///
+/// Claims of a token are found as Envoy keeps them and Istio asks for them: `filter` is
+/// [`JWT_AUTHN`](Self::JWT_AUTHN), the first key is the [`payload_in_metadata`](super::JwtProvider::payload_in_metadata)
+/// of the provider that took the token, the keys after it lead into the payload. Manifests have
+/// [`PAYLOAD`](Self::PAYLOAD) as that key for every issuer, so that a rule need not know which one it is;
+/// a condition on `iss` tells. Istio's request principal `iss/sub` is a condition on each of the two.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct MetadataMatch {
     /// Name of the filter.
@@ -201,6 +207,13 @@ pub struct MetadataMatch {
     pub value: MetadataValue,
     /// Turn the result round.
     pub invert: bool,
+}
+
+impl MetadataMatch {
+    /// The filter that checks tokens.
+    pub const JWT_AUTHN: &'static str = "envoy.filters.http.jwt_authn";
+    /// The key under which Istio has the payload of tokens.
+    pub const PAYLOAD: &'static str = "payload";
 }
 
 /// What is asked of a metadata value.
@@ -215,6 +228,8 @@ pub enum MetadataValue {
     Text(StringMatcher),
     /// It is a list of which one text matches.
     AnyText(StringMatcher),
+    /// One of these holds of it. A claim may be a text or a list of them.
+    OneOf(Vec<MetadataValue>),
 }
 
 /// By whom.

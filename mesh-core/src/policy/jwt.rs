@@ -87,6 +87,8 @@ pub struct JwtProvider {
     pub claim_headers: Vec<JwtClaimHeader>,
     /// Key under which conditions on metadata find the payload; empty = it is not kept.
     pub payload_in_metadata: String,
+    /// Claims that are kept as the list of their words, such as `scope` (RFC 8693, 4.2).
+    pub space_delimited: Vec<String>,
     /// Allowance for clocks that differ. Default 60 s.
     pub clock_skew: Duration,
 }

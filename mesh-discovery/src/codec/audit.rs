@@ -7,7 +7,7 @@ use envoy_types::pb::envoy::config::rbac::v3::rbac::{
 };
 use envoy_types::pb::envoy::extensions::rbac::audit_loggers::stream::v3::StdoutAuditLog;
 use envoy_types::pb::envoy::r#type::matcher::v3::{
-    ListMatcher, MetadataMatcher, ValueMatcher, list_matcher,
+    ListMatcher, MetadataMatcher, OrMatcher, ValueMatcher, list_matcher,
     metadata_matcher::{PathSegment, path_segment::Segment},
     value_matcher::MatchPattern,
 };
@@ -58,8 +58,18 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> AuditCo
 }
 
 pub(super) fn encode_metadata(condition: &MetadataMatch) -> MetadataMatcher {
+    let path = condition.path.iter().map(|key| PathSegment { segment: Some(Segment::Key(key.clone())) });
+    MetadataMatcher {
+        filter: condition.filter.clone(),
+        path: path.collect(),
+        value: Some(encode_value(&condition.value)),
+        invert: condition.invert,
+    }
+}
+
+fn encode_value(value: &MetadataValue) -> ValueMatcher {
     let text = |text: &StringMatcher| MatchPattern::StringMatch(matcher::string(text));
-    let pattern = match &condition.value {
+    let pattern = match value {
         MetadataValue::Present(present) => MatchPattern::PresentMatch(*present),
         MetadataValue::Bool(value) => MatchPattern::BoolMatch(*value),
         MetadataValue::Text(want) => text(want),
@@ -69,14 +79,11 @@ pub(super) fn encode_metadata(condition: &MetadataMatch) -> MetadataMatcher {
                 match_pattern: Some(list_matcher::MatchPattern::OneOf(one)),
             }))
         }
+        MetadataValue::OneOf(list) => {
+            MatchPattern::OrMatch(OrMatcher { value_matchers: list.iter().map(encode_value).collect() })
+        }
     };
-    let path = condition.path.iter().map(|key| PathSegment { segment: Some(Segment::Key(key.clone())) });
-    MetadataMatcher {
-        filter: condition.filter.clone(),
-        path: path.collect(),
-        value: Some(ValueMatcher { match_pattern: Some(pattern) }),
-        invert: condition.invert,
-    }
+    ValueMatcher { match_pattern: Some(pattern) }
 }
 
 pub(super) fn read_metadata(proto: &MetadataMatcher, at: &At<'_>, report: &mut Report) -> Option<MetadataMatch> {
@@ -90,25 +97,62 @@ pub(super) fn read_metadata(proto: &MetadataMatcher, at: &At<'_>, report: &mut R
         report.problem(at, "the name of a filter and keys that lead to a value are required");
     }
     let at_value = at.field("value");
-    let value = match proto.value.as_ref().and_then(|value| value.match_pattern.as_ref()) {
+    let value = match &proto.value {
+        Some(value) => read_value(value, &at_value, report),
+        None => {
+            report.problem(&at_value, "a value is required");
+            None
+        }
+    };
+    Some(MetadataMatch { filter: proto.filter.clone(), path: path?, value: value?, invert: proto.invert })
+}
+
+/// Reads what is asked of a value. Depth is bounded by protobuf's own limit on nesting.
+fn read_value(proto: &ValueMatcher, at: &At<'_>, report: &mut Report) -> Option<MetadataValue> {
+    match proto.match_pattern.as_ref() {
         Some(MatchPattern::PresentMatch(present)) => Some(MetadataValue::Present(*present)),
         Some(MatchPattern::BoolMatch(value)) => Some(MetadataValue::Bool(*value)),
         Some(MatchPattern::StringMatch(text)) => {
-            matcher::read_string(text, &at_value.field("string_match"), report).map(MetadataValue::Text)
+            matcher::read_string(text, &at.field("string_match"), report).map(MetadataValue::Text)
         }
-        Some(MatchPattern::ListMatch(list)) => match &list.match_pattern {
-            Some(list_matcher::MatchPattern::OneOf(one)) => match &one.match_pattern {
-                Some(MatchPattern::StringMatch(text)) => {
-                    matcher::read_string(text, &at_value.field("list_match.one_of"), report).map(MetadataValue::AnyText)
+        Some(MatchPattern::ListMatch(list)) => {
+            let at = at.field("list_match.one_of");
+            match &list.match_pattern {
+                Some(list_matcher::MatchPattern::OneOf(one)) => {
+                    let one = read_value(one, &at, report)?;
+                    let of_list = of_list(one);
+                    if of_list.is_none() {
+                        report.problem(&at, "only texts can be asked for in a list");
+                    }
+                    of_list
                 }
-                _ => None,
-            },
-            None => None,
-        },
-        Some(MatchPattern::NullMatch(_) | MatchPattern::DoubleMatch(_) | MatchPattern::OrMatch(_)) | None => None,
-    };
-    if value.is_none() {
-        report.problem(&at_value, "only texts, lists of them, truth values and presence can be asked for");
+                None => {
+                    report.problem(&at, "what one of the list must be is required");
+                    None
+                }
+            }
+        }
+        Some(MatchPattern::OrMatch(or)) => {
+            let at = at.field("or_match.value_matchers");
+            if or.value_matchers.is_empty() {
+                report.problem(&at, "at least one is required");
+                return None;
+            }
+            let list: Option<_> = or.value_matchers.iter().map(|value| read_value(value, &at, report)).collect();
+            list.map(MetadataValue::OneOf)
+        }
+        Some(MatchPattern::NullMatch(_) | MatchPattern::DoubleMatch(_)) | None => {
+            report.problem(at, "only texts, lists of them, truth values and presence can be asked for");
+            None
+        }
     }
-    Some(MetadataMatch { filter: proto.filter.clone(), path: path?, value: value?, invert: proto.invert })
+}
+
+/// What is asked of one of a list, asked of the list.
+fn of_list(one: MetadataValue) -> Option<MetadataValue> {
+    match one {
+        MetadataValue::Text(text) => Some(MetadataValue::AnyText(text)),
+        MetadataValue::OneOf(list) => list.into_iter().map(of_list).collect::<Option<_>>().map(MetadataValue::OneOf),
+        MetadataValue::Present(_) | MetadataValue::Bool(_) | MetadataValue::AnyText(_) => None,
+    }
 }

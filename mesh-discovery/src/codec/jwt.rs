@@ -9,7 +9,9 @@ use envoy_types::pb::envoy::config::core::v3::{
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::{
     JwtAuthentication as Proto, JwtClaimToHeader, JwtHeader as HeaderProto, JwtProvider as ProviderProto,
     JwtRequirement as RequirementProto, JwtRequirementAndList, JwtRequirementOrList, ProviderWithAudiences, RemoteJwks,
-    RequirementRule, jwt_provider::JwksSourceSpecifier, jwt_requirement::RequiresType,
+    RequirementRule,
+    jwt_provider::{JwksSourceSpecifier, NormalizePayload},
+    jwt_requirement::RequiresType,
     requirement_rule::RequirementType,
 };
 use http::HeaderName;
@@ -221,6 +223,8 @@ fn encode_provider(provider: &JwtProvider) -> ProviderProto {
         forward_payload_header: provider.payload_header.as_ref().map(ToString::to_string).unwrap_or_default(),
         pad_forward_payload_header: provider.pad_payload_header,
         payload_in_metadata: provider.payload_in_metadata.clone(),
+        normalize_payload_in_metadata: (!provider.space_delimited.is_empty())
+            .then(|| NormalizePayload { space_delimited_claims: provider.space_delimited.clone() }),
         clock_skew_seconds: u32::try_from(provider.clock_skew.as_secs()).unwrap_or(u32::MAX),
         claim_to_headers: claims.collect(),
         jwks_source_specifier: Some(keys),
@@ -233,11 +237,10 @@ fn decode_provider(proto: &ProviderProto, at: &At<'_>, report: &mut Report) -> O
         read: [
             issuer, audiences, subjects, require_expiration, max_lifetime, forward, from_headers, from_params,
             from_cookies, forward_payload_header, pad_forward_payload_header, payload_in_metadata,
-            clock_skew_seconds, claim_to_headers, jwks_source_specifier,
+            normalize_payload_in_metadata, clock_skew_seconds, claim_to_headers, jwks_source_specifier,
         ],
         // Every request of a server has the same route; checks are remembered as the server likes.
         idle: [jwt_cache_config, clear_route_cache],
-        normalize_payload_in_metadata => "claims are kept as they are",
         header_in_metadata => "the token's header is not kept",
         failed_status_in_metadata => "why a token failed is not kept",
     });
@@ -279,6 +282,10 @@ fn decode_provider(proto: &ProviderProto, at: &At<'_>, report: &mut Report) -> O
         pad_payload_header: proto.pad_forward_payload_header,
         claim_headers,
         payload_in_metadata: proto.payload_in_metadata.clone(),
+        space_delimited: match &proto.normalize_payload_in_metadata {
+            Some(NormalizePayload { space_delimited_claims }) => space_delimited_claims.clone(),
+            None => Vec::new(),
+        },
         clock_skew: match proto.clock_skew_seconds {
             0 => CLOCK_SKEW,
             seconds => Duration::from_secs(seconds.into()),

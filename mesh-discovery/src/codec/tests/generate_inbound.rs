@@ -25,6 +25,7 @@ fn metadata() -> impl Strategy<Value = MetadataMatch> {
         string_matcher().prop_map(MetadataValue::Text),
         string_matcher().prop_map(MetadataValue::AnyText),
     ];
+    let value = value.prop_recursive(2, 4, 2, |inner| vec(inner, 1..3).prop_map(MetadataValue::OneOf));
     (text(), vec(text(), 1..3), value, any::<bool>()).prop_map(|(filter, path, value, invert)| MetadataMatch {
         filter,
         path,
@@ -50,7 +51,7 @@ fn provider() -> impl Strategy<Value = JwtProvider> {
         ("[a-z]{0,4}", list(), option::of(string_matcher()), any::<bool>(), option::of(time())),
         keys,
         (any::<bool>(), vec(header, 0..2), list(), list()),
-        (option::of(header_name()), any::<bool>(), vec(claim, 0..2), "[a-z]{0,4}", 1..1000_u64),
+        (option::of(header_name()), any::<bool>(), vec(claim, 0..2), ("[a-z]{0,4}", list()), 1..1000_u64),
     )
         .prop_map(|(who, keys, from, tell)| JwtProvider {
             issuer: who.0,
@@ -66,7 +67,8 @@ fn provider() -> impl Strategy<Value = JwtProvider> {
             payload_header: tell.0,
             pad_payload_header: tell.1,
             claim_headers: tell.2,
-            payload_in_metadata: tell.3,
+            payload_in_metadata: tell.3.0,
+            space_delimited: tell.3.1,
             clock_skew: Duration::from_secs(tell.4),
         })
 }
