@@ -32,3 +32,4 @@ mod strict;
 mod support;
 mod targets;
 mod tcp;
+mod tokens;
