@@ -13,6 +13,7 @@ mod stream;
 mod system;
 mod tls;
 mod tunnel;
+mod upload;
 mod verify;
 pub(crate) mod worker;
 

@@ -679,7 +679,8 @@ pub enum UpstreamProtocol {
     Alpn,
 }
 
-/// HTTP/2 PING settings.
+/// HTTP/2 PING settings, as Envoy's `connection_keepalive`: pings go out whether requests are under way or not. A gRPC
+/// server by another library must allow that, and this often (gRFC A8).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Keepalive {
     /// Time between pings.
