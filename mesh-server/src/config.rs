@@ -17,7 +17,8 @@ pub struct Config {
     /// How long a TLS handshake may take. Default 10 s.
     pub handshake_timeout: Duration,
     /// How long an HTTP/1 connection may take to send a request's head, counted from the end of the
-    /// request before: also the longest idle time of an HTTP/1 connection. Default 30 s.
+    /// request before: also the longest idle time of an HTTP/1 connection. And how long a head over HTTP/2 may take from
+    /// its first byte to its last. Default 30 s.
     pub header_read_timeout: Duration,
     /// How long somebody may wait for the next bytes of a request's body; then the request gets 408 if its answer has not
     /// begun, and its body ends with an error. gRPC calls and tunnels (CONNECT), which may be silent, are not limited:
@@ -74,7 +75,7 @@ pub struct Config {
     /// Streams reset by us for a peer's errors before the connection is closed (RUSTSEC-2024-0003).
     /// Default 1,024.
     pub max_local_resets: usize,
-    /// PING, SETTINGS, PRIORITY and unknown frames that an HTTP/2 peer may send in a second while hardly anything but the
+    /// PING, SETTINGS, PRIORITY, WINDOW_UPDATE and unknown frames that an HTTP/2 peer may send in a second while hardly anything but the
     /// answers to them is written; with more the connection is closed (refusal `flood`). Default 1,000; none = no limit:
     /// they are answered one by one then, and whoever does not read the answers is not read from.
     pub max_control_frames: Option<u32>,

@@ -10,11 +10,11 @@ use envoy_types::pb::envoy::config::rbac::v3::{
 };
 use envoy_types::pb::envoy::config::route::v3::HeaderMatcher as HeaderProto;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as FilterProto;
-use envoy_types::pb::envoy::r#type::matcher::v3::{PathMatcher, path_matcher};
+use envoy_types::pb::envoy::r#type::matcher::v3::{PathMatcher, StringMatcher as TextProto, path_matcher};
 use envoy_types::pb::envoy::r#type::v3::Int32Range;
 use mesh_core::policy::{
     AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, CheckedBody, GrpcAuthorizer,
-    HeaderKey, HeaderMatcher, PathMatch, Pattern, Permission, Principal, StringMatch, StringMatcher,
+    HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, Pattern, Permission, Principal, StringMatch, StringMatcher,
 };
 
 use super::closed::{Closed, meant};
@@ -336,7 +336,7 @@ fn decode_permission(proto: &PermissionProto, at: &At<'_>, report: &mut Report) 
             common::read_port(*port, &at.field("destination_port"), report).map(Permission::DestinationPort)
         }
         Some(Rule::RequestedServerName(name)) => {
-            matcher::read_string(name, &at.field("requested_server_name"), report).map(Permission::ServerName)
+            read_text(name, &at.field("requested_server_name"), report).map(Permission::ServerName)
         }
         Some(Rule::Any(false)) => unsupported("any", report),
         Some(Rule::DestinationPortRange(range)) => {
@@ -394,7 +394,7 @@ fn read_path(proto: &PathMatcher, at: &At<'_>, report: &mut Report) -> Option<Pa
         report.problem(at, "a path is required");
         return None;
     };
-    let text = matcher::read_string(text, &at.field("path"), report)?;
+    let text = read_text(text, &at.field("path"), report)?;
     let regex = |before: &str, literal: &str, after: &str| {
         let case = if text.ignore_case { "(?i)" } else { "" };
         Pattern::new(&format!("{case}{before}{}{after}", Pattern::escape(literal))).map(PathMatch::Regex)
@@ -412,12 +412,34 @@ fn read_path(proto: &PathMatcher, at: &At<'_>, report: &mut Report) -> Option<Pa
     report.checked(&at.field("path"), path)
 }
 
+/// Reads a text condition. One that every text meets is a slip, which would open or shut all there is: Envoy does not take
+/// it either.
+fn read_text(proto: &TextProto, at: &At<'_>, report: &mut Report) -> Option<StringMatcher> {
+    let text = matcher::read_string(proto, at, report)?;
+    if is_met_by_all(&text) {
+        report.problem(at, "a beginning, an end or a part of a text may not be empty");
+        return None;
+    }
+    Some(text)
+}
+
+fn is_met_by_all(text: &StringMatcher) -> bool {
+    match &text.pattern {
+        StringMatch::Prefix(part) | StringMatch::Suffix(part) | StringMatch::Contains(part) => part.is_empty(),
+        StringMatch::Exact(_) | StringMatch::Regex(_) => false,
+    }
+}
+
 /// gRFC A41: conditions on `:scheme` and on gRPC's own headers are refused, wherever they stand.
 fn read_header(proto: &HeaderProto, at: &At<'_>, report: &mut Report) -> Option<HeaderMatcher> {
     let header = matcher::read_header(proto, at, report)?;
     let own = matches!(&header.name, HeaderKey::Header(name) if name.as_str().starts_with("grpc-"));
     if own || header.name == HeaderKey::Scheme {
         report.problem(&at.field("name"), format!("{:?} may not be asked for (gRFC A41)", header.name.as_str()));
+        return None;
+    }
+    if matches!(&header.value, HeaderMatch::Text(text) if is_met_by_all(text)) {
+        report.problem(at, "a beginning, an end or a part of a text may not be empty");
         return None;
     }
     Some(header)
@@ -488,7 +510,7 @@ fn decode_principal(proto: &PrincipalProto, at: &At<'_>, report: &mut Report) ->
         }
         Some(Identifier::Authenticated(peer)) => match &peer.principal_name {
             Some(name) => {
-                let name = matcher::read_string(name, &at.field("authenticated.principal_name"), report)?;
+                let name = read_text(name, &at.field("authenticated.principal_name"), report)?;
                 Some(Principal::Authenticated(Some(name)))
             }
             None => Some(Principal::Authenticated(None)),

@@ -100,12 +100,11 @@ impl Door {
             admitted = self.admit(tcp, address) => admitted,
         };
         let Some(Admitted { mut io, version, guest }) = admitted else { return };
-        if version == HttpVersion::Http2
-            && let Some(limit) = self.config.max_control_frames
-        {
+        if version == HttpVersion::Http2 {
             let stats = self.stats.clone();
             let told = move || stats.refuse(Refusal::Flood, address, &"it sent a flood of control frames");
-            io.frames = Some(Frames::new(limit, Box::new(told)));
+            let Config { max_control_frames, header_read_timeout, .. } = self.config;
+            io.frames = Some(Frames::new(max_control_frames, header_read_timeout, Box::new(told)));
         }
 
         let knows = version == HttpVersion::Http2 && !self.drain.is_draining();

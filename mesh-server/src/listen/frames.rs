@@ -1,18 +1,32 @@
-//! Counts the control frames of an HTTP/2 connection as its bytes come in: PING, SETTINGS, PRIORITY and what is unknown
-//! cost their sender nothing, carry no request, and nothing else bounds their number.
+//! Counts the control frames of an HTTP/2 connection as its bytes come in: PING, SETTINGS, PRIORITY, WINDOW_UPDATE and what
+//! is unknown cost their sender nothing, carry no request, and nothing else bounds their number.
 //!
-//! A peer that downloads may ping with every round trip to measure the way (gRPC does), so frames count only while this
-//! side writes hardly more than the answers to them. Refuses to know what frames say.
+//! A peer that downloads opens windows, and may ping with every round trip to measure the way (gRPC does), so frames count
+//! only while this side writes hardly more than the answers to them.
+//!
+//! And it knows when a head has begun and is not whole: nothing else can come meanwhile, an answer to a ping neither, so
+//! its time is limited. Refuses to know what frames say.
 
 use std::fmt;
+use std::future::Future;
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 /// What has been seen of the frames of one connection. Begins after the preface.
 pub(crate) struct Frames {
-    limit: u32,
+    limit: Option<u32>,
+    // How long a head may take.
+    head_limit: Duration,
+    // Made when a head is waited for; it stays for the next one.
+    late: Option<Pin<Box<Sleep>>>,
+    // Since when a head is not whole.
+    begun: Option<Instant>,
+    // Further frames of a header block must come.
+    open: bool,
     // Bytes of a payload that are still to come.
     rest: usize,
     head: [u8; HEAD],
@@ -43,10 +57,39 @@ impl fmt::Display for Flood {
 impl std::error::Error for Flood {}
 
 impl Frames {
-    /// At most `limit` control frames a second; `told` is called for the first one beyond.
-    pub(crate) fn new(limit: u32, told: Box<dyn FnOnce() + Send>) -> Self {
-        let since = Instant::now();
-        Self { limit, rest: 0, head: [0; HEAD], filled: 0, counted: 0, written: 0, since, told: Some(told) }
+    /// At most `limit` control frames a second, `told` is called for the first one beyond; and `head_limit` for a head.
+    pub(crate) fn new(limit: Option<u32>, head_limit: Duration, told: Box<dyn FnOnce() + Send>) -> Self {
+        Self {
+            limit,
+            head_limit,
+            late: None,
+            begun: None,
+            open: false,
+            rest: 0,
+            head: [0; HEAD],
+            filled: 0,
+            counted: 0,
+            written: 0,
+            since: Instant::now(),
+            told: Some(told),
+        }
+    }
+
+    /// More bytes are waited for.
+    ///
+    /// # Errors
+    /// A head is not whole, and its time is over.
+    pub(super) fn wait(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let Some(begun) = self.begun else { return Ok(()) };
+        let until = begun + self.head_limit;
+        let late = self.late.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        if late.deadline() != until {
+            late.as_mut().reset(until);
+        }
+        match late.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::Error::new(io::ErrorKind::TimedOut, "a head took too long")),
+            Poll::Pending => Ok(()),
+        }
     }
 
     /// Bytes that were written.
@@ -73,17 +116,27 @@ impl Frames {
             if self.filled == HEAD {
                 self.filled = 0;
                 self.rest = u32::from_be_bytes([0, self.head[0], self.head[1], self.head[2]]) as usize;
-                if is_control(self.head[3]) {
+                let kind = self.head[3];
+                if is_control(kind) {
                     self.count()?;
                 }
+                if is_head(kind) {
+                    self.open = self.head[4] & END_HEADERS == 0;
+                }
             }
+        }
+        let in_head = self.open || self.filled > 0 || self.rest > 0 && is_head(self.head[3]);
+        match (in_head, self.begun) {
+            (true, None) => self.begun = Some(Instant::now()),
+            (false, Some(_)) => self.begun = None,
+            _ => {}
         }
         Ok(())
     }
 
     fn count(&mut self) -> io::Result<()> {
         self.counted += 1;
-        if self.counted <= self.limit {
+        if self.limit.is_none_or(|limit| self.counted <= limit) {
             return Ok(());
         }
         let now = Instant::now();
@@ -99,10 +152,17 @@ impl Frames {
     }
 }
 
-/// All but DATA, HEADERS, RST_STREAM, WINDOW_UPDATE and CONTINUATION, which have limits of their own or carry what was
-/// asked for.
+/// The flag of a block's last frame.
+const END_HEADERS: u8 = 4;
+
+/// HEADERS and CONTINUATION.
+fn is_head(kind: u8) -> bool {
+    matches!(kind, 1 | 9)
+}
+
+/// All but DATA, HEADERS, RST_STREAM and CONTINUATION, which have limits of their own.
 fn is_control(kind: u8) -> bool {
-    !matches!(kind, 0 | 1 | 3 | 8 | 9)
+    !matches!(kind, 0 | 1 | 3 | 9)
 }
 
 #[cfg(test)]
@@ -120,6 +180,7 @@ mod tests {
     }
 
     const PING: u8 = 6;
+    const LONG: Duration = Duration::from_secs(3600);
 
     #[tokio::test(start_paused = true)]
     async fn a_flood_is_more_than_the_limit_in_a_second_however_its_bytes_come() {
@@ -127,7 +188,8 @@ mod tests {
             let told = Arc::new(AtomicUsize::new(0));
             let tell = told.clone();
             let mut seen = Frames::new(
-                100,
+                Some(100),
+                LONG,
                 Box::new(move || {
                     tell.fetch_add(1, Ordering::Relaxed);
                 }),
@@ -135,35 +197,68 @@ mod tests {
             let mut see = |bytes: &[u8]| bytes.chunks(piece).try_for_each(|piece| seen.see(piece));
             assert!(see(&frames(PING, 8, 100)).is_ok(), "{piece}");
             // Frames with which requests are made count for nothing, nor does what is in them.
-            for kind in [0, 1, 3, 8, 9] {
+            for kind in [0, 1, 3, 9] {
                 assert!(see(&frames(kind, 200, 1000)).is_ok(), "{piece}");
             }
             assert_eq!(told.load(Ordering::Relaxed), 0);
             assert!(see(&frames(PING, 8, 1)).is_err(), "{piece}");
             assert_eq!(told.load(Ordering::Relaxed), 1);
         }
-        for kind in [2, 4, 5, 7, 16, 99] {
-            assert!(Frames::new(10, Box::new(|| {})).see(&frames(kind, 0, 11)).is_err(), "{kind}");
+        for kind in [2, 4, 5, 7, 8, 16, 99] {
+            assert!(Frames::new(Some(10), LONG, Box::new(|| {})).see(&frames(kind, 0, 11)).is_err(), "{kind}");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_takes_its_time_or_comes_with_a_download_is_no_flood() {
-        let mut slow = Frames::new(10, Box::new(|| {}));
+        let mut slow = Frames::new(Some(10), LONG, Box::new(|| {}));
         for _ in 0..100 {
             assert!(slow.see(&frames(PING, 8, 10)).is_ok());
             clock::pass(WINDOW).await;
         }
-        let mut downloading = Frames::new(10, Box::new(|| {}));
+        let mut downloading = Frames::new(Some(10), LONG, Box::new(|| {}));
         for _ in 0..1000 {
             assert!(downloading.see(&frames(PING, 8, 1)).is_ok());
             downloading.wrote(17 + 9 + 30);
         }
-        let mut answered = Frames::new(10, Box::new(|| {}));
+        let mut answered = Frames::new(Some(10), LONG, Box::new(|| {}));
         let all = (0..1000).try_for_each(|_| {
             answered.wrote(17);
             answered.see(&frames(PING, 8, 1))
         });
         assert!(all.is_err(), "answers alone are no download");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_is_not_whole_has_its_time_and_what_is_whole_waits_as_long_as_it_likes() {
+        let limit = Duration::from_secs(10);
+        let head = |kind: u8, flags: u8| [0, 0, 2, kind, flags, 0, 0, 0, 1, b'a', b'b'];
+        let (headers, whole, last) = (head(1, 0), head(1, END_HEADERS), head(9, END_HEADERS));
+        for (bytes, limited) in [
+            (headers.to_vec(), true),
+            ([headers, head(9, 0)].concat(), true),
+            (whole[..10].to_vec(), true),
+            (whole[..3].to_vec(), true),
+            (whole.to_vec(), false),
+            ([headers, last].concat(), false),
+            // A body has a limit of its own.
+            (head(0, 0)[..10].to_vec(), false),
+        ] {
+            let mut frames = Frames::new(None, limit, Box::new(|| {}));
+            frames.see(&bytes).unwrap();
+            let mut waits = async || std::future::poll_fn(|cx| Poll::Ready(frames.wait(cx))).await.is_ok();
+            assert!(waits().await, "{bytes:?}");
+            clock::pass(limit / 2).await;
+            assert!(waits().await, "{bytes:?}");
+            clock::pass(limit).await;
+            assert_eq!(waits().await, !limited, "{bytes:?}");
+        }
+        // Drop by drop is not in time either.
+        let mut frames = Frames::new(None, limit, Box::new(|| {}));
+        frames.see(&headers).unwrap();
+        clock::pass(limit - Duration::from_secs(1)).await;
+        frames.see(&head(9, 0)).unwrap();
+        clock::pass(Duration::from_secs(1)).await;
+        assert!(std::future::poll_fn(|cx| Poll::Ready(frames.wait(cx))).await.is_err());
     }
 }

@@ -36,7 +36,7 @@ pub(crate) struct Detected {
     pub(super) seen: [u8; DETECT_LEN],
     pub(super) filled: usize,
     pub(super) given: usize,
-    /// Of HTTP/2, if its control frames are limited.
+    /// Of HTTP/2.
     pub(crate) frames: Option<Frames>,
     /// Of HTTP/1, which the application may take over.
     pub(crate) tether: Option<Tether>,
@@ -113,8 +113,13 @@ impl AsyncRead for Detected {
             this.check()?;
             let before = buf.filled().len();
             let read = Pin::new(&mut this.stream).poll_read(cx, buf);
-            if let (Poll::Pending, Some(tether)) = (&read, &this.tether) {
-                tether.wait(cx.waker())?;
+            if read.is_pending() {
+                if let Some(tether) = &this.tether {
+                    tether.wait(cx.waker())?;
+                }
+                if let Some(frames) = &mut this.frames {
+                    frames.wait(cx)?;
+                }
             }
             ready!(read)?;
             return Poll::Ready(match &mut this.frames {

@@ -12,8 +12,8 @@ use mesh_server::{Config, Priority, Refusal};
 use crate::kit::{Http, World, get as plain_get, policy, read, spawn, text, within};
 use crate::raw::Verdict::{Alive, Connection, Served};
 use crate::raw::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, PRIORITY, RST_STREAM, SETTINGS, block, frame,
-    get, request, verdict, verdict_or_alive,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, PRIORITY, RST_STREAM, SETTINGS, WINDOW_UPDATE,
+    block, frame, get, request, verdict, verdict_or_alive,
 };
 
 async fn world(config: Config) -> World {
@@ -88,7 +88,13 @@ async fn floods_of_control_frames_end_the_connection() {
         world(config).await
     };
     let limited = world(Config::default()).await;
-    for (kind, payload) in [(PING, &[1; 8][..]), (SETTINGS, &[]), (PRIORITY, &[0, 0, 0, 0, 16]), (0x77, b"what")] {
+    for (kind, payload) in [
+        (PING, &[1; 8][..]),
+        (SETTINGS, &[]),
+        (PRIORITY, &[0, 0, 0, 0, 16]),
+        (WINDOW_UPDATE, &[0, 0, 0, 1]),
+        (0x77, b"what"),
+    ] {
         let stream = if kind == PRIORITY { 7 } else { 0 };
         let one = frame(kind, 0, stream, payload);
         assert_eq!(verdict_or_alive(&limited, &one.repeat(500)).await, Alive, "{kind}: a few are no flood");

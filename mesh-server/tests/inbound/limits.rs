@@ -47,6 +47,15 @@ async fn slow_clients_are_given_up() {
     let (got, want) = refused(3);
     assert_eq!(got, want, "half a handshake");
     given_up(&world, b"GET / HTTP/1.1\r\nhost: re").await;
+    // Over HTTP/2: a block without its end, and half of one; between heads a connection may be silent.
+    use crate::raw::{HEADERS, PREFACE, SETTINGS, block, frame, get};
+    let mut silent = world.plain(Http::Two).await;
+    assert_eq!(silent.get("/").await.unwrap().0, 200);
+    let head = frame(HEADERS, 1, 1, &block(&get("/", &[])));
+    for part in [&head[..], &head[..20], &head[..4]] {
+        given_up(&world, &[PREFACE, &frame(SETTINGS, 0, 0, &[]), part].concat()).await;
+    }
+    assert_eq!(silent.get("/").await.unwrap().0, 200);
 }
 
 #[tokio::test]
