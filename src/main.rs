@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_control::ca::{
     CertificateAuthority, CertificateLife, JoinTokens, RootRotation, RotateError, RotationState, RotationStep,
 };
+use mesh_control::jwks::{FetchOptions, IpNet};
 use mesh_control::model::AccessPolicy;
 use mesh_control::{Clock, ControlPlane};
 use mesh_core::id::{SpiffeId, TrustDomain};
@@ -67,6 +68,12 @@ struct ControlPlaneArgs {
     /// Ask clients to report the load they put on each cluster; shown under `/load` of the debug endpoints.
     #[arg(long)]
     load_reports: bool,
+    /// A network that is not public and from which keys of token issuers (`jwksUri`) may be fetched all the same.
+    #[arg(long = "jwks-network")]
+    jwks_networks: Vec<IpNet>,
+    /// PEM file of roots that are trusted beside the system's where keys of token issuers are fetched.
+    #[arg(long)]
+    jwks_roots: Option<PathBuf>,
     /// A further DNS name or IP address of this control plane, for its certificate.
     #[arg(long = "name")]
     names: Vec<String>,
@@ -182,6 +189,8 @@ async fn main() -> ExitCode {
 
 #[allow(clippy::print_stdout)] // The line is what was asked for.
 async fn control_plane(args: ControlPlaneArgs) -> Result<(), Error> {
+    let mut jwks = FetchOptions::default();
+    (jwks.networks, jwks.roots) = (args.jwks_networks, args.jwks_roots);
     let plane = ControlPlane::builder()
         .manifests(args.manifests)
         .state_dir(args.state)
@@ -191,6 +200,7 @@ async fn control_plane(args: ControlPlaneArgs) -> Result<(), Error> {
         .trust_domain(args.trust_domain)
         .default_inbound_policy(args.default_inbound_policy)
         .load_reports(args.load_reports)
+        .jwks(jwks)
         .names(args.names)
         .start()
         .await?;

@@ -13,6 +13,7 @@ mod clock;
 mod control_plane;
 mod debug;
 pub mod finding;
+pub mod jwks;
 pub mod load;
 pub mod model;
 pub mod registry;

@@ -1,4 +1,4 @@
-//! [`Served`]: what is served right now. Manifests and registrations go in, revisions come out.
+//! [`Served`]: what is served right now. Manifests, registrations and keys of issuers go in, revisions come out.
 //!
 //! Refuses to know clients.
 
@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep_until};
 pub(crate) use self::held::Held;
 use crate::clock::Clock;
 use crate::finding::{Finding, Severity};
+use crate::jwks::Keys;
 use crate::model::Model;
 use crate::registry::Registrations;
 use crate::translate::{Changed, Options, World, kept, settle, with_kept};
@@ -34,6 +35,7 @@ const RATE: (u32, u32) = (4, 16);
 pub(crate) struct Served {
     model: Watched<Model>,
     registrations: Watched<Registrations>,
+    keys: Watched<Keys>,
     options: Options,
     findings: Publisher<Vec<Finding>>,
     cache: Arc<Cache>,
@@ -51,12 +53,15 @@ impl Served {
     pub(crate) fn new(
         model: Watched<Model>,
         registrations: Watched<Registrations>,
+        keys: Watched<Keys>,
         options: Options,
         held: Held,
         clock: &Clock,
     ) -> Self {
         let started = clock.unix_seconds();
-        let build = |model| World::of(model, (**registrations.load()).clone(), options.clone());
+        let issuers = keys.load_full();
+        let build =
+            |model| World::of(model, (**registrations.load()).clone(), options.clone()).with_keys(issuers.clone());
         let read = model.load_full();
         let before = build(Arc::new(with_kept(&read, held.model())));
         let world = build(read);
@@ -65,7 +70,7 @@ impl Served {
         let (findings, _) = Watched::channel(world.findings().to_vec());
         let cache = Cache::new(version(started, 1), world.clone());
         let pace = Pace::new(RATE, Instant::now());
-        Self { model, registrations, options, findings, cache, world, held, started, revision: 1, pace }
+        Self { model, registrations, keys, options, findings, cache, world, held, started, revision: 1, pace }
     }
 
     /// What is served, now and later.
@@ -131,10 +136,14 @@ impl Served {
     /// The next world, and what is different in it.
     fn next(&self) -> (World, Touched) {
         let (model, registrations) = (self.model.load_full(), (**self.registrations.load()).clone());
+        let keys = self.keys.load_full();
         if let Some((world, changed)) = self.world.follow(&model, registrations.clone()) {
-            return (world, changed.map_or(Touched::All, touched));
+            return match self.world.has_keys(&keys) {
+                true => (world, changed.map_or(Touched::All, touched)),
+                false => (world.with_keys(keys), Touched::All),
+            };
         }
-        let build = |model| World::of(model, registrations.clone(), self.options.clone());
+        let build = |model| World::of(model, registrations.clone(), self.options.clone()).with_keys(keys.clone());
         let world = build(model);
         // Edits that lead nowhere do not take effect.
         let world = settle(&self.world, &world).map_or(world, |kept| build(Arc::new(kept)));
@@ -145,6 +154,7 @@ impl Served {
         tokio::select! {
             () = self.model.changed() => {}
             () = self.registrations.changed() => {}
+            () = self.keys.changed() => {}
         }
     }
 }

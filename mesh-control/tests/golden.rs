@@ -221,3 +221,9 @@ fn who_may_call_by_istios_policy() {
     let registrations = [running("web", "v1", 8080, "10.0.0.1:8080"), running("db", "v1", 5432, "10.0.0.2:5432")];
     check_inbound("authorization-policy", &registrations);
 }
+
+#[test]
+fn whose_tokens_are_good_by_istios_policy() {
+    let registrations = [running("web", "v1", 8080, "10.0.0.1:8080"), running("db", "v1", 5432, "10.0.0.2:5432")];
+    check_inbound("request-authentication", &registrations);
+}

@@ -29,3 +29,4 @@ mod strict;
 mod support;
 mod targets;
 mod tcp;
+mod tokens;

@@ -55,7 +55,7 @@ where
 pub(crate) struct Plane {
     manifests: TempDir,
     state: TempDir,
-    configure: fn(Builder) -> Builder,
+    configure: Box<dyn Fn(Builder) -> Builder + Send + Sync>,
     running: Option<ControlPlane>,
 }
 
@@ -65,7 +65,8 @@ impl Plane {
     }
 
     /// A control plane with settings of its own.
-    pub(crate) async fn with(configure: fn(Builder) -> Builder) -> Self {
+    pub(crate) async fn with(configure: impl Fn(Builder) -> Builder + Send + Sync + 'static) -> Self {
+        let configure = Box::new(configure);
         let (manifests, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut plane = Self { manifests, state, configure, running: None };
         plane.run(FREE, FREE).await;

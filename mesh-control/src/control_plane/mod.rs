@@ -22,6 +22,7 @@ use rustls::crypto::CryptoProvider;
 
 use crate::ca::{CertificateAuthority, CertificateLife, JoinTokens, ServiceAccountTokens};
 use crate::clock::Clock;
+use crate::jwks::{FetchOptions, RootsError};
 use crate::model::AccessPolicy;
 use crate::registry::{self, Registration, Registry};
 use crate::runtime::{self, CertificateError, Task};
@@ -57,6 +58,7 @@ pub struct Builder {
     debug_listen: Option<SocketAddr>,
     insecure_xds: Option<SocketAddr>,
     options: Options,
+    jwks: FetchOptions,
     names: Vec<String>,
     registration_grace: Duration,
     certificate_life: CertificateLife,
@@ -94,6 +96,9 @@ pub enum StartError {
     /// The control plane has no certificate for itself.
     #[error(transparent)]
     Certificate(#[from] CertificateError),
+    /// The roots for fetching keys of issuers cannot be read.
+    #[error(transparent)]
+    Jwks(#[from] RootsError),
     /// The control plane's own SPIFFE ID cannot be formed.
     #[error(transparent)]
     Identity(#[from] InvalidSpiffeId),
@@ -109,6 +114,7 @@ impl ControlPlane {
             debug_listen: Some(SocketAddr::from(([127, 0, 0, 1], 15014))),
             insecure_xds: None,
             options: Options::default(),
+            jwks: FetchOptions::default(),
             names: Vec::new(),
             registration_grace: Duration::from_secs(10),
             certificate_life: CertificateLife::default(),
@@ -228,6 +234,13 @@ impl Builder {
     #[must_use]
     pub fn options(mut self, options: Options) -> Self {
         self.options = options;
+        self
+    }
+
+    /// How keys of token issuers are fetched (RequestAuthentication). Default: from public addresses alone.
+    #[must_use]
+    pub fn jwks(mut self, options: FetchOptions) -> Self {
+        self.jwks = options;
         self
     }
 

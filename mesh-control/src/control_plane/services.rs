@@ -9,6 +9,7 @@ use tonic::service::Routes;
 use crate::ca::{CertificateAuthority, CertificateService, JoinTokens, ServiceAccountTokens, TrustService};
 use crate::debug::{self, Debug};
 use crate::finding::Finding;
+use crate::jwks::Keys;
 use crate::load::{LoadBook, LoadService};
 use crate::registry::{AnnounceService, Registry};
 use crate::xds::{AggregatedService, Cache, Limits, Nodes};
@@ -21,6 +22,7 @@ pub(super) struct Services {
     pub(super) registry: Arc<Registry>,
     pub(super) cache: Arc<Cache>,
     pub(super) findings: Watched<Vec<Finding>>,
+    pub(super) keys: Watched<Keys>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) load: Arc<LoadBook>,
     pub(super) load_streams: Arc<Nodes>,
@@ -50,6 +52,7 @@ impl Services {
     pub(super) fn debug(&self) -> axum::Router {
         debug::routes(Debug {
             findings: self.findings.clone(),
+            keys: self.keys.clone(),
             cache: self.cache.clone(),
             registrations: self.registry.watch(),
             nodes: self.nodes.clone(),

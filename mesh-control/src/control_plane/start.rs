@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::services::Services;
 use super::{Builder, ControlPlane, StartError};
 use crate::ca::{CertificateAuthority, JoinTokens};
+use crate::jwks::{Fetch, Refresh};
 use crate::model::Model;
 use crate::registry::{self, Registry};
 use crate::runtime::{self, Port, ServerCertificate, Task};
@@ -43,8 +44,11 @@ impl Builder {
         let known = registry::load(&state);
         let registry = Arc::new(Registry::new(known, self.registration_grace, Instant::now()));
         let (directory, model) = self.model(&state)?;
+        let ask = Fetch::new(self.jwks.clone(), crypto.clone())?.ask();
+        let (now, kept) = (self.clock.clone(), Some(state.clone()));
+        let keys = Refresh::new(model.clone(), ask, self.jwks.clone(), now, kept);
         let held = Held::load(Some(state.clone()));
-        let served = Served::new(model, registry.watch(), self.options.clone(), held, &self.clock);
+        let served = Served::new(model, registry.watch(), keys.keys(), self.options.clone(), held, &self.clock);
         let (trigger, drain) = drain::channel();
         let services = Services {
             authority,
@@ -53,6 +57,7 @@ impl Builder {
             registry,
             cache: served.cache(),
             findings: served.findings(),
+            keys: keys.keys(),
             nodes: Arc::default(),
             load: Arc::default(),
             load_streams: Arc::default(),
@@ -72,6 +77,7 @@ impl Builder {
             runtime::spawn(runtime::follow(services.authority.clone())),
             runtime::spawn(registry::expire(services.registry.clone())),
             runtime::spawn(registry::save(services.registry.clone(), state.clone())),
+            runtime::spawn(keys.run()),
             runtime::spawn(served.run()),
         ];
         tracing::info!(%address, trust_domain = %self.options.trust_domain, "the control plane is serving");

@@ -8,6 +8,7 @@
 //! | `/status` | what `mesh status` shows: the revision, the number of findings, and `/sync`, JSON |
 //! | `/sync` | every connected client: sent, accepted and refused versions, JSON; `?node=ID` only those; `?resources=true` with every name |
 //! | `/load` | the last load report of each client for each cluster and locality, JSON |
+//! | `/jwks` | the sources from which keys of token issuers are fetched, whether there are some, and why there are no newer ones, JSON |
 //! | `/registrations` | the announced endpoints, JSON |
 //! | `/metrics` | Prometheus text |
 //!
@@ -30,6 +31,7 @@ use mesh_core::drain::DrainWatch;
 use mesh_core::source::Watched;
 
 use crate::finding::{Finding, Severity};
+use crate::jwks::Keys;
 use crate::load::{LoadBook, Totals};
 use crate::registry::{Registrations, sorted};
 use crate::xds::{Cache, Nodes};
@@ -38,6 +40,7 @@ use crate::xds::{Cache, Nodes};
 #[derive(Clone)]
 pub(crate) struct Debug {
     pub(crate) findings: Watched<Vec<Finding>>,
+    pub(crate) keys: Watched<Keys>,
     pub(crate) cache: Arc<Cache>,
     pub(crate) registrations: Watched<Registrations>,
     pub(crate) nodes: Arc<Nodes>,
@@ -68,6 +71,7 @@ pub(crate) fn routes(debug: Debug) -> axum::Router {
         .route("/status", get(status))
         .route("/sync", get(sync))
         .route("/load", get(|State(debug): State<Debug>| async move { Json(debug.load.reports()) }))
+        .route("/jwks", get(jwks))
         .route("/registrations", get(registrations))
         .route("/metrics", get(metrics))
         .layer(middleware::from_fn(loopback_host_only))
@@ -121,6 +125,14 @@ async fn status(State(debug): State<Debug>, Query(which): Query<Which>) -> Respo
         "nodes": debug.nodes.list(which.node.as_deref(), which.resources),
     }))
     .into_response()
+}
+
+async fn jwks(State(debug): State<Debug>) -> Response {
+    let keys = debug.keys.load_full();
+    let rows = keys.iter().map(|(source, known)| {
+        serde_json::json!({ "source": source, "keys": known.document.is_some(), "failure": known.failure })
+    });
+    Json(rows.collect::<Vec<_>>()).into_response()
 }
 
 async fn registrations(State(debug): State<Debug>) -> Response {

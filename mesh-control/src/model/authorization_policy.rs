@@ -1,14 +1,13 @@
 //! Istio's AuthorizationPolicy: who may do what at a workload. Its rules become those of Envoy's RBAC here, in the
 //! form in which Istio writes them, so that a stock server decides the same.
 
-use std::collections::BTreeMap;
-
 use mesh_core::policy::{AuthorizationAction, AuthorizationRule, AuthorizerProvider, Permission, Principal};
 use serde::Deserialize;
 
 use super::check::Check;
 use super::destination_rule::SelectorSpec;
 use super::kinds::Kind;
+use super::selection::{Selection, TargetRefSpec};
 use crate::source::decode::Ignored;
 
 pub(super) mod matchers;
@@ -20,14 +19,11 @@ use self::when::{WhenSpec, when};
 /// An AuthorizationPolicy.
 #[derive(Clone, Debug)]
 pub(crate) struct AuthorizationPolicy {
-    /// Labels of the workloads meant; `None` = the whole scope.
-    pub(crate) selector: Option<BTreeMap<String, String>>,
+    pub(crate) selection: Selection,
     pub(crate) action: AuthorizationAction,
     /// Evaluated and not enforced.
     pub(crate) dry_run: bool,
     pub(crate) rules: Vec<AuthorizationRule>,
-    /// Services of its namespace whose workloads are meant; `None` = the selector says whose.
-    pub(crate) services: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -40,17 +36,6 @@ pub(crate) struct AuthorizationPolicySpec {
     action: Option<String>,
     provider: Option<ProviderSpec>,
     rules: Option<Vec<RuleSpec>>,
-}
-
-#[derive(Deserialize)]
-struct TargetRefSpec {
-    #[serde(default)]
-    group: String,
-    #[serde(default)]
-    kind: String,
-    #[serde(default)]
-    name: String,
-    namespace: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -122,12 +107,7 @@ impl Kind for AuthorizationPolicy {
     }
 
     fn validate(spec: AuthorizationPolicySpec, check: &mut Check<'_>) -> Self {
-        let services = services(spec.target_ref.as_ref(), &spec.target_refs, check);
-        if services.is_some() && spec.selector.is_some() {
-            check.error("spec.selector", "it excludes targets: a policy has one of them");
-        }
-        let selector = spec.selector.map(|s| if s.match_labels.is_empty() { s.labels } else { s.match_labels });
-        let selector = selector.filter(|labels| !labels.is_empty());
+        let selection = Selection::read(spec.selector, spec.target_ref.as_ref(), &spec.target_refs, check);
         let action = action(spec.action.as_deref(), spec.provider, check);
         if spec.rules.as_ref().is_none_or(Vec::is_empty) && action != AuthorizationAction::Allow {
             check.error("spec.rules", "only ALLOW may do without rules; `rules: [{}]` matches every request");
@@ -147,7 +127,7 @@ impl Kind for AuthorizationPolicy {
             let message = "Istio asks authorizers before it knows who calls, and refuses conditions on that in CUSTOM";
             check.info("spec.rules", message);
         }
-        Self { selector, action, dry_run, rules, services }
+        Self { selection, action, dry_run, rules }
     }
 
     /// An edit may have been meant to end a dry run.
@@ -171,40 +151,10 @@ impl Kind for AuthorizationPolicy {
             permissions: vec![Permission::Any],
             principals: vec![Principal::Any],
         };
-        let (selector, services) = read.map_or((None, None), |read| (read.selector, read.services));
-        let deny =
-            Self { selector, services, action: AuthorizationAction::Deny, dry_run: false, rules: vec![everything] };
+        let selection = read.map_or_else(Selection::default, |read| read.selection);
+        let deny = Self { selection, action: AuthorizationAction::Deny, dry_run: false, rules: vec![everything] };
         Some((deny, "until it is corrected every request is denied where this object holds"))
     }
-}
-
-/// The services among the targets. The other targets have no part in this mesh, and nobody is held to the policy
-/// by them.
-fn services(one: Option<&TargetRefSpec>, list: &[TargetRefSpec], check: &mut Check<'_>) -> Option<Vec<String>> {
-    if one.is_none() && list.is_empty() {
-        return None;
-    }
-    let own = check.document().namespace.clone();
-    let listed = list.iter().enumerate().map(|(i, target)| (format!("spec.targetRefs[{i}]"), target));
-    let all = one.map(|target| ("spec.targetRef".to_owned(), target)).into_iter().chain(listed);
-    let mut services = Vec::new();
-    for (at, target) in all {
-        if target.namespace.as_ref().is_some_and(|namespace| *namespace != own) {
-            check.error(&format!("{at}.namespace"), "a policy is for targets of its own namespace");
-        }
-        match (target.group.as_str(), target.kind.as_str()) {
-            ("" | "core", "Service") if !target.name.is_empty() => services.push(target.name.clone()),
-            ("gateway.networking.k8s.io", "Gateway" | "GatewayClass") | ("networking.istio.io", "ServiceEntry") => {
-                let effect = "gateways and waypoints have no part in this mesh: the policy holds for nobody by this";
-                check.unenforced(&at, effect);
-            }
-            _ => check.error(
-                &at,
-                "a target is a Service, by its name; of another group a Gateway, GatewayClass or ServiceEntry",
-            ),
-        }
-    }
-    Some(services)
 }
 
 /// Whether a condition is on who calls.
@@ -319,11 +269,8 @@ fn source(spec: &SourceSpec, check: &mut Check<'_>, at: &str) -> Vec<Principal> 
     let (remote, not_remote) = (&s.remote_ip_blocks, &s.not_remote_ip_blocks);
     both(at, "remoteIpBlocks", remote, "notRemoteIpBlocks", not_remote, check, &mut all, matchers::remote_ip);
     let (tokens, not_tokens) = (&s.request_principals, &s.not_request_principals);
-    let token = |text: &str| matchers::token("request.auth.principal", &[], text);
+    let token = matchers::request_principal;
     both(at, "requestPrincipals", tokens, "notRequestPrincipals", not_tokens, check, &mut all, token);
-    if !tokens.is_empty() || !not_tokens.is_empty() {
-        check.unenforced(&format!("{at}.requestPrincipals"), when::TOKENS);
-    }
     for (name, list) in [("serviceAccounts", accounts), ("notServiceAccounts", not_accounts)] {
         if list.len() > 16 {
             check.error(&format!("{at}.{name}"), "at most 16 may be named");

@@ -8,11 +8,14 @@ mod authorization_policy;
 mod check;
 mod destination_rule;
 mod gateway;
+mod key_set;
 mod kinds;
 mod kubernetes;
 mod linkerd;
 mod mesh_config;
 mod peer_authentication;
+mod request_authentication;
+mod selection;
 mod service_entry;
 mod service_profile;
 mod split;
@@ -25,6 +28,7 @@ pub(crate) use self::destination_rule::{
     SUB_ZONE, Subset, TlsNames, TrafficPolicy, ZONE, covers_locality,
 };
 pub(crate) use self::gateway::Gateway;
+pub(crate) use self::key_set::PublicKeys;
 pub(crate) use self::kubernetes::{EndpointSlice, Namespace, Pod, PortTarget, Service, ServiceAccount};
 pub use self::linkerd::AccessPolicy;
 pub(crate) use self::linkerd::{
@@ -33,6 +37,8 @@ pub(crate) use self::linkerd::{
 };
 pub(crate) use self::mesh_config::MeshConfig;
 pub(crate) use self::peer_authentication::{MtlsMode, PeerAuthentication};
+pub(crate) use self::request_authentication::{KeySource, RequestAuthentication, TokenKeys, TokenRule};
+pub(crate) use self::selection::Selection;
 pub(crate) use self::service_entry::{EntryAddress, EntryEndpoint, Resolution, ServiceEntry, WorkloadEntry};
 pub(crate) use self::service_profile::{ProfileRoute, ServiceProfile};
 pub(crate) use self::split::TrafficSplit;
@@ -99,6 +105,7 @@ pub struct Model {
     pub(crate) traffic_splits: Store<TrafficSplit>,
     pub(crate) peer_authentications: Store<PeerAuthentication>,
     pub(crate) authorization_policies: Store<AuthorizationPolicy>,
+    pub(crate) request_authentications: Store<RequestAuthentication>,
     pub(crate) mesh_configs: Store<MeshConfig>,
     pub(crate) linkerd_servers: Store<Server>,
     pub(crate) linkerd_server_authorizations: Store<ServerAuthorization>,
@@ -148,6 +155,7 @@ impl Model {
             traffic_splits,
             peer_authentications,
             authorization_policies,
+            request_authentications,
             mesh_configs,
             linkerd_servers,
             linkerd_server_authorizations,
@@ -171,6 +179,7 @@ impl Model {
             && same(traffic_splits, &other.traffic_splits)
             && same(peer_authentications, &other.peer_authentications)
             && same(authorization_policies, &other.authorization_policies)
+            && same(request_authentications, &other.request_authentications)
             && same(mesh_configs, &other.mesh_configs)
             && same(linkerd_servers, &other.linkerd_servers)
             && same(linkerd_server_authorizations, &other.linkerd_server_authorizations)

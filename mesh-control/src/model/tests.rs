@@ -1,5 +1,6 @@
 //! Validation: warnings, kinds without effect, last good versions, values.
 
+mod policies;
 mod rejections;
 
 use super::*;
@@ -63,7 +64,6 @@ fn virtual_service_warnings() {
 #[test]
 fn kinds_that_do_nothing_say_so() {
     for (api, kind, severity, message) in [
-        ("security.istio.io/v1", "RequestAuthentication", Severity::Error, "not enforced by this version"),
         ("policy.linkerd.io/v1alpha1", "HTTPLocalRateLimitPolicy", Severity::Error, "not enforced by this version"),
         ("policy.linkerd.io/v1alpha1", "EgressNetwork", Severity::Error, "not enforced by this version"),
         ("networking.istio.io/v1alpha3", "EnvoyFilter", Severity::Warning, "no effect"),
@@ -159,7 +159,7 @@ fn an_authorization_policy_that_is_not_valid_denies_and_keeps_a_good_one() {
         let manifests = Manifests::from_texts([("a.yaml", policy(bad).as_str())]);
         let model = Model::build(&manifests, None);
         let found = one(&model).unwrap();
-        assert_eq!((found.action, found.selector.is_some()), (AuthorizationAction::Deny, selected), "{bad}");
+        assert_eq!((found.action, found.selection.labels.is_some()), (AuthorizationAction::Deny, selected), "{bad}");
         assert!(model.findings[0].message.contains("every request is denied"), "{:?}", model.findings);
         let good = Model::from_texts([("a.yaml", policy("{rules: [{}]}").as_str())]);
         let kept = Model::build(&manifests, Some(&good));

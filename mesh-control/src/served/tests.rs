@@ -3,6 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::jwks::Known;
+use crate::model::KeySource;
 use crate::registry::Registration;
 use crate::registry::tests::registration;
 use crate::registry::{Key, table_of};
@@ -22,7 +24,14 @@ async fn the_first_change_is_served_at_once_those_that_follow_together_and_none_
     let (publisher, registrations) = Watched::channel(Registrations::default());
     let model = Watched::fixed(Model::default());
     let clock = Clock::new(|| std::time::UNIX_EPOCH + Duration::from_secs(7));
-    let served = Served::new(model, registrations, Options::default(), Held::load(None), &clock);
+    let served = Served::new(
+        model,
+        registrations,
+        Watched::fixed(Keys::default()),
+        Options::default(),
+        Held::load(None),
+        &clock,
+    );
     let cache = served.cache();
     assert_eq!(&*cache.version(), "7/1");
     tokio::select! {
@@ -49,6 +58,43 @@ async fn the_first_change_is_served_at_once_those_that_follow_together_and_none_
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn keys_of_an_issuer_are_served_when_they_come_and_why_they_do_not_is_found() {
+    const URL: &str = "https://issuer.test/keys";
+    let text = format!(
+        "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: a}}\nspec: {{jwtRules: [{{issuer: i, jwksUri: '{URL}'}}]}}\n"
+    );
+    let model = Watched::fixed(Model::from_texts([("a.yaml", &*text)]));
+    let (publisher, keys) = Watched::channel(Keys::default());
+    let clock = Clock::new(|| std::time::UNIX_EPOCH + Duration::from_secs(7));
+    let registrations = Watched::fixed(Registrations::default());
+    let served = Served::new(model, registrations, keys, Options::default(), Held::load(None), &clock);
+    let (cache, findings) = (served.cache(), served.findings());
+    let mut seat = cache.seat(NodeScope::namespace("default"));
+    let name = seat.subscribe(Kind::Listener, "xds.istio.io/grpc/lds/inbound/10.0.0.1:80");
+    let shown = || seat.resource(Kind::Listener, &name).map(|encoded| encoded.version);
+    let publish = |failure: Option<&str>| {
+        let known = Known { document: Some("keys".into()), failure: failure.map(str::to_owned) };
+        publisher.publish(Keys::from([(KeySource::Uri(URL.to_owned()), known)]));
+    };
+    tokio::select! {
+        () = served.run() => unreachable!("it runs for ever"),
+        () = async {
+            let before = shown();
+            publish(None);
+            watch(&cache, |version| version == "7/2").await;
+            let fetched = shown();
+            assert!(before.is_some() && fetched.is_some() && before != fetched);
+            assert_eq!(findings.load().len(), 0);
+            publish(Some("no answer"));
+            watch(&cache, |version| version == "7/3").await;
+            mesh_testkit::clock::pass(PATIENCE).await;
+            assert_eq!(findings.load().len(), 1);
+            assert_eq!(shown(), fetched, "the listener is the same");
+        } => {}
+    }
+}
+
 /// How many revisions ten seconds of changes make, one `every` so long, and whether the last change was served.
 async fn storm(every: Duration, pace: Option<Pace>) -> (u64, bool) {
     const TIME: Duration = Duration::from_secs(10);
@@ -57,7 +103,14 @@ async fn storm(every: Duration, pace: Option<Pace>) -> (u64, bool) {
     // The clock has run for a while, as it has in a process.
     mesh_testkit::clock::pass(Duration::from_secs(60)).await;
     let model = Watched::fixed(Model::default());
-    let mut served = Served::new(model, registrations, Options::default(), Held::load(None), &clock);
+    let mut served = Served::new(
+        model,
+        registrations,
+        Watched::fixed(Keys::default()),
+        Options::default(),
+        Held::load(None),
+        &clock,
+    );
     served.pace = pace.unwrap_or(served.pace);
     let cache = served.cache();
     let revision = || cache.version().rsplit_once('/').unwrap().1.parse::<u64>().unwrap();
@@ -308,7 +361,10 @@ fn an_edit_that_leads_nowhere_takes_no_effect_by_a_restart() {
     let start = |text: &str, state| {
         let (publisher, model) = Watched::channel(Model::from_texts([("a.yaml", text)]));
         let (registrations, options) = (Watched::fixed(Registrations::default()), Options::default());
-        (publisher, Served::new(model, registrations, options, Held::load(state), &clock))
+        (
+            publisher,
+            Served::new(model, registrations, Watched::fixed(Keys::default()), options, Held::load(state), &clock),
+        )
     };
     let ended = |served: &mut Served| {
         served.publish();

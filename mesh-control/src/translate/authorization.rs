@@ -10,8 +10,7 @@ use mesh_core::policy::{
 
 use super::Options;
 use super::inbound::Workload;
-use super::instances::includes;
-use crate::model::{AuthorizationPolicy as Policy, MeshConfig, Model};
+use crate::model::{MeshConfig, Model};
 
 /// The trust domain that a manifest means by this is the mesh's own, whatever its name.
 const LOCAL: &str = "cluster.local";
@@ -19,47 +18,23 @@ const LOCAL: &str = "cluster.local";
 /// The policies of a workload: those of its namespace and those of the root namespace, which select workloads of
 /// every namespace.
 pub(super) fn policies(model: &Model, options: &Options, of: &Workload<'_>) -> Vec<AuthorizationPolicy> {
-    let scopes = match of.namespace == options.root_namespace {
-        true => vec![of.namespace],
-        false => vec![&*options.root_namespace, of.namespace],
-    };
     let domains = Domains::of(model, options);
     let mut joined: BTreeMap<(u8, String), AuthorizationPolicy> = BTreeMap::new();
-    for scope in scopes {
-        let objects = model.authorization_policies.range((scope.to_owned(), String::new())..);
-        for (_, object) in objects.take_while(|(key, _)| key.0 == scope) {
-            let spec = &object.spec;
-            if !holds_for(model, scope, spec, of) {
-                continue;
-            }
-            let action = with_provider(model, options, &spec.action);
-            let (rank, mut name) = named(&action);
-            if spec.dry_run {
-                name.push_str(".dry-run");
-            }
-            let policy = joined.entry((rank, name.clone())).or_insert_with(|| AuthorizationPolicy {
-                dry_run: spec.dry_run,
-                ..AuthorizationPolicy::new(name, action)
-            });
-            let mut rules = spec.rules.clone();
-            domains.spread(&mut rules);
-            policy.rules.append(&mut rules);
+    for object in of.meant_by(model, options, &model.authorization_policies, |spec| &spec.selection) {
+        let spec = &object.spec;
+        let action = with_provider(model, options, &spec.action);
+        let (rank, mut name) = named(&action);
+        if spec.dry_run {
+            name.push_str(".dry-run");
         }
+        let policy = joined
+            .entry((rank, name.clone()))
+            .or_insert_with(|| AuthorizationPolicy { dry_run: spec.dry_run, ..AuthorizationPolicy::new(name, action) });
+        let mut rules = spec.rules.clone();
+        domains.spread(&mut rules);
+        policy.rules.append(&mut rules);
     }
     joined.into_values().collect()
-}
-
-/// Whether a policy of `scope` is for the workload.
-fn holds_for(model: &Model, scope: &str, spec: &Policy, of: &Workload<'_>) -> bool {
-    let Some(services) = &spec.services else {
-        return spec.selector.as_ref().is_none_or(|wanted| includes(of.labels, wanted));
-    };
-    scope == of.namespace
-        && services.iter().any(|name| {
-            let service = model.services.get(&(scope.to_owned(), name.clone()));
-            let selector = service.map(|service| &service.spec.selector).filter(|selector| !selector.is_empty());
-            of.service == Some(name) || selector.is_some_and(|selector| includes(of.labels, selector))
-        })
 }
 
 /// The mesh-wide settings, if there are any.

@@ -6,7 +6,8 @@ use mesh_core::policy::AuthorizationAction;
 use super::World;
 use super::authorization::provider;
 use crate::finding::{Finding, Severity};
-use crate::model::{Authentication, Target};
+use crate::jwks::Known;
+use crate::model::{Authentication, KeySource, Model, Object, RequestAuthentication, Selection, Target, TokenKeys};
 
 pub(super) fn findings(world: &World, findings: &mut Vec<Finding>) {
     istio(world, findings);
@@ -27,12 +28,39 @@ fn istio(world: &World, findings: &mut Vec<Finding>) {
             );
             findings.push(policy.finding(Severity::Warning, "spec.provider.name", message));
         }
-        for name in policy.spec.services.iter().flatten() {
-            if !model.services.contains_key(&(policy.namespace().to_owned(), name.clone())) {
-                let message = format!("no Service {name:?} in the namespace: the policy holds for nobody by this");
-                findings.push(policy.finding(Severity::Error, "spec.targetRefs", message).with_code("IST0101"));
-            }
+        targets(model, policy, &policy.spec.selection, findings);
+    }
+    for policy in model.request_authentications.values() {
+        targets(model, policy, &policy.spec.selection, findings);
+        keys(world, policy, findings);
+    }
+}
+
+/// Services that a policy is for and that are not there.
+fn targets<T>(model: &Model, policy: &Object<T>, selection: &Selection, findings: &mut Vec<Finding>) {
+    for name in selection.services.iter().flatten() {
+        if !model.services.contains_key(&(policy.namespace().to_owned(), name.clone())) {
+            let message = format!("no Service {name:?} in the namespace: the policy holds for nobody by this");
+            findings.push(policy.finding(Severity::Error, "spec.targetRefs", message).with_code("IST0101"));
         }
+    }
+}
+
+/// Keys of issuers that could not be fetched.
+fn keys(world: &World, policy: &Object<RequestAuthentication>, findings: &mut Vec<Finding>) {
+    for (i, rule) in policy.spec.rules.iter().enumerate() {
+        let TokenKeys::From(source) = &rule.keys else { continue };
+        let Some(Known { document, failure: Some(failure) }) = world.keys.get(source) else { continue };
+        let effect = match document {
+            Some(_) => "the keys that were fetched last stay in force for a while",
+            None => "until they can be, every token of this issuer is refused",
+        };
+        let field = match source {
+            KeySource::Uri(_) => "jwksUri",
+            KeySource::Issuer(_) => "issuer",
+        };
+        let message = format!("its keys cannot be fetched: {failure}; {effect}");
+        findings.push(policy.finding(Severity::Error, &format!("spec.jwtRules[{i}].{field}"), message));
     }
 }
 

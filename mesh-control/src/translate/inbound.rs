@@ -1,4 +1,4 @@
-//! The receiving side: which PeerAuthentication holds for a workload and a port, and which AuthorizationPolicies.
+//! The receiving side: which PeerAuthentication holds for a workload and a port, and which of the policies that add up.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -7,8 +7,8 @@ use std::sync::Arc;
 use mesh_core::policy::{InboundListener, InboundTls};
 
 use super::instances::includes;
-use super::{NodeScope, Options, World, authorization, linkerd, names};
-use crate::model::{Model, MtlsMode, Object, PeerAuthentication, Pod};
+use super::{NodeScope, Options, World, authorization, linkerd, names, tokens};
+use crate::model::{Model, MtlsMode, Object, PeerAuthentication, Pod, Selection, Store};
 
 /// A workload and a port of it, of which it is asked who may call.
 #[derive(Clone, Copy)]
@@ -19,6 +19,41 @@ pub(super) struct Workload<'a> {
     pub(super) service: Option<&'a str>,
     pub(super) port: u16,
     pub(super) pod: Option<&'a Object<Pod>>,
+}
+
+impl Workload<'_> {
+    /// The policies of a kind that are for the workload: those of the root namespace, which select workloads of every
+    /// namespace, and those of its own.
+    pub(super) fn meant_by<'m, T>(
+        &self,
+        model: &Model,
+        options: &Options,
+        store: &'m Store<T>,
+        selection: impl Fn(&T) -> &Selection,
+    ) -> Vec<&'m Arc<Object<T>>> {
+        let root = Some(&*options.root_namespace).filter(|root| *root != self.namespace);
+        let scopes = root.into_iter().chain([self.namespace]);
+        let of_scope = |scope: &str| {
+            let first = (scope.to_owned(), String::new());
+            let scope = scope.to_owned();
+            store.range(first..).map_while(move |(key, object)| (key.0 == scope).then_some(object))
+        };
+        let all = scopes.flat_map(of_scope);
+        all.filter(|object| self.is_meant(model, object.namespace(), selection(&object.spec))).collect()
+    }
+
+    /// Whether a policy of `scope` is for it.
+    fn is_meant(&self, model: &Model, scope: &str, selection: &Selection) -> bool {
+        let Some(services) = &selection.services else {
+            return selection.labels.as_ref().is_none_or(|wanted| includes(self.labels, wanted));
+        };
+        scope == self.namespace
+            && services.iter().any(|name| {
+                let service = model.services.get(&(scope.to_owned(), name.clone()));
+                let selector = service.map(|service| &service.spec.selector).filter(|selector| !selector.is_empty());
+                self.service == Some(name) || selector.is_some_and(|selector| includes(self.labels, selector))
+            })
+    }
 }
 
 /// The inbound listener of that name. The workload is the one announced at the address by the asking
@@ -38,7 +73,8 @@ pub(super) fn listener(world: &World, scope: &NodeScope, name: &str) -> Option<I
     let tls = mode(&world.model, &world.options, &scope.namespace, labels, address.port());
     let mut authorization = authorization::policies(&world.model, &world.options, &workload);
     authorization.extend(linkerd::policies(&world.model, &world.options, &workload));
-    Some(InboundListener { authorization, ..InboundListener::new(name, address, tls) })
+    let jwt = tokens::authentication(world, &workload).into_iter().collect();
+    Some(InboundListener { jwt, authorization, ..InboundListener::new(name, address, tls) })
 }
 
 /// The mode of a workload's port: policies that select the workload, then its namespace's, then the

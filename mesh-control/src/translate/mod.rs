@@ -28,6 +28,7 @@ mod proxy;
 mod references;
 mod routes;
 mod rules;
+mod tokens;
 mod virtual_services;
 
 use std::collections::{BTreeMap, HashMap};
@@ -45,6 +46,7 @@ pub use self::proxy::ProxyListener;
 use self::rules::Rules;
 use self::virtual_services::VirtualServices;
 use crate::finding::Finding;
+use crate::jwks::Keys;
 use crate::model::{AccessPolicy, Model, Object, Store, TrafficSplit};
 use crate::registry::{self, Registration, Registrations};
 
@@ -56,7 +58,7 @@ pub struct Options {
     pub trust_domain: TrustDomain,
     /// DNS domain of Kubernetes services. Default `cluster.local`.
     pub domain: String,
-    /// Namespace whose DestinationRules, PeerAuthentications and AuthorizationPolicies hold for all. Default `istio-system`.
+    /// Namespace whose DestinationRules and policies of `security.istio.io` hold for all. Default `istio-system`.
     pub root_namespace: String,
     /// Further names of the trust domain, in addition to those of the MeshConfig: a principal of one of them is one of
     /// each. Default none.
@@ -136,6 +138,8 @@ impl NodeScope {
 pub struct World {
     options: Options,
     pub(crate) model: Arc<Model>,
+    /// Of issuers whose keys are fetched.
+    keys: Arc<Keys>,
     registrations: Registrations,
     catalog: Catalog,
     rules: Arc<Rules>,
@@ -165,7 +169,18 @@ impl World {
         let rules = Arc::new(Rules::build(&model, &options));
         let virtual_services = Arc::new(VirtualServices::build(&model, &options));
         let splits = Arc::new(oldest_splits(&model));
-        Self { options, model, registrations, catalog, rules, virtual_services, splits, findings: OnceLock::new() }
+        let (keys, findings) = (Arc::default(), OnceLock::new());
+        Self { options, model, keys, registrations, catalog, rules, virtual_services, splits, findings }
+    }
+
+    /// The same with these keys of issuers.
+    pub(crate) fn with_keys(self, keys: Arc<Keys>) -> Self {
+        Self { keys, findings: OnceLock::new(), ..self }
+    }
+
+    /// Whether these are its keys of issuers.
+    pub(crate) fn has_keys(&self, keys: &Arc<Keys>) -> bool {
+        Arc::ptr_eq(&self.keys, keys)
     }
 
     /// The world after registrations and endpoint slices changed, which shares what did not, and what did (`None`
@@ -181,11 +196,13 @@ impl World {
         let keys = now.differing(&self.registrations, |a, b| Arc::ptr_eq(a, b) || a == b);
         let changes: Vec<_> = keys.into_iter().map(|key| (self.registrations.get(key), now.get(key))).collect();
         let Some((catalog, changed)) = self.catalog.update(&changes, &slices, model, &self.options) else {
-            return Some((Self::of(model.clone(), now, self.options.clone()), None));
+            let anew = Self::of(model.clone(), now, self.options.clone());
+            return Some((anew.with_keys(self.keys.clone()), None));
         };
         let world = Self {
             options: self.options.clone(),
             model: model.clone(),
+            keys: self.keys.clone(),
             registrations: now,
             catalog,
             rules: self.rules.clone(),

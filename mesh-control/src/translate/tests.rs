@@ -7,6 +7,7 @@ mod linkerd;
 mod profile;
 mod proxy;
 mod tcp;
+mod tokens;
 
 use std::collections::BTreeMap;
 

@@ -300,15 +300,44 @@ pub(super) fn header(name: &HeaderKey, text: &str) -> Result<Principal, String> 
     Ok(Principal::Header(header_of(name.clone(), value)))
 }
 
-/// What a checked token says, where Istio's filter notes it; `keys` lead to a claim.
-pub(super) fn token(attribute: &str, keys: &[String], text: &str) -> Result<Principal, String> {
-    let pattern = Wild::read(text)?.text("").map(with_case);
-    let list = !keys.is_empty() || attribute == "request.auth.audiences";
-    let value = match pattern {
-        None => MetadataValue::Present(true),
-        Some(text) if list => MetadataValue::AnyText(text),
-        Some(text) => MetadataValue::Text(text),
+/// `<issuer>/<subject>` of a checked token. The subject is what follows the last slash, because issuers are URLs, and
+/// a wildcard stands in one of the two: as Istio has it.
+pub(super) fn request_principal(text: &str) -> Result<Principal, String> {
+    let never =
+        |why: &str| Err(format!("{text:?} is nobody's: {why}; write <issuer>/<subject>, <issuer>/* or */<subject>"));
+    let (issuer, subject) = match (text.rsplit_once('/'), Wild::read(text)?) {
+        (_, Wild::Present) => (Wild::Present, Wild::Present),
+        (Some((issuer, subject)), _) => (Wild::read(issuer)?, Wild::read(subject)?),
+        (None, Wild::Suffix(_)) => (Wild::Present, Wild::read(text)?),
+        (None, Wild::Prefix(_)) => (Wild::read(text)?, Wild::Present),
+        (None, Wild::Exact(_)) => return never("it has no slash between issuer and subject"),
     };
-    let path = std::iter::once(attribute.to_owned()).chain(keys.iter().cloned()).collect();
-    Ok(Principal::Metadata(MetadataMatch { filter: "istio_authn".to_owned(), path, value, invert: false }))
+    if matches!(subject, Wild::Exact("")) {
+        return never("it has no subject");
+    }
+    if matches!(issuer, Wild::Exact(url) if url.is_empty() || url.ends_with(":/")) {
+        return never("the issuer ends at the last slash");
+    }
+    let claim = |name: &str, wild: Wild<'_>| {
+        Ok::<_, String>(token(vec![name.to_owned()], MetadataValue::Text(with_case(filled(wild)?))))
+    };
+    Ok(Principal::And(vec![claim("iss", issuer)?, claim("sub", subject)?]))
+}
+
+/// A claim of a checked token, to which `keys` lead: a text, or a list of which one matches.
+pub(super) fn claim(keys: &[String], text: &str) -> Result<Principal, String> {
+    let text = with_case(filled(Wild::read(text)?)?);
+    let value = MetadataValue::OneOf(vec![MetadataValue::Text(text.clone()), MetadataValue::AnyText(text)]);
+    Ok(token(keys.to_vec(), value))
+}
+
+/// As a comparison of texts; `*` is any that is not empty.
+fn filled(wild: Wild<'_>) -> Result<StringMatch, String> {
+    wild.text("").map_or_else(|| regex(".+"), Ok)
+}
+
+fn token(keys: Vec<String>, value: MetadataValue) -> Principal {
+    let path = std::iter::once(MetadataMatch::PAYLOAD.to_owned()).chain(keys).collect();
+    let filter = MetadataMatch::JWT_AUTHN.to_owned();
+    Principal::Metadata(MetadataMatch { filter, path, value, invert: false })
 }

@@ -14,10 +14,6 @@ pub(super) struct WhenSpec {
     not_values: Vec<String>,
 }
 
-/// What it means that tokens are not checked.
-pub(super) const TOKENS: &str = "tokens are not checked: the condition never holds in ALLOW, and counts as holding \
-                                 in the other actions";
-
 /// Adds a condition to those of the operation or to those of the source.
 pub(super) fn when(
     spec: &WhenSpec,
@@ -48,10 +44,9 @@ pub(super) fn when(
         "destination.ip" => operation(check, matchers::destination_ip),
         "destination.port" => operation(check, matchers::port),
         "connection.sni" => operation(check, matchers::server_name),
-        "request.auth.principal" | "request.auth.audiences" | "request.auth.presenter" => {
-            check.unenforced(&path, TOKENS);
-            source(check, &|text| matchers::token(key, &[], text));
-        }
+        "request.auth.principal" => source(check, &matchers::request_principal),
+        "request.auth.audiences" => source(check, &|text| matchers::claim(&["aud".to_owned()], text)),
+        "request.auth.presenter" => source(check, &|text| matchers::claim(&["azp".to_owned()], text)),
         "destination.namespace" | "destination.labels" | "destination.user" | "destination.name" => {
             check.error(&path, format!("{key:?} is retired; use spec.selector and the policy's namespace"));
         }
@@ -63,10 +58,7 @@ pub(super) fn when(
                 },
                 _ => check.error(&path, "one header is named: request.headers[x-name]"),
             },
-            (_, Some(claims)) => {
-                check.unenforced(&path, TOKENS);
-                source(check, &|text| matchers::token("request.auth.claims", &claims, text));
-            }
+            (_, Some(claims)) => source(check, &|text| matchers::claim(&claims, text)),
             _ => check.error(
                 &path,
                 format!(

@@ -1,0 +1,215 @@
+//! When keys are fetched: at once when a manifest names them, then every so often, sooner after a failure. What was good
+//! last holds while nothing newer is, for a time, and through restarts.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use mesh_core::retry::Backoff;
+use mesh_core::source::{Publisher, Watched};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep_until};
+
+use super::fetch::Ask;
+use super::{FetchError, FetchOptions, Keys, Known};
+use crate::clock::Clock;
+use crate::model::{KeySource, Model, PublicKeys, TokenKeys};
+use crate::state_dir::StateDir;
+
+/// Waits after failures.
+const AGAIN: Backoff = Backoff { base: Duration::from_secs(1), max: Duration::from_secs(5 * 60) };
+/// Fetches at once: manifests may name many sources that do not answer.
+const MOST_AT_ONCE: usize = 16;
+const FILE: &str = "jwks.json";
+
+/// Keeps the keys of the sources that a model names.
+pub(crate) struct Refresh {
+    model: Watched<Model>,
+    ask: Ask,
+    options: FetchOptions,
+    clock: Clock,
+    state: Option<StateDir>,
+    sources: BTreeMap<KeySource, Source>,
+    published: Publisher<Keys>,
+}
+
+struct Source {
+    known: Known,
+    /// When the document was fetched, in seconds since the Unix epoch.
+    fetched: u64,
+    timeout: Duration,
+    /// In a row.
+    failures: u32,
+    /// When it is asked next; `None` = it is being asked.
+    due: Option<Instant>,
+}
+
+/// A document on disk.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    source: KeySource,
+    document: String,
+    fetched: u64,
+}
+
+type Fetched = BoxFuture<'static, (KeySource, Result<String, FetchError>)>;
+
+impl Refresh {
+    /// Begins with what a control plane before this one fetched.
+    pub(crate) fn new(
+        model: Watched<Model>,
+        ask: Ask,
+        options: FetchOptions,
+        clock: Clock,
+        state: Option<StateDir>,
+    ) -> Self {
+        let ((published, _), sources) = (Watched::channel(Keys::default()), BTreeMap::new());
+        let mut refresh = Self { model, ask, options, clock, state, sources, published };
+        refresh.follow();
+        let saved = refresh.state.as_ref().map_or_else(Vec::new, load);
+        for Saved { source, document, fetched } in saved {
+            let Some(wanted) = refresh.sources.get_mut(&source) else { continue };
+            // The file is no better judge of keys than an issuer.
+            let Ok(keys) = PublicKeys::read(&document) else { continue };
+            (wanted.known.document, wanted.fetched) = (Some(keys.text.into()), fetched);
+        }
+        refresh.forget_old();
+        refresh.publish();
+        refresh
+    }
+
+    /// What is known, now and later.
+    pub(crate) fn keys(&self) -> Watched<Keys> {
+        self.published.watch()
+    }
+
+    /// Fetches for ever.
+    pub(crate) async fn run(mut self) {
+        let mut fetching: FuturesUnordered<Fetched> = FuturesUnordered::new();
+        loop {
+            self.start_due(&mut fetching);
+            // With every place taken, the next one comes when one is free.
+            let next = self.sources.values().filter_map(|source| source.due).min();
+            let next = next.filter(|_| fetching.len() < MOST_AT_ONCE);
+            tokio::select! {
+                () = self.model.changed() => self.follow(),
+                Some((source, result)) = fetching.next(), if !fetching.is_empty() => self.take(&source, result),
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+            }
+            self.publish();
+        }
+    }
+
+    /// Takes in which sources are named now.
+    fn follow(&mut self) {
+        let model = self.model.load_full();
+        let mut wanted: BTreeMap<&KeySource, Duration> = BTreeMap::new();
+        for rule in model.request_authentications.values().flat_map(|object| &object.spec.rules) {
+            if let TokenKeys::From(source) = &rule.keys {
+                let timeout = wanted.entry(source).or_default();
+                *timeout = rule.timeout.max(*timeout);
+            }
+        }
+        self.sources.retain(|source, _| wanted.contains_key(source));
+        for (source, timeout) in wanted {
+            match self.sources.entry(source.clone()) {
+                Entry::Occupied(mut known) => known.get_mut().timeout = timeout,
+                Entry::Vacant(free) => {
+                    let due = Some(Instant::now());
+                    free.insert(Source { known: Known::default(), fetched: 0, timeout, failures: 0, due });
+                }
+            }
+        }
+    }
+
+    fn start_due(&mut self, fetching: &mut FuturesUnordered<Fetched>) {
+        let now = Instant::now();
+        for (name, source) in &mut self.sources {
+            if fetching.len() >= MOST_AT_ONCE {
+                return;
+            }
+            if source.due.is_some_and(|due| due <= now) {
+                source.due = None;
+                let (answer, name) = ((self.ask)(name.clone(), source.timeout), name.clone());
+                fetching.push(Box::pin(async move { (name, answer.await) }));
+            }
+        }
+    }
+
+    /// Takes in how a fetch ended.
+    fn take(&mut self, name: &KeySource, result: Result<String, FetchError>) {
+        let (now, refresh) = (self.clock.unix_seconds(), self.options.refresh);
+        // Nobody may want it any more.
+        let Some(source) = self.sources.get_mut(name) else { return };
+        match result {
+            Ok(document) => {
+                if source.known.failure.take().is_some() {
+                    tracing::info!(target: "mesh::jwks", source = name.url(), "keys can be fetched again");
+                }
+                if source.known.document.as_deref() != Some(&*document) {
+                    source.known.document = Some(document.into());
+                }
+                (source.fetched, source.failures) = (now, 0);
+                source.due = Some(Instant::now() + refresh);
+                self.save();
+            }
+            Err(error) => {
+                source.due = Some(Instant::now() + AGAIN.bound(source.failures).min(refresh));
+                source.failures = source.failures.saturating_add(1);
+                source.known.failure = Some(error.to_string());
+            }
+        }
+        self.forget_old();
+    }
+
+    /// Gives up documents that could not be fetched anew for too long.
+    fn forget_old(&mut self) {
+        let (now, most) = (self.clock.unix_seconds(), self.options.max_age.as_secs());
+        for source in self.sources.values_mut() {
+            if now.saturating_sub(source.fetched) > most {
+                source.known.document = None;
+            }
+        }
+    }
+
+    /// Tells what is different.
+    fn publish(&self) {
+        let asked = self.sources.iter().filter(|(_, source)| source.known != Known::default());
+        let now: Keys = asked.map(|(name, source)| (name.clone(), source.known.clone())).collect();
+        if *self.published.load_full() != now {
+            self.published.publish(now);
+        }
+    }
+
+    fn save(&self) {
+        let Some(state) = &self.state else { return };
+        let saved: Vec<Saved> = self
+            .sources
+            .iter()
+            .filter_map(|(name, source)| {
+                let document = source.known.document.as_ref()?.to_string();
+                Some(Saved { source: name.clone(), document, fetched: source.fetched })
+            })
+            .collect();
+        let content = serde_json::to_vec(&saved).expect("texts and numbers are always JSON");
+        if let Err(error) = state.write_in_time(FILE, &content) {
+            tracing::warn!(%error, file = FILE, "keys of issuers cannot be kept for a restart");
+        }
+    }
+}
+
+/// What was kept. All of it can be lost: then tokens are refused until their keys are fetched.
+fn load(state: &StateDir) -> Vec<Saved> {
+    let read = || -> Result<Vec<Saved>, Box<dyn std::error::Error>> {
+        Ok(state.read(FILE)?.map_or(Ok(Vec::new()), |bytes| serde_json::from_slice(&bytes))?)
+    };
+    read().unwrap_or_else(|error| {
+        tracing::warn!(%error, file = FILE, "keys of issuers that were kept cannot be read, and are fetched anew");
+        Vec::new()
+    })
+}
+
+#[cfg(test)]
+mod tests;

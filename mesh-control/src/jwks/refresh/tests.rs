@@ -1,0 +1,232 @@
+//! Fetches that end as a script says, on a clock that stands.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use mesh_testkit::clock::pass;
+use parking_lot::Mutex;
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+const REFRESH: Duration = Duration::from_secs(20 * 60);
+
+/// A script of answers, and when each source was asked.
+#[derive(Clone, Default)]
+struct Script {
+    answers: Arc<Mutex<VecDeque<Result<String, FetchError>>>>,
+    asked: Arc<Mutex<Vec<(Instant, KeySource)>>>,
+}
+
+impl Script {
+    fn answer(&self, answer: Result<&str, &str>) {
+        let failed = |why: &str| FetchError::Broken("issuer".to_owned(), why.to_owned());
+        self.answers.lock().push_back(answer.map(str::to_owned).map_err(failed));
+    }
+
+    /// What is not scripted hangs.
+    fn ask(&self) -> Ask {
+        let script = self.clone();
+        Arc::new(move |source, _| {
+            script.asked.lock().push((Instant::now(), source));
+            let answer = script.answers.lock().pop_front();
+            Box::pin(async move {
+                match answer {
+                    Some(answer) => answer,
+                    None => std::future::pending().await,
+                }
+            })
+        })
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.lock().len()
+    }
+}
+
+fn model(urls: &[&str]) -> Model {
+    let rules: Vec<String> = urls.iter().map(|url| format!("{{issuer: i, jwksUri: '{url}'}}")).collect();
+    let text = format!(
+        "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: a}}\nspec: {{jwtRules: [{}]}}\n",
+        rules.join(", ")
+    );
+    let model = Model::from_texts([("a.yaml", &*text)]);
+    assert!(model.findings().is_empty(), "{:?}", model.findings());
+    model
+}
+
+const URL: &str = "https://issuer.test/keys";
+
+fn source(url: &str) -> KeySource {
+    KeySource::Uri(url.to_owned())
+}
+
+/// A wall clock that goes with tokio's.
+fn clock() -> Clock {
+    let begin = Instant::now();
+    Clock::new(move || UNIX_EPOCH + Duration::from_secs(1_000_000) + begin.elapsed())
+}
+
+fn start(model: Watched<Model>, script: &Script, state: Option<StateDir>) -> (Refresh, Watched<Keys>) {
+    let refresh = Refresh::new(model, script.ask(), FetchOptions::default(), clock(), state);
+    let keys = refresh.keys();
+    (refresh, keys)
+}
+
+/// The document and the failure of a source.
+fn known(keys: &Watched<Keys>, url: &str) -> Option<(Option<String>, Option<String>)> {
+    let known = keys.load_full().get(&source(url)).cloned()?;
+    Some((known.document.map(|text| text.to_string()), known.failure))
+}
+
+/// Runs it beside a test.
+async fn beside(refresh: Refresh, test: impl Future<Output = ()>) {
+    tokio::select! {
+        () = refresh.run() => unreachable!("it runs for ever"),
+        () = test => {}
+    }
+}
+
+fn failed(why: &str) -> Option<String> {
+    Some(format!("issuer broke off: {why}"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_are_fetched_at_once_and_every_so_often() {
+    let script = Script::default();
+    let (refresh, keys) = start(Watched::fixed(model(&[URL])), &script, None);
+    assert_eq!(known(&keys, URL), None, "not asked yet");
+    script.answer(Ok("one"));
+    script.answer(Ok("two"));
+    beside(refresh, async {
+        pass(SECOND).await;
+        assert_eq!(known(&keys, URL), Some((Some("one".into()), None)));
+        pass(REFRESH - 2 * SECOND).await;
+        assert_eq!(script.asked(), 1);
+        pass(2 * SECOND).await;
+        assert_eq!(known(&keys, URL), Some((Some("two".into()), None)));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn s49_the_last_good_keys_hold_for_a_time_and_the_failure_is_told() {
+    let script = Script::default();
+    let (refresh, keys) = start(Watched::fixed(model(&[URL])), &script, None);
+    script.answer(Ok("one"));
+    for _ in 0..1_000 {
+        script.answer(Err("reset"));
+    }
+    beside(refresh, async {
+        pass(REFRESH + 2 * SECOND).await;
+        assert_eq!(known(&keys, URL), Some((Some("one".into()), failed("reset"))));
+        pass(Duration::from_secs(23 * 3600)).await;
+        assert_eq!(known(&keys, URL), Some((Some("one".into()), failed("reset"))), "last good");
+        pass(Duration::from_secs(3600)).await;
+        assert_eq!(known(&keys, URL), Some((None, failed("reset"))), "too old");
+        script.answers.lock().clear();
+        script.answer(Ok("two"));
+        pass(AGAIN.max).await;
+        assert_eq!(known(&keys, URL), Some((Some("two".into()), None)));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn s49_failures_are_tried_again_with_growing_waits() {
+    let script = Script::default();
+    let (refresh, keys) = start(Watched::fixed(model(&[URL])), &script, None);
+    (0..12).for_each(|_| script.answer(Err("reset")));
+    let begin = Instant::now();
+    beside(refresh, async {
+        pass(Duration::from_secs(1_200)).await;
+        assert_eq!(known(&keys, URL), Some((None, failed("reset"))));
+    })
+    .await;
+    let asked: Vec<u64> = script.asked.lock().iter().map(|(at, _)| (*at - begin).as_secs()).collect();
+    assert_eq!(asked, [0, 1, 3, 7, 15, 31, 63, 127, 255, 511, 811, 1_111]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_comes_and_goes_with_the_manifests_and_keeps_its_keys_meanwhile() {
+    const OTHER: &str = "https://other.test/keys";
+    let script = Script::default();
+    let (publisher, models) = Watched::channel(model(&[URL]));
+    let (refresh, keys) = start(models, &script, None);
+    script.answer(Ok("one"));
+    beside(refresh, async {
+        pass(SECOND).await;
+        script.answer(Ok("other"));
+        publisher.publish(model(&[OTHER, URL]));
+        pass(SECOND).await;
+        assert_eq!(known(&keys, OTHER), Some((Some("other".into()), None)));
+        assert_eq!(known(&keys, URL), Some((Some("one".into()), None)));
+        assert_eq!(script.asked(), 2, "what is known is not asked anew");
+        publisher.publish(model(&[OTHER]));
+        pass(SECOND).await;
+        assert_eq!(known(&keys, URL), None);
+        publisher.publish(Model::default());
+        pass(2 * REFRESH).await;
+        assert_eq!((keys.load_full().len(), script.asked()), (0, 2), "nobody wants any");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn sources_that_hang_do_not_pile_up_and_do_not_stop_the_others() {
+    let urls: Vec<String> = (0..40).map(|i| format!("https://issuer.test/{i}")).collect();
+    let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
+    let script = Script::default();
+    let (refresh, keys) = start(Watched::fixed(model(&urls)), &script, None);
+    (0..5).for_each(|_| script.answer(Ok("one")));
+    beside(refresh, async {
+        pass(SECOND).await;
+        assert_eq!(script.asked(), 5 + MOST_AT_ONCE);
+        assert_eq!(keys.load_full().len(), 5);
+    })
+    .await;
+}
+
+/// A set that [`PublicKeys::read`] takes; what comes from disk is read again.
+fn set(x: char) -> String {
+    let x: String = std::iter::repeat_n(x, 43).collect();
+    PublicKeys::read(&format!(r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","x":"{x}"}}]}}"#)).unwrap().text
+}
+
+#[tokio::test(start_paused = true)]
+async fn s49_a_restart_begins_with_the_keys_that_were_good_unless_they_are_too_old() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = || Some(StateDir::open(directory.path()).unwrap());
+    let (script, good) = (Script::default(), set('A'));
+    let models = || Watched::fixed(model(&[URL]));
+    let wall = clock();
+    let begin = |script: &Script, clock: Clock| {
+        let refresh = Refresh::new(models(), script.ask(), FetchOptions::default(), clock, state());
+        let keys = refresh.keys();
+        (refresh, keys)
+    };
+    let (refresh, _) = begin(&script, wall.clone());
+    script.answer(Ok(&good));
+    beside(refresh, pass(SECOND)).await;
+
+    let down = Script::default();
+    let (refresh, keys) = begin(&down, wall.clone());
+    assert_eq!(known(&keys, URL), Some((Some(good.clone()), None)), "at once");
+    down.answer(Err("reset"));
+    beside(refresh, async {
+        pass(Duration::from_millis(500)).await;
+        assert_eq!(known(&keys, URL), Some((Some(good.clone()), failed("reset"))));
+    })
+    .await;
+
+    let later = Clock::new(|| UNIX_EPOCH + Duration::from_secs(1_000_000 + 86_500));
+    let (_, keys) = begin(&Script::default(), later);
+    assert_eq!(known(&keys, URL), None, "a day has passed");
+
+    for broken in ["", "{", r#"[{"source":{"uri":"https://issuer.test/keys"},"document":"{}","fetched":1000000}]"#] {
+        std::fs::write(directory.path().join(FILE), broken).unwrap();
+        let (_, keys) = begin(&Script::default(), wall.clone());
+        assert_eq!(known(&keys, URL), None, "{broken}");
+    }
+}

@@ -1,0 +1,63 @@
+//! Which RequestAuthentications hold for a workload, and what they make together: one demand that a request which has
+//! tokens has good ones.
+
+use std::collections::BTreeMap;
+
+use aws_lc_rs::digest;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use mesh_core::policy::{JwtAuthentication, JwtProvider, JwtRequirement, JwtRule, MetadataMatch, RouteMatch};
+
+use super::World;
+use super::inbound::Workload;
+use crate::model::{TokenKeys, TokenRule};
+
+/// What a workload demands of tokens; nothing without rules. The rules of every object that is for it are taken together.
+pub(super) fn authentication(world: &World, of: &Workload<'_>) -> Option<JwtAuthentication> {
+    let (model, options) = (&world.model, &world.options);
+    let objects = of.meant_by(model, options, &model.request_authentications, |spec| &spec.selection);
+    let mut rules: Vec<&TokenRule> = objects.iter().flat_map(|object| &object.spec.rules).collect();
+    // As Istio orders them.
+    rules.sort_by_key(|rule| rule.issuer());
+    let mut providers: Vec<JwtProvider> = Vec::new();
+    for provider in rules.into_iter().map(|rule| rule.provider(keys(world, rule))) {
+        if !providers.contains(&provider) {
+            providers.push(provider);
+        }
+    }
+    if providers.is_empty() {
+        return None;
+    }
+    Some(JwtAuthentication {
+        name: MetadataMatch::JWT_AUTHN.to_owned(),
+        providers: providers.into_iter().enumerate().map(|(i, provider)| (format!("origins-{i}"), provider)).collect(),
+        // Every token that there is, wherever its issuer has it, must be good.
+        rules: vec![JwtRule { matcher: RouteMatch::any(), requirement: Some(JwtRequirement::AllowMissing) }],
+        bypass_cors_preflight: true,
+    })
+}
+
+/// The keys of a rule's issuer; while there are none, one that nobody can sign with.
+fn keys(world: &World, rule: &TokenRule) -> String {
+    match &rule.keys {
+        TokenKeys::Inline(text) => text.clone(),
+        TokenKeys::From(source) => {
+            let document = world.keys.get(source).and_then(|known| known.document.as_deref());
+            document.map_or_else(|| nobodys_key(&source.url()), str::to_owned)
+        }
+        TokenKeys::Nowhere => nobodys_key("nowhere"),
+    }
+}
+
+/// A set of keys whose only one is a hash taken for a point of the curve: nobody knows what signs for it. An empty set
+/// would not do, servers refuse it and go on with the policy they had.
+fn nobodys_key(of: &str) -> String {
+    let hash = digest::digest(&digest::SHA256, format!("no key is known of {of}").as_bytes());
+    let key = BTreeMap::from([
+        ("kty", "OKP".to_owned()),
+        ("crv", "Ed25519".to_owned()),
+        ("kid", format!("no key is known of {of}")),
+        ("x", URL_SAFE_NO_PAD.encode(hash)),
+    ]);
+    serde_json::json!({ "keys": [key] }).to_string()
+}
