@@ -211,7 +211,7 @@ impl Choose<'_> {
     fn call(&mut self, judge: impl FnOnce(&Attributes<'_>)) {
         let mut headers = HeaderMap::new();
         for _ in 0..self.below(4) {
-            let name = HeaderName::from_static(self.of(&["x-role", "x-other"]));
+            let name = HeaderName::from_static(self.of(&["x-role", "x-other", "x_role"]));
             headers.append(name, HeaderValue::from_static(self.of(&["user", "admin", "user,admin", "", "3", "a, b"])));
         }
         if self.flag() {

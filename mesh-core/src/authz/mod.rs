@@ -19,6 +19,7 @@
 mod condition;
 mod counts;
 mod external;
+mod outlook;
 mod rules;
 mod token;
 
@@ -34,8 +35,10 @@ use std::net::SocketAddr;
 
 use self::counts::Counts;
 pub use self::external::{
-    CheckRequest, CheckResponse, Checking, ExternalAuthorizer, ExternalAuthorizers, HeaderChange, Refusal, Unavailable,
+    CheckBody, CheckRequest, CheckResponse, Checking, ExternalAuthorizer, ExternalAuthorizers, HeaderChange, Refusal,
+    Unavailable,
 };
+pub use self::outlook::{Caller, keeps_open};
 use self::rules::Rules;
 use crate::identity::PeerIdentity;
 use crate::jwt::Tokens;

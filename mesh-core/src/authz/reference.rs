@@ -218,8 +218,20 @@ fn header(header: &HeaderMatcher, of: &Attributes<'_>) -> May {
             Some(path) => vec![path],
             None => return UNKNOWN,
         },
-        HeaderKey::Header(name) => texts(of.request.headers, name.as_str()),
+        HeaderKey::Header(name) => {
+            let own = read(header, texts(of.request.headers, name.as_str()));
+            let dashed = |name: &str| name.replace('_', "-");
+            let twins = of.request.headers.keys().map(|other| other.as_str());
+            let twins = twins.filter(|other| *other != name.as_str() && dashed(other) == dashed(name.as_str()));
+            return twins
+                .map(|twin| read(header, texts(of.request.headers, twin)))
+                .fold(own, |(every, some), twin| (every && twin.0, some || twin.1));
+        }
     };
+    read(header, values)
+}
+
+fn read(header: &HeaderMatcher, values: Vec<String>) -> May {
     let text = |want: &StringMatcher, value: &str| match &want.pattern {
         StringMatch::Contains(part) if want.ignore_case => {
             value.to_ascii_lowercase().contains(&part.to_ascii_lowercase())

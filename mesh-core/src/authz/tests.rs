@@ -148,8 +148,10 @@ fn s28_of_several_values_one_is_enough_to_deny_and_all_are_needed_to_allow() {
         // S29: values that the sender joined.
         (&[("x-role", "user,admin")], true, false),
         (&[("x-role", "user, admin")], true, false),
-        // S33: a twin is another header.
-        (&[("x_role", "admin")], false, false),
+        // S33: a twin is the same header to many an application, and another one to the rest.
+        (&[("x_role", "admin")], true, false),
+        (&[admin, ("x_role", "user")], true, false),
+        (&[("x_role", "user")], false, false),
     ] {
         let call = get("/").headers(headers);
         assert_eq!(deciding(&deny, &call).is_err(), denied, "{headers:?}");
@@ -407,6 +409,49 @@ fn dry_runs_and_audits_are_told_and_decide_nothing() {
     assert_eq!((allowed, said.len(), &*said[2]), (false, 3, "Logged deny false"));
 }
 
+#[test]
+fn s51_a_change_keeps_open_what_was_open_or_only_a_request_could_tell() {
+    use AuthorizationAction::{Allow, Deny};
+    let any = || vec![Permission::Any];
+    let of = |action: &AuthorizationAction, name: &str, what, who| {
+        vec![policy(name, action.clone(), vec![rule(name, what, who)])]
+    };
+    let open = |before: &[_], after: &[_], id| {
+        let peer = peer(id).unwrap();
+        let destination = "10.0.0.9:8080".parse().unwrap();
+        keeps_open(before, after, Caller { peer: &peer, destination, server_name: "" })
+    };
+    let no_web = of(&Deny, "web", any(), vec![is(WEB)]);
+    let web_only = of(&Allow, "web", any(), vec![is(WEB)]);
+    let no_admin = of(&Deny, "admin", vec![path("/admin")], vec![Principal::Any]);
+    let admin_only = of(&Allow, "admin", vec![path("/admin")], vec![Principal::Any]);
+    let other_port = of(&Deny, "port", vec![Permission::DestinationPort(1)], vec![Principal::Any]);
+    let dry = vec![AuthorizationPolicy { dry_run: true, ..no_web[0].clone() }];
+    for (before, after, of_web, of_other) in [
+        (&[][..], &no_web[..], false, true),
+        (&[], &web_only, true, false),
+        (&web_only, &web_only, true, true),
+        (&web_only, &[], true, true),
+        (&no_web, &web_only, true, false),
+        // A path is the request's.
+        (&[], &no_admin, false, false),
+        (&no_admin, &no_admin, true, true),
+        (&no_admin, &[&no_admin[..], &no_web].concat(), false, true),
+        (&admin_only, &web_only, true, false),
+        (&[], &admin_only, false, false),
+        (&[], &other_port, true, true),
+        (&[], &dry, true, true),
+    ] {
+        let got = (open(before, after, Some(WEB)), open(before, after, Some("spiffe://cluster.local/ns/b/sa/x")));
+        assert_eq!(got, (of_web, of_other), "{before:?} to {after:?}");
+    }
+    assert!(!open(&[], &web_only, None), "who has no certificate is nobody");
+    // A rule beside those of before opens more, in a policy that allows.
+    let both = policy("both", Allow, vec![admin_only[0].rules[0].clone(), rule("x", vec![path("/x")], vec![is(WEB)])]);
+    assert!(open(&admin_only, std::slice::from_ref(&both), Some(WEB)));
+    assert!(!open(std::slice::from_ref(&both), &admin_only, Some(WEB)));
+}
+
 fn text_matcher() -> impl Strategy<Value = StringMatcher> {
     let text = select(vec!["", "a", "admin", "user", "/admin", "public.test", "user,admin", "spiffe://"]);
     let pattern = prop_oneof![
@@ -549,8 +594,10 @@ fn call() -> impl Strategy<Value = Call> {
         1 => Just(peer(None)),
         1 => Just(None),
     ];
-    let headers =
-        vec((select(vec!["x-role", "x-other"]), select(vec!["user", "admin", "user,admin", "", "3", "a, b"])), 0..4);
+    let headers = vec(
+        (select(vec!["x-role", "x-other", "x_role"]), select(vec!["user", "admin", "user,admin", "", "3", "a, b"])),
+        0..4,
+    );
     let forwarded = select(vec![None, Some("203.0.113.5"), Some("10.1.1.1"), Some("10.1.1.1, nonsense")]);
     let path = prop_oneof![6 => select(PATHS.to_vec()), 1 => select(vec!["", "*", "/admin?x=1"])];
     let rest = (
@@ -581,5 +628,28 @@ proptest! {
                 Ok(())
             })?;
         }
+    }
+
+    /// Which rules of a pool are there before and after.
+    #[test]
+    fn what_is_kept_open_is_open(pool in policies(), masks in vec((any::<u8>(), any::<u8>()), 4), call in call()) {
+        let some = |mask: &dyn Fn(&(u8, u8)) -> u8| -> Vec<AuthorizationPolicy> {
+            let each = pool.iter().zip(&masks).filter(|(_, masks)| mask(masks) & 1 == 1);
+            each.map(|(policy, masks)| {
+                let kept = policy.rules.iter().zip(1..).filter(|(_, bit)| mask(masks) >> bit & 1 == 1);
+                AuthorizationPolicy { rules: kept.map(|(rule, _)| rule.clone()).collect(), ..policy.clone() }
+            })
+            .collect()
+        };
+        let (before, after) = (some(&|(before, _)| *before), some(&|(before, after)| before ^ (after & before << 1)));
+        call.with(|of| {
+            let (Some(peer), Some(server_name)) = (of.peer, of.server_name) else { return Ok(()) };
+            let caller = Caller { peer, destination: of.destination, server_name };
+            prop_assert!(keeps_open(&before, &before, caller));
+            if keeps_open(&before, &after, caller) && Authorizer::new(&before).decide(of, |_| {}).is_ok() {
+                prop_assert!(Authorizer::new(&after).decide(of, |_| {}).is_ok(), "{before:#?} {after:#?}");
+            }
+            Ok(())
+        })?;
     }
 }

@@ -37,27 +37,31 @@ pub struct RequestContext {
     /// a chain of services add up and do not multiply.
     pub retried: bool,
     /// Whether a call made for it failed for good.
-    pub spent: Spent,
+    pub spent: Flag,
+    /// Whether its body stopped coming.
+    pub stalled: Flag,
 }
 
-/// Whether a call made for a request failed although it may be tried again: its tries are used up, or there is no
+/// Something that happens to a request at most once while it is served, and that its answer is to say.
+///
+/// As `spent`: a call made for it failed although it may be tried again, for its tries are used up, or there is no
 /// budget for one more. The answer says so ([`RETRIED`]), and nobody further up the chain tries what was tried enough.
 #[derive(Debug, Default)]
-pub struct Spent(AtomicBool);
+pub struct Flag(AtomicBool);
 
-impl Spent {
-    /// A call has failed for good.
+impl Flag {
+    /// It has happened.
     pub fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether one has.
+    /// Whether it has.
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-impl Clone for Spent {
+impl Clone for Flag {
     fn clone(&self) -> Self {
         Self(AtomicBool::new(self.is_set()))
     }
@@ -144,7 +148,8 @@ impl RequestContext {
         let parent = parent.filter(|_| parents == 1).and_then(|value| TraceContext::read(value.as_bytes()).ok());
         let trace = parent.unwrap_or_else(|| TraceContext::new(ids));
         let (deadline, caller, tokens) = (None, None, None);
-        Self { trace, trace_state, deadline, caller, tokens, forwarded, retried, spent: Spent::default() }
+        let (spent, stalled) = (Flag::default(), Flag::default());
+        Self { trace, trace_state, deadline, caller, tokens, forwarded, retried, spent, stalled }
     }
 
     /// Writes the headers of a call made for this request: a child span's `traceparent`, `tracestate`,

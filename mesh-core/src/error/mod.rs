@@ -81,7 +81,7 @@ codes! {
     /// The route names a cluster that does not exist or was refused.
     NO_CLUSTER = 1005, 503, 14, "NC", "create the subset in a DestinationRule, or fix the destination host of the route";
     /// The route carries an action this library does not perform.
-    UNSUPPORTED_ACTION = 1006, 501, 12, "NR", "see the not-enforced report in /config_dump for the route";
+    UNSUPPORTED_ACTION = 1006, 501, 14, "NR", "see the not-enforced report in /config_dump for the route";
     /// Nothing is known of the destination and no control plane could be asked.
     CONTROL_PLANE_UNREACHABLE = 1007, 503, 14, "NC", "check the control plane's address and this process's proof of identity; it is asked again by itself";
     /// The cluster has no usable endpoint.

@@ -27,11 +27,12 @@ mod tests;
 
 pub use self::cors::{CorsRules, CorsVerdict};
 pub use self::explain::{Decision, RouteExplanation, RouteTried, VirtualHostChoice};
-pub use self::header::HeaderCondition;
+pub use self::header::{HeaderCondition, are_twins};
+pub use self::path::PathCondition;
 pub use self::text::TextCondition;
 
 pub(crate) use self::cookie::values as cookies;
-pub(crate) use self::path::{PathCondition, unescaped};
+pub(crate) use self::path::unescaped;
 pub(crate) use self::query::{decode, first_value};
 pub(crate) use self::rewrite::replace_all;
 

@@ -39,7 +39,7 @@ fn with_manager(change: impl FnOnce(&mut HttpConnectionManager)) -> Any {
     })
 }
 
-fn with_filter(type_url: &str, config: &impl Message) -> Any {
+pub(super) fn with_filter(type_url: &str, config: &impl Message) -> Any {
     let filter = codec::filter::encode("f", extension::pack(type_url, config), false);
     with_manager(|m| m.http_filters.insert(0, filter))
 }

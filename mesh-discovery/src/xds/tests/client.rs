@@ -544,32 +544,43 @@ async fn b10_a_certificate_provider_that_the_bootstrap_does_not_declare_is_refus
 
 /// One identity must not stand in for another.
 #[tokio::test]
-async fn b10_a_certificate_provider_that_is_declared_and_not_in_use_is_refused_a29() {
-    let files = |names: &[&str]| {
-        let provider = r#"{"plugin_name":"file_watcher","config":{"ca_certificate_file":"/roots"}}"#;
-        let providers: Vec<_> = names.iter().map(|name| format!(r#""{name}":{provider}"#)).collect();
+async fn b10_a_certificate_provider_that_can_be_no_identity_is_refused_a29() {
+    let files = |declared: &[(&str, &str)]| {
+        let provider = |(name, more): &(&str, &str)| {
+            let config = format!(r#"{{"ca_certificate_file":"/roots"{more}}}"#);
+            format!(r#""{name}":{{"plugin_name":"file_watcher","config":{config}}}"#)
+        };
+        let providers: Vec<_> = declared.iter().map(provider).collect();
         let server = r#"{"server_uri":"memory:1","channel_creds":[{"type":"insecure"}]}"#;
         let providers = providers.join(",");
         let json = format!(r#"{{"xds_servers":[{server}],"certificate_providers":{{{providers}}}}}"#);
         Bootstrap::from_json(&json).unwrap().certificate_providers
     };
-    for (declared, named, accepted) in [
-        (&["default", "another"][..], "default", true),
-        (&["default", "another"], "another", false),
-        (&[], "another", false),
+    let whole = r#","certificate_file":"/c","private_key_file":"/k""#;
+    for (declared, named, why) in [
+        (&[("default", ""), ("another", "")][..], "default", None),
+        (&[("default", ""), ("another", "")], "another", Some("lacks a certificate or roots")),
+        (&[("default", ""), ("another", whole)], "another", None),
+        (&[("default", whole)], "another", Some("declares no certificate provider instance \"another\"")),
+        (&[], "another", Some("declares no certificate provider instances")),
     ] {
         let (client, mut server) = client_of(|config| config.bootstrap.certificate_providers = files(declared));
-        let _inbound = client.inbound("127.0.0.1:80".parse().unwrap());
+        let inbound_state = client.inbound("127.0.0.1:80".parse().unwrap());
         let mut stream = server.accept().await;
         stream.expect(Kind::Listener, &[INBOUND]).await;
         let mut resource = inbound(InboundTls::Strict, Vec::new());
         rename(&mut resource.value, b"default", named.as_bytes());
         stream.respond(Kind::Listener, "v1", "n1", vec![resource]);
         let answer = stream.expect(Kind::Listener, &[INBOUND]).await;
-        assert_eq!(answer.error.is_none(), accepted, "{declared:?} {named}: {:?}", answer.error);
-        if let Some(error) = answer.error {
-            assert!(error.contains("instance \"another\" is not in use") && error.contains("provider"), "{error}");
+        assert_eq!(answer.error.is_none(), why.is_none(), "{declared:?} {named}: {:?}", answer.error);
+        if let (Some(error), Some(why)) = (answer.error, why) {
+            assert!(error.contains(why) && error.contains("tls_certificate_provider_instance"), "{error}");
             assert_eq!(client.status().nacks, 1);
+        } else {
+            let mut state = inbound_state;
+            let state = state.wait_for(|state| matches!(state, InboundState::Ready(_))).await;
+            let InboundState::Ready(listener) = &*state else { unreachable!() };
+            assert_eq!(listener.instance.as_deref(), (named != "default").then_some(named));
         }
     }
 }
