@@ -68,6 +68,7 @@ fn decide(c: &mut Criterion) {
                 peer: Some(&peer),
                 destination: ([10, 0, 0, 2], 9080).into(),
                 server_name: Some(""),
+                tokens: None,
             };
             assert!(authorizer.decide(&attributes, |_| {}).is_ok(), "{kind} {size}");
             group.bench_with_input(BenchmarkId::new(kind, size), &attributes, |b, attributes| {

@@ -1,8 +1,8 @@
 //! Authorization around an axum router, without a control plane and with axum's own server.
 //!
 //! `cargo run --example authorize_axum` starts the router behind the mesh's inbound layer and a policy that is written
-//! here: the public part is for everybody, `/admin` for nobody, and about the rest an authorizer of the program's own is
-//! asked. It fails if a request gets another answer than it should, tricks with the path included, so `--smoke` changes
+//! here: the public part is for everybody, `/admin` for nobody, `/members` for whoever has a token that the issuer signed,
+//! and about the rest an authorizer of the program's own is asked. It fails if a request gets another answer than it should, tricks with the path included, so `--smoke` changes
 //! nothing.
 
 #![allow(clippy::print_stdout, reason = "a program that reports")]
@@ -13,11 +13,11 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::routing::get;
-use http::{HeaderMap, Request, StatusCode};
+use http::{Request, StatusCode};
 use mesh::parts::mesh_core::authz::ExternalAuthorizers;
 use mesh::parts::mesh_core::policy::{
     AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, InboundListener, InboundState,
-    InboundTls, PathMatch, Permission, Principal,
+    InboundTls, JwtAuthentication, JwtKeys, JwtProvider, JwtRule, PathMatch, Permission, Principal, RouteMatch,
 };
 use mesh::parts::mesh_core::source::Watched;
 use mesh::parts::mesh_server::Server;
@@ -49,6 +49,27 @@ impl ExternalAuthorizers for Authorizers {
     }
 }
 
+/// The public key of an issuer of tokens, as its JSON Web Key Set has it.
+const KEYS: &str =
+    r#"{"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "one", "x": "gPFXyDPBLOhCz2g15Bsqen1dVL4q4d9oC4XQJOdqv_w"}]}"#;
+
+/// A token of that issuer for `ann`, without an end.
+const ANN: &str = "eyJhbGciOiJFZERTQSIsImtpZCI6Im9uZSJ9.eyJpc3MiOiJodHRwczovL2lzc3Vlci5leGFtcGxlIiwic3ViIjoiYW5uIn0.\
+                   cxatKTaaP3O2Yhb8dHYPkcVUx7Va3nDcyN_xVJ4kt_wYvRTyhdQ5n2LKkH6DqKMnNstT8TZhRCd2MuEf4tEuCg";
+
+/// Of what begins with `/members` a token is demanded.
+fn tokens() -> JwtAuthentication {
+    let issuer = JwtProvider::new("https://issuer.example", JwtKeys::Inline(KEYS.to_owned()));
+    let mut tokens = JwtAuthentication::required("jwt", [("issuer".to_owned(), issuer)]);
+    let elsewhere = ["/public", "/admin", "/private", "/elsewhere"].map(|prefix| JwtRule {
+        matcher: RouteMatch { path: PathMatch::PathSeparatedPrefix(prefix.to_owned()), ..RouteMatch::any() },
+        requirement: None,
+    });
+    // The first rule that matches decides.
+    tokens.rules.splice(0..0, elsewhere);
+    tokens
+}
+
 /// A policy whose only rule is about what begins with one of these.
 fn about(action: AuthorizationAction, name: &str, prefixes: &[&str]) -> AuthorizationPolicy {
     let permissions =
@@ -70,15 +91,20 @@ async fn main() -> Result<(), Failure> {
     policy.authorization = vec![
         about(AuthorizationAction::Custom(AuthorizerProvider::named("password")), "ask", &["/private"]),
         about(AuthorizationAction::Deny, "closed", &["/admin"]),
-        about(AuthorizationAction::Allow, "open", &["/public", "/private"]),
+        about(AuthorizationAction::Allow, "open", &["/public", "/private", "/members"]),
     ];
+    policy.jwt = vec![tokens()];
     let server = Server::builder()
         .inbound(Watched::fixed(InboundState::Ready(Arc::new(policy))))
         .authorizers(Arc::new(Authorizers))
         .build();
 
     // Around the router and not inside of it: then the router, too, is asked for the path that was judged.
-    let router = Router::new().fallback(get(|request: Request<Body>| async move { request.uri().path().to_owned() }));
+    let router = Router::new().fallback(get(|request: Request<Body>| async move {
+        let claims = mesh::claims();
+        let caller = claims.as_ref().and_then(|claims| claims.subject()).unwrap_or("somebody");
+        format!("{caller} at {}", request.uri().path())
+    }));
     let service = ServiceBuilder::new()
         .map_response(|response: http::Response<_>| response.map(Body::new))
         .layer(server.inbound_layer())
@@ -87,29 +113,30 @@ async fn main() -> Result<(), Failure> {
     tokio::spawn(async move { axum::serve(listener, service).await });
 
     let mesh = Mesh::builder().standalone().build().await?;
-    for (path, password, expected) in [
-        ("/public/a", "", 200),
-        ("/elsewhere", "", 403),
-        ("/admin", "sesame", 403),
-        ("/public/../admin", "sesame", 403),
-        ("/%61dmin", "sesame", 403),
-        ("/private/a", "", 401),
-        ("/private/a", "sesame", 200),
+    let password = |word: &'static str| Some(("x-password", word.to_owned()));
+    let token = |token: &str| Some(("authorization", format!("Bearer {token}")));
+    for (path, with, expected) in [
+        ("/public/a", None, 200),
+        ("/elsewhere", None, 403),
+        ("/admin", password("sesame"), 403),
+        ("/public/../admin", password("sesame"), 403),
+        ("/%61dmin", password("sesame"), 403),
+        ("/private/a", None, 401),
+        ("/private/a", password("sesame"), 200),
+        ("/members/a", None, 401),
+        ("/members/a", token("a.b.c"), 401),
+        ("/public/../members/a", None, 401),
+        ("/members/a", token(ANN), 200),
     ] {
-        let mut request = Request::get(format!("http://{address}{path}")).body(mesh::Body::empty())?;
-        add(request.headers_mut(), password)?;
-        let status = mesh.client().send(request).await?.status();
-        println!("{path} with {password:?}: {status}");
+        let mut request = Request::get(format!("http://{address}{path}"));
+        if let Some((name, value)) = &with {
+            request = request.header(*name, value);
+        }
+        let status = mesh.client().send(request.body(mesh::Body::empty())?).await?.status();
+        println!("{path} with {}: {status}", with.map_or("nothing", |(name, _)| name));
         if status != expected {
             return Err(format!("{path} should get {expected}, and gets {status}").into());
         }
-    }
-    Ok(())
-}
-
-fn add(headers: &mut HeaderMap, password: &str) -> Result<(), Failure> {
-    if !password.is_empty() {
-        headers.insert("x-password", password.parse()?);
     }
     Ok(())
 }

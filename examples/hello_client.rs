@@ -6,6 +6,8 @@
 #![allow(clippy::print_stdout, reason = "the answer is this program's output")]
 #![allow(clippy::disallowed_methods, reason = "a program owns its tasks until it ends")]
 
+use std::io::IsTerminal;
+
 use http_body_util::BodyExt;
 use mesh::{Body, Mesh};
 
@@ -13,7 +15,7 @@ type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Resu
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
     if std::env::args().any(|arg| arg == "--smoke") {
         return smoke().await;
     }

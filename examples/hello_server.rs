@@ -5,6 +5,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "a program owns its tasks until it ends")]
 
+use std::io::IsTerminal;
+
 use axum::{Router, routing::get};
 use http_body_util::BodyExt;
 use mesh::{Body, Mesh, PeerIdentity};
@@ -13,7 +15,7 @@ type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Resu
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
     let app = Router::new().route("/", get(hello));
     if std::env::args().any(|arg| arg == "--smoke") {
         return smoke(app).await;

@@ -76,7 +76,7 @@ async fn ask(address: SocketAddr, identity: WatchedIdentity, peer: &str) -> Resu
     let peer_ids = vec![StringMatcher::exact(peer)];
     let source = move |_: &Target| {
         let mut cluster = Cluster::of_addresses("api", [address]);
-        cluster.tls = UpstreamTls::Mesh(MeshTls { peer_ids: peer_ids.clone(), sni: None });
+        cluster.tls = UpstreamTls::Mesh(MeshTls { peer_ids: peer_ids.clone(), ..MeshTls::default() });
         DestinationState::Ready(Arc::new(Snapshot::of_one_cluster("api:80", cluster, None)))
     };
     let client = Client::builder(Arc::new(source)).identity(identity).crypto(mesh_testkit::crypto()).build();

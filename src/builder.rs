@@ -9,10 +9,10 @@ use bytes::Bytes;
 use mesh_client::{Breakers, Client, InFlight};
 use mesh_core::drain;
 use mesh_core::id::{Locality, Workload};
-use mesh_core::source::{DestinationSource, InboundSource, Resolve, Watched, WatchedIdentity};
+use mesh_core::source::{DestinationSource, Identities, InboundSource, Resolve, Watched, WatchedIdentity};
 use mesh_core::telemetry::Metrics;
 use mesh_core::telemetry::load::LoadStore;
-use mesh_discovery::bootstrap::XdsServer;
+use mesh_discovery::bootstrap::{FileWatcher, XdsServer};
 use mesh_discovery::connect::Connector;
 use mesh_discovery::lrs;
 use mesh_discovery::secret::{self, SecretConfig};
@@ -142,6 +142,8 @@ impl MeshBuilder {
         let metrics = self.metrics.unwrap_or_default();
         let (debug, pod_ip) = (config.debug_address, config.pod_ip);
         let files = config.identity_files().cloned();
+        let others = config.other_identity_files().map(|(name, files)| (name.to_owned(), files.clone()));
+        let others: Vec<(String, FileWatcher)> = others.collect();
         let Some(bootstrap) = config.bootstrap else {
             let parts = Parts::without_control_plane(runtime, crypto, metrics, self.resolver, TargetSource::alone());
             let mut inner = parts.join(config.workload, config.service_account, config.locality, None, Vec::new());
@@ -166,7 +168,12 @@ impl MeshBuilder {
         if let Some((identity, refusal)) = &source {
             connector = connector.with_identity(identity.clone()).with_refusal(refusal.clone());
         }
-        let identity = source.map_or_else(|| Watched::fixed(None), |(identity, _)| identity);
+        let own = source.map_or_else(|| Watched::fixed(None), |(identity, _)| identity);
+        let follow = |(name, files)| (name, secret::spawn_files(files, crypto.clone(), runtime.handle()));
+        let others: Vec<(String, _)> = others.into_iter().map(follow).collect();
+        let named = others.iter().map(|(name, (identity, _))| (name.as_str().into(), identity.clone()));
+        let identities = Identities::new(own, named);
+        let instances = others.into_iter().map(|(_, instance)| instance).collect();
         let authorities: Vec<_> = bootstrap.authorities.keys().cloned().collect();
         let transport = |server: &XdsServer| GrpcTransport::new(connector.to(server.clone()));
         let mut xds = XdsConfig::new(bootstrap);
@@ -175,11 +182,11 @@ impl MeshBuilder {
         let xds = Arc::new(XdsClient::spawn(xds, transport, runtime.handle()));
         let load = Arc::<LoadStore>::default();
         let reporter = lrs::spawn(&xds, &load, |server| connector.to(server.clone()), runtime.handle());
-        let control = Control { xds: xds.clone(), connector, certified, _load: reporter };
+        let control = Control { xds: xds.clone(), connector, certified, instances, _load: reporter };
 
         let (resolver, destinations) = (self.resolver, Arc::new(TargetSource::beside(xds.clone())) as _);
         let load = Some(load);
-        let parts = Parts { runtime, crypto, metrics, load, identity, resolver, destinations, inbound: xds };
+        let parts = Parts { runtime, crypto, metrics, load, identities, resolver, destinations, inbound: xds };
         let mut inner =
             parts.join(config.workload, config.service_account, config.locality, Some(control), authorities);
         inner.pod_ip = pod_ip;
@@ -202,7 +209,7 @@ struct Parts {
     crypto: Arc<CryptoProvider>,
     metrics: Arc<Metrics>,
     load: Option<Arc<LoadStore>>,
-    identity: WatchedIdentity,
+    identities: Identities,
     resolver: Option<Arc<dyn Resolve>>,
     destinations: Arc<dyn DestinationSource>,
     inbound: Arc<dyn InboundSource>,
@@ -216,9 +223,9 @@ impl Parts {
         resolver: Option<Arc<dyn Resolve>>,
         destinations: TargetSource,
     ) -> Self {
-        let (identity, inbound) = (Watched::fixed(None), Arc::new(Passthrough));
+        let (identities, inbound) = (Identities::new(Watched::fixed(None), []), Arc::new(Passthrough));
         let (load, destinations) = (None, Arc::new(destinations) as _);
-        Self { runtime, crypto, metrics, load, identity, resolver, destinations, inbound }
+        Self { runtime, crypto, metrics, load, identities, resolver, destinations, inbound }
     }
 
     fn join(
@@ -238,7 +245,7 @@ impl Parts {
         Inner {
             client,
             authorities: authorities.into_iter().map(of_authority).collect(),
-            identity: self.identity,
+            identities: self.identities,
             inbound: self.inbound,
             crypto: self.crypto,
             workload,
@@ -265,7 +272,7 @@ impl Parts {
         breakers: &Breakers,
     ) -> Client {
         let mut client = Client::builder(destinations)
-            .identity(self.identity.clone())
+            .identity(self.identities.clone())
             .crypto(self.crypto.clone())
             .workload(workload.clone())
             .metrics(self.metrics.clone())
@@ -288,10 +295,10 @@ async fn with_debug(mut inner: Inner, address: Option<SocketAddr>) -> Result<Mes
         let (client, authorities) = (inner.client.clone(), inner.authorities.clone());
         let xds = inner.control.as_ref().map(|control| control.xds.clone());
         let (metrics, stats) = (inner.metrics.clone(), inner.stats.clone());
-        let (breakers, identity) = (inner.breakers.clone(), inner.identity.clone());
+        let (breakers, identities) = (inner.breakers.clone(), inner.identities.clone());
         let metrics = prometheus::content(env!("CARGO_PKG_VERSION"), metrics, stats, move |out| {
             prometheus::in_flight(out, &in_flight(&breakers));
-            prometheus::certificate_expiry(out, (*identity.load_full()).as_deref());
+            prometheus::certificate_expiry(out, &identities);
             if let Some(xds) = &xds {
                 prometheus::config_unenforced(out, xds.unenforced());
                 prometheus::config_resources(out, xds.standings());

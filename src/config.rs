@@ -154,7 +154,7 @@ impl MeshConfig {
     }
 }
 
-/// The instance of `certificate_providers` that is the mesh's identity, as istiod's resources name it.
+/// The instance of `certificate_providers` that is the process's own identity, as istiod's resources name it.
 const INSTANCE: &str = "default";
 
 impl MeshConfig {
@@ -174,6 +174,16 @@ impl MeshConfig {
                 None
             }
         }
+    }
+
+    /// The other certificate providers of the bootstrap that have a certificate, its key and roots, by instance name:
+    /// identities that policy asks for by that name (gRFC A29).
+    pub fn other_identity_files(&self) -> impl Iterator<Item = (&str, &FileWatcher)> {
+        let providers = self.bootstrap.iter().flat_map(|bootstrap| &bootstrap.certificate_providers);
+        providers.filter(|(name, _)| *name != INSTANCE).filter_map(|(name, provider)| match provider {
+            CertificateProvider::FileWatcher(files) if files.is_complete() => Some((name.as_str(), files)),
+            _ => None,
+        })
     }
 }
 
@@ -388,6 +398,14 @@ mod tests {
         assert!(!found(files("other", &whole), ""));
         assert!(!found(files("default", identity), ""));
         assert!(!found(files("default", r#""ca_certificate_file":"/r""#), ""));
+
+        // Another instance is beside the process's own identity, whatever that comes from.
+        let others = |bootstrap: &'static str| {
+            let vars = given(&[("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap), ("MESH_JOIN_TOKEN", "token")]);
+            MeshConfig::from_vars(&vars).unwrap().other_identity_files().count()
+        };
+        assert_eq!(others(files("other", &whole)), 1);
+        assert_eq!((others(files("other", identity)), others(files("default", &whole))), (0, 0));
     }
 
     #[test]

@@ -17,9 +17,10 @@ pub use mesh_discovery::dns;
 
 pub use mesh_client::{Body, Channel, Client, Error, Explanation, TcpConnection};
 pub use mesh_core::authz::{CheckRequest, CheckResponse, Checking, ExternalAuthorizer, Refusal, Unavailable};
-pub use mesh_core::context::{self, caller};
+pub use mesh_core::context::{self, caller, claims};
 pub use mesh_core::id::{SpiffeId, Target, TrustDomain};
 pub use mesh_core::identity::PeerIdentity;
+pub use mesh_core::jwt::Claims;
 pub use mesh_core::source::Resolve;
 pub use mesh_server::{InboundLayer, LoadReporter};
 

@@ -10,11 +10,12 @@ use http::Request;
 use mesh_client::{Breakers, Channel, Client, Error, Explanation, TcpConnection};
 use mesh_core::drain::DrainTrigger;
 use mesh_core::id::{InvalidTarget, Locality, Target, Workload};
-use mesh_core::source::{InboundSource, WatchedIdentity};
+use mesh_core::source::{Identities, InboundSource, WatchedIdentity};
 use mesh_core::telemetry::Metrics;
 use mesh_discovery::connect::Connector;
 use mesh_discovery::lrs::LoadReporter;
 use mesh_discovery::registration::{self, Announcement, Registration};
+use mesh_discovery::secret::Refusal;
 use mesh_discovery::xds::XdsClient;
 use mesh_server::debug::DebugServer;
 use mesh_server::{InboundLayer, InboundStats, Readiness, Server};
@@ -51,7 +52,7 @@ pub struct Mesh {
 pub(crate) struct Inner {
     pub(crate) client: Client,
     pub(crate) authorities: Authorities,
-    pub(crate) identity: WatchedIdentity,
+    pub(crate) identities: Identities,
     pub(crate) inbound: Arc<dyn InboundSource>,
     pub(crate) crypto: Arc<CryptoProvider>,
     pub(crate) workload: Arc<Workload>,
@@ -77,6 +78,8 @@ pub(crate) struct Control {
     pub(crate) connector: Connector,
     /// Whether there is a proof of identity or a certificate provider, and so a certificate sooner or later.
     pub(crate) certified: bool,
+    /// The identities that policy may name, and why there is none yet.
+    pub(crate) instances: Vec<(WatchedIdentity, Refusal)>,
     /// Tells control planes of the load they want to hear of.
     pub(crate) _load: LoadReporter,
 }
@@ -179,17 +182,30 @@ impl Mesh {
     }
 
     /// Who this process is, whom it trusts and until when: now, and as it is renewed. `None` until the first certificate
-    /// has come, and for ever where nothing gives one.
+    /// has come, and for ever where nothing gives one. What policy may name beside it (gRFC A29) is
+    /// [`identities`](Self::identities).
     pub fn identity(&self) -> WatchedIdentity {
-        self.inner.identity.clone()
+        self.inner.identities.own().clone()
+    }
+
+    /// Who this process is, and the identities of the bootstrap's other certificate provider instances.
+    pub fn identities(&self) -> &Identities {
+        &self.inner.identities
     }
 
     /// Waits until the control plane has answered and, if a proof of identity or a certificate provider is
-    /// configured, the first certificate is there. At once for a disabled mesh.
+    /// configured, the first certificate is there; a further provider instance may fail. At once for a disabled mesh.
     pub async fn ready(&self) {
         if let Some(control) = &self.inner.control {
             if control.certified {
-                self.inner.identity.clone().wait_for(Option::is_some).await;
+                self.inner.identities.own().clone().wait_for(Option::is_some).await;
+            }
+            for (identity, refusal) in &control.instances {
+                let (mut identity, mut refusal) = (identity.clone(), refusal.clone());
+                tokio::select! {
+                    _ = identity.wait_for(Option::is_some) => {}
+                    _ = refusal.wait_for(Option::is_some) => {}
+                }
             }
             control.xds.ready().await;
         }
@@ -259,7 +275,7 @@ impl fmt::Debug for Mesh {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mesh")
             .field("workload", &self.inner.workload.name)
-            .field("identity", &self.inner.identity)
+            .field("identity", self.inner.identities.own())
             .finish_non_exhaustive()
     }
 }

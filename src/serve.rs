@@ -70,11 +70,17 @@ impl<S> Serve<S> {
         self
     }
 
-    /// How long a draining server goes on serving, so that callers learn in time that it leaves; one to which nobody
-    /// is connected ends at once. Default 2 s, enough where this mesh's control plane tells them; where endpoints
+    /// How long a draining server goes on serving, so that callers learn in time that it leaves, though nobody is
+    /// connected at the moment. Default 2 s, enough where this mesh's control plane tells them; where endpoints
     /// travel through the Kubernetes API take 5 s.
     pub fn lame_duck(mut self, time: Duration) -> Self {
         self.config.lame_duck = time;
+        self
+    }
+
+    /// Limits of the server, [`lame_duck`](Self::lame_duck) among them. Default: [`Config::default`].
+    pub fn limits(mut self, limits: Config) -> Self {
+        self.config = limits;
         self
     }
 
@@ -122,7 +128,7 @@ where
             }
             let policy = inner.inbound.inbound(address);
             let mut builder = Server::builder()
-                .identity(inner.identity.clone())
+                .identity(inner.identities.clone())
                 .crypto(inner.crypto.clone())
                 .inbound(policy.clone())
                 .workload(inner.workload.clone())

@@ -79,7 +79,8 @@ async fn changes(scale: Scale) -> Result<Vec<Row>, Error> {
         Row::new("change", "us", median(costs), 30.0),
         Row::new("change_against_10_clusters", "ratio", median(ratios), 1.3),
         Row::new("change_to_router", "us", median(routers), 30.0),
-        Row::new("same_response_again", "us", median(repeats), 1.0),
+        // With its envelope, its acknowledgement and two task switches; the goal is that of the resource.
+        Row::new("same_response_again", "us", median(repeats), None),
     ])
 }
 

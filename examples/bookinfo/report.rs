@@ -78,10 +78,17 @@ impl Report {
         !self.steps.is_empty() && self.steps.iter().all(|step| step.ok)
     }
 
-    /// The table, or one JSON object.
-    pub(crate) fn finish(&self) -> Result<()> {
+    /// The table, or one JSON object. `error` is what ended the walk early; of such a one there is no table.
+    pub(crate) fn finish(&self, error: Option<&str>) -> Result<()> {
         if self.json {
-            println!("{}", serde_json::to_string(&json!({"ok": self.ok(), "steps": self.steps}))?);
+            let mut object = json!({"ok": self.ok() && error.is_none(), "steps": self.steps});
+            if let Some(error) = error {
+                object["error"] = error.into();
+            }
+            println!("{object}");
+            return Ok(());
+        }
+        if error.is_some() {
             return Ok(());
         }
         println!("\n{:<42} {:>8}  result", "step", "seconds");

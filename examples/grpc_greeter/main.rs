@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, reason = "a program that reports")]
 #![allow(clippy::disallowed_methods, reason = "a program owns its tasks until it ends")]
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -39,6 +40,7 @@ impl Greeter for Polite {
 async fn main() -> Result<()> {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .init();
     let dir = tempfile::tempdir()?;

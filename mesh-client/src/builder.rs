@@ -7,7 +7,7 @@ use std::time::Duration;
 use mesh_core::balance::{Candidates, Draw, MakePicker, Picker};
 use mesh_core::id::Workload;
 use mesh_core::policy;
-use mesh_core::source::{DestinationSource, Resolve, Watched, WatchedIdentity};
+use mesh_core::source::{DestinationSource, Identities, Resolve, Watched};
 use mesh_core::telemetry::Metrics;
 use mesh_core::telemetry::load::LoadStore;
 use rustls::crypto::CryptoProvider;
@@ -24,7 +24,7 @@ use crate::env::{Env, Limits, Random};
 #[must_use]
 pub struct ClientBuilder {
     source: Arc<dyn DestinationSource>,
-    identity: WatchedIdentity,
+    identities: Identities,
     crypto: Option<Arc<CryptoProvider>>,
     workload: Arc<Workload>,
     metrics: Arc<Metrics>,
@@ -43,7 +43,7 @@ impl ClientBuilder {
     pub(crate) fn new(source: Arc<dyn DestinationSource>) -> Self {
         Self {
             source,
-            identity: Watched::fixed(None),
+            identities: Identities::new(Watched::fixed(None), []),
             crypto: None,
             workload: Arc::default(),
             metrics: Arc::default(),
@@ -60,9 +60,9 @@ impl ClientBuilder {
     }
 
     /// Our certificate, for mutual TLS. Default: none; destinations whose policy demands one then fail
-    /// with `MESH-1106`.
-    pub fn identity(mut self, identity: WatchedIdentity) -> Self {
-        self.identity = identity;
+    /// with `MESH-1106`. One [watched identity](mesh_core::source::WatchedIdentity), or several of which policy chooses.
+    pub fn identity(mut self, identity: impl Into<Identities>) -> Self {
+        self.identities = identity.into();
         self
     }
 
@@ -123,8 +123,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Shortest time between two look-ups of a name that was found, whatever its TTL (Envoy's
-    /// `dns_min_refresh_rate`). Connections that fail do not make it shorter either. Default 5 s.
+    /// Shortest TTL of a name that is believed (Envoy's `dns_min_refresh_rate`), and shortest time between a look-up and
+    /// one more because a connection failed. A cluster's `dns_refresh_rate` may be shorter. Default 5 s.
     pub fn dns_min_refresh(mut self, time: Duration) -> Self {
         self.limits.dns_min_refresh = time;
         self
@@ -203,7 +203,7 @@ impl ClientBuilder {
         let number = self.number.unwrap_or_else(|| (self.random)(u64::MAX));
         let channel_id = (self.random)(u64::MAX);
         Arc::new(Env {
-            identity: self.identity,
+            identities: self.identities,
             crypto: self.crypto,
             workload: self.workload,
             metrics: self.metrics,

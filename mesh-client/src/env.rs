@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mesh_core::balance::MakePicker;
 use mesh_core::id::Workload;
-use mesh_core::source::{Resolve, WatchedIdentity};
+use mesh_core::source::{Identities, Resolve};
 use mesh_core::telemetry::load::LoadStore;
 use mesh_core::telemetry::{Metrics, PeerLabels, Reporter, RequestLabels};
 use rustls::crypto::CryptoProvider;
@@ -21,7 +21,7 @@ pub(crate) type Random = Arc<dyn Fn(u64) -> u64 + Send + Sync>;
 
 /// The surroundings of one client.
 pub(crate) struct Env {
-    pub(crate) identity: WatchedIdentity,
+    pub(crate) identities: Identities,
     pub(crate) crypto: Option<Arc<CryptoProvider>>,
     pub(crate) workload: Arc<Workload>,
     pub(crate) metrics: Arc<Metrics>,
@@ -61,7 +61,7 @@ pub(crate) struct Limits {
     pub(crate) replay: usize,
     /// Copies of requests under way at once.
     pub(crate) mirrors: usize,
-    /// Shortest time between two look-ups of a name that was found.
+    /// Shortest TTL of a name that is believed.
     pub(crate) dns_min_refresh: Duration,
     /// Routers of one destination built at once, and then each second: of changes that come faster the newest counts.
     pub(crate) builds: (u32, u32),
@@ -118,7 +118,7 @@ impl Env {
 
     /// Labels of requests of ours to a service; the endpoint's are added where it is known.
     pub(crate) fn labels(&self, service: String, name: String, namespace: String) -> RequestLabels {
-        let identity = self.identity.load();
+        let identity = self.identities.own().load();
         let principal = identity.as_ref().as_ref().map(|identity| identity.id());
         RequestLabels {
             reporter: Reporter::Source,

@@ -6,7 +6,7 @@
 //! [`source`].
 //!
 //! ```text
-//! id ← error ← policy ← matcher, authz, balance, jwt, limit, retry, identity ← source ← (mesh-client, mesh-server, mesh-discovery, mesh-control)
+//! id ← error ← policy ← matcher, balance, limit, retry, identity ← jwt ← authz ← source ← (mesh-client, mesh-server, mesh-discovery, mesh-control)
 //! ```
 
 pub mod authz;

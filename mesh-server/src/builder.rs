@@ -4,18 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use rustls::crypto::CryptoProvider;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use mesh_core::authz::{ExternalAuthorizer, ExternalAuthorizers};
 use mesh_core::drain::{self, DrainWatch};
 use mesh_core::id::Workload;
 use mesh_core::policy::{AuthorizerProvider, InboundState};
-use mesh_core::source::{Watched, WatchedIdentity};
+use mesh_core::source::{Identities, Watched};
 use mesh_core::telemetry::Metrics;
 
 use crate::inbound::Door;
-use crate::layer::{Concurrency, Gate, Limits, Scope, Shared};
+use crate::layer::{Concurrency, Gate, Limits, Places, Priorities, Scope, Shared};
 use crate::listen::TlsAccept;
 use crate::load::LoadReports;
 use crate::{Config, InboundLayer, InboundStats, LoadReporter, Readiness, Server};
@@ -24,7 +23,7 @@ use crate::{Config, InboundLayer, InboundStats, LoadReporter, Readiness, Server}
 /// refused), no drain, and fresh counters that nobody reads.
 #[must_use]
 pub struct ServerBuilder {
-    identity: WatchedIdentity,
+    identities: Identities,
     crypto: Option<Arc<CryptoProvider>>,
     inbound: Watched<InboundState>,
     workload: Arc<Workload>,
@@ -41,7 +40,7 @@ pub struct ServerBuilder {
 impl ServerBuilder {
     pub(crate) fn new() -> Self {
         Self {
-            identity: Watched::fixed(None),
+            identities: Identities::new(Watched::fixed(None), []),
             crypto: None,
             inbound: Watched::fixed(InboundState::Pending),
             workload: Arc::default(),
@@ -56,9 +55,10 @@ impl ServerBuilder {
         }
     }
 
-    /// Our certificate and whom we trust; followed through rotations.
-    pub fn identity(mut self, identity: WatchedIdentity) -> Self {
-        self.identity = identity;
+    /// Our certificate and whom we trust; followed through rotations. One
+    /// [watched identity](mesh_core::source::WatchedIdentity), or several of which policy chooses.
+    pub fn identity(mut self, identity: impl Into<Identities>) -> Self {
+        self.identities = identity.into();
         self
     }
 
@@ -143,12 +143,12 @@ impl ServerBuilder {
             .unwrap_or_else(|| format!("{}.{}.svc.cluster.local", workload.canonical_name, workload.namespace));
         let provider = self.crypto.unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
         let drain = self.drain.unwrap_or_else(|| drain::channel().1);
-        let (inbound, identity) = (self.inbound.clone(), self.identity.clone());
+        let (inbound, identities) = (self.inbound.clone(), self.identities.clone());
         let metrics = self.metrics;
         let floor = self.config.min_load_report_interval;
         let layer = InboundLayer::new(Shared {
             inbound,
-            identity,
+            identities,
             workload,
             service_host,
             metrics: metrics.clone(),
@@ -158,7 +158,8 @@ impl ServerBuilder {
             gate: Gate::new(self.authorizers, metrics),
             lent: AtomicBool::new(false),
             max_headers: self.config.max_headers,
-            places: self.config.max_requests.map(|most| Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)))),
+            places: self.config.max_requests.map(Places::new),
+            priorities: Priorities::new(&self.config.priorities),
             adaptive: self
                 .config
                 .adaptive_concurrency
@@ -166,7 +167,7 @@ impl ServerBuilder {
                 .map(|policy| Arc::new(Concurrency::new(policy, Instant::now()))),
             limits: Limits::new(Scope::Server),
         });
-        let tls = TlsAccept::new(self.identity, provider);
+        let tls = TlsAccept::new(&self.identities, provider);
         let door = Door::new(self.config, self.inbound, tls, layer, self.stats, drain);
         Server::new(Arc::new(door), self.readiness)
     }

@@ -5,6 +5,8 @@ use std::time::Duration;
 use mesh_core::policy::AdaptiveConcurrency;
 use mesh_core::target::EncodedSlash;
 
+use crate::Priority;
+
 /// Time and size limits of a server. Make one with [`Config::default`] and change fields.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -17,6 +19,10 @@ pub struct Config {
     /// How long an HTTP/1 connection may take to send a request's head, counted from the end of the
     /// request before: also the longest idle time of an HTTP/1 connection. Default 30 s.
     pub header_read_timeout: Duration,
+    /// How long somebody may wait for the next bytes of a request's body; then the request gets 408 if its answer has not
+    /// begun, and its body ends with an error. gRPC calls and tunnels (CONNECT), which may be silent, are not limited:
+    /// they have deadlines and keep-alive. Default 30 s; none = no limit.
+    pub body_idle_timeout: Option<Duration>,
     /// Largest request head, bytes as decoded; a larger one gets 431. Default 60 KiB (Envoy `max_request_headers_kb`),
     /// and no more than that: a URI's length fits into 16 bits, so a larger value counts as 60 KiB.
     pub max_header_bytes: u32,
@@ -31,6 +37,9 @@ pub struct Config {
     /// it gets the status given there, 503 by default (gRPC: UNAVAILABLE). The time of a request ends with its answer's
     /// body: not for servers of long streams. Default none; the listener's filters may have one too.
     pub adaptive_concurrency: Option<AdaptiveConcurrency>,
+    /// Which requests give way while much of `max_requests` or of the limit of `adaptive_concurrency` is in flight; of
+    /// several classes the first that a request belongs to counts. Default none: all are alike.
+    pub priorities: Vec<Priority>,
     /// Connections open at once from one address; more are closed at accept. Callers behind one address translator count
     /// as one. Default none.
     pub max_connections_per_peer: Option<usize>,
@@ -40,10 +49,12 @@ pub struct Config {
     /// Streams open at once on one HTTP/2 connection, if policy says nothing. Default 256.
     pub max_concurrent_streams: u32,
     /// Connections open at once, if policy says nothing; more are closed at accept. Connections that
-    /// the application took over (upgrades) don't count. Default 16,384.
+    /// the application took over (upgrades) count too. Default 16,384.
     pub max_connections: usize,
     /// Age at which a connection is drained, if policy says nothing; varied by ±10 %, so that
-    /// connections made together don't end together (gRFC A9). Default none.
+    /// connections made together don't end together (gRFC A9). What is in flight has `drain_limit`. Default 1 h, so that
+    /// identities are proved anew in that time; gRPC and Istio have none. A server of streams that are to live for longer
+    /// needs another one, or none.
     pub max_connection_age: Option<Duration>,
     /// Silence after which an HTTP/2 peer is pinged. Default 60 s.
     pub keep_alive_interval: Duration,
@@ -63,14 +74,22 @@ pub struct Config {
     /// Streams reset by us for a peer's errors before the connection is closed (RUSTSEC-2024-0003).
     /// Default 1,024.
     pub max_local_resets: usize,
+    /// PING, SETTINGS, PRIORITY and unknown frames that an HTTP/2 peer may send in a second while hardly anything but the
+    /// answers to them is written; with more the connection is closed (refusal `flood`). Default 1,000; none = no limit:
+    /// they are answered one by one then, and whoever does not read the answers is not read from.
+    pub max_control_frames: Option<u32>,
     /// How long a draining server goes on taking connections and requests, so that callers learn in time that
     /// it leaves: HTTP/1.1 answers carry `connection: close` meanwhile, HTTP/2 peers get a GOAWAY at once and
-    /// idle HTTP/1.1 connections are closed at the end. Nobody is waited for if nobody is connected. Default
-    /// 2 s.
+    /// idle HTTP/1.1 connections are closed at the end. It is the same if nobody is connected: callers may be about to.
+    /// Default 2 s.
     pub lame_duck: Duration,
     /// How long requests in flight may take to finish once their connection drains. Default 25 s: with the
     /// lame duck's time below Kubernetes' 30 s of grace.
     pub drain_limit: Duration,
+    /// How long requests in flight may go on over a connection whose caller a changed policy may refuse, or whose peer
+    /// is not trusted any more. Such a connection takes no further requests; what is left after this time is reset.
+    /// Default 5 s.
+    pub unwelcome_limit: Duration,
     /// Shortest interval of a stream of load reports, whatever its client asks for. Default 30 s (gRFC A51). Only with
     /// [`load_reports`](crate::ServerBuilder::load_reports).
     pub min_load_report_interval: Duration,
@@ -82,15 +101,17 @@ impl Default for Config {
             detect_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(10),
             header_read_timeout: Duration::from_secs(30),
+            body_idle_timeout: Some(Duration::from_secs(30)),
             max_header_bytes: MOST_HEADER_BYTES,
             max_headers: 100,
             max_requests: None,
             adaptive_concurrency: None,
+            priorities: Vec::new(),
             max_connections_per_peer: None,
             encoded_slash: EncodedSlash::Refuse,
             max_concurrent_streams: 256,
             max_connections: 16_384,
-            max_connection_age: None,
+            max_connection_age: Some(Duration::from_secs(3600)),
             keep_alive_interval: Duration::from_secs(60),
             keep_alive_timeout: Duration::from_secs(20),
             stream_window: 1 << 20,
@@ -98,8 +119,10 @@ impl Default for Config {
             max_buffer: 400 * 1024,
             max_pending_resets: 20,
             max_local_resets: 1024,
+            max_control_frames: Some(1000),
             lame_duck: Duration::from_secs(2),
             drain_limit: Duration::from_secs(25),
+            unwelcome_limit: Duration::from_secs(5),
             min_load_report_interval: Duration::from_secs(30),
         }
     }

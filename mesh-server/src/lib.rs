@@ -15,6 +15,7 @@
 pub mod debug;
 pub mod lifecycle;
 
+mod body;
 mod builder;
 mod config;
 mod ext_authz;
@@ -24,17 +25,16 @@ mod listen;
 mod load;
 mod server;
 
-pub use mesh_core::context::caller;
+pub use mesh_core::context::{caller, claims};
 pub use mesh_core::identity::PeerIdentity;
+pub use mesh_core::jwt::Claims;
 
+pub use self::body::{Body, BodyError};
 pub use self::builder::ServerBuilder;
 pub use self::config::Config;
 pub use self::ext_authz::{ExtAuthz, InvalidProvider};
 pub use self::inbound::{InboundStats, Refusal};
-pub use self::layer::{InboundBody, InboundLayer, InboundService, ResponseFuture};
+pub use self::layer::{InboundBody, InboundLayer, InboundService, Priority, ResponseFuture};
 pub use self::lifecycle::Readiness;
 pub use self::load::LoadReporter;
 pub use self::server::Server;
-
-/// The body of a request as services behind [`Server::serve`] receive it.
-pub type Body = hyper::body::Incoming;

@@ -71,6 +71,32 @@ async fn a_stock_client_is_told_that_a_service_does_not_exist() {
 }
 
 #[tokio::test]
+async fn a47_a_stock_client_takes_all_of_a_destination_from_the_authority_that_it_names() {
+    let (v1, v2) = (Backend::start("v1").await, Backend::start("v2").await);
+    let world = World::start(&[
+        ("reviews.yaml", service("reviews", None)),
+        ("reviews-v1.yaml", service("reviews-v1", Some(&v1))),
+        ("reviews-v2.yaml", service("reviews-v2", Some(&v2))),
+        ("routes.yaml", routes(0)),
+    ])
+    .await;
+    let mut bootstrap = world.bootstrap(NODE);
+    bootstrap["authorities"] = json!({ "plane": {
+        "client_listener_resource_name_template": "xdstp://plane/envoy.config.listener.v3.Listener/%s?z=1&a=2",
+        "xds_servers": bootstrap["xds_servers"],
+    } });
+    // Whatever is asked of another authority never comes.
+    bootstrap["xds_servers"][0]["server_uri"] = "127.0.0.1:1".into();
+    let mut client = StockClient::start("xds://plane/reviews.default:9080", &bootstrap);
+    assert_eq!(client.call(20, &[]).await, Report::all(20, "v1"));
+    assert_eq!(client.call(20, &[("x-user", "jason")]).await, Report::all(20, "v2"));
+    world.apply("routes.yaml", &routes(100));
+    eventually("all calls go to v2", async || (client.call(20, &[]).await == Report::all(20, "v2")).then_some(()))
+        .await;
+    world.assert_nothing_refused(NODE, TYPES).await;
+}
+
+#[tokio::test]
 async fn a_stock_client_refuses_nothing_of_a_rich_configuration() {
     let (v1, v2) = (Backend::start("v1").await, Backend::start("v2").await);
     let port = |backend: &Backend| backend.address.port().to_string();

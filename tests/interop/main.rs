@@ -22,4 +22,5 @@ mod proxy;
 mod psm;
 mod python;
 mod server;
+mod sidecar;
 mod world;

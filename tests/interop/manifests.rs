@@ -60,7 +60,7 @@ pub(crate) fn in_mesh(host: &str, account: &str, address: SocketAddr) -> String 
     format!(
         "apiVersion: networking.istio.io/v1\n\
          kind: ServiceEntry\n\
-         metadata: {{ name: {account}, namespace: default }}\n\
+         metadata: {{ name: {host}, namespace: default }}\n\
          spec:\n\
          \x20 hosts: [{host}]\n\
          \x20 location: MESH_INTERNAL\n\

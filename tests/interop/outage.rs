@@ -38,8 +38,10 @@ async fn killing_the_control_plane_at_any_moment_loses_no_request() {
     let _stock = StockServer::start("stock", stock, &bootstrap(&world, "stock").await).await;
     let delta = Envoy::start(&world, Form::Delta, application.address, |config| config).await;
     let state = Envoy::start(&world, Form::StateOfTheWorld, application.address, |config| config).await;
-    let inbound = in_mesh("application.example.com", "edge", delta.listener("inbound").await);
-    world.apply("application.yaml", &inbound);
+    for (form, envoy) in [("delta", &delta), ("state", &state)] {
+        let inbound = in_mesh(&format!("{form}.example.com"), "edge", envoy.listener("inbound").await);
+        world.apply(&format!("{form}.yaml"), &inbound);
+    }
     let mesh = member::join(&world, "productpage", "app=productpage").await;
     let ours = |origin| Member { mesh: mesh.clone(), origin };
 
@@ -48,7 +50,8 @@ async fn killing_the_control_plane_at_any_moment_loses_no_request() {
     let client = StockClient::secure("xds:///reviews.default:9080", &bootstrap(&world, "edge").await);
     let client = started("stock client to us", client).await;
     let own = started("us to us", ours("http://reviews:9080")).await;
-    let to_envoy = started("us to Envoy", ours("http://application.example.com:9080")).await;
+    let to_delta = started("us to the delta Envoy", ours("http://delta.example.com:9080")).await;
+    let to_state = started("us to the SotW Envoy", ours("http://state.example.com:9080")).await;
     let to_stock = started("us to a stock server", ours("http://stock.example.com:9080")).await;
 
     for death in 0..DEATHS {
@@ -73,8 +76,9 @@ async fn killing_the_control_plane_at_any_moment_loses_no_request() {
     state.becomes(20, &[], "v2 spiffe://cluster.local/ns/default/sa/edge").await;
     client.becomes(20, &[], "v2 spiffe://cluster.local/ns/default/sa/edge").await;
     own.becomes(20, &[], "v2 spiffe://cluster.local/ns/default/sa/productpage").await;
-    to_envoy.all_well().await;
-    to_stock.all_well().await;
+    for load in [to_delta, to_state, to_stock] {
+        load.all_well().await;
+    }
     for (node, types) in [("envoy-Delta", 4), ("envoy-StateOfTheWorld", 4), ("edge", 4), ("stock", 1)] {
         world.assert_nothing_refused(node, types).await;
     }

@@ -387,6 +387,8 @@ async fn fault_injection_29() {
         eventually("all are delayed beyond their deadline", async || (within(&case, 200).await == late).then_some(()))
             .await;
         case.world.apply("routes.yaml", &fault(&delay(0.0)).1);
+        // Nobody waits for the whole delay meanwhile.
+        eventually("none is delayed", async || within(&case, 200).await.ok()).await;
         case.becomes(50, &["a"]).await;
     }
 }

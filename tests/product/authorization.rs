@@ -84,6 +84,36 @@ async fn a_policy_lets_in_whom_it_names_and_follows_its_manifest() {
     assert_eq!(plain_get(server.address, "//admin/y").await.unwrap().0, 200);
 }
 
+#[tokio::test]
+async fn s53_a_policy_that_changes_its_scope_leaves_nothing_behind() {
+    let plane = Plane::start().await;
+    let _reviews = plane.answering("reviews", "", "hello").await;
+    let _ratings = plane.answering("ratings", "", "hello").await;
+    let web = plane.caller("productpage").await;
+    const RATINGS: &str = "http://ratings:9080/";
+    becomes(&web, REVIEWS, &[], "hello").await;
+    becomes(&web, RATINGS, &[], "hello").await;
+    let at = |namespace: &str, selector: &str| {
+        let spec = format!("{{{selector}action: DENY, rules: [{{}}]}}");
+        policy(&spec).replace("name: reviews", &format!("name: scope, namespace: {namespace}"))
+    };
+    let of = |app: &str| format!("selector: {{matchLabels: {{app: {app}}}}}, ");
+    // The same policy: of one workload, of another, of all of a namespace, of another one, of the mesh, of nobody.
+    for (text, reviews, ratings) in [
+        (at("default", &of("reviews")), 403, 200),
+        (at("default", &of("ratings")), 200, 403),
+        (at("default", ""), 403, 403),
+        (at("elsewhere", ""), 200, 200),
+        (at("istio-system", ""), 403, 403),
+        (at("istio-system", &of("ratings")), 200, 403),
+        (at("default", &of("nobody")), 200, 200),
+    ] {
+        plane.write("authz.yaml", &text);
+        status_becomes(&web, REVIEWS, reviews).await;
+        status_becomes(&web, RATINGS, ratings).await;
+    }
+}
+
 /// An external authorizer as others write them: it lets those pass who know the word, and says who they are.
 struct Authorizer;
 

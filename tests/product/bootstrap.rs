@@ -7,7 +7,7 @@ use axum::Router;
 use axum::routing::get;
 use mesh::parts::mesh_core::error::{Code, Fault};
 use mesh::{Mesh, PeerIdentity};
-use mesh_testkit::TestCa;
+use mesh_testkit::{EchoServer, TestCa};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -230,4 +230,46 @@ async fn b7_a_dialled_authority_is_asked_for_under_its_name_and_an_unknown_one_i
 
     // Without a control plane there are no authorities to tell apart.
     assert_eq!(Mesh::disabled().unwrap().channel("xds://any/reviews:9080").unwrap().target(), "reviews:9080");
+}
+
+#[tokio::test]
+async fn a47_a_destination_of_an_authority_comes_whole_from_the_control_plane_of_that_authority() {
+    let server = EchoServer::start("east").await;
+    let port = server.address().port();
+    let (here, east) =
+        (Plane::with(|b| b.insecure_xds(Some(FREE))).await, Plane::with(|b| b.insecure_xds(Some(FREE))).await);
+    let entry = format!(
+        "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{ name: reviews }}
+spec:
+  hosts: [reviews.example]
+  ports: [{{ number: 9080, name: grpc, protocol: GRPC }}]
+  resolution: STATIC
+  endpoints: [{{ address: 127.0.0.1, ports: {{ grpc: {port} }} }}]
+"
+    );
+    east.write("reviews.yaml", entry);
+    let at = |plane: &Plane| json!([{"server_uri": plane.insecure_address().unwrap(), "channel_creds": [{"type": "insecure"}]}]);
+    let template = "xdstp://east/envoy.config.listener.v3.Listener/%s?z=1&a=2";
+    let bootstrap = json!({
+        "xds_servers": at(&here),
+        "authorities": {"east": {"xds_servers": at(&east), "client_listener_resource_name_template": template}},
+    });
+    let mesh = Mesh::builder().bootstrap(bootstrap.to_string()).build().await.unwrap();
+    // A failure of the mesh's own is a gRPC status; the server here knows none.
+    let served = async |target: &str| {
+        let mut channel = mesh.channel(target).unwrap();
+        let request = http::Request::post("/service/method").body(tonic::body::Body::empty()).unwrap();
+        let response = tower::Service::call(&mut channel, request).await.unwrap();
+        response.status() == 200 && !response.headers().contains_key("grpc-status")
+    };
+    eventually("the authority's control plane has read the manifest", || async {
+        served("xds://east/reviews.example:9080").await.then_some(())
+    })
+    .await;
+    assert_eq!(server.connections(), 1);
+    // The control: under its plain name it is asked of the other one, which does not know it.
+    assert!(!served("xds:///reviews.example:9080").await);
 }

@@ -13,8 +13,10 @@ mod bookinfo;
 mod bootstrap;
 #[cfg(feature = "cli")]
 mod by_hand;
+mod codes;
 mod drain;
 mod health;
+mod instances;
 mod isolation;
 mod load;
 #[cfg(feature = "dns")]
@@ -25,6 +27,7 @@ mod probe;
 mod reload;
 mod reports;
 mod rotation;
+mod starved;
 mod strict;
 mod support;
 mod targets;

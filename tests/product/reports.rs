@@ -41,14 +41,14 @@ const TARGET: &str = "reviews:9080";
 
 /// What a control plane says: a version, and the resources of each type.
 #[derive(Clone)]
-struct Said {
+pub(crate) struct Said {
     version: &'static str,
-    resources: BTreeMap<&'static str, Vec<Any>>,
+    pub(crate) resources: BTreeMap<&'static str, Vec<Any>>,
 }
 
 /// A control plane that says exactly what the test wants it to.
 #[derive(Clone)]
-struct Puppet {
+pub(crate) struct Puppet {
     said: watch::Receiver<Said>,
 }
 
@@ -108,7 +108,7 @@ fn say(said: &Said, type_url: &str, responses: &mpsc::UnboundedSender<Result<Dis
 
 impl Puppet {
     /// Says `first` until told otherwise.
-    async fn start(first: Said) -> (SocketAddr, watch::Sender<Said>) {
+    pub(crate) async fn start(first: Said) -> (SocketAddr, watch::Sender<Said>) {
         let (sender, said) = watch::channel(first);
         let listener = TcpListener::bind(FREE).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -120,7 +120,7 @@ impl Puppet {
 }
 
 /// Everything about [`TARGET`], with this cluster.
-fn said(version: &'static str, cluster: Any) -> Said {
+pub(crate) fn said(version: &'static str, cluster: Any) -> Said {
     let route = Route::new(RouteMatch::any(), RouteAction::Forward(Box::new(Forward::to("c".into()))));
     let host = VirtualHost {
         name: "all".to_owned(),
@@ -153,7 +153,7 @@ fn said(version: &'static str, cluster: Any) -> Said {
 }
 
 /// A cluster whose load is to be reported to nobody knows whom (gRFC A27).
-fn bad_cluster() -> Any {
+pub(crate) fn bad_cluster() -> Any {
     let ads = config_source::ConfigSourceSpecifier::Ads(AggregatedConfigSource {});
     let lrs_server = Some(ConfigSource { config_source_specifier: Some(ads), ..ConfigSource::default() });
     let proto = ClusterProto { name: "c".to_owned(), lrs_server, ..ClusterProto::default() };

@@ -99,7 +99,7 @@ fn accrual() -> FailureAccrual {
 
 #[test]
 fn on_probation_there_is_one_request_at_a_time_and_always_a_way_back_r18() {
-    each_seed(40, || async {
+    each_seed(10, || async {
         assert_eq!(on_probation(Some(accrual())).await, (1, true));
     });
 }

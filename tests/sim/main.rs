@@ -13,6 +13,7 @@ mod cancel;
 mod churn;
 mod failures;
 mod fleet;
+mod goaway;
 mod health;
 mod herd;
 mod load;

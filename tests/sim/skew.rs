@@ -9,7 +9,7 @@ use mesh_core::source::{DestinationSource, InboundSource};
 use mesh_discovery::codec;
 use serde_json::Value;
 
-use crate::plane::{BOTH, Named, Plane, client, endpoints_of, goes_to};
+use crate::plane::{BOTH, Named, Plane, client, cluster_named, destination, endpoints_of, goes_to, route_to};
 
 const FUTURE: &str = "type.googleapis.com/some.v9.Filter";
 const ADDRESS: &str = "127.0.0.1:80";
@@ -65,6 +65,31 @@ fn replace(bytes: &mut [u8], old: &[u8], new: &[u8]) {
 fn listener_row(dump: &Value, name: &str) -> Value {
     let rows = dump["resources"].as_array().unwrap();
     rows.iter().find(|row| row["type"] == "listener" && row["name"] == name).unwrap().clone()
+}
+
+/// The resource with a field that no version has yet: number 9999, a text.
+fn with_a_field_of_the_future((name, mut bytes): Named) -> Named {
+    bytes.extend([0xfa, 0xf0, 0x04, 3, b'n', b'e', b'w']);
+    (name, bytes)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_field_that_does_not_exist_yet_costs_nothing_in_any_type_r42() {
+    for variant in BOTH {
+        let plane = Plane::new();
+        let parts = [destination("a:80", "r"), route_to("r", "x"), cluster_named("x"), endpoints_of("x", 1)];
+        plane.put_all(parts.map(with_a_field_of_the_future));
+        plane.put(with_a_field_of_the_future(inbound(codec::encode_inbound(&listening()).value)));
+        let client = client(variant, &[&plane]);
+        let mut state = client.destination(&"a:80".parse().unwrap());
+        goes_to(&mut state, 1).await;
+        let mut address = client.inbound(ADDRESS.parse().unwrap());
+        address.wait_for(|state| matches!(state, InboundState::Ready(_))).await;
+        assert_eq!(plane.nacks(), [""; 0]);
+        // The control: a field that is there already, with nonsense in it.
+        plane.put(crate::plane::broken(codec::CLUSTER, "x"));
+        plane.sees("a refusal", |plane| plane.nacks().len() == 1).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

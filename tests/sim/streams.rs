@@ -166,7 +166,7 @@ fn who_waits_for_a_stream_fails_when_the_wait_is_over_and_says_why_r20() {
 
 #[test]
 fn connections_that_are_replaced_cost_no_request_and_no_stream_r21() {
-    each_seed(5, || async {
+    each_seed(2, || async {
         let gate = Arc::new(Semaphore::new(0));
         let fleet = Fleet::with(2, Wire::Http2(100), held(&gate));
         let (client, _source) = client(&fleet, &Policy::http2());
@@ -190,7 +190,7 @@ fn connections_that_are_replaced_cost_no_request_and_no_stream_r21() {
 /// Control run: connections that break without a word do cost requests that must not be sent twice.
 #[test]
 fn connections_that_break_cost_requests_r21() {
-    each_seed(5, || async {
+    each_seed(1, || async {
         let fleet = Fleet::of(2, 8, &Manner::default(), Wire::Http2(100), None);
         let (client, _source) = client(&fleet, &Policy::http2());
         let cutting = async {
@@ -286,13 +286,13 @@ async fn silence(keepalive: bool) -> [usize; 3] {
 
 #[test]
 fn a_silent_network_costs_what_was_under_way_and_little_more_r23() {
-    each_seed(5, || async {
-        // Once the ejection is over the silent connection is tried again: pings are sent only while requests are open.
+    each_seed(2, || async {
+        // When its ejection is over, the silent connection has long been found dead.
         let [at_first, later, again] = silence(true).await;
         println!("{at_first} lost in the first two seconds, {later} while it is out, {again} as it is tried again");
         assert!(at_first <= 40, "{at_first}");
         assert!(later <= 5, "{later}");
-        assert!(again <= 40, "{again}");
+        assert!(again <= 5, "{again}");
         // Control: with neither pings nor ejection it goes on.
         let [_, later, without] = silence(false).await;
         assert!(later + without > 20, "{later} and {without}");

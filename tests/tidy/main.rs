@@ -9,6 +9,7 @@ mod arrows;
 mod budgets;
 mod forbidden;
 mod manifests;
+mod named;
 mod not_enforced;
 mod pages;
 mod purity;

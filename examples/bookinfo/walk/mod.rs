@@ -4,7 +4,7 @@ mod config;
 mod failure;
 mod traffic;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -27,13 +27,20 @@ const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 /// The walk; says whether every step was seen to be true. It edits a copy of the manifests.
 pub(crate) async fn run(smoke: bool, manifests: Option<&Path>, listen: SocketAddr, json: bool) -> Result<bool> {
-    let mut interrupt = Interrupt::listen()?;
     let mut report = Report::new(json);
+    let walked = walk(smoke, manifests, listen, &mut report).await;
+    // Also of a walk that was interrupted or never began: programs wait for the object.
+    report.finish(walked.as_ref().err().map(ToString::to_string).as_deref())?;
+    walked.map(|()| report.ok())
+}
+
+async fn walk(smoke: bool, manifests: Option<&Path>, listen: SocketAddr, report: &mut Report) -> Result<()> {
+    let mut interrupt = Interrupt::listen()?;
     let started = Instant::now();
     report.say("starting a control plane and the bookinfo processes ...");
     let mut fleet = start(Home::with_copy(manifests)?, listen, &mut interrupt).await?;
     let walked = tokio::select! {
-        walked = steps(&mut fleet, &mut report, smoke, started) => {
+        walked = steps(&mut fleet, report, smoke, started) => {
             if walked.is_err() || !report.ok() {
                 eprint!("{}", fleet.logs());
             }
@@ -49,9 +56,7 @@ pub(crate) async fn run(smoke: bool, manifests: Option<&Path>, listen: SocketAdd
         seen
     });
     report.step("stop", stopping, stopped);
-    walked?;
-    report.finish()?;
-    Ok(report.ok())
+    walked
 }
 
 /// Starts everything; an interrupt kills what has started.
@@ -118,8 +123,10 @@ pub(crate) async fn serve(manifests: Option<PathBuf>, listen: SocketAddr) -> Res
 
 /// Replaces what ends, until it is dropped. What cannot be replaced is tried again.
 async fn keep_up(fleet: &mut Fleet) {
+    let mut said = BTreeSet::new();
     loop {
         tokio::time::sleep(WATCH).await;
+        tell_findings(fleet, &mut said).await;
         let replaced = fleet.replace_ended().await;
         for one in &replaced {
             match one {
@@ -131,6 +138,16 @@ async fn keep_up(fleet: &mut Fleet) {
             tokio::time::sleep(TRY_AGAIN).await;
         }
     }
+}
+
+/// Says what is new in what the control plane thinks of the manifests.
+async fn tell_findings(fleet: &Fleet, said: &mut BTreeSet<String>) {
+    let Some(debug) = fleet.plane.ready.debug else { return };
+    // No answer: it is being replaced.
+    let Ok((_, text)) = http_get::get(debug, "/findings?format=text", None).await else { return };
+    let now: BTreeSet<String> = String::from_utf8_lossy(&text).lines().map(str::to_owned).collect();
+    now.difference(said).for_each(|line| eprintln!("{line}"));
+    *said = now;
 }
 
 fn print_urls(fleet: &Fleet) {

@@ -4,7 +4,7 @@
 
 mod outgoing;
 
-pub(crate) use self::outgoing::{Outgoing, Payload, Receipt};
+pub(crate) use self::outgoing::{Outgoing, Payload, Receipt, RequestBodyError};
 
 use std::fmt;
 use std::pin::Pin;

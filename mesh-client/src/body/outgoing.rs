@@ -26,6 +26,8 @@ use crate::error::Source;
 const MAX_AHEAD: usize = 64;
 /// What is given at once of bytes in memory, where somebody asks how far they are.
 const SLICE: usize = 64 * 1024;
+/// Bytes that go out at once: less than the window that a stream begins with (RFC 9113, section 6.9.2).
+const AT_ONCE: usize = 16 * 1024;
 
 /// What the application gave.
 pub(crate) enum Payload {
@@ -244,6 +246,20 @@ impl Payload {
             Self::Empty => Receipt::Whole,
             Self::Full(_, watched) => watched.get().map_or(Receipt::Whole, |watched| Receipt::Full(watched.clone())),
             Self::Stream(stream) => Receipt::Stream(stream.clone()),
+        }
+    }
+}
+
+impl Outgoing {
+    /// Whether some of it may still have to go out when the answer is over: it is large, or not at hand.
+    pub(crate) fn takes_time(&self) -> bool {
+        match self {
+            Self::Empty => false,
+            Self::Full(left, _) => left.as_ref().is_some_and(|left| left.len() > AT_ONCE),
+            Self::Stream { stream, .. } => {
+                let state = stream.lock();
+                !state.ended || state.lost || state.sent_len > AT_ONCE
+            }
         }
     }
 }

@@ -75,6 +75,7 @@ pub(crate) struct Members {
 pub(crate) type Cell = OnceLock<Arc<Endpoint>>;
 
 struct Dns {
+    // Requests wait for this before the first pick.
     resolved: watch::Receiver<bool>,
     _task: Owned<()>,
 }
@@ -117,10 +118,9 @@ impl Cluster {
             policy,
         });
         cluster.apply(endpoints, env);
-        if let Discovery::StrictDns(names) = &cluster.policy.discovery {
-            let (resolved, task) = worker::resolve(names.clone(), &cluster, env.clone());
-            // Set once, here: nobody else has the cluster yet.
-            let _ = cluster.dns.set(Dns { resolved, _task: task });
+        // Set once, here: nobody else has the cluster yet.
+        if let Some(dns) = worker::start(&cluster, env) {
+            let _ = cluster.dns.set(dns);
         }
         if let Some(owner) = health::start(&cluster, env) {
             let _ = cluster.health.set(owner);

@@ -7,21 +7,26 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use mesh_core::policy::{Address, Endpoint, Endpoints, LocalityEndpoints};
+use mesh_core::policy::{Address, Discovery, Endpoint, Endpoints, LocalityEndpoints};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::Cluster;
+use super::{Cluster, Dns};
 use crate::connect::names::{Alternates, Names, PATIENCE};
-use crate::connect::worker::{Owned, spawn};
+use crate::connect::worker::spawn;
 use crate::env::Env;
 
+/// Keeps the names of a cluster up to date, if it has any.
+pub(super) fn start(cluster: &Arc<Cluster>, env: &Arc<Env>) -> Option<Dns> {
+    match &cluster.policy.discovery {
+        Discovery::StrictDns(names) => Some(resolve(names.clone(), cluster, env.clone())),
+        Discovery::LogicalDns(names) => Some(remember(names.clone(), cluster, env)),
+        _ => None,
+    }
+}
+
 /// Resolves `names` for `cluster`. The answer tells when the first look is over, whatever came of it.
-pub(super) fn resolve(
-    names: Arc<Endpoints>,
-    cluster: &Arc<Cluster>,
-    env: Arc<Env>,
-) -> (watch::Receiver<bool>, Owned<()>) {
+fn resolve(names: Arc<Endpoints>, cluster: &Arc<Cluster>, env: Arc<Env>) -> Dns {
     let (done, resolved) = watch::channel(false);
     let runtime = env.runtime();
     let (dialer, cluster) = (cluster.dialer.clone(), Arc::downgrade(cluster));
@@ -40,19 +45,39 @@ pub(super) fn resolve(
             }
             drop(cluster);
             done.send_replace(true);
-            let again = async {
-                match until {
-                    Some(until) => sleep_until(until).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = again => {}
-                () = dialer.names().suspected(looked) => {}
-            }
+            due(dialer.names(), looked, until).await;
         }
     });
-    (resolved, task)
+    Dns { resolved, _task: task }
+}
+
+/// Looks `names` up whenever it is time to: they are resolved where connections are made, and no connection shall wait
+/// for that, or go to where a name led hours ago because nobody asked since and the resolver is away now.
+fn remember(names: Arc<Endpoints>, cluster: &Arc<Cluster>, env: &Env) -> Dns {
+    let dialer = cluster.dialer.clone();
+    let task = spawn(&env.runtime(), async move {
+        loop {
+            let looked = Instant::now();
+            let found = join_all(names.iter().map(|endpoint| find(endpoint, dialer.names()))).await;
+            due(dialer.names(), looked, found.iter().filter_map(|(_, until)| *until).min()).await;
+        }
+    });
+    let (_, resolved) = watch::channel(true);
+    Dns { resolved, _task: task }
+}
+
+/// Waits until what was looked up at `looked` is to be looked up again.
+async fn due(names: &Names, looked: Instant, until: Option<Instant>) {
+    let again = async {
+        match until {
+            Some(until) => sleep_until(until).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = again => {}
+        () = names.suspected(looked) => {}
+    }
 }
 
 /// What all names stand for at one moment.
@@ -90,7 +115,7 @@ async fn look_up(names: &Endpoints, known: &Names) -> Look {
                 Some(parts) => {
                     for part in parts {
                         let rank = ranks.entry(part.priority).or_default();
-                        rank.extend(endpoints_of(endpoint, &part, &mut alternates));
+                        rank.extend(endpoints_of(endpoint, &part, known.families_are_apart(), &mut alternates));
                     }
                 }
             }
@@ -132,12 +157,13 @@ async fn find(endpoint: &Endpoint, known: &Names) -> (Option<Vec<Part>>, Option<
 
 /// One endpoint for each address. Where a name has both families, IPv6 and IPv4 addresses are taken to be two
 /// ways to the same servers, as in Envoy's `dns_lookup_family: AUTO`: an IPv6 address is an endpoint with an
-/// IPv4 one to fall back on, and the IPv4 addresses that are left over are endpoints of their own.
-fn endpoints_of(named: &Endpoint, part: &Part, alternates: &mut Alternates) -> Vec<Endpoint> {
+/// IPv4 one to fall back on, and the IPv4 addresses that are left over are endpoints of their own. With families
+/// `apart` every address is (`ALL`).
+fn endpoints_of(named: &Endpoint, part: &Part, apart: bool, alternates: &mut Alternates) -> Vec<Endpoint> {
     // Servers turn the order round; a mere change of order is no change.
     let sorted: BTreeSet<IpAddr> = part.ips.iter().copied().collect();
     let (v6, v4): (Vec<_>, Vec<_>) =
-        sorted.into_iter().map(|ip| SocketAddr::new(ip, part.port)).partition(SocketAddr::is_ipv6);
+        sorted.into_iter().map(|ip| SocketAddr::new(ip, part.port)).partition(|address| apart || address.is_ipv6());
     let pair = |one: &SocketAddr, i: usize, others: &[SocketAddr]| {
         let other = others.get(i % others.len().max(1)).copied();
         (*one, other)

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::IoStream;
 use super::pool::{Counts, OpenGuard};
 use super::settings::{Observed, StreamLimit};
+use super::upload::Upload;
 use super::worker::{self, Alive};
 use crate::body::Outgoing;
 
@@ -36,7 +37,8 @@ pub(crate) struct SoleConnection {
 
 /// An HTTP/2 connection.
 pub(crate) struct SharedConnection {
-    sender: http2::SendRequest<Outgoing>,
+    sender: http2::SendRequest<Upload>,
+    pub(super) tasks: worker::Http2Tasks,
     /// When it is too old.
     pub(crate) worn_at: Option<Instant>,
     /// Requests carried so far.
@@ -102,7 +104,7 @@ impl SharedConnection {
     }
 
     /// A sender for one request; hyper's is a pointer and a counter.
-    pub(crate) fn sender(&self) -> http2::SendRequest<Outgoing> {
+    pub(super) fn sender(&self) -> http2::SendRequest<Upload> {
         self.sender.clone()
     }
 }
@@ -124,9 +126,13 @@ pub(super) async fn http2(
     let waiters = open.counts().clone();
     let (alive, ended) = worker::handle();
     let (alive_requests, ended_requests) = worker::handle();
-    let mut builder = http2::Builder::new(worker::Http2Tasks::new(ended, open));
+    let tasks = worker::Http2Tasks::new(ended, open);
+    let mut builder = http2::Builder::new(tasks.clone());
     builder.timer(TokioTimer::new());
     if let Some(keepalive) = &options.http2_keepalive {
+        // Without requests too, as Envoy does: those to a peer that fell silent are soon given up, and its connection
+        // would be found dead by later ones, at their cost.
+        builder.keep_alive_while_idle(true);
         builder.keep_alive_interval(keepalive.interval).keep_alive_timeout(keepalive.timeout);
     }
     if let Some(bytes) = options.initial_stream_window {
@@ -141,6 +147,7 @@ pub(super) async fn http2(
     let now = Instant::now();
     Ok(Connection::Shared(Arc::new(SharedConnection {
         sender,
+        tasks,
         worn_at,
         served: AtomicU32::new(0),
         streams: AtomicU32::new(0),

@@ -13,6 +13,7 @@ mod stream;
 mod system;
 mod tls;
 mod tunnel;
+mod upload;
 mod verify;
 pub(crate) mod worker;
 
@@ -75,8 +76,9 @@ pub(crate) struct Dialer {
 impl Dialer {
     /// `open` counts the connections of the cluster.
     pub(crate) fn new(cluster: &Cluster, dialled_host: &str, env: &Env, open: Arc<AtomicU32>) -> Self {
-        let tls = Tls::new(cluster.tls.clone(), dialled_host, env.identity.clone(), env.crypto.clone());
-        let names = Names::new(env.resolver.clone(), env.random.clone(), env.limits.dns_min_refresh);
+        let tls = Tls::new(cluster.tls.clone(), dialled_host, &env.identities, env.crypto.clone());
+        let names =
+            Names::new(env.resolver.clone(), env.random.clone(), env.limits.dns_min_refresh, cluster.dns.clone());
         let (options, custom, random) = (cluster.connection.clone(), env.connector.clone(), env.random.clone());
         Self { options, tls: Arc::new(tls), names: Arc::new(names), custom, random, open }
     }

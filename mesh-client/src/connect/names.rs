@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! use ─▶ holds still? ─▶ records
-//!     └▶ look up ─▶ good: holds for its TTL, at least `min_refresh`
+//!     └▶ look up ─▶ good: holds for its TTL, at least `min_refresh`, or for what policy says
 //!                └▶ failed or empty: last good, again after a back-off
 //! ```
 //!
@@ -18,11 +18,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use mesh_core::policy::Address;
+use mesh_core::policy::{Address, DnsBackoff, DnsFamily, DnsOptions};
 use mesh_core::source::{Resolve, ResolveError, Resolved, Resolving, Service};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::env::Random;
 
@@ -30,9 +30,9 @@ use crate::env::Random;
 const WITHOUT_TTL: Duration = Duration::from_secs(30);
 /// The longest time for which any answer is used.
 const LONGEST: Duration = Duration::from_secs(86_400);
-/// First and longest wait after a failure. With the second of negative caching of a resolver, a name that
+/// Waits after a failure unless policy has others. With the second of negative caching of a resolver, a name that
 /// appears is seen within 5 s.
-const AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(3));
+const AGAIN: DnsBackoff = DnsBackoff { base: Duration::from_millis(500), max: Duration::from_secs(3) };
 /// A look-up without an answer after this has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// The same where a request waits and there is a last good answer.
@@ -43,6 +43,7 @@ pub(crate) struct Names {
     resolver: Arc<dyn Resolve>,
     random: Random,
     min_refresh: Duration,
+    options: DnsOptions,
     hosts: Table<IpAddr>,
     services: Table<Service>,
     // When connecting failed last: what was looked up before that may be wrong.
@@ -77,12 +78,14 @@ pub(crate) struct Answer<T> {
 }
 
 impl Names {
-    /// `min_refresh` is the shortest time between two look-ups of a name that was found.
-    pub(crate) fn new(resolver: Arc<dyn Resolve>, random: Random, min_refresh: Duration) -> Self {
+    /// `min_refresh` is the shortest TTL believed, and the shortest time between a look-up and another one because
+    /// connecting failed.
+    pub(crate) fn new(resolver: Arc<dyn Resolve>, random: Random, min_refresh: Duration, options: DnsOptions) -> Self {
         Self {
             resolver,
             random,
             min_refresh,
+            options,
             hosts: Table::default(),
             services: Table::default(),
             suspected: Mutex::new(None),
@@ -91,13 +94,21 @@ impl Names {
         }
     }
 
-    /// The addresses of a host.
+    /// The addresses of a host, of the families that policy wants.
     pub(crate) async fn addresses(&self, host: &str, patience: Duration) -> Answer<IpAddr> {
         let host = host.trim_start_matches('[').trim_end_matches(']');
         if let Ok(ip) = host.parse() {
             return Answer::fixed(ip);
         }
-        self.current(&self.hosts, host, patience, |resolver| resolver.addresses(host)).await
+        let family = self.options.family;
+        self.current(&self.hosts, host, patience, |resolver| {
+            Box::pin(async move {
+                let mut found = resolver.addresses(host).await?;
+                choose(&mut found.records, family);
+                Ok(found)
+            })
+        })
+        .await
     }
 
     /// The SRV records of a name.
@@ -133,6 +144,11 @@ impl Names {
             Some(failure) if sockets.is_empty() => Err(failure),
             _ => Ok(sockets),
         }
+    }
+
+    /// Whether IPv6 and IPv4 addresses of a name are servers of their own, rather than two ways to the same.
+    pub(crate) fn families_are_apart(&self) -> bool {
+        self.options.family == DnsFamily::All
     }
 
     /// Whether an address has others beside it.
@@ -196,14 +212,19 @@ impl Names {
         if let Some(answer) = self.holding(&entry) {
             return answer;
         }
-        let _looking = entry.looking.lock().await;
+        let known = entry.answer.lock().clone();
+        let patience = if known.records.is_empty() { PATIENCE } else { patience };
+        let until = Instant::now() + patience;
+        // Whoever looks may have more patience than a request.
+        let Ok(_looking) = timeout_at(until, entry.looking.lock()).await else {
+            return Answer { failure: known.failure.or(Some(ResolveError::Timeout)), ..known };
+        };
         // Whoever held it has looked for us as well.
         if let Some(answer) = self.holding(&entry) {
             return answer;
         }
         let old = entry.answer.lock().clone();
-        let patience = if old.records.is_empty() { PATIENCE } else { patience };
-        let result = timeout(patience, look_up(&*self.resolver)).await.unwrap_or(Err(ResolveError::Timeout));
+        let result = timeout_at(until, look_up(&*self.resolver)).await.unwrap_or(Err(ResolveError::Timeout));
         let answer = self.settle(name, old, result, Instant::now());
         *entry.answer.lock() = answer.clone();
         answer
@@ -228,9 +249,8 @@ impl Names {
                 if old.failures > 0 {
                     tracing::info!(target: "mesh::dns", name, "the name resolves again");
                 }
-                let holds = ttl.unwrap_or(WITHOUT_TTL).max(self.min_refresh).min(LONGEST);
-                let records = records.into();
-                return Answer { records, failure: None, until: now + holds, looked: now, failures: 0 };
+                let until = now + self.holds_for(ttl);
+                return Answer { records: records.into(), failure: None, until, looked: now, failures: 0 };
             }
             // A name that has nothing behind it any more: most often a mistake or a moment in a restart.
             Ok(_) => ResolveError::NoRecords,
@@ -240,10 +260,44 @@ impl Names {
             let kept = old.records.len();
             tracing::warn!(target: "mesh::dns", name, error = %failure, kept, "DNS look-up failed; the last good answer stays");
         }
-        let span = AGAIN.0.saturating_mul(1 << old.failures.min(8)).min(AGAIN.1);
-        let wait = span / 2 + Duration::from_millis((self.random)((span.as_millis() / 2) as u64 + 1));
+        let again = self.options.failure_refresh.unwrap_or(AGAIN);
+        let span = again.base.saturating_mul(1 << old.failures.min(16)).min(again.max).min(LONGEST);
+        let wait = span / 2 + self.up_to(span / 2);
         let failures = old.failures.saturating_add(1);
         Answer { records: old.records, failure: Some(failure), until: now + wait, looked: now, failures }
+    }
+
+    /// How long a good answer is used.
+    fn holds_for(&self, ttl: Option<Duration>) -> Duration {
+        let ttl = ttl.map(|ttl| ttl.max(self.min_refresh));
+        let holds = match self.options.refresh {
+            Some(refresh) if self.options.respect_ttl => ttl.unwrap_or(refresh),
+            Some(refresh) => refresh,
+            None => ttl.unwrap_or(WITHOUT_TTL.max(self.min_refresh)),
+        };
+        holds.min(LONGEST) + self.up_to(self.options.jitter.min(LONGEST))
+    }
+
+    /// A random time, at most `most`, in whole milliseconds.
+    fn up_to(&self, most: Duration) -> Duration {
+        if most.is_zero() {
+            return most;
+        }
+        Duration::from_millis((self.random)(most.as_millis() as u64 + 1))
+    }
+}
+
+/// Leaves the addresses of the families that are wanted.
+fn choose(addresses: &mut Vec<IpAddr>, family: DnsFamily) {
+    match family {
+        DnsFamily::Auto | DnsFamily::All => {}
+        DnsFamily::V4Only => addresses.retain(IpAddr::is_ipv4),
+        DnsFamily::V6Only => addresses.retain(IpAddr::is_ipv6),
+        DnsFamily::V4Preferred => {
+            if addresses.iter().any(IpAddr::is_ipv4) {
+                addresses.retain(IpAddr::is_ipv4);
+            }
+        }
     }
 }
 

@@ -17,6 +17,9 @@ use arc_swap::ArcSwapOption;
 use crossbeam_queue::ArrayQueue;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use mesh_core::id::SpiffeId;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -24,7 +27,9 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
+use super::upload::Upload;
 use super::{Connection, Dialer, IoStream, Peer, SharedConnection, SoleConnection, Want, worker};
+use crate::body::Outgoing;
 use crate::error::Cause;
 
 /// Idle HTTP/1.1 connections kept for one endpoint.
@@ -84,6 +89,8 @@ pub(crate) enum Lease {
 pub(crate) struct SharedStream {
     pub(crate) connection: Arc<SharedConnection>,
     reused: bool,
+    // Of what sends the request body, where that takes time.
+    upload: Option<worker::Alive>,
 }
 
 impl Lease {
@@ -97,6 +104,21 @@ impl Lease {
 
     pub(crate) fn is_http2(&self) -> bool {
         matches!(self, Self::Shared(_))
+    }
+}
+
+impl SharedStream {
+    /// Sends the one request of this stream. Its body goes out while the stream is held.
+    pub(crate) fn send(
+        &mut self,
+        request: Request<Outgoing>,
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Upload>>>> + use<> {
+        let request = request.map(|body| {
+            let (body, alive) = Upload::new(body, &self.connection.tasks);
+            self.upload = alive;
+            body
+        });
+        self.connection.sender().try_send_request(request)
     }
 }
 
@@ -367,7 +389,7 @@ impl Pool {
             // Requests on their way over it end in peace; the next one does not find it.
             self.discard(connection);
         }
-        Some(SharedStream { connection: connection.clone(), reused: served > 1 })
+        Some(SharedStream { connection: connection.clone(), reused: served > 1, upload: None })
     }
 
     async fn connect_sole<G>(

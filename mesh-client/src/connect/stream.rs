@@ -61,11 +61,14 @@ impl IoStream {
         peer_spiffe_id(tls.get_ref().1.peer_certificates()?.first()?).ok()
     }
 
-    /// Whether ALPN chose HTTP/2; `None` without TLS or without an answer.
+    /// Whether ALPN chose HTTP/2; `None` without TLS or without an answer that says so.
     pub(super) fn negotiated_h2(&self) -> Option<bool> {
-        match self {
-            Self::Tls(tls) => tls.get_ref().1.alpn_protocol().map(|protocol| protocol == b"h2"),
-            Self::Tcp(_) | Self::Unix(_) | Self::Custom(_) => None,
+        let Self::Tls(tls) = self else { return None };
+        match tls.get_ref().1.alpn_protocol()? {
+            b"h2" | b"istio-h2" => Some(true),
+            // Says only that it is the mesh.
+            b"istio" => None,
+            _ => Some(false),
         }
     }
 }

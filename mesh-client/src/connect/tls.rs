@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use mesh_core::identity::{Identity, PeerRefused, client_config};
 use mesh_core::policy::{Address, ClientCertificate, MeshTls, OriginatedTls, UpstreamTls};
-use mesh_core::source::WatchedIdentity;
+use mesh_core::source::{Identities, WatchedIdentity};
 use parking_lot::Mutex;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
@@ -21,24 +21,28 @@ use super::verify::{NamesRefused, NamesVerifier, NoVerifier};
 use super::{IoStream, Peer};
 use crate::error::{Cause, PeerMismatch, Source};
 
-/// The protocols offered.
+/// The protocols offered. To a peer of the mesh beside Istio's names for them, first as Istio's proxies have them: a
+/// sidecar in mode `PERMISSIVE` knows the mesh's TLS from an application's own by those.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Alpn {
     Http1,
     Http2,
     Either,
-    /// Bytes. Istio's proxies know each other by a name of their own; other servers are asked for nothing.
+    /// Bytes. Servers outside of the mesh are asked for nothing.
     Raw,
 }
 
 impl Alpn {
     fn protocols(self, mesh: bool) -> &'static [&'static [u8]] {
-        match self {
-            Self::Raw if mesh => &[b"istio"],
-            Self::Raw => &[],
-            Self::Http1 => &[b"http/1.1"],
-            Self::Http2 => &[b"h2"],
-            Self::Either => &[b"h2", b"http/1.1"],
+        match (self, mesh) {
+            (Self::Raw, true) => &[b"istio"],
+            (Self::Raw, false) => &[],
+            (Self::Http1, true) => &[b"istio-http/1.1", b"istio", b"http/1.1"],
+            (Self::Http1, false) => &[b"http/1.1"],
+            (Self::Http2, true) => &[b"istio-h2", b"istio", b"h2"],
+            (Self::Http2, false) => &[b"h2"],
+            (Self::Either, true) => &[b"istio-h2", b"istio-http/1.1", b"istio", b"h2", b"http/1.1"],
+            (Self::Either, false) => &[b"h2", b"http/1.1"],
         }
     }
 }
@@ -89,9 +93,14 @@ impl Tls {
     pub(super) fn new(
         policy: UpstreamTls,
         dialled_host: &str,
-        identity: WatchedIdentity,
+        identities: &Identities,
         provider: Option<Arc<CryptoProvider>>,
     ) -> Self {
+        let instance = match &policy {
+            UpstreamTls::Auto(mesh) | UpstreamTls::Mesh(mesh) => mesh.instance.as_deref(),
+            UpstreamTls::Disable | UpstreamTls::Simple(_) | UpstreamTls::Mutual(..) => None,
+        };
+        let identity = identities.of(instance);
         Self { policy, dialled_host: dialled_host.into(), identity, provider, made: Mutex::default() }
     }
 

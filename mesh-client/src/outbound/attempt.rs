@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use http::{HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use mesh_core::balance::Pick;
 use mesh_core::context::{PREVIOUS_ATTEMPTS, RETRIED};
 use mesh_core::policy::{Address, RetryPolicy};
@@ -246,17 +247,10 @@ impl Shared<'_> {
         // By a function of its own, and moved on at once: it is large, and not held while we wait.
         let request = self.request(head, lease, number);
         let sent = match lease {
-            Lease::Sole(connection) => connection.sender.try_send_request(request).await,
-            Lease::Shared(stream) => stream.connection.sender().try_send_request(request).await,
+            Lease::Sole(connection) => connection.sender.try_send_request(request).await.map_err(|e| unsent(e, head)),
+            Lease::Shared(stream) => stream.send(request).await.map_err(|e| unsent(e, head)),
         };
-        sent.map_err(|mut error| {
-            let unsent = error.take_message();
-            let sent = unsent.is_none();
-            if let Some(request) = unsent {
-                head.take_back(request);
-            }
-            Lost { error: error.into_error(), sent, body: self.payload.failure() }
-        })
+        sent.map_err(|(error, sent)| Lost { error, sent, body: self.payload.failure() })
     }
 
     /// The request as it goes over this connection.
@@ -331,6 +325,16 @@ impl Launch {
         }
         Failed { cause: lost.cause(self.endpoint.address()), again }
     }
+}
+
+/// What became of a request, and whether it went out; if not, its head is back.
+fn unsent<B>(mut error: TrySendError<Request<B>>, head: &mut Head) -> (hyper::Error, bool) {
+    let back = error.take_message();
+    let sent = back.is_none();
+    if let Some(request) = back {
+        head.take_back(request);
+    }
+    (error.into_error(), sent)
 }
 
 /// A request without an answer.

@@ -168,7 +168,7 @@ impl Head {
     }
 
     /// Brings the headers back from a request that was not sent.
-    pub(crate) fn take_back(&mut self, request: Request<Outgoing>) {
+    pub(crate) fn take_back<B>(&mut self, request: Request<B>) {
         let parts = request.into_parts().0;
         (self.headers, self.extensions) = (parts.headers, parts.extensions);
         // HTTP/2 has it in the URI; `Host` stood for it if it is not the destination's.

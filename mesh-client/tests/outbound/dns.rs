@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::StatusCode;
 use mesh_client::{Client, ClusterDump};
 use mesh_core::error::{Code, Fault};
-use mesh_core::policy::{Address, Cluster, Discovery, Endpoint, Snapshot};
+use mesh_core::policy::{Address, Cluster, Discovery, DnsFamily, DnsOptions, Endpoint, Snapshot};
 use mesh_core::source::ResolveError;
 use mesh_testkit::clock::pass;
 use mesh_testkit::{Behaviour, EchoServer, FakeResolver, FixedSource, policy};
@@ -233,12 +233,11 @@ async fn a_logical_name_is_one_endpoint_and_new_connections_use_its_newest_addre
     resolver.set(HOST, &["127.0.0.9"], Some(20 * SECOND));
     later(30 * SECOND).await;
     assert_eq!(fetch(&client, "/").await.unwrap().status(), StatusCode::OK);
-    assert_eq!((server.connections(), resolver.asked()), (1, 1));
+    assert_eq!((server.connections(), resolver.asked()), (1, 2));
 
     // A new one goes where the name says; nobody listens there.
     server.script([Behaviour::CloseConnection]);
     assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::CONNECT_FAILED);
-    assert_eq!(resolver.asked(), 2);
     resolver.set(HOST, &["127.0.0.1"], Some(20 * SECOND));
     later(30 * SECOND).await;
     assert_eq!(fetch(&client, "/").await.unwrap().status(), StatusCode::OK);
@@ -248,7 +247,53 @@ async fn a_logical_name_is_one_endpoint_and_new_connections_use_its_newest_addre
     later(30 * SECOND).await;
     server.script([Behaviour::CloseConnection]);
     assert_eq!(fetch(&client, "/").await.unwrap().status(), StatusCode::OK);
-    assert_eq!((server.connections(), resolver.asked()), (3, 4));
+    assert_eq!(server.connections(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_logical_name_is_looked_up_in_the_background_and_its_last_good_address_stays() {
+    let resolver = FakeResolver::new();
+    resolver.set(HOST, &["127.0.0.1"], Some(20 * SECOND));
+    let client = subscribed(logical(80), &resolver).await;
+    pass(19 * SECOND).await;
+    assert_eq!(resolver.asked(), 1, "the TTL is not over");
+    pass(42 * SECOND).await;
+    assert_eq!(resolver.asked(), 4, "at every end of the TTL, without a request");
+    resolver.fail(HOST, ResolveError::NotFound);
+    pass(60 * SECOND).await;
+    assert!(resolver.asked() > 10, "again after a failure, with a back-off: {}", resolver.asked());
+    assert!(dump(&client).dns_failures[0].starts_with(HOST), "{:?}", dump(&client).dns_failures);
+    resolver.set(HOST, &["127.0.0.1"], Some(20 * SECOND));
+    pass(5 * SECOND).await;
+    assert_eq!(dump(&client).dns_failures, [""; 0]);
+    // It ends with its cluster.
+    drop(client);
+    let asked = resolver.asked();
+    pass(600 * SECOND).await;
+    assert_eq!(resolver.asked(), asked);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_says_how_often_its_names_are_looked_up_and_which_families_it_uses() {
+    for (family, want) in [
+        (DnsFamily::All, vec!["10.0.0.1:80", "[fd00::1]:80"]),
+        (DnsFamily::V4Only, vec!["10.0.0.1:80"]),
+        (DnsFamily::V6Only, vec!["[fd00::1]:80"]),
+        // Two ways to one server.
+        (DnsFamily::Auto, vec!["[fd00::1]:80"]),
+    ] {
+        let resolver = FakeResolver::new();
+        resolver.set(HOST, &["fd00::1", "10.0.0.1"], Some(20 * SECOND));
+        let discovery = Discovery::StrictDns(policy::endpoints(&"test".into(), vec![name(80)]).into());
+        let dns = DnsOptions { family, refresh: Some(60 * SECOND), ..DnsOptions::default() };
+        let cluster = Cluster { discovery, dns, ..cluster("test") };
+        let client = subscribed(snapshot_with(forward_with(None), cluster, &[]), &resolver).await;
+        assert_eq!(addresses(&client), want, "{family:?}");
+        pass(59 * SECOND).await;
+        assert_eq!(resolver.asked(), 1);
+        pass(SECOND).await;
+        assert_eq!(resolver.asked(), 2);
+    }
 }
 
 /// Both families at a name; nobody listens at the IPv6 one.

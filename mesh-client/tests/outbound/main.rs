@@ -8,6 +8,7 @@ mod dns;
 mod grpc;
 mod health;
 mod hedging;
+mod hostile;
 mod limits;
 mod load;
 mod mirrors;

@@ -12,11 +12,13 @@ use mesh_core::context::{RequestContext, scope};
 use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{
     CircuitBreakers, Cluster, ConnectionOptions, EndpointMetadata, Forward, HeaderKey, HeaderMatch, HeaderMatcher,
-    RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy, UpstreamProtocol,
+    RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy, RouteMatch, UpstreamProtocol,
 };
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
 
-use super::{TARGET, client_of, cluster, fetch, forward_with, get, later, post, read, retrying, snapshot_with};
+use super::{
+    TARGET, client_of, cluster, fetch, forward_with, get, later, post, read, retrying, server_of, snapshot_with,
+};
 
 fn on_503() -> RetryOn {
     RetryOn { retriable_status_codes: true, status_codes: vec![503], ..RetryOn::default() }
@@ -166,6 +168,31 @@ async fn a_retry_avoids_endpoints_with_the_metadata_that_policy_names() {
 }
 
 #[tokio::test]
+async fn s24_a_try_does_not_have_the_host_of_the_one_before() {
+    let (named, plain) = (EchoServer::start("named").await, EchoServer::start("plain").await);
+    named.behave(Behaviour::Status(503));
+    let mut endpoint = named.endpoint();
+    let hostname = Some("named.test".into());
+    endpoint.metadata = Arc::new(EndpointMetadata { hostname, ..EndpointMetadata::default() });
+    let mut forward = forward_with(Some(retrying(3, on_503())));
+    forward.rewrite.authority = Some(mesh_core::policy::AuthorityRewrite::Endpoint);
+    let routes = policy::routes([policy::forward(mesh_core::policy::RouteMatch::any(), forward)]);
+    let (client, _) = client_of(policy::snapshot(routes, [(cluster("test"), vec![endpoint, plain.endpoint()])]));
+    for n in 0..20 {
+        let answer = fetch(&client, &format!("/{n}")).await.unwrap();
+        if answer.status() == 200 {
+            assert_eq!(answer.headers()["x-echo-authority"], TARGET);
+        }
+    }
+    // Each of the tries there had that host, and some requests were at both.
+    let at_named = named.received();
+    assert!(at_named.iter().all(|request| request.headers["host"] == "named.test"), "{at_named:?}");
+    let both =
+        |request: &mesh_testkit::Received| plain.received().iter().any(|other| other.uri.path() == request.uri.path());
+    assert!(at_named.iter().any(both));
+}
+
+#[tokio::test]
 async fn who_is_a_retry_is_not_retried_further_down_and_says_so() {
     let server = EchoServer::start("one").await;
     let (client, _) = client_of(snapshot_with(forward_with(Some(retrying(1, on_503()))), cluster("test"), &[&server]));
@@ -262,4 +289,36 @@ async fn a_grpc_call_is_told_its_own_time_and_not_that_of_a_try() {
     };
     let micros = number.parse::<u64>().unwrap() * unit;
     assert!((50_000_000..=60_000_000).contains(&micros), "{told}");
+}
+
+/// A config selector lives as long as the requests it was asked for.
+#[tokio::test]
+async fn r16_a_request_keeps_the_route_and_cluster_it_was_given_for_its_retries_too_a31() {
+    let (old, new) = (EchoServer::start("old").await, EchoServer::start("new").await);
+    let limit = Duration::from_secs(10);
+    let retry = RetryPolicy {
+        per_try_timeout: Some(limit),
+        ..retrying(1, RetryOn { gateway_error: true, ..RetryOn::default() })
+    };
+    let to = |name: &str, server: &EchoServer| {
+        let forward = Forward { retry: Some(retry.clone()), ..Forward::to(name.into()) };
+        let routes = policy::routes([policy::forward(RouteMatch::any(), forward)]);
+        policy::snapshot(routes, [(cluster(name), vec![server.endpoint()])])
+    };
+    old.script([Behaviour::Hold]);
+    let (client, source) = client_of(to("old", &old));
+    let swap = async {
+        old.wait_for_requests(1).await;
+        source.set_snapshot(TARGET, to("new", &new));
+        // The control: what begins after the change knows nothing of the old cluster.
+        while server_of(&fetch(&client, "/").await.unwrap()) != "new" {}
+        tokio::time::pause();
+        tokio::time::advance(limit).await;
+        tokio::time::resume();
+    };
+    let (held, ()) = tokio::join!(fetch(&client, "/held"), swap);
+    assert_eq!(server_of(&held.unwrap()), "old", "its second try stays in its cluster, which nothing names any more");
+    let held = |request: &mesh_testkit::Received| request.uri.path() == "/held";
+    assert_eq!(old.received().iter().filter(|request| held(request)).count(), 2);
+    assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "new");
 }

@@ -185,7 +185,7 @@ async fn a_changed_manifest_is_pushed() {
 }
 
 #[tokio::test]
-async fn the_scope_is_the_certificates_namespace_whatever_the_node_says() {
+async fn s82_the_scope_is_the_certificates_namespace_whatever_the_node_says() {
     let setup = Setup::new();
     setup.write("other.yaml", &SERVICE.replace("default", "other"));
     let plane = setup.start().await;
@@ -318,7 +318,7 @@ async fn shutting_down_ends_streams_and_closes_the_port() {
 }
 
 #[tokio::test]
-async fn ports_without_protection_are_loopback_only() {
+async fn s83_ports_without_protection_are_loopback_only() {
     let setup = Setup::new();
     let everywhere = Some(SocketAddr::from(([0, 0, 0, 0], 0)));
     let debug = setup.builder().debug_listen(everywhere).start().await;
@@ -338,7 +338,7 @@ async fn ports_without_protection_are_loopback_only() {
 }
 
 #[tokio::test]
-async fn the_debug_port_answers_loopback_names_only() {
+async fn s85_the_debug_port_answers_loopback_names_only() {
     let setup = Setup::new();
     let plane = setup.start().await;
     for path in ["/healthz", "/readyz", "/status", "/sync", "/load", "/findings", "/registrations", "/metrics"] {

@@ -56,7 +56,6 @@ pub(crate) const LOST_CONDITION: &str = "without this condition the rule would t
 
 /// Kinds that are known and do nothing here, with what that means.
 const IGNORED: &[(&str, &str, Severity, &str)] = &[
-    ("policy.linkerd.io", "HTTPLocalRateLimitPolicy", Severity::Error, NOT_ENFORCED),
     ("policy.linkerd.io", "EgressNetwork", Severity::Error, NOT_ENFORCED),
     ("access.smi-spec.io", "TrafficTarget", Severity::Error, NOT_ENFORCED),
     ("networking.istio.io", "Sidecar", Severity::Warning, NO_EFFECT),
@@ -120,8 +119,8 @@ macro_rules! kinds {
 kinds! {
     namespaces, service_accounts, services, endpoint_slices, pods, virtual_services, destination_rules, gateways,
     service_entries, workload_entries, service_profiles, traffic_splits, peer_authentications,
-    authorization_policies, request_authentications, mesh_configs, linkerd_servers, linkerd_server_authorizations, linkerd_authorizations,
-    linkerd_mesh_tls, linkerd_networks, linkerd_routes,
+    authorization_policies, request_authentications, mesh_configs, linkerd_servers, linkerd_server_authorizations,
+    linkerd_authorizations, linkerd_mesh_tls, linkerd_networks, linkerd_routes, linkerd_rate_limits,
 }
 
 fn names<T: Kind>(_: fn(&Model) -> &Store<T>) -> (&'static str, &'static str) {

@@ -2,10 +2,11 @@
 //! Read are the external authorizers among its `extensionProviders`, and `trustDomainAliases`.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use mesh_core::id::TrustDomain;
-use mesh_core::policy::GrpcAuthorizer;
+use mesh_core::policy::{CheckedBody, GrpcAuthorizer};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -72,8 +73,22 @@ struct GrpcSpec {
     // The route of a request is chosen where it is sent, not here.
     #[allow(dead_code)]
     clear_route_cache: Option<bool>,
-    include_request_body_in_check: Option<IgnoredAny>,
+    include_request_body_in_check: Option<BodySpec>,
 }
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct BodySpec {
+    #[serde(default)]
+    max_request_bytes: i64,
+    #[serde(default)]
+    allow_partial_message: bool,
+    #[serde(default)]
+    pack_as_bytes: bool,
+}
+
+/// Most of a body that an authorizer is told: it is held in memory meanwhile.
+const MOST_BODY: u32 = 64 << 20;
 
 impl Kind for MeshConfig {
     const GROUP: &'static str = "";
@@ -136,11 +151,10 @@ fn authorizer(provider: &ProviderSpec, check: &mut Check<'_>, at: &str) -> Optio
     if provider.name.is_empty() {
         check.error(&at, "a provider has a name, by which policies refer to it");
     }
-    if grpc.include_request_body_in_check.is_some() {
-        let path = format!("{at}.includeRequestBodyInCheck");
-        check.unenforced(&path, &format!("bodies are not sent to authorizers: {DENIED}"));
-        return None;
-    }
+    let body = match &grpc.include_request_body_in_check {
+        None => None,
+        Some(spec) => Some(body(spec, check, &format!("{at}.includeRequestBodyInCheck"))?),
+    };
     // `<namespace>/<host>` says where the service is defined; the host is its name all the same.
     let host = grpc.service.rsplit_once('/').map_or(grpc.service.as_str(), |(_, host)| host);
     let host = if super::values::is_dns_name(host) { Ok(host) } else { Err(format!("{host:?} is not a host")) };
@@ -163,5 +177,16 @@ fn authorizer(provider: &ProviderSpec, check: &mut Check<'_>, at: &str) -> Optio
         timeout: timeout?,
         fail_open: grpc.fail_open,
         status_on_error,
+        body,
+    })
+}
+
+fn body(spec: &BodySpec, check: &mut Check<'_>, at: &str) -> Option<CheckedBody> {
+    let most = u32::try_from(spec.max_request_bytes).ok().filter(|most| *most <= MOST_BODY).and_then(NonZeroU32::new);
+    let most = most.ok_or_else(|| format!("a number of bytes from 1 to {MOST_BODY} is needed"));
+    Some(CheckedBody {
+        max_bytes: check.take(&format!("{at}.maxRequestBytes"), most)?,
+        allow_partial: spec.allow_partial_message,
+        as_bytes: spec.pack_as_bytes,
     })
 }

@@ -32,8 +32,8 @@ pub(crate) use self::key_set::PublicKeys;
 pub(crate) use self::kubernetes::{EndpointSlice, Namespace, Pod, PortTarget, Service, ServiceAccount};
 pub use self::linkerd::AccessPolicy;
 pub(crate) use self::linkerd::{
-    Authentication, LinkerdAuthorization, LinkerdRoute, MeshTlsAuthentication, NetworkAuthentication, Server,
-    ServerAuthorization, ServerPort, ServerRef, Target, all_of_principals,
+    Authentication, LinkerdAuthorization, LinkerdRateLimit, LinkerdRoute, MeshTlsAuthentication, NetworkAuthentication,
+    Server, ServerAuthorization, ServerPort, ServerRef, Target, all_of_principals,
 };
 pub(crate) use self::mesh_config::MeshConfig;
 pub(crate) use self::peer_authentication::{MtlsMode, PeerAuthentication};
@@ -113,6 +113,7 @@ pub struct Model {
     pub(crate) linkerd_mesh_tls: Store<MeshTlsAuthentication>,
     pub(crate) linkerd_networks: Store<NetworkAuthentication>,
     pub(crate) linkerd_routes: Store<LinkerdRoute>,
+    pub(crate) linkerd_rate_limits: Store<LinkerdRateLimit>,
     findings: Vec<Finding>,
     /// By file: what is in force in the place of its objects that are not valid.
     stale: BTreeMap<Arc<str>, Vec<Arc<Document>>>,
@@ -163,6 +164,7 @@ impl Model {
             linkerd_mesh_tls,
             linkerd_networks,
             linkerd_routes,
+            linkerd_rate_limits,
             findings: _,
             stale: _,
         } = self;
@@ -187,6 +189,7 @@ impl Model {
             && same(linkerd_mesh_tls, &other.linkerd_mesh_tls)
             && same(linkerd_networks, &other.linkerd_networks)
             && same(linkerd_routes, &other.linkerd_routes)
+            && same(linkerd_rate_limits, &other.linkerd_rate_limits)
     }
 
     /// Adds to the findings.

@@ -64,7 +64,6 @@ fn virtual_service_warnings() {
 #[test]
 fn kinds_that_do_nothing_say_so() {
     for (api, kind, severity, message) in [
-        ("policy.linkerd.io/v1alpha1", "HTTPLocalRateLimitPolicy", Severity::Error, "not enforced by this version"),
         ("policy.linkerd.io/v1alpha1", "EgressNetwork", Severity::Error, "not enforced by this version"),
         ("networking.istio.io/v1alpha3", "EnvoyFilter", Severity::Warning, "no effect"),
         ("networking.istio.io/v1", "VirtualServise", Severity::Warning, "did you mean VirtualService?"),

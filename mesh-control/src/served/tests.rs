@@ -294,7 +294,7 @@ proptest! {
                 if now != world.resource(&scope, kind, &name) {
                     let said = match &touched {
                         None | Some(Touched::All) => true,
-                        Some(Touched::Subjects(subjects)) => subjects.contains(subject(kind, &name)),
+                        Some(Touched::Subjects(subjects)) => subjects.contains(&*subject(kind, &name)),
                     };
                     prop_assert!(said, "{} changed without a word: {:?}", name, touched);
                 }

@@ -167,6 +167,13 @@ impl FileSet {
             Some(entry) => (entry.content, ""),
             None => (self.take_up(&path, &name, read.as_ref().ok(), &mut parsed), ", kept from before the restart,"),
         };
+        if !parsed.unreadable && parsed.documents.is_empty() && !last.documents.is_empty() {
+            // Most often half an edit, or a template that gave nothing.
+            let n = last.documents.len();
+            let message =
+                format!("holds no object any more; those it had, {n}, are deleted: remove the file if that is meant");
+            parsed.findings.push(Finding::about_file(Severity::Warning, &name, 0, message));
+        }
         let fresh = read.ok().filter(|_| self.kept.is_some() && !parsed.unreadable);
         let content = if parsed.unreadable && !last.documents.is_empty() {
             for finding in &mut parsed.findings {

@@ -79,7 +79,7 @@ fn the_later_of_two_equal_names_is_an_error_and_groups_keep_kinds_apart() {
 }
 
 #[test]
-fn an_alias_bomb_is_refused_quickly() {
+fn s90_an_alias_bomb_is_refused_quickly() {
     let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
     for i in 1..12 {
         let aliases = vec![format!("*a{}", i - 1); 10].join(", ");
@@ -100,7 +100,7 @@ fn a_few_aliases_are_fine() {
 }
 
 #[test]
-fn deep_nesting_and_too_many_documents_are_refused() {
+fn s90_deep_nesting_and_too_many_documents_are_refused() {
     let deep = format!("a: {}{}", "[".repeat(500), "]".repeat(500));
     assert!(lines(&read(&deep))[0].contains("not usable YAML"));
     let many = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n---\n".repeat(1100);
@@ -330,4 +330,23 @@ fn what_has_the_name_of_a_manifest_and_is_no_file_is_one_finding() {
     let manifests = files.read();
     assert_eq!(names(&manifests), ["good", "other"]);
     assert!(lines(&manifests)[3].ends_with("a link to nothing; the last good content of this file stays in force"));
+}
+
+#[test]
+fn a_file_that_is_emptied_says_that_its_objects_are_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.yaml");
+    let object = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n";
+    let mut files = FileSet::new([folder.path().to_owned()], Limits::default());
+    // The control: a file that never had anything is nobody's mistake.
+    for (text, objects, said) in
+        [("# nothing yet\n", 0, ""), (object, 1, ""), ("", 0, "those it had, 1,"), (object, 1, "")]
+    {
+        fs::write(&path, text).unwrap();
+        let read = files.read();
+        assert_eq!(read.len(), objects, "{text:?}");
+        let lines = lines(&read);
+        assert_eq!(lines.len(), usize::from(!said.is_empty()), "{lines:?}");
+        assert!(lines.iter().all(|line| line.contains("warning") && line.contains(said)), "{lines:?}");
+    }
 }

@@ -84,6 +84,11 @@ impl Domains {
         Self(names)
     }
 
+    /// The names, the mesh's own first.
+    pub(super) fn names(&self) -> &[String] {
+        &self.0
+    }
+
     /// Takes principals of one of the names for those of all.
     pub(super) fn spread(&self, rules: &mut [AuthorizationRule]) {
         if self.0.len() > 1 {

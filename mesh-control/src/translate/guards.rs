@@ -3,8 +3,8 @@
 
 use mesh_core::policy::AuthorizationAction;
 
-use super::World;
 use super::authorization::provider;
+use super::{World, linkerd};
 use crate::finding::{Finding, Severity};
 use crate::jwks::Known;
 use crate::model::{Authentication, KeySource, Model, Object, RequestAuthentication, Selection, Target, TokenKeys};
@@ -13,6 +13,7 @@ pub(super) fn findings(world: &World, findings: &mut Vec<Finding>) {
     istio(world, findings);
     authorizations(world, findings);
     servers(world, findings);
+    rate_limits(world, findings);
 }
 
 fn istio(world: &World, findings: &mut Vec<Finding>) {
@@ -103,6 +104,30 @@ fn authorizations(world: &World, findings: &mut Vec<Finding>) {
                 ));
             }
         }
+    }
+}
+
+/// Policies that limit a Server that is not there, or that another one limits already.
+fn rate_limits(world: &World, findings: &mut Vec<Finding>) {
+    let model = &world.model;
+    for policy in model.linkerd_rate_limits.values() {
+        let key = (policy.namespace().to_owned(), policy.spec.server.clone());
+        let message = match model.linkerd_servers.get(&key) {
+            None => format!("no Server {:?} in the namespace: nothing is limited by it", policy.spec.server),
+            Some(server) => {
+                let first = linkerd::rate_limits(model, server).min_by_key(|other| other.seniority());
+                match first.filter(|first| first.name() != policy.name()) {
+                    None => continue,
+                    Some(first) => {
+                        format!(
+                            "HTTPLocalRateLimitPolicy {} limits the Server already: this one has no effect",
+                            first.name()
+                        )
+                    }
+                }
+            }
+        };
+        findings.push(policy.finding(Severity::Error, "spec.targetRef", message));
     }
 }
 

@@ -73,8 +73,9 @@ pub(super) fn listener(world: &World, scope: &NodeScope, name: &str) -> Option<I
     let tls = mode(&world.model, &world.options, &scope.namespace, labels, address.port());
     let mut authorization = authorization::policies(&world.model, &world.options, &workload);
     authorization.extend(linkerd::policies(&world.model, &world.options, &workload));
+    let filters = linkerd::limits(&world.model, &world.options, &workload);
     let jwt = tokens::authentication(world, &workload).into_iter().collect();
-    Some(InboundListener { jwt, authorization, ..InboundListener::new(name, address, tls) })
+    Some(InboundListener { jwt, authorization, filters, ..InboundListener::new(name, address, tls) })
 }
 
 /// The mode of a workload's port: policies that select the workload, then its namespace's, then the

@@ -1,5 +1,5 @@
 //! Linkerd's inbound policy for a port of a workload: the Server that guards it, the routes attached to that, and who is
-//! authorized for the one or the other; where there is no Server, the default policy.
+//! authorized for the one or the other; where there is no Server, the default policy. And how many requests it takes.
 //!
 //! ```text
 //! Server → routes: what none of them matches is not found (404)
@@ -7,8 +7,9 @@
 //! ```
 
 use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, HeaderKey, HeaderMatch, HeaderMatcher, PathMatch,
-    Permission, Principal, StringMatcher,
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, CallerGroup, CallerRateLimit, HeaderKey, HeaderMatch,
+    HeaderMatcher, HttpFilter, HttpFilterKind, LocalRateLimit, PathMatch, PerMillion, Permission, Principal,
+    StringMatcher, TokenBucket,
 };
 use mesh_core::target::{EncodedSlash, normalize_path};
 
@@ -16,8 +17,8 @@ use super::Options;
 use super::authorization::Domains;
 use super::inbound::Workload;
 use crate::model::{
-    AccessPolicy, Authentication, LinkerdAuthorization, LinkerdRoute, Model, Object, Server, ServerPort, ServerRef,
-    Store, Target, all_of_principals,
+    AccessPolicy, Authentication, LinkerdAuthorization, LinkerdRateLimit, LinkerdRoute, Model, Object, Server,
+    ServerPort, ServerRef, Store, Target, all_of_principals,
 };
 
 /// The policies of a workload's port.
@@ -29,6 +30,51 @@ pub(super) fn policies(model: &Model, options: &Options, of: &Workload<'_>) -> V
     let domains = Domains::of(model, options);
     policies.iter_mut().for_each(|policy| domains.spread(&mut policy.rules));
     policies
+}
+
+/// The limits on requests of a workload's port: of all callers, then of each. Of several policies of a Server the oldest
+/// counts.
+pub(super) fn limits(model: &Model, options: &Options, of: &Workload<'_>) -> Vec<HttpFilter> {
+    let Some(server) = server(model, of) else { return Vec::new() };
+    let of_server = rate_limits(model, server).min_by_key(|object| object.seniority());
+    let Some(object) = of_server else { return Vec::new() };
+    let LinkerdRateLimit { server: _, total, identity, overrides } = &object.spec;
+    let name = format!("linkerd.rate-limit.{}.{}", object.namespace(), object.name());
+    let total = total.map(|rate| HttpFilter {
+        name: format!("{name}.total"),
+        kind: HttpFilterKind::RateLimit(LocalRateLimit {
+            bucket: Some(TokenBucket::per_second(rate)),
+            enabled: PerMillion::ALL,
+            enforced: PerMillion::ALL,
+            status: 429,
+            resource_exhausted: true,
+            response_headers: Vec::new(),
+            request_headers: Vec::new(),
+            per_connection: false,
+        }),
+    });
+    let domains = Domains::of(model, options);
+    let id = |(namespace, account): &(String, String)| {
+        let each = domains.names().iter();
+        each.map(|domain| format!("spiffe://{domain}/ns/{namespace}/sa/{account}")).collect::<Vec<_>>()
+    };
+    let groups: Vec<CallerGroup> = overrides
+        .iter()
+        .map(|one| CallerGroup { callers: one.accounts.iter().flat_map(id).collect(), per_second: one.rate })
+        .collect();
+    let callers = (identity.is_some() || !groups.is_empty()).then(|| HttpFilter {
+        name: format!("{name}.callers"),
+        kind: HttpFilterKind::CallerRateLimit(CallerRateLimit { each: *identity, groups }),
+    });
+    total.into_iter().chain(callers).collect()
+}
+
+/// The policies that limit the requests of a Server.
+pub(super) fn rate_limits<'a>(
+    model: &'a Model,
+    server: &'a Object<Server>,
+) -> impl Iterator<Item = &'a Object<LinkerdRateLimit>> {
+    in_namespace(&model.linkerd_rate_limits, server.namespace()).filter(|object| object.spec.server == server.name())
 }
 
 /// The Server that guards the port; of several the oldest, unless one of them is closed.

@@ -145,7 +145,7 @@ fn a_virtual_service_for_an_undefined_host_still_applies() {
 }
 
 #[test]
-fn export_to_hides_services_rules_and_routes() {
+fn s89_export_to_hides_services_rules_and_routes() {
     let hidden = "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: own, annotations: {networking.istio.io/exportTo: \".\"}}\nspec: {ports: [{name: http, port: 80}]}\n---\n";
     let open = service("b", "own", HTTP);
     let vs = istio(

@@ -318,7 +318,7 @@ impl Inner {
     fn entry(&mut self, key: Key, scope: &Arc<NodeScope>, encoded: Option<Arc<Encoded>>) -> &mut Entry {
         if !self.entries.contains_key(&key) {
             let subject = subject(key.kind, &key.name);
-            match self.subjects.get_mut(subject) {
+            match self.subjects.get_mut(&*subject) {
                 Some(keys) => _ = keys.insert(key.clone()),
                 None => _ = self.subjects.insert(subject.into(), HashSet::from([key.clone()])),
             }
@@ -352,10 +352,10 @@ impl Inner {
         }
         self.entries.remove(key);
         let subject = subject(key.kind, &key.name);
-        if let Some(keys) = self.subjects.get_mut(subject) {
+        if let Some(keys) = self.subjects.get_mut(&*subject) {
             keys.remove(key);
             if keys.is_empty() {
-                self.subjects.remove(subject);
+                self.subjects.remove(&*subject);
             }
         }
     }

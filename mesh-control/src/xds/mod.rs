@@ -9,6 +9,7 @@
 
 mod cache;
 mod encoded;
+mod federated;
 mod message;
 mod nodes;
 mod scope;
@@ -22,6 +23,7 @@ pub(crate) use self::nodes::{NodeEntry, Nodes};
 pub(crate) use self::scope::scope_of;
 pub(crate) use self::service::AggregatedService;
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use envoy_types::pb::google::protobuf::Any;
@@ -127,7 +129,14 @@ pub(crate) trait Resources: Send + Sync + 'static {
 /// What a resource is made from, so that a revision which changed little need not look at the others:
 /// the host of a cluster and its endpoints, the address of an inbound listener, and [`HOSTS`] for the
 /// rest, which depends on what hosts there are and not on who serves them.
-pub(crate) fn subject(kind: Kind, name: &str) -> &str {
+pub(crate) fn subject(kind: Kind, name: &str) -> Cow<'_, str> {
+    match federated::plain(kind, name) {
+        Cow::Borrowed(name) => Cow::Borrowed(subject_of_plain(kind, name)),
+        Cow::Owned(name) => Cow::Owned(subject_of_plain(kind, &name).to_owned()),
+    }
+}
+
+fn subject_of_plain(kind: Kind, name: &str) -> &str {
     match kind {
         Kind::Cluster | Kind::Endpoints => name.rsplit_once('|').map_or(name, |(_, host)| host),
         Kind::Routes => HOSTS,
@@ -148,6 +157,12 @@ const INBOUND_PREFIX: &str = "xds.istio.io/grpc/lds/inbound/";
 
 impl Resources for World {
     fn resource(&self, scope: &NodeScope, kind: Kind, name: &str) -> Option<Resource> {
+        if let Some(parsed) = federated::read(kind, name) {
+            let parsed = parsed.ok()?;
+            // An id that is such a name itself would lead here for as often as somebody likes.
+            let resource = (!codec::name::is_xdstp(&parsed.id)).then(|| self.resource(scope, kind, &parsed.id))??;
+            return Some(federated::renamed(resource, name, &parsed));
+        }
         match kind {
             Kind::Cluster => self.cluster(scope, name).map(|cluster| Resource::Cluster(Box::new(cluster))),
             Kind::Endpoints => self.endpoints(scope, name).map(Resource::Endpoints),
@@ -169,6 +184,10 @@ impl Resources for World {
     }
 
     fn why_missing(&self, scope: &NodeScope, kind: Kind, name: &str) -> String {
+        if let Some(Err(reason)) = federated::read(kind, name) {
+            return format!("there is no {kind} {name:?}: {reason}");
+        }
+        let name = &*federated::plain(kind, name);
         match kind {
             Kind::Listener if !name.starts_with(INBOUND_PREFIX) => World::why_missing(self, scope, name),
             _ => format!("there is no {kind} {name:?} for namespace {}", scope.namespace),

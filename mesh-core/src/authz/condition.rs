@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net};
 
 use super::Attributes;
-use crate::matcher::{HeaderCondition, PathCondition, TextCondition};
-use crate::policy::{PathMatch, Permission, Principal, StringMatch, StringMatcher};
-use crate::target::unescape_path;
+use super::token::TokenCondition;
+use crate::matcher::{HeaderCondition, PathCondition, TextCondition, unescaped};
+use crate::policy::{MetadataMatch, PathMatch, Permission, Principal, StringMatch, StringMatcher};
 
 /// What is known of a condition (Kleene's logic: `and` is the least, `or` the greatest).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,7 +24,7 @@ impl From<bool> for Truth {
 }
 
 impl Truth {
-    fn not(self) -> Self {
+    pub(super) fn not(self) -> Self {
         match self {
             Self::No => Self::Yes,
             Self::Unknown => Self::Unknown,
@@ -60,6 +60,7 @@ pub(super) enum Condition {
     Namespace(Box<str>),
     PeerIp(IpNet),
     RemoteIp(IpNet),
+    Token(Box<TokenCondition>),
 }
 
 impl Condition {
@@ -76,7 +77,7 @@ impl Condition {
             Permission::DestinationPorts(first, last) => Self::Ports(*first, *last),
             Permission::DestinationIp(net) => Self::DestinationIp(canonical(*net)),
             Permission::ServerName(name) => Self::ServerName(TextCondition::new(name)),
-            Permission::Metadata(_) => Self::Unknown,
+            Permission::Metadata(token) => Self::token(token),
         }
     }
 
@@ -96,20 +97,16 @@ impl Condition {
             Principal::RemoteIp(net) => Self::RemoteIp(canonical(*net)),
             Principal::Header(header) => Self::Header(Box::new(HeaderCondition::for_rbac(header))),
             Principal::Path(path) => Self::path(path),
-            Principal::Metadata(_) => Self::Unknown,
+            Principal::Metadata(token) => Self::token(token),
         }
     }
 
-    /// Requests come with their escapes decoded; a rule may come without.
     fn path(path: &PathMatch) -> Self {
-        let decoded = |text: &str| unescape_path(text).into_owned();
-        let path = match path {
-            PathMatch::Exact(text) => PathMatch::Exact(decoded(text)),
-            PathMatch::Prefix(text) => PathMatch::Prefix(decoded(text)),
-            PathMatch::PathSeparatedPrefix(text) => PathMatch::PathSeparatedPrefix(decoded(text)),
-            PathMatch::Regex(pattern) => PathMatch::Regex(pattern.clone()),
-        };
-        Self::Path(PathCondition::new(&path, true))
+        Self::Path(PathCondition::new(&unescaped(path), true))
+    }
+
+    fn token(token: &MetadataMatch) -> Self {
+        TokenCondition::new(token).map_or(Self::Unknown, |token| Self::Token(Box::new(token)))
     }
 
     pub(super) fn judge(&self, of: &Attributes<'_>) -> Truth {
@@ -141,6 +138,10 @@ impl Condition {
                 Some(peer) => holds_ip(net, peer.address.ip()).into(),
             },
             Self::RemoteIp(net) => remote(net, of),
+            Self::Token(token) => match of.tokens {
+                None => Truth::Unknown,
+                Some(tokens) => token.holds(tokens).into(),
+            },
         }
     }
 }

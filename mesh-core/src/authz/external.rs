@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 
 use crate::id::SpiffeId;
-use crate::policy::AuthorizerProvider;
+use crate::policy::{AuthorizerProvider, CheckedBody};
 
 /// Decides about requests that a CUSTOM policy's rules match. What it lets pass still has to pass the DENY and the
 /// ALLOW policies.
@@ -39,6 +39,11 @@ use crate::policy::AuthorizerProvider;
 pub trait ExternalAuthorizer: fmt::Debug + Send + Sync + 'static {
     /// Decides about one request. Dropping the answer's future gives the question up.
     fn check(&self, request: CheckRequest) -> Checking<'_>;
+
+    /// How much of a request's body it is to be told. Default: nothing of it.
+    fn body(&self) -> Option<CheckedBody> {
+        None
+    }
 }
 
 /// A question under way.
@@ -75,6 +80,17 @@ pub struct CheckRequest {
     pub headers: HeaderMap,
     /// The TLS server name that was asked for; empty = none or not known.
     pub server_name: String,
+    /// The body or its beginning, if [`ExternalAuthorizer::body`] asks for it.
+    pub body: Option<CheckBody>,
+}
+
+/// What an authorizer is told of a body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckBody {
+    /// Its bytes, as many as were asked for at most.
+    pub bytes: Bytes,
+    /// Whether there is more.
+    pub partial: bool,
 }
 
 impl CheckRequest {
@@ -91,6 +107,7 @@ impl CheckRequest {
             version: Version::HTTP_11,
             headers: HeaderMap::new(),
             server_name: String::new(),
+            body: None,
         }
     }
 }

@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::{Attributes, Authorizer, reference};
 use crate::identity::PeerIdentity;
+use crate::jwt::{Claims, Token, Tokens};
 use crate::matcher::RequestView;
 use crate::policy::{
     AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, HeaderKey, HeaderMatch,
@@ -41,6 +42,16 @@ const IDS: [&str; 4] = [
 ];
 const NETS: [&str; 3] = ["10.0.0.0/8", "192.0.2.0/24", "203.0.113.0/24"];
 const FORWARDED: [&str; 4] = ["203.0.113.5", "10.1.1.1", "10.1.1.1, nonsense", "192.0.2.1"];
+
+const TOKEN_TEXTS: [&str; 5] = ["i/ann", "ann", "shop", "read", ""];
+const CLAIMS: [&str; 6] = [
+    r#"{"iss":"i","sub":"ann","aud":"shop","azp":"app","scope":"read  write","group":["a","user"]}"#,
+    r#"{"iss":"i","sub":"bob","aud":["shop","other"],"scope":["read write"],"group":"a","realm":{"role":["admin"]}}"#,
+    r#"{"iss":"j","sub":"","aud":[],"azp":"","scope":"","group":[""],"realm":{"role":true}}"#,
+    r#"{"iss":"i","sub":7,"aud":7,"group":[1,"a"],"realm":"role"}"#,
+    r#"{"iss":"j","sub":"ann","group":true,"realm":{"role":"user"}}"#,
+    "{}",
+];
 
 /// Deep enough for every kind in every other.
 const DEPTH: u8 = 3;
@@ -96,7 +107,7 @@ impl Choose<'_> {
                 if self.flag() {
                     Permission::ServerName(self.text())
                 } else {
-                    Permission::Metadata(token())
+                    Permission::Metadata(self.token())
                 }
             }
             8 => Permission::And((0..self.below(3)).map(|_| self.permission(depth - 1)).collect()),
@@ -115,11 +126,51 @@ impl Choose<'_> {
             5 => Principal::RemoteIp(self.net()),
             6 => Principal::Header(self.header()),
             7 => Principal::Path(self.path()),
-            8 => Principal::Metadata(token()),
+            8 => Principal::Metadata(self.token()),
             9 => Principal::And((0..self.below(3)).map(|_| self.principal(depth - 1)).collect()),
             10 => Principal::Or((0..self.below(3)).map(|_| self.principal(depth - 1)).collect()),
             _ => Principal::Not(Box::new(self.principal(depth - 1))),
         }
+    }
+
+    fn token(&mut self) -> MetadataMatch {
+        let (filter, path): (_, &[&str]) = match self.below(10) {
+            0 => ("istio_authn", &["request.auth.principal"]),
+            1 => ("istio_authn", &["request.auth.audiences"]),
+            2 => ("istio_authn", &["request.auth.presenter"]),
+            3 => ("istio_authn", &["request.auth.claims", "scope"]),
+            4 => ("istio_authn", &["request.auth.claims", "group"]),
+            5 => ("istio_authn", &["request.auth.claims", "realm", "role"]),
+            6 => ("envoy.filters.http.jwt_authn", &["payload", "sub"]),
+            7 => ("envoy.filters.http.jwt_authn", &["payload", "group"]),
+            8 => ("envoy.filters.http.jwt_authn", &["other"]),
+            _ => ("another", &["payload"]),
+        };
+        let value = self.token_value(1);
+        let path = path.iter().map(|key| (*key).to_owned()).collect();
+        MetadataMatch { filter: filter.to_owned(), path, value, invert: self.flag() }
+    }
+
+    fn token_value(&mut self, depth: u8) -> MetadataValue {
+        match self.below(4 + depth) {
+            0 => MetadataValue::Present(self.flag()),
+            1 => MetadataValue::Bool(self.flag()),
+            2 => MetadataValue::Text(self.token_text()),
+            3 => MetadataValue::AnyText(self.token_text()),
+            _ => MetadataValue::OneOf((0..self.below(3)).map(|_| self.token_value(depth - 1)).collect()),
+        }
+    }
+
+    fn token_text(&mut self) -> StringMatcher {
+        if self.flag() { StringMatcher::exact(self.of(&TOKEN_TEXTS)) } else { self.text() }
+    }
+
+    fn tokens(&mut self) -> Option<Tokens> {
+        let tokens = (0..self.below(4).checked_sub(1)?).map(|_| {
+            let claims = Claims::parse(self.of(&CLAIMS).as_bytes()).expect("claims");
+            Token::new(&"p".into(), &self.of(&["payload", "other", ""]).into(), claims.into())
+        });
+        Some(tokens.collect())
     }
 
     fn pattern(&mut self) -> Pattern {
@@ -160,7 +211,7 @@ impl Choose<'_> {
     fn call(&mut self, judge: impl FnOnce(&Attributes<'_>)) {
         let mut headers = HeaderMap::new();
         for _ in 0..self.below(4) {
-            let name = HeaderName::from_static(self.of(&["x-role", "x-other"]));
+            let name = HeaderName::from_static(self.of(&["x-role", "x-other", "x_role"]));
             headers.append(name, HeaderValue::from_static(self.of(&["user", "admin", "user,admin", "", "3", "a, b"])));
         }
         if self.flag() {
@@ -183,13 +234,10 @@ impl Choose<'_> {
         };
         let server_name = self.flag().then(|| self.of(&["", "a", "public.test"]));
         let peer = (self.below(8) > 0).then_some(&peer);
-        judge(&Attributes { request, peer, destination: ([10, 0, 0, 9], 8080).into(), server_name });
+        let tokens = self.tokens();
+        let (destination, tokens) = (([10, 0, 0, 9], 8080).into(), tokens.as_ref());
+        judge(&Attributes { request, peer, destination, server_name, tokens });
     }
-}
-
-fn token() -> MetadataMatch {
-    let value = MetadataValue::Text(StringMatcher::exact("x"));
-    MetadataMatch { filter: "istio_authn".into(), path: vec!["request.auth.principal".into()], value, invert: false }
 }
 
 #[cfg(test)]

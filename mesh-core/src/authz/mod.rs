@@ -19,7 +19,9 @@
 mod condition;
 mod counts;
 mod external;
+mod outlook;
 mod rules;
+mod token;
 
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -33,10 +35,13 @@ use std::net::SocketAddr;
 
 use self::counts::Counts;
 pub use self::external::{
-    CheckRequest, CheckResponse, Checking, ExternalAuthorizer, ExternalAuthorizers, HeaderChange, Refusal, Unavailable,
+    CheckBody, CheckRequest, CheckResponse, Checking, ExternalAuthorizer, ExternalAuthorizers, HeaderChange, Refusal,
+    Unavailable,
 };
+pub use self::outlook::{Caller, keeps_open};
 use self::rules::Rules;
 use crate::identity::PeerIdentity;
+use crate::jwt::Tokens;
 use crate::matcher::RequestView;
 use crate::policy::{AuditCondition, AuthorizationAction, AuthorizationPolicy, AuthorizerProvider};
 use crate::telemetry::Decisions;
@@ -53,6 +58,9 @@ pub struct Attributes<'a> {
     pub destination: SocketAddr,
     /// The TLS server name that was asked for; empty = none was, `None` = not known.
     pub server_name: Option<&'a str>,
+    /// The request's tokens that hold; `None` = nobody looked for any. With none of them a condition on what a token
+    /// says is false, and a negated one true, as Istio has it.
+    pub tokens: Option<&'a Tokens>,
 }
 
 /// Policies ready to decide. Deciding allocates nothing, unless a header comes more than once.

@@ -2,11 +2,13 @@
 //! authorizer is compared with it. It answers with what is surely so and what may be so, as two truth values.
 
 use http::HeaderMap;
+use serde_json::{Value, json};
 
 use super::{Attributes, DenialReason};
+use crate::jwt::Tokens;
 use crate::policy::{
-    AuthorizationAction, AuthorizationPolicy, HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, Permission, Principal,
-    StringMatch, StringMatcher,
+    AuthorizationAction, AuthorizationPolicy, HeaderKey, HeaderMatch, HeaderMatcher, MetadataMatch, MetadataValue,
+    PathMatch, Permission, Principal, StringMatch, StringMatcher,
 };
 
 /// (it is surely so, it may be so)
@@ -74,7 +76,7 @@ fn permission(permission: &Permission, of: &Attributes<'_>) -> May {
         Permission::DestinationPorts(a, b) => known(of.destination.port() >= *a && of.destination.port() <= *b),
         Permission::DestinationIp(net) => known(net.contains(&of.destination.ip())),
         Permission::ServerName(name) => of.server_name.map_or(UNKNOWN, |asked| known(name.matches(asked))),
-        Permission::Metadata(_) => UNKNOWN,
+        Permission::Metadata(token) => self::token(token, of),
     }
 }
 
@@ -111,8 +113,82 @@ fn principal(principal: &Principal, of: &Attributes<'_>) -> May {
         },
         Principal::Header(header) => self::header(header, of),
         Principal::Path(path) => self::path(path, of),
-        Principal::Metadata(_) => UNKNOWN,
+        Principal::Metadata(token) => self::token(token, of),
     }
+}
+
+/// Writes down all that the two filters would note, and looks there.
+fn token(token: &MetadataMatch, of: &Attributes<'_>) -> May {
+    let noted = match (token.filter.as_str(), token.path[0].as_str()) {
+        ("envoy.filters.http.jwt_authn", _) => as_envoy,
+        ("istio_authn", "request.auth.claims") if token.path.len() > 1 => as_istio,
+        ("istio_authn", "request.auth.principal" | "request.auth.audiences" | "request.auth.presenter")
+            if token.path.len() == 1 =>
+        {
+            as_istio
+        }
+        _ => return UNKNOWN,
+    };
+    let Some(tokens) = of.tokens else { return UNKNOWN };
+    let mut value = Some(noted(tokens));
+    for key in &token.path {
+        value = value.and_then(|value| value.as_object()?.get(key).cloned());
+    }
+    let holds = is(&token.value, value.as_ref(), token.filter == "istio_authn");
+    known(holds != token.invert)
+}
+
+fn is(wanted: &MetadataValue, value: Option<&Value>, istio: bool) -> bool {
+    // Istio's filter notes texts only.
+    let empty = |value: &Value| match value {
+        _ if !istio => false,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => !list.iter().any(|value| value.as_str().is_some_and(|text| !text.is_empty())),
+        _ => true,
+    };
+    match (wanted, value) {
+        (MetadataValue::OneOf(list), value) => list.iter().any(|wanted| is(wanted, value, istio)),
+        (MetadataValue::Present(wanted), value) => value.is_some_and(|value| !empty(value)) == *wanted,
+        (_, None) => false,
+        (MetadataValue::Bool(wanted), Some(value)) => !istio && *value == Value::Bool(*wanted),
+        (MetadataValue::Text(text), Some(Value::String(value))) => text.matches(value),
+        (MetadataValue::AnyText(text), Some(Value::String(value))) => istio && text.matches(value),
+        (MetadataValue::Text(_), Some(Value::Array(_))) if !istio => false,
+        (MetadataValue::Text(text) | MetadataValue::AnyText(text), Some(Value::Array(list))) => {
+            list.iter().any(|value| value.as_str().is_some_and(|value| text.matches(value)))
+        }
+        _ => false,
+    }
+}
+
+fn as_envoy(tokens: &Tokens) -> Value {
+    let mut noted = serde_json::Map::new();
+    for token in tokens.iter().filter(|token| !token.key.is_empty()) {
+        noted.entry(token.key.to_string()).or_insert_with(|| Value::Object(token.claims.json().clone()));
+    }
+    Value::Object(noted)
+}
+
+fn as_istio(tokens: &Tokens) -> Value {
+    let Some(token) = tokens.iter().next() else { return json!({}) };
+    let mut noted = json!({"request.auth.claims": {}});
+    let text = |name: &str| token.claims.json().get(name).and_then(Value::as_str);
+    let named = |name| text(name).filter(|text| !text.is_empty());
+    if let (Some(issuer), Some(subject)) = (named("iss"), named("sub")) {
+        noted["request.auth.principal"] = json!(issuer.to_owned() + "/" + subject);
+    }
+    for (attribute, claim) in [("request.auth.audiences", "aud"), ("request.auth.presenter", "azp")] {
+        if let Some(value) = token.claims.json().get(claim) {
+            noted[attribute] = value.clone();
+        }
+    }
+    for (name, value) in token.claims.json() {
+        noted["request.auth.claims"][name] = match value {
+            Value::String(text) if name == "scope" => text.split_whitespace().collect(),
+            other => other.clone(),
+        };
+    }
+    noted
 }
 
 fn path(path: &PathMatch, of: &Attributes<'_>) -> May {
@@ -142,8 +218,20 @@ fn header(header: &HeaderMatcher, of: &Attributes<'_>) -> May {
             Some(path) => vec![path],
             None => return UNKNOWN,
         },
-        HeaderKey::Header(name) => texts(of.request.headers, name.as_str()),
+        HeaderKey::Header(name) => {
+            let own = read(header, texts(of.request.headers, name.as_str()));
+            let dashed = |name: &str| name.replace('_', "-");
+            let twins = of.request.headers.keys().map(|other| other.as_str());
+            let twins = twins.filter(|other| *other != name.as_str() && dashed(other) == dashed(name.as_str()));
+            return twins
+                .map(|twin| read(header, texts(of.request.headers, twin)))
+                .fold(own, |(every, some), twin| (every && twin.0, some || twin.1));
+        }
     };
+    read(header, values)
+}
+
+fn read(header: &HeaderMatcher, values: Vec<String>) -> May {
     let text = |want: &StringMatcher, value: &str| match &want.pattern {
         StringMatch::Contains(part) if want.ignore_case => {
             value.to_ascii_lowercase().contains(&part.to_ascii_lowercase())

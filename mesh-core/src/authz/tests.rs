@@ -1,9 +1,12 @@
+use std::sync::Arc;
+
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
+use crate::jwt::{Claims, Token};
 use crate::policy::{
     AuthorizationRule, HeaderKey, HeaderMatch, HeaderMatcher, MetadataMatch, MetadataValue, PathMatch, Pattern,
     Permission, Principal, StringMatch, StringMatcher,
@@ -18,6 +21,8 @@ struct Call {
     headers: Vec<(&'static str, &'static str)>,
     peer: Option<PeerIdentity>,
     server_name: Option<&'static str>,
+    /// Claims of a token that holds, `""` = there is none.
+    token: Option<&'static str>,
 }
 
 const WEB: &str = "spiffe://cluster.local/ns/a/sa/web";
@@ -29,7 +34,7 @@ fn peer(id: Option<&str>) -> Option<PeerIdentity> {
 
 fn get(path: &'static str) -> Call {
     let (authority, method) = ("public.test", Method::GET);
-    Call { authority, method, path, headers: Vec::new(), peer: peer(Some(WEB)), server_name: Some("") }
+    Call { authority, method, path, headers: Vec::new(), peer: peer(Some(WEB)), server_name: Some(""), token: None }
 }
 
 impl Call {
@@ -47,7 +52,12 @@ impl Call {
             draw: &|| 0,
         };
         let (destination, server_name) = ("10.0.0.9:8080".parse().unwrap(), self.server_name);
-        judge(&Attributes { request, peer: self.peer.as_ref(), destination, server_name })
+        let tokens: Option<Tokens> = self.token.map(|claims| {
+            let claims = Claims::parse(claims.as_bytes());
+            let token = |claims| Token::new(&"p".into(), &"payload".into(), Arc::new(claims));
+            claims.map(token).into_iter().collect()
+        });
+        judge(&Attributes { request, peer: self.peer.as_ref(), destination, server_name, tokens: tokens.as_ref() })
     }
 
     fn headers(mut self, headers: &[(&'static str, &'static str)]) -> Self {
@@ -138,8 +148,10 @@ fn s28_of_several_values_one_is_enough_to_deny_and_all_are_needed_to_allow() {
         // S29: values that the sender joined.
         (&[("x-role", "user,admin")], true, false),
         (&[("x-role", "user, admin")], true, false),
-        // S33: a twin is another header.
-        (&[("x_role", "admin")], false, false),
+        // S33: a twin is the same header to many an application, and another one to the rest.
+        (&[("x_role", "admin")], true, false),
+        (&[admin, ("x_role", "user")], true, false),
+        (&[("x_role", "user")], false, false),
     ] {
         let call = get("/").headers(headers);
         assert_eq!(deciding(&deny, &call).is_err(), denied, "{headers:?}");
@@ -226,8 +238,8 @@ fn a_rules_escapes_are_those_of_requests() {
 #[test]
 fn what_is_not_known_allows_nothing_and_is_no_way_round_a_denial() {
     let unknowns: [(&str, Permission, Principal, Call); 6] = [
-        ("no tokens", Permission::Metadata(metadata()), Principal::Any, get("/")),
-        ("no tokens", Permission::Any, Principal::Metadata(metadata()), get("/")),
+        ("nobody looks for tokens", Permission::Metadata(metadata()), Principal::Any, get("/")),
+        ("nobody looks for tokens", Permission::Any, Principal::Metadata(metadata()), get("/")),
         ("no path", path("/admin"), Principal::Any, Call { method: Method::CONNECT, ..get("") }),
         ("no peer", Permission::Any, is(WEB), Call { peer: None, ..get("/") }),
         (
@@ -256,6 +268,66 @@ fn what_is_not_known_allows_nothing_and_is_no_way_round_a_denial() {
             assert!(deciding(&of(AuthorizationAction::Deny), &call).is_err(), "{why} {inverted}");
             assert!(deciding(&of(AuthorizationAction::Allow), &call).is_err(), "{why} {inverted}");
         }
+    }
+}
+
+const TOKEN: &str = r#"{"iss":"i","sub":"ann","aud":["shop","x"],"azp":"app","scope":"read write","admin":true,
+    "group":["admin","dev"],"name":"Ann","realm":{"roles":["owner"]}}"#;
+
+#[test]
+fn what_a_token_says_can_be_demanded_as_istio_and_as_envoy_write_it() {
+    let text = |pattern| StringMatcher { pattern, ignore_case: false };
+    let exact = |text: &str| MetadataValue::AnyText(StringMatcher::exact(text));
+    let ann = || StringMatcher::exact("Ann");
+    let istio = |path: &[&str], value| ("istio_authn", path.join(" "), value);
+    let envoy = |path: &[&str], value| ("envoy.filters.http.jwt_authn", path.join(" "), value);
+    let principal = |pattern| istio(&["request.auth.principal"], MetadataValue::Text(text(pattern)));
+    let claim = |name, value| istio(&["request.auth.claims", name], value);
+    for ((filter, path, value), holds) in [
+        (principal(StringMatch::Exact("i/ann".into())), true),
+        (principal(StringMatch::Exact("i/an".into())), false),
+        (principal(StringMatch::Exact("i/ann/".into())), false),
+        (principal(StringMatch::Prefix("i/".into())), true),
+        (principal(StringMatch::Suffix("/ann".into())), true),
+        (principal(StringMatch::Suffix("/bob".into())), false),
+        (istio(&["request.auth.principal"], MetadataValue::Present(true)), true),
+        (istio(&["request.auth.audiences"], exact("shop")), true),
+        (istio(&["request.auth.audiences"], exact("sho")), false),
+        (istio(&["request.auth.presenter"], MetadataValue::Text(StringMatcher::exact("app"))), true),
+        (claim("group", exact("dev")), true),
+        (claim("group", exact("admin,dev")), false),
+        (claim("scope", exact("write")), true),
+        (claim("name", exact("Ann")), true),
+        (envoy(&["payload", "admin"], MetadataValue::Bool(true)), true),
+        (envoy(&["payload", "name"], MetadataValue::OneOf(vec![exact("Ann"), MetadataValue::Text(ann())])), true),
+        (envoy(&["payload", "group"], MetadataValue::OneOf(vec![exact("dev"), MetadataValue::Text(ann())])), true),
+        (envoy(&["payload", "sub"], MetadataValue::OneOf(vec![exact("ann"), MetadataValue::Bool(true)])), false),
+        (claim("nothing", MetadataValue::Present(true)), false),
+        (istio(&["request.auth.claims", "realm", "roles"], exact("owner")), true),
+        (envoy(&["payload", "sub"], MetadataValue::Text(StringMatcher::exact("ann"))), true),
+        (envoy(&["payload", "realm", "roles"], exact("owner")), true),
+        (envoy(&["payload", "name"], exact("Ann")), false),
+        (envoy(&["payload"], MetadataValue::Present(true)), true),
+        (envoy(&["other", "sub"], MetadataValue::Present(true)), false),
+    ] {
+        let what = format!("{filter} {path} {value:?}");
+        let path = path.split(' ').map(str::to_owned).collect();
+        let condition = MetadataMatch { filter: filter.to_owned(), path, value, invert: false };
+        let of = |action, principal| [policy("p", action, vec![rule("r", vec![Permission::Any], vec![principal])])];
+        let plain = || Principal::Metadata(condition.clone());
+        let not = || Principal::Not(Box::new(plain()));
+        let (allow, deny) = (AuthorizationAction::Allow, AuthorizationAction::Deny);
+        let with = Call { token: Some(TOKEN), ..get("/") };
+        assert_eq!(deciding(&of(allow.clone(), plain()), &with).is_ok(), holds, "{what}");
+        assert_eq!(deciding(&of(allow.clone(), not()), &with).is_ok(), !holds, "not {what}");
+        assert_eq!(deciding(&of(deny.clone(), plain()), &with).is_err(), holds, "{what}");
+        assert_eq!(deciding(&of(deny.clone(), not()), &with).is_err(), !holds, "not {what}");
+        // Who has no token is known to have none: whoever must not be somebody is not.
+        let without = Call { token: Some(""), ..get("/") };
+        assert!(deciding(&of(allow.clone(), plain()), &without).is_err(), "{what}");
+        assert!(deciding(&of(allow, not()), &without).is_ok(), "not {what}");
+        assert!(deciding(&of(deny.clone(), plain()), &without).is_ok(), "{what}");
+        assert!(deciding(&of(deny, not()), &without).is_err(), "not {what}");
     }
 }
 
@@ -337,6 +409,49 @@ fn dry_runs_and_audits_are_told_and_decide_nothing() {
     assert_eq!((allowed, said.len(), &*said[2]), (false, 3, "Logged deny false"));
 }
 
+#[test]
+fn s51_a_change_keeps_open_what_was_open_or_only_a_request_could_tell() {
+    use AuthorizationAction::{Allow, Deny};
+    let any = || vec![Permission::Any];
+    let of = |action: &AuthorizationAction, name: &str, what, who| {
+        vec![policy(name, action.clone(), vec![rule(name, what, who)])]
+    };
+    let open = |before: &[_], after: &[_], id| {
+        let peer = peer(id).unwrap();
+        let destination = "10.0.0.9:8080".parse().unwrap();
+        keeps_open(before, after, Caller { peer: &peer, destination, server_name: "" })
+    };
+    let no_web = of(&Deny, "web", any(), vec![is(WEB)]);
+    let web_only = of(&Allow, "web", any(), vec![is(WEB)]);
+    let no_admin = of(&Deny, "admin", vec![path("/admin")], vec![Principal::Any]);
+    let admin_only = of(&Allow, "admin", vec![path("/admin")], vec![Principal::Any]);
+    let other_port = of(&Deny, "port", vec![Permission::DestinationPort(1)], vec![Principal::Any]);
+    let dry = vec![AuthorizationPolicy { dry_run: true, ..no_web[0].clone() }];
+    for (before, after, of_web, of_other) in [
+        (&[][..], &no_web[..], false, true),
+        (&[], &web_only, true, false),
+        (&web_only, &web_only, true, true),
+        (&web_only, &[], true, true),
+        (&no_web, &web_only, true, false),
+        // A path is the request's.
+        (&[], &no_admin, false, false),
+        (&no_admin, &no_admin, true, true),
+        (&no_admin, &[&no_admin[..], &no_web].concat(), false, true),
+        (&admin_only, &web_only, true, false),
+        (&[], &admin_only, false, false),
+        (&[], &other_port, true, true),
+        (&[], &dry, true, true),
+    ] {
+        let got = (open(before, after, Some(WEB)), open(before, after, Some("spiffe://cluster.local/ns/b/sa/x")));
+        assert_eq!(got, (of_web, of_other), "{before:?} to {after:?}");
+    }
+    assert!(!open(&[], &web_only, None), "who has no certificate is nobody");
+    // A rule beside those of before opens more, in a policy that allows.
+    let both = policy("both", Allow, vec![admin_only[0].rules[0].clone(), rule("x", vec![path("/x")], vec![is(WEB)])]);
+    assert!(open(&admin_only, std::slice::from_ref(&both), Some(WEB)));
+    assert!(!open(std::slice::from_ref(&both), &admin_only, Some(WEB)));
+}
+
 fn text_matcher() -> impl Strategy<Value = StringMatcher> {
     let text = select(vec!["", "a", "admin", "user", "/admin", "public.test", "user,admin", "spiffe://"]);
     let pattern = prop_oneof![
@@ -347,6 +462,35 @@ fn text_matcher() -> impl Strategy<Value = StringMatcher> {
         select(vec!["a.*", ".*", "[a-z,]+", "user|admin"]).prop_map(|t| StringMatch::Regex(Pattern::new(t).unwrap())),
     ];
     (pattern, any::<bool>()).prop_map(|(pattern, ignore_case)| StringMatcher { pattern, ignore_case })
+}
+
+fn metadata_match() -> impl Strategy<Value = MetadataMatch> {
+    let of = select(vec![
+        ("istio_authn", vec!["request.auth.principal"]),
+        ("istio_authn", vec!["request.auth.audiences"]),
+        ("istio_authn", vec!["request.auth.claims", "group"]),
+        ("istio_authn", vec!["request.auth.claims", "scope"]),
+        ("istio_authn", vec!["request.auth.claims"]),
+        ("envoy.filters.http.jwt_authn", vec!["payload"]),
+        ("envoy.filters.http.jwt_authn", vec!["payload", "realm", "roles"]),
+        ("envoy.filters.http.jwt_authn", vec!["payload", "sub"]),
+        ("another", vec!["payload", "sub"]),
+    ]);
+    let text = || select(vec!["i/ann", "ann", "shop", "read", "admin", ""]).prop_map(StringMatcher::exact);
+    let value = prop_oneof![
+        any::<bool>().prop_map(MetadataValue::Present),
+        any::<bool>().prop_map(MetadataValue::Bool),
+        text().prop_map(MetadataValue::Text),
+        text().prop_map(MetadataValue::AnyText),
+        text_matcher().prop_map(MetadataValue::AnyText),
+    ];
+    let value = value.prop_recursive(1, 2, 2, |inner| vec(inner, 1..3).prop_map(MetadataValue::OneOf));
+    (of, value, any::<bool>()).prop_map(|((filter, path), value, invert)| MetadataMatch {
+        filter: filter.to_owned(),
+        path: path.into_iter().map(str::to_owned).collect(),
+        value,
+        invert,
+    })
 }
 
 fn header_matcher() -> impl Strategy<Value = HeaderMatcher> {
@@ -385,7 +529,7 @@ fn permission() -> impl Strategy<Value = Permission> {
         1 => Just(Permission::DestinationPorts(8000, 8090)),
         1 => net.prop_map(|net| Permission::DestinationIp(net.parse().unwrap())),
         1 => text_matcher().prop_map(Permission::ServerName),
-        1 => Just(Permission::Metadata(metadata())),
+        1 => metadata_match().prop_map(Permission::Metadata),
     ];
     leaf.prop_recursive(2, 8, 3, |inner| {
         prop_oneof![
@@ -412,7 +556,7 @@ fn principal() -> impl Strategy<Value = Principal> {
         1 => net.prop_map(|net| Principal::RemoteIp(net.parse().unwrap())),
         1 => header_matcher().prop_map(Principal::Header),
         1 => path_match().prop_map(Principal::Path),
-        1 => Just(Principal::Metadata(metadata())),
+        1 => metadata_match().prop_map(Principal::Metadata),
     ];
     leaf.prop_recursive(2, 8, 3, |inner| {
         prop_oneof![
@@ -450,19 +594,22 @@ fn call() -> impl Strategy<Value = Call> {
         1 => Just(peer(None)),
         1 => Just(None),
     ];
-    let headers =
-        vec((select(vec!["x-role", "x-other"]), select(vec!["user", "admin", "user,admin", "", "3", "a, b"])), 0..4);
+    let headers = vec(
+        (select(vec!["x-role", "x-other", "x_role"]), select(vec!["user", "admin", "user,admin", "", "3", "a, b"])),
+        0..4,
+    );
     let forwarded = select(vec![None, Some("203.0.113.5"), Some("10.1.1.1"), Some("10.1.1.1, nonsense")]);
     let path = prop_oneof![6 => select(PATHS.to_vec()), 1 => select(vec!["", "*", "/admin?x=1"])];
     let rest = (
         select(vec![Method::GET, Method::POST]),
         select(vec!["public.test", "admin", ""]),
         select(vec![None, Some(""), Some("a"), Some("public.test")]),
+        select(vec![None, Some(""), Some(TOKEN), Some(r#"{"iss":"i","sub":"","group":[]}"#)]),
     );
     (path, headers, forwarded, id, rest).prop_map(
-        |(path, mut headers, forwarded, peer, (method, authority, server_name))| {
+        |(path, mut headers, forwarded, peer, (method, authority, server_name, token))| {
             headers.extend(forwarded.map(|value| ("x-forwarded-for", value)));
-            Call { authority, method, path, headers, peer, server_name }
+            Call { authority, method, path, headers, peer, server_name, token }
         },
     )
 }
@@ -481,5 +628,28 @@ proptest! {
                 Ok(())
             })?;
         }
+    }
+
+    /// Which rules of a pool are there before and after.
+    #[test]
+    fn what_is_kept_open_is_open(pool in policies(), masks in vec((any::<u8>(), any::<u8>()), 4), call in call()) {
+        let some = |mask: &dyn Fn(&(u8, u8)) -> u8| -> Vec<AuthorizationPolicy> {
+            let each = pool.iter().zip(&masks).filter(|(_, masks)| mask(masks) & 1 == 1);
+            each.map(|(policy, masks)| {
+                let kept = policy.rules.iter().zip(1..).filter(|(_, bit)| mask(masks) >> bit & 1 == 1);
+                AuthorizationPolicy { rules: kept.map(|(rule, _)| rule.clone()).collect(), ..policy.clone() }
+            })
+            .collect()
+        };
+        let (before, after) = (some(&|(before, _)| *before), some(&|(before, after)| before ^ (after & before << 1)));
+        call.with(|of| {
+            let (Some(peer), Some(server_name)) = (of.peer, of.server_name) else { return Ok(()) };
+            let caller = Caller { peer, destination: of.destination, server_name };
+            prop_assert!(keeps_open(&before, &before, caller));
+            if keeps_open(&before, &after, caller) && Authorizer::new(&before).decide(of, |_| {}).is_ok() {
+                prop_assert!(Authorizer::new(&after).decide(of, |_| {}).is_ok(), "{before:#?} {after:#?}");
+            }
+            Ok(())
+        })?;
     }
 }

@@ -16,6 +16,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
 use crate::identity::PeerIdentity;
+use crate::jwt::{Claims, Tokens};
 
 /// What a served request passes on to the calls made for it.
 #[derive(Clone, Debug)]
@@ -28,33 +29,39 @@ pub struct RequestContext {
     pub deadline: Option<Instant>,
     /// Who sent the request, if whoever accepted its connection knows.
     pub caller: Option<Arc<PeerIdentity>>,
+    /// Its tokens that hold; `None` = nobody looked for any.
+    pub tokens: Option<Arc<Tokens>>,
     /// Headers passed on as they came: `x-request-id`, `baggage`.
     pub forwarded: Vec<(HeaderName, HeaderValue)>,
     /// It is a retry, or made for one: what is called for it is not retried once more, so that the tries of
     /// a chain of services add up and do not multiply.
     pub retried: bool,
     /// Whether a call made for it failed for good.
-    pub spent: Spent,
+    pub spent: Flag,
+    /// Whether its body stopped coming.
+    pub stalled: Flag,
 }
 
-/// Whether a call made for a request failed although it may be tried again: its tries are used up, or there is no
+/// Something that happens to a request at most once while it is served, and that its answer is to say.
+///
+/// As `spent`: a call made for it failed although it may be tried again, for its tries are used up, or there is no
 /// budget for one more. The answer says so ([`RETRIED`]), and nobody further up the chain tries what was tried enough.
 #[derive(Debug, Default)]
-pub struct Spent(AtomicBool);
+pub struct Flag(AtomicBool);
 
-impl Spent {
-    /// A call has failed for good.
+impl Flag {
+    /// It has happened.
     pub fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether one has.
+    /// Whether it has.
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-impl Clone for Spent {
+impl Clone for Flag {
     fn clone(&self) -> Self {
         Self(AtomicBool::new(self.is_set()))
     }
@@ -106,6 +113,13 @@ pub fn caller() -> Option<Arc<PeerIdentity>> {
     CURRENT.try_with(|context| context.caller.clone()).ok().flatten()
 }
 
+/// What the token of the request being served on this task says: that of a signature which was checked, by a provider
+/// that the server's policy names. `None` without one, and where [`caller`] has none. Of a request with several tokens
+/// [`RequestContext::tokens`] has all.
+pub fn claims() -> Option<Arc<Claims>> {
+    CURRENT.try_with(|context| context.tokens.as_ref()?.first().cloned()).ok().flatten()
+}
+
 /// Whether a request is being served on this task.
 pub fn is_open() -> bool {
     CURRENT.try_with(|_| ()).is_ok()
@@ -133,7 +147,9 @@ impl RequestContext {
         // Two of them are ambiguous: the specification says to start anew.
         let parent = parent.filter(|_| parents == 1).and_then(|value| TraceContext::read(value.as_bytes()).ok());
         let trace = parent.unwrap_or_else(|| TraceContext::new(ids));
-        Self { trace, trace_state, deadline: None, caller: None, forwarded, retried, spent: Spent::default() }
+        let (deadline, caller, tokens) = (None, None, None);
+        let (spent, stalled) = (Flag::default(), Flag::default());
+        Self { trace, trace_state, deadline, caller, tokens, forwarded, retried, spent, stalled }
     }
 
     /// Writes the headers of a call made for this request: a child span's `traceparent`, `tracestate`,

@@ -81,7 +81,7 @@ codes! {
     /// The route names a cluster that does not exist or was refused.
     NO_CLUSTER = 1005, 503, 14, "NC", "create the subset in a DestinationRule, or fix the destination host of the route";
     /// The route carries an action this library does not perform.
-    UNSUPPORTED_ACTION = 1006, 501, 12, "NR", "see the not-enforced report in /config_dump for the route";
+    UNSUPPORTED_ACTION = 1006, 501, 14, "NR", "see the not-enforced report in /config_dump for the route";
     /// Nothing is known of the destination and no control plane could be asked.
     CONTROL_PLANE_UNREACHABLE = 1007, 503, 14, "NC", "check the control plane's address and this process's proof of identity; it is asked again by itself";
     /// The cluster has no usable endpoint.
@@ -124,9 +124,8 @@ codes! {
     PLAINTEXT_REFUSED = 2001, 403, 16, "-", "give the caller a mesh identity or set PeerAuthentication to PERMISSIVE";
     /// A peer without an acceptable certificate.
     PEER_REFUSED = 2002, 403, 16, "-", "the caller's certificate does not chain to this mesh's trust bundle";
-    /// The port demands something of its callers that cannot be checked: tokens, or the word of an external
-    /// authorizer that nobody knows. What is governed by it is denied.
-    AUTHORIZATION_UNENFORCED = 2003, 403, 7, "-", "remove the RequestAuthentication from this workload, or name the CUSTOM AuthorizationPolicy's provider in the mesh's extensionProviders; see /config_dump";
+    /// The port demands the word of an external authorizer that nobody knows. What is governed by it is denied.
+    AUTHORIZATION_UNENFORCED = 2003, 403, 7, "-", "name the CUSTOM AuthorizationPolicy's provider in the mesh's extensionProviders; see /config_dump";
     /// An authorization policy denies the request. The caller is told no more; the server's log names the rule.
     ACCESS_DENIED = 2004, 403, 7, "-", "see the server's log for the rule that decided, and add the caller to an ALLOW policy";
     /// The target or a header of the request has more than one meaning, so that policy and application might
@@ -137,6 +136,9 @@ codes! {
     /// An external authorizer gave no answer, and its provider does not fail open. The status is the provider's
     /// `statusOnError`, by default this one.
     AUTHORIZER_UNAVAILABLE = 2007, 403, 7, "-", "check that the provider's service runs and answers in time; the server's log has the reason";
+    /// A token of the request does not hold, or one is demanded and there is none (RequestAuthentication). The answer says
+    /// which, in Envoy's words.
+    TOKEN_REFUSED = 2008, 401, 16, "-", "send one token of an issuer that the RequestAuthentication names, signed, in date and for its audience; the server's log has the reason";
 }
 
 impl fmt::Display for Code {

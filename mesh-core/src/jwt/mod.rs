@@ -4,10 +4,20 @@
 //! Only signed tokens of three parts are read. What is not understood refuses the token: an algorithm without a
 //! public key (`none`, `HS*`), critical extensions, encryption, tokens inside tokens.
 //!
-//! Pure: the time is an argument, keys come as a document. Refuses to know requests and where keys come from.
+//! ```text
+//! request ─ places of the providers' tokens ─► tokens ─ verify ─► claims ─ demands of the rule ─► Passed, or Refusal
+//! ```
+//!
+//! Pure: the time is an argument, keys come as a document. Refuses to know where keys come from.
 
 mod claims;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod keys;
+mod place;
+mod request;
+mod tokens;
 
 #[cfg(test)]
 mod tests;
@@ -21,6 +31,8 @@ use serde::Deserialize;
 pub use self::claims::Claims;
 use self::keys::{Algorithm, Verdict};
 pub use self::keys::{InvalidKeySet, KeySet};
+pub use self::request::{Authenticator, Passed};
+pub use self::tokens::{Token, Tokens};
 use crate::policy::JwtProvider;
 
 /// Most bytes of a token.
@@ -29,6 +41,12 @@ const MOST_BYTES: usize = 16 << 10;
 /// Why a token is refused; the words are those that Envoy's users know from its answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Refusal {
+    /// There is none, and one is demanded.
+    #[error("Jwt is missing")]
+    Missing,
+    /// One place has several: who reads it later might take another than the one that was checked.
+    #[error("Jwt is given more than once")]
+    Several,
     /// Over 16 KiB.
     #[error("Jwt is too long")]
     TooLong,
@@ -59,6 +77,9 @@ pub enum Refusal {
     /// `exp` is demanded and missing, too far from `iat`, or a time is no number.
     #[error("Jwt lifetime is not allowed")]
     Lifetime,
+    /// The provider has no keys that can be used.
+    #[error("Jwks is not available")]
+    NoKeys,
     /// No key of the issuer has the token's `kid`. Newer keys might.
     #[error("Jwks doesn't have key to match kid or alg from Jwt")]
     NoKey,

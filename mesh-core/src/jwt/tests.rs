@@ -1,5 +1,7 @@
 //! Tokens that are good, and each way in which one is not.
 
+mod requests;
+
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize, PublicKeyComponents};
 use aws_lc_rs::signature::{self, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
@@ -14,6 +16,7 @@ const NOW: u64 = 1_800_000_000;
 
 struct Issuer {
     key: EcdsaKeyPair,
+    jwks: String,
     keys: KeySet,
 }
 
@@ -26,8 +29,9 @@ impl Issuer {
         let key = EcdsaKeyPair::generate(&signature::ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
         let point = key.public_key().as_ref();
         let jwk = json!({"kty": "EC", "crv": "P-256", "kid": "one", "x": b64(&point[1..33]), "y": b64(&point[33..])});
-        let keys = KeySet::parse(&json!({"keys": [jwk]}).to_string()).unwrap();
-        Self { key, keys }
+        let jwks = json!({"keys": [jwk]}).to_string();
+        let keys = KeySet::parse(&jwks).unwrap();
+        Self { key, jwks, keys }
     }
 
     fn token(&self, header: Value, claims: Value) -> String {
@@ -38,24 +42,8 @@ impl Issuer {
 }
 
 fn provider() -> JwtProvider {
-    JwtProvider {
-        issuer: "https://issuer.test".to_owned(),
-        audiences: vec!["shop".to_owned()],
-        subjects: None,
-        require_expiration: false,
-        max_lifetime: None,
-        keys: JwtKeys::Inline(String::new()),
-        forward: false,
-        from_headers: Vec::new(),
-        from_params: Vec::new(),
-        from_cookies: Vec::new(),
-        payload_header: None,
-        pad_payload_header: false,
-        claim_headers: Vec::new(),
-        payload_in_metadata: String::new(),
-        space_delimited: Vec::new(),
-        clock_skew: Duration::from_secs(60),
-    }
+    let audiences = vec!["shop".to_owned()];
+    JwtProvider { audiences, ..JwtProvider::new("https://issuer.test", JwtKeys::Inline(String::new())) }
 }
 
 fn header() -> Value {
@@ -243,7 +231,10 @@ fn claims_are_texts_lists_and_nested() {
         br#"{"iss":"i","scope":"read  write","group":["a",1,"b"],"realm":{"roles":["x"]},"name":"Ann Lee"}"#,
     )
     .unwrap();
-    let texts = |path: &[&str]| claims.texts(&path.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>()).join(",");
+    let texts = |path: &[&str]| {
+        let path: Vec<_> = path.iter().map(|key| (*key).to_owned()).collect();
+        claims.texts(&path).collect::<Vec<_>>().join(",")
+    };
     assert_eq!(texts(&["scope"]), "read,write");
     assert_eq!(texts(&["group"]), "a,b");
     assert_eq!(texts(&["realm", "roles"]), "x");

@@ -82,8 +82,14 @@ impl Gradient {
     /// [`finish`](Self::finish) or [`cancel`](Self::cancel), once.
     #[must_use]
     pub fn try_begin(&self, now: Instant) -> bool {
+        self.try_begin_within(PerMillion::ALL, now)
+    }
+
+    /// The same for a request that may fill a share of the limit: one at least, unless the share is nothing.
+    #[must_use]
+    pub fn try_begin_within(&self, share: PerMillion, now: Instant) -> bool {
         self.turn(self.since(now));
-        let limit = self.limit();
+        let limit = share.of(self.limit());
         let one_more = |now: u32| (now < limit).then(|| now + 1);
         self.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
     }

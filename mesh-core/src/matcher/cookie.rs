@@ -24,7 +24,7 @@ impl CookieCondition {
 }
 
 /// The values of a cookie, over all `Cookie` headers: HTTP/2 splits them (RFC 9113, 8.2.3).
-fn values<'h>(headers: &'h HeaderMap, name: &'h str) -> impl Iterator<Item = &'h [u8]> {
+pub(crate) fn values<'h>(headers: &'h HeaderMap, name: &str) -> impl Iterator<Item = &'h [u8]> {
     let pairs = headers.get_all(COOKIE).into_iter().flat_map(|header| header.as_bytes().split(|b| *b == b';'));
     pairs.filter_map(move |pair| {
         let at = pair.iter().position(|b| *b == b'=')?;

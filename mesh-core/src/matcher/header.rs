@@ -56,16 +56,26 @@ impl HeaderCondition {
 
     /// What a request's values say, one by one: whether it holds for every value as it was sent, and whether
     /// there is any reading (one value, all of them joined, one element of a list) for which it holds. Joining,
-    /// which routes do (gRFC A28), would let a second value hide the first from a rule that denies.
+    /// which routes do (gRFC A28), would let a second value hide the first from a rule that denies. A header whose name
+    /// differs in `_` for `-` alone is one more reading: to many an application the two are one.
     pub(crate) fn readings(&self, request: &RequestView<'_>) -> (bool, bool) {
         let Source::Header(name) = &self.source else {
             let holds = self.holds(request);
             return (holds, holds);
         };
-        let mut values = request.headers.get_all(name).iter().map(HeaderValue::as_bytes);
+        let (mut every, mut some) = self.readings_of(name, request.headers);
+        for twin in request.headers.keys().filter(|other| are_twins(name, other)) {
+            let (all, any) = self.readings_of(twin, request.headers);
+            (every, some) = (every && all, some || any);
+        }
+        (every, some)
+    }
+
+    fn readings_of(&self, name: &HeaderName, headers: &HeaderMap) -> (bool, bool) {
+        let mut values = headers.get_all(name).iter().map(HeaderValue::as_bytes);
         let presence = matches!(self.test, Test::Present(_));
         let Some(first) = values.next().filter(|_| !presence) else {
-            let holds = self.holds(request);
+            let holds = self.holds_header(name, headers);
             return (holds, holds);
         };
         let (mut every, mut some) = (true, false);
@@ -81,7 +91,7 @@ impl HeaderCondition {
             some |= self.tests(value.trim_ascii());
         }
         // The joined form, which is what other engines look at.
-        let some = some || self.holds(request) != self.invert;
+        let some = some || self.holds_header(name, headers) != self.invert;
         if self.invert { (!some, !every) } else { (every, some) }
     }
 
@@ -165,6 +175,13 @@ impl HeaderCondition {
             Test::Present(wanted) => *wanted,
         }
     }
+}
+
+/// Whether two names differ, and in `_` for `-` alone.
+pub fn are_twins(one: &HeaderName, other: &HeaderName) -> bool {
+    let (one, other) = (one.as_str().as_bytes(), other.as_str().as_bytes());
+    let dash = |b: u8| if b == b'_' { b'-' } else { b };
+    one.len() == other.len() && one != other && one.iter().zip(other).all(|(a, b)| dash(*a) == dash(*b))
 }
 
 fn integer(value: &[u8]) -> Option<i64> {

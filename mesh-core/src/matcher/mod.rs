@@ -27,10 +27,12 @@ mod tests;
 
 pub use self::cors::{CorsRules, CorsVerdict};
 pub use self::explain::{Decision, RouteExplanation, RouteTried, VirtualHostChoice};
-pub use self::header::HeaderCondition;
+pub use self::header::{HeaderCondition, are_twins};
+pub use self::path::PathCondition;
 pub use self::text::TextCondition;
 
-pub(crate) use self::path::PathCondition;
+pub(crate) use self::cookie::values as cookies;
+pub(crate) use self::path::unescaped;
 pub(crate) use self::query::{decode, first_value};
 pub(crate) use self::rewrite::replace_all;
 
@@ -121,7 +123,7 @@ pub struct CompiledRoute {
 
 /// The conditions of a route that a request decides.
 #[derive(Debug)]
-struct Conditions {
+pub(crate) struct Conditions {
     path: PathCondition,
     methods: Box<[Box<str>]>,
     headers: Box<[HeaderCondition]>,
@@ -256,7 +258,7 @@ impl CompiledRoute {
 }
 
 impl Conditions {
-    fn new(policy: &RouteMatch) -> Self {
+    pub(crate) fn new(policy: &RouteMatch) -> Self {
         Self {
             path: PathCondition::new(&policy.path, policy.case_sensitive),
             methods: policy.methods.iter().map(|m| m.as_str().into()).collect(),
@@ -265,6 +267,10 @@ impl Conditions {
             cookies: policy.cookies.iter().map(CookieCondition::new).collect(),
             fraction: policy.fraction,
         }
+    }
+
+    pub(crate) fn hold(&self, request: &RequestView<'_>) -> bool {
+        self.check(request, request.split()).is_ok()
     }
 
     /// Path and query are those of the request, split once for all routes.

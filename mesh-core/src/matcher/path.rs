@@ -6,9 +6,25 @@ use regex_automata::{Anchored, Input};
 
 use super::text::{equal, has_prefix};
 use crate::policy::PathMatch;
+use crate::target::unescape_path;
+
+/// A condition of a rule in the form in which paths of requests come: with their needless escapes decoded.
+pub(crate) fn unescaped(path: &PathMatch) -> PathMatch {
+    let decoded = |text: &str| unescape_path(text).into_owned();
+    match path {
+        PathMatch::Exact(text) => PathMatch::Exact(decoded(text)),
+        PathMatch::Prefix(text) => PathMatch::Prefix(decoded(text)),
+        PathMatch::PathSeparatedPrefix(text) => PathMatch::PathSeparatedPrefix(decoded(text)),
+        PathMatch::Regex(pattern) => PathMatch::Regex(pattern.clone()),
+    }
+}
+
+/// A compiled [`PathMatch`].
+#[derive(Debug)]
+pub struct PathCondition(Kind);
 
 #[derive(Debug)]
-pub(crate) enum PathCondition {
+enum Kind {
     Exact {
         path: Box<str>,
         fold: bool,
@@ -29,34 +45,36 @@ pub(crate) enum PathCondition {
 }
 
 impl PathCondition {
-    pub(crate) fn new(policy: &PathMatch, case_sensitive: bool) -> Self {
+    /// Compiles a condition; a pattern has its own case rule.
+    pub fn new(policy: &PathMatch, case_sensitive: bool) -> Self {
         let fold = !case_sensitive;
-        match policy {
-            PathMatch::Exact(path) => Self::Exact { path: path.as_str().into(), fold },
-            PathMatch::Prefix(prefix) => Self::Prefix { prefix: prefix.as_str().into(), fold },
+        Self(match policy {
+            PathMatch::Exact(path) => Kind::Exact { path: path.as_str().into(), fold },
+            PathMatch::Prefix(prefix) => Kind::Prefix { prefix: prefix.as_str().into(), fold },
             PathMatch::PathSeparatedPrefix(prefix) => {
-                Self::Separated { prefix: prefix.strip_suffix('/').unwrap_or(prefix).into(), fold }
+                Kind::Separated { prefix: prefix.strip_suffix('/').unwrap_or(prefix).into(), fold }
             }
             PathMatch::Regex(pattern) => match pattern.table() {
-                Some(table) => Self::Table(Box::new(table)),
-                None => Self::Regex(Box::new(pattern.compiled())),
+                Some(table) => Kind::Table(Box::new(table)),
+                None => Kind::Regex(Box::new(pattern.compiled())),
             },
-        }
+        })
     }
 
-    pub(crate) fn holds(&self, path: &str) -> bool {
+    /// Whether a path, without its query, satisfies it.
+    pub fn holds(&self, path: &str) -> bool {
         let bytes = path.as_bytes();
-        match self {
-            Self::Exact { path: want, fold } => equal(bytes, want.as_bytes(), *fold),
-            Self::Prefix { prefix, fold } => has_prefix(bytes, prefix.as_bytes(), *fold),
-            Self::Separated { prefix, fold } => {
+        match &self.0 {
+            Kind::Exact { path: want, fold } => equal(bytes, want.as_bytes(), *fold),
+            Kind::Prefix { prefix, fold } => has_prefix(bytes, prefix.as_bytes(), *fold),
+            Kind::Separated { prefix, fold } => {
                 has_prefix(bytes, prefix.as_bytes(), *fold) && matches!(bytes.get(prefix.len()), None | Some(b'/'))
             }
             // A table gives up on no byte, so there are no errors.
-            Self::Table(table) => {
+            Kind::Table(table) => {
                 table.try_search_fwd(&Input::new(path).anchored(Anchored::Yes)).is_ok_and(|found| found.is_some())
             }
-            Self::Regex(regex) => regex.is_match(path),
+            Kind::Regex(regex) => regex.is_match(path),
         }
     }
 }
@@ -84,7 +102,7 @@ mod tests {
             let Ok(pattern) = Pattern::new(text) else { continue };
             let policy = PathMatch::Regex(pattern.clone());
             let condition = PathCondition::new(&policy, true);
-            assert_eq!(matches!(condition, PathCondition::Table(_)), fits, "{text}");
+            assert_eq!(matches!(condition.0, Kind::Table(_)), fits, "{text}");
             for path in paths {
                 assert_eq!(condition.holds(path), pattern.compiled().is_match(path), "{text} {path:?}");
             }

@@ -599,6 +599,9 @@ pub struct MeshTls {
     pub peer_ids: Vec<StringMatcher>,
     /// SNI sent, `outbound_.<port>_.<subset>_.<fqdn>` from Istio. None = the endpoint's address.
     pub sni: Option<String>,
+    /// Certificate provider instance that is our identity here (gRFC A29). None = the process's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Arc<str>>,
 }
 
 /// TLS begun by us towards something that is not a mesh peer.
@@ -679,7 +682,8 @@ pub enum UpstreamProtocol {
     Alpn,
 }
 
-/// HTTP/2 PING settings.
+/// HTTP/2 PING settings, as Envoy's `connection_keepalive`: pings go out whether requests are under way or not. A gRPC
+/// server by another library must allow that, and this often (gRFC A8).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Keepalive {
     /// Time between pings.
@@ -714,26 +718,37 @@ impl HttpProxy {
     }
 }
 
-/// How names are resolved.
+/// How names are resolved. Whatever it says, a connection that fails lets the client look again sooner.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct DnsOptions {
     /// Which addresses are asked for.
     pub family: DnsFamily,
-    /// Time between resolutions. None = the client's own pace.
+    /// Time between resolutions. None = the answer's time to live, not below the client's floor.
     pub refresh: Option<Duration>,
     /// Time until the next resolution after one that failed. None = the client's own pace.
-    pub failure_refresh: Option<Duration>,
-    /// The answer's time to live beats [`refresh`](Self::refresh). Default false.
+    pub failure_refresh: Option<DnsBackoff>,
+    /// The answer's time to live, not below the client's floor, beats [`refresh`](Self::refresh) where it is known.
+    /// Default false.
     pub respect_ttl: bool,
-    /// Up to this much is added to each time. Default 0.
+    /// Up to this much is added to the time after a success. Default 0.
     pub jitter: Duration,
 }
 
-/// Which addresses of a name are asked for (Envoy `dns_lookup_family`).
+/// Waits between look-ups that fail (Envoy `dns_failure_refresh_rate`): doubled each time, with jitter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct DnsBackoff {
+    /// The first.
+    pub base: Duration,
+    /// The longest; at least `base`. Envoy's default is ten times that.
+    pub max: Duration,
+}
+
+/// Which addresses of a name are used (Envoy `dns_lookup_family`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DnsFamily {
-    /// IPv6, and IPv4 if there is none. Envoy's default; here both are asked for at once.
+    /// IPv6, and IPv4 if there is none (Envoy's default). Here an IPv6 address that cannot be connected to is fallen
+    /// back from as well.
     #[default]
     Auto,
     /// IPv4 only.
@@ -742,7 +757,7 @@ pub enum DnsFamily {
     V6Only,
     /// IPv4, and IPv6 if there is none.
     V4Preferred,
-    /// Both.
+    /// Both: each address is an endpoint of its own.
     All,
 }
 

@@ -63,6 +63,16 @@ impl PerMillion {
         self.0
     }
 
+    /// The share of a limit, rounded down; one at least, unless the limit or the share is nothing.
+    pub const fn of(self, limit: u32) -> u32 {
+        if self.0 >= 1_000_000 || limit == 0 {
+            return limit;
+        }
+        // Below the limit, so it fits.
+        let share = (limit as u64 * self.0 as u64 / 1_000_000) as u32;
+        if share == 0 && self.0 > 0 { 1 } else { share }
+    }
+
     /// Whether a uniform draw from `0..1_000_000` falls inside the share.
     pub const fn hit(self, draw: u32) -> bool {
         draw < self.0

@@ -1,6 +1,7 @@
 //! HTTP filters: what they do, and how routes make them differ (gRFC A39).
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -98,6 +99,33 @@ pub struct LocalRateLimit {
     pub request_headers: Vec<HeaderWrite>,
     /// Each connection has a bucket of its own. Default false: one for all.
     pub per_connection: bool,
+}
+
+/// Rate limits by who calls (Linkerd `HTTPLocalRateLimitPolicy`), of a server. A request beyond its limit gets 429, and
+/// RESOURCE_EXHAUSTED if it is gRPC.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct CallerRateLimit {
+    /// Requests a second of each identity, with a burst of as many; callers without an identity share one limit. None =
+    /// unlimited.
+    pub each: Option<NonZeroU32>,
+    /// Identities with another limit.
+    pub groups: Vec<CallerGroup>,
+}
+
+/// Callers that share a limit.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct CallerGroup {
+    /// Their SPIFFE IDs. Of two groups with one caller the later one counts.
+    pub callers: Vec<String>,
+    /// Requests a second of all of them together, with a burst of as many.
+    pub per_second: NonZeroU32,
+}
+
+impl TokenBucket {
+    /// So many tokens a second, with a burst of as many.
+    pub fn per_second(rate: NonZeroU32) -> Self {
+        Self { max_tokens: rate.get(), tokens_per_fill: rate.get(), fill_interval: Duration::from_secs(1) }
+    }
 }
 
 /// A token bucket.

@@ -3,6 +3,8 @@
 //! AuthorizationPolicy).
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -19,6 +21,9 @@ pub struct InboundListener {
     pub address: SocketAddr,
     /// Transport security.
     pub tls: InboundTls,
+    /// Certificate provider instance that is our identity here (gRFC A29). None = the process's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Arc<str>>,
     /// Demands on tokens, all of which must be met.
     pub jwt: Vec<JwtAuthentication>,
     /// Authorization policies: CUSTOM, then DENY, then ALLOW, as Istio orders them.
@@ -36,6 +41,7 @@ impl InboundListener {
             name: name.into(),
             address,
             tls,
+            instance: None,
             jwt: Vec::new(),
             authorization: Vec::new(),
             filters: Vec::new(),
@@ -148,6 +154,19 @@ pub struct GrpcAuthorizer {
     pub fail_open: bool,
     /// Status of the denial if there is no answer. Default 403.
     pub status_on_error: u16,
+    /// How much of a request's body it is told. None = nothing of it.
+    pub body: Option<CheckedBody>,
+}
+
+/// How much of a request's body an external authorizer is told (Istio `includeRequestBodyInCheck`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct CheckedBody {
+    /// Bytes at most; above 0.
+    pub max_bytes: NonZeroU32,
+    /// Of a longer body the beginning. Default false: its request gets 413 and is not asked about.
+    pub allow_partial: bool,
+    /// As bytes; otherwise as text, in which what is no UTF-8 is lost. Default false.
+    pub as_bytes: bool,
 }
 
 /// One rule: permissions any of, and principals any of (`envoy.config.rbac.v3.Policy`).

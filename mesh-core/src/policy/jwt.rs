@@ -24,6 +24,30 @@ pub struct JwtAuthentication {
     pub bypass_cors_preflight: bool,
 }
 
+impl JwtAuthentication {
+    /// A filter that demands a token of one of these providers, by name, of every request.
+    pub fn required(name: impl Into<String>, providers: impl IntoIterator<Item = (String, JwtProvider)>) -> Self {
+        let mut filter = Self::optional(name, providers);
+        let provider = |name: &String| JwtRequirement::Provider { name: name.clone(), audiences: Vec::new() };
+        let one = JwtRequirement::Any(filter.providers.keys().map(provider).collect());
+        // A second token has to hold as well.
+        let demand = JwtRequirement::All(vec![JwtRequirement::AllowMissing, one]);
+        filter.rules = vec![JwtRule { matcher: RouteMatch::any(), requirement: Some(demand) }];
+        filter
+    }
+
+    /// A filter that lets requests without a token pass, and of those with tokens the ones whose tokens all hold (Istio
+    /// RequestAuthentication). Who must have one is said by authorization policies.
+    pub fn optional(name: impl Into<String>, providers: impl IntoIterator<Item = (String, JwtProvider)>) -> Self {
+        Self {
+            name: name.into(),
+            providers: providers.into_iter().collect(),
+            rules: vec![JwtRule { matcher: RouteMatch::any(), requirement: Some(JwtRequirement::AllowMissing) }],
+            bypass_cors_preflight: false,
+        }
+    }
+}
+
 /// What is demanded of some requests.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct JwtRule {
@@ -91,6 +115,30 @@ pub struct JwtProvider {
     pub space_delimited: Vec<String>,
     /// Allowance for clocks that differ. Default 60 s.
     pub clock_skew: Duration,
+}
+
+impl JwtProvider {
+    /// A provider whose tokens are looked for where Envoy does and are taken out of the request; all else is the default.
+    pub fn new(issuer: impl Into<String>, keys: JwtKeys) -> Self {
+        Self {
+            issuer: issuer.into(),
+            audiences: Vec::new(),
+            subjects: None,
+            require_expiration: false,
+            max_lifetime: None,
+            keys,
+            forward: false,
+            from_headers: Vec::new(),
+            from_params: Vec::new(),
+            from_cookies: Vec::new(),
+            payload_header: None,
+            pad_payload_header: false,
+            claim_headers: Vec::new(),
+            payload_in_metadata: String::new(),
+            space_delimited: Vec::new(),
+            clock_skew: Duration::from_secs(60),
+        }
+    }
 }
 
 /// Keys that tokens are signed with.

@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{
-    AdaptiveConcurrency, AdmissionControl, Fault, InvalidPolicy, LocalRateLimit, RouteConfiguration, StatefulSession,
+    AdaptiveConcurrency, AdmissionControl, CallerRateLimit, Fault, InvalidPolicy, LocalRateLimit, RouteConfiguration,
+    StatefulSession,
 };
 use crate::id::ClusterName;
 
@@ -79,6 +80,11 @@ impl TcpForward {
         &self.clusters
     }
 
+    /// Gives every cluster another name.
+    pub fn rename_clusters(&mut self, to: &dyn Fn(&ClusterName) -> ClusterName) {
+        self.clusters.iter_mut().for_each(|share| share.name = to(&share.name));
+    }
+
     /// Sum of the weights; never 0.
     pub fn total(&self) -> u32 {
         self.clusters.iter().map(|share| share.weight.get()).sum()
@@ -125,6 +131,8 @@ pub enum HttpFilterKind {
     Fault(Option<Fault>),
     /// Local rate limit.
     RateLimit(LocalRateLimit),
+    /// Rate limits by who calls; a server's only.
+    CallerRateLimit(CallerRateLimit),
     /// Client-side throttling; `None` = off.
     AdmissionControl(Option<AdmissionControl>),
     /// A limit on requests in flight that follows their latency; `None` = off.

@@ -277,6 +277,21 @@ impl Forward {
     }
 }
 
+impl RouteConfiguration {
+    /// Gives every cluster that routes and mirrors name another name; what request headers name stays.
+    pub fn rename_clusters(&mut self, to: &dyn Fn(&ClusterName) -> ClusterName) {
+        for route in self.virtual_hosts.iter_mut().flat_map(|host| &mut host.routes) {
+            let RouteAction::Forward(forward) = &mut route.action else { continue };
+            match &mut forward.to {
+                ClusterChoice::Cluster(name) => *name = to(name),
+                ClusterChoice::Weighted(split) => split.0.iter_mut().for_each(|entry| entry.name = to(&entry.name)),
+                ClusterChoice::Header(_) => {}
+            }
+            forward.mirrors.iter_mut().for_each(|mirror| mirror.cluster = to(&mirror.cluster));
+        }
+    }
+}
+
 /// Which cluster a forwarded request goes to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]

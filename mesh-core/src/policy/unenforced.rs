@@ -7,7 +7,7 @@
 use super::{
     AuthorityRewrite, CircuitBreakers, Cluster, ClusterChoice, ConnectionOptions, DnsOptions, Endpoint,
     EndpointMetadata, Endpoints, Fault, FilterOverride, FilterOverrides, Forward, HttpFilter, HttpFilterKind,
-    InboundLimits, InboundListener, Listener, LocalRateLimit, LocalityBalancing, LocalityEndpoints, Mirror,
+    InboundLimits, InboundListener, JwtKeys, Listener, LocalRateLimit, LocalityBalancing, LocalityEndpoints, Mirror,
     OriginatedTls, RetryPolicy, Rewrite, Route, RouteAction, RouteConfiguration, RouteMatch, Unenforced, VirtualHost,
     WeightedCluster,
 };
@@ -39,9 +39,6 @@ const CLUSTER: &[Line<Cluster>] = &[
     line("locality.zone_aware", "the caller's own zone is not preferred", |c| c.locality.zone_aware.is_some()),
     line("hashing.balance_factor", "hashing is not bounded by load", |c| c.hashing.balance_factor.is_some()),
     line("subsets", "every endpoint of the cluster takes part", |c| c.subsets.is_some()),
-    line("dns", "names are resolved at the client's own pace, both families at once", |c| {
-        c.dns != DnsOptions::default()
-    }),
 ];
 
 const FORWARD: &[Line<Forward>] = &[line("metadata_match", "every endpoint of the cluster takes part", |f| {
@@ -54,7 +51,10 @@ const RETRY: &[Line<RetryPolicy>] =
     &[line("retry.on.http3_post_connect_failure", "HTTP/3 is not spoken", |r| r.on.http3_post_connect_failure)];
 
 const INBOUND: &[Line<InboundListener>] =
-    &[line("jwt", "tokens are not checked; the server fails closed and refuses every request", |l| !l.jwt.is_empty())];
+    &[line("jwt.providers.keys.remote", "a server fetches no keys: no token of such a provider holds", |l| {
+        let mut providers = l.jwt.iter().flat_map(|jwt| jwt.providers.values());
+        providers.any(|provider| matches!(provider.keys, JwtKeys::Remote { .. }))
+    })];
 
 impl Report for Cluster {
     fn report(&self, out: &mut Vec<Unenforced>) {
@@ -119,7 +119,9 @@ fn filters(list: &[HttpFilter], resource: &str, rate_limit: Option<&Line<LocalRa
                 Some(line) => line.effect,
                 None => continue,
             },
+            HttpFilterKind::CallerRateLimit(_) if rate_limit.is_some() => "who calls is known to servers only",
             HttpFilterKind::Fault(_)
+            | HttpFilterKind::CallerRateLimit(_)
             | HttpFilterKind::AdmissionControl(_)
             | HttpFilterKind::AdaptiveConcurrency(_)
             | HttpFilterKind::Session(_) => continue,
@@ -288,6 +290,7 @@ fn listeners_are_considered(listener: Listener, inbound: InboundListener) {
         name: _,
         address: _,
         tls: _,
+        instance: _,
         jwt: _,
         authorization: _,
         filters: _,
@@ -344,15 +347,12 @@ mod tests {
 
     #[test]
     fn what_a_cluster_asks_for_in_vain_is_named() {
-        for (change, want) in [
-            (cluster(|c| c.hashing.balance_factor = Some(125)), "hashing.balance_factor"),
-            (cluster(|c| c.dns.respect_ttl = true), "dns"),
-        ] {
-            let report = unenforced(&change);
-            assert_eq!(report.len(), 1, "{report:?}");
-            assert_eq!((report[0].resource.as_str(), report[0].field.as_str()), ("cluster c", want));
-            assert!(!report[0].effect.is_empty());
-        }
+        let report = unenforced(&cluster(|c| c.hashing.balance_factor = Some(125)));
+        assert_eq!(report.len(), 1, "{report:?}");
+        assert_eq!((report[0].resource.as_str(), report[0].field.as_str()), ("cluster c", "hashing.balance_factor"));
+        assert!(!report[0].effect.is_empty());
+        // The control: how names are resolved is enforced.
+        assert_eq!(fields(&cluster(|c| c.dns.respect_ttl = true)), [""; 0]);
     }
 
     #[test]

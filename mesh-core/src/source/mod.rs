@@ -4,9 +4,11 @@
 //! A source hands out a [`Watched`] value: readers load the current one without waiting; one task may
 //! wait for the next. Refuses to know whether xDS, a directory or a test stands behind it.
 
+mod identities;
 mod resolve;
 mod watched;
 
+pub use self::identities::Identities;
 pub use self::resolve::{Resolve, ResolveError, Resolved, Resolving, Service};
 pub use self::watched::{Publisher, Watched};
 

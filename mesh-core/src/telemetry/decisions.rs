@@ -15,7 +15,7 @@ pub struct DecisionLabels {
     /// The policy whose rule matched, as `ns[NAMESPACE]-policy[NAME]`; where none did, what the policies of an action
     /// make together.
     pub policy: String,
-    /// The policy's action: `allow`, `deny`, `audit`, `custom`, `route`.
+    /// The policy's action: `allow`, `deny`, `audit`, `custom`, `route`; of a JWT filter `jwt`.
     pub action: &'static str,
     /// What came of it: `allowed`, `denied`, `audited`, `asked`, `not_found`.
     pub decision: &'static str,

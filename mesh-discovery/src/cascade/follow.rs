@@ -78,11 +78,13 @@ pub(super) struct Follow<'a, R> {
     grounds: Grounds,
     /// What was found missing last.
     missing: Option<Key>,
+    /// Who asked.
+    node: &'a str,
 }
 
 impl<'a, R: Resources> Follow<'a, R> {
-    pub(super) fn new(resources: &'a mut R) -> Self {
-        Self { resources, uses: Vec::new(), grounds: Grounds::default(), missing: None }
+    pub(super) fn new(resources: &'a mut R, node: &'a str) -> Self {
+        Self { resources, uses: Vec::new(), grounds: Grounds::default(), missing: None, node }
     }
 
     /// Who said what the walk came across since the last call.
@@ -264,12 +266,12 @@ impl<'a, R: Resources> Follow<'a, R> {
             Known::Lost(reason, origin) => {
                 self.grounds.lost = true;
                 origin.into_iter().for_each(|origin| self.grounds.add(origin));
-                Found::Failed(reason.into())
+                Found::Failed(told(reason, self.node))
             }
             Known::Missing(reason, origin) => {
                 self.missing = Some(key.clone());
                 self.grounds.add(origin);
-                Found::Failed(reason.into())
+                Found::Failed(told(reason, self.node))
             }
             Known::Value(resource, origin) => {
                 self.grounds.add(origin);
@@ -281,6 +283,11 @@ impl<'a, R: Resources> Follow<'a, R> {
         self.uses.push(key);
         found
     }
+}
+
+/// A reason and the node it was told to, by which a control plane's operator finds it (gRFC A88).
+fn told(reason: &str, node: &str) -> Arc<str> {
+    if node.is_empty() { reason.into() } else { format!("{reason}; node {node:?}").into() }
 }
 
 /// A cluster of a complete snapshot with its endpoints as they are now, if those alone may differ; `None` if the walk

@@ -66,6 +66,8 @@ pub(crate) struct Cascade {
     followed: HashMap<SubscriptionId, Box<Followed>, RandomState>,
     /// Who uses a resource, sorted; without a user it is unsubscribed.
     users: HashMap<Key, SmallVec<[SubscriptionId; 2]>, RandomState>,
+    /// Our id as a node, for what is said of failures (gRFC A88); empty if there is none to say.
+    node: Arc<str>,
 }
 
 /// Resources, sorted.
@@ -105,6 +107,11 @@ pub(crate) enum Root {
 }
 
 impl Cascade {
+    /// That of the node with this id.
+    pub(crate) fn of(node: &str) -> Self {
+        Self { node: node.into(), ..Self::default() }
+    }
+
     /// Begins to follow; publishes at once what is already known.
     pub(crate) fn add(&mut self, id: SubscriptionId, root: Root, resources: &mut impl Resources) {
         let (uses, settled, grounds) = (Keys::default(), Keys::default(), Grounds::default());
@@ -162,7 +169,7 @@ impl Cascade {
         let Some(followed) = self.followed.get_mut(&id) else { return };
         let uses = match &followed.root {
             Root::Destination { target, listener, publisher } => {
-                let mut follow = Follow::new(resources);
+                let mut follow = Follow::new(resources, &self.node);
                 let found = follow.destination(target, listener);
                 let grounds = follow.take_grounds();
                 let before = publisher.load_full();
@@ -195,7 +202,7 @@ impl Cascade {
                 }
             }
             Root::Inbound { listener, publisher } => {
-                let mut follow = Follow::new(resources);
+                let mut follow = Follow::new(resources, &self.node);
                 let next = follow.inbound(listener);
                 let before = publisher.load_full();
                 // Only what was dropped on purpose ends what is good, as for destinations.

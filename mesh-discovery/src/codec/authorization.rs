@@ -2,6 +2,7 @@
 //! listener: it is never passed over.
 
 use std::collections::{BTreeMap, HashSet};
+use std::num::NonZeroU32;
 
 use envoy_types::pb::envoy::config::rbac::v3::{
     self as xds, Permission as PermissionProto, Policy, Principal as PrincipalProto, permission, principal,
@@ -12,8 +13,8 @@ use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as FilterP
 use envoy_types::pb::envoy::r#type::matcher::v3::{PathMatcher, path_matcher};
 use envoy_types::pb::envoy::r#type::v3::Int32Range;
 use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, GrpcAuthorizer, HeaderKey,
-    HeaderMatcher, PathMatch, Pattern, Permission, Principal, StringMatch, StringMatcher,
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, CheckedBody, GrpcAuthorizer,
+    HeaderKey, HeaderMatcher, PathMatch, Pattern, Permission, Principal, StringMatch, StringMatcher,
 };
 
 use super::closed::{Closed, meant};
@@ -184,6 +185,9 @@ fn encode_grpc(grpc: &GrpcAuthorizer) -> GrpcProto {
         timeout: Some(common::duration(grpc.timeout)),
         fail_open: grpc.fail_open,
         status_on_error: grpc.status_on_error.into(),
+        max_body_bytes: grpc.body.map_or(0, |body| body.max_bytes.get()),
+        partial_body: grpc.body.is_some_and(|body| body.allow_partial),
+        body_as_bytes: grpc.body.is_some_and(|body| body.as_bytes),
     }
 }
 
@@ -195,6 +199,11 @@ fn decode_grpc(proto: &GrpcProto, at: &At<'_>, report: &mut Report) -> Option<Gr
         timeout,
         fail_open: proto.fail_open,
         status_on_error,
+        body: NonZeroU32::new(proto.max_body_bytes).map(|max_bytes| CheckedBody {
+            max_bytes,
+            allow_partial: proto.partial_body,
+            as_bytes: proto.body_as_bytes,
+        }),
     });
     if read.is_none() {
         report.problem(at, "the metadata's external authorizer needs a time limit and an HTTP status");

@@ -12,11 +12,11 @@ use envoy_types::pb::envoy::config::core::v3::{
     ConfigSource, HealthStatus, HealthStatusSet, Metadata, config_source::ConfigSourceSpecifier,
 };
 use envoy_types::pb::envoy::extensions::clusters::{aggregate::v3::ClusterConfig, dns::v3::DnsCluster};
-use envoy_types::pb::google::protobuf::{Any, Struct, Value, value::Kind};
+use envoy_types::pb::google::protobuf::{Any, Duration as WireDuration, Struct, Value, value::Kind};
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{
-    Address, Cluster, ClusterTelemetry, Discovery, DnsFamily, DnsOptions, Endpoints, Hashing, Health, HttpProxy,
-    LoadReport, LocalityBalancing, MeshTls, UpstreamTls,
+    Address, Cluster, ClusterTelemetry, Discovery, DnsBackoff, DnsFamily, DnsOptions, Endpoints, Hashing, Health,
+    HttpProxy, LoadReport, LocalityBalancing, MeshTls, UpstreamTls,
 };
 
 use super::common::{self, non_empty};
@@ -224,22 +224,44 @@ fn encode_dns(dns: &DnsOptions, proto: &mut Proto) {
     };
     proto.dns_lookup_family = family.into();
     proto.dns_refresh_rate = dns.refresh.map(common::duration);
-    proto.dns_failure_refresh_rate =
-        dns.failure_refresh.map(|base| RefreshRate { base_interval: Some(common::duration(base)), max_interval: None });
+    proto.dns_failure_refresh_rate = dns.failure_refresh.map(|rate| RefreshRate {
+        base_interval: Some(common::duration(rate.base)),
+        max_interval: Some(common::duration(rate.max)),
+    });
     proto.respect_dns_ttl = dns.respect_ttl;
     proto.dns_jitter = (!dns.jitter.is_zero()).then(|| common::duration(dns.jitter));
 }
 
 fn decode_dns(proto: &Proto, at: &At<'_>, report: &mut Report) -> DnsOptions {
-    let failure = proto.dns_failure_refresh_rate.as_ref().and_then(|rate| rate.base_interval.as_ref());
-    let failure_refresh = common::nonzero_duration(failure, at, "dns_failure_refresh_rate.base_interval", report);
+    let failure = proto.dns_failure_refresh_rate.as_ref();
     DnsOptions {
         family: decode_family(proto.dns_lookup_family, at, report),
         refresh: common::nonzero_duration(proto.dns_refresh_rate.as_ref(), at, "dns_refresh_rate", report),
-        failure_refresh,
+        failure_refresh: failure
+            .and_then(|rate| decode_backoff(rate.base_interval.as_ref(), rate.max_interval.as_ref(), at, report)),
         respect_ttl: proto.respect_dns_ttl,
         jitter: common::opt_duration(proto.dns_jitter.as_ref(), at, "dns_jitter", report).unwrap_or_default(),
     }
+}
+
+/// Two messages of two places have the same two fields. `max_interval` is ten times `base_interval` unless it says
+/// otherwise, as in Envoy.
+fn decode_backoff(
+    base: Option<&WireDuration>,
+    max: Option<&WireDuration>,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<DnsBackoff> {
+    let at = at.field("dns_failure_refresh_rate");
+    if base.is_none() {
+        report.problem(&at.field("base_interval"), "is required");
+    }
+    let base = common::nonzero_duration(base, &at, "base_interval", report)?;
+    let max = common::nonzero_duration(max, &at, "max_interval", report).unwrap_or(base.saturating_mul(10));
+    if max < base {
+        report.problem(&at.field("max_interval"), "is below base_interval");
+    }
+    Some(DnsBackoff { base, max })
 }
 
 fn decode_family(family: i32, at: &At<'_>, report: &mut Report) -> DnsFamily {
@@ -275,7 +297,7 @@ fn decode_dns_cluster(
         typed_dns_resolver_config => "names are resolved by the system's servers",
         dns_min_refresh_rate => "names are resolved anew at the client's own floor",
     });
-    let failure = config.dns_failure_refresh_rate.as_ref().and_then(|rate| rate.base_interval.as_ref());
+    let failure = config.dns_failure_refresh_rate.as_ref();
     *dns = DnsOptions {
         // 0 is "unspecified" here and the others are one further.
         family: match config.dns_lookup_family {
@@ -283,7 +305,8 @@ fn decode_dns_cluster(
             family => decode_family(family - 1, &at_type, report),
         },
         refresh: common::nonzero_duration(config.dns_refresh_rate.as_ref(), &at_type, "dns_refresh_rate", report),
-        failure_refresh: common::nonzero_duration(failure, &at_type, "dns_failure_refresh_rate.base_interval", report),
+        failure_refresh: failure
+            .and_then(|rate| decode_backoff(rate.base_interval.as_ref(), rate.max_interval.as_ref(), &at_type, report)),
         respect_ttl: config.respect_dns_ttl,
         jitter: common::opt_duration(config.dns_jitter.as_ref(), &at_type, "dns_jitter", report).unwrap_or_default(),
     };
@@ -407,7 +430,7 @@ fn decode_tls(
     let socket = tls::decode_upstream(socket.as_ref(), &at.field("transport_socket"), report)?;
     if let Some(auto) = &ours.auto_tls {
         let peer_ids = matcher::read_strings(&auto.peer_ids, at, "auto_tls.peer_ids", report);
-        return Some((UpstreamTls::Auto(MeshTls { peer_ids, sni: auto.sni.clone() }), proxy));
+        return Some((UpstreamTls::Auto(MeshTls { peer_ids, sni: auto.sni.clone(), instance: None }), proxy));
     }
     if proto.transport_socket_matches.is_empty() {
         return Some((socket, proxy));

@@ -31,6 +31,7 @@ pub(super) mod url {
     pub(crate) const HTTP_OPTIONS: &str = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
     pub(crate) const RATE_LIMIT: &str =
         "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit";
+    pub(crate) const CALLER_RATE_LIMIT: &str = "type.googleapis.com/mesh.policy.v1.CallerRateLimit";
     pub(crate) const ADMISSION: &str =
         "type.googleapis.com/envoy.extensions.filters.http.admission_control.v3.AdmissionControl";
     pub(crate) const CONCURRENCY: &str =

@@ -5,6 +5,7 @@
 //! istiod's permissive listeners are.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::{Http2ProtocolOptions, HttpProtocolOptions, TrafficDirection};
 use envoy_types::pb::envoy::config::listener::v3::{
@@ -26,7 +27,7 @@ use super::extension::{self, url};
 use super::listener::{self, Proto};
 use super::report::{At, Report, consider};
 use super::route_extra::{self, Guard, Overrides};
-use super::{authorization, common, concurrency, filter, jwt, tls};
+use super::{authorization, common, concurrency, filter, jwt, rate_limit, tls};
 use crate::proto::policy::InboundPolicy;
 
 /// Values of `transport_protocol`.
@@ -46,7 +47,7 @@ pub(super) fn encode(listener: &InboundListener) -> Proto {
             name: "envoy.filters.network.http_connection_manager".to_owned(),
             config_type: Some(FilterConfig::TypedConfig(extension::pack(url::HCM, &manager))),
         }],
-        transport_socket: with_tls.then(tls::encode_downstream),
+        transport_socket: with_tls.then(|| tls::encode_downstream(listener.instance.as_deref())),
         ..Default::default()
     };
     let chains = match listener.tls {
@@ -127,6 +128,8 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
         chains.extend(decode_chain(chain, &ours, &at.field("default_filter_chain"), report));
     }
     let tls = decode_mode(&chains, at, report);
+    // One chain has TLS, or none.
+    let instance = chains.iter().find_map(|chain| chain.instance.clone());
     let first = chains.into_iter().reduce(|first, other| {
         let same = (&first.jwt, &first.authorization, &first.filters, &first.limits)
             == (&other.jwt, &other.authorization, &other.filters, &other.limits);
@@ -140,6 +143,7 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
         name: proto.name.clone(),
         address: address?,
         tls: tls?,
+        instance,
         jwt: first.jwt,
         authorization: first.authorization,
         filters: first.filters,
@@ -199,6 +203,7 @@ fn read_socket(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<Socket
 struct Chain {
     transport: String,
     tls: bool,
+    instance: Option<Arc<str>>,
     jwt: Vec<JwtAuthentication>,
     authorization: Vec<AuthorizationPolicy>,
     filters: Vec<HttpFilter>,
@@ -214,9 +219,10 @@ fn decode_chain(proto: &FilterChain, ours: &InboundPolicy, at: &At<'_>, report: 
         transport_socket_connect_timeout => "handshakes have the server's own time limit",
     });
     let transport = decode_chain_match(proto.filter_chain_match.as_ref(), &at.field("filter_chain_match"), report);
-    if let Some(socket) = &proto.transport_socket {
-        tls::decode_downstream(socket, &at.field("transport_socket"), report);
-    }
+    let instance = proto
+        .transport_socket
+        .as_ref()
+        .and_then(|socket| tls::decode_downstream(socket, &at.field("transport_socket"), report));
     let config = match proto.filters.as_slice() {
         [Filter { config_type: Some(FilterConfig::TypedConfig(config)), .. }]
             if extension::type_of(config) == url::HCM =>
@@ -246,6 +252,7 @@ fn decode_chain(proto: &FilterChain, ours: &InboundPolicy, at: &At<'_>, report: 
     let mut chain = Chain {
         transport,
         tls: proto.transport_socket.is_some(),
+        instance,
         jwt: Vec::new(),
         authorization: Vec::new(),
         filters: Vec::new(),
@@ -300,6 +307,11 @@ fn decode_filter(
                 _ => listener::read_rate_limit(proto, at, report),
             };
             let kind = limit.map(HttpFilterKind::RateLimit);
+            chain.filters.extend(kind.map(|kind| HttpFilter { name: proto.name.to_owned(), kind }));
+        }
+        url::CALLER_RATE_LIMIT => {
+            let Some(limit) = extension::unpack(proto.config, &at_filter, report) else { return };
+            let kind = rate_limit::decode_callers(&limit, &at_filter, report).map(HttpFilterKind::CallerRateLimit);
             chain.filters.extend(kind.map(|kind| HttpFilter { name: proto.name.to_owned(), kind }));
         }
         url::CONCURRENCY => {

@@ -135,6 +135,9 @@ pub(super) fn encode_filter(http_filter: &HttpFilter) -> Option<hcm::HttpFilter>
             (extension::pack(url::FAULT, &proto), false)
         }
         HttpFilterKind::RateLimit(limit) => (extension::pack(url::RATE_LIMIT, &rate_limit::encode(limit)), true),
+        HttpFilterKind::CallerRateLimit(limit) => {
+            (extension::pack(url::CALLER_RATE_LIMIT, &rate_limit::encode_callers(limit)), true)
+        }
         HttpFilterKind::AdmissionControl(policy) => {
             (extension::pack(url::ADMISSION, &admission::encode(policy.as_ref())), true)
         }

@@ -68,6 +68,11 @@ pub(super) fn read_string(proto: &StringProto, at: &At<'_>, report: &mut Report)
             return None;
         }
     };
+    // Every text has it: a slip that would open or shut all there is. Envoy does not take it either.
+    if matches!(&pattern, StringMatch::Prefix(t) | StringMatch::Suffix(t) | StringMatch::Contains(t) if t.is_empty()) {
+        report.problem(at, "a beginning, an end or a part of a text may not be empty");
+        return None;
+    }
     Some(StringMatcher { pattern, ignore_case: proto.ignore_case })
 }
 

@@ -82,6 +82,8 @@ use prost::Message;
 
 use self::report::{At, Report};
 
+pub use crate::bootstrap::name;
+
 /// Type URL of `envoy.config.listener.v3.Listener`.
 pub const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 /// Type URL of `envoy.config.route.v3.RouteConfiguration`.

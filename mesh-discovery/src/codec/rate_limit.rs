@@ -1,14 +1,16 @@
 //! Local rate limits.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::HeaderValueOption;
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit as Proto;
 use envoy_types::pb::envoy::r#type::v3::{HttpStatus, TokenBucket as BucketProto};
-use mesh_core::policy::{HeaderWrite, LocalRateLimit, PerMillion, TokenBucket};
+use mesh_core::policy::{CallerGroup, CallerRateLimit, HeaderWrite, LocalRateLimit, PerMillion, TokenBucket};
 
 use super::report::{At, Report, consider};
 use super::{common, header};
+use crate::proto::policy::{CallerGroup as GroupProto, CallerRateLimit as CallersProto};
 
 /// The answer when nothing is said.
 const TOO_MANY: u16 = 429;
@@ -74,6 +76,23 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
         request_headers: writes(&proto.request_headers_to_add_when_not_enforced, names[0], report),
         per_connection: proto.local_rate_limit_per_downstream_connection,
     })
+}
+
+pub(super) fn encode_callers(limit: &CallerRateLimit) -> CallersProto {
+    let group = |group: &CallerGroup| GroupProto { callers: group.callers.clone(), per_second: group.per_second.get() };
+    CallersProto { each: limit.each.map_or(0, NonZeroU32::get), groups: limit.groups.iter().map(group).collect() }
+}
+
+pub(super) fn decode_callers(proto: &CallersProto, at: &At<'_>, report: &mut Report) -> Option<CallerRateLimit> {
+    let mut groups = Vec::with_capacity(proto.groups.len());
+    for (i, group) in proto.groups.iter().enumerate() {
+        let Some(per_second) = NonZeroU32::new(group.per_second) else {
+            report.problem(&at.item("groups", i).field("per_second"), "it must be above 0");
+            return None;
+        };
+        groups.push(CallerGroup { callers: group.callers.clone(), per_second });
+    }
+    Some(CallerRateLimit { each: NonZeroU32::new(proto.each), groups })
 }
 
 fn read_bucket(proto: &BucketProto, at: &At<'_>, report: &mut Report) -> Option<TokenBucket> {

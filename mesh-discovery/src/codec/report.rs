@@ -115,9 +115,8 @@ impl Report {
         }
     }
 
-    /// Notes the certificate provider instance that the field at `at` names; no name is `default`.
+    /// Notes the certificate provider instance that the field at `at` names.
     pub(super) fn provider(&mut self, at: &At<'_>, name: &str) {
-        let name = if name.is_empty() { "default" } else { name };
         if self.providers.iter().all(|known| known.name != name) && self.providers.len() < MAX_FINDINGS {
             self.providers.push(ProviderInstance { field: at.to_string(), name: name.to_owned() });
         }

@@ -1,5 +1,7 @@
-//! TLS contexts (gRFC A29, A36): certificate provider instances mean the mesh's identity, files mean
+//! TLS contexts (gRFC A29, A36): certificate provider instances mean an identity of the mesh, files mean
 //! TLS that the policy originates. What is not known here is refused, never passed over.
+
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::{
     DataSource, TransportSocket, UpstreamHttpProtocolOptions, data_source::Specifier, transport_socket::ConfigType,
@@ -24,8 +26,11 @@ use super::report::{At, Report, consider};
 const PROXY_SOCKET: &str = "envoy.transport_sockets.http_11_proxy";
 /// Usual name of the transport socket.
 const SOCKET: &str = "envoy.transport_sockets.tls";
-/// The provider instance of the bootstrap, and what is asked of it: the certificate and the roots.
-const INSTANCE: (&str, &str, &str) = ("default", "default", "ROOTCA");
+/// The provider instance of the bootstrap that is the process's own identity.
+const OWN_INSTANCE: &str = "default";
+/// What is asked of an instance: the certificate and the roots.
+const CERTIFICATE: &str = "default";
+const ROOTS: &str = "ROOTCA";
 /// Longest SNI (RFC 6066).
 const MAX_SNI: usize = 255;
 
@@ -34,7 +39,7 @@ pub(super) fn encode_upstream(tls: &UpstreamTls) -> Option<TransportSocket> {
     let context = match tls {
         UpstreamTls::Disable | UpstreamTls::Auto(_) => return None,
         UpstreamTls::Mesh(mesh) => UpstreamTlsContext {
-            common_tls_context: Some(mesh_context(&mesh.peer_ids)),
+            common_tls_context: Some(mesh_context(&mesh.peer_ids, mesh.instance.as_deref())),
             sni: mesh.sni.clone().unwrap_or_default(),
             ..Default::default()
         },
@@ -45,9 +50,9 @@ pub(super) fn encode_upstream(tls: &UpstreamTls) -> Option<TransportSocket> {
 }
 
 /// The socket of a server's filter chain that demands a mesh certificate.
-pub(super) fn encode_downstream() -> TransportSocket {
+pub(super) fn encode_downstream(instance: Option<&str>) -> TransportSocket {
     let context = DownstreamTlsContext {
-        common_tls_context: Some(mesh_context(&[])),
+        common_tls_context: Some(mesh_context(&[], instance)),
         require_client_certificate: common::boolean(true),
         ..Default::default()
     };
@@ -59,8 +64,8 @@ pub(super) fn socket(config: envoy_types::pb::google::protobuf::Any) -> Transpor
 }
 
 /// Providers in the current and in the older fields, as istiod fills them: C++ and older Go read those.
-fn mesh_context(peer_ids: &[StringMatcher]) -> CommonTlsContext {
-    let (instance, certificate, roots) = INSTANCE;
+fn mesh_context(peer_ids: &[StringMatcher], instance: Option<&str>) -> CommonTlsContext {
+    let instance = instance.unwrap_or(OWN_INSTANCE);
     let current = |name: &str| CertificateProviderPluginInstance {
         instance_name: instance.to_owned(),
         certificate_name: name.to_owned(),
@@ -70,18 +75,18 @@ fn mesh_context(peer_ids: &[StringMatcher]) -> CommonTlsContext {
         certificate_name: name.to_owned(),
     };
     let validation = CertificateValidationContext {
-        ca_certificate_provider_instance: Some(current(roots)),
+        ca_certificate_provider_instance: Some(current(ROOTS)),
         match_subject_alt_names: peer_ids.iter().map(matcher::string).collect(),
         ..Default::default()
     };
     let combined = CombinedCertificateValidationContext {
         default_validation_context: Some(validation),
-        validation_context_certificate_provider_instance: Some(older(roots)),
+        validation_context_certificate_provider_instance: Some(older(ROOTS)),
         ..Default::default()
     };
     CommonTlsContext {
-        tls_certificate_provider_instance: Some(current(certificate)),
-        tls_certificate_certificate_provider_instance: Some(older(certificate)),
+        tls_certificate_provider_instance: Some(current(CERTIFICATE)),
+        tls_certificate_certificate_provider_instance: Some(older(CERTIFICATE)),
         validation_context_type: Some(ValidationContextType::CombinedValidationContext(combined)),
         ..Default::default()
     }
@@ -161,12 +166,13 @@ pub(super) fn decode_upstream(
     };
     let at = at.field("common_tls_context");
     refuse_unknown(common, &at, report);
-    note_providers(common, &at, report);
+    let instance = read_instance(common, &at, report);
     let validation = validation(common, &at, report)?;
     let sni = non_empty(&context.sni);
     if validation.from_provider || has_identity_provider(common) {
         let auto = (context.auto_host_sni, context.auto_sni_san_validation);
-        return read_mesh(common, &validation, sni, auto, &at, report).map(UpstreamTls::Mesh);
+        let peer_ids = read_mesh(common, &validation, auto, &at, report);
+        return Some(UpstreamTls::Mesh(MeshTls { peer_ids, sni, instance }));
     }
     let originated = read_originated(&validation, sni, &at, report).map(|mut tls| {
         tls.auto_host_sni = context.auto_host_sni;
@@ -266,18 +272,19 @@ pub(super) fn unwrap_proxy(
     }
 }
 
-/// Reads the socket of a server's filter chain: a mesh certificate must be demanded.
-pub(super) fn decode_downstream(socket: &TransportSocket, at: &At<'_>, report: &mut Report) {
+/// Reads the socket of a server's filter chain: a mesh certificate must be demanded. Gives the instance that is our
+/// identity.
+pub(super) fn decode_downstream(socket: &TransportSocket, at: &At<'_>, report: &mut Report) -> Option<Arc<str>> {
     let Some(ConfigType::TypedConfig(config)) = &socket.config_type else {
         report.problem(&at.field("typed_config"), "a configuration is required");
-        return;
+        return None;
     };
     let kind = extension::type_of(config);
     if kind != url::DOWNSTREAM_TLS {
         report.problem(&at.field("typed_config"), format!("{kind:?} is not a DownstreamTlsContext (gRFC A36)"));
-        return;
+        return None;
     }
-    let Some(context) = extension::unpack::<DownstreamTlsContext>(config, at, report) else { return };
+    let context = extension::unpack::<DownstreamTlsContext>(config, at, report)?;
     consider!(
         &context,
         at,
@@ -307,15 +314,15 @@ pub(super) fn decode_downstream(socket: &TransportSocket, at: &At<'_>, report: &
     let at = at.field("common_tls_context");
     let Some(common) = &context.common_tls_context else {
         report.problem(&at, "a context with a CA and an identity is required");
-        return;
+        return None;
     };
     refuse_unknown(common, &at, report);
-    note_providers(common, &at, report);
+    let instance = read_instance(common, &at, report);
     if !has_identity_provider(common) {
         let reason = "an identity from a certificate provider instance is required (gRFC A36)";
         report.problem(&at.field("tls_certificate_provider_instance"), reason);
     }
-    let Some(validation) = validation(common, &at, report) else { return };
+    let validation = validation(common, &at, report)?;
     if !validation.from_provider {
         report.problem(&at, "a CA certificate provider instance is required to check callers (gRFC A29)");
     }
@@ -324,6 +331,7 @@ pub(super) fn decode_downstream(socket: &TransportSocket, at: &At<'_>, report: &
         let reason = "on the server side callers are restricted by authorization, not by SAN matchers";
         report.problem(&at.field("match_subject_alt_names"), reason);
     }
+    instance
 }
 
 /// The fields of gRFC A29 that must not be set.
@@ -366,13 +374,26 @@ fn has_identity_provider(common: &CommonTlsContext) -> bool {
     common.tls_certificate_provider_instance.is_some() || common.tls_certificate_certificate_provider_instance.is_some()
 }
 
-/// Names the certificate providers that are used: those of the current fields before those of the older.
-fn note_providers(common: &CommonTlsContext, at: &At<'_>, report: &mut Report) {
+/// The certificate provider instance that is asked for, by the current fields before the older ones; `None` stands for
+/// the process's own identity. One gives both the certificate and the roots.
+fn read_instance(common: &CommonTlsContext, at: &At<'_>, report: &mut Report) -> Option<Arc<str>> {
     use ValidationContextType as Type;
+    let mut named = None;
+    let mut note = |at: At<'_>, name: &str| {
+        let name = if name.is_empty() { OWN_INSTANCE } else { name };
+        report.provider(&at, name);
+        match &named {
+            Some(first) if first != name => report.problem(
+                &at,
+                format!("the certificate is of the instance {first:?} and the roots of {name:?}: name one for both"),
+            ),
+            _ => named = Some(name.to_owned()),
+        }
+    };
     if let Some(current) = &common.tls_certificate_provider_instance {
-        report.provider(&at.field("tls_certificate_provider_instance"), &current.instance_name);
+        note(at.field("tls_certificate_provider_instance"), &current.instance_name);
     } else if let Some(older) = &common.tls_certificate_certificate_provider_instance {
-        report.provider(&at.field("tls_certificate_certificate_provider_instance"), &older.instance_name);
+        note(at.field("tls_certificate_certificate_provider_instance"), &older.instance_name);
     }
     let (context, older) = match &common.validation_context_type {
         Some(Type::ValidationContext(context)) => (Some(context), None),
@@ -385,10 +406,11 @@ fn note_providers(common: &CommonTlsContext, at: &At<'_>, report: &mut Report) {
     };
     if let Some(current) = context.and_then(|context| context.ca_certificate_provider_instance.as_ref()) {
         let at = at.field("validation_context");
-        report.provider(&at.field("ca_certificate_provider_instance"), &current.instance_name);
+        note(at.field("ca_certificate_provider_instance"), &current.instance_name);
     } else if let Some(older) = older {
-        report.provider(&at.field("validation_context_certificate_provider_instance"), &older.instance_name);
+        note(at.field("validation_context_certificate_provider_instance"), &older.instance_name);
     }
+    named.filter(|name| name != OWN_INSTANCE).map(Arc::from)
 }
 
 /// The validation settings of a context, from whichever field carries them.
@@ -457,14 +479,14 @@ fn validation(common: &CommonTlsContext, at: &At<'_>, report: &mut Report) -> Op
     Some(Validation { from_provider, ..found })
 }
 
+/// Reads what else mesh TLS says: the names that peers must have.
 fn read_mesh(
     common: &CommonTlsContext,
     validation: &Validation,
-    sni: Option<String>,
     (auto_host_sni, auto_sni_san_validation): (bool, bool),
     at: &At<'_>,
     report: &mut Report,
-) -> Option<MeshTls> {
+) -> Vec<StringMatcher> {
     report.unenforced_if(auto_host_sni, at, "auto_host_sni", "mesh peers get the fixed SNI or the endpoint's address");
     if auto_sni_san_validation {
         report.problem(&at.field("auto_sni_san_validation"), "mesh peers have SPIFFE identities, not DNS names");
@@ -484,8 +506,7 @@ fn read_mesh(
             report.problem(&at.field("trust_chain_verification"), "mesh peers are always verified");
         }
     }
-    let peer_ids = validation.context.as_ref().map(|c| read_names(c, &at, report));
-    Some(MeshTls { peer_ids: peer_ids.unwrap_or_default(), sni })
+    validation.context.as_ref().map(|c| read_names(c, &at, report)).unwrap_or_default()
 }
 
 /// The SAN matchers: the typed ones if there are any, else the older ones.

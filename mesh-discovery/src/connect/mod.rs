@@ -2,7 +2,8 @@
 //!
 //! TLS is rebuilt for each connection: roots are read from their file again and our certificate is
 //! the one of the moment. The server is verified by its host name. Every request carries the call
-//! credentials of the server, and only over TLS. Refuses to know what is said over the connection, and
+//! credentials of the server, and only over TLS. What the process says to one control plane can go over one connection:
+//! that of the ADS stream is lent to others for as long as it lasts. Refuses to know what is said over the connection, and
 //! never reconnects by itself: its users know when that makes sense.
 
 mod jwt;
@@ -14,9 +15,10 @@ mod worker;
 
 pub(crate) use self::worker::AbortOnDrop;
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -44,7 +46,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest message taken; gRPC's default of 4 MiB is too small for the endpoints of a large cluster.
 pub(crate) const MAX_MESSAGE: usize = 64 << 20;
 
-/// How to reach a control plane. Clones share what was read of the credentials' files.
+/// How to reach a control plane. Clones share what was read of the credentials' files, and like the
+/// [ways to others](Connector::to) the connections that are lent.
 #[derive(Clone)]
 pub struct Connector {
     server: XdsServer,
@@ -56,6 +59,14 @@ pub struct Connector {
     files: Arc<tls::Files>,
     tokens: Arc<[JwtTokenFile]>,
     probing: Arc<Probing>,
+    lent: Arc<Mutex<HashMap<XdsServer, Lent>>>,
+}
+
+/// A connection that others may use; it stays its owner's.
+struct Lent {
+    requests: SendRequest<tonic::body::Body>,
+    origin: Uri,
+    driver: Weak<worker::Driver>,
 }
 
 impl Connector {
@@ -67,8 +78,8 @@ impl Connector {
         };
         let tokens = server.call_credentials.iter().map(token).collect();
         let (refusal, told) = (Watched::fixed(None), Arc::default());
-        let (files, probing) = (Arc::default(), Arc::default());
-        Self { server, identity: None, refusal, told, crypto, files, tokens, probing }
+        let (files, probing, lent) = (Arc::default(), Arc::default(), Arc::default());
+        Self { server, identity: None, refusal, told, crypto, files, tokens, probing, lent }
     }
 
     /// Shows the mesh certificate of the moment on every TLS connection; the first connection waits for
@@ -92,8 +103,8 @@ impl Connector {
     /// other one gets its own call credentials and files.
     #[must_use]
     pub fn to(&self, server: XdsServer) -> Self {
-        let (identity, refusal) = (self.identity.clone(), self.refusal.clone());
-        Self { identity, refusal, ..Self::new(server, self.crypto.clone()) }
+        let (identity, refusal, lent) = (self.identity.clone(), self.refusal.clone(), self.lent.clone());
+        Self { identity, refusal, lent, ..Self::new(server, self.crypto.clone()) }
     }
 
     /// The server's address as text.
@@ -118,6 +129,28 @@ impl Connector {
             _ => None,
         };
         self.connect_as(identity.as_deref()).await
+    }
+
+    /// Connects, and lends the connection to whoever asks for one [shared](Self::shared) with this control plane.
+    pub(crate) async fn connect_to_lend(&self) -> Result<Connection, ConnectError> {
+        let connection = self.connect().await?;
+        let Connection { requests, origin, driver, .. } = &connection;
+        let lent = Lent { requests: requests.clone(), origin: origin.clone(), driver: Arc::downgrade(driver) };
+        self.lent.lock().insert(self.server.clone(), lent);
+        Ok(connection)
+    }
+
+    /// The connection that is lent, else a new one of the caller's own (gRPC's LRS stream uses the channel of ADS).
+    pub(crate) async fn shared(&self) -> Result<Connection, ConnectError> {
+        let lent = self.lent.lock().get(&self.server).and_then(|lent| {
+            let driver = lent.driver.upgrade().filter(|_| !lent.requests.is_closed())?;
+            let (requests, origin) = (lent.requests.clone(), lent.origin.clone());
+            Some(Connection { requests, origin, tokens: self.tokens.clone(), driver })
+        });
+        match lent {
+            Some(connection) => Ok(connection),
+            None => self.connect().await,
+        }
     }
 
     /// Waits for the first identity, or for word that there is none for now.
@@ -195,7 +228,7 @@ impl Connector {
             .await
             .map_err(|e| format!("HTTP/2: {e}"))?;
         let driver = Arc::new(worker::drive(connection, self.probing.clone()));
-        Ok(Connection { requests, origin, tokens: self.tokens.clone(), _driver: driver })
+        Ok(Connection { requests, origin, tokens: self.tokens.clone(), driver })
     }
 
     fn origin(&self, scheme: &str) -> Result<Uri, String> {
@@ -213,7 +246,7 @@ pub struct Connection {
     requests: SendRequest<tonic::body::Body>,
     origin: Uri,
     tokens: Arc<[JwtTokenFile]>,
-    _driver: Arc<worker::Driver>,
+    driver: Arc<worker::Driver>,
 }
 
 impl Connection {

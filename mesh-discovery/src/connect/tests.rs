@@ -308,3 +308,33 @@ async fn a_control_plane_that_is_asked_too_often_is_asked_less_often() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_connection_that_is_lent_is_used_by_others_for_as_long_as_it_is_open() {
+    let world = World::new().await;
+    let here = crate::test_plane::connector(world.serving.port, Some(&world.root));
+    let same = |a: &Connection, b: &Connection| Arc::ptr_eq(&a.driver, &b.driver);
+    // The control: nothing is lent yet, so each has its own, and an own one is nobody else's.
+    let alone = here.shared().await.unwrap();
+    assert!(!same(&alone, &here.shared().await.unwrap()));
+
+    let owner = here.connect_to_lend().await.unwrap();
+    assert!(same(&owner, &here.clone().shared().await.unwrap()));
+    assert!(same(&owner, &here.to(here.server.clone()).shared().await.unwrap()), "a way to the same control plane");
+    let elsewhere = serve(Recorder::default(), Some(world.ca.server_config()), 0).await;
+    let there = crate::test_plane::connector(elsewhere.port, Some(&world.root));
+    assert!(!same(&owner, &here.to(there.server.clone()).shared().await.unwrap()), "another control plane");
+
+    drop(owner);
+    let first = here.shared().await.unwrap();
+    assert!(!same(&first, &here.shared().await.unwrap()), "what was lent has ended with its owner");
+    let owner = here.connect_to_lend().await.unwrap();
+    let port = world.serving.port;
+    drop(world.serving);
+    // Still held, but broken.
+    while !owner.requests.is_closed() {
+        tokio::task::yield_now().await;
+    }
+    let _again = serve(Recorder::default(), Some(world.ca.server_config()), port).await;
+    assert!(!same(&owner, &here.shared().await.unwrap()));
+}

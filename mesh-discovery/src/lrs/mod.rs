@@ -32,7 +32,8 @@ pub struct LoadReporter {
     _workers: Vec<AbortOnDrop>,
 }
 
-/// Reports what `store` counts to the control planes of `client`, each over connections of its own.
+/// Reports what `store` counts to the control planes of `client`: over the connection of the ADS stream where the
+/// connectors lend one, else over one of its own.
 pub fn spawn(
     client: &XdsClient,
     store: &Arc<LoadStore>,

@@ -48,7 +48,7 @@ pub(super) fn spawn(worker: Worker, runtime: &Handle) -> AbortOnDrop {
     AbortOnDrop(runtime.spawn(worker.run()))
 }
 
-/// An open stream; the connection closes with it.
+/// An open stream; a connection of its own closes with it.
 struct Open {
     requests: mpsc::Sender<LoadStatsRequest>,
     answers: Streaming<LoadStatsResponse>,
@@ -90,7 +90,7 @@ impl Worker {
 
     /// Reports until no cluster is this control plane's any more, or the stream fails.
     async fn report(&mut self, backoff: &mut Backoff) -> Result<(), String> {
-        let connection = self.connector.connect().await.map_err(|e| e.to_string())?;
+        let connection = self.connector.shared().await.map_err(|e| e.to_string())?;
         let mut stream = Open::begin(connection, self.node.clone()).await?;
         let mut order: Option<Order> = None;
         let mut due = Instant::now() + LOOK;

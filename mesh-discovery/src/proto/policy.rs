@@ -328,6 +328,15 @@ pub struct GrpcAuthorizer {
     /// HTTP status without an answer.
     #[prost(uint32, tag = "4")]
     pub status_on_error: u32,
+    /// Bytes of a request's body that it is told at most; 0 = nothing of it.
+    #[prost(uint32, tag = "5")]
+    pub max_body_bytes: u32,
+    /// Of a longer body the beginning.
+    #[prost(bool, tag = "6")]
+    pub partial_body: bool,
+    /// The body as bytes and not as text.
+    #[prost(bool, tag = "7")]
+    pub body_as_bytes: bool,
 }
 
 /// Name of one rule.
@@ -339,6 +348,29 @@ pub struct RuleName {
     /// Name of the rule.
     #[prost(string, tag = "2")]
     pub name: String,
+}
+
+/// HTTP filter of a server: rate limits by who calls. It is optional, so that a stock server reads past it and limits no
+/// caller by itself; what holds for all callers together is Envoy's own filter.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct CallerRateLimit {
+    /// Requests a second of each identity; 0 = unlimited.
+    #[prost(uint32, tag = "1")]
+    pub each: u32,
+    /// Identities with another limit.
+    #[prost(message, repeated, tag = "2")]
+    pub groups: Vec<CallerGroup>,
+}
+
+/// Callers that share a limit.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct CallerGroup {
+    /// SPIFFE IDs.
+    #[prost(string, repeated, tag = "1")]
+    pub callers: Vec<String>,
+    /// Requests a second of all of them together; above 0.
+    #[prost(uint32, tag = "2")]
+    pub per_second: u32,
 }
 
 /// Load balancing policy: two choices over a peak-sensitive moving average of latency.

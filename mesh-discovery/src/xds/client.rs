@@ -102,7 +102,7 @@ impl XdsClient {
         // What an earlier run knew is enough to begin with.
         let (announce, ready) = watch::channel(ads.is_restored());
         let delay = snapshot.as_ref().map(|account| account.config.delay);
-        let state = Arc::new(Mutex::new(State { ads, cascade: Cascade::default(), snapshot }));
+        let state = Arc::new(Mutex::new(State { ads, cascade: Cascade::of(&config.bootstrap.node.id), snapshot }));
         let saver = delay.map(|delay| (owner, delay));
         let worker = worker::spawn(state.clone(), lanes, received, announce, saver, runtime);
         let ids = Arc::new(Mutex::new(0));

@@ -24,7 +24,7 @@ use crate::connect::{Connection, Connector, MAX_MESSAGE, status_text};
 const WORLD: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
 const DELTA: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 
-/// ADS over gRPC, a new connection for every stream.
+/// ADS over gRPC, a new connection for every stream; it is lent to load reports.
 pub struct GrpcTransport {
     connector: Connector,
 }
@@ -40,7 +40,7 @@ impl Transport for GrpcTransport {
     fn open(&mut self, variant: Variant) -> BoxFuture<'static, Result<AdsStream, StreamError>> {
         let connector = self.connector.clone();
         Box::pin(async move {
-            let connection = connector.connect().await.map_err(|e| StreamError::new(e.to_string()))?;
+            let connection = connector.connect_to_lend().await.map_err(|e| StreamError::new(e.to_string()))?;
             // One request of buffer: a subscription counts as written only when the one before it has left.
             let (requests, outgoing) = mpsc::channel(1);
             let outgoing = ReceiverStream::new(outgoing);

@@ -1,7 +1,7 @@
 //! The meeting point of protocol and policy: what the bytes of a resource decode to.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use envoy_types::pb::google::protobuf::Any;
@@ -16,10 +16,10 @@ use super::client::XdsConfig;
 use super::kind::Kind;
 use super::message::Body;
 use super::name;
-use crate::bootstrap::ServerFeatures;
+use crate::bootstrap::{CertificateProvider, ServerFeatures};
 use crate::codec::{self, AnyListener};
 
-/// The instance that is the mesh's identity.
+/// The instance that is the process's own identity.
 const DEFAULT_PROVIDER: &str = "default";
 
 /// A decoded resource. Its value is behind an `Arc`, so that snapshots share what did not change.
@@ -48,8 +48,9 @@ pub(crate) struct Resource {
 /// The codec of Envoy's v3 resources.
 #[derive(Debug, Default)]
 pub(crate) struct PolicyCodec {
-    /// Certificate provider instances that there are; none if the bootstrap says nothing of them.
-    providers: Option<BTreeSet<String>>,
+    /// Certificate provider instances that there are, and whether each can be an identity; none if the bootstrap says
+    /// nothing of them.
+    providers: Option<BTreeMap<String, bool>>,
     /// Facts of endpoints of which there are none.
     nothing: Arc<EndpointMetadata>,
 }
@@ -58,12 +59,16 @@ impl PolicyCodec {
     /// The codec for a process with this configuration.
     pub(super) fn of(config: &XdsConfig) -> Self {
         let declared = &config.bootstrap.certificate_providers;
-        let own = config.default_provider.then(|| DEFAULT_PROVIDER.to_owned());
-        let providers = (!declared.is_empty()).then(|| declared.keys().cloned().chain(own).collect());
+        let own = config.default_provider.then(|| (DEFAULT_PROVIDER.to_owned(), true));
+        let instances = declared.iter().map(|(name, CertificateProvider::FileWatcher(files))| {
+            // What ours lacks is said where it is read.
+            (name.clone(), files.is_complete() || name == DEFAULT_PROVIDER)
+        });
+        let providers = (!declared.is_empty()).then(|| instances.chain(own).collect());
         Self { providers, nothing: Arc::default() }
     }
 
-    /// A resource that names a provider which does not exist (gRFC A29), or is not in use, is refused: what it asks
+    /// A resource that names a provider which does not exist (gRFC A29), or is no identity, is refused: what it asks
     /// for could not be done, and another identity in its place would prove us to be somebody else.
     fn has_all<T>(&self, kind: Kind, name: &str, decoded: codec::Decoded<T>) -> Result<codec::Decoded<T>, String> {
         let refused = |named: &codec::ProviderInstance| {
@@ -78,19 +83,23 @@ impl PolicyCodec {
 
     /// Why a provider instance cannot be used.
     fn lacks(&self, instance: &str) -> Option<String> {
-        match &self.providers {
-            Some(declared) if !declared.contains(instance) => {
-                let declared = declared.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let Some(declared) = &self.providers else {
+            return (instance != DEFAULT_PROVIDER).then(|| {
+                format!("the bootstrap declares no certificate provider instances (gRFC A29), so none is {instance:?}")
+            });
+        };
+        match declared.get(instance) {
+            Some(true) => None,
+            Some(false) => Some(format!(
+                "the certificate provider instance {instance:?} lacks a certificate or roots: an identity of the mesh \
+                 has both"
+            )),
+            None => {
+                let declared = declared.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
                 Some(format!(
                     "the bootstrap declares no certificate provider instance {instance:?} (gRFC A29); it declares {declared}"
                 ))
             }
-            _ => (instance != DEFAULT_PROVIDER).then(|| {
-                format!(
-                    "the certificate provider instance {instance:?} is not in use: a process has one identity, that of \
-                     {DEFAULT_PROVIDER:?}; name that one"
-                )
-            }),
         }
     }
 }
@@ -119,7 +128,7 @@ impl Codec for PolicyCodec {
                         }
                         Value::Listener(Arc::new(listener))
                     }
-                    AnyListener::Inbound(listener) => Value::Inbound(Arc::new(enforceable(listener)?)),
+                    AnyListener::Inbound(listener) => Value::Inbound(Arc::new(listener)),
                 };
                 Ok(Resource { value, unenforced: shared(decoded.unenforced) })
             }
@@ -191,18 +200,4 @@ fn resource<T>(decoded: codec::Decoded<T>, value: impl FnOnce(Arc<T>) -> Value) 
 /// Nothing, as it mostly is, is one for all.
 fn shared(unenforced: Vec<Unenforced>) -> Arc<[Unenforced]> {
     if unenforced.is_empty() { Arc::default() } else { unenforced.into() }
-}
-
-/// Demands on tokens are not enforced by this version: to accept a listener that carries some would open what its
-/// owner closed.
-fn enforceable(listener: InboundListener) -> Result<InboundListener, String> {
-    let n = listener.jwt.len();
-    if n == 0 {
-        return Ok(listener);
-    }
-    Err(format!(
-        "inbound listener {:?}: jwt: this version of mesh does not enforce demands on tokens and refuses the \
-         listener's {n} rather than ignore them",
-        listener.name
-    ))
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use mesh_core::health::Reason;
-use mesh_core::identity::Identity;
+use mesh_core::source::Identities;
 use mesh_core::telemetry::health::{EJECTIONS, EJECTIONS_ACTIVE, EJECTIONS_UNENFORCED, HEALTH_CHECKS, PENALTIES};
 use mesh_core::telemetry::{
     BUCKETS_MS, CERTIFICATE_EXPIRY, CONFIG_RESOURCES, CONFIG_UNCONFIRMED, CONFIG_UNENFORCED, CONNECTIONS_ACTIVE,
@@ -82,14 +82,22 @@ pub fn config_unconfirmed(out: &mut String, seconds: u64) {
     let _ = writeln!(out, "{CONFIG_UNCONFIRMED} {seconds}");
 }
 
-/// Writes when this process's certificate ends, and the first of the roots it trusts (seconds since the Unix epoch):
-/// nothing without an identity.
-pub fn certificate_expiry(out: &mut String, identity: Option<&Identity>) {
-    let Some(identity) = identity else { return };
-    head(out, CERTIFICATE_EXPIRY, "gauge", "When the certificate ends, or the first of the trusted roots.");
-    let _ = writeln!(out, "{CERTIFICATE_EXPIRY}{{of=\"leaf\"}} {}", identity.not_after());
-    if let Some(root) = identity.bundles().iter().map(|(_, bundle)| bundle.not_after()).min() {
-        let _ = writeln!(out, "{CERTIFICATE_EXPIRY}{{of=\"root\"}} {root}");
+/// Writes when this process's certificate ends, and the first of the roots it trusts (seconds since the Unix epoch), and
+/// the same of identities that policy names, with the label `instance`. Nothing without an identity.
+pub fn certificate_expiry(out: &mut String, identities: &Identities) {
+    let named = identities.named().map(|(name, identity)| (format!(",instance=\"{}\"", escaped(name)), identity));
+    let all = std::iter::once((String::new(), identities.own())).chain(named);
+    let mut begun = false;
+    for (instance, identity) in all {
+        let identity = identity.load();
+        let Some(identity) = Option::as_ref(&identity) else { continue };
+        if !std::mem::replace(&mut begun, true) {
+            head(out, CERTIFICATE_EXPIRY, "gauge", "When the certificate ends, or the first of the trusted roots.");
+        }
+        let _ = writeln!(out, "{CERTIFICATE_EXPIRY}{{of=\"leaf\"{instance}}} {}", identity.not_after());
+        if let Some(root) = identity.bundles().iter().map(|(_, bundle)| bundle.not_after()).min() {
+            let _ = writeln!(out, "{CERTIFICATE_EXPIRY}{{of=\"root\"{instance}}} {root}");
+        }
     }
 }
 
@@ -330,6 +338,18 @@ mod tests {
             destination_service_name: "reviews".into(),
             destination_service_namespace: "default".into(),
             mutual_tls: Some(true),
+        }
+    }
+
+    #[test]
+    fn s91_a_name_makes_no_line_and_no_label_of_its_own() {
+        for (name, written) in
+            [("a\nmesh_fake 1", "a\\nmesh_fake 1"), ("a\"} 1", "a\\\"} 1"), ("a\\", "a\\\\"), ("<script>", "<script>")]
+        {
+            assert_eq!(escaped(name), written);
+            let mut label = String::new();
+            pair(&mut label, "x", name);
+            assert_eq!(label, format!("x=\"{written}\""));
         }
     }
 

@@ -23,14 +23,14 @@ use tower_service::Service;
 use mesh_core::authz::{CheckRequest, CheckResponse, Checking, ExternalAuthorizer, HeaderChange, Refusal, Unavailable};
 use mesh_core::error::BoxError;
 use mesh_core::id::SpiffeId;
-use mesh_core::policy::GrpcAuthorizer;
+use mesh_core::policy::{CheckedBody, GrpcAuthorizer};
 
 use self::wire::{Checked, HeaderOption};
 use crate::layer::grpc_status;
 
 /// Asks a service that implements `envoy.service.auth.v3.Authorization` (Istio `envoyExtAuthzGrpc`).
 ///
-/// It is told method, path, host, headers, addresses, and both sides' SPIFFE IDs; request bodies are not sent. Of its
+/// It is told method, path, host, headers, addresses, and both sides' SPIFFE IDs, and of the body what the settings say. Of its
 /// yes the headers for the application, those to remove and those for the caller are taken; of its no status, headers
 /// and body. An answer that asks for anything else, that cannot be read or that does not come in time is none.
 #[derive(Clone)]
@@ -87,7 +87,8 @@ where
     RB::Error: Into<BoxError>,
 {
     fn check(&self, request: CheckRequest) -> Checking<'_> {
-        let message = frame(&attributes(request));
+        let as_bytes = self.settings.body.is_some_and(|body| body.as_bytes);
+        let message = frame(&attributes(request, as_bytes));
         let service = self.service.clone();
         Box::pin(async move {
             match timeout(self.settings.timeout, exchange(service, &self.method, message)).await {
@@ -95,6 +96,10 @@ where
                 Ok(answer) => answer.and_then(read).map_err(|reason| self.unavailable(reason)),
             }
         })
+    }
+
+    fn body(&self) -> Option<CheckedBody> {
+        self.settings.body
     }
 }
 
@@ -135,7 +140,7 @@ fn frame(message: &wire::Check) -> Bytes {
     let length = message.encoded_len();
     let mut out = BytesMut::with_capacity(5 + length);
     out.put_u8(0);
-    out.put_u32(u32::try_from(length).expect("a request's head is bounded far below 4 GiB"));
+    out.put_u32(u32::try_from(length).expect("head and told body are bounded far below 4 GiB"));
     message.encode(&mut out).expect("the buffer grows");
     out.freeze()
 }
@@ -151,7 +156,7 @@ fn unframe(mut frame: Bytes) -> Result<Bytes, String> {
     Ok(message)
 }
 
-fn attributes(request: CheckRequest) -> wire::Check {
+fn attributes(request: CheckRequest, as_bytes: bool) -> wire::Check {
     let peer = |address: Option<SocketAddr>, id: Option<&SpiffeId>| wire::Peer {
         address: address.map(|address| wire::Address {
             socket_address: Some(wire::SocketAddress {
@@ -164,6 +169,11 @@ fn attributes(request: CheckRequest) -> wire::Check {
     let header = |name: &str| request.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let scheme = if request.caller.is_some() { "https" } else { "http" };
     let protocol = if request.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" };
+    let (body, raw_body) = match &request.body {
+        None => (String::new(), Bytes::new()),
+        Some(body) if as_bytes => (String::new(), body.bytes.clone()),
+        Some(body) => (String::from_utf8_lossy(&body.bytes).into_owned(), Bytes::new()),
+    };
     let http = wire::HttpRequest {
         id: header("x-request-id").to_owned(),
         method: request.method.to_string(),
@@ -174,6 +184,8 @@ fn attributes(request: CheckRequest) -> wire::Check {
         // Not known, as Envoy says it.
         size: header("content-length").parse().unwrap_or(-1),
         protocol: protocol.to_owned(),
+        body,
+        raw_body,
     };
     let sni = request.server_name;
     wire::Check {
@@ -201,8 +213,14 @@ fn joined(request: &CheckRequest, scheme: &str) -> BTreeMap<String, String> {
             request.headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
         all.insert(name.as_str().to_owned(), values.join(","));
     }
+    if let Some(body) = &request.body {
+        all.insert(PARTIAL.to_owned(), body.partial.to_string());
+    }
     all
 }
+
+/// Where Envoy says whether there is more of a body than it tells.
+const PARTIAL: &str = "x-envoy-auth-partial-body";
 
 /// Reads an answer. What is not understood of it is no yes.
 fn read(message: Bytes) -> Result<CheckResponse, String> {

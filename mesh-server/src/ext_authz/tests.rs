@@ -11,6 +11,7 @@ use prost::Message;
 use tower::service_fn;
 
 use super::*;
+use mesh_core::authz::CheckBody;
 
 fn settings() -> GrpcAuthorizer {
     GrpcAuthorizer {
@@ -18,6 +19,7 @@ fn settings() -> GrpcAuthorizer {
         timeout: Duration::from_secs(1),
         fail_open: false,
         status_on_error: 503,
+        body: None,
     }
 }
 
@@ -52,7 +54,7 @@ fn question() -> CheckRequest {
 
 #[test]
 fn the_question_is_envoys() {
-    let sent = attributes(question()).encode_to_vec();
+    let sent = attributes(question(), false).encode_to_vec();
     let seen = proto::CheckRequest::decode(&sent[..]).unwrap().attributes.unwrap();
     let (source, destination) = (seen.source.unwrap(), seen.destination.unwrap());
     assert_eq!(source.principal, "spiffe://cluster.local/ns/a/sa/web");
@@ -69,6 +71,23 @@ fn the_question_is_envoys() {
     );
     assert_eq!((http.headers["x-a"].as_str(), http.headers[":path"].as_str()), ("1,2", "/a?x=1"));
     assert_eq!(http.headers.get("host"), None, "it is :authority");
+}
+
+#[test]
+fn a_body_is_told_as_text_or_as_bytes_and_whether_there_is_more() {
+    let http = |as_bytes: bool, body: Option<(&'static [u8], bool)>| {
+        let mut question = question();
+        question.body = body.map(|(bytes, partial)| CheckBody { bytes: Bytes::from_static(bytes), partial });
+        let sent = attributes(question, as_bytes).encode_to_vec();
+        let seen = proto::CheckRequest::decode(&sent[..]).unwrap().attributes.unwrap().request.unwrap().http.unwrap();
+        let partial = seen.headers.get("x-envoy-auth-partial-body").cloned();
+        (seen.body, seen.raw_body.to_vec(), partial)
+    };
+    let (none, yes, no) = (String::new(), Some("true".to_owned()), Some("false".to_owned()));
+    assert_eq!(http(false, None), (none.clone(), vec![], None));
+    assert_eq!(http(false, Some((b"a=1", false))), ("a=1".to_owned(), vec![], no));
+    assert_eq!(http(false, Some((b"a\xff", true))), ("a\u{fffd}".to_owned(), vec![], yes.clone()));
+    assert_eq!(http(true, Some((b"a\xff", true))), (none, b"a\xff".to_vec(), yes));
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! The life of one connection: policy → first byte → TLS → HTTP → drain.
 //!
 //! Policy is read when the first byte is there, so a change counts for every connection that has not
-//! got past this point. Afterwards only two things end a connection early: a drain (or its age), and
-//! for a plaintext one the turn to STRICT. Both let requests in flight finish.
+//! got past this point. What ends a connection afterwards is in `stay.rs`; requests in flight have time to finish.
 //!
 //! HTTP/2 can say that it takes no further requests without losing one (GOAWAY in two steps); HTTP/1.1 cannot:
 //! a request may be on its way while the connection is closed. So in a drain an HTTP/1.1 connection is told
 //! by its next answer, and one that is idle is left alone until the lame duck's time is over. A connection
-//! that comes after the drain began belongs to a caller who does not know yet: it is served meanwhile.
+//! that comes after the drain began belongs to a caller who does not know yet: it is served meanwhile. A connection
+//! that is closed by itself is told in the same way.
 
 use std::fmt;
 use std::future::Future;
@@ -15,29 +15,33 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use http::{Request, Response};
 use hyper::server::conn::{http1, http2};
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::timeout;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use mesh_core::drain::{self, DrainTrigger, DrainWatch};
 use mesh_core::error::BoxError;
 use mesh_core::identity::PeerIdentity;
-use mesh_core::policy::{InboundListener, InboundState, InboundTls};
+use mesh_core::policy::{InboundState, InboundTls};
 use mesh_core::source::Watched;
 
+use super::stay::{Guest, Leave, stay, stay_taken_over};
 use super::{InboundStats, Refusal};
 use crate::config::MOST_HEADER_BYTES;
 use crate::listen::{
-    Detected, HttpVersion, Stream, TlsAccept, TlsRefused, Verified, detect, is_tls, looks_like_http1, refuse_plaintext,
+    Detected, Frames, HttpVersion, Stream, TlsAccept, TlsRefused, detect, is_tls, leash, looks_like_http1,
+    refuse_plaintext,
 };
 use crate::{Body, Config, InboundLayer};
 
@@ -59,10 +63,7 @@ pub(crate) struct Door {
 struct Admitted {
     io: Detected,
     version: HttpVersion,
-    peer: PeerIdentity,
-    verified: Option<Verified>,
-    server_name: Box<str>,
-    listener: Arc<InboundListener>,
+    guest: Guest,
 }
 
 /// How many bytes are looked at before anything is read: enough to see which protocol it is.
@@ -98,29 +99,55 @@ impl Door {
             () = self.close.watch().drained() => return,
             admitted = self.admit(tcp, address) => admitted,
         };
-        let Some(Admitted { io, version, peer, verified, server_name, listener }) = admitted else { return };
+        let Some(Admitted { mut io, version, guest }) = admitted else { return };
+        if version == HttpVersion::Http2
+            && let Some(limit) = self.config.max_control_frames
+        {
+            let stats = self.stats.clone();
+            let told = move || stats.refuse(Refusal::Flood, address, &"it sent a flood of control frames");
+            io.frames = Some(Frames::new(limit, Box::new(told)));
+        }
 
         let knows = version == HttpVersion::Http2 && !self.drain.is_draining();
         let drained = if knows { self.drain.clone() } else { self.close.watch() };
-        let closing = self.closing(drained, verified, &listener);
-        let service = TowerToHyperService::new(self.layer.for_connection(peer, Some(server_name)).layer(service));
-        let io = TokioIo::new(io);
-        let limit = self.config.drain_limit;
+        let streams = guest.listener.limits.max_concurrent_streams.unwrap_or(self.config.max_concurrent_streams);
+        let layer = self.layer.for_connection(guest.peer.clone(), Some(guest.server_name.clone()));
+        let (service, idle) = (TowerToHyperService::new(layer.layer(service)), self.config.body_idle_timeout);
+        let service = service_fn(move |request| service.call(Body::of(request, idle)));
+        let taken_over = AtomicBool::new(false);
+        let is_taken_over = || taken_over.load(Ordering::Relaxed);
+        let closing = stay(guest, drained, self.inbound.clone(), &self.tls, &self.config, is_taken_over);
+        // A set of one: polled when it is woken and not with every read of the connection.
+        let mut closing: FuturesUnordered<_> = std::iter::once(closing).collect();
+        let mut left = None;
         let ended = match version {
             HttpVersion::Http1 => {
-                let connection = self.http1.serve_connection(io, service).with_upgrades();
-                drive(connection, |connection| connection.graceful_shutdown(), closing, limit).await
+                let (leash, tether) = leash();
+                io.tether = Some(tether);
+                let ended = {
+                    let connection = self.http1.serve_connection(TokioIo::new(io), service).with_upgrades();
+                    let told = |leave: Leave| {
+                        layer.leave();
+                        left = Some(leave);
+                        leave.notice(&self.config)
+                    };
+                    drive(pin!(connection), |c| c.graceful_shutdown(), &mut closing, told, &self.config).await
+                };
+                taken_over.store(true, Ordering::Relaxed);
+                stay_taken_over(leash, left, closing, &self.config).await;
+                ended
             }
             HttpVersion::Http2 => {
-                let streams = listener.limits.max_concurrent_streams.unwrap_or(self.config.max_concurrent_streams);
-                let connection = self.http2.clone().max_concurrent_streams(streams).serve_connection(io, service);
-                drive(connection, |connection| connection.graceful_shutdown(), closing, limit).await
+                let mut http2 = self.http2.clone();
+                let connection = http2.max_concurrent_streams(streams).serve_connection(TokioIo::new(io), service);
+                let told = |_| Duration::ZERO;
+                drive(pin!(connection), |c| c.graceful_shutdown(), &mut closing, told, &self.config).await
             }
         };
         match ended {
             Some(Ok(())) => {}
             Some(Err(error)) => tracing::debug!(peer = %address, %error, "connection ended with an error"),
-            None => tracing::warn!(peer = %address, ?limit, "connection closed with requests in flight: drain limit"),
+            None => tracing::warn!(peer = %address, "connection closed with requests in flight: their time was over"),
         }
     }
 
@@ -155,7 +182,7 @@ impl Door {
             }
             (InboundTls::Disable, false) => (Stream::Plain(tcp), None),
             (InboundTls::Strict | InboundTls::Permissive, true) => {
-                match timeout(self.config.handshake_timeout, self.tls.accept(tcp)).await {
+                match timeout(self.config.handshake_timeout, self.tls.accept(tcp, listener.instance.as_deref())).await {
                     Err(_) => return self.refuse(Refusal::Timeout, address, &"the handshake took too long"),
                     Ok(Err(refused)) => return self.refuse(reason(&refused), address, &refused),
                     Ok(Ok((tls, verified))) => (Stream::Tls(Box::new(tls)), Some(verified)),
@@ -168,7 +195,7 @@ impl Door {
             Ok(Err(_)) => None,
             Ok(Ok((version, io))) => {
                 let peer = PeerIdentity { spiffe_id: verified.as_ref().map(|peer| peer.id.clone()), address };
-                Some(Admitted { io, version, peer, verified, server_name, listener })
+                Some(Admitted { io, version, guest: Guest { peer, server_name, verified, listener } })
             }
         }
     }
@@ -177,61 +204,28 @@ impl Door {
         self.stats.refuse(reason, address, why);
         None
     }
-
-    /// Waits until the connection should take no further requests.
-    fn closing(
-        &self,
-        drain: DrainWatch,
-        verified: Option<Verified>,
-        listener: &InboundListener,
-    ) -> impl Future<Output = ()> + Send + use<> {
-        let drained = drain.drained();
-        let mut inbound = self.inbound.clone();
-        let age = listener.limits.max_connection_age.or(self.config.max_connection_age);
-        let varied = |age: Duration| Duration::try_from_secs_f64(age.as_secs_f64() * (0.9 + 0.2 * fastrand::f64()));
-        let oldest = age.and_then(|age| Instant::now().checked_add(varied(age).ok()?));
-        let distrusted = verified.map(|peer| self.tls.distrusted(peer));
-        async move {
-            // Of a peer that proved who it is, the proof must still hold; any other needs a port that asks for none.
-            let unwelcome = async {
-                if let Some(distrusted) = distrusted {
-                    return distrusted.await;
-                }
-                inbound.wait_for(|state| matches!(state, InboundState::Ready(l) if l.tls == InboundTls::Strict)).await;
-            };
-            let aged = async {
-                match oldest {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = drained => {}
-                () = unwelcome => {}
-                () = aged => {}
-            }
-        }
-    }
 }
 
-/// Runs a connection; once `closing` is done, closes it gracefully within `limit`. `None` = the limit
-/// was reached.
+/// Runs a connection to its end. Once it has to leave, `told` says how long it goes on as it is; then it is closed, and
+/// what is in flight has the rest of its time. `None` = the time was over.
 async fn drive<C: Future>(
-    connection: C,
+    mut connection: Pin<&mut C>,
     close: impl FnOnce(Pin<&mut C>),
-    closing: impl Future<Output = ()>,
-    limit: Duration,
+    closing: &mut (impl futures_util::Stream<Item = Leave> + Unpin),
+    told: impl FnOnce(Leave) -> Duration,
+    config: &Config,
 ) -> Option<C::Output> {
-    let mut connection = pin!(connection);
-    // A set of one: polled when it is woken and not with every read of the connection.
-    let mut closing: FuturesUnordered<_> = std::iter::once(closing).collect();
-    tokio::select! {
+    let leave = tokio::select! {
         biased;
         ended = connection.as_mut() => return Some(ended),
-        _ = closing.next() => {}
+        Some(leave) = closing.next() => leave,
+    };
+    let notice = told(leave);
+    if let Ok(ended) = timeout(notice, connection.as_mut()).await {
+        return Some(ended);
     }
     close(connection.as_mut());
-    timeout(limit, connection).await.ok()
+    timeout(leave.limit(config).saturating_sub(notice), connection).await.ok()
 }
 
 fn reason(refused: &TlsRefused) -> Refusal {

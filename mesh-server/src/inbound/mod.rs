@@ -1,9 +1,10 @@
 //! From a listening socket to requests: `worker` accepts, `connection` decides about one socket and
-//! serves it, `peers` counts those of one address, `stats` counts what was refused.
+//! serves it, `stay` says how long, `peers` counts those of one address, `stats` counts what was refused.
 
 mod connection;
 mod peers;
 mod stats;
+mod stay;
 mod worker;
 
 pub use self::stats::{InboundStats, Refusal};

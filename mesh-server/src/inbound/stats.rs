@@ -33,11 +33,13 @@ pub enum Refusal {
     Handshake,
     /// Too slow with its first bytes or its handshake.
     Timeout,
+    /// More control frames than [`Config::max_control_frames`](crate::Config) allows. The one that may come after requests.
+    Flood,
 }
 
 impl Refusal {
     /// Every reason, in the order of the metric.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NoPolicy,
         Self::ConnectionLimit,
         Self::PeerLimit,
@@ -46,6 +48,7 @@ impl Refusal {
         Self::NoIdentity,
         Self::Handshake,
         Self::Timeout,
+        Self::Flood,
     ];
 
     /// The reason as the metric's label.
@@ -59,6 +62,7 @@ impl Refusal {
             Self::NoIdentity => "no_identity",
             Self::Handshake => "handshake",
             Self::Timeout => "timeout",
+            Self::Flood => "flood",
         }
     }
 
@@ -69,7 +73,7 @@ impl Refusal {
             Self::Handshake => Some(Code::PEER_REFUSED),
             Self::NoIdentity => Some(Code::NO_IDENTITY),
             Self::NoPolicy => Some(Code::CONFIG_PENDING),
-            Self::ConnectionLimit | Self::PeerLimit | Self::TlsDisabled | Self::Timeout => None,
+            Self::ConnectionLimit | Self::PeerLimit | Self::TlsDisabled | Self::Timeout | Self::Flood => None,
         }
     }
 }

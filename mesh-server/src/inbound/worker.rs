@@ -20,7 +20,6 @@ use mesh_core::policy::{InboundState, InboundTls};
 use super::connection::is_of_the_peer;
 use super::peers::Peers;
 use super::{Door, Refusal};
-use crate::layer::demands_tokens;
 use crate::{Body, Readiness};
 
 /// Pause after an error of the listening socket itself, such as too many open files.
@@ -46,7 +45,7 @@ pub(crate) async fn run<S, RB>(
     // Who waits for the end of the drain waits for this loop.
     let _guard = door.drain.guard();
     let mut inbound = door.inbound.clone();
-    let mut identity = door.tls.identity().clone();
+    let mut identity = door.tls.identity(&inbound.load());
     let hold = Hold { name: format!("listener {address}"), readiness };
     let listening = hold.readiness.listening();
     let mut leave_at = None;
@@ -57,13 +56,10 @@ pub(crate) async fn run<S, RB>(
             () = drained.as_mut(), if leave_at.is_none() => {
                 hold.readiness.drain();
                 tracing::info!(%address, connections = connections.len(), "draining");
-                if connections.is_empty() {
-                    break;
-                }
                 leave_at = Some(Instant::now() + door.config.lame_duck);
             }
             () = sleep_until(leave_at.unwrap_or_else(Instant::now)), if leave_at.is_some() => break,
-            () = inbound.changed() => {}
+            () = inbound.changed() => identity = door.tls.identity(&inbound.load()),
             () = identity.changed() => {}
             Some(ended) = connections.join_next_with_id() => {
                 if let Some(peers) = &mut peers {
@@ -148,9 +144,6 @@ impl Hold {
             InboundState::Failed(why) => Some(&**why),
             InboundState::Ready(listener) if listener.tls == InboundTls::Strict && identity.is_none() => {
                 Some("policy demands mutual TLS and there is no certificate yet")
-            }
-            InboundState::Ready(listener) if demands_tokens(listener) => {
-                Some("it has demands on tokens that this version cannot check: all requests are denied")
             }
             InboundState::Ready(_) => None,
         };

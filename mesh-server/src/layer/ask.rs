@@ -9,6 +9,7 @@
 //!
 //! Refuses to know how an authorizer is asked.
 
+use std::any::Any;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,15 +19,17 @@ use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body::Body;
 use tower_service::Service;
 
-use mesh_core::authz::{CheckRequest, CheckResponse, HeaderChange, Refusal};
+use mesh_core::authz::{CheckBody, CheckRequest, CheckResponse, HeaderChange, Refusal};
 use mesh_core::context::{self, RequestContext};
 use mesh_core::error::Code;
 use mesh_core::identity::PeerIdentity;
+use mesh_core::policy::CheckedBody;
 
 use super::body::Content;
 use super::gate::{Answer, Asking, authority};
 use super::record::Record;
 use super::{InboundLayer, Refused, Work};
+use crate::BodyError;
 
 /// A request that waits for an authorizer, and what it needs afterwards.
 pub(super) struct Ask<S, B> {
@@ -80,11 +83,17 @@ where
 }
 
 /// The changes of the answer's headers that come with a yes.
-async fn decide<S, B>(first: Asking, ask: &mut Ask<S, B>) -> Result<Vec<HeaderChange>, (Refused, Box<str>)> {
+async fn decide<S, B: Send + 'static>(
+    first: Asking,
+    ask: &mut Ask<S, B>,
+) -> Result<Vec<HeaderChange>, (Refused, Box<str>)> {
     let mut more = Vec::new();
     let mut next = Some(first);
     while let Some(asking) = next {
-        let question = question(&asking, ask);
+        let mut question = question(&asking, ask);
+        if let Some(wanted) = asking.authorizer().body() {
+            question.body = Some(body(&mut ask.request, wanted).await?);
+        }
         match asking.authorizer().check(question).await {
             Ok(CheckResponse::Allowed { mut request, response }) => {
                 asking.count(Answer::Allowed);
@@ -107,10 +116,40 @@ async fn decide<S, B>(first: Asking, ask: &mut Ask<S, B>) -> Result<Vec<HeaderCh
             }
         }
         let server_name = ask.layer.connection.server_name.as_deref();
-        let judged = asking.go_on(&ask.request, ask.peer(), server_name);
+        let judged = asking.go_on(&ask.request, ask.peer(), server_name, ask.context.tokens.as_deref());
         next = judged.map_err(|closed| (Refused::Closed(closed.code), closed.details))?;
     }
     Ok(more)
+}
+
+/// What an authorizer is told of a body. Only bodies of this server's own acceptor can be read and served all the same.
+async fn body<B: Send + 'static>(
+    request: &mut Request<B>,
+    wanted: CheckedBody,
+) -> Result<CheckBody, (Refused, Box<str>)> {
+    let refused = |status, text: &'static str, details: &str| {
+        let refusal = Refusal { body: Bytes::from_static(text.as_bytes()), ..Refusal::new(status) };
+        (Refused::External(Box::new(refusal)), details.into())
+    };
+    let body: &mut (dyn Any + Send) = request.body_mut();
+    let Some(body) = body.downcast_mut::<crate::Body>() else {
+        let text = "the external authorizer wants the body, which cannot be read here";
+        return Err(refused(StatusCode::FORBIDDEN, text, "ext_authz_error"));
+    };
+    let most = usize::try_from(wanted.max_bytes.get()).unwrap_or(usize::MAX);
+    match body.look_ahead(most).await {
+        Ok((_, true)) if !wanted.allow_partial => {
+            let text = "the body is larger than the external authorizer takes";
+            Err(refused(StatusCode::PAYLOAD_TOO_LARGE, text, "request_payload_too_large"))
+        }
+        Ok((bytes, partial)) => Ok(CheckBody { bytes, partial }),
+        Err(BodyError::Stalled(_)) => {
+            Err(refused(StatusCode::REQUEST_TIMEOUT, "the request's body stopped coming", "stream_idle_timeout"))
+        }
+        Err(BodyError::Connection(_)) => {
+            Err(refused(StatusCode::BAD_REQUEST, "the request's body is not whole", "request_payload_broken"))
+        }
+    }
 }
 
 fn question<S, B>(asking: &Asking, ask: &Ask<S, B>) -> CheckRequest {
@@ -118,7 +157,7 @@ fn question<S, B>(asking: &Asking, ask: &Ask<S, B>) -> CheckRequest {
     let path = request.uri().path_and_query().map_or("", |path| path.as_str());
     let mut question = CheckRequest::new(request.method().clone(), path, asking.destination());
     question.caller = ask.peer().and_then(|peer| peer.spiffe_id.clone());
-    question.own = Option::as_ref(&ask.layer.connection.shared.identity.load()).map(|own| own.id().clone());
+    question.own = ask.layer.connection.shared.own_id();
     question.source = ask.peer().map(|peer| peer.address);
     question.authority = authority(request).to_owned();
     question.version = request.version();

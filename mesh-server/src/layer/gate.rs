@@ -1,4 +1,5 @@
-//! Authorization: the policy in force, compiled when its first request comes, and what is told of its decisions.
+//! Authorization, and tokens before it: the policy in force, compiled when its first request comes, and what is told of
+//! its decisions.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,9 +13,12 @@ use mesh_core::authz::{
 };
 use mesh_core::error::Code;
 use mesh_core::identity::PeerIdentity;
+use mesh_core::jwt::Tokens;
 use mesh_core::matcher::RequestView;
 use mesh_core::policy::{InboundListener, InboundState};
 use mesh_core::telemetry::{DecisionLabels, Metrics};
+
+use super::token::{Challenge, Filters};
 
 /// The compiled policy of a listener, kept as long as the listener's configuration stays.
 pub(crate) struct Gate {
@@ -27,6 +31,7 @@ pub(crate) struct Gate {
 
 struct Compiled {
     listener: Arc<InboundListener>,
+    tokens: Filters,
     authorizer: Authorizer,
     /// Who can be asked, by provider.
     external: Box<[External]>,
@@ -64,6 +69,8 @@ pub(super) struct Closed {
     pub(super) code: Code,
     /// For the access log, in Envoy's words; the caller is not told.
     pub(super) details: Box<str>,
+    /// If its tokens are why.
+    pub(super) challenge: Option<Box<Challenge>>,
 }
 
 impl Gate {
@@ -71,14 +78,15 @@ impl Gate {
         Self { authorizers, metrics, current: ArcSwapOption::empty(), compiled: AtomicBool::new(false) }
     }
 
-    /// Decides about a request whose target is settled: it may pass, somebody has to be asked, or it may not. Costs
-    /// nothing where there is no policy.
+    /// Decides about a request whose target is settled: it may pass, somebody has to be asked, or it may not. Its tokens
+    /// are looked at first, and those that hold noted. Costs nothing where there is no policy.
     pub(super) fn judge<B>(
         &self,
         state: &InboundState,
-        request: &Request<B>,
+        request: &mut Request<B>,
         peer: Option<&PeerIdentity>,
         server_name: Option<&str>,
+        tokens: &mut Option<Arc<Tokens>>,
     ) -> Result<Option<Asking>, Closed> {
         // Without word from the control plane what was enforced last still is: connections outlive their policy.
         let last;
@@ -92,11 +100,7 @@ impl Gate {
                 None => return Ok(None),
             },
         };
-        if demands_tokens(listener) {
-            let details = "jwt_authn_access_denied{not checked by this version}".into();
-            return Err(Closed { code: Code::AUTHORIZATION_UNENFORCED, details });
-        }
-        if listener.authorization.is_empty() {
+        if listener.authorization.is_empty() && listener.jwt.is_empty() {
             if self.compiled.load(Ordering::Relaxed) {
                 self.forget();
             }
@@ -107,7 +111,8 @@ impl Gate {
             Some(compiled) => compiled,
             None => &self.compile(listener),
         };
-        compiled.decide(Step::default(), request, peer, server_name)
+        compiled.tokens.admit(request, peer, tokens)?;
+        compiled.decide(Step::default(), request, peer, server_name, tokens.as_deref())
     }
 
     // Two requests may do this at once; both get the same.
@@ -125,7 +130,8 @@ impl Gate {
             Some(External { provider: provider.name.as_str().into(), authorizer: asked, counters })
         });
         let external = external.collect();
-        let compiled = Arc::new(Compiled { listener: listener.clone(), authorizer, external });
+        let tokens = Filters::new(&listener.jwt, decisions);
+        let compiled = Arc::new(Compiled { listener: listener.clone(), tokens, authorizer, external });
         self.current.store(Some(compiled.clone()));
         self.compiled.store(true, Ordering::Relaxed);
         compiled
@@ -145,17 +151,10 @@ impl Compiled {
         request: &Request<B>,
         peer: Option<&PeerIdentity>,
         server_name: Option<&str>,
+        tokens: Option<&Tokens>,
     ) -> Result<Option<Asking>, Closed> {
-        let uri = request.uri();
-        let view = RequestView {
-            authority: authority(request),
-            method: request.method(),
-            path_and_query: uri.path_and_query().map_or("", |path| path.as_str()),
-            scheme: uri.scheme_str().unwrap_or_default(),
-            headers: request.headers(),
-            draw: &|| 0,
-        };
-        let attributes = Attributes { request: view, peer, destination: self.listener.address, server_name };
+        let destination = self.listener.address;
+        let attributes = Attributes { request: view(request), peer, destination, server_name, tokens };
         match self.authorizer.decide_from(from, &attributes, |seen| observed(&seen, &attributes)) {
             Ok(None) => Ok(None),
             Ok(Some(question)) => match self.asking(&question) {
@@ -199,15 +198,23 @@ impl Asking {
         request: &Request<B>,
         peer: Option<&PeerIdentity>,
         server_name: Option<&str>,
+        tokens: Option<&Tokens>,
     ) -> Result<Option<Self>, Closed> {
-        self.compiled.decide(self.next, request, peer, server_name)
+        self.compiled.decide(self.next, request, peer, server_name, tokens)
     }
 }
 
-/// Whether a listener has demands on tokens. They are not checked by this version: such a port denies everything,
-/// rather than let through what a policy was written to stop.
-pub(crate) fn demands_tokens(listener: &InboundListener) -> bool {
-    !listener.jwt.is_empty()
+/// What of a request is judged.
+pub(super) fn view<B>(request: &Request<B>) -> RequestView<'_> {
+    let uri = request.uri();
+    RequestView {
+        authority: authority(request),
+        method: request.method(),
+        path_and_query: uri.path_and_query().map_or("", |path| path.as_str()),
+        scheme: uri.scheme_str().unwrap_or_default(),
+        headers: request.headers(),
+        draw: &|| fastrand::u32(..1_000_000),
+    }
 }
 
 /// The authority of a request whose target is settled: the URI's, else the only `Host`.
@@ -242,7 +249,7 @@ fn closed(denial: &Denial<'_>, of: &Attributes<'_>) -> Closed {
         "RBAC: access denied"
     );
     let details = format!("rbac_access_denied_matched_policy[{}]", denial.rule.unwrap_or("none"));
-    Closed { code, details: details.into() }
+    Closed { code, details: details.into(), challenge: None }
 }
 
 #[cold]

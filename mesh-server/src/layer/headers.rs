@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
+use mesh_core::matcher::are_twins;
+
 /// Headers with which a hop inside the mesh tells the next one something. Here the certificate is the
 /// only word about the peer, so these are removed before the application could trust them: identity
-/// (`x-forwarded-client-cert`, CVE-2024-45806) and Istio's metadata exchange.
+/// (`x-forwarded-client-cert`, CVE-2024-45806) and Istio's metadata exchange. With `_` for `-` they are taken away too:
+/// to what reads headers as CGI does it is the same name.
 static STRIPPED: [HeaderName; 3] = [
     HeaderName::from_static("x-forwarded-client-cert"),
     HeaderName::from_static("x-envoy-peer-metadata"),
@@ -20,8 +23,10 @@ static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 pub(super) fn strip(headers: &mut HeaderMap) {
     // Nearly no request has one, and a look along a short list is cheaper than three look-ups.
-    if headers.keys().any(|name| STRIPPED.contains(name)) {
-        for name in &STRIPPED {
+    let named = |name: &HeaderName| STRIPPED.iter().any(|known| known == name || are_twins(known, name));
+    if headers.keys().any(named) {
+        let names: Vec<_> = headers.keys().filter(|name| named(name)).cloned().collect();
+        for name in names {
             headers.remove(name);
         }
     }
@@ -33,7 +38,7 @@ pub(super) fn is_failure(status: StatusCode, headers: &HeaderMap) -> bool {
 }
 
 /// Whether the message is gRPC (not gRPC-Web, whose status is inside the body).
-pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     const GRPC: &[u8] = b"application/grpc";
     let Some(rest) = headers.get(header::CONTENT_TYPE).and_then(|v| v.as_bytes().strip_prefix(GRPC)) else {
         return false;

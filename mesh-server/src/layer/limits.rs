@@ -10,9 +10,10 @@ use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
 use mesh_core::limit::{Gradient, RateLimit, RateLimited};
-use mesh_core::policy::{AdaptiveConcurrency, HttpFilter, HttpFilterKind, InboundListener, InboundState};
+use mesh_core::policy::{AdaptiveConcurrency, HttpFilter, HttpFilterKind, InboundListener, InboundState, PerMillion};
 
 use super::ask::grpc_status_of;
+use super::callers::{Caller, Callers};
 
 /// The limits of one scope, kept as long as the listener's configuration stays.
 pub(crate) struct Limits {
@@ -40,6 +41,7 @@ struct Ready {
 #[derive(Clone)]
 enum Limit {
     Rate(Arc<RateLimit>),
+    Callers(Arc<Callers>),
     Concurrency(Arc<Concurrency>),
 }
 
@@ -76,12 +78,14 @@ impl Limits {
         &self,
         state: &InboundState,
         headers: &mut HeaderMap,
+        caller: Caller<'_>,
+        share: PerMillion,
         tickets: &mut Vec<Ticket>,
     ) -> Result<(), Box<Limited>> {
         let InboundState::Ready(listener) = state else {
             // Without word from the control plane what was in force last still is.
             return match &*self.current.load() {
-                Some(ready) => ready.pass(headers, tickets),
+                Some(ready) => ready.pass(headers, caller, share, tickets),
                 None => Ok(()),
             };
         };
@@ -92,8 +96,8 @@ impl Limits {
             return Ok(());
         }
         match &*self.current.load() {
-            Some(ready) if Arc::ptr_eq(&ready.listener, listener) => ready.pass(headers, tickets),
-            _ => self.make(listener).pass(headers, tickets),
+            Some(ready) if Arc::ptr_eq(&ready.listener, listener) => ready.pass(headers, caller, share, tickets),
+            _ => self.make(listener).pass(headers, caller, share, tickets),
         }
     }
 
@@ -132,13 +136,28 @@ impl Ready {
         Self { listener: listener.clone(), limits: limits.collect() }
     }
 
-    fn pass(&self, headers: &mut HeaderMap, tickets: &mut Vec<Ticket>) -> Result<(), Box<Limited>> {
+    fn pass(
+        &self,
+        headers: &mut HeaderMap,
+        caller: Caller<'_>,
+        share: PerMillion,
+        tickets: &mut Vec<Ticket>,
+    ) -> Result<(), Box<Limited>> {
         for (_, limit) in &self.limits {
             match limit {
                 Limit::Rate(rate) => {
                     rate.pass(headers, Instant::now(), || fastrand::u32(..1_000_000)).map_err(rate_limited)?;
                 }
-                Limit::Concurrency(concurrency) => tickets.push(concurrency.pass()?),
+                Limit::Callers(callers) => {
+                    if !callers.take(caller, Instant::now()) {
+                        return Err(rate_limited(RateLimited {
+                            status: StatusCode::TOO_MANY_REQUESTS,
+                            grpc_status: RESOURCE_EXHAUSTED,
+                            headers: HeaderMap::new(),
+                        }));
+                    }
+                }
+                Limit::Concurrency(concurrency) => tickets.push(concurrency.pass(share)?),
             }
         }
         Ok(())
@@ -152,6 +171,9 @@ impl Limit {
             (HttpFilterKind::RateLimit(policy), _) if policy.per_connection == (scope == Scope::Connection) => {
                 Some(Self::Rate(Arc::new(RateLimit::new(policy, now)?)))
             }
+            (HttpFilterKind::CallerRateLimit(policy), Scope::Server) => {
+                Some(Self::Callers(Arc::new(Callers::new(policy, now))))
+            }
             (HttpFilterKind::AdaptiveConcurrency(policy), Scope::Server) => {
                 Some(Self::Concurrency(Arc::new(Concurrency::new(policy.as_ref()?, now))))
             }
@@ -159,6 +181,9 @@ impl Limit {
         }
     }
 }
+
+/// Of gRPC.
+const RESOURCE_EXHAUSTED: i32 = 8;
 
 #[cold]
 fn rate_limited(answer: RateLimited) -> Box<Limited> {
@@ -171,9 +196,9 @@ impl Concurrency {
         Self { gradient: Gradient::new(policy.clone(), now), status }
     }
 
-    pub(super) fn pass(self: &Arc<Self>) -> Result<Ticket, Box<Limited>> {
+    pub(super) fn pass(self: &Arc<Self>, share: PerMillion) -> Result<Ticket, Box<Limited>> {
         let now = Instant::now();
-        if !self.gradient.try_begin(now) {
+        if !self.gradient.try_begin_within(share, now) {
             let answer = RateLimited {
                 status: self.status,
                 grpc_status: grpc_status_of(self.status),

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! strip headers that only the mesh may set → settle path and authority, 400 or 431
-//!   → open the request's context (trace, deadline, caller) → authorization, or 403; who has to be asked is asked
+//!   → open the request's context (trace, deadline, caller) → tokens, or 401
+//!   → authorization, or 403; who has to be asked is asked
 //!   → the limits of the listener's filters, or what they answer → a place among the requests in flight, or 503
 //!   → the application
 //!   → metrics and access log when the response body ends
@@ -13,11 +14,14 @@
 
 mod ask;
 mod body;
+mod callers;
 mod gate;
 mod headers;
 mod limits;
+mod priority;
 mod record;
 mod target;
+mod token;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -26,10 +30,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use http::{HeaderValue, Request, Response, StatusCode, Version, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::Body;
 use pin_project_lite::pin_project;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -38,22 +42,26 @@ use mesh_core::authz::HeaderChange;
 use mesh_core::context::{self, RETRIED, RequestContext, Scoped};
 use mesh_core::drain::DrainWatch;
 use mesh_core::error::{BoxError, Code};
-use mesh_core::id::Workload;
+use mesh_core::id::{SpiffeId, Workload};
 use mesh_core::identity::PeerIdentity;
-use mesh_core::policy::InboundState;
-use mesh_core::source::{Watched, WatchedIdentity};
+use mesh_core::policy::{InboundState, PerMillion};
+use mesh_core::source::{Identities, Watched};
 use mesh_core::target::EncodedSlash;
 use mesh_core::telemetry::{Metrics, PeerLabels, Reporter, RequestLabels, RequestSeries};
 
 use self::ask::{Ask, Proceed};
 use self::body::Content;
 pub use self::body::InboundBody;
-pub(crate) use self::gate::{Gate, demands_tokens};
-pub(crate) use self::headers::grpc_status;
+use self::callers::{Caller, Own};
+pub(crate) use self::gate::Gate;
+pub(crate) use self::headers::{grpc_status, is_grpc};
 pub(crate) use self::limits::{Concurrency, Limits, Scope};
 use self::limits::{Limited, Ticket};
+pub(crate) use self::priority::Priorities;
+pub use self::priority::Priority;
 use self::record::Record;
 use self::target::Unsettled;
+use self::token::Challenge;
 use crate::load::{LoadReports, Question, Told};
 
 /// Wraps a service with what the mesh does per request. [`Server`](crate::Server) adds it by itself;
@@ -71,7 +79,7 @@ pub struct InboundLayer {
 /// What all connections of a server have in common.
 pub(crate) struct Shared {
     pub(crate) inbound: Watched<InboundState>,
-    pub(crate) identity: WatchedIdentity,
+    pub(crate) identities: Identities,
     pub(crate) workload: Arc<Workload>,
     pub(crate) service_host: String,
     pub(crate) metrics: Arc<Metrics>,
@@ -84,10 +92,46 @@ pub(crate) struct Shared {
     pub(crate) lent: AtomicBool,
     pub(crate) max_headers: usize,
     /// One for each request that may be in flight, if that is limited.
-    pub(crate) places: Option<Arc<Semaphore>>,
+    pub(crate) places: Option<Places>,
+    pub(crate) priorities: Priorities,
     /// How many they may be, if that follows their latency.
     pub(crate) adaptive: Option<Arc<Concurrency>>,
     pub(crate) limits: Limits,
+}
+
+impl Shared {
+    /// Who we are behind this address.
+    pub(crate) fn own_id(&self) -> Option<SpiffeId> {
+        let instance = match &**self.inbound.load() {
+            InboundState::Ready(listener) => listener.instance.clone(),
+            InboundState::Pending | InboundState::Failed(_) => None,
+        };
+        Option::as_ref(&self.identities.of(instance.as_deref()).load()).map(|own| own.id().clone())
+    }
+}
+
+/// Places for requests in flight.
+#[derive(Clone)]
+pub(crate) struct Places {
+    free: Arc<Semaphore>,
+    all: u32,
+}
+
+impl Places {
+    pub(crate) fn new(all: usize) -> Self {
+        let all = u32::try_from(all.min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
+        Self { free: Arc::new(Semaphore::new(all as usize)), all }
+    }
+
+    /// One of a share of them.
+    fn take(&self, share: PerMillion) -> Option<OwnedSemaphorePermit> {
+        // Of two at once one may go a little beyond its share, and nobody beyond all.
+        let taken = (self.all as usize).saturating_sub(self.free.available_permits());
+        if taken >= share.of(self.all) as usize {
+            return None;
+        }
+        self.free.clone().try_acquire_owned().ok()
+    }
 }
 
 /// What all requests of a connection have in common.
@@ -98,6 +142,10 @@ struct Connection {
     server_name: Option<Box<str>>,
     series: Arc<RequestSeries>,
     limits: Limits,
+    /// The rate limit of its peer.
+    rate: Own,
+    /// It takes no further request.
+    leaving: AtomicBool,
 }
 
 impl InboundLayer {
@@ -122,12 +170,17 @@ impl InboundLayer {
     pub(crate) fn for_connection(&self, peer: PeerIdentity, server_name: Option<Box<str>>) -> Self {
         Self { connection: Arc::new(Connection::new(&self.connection.shared, Some(peer), server_name)) }
     }
+
+    /// From now on HTTP/1.1 answers say that the connection takes no further request.
+    pub(crate) fn leave(&self) {
+        self.connection.leaving.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Connection {
     fn new(shared: &Arc<Shared>, peer: Option<PeerIdentity>, server_name: Option<Box<str>>) -> Self {
         let caller = peer.as_ref().and_then(|peer| peer.spiffe_id.as_ref());
-        let own = shared.identity.load();
+        let own = shared.own_id();
         let mut service = shared.service_host.split('.');
         let series = shared.metrics.series(&RequestLabels {
             reporter: Reporter::Destination,
@@ -136,7 +189,7 @@ impl Connection {
                 namespace: caller.and_then(|id| id.kubernetes()).map_or(String::new(), |(ns, _)| ns.to_owned()),
                 ..PeerLabels::default()
             },
-            destination: PeerLabels::of(&shared.workload, Option::as_ref(&own).map(|identity| identity.id())),
+            destination: PeerLabels::of(&shared.workload, own.as_ref()),
             destination_service: shared.service_host.clone(),
             destination_service_name: service.next().unwrap_or_default().to_owned(),
             destination_service_namespace: shared.workload.namespace.clone(),
@@ -148,6 +201,21 @@ impl Connection {
             server_name,
             series,
             limits: Limits::new(Scope::Connection),
+            rate: Own::default(),
+            leaving: AtomicBool::new(false),
+        }
+    }
+
+    fn parting<B>(&self, request: &Request<B>) -> Parting {
+        if request.version() >= Version::HTTP_2 {
+            // It has its GOAWAY.
+            Parting::Stays
+        } else if self.shared.drain.is_draining() || self.leaving.load(Ordering::Relaxed) {
+            Parting::Last
+        } else if request.extensions().get::<hyper::upgrade::OnUpgrade>().is_some() {
+            Parting::Switches { connect: request.method() == Method::CONNECT }
+        } else {
+            Parting::Stays
         }
     }
 
@@ -198,18 +266,17 @@ where
         let connection = &self.layer.connection;
         if connection.leaves_alone(&request) {
             let work = Work::Untreated { inner: self.inner.call(request) };
-            return ResponseFuture { work, record: None, last: false };
+            return ResponseFuture { work, record: None, parting: Parting::Stays };
         }
         let shared = &connection.shared;
-        // HTTP/2 has its GOAWAY.
-        let last = request.version() < Version::HTTP_2 && shared.drain.is_draining();
+        let parting = connection.parting(&request);
         headers::strip(request.headers_mut());
         let grpc = headers::is_grpc(request.headers());
         let settled = target::settle(&mut request, grpc, shared.slash);
         // Without a peer of our own acceptor, what another acceptor put there counts: extensions cannot
         // come from outside.
         let other = || request.extensions().get::<PeerIdentity>().cloned().map(Arc::new);
-        let context = Arc::new(open(request.headers(), connection.peer.clone().or_else(other)));
+        let mut context = open(request.headers(), connection.peer.clone().or_else(other));
         let peer = context.caller.as_deref();
         let mut record = Record::begin(&request, connection.series.clone(), grpc, context.trace, peer);
 
@@ -218,13 +285,15 @@ where
             Err(unsettled) => Err(Refused::Malformed(unsettled)),
             Ok(()) => {
                 let server_name = connection.server_name.as_deref();
-                let judged = shared.gate.judge(&shared.inbound.load(), &request, peer, server_name);
+                let tokens = &mut context.tokens;
+                let judged = shared.gate.judge(&shared.inbound.load(), &mut request, peer, server_name, tokens);
                 judged.map_err(|closed| {
                     record.note(closed.details);
-                    Refused::Closed(closed.code)
+                    closed.challenge.map_or(Refused::Closed(closed.code), Refused::Token)
                 })
             }
         };
+        let context = Arc::new(context);
         let mut record = Some(record);
         let work = match judged {
             Err(why) => Work::Refused { why, grpc },
@@ -238,7 +307,7 @@ where
                 }
             }
         };
-        ResponseFuture { work, record, last }
+        ResponseFuture { work, record, parting }
     }
 }
 
@@ -262,17 +331,20 @@ impl InboundLayer {
             let told = load.answer(question, request.into_body(), &shared.drain);
             return Work::Told { told: Some(told) };
         }
-        if let Err(limited) = self.limit(request.headers_mut(), record.as_mut()) {
+        let share = shared.priorities.share(&request);
+        let own = self.connection.peer.is_some().then_some(&self.connection.rate);
+        let caller = Caller { peer: context.caller.as_deref(), own };
+        if let Err(limited) = self.limit(request.headers_mut(), caller, share, record.as_mut()) {
             return Work::Refused { why: Refused::Limited(limited), grpc };
         }
         if let Some(places) = &shared.places {
-            match places.clone().try_acquire_owned() {
-                Ok(place) => {
+            match places.take(share) {
+                Some(place) => {
                     if let Some(record) = record {
                         record.hold(place);
                     }
                 }
-                Err(_) => {
+                None => {
                     if let Some(record) = record {
                         record.note("overload".into());
                     }
@@ -299,8 +371,14 @@ impl InboundLayer {
     }
 
     /// Whether a request is within the limits of the listener's filters and of the server.
-    fn limit(&self, headers: &mut http::HeaderMap, record: Option<&mut Record>) -> Result<(), Box<Limited>> {
-        let passed = self.pass(headers);
+    fn limit(
+        &self,
+        headers: &mut http::HeaderMap,
+        caller: Caller<'_>,
+        share: PerMillion,
+        record: Option<&mut Record>,
+    ) -> Result<(), Box<Limited>> {
+        let passed = self.pass(headers, caller, share);
         let Some(record) = record else { return passed.map(drop) };
         match passed {
             Ok(tickets) => {
@@ -316,16 +394,45 @@ impl InboundLayer {
     }
 
     // With a refusal the tickets are dropped: what passes one limit and not the next says nothing of latency.
-    fn pass(&self, headers: &mut http::HeaderMap) -> Result<Vec<Ticket>, Box<Limited>> {
+    fn pass(
+        &self,
+        headers: &mut http::HeaderMap,
+        caller: Caller<'_>,
+        share: PerMillion,
+    ) -> Result<Vec<Ticket>, Box<Limited>> {
         let shared = &self.connection.shared;
         let state = shared.inbound.load();
         let mut tickets = Vec::new();
-        shared.limits.pass(&state, headers, &mut tickets)?;
-        self.connection.limits.pass(&state, headers, &mut tickets)?;
+        shared.limits.pass(&state, headers, caller, share, &mut tickets)?;
+        self.connection.limits.pass(&state, headers, caller, share, &mut tickets)?;
         if let Some(adaptive) = &shared.adaptive {
-            tickets.push(adaptive.pass()?);
+            tickets.push(adaptive.pass(share)?);
         }
         Ok(tickets)
+    }
+}
+
+/// Whether an HTTP/1.1 connection takes a further request after this one; if not, the caller is told.
+#[derive(Clone, Copy)]
+enum Parting {
+    Stays,
+    Last,
+    /// The caller asks for another protocol, and may have begun with it: if it does not get it, what comes next is no
+    /// request (RUSTSEC-2026-0033).
+    Switches {
+        connect: bool,
+    },
+}
+
+impl Parting {
+    fn is_last(self, status: StatusCode) -> bool {
+        match self {
+            Self::Stays => false,
+            Self::Last => true,
+            Self::Switches { connect } => {
+                status != StatusCode::SWITCHING_PROTOCOLS && !(connect && status.is_success())
+            }
+        }
     }
 }
 
@@ -347,6 +454,8 @@ enum Refused {
     /// By the listener's filters or the latency of requests.
     Limited(Box<Limited>),
     Closed(Code),
+    /// By its tokens, or for want of one.
+    Token(Box<Challenge>),
     /// With a status of its own.
     Unavailable(StatusCode),
     /// In an external authorizer's words.
@@ -384,6 +493,13 @@ impl Refused {
                 let text = format!("{code}: denied. To fix it: {}.", code.remedy());
                 answer(grpc, code.http_status(), code.grpc_status(), &text)
             }
+            // Envoy's words as well; there are none that say more of a token than its sender knows.
+            Self::Token(challenge) => {
+                let code = Code::TOKEN_REFUSED;
+                let mut response = answer(grpc, code.http_status(), code.grpc_status(), &challenge.why.to_string());
+                response.headers_mut().extend(challenge.header().map(|value| (header::WWW_AUTHENTICATE, value)));
+                response
+            }
             Self::Unavailable(status) => {
                 let code = Code::AUTHORIZER_UNAVAILABLE;
                 let text = format!("{code}: the external authorizer gives no answer. To fix it: {}.", code.remedy());
@@ -400,8 +516,7 @@ pin_project! {
         #[pin]
         work: Work<F>,
         record: Option<Record>,
-        // The caller is told that the connection takes no further request.
-        last: bool,
+        parting: Parting,
     }
 }
 
@@ -437,27 +552,41 @@ where
                 let response = ready!(inner.poll(cx))?;
                 response.map(|body| Content::Application { body })
             }
-            WorkProjection::Serving { mut inner, grpc, more } => match ready!(inner.as_mut().poll(cx)) {
-                Ok(mut response) => {
-                    if let Some(changes) = more {
-                        HeaderChange::apply(changes, response.headers_mut());
+            WorkProjection::Serving { mut inner, grpc, more } => {
+                let served = ready!(inner.as_mut().poll(cx));
+                let (spent, stalled) = match inner.take_value() {
+                    Some(context) => (context.spent.is_set(), context.stalled.is_set()),
+                    None => (false, false),
+                };
+                match served {
+                    // What the application makes of a body that broke off is said in a better way.
+                    _ if stalled && !served.as_ref().is_ok_and(|served| served.status().is_success()) => {
+                        if let Some(record) = this.record {
+                            record.flag("SI");
+                            record.note("stream_idle_timeout".into());
+                        }
+                        answer(*grpc, StatusCode::REQUEST_TIMEOUT, 4, "the request's body stopped coming")
                     }
-                    let spent = inner.take_value().is_some_and(|context| context.spent.is_set());
-                    if spent && headers::is_failure(response.status(), response.headers()) {
-                        response.headers_mut().insert(&RETRIED, HeaderValue::from_static("1"));
+                    Ok(mut response) => {
+                        if let Some(changes) = more {
+                            HeaderChange::apply(changes, response.headers_mut());
+                        }
+                        if spent && headers::is_failure(response.status(), response.headers()) {
+                            response.headers_mut().insert(&RETRIED, HeaderValue::from_static("1"));
+                        }
+                        response.map(|body| Content::Application { body })
                     }
-                    response.map(|body| Content::Application { body })
+                    Err(error) => {
+                        let error: BoxError = error.into();
+                        tracing::error!(%error, "the application's service failed: answered with 500");
+                        answer(*grpc, StatusCode::INTERNAL_SERVER_ERROR, 13, "the service failed; see its log")
+                    }
                 }
-                Err(error) => {
-                    let error: BoxError = error.into();
-                    tracing::error!(%error, "the application's service failed: answered with 500");
-                    answer(*grpc, StatusCode::INTERNAL_SERVER_ERROR, 13, "the service failed; see its log")
-                }
-            },
+            }
             WorkProjection::Told { told } => tell(told.take().expect("a future is not polled after its end")),
             WorkProjection::Refused { why, grpc } => why.answer(*grpc),
         };
-        if *this.last {
+        if this.parting.is_last(response.status()) {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         let mut record = this.record.take();

@@ -37,5 +37,5 @@ pub(crate) async fn detect(mut stream: Stream) -> io::Result<(HttpVersion, Detec
             break HttpVersion::Http2;
         }
     };
-    Ok((version, Detected { stream, seen, filled, given: 0 }))
+    Ok((version, Detected { stream, seen, filled, given: 0, frames: None, tether: None }))
 }

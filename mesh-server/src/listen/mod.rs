@@ -2,12 +2,16 @@
 //!
 //! Refuses to know policy: the caller has decided what this socket may be.
 
+mod cut;
 mod detect;
+mod frames;
 mod plaintext;
 mod stream;
 mod tls;
 
+pub(crate) use self::cut::{Leash, leash};
 pub(crate) use self::detect::{HttpVersion, detect};
+pub(crate) use self::frames::Frames;
 pub(crate) use self::plaintext::{is_tls, looks_like_http1, refuse_plaintext};
 pub(crate) use self::stream::{Detected, Stream};
 pub(crate) use self::tls::{TlsAccept, TlsRefused, Verified};

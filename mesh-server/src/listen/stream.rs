@@ -2,11 +2,14 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
+
+use super::Frames;
+use super::cut::Tether;
 
 /// An accepted socket.
 pub(crate) enum Stream {
@@ -33,6 +36,10 @@ pub(crate) struct Detected {
     pub(super) seen: [u8; DETECT_LEN],
     pub(super) filled: usize,
     pub(super) given: usize,
+    /// Of HTTP/2, if its control frames are limited.
+    pub(crate) frames: Option<Frames>,
+    /// Of HTTP/1, which the application may take over.
+    pub(crate) tether: Option<Tether>,
 }
 
 impl AsyncRead for Stream {
@@ -85,12 +92,35 @@ impl AsyncWrite for Stream {
     }
 }
 
+impl Detected {
+    fn check(&self) -> io::Result<()> {
+        self.tether.as_ref().map_or(Ok(()), Tether::check)
+    }
+
+    fn wrote(&mut self, bytes: usize) -> Poll<io::Result<usize>> {
+        if let Some(frames) = &mut self.frames {
+            frames.wrote(bytes);
+        }
+        Poll::Ready(Ok(bytes))
+    }
+}
+
 impl AsyncRead for Detected {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let rest = &this.seen[this.given..this.filled];
         if rest.is_empty() {
-            return Pin::new(&mut this.stream).poll_read(cx, buf);
+            this.check()?;
+            let before = buf.filled().len();
+            let read = Pin::new(&mut this.stream).poll_read(cx, buf);
+            if let (Poll::Pending, Some(tether)) = (&read, &this.tether) {
+                tether.wait(cx.waker())?;
+            }
+            ready!(read)?;
+            return Poll::Ready(match &mut this.frames {
+                Some(frames) => frames.see(&buf.filled()[before..]),
+                None => Ok(()),
+            });
         }
         let now = rest.len().min(buf.remaining());
         buf.put_slice(&rest[..now]);
@@ -101,7 +131,10 @@ impl AsyncRead for Detected {
 
 impl AsyncWrite for Detected {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+        let this = self.get_mut();
+        this.check()?;
+        let written = ready!(Pin::new(&mut this.stream).poll_write(cx, buf))?;
+        this.wrote(written)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -117,7 +150,10 @@ impl AsyncWrite for Detected {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        this.check()?;
+        let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, bufs))?;
+        this.wrote(written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,5 +1,6 @@
 //! The TLS side of an accepted socket: our current certificate, the client's mandatory one.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
@@ -16,12 +17,19 @@ use mesh_core::id::SpiffeId;
 use mesh_core::identity::{
     Identity, InvalidIdentity, PeerRefused, TrustBundles, Usage, peer_spiffe_id, server_config, verify_svid,
 };
-use mesh_core::source::WatchedIdentity;
+use mesh_core::policy::InboundState;
+use mesh_core::source::{Identities, Watched, WatchedIdentity};
 
 /// Accepts TLS with the identity of the moment.
 pub(crate) struct TlsAccept {
-    identity: WatchedIdentity,
+    own: Own,
+    named: BTreeMap<Box<str>, Own>,
     provider: Arc<CryptoProvider>,
+}
+
+/// One of our identities.
+struct Own {
+    identity: WatchedIdentity,
     // The configuration of the identity seen last: built by the first handshake after a rotation.
     current: ArcSwapOption<Built>,
 }
@@ -36,6 +44,7 @@ pub(crate) struct Verified {
     pub(crate) id: SpiffeId,
     chain: Box<[CertificateDer<'static>]>,
     by: TrustBundles,
+    identity: WatchedIdentity,
 }
 
 /// Why a TLS client was turned away.
@@ -53,37 +62,57 @@ pub(crate) enum TlsRefused {
     NoCertificate,
 }
 
-/// HTTP/2 before HTTP/1.1.
-const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
+/// HTTP/2 before HTTP/1.1; then the name by which Istio's proxies know each other, where they offer nothing else. What is
+/// spoken is known by its first bytes, whatever was chosen.
+const ALPN: &[&[u8]] = &[b"h2", b"http/1.1", b"istio"];
 
 impl TlsAccept {
-    pub(crate) fn new(identity: WatchedIdentity, provider: Arc<CryptoProvider>) -> Self {
-        Self { identity, provider, current: ArcSwapOption::empty() }
+    pub(crate) fn new(identities: &Identities, provider: Arc<CryptoProvider>) -> Self {
+        let own = |identity: &WatchedIdentity| Own { identity: identity.clone(), current: ArcSwapOption::empty() };
+        let named = identities.named().map(|(name, identity)| (name.into(), own(identity))).collect();
+        Self { own: own(identities.own()), named, provider }
     }
 
-    /// The identity of the moment and its changes.
-    pub(crate) fn identity(&self) -> &WatchedIdentity {
-        &self.identity
+    fn own(&self, instance: Option<&str>) -> Option<&Own> {
+        match instance {
+            None => Some(&self.own),
+            Some(name) => self.named.get(name),
+        }
     }
 
-    /// Performs the handshake; the caller sets the time limit.
-    pub(crate) async fn accept(&self, tcp: TcpStream) -> Result<(TlsStream<TcpStream>, Verified), TlsRefused> {
-        let identity = Option::clone(&self.identity.load()).ok_or(TlsRefused::NoIdentity)?;
-        let tls = TlsAcceptor::from(self.config(&identity)?).accept(tcp).await?;
+    /// The identity that policy wants shown, now and as it changes; none for ever if it names one that there is not.
+    pub(crate) fn identity(&self, inbound: &InboundState) -> WatchedIdentity {
+        let instance = match inbound {
+            InboundState::Ready(listener) => listener.instance.as_deref(),
+            InboundState::Pending | InboundState::Failed(_) => None,
+        };
+        self.own(instance).map_or_else(|| Watched::fixed(None), |own| own.identity.clone())
+    }
+
+    /// Performs the handshake as the identity of `instance`; the caller sets the time limit.
+    pub(crate) async fn accept(
+        &self,
+        tcp: TcpStream,
+        instance: Option<&str>,
+    ) -> Result<(TlsStream<TcpStream>, Verified), TlsRefused> {
+        let own = self.own(instance).ok_or(TlsRefused::NoIdentity)?;
+        let identity = Option::clone(&own.identity.load()).ok_or(TlsRefused::NoIdentity)?;
+        let tls = TlsAcceptor::from(own.config(&identity, &self.provider)?).accept(tcp).await?;
         let (_, session) = tls.get_ref();
         let chain = session.peer_certificates().ok_or(TlsRefused::NoCertificate)?;
         let id = peer_spiffe_id(chain.first().ok_or(TlsRefused::NoCertificate)?)?;
         // A peer under a former name of a trust domain is the one that policy knows under the present name.
         let id = identity.bundles().aliased(&id).unwrap_or(id);
         let chain = chain.to_vec().into();
-        Ok((tls, Verified { id, chain, by: identity.bundles().clone() }))
+        let by = identity.bundles().clone();
+        Ok((tls, Verified { id, chain, by, identity: own.identity.clone() }))
     }
 
     /// Waits until the peer of a connection would not be let in any more: its root was taken out of the bundle, or
     /// it was revoked.
     pub(crate) fn distrusted(&self, peer: Verified) -> impl Future<Output = ()> + Send + use<> {
-        let (mut identity, provider) = (self.identity.clone(), self.provider.clone());
-        let Verified { chain, mut by, .. } = peer;
+        let provider = self.provider.clone();
+        let Verified { chain, mut by, mut identity, .. } = peer;
         async move {
             loop {
                 identity.changed().await;
@@ -101,14 +130,20 @@ impl TlsAccept {
             }
         }
     }
+}
 
-    fn config(&self, identity: &Arc<Identity>) -> Result<Arc<ServerConfig>, TlsRefused> {
+impl Own {
+    fn config(
+        &self,
+        identity: &Arc<Identity>,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Arc<ServerConfig>, TlsRefused> {
         if let Some(built) = self.current.load().as_ref()
             && Arc::ptr_eq(&built.identity, identity)
         {
             return Ok(built.config.clone());
         }
-        let config = Arc::new(server_config(identity, true, ALPN, &self.provider)?);
+        let config = Arc::new(server_config(identity, true, ALPN, provider)?);
         self.current.store(Some(Arc::new(Built { identity: identity.clone(), config: config.clone() })));
         Ok(config)
     }

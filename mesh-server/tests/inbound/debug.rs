@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 
 use mesh_core::drain;
 use mesh_core::policy::InboundTls;
+use mesh_core::source::{Identities, Watched};
 use mesh_server::Readiness;
 use mesh_server::debug::{DebugServer, prometheus};
 
@@ -43,7 +44,8 @@ async fn every_path_answers_from_its_closure() {
             prometheus::config_unenforced(out, [("listener", 0), ("routes", 2)]);
             prometheus::config_resources(out, [("routes", "nacked_but_cached", 3)]);
             prometheus::config_unconfirmed(out, 60);
-            prometheus::certificate_expiry(out, (*identity.load_full()).as_deref());
+            let named = [("outer".into(), identity.clone()), ("none".into(), Watched::fixed(None))];
+            prometheus::certificate_expiry(out, &Identities::new(identity.clone(), named));
         }))
         .config_dump(Arc::new(|| ("application/json", "{\"config\":1}".into())))
         .clusters(Arc::new(|| ("not\na header value", "clusters".into())))
@@ -62,6 +64,8 @@ async fn every_path_answers_from_its_closure() {
     assert!(metrics.contains("mesh_config_unenforced{kind=\"routes\"} 2\n"), "{metrics}");
     let refused = "mesh_config_resources{kind=\"routes\",state=\"nacked_but_cached\"} 3\n";
     assert!(metrics.contains(refused) && metrics.contains("mesh_config_unconfirmed_seconds 60\n"), "{metrics}");
+    let outer = format!("{{of=\"leaf\",instance=\"outer\"}} {ends}\n");
+    assert!(metrics.contains(&outer) && !metrics.contains("instance=\"none\""), "{metrics}");
     let ends = format!("mesh_certificate_expiry_timestamp_seconds{{of=\"leaf\"}} {ends}\n");
     assert!(metrics.contains(&ends) && metrics.contains("{of=\"root\"} "), "{metrics}");
     assert!(ask(&debug, &get("/config_dump")).await.ends_with("{\"config\":1}"));
@@ -76,7 +80,7 @@ async fn every_path_answers_from_its_closure() {
 }
 
 #[tokio::test]
-async fn a_foreign_host_name_is_refused_and_an_oversized_head_too() {
+async fn s85_a_foreign_host_name_is_refused_and_an_oversized_head_too() {
     let debug = DebugServer::builder().bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let rebound = ask(&debug, "GET /healthz HTTP/1.1\r\nhost: evil.example").await;
     assert!(rebound.starts_with("HTTP/1.1 421"), "{rebound}");
@@ -88,6 +92,36 @@ async fn a_foreign_host_name_is_refused_and_an_oversized_head_too() {
     let mut answer = Vec::new();
     let _ = within(tcp.read_to_end(&mut answer)).await;
     assert!(!answer.starts_with(b"HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn s84_nothing_that_comes_over_the_network_ends_the_process() {
+    let world = World::hello(InboundTls::Permissive).await;
+    let silent = DebugServer::builder().bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    for path in ["/quitquitquit", "/quit", "/shutdown", "/drain", "/drain_listeners", "/healthcheck/fail", "/logging"] {
+        for method in ["POST", "GET", "PUT"] {
+            let answer = ask(&silent, &format!("{method} {path} HTTP/1.1\r\nhost: localhost")).await;
+            assert!(answer.starts_with("HTTP/1.1 40"), "{method} {path}: {answer}");
+        }
+    }
+    // The one word that a server takes, where it was told to: of whoever is on the machine and means to say it.
+    let trigger = world.drain.clone();
+    let debug = DebugServer::builder()
+        .on_drain(Arc::new(move || trigger.drain()))
+        .bind("127.0.0.1:0".parse().unwrap())
+        .await
+        .unwrap();
+    for line in [
+        "GET /drain HTTP/1.1\r\nhost: localhost",
+        "POST /drain HTTP/1.1\r\nhost: evil.example",
+        "POST /quitquitquit HTTP/1.1\r\nhost: localhost",
+    ] {
+        assert!(ask(&debug, line).await.starts_with("HTTP/1.1 4"), "{line}");
+    }
+    assert!(!world.server.readiness().draining());
+    assert_eq!(world.plain(Http::Two).await.get("/").await.unwrap().0, 200);
+    assert!(ask(&debug, "POST /drain HTTP/1.1\r\nhost: localhost").await.starts_with("HTTP/1.1 202"));
+    eventually(|| world.server.readiness().draining().then_some(())).await;
 }
 
 async fn over_http2(debug: &DebugServer) -> Client {

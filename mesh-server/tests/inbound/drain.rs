@@ -142,12 +142,22 @@ async fn without_a_lame_duck_idle_connections_are_closed_at_once() {
 }
 
 #[tokio::test]
-async fn nobody_is_waited_for_when_nobody_is_connected() {
-    let service = tower::service_fn(|_| async { text("served") });
-    let config = lame_duck(Duration::from_secs(3600));
-    let mut world = World::start(policy(InboundTls::Permissive), config, service).await;
-    world.drain.drain();
-    within(&mut world.serving).await.unwrap().unwrap();
+async fn who_comes_when_nobody_is_connected_is_served_while_the_duck_is_lame() {
+    for (time, served) in [(Duration::from_secs(3600), true), (Duration::ZERO, false)] {
+        let service = tower::service_fn(|_| async { text("served") });
+        let mut world = World::start(policy(InboundTls::Permissive), lame_duck(time), service).await;
+        world.drain.drain();
+        eventually(|| world.server.readiness().draining().then_some(())).await;
+        assert!(!world.server.readiness().is_ready());
+        if served {
+            assert_eq!(world.plain(Http::Two).await.get("/").await.unwrap().0, 200);
+            assert!(!world.serving.is_finished());
+        } else {
+            // The control: the door is closed at once.
+            within(&mut world.serving).await.unwrap().unwrap();
+            assert!(TcpStream::connect(world.address).await.is_err());
+        }
+    }
 }
 
 #[tokio::test]

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 use mesh_core::authz::{
-    CheckRequest, CheckResponse, Checking, ExternalAuthorizer, ExternalAuthorizers, HeaderChange, Refusal, Unavailable,
+    CheckBody, CheckRequest, CheckResponse, Checking, ExternalAuthorizer, ExternalAuthorizers, HeaderChange, Refusal,
+    Unavailable,
 };
 use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, HeaderKey, HeaderMatch,
-    HeaderMatcher, InboundState, InboundTls, PathMatch, Permission, Principal, StringMatcher,
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, CheckedBody, HeaderKey,
+    HeaderMatch, HeaderMatcher, InboundState, InboundTls, PathMatch, Permission, Principal, StringMatcher,
 };
 use mesh_server::{Body, Config};
 use parking_lot::Mutex;
@@ -23,9 +24,14 @@ type Answer = fn(&CheckRequest) -> Result<CheckResponse, Unavailable>;
 struct Fake {
     answer: Mutex<Answer>,
     asked: Mutex<Vec<CheckRequest>>,
+    wanted: Option<CheckedBody>,
 }
 
 impl ExternalAuthorizer for Fake {
+    fn body(&self) -> Option<CheckedBody> {
+        self.wanted
+    }
+
     fn check(&self, request: CheckRequest) -> Checking<'_> {
         Box::pin(async move {
             // An answer never comes at once.
@@ -67,7 +73,7 @@ fn guarded(policies: Vec<AuthorizationPolicy>) -> InboundState {
 
 /// A server whose application says which headers it got.
 async fn world(policies: Vec<AuthorizationPolicy>, answer: Answer) -> (World, Arc<Fake>) {
-    let fake = Arc::new(Fake { answer: Mutex::new(answer), asked: Mutex::default() });
+    let fake = Arc::new(Fake { answer: Mutex::new(answer), asked: Mutex::default(), wanted: None });
     let one = Arc::new(One(fake.clone()));
     let asked = tower::service_fn(|request: http::Request<Body>| async move {
         let header = |name: &str| request.headers().get(name).map_or("-", |value| value.to_str().unwrap());
@@ -127,6 +133,48 @@ async fn an_authorizer_is_asked_about_what_the_rules_match_and_about_nothing_els
     assert!(code == 403 && body.contains("MESH-2003"), "{code} {body}");
     world.policy.publish(guarded(Vec::new()));
     assert_eq!(status(&world, "/checked").await.0, 200);
+}
+
+#[tokio::test]
+async fn an_authorizer_is_told_what_it_wants_of_a_body_and_the_application_gets_all_of_it() {
+    let wanted = |max: u32, allow_partial| {
+        let max_bytes = max.try_into().unwrap();
+        Some(CheckedBody { max_bytes, allow_partial, as_bytes: false })
+    };
+    for (wanted, told, status) in [
+        (None, Some(None), 200),
+        (wanted(10, false), Some(Some(("hello", false))), 200),
+        (wanted(5, false), Some(Some(("hello", false))), 200),
+        (wanted(3, true), Some(Some(("hel", true))), 200),
+        (wanted(3, false), None, 413),
+    ] {
+        let fake = Arc::new(Fake { answer: Mutex::new(yes), asked: Mutex::default(), wanted });
+        let one = Arc::new(One(fake.clone()));
+        let app = tower::service_fn(|request: http::Request<Body>| async move {
+            let hint = http_body::Body::size_hint(request.body()).exact();
+            let body = request.into_body().collect().await?.to_bytes();
+            assert!(hint.is_none_or(|hint| hint == body.len() as u64), "{hint:?}");
+            text(body)
+        });
+        let settings = |server: mesh_server::ServerBuilder| server.authorizers(one);
+        let world = World::start_with(guarded(vec![asking("opa")]), Config::default(), settings, app).await;
+        for framing in
+            ["content-length: 5\r\n\r\nhello", "transfer-encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"]
+        {
+            let request = format!("POST /checked HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{framing}");
+            let answer = crate::transport::raw(world.address, request.as_bytes()).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{wanted:?}: {answer}");
+            assert_eq!(answer.contains("hello"), status == 200, "{wanted:?}: {answer}");
+            let asked = fake.asked.lock().pop().map(|question| question.body);
+            let told = told.map(|told| {
+                told.map(|(text, partial)| CheckBody { bytes: bytes::Bytes::from_static(text.as_bytes()), partial })
+            });
+            assert_eq!(asked, told, "{wanted:?}");
+        }
+        // One without a body, and one about which nobody is asked.
+        assert_eq!(world.plain(Http::Two).await.get("/checked").await.unwrap().0, 200);
+        assert_eq!(world.plain(Http::Two).await.get("/other").await.unwrap().0, 200);
+    }
 }
 
 #[tokio::test]

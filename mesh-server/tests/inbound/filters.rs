@@ -7,9 +7,10 @@ use http::{HeaderName, HeaderValue};
 use http_body_util::{BodyExt, Empty};
 use tower::{Layer, Service, ServiceExt};
 
+use mesh_core::identity::PeerIdentity;
 use mesh_core::policy::{
-    AdaptiveConcurrency, HeaderAction, HeaderWrite, HttpFilter, HttpFilterKind, InboundState, InboundTls,
-    LocalRateLimit, MinRtt, PerMillion, TokenBucket,
+    AdaptiveConcurrency, CallerGroup, CallerRateLimit, HeaderAction, HeaderWrite, HttpFilter, HttpFilterKind,
+    InboundState, InboundTls, LocalRateLimit, MinRtt, PerMillion, TokenBucket,
 };
 use mesh_core::source::Watched;
 use mesh_server::{Config, Server};
@@ -130,8 +131,57 @@ async fn a_bucket_outlives_changes_beside_it_and_not_its_own() {
     assert_eq!(statuses(&mut client, 5).await, [200; 5]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn each_caller_has_its_rate_some_share_one_and_those_without_identity_do() {
+    let rate = |n| std::num::NonZeroU32::new(n).unwrap();
+    let id = |account: &str| format!("spiffe://cluster.local/ns/default/sa/{account}");
+    let group = CallerGroup { callers: vec![id("batch"), id("cron")], per_second: rate(3) };
+    let limit = CallerRateLimit { each: Some(rate(2)), groups: vec![group] };
+    let inbound = Watched::fixed(filtered(HttpFilterKind::CallerRateLimit(limit), 100));
+    let layer = Server::builder().inbound(inbound).build().inbound_layer();
+    let peer = |account: &str| PeerIdentity {
+        spiffe_id: (!account.is_empty()).then(|| id(account).parse().unwrap()),
+        address: ([127, 0, 0, 1], 1).into(),
+    };
+    let hello = tower::service_fn(|_: http::Request<Empty<bytes::Bytes>>| async {
+        Ok::<_, std::convert::Infallible>(http::Response::new(http_body_util::Full::<bytes::Bytes>::default()))
+    });
+    // A connection of somebody's own acceptor, which says who the peer is for each connection or for each request.
+    let ask = |account: &str, by_connection: bool, grpc: bool| {
+        let mut request = get("/");
+        let layer = if by_connection { layer.for_peer(peer(account)) } else { layer.clone() };
+        if !by_connection {
+            request.extensions_mut().insert(peer(account));
+        }
+        if grpc {
+            request.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+        }
+        layer.layer(hello).oneshot(request)
+    };
+    for by_connection in [true, false] {
+        for (account, want) in [
+            ("web", [200, 200, 429]),
+            ("api", [200, 200, 429]),
+            ("web", [429, 429, 429]),
+            ("batch", [200, 200, 200]),
+            ("cron", [429, 429, 429]),
+            ("", [200, 200, 429]),
+            ("", [429, 429, 429]),
+        ] {
+            let mut got = Vec::new();
+            for _ in 0..3 {
+                got.push(ask(account, by_connection, false).await.unwrap().status().as_u16());
+            }
+            assert_eq!(got, want, "{account} {by_connection}");
+        }
+        let refused = ask("web", by_connection, true).await.unwrap();
+        assert_eq!(refused.headers()["grpc-status"], "8");
+        clock::pass(Duration::from_secs(2)).await;
+    }
+}
+
 /// A limit between 1 and 1000 for requests that take ten milliseconds.
-fn adaptive() -> AdaptiveConcurrency {
+pub(crate) fn adaptive() -> AdaptiveConcurrency {
     let min_rtt = MinRtt::Fixed(Duration::from_millis(10));
     AdaptiveConcurrency { min_limit: 1, min_rtt, ..AdaptiveConcurrency::default() }
 }

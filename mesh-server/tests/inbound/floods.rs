@@ -1,15 +1,19 @@
 //! Floods: cheap for who sends them, and what keeps them from being dear for who gets them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, watch};
 
-use mesh_core::policy::InboundTls;
-use mesh_server::Config;
+use mesh_core::policy::{HeaderKey, HeaderMatch, HeaderMatcher, InboundTls, PathMatch, PerMillion};
+use mesh_server::{Config, Priority, Refusal};
 
 use crate::kit::{Http, World, get as plain_get, policy, read, spawn, text, within};
 use crate::raw::Verdict::{Alive, Connection, Served};
 use crate::raw::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, SETTINGS, block, frame, get, request,
-    verdict, verdict_or_alive,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, PRIORITY, RST_STREAM, SETTINGS, block, frame,
+    get, request, verdict, verdict_or_alive,
 };
 
 async fn world(config: Config) -> World {
@@ -77,13 +81,55 @@ async fn data_without_data_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn floods_of_pings_and_settings_that_are_read_leave_the_connection_usable() {
-    // Each is answered, and there is no limit on their number. What an unread flood of answers costs is not shown here.
-    let world = world(Config::default()).await;
-    let pings = frame(PING, 0, 0, &[1; 8]).repeat(10_000);
-    assert_eq!(verdict_or_alive(&world, &pings).await, Alive);
-    let settings = frame(SETTINGS, 0, 0, &[]).repeat(10_000);
-    assert_eq!(verdict_or_alive(&world, &settings).await, Alive);
+async fn floods_of_control_frames_end_the_connection() {
+    let unlimited = {
+        let mut config = Config::default();
+        config.max_control_frames = None;
+        world(config).await
+    };
+    let limited = world(Config::default()).await;
+    for (kind, payload) in [(PING, &[1; 8][..]), (SETTINGS, &[]), (PRIORITY, &[0, 0, 0, 0, 16]), (0x77, b"what")] {
+        let stream = if kind == PRIORITY { 7 } else { 0 };
+        let one = frame(kind, 0, stream, payload);
+        assert_eq!(verdict_or_alive(&limited, &one.repeat(500)).await, Alive, "{kind}: a few are no flood");
+        let before = limited.server.stats().refused(Refusal::Flood);
+        assert_eq!(verdict_or_alive(&limited, &one.repeat(10_000)).await, Connection, "{kind}");
+        assert_eq!(limited.server.stats().refused(Refusal::Flood), before + 1, "{kind}");
+        assert_eq!(verdict_or_alive(&unlimited, &one.repeat(10_000)).await, Alive, "{kind}: the control");
+    }
+    assert_eq!(limited.plain(Http::Two).await.get("/").await.unwrap().0, 200);
+}
+
+#[tokio::test]
+async fn who_does_not_read_the_answers_to_a_flood_is_not_read_from() {
+    let mut config = Config::default();
+    config.max_control_frames = None;
+    let world = world(config).await;
+    let written = Arc::new(AtomicUsize::new(0));
+    let (count, address) = (written.clone(), world.address);
+    let flood = spawn(async move {
+        let mut tcp = tokio::net::TcpStream::connect(address).await.unwrap();
+        tcp.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await.unwrap();
+        let pings = frame(PING, 0, 0, &[1; 8]).repeat(1000);
+        let mut at = 0;
+        loop {
+            let written = tcp.write(&pings[at..]).await.unwrap();
+            count.fetch_add(written, Ordering::Relaxed);
+            at = (at + written) % pings.len();
+        }
+    });
+    let mut other = world.plain(Http::Two).await;
+    let mut before = usize::MAX;
+    // What the sockets hold comes through; then the peer waits, and others are served.
+    while written.load(Ordering::Relaxed) != before {
+        before = written.load(Ordering::Relaxed);
+        assert!(before < 64 << 20, "{before} bytes were read");
+        for _ in 0..200 {
+            assert_eq!(within(other.get("/")).await.unwrap().0, 200);
+        }
+    }
+    assert!(before > 0 && !flood.is_finished());
+    flood.abort();
 }
 
 #[tokio::test]
@@ -131,5 +177,73 @@ async fn more_requests_than_allowed_do_not_reach_the_application() {
         // The place is free when the body has ended.
         assert_eq!(within(read(answer)).await.unwrap(), (200, "done".to_owned()));
         assert_eq!(within(other.get("/")).await.unwrap().0, 200);
+    }
+}
+
+#[tokio::test]
+async fn when_not_all_can_be_served_those_that_give_way_are_shed_first() {
+    let adaptive = mesh_core::policy::AdaptiveConcurrency {
+        min_rtt: mesh_core::policy::MinRtt::Fixed(std::time::Duration::from_secs(1)),
+        min_limit: 10,
+        ..crate::filters::adaptive()
+    };
+    let share = |percent: f64| PerMillion::from_percent(percent).unwrap();
+    let header = HeaderMatcher {
+        name: HeaderKey::parse("x-priority").unwrap(),
+        value: HeaderMatch::Present(true),
+        invert: false,
+        treat_missing_as_empty: false,
+    };
+    let classes = || {
+        vec![
+            Priority::new(share(20.0)).path(PathMatch::Prefix("/batch/".into())),
+            Priority::new(share(50.0)).header(header.clone()),
+        ]
+    };
+    for (limits, classes) in [(true, classes()), (false, classes()), (true, Vec::new())] {
+        let mut config = Config::default();
+        if limits {
+            config.max_requests = Some(10);
+        } else {
+            config.adaptive_concurrency = Some(adaptive.clone());
+        }
+        let alike = classes.is_empty();
+        config.priorities = classes;
+        let (began, mut begins) = mpsc::channel(32);
+        let (open, gate) = watch::channel(false);
+        let service = tower::service_fn(move |_: http::Request<mesh_server::Body>| {
+            let (began, mut gate) = (began.clone(), gate.clone());
+            async move {
+                began.send(()).await.unwrap();
+                gate.wait_for(|open| *open).await.unwrap();
+                text("done")
+            }
+        });
+        let world = World::start(policy(InboundTls::Permissive), config, service).await;
+        let mut client = world.plain(Http::Two).await;
+        let mut served = Vec::new();
+        // How many of a class come through when they ask one after the other; the third may give way and does not.
+        for (path, marked, most) in [("/batch/a", false, 2), ("/b", true, 5), ("/c", false, 10)] {
+            let mut refused = false;
+            while !refused {
+                let mut request = plain_get(path);
+                if marked {
+                    request.headers_mut().insert("x-priority", "low".parse().unwrap());
+                }
+                let mut answer = spawn(client.send(request));
+                tokio::select! {
+                    Some(()) = begins.recv() => served.push(answer),
+                    answer = &mut answer => {
+                        assert_eq!(answer.unwrap().unwrap().status(), 503);
+                        refused = true;
+                    }
+                }
+            }
+            assert_eq!(served.len(), if alike { 10 } else { most }, "{path}");
+        }
+        open.send_replace(true);
+        for answer in served {
+            assert_eq!(within(answer).await.unwrap().unwrap().status(), 200);
+        }
     }
 }

@@ -139,3 +139,94 @@ async fn an_old_connection_is_drained() {
     }
     assert_eq!(eventually(|| Some(world.server.readiness().serving())).await, 1);
 }
+
+/// What a server says whose application reads the whole body, to a client that begins with one and stops.
+async fn stalled(config: Config, version: Http, head: &[(&'static str, &'static str)]) -> Option<u16> {
+    let service = tower::service_fn(|request: http::Request<mesh_server::Body>| async move {
+        let body = http_body_util::BodyExt::collect(request.into_body()).await?;
+        text(body.to_bytes())
+    });
+    let world = World::start(policy(InboundTls::Permissive), config, service).await;
+    let mut tcp = TcpStream::connect(world.address).await.unwrap();
+    let mut headers = crate::raw::get("/", head);
+    headers[0].1 = "POST";
+    let bytes = match version {
+        Http::One => {
+            let lines: String = head.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+            format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n{lines}\r\nbegun").into_bytes()
+        }
+        Http::Two => [
+            crate::raw::PREFACE,
+            &crate::raw::frame(crate::raw::SETTINGS, 0, 0, &[]),
+            &crate::raw::frame(crate::raw::HEADERS, crate::raw::END_HEADERS, 1, &crate::raw::block(&headers)),
+            &crate::raw::frame(crate::raw::DATA, 0, 1, b"begun"),
+        ]
+        .concat(),
+    };
+    tcp.write_all(&bytes).await.unwrap();
+    if version == Http::One {
+        let mut answer = String::new();
+        within(tcp.read_to_string(&mut answer)).await.unwrap();
+        return answer.split(' ').nth(1).and_then(|code| code.parse().ok());
+    }
+    within(async {
+        loop {
+            let mut head = [0; 9];
+            tcp.read_exact(&mut head).await.ok()?;
+            let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+            tcp.read_exact(&mut payload).await.ok()?;
+            // A literal with the name of index 8 to 14, `:status`, without Huffman code or with it.
+            if head[3] == crate::raw::HEADERS {
+                let code = payload.windows(3).any(|part| part == b"408")
+                    || payload.windows(2).any(|part| part == [0x68, 0x0f]);
+                return code.then_some(408);
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_body_that_stops_coming_gets_408() {
+    let mut config = Config::default();
+    config.body_idle_timeout = Some(Duration::from_millis(50));
+    for version in [Http::One, Http::Two] {
+        assert_eq!(stalled(config.clone(), version, &[]).await, Some(408), "{version:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_comes_slowly_and_a_call_that_may_be_silent_are_waited_for() {
+    // The controls: what comes in time is whole; a gRPC call, and a server without the limit, wait on. That they do is seen
+    // by the rest of the body, which is sent when a body with a limit would have been given up.
+    let mut config = Config::default();
+    config.body_idle_timeout = Some(Duration::from_millis(50));
+    let mut unlimited = config.clone();
+    unlimited.body_idle_timeout = None;
+    for (config, grpc) in [(config.clone(), true), (unlimited, false)] {
+        let (began, mut begins) = tokio::sync::mpsc::channel(1);
+        let service = tower::service_fn(move |request: http::Request<mesh_server::Body>| {
+            let began = began.clone();
+            async move {
+                began.send(()).await.unwrap();
+                let body = http_body_util::BodyExt::collect(request.into_body()).await?;
+                text(body.to_bytes())
+            }
+        });
+        let world = World::start(policy(InboundTls::Permissive), config.clone(), service).await;
+        let mut tcp = TcpStream::connect(world.address).await.unwrap();
+        let kind = if grpc { "application/grpc" } else { "text/plain" };
+        let head = format!(
+            "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: {kind}\r\ncontent-length: 9\r\n\r\n"
+        );
+        tcp.write_all(format!("{head}begun").as_bytes()).await.unwrap();
+        within(begins.recv()).await.unwrap();
+        let mut limited = Config::default();
+        limited.body_idle_timeout = Some(Duration::from_millis(200));
+        assert_eq!(stalled(limited, Http::One, &[]).await, Some(408));
+        tcp.write_all(b" end").await.unwrap();
+        let mut answer = String::new();
+        within(tcp.read_to_string(&mut answer)).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("begun end"), "{kind}: {answer}");
+    }
+}

@@ -44,7 +44,7 @@ pub fn snapshot(routes: RouteConfiguration, clusters: impl IntoIterator<Item = (
 /// A cluster with mesh mTLS to every endpoint, which must have one of these SPIFFE IDs.
 pub fn mtls_cluster(name: &str, peer_ids: &[&str]) -> Cluster {
     let peer_ids = peer_ids.iter().map(|id| StringMatcher::exact(*id)).collect();
-    Cluster { tls: UpstreamTls::Mesh(MeshTls { peer_ids, sni: None }), ..Cluster::new(name.into()) }
+    Cluster { tls: UpstreamTls::Mesh(MeshTls { peer_ids, ..MeshTls::default() }), ..Cluster::new(name.into()) }
 }
 
 /// Endpoints of priority 0 in one locality.

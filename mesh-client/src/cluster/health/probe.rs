@@ -11,6 +11,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use mesh_core::health::CheckOutcome;
 use mesh_core::policy::{
     self, Address, ConnectionOptions, HeaderOps, HealthCheck, HealthProbe, HttpProbe, HttpProxy, TcpProbe,
@@ -159,7 +160,7 @@ impl Prober {
             let request = form(request, lease.is_http2(), outgoing);
             let sent = match &mut lease {
                 Lease::Sole(connection) => connection.sender.send_request(request).await,
-                Lease::Shared(stream) => stream.connection.sender().send_request(request).await,
+                Lease::Shared(stream) => stream.send(request).await.map_err(TrySendError::into_error),
             };
             match sent {
                 Ok(response) => return Ok((response, lease)),

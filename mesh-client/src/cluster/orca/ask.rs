@@ -5,6 +5,7 @@ use http::header::{CONTENT_TYPE, HOST, TE, USER_AGENT};
 use http::uri::Scheme;
 use http::{HeaderValue, Method, Request, Response, Uri, Version};
 use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
 use mesh_core::orca::{PROBE_PATH, STREAM_PATH};
 use mesh_core::policy::Address;
 
@@ -35,7 +36,7 @@ pub(super) async fn send(
     match lease {
         Lease::Sole(connection) => connection.sender.send_request(request).await,
         Lease::Shared(stream) => {
-            let sent = stream.connection.sender().send_request(request).await;
+            let sent = stream.send(request).await.map_err(TrySendError::into_error);
             if sent.is_err() && stream.connection.is_closed() {
                 pool.discard(&stream.connection);
             }

@@ -9,7 +9,11 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// Names whose back-off is always the longest.
 fn names(resolver: &Arc<FakeResolver>) -> Names {
-    Names::new(resolver.clone(), Arc::new(|below| below - 1), 5 * SECOND)
+    names_with(resolver, DnsOptions::default())
+}
+
+fn names_with(resolver: &Arc<FakeResolver>, options: DnsOptions) -> Names {
+    Names::new(resolver.clone(), Arc::new(|below| below - 1), 5 * SECOND, options)
 }
 
 fn texts(answer: &Answer<IpAddr>) -> Vec<String> {
@@ -73,7 +77,7 @@ async fn a_request_does_not_wait_long_for_a_name_that_is_known() {
     assert_eq!(names.sockets(address.iter()).await.unwrap()[0].to_string(), "10.0.0.1:80");
     assert_eq!(begun.elapsed(), PATIENCE_OF_REQUESTS);
     // Control: of one that was never known there is nothing else to use.
-    let unknown = Names::new(resolver.clone(), Arc::new(|below| below - 1), 5 * SECOND);
+    let unknown = self::names(&resolver);
     let begun = Instant::now();
     assert_eq!(unknown.sockets(address.iter()).await, Err(ResolveError::Timeout));
     assert_eq!(begun.elapsed(), PATIENCE);
@@ -107,4 +111,83 @@ async fn addresses_written_as_names_are_not_looked_up() {
         assert_eq!(texts(&names.addresses(host, PATIENCE).await), [ip]);
     }
     assert_eq!(resolver.asked(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn policy_says_how_long_an_answer_holds() {
+    let resolver = FakeResolver::new();
+    let refresh = |seconds: u32, respect_ttl, jitter: u32| DnsOptions {
+        refresh: Some(seconds * SECOND),
+        respect_ttl,
+        jitter: jitter * SECOND,
+        ..DnsOptions::default()
+    };
+    let ttl = Some(20 * SECOND);
+    for (options, ttl, holds) in [
+        (refresh(60, false, 0), ttl, 60),
+        (refresh(1, false, 0), ttl, 1),
+        (refresh(60, true, 0), ttl, 20),
+        (refresh(60, true, 0), Some(SECOND), 5),
+        (refresh(60, true, 0), None, 60),
+        (refresh(60, false, 7), ttl, 67),
+        // Control: without a word from policy it is the TTL.
+        (DnsOptions::default(), ttl, 20),
+        (DnsOptions { jitter: 7 * SECOND, ..DnsOptions::default() }, ttl, 27),
+    ] {
+        resolver.set(HOST, &["10.0.0.1"], ttl);
+        let answer = names_with(&resolver, options.clone()).addresses(HOST, PATIENCE).await;
+        assert_eq!((answer.until - Instant::now()).as_secs(), holds, "{options:?} {ttl:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn policy_says_when_to_look_again_after_a_failure() {
+    let resolver = FakeResolver::new();
+    let rate = DnsBackoff { base: 4 * SECOND, max: 10 * SECOND };
+    let names = names_with(&resolver, DnsOptions { failure_refresh: Some(rate), ..DnsOptions::default() });
+    for want in [4, 8, 10, 10] {
+        let answer = names.addresses(HOST, PATIENCE).await;
+        assert_eq!((answer.until - Instant::now()).as_secs(), want);
+        sleep_until(answer.until).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn policy_says_which_families_are_used() {
+    let resolver = FakeResolver::new();
+    let (both, v4, v6, none): (&[&str], &[&str], &[&str], &[&str]) =
+        (&["::1", "10.0.0.1"], &["10.0.0.1"], &["::1"], &[]);
+    for (family, of_both, of_v4, of_v6) in [
+        (DnsFamily::Auto, both, v4, v6),
+        (DnsFamily::All, both, v4, v6),
+        (DnsFamily::V4Only, v4, v4, none),
+        (DnsFamily::V6Only, v6, none, v6),
+        (DnsFamily::V4Preferred, v4, v4, v6),
+    ] {
+        for (has, want) in [(both, of_both), (v4, of_v4), (v6, of_v6)] {
+            resolver.set(HOST, has, None);
+            let names = names_with(&resolver, DnsOptions { family, ..DnsOptions::default() });
+            let answer = names.addresses(HOST, PATIENCE).await;
+            assert_eq!(texts(&answer), want, "{family:?} of {has:?}");
+            assert_eq!(answer.failure, want.is_empty().then_some(ResolveError::NoRecords));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_does_not_wait_for_someone_who_has_more_patience() {
+    let resolver = FakeResolver::new();
+    resolver.set(HOST, &["10.0.0.1"], Some(SECOND));
+    let names = names(&resolver);
+    let address = [Address::Name { host: HOST.into(), port: 80 }];
+    assert_eq!(names.sockets(address.iter()).await.unwrap().len(), 1);
+    resolver.hang(HOST);
+    pass(10 * SECOND).await;
+    let begun = Instant::now();
+    let request = async {
+        assert_eq!(names.sockets(address.iter()).await.unwrap()[0].to_string(), "10.0.0.1:80");
+        begun.elapsed()
+    };
+    let (_, waited) = tokio::join!(names.addresses(HOST, PATIENCE), request);
+    assert_eq!((waited, begun.elapsed()), (PATIENCE_OF_REQUESTS, PATIENCE));
 }

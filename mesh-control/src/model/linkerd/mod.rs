@@ -4,6 +4,7 @@
 //! opens nothing, so neither needs more care than that.
 
 mod authorization;
+mod rate_limit;
 mod route;
 mod server;
 mod values;
@@ -12,6 +13,7 @@ pub(crate) use self::authorization::{
     Authentication, LinkerdAuthorization, MeshTlsAuthentication, NetworkAuthentication, ServerAuthorization, ServerRef,
     Target,
 };
+pub(crate) use self::rate_limit::LinkerdRateLimit;
 pub(crate) use self::route::LinkerdRoute;
 pub use self::server::AccessPolicy;
 pub(crate) use self::server::{Server, ServerPort};

@@ -51,8 +51,13 @@ pub(super) fn denied(listener: &InboundListener, call: Call) -> Option<String> {
         headers: &headers,
         draw: &|| 0,
     };
-    let attributes =
-        Attributes { request, peer: Some(&peer), destination: listener.address, server_name: Some("x.test") };
+    let attributes = Attributes {
+        request,
+        peer: Some(&peer),
+        destination: listener.address,
+        server_name: Some("x.test"),
+        tokens: None,
+    };
     let authorizer = Authorizer::new(&listener.authorization);
     let verdict = authorizer.decide(&attributes, |_| {});
     verdict.err().map(|denial| denial.rule.unwrap_or("-").to_owned())
@@ -204,6 +209,79 @@ fn s53_policies_hold_for_the_workloads_of_their_scope_and_any_allow_is_enough() 
 }
 
 #[test]
+fn s15_a_wildcard_of_a_template_stands_for_one_element() {
+    let at = |path| Call { path, ..GET };
+    for (template, inside, outside) in [
+        (
+            "/api/{*}/admin",
+            &["/api/v1/admin", "/api/.../admin"][..],
+            &["/api/admin", "/api/a/b/admin", "/api//admin"][..],
+        ),
+        (
+            "/files/{*}",
+            &["/files/a", "/files/a%2Fb", "/files/a?x=/b"],
+            &["/files/", "/files", "/files/a/", "/files/a/b"],
+        ),
+        ("/files/{**}", &["/files/", "/files/a", "/files/a/b/"], &["/files", "/filesystem", "/x/files/a"]),
+        ("/a.b/{*}/c+d", &["/a.b/x/c+d"], &["/axb/x/c+d", "/a.b/x/ccd", "/a.b/x/c+d/", "/a.b/x/c+de"]),
+    ] {
+        let with = |action: &str| format!("{{{action}rules: [{{to: [{{operation: {{paths: ['{template}']}}}}]}}]}}");
+        for (paths, matches) in [(inside, true), (outside, false)] {
+            for path in paths {
+                assert_eq!(passes(&with(""), at(path)), matches, "ALLOW {template} {path}");
+                assert_eq!(passes(&with("action: DENY, "), at(path)), !matches, "DENY {template} {path}");
+            }
+        }
+    }
+}
+
+#[test]
+fn s39_a_dot_in_a_name_is_a_dot() {
+    let source = |field: &str| format!("{{rules: [{{from: [{{source: {{{field}}}}}]}}]}}");
+    let to = |field: &str| format!("{{rules: [{{to: [{{operation: {{{field}}}}}]}}]}}");
+    let when = |field: &str| format!("{{rules: [{{when: [{{{field}}}]}}]}}");
+    let peer = |peer| Call { peer, ..GET };
+    let host = |host| Call { host, ..GET };
+    let role = |headers| Call { headers, ..GET };
+    for (spec, right, wrong) in [
+        (
+            source("serviceAccounts: [web.v1]"),
+            peer("cluster.local/ns/shop/sa/web.v1"),
+            peer("cluster.local/ns/shop/sa/webxv1"),
+        ),
+        (
+            source("principals: ['*/sa/web.v1']"),
+            peer("cluster.local/ns/shop/sa/web.v1"),
+            peer("cluster.local/ns/shop/sa/webxv1"),
+        ),
+        (source("principals: ['a.test/ns/*']"), peer("a.test/ns/shop/sa/web"), peer("axtest/ns/shop/sa/web")),
+        (source("trustDomains: [a.test]"), peer("a.test/ns/shop/sa/web"), peer("axtest/ns/shop/sa/web")),
+        (source("namespaces: ['*hop']"), peer(WEB), peer("cluster.local/ns/shop-x/sa/web")),
+        (to("hosts: ['*.a.shop']"), host("b.a.shop"), host("b.axshop")),
+        (to("hosts: ['b.a.*']"), host("b.a.shop"), host("bxa.shop")),
+        (to("paths: ['*.png']"), Call { path: "/x.png", ..GET }, Call { path: "/xapng", ..GET }),
+        (
+            when("key: 'request.headers[x-role]', values: ['a.b']"),
+            role(&[("x-role", "a.b")]),
+            role(&[("x-role", "axb")]),
+        ),
+        (
+            when("key: 'request.headers[x-role]', values: ['a.*']"),
+            role(&[("x-role", "a.b")]),
+            role(&[("x-role", "ab")]),
+        ),
+        (
+            when("key: 'request.headers[x-role]', values: ['*(a|b)']"),
+            role(&[("x-role", "x(a|b)")]),
+            role(&[("x-role", "xa")]),
+        ),
+    ] {
+        assert!(passes(&spec, right), "{spec}");
+        assert!(!passes(&spec, wrong), "{spec}");
+    }
+}
+
+#[test]
 fn a_dry_run_is_a_policy_of_its_own_that_decides_nothing() {
     let dry = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: dry, namespace: shop, annotations: {istio.io/dry-run: 'true'}}\nspec: {action: DENY, rules: [{}]}\n---\n";
     let listener = inbound(&world(&format!("{dry}{}", policy("all", "shop", "{rules: [{}]}"))), "shop");
@@ -293,11 +371,16 @@ fn the_mesh_config_says_where_an_authorizer_is_asked() {
     assert_eq!((read.timeout.as_secs(), read.fail_open, read.status_on_error), (2, true, 503));
     let plain = grpc(&format!("{custom}{}", config("envoyExtAuthzGrpc: {service: opa.auth, port: 9191}"))).unwrap();
     assert_eq!((plain.timeout.as_secs(), plain.fail_open, plain.status_on_error), (600, false, 403));
+    assert_eq!(plain.body, None);
+    let full = "envoyExtAuthzGrpc: {service: auth/opa.auth.svc.cluster.local, port: 9191, timeout: 2s, failOpen: true, statusOnError: '503', includeRequestBodyInCheck: {maxRequestBytes: 10, allowPartialMessage: true}}";
+    let told = grpc(&format!("{custom}{}", config(full))).unwrap().body.unwrap();
+    assert_eq!((told.max_bytes.get(), told.allow_partial, told.as_bytes), (10, true, false));
     // Nobody to ask: no such provider, or one that cannot be asked as it wants to be.
     for provider in [
         "zipkin: {service: zipkin.istio-system, port: 9411}",
         "envoyExtAuthzHttp: {service: opa.auth, port: 80}",
-        "envoyExtAuthzGrpc: {service: opa.auth, port: 9191, includeRequestBodyInCheck: {maxRequestBytes: 10}}",
+        "envoyExtAuthzGrpc: {service: opa.auth, port: 9191, includeRequestBodyInCheck: {}}",
+        "envoyExtAuthzGrpc: {service: opa.auth, port: 9191, includeRequestBodyInCheck: {maxRequestBytes: 1000000000}}",
         "envoyExtAuthzGrpc: {service: 'not a host', port: 9191}",
         "envoyExtAuthzGrpc: {service: opa.auth, port: 0}",
         "envoyExtAuthzGrpc: {service: opa.auth, port: 1, statusOnError: '99'}",

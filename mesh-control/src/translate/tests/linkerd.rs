@@ -258,3 +258,67 @@ fn identities_follow_the_trust_domain() {
     assert_eq!(denied(&listener, Call { peer: "prod.test/ns/shop/sa/web", ..GET }), None);
     assert!(denied(&listener, Call { peer: "evil.test/ns/shop/sa/web", ..GET }).is_some());
 }
+
+#[test]
+fn a_rate_limit_policy_limits_its_server_and_each_caller_of_it() {
+    use mesh_core::policy::{CallerGroup, HttpFilterKind, TokenBucket};
+    let limit = |name: &str, spec: &str| object("HTTPLocalRateLimitPolicy", name, spec);
+    let target = "targetRef: {group: policy.linkerd.io, kind: Server, name: http}";
+    let text = limit(
+        "rates",
+        &format!(
+            "{{{target}, total: {{requestsPerSecond: 100}}, identity: {{requestsPerSecond: 10}}, overrides: \
+             [{{requestsPerSecond: 50, clientRefs: [{{kind: ServiceAccount, name: web}}, \
+             {{kind: ServiceAccount, namespace: other, name: x}}]}}]}}"
+        ),
+    );
+    let listener = inbound(&world(&(server("") + &text)), "shop");
+    let [total, callers] = &listener.filters[..] else { panic!("{:?}", listener.filters) };
+    let rate = |n| std::num::NonZeroU32::new(n).unwrap();
+    let HttpFilterKind::RateLimit(total) = &total.kind else { panic!("{total:?}") };
+    assert_eq!((total.bucket, total.status), (Some(TokenBucket::per_second(rate(100))), 429));
+    let HttpFilterKind::CallerRateLimit(callers) = &callers.kind else { panic!("{callers:?}") };
+    assert_eq!(callers.each, Some(rate(10)));
+    let ids = ["spiffe://cluster.local/ns/shop/sa/web", "spiffe://cluster.local/ns/other/sa/x"].map(str::to_owned);
+    assert_eq!(callers.groups, [CallerGroup { callers: ids.to_vec(), per_second: rate(50) }]);
+    // The same over the wire.
+    let encoded = mesh_discovery::codec::encode_inbound(&listener);
+    match mesh_discovery::codec::decode_listener(&encoded).unwrap().value {
+        mesh_discovery::codec::AnyListener::Inbound(decoded) => assert_eq!(decoded.filters, listener.filters),
+        other => panic!("{other:?}"),
+    }
+    // Without its Server it limits nothing and says so; of two the older one counts.
+    let alone = world(&text);
+    assert!(inbound(&alone, "shop").filters.is_empty());
+    assert!(alone.findings().iter().any(|f| f.message.contains("no Server \"http\"")), "{:?}", alone.findings());
+    let second = limit("second", &format!("{{{target}, total: {{requestsPerSecond: 1}}}}"));
+    let both = world(&(server("") + &text + &second));
+    assert_eq!(inbound(&both, "shop").filters.len(), 2);
+    let says = |f: &&crate::finding::Finding| f.message.contains("limits the Server already");
+    assert_eq!(both.findings().iter().filter(says).count(), 1, "{:?}", both.findings());
+    // What cannot be read limits nothing, and says why.
+    for (spec, field) in [
+        (format!("{{{target}}}"), "spec"),
+        ("{total: {requestsPerSecond: 1}}".to_owned(), "spec.targetRef"),
+        ("{targetRef: {kind: Service, name: http}, total: {requestsPerSecond: 1}}".to_owned(), "spec.targetRef"),
+        (format!("{{{target}, total: {{requestsPerSecond: 0}}}}"), "spec.total.requestsPerSecond"),
+        (format!("{{{target}, total: {{}}}}"), "spec.total.requestsPerSecond"),
+        (format!("{{{target}, total: {{requestsPerSecond: 4294967296}}}}"), "spec.total.requestsPerSecond"),
+        (
+            format!("{{{target}, total: {{requestsPerSecond: 1}}, identity: {{requestsPerSecond: 2}}}}"),
+            "spec.identity.requestsPerSecond",
+        ),
+        (format!("{{{target}, overrides: [{{requestsPerSecond: 1}}]}}"), "spec.overrides[0].clientRefs"),
+        (
+            format!("{{{target}, overrides: [{{requestsPerSecond: 1, clientRefs: [{{kind: Pod, name: a}}]}}]}}"),
+            "spec.overrides[0].clientRefs[0]",
+        ),
+        (format!("{{{target}, totl: {{requestsPerSecond: 1}}}}"), "spec.totl"),
+    ] {
+        let world = world(&(server("") + &limit("broken", &spec)));
+        let errors = world.findings().iter().filter(|f| f.severity == crate::finding::Severity::Error);
+        let fields: Vec<_> = errors.map(|f| f.field.as_str()).collect();
+        assert!(fields.contains(&field), "{spec}: {fields:?}");
+        assert!(inbound(&world, "shop").filters.is_empty(), "{spec}");
+    }
+}

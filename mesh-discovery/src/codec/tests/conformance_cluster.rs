@@ -4,7 +4,7 @@
 use envoy_types::pb::envoy::config::cluster::v3::{
     self as cds, Cluster as Proto, LoadBalancingPolicy,
     circuit_breakers::Thresholds,
-    cluster::{ClusterDiscoveryType, CustomClusterType, DiscoveryType, LbPolicy},
+    cluster::{ClusterDiscoveryType, CustomClusterType, DiscoveryType, LbPolicy, RefreshRate},
     load_balancing_policy::Policy,
 };
 use envoy_types::pb::envoy::config::core::v3::{
@@ -159,7 +159,7 @@ fn c5_c6_breakers_of_both_priorities_and_of_hosts_a32_a105() {
 }
 
 #[test]
-fn c7_c8_endpoints_and_drops_a27() {
+fn c7_c8_c9_endpoints_drops_and_overprovisioning_a27() {
     let first = |e: &mut ClusterLoadAssignment, change: fn(&mut eds::LbEndpoint)| {
         change(&mut e.endpoints[0].lb_endpoints[0]);
     };
@@ -364,6 +364,14 @@ fn percentages_and_times_of_clusters_are_checked() {
     let at = "dns_refresh_rate";
     let rate = Some(Duration { seconds: -1, nanos: 0 });
     cluster("negative", |c| c.dns_refresh_rate = rate, &Says::Refused(&[at]));
+    let failure = |base, max| {
+        let seconds = |seconds| Duration { seconds, nanos: 0 };
+        let rate = RefreshRate { base_interval: Option::map(base, seconds), max_interval: Option::map(max, seconds) };
+        move |c: &mut Proto| c.dns_failure_refresh_rate = Some(rate)
+    };
+    cluster("max below base", failure(Some(3), Some(2)), &Says::Refused(&["dns_failure_refresh_rate.max_interval"]));
+    cluster("no base", failure(None, Some(2)), &Says::Refused(&["dns_failure_refresh_rate.base_interval"]));
+    cluster("no max", failure(Some(3), None), &Says::Taken);
 }
 
 fn originated() -> UpstreamTlsContext {
@@ -397,6 +405,31 @@ fn c13_s13_the_transport_socket_a29_a86() {
     };
     let proxied = decoded(with(wrapped(socket(pack(&originated())))));
     assert!(proxied.proxy.is_some() && matches!(proxied.tls, UpstreamTls::Simple(_)));
+}
+
+#[test]
+fn b10_one_provider_instance_gives_certificate_and_roots_a29() {
+    let with = |certificate: &str, roots: &str| {
+        let instance =
+            |name: &str| CertificateProviderPluginInstance { instance_name: name.into(), ..Default::default() };
+        let validation = CertificateValidationContext {
+            ca_certificate_provider_instance: Some(instance(roots)),
+            ..Default::default()
+        };
+        let common = CommonTlsContext {
+            tls_certificate_provider_instance: Some(instance(certificate)),
+            validation_context_type: Some(ValidationContextType::ValidationContext(validation)),
+            ..Default::default()
+        };
+        let context = UpstreamTlsContext { common_tls_context: Some(common), ..Default::default() };
+        move |c: &mut Proto| c.transport_socket = socket(pack(&context))
+    };
+    for (named, instance) in [("", None), ("default", None), ("outer", Some("outer"))] {
+        let UpstreamTls::Mesh(tls) = decoded(with(named, named)).tls else { panic!("mesh TLS") };
+        assert_eq!(tls.instance.as_deref(), instance);
+    }
+    let roots = "transport_socket.common_tls_context.validation_context.ca_certificate_provider_instance";
+    cluster("two instances", with("outer", "default"), &Says::Refused(&[roots]));
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! gRPC's rules for server listeners, case by case (S: security, V: server side), and what is demanded of
 //! callers. See `conformance.rs`.
 
+use envoy_types::pb::envoy::config::core::v3::HttpUri;
 use envoy_types::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch, Listener as Proto, filter};
 use envoy_types::pb::envoy::config::rbac::v3::{
     self as rbac, rbac::AuditLoggingOptions, rbac::audit_logging_options::AuditLoggerConfig,
 };
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::{
     JwtAuthentication as JwtProto, JwtProvider as ProviderProto, JwtRequirement as RequirementProto, PerRouteConfig,
-    RequirementRule, jwt_provider::JwksSourceSpecifier, jwt_requirement::RequiresType,
+    RemoteJwks, RequirementRule, jwt_provider::JwksSourceSpecifier, jwt_requirement::RequiresType,
     per_route_config::RequirementSpecifier, requirement_rule::RequirementType,
 };
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit as LimitProto;
@@ -38,7 +39,7 @@ fn with_manager(change: impl FnOnce(&mut HttpConnectionManager)) -> Any {
     })
 }
 
-fn with_filter(type_url: &str, config: &impl Message) -> Any {
+pub(super) fn with_filter(type_url: &str, config: &impl Message) -> Any {
     let filter = codec::filter::encode("f", extension::pack(type_url, config), false);
     with_manager(|m| m.http_filters.insert(0, filter))
 }
@@ -239,7 +240,13 @@ fn demand(requirement: RequiresType) -> JwtProto {
 fn demands_on_tokens_are_understood_or_refused() {
     let jwt = |proto: JwtProto| codec::decode_listener(&with_filter(url::JWT, &proto));
     let named = || demand(RequiresType::ProviderName("p".into()));
-    says("a provider", jwt(named()), &Says::Reported(&["jwt"]));
+    says("a provider", jwt(named()), &Says::Taken);
+    let mut elsewhere = named();
+    let uri = "https://issuer.test/keys".to_owned();
+    let http_uri = Some(HttpUri { uri, timeout: Some(Duration { seconds: 5, nanos: 0 }), ..Default::default() });
+    let remote = RemoteJwks { http_uri, ..Default::default() };
+    elsewhere.providers.get_mut("p").unwrap().jwks_source_specifier = Some(JwksSourceSpecifier::RemoteJwks(remote));
+    says("keys behind a URL", jwt(elsewhere), &Says::Reported(&["jwt.providers.keys.remote"]));
     let at = |name: &str| format!("{FILTER}.{name}");
     let nobody = demand(RequiresType::ProviderName("x".into()));
     says("no such provider", jwt(nobody), &Says::Refused(&[&at("rules[0].requires")]));

@@ -16,6 +16,11 @@ pub(super) fn text() -> impl Strategy<Value = String> {
     "[a-z][a-z0-9.%-]{0,8}"
 }
 
+/// A certificate provider instance beside `default`.
+pub(super) fn instance() -> impl Strategy<Value = Option<Arc<str>>> {
+    option::of("other-[a-z]{1,4}".prop_map(Arc::from))
+}
+
 pub(super) fn name() -> impl Strategy<Value = ClusterName> {
     "outbound\\|[0-9]{1,4}\\|[a-z]{0,3}\\|[a-z]{1,5}\\.svc".prop_map(|text| ClusterName::from(text.as_str()))
 }

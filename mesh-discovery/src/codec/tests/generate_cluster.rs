@@ -13,7 +13,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::generate::{duration, header_write, name, share, some_share, string_matcher, text, time};
+use super::generate::{duration, header_write, instance, name, share, some_share, string_matcher, text, time};
 
 fn weight() -> impl Strategy<Value = NonZeroU32> {
     (1..1_000_u32).prop_map(|weight| NonZeroU32::new(weight).expect("above 0"))
@@ -285,8 +285,13 @@ fn health_check() -> impl Strategy<Value = HealthCheck> {
 }
 
 fn tls() -> impl Strategy<Value = UpstreamTls> {
-    let mesh =
-        || (vec(string_matcher(), 0..3), option::of(text())).prop_map(|(peer_ids, sni)| MeshTls { peer_ids, sni });
+    let mesh = |instance| {
+        (vec(string_matcher(), 0..3), option::of(text()), instance).prop_map(|(peer_ids, sni, instance)| MeshTls {
+            peer_ids,
+            sni,
+            instance,
+        })
+    };
     let originated = || {
         (option::of(text()), vec(string_matcher(), 0..3), option::of(text()), any::<(bool, bool)>()).prop_map(
             |(sni, subject_alt_names, ca_file, (insecure_skip_verify, auto_host_sni))| OriginatedTls {
@@ -302,8 +307,8 @@ fn tls() -> impl Strategy<Value = UpstreamTls> {
         .prop_map(|(certificate_file, private_key_file)| ClientCertificate { certificate_file, private_key_file });
     prop_oneof![
         Just(UpstreamTls::Disable),
-        mesh().prop_map(UpstreamTls::Auto),
-        mesh().prop_map(UpstreamTls::Mesh),
+        mesh(Just(None).boxed()).prop_map(UpstreamTls::Auto),
+        mesh(instance().boxed()).prop_map(UpstreamTls::Mesh),
         originated().prop_map(UpstreamTls::Simple),
         (originated(), certificate).prop_map(|(tls, certificate)| UpstreamTls::Mutual(tls, certificate)),
     ]
@@ -372,7 +377,8 @@ fn proxy() -> impl Strategy<Value = Option<HttpProxy>> {
 fn dns() -> impl Strategy<Value = DnsOptions> {
     let family =
         select(vec![DnsFamily::Auto, DnsFamily::V4Only, DnsFamily::V6Only, DnsFamily::V4Preferred, DnsFamily::All]);
-    (family, option::of(time()), option::of(time()), any::<bool>(), duration()).prop_map(
+    let failure = (time(), time()).prop_map(|(a, b)| DnsBackoff { base: a.min(b), max: a.max(b) });
+    (family, option::of(time()), option::of(failure), any::<bool>(), duration()).prop_map(
         |(family, refresh, failure_refresh, respect_ttl, jitter)| DnsOptions {
             family,
             refresh,

@@ -1,6 +1,7 @@
 //! Generators of policy in normal form: the server side.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -11,7 +12,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::generate::{
-    header_matcher, header_name, path_match, rate_limit, route_match, skipped, string_matcher, text, time,
+    header_matcher, header_name, instance, path_match, rate_limit, route_match, skipped, string_matcher, text, time,
 };
 
 fn net() -> impl Strategy<Value = IpNet> {
@@ -146,11 +147,24 @@ fn few_names() -> impl Strategy<Value = String> {
     select(vec!["", "a", "b", "a#1", "default/allow", "envoy.filters.http.router"]).prop_map(str::to_owned)
 }
 
+fn checked_body() -> impl Strategy<Value = CheckedBody> {
+    (1..=u32::MAX, any::<bool>(), any::<bool>()).prop_map(|(max, allow_partial, as_bytes)| CheckedBody {
+        max_bytes: NonZeroU32::new(max).expect("at least 1"),
+        allow_partial,
+        as_bytes,
+    })
+}
+
 fn authorization() -> impl Strategy<Value = AuthorizationPolicy> {
-    let grpc =
-        (text(), time(), any::<bool>(), 200..600u16).prop_map(|(target, timeout, fail_open, status_on_error)| {
-            GrpcAuthorizer { target, timeout, fail_open, status_on_error }
-        });
+    let grpc = (text(), time(), any::<bool>(), 200..600u16, option::of(checked_body())).prop_map(
+        |(target, timeout, fail_open, status_on_error, body)| GrpcAuthorizer {
+            target,
+            timeout,
+            fail_open,
+            status_on_error,
+            body,
+        },
+    );
     let action = prop_oneof![
         Just(AuthorizationAction::Allow),
         Just(AuthorizationAction::Deny),
@@ -176,10 +190,21 @@ pub(super) fn inbound() -> impl Strategy<Value = InboundListener> {
             max_connection_age,
         },
     );
-    let kinds = vec(prop_oneof![rate_limit().prop_map(HttpFilterKind::RateLimit), skipped()], 0..3);
+    let rate = || (1..=u32::MAX).prop_map(|n| NonZeroU32::new(n).expect("at least 1"));
+    let group = (vec(text(), 0..3), rate()).prop_map(|(callers, per_second)| CallerGroup { callers, per_second });
+    let callers = (option::of(rate()), vec(group, 0..3)).prop_map(|(each, groups)| CallerRateLimit { each, groups });
+    let kind = prop_oneof![
+        rate_limit().prop_map(HttpFilterKind::RateLimit),
+        callers.prop_map(HttpFilterKind::CallerRateLimit),
+        skipped(),
+    ];
+    let kinds = vec(kind, 0..3);
     let guards = (vec(jwt(), 0..2), vec(authorization(), 0..4), kinds);
+    let tls = (tls, instance());
     (text(), any::<IpAddr>(), 1..=u16::MAX, tls, guards, limits).prop_map(
-        |(name, ip, port, tls, (mut jwt, authorization, kinds), limits)| {
+        |(name, ip, port, (tls, instance), (mut jwt, authorization, kinds), limits)| {
+            // Plaintext shows no certificate.
+            let instance = instance.filter(|_| tls != InboundTls::Disable);
             // Instance names are unique.
             for (i, jwt) in jwt.iter_mut().enumerate() {
                 jwt.name = format!("jwt-{i}");
@@ -187,7 +212,7 @@ pub(super) fn inbound() -> impl Strategy<Value = InboundListener> {
             let filters = kinds.into_iter().enumerate();
             let filters = filters.map(|(i, kind)| HttpFilter { name: format!("filter-{i}"), kind }).collect();
             let address = SocketAddr::new(ip, port);
-            InboundListener { name, address, tls, jwt, authorization, filters, limits }
+            InboundListener { name, address, tls, instance, jwt, authorization, filters, limits }
         },
     )
 }

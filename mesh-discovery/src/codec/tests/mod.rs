@@ -12,6 +12,8 @@ mod generate_inbound;
 mod golden;
 mod hostile;
 mod law;
+mod recorded;
 mod refusals;
 mod refusals_cluster;
+mod rows;
 mod tcp;

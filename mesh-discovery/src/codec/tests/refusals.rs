@@ -249,7 +249,7 @@ fn grpc_clients_are_told_the_timeout_in_the_field_they_read() {
 }
 
 #[test]
-fn a_resource_of_another_type_or_of_no_sense_is_refused_by_name() {
+fn s81_a_resource_of_another_type_or_of_no_sense_is_refused_by_name() {
     let mut resource = codec::encode_cluster(&Cluster::new("c".into()));
     let error = codec::decode_routes(&resource).expect_err("a refusal");
     assert!(error.to_string().contains("RouteConfiguration"), "{error}");

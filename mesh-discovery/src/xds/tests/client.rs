@@ -9,8 +9,8 @@ use futures_util::{StreamExt, stream};
 use mesh_core::id::Target;
 use mesh_core::policy::{
     AuthorityRewrite, Cluster, ClusterState, DestinationState, Domain, Endpoint, Endpoints, Forward, HeaderPolicy,
-    InboundListener, InboundState, InboundTls, JwtAuthentication, Listener, LocalityEndpoints, MeshTls, Route,
-    RouteAction, RouteConfiguration, RouteMatch, RouteSource, Snapshot, UpstreamTls, VirtualHost,
+    InboundListener, InboundState, InboundTls, JwtAuthentication, JwtRequirement, Listener, LocalityEndpoints, MeshTls,
+    Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, Snapshot, UpstreamTls, VirtualHost,
 };
 use mesh_core::source::{DestinationSource, InboundSource, Watched};
 use mesh_testkit::clock;
@@ -161,27 +161,24 @@ async fn a_refused_resource_is_named_and_its_good_sibling_used() {
     stream.expect(Kind::Listener, &["a:80", INBOUND]).await;
     let ready = inbound_state.wait_for(|state| matches!(state, InboundState::Ready(_))).await;
 
-    // Security fails closed: a listener with demands that are not enforced is refused, its sibling used.
-    let tokens = JwtAuthentication {
-        name: "jwt".to_owned(),
-        providers: Default::default(),
-        rules: Vec::new(),
-        bypass_cors_preflight: false,
-    };
+    // Security fails closed: a listener with demands that nobody could meet is refused, its sibling used.
+    let mut tokens = JwtAuthentication::optional("jwt", []);
+    let nobody = JwtRequirement::Provider { name: "nobody".to_owned(), audiences: Vec::new() };
+    tokens.rules[0].requirement = Some(nobody);
     let changed = codec::encode_listener(&Listener::new("a:80", RouteSource::Named("r2".to_owned())));
     stream.respond(Kind::Listener, "v2", "n2", vec![changed, inbound(InboundTls::Disable, vec![tokens])]);
     stream.expect(Kind::Routes, &["r2"]).await;
     let nack = stream.expect(Kind::Listener, &["a:80", INBOUND]).await;
     assert_eq!((version(&nack), nack.nonce.as_str()), ("v1", "n2"));
     let error = nack.error.unwrap();
-    assert!(error.contains(INBOUND) && error.contains("jwt"), "{error}");
+    assert!(error.contains(INBOUND) && error.contains("nobody"), "{error}");
     assert_eq!(*inbound_state.load_full(), *ready, "the last good stays");
     assert_eq!(client.status().nacks, 1);
 
     let dump = client.config_dump();
     let row = dump["resources"].as_array().unwrap().iter().find(|row| row["name"] == INBOUND).unwrap().clone();
     assert_eq!((row["state"].as_str(), row["version"].as_str()), (Some("nacked"), Some("v1")));
-    assert!(row["error"]["reason"].as_str().unwrap().contains("jwt"));
+    assert!(row["error"]["reason"].as_str().unwrap().contains("nobody"));
     assert_eq!(**state.load(), DestinationState::Pending);
     drop(state.changed());
 }
@@ -547,32 +544,43 @@ async fn b10_a_certificate_provider_that_the_bootstrap_does_not_declare_is_refus
 
 /// One identity must not stand in for another.
 #[tokio::test]
-async fn b10_a_certificate_provider_that_is_declared_and_not_in_use_is_refused_a29() {
-    let files = |names: &[&str]| {
-        let provider = r#"{"plugin_name":"file_watcher","config":{"ca_certificate_file":"/roots"}}"#;
-        let providers: Vec<_> = names.iter().map(|name| format!(r#""{name}":{provider}"#)).collect();
+async fn b10_a_certificate_provider_that_can_be_no_identity_is_refused_a29() {
+    let files = |declared: &[(&str, &str)]| {
+        let provider = |(name, more): &(&str, &str)| {
+            let config = format!(r#"{{"ca_certificate_file":"/roots"{more}}}"#);
+            format!(r#""{name}":{{"plugin_name":"file_watcher","config":{config}}}"#)
+        };
+        let providers: Vec<_> = declared.iter().map(provider).collect();
         let server = r#"{"server_uri":"memory:1","channel_creds":[{"type":"insecure"}]}"#;
         let providers = providers.join(",");
         let json = format!(r#"{{"xds_servers":[{server}],"certificate_providers":{{{providers}}}}}"#);
         Bootstrap::from_json(&json).unwrap().certificate_providers
     };
-    for (declared, named, accepted) in [
-        (&["default", "another"][..], "default", true),
-        (&["default", "another"], "another", false),
-        (&[], "another", false),
+    let whole = r#","certificate_file":"/c","private_key_file":"/k""#;
+    for (declared, named, why) in [
+        (&[("default", ""), ("another", "")][..], "default", None),
+        (&[("default", ""), ("another", "")], "another", Some("lacks a certificate or roots")),
+        (&[("default", ""), ("another", whole)], "another", None),
+        (&[("default", whole)], "another", Some("declares no certificate provider instance \"another\"")),
+        (&[], "another", Some("declares no certificate provider instances")),
     ] {
         let (client, mut server) = client_of(|config| config.bootstrap.certificate_providers = files(declared));
-        let _inbound = client.inbound("127.0.0.1:80".parse().unwrap());
+        let inbound_state = client.inbound("127.0.0.1:80".parse().unwrap());
         let mut stream = server.accept().await;
         stream.expect(Kind::Listener, &[INBOUND]).await;
         let mut resource = inbound(InboundTls::Strict, Vec::new());
         rename(&mut resource.value, b"default", named.as_bytes());
         stream.respond(Kind::Listener, "v1", "n1", vec![resource]);
         let answer = stream.expect(Kind::Listener, &[INBOUND]).await;
-        assert_eq!(answer.error.is_none(), accepted, "{declared:?} {named}: {:?}", answer.error);
-        if let Some(error) = answer.error {
-            assert!(error.contains("instance \"another\" is not in use") && error.contains("provider"), "{error}");
+        assert_eq!(answer.error.is_none(), why.is_none(), "{declared:?} {named}: {:?}", answer.error);
+        if let (Some(error), Some(why)) = (answer.error, why) {
+            assert!(error.contains(why) && error.contains("tls_certificate_provider_instance"), "{error}");
             assert_eq!(client.status().nacks, 1);
+        } else {
+            let mut state = inbound_state;
+            let state = state.wait_for(|state| matches!(state, InboundState::Ready(_))).await;
+            let InboundState::Ready(listener) = &*state else { unreachable!() };
+            assert_eq!(listener.instance.as_deref(), (named != "default").then_some(named));
         }
     }
 }

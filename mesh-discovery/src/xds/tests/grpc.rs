@@ -122,7 +122,7 @@ async fn over_tls_the_certificate_of_the_moment_is_shown_and_waited_for() {
 }
 
 #[tokio::test]
-async fn a_control_plane_that_the_root_does_not_know_is_not_talked_to() {
+async fn s88_a_control_plane_that_the_root_does_not_know_is_not_talked_to() {
     let (ca, plane) = (Ca::new(), Plane::default());
     let serving = serve(AggregatedDiscoveryServiceServer::new(plane.clone()), Some(ca.server_config()), 0).await;
     let stranger = Ca::new().root_file();

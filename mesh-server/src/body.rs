@@ -1,0 +1,150 @@
+//! The body of a request as services receive it: hyper's, with a limit on how long one that stalls is waited for.
+//!
+//! The limit counts while somebody waits for the body, from one frame to the next. It is not for streams that may well be
+//! silent for long: gRPC's, and what comes after CONNECT.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{Method, Request};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep, sleep};
+
+use mesh_core::context;
+
+/// The body of a request as services behind [`Server::serve`](crate::Server::serve) receive it.
+#[derive(Debug)]
+pub struct Body {
+    incoming: Incoming,
+    // How long a frame may take.
+    idle: Option<Duration>,
+    // Made when a frame is waited for the first time.
+    timer: Option<Pin<Box<Sleep>>>,
+    waiting: bool,
+    // What was read before the application asks for it.
+    ahead: Option<Box<Ahead>>,
+}
+
+#[derive(Debug, Default)]
+struct Ahead {
+    frames: VecDeque<Frame<Bytes>>,
+    // Nothing comes after them.
+    ended: bool,
+}
+
+/// Why a body ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The connection failed, or the peer took the request back.
+    #[error(transparent)]
+    Connection(#[from] hyper::Error),
+    /// Nothing came for so long ([`Config::body_idle_timeout`](crate::Config::body_idle_timeout)).
+    #[error("nothing of the request's body came for {0:?}")]
+    Stalled(Duration),
+}
+
+impl Body {
+    /// Takes the body of a request.
+    pub(crate) fn of(request: Request<Incoming>, idle: Option<Duration>) -> Request<Self> {
+        let silent = |request: &Request<Incoming>| {
+            request.method() == Method::CONNECT || crate::layer::is_grpc(request.headers())
+        };
+        // Most requests have no body.
+        let idle = idle.filter(|_| !http_body::Body::is_end_stream(request.body()) && !silent(&request));
+        request.map(|incoming| Self { incoming, idle, timer: None, waiting: false, ahead: None })
+    }
+
+    /// Reads up to `most` bytes and leaves them where they are: those, and whether there is more.
+    ///
+    /// # Errors
+    /// The body ends before its end.
+    pub(crate) async fn look_ahead(&mut self, most: usize) -> Result<(Bytes, bool), BodyError> {
+        let mut ahead = self.ahead.take().unwrap_or_default();
+        let data = |frame: &Frame<Bytes>| frame.data_ref().map_or(0, Bytes::len);
+        let mut read: usize = ahead.frames.iter().map(data).sum();
+        while read <= most && !ahead.ended {
+            match poll_fn(|cx| self.poll_incoming(cx)).await {
+                Some(frame) => {
+                    let frame = frame?;
+                    read += data(&frame);
+                    ahead.frames.push_back(frame);
+                }
+                None => ahead.ended = true,
+            }
+        }
+        let mut bytes = BytesMut::with_capacity(read.min(most));
+        for frame in ahead.frames.iter().filter_map(Frame::data_ref) {
+            bytes.extend_from_slice(&frame[..frame.len().min(most - bytes.len())]);
+        }
+        self.ahead = Some(ahead);
+        Ok((bytes.freeze(), read > most))
+    }
+
+    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Poll::Ready(frame) = http_body::Body::poll_frame(Pin::new(&mut self.incoming), cx) {
+            self.waiting = false;
+            return Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Connection)));
+        }
+        let Some(idle) = self.idle else { return Poll::Pending };
+        let timer = match &mut self.timer {
+            Some(timer) => {
+                if !self.waiting {
+                    timer.as_mut().reset(Instant::now() + idle);
+                }
+                timer
+            }
+            none => none.insert(Box::pin(sleep(idle))),
+        };
+        self.waiting = true;
+        ready!(timer.as_mut().poll(cx));
+        self.waiting = false;
+        if let Some(context) = context::current() {
+            context.stalled.set();
+        }
+        Poll::Ready(Some(Err(BodyError::Stalled(idle))))
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        if let Some(ahead) = &mut this.ahead {
+            match ahead.frames.pop_front() {
+                None if !ahead.ended => this.ahead = None,
+                frame => return Poll::Ready(frame.map(Ok)),
+            }
+        }
+        this.poll_incoming(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.ahead {
+            Some(ahead) if ahead.ended => ahead.frames.is_empty(),
+            Some(ahead) if !ahead.frames.is_empty() => false,
+            _ => http_body::Body::is_end_stream(&self.incoming),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let rest = http_body::Body::size_hint(&self.incoming);
+        let Some(ahead) = &self.ahead else { return rest };
+        let read = ahead.frames.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum::<u64>();
+        if ahead.ended {
+            return SizeHint::with_exact(read);
+        }
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower() + read);
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + read);
+        }
+        hint
+    }
+}

@@ -1,0 +1,161 @@
+//! How long a connection may stay: until a drain, its age, or a change of policy or trust.
+//!
+//! A policy that comes while requests are being served is asked what it has to say of their caller. If all that was open
+//! to it surely still is, they go on; if not, the connection takes no more of them, and those in flight have a limited
+//! time: the caller comes again, and each of its requests is judged as it begins.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{Stream, StreamExt};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use mesh_core::authz::{Caller, keeps_open};
+use mesh_core::drain::DrainWatch;
+use mesh_core::identity::PeerIdentity;
+use mesh_core::policy::{InboundListener, InboundState, InboundTls};
+use mesh_core::source::Watched;
+
+use crate::Config;
+use crate::listen::{Leash, TlsAccept, Verified};
+
+/// A connection that was let in.
+pub(super) struct Guest {
+    pub(super) peer: PeerIdentity,
+    pub(super) server_name: Box<str>,
+    /// By what it proved who it is, if it did.
+    pub(super) verified: Option<Verified>,
+    /// The policy under which it came.
+    pub(super) listener: Arc<InboundListener>,
+}
+
+/// A connection that the application took over stays until it ends by itself, or policy or trust want it ended; a server
+/// that leaves lets it be. `left` = why it had to leave, if it had before it was taken over.
+pub(super) async fn stay_taken_over(
+    mut leash: Leash,
+    left: Option<Leave>,
+    mut closing: impl Stream<Item = Leave> + Unpin,
+    config: &Config,
+) {
+    if !leash.is_held() {
+        return;
+    }
+    let leave = match left {
+        Some(_) => left,
+        None => tokio::select! {
+            () = leash.gone() => return,
+            leave = closing.next() => leave,
+        },
+    };
+    if let Some(leave @ (Leave::Narrowed | Leave::Unwelcome)) = leave {
+        tokio::select! {
+            () = leash.gone() => return,
+            () = sleep(leave.limit(config)) => {}
+        }
+        leash.cut();
+    }
+}
+
+/// Why a connection takes no further requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Leave {
+    /// The server leaves.
+    Drained,
+    /// It is old.
+    Aged,
+    /// Policy may refuse what it let pass before.
+    Narrowed,
+    /// Its peer is not trusted any more, the port takes no plaintext any more, or shows another certificate provider's
+    /// identity.
+    Unwelcome,
+}
+
+impl Leave {
+    /// How long an HTTP/1 connection goes on with the word that it takes no further request, so that none is lost that
+    /// is on its way. Nothing for a peer that no request is to be taken from.
+    pub(super) fn notice(self, config: &Config) -> Duration {
+        match self {
+            Self::Drained | Self::Unwelcome => Duration::ZERO,
+            Self::Aged | Self::Narrowed => config.lame_duck.min(self.limit(config)),
+        }
+    }
+
+    /// How long requests in flight have.
+    pub(super) fn limit(self, config: &Config) -> Duration {
+        match self {
+            Self::Drained | Self::Aged => config.drain_limit,
+            Self::Narrowed | Self::Unwelcome => config.unwelcome_limit,
+        }
+    }
+}
+
+/// Waits until the connection should take no further requests.
+pub(super) async fn stay(
+    guest: Guest,
+    drain: DrainWatch,
+    inbound: Watched<InboundState>,
+    tls: &TlsAccept,
+    config: &Config,
+    is_taken_over: impl Fn() -> bool,
+) -> Leave {
+    let Guest { peer, server_name, verified, listener } = guest;
+    let age = listener.limits.max_connection_age.or(config.max_connection_age);
+    let varied = |age: Duration| Duration::try_from_secs_f64(age.as_secs_f64() * (0.9 + 0.2 * fastrand::f64()));
+    let oldest = age.and_then(|age| Instant::now().checked_add(varied(age).ok()?));
+    // Of a peer that proved who it is, the proof must still hold; any other needs a port that asks for none.
+    let proven = verified.is_some();
+    let distrusted = async {
+        match verified {
+            Some(verified) => tls.distrusted(verified).await,
+            None => std::future::pending().await,
+        }
+    };
+    let aged = async {
+        match oldest {
+            Some(at) => sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+        if is_taken_over() {
+            // It takes no requests as it is.
+            std::future::pending().await
+        }
+    };
+    tokio::select! {
+        () = drain.drained() => Leave::Drained,
+        () = distrusted => Leave::Unwelcome,
+        leave = changed(inbound, listener, &peer, &server_name, proven) => leave,
+        () = aged => Leave::Aged,
+    }
+}
+
+/// Waits for a policy that has something against the caller.
+async fn changed(
+    mut inbound: Watched<InboundState>,
+    mut known: Arc<InboundListener>,
+    peer: &PeerIdentity,
+    server_name: &str,
+    proven: bool,
+) -> Leave {
+    loop {
+        // Without word from the control plane what was in force last still is.
+        if let InboundState::Ready(now) = &*inbound.load_full()
+            && !Arc::ptr_eq(now, &known)
+        {
+            // To those that proved who they are, we have to be the same; of the others the port must not ask for it.
+            if if proven { now.instance != known.instance } else { now.tls == InboundTls::Strict } {
+                return Leave::Unwelcome;
+            }
+            let caller = Caller { peer, destination: now.address, server_name };
+            if known.jwt != now.jwt || !keeps_open(&known.authorization, &now.authorization, caller) {
+                tracing::info!(
+                    peer = %peer.address,
+                    principal = peer.spiffe_id.as_ref().map(tracing::field::display),
+                    "policy has changed for a connection's caller: it is closed",
+                );
+                return Leave::Narrowed;
+            }
+            known = now.clone();
+        }
+        inbound.changed().await;
+    }
+}

@@ -1,0 +1,93 @@
+//! An application that starves its own runtime, and one that asks for names without end: neither costs the process
+//! its place in the mesh, nor memory.
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use mesh::Mesh;
+
+use crate::support::{FREE, Plane, becomes, call, eventually, plain_get};
+
+const REVIEWS: &str = "http://reviews:9080/";
+
+const ROUTES: &str = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: { name: reviews }
+spec:
+  hosts: [reviews]
+  http:
+    - match: [{ uri: { prefix: /while-blocked } }]
+      directResponse: { status: 200, body: { string: two } }
+    - route: [{ destination: { host: reviews } }]
+";
+
+fn expiry(mesh: &Mesh) -> u64 {
+    mesh.identity().load_full().as_ref().as_ref().unwrap().not_after()
+}
+
+/// R36 at test scale. The control is the application's own task, which stands still for as long.
+#[tokio::test]
+async fn an_application_that_blocks_its_runtime_keeps_its_identity_and_its_configuration_r36() {
+    let plane = Plane::with(|builder| builder.certificate_ttl(Duration::from_secs(6))).await;
+    let _reviews = plane.answering("reviews", "", "one").await;
+    let mesh = plane.process("productpage", "").debug_address(FREE);
+
+    // One thread, all of which is blocked for as long as the test likes.
+    let (blocked, release) = (mpsc::channel::<()>(), mpsc::channel::<()>());
+    let (joined, member) = tokio::sync::oneshot::channel();
+    let application = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let mesh = mesh.build().await.unwrap();
+            assert_eq!(call(&mesh, REVIEWS, &[]).await.unwrap().1, "one");
+            let beside = tokio::spawn(async { 1 });
+            joined.send(mesh.clone()).unwrap();
+            blocked.0.send(()).unwrap();
+            release.1.recv().unwrap();
+            assert!(!beside.is_finished(), "the control: nothing else ran on this runtime");
+            // What came meanwhile counts at once.
+            becomes(&mesh, "http://reviews:9080/while-blocked", &[], "two").await;
+        })
+    });
+    let mesh: Mesh = member.await.unwrap();
+    blocked.1.recv().unwrap();
+
+    for renewal in 1..=2 {
+        let before = expiry(&mesh);
+        eventually(&format!("renewal {renewal}"), || async { (expiry(&mesh) > before).then_some(()) }).await;
+    }
+    let debug = mesh.debug_address().unwrap();
+    for page in ["/healthz", "/readyz"] {
+        assert_eq!(plain_get(debug, page).await.unwrap().0, 200, "{page}");
+    }
+    plane.write("routes.yaml", ROUTES);
+    eventually("a change arrives", || async {
+        plain_get(debug, "/config_dump").await.unwrap().1.contains("/while-blocked").then_some(())
+    })
+    .await;
+    release.0.send(()).unwrap();
+    application.join().unwrap();
+}
+
+/// R38 at test scale: series are of destinations that are configured, never of what a request says.
+#[tokio::test]
+async fn names_and_paths_without_end_make_no_series_r38() {
+    let plane = Plane::start().await;
+    let reviews = plane.answering("reviews", "", "hello").await;
+    let mesh = plane.process("productpage", "").debug_address(FREE).build().await.unwrap();
+    let server = reviews.mesh.debug_address().unwrap();
+    let client = mesh.debug_address().unwrap();
+    let series = async |debug| plain_get(debug, "/metrics").await.unwrap().1.lines().count();
+    call(&mesh, REVIEWS, &[]).await.unwrap();
+    call(&mesh, "http://nobody-0.example.com/", &[]).await.unwrap_err();
+    let before = (series(client).await, series(server).await);
+    for number in 1..=1000 {
+        let path = format!("{REVIEWS}{number}?user={number}");
+        assert_eq!(call(&mesh, &path, &[("x-request-id", &number.to_string())]).await.unwrap().1, "hello");
+    }
+    for number in 1..=20 {
+        call(&mesh, &format!("http://nobody-{number}.example.com/"), &[]).await.unwrap_err();
+    }
+    assert_eq!((series(client).await, series(server).await), before);
+}

@@ -1,0 +1,263 @@
+//! Connections that a server gives up in the middle of requests (R21), with a server whose frames are written by hand:
+//! a GOAWAY that leaves some of them out, one after which no stream may begin, and none at all.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use http::Method;
+use mesh_client::Client;
+use mesh_core::error::{Code, Fault};
+use mesh_core::policy::{Address, Endpoint};
+use mesh_testkit::FixedSource;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::each_seed;
+use crate::fleet::SERVER;
+use crate::load::{Policy, TARGET, failures, read, request, run_of};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const ACK: u8 = 1;
+const MAX_STREAMS: u8 = 3;
+/// Larger than the number of any stream: whatever comes is still looked at.
+const ANY: u32 = i32::MAX as u32;
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The server's end of a connection.
+struct Peer {
+    line: DuplexStream,
+    read: BytesMut,
+}
+
+impl Peer {
+    /// Both say hello.
+    async fn greet(mut line: DuplexStream) -> Self {
+        let mut preface = [0; PREFACE.len()];
+        line.read_exact(&mut preface).await.unwrap();
+        assert_eq!(preface, PREFACE);
+        let mut peer = Self { line, read: BytesMut::new() };
+        peer.limit(100).await;
+        peer
+    }
+
+    async fn write(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+        let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+        frame.extend([kind, flags]);
+        frame.extend(stream.to_be_bytes());
+        frame.extend(payload);
+        // Who has gone hears nothing.
+        let _ = self.line.write_all(&frame).await;
+    }
+
+    /// So many streams at once from now on.
+    async fn limit(&mut self, streams: u32) {
+        let mut setting = vec![0, MAX_STREAMS];
+        setting.extend(streams.to_be_bytes());
+        self.write(SETTINGS, 0, 0, &setting).await;
+    }
+
+    /// Streams above `last` are not looked at.
+    async fn go_away(&mut self, last: u32) {
+        let mut payload = last.to_be_bytes().to_vec();
+        payload.extend([0; 4]);
+        self.write(GOAWAY, 0, 0, &payload).await;
+    }
+
+    /// Answers with 200 and no body.
+    async fn answer(&mut self, stream: u32) {
+        // An entry of the static table, and a header as it is.
+        let mut block = vec![0x88, 0, SERVER.len() as u8];
+        block.extend(SERVER.as_bytes());
+        block.extend([1, b'0']);
+        // Headers and stream end here.
+        self.write(HEADERS, 4 | 1, stream, &block).await;
+    }
+
+    /// The stream of the next request; `None` = the client has gone. What was read is kept if nobody waits any more.
+    async fn request(&mut self) -> Option<u32> {
+        loop {
+            while self.read.len() < 9 || self.read.len() < 9 + length(&self.read) {
+                if self.line.read_buf(&mut self.read).await.unwrap_or(0) == 0 {
+                    return None;
+                }
+            }
+            let mut frame = self.read.split_to(9 + length(&self.read));
+            frame.advance(3);
+            let (kind, flags, stream) = (frame.get_u8(), frame.get_u8(), frame.get_u32());
+            match kind {
+                HEADERS => return Some(stream),
+                SETTINGS if flags & ACK == 0 => self.write(SETTINGS, ACK, 0, &[]).await,
+                PING if flags & ACK == 0 => self.write(PING, ACK, 0, &frame).await,
+                _ => {}
+            }
+        }
+    }
+
+    async fn requests(&mut self, count: usize) -> Vec<u32> {
+        let mut streams = Vec::new();
+        for _ in 0..count {
+            streams.push(timeout(SECOND, self.request()).await.expect("a request comes").unwrap());
+        }
+        streams
+    }
+}
+
+/// Of the frame that begins here.
+fn length(read: &[u8]) -> usize {
+    u32::from_be_bytes([0, read[0], read[1], read[2]]) as usize
+}
+
+/// A client without a retry policy, and the connections that it makes.
+fn client() -> (Client, UnboundedReceiver<DuplexStream>) {
+    let (lines, connections) = unbounded_channel();
+    let endpoint = Endpoint::new(Address::Socket(([10, 0, 0, 1], 80).into()));
+    let client = Client::builder(FixedSource::of(TARGET, Policy::http2().snapshot(vec![endpoint])))
+        .connector(move |_| {
+            let (ours, theirs) = tokio::io::duplex(64 * 1024);
+            lines.send(theirs).unwrap();
+            async move { Ok(Box::new(ours) as Box<dyn mesh_client::Io>) }
+        })
+        .build();
+    (client, connections)
+}
+
+async fn next(connections: &mut UnboundedReceiver<DuplexStream>) -> Peer {
+    Peer::greet(timeout(SECOND, connections.recv()).await.expect("another connection").unwrap()).await
+}
+
+fn send(client: &Client, method: &Method) -> JoinHandle<Result<(), Code>> {
+    let (client, method) = (client.clone(), method.clone());
+    tokio::spawn(async move {
+        let body = if method == Method::POST { "once" } else { "" };
+        let answer = async { read(client.send(request(method, "/", body)).await?).await };
+        answer.await.map(drop).map_err(|error| error.code())
+    })
+}
+
+async fn outcomes(requests: Vec<JoinHandle<Result<(), Code>>>) -> Vec<Result<(), Code>> {
+    let all = futures_util::future::join_all(requests);
+    timeout(SECOND, all).await.expect("none hangs").into_iter().map(Result::unwrap).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_goaway_leaves_out_is_sent_over_another_connection_and_the_rest_ends_in_peace_r21() {
+    let (client, mut connections) = client();
+    let sent = (0..10).map(|_| send(&client, &Method::POST)).collect();
+    let mut first = next(&mut connections).await;
+    let streams = first.requests(10).await;
+    first.go_away(streams[4]).await;
+    let mut second = next(&mut connections).await;
+    // Five, for those that the first still works on are not sent again.
+    let again = second.requests(5).await;
+    assert!(timeout(SECOND, second.request()).await.is_err());
+    for stream in &streams[..5] {
+        first.answer(*stream).await;
+    }
+    for stream in again {
+        second.answer(stream).await;
+    }
+    assert_eq!(outcomes(sent).await, [Ok(()); 10]);
+    let later = vec![send(&client, &Method::POST)];
+    let stream = second.requests(1).await[0];
+    second.answer(stream).await;
+    assert_eq!(outcomes(later).await, [Ok(())], "the second connection is the one in use");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_goaway_no_stream_need_be_allowed_r21() {
+    let (client, mut connections) = client();
+    let mut sent: Vec<_> = (0..3).map(|_| send(&client, &Method::POST)).collect();
+    let mut first = next(&mut connections).await;
+    let streams = first.requests(3).await;
+    first.go_away(ANY).await;
+    first.limit(0).await;
+    sent.extend((0..3).map(|_| send(&client, &Method::POST)));
+    let mut second = next(&mut connections).await;
+    for stream in second.requests(3).await {
+        second.answer(stream).await;
+    }
+    for stream in streams {
+        first.answer(stream).await;
+    }
+    assert_eq!(outcomes(sent).await, [Ok(()); 6]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_breaks_costs_what_must_not_be_sent_twice_and_nothing_else_r21() {
+    let (client, mut connections) = client();
+    let before = vec![send(&client, &Method::GET)];
+    let mut first = next(&mut connections).await;
+    let stream = first.requests(1).await[0];
+    first.answer(stream).await;
+    assert_eq!(outcomes(before).await, [Ok(())]);
+    let gets = (0..5).map(|_| send(&client, &Method::GET)).collect();
+    let posts = (0..5).map(|_| send(&client, &Method::POST)).collect();
+    first.requests(10).await;
+    drop(first);
+    let mut second = next(&mut connections).await;
+    for stream in second.requests(5).await {
+        second.answer(stream).await;
+    }
+    assert_eq!(outcomes(gets).await, [Ok(()); 5]);
+    assert_eq!(outcomes(posts).await, [Err(Code::CONNECTION_LOST); 5]);
+    assert!(timeout(SECOND, second.request()).await.is_err(), "no POST was sent again");
+}
+
+/// Answers each request after 50 ms. After two seconds it goes away, and looks at the first half alone of what it has
+/// in hand. Counts what is answered, and what is left out.
+async fn leaves_half(line: DuplexStream, answered: Arc<AtomicU64>, left_out: Arc<AtomicU64>) {
+    let mut peer = Peer::greet(line).await;
+    let mut leave = Some(Instant::now() + 2 * SECOND);
+    let mut in_hand: VecDeque<(u32, Instant)> = VecDeque::new();
+    loop {
+        let (due, leaving) = (in_hand.front().copied(), leave);
+        tokio::select! {
+            biased;
+            () = async { sleep_until(leaving.unwrap()).await }, if leaving.is_some() => {
+                let kept = in_hand.len() / 2;
+                left_out.fetch_add((in_hand.len() - kept) as u64, Relaxed);
+                in_hand.truncate(kept);
+                peer.go_away(in_hand.back().map_or(0, |last| last.0)).await;
+                leave = None;
+            }
+            () = async { sleep_until(due.unwrap().1).await }, if due.is_some() => {
+                in_hand.pop_front();
+                peer.answer(due.unwrap().0).await;
+                answered.fetch_add(1, Relaxed);
+            }
+            stream = peer.request() => {
+                let Some(stream) = stream else { return };
+                if leave.is_some() {
+                    in_hand.push_back((stream, Instant::now() + SECOND / 20));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn connections_that_leave_requests_out_cost_none_of_a_load_and_do_none_twice_r21() {
+    each_seed(1, || async {
+        let (client, mut connections) = client();
+        let (answered, left_out) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
+        let counters = (answered.clone(), left_out.clone());
+        tokio::spawn(async move {
+            while let Some(line) = connections.recv().await {
+                tokio::spawn(leaves_half(line, counters.0.clone(), counters.1.clone()));
+            }
+        });
+        let records = run_of(&client, Method::POST, 200.0, 10 * SECOND).await;
+        assert!(failures(&records).is_empty(), "{:?}", failures(&records));
+        assert_eq!(answered.load(Relaxed), records.len() as u64, "each was done once");
+        assert!(left_out.load(Relaxed) > 5, "control: {left_out:?} were left out");
+    });
+}
