@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::Refusal;
-use crate::matcher::{RequestView, cookies, decode};
+use crate::matcher::{RequestView, are_twins, cookies, decode};
 use crate::policy::JwtProvider;
 
 /// A place that may hold a token.
@@ -56,7 +56,7 @@ impl Place {
         let mut only = Only::default();
         match self {
             Self::Header { name, prefix, apart } => {
-                for value in request.headers.get_all(name) {
+                for (_, value) in request.headers.iter().filter(|(other, _)| is_one(name, other)) {
                     let token = after(value.as_bytes(), prefix.as_bytes(), *apart);
                     only.see(token.map(|token| text(Cow::Borrowed(token))));
                 }
@@ -149,7 +149,7 @@ pub(super) fn remove(headers: &mut HeaderMap, places: &[Place]) {
     let mut cookies: Vec<&str> = Vec::new();
     for place in places {
         match place {
-            Place::Header { name, .. } => drop(headers.remove(name)),
+            Place::Header { name, .. } => remove_header(headers, name),
             Place::Cookie(name) => cookies.push(name),
             Place::Parameter(_) => {}
         }
@@ -157,6 +157,19 @@ pub(super) fn remove(headers: &mut HeaderMap, places: &[Place]) {
     if !cookies.is_empty() {
         remove_cookies(headers, &cookies);
     }
+}
+
+/// Takes a header out, under each name by which an application may know it.
+pub(super) fn remove_header(headers: &mut HeaderMap, name: &HeaderName) {
+    headers.remove(name);
+    while let Some(twin) = headers.keys().find(|other| are_twins(name, other)).cloned() {
+        headers.remove(twin);
+    }
+}
+
+/// Whether two names are one to what reads headers as CGI does.
+fn is_one(name: &HeaderName, other: &HeaderName) -> bool {
+    name == other || are_twins(name, other)
 }
 
 fn remove_cookies(headers: &mut HeaderMap, names: &[&str]) {
@@ -221,6 +234,8 @@ mod tests {
         let bare = Place::header(HeaderName::from_static("x-jwt"), "");
         assert_eq!(find(&bare, "/", &[("x-jwt", " t ")]), Ok(Some("t".to_owned())));
         assert_eq!(find(&bare, "/", &[("x-jwt", "é")]), Ok(Some("é".to_owned())));
+        assert_eq!(find(&bare, "/", &[("x_jwt", "t")]), Ok(Some("t".to_owned())), "one name to CGI");
+        assert_eq!(find(&bare, "/", &[("x-jwt", "t"), ("x_jwt", "u")]), Err(Refusal::Several));
         let two = |a, b| find(&bearer, "/", &[("authorization", a), ("authorization", b)]);
         assert_eq!(two("Bearer t", "Bearer t"), Err(Refusal::Several));
         assert_eq!(two("Basic t", "Bearer t"), Err(Refusal::Several));

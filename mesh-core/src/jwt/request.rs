@@ -149,7 +149,7 @@ impl Authenticator {
         }
         let headers: &mut HeaderMap = request.headers_mut();
         for name in &self.outputs {
-            headers.remove(name);
+            place::remove_header(headers, name);
         }
         for (name, value) in passed.set {
             headers.append(name, value);

@@ -67,8 +67,7 @@ impl Filters {
         if self.each.is_empty() {
             return Ok(());
         }
-        // A clock before the epoch is none: all that expires has.
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::MAX);
+        let now = now();
         let mut held = Tokens::default();
         for Filter { authenticator, allowed, denied } in &self.each {
             let passed = authenticator.judge(&view(request), now);
@@ -87,6 +86,12 @@ impl Filters {
         *tokens = Some(if held.is_empty() { self.none.clone() } else { Arc::new(held) });
         Ok(())
     }
+}
+
+/// The time since 1970. A clock that is before that is none: all that expires has.
+#[expect(clippy::disallowed_methods, reason = "the one place of the server that knows the date")]
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::MAX)
 }
 
 #[cold]
