@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn what_is_private_is_left_out() {
-        let point = "11111111111111111111111111111111111111111110".get(..43).expect("43 letters");
+        let point = "A".repeat(43);
         let set = |more: &str| format!(r#"{{"keys": [{{"kty":"OKP","crv":"Ed25519","x":"{point}"{more}}}]}}"#);
         let public = PublicKeys::read(&set("")).unwrap();
         assert!(!public.had_private);
