@@ -1,7 +1,9 @@
 //! One look along the references of a destination: what it needs, and what that makes.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::iter::Peekable;
 use std::sync::Arc;
+use std::vec::IntoIter;
 
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::policy::{
@@ -10,7 +12,7 @@ use mesh_core::policy::{
 };
 use smallvec::SmallVec;
 
-use super::Resources;
+use super::{Resources, SubscriptionId};
 use crate::bootstrap::name::normalise;
 use crate::xds::{Key, Kind, Known, Origin, Value};
 
@@ -70,11 +72,21 @@ impl Grounds {
     }
 }
 
+/// What a walk came across.
+pub(super) struct Step {
+    key: Key,
+    /// Its value, if there is one.
+    found: Option<(Value, Origin)>,
+}
+
 /// A walk that subscribes to everything it comes across and remembers it.
 pub(super) struct Follow<'a, R> {
+    by: SubscriptionId,
     resources: &'a mut R,
+    /// Of the walk before what is still so: it need not be asked after again.
+    known: Peekable<IntoIter<Step>>,
     /// In the order of the walk; some more than once.
-    uses: Vec<Key>,
+    steps: Vec<Step>,
     grounds: Grounds,
     /// What was found missing last.
     missing: Option<Key>,
@@ -83,8 +95,21 @@ pub(super) struct Follow<'a, R> {
 }
 
 impl<'a, R: Resources> Follow<'a, R> {
-    pub(super) fn new(resources: &'a mut R, node: &'a str) -> Self {
-        Self { resources, uses: Vec::new(), grounds: Grounds::default(), missing: None, node }
+    pub(super) fn new(by: SubscriptionId, resources: &'a mut R, node: &'a str) -> Self {
+        Self::on(by, resources, node, Vec::new(), Kind::Listener)
+    }
+
+    /// A walk after another that came across these, of which nothing before `changed` is other than it was.
+    pub(super) fn on(
+        by: SubscriptionId,
+        resources: &'a mut R,
+        node: &'a str,
+        mut before: Vec<Step>,
+        changed: Kind,
+    ) -> Self {
+        before.retain(|step| step.key.kind < changed && step.found.is_some());
+        let (known, grounds) = (before.into_iter().peekable(), Grounds::default());
+        Self { by, resources, known, steps: Vec::new(), grounds, missing: None, node }
     }
 
     /// Who said what the walk came across since the last call.
@@ -97,12 +122,16 @@ impl<'a, R: Resources> Follow<'a, R> {
         self.missing.as_ref().is_some_and(|key| settled.binary_search(key).is_ok())
     }
 
-    /// Every resource the walk came across and `others`, sorted; `before` itself if they are the same.
-    pub(super) fn into_uses(mut self, before: &Arc<[Key]>, others: &[Key]) -> Arc<[Key]> {
-        self.uses.extend_from_slice(others);
-        self.uses.sort_unstable();
-        self.uses.dedup();
-        if self.uses[..] == before[..] { before.clone() } else { self.uses.into() }
+    /// Every resource the walk came across and `others`, sorted; `before` itself if they are the same. And what the walk
+    /// came across, for the next one.
+    pub(super) fn into_uses(self, before: &Arc<[Key]>, others: &[Key]) -> (Arc<[Key]>, Vec<Step>) {
+        let mut keys: SmallVec<[&Key; 8]> = self.steps.iter().map(|step| &step.key).chain(others).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let same = keys.iter().copied().eq(before.iter());
+        let uses = if same { before.clone() } else { keys.iter().copied().cloned().collect() };
+        drop(keys);
+        (uses, self.steps)
     }
 
     /// The whole destination.
@@ -238,8 +267,8 @@ impl<'a, R: Resources> Follow<'a, R> {
         };
         let endpoints = match &cluster.discovery {
             Discovery::Eds { service_name } => {
-                let name = service_name.as_deref().unwrap_or(name.as_str()).to_owned();
-                let found = self.need(Kind::Endpoints, &name, |value| match value {
+                let name = service_name.as_deref().unwrap_or(name.as_str());
+                let found = self.need(Kind::Endpoints, name, |value| match value {
                     Value::Endpoints(endpoints) => Some(endpoints.clone()),
                     _ => None,
                 });
@@ -259,9 +288,22 @@ impl<'a, R: Resources> Follow<'a, R> {
 
     /// Subscribes to a resource and gives what `pick` makes of its value.
     fn need<T>(&mut self, kind: Kind, name: &str, pick: impl FnOnce(&Value) -> Option<T>) -> Found<T> {
-        let key = self.resources.key(kind, &normalise(name));
-        self.resources.subscribe(&key);
-        let found = match self.resources.known(&key) {
+        let name = normalise(name);
+        if let Some(step) = self.known.next_if(|step| step.key.kind == kind && *step.key.name == *name) {
+            let found = match &step.found {
+                Some((value, origin)) => {
+                    self.grounds.add(*origin);
+                    pick(value)
+                }
+                None => None,
+            };
+            self.steps.push(step);
+            return found.map_or_else(other_direction, Found::Ready);
+        }
+        let (name, known) = self.resources.want(self.by, kind, &name);
+        let key = Key { kind, name };
+        let mut value = None;
+        let found = match known {
             Known::Pending => Found::Pending,
             Known::Lost(reason, origin) => {
                 self.grounds.lost = true;
@@ -275,12 +317,11 @@ impl<'a, R: Resources> Follow<'a, R> {
             }
             Known::Value(resource, origin) => {
                 self.grounds.add(origin);
-                // Only listeners come in two shapes.
-                pick(&resource.value)
-                    .map_or_else(|| Found::Failed("it is a listener of the other direction".into()), Found::Ready)
+                value = Some((resource.value.clone(), origin));
+                pick(&resource.value).map_or_else(other_direction, Found::Ready)
             }
         };
-        self.uses.push(key);
+        self.steps.push(Step { key, found: value });
         found
     }
 }
@@ -288,6 +329,11 @@ impl<'a, R: Resources> Follow<'a, R> {
 /// A reason and the node it was told to, by which a control plane's operator finds it (gRFC A88).
 fn told(reason: &str, node: &str) -> Arc<str> {
     if node.is_empty() { reason.into() } else { format!("{reason}; node {node:?}").into() }
+}
+
+/// Only listeners come in two shapes.
+fn other_direction<T>() -> Found<T> {
+    Found::Failed("it is a listener of the other direction".into())
 }
 
 /// A cluster of a complete snapshot with its endpoints as they are now, if those alone may differ; `None` if the walk
@@ -301,7 +347,7 @@ pub(super) fn moved(
     let ClusterState::Ready { cluster, .. } = state else { return None };
     let Discovery::Eds { service_name } = &cluster.discovery else { return Some(state.clone()) };
     let name = normalise(service_name.as_deref().unwrap_or(name.as_str()));
-    let Known::Value(resource, origin) = resources.known(&resources.key(Kind::Endpoints, &name)) else { return None };
+    let Known::Value(resource, origin) = resources.known(Kind::Endpoints, &name) else { return None };
     let Value::Endpoints(endpoints) = &resource.value else { return None };
     let known = grounds.replace_good() && grounds.origins.contains(&origin);
     known.then(|| ClusterState::Ready { cluster: cluster.clone(), endpoints: endpoints.clone() })

@@ -24,39 +24,39 @@ use mesh_core::policy::{ClusterState, Clusters, DestinationState, InboundState, 
 use mesh_core::source::Publisher;
 use smallvec::SmallVec;
 
-use self::follow::{Follow, Found, Grounds};
-use crate::xds::{Ads, Key, Kind, Known, Resource};
+use self::follow::{Follow, Found, Grounds, Step};
+use crate::xds::{Ads, Key, Kind, Known, Name, Resource};
 
 /// Number of a subscription; never used twice.
 pub(crate) type SubscriptionId = u64;
 
 /// The protocol state as the cascade uses it.
 pub(crate) trait Resources {
-    /// The key of a resource; where it is known already, its name is the one that all share.
-    fn key(&self, kind: Kind, name: &str) -> Key;
-    /// Wants a resource.
-    fn subscribe(&mut self, key: &Key);
-    /// No longer wants it.
-    fn unsubscribe(&mut self, key: &Key);
-    /// What is known of it.
-    fn known(&self, key: &Key) -> Known<'_, Resource>;
+    /// Wants a resource for a subscription; gives its name, the one that all share, and what is known of it.
+    fn want(&mut self, by: SubscriptionId, kind: Kind, name: &str) -> (Name, Known<'_, Resource>);
+    /// A subscription no longer wants it.
+    fn release(&mut self, by: SubscriptionId, key: &Key);
+    /// The subscriptions that want it.
+    fn users(&self, key: &Key) -> &[SubscriptionId];
+    /// What is known of one that is wanted.
+    fn known(&self, kind: Kind, name: &str) -> Known<'_, Resource>;
 }
 
 impl<C: crate::xds::Codec<Value = Resource>> Resources for Ads<C> {
-    fn key(&self, kind: Kind, name: &str) -> Key {
-        Ads::key(self, kind, name)
+    fn want(&mut self, by: SubscriptionId, kind: Kind, name: &str) -> (Name, Known<'_, Resource>) {
+        Ads::want(self, by, kind, name)
     }
 
-    fn subscribe(&mut self, key: &Key) {
-        Ads::subscribe(self, key);
+    fn release(&mut self, by: SubscriptionId, key: &Key) {
+        Ads::release(self, by, key);
     }
 
-    fn unsubscribe(&mut self, key: &Key) {
-        Ads::unsubscribe(self, key);
+    fn users(&self, key: &Key) -> &[SubscriptionId] {
+        Ads::users(self, key)
     }
 
-    fn known(&self, key: &Key) -> Known<'_, Resource> {
-        Ads::known(self, key)
+    fn known(&self, kind: Kind, name: &str) -> Known<'_, Resource> {
+        Ads::known(self, kind, name)
     }
 }
 
@@ -64,8 +64,6 @@ impl<C: crate::xds::Codec<Value = Resource>> Resources for Ads<C> {
 #[derive(Default)]
 pub(crate) struct Cascade {
     followed: HashMap<SubscriptionId, Box<Followed>, RandomState>,
-    /// Who uses a resource, sorted; without a user it is unsubscribed.
-    users: HashMap<Key, SmallVec<[SubscriptionId; 2]>, RandomState>,
     /// Our id as a node, for what is said of failures (gRFC A88); empty if there is none to say.
     node: Arc<str>,
 }
@@ -84,6 +82,9 @@ struct Followed {
     grounds: Grounds,
     /// Whether what is published is all that the latest walk found.
     is_settled: bool,
+    /// What the latest walk came across, until something is published: while a large mesh comes page by page, each of
+    /// its destinations is walked along with every page.
+    steps: Vec<Step>,
 }
 
 /// What is subscribed and where its state goes.
@@ -115,30 +116,29 @@ impl Cascade {
     /// Begins to follow; publishes at once what is already known.
     pub(crate) fn add(&mut self, id: SubscriptionId, root: Root, resources: &mut impl Resources) {
         let (uses, settled, grounds) = (Keys::default(), Keys::default(), Grounds::default());
-        self.followed.insert(id, Box::new(Followed { root, uses, settled, grounds, is_settled: false }));
-        self.refresh(id, resources);
+        let followed = Followed { root, uses, settled, grounds, is_settled: false, steps: Vec::new() };
+        self.followed.insert(id, Box::new(followed));
+        self.refresh(id, Kind::Listener, resources);
     }
 
     /// Ends a subscription.
     pub(crate) fn remove(&mut self, id: SubscriptionId, resources: &mut impl Resources) {
         if let Some(followed) = self.followed.remove(&id) {
-            for key in &*followed.uses {
-                self.release(id, key, resources);
-            }
+            followed.uses.iter().for_each(|key| resources.release(id, key));
         }
     }
 
     /// Looks again at everything that uses one of the changed resources.
     pub(crate) fn changed(&mut self, keys: &[Key], resources: &mut impl Resources) {
         let mut affected: SmallVec<[SubscriptionId; 4]> =
-            keys.iter().filter_map(|key| self.users.get(key)).flatten().copied().collect();
+            keys.iter().flat_map(|key| resources.users(key)).copied().collect();
         affected.sort_unstable();
         affected.dedup();
-        // What changes all the time is who serves the clusters: then the rest need not be walked through.
-        let endpoints_only = keys.iter().all(|key| key.kind == Kind::Endpoints);
+        let Some(first) = keys.iter().map(|key| key.kind).min() else { return };
         for id in affected {
-            if !(endpoints_only && self.move_endpoints(id, resources)) {
-                self.refresh(id, resources);
+            // What changes all the time is who serves the clusters: then the rest need not be walked through.
+            if !(first == Kind::Endpoints && self.move_endpoints(id, resources)) {
+                self.refresh(id, first, resources);
             }
         }
     }
@@ -165,11 +165,12 @@ impl Cascade {
         true
     }
 
-    fn refresh(&mut self, id: SubscriptionId, resources: &mut impl Resources) {
+    /// Walks along a subscription again; nothing of a kind before `changed` is other than it was.
+    fn refresh(&mut self, id: SubscriptionId, changed: Kind, resources: &mut impl Resources) {
         let Some(followed) = self.followed.get_mut(&id) else { return };
         let uses = match &followed.root {
             Root::Destination { target, listener, publisher } => {
-                let mut follow = Follow::new(resources, &self.node);
+                let mut follow = Follow::on(id, resources, &self.node, std::mem::take(&mut followed.steps), changed);
                 let found = follow.destination(target, listener);
                 let grounds = follow.take_grounds();
                 let before = publisher.load_full();
@@ -194,15 +195,19 @@ impl Cascade {
                 }
                 followed.is_settled = settled;
                 if settled {
-                    followed.settled = follow.into_uses(&followed.uses, &[]);
+                    (followed.settled, _) = follow.into_uses(&followed.uses, &[]);
                     followed.grounds = grounds;
                     followed.settled.clone()
                 } else {
-                    follow.into_uses(&followed.uses, &followed.settled)
+                    let (uses, steps) = follow.into_uses(&followed.uses, &followed.settled);
+                    if followed.settled.is_empty() {
+                        followed.steps = steps;
+                    }
+                    uses
                 }
             }
             Root::Inbound { listener, publisher } => {
-                let mut follow = Follow::new(resources, &self.node);
+                let mut follow = Follow::new(id, resources, &self.node);
                 let next = follow.inbound(listener);
                 let before = publisher.load_full();
                 // Only what was dropped on purpose ends what is good, as for destinations.
@@ -212,38 +217,13 @@ impl Cascade {
                 if !stays && next != *before {
                     publisher.publish(next);
                 }
-                follow.into_uses(&followed.uses, &[])
+                follow.into_uses(&followed.uses, &[]).0
             }
         };
-        self.use_exactly(id, uses, resources);
-    }
-
-    /// Takes the difference to what the subscription used before into the books.
-    fn use_exactly(&mut self, id: SubscriptionId, uses: Keys, resources: &mut impl Resources) {
-        let Some(followed) = self.followed.get_mut(&id) else { return };
         let before = std::mem::replace(&mut followed.uses, uses.clone());
-        if Arc::ptr_eq(&before, &uses) {
-            return;
-        }
-        for key in uses.iter().filter(|key| before.binary_search(key).is_err()) {
-            let users = self.users.entry(key.clone()).or_default();
-            if let Err(place) = users.binary_search(&id) {
-                users.insert(place, id);
-            }
-        }
-        for key in before.iter().filter(|key| uses.binary_search(key).is_err()) {
-            self.release(id, key, resources);
-        }
-    }
-
-    fn release(&mut self, id: SubscriptionId, key: &Key, resources: &mut impl Resources) {
-        let Some(users) = self.users.get_mut(key) else { return };
-        if let Ok(place) = users.binary_search(&id) {
-            users.remove(place);
-        }
-        if users.is_empty() {
-            self.users.remove(key);
-            resources.unsubscribe(key);
+        if !Arc::ptr_eq(&before, &uses) {
+            let unused = before.iter().filter(|key| uses.binary_search(key).is_err());
+            unused.for_each(|key| resources.release(id, key));
         }
     }
 }

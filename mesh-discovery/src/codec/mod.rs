@@ -294,7 +294,7 @@ pub fn resource_name<'a>(type_url: &str, resource: impl Into<Packed<'a>>) -> Opt
 /// The way every resource goes: type, bytes, fields.
 fn decode<P: Message + Default, T>(
     type_url: &str,
-    kind: &str,
+    kind: &'static str,
     resource: Packed<'_>,
     name: impl Fn(&P) -> &String,
     fields: impl FnOnce(&P, &At<'_>, &mut Report) -> Option<T>,

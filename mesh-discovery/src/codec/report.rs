@@ -68,7 +68,8 @@ impl fmt::Display for At<'_> {
 
 /// What decoding one resource found.
 pub(super) struct Report {
-    resource: String,
+    kind: &'static str,
+    name: String,
     problems: Vec<InvalidPolicy>,
     unenforced: Vec<Unenforced>,
     providers: Vec<ProviderInstance>,
@@ -77,9 +78,13 @@ pub(super) struct Report {
 
 impl Report {
     /// An empty report on `kind` (`listener`, `cluster`, …) `name`.
-    pub(super) fn new(kind: &str, name: &str) -> Self {
-        let resource = format!("{kind} {name}");
-        Self { resource, problems: Vec::new(), unenforced: Vec::new(), providers: Vec::new(), dropped: 0 }
+    pub(super) fn new(kind: &'static str, name: &str) -> Self {
+        let name = name.to_owned();
+        Self { kind, name, problems: Vec::new(), unenforced: Vec::new(), providers: Vec::new(), dropped: 0 }
+    }
+
+    fn resource(&self) -> String {
+        format!("{} {}", self.kind, self.name)
     }
 
     /// Whether nothing is wrong.
@@ -104,7 +109,7 @@ impl Report {
     /// Accepts the field at `at` without doing what it says.
     pub(super) fn unenforced(&mut self, at: &At<'_>, effect: &'static str) {
         if self.unenforced.len() < MAX_FINDINGS {
-            self.unenforced.push(Unenforced { resource: self.resource.clone(), field: at.to_string(), effect });
+            self.unenforced.push(Unenforced { resource: self.resource(), field: at.to_string(), effect });
         }
     }
 
@@ -131,7 +136,7 @@ impl Report {
             Some(value) if self.problems.is_empty() => {
                 Ok(Decoded { value, unenforced: self.unenforced, providers: self.providers })
             }
-            _ => Err(DecodeError { resource: self.resource, problems: self.problems }),
+            _ => Err(DecodeError { resource: self.resource(), problems: self.problems }),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::policy::{DestinationState, InboundState};
 use mesh_core::source::{DestinationSource, InboundSource, Publisher, Watched};
@@ -213,7 +214,7 @@ struct Live<K: Eq + Hash, T> {
 
 /// The live subscriptions of one sort: readers of the same key share one.
 struct Subscriptions<K: Eq + Hash, T> {
-    live: Mutex<HashMap<K, Live<K, T>>>,
+    live: Mutex<HashMap<K, Live<K, T>, RandomState>>,
     commands: mpsc::UnboundedSender<Command>,
     ids: Arc<Mutex<SubscriptionId>>,
 }

@@ -1,7 +1,8 @@
 //! The meeting point of protocol and policy: what the bytes of a resource decode to.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
 use envoy_types::pb::google::protobuf::Any;
@@ -123,7 +124,7 @@ impl Codec for PolicyCodec {
                 let value = match decoded.value {
                     AnyListener::Outbound(mut listener) => {
                         if let RouteSource::Inline(routes) = &mut listener.routes {
-                            let resource = format!("{kind} {name}");
+                            let resource = format_args!("{kind} {name}");
                             distrust(from, Arc::make_mut(routes), resource, &mut decoded.unenforced);
                         }
                         Value::Listener(Arc::new(listener))
@@ -134,7 +135,7 @@ impl Codec for PolicyCodec {
             }
             Kind::Routes => {
                 let mut decoded = codec::decode_routes(body).map_err(|e| e.to_string())?;
-                distrust(from, &mut decoded.value, format!("routes {name}"), &mut decoded.unenforced);
+                distrust(from, &mut decoded.value, format_args!("routes {name}"), &mut decoded.unenforced);
                 Ok(resource(decoded, Value::Routes))
             }
             Kind::Cluster => {
@@ -152,7 +153,12 @@ impl Codec for PolicyCodec {
 
 /// Only a control plane that the bootstrap trusts may have the authority rewritten to what an endpoint calls
 /// itself (gRFC A81); from another one the rewrite is passed over and reported.
-fn distrust(from: ServerFeatures, routes: &mut RouteConfiguration, resource: String, unenforced: &mut Vec<Unenforced>) {
+fn distrust(
+    from: ServerFeatures,
+    routes: &mut RouteConfiguration,
+    resource: fmt::Arguments<'_>,
+    unenforced: &mut Vec<Unenforced>,
+) {
     if from.trusted_xds_server {
         return;
     }
@@ -164,7 +170,7 @@ fn distrust(from: ServerFeatures, routes: &mut RouteConfiguration, resource: Str
             }
             forward.rewrite.authority = None;
             unenforced.push(Unenforced {
-                resource: resource.clone(),
+                resource: resource.to_string(),
                 field: format!("virtual_hosts[{h}].routes[{r}].route.auto_host_rewrite"),
                 effect: "the authority stays: the bootstrap gives the control plane no trusted_xds_server (gRFC A81)",
             });

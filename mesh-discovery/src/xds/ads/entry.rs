@@ -1,5 +1,5 @@
 //! What is held of one resource: the last good value and where it is from, what the control plane said
-//! last, the does-not-exist timer.
+//! last, who uses it, the does-not-exist timer.
 //!
 //! ```text
 //! Requested ──good──▶ Acked ⇄ Nacked            the last good value stays, unless the server's
@@ -11,6 +11,7 @@
 use serde::Serialize;
 use tokio::time::Instant;
 
+use crate::cascade::SubscriptionId;
 use crate::xds::message::Name;
 
 /// What the control plane said last (the states of gRFC A88).
@@ -90,19 +91,70 @@ pub(crate) struct Failure {
     digest: Option<Digest>,
 }
 
-/// One subscribed resource.
+/// One subscribed resource. A large mesh has tens of thousands: it is kept within a line of cache.
 #[derive(Debug)]
 pub(crate) struct Entry<V> {
-    /// False once nobody wants it; the entry goes when the control plane has been told.
-    pub(super) wanted: bool,
-    pub(crate) standing: Standing,
-    pub(super) authority: u16,
-    /// Number of the last response that held it.
-    pub(super) round: u32,
+    /// Nobody, once nobody wants it; the entry goes when the control plane has been told.
+    pub(super) users: Users,
     pub(crate) good: Option<Box<Good<V>>>,
     pub(crate) failure: Option<Box<Failure>>,
-    /// When it counts as not existing; a timer is live only as long as it finds its time here.
-    pub(super) deadline: Option<Instant>,
+    /// Number of the last response that held it.
+    pub(super) round: u32,
+    /// Number of its does-not-exist timer, the only one that is live; 0 = none.
+    pub(super) timer: u32,
+    pub(super) authority: u16,
+    pub(crate) standing: Standing,
+}
+
+/// Subscriptions that use a resource: mostly one.
+#[derive(Debug, Default)]
+pub(super) enum Users {
+    #[default]
+    Nobody,
+    One(SubscriptionId),
+    Several(Box<Several>),
+}
+
+/// Sorted, at least two.
+#[derive(Debug)]
+pub(super) struct Several(Vec<SubscriptionId>);
+
+impl Users {
+    pub(super) fn ids(&self) -> &[SubscriptionId] {
+        match self {
+            Self::Nobody => &[],
+            Self::One(id) => std::slice::from_ref(id),
+            Self::Several(several) => &several.0,
+        }
+    }
+
+    pub(super) fn insert(&mut self, id: SubscriptionId) {
+        match self {
+            Self::Nobody => *self = Self::One(id),
+            Self::One(known) if *known == id => {}
+            Self::One(known) => *self = Self::Several(Box::new(Several(vec![id.min(*known), id.max(*known)]))),
+            Self::Several(several) => {
+                if let Err(place) = several.0.binary_search(&id) {
+                    several.0.insert(place, id);
+                }
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: SubscriptionId) {
+        match self {
+            Self::One(known) if *known == id => *self = Self::Nobody,
+            Self::Several(several) => {
+                if let Ok(place) = several.0.binary_search(&id) {
+                    several.0.remove(place);
+                }
+                if let [last] = several.0[..] {
+                    *self = Self::One(last);
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 /// A resource of a response, before anybody has looked inside.
@@ -136,14 +188,19 @@ pub(super) struct Refused {
 impl<V: PartialEq> Entry<V> {
     pub(super) fn new(authority: u16) -> Self {
         Self {
-            wanted: true,
-            standing: Standing::Requested,
-            authority,
-            round: 0,
+            users: Users::Nobody,
             good: None,
             failure: None,
-            deadline: None,
+            round: 0,
+            timer: 0,
+            authority,
+            standing: Standing::Requested,
         }
+    }
+
+    /// Whether anybody uses it.
+    pub(super) fn is_wanted(&self) -> bool {
+        !matches!(self.users, Users::Nobody)
     }
 
     /// Takes what an earlier run held; the first that a control plane says replaces it.
@@ -181,7 +238,7 @@ impl<V: PartialEq> Entry<V> {
         decode: impl FnOnce() -> Result<V, String>,
         is_empty: impl Fn(&V) -> bool,
     ) -> Result<Taken, Refused> {
-        self.deadline = None;
+        self.timer = 0;
         if let Some(good) = self.good.as_mut().filter(|good| good.digest == offer.digest) {
             let moved = std::mem::replace(&mut good.server, offer.server) != offer.server;
             good.version.clone_from(offer.version);
@@ -220,7 +277,12 @@ impl<V: PartialEq> Entry<V> {
             (good.server, good.digest, good.version) = (server, digest, version);
             return Ok(Taken::Used { changed: moved });
         }
-        self.good = Some(Box::new(Good { value, version, server, digest, since: offer.now }));
+        let good = Good { value, version, server, digest, since: offer.now };
+        match &mut self.good {
+            // Where the old one was, which has just been looked at.
+            Some(place) => **place = good,
+            None => self.good = Some(Box::new(good)),
+        }
         Ok(Taken::Used { changed: true })
     }
 
@@ -234,7 +296,7 @@ impl<V: PartialEq> Entry<V> {
         drop_good: bool,
         now: Instant,
     ) -> bool {
-        self.deadline = None;
+        self.timer = 0;
         let same = self.failure.as_ref().is_some_and(|failure| failure.reason == reason);
         if self.standing == standing && same && !(drop_good && self.good.is_some()) {
             return false;
@@ -246,7 +308,7 @@ impl<V: PartialEq> Entry<V> {
     /// The word of `server` counts from now on: what another one complained about is void, and what
     /// another one gave has to be confirmed. Gives whether readers see a difference.
     pub(super) fn ask_anew(&mut self, server: ServerId) -> bool {
-        self.deadline = None;
+        self.timer = 0;
         self.standing = if self.is_from(server) { Standing::Acked } else { Standing::Requested };
         self.failure.take().is_some()
     }

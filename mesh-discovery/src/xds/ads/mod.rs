@@ -5,7 +5,7 @@
 //! bodies, names, versions and nonces; what a resource means is the [`Codec`]'s business.
 //!
 //! ```text
-//! subscribe, unsubscribe ──────┐                   ┌─▶ keys that changed (for the cascade)
+//! want, release ───────────────┐                   ┌─▶ keys that changed (for the cascade)
 //! opened, response, closed ────┼──▶ Ads ───────────┼─▶ take_request(server)
 //! expire ──────────────────────┘                   └─▶ wants(server): whom to be connected to
 //! ```
@@ -30,6 +30,7 @@ use super::kind::{Key, Kind};
 use super::message::{Body, Name, Request, StreamError, Variant};
 use super::saved::Saved;
 use crate::bootstrap::{Node, ServerFeatures};
+use crate::cascade::SubscriptionId;
 
 /// How many resources that nobody wants any more are kept through an outage, in case somebody does again.
 const MAX_RETIRED: usize = 1024;
@@ -112,6 +113,7 @@ pub(crate) struct Ads<C: Codec> {
     /// Resources whose readers see something new.
     changed: Vec<Key>,
     round: u32,
+    last_timer: u32,
     /// When the latest event was.
     clock: Instant,
     /// What an earlier run held; serves until a control plane has spoken.
@@ -134,6 +136,7 @@ impl<C: Codec> Ads<C> {
             retired: VecDeque::new(),
             changed: Vec::new(),
             round: 0,
+            last_timer: 0,
             clock: now,
             saved: None,
         }
@@ -154,21 +157,36 @@ impl<C: Codec> Ads<C> {
         self.entries().filter(|(.., entry)| entry.is_from(SAVED)).count()
     }
 
-    /// The key of a resource. The name of one that is held is shared, not copied.
-    pub(crate) fn key(&self, kind: Kind, name: &str) -> Key {
+    /// Wants a resource for a subscription. Gives its name as everybody shares it, and what is known of it: it may be
+    /// known at once if somebody else wanted it before.
+    pub(crate) fn want(&mut self, by: SubscriptionId, kind: Kind, name: &str) -> (Name, Known<'_, C::Value>) {
         let held = self.entries[kind.index()].get_key_value(name);
-        Key { kind, name: held.map_or_else(|| name.into(), |(name, _)| name.clone()) }
+        let name = match held.map(|(name, entry)| (name.clone(), entry.users.ids().binary_search(&by).is_ok())) {
+            Some((name, true)) => name,
+            held => {
+                let name = held.map_or_else(|| name.into(), |(name, _)| name);
+                self.subscribe(by, &Key { kind, name: name.clone() });
+                name
+            }
+        };
+        let known = self.known(kind, &name);
+        (name, known)
     }
 
-    /// Wants a resource. Its state may be known at once if somebody else wanted it before.
-    pub(crate) fn subscribe(&mut self, key: &Key) {
+    fn subscribe(&mut self, by: SubscriptionId, key: &Key) {
         let authority = self.authority_of(&key.name);
         let entries = &mut self.entries[key.kind.index()];
         match entries.get_mut(&key.name) {
-            Some(entry) if entry.wanted => return,
-            Some(entry) => entry.wanted = true,
+            Some(entry) => {
+                let wanted = entry.is_wanted();
+                entry.users.insert(by);
+                if wanted {
+                    return;
+                }
+            }
             None => {
                 let mut entry = Entry::new(authority.unwrap_or(u16::MAX));
+                entry.users.insert(by);
                 if authority.is_none() {
                     let reason = "the bootstrap has no authority of that name".to_owned();
                     entry.missing(SAVED, Standing::DoesNotExist, reason, false, self.clock);
@@ -191,13 +209,15 @@ impl<C: Codec> Ads<C> {
         self.advance(authority);
     }
 
-    /// No longer wants a resource.
-    pub(crate) fn unsubscribe(&mut self, key: &Key) {
-        let Some(entry) = self.entries[key.kind.index()].get_mut(&key.name).filter(|entry| entry.wanted) else {
+    /// A subscription no longer wants a resource.
+    pub(crate) fn release(&mut self, by: SubscriptionId, key: &Key) {
+        let entry = self.entries[key.kind.index()].get_mut(&key.name).filter(|entry| entry.is_wanted());
+        let Some(entry) = entry else { return };
+        entry.users.remove(by);
+        if entry.is_wanted() {
             return;
-        };
-        entry.wanted = false;
-        entry.deadline = None;
+        }
+        entry.timer = 0;
         let Some(authority) = self.authorities.get_mut(usize::from(entry.authority)) else {
             self.forget(key);
             return;
@@ -220,9 +240,15 @@ impl<C: Codec> Ads<C> {
         self.rest(index);
     }
 
+    /// The subscriptions that use a resource, sorted.
+    pub(crate) fn users(&self, key: &Key) -> &[SubscriptionId] {
+        self.entries[key.kind.index()].get(&key.name).map_or(&[], |entry| entry.users.ids())
+    }
+
     /// What is known of a resource.
-    pub(crate) fn known(&self, key: &Key) -> Known<'_, C::Value> {
-        let Some(entry) = self.entry(key) else { return Known::Pending };
+    pub(crate) fn known(&self, kind: Kind, name: &str) -> Known<'_, C::Value> {
+        let entry = self.entries[kind.index()].get(name).filter(|entry| entry.is_wanted());
+        let Some(entry) = entry else { return Known::Pending };
         let authority = self.authorities.get(usize::from(entry.authority));
         let active = authority.map_or(SAVED, Authority::active_server);
         let origin = |server| Origin { authority: entry.authority, server };
@@ -240,13 +266,13 @@ impl<C: Codec> Ads<C> {
 
     /// The whole state of a resource, for reports.
     pub(crate) fn entry(&self, key: &Key) -> Option<&Entry<C::Value>> {
-        self.entries[key.kind.index()].get(&key.name).filter(|entry| entry.wanted)
+        self.entries[key.kind.index()].get(&key.name).filter(|entry| entry.is_wanted())
     }
 
     /// Every subscribed resource, in no order.
     pub(crate) fn entries(&self) -> impl Iterator<Item = (Kind, &Name, &Entry<C::Value>)> {
         Kind::ALL.into_iter().flat_map(|kind| {
-            let wanted = self.entries[kind.index()].iter().filter(|(_, entry)| entry.wanted);
+            let wanted = self.entries[kind.index()].iter().filter(|(_, entry)| entry.is_wanted());
             wanted.map(move |(name, entry)| (kind, name, entry))
         })
     }
@@ -340,7 +366,7 @@ impl<C: Codec> Ads<C> {
         }
         for name in next.let_go {
             let entries = &mut self.entries[next.kind.index()];
-            let unwanted = |entry: &Entry<_>| !entry.wanted && is_active(&self.authorities, entry, server);
+            let unwanted = |entry: &Entry<_>| !entry.is_wanted() && is_active(&self.authorities, entry, server);
             if entries.get(&name).is_some_and(unwanted) {
                 entries.remove(&name);
             }
@@ -384,14 +410,14 @@ impl<C: Codec> Ads<C> {
 
     fn first_timer(&mut self, server: usize) -> Option<Instant> {
         let entries = &self.entries;
-        self.sessions[server].first_timer(|key, at| {
-            entries[key.kind.index()].get(&key.name).is_some_and(|entry| entry.wanted && entry.deadline == Some(at))
+        self.sessions[server].first_timer(|key, number| {
+            entries[key.kind.index()].get(&key.name).is_some_and(|entry| entry.timer == number)
         })
     }
 
     fn start_timer(&mut self, server: ServerId, key: Key, now: Instant) {
         let Some(entry) = self.entries[key.kind.index()].get_mut(&key.name) else { return };
-        if !entry.wanted || !entry.is_awaited(server) || !is_active(&self.authorities, entry, server) {
+        if !entry.is_wanted() || !entry.is_awaited(server) || !is_active(&self.authorities, entry, server) {
             return;
         }
         let session = &mut self.sessions[usize::from(server)];
@@ -401,8 +427,10 @@ impl<C: Codec> Ads<C> {
             } else {
                 self.resource_timeout
             };
-        entry.deadline = Some(at);
-        session.start_timer(at, key);
+        // Of timers so old that their number comes again there are none.
+        self.last_timer = self.last_timer.wrapping_add(1).max(1);
+        entry.timer = self.last_timer;
+        session.start_timer(at, self.last_timer, key);
     }
 
     fn expired(&mut self, server: ServerId, key: &Key, now: Instant) {
@@ -436,7 +464,7 @@ impl<C: Codec> Ads<C> {
         session.closed(self.clock);
         for key in untold {
             let entry = self.entries[key.kind.index()].get(&key.name);
-            if entry.is_some_and(|entry| !entry.wanted && is_active(&self.authorities, entry, server)) {
+            if entry.is_some_and(|entry| !entry.is_wanted() && is_active(&self.authorities, entry, server)) {
                 self.retire(key);
             }
         }
@@ -457,7 +485,7 @@ impl<C: Codec> Ads<C> {
         let (authorities, entries) = (&self.authorities, &mut self.entries);
         self.retired.retain(|key| {
             let entries = &mut entries[key.kind.index()];
-            let Some(entry) = entries.get(&key.name).filter(|entry| !entry.wanted) else { return false };
+            let Some(entry) = entries.get(&key.name).filter(|entry| !entry.is_wanted()) else { return false };
             let gone = is_active(authorities, entry, server);
             if gone {
                 entries.remove(&key.name);
@@ -468,7 +496,7 @@ impl<C: Codec> Ads<C> {
 
     fn forget(&mut self, key: &Key) {
         let entries = &mut self.entries[key.kind.index()];
-        if entries.get(&key.name).is_some_and(|entry| !entry.wanted) {
+        if entries.get(&key.name).is_some_and(|entry| !entry.is_wanted()) {
             entries.remove(&key.name);
         }
     }

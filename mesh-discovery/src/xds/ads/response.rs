@@ -70,7 +70,8 @@ impl<C: Codec> Ads<C> {
             kind,
             server,
             number: self.round,
-            version: response.version.into(),
+            // Mostly none, with delta.
+            version: if response.version.is_empty() { Name::default() } else { response.version.into() },
             now,
             strict: session.features.fail_on_data_errors,
             own: Name::default(),
@@ -137,12 +138,15 @@ impl<C: Codec> Ads<C> {
         let Self { codec, entries, authorities, sessions, changed, .. } = self;
         let entries = &mut entries[kind.index()];
         // A control plane may send more than was asked for; nobody reads it, so nobody judges it.
-        let usable = |entry: &&mut Entry<_>| entry.wanted && is_active(authorities, entry, round.server);
+        let usable = |entry: &&mut Entry<_>| entry.is_wanted() && is_active(authorities, entry, round.server);
         let Some(entry) = entries.get_mut(name.as_ref()).filter(usable) else { return };
         entry.round = round.number;
         let (was, before) = (entry.standing, entry.good.as_ref().map(|good| good.server));
         let features = sessions[usize::from(round.server)].features;
-        let own = (!resource.version.is_empty()).then(|| round.version_of(&resource.version));
+        let own = (!resource.version.is_empty()).then(|| match &entry.good {
+            Some(good) if *good.version == *resource.version => good.version.clone(),
+            _ => round.version_of(&resource.version),
+        });
         let offer = Offer {
             version: own.as_ref().unwrap_or(&round.version),
             digest: digest(&body.bytes, features.trusted_xds_server),
@@ -181,7 +185,7 @@ impl<C: Codec> Ads<C> {
     /// The entry of a name, if this control plane may say something about it.
     fn judged(&mut self, round: &Round, name: &str) -> Option<&mut Entry<C::Value>> {
         let entry = self.entries[round.kind.index()].get_mut(name)?;
-        (entry.wanted && is_active(&self.authorities, entry, round.server)).then_some(entry)
+        (entry.is_wanted() && is_active(&self.authorities, entry, round.server)).then_some(entry)
     }
 
     /// Delta: a resource that does not exist or was deleted.

@@ -9,7 +9,7 @@
 //! response ─▶ answer ┘
 //! ```
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -55,14 +55,14 @@ pub(crate) struct Session {
     pub(crate) nacks: u64,
     types: [Talk; 4],
     /// Does-not-exist timers in the order in which they end; void ones are skipped.
-    timers: VecDeque<(Instant, Key)>,
+    timers: VecDeque<(Instant, u32, Key)>,
 }
 
 /// The conversation about one type.
 #[derive(Default)]
 pub(super) struct Talk {
     /// Everything subscribed.
-    pub(super) names: BTreeSet<Name>,
+    names: HashSet<Name, RandomState>,
     /// Subscribed since the last request.
     fresh: BTreeSet<Name>,
     /// Unsubscribed since the last request.
@@ -230,21 +230,23 @@ impl Session {
         let kind = find(Talk::is_asking).or_else(|| find(Talk::is_due))?;
         let node = (!std::mem::replace(&mut self.introduced, true)).then(|| node.clone());
         let (id, variant) = (self.id, self.variant);
+        // On the first stream nothing is held that it gave.
+        let held = (self.streams_opened > 1).then(|| &entries[kind.index()]);
         let talk = self.talk_mut(kind);
         Some(match variant {
             Variant::StateOfTheWorld => talk.world(kind, node),
-            Variant::Delta => talk.changes(kind, node, id, &entries[kind.index()]),
+            Variant::Delta => talk.changes(kind, node, id, held),
         })
     }
 
-    pub(super) fn start_timer(&mut self, at: Instant, key: Key) {
-        self.timers.push_back((at, key));
+    pub(super) fn start_timer(&mut self, at: Instant, number: u32, key: Key) {
+        self.timers.push_back((at, number, key));
     }
 
     /// The first timer that `is_live`; dead ones before it are dropped.
-    pub(super) fn first_timer(&mut self, is_live: impl Fn(&Key, Instant) -> bool) -> Option<Instant> {
-        while let Some((at, key)) = self.timers.front() {
-            if is_live(key, *at) {
+    pub(super) fn first_timer(&mut self, is_live: impl Fn(&Key, u32) -> bool) -> Option<Instant> {
+        while let Some((at, number, key)) = self.timers.front() {
+            if is_live(key, *number) {
                 return Some(*at);
             }
             self.timers.pop_front();
@@ -254,7 +256,7 @@ impl Session {
     }
 
     pub(super) fn pop_timer(&mut self) -> Option<Key> {
-        self.timers.pop_front().map(|(_, key)| key)
+        self.timers.pop_front().map(|(.., key)| key)
     }
 }
 
@@ -265,6 +267,13 @@ impl Talk {
         self.answers.clear();
         self.fresh.clear();
         self.stale.clear();
+    }
+
+    /// Everything subscribed, as requests list it.
+    fn sorted(&self) -> Vec<Name> {
+        let mut names: Vec<Name> = self.names.iter().cloned().collect();
+        names.sort_unstable();
+        names
     }
 
     /// Whether the control plane has been asked for a name on this stream.
@@ -286,11 +295,14 @@ impl Talk {
         let asked = if std::mem::replace(&mut self.started, true) {
             std::mem::take(&mut self.fresh).into_iter().collect()
         } else {
-            self.names.iter().cloned().collect()
+            self.sorted()
         };
         let let_go = std::mem::take(&mut self.stale).into_iter().collect();
         let error = self.answers.pop_front().and_then(|(_, complaint)| complaint);
-        let names = self.list.get_or_insert_with(|| self.names.iter().cloned().collect()).clone();
+        let names = match &self.list {
+            Some(list) => list.clone(),
+            None => self.list.insert(self.sorted().into()).clone(),
+        };
         let ask = Ask::World { version: self.version.clone(), names };
         Next {
             request: Request { type_url: kind.type_url(), node, nonce: self.nonce.clone(), error, ask },
@@ -302,17 +314,17 @@ impl Talk {
 
     /// A change of the subscription goes by itself, without a nonce: servers ignore what else a refusal
     /// says.
-    fn changes<V>(&mut self, kind: Kind, node: Option<Arc<Node>>, id: ServerId, entries: &Entries<V>) -> Next {
+    fn changes<V>(&mut self, kind: Kind, node: Option<Arc<Node>>, id: ServerId, entries: Option<&Entries<V>>) -> Next {
         let (mut subscribe, mut unsubscribe, mut initial_versions) = (Vec::new(), Vec::new(), Vec::new());
         let (mut nonce, mut error) = (String::new(), None);
         if !self.started {
             self.started = true;
-            subscribe.extend(self.names.iter().cloned());
+            subscribe = self.sorted();
             let held = |name: &Name| {
-                let good = entries.get(name)?.good.as_ref().filter(|good| good.server == id)?;
+                let good = entries?.get(name)?.good.as_ref().filter(|good| good.server == id)?;
                 (!good.version.is_empty()).then(|| (name.clone(), good.version.clone()))
             };
-            initial_versions.extend(self.names.iter().filter_map(held));
+            initial_versions.extend(subscribe.iter().filter_map(held));
         } else if self.is_asking() {
             subscribe.extend(std::mem::take(&mut self.fresh));
             unsubscribe.extend(std::mem::take(&mut self.stale));

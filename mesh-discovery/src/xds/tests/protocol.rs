@@ -75,11 +75,11 @@ impl Machine {
     }
 
     fn subscribe(&mut self, keys: &[Key]) {
-        keys.iter().for_each(|key| self.ads.subscribe(key));
+        keys.iter().for_each(|key| _ = self.ads.want(1, key.kind, &key.name));
     }
 
     fn unsubscribe(&mut self, keys: &[Key]) {
-        keys.iter().for_each(|key| self.ads.unsubscribe(key));
+        keys.iter().for_each(|key| self.ads.release(1, key));
     }
 
     fn opened(&mut self) {
@@ -119,15 +119,19 @@ impl Machine {
         self.ads.take_changed()
     }
 
+    fn known(&self, key: &Key) -> Known<'_, String> {
+        self.ads.known(key.kind, &key.name)
+    }
+
     fn value(&self, key: &Key) -> Option<&str> {
-        match self.ads.known(key) {
+        match self.known(key) {
             Known::Value(value, _) => Some(value),
             _ => None,
         }
     }
 
     fn missing(&self, key: &Key) -> Option<&str> {
-        match self.ads.known(key) {
+        match self.known(key) {
             Known::Missing(reason, _) => Some(reason),
             _ => None,
         }
@@ -349,7 +353,7 @@ fn the_last_unsubscription_reaches_the_server_but_an_empty_list_is_never_the_fir
         // A response that was under way is acknowledged without bringing anything back.
         ads.respond(Kind::Listener, "v1", &["b=1"]);
         assert_eq!(ads.request().nonce, "v1");
-        assert_eq!(ads.ads.known(&listener("b")), Known::Pending);
+        assert_eq!(ads.known(&listener("b")), Known::Pending);
     }
 }
 
@@ -376,7 +380,7 @@ fn a_wish_renewed_before_the_control_plane_heard_of_its_end_keeps_the_value() {
         ads.unsubscribe(&[listener("a")]);
         ads.opened();
         ads.subscribe(&[listener("a")]);
-        assert_eq!(ads.ads.known(&listener("a")), Known::Pending);
+        assert_eq!(ads.known(&listener("a")), Known::Pending);
     }
 }
 
@@ -398,7 +402,7 @@ fn absence_deletes_listeners_and_clusters_only_and_the_last_good_stays() {
         assert!(ads.respond(kind, "v2", &[]).is_empty(), "nobody sees the deletion");
         assert_eq!(ads.entry(&key).standing, standing);
         assert_eq!(ads.value(&key), Some("1"));
-        assert_eq!(ads.ads.known(&never), Known::Pending, "it may be on its way");
+        assert_eq!(ads.known(&never), Known::Pending, "it may be on its way");
         ads.respond(kind, "v3", &["a=3"]);
         assert_eq!(ads.value(&key), Some("3"), "it came back");
     }
@@ -503,7 +507,7 @@ fn where_the_server_reports_absence_a_late_resource_means_a_slow_server() {
     assert!(ads.pass(TIMEOUT).is_empty());
     assert_eq!(ads.pass(TIMEOUT), [listener("a")]);
     assert_eq!(ads.entry(&listener("a")).standing, Standing::TimedOut);
-    assert!(matches!(ads.ads.known(&listener("a")), Known::Lost(reason, None) if reason.contains("within 30s")));
+    assert!(matches!(ads.known(&listener("a")), Known::Lost(reason, None) if reason.contains("within 30s")));
 }
 
 #[test]
@@ -576,7 +580,7 @@ fn a_server_without_delta_is_asked_for_the_world_and_remembered() {
     ads.opened();
     assert!(matches!(ads.request().ask, Ask::Changes { .. }));
     assert_eq!(ads.close(Some(StreamError::unsupported("no delta"))), Retry::AtOnce);
-    assert_eq!(ads.ads.known(&listener("a")), Known::Pending, "that is no failure");
+    assert_eq!(ads.known(&listener("a")), Known::Pending, "that is no failure");
     for _ in 0..2 {
         assert_eq!(ads.ads.sessions()[0].variant, Variant::StateOfTheWorld);
         ads.opened();
@@ -700,7 +704,7 @@ fn after_a_quiet_return_a_new_name_is_on_its_way() {
         ads.request();
         ads.pass(time);
         ads.subscribe(&[listener("b")]);
-        match ads.ads.known(&listener("b")) {
+        match ads.known(&listener("b")) {
             Known::Pending => assert_eq!(time, TIMEOUT),
             // Control run: before the silence is understood, the last failure counts.
             Known::Lost(reason, _) => assert!(time.is_zero() && reason.contains("refused"), "{reason}"),
