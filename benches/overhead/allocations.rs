@@ -25,15 +25,18 @@ pub(crate) fn of(side: Side, ca: &mesh_testkit::TestCa, protocol: Protocol) -> R
     Ok(Allocations { client, server: both - client })
 }
 
-/// Many requests, both sides on the calling thread.
+/// Many requests, both sides on the calling thread, or the server `apart`.
 pub(crate) fn profile(
     side: Side,
     ca: &mesh_testkit::TestCa,
     protocol: Protocol,
     in_flight: usize,
+    apart: bool,
 ) -> Result<(), Error> {
     let runtime = single()?;
-    let (_guard, mut workers) = runtime.block_on(side.start(ca, protocol, in_flight, runtime.handle()))?;
+    let elsewhere = if apart { Some(ServerThread::start()?) } else { None };
+    let server = elsewhere.as_ref().map_or(runtime.handle(), ServerThread::handle);
+    let (_guard, mut workers) = runtime.block_on(side.start(ca, protocol, in_flight, server))?;
     runtime.block_on(try_join_all(workers.iter_mut().map(|worker| worker.exchange(body()))))?;
     steady(&runtime, workers)
 }

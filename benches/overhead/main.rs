@@ -52,6 +52,9 @@ struct Args {
     /// Only some thousand requests of one side, all on one thread: for a profiler (callgrind). Uses `--only`.
     #[arg(long)]
     profile: Option<Side>,
+    /// With `--profile`: the server on a thread of its own, as when it is measured.
+    #[arg(long, requires = "profile")]
+    apart: bool,
     /// Passed by cargo to every bench target.
     #[arg(long, hide = true)]
     bench: bool,
@@ -153,7 +156,7 @@ fn run(args: &Args) -> Result<Vec<Row>, Error> {
     let chosen = || ROWS.into_iter().filter(|(name, ..)| name.contains(&args.only));
     if let Some(side) = args.profile {
         for (_, protocol, in_flight) in chosen() {
-            allocations::profile(side, &ca, protocol, in_flight)?;
+            allocations::profile(side, &ca, protocol, in_flight, args.apart)?;
         }
         return Ok(Vec::new());
     }

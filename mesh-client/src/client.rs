@@ -72,8 +72,13 @@ impl Client {
         B::Error: Into<BoxError>,
     {
         let (parts, body) = request.into_parts();
-        let payload = Payload::new(body, self.env.limits.replay);
-        let mut head = Head::new(parts);
+        self.start(Head::new(parts), Payload::new(body, self.env.limits.replay), to)
+    }
+
+    /// By itself: what is the same for every kind of body is compiled once, beside all that it calls, and not anew in
+    /// the crate that sends.
+    #[inline(never)]
+    fn start(&self, mut head: Head, payload: Payload, to: Option<Target>) -> ResponseFuture {
         let destinations = self.destinations.clone();
         // The one box of the outbound path: everything below is one future. It is copied into its box, so its size
         // counts: what an `async fn` takes by value it would hold twice. Room first, for then it is made in its place.

@@ -90,27 +90,36 @@ pub fn unescape_path(path: &str) -> Cow<'_, str> {
 /// # Errors
 /// It is anything else.
 pub fn check_authority(authority: &str) -> Result<(), MalformedTarget> {
-    let (host, rest) = match authority.strip_prefix('[') {
+    let rest = match authority.strip_prefix('[') {
         Some(inside) => {
-            let (address, rest) = inside.split_once(']').ok_or(MalformedTarget::Authority)?;
-            if address.parse::<std::net::Ipv6Addr>().is_err() {
-                return Err(MalformedTarget::Authority);
-            }
-            ("", rest)
+            let address = inside.split_once(']').filter(|(address, _)| address.parse::<std::net::Ipv6Addr>().is_ok());
+            address.map(|(_, rest)| rest.as_bytes())
         }
-        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
+        None => after_name(authority.as_bytes()),
     };
-    let port = match rest.strip_prefix(':') {
-        Some(port) => port,
-        None if rest.is_empty() => "",
-        None => return Err(MalformedTarget::Authority),
+    let good = match rest {
+        Some([]) => true,
+        Some([b':', port @ ..]) => port.len() <= 5 && port.iter().all(u8::is_ascii_digit),
+        Some(_) | None => false,
     };
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
-    // `a.test.` is a full name; `a.test..` is what a rule for `a.test` does not expect and a resolver may take for it.
-    let labels = host.strip_suffix('.').unwrap_or(host);
-    let named = authority.starts_with('[') || labels.split('.').all(|label| !label.is_empty());
-    let good = named && host.bytes().all(plain) && port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit());
     good.then_some(()).ok_or(MalformedTarget::Authority)
+}
+
+/// What follows a name: nothing, or a port. One walk, for this is asked of every request.
+fn after_name(authority: &[u8]) -> Option<&[u8]> {
+    // `a.test.` is a full name; `a.test..` is what a rule for `a.test` does not expect and a resolver may take for it.
+    let mut before = b'.';
+    for (at, &b) in authority.iter().enumerate() {
+        match b {
+            b':' => return (at > 0).then(|| &authority[at..]),
+            b'.' if before == b'.' => return None,
+            b'-' | b'.' | b'_' | b'~' => {}
+            _ if b.is_ascii_alphanumeric() => {}
+            _ => return None,
+        }
+        before = b;
+    }
+    (!authority.is_empty()).then_some(&[])
 }
 
 /// Whether a path is in normal form by the look of it.

@@ -24,6 +24,8 @@ use crate::error::Source;
 
 /// Chunks taken from the application before anybody asks for them, at most.
 const MAX_AHEAD: usize = 64;
+/// Frames of a body that is one message: its bytes, and its end.
+const MESSAGE: usize = 2;
 /// What is given at once of bytes in memory, where somebody asks how far they are.
 const SLICE: usize = 64 * 1024;
 /// Bytes that go out at once: less than the window that a stream begins with (RFC 9113, section 6.9.2).
@@ -54,6 +56,8 @@ pub(crate) struct Stream {
     limit: usize,
     // Something went out that is not in `sent` any more.
     lost: bool,
+    // The last of `sent` is beyond the limit: it was only looked at, and is not kept when it has gone out.
+    excess: bool,
     ended: bool,
     trailers: Option<HeaderMap>,
     // Which try may read: an older one that still holds the body is cut off.
@@ -129,6 +133,7 @@ impl Payload {
             sent_len,
             limit,
             lost,
+            excess: false,
             ended,
             trailers,
             turn,
@@ -193,7 +198,7 @@ impl Payload {
     /// Takes from the application what it has ready, up to the limit: nearly always a whole message.
     pub(crate) fn read_ahead(&self) {
         if let Self::Stream(stream) = self {
-            stream.lock().read_ahead();
+            stream.lock().read_ahead(MAX_AHEAD);
         }
     }
 
@@ -251,13 +256,17 @@ impl Payload {
 }
 
 impl Outgoing {
-    /// Whether some of it may still have to go out when the answer is over: it is large, or not at hand.
+    /// Whether some of it may still have to go out when the answer is over: it is large, or not at hand. A unary call has
+    /// one message ready, and its end: that is looked at first.
     pub(crate) fn takes_time(&self) -> bool {
         match self {
             Self::Empty => false,
             Self::Full(left, _) => left.as_ref().is_some_and(|left| left.len() > AT_ONCE),
             Self::Stream { stream, .. } => {
-                let state = stream.lock();
+                let mut state = stream.lock();
+                let within = state.sent_len <= state.limit;
+                state.read_ahead(MESSAGE);
+                state.excess |= within && state.sent_len > state.limit;
                 !state.ended || state.lost || state.sent_len > AT_ONCE
             }
         }
@@ -327,11 +336,12 @@ impl Stream {
         }
     }
 
-    fn read_ahead(&mut self) {
+    /// Takes what is ready, up to `most` frames.
+    fn read_ahead(&mut self, most: usize) {
         // Whoever reads on registers a waker of its own.
         let mut cx = Context::from_waker(std::task::Waker::noop());
         // Counted as well, for a body may have no end of empty chunks.
-        for _ in 0..MAX_AHEAD {
+        for _ in 0..most {
             // At the limit the end may be next.
             if self.ended || self.lost || self.limit == 0 || self.sent_len > self.limit {
                 return;
@@ -398,6 +408,10 @@ impl HttpBody for Outgoing {
             *at += 1;
             *given += data.len() as u64;
             let data = data.clone();
+            if state.excess && *at == state.sent.len() {
+                state.lost = true;
+                state.sent.clear();
+            }
             state.moves();
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
@@ -514,6 +528,28 @@ mod tests {
         let payload = Payload::new(StreamBody::new(chunks), 1200);
         payload.read_ahead();
         assert_eq!((payload.copy(1200).is_some(), payload.copy(1199).is_some()), (true, false));
+    }
+
+    #[tokio::test]
+    async fn a_message_is_at_hand_with_its_end_and_one_beyond_the_limit_is_not_kept() {
+        let payload = |bytes: usize, frames: usize| {
+            let frame = move |_| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![b'x'; bytes])));
+            Payload::new(StreamBody::new(stream::iter((0..frames).map(frame))), 1024)
+        };
+        // Bytes of a frame, frames; whether it takes time, and whether it can be sent again afterwards.
+        for (bytes, frames, takes_time, again) in
+            [(100, 1, false, true), (100, 5, true, true), (1024, 1, false, true), (1025, 1, true, false)]
+        {
+            let payload = payload(bytes, frames);
+            let mut body = payload.body();
+            assert_eq!(body.takes_time(), takes_time, "{frames} of {bytes}");
+            let mut sent = 0;
+            while let Some(frame) = body.frame().await {
+                sent += frame.unwrap().into_data().unwrap().len();
+                assert_eq!(body.is_end_stream(), !takes_time, "{frames} of {bytes}");
+            }
+            assert_eq!((sent, payload.can_be_sent_again()), (bytes * frames, again), "{frames} of {bytes}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

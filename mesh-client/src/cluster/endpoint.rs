@@ -147,6 +147,11 @@ pub(crate) struct Attempt {
 const TICK: Duration = Duration::from_millis(1);
 
 impl Attempt {
+    /// When it began.
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
     /// Counts the try for the control plane as well. To it a failure is every gRPC status but OK, every 5xx,
     /// and whatever did not end.
     pub(crate) fn reported(mut self, issued: Option<Issued>) -> Self {

@@ -177,14 +177,16 @@ impl Cluster {
         Cause::NoEndpoint { cluster, known: members.ready.known(), usable: members.ready.len() }
     }
 
-    /// Waits for the first DNS answer, if endpoints come from DNS.
-    pub(crate) async fn resolved(&self) {
+    /// Waits for the first DNS answer, if endpoints come from DNS. Whether it had to.
+    pub(crate) async fn resolved(&self) -> bool {
         if let Some(dns) = self.dns.get()
             && !*dns.resolved.borrow()
         {
             // An error means the task is gone and nothing will come: go on with what there is.
             let _ = dns.resolved.clone().wait_for(|resolved| *resolved).await;
+            return true;
         }
+        false
     }
 
     /// The names of this cluster whose last look-up failed, and why.

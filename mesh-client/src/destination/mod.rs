@@ -232,16 +232,25 @@ impl Destination {
         env.epoch.elapsed().saturating_sub(Duration::from_millis(self.last_used.load(Ordering::Relaxed)))
     }
 
-    /// The router; waits up to `wait` for the first snapshot.
-    pub(crate) async fn router(&self, wait: Duration) -> Result<Arc<Router>, Cause> {
-        if let Phase::Ready(router) = &**self.phase.load() {
-            return Ok(router.clone());
+    /// The router, if there was a snapshot already.
+    pub(crate) fn ready(&self) -> Option<Arc<Router>> {
+        match &**self.phase.load() {
+            Phase::Ready(router) => Some(router.clone()),
+            _ => None,
         }
-        self.first_router(wait).await
     }
 
+    /// The router; waits up to `wait` for the first snapshot.
+    pub(crate) async fn router(&self, wait: Duration) -> Result<Arc<Router>, Cause> {
+        match self.ready() {
+            Some(router) => Ok(router),
+            None => self.first_router(wait).await,
+        }
+    }
+
+    /// The same where there was none yet.
     #[cold]
-    async fn first_router(&self, wait: Duration) -> Result<Arc<Router>, Cause> {
+    pub(crate) async fn first_router(&self, wait: Duration) -> Result<Arc<Router>, Cause> {
         let mut phase = self.phase.clone();
         let known = phase.wait_for(|phase| !matches!(phase, Phase::Pending));
         match timeout(wait, known).await.as_deref() {

@@ -1,7 +1,7 @@
 //! One try: to an endpoint, over a connection, up to the head of its answer.
 //!
-//! [`Shared::launch`] picks and counts, [`Shared::fly`] sends: what flies holds nothing of the request but its
-//! own copy of the head, so that several tries may be under way at once. Refuses to know whether there is
+//! [`Shared::launch`] picks and counts, [`Shared::fly`] sends: what flies holds nothing of the request but the
+//! head that it is given, so that several tries may be under way at once. Refuses to know whether there is
 //! another try.
 
 use std::error::Error as StdError;
@@ -35,6 +35,8 @@ const MAX_AVOIDED: usize = 5;
 /// What the tries of a request share.
 pub(super) struct Shared<'t> {
     pub(super) env: &'t Arc<Env>,
+    /// When the first of them begins.
+    pub(super) now: Instant,
     pub(super) trace: &'t Trace,
     pub(super) payload: &'t Payload,
     pub(super) hash: Option<u64>,
@@ -62,18 +64,6 @@ pub(super) struct Progress {
     pub(super) waits: u32,
     /// The place of the next retry among those in flight.
     pub(super) retrying: Option<Retrying>,
-}
-
-/// A try with its endpoint, not sent yet.
-pub(super) struct Launch {
-    permit: Permit,
-    pub(super) endpoint: Arc<Endpoint>,
-    attempt: Attempt,
-    index: usize,
-    /// Retries before this one.
-    pub(super) number: u32,
-    fresh: bool,
-    began: Instant,
 }
 
 /// A try that came to nothing.
@@ -110,12 +100,13 @@ impl Shared<'_> {
         progress: &mut Progress,
         exchange: &mut Exchange,
         fresh: Option<usize>,
-    ) -> Result<Launch, Cause> {
+    ) -> Result<Hold, Cause> {
         // Above the picker: waiting for an endpoint counts as load, and a full cluster fails fast.
         let is_retry = progress.retried > 0;
         let again = || is_retry.then(|| Retrying::again(self.cluster, self.high_priority));
         let permit = Permit::request(self.cluster, progress.retrying.take().or_else(again), self.high_priority)?;
-        let now = Instant::now();
+        // Between the request's begin and its first try nobody has waited: one look at the clock is enough.
+        let now = if progress.tried.is_empty() { self.now } else { Instant::now() };
         let (index, endpoint, attempt) =
             self.begin(progress, now, fresh).ok_or_else(|| self.cluster.no_endpoint(&self.members))?;
         // The member of `fresh` may be full by now: then this is a try like any other.
@@ -128,18 +119,17 @@ impl Shared<'_> {
         // Counted before connecting, so that a slow connection repels further requests.
         let attempt = attempt.reported(self.members.issue(index)).limited(self.late_at(now));
         let attempt = attempt.listening(self.cluster.listen(&self.members, index, self.env));
-        Ok(Launch { permit, endpoint, attempt, index, number: progress.retried, fresh, began: now })
+        let (lease, receipt, number) = (None, Receipt::Whole, progress.retried);
+        Ok(Hold { endpoint, attempt, permit, lease, receipt, index, number, fresh })
     }
 
     /// Sends the request once.
-    pub(super) async fn fly(&self, mut launch: Launch, head: &mut Head) -> Result<(Response<Incoming>, Hold), Failed> {
+    pub(super) async fn fly(&self, launch: &mut Hold, head: &mut Head) -> Result<Response<Incoming>, Failed> {
         let permit = &launch.permit;
-        let lease = launch
-            .endpoint
-            .pool()
-            .acquire(self.grpc, launch.fresh, launch.began, permit.room(), || permit.wait())
-            .await;
-        let mut lease = launch.reached(lease)?;
+        let began = launch.attempt.started();
+        let pool = launch.endpoint.pool();
+        let lease = pool.acquire(self.grpc, launch.fresh, began, permit.room(), || permit.wait()).await;
+        launch.reached(lease)?;
         if self.endpoint_host
             && let Some(host) = launch.endpoint.hostname()
         {
@@ -147,12 +137,14 @@ impl Shared<'_> {
             head.keep();
             head.set_authority(host);
         }
-        match self.exchange(head, &mut lease, launch.number).await {
+        let lease = launch.lease.as_mut().expect("it was reached");
+        match self.exchange(head, lease, launch.number).await {
             Ok(response) => {
                 launch.attempt.answered(response.status(), response.headers(), self.grpc);
-                Ok((response, launch.hold(lease, self.payload.receipt())))
+                launch.receipt = self.payload.receipt();
+                Ok(response)
             }
-            Err(lost) => Err(launch.lost(lost, &lease, &head.method)),
+            Err(lost) => Err(launch.lost(lost, &head.method)),
         }
     }
 
@@ -282,33 +274,37 @@ impl Shared<'_> {
     }
 }
 
-impl Launch {
-    /// Notes whether a connection could be had.
-    fn reached(&mut self, lease: Result<Lease, Cause>) -> Result<Lease, Cause> {
-        match &lease {
-            Ok(lease) if !lease.is_reused() => self.attempt.connected(true),
-            // A connection that was there says nothing new.
-            Ok(_) => {}
-            Err(cause) if cause.is_unreached() => {
-                self.attempt.connected(false);
-                self.attempt.failed();
+impl Hold {
+    /// Notes whether a connection could be had, and keeps it.
+    fn reached(&mut self, lease: Result<Lease, Cause>) -> Result<(), Cause> {
+        match lease {
+            Ok(lease) => {
+                // A connection that was there says nothing new.
+                if !lease.is_reused() {
+                    self.attempt.connected(true);
+                }
+                self.lease = Some(lease);
+                Ok(())
             }
-            // A local limit says nothing of the endpoint.
-            Err(_) => self.attempt.not_sent(),
+            Err(cause) => {
+                if cause.is_unreached() {
+                    self.attempt.connected(false);
+                    self.attempt.failed();
+                } else {
+                    // A local limit says nothing of the endpoint.
+                    self.attempt.not_sent();
+                }
+                Err(cause)
+            }
         }
-        lease
     }
 
-    /// It is answered: what it holds until the answer's end.
-    fn hold(self, lease: Lease, receipt: Receipt) -> Hold {
-        let Self { permit, endpoint, attempt, .. } = self;
-        Hold { endpoint, lease, attempt, permit, receipt }
-    }
-
-    /// It got no answer over this connection: whose fault that is, and whether it may go again.
-    fn lost(mut self, lost: Lost, lease: &Lease, method: &Method) -> Failed {
+    /// It got no answer over its connection: whose fault that is, and whether it may go again.
+    #[cold]
+    fn lost(&mut self, lost: Lost, method: &Method) -> Failed {
         let (gone, unseen) = (lost.connection_is_gone(), lost.is_unseen());
-        let stale = gone && lease.is_reused() && !self.fresh && (!lost.sent || is_idempotent(method));
+        let reused = self.lease.as_ref().is_some_and(Lease::is_reused);
+        let stale = gone && reused && !self.fresh && (!lost.sent || is_idempotent(method));
         let again = if unseen { Some(Again::Elsewhere) } else { stale.then_some(Again::Fresh(self.index)) };
         // A connection that ended while nobody used it says nothing of the endpoint.
         if lost.is_ours() || matches!(again, Some(Again::Fresh(_))) {
@@ -318,7 +314,7 @@ impl Launch {
         } else {
             self.attempt.failed()
         }
-        if let Lease::Shared(stream) = lease
+        if let Some(Lease::Shared(stream)) = &self.lease
             && gone
         {
             self.endpoint.pool().discard(&stream.connection);

@@ -30,28 +30,38 @@ pub(crate) struct Exchange {
     access: Option<Box<Access>>,
     deadline: Deadline,
     idle: Option<Duration>,
+    // Of the try under way, and then of the answer: written here once, and not moved from future to future.
     hold: Option<Hold>,
+    // Why an answer stands that a retry was wanted for.
+    flags: &'static str,
     // Limits that wait for word of the end, with the randomness they need. Nothing unless policy has such.
     tickets: SmallVec<[Ticket; 1]>,
     counted: bool,
 }
 
-/// What one try holds of its endpoint.
+/// What one try holds of its endpoint, from the pick to the end of its answer.
 pub(crate) struct Hold {
     pub(crate) endpoint: Arc<Endpoint>,
-    pub(crate) lease: Lease,
     pub(crate) attempt: Attempt,
     pub(crate) permit: Permit,
+    /// Once there is one.
+    pub(crate) lease: Option<Lease>,
     pub(crate) receipt: Receipt,
+    /// Which member of the cluster it is.
+    pub(crate) index: usize,
+    /// Retries before this one.
+    pub(crate) number: u32,
+    /// It may not use a connection that carried requests before.
+    pub(crate) fresh: bool,
 }
 
 impl Hold {
     /// The answer came to its end: an HTTP/1.1 connection whose request is through as well can be used
     /// again.
     pub(crate) fn release(self, now: Instant) {
-        let Self { endpoint, lease, attempt, permit, receipt } = self;
+        let Self { endpoint, lease, attempt, permit, receipt, .. } = self;
         drop((attempt, permit));
-        if let Lease::Sole(connection) = lease
+        if let Some(Lease::Sole(connection)) = lease
             && receipt.is_sent()
         {
             endpoint.pool().release(connection, now);
@@ -70,8 +80,9 @@ impl Exchange {
         // What is counted if the application drops the request.
         let outcome = Outcome { code: 0, grpc_status: None, flags: "DC", grpc };
         let deadline = Deadline::none();
-        let (hold, tickets, idle) = (None, SmallVec::new(), None);
-        Self { target, started, series, outcome, attempts: 0, access, deadline, idle, hold, tickets, counted: false }
+        let (hold, flags, tickets, idle) = (None, "-", SmallVec::new(), None);
+        let (attempts, counted) = (0, false);
+        Self { target, started, series, outcome, attempts, access, deadline, idle, hold, flags, tickets, counted }
     }
 
     pub(crate) fn target(&self) -> &Target {
@@ -140,10 +151,15 @@ impl Exchange {
         self.deadline.at()
     }
 
+    /// Why an answer stands although a retry was wanted.
+    pub(crate) fn flag(&mut self, flags: &'static str) {
+        self.flags = flags;
+    }
+
     /// Notes the head of the answer. The rest happens at its end.
-    pub(crate) fn answered(&mut self, status: http::StatusCode, headers: &HeaderMap, flags: &'static str) {
+    pub(crate) fn answered(&mut self, status: http::StatusCode, headers: &HeaderMap) {
         self.outcome.code = status.as_u16();
-        self.outcome.flags = flags;
+        self.outcome.flags = self.flags;
         if self.outcome.grpc {
             self.outcome.grpc_status = match &self.hold {
                 Some(hold) => hold.attempt.early(),
@@ -152,9 +168,19 @@ impl Exchange {
         }
     }
 
-    /// Keeps the endpoint until the answer's end.
-    pub(crate) fn hold(&mut self, hold: Hold) {
-        self.hold = Some(hold);
+    /// Keeps the endpoint: until [`let_go`](Self::let_go), or the answer's end.
+    pub(crate) fn hold(&mut self, hold: Hold) -> &mut Hold {
+        self.hold.insert(hold)
+    }
+
+    /// The try has come to nothing, or its answer is given up.
+    pub(crate) fn let_go(&mut self) -> Option<Hold> {
+        self.hold.take()
+    }
+
+    /// The gRPC status that came with the head of the answer.
+    pub(crate) fn early(&self) -> Option<i32> {
+        self.hold.as_ref()?.attempt.early()
     }
 
     /// The endpoint of the answer.
@@ -206,12 +232,13 @@ impl Exchange {
                 Cause::ConnectionLost { address, source: Arc::new(error), sent: true }
             }
         };
-        self.hold = None;
         self.give_up(cause)
     }
 
     /// The request ends without an answer.
     pub(crate) fn give_up(&mut self, cause: Cause) -> Error {
+        // A try that its time cut short ends here.
+        self.hold = None;
         let error = Error::new(self.target.as_str(), cause, self.attempts);
         self.outcome.flags = error.code().response_flag();
         if self.outcome.code == 0 {

@@ -9,16 +9,16 @@ use std::pin::pin;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use http::Response;
+use http::{HeaderMap, Response};
 use hyper::body::Incoming;
 use mesh_core::policy::HedgePolicy;
 use mesh_core::retry::is_failure;
 use tokio::time::{Instant, sleep_until};
 
-use super::attempt::{Again, Failed, Launch, Progress, Shared};
+use super::attempt::{Again, Failed, Progress, Shared};
 use super::exchange::{Exchange, Hold};
 use super::head::Head;
-use super::tries::{Outcome, give_up, stands, within};
+use super::tries::{Outcome, give_up, within};
 use crate::cluster::Retrying;
 use crate::error::Cause;
 use crate::router::{Retries, Router};
@@ -41,10 +41,10 @@ pub(super) async fn send(
     head: &mut Head,
     exchange: &mut Exchange,
     router: &Router,
-) -> Result<(Response<Incoming>, &'static str), Cause> {
+) -> Outcome {
     shared.payload.read_ahead();
     let head = &*head;
-    let fly = |launch: Launch, resent| fly(&shared, head.copy(), launch, resent);
+    let fly = |launch: Hold, resent| fly(&shared, head.copy(), launch, resent);
     let mut race = Race { shared: &shared, exchange, router, progress: Progress::default(), again: None };
     let mut flying = FuturesUnordered::new();
     let additional = policy.additional_request.hit(shared.env.draw_million());
@@ -94,10 +94,12 @@ pub(super) async fn send(
         };
         // Others may still do better than this one, if it is no good.
         let others = !alone || race.again.is_some();
-        match shared.retry_for(&outcome) {
+        let early = outcome.as_ref().ok().and_then(|(_, hold)| hold.attempt.early());
+        let give_up = |(response, hold)| give_up(&response, hold);
+        match shared.retry_for(outcome.as_ref().map(|(response, _)| response), early) {
             None if others && is_bad(&shared, &outcome) => outcome.into_iter().for_each(give_up),
             None => return race.stands(outcome, "-"),
-            Some(retries) if race.after(retries, &outcome, was_retry, flying.len()) => {
+            Some(retries) if race.after(retries, headers(&outcome), was_retry, flying.len()) => {
                 outcome.into_iter().for_each(give_up);
             }
             Some(_) if others => outcome.into_iter().for_each(give_up),
@@ -112,10 +114,17 @@ pub(super) async fn send(
 
 /// Whether an outcome that is not tried again should give way to others: a failure, and without a retry policy
 /// (which would have named it) an answer that says so.
-fn is_bad(shared: &Shared<'_>, outcome: &Outcome) -> bool {
+fn is_bad(shared: &Shared<'_>, outcome: &Answered) -> bool {
     let Ok((response, hold)) = outcome else { return true };
     shared.attempts == 0 && is_failure(&[], response.status(), hold.attempt.early())
 }
+
+fn headers(outcome: &Answered) -> Option<&HeaderMap> {
+    outcome.as_ref().ok().map(|(response, _)| response.headers())
+}
+
+/// An answer with what it holds, for there may be several; or none.
+type Answered = Result<(Response<Incoming>, Hold), Cause>;
 
 /// A try after one that failed, paid for and with its place among the retries.
 struct Next {
@@ -145,11 +154,11 @@ struct Landed {
 }
 
 /// One try up to the head of its answer.
-async fn fly(shared: &Shared<'_>, mut head: Head, launch: Launch, resent: bool) -> Landed {
+async fn fly(shared: &Shared<'_>, mut head: Head, mut launch: Hold, resent: bool) -> Landed {
     let (mut again, number) = (None, launch.number);
     let outcome = {
         let work = pin!(async {
-            shared.fly(launch, &mut head).await.map_err(|failed| {
+            shared.fly(&mut launch, &mut head).await.map_err(|failed| {
                 again = failed.again;
                 failed.cause
             })
@@ -159,7 +168,8 @@ async fn fly(shared: &Shared<'_>, mut head: Head, launch: Launch, resent: bool) 
         let time = policy.filter(|retries| !retries.hedges_on_timeout()).and_then(Retries::per_try_timeout);
         within(time, policy.and_then(Retries::per_try_idle), shared.payload, work).await
     };
-    Landed { outcome: outcome.map_err(|cause| Failed { cause, again }), resent, number }
+    let outcome = outcome.map(|response| (response, launch)).map_err(|cause| Failed { cause, again });
+    Landed { outcome, resent, number }
 }
 
 /// What decides about further tries.
@@ -173,38 +183,38 @@ struct Race<'r, 't> {
 }
 
 impl Race<'_, '_> {
-    fn launch(&mut self, fresh: Option<usize>) -> Result<Launch, Cause> {
+    fn launch(&mut self, fresh: Option<usize>) -> Result<Hold, Cause> {
         self.shared.launch(&mut self.progress, self.exchange, fresh)
     }
 
     /// One more, which holds this place among the retries.
-    fn further(&mut self, retrying: Retrying) -> Result<Launch, Cause> {
+    fn further(&mut self, retrying: Retrying) -> Result<Hold, Cause> {
         self.progress.retried += 1;
         self.progress.retrying = Some(retrying);
         self.launch(None).inspect_err(|_| self.progress.retried -= 1)
     }
 
     /// One more beside others, if body, breaker and budget allow it.
-    fn beside(&mut self) -> Option<Launch> {
+    fn beside(&mut self) -> Option<Hold> {
         let retrying = self.shared.payload.is_at_hand().then(|| self.shared.retrying(0, self.router))??;
         self.further(retrying).ok()
     }
 
     /// One more beside a try that takes too long, if the policy has one left that is not promised yet.
-    fn late(&mut self, flying: usize) -> Option<Launch> {
+    fn late(&mut self, flying: usize) -> Option<Hold> {
         let spent = self.progress.retried + u32::from(self.again.is_some());
         let left = spent < self.shared.attempts && (1..MAX_FLYING).contains(&flying);
         if left { self.beside() } else { None }
     }
 
     /// The one that was decided on after a failure.
-    fn again(&mut self) -> Result<Option<Launch>, Cause> {
+    fn again(&mut self) -> Result<Option<Hold>, Cause> {
         let next = self.again.take();
         next.map(|next| self.further(next.retrying)).transpose()
     }
 
     /// The same once more: nobody has seen it.
-    fn resend(&mut self, again: Again, number: u32) -> Result<Launch, Cause> {
+    fn resend(&mut self, again: Again, number: u32) -> Result<Hold, Cause> {
         let retried = std::mem::replace(&mut self.progress.retried, number);
         let launch = match again {
             Again::Fresh(index) => self.launch(Some(index)),
@@ -220,24 +230,26 @@ impl Race<'_, '_> {
     }
 
     /// Whether there will be a try after this outcome: if so it has its place, and the budget is charged.
-    fn after(&mut self, retries: &Retries, outcome: &Outcome, was_retry: bool, flying: usize) -> bool {
+    fn after(&mut self, retries: &Retries, headers: Option<&HeaderMap>, was_retry: bool, flying: usize) -> bool {
         let most = self.progress.retried >= self.shared.attempts || flying >= MAX_FLYING;
         if most || self.again.is_some() {
             return false;
         }
-        let Some(wait) = self.shared.wait(retries, outcome, &mut self.progress) else { return false };
+        let Some(wait) = self.shared.wait(retries, headers, &mut self.progress) else { return false };
         // An answer still holds its own place among the retries.
-        let own = u32::from(outcome.is_ok() && was_retry);
+        let own = u32::from(headers.is_some() && was_retry);
         let retrying = self.shared.retrying(own, self.router).filter(|_| self.can_go_again(flying == 0));
         self.again = retrying.map(|retrying| Next { at: Instant::now() + wait, retrying });
         self.again.is_some()
     }
 
-    fn stands(self, outcome: Outcome, flags: &'static str) -> Result<(Response<Incoming>, &'static str), Cause> {
-        if let Ok((_, hold)) = &outcome {
-            // Another try may have been begun after this one.
-            self.exchange.at(&hold.endpoint);
-        }
-        stands(outcome, self.exchange, flags)
+    /// The outcome is the request's.
+    fn stands(self, outcome: Answered, flags: &'static str) -> Outcome {
+        let (response, hold) = outcome?;
+        // Another try may have been begun after this one.
+        self.exchange.at(&hold.endpoint);
+        self.exchange.hold(hold);
+        self.exchange.flag(flags);
+        Ok(response)
     }
 }

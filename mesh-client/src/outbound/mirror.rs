@@ -84,6 +84,7 @@ impl Copy {
                 members.check_drops(&cluster, &env)?;
                 let shared = Shared {
                     env: &env,
+                    now: Instant::now(),
                     trace: &trace,
                     payload: &payload,
                     hash,
@@ -98,14 +99,13 @@ impl Copy {
                     high_priority: false,
                 };
                 let launch = shared.launch(&mut Progress::default(), &mut exchange, None)?;
-                shared.fly(launch, &mut head).await.map_err(|failed| failed.cause)
+                shared.fly(exchange.hold(launch), &mut head).await.map_err(|failed| failed.cause)
             };
             limit.bound(pin!(work)).await
         };
         match outcome {
-            Ok((response, hold)) => {
-                exchange.hold(hold);
-                exchange.answered(response.status(), response.headers(), "-");
+            Ok(response) => {
+                exchange.answered(response.status(), response.headers());
                 let mut body = Body::of(response.into_body(), exchange);
                 while let Some(Ok(_)) = body.frame().await {}
             }

@@ -75,6 +75,7 @@ pub(crate) async fn send(
     let mirrors = destinations.mirrors();
     let mut call = Call {
         env,
+        now: started,
         mirrors,
         head,
         trace: &trace,
@@ -87,7 +88,8 @@ pub(crate) async fn send(
     match call.answer(&destination).await {
         Ok(Answer::Endpoint(response)) => Ok(response.map(|body| Body::of(body, exchange))),
         Ok(Answer::Local(response, flags)) => {
-            exchange.answered(response.status(), response.headers(), flags);
+            exchange.flag(flags);
+            exchange.answered(response.status(), response.headers());
             exchange.end();
             Ok(response)
         }
@@ -125,6 +127,8 @@ fn open(destination: &Destination, head: &Head, trace: &Trace, started: Instant,
 /// One request under way.
 struct Call<'c> {
     env: &'c Arc<Env>,
+    // The time, as far as nothing was waited for since.
+    now: Instant,
     mirrors: &'c Mirrors,
     head: &'c mut Head,
     trace: &'c Trace,
@@ -159,7 +163,14 @@ impl Call<'_> {
         let wait = self.env.limits.config_wait;
         let wait = self.caller.at().map_or(wait, |at| wait.min(at.saturating_duration_since(self.exchange.started())));
         // Kept for the whole request, retries included: one request never sees two configurations.
-        let router = destination.router(wait).await?;
+        let router = match destination.ready() {
+            Some(router) => router,
+            None => {
+                let router = destination.first_router(wait).await?;
+                self.now = Instant::now();
+                router
+            }
+        };
         let draw = || self.env.draw_million();
         let route = router.table().route(&self.head.view(&draw)).ok_or_else(|| self.no_route())?;
         if let Some(access) = self.exchange.access() {
@@ -236,7 +247,7 @@ impl Call<'_> {
             }
         };
         self.mirror_late();
-        let (mut response, flags) = outcome?;
+        let mut response = outcome?;
         for headers in header_policies(route, share) {
             headers.response.apply(response.headers_mut());
         }
@@ -246,7 +257,7 @@ impl Call<'_> {
         for cookie in cookies {
             response.headers_mut().append(SET_COOKIE, cookie);
         }
-        self.exchange.answered(response.status(), response.headers(), flags);
+        self.exchange.answered(response.status(), response.headers());
         Ok(Answer::Endpoint(response))
     }
 
@@ -288,6 +299,8 @@ impl Call<'_> {
                 Filter::Throttle(limit) => self.exchange.owe(limit.pass(Instant::now(), self.env)?),
                 Filter::Concurrency(limit) => self.exchange.owe(limit.pass(Instant::now(), self.env)?),
             }
+            // There may have been a delay.
+            self.now = Instant::now();
         }
         Ok(None)
     }
@@ -358,7 +371,7 @@ impl Call<'_> {
         let ceiling = forward.max_stream_duration.or(router.snapshot().listener.max_stream_duration);
         // A timeout of zero switches it off, as in Envoy.
         let limits = [forward.timeout, ceiling].into_iter().flatten().filter(|timeout| !timeout.is_zero());
-        limits.fold(self.caller, |deadline, timeout| deadline.route(Instant::now(), timeout))
+        limits.fold(self.caller, |deadline, timeout| deadline.route(self.now, timeout))
     }
 
     fn no_route(&self) -> Cause {

@@ -8,7 +8,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Response;
+use http::{HeaderMap, Response};
 use hyper::body::Incoming;
 use mesh_core::context::RETRIED;
 use mesh_core::policy::Forward;
@@ -25,10 +25,10 @@ use crate::cluster::{Cluster, Retrying};
 use crate::error::Cause;
 use crate::router::{Plan, Retries, Router};
 
-/// What came of a try.
-pub(super) type Outcome = Result<(Response<Incoming>, Hold), Cause>;
+/// What came of a try. What an answer holds is the exchange's.
+pub(super) type Outcome = Result<Response<Incoming>, Cause>;
 
-/// Tries until an outcome stands. Gives the answer and its response flags.
+/// Tries until an outcome stands.
 pub(super) async fn send(
     call: &mut Call<'_>,
     router: &Router,
@@ -37,10 +37,12 @@ pub(super) async fn send(
     forward: &Forward,
     session: &Session<'_>,
     endpoint_host: bool,
-) -> Result<(Response<Incoming>, &'static str), Cause> {
-    cluster.resolved().await;
+) -> Outcome {
+    if cluster.resolved().await {
+        call.now = Instant::now();
+    }
     if let Some(budget) = router.budget() {
-        budget.record_request(Instant::now());
+        budget.record_request(call.now);
     }
     let members = cluster.members();
     members.check_drops(cluster, call.env)?;
@@ -49,9 +51,10 @@ pub(super) async fn send(
     let retries = plan.retry.as_ref();
     // Nobody retries for who is a retry itself: the tries of a chain of services would multiply.
     let may = !call.trace.is_retry() && retries.is_some_and(|retries| retries.concerns(|| call.head.view(&draw)));
-    let Call { env, head, trace, payload, exchange, hash, .. } = call;
+    let Call { env, now, head, trace, payload, exchange, hash, .. } = call;
     let shared = Shared {
         env,
+        now: *now,
         trace,
         payload,
         hash: *hash,
@@ -74,12 +77,7 @@ pub(super) async fn send(
     }
 }
 
-async fn one_by_one(
-    shared: &Shared<'_>,
-    head: &mut Head,
-    exchange: &mut Exchange,
-    router: &Router,
-) -> Result<(Response<Incoming>, &'static str), Cause> {
+async fn one_by_one(shared: &Shared<'_>, head: &mut Head, exchange: &mut Exchange, router: &Router) -> Outcome {
     let mut progress = Progress::default();
     loop {
         let outcome = one_in_time(shared, &mut progress, head, exchange).await;
@@ -92,19 +90,8 @@ async fn one_by_one(
     }
 }
 
-/// The outcome is the request's.
-pub(super) fn stands(
-    outcome: Outcome,
-    exchange: &mut Exchange,
-    flags: &'static str,
-) -> Result<(Response<Incoming>, &'static str), Cause> {
-    let (response, hold) = outcome?;
-    exchange.hold(hold);
-    Ok((response, flags))
-}
-
 /// Gives an answer up for another try.
-pub(super) fn give_up((response, hold): (Response<Incoming>, Hold)) {
+pub(super) fn give_up(response: &Response<Incoming>, hold: Hold) {
     // One that is read to its end already leaves its connection usable; another one closes it.
     if http_body::Body::is_end_stream(response.body()) {
         hold.release(Instant::now());
@@ -121,12 +108,19 @@ async fn one_in_time(
     // A soft limit, beyond which hedging adds a try, ends none.
     let hard = shared.retries.filter(|retries| !retries.hedges_on_timeout());
     let (time, idle) = (hard.and_then(Retries::per_try_timeout), shared.retries.and_then(Retries::per_try_idle));
-    let work = pin!(one_or_fresh(shared, progress, head, exchange));
-    match (time, idle) {
-        (None, None) => work.await,
-        // Boxed: tries without limits of their own are no larger for those that have some.
-        _ => Box::pin(within(time, idle, shared.payload, work)).await,
+    let outcome = {
+        let work = pin!(one_or_fresh(shared, progress, head, exchange));
+        match (time, idle) {
+            (None, None) => work.await,
+            // Boxed: tries without limits of their own are no larger for those that have some.
+            _ => Box::pin(within(time, idle, shared.payload, work)).await,
+        }
+    };
+    if outcome.is_err() {
+        // Its place and its connection are free for others, whatever comes of it.
+        drop(exchange.let_go());
     }
+    outcome
 }
 
 /// Runs a try within the time that the policy gives it.
@@ -153,7 +147,7 @@ async fn one_or_fresh(
     let (mut fresh, mut may_go_again) = (None, true);
     loop {
         let launch = shared.launch(progress, exchange, fresh)?;
-        fresh = match shared.fly(launch, head).await {
+        fresh = match shared.fly(exchange.hold(launch), head).await {
             Ok(answer) => return Ok(answer),
             Err(Failed { again: Some(again), .. }) if may_go_again && shared.payload.rewind() => match again {
                 Again::Fresh(index) => Some(index),
@@ -161,50 +155,59 @@ async fn one_or_fresh(
             },
             Err(failed) => return Err(failed.cause),
         };
+        drop(exchange.let_go());
         head.again();
         may_go_again = false;
     }
 }
 
 impl<'t> Shared<'t> {
-    /// Whether an outcome stands, with its response flags, or another try begins after a wait. Takes the outcome: an
-    /// answer is given up before the wait, so that its connection and its place are free for others.
+    /// Whether an outcome stands, or another try begins after a wait. Takes the outcome: an answer is given up before
+    /// the wait, so that its connection and its place are free for others.
     fn judge(
         &self,
         outcome: Outcome,
         progress: &mut Progress,
         exchange: &mut Exchange,
         router: &Router,
-    ) -> ControlFlow<Result<(Response<Incoming>, &'static str), Cause>, Duration> {
-        let Some(retries) = self.retry_for(&outcome) else { return ControlFlow::Break(stands(outcome, exchange, "-")) };
-        let wait = match self.next(retries, &outcome, progress, router) {
-            Ok(wait) => wait,
+    ) -> ControlFlow<Outcome, Duration> {
+        let Some(retries) = self.retry_for(outcome.as_ref(), exchange.early()) else {
+            return ControlFlow::Break(outcome);
+        };
+        match self.next(retries, outcome.as_ref().ok().map(Response::headers), progress, router) {
+            Ok(wait) => {
+                if let (Ok(response), Some(hold)) = (outcome, exchange.let_go()) {
+                    give_up(&response, hold);
+                }
+                ControlFlow::Continue(wait)
+            }
             Err(flags) => {
                 self.trace.spend();
-                return ControlFlow::Break(stands(outcome, exchange, flags));
+                exchange.flag(flags);
+                ControlFlow::Break(outcome)
             }
-        };
-        outcome.into_iter().for_each(give_up);
-        ControlFlow::Continue(wait)
+        }
     }
 
-    /// The retry policy, if it asks for another try after this outcome.
-    pub(super) fn retry_for(&self, outcome: &Outcome) -> Option<&'t Retries> {
+    /// The retry policy, if it asks for another try after this outcome. `early` is the gRPC status that came with the
+    /// head of an answer: one without a body has it there.
+    pub(super) fn retry_for(
+        &self,
+        outcome: Result<&Response<Incoming>, &Cause>,
+        early: Option<i32>,
+    ) -> Option<&'t Retries> {
         let retries = self.retries.filter(|_| self.attempts > 0)?;
         let outcome = match outcome {
-            Ok((response, hold)) => TryOutcome::Answer {
-                status: response.status(),
-                headers: response.headers(),
-                // Without a body the status is in the headers.
-                grpc_status: hold.attempt.early(),
-            },
+            Ok(response) => {
+                TryOutcome::Answer { status: response.status(), headers: response.headers(), grpc_status: early }
+            }
             Err(cause) => TryOutcome::Failure(failure_kind(cause)),
         };
         retries.rules.condition(&outcome).map(|_| retries)
     }
 
     /// How long to wait before one more try, if there may be one: attempts, a body that can be sent again, the
-    /// answer's own word, time, breaker, and then the budget, for asking takes from it; last the body goes back
+    /// answer's own word in its `headers`, time, breaker, and then the budget, for asking takes from it; last the body goes back
     /// to its beginning.
     ///
     /// # Errors
@@ -212,7 +215,7 @@ impl<'t> Shared<'t> {
     fn next(
         &self,
         retries: &Retries,
-        outcome: &Outcome,
+        headers: Option<&HeaderMap>,
         progress: &mut Progress,
         router: &Router,
     ) -> Result<Duration, &'static str> {
@@ -220,9 +223,9 @@ impl<'t> Shared<'t> {
             return Err("URX");
         }
         let replayable = Some(()).filter(|()| self.payload.can_be_sent_again());
-        let wait = replayable.and_then(|()| self.wait(retries, outcome, progress)).ok_or("-")?;
+        let wait = replayable.and_then(|()| self.wait(retries, headers, progress)).ok_or("-")?;
         // An answer still holds its own place among the retries.
-        let own = u32::from(outcome.is_ok() && progress.retried > 0);
+        let own = u32::from(headers.is_some() && progress.retried > 0);
         let retrying = self.retrying(own, router).ok_or("UO")?;
         progress.retrying = Some(retrying).filter(|_| self.payload.rewind());
         if progress.retrying.is_some() { Ok(wait) } else { Err("-") }
@@ -230,8 +233,12 @@ impl<'t> Shared<'t> {
 
     /// The wait before the next try: what the answer asks for, else the back-off. `None` if the answer forbids
     /// it, or if it could not begin before the deadline: then an answer is worth more than waiting for nothing.
-    pub(super) fn wait(&self, retries: &Retries, outcome: &Outcome, progress: &mut Progress) -> Option<Duration> {
-        let headers = outcome.as_ref().ok().map(|(response, _)| response.headers());
+    pub(super) fn wait(
+        &self,
+        retries: &Retries,
+        headers: Option<&HeaderMap>,
+        progress: &mut Progress,
+    ) -> Option<Duration> {
         let mut draw = |below| self.env.draw(below);
         if headers.is_some_and(|headers| headers.contains_key(&RETRIED)) {
             // Those further down have had their tries.

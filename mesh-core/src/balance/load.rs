@@ -47,6 +47,7 @@ const COOL_DOWN: (u32, u32) = (500, 30_000);
 
 impl Load {
     /// Counts a request until the answer is dropped.
+    #[inline]
     pub fn start(self: &Arc<Self>) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         InFlight(self.clone())
@@ -235,6 +236,7 @@ impl InFlight {
 }
 
 impl Drop for InFlight {
+    #[inline]
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }

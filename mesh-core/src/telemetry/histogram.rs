@@ -47,6 +47,7 @@ pub struct Histogram {
 
 impl Histogram {
     /// Counts one duration.
+    #[inline]
     pub fn record(&self, duration: Duration) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let bucket = BOUNDS.iter().position(|bound| nanos <= *bound).unwrap_or(BOUNDS.len());

@@ -15,11 +15,10 @@ pub use self::histogram::{BUCKETS_MS, Histogram};
 pub use self::tcp::{TCP_CLOSED, TCP_OPENED, TCP_RECEIVED_BYTES, TCP_SENT_BYTES, TcpSeries};
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use crate::id::ClusterName;
@@ -146,10 +145,16 @@ pub struct Metrics {
 /// The counters of one set of labels.
 #[derive(Debug, Default)]
 pub struct RequestSeries {
-    // A handful of outcomes in practice: a linear look through a shared list beats a map, and the list
-    // is replaced only when an outcome is seen for the first time.
-    outcomes: ArcSwap<Vec<(Outcome, Arc<OutcomeCounters>)>>,
-    growing: Mutex<()>,
+    // A handful of outcomes in practice: a walk along a chain that only grows beats a map, and readers write nothing.
+    first: OnceLock<Box<Counted>>,
+}
+
+/// One outcome of a series, and the one that was first seen after it.
+#[derive(Debug)]
+struct Counted {
+    outcome: Outcome,
+    counters: OutcomeCounters,
+    next: OnceLock<Box<Counted>>,
 }
 
 /// Counters of one outcome.
@@ -218,8 +223,10 @@ impl Metrics {
         let mut all: Vec<_> = self.series.lock().iter().map(|(l, s)| (l.clone(), s.clone())).collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         for (labels, series) in all {
-            for (outcome, counters) in series.outcomes.load().iter() {
-                see(&labels, *outcome, counters);
+            let mut next = series.first.get();
+            while let Some(counted) = next {
+                see(&labels, counted.outcome, &counted.counters);
+                next = counted.next.get();
             }
         }
     }
@@ -227,26 +234,24 @@ impl Metrics {
 
 impl RequestSeries {
     /// Counts one completed request.
+    #[inline]
     pub fn record(&self, outcome: Outcome, duration: Duration) {
-        let outcomes = self.outcomes.load();
-        match outcomes.iter().find(|(known, _)| known.is(&outcome)) {
-            Some((_, counters)) => counters.record(duration),
-            None => self.grow(outcome).record(duration),
+        let mut place = &self.first;
+        loop {
+            // Another one may be put there meanwhile: then it is the next.
+            let counted = place.get().unwrap_or_else(|| place.get_or_init(|| Counted::new(outcome)));
+            if counted.outcome.is(&outcome) {
+                return counted.counters.record(duration);
+            }
+            place = &counted.next;
         }
     }
+}
 
+impl Counted {
     #[cold]
-    fn grow(&self, outcome: Outcome) -> Arc<OutcomeCounters> {
-        let _growing = self.growing.lock();
-        let known = self.outcomes.load();
-        if let Some((_, counters)) = known.iter().find(|(other, _)| *other == outcome) {
-            return counters.clone();
-        }
-        let made = Arc::<OutcomeCounters>::default();
-        let mut longer = Vec::clone(&known);
-        longer.push((outcome, made.clone()));
-        self.outcomes.store(Arc::new(longer));
-        made
+    fn new(outcome: Outcome) -> Box<Self> {
+        Box::new(Self { outcome, counters: OutcomeCounters::default(), next: OnceLock::new() })
     }
 }
 

@@ -65,7 +65,8 @@ where
         let proceed: Proceed<S::Future> = match decide(asking, &mut ask).await {
             Ok(more) => Box::new(move |record| {
                 let Ask { layer, mut inner, request, context, grpc, .. } = ask;
-                let mut work = layer.hand_over(&mut inner, request, context, grpc, record);
+                let state = layer.connection.shared.inbound.load();
+                let mut work = layer.hand_over(&mut inner, request, context, grpc, &state, record);
                 if let Work::Serving { more: place, .. } = &mut work {
                     *place = (!more.is_empty()).then(|| more.into());
                 }

@@ -21,15 +21,56 @@ static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 static EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
-pub(super) fn strip(headers: &mut HeaderMap) {
-    // Nearly no request has one, and a look along a short list is cheaper than three look-ups.
-    let named = |name: &HeaderName| STRIPPED.iter().any(|known| known == name || are_twins(known, name));
-    if headers.keys().any(named) {
-        let names: Vec<_> = headers.keys().filter(|name| named(name)).cloned().collect();
+/// What the mesh wants to know of a request's headers.
+#[derive(Default)]
+pub(super) struct Seen {
+    /// Whether the message is gRPC.
+    pub(super) grpc: bool,
+    /// The time the caller still waits: `grpc-timeout`, else Envoy's `x-envoy-expected-rq-timeout-ms`. What cannot be
+    /// read counts as absent.
+    pub(super) timeout: Option<Duration>,
+    /// There is a `Host`.
+    pub(super) host: bool,
+    /// There is a `Connection`.
+    pub(super) connection: bool,
+}
+
+/// Takes away what only the mesh may set, and tells what else is there: one walk, for a request has few headers, and
+/// a look-up for each that might be among them costs more than all of them.
+pub(super) fn read(headers: &mut HeaderMap) -> Seen {
+    let mut seen = Seen::default();
+    let (mut kind, mut grpc, mut expected, mut strip) = (None, None, None, false);
+    for (name, value) in &*headers {
+        if *name == header::CONTENT_TYPE {
+            kind.get_or_insert(value);
+        } else if *name == header::HOST {
+            seen.host = true;
+        } else if *name == header::CONNECTION {
+            seen.connection = true;
+        } else if *name == GRPC_TIMEOUT {
+            grpc.get_or_insert(value);
+        } else if *name == EXPECTED_TIMEOUT {
+            expected = Some(value);
+        } else {
+            strip |= is_stripped(name);
+        }
+    }
+    seen.grpc = kind.is_some_and(names_grpc);
+    seen.timeout = match grpc {
+        Some(value) => grpc_timeout(value),
+        None => expected.and_then(millis),
+    };
+    if strip {
+        let names: Vec<_> = headers.keys().filter(|name| is_stripped(name)).cloned().collect();
         for name in names {
             headers.remove(name);
         }
     }
+    seen
+}
+
+fn is_stripped(name: &HeaderName) -> bool {
+    STRIPPED.iter().any(|known| known == name || are_twins(known, name))
 }
 
 /// Whether an answer says by its head that the request failed.
@@ -39,27 +80,16 @@ pub(super) fn is_failure(status: StatusCode, headers: &HeaderMap) -> bool {
 
 /// Whether the message is gRPC (not gRPC-Web, whose status is inside the body).
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
-    const GRPC: &[u8] = b"application/grpc";
-    let Some(rest) = headers.get(header::CONTENT_TYPE).and_then(|v| v.as_bytes().strip_prefix(GRPC)) else {
-        return false;
-    };
-    matches!(rest.first(), None | Some(b'+' | b';'))
+    headers.get(header::CONTENT_TYPE).is_some_and(names_grpc)
 }
 
-/// The time the caller still waits: `grpc-timeout`, else Envoy's `x-envoy-expected-rq-timeout-ms`.
-/// What cannot be read counts as absent.
-pub(super) fn timeout(headers: &HeaderMap) -> Option<Duration> {
-    let mut expected = None;
-    // A look along a short list is cheaper than two look-ups, and nearly no request has either.
-    for (name, value) in headers {
-        if *name == GRPC_TIMEOUT {
-            return grpc_timeout(value);
-        }
-        if *name == EXPECTED_TIMEOUT {
-            expected = Some(value);
-        }
-    }
-    let millis = expected?.to_str().ok()?.parse().ok()?;
+fn names_grpc(kind: &HeaderValue) -> bool {
+    let rest = kind.as_bytes().strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+fn millis(value: &HeaderValue) -> Option<Duration> {
+    let millis = value.to_str().ok()?.parse().ok()?;
     (millis > 0).then(|| Duration::from_millis(millis))
 }
 
@@ -113,13 +143,13 @@ mod tests {
             ("1", None),
             ("1s", None),
         ] {
-            assert_eq!(timeout(&headers("grpc-timeout", text)), want, "{text}");
+            assert_eq!(read(&mut headers("grpc-timeout", text)).timeout, want, "{text}");
         }
-        let envoy = |text| timeout(&headers("x-envoy-expected-rq-timeout-ms", text));
+        let envoy = |text| read(&mut headers("x-envoy-expected-rq-timeout-ms", text)).timeout;
         assert_eq!(envoy("15"), Some(Duration::from_millis(15)));
         assert_eq!(envoy("0"), None);
         assert_eq!(envoy("x"), None);
-        assert_eq!(timeout(&HeaderMap::new()), None);
+        assert_eq!(read(&mut HeaderMap::new()).timeout, None);
     }
 
     #[test]
@@ -131,7 +161,7 @@ mod tests {
             ("application/grpc-web", false),
             ("application/json", false),
         ] {
-            assert_eq!(is_grpc(&headers("content-type", text)), want, "{text}");
+            assert_eq!(read(&mut headers("content-type", text)).grpc, want, "{text}");
         }
     }
 

@@ -270,15 +270,17 @@ where
         }
         let shared = &connection.shared;
         let parting = connection.parting(&request);
-        headers::strip(request.headers_mut());
-        let grpc = headers::is_grpc(request.headers());
-        let settled = target::settle(&mut request, grpc, shared.slash);
+        let seen = headers::read(request.headers_mut());
+        let grpc = seen.grpc;
+        let settled = target::settle(&mut request, &seen, shared.slash);
         // Without a peer of our own acceptor, what another acceptor put there counts: extensions cannot
         // come from outside.
         let other = || request.extensions().get::<PeerIdentity>().cloned().map(Arc::new);
-        let mut context = open(request.headers(), connection.peer.clone().or_else(other));
+        let mut context = open(request.headers(), &seen, connection.peer.clone().or_else(other));
         let peer = context.caller.as_deref();
         let mut record = Record::begin(&request, connection.series.clone(), grpc, context.trace, peer);
+        // One look at it for the whole request.
+        let state = shared.inbound.load();
 
         let judged = match settled {
             _ if request.headers().len() > shared.max_headers => Err(Refused::Headers),
@@ -286,7 +288,7 @@ where
             Ok(()) => {
                 let server_name = connection.server_name.as_deref();
                 let tokens = &mut context.tokens;
-                let judged = shared.gate.judge(&shared.inbound.load(), &mut request, peer, server_name, tokens);
+                let judged = shared.gate.judge(&state, &mut request, peer, server_name, tokens);
                 judged.map_err(|closed| {
                     record.note(closed.details);
                     closed.challenge.map_or(Refused::Closed(closed.code), Refused::Token)
@@ -297,7 +299,7 @@ where
         let mut record = Some(record);
         let work = match judged {
             Err(why) => Work::Refused { why, grpc },
-            Ok(None) => self.layer.hand_over(&mut self.inner, request, context, grpc, &mut record),
+            Ok(None) => self.layer.hand_over(&mut self.inner, request, context, grpc, &state, &mut record),
             Ok(Some(asking)) => {
                 // The one that said it was ready is used up.
                 let fresh = self.inner.clone();
@@ -319,6 +321,7 @@ impl InboundLayer {
         mut request: Request<B>,
         context: Arc<RequestContext>,
         grpc: bool,
+        state: &InboundState,
         record: &mut Option<Record>,
     ) -> Work<S::Future> {
         let shared = &self.connection.shared;
@@ -334,7 +337,7 @@ impl InboundLayer {
         let share = shared.priorities.share(&request);
         let own = self.connection.peer.is_some().then_some(&self.connection.rate);
         let caller = Caller { peer: context.caller.as_deref(), own };
-        if let Err(limited) = self.limit(request.headers_mut(), caller, share, record.as_mut()) {
+        if let Err(limited) = self.limit(state, request.headers_mut(), caller, share, record.as_mut()) {
             return Work::Refused { why: Refused::Limited(limited), grpc };
         }
         if let Some(places) = &shared.places {
@@ -373,12 +376,13 @@ impl InboundLayer {
     /// Whether a request is within the limits of the listener's filters and of the server.
     fn limit(
         &self,
+        state: &InboundState,
         headers: &mut http::HeaderMap,
         caller: Caller<'_>,
         share: PerMillion,
         record: Option<&mut Record>,
     ) -> Result<(), Box<Limited>> {
-        let passed = self.pass(headers, caller, share);
+        let passed = self.pass(state, headers, caller, share);
         let Some(record) = record else { return passed.map(drop) };
         match passed {
             Ok(tickets) => {
@@ -396,15 +400,15 @@ impl InboundLayer {
     // With a refusal the tickets are dropped: what passes one limit and not the next says nothing of latency.
     fn pass(
         &self,
+        state: &InboundState,
         headers: &mut http::HeaderMap,
         caller: Caller<'_>,
         share: PerMillion,
     ) -> Result<Vec<Ticket>, Box<Limited>> {
         let shared = &self.connection.shared;
-        let state = shared.inbound.load();
         let mut tickets = Vec::new();
-        shared.limits.pass(&state, headers, caller, share, &mut tickets)?;
-        self.connection.limits.pass(&state, headers, caller, share, &mut tickets)?;
+        shared.limits.pass(state, headers, caller, share, &mut tickets)?;
+        self.connection.limits.pass(state, headers, caller, share, &mut tickets)?;
         if let Some(adaptive) = &shared.adaptive {
             tickets.push(adaptive.pass(share)?);
         }
@@ -437,10 +441,10 @@ impl Parting {
 }
 
 /// The context of a request: trace and forwarded headers, the caller, and when it stops waiting.
-fn open(headers: &http::HeaderMap, caller: Option<Arc<PeerIdentity>>) -> RequestContext {
+fn open(headers: &http::HeaderMap, seen: &headers::Seen, caller: Option<Arc<PeerIdentity>>) -> RequestContext {
     let mut context = RequestContext::from_headers(headers, || fastrand::u64(..));
     context.caller = caller;
-    context.deadline = headers::timeout(headers).and_then(|left| Instant::now().checked_add(left));
+    context.deadline = seen.timeout.and_then(|left| Instant::now().checked_add(left));
     context
 }
 

@@ -6,6 +6,8 @@ use http::{HeaderMap, Method, Request, header};
 
 use mesh_core::target::{EncodedSlash, MalformedTarget, check_authority, normalize_path};
 
+use super::headers::Seen;
+
 /// Why a request has no single meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unsettled {
@@ -38,10 +40,12 @@ const OF_ONE_HOP: [&str; 9] = [
 ///
 /// # Errors
 /// The request has more than one meaning. It is unchanged then.
-pub(super) fn settle<B>(request: &mut Request<B>, grpc: bool, slash: EncodedSlash) -> Result<(), Unsettled> {
-    let other_host = settle_authority(request)?;
-    check_connection(request.headers())?;
-    if let Some(path) = settled_path(request, grpc, slash)? {
+pub(super) fn settle<B>(request: &mut Request<B>, seen: &Seen, slash: EncodedSlash) -> Result<(), Unsettled> {
+    let other_host = settle_authority(request, seen.host)?;
+    if seen.connection {
+        check_connection(request.headers())?;
+    }
+    if let Some(path) = settled_path(request, seen.grpc, slash)? {
         let mut parts = request.uri().clone().into_parts();
         parts.path_and_query = Some(path);
         // It had a path, so what goes with a path is there.
@@ -53,13 +57,18 @@ pub(super) fn settle<B>(request: &mut Request<B>, grpc: bool, slash: EncodedSlas
     Ok(())
 }
 
-/// Checks the authority; whether a `Host` disagrees with the URI's.
-fn settle_authority<B>(request: &Request<B>) -> Result<bool, Unsettled> {
-    let mut hosts = request.headers().get_all(header::HOST).iter();
-    let host = hosts.next();
-    if hosts.next().is_some() {
-        return Err(Unsettled::Hosts);
-    }
+/// Checks the authority, and the `Host` if there is one; whether that disagrees with the URI's.
+fn settle_authority<B>(request: &Request<B>, has_host: bool) -> Result<bool, Unsettled> {
+    let host = if has_host {
+        let mut hosts = request.headers().get_all(header::HOST).iter();
+        let host = hosts.next();
+        if hosts.next().is_some() {
+            return Err(Unsettled::Hosts);
+        }
+        host
+    } else {
+        None
+    };
     let host = host.map(|host| host.as_bytes());
     if let Some(authority) = request.uri().authority() {
         check_authority(authority.as_str())?;
