@@ -1,7 +1,7 @@
 //! The meeting point of protocol and policy: what the bytes of a resource decode to.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
