@@ -28,6 +28,8 @@ use crate::env::Random;
 
 /// How long an answer without a TTL is used.
 const WITHOUT_TTL: Duration = Duration::from_secs(30);
+/// The shortest time between two look-ups that policy may ask for (Envoy takes no less): it would be one without a pause.
+const SHORTEST: Duration = Duration::from_millis(1);
 /// The longest time for which any answer is used.
 const LONGEST: Duration = Duration::from_secs(86_400);
 /// Waits after a failure unless policy has others. With the second of negative caching of a resolver, a name that
@@ -262,7 +264,7 @@ impl Names {
         }
         let again = self.options.failure_refresh.unwrap_or(AGAIN);
         let span = again.base.saturating_mul(1 << old.failures.min(16)).min(again.max).min(LONGEST);
-        let wait = span / 2 + self.up_to(span / 2);
+        let wait = (span / 2 + self.up_to(span / 2)).max(SHORTEST);
         let failures = old.failures.saturating_add(1);
         Answer { records: old.records, failure: Some(failure), until: now + wait, looked: now, failures }
     }
@@ -275,7 +277,7 @@ impl Names {
             Some(refresh) => refresh,
             None => ttl.unwrap_or(WITHOUT_TTL.max(self.min_refresh)),
         };
-        holds.min(LONGEST) + self.up_to(self.options.jitter.min(LONGEST))
+        holds.clamp(SHORTEST, LONGEST) + self.up_to(self.options.jitter.min(LONGEST))
     }
 
     /// A random time, at most `most`, in whole milliseconds.

@@ -44,3 +44,21 @@ impl From<WatchedIdentity> for Identities {
         Self::new(own, [])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_is_the_process_itself_and_an_unknown_one_is_nobody() {
+        let (publisher, own) = Watched::channel(None);
+        let (_other, named) = Watched::channel(None);
+        let identities = Identities::new(own, [("outer".into(), named)]);
+        let readers = publisher.readers();
+        let _follows = identities.of(None);
+        assert_eq!(publisher.readers(), readers + 1, "the control: no name is the process's own");
+        let [_outer, _nobody] = [Some("outer"), Some("nobody")].map(|name| identities.of(name));
+        assert_eq!(publisher.readers(), readers + 1);
+        assert_eq!(identities.named().map(|(name, _)| name).collect::<Vec<_>>(), ["outer"]);
+    }
+}

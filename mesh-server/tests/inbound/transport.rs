@@ -10,6 +10,7 @@ use mesh_core::error::BoxError;
 use mesh_core::id::TrustDomain;
 use mesh_core::identity::TrustBundle;
 use mesh_core::policy::{AuthorizationAction, AuthorizationPolicy, InboundState, InboundTls};
+use mesh_core::source::Identities;
 use mesh_server::{Config, Refusal};
 use mesh_testkit::{CertificateSpec, TestCa};
 
@@ -197,6 +198,44 @@ async fn s67_a_connection_whose_peer_is_not_trusted_any_more_ends() {
         let _ = within(known.ended).await;
         world.identity.publish(Some(world.ca.identity("default", "reviews")));
     }
+}
+
+#[tokio::test]
+async fn b10_a_listeners_instance_is_who_the_server_is_and_nothing_stands_in_for_it_a29() {
+    let (home, partner) = (TestCa::new(), TestCa::in_domain("partner.test"));
+    let named = [("outer".into(), partner.watched("default", "gate"))];
+    let identities = Identities::new(home.watched("default", "reviews"), named);
+    let as_instance = |name: Option<&str>, max_connections| {
+        let mut listener = listener(InboundTls::Strict);
+        listener.instance = name.map(Arc::from);
+        listener.limits.max_connections = max_connections;
+        InboundState::Ready(Arc::new(listener))
+    };
+    let outer = as_instance(Some("outer"), None);
+    let hello = tower::service_fn(|_: http::Request<mesh_server::Body>| async { text("hello") });
+    let world = World::start_with(outer.clone(), Config::default(), |server| server.identity(identities), hello).await;
+    let (ours, theirs) = (home.identity("default", "productpage"), partner.identity("default", "visitor"));
+    for version in [Http::One, Http::Two] {
+        world.policy.publish(outer.clone());
+        let mut visitor = world.mutual_as(&theirs, version).await.unwrap();
+        assert_eq!(visitor.server.as_deref(), Some("spiffe://partner.test/ns/default/sa/gate"));
+        assert_eq!(visitor.get("/").await.unwrap().0, 200);
+        assert!(world.mutual_as(&ours, version).await.is_err(), "home is a stranger there");
+        // The control: another change of the listener costs no connection.
+        world.policy.publish(as_instance(Some("outer"), Some(9)));
+        assert_eq!(visitor.get("/").await.unwrap().0, 200);
+
+        world.policy.publish(as_instance(None, None));
+        let _ = within(visitor.ended).await;
+        let mut own = world.mutual_as(&ours, version).await.unwrap();
+        assert_eq!(own.server.as_deref(), Some("spiffe://cluster.local/ns/default/sa/reviews"));
+        assert_eq!(own.get("/").await.unwrap().0, 200);
+    }
+    eventually(|| world.server.readiness().is_ready().then_some(())).await;
+    world.policy.publish(as_instance(Some("nobody's"), None));
+    assert!(world.mutual_as(&ours, Http::Two).await.is_err());
+    assert_eq!(world.server.stats().refused(Refusal::NoIdentity), 1);
+    eventually(|| (!world.server.readiness().is_ready()).then_some(())).await;
 }
 
 /// R27 at test scale.

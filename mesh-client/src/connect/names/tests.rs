@@ -153,6 +153,19 @@ async fn policy_says_when_to_look_again_after_a_failure() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn policy_cannot_ask_for_look_ups_without_a_pause() {
+    let resolver = FakeResolver::new();
+    let nano = Duration::from_nanos(1);
+    let rate = DnsBackoff { base: nano, max: nano };
+    let options = DnsOptions { refresh: Some(nano), failure_refresh: Some(rate), ..DnsOptions::default() };
+    for found in [&[][..], &["10.0.0.1"]] {
+        resolver.set(HOST, found, None);
+        let answer = names_with(&resolver, options.clone()).addresses(HOST, PATIENCE).await;
+        assert!(answer.until - Instant::now() >= Duration::from_millis(1), "{found:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn policy_says_which_families_are_used() {
     let resolver = FakeResolver::new();
     let (both, v4, v6, none): (&[&str], &[&str], &[&str], &[&str]) =
