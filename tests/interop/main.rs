@@ -23,4 +23,5 @@ mod psm;
 mod python;
 mod server;
 mod sidecar;
+mod tokens;
 mod world;

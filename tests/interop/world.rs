@@ -23,6 +23,8 @@ pub(crate) struct World {
     place: Place,
     manifests: TempDir,
     state: TempDir,
+    /// More arguments of the process.
+    arguments: Vec<String>,
 }
 
 /// Where a control plane listens.
@@ -36,14 +38,20 @@ struct Place {
 impl World {
     /// Starts on loopback with these manifests, xDS in plaintext beside TLS.
     pub(crate) async fn start(manifests: &[(&str, String)]) -> Self {
+        Self::start_with(manifests, &[]).await
+    }
+
+    /// The same with more arguments.
+    pub(crate) async fn start_with(manifests: &[(&str, String)], arguments: &[&str]) -> Self {
+        let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
         let (folder, state) = (TempDir::new().unwrap(), TempDir::new().unwrap());
         for (name, text) in manifests {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
         let free: SocketAddr = ([127, 0, 0, 1], 0).into();
         let anywhere = Place { address: free, debug: free, insecure_xds: free };
-        let (process, place) = start(&folder, &state, anywhere).await;
-        Self { process, place, manifests: folder, state }
+        let (process, place) = start(&folder, &state, anywhere, &arguments).await;
+        Self { process, place, manifests: folder, state, arguments }
     }
 
     /// Ends the process at once, without a word to anybody (SIGKILL).
@@ -53,7 +61,7 @@ impl World {
 
     /// Starts it again where it was.
     pub(crate) async fn resume(&mut self) {
-        (self.process, _) = start(&self.manifests, &self.state, self.place).await;
+        (self.process, _) = start(&self.manifests, &self.state, self.place, &self.arguments).await;
     }
 
     /// Where xDS, certificates and registration are, over TLS.
@@ -131,7 +139,7 @@ impl World {
     }
 }
 
-async fn start(manifests: &TempDir, state: &TempDir, place: Place) -> (Child, Place) {
+async fn start(manifests: &TempDir, state: &TempDir, place: Place, arguments: &[String]) -> (Child, Place) {
     let mut process = Command::new(env!("CARGO_BIN_EXE_mesh"))
         .args(["control-plane", "--output", "json", "--manifests"])
         .arg(manifests.path())
@@ -139,6 +147,7 @@ async fn start(manifests: &TempDir, state: &TempDir, place: Place) -> (Child, Pl
         .arg(state.path())
         .args(["--listen", &place.address.to_string(), "--debug", &place.debug.to_string()])
         .args(["--insecure-xds", &place.insecure_xds.to_string()])
+        .args(arguments)
         .env("RUST_LOG", "warn")
         .stdout(Stdio::piped())
         .kill_on_drop(true)

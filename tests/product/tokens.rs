@@ -17,8 +17,7 @@ async fn plane(issuer: &TokenIssuer) -> Plane {
     std::fs::write(roots.path(), issuer.root_pem()).unwrap();
     Plane::with(move |builder| {
         let mut options = FetchOptions::default();
-        options.networks = vec!["127.0.0.0/8".parse().unwrap()];
-        options.roots = Some(roots.path().to_owned());
+        (options.networks, options.roots) = (vec!["127.0.0.0/8".parse().unwrap()], Some(roots.path().to_owned()));
         builder.jwks(options)
     })
     .await

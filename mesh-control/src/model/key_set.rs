@@ -1,7 +1,10 @@
 //! A JSON Web Key Set as it may be handed on: read once, without what is private.
 
+use std::collections::BTreeMap;
+
 use mesh_core::jwt::KeySet;
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::{Map, Value};
 
 /// A set of keys that can check signatures.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,6 +13,11 @@ pub(crate) struct PublicKeys {
     pub(crate) text: String,
     /// Whether there were private keys among them. They are left out.
     pub(crate) had_private: bool,
+}
+
+#[derive(Deserialize)]
+struct Document {
+    keys: Vec<Value>,
 }
 
 /// What of a key (RFC 7518, 6) its owner keeps to himself.
@@ -22,15 +30,21 @@ impl PublicKeys {
     /// Why no token could be checked with it.
     pub(crate) fn read(text: &str) -> Result<Self, String> {
         KeySet::parse(text).map_err(|error| error.to_string())?;
-        let mut document: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let document: Document = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let mut had_private = false;
-        for key in document.get_mut("keys").and_then(Value::as_array_mut).into_iter().flatten() {
-            let Value::Object(members) = key else { continue };
-            for name in PRIVATE {
-                had_private |= members.remove(name).is_some();
-            }
-        }
-        Ok(Self { text: document.to_string(), had_private })
+        let mut public = |members: Map<String, Value>| -> BTreeMap<String, Value> {
+            let all = members.len();
+            let public: BTreeMap<_, _> =
+                members.into_iter().filter(|(name, _)| !PRIVATE.contains(&name.as_str())).collect();
+            had_private |= public.len() < all;
+            public
+        };
+        let keys = document.keys.into_iter().filter_map(|key| match key {
+            Value::Object(members) => Some(public(members)),
+            _ => None,
+        });
+        let keys: Vec<_> = keys.collect();
+        Ok(Self { text: serde_json::json!({ "keys": keys }).to_string(), had_private })
     }
 }
 
@@ -47,6 +61,8 @@ mod tests {
         let private = PublicKeys::read(&set(r#","d":"secret""#)).unwrap();
         assert!(private.had_private && !private.text.contains("secret"));
         assert_eq!(private.text, public.text);
+        let other = format!(r#"{{"more": 1, "keys": [ {{"x":"{point}","crv":"Ed25519","kty":"OKP"}}, 7 ]}}"#);
+        assert_eq!(PublicKeys::read(&other).unwrap(), public, "however it was written");
         assert!(PublicKeys::read(r#"{"keys": []}"#).is_err());
         assert!(PublicKeys::read("{}").is_err());
         assert!(PublicKeys::read("").is_err());

@@ -99,8 +99,6 @@ struct ClaimSpec {
 
 /// Time for fetching keys when nothing is said.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Allowance for clocks: Envoy's, which Istio leaves as it is.
-const CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// Claims that are lists of words whatever a rule says (RFC 8693, 4.2, and as Istio has it).
 const SPACE_DELIMITED: [&str; 2] = ["scope", "permission"];
 
@@ -204,22 +202,13 @@ fn rule_of(spec: &RuleSpec) -> TokenRule {
     let words = SPACE_DELIMITED.iter().map(ToString::to_string);
     let space_delimited: BTreeSet<String> = words.chain(spec.space_delimited_claims.iter().cloned()).collect();
     let provider = JwtProvider {
-        issuer: spec.issuer.clone(),
         audiences: spec.audiences.clone(),
-        subjects: None,
-        require_expiration: false,
-        max_lifetime: None,
-        keys: JwtKeys::Inline(String::new()),
         forward: spec.forward_original_token,
-        from_headers: Vec::new(),
         from_params: spec.from_params.clone(),
         from_cookies: spec.from_cookies.clone(),
-        payload_header: None,
-        pad_payload_header: false,
-        claim_headers: Vec::new(),
         payload_in_metadata: MetadataMatch::PAYLOAD.to_owned(),
         space_delimited: space_delimited.into_iter().collect(),
-        clock_skew: CLOCK_SKEW,
+        ..JwtProvider::new(spec.issuer.clone(), JwtKeys::Inline(String::new()))
     };
     TokenRule { keys: TokenKeys::Nowhere, timeout: TIMEOUT, provider }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use mesh_core::policy::{JwtAuthentication, JwtProvider, JwtRequirement, JwtRule, MetadataMatch, RouteMatch};
+use mesh_core::policy::{JwtAuthentication, JwtProvider, MetadataMatch};
 
 use super::World;
 use super::inbound::Workload;
@@ -28,13 +28,9 @@ pub(super) fn authentication(world: &World, of: &Workload<'_>) -> Option<JwtAuth
     if providers.is_empty() {
         return None;
     }
-    Some(JwtAuthentication {
-        name: MetadataMatch::JWT_AUTHN.to_owned(),
-        providers: providers.into_iter().enumerate().map(|(i, provider)| (format!("origins-{i}"), provider)).collect(),
-        // Every token that there is, wherever its issuer has it, must be good.
-        rules: vec![JwtRule { matcher: RouteMatch::any(), requirement: Some(JwtRequirement::AllowMissing) }],
-        bypass_cors_preflight: true,
-    })
+    let named = providers.into_iter().enumerate().map(|(i, provider)| (format!("origins-{i}"), provider));
+    let optional = JwtAuthentication::optional(MetadataMatch::JWT_AUTHN, named);
+    Some(JwtAuthentication { bypass_cors_preflight: true, ..optional })
 }
 
 /// The keys of a rule's issuer; while there are none, one that nobody can sign with.
