@@ -256,8 +256,8 @@ impl Payload {
 }
 
 impl Outgoing {
-    /// Whether some of it may still have to go out when the answer is over: it is large, or not at hand. A unary call has
-    /// one message ready, and its end: that is looked at first.
+    /// Whether some of it may still have to go out when the answer is over: it is large, or not at hand. A unary call
+    /// has one message ready, and its end: that is looked at first.
     pub(crate) fn takes_time(&self) -> bool {
         match self {
             Self::Empty => false,

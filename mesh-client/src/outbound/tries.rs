@@ -207,8 +207,8 @@ impl<'t> Shared<'t> {
     }
 
     /// How long to wait before one more try, if there may be one: attempts, a body that can be sent again, the
-    /// answer's own word in its `headers`, time, breaker, and then the budget, for asking takes from it; last the body goes back
-    /// to its beginning.
+    /// answer's own word in its `headers`, time, breaker, and then the budget, for asking takes from it; last the body
+    /// goes back to its beginning.
     ///
     /// # Errors
     /// There may be none: the response flags that say why.
