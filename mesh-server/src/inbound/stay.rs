@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use mesh_core::authz::{Caller, keeps_open};
 use mesh_core::drain::DrainWatch;
 use mesh_core::identity::PeerIdentity;
-use mesh_core::policy::{InboundListener, InboundState, InboundTls};
+use mesh_core::policy::{InboundListener, InboundState, InboundTls, JwtAuthentication, JwtKeys};
 use mesh_core::source::Watched;
 
 use crate::Config;
@@ -128,6 +128,15 @@ pub(super) async fn stay(
     }
 }
 
+/// What is asked of tokens, without the keys: those change from time to time, and say nothing of who was let in before.
+fn demands(listener: &InboundListener) -> Vec<JwtAuthentication> {
+    let mut all = listener.jwt.clone();
+    for provider in all.iter_mut().flat_map(|jwt| jwt.providers.values_mut()) {
+        provider.keys = JwtKeys::Inline(String::new());
+    }
+    all
+}
+
 /// Waits for a policy that has something against the caller.
 async fn changed(
     mut inbound: Watched<InboundState>,
@@ -146,7 +155,7 @@ async fn changed(
                 return Leave::Unwelcome;
             }
             let caller = Caller { peer, destination: now.address, server_name };
-            if known.jwt != now.jwt || !keeps_open(&known.authorization, &now.authorization, caller) {
+            if demands(&known) != demands(now) || !keeps_open(&known.authorization, &now.authorization, caller) {
                 tracing::info!(
                     peer = %peer.address,
                     principal = peer.spiffe_id.as_ref().map(tracing::field::display),
