@@ -420,6 +420,7 @@ impl<'c, 'r> Check<'c, 'r> {
         found
     }
 
+    #[expect(clippy::ptr_arg, reason = "its copy is kept, which need not be one of the text")]
     fn verify(&mut self, leaf: usize, token: &Cow<'r, str>) -> Result<usize, Refusal> {
         if let Some(tried) = self.tried.iter().find(|tried| tried.leaf == leaf && tried.token == *token) {
             return tried.outcome;

@@ -185,7 +185,7 @@ async fn only_the_filter_tells_the_application_of_a_token() {
     let keeping = JwtProvider { forward: true, ..issuer.provider() };
     let world = world(guarded(vec![optional(issuer.provider())], vec![]), |server| server).await;
     let token = issuer.token(&said());
-    assert_eq!(ask(&world, "/", &[forged.clone()]).await.2, "/ - - -");
+    assert_eq!(ask(&world, "/", std::slice::from_ref(&forged)).await.2, "/ - - -");
     assert_eq!(ask(&world, "/", &[forged.clone(), bearer(&token)]).await.2, format!("/ {ISSUER}/ann ann -"));
     world.policy.publish(guarded(vec![optional(keeping)], vec![]));
     let target = format!("/?a=b&access_token={token}");
@@ -265,7 +265,7 @@ async fn what_a_token_says_decides_and_without_one_a_demand_denies() {
     }
     // Nobody looks at tokens: they are not believed, and not known to be missing.
     world.policy.publish(guarded(vec![], vec![allow(is_ann())]));
-    assert_eq!(ask(&world, "/", &[ann.clone()]).await.0, 403);
+    assert_eq!(ask(&world, "/", std::slice::from_ref(&ann)).await.0, 403);
     world.policy.publish(guarded(vec![], vec![deny(is_ann())]));
     assert_eq!(ask(&world, "/", &[bob]).await.0, 403);
     let counted = world.metrics.decisions().all();
