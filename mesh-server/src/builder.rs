@@ -14,7 +14,7 @@ use mesh_core::source::{Identities, Watched};
 use mesh_core::telemetry::Metrics;
 
 use crate::inbound::Door;
-use crate::layer::{Concurrency, Gate, Limits, Places, Priorities, Scope, Shared};
+use crate::layer::{Concurrency, Gate, Limits, Places, Policy, Priorities, Scope, Shared};
 use crate::listen::TlsAccept;
 use crate::load::LoadReports;
 use crate::{Config, InboundLayer, InboundStats, LoadReporter, Readiness, Server};
@@ -143,11 +143,11 @@ impl ServerBuilder {
             .unwrap_or_else(|| format!("{}.{}.svc.cluster.local", workload.canonical_name, workload.namespace));
         let provider = self.crypto.unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
         let drain = self.drain.unwrap_or_else(|| drain::channel().1);
-        let (inbound, identities) = (self.inbound.clone(), self.identities.clone());
+        let identities = self.identities.clone();
         let metrics = self.metrics;
         let floor = self.config.min_load_report_interval;
         let layer = InboundLayer::new(Shared {
-            inbound,
+            policy: Policy::new(self.inbound.clone()),
             identities,
             workload,
             service_host,

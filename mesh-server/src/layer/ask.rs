@@ -65,8 +65,10 @@ where
         let proceed: Proceed<S::Future> = match decide(asking, &mut ask).await {
             Ok(more) => Box::new(move |record| {
                 let Ask { layer, mut inner, request, context, grpc, .. } = ask;
-                let state = layer.connection.shared.inbound.load();
-                let mut work = layer.hand_over(&mut inner, request, context, grpc, &state, record);
+                let policy = &layer.connection.shared.policy;
+                let (state, mut last) = (policy.state(), None);
+                let listener = policy.in_force(&state, &mut last);
+                let mut work = layer.hand_over(&mut inner, request, context, grpc, listener, record);
                 if let Work::Serving { more: place, .. } = &mut work {
                     *place = (!more.is_empty()).then(|| more.into());
                 }
