@@ -70,8 +70,8 @@ use crate::load::{LoadReports, Question, Told};
 /// alone it serves applications with an acceptor of their own:
 /// [`Server::inbound_layer`](crate::Server::inbound_layer).
 ///
-/// A request that comes through two of a server's is treated by the outer one only; and one that has no policy to
-/// judge by leaves alone what is being served already.
+/// A request that comes through two of a server's is treated by the outer one only; and one that was given no policy to
+/// judge by leaves alone what is being served already. One whose policy has not come yet refuses everything.
 #[derive(Clone)]
 pub struct InboundLayer {
     // One pointer: it is cloned with every request.
@@ -229,9 +229,8 @@ impl Connection {
 
     /// Whether another layer has this request already.
     fn leaves_alone<B>(&self, request: &Request<B>) -> bool {
-        let without_policy = || matches!(**self.shared.policy.state(), InboundState::Pending);
         request.extensions().get::<Treated>().is_some()
-            || (self.peer.is_none() && context::is_open() && without_policy())
+            || (self.peer.is_none() && context::is_open() && !self.shared.policy.is_given())
     }
 }
 
@@ -294,6 +293,10 @@ where
         let judged = match settled {
             _ if request.headers().len() > shared.max_headers => Err(Refused::Headers),
             Err(unsettled) => Err(Refused::Malformed(unsettled)),
+            Ok(()) if listener.is_none() && shared.policy.is_given() => {
+                record.note("no_policy".into());
+                Err(Refused::Closed(Code::CONFIG_PENDING))
+            }
             Ok(()) => {
                 let server_name = connection.server_name.as_deref();
                 let tokens = &mut context.tokens;

@@ -15,16 +15,25 @@ use mesh_core::source::Watched;
 /// Where policy comes from, and the last of it.
 pub(crate) struct Policy {
     inbound: Watched<InboundState>,
+    given: bool,
     last: ArcSwapOption<InboundListener>,
     // Where the last one is, so that a request sees at once that its own is no other. Only compared.
     heard: AtomicPtr<InboundListener>,
 }
 
 impl Policy {
-    pub(crate) fn new(inbound: Watched<InboundState>) -> Self {
-        let policy = Self { inbound, last: ArcSwapOption::empty(), heard: AtomicPtr::new(ptr::null_mut()) };
+    /// `None` = there is no policy, and there will be none.
+    pub(crate) fn new(inbound: Option<Watched<InboundState>>) -> Self {
+        let given = inbound.is_some();
+        let inbound = inbound.unwrap_or_else(|| Watched::fixed(InboundState::Pending));
+        let policy = Self { inbound, given, last: ArcSwapOption::empty(), heard: AtomicPtr::new(ptr::null_mut()) };
         policy.hear();
         policy
+    }
+
+    /// Whether there is a policy to wait for: without it nothing may pass.
+    pub(super) fn is_given(&self) -> bool {
+        self.given
     }
 
     /// What is said now.
