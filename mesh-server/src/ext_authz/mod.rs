@@ -56,12 +56,15 @@ impl<S> ExtAuthz<S> {
     /// An authorizer that is asked through `service`, as `settings` say.
     ///
     /// # Errors
-    /// The target is no `host:port`, or the status is none.
+    /// The target is no `host:port`, the status is none, or it wants more than [`CheckedBody::MOST`] of a body.
     pub fn new(service: S, settings: GrpcAuthorizer) -> Result<Self, InvalidProvider> {
         let invalid = |reason: String| InvalidProvider { target: settings.target.clone(), reason };
         let method = format!("http://{}/envoy.service.auth.v3.Authorization/Check", settings.target);
         let method = method.parse().map_err(|error: http::uri::InvalidUri| invalid(error.to_string()))?;
         let status = StatusCode::from_u16(settings.status_on_error).map_err(|error| invalid(error.to_string()))?;
+        if settings.body.is_some_and(|body| body.max_bytes.get() > CheckedBody::MOST) {
+            return Err(invalid(format!("of a body it may be told {} bytes at most", CheckedBody::MOST)));
+        }
         Ok(Self { service, method, settings, status })
     }
 

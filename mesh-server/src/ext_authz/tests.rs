@@ -244,4 +244,9 @@ fn a_provider_that_cannot_be_asked_is_refused() {
         let settings = GrpcAuthorizer { target: target.into(), status_on_error: status, ..settings() };
         assert!(ExtAuthz::new((), settings).is_err(), "{target} {status}");
     }
+    for (most, taken) in [(CheckedBody::MOST, true), (CheckedBody::MOST + 1, false), (u32::MAX, false)] {
+        let max_bytes = std::num::NonZeroU32::new(most).unwrap();
+        let body = Some(CheckedBody { max_bytes, allow_partial: true, as_bytes: true });
+        assert_eq!(ExtAuthz::new((), GrpcAuthorizer { body, ..settings() }).is_ok(), taken, "{most}");
+    }
 }

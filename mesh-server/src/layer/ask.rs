@@ -15,7 +15,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body;
 use tower_service::Service;
 
@@ -94,7 +94,9 @@ async fn decide<S, B: Send + 'static>(
     let mut next = Some(first);
     while let Some(asking) = next {
         let mut question = question(&asking, ask);
-        if let Some(wanted) = asking.authorizer().body() {
+        // What follows CONNECT is no body, and its sender may wait for the answer.
+        let wanted = asking.authorizer().body().filter(|_| ask.request.method() != Method::CONNECT);
+        if let Some(wanted) = wanted {
             question.body = Some(body(&mut ask.request, wanted).await?);
         }
         match asking.authorizer().check(question).await {
