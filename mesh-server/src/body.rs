@@ -3,7 +3,6 @@
 //! The limit counts while somebody waits for the body, from one frame to the next. It is not for streams that may well be
 //! silent for long: gRPC's, and what comes after CONNECT.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -32,7 +31,9 @@ pub struct Body {
 
 #[derive(Debug, Default)]
 struct Ahead {
-    frames: VecDeque<Frame<Bytes>>,
+    // In one piece, however it came: each frame that is kept has its price, and may hold one byte.
+    data: Bytes,
+    trailers: Option<Frame<Bytes>>,
     // Nothing comes after them.
     ended: bool,
 }
@@ -65,24 +66,21 @@ impl Body {
     /// The body ends before its end.
     pub(crate) async fn look_ahead(&mut self, most: usize) -> Result<(Bytes, bool), BodyError> {
         let mut ahead = self.ahead.take().unwrap_or_default();
-        let data = |frame: &Frame<Bytes>| frame.data_ref().map_or(0, Bytes::len);
-        let mut read: usize = ahead.frames.iter().map(data).sum();
-        while read <= most && !ahead.ended {
-            match poll_fn(|cx| self.poll_incoming(cx)).await {
-                Some(frame) => {
-                    let frame = frame?;
-                    read += data(&frame);
-                    ahead.frames.push_back(frame);
+        if ahead.data.len() <= most && !ahead.ended {
+            let mut data = BytesMut::from(&ahead.data[..]);
+            while data.len() <= most && !ahead.ended {
+                match poll_fn(|cx| self.poll_incoming(cx)).await.transpose()?.map(Frame::into_data) {
+                    Some(Ok(more)) => data.extend_from_slice(&more),
+                    Some(Err(trailers)) => ahead.trailers = Some(trailers),
+                    None => ahead.ended = true,
                 }
-                None => ahead.ended = true,
             }
+            ahead.data = data.freeze();
         }
-        let mut bytes = BytesMut::with_capacity(read.min(most));
-        for frame in ahead.frames.iter().filter_map(Frame::data_ref) {
-            bytes.extend_from_slice(&frame[..frame.len().min(most - bytes.len())]);
-        }
+        let read = ahead.data.len();
+        let told = ahead.data.slice(..read.min(most));
         self.ahead = Some(ahead);
-        Ok((bytes.freeze(), read > most))
+        Ok((told, read > most))
     }
 
     fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -117,9 +115,12 @@ impl http_body::Body for Body {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
         if let Some(ahead) = &mut this.ahead {
-            match ahead.frames.pop_front() {
+            if !ahead.data.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut ahead.data)))));
+            }
+            match ahead.trailers.take() {
                 None if !ahead.ended => this.ahead = None,
-                frame => return Poll::Ready(frame.map(Ok)),
+                trailers => return Poll::Ready(trailers.map(Ok)),
             }
         }
         this.poll_incoming(cx)
@@ -127,8 +128,8 @@ impl http_body::Body for Body {
 
     fn is_end_stream(&self) -> bool {
         match &self.ahead {
-            Some(ahead) if ahead.ended => ahead.frames.is_empty(),
-            Some(ahead) if !ahead.frames.is_empty() => false,
+            Some(ahead) if !ahead.data.is_empty() || ahead.trailers.is_some() => false,
+            Some(ahead) if ahead.ended => true,
             _ => http_body::Body::is_end_stream(&self.incoming),
         }
     }
@@ -136,7 +137,7 @@ impl http_body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         let rest = http_body::Body::size_hint(&self.incoming);
         let Some(ahead) = &self.ahead else { return rest };
-        let read = ahead.frames.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum::<u64>();
+        let read = ahead.data.len() as u64;
         if ahead.ended {
             return SizeHint::with_exact(read);
         }

@@ -14,18 +14,18 @@ use mesh_core::source::{Identities, Watched};
 use mesh_core::telemetry::Metrics;
 
 use crate::inbound::Door;
-use crate::layer::{Concurrency, Gate, Limits, Places, Priorities, Scope, Shared};
+use crate::layer::{Concurrency, Gate, Limits, Places, Policy, Priorities, Scope, Shared};
 use crate::listen::TlsAccept;
 use crate::load::LoadReports;
 use crate::{Config, InboundLayer, InboundStats, LoadReporter, Readiness, Server};
 
-/// Builds a [`Server`]. What is not given: no identity (TLS is refused), no policy (everything is
-/// refused), no drain, and fresh counters that nobody reads.
+/// Builds a [`Server`]. What is not given: no identity (TLS is refused), no policy (connections are refused; the
+/// [layer alone](Server::inbound_layer) lets everything pass), no drain, and fresh counters that nobody reads.
 #[must_use]
 pub struct ServerBuilder {
     identities: Identities,
     crypto: Option<Arc<CryptoProvider>>,
-    inbound: Watched<InboundState>,
+    inbound: Option<Watched<InboundState>>,
     workload: Arc<Workload>,
     service_host: Option<String>,
     metrics: Arc<Metrics>,
@@ -42,7 +42,7 @@ impl ServerBuilder {
         Self {
             identities: Identities::new(Watched::fixed(None), []),
             crypto: None,
-            inbound: Watched::fixed(InboundState::Pending),
+            inbound: None,
             workload: Arc::default(),
             service_host: None,
             metrics: Arc::default(),
@@ -69,9 +69,10 @@ impl ServerBuilder {
         self
     }
 
-    /// The policy of the listening address, followed as it changes.
+    /// The policy of the listening address, followed as it changes. Until it comes everything is refused: connections, and
+    /// requests to the [layer alone](Server::inbound_layer) (503, `MESH-1003`).
     pub fn inbound(mut self, inbound: Watched<InboundState>) -> Self {
-        self.inbound = inbound;
+        self.inbound = Some(inbound);
         self
     }
 
@@ -143,11 +144,13 @@ impl ServerBuilder {
             .unwrap_or_else(|| format!("{}.{}.svc.cluster.local", workload.canonical_name, workload.namespace));
         let provider = self.crypto.unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
         let drain = self.drain.unwrap_or_else(|| drain::channel().1);
-        let (inbound, identities) = (self.inbound.clone(), self.identities.clone());
+        let identities = self.identities.clone();
+        let policy = Policy::new(self.inbound.clone());
+        let inbound = self.inbound.unwrap_or_else(|| Watched::fixed(InboundState::Pending));
         let metrics = self.metrics;
         let floor = self.config.min_load_report_interval;
         let layer = InboundLayer::new(Shared {
-            inbound,
+            policy,
             identities,
             workload,
             service_host,
@@ -168,7 +171,7 @@ impl ServerBuilder {
             limits: Limits::new(Scope::Server),
         });
         let tls = TlsAccept::new(&self.identities, provider);
-        let door = Door::new(self.config, self.inbound, tls, layer, self.stats, drain);
+        let door = Door::new(self.config, inbound, tls, layer, self.stats, drain);
         Server::new(Arc::new(door), self.readiness)
     }
 }

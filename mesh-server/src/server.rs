@@ -66,7 +66,8 @@ impl Server {
     }
 
     /// The per-request part alone, for an application with an acceptor of its own. It knows no peer
-    /// unless that acceptor puts a [`PeerIdentity`](crate::PeerIdentity) into the extensions.
+    /// unless that acceptor puts a [`PeerIdentity`](crate::PeerIdentity) into the extensions. While a policy that was
+    /// [given](ServerBuilder::inbound) has not come, requests get 503 (`MESH-1003`); if none was given, they pass.
     pub fn inbound_layer(&self) -> InboundLayer {
         self.door.layer.lend()
     }

@@ -87,9 +87,6 @@ struct BodySpec {
     pack_as_bytes: bool,
 }
 
-/// Most of a body that an authorizer is told: it is held in memory meanwhile.
-const MOST_BODY: u32 = 64 << 20;
-
 impl Kind for MeshConfig {
     const GROUP: &'static str = "";
     const KIND: &'static str = "ConfigMap";
@@ -182,8 +179,9 @@ fn authorizer(provider: &ProviderSpec, check: &mut Check<'_>, at: &str) -> Optio
 }
 
 fn body(spec: &BodySpec, check: &mut Check<'_>, at: &str) -> Option<CheckedBody> {
-    let most = u32::try_from(spec.max_request_bytes).ok().filter(|most| *most <= MOST_BODY).and_then(NonZeroU32::new);
-    let most = most.ok_or_else(|| format!("a number of bytes from 1 to {MOST_BODY} is needed"));
+    let most = u32::try_from(spec.max_request_bytes).ok().filter(|most| *most <= CheckedBody::MOST);
+    let most = most.and_then(NonZeroU32::new);
+    let most = most.ok_or_else(|| format!("a number of bytes from 1 to {} is needed", CheckedBody::MOST));
     Some(CheckedBody {
         max_bytes: check.take(&format!("{at}.maxRequestBytes"), most)?,
         allow_partial: spec.allow_partial_message,

@@ -161,12 +161,17 @@ pub struct GrpcAuthorizer {
 /// How much of a request's body an external authorizer is told (Istio `includeRequestBodyInCheck`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct CheckedBody {
-    /// Bytes at most; above 0.
+    /// Bytes at most; above 0, and no more than [`MOST`](Self::MOST).
     pub max_bytes: NonZeroU32,
     /// Of a longer body the beginning. Default false: its request gets 413 and is not asked about.
     pub allow_partial: bool,
     /// As bytes; otherwise as text, in which what is no UTF-8 is lost. Default false.
     pub as_bytes: bool,
+}
+
+impl CheckedBody {
+    /// Most bytes of a body that an authorizer may be told, 64 MiB: they are held in memory meanwhile.
+    pub const MOST: u32 = 64 << 20;
 }
 
 /// One rule: permissions any of, and principals any of (`envoy.config.rbac.v3.Policy`).

@@ -194,6 +194,11 @@ fn encode_grpc(grpc: &GrpcAuthorizer) -> GrpcProto {
 fn decode_grpc(proto: &GrpcProto, at: &At<'_>, report: &mut Report) -> Option<GrpcAuthorizer> {
     let timeout = common::nonzero_duration(proto.timeout.as_ref(), at, "grpc.timeout", report);
     let status = u16::try_from(proto.status_on_error).ok().filter(|status| (200..600).contains(status));
+    if proto.max_body_bytes > CheckedBody::MOST {
+        let reason = format!("{} is more than {} bytes, the most of a body", proto.max_body_bytes, CheckedBody::MOST);
+        report.problem(&at.field("grpc.max_body_bytes"), reason);
+        return None;
+    }
     let read = timeout.zip(status).map(|(timeout, status_on_error)| GrpcAuthorizer {
         target: proto.target.clone(),
         timeout,

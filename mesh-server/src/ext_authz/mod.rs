@@ -56,12 +56,15 @@ impl<S> ExtAuthz<S> {
     /// An authorizer that is asked through `service`, as `settings` say.
     ///
     /// # Errors
-    /// The target is no `host:port`, or the status is none.
+    /// The target is no `host:port`, the status is none, or it wants more than [`CheckedBody::MOST`] of a body.
     pub fn new(service: S, settings: GrpcAuthorizer) -> Result<Self, InvalidProvider> {
         let invalid = |reason: String| InvalidProvider { target: settings.target.clone(), reason };
         let method = format!("http://{}/envoy.service.auth.v3.Authorization/Check", settings.target);
         let method = method.parse().map_err(|error: http::uri::InvalidUri| invalid(error.to_string()))?;
         let status = StatusCode::from_u16(settings.status_on_error).map_err(|error| invalid(error.to_string()))?;
+        if settings.body.is_some_and(|body| body.max_bytes.get() > CheckedBody::MOST) {
+            return Err(invalid(format!("of a body it may be told {} bytes at most", CheckedBody::MOST)));
+        }
         Ok(Self { service, method, settings, status })
     }
 
@@ -230,7 +233,7 @@ fn read(message: Bytes) -> Result<CheckResponse, String> {
         (Some(0), None, None) => Ok(CheckResponse::allowed()),
         // Envoy takes a message without anything in it for a yes. It is what a server that forgot to decide sends.
         (None, None, None) => Err("its answer is empty: it says neither yes nor no".to_owned()),
-        (_, denied, _) => refusal(denied.unwrap_or_default()).map(CheckResponse::Denied),
+        (_, denied, _) => Ok(CheckResponse::Denied(refusal(denied.unwrap_or_default()))),
     }
 }
 
@@ -246,36 +249,38 @@ fn allowed(ok: wire::Allowed) -> Result<CheckResponse, String> {
     Ok(CheckResponse::Allowed { request, response: changes(ok.response_headers, HeaderChange::Append)? })
 }
 
-fn refusal(denied: wire::Denied) -> Result<Refusal, String> {
+/// A no stays one: what cannot be read of it is left out, for without an answer a provider may let the request pass.
+fn refusal(denied: wire::Denied) -> Refusal {
     let code = denied.status.map_or(403, |status| status.code);
     let status = u16::try_from(code).ok().and_then(|code| StatusCode::from_u16(code).ok());
     // No answer, and no permission either: a refusal with another status.
     let status = status.filter(|status| status.as_u16() >= 200).unwrap_or(StatusCode::FORBIDDEN);
     let mut headers = HeaderMap::new();
-    HeaderChange::apply(&changes(denied.headers, HeaderChange::Set)?, &mut headers);
-    Ok(Refusal { status, headers, body: denied.body.into() })
+    let readable = denied.headers.into_iter().filter_map(|option| change(option, HeaderChange::Set).ok());
+    HeaderChange::apply(&readable.collect::<Vec<_>>(), &mut headers);
+    Refusal { status, headers, body: denied.body.into() }
 }
 
 /// What comes of a header that does not say how it is added.
 type Plain = fn(HeaderName, HeaderValue) -> HeaderChange;
 
 fn changes(options: Vec<HeaderOption>, plain: Plain) -> Result<Vec<HeaderChange>, String> {
-    let mut changes = Vec::with_capacity(options.len());
-    for option in options {
-        let header = option.header.unwrap_or_default();
-        let name: HeaderName = header.key.parse().map_err(|_| format!("{:?} is no header", header.key))?;
-        let value = if header.value.is_empty() { &header.raw_value[..] } else { header.value.as_bytes() };
-        let value = HeaderValue::from_bytes(value).map_err(|_| format!("the value of {name} is no header's"))?;
-        changes.push(match (option.append, option.append_action) {
-            (Some(true), _) => HeaderChange::Append(name, value),
-            (Some(false), _) => HeaderChange::Set(name, value),
-            // Numbers of HeaderValueOption.HeaderAppendAction.
-            (None, 0) => plain(name, value),
-            (None, 1) => HeaderChange::SetIfAbsent(name, value),
-            (None, 2) => HeaderChange::Set(name, value),
-            (None, 3) => HeaderChange::SetIfPresent(name, value),
-            (None, other) => return Err(format!("it wants {name} added in the unknown way {other}")),
-        });
-    }
-    Ok(changes)
+    options.into_iter().map(|option| change(option, plain)).collect()
+}
+
+fn change(option: HeaderOption, plain: Plain) -> Result<HeaderChange, String> {
+    let header = option.header.unwrap_or_default();
+    let name: HeaderName = header.key.parse().map_err(|_| format!("{:?} is no header", header.key))?;
+    let value = if header.value.is_empty() { &header.raw_value[..] } else { header.value.as_bytes() };
+    let value = HeaderValue::from_bytes(value).map_err(|_| format!("the value of {name} is no header's"))?;
+    Ok(match (option.append, option.append_action) {
+        (Some(true), _) => HeaderChange::Append(name, value),
+        (Some(false), _) => HeaderChange::Set(name, value),
+        // Numbers of HeaderValueOption.HeaderAppendAction.
+        (None, 0) => plain(name, value),
+        (None, 1) => HeaderChange::SetIfAbsent(name, value),
+        (None, 2) => HeaderChange::Set(name, value),
+        (None, 3) => HeaderChange::SetIfPresent(name, value),
+        (None, other) => return Err(format!("it wants {name} added in the unknown way {other}")),
+    })
 }

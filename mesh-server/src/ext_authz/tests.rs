@@ -209,6 +209,25 @@ async fn s54_without_an_answer_the_provider_says_what_holds() {
     }
 }
 
+#[tokio::test]
+async fn s54_a_no_with_a_header_that_cannot_be_read_is_a_no_also_for_a_provider_that_fails_open() {
+    let unknown = HeaderValueOption { append_action: 99, ..option("x-a", "1") };
+    for odd in [option("x y", "1"), option("x-a", "a\nb"), option("", ""), unknown] {
+        let headers = vec![odd.clone(), option("location", "https://login.test")];
+        let denied = proto::DeniedHttpResponse { headers, ..Default::default() };
+        let message = answer(7, Some(proto::check_response::HttpResponse::DeniedResponse(denied)));
+        let service = service_fn(move |_: Request<Full<Bytes>>| {
+            let response = grpc("0", &message);
+            async move { Ok::<_, Infallible>(response) }
+        });
+        let open = GrpcAuthorizer { fail_open: true, ..settings() };
+        let said = ExtAuthz::new(service, open).unwrap().check(question()).await;
+        let Ok(CheckResponse::Denied(refusal)) = said else { panic!("{odd:?}: {said:?}") };
+        assert_eq!((refusal.status.as_u16(), refusal.headers.len()), (403, 1), "{odd:?}");
+        assert_eq!(refusal.headers["location"], "https://login.test");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn s54_an_answer_that_does_not_come_in_time_is_none() {
     let never =
@@ -224,5 +243,10 @@ fn a_provider_that_cannot_be_asked_is_refused() {
     for (target, status) in [("no host", 403), ("", 403), ("opa:9191", 20)] {
         let settings = GrpcAuthorizer { target: target.into(), status_on_error: status, ..settings() };
         assert!(ExtAuthz::new((), settings).is_err(), "{target} {status}");
+    }
+    for (most, taken) in [(CheckedBody::MOST, true), (CheckedBody::MOST + 1, false), (u32::MAX, false)] {
+        let max_bytes = std::num::NonZeroU32::new(most).unwrap();
+        let body = Some(CheckedBody { max_bytes, allow_partial: true, as_bytes: true });
+        assert_eq!(ExtAuthz::new((), GrpcAuthorizer { body, ..settings() }).is_ok(), taken, "{most}");
     }
 }

@@ -159,7 +159,8 @@ impl Door {
             Ok(Ok(0) | Err(_)) => return None,
             Ok(Ok(seen)) => &first[..seen],
         };
-        let listener = match &**self.inbound.load() {
+        // A connection that is let in is judged by nothing older.
+        let listener = match &*self.layer.hear() {
             InboundState::Ready(listener) => listener.clone(),
             InboundState::Pending => return self.refuse(Refusal::NoPolicy, address, &"no policy has come yet"),
             InboundState::Failed(why) => return self.refuse(Refusal::NoPolicy, address, why),

@@ -45,7 +45,7 @@ pub(crate) async fn run<S, RB>(
     // Who waits for the end of the drain waits for this loop.
     let _guard = door.drain.guard();
     let mut inbound = door.inbound.clone();
-    let mut identity = door.tls.identity(&inbound.load());
+    let mut identity = door.tls.identity(&door.layer.hear());
     let hold = Hold { name: format!("listener {address}"), readiness };
     let listening = hold.readiness.listening();
     let mut leave_at = None;
@@ -59,7 +59,7 @@ pub(crate) async fn run<S, RB>(
                 leave_at = Some(Instant::now() + door.config.lame_duck);
             }
             () = sleep_until(leave_at.unwrap_or_else(Instant::now)), if leave_at.is_some() => break,
-            () = inbound.changed() => identity = door.tls.identity(&inbound.load()),
+            () = inbound.changed() => identity = door.tls.identity(&door.layer.hear()),
             () = identity.changed() => {}
             Some(ended) = connections.join_next_with_id() => {
                 if let Some(peers) = &mut peers {

@@ -15,7 +15,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body;
 use tower_service::Service;
 
@@ -65,8 +65,10 @@ where
         let proceed: Proceed<S::Future> = match decide(asking, &mut ask).await {
             Ok(more) => Box::new(move |record| {
                 let Ask { layer, mut inner, request, context, grpc, .. } = ask;
-                let state = layer.connection.shared.inbound.load();
-                let mut work = layer.hand_over(&mut inner, request, context, grpc, &state, record);
+                let policy = &layer.connection.shared.policy;
+                let (state, mut last) = (policy.state(), None);
+                let listener = policy.in_force(&state, &mut last);
+                let mut work = layer.hand_over(&mut inner, request, context, grpc, listener, record);
                 if let Work::Serving { more: place, .. } = &mut work {
                     *place = (!more.is_empty()).then(|| more.into());
                 }
@@ -92,7 +94,9 @@ async fn decide<S, B: Send + 'static>(
     let mut next = Some(first);
     while let Some(asking) = next {
         let mut question = question(&asking, ask);
-        if let Some(wanted) = asking.authorizer().body() {
+        // What follows CONNECT is no body, and its sender may wait for the answer.
+        let wanted = asking.authorizer().body().filter(|_| ask.request.method() != Method::CONNECT);
+        if let Some(wanted) = wanted {
             question.body = Some(body(&mut ask.request, wanted).await?);
         }
         match asking.authorizer().check(question).await {

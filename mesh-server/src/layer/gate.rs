@@ -15,7 +15,7 @@ use mesh_core::error::Code;
 use mesh_core::identity::PeerIdentity;
 use mesh_core::jwt::Tokens;
 use mesh_core::matcher::RequestView;
-use mesh_core::policy::{InboundListener, InboundState};
+use mesh_core::policy::InboundListener;
 use mesh_core::telemetry::{DecisionLabels, Metrics};
 
 use super::token::{Challenge, Filters};
@@ -82,30 +82,19 @@ impl Gate {
     /// are looked at first, and those that hold noted. Costs nothing where there is no policy.
     pub(super) fn judge<B>(
         &self,
-        state: &InboundState,
+        listener: Option<&Arc<InboundListener>>,
         request: &mut Request<B>,
         peer: Option<&PeerIdentity>,
         server_name: Option<&str>,
         tokens: &mut Option<Arc<Tokens>>,
     ) -> Result<Option<Asking>, Closed> {
-        // Without word from the control plane what was enforced last still is: connections outlive their policy.
-        let last;
-        let listener = match state {
-            InboundState::Ready(listener) => listener,
-            InboundState::Pending | InboundState::Failed(_) => match self.current.load_full() {
-                Some(compiled) => {
-                    last = compiled;
-                    &last.listener
-                }
-                None => return Ok(None),
-            },
-        };
-        if listener.authorization.is_empty() && listener.jwt.is_empty() {
+        let says = |listener: &&Arc<InboundListener>| !listener.authorization.is_empty() || !listener.jwt.is_empty();
+        let Some(listener) = listener.filter(says) else {
             if self.compiled.load(Ordering::Relaxed) {
                 self.forget();
             }
             return Ok(None);
-        }
+        };
         let current = self.current.load();
         let compiled = match current.as_ref().filter(|compiled| Arc::ptr_eq(&compiled.listener, listener)) {
             Some(compiled) => compiled,

@@ -10,7 +10,7 @@ use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
 use mesh_core::limit::{Gradient, RateLimit, RateLimited};
-use mesh_core::policy::{AdaptiveConcurrency, HttpFilter, HttpFilterKind, InboundListener, InboundState, PerMillion};
+use mesh_core::policy::{AdaptiveConcurrency, HttpFilter, HttpFilterKind, InboundListener, PerMillion};
 
 use super::ask::grpc_status_of;
 use super::callers::{Caller, Callers};
@@ -76,25 +76,18 @@ impl Limits {
     /// filters.
     pub(super) fn pass(
         &self,
-        state: &InboundState,
+        listener: Option<&Arc<InboundListener>>,
         headers: &mut HeaderMap,
         caller: Caller<'_>,
         share: PerMillion,
         tickets: &mut Vec<Ticket>,
     ) -> Result<(), Box<Limited>> {
-        let InboundState::Ready(listener) = state else {
-            // Without word from the control plane what was in force last still is.
-            return match &*self.current.load() {
-                Some(ready) => ready.pass(headers, caller, share, tickets),
-                None => Ok(()),
-            };
-        };
-        if listener.filters.is_empty() {
+        let Some(listener) = listener.filter(|listener| !listener.filters.is_empty()) else {
             if self.ready.load(Ordering::Relaxed) {
                 self.forget();
             }
             return Ok(());
-        }
+        };
         match &*self.current.load() {
             Some(ready) if Arc::ptr_eq(&ready.listener, listener) => ready.pass(headers, caller, share, tickets),
             _ => self.make(listener).pass(headers, caller, share, tickets),

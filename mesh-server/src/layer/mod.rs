@@ -18,6 +18,7 @@ mod callers;
 mod gate;
 mod headers;
 mod limits;
+mod policy;
 mod priority;
 mod record;
 mod target;
@@ -44,8 +45,8 @@ use mesh_core::drain::DrainWatch;
 use mesh_core::error::{BoxError, Code};
 use mesh_core::id::{SpiffeId, Workload};
 use mesh_core::identity::PeerIdentity;
-use mesh_core::policy::{InboundState, PerMillion};
-use mesh_core::source::{Identities, Watched};
+use mesh_core::policy::{InboundListener, InboundState, PerMillion};
+use mesh_core::source::Identities;
 use mesh_core::target::EncodedSlash;
 use mesh_core::telemetry::{Metrics, PeerLabels, Reporter, RequestLabels, RequestSeries};
 
@@ -57,6 +58,7 @@ pub(crate) use self::gate::Gate;
 pub(crate) use self::headers::{grpc_status, is_grpc};
 pub(crate) use self::limits::{Concurrency, Limits, Scope};
 use self::limits::{Limited, Ticket};
+pub(crate) use self::policy::Policy;
 pub(crate) use self::priority::Priorities;
 pub use self::priority::Priority;
 use self::record::Record;
@@ -68,8 +70,8 @@ use crate::load::{LoadReports, Question, Told};
 /// alone it serves applications with an acceptor of their own:
 /// [`Server::inbound_layer`](crate::Server::inbound_layer).
 ///
-/// A request that comes through two of a server's is treated by the outer one only; and one that has no policy to
-/// judge by leaves alone what is being served already.
+/// A request that comes through two of a server's is treated by the outer one only; and one that was given no policy to
+/// judge by leaves alone what is being served already. One whose policy has not come yet refuses everything.
 #[derive(Clone)]
 pub struct InboundLayer {
     // One pointer: it is cloned with every request.
@@ -78,7 +80,7 @@ pub struct InboundLayer {
 
 /// What all connections of a server have in common.
 pub(crate) struct Shared {
-    pub(crate) inbound: Watched<InboundState>,
+    pub(crate) policy: Policy,
     pub(crate) identities: Identities,
     pub(crate) workload: Arc<Workload>,
     pub(crate) service_host: String,
@@ -102,7 +104,7 @@ pub(crate) struct Shared {
 impl Shared {
     /// Who we are behind this address.
     pub(crate) fn own_id(&self) -> Option<SpiffeId> {
-        let instance = match &**self.inbound.load() {
+        let instance = match &**self.policy.state() {
             InboundState::Ready(listener) => listener.instance.clone(),
             InboundState::Pending | InboundState::Failed(_) => None,
         };
@@ -171,6 +173,12 @@ impl InboundLayer {
         Self { connection: Arc::new(Connection::new(&self.connection.shared, Some(peer), server_name)) }
     }
 
+    /// What the control plane says of the listener now; from now on requests are judged by it, and by what came last
+    /// while there is no word.
+    pub(crate) fn hear(&self) -> Arc<InboundState> {
+        self.connection.shared.policy.hear()
+    }
+
     /// From now on HTTP/1.1 answers say that the connection takes no further request.
     pub(crate) fn leave(&self) {
         self.connection.leaving.store(true, Ordering::Relaxed);
@@ -221,9 +229,8 @@ impl Connection {
 
     /// Whether another layer has this request already.
     fn leaves_alone<B>(&self, request: &Request<B>) -> bool {
-        let without_policy = || matches!(**self.shared.inbound.load(), InboundState::Pending);
         request.extensions().get::<Treated>().is_some()
-            || (self.peer.is_none() && context::is_open() && without_policy())
+            || (self.peer.is_none() && context::is_open() && !self.shared.policy.is_given())
     }
 }
 
@@ -280,15 +287,20 @@ where
         let peer = context.caller.as_deref();
         let mut record = Record::begin(&request, connection.series.clone(), grpc, context.trace, peer);
         // One look at it for the whole request.
-        let state = shared.inbound.load();
+        let (state, mut last) = (shared.policy.state(), None);
+        let listener = shared.policy.in_force(&state, &mut last);
 
         let judged = match settled {
             _ if request.headers().len() > shared.max_headers => Err(Refused::Headers),
             Err(unsettled) => Err(Refused::Malformed(unsettled)),
+            Ok(()) if listener.is_none() && shared.policy.is_given() => {
+                record.note("no_policy".into());
+                Err(Refused::Closed(Code::CONFIG_PENDING))
+            }
             Ok(()) => {
                 let server_name = connection.server_name.as_deref();
                 let tokens = &mut context.tokens;
-                let judged = shared.gate.judge(&state, &mut request, peer, server_name, tokens);
+                let judged = shared.gate.judge(listener, &mut request, peer, server_name, tokens);
                 judged.map_err(|closed| {
                     record.note(closed.details);
                     closed.challenge.map_or(Refused::Closed(closed.code), Refused::Token)
@@ -299,7 +311,7 @@ where
         let mut record = Some(record);
         let work = match judged {
             Err(why) => Work::Refused { why, grpc },
-            Ok(None) => self.layer.hand_over(&mut self.inner, request, context, grpc, &state, &mut record),
+            Ok(None) => self.layer.hand_over(&mut self.inner, request, context, grpc, listener, &mut record),
             Ok(Some(asking)) => {
                 // The one that said it was ready is used up.
                 let fresh = self.inner.clone();
@@ -321,7 +333,7 @@ impl InboundLayer {
         mut request: Request<B>,
         context: Arc<RequestContext>,
         grpc: bool,
-        state: &InboundState,
+        listener: Option<&Arc<InboundListener>>,
         record: &mut Option<Record>,
     ) -> Work<S::Future> {
         let shared = &self.connection.shared;
@@ -337,7 +349,7 @@ impl InboundLayer {
         let share = shared.priorities.share(&request);
         let own = self.connection.peer.is_some().then_some(&self.connection.rate);
         let caller = Caller { peer: context.caller.as_deref(), own };
-        if let Err(limited) = self.limit(state, request.headers_mut(), caller, share, record.as_mut()) {
+        if let Err(limited) = self.limit(listener, request.headers_mut(), caller, share, record.as_mut()) {
             return Work::Refused { why: Refused::Limited(limited), grpc };
         }
         if let Some(places) = &shared.places {
@@ -376,13 +388,13 @@ impl InboundLayer {
     /// Whether a request is within the limits of the listener's filters and of the server.
     fn limit(
         &self,
-        state: &InboundState,
+        listener: Option<&Arc<InboundListener>>,
         headers: &mut http::HeaderMap,
         caller: Caller<'_>,
         share: PerMillion,
         record: Option<&mut Record>,
     ) -> Result<(), Box<Limited>> {
-        let passed = self.pass(state, headers, caller, share);
+        let passed = self.pass(listener, headers, caller, share);
         let Some(record) = record else { return passed.map(drop) };
         match passed {
             Ok(tickets) => {
@@ -400,15 +412,15 @@ impl InboundLayer {
     // With a refusal the tickets are dropped: what passes one limit and not the next says nothing of latency.
     fn pass(
         &self,
-        state: &InboundState,
+        listener: Option<&Arc<InboundListener>>,
         headers: &mut http::HeaderMap,
         caller: Caller<'_>,
         share: PerMillion,
     ) -> Result<Vec<Ticket>, Box<Limited>> {
         let shared = &self.connection.shared;
         let mut tickets = Vec::new();
-        shared.limits.pass(state, headers, caller, share, &mut tickets)?;
-        self.connection.limits.pass(state, headers, caller, share, &mut tickets)?;
+        shared.limits.pass(listener, headers, caller, share, &mut tickets)?;
+        self.connection.limits.pass(listener, headers, caller, share, &mut tickets)?;
         if let Some(adaptive) = &shared.adaptive {
             tickets.push(adaptive.pass(share)?);
         }

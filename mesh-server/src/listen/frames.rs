@@ -135,7 +135,7 @@ impl Frames {
     }
 
     fn count(&mut self) -> io::Result<()> {
-        self.counted += 1;
+        self.counted = self.counted.saturating_add(1);
         if self.limit.is_none_or(|limit| self.counted <= limit) {
             return Ok(());
         }
@@ -227,6 +227,13 @@ mod tests {
             answered.see(&frames(PING, 8, 1))
         });
         assert!(all.is_err(), "answers alone are no download");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_without_a_limit_may_live_for_as_many_frames_as_it_likes() {
+        let mut seen = Frames::new(None, LONG, Box::new(|| {}));
+        seen.counted = u32::MAX - 1;
+        assert!(seen.see(&frames(PING, 8, 3)).is_ok());
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,7 +16,7 @@ use mesh_core::policy::{
 use mesh_core::target::EncodedSlash;
 use mesh_server::{Body, Config};
 
-use crate::kit::{Client, Http, World, get, listener, policy, read, text};
+use crate::kit::{Client, Http, World, eventually, get, listener, policy, read, text};
 use crate::transport::raw;
 
 fn one(action: AuthorizationAction, permissions: Vec<Permission>, principals: Vec<Principal>) -> AuthorizationPolicy {
@@ -449,4 +449,21 @@ async fn a_connection_that_outlives_its_policy_stays_under_it() {
     assert_eq!(client.get("/admin").await.unwrap().0, 200);
     world.policy.publish(InboundState::Failed("no such listener".into()));
     assert_eq!(client.get("/admin").await.unwrap().0, 200);
+}
+
+#[tokio::test]
+async fn a_connection_that_never_asked_is_under_the_policy_it_came_under_when_word_fails() {
+    // It was there from the beginning; or it came later, and is stricter than the first.
+    for (first, later) in [(vec![d()], None), (Vec::new(), Some(vec![d()]))] {
+        let world = world(first).await;
+        if let Some(later) = later {
+            world.policy.publish(guarded(later));
+        }
+        let mut client = world.plain(Http::Two).await;
+        // Let in, and no request yet.
+        eventually(|| (!world.server.stats().plaintext_peers().is_empty()).then_some(())).await;
+        world.policy.publish(InboundState::Failed("no such listener".into()));
+        assert_eq!(client.get("/admin").await.unwrap().0, 403);
+        assert_eq!(client.get("/public").await.unwrap().0, 200, "the control");
+    }
 }

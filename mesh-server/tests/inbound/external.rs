@@ -178,6 +178,37 @@ async fn an_authorizer_is_told_what_it_wants_of_a_body_and_the_application_gets_
 }
 
 #[tokio::test]
+async fn a_body_that_is_told_is_kept_in_one_piece_and_what_follows_connect_is_none() {
+    let max_bytes = 10_u32.try_into().unwrap();
+    for wanted in [Some(CheckedBody { max_bytes, allow_partial: false, as_bytes: false }), None] {
+        let fake = Arc::new(Fake { answer: Mutex::new(yes), asked: Mutex::default(), wanted });
+        let one = Arc::new(One(fake.clone()));
+        let app = tower::service_fn(|request: http::Request<Body>| async move {
+            let (mut body, mut pieces) = (request.into_body(), 0);
+            while let Some(frame) = body.frame().await {
+                pieces += usize::from(frame?.is_data());
+            }
+            text(format!("{pieces} pieces"))
+        });
+        let settings = |server: mesh_server::ServerBuilder| server.authorizers(one);
+        let world = World::start_with(guarded(vec![asking("opa")]), Config::default(), settings, app).await;
+        let chunks = "1\r\na\r\n".repeat(5);
+        let request = format!(
+            "POST /checked HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n{chunks}0\r\n\r\n"
+        );
+        let answer = crate::transport::raw(world.address, request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert_eq!(answer.contains("\r\n1 pieces"), wanted.is_some(), "{answer}");
+        // As it is asked about.
+        *fake.answer.lock() = no;
+        let connect = b"CONNECT public.test:80 HTTP/1.1\r\nhost: public.test\r\nconnection: close\r\n\r\n";
+        let answer = crate::transport::raw(world.address, connect).await;
+        assert!(answer.starts_with("HTTP/1.1 302"), "{answer}");
+        assert_eq!(fake.asked.lock().pop().unwrap().body, None, "{wanted:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_is_answered_in_the_authorizers_words() {
     let (world, _) = world(vec![asking("opa")], no).await;
     let response = world.plain(Http::One).await.send(get("/checked")).await.unwrap();

@@ -16,7 +16,7 @@ use mesh_core::source::Watched;
 use mesh_server::{Config, Server};
 use mesh_testkit::clock;
 
-use crate::kit::{Client, Http, World, get, listener, read, text, within};
+use crate::kit::{Client, Http, World, eventually, get, listener, read, text, within};
 
 fn bucket(max_tokens: u32) -> LocalRateLimit {
     // No test takes an hour.
@@ -129,6 +129,18 @@ async fn a_bucket_outlives_changes_beside_it_and_not_its_own() {
     assert_eq!(statuses(&mut client, 5).await, [200, 200, 200, 200, 429]);
     world.policy.publish(InboundState::Ready(Arc::new(listener(InboundTls::Permissive))));
     assert_eq!(statuses(&mut client, 5).await, [200; 5]);
+}
+
+#[tokio::test]
+async fn a_limit_that_no_request_came_under_is_in_force_when_word_fails() {
+    for per_connection in [false, true] {
+        let world = world(LocalRateLimit { per_connection, ..bucket(1) }).await;
+        let mut client = world.plain(Http::Two).await;
+        // Let in, and no request yet.
+        eventually(|| (!world.server.stats().plaintext_peers().is_empty()).then_some(())).await;
+        world.policy.publish(InboundState::Failed("it cannot be read".into()));
+        assert_eq!(statuses(&mut client, 2).await, [200, 429], "{per_connection}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,7 +11,8 @@ use tower::{Layer, ServiceExt};
 
 use mesh_core::context;
 use mesh_core::error::BoxError;
-use mesh_core::policy::InboundTls;
+use mesh_core::policy::{InboundState, InboundTls};
+use mesh_core::source::Watched;
 use mesh_server::debug::prometheus;
 use mesh_server::{Body, Config, InboundLayer, Server};
 
@@ -188,4 +189,29 @@ async fn the_layer_alone_opens_the_context_and_twice_is_once() {
     let text = prometheus::encode("0", &metrics, None);
     let counted: Vec<_> = text.lines().filter(|line| line.starts_with("istio_requests_total")).collect();
     assert!(matches!(counted[..], [line] if line.ends_with(" 1")), "{counted:?}");
+}
+
+#[tokio::test]
+async fn the_layer_alone_lets_nothing_pass_until_the_policy_it_was_given_has_come() {
+    for word in [InboundState::Pending, InboundState::Failed("no such listener".into())] {
+        let (publisher, inbound) = Watched::channel(word.clone());
+        let layer = Server::builder().inbound(inbound).build().inbound_layer();
+        let ask = || {
+            let inner = tower::service_fn(|_: Request<Empty<Bytes>>| async { text("hello") });
+            layer.layer(inner).oneshot(get("/"))
+        };
+        let refused = ask().await.unwrap();
+        assert_eq!(refused.status(), 503, "{word:?}");
+        let said = http_body_util::BodyExt::collect(refused.into_body()).await.unwrap().to_bytes();
+        assert!(String::from_utf8_lossy(&said).contains("MESH-1003"), "{said:?}");
+        // Nor inside of a server that has a policy of its own.
+        let open = context::RequestContext::from_headers(&HeaderMap::new(), || 1);
+        let inside = context::scope(Arc::new(open), ask()).await.unwrap();
+        assert_eq!(inside.status(), 503, "{word:?}");
+        // The controls: it has come, and then there is no word.
+        publisher.publish(policy(InboundTls::Permissive));
+        assert_eq!(ask().await.unwrap().status(), 200, "{word:?}");
+        publisher.publish(word.clone());
+        assert_eq!(ask().await.unwrap().status(), 200, "{word:?}");
+    }
 }

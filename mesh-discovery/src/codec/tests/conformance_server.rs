@@ -292,3 +292,32 @@ fn local_rate_limits_have_buckets_that_fill() {
     let descriptors = LimitProto { descriptors: vec![Default::default()], ..limit(10, 1000) };
     says("descriptors", decode(descriptors), &Says::Reported(&[&format!("{FILTER}.descriptors")]));
 }
+
+#[test]
+fn an_external_authorizer_is_told_no_more_of_a_body_than_can_be_held() {
+    let told = |max_bytes: u32| {
+        let max_bytes = std::num::NonZeroU32::new(max_bytes).unwrap();
+        let grpc = GrpcAuthorizer {
+            target: "opa.auth:9191".into(),
+            timeout: std::time::Duration::from_secs(1),
+            fail_open: false,
+            status_on_error: 403,
+            body: Some(CheckedBody { max_bytes, allow_partial: false, as_bytes: false }),
+        };
+        let provider = AuthorizerProvider { name: "opa".into(), grpc: Some(grpc) };
+        let rule = AuthorizationRule {
+            name: "r".into(),
+            permissions: vec![Permission::Any],
+            principals: vec![Principal::Any],
+        };
+        let action = AuthorizationAction::Custom(Box::new(provider));
+        let policy = AuthorizationPolicy { rules: vec![rule], ..AuthorizationPolicy::new("one", action) };
+        let listener = InboundListener { authorization: vec![policy], ..inbound() };
+        codec::decode_listener(&codec::encode_inbound(&listener)).map(|_| ())
+    };
+    assert_eq!(told(CheckedBody::MOST).map_err(|error| error.to_string()), Ok(()));
+    for more in [CheckedBody::MOST + 1, u32::MAX] {
+        let refused = told(more).unwrap_err().to_string();
+        assert!(refused.contains("max_body_bytes") && refused.contains(&more.to_string()), "{refused}");
+    }
+}
