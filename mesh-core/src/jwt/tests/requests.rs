@@ -354,14 +354,14 @@ fn claims_of_words_are_lists_to_conditions_and_texts_to_the_application() {
     let authenticator = Authenticator::new(&filter);
     let passed = authenticator.judge(&view, Duration::from_secs(NOW)).unwrap();
     let tokens: crate::jwt::Tokens = authenticator.apply(passed, &mut get("/", &[])).unwrap().into_iter().collect();
-    let kept = tokens.under("payload").unwrap().json();
+    let kept = tokens.iter().next().unwrap().payload().json();
     assert_eq!(
         (&kept["scope"], &kept["sub"], &kept["aud"]),
         (&json!(["read", "write"]), &json!(["ann"]), &json!(["shop"]))
     );
     assert_eq!(tokens.first().unwrap().json()["scope"], json!("read  write"));
     assert_eq!(tokens.of("a"), tokens.first());
-    assert_eq!((tokens.of("b"), tokens.under("")), (None, None));
+    assert_eq!(tokens.of("b"), None);
 }
 
 /// Every combination of tokens in three places, of which one is both providers'.
