@@ -176,7 +176,7 @@ fn rule(spec: &RuleSpec, check: &mut Check<'_>, at: &str) -> TokenRule {
         rule.provider.from_headers.extend(name.map(|name| JwtHeader { name, prefix: header.prefix.clone() }));
     }
     if !spec.output_payload_to_header.is_empty() {
-        let name = header_name(&spec.output_payload_to_header);
+        let name = told_name(&spec.output_payload_to_header);
         rule.provider.payload_header = check.take(&format!("{at}.outputPayloadToHeader"), name);
     }
     for (i, tell) in spec.output_claim_to_headers.iter().enumerate() {
@@ -184,7 +184,7 @@ fn rule(spec: &RuleSpec, check: &mut Check<'_>, at: &str) -> TokenRule {
         if tell.claim.is_empty() {
             check.error(&format!("{at}.claim"), "the name of a claim is needed");
         }
-        let name = check.take(&format!("{at}.header"), header_name(&tell.header));
+        let name = check.take(&format!("{at}.header"), told_name(&tell.header));
         rule.provider.claim_headers.extend(name.map(|name| JwtClaimHeader { name, claim: tell.claim.clone() }));
     }
     if let Some(text) = &spec.timeout {
@@ -258,4 +258,15 @@ fn url(text: &str) -> Result<(), String> {
 
 fn header_name(text: &str) -> Result<HeaderName, String> {
     HeaderName::try_from(text).map_err(|_| format!("{text:?} is not a header name"))
+}
+
+/// The name of a header that tells the application something.
+fn told_name(text: &str) -> Result<HeaderName, String> {
+    header_name(text).and_then(|name| match JwtProvider::may_tell_in(&name) {
+        true => Ok(name),
+        false => Err(format!(
+            "{text:?} frames requests, says where they go or who sent them: what a token says cannot stand there; take \
+             another header"
+        )),
+    })
 }

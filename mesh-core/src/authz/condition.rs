@@ -33,7 +33,7 @@ impl Truth {
     }
 
     /// Of something that several readings are asked: all say yes, some do.
-    fn of_readings(every: bool, some: bool) -> Self {
+    pub(super) fn of_readings(every: bool, some: bool) -> Self {
         match (every, some) {
             (true, _) => Self::Yes,
             (false, true) => Self::Unknown,
@@ -140,7 +140,7 @@ impl Condition {
             Self::RemoteIp(net) => remote(net, of),
             Self::Token(token) => match of.tokens {
                 None => Truth::Unknown,
-                Some(tokens) => token.holds(tokens).into(),
+                Some(tokens) => token.judge(tokens),
             },
         }
     }

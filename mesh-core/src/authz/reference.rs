@@ -5,7 +5,7 @@ use http::HeaderMap;
 use serde_json::{Value, json};
 
 use super::{Attributes, DenialReason};
-use crate::jwt::Tokens;
+use crate::jwt::Token;
 use crate::policy::{
     AuthorizationAction, AuthorizationPolicy, HeaderKey, HeaderMatch, HeaderMatcher, MetadataMatch, MetadataValue,
     PathMatch, Permission, Principal, StringMatch, StringMatcher,
@@ -117,9 +117,10 @@ fn principal(principal: &Principal, of: &Attributes<'_>) -> May {
     }
 }
 
-/// Writes down all that the two filters would note, and looks there.
+/// Writes down what the two filters would note of each token, and looks there.
 fn token(token: &MetadataMatch, of: &Attributes<'_>) -> May {
-    let noted = match (token.filter.as_str(), token.path[0].as_str()) {
+    let istio = token.filter == "istio_authn";
+    let note: fn(&Token) -> Value = match (token.filter.as_str(), token.path[0].as_str()) {
         ("envoy.filters.http.jwt_authn", _) => as_envoy,
         ("istio_authn", "request.auth.claims") if token.path.len() > 1 => as_istio,
         ("istio_authn", "request.auth.principal" | "request.auth.audiences" | "request.auth.presenter")
@@ -130,12 +131,20 @@ fn token(token: &MetadataMatch, of: &Attributes<'_>) -> May {
         _ => return UNKNOWN,
     };
     let Some(tokens) = of.tokens else { return UNKNOWN };
-    let mut value = Some(noted(tokens));
-    for key in &token.path {
-        value = value.and_then(|value| value.as_object()?.get(key).cloned());
+    let under_key = |other: &&Token| istio || !other.key.is_empty() && *other.key == *token.path[0];
+    let mut noted: Vec<Value> = tokens.iter().filter(under_key).map(note).collect();
+    if noted.is_empty() {
+        noted.push(json!({}));
     }
-    let holds = is(&token.value, value.as_ref(), token.filter == "istio_authn");
-    known(holds != token.invert)
+    let holds = noted.iter().map(|noted| {
+        let mut value = Some(noted);
+        for key in &token.path {
+            value = value.and_then(|value| value.as_object()?.get(key));
+        }
+        is(&token.value, value, istio) != token.invert
+    });
+    let holds: Vec<bool> = holds.collect();
+    (!holds.contains(&false), holds.contains(&true))
 }
 
 fn is(wanted: &MetadataValue, value: Option<&Value>, istio: bool) -> bool {
@@ -161,16 +170,12 @@ fn is(wanted: &MetadataValue, value: Option<&Value>, istio: bool) -> bool {
     }
 }
 
-fn as_envoy(tokens: &Tokens) -> Value {
-    let mut noted = serde_json::Map::new();
-    for token in tokens.iter().filter(|token| !token.key.is_empty()) {
-        noted.entry(token.key.to_string()).or_insert_with(|| Value::Object(token.claims.json().clone()));
-    }
-    Value::Object(noted)
+fn as_envoy(token: &Token) -> Value {
+    let claims = Value::Object(token.claims.json().clone());
+    Value::Object([(token.key.to_string(), claims)].into_iter().collect())
 }
 
-fn as_istio(tokens: &Tokens) -> Value {
-    let Some(token) = tokens.iter().next() else { return json!({}) };
+fn as_istio(token: &Token) -> Value {
     let mut noted = json!({"request.auth.claims": {}});
     let text = |name: &str| token.claims.json().get(name).and_then(Value::as_str);
     let named = |name| text(name).filter(|text| !text.is_empty());

@@ -21,7 +21,7 @@ struct Call {
     headers: Vec<(&'static str, &'static str)>,
     peer: Option<PeerIdentity>,
     server_name: Option<&'static str>,
-    /// Claims of a token that holds, `""` = there is none.
+    /// Claims of the tokens that hold, with `;` between them, `""` = there is none.
     token: Option<&'static str>,
 }
 
@@ -53,9 +53,8 @@ impl Call {
         };
         let (destination, server_name) = ("10.0.0.9:8080".parse().unwrap(), self.server_name);
         let tokens: Option<Tokens> = self.token.map(|claims| {
-            let claims = Claims::parse(claims.as_bytes());
             let token = |claims| Token::new(&"p".into(), &"payload".into(), Arc::new(claims));
-            claims.map(token).into_iter().collect()
+            claims.split(';').filter_map(|claims| Claims::parse(claims.as_bytes())).map(token).collect()
         });
         judge(&Attributes { request, peer: self.peer.as_ref(), destination, server_name, tokens: tokens.as_ref() })
     }
@@ -328,6 +327,39 @@ fn what_a_token_says_can_be_demanded_as_istio_and_as_envoy_write_it() {
         assert!(deciding(&of(allow, not()), &without).is_ok(), "not {what}");
         assert!(deciding(&of(deny.clone(), plain()), &without).is_ok(), "{what}");
         assert!(deciding(&of(deny, not()), &without).is_err(), "not {what}");
+    }
+}
+
+const TWO: &str = r#"{"iss":"A","sub":"ann"};{"iss":"B","sub":"banned"}"#;
+
+#[test]
+fn of_several_tokens_none_is_overlooked() {
+    let (allow, deny) = (AuthorizationAction::Allow, AuthorizationAction::Deny);
+    let of = |action: &AuthorizationAction, principal| {
+        [policy("p", action.clone(), vec![rule("r", vec![Permission::Any], vec![principal])])]
+    };
+    let (both, ann) = (Call { token: Some(TWO), ..get("/") }, Call { token: TWO.split(';').next(), ..get("/") });
+    let istio = ("istio_authn", vec!["request.auth.principal"], ["A/ann", "B/banned", "C/other"]);
+    let envoy = ("envoy.filters.http.jwt_authn", vec!["payload", "sub"], ["ann", "banned", "other"]);
+    for (filter, path, [first, second, nobody]) in [istio, envoy] {
+        let condition = |value| {
+            let path = path.iter().map(|key| (*key).to_owned()).collect();
+            Principal::Metadata(MetadataMatch { filter: filter.to_owned(), path, value, invert: false })
+        };
+        let is = |text: &str| condition(MetadataValue::Text(StringMatcher::exact(text)));
+        let not = |text| Principal::Not(Box::new(is(text)));
+        for text in [first, second] {
+            assert!(deciding(&of(&deny, is(text)), &both).is_err(), "{text}");
+            assert!(deciding(&of(&deny, not(text)), &both).is_err(), "{text}");
+            assert!(deciding(&of(&allow, is(text)), &both).is_err(), "{text}");
+            assert!(deciding(&of(&allow, not(text)), &both).is_err(), "{text}");
+        }
+        assert_eq!(deciding(&of(&allow, is(first)), &ann), Ok(()), "{filter}");
+        assert_eq!(deciding(&of(&deny, is(second)), &ann), Ok(()), "{filter}");
+        // Where the tokens agree it is known.
+        assert_eq!(deciding(&of(&deny, is(nobody)), &both), Ok(()), "{filter}");
+        assert_eq!(deciding(&of(&allow, not(nobody)), &both), Ok(()), "{filter}");
+        assert_eq!(deciding(&of(&allow, condition(MetadataValue::Present(true))), &both), Ok(()), "{filter}");
     }
 }
 
@@ -604,7 +636,7 @@ fn call() -> impl Strategy<Value = Call> {
         select(vec![Method::GET, Method::POST]),
         select(vec!["public.test", "admin", ""]),
         select(vec![None, Some(""), Some("a"), Some("public.test")]),
-        select(vec![None, Some(""), Some(TOKEN), Some(r#"{"iss":"i","sub":"","group":[]}"#)]),
+        select(vec![None, Some(""), Some(TOKEN), Some(TWO), Some(r#"{"iss":"i","sub":"","group":[]}"#)]),
     );
     (path, headers, forwarded, id, rest).prop_map(
         |(path, mut headers, forwarded, peer, (method, authority, server_name, token))| {

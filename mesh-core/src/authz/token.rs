@@ -7,11 +7,13 @@
 //!                                request.auth.claims, claim, ...                                   its texts
 //! ```
 //!
-//! Istio's knows texts and lists of texts; of several tokens it knows the first.
+//! Istio's knows texts and lists of texts. Of several tokens each one is asked: where they disagree nothing is known,
+//! for nobody can tell for whom the request is made.
 
 use serde_json::Value;
 
-use crate::jwt::{Claims, Tokens};
+use super::condition::Truth;
+use crate::jwt::{Claims, Token, Tokens};
 use crate::matcher::TextCondition;
 use crate::policy::{MetadataMatch, MetadataValue};
 
@@ -55,14 +57,28 @@ impl TokenCondition {
         Some(Self { of, test: Test::new(&policy.value), invert: policy.invert })
     }
 
-    pub(super) fn holds(&self, tokens: &Tokens) -> bool {
-        let first = tokens.first().map(|claims| &**claims);
+    pub(super) fn judge(&self, tokens: &Tokens) -> Truth {
+        let mut each = tokens.iter().filter(|token| self.is_about(token)).map(|token| self.holds(Some(token)));
+        let first = each.next().unwrap_or_else(|| self.holds(None));
+        let (every, some) = each.fold((first, first), |(every, some), holds| (every && holds, some || holds));
+        Truth::of_readings(every, some)
+    }
+
+    fn is_about(&self, token: &Token) -> bool {
+        match &self.of {
+            Of::Payload { key, .. } => !key.is_empty() && *token.key == **key,
+            Of::Principal | Of::Audiences | Of::Presenter | Of::Claim(_) => true,
+        }
+    }
+
+    fn holds(&self, token: Option<&Token>) -> bool {
+        let claims = token.map(|token| &*token.claims);
         let holds = match &self.of {
-            Of::Principal => self.test.texts(&|| first.and_then(Claims::principal).into_iter()),
-            Of::Audiences => self.test.texts(&|| first.into_iter().flat_map(Claims::audiences)),
-            Of::Presenter => self.test.texts(&|| first.and_then(Claims::presenter).into_iter()),
-            Of::Claim(path) => self.test.texts(&|| first.into_iter().flat_map(|claims| claims.texts(path))),
-            Of::Payload { key, path } => match tokens.under(key) {
+            Of::Principal => self.test.texts(&|| claims.and_then(Claims::principal).into_iter()),
+            Of::Audiences => self.test.texts(&|| claims.into_iter().flat_map(Claims::audiences)),
+            Of::Presenter => self.test.texts(&|| claims.and_then(Claims::presenter).into_iter()),
+            Of::Claim(path) => self.test.texts(&|| claims.into_iter().flat_map(|claims| claims.texts(path))),
+            Of::Payload { path, .. } => match token.map(Token::payload) {
                 Some(_) if path.is_empty() => self.test.object(),
                 payload => self.test.value(payload.and_then(|payload| payload.get(path))),
             },

@@ -122,13 +122,24 @@ impl Authenticator {
         if self.bypass_cors_preflight && is_preflight(request) {
             return Ok(Passed::default());
         }
-        let Some(demand) = self.rules.iter().find(|rule| rule.governs(request)).and_then(|rule| rule.demand.as_ref())
-        else {
-            return Ok(Passed::default());
+        // One without a path (CONNECT, `OPTIONS *`) is every rule's: a rule for paths is no way out.
+        let rules: &[Rule] = if request.path_and_query.starts_with('/') {
+            match self.rules.iter().find(|rule| rule.conditions.hold(request)) {
+                Some(rule) => std::slice::from_ref(rule),
+                None => &[],
+            }
+        } else {
+            &self.rules[..]
         };
+        if rules.iter().all(|rule| rule.demand.is_none()) {
+            return Ok(Passed::default());
+        }
         let found = (0..self.providers.len()).map(|_| None).collect();
         let mut check = Check { of: self, request, now, found, tried: Vec::new(), held: Vec::new() };
-        let held = check.demand(demand)?;
+        let mut held = Vec::new();
+        for demand in rules.iter().filter_map(|rule| rule.demand.as_ref()) {
+            held.extend(check.demand(demand)?);
+        }
         Ok(check.passed(held))
     }
 
@@ -218,14 +229,6 @@ fn as_header(claim: &Value) -> Option<String> {
 /// Requests come with their path in normal form; a rule may come without.
 fn conditions(matcher: &RouteMatch) -> Conditions {
     Conditions::new(&RouteMatch { path: unescaped(&matcher.path), ..matcher.clone() })
-}
-
-impl Rule {
-    /// Whether a request is this rule's. One without a path (CONNECT, `OPTIONS *`) is everybody's who demands something:
-    /// a rule for paths is no way out.
-    fn governs(&self, request: &RequestView<'_>) -> bool {
-        if request.path_and_query.starts_with('/') { self.conditions.hold(request) } else { self.demand.is_some() }
-    }
 }
 
 /// As Fetch defines it.

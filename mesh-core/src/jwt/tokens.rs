@@ -27,6 +27,11 @@ impl Token {
         Self { provider: provider.clone(), key: key.clone(), payload: claims.clone(), claims }
     }
 
+    /// What it says, as conditions on metadata find it.
+    pub(crate) fn payload(&self) -> &Claims {
+        &self.payload
+    }
+
     /// Claims of these names are lists of words to conditions on metadata.
     pub(super) fn split(mut self, names: &[String]) -> Self {
         if let Some(payload) = self.claims.split(names) {
@@ -55,11 +60,6 @@ impl Tokens {
     /// The claims of a provider's.
     pub fn of(&self, provider: &str) -> Option<&Arc<Claims>> {
         self.0.iter().find(|token| &*token.provider == provider).map(|token| &token.claims)
-    }
-
-    /// The payload under a key of the metadata.
-    pub(crate) fn under(&self, key: &str) -> Option<&Claims> {
-        self.0.iter().find(|token| !key.is_empty() && &*token.key == key).map(|token| &*token.payload)
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::HeaderName;
 use serde::Serialize;
 
-use super::{RouteMatch, StringMatcher};
+use super::{RouteMatch, StringMatcher, is_fixed_header};
 use crate::id::ClusterName;
 
 /// One JWT filter.
@@ -138,6 +138,12 @@ impl JwtProvider {
             space_delimited: Vec::new(),
             clock_skew: Duration::from_secs(60),
         }
+    }
+
+    /// Whether the application can be told something in this header: none that frames the message or says where it goes
+    /// ([`is_fixed_header`]), nor `x-forwarded-client-cert`, which tells of the caller's certificate.
+    pub fn may_tell_in(name: &HeaderName) -> bool {
+        !is_fixed_header(name) && name.as_str() != "x-forwarded-client-cert"
     }
 }
 

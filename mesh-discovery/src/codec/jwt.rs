@@ -260,12 +260,12 @@ fn decode_provider(proto: &ProviderProto, at: &At<'_>, report: &mut Report) -> O
         if header.claim_name.is_empty() || !header.claim_path.is_empty() {
             report.problem(&at.field("claim_name"), "the name of a claim is required, with dots and not as a path");
         }
-        let name = read_name(&header.header_name, &at.field("header_name"), report);
+        let name = told_name(&header.header_name, &at.field("header_name"), report);
         claim_headers.extend(name.map(|name| JwtClaimHeader { name, claim: header.claim_name.clone() }));
     }
     let payload_header = match proto.forward_payload_header.as_str() {
         "" => None,
-        name => Some(read_name(name, &at.field("forward_payload_header"), report)?),
+        name => Some(told_name(name, &at.field("forward_payload_header"), report)?),
     };
     Some(JwtProvider {
         issuer: proto.issuer.clone(),
@@ -357,4 +357,15 @@ fn read_name(text: &str, at: &At<'_>, report: &mut Report) -> Option<HeaderName>
         report.problem(at, format!("{text:?} is not a header name"));
     }
     name
+}
+
+/// The name of a header that tells the application something.
+fn told_name(text: &str, at: &At<'_>, report: &mut Report) -> Option<HeaderName> {
+    let name = read_name(text, at, report)?;
+    if !JwtProvider::may_tell_in(&name) {
+        let reason = "frames requests, says where they go or who sent them: what a token says cannot stand there";
+        report.problem(at, format!("{text:?} {reason}"));
+        return None;
+    }
+    Some(name)
 }

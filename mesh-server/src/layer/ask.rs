@@ -15,7 +15,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use tower_service::Service;
 
@@ -23,7 +23,7 @@ use mesh_core::authz::{CheckBody, CheckRequest, CheckResponse, HeaderChange, Ref
 use mesh_core::context::{self, RequestContext};
 use mesh_core::error::Code;
 use mesh_core::identity::PeerIdentity;
-use mesh_core::policy::CheckedBody;
+use mesh_core::policy::{CheckedBody, is_fixed_header};
 
 use super::body::Content;
 use super::gate::{Answer, Asking, authority};
@@ -102,9 +102,9 @@ async fn decide<S, B: Send + 'static>(
         match asking.authorizer().check(question).await {
             Ok(CheckResponse::Allowed { mut request, response }) => {
                 asking.count(Answer::Allowed);
-                request.retain(|change| !is_fixed(change.name()));
+                request.retain(|change| !is_fixed_header(change.name()));
                 HeaderChange::apply(&request, ask.request.headers_mut());
-                more.extend(response.into_iter().filter(|change| !is_fixed(change.name())));
+                more.extend(response.into_iter().filter(|change| !is_fixed_header(change.name())));
             }
             Ok(CheckResponse::Denied(refusal)) => {
                 asking.count(Answer::Denied);
@@ -171,20 +171,6 @@ fn question<S, B>(asking: &Asking, ask: &Ask<S, B>) -> CheckRequest {
     question
 }
 
-/// Headers that frame a message, or say where it goes: what was judged must be what is served.
-fn is_fixed(name: &HeaderName) -> bool {
-    const FIXED: [HeaderName; 7] = [
-        header::HOST,
-        header::CONNECTION,
-        header::CONTENT_LENGTH,
-        header::TRANSFER_ENCODING,
-        header::TE,
-        header::TRAILER,
-        header::UPGRADE,
-    ];
-    FIXED.contains(name)
-}
-
 #[cold]
 fn told<S, B>(
     asking: &Asking,
@@ -226,7 +212,7 @@ pub(super) fn answer<B>(grpc: bool, refusal: &Refusal) -> Response<Content<B>> {
         *response.status_mut() = refusal.status;
         response
     };
-    for (name, value) in refusal.headers.iter().filter(|(name, _)| !is_fixed(name)) {
+    for (name, value) in refusal.headers.iter().filter(|(name, _)| !is_fixed_header(name)) {
         if !(grpc && response.headers().contains_key(name)) {
             response.headers_mut().append(name, value.clone());
         }

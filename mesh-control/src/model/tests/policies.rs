@@ -119,6 +119,11 @@ fn request_authentication_rejections() {
     also("outputPayloadToHeader: ':path'", ".outputPayloadToHeader", "not a header name");
     also("outputClaimToHeaders: [{header: x-a}]", ".outputClaimToHeaders[0].claim", "needed");
     also("outputClaimToHeaders: [{claim: a}]", ".outputClaimToHeaders[0].header", "not a header name");
+    for name in ["Host", "content-length", "Transfer-Encoding", "connection", "te", "X-Forwarded-Client-Cert"] {
+        also(&format!("outputPayloadToHeader: {name}"), ".outputPayloadToHeader", "take another header");
+        let claims = format!("outputClaimToHeaders: [{{claim: a, header: x-a}}, {{claim: a, header: {name}}}]");
+        also(&claims, ".outputClaimToHeaders[1].header", "take another header");
+    }
     also("timeout: 0s", ".timeout", "no time");
     also("timeout: soon", ".timeout", "not a duration");
     also("audience: [a]", ".audience", "did you mean audiences");

@@ -179,6 +179,39 @@ fn demands_combine_as_envoys_do() {
     assert_eq!(left, ["cookie: x=1"]);
 }
 
+const WITHOUT_PATH: [(Method, &str); 2] = [(Method::CONNECT, "a.test:80"), (Method::OPTIONS, "*")];
+
+fn without_path(method: Method, target: &str, headers: &[(&'static str, &str)]) -> Request<()> {
+    let mut request = get("/", headers);
+    *request.method_mut() = method;
+    *request.uri_mut() = target.parse().unwrap();
+    request
+}
+
+#[test]
+fn a_request_without_a_path_has_to_meet_the_demands_of_all_rules() {
+    let (a, b) = (Issuer::new(), Issuer::new());
+    let header = JwtHeader { name: "x-b".parse().unwrap(), prefix: String::new() };
+    let of_b = JwtProvider { from_headers: vec![header], ..of(&b, "b") };
+    let mut filter = filter(&[("a", &of(&a, "a")), ("b", &of_b)], provider("a"));
+    let mut insert = |prefix: &str, requirement| {
+        let matcher = RouteMatch { path: PathMatch::Prefix(prefix.into()), ..RouteMatch::any() };
+        filter.rules.insert(0, JwtRule { matcher, requirement: Some(requirement) });
+    };
+    insert("/pub", JwtRequirement::AllowMissing);
+    insert("/b", provider("b"));
+    assert_eq!(passes(&filter, get("/pub", &[])), Ok(()));
+    let (ta, tb) = (bearer(&token(&a, "a")), token(&b, "b"));
+    let both = [("authorization", &*ta), ("x-b", &*tb)];
+    for (method, target) in WITHOUT_PATH {
+        let judge = |headers: &[(&'static str, &str)]| judge(&filter, without_path(method.clone(), target, headers));
+        for headers in [&both[..0], &both[..1], &both[1..]] {
+            assert_eq!(judge(headers), Err(Refusal::Missing), "{target} {headers:?}");
+        }
+        assert_eq!(judge(&both[..]).unwrap().0.len(), 2, "{target}");
+    }
+}
+
 #[test]
 fn the_first_rule_decides_and_a_request_without_a_path_finds_no_exemption() {
     let a = Issuer::new();
@@ -187,14 +220,9 @@ fn the_first_rule_decides_and_a_request_without_a_path_finds_no_exemption() {
     filter.rules.insert(0, JwtRule { matcher: open, requirement: None });
     assert_eq!(passes(&filter, get("/public/a", &[])), Ok(()));
     assert_eq!(passes(&filter, get("/private", &[])), Err(Refusal::Missing));
-    let without_path = |method: Method, target: &str| {
-        let mut request = get("/", &[]);
-        *request.method_mut() = method;
-        *request.uri_mut() = target.parse().unwrap();
-        request
-    };
-    assert_eq!(passes(&filter, without_path(Method::CONNECT, "a.test:80")), Err(Refusal::Missing));
-    assert_eq!(passes(&filter, without_path(Method::OPTIONS, "*")), Err(Refusal::Missing));
+    for (method, target) in WITHOUT_PATH {
+        assert_eq!(passes(&filter, without_path(method, target, &[])), Err(Refusal::Missing), "{target}");
+    }
     filter.rules.pop();
     assert_eq!(passes(&filter, get("/private", &[])), Ok(()), "no rule is about it");
 }
@@ -326,14 +354,14 @@ fn claims_of_words_are_lists_to_conditions_and_texts_to_the_application() {
     let authenticator = Authenticator::new(&filter);
     let passed = authenticator.judge(&view, Duration::from_secs(NOW)).unwrap();
     let tokens: crate::jwt::Tokens = authenticator.apply(passed, &mut get("/", &[])).unwrap().into_iter().collect();
-    let kept = tokens.under("payload").unwrap().json();
+    let kept = tokens.iter().next().unwrap().payload().json();
     assert_eq!(
         (&kept["scope"], &kept["sub"], &kept["aud"]),
         (&json!(["read", "write"]), &json!(["ann"]), &json!(["shop"]))
     );
     assert_eq!(tokens.first().unwrap().json()["scope"], json!("read  write"));
     assert_eq!(tokens.of("a"), tokens.first());
-    assert_eq!((tokens.of("b"), tokens.under("")), (None, None));
+    assert_eq!(tokens.of("b"), None);
 }
 
 /// Every combination of tokens in three places, of which one is both providers'.

@@ -7,8 +7,8 @@ use envoy_types::pb::envoy::config::rbac::v3::{
     self as rbac, rbac::AuditLoggingOptions, rbac::audit_logging_options::AuditLoggerConfig,
 };
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::{
-    JwtAuthentication as JwtProto, JwtProvider as ProviderProto, JwtRequirement as RequirementProto, PerRouteConfig,
-    RemoteJwks, RequirementRule, jwt_provider::JwksSourceSpecifier, jwt_requirement::RequiresType,
+    JwtAuthentication as JwtProto, JwtClaimToHeader, JwtProvider as ProviderProto, JwtRequirement as RequirementProto,
+    PerRouteConfig, RemoteJwks, RequirementRule, jwt_provider::JwksSourceSpecifier, jwt_requirement::RequiresType,
     per_route_config::RequirementSpecifier, requirement_rule::RequirementType,
 };
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit as LimitProto;
@@ -259,6 +259,15 @@ fn demands_on_tokens_are_understood_or_refused() {
     let mut keyless = named();
     keyless.providers.get_mut("p").unwrap().jwks_source_specifier = None;
     says("no keys", jwt(keyless), &Says::Refused(&[&at("providers[\"p\"]")]));
+    for name in ["host", "Content-Length", "transfer-encoding", "connection", "x-forwarded-client-cert"] {
+        let mut payload = named();
+        payload.providers.get_mut("p").unwrap().forward_payload_header = name.to_owned();
+        says(name, jwt(payload), &Says::Refused(&[&at("providers[\"p\"].forward_payload_header")]));
+        let mut claim = named();
+        let tell = JwtClaimToHeader { header_name: name.into(), claim_name: "sub".into(), ..Default::default() };
+        claim.providers.get_mut("p").unwrap().claim_to_headers.push(tell);
+        says(name, jwt(claim), &Says::Refused(&[&at("providers[\"p\"].claim_to_headers[0].header_name")]));
+    }
     let mut everywhere = named();
     let inner = RequirementProto { requires_type: Some(RequiresType::AllowMissing(Default::default())) };
     everywhere.requirement_map.insert("lax".into(), inner);
