@@ -245,14 +245,16 @@ pub(super) fn namespace(text: &str) -> Result<Principal, String> {
     Ok(authenticated(Some(regex(&format!(".*/ns/{pattern}/.*"))?)))
 }
 
-/// `<namespace>/<account>`, or an account of the policy's own namespace.
+/// `<namespace>/<account>`, or an account of the policy's own namespace. As in Istio, an ID may say more before the
+/// namespace, between the two and after the account.
 pub(super) fn service_account(text: &str, own: &str) -> Result<Principal, String> {
     let (namespace, account) = text.split_once('/').unwrap_or((own, text));
     let plain = |name: &str| !name.is_empty() && name.split('.').all(is_label);
     if !plain(namespace) || !plain(account) {
         return Err(format!("{text:?} is not a service account; write <account> or <namespace>/<account>"));
     }
-    Ok(authenticated(Some(StringMatch::Suffix(format!("/ns/{namespace}/sa/{account}")))))
+    let (namespace, account) = (Pattern::escape(namespace), Pattern::escape(account));
+    Ok(authenticated(Some(regex(&format!("spiffe://.+/ns/{namespace}/(.+/|)sa/{account}(/.+)?"))?)))
 }
 
 pub(super) fn trust_domain(text: &str) -> Result<Principal, String> {

@@ -282,6 +282,30 @@ fn s39_a_dot_in_a_name_is_a_dot() {
 }
 
 #[test]
+fn a_service_account_is_known_whatever_else_its_id_says() {
+    let allow = "{rules: [{from: [{source: {serviceAccounts: [web]}}]}]}";
+    let deny = "{action: DENY, rules: [{from: [{source: {serviceAccounts: [shop/web]}}]}]}";
+    let when = "{rules: [{when: [{key: source.serviceAccount, values: [shop/web]}]}]}";
+    for (peer, known) in [
+        (WEB, true),
+        ("other.test/ns/shop/sa/web", true),
+        ("cluster.local/cluster/one/ns/shop/sa/web", true),
+        ("cluster.local/ns/shop/pod/a/sa/web", true),
+        ("cluster.local/ns/shop/sa/web/pod/a", true),
+        ("cluster.local/ns/shop/sa/web2", false),
+        ("cluster.local/ns/shop/sa/webx/pod/a", false),
+        ("cluster.local/ns/shop/xsa/web", false),
+        ("cluster.local/ns/shop2/sa/web", false),
+        ("cluster.local/ns/other/shop/sa/web", false),
+        ("cluster.local/xns/shop/sa/web", false),
+        ("", false),
+    ] {
+        let call = Call { peer, ..GET };
+        assert_eq!((passes(allow, call), passes(when, call), passes(deny, call)), (known, known, !known), "{peer}");
+    }
+}
+
+#[test]
 fn a_dry_run_is_a_policy_of_its_own_that_decides_nothing() {
     let dry = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: dry, namespace: shop, annotations: {istio.io/dry-run: 'true'}}\nspec: {action: DENY, rules: [{}]}\n---\n";
     let listener = inbound(&world(&format!("{dry}{}", policy("all", "shop", "{rules: [{}]}"))), "shop");
