@@ -29,8 +29,6 @@ use crate::model::{KeySource, PublicKeys};
 
 /// Most bytes of an answer.
 const MOST_BYTES: usize = 1 << 20;
-/// Longest time for a fetch, whatever a rule grants.
-const LONGEST: Duration = Duration::from_secs(60);
 const USER_AGENT: &str = concat!("mesh/", env!("CARGO_PKG_VERSION"));
 
 /// Fetches keys.
@@ -133,7 +131,7 @@ impl Fetch {
             let text = self.get(&url).await?;
             PublicKeys::read(&text).map(|keys| keys.text).map_err(|why| FetchError::Content(url, why))
         };
-        let whole = timeout(limit.min(LONGEST), whole).await;
+        let whole = timeout(limit, whole).await;
         whole.unwrap_or_else(|_| Err(FetchError::Timeout(source.url())))
     }
 

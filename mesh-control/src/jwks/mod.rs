@@ -25,7 +25,8 @@ pub(crate) use self::fetch::{Fetch, FetchError};
 pub(crate) use self::refresh::Refresh;
 use crate::model::KeySource;
 
-/// How keys of issuers are fetched.
+/// How keys of issuers are fetched: in 10 s at most, whatever a rule grants, and four at once for the manifests of one
+/// namespace.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct FetchOptions {

@@ -1,8 +1,10 @@
 //! When keys are fetched: at once when a manifest names them, then every so often, sooner after a failure. What was good
 //! last holds while nothing newer is, for a time, and through restarts.
+//!
+//! Who waits longest is asked next, and no namespace has all the places: sources that hang stop nobody else's.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -22,6 +24,10 @@ use crate::state_dir::StateDir;
 const AGAIN: Backoff = Backoff { base: Duration::from_secs(1), max: Duration::from_secs(5 * 60) };
 /// Fetches at once: manifests may name many sources that do not answer.
 const MOST_AT_ONCE: usize = 16;
+/// Of these, for the manifests of one namespace.
+const MOST_OF_ONE: usize = 4;
+/// Longest time for a fetch, whatever a rule grants.
+const LONGEST: Duration = Duration::from_secs(10);
 const FILE: &str = "jwks.json";
 
 /// Keeps the keys of the sources that a model names.
@@ -32,6 +38,8 @@ pub(crate) struct Refresh {
     clock: Clock,
     state: Option<StateDir>,
     sources: BTreeMap<KeySource, Source>,
+    /// What is being asked, wanted or not, and for which namespace.
+    under_way: BTreeMap<KeySource, String>,
     published: Publisher<Keys>,
 }
 
@@ -40,10 +48,12 @@ struct Source {
     /// When the document was fetched, in seconds since the Unix epoch.
     fetched: u64,
     timeout: Duration,
+    /// Whose manifests name it.
+    namespaces: BTreeSet<String>,
     /// In a row.
     failures: u32,
-    /// When it is asked next; `None` = it is being asked.
-    due: Option<Instant>,
+    /// When it is asked next, unless it is being asked.
+    due: Instant,
 }
 
 /// A document on disk.
@@ -66,13 +76,19 @@ impl Refresh {
         state: Option<StateDir>,
     ) -> Self {
         let ((published, _), sources) = (Watched::channel(Keys::default()), BTreeMap::new());
-        let mut refresh = Self { model, ask, options, clock, state, sources, published };
+        let under_way = BTreeMap::new();
+        let mut refresh = Self { model, ask, options, clock, state, sources, under_way, published };
         refresh.follow();
+        let now = refresh.clock.unix_seconds();
         let saved = refresh.state.as_ref().map_or_else(Vec::new, load);
         for Saved { source, document, fetched } in saved {
             let Some(wanted) = refresh.sources.get_mut(&source) else { continue };
             // The file is no better judge of keys than an issuer.
             let Ok(keys) = PublicKeys::read(&document) else { continue };
+            // What comes from the future (a clock was set back, somebody wrote the file) would never be too old.
+            if fetched > now {
+                continue;
+            }
             (wanted.known.document, wanted.fetched) = (Some(keys.text.into()), fetched);
         }
         refresh.forget_old();
@@ -90,9 +106,8 @@ impl Refresh {
         let mut fetching: FuturesUnordered<Fetched> = FuturesUnordered::new();
         loop {
             self.start_due(&mut fetching);
-            // With every place taken, the next one comes when one is free.
-            let next = self.sources.values().filter_map(|source| source.due).min();
-            let next = next.filter(|_| fetching.len() < MOST_AT_ONCE);
+            // Without a place for anybody, the next one comes when one is free.
+            let next = self.soonest().map(|(_, source, _)| source.due);
             tokio::select! {
                 () = self.model.changed() => self.follow(),
                 Some((source, result)) = fetching.next(), if !fetching.is_empty() => self.take(&source, result),
@@ -105,20 +120,25 @@ impl Refresh {
     /// Takes in which sources are named now.
     fn follow(&mut self) {
         let model = self.model.load_full();
-        let mut wanted: BTreeMap<&KeySource, Duration> = BTreeMap::new();
-        for rule in model.request_authentications.values().flat_map(|object| &object.spec.rules) {
-            if let TokenKeys::From(source) = &rule.keys {
-                let timeout = wanted.entry(source).or_default();
-                *timeout = rule.timeout.max(*timeout);
+        let mut wanted: BTreeMap<&KeySource, (Duration, BTreeSet<String>)> = BTreeMap::new();
+        for object in model.request_authentications.values() {
+            for rule in &object.spec.rules {
+                let TokenKeys::From(source) = &rule.keys else { continue };
+                let (timeout, namespaces) = wanted.entry(source).or_default();
+                *timeout = rule.timeout.min(LONGEST).max(*timeout);
+                namespaces.insert(object.namespace().to_owned());
             }
         }
         self.sources.retain(|source, _| wanted.contains_key(source));
-        for (source, timeout) in wanted {
+        for (source, (timeout, namespaces)) in wanted {
             match self.sources.entry(source.clone()) {
-                Entry::Occupied(mut known) => known.get_mut().timeout = timeout,
+                Entry::Occupied(known) => {
+                    let known = known.into_mut();
+                    (known.timeout, known.namespaces) = (timeout, namespaces);
+                }
                 Entry::Vacant(free) => {
-                    let due = Some(Instant::now());
-                    free.insert(Source { known: Known::default(), fetched: 0, timeout, failures: 0, due });
+                    let due = Instant::now();
+                    free.insert(Source { known: Known::default(), fetched: 0, timeout, namespaces, failures: 0, due });
                 }
             }
         }
@@ -126,21 +146,37 @@ impl Refresh {
 
     fn start_due(&mut self, fetching: &mut FuturesUnordered<Fetched>) {
         let now = Instant::now();
-        for (name, source) in &mut self.sources {
-            if fetching.len() >= MOST_AT_ONCE {
-                return;
-            }
-            if source.due.is_some_and(|due| due <= now) {
-                source.due = None;
-                let (answer, name) = ((self.ask)(name.clone(), source.timeout), name.clone());
-                fetching.push(Box::pin(async move { (name, answer.await) }));
-            }
+        while let Some((name, source, namespace)) = self.soonest().filter(|(_, source, _)| source.due <= now) {
+            let (name, namespace) = (name.clone(), namespace.to_owned());
+            let answer = (self.ask)(name.clone(), source.timeout);
+            self.under_way.insert(name.clone(), namespace);
+            fetching.push(Box::pin(async move { (name, answer.await) }));
         }
+    }
+
+    /// Who is asked next, and for which namespace: of those for whom there is a place the one that waits longest.
+    fn soonest(&self) -> Option<(&KeySource, &Source, &str)> {
+        if self.under_way.len() >= MOST_AT_ONCE {
+            return None;
+        }
+        let idle = self.sources.iter().filter_map(|(name, source)| {
+            if self.under_way.contains_key(name) {
+                return None;
+            }
+            let namespace = source.namespaces.iter().find(|namespace| self.has_place(namespace))?;
+            Some((name, source, namespace.as_str()))
+        });
+        idle.min_by_key(|(_, source, _)| source.due)
+    }
+
+    fn has_place(&self, namespace: &str) -> bool {
+        self.under_way.values().filter(|other| *other == namespace).count() < MOST_OF_ONE
     }
 
     /// Takes in how a fetch ended.
     fn take(&mut self, name: &KeySource, result: Result<String, FetchError>) {
         let (now, refresh) = (self.clock.unix_seconds(), self.options.refresh);
+        self.under_way.remove(name);
         // Nobody may want it any more.
         let Some(source) = self.sources.get_mut(name) else { return };
         match result {
@@ -152,11 +188,11 @@ impl Refresh {
                     source.known.document = Some(document.into());
                 }
                 (source.fetched, source.failures) = (now, 0);
-                source.due = Some(Instant::now() + refresh);
+                source.due = Instant::now() + refresh;
                 self.save();
             }
             Err(error) => {
-                source.due = Some(Instant::now() + AGAIN.bound(source.failures).min(refresh));
+                source.due = Instant::now() + AGAIN.bound(source.failures).min(refresh);
                 source.failures = source.failures.saturating_add(1);
                 source.known.failure = Some(error.to_string());
             }

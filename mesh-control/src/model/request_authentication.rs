@@ -27,7 +27,7 @@ pub(crate) struct RequestAuthentication {
 #[derive(Clone, Debug)]
 pub(crate) struct TokenRule {
     pub(crate) keys: TokenKeys,
-    /// Time for fetching the keys.
+    /// Time for fetching the keys, within what the one who fetches grants.
     pub(crate) timeout: Duration,
     /// Without keys.
     provider: JwtProvider,

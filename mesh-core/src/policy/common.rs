@@ -385,8 +385,8 @@ pub struct Unenforced {
     pub effect: &'static str,
 }
 
-/// Whether a header frames a message, is of one hop alone, or says where the message goes. Nothing on the way writes one:
-/// what was judged must be what is served.
+/// Whether a header frames a message, is of one hop alone, or says where the message goes. Nothing on the way writes
+/// one: what was judged must be what is served.
 pub fn is_fixed_header(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),

@@ -18,7 +18,7 @@ pub struct JwtAuthentication {
     /// Who issues tokens, by the name that requirements use.
     pub providers: BTreeMap<String, JwtProvider>,
     /// What is demanded of which requests; the first rule that matches decides, and a request that
-    /// matches none needs no token.
+    /// matches none needs no token. One without a path (CONNECT, `OPTIONS *`) has to meet the demands of all.
     pub rules: Vec<JwtRule>,
     /// CORS preflights need no token. Default false.
     pub bypass_cors_preflight: bool,

@@ -46,11 +46,20 @@ impl Script {
 }
 
 fn model(urls: &[&str]) -> Model {
-    let rules: Vec<String> = urls.iter().map(|url| format!("{{issuer: i, jwksUri: '{url}'}}")).collect();
-    let text = format!(
-        "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: a}}\nspec: {{jwtRules: [{}]}}\n",
-        rules.join(", ")
-    );
+    model_of(&[("default", urls)])
+}
+
+/// Sources that namespaces name, with more time than there is.
+fn model_of(namespaces: &[(&str, &[&str])]) -> Model {
+    let object = |(namespace, urls): &(&str, &[&str])| {
+        let rules = urls.iter().map(|url| format!("{{issuer: i, jwksUri: '{url}', timeout: 1m}}"));
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\n\
+             metadata: {{name: a, namespace: {namespace}}}\nspec: {{jwtRules: [{}]}}\n",
+            rules.collect::<Vec<_>>().join(", ")
+        )
+    };
+    let text = namespaces.iter().map(object).collect::<Vec<_>>().join("---\n");
     let model = Model::from_texts([("a.yaml", &*text)]);
     assert!(model.findings().is_empty(), "{:?}", model.findings());
     model
@@ -174,7 +183,7 @@ async fn a_source_comes_and_goes_with_the_manifests_and_keeps_its_keys_meanwhile
 }
 
 #[tokio::test(start_paused = true)]
-async fn sources_that_hang_do_not_pile_up_and_do_not_stop_the_others() {
+async fn sources_that_hang_do_not_pile_up() {
     let urls: Vec<String> = (0..40).map(|i| format!("https://issuer.test/{i}")).collect();
     let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
     let script = Script::default();
@@ -182,10 +191,50 @@ async fn sources_that_hang_do_not_pile_up_and_do_not_stop_the_others() {
     (0..5).for_each(|_| script.answer(Ok("one")));
     beside(refresh, async {
         pass(SECOND).await;
-        assert_eq!(script.asked(), 5 + MOST_AT_ONCE);
+        assert_eq!(script.asked(), 5 + MOST_OF_ONE);
         assert_eq!(keys.load_full().len(), 5);
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn sources_of_one_namespace_that_hang_do_not_stop_those_of_another() {
+    let hanging: Vec<String> = (0..40).map(|i| format!("https://a.test/{i}")).collect();
+    let hanging: Vec<&str> = hanging.iter().map(String::as_str).collect();
+    // The last in every order but that of time.
+    let model = model_of(&[("a", &hanging[..]), ("z", &[URL][..])]);
+    let ask: Ask = Arc::new(|name, _| {
+        Box::pin(async move { if name == source(URL) { Ok("one".to_owned()) } else { std::future::pending().await } })
+    });
+    let refresh = Refresh::new(Watched::fixed(model), ask, FetchOptions::default(), clock(), None);
+    let keys = refresh.keys();
+    beside(refresh, async {
+        pass(SECOND).await;
+        assert_eq!(known(&keys, URL), Some((Some("one".into()), None)));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_longest_is_asked_next_and_no_fetch_takes_longer_than_it_may() {
+    let urls: Vec<String> = (0..40).map(|i| format!("https://issuer.test/{i}")).collect();
+    let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
+    let asked: Arc<Mutex<Vec<(KeySource, Duration)>>> = Arc::default();
+    let noted = asked.clone();
+    let ask: Ask = Arc::new(move |name, limit| {
+        noted.lock().push((name.clone(), limit));
+        Box::pin(async move {
+            sleep_until(Instant::now() + limit).await;
+            Err(FetchError::Timeout(name.url()))
+        })
+    });
+    let refresh = Refresh::new(Watched::fixed(model(&urls)), ask, FetchOptions::default(), clock(), None);
+    let rounds = u32::try_from(urls.len() / MOST_OF_ONE).unwrap();
+    beside(refresh, pass(LONGEST * rounds + SECOND)).await;
+    let asked = asked.lock();
+    assert!(asked.len() > urls.len() && asked.iter().all(|(_, limit)| *limit == LONGEST), "{asked:?}");
+    let first: BTreeSet<&KeySource> = asked.iter().take(urls.len()).map(|(name, _)| name).collect();
+    assert_eq!(first.len(), urls.len(), "nobody is asked again before everybody was asked: {asked:?}");
 }
 
 /// A set that [`PublicKeys::read`] takes; what comes from disk is read again.
@@ -228,5 +277,17 @@ async fn s49_a_restart_begins_with_the_keys_that_were_good_unless_they_are_too_o
         std::fs::write(directory.path().join(FILE), broken).unwrap();
         let (_, keys) = begin(&Script::default(), wall.clone());
         assert_eq!(known(&keys, URL), None, "{broken}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn s49_kept_keys_that_come_from_the_future_are_too_old() {
+    let directory = tempfile::tempdir().unwrap();
+    for (fetched, kept) in [(1_000_000, true), (1_003_600, false)] {
+        let saved = [Saved { source: source(URL), document: set('A'), fetched }];
+        std::fs::write(directory.path().join(FILE), serde_json::to_vec(&saved).unwrap()).unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        let (_, keys) = start(Watched::fixed(model(&[URL])), &Script::default(), Some(state));
+        assert_eq!(known(&keys, URL).is_some(), kept, "{fetched}");
     }
 }
