@@ -385,6 +385,22 @@ fn a_wish_renewed_before_the_control_plane_heard_of_its_end_keeps_the_value() {
 }
 
 #[test]
+fn a57_a_wish_renewed_before_the_control_plane_heard_of_its_end_is_waited_for_no_longer_than_any() {
+    for variant in BOTH {
+        let mut ads = Machine::of(variant);
+        ads.subscribe(&[listener("a")]);
+        ads.opened();
+        ads.request();
+        ads.unsubscribe(&[listener("a")]);
+        ads.subscribe(&[listener("a")]);
+        assert!(ads.is_silent(), "nothing changed for the control plane");
+        assert!(ads.pass(TIMEOUT - Duration::from_millis(1)).is_empty());
+        assert_eq!(ads.pass(Duration::from_millis(1)), [listener("a")]);
+        assert!(ads.missing(&listener("a")).unwrap().contains("within 15s"));
+    }
+}
+
+#[test]
 fn absence_deletes_listeners_and_clusters_only_and_the_last_good_stays() {
     for (kind, standing) in [
         (Kind::Listener, Standing::DoesNotExist),
