@@ -246,6 +246,19 @@ fn a_nack_names_every_bad_resource_and_uses_the_good_ones() {
     }
 }
 
+#[test]
+fn a_nack_that_is_cut_says_how_many_more_there_are() {
+    let mut ads = Machine::of(Variant::Delta);
+    let names: Vec<String> = (1000..2000).map(|number| number.to_string()).collect();
+    names.iter().for_each(|name| ads.subscribe(&[listener(name)]));
+    ads.opened();
+    ads.request();
+    let all: Vec<String> = names.iter().map(|name| format!("{name}=bad")).collect();
+    ads.respond(Kind::Listener, "v1", &all.iter().map(String::as_str).collect::<Vec<_>>());
+    // `1000: field: bad; ` is 18 bytes long: 455 fit into 8 KiB, and another one begins.
+    assert!(ads.request().error.unwrap().ends_with("… and 544 more"));
+}
+
 /// Counts the refusals in the log.
 #[derive(Clone, Default)]
 struct Log(Arc<AtomicUsize>);
