@@ -82,7 +82,7 @@ async fn a47_a_stock_client_takes_all_of_a_destination_from_the_authority_that_i
     .await;
     let mut bootstrap = world.bootstrap(NODE);
     bootstrap["authorities"] = json!({ "plane": {
-        "client_listener_resource_name_template": "xdstp://plane/envoy.config.listener.v3.Listener/%s?z=1&a=2",
+        "client_listener_resource_name_template": "xdstp://plane/envoy.config.listener.v3.Listener/%s",
         "xds_servers": bootstrap["xds_servers"],
     } });
     // Whatever is asked of another authority never comes.

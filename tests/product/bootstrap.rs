@@ -252,7 +252,7 @@ spec:
     );
     east.write("reviews.yaml", entry);
     let at = |plane: &Plane| json!([{"server_uri": plane.insecure_address().unwrap(), "channel_creds": [{"type": "insecure"}]}]);
-    let template = "xdstp://east/envoy.config.listener.v3.Listener/%s?z=1&a=2";
+    let template = "xdstp://east/envoy.config.listener.v3.Listener/%s";
     let bootstrap = json!({
         "xds_servers": at(&here),
         "authorities": {"east": {"xds_servers": at(&east), "client_listener_resource_name_template": template}},

@@ -84,6 +84,17 @@ async fn a_name_that_appears_is_used() {
 }
 
 #[tokio::test]
+async fn an_address_that_refuses_is_asked_about_again_whatever_its_ttl() {
+    let (dns, port) = (DnsServer::start().await, servers().await);
+    let client = client(&dns);
+    // Nobody listens there.
+    dns.set("moved.test", &["127.0.0.3"], 3600);
+    ask(&client, "moved.test", port).await.unwrap_err();
+    dns.set("moved.test", &["127.0.0.2"], 3600);
+    becomes(&client, "moved.test", port, "two").await;
+}
+
+#[tokio::test]
 async fn a_thousand_addresses_are_a_thousand_endpoints() {
     let dns = DnsServer::start().await;
     let client = client(&dns);

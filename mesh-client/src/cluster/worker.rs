@@ -33,8 +33,9 @@ fn resolve(names: Arc<Endpoints>, cluster: &Arc<Cluster>, env: Arc<Env>) -> Dns 
     let task = spawn(&runtime, async move {
         let mut last = None;
         loop {
-            let looked = Instant::now();
             let Look { endpoints, alternates, until } = look_up(&names, dialer.names()).await;
+            // After the answers: what is suspected in the meantime waits until even the last is old enough.
+            let looked = Instant::now();
             // Gone: the task is about to be stopped.
             let Some(cluster) = cluster.upgrade() else { return };
             if last.as_ref() != Some(&endpoints) {
@@ -57,9 +58,8 @@ fn remember(names: Arc<Endpoints>, cluster: &Arc<Cluster>, env: &Env) -> Dns {
     let dialer = cluster.dialer.clone();
     let task = spawn(&env.runtime(), async move {
         loop {
-            let looked = Instant::now();
             let found = join_all(names.iter().map(|endpoint| find(endpoint, dialer.names()))).await;
-            due(dialer.names(), looked, found.iter().filter_map(|(_, until)| *until).min()).await;
+            due(dialer.names(), Instant::now(), found.iter().filter_map(|(_, until)| *until).min()).await;
         }
     });
     let (_, resolved) = watch::channel(true);

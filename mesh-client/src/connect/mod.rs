@@ -168,7 +168,8 @@ impl Dialer {
         let tcp = self.reach(peer).await.map_err(failed)?;
         match tls {
             None => Ok(tcp),
-            Some(connector) => connector.handshake(tcp, peer).await,
+            // Whoever answers there may be somebody else by now.
+            Some(connector) => connector.handshake(tcp, peer).await.inspect_err(|_| self.names.suspect()),
         }
     }
 

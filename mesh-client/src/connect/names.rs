@@ -226,6 +226,10 @@ impl Names {
             return answer;
         }
         let old = entry.answer.lock().clone();
+        if self.is_suspect(&old) {
+            // The resolver may keep an answer for as long as we do.
+            self.resolver.forget(name);
+        }
         let result = timeout_at(until, look_up(&*self.resolver)).await.unwrap_or(Err(ResolveError::Timeout));
         let answer = self.settle(name, old, result, Instant::now());
         *entry.answer.lock() = answer.clone();
@@ -233,10 +237,15 @@ impl Names {
     }
 
     fn holding<T: Clone>(&self, entry: &Entry<T>) -> Option<Answer<T>> {
-        let (now, suspected) = (Instant::now(), *self.suspected.lock());
+        let now = Instant::now();
         let answer = entry.answer.lock();
-        let suspect = suspected.is_some_and(|at| at > answer.looked) && now >= answer.looked + self.min_refresh;
+        let suspect = self.is_suspect(&answer) && now >= answer.looked + self.min_refresh;
         (now < answer.until && !suspect).then(|| answer.clone())
+    }
+
+    /// Whether connecting failed since.
+    fn is_suspect<T>(&self, answer: &Answer<T>) -> bool {
+        self.suspected.lock().is_some_and(|at| at > answer.looked)
     }
 
     fn settle<T>(

@@ -1,16 +1,17 @@
 //! Clusters whose endpoints are DNS names (R32 of the failure scenarios): the resolver is a stand-in, and where
 //! time matters it stands still.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
-use mesh_client::{Client, ClusterDump};
+use mesh_client::{Client, ClusterDump, Io};
 use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{Address, Cluster, Discovery, DnsFamily, DnsOptions, Endpoint, Snapshot};
-use mesh_core::source::ResolveError;
+use mesh_core::source::{Resolve, ResolveError, Resolving};
 use mesh_testkit::clock::pass;
-use mesh_testkit::{Behaviour, EchoServer, FakeResolver, FixedSource, policy};
+use mesh_testkit::{Behaviour, EchoServer, FakeResolver, FixedSource, TestCa, crypto, policy};
 
 use super::{TARGET, cluster, fetch, forward_with, read, server_of, snapshot_with};
 
@@ -217,6 +218,62 @@ async fn connections_that_fail_ask_again_at_most_once_in_five_seconds() {
     // Control: without failures it is not asked again.
     later(600 * SECOND).await;
     assert_eq!(resolver.asked(), 2);
+}
+
+/// A resolver that takes two seconds.
+#[derive(Debug)]
+struct Slow(Arc<FakeResolver>);
+
+impl Resolve for Slow {
+    fn addresses<'r>(&'r self, host: &'r str) -> Resolving<'r, IpAddr> {
+        Box::pin(async move {
+            tokio::time::sleep(2 * SECOND).await;
+            self.0.addresses(host).await
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_fails_soon_after_a_slow_look_up_asks_again_as_well() {
+    for snapshot in [strict(vec![name(80)]), logical(80)] {
+        let resolver = FakeResolver::new();
+        resolver.set(HOST, &["10.0.0.1"], Some(3600 * SECOND));
+        let client = Client::builder(FixedSource::of(TARGET, snapshot))
+            .resolver(Arc::new(Slow(resolver.clone())))
+            .connector(|_: Address| async move {
+                tokio::time::sleep(SECOND).await;
+                Err::<Box<dyn Io>, _>(std::io::Error::from(std::io::ErrorKind::ConnectionRefused))
+            })
+            .build();
+        assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::CONNECT_FAILED);
+        assert_eq!(resolver.asked(), 1);
+        pass(10 * SECOND).await;
+        assert_eq!(resolver.asked(), 2, "once it is five seconds old");
+        // Control: without failures it is not asked again.
+        pass(600 * SECOND).await;
+        assert_eq!(resolver.asked(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_is_somebody_else_is_a_reason_to_ask_again() {
+    let ca = TestCa::new();
+    let server = EchoServer::start_mtls("impostor", &ca.identity("default", "impostor")).await;
+    let reviews = "spiffe://cluster.local/ns/default/sa/reviews";
+    for (peers, code, asked) in [(&[reviews][..], Some(Code::WRONG_PEER_IDENTITY), 2), (&[][..], None, 1)] {
+        let resolver = FakeResolver::new();
+        resolver.set(HOST, &["127.0.0.1"], Some(3600 * SECOND));
+        let names = policy::endpoints(&"test".into(), vec![name(server.address().port())]);
+        let secure = Cluster { discovery: Discovery::StrictDns(names.into()), ..policy::mtls_cluster("test", peers) };
+        let client = Client::builder(FixedSource::of(TARGET, snapshot_with(forward_with(None), secure, &[])))
+            .resolver(resolver.clone())
+            .crypto(crypto())
+            .identity(ca.watched("default", "web"))
+            .build();
+        assert_eq!(fetch(&client, "/").await.err().map(|error| error.code()), code);
+        later(6 * SECOND).await;
+        assert_eq!(resolver.asked(), asked, "{code:?}");
+    }
 }
 
 #[tokio::test]

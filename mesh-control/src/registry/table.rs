@@ -322,6 +322,10 @@ impl Inner {
                 }
                 if known == registration {
                     registration = known;
+                } else if owner(&known) != owner(&registration) {
+                    // What no process holds may be said to be another account's.
+                    self.disown(&owner(&known));
+                    self.identity(&owner(&registration), bounds, now).endpoints += 1;
                 }
             }
             None => self.identity(&owner(&registration), bounds, now).endpoints += 1,
@@ -339,7 +343,12 @@ impl Inner {
             self.lost.remove(&(until, key.clone()));
         }
         self.table.remove(key);
-        if let Some(identity) = self.identities.get_mut(&owner(&registration)) {
+        self.disown(&owner(&registration));
+    }
+
+    /// One endpoint of that identity is gone.
+    fn disown(&mut self, owner: &Owner) {
+        if let Some(identity) = self.identities.get_mut(owner) {
             identity.endpoints -= 1;
         }
     }

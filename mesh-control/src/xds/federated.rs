@@ -1,10 +1,11 @@
-//! Names of the `xdstp` scheme (xRFC TP1, gRFC A47): `xdstp://authority/type/id?parameters` is the resource that is
-//! called `id` otherwise, under that name, and what it refers to is of the same authority and has the same parameters:
-//! a client that asks several control planes must get the whole of a destination from one.
+//! Names of the `xdstp` scheme (xRFC TP1, gRFC A47): `xdstp://authority/type/id` is the resource that is called `id`
+//! otherwise, under that name, and what it refers to is of the same authority: a client that asks several control planes
+//! must get the whole of a destination from one.
 //!
-//! Every authority is served: which one is this control plane's is what bootstraps say. Parameters choose nothing,
-//! for what a node may see is decided by its identity. Collections (`…/*`) do not exist here. Refuses to know what
-//! resources say.
+//! Every authority is served, for which one is this control plane's is what bootstraps say; on one stream there are a few
+//! (see [`Seat`](super::cache::Seat)). Every name is kept and encoded by itself, so that a resource has one spelling for
+//! each authority and no context parameters: they would choose nothing, for what a node may see is decided by its
+//! identity. Other names do not exist, as collections (`…/*`) do not. Refuses to know what resources say.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -18,12 +19,20 @@ use super::{Kind, Resource};
 /// What a name of the scheme stands for; `None` for a plain name.
 ///
 /// # Errors
-/// It is malformed, or of another type: why.
+/// It is malformed, of another type, has parameters or is spelled in another way than this: why.
 pub(super) fn read(kind: Kind, name: &str) -> Option<Result<XdstpName, String>> {
     is_xdstp(name).then(|| {
         let parsed = name.parse::<XdstpName>().map_err(|error| error.to_string())?;
         if parsed.kind != type_of(kind) {
             return Err(format!("{name:?} is the name of a {}, and a {} was asked for", parsed.kind, type_of(kind)));
+        }
+        if !parsed.parameters.is_empty() {
+            return Err("context parameters choose nothing here; ask for the name without them".to_owned());
+        }
+        let canonical = parsed.to_string();
+        // A star is what gRPC in Go spells in a way of its own.
+        if name != canonical && name != canonical.replace('*', "%2A") {
+            return Err(format!("here it is spelled {canonical:?}"));
         }
         Ok(parsed)
     })
@@ -34,6 +43,17 @@ pub(super) fn plain(kind: Kind, name: &str) -> Cow<'_, str> {
     match read(kind, name) {
         Some(Ok(parsed)) => Cow::Owned(parsed.id),
         Some(Err(_)) | None => Cow::Borrowed(name),
+    }
+}
+
+/// The name of a cluster's endpoints: what [`renamed`] has the cluster refer to.
+pub(super) fn endpoints_of(cluster: &str) -> Cow<'_, str> {
+    match read(Kind::Cluster, cluster) {
+        Some(Ok(parsed)) => {
+            let named = XdstpName { kind: type_of(Kind::Endpoints).to_owned(), ..parsed };
+            Cow::Owned(named.to_string())
+        }
+        Some(Err(_)) | None => Cow::Borrowed(cluster),
     }
 }
 
@@ -149,13 +169,11 @@ spec:
 
     #[test]
     fn a47_all_of_a_destination_is_of_the_authority_that_was_asked() {
-        // Parameters in an order that is not the canonical one.
-        let asked = "xdstp://east/envoy.config.listener.v3.Listener/reviews.default:9080?z=1&a=2";
+        let asked = "xdstp://east/envoy.config.listener.v3.Listener/reviews.default:9080";
         let listener = listener(asked);
         assert_eq!(listener.name, asked);
         let RouteSource::Named(name) = &listener.routes else { panic!("{listener:?}") };
         assert!(name.starts_with("xdstp://east/envoy.config.route.v3.RouteConfiguration/"), "{name}");
-        assert!(name.ends_with("?a=2&z=1"), "{name}");
         let routes = routes(name);
         assert_eq!(&routes.name, name);
         let RouteAction::Forward(forward) = &routes.virtual_hosts[0].routes[0].action else { panic!("{routes:?}") };
@@ -169,6 +187,7 @@ spec:
             let cluster = cluster(name.as_str());
             let Discovery::Eds { service_name: Some(service) } = &cluster.discovery else { panic!("{cluster:?}") };
             assert!(service.starts_with("xdstp://east/envoy.config.endpoint.v3.ClusterLoadAssignment/"), "{service}");
+            assert_eq!(*service, endpoints_of(name.as_str()));
             match get(Kind::Endpoints, service) {
                 Some(Resource::Endpoints(endpoints)) => assert_eq!(&endpoints.cluster, service),
                 other => panic!("{service}: {other:?}"),
@@ -201,6 +220,12 @@ spec:
             ),
             ("xdstp://east/envoy.config.listener.v3.Listener", "an id is needed"),
             ("xdstp://east/envoy.config.listener.v3.Listener/%ff", "percent-encoding"),
+            // One entry for a resource, and not as many as there are ways to write its name.
+            ("xdstp://east/envoy.config.listener.v3.Listener/reviews.default:9080?a=1", "without them"),
+            ("xdstp://east/envoy.config.listener.v3.Listener/reviews.default%3A9080", "reviews.default:9080\""),
+            ("xdstp://east/envoy.config.listener.v3.Listener/%72eviews.default:9080", "reviews.default:9080\""),
+            ("xdstp://east/envoy.config.listener.v3.Listener/reviews.default:9080#x", "reviews.default:9080\""),
+            ("xdstp://e%61st/envoy.config.listener.v3.Listener/reviews.default:9080", "spelled \"xdstp://east/"),
         ] {
             assert_eq!(Resources::resource(&world, &scope, Kind::Listener, name), None);
             let said = Resources::why_missing(&world, &scope, Kind::Listener, name);

@@ -24,7 +24,7 @@ use self::known::{Held, Type};
 use super::cache::{Mailbox, Seat};
 use super::encoded::Encoded;
 use super::message::{self, DeltaResource, DeltaResponse, StateResponse};
-use super::{Kind, Limits};
+use super::{Kind, Limits, federated};
 use crate::translate::{Dialect, NodeScope};
 
 pub(crate) use self::request::{Outcome, Refused};
@@ -192,9 +192,10 @@ impl Session {
     fn renew_endpoints(&mut self, clusters: &[Arc<Encoded>]) {
         let ty = &mut self.types[Kind::Endpoints.index()];
         for cluster in clusters {
-            if let Some(known) = ty.known.get_mut(&cluster.name) {
+            let name = federated::endpoints_of(&cluster.name);
+            if let Some(known) = ty.known.get_mut(&*name) {
                 known.held = Held::Nothing;
-                ty.due.insert(cluster.name.clone());
+                ty.due.insert(Arc::from(&*name));
             }
         }
     }

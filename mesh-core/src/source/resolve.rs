@@ -22,6 +22,10 @@ pub trait Resolve: fmt::Debug + Send + Sync + 'static {
             format!("this resolver does not look up SRV records, and {name} is one; give the mesh one that does");
         Box::pin(std::future::ready(Err(ResolveError::Failed(text.into()))))
     }
+
+    /// What is kept of a name, addresses and services, may be wrong, for connecting failed: whoever asks for it next is
+    /// to be answered anew, whatever its TTL. Default: does nothing, as fits a resolver that keeps no answers.
+    fn forget(&self, _name: &str) {}
 }
 
 /// A look-up under way.

@@ -15,7 +15,7 @@ use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::proto::rr::{Name, RData};
+use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::system_conf::read_system_conf;
 use mesh_core::source::{Resolve, ResolveError, Resolved, Resolving, Service};
 use tokio::sync::Semaphore;
@@ -190,6 +190,12 @@ impl Resolve for DnsResolver {
             });
             resolved(services.collect(), found.valid_until())
         })
+    }
+
+    fn forget(&self, name: &str) {
+        for kind in [RecordType::A, RecordType::AAAA, RecordType::SRV] {
+            self.resolver.clear_lookup_cache(name, kind);
+        }
     }
 }
 

@@ -29,6 +29,32 @@ async fn both_families_are_found_ipv6_first_with_their_ttl() {
 }
 
 #[tokio::test]
+async fn what_is_forgotten_is_asked_for_anew_and_nothing_else() {
+    let server = DnsServer::start().await;
+    let resolver = quick(&server).search("default.svc").build().unwrap();
+    let put = |ip: &str, port: u16| {
+        server.set("a.default.svc", &[ip], 3600);
+        server.set("b.default.svc", &[ip], 3600);
+        server.set_services("_grpc._tcp.a.test", &[(0, 0, "a.test", port)], 3600);
+    };
+    let known = async || {
+        let (a, b) = (resolver.addresses("a").await.unwrap(), resolver.addresses("b").await.unwrap());
+        let services = resolver.services("_grpc._tcp.a.test").await.unwrap();
+        (texts(&a), texts(&b), services.records[0].port)
+    };
+    let (old, new) = (vec!["10.0.0.1".to_owned()], vec!["10.0.0.2".to_owned()]);
+    put("10.0.0.1", 1);
+    assert_eq!(known().await, (old.clone(), old.clone(), 1));
+    put("10.0.0.2", 2);
+    // Control: it is kept for its TTL.
+    assert_eq!(known().await, (old.clone(), old.clone(), 1));
+    resolver.forget("a");
+    resolver.forget("_grpc._tcp.a.test");
+    resolver.forget("not a name");
+    assert_eq!(known().await, (new, old, 2));
+}
+
+#[tokio::test]
 async fn a_ttl_of_zero_is_asked_for_each_time() {
     let server = DnsServer::start().await;
     server.set("a.test", &["10.0.0.1"], 0);

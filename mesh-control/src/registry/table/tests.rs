@@ -177,3 +177,19 @@ fn an_identity_changes_things_at_a_rate_and_a_return_is_no_change() {
     assert_eq!(registry.announce(other, of("other", 1), now), Ok(()), "nor are others");
     assert_eq!(registry.announce(again, registration(3), now + Duration::from_secs(1)), Ok(()), "the control");
 }
+
+#[test]
+fn an_endpoint_that_passes_to_another_account_counts_for_that_one() {
+    let bounds = Bounds { endpoints_of_one: 1, ..Bounds::default() };
+    let (registry, watched, now) = bounded(bounds);
+    registry.hold(vec![of("reviews", 1)], now);
+    registry.hold(vec![of("ratings", 1)], now);
+    // The one it was of has room again, and the one it is of has none.
+    registry.announce(stream(&registry, now), of("reviews", 2), now).unwrap();
+    let ratings = registry.stream("default", "ratings", now).unwrap();
+    let refused = registry.announce(ratings, of("ratings", 3), now).unwrap_err();
+    assert!(matches!(refused, NotAnnounced::TooMany { limit: 1, .. }), "{refused}");
+    registry.let_go(&[of("ratings", 1)]);
+    assert_eq!(ports(&watched), [2]);
+    registry.announce(ratings, of("ratings", 3), now).unwrap();
+}

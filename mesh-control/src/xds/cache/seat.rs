@@ -1,12 +1,16 @@
 //! [`Seat`]: one stream's place at the [`Cache`]. Dropping it takes all its subscriptions out.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use super::{Cache, Due, Key, Mailbox, Mailboxes, ScopeUse, Wildcard};
 use crate::translate::NodeScope;
-use crate::xds::Kind;
 use crate::xds::encoded::Encoded;
+use crate::xds::{Kind, federated};
+
+/// The authorities of `xdstp` names on one stream. Every authority is served, and each has resources of its own: what a
+/// client makes the control plane keep must not grow with the names that it makes up. A bootstrap has one, or two.
+const MAX_AUTHORITIES: usize = 4;
 
 /// One stream's subscriptions.
 pub(crate) struct Seat {
@@ -16,6 +20,10 @@ pub(crate) struct Seat {
     mailbox: Arc<Mailbox>,
     named: HashSet<(Kind, Arc<str>)>,
     covered: HashSet<Kind>,
+    /// That were asked for on this stream so far.
+    authorities: BTreeSet<String>,
+    /// Subscribed to, of an authority too many; the cache does not know of them.
+    refused: HashSet<(Kind, Arc<str>)>,
 }
 
 impl Cache {
@@ -34,8 +42,16 @@ impl Cache {
         let scope_id = used.id;
         inner.last_scope = inner.last_scope.max(scope_id);
         drop(inner);
-        let (named, covered) = (HashSet::new(), HashSet::new());
-        Seat { cache: self.clone(), scope, scope_id, mailbox: Arc::new(mailbox), named, covered }
+        Seat {
+            cache: self.clone(),
+            scope,
+            scope_id,
+            mailbox: Arc::new(mailbox),
+            named: HashSet::new(),
+            covered: HashSet::new(),
+            authorities: BTreeSet::new(),
+            refused: HashSet::new(),
+        }
     }
 }
 
@@ -59,8 +75,13 @@ impl Seat {
         std::mem::take(&mut *self.mailbox.due.lock())
     }
 
-    /// Subscribes to a name; gives it back as it is kept.
+    /// Subscribes to a name; gives it back as it is kept. One of an authority too many does not exist.
     pub(crate) fn subscribe(&mut self, kind: Kind, name: &str) -> Arc<str> {
+        if !self.admits(kind, name) {
+            let name: Arc<str> = name.into();
+            self.refused.insert((kind, name.clone()));
+            return name;
+        }
         let key = self.key(kind, name.into());
         loop {
             let mut inner = self.cache.inner.lock();
@@ -83,7 +104,28 @@ impl Seat {
         }
     }
 
+    fn admits(&mut self, kind: Kind, name: &str) -> bool {
+        let Some(Ok(parsed)) = federated::read(kind, name) else { return true };
+        if self.authorities.contains(&parsed.authority) {
+            return true;
+        }
+        if self.authorities.len() < MAX_AUTHORITIES {
+            return self.authorities.insert(parsed.authority);
+        }
+        if self.refused.is_empty() {
+            tracing::warn!(%name, limit = MAX_AUTHORITIES, "a stream asks as too many authorities; what it asks of another does not exist");
+        }
+        false
+    }
+
+    fn is_refused(&self, kind: Kind, name: &Arc<str>) -> bool {
+        !self.refused.is_empty() && self.refused.contains(&(kind, name.clone()))
+    }
+
     pub(crate) fn unsubscribe(&mut self, kind: Kind, name: &Arc<str>) {
+        if self.refused.remove(&(kind, name.clone())) {
+            return;
+        }
         if self.named.remove(&(kind, name.clone())) {
             self.cache.inner.lock().unname(&self.key(kind, name.clone()), self.mailbox.id);
         }
@@ -145,11 +187,20 @@ impl Seat {
 
     /// The resource of a name that is subscribed to or covered; `None` if it does not exist.
     pub(crate) fn resource(&self, kind: Kind, name: &Arc<str>) -> Option<Arc<Encoded>> {
+        if self.is_refused(kind, name) {
+            return None;
+        }
         self.cache.inner.lock().entries.get(&self.key(kind, name.clone()))?.encoded.clone()
     }
 
     /// Why there is no such resource.
     pub(crate) fn why_missing(&self, kind: Kind, name: &str) -> String {
+        if self.is_refused(kind, &Arc::from(name)) {
+            return format!(
+                "there is no {kind} {name:?} on this stream: names of {MAX_AUTHORITIES} other authorities were asked for \
+                 already, and no more are served"
+            );
+        }
         let resources = self.cache.inner.lock().resources.clone();
         resources.why_missing(&self.scope, kind, name)
     }

@@ -334,6 +334,38 @@ fn too_many_and_too_long_names_are_refused() {
 }
 
 #[test]
+fn a47_a_stream_asks_as_a_few_authorities_and_the_names_of_others_do_not_exist() {
+    let name = |authority: u32| format!("xdstp://{authority}/envoy.config.cluster.v3.Cluster/a");
+    let names: Vec<String> = (0..5).map(name).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    for form in BOTH {
+        let fake = |edition| names.iter().fold(Fake::default(), |fake, name| fake.with(Kind::Cluster, name, edition));
+        let cache = fake(1).cache();
+        let mut client = Client::with(&cache, form, true, Limits::default());
+        client.ask(Kind::Cluster, &names);
+        let seen = client.next().unwrap();
+        assert_eq!(seen.resources, names[..4], "{form:?}");
+        assert_eq!(seen.errors, [names[4]], "{form:?}");
+        assert_eq!(cache.size().0, 4, "{form:?}");
+        client.answer(Kind::Cluster, None);
+        // Another stream asks for it; the first one goes without nevertheless.
+        let mut other = Client::new(&cache, form);
+        other.ask(Kind::Cluster, &names[4..]);
+        assert_eq!(other.settle(), [row(Kind::Cluster, &names[4..], &[])], "{form:?}");
+        fake(2).publish(&cache, "2");
+        assert_eq!(client.settle(), [row(Kind::Cluster, &names[..4], &[])], "{form:?}");
+        // What is given up makes no room, or one could take turns.
+        client.ask(Kind::Cluster, &[]);
+        client.settle();
+        client.ask(Kind::Cluster, &names[4..]);
+        assert!(client.settle().iter().all(|(_, resources, _)| resources.is_empty()), "{form:?}");
+        assert_eq!(cache.size().0, 1, "{form:?}");
+        drop((client, other));
+        assert_eq!(cache.size().0, 0, "nothing is left behind");
+    }
+}
+
+#[test]
 fn types_that_are_not_served_are_not_answered() {
     let cache = Fake::default().cache();
     let secret = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret".to_owned();

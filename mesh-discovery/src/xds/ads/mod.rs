@@ -207,6 +207,11 @@ impl<C: Codec> Ads<C> {
             self.sessions[usize::from(*server)].subscribe(key);
         }
         self.advance(authority);
+        // A wish renewed before its end was told is not asked for anew, and its timer ended with it.
+        let server = self.authorities[authority].active_server();
+        if self.sessions[usize::from(server)].talk(key.kind).has_asked(&key.name) {
+            self.start_timer(server, key.clone(), self.clock);
+        }
     }
 
     /// A subscription no longer wants a resource.

@@ -97,7 +97,7 @@ impl<C: Codec> Ads<C> {
     /// Acknowledges or refuses. The same bytes are complained about once in the log.
     fn answer(&mut self, round: Round, nonce: String) {
         let session = &mut self.sessions[usize::from(round.server)];
-        let complaint = (!round.problems.is_empty()).then(|| bounded(round.problems.join("; ")));
+        let complaint = (!round.problems.is_empty()).then(|| bounded(&round.problems));
         if let Some(text) = &complaint {
             session.nacks += 1;
             if round.is_news {
@@ -267,11 +267,22 @@ fn contained<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
         .unwrap_or_else(|_| Err("the decoder panicked on it, which is a bug in mesh; please report it".to_owned()))
 }
 
-fn bounded(mut text: String) -> String {
+/// The problems as one text; what does not fit is cut, and what is not in it at all is counted.
+fn bounded(problems: &[String]) -> String {
+    let mut text = problems.join("; ");
     if text.len() > MAX_ERROR {
         let end = (0..=MAX_ERROR).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
         text.truncate(end);
+        let starts = problems.iter().scan(0, |next, problem| {
+            let start = *next;
+            *next += problem.len() + "; ".len();
+            Some(start)
+        });
+        let left = starts.filter(|start| *start >= end).count();
         text.push('…');
+        if left > 0 {
+            text.push_str(&format!(" and {left} more"));
+        }
     }
     text
 }

@@ -246,6 +246,19 @@ fn a_nack_names_every_bad_resource_and_uses_the_good_ones() {
     }
 }
 
+#[test]
+fn a_nack_that_is_cut_says_how_many_more_there_are() {
+    let mut ads = Machine::of(Variant::Delta);
+    let names: Vec<String> = (1000..2000).map(|number| number.to_string()).collect();
+    names.iter().for_each(|name| ads.subscribe(&[listener(name)]));
+    ads.opened();
+    ads.request();
+    let all: Vec<String> = names.iter().map(|name| format!("{name}=bad")).collect();
+    ads.respond(Kind::Listener, "v1", &all.iter().map(String::as_str).collect::<Vec<_>>());
+    // `1000: field: bad; ` is 18 bytes long: 455 fit into 8 KiB, and another one begins.
+    assert!(ads.request().error.unwrap().ends_with("… and 544 more"));
+}
+
 /// Counts the refusals in the log.
 #[derive(Clone, Default)]
 struct Log(Arc<AtomicUsize>);
@@ -381,6 +394,22 @@ fn a_wish_renewed_before_the_control_plane_heard_of_its_end_keeps_the_value() {
         ads.opened();
         ads.subscribe(&[listener("a")]);
         assert_eq!(ads.known(&listener("a")), Known::Pending);
+    }
+}
+
+#[test]
+fn a57_a_wish_renewed_before_the_control_plane_heard_of_its_end_is_waited_for_no_longer_than_any() {
+    for variant in BOTH {
+        let mut ads = Machine::of(variant);
+        ads.subscribe(&[listener("a")]);
+        ads.opened();
+        ads.request();
+        ads.unsubscribe(&[listener("a")]);
+        ads.subscribe(&[listener("a")]);
+        assert!(ads.is_silent(), "nothing changed for the control plane");
+        assert!(ads.pass(TIMEOUT - Duration::from_millis(1)).is_empty());
+        assert_eq!(ads.pass(Duration::from_millis(1)), [listener("a")]);
+        assert!(ads.missing(&listener("a")).unwrap().contains("within 15s"));
     }
 }
 

@@ -37,6 +37,23 @@ fn the_endpoints_of_a_changed_cluster_are_sent_again() {
 }
 
 #[test]
+fn the_endpoints_of_a_changed_cluster_of_an_authority_are_sent_again() {
+    let cluster = "xdstp://east/envoy.config.cluster.v3.Cluster/a";
+    let endpoints = "xdstp://east/envoy.config.endpoint.v3.ClusterLoadAssignment/a";
+    let fake = |edition| Fake::default().with(Kind::Cluster, cluster, edition).with(Kind::Endpoints, endpoints, 1);
+    for form in BOTH {
+        let cache = fake(1).cache();
+        let mut envoy = client(&cache, form, Dialect::Envoy);
+        envoy.ask(Kind::Cluster, &[cluster]);
+        envoy.ask(Kind::Endpoints, &[endpoints]);
+        envoy.settle();
+        fake(2).publish(&cache, "2");
+        let both = [row(Kind::Cluster, &[cluster], &[]), row(Kind::Endpoints, &[endpoints], &[])];
+        assert_eq!(envoy.settle(), both, "{form:?}");
+    }
+}
+
+#[test]
 fn endpoints_known_from_an_earlier_stream_are_sent_again() {
     // How many are sent on a second stream to a client that says what it has.
     let sent_again = |dialect| {
