@@ -70,9 +70,9 @@ async fn an_application_that_blocks_its_runtime_keeps_its_identity_and_its_confi
     application.join().unwrap();
 }
 
-/// R38 at test scale: series are of destinations that are configured, never of what a request says.
+/// R38 at test scale: what a request says makes no series. Names of services do, up to a bound.
 #[tokio::test]
-async fn names_and_paths_without_end_make_no_series_r38() {
+async fn paths_and_headers_without_end_make_no_series_r38() {
     let plane = Plane::start().await;
     let reviews = plane.answering("reviews", "", "hello").await;
     let mesh = plane.process("productpage", "").debug_address(FREE).build().await.unwrap();
@@ -80,14 +80,10 @@ async fn names_and_paths_without_end_make_no_series_r38() {
     let client = mesh.debug_address().unwrap();
     let series = async |debug| plain_get(debug, "/metrics").await.unwrap().1.lines().count();
     call(&mesh, REVIEWS, &[]).await.unwrap();
-    call(&mesh, "http://nobody-0.example.com/", &[]).await.unwrap_err();
     let before = (series(client).await, series(server).await);
     for number in 1..=1000 {
         let path = format!("{REVIEWS}{number}?user={number}");
         assert_eq!(call(&mesh, &path, &[("x-request-id", &number.to_string())]).await.unwrap().1, "hello");
-    }
-    for number in 1..=20 {
-        call(&mesh, &format!("http://nobody-{number}.example.com/"), &[]).await.unwrap_err();
     }
     assert_eq!((series(client).await, series(server).await), before);
 }

@@ -44,6 +44,11 @@ pub const CONFIG_UNCONFIRMED: &str = "mesh_config_unconfirmed_seconds";
 /// When this process's certificate ends, and the first of the roots it trusts; seconds since the Unix epoch.
 pub const CERTIFICATE_EXPIRY: &str = "mesh_certificate_expiry_timestamp_seconds";
 
+/// Most sets of labels that have a series of their own.
+const MOST_SERIES: usize = 16_384;
+/// The destination service of those that have none.
+const OTHER: &str = "other";
+
 /// Which side reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reporter {
@@ -177,15 +182,26 @@ impl OutcomeCounters {
 }
 
 impl Metrics {
-    /// The series of `labels`, made on first use. Not for the request path: keep the answer.
+    /// The series of `labels`, made on first use. Not for the request path: keep the answer. Beyond 16,384 of them,
+    /// what is new is counted under the destination service `other`: names may come from outside without end.
     pub fn series(&self, labels: &RequestLabels) -> Arc<RequestSeries> {
         let mut series = self.series.lock();
         if let Some(found) = series.get(labels) {
             return found.clone();
         }
-        let made = Arc::<RequestSeries>::default();
-        series.insert(labels.clone(), made.clone());
-        made
+        if series.len() < MOST_SERIES {
+            return series.entry(labels.clone()).or_default().clone();
+        }
+        let other = RequestLabels {
+            reporter: labels.reporter,
+            source: PeerLabels::default(),
+            destination: PeerLabels::default(),
+            destination_service: OTHER.to_owned(),
+            destination_service_name: OTHER.to_owned(),
+            destination_service_namespace: String::new(),
+            mutual_tls: labels.mutual_tls,
+        };
+        series.entry(other).or_default().clone()
     }
 
     /// The series of raw connections with `labels` and a response flag (`-`: none), made on first use. Keep the
@@ -266,19 +282,43 @@ impl OutcomeCounters {
 mod tests {
     use super::*;
 
-    #[test]
-    fn one_series_a_label_set_and_one_counter_an_outcome() {
-        let metrics = Metrics::default();
-        let labels = RequestLabels {
+    const OK: Outcome = Outcome { code: 200, grpc_status: None, flags: "-", grpc: false };
+
+    fn labels(service: String) -> RequestLabels {
+        RequestLabels {
             reporter: Reporter::Source,
             source: PeerLabels::default(),
             destination: PeerLabels::default(),
-            destination_service: "reviews.default.svc.cluster.local".into(),
+            destination_service: service,
             destination_service_name: "reviews".into(),
             destination_service_namespace: "default".into(),
             mutual_tls: None,
-        };
-        let ok = Outcome { code: 200, grpc_status: None, flags: "-", grpc: false };
+        }
+    }
+
+    #[test]
+    fn beyond_the_bound_destinations_share_a_series_r38() {
+        let metrics = Metrics::default();
+        let first = metrics.series(&labels("0".to_owned()));
+        for number in 1..MOST_SERIES + 3 {
+            metrics.series(&labels(number.to_string())).record(OK, Duration::ZERO);
+        }
+        first.record(OK, Duration::ZERO);
+        let (mut all, mut other) = (0, 0);
+        metrics.visit(|labels, _, counters| {
+            all += 1;
+            if labels.destination_service == OTHER {
+                other = counters.requests();
+            }
+        });
+        assert_eq!((all, other), (MOST_SERIES + 1, 3));
+    }
+
+    #[test]
+    fn one_series_a_label_set_and_one_counter_an_outcome() {
+        let metrics = Metrics::default();
+        let labels = labels("reviews.default.svc.cluster.local".to_owned());
+        let ok = OK;
         metrics.series(&labels).record(ok, Duration::from_millis(3));
         metrics.series(&labels).record(ok, Duration::from_millis(30));
         metrics.series(&labels).record(Outcome { code: 503, flags: "UH", ..ok }, Duration::ZERO);
