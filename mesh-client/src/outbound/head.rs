@@ -24,6 +24,8 @@ pub(crate) struct Head {
     // What `headers` was before the first try took it. A list, because most requests are sent once and
     // a map costs two allocations; a short one, because it is moved with the request.
     kept: SmallVec<[(HeaderName, HeaderValue); 4]>,
+    // There may have been none to keep.
+    is_kept: bool,
     taken: bool,
 }
 
@@ -32,7 +34,8 @@ impl Head {
         let request::Parts { method, uri, headers, extensions, .. } = parts;
         let protocol = extensions.get::<Protocol>().cloned();
         let host = HeaderValue::from_static("");
-        Self { method, uri, headers, extensions, protocol, host, kept: SmallVec::new(), taken: false }
+        let (kept, is_kept, taken) = (SmallVec::new(), false, false);
+        Self { method, uri, headers, extensions, protocol, host, kept, is_kept, taken }
     }
 
     /// The destination is known: its name is the `Host` unless the application wrote it in another way.
@@ -61,6 +64,7 @@ impl Head {
             protocol: self.protocol.clone(),
             host: self.host.clone(),
             kept: SmallVec::new(),
+            is_kept: false,
             taken: false,
         }
     }
@@ -118,7 +122,7 @@ impl Head {
 
     /// Remembers the headers, so that the head can be sent again.
     pub(crate) fn keep(&mut self) {
-        if self.kept.is_empty() {
+        if !std::mem::replace(&mut self.is_kept, true) {
             self.kept.extend(self.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
         }
     }
@@ -160,6 +164,7 @@ impl Head {
     pub(crate) fn again(&mut self) {
         // Otherwise the try ended before it took them.
         if std::mem::take(&mut self.taken) {
+            self.is_kept = false;
             self.headers = std::mem::take(&mut self.kept).into_iter().collect_headers();
             if let Some(protocol) = self.protocol.clone() {
                 self.extensions.insert(protocol);
@@ -170,15 +175,20 @@ impl Head {
     /// Brings the headers back from a request that was not sent.
     pub(crate) fn take_back<B>(&mut self, request: Request<B>) {
         let parts = request.into_parts().0;
-        (self.headers, self.extensions) = (parts.headers, parts.extensions);
+        self.taken = false;
+        self.extensions = parts.extensions;
+        // As it was before the try changed it, if that is known.
+        if std::mem::take(&mut self.is_kept) {
+            self.headers = std::mem::take(&mut self.kept).into_iter().collect_headers();
+            return;
+        }
+        self.headers = parts.headers;
         // HTTP/2 has it in the URI; `Host` stood for it if it is not the destination's.
         if parts.version == Version::HTTP_2
             && let Some(authority) = parts.uri.authority().filter(|of| of.as_str().as_bytes() != self.host.as_bytes())
         {
             self.set_authority(authority.as_str());
         }
-        self.kept.clear();
-        self.taken = false;
     }
 }
 
@@ -209,6 +219,24 @@ mod tests {
         let mut head = Head::new(request.into_parts().0);
         head.host = HeaderValue::from_static("a.test");
         head
+    }
+
+    #[test]
+    fn a_host_of_one_try_is_not_that_of_the_next() {
+        for (http2, sent) in [(true, true), (true, false), (false, true), (false, false)] {
+            // Without any header there is nothing to keep, which must be remembered too.
+            let mut head = head(None);
+            head.keep();
+            head.set_authority("endpoint.test");
+            head.keep();
+            let request = head.request(http2, Outgoing::Empty);
+            if sent {
+                head.again()
+            } else {
+                head.take_back(request)
+            }
+            assert_eq!(head.authority(), "a.test", "{http2} {sent}");
+        }
     }
 
     #[test]
