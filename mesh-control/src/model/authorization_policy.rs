@@ -7,7 +7,8 @@ use serde::Deserialize;
 use super::check::Check;
 use super::destination_rule::SelectorSpec;
 use super::kinds::Kind;
-use super::selection::{Selection, TargetRefSpec};
+use super::reference::RefSpec;
+use super::selection::Selection;
 use crate::source::decode::Ignored;
 
 pub(super) mod matchers;
@@ -30,9 +31,9 @@ pub(crate) struct AuthorizationPolicy {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AuthorizationPolicySpec {
     selector: Option<SelectorSpec>,
-    target_ref: Option<TargetRefSpec>,
+    target_ref: Option<RefSpec>,
     #[serde(default)]
-    target_refs: Vec<TargetRefSpec>,
+    target_refs: Vec<RefSpec>,
     action: Option<String>,
     provider: Option<ProviderSpec>,
     rules: Option<Vec<RuleSpec>>,

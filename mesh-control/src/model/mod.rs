@@ -14,6 +14,7 @@ mod kubernetes;
 mod linkerd;
 mod mesh_config;
 mod peer_authentication;
+mod reference;
 mod request_authentication;
 mod selection;
 mod service_entry;

@@ -12,7 +12,8 @@ use super::check::Check;
 use super::destination_rule::SelectorSpec;
 use super::key_set::PublicKeys;
 use super::kinds::Kind;
-use super::selection::{Selection, TargetRefSpec};
+use super::reference::RefSpec;
+use super::selection::Selection;
 use super::values::duration;
 use crate::source::decode::Ignored;
 
@@ -58,9 +59,9 @@ pub(crate) enum KeySource {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RequestAuthenticationSpec {
     selector: Option<SelectorSpec>,
-    target_ref: Option<TargetRefSpec>,
+    target_ref: Option<RefSpec>,
     #[serde(default)]
-    target_refs: Vec<TargetRefSpec>,
+    target_refs: Vec<RefSpec>,
     #[serde(default)]
     jwt_rules: Vec<RuleSpec>,
 }

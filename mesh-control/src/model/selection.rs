@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
-
 use super::check::Check;
 use super::destination_rule::SelectorSpec;
+use super::reference::RefSpec;
 
 /// Some workloads of the policy's scope.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,23 +15,12 @@ pub(crate) struct Selection {
     pub(crate) services: Option<Vec<String>>,
 }
 
-#[derive(Deserialize)]
-pub(super) struct TargetRefSpec {
-    #[serde(default)]
-    group: String,
-    #[serde(default)]
-    kind: String,
-    #[serde(default)]
-    name: String,
-    namespace: Option<String>,
-}
-
 impl Selection {
     /// Reads `selector`, `targetRef` and `targetRefs`.
     pub(super) fn read(
         selector: Option<SelectorSpec>,
-        one: Option<&TargetRefSpec>,
-        list: &[TargetRefSpec],
+        one: Option<&RefSpec>,
+        list: &[RefSpec],
         check: &mut Check<'_>,
     ) -> Self {
         let services = services(one, list, check);
@@ -46,7 +34,7 @@ impl Selection {
 
 /// The services among the targets. The other targets have no part in this mesh, and nobody is held to the policy
 /// by them.
-fn services(one: Option<&TargetRefSpec>, list: &[TargetRefSpec], check: &mut Check<'_>) -> Option<Vec<String>> {
+fn services(one: Option<&RefSpec>, list: &[RefSpec], check: &mut Check<'_>) -> Option<Vec<String>> {
     if one.is_none() && list.is_empty() {
         return None;
     }
@@ -58,8 +46,8 @@ fn services(one: Option<&TargetRefSpec>, list: &[TargetRefSpec], check: &mut Che
         if target.namespace.as_ref().is_some_and(|namespace| *namespace != own) {
             check.error(&format!("{at}.namespace"), "a policy is for targets of its own namespace");
         }
-        match (target.group.as_str(), target.kind.as_str()) {
-            ("" | "core", "Service") if !target.name.is_empty() => services.push(target.name.clone()),
+        match target.of() {
+            ("core", "Service") if !target.name.is_empty() => services.push(target.name.clone()),
             ("gateway.networking.k8s.io", "Gateway" | "GatewayClass") | ("networking.istio.io", "ServiceEntry") => {
                 let effect = "gateways and waypoints have no part in this mesh: the policy holds for nobody by this";
                 check.unenforced(&at, effect);

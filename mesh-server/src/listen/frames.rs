@@ -107,6 +107,7 @@ impl Frames {
                 let now = self.rest.min(bytes.len());
                 self.rest -= now;
                 bytes = &bytes[now..];
+                self.moves();
                 continue;
             }
             let now = (HEAD - self.filled).min(bytes.len());
@@ -123,6 +124,7 @@ impl Frames {
                 if is_head(kind) {
                     self.open = self.head[4] & END_HEADERS == 0;
                 }
+                self.moves();
             }
         }
         let in_head = self.open || self.filled > 0 || self.rest > 0 && is_head(self.head[3]);
@@ -132,6 +134,13 @@ impl Frames {
             _ => {}
         }
         Ok(())
+    }
+
+    /// A head that came to its end has no time any more: what begins after it has its own.
+    fn moves(&mut self) {
+        if !self.open && (self.rest == 0 || !is_head(self.head[3])) {
+            self.begun = None;
+        }
     }
 
     fn count(&mut self) -> io::Result<()> {
@@ -259,6 +268,13 @@ mod tests {
             assert!(waits().await, "{bytes:?}");
             clock::pass(limit).await;
             assert_eq!(waits().await, !limited, "{bytes:?}");
+        }
+        // Each head has its own time, though what comes always ends within one.
+        let mut frames = Frames::new(None, limit, Box::new(|| {}));
+        for piece in whole.repeat(8).chunks(8) {
+            frames.see(piece).unwrap();
+            clock::pass(limit / 4).await;
+            assert!(std::future::poll_fn(|cx| Poll::Ready(frames.wait(cx))).await.is_ok());
         }
         // Drop by drop is not in time either.
         let mut frames = Frames::new(None, limit, Box::new(|| {}));

@@ -5,6 +5,7 @@ use serde::Deserialize;
 
 use super::super::check::Check;
 use super::super::kinds::Kind;
+use super::super::reference::RefSpec;
 use super::values::{
     LabelSelector, LabelSelectorSpec, NetworkSpec, account_of, accounts_of, all_of_principals, identity, networks,
 };
@@ -123,24 +124,6 @@ pub(crate) struct NetworksSpec {
 pub(crate) struct AuthorizationSpec {
     target_ref: Option<RefSpec>,
     required_authentication_refs: Option<Vec<RefSpec>>,
-}
-
-#[derive(Deserialize)]
-struct RefSpec {
-    #[serde(default)]
-    group: String,
-    #[serde(default)]
-    kind: String,
-    #[serde(default)]
-    name: String,
-    namespace: Option<String>,
-}
-
-impl RefSpec {
-    /// Kind, with `core` for Kubernetes' own group.
-    fn of(&self) -> (&str, &str) {
-        (if self.group.is_empty() { "core" } else { &self.group }, &self.kind)
-    }
 }
 
 impl Kind for ServerAuthorization {

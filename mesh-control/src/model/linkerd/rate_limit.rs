@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::super::check::Check;
 use super::super::kinds::Kind;
+use super::super::reference::RefSpec;
 use crate::source::decode::Ignored;
 
 const GROUP: &str = "policy.linkerd.io";
@@ -52,17 +53,6 @@ struct OverrideSpec {
     client_refs: Vec<RefSpec>,
 }
 
-#[derive(Deserialize)]
-struct RefSpec {
-    #[serde(default)]
-    group: String,
-    #[serde(default)]
-    kind: String,
-    #[serde(default)]
-    name: String,
-    namespace: Option<String>,
-}
-
 impl Kind for LinkerdRateLimit {
     const GROUP: &'static str = GROUP;
     const KIND: &'static str = "HTTPLocalRateLimitPolicy";
@@ -76,7 +66,7 @@ impl Kind for LinkerdRateLimit {
     fn validate(spec: RateLimitSpec, check: &mut Check<'_>) -> Self {
         let own = check.document().namespace.clone();
         let server = match &spec.target_ref {
-            Some(target) if target.group == GROUP && target.kind == "Server" && !target.name.is_empty() => {
+            Some(target) if target.of() == (GROUP, "Server") && !target.name.is_empty() => {
                 if target.namespace.as_ref().is_some_and(|namespace| *namespace != own) {
                     check.error("spec.targetRef.namespace", "a policy is for a Server of its own namespace");
                 }
@@ -129,8 +119,7 @@ fn accounts(refs: &[RefSpec], own: &str, at: &str, check: &mut Check<'_>) -> Vec
     }
     let mut accounts = Vec::new();
     for (i, one) in refs.iter().enumerate() {
-        let core = one.group.is_empty() || one.group == "core";
-        if !core || one.kind != "ServiceAccount" || one.name.is_empty() {
+        if one.of() != ("core", "ServiceAccount") || one.name.is_empty() {
             check.error(&format!("{at}.clientRefs[{i}]"), "a ServiceAccount is needed");
             continue;
         }
