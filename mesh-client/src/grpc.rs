@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Response, Uri, header};
 use mesh_core::id::Target;
 
 use crate::body::Body;
@@ -122,41 +122,9 @@ fn percent_encode(text: &str) -> String {
     out
 }
 
-/// Whether a request is gRPC: its content type, as gRPC over HTTP/2 defines it. gRPC-Web is not.
-pub(crate) fn is_type(content_type: &HeaderValue) -> bool {
-    let rest = content_type.as_bytes().strip_prefix(b"application/grpc");
-    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
-}
-
-/// The gRPC code of an HTTP status ("HTTP to gRPC status code mapping").
-pub(crate) fn code_of(status: StatusCode) -> i32 {
-    match status.as_u16() {
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 => 12,
-        429 | 502..=504 => 14,
-        200 => 0,
-        _ => 2,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn grpc_is_told_by_its_content_type() {
-        for (text, grpc) in [
-            ("application/grpc", true),
-            ("application/grpc+proto", true),
-            ("application/grpc;v=1", true),
-            ("application/grpc-web", false),
-            ("application/json", false),
-        ] {
-            assert_eq!(is_type(&HeaderValue::from_static(text)), grpc, "{text}");
-        }
-    }
 
     #[test]
     fn messages_are_percent_encoded() {

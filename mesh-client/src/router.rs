@@ -213,19 +213,19 @@ impl Router {
     ) -> Result<Chosen<'r>, Cause> {
         let plain = |cluster| Chosen { cluster, share: None, filters: &plan.filters, session: plan.session.as_ref() };
         match &plan.choice {
-            Choice::One(slot) => Ok(plain(slot.cluster()?)),
+            Choice::One(slot) => Ok(plain(slot.cluster(env)?)),
             Choice::Weighted(shares) => {
                 let ClusterChoice::Weighted(weighted) = &forward.to else {
                     unreachable!("a weighted plan comes from a weighted policy")
                 };
                 let (entry, share) = draw_share(weighted, shares, pinned, env);
-                let (cluster, session) = (share.slot.cluster()?, share.session.as_ref());
+                let (cluster, session) = (share.slot.cluster(env)?, share.session.as_ref());
                 Ok(Chosen { cluster, share: Some(entry), filters: &share.filters, session })
             }
             Choice::Header(name) => {
                 let wanted = headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
                 match self.wiring.clusters.get(&ClusterName::new(wanted)) {
-                    Some(slot) => Ok(plain(slot.cluster()?)),
+                    Some(slot) => Ok(plain(slot.cluster(env)?)),
                     None => Err(Cause::NoCluster {
                         cluster: wanted.into(),
                         reason: format!("named by header {name}, and this destination has no such cluster").into(),
@@ -248,7 +248,7 @@ impl Router {
         if let Some(forward) = &self.snapshot.listener.tcp {
             // Below the sum of the weights, which fits.
             let place = forward.pick(env.draw(u64::from(forward.total())) as u32);
-            return Ok((self.wiring.tcp[place].cluster()?, forward.max_connect_attempts.get()));
+            return Ok((self.wiring.tcp[place].cluster(env)?, forward.max_connect_attempts.get()));
         }
         let (headers, draw) = (http::HeaderMap::new(), || env.draw_million());
         let view = RequestView {
@@ -272,7 +272,7 @@ impl Router {
         let plan = self.plan(route);
         let chosen = self.choose(plan, forward, &headers, None, env)?;
         let unreached = TryOutcome::Failure(FailureKind::ConnectFailed);
-        let retries = plan.retry.as_ref().filter(|retries| retries.rules.condition(&unreached).is_some());
+        let retries = plan.retry.as_ref().filter(|retries| retries.rules.condition(&unreached, false).is_some());
         Ok((chosen.cluster, retries.map_or(1, |retries| retries.policy.attempts.saturating_add(1))))
     }
 
@@ -288,17 +288,18 @@ impl Router {
 
 impl Slot {
     /// The cluster to use now.
-    pub(crate) fn cluster(&self) -> Result<&Arc<Cluster>, Cause> {
+    pub(crate) fn cluster(&self, env: &Env) -> Result<&Arc<Cluster>, Cause> {
         match self {
             Self::Ready(cluster) => Ok(cluster),
             Self::Failed(cluster, reason) => Err(Cause::NoCluster { cluster: cluster.clone(), reason: reason.clone() }),
             Self::Aggregate(parts) => {
-                let ready = || parts.iter().filter_map(|part| part.cluster().ok());
-                match ready().find(|cluster| cluster.is_usable()).or_else(|| ready().next()) {
+                let ready = || parts.iter().filter_map(|part| part.cluster(env).ok());
+                let reachable = || ready().find(|cluster| cluster.is_reachable(env));
+                match reachable().or_else(|| ready().find(|c| c.is_usable())).or_else(|| ready().next()) {
                     Some(cluster) => Ok(cluster),
                     // None is there: the first says why.
                     None => match parts.first() {
-                        Some(first) => first.cluster(),
+                        Some(first) => first.cluster(env),
                         None => Err(Cause::NoCluster {
                             cluster: "".into(),
                             reason: "the aggregate cluster stands for no cluster".into(),

@@ -263,9 +263,14 @@ impl Attempt {
     }
 
     fn slipped(&mut self) {
-        self.measured = true;
         let (took, now) = self.clock();
-        self.in_flight.load().failed(took, now);
+        let load = self.in_flight.load();
+        // The latency is that of the head: what came after may have been a stream of hours.
+        if std::mem::replace(&mut self.measured, true) {
+            load.failed_late(now)
+        } else {
+            load.failed(took, now)
+        }
         self.judge(false);
     }
 

@@ -143,6 +143,11 @@ impl Cluster {
         !self.members.load().ready.is_empty()
     }
 
+    /// Whether one that may be used can be reached as far as is known.
+    pub(crate) fn is_reachable(&self, env: &Env) -> bool {
+        self.members.load().ready.is_reachable(env.since_epoch(Instant::now()))
+    }
+
     pub(crate) fn admission(&self) -> &Admission {
         &self.admission
     }

@@ -6,7 +6,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderMap;
+use mesh_core::context;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::body::Payload;
@@ -125,75 +126,17 @@ pub(crate) async fn unless_silent<T>(
     .await
 }
 
-/// Name of gRPC's deadline header.
-pub(super) static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-/// Name of Envoy's.
-static EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
-
-/// A `grpc-timeout` (gRPC over HTTP/2: up to eight digits and a unit). What is no timeout is ignored.
-pub(super) fn grpc_timeout(value: &HeaderValue) -> Option<Duration> {
-    let text = value.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let amount: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(amount * 3600),
-        "M" => Duration::from_secs(amount * 60),
-        "S" => Duration::from_secs(amount),
-        "m" => Duration::from_millis(amount),
-        "u" => Duration::from_micros(amount),
-        "n" => Duration::from_nanos(amount),
-        _ => return None,
-    })
-}
-
 /// Tells the endpoint how much time is left, so that deadlines shrink hop by hop: `grpc-timeout`, or for
 /// plain HTTP the header that Envoy uses.
 pub(crate) fn write_timeout(deadline: &Deadline, grpc: bool, headers: &mut HeaderMap) {
-    let Some(at) = deadline.at else { return };
-    let left = at.saturating_duration_since(Instant::now());
-    if grpc {
-        headers.insert(&GRPC_TIMEOUT, grpc_timeout_value(left));
-    } else {
-        headers.insert(&EXPECTED_TIMEOUT, HeaderValue::from(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)));
+    if let Some(at) = deadline.at {
+        context::write_timeout(at.saturating_duration_since(Instant::now()), grpc, headers);
     }
-}
-
-fn grpc_timeout_value(left: Duration) -> HeaderValue {
-    let micros = left.as_micros().max(1);
-    // Eight digits at most: 99 s in microseconds, 27 h in milliseconds.
-    let text = match micros {
-        0..100_000_000 => format!("{micros}u"),
-        100_000_000..100_000_000_000 => format!("{}m", micros / 1000),
-        _ => format!("{}S", (micros / 1_000_000).min(99_999_999)),
-    };
-    HeaderValue::from_str(&text).expect("digits and a letter are a header value")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn grpc_timeouts_are_read_and_nonsense_is_ignored() {
-        let read = |text: &'static str| grpc_timeout(&HeaderValue::from_static(text));
-        for (text, want) in [
-            ("1H", Some(Duration::from_secs(3600))),
-            ("250m", Some(Duration::from_millis(250))),
-            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
-            ("100u", Some(Duration::from_micros(100))),
-            ("", None),
-            ("S", None),
-            ("-1S", None),
-            ("123456789S", None),
-            ("1", None),
-            ("1x", None),
-        ] {
-            assert_eq!(read(text), want, "{text}");
-        }
-    }
 
     #[tokio::test(start_paused = true)]
     async fn the_earliest_limit_counts_and_says_whose_it_is() {
@@ -207,9 +150,9 @@ mod tests {
 
         let mut headers = HeaderMap::new();
         write_timeout(&deadline, true, &mut headers);
-        assert_eq!(grpc_timeout(&headers[&GRPC_TIMEOUT]), Some(second));
+        assert_eq!(context::grpc_timeout(&headers[&context::GRPC_TIMEOUT]), Some(second));
         write_timeout(&deadline, false, &mut headers);
-        assert_eq!(headers[&EXPECTED_TIMEOUT], "1000");
+        assert_eq!(headers[&context::EXPECTED_TIMEOUT], "1000");
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use mesh_core::matcher::CompiledRoute;
 use mesh_core::policy::{AbortStatus, DirectResponse, Redirect};
-use mesh_core::retry::http_status_of;
+use mesh_core::retry::{grpc_status_of, http_status_of};
 
 use super::head::Head;
 use crate::body::Body;
@@ -42,7 +42,7 @@ pub(crate) fn redirect(policy: &Redirect, route: &CompiledRoute, head: &Head) ->
 pub(crate) fn direct(policy: &DirectResponse, grpc_request: bool) -> Response<Body> {
     let status = StatusCode::from_u16(policy.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     if grpc_request && status != StatusCode::OK {
-        return grpc_answer(grpc::code_of(status), &String::from_utf8_lossy(&policy.body));
+        return grpc_answer(grpc_status_of(status), &String::from_utf8_lossy(&policy.body));
     }
     let mut response = Response::new(Body::from(bytes::Bytes::from(policy.body.clone())));
     *response.status_mut() = status;
@@ -62,7 +62,7 @@ pub(crate) fn abort(status: AbortStatus, grpc_request: bool) -> Response<Body> {
     let (http, grpc) = match status {
         AbortStatus::Http(code) => {
             let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            (status, grpc::code_of(status))
+            (status, grpc_status_of(status))
         }
         AbortStatus::Grpc(code) => {
             let code = i32::try_from(code).unwrap_or(2);

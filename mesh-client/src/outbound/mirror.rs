@@ -59,7 +59,7 @@ impl Copy {
         }
         Some(Self {
             env: call.env.clone(),
-            cluster: slot.cluster().ok()?.clone(),
+            cluster: slot.cluster(call.env).ok()?.clone(),
             target: call.exchange.target().clone(),
             head,
             trace: call.trace.of_copy(),

@@ -31,6 +31,7 @@ use std::time::Duration;
 use http::header::{CONTENT_TYPE, SET_COOKIE};
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use mesh_core::balance::hash::HashInput;
+use mesh_core::context;
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::matcher::{CompiledRoute, CorsVerdict};
 use mesh_core::policy::{AuthorityRewrite, Forward, HeaderPolicy, RouteAction, WeightedCluster};
@@ -51,7 +52,6 @@ use crate::body::{Body, Payload};
 use crate::destination::{Destination, Destinations};
 use crate::env::Env;
 use crate::error::{Cause, Error};
-use crate::grpc;
 use crate::router::{Chosen, Plan, Retries, Router};
 
 /// Sends one request. The order is the behaviour:
@@ -111,12 +111,12 @@ fn told(headers: &HeaderMap) -> (bool, Option<Duration>) {
     let (mut grpc, mut timeout) = (None, None);
     for (name, value) in headers {
         if *name == CONTENT_TYPE {
-            grpc.get_or_insert_with(|| grpc::is_type(value));
-        } else if *name == deadline::GRPC_TIMEOUT {
+            grpc.get_or_insert_with(|| context::is_grpc(value));
+        } else if *name == context::GRPC_TIMEOUT {
             timeout.get_or_insert(value);
         }
     }
-    (grpc == Some(true), timeout.and_then(deadline::grpc_timeout))
+    (grpc == Some(true), timeout.and_then(context::grpc_timeout))
 }
 
 fn open(destination: &Destination, head: &Head, trace: &Trace, started: Instant, grpc: bool) -> Box<Exchange> {

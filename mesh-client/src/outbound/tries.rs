@@ -203,7 +203,7 @@ impl<'t> Shared<'t> {
             }
             Err(cause) => TryOutcome::Failure(failure_kind(cause)),
         };
-        retries.rules.condition(&outcome).map(|_| retries)
+        retries.rules.condition(&outcome, self.grpc).map(|_| retries)
     }
 
     /// How long to wait before one more try, if there may be one: attempts, a body that can be sent again, the

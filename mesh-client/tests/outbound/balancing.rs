@@ -9,13 +9,15 @@ use http::{HeaderName, Request, Response};
 use mesh_client::Client;
 use mesh_core::balance::{Draw, Pick, Picker};
 use mesh_core::policy::{
-    Balancer, Cluster, ClusterChoice, ClusterState, Endpoint, Endpoints, Forward, HashPolicy, HashSource, Health,
-    HttpFilter, HttpFilterKind, LocalityEndpoints, RetryOn, RetryPolicy, RouteMatch, SessionSource, Snapshot,
-    StatefulSession, WeightedCluster, WeightedClusters,
+    Address, Balancer, Cluster, ClusterChoice, ClusterState, Discovery, Endpoint, Endpoints, Forward, HashPolicy,
+    HashSource, Health, HttpFilter, HttpFilterKind, LocalityEndpoints, RetryOn, RetryPolicy, RouteMatch, SessionSource,
+    Snapshot, StatefulSession, WeightedCluster, WeightedClusters,
 };
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
 
-use super::{TARGET, client_of, cluster, fetch, forward_with, get, read, retrying, server_of, snapshot_with};
+use super::{
+    TARGET, client_of, cluster, dead_address, fetch, forward_with, get, read, retrying, server_of, snapshot_with,
+};
 
 async fn servers(names: &[&str]) -> Vec<EchoServer> {
     let mut servers = Vec::new();
@@ -134,6 +136,39 @@ async fn a_retry_can_leave_its_priority() {
         }
         let (client, _) = client_of(snapshot);
         assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), want, "next locality: {next_locality}");
+    }
+}
+
+#[tokio::test]
+async fn where_a_priority_or_a_part_of_an_aggregate_cannot_be_reached_the_next_one_serves() {
+    let far = EchoServer::start("far").await;
+    let dead = || Endpoint::new(Address::Socket(dead_address()));
+    let group = |priority: u32, endpoint| LocalityEndpoints {
+        locality: Default::default(),
+        priority,
+        weight: NonZeroU32::MIN,
+        endpoints: vec![endpoint],
+    };
+    let mut priorities = with(Balancer::RoundRobin, forward_with(None), std::slice::from_ref(&far));
+    if let Some(ClusterState::Ready { endpoints, .. }) = priorities.clusters.get_mut(&"test".into()) {
+        let localities = vec![group(0, dead()), group(1, far.endpoint())];
+        *endpoints = Arc::new(Endpoints { localities, ..Endpoints::clone(endpoints) });
+    }
+    let discovery = Discovery::Aggregate(vec!["near".into(), "far".into()]);
+    let parts = [
+        (Cluster { discovery, ..super::cluster("all") }, vec![]),
+        (super::cluster("near"), vec![dead()]),
+        (super::cluster("far"), vec![far.endpoint()]),
+    ];
+    let aggregate = policy::snapshot(policy::routes([policy::route_to("all".into())]), parts);
+    for snapshot in [priorities, aggregate] {
+        let (client, _) = client_of(snapshot);
+        let mut answered = 0;
+        for _ in 0..40 {
+            answered += usize::from(fetch(&client, "/").await.is_ok());
+        }
+        // Each time its cool-down is over, a request looks whether the first is back.
+        assert!(answered >= 30, "{answered} of 40");
     }
 }
 

@@ -8,7 +8,7 @@ use super::report::EndpointReport;
 use super::stamped::{Stamped, decay, millis, since};
 use crate::health::Standing;
 use crate::policy::WeightedRoundRobin;
-use crate::sync::{AtomicU8, AtomicU32, Ordering};
+use crate::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// The load of one endpoint.
 ///
@@ -25,11 +25,13 @@ pub struct Load {
     // As the endpoint reports them (Prequal).
     reported_latency: Stamped,
     reported_in_flight: AtomicU32,
-    // Milliseconds of the owner's clock; 0 = not set.
-    ramp_from: AtomicU32,
+    // Milliseconds of the owner's clock; 0 = not set. The whole of them where the time may be long ago.
+    ramp_from: AtomicU64,
     avoid_until: AtomicU32,
     unreachable: AtomicU32,
     standing: AtomicU8,
+    // Pick first stays with it.
+    chosen: AtomicBool,
 }
 
 /// Time over which latency is forgotten (Linkerd `ewma.decay`).
@@ -79,6 +81,16 @@ impl Load {
         if took > DEFAULT_LATENCY || self.latency.read(now).is_some() {
             self.latency.update(now, |old| old.map_or(took, |(value, _)| value.max(took)));
         }
+        self.blame(now);
+    }
+
+    /// An answer whose head was counted with [`succeeded`](Self::succeeded) came to a bad end. When that was says how
+    /// long the answer was, and nothing of the endpoint's latency.
+    pub fn failed_late(&self, now: Duration) {
+        self.blame(millis(now));
+    }
+
+    fn blame(&self, now: u32) {
         self.failures.update(now, |old| (score(old) + 1.0).min(MOST_FAILURES));
     }
 
@@ -173,13 +185,13 @@ impl Load {
 
     /// Begins a slow start: the endpoint is new, or healthy again.
     pub fn ramp_from(&self, now: Duration) {
-        self.ramp_from.store(millis(now).max(1), Ordering::Relaxed);
+        self.ramp_from.store(whole_millis(now).max(1), Ordering::Relaxed);
     }
 
     /// Milliseconds since the slow start began; `None` if there was none.
-    pub(super) fn ramped_for(&self, now: u32) -> Option<u32> {
+    pub(super) fn ramped_for(&self, now: Duration) -> Option<u64> {
         let from = self.ramp_from.load(Ordering::Relaxed);
-        (from != 0).then(|| since(now, from))
+        (from != 0).then(|| whole_millis(now).saturating_sub(from))
     }
 
     /// No connection could be had: the endpoint is passed over while there are others, for half a
@@ -204,7 +216,21 @@ impl Load {
     /// Whether connecting failed a short while ago.
     pub fn is_unreachable(&self, now: Duration) -> bool {
         let until = self.avoid_until.load(Ordering::Relaxed);
-        until != 0 && since(until, millis(now)) > 0
+        // No time to come is farther than that: what is, is one of weeks ago.
+        until != 0 && (1..=COOL_DOWN.1).contains(&until.wrapping_sub(millis(now)))
+    }
+
+    /// Whether pick first stays with this endpoint; see [`choose`](Self::choose).
+    pub(super) fn is_chosen(&self) -> bool {
+        self.chosen.load(Ordering::Relaxed)
+    }
+
+    /// Pick first stays with this endpoint, or no longer.
+    pub(super) fn choose(&self, chosen: bool) {
+        // Asked first: writing would take the line from other processors.
+        if self.is_chosen() != chosen {
+            self.chosen.store(chosen, Ordering::Relaxed);
+        }
     }
 }
 
@@ -218,6 +244,10 @@ fn peak(old: Option<(f32, u32)>, took: f32) -> f32 {
 
 fn score(failures: Option<(f32, u32)>) -> f32 {
     failures.map_or(0.0, |(value, age)| value * decay(age, FAILURE_DECAY))
+}
+
+fn whole_millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn micros(time: Duration) -> f32 {

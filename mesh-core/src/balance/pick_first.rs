@@ -6,7 +6,7 @@ use super::weights::Excluded;
 use super::{Candidates, Draw, Pick, Picker};
 
 /// Sends everything to the first candidate of the list; when that cannot be reached, to the next one,
-/// and stays there until that one cannot be reached either.
+/// and stays there until that one cannot be reached either, also if the list changes meanwhile.
 #[derive(Debug)]
 pub struct PickFirst {
     candidates: Candidates,
@@ -29,7 +29,9 @@ impl PickFirst {
             keyed.sort_by(|a, b| b.0.total_cmp(&a.0));
             order = keyed.into_iter().map(|(_, index)| index).collect();
         }
-        Self { candidates, order: order.into(), current: AtomicUsize::new(0) }
+        let chosen = |index: &u32| candidates[*index as usize].load().is_some_and(|load| load.is_chosen());
+        let current = order.iter().position(chosen).unwrap_or(0);
+        Self { candidates, order: order.into(), current: AtomicUsize::new(current) }
     }
 }
 
@@ -41,6 +43,9 @@ impl Picker for PickFirst {
         let current = self.current.load(Ordering::Relaxed);
         let first = *self.order.get(current)? as usize;
         let lost = unreachable(first);
+        if let Some(load) = self.candidates[first].load() {
+            load.choose(!lost);
+        }
         if !lost && !excluded.contains(first) {
             return Some(first);
         }

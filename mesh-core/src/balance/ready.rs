@@ -19,7 +19,6 @@ use smallvec::SmallVec;
 use super::levels::{Count, OVERPROVISIONING, Share, availability, shares};
 use super::slow_start::Ramp;
 use super::spill::Spill;
-use super::stamped::millis;
 use super::{Candidates, Draw, Load, Pick, Picker, picker_for};
 use crate::health::Standing;
 use crate::policy::{Address, Cluster, Endpoint, Endpoints, Health, LocalityEndpoints, PerMillion};
@@ -114,7 +113,7 @@ impl<E> ReadySet<E> {
             candidates.push(Candidates::candidate(weight, entry.load, entry.place));
         }
         let candidates = Candidates::new(candidates, endpoints).hashing(cluster.hashing.use_hostname);
-        let ramp = cluster.slow_start.as_ref().and_then(|policy| Ramp::new(policy, &candidates, millis(now)));
+        let ramp = cluster.slow_start.as_ref().and_then(|policy| Ramp::new(policy, &candidates, now));
         let spill = cluster.locality.spill.as_ref().map(Spill::new);
         let mut sum = 0;
         let pools = pools.into_iter().map(|pool| {
@@ -136,7 +135,7 @@ impl<E> ReadySet<E> {
 
     /// Picks an endpoint for a request: its index (to be put into `tried` for the next try) and what is
     /// kept for it. `None` only if none is usable; endpoints in `tried` come last, and endpoints that
-    /// could not be reached a moment ago come after others.
+    /// could not be reached a moment ago come after others, those of other priorities among them (gRFC A56).
     pub fn pick(&self, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<(usize, &E)> {
         let pool = self.pool(pick, draw)?;
         let mut index = self.pick_in(pool, pick, draw)?;
@@ -145,6 +144,9 @@ impl<E> ReadySet<E> {
             && spill.goes_on(self.candidates[index].in_flight(), draw)
         {
             index = self.pick_in(next, pick, draw).unwrap_or(index);
+        }
+        if self.is_unreachable(index, pick.now) {
+            index = self.elsewhere(pool, pick, draw).unwrap_or(index);
         }
         Some((index, &self.endpoints[index]))
     }
@@ -198,6 +200,11 @@ impl<E> ReadySet<E> {
         self.pools.iter().any(|pool| pool.range.contains(&index))
     }
 
+    /// Whether one of those that are usable can be reached as far as is known.
+    pub fn is_reachable(&self, now: Duration) -> bool {
+        self.pools.iter().flat_map(|pool| pool.range.clone()).any(|index| !self.is_unreachable(index, now))
+    }
+
     /// How many are usable.
     pub fn len(&self) -> usize {
         self.usable
@@ -241,6 +248,14 @@ impl<E> ReadySet<E> {
         self.pools.iter().find(|other| other.priority > pool.priority)
     }
 
+    /// One that can be reached, where nothing of `pool` can.
+    #[cold]
+    fn elsewhere(&self, pool: &Pool, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize> {
+        let others = self.pools.iter().filter(|other| !std::ptr::eq(*other, pool));
+        let mut picked = others.filter_map(|other| self.pick_in(other, pick, draw));
+        picked.find(|index| !self.is_unreachable(*index, pick.now) && !pick.tried.contains(index))
+    }
+
     fn picker<'p>(&self, pool: &'p Pool, draw: &mut Draw<'_>) -> &'p dyn Picker {
         &**pool.picker.get_or_init(|| {
             let candidates = self.candidates.slice(pool.range.clone());
@@ -279,7 +294,7 @@ impl<E> ReadySet<E> {
     fn is_welcome(&self, index: usize, picker: &dyn Picker, pick: &Pick<'_>, draw: &mut Draw<'_>) -> bool {
         let ramp = self.ramp.as_ref().filter(|_| picker.may_ramp());
         !self.is_unreachable(index, pick.now)
-            && ramp.is_none_or(|ramp| ramp.accepts(&self.candidates, index, millis(pick.now), draw))
+            && ramp.is_none_or(|ramp| ramp.accepts(&self.candidates, index, pick.now, draw))
     }
 
     fn is_unreachable(&self, index: usize, now: Duration) -> bool {

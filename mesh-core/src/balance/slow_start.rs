@@ -4,13 +4,15 @@
 //! otherwise. So it works above any picker, and every endpoint ramps by its own beginning: one more new
 //! endpoint changes nothing for those before.
 
+use std::time::Duration;
+
 use super::{Candidates, Draw};
 use crate::policy::SlowStart;
 
 #[derive(Debug)]
 pub(super) struct Ramp {
     // Milliseconds.
-    window: u32,
+    window: u64,
     exponent: f32,
     least: f32,
 }
@@ -19,8 +21,8 @@ const ALL: u64 = 1_000_000;
 
 impl Ramp {
     /// The ramp, if any of the candidates is in it.
-    pub(super) fn new(policy: &SlowStart, candidates: &Candidates, now: u32) -> Option<Self> {
-        let window = u32::try_from(policy.window.as_millis()).unwrap_or(u32::MAX);
+    pub(super) fn new(policy: &SlowStart, candidates: &Candidates, now: Duration) -> Option<Self> {
+        let window = u64::try_from(policy.window.as_millis()).unwrap_or(u64::MAX);
         let aggression = policy.aggression.max(1) as f32 / 1e6;
         let least = policy.min_share.get() as f32 / 1e6;
         let ramp = Self { window, exponent: 1.0 / aggression, least };
@@ -28,7 +30,7 @@ impl Ramp {
     }
 
     /// Whether a pick of this candidate stands.
-    pub(super) fn accepts(&self, candidates: &Candidates, index: usize, now: u32, draw: &mut Draw<'_>) -> bool {
+    pub(super) fn accepts(&self, candidates: &Candidates, index: usize, now: Duration, draw: &mut Draw<'_>) -> bool {
         let share = self.share(candidates, index, now);
         if share >= 1.0 {
             return true;
@@ -38,11 +40,11 @@ impl Ramp {
         draw(ALL) < (share / oldest * ALL as f32) as u64
     }
 
-    fn share(&self, candidates: &Candidates, index: usize, now: u32) -> f32 {
+    fn share(&self, candidates: &Candidates, index: usize, now: Duration) -> f32 {
         self.of(candidates[index].load().and_then(|load| load.ramped_for(now)))
     }
 
-    fn of(&self, ramped_for: Option<u32>) -> f32 {
+    fn of(&self, ramped_for: Option<u64>) -> f32 {
         match ramped_for.filter(|age| *age < self.window) {
             None => 1.0,
             // From the first second on, as in Envoy.

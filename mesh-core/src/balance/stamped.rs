@@ -13,10 +13,13 @@ pub(super) fn millis(now: Duration) -> u32 {
     (now.as_secs() as u32).wrapping_mul(1000).wrapping_add(now.subsec_millis())
 }
 
+/// What another thread's clock may be ahead by: it was read a moment before.
+const AHEAD: u32 = 60_000;
+
 /// Milliseconds from `then` to `now`; 0 if another thread's clock was ahead.
 pub(super) fn since(now: u32, then: u32) -> u32 {
     let passed = now.wrapping_sub(then);
-    if passed > u32::MAX / 2 { 0 } else { passed }
+    if passed > u32::MAX - AHEAD { 0 } else { passed }
 }
 
 impl Stamped {
@@ -72,6 +75,8 @@ mod tests {
         let (value, age) = number.read(millis(after)).unwrap();
         assert!((value - 0.5).abs() < 1e-6 && age == 1000, "{value} {age}");
         assert_eq!(number.read(millis(before).wrapping_sub(3)).unwrap().1, 0, "a clock behind is no age");
+        let month = Duration::from_secs(30 * 24 * 3600);
+        assert_eq!(number.read(millis(after + month)).unwrap().1, 2_592_001_000, "half the way round is old, not new");
         number.set(0.0, 0);
         assert!(number.read(0).is_some(), "zero at time zero is something");
         number.update(9, |old| old.map_or(7.0, |(value, age)| value + age as f32));

@@ -4,8 +4,10 @@
 //! It follows the task: work moved to another task with `tokio::spawn` takes it along through
 //! [`scope`]. This is the one task-local of the library; it holds a request, never configuration.
 
+mod timeout;
 mod trace;
 
+pub use self::timeout::{EXPECTED_TIMEOUT, GRPC_TIMEOUT, expected_timeout, grpc_timeout, is_grpc, write_timeout};
 pub use self::trace::{InvalidTraceparent, TraceContext};
 
 use std::future::Future;

@@ -233,7 +233,8 @@ pub enum RouteAction {
 pub struct Forward {
     /// Where to.
     pub to: ClusterChoice,
-    /// Time for the whole request, all tries and back-off included. None = unlimited.
+    /// Time for the whole request, all tries and back-off included, from its begin. None = unlimited. Envoy's time
+    /// begins when the request's body has been sent: where bodies are long, allow for them.
     pub timeout: Option<Duration>,
     /// Time without a byte in either direction. None = unlimited.
     pub idle_timeout: Option<Duration>,

@@ -47,6 +47,19 @@ pub fn http_status_of(grpc_status: i32) -> StatusCode {
     }
 }
 
+/// The gRPC status of an answer that is none of gRPC's, by its HTTP status (gRPC "HTTP to gRPC Status Code Mapping").
+pub fn grpc_status_of(status: StatusCode) -> i32 {
+    match status.as_u16() {
+        200 => 0,
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
+    }
+}
+
 /// Why a try had no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FailureKind {
@@ -63,6 +76,17 @@ pub enum FailureKind {
     PerTryTimeout,
     /// Our own limits refused it, or configuration or the caller is at fault: never tried again.
     Local,
+}
+
+impl FailureKind {
+    /// The gRPC status that the application sees.
+    fn grpc_status(self) -> Option<i32> {
+        match self {
+            Self::ConnectFailed | Self::Refused | Self::ResetBeforeRequest | Self::Reset => Some(14),
+            Self::PerTryTimeout => Some(4),
+            Self::Local => None,
+        }
+    }
 }
 
 /// The retry conditions of a route, compiled.
@@ -92,10 +116,23 @@ impl RetryRules {
     }
 
     /// The name of the condition that asks for a retry, as `retry_on` writes it; `None` = do not retry.
-    pub fn condition(&self, outcome: &TryOutcome<'_>) -> Option<&'static str> {
+    ///
+    /// A gRPC call always ends with a status: `grpc` says that what has none is judged by the one that its
+    /// application would see as well (gRFC A6, A44).
+    pub fn condition(&self, outcome: &TryOutcome<'_>, grpc: bool) -> Option<&'static str> {
         match *outcome {
-            TryOutcome::Answer { status, headers, grpc_status } => self.of_answer(status, headers, grpc_status),
-            TryOutcome::Failure(kind) => self.of_failure(kind),
+            TryOutcome::Answer { status, headers, grpc_status } => {
+                let made = || (grpc && status != StatusCode::OK).then(|| grpc_status_of(status));
+                self.of_answer(status, headers, grpc_status.or_else(made))
+            }
+            TryOutcome::Failure(kind) => self.of_failure(kind).or_else(|| self.of_status(kind.grpc_status(), grpc)),
+        }
+    }
+
+    fn of_status(&self, status: Option<i32>, grpc: bool) -> Option<&'static str> {
+        match status.filter(|_| grpc)? {
+            4 => self.on.deadline_exceeded.then_some("deadline-exceeded"),
+            _ => self.on.unavailable.then_some("unavailable"),
         }
     }
 

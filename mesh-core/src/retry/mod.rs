@@ -10,7 +10,9 @@ mod told;
 
 pub use self::backoff::Backoff;
 pub use self::budget::Budget;
-pub use self::classify::{FailureKind, RetryRules, TryOutcome, grpc_status, http_status_of, is_failure};
+pub use self::classify::{
+    FailureKind, RetryRules, TryOutcome, grpc_status, grpc_status_of, http_status_of, is_failure,
+};
 pub use self::told::{Pushback, pushback, reset};
 
 use crate::policy::CircuitBreakers;

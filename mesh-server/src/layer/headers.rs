@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, StatusCode, header};
 
+use mesh_core::context;
 use mesh_core::matcher::are_twins;
 
 /// Headers with which a hop inside the mesh tells the next one something. Here the certificate is the
@@ -17,8 +18,6 @@ static STRIPPED: [HeaderName; 3] = [
 ];
 
 // Names made once: a look-up by text has to check and sort the text each time.
-static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-static EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// What the mesh wants to know of a request's headers.
@@ -47,18 +46,18 @@ pub(super) fn read(headers: &mut HeaderMap) -> Seen {
             seen.host = true;
         } else if *name == header::CONNECTION {
             seen.connection = true;
-        } else if *name == GRPC_TIMEOUT {
+        } else if *name == context::GRPC_TIMEOUT {
             grpc.get_or_insert(value);
-        } else if *name == EXPECTED_TIMEOUT {
+        } else if *name == context::EXPECTED_TIMEOUT {
             expected = Some(value);
         } else {
             strip |= is_stripped(name);
         }
     }
-    seen.grpc = kind.is_some_and(names_grpc);
+    seen.grpc = kind.is_some_and(context::is_grpc);
     seen.timeout = match grpc {
-        Some(value) => grpc_timeout(value),
-        None => expected.and_then(millis),
+        Some(value) => context::grpc_timeout(value),
+        None => expected.and_then(context::expected_timeout),
     };
     if strip {
         let names: Vec<_> = headers.keys().filter(|name| is_stripped(name)).cloned().collect();
@@ -80,35 +79,7 @@ pub(super) fn is_failure(status: StatusCode, headers: &HeaderMap) -> bool {
 
 /// Whether the message is gRPC (not gRPC-Web, whose status is inside the body).
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).is_some_and(names_grpc)
-}
-
-fn names_grpc(kind: &HeaderValue) -> bool {
-    let rest = kind.as_bytes().strip_prefix(b"application/grpc");
-    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
-}
-
-fn millis(value: &HeaderValue) -> Option<Duration> {
-    let millis = value.to_str().ok()?.parse().ok()?;
-    (millis > 0).then(|| Duration::from_millis(millis))
-}
-
-/// `grpc-timeout`: one to eight digits and a unit (gRPC over HTTP/2).
-fn grpc_timeout(value: &HeaderValue) -> Option<Duration> {
-    let (unit, digits) = value.as_bytes().split_last()?;
-    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let amount = digits.iter().fold(0_u64, |sum, digit| sum * 10 + u64::from(digit - b'0'));
-    Some(match unit {
-        b'H' => Duration::from_secs(amount * 3600),
-        b'M' => Duration::from_secs(amount * 60),
-        b'S' => Duration::from_secs(amount),
-        b'm' => Duration::from_millis(amount),
-        b'u' => Duration::from_micros(amount),
-        b'n' => Duration::from_nanos(amount),
-        _ => return None,
-    })
+    headers.get(header::CONTENT_TYPE).is_some_and(context::is_grpc)
 }
 
 /// The gRPC status in headers or trailers; one that gRPC does not know is 2 (unknown), as its clients
@@ -129,40 +100,14 @@ mod tests {
 
     #[test]
     fn timeouts_are_read_as_specified() {
-        for (text, want) in [
-            ("1H", Some(Duration::from_secs(3600))),
-            ("2M", Some(Duration::from_secs(120))),
-            ("3S", Some(Duration::from_secs(3))),
-            ("250m", Some(Duration::from_millis(250))),
-            ("7u", Some(Duration::from_micros(7))),
-            ("99999999n", Some(Duration::from_nanos(99_999_999))),
-            ("999999999S", None),
-            ("S", None),
-            ("", None),
-            ("-1S", None),
-            ("1", None),
-            ("1s", None),
-        ] {
-            assert_eq!(read(&mut headers("grpc-timeout", text)).timeout, want, "{text}");
-        }
+        let grpc = |text| read(&mut headers("grpc-timeout", text)).timeout;
+        assert_eq!(grpc("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(grpc("1s"), None);
         let envoy = |text| read(&mut headers("x-envoy-expected-rq-timeout-ms", text)).timeout;
         assert_eq!(envoy("15"), Some(Duration::from_millis(15)));
         assert_eq!(envoy("0"), None);
         assert_eq!(envoy("x"), None);
         assert_eq!(read(&mut HeaderMap::new()).timeout, None);
-    }
-
-    #[test]
-    fn grpc_is_told_by_its_content_type() {
-        for (text, want) in [
-            ("application/grpc", true),
-            ("application/grpc+proto", true),
-            ("application/grpc; charset=utf-8", true),
-            ("application/grpc-web", false),
-            ("application/json", false),
-        ] {
-            assert_eq!(read(&mut headers("content-type", text)).grpc, want, "{text}");
-        }
     }
 
     #[test]

@@ -71,6 +71,17 @@ fn failures_are_forgotten_by_time_and_by_success() {
 }
 
 #[test]
+fn a_bad_end_of_a_long_answer_is_no_latency() {
+    let load = Load::default();
+    load.succeeded(Duration::from_millis(2), SECOND);
+    load.failed_late(3600 * SECOND);
+    assert!(load.latency(3600 * SECOND) <= 2_000.0, "{}", load.latency(3600 * SECOND));
+    assert!(load.failure_penalty(3600 * SECOND) > 3.9, "but a failure it is");
+    load.failed(3600 * SECOND, 3600 * SECOND);
+    assert!(load.latency(3600 * SECOND) > 3e9, "control: as if the head had taken that long");
+}
+
+#[test]
 fn a_fast_failure_is_no_low_latency() {
     let load = Load::default();
     load.failed(Duration::from_micros(100), SECOND);

@@ -165,6 +165,62 @@ fn unreachable_endpoints_come_after_others() {
     }
 }
 
+#[test]
+fn where_nothing_of_a_priority_can_be_reached_the_next_one_serves_until_it_can() {
+    let dead = [10, 11].map(|port| (port, Arc::<Load>::default()));
+    for balancer in each_balancer() {
+        let groups = vec![
+            group(0, 1, &[(10, 1, Healthy), (11, 1, Healthy)]),
+            group(1, 1, &[(20, 1, Healthy)]),
+            group(2, 1, &[(30, 1, Healthy)]),
+        ];
+        let set = build(groups, cluster(|c| c.balancer = balancer.clone()), &dead);
+        let ports = |now, tried: &[usize]| -> Vec<u16> {
+            let mut draw = seeded(3);
+            let mut ports: Vec<u16> =
+                (0..200).map(|_| *set.pick(&Pick { now, tried, ..Pick::default() }, &mut draw).unwrap().1).collect();
+            ports.sort_unstable();
+            ports.dedup();
+            ports
+        };
+        assert!(ports(SECOND, &[]).iter().all(|port| *port < 20), "{balancer:?}: control, all can be reached");
+        dead[0].1.unreachable(SECOND);
+        assert_eq!(ports(SECOND, &[]), [11], "{balancer:?}: one is left");
+        dead[1].1.unreachable(SECOND);
+        assert_eq!(ports(SECOND, &[]), [20], "{balancer:?}: none is left");
+        assert_eq!(ports(SECOND, &[2]), [30], "{balancer:?}: and the retry goes further");
+        assert!(set.is_reachable(SECOND));
+        assert!(ports(40 * SECOND, &[]).iter().all(|port| *port < 20), "{balancer:?}: they are asked again");
+        dead.iter().for_each(|(_, load)| load.reached());
+    }
+}
+
+#[test]
+fn a_set_of_which_nothing_can_be_reached_says_so() {
+    let dead = Arc::<Load>::default();
+    let set = build(vec![group(0, 1, &[(10, 1, Healthy)])], cluster(|_| {}), &[(10, dead.clone())]);
+    assert!(set.is_reachable(SECOND));
+    dead.unreachable(SECOND);
+    assert!(!set.is_reachable(SECOND));
+    assert!(set.is_reachable(40 * SECOND));
+}
+
+#[test]
+fn months_change_nothing_of_what_was_over() {
+    let day = 24 * 3600;
+    let ports: Vec<u16> = (10..20).collect();
+    let dead = Arc::<Load>::default();
+    dead.unreachable(SECOND);
+    // Half of the way round of a clock of milliseconds in 32 bits, and beyond the whole of it.
+    for days in [1, 24, 25, 30, 49, 50, 60, 75, 100] {
+        let now = Duration::from_secs(days * day);
+        let set = warming(&Balancer::Random, &[(10, 1)]);
+        let got = hits(&set, &ports, &Pick { now, ..Pick::default() });
+        assert_fits(&got, &[1.0; 10], "long after a slow start");
+        assert!(!dead.is_unreachable(now), "after {days} days");
+    }
+}
+
 fn warming(balancer: &Balancer, began: &[(u16, u64)]) -> ReadySet<u16> {
     let slow_start =
         SlowStart { window: Duration::from_secs(100), aggression: 1_000_000, min_share: PerMillion::new(100_000) };

@@ -122,6 +122,33 @@ fn pick_first_stays_with_one_that_can_be_reached() {
 }
 
 #[test]
+fn pick_first_stays_where_it_is_when_the_list_changes() {
+    let set = candidates(&[1; 5]);
+    for candidate in set.iter() {
+        candidate.load_or_new();
+    }
+    let pick = |picker: &PickFirst, now| picker.pick(&Pick { now, ..Pick::default() }, &mut seeded(9)).unwrap();
+    let first = PickFirst::new(set.clone(), true, &mut seeded(1));
+    let chosen = pick(&first, SECOND);
+    for seed in 2..30 {
+        let next = PickFirst::new(set.clone(), true, &mut seeded(seed));
+        assert_eq!(pick(&next, SECOND), chosen, "seed {seed}");
+    }
+    // It moves on when it must, and stays there as well.
+    set[chosen].load_or_new().unreachable(SECOND);
+    let moved = pick(&first, SECOND);
+    assert_ne!(moved, chosen);
+    assert_eq!(pick(&first, 40 * SECOND), moved);
+    for seed in 2..30 {
+        let next = PickFirst::new(set.clone(), true, &mut seeded(seed));
+        assert_eq!(pick(&next, 40 * SECOND), moved, "seed {seed}");
+    }
+    // Control: to who knows nothing of it each order has its own first.
+    let fresh = |seed| pick(&PickFirst::new(candidates(&[1; 5]), true, &mut seeded(seed)), SECOND);
+    assert!((2..30).any(|seed| fresh(seed) != fresh(1)));
+}
+
+#[test]
 fn pick_first_shuffles_by_weight() {
     let mut firsts = [0; 3];
     let mut draw = seeded(2);

@@ -19,11 +19,11 @@ fn classified(
         headers.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect();
     let status = StatusCode::from_u16(status).unwrap();
     let grpc_status = grpc_status(&headers);
-    RetryRules::new(on, classes).condition(&TryOutcome::Answer { status, headers: &headers, grpc_status })
+    RetryRules::new(on, classes).condition(&TryOutcome::Answer { status, headers: &headers, grpc_status }, false)
 }
 
 fn failure(on: &RetryOn, kind: FailureKind) -> Option<&'static str> {
-    RetryRules::new(on, &[]).condition(&TryOutcome::Failure(kind))
+    RetryRules::new(on, &[]).condition(&TryOutcome::Failure(kind), false)
 }
 
 const KINDS: [FailureKind; 6] = [
@@ -165,4 +165,35 @@ fn the_first_response_class_that_holds_decides_what_a_failure_is() {
     assert_eq!(answer(&on, 404, &[]), NOT_RETRIED);
     assert_eq!(answer(&on, 200, &[("grpc-status", "2")]), Some("isRetryable"));
     assert_eq!(answer(&on, 200, &[("grpc-status", "0")]), NOT_RETRIED);
+}
+
+#[test]
+fn what_has_no_grpc_status_of_its_own_is_judged_by_that_which_the_application_sees() {
+    let unavailable = RetryOn { unavailable: true, ..RetryOn::default() };
+    let late = RetryOn { deadline_exceeded: true, ..RetryOn::default() };
+    let judge = |on: &RetryOn, outcome: TryOutcome<'_>, grpc| RetryRules::new(on, &[]).condition(&outcome, grpc);
+    for kind in KINDS {
+        let failed = TryOutcome::Failure(kind);
+        let lost = !matches!(kind, FailureKind::PerTryTimeout | FailureKind::Local);
+        assert_eq!(judge(&unavailable, failed, true), lost.then_some("unavailable"), "{kind:?}");
+        let slow = kind == FailureKind::PerTryTimeout;
+        assert_eq!(judge(&late, failed, true), slow.then_some("deadline-exceeded"), "{kind:?}");
+        assert_eq!(judge(&unavailable, failed, false), NOT_RETRIED, "{kind:?}: HTTP has no such status");
+    }
+    let headers = HeaderMap::new();
+    for (status, grpc_status, want) in [
+        (503, None, Some("unavailable")),
+        (429, None, Some("unavailable")),
+        (500, None, NOT_RETRIED),
+        (200, None, NOT_RETRIED),
+        (503, Some(13), NOT_RETRIED),
+        (200, Some(14), Some("unavailable")),
+    ] {
+        let status = StatusCode::from_u16(status).unwrap();
+        let answer = TryOutcome::Answer { status, headers: &headers, grpc_status };
+        assert_eq!(judge(&unavailable, answer, true), want, "{status} {grpc_status:?}");
+        if grpc_status.is_none() {
+            assert_eq!(judge(&unavailable, answer, false), NOT_RETRIED, "{status}: HTTP has no such status");
+        }
+    }
 }

@@ -1,0 +1,119 @@
+//! The time that a request has left, as its headers say it from hop to hop: gRPC's header, and Envoy's for other
+//! requests.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// gRPC's header of the time that is left.
+pub static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+/// Envoy's, for requests that are not gRPC: milliseconds.
+pub static EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+
+/// Whether a content type is gRPC's, as gRPC over HTTP/2 defines it. That of gRPC-Web is not, whose status is inside
+/// the body.
+pub fn is_grpc(content_type: &HeaderValue) -> bool {
+    let rest = content_type.as_bytes().strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+/// The time in a [`GRPC_TIMEOUT`]: one to eight digits and a unit (gRPC over HTTP/2). `None` if it is none.
+pub fn grpc_timeout(value: &HeaderValue) -> Option<Duration> {
+    let (unit, digits) = value.as_bytes().split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let amount = digits.iter().fold(0_u64, |sum, digit| sum * 10 + u64::from(digit - b'0'));
+    Some(match unit {
+        b'H' => Duration::from_secs(amount * 3600),
+        b'M' => Duration::from_secs(amount * 60),
+        b'S' => Duration::from_secs(amount),
+        b'm' => Duration::from_millis(amount),
+        b'u' => Duration::from_micros(amount),
+        b'n' => Duration::from_nanos(amount),
+        _ => return None,
+    })
+}
+
+/// The time in an [`EXPECTED_TIMEOUT`]; zero is none, as in Envoy.
+pub fn expected_timeout(value: &HeaderValue) -> Option<Duration> {
+    let millis = value.to_str().ok()?.parse().ok()?;
+    (millis > 0).then(|| Duration::from_millis(millis))
+}
+
+/// Says how much time is left. Never zero: that would be no limit.
+pub fn write_timeout(left: Duration, grpc: bool, headers: &mut HeaderMap) {
+    if grpc {
+        headers.insert(&GRPC_TIMEOUT, grpc_timeout_value(left));
+    } else {
+        let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
+        headers.insert(&EXPECTED_TIMEOUT, HeaderValue::from(millis));
+    }
+}
+
+fn grpc_timeout_value(left: Duration) -> HeaderValue {
+    let micros = left.as_micros().max(1);
+    // Eight digits at most: 99 s in microseconds, 27 h in milliseconds.
+    let text = match micros {
+        0..100_000_000 => format!("{micros}u"),
+        100_000_000..100_000_000_000 => format!("{}m", micros / 1000),
+        _ => format!("{}S", (micros / 1_000_000).min(99_999_999)),
+    };
+    HeaderValue::from_str(&text).expect("digits and a letter are a header value")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_timeouts_are_read_and_nonsense_is_ignored() {
+        let read = |text: &'static str| grpc_timeout(&HeaderValue::from_static(text));
+        for (text, want) in [
+            ("1H", Some(Duration::from_secs(3600))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
+            ("100u", Some(Duration::from_micros(100))),
+            ("7n", Some(Duration::from_nanos(7))),
+            ("", None),
+            ("S", None),
+            ("-1S", None),
+            ("123456789S", None),
+            ("1", None),
+            ("1x", None),
+        ] {
+            assert_eq!(read(text), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_is_read_as_it_was_written_and_the_last_of_it_is_a_limit_still() {
+        for (left, grpc, plain) in [
+            (Duration::ZERO, Duration::from_micros(1), Duration::from_millis(1)),
+            (Duration::from_micros(300), Duration::from_micros(300), Duration::from_millis(1)),
+            (Duration::from_millis(1500), Duration::from_millis(1500), Duration::from_millis(1500)),
+            (Duration::from_secs(100), Duration::from_secs(100), Duration::from_secs(100)),
+            (Duration::from_secs(1 << 40), Duration::from_secs(99_999_999), Duration::from_secs(1 << 40)),
+        ] {
+            let mut headers = HeaderMap::new();
+            write_timeout(left, true, &mut headers);
+            write_timeout(left, false, &mut headers);
+            assert_eq!(grpc_timeout(&headers[&GRPC_TIMEOUT]), Some(grpc), "{left:?}");
+            assert_eq!(expected_timeout(&headers[&EXPECTED_TIMEOUT]), Some(plain), "{left:?}");
+        }
+        assert_eq!(expected_timeout(&HeaderValue::from_static("0")), None);
+    }
+
+    #[test]
+    fn grpc_is_told_by_its_content_type() {
+        for (text, grpc) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;v=1", true),
+            ("application/grpc-web", false),
+            ("application/json", false),
+        ] {
+            assert_eq!(is_grpc(&HeaderValue::from_static(text)), grpc, "{text}");
+        }
+    }
+}
