@@ -1,14 +1,16 @@
 //! What the client holds and why it would do what it does: for people, not for the request path.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Request;
 use mesh_core::error::Code;
 use mesh_core::health::Standing;
-use mesh_core::id::{ClusterName, Target};
+use mesh_core::id::{ClusterName, Locality, Target};
 use mesh_core::matcher::{Decision, RouteExplanation};
 use mesh_core::policy::{Address, ClusterChoice, Health, RetryPolicy, RouteAction};
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::cluster::{Cluster, InFlight};
 use crate::destination::{Destination, Destinations, Phase};
@@ -45,8 +47,23 @@ pub struct Explanation {
     pub route: Option<RouteExplanation>,
     /// The clusters it may go to, each with its endpoints and their states.
     pub clusters: Vec<ClusterOption>,
-    /// The retry policy that would apply.
-    pub retry: Option<RetryPolicy>,
+    /// What follows a try that fails; `None` = the route has no retry policy. What nobody has seen is sent once more
+    /// without one.
+    pub retry: Option<RetryExplanation>,
+}
+
+/// The retries of a request.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct RetryExplanation {
+    /// How many it may have; 0 if the policy is not about this request.
+    pub attempts: u32,
+    /// The longest back-off before each of them, the first 16. An answer may ask for another one.
+    pub waits: Vec<Duration>,
+    /// Whether Linkerd's budget of the destination must have one left for each.
+    pub budgeted: bool,
+    /// Which outcomes they are for, and everything else about them.
+    pub policy: RetryPolicy,
 }
 
 /// One cluster that a request may go to.
@@ -113,6 +130,8 @@ pub struct ClusterDump {
 pub struct EndpointDump {
     /// Where it is.
     pub address: Address,
+    /// Where it runs.
+    pub locality: Locality,
     /// Priority of its locality.
     pub priority: u32,
     /// Weight among its neighbours.
@@ -123,6 +142,12 @@ pub struct EndpointDump {
     pub standing: Standing,
     /// Whether the balancer may pick it now.
     pub usable: bool,
+    /// Whether it can be reached as far as is known; others come before one that cannot.
+    pub reachable: bool,
+    /// What its answers take: the average that pickers by load compare. None before the first.
+    pub latency: Option<Duration>,
+    /// Factor by which failures make its load look larger to them, 1 to 16.
+    pub failure_penalty: f32,
     /// Requests in flight.
     pub in_flight: u32,
     /// Open connections.
@@ -132,9 +157,10 @@ pub struct EndpointDump {
 }
 
 pub(crate) fn dump(destinations: &Destinations) -> ClientDump {
+    let env = destinations.env();
     let one = |destination: Arc<Destination>| {
         let (state, router) = phase(&destination);
-        let clusters = router.map(|router| router.clusters().iter().map(|(n, s)| cluster_dump(n, s)).collect());
+        let clusters = router.map(|router| router.clusters().iter().map(|(n, s)| cluster_dump(env, n, s)).collect());
         DestinationDump { target: destination.target().to_string(), state, clusters: clusters.unwrap_or_default() }
     };
     let mirrors = destinations.mirrors();
@@ -161,7 +187,7 @@ pub(crate) fn explain_connect(env: &Env, destinations: &Arc<Destinations>, targe
         explain_route(env, &router, &destination, &Request::new(()), &mut explanation);
         return explanation;
     };
-    let option = |(name, weight, slot)| ClusterOption { weight, cluster: cluster_dump(name, slot) };
+    let option = |(name, weight, slot)| ClusterOption { weight, cluster: cluster_dump(env, name, slot) };
     explanation.clusters = tcp.map(option).collect();
     explanation.error = match router.choose_tcp(target.host_port(), env) {
         Ok((cluster, _)) => trouble(cluster),
@@ -231,10 +257,15 @@ fn explain_route(
         explanation.error = Some(format!("{} no matching route. {}", Code::NO_ROUTE, Code::NO_ROUTE.remedy()));
         return;
     };
-    explanation.retry = route.retry().cloned();
     if let RouteAction::Forward(forward) = &route.route().action {
         let plan = router.plan(route);
-        explanation.clusters = options(router, &plan.choice, &forward.to, &head);
+        explanation.retry = plan.retry.as_ref().map(|retries| {
+            let concerned = retries.concerns(|| head.view(&draw));
+            let attempts = if concerned { retries.policy.attempts } else { 0 };
+            let waits = (0..attempts.min(16)).map(|retry| retries.backoff.bound(retry)).collect();
+            RetryExplanation { attempts, waits, budgeted: router.budget().is_some(), policy: retries.policy.clone() }
+        });
+        explanation.clusters = options(env, router, &plan.choice, &forward.to, &head);
         // A draw like any other: it shows the first thing that would go wrong, if anything would.
         let chosen = router.choose(plan, forward, &head.headers, None, env);
         explanation.error = match chosen {
@@ -244,8 +275,9 @@ fn explain_route(
     }
 }
 
-fn options(router: &Router, choice: &Choice, to: &ClusterChoice, head: &Head) -> Vec<ClusterOption> {
-    let option = |weight, name: &ClusterName, slot: &Slot| ClusterOption { weight, cluster: cluster_dump(name, slot) };
+fn options(env: &Env, router: &Router, choice: &Choice, to: &ClusterChoice, head: &Head) -> Vec<ClusterOption> {
+    let option =
+        |weight, name: &ClusterName, slot: &Slot| ClusterOption { weight, cluster: cluster_dump(env, name, slot) };
     match (choice, to) {
         (Choice::One(slot), ClusterChoice::Cluster(name)) => vec![option(1, name, slot)],
         (Choice::Weighted(shares), ClusterChoice::Weighted(weighted)) => {
@@ -274,7 +306,7 @@ fn phase(destination: &Destination) -> (DestinationPhase, Option<Arc<Router>>) {
     }
 }
 
-fn cluster_dump(name: &ClusterName, slot: &Slot) -> ClusterDump {
+fn cluster_dump(env: &Env, name: &ClusterName, slot: &Slot) -> ClusterDump {
     let empty = ClusterDump {
         name: name.clone(),
         failed: None,
@@ -304,30 +336,36 @@ fn cluster_dump(name: &ClusterName, slot: &Slot) -> ClusterDump {
                 open_connections: cluster.open_connections(),
                 dns_failures: cluster.dns_failures(),
                 priority: members.ready.priority(),
-                endpoints: endpoint_dumps(cluster),
+                endpoints: endpoint_dumps(env, cluster),
                 ..empty
             }
         }
     }
 }
 
-fn endpoint_dumps(cluster: &Cluster) -> Vec<EndpointDump> {
+fn endpoint_dumps(env: &Env, cluster: &Cluster) -> Vec<EndpointDump> {
     let members = cluster.members();
+    let now = env.since_epoch(Instant::now());
     let groups = members.source().localities.iter();
-    let all = groups.flat_map(|group| group.endpoints.iter().map(move |endpoint| (group.priority, endpoint)));
+    let all = groups.flat_map(|group| group.endpoints.iter().map(move |endpoint| (group, endpoint)));
     let load = |index: Option<usize>| members.ready.candidates()[index?].load();
     let known = members.known();
-    all.map(|(priority, policy)| {
+    all.map(|(group, policy)| {
         let index = known.get(&policy.address).copied();
+        let load = load(index);
         // Without a request so far there is no connection.
         let endpoint = index.and_then(|index| members.ready.endpoints()[index].get());
         EndpointDump {
             address: policy.address.clone(),
-            priority,
+            locality: group.locality.clone(),
+            priority: group.priority,
             weight: policy.weight.get(),
             health: policy.health,
-            standing: load(index).map_or(Standing::Good, |load| load.standing()),
+            standing: load.map_or(Standing::Good, |load| load.standing()),
             usable: index.is_some_and(|index| members.ready.is_usable(index)),
+            reachable: load.is_none_or(|load| !load.is_unreachable(now)),
+            latency: load.and_then(|load| load.measured_latency(now)),
+            failure_penalty: load.map_or(1.0, |load| load.failure_penalty(now)),
             in_flight: index.map_or(0, |index| members.ready.candidates()[index].in_flight()),
             open_connections: endpoint.map_or(0, |endpoint| endpoint.pool().open()),
             idle_connections: endpoint.map_or(0, |endpoint| endpoint.pool().idle()),

@@ -47,6 +47,7 @@ pub use self::connect::{Connect, Io, SystemResolver};
 pub use self::error::{Cause, Error, PeerMismatch, Refusal};
 pub use self::explain::{
     ClientDump, ClusterDump, ClusterOption, DestinationDump, DestinationPhase, EndpointDump, Explanation,
+    RetryExplanation,
 };
 pub use self::grpc::{Channel, ChannelFuture};
 pub use self::tcp::TcpConnection;

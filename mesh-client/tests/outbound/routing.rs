@@ -199,10 +199,13 @@ async fn explain_tells_where_a_request_would_go_and_what_would_stop_it() {
     read(client.send(get("/x")).await.unwrap()).await.unwrap();
     let told = client.explain(&request);
     assert_eq!((told.state, told.error), (DestinationPhase::Ready, None));
-    assert_eq!(told.retry.unwrap().attempts, 2);
+    let retry = told.retry.unwrap();
+    assert_eq!((retry.attempts, retry.budgeted), (2, false));
+    assert_eq!(retry.waits, [Duration::from_millis(1), Duration::from_millis(2)], "the longest they may be");
     let endpoint = &told.clusters[0].cluster.endpoints[0];
     assert_eq!((endpoint.address.to_string(), endpoint.in_flight), (server.address().to_string(), 0));
     assert_eq!((endpoint.usable, endpoint.open_connections, endpoint.idle_connections), (true, 1, 1));
+    assert!(endpoint.reachable && endpoint.latency.is_some() && endpoint.failure_penalty == 1.0, "{endpoint:?}");
 
     let dump = serde_json::to_value(client.dump()).unwrap();
     assert_eq!(dump["destinations"][0]["target"], TARGET);

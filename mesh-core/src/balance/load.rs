@@ -102,6 +102,11 @@ impl Load {
         }
     }
 
+    /// The latency as it was measured, if it was; see [`latency`](Self::latency).
+    pub fn measured_latency(&self, now: Duration) -> Option<Duration> {
+        Some(Duration::from_micros(self.measured(millis(now))? as u64))
+    }
+
     /// Peak-sensitive moving average of the latency in microseconds. Unused, it fades, so that an
     /// endpoint once slow is asked again (Linkerd).
     pub fn latency(&self, now: Duration) -> f32 {
