@@ -70,7 +70,7 @@ impl Sidecars {
             command.args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "error"]);
             Ok(Envoy(command.stdin(Stdio::null()).spawn()?))
         };
-        let tls = |name: &str, end: &str| security(name, end, files.path());
+        let tls = |name: &str, end: &str| security(protocol, name, end, files.path());
         let (serves, dials) = (tls("server", "Downstream"), tls("client", "Upstream"));
         let envoys =
             [envoy("server", inbound, application, [&serves, ""])?, envoy("client", outbound, inbound, ["", &dials])?];
@@ -97,14 +97,16 @@ fn free() -> std::io::Result<SocketAddr> {
 }
 
 /// The transport socket of one end.
-fn security(name: &str, end: &str, files: &Path) -> String {
+fn security(protocol: Protocol, name: &str, end: &str, files: &Path) -> String {
     let folder = files.display();
+    // One alone: an Envoy speaks what its cluster says, whatever was agreed on.
+    let alpn = if protocol == Protocol::Grpc { "h2" } else { "http/1.1" };
     let demand = if end == "Downstream" { "          require_client_certificate: true\n" } else { "" };
     format!(
         "      transport_socket:\n        name: envoy.transport_sockets.tls\n        typed_config:\n\
          \x20         \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.{end}TlsContext\n{demand}\
          \x20         common_tls_context:\n\
-         \x20           alpn_protocols: [h2, http/1.1]\n\
+         \x20           alpn_protocols: [{alpn}]\n\
          \x20           tls_certificates:\n\
          \x20           - certificate_chain: {{ filename: {folder}/{name}.pem }}\n\
          \x20             private_key: {{ filename: {folder}/{name}-key.pem }}\n\
