@@ -72,7 +72,8 @@ pub(super) struct Workloads {
 struct Pods {
     /// By namespace and name.
     named: HashMap<(String, String), Arc<Object<Pod>>>,
-    at: HashMap<IpAddr, Arc<Object<Pod>>>,
+    /// Those on the network of their host share its address.
+    at: HashMap<IpAddr, Vec<Arc<Object<Pod>>>>,
 }
 
 impl Pods {
@@ -80,7 +81,7 @@ impl Pods {
         let mut pods = Self::default();
         for (key, pod) in &model.pods {
             pods.named.insert(key.clone(), pod.clone());
-            pods.at.extend(pod.spec.ips.iter().map(|ip| (*ip, pod.clone())));
+            pod.spec.ips.iter().for_each(|ip| pods.at.entry(*ip).or_default().push(pod.clone()));
         }
         pods
     }
@@ -88,8 +89,13 @@ impl Pods {
     /// The pod that a slice names, else the one at the address in the slice's namespace.
     fn behind(&self, named: Option<&(String, String)>, ip: IpAddr, namespace: &str) -> Option<&Object<Pod>> {
         let named = named.and_then(|key| self.named.get(key));
-        let pod = named.or_else(|| self.at.get(&ip).filter(|pod| pod.namespace() == namespace));
-        pod.map(|pod| &**pod)
+        named.map(|pod| &**pod).or_else(|| self.only(ip, |pod| pod.namespace() == namespace))
+    }
+
+    /// The pod of that kind at an address; of several there is no telling.
+    fn only(&self, ip: IpAddr, wanted: impl Fn(&Object<Pod>) -> bool) -> Option<&Object<Pod>> {
+        let mut all = self.at.get(&ip)?.iter().map(|pod| &**pod).filter(|pod| wanted(pod));
+        all.next().filter(|_| all.next().is_none())
     }
 }
 
@@ -119,9 +125,10 @@ impl Workloads {
         workloads
     }
 
-    /// The pod at an address, if it is of that namespace.
-    pub(super) fn pod_at(&self, ip: IpAddr, namespace: &str) -> Option<&Object<Pod>> {
-        self.pods.behind(None, ip, namespace)
+    /// The pod at an address, if it is of that namespace and, where that is known, runs as that service account.
+    pub(super) fn pod_at(&self, ip: IpAddr, namespace: &str, account: Option<&str>) -> Option<&Object<Pod>> {
+        let same = |of: &str| account.is_none_or(|account| account == of);
+        self.pods.only(ip, |pod| pod.namespace() == namespace && pod.spec.service_account.as_deref().is_none_or(same))
     }
 
     /// Takes a registration in, or in place of the one of the same key.
