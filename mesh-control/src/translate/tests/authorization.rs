@@ -321,8 +321,30 @@ fn cluster_local_means_the_meshs_own_trust_domain() {
     let world = World::build_with(&Model::from_texts([("a.yaml", &*text)]), &[], options);
     let listener = inbound(&world, "shop");
     assert_eq!(denied(&listener, Call { peer: "prod.test/ns/shop/sa/web", ..GET }), None);
-    assert_eq!(denied(&listener, GET), None, "as it is written");
+    assert!(denied(&listener, GET).is_some(), "another mesh may have this name: it is not one of ours");
     assert!(denied(&listener, Call { peer: "evil.test/ns/shop/sa/web", ..GET }).is_some());
+    // The control: a mesh whose name it is.
+    assert_eq!(denied(&inbound(&self::world(&text), "shop"), GET), None);
+}
+
+#[test]
+fn an_allow_policy_lets_only_names_of_the_meshs_trust_domain_in() {
+    let options = || Options {
+        trust_domain: TrustDomain::new("prod.test").unwrap(),
+        trust_domain_aliases: vec![TrustDomain::new("older.test").unwrap()],
+        ..Options::default()
+    };
+    for written in ["prod.test", "older.test", "cluster.local"] {
+        for pattern in ["/ns/shop/sa/web", "/ns/shop/*", "/*", "*"] {
+            let rules = format!("{{rules: [{{from: [{{source: {{principals: ['{written}{pattern}']}}}}]}}]}}");
+            let model = Model::from_texts([("a.yaml", &*policy("one", "shop", &rules))]);
+            let listener = inbound(&World::build_with(&model, &[], options()), "shop");
+            let is_allowed = |peer| denied(&listener, Call { peer, ..GET }).is_none();
+            assert!(is_allowed("prod.test/ns/shop/sa/web"), "{written}{pattern}");
+            assert!(is_allowed("older.test/ns/shop/sa/web"), "{written}{pattern}");
+            assert!(!is_allowed(WEB), "{written}{pattern}: the federated cluster.local of somebody else");
+        }
+    }
 }
 
 #[test]
@@ -344,7 +366,7 @@ fn a_principal_of_one_name_of_the_trust_domain_is_one_of_each() {
         let world = World::build_with(&Model::from_texts([("a.yaml", text)]), &[], options());
         denied(&inbound(&world, "shop"), Call { peer, ..GET }).is_some()
     };
-    let domains = ["prod.test/ns/shop/sa/web", "old.test/ns/shop/sa/web", "older.test/ns/shop/sa/web", WEB];
+    let domains = ["prod.test/ns/shop/sa/web", "old.test/ns/shop/sa/web", "older.test/ns/shop/sa/web"];
     for written in ["prod.test", "old.test", "older.test", "cluster.local"] {
         for pattern in ["/ns/shop/sa/web", "/ns/shop/*", "/*", "*"] {
             let text = format!("{config}{}", deny(&format!("{written}{pattern}")));
@@ -377,28 +399,6 @@ fn a_policy_for_a_service_holds_for_its_workloads() {
     assert!(world(&gateway).findings()[0].message.contains("holds for nobody"), "{:?}", world(&gateway).findings());
 }
 
-#[test]
-fn the_mesh_config_says_where_an_authorizer_is_asked() {
-    let config = |provider: &str| {
-        format!(
-            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n    enableTracing: true\n    extensionProviders:\n    - name: opa\n      {provider}\n---\n"
-        )
-    };
-    let custom = policy("one", "shop", "{action: CUSTOM, provider: {name: opa}, rules: [{}]}");
-    let grpc = |text: &str| match &inbound(&world(text), "shop").authorization[0].action {
-        AuthorizationAction::Custom(provider) => provider.grpc.clone(),
-        other => panic!("{other:?}"),
-    };
-    let full = "envoyExtAuthzGrpc: {service: auth/opa.auth.svc.cluster.local, port: 9191, timeout: 2s, failOpen: true, statusOnError: '503'}";
-    let read = grpc(&format!("{custom}{}", config(full))).unwrap();
-    assert_eq!(read.target, "opa.auth.svc.cluster.local:9191");
-    assert_eq!((read.timeout.as_secs(), read.fail_open, read.status_on_error), (2, true, 503));
-    let plain = grpc(&format!("{custom}{}", config("envoyExtAuthzGrpc: {service: opa.auth, port: 9191}"))).unwrap();
-    assert_eq!((plain.timeout.as_secs(), plain.fail_open, plain.status_on_error), (600, false, 403));
-    assert_eq!(plain.body, None);
-    let full = "envoyExtAuthzGrpc: {service: auth/opa.auth.svc.cluster.local, port: 9191, timeout: 2s, failOpen: true, statusOnError: '503', includeRequestBodyInCheck: {maxRequestBytes: 10, allowPartialMessage: true}}";
-    let told = grpc(&format!("{custom}{}", config(full))).unwrap().body.unwrap();
-    assert_eq!((told.max_bytes.get(), told.allow_partial, told.as_bytes), (10, true, false));
 /// The listener of `a` in `shop` as that account asks for it.
 fn inbound_of(world: &World, account: &str) -> InboundListener {
     let scope = NodeScope { account: Some(account.to_owned()), ..scope("shop") };
@@ -472,6 +472,28 @@ fn the_labels_of_a_pod_count_more_than_what_its_process_says() {
     assert_eq!(at(&two), Some("-".into()), "of those on a host's network the account tells");
 }
 
+#[test]
+fn the_mesh_config_says_where_an_authorizer_is_asked() {
+    let config = |provider: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n    enableTracing: true\n    extensionProviders:\n    - name: opa\n      {provider}\n---\n"
+        )
+    };
+    let custom = policy("one", "shop", "{action: CUSTOM, provider: {name: opa}, rules: [{}]}");
+    let grpc = |text: &str| match &inbound(&world(text), "shop").authorization[0].action {
+        AuthorizationAction::Custom(provider) => provider.grpc.clone(),
+        other => panic!("{other:?}"),
+    };
+    let full = "envoyExtAuthzGrpc: {service: auth/opa.auth.svc.cluster.local, port: 9191, timeout: 2s, failOpen: true, statusOnError: '503'}";
+    let read = grpc(&format!("{custom}{}", config(full))).unwrap();
+    assert_eq!(read.target, "opa.auth.svc.cluster.local:9191");
+    assert_eq!((read.timeout.as_secs(), read.fail_open, read.status_on_error), (2, true, 503));
+    let plain = grpc(&format!("{custom}{}", config("envoyExtAuthzGrpc: {service: opa.auth, port: 9191}"))).unwrap();
+    assert_eq!((plain.timeout.as_secs(), plain.fail_open, plain.status_on_error), (600, false, 403));
+    assert_eq!(plain.body, None);
+    let full = "envoyExtAuthzGrpc: {service: auth/opa.auth.svc.cluster.local, port: 9191, timeout: 2s, failOpen: true, statusOnError: '503', includeRequestBodyInCheck: {maxRequestBytes: 10, allowPartialMessage: true}}";
+    let told = grpc(&format!("{custom}{}", config(full))).unwrap().body.unwrap();
+    assert_eq!((told.max_bytes.get(), told.allow_partial, told.as_bytes), (10, true, false));
     // Nobody to ask: no such provider, or one that cannot be asked as it wants to be.
     for provider in [
         "zipkin: {service: zipkin.istio-system, port: 9411}",
