@@ -4,8 +4,9 @@
 //! ```text
 //! strip headers that only the mesh may set → settle path and authority, 400 or 431
 //!   → open the request's context (trace, deadline, caller) → tokens, or 401
-//!   → authorization, or 403; who has to be asked is asked
+//!   → authorization, or 403
 //!   → the limits of the listener's filters, or what they answer → a place among the requests in flight, or 503
+//!   → an external authorizer is asked where one has to be, or what it answers
 //!   → the application
 //!   → metrics and access log when the response body ends
 //! ```
@@ -102,6 +103,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Whether the mesh answers a request itself.
+    fn is_asked_itself<B>(&self, request: &Request<B>, grpc: bool) -> bool {
+        self.load.is_some() && Question::of(request, grpc).is_some()
+    }
+
     /// Who we are behind this address.
     pub(crate) fn own_id(&self) -> Option<SpiffeId> {
         let instance = match &**self.policy.state() {
@@ -307,11 +313,18 @@ where
                 })
             }
         };
+        let judged = judged.and_then(|asking| {
+            // A question about the load needs no place, unless somebody has to be asked about it.
+            if asking.is_some() || !shared.is_asked_itself(&request, grpc) {
+                self.layer.admit(&mut request, context.caller.as_deref(), listener, &mut record)?;
+            }
+            Ok(asking)
+        });
         let context = Arc::new(context);
         let mut record = Some(record);
         let work = match judged {
             Err(why) => Work::Refused { why, grpc },
-            Ok(None) => self.layer.hand_over(&mut self.inner, request, context, grpc, listener, &mut record),
+            Ok(None) => self.layer.hand_over(&mut self.inner, request, context, grpc, &mut record),
             Ok(Some(asking)) => {
                 // The one that said it was ready is used up.
                 let fresh = self.inner.clone();
@@ -326,6 +339,39 @@ where
 }
 
 impl InboundLayer {
+    /// Whether a request is within all limits; if so it has its place until its answer has ended, or it is denied.
+    ///
+    /// Before an external authorizer is asked: what waits for it is in flight too, and a flood must not reach it.
+    fn admit<B>(
+        &self,
+        request: &mut Request<B>,
+        peer: Option<&PeerIdentity>,
+        listener: Option<&Arc<InboundListener>>,
+        record: &mut Record,
+    ) -> Result<(), Refused> {
+        let shared = &self.connection.shared;
+        let share = shared.priorities.share(request);
+        let own = self.connection.peer.is_some().then_some(&self.connection.rate);
+        let caller = Caller { peer, own };
+        match self.pass(listener, request.headers_mut(), caller, share) {
+            Ok(tickets) => record.owe(tickets),
+            Err(limited) => {
+                record.note(limited.details.into());
+                record.flag(limited.flag);
+                return Err(Refused::Limited(limited));
+            }
+        }
+        if let Some(places) = &shared.places {
+            let Some(place) = places.take(share) else {
+                record.release();
+                record.note("overload".into());
+                return Err(Refused::Busy);
+            };
+            record.hold(place);
+        }
+        Ok(())
+    }
+
     /// Gives a request that may pass to the application, or answers what the mesh is asked itself.
     fn hand_over<S: Service<Request<B>>, B: Body<Data: Buf> + Send + 'static>(
         &self,
@@ -333,7 +379,6 @@ impl InboundLayer {
         mut request: Request<B>,
         context: Arc<RequestContext>,
         grpc: bool,
-        listener: Option<&Arc<InboundListener>>,
         record: &mut Option<Record>,
     ) -> Work<S::Future> {
         let shared = &self.connection.shared;
@@ -345,27 +390,6 @@ impl InboundLayer {
             }
             let told = load.answer(question, request.into_body(), &shared.drain);
             return Work::Told { told: Some(told) };
-        }
-        let share = shared.priorities.share(&request);
-        let own = self.connection.peer.is_some().then_some(&self.connection.rate);
-        let caller = Caller { peer: context.caller.as_deref(), own };
-        if let Err(limited) = self.limit(listener, request.headers_mut(), caller, share, record.as_mut()) {
-            return Work::Refused { why: Refused::Limited(limited), grpc };
-        }
-        if let Some(places) = &shared.places {
-            match places.take(share) {
-                Some(place) => {
-                    if let Some(record) = record {
-                        record.hold(place);
-                    }
-                }
-                None => {
-                    if let Some(record) = record {
-                        record.note("overload".into());
-                    }
-                    return Work::Refused { why: Refused::Busy, grpc };
-                }
-            }
         }
         if let Some(load) = &shared.load {
             let reporting = load.begin();
@@ -386,29 +410,6 @@ impl InboundLayer {
     }
 
     /// Whether a request is within the limits of the listener's filters and of the server.
-    fn limit(
-        &self,
-        listener: Option<&Arc<InboundListener>>,
-        headers: &mut http::HeaderMap,
-        caller: Caller<'_>,
-        share: PerMillion,
-        record: Option<&mut Record>,
-    ) -> Result<(), Box<Limited>> {
-        let passed = self.pass(listener, headers, caller, share);
-        let Some(record) = record else { return passed.map(drop) };
-        match passed {
-            Ok(tickets) => {
-                record.owe(tickets);
-                Ok(())
-            }
-            Err(limited) => {
-                record.note(limited.details.into());
-                record.flag(limited.flag);
-                Err(limited)
-            }
-        }
-    }
-
     // With a refusal the tickets are dropped: what passes one limit and not the next says nothing of latency.
     fn pass(
         &self,

@@ -108,6 +108,12 @@ impl Record {
         self.place = Some(place);
     }
 
+    /// The request goes no further: it gives its place back, and the limits learn nothing of its latency.
+    pub(super) fn release(&mut self) {
+        self.place = None;
+        self.tickets = Vec::new();
+    }
+
     /// The answer will tell of the load.
     pub(super) fn report_load(&mut self, load: Box<Reporting>) {
         self.load = Some(load);

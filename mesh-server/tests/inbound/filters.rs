@@ -18,7 +18,7 @@ use mesh_testkit::clock;
 
 use crate::kit::{Client, Http, World, eventually, get, listener, read, text, within};
 
-fn bucket(max_tokens: u32) -> LocalRateLimit {
+pub(crate) fn bucket(max_tokens: u32) -> LocalRateLimit {
     // No test takes an hour.
     let fill_interval = Duration::from_secs(3600);
     LocalRateLimit {
