@@ -16,6 +16,7 @@
 mod ask;
 mod body;
 mod callers;
+mod caught;
 mod gate;
 mod headers;
 mod limits;
@@ -55,6 +56,7 @@ use self::ask::{Ask, Proceed};
 use self::body::Content;
 pub use self::body::InboundBody;
 use self::callers::{Caller, Own};
+use self::caught::caught;
 pub(crate) use self::gate::Gate;
 pub(crate) use self::headers::{grpc_status, is_grpc};
 pub(crate) use self::limits::{Concurrency, Limits, Scope};
@@ -244,16 +246,21 @@ impl<S> Layer<S> for InboundLayer {
     type Service = InboundService<S>;
 
     fn layer(&self, inner: S) -> InboundService<S> {
-        InboundService { inner, layer: self.clone() }
+        InboundService { inner, layer: self.clone(), broken: false }
     }
 }
 
-/// A service behind the [`InboundLayer`]. An error of the inner service becomes a 500 (for gRPC:
-/// status 13) and is logged, so that one failed request does not cost the connection.
+/// A service behind the [`InboundLayer`]. An error of the inner service becomes a 500 (for gRPC: status 13) and is logged,
+/// so that one failed request does not cost the connection; so does a panic, in whatever layer of it, and one of an
+/// external authorizer. A panic while a response's body is made ends that body with an error.
+///
+/// In a process built with `panic = "abort"` a panic ends the process.
 #[derive(Clone)]
 pub struct InboundService<S> {
     inner: S,
     layer: InboundLayer,
+    /// It panicked when it was asked whether it is ready: it is not called.
+    broken: bool,
 }
 
 /// In the extensions of a request that a layer of a server has treated of which applications have another one.
@@ -272,7 +279,14 @@ where
     type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
+        match caught(|| self.inner.poll_ready(cx)) {
+            Ok(ready) => ready,
+            Err(panicked) => {
+                tracing::error!(error = %panicked, "the application's service is asked whether it is ready");
+                self.broken = true;
+                Poll::Ready(Ok(()))
+            }
+        }
     }
 
     fn call(&mut self, mut request: Request<B>) -> ResponseFuture<S::Future> {
@@ -297,6 +311,7 @@ where
         let listener = shared.policy.in_force(&state, &mut last);
 
         let judged = match settled {
+            _ if self.broken => Err(Refused::Failed),
             _ if request.headers().len() > shared.max_headers => Err(Refused::Headers),
             Err(unsettled) => Err(Refused::Malformed(unsettled)),
             Ok(()) if listener.is_none() && shared.policy.is_given() => {
@@ -329,9 +344,8 @@ where
                 // The one that said it was ready is used up.
                 let fresh = self.inner.clone();
                 let inner = std::mem::replace(&mut self.inner, fresh);
-                Work::Asking {
-                    asking: ask::ask(asking, Ask { layer: self.layer.clone(), inner, request, context, grpc }),
-                }
+                let ask = Ask { layer: self.layer.clone(), inner, request, context, grpc };
+                Work::Asking { asking: ask::ask(asking, ask), grpc }
             }
         };
         ResponseFuture { work, record, parting }
@@ -404,9 +418,20 @@ impl InboundLayer {
         }
         // By reference: what a closure takes along is copied with it.
         let mut request = Some(request);
-        let inner = context::enter(context.clone(), || request.take().map(|request| inner.call(request)));
-        let inner = inner.expect("it is there");
-        Work::Serving { inner: context::scope(context, inner), grpc, more: None }
+        let mut called = || request.take().map(|request| inner.call(request));
+        match caught(|| context::enter(context.clone(), &mut called)) {
+            Ok(inner) => {
+                let inner = inner.expect("it is there");
+                Work::Serving { inner: context::scope(context, inner), grpc, more: None }
+            }
+            Err(panicked) => {
+                tracing::error!(error = %panicked, "the application's service failed: answered with 500");
+                if let Some(record) = record {
+                    record.release();
+                }
+                Work::Refused { why: Refused::Failed, grpc }
+            }
+        }
     }
 
     /// Whether a request is within the limits of the listener's filters and of the server.
@@ -471,6 +496,8 @@ enum Refused {
     /// By the listener's filters or the latency of requests.
     Limited(Box<Limited>),
     Closed(Code),
+    /// The application's code has panicked before there was an answer to wait for.
+    Failed,
     /// By its tokens, or for want of one.
     Token(Box<Challenge>),
     /// With a status of its own.
@@ -495,6 +522,7 @@ impl Refused {
             }
             // As Envoy's overload manager answers.
             Self::Busy => answer(grpc, StatusCode::SERVICE_UNAVAILABLE, 14, "overloaded"),
+            Self::Failed => failed(grpc),
             Self::Limited(limited) => {
                 let told = &limited.answer;
                 let mut response = answer(grpc, told.status, told.grpc_status, limited.text);
@@ -542,7 +570,7 @@ pin_project! {
     enum Work<F> {
         // With changes of the answer's headers that an external authorizer asks for.
         Serving { #[pin] inner: Scoped<F>, grpc: bool, more: Option<Box<[HeaderChange]>> },
-        Asking { asking: ask::Asked<F> },
+        Asking { asking: ask::Asked<F>, grpc: bool },
         Untreated { #[pin] inner: F },
         Told { told: Option<Told> },
         Refused { why: Refused, grpc: bool },
@@ -559,9 +587,21 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        while let WorkProjection::Asking { asking } = this.work.as_mut().project() {
-            let proceed: Proceed<F> = ready!(asking.as_mut().poll(cx));
-            this.work.set(proceed(this.record));
+        while let WorkProjection::Asking { asking, grpc } = this.work.as_mut().project() {
+            let next = match caught(|| asking.as_mut().poll(cx)) {
+                Ok(proceed) => {
+                    let proceed: Proceed<F> = ready!(proceed);
+                    proceed(this.record)
+                }
+                Err(panicked) => {
+                    tracing::error!(error = %panicked, "an external authorizer failed: answered with 500");
+                    if let Some(record) = this.record {
+                        record.release();
+                    }
+                    Work::Refused { why: Refused::Failed, grpc: *grpc }
+                }
+            };
+            this.work.set(next);
         }
         let mut response = match this.work.project() {
             WorkProjection::Asking { .. } => unreachable!("who is asked has answered"),
@@ -570,7 +610,10 @@ where
                 response.map(|body| Content::Application { body })
             }
             WorkProjection::Serving { mut inner, grpc, more } => {
-                let served = ready!(inner.as_mut().poll(cx));
+                let served: Result<_, BoxError> = match caught(|| inner.as_mut().poll(cx)) {
+                    Ok(served) => ready!(served).map_err(Into::into),
+                    Err(panicked) => Err(panicked.into()),
+                };
                 let (spent, stalled) = match inner.take_value() {
                     Some(context) => (context.spent.is_set(), context.stalled.is_set()),
                     None => (false, false),
@@ -594,9 +637,8 @@ where
                         response.map(|body| Content::Application { body })
                     }
                     Err(error) => {
-                        let error: BoxError = error.into();
                         tracing::error!(%error, "the application's service failed: answered with 500");
-                        answer(*grpc, StatusCode::INTERNAL_SERVER_ERROR, 13, "the service failed; see its log")
+                        failed(*grpc)
                     }
                 }
             }
@@ -624,6 +666,12 @@ fn tell<B>(told: Told) -> Response<Content<B>> {
             response
         }
     }
+}
+
+/// The answer in place of the application's that failed.
+#[cold]
+fn failed<B>(grpc: bool) -> Response<Content<B>> {
+    answer(grpc, StatusCode::INTERNAL_SERVER_ERROR, 13, "the service failed; see its log")
 }
 
 /// An answer of the mesh itself: a text for HTTP, a status without a body for gRPC. `text` is ASCII.
