@@ -49,7 +49,6 @@ use mesh_core::id::{SpiffeId, Workload};
 use mesh_core::identity::PeerIdentity;
 use mesh_core::policy::{InboundListener, InboundState, PerMillion};
 use mesh_core::source::Identities;
-use mesh_core::target::EncodedSlash;
 use mesh_core::telemetry::{Metrics, PeerLabels, Reporter, RequestLabels, RequestSeries};
 
 use self::ask::{Ask, Proceed};
@@ -65,6 +64,7 @@ pub(crate) use self::policy::Policy;
 pub(crate) use self::priority::Priorities;
 pub use self::priority::Priority;
 use self::record::Record;
+pub(crate) use self::target::Slashes;
 use self::target::Unsettled;
 use self::token::Challenge;
 use crate::load::{LoadReports, Question, Told};
@@ -92,7 +92,7 @@ pub(crate) struct Shared {
     // If callers are told.
     pub(crate) load: Option<Arc<LoadReports>>,
     pub(crate) gate: Gate,
-    pub(crate) slash: EncodedSlash,
+    pub(crate) slashes: Slashes,
     /// Applications have layers of this server, so a request may come through two.
     pub(crate) lent: AtomicBool,
     pub(crate) max_headers: usize,
@@ -299,7 +299,7 @@ where
         let parting = connection.parting(&request);
         let seen = headers::read(request.headers_mut());
         let grpc = seen.grpc;
-        let settled = target::settle(&mut request, &seen, shared.slash);
+        let settled = target::settle(&mut request, &seen, &shared.slashes);
         // Without a peer of our own acceptor, what another acceptor put there counts: extensions cannot
         // come from outside.
         let other = || request.extensions().get::<PeerIdentity>().cloned().map(Arc::new);
