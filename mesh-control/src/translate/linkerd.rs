@@ -51,6 +51,8 @@ pub(super) fn limits(model: &Model, options: &Options, of: &Workload<'_>) -> Vec
             response_headers: Vec::new(),
             request_headers: Vec::new(),
             per_connection: false,
+            quota_headers: false,
+            retry_after: false,
         }),
     });
     let domains = Domains::of(model, options);
