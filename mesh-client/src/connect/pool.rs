@@ -4,6 +4,7 @@
 //! ```text
 //! acquire ─▶ idle, or room on a shared one? ─▶ Lease ─▶ (answer ends) ─▶ idle again
 //!         └▶ below the limit? ─▶ dial ─▶ Lease
+//!         │                        └▶ (request gives up) ─▶ the next one's
 //!         └▶ wait for one of the two
 //! ```
 //!
@@ -20,11 +21,14 @@ use futures_util::future::{BoxFuture, Shared};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
+use mesh_core::error::BoxError;
 use mesh_core::id::SpiffeId;
+use mesh_core::policy::Address;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio::task::JoinError;
 use tokio::time::{Instant, timeout_at};
 
 use super::upload::Upload;
@@ -45,6 +49,8 @@ pub(crate) struct Pool {
     shared: ArcSwapOption<SharedConnections>,
     // The one HTTP/2 connection being made, for all who need it. Asked only when no other has room.
     connecting: Mutex<Option<Connecting>>,
+    // Those whose requests have given up: the next one takes them over.
+    orphans: Mutex<Vec<Dial>>,
     counts: Arc<Counts>,
     closed: AtomicBool,
 }
@@ -129,6 +135,32 @@ impl Drop for SharedStream {
 }
 
 type Connecting = Shared<BoxFuture<'static, Result<Arc<SharedConnection>, Cause>>>;
+
+/// A connection being made, whoever waits for it.
+type Dial = worker::Owned<Result<Connection, Cause>>;
+
+/// One that a request waits for. If the request gives up it goes to the next: a handshake that takes longer than one
+/// try has time for would otherwise be begun again and again, and never be through.
+struct Dialling<'p> {
+    pool: &'p Pool,
+    dial: Option<Dial>,
+}
+
+impl Dialling<'_> {
+    async fn finish(mut self) -> Result<Connection, Cause> {
+        let done = self.dial.as_mut().expect("it is taken here only").await;
+        self.dial = None;
+        dialled(done, &self.pool.peer.address)
+    }
+}
+
+impl Drop for Dialling<'_> {
+    fn drop(&mut self) {
+        if let Some(dial) = self.dial.take() {
+            self.pool.leave_behind(dial);
+        }
+    }
+}
 
 /// What the connections to one endpoint tell those who wait for one.
 #[derive(Default)]
@@ -241,6 +273,7 @@ impl Pool {
             idle: OnceLock::new(),
             shared: ArcSwapOption::empty(),
             connecting: Mutex::default(),
+            orphans: Mutex::default(),
             counts: Arc::default(),
             closed: AtomicBool::new(false),
         }
@@ -334,6 +367,7 @@ impl Pool {
             }
         }
         self.tidy(&mut self.connecting.lock());
+        self.take_in();
         self.keep_shared(|shared| !shared.is_closed() && !self.is_done(shared, now));
     }
 
@@ -343,6 +377,7 @@ impl Pool {
         self.drop_idle();
         self.shared.store(None);
         self.tidy(&mut self.connecting.lock());
+        drop(std::mem::take(&mut *self.orphans.lock()));
     }
 
     fn drop_idle(&self) {
@@ -399,9 +434,17 @@ impl Pool {
         waiting: impl Fn() -> Result<G, Cause>,
     ) -> Result<Lease, Cause> {
         let mut leave: Option<(G, WaitingHere<'_>, Instant)> = None;
-        let open = loop {
+        let dial = loop {
+            if self.take_in()
+                && let Some(lease) = self.reuse(want, false, Instant::now()).await
+            {
+                return Ok(lease);
+            }
+            if let Some(dial) = self.orphan() {
+                break dial;
+            }
             if let Ok(open) = OpenGuard::within(room, &self.dialer, &self.counts, true) {
-                break open;
+                break self.dial(want, open);
             }
             // First counted among those who wait, then a look, then the wait: nothing that happens is missed.
             match &leave {
@@ -413,7 +456,7 @@ impl Pool {
             }
         };
         drop(leave);
-        match self.dialer.dial(&self.peer, want, open).await? {
+        match (Dialling { pool: self, dial: Some(dial) }).finish().await? {
             Connection::Sole(mut sole) => {
                 sole.served += 1;
                 Ok(Lease::Sole(sole))
@@ -429,6 +472,39 @@ impl Pool {
                 stream.map(Lease::Shared).ok_or_else(|| self.takes_no_stream())
             }
         }
+    }
+
+    /// A dial whose request has given up.
+    fn leave_behind(&self, dial: Dial) {
+        if self.closed.load(Ordering::Acquire) {
+            return;
+        }
+        self.orphans.lock().push(dial);
+        self.counts.changed.notify_one();
+        if self.closed.load(Ordering::Acquire) {
+            drop(std::mem::take(&mut *self.orphans.lock()));
+        }
+    }
+
+    /// The one of them that was begun first.
+    fn orphan(&self) -> Option<Dial> {
+        let mut orphans = self.orphans.lock();
+        (!orphans.is_empty()).then(|| orphans.remove(0))
+    }
+
+    /// Puts those that are through where requests look for them, and forgets those that failed: that is nobody's
+    /// failure. Whether there was one to put.
+    fn take_in(&self) -> bool {
+        let done: Vec<_> = self.orphans.lock().extract_if(.., |dial| dial.is_finished()).collect();
+        let mut any = false;
+        for connection in done.into_iter().filter_map(|dial| dial.now_or_never()?.ok()?.ok()) {
+            any = true;
+            match connection {
+                Connection::Sole(sole) => self.release(sole, Instant::now()),
+                Connection::Shared(shared) => self.share(&shared),
+            }
+        }
+        any
     }
 
     /// Waits for anything to change at the endpoint, having waited `since` then.
@@ -551,25 +627,20 @@ impl Pool {
     }
 
     fn takes_no_stream(&self) -> Cause {
-        let source = Arc::new(std::io::Error::other("the new HTTP/2 connection takes no stream"));
-        Cause::ConnectFailed { address: self.peer.address.clone(), source }
+        failed(&self.peer.address, "the new HTTP/2 connection takes no stream")
+    }
+
+    /// Begins to connect, by a task of its own: who waits for it may give up.
+    fn dial(&self, want: Want, open: OpenGuard) -> Dial {
+        let (dialer, peer) = (self.dialer.clone(), self.peer.clone());
+        worker::spawn(&Handle::current(), async move { dialer.dial(&peer, want, open).await })
     }
 
     fn connect(&self, open: OpenGuard) -> Connecting {
-        let (dialer, peer) = (self.dialer.clone(), self.peer.clone());
-        let result = worker::spawn(&Handle::current(), async move {
-            match dialer.dial(&peer, Want::Http2, open).await? {
-                Connection::Shared(shared) => Ok(shared),
-                Connection::Sole(_) => Err(Cause::ConnectFailed {
-                    address: peer.address,
-                    source: Arc::new(std::io::Error::other("the peer does not speak HTTP/2")),
-                }),
-            }
-        });
         let address = self.peer.address.clone();
-        let result = result.map(move |done| match done {
-            Ok(result) => result,
-            Err(e) => Err(Cause::ConnectFailed { address, source: Arc::new(std::io::Error::other(e)) }),
+        let result = self.dial(Want::Http2, open).map(move |done| match dialled(done, &address)? {
+            Connection::Shared(shared) => Ok(shared),
+            Connection::Sole(_) => Err(failed(&address, "the peer does not speak HTTP/2")),
         });
         result.boxed().shared()
     }
@@ -599,6 +670,15 @@ enum Next {
     Begun(Connecting),
     /// Neither room nor leave for a further connection.
     Full,
+}
+
+/// What came of a dial.
+fn dialled(done: Result<Result<Connection, Cause>, JoinError>, address: &Address) -> Result<Connection, Cause> {
+    done.unwrap_or_else(|stopped| Err(failed(address, stopped)))
+}
+
+fn failed(address: &Address, why: impl Into<BoxError>) -> Cause {
+    Cause::ConnectFailed { address: address.clone(), source: Arc::new(std::io::Error::other(why)) }
 }
 
 /// Whether requests may go over a connection.

@@ -55,6 +55,13 @@ async fn until_ended<F: Future>(connection: F, ended: Ended) {
 /// A task of ours: stopped when this is dropped.
 pub(crate) struct Owned<T>(JoinHandle<T>);
 
+impl<T> Owned<T> {
+    /// Whether it has ended.
+    pub(super) fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
+}
+
 impl<T> Future for Owned<T> {
     type Output = Result<T, JoinError>;
 

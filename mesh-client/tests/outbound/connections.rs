@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -393,5 +393,64 @@ async fn names_are_resolved_and_passthrough_dials_what_was_dialled() {
         let client = Client::builder(source).build();
         let request = http::Request::get(format!("http://{target}/")).body(String::new()).unwrap();
         assert_eq!(client.send(request).await.unwrap().status(), 200, "{:?}", dns.discovery);
+    }
+}
+
+/// A connector that waits to be let through; how often it was asked.
+#[derive(Clone, Default)]
+struct Gate {
+    asked: Arc<Notify>,
+    open: Arc<Notify>,
+    dials: Arc<AtomicUsize>,
+}
+
+impl Gate {
+    async fn connect(self, address: Address) -> std::io::Result<Box<dyn Io>> {
+        let Address::Socket(address) = address else { unreachable!("it is one") };
+        self.dials.fetch_add(1, Ordering::Relaxed);
+        self.asked.notify_one();
+        self.open.notified().await;
+        Ok(Box::new(tokio::net::TcpStream::connect(address).await?))
+    }
+}
+
+#[tokio::test]
+async fn a_connection_whose_request_gave_up_is_the_next_ones() {
+    let ca = TestCa::new();
+    let id = "spiffe://cluster.local/ns/default/sa/reviews";
+    let plain = EchoServer::start("one").await;
+    let secure = EchoServer::start_mtls("one", &ca.identity("default", "reviews")).await;
+    let alpn =
+        Cluster { connection: speaking(UpstreamProtocol::Alpn).connection, ..policy::mtls_cluster("test", &[id]) };
+    for (mut policy, server) in [(speaking(UpstreamProtocol::Http1), &plain), (alpn, &secure)] {
+        // One at a time: who waits for it takes it over as well.
+        policy.breaker = CircuitBreakers { max_connections: Some(1), ..CircuitBreakers::default() };
+        for through in [true, false] {
+            let (before, gate) = (server.connections(), Gate::default());
+            let source = FixedSource::of(TARGET, policy::snapshot_of(policy.clone(), [server.endpoint()]));
+            let builder = Client::builder(source).crypto(crypto()).identity(ca.watched("default", "web"));
+            let gated = gate.clone();
+            let client = builder.connector(move |address| gated.clone().connect(address)).build();
+            tokio::select! {
+                _ = fetch(&client, "/given-up") => panic!("it cannot be answered"),
+                () = gate.asked.notified() => {}
+            }
+            let fetched = if through {
+                gate.open.notify_one();
+                while server.connections() == before {
+                    tokio::task::yield_now().await;
+                }
+                fetch(&client, "/").await
+            } else {
+                let open = async {
+                    tokio::task::yield_now().await;
+                    gate.open.notify_one();
+                };
+                tokio::join!(biased; fetch(&client, "/"), open).0
+            };
+            assert_eq!(server_of(&fetched.unwrap()), "one");
+            assert_eq!(gate.dials.load(Ordering::Relaxed), 1, "{:?} {through}", policy.connection.protocol);
+            assert_eq!(client.dump().destinations[0].clusters[0].endpoints[0].open_connections, 1);
+        }
     }
 }
