@@ -158,7 +158,11 @@ impl Shared<'_> {
     ) -> Option<(usize, Arc<Endpoint>, Attempt)> {
         let mut full = SmallVec::<[usize; 4]>::new();
         loop {
-            let index = fresh.take().or_else(|| self.pick(progress, now, &full))?;
+            let index = fresh.take().or_else(|| {
+                let index = self.pick(&progress.tried, progress.retried, now, &full)?;
+                // Passing over both can leave nobody, and then nobody is passed over: rather one that was tried.
+                if full.contains(&index) { self.pick(&[], progress.retried, now, &full) } else { Some(index) }
+            })?;
             if full.contains(&index) {
                 return None;
             }
@@ -177,8 +181,7 @@ impl Shared<'_> {
     }
 
     /// `full` can take no further request.
-    fn pick(&self, progress: &Progress, now: Instant, full: &[usize]) -> Option<usize> {
-        let tried = &progress.tried;
+    fn pick(&self, tried: &[usize], retried: u32, now: Instant, full: &[usize]) -> Option<usize> {
         if let Some(address) = self.session.address() {
             let pinned = self.members.ready.pinned(address, &self.cluster.policy().override_host);
             match pinned.map(|(index, _)| index) {
@@ -192,7 +195,7 @@ impl Shared<'_> {
         }
         let policy = self.policy();
         let avoid = policy.is_none_or(|policy| policy.avoid_previous_hosts);
-        let tried = if avoid { &tried[..] } else { &[] };
+        let tried = if avoid { tried } else { &[] };
         let both: SmallVec<[usize; 8]>;
         let pick = Pick {
             now: self.env.since_epoch(now),
@@ -205,7 +208,7 @@ impl Shared<'_> {
             hash: self.hash,
             other_priority: policy.is_some_and(|policy| policy.next_locality),
         };
-        match policy.filter(|policy| !policy.avoid_metadata.is_empty() && progress.retried > 0) {
+        match policy.filter(|policy| !policy.avoid_metadata.is_empty() && retried > 0) {
             Some(policy) => self.pick_without(policy, &pick),
             None => self.pick_one(&pick),
         }
