@@ -1,5 +1,5 @@
-//! The connections to one endpoint: idle HTTP/1.1 ones in a queue without a lock, and the HTTP/2 connections
-//! that everybody shares: one, and further ones while it has no room for another stream.
+//! The connections to one endpoint: idle HTTP/1.1 ones on a stack, and the HTTP/2 connections that everybody shares: one,
+//! and further ones while it has no room for another stream.
 //!
 //! ```text
 //! acquire ─▶ idle, or room on a shared one? ─▶ Lease ─▶ (answer ends) ─▶ idle again
@@ -10,12 +10,11 @@
 //!
 //! Refuses to know what is sent over a connection.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use crossbeam_queue::ArrayQueue;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use http::{Request, Response};
@@ -43,9 +42,9 @@ const MAX_IDLE: usize = 256;
 pub(crate) struct Pool {
     dialer: Arc<Dialer>,
     peer: Peer,
-    // Made with the first connection that is put back: most endpoints of a large cluster never see one.
-    // Boxed for the same reason: by itself a queue takes cache lines of its own.
-    idle: OnceLock<Box<ArrayQueue<SoleConnection>>>,
+    // The last one put back is the first to go out: it is the least likely to be closed by the peer at that moment, and
+    // what a burst has left over is found by nobody and ends. Locked to push, to pop, and to take out what is too old.
+    idle: Mutex<Vec<SoleConnection>>,
     shared: ArcSwapOption<SharedConnections>,
     // The one HTTP/2 connection being made, for all who need it. Asked only when no other has room.
     connecting: Mutex<Option<Connecting>>,
@@ -270,7 +269,7 @@ impl Pool {
         Self {
             dialer,
             peer,
-            idle: OnceLock::new(),
+            idle: Mutex::default(),
             shared: ArcSwapOption::empty(),
             connecting: Mutex::default(),
             orphans: Mutex::default(),
@@ -296,7 +295,7 @@ impl Pool {
 
     /// Of them, HTTP/1.1 connections that wait for a request.
     pub(crate) fn idle(&self) -> usize {
-        self.idle.get().map_or(0, |idle| idle.len())
+        self.idle.lock().len()
     }
 
     /// Room for a connection that is not the pool's to keep. Nobody waits for one, so none goes over the limit, as with
@@ -343,11 +342,20 @@ impl Pool {
             return;
         }
         connection.idle_since = now;
-        // Over the bound it is dropped, which closes it.
-        let _ = self.idle.get_or_init(|| Box::new(ArrayQueue::new(MAX_IDLE))).push(connection);
+        let excess = {
+            let mut idle = self.idle.lock();
+            // Over the bound it is dropped, which closes it.
+            if idle.len() < MAX_IDLE {
+                idle.push(connection);
+                None
+            } else {
+                Some(connection)
+            }
+        };
+        drop(excess);
         self.counts.changed.notify_one();
         if self.closed.load(Ordering::Acquire) {
-            // Closed in between: nobody else would look into the queue again.
+            // Closed in between: nobody else would look there again.
             self.drop_idle();
         }
     }
@@ -359,13 +367,10 @@ impl Pool {
 
     /// Closes what has been idle or alive for too long.
     pub(crate) fn reap(&self, now: Instant) {
-        let idle = self.idle.get();
-        for _ in 0..self.idle() {
-            let Some((idle, connection)) = idle.and_then(|idle| Some((idle, idle.pop()?))) else { break };
-            if !connection.sender.is_closed() && !self.is_stale(&connection, now) {
-                let _ = idle.push(connection);
-            }
-        }
+        let is_over = |connection: &mut SoleConnection| connection.sender.is_closed() || self.is_stale(connection, now);
+        let over: Vec<_> = self.idle.lock().extract_if(.., is_over).collect();
+        // Not under the lock.
+        drop(over);
         self.tidy(&mut self.connecting.lock());
         self.take_in();
         self.keep_shared(|shared| !shared.is_closed() && !self.is_done(shared, now));
@@ -381,7 +386,8 @@ impl Pool {
     }
 
     fn drop_idle(&self) {
-        while self.idle.get().and_then(|idle| idle.pop()).is_some() {}
+        let idle = std::mem::take(&mut *self.idle.lock());
+        drop(idle);
     }
 
     /// A live connection that is there already.
@@ -394,9 +400,9 @@ impl Pool {
         if want == Want::Http2 {
             return None;
         }
-        let idle = self.idle.get()?;
         loop {
-            let mut connection = idle.pop()?;
+            let popped = self.idle.lock().pop();
+            let mut connection = popped?;
             if connection.sender.is_closed() || self.is_stale(&connection, now) {
                 continue;
             }

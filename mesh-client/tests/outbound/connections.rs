@@ -454,3 +454,27 @@ async fn a_connection_whose_request_gave_up_is_the_next_ones() {
         }
     }
 }
+
+#[tokio::test]
+async fn the_connection_that_came_back_last_is_used_first_and_a_burst_leaves_nothing_in_use() {
+    let server = EchoServer::start("one").await;
+    let mut short = speaking(UpstreamProtocol::Http1);
+    short.connection.idle_timeout = Some(Duration::from_secs(20));
+    let (client, _) = client_of(snapshot_with(forward_with(None), short, &[&server]));
+    hold(&client, &server, 10).await;
+    let idle = || client.dump().destinations[0].clusters[0].endpoints[0].idle_connections;
+    assert_eq!((server.connections(), idle()), (10, 10));
+    // A trickle of requests, one each second: one connection is enough for it.
+    for _ in 0..30 {
+        fetch(&client, "/").await.unwrap();
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        tokio::time::resume();
+    }
+    tokio::time::pause();
+    mesh_testkit::clock::pass(Duration::from_secs(10)).await;
+    tokio::time::resume();
+    assert_eq!(idle(), 1);
+    fetch(&client, "/").await.unwrap();
+    assert_eq!(server.connections(), 10, "nor was one made");
+}
