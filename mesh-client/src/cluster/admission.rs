@@ -64,6 +64,7 @@ impl Admission {
             of_cluster: limits.max_connections,
             of_endpoint: limits.max_connections_per_host,
             patience: self.patience,
+            insists: false,
         }
     }
 

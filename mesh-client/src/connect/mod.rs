@@ -3,6 +3,7 @@
 //!
 //! Refuses to know clusters, routes and retries.
 
+mod back_off;
 mod custom;
 mod http;
 pub(crate) mod names;

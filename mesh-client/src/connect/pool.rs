@@ -30,6 +30,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinError;
 use tokio::time::{Instant, timeout_at};
 
+use super::back_off::BackOff;
 use super::upload::Upload;
 use super::{Connection, Dialer, IoStream, Peer, SharedConnection, SoleConnection, Want, worker};
 use crate::body::Outgoing;
@@ -50,6 +51,8 @@ pub(crate) struct Pool {
     connecting: Mutex<Option<Connecting>>,
     // Those whose requests have given up: the next one takes them over.
     orphans: Mutex<Vec<Dial>>,
+    // Asked and told by those who dial.
+    back_off: Mutex<BackOff>,
     counts: Arc<Counts>,
     closed: AtomicBool,
 }
@@ -63,11 +66,13 @@ pub(crate) struct Room {
     pub(crate) of_endpoint: Option<u32>,
     /// Longest wait for one that is in use. None = until the request's own end.
     pub(crate) patience: Option<Duration>,
+    /// Connects also where that failed a moment ago.
+    pub(crate) insists: bool,
 }
 
 impl Room {
-    /// Any number.
-    pub(crate) const ANY: Self = Self { of_cluster: None, of_endpoint: None, patience: None };
+    /// Any number, and at any time.
+    pub(crate) const ANY: Self = Self { of_cluster: None, of_endpoint: None, patience: None, insists: true };
 
     fn refusal(&self, others: &Others) -> Option<(&'static str, u32)> {
         let full = |most: Option<u32>, others| most.filter(|most| others >= *most);
@@ -273,6 +278,7 @@ impl Pool {
             shared: ArcSwapOption::empty(),
             connecting: Mutex::default(),
             orphans: Mutex::default(),
+            back_off: Mutex::default(),
             counts: Arc::default(),
             closed: AtomicBool::new(false),
         }
@@ -450,6 +456,7 @@ impl Pool {
                 break dial;
             }
             if let Ok(open) = OpenGuard::within(room, &self.dialer, &self.counts, true) {
+                self.leave(room)?;
                 break self.dial(want, open);
             }
             // First counted among those who wait, then a look, then the wait: nothing that happens is missed.
@@ -462,7 +469,9 @@ impl Pool {
             }
         };
         drop(leave);
-        match (Dialling { pool: self, dial: Some(dial) }).finish().await? {
+        let dialled = Dialling { pool: self, dial: Some(dial) }.finish().await;
+        self.tell(dialled.as_ref().err());
+        match dialled? {
             Connection::Sole(mut sole) => {
                 sole.served += 1;
                 Ok(Lease::Sole(sole))
@@ -498,6 +507,26 @@ impl Pool {
         (!orphans.is_empty()).then(|| orphans.remove(0))
     }
 
+    /// Leave to connect.
+    ///
+    /// # Errors
+    /// That failed a moment ago.
+    fn leave(&self, room: Room) -> Result<(), Cause> {
+        if room.insists { Ok(()) } else { self.back_off.lock().leave(Instant::now(), &self.dialer.random) }
+    }
+
+    /// Remembers what came of a dial that somebody waited for.
+    fn tell(&self, failure: Option<&Cause>) {
+        match failure {
+            None => self.back_off.lock().worked(),
+            Some(cause) if cause.is_unreached() => {
+                self.back_off.lock().failed(cause, Instant::now(), &self.dialer.random);
+            }
+            // Policy's doing, or ours.
+            Some(_) => {}
+        }
+    }
+
     /// Puts those that are through where requests look for them, and forgets those that failed: that is nobody's
     /// failure. Whether there was one to put.
     fn take_in(&self) -> bool {
@@ -505,6 +534,7 @@ impl Pool {
         let mut any = false;
         for connection in done.into_iter().filter_map(|dial| dial.now_or_never()?.ok()?.ok()) {
             any = true;
+            self.tell(None);
             match connection {
                 Connection::Sole(sole) => self.release(sole, Instant::now()),
                 Connection::Shared(shared) => self.share(&shared),
@@ -560,7 +590,7 @@ impl Pool {
     ) -> Result<SharedStream, Cause> {
         let mut leave: Option<(G, WaitingHere<'_>, Instant)> = None;
         loop {
-            let next = self.next_shared(room);
+            let next = self.next_shared(room)?;
             if matches!(next, Next::Join(_) | Next::Full) && leave.is_none() {
                 // Counted among those who wait; then another look, so that nothing that happens is missed.
                 leave = Some((waiting()?, self.counts.wait(), Instant::now()));
@@ -581,6 +611,7 @@ impl Pool {
                 let first = slot.as_ref().is_some_and(|other| other.ptr_eq(&connecting));
                 if first {
                     *slot = None;
+                    self.tell(result.as_ref().err());
                 }
                 let shared = result?;
                 // The first of those who waited puts it in place, having taken a place on it: whatever its room is,
@@ -598,23 +629,25 @@ impl Pool {
     }
 
     /// What there is for a request that wants HTTP/2.
-    fn next_shared(&self, room: Room) -> Next {
+    ///
+    /// # Errors
+    /// Nothing, and connecting failed a moment ago.
+    fn next_shared(&self, room: Room) -> Result<Next, Cause> {
         let mut slot = self.connecting.lock();
         self.tidy(&mut slot);
         // One that came while we waited for the lock.
         if let Some(stream) = self.reuse_shared(false) {
-            return Next::Stream(stream);
+            return Ok(Next::Stream(stream));
         }
         if let Some(connecting) = &*slot {
-            return Next::Join(connecting.clone());
+            return Ok(Next::Join(connecting.clone()));
         }
         let open = OpenGuard::within(room, &self.dialer, &self.counts, true).ok();
         // Connections that are on their way out are no reason to wait for them.
         let open = open.or_else(|| (!self.has_live()).then(|| OpenGuard::pooled(&self.dialer, &self.counts)));
-        match open {
-            Some(open) => Next::Begun(slot.insert(self.connect(open)).clone()),
-            None => Next::Full,
-        }
+        let Some(open) = open else { return Ok(Next::Full) };
+        self.leave(room)?;
+        Ok(Next::Begun(slot.insert(self.connect(open)).clone()))
     }
 
     fn has_live(&self) -> bool {
@@ -627,6 +660,7 @@ impl Pool {
         if let Some(result) = slot.as_ref().and_then(|connecting| connecting.clone().now_or_never()) {
             *slot = None;
             if let Ok(shared) = result {
+                self.tell(None);
                 self.share(&shared);
             }
         }

@@ -341,8 +341,13 @@ impl Hold {
             }
             Err(cause) => {
                 if cause.is_unreached() {
-                    self.attempt.connected(false);
-                    self.attempt.failed();
+                    if let Cause::BackingOff { .. } = cause {
+                        // That says nothing new: who made the attempt has told.
+                        self.attempt.not_sent();
+                    } else {
+                        self.attempt.connected(false);
+                        self.attempt.failed();
+                    }
                     return Err(Failed { cause, again: Some(Again::Unreached) });
                 }
                 // A local limit says nothing of the endpoint.

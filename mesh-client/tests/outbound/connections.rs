@@ -478,3 +478,39 @@ async fn the_connection_that_came_back_last_is_used_first_and_a_burst_leaves_not
     fetch(&client, "/").await.unwrap();
     assert_eq!(server.connections(), 10, "nor was one made");
 }
+
+#[tokio::test]
+async fn an_endpoint_that_is_away_is_not_dialled_for_each_request() {
+    let server = EchoServer::start("one").await;
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let (away, dials) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+        let (gone, counted) = (away.clone(), dials.clone());
+        let source = FixedSource::of(TARGET, policy::snapshot_of(speaking(protocol), [server.endpoint()]));
+        let builder = Client::builder(source).random(|below| below / 2).connector(move |address: Address| {
+            let gone = gone.load(Ordering::Relaxed);
+            counted.fetch_add(1, Ordering::Relaxed);
+            async move {
+                let Address::Socket(address) = address else { unreachable!("it is one") };
+                if gone {
+                    return Err(std::io::Error::other("away"));
+                }
+                Ok(Box::new(tokio::net::TcpStream::connect(address).await?) as Box<dyn Io>)
+            }
+        });
+        let client = builder.build();
+        for _ in 0..20 {
+            let error = fetch(&client, "/").await.unwrap_err();
+            assert!(error.code() == Code::CONNECT_FAILED && error.to_string().contains("away"), "{error}");
+        }
+        assert_eq!(dials.load(Ordering::Relaxed), 1, "{protocol:?}");
+        // It is back; that is noticed when its time is over.
+        away.store(false, Ordering::Relaxed);
+        let error = fetch(&client, "/").await.unwrap_err();
+        assert!(error.to_string().contains("the next attempt is due in"), "{error}");
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_millis(500)).await;
+        tokio::time::resume();
+        assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "one");
+        assert_eq!(dials.load(Ordering::Relaxed), 2, "{protocol:?}");
+    }
+}
