@@ -109,7 +109,7 @@ impl Permit {
         }
     }
 
-    /// Leave to wait for a connection.
+    /// Leave to wait for a connection, one that is being made or one in use by others (Envoy's pending requests).
     ///
     /// # Errors
     /// As many requests as allowed are waiting.

@@ -319,7 +319,7 @@ impl Pool {
     }
 
     /// A connection to send one request on, at the time `now`. `fresh` passes over connections that carried one before.
-    /// `waiting` is asked for leave before waiting for a connection, and its answer held meanwhile.
+    /// `waiting` is asked for leave by who finds none that is free, and its answer held until there is one.
     pub(crate) async fn acquire<G>(
         &self,
         grpc: bool,
@@ -445,7 +445,9 @@ impl Pool {
         room: Room,
         waiting: impl Fn() -> Result<G, Cause>,
     ) -> Result<Lease, Cause> {
-        let mut leave: Option<(G, WaitingHere<'_>, Instant)> = None;
+        // Until it has a connection, whether that is being made or in use by others: as Envoy counts.
+        let _pending = waiting()?;
+        let mut queued: Option<(WaitingHere<'_>, Instant)> = None;
         let dial = loop {
             if self.take_in()
                 && let Some(lease) = self.reuse(want, false, Instant::now()).await
@@ -460,15 +462,15 @@ impl Pool {
                 break self.dial(want, open);
             }
             // First counted among those who wait, then a look, then the wait: nothing that happens is missed.
-            match &leave {
-                None => leave = Some((waiting()?, self.counts.wait(), Instant::now())),
-                Some((.., since)) => self.wait(room, *since).await?,
+            match &queued {
+                None => queued = Some((self.counts.wait(), Instant::now())),
+                Some((_, since)) => self.wait(room, *since).await?,
             }
             if let Some(lease) = self.reuse(want, false, Instant::now()).await {
                 return Ok(lease);
             }
         };
-        drop(leave);
+        drop(queued);
         let dialled = Dialling { pool: self, dial: Some(dial) }.finish().await;
         self.tell(dialled.as_ref().err());
         match dialled? {
@@ -588,20 +590,19 @@ impl Pool {
         room: Room,
         waiting: impl Fn() -> Result<G, Cause>,
     ) -> Result<SharedStream, Cause> {
-        let mut leave: Option<(G, WaitingHere<'_>, Instant)> = None;
+        // As over HTTP/1.1.
+        let _pending = waiting()?;
+        let mut queued: Option<(WaitingHere<'_>, Instant)> = None;
         loop {
-            let next = self.next_shared(room)?;
-            if matches!(next, Next::Join(_) | Next::Full) && leave.is_none() {
-                // Counted among those who wait; then another look, so that nothing that happens is missed.
-                leave = Some((waiting()?, self.counts.wait(), Instant::now()));
-                continue;
-            }
-            let connecting = match next {
+            let connecting = match self.next_shared(room)? {
                 Next::Stream(stream) => return Ok(stream),
                 Next::Join(connecting) | Next::Begun(connecting) => connecting,
                 Next::Full => {
-                    let since = leave.as_ref().map(|(.., since)| *since);
-                    self.wait(room, since.expect("who finds it full is counted among those who wait")).await?;
+                    match &queued {
+                        // Counted among those who wait; then another look, so that nothing that happens is missed.
+                        None => queued = Some((self.counts.wait(), Instant::now())),
+                        Some((_, since)) => self.wait(room, *since).await?,
+                    }
                     continue;
                 }
             };

@@ -9,7 +9,7 @@ use futures_util::stream;
 use http::Request;
 use http_body::Frame;
 use http_body_util::StreamBody;
-use mesh_client::{Cause, Client, Io};
+use mesh_client::{Cause, Client, Error, Io};
 use mesh_core::error::{BoxError, Code, Fault, Retry};
 use mesh_core::policy::{
     Address, Balancer, CircuitBreakers, Cluster, ClusterState, ConnectionOptions, DropOverload, Endpoint, Endpoints,
@@ -246,9 +246,11 @@ async fn serves_who_waits_and_refuses_who_may_not(protocol: UpstreamProtocol) {
     let connection = ConnectionOptions { protocol, max_concurrent_streams: Some(1), ..ConnectionOptions::default() };
     let limited = Cluster { breaker, connection, ..cluster("test") };
     let (client, _) = client_of(snapshot_with(forward_with(None), limited, &[&server]));
+    server.script([Behaviour::Echo]);
+    fetch(&client, "/0").await.unwrap();
     let (first, second) = (fetch(&client, "/1"), fetch(&client, "/2"));
     let third = async {
-        server.wait_for_requests(1).await;
+        server.wait_for_requests(2).await;
         // The second waits for the connection by now: it was polled before this.
         let error = client.send(get("/3")).await.unwrap_err();
         server.behave(Behaviour::Echo);
@@ -259,6 +261,27 @@ async fn serves_who_waits_and_refuses_who_may_not(protocol: UpstreamProtocol) {
     assert!(first.is_ok() && second.is_ok());
     assert!(matches!(third.cause(), Cause::Breaker { limit: "max_pending", .. }), "{third}");
     assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test]
+async fn requests_for_which_a_connection_is_being_made_are_pending() {
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let server = EchoServer::start("one").await;
+        for (most, answered) in [(Some(1), 1), (Some(3), 3), (None, 10)] {
+            let breaker = CircuitBreakers { max_pending: most, ..CircuitBreakers::default() };
+            let connection = ConnectionOptions { protocol, ..ConnectionOptions::default() };
+            let limited = Cluster { breaker, connection, ..cluster("test") };
+            let (client, _) = client_of(snapshot_with(forward_with(None), limited, &[&server]));
+            let all = futures_util::future::join_all((0..10).map(|_| client.send(get("/")))).await;
+            let (good, bad): (Vec<_>, Vec<_>) = all.into_iter().partition(Result::is_ok);
+            assert_eq!(good.len(), answered, "{protocol:?} {most:?}");
+            let limit = |error: Error| matches!(error.cause(), Cause::Breaker { limit: "max_pending", .. });
+            assert!(bad.into_iter().all(|bad| limit(bad.unwrap_err())));
+            // What is there is nobody's to wait for.
+            drop(good);
+            fetch(&client, "/").await.unwrap();
+        }
+    }
 }
 
 #[tokio::test]

@@ -327,7 +327,7 @@ pub struct SlowStart {
 pub struct CircuitBreakers {
     /// Connections (Istio `tcp.maxConnections`).
     pub max_connections: Option<u32>,
-    /// Requests waiting for a connection (Istio `http1MaxPendingRequests`).
+    /// Requests waiting for a connection, one that is being made for them included (Istio `http1MaxPendingRequests`).
     pub max_pending: Option<u32>,
     /// Requests in flight (Istio `http2MaxRequests`; gRFC A32).
     pub max_requests: Option<u32>,
