@@ -111,7 +111,7 @@ impl SharedConnection {
 
 pub(super) async fn http1(io: IoStream, worn_at: Option<Instant>, open: OpenGuard) -> hyper::Result<Connection> {
     let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(io)).await?;
-    let (alive, ended) = worker::handle();
+    let (alive, ended) = open.counts().lines.handle();
     worker::drive(connection.with_upgrades(), ended, open);
     Ok(Connection::Sole(SoleConnection { sender, worn_at, idle_since: Instant::now(), served: 0, _alive: alive }))
 }
@@ -124,7 +124,7 @@ pub(super) async fn http2(
 ) -> hyper::Result<Connection> {
     let (io, limit) = Observed::new(io);
     let waiters = open.counts().clone();
-    let (alive, ended) = worker::handle();
+    let (alive, ended) = waiters.lines.handle();
     let (alive_requests, ended_requests) = worker::handle();
     let tasks = worker::Http2Tasks::new(ended, open);
     let mut builder = http2::Builder::new(tasks.clone());

@@ -174,6 +174,8 @@ pub(super) struct Counts {
     pooled: AtomicU32,
     waiting: AtomicU32,
     changed: Notify,
+    // Of the same ones that `open` counts, to end them with the endpoint.
+    pub(super) lines: worker::Lines,
 }
 
 impl Counts {
@@ -382,9 +384,13 @@ impl Pool {
         self.keep_shared(|shared| !shared.is_closed() && !self.is_done(shared, now));
     }
 
-    /// Closes idle connections now and the others when their requests have ended.
-    pub(crate) fn close(&self) {
+    /// Closes idle connections now and the others when their requests have ended, or after `limit` if there is one:
+    /// the endpoint is gone.
+    pub(crate) fn close(&self, limit: Option<Duration>) {
         self.closed.store(true, Ordering::Release);
+        if let Some(limit) = limit {
+            self.counts.lines.end_within(limit);
+        }
         self.drop_idle();
         self.shared.store(None);
         self.tidy(&mut self.connecting.lock());

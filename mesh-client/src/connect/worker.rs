@@ -1,11 +1,12 @@
 //! The tasks that drive connections. Each ends when the handle of its connection is dropped: HTTP says
-//! goodbye by itself, and what cannot finish doing so within [`GOODBYE`] is cut off.
+//! goodbye by itself, and what cannot finish doing so within [`GOODBYE`] is cut off. One whose endpoint is gone has the
+//! drain limit for what is under way.
 
 #![allow(clippy::disallowed_methods)] // The one place of this folder that spawns; see above for who owns the tasks.
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,15 +19,61 @@ use tokio::task::{JoinError, JoinHandle};
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Held by whoever uses a connection; dropping it ends the connection's tasks.
-pub(super) struct Alive(#[allow(dead_code, reason = "held for its drop")] oneshot::Sender<()>);
+pub(super) struct Alive(#[allow(dead_code, reason = "held for its drop")] Arc<Line>);
+
+/// Tells how long there is for the end, once; dropped without a word, hardly any time.
+type Line = Mutex<Option<oneshot::Sender<Duration>>>;
 
 /// The other end of [`Alive`].
-pub(super) type Ended = oneshot::Receiver<()>;
+pub(super) type Ended = oneshot::Receiver<Duration>;
 
 /// A handle and what watches it.
 pub(super) fn handle() -> (Alive, Ended) {
-    let (alive, ended) = oneshot::channel();
-    (Alive(alive), ended)
+    let (tell, ended) = oneshot::channel();
+    (Alive(Arc::new(Mutex::new(Some(tell)))), ended)
+}
+
+/// The connections of one endpoint, which end together when it is gone.
+#[derive(Default)]
+pub(super) struct Lines(Mutex<Open>);
+
+#[derive(Default)]
+struct Open {
+    lines: Vec<Weak<Line>>,
+    // Known once the endpoint is gone.
+    limit: Option<Duration>,
+}
+
+impl Lines {
+    /// The handle of a connection, and what watches it.
+    pub(super) fn handle(&self) -> (Alive, Ended) {
+        let (alive, ended) = handle();
+        let mut open = self.0.lock();
+        if let Some(limit) = open.limit {
+            tell(&alive.0, limit);
+        } else {
+            open.lines.retain(|line| line.strong_count() > 0);
+            open.lines.push(Arc::downgrade(&alive.0));
+        }
+        (alive, ended)
+    }
+
+    /// All of them, and those still to come, have so long.
+    pub(super) fn end_within(&self, limit: Duration) {
+        let lines = {
+            let mut open = self.0.lock();
+            open.limit = Some(limit);
+            std::mem::take(&mut open.lines)
+        };
+        lines.iter().filter_map(Weak::upgrade).for_each(|line| tell(&line, limit));
+    }
+}
+
+fn tell(line: &Line, limit: Duration) {
+    if let Some(tell) = line.lock().take() {
+        // The connection may have ended by itself.
+        let _ = tell.send(limit);
+    }
 }
 
 /// Drives a connection on the caller's runtime: I/O stays where the requests are, without a hop to
@@ -43,13 +90,13 @@ where
 
 async fn until_ended<F: Future>(connection: F, ended: Ended) {
     tokio::pin!(connection);
-    tokio::select! {
+    let limit = tokio::select! {
         biased;
         _ = &mut connection => return,
-        _ = ended => {}
-    }
-    // Only a nicety for the peer; the result changes nothing.
-    let _ = tokio::time::timeout(GOODBYE, connection).await;
+        told = ended => told.unwrap_or(GOODBYE),
+    };
+    // Beyond it nothing is waited for: dropping the connection closes it.
+    let _ = tokio::time::timeout(limit, connection).await;
 }
 
 /// A task of ours: stopped when this is dropped.

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
-use super::{TARGET, client_of, cluster, fetch, forward_with, post, read, retrying, server_of, snapshot_with};
+use super::{TARGET, client_of, cluster, fetch, forward_with, get, post, read, retrying, server_of, snapshot_with};
 
 fn speaking(protocol: UpstreamProtocol) -> Cluster {
     Cluster { connection: ConnectionOptions { protocol, ..ConnectionOptions::default() }, ..cluster("test") }
@@ -325,6 +325,36 @@ async fn a_removed_endpoint_finishes_what_it_has() {
     };
     let (held, ()) = tokio::join!(fetch(&client, "/held"), swap);
     assert_eq!(server_of(&held.unwrap()), "old");
+}
+
+#[tokio::test]
+async fn what_a_removed_endpoint_has_not_finished_within_its_limit_is_cut_off() {
+    let (second, day) = (Duration::from_secs(1), Duration::from_secs(86_400));
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        for (limit, remains) in [(None, false), (Some(Duration::MAX), true), (Some(2 * second), false)] {
+            let (old, new) = (EchoServer::start("old").await, EchoServer::start("new").await);
+            let to = |server: &EchoServer| policy::snapshot_of(speaking(protocol), [server.endpoint()]);
+            let source = FixedSource::of(TARGET, to(&old));
+            let builder = Client::builder(source.clone());
+            let builder = if let Some(limit) = limit { builder.drain_limit(limit) } else { builder };
+            let client = builder.build();
+            old.behave(Behaviour::Stall);
+            let mut answer = std::pin::pin!(read(client.send(get("/")).await.unwrap()));
+            source.set_snapshot(TARGET, to(&new));
+            let address = || client.dump().destinations[0].clusters[0].endpoints[0].address.to_string();
+            while address() != new.address().to_string() {
+                assert!(futures_util::poll!(&mut answer).is_pending());
+                tokio::task::yield_now().await;
+            }
+            tokio::time::pause();
+            let limit = limit.unwrap_or(30 * second);
+            mesh_testkit::clock::pass(limit.min(day) - second).await;
+            assert!(futures_util::poll!(&mut answer).is_pending(), "{protocol:?}: it is not over");
+            mesh_testkit::clock::pass(2 * second).await;
+            assert_eq!(futures_util::poll!(&mut answer).is_pending(), remains, "{protocol:?} {limit:?}");
+            tokio::time::resume();
+        }
+    }
 }
 
 /// Answers every request on one connection and tells when the client closed it.
