@@ -49,4 +49,5 @@ pub use self::explain::{
     ClientDump, ClusterDump, ClusterOption, DestinationDump, DestinationPhase, EndpointDump, Explanation,
 };
 pub use self::grpc::{Channel, ChannelFuture};
+pub use self::outbound::warm::Warmed;
 pub use self::tcp::TcpConnection;

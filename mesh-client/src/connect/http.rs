@@ -32,6 +32,8 @@ pub(crate) struct SoleConnection {
     pub(crate) idle_since: Instant,
     /// Requests carried so far.
     pub(crate) served: u32,
+    /// It was there before the request that it carries.
+    pub(super) reused: bool,
     _alive: Alive,
 }
 
@@ -113,7 +115,14 @@ pub(super) async fn http1(io: IoStream, worn_at: Option<Instant>, open: OpenGuar
     let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(io)).await?;
     let (alive, ended) = open.counts().lines.handle();
     worker::drive(connection.with_upgrades(), ended, open);
-    Ok(Connection::Sole(SoleConnection { sender, worn_at, idle_since: Instant::now(), served: 0, _alive: alive }))
+    Ok(Connection::Sole(SoleConnection {
+        sender,
+        worn_at,
+        idle_since: Instant::now(),
+        served: 0,
+        reused: false,
+        _alive: alive,
+    }))
 }
 
 pub(super) async fn http2(

@@ -104,10 +104,10 @@ pub(crate) struct SharedStream {
 }
 
 impl Lease {
-    /// Whether an earlier request went over the connection.
+    /// Whether the connection was there before, so that it may have been closed meanwhile.
     pub(crate) fn is_reused(&self) -> bool {
         match self {
-            Self::Sole(sole) => sole.served > 1,
+            Self::Sole(sole) => sole.reused,
             Self::Shared(stream) => stream.reused,
         }
     }
@@ -344,6 +344,36 @@ impl Pool {
         }
     }
 
+    /// Has a connection before there is a request for it; one is enough.
+    ///
+    /// # Errors
+    /// There is none, and none can be made.
+    pub(crate) async fn warm(&self, grpc: bool, room: Room) -> Result<(), Cause> {
+        let want = self.dialer.want(grpc, &self.peer);
+        let there = (want != Want::Http1 && self.has_live()) || (want != Want::Http2 && self.idle() > 0);
+        if there || self.take_in() {
+            return Ok(());
+        }
+        if want == Want::Http2 {
+            if let Next::Join(connecting) | Next::Begun(connecting) = self.next_shared(room)? {
+                let result = connecting.await;
+                // Unless a request has done so.
+                self.tidy(&mut self.connecting.lock());
+                return result.map(drop);
+            }
+            return Ok(());
+        }
+        // Full: others are in use.
+        let Ok(open) = OpenGuard::within(room, &self.dialer, &self.counts, true) else { return Ok(()) };
+        self.leave(room)?;
+        match self.made(self.dial(want, open)).await? {
+            Connection::Sole(sole) => self.release(sole, Instant::now()),
+            Connection::Shared(_) if self.has_live() => {}
+            Connection::Shared(shared) => self.share(&shared),
+        }
+        Ok(())
+    }
+
     /// Puts an HTTP/1.1 connection back whose answer has ended.
     pub(crate) fn release(&self, mut connection: SoleConnection, now: Instant) {
         if self.closed.load(Ordering::Acquire) || connection.sender.is_closed() || self.is_worn(&connection) {
@@ -422,6 +452,7 @@ impl Pool {
             // things: ready, or closed by the peer. That needs no timer.
             if connection.sender.ready().await.is_ok() {
                 connection.served += 1;
+                connection.reused = true;
                 return Some(Lease::Sole(connection));
             }
         }
@@ -477,9 +508,7 @@ impl Pool {
             }
         };
         drop(queued);
-        let dialled = Dialling { pool: self, dial: Some(dial) }.finish().await;
-        self.tell(dialled.as_ref().err());
-        match dialled? {
+        match self.made(dial).await? {
             Connection::Sole(mut sole) => {
                 sole.served += 1;
                 Ok(Lease::Sole(sole))
@@ -513,6 +542,13 @@ impl Pool {
     fn orphan(&self) -> Option<Dial> {
         let mut orphans = self.orphans.lock();
         (!orphans.is_empty()).then(|| orphans.remove(0))
+    }
+
+    /// What a dial gives to who waits for it.
+    async fn made(&self, dial: Dial) -> Result<Connection, Cause> {
+        let dialled = Dialling { pool: self, dial: Some(dial) }.finish().await;
+        self.tell(dialled.as_ref().err());
+        dialled
     }
 
     /// Leave to connect.

@@ -9,8 +9,8 @@ use http::StatusCode;
 use mesh_client::{Client, Io};
 use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{
-    Address, CircuitBreakers, Cluster, ConnectionOptions, Discovery, Forward, HttpProxy, RetryOn, UpstreamProtocol,
-    UpstreamTls,
+    Address, Balancer, CircuitBreakers, Cluster, ConnectionOptions, Discovery, Endpoint, Forward, HttpProxy, RetryOn,
+    UpstreamProtocol, UpstreamTls,
 };
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, TestCa, crypto, policy};
 use parking_lot::Mutex;
@@ -543,4 +543,40 @@ async fn an_endpoint_that_is_away_is_not_dialled_for_each_request() {
         assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "one");
         assert_eq!(dials.load(Ordering::Relaxed), 2, "{protocol:?}");
     }
+}
+
+#[tokio::test]
+async fn what_is_warm_has_its_connections_before_the_first_request() {
+    let ca = TestCa::new();
+    let id = "spiffe://cluster.local/ns/default/sa/reviews";
+    let identity = ca.identity("default", "reviews");
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2, UpstreamProtocol::Alpn] {
+        let servers =
+            [EchoServer::start_mtls("one", &identity).await, EchoServer::start_mtls("other", &identity).await];
+        let mut policy = Cluster { connection: speaking(protocol).connection, ..policy::mtls_cluster("test", &[id]) };
+        policy.balancer = Balancer::RoundRobin;
+        // It counts requests, of which there was none.
+        policy.connection.max_requests_per_connection = Some(2);
+        let dead = Endpoint { metadata: servers[0].endpoint().metadata, ..dead_endpoint() };
+        let endpoints = [servers[0].endpoint(), servers[1].endpoint(), dead];
+        let source = FixedSource::of(TARGET, policy::snapshot_of(policy, endpoints));
+        let client = Client::builder(source).crypto(crypto()).identity(ca.watched("default", "web")).build();
+        for _ in 0..2 {
+            let warmed = client.warm(TARGET).await.unwrap();
+            assert_eq!((warmed.connected, warmed.failed.len()), (2, 1), "{protocol:?}");
+            assert_eq!(warmed.failed[0].code(), Code::CONNECT_FAILED);
+        }
+        for _ in 0..4 {
+            // Neither the dead one, nor another connection.
+            fetch(&client, "/").await.unwrap();
+        }
+        for server in &servers {
+            assert_eq!((server.connections(), server.requests()), (1, 2), "{protocol:?}");
+        }
+    }
+}
+
+/// At its address nobody listens.
+fn dead_endpoint() -> Endpoint {
+    Endpoint::new(Address::Socket(super::dead_address()))
 }
