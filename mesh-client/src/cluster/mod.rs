@@ -313,6 +313,13 @@ impl Cluster {
         }
     }
 
+    /// Requests in flight hold their endpoint and end in peace; idle connections close now.
+    pub(crate) fn retire(&self) {
+        for endpoint in self.members.load().in_use() {
+            endpoint.pool().close(None);
+        }
+    }
+
     /// Closes connections that were idle or alive for too long.
     pub(crate) fn reap(&self, now: Instant) {
         for endpoint in self.members.load().in_use() {
@@ -342,10 +349,7 @@ fn ramping(load: Option<Arc<Load>>, now: Duration) -> Arc<Load> {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // Requests in flight hold their endpoint and end in peace; idle connections close now.
-        for endpoint in self.members.load().in_use() {
-            endpoint.pool().close(None);
-        }
+        self.retire();
     }
 }
 
