@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn one_asks_at_a_time_and_less_and_less_often() {
-        let middle: Random = Arc::new(|below| below / 2);
+        let middle: Random = Arc::new(|below: u64| below / 2);
         let (begin, mut back_off) = (Instant::now(), BackOff::default());
         assert!(back_off.leave(begin, &middle).is_ok(), "nothing is known");
         back_off.failed(&cause(), begin, &middle);
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn an_attempt_that_takes_long_keeps_nobody_away_for_ever() {
-        let (low, high): (Random, Random) = (Arc::new(|_| 0), Arc::new(|below| below - 1));
+        let (low, high): (Random, Random) = (Arc::new(|_: u64| 0), Arc::new(|below: u64| below - 1));
         let (begin, mut back_off) = (Instant::now(), BackOff::default());
         back_off.failed(&cause(), begin, &low);
         let at = |millis| begin + Duration::from_millis(millis);

@@ -13,7 +13,7 @@ use super::IoStream;
 use super::pool::{Counts, OpenGuard};
 use super::settings::{Observed, StreamLimit};
 use super::upload::Upload;
-use super::worker::{self, Alive};
+use super::worker::{self, Alive, Lifeline};
 use crate::body::Outgoing;
 
 /// A connection for one request.
@@ -34,7 +34,7 @@ pub(crate) struct SoleConnection {
     pub(crate) served: u32,
     /// It was there before the request that it carries.
     pub(super) reused: bool,
-    _alive: Alive,
+    _alive: Lifeline,
 }
 
 /// An HTTP/2 connection.
@@ -58,7 +58,7 @@ pub(crate) struct SharedConnection {
     quiet: Mutex<(u32, Instant)>,
     // Of the connection and of what moves requests onto it. Both live until the last stream has ended:
     // after a GOAWAY the second is done long before the first.
-    _alive: [Alive; 2],
+    _alive: (Lifeline, Alive),
 }
 
 impl SharedConnection {
@@ -166,6 +166,6 @@ pub(super) async fn http2(
         most_requests: options.max_requests_per_connection.unwrap_or(u32::MAX).max(1),
         waiters,
         quiet: Mutex::new((0, now)),
-        _alive: [alive, alive_requests],
+        _alive: (alive, alive_requests),
     })))
 }

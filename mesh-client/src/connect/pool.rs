@@ -10,8 +10,8 @@
 //!
 //! Refuses to know what is sent over a connection.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -28,6 +28,7 @@ use smallvec::SmallVec;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinError;
+use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, timeout_at};
 
 use super::back_off::BackOff;
@@ -43,18 +44,25 @@ const MAX_IDLE: usize = 256;
 pub(crate) struct Pool {
     dialer: Arc<Dialer>,
     peer: Peer,
+    // Made with the first connection: most endpoints of a large cluster never see one.
+    kept: OnceLock<Box<Kept>>,
+    shared: ArcSwapOption<SharedConnections>,
+    counts: Arc<Counts>,
+    closed: AtomicBool,
+}
+
+/// What a pool keeps once it is used.
+#[derive(Default)]
+struct Kept {
     // The last one put back is the first to go out: it is the least likely to be closed by the peer at that moment, and
     // what a burst has left over is found by nobody and ends. Locked to push, to pop, and to take out what is too old.
     idle: Mutex<Vec<SoleConnection>>,
-    shared: ArcSwapOption<SharedConnections>,
     // The one HTTP/2 connection being made, for all who need it. Asked only when no other has room.
     connecting: Mutex<Option<Connecting>>,
     // Those whose requests have given up: the next one takes them over.
     orphans: Mutex<Vec<Dial>>,
     // Asked and told by those who dial.
     back_off: Mutex<BackOff>,
-    counts: Arc<Counts>,
-    closed: AtomicBool,
 }
 
 /// How many connections there may be. None = any number.
@@ -276,11 +284,8 @@ impl Pool {
         Self {
             dialer,
             peer,
-            idle: Mutex::default(),
+            kept: OnceLock::new(),
             shared: ArcSwapOption::empty(),
-            connecting: Mutex::default(),
-            orphans: Mutex::default(),
-            back_off: Mutex::default(),
             counts: Arc::default(),
             closed: AtomicBool::new(false),
         }
@@ -296,6 +301,10 @@ impl Pool {
         self.closed.load(Ordering::Acquire)
     }
 
+    fn kept(&self) -> &Kept {
+        self.kept.get_or_init(Box::default)
+    }
+
     /// Connections open to the endpoint.
     pub(crate) fn open(&self) -> u32 {
         self.counts.open.load(Ordering::Relaxed)
@@ -303,7 +312,7 @@ impl Pool {
 
     /// Of them, HTTP/1.1 connections that wait for a request.
     pub(crate) fn idle(&self) -> usize {
-        self.idle.lock().len()
+        self.kept.get().map_or(0, |kept| kept.idle.lock().len())
     }
 
     /// Room for a connection that is not the pool's to keep. Nobody waits for one, so none goes over the limit, as with
@@ -357,8 +366,9 @@ impl Pool {
         if want == Want::Http2 {
             if let Next::Join(connecting) | Next::Begun(connecting) = self.next_shared(room)? {
                 let result = connecting.await;
+                result.as_ref().err().iter().for_each(|cause| self.tell(Some(cause)));
                 // Unless a request has done so.
-                self.tidy(&mut self.connecting.lock());
+                self.tidy(&mut self.kept().connecting.lock());
                 return result.map(drop);
             }
             return Ok(());
@@ -381,7 +391,7 @@ impl Pool {
         }
         connection.idle_since = now;
         let excess = {
-            let mut idle = self.idle.lock();
+            let mut idle = self.kept().idle.lock();
             // Over the bound it is dropped, which closes it.
             if idle.len() < MAX_IDLE {
                 idle.push(connection);
@@ -406,10 +416,10 @@ impl Pool {
     /// Closes what has been idle or alive for too long.
     pub(crate) fn reap(&self, now: Instant) {
         let is_over = |connection: &mut SoleConnection| connection.sender.is_closed() || self.is_stale(connection, now);
-        let over: Vec<_> = self.idle.lock().extract_if(.., is_over).collect();
+        let over: Vec<_> = self.kept().idle.lock().extract_if(.., is_over).collect();
         // Not under the lock.
         drop(over);
-        self.tidy(&mut self.connecting.lock());
+        self.tidy(&mut self.kept().connecting.lock());
         self.take_in();
         self.keep_shared(|shared| !shared.is_closed() && !self.is_done(shared, now));
     }
@@ -423,12 +433,12 @@ impl Pool {
         }
         self.drop_idle();
         self.shared.store(None);
-        self.tidy(&mut self.connecting.lock());
-        drop(std::mem::take(&mut *self.orphans.lock()));
+        self.tidy(&mut self.kept().connecting.lock());
+        drop(std::mem::take(&mut *self.kept().orphans.lock()));
     }
 
     fn drop_idle(&self) {
-        let idle = std::mem::take(&mut *self.idle.lock());
+        let idle = std::mem::take(&mut *self.kept().idle.lock());
         drop(idle);
     }
 
@@ -443,7 +453,7 @@ impl Pool {
             return None;
         }
         loop {
-            let popped = self.idle.lock().pop();
+            let popped = self.kept().idle.lock().pop();
             let mut connection = popped?;
             if connection.sender.is_closed() || self.is_stale(&connection, now) {
                 continue;
@@ -531,16 +541,16 @@ impl Pool {
         if self.closed.load(Ordering::Acquire) {
             return;
         }
-        self.orphans.lock().push(dial);
+        self.kept().orphans.lock().push(dial);
         self.counts.changed.notify_one();
         if self.closed.load(Ordering::Acquire) {
-            drop(std::mem::take(&mut *self.orphans.lock()));
+            drop(std::mem::take(&mut *self.kept().orphans.lock()));
         }
     }
 
     /// The one of them that was begun first.
     fn orphan(&self) -> Option<Dial> {
-        let mut orphans = self.orphans.lock();
+        let mut orphans = self.kept().orphans.lock();
         (!orphans.is_empty()).then(|| orphans.remove(0))
     }
 
@@ -556,15 +566,15 @@ impl Pool {
     /// # Errors
     /// That failed a moment ago.
     fn leave(&self, room: Room) -> Result<(), Cause> {
-        if room.insists { Ok(()) } else { self.back_off.lock().leave(Instant::now(), &self.dialer.random) }
+        if room.insists { Ok(()) } else { self.kept().back_off.lock().leave(Instant::now(), &self.dialer.random) }
     }
 
     /// Remembers what came of a dial that somebody waited for.
     fn tell(&self, failure: Option<&Cause>) {
         match failure {
-            None => self.back_off.lock().worked(),
+            None => self.kept().back_off.lock().worked(),
             Some(cause) if cause.is_unreached() => {
-                self.back_off.lock().failed(cause, Instant::now(), &self.dialer.random);
+                self.kept().back_off.lock().failed(cause, Instant::now(), &self.dialer.random);
             }
             // Policy's doing, or ours.
             Some(_) => {}
@@ -574,9 +584,9 @@ impl Pool {
     /// Puts those that are through where requests look for them, and forgets those that failed: that is nobody's
     /// failure. Whether there was one to put.
     fn take_in(&self) -> bool {
-        let done: Vec<_> = self.orphans.lock().extract_if(.., |dial| dial.is_finished()).collect();
+        let done: Vec<_> = self.kept().orphans.lock().extract_if(.., |dial| dial.is_finished()).collect();
         let mut any = false;
-        for connection in done.into_iter().filter_map(|dial| dial.now_or_never()?.ok()?.ok()) {
+        for connection in done.into_iter().filter_map(|dial| unconstrained(dial).now_or_never()?.ok()?.ok()) {
             any = true;
             self.tell(None);
             match connection {
@@ -650,7 +660,7 @@ impl Pool {
             };
             let result = connecting.clone().await;
             let shared = {
-                let mut slot = self.connecting.lock();
+                let mut slot = self.kept().connecting.lock();
                 let first = slot.as_ref().is_some_and(|other| other.ptr_eq(&connecting));
                 if first {
                     *slot = None;
@@ -676,7 +686,7 @@ impl Pool {
     /// # Errors
     /// Nothing, and connecting failed a moment ago.
     fn next_shared(&self, room: Room) -> Result<Next, Cause> {
-        let mut slot = self.connecting.lock();
+        let mut slot = self.kept().connecting.lock();
         self.tidy(&mut slot);
         // One that came while we waited for the lock.
         if let Some(stream) = self.reuse_shared(false) {

@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,24 +18,27 @@ use tokio::task::{JoinError, JoinHandle};
 /// Time for a connection without a handle to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// Held by whoever uses a connection; dropping it ends the connection's tasks.
-pub(super) struct Alive(#[allow(dead_code, reason = "held for its drop")] Arc<Line>);
+/// Held by whoever uses what a task does; dropping it ends the task.
+pub(super) struct Alive(#[allow(dead_code, reason = "held for its drop")] oneshot::Sender<Duration>);
 
-/// Tells how long there is for the end, once; dropped without a word, hardly any time.
-type Line = Mutex<Option<oneshot::Sender<Duration>>>;
-
-/// The other end of [`Alive`].
+/// The other end: how long there is for the end; dropped without a word, hardly any time.
 pub(super) type Ended = oneshot::Receiver<Duration>;
 
 /// A handle and what watches it.
 pub(super) fn handle() -> (Alive, Ended) {
-    let (tell, ended) = oneshot::channel();
-    (Alive(Arc::new(Mutex::new(Some(tell)))), ended)
+    let (alive, ended) = oneshot::channel();
+    (Alive(alive), ended)
 }
+
+/// The same of a connection, which its endpoint can end as well.
+pub(super) struct Lifeline(#[allow(dead_code, reason = "held for its drop")] Arc<Line>);
+
+/// Tells once.
+type Line = Mutex<Option<oneshot::Sender<Duration>>>;
 
 /// The connections of one endpoint, which end together when it is gone.
 #[derive(Default)]
-pub(super) struct Lines(Mutex<Open>);
+pub(super) struct Lines(OnceLock<Box<Mutex<Open>>>);
 
 #[derive(Default)]
 struct Open {
@@ -46,22 +49,23 @@ struct Open {
 
 impl Lines {
     /// The handle of a connection, and what watches it.
-    pub(super) fn handle(&self) -> (Alive, Ended) {
-        let (alive, ended) = handle();
-        let mut open = self.0.lock();
+    pub(super) fn handle(&self) -> (Lifeline, Ended) {
+        let (alive, ended) = oneshot::channel();
+        let line = Arc::new(Mutex::new(Some(alive)));
+        let mut open = self.0.get_or_init(Box::default).lock();
         if let Some(limit) = open.limit {
-            tell(&alive.0, limit);
+            tell(&line, limit);
         } else {
             open.lines.retain(|line| line.strong_count() > 0);
-            open.lines.push(Arc::downgrade(&alive.0));
+            open.lines.push(Arc::downgrade(&line));
         }
-        (alive, ended)
+        (Lifeline(line), ended)
     }
 
     /// All of them, and those still to come, have so long.
     pub(super) fn end_within(&self, limit: Duration) {
         let lines = {
-            let mut open = self.0.lock();
+            let mut open = self.0.get_or_init(Box::default).lock();
             open.limit = Some(limit);
             std::mem::take(&mut open.lines)
         };

@@ -42,7 +42,7 @@ pub(crate) async fn warm(destinations: &Arc<Destinations>, target: &Target, grpc
             endpoints.extend(usable.map(|index| (cluster.clone(), cluster.endpoint(&members, index, env))));
         }
     }
-    let dials = endpoints.iter().map(|(cluster, endpoint)| one(cluster, endpoint, grpc, env));
+    let dials = endpoints.into_iter().map(|(cluster, endpoint)| one(cluster, endpoint, grpc, env.clone()));
     let mut dials = stream::iter(dials).buffer_unordered(AT_ONCE);
     let mut warmed = Warmed::default();
     while let Some(dialled) = dials.next().await {
@@ -55,7 +55,7 @@ pub(crate) async fn warm(destinations: &Arc<Destinations>, target: &Target, grpc
 }
 
 /// Connects to one; requests profit from what that says of it.
-async fn one(cluster: &Cluster, endpoint: &Endpoint, grpc: bool, env: &Env) -> Result<(), Cause> {
+async fn one(cluster: Arc<Cluster>, endpoint: Arc<Endpoint>, grpc: bool, env: Arc<Env>) -> Result<(), Cause> {
     let result = endpoint.pool().warm(grpc, cluster.admission().room(false)).await;
     match &result {
         Ok(()) => endpoint.load().reached(),

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::StatusCode;
-use mesh_client::{Client, Io};
+use mesh_client::{Breakers, Client, Io};
 use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{
     Address, Balancer, CircuitBreakers, Cluster, ConnectionOptions, Discovery, Endpoint, Forward, HttpProxy, RetryOn,
@@ -309,6 +309,34 @@ async fn a_new_snapshot_keeps_the_connections_of_equal_clusters() {
 }
 
 #[tokio::test]
+async fn a_request_under_way_does_not_keep_the_idle_connections_of_a_former_policy() {
+    let server = EchoServer::start("one").await;
+    let source = FixedSource::of(TARGET, snapshot_with(forward_with(None), cluster("test"), &[&server]));
+    let breakers = Breakers::default();
+    let client = Client::builder(source.clone()).breakers(breakers.clone()).build();
+    hold(&client, &server, 3).await;
+    server.behave(Behaviour::Hold);
+    let before = server.requests();
+    let change = async {
+        server.wait_for_requests(before + 1).await;
+        let open = || breakers.snapshot()[0].connections;
+        assert_eq!(open(), 3, "one of them in use");
+        let breaker = CircuitBreakers { max_requests: Some(9), ..CircuitBreakers::default() };
+        source.set_snapshot(
+            TARGET,
+            snapshot_with(forward_with(None), Cluster { breaker, ..cluster("test") }, &[&server]),
+        );
+        while open() > 1 {
+            tokio::task::yield_now().await;
+        }
+        server.release();
+    };
+    let both = async { tokio::join!(fetch(&client, "/"), change) };
+    let (held, ()) = tokio::time::timeout(Duration::from_secs(20), both).await.expect("the idle ones are closed");
+    assert_eq!(server_of(&held.unwrap()), "one");
+}
+
+#[tokio::test]
 async fn a_removed_endpoint_finishes_what_it_has() {
     let (old, new) = (EchoServer::start("old").await, EchoServer::start("new").await);
     old.behave(Behaviour::Hold);
@@ -555,8 +583,6 @@ async fn what_is_warm_has_its_connections_before_the_first_request() {
             [EchoServer::start_mtls("one", &identity).await, EchoServer::start_mtls("other", &identity).await];
         let mut policy = Cluster { connection: speaking(protocol).connection, ..policy::mtls_cluster("test", &[id]) };
         policy.balancer = Balancer::RoundRobin;
-        // It counts requests, of which there was none.
-        policy.connection.max_requests_per_connection = Some(2);
         let dead = Endpoint { metadata: servers[0].endpoint().metadata, ..dead_endpoint() };
         let endpoints = [servers[0].endpoint(), servers[1].endpoint(), dead];
         let source = FixedSource::of(TARGET, policy::snapshot_of(policy, endpoints));
@@ -570,9 +596,8 @@ async fn what_is_warm_has_its_connections_before_the_first_request() {
             // Neither the dead one, nor another connection.
             fetch(&client, "/").await.unwrap();
         }
-        for server in &servers {
-            assert_eq!((server.connections(), server.requests()), (1, 2), "{protocol:?}");
-        }
+        assert_eq!(servers.each_ref().map(EchoServer::connections), [1, 1], "{protocol:?}");
+        assert_eq!(servers.iter().map(EchoServer::requests).sum::<u64>(), 4);
     }
 }
 
