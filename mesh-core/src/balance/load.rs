@@ -25,6 +25,8 @@ pub struct Load {
     // As the endpoint reports them (Prequal).
     reported_latency: Stamped,
     reported_in_flight: AtomicU32,
+    // Our own requests in flight when it was reported.
+    own_when_reported: AtomicU32,
     // Milliseconds of the owner's clock; 0 = not set.
     ramp_from: AtomicU32,
     avoid_until: AtomicU32,
@@ -42,6 +44,9 @@ const FAILURE_DECAY: Duration = Duration::from_secs(5);
 const MOST_FAILURES: f32 = 3.0;
 /// A score below this is as good as none.
 const NO_FAILURES: f32 = 0.05;
+/// To what power our own requests since a report count that raise the number in flight. One is what a line of waiting
+/// requests says; but other clients have heard the same and choose likewise, and of them we see none.
+const CROWD: i32 = 3;
 /// First and longest time for which an endpoint that could not be connected to is passed over.
 const COOL_DOWN: (u32, u32) = (500, 30_000);
 
@@ -132,13 +137,15 @@ impl Load {
         }
     }
 
-    /// Takes over what the endpoint says for Prequal: how many requests it serves, and how long they take. Where it
-    /// says no latency our own measure stands in; one that nobody has measured counts as fast, so that it is tried.
+    /// Takes over what the endpoint says for Prequal: how many requests it serves, and how long they take at about that
+    /// number. Where it says no latency our own measure stands in, times our requests in flight and the next one, as it
+    /// knows nothing of how many others a request met; one that nobody has measured counts as fast, so that it is tried.
     pub fn report_load(&self, in_flight: u32, latency: Option<Duration>, now: Duration) {
-        let now = millis(now);
-        let latency = latency.map(micros).or_else(|| self.measured(now)).unwrap_or(0.0);
+        let (now, own) = (millis(now), self.in_flight());
+        let measured = || self.measured(now).map_or(0.0, |latency| latency * (own as f32 + 1.0));
         self.reported_in_flight.store(in_flight, Ordering::Relaxed);
-        self.reported_latency.set(latency, now);
+        self.own_when_reported.store(own, Ordering::Relaxed);
+        self.reported_latency.set(latency.map_or_else(measured, micros), now);
     }
 
     /// The reported weight, unless it is too old or too new (gRFC A58).
@@ -150,15 +157,15 @@ impl Load {
         usable.then_some(weight)
     }
 
-    /// Reported requests in flight, reported latency in microseconds, age in milliseconds.
+    /// Requests in flight and latency in microseconds as reported, brought up to now by what became of our own requests
+    /// since; the report's age in milliseconds.
     pub(super) fn reported_load(&self, now: u32) -> Option<(u32, f32, u32)> {
         let (latency, age) = self.reported_latency.read(now)?;
-        Some((self.reported_in_flight.load(Ordering::Relaxed), latency, age))
-    }
-
-    /// Our own next request adds to what was reported before it.
-    pub(super) fn add_to_reported(&self) {
-        self.reported_in_flight.fetch_add(1, Ordering::Relaxed);
+        let reported = self.reported_in_flight.load(Ordering::Relaxed);
+        let before = self.own_when_reported.load(Ordering::Relaxed);
+        let in_flight = reported.saturating_add(self.in_flight()).saturating_sub(before);
+        let growth = (in_flight as f32 + 1.0) / (reported as f32 + 1.0);
+        Some((in_flight, latency * growth.powi(CROWD), age))
     }
 
     /// What health says of the endpoint.
