@@ -14,22 +14,24 @@ use crate::sync::{AtomicU8, AtomicU32, Ordering};
 ///
 /// The owner tells it what happens (`start`, `succeeded`, `failed`, `unreachable`); pickers read it.
 #[derive(Debug, Default)]
+// In this order: what a pick reads lies together.
+#[repr(C)]
 pub struct Load {
     in_flight: AtomicU32,
+    // Milliseconds of the owner's clock, as all times here; 0 = not set.
+    avoid_until: AtomicU32,
     // Microseconds.
     latency: Stamped,
     failures: Stamped,
     // Of the endpoint's own reports (gRFC A58).
     weight: Stamped,
-    weighted_since: AtomicU32,
-    // As the endpoint reports them (Prequal).
+    // As the endpoint reports it (Prequal).
     reported_latency: Stamped,
+    weighted_since: AtomicU32,
     reported_in_flight: AtomicU32,
     // Our own requests in flight when it was reported.
     own_when_reported: AtomicU32,
-    // Milliseconds of the owner's clock; 0 = not set.
     ramp_from: AtomicU32,
-    avoid_until: AtomicU32,
     unreachable: AtomicU32,
     standing: AtomicU8,
 }
@@ -59,6 +61,7 @@ impl Load {
     }
 
     /// Requests in flight now.
+    #[inline]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
     }
@@ -101,10 +104,12 @@ impl Load {
         self.latency_at(millis(now))
     }
 
+    #[inline]
     pub(super) fn latency_at(&self, now: u32) -> f32 {
         self.measured(now).unwrap_or(DEFAULT_LATENCY)
     }
 
+    #[inline]
     fn measured(&self, now: u32) -> Option<f32> {
         self.latency.read(now).map(|(value, age)| value * decay(age, LATENCY_DECAY))
     }
@@ -115,11 +120,13 @@ impl Load {
         self.penalty_at(millis(now))
     }
 
+    #[inline]
     pub(super) fn penalty_at(&self, now: u32) -> f32 {
         let score = self.failure_score(now);
         if score < NO_FAILURES { 1.0 } else { (1.0 + score) * (1.0 + score) }
     }
 
+    #[inline]
     fn failure_score(&self, now: u32) -> f32 {
         score(self.failures.read(now))
     }
@@ -209,6 +216,7 @@ impl Load {
     }
 
     /// Whether connecting failed a short while ago.
+    #[inline]
     pub fn is_unreachable(&self, now: Duration) -> bool {
         let until = self.avoid_until.load(Ordering::Relaxed);
         until != 0 && since(until, millis(now)) > 0
@@ -223,6 +231,7 @@ fn peak(old: Option<(f32, u32)>, took: f32) -> f32 {
     }
 }
 
+#[inline]
 fn score(failures: Option<(f32, u32)>) -> f32 {
     failures.map_or(0.0, |(value, age)| value * decay(age, FAILURE_DECAY))
 }

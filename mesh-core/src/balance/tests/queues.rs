@@ -66,7 +66,6 @@ enum Event {
 }
 
 struct Request {
-    client: usize,
     server: usize,
     sent: Duration,
     came: Duration,
@@ -182,7 +181,7 @@ impl Run {
         let server = picker.pick(&pick, &mut |below| self.random.u64(..below)).unwrap();
         let held = Some(candidates[server].load_or_new().start());
         let work = work.mul_f64(self.servers[server].slower);
-        self.requests.push(Request { client, server, sent: now, came: now, work, held, serving: None });
+        self.requests.push(Request { server, sent: now, came: now, work, held, serving: None });
         self.foresee(self.scene.way, Event::Came { request: self.requests.len() - 1 });
         if let Balancer::Prequal(settings) = &self.scene.balancer {
             for _ in 0..settings.probes_per_request / 1_000_000 {
