@@ -147,8 +147,9 @@ impl Load {
     /// Takes over what the endpoint says for Prequal: how many requests it serves, and how long they take at about that
     /// number. Where it says no latency our own measure stands in, times our requests in flight and the next one, as it
     /// knows nothing of how many others a request met; one that nobody has measured counts as fast, so that it is tried.
-    pub fn report_load(&self, in_flight: u32, latency: Option<Duration>, now: Duration) {
-        let (now, own) = (millis(now), self.in_flight());
+    /// `ended` of our requests in flight are not in that number: the one with whose answer it came.
+    pub fn report_load(&self, in_flight: u32, latency: Option<Duration>, ended: u32, now: Duration) {
+        let (now, own) = (millis(now), self.in_flight().saturating_sub(ended));
         let measured = || self.measured(now).map_or(0.0, |latency| latency * (own as f32 + 1.0));
         self.reported_in_flight.store(in_flight, Ordering::Relaxed);
         self.own_when_reported.store(own, Ordering::Relaxed);

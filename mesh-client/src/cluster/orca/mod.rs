@@ -105,7 +105,7 @@ impl Ear {
             Heed::Weights(settings) if !settings.out_of_band => load.report(&report, settings, now),
             Heed::Load(_) => {
                 if let Some(in_flight) = report.in_flight {
-                    load.report_load(in_flight, report.latency, now);
+                    load.report_load(in_flight, report.latency, 1, now);
                     members.ready.reported(*index, now);
                 }
             }

@@ -245,8 +245,8 @@ impl Run {
         let Client { candidates, picker } = &self.clients[client];
         let load = candidates[server].load_or_new();
         match self.scene.tells {
-            Tells::Nothing => load.report_load(load.in_flight(), None, self.now),
-            Tells::Load | Tells::Average => load.report_load(in_flight, latency, self.now),
+            Tells::Nothing => load.report_load(load.in_flight(), None, 0, self.now),
+            Tells::Load | Tells::Average => load.report_load(in_flight, latency, 0, self.now),
         }
         picker.reported(server, self.now);
     }

@@ -58,7 +58,7 @@ fn weights_are_taken_over_once_a_period() {
 
 fn probed(set: &Candidates, picker: &Prequal, index: usize, in_flight: u32, latency_ms: u64, now: Duration) {
     let latency = Some(Duration::from_millis(latency_ms));
-    set[index].load_or_new().report_load(in_flight, latency, now);
+    set[index].load_or_new().report_load(in_flight, latency, 0, now);
     picker.reported(index, now);
 }
 
@@ -112,6 +112,10 @@ fn an_answer_counts_our_own_requests_while_they_last_and_grows_old() {
     assert_eq!(first(&picker, SECOND), 7, "it is answered");
     drop(before);
     assert_eq!(load.reported_load(1000).unwrap().0, 1, "so is the one that was there before the answer");
+    let ending = load.start();
+    load.report_load(2, None, 1, SECOND);
+    drop(ending);
+    assert_eq!(load.reported_load(1000).unwrap().0, 2, "what comes with an answer does not count its request");
 
     let late = Pick { now: SECOND + Duration::from_millis(1001), ..Pick::default() };
     let seen = counts(&picker, 40, 4000, &late);
@@ -157,7 +161,7 @@ fn a_server_that_was_slow_once_is_asked_again() {
         for _ in 0..3 {
             let index = draw(4) as usize;
             let said = servers[index].report(0, epoch + now);
-            set[index].load_or_new().report_load(said.in_flight.unwrap(), said.latency, now);
+            set[index].load_or_new().report_load(said.in_flight.unwrap(), said.latency, 0, now);
             picker.reported(index, now);
         }
         let index = picker.pick(&Pick { now, ..Pick::default() }, &mut draw).unwrap();
@@ -178,7 +182,7 @@ fn a_server_that_nobody_has_measured_is_tried_and_one_that_fails_at_once_is_not_
             let index = draw(4) as usize;
             // The first two have answered nothing well: one of them never will.
             let latency = (index > 1 || seen[1] > 0 && index == 1).then_some(Duration::from_millis(100));
-            set[index].load_or_new().report_load(0, latency, now);
+            set[index].load_or_new().report_load(0, latency, 0, now);
             picker.reported(index, now);
         }
         let index = picker.pick(&Pick { now, ..Pick::default() }, &mut draw).unwrap();
