@@ -21,8 +21,9 @@ pub struct Config {
     /// its first byte to its last. Default 30 s.
     pub header_read_timeout: Duration,
     /// How long somebody may wait for the next bytes of a request's body; then the request gets 408 if its answer has not
-    /// begun, and its body ends with an error. gRPC calls and tunnels (CONNECT), which may be silent, are not limited:
-    /// they have deadlines and keep-alive. Default 30 s; none = no limit.
+    /// begun, and its body ends with an error. gRPC calls over HTTP/2 and tunnels (CONNECT), which may be silent, are not
+    /// limited but while an external authorizer's question waits for their body: they have deadlines and keep-alive.
+    /// Default 30 s; none = no limit.
     pub body_idle_timeout: Option<Duration>,
     /// Largest request head, bytes as decoded; a larger one gets 431. Default 60 KiB (Envoy `max_request_headers_kb`),
     /// and no more than that: a URI's length fits into 16 bits, so a larger value counts as 60 KiB.

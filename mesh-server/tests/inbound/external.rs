@@ -1,6 +1,7 @@
 //! External authorizers: who is asked, what they are told, and what becomes of their answers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
@@ -15,7 +16,8 @@ use mesh_core::policy::{
 use mesh_server::{Body, Config};
 use parking_lot::Mutex;
 
-use crate::kit::{Http, World, get, listener, read, text};
+use crate::kit::{Http, World, eventually, get, listener, read, text};
+use crate::limits::{answered, begun, end, is_given_up};
 
 type Answer = fn(&CheckRequest) -> Result<CheckResponse, Unavailable>;
 
@@ -205,6 +207,33 @@ async fn a_body_that_is_told_is_kept_in_one_piece_and_what_follows_connect_is_no
         let answer = crate::transport::raw(world.address, connect).await;
         assert!(answer.starts_with("HTTP/1.1 302"), "{answer}");
         assert_eq!(fake.asked.lock().pop().unwrap().body, None, "{wanted:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_an_authorizer_waits_for_may_not_stop_whatever_it_is_of() {
+    let grpc = [("content-type", "application/grpc")];
+    // Of nine bytes five come. With three of them the question can be asked; after that a call may be silent.
+    for (max, given_up) in [(9, true), (3, false)] {
+        let wanted = CheckedBody { max_bytes: max.try_into().unwrap(), allow_partial: true, as_bytes: false };
+        let fake = Arc::new(Fake { answer: Mutex::new(yes), asked: Mutex::default(), wanted: Some(wanted) });
+        let one = Arc::new(One(fake.clone()));
+        let app = tower::service_fn(|request: http::Request<Body>| async move {
+            text(request.into_body().collect().await?.to_bytes())
+        });
+        let settings = |server: mesh_server::ServerBuilder| server.authorizers(one);
+        let mut config = Config::default();
+        config.body_idle_timeout = Some(Duration::from_millis(50));
+        let world = World::start_with(guarded(vec![asking("opa")]), config, settings, app).await;
+        let mut tcp = begun(&world, Http::Two, &grpc).await;
+        if !given_up {
+            eventually(|| (!fake.asked.lock().is_empty()).then_some(())).await;
+            assert!(is_given_up(Duration::from_millis(200), Http::One, &[]).await, "time passes");
+            end(&mut tcp, Http::Two).await;
+        }
+        let answer = answered(&mut tcp, Http::Two).await;
+        assert_eq!(answer.contains("begun end"), !given_up, "{answer}");
+        assert_eq!(fake.asked.lock().is_empty(), given_up);
     }
 }
 
