@@ -4,16 +4,22 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
+use mesh_core::context::RETRIED;
+use mesh_core::identity::PeerIdentity;
 use mesh_core::matcher::are_twins;
+use mesh_core::policy::{InboundListener, InboundTls};
 
-/// Headers with which a hop inside the mesh tells the next one something. Here the certificate is the
-/// only word about the peer, so these are removed before the application could trust them: identity
-/// (`x-forwarded-client-cert`, CVE-2024-45806) and Istio's metadata exchange. With `_` for `-` they are taken away too:
-/// to what reads headers as CGI does it is the same name.
-static STRIPPED: [HeaderName; 3] = [
-    HeaderName::from_static("x-forwarded-client-cert"),
-    HeaderName::from_static("x-envoy-peer-metadata"),
-    HeaderName::from_static("x-envoy-peer-metadata-id"),
+/// Headers with which a hop inside a mesh tells the next one something. Here the certificate is the only word about the
+/// peer, so these are removed before the application could trust them: identity (`x-forwarded-client-cert`,
+/// CVE-2024-45806; those of RFC 9440; Linkerd's), and Istio's metadata exchange. With `_` for `-` they are taken away
+/// too: to what reads headers as CGI does it is the same name.
+const STRIPPED: [&str; 6] = [
+    "client-cert",
+    "client-cert-chain",
+    "l5d-client-id",
+    "x-envoy-peer-metadata",
+    "x-envoy-peer-metadata-id",
+    "x-forwarded-client-cert",
 ];
 
 // Names made once: a look-up by text has to check and sort the text each time.
@@ -70,7 +76,22 @@ pub(super) fn read(headers: &mut HeaderMap) -> Seen {
 }
 
 fn is_stripped(name: &HeaderName) -> bool {
-    STRIPPED.iter().any(|known| known == name || are_twins(known, name))
+    // A twin of the mark of a retry is nobody's word.
+    STRIPPED.iter().any(|known| is_one(known, name)) || are_twins(&RETRIED, name)
+}
+
+/// Whether a header has this name, or one that differs in `_` for `-` alone.
+fn is_one(known: &str, name: &HeaderName) -> bool {
+    let name = name.as_str();
+    let same = |(known, b): (u8, u8)| known == b || (known == b'-' && b == b'_');
+    known.len() == name.len() && known.bytes().zip(name.bytes()).all(same)
+}
+
+/// Whether the word of a request's peer counts that its request is a retry. Where it could have proved who it is and did
+/// not, it is nobody's of the mesh: with it anybody could turn off the retries of all that is called for its request.
+pub(super) fn is_believed(peer: Option<&PeerIdentity>, listener: Option<&InboundListener>) -> bool {
+    peer.is_some_and(|peer| peer.spiffe_id.is_some())
+        || listener.is_none_or(|listener| listener.tls == InboundTls::Disable)
 }
 
 /// Whether an answer says by its head that the request failed.

@@ -289,6 +289,10 @@ where
         // One look at it for the whole request.
         let (state, mut last) = (shared.policy.state(), None);
         let listener = shared.policy.in_force(&state, &mut last);
+        if context.retried && !headers::is_believed(peer, listener.map(AsRef::as_ref)) {
+            request.headers_mut().remove(&RETRIED);
+            context.retried = false;
+        }
 
         let judged = match settled {
             _ if request.headers().len() > shared.max_headers => Err(Refused::Headers),

@@ -423,17 +423,22 @@ async fn the_server_name_and_the_port_that_were_asked_for_can_be_demanded() {
 
 #[tokio::test]
 async fn s26_what_only_the_mesh_may_say_is_taken_away_before_a_rule_sees_it() {
-    let forged = "x-forwarded-client-cert";
-    let allow = one(
-        AuthorizationAction::Allow,
-        vec![header(forged, StringMatch::Contains("sa/productpage".into()), false)],
-        vec![Principal::Any],
-    );
-    let world = world(vec![allow]).await;
-    let mut request: Request<Empty<bytes::Bytes>> = get("/");
-    let value = HeaderValue::from_static("URI=spiffe://cluster.local/ns/default/sa/productpage");
-    request.headers_mut().insert(HeaderName::from_static(forged), value);
-    assert_eq!(world.plain(Http::One).await.send(request).await.unwrap().status(), 403);
+    // The control is a header that anybody may send.
+    for (name, status) in [
+        ("x-forwarded-client-cert", 403),
+        ("client-cert", 403),
+        ("client-cert-chain", 403),
+        ("l5d-client-id", 403),
+        ("x-envoy-peer-metadata", 403),
+        ("x-asked-client-cert", 200),
+    ] {
+        let web = header(name, StringMatch::Contains("sa/productpage".into()), false);
+        let world = world(vec![one(AuthorizationAction::Allow, vec![web], vec![Principal::Any])]).await;
+        let mut request: Request<Empty<bytes::Bytes>> = get("/");
+        let value = HeaderValue::from_static("URI=spiffe://cluster.local/ns/default/sa/productpage");
+        request.headers_mut().insert(HeaderName::from_static(name), value);
+        assert_eq!(world.plain(Http::One).await.send(request).await.unwrap().status(), status, "{name}");
+    }
 }
 
 #[tokio::test]
