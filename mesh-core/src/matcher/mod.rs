@@ -27,6 +27,7 @@ mod tests;
 
 pub use self::cors::{CorsRules, CorsVerdict};
 pub use self::explain::{Decision, RouteExplanation, RouteTried, VirtualHostChoice};
+pub(crate) use self::header::remove_header;
 pub use self::header::{HeaderCondition, are_twins};
 pub use self::path::PathCondition;
 pub use self::text::TextCondition;

@@ -241,6 +241,10 @@ fn allowed(ok: wire::Allowed) -> Result<CheckResponse, String> {
     if !(ok.query_to_set.is_empty() && ok.query_to_remove.is_empty()) {
         return Err("it asks for changes of the query, which are not made".to_owned());
     }
+    let asked = ok.headers.len() + ok.headers_to_remove.len() + ok.response_headers.len();
+    if asked > HeaderChange::MOST {
+        return Err(format!("it asks for {asked} changes of headers; at most {} are made", HeaderChange::MOST));
+    }
     // Unless it says otherwise a header is set for the application, and added for the caller.
     let mut request = changes(ok.headers, HeaderChange::Set)?;
     for name in ok.headers_to_remove.iter().filter(|name| !name.starts_with(':')) {
@@ -257,7 +261,7 @@ fn refusal(denied: wire::Denied) -> Refusal {
     let status = status.filter(|status| status.as_u16() >= 200).unwrap_or(StatusCode::FORBIDDEN);
     let mut headers = HeaderMap::new();
     let readable = denied.headers.into_iter().filter_map(|option| change(option, HeaderChange::Set).ok());
-    HeaderChange::apply(&readable.collect::<Vec<_>>(), &mut headers);
+    HeaderChange::apply(&readable.take(HeaderChange::MOST).collect::<Vec<_>>(), &mut headers);
     Refusal { status, headers, body: denied.body.into() }
 }
 

@@ -164,6 +164,24 @@ fn s54_an_answer_that_is_not_understood_is_none() {
     assert!(understood(&ok(value)).is_err());
 }
 
+#[test]
+fn an_answer_has_a_limited_number_of_headers() {
+    // Many more than a map of headers can hold fit into an answer.
+    let many = |count: usize| (0..count).map(|i| option(&format!("x-{i}"), "")).collect::<Vec<_>>();
+    let ok = |headers, response| {
+        let ok = proto::OkHttpResponse { headers, response_headers_to_add: response, ..Default::default() };
+        understood(&answer(0, Some(proto::check_response::HttpResponse::OkResponse(ok))))
+    };
+    assert!(ok(many(50), many(50)).is_ok(), "the control");
+    for (request, response) in [(50, 51), (40_000, 0), (0, 40_000)] {
+        assert!(ok(many(request), many(response)).unwrap_err().contains("at most 100"), "{request} {response}");
+    }
+    let denied = proto::DeniedHttpResponse { headers: many(40_000), ..Default::default() };
+    let said = understood(&answer(7, Some(proto::check_response::HttpResponse::DeniedResponse(denied))));
+    let Ok(CheckResponse::Denied(refusal)) = said else { panic!("{said:?}") };
+    assert_eq!((refusal.status.as_u16(), refusal.headers.len()), (403, 100), "a no stays one");
+}
+
 proptest::proptest! {
     #[test]
     fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..64)) {
