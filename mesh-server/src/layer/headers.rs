@@ -41,12 +41,17 @@ pub(super) struct Seen {
     pub(super) connection: bool,
 }
 
-/// Takes away what only the mesh may set, and tells what else is there: one walk, for a request has few headers, and
-/// a look-up for each that might be among them costs more than all of them.
+/// Takes away what only the mesh may set, has secrets kept out of what is printed, and tells what else is there: one walk,
+/// for a request has few headers, and a look-up for each that might be among them costs more than all of them.
 pub(super) fn read(headers: &mut HeaderMap) -> Seen {
     let mut seen = Seen::default();
     let (mut kind, mut grpc, mut expected, mut strip) = (None, None, None, false);
-    for (name, value) in &*headers {
+    for (name, value) in headers.iter_mut() {
+        if is_secret(name) {
+            value.set_sensitive(true);
+            continue;
+        }
+        let value = &*value;
         if *name == header::CONTENT_TYPE {
             kind.get_or_insert(value);
         } else if *name == header::HOST {
@@ -73,6 +78,11 @@ pub(super) fn read(headers: &mut HeaderMap) -> Seen {
         }
     }
     seen
+}
+
+/// Whether a header may hold what lets its reader in elsewhere.
+fn is_secret(name: &HeaderName) -> bool {
+    *name == header::AUTHORIZATION || *name == header::COOKIE || *name == header::PROXY_AUTHORIZATION
 }
 
 fn is_stripped(name: &HeaderName) -> bool {
