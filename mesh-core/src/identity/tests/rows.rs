@@ -316,6 +316,35 @@ fn s67_a_revoked_certificate_and_one_whose_state_is_unknown_are_refused() {
     not_valid(verify(&numbered(&root, 8), &bundles, now).unwrap_err());
 }
 
+/// An authority that `root` signed.
+fn intermediate(root: &Root, serial: u64) -> Root {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "intermediate");
+    params.serial_number = Some(SerialNumber::from(serial));
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let der = params.signed_by(&key, &root.issuer).unwrap().der().clone();
+    Root { der, issuer: Issuer::new(params, key) }
+}
+
+#[test]
+fn s67_what_stands_between_a_leaf_and_its_root_is_asked_about_too() {
+    let root = Root::new();
+    let between = intermediate(&root, 5);
+    let chain = [numbered(&between, 7), vec![between.der.clone()]].concat();
+    let now = UnixTime::now();
+    let of = |by: &Root, serials: &[u64]| list(by, serials, now.as_secs());
+    let judged = |lists| verify(&chain, &with_lists(&root, lists).unwrap(), now);
+    for revoked in [vec![of(&root, &[5]), of(&between, &[])], vec![of(&root, &[]), of(&between, &[7])]] {
+        assert!(not_valid(judged(revoked).unwrap_err()).contains("Revoked"));
+    }
+    // The list of its root is not there.
+    not_valid(judged(vec![of(&between, &[])]).unwrap_err());
+    assert!(judged(vec![of(&root, &[]), of(&between, &[])]).is_ok(), "control");
+    assert!(judged(Vec::new()).is_ok(), "control: no lists");
+}
+
 #[test]
 fn s68_a_bad_list_is_refused_as_it_is_read() {
     let root = Root::new();
