@@ -575,17 +575,22 @@ impl Pool {
     }
 
     fn is_worn(&self, connection: &SoleConnection) -> bool {
-        self.dialer.options().max_requests_per_connection.is_some_and(|most| connection.served >= most)
+        let most = self.dialer.options().max_requests_per_connection;
+        most.is_some_and(|most| connection.served >= most) || !connection.is_trusted()
     }
 
     fn is_stale(&self, connection: &SoleConnection, now: Instant) -> bool {
         let idle = now.saturating_duration_since(connection.idle_since);
-        self.dialer.options().idle_timeout.is_some_and(|most| idle >= most) || is_past(connection.worn_at)
+        self.dialer.options().idle_timeout.is_some_and(|most| idle >= most)
+            || is_past(connection.worn_at)
+            || !connection.is_trusted()
     }
 
     fn is_done(&self, shared: &SharedConnection, now: Instant) -> bool {
         let quiet = now.saturating_duration_since(shared.quiet_since(now));
-        self.dialer.options().idle_timeout.is_some_and(|most| quiet >= most) || is_past(shared.worn_at)
+        self.dialer.options().idle_timeout.is_some_and(|most| quiet >= most)
+            || is_past(shared.worn_at)
+            || !shared.is_trusted()
     }
 }
 
@@ -603,7 +608,7 @@ enum Next {
 
 /// Whether requests may go over a connection.
 fn is_live(connection: &Arc<SharedConnection>) -> bool {
-    !connection.is_closed() && !connection.is_spent() && !is_past(connection.worn_at)
+    !connection.is_closed() && !connection.is_spent() && connection.is_trusted() && !is_past(connection.worn_at)
 }
 
 /// Asks the clock only if there is a time.

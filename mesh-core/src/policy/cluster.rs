@@ -637,7 +637,8 @@ pub struct ConnectionOptions {
     pub connect_timeout: Duration,
     /// Idle connections are closed after this. Default 1 h; None = never.
     pub idle_timeout: Option<Duration>,
-    /// Connections older than this are drained. None = never.
+    /// Connections older than this, or up to a tenth less, are drained. None = an hour for the mesh's own TLS, whose
+    /// peers then prove anew who they are, and never for others.
     pub max_age: Option<Duration>,
     /// Requests per connection; 1 = no keep-alive. None = unlimited.
     pub max_requests_per_connection: Option<u32>,
