@@ -185,5 +185,5 @@ pub fn are_twins(one: &HeaderName, other: &HeaderName) -> bool {
 }
 
 fn integer(value: &[u8]) -> Option<i64> {
-    std::str::from_utf8(value).ok()?.trim().parse().ok()
+    std::str::from_utf8(value.trim_ascii()).ok()?.parse().ok()
 }

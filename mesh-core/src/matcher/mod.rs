@@ -12,6 +12,9 @@
 mod cookie;
 mod cors;
 mod explain;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod header;
 mod host;
 mod index;
@@ -20,7 +23,7 @@ mod query;
 mod rewrite;
 mod text;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 mod reference;
 #[cfg(test)]
 mod tests;
