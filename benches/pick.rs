@@ -56,7 +56,7 @@ fn busy(set: &ReadySet<()>) -> Vec<InFlight> {
         };
         load.report(&report, &settings, NOW - Duration::from_secs(20));
         load.report(&report, &settings, NOW);
-        load.report_load(fastrand::u32(..8), Some(Duration::from_micros(fastrand::u64(1000..20_000))), NOW);
+        load.report_load(fastrand::u32(..8), Some(Duration::from_micros(fastrand::u64(1000..20_000))), 0, NOW);
         set.reported(index, NOW);
         under_way.extend((0..fastrand::usize(..5)).map(|_| load.start()));
     }

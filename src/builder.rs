@@ -39,6 +39,7 @@ pub struct MeshBuilder {
     metrics: Option<Arc<Metrics>>,
     resolver: Option<Arc<dyn Resolve>>,
     identity: Option<WatchedIdentity>,
+    debug_drain: bool,
 }
 
 impl MeshBuilder {
@@ -92,6 +93,14 @@ impl MeshBuilder {
         self.set("MESH_DEBUG_ADDR", address.to_string())
     }
 
+    /// `POST /drain` at the debug endpoints begins the drain. Default: nothing there changes anything. Whoever can have a
+    /// request sent to the debug address takes this process out of service with it, and so can the application, if it
+    /// can be made to call an address of the caller's; [`Mesh::begin_shutdown`] needs no such door.
+    pub fn debug_drain(mut self) -> Self {
+        self.debug_drain = true;
+        self
+    }
+
     /// The file that keeps the last good configuration, for a start while no control plane can be reached
     /// (`MESH_SNAPSHOT`). Default: none is kept.
     pub fn snapshot(self, path: impl AsRef<Path>) -> Self {
@@ -140,7 +149,7 @@ impl MeshBuilder {
         let runtime = ControlRuntime::start().map_err(StartError::Runtime)?;
         let crypto = self.crypto.unwrap_or_else(default_crypto);
         let metrics = self.metrics.unwrap_or_default();
-        let (debug, pod_ip) = (config.debug_address, config.pod_ip);
+        let (debug, pod_ip) = (config.debug_address.map(|address| (address, self.debug_drain)), config.pod_ip);
         let files = config.identity_files().cloned();
         let others = config.other_identity_files().map(|(name, files)| (name.to_owned(), files.clone()));
         let others: Vec<(String, FileWatcher)> = others.collect();
@@ -288,9 +297,9 @@ impl Parts {
     }
 }
 
-/// Adds the debug endpoints.
-async fn with_debug(mut inner: Inner, address: Option<SocketAddr>) -> Result<Mesh, StartError> {
-    if let Some(address) = address {
+/// Adds the debug endpoints, if they have an address, and whether one of them drains.
+async fn with_debug(mut inner: Inner, debug: Option<(SocketAddr, bool)>) -> Result<Mesh, StartError> {
+    if let Some((address, drains)) = debug {
         let (readiness, drain) = (inner.readiness.clone(), inner.drain.clone());
         let (client, authorities) = (inner.client.clone(), inner.authorities.clone());
         let xds = inner.control.as_ref().map(|control| control.xds.clone());
@@ -308,11 +317,13 @@ async fn with_debug(mut inner: Inner, address: Option<SocketAddr>) -> Result<Mes
         let mut builder = DebugServer::builder()
             .readiness(inner.readiness.clone())
             .metrics(metrics)
-            .clusters(json(move || authority::dump(&client, &authorities)))
-            .on_drain(Arc::new(move || {
+            .clusters(json(move || authority::dump(&client, &authorities)));
+        if drains {
+            builder = builder.on_drain(Arc::new(move || {
                 readiness.drain();
                 drain.drain();
             }));
+        }
         if let Some(control) = &inner.control {
             let xds = control.xds.clone();
             builder = builder.grpc(status_service(xds.clone())).config_dump(json(move || xds.config_dump()));

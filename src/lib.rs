@@ -15,7 +15,7 @@ mod serve;
 #[cfg(feature = "dns")]
 pub use mesh_discovery::dns;
 
-pub use mesh_client::{Body, Channel, Client, Error, Explanation, TcpConnection};
+pub use mesh_client::{Body, Channel, Client, Error, Explanation, TcpConnection, Warmed};
 pub use mesh_core::authz::{CheckRequest, CheckResponse, Checking, ExternalAuthorizer, Refusal, Unavailable};
 pub use mesh_core::context::{self, caller, claims};
 pub use mesh_core::id::{SpiffeId, Target, TrustDomain};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Request;
-use mesh_client::{Breakers, Channel, Client, Error, Explanation, TcpConnection};
+use mesh_client::{Breakers, Channel, Client, Error, Explanation, TcpConnection, Warmed};
 use mesh_core::drain::DrainTrigger;
 use mesh_core::id::{InvalidTarget, Locality, Target, Workload};
 use mesh_core::source::{Identities, InboundSource, WatchedIdentity};
@@ -152,6 +152,16 @@ impl Mesh {
     pub async fn connect(&self, target: &str) -> Result<TcpConnection, Error> {
         let (client, target) = self.of_target(target)?;
         client.connect(target.as_str()).await
+    }
+
+    /// Connects to the endpoints of `target`, which is named as for [`channel`](Self::channel), before there is a request
+    /// for them: see [`Client::warm`], and [`Channel::warm`] for gRPC.
+    ///
+    /// # Errors
+    /// The text is no such target, or nothing is known of it in time.
+    pub async fn warm(&self, target: &str) -> Result<Warmed, Error> {
+        let (client, target) = self.of_target(target)?;
+        client.warm(target.as_str()).await
     }
 
     /// The client that knows a target, and the target as that client has it.

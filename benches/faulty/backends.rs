@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use mesh::parts::mesh_client::Io;
-use mesh::parts::mesh_core::balance::EndpointReport;
+use mesh::parts::mesh_core::balance::ServedLoad;
 use mesh::parts::mesh_core::orca;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -52,23 +52,16 @@ pub(crate) struct Backend {
     random: Mutex<fastrand::Rng>,
     begun: Instant,
     seen: AtomicU64,
-    // For those who ask how busy it is: requests in hand, and a moving average of their time in microseconds.
-    in_hand: AtomicU32,
-    latency: AtomicU64,
+    // For those who ask how busy it is, as a server of this mesh measures it.
+    load: Arc<ServedLoad>,
 }
 
 impl Backend {
     fn new(health: Health, seed: u64) -> Self {
         let (places, random) = (Semaphore::new(PLACES), Mutex::new(fastrand::Rng::with_seed(seed)));
-        let (seen, latency) = (AtomicU64::new(0), AtomicU64::new(TIME.as_micros() as u64));
-        Self { health, places, random, begun: Instant::now(), seen, in_hand: AtomicU32::new(0), latency }
-    }
-
-    /// How busy it is, as a server of this mesh tells a probe.
-    fn report(&self) -> EndpointReport {
-        let latency = Duration::from_micros(self.latency.load(Ordering::Relaxed));
-        let in_flight = self.in_hand.load(Ordering::Relaxed);
-        EndpointReport { in_flight: Some(in_flight), latency: Some(latency), ..EndpointReport::default() }
+        let begun = Instant::now();
+        let load = Arc::new(ServedLoad::new(begun));
+        Self { health, places, random, begun, seen: AtomicU64::new(0), load }
     }
 
     /// Works on one request. `false` = it failed.
@@ -80,22 +73,22 @@ impl Backend {
         };
         // Exponential, as between unrelated requests.
         let mut time = TIME.mul_f64(-(1.0 - drawn).ln());
+        let mut serving = self.load.begin(Instant::now());
         match self.health {
-            Health::Failing(from) if self.begun.elapsed() >= from => return false,
+            Health::Failing(from) if self.begun.elapsed() >= from => {
+                serving.failed(Instant::now());
+                return false;
+            }
             Health::Slow(times) => time = time.mul_f64(times),
             Health::Stalling(share) if stalls < share => time = Duration::from_millis(400),
             Health::Healed(at) if self.begun.elapsed() < at => time = time.mul_f64(10.0),
             Health::Well | Health::Failing(_) | Health::Healed(_) | Health::Stalling(_) => {}
         }
-        let begun = Instant::now();
-        self.in_hand.fetch_add(1, Ordering::Relaxed);
         {
             let _place = self.places.acquire().await;
             sleep(time).await;
         }
-        self.in_hand.fetch_sub(1, Ordering::Relaxed);
-        let (took, usual) = (begun.elapsed().as_micros() as u64, self.latency.load(Ordering::Relaxed));
-        self.latency.store((usual * 15 + took) / 16, Ordering::Relaxed);
+        serving.answered(Instant::now());
         true
     }
 }
@@ -143,7 +136,7 @@ impl Fleet {
             async move {
                 let (backend, mut answer) = (fleet.backend(index), Response::new(Empty::<Bytes>::new()));
                 if request.uri().path() == orca::PROBE_PATH {
-                    answer.headers_mut().insert(&orca::BINARY, orca::value(&backend.report()));
+                    answer.headers_mut().insert(&orca::BINARY, orca::value(&backend.load.report(0, Instant::now())));
                 } else if !backend.work().await {
                     *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
                 }

@@ -67,13 +67,14 @@ fn half(servers: usize, time: Duration) -> Load {
     Load { rate: CAPACITY * servers as f64 * 0.5625, time, warm_up: Duration::from_secs(2) }
 }
 
-fn balancers() -> [(&'static str, Policy); 4] {
+fn balancers() -> [(&'static str, Policy); 5] {
     let of = |balancer| Policy { balancer: Some(balancer), ..Policy::default() };
     [
         ("peak_ewma", of(Balancer::PeakEwma)),
         ("least_request", of(Balancer::least_request())),
         ("round_robin", of(Balancer::RoundRobin)),
         ("random", of(Balancer::Random)),
+        ("prequal", of(Balancer::Prequal(Prequal::default()))),
     ]
 }
 

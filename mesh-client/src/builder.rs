@@ -165,6 +165,13 @@ impl ClientBuilder {
         self
     }
 
+    /// Time for requests under way to an endpoint that discovery no longer names; then their connections are closed.
+    /// Meanwhile no other request goes there. Default 30 s; `Duration::MAX` = until they end, as in Envoy.
+    pub fn drain_limit(mut self, limit: Duration) -> Self {
+        self.limits.drain = limit;
+        self
+    }
+
     /// Destinations unused for so long are forgotten, their connections closed. Default 10 minutes.
     pub fn forget_after(mut self, unused: Duration) -> Self {
         self.limits.forget_after = unused;

@@ -19,6 +19,7 @@ use crate::env::Env;
 use crate::error::Error;
 use crate::explain::{ClientDump, Explanation, dump, explain, explain_connect};
 use crate::grpc::Channel;
+use crate::outbound::warm::Warmed;
 use crate::outbound::{self, Head};
 use crate::tcp::TcpConnection;
 
@@ -132,6 +133,38 @@ impl Client {
     pub async fn connect(&self, target: &str) -> Result<TcpConnection, Error> {
         let target: Target = target.parse()?;
         outbound::tcp::connect(&self.env, &self.destinations, &target).await
+    }
+
+    /// Connects to the endpoints of `target` before there is a request for them, so that the first ones need not wait for
+    /// TCP and TLS: one connection to each usable endpoint of each of its clusters, 32 at a time, within the limits on
+    /// connections. Where there is one already it stays the only one. Without this a connection is made when a request
+    /// needs it. One that no request uses ends with the cluster's idle timeout. A destination of thousands of endpoints
+    /// costs thousands of connections: give its clusters a balancer that takes a subset.
+    ///
+    /// gRPC's connections may be others: [`Channel::warm`].
+    ///
+    /// ```
+    /// # use mesh_client::Client;
+    /// # use mesh_testkit::{EchoServer, FixedSource, policy};
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+    /// # let server = EchoServer::start("v1").await;
+    /// # let client = Client::builder(FixedSource::of("reviews:9080", policy::snapshot_to(&[server.address()]))).build();
+    /// let warmed = client.warm("reviews:9080").await?;
+    /// assert_eq!((warmed.connected, warmed.failed.len()), (1, 0));
+    /// # Ok::<(), mesh_client::Error>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// `target` is not a destination, or nothing is known of it within
+    /// [`ClientBuilder::config_wait`]. An endpoint that cannot be reached is no error: see [`Warmed::failed`].
+    pub async fn warm(&self, target: &str) -> Result<Warmed, Error> {
+        let target: Target = target.parse()?;
+        outbound::warm::warm(&self.destinations, &target, false).await
+    }
+
+    /// The same for gRPC, which is HTTP/2 whatever policy says.
+    pub(crate) async fn warm_grpc(&self, target: &Target) -> Result<Warmed, Error> {
+        outbound::warm::warm(&self.destinations, target, true).await
     }
 
     /// Why a request would go where it would go, without sending it. A destination that nobody has asked

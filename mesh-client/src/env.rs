@@ -67,6 +67,8 @@ pub(crate) struct Limits {
     pub(crate) builds: (u32, u32),
     /// Longest wait of a request for a connection while as many as allowed are in use.
     pub(crate) queue_wait: Option<Duration>,
+    /// Time for what is under way to an endpoint that is gone.
+    pub(crate) drain: Duration,
 }
 
 impl Default for Limits {
@@ -80,6 +82,7 @@ impl Default for Limits {
             dns_min_refresh: Duration::from_secs(5),
             builds: (4, 16),
             queue_wait: None,
+            drain: Duration::from_secs(30),
         }
     }
 }

@@ -103,6 +103,17 @@ pub enum Cause {
         /// The connect timeout.
         after: Duration,
     },
+    /// Connecting failed a moment ago, and it is too early to try again: the wait between attempts at one endpoint
+    /// grows from half a second to 4 s, each a fifth more or less. Code, blame and the rest are those of that failure.
+    #[error("{last}, {ago:?} ago; the next attempt is due in {left:?}")]
+    BackingOff {
+        /// What happened.
+        last: Box<Cause>,
+        /// How long ago.
+        ago: Duration,
+        /// When somebody may try again.
+        left: Duration,
+    },
     /// The TLS handshake failed, or TLS could not be set up as the policy says.
     #[error("{address}: {source}")]
     TlsHandshake {
@@ -302,6 +313,7 @@ impl Cause {
             self,
             Self::ConnectFailed { .. }
                 | Self::ConnectTimeout { .. }
+                | Self::BackingOff { .. }
                 | Self::TlsHandshake { .. }
                 | Self::WrongPeerIdentity { .. }
         )
@@ -321,6 +333,7 @@ impl Cause {
             Self::Unresolved { .. } => "no address known",
             Self::ConnectFailed { .. } => "connection failed",
             Self::ConnectTimeout { .. } => "connection timed out",
+            Self::BackingOff { last, .. } => last.what(),
             Self::TlsHandshake { .. } => "TLS failed",
             Self::WrongPeerIdentity { .. } => "wrong peer identity",
             Self::NoIdentity { .. } => "no certificate of our own",
@@ -353,6 +366,7 @@ impl Cause {
             Self::Unresolved { .. } => Code::NAME_UNRESOLVED,
             Self::ConnectFailed { .. } => Code::CONNECT_FAILED,
             Self::ConnectTimeout { .. } => Code::CONNECT_TIMEOUT,
+            Self::BackingOff { last, .. } => last.code(),
             Self::TlsHandshake { .. } => Code::TLS_HANDSHAKE,
             Self::WrongPeerIdentity { .. } => Code::WRONG_PEER_IDENTITY,
             Self::NoIdentity { .. } => Code::NO_IDENTITY,
@@ -391,6 +405,7 @@ impl Cause {
             | Self::Unresolved { .. }
             | Self::ConnectFailed { .. }
             | Self::ConnectTimeout { .. }
+            | Self::BackingOff { .. }
             | Self::TlsHandshake { .. }
             | Self::WrongPeerIdentity { .. }
             | Self::ConnectionLost { .. }
@@ -421,6 +436,7 @@ impl Cause {
             | Self::Unresolved { .. }
             | Self::ConnectFailed { .. }
             | Self::ConnectTimeout { .. }
+            | Self::BackingOff { .. }
             | Self::TlsHandshake { .. }
             | Self::WrongPeerIdentity { .. }
             | Self::NoIdentity { .. }

@@ -15,6 +15,7 @@ use mesh_core::id::Target;
 use crate::body::Body;
 use crate::client::{Client, ResponseFuture};
 use crate::error::Error;
+use crate::outbound::warm::Warmed;
 
 /// A destination for generated tonic clients: `GreeterClient::new(client.channel("greeter:50051")?)`.
 ///
@@ -36,6 +37,14 @@ impl Channel {
     /// The destination: `host:port`, with its scheme if it has one.
     pub fn target(&self) -> &str {
         self.target.as_str()
+    }
+
+    /// Connects to the endpoints of the destination before there is a call for them: see [`Client::warm`].
+    ///
+    /// # Errors
+    /// Nothing is known of the destination within [`ClientBuilder::config_wait`](crate::ClientBuilder::config_wait).
+    pub async fn warm(&self) -> Result<Warmed, Error> {
+        self.client.warm_grpc(&self.target).await
     }
 }
 

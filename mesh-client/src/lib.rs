@@ -50,4 +50,5 @@ pub use self::explain::{
     RetryExplanation,
 };
 pub use self::grpc::{Channel, ChannelFuture};
+pub use self::outbound::warm::Warmed;
 pub use self::tcp::TcpConnection;

@@ -276,6 +276,21 @@ impl Router {
         Ok((chosen.cluster, retries.map_or(1, |retries| retries.policy.attempts.saturating_add(1))))
     }
 
+    /// Lets go of the clusters that `next` has no use for. Requests under way hold them, but not their idle connections.
+    pub(crate) fn retire(&self, next: &Self) {
+        if Arc::ptr_eq(&self.wiring, &next.wiring) {
+            return;
+        }
+        for (name, slot) in &self.wiring.clusters {
+            let kept = |kept: &Slot| matches!((kept, slot), (Slot::Ready(a), Slot::Ready(b)) if Arc::ptr_eq(a, b));
+            if let Slot::Ready(cluster) = slot
+                && !next.wiring.clusters.get(name).is_some_and(kept)
+            {
+                cluster.retire();
+            }
+        }
+    }
+
     /// Closes connections that were idle or alive for too long.
     pub(crate) fn reap(&self, now: Instant) {
         for slot in self.wiring.clusters.values() {

@@ -8,6 +8,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use zeroize::Zeroizing;
+
 /// Larger files are not ours.
 const MAX_FILE: u64 = 16 << 20;
 
@@ -78,9 +80,10 @@ impl StateDir {
         self.read_checked(name, |_, _| Ok(()))
     }
 
-    /// Reads a secret; `None` if it does not exist. Refuses one that group or others can read.
-    pub(crate) fn read_secret(&self, name: &str) -> Result<Option<Vec<u8>>, StateError> {
-        self.read_checked(name, refuse_too_open)
+    /// Reads a secret, which is wiped when it is dropped; `None` if it does not exist. Refuses one that group or others can
+    /// read.
+    pub(crate) fn read_secret(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, StateError> {
+        Ok(self.read_checked(name, refuse_too_open)?.map(Zeroizing::new))
     }
 
     fn read_checked(
@@ -96,8 +99,10 @@ impl StateDir {
             Err(e) => return Err(failed(e)),
         };
         // On the open file: what is checked is what is read.
-        check(&path, &file.metadata().map_err(failed)?)?;
-        let mut content = Vec::new();
+        let metadata = file.metadata().map_err(failed)?;
+        check(&path, &metadata)?;
+        // With room for all of it, and for the look at its end: a buffer that grows leaves copies behind.
+        let mut content = Vec::with_capacity(usize::try_from(metadata.len().min(MAX_FILE)).unwrap_or_default() + 64);
         file.take(MAX_FILE + 1).read_to_end(&mut content).map_err(failed)?;
         if content.len() as u64 > MAX_FILE {
             return Err(StateError::Content { path, reason: "it is larger than 16 MiB".to_owned() });
@@ -107,7 +112,7 @@ impl StateDir {
 
     /// Writes a secret unless there is one already (another process may have been faster) and gives
     /// the one that is there now.
-    pub(crate) fn write_once(&self, name: &str, content: &[u8]) -> Result<Vec<u8>, StateError> {
+    pub(crate) fn write_once(&self, name: &str, content: &[u8]) -> Result<Zeroizing<Vec<u8>>, StateError> {
         let path = self.path(name);
         let fresh = format!(".{name}.{}", std::process::id());
         self.write(&fresh, content)?;
@@ -118,7 +123,7 @@ impl StateDir {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 Err(StateError::Io { action: "write", path, source: e })
             }
-            _ => Ok(self.read_secret(name)?.unwrap_or_else(|| content.to_vec())),
+            _ => Ok(self.read_secret(name)?.unwrap_or_else(|| Zeroizing::new(content.to_vec()))),
         }
     }
 
@@ -223,7 +228,7 @@ mod tests {
         let dir = StateDir::open(&home.path().join("a/state")).unwrap();
         dir.write("key", b"secret").unwrap();
         assert_eq!((mode(&dir.0), mode(&dir.path("key"))), (0o700, 0o600));
-        assert_eq!(dir.read_secret("key").unwrap().unwrap(), b"secret");
+        assert_eq!(dir.read_secret("key").unwrap().unwrap().as_slice(), b"secret");
         assert!(dir.read_secret("none").unwrap().is_none());
     }
 

@@ -4,6 +4,10 @@
 //!
 //! Pure; refuses to know who asks. Applying it twice gives what applying it once gave.
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
+
 use std::borrow::Cow;
 
 /// What becomes of an encoded slash or backslash (`%2F`, `%5C`) in a path.

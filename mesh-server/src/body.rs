@@ -1,7 +1,7 @@
 //! The body of a request as services receive it: hyper's, with a limit on how long one that stalls is waited for.
 //!
 //! The limit counts while somebody waits for the body, from one frame to the next. It is not for streams that may well be
-//! silent for long: gRPC's, and what comes after CONNECT.
+//! silent for long, gRPC's over HTTP/2 and what comes after CONNECT, once they were handed to the application.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{Method, Request};
+use http::{Method, Request, Version};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep};
@@ -22,6 +22,8 @@ pub struct Body {
     incoming: Incoming,
     // How long a frame may take.
     idle: Option<Duration>,
+    // To the application it may take longer.
+    silent: bool,
     // Made when a frame is waited for the first time.
     timer: Option<Pin<Box<Sleep>>>,
     waiting: bool,
@@ -52,20 +54,22 @@ pub enum BodyError {
 impl Body {
     /// Takes the body of a request.
     pub(crate) fn of(request: Request<Incoming>, idle: Option<Duration>) -> Request<Self> {
-        let silent = |request: &Request<Incoming>| {
-            request.method() == Method::CONNECT || crate::layer::is_grpc(request.headers())
-        };
+        // A content type alone is only the caller's word: over HTTP/1.1 there is no gRPC.
+        let grpc = || request.version() == Version::HTTP_2 && crate::layer::is_grpc(request.headers());
+        let silent = request.method() == Method::CONNECT || grpc();
         // Most requests have no body.
-        let idle = idle.filter(|_| !http_body::Body::is_end_stream(request.body()) && !silent(&request));
-        request.map(|incoming| Self { incoming, idle, timer: None, waiting: false, ahead: None })
+        let idle = idle.filter(|_| !http_body::Body::is_end_stream(request.body()));
+        request.map(|incoming| Self { incoming, idle, silent, timer: None, waiting: false, ahead: None })
     }
 
-    /// Reads up to `most` bytes and leaves them where they are: those, and whether there is more.
+    /// Reads up to `most` bytes and leaves them where they are: those, and whether there is more. No body may be silent
+    /// meanwhile, whatever it is: nobody has let its sender in.
     ///
     /// # Errors
     /// The body ends before its end.
     pub(crate) async fn look_ahead(&mut self, most: usize) -> Result<(Bytes, bool), BodyError> {
         let mut ahead = self.ahead.take().unwrap_or_default();
+        let silent = std::mem::replace(&mut self.silent, false);
         if ahead.data.len() <= most && !ahead.ended {
             let mut data = BytesMut::from(&ahead.data[..]);
             while data.len() <= most && !ahead.ended {
@@ -77,6 +81,7 @@ impl Body {
             }
             ahead.data = data.freeze();
         }
+        self.silent = silent;
         let read = ahead.data.len();
         let told = ahead.data.slice(..read.min(most));
         self.ahead = Some(ahead);
@@ -88,7 +93,7 @@ impl Body {
             self.waiting = false;
             return Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Connection)));
         }
-        let Some(idle) = self.idle else { return Poll::Pending };
+        let Some(idle) = self.idle.filter(|_| !self.silent) else { return Poll::Pending };
         let timer = match &mut self.timer {
             Some(timer) => {
                 if !self.waiting {

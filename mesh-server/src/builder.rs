@@ -14,7 +14,7 @@ use mesh_core::source::{Identities, Watched};
 use mesh_core::telemetry::Metrics;
 
 use crate::inbound::Door;
-use crate::layer::{Concurrency, Gate, Limits, Places, Policy, Priorities, Scope, Shared};
+use crate::layer::{Concurrency, Gate, Limits, Places, Policy, Priorities, Scope, Shared, Slashes};
 use crate::listen::TlsAccept;
 use crate::load::LoadReports;
 use crate::{Config, InboundLayer, InboundStats, LoadReporter, Readiness, Server};
@@ -157,7 +157,7 @@ impl ServerBuilder {
             metrics: metrics.clone(),
             drain: drain.clone(),
             load: self.load.map(|load| Arc::new(LoadReports::new(load, floor))),
-            slash: self.config.encoded_slash,
+            slashes: Slashes::new(self.config.encoded_slash, &self.config.encoded_slash_at),
             gate: Gate::new(self.authorizers, metrics),
             lent: AtomicBool::new(false),
             max_headers: self.config.max_headers,

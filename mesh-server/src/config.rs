@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_core::policy::AdaptiveConcurrency;
+use mesh_core::policy::{AdaptiveConcurrency, PathMatch};
 use mesh_core::target::EncodedSlash;
 
 use crate::Priority;
@@ -21,8 +21,9 @@ pub struct Config {
     /// its first byte to its last. Default 30 s.
     pub header_read_timeout: Duration,
     /// How long somebody may wait for the next bytes of a request's body; then the request gets 408 if its answer has not
-    /// begun, and its body ends with an error. gRPC calls and tunnels (CONNECT), which may be silent, are not limited:
-    /// they have deadlines and keep-alive. Default 30 s; none = no limit.
+    /// begun, and its body ends with an error. gRPC calls over HTTP/2 and tunnels (CONNECT), which may be silent, are not
+    /// limited but while an external authorizer's question waits for their body: they have deadlines and keep-alive.
+    /// Default 30 s; none = no limit.
     pub body_idle_timeout: Option<Duration>,
     /// Largest request head, bytes as decoded; a larger one gets 431. Default 60 KiB (Envoy `max_request_headers_kb`),
     /// and no more than that: a URI's length fits into 16 bits, so a larger value counts as 60 KiB.
@@ -47,6 +48,11 @@ pub struct Config {
     /// What becomes of an encoded slash or backslash in a request's path, which is brought to its normal form
     /// before policy or application see it. Default: the request is refused with 400.
     pub encoded_slash: EncodedSlash,
+    /// Paths at which an encoded slash or backslash is data although `encoded_slash` refuses it: for the routes of
+    /// an application that take names with slashes in them. What is looked at is the path in its normal form, in which it
+    /// stays encoded and divides nothing: `/files/` as a prefix is met by `/x/../files/a%2Fb` and not by `/files%2Fa`. An
+    /// application that decodes such a name must not take it for a path. Default none.
+    pub encoded_slash_at: Vec<PathMatch>,
     /// Streams open at once on one HTTP/2 connection, if policy says nothing. Default 256.
     pub max_concurrent_streams: u32,
     /// Connections open at once, if policy says nothing; more are closed at accept. Connections that
@@ -110,6 +116,7 @@ impl Default for Config {
             priorities: Vec::new(),
             max_connections_per_peer: None,
             encoded_slash: EncodedSlash::Refuse,
+            encoded_slash_at: Vec::new(),
             max_concurrent_streams: 256,
             max_connections: 16_384,
             max_connection_age: Some(Duration::from_secs(3600)),

@@ -40,8 +40,8 @@ impl Server {
     /// Dropping the future closes the listener and every connection at once, except those the
     /// application took over by an upgrade.
     ///
-    /// A panic in the service ends its HTTP/2 stream, or its whole HTTP/1 connection; the server goes
-    /// on.
+    /// A panic in the service costs its request, which gets 500 (gRPC: INTERNAL), or whose answer's body breaks off; in a
+    /// process built with `panic = "abort"` it ends the process.
     ///
     /// # Errors
     /// The listener's own address cannot be read.

@@ -227,3 +227,42 @@ async fn an_answer_given_up_ends_the_upload_at_both_ends() {
         assert_eq!(answer.into_body().collect().await.unwrap().to_bytes().len(), CHUNK);
     }
 }
+
+/// An upload is tied to its answer when the HTTP library looks at its body for the first time. That must not wait until
+/// the connection's window has room: what the library begins next would be tied instead.
+#[tokio::test]
+async fn an_upload_without_window_to_begin_with_ends_with_its_own_answer_and_no_other() {
+    const OTHERS: usize = 8;
+    let ends = Ends::start(UpstreamProtocol::Http2).await;
+    let settle = || async {
+        for _ in 0..500 {
+            tokio::task::yield_now().await;
+        }
+    };
+    // Nobody reads their answers: they take all of the connection's window.
+    let mut others = Vec::new();
+    for _ in 0..OTHERS {
+        others.push(ends.send("/echo", endless()).await);
+        settle().await;
+    }
+    let given_up = ends.send("/echo", stalled()).await;
+    settle().await;
+    let last = ends.send("/echo", endless()).await;
+    settle().await;
+    assert_eq!(ends.serving.load(Relaxed), OTHERS + 2, "control: all are under way");
+    drop(given_up);
+    let left = |left: usize| {
+        let serving = ends.serving.clone();
+        eventually("the upload ends", move || {
+            let now = serving.load(Relaxed);
+            async move { (now == left).then_some(()) }
+        })
+    };
+    left(OTHERS + 1).await;
+    settle().await;
+    assert_eq!(ends.serving.load(Relaxed), OTHERS + 1, "and no other");
+    drop(last);
+    left(OTHERS).await;
+    drop(others);
+    ends.idle().await;
+}

@@ -6,13 +6,32 @@ use std::time::Duration;
 use axum::Router;
 use axum::routing::get;
 use http::Method;
+use mesh::Mesh;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use crate::support::{Load, Plane, becomes, call, eventually, plain_get};
+use crate::support::{FREE, Load, Plane, becomes, call, eventually, plain_get};
 
 const REVIEWS: &str = "http://reviews:9080/";
 const SLOW: &str = "http://reviews:9080/slow";
+
+#[tokio::test]
+async fn s84_a_request_to_the_debug_address_drains_nothing_unless_that_was_asked_for() {
+    for (opted, answer, ready) in [(false, "HTTP/1.1 404", 200), (true, "HTTP/1.1 202", 503)] {
+        let builder = Mesh::builder().standalone().debug_address(FREE);
+        let mesh = if opted { builder.debug_drain() } else { builder }.build().await.unwrap();
+        let debug = mesh.debug_address().unwrap();
+        // As an application sends it that was made to call an address of the caller's: without `Origin`.
+        let mut tcp = TcpStream::connect(debug).await.unwrap();
+        let post = "POST /drain HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        tcp.write_all(post.as_bytes()).await.unwrap();
+        let mut said = String::new();
+        tcp.read_to_string(&mut said).await.unwrap();
+        assert!(said.starts_with(answer), "{said}");
+        assert_eq!(plain_get(debug, "/readyz").await.unwrap().0, ready);
+    }
+}
 
 #[tokio::test]
 async fn a_drain_finishes_what_is_in_flight_and_takes_nothing_new() {

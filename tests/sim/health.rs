@@ -236,7 +236,7 @@ fn zones(fleet: &Fleet, policy: &Policy) -> Snapshot {
     snapshot
 }
 
-/// A client that cannot reach the first zone for 20 of 60 seconds, and one that can. Both go by `retry`.
+/// A client that cannot reach the first zone for 20 of 70 seconds, and one that can. Both go by `retry`.
 async fn partition(retry: bool, door: Door) -> [Vec<Record>; 2] {
     // The same servers by two ways: what is shut to one client is open to the other.
     let (near, far) = (Fleet::new(4, 8, &Manner::default()), Fleet::new(4, 8, &Manner::default()));
@@ -261,7 +261,7 @@ async fn partition(retry: bool, door: Door) -> [Vec<Record>; 2] {
         clock::pass(20 * SECOND).await;
         zone.iter().for_each(|server| server.change(|manner| manner.door = Door::Open));
     };
-    let (a, b, ()) = tokio::join!(run(&a, 50.0, 60 * SECOND), run(&b, 50.0, 60 * SECOND), cut);
+    let (a, b, ()) = tokio::join!(run(&a, 50.0, 70 * SECOND), run(&b, 50.0, 70 * SECOND), cut);
     [a, b]
 }
 
@@ -279,12 +279,12 @@ fn a_zone_out_of_reach_is_left_within_two_seconds_by_who_cannot_reach_it_r40() {
             assert!(lost <= 3, "{door:?}: {lost} lost: {:?}", failures(&a));
             assert_eq!(of_first_zone(&a, 0, 19), 1.0, "{door:?}");
             assert_eq!(of_first_zone(&a, 22, 40), 0.0, "{door:?}");
-            // An ejection of five seconds at a time: back some seconds after the zone is.
-            assert!(of_first_zone(&a, 50, 60) > 0.95, "{door:?}: {}", of_first_zone(&a, 50, 60));
+            // Each ejection is five seconds longer: the third may begin just before the zone is back.
+            assert!(of_first_zone(&a, 57, 70) > 0.95, "{door:?}: {}", of_first_zone(&a, 57, 70));
             let longest = a.iter().map(|record| record.took).max().unwrap();
             assert!(longest < 2 * SECOND, "{door:?}: {longest:?} is two connect timeouts");
             assert!(failures(&b).is_empty());
-            assert_eq!(of_first_zone(&b, 0, 60), 1.0, "who can reach it stays");
+            assert_eq!(of_first_zone(&b, 0, 70), 1.0, "who can reach it stays");
         }
     });
 }

@@ -7,6 +7,7 @@
 
 mod arrows;
 mod budgets;
+mod copies;
 mod forbidden;
 mod manifests;
 mod named;

@@ -64,6 +64,7 @@ impl Admission {
             of_cluster: limits.max_connections,
             of_endpoint: limits.max_connections_per_host,
             patience: self.patience,
+            insists: false,
         }
     }
 
@@ -108,7 +109,7 @@ impl Permit {
         }
     }
 
-    /// Leave to wait for a connection.
+    /// Leave to wait for a connection, one that is being made or one in use by others (Envoy's pending requests).
     ///
     /// # Errors
     /// As many requests as allowed are waiting.

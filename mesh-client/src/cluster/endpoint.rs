@@ -174,7 +174,7 @@ impl Attempt {
     /// Headers or trailers of the answer.
     pub(crate) fn hear(&self, headers: &HeaderMap) {
         if let Some(ear) = &self.ear {
-            ear.hear(headers, self.in_flight.load(), self.epoch.elapsed());
+            ear.hear(headers, self.in_flight.load(), self.issued.as_ref(), self.epoch.elapsed());
         }
     }
 

@@ -245,11 +245,12 @@ impl Cluster {
         // The request began before an update. An endpoint that is still there must not be made twice.
         let (_, policy) = members.ready.candidates().policy(index);
         let now = current.ready.find(&policy.address);
+        let limit = now.is_none().then_some(env.limits.drain);
         let now = now.filter(|now| is_still(current.ready.candidates().policy(*now).1, policy));
         let Some(now) = now else {
             let gone = make(members, index);
             // No connection outlives the request.
-            gone.pool().close();
+            gone.pool().close(limit);
             return gone;
         };
         let endpoint = make(&current, now);
@@ -304,10 +305,23 @@ impl Cluster {
         self.members.store(Arc::new(Members { source: endpoints, ready, reported }));
         drop(changing);
         // After the new set is in place, so that no new request finds a closed pool.
-        for index in known.into_values() {
-            if let Some(removed) = old.ready.endpoints()[index].get() {
-                removed.pool().close();
-            }
+        let removed: Vec<_> = known.into_values().filter_map(|index| old.ready.endpoints()[index].get()).collect();
+        if removed.is_empty() {
+            return;
+        }
+        let members = self.members();
+        let still = members.known();
+        for endpoint in removed {
+            // One of which other facts are told is there, and so are its streams.
+            let limit = (!still.contains_key(endpoint.address())).then_some(env.limits.drain);
+            endpoint.pool().close(limit);
+        }
+    }
+
+    /// Requests in flight hold their endpoint and end in peace; idle connections close now.
+    pub(crate) fn retire(&self) {
+        for endpoint in self.members.load().in_use() {
+            endpoint.pool().close(None);
         }
     }
 
@@ -340,10 +354,7 @@ fn ramping(load: Option<Arc<Load>>, now: Duration) -> Arc<Load> {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // Requests in flight hold their endpoint and end in peace; idle connections close now.
-        for endpoint in self.members.load().in_use() {
-            endpoint.pool().close();
-        }
+        self.retire();
     }
 }
 

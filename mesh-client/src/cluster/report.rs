@@ -4,8 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use mesh_core::balance::EndpointReport;
-use mesh_core::policy::{self, Discovery, DropOverload, LoadReport, LocalityEndpoints};
+use mesh_core::policy::{self, Discovery, DropOverload, LocalityEndpoints};
 use mesh_core::telemetry::load::{ClusterLoad, Issued, LocalityLoad};
 use tokio::time::Instant;
 
@@ -37,11 +36,6 @@ impl Reported {
 
     pub(super) fn issue(&self, locality: usize) -> Issued {
         self.localities[locality].issue()
-    }
-
-    /// Passes on what an endpoint said of itself (gRFC A85).
-    pub(super) fn heard(&self, locality: usize, report: &EndpointReport, metrics: &LoadReport) {
-        self.localities[locality].report(report, metrics);
     }
 
     pub(super) fn dropped(&self, drop: usize) {

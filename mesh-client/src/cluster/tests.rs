@@ -149,3 +149,19 @@ fn a_client_of_a_subset_knows_all_and_uses_its_part() {
     let members = cluster.members();
     assert_eq!((members.ready.len(), members.source().iter().count()), (10, 100));
 }
+
+#[tokio::test]
+async fn an_answer_that_is_listened_to_holds_no_set_of_endpoints() {
+    let env = env();
+    let prequal = Balancer::Prequal(policy::Prequal::default());
+    for balancer in [Balancer::WeightedRoundRobin(policy::WeightedRoundRobin::default()), prequal] {
+        let cluster = cluster(policy::Cluster { balancer, ..plain() }, endpoints(0..5), &env);
+        let (members, set) = (cluster.members(), Arc::downgrade(&cluster.members()));
+        let ear = cluster.listen(&members, 0, &env).expect("the balancer goes by it");
+        drop(members);
+        assert!(set.strong_count() > 0, "control: it is in force");
+        cluster.update(&endpoints(1..4), &env);
+        assert_eq!(set.strong_count(), 0);
+        drop(ear);
+    }
+}

@@ -12,8 +12,9 @@ use tokio::time::Instant;
 use super::IoStream;
 use super::pool::{Counts, OpenGuard};
 use super::settings::{Observed, StreamLimit};
+use super::trust::Vouched;
 use super::upload::Upload;
-use super::worker::{self, Alive};
+use super::worker::{self, Alive, Lifeline};
 use crate::body::Outgoing;
 
 /// A connection for one request.
@@ -32,7 +33,17 @@ pub(crate) struct SoleConnection {
     pub(crate) idle_since: Instant,
     /// Requests carried so far.
     pub(crate) served: u32,
-    _alive: Alive,
+    /// It was there before the request that it carries.
+    pub(super) reused: bool,
+    vouched: Option<Arc<Vouched>>,
+    _alive: Lifeline,
+}
+
+impl SoleConnection {
+    /// Whether its peer is still one to send requests to.
+    pub(super) fn is_trusted(&self) -> bool {
+        self.vouched.as_ref().is_none_or(|vouched| vouched.is_trusted())
+    }
 }
 
 /// An HTTP/2 connection.
@@ -54,9 +65,10 @@ pub(crate) struct SharedConnection {
     waiters: Arc<Counts>,
     /// What the last look for idle connections saw: requests carried, and since when that number stands.
     quiet: Mutex<(u32, Instant)>,
+    vouched: Option<Arc<Vouched>>,
     // Of the connection and of what moves requests onto it. Both live until the last stream has ended:
     // after a GOAWAY the second is done long before the first.
-    _alive: [Alive; 2],
+    _alive: (Lifeline, Alive),
 }
 
 impl SharedConnection {
@@ -93,6 +105,11 @@ impl SharedConnection {
         self.served.load(Ordering::Relaxed) >= self.most_requests
     }
 
+    /// Whether its peer is still one to send requests to.
+    pub(super) fn is_trusted(&self) -> bool {
+        self.vouched.as_ref().is_none_or(|vouched| vouched.is_trusted())
+    }
+
     /// Since when nothing has gone over it, as far as earlier calls could tell.
     pub(crate) fn quiet_since(&self, now: Instant) -> Instant {
         let served = self.served.load(Ordering::Relaxed);
@@ -110,10 +127,19 @@ impl SharedConnection {
 }
 
 pub(super) async fn http1(io: IoStream, worn_at: Option<Instant>, open: OpenGuard) -> hyper::Result<Connection> {
+    let vouched = io.vouched();
     let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(io)).await?;
-    let (alive, ended) = worker::handle();
+    let (alive, ended) = open.counts().lines.handle();
     worker::drive(connection.with_upgrades(), ended, open);
-    Ok(Connection::Sole(SoleConnection { sender, worn_at, idle_since: Instant::now(), served: 0, _alive: alive }))
+    Ok(Connection::Sole(SoleConnection {
+        sender,
+        worn_at,
+        idle_since: Instant::now(),
+        served: 0,
+        reused: false,
+        vouched,
+        _alive: alive,
+    }))
 }
 
 pub(super) async fn http2(
@@ -122,9 +148,10 @@ pub(super) async fn http2(
     worn_at: Option<Instant>,
     open: OpenGuard,
 ) -> hyper::Result<Connection> {
+    let vouched = io.vouched();
     let (io, limit) = Observed::new(io);
     let waiters = open.counts().clone();
-    let (alive, ended) = worker::handle();
+    let (alive, ended) = waiters.lines.handle();
     let (alive_requests, ended_requests) = worker::handle();
     let tasks = worker::Http2Tasks::new(ended, open);
     let mut builder = http2::Builder::new(tasks.clone());
@@ -157,6 +184,7 @@ pub(super) async fn http2(
         most_requests: options.max_requests_per_connection.unwrap_or(u32::MAX).max(1),
         waiters,
         quiet: Mutex::new((0, now)),
-        _alive: [alive, alive_requests],
+        vouched,
+        _alive: (alive, alive_requests),
     })))
 }

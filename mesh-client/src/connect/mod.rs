@@ -3,6 +3,7 @@
 //!
 //! Refuses to know clusters, routes and retries.
 
+mod back_off;
 mod custom;
 mod http;
 pub(crate) mod names;
@@ -12,6 +13,7 @@ mod settings;
 mod stream;
 mod system;
 mod tls;
+mod trust;
 mod tunnel;
 mod upload;
 mod verify;
@@ -35,6 +37,9 @@ pub use self::system::SystemResolver;
 use self::tls::{Alpn, Tls};
 use crate::env::{Env, Random};
 use crate::error::Cause;
+
+/// Longest life of a connection of the mesh's for which policy names none: then its peer proves anew who it is.
+const MESH_AGE: Duration = Duration::from_secs(3600);
 
 /// Where one endpoint is reached, and what TLS has to know of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -76,7 +81,7 @@ pub(crate) struct Dialer {
 impl Dialer {
     /// `open` counts the connections of the cluster.
     pub(crate) fn new(cluster: &Cluster, dialled_host: &str, env: &Env, open: Arc<AtomicU32>) -> Self {
-        let tls = Tls::new(cluster.tls.clone(), dialled_host, &env.identities, env.crypto.clone());
+        let tls = Tls::new(cluster.tls.clone(), dialled_host, env);
         let names =
             Names::new(env.resolver.clone(), env.random.clone(), env.limits.dns_min_refresh, cluster.dns.clone());
         let (options, custom, random) = (cluster.connection.clone(), env.connector.clone(), env.random.clone());
@@ -145,7 +150,7 @@ impl Dialer {
         let io = self.stream(peer, want).await?;
         // A peer without TLS, or one that ignores ALPN, speaks what the cluster says.
         let h2 = io.negotiated_h2().unwrap_or(want == Want::Http2);
-        let worn = self.worn_at();
+        let worn = self.worn_at(peer);
         if h2 { http::http2(io, &self.options, worn, open).await } else { http::http1(io, worn, open).await }
             .map_err(|e| Cause::ConnectFailed { address: peer.address.clone(), source: Arc::new(e) })
     }
@@ -175,8 +180,8 @@ impl Dialer {
 
     /// When a connection made now is too old. The limit is a tenth shorter for some than for others, so that
     /// connections made together do not end together.
-    fn worn_at(&self) -> Option<Instant> {
-        let age = self.options.max_age?;
+    fn worn_at(&self, peer: &Peer) -> Option<Instant> {
+        let age = self.options.max_age.or_else(|| self.tls.is_mesh(peer).then_some(MESH_AGE))?;
         let tenth = u64::try_from(age.as_micros() / 10).unwrap_or(u64::MAX);
         let early = if tenth == 0 { 0 } else { (self.random)(tenth) };
         Instant::now().checked_add(age - Duration::from_micros(early))

@@ -1,9 +1,10 @@
-//! The connections to one endpoint: idle HTTP/1.1 ones in a queue without a lock, and the HTTP/2 connections
-//! that everybody shares: one, and further ones while it has no room for another stream.
+//! The connections to one endpoint: idle HTTP/1.1 ones on a stack, and the HTTP/2 connections that everybody shares: one,
+//! and further ones while it has no room for another stream.
 //!
 //! ```text
 //! acquire ─▶ idle, or room on a shared one? ─▶ Lease ─▶ (answer ends) ─▶ idle again
 //!         └▶ below the limit? ─▶ dial ─▶ Lease
+//!         │                        └▶ (request gives up) ─▶ the next one's
 //!         └▶ wait for one of the two
 //! ```
 //!
@@ -14,19 +15,23 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use crossbeam_queue::ArrayQueue;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
+use mesh_core::error::BoxError;
 use mesh_core::id::SpiffeId;
+use mesh_core::policy::Address;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio::task::JoinError;
+use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, timeout_at};
 
+use super::back_off::BackOff;
 use super::upload::Upload;
 use super::{Connection, Dialer, IoStream, Peer, SharedConnection, SoleConnection, Want, worker};
 use crate::body::Outgoing;
@@ -39,14 +44,25 @@ const MAX_IDLE: usize = 256;
 pub(crate) struct Pool {
     dialer: Arc<Dialer>,
     peer: Peer,
-    // Made with the first connection that is put back: most endpoints of a large cluster never see one.
-    // Boxed for the same reason: by itself a queue takes cache lines of its own.
-    idle: OnceLock<Box<ArrayQueue<SoleConnection>>>,
+    // Made with the first connection: most endpoints of a large cluster never see one.
+    kept: OnceLock<Box<Kept>>,
     shared: ArcSwapOption<SharedConnections>,
-    // The one HTTP/2 connection being made, for all who need it. Asked only when no other has room.
-    connecting: Mutex<Option<Connecting>>,
     counts: Arc<Counts>,
     closed: AtomicBool,
+}
+
+/// What a pool keeps once it is used.
+#[derive(Default)]
+struct Kept {
+    // The last one put back is the first to go out: it is the least likely to be closed by the peer at that moment, and
+    // what a burst has left over is found by nobody and ends. Locked to push, to pop, and to take out what is too old.
+    idle: Mutex<Vec<SoleConnection>>,
+    // The one HTTP/2 connection being made, for all who need it. Asked only when no other has room.
+    connecting: Mutex<Option<Connecting>>,
+    // Those whose requests have given up: the next one takes them over.
+    orphans: Mutex<Vec<Dial>>,
+    // Asked and told by those who dial.
+    back_off: Mutex<BackOff>,
 }
 
 /// How many connections there may be. None = any number.
@@ -58,11 +74,13 @@ pub(crate) struct Room {
     pub(crate) of_endpoint: Option<u32>,
     /// Longest wait for one that is in use. None = until the request's own end.
     pub(crate) patience: Option<Duration>,
+    /// Connects also where that failed a moment ago.
+    pub(crate) insists: bool,
 }
 
 impl Room {
-    /// Any number.
-    pub(crate) const ANY: Self = Self { of_cluster: None, of_endpoint: None, patience: None };
+    /// Any number, and at any time.
+    pub(crate) const ANY: Self = Self { of_cluster: None, of_endpoint: None, patience: None, insists: true };
 
     fn refusal(&self, others: &Others) -> Option<(&'static str, u32)> {
         let full = |most: Option<u32>, others| most.filter(|most| others >= *most);
@@ -94,10 +112,10 @@ pub(crate) struct SharedStream {
 }
 
 impl Lease {
-    /// Whether an earlier request went over the connection.
+    /// Whether the connection was there before, so that it may have been closed meanwhile.
     pub(crate) fn is_reused(&self) -> bool {
         match self {
-            Self::Sole(sole) => sole.served > 1,
+            Self::Sole(sole) => sole.reused,
             Self::Shared(stream) => stream.reused,
         }
     }
@@ -130,6 +148,32 @@ impl Drop for SharedStream {
 
 type Connecting = Shared<BoxFuture<'static, Result<Arc<SharedConnection>, Cause>>>;
 
+/// A connection being made, whoever waits for it.
+type Dial = worker::Owned<Result<Connection, Cause>>;
+
+/// One that a request waits for. If the request gives up it goes to the next: a handshake that takes longer than one
+/// try has time for would otherwise be begun again and again, and never be through.
+struct Dialling<'p> {
+    pool: &'p Pool,
+    dial: Option<Dial>,
+}
+
+impl Dialling<'_> {
+    async fn finish(mut self) -> Result<Connection, Cause> {
+        let done = self.dial.as_mut().expect("it is taken here only").await;
+        self.dial = None;
+        dialled(done, &self.pool.peer.address)
+    }
+}
+
+impl Drop for Dialling<'_> {
+    fn drop(&mut self) {
+        if let Some(dial) = self.dial.take() {
+            self.pool.leave_behind(dial);
+        }
+    }
+}
+
 /// What the connections to one endpoint tell those who wait for one.
 #[derive(Default)]
 pub(super) struct Counts {
@@ -138,6 +182,8 @@ pub(super) struct Counts {
     pooled: AtomicU32,
     waiting: AtomicU32,
     changed: Notify,
+    // Of the same ones that `open` counts, to end them with the endpoint.
+    pub(super) lines: worker::Lines,
 }
 
 impl Counts {
@@ -238,9 +284,8 @@ impl Pool {
         Self {
             dialer,
             peer,
-            idle: OnceLock::new(),
+            kept: OnceLock::new(),
             shared: ArcSwapOption::empty(),
-            connecting: Mutex::default(),
             counts: Arc::default(),
             closed: AtomicBool::new(false),
         }
@@ -256,6 +301,10 @@ impl Pool {
         self.closed.load(Ordering::Acquire)
     }
 
+    fn kept(&self) -> &Kept {
+        self.kept.get_or_init(Box::default)
+    }
+
     /// Connections open to the endpoint.
     pub(crate) fn open(&self) -> u32 {
         self.counts.open.load(Ordering::Relaxed)
@@ -263,7 +312,7 @@ impl Pool {
 
     /// Of them, HTTP/1.1 connections that wait for a request.
     pub(crate) fn idle(&self) -> usize {
-        self.idle.get().map_or(0, |idle| idle.len())
+        self.kept.get().map_or(0, |kept| kept.idle.lock().len())
     }
 
     /// Room for a connection that is not the pool's to keep. Nobody waits for one, so none goes over the limit, as with
@@ -281,7 +330,7 @@ impl Pool {
     }
 
     /// A connection to send one request on, at the time `now`. `fresh` passes over connections that carried one before.
-    /// `waiting` is asked for leave before waiting for a connection, and its answer held meanwhile.
+    /// `waiting` is asked for leave by who finds none that is free, and its answer held until there is one.
     pub(crate) async fn acquire<G>(
         &self,
         grpc: bool,
@@ -304,17 +353,57 @@ impl Pool {
         }
     }
 
+    /// Has a connection before there is a request for it; one is enough.
+    ///
+    /// # Errors
+    /// There is none, and none can be made.
+    pub(crate) async fn warm(&self, grpc: bool, room: Room) -> Result<(), Cause> {
+        let want = self.dialer.want(grpc, &self.peer);
+        let there = (want != Want::Http1 && self.has_live()) || (want != Want::Http2 && self.idle() > 0);
+        if there || self.take_in() {
+            return Ok(());
+        }
+        if want == Want::Http2 {
+            if let Next::Join(connecting) | Next::Begun(connecting) = self.next_shared(room)? {
+                let result = connecting.await;
+                result.as_ref().err().iter().for_each(|cause| self.tell(Some(cause)));
+                // Unless a request has done so.
+                self.tidy(&mut self.kept().connecting.lock());
+                return result.map(drop);
+            }
+            return Ok(());
+        }
+        // Full: others are in use.
+        let Ok(open) = OpenGuard::within(room, &self.dialer, &self.counts, true) else { return Ok(()) };
+        self.leave(room)?;
+        match self.made(self.dial(want, open)).await? {
+            Connection::Sole(sole) => self.release(sole, Instant::now()),
+            Connection::Shared(_) if self.has_live() => {}
+            Connection::Shared(shared) => self.share(&shared),
+        }
+        Ok(())
+    }
+
     /// Puts an HTTP/1.1 connection back whose answer has ended.
     pub(crate) fn release(&self, mut connection: SoleConnection, now: Instant) {
         if self.closed.load(Ordering::Acquire) || connection.sender.is_closed() || self.is_worn(&connection) {
             return;
         }
         connection.idle_since = now;
-        // Over the bound it is dropped, which closes it.
-        let _ = self.idle.get_or_init(|| Box::new(ArrayQueue::new(MAX_IDLE))).push(connection);
+        let excess = {
+            let mut idle = self.kept().idle.lock();
+            // Over the bound it is dropped, which closes it.
+            if idle.len() < MAX_IDLE {
+                idle.push(connection);
+                None
+            } else {
+                Some(connection)
+            }
+        };
+        drop(excess);
         self.counts.changed.notify_one();
         if self.closed.load(Ordering::Acquire) {
-            // Closed in between: nobody else would look into the queue again.
+            // Closed in between: nobody else would look there again.
             self.drop_idle();
         }
     }
@@ -326,27 +415,31 @@ impl Pool {
 
     /// Closes what has been idle or alive for too long.
     pub(crate) fn reap(&self, now: Instant) {
-        let idle = self.idle.get();
-        for _ in 0..self.idle() {
-            let Some((idle, connection)) = idle.and_then(|idle| Some((idle, idle.pop()?))) else { break };
-            if !connection.sender.is_closed() && !self.is_stale(&connection, now) {
-                let _ = idle.push(connection);
-            }
-        }
-        self.tidy(&mut self.connecting.lock());
+        let is_over = |connection: &mut SoleConnection| connection.sender.is_closed() || self.is_stale(connection, now);
+        let over: Vec<_> = self.kept().idle.lock().extract_if(.., is_over).collect();
+        // Not under the lock.
+        drop(over);
+        self.tidy(&mut self.kept().connecting.lock());
+        self.take_in();
         self.keep_shared(|shared| !shared.is_closed() && !self.is_done(shared, now));
     }
 
-    /// Closes idle connections now and the others when their requests have ended.
-    pub(crate) fn close(&self) {
+    /// Closes idle connections now and the others when their requests have ended, or after `limit` if there is one:
+    /// the endpoint is gone.
+    pub(crate) fn close(&self, limit: Option<Duration>) {
         self.closed.store(true, Ordering::Release);
+        if let Some(limit) = limit {
+            self.counts.lines.end_within(limit);
+        }
         self.drop_idle();
         self.shared.store(None);
-        self.tidy(&mut self.connecting.lock());
+        self.tidy(&mut self.kept().connecting.lock());
+        drop(std::mem::take(&mut *self.kept().orphans.lock()));
     }
 
     fn drop_idle(&self) {
-        while self.idle.get().and_then(|idle| idle.pop()).is_some() {}
+        let idle = std::mem::take(&mut *self.kept().idle.lock());
+        drop(idle);
     }
 
     /// A live connection that is there already.
@@ -359,9 +452,9 @@ impl Pool {
         if want == Want::Http2 {
             return None;
         }
-        let idle = self.idle.get()?;
         loop {
-            let mut connection = idle.pop()?;
+            let popped = self.kept().idle.lock().pop();
+            let mut connection = popped?;
             if connection.sender.is_closed() || self.is_stale(&connection, now) {
                 continue;
             }
@@ -369,6 +462,7 @@ impl Pool {
             // things: ready, or closed by the peer. That needs no timer.
             if connection.sender.ready().await.is_ok() {
                 connection.served += 1;
+                connection.reused = true;
                 return Some(Lease::Sole(connection));
             }
         }
@@ -398,22 +492,33 @@ impl Pool {
         room: Room,
         waiting: impl Fn() -> Result<G, Cause>,
     ) -> Result<Lease, Cause> {
-        let mut leave: Option<(G, WaitingHere<'_>, Instant)> = None;
-        let open = loop {
+        // Until it has a connection, whether that is being made or in use by others: as Envoy counts.
+        let _pending = waiting()?;
+        let mut queued: Option<(WaitingHere<'_>, Instant)> = None;
+        let dial = loop {
+            if self.take_in()
+                && let Some(lease) = self.reuse(want, false, Instant::now()).await
+            {
+                return Ok(lease);
+            }
+            if let Some(dial) = self.orphan() {
+                break dial;
+            }
             if let Ok(open) = OpenGuard::within(room, &self.dialer, &self.counts, true) {
-                break open;
+                self.leave(room)?;
+                break self.dial(want, open);
             }
             // First counted among those who wait, then a look, then the wait: nothing that happens is missed.
-            match &leave {
-                None => leave = Some((waiting()?, self.counts.wait(), Instant::now())),
-                Some((.., since)) => self.wait(room, *since).await?,
+            match &queued {
+                None => queued = Some((self.counts.wait(), Instant::now())),
+                Some((_, since)) => self.wait(room, *since).await?,
             }
             if let Some(lease) = self.reuse(want, false, Instant::now()).await {
                 return Ok(lease);
             }
         };
-        drop(leave);
-        match self.dialer.dial(&self.peer, want, open).await? {
+        drop(queued);
+        match self.made(dial).await? {
             Connection::Sole(mut sole) => {
                 sole.served += 1;
                 Ok(Lease::Sole(sole))
@@ -429,6 +534,67 @@ impl Pool {
                 stream.map(Lease::Shared).ok_or_else(|| self.takes_no_stream())
             }
         }
+    }
+
+    /// A dial whose request has given up.
+    fn leave_behind(&self, dial: Dial) {
+        if self.closed.load(Ordering::Acquire) {
+            return;
+        }
+        self.kept().orphans.lock().push(dial);
+        self.counts.changed.notify_one();
+        if self.closed.load(Ordering::Acquire) {
+            drop(std::mem::take(&mut *self.kept().orphans.lock()));
+        }
+    }
+
+    /// The one of them that was begun first.
+    fn orphan(&self) -> Option<Dial> {
+        let mut orphans = self.kept().orphans.lock();
+        (!orphans.is_empty()).then(|| orphans.remove(0))
+    }
+
+    /// What a dial gives to who waits for it.
+    async fn made(&self, dial: Dial) -> Result<Connection, Cause> {
+        let dialled = Dialling { pool: self, dial: Some(dial) }.finish().await;
+        self.tell(dialled.as_ref().err());
+        dialled
+    }
+
+    /// Leave to connect.
+    ///
+    /// # Errors
+    /// That failed a moment ago.
+    fn leave(&self, room: Room) -> Result<(), Cause> {
+        if room.insists { Ok(()) } else { self.kept().back_off.lock().leave(Instant::now(), &self.dialer.random) }
+    }
+
+    /// Remembers what came of a dial that somebody waited for.
+    fn tell(&self, failure: Option<&Cause>) {
+        match failure {
+            None => self.kept().back_off.lock().worked(),
+            Some(cause) if cause.is_unreached() => {
+                self.kept().back_off.lock().failed(cause, Instant::now(), &self.dialer.random);
+            }
+            // Policy's doing, or ours.
+            Some(_) => {}
+        }
+    }
+
+    /// Puts those that are through where requests look for them, and forgets those that failed: that is nobody's
+    /// failure. Whether there was one to put.
+    fn take_in(&self) -> bool {
+        let done: Vec<_> = self.kept().orphans.lock().extract_if(.., |dial| dial.is_finished()).collect();
+        let mut any = false;
+        for connection in done.into_iter().filter_map(|dial| unconstrained(dial).now_or_never()?.ok()?.ok()) {
+            any = true;
+            self.tell(None);
+            match connection {
+                Connection::Sole(sole) => self.release(sole, Instant::now()),
+                Connection::Shared(shared) => self.share(&shared),
+            }
+        }
+        any
     }
 
     /// Waits for anything to change at the endpoint, having waited `since` then.
@@ -476,29 +642,29 @@ impl Pool {
         room: Room,
         waiting: impl Fn() -> Result<G, Cause>,
     ) -> Result<SharedStream, Cause> {
-        let mut leave: Option<(G, WaitingHere<'_>, Instant)> = None;
+        // As over HTTP/1.1.
+        let _pending = waiting()?;
+        let mut queued: Option<(WaitingHere<'_>, Instant)> = None;
         loop {
-            let next = self.next_shared(room);
-            if matches!(next, Next::Join(_) | Next::Full) && leave.is_none() {
-                // Counted among those who wait; then another look, so that nothing that happens is missed.
-                leave = Some((waiting()?, self.counts.wait(), Instant::now()));
-                continue;
-            }
-            let connecting = match next {
+            let connecting = match self.next_shared(room)? {
                 Next::Stream(stream) => return Ok(stream),
                 Next::Join(connecting) | Next::Begun(connecting) => connecting,
                 Next::Full => {
-                    let since = leave.as_ref().map(|(.., since)| *since);
-                    self.wait(room, since.expect("who finds it full is counted among those who wait")).await?;
+                    match &queued {
+                        // Counted among those who wait; then another look, so that nothing that happens is missed.
+                        None => queued = Some((self.counts.wait(), Instant::now())),
+                        Some((_, since)) => self.wait(room, *since).await?,
+                    }
                     continue;
                 }
             };
             let result = connecting.clone().await;
             let shared = {
-                let mut slot = self.connecting.lock();
+                let mut slot = self.kept().connecting.lock();
                 let first = slot.as_ref().is_some_and(|other| other.ptr_eq(&connecting));
                 if first {
                     *slot = None;
+                    self.tell(result.as_ref().err());
                 }
                 let shared = result?;
                 // The first of those who waited puts it in place, having taken a place on it: whatever its room is,
@@ -516,23 +682,25 @@ impl Pool {
     }
 
     /// What there is for a request that wants HTTP/2.
-    fn next_shared(&self, room: Room) -> Next {
-        let mut slot = self.connecting.lock();
+    ///
+    /// # Errors
+    /// Nothing, and connecting failed a moment ago.
+    fn next_shared(&self, room: Room) -> Result<Next, Cause> {
+        let mut slot = self.kept().connecting.lock();
         self.tidy(&mut slot);
         // One that came while we waited for the lock.
         if let Some(stream) = self.reuse_shared(false) {
-            return Next::Stream(stream);
+            return Ok(Next::Stream(stream));
         }
         if let Some(connecting) = &*slot {
-            return Next::Join(connecting.clone());
+            return Ok(Next::Join(connecting.clone()));
         }
         let open = OpenGuard::within(room, &self.dialer, &self.counts, true).ok();
         // Connections that are on their way out are no reason to wait for them.
         let open = open.or_else(|| (!self.has_live()).then(|| OpenGuard::pooled(&self.dialer, &self.counts)));
-        match open {
-            Some(open) => Next::Begun(slot.insert(self.connect(open)).clone()),
-            None => Next::Full,
-        }
+        let Some(open) = open else { return Ok(Next::Full) };
+        self.leave(room)?;
+        Ok(Next::Begun(slot.insert(self.connect(open)).clone()))
     }
 
     fn has_live(&self) -> bool {
@@ -545,47 +713,48 @@ impl Pool {
         if let Some(result) = slot.as_ref().and_then(|connecting| connecting.clone().now_or_never()) {
             *slot = None;
             if let Ok(shared) = result {
+                self.tell(None);
                 self.share(&shared);
             }
         }
     }
 
     fn takes_no_stream(&self) -> Cause {
-        let source = Arc::new(std::io::Error::other("the new HTTP/2 connection takes no stream"));
-        Cause::ConnectFailed { address: self.peer.address.clone(), source }
+        failed(&self.peer.address, "the new HTTP/2 connection takes no stream")
+    }
+
+    /// Begins to connect, by a task of its own: who waits for it may give up.
+    fn dial(&self, want: Want, open: OpenGuard) -> Dial {
+        let (dialer, peer) = (self.dialer.clone(), self.peer.clone());
+        worker::spawn(&Handle::current(), async move { dialer.dial(&peer, want, open).await })
     }
 
     fn connect(&self, open: OpenGuard) -> Connecting {
-        let (dialer, peer) = (self.dialer.clone(), self.peer.clone());
-        let result = worker::spawn(&Handle::current(), async move {
-            match dialer.dial(&peer, Want::Http2, open).await? {
-                Connection::Shared(shared) => Ok(shared),
-                Connection::Sole(_) => Err(Cause::ConnectFailed {
-                    address: peer.address,
-                    source: Arc::new(std::io::Error::other("the peer does not speak HTTP/2")),
-                }),
-            }
-        });
         let address = self.peer.address.clone();
-        let result = result.map(move |done| match done {
-            Ok(result) => result,
-            Err(e) => Err(Cause::ConnectFailed { address, source: Arc::new(std::io::Error::other(e)) }),
+        let result = self.dial(Want::Http2, open).map(move |done| match dialled(done, &address)? {
+            Connection::Shared(shared) => Ok(shared),
+            Connection::Sole(_) => Err(failed(&address, "the peer does not speak HTTP/2")),
         });
         result.boxed().shared()
     }
 
     fn is_worn(&self, connection: &SoleConnection) -> bool {
-        self.dialer.options().max_requests_per_connection.is_some_and(|most| connection.served >= most)
+        let most = self.dialer.options().max_requests_per_connection;
+        most.is_some_and(|most| connection.served >= most) || !connection.is_trusted()
     }
 
     fn is_stale(&self, connection: &SoleConnection, now: Instant) -> bool {
         let idle = now.saturating_duration_since(connection.idle_since);
-        self.dialer.options().idle_timeout.is_some_and(|most| idle >= most) || is_past(connection.worn_at)
+        self.dialer.options().idle_timeout.is_some_and(|most| idle >= most)
+            || is_past(connection.worn_at)
+            || !connection.is_trusted()
     }
 
     fn is_done(&self, shared: &SharedConnection, now: Instant) -> bool {
         let quiet = now.saturating_duration_since(shared.quiet_since(now));
-        self.dialer.options().idle_timeout.is_some_and(|most| quiet >= most) || is_past(shared.worn_at)
+        self.dialer.options().idle_timeout.is_some_and(|most| quiet >= most)
+            || is_past(shared.worn_at)
+            || !shared.is_trusted()
     }
 }
 
@@ -601,9 +770,18 @@ enum Next {
     Full,
 }
 
+/// What came of a dial.
+fn dialled(done: Result<Result<Connection, Cause>, JoinError>, address: &Address) -> Result<Connection, Cause> {
+    done.unwrap_or_else(|stopped| Err(failed(address, stopped)))
+}
+
+fn failed(address: &Address, why: impl Into<BoxError>) -> Cause {
+    Cause::ConnectFailed { address: address.clone(), source: Arc::new(std::io::Error::other(why)) }
+}
+
 /// Whether requests may go over a connection.
 fn is_live(connection: &Arc<SharedConnection>) -> bool {
-    !connection.is_closed() && !connection.is_spent() && !is_past(connection.worn_at)
+    !connection.is_closed() && !connection.is_spent() && connection.is_trusted() && !is_past(connection.worn_at)
 }
 
 /// Asks the clock only if there is a time.

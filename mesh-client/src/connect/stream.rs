@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use mesh_core::id::SpiffeId;
@@ -14,6 +15,7 @@ use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
 use super::custom::Io;
+use super::trust::Vouched;
 
 /// A connected stream.
 pub(crate) enum IoStream {
@@ -21,7 +23,22 @@ pub(crate) enum IoStream {
     Unix(UnixStream),
     Custom(Box<dyn Io>),
     // Boxed: rustls' state is over a kilobyte.
-    Tls(Box<TlsStream<IoStream>>),
+    Tls(Box<TlsIo>),
+}
+
+/// A TLS connection.
+pub(crate) struct TlsIo {
+    pub(super) tls: TlsStream<IoStream>,
+    /// Its peer, if it is the mesh's.
+    pub(super) vouched: Option<Arc<Vouched>>,
+}
+
+impl TlsIo {
+    /// The stream, if its peer is still trusted.
+    fn open(&mut self) -> io::Result<Pin<&mut TlsStream<IoStream>>> {
+        self.vouched.as_ref().map_or(Ok(()), |vouched| vouched.check())?;
+        Ok(Pin::new(&mut self.tls))
+    }
 }
 
 /// Connects to a unix socket.
@@ -57,14 +74,20 @@ fn keep_alive(socket: &TcpSocket, policy: &TcpKeepalive) -> io::Result<()> {
 impl IoStream {
     /// Who the certificate at the other end says it is; `None` without TLS or without a SPIFFE ID.
     pub(super) fn peer_id(&self) -> Option<SpiffeId> {
-        let Self::Tls(tls) = self else { return None };
-        peer_spiffe_id(tls.get_ref().1.peer_certificates()?.first()?).ok()
+        let Self::Tls(io) = self else { return None };
+        peer_spiffe_id(io.tls.get_ref().1.peer_certificates()?.first()?).ok()
+    }
+
+    /// The peer of the mesh at the other end, and whether it is still trusted.
+    pub(super) fn vouched(&self) -> Option<Arc<Vouched>> {
+        let Self::Tls(io) = self else { return None };
+        io.vouched.clone()
     }
 
     /// Whether ALPN chose HTTP/2; `None` without TLS or without an answer that says so.
     pub(super) fn negotiated_h2(&self) -> Option<bool> {
-        let Self::Tls(tls) = self else { return None };
-        match tls.get_ref().1.alpn_protocol()? {
+        let Self::Tls(io) = self else { return None };
+        match io.tls.get_ref().1.alpn_protocol()? {
             b"h2" | b"istio-h2" => Some(true),
             // Says only that it is the mesh.
             b"istio" => None,
@@ -79,7 +102,15 @@ impl AsyncRead for IoStream {
             Self::Tcp(io) => Pin::new(io).poll_read(cx, buf),
             Self::Unix(io) => Pin::new(io).poll_read(cx, buf),
             Self::Custom(io) => Pin::new(io).poll_read(cx, buf),
-            Self::Tls(io) => Pin::new(io).poll_read(cx, buf),
+            Self::Tls(io) => {
+                let polled = io.open()?.poll_read(cx, buf);
+                if polled.is_pending()
+                    && let Some(vouched) = &io.vouched
+                {
+                    vouched.wait(cx.waker())?;
+                }
+                polled
+            }
         }
     }
 }
@@ -90,7 +121,7 @@ impl AsyncWrite for IoStream {
             Self::Tcp(io) => Pin::new(io).poll_write(cx, buf),
             Self::Unix(io) => Pin::new(io).poll_write(cx, buf),
             Self::Custom(io) => Pin::new(io).poll_write(cx, buf),
-            Self::Tls(io) => Pin::new(io).poll_write(cx, buf),
+            Self::Tls(io) => io.open()?.poll_write(cx, buf),
         }
     }
 
@@ -103,7 +134,7 @@ impl AsyncWrite for IoStream {
             Self::Tcp(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Self::Unix(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Self::Custom(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-            Self::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Self::Tls(io) => io.open()?.poll_write_vectored(cx, bufs),
         }
     }
 
@@ -112,7 +143,7 @@ impl AsyncWrite for IoStream {
             Self::Tcp(io) => io.is_write_vectored(),
             Self::Unix(io) => io.is_write_vectored(),
             Self::Custom(io) => io.is_write_vectored(),
-            Self::Tls(io) => io.is_write_vectored(),
+            Self::Tls(io) => io.tls.is_write_vectored(),
         }
     }
 
@@ -121,7 +152,7 @@ impl AsyncWrite for IoStream {
             Self::Tcp(io) => Pin::new(io).poll_flush(cx),
             Self::Unix(io) => Pin::new(io).poll_flush(cx),
             Self::Custom(io) => Pin::new(io).poll_flush(cx),
-            Self::Tls(io) => Pin::new(io).poll_flush(cx),
+            Self::Tls(io) => io.open()?.poll_flush(cx),
         }
     }
 
@@ -130,7 +161,7 @@ impl AsyncWrite for IoStream {
             Self::Tcp(io) => Pin::new(io).poll_shutdown(cx),
             Self::Unix(io) => Pin::new(io).poll_shutdown(cx),
             Self::Custom(io) => Pin::new(io).poll_shutdown(cx),
-            Self::Tls(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Tls(io) => Pin::new(&mut io.tls).poll_shutdown(cx),
         }
     }
 }

@@ -6,9 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_core::identity::{Identity, PeerRefused, client_config};
+use mesh_core::identity::{Identity, PeerRefused, TrustBundles, client_config};
 use mesh_core::policy::{Address, ClientCertificate, MeshTls, OriginatedTls, UpstreamTls};
-use mesh_core::source::{Identities, WatchedIdentity};
+use mesh_core::source::WatchedIdentity;
 use parking_lot::Mutex;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
@@ -17,8 +17,11 @@ use rustls::{ClientConfig, RootCertStore};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
+use super::stream::TlsIo;
+use super::trust::Trust;
 use super::verify::{NamesRefused, NamesVerifier, NoVerifier};
 use super::{IoStream, Peer};
+use crate::env::Env;
 use crate::error::{Cause, PeerMismatch, Source};
 
 /// The protocols offered. To a peer of the mesh beside Istio's names for them, first as Istio's proxies have them: a
@@ -52,6 +55,7 @@ pub(super) struct Tls {
     policy: UpstreamTls,
     dialled_host: Arc<str>,
     identity: WatchedIdentity,
+    trust: Trust,
     provider: Option<Arc<CryptoProvider>>,
     // Only asked when a connection is made. At most one entry for each way of ALPN.
     made: Mutex<SmallVec<[Made; 3]>>,
@@ -69,9 +73,11 @@ struct Made {
 const FILES_FRESH: Duration = Duration::from_secs(60);
 
 /// Makes one TLS connection.
-pub(super) struct Connector {
+pub(super) struct Connector<'t> {
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
+    /// Whose peers the mesh's are, and by what they are let in.
+    mesh: Option<(&'t Tls, TrustBundles)>,
 }
 
 /// TLS that cannot be set up as the policy says.
@@ -90,18 +96,14 @@ enum Setup {
 }
 
 impl Tls {
-    pub(super) fn new(
-        policy: UpstreamTls,
-        dialled_host: &str,
-        identities: &Identities,
-        provider: Option<Arc<CryptoProvider>>,
-    ) -> Self {
+    pub(super) fn new(policy: UpstreamTls, dialled_host: &str, env: &Env) -> Self {
         let instance = match &policy {
             UpstreamTls::Auto(mesh) | UpstreamTls::Mesh(mesh) => mesh.instance.as_deref(),
             UpstreamTls::Disable | UpstreamTls::Simple(_) | UpstreamTls::Mutual(..) => None,
         };
-        let identity = identities.of(instance);
-        Self { policy, dialled_host: dialled_host.into(), identity, provider, made: Mutex::default() }
+        let identity = env.identities.of(instance);
+        let (trust, provider) = (Trust::new(identity.clone(), env.runtime.clone()), env.crypto.clone());
+        Self { policy, dialled_host: dialled_host.into(), identity, trust, provider, made: Mutex::default() }
     }
 
     /// Whether a connection to `peer` uses TLS.
@@ -123,7 +125,7 @@ impl Tls {
     }
 
     /// What makes the TLS connection to `peer`; `None` = plaintext, because the policy says so.
-    pub(super) async fn connector(&self, peer: &Peer, alpn: Alpn) -> Result<Option<Connector>, Cause> {
+    pub(super) async fn connector(&self, peer: &Peer, alpn: Alpn) -> Result<Option<Connector<'_>>, Cause> {
         let failed = |e: Setup| Cause::TlsHandshake { address: peer.address.clone(), source: Arc::new(e) };
         match &self.policy {
             UpstreamTls::Disable => Ok(None),
@@ -136,7 +138,7 @@ impl Tls {
         }
     }
 
-    fn mesh(&self, mesh: &MeshTls, peer: &Peer, alpn: Alpn) -> Result<Connector, Cause> {
+    fn mesh(&self, mesh: &MeshTls, peer: &Peer, alpn: Alpn) -> Result<Connector<'_>, Cause> {
         // Fails closed: no certificate, no connection.
         let Some(identity) = self.identity.load_full().as_ref().clone() else {
             return Err(Cause::NoIdentity { address: peer.address.clone() });
@@ -153,7 +155,7 @@ impl Tls {
         // The SNI serves routers between us and the peer. Who the peer is, its SPIFFE ID tells.
         let sni = mesh.sni.as_deref().and_then(|sni| ServerName::try_from(sni.to_owned()).ok());
         let name = sni.unwrap_or_else(|| self.name_of(peer));
-        Ok(Connector { config, name })
+        Ok(Connector { config, name, mesh: Some((self, identity.bundles().clone())) })
     }
 
     fn mesh_config(
@@ -172,7 +174,7 @@ impl Tls {
         client: Option<&ClientCertificate>,
         peer: &Peer,
         alpn: Alpn,
-    ) -> Result<Connector, Setup> {
+    ) -> Result<Connector<'_>, Setup> {
         let name = match &tls.sni {
             Some(sni) => ServerName::try_from(sni.clone()).map_err(|_| Setup::Name(sni.clone()))?,
             None => match peer.hostname.as_deref().filter(|_| tls.auto_host_sni) {
@@ -181,7 +183,7 @@ impl Tls {
             },
         };
         if let Some(config) = self.kept(alpn, None) {
-            return Ok(Connector { config, name });
+            return Ok(Connector { config, name, mesh: None });
         }
         let provider = self.provider.clone().ok_or(Setup::NoProvider)?;
         let (tls, client) = (tls.clone(), client.cloned());
@@ -191,7 +193,7 @@ impl Tls {
             Ok(made) => made?,
             Err(e) => return Err(rustls::Error::General(e.to_string()).into()),
         };
-        Ok(Connector { config: self.keep(alpn, None, config), name })
+        Ok(Connector { config: self.keep(alpn, None, config), name, mesh: None })
     }
 
     fn kept(&self, alpn: Alpn, generation: Option<u64>) -> Option<Arc<ClientConfig>> {
@@ -221,13 +223,17 @@ impl Tls {
     }
 }
 
-impl Connector {
+impl Connector<'_> {
     pub(super) async fn handshake(self, io: IoStream, peer: &Peer) -> Result<IoStream, Cause> {
         let connector = tokio_rustls::TlsConnector::from(self.config);
-        match connector.connect(self.name, io).await {
-            Ok(tls) => Ok(IoStream::Tls(Box::new(tls))),
-            Err(error) => Err(handshake_failed(error, &peer.address)),
-        }
+        let tls = connector.connect(self.name, io).await.map_err(|error| handshake_failed(error, &peer.address))?;
+        let vouched = self.mesh.and_then(|(of, bundles)| {
+            let chain = tls.get_ref().1.peer_certificates()?;
+            Some(of.trust.watch(chain, bundles, of.provider.as_ref()?))
+        });
+        let failed =
+            |refused: PeerRefused| Cause::TlsHandshake { address: peer.address.clone(), source: Arc::new(refused) };
+        Ok(IoStream::Tls(Box::new(TlsIo { tls, vouched: vouched.transpose().map_err(failed)? })))
     }
 }
 

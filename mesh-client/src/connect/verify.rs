@@ -53,7 +53,9 @@ impl ServerCertVerifier for NamesVerifier {
             return Ok(ServerCertVerified::assertion());
         }
         let expected = format!("{:?}", self.expected.iter().map(|m| &m.pattern).collect::<Vec<_>>());
-        let refused = NamesRefused { expected, got: names.join(", ") };
+        // They are the peer's words, and go where its words may not make lines of their own.
+        let got = names.iter().map(|name| name.escape_debug().to_string()).collect::<Vec<_>>().join(", ");
+        let refused = NamesRefused { expected, got };
         Err(Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refused)))))
     }
 

@@ -1,11 +1,12 @@
 //! The tasks that drive connections. Each ends when the handle of its connection is dropped: HTTP says
-//! goodbye by itself, and what cannot finish doing so within [`GOODBYE`] is cut off.
+//! goodbye by itself, and what cannot finish doing so within [`GOODBYE`] is cut off. One whose endpoint is gone has the
+//! drain limit for what is under way.
 
 #![allow(clippy::disallowed_methods)] // The one place of this folder that spawns; see above for who owns the tasks.
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,16 +18,66 @@ use tokio::task::{JoinError, JoinHandle};
 /// Time for a connection without a handle to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// Held by whoever uses a connection; dropping it ends the connection's tasks.
-pub(super) struct Alive(#[allow(dead_code, reason = "held for its drop")] oneshot::Sender<()>);
+/// Held by whoever uses what a task does; dropping it ends the task.
+pub(super) struct Alive(#[allow(dead_code, reason = "held for its drop")] oneshot::Sender<Duration>);
 
-/// The other end of [`Alive`].
-pub(super) type Ended = oneshot::Receiver<()>;
+/// The other end: how long there is for the end; dropped without a word, hardly any time.
+pub(super) type Ended = oneshot::Receiver<Duration>;
 
 /// A handle and what watches it.
 pub(super) fn handle() -> (Alive, Ended) {
     let (alive, ended) = oneshot::channel();
     (Alive(alive), ended)
+}
+
+/// The same of a connection, which its endpoint can end as well.
+pub(super) struct Lifeline(#[allow(dead_code, reason = "held for its drop")] Arc<Line>);
+
+/// Tells once.
+type Line = Mutex<Option<oneshot::Sender<Duration>>>;
+
+/// The connections of one endpoint, which end together when it is gone.
+#[derive(Default)]
+pub(super) struct Lines(OnceLock<Box<Mutex<Open>>>);
+
+#[derive(Default)]
+struct Open {
+    lines: Vec<Weak<Line>>,
+    // Known once the endpoint is gone.
+    limit: Option<Duration>,
+}
+
+impl Lines {
+    /// The handle of a connection, and what watches it.
+    pub(super) fn handle(&self) -> (Lifeline, Ended) {
+        let (alive, ended) = oneshot::channel();
+        let line = Arc::new(Mutex::new(Some(alive)));
+        let mut open = self.0.get_or_init(Box::default).lock();
+        if let Some(limit) = open.limit {
+            tell(&line, limit);
+        } else {
+            open.lines.retain(|line| line.strong_count() > 0);
+            open.lines.push(Arc::downgrade(&line));
+        }
+        (Lifeline(line), ended)
+    }
+
+    /// All of them, and those still to come, have so long.
+    pub(super) fn end_within(&self, limit: Duration) {
+        let lines = {
+            let mut open = self.0.get_or_init(Box::default).lock();
+            open.limit = Some(limit);
+            std::mem::take(&mut open.lines)
+        };
+        lines.iter().filter_map(Weak::upgrade).for_each(|line| tell(&line, limit));
+    }
+}
+
+fn tell(line: &Line, limit: Duration) {
+    if let Some(tell) = line.lock().take() {
+        // The connection may have ended by itself.
+        let _ = tell.send(limit);
+    }
 }
 
 /// Drives a connection on the caller's runtime: I/O stays where the requests are, without a hop to
@@ -43,17 +94,24 @@ where
 
 async fn until_ended<F: Future>(connection: F, ended: Ended) {
     tokio::pin!(connection);
-    tokio::select! {
+    let limit = tokio::select! {
         biased;
         _ = &mut connection => return,
-        _ = ended => {}
-    }
-    // Only a nicety for the peer; the result changes nothing.
-    let _ = tokio::time::timeout(GOODBYE, connection).await;
+        told = ended => told.unwrap_or(GOODBYE),
+    };
+    // Beyond it nothing is waited for: dropping the connection closes it.
+    let _ = tokio::time::timeout(limit, connection).await;
 }
 
 /// A task of ours: stopped when this is dropped.
 pub(crate) struct Owned<T>(JoinHandle<T>);
+
+impl<T> Owned<T> {
+    /// Whether it has ended.
+    pub(super) fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
+}
 
 impl<T> Future for Owned<T> {
     type Output = Result<T, JoinError>;

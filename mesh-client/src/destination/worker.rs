@@ -88,8 +88,10 @@ impl Owner {
                     Phase::Ready(router) => Some(&**router),
                     Phase::Pending | Phase::Failed(_) | Phase::Unreachable(_) => None,
                 };
-                let router = Router::build(&self.target, snapshot.clone(), previous, &self.env);
-                self.publisher.publish(Phase::Ready(Arc::new(router)));
+                let router = Arc::new(Router::build(&self.target, snapshot.clone(), previous, &self.env));
+                self.publisher.publish(Phase::Ready(router.clone()));
+                // After it is in force, so that no new request finds a closed pool.
+                previous.iter().for_each(|previous| previous.retire(&router));
             }
         }
     }

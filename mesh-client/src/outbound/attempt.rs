@@ -7,6 +7,7 @@
 use std::error::Error as StdError;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
@@ -27,10 +28,15 @@ use crate::cluster::{Attempt, Cluster, Endpoint, Members, Permit, Retrying};
 use crate::connect::Lease;
 use crate::env::Env;
 use crate::error::{Cause, Source};
-use crate::router::Retries;
+use crate::router::{Retries, Router};
 
 /// Endpoints with unwanted metadata passed over in one pick (Istio `host_selection_retry_max_attempts`).
 const MAX_AVOIDED: usize = 5;
+/// Members beyond the first that one try turns to because the one before could not be connected to. gRPC's picks only
+/// go to connected members; here one or two dead addresses in a list must not cost a request, nor a dead fleet its time.
+const MAX_UNREACHED: u32 = 5;
+/// A connection that closes so soon after a request went out was being closed when it did.
+const CLOSE_RACE: Duration = Duration::from_secs(1);
 
 /// What the tries of a request share.
 pub(super) struct Shared<'t> {
@@ -69,18 +75,39 @@ pub(super) struct Progress {
 /// A try that came to nothing.
 pub(super) struct Failed {
     pub(super) cause: Cause,
-    /// How the request may be sent once more whatever the policy, for nobody has seen it.
+    /// How the request may be sent once more whatever the policy.
     pub(super) again: Option<Again>,
 }
 
-/// Where a request goes that nobody has seen.
-#[derive(Clone, Copy)]
+/// Where a request goes once more that no retry policy need allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Again {
-    /// To the same member over a fresh connection: the one used had carried requests before, and was closed
-    /// before this one could have done anything.
+    /// To another member that was not tried: no connection to this one came about.
+    Unreached,
+    /// To the same member over a fresh connection: the one used had carried requests before, and was closed before
+    /// this one went out; or, over HTTP/1.1, while it did, and then it is idempotent (RFC 9112, section 9.3.1).
     Fresh(usize),
-    /// To another member: this one refused it, or is leaving.
+    /// To another member, for nobody has seen it: this one refused it, is leaving, or closed before it went out.
     Elsewhere,
+    /// To another member, at the cost of a retry: it is idempotent, and its connection broke while it was under way.
+    Replay,
+}
+
+impl Again {
+    /// The member that it must go to.
+    pub(super) fn member(self) -> Option<usize> {
+        match self {
+            Self::Fresh(index) => Some(index),
+            Self::Unreached | Self::Elsewhere | Self::Replay => None,
+        }
+    }
+}
+
+/// What a try has used up of the ways to go out once more.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Resends {
+    unreached: u32,
+    lost: bool,
 }
 
 impl From<Cause> for Failed {
@@ -123,6 +150,29 @@ impl Shared<'_> {
         Ok(Hold { endpoint, attempt, permit, lease, receipt, index, number, fresh })
     }
 
+    /// Whether a request goes out once more whatever the retry policy says; `true` uses up what that takes.
+    pub(super) fn goes_again(
+        &self,
+        again: Again,
+        resends: &mut Resends,
+        progress: &mut Progress,
+        router: &Router,
+    ) -> bool {
+        if again == Again::Unreached {
+            resends.unreached += 1;
+            let others = self.members.ready.len() > progress.tried.len() && !self.session.is_strict();
+            return others && resends.unreached <= MAX_UNREACHED;
+        }
+        if std::mem::replace(&mut resends.lost, true) {
+            return false;
+        }
+        if again == Again::Replay {
+            progress.retrying = self.retrying(0, router);
+            return progress.retrying.is_some();
+        }
+        true
+    }
+
     /// Sends the request once.
     pub(super) async fn fly(&self, launch: &mut Hold, head: &mut Head) -> Result<Response<Incoming>, Failed> {
         let permit = &launch.permit;
@@ -158,7 +208,11 @@ impl Shared<'_> {
     ) -> Option<(usize, Arc<Endpoint>, Attempt)> {
         let mut full = SmallVec::<[usize; 4]>::new();
         loop {
-            let index = fresh.take().or_else(|| self.pick(progress, now, &full))?;
+            let index = fresh.take().or_else(|| {
+                let index = self.pick(&progress.tried, progress.retried, now, &full)?;
+                // Passing over both can leave nobody, and then nobody is passed over: rather one that was tried.
+                if full.contains(&index) { self.pick(&[], progress.retried, now, &full) } else { Some(index) }
+            })?;
             if full.contains(&index) {
                 return None;
             }
@@ -177,8 +231,7 @@ impl Shared<'_> {
     }
 
     /// `full` can take no further request.
-    fn pick(&self, progress: &Progress, now: Instant, full: &[usize]) -> Option<usize> {
-        let tried = &progress.tried;
+    fn pick(&self, tried: &[usize], retried: u32, now: Instant, full: &[usize]) -> Option<usize> {
         if let Some(address) = self.session.address() {
             let pinned = self.members.ready.pinned(address, &self.cluster.policy().override_host);
             match pinned.map(|(index, _)| index) {
@@ -192,7 +245,7 @@ impl Shared<'_> {
         }
         let policy = self.policy();
         let avoid = policy.is_none_or(|policy| policy.avoid_previous_hosts);
-        let tried = if avoid { &tried[..] } else { &[] };
+        let tried = if avoid { tried } else { &[] };
         let both: SmallVec<[usize; 8]>;
         let pick = Pick {
             now: self.env.since_epoch(now),
@@ -205,7 +258,7 @@ impl Shared<'_> {
             hash: self.hash,
             other_priority: policy.is_some_and(|policy| policy.next_locality),
         };
-        match policy.filter(|policy| !policy.avoid_metadata.is_empty() && progress.retried > 0) {
+        match policy.filter(|policy| !policy.avoid_metadata.is_empty() && retried > 0) {
             Some(policy) => self.pick_without(policy, &pick),
             None => self.pick_one(&pick),
         }
@@ -276,7 +329,7 @@ impl Shared<'_> {
 
 impl Hold {
     /// Notes whether a connection could be had, and keeps it.
-    fn reached(&mut self, lease: Result<Lease, Cause>) -> Result<(), Cause> {
+    fn reached(&mut self, lease: Result<Lease, Cause>) -> Result<(), Failed> {
         match lease {
             Ok(lease) => {
                 // A connection that was there says nothing new.
@@ -288,13 +341,18 @@ impl Hold {
             }
             Err(cause) => {
                 if cause.is_unreached() {
-                    self.attempt.connected(false);
-                    self.attempt.failed();
-                } else {
-                    // A local limit says nothing of the endpoint.
-                    self.attempt.not_sent();
+                    if let Cause::BackingOff { .. } = cause {
+                        // That says nothing new: who made the attempt has told.
+                        self.attempt.not_sent();
+                    } else {
+                        self.attempt.connected(false);
+                        self.attempt.failed();
+                    }
+                    return Err(Failed { cause, again: Some(Again::Unreached) });
                 }
-                Err(cause)
+                // A local limit says nothing of the endpoint.
+                self.attempt.not_sent();
+                Err(cause.into())
             }
         }
     }
@@ -302,24 +360,39 @@ impl Hold {
     /// It got no answer over its connection: whose fault that is, and whether it may go again.
     #[cold]
     fn lost(&mut self, lost: Lost, method: &Method) -> Failed {
-        let (gone, unseen) = (lost.connection_is_gone(), lost.is_unseen());
-        let reused = self.lease.as_ref().is_some_and(Lease::is_reused);
-        let stale = gone && reused && !self.fresh && (!lost.sent || is_idempotent(method));
-        let again = if unseen { Some(Again::Elsewhere) } else { stale.then_some(Again::Fresh(self.index)) };
+        let again = self.again(&lost, method);
         // A connection that ended while nobody used it says nothing of the endpoint.
         if lost.is_ours() || matches!(again, Some(Again::Fresh(_))) {
             self.attempt.not_sent()
-        } else if unseen {
+        } else if lost.is_unseen() {
             self.attempt.refused()
         } else {
             self.attempt.failed()
         }
         if let Some(Lease::Shared(stream)) = &self.lease
-            && gone
+            && lost.connection_is_gone()
         {
             self.endpoint.pool().discard(&stream.connection);
         }
         Failed { cause: lost.cause(self.endpoint.address()), again }
+    }
+
+    /// How it may go once more whatever the policy.
+    fn again(&self, lost: &Lost, method: &Method) -> Option<Again> {
+        let lease = self.lease.as_ref()?;
+        if lost.is_unseen() {
+            return Some(Again::Elsewhere);
+        }
+        let was_there = lease.is_reused() && !self.fresh;
+        match lost.connection_is_gone().then_some(lost.sent)? {
+            false if was_there => Some(Again::Fresh(self.index)),
+            false => Some(Again::Elsewhere),
+            true if !was_there || !is_idempotent(method) => None,
+            true if !lease.is_http2() && self.attempt.started().elapsed() < CLOSE_RACE => {
+                Some(Again::Fresh(self.index))
+            }
+            true => Some(Again::Replay),
+        }
     }
 }
 

@@ -111,13 +111,13 @@ impl Head {
             let mut parts = std::mem::take(&mut self.uri).into_parts();
             parts.path_and_query = Some(path);
             parts.scheme = parts.scheme.or(Some(Scheme::HTTP));
-            parts.authority = parts.authority.or_else(|| self.host_as_authority());
+            parts.authority = parts.authority.or_else(|| self.as_authority(&self.headers));
             self.uri = Uri::from_parts(parts).unwrap_or_default();
         }
     }
 
-    fn host_as_authority(&self) -> Option<Authority> {
-        Authority::try_from(self.headers.get(HOST).unwrap_or(&self.host).as_bytes()).ok()
+    fn as_authority(&self, headers: &HeaderMap) -> Option<Authority> {
+        Authority::try_from(headers.get(HOST).unwrap_or(&self.host).as_bytes()).ok()
     }
 
     /// Remembers the headers, so that the head can be sent again.
@@ -142,9 +142,12 @@ impl Head {
             };
         } else {
             *request.version_mut() = Version::HTTP_11;
-            if self.method != Method::CONNECT {
-                *request.uri_mut() = self.uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
-            }
+            *request.uri_mut() = if self.method == Method::CONNECT {
+                // The authority alone (RFC 9112, section 3.2.3).
+                self.as_authority(&headers).map_or_else(Uri::default, Uri::from)
+            } else {
+                self.uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from)
+            };
             headers.entry(HOST).or_insert_with(|| self.host.clone());
         }
         *request.headers_mut() = headers;
@@ -236,6 +239,16 @@ mod tests {
                 head.take_back(request)
             }
             assert_eq!(head.authority(), "a.test", "{http2} {sent}");
+        }
+    }
+
+    #[test]
+    fn a_connect_over_http1_asks_for_an_authority_and_others_for_a_path() {
+        for (host, authority) in [(None, "a.test"), (Some("b.test:443"), "b.test:443")] {
+            let mut connect = head(host);
+            connect.method = Method::CONNECT;
+            assert_eq!(connect.request(false, Outgoing::Empty).uri(), authority);
+            assert_eq!(head(host).request(false, Outgoing::Empty).uri(), "/x");
         }
     }
 

@@ -15,7 +15,7 @@ use mesh_core::policy::HedgePolicy;
 use mesh_core::retry::is_failure;
 use tokio::time::{Instant, sleep_until};
 
-use super::attempt::{Again, Failed, Progress, Shared};
+use super::attempt::{Failed, Progress, Resends, Shared};
 use super::exchange::{Exchange, Hold};
 use super::head::Head;
 use super::tries::{Outcome, give_up, within};
@@ -44,22 +44,22 @@ pub(super) async fn send(
 ) -> Outcome {
     shared.payload.read_ahead();
     let head = &*head;
-    let fly = |launch: Hold, resent| fly(&shared, head.copy(), launch, resent);
+    let fly = |launch: Hold, resends| fly(&shared, head.copy(), launch, resends);
     let mut race = Race { shared: &shared, exchange, router, progress: Progress::default(), again: None };
     let mut flying = FuturesUnordered::new();
     let additional = policy.additional_request.hit(shared.env.draw_million());
     let wanted = (policy.initial_requests as usize).saturating_add(usize::from(additional)).min(MAX_FLYING);
-    flying.push(fly(race.launch(None)?, false));
+    flying.push(fly(race.launch(None)?, Resends::default()));
     while flying.len() < wanted
         && let Some(more) = race.beside()
     {
-        flying.push(fly(more, false));
+        flying.push(fly(more, Resends::default()));
     }
     let patience = shared.retries.filter(|retries| retries.hedges_on_timeout()).and_then(Retries::per_try_timeout);
     let late = || patience.and_then(|patience| Instant::now().checked_add(patience));
     let mut beside = late();
     loop {
-        let landed = tokio::select! {
+        let mut landed = tokio::select! {
             biased;
             Some(landed) = flying.next() => landed,
             again = due(race.again.as_ref().map(|again| again.at), beside) => {
@@ -68,7 +68,7 @@ pub(super) async fn send(
                 }
                 match if again { race.again() } else { Ok(race.late(flying.len())) } {
                     Ok(Some(more)) => {
-                        flying.push(fly(more, false));
+                        flying.push(fly(more, Resends::default()));
                         beside = late();
                     }
                     Err(cause) if flying.is_empty() => return Err(cause),
@@ -78,20 +78,11 @@ pub(super) async fn send(
             }
         };
         let (alone, was_retry) = (flying.is_empty(), landed.number > 0);
-        let outcome = match landed {
-            Landed { outcome: Err(Failed { again: Some(again), .. }), resent: false, number }
-                if race.can_go_again(alone) =>
-            {
-                match race.resend(again, number) {
-                    Ok(more) => {
-                        flying.push(fly(more, true));
-                        continue;
-                    }
-                    Err(cause) => Err(cause),
-                }
-            }
-            landed => landed.outcome.map_err(|failed| failed.cause),
-        };
+        if let Some(more) = race.once_more(&mut landed, alone) {
+            flying.push(fly(more, landed.resends));
+            continue;
+        }
+        let outcome = landed.outcome.map_err(|failed| failed.cause);
         // Others may still do better than this one, if it is no good.
         let others = !alone || race.again.is_some();
         let early = outcome.as_ref().ok().and_then(|(_, hold)| hold.attempt.early());
@@ -147,14 +138,13 @@ async fn due(again: Option<Instant>, beside: Option<Instant>) -> bool {
 /// A try that has come to its end.
 struct Landed {
     outcome: Result<(Response<Incoming>, Hold), Failed>,
-    // It was sent for the second time because nobody had seen it.
-    resent: bool,
+    resends: Resends,
     // Retries before it.
     number: u32,
 }
 
 /// One try up to the head of its answer.
-async fn fly(shared: &Shared<'_>, mut head: Head, mut launch: Hold, resent: bool) -> Landed {
+async fn fly(shared: &Shared<'_>, mut head: Head, mut launch: Hold, resends: Resends) -> Landed {
     let (mut again, number) = (None, launch.number);
     let outcome = {
         let work = pin!(async {
@@ -169,7 +159,7 @@ async fn fly(shared: &Shared<'_>, mut head: Head, mut launch: Hold, resent: bool
         within(time, policy.and_then(Retries::per_try_idle), shared.payload, work).await
     };
     let outcome = outcome.map(|response| (response, launch)).map_err(|cause| Failed { cause, again });
-    Landed { outcome, resent, number }
+    Landed { outcome, resends, number }
 }
 
 /// What decides about further tries.
@@ -213,15 +203,21 @@ impl Race<'_, '_> {
         next.map(|next| self.further(next.retrying)).transpose()
     }
 
-    /// The same once more: nobody has seen it.
-    fn resend(&mut self, again: Again, number: u32) -> Result<Hold, Cause> {
-        let retried = std::mem::replace(&mut self.progress.retried, number);
-        let launch = match again {
-            Again::Fresh(index) => self.launch(Some(index)),
-            Again::Elsewhere => self.launch(None),
-        };
+    /// The same once more, if nobody has seen it or it may be played again.
+    fn once_more(&mut self, landed: &mut Landed, alone: bool) -> Option<Hold> {
+        let again = landed.outcome.as_ref().err()?.again?;
+        let (shared, router) = (self.shared, self.router);
+        let goes = shared.payload.can_be_sent_again()
+            && shared.goes_again(again, &mut landed.resends, &mut self.progress, router)
+            && self.can_go_again(alone);
+        if !goes {
+            return None;
+        }
+        let retried = std::mem::replace(&mut self.progress.retried, landed.number);
+        let launch = self.launch(again.member());
         self.progress.retried = retried;
-        launch
+        // Where there is no other place to go, what happened at the first one is worth more than that.
+        launch.ok()
     }
 
     /// Whether the body can be sent once more, without taking it from a try under way.

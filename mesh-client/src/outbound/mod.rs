@@ -22,6 +22,7 @@ mod session;
 pub(crate) mod tcp;
 mod trace;
 mod tries;
+pub(crate) mod warm;
 pub(crate) mod worker;
 
 use std::pin::pin;

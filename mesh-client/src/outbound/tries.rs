@@ -15,7 +15,7 @@ use mesh_core::policy::Forward;
 use mesh_core::retry::{FailureKind, Pushback, TryOutcome, pushback, reset};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::attempt::{Again, Failed, Progress, Shared};
+use super::attempt::{Failed, Progress, Resends, Shared};
 use super::exchange::{Exchange, Hold};
 use super::head::Head;
 use super::session::Session;
@@ -80,7 +80,7 @@ pub(super) async fn send(
 async fn one_by_one(shared: &Shared<'_>, head: &mut Head, exchange: &mut Exchange, router: &Router) -> Outcome {
     let mut progress = Progress::default();
     loop {
-        let outcome = one_in_time(shared, &mut progress, head, exchange).await;
+        let outcome = one_in_time(shared, &mut progress, head, exchange, router).await;
         match shared.judge(outcome, &mut progress, exchange, router) {
             ControlFlow::Continue(wait) => sleep(wait).await,
             ControlFlow::Break(answer) => return answer,
@@ -104,12 +104,13 @@ async fn one_in_time(
     progress: &mut Progress,
     head: &mut Head,
     exchange: &mut Exchange,
+    router: &Router,
 ) -> Outcome {
     // A soft limit, beyond which hedging adds a try, ends none.
     let hard = shared.retries.filter(|retries| !retries.hedges_on_timeout());
     let (time, idle) = (hard.and_then(Retries::per_try_timeout), shared.retries.and_then(Retries::per_try_idle));
     let outcome = {
-        let work = pin!(one_or_fresh(shared, progress, head, exchange));
+        let work = pin!(one_and_again(shared, progress, head, exchange, router));
         match (time, idle) {
             (None, None) => work.await,
             // Boxed: tries without limits of their own are no larger for those that have some.
@@ -137,27 +138,38 @@ pub(super) async fn within<T>(
     }
 }
 
-/// One try. If nobody has seen it, once more: that costs the endpoints nothing and no budget.
-async fn one_or_fresh(
+/// One try. If nobody has seen it, or it may be played again, once more: that is no retry of the policy's.
+async fn one_and_again(
     shared: &Shared<'_>,
     progress: &mut Progress,
     head: &mut Head,
     exchange: &mut Exchange,
+    router: &Router,
 ) -> Outcome {
-    let (mut fresh, mut may_go_again) = (None, true);
+    // Boxed: requests that are not sent again are no larger for it.
+    let (mut to, mut resends, mut before) = (None, Resends::default(), None::<Box<Cause>>);
     loop {
-        let launch = shared.launch(progress, exchange, fresh)?;
-        fresh = match shared.fly(exchange.hold(launch), head).await {
-            Ok(answer) => return Ok(answer),
-            Err(Failed { again: Some(again), .. }) if may_go_again && shared.payload.rewind() => match again {
-                Again::Fresh(index) => Some(index),
-                Again::Elsewhere => None,
-            },
-            Err(failed) => return Err(failed.cause),
+        // Where there is no other place to go, what happened at the first one is worth more than that.
+        let launch = match shared.launch(progress, exchange, to) {
+            Ok(launch) => launch,
+            Err(cause) => return Err(before.map_or(cause, |before| *before)),
         };
+        let Failed { cause, again } = match shared.fly(exchange.hold(launch), head).await {
+            Ok(answer) => return Ok(answer),
+            Err(failed) => failed,
+        };
+        match again {
+            Some(again)
+                if shared.payload.can_be_sent_again()
+                    && shared.goes_again(again, &mut resends, progress, router)
+                    && shared.payload.rewind() =>
+            {
+                (to, before) = (again.member(), Some(Box::new(cause)));
+            }
+            _ => return Err(cause),
+        }
         drop(exchange.let_go());
         head.again();
-        may_go_again = false;
     }
 }
 

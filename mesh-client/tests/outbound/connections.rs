@@ -2,22 +2,22 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::StatusCode;
-use mesh_client::{Client, Io};
+use mesh_client::{Breakers, Client, Io};
 use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{
-    Address, CircuitBreakers, Cluster, ConnectionOptions, Discovery, Forward, HttpProxy, RetryOn, UpstreamProtocol,
-    UpstreamTls,
+    Address, Balancer, CircuitBreakers, Cluster, ConnectionOptions, Discovery, Endpoint, Forward, HttpProxy, RetryOn,
+    UpstreamProtocol, UpstreamTls,
 };
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, TestCa, crypto, policy};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
-use super::{TARGET, client_of, cluster, fetch, forward_with, post, read, retrying, server_of, snapshot_with};
+use super::{TARGET, client_of, cluster, fetch, forward_with, get, post, read, retrying, server_of, snapshot_with};
 
 fn speaking(protocol: UpstreamProtocol) -> Cluster {
     Cluster { connection: ConnectionOptions { protocol, ..ConnectionOptions::default() }, ..cluster("test") }
@@ -309,6 +309,34 @@ async fn a_new_snapshot_keeps_the_connections_of_equal_clusters() {
 }
 
 #[tokio::test]
+async fn a_request_under_way_does_not_keep_the_idle_connections_of_a_former_policy() {
+    let server = EchoServer::start("one").await;
+    let source = FixedSource::of(TARGET, snapshot_with(forward_with(None), cluster("test"), &[&server]));
+    let breakers = Breakers::default();
+    let client = Client::builder(source.clone()).breakers(breakers.clone()).build();
+    hold(&client, &server, 3).await;
+    server.behave(Behaviour::Hold);
+    let before = server.requests();
+    let change = async {
+        server.wait_for_requests(before + 1).await;
+        let open = || breakers.snapshot()[0].connections;
+        assert_eq!(open(), 3, "one of them in use");
+        let breaker = CircuitBreakers { max_requests: Some(9), ..CircuitBreakers::default() };
+        source.set_snapshot(
+            TARGET,
+            snapshot_with(forward_with(None), Cluster { breaker, ..cluster("test") }, &[&server]),
+        );
+        while open() > 1 {
+            tokio::task::yield_now().await;
+        }
+        server.release();
+    };
+    let both = async { tokio::join!(fetch(&client, "/"), change) };
+    let (held, ()) = tokio::time::timeout(Duration::from_secs(20), both).await.expect("the idle ones are closed");
+    assert_eq!(server_of(&held.unwrap()), "one");
+}
+
+#[tokio::test]
 async fn a_removed_endpoint_finishes_what_it_has() {
     let (old, new) = (EchoServer::start("old").await, EchoServer::start("new").await);
     old.behave(Behaviour::Hold);
@@ -325,6 +353,36 @@ async fn a_removed_endpoint_finishes_what_it_has() {
     };
     let (held, ()) = tokio::join!(fetch(&client, "/held"), swap);
     assert_eq!(server_of(&held.unwrap()), "old");
+}
+
+#[tokio::test]
+async fn what_a_removed_endpoint_has_not_finished_within_its_limit_is_cut_off() {
+    let (second, day) = (Duration::from_secs(1), Duration::from_secs(86_400));
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        for (limit, remains) in [(None, false), (Some(Duration::MAX), true), (Some(2 * second), false)] {
+            let (old, new) = (EchoServer::start("old").await, EchoServer::start("new").await);
+            let to = |server: &EchoServer| policy::snapshot_of(speaking(protocol), [server.endpoint()]);
+            let source = FixedSource::of(TARGET, to(&old));
+            let builder = Client::builder(source.clone());
+            let builder = if let Some(limit) = limit { builder.drain_limit(limit) } else { builder };
+            let client = builder.build();
+            old.behave(Behaviour::Stall);
+            let mut answer = std::pin::pin!(read(client.send(get("/")).await.unwrap()));
+            source.set_snapshot(TARGET, to(&new));
+            let address = || client.dump().destinations[0].clusters[0].endpoints[0].address.to_string();
+            while address() != new.address().to_string() {
+                assert!(futures_util::poll!(&mut answer).is_pending());
+                tokio::task::yield_now().await;
+            }
+            tokio::time::pause();
+            let limit = limit.unwrap_or(30 * second);
+            mesh_testkit::clock::pass(limit.min(day) - second).await;
+            assert!(futures_util::poll!(&mut answer).is_pending(), "{protocol:?}: it is not over");
+            mesh_testkit::clock::pass(2 * second).await;
+            assert_eq!(futures_util::poll!(&mut answer).is_pending(), remains, "{protocol:?} {limit:?}");
+            tokio::time::resume();
+        }
+    }
 }
 
 /// Answers every request on one connection and tells when the client closed it.
@@ -394,4 +452,156 @@ async fn names_are_resolved_and_passthrough_dials_what_was_dialled() {
         let request = http::Request::get(format!("http://{target}/")).body(String::new()).unwrap();
         assert_eq!(client.send(request).await.unwrap().status(), 200, "{:?}", dns.discovery);
     }
+}
+
+/// A connector that waits to be let through; how often it was asked.
+#[derive(Clone, Default)]
+struct Gate {
+    asked: Arc<Notify>,
+    open: Arc<Notify>,
+    dials: Arc<AtomicUsize>,
+}
+
+impl Gate {
+    async fn connect(self, address: Address) -> std::io::Result<Box<dyn Io>> {
+        let Address::Socket(address) = address else { unreachable!("it is one") };
+        self.dials.fetch_add(1, Ordering::Relaxed);
+        self.asked.notify_one();
+        self.open.notified().await;
+        Ok(Box::new(tokio::net::TcpStream::connect(address).await?))
+    }
+}
+
+#[tokio::test]
+async fn a_connection_whose_request_gave_up_is_the_next_ones() {
+    let ca = TestCa::new();
+    let id = "spiffe://cluster.local/ns/default/sa/reviews";
+    let plain = EchoServer::start("one").await;
+    let secure = EchoServer::start_mtls("one", &ca.identity("default", "reviews")).await;
+    let alpn =
+        Cluster { connection: speaking(UpstreamProtocol::Alpn).connection, ..policy::mtls_cluster("test", &[id]) };
+    for (mut policy, server) in [(speaking(UpstreamProtocol::Http1), &plain), (alpn, &secure)] {
+        // One at a time: who waits for it takes it over as well.
+        policy.breaker = CircuitBreakers { max_connections: Some(1), ..CircuitBreakers::default() };
+        for through in [true, false] {
+            let (before, gate) = (server.connections(), Gate::default());
+            let source = FixedSource::of(TARGET, policy::snapshot_of(policy.clone(), [server.endpoint()]));
+            let builder = Client::builder(source).crypto(crypto()).identity(ca.watched("default", "web"));
+            let gated = gate.clone();
+            let client = builder.connector(move |address| gated.clone().connect(address)).build();
+            tokio::select! {
+                _ = fetch(&client, "/given-up") => panic!("it cannot be answered"),
+                () = gate.asked.notified() => {}
+            }
+            let fetched = if through {
+                gate.open.notify_one();
+                while server.connections() == before {
+                    tokio::task::yield_now().await;
+                }
+                fetch(&client, "/").await
+            } else {
+                let open = async {
+                    tokio::task::yield_now().await;
+                    gate.open.notify_one();
+                };
+                tokio::join!(biased; fetch(&client, "/"), open).0
+            };
+            assert_eq!(server_of(&fetched.unwrap()), "one");
+            assert_eq!(gate.dials.load(Ordering::Relaxed), 1, "{:?} {through}", policy.connection.protocol);
+            assert_eq!(client.dump().destinations[0].clusters[0].endpoints[0].open_connections, 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_connection_that_came_back_last_is_used_first_and_a_burst_leaves_nothing_in_use() {
+    let server = EchoServer::start("one").await;
+    let mut short = speaking(UpstreamProtocol::Http1);
+    short.connection.idle_timeout = Some(Duration::from_secs(20));
+    let (client, _) = client_of(snapshot_with(forward_with(None), short, &[&server]));
+    hold(&client, &server, 10).await;
+    let idle = || client.dump().destinations[0].clusters[0].endpoints[0].idle_connections;
+    assert_eq!((server.connections(), idle()), (10, 10));
+    // A trickle of requests, one each second: one connection is enough for it.
+    for _ in 0..30 {
+        fetch(&client, "/").await.unwrap();
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        tokio::time::resume();
+    }
+    tokio::time::pause();
+    mesh_testkit::clock::pass(Duration::from_secs(10)).await;
+    tokio::time::resume();
+    assert_eq!(idle(), 1);
+    fetch(&client, "/").await.unwrap();
+    assert_eq!(server.connections(), 10, "nor was one made");
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_away_is_not_dialled_for_each_request() {
+    let server = EchoServer::start("one").await;
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let (away, dials) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+        let (gone, counted) = (away.clone(), dials.clone());
+        let source = FixedSource::of(TARGET, policy::snapshot_of(speaking(protocol), [server.endpoint()]));
+        let builder = Client::builder(source).random(|below| below / 2).connector(move |address: Address| {
+            let gone = gone.load(Ordering::Relaxed);
+            counted.fetch_add(1, Ordering::Relaxed);
+            async move {
+                let Address::Socket(address) = address else { unreachable!("it is one") };
+                if gone {
+                    return Err(std::io::Error::other("away"));
+                }
+                Ok(Box::new(tokio::net::TcpStream::connect(address).await?) as Box<dyn Io>)
+            }
+        });
+        let client = builder.build();
+        for _ in 0..20 {
+            let error = fetch(&client, "/").await.unwrap_err();
+            assert!(error.code() == Code::CONNECT_FAILED && error.to_string().contains("away"), "{error}");
+        }
+        assert_eq!(dials.load(Ordering::Relaxed), 1, "{protocol:?}");
+        // It is back; that is noticed when its time is over.
+        away.store(false, Ordering::Relaxed);
+        let error = fetch(&client, "/").await.unwrap_err();
+        assert!(error.to_string().contains("the next attempt is due in"), "{error}");
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_millis(500)).await;
+        tokio::time::resume();
+        assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "one");
+        assert_eq!(dials.load(Ordering::Relaxed), 2, "{protocol:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_warm_has_its_connections_before_the_first_request() {
+    let ca = TestCa::new();
+    let id = "spiffe://cluster.local/ns/default/sa/reviews";
+    let identity = ca.identity("default", "reviews");
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2, UpstreamProtocol::Alpn] {
+        let servers =
+            [EchoServer::start_mtls("one", &identity).await, EchoServer::start_mtls("other", &identity).await];
+        let mut policy = Cluster { connection: speaking(protocol).connection, ..policy::mtls_cluster("test", &[id]) };
+        policy.balancer = Balancer::RoundRobin;
+        let dead = Endpoint { metadata: servers[0].endpoint().metadata, ..dead_endpoint() };
+        let endpoints = [servers[0].endpoint(), servers[1].endpoint(), dead];
+        let source = FixedSource::of(TARGET, policy::snapshot_of(policy, endpoints));
+        let client = Client::builder(source).crypto(crypto()).identity(ca.watched("default", "web")).build();
+        for _ in 0..2 {
+            let warmed = client.warm(TARGET).await.unwrap();
+            assert_eq!((warmed.connected, warmed.failed.len()), (2, 1), "{protocol:?}");
+            assert_eq!(warmed.failed[0].code(), Code::CONNECT_FAILED);
+        }
+        for _ in 0..4 {
+            // Neither the dead one, nor another connection.
+            fetch(&client, "/").await.unwrap();
+        }
+        assert_eq!(servers.each_ref().map(EchoServer::connections), [1, 1], "{protocol:?}");
+        assert_eq!(servers.iter().map(EchoServer::requests).sum::<u64>(), 4);
+    }
+}
+
+/// At its address nobody listens.
+fn dead_endpoint() -> Endpoint {
+    Endpoint::new(Address::Socket(super::dead_address()))
 }

@@ -18,7 +18,9 @@ use mesh_core::telemetry::Metrics;
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, TestCa, crypto, policy};
 use tokio::time::{Instant, interval, timeout};
 
-use super::{TARGET, client_of, cluster, dead_address, fetch, forward_with, get, post, read, server_of, snapshot_with};
+use super::{
+    TARGET, client_of, cluster, dead_address, fetch, forward_with, get, post, read, retrying, server_of, snapshot_with,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const EJECTED: Standing = Standing::Ejected(Reason::Consecutive5xx);
@@ -249,8 +251,8 @@ async fn an_endpoint_that_cannot_be_reached_is_counted_apart_if_policy_says_so()
             ..outlier()
         };
         let (client, _) = client_of(policy::snapshot_of(ejecting(strict), [dead, good.endpoint()]));
-        let statuses = statuses(&client, 2).await;
-        assert_eq!(statuses.iter().filter(|status| **status == 0).count(), 1);
+        // No request is lost to it, for it goes to the other one; that a connection failed is known all the same.
+        assert_eq!(statuses(&client, 2).await, [200; 2]);
         stand(&client, &[want, Standing::Good]).await;
     }
 }
@@ -546,6 +548,30 @@ async fn on_probation_one_request_at_a_time_goes_through() {
     let before = bad.requests();
     statuses(&client, 20).await;
     assert_eq!(bad.requests() - before, 10, "it is back");
+}
+
+#[tokio::test]
+async fn a_retry_goes_back_to_a_host_that_failed_rather_than_nowhere() {
+    let [bad, good] = servers(["bad", "good"]).await;
+    bad.behave(Behaviour::Status(500));
+    let on = RetryOn { retriable_status_codes: true, status_codes: vec![503], ..RetryOn::default() };
+    let (client, _) = client_of(snapshot_with(forward_with(Some(retrying(1, on))), accruing(), &[&bad, &good]));
+    statuses(&client, 6).await;
+    stand(&client, &[Standing::Penalty, Standing::Good]).await;
+    let before = bad.requests();
+    bad.behave(Behaviour::Hold);
+    jump(SECOND).await;
+    stand(&client, &[Standing::Good; 2]).await;
+    let probing = async { while server_of(&fetch(&client, "/").await.unwrap()) != "bad" {} };
+    let others = async {
+        bad.wait_for_requests(before + 1).await;
+        for _ in 0..20 {
+            good.script([Behaviour::Status(503)]);
+            assert_eq!(statuses(&client, 1).await, [200], "the one that is busy is no place to go");
+        }
+        bad.release();
+    };
+    tokio::join!(probing, others);
 }
 
 #[tokio::test]

@@ -33,6 +33,8 @@ fn bucket(max_tokens: u32) -> LocalRateLimit {
         response_headers: vec![write("x-limited")],
         request_headers: vec![write("x-over")],
         per_connection: false,
+        quota_headers: false,
+        retry_after: false,
     }
 }
 

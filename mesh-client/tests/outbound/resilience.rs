@@ -1,6 +1,7 @@
 //! Retries, timeouts, limits.
 
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,11 +9,11 @@ use futures_util::stream;
 use http::Request;
 use http_body::Frame;
 use http_body_util::StreamBody;
-use mesh_client::{Cause, Client};
+use mesh_client::{Cause, Client, Error, Io};
 use mesh_core::error::{BoxError, Code, Fault, Retry};
 use mesh_core::policy::{
-    Address, CircuitBreakers, Cluster, ClusterState, ConnectionOptions, DropOverload, Endpoint, Endpoints, Forward,
-    Listener, PerMillion, PerMillionRatio, RetryBudget, RetryOn, RetryPolicy, UpstreamProtocol,
+    Address, Balancer, CircuitBreakers, Cluster, ClusterState, ConnectionOptions, DropOverload, Endpoint, Endpoints,
+    Forward, Listener, PerMillion, PerMillionRatio, RetryBudget, RetryOn, RetryPolicy, Snapshot, UpstreamProtocol,
 };
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
 
@@ -30,26 +31,87 @@ fn on_503() -> RetryOn {
     RetryOn { retriable_status_codes: true, status_codes: vec![503], ..RetryOn::default() }
 }
 
+/// A destination of the server behind this many addresses at which nobody listens, tried in this order.
+fn behind(dead: usize, retry: Option<RetryPolicy>, server: &EchoServer) -> Client {
+    let first = Cluster { balancer: Balancer::PickFirst { shuffle: false }, ..cluster("test") };
+    let dead = (0..dead).map(|_| Endpoint::new(Address::Socket(dead_address())));
+    let endpoints = policy::endpoints(&"test".into(), dead.chain([server.endpoint()]).collect());
+    let mut snapshot = snapshot_with(forward_with(retry), first.clone(), &[]);
+    snapshot.clusters.insert("test".into(), ClusterState::Ready { cluster: first.into(), endpoints: endpoints.into() });
+    client_of(snapshot).0
+}
+
 #[tokio::test]
-async fn a_failed_connection_is_retried_at_another_endpoint() {
+async fn a_request_for_which_no_connection_came_about_goes_to_another_member() {
     let server = EchoServer::start("alive").await;
-    for (attempts, all_answered) in [(1, true), (0, false)] {
-        let on = RetryOn { connect_failure: true, ..RetryOn::default() };
-        let mut snapshot = snapshot_with(forward_with(Some(retrying(attempts, on))), cluster("test"), &[]);
-        let dead = Endpoint::new(Address::Socket(dead_address()));
-        let endpoints = policy::endpoints(&"test".into(), vec![dead, server.endpoint()]);
-        let state = ClusterState::Ready { cluster: cluster("test").into(), endpoints: endpoints.into() };
-        snapshot.clusters.insert("test".into(), state);
-        let (client, _) = client_of(snapshot);
-        let mut failures = Vec::new();
-        for _ in 0..40 {
-            match fetch(&client, "/").await {
-                Ok(response) => assert_eq!(server_of(&response), "alive"),
-                Err(error) => failures.push(error.code()),
-            }
+    let client = behind(5, None, &server);
+    let response = read(client.send(post("/", "pay")).await.unwrap()).await.unwrap();
+    assert_eq!((server_of(&response), server.requests()), ("alive", 1));
+    // So many and no more: a dead fleet costs a request no more than that.
+    let client = behind(6, None, &server);
+    let error = client.send(post("/", "pay")).await.unwrap_err();
+    assert_eq!((error.code(), error.attempts()), (Code::CONNECT_FAILED, 6), "{error}");
+    // Those are passed over for a while.
+    assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "alive");
+    // Beyond that it is the policy's.
+    let on = RetryOn { connect_failure: true, ..RetryOn::default() };
+    let client = behind(6, Some(retrying(1, on)), &server);
+    assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "alive");
+}
+
+/// A connector whose first connection is closed before anything can go out.
+fn closing_first(snapshot: Snapshot) -> Client {
+    let first = AtomicBool::new(true);
+    let builder = Client::builder(FixedSource::of(TARGET, snapshot)).connector(move |address: Address| {
+        let closed = first.swap(false, Ordering::Relaxed);
+        async move {
+            let Address::Socket(address) = address else { unreachable!("it is one") };
+            Ok(match closed {
+                true => Box::new(tokio::io::duplex(64).0) as Box<dyn Io>,
+                false => Box::new(tokio::net::TcpStream::connect(address).await?),
+            })
         }
-        assert_eq!(failures.is_empty(), all_answered, "{attempts} attempts: {failures:?}");
-        assert!(failures.iter().all(|code| *code == Code::CONNECT_FAILED));
+    });
+    builder.build()
+}
+
+#[tokio::test]
+async fn a_request_that_did_not_go_out_is_sent_to_another_member() {
+    let (one, other) = (EchoServer::start("one").await, EchoServer::start("other").await);
+    let client = closing_first(snapshot_with(forward_with(None), cluster("test"), &[&one, &other]));
+    let response = client.send(post("/", "pay")).await.unwrap();
+    assert_eq!((response.status().as_u16(), one.requests() + other.requests()), (200, 1));
+    assert_eq!(read(response).await.unwrap().body(), "pay");
+}
+
+#[tokio::test]
+async fn an_idempotent_request_whose_http2_connection_breaks_goes_elsewhere_and_pays() {
+    let round_robin = Cluster { balancer: Balancer::RoundRobin, ..http2() };
+    for (budget, answered) in [(None, true), (Some(0), false)] {
+        let (one, other) = (EchoServer::start("one").await, EchoServer::start("other").await);
+        let mut snapshot = snapshot_with(forward_with(None), round_robin.clone(), &[&one, &other]);
+        let mut routes = (*snapshot.routes).clone();
+        routes.retry_budget = budget.map(|min| RetryBudget {
+            retry_ratio: PerMillionRatio(0),
+            min_retries_per_second: min,
+            ttl: Duration::from_secs(1),
+        });
+        snapshot.routes = routes.into();
+        let (client, _) = client_of(snapshot);
+        for _ in 0..4 {
+            fetch(&client, "/").await.unwrap();
+        }
+        let before = one.requests();
+        // At the same one it would break again.
+        one.script([Behaviour::CloseConnection; 2]);
+        let mut last = None;
+        while one.requests() == before {
+            last = Some(fetch(&client, "/").await);
+        }
+        match last.unwrap() {
+            Ok(response) => assert!(answered && server_of(&response) == "other"),
+            Err(error) => assert!(!answered && error.code() == Code::CONNECTION_LOST, "{error}"),
+        }
     }
 }
 
@@ -185,9 +247,11 @@ async fn serves_who_waits_and_refuses_who_may_not(protocol: UpstreamProtocol) {
     let connection = ConnectionOptions { protocol, max_concurrent_streams: Some(1), ..ConnectionOptions::default() };
     let limited = Cluster { breaker, connection, ..cluster("test") };
     let (client, _) = client_of(snapshot_with(forward_with(None), limited, &[&server]));
+    server.script([Behaviour::Echo]);
+    fetch(&client, "/0").await.unwrap();
     let (first, second) = (fetch(&client, "/1"), fetch(&client, "/2"));
     let third = async {
-        server.wait_for_requests(1).await;
+        server.wait_for_requests(2).await;
         // The second waits for the connection by now: it was polled before this.
         let error = client.send(get("/3")).await.unwrap_err();
         server.behave(Behaviour::Echo);
@@ -198,6 +262,27 @@ async fn serves_who_waits_and_refuses_who_may_not(protocol: UpstreamProtocol) {
     assert!(first.is_ok() && second.is_ok());
     assert!(matches!(third.cause(), Cause::Breaker { limit: "max_pending", .. }), "{third}");
     assert_eq!(server.connections(), 1);
+}
+
+#[tokio::test]
+async fn requests_for_which_a_connection_is_being_made_are_pending() {
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let server = EchoServer::start("one").await;
+        for (most, answered) in [(Some(1), 1), (Some(3), 3), (None, 10)] {
+            let breaker = CircuitBreakers { max_pending: most, ..CircuitBreakers::default() };
+            let connection = ConnectionOptions { protocol, ..ConnectionOptions::default() };
+            let limited = Cluster { breaker, connection, ..cluster("test") };
+            let (client, _) = client_of(snapshot_with(forward_with(None), limited, &[&server]));
+            let all = futures_util::future::join_all((0..10).map(|_| client.send(get("/")))).await;
+            let (good, bad): (Vec<_>, Vec<_>) = all.into_iter().partition(Result::is_ok);
+            assert_eq!(good.len(), answered, "{protocol:?} {most:?}");
+            let limit = |error: Error| matches!(error.cause(), Cause::Breaker { limit: "max_pending", .. });
+            assert!(bad.into_iter().all(|bad| limit(bad.unwrap_err())));
+            // What is there is nobody's to wait for.
+            drop(good);
+            fetch(&client, "/").await.unwrap();
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,14 +1,17 @@
 //! Mutual TLS fails closed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh_client::{Client, ClientBuilder};
 use mesh_core::error::{Code, Fault};
+use mesh_core::id::TrustDomain;
+use mesh_core::identity::{Identity, TrustBundle, TrustBundles};
 use mesh_core::policy::{
     Cluster, ConnectionOptions, MeshTls, OriginatedTls, StringMatcher, UpstreamProtocol, UpstreamTls,
 };
 use mesh_core::source::Watched;
-use mesh_testkit::{CertificateSpec, EchoServer, FixedSource, TestCa, crypto, policy};
+use mesh_testkit::{Behaviour, CertificateSpec, EchoServer, FixedSource, TestCa, crypto, policy};
 
 use super::{TARGET, cluster, fetch, server_of};
 
@@ -113,6 +116,116 @@ async fn a_renewed_certificate_is_used_for_new_connections() {
     assert_eq!(peer().await, "spiffe://cluster.local/ns/default/sa/before");
     publisher.publish(Some(ca.identity("default", "after")));
     assert_eq!(peer().await, "spiffe://cluster.local/ns/default/sa/after");
+}
+
+/// An identity of `own` with other bundles.
+fn trusting(own: &TestCa, bundles: TrustBundles) -> Option<Arc<Identity>> {
+    Some(Arc::new(own.identity("default", "web").trusting(bundles)))
+}
+
+fn speaking(protocol: UpstreamProtocol) -> Cluster {
+    let mut secure = policy::mtls_cluster("test", &[REVIEWS]);
+    secure.connection = ConnectionOptions { protocol, idle_timeout: None, ..ConnectionOptions::default() };
+    secure
+}
+
+/// Waits until requests fail for want of a server that is trusted.
+async fn distrusted(client: &Client) {
+    let code = loop {
+        match fetch(client, "/").await {
+            Ok(_) => tokio::task::yield_now().await,
+            Err(error) => break error.code(),
+        }
+    };
+    assert_eq!(code, Code::TLS_HANDSHAKE);
+}
+
+#[tokio::test]
+async fn s67_a_connection_whose_server_is_not_trusted_any_more_takes_no_request() {
+    let ca = TestCa::new();
+    let numbered = CertificateSpec { serial: Some(7), ..CertificateSpec::of(&ca.id("default", "reviews")) };
+    let server = EchoServer::start_mtls("reviews", &ca.identity_from(&numbered)).await;
+    // Its root was taken out, or it was revoked.
+    let cases = [UpstreamProtocol::Http1, UpstreamProtocol::Http2].map(|p| [(p, false), (p, true)]);
+    for (protocol, revoked) in cases.into_iter().flatten() {
+        let (publisher, watched) = Watched::channel(Some(ca.identity("default", "web")));
+        let client = builder(speaking(protocol), &server).identity(watched).build();
+        let before = server.connections();
+        assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+        // The control: another certificate, and another domain beside ours, change nothing for it.
+        let elsewhere = TestCa::in_domain("elsewhere.test");
+        let mut federated = ca.bundles();
+        let theirs = TrustBundle::new([elsewhere.root().clone()]).unwrap();
+        federated.insert(TrustDomain::new("elsewhere.test").unwrap(), theirs);
+        publisher.publish(Some(Arc::new(ca.identity("default", "web").trusting(federated))));
+        assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+        assert_eq!(server.connections(), before + 1, "{protocol:?}");
+
+        let other = if revoked { ca.bundles_revoking(&[7]) } else { TestCa::new().bundles() };
+        publisher.publish(trusting(&ca, other));
+        distrusted(&client).await;
+        publisher.publish(trusting(&ca, if revoked { ca.bundles_revoking(&[8]) } else { ca.bundles() }));
+        // An endpoint that was refused is left alone for a moment.
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(5)).await;
+        tokio::time::resume();
+        assert_eq!(fetch(&client, "/").await.unwrap().status(), 200, "{protocol:?}");
+    }
+}
+
+#[tokio::test]
+async fn s67_what_is_in_flight_to_a_server_that_is_not_trusted_any_more_has_seconds_to_end() {
+    let ca = TestCa::new();
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        for (passed, ends) in [(Duration::from_secs(2), true), (Duration::from_secs(6), false)] {
+            let server = EchoServer::start_mtls("reviews", &ca.identity("default", "reviews")).await;
+            let (publisher, watched) = Watched::channel(Some(ca.identity("default", "web")));
+            let client = builder(speaking(protocol), &server).identity(watched).build();
+            server.behave(Behaviour::Hold);
+            let meanwhile = async {
+                server.wait_for_requests(1).await;
+                server.behave(Behaviour::Echo);
+                publisher.publish(trusting(&ca, TestCa::new().bundles()));
+                distrusted(&client).await;
+                tokio::time::pause();
+                tokio::time::advance(passed).await;
+                tokio::time::resume();
+                // Of a connection that was cut nothing comes, whatever is sent.
+                if ends {
+                    server.release();
+                }
+            };
+            let both = async { tokio::join!(fetch(&client, "/"), meanwhile) };
+            let (answer, ()) = tokio::time::timeout(Duration::from_secs(60), both).await.expect("it ends");
+            assert_eq!(answer.is_ok(), ends, "{protocol:?} {passed:?}: {answer:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_of_the_mesh_has_an_hour_and_another_one_has_no_end() {
+    let ca = TestCa::new();
+    for (cluster, secure, minutes, connections) in [
+        (speaking(UpstreamProtocol::Http2), true, 53, 1),
+        (speaking(UpstreamProtocol::Http2), true, 61, 2),
+        (speaking(UpstreamProtocol::Http1), true, 61, 2),
+        (Cluster { tls: UpstreamTls::Disable, ..speaking(UpstreamProtocol::Http2) }, false, 61, 1),
+    ] {
+        let server = match secure {
+            true => EchoServer::start_mtls("reviews", &ca.identity("default", "reviews")).await,
+            false => EchoServer::start("reviews").await,
+        };
+        let client = builder(cluster, &server).identity(ca.watched("default", "web")).build();
+        // In steps: a destination that nobody asks for is forgotten, and its connections with it.
+        for _ in 0..minutes {
+            assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_secs(60)).await;
+            tokio::time::resume();
+        }
+        assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+        assert_eq!(server.connections(), connections, "{minutes} minutes, secure: {secure}");
+    }
 }
 
 #[tokio::test]

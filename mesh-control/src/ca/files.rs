@@ -11,6 +11,7 @@ use std::time::Duration;
 use mesh_core::id::SpiffeId;
 use rcgen::KeyPair;
 use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
 use super::{CertificateAuthority, IssueError};
 use crate::state_dir::{StateDir, StateError};
@@ -40,11 +41,11 @@ impl CertificateAuthority {
     /// `id` is of another trust domain, or a file cannot be written.
     pub fn issue_files(&self, id: &SpiffeId, wished: Option<Duration>, out: &Path) -> Result<(), FilesError> {
         let failed = |e: rcgen::Error| IssueError::Signing { id: id.clone(), reason: e.to_string() };
-        let key = KeyPair::generate().map_err(failed)?;
-        let issued = self.sign(&key, id, Vec::new(), wished)?;
+        let key = Zeroizing::new(KeyPair::generate().map_err(failed)?);
+        let issued = self.sign(&*key, id, Vec::new(), wished)?;
         // Peers have the roots: the chain ends below them.
         let (root, chain) = issued.chain_pem.split_last().expect("a chain ends with its roots");
-        let (key, chain) = (key.serialize_pem(), &chain.concat());
+        let (key, chain) = (Zeroizing::new(key.serialize_pem()), &chain.concat());
         let directory = StateDir::open(out)?;
         directory.write("root.pem", root.as_bytes())?;
         directory.write("key.pem", key.as_bytes())?;

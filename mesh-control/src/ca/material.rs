@@ -10,6 +10,8 @@
 //! The names and their meaning are those of Istio's secret `cacerts`. Which root signs is told by the key alone, so
 //! a rollover is one rename.
 
+use std::hash::{BuildHasher, RandomState};
+
 use mesh_core::id::TrustDomain;
 use mesh_core::identity::TrustBundle;
 use rcgen::{
@@ -19,6 +21,7 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use zeroize::Zeroizing;
 
 use super::{BACK_DATE, ROOT_FILE, set_validity};
 use crate::clock::Clock;
@@ -40,9 +43,13 @@ pub(super) struct Material {
     pub(super) root: CertificateDer<'static>,
     /// No leaf lives longer than what signs it.
     pub(super) not_after: u64,
-    /// The files as they were read, to see changes.
-    files: [Option<Vec<u8>>; 4],
+    /// Of the files as they were read, to see changes. Not they themselves: one is the key.
+    seen: u64,
+    hasher: RandomState,
 }
+
+/// Key, roots, signing certificate and chain.
+type Files = [Option<Zeroizing<Vec<u8>>>; 4];
 
 impl Material {
     /// Reads the files; key (ECDSA P-256) and root (10 years) are made where there is neither.
@@ -72,19 +79,22 @@ impl Material {
 
     /// Reads the files as they are.
     pub(super) fn read(dir: &StateDir, domain: &TrustDomain) -> Result<Self, StateError> {
-        let files = [dir.read_secret(KEY_FILE)?, dir.read(ROOT_FILE)?, dir.read(SIGNING_FILE)?, dir.read(CHAIN_FILE)?];
+        let files = files(dir)?;
         let unusable = |file: &str, reason: String| StateError::Content { path: dir.path(file), reason };
         let missing = |file| unusable(file, "it is missing".to_owned());
-        let key = read_key(dir, KEY_FILE, files[0].as_deref().ok_or_else(|| missing(KEY_FILE))?)?;
-        let roots_pem = files[1].clone().ok_or_else(|| missing(ROOT_FILE))?;
-        let roots_pem = String::from_utf8(roots_pem).map_err(|_| unusable(ROOT_FILE, "it is not PEM".to_owned()))?;
+        let key = read_key(dir, KEY_FILE, files[0].as_ref().ok_or_else(|| missing(KEY_FILE))?)?;
+        let roots_pem = files[1].as_ref().ok_or_else(|| missing(ROOT_FILE))?;
+        let roots_pem =
+            String::from_utf8(roots_pem.to_vec()).map_err(|_| unusable(ROOT_FILE, "it is not PEM".to_owned()))?;
         let bundle = TrustBundle::from_pem(roots_pem.as_bytes()).map_err(|e| unusable(ROOT_FILE, e.to_string()))?;
         for root in bundle.roots() {
             check_authority(root, domain).map_err(|e| unusable(ROOT_FILE, e))?;
         }
         let mut above = Vec::new();
         for (file, content) in [(SIGNING_FILE, &files[2]), (CHAIN_FILE, &files[3])] {
-            for certificate in certificates(content.as_deref()).map_err(|e| unusable(file, e))? {
+            for certificate in
+                certificates(content.as_ref().map(|content| content.as_slice())).map_err(|e| unusable(file, e))?
+            {
                 check_authority(&certificate, domain).map_err(|e| unusable(file, e))?;
                 if !above.contains(&certificate) && !bundle.roots().contains(&certificate) {
                     above.push(certificate);
@@ -106,19 +116,29 @@ impl Material {
         let ends = ends.map_err(|e| unusable(ROOT_FILE, e))?;
         let issuer = Issuer::from_ca_cert_der(&signing, key).map_err(|e| unusable(SIGNING_FILE, e.to_string()))?;
         let not_after = ends.into_iter().min().unwrap_or_default();
-        Ok(Self { issuer, intermediates: above, bundle, roots_pem, root, not_after, files })
+        let hasher = RandomState::new();
+        let seen = digest(&files, &hasher);
+        Ok(Self { issuer, intermediates: above, bundle, roots_pem, root, not_after, seen, hasher })
     }
 
     /// Whether the files say something else now.
     pub(super) fn is_stale(&self, dir: &StateDir) -> Result<bool, StateError> {
-        let now = [dir.read_secret(KEY_FILE)?, dir.read(ROOT_FILE)?, dir.read(SIGNING_FILE)?, dir.read(CHAIN_FILE)?];
-        Ok(now != self.files)
+        Ok(digest(&files(dir)?, &self.hasher) != self.seen)
     }
 
     /// Whether an operator's intermediate signs, whose root is not ours to change.
     pub(super) fn is_subordinate(&self) -> bool {
         !self.intermediates.is_empty()
     }
+}
+
+fn files(dir: &StateDir) -> Result<Files, StateError> {
+    let open = |name| dir.read(name).map(|content| content.map(Zeroizing::new));
+    Ok([dir.read_secret(KEY_FILE)?, open(ROOT_FILE)?, open(SIGNING_FILE)?, open(CHAIN_FILE)?])
+}
+
+fn digest(files: &Files, hasher: &RandomState) -> u64 {
+    hasher.hash_one(files.each_ref().map(|content| content.as_ref().map(|content| content.as_slice())))
 }
 
 fn foreign() -> String {
@@ -159,7 +179,8 @@ pub(super) fn read_key(dir: &StateDir, file: &str, pem: &[u8]) -> Result<KeyPair
 fn generate_key(dir: &StateDir) -> Result<KeyPair, StateError> {
     let fresh = KeyPair::generate()
         .map_err(|e| StateError::Content { path: dir.path(KEY_FILE), reason: format!("no key can be made: {e}") })?;
-    let pem = dir.write_once(KEY_FILE, fresh.serialize_pem().as_bytes())?;
+    let fresh = Zeroizing::new(Zeroizing::new(fresh).serialize_pem());
+    let pem = dir.write_once(KEY_FILE, fresh.as_bytes())?;
     read_key(dir, KEY_FILE, &pem)
 }
 

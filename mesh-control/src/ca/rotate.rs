@@ -16,6 +16,7 @@ use mesh_core::id::TrustDomain;
 use rcgen::KeyPair;
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::live::{LiveLeaves, name};
 use super::material::{KEY_FILE, Material, read_key, self_signed_root};
@@ -187,8 +188,8 @@ impl RootRotation {
         let key = match self.next_key()? {
             Some(key) => key,
             None => {
-                let fresh = KeyPair::generate()?;
-                let pem = self.dir.write_once(NEXT_KEY_FILE, fresh.serialize_pem().as_bytes())?;
+                let fresh = Zeroizing::new(Zeroizing::new(KeyPair::generate()?).serialize_pem());
+                let pem = self.dir.write_once(NEXT_KEY_FILE, fresh.as_bytes())?;
                 read_key(&self.dir, NEXT_KEY_FILE, &pem)?
             }
         };

@@ -183,9 +183,13 @@ impl JoinTokens {
     /// Uses a checked token up.
     ///
     /// # Errors
-    /// It was used before, or its use cannot be recorded.
+    /// It has expired since it was checked or was used before, or its use cannot be recorded.
     pub fn consume(&self, claims: &JoinClaims) -> Result<(), TokenRefused> {
         self.forget_expired();
+        // Time has passed since it was checked.
+        if claims.exp <= self.clock.unix_seconds() {
+            return Err(TokenRefused::Expired);
+        }
         let record = self.spent.join(format!("{}-{}", claims.exp, claims.nonce));
         match private_file().create_new(true).write(true).open(record) {
             // On disk before anything is given for the token, lest a crash forgets that it was.
@@ -205,14 +209,15 @@ impl JoinTokens {
         Ok(claims)
     }
 
-    /// Removes records of tokens that have expired: expiry alone refuses those.
+    /// Removes records of tokens that expired longer ago than any lives: expiry alone refuses those, though a clock be set
+    /// back by as much.
     fn forget_expired(&self) {
         let now = self.clock.unix_seconds();
         let Ok(records) = fs::read_dir(&self.spent) else { return };
         for record in records.flatten() {
             let name = record.file_name();
             let exp = name.to_str().and_then(|name| name.split_once('-')?.0.parse::<u64>().ok());
-            if exp.is_some_and(|exp| exp <= now)
+            if exp.is_some_and(|exp| exp.saturating_add(MAX_TOKEN_TTL.as_secs()) <= now)
                 && let Err(e) = fs::remove_file(record.path())
             {
                 tracing::warn!(target: "mesh::ca", error = %e, "a spent token's record cannot be removed");
@@ -304,6 +309,23 @@ mod tests {
     }
 
     #[test]
+    fn s93_a_token_is_not_taken_at_its_last_second_by_somebody_who_checked_it_before() {
+        let home = tempfile::tempdir().unwrap();
+        let (now, clock) = at(1_000);
+        let tokens = JoinTokens::with_clock(home.path(), clock).unwrap();
+        let token = tokens.mint("default", "reviews", MINUTE).unwrap();
+        let (first, second) = (tokens.verify(&token).unwrap(), tokens.verify(&token).unwrap());
+        tokens.consume(&first).unwrap();
+        now.store(1_060, Ordering::SeqCst);
+        assert!(matches!(tokens.consume(&second), Err(TokenRefused::Expired)));
+        // Nor if the clock is set back afterwards, which makes the token good again.
+        tokens.forget_expired();
+        now.store(1_059, Ordering::SeqCst);
+        assert!(tokens.verify(&token).is_ok());
+        assert!(matches!(tokens.consume(&second), Err(TokenRefused::Spent)));
+    }
+
+    #[test]
     fn life_is_cut_to_ten_minutes_and_records_are_dropped_after_it() {
         let home = tempfile::tempdir().unwrap();
         let (now, clock) = at(1_000);
@@ -313,6 +335,10 @@ mod tests {
         assert_eq!(fs::read_dir(&tokens.spent).unwrap().count(), 1);
         now.store(1_600, Ordering::SeqCst);
         assert!(matches!(tokens.verify(&token), Err(TokenRefused::Expired)));
+        now.store(2_199, Ordering::SeqCst);
+        tokens.forget_expired();
+        assert_eq!(fs::read_dir(&tokens.spent).unwrap().count(), 1);
+        now.store(2_200, Ordering::SeqCst);
         tokens.forget_expired();
         assert_eq!(fs::read_dir(&tokens.spent).unwrap().count(), 0);
     }

@@ -22,7 +22,7 @@ use serde::Serialize;
 
 pub use self::fetch::RootsError;
 pub(crate) use self::fetch::{Fetch, FetchError};
-pub(crate) use self::refresh::Refresh;
+pub(crate) use self::refresh::{LONGEST, Refresh};
 use crate::model::KeySource;
 
 /// How keys of issuers are fetched: in 10 s at most, whatever a rule grants, and four at once for the manifests of one

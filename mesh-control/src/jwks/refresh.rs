@@ -26,8 +26,8 @@ const AGAIN: Backoff = Backoff { base: Duration::from_secs(1), max: Duration::fr
 const MOST_AT_ONCE: usize = 16;
 /// Of these, for the manifests of one namespace.
 const MOST_OF_ONE: usize = 4;
-/// Longest time for a fetch, whatever a rule grants.
-const LONGEST: Duration = Duration::from_secs(10);
+/// Longest time for a fetch, whatever a rule grants: one that hangs has a place that others wait for.
+pub(crate) const LONGEST: Duration = Duration::from_secs(10);
 const FILE: &str = "jwks.json";
 
 /// Keeps the keys of the sources that a model names.
@@ -125,7 +125,7 @@ impl Refresh {
             for rule in &object.spec.rules {
                 let TokenKeys::From(source) = &rule.keys else { continue };
                 let (timeout, namespaces) = wanted.entry(source).or_default();
-                *timeout = rule.timeout.min(LONGEST).max(*timeout);
+                *timeout = rule.timeout.max(*timeout);
                 namespaces.insert(object.namespace().to_owned());
             }
         }

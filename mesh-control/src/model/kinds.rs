@@ -240,13 +240,7 @@ fn read<T: Kind>(document: &Document, check: &mut Check<'_>) -> Option<T> {
     };
     match decode::<T::Spec>(node, T::ROOT) {
         Ok((spec, ignored)) => {
-            for ignored in ignored {
-                let Ignored { path, why } = &ignored;
-                match T::strict(&ignored) {
-                    Some(effect) => check.error(path, format!("{why}: {effect}")),
-                    None => check.warn(path, format!("ignored: {why}")),
-                }
-            }
+            ignored.iter().for_each(|ignored| report::<T>(ignored, check));
             if check.errors() == 0 {
                 return Some(T::validate(spec, check));
             }
@@ -272,6 +266,14 @@ fn unknown_beside_spec<T: Kind>(document: &Document, check: &mut Check<'_>) {
     let Value::Map(entries) = &document.node.value else { return };
     for (name, _) in entries.iter().filter(|(name, _)| name != T::ROOT && !ENVELOPE.contains(&name.as_str())) {
         let known = nearest(name, ENVELOPE.into_iter().chain([T::ROOT]));
-        check.warn(name, format!("ignored: {}", Why::Unknown(known)));
+        report::<T>(&Ignored { path: name.clone(), why: Why::Unknown(known) }, check);
+    }
+}
+
+fn report<T: Kind>(ignored: &Ignored, check: &mut Check<'_>) {
+    let Ignored { path, why } = ignored;
+    match T::strict(ignored) {
+        Some(effect) => check.error(path, format!("{why}: {effect}")),
+        None => check.warn(path, format!("ignored: {why}")),
     }
 }

@@ -9,6 +9,7 @@ use super::check::Check;
 use super::destination_rule::SelectorSpec;
 use super::kinds::Kind;
 use super::values::port;
+use crate::source::decode::Ignored;
 
 /// A PeerAuthentication.
 #[derive(Clone, Debug)]
@@ -41,6 +42,11 @@ impl Kind for PeerAuthentication {
     const KIND: &'static str = "PeerAuthentication";
     const VERSIONS: &'static [&'static str] = &["v1", "v1beta1"];
     type Spec = PeerAuthenticationSpec;
+
+    /// A mode under a misspelt name is none, and what it closed would be open.
+    fn strict(_: &Ignored) -> Option<&'static str> {
+        Some("without it a port may be open that should not be")
+    }
 
     fn validate(spec: PeerAuthenticationSpec, check: &mut Check<'_>) -> Self {
         let selector = spec.selector.map(|s| if s.match_labels.is_empty() { s.labels } else { s.match_labels });

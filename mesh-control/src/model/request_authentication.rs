@@ -15,6 +15,7 @@ use super::kinds::Kind;
 use super::reference::RefSpec;
 use super::selection::Selection;
 use super::values::duration;
+use crate::jwks::LONGEST;
 use crate::source::decode::Ignored;
 
 /// A RequestAuthentication.
@@ -28,7 +29,7 @@ pub(crate) struct RequestAuthentication {
 #[derive(Clone, Debug)]
 pub(crate) struct TokenRule {
     pub(crate) keys: TokenKeys,
-    /// Time for fetching the keys, within what the one who fetches grants.
+    /// Time for fetching the keys, no more than the one who fetches grants.
     pub(crate) timeout: Duration,
     /// Without keys.
     provider: JwtProvider,
@@ -194,6 +195,12 @@ fn rule(spec: &RuleSpec, check: &mut Check<'_>, at: &str) -> TokenRule {
             false => Ok(time),
         });
         rule.timeout = check.take(&format!("{at}.timeout"), timeout).unwrap_or(TIMEOUT);
+        if rule.timeout > LONGEST {
+            let why =
+                format!("keys are fetched within {LONGEST:?} or not at all, so that one source holds up no others");
+            check.warn(&format!("{at}.timeout"), why);
+            rule.timeout = LONGEST;
+        }
     }
     rule
 }

@@ -39,7 +39,7 @@ impl RegistryService for AnnounceService {
     ) -> Result<Response<BoxStream<AnnounceResponse>>, Status> {
         let peer = Peer::of(request.extensions())?;
         let (_, namespace, account) = peer.workload()?;
-        let id = self.registry.stream(namespace, account, Instant::now());
+        let id = self.registry.stream(namespace, account, peer.address.ip(), Instant::now());
         let id = id.map_err(|refused| Status::resource_exhausted(refused.to_string()))?;
         let stream = Announcing {
             requests: request.into_inner(),

@@ -9,12 +9,14 @@
 //! An endpoint belongs to the identity that announced it until it is gone: only that identity can
 //! replace it, and only the stream that holds it can withdraw it. Whoever has a service account in a
 //! namespace may serve any service of that namespace, as a pod with the right labels may in Kubernetes;
-//! nobody may serve another namespace's.
+//! nobody may serve another namespace's. An address at which one identity serves is another's only if that one is
+//! connected from there: a process on the same host, or the one whom somebody else was before. What is announced at an
+//! address decides nothing about the policy of who else is there.
 //!
 //! Time comes in as an argument.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,6 +72,8 @@ pub(crate) struct Registry {
 #[derive(Debug, Default)]
 struct Inner {
     entries: BTreeMap<Key, Entry>,
+    /// The same by address.
+    at: BTreeSet<(SocketAddr, Key)>,
     table: Registrations,
     /// What each open stream announced.
     streams: HashMap<u64, Stream>,
@@ -85,6 +89,8 @@ type Owner = (String, String);
 #[derive(Debug)]
 struct Stream {
     owner: Owner,
+    /// From where it is connected.
+    from: IpAddr,
     key: Option<Key>,
 }
 
@@ -124,8 +130,7 @@ pub(crate) enum NotAnnounced {
     TooFast { owner: String, rate: u32 },
     /// Another workload serves there.
     #[error(
-        "{address} is announced by the service account {holder}; it is free once that process has withdrawn it or \
-         is gone for good"
+        "{address} is announced by the {holder}; it is free once that process has withdrawn it or is gone for good"
     )]
     Taken { address: SocketAddr, holder: String },
 }
@@ -143,7 +148,7 @@ impl Registry {
         for (key, registration) in known {
             inner.identity(&owner(&registration), &bounds, now).endpoints += 1;
             inner.lost.insert((until, key.clone()));
-            inner.entries.insert(key, Entry { registration, holder: Holder::Lost { until } });
+            inner.insert(key, Entry { registration, holder: Holder::Lost { until } });
         }
         let (published, _) = Watched::channel(inner.table.clone());
         Self { inner: Mutex::new(inner), published, lost: Notify::new(), saving: Mutex::new(()), grace, bounds }
@@ -154,8 +159,14 @@ impl Registry {
         self.published.watch()
     }
 
-    /// Opens an announcing stream of a service account.
-    pub(crate) fn stream(&self, namespace: &str, account: &str, now: Instant) -> Result<u64, NotAnnounced> {
+    /// Opens an announcing stream of a service account that is connected from `from`.
+    pub(crate) fn stream(
+        &self,
+        namespace: &str,
+        account: &str,
+        from: IpAddr,
+        now: Instant,
+    ) -> Result<u64, NotAnnounced> {
         let mut inner = self.inner.lock();
         let owner = (namespace.to_owned(), account.to_owned());
         let identity = inner.identity(&owner, &self.bounds, now);
@@ -166,7 +177,7 @@ impl Registry {
         identity.streams += 1;
         inner.last_stream += 1;
         let id = inner.last_stream;
-        inner.streams.insert(id, Stream { owner, key: None });
+        inner.streams.insert(id, Stream { owner, from: from.to_canonical(), key: None });
         Ok(id)
     }
 
@@ -178,6 +189,7 @@ impl Registry {
         let key = Key::of(&registration);
         let owner = owner(&registration);
         let before = inner.streams.get(&stream).and_then(|stream| stream.key.clone());
+        inner.admit_to(stream, &owner, &key)?;
         self.admit(&mut inner, &owner, &key, before.as_ref(), &registration, now)?;
         if let Some(before) = before.filter(|before| *before != key) {
             inner.take_out(&before);
@@ -198,10 +210,6 @@ impl Registry {
     ) -> Result<(), NotAnnounced> {
         let Bounds { endpoints, endpoints_of_one, changes, .. } = self.bounds;
         let known = inner.entries.get(key);
-        if let Some(known) = known.filter(|known| known.registration.service_account != registration.service_account) {
-            let (address, holder) = (key.address, known.registration.service_account.clone());
-            return Err(NotAnnounced::Taken { address, holder });
-        }
         if known.is_some_and(|known| *known.registration == *registration) {
             return Ok(());
         }
@@ -250,7 +258,7 @@ impl Registry {
     pub(crate) fn lose(&self, stream: u64, now: Instant) {
         let until = now + self.grace;
         let mut inner = self.inner.lock();
-        let Some(Stream { owner, key }) = inner.streams.remove(&stream) else { return };
+        let Some(Stream { owner, key, .. }) = inner.streams.remove(&stream) else { return };
         if let Some(identity) = inner.identities.get_mut(&owner) {
             identity.streams -= 1;
         }
@@ -306,6 +314,37 @@ impl Inner {
         self.identities.entry(owner.clone()).or_insert_with(new)
     }
 
+    /// Whether the address of a new endpoint is free for a stream.
+    fn admit_to(&self, stream: u64, of: &Owner, key: &Key) -> Result<(), NotAnnounced> {
+        let address = key.address;
+        let taken = |by: Owner| Err(NotAnnounced::Taken { address, holder: spoken(&by) });
+        if let Some(known) = self.entries.get(key) {
+            let by = owner(&known.registration);
+            return if by == *of { Ok(()) } else { taken(by) };
+        }
+        let first = Key { namespace: String::new(), service: String::new(), service_port: 0, address };
+        let there = self.at.range((address, first)..).take_while(|(at, _)| *at == address);
+        let Some(by) = there.map(|(_, key)| owner(&self.entries[key].registration)).find(|by| by != of) else {
+            return Ok(());
+        };
+        // Whose address it is only the network can say, and behind address translation not even that: who comes from there
+        // must not be kept out by somebody who was quicker. Loopback is this host, with many processes at one address.
+        let from = self.streams.get(&stream).map(|stream| stream.from);
+        if from.is_none_or(|from| from != address.ip() && !from.is_loopback()) {
+            return taken(by);
+        }
+        tracing::warn!(
+            %address, by = spoken(of), beside = spoken(&by),
+            "an address is announced by two workloads; each has the policies of what it announced itself"
+        );
+        Ok(())
+    }
+
+    fn insert(&mut self, key: Key, entry: Entry) {
+        self.at.insert((key.address, key.clone()));
+        self.entries.insert(key, entry);
+    }
+
     fn put_in(&mut self, stream: u64, key: Key, registration: Registration, bounds: &Bounds, now: Instant) {
         let mut registration = Arc::new(registration);
         match self.entries.get(&key).map(|known| (known.holder, known.registration.clone())) {
@@ -334,11 +373,12 @@ impl Inner {
             stream.key = Some(key.clone());
         }
         self.table.insert(key.clone(), registration.clone());
-        self.entries.insert(key, Entry { registration, holder: Holder::Stream(stream) });
+        self.insert(key, Entry { registration, holder: Holder::Stream(stream) });
     }
 
     fn take_out(&mut self, key: &Key) {
         let Some(Entry { registration, holder }) = self.entries.remove(key) else { return };
+        self.at.remove(&(key.address, key.clone()));
         if let Holder::Lost { until } = holder {
             self.lost.remove(&(until, key.clone()));
         }

@@ -64,7 +64,7 @@ mod tests {
             () = expire(registry.clone()) => unreachable!("it runs for ever"),
             () = async {
                 mesh_testkit::clock::pass(Duration::from_secs(4)).await;
-                let stream = registry.stream("default", "reviews", Instant::now()).unwrap();
+                let stream = registry.stream("default", "reviews", [127, 0, 0, 1].into(), Instant::now()).unwrap();
                 registry.announce(stream, registration(2), Instant::now()).unwrap();
                 registry.lose(stream, Instant::now());
                 watched.wait_for(|known| sorted(known) == [&registration(1)]).await;
@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(futures_util::FutureExt::now_or_never(&mut saving), None);
         assert_eq!(saved(), 0);
         let announce = |port| {
-            let stream = registry.stream("default", "reviews", Instant::now()).unwrap();
+            let stream = registry.stream("default", "reviews", [127, 0, 0, 1].into(), Instant::now()).unwrap();
             registry.announce(stream, registration(port), Instant::now()).unwrap();
         };
         tokio::select! {

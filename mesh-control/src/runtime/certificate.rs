@@ -10,6 +10,7 @@ use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::PrivateKeyDer;
+use zeroize::Zeroizing;
 
 use crate::ca::{CertificateAuthority, Changes, IssueError};
 
@@ -87,7 +88,8 @@ pub(super) fn identity(
     provider: &Arc<CryptoProvider>,
     generation: u64,
 ) -> Result<(Identity, Duration), CertificateError> {
-    let key = rcgen::KeyPair::generate().map_err(|e| CertificateError::Key(e.to_string()))?;
+    // What signs is TLS' own copy.
+    let key = Zeroizing::new(rcgen::KeyPair::generate().map_err(|e| CertificateError::Key(e.to_string()))?);
     let issued = authority.issue_server(&key, id, names)?;
     let der = PrivateKeyDer::try_from(key.serialize_der()).map_err(|e| CertificateError::Key(e.to_owned()))?;
     let signer = provider.key_provider.load_private_key(der).map_err(|e| CertificateError::Key(e.to_string()))?;

@@ -62,9 +62,9 @@ impl Announcements {
         self.by_service.get(&(namespace.to_owned(), service.to_owned())).map_or(&[], |list| list)
     }
 
-    /// The one at an address; of several services there, one.
-    pub(super) fn at(&self, address: SocketAddr) -> Option<&Announced> {
-        self.by_address.get(&address)?.last().map(|announced| &**announced)
+    /// Whatever is announced at an address, by whomever.
+    pub(super) fn at(&self, address: SocketAddr) -> impl Iterator<Item = &Registration> {
+        self.by_address.get(&address).into_iter().flat_map(|list| list.iter()).map(|announced| &*announced.registration)
     }
 
     /// Those of a namespace whose labels include all of `wanted`.

@@ -12,7 +12,8 @@ use super::Options;
 use super::inbound::Workload;
 use crate::model::{MeshConfig, Model};
 
-/// The trust domain that a manifest means by this is the mesh's own, whatever its name.
+/// What a manifest means by this is the mesh's own trust domain, whatever its name: a pointer, and no further name of it.
+/// Somebody else's `cluster.local`, which many meshes are called, is a stranger.
 const LOCAL: &str = "cluster.local";
 
 /// The policies of a workload: those of its namespace and those of the root namespace, which select workloads of
@@ -76,7 +77,7 @@ impl Domains {
         let also = mesh_config(model, options).map(|config| config.trust_domain_aliases.as_slice());
         let aliases = options.trust_domain_aliases.iter().chain(also.unwrap_or_default());
         let mut names = vec![options.trust_domain.to_string()];
-        for name in aliases.map(ToString::to_string).chain([LOCAL.to_owned()]) {
+        for name in aliases.map(ToString::to_string) {
             if !names.contains(&name) {
                 names.push(name);
             }
@@ -89,11 +90,9 @@ impl Domains {
         &self.0
     }
 
-    /// Takes principals of one of the names for those of all.
+    /// Takes principals of one of the names, or of `cluster.local`, for those of all names.
     pub(super) fn spread(&self, rules: &mut [AuthorizationRule]) {
-        if self.0.len() > 1 {
-            rules.iter_mut().flat_map(|rule| &mut rule.principals).for_each(|who| self.spread_one(who));
-        }
+        rules.iter_mut().flat_map(|rule| &mut rule.principals).for_each(|who| self.spread_one(who));
     }
 
     fn spread_one(&self, principal: &mut Principal) {
@@ -101,21 +100,21 @@ impl Domains {
             Principal::And(list) | Principal::Or(list) => list.iter_mut().for_each(|who| self.spread_one(who)),
             Principal::Not(inner) => self.spread_one(inner),
             Principal::Authenticated(Some(name)) => {
-                let others = self.others(&name.pattern);
-                if !others.is_empty() {
-                    let written = Principal::Authenticated(Some(name.clone()));
-                    let ignore_case = name.ignore_case;
-                    let alias = |pattern| Principal::Authenticated(Some(StringMatcher { pattern, ignore_case }));
-                    let all = std::iter::once(written).chain(others.into_iter().map(alias)).collect();
-                    *principal = Principal::Or(all);
+                let ignore_case = name.ignore_case;
+                let one = |pattern| Principal::Authenticated(Some(StringMatcher { pattern, ignore_case }));
+                let mut all: Vec<_> = self.each(&name.pattern).into_iter().map(one).collect();
+                match all.len() {
+                    0 => {}
+                    1 => *principal = all.swap_remove(0),
+                    _ => *principal = Principal::Or(all),
                 }
             }
             _ => {}
         }
     }
 
-    /// The same pattern with each of the other names.
-    fn others(&self, pattern: &StringMatch) -> Vec<StringMatch> {
+    /// The same pattern with each of the names; none if it is of another domain.
+    fn each(&self, pattern: &StringMatch) -> Vec<StringMatch> {
         type Of = fn(String) -> StringMatch;
         let (text, of, open): (_, Of, _) = match pattern {
             StringMatch::Exact(text) => (text, StringMatch::Exact, false),
@@ -123,14 +122,17 @@ impl Domains {
             _ => return Vec::new(),
         };
         let Some(uri) = text.strip_prefix("spiffe://") else { return Vec::new() };
-        let known = self.0.iter().find_map(|name| {
-            let rest = uri.strip_prefix(name.as_str())?;
+        let known = self.0.iter().map(String::as_str).chain([LOCAL]).find_map(|name| {
+            let rest = uri.strip_prefix(name)?;
             // `cluster.local*` means the domain, and not only what begins like it.
             let rest = if rest.is_empty() && open { "/" } else { rest };
             rest.starts_with('/').then_some((name, rest))
         });
         let Some((written, rest)) = known else { return Vec::new() };
-        let others = self.0.iter().filter(|name| *name != written);
-        others.map(|name| of(format!("spiffe://{name}{rest}"))).collect()
+        let each = self.0.iter().map(|name| match name == written {
+            true => pattern.clone(),
+            false => of(format!("spiffe://{name}{rest}")),
+        });
+        each.collect()
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use mesh_core::policy::FailureAccrual;
 
 use super::announced::Announced;
-use super::instances::{self, Instance, Slice, Workloads};
+use super::instances::{self, Instance, Policies, Slice, Workloads};
 use super::{NodeScope, Options, names};
 use crate::model::{ExportTo, Model, Object, PortProtocol, PortTarget, Resolution, Service, ServiceEntry};
 use crate::registry::{Registration, Registrations};
@@ -242,17 +242,18 @@ impl Catalog {
     /// The hosts of that name, made from everything that speaks of it.
     fn assemble(&self, name: &str, model: &Model, options: &Options) -> Vec<Arc<Host>> {
         let workloads = &self.workloads;
+        let policies = Policies { model, options };
         let own = names::kubernetes_form(name, options);
         let own = own.filter(|(service, namespace)| names::fqdn(service, namespace, options) == name);
         let mut own = own.and_then(|(service, namespace)| {
             match model.services.get(&(namespace.to_owned(), service.to_owned())) {
-                Some(defined) => Some(kubernetes(defined, workloads, options)),
+                Some(defined) => Some(kubernetes(defined, workloads, policies)),
                 None => implicit(name, workloads.announced.of_service(namespace, service)),
             }
         });
         let mut external = Vec::new();
         for entry in self.defined.entries.get(name).into_iter().flatten() {
-            let host = from_entry(entry, name, workloads);
+            let host = from_entry(entry, name, workloads, policies);
             match &mut own {
                 Some(known) if known.namespace == host.namespace => decorate(known, host),
                 _ => external.push(host),
@@ -317,7 +318,7 @@ impl Catalog {
     }
 }
 
-fn kubernetes(service: &Object<Service>, workloads: &Workloads, options: &Options) -> Host {
+fn kubernetes(service: &Object<Service>, workloads: &Workloads, policies: Policies<'_>) -> Host {
     let spec = &service.spec;
     let (name, namespace) = (service.name(), service.namespace());
     let ports = spec.ports.iter().map(|port| {
@@ -330,12 +331,12 @@ fn kubernetes(service: &Object<Service>, workloads: &Workloads, options: &Option
         };
         match &spec.external_name {
             Some(target) => port.instances.push(Instance::named(target, port.number)),
-            None => instances::of_service(service, &mut port, workloads),
+            None => instances::of_service(service, &mut port, workloads, policies),
         }
         port
     });
     Host {
-        name: names::fqdn(name, namespace, options),
+        name: names::fqdn(name, namespace, policies.options),
         short: name.to_owned(),
         namespace: namespace.to_owned(),
         kubernetes: true,
@@ -384,7 +385,7 @@ fn implicit(name: &str, announced: &[Arc<Announced>]) -> Option<Host> {
     Some(host)
 }
 
-fn from_entry(entry: &Object<ServiceEntry>, name: &str, workloads: &Workloads) -> Host {
+fn from_entry(entry: &Object<ServiceEntry>, name: &str, workloads: &Workloads, policies: Policies<'_>) -> Host {
     let spec = &entry.spec;
     let ports = spec.ports.iter().map(|port| {
         let mut port = HostPort {
@@ -394,7 +395,7 @@ fn from_entry(entry: &Object<ServiceEntry>, name: &str, workloads: &Workloads) -
             target: PortTarget::Number(port.target),
             instances: Vec::new(),
         };
-        instances::of_entry(entry, name, &mut port, workloads);
+        instances::of_entry(entry, name, &mut port, workloads, policies);
         port
     });
     Host {

@@ -9,14 +9,15 @@ use mesh_core::policy::{InboundListener, InboundTls};
 use super::instances::includes;
 use super::{NodeScope, Options, World, authorization, linkerd, names, tokens};
 use crate::model::{Model, MtlsMode, Object, PeerAuthentication, Pod, Selection, Store};
+use crate::registry::Registration;
 
 /// A workload and a port of it, of which it is asked who may call.
-#[derive(Clone, Copy)]
 pub(super) struct Workload<'a> {
     pub(super) namespace: &'a str,
-    pub(super) labels: &'a BTreeMap<String, String>,
-    /// The service that it announced itself as.
-    pub(super) service: Option<&'a str>,
+    /// One that serves as several services there has labels as each of them: what selects one of these selects it.
+    pub(super) labels: Vec<&'a BTreeMap<String, String>>,
+    /// The services that it announced itself as.
+    pub(super) services: Vec<&'a str>,
     pub(super) port: u16,
     pub(super) pod: Option<&'a Object<Pod>>,
 }
@@ -45,37 +46,63 @@ impl Workload<'_> {
     /// Whether a policy of `scope` is for it.
     fn is_meant(&self, model: &Model, scope: &str, selection: &Selection) -> bool {
         let Some(services) = &selection.services else {
-            return selection.labels.as_ref().is_none_or(|wanted| includes(self.labels, wanted));
+            return selection.labels.as_ref().is_none_or(|wanted| self.has(wanted));
         };
         scope == self.namespace
             && services.iter().any(|name| {
                 let service = model.services.get(&(scope.to_owned(), name.clone()));
                 let selector = service.map(|service| &service.spec.selector).filter(|selector| !selector.is_empty());
-                self.service == Some(name) || selector.is_some_and(|selector| includes(self.labels, selector))
+                self.services.contains(&name.as_str()) || selector.is_some_and(|selector| self.has(selector))
             })
+    }
+
+    fn has(&self, wanted: &BTreeMap<String, String>) -> bool {
+        self.labels.iter().any(|labels| includes(labels, wanted))
     }
 }
 
-/// The inbound listener of that name. The workload is the one announced at the address by the asking
-/// namespace, else the asking process itself, which asks before it announces.
+/// The inbound listener of that name. The workload is what the asking service account announced at the address, else
+/// the asking process itself, which asks before it announces; its pod knows its labels better than either. What others
+/// announce there is nothing to it: they could take its policies away.
 pub(super) fn listener(world: &World, scope: &NodeScope, name: &str) -> Option<InboundListener> {
     let address: SocketAddr = name.strip_prefix(names::INBOUND)?.parse().ok()?;
-    let announced = world.catalog.workloads.announced.at(address).map(|announced| &announced.registration);
-    let announced = announced.filter(|registration| registration.namespace == scope.namespace);
-    let labels = announced.map_or(&scope.labels, |registration| &registration.labels);
+    let workloads = &world.catalog.workloads;
+    let account = scope.account.as_deref();
+    let own = |registration: &&Registration| {
+        let proved = account.is_none_or(|account| registration.service_account == account);
+        registration.namespace == scope.namespace && proved
+    };
+    let own: Vec<_> = workloads.announced.at(address).filter(own).collect();
+    let pod = workloads.pod_at(address.ip(), &scope.namespace, account);
+    let labels = match pod {
+        Some(pod) => vec![&pod.document.labels],
+        None if own.is_empty() => vec![&scope.labels],
+        None => own.iter().map(|registration| &registration.labels).collect(),
+    };
     let workload = Workload {
         namespace: &scope.namespace,
         labels,
-        service: announced.map(|registration| registration.service.as_str()),
+        services: own.iter().map(|registration| registration.service.as_str()).collect(),
         port: address.port(),
-        pod: world.catalog.workloads.pod_at(address.ip(), &scope.namespace),
+        pod,
     };
-    let tls = mode(&world.model, &world.options, &scope.namespace, labels, address.port());
+    let tls = strictest(world, &workload);
     let mut authorization = authorization::policies(&world.model, &world.options, &workload);
     authorization.extend(linkerd::policies(&world.model, &world.options, &workload));
     let filters = linkerd::limits(&world.model, &world.options, &workload);
     let jwt = tokens::authentication(world, &workload).into_iter().collect();
     Some(InboundListener { jwt, authorization, filters, ..InboundListener::new(name, address, tls) })
+}
+
+/// The mode of a workload's port; the one that lets least in, where its labels have several.
+fn strictest(world: &World, of: &Workload<'_>) -> InboundTls {
+    let modes = of.labels.iter().map(|labels| mode(&world.model, &world.options, of.namespace, labels, of.port));
+    let strictness = |mode: &InboundTls| match mode {
+        InboundTls::Strict => 2,
+        InboundTls::Permissive => 1,
+        InboundTls::Disable => 0,
+    };
+    modes.max_by_key(strictness).unwrap_or(InboundTls::Strict)
 }
 
 /// The mode of a workload's port: policies that select the workload, then its namespace's, then the

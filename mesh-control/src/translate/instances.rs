@@ -57,6 +57,26 @@ pub(super) fn includes(labels: &BTreeMap<String, String>, wanted: &BTreeMap<Stri
     wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
+/// What decides whether an endpoint is called with mesh mTLS.
+#[derive(Clone, Copy)]
+pub(super) struct Policies<'a> {
+    pub(super) model: &'a Model,
+    pub(super) options: &'a Options,
+}
+
+impl Policies<'_> {
+    /// Whether a workload's port is called so, if it or its labels say `said` of it. The policy of the port counts first:
+    /// a server that refuses TLS gets plaintext, and one that demands it is never sent anything else. What a process says
+    /// of itself must not lay the requests of its callers open.
+    fn take_mesh_tls(self, namespace: &str, labels: &BTreeMap<String, String>, port: u16, said: bool) -> bool {
+        match inbound::mode(self.model, self.options, namespace, labels, port) {
+            InboundTls::Strict => true,
+            InboundTls::Permissive => said,
+            InboundTls::Disable => false,
+        }
+    }
+}
+
 /// Workloads that selectors may pick, by namespace.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Workloads {
@@ -72,7 +92,8 @@ pub(super) struct Workloads {
 struct Pods {
     /// By namespace and name.
     named: HashMap<(String, String), Arc<Object<Pod>>>,
-    at: HashMap<IpAddr, Arc<Object<Pod>>>,
+    /// Those on the network of their host share its address.
+    at: HashMap<IpAddr, Vec<Arc<Object<Pod>>>>,
 }
 
 impl Pods {
@@ -80,7 +101,7 @@ impl Pods {
         let mut pods = Self::default();
         for (key, pod) in &model.pods {
             pods.named.insert(key.clone(), pod.clone());
-            pods.at.extend(pod.spec.ips.iter().map(|ip| (*ip, pod.clone())));
+            pod.spec.ips.iter().for_each(|ip| pods.at.entry(*ip).or_default().push(pod.clone()));
         }
         pods
     }
@@ -88,8 +109,13 @@ impl Pods {
     /// The pod that a slice names, else the one at the address in the slice's namespace.
     fn behind(&self, named: Option<&(String, String)>, ip: IpAddr, namespace: &str) -> Option<&Object<Pod>> {
         let named = named.and_then(|key| self.named.get(key));
-        let pod = named.or_else(|| self.at.get(&ip).filter(|pod| pod.namespace() == namespace));
-        pod.map(|pod| &**pod)
+        named.map(|pod| &**pod).or_else(|| self.only(ip, |pod| pod.namespace() == namespace))
+    }
+
+    /// The pod of that kind at an address; of several there is no telling.
+    fn only(&self, ip: IpAddr, wanted: impl Fn(&Object<Pod>) -> bool) -> Option<&Object<Pod>> {
+        let mut all = self.at.get(&ip)?.iter().map(|pod| &**pod).filter(|pod| wanted(pod));
+        all.next().filter(|_| all.next().is_none())
     }
 }
 
@@ -119,9 +145,10 @@ impl Workloads {
         workloads
     }
 
-    /// The pod at an address, if it is of that namespace.
-    pub(super) fn pod_at(&self, ip: IpAddr, namespace: &str) -> Option<&Object<Pod>> {
-        self.pods.behind(None, ip, namespace)
+    /// The pod at an address, if it is of that namespace and, where that is known, runs as that service account.
+    pub(super) fn pod_at(&self, ip: IpAddr, namespace: &str, account: Option<&str>) -> Option<&Object<Pod>> {
+        let same = |of: &str| account.is_none_or(|account| account == of);
+        self.pods.only(ip, |pod| pod.namespace() == namespace && pod.spec.service_account.as_deref().is_none_or(same))
     }
 
     /// Takes a registration in, or in place of the one of the same key.
@@ -162,11 +189,10 @@ pub(super) fn sliced(slice: &Slice) -> (String, String) {
 
 fn announced(registration: &Registration, model: &Model, options: &Options) -> Instance {
     let (namespace, labels) = (&registration.namespace, &registration.labels);
-    // A port whose server refuses TLS gets plaintext, whatever the process announced.
-    let mode = inbound::mode(model, options, namespace, labels, registration.address.port());
+    let policies = Policies { model, options };
     let fallback = if registration.workload.is_empty() { &registration.service } else { &registration.workload };
     let metadata = EndpointMetadata {
-        mesh_tls: registration.mesh_tls && mode != InboundTls::Disable,
+        mesh_tls: policies.take_mesh_tls(namespace, labels, registration.address.port(), registration.mesh_tls),
         workload: Some(workload(fallback, namespace, labels)),
         ..EndpointMetadata::default()
     };
@@ -199,11 +225,16 @@ pub(super) fn workload(name: &str, namespace: &str, labels: &BTreeMap<String, St
 }
 
 /// Fills in who serves a port of a Service.
-pub(super) fn of_service(service: &Object<Service>, port: &mut HostPort, workloads: &Workloads) {
+pub(super) fn of_service(
+    service: &Object<Service>,
+    port: &mut HostPort,
+    workloads: &Workloads,
+    policies: Policies<'_>,
+) {
     let (namespace, spec) = (service.namespace(), &service.spec);
     let key = (namespace.to_owned(), service.name().to_owned());
     for slice in workloads.slices.get(&key).map_or(&[][..], |slices| slices) {
-        from_slice(slice, spec.publish_not_ready, port, &workloads.pods);
+        from_slice(slice, spec.publish_not_ready, port, &workloads.pods, policies);
     }
     let by_name = workloads.announced.of_service(namespace, service.name());
     let by_name = by_name.iter().filter(|announced| announced.registration.service_port == port.number);
@@ -221,23 +252,31 @@ pub(super) fn of_service(service: &Object<Service>, port: &mut HostPort, workloa
     }
     if !spec.selector.is_empty() {
         for (name, entry) in workloads.entries_in(namespace).filter(|(_, e)| includes(&e.labels, &spec.selector)) {
-            port.instances.extend(from_endpoint(entry, Some(name), namespace, port));
+            port.instances.extend(from_endpoint(entry, Some(name), namespace, port, Some(policies)));
         }
     }
 }
 
 /// Fills in who serves a port of a ServiceEntry.
-pub(super) fn of_entry(entry: &Object<ServiceEntry>, host: &str, port: &mut HostPort, workloads: &Workloads) {
+pub(super) fn of_entry(
+    entry: &Object<ServiceEntry>,
+    host: &str,
+    port: &mut HostPort,
+    workloads: &Workloads,
+    policies: Policies<'_>,
+) {
     let (namespace, spec) = (entry.namespace(), &entry.spec);
+    // No policy of the mesh is about what is outside of it.
+    let policies = Some(policies).filter(|_| !spec.external);
     if spec.resolution == Resolution::None {
         return;
     }
     for endpoint in &spec.endpoints {
-        port.instances.extend(from_endpoint(endpoint, None, namespace, port));
+        port.instances.extend(from_endpoint(endpoint, None, namespace, port, policies));
     }
     if let Some(selector) = &spec.selector {
         for (name, endpoint) in workloads.entries_in(namespace).filter(|(_, e)| includes(&e.labels, selector)) {
-            port.instances.extend(from_endpoint(endpoint, Some(name), namespace, port));
+            port.instances.extend(from_endpoint(endpoint, Some(name), namespace, port, policies));
         }
         let of_port = workloads.announced.selected(namespace, selector).into_iter();
         let of_port = of_port.filter(|announced| announced.registration.service_port == port.number);
@@ -254,7 +293,13 @@ fn target_number(port: &HostPort) -> u16 {
     }
 }
 
-fn from_slice(slice: &Object<EndpointSlice>, publish_not_ready: bool, port: &mut HostPort, pods: &Pods) {
+fn from_slice(
+    slice: &Object<EndpointSlice>,
+    publish_not_ready: bool,
+    port: &mut HostPort,
+    pods: &Pods,
+    policies: Policies<'_>,
+) {
     let ports = &slice.spec.ports;
     let number = ports.iter().find(|(name, _)| *name == port.name).or(match ports.as_slice() {
         [only] if port.name.is_empty() => Some(only),
@@ -271,8 +316,10 @@ fn from_slice(slice: &Object<EndpointSlice>, publish_not_ready: bool, port: &mut
             let pod = pods.behind(endpoint.pod.as_ref(), address.ip(), namespace);
             let labels = pod.map(|pod| pod.document.labels.clone()).unwrap_or_default();
             let name = pod.map(|pod| pod.name()).or(endpoint.pod.as_ref().map(|(_, name)| name.as_str()));
+            let marked = accepts_mesh_tls(&labels);
             let metadata = EndpointMetadata {
-                mesh_tls: accepts_mesh_tls(&labels),
+                // What is no pod, such as the API server, is no workload that a policy could be about.
+                mesh_tls: name.map_or(marked, |_| policies.take_mesh_tls(namespace, &labels, address.port(), marked)),
                 hostname: endpoint.hostname.clone(),
                 workload: name.map(|name| workload(name, namespace, &labels)),
                 ..EndpointMetadata::default()
@@ -296,7 +343,14 @@ fn accepts_mesh_tls(labels: &BTreeMap<String, String>) -> bool {
     labels.get("security.istio.io/tlsMode").is_some_and(|mode| mode == "istio")
 }
 
-fn from_endpoint(entry: &EntryEndpoint, name: Option<&str>, namespace: &str, port: &HostPort) -> Option<Instance> {
+/// `policies` = those that may be about it; none if it is outside of the mesh.
+fn from_endpoint(
+    entry: &EntryEndpoint,
+    name: Option<&str>,
+    namespace: &str,
+    port: &HostPort,
+    policies: Option<Policies<'_>>,
+) -> Option<Instance> {
     let number = match (entry.ports.get(&port.name), &port.target) {
         (Some(number), _) => *number,
         (None, PortTarget::Number(number)) => *number,
@@ -309,8 +363,10 @@ fn from_endpoint(entry: &EntryEndpoint, name: Option<&str>, namespace: &str, por
         EntryAddress::Unix(path) => Address::Unix(path.as_str().into()),
     };
     let facts = name.or(entry.labels.get("app").map(String::as_str));
+    let marked = accepts_mesh_tls(&entry.labels);
+    let takes = |policies: Policies<'_>| policies.take_mesh_tls(namespace, &entry.labels, number, marked);
     let metadata = EndpointMetadata {
-        mesh_tls: accepts_mesh_tls(&entry.labels),
+        mesh_tls: policies.map_or(marked, takes),
         workload: facts.map(|name| workload(name, namespace, &entry.labels)),
         ..EndpointMetadata::default()
     };

@@ -51,6 +51,8 @@ pub(super) fn limits(model: &Model, options: &Options, of: &Workload<'_>) -> Vec
             response_headers: Vec::new(),
             request_headers: Vec::new(),
             per_connection: false,
+            quota_headers: false,
+            retry_after: false,
         }),
     });
     let domains = Domains::of(model, options);
@@ -79,7 +81,9 @@ pub(super) fn rate_limits<'a>(
 
 /// The Server that guards the port; of several the oldest, unless one of them is closed.
 fn server<'a>(model: &'a Model, of: &Workload<'_>) -> Option<&'a Object<Server>> {
-    let guards = |server: &&Object<Server>| server.spec.pods.picks(of.labels) && is_port(&server.spec.port, of);
+    let guards = |server: &&Object<Server>| {
+        of.labels.iter().any(|labels| server.spec.pods.picks(labels)) && is_port(&server.spec.port, of)
+    };
     let all = in_namespace(&model.linkerd_servers, of.namespace).filter(guards);
     all.min_by_key(|server| (!server.spec.closed, server.seniority()))
 }

@@ -102,6 +102,9 @@ const CLUSTER_NETWORKS: [&str; 5] = ["10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/
 pub struct NodeScope {
     /// Namespace: completes short names, decides visibility.
     pub namespace: String,
+    /// Service account, where it is proved: what it announced counts for its inbound policy, and not what others did.
+    /// Default `None`: not known, whatever its namespace announced counts.
+    pub account: Option<String>,
     /// Labels of the workload: source selectors, workload selectors.
     pub labels: BTreeMap<String, String>,
     /// Where it runs: locality failover.

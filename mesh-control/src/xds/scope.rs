@@ -22,15 +22,15 @@ const MAX_PATH: usize = 1024;
 pub(crate) fn scope_of(caller: &Caller, node: Option<&Node>) -> Result<NodeScope, Status> {
     let metadata = node.and_then(|node| node.metadata.as_ref());
     let claimed = metadata.and_then(|metadata| text(metadata.fields.get("NAMESPACE")));
-    let namespace = match caller {
-        Caller::Insecure => claimed.unwrap_or("default").to_owned(),
+    let (namespace, account) = match caller {
+        Caller::Insecure => (claimed.unwrap_or("default").to_owned(), None),
         Caller::Anonymous => {
             return Err(Status::unauthenticated(
                 "configuration is given to processes with a certificate of this mesh only; get one with a join token",
             ));
         }
         Caller::Workload(id) => {
-            let (namespace, _) = id.kubernetes().ok_or_else(|| {
+            let (namespace, account) = id.kubernetes().ok_or_else(|| {
                 Status::permission_denied(format!(
                     "{id} names no namespace and service account, so it has no scope here"
                 ))
@@ -38,14 +38,14 @@ pub(crate) fn scope_of(caller: &Caller, node: Option<&Node>) -> Result<NodeScope
             if let Some(claimed) = claimed.filter(|claimed| *claimed != namespace) {
                 tracing::warn!(peer = %id, ?claimed, "a node claims another namespace than its certificate's; the claim is ignored");
             }
-            namespace.to_owned()
+            (namespace.to_owned(), Some(account.to_owned()))
         }
     };
     // On which of its addresses a proxy listens and where its files are: its own affair, as it is told to itself.
     let outbound_listen = metadata.and_then(|metadata| text(metadata.fields.get("OUTBOUND_LISTEN"))?.parse().ok());
     let secrets = metadata.and_then(|metadata| text(metadata.fields.get("SDS"))).filter(|path| is_directory(path));
     let (labels, locality, dialect) = (labels(metadata), locality(node), dialect(node));
-    Ok(NodeScope { namespace, labels, locality, dialect, outbound_listen, secrets: secrets.map(Into::into) })
+    Ok(NodeScope { namespace, account, labels, locality, dialect, outbound_listen, secrets: secrets.map(Into::into) })
 }
 
 /// Whether it can be the directory of a proxy's files; that it is one only the proxy can tell.
@@ -122,11 +122,12 @@ mod tests {
     fn the_namespace_of_the_certificate_wins_over_the_node() {
         let id = "spiffe://cluster.local/ns/default/sa/reviews".parse().unwrap();
         let scope = scope_of(&Caller::Workload(id), Some(&node())).unwrap();
-        assert_eq!(scope.namespace, "default");
+        assert_eq!((scope.namespace.as_str(), scope.account.as_deref()), ("default", Some("reviews")));
         assert_eq!(scope.labels, BTreeMap::from([("app".to_owned(), "reviews".to_owned())]));
         assert_eq!((scope.locality.region.as_str(), scope.locality.zone.as_str()), ("r", "z"));
         // The control: where nothing is proved, the claim counts.
-        assert_eq!(scope_of(&Caller::Insecure, Some(&node())).unwrap().namespace, "prod");
+        let claimed = scope_of(&Caller::Insecure, Some(&node())).unwrap();
+        assert_eq!((claimed.namespace.as_str(), claimed.account), ("prod", None));
         assert_eq!(scope_of(&Caller::Insecure, None).unwrap().namespace, "default");
     }
 

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 
 use crate::id::SpiffeId;
+use crate::matcher::remove_header;
 use crate::policy::{AuthorizerProvider, CheckedBody};
 
 /// Decides about requests that a CUSTOM policy's rules match. What it lets pass still has to pass the DENY and the
@@ -56,8 +57,9 @@ pub trait ExternalAuthorizers: Send + Sync + 'static {
     fn authorizer(&self, provider: &AuthorizerProvider) -> Option<Arc<dyn ExternalAuthorizer>>;
 }
 
-/// What an authorizer is told of a request.
-#[derive(Clone, Debug)]
+/// What an authorizer is told of a request. Printed it shows neither values of headers nor query or body: tokens stand
+/// there.
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct CheckRequest {
     /// The caller's verified identity.
@@ -84,8 +86,8 @@ pub struct CheckRequest {
     pub body: Option<CheckBody>,
 }
 
-/// What an authorizer is told of a body.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What an authorizer is told of a body. Printed it shows how much that is.
+#[derive(Clone, PartialEq, Eq)]
 pub struct CheckBody {
     /// Its bytes, as many as were asked for at most.
     pub bytes: Bytes,
@@ -109,6 +111,30 @@ impl CheckRequest {
             server_name: String::new(),
             body: None,
         }
+    }
+}
+
+impl fmt::Debug for CheckRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CheckRequest")
+            .field("caller", &self.caller)
+            .field("own", &self.own)
+            .field("source", &self.source)
+            .field("destination", &self.destination)
+            .field("method", &self.method)
+            .field("authority", &self.authority)
+            .field("path", &self.path_and_query.split('?').next().unwrap_or_default())
+            .field("version", &self.version)
+            .field("headers", &self.headers.keys().map(HeaderName::as_str).collect::<Vec<_>>())
+            .field("server_name", &self.server_name)
+            .field("body", &self.body)
+            .finish()
+    }
+}
+
+impl fmt::Debug for CheckBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CheckBody({} bytes{})", self.bytes.len(), if self.partial { " of more" } else { "" })
     }
 }
 
@@ -167,6 +193,9 @@ pub enum HeaderChange {
 }
 
 impl HeaderChange {
+    /// How many an authorizer may ask for with one answer.
+    pub const MOST: usize = 100;
+
     /// The header.
     pub fn name(&self) -> &HeaderName {
         match self {
@@ -178,11 +207,13 @@ impl HeaderChange {
         }
     }
 
-    /// Applies a list of changes, in order.
+    /// Applies a list of changes, in order. What is replaced or taken away goes under each name by which an application
+    /// may know it: `x_user` with `x-user`, which are one to what reads headers as CGI does.
     pub fn apply(changes: &[Self], headers: &mut HeaderMap) {
         for change in changes {
             match change {
                 Self::Set(name, value) => {
+                    remove_header(headers, name);
                     headers.insert(name, value.clone());
                 }
                 Self::Append(name, value) => {
@@ -192,12 +223,11 @@ impl HeaderChange {
                     headers.insert(name, value.clone());
                 }
                 Self::SetIfPresent(name, value) if headers.contains_key(name) => {
+                    remove_header(headers, name);
                     headers.insert(name, value.clone());
                 }
                 Self::SetIfAbsent(..) | Self::SetIfPresent(..) => {}
-                Self::Remove(name) => {
-                    headers.remove(name);
-                }
+                Self::Remove(name) => remove_header(headers, name),
             }
         }
     }
@@ -213,4 +243,33 @@ pub struct Unavailable {
     pub fail_open: bool,
     /// Status of the denial.
     pub status: StatusCode,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_authorizer_sets_is_nobody_elses_under_another_spelling() {
+        let name = || HeaderName::from_static("x-user");
+        let jane = HeaderValue::from_static("jane");
+        for (change, left) in [
+            (HeaderChange::Set(name(), jane.clone()), "x-other=1 x-user=jane"),
+            (HeaderChange::SetIfPresent(name(), jane.clone()), "x-other=1 x-user=jane"),
+            (HeaderChange::Remove(name()), "x-other=1"),
+            // The control: these leave what the caller says.
+            (HeaderChange::SetIfAbsent(name(), jane.clone()), "x-other=1 x-user=eve x_user=eve"),
+            (HeaderChange::Append(name(), jane), "x-other=1 x-user=eve x-user=jane x_user=eve"),
+        ] {
+            let mut headers = HeaderMap::new();
+            for (name, value) in [("x-user", "eve"), ("x_user", "eve"), ("x-other", "1")] {
+                headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+            }
+            HeaderChange::apply(std::slice::from_ref(&change), &mut headers);
+            let mut seen: Vec<_> =
+                headers.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap())).collect();
+            seen.sort();
+            assert_eq!(seen.join(" "), left, "{change:?}");
+        }
+    }
 }

@@ -20,6 +20,7 @@ pub struct Candidate {
 
 impl Candidate {
     /// Its load; `None` = it never had any.
+    #[inline]
     pub fn load(&self) -> Option<&Arc<Load>> {
         self.load.get()
     }
@@ -108,6 +109,7 @@ impl Candidates {
 impl Deref for Candidates {
     type Target = [Candidate];
 
+    #[inline]
     fn deref(&self) -> &[Candidate] {
         &self.all[self.range.clone()]
     }

@@ -43,6 +43,7 @@ impl Picker for LeastRequest {
 }
 
 /// The cheapest of `choices` different candidates drawn by weight; on a tie the first drawn.
+#[inline]
 pub(super) fn lightest(
     candidates: &[Candidate],
     weights: &Weights,
@@ -51,6 +52,12 @@ pub(super) fn lightest(
     draw: &mut Draw<'_>,
     cost: impl Fn(&Candidate) -> f32,
 ) -> Option<usize> {
+    if choices == 2
+        && tried.is_empty()
+        && let Some((first, second)) = weights.pair(candidates.len(), draw)
+    {
+        return Some(if cost(&candidates[second]) < cost(&candidates[first]) { second } else { first });
+    }
     if candidates.len() == 1 {
         // Nothing to draw, and nothing else to go to if it was tried.
         return Some(0);

@@ -14,21 +14,27 @@ use crate::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 ///
 /// The owner tells it what happens (`start`, `succeeded`, `failed`, `unreachable`); pickers read it.
 #[derive(Debug, Default)]
+// In this order: what a pick reads lies together.
+#[repr(C)]
 pub struct Load {
     in_flight: AtomicU32,
+    // Milliseconds of the owner's clock, as all times here; 0 = not set.
+    avoid_until: AtomicU32,
     // Microseconds.
     latency: Stamped,
     failures: Stamped,
     // Of the endpoint's own reports (gRFC A58).
     weight: Stamped,
-    weighted_since: AtomicU32,
-    // As the endpoint reports them (Prequal).
+    // As the endpoint reports it (Prequal).
     reported_latency: Stamped,
-    reported_in_flight: AtomicU32,
-    // Milliseconds of the owner's clock; 0 = not set. The whole of them where the time may be long ago.
+    // The whole of the milliseconds, for this may be long ago.
     ramp_from: AtomicU64,
-    avoid_until: AtomicU32,
-    unreachable: AtomicU32,
+    weighted_since: AtomicU32,
+    reported_in_flight: AtomicU32,
+    // Our own requests in flight when it was reported.
+    own_when_reported: AtomicU32,
+    // How often in a row.
+    unreachable: AtomicU8,
     standing: AtomicU8,
     // Pick first stays with it.
     chosen: AtomicBool,
@@ -44,6 +50,9 @@ const FAILURE_DECAY: Duration = Duration::from_secs(5);
 const MOST_FAILURES: f32 = 3.0;
 /// A score below this is as good as none.
 const NO_FAILURES: f32 = 0.05;
+/// To what power our own requests since a report count that raise the number in flight. One is what a line of waiting
+/// requests says; but other clients have heard the same and choose likewise, and of them we see none.
+const CROWD: i32 = 3;
 /// First and longest time for which an endpoint that could not be connected to is passed over.
 const COOL_DOWN: (u32, u32) = (500, 30_000);
 
@@ -56,6 +65,7 @@ impl Load {
     }
 
     /// Requests in flight now.
+    #[inline]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
     }
@@ -113,10 +123,12 @@ impl Load {
         self.latency_at(millis(now))
     }
 
+    #[inline]
     pub(super) fn latency_at(&self, now: u32) -> f32 {
         self.measured(now).unwrap_or(DEFAULT_LATENCY)
     }
 
+    #[inline]
     fn measured(&self, now: u32) -> Option<f32> {
         self.latency.read(now).map(|(value, age)| value * decay(age, LATENCY_DECAY))
     }
@@ -127,11 +139,13 @@ impl Load {
         self.penalty_at(millis(now))
     }
 
+    #[inline]
     pub(super) fn penalty_at(&self, now: u32) -> f32 {
         let score = self.failure_score(now);
         if score < NO_FAILURES { 1.0 } else { (1.0 + score) * (1.0 + score) }
     }
 
+    #[inline]
     fn failure_score(&self, now: u32) -> f32 {
         score(self.failures.read(now))
     }
@@ -149,13 +163,16 @@ impl Load {
         }
     }
 
-    /// Takes over what the endpoint says for Prequal: how many requests it serves, and how long they take. Where it
-    /// says no latency our own measure stands in; one that nobody has measured counts as fast, so that it is tried.
-    pub fn report_load(&self, in_flight: u32, latency: Option<Duration>, now: Duration) {
-        let now = millis(now);
-        let latency = latency.map(micros).or_else(|| self.measured(now)).unwrap_or(0.0);
+    /// Takes over what the endpoint says for Prequal: how many requests it serves, and how long they take at about that
+    /// number. Where it says no latency our own measure stands in, times our requests in flight and the next one, as it
+    /// knows nothing of how many others a request met; one that nobody has measured counts as fast, so that it is tried.
+    /// `ended` of our requests in flight are not in that number: the one with whose answer it came.
+    pub fn report_load(&self, in_flight: u32, latency: Option<Duration>, ended: u32, now: Duration) {
+        let (now, own) = (millis(now), self.in_flight().saturating_sub(ended));
+        let measured = || self.measured(now).map_or(0.0, |latency| latency * (own as f32 + 1.0));
         self.reported_in_flight.store(in_flight, Ordering::Relaxed);
-        self.reported_latency.set(latency, now);
+        self.own_when_reported.store(own, Ordering::Relaxed);
+        self.reported_latency.set(latency.map_or_else(measured, micros), now);
     }
 
     /// The reported weight, unless it is too old or too new (gRFC A58).
@@ -167,15 +184,15 @@ impl Load {
         usable.then_some(weight)
     }
 
-    /// Reported requests in flight, reported latency in microseconds, age in milliseconds.
+    /// Requests in flight and latency in microseconds as reported, brought up to now by what became of our own requests
+    /// since; the report's age in milliseconds.
     pub(super) fn reported_load(&self, now: u32) -> Option<(u32, f32, u32)> {
         let (latency, age) = self.reported_latency.read(now)?;
-        Some((self.reported_in_flight.load(Ordering::Relaxed), latency, age))
-    }
-
-    /// Our own next request adds to what was reported before it.
-    pub(super) fn add_to_reported(&self) {
-        self.reported_in_flight.fetch_add(1, Ordering::Relaxed);
+        let reported = self.reported_in_flight.load(Ordering::Relaxed);
+        let before = self.own_when_reported.load(Ordering::Relaxed);
+        let in_flight = reported.saturating_add(self.in_flight()).saturating_sub(before);
+        let growth = (in_flight as f32 + 1.0) / (reported as f32 + 1.0);
+        Some((in_flight, latency * growth.powi(CROWD), age))
     }
 
     /// What health says of the endpoint.
@@ -204,7 +221,8 @@ impl Load {
     pub fn unreachable(&self, now: Duration) {
         // Many requests may meet the same outage at once: it counts once.
         if !self.is_unreachable(now) {
-            let failures = self.unreachable.fetch_add(1, Ordering::Relaxed).min(16);
+            let failures = self.unreachable.load(Ordering::Relaxed).min(16);
+            self.unreachable.store(failures + 1, Ordering::Relaxed);
             let wait = COOL_DOWN.0.saturating_mul(1 << failures).min(COOL_DOWN.1);
             self.avoid_until.store(millis(now).wrapping_add(wait).max(1), Ordering::Relaxed);
         }
@@ -219,6 +237,7 @@ impl Load {
     }
 
     /// Whether connecting failed a short while ago.
+    #[inline]
     pub fn is_unreachable(&self, now: Duration) -> bool {
         let until = self.avoid_until.load(Ordering::Relaxed);
         // No time to come is farther than that: what is, is one of weeks ago.
@@ -247,6 +266,7 @@ fn peak(old: Option<(f32, u32)>, took: f32) -> f32 {
     }
 }
 
+#[inline]
 fn score(failures: Option<(f32, u32)>) -> f32 {
     failures.map_or(0.0, |(value, age)| value * decay(age, FAILURE_DECAY))
 }

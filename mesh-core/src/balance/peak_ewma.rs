@@ -25,7 +25,8 @@ impl PeakEwma {
 
     fn cost(&self, candidate: &Candidate, now: u32) -> f32 {
         // Only what is in flight is measured against the weight: the draw has done so for the new one.
-        let own = |in_flight: u32| in_flight as f32 * self.mean / candidate.weight.get() as f32 + 1.0;
+        let share = || if self.weights.are_equal() { 1.0 } else { self.mean / candidate.weight.get() as f32 };
+        let own = |in_flight: u32| in_flight as f32 * share() + 1.0;
         match candidate.load() {
             Some(load) => load.latency_at(now) * own(load.in_flight()) * load.penalty_at(now),
             None => super::load::DEFAULT_LATENCY,

@@ -2,33 +2,35 @@
 //!
 //! Refuses to know how probes are sent: their answers arrive as [`Load`](super::Load) reports.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::least_request::lightest;
 use super::load::DEFAULT_LATENCY;
 use super::stamped::millis;
-use super::weights::{Excluded, Weights};
-use super::{Candidate, Candidates, Draw, Pick, Picker};
+use super::weights::Excluded;
+use super::{Candidates, Draw, PeakEwma, Pick, Picker};
 use crate::policy;
 
 /// Keeps a pool of the latest probe answers. A candidate with more requests in flight than most lately
 /// reported is *hot*: among those of the pool that are not, the one with the lowest latency is picked;
 /// if all are hot, the one with the fewest requests in flight. With fewer than two answers at hand it
-/// is power of two choices over our own requests in flight.
+/// is [`PeakEwma`].
+///
+/// The paper gives an answer up when it has been used a few times, as it grows wrong by our own requests. Here each of
+/// them counts against the answer as long as it is in flight, so that an answer is good until it is old: in simulation
+/// that does better for few servers and for many, near by and far away (`tests/queues.rs`).
 ///
 /// A weight scales what is reported: twice the weight is expected to carry twice the requests.
 #[derive(Debug)]
 pub struct Prequal {
     candidates: Candidates,
-    weights: Weights,
+    own: PeakEwma,
     mean: f32,
     settings: policy::Prequal,
-    uses: u32,
-    // An answer each: index + 1 in the upper half, uses left in the lower; 0 = free.
-    pool: [AtomicU64; POOL],
+    // Index + 1 of who answered; 0 = free.
+    pool: [AtomicU32; POOL],
     // Requests in flight that were reported last, and the bound of "hot" among them.
     seen: [AtomicU32; SEEN],
     reports: AtomicU32,
@@ -56,18 +58,12 @@ struct Answer {
 impl Prequal {
     /// A picker over `candidates`.
     pub fn new(candidates: Candidates, settings: policy::Prequal) -> Self {
-        let len = candidates.len().max(1);
         let sum: f64 = candidates.iter().map(|c| f64::from(c.weight.get())).sum();
-        // Equation 1 of the paper, its first factor kept above a half for sets as small as the pool.
-        let probes = f64::from(settings.probes_per_request) / 1e6;
-        let fresh = (1.0 - POOL as f64 / len as f64).max(0.5) * probes - 1.0;
-        let uses = if fresh > 0.0 { (2.0 / fresh).ceil().clamp(1.0, POOL as f64) } else { POOL as f64 };
         Self {
-            weights: Weights::new(&candidates),
+            mean: (sum / candidates.len().max(1) as f64) as f32,
+            own: PeakEwma::new(candidates.clone()),
             candidates,
-            mean: (sum / len as f64) as f32,
             settings,
-            uses: uses as u32,
             pool: Default::default(),
             seen: std::array::from_fn(|_| AtomicU32::new(0)),
             reports: AtomicU32::new(0),
@@ -78,8 +74,8 @@ impl Prequal {
 
     fn answers(&self, tried: &Excluded<'_>, now: u32) -> SmallVec<[Answer; POOL]> {
         let oldest = self.settings.max_age.as_millis();
-        let answer = |(slot, word): (usize, &AtomicU64)| {
-            let index = (word.load(Ordering::Relaxed) >> 32).checked_sub(1)? as usize;
+        let answer = |(slot, place): (usize, &AtomicU32)| {
+            let index = place.load(Ordering::Relaxed).checked_sub(1)? as usize;
             let load = self.candidates[index].load()?;
             let (in_flight, latency, age) = load.reported_load(now)?;
             let usable = u128::from(age) <= oldest && !tried.contains(index);
@@ -97,17 +93,9 @@ impl Prequal {
         answers
     }
 
-    /// Counts a use of the answer, and gives up one answer in exchange for those to come: the oldest
-    /// and the worst in turn, so that the pool does not fill with what nobody wants to pick.
-    fn use_up(&self, answers: &[Answer], used: &Answer, hot: f32) {
-        if let Some(load) = self.candidates[used.index].load() {
-            load.add_to_reported();
-        }
-        let cell = &self.pool[used.slot];
-        let word = cell.load(Ordering::Relaxed);
-        let rest = if word as u32 > 1 { word - 1 } else { 0 };
-        // Refreshed meanwhile: then this use is forgotten.
-        let _ = cell.compare_exchange(word, rest, Ordering::Relaxed, Ordering::Relaxed);
+    /// Gives up an answer in exchange for those to come: the oldest and the worst in turn, so that the pool does not
+    /// fill with what nobody wants to pick.
+    fn make_room(&self, answers: &[Answer], used: &Answer, hot: f32) {
         if answers.len() <= POOL / 2 {
             return;
         }
@@ -121,14 +109,6 @@ impl Prequal {
         if let Some(answer) = given_up {
             self.pool[answer.slot].store(0, Ordering::Relaxed);
         }
-    }
-
-    fn fallback(&self, tried: &[usize], now: u32, draw: &mut Draw<'_>) -> Option<usize> {
-        let cost = |candidate: &Candidate| {
-            let penalty = candidate.load().map_or(1.0, |load| load.penalty_at(now));
-            ((candidate.in_flight() as f32 + 1.0) * penalty - 1.0) / candidate.weight.get() as f32
-        };
-        lightest(&self.candidates, &self.weights, 2, tried, draw, cost)
     }
 
     /// Notes what was reported, and now and then finds the bound above which a candidate is hot.
@@ -152,14 +132,14 @@ impl Picker for Prequal {
         let now = millis(pick.now);
         let answers = self.answers(&Excluded::new(pick.tried, self.candidates.len()), now);
         if answers.len() < 2 {
-            return self.fallback(pick.tried, now, draw);
+            return self.own.pick(pick, draw);
         }
         let bound = self.hot.load(Ordering::Relaxed);
         let hot = if bound == u32::MAX { f32::INFINITY } else { f32::from_bits(bound) };
         let cold = answers.iter().filter(|answer| answer.in_flight <= hot);
         let best = cold.min_by(|a, b| a.latency.total_cmp(&b.latency));
         let best = *best.or_else(|| answers.iter().min_by(|a, b| a.in_flight.total_cmp(&b.in_flight)))?;
-        self.use_up(&answers, &best, hot);
+        self.make_room(&answers, &best, hot);
         Some(best.index)
     }
 
@@ -168,19 +148,19 @@ impl Picker for Prequal {
         let Some(candidate) = self.candidates.get(index) else { return };
         let Some((in_flight, _, _)) = candidate.load().and_then(|load| load.reported_load(now)) else { return };
         self.look(in_flight as f32 * self.mean / candidate.weight.get() as f32);
-        let own = index as u64 + 1;
-        let age = |word: u64| {
-            let index = (word >> 32).checked_sub(1)? as usize;
+        let own = index as u32 + 1;
+        let age = |place: u32| {
+            let index = place.checked_sub(1)? as usize;
             self.candidates.get(index)?.load()?.reported_load(now).map(|(_, _, age)| age)
         };
         // Its own place, else a free one, else that of the oldest.
-        let rank = |(_, cell): &(usize, &AtomicU64)| match cell.load(Ordering::Relaxed) {
-            word if word >> 32 == own => u64::MAX,
+        let rank = |(_, place): &(usize, &AtomicU32)| match place.load(Ordering::Relaxed) {
+            other if other == own => u64::MAX,
             0 => u64::MAX - 1,
-            word => age(word).map_or(u64::MAX - 2, u64::from),
+            other => age(other).map_or(u64::MAX - 2, u64::from),
         };
-        if let Some((_, cell)) = self.pool.iter().enumerate().max_by_key(rank) {
-            cell.store(own << 32 | u64::from(self.uses), Ordering::Relaxed);
+        if let Some((_, place)) = self.pool.iter().enumerate().max_by_key(rank) {
+            place.store(own, Ordering::Relaxed);
         }
     }
 }

@@ -267,12 +267,28 @@ impl<E> ReadySet<E> {
     fn pick_in(&self, pool: &Pool, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize> {
         let picker = self.picker(pool, draw);
         let offset = pool.range.start;
-        let mut tried: SmallVec<[usize; 8]> =
-            pick.tried.iter().filter(|index| pool.range.contains(index)).map(|index| index - offset).collect();
+        let mut tried = SmallVec::new();
+        if !pick.tried.is_empty() {
+            tried.extend(pick.tried.iter().filter(|index| pool.range.contains(index)).map(|index| index - offset));
+        }
         let first = picker.pick(&Pick { tried: &tried, ..*pick }, draw)? + offset;
         if self.is_welcome(first, picker, pick, draw) {
             return Some(first);
         }
+        self.pick_another(pool, first, tried, pick, draw)
+    }
+
+    /// Looks on after a pick that was not welcome.
+    #[cold]
+    fn pick_another(
+        &self,
+        pool: &Pool,
+        first: usize,
+        mut tried: SmallVec<[usize; 8]>,
+        pick: &Pick<'_>,
+        draw: &mut Draw<'_>,
+    ) -> Option<usize> {
+        let (picker, offset) = (self.picker(pool, draw), pool.range.start);
         let mut index = first;
         for _ in 0..MAX_PASSES {
             if self.is_unreachable(index, pick.now) {

@@ -68,8 +68,28 @@ impl Weights {
         None
     }
 
+    /// Whether all weigh the same.
+    #[inline]
+    pub(super) fn are_equal(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Two different indices in one draw, if all weigh the same and there are two.
+    #[inline]
+    pub(super) fn pair(&self, len: usize, draw: &mut Draw<'_>) -> Option<(usize, usize)> {
+        if !self.are_equal() || len < 2 {
+            return None;
+        }
+        let point = draw((len as u64) << 32);
+        // The lower half says how far the second is from the first.
+        let (first, apart) =
+            ((point >> 32) as usize, 1 + ((u64::from(point as u32) * (len as u64 - 1)) >> 32) as usize);
+        let second = first + apart;
+        Some((first, if second < len { second } else { second - len }))
+    }
+
     fn any(&self, len: usize, draw: &mut Draw<'_>) -> usize {
-        if self.0.is_empty() {
+        if self.are_equal() {
             return draw(len as u64) as usize;
         }
         // One draw for the column and the place in it.

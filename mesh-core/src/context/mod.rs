@@ -10,6 +10,7 @@ mod trace;
 pub use self::timeout::{EXPECTED_TIMEOUT, GRPC_TIMEOUT, expected_timeout, grpc_timeout, is_grpc, write_timeout};
 pub use self::trace::{InvalidTraceparent, TraceContext};
 
+use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,8 +21,8 @@ use tokio::time::Instant;
 use crate::identity::PeerIdentity;
 use crate::jwt::{Claims, Tokens};
 
-/// What a served request passes on to the calls made for it.
-#[derive(Clone, Debug)]
+/// What a served request passes on to the calls made for it. Printed it shows the names alone of what was only passed on.
+#[derive(Clone)]
 pub struct RequestContext {
     /// Trace position of the served request (W3C Trace Context).
     pub trace: TraceContext,
@@ -171,6 +172,22 @@ impl RequestContext {
         if self.retried {
             headers.insert(&RETRIED, HeaderValue::from_static("1"));
         }
+    }
+}
+
+impl fmt::Debug for RequestContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.forwarded.iter().map(|(name, _)| name.as_str());
+        f.debug_struct("RequestContext")
+            .field("trace", &self.trace)
+            .field("deadline", &self.deadline)
+            .field("caller", &self.caller)
+            .field("tokens", &self.tokens.as_ref().map(|tokens| tokens.iter().count()))
+            .field("forwarded", &names.collect::<Vec<_>>())
+            .field("retried", &self.retried)
+            .field("spent", &self.spent)
+            .field("stalled", &self.stalled)
+            .finish_non_exhaustive()
     }
 }
 

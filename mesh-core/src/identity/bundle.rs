@@ -59,8 +59,9 @@ impl TrustBundle {
         Self::new(roots.map_err(|e| InvalidBundle(format!("it is not PEM: {e}")))?)
     }
 
-    /// The same roots with revocation lists (DER), instead of those it had. With at least one, a peer whose state
-    /// no list tells is refused, and so is one whose list has ended. Default: none, and nobody is asked.
+    /// The same roots with revocation lists (DER), instead of those it had. With at least one, a peer is refused whose
+    /// state, or that of a certificate between it and its root, no list tells, and so is one whose list has ended.
+    /// Default: none, and nobody is asked.
     ///
     /// # Errors
     /// A list is too long or cannot be read.

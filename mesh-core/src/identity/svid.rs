@@ -175,9 +175,10 @@ fn path(
         Usage::Client => KeyUsage::client_auth(),
     };
     let lists: Vec<_> = bundle.revoked().iter().collect();
-    // Whose state no list tells, is refused: lists are there because somebody wants them to count.
+    // Whose state no list tells, is refused: lists are there because somebody wants them to count. That is of the leaf and
+    // of all that stands between it and the root.
     let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
-        options.with_depth(RevocationCheckDepth::EndEntity).with_expiration_policy(ExpirationPolicy::Enforce).build()
+        options.with_depth(RevocationCheckDepth::Chain).with_expiration_policy(ExpirationPolicy::Enforce).build()
     });
     cert.verify_for_usage(algorithms, bundle.anchors(), intermediates, now, usage, revocation, None)
         .map(|_| ())

@@ -123,11 +123,12 @@ impl KeySet {
         Ok(Self { keys })
     }
 
-    /// Whether one of the keys made the signature. A token that names a key is checked with that key only.
+    /// Whether one of the keys made the signature. A token that names a key is checked with that key, and with those that
+    /// have no name, as Envoy does.
     pub(super) fn verify(&self, id: Option<&str>, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> Verdict {
         let mut known = false;
         for key in &self.keys {
-            if id.is_some() && key.id.as_deref() != id {
+            if id.is_some() && key.id.is_some() && key.id.as_deref() != id {
                 continue;
             }
             known = true;

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::Refusal;
-use crate::matcher::{RequestView, are_twins, cookies, decode};
+use crate::matcher::{RequestView, are_twins, cookies, decode, remove_header};
 use crate::policy::JwtProvider;
 
 /// A place that may hold a token.
@@ -156,14 +156,6 @@ pub(super) fn remove(headers: &mut HeaderMap, places: &[Place]) {
     }
     if !cookies.is_empty() {
         remove_cookies(headers, &cookies);
-    }
-}
-
-/// Takes a header out, under each name by which an application may know it.
-pub(super) fn remove_header(headers: &mut HeaderMap, name: &HeaderName) {
-    headers.remove(name);
-    while let Some(twin) = headers.keys().find(|other| are_twins(name, other)).cloned() {
-        headers.remove(twin);
     }
 }
 

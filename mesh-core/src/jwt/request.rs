@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use super::place::{self, Found, Place};
 use super::{Claims, KeySet, Refusal, Token, issuer_of, verify};
-use crate::matcher::{Conditions, RequestView, unescaped};
+use crate::matcher::{Conditions, RequestView, remove_header, unescaped};
 use crate::policy::{JwtAuthentication, JwtKeys, JwtProvider, JwtRequirement, RouteMatch};
 
 /// A [`JwtAuthentication`] ready to check requests.
@@ -160,7 +160,7 @@ impl Authenticator {
         }
         let headers: &mut HeaderMap = request.headers_mut();
         for name in &self.outputs {
-            place::remove_header(headers, name);
+            remove_header(headers, name);
         }
         for (name, value) in passed.set {
             headers.append(name, value);

@@ -100,6 +100,46 @@ fn s48_a_confused_token_is_refused_and_the_good_one_passes() {
 }
 
 #[test]
+fn a_key_without_a_name_is_tried_with_every_token_and_one_of_another_name_is_not() {
+    let issuer = Issuer::new();
+    let renamed = |kid: Option<&str>| {
+        let mut jwks: Value = serde_json::from_str(&issuer.jwks).unwrap();
+        let key = jwks["keys"][0].as_object_mut().unwrap();
+        match kid {
+            Some(kid) => key.insert("kid".to_owned(), json!(kid)),
+            None => key.remove("kid"),
+        };
+        KeySet::parse(&jwks.to_string()).unwrap()
+    };
+    let judged = |keys: &KeySet, header| {
+        verify(&provider(), keys, &[], &issuer.token(header, claims()), Duration::from_secs(NOW)).map(drop)
+    };
+    let named = header();
+    let nameless = json!({"alg": "ES256"});
+    for (kid, of_named, of_nameless) in
+        [(Some("one"), Ok(()), Ok(())), (None, Ok(()), Ok(())), (Some("two"), Err(Refusal::NoKey), Ok(()))]
+    {
+        let keys = renamed(kid);
+        assert_eq!((judged(&keys, named.clone()), judged(&keys, nameless.clone())), (of_named, of_nameless), "{kid:?}");
+    }
+}
+
+#[test]
+fn s90_json_nested_without_end_is_refused() {
+    let issuer = Issuer::new();
+    let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    for (depth, taken) in [(50, true), (100_000, false)] {
+        let keys = issuer.jwks.replacen("[{", &format!("[{{\"x5c\":{},", deep(depth)), 1);
+        assert_eq!(KeySet::parse(&keys).is_ok(), taken, "{depth}");
+        let said = claims().to_string().replacen('{', &format!("{{\"x\":{},", deep(depth)), 1);
+        let signed = format!("{}.{}", b64(header().to_string()), b64(said));
+        let signature = issuer.key.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
+        let token = format!("{signed}.{}", b64(signature));
+        assert_eq!(check(&issuer, &token).is_ok(), taken, "{depth}");
+    }
+}
+
+#[test]
 fn s48_what_is_not_signed_as_it_stands_is_refused() {
     let issuer = Issuer::new();
     let good = issuer.token(header(), claims());

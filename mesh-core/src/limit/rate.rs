@@ -1,6 +1,6 @@
 //! A local rate limit as policy describes it: a bucket, for whom it is, and what it answers.
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use tokio::time::Instant;
 
 use super::TokenBucket;
@@ -51,12 +51,50 @@ impl RateLimit {
             self.unlimited.apply(headers);
             return Ok(());
         }
+        Err(self.refused(now))
+    }
+
+    #[cold]
+    fn refused(&self, now: Instant) -> RateLimited {
         const UNAVAILABLE: i32 = 14;
         const RESOURCE_EXHAUSTED: i32 = 8;
-        Err(RateLimited {
-            status: StatusCode::from_u16(self.policy.status).unwrap_or(StatusCode::TOO_MANY_REQUESTS),
-            grpc_status: if self.policy.resource_exhausted { RESOURCE_EXHAUSTED } else { UNAVAILABLE },
-            headers: self.refused.clone(),
-        })
+        let status = StatusCode::from_u16(self.policy.status).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
+        let mut headers = self.refused.clone();
+        if self.policy.quota_headers {
+            self.tell(&mut headers, now);
+        }
+        if self.policy.retry_after && status == StatusCode::TOO_MANY_REQUESTS {
+            headers.entry(header::RETRY_AFTER).or_insert_with(|| self.seconds(now).max(1).into());
+        }
+        let grpc_status = if self.policy.resource_exhausted { RESOURCE_EXHAUSTED } else { UNAVAILABLE };
+        RateLimited { status, grpc_status, headers }
+    }
+
+    /// Whether answers say what is left ([`LocalRateLimit::quota_headers`]).
+    pub fn tells(&self) -> bool {
+        self.policy.quota_headers
+    }
+
+    /// Writes into an answer what is left, beside what others say of theirs: the bucket's size, the tokens in it, and the
+    /// seconds until there is one.
+    pub fn tell(&self, headers: &mut HeaderMap, now: Instant) {
+        headers.append(&LIMIT, HeaderValue::from(self.size()));
+        headers.append(&REMAINING, HeaderValue::from(self.bucket.tokens(now)));
+        headers.append(&RESET, HeaderValue::from(self.seconds(now)));
+    }
+
+    fn size(&self) -> u32 {
+        self.policy.bucket.map_or(0, |bucket| bucket.max_tokens)
+    }
+
+    /// Whole seconds until there is a token. Envoy leaves the fraction out; but who waits as long as it was told is
+    /// to find one.
+    fn seconds(&self, now: Instant) -> u64 {
+        let wait = self.bucket.wait(now);
+        wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
     }
 }
+
+static LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+static REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+static RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");

@@ -184,6 +184,14 @@ pub fn are_twins(one: &HeaderName, other: &HeaderName) -> bool {
     one.len() == other.len() && one != other && one.iter().zip(other).all(|(a, b)| dash(*a) == dash(*b))
 }
 
+/// Takes a header out, under each name by which an application may know it.
+pub(crate) fn remove_header(headers: &mut HeaderMap, name: &HeaderName) {
+    headers.remove(name);
+    while let Some(twin) = headers.keys().find(|other| are_twins(name, other)).cloned() {
+        headers.remove(twin);
+    }
+}
+
 fn integer(value: &[u8]) -> Option<i64> {
-    std::str::from_utf8(value).ok()?.trim().parse().ok()
+    std::str::from_utf8(value.trim_ascii()).ok()?.parse().ok()
 }

@@ -5,9 +5,9 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use regex_syntax::hir::literal::Extractor;
 use smallvec::SmallVec;
 
+use super::path::common_beginning;
 use crate::policy::{PathMatch, RouteMatch};
 
 /// Up to so many routes a look at each is as fast.
@@ -31,12 +31,16 @@ struct Node {
     // What a path goes on with to get here.
     label: Range<u32>,
     children: Range<u32>,
-    // Those that begin with just what leads here; in listed order.
+    // Those that a path may be for that leads here and no further, in listed order; without those of `more`.
     routes: Range<u32>,
+    // A node above with more of them, which are too many to have them here again.
+    more: Option<u32>,
 }
 
 /// Up to so many children a look at each is as fast as a search by halves.
 const NARROW: usize = 16;
+/// Up to so many routes of the nodes above are listed again below.
+const REPEATED: usize = 16;
 
 impl PathIndex {
     /// An index of `routes`; `None` if they are few.
@@ -53,19 +57,17 @@ impl PathIndex {
 
     /// The first route, in listed order, that a path may be for and that `matches`.
     pub(super) fn first(&self, path: &str, mut matches: impl FnMut(usize) -> bool) -> Option<usize> {
-        let mut lists = SmallVec::<[&[u32]; 8]>::new();
-        let (mut rest, mut node) = (path.as_bytes(), &self.nodes[0]);
-        loop {
-            let routes = &self.routes[within(&node.routes)];
-            if !routes.is_empty() {
-                lists.push(routes);
-            }
-            let Some(child) = self.child(node, rest) else { break };
-            let Some(after) = rest.strip_prefix(&self.labels[within(&child.label)]) else { break };
-            (rest, node) = (after, child);
-        }
-        if let [list] = lists[..] {
+        let node = self.node(path.as_bytes());
+        let list = &self.routes[within(&node.routes)];
+        let Some(mut more) = node.more else {
             return list.iter().map(|route| *route as usize).find(|route| matches(*route));
+        };
+        let mut lists = SmallVec::<[&[u32]; 8]>::from_slice(&[list]);
+        loop {
+            let above = &self.nodes[more as usize];
+            lists.push(&self.routes[within(&above.routes)]);
+            let Some(next) = above.more else { break };
+            more = next;
         }
         loop {
             let next = lists.iter_mut().filter(|list| !list.is_empty()).min_by_key(|list| list[0])?;
@@ -77,9 +79,23 @@ impl PathIndex {
         }
     }
 
-    /// The child whose label begins as `rest` does.
-    fn child(&self, node: &Node, rest: &[u8]) -> Option<&Node> {
-        let first = rest.first()?;
+    /// Where a path leads.
+    fn node(&self, path: &[u8]) -> &Node {
+        let (mut rest, mut node) = (path, &self.nodes[0]);
+        while let Some(child) = rest.first().and_then(|first| self.child(node, first)) {
+            let label = &self.labels[within(&child.label)];
+            // The first byte is the child's.
+            let Some((head, after)) = rest.split_at_checked(label.len()) else { break };
+            if label.len() > 1 && head[1..] != label[1..] {
+                break;
+            }
+            (rest, node) = (after, child);
+        }
+        node
+    }
+
+    /// The child whose label begins with `first`.
+    fn child(&self, node: &Node, first: &u8) -> Option<&Node> {
         let firsts = &self.firsts[within(&node.children)];
         let at = if firsts.len() <= NARROW {
             firsts.iter().position(|byte| byte == first)?
@@ -109,26 +125,25 @@ type Entry = (Vec<u8>, Vec<u32>);
 impl Builder {
     /// `sorted` by the bytes of the beginnings, each of them once.
     fn build(mut self, sorted: &[Entry]) -> PathIndex {
-        // For each node what begins as it does, and how many bytes lead to it.
-        let mut below = vec![(sorted, 0)];
+        // For each node what begins as it does, how many bytes lead to it, and the node above.
+        let mut below = vec![(sorted, 0, 0)];
         self.node(&[]);
         for at in 0.. {
-            let Some(&(mut entries, depth)) = below.get(at) else { break };
-            if let Some(((text, own), rest)) = entries.split_first()
+            let Some(&(mut entries, depth, above)) = below.get(at) else { break };
+            let mut own: &[u32] = &[];
+            if let Some(((text, routes), rest)) = entries.split_first()
                 && text.len() == depth
             {
-                let start = self.routes.len() as u32;
-                self.routes.extend(own);
-                self.nodes[at].routes = start..self.routes.len() as u32;
-                entries = rest;
+                (own, entries) = (routes, rest);
             }
+            self.list(at, own, above);
             let start = self.nodes.len() as u32;
             for group in entries.chunk_by(|(a, _), (b, _)| a[depth] == b[depth]) {
                 // What the first and the last have in common, all between them have.
                 let (first, last) = (&group[0].0, &group[group.len() - 1].0);
                 let end = first.iter().zip(last).take_while(|(a, b)| a == b).count();
                 self.node(&first[depth..end]);
-                below.push((group, end));
+                below.push((group, end, at));
             }
             self.nodes[at].children = start..self.nodes.len() as u32;
         }
@@ -136,12 +151,31 @@ impl Builder {
         PathIndex { nodes: nodes.into(), firsts: firsts.into(), labels: labels.into(), routes: routes.into() }
     }
 
+    /// Lists the routes of a node: its own, and those of the node above if they are not too many.
+    fn list(&mut self, at: usize, own: &[u32], above: usize) {
+        let (inherited, more) = (self.nodes[above].routes.clone(), self.nodes[above].more);
+        if own.is_empty() {
+            (self.nodes[at].routes, self.nodes[at].more) = (inherited, more);
+            return;
+        }
+        let start = self.routes.len();
+        self.routes.extend(own);
+        if inherited.len() <= REPEATED {
+            self.routes.extend_from_within(within(&inherited));
+            self.routes[start..].sort_unstable();
+            self.nodes[at].more = more;
+        } else {
+            self.nodes[at].more = Some(above as u32);
+        }
+        self.nodes[at].routes = start as u32..self.routes.len() as u32;
+    }
+
     fn node(&mut self, label: &[u8]) {
         let start = self.labels.len() as u32;
         self.labels.extend_from_slice(label);
         // The root has no label, and is nobody's child.
         self.firsts.push(label.first().copied().unwrap_or_default());
-        self.nodes.push(Node { label: start..self.labels.len() as u32, children: 0..0, routes: 0..0 });
+        self.nodes.push(Node { label: start..self.labels.len() as u32, children: 0..0, routes: 0..0, more: None });
     }
 }
 
@@ -153,11 +187,7 @@ fn beginning(route: &RouteMatch) -> Vec<u8> {
             text.strip_suffix('/').unwrap_or(text).as_bytes().to_vec()
         }
         PathMatch::Exact(_) | PathMatch::Prefix(_) | PathMatch::PathSeparatedPrefix(_) => Vec::new(),
-        PathMatch::Regex(pattern) => {
-            let parsed = regex_syntax::parse(pattern.as_str()).map(|pattern| Extractor::new().extract(&pattern));
-            let literals = parsed.ok();
-            literals.and_then(|literals| literals.longest_common_prefix().map(<[u8]>::to_vec)).unwrap_or_default()
-        }
+        PathMatch::Regex(pattern) => common_beginning(pattern),
     }
 }
 
@@ -210,23 +240,24 @@ mod tests {
             .iter()
             .map(|prefix| RouteMatch { path: PathMatch::Prefix((*prefix).into()), ..RouteMatch::any() })
             .collect();
-        let index = PathIndex::new(routes.iter()).unwrap();
-        let offered = |path: &str| {
+        let offered = |routes: &[RouteMatch], path: &str| {
             let mut offered = Vec::new();
-            assert_eq!(
-                index.first(path, |route| {
-                    offered.push(route);
-                    false
-                }),
-                None
-            );
+            let all = PathIndex::new(routes.iter()).unwrap().first(path, |route| {
+                offered.push(route);
+                false
+            });
+            assert_eq!(all, None);
             offered
         };
-        assert_eq!(offered("/a/b/c/d"), [0, 1, 2, 4, 5]);
-        assert_eq!(offered("/abc"), [0, 2, 3, 5]);
-        assert_eq!(offered("/c"), [0]);
-        assert_eq!(offered(""), Vec::<usize>::new());
-        assert_eq!(index.first("/abc", |route| route > 2), Some(3));
+        assert_eq!(offered(&routes, "/a/b/c/d"), [0, 1, 2, 4, 5]);
+        assert_eq!(offered(&routes, "/abc"), [0, 2, 3, 5]);
+        assert_eq!(offered(&routes, "/c"), [0]);
+        assert_eq!(offered(&routes, ""), Vec::<usize>::new());
+        assert_eq!(PathIndex::new(routes.iter()).unwrap().first("/abc", |route| route > 2), Some(3));
+        // More above than is listed again below.
+        let many = vec![RouteMatch { path: PathMatch::Prefix("/a".into()), ..RouteMatch::any() }; REPEATED + 1];
+        let all: Vec<usize> = [0, 1, 2, 4, 5].into_iter().chain(7..24).chain([24, 25, 26, 28, 29]).collect();
+        assert_eq!(offered(&[&*routes, &many, &routes].concat(), "/a/b/c/d"), all);
         assert!(PathIndex::new(routes[..FEW].iter()).is_none());
     }
 }

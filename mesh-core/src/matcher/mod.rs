@@ -12,6 +12,9 @@
 mod cookie;
 mod cors;
 mod explain;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod header;
 mod host;
 mod index;
@@ -20,13 +23,14 @@ mod query;
 mod rewrite;
 mod text;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 mod reference;
 #[cfg(test)]
 mod tests;
 
 pub use self::cors::{CorsRules, CorsVerdict};
 pub use self::explain::{Decision, RouteExplanation, RouteTried, VirtualHostChoice};
+pub(crate) use self::header::remove_header;
 pub use self::header::{HeaderCondition, are_twins};
 pub use self::path::PathCondition;
 pub use self::text::TextCondition;
@@ -78,7 +82,8 @@ impl<'a> RequestView<'a> {
     }
 
     fn split(&self) -> (&'a str, &'a str) {
-        self.path_and_query.split_once('?').unwrap_or((self.path_and_query, ""))
+        let whole = self.path_and_query;
+        text::find(b'?', whole.as_bytes()).map_or((whole, ""), |at| (&whole[..at], &whole[at + 1..]))
     }
 }
 
@@ -130,6 +135,8 @@ pub(crate) struct Conditions {
     query: Box<[QueryCondition]>,
     cookies: Box<[CookieCondition]>,
     fraction: Option<PerMillion>,
+    // Whether there is any but that of the path.
+    more: bool,
 }
 
 /// The first condition of a route that failed.
@@ -259,13 +266,16 @@ impl CompiledRoute {
 
 impl Conditions {
     pub(crate) fn new(policy: &RouteMatch) -> Self {
+        let RouteMatch { methods, headers, query, cookies, fraction, .. } = policy;
+        let path_alone = methods.is_empty() && headers.is_empty() && query.is_empty() && cookies.is_empty();
         Self {
             path: PathCondition::new(&policy.path, policy.case_sensitive),
-            methods: policy.methods.iter().map(|m| m.as_str().into()).collect(),
-            headers: policy.headers.iter().map(HeaderCondition::new).collect(),
-            query: policy.query.iter().map(QueryCondition::new).collect(),
-            cookies: policy.cookies.iter().map(CookieCondition::new).collect(),
-            fraction: policy.fraction,
+            methods: methods.iter().map(|m| m.as_str().into()).collect(),
+            headers: headers.iter().map(HeaderCondition::new).collect(),
+            query: query.iter().map(QueryCondition::new).collect(),
+            cookies: cookies.iter().map(CookieCondition::new).collect(),
+            fraction: *fraction,
+            more: !path_alone || fraction.is_some(),
         }
     }
 
@@ -277,6 +287,9 @@ impl Conditions {
     fn check(&self, request: &RequestView<'_>, (path, query): (&str, &str)) -> Result<(), Miss> {
         if !self.path.holds(path) {
             return Err(Miss::Path);
+        }
+        if !self.more {
+            return Ok(());
         }
         if !self.methods.is_empty() && !self.methods.iter().any(|m| **m == *request.method.as_str()) {
             return Err(Miss::Method);

@@ -1,11 +1,14 @@
 //! The path condition of a route.
 
+use regex_automata::Anchored;
 use regex_automata::dfa::{Automaton, dense};
 use regex_automata::meta::Regex;
-use regex_automata::{Anchored, Input};
+use regex_automata::util::primitives::StateID;
+use regex_automata::util::start;
+use regex_syntax::hir::literal::Extractor;
 
 use super::text::{equal, has_prefix};
-use crate::policy::PathMatch;
+use crate::policy::{PathMatch, Pattern};
 use crate::target::unescape_path;
 
 /// A condition of a rule in the form in which paths of requests come: with their needless escapes decoded.
@@ -39,9 +42,59 @@ enum Kind {
         fold: bool,
     },
     /// Most patterns.
-    Table(Box<dense::DFA<Vec<u32>>>),
+    Table(Box<Table>),
     /// One that is too large for a table.
     Regex(Box<Regex>),
+}
+
+/// A pattern as a table. What all its paths begin with is compared as text, and the way through the table goes on behind
+/// it: a step is a look at memory that waits for the one before.
+#[derive(Debug)]
+struct Table {
+    beginning: Box<[u8]>,
+    behind: StateID,
+    steps: dense::DFA<Vec<u32>>,
+}
+
+/// What all paths begin with that a pattern takes; empty if that cannot be said.
+pub(super) fn common_beginning(pattern: &Pattern) -> Vec<u8> {
+    let parsed = regex_syntax::parse(pattern.as_str()).map(|pattern| Extractor::new().extract(&pattern));
+    let literals = parsed.ok();
+    literals.and_then(|literals| literals.longest_common_prefix().map(<[u8]>::to_vec)).unwrap_or_default()
+}
+
+impl Table {
+    fn new(pattern: &Pattern) -> Option<Self> {
+        let (steps, beginning) = (pattern.table()?, common_beginning(pattern).into_boxed_slice());
+        let first = steps.start_state(&start::Config::new().anchored(Anchored::Yes)).ok()?;
+        let ends = |state| steps.is_match_state(state) || steps.is_dead_state(state) || steps.is_quit_state(state);
+        // One that is at an end already, such as one that takes nothing, is asked from its beginning.
+        let behind = beginning.iter().try_fold(first, |state, byte| {
+            let next = steps.next_state(state, *byte);
+            (!ends(next)).then_some(next)
+        });
+        Some(match behind {
+            Some(behind) => Self { beginning, behind, steps },
+            None => Self { beginning: Box::default(), behind: first, steps },
+        })
+    }
+
+    fn takes(&self, path: &[u8]) -> bool {
+        let Some(rest) = path.strip_prefix(&*self.beginning) else { return false };
+        let (steps, mut state) = (&self.steps, self.behind);
+        for byte in rest {
+            state = steps.next_state(state, *byte);
+            if steps.is_special_state(state) {
+                if steps.is_match_state(state) {
+                    return true;
+                }
+                if steps.is_dead_state(state) || steps.is_quit_state(state) {
+                    return false;
+                }
+            }
+        }
+        steps.is_match_state(steps.next_eoi_state(state))
+    }
 }
 
 impl PathCondition {
@@ -54,7 +107,7 @@ impl PathCondition {
             PathMatch::PathSeparatedPrefix(prefix) => {
                 Kind::Separated { prefix: prefix.strip_suffix('/').unwrap_or(prefix).into(), fold }
             }
-            PathMatch::Regex(pattern) => match pattern.table() {
+            PathMatch::Regex(pattern) => match Table::new(pattern) {
                 Some(table) => Kind::Table(Box::new(table)),
                 None => Kind::Regex(Box::new(pattern.compiled())),
             },
@@ -70,10 +123,7 @@ impl PathCondition {
             Kind::Separated { prefix, fold } => {
                 has_prefix(bytes, prefix.as_bytes(), *fold) && matches!(bytes.get(prefix.len()), None | Some(b'/'))
             }
-            // A table gives up on no byte, so there are no errors.
-            Kind::Table(table) => {
-                table.try_search_fwd(&Input::new(path).anchored(Anchored::Yes)).is_ok_and(|found| found.is_some())
-            }
+            Kind::Table(table) => table.takes(bytes),
             Kind::Regex(regex) => regex.is_match(path),
         }
     }

@@ -1,5 +1,6 @@
 //! A second matcher, written for plainness from the words of gRFC A27, A28 and Envoy's documentation:
-//! it lower-cases, allocates and compiles as it goes. The table is compared with it.
+//! it lower-cases, allocates and compiles as it goes. The table is compared with it, by property and by fuzzing.
+#![cfg_attr(not(test), allow(dead_code, reason = "the fuzzer compares a part, the tests all of it"))]
 
 use super::RequestView;
 use crate::id::Workload;
@@ -20,10 +21,10 @@ pub(super) fn route(
     Some((host, index))
 }
 
-fn virtual_host(hosts: &[VirtualHost], authority: &str) -> Option<usize> {
+pub(super) fn virtual_host(hosts: &[VirtualHost], authority: &str) -> Option<usize> {
     let full = authority.to_lowercase();
     let bare = match full.rfind(':') {
-        Some(at) if full[at + 1..].chars().all(|c| c.is_ascii_digit()) && !full[..at].contains(':') => &full[..at],
+        Some(at) if full[at + 1..].chars().all(|c| c.is_ascii_digit()) && is_host(&full[..at]) => &full[..at],
         _ => &full,
     };
     let bare = bare.trim_end_matches('.').to_owned();
@@ -43,6 +44,11 @@ fn virtual_host(hosts: &[VirtualHost], authority: &str) -> Option<usize> {
         .or_else(|| wild(&|n, t| n.ends_with(t), &|d| not_empty(d.strip_prefix('*')?)))
         .or_else(|| wild(&|n, t| n.starts_with(t), &|d| not_empty(d.strip_suffix('*')?)))
         .or_else(|| exact("*"))
+}
+
+/// Of a bare IPv6 address the last colon begins no port.
+fn is_host(text: &str) -> bool {
+    text.ends_with(']') || !text.contains(':')
 }
 
 fn matches(policy: &RouteMatch, port: u16, caller: &Workload, request: &RequestView<'_>) -> bool {
@@ -70,24 +76,27 @@ fn path_matches(policy: &PathMatch, case_sensitive: bool, path: &str) -> bool {
     }
 }
 
-fn header_matches(policy: &HeaderMatcher, request: &RequestView<'_>) -> bool {
+pub(super) fn header_matches(policy: &HeaderMatcher, request: &RequestView<'_>) -> bool {
+    let pseudo = |text: &str| (!text.is_empty()).then(|| text.as_bytes().to_vec());
     let value = match &policy.name {
-        HeaderKey::Method => Some(request.method.to_string()),
-        HeaderKey::Scheme => Some(request.scheme.to_owned()),
-        HeaderKey::Authority => Some(request.authority.to_owned()),
-        HeaderKey::Path => Some(request.path_and_query.to_owned()),
+        HeaderKey::Method => pseudo(request.method.as_str()),
+        HeaderKey::Scheme => pseudo(request.scheme),
+        HeaderKey::Authority => pseudo(request.authority),
+        HeaderKey::Path => pseudo(request.path_and_query),
+        HeaderKey::Header(name) if name.as_str() == "host" => pseudo(request.authority),
         HeaderKey::Header(name) if name.as_str().ends_with("-bin") => None,
         HeaderKey::Header(name) => {
-            let values: Vec<_> = request.headers.get_all(name).iter().map(|v| v.to_str().unwrap()).collect();
-            (!values.is_empty()).then(|| values.join(","))
+            let values: Vec<_> = request.headers.get_all(name).iter().map(|v| v.as_bytes()).collect();
+            (!values.is_empty()).then(|| values.join(&b','))
         }
     };
+    let number = |text: &[u8]| String::from_utf8(text.to_vec()).ok()?.trim_matches([' ', '\t']).parse::<i64>().ok();
     let holds = match (&policy.value, value) {
         (HeaderMatch::Present(wanted), value) => value.is_some() == *wanted,
         (_, None) if !policy.treat_missing_as_empty => return false,
         (HeaderMatch::Text(matcher), value) => text_matches(matcher, &value.unwrap_or_default()),
         (HeaderMatch::Range { start, end }, value) => {
-            value.unwrap_or_default().parse::<i64>().is_ok_and(|n| *start <= n && n < *end)
+            number(&value.unwrap_or_default()).is_some_and(|n| *start <= n && n < *end)
         }
     };
     if policy.invert { !holds } else { holds }
@@ -99,24 +108,28 @@ fn query_matches(policy: &QueryMatcher, query: &str) -> bool {
     match (&policy.value, value) {
         (_, None) => false,
         (None, Some(_)) => true,
-        (Some(matcher), Some(value)) => text_matches(matcher, &value),
+        (Some(matcher), Some(value)) => text_matches(matcher, value.as_bytes()),
     }
 }
 
-fn text_matches(matcher: &StringMatcher, text: &str) -> bool {
-    let fold = |text: &str| if matcher.ignore_case { text.to_lowercase() } else { text.to_owned() };
+fn text_matches(matcher: &StringMatcher, text: &[u8]) -> bool {
+    let fold = |text: &[u8]| if matcher.ignore_case { text.to_ascii_lowercase() } else { text.to_owned() };
+    let given = fold(text);
     match &matcher.pattern {
-        StringMatch::Exact(want) => fold(text) == fold(want),
-        StringMatch::Prefix(want) => fold(text).starts_with(&fold(want)),
-        StringMatch::Suffix(want) => fold(text).ends_with(&fold(want)),
-        StringMatch::Contains(want) => fold(text).contains(&fold(want)),
-        StringMatch::Regex(pattern) => covers(pattern, text),
+        StringMatch::Exact(want) => given == fold(want.as_bytes()),
+        StringMatch::Prefix(want) => given.starts_with(&fold(want.as_bytes())),
+        StringMatch::Suffix(want) => given.ends_with(&fold(want.as_bytes())),
+        StringMatch::Contains(want) => {
+            let want = fold(want.as_bytes());
+            (0..=given.len()).any(|at| given[at..].starts_with(&want))
+        }
+        StringMatch::Regex(pattern) => std::str::from_utf8(text).is_ok_and(|text| covers(pattern, text)),
     }
 }
 
 /// Whether some match of the pattern, anchored at both ends, is the whole text.
 fn covers(pattern: &Pattern, text: &str) -> bool {
     use regex_automata::nfa::thompson::pikevm::PikeVM;
-    let vm = PikeVM::new(&format!(r"\A(?:{})\z", pattern.as_str())).unwrap();
+    let vm = PikeVM::new(&format!(r"\A(?:{})\z", pattern.as_str())).expect("it is a pattern already");
     vm.is_match(&mut vm.create_cache(), text)
 }

@@ -53,6 +53,20 @@ impl TextCondition {
     }
 }
 
+/// Where a byte is first, looking at eight at a time: what is searched is short.
+#[inline]
+pub(super) fn find(byte: u8, text: &[u8]) -> Option<usize> {
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    let Some(last) = text.len().checked_sub(8) else { return text.iter().position(|other| *other == byte) };
+    let within = |at: usize| {
+        let eight = text[at..].first_chunk().map(|eight| u64::from_le_bytes(*eight))? ^ (ONES * u64::from(byte));
+        // The lowest byte that is zero is the lowest whose upper bit is set here.
+        let zeros = eight.wrapping_sub(ONES) & !eight & (ONES << 7);
+        (zeros != 0).then(|| at + zeros.trailing_zeros() as usize / 8)
+    };
+    (0..last).step_by(8).find_map(within).or_else(|| within(last))
+}
+
 pub(super) fn equal(text: &[u8], want: &[u8], fold: bool) -> bool {
     if fold { text.eq_ignore_ascii_case(want) } else { text == want }
 }
@@ -64,4 +78,22 @@ pub(super) fn has_prefix(text: &[u8], want: &[u8], fold: bool) -> bool {
 fn contains(text: &[u8], want: &[u8], fold: bool) -> bool {
     // `windows` takes no 0.
     want.is_empty() || text.windows(want.len()).any(|window| equal(window, want, fold))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_byte_is_found_wherever_it_is() {
+        for len in 0..40 {
+            let mut text = vec![b'>'; len];
+            assert_eq!(find(b'?', &text), None, "{len}");
+            for at in (0..len).rev() {
+                text[at] = b'?';
+                assert_eq!(find(b'?', &text), Some(at), "{len}");
+            }
+        }
+        assert_eq!(find(b'?', "/\u{fe}\u{bf}\u{3f}\u{40}".as_bytes()), Some(5));
+    }
 }

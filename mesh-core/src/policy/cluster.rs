@@ -327,7 +327,7 @@ pub struct SlowStart {
 pub struct CircuitBreakers {
     /// Connections (Istio `tcp.maxConnections`).
     pub max_connections: Option<u32>,
-    /// Requests waiting for a connection (Istio `http1MaxPendingRequests`).
+    /// Requests waiting for a connection, one that is being made for them included (Istio `http1MaxPendingRequests`).
     pub max_pending: Option<u32>,
     /// Requests in flight (Istio `http2MaxRequests`; gRFC A32).
     pub max_requests: Option<u32>,
@@ -637,7 +637,8 @@ pub struct ConnectionOptions {
     pub connect_timeout: Duration,
     /// Idle connections are closed after this. Default 1 h; None = never.
     pub idle_timeout: Option<Duration>,
-    /// Connections older than this are drained. None = never.
+    /// Connections older than this, or up to a tenth less, are drained. None = an hour for the mesh's own TLS, whose
+    /// peers then prove anew who they are, and never for others.
     pub max_age: Option<Duration>,
     /// Requests per connection; 1 = no keep-alive. None = unlimited.
     pub max_requests_per_connection: Option<u32>,

@@ -99,6 +99,12 @@ pub struct LocalRateLimit {
     pub request_headers: Vec<HeaderWrite>,
     /// Each connection has a bucket of its own. Default false: one for all.
     pub per_connection: bool,
+    /// Answers of a server say what is left in `x-ratelimit-limit`, `x-ratelimit-remaining` and `x-ratelimit-reset` (third
+    /// draft of the RateLimit headers; Envoy `enable_x_ratelimit_headers`); of a client's, refusals alone. Default false.
+    pub quota_headers: bool,
+    /// A refusal with status 429 says in `retry-after` when there is a token again, unless `response_headers` say it.
+    /// Default false.
+    pub retry_after: bool,
 }
 
 /// Rate limits by who calls (Linkerd `HTTPLocalRateLimitPolicy`), of a server. A request beyond its limit gets 429, and

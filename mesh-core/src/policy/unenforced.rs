@@ -96,7 +96,7 @@ impl Report for RouteConfiguration {
 impl Report for Listener {
     fn report(&self, out: &mut Vec<Unenforced>) {
         let resource = format!("listener {}", self.name);
-        filters(&self.filters, &resource, Some(&OUTBOUND_RATE_LIMIT), out);
+        filters(&self.filters, &resource, Some(OUTBOUND_RATE_LIMIT), out);
         if let super::RouteSource::Inline(routes) = &self.routes {
             routes.report(out);
         }
@@ -111,14 +111,19 @@ impl Report for InboundListener {
     }
 }
 
-fn filters(list: &[HttpFilter], resource: &str, rate_limit: Option<&Line<LocalRateLimit>>, out: &mut Vec<Unenforced>) {
+fn filters(
+    list: &[HttpFilter],
+    resource: &str,
+    rate_limit: Option<&[Line<LocalRateLimit>]>,
+    out: &mut Vec<Unenforced>,
+) {
     for (i, filter) in list.iter().enumerate() {
         let path = format!("filters[{i}] {}", filter.name);
         let effect = match &filter.kind {
-            HttpFilterKind::RateLimit(limit) => match rate_limit.filter(|line| (line.used)(limit)) {
-                Some(line) => line.effect,
-                None => continue,
-            },
+            HttpFilterKind::RateLimit(limit) => {
+                effects(rate_limit.unwrap_or_default(), limit, resource, &path, out);
+                continue;
+            }
             HttpFilterKind::CallerRateLimit(_) if rate_limit.is_some() => "who calls is known to servers only",
             HttpFilterKind::Fault(_)
             | HttpFilterKind::CallerRateLimit(_)
@@ -133,24 +138,32 @@ fn filters(list: &[HttpFilter], resource: &str, rate_limit: Option<&Line<LocalRa
 
 fn overrides(map: &FilterOverrides, resource: &str, path: &str, out: &mut Vec<Unenforced>) {
     for (name, filter) in map {
-        let path = format!("{path}filters[{name:?}]");
-        let effect = match filter {
-            FilterOverride::RateLimit(limit) if (OUTBOUND_RATE_LIMIT.used)(limit) => OUTBOUND_RATE_LIMIT.effect,
-            FilterOverride::Disabled
-            | FilterOverride::Fault(_)
-            | FilterOverride::RateLimit(_)
-            | FilterOverride::Session(_) => continue,
-        };
-        out.push(Unenforced { resource: resource.to_owned(), field: path, effect });
+        if let FilterOverride::RateLimit(limit) = filter {
+            effects(OUTBOUND_RATE_LIMIT, limit, resource, &format!("{path}filters[{name:?}]"), out);
+        }
     }
 }
 
+/// What of one filter is not enforced; `field` is the filter.
+fn effects<T>(table: &[Line<T>], policy: &T, resource: &str, field: &str, out: &mut Vec<Unenforced>) {
+    out.extend(table.iter().filter(|line| (line.used)(policy)).map(|line| Unenforced {
+        resource: resource.to_owned(),
+        field: field.to_owned(),
+        effect: line.effect,
+    }));
+}
+
 /// Of a rate limit on the client's side.
-const OUTBOUND_RATE_LIMIT: Line<LocalRateLimit> = line(
-    "per_connection",
-    "the application has no connections of its own to the mesh: all its requests share one bucket",
-    |limit| limit.bucket.is_some() && limit.per_connection,
-);
+const OUTBOUND_RATE_LIMIT: &[Line<LocalRateLimit>] = &[
+    line(
+        "per_connection",
+        "the application has no connections of its own to the mesh: all its requests share one bucket",
+        |limit| limit.bucket.is_some() && limit.per_connection,
+    ),
+    line("quota_headers", "a client tells its application what is left with a refusal only", |limit| {
+        limit.bucket.is_some() && limit.quota_headers
+    }),
+];
 
 fn look<T>(table: &[Line<T>], policy: &T, resource: &str, path: &str, out: &mut Vec<Unenforced>) {
     out.extend(table.iter().filter(|line| (line.used)(policy)).map(|line| Unenforced {

@@ -15,15 +15,21 @@ static PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 pub enum Pushback {
     /// Try again after exactly this time; the back-off then begins anew.
     After(Duration),
-    /// Do not try again: a negative number, or one that cannot be read.
+    /// Do not try again: a negative number, one that cannot be read, or a time that is no time for a request.
     Stop,
 }
+
+/// Longest pushback that is obeyed, of which gRFC A6 says nothing: a number has room for 24 days, and a call without a
+/// deadline would hold its place among the retries so long. That of Envoy's `rate_limited_retry_back_off`.
+const MOST_PUSHBACK: Duration = Duration::from_secs(300);
 
 /// The pushback in the headers of an answer; `None` = it has none.
 pub fn pushback(headers: &HeaderMap) -> Option<Pushback> {
     let text = headers.get(&PUSHBACK)?.to_str().unwrap_or_default();
     Some(match text.parse::<i32>().map(u64::try_from) {
-        Ok(Ok(millis)) => Pushback::After(Duration::from_millis(millis)),
+        Ok(Ok(millis)) if Duration::from_millis(millis) <= MOST_PUSHBACK => {
+            Pushback::After(Duration::from_millis(millis))
+        }
         _ => Pushback::Stop,
     })
 }
@@ -65,6 +71,9 @@ mod tests {
             ("soon", Pushback::Stop),
             ("", Pushback::Stop),
             ("99999999999", Pushback::Stop),
+            ("300000", Pushback::After(Duration::from_secs(300))),
+            ("300001", Pushback::Stop),
+            ("2147483647", Pushback::Stop),
         ] {
             assert_eq!(pushback(&headers(&[("grpc-retry-pushback-ms", text)])), Some(want), "{text}");
         }

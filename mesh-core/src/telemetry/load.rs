@@ -287,6 +287,11 @@ impl Issued {
     pub fn judge(&mut self, successful: bool) {
         self.successful = successful;
     }
+
+    /// Takes over what the endpoint said of itself, for its locality: see [`LocalityLoad::report`].
+    pub fn report(&self, report: &EndpointReport, policy: &LoadReport) {
+        self.load.report(report, policy);
+    }
 }
 
 impl Drop for Issued {

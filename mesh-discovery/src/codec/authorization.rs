@@ -16,6 +16,7 @@ use mesh_core::policy::{
     AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, CheckedBody, GrpcAuthorizer,
     HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, Pattern, Permission, Principal, StringMatch, StringMatcher,
 };
+use mesh_core::target::unescape_path;
 
 use super::closed::{Closed, meant};
 use super::filter::ROUTER_FILTER;
@@ -402,7 +403,10 @@ fn read_path(proto: &PathMatcher, at: &At<'_>, report: &mut Report) -> Option<Pa
     let text = read_text(text, &at.field("path"), report)?;
     let regex = |before: &str, literal: &str, after: &str| {
         let case = if text.ignore_case { "(?i)" } else { "" };
-        Pattern::new(&format!("{case}{before}{}{after}", Pattern::escape(literal))).map(PathMatch::Regex)
+        // In the words of the requests that it is compared with, as the texts that stay texts; what somebody wrote as a
+        // pattern says what it says.
+        let literal = Pattern::escape(&unescape_path(literal));
+        Pattern::new(&format!("{case}{before}{literal}{after}")).map(PathMatch::Regex)
     };
     let path = match (&text.pattern, text.ignore_case) {
         (StringMatch::Exact(want), false) => Ok(PathMatch::Exact(want.clone())),

@@ -12,6 +12,8 @@ use super::report::{At, Report, consider};
 use super::{common, header};
 use crate::proto::policy::{CallerGroup as GroupProto, CallerRateLimit as CallersProto};
 
+/// Of the RateLimit headers: the one version that there is (`XRateLimitHeadersRFCVersion.DRAFT_VERSION_03`).
+const DRAFT_3: i32 = 1;
 /// The answer when nothing is said.
 const TOO_MANY: u16 = 429;
 /// Envoy's floor on the time between fills.
@@ -33,6 +35,8 @@ pub(super) fn encode(limit: &LocalRateLimit) -> Proto {
         response_headers_to_add: limit.response_headers.iter().map(header::write).collect(),
         local_rate_limit_per_downstream_connection: limit.per_connection,
         rate_limited_as_resource_exhausted: limit.resource_exhausted,
+        enable_x_ratelimit_headers: if limit.quota_headers { DRAFT_3 } else { 0 },
+        enable_retry_after_header: limit.retry_after,
         ..Default::default()
     }
 }
@@ -42,6 +46,7 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
         read: [
             status, token_bucket, filter_enabled, filter_enforced, request_headers_to_add_when_not_enforced,
             response_headers_to_add, local_rate_limit_per_downstream_connection, rate_limited_as_resource_exhausted,
+            enable_x_ratelimit_headers, enable_retry_after_header,
         ],
         // A name in statistics; what only descriptors need.
         idle: [
@@ -50,8 +55,6 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
         descriptors => "every request takes from the one bucket",
         rate_limits => "every request takes from the one bucket",
         local_cluster_rate_limit => "the bucket is the process's own, not a share of the cluster's",
-        enable_x_ratelimit_headers => "x-ratelimit headers are not sent",
-        enable_retry_after_header => "retry-after is not sent",
     });
     let share = |proto, name, report: &mut Report| {
         common::read_runtime_fraction(proto, at, name, report).unwrap_or(PerMillion::NONE)
@@ -75,6 +78,9 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
         response_headers: writes(&proto.response_headers_to_add, names[1], report),
         request_headers: writes(&proto.request_headers_to_add_when_not_enforced, names[0], report),
         per_connection: proto.local_rate_limit_per_downstream_connection,
+        // As in Envoy, what is not this one is off.
+        quota_headers: proto.enable_x_ratelimit_headers == DRAFT_3,
+        retry_after: proto.enable_retry_after_header,
     })
 }
 

@@ -107,6 +107,18 @@ mod tests {
     }
 
     #[test]
+    fn s90_a_file_nested_without_end_is_refused() {
+        let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        for (depth, taken) in [(50, true), (100_000, false)] {
+            let map = format!(r#"{{"trust_domains":{{}},"x":{}}}"#, deep(depth));
+            assert_eq!(read(map.as_bytes()).is_ok(), taken, "{depth}");
+            let server = r#"{"server_uri":"a:1","channel_creds":[{"type":"insecure"}]}"#;
+            let bootstrap = format!(r#"{{"xds_servers":[{server}],"x":{}}}"#, deep(depth));
+            assert_eq!(crate::bootstrap::Bootstrap::from_json(&bootstrap).is_ok(), taken, "{depth}");
+        }
+    }
+
+    #[test]
     fn the_corpus_is_read_or_refused_with_a_path() {
         let mut files = 0;
         for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/trust_bundle_map")).unwrap() {

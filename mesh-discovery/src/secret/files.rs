@@ -1,17 +1,19 @@
 //! An identity out of files: the certificate provider `file_watcher` (gRFC A29), with SPIFFE trust bundle
 //! maps (A87).
 //!
-//! Certificate with key, and roots, are read and kept apart: a file that cannot be used leaves the last good
+//! Certificate with key, and roots with revocation lists, are read and kept apart: a file that cannot be used leaves the last good
 //! content of its part in force and does not hold up the other part.
 
+use std::hash::{BuildHasher, RandomState};
+use std::io::Read;
 use std::sync::Arc;
 
 use mesh_core::identity::{Identity, TrustBundle, TrustBundles};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
-use tokio::io::AsyncReadExt;
+use zeroize::Zeroizing;
 
 use super::bundle_map;
 use crate::bootstrap::FileWatcher;
@@ -47,17 +49,25 @@ pub(super) struct FileRefused {
 
 /// Content of one or two files, parsed when it changes.
 struct Part<T> {
-    read: Vec<Vec<u8>>,
+    // Of what was read last. Not the content: one of the files is a key.
+    digest: Option<u64>,
+    hasher: RandomState,
     value: Option<T>,
 }
 
 type Certified = Arc<CertifiedKey>;
 
 /// Whom to trust.
-enum Roots {
-    /// Roots for the trust domain of our own certificate.
+struct Roots {
+    of: RootsOf,
+    /// Revocation lists of the trust domain of our own certificate.
+    lists: Vec<Vec<u8>>,
+}
+
+enum RootsOf {
+    /// The trust domain of our own certificate.
     Own(TrustBundle),
-    /// Roots by trust domain.
+    /// Each domain.
     Map(TrustBundles),
 }
 
@@ -86,14 +96,14 @@ impl Files {
     async fn refresh_certified(&mut self, now: u64) -> Result<bool, FileRefused> {
         let Some((chain, key)) = &self.watcher.identity else { return Ok(false) };
         let (private, readable_by_others) = read_noting_mode(key).await?;
-        let read = vec![read(chain).await?, private];
-        self.certified.take(read, |read| {
+        let read = [read(chain).await?, private];
+        self.certified.take(&read, |[leaf, private]| {
             if readable_by_others {
                 // Not refused: so are the files that Kubernetes projects, unless `defaultMode` says otherwise.
                 tracing::warn!(file = key, "the private key can be read by others than its owner: chmod 600");
             }
-            let certificates = certificates(chain, &read[0])?;
-            let private = PrivateKeyDer::from_pem_slice(&read[1]).map_err(|e| refuse(key, e))?;
+            let certificates = certificates(chain, leaf)?;
+            let private = PrivateKeyDer::from_pem_slice(private).map_err(|e| refuse(key, e))?;
             let certified =
                 CertifiedKey::from_der(certificates, private, &self.crypto).map_err(|e| refuse(chain, e))?;
             // Everything that an identity must be is checked there; whom to trust is added later.
@@ -106,17 +116,33 @@ impl Files {
     }
 
     async fn refresh_roots(&mut self) -> Result<bool, FileRefused> {
-        if let Some(file) = &self.watcher.spiffe_trust_bundle_map_file {
-            let content = vec![read(file).await?];
-            return self
-                .roots
-                .take(content, |read| bundle_map::read(&read[0]).map(Roots::Map).map_err(|e| refuse(file, e)));
-        }
-        let Some(file) = &self.watcher.ca_certificate_file else { return Ok(false) };
-        let content = vec![read(file).await?];
-        self.roots.take(content, |read| {
-            let roots = certificates(file, &read[0])?;
-            TrustBundle::new(roots).map(Roots::Own).map_err(|e| refuse(file, e))
+        let FileWatcher { ca_certificate_file, spiffe_trust_bundle_map_file: map, .. } = &self.watcher;
+        let Some(file) = map.as_ref().or(ca_certificate_file.as_ref()) else { return Ok(false) };
+        let revoked = self.watcher.certificate_revocation_list_file.as_deref();
+        let lists = match revoked {
+            Some(revoked) => read(revoked).await?,
+            None => Zeroizing::default(),
+        };
+        let read = [read(file).await?, lists];
+        self.roots.take(&read, |[roots, lists]| {
+            let lists = match revoked {
+                Some(revoked) => revocation_lists(revoked, lists)?,
+                None => Vec::new(),
+            };
+            let of = if map.is_some() {
+                RootsOf::Map(bundle_map::read(roots).map_err(|e| refuse(file, e))?)
+            } else {
+                RootsOf::Own(TrustBundle::new(certificates(file, roots)?).map_err(|e| refuse(file, e))?)
+            };
+            // Read here once: what cannot be used must not replace what can.
+            let any = match &of {
+                RootsOf::Own(bundle) => Some(bundle),
+                RootsOf::Map(bundles) => bundles.iter().next().map(|(_, bundle)| bundle),
+            };
+            if let (Some(revoked), Some(bundle)) = (revoked, any) {
+                bundle.clone().with_revocation_lists(lists.clone()).map_err(|e| refuse(revoked, e))?;
+            }
+            Ok(Roots { of, lists })
         })
     }
 
@@ -126,11 +152,20 @@ impl Files {
         let file = self.watcher.identity.as_ref().map_or("", |(chain, _)| chain);
         let joined =
             |bundles| Identity::new((**certified).clone(), bundles, self.generation).map_err(|e| refuse(file, e));
-        let identity = match roots {
-            Roots::Map(bundles) => joined(bundles.clone()),
-            Roots::Own(bundle) => joined(TrustBundles::default())
-                .and_then(|alone| joined(TrustBundles::single(alone.id().trust_domain(), bundle.clone()))),
-        };
+        let identity = joined(TrustBundles::default()).and_then(|alone| {
+            let domain = alone.id().trust_domain();
+            let mut bundles = match &roots.of {
+                RootsOf::Map(bundles) => bundles.clone(),
+                RootsOf::Own(bundle) => TrustBundles::single(domain.clone(), bundle.clone()),
+            };
+            if !roots.lists.is_empty()
+                && let Some(own) = bundles.get(&domain).cloned()
+            {
+                let own = own.with_revocation_lists(roots.lists.clone()).map_err(|e| refuse(file, e))?;
+                bundles.insert(domain, own);
+            }
+            joined(bundles)
+        });
         self.generation += 1;
         Some(identity)
     }
@@ -138,38 +173,50 @@ impl Files {
 
 impl<T> Part<T> {
     fn empty() -> Self {
-        Self { read: Vec::new(), value: None }
+        Self { digest: None, hasher: RandomState::new(), value: None }
     }
 
     /// Whether there is a new value. A bad one leaves the old.
     fn take(
         &mut self,
-        read: Vec<Vec<u8>>,
-        parse: impl FnOnce(&[Vec<u8>]) -> Result<T, FileRefused>,
+        read: &[Zeroizing<Vec<u8>>; 2],
+        parse: impl FnOnce(&[Zeroizing<Vec<u8>>; 2]) -> Result<T, FileRefused>,
     ) -> Result<bool, FileRefused> {
-        if read == self.read {
+        let digest = Some(self.hasher.hash_one(read.each_ref().map(|content| content.as_slice())));
+        if digest == self.digest {
             return Ok(false);
         }
-        self.value = Some(parse(&read)?);
-        self.read = read;
+        self.value = Some(parse(read)?);
+        self.digest = digest;
         Ok(true)
     }
 }
 
-async fn read(file: &str) -> Result<Vec<u8>, FileRefused> {
+async fn read(file: &str) -> Result<Zeroizing<Vec<u8>>, FileRefused> {
     read_noting_mode(file).await.map(|(content, _)| content)
 }
 
 /// Opens a file once; its content, and whether others than its owner can read it.
-async fn read_noting_mode(file: &str) -> Result<(Vec<u8>, bool), FileRefused> {
-    let failed = |e: std::io::Error| refuse(file, format!("it cannot be read: {e}"));
-    let opened = tokio::fs::File::open(file).await.map_err(failed)?;
-    let metadata = opened.metadata().await.map_err(failed)?;
-    let mut content = Vec::new();
-    opened.take(MAX_FILE + 1).read_to_end(&mut content).await.map_err(failed)?;
+async fn read_noting_mode(file: &str) -> Result<(Zeroizing<Vec<u8>>, bool), FileRefused> {
+    let path = file.to_owned();
+    // Not by tokio's files, which have buffers of their own that nobody wipes.
+    let read = tokio::task::spawn_blocking(move || read_now(&path)).await;
+    let (content, open_to_others) = read
+        .map_err(|e| refuse(file, e))?
+        .map_err(|e: std::io::Error| refuse(file, format!("it cannot be read: {e}")))?;
     if content.len() as u64 > MAX_FILE {
         return Err(refuse(file, "it is larger than 4 MiB"));
     }
+    Ok((content, open_to_others))
+}
+
+fn read_now(file: &str) -> std::io::Result<(Zeroizing<Vec<u8>>, bool)> {
+    let opened = std::fs::File::open(file)?;
+    let metadata = opened.metadata()?;
+    let room = usize::try_from(metadata.len().min(MAX_FILE)).unwrap_or_default();
+    // With room for all of it, and for the look at its end: a buffer that grows leaves copies behind.
+    let mut content = Zeroizing::new(Vec::with_capacity(room + 64));
+    opened.take(MAX_FILE + 1).read_to_end(&mut content)?;
     Ok((content, open_to_others(&metadata)))
 }
 
@@ -186,6 +233,13 @@ fn open_to_others(_: &std::fs::Metadata) -> bool {
 fn certificates(file: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, FileRefused> {
     let found: Vec<_> = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|e| refuse(file, e))?;
     if found.is_empty() { Err(refuse(file, "it holds no certificate")) } else { Ok(found) }
+}
+
+/// Revocation lists as DER.
+fn revocation_lists(file: &str, pem: &[u8]) -> Result<Vec<Vec<u8>>, FileRefused> {
+    let found = CertificateRevocationListDer::pem_slice_iter(pem).map(|list| list.map(|list| list.to_vec()));
+    let found: Vec<_> = found.collect::<Result<_, _>>().map_err(|e| refuse(file, e))?;
+    if found.is_empty() { Err(refuse(file, "it holds no revocation list")) } else { Ok(found) }
 }
 
 fn refuse(file: &str, reason: impl ToString) -> FileRefused {

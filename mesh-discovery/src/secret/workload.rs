@@ -17,7 +17,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
 use tonic::Streaming;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::bootstrap::{ChannelCredentials, ServerUri, XdsServer};
 use crate::clock::Clock;
@@ -170,10 +170,17 @@ impl Reading {
         Ok(identity)
     }
 
-    /// The one that the operator's word means, or the first.
+    /// The one that the operator's word means, or the first. Keys of the others are wiped: they are not ours to use.
     fn choose(&self, svids: Vec<X509Svid>) -> Result<X509Svid, AgentRefused> {
-        let mut wanted = svids.into_iter().filter(|svid| self.hint.as_ref().is_none_or(|hint| svid.hint == *hint));
-        wanted.next().ok_or_else(|| {
+        let mut chosen = None;
+        for mut svid in svids {
+            if chosen.is_none() && self.hint.as_ref().is_none_or(|hint| svid.hint == *hint) {
+                chosen = Some(svid);
+            } else {
+                svid.x509_svid_key.zeroize();
+            }
+        }
+        chosen.ok_or_else(|| {
             AgentRefused::NoIdentity(
                 self.hint.as_ref().map(|hint| format!(" that is called {hint:?}")).unwrap_or_default(),
             )

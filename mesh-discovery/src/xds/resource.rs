@@ -8,7 +8,7 @@ use std::sync::Arc;
 use envoy_types::pb::google::protobuf::Any;
 use mesh_core::policy::{
     AuthorityRewrite, Cluster, Discovery, EndpointMetadata, Endpoints, InboundListener, Listener, RouteAction,
-    RouteConfiguration, RouteSource, Unenforced,
+    RouteConfiguration, RouteSource, Unenforced, UpstreamTls,
 };
 use serde::Serialize;
 
@@ -139,8 +139,9 @@ impl Codec for PolicyCodec {
                 Ok(resource(decoded, Value::Routes))
             }
             Kind::Cluster => {
-                let decoded = codec::decode_cluster(body).map_err(|e| e.to_string())?;
+                let mut decoded = codec::decode_cluster(body).map_err(|e| e.to_string())?;
                 names_its_endpoints(name, &decoded.value)?;
+                expects_somebody(&decoded.value, &mut decoded.unenforced);
                 Ok(resource(self.has_all(kind, name, decoded)?, Value::Cluster))
             }
             Kind::Endpoints => {
@@ -175,6 +176,20 @@ fn distrust(
                 effect: "the authority stays: the bootstrap gives the control plane no trusted_xds_server (gRFC A81)",
             });
         }
+    }
+}
+
+/// A cluster that names no peer lets every workload of the mesh be its server. gRFC A29 lets that pass, so it is not
+/// refused; but nobody should have to find out by being spoofed.
+fn expects_somebody(cluster: &Cluster, unenforced: &mut Vec<Unenforced>) {
+    if let UpstreamTls::Mesh(mesh) = &cluster.tls
+        && mesh.peer_ids.is_empty()
+    {
+        unenforced.push(Unenforced {
+            resource: format!("cluster {}", cluster.name),
+            field: "transport_socket.common_tls_context.validation_context.match_typed_subject_alt_names".to_owned(),
+            effect: "none is given, so any workload of the mesh is taken for the server",
+        });
     }
 }
 

@@ -64,7 +64,9 @@ fn readyz(content: &DebugServerBuilder) -> Response<Full<Bytes>> {
         text.push_str("draining\n");
     }
     for (name, why) in readiness.reasons() {
-        text.push_str(&format!("{name}: {why}\n"));
+        // A reason may hold what somebody else wrote, and has one line.
+        text.push_str(&format!("{name}: {why}").replace(char::is_control, " "));
+        text.push('\n');
     }
     text_response(StatusCode::SERVICE_UNAVAILABLE, text)
 }
@@ -183,6 +185,28 @@ mod tests {
         assert!(!drained.load(Ordering::Relaxed));
         assert_eq!(ask(&content, "POST", "/drain", &[host]), StatusCode::ACCEPTED);
         assert!(drained.load(Ordering::Relaxed));
+    }
+
+    #[tokio::test]
+    async fn s91_what_somebody_else_wrote_makes_no_line_of_a_page_and_no_script() {
+        let readiness = Readiness::default();
+        readiness.hold("listener", "no such policy \"\nready\r\n\u{1b}[2J<script>");
+        let clusters: Content = Arc::new(|| ("application/json", Bytes::from_static(b"{\"<script>\":1}")));
+        let content = DebugServer::builder().readiness(readiness.clone()).clusters(clusters);
+        let page = async |path: &str| {
+            let request = Request::get(path).header("host", "localhost").body(()).unwrap();
+            let (head, body) = respond(&content, &request).into_parts();
+            let body = http_body_util::BodyExt::collect(body).await.unwrap().to_bytes();
+            // What a browser would take for a page of its own is shown to it as text.
+            assert_eq!(head.headers[header::X_CONTENT_TYPE_OPTIONS], "nosniff", "{path}");
+            assert_ne!(head.headers[header::CONTENT_TYPE].as_bytes()[..9], b"text/html"[..], "{path}");
+            String::from_utf8(body.to_vec()).unwrap()
+        };
+        assert_eq!(page("/readyz").await, "listener: no such policy \" ready   [2J<script>\n");
+        assert_eq!(page("/clusters").await, "{\"<script>\":1}");
+        // The control: two reasons are two lines.
+        readiness.hold("policy", "pending");
+        assert_eq!(page("/readyz").await.lines().count(), 2);
     }
 
     #[test]

@@ -14,8 +14,8 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use prost::Message as _;
 use tokio::time::timeout;
 use tower_service::Service;
@@ -32,7 +32,12 @@ use crate::layer::grpc_status;
 ///
 /// It is told method, path, host, headers, addresses, and both sides' SPIFFE IDs, and of the body what the settings say. Of its
 /// yes the headers for the application, those to remove and those for the caller are taken; of its no status, headers
-/// and body. An answer that asks for anything else, that cannot be read or that does not come in time is none.
+/// and body.
+///
+/// There is no answer if the service cannot be reached, takes too long, or answers with another HTTP status than 200 or
+/// another gRPC status than OK: then `fail_open` decides. An answer that came and cannot be read, says nothing, or asks
+/// for what is not done is no yes, whatever `fail_open` says. Envoy lets such a request pass where it fails open; but what
+/// was said may have been a no, and who can bring a service to say it in a broken way would be let in.
 #[derive(Clone)]
 pub struct ExtAuthz<S> {
     service: S,
@@ -73,6 +78,11 @@ impl<S> ExtAuthz<S> {
         let reason = format!("{}: {reason}", settings.target);
         Unavailable { reason, fail_open: settings.fail_open, status: *status }
     }
+
+    /// For an answer that is not understood.
+    fn garbled(&self, reason: impl fmt::Display) -> Unavailable {
+        Unavailable { fail_open: false, ..self.unavailable(reason) }
+    }
 }
 
 impl<S> fmt::Debug for ExtAuthz<S> {
@@ -96,7 +106,9 @@ where
         Box::pin(async move {
             match timeout(self.settings.timeout, exchange(service, &self.method, message)).await {
                 Err(_) => Err(self.unavailable(format_args!("no answer within {:?}", self.settings.timeout))),
-                Ok(answer) => answer.and_then(read).map_err(|reason| self.unavailable(reason)),
+                Ok(Err(Failed::Silent(reason))) => Err(self.unavailable(reason)),
+                Ok(Err(Failed::Garbled(reason))) => Err(self.garbled(reason)),
+                Ok(Ok(message)) => read(message).map_err(|reason| self.garbled(reason)),
             }
         })
     }
@@ -106,37 +118,46 @@ where
     }
 }
 
+/// Why there is no message to read.
+enum Failed {
+    /// Nothing was said.
+    Silent(String),
+    /// Something was.
+    Garbled(String),
+}
+
 /// One unary call.
-async fn exchange<S, RB>(mut service: S, method: &Uri, message: Bytes) -> Result<Bytes, String>
+async fn exchange<S, RB>(mut service: S, method: &Uri, message: Bytes) -> Result<Bytes, Failed>
 where
     S: Service<Request<Full<Bytes>>, Response = Response<RB>>,
     S::Error: Into<BoxError>,
     RB: http_body::Body<Data = Bytes>,
     RB::Error: Into<BoxError>,
 {
-    let failed = |error: S::Error| error.into().to_string();
-    let mut request = Request::post(method.clone()).version(Version::HTTP_2).body(Full::new(message)).map_err(text)?;
+    let failed = |error: S::Error| Failed::Silent(error.into().to_string());
+    let mut request = Request::new(Full::new(message));
+    (*request.method_mut(), *request.uri_mut(), *request.version_mut()) =
+        (Method::POST, method.clone(), Version::HTTP_2);
     let headers = request.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
     poll_fn(|cx| service.poll_ready(cx)).await.map_err(failed)?;
     let response = service.call(request).await.map_err(failed)?;
     if response.status() != StatusCode::OK {
-        return Err(format!("HTTP status {}", response.status()));
+        return Err(Failed::Silent(format!("HTTP status {}", response.status())));
     }
     let (head, body) = response.into_parts();
-    let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(text)?;
+    let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| {
+        let of = if error.is::<LengthLimitError>() { Failed::Garbled } else { Failed::Silent };
+        of(format!("its answer cannot be read: {error}"))
+    })?;
     // A call that ends at once has its status in the head.
     let status = body.trailers().and_then(grpc_status).or_else(|| grpc_status(&head.headers));
     match status {
-        Some(0) => unframe(body.to_bytes()),
-        Some(code) => Err(format!("gRPC status {code}")),
-        None => Err("no gRPC status".to_owned()),
+        Some(0) => unframe(body.to_bytes()).map_err(Failed::Garbled),
+        Some(code) => Err(Failed::Silent(format!("gRPC status {code}"))),
+        None => Err(Failed::Silent("no gRPC status".to_owned())),
     }
-}
-
-fn text(error: impl fmt::Display) -> String {
-    error.to_string()
 }
 
 fn frame(message: &wire::Check) -> Bytes {
@@ -241,6 +262,10 @@ fn allowed(ok: wire::Allowed) -> Result<CheckResponse, String> {
     if !(ok.query_to_set.is_empty() && ok.query_to_remove.is_empty()) {
         return Err("it asks for changes of the query, which are not made".to_owned());
     }
+    let asked = ok.headers.len() + ok.headers_to_remove.len() + ok.response_headers.len();
+    if asked > HeaderChange::MOST {
+        return Err(format!("it asks for {asked} changes of headers; at most {} are made", HeaderChange::MOST));
+    }
     // Unless it says otherwise a header is set for the application, and added for the caller.
     let mut request = changes(ok.headers, HeaderChange::Set)?;
     for name in ok.headers_to_remove.iter().filter(|name| !name.starts_with(':')) {
@@ -257,7 +282,7 @@ fn refusal(denied: wire::Denied) -> Refusal {
     let status = status.filter(|status| status.as_u16() >= 200).unwrap_or(StatusCode::FORBIDDEN);
     let mut headers = HeaderMap::new();
     let readable = denied.headers.into_iter().filter_map(|option| change(option, HeaderChange::Set).ok());
-    HeaderChange::apply(&readable.collect::<Vec<_>>(), &mut headers);
+    HeaderChange::apply(&readable.take(HeaderChange::MOST).collect::<Vec<_>>(), &mut headers);
     Refusal { status, headers, body: denied.body.into() }
 }
 

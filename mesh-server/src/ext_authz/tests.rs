@@ -6,7 +6,6 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3::{HeaderValue as HeaderProto, HeaderValueOption};
 use envoy_types::pb::envoy::service::auth::v3 as proto;
 use envoy_types::pb::google::rpc::Status;
-use http::Method;
 use prost::Message;
 use tower::service_fn;
 
@@ -164,6 +163,24 @@ fn s54_an_answer_that_is_not_understood_is_none() {
     assert!(understood(&ok(value)).is_err());
 }
 
+#[test]
+fn an_answer_has_a_limited_number_of_headers() {
+    // Many more than a map of headers can hold fit into an answer.
+    let many = |count: usize| (0..count).map(|i| option(&format!("x-{i}"), "")).collect::<Vec<_>>();
+    let ok = |headers, response| {
+        let ok = proto::OkHttpResponse { headers, response_headers_to_add: response, ..Default::default() };
+        understood(&answer(0, Some(proto::check_response::HttpResponse::OkResponse(ok))))
+    };
+    assert!(ok(many(50), many(50)).is_ok(), "the control");
+    for (request, response) in [(50, 51), (40_000, 0), (0, 40_000)] {
+        assert!(ok(many(request), many(response)).unwrap_err().contains("at most 100"), "{request} {response}");
+    }
+    let denied = proto::DeniedHttpResponse { headers: many(40_000), ..Default::default() };
+    let said = understood(&answer(7, Some(proto::check_response::HttpResponse::DeniedResponse(denied))));
+    let Ok(CheckResponse::Denied(refusal)) = said else { panic!("{said:?}") };
+    assert_eq!((refusal.status.as_u16(), refusal.headers.len()), (403, 100), "a no stays one");
+}
+
 proptest::proptest! {
     #[test]
     fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..64)) {
@@ -173,14 +190,17 @@ proptest::proptest! {
 }
 
 /// What comes of an exchange with a service that answers so.
-async fn exchanged(response: Result<Response<Full<Bytes>>, &'static str>) -> Result<CheckResponse, Unavailable> {
+async fn exchanged(
+    response: Result<Response<Full<Bytes>>, &'static str>,
+    settings: GrpcAuthorizer,
+) -> Result<CheckResponse, Unavailable> {
     let service = service_fn(move |request: Request<Full<Bytes>>| {
         assert_eq!(request.uri(), "http://opa.auth:9191/envoy.service.auth.v3.Authorization/Check");
         assert_eq!(request.headers()["content-type"], "application/grpc");
         let response = response.clone();
         async move { response.map_err(BoxError::from) }
     });
-    ExtAuthz::new(service, settings()).unwrap().check(question()).await
+    ExtAuthz::new(service, settings).unwrap().check(question()).await
 }
 
 fn grpc(status: &'static str, message: &[u8]) -> Response<Full<Bytes>> {
@@ -191,21 +211,44 @@ fn grpc(status: &'static str, message: &[u8]) -> Response<Full<Bytes>> {
 
 #[tokio::test]
 async fn s54_without_an_answer_the_provider_says_what_holds() {
-    assert_eq!(exchanged(Ok(grpc("0", &answer(0, None)))).await.unwrap(), CheckResponse::allowed());
+    for fail_open in [false, true] {
+        let settings = || GrpcAuthorizer { fail_open, ..settings() };
+        let yes = exchanged(Ok(grpc("0", &answer(0, None))), settings()).await;
+        assert_eq!(yes.unwrap(), CheckResponse::allowed());
+        let refused = Response::builder().status(500).body(Full::default()).unwrap();
+        for (response, why) in [
+            (Err("no route"), "no route"),
+            (Ok(refused), "HTTP status 500"),
+            (Ok(grpc("14", &[])), "gRPC status 14"),
+            (Ok(Response::new(Full::default())), "no gRPC status"),
+        ] {
+            let unavailable = exchanged(response, settings()).await.unwrap_err();
+            assert!(unavailable.reason.contains(why), "{unavailable}");
+            assert_eq!((unavailable.fail_open, unavailable.status.as_u16()), (fail_open, 503));
+        }
+    }
+}
+
+#[tokio::test]
+async fn s54_an_answer_that_came_and_is_not_understood_opens_nothing_for_a_provider_that_fails_open() {
     let mut compressed = grpc("0", &answer(0, None));
     *compressed.body_mut() = Full::new(Bytes::from_static(&[1, 0, 0, 0, 0]));
-    let refused = Response::builder().status(500).body(Full::default()).unwrap();
+    let mut nothing = grpc("0", &[]);
+    *nothing.body_mut() = Full::default();
+    let header = proto::OkHttpResponse { headers: vec![option("x-user", "a\nb")], ..Default::default() };
+    let header = answer(0, Some(proto::check_response::HttpResponse::OkResponse(header)));
     for (response, why) in [
-        (Err("no route"), "no route"),
-        (Ok(refused), "HTTP status 500"),
-        (Ok(grpc("14", &[])), "gRPC status 14"),
-        (Ok(Response::new(Full::default())), "no gRPC status"),
-        (Ok(compressed), "not one plain message"),
-        (Ok(grpc("0", &[])), "neither yes nor no"),
+        (compressed, "not one plain message"),
+        (nothing, "no message"),
+        (grpc("0", &[]), "neither yes nor no"),
+        (grpc("0", &[0xff, 0xff]), "cannot be read"),
+        (grpc("0", &header), "x-user"),
+        (grpc("0", &[0; MAX_ANSWER]), "cannot be read"),
     ] {
-        let unavailable = exchanged(response).await.unwrap_err();
-        assert!(unavailable.reason.contains(why), "{unavailable}");
-        assert_eq!((unavailable.fail_open, unavailable.status.as_u16()), (false, 503));
+        let open = GrpcAuthorizer { fail_open: true, ..settings() };
+        let garbled = exchanged(Ok(response), open).await.unwrap_err();
+        assert!(garbled.reason.contains(why), "{garbled}");
+        assert_eq!((garbled.fail_open, garbled.status.as_u16()), (false, 503), "{why}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! What happens to a request about which an external authorizer has to be asked: its word is waited for, in the
-//! request's own context, and then the rest of the policies decide.
+//! request's own context, and then the rest of the policies decide. The request has its place among those in flight
+//! before, and keeps it until it is denied or served.
 //!
 //! ```text
 //! question → answer: no   → the authorizer's refusal
@@ -65,10 +66,7 @@ where
         let proceed: Proceed<S::Future> = match decide(asking, &mut ask).await {
             Ok(more) => Box::new(move |record| {
                 let Ask { layer, mut inner, request, context, grpc, .. } = ask;
-                let policy = &layer.connection.shared.policy;
-                let (state, mut last) = (policy.state(), None);
-                let listener = policy.in_force(&state, &mut last);
-                let mut work = layer.hand_over(&mut inner, request, context, grpc, listener, record);
+                let mut work = layer.hand_over(&mut inner, request, context, grpc, record);
                 if let Work::Serving { more: place, .. } = &mut work {
                     *place = (!more.is_empty()).then(|| more.into());
                 }
@@ -76,6 +74,8 @@ where
             }),
             Err((why, details)) => Box::new(move |record| {
                 if let Some(record) = record {
+                    // How long the application would have taken nobody knows.
+                    record.release();
                     record.note(details);
                 }
                 Work::Refused { why, grpc }

@@ -7,12 +7,15 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
+use mesh_core::error::BoxError;
+
+use super::caught::caught;
 use super::record::Record;
 use crate::load::ReportStream;
 
 pin_project! {
     /// The response body of [`InboundService`](super::InboundService): the application's, watched to its
-    /// end, or a short text of the mesh's own.
+    /// end, or a short text of the mesh's own. Where the application's panics it ends with an error.
     pub struct InboundBody<B>
     where
         B: Body,
@@ -64,14 +67,20 @@ impl<B: Body> Content<B> {
     }
 }
 
-impl<B: Body<Data = Bytes>> Body for InboundBody<B> {
+impl<B: Body<Data = Bytes, Error: Into<BoxError>>> Body for InboundBody<B> {
     type Data = Bytes;
-    type Error = B::Error;
+    type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.project();
         let mut frame = match this.content.project() {
-            ContentProjection::Application { body } => ready!(body.poll_frame(cx)),
+            ContentProjection::Application { body } => match caught(|| body.poll_frame(cx)) {
+                Ok(frame) => ready!(frame).map(|frame| frame.map_err(Into::into)),
+                Err(panicked) => {
+                    tracing::error!(error = %panicked, "the body of the application's answer failed: it breaks off");
+                    Some(Err(panicked.into()))
+                }
+            },
             ContentProjection::Text { text } => text.take().map(|text| Ok(Frame::data(text))),
             ContentProjection::Reports { stream } => ready!(stream.poll_frame(cx)).map(Ok),
         };

@@ -18,6 +18,7 @@ use mesh_core::matcher::RequestView;
 use mesh_core::policy::InboundListener;
 use mesh_core::telemetry::{DecisionLabels, Metrics};
 
+use super::caught::caught;
 use super::token::{Challenge, Filters};
 
 /// The compiled policy of a listener, kept as long as the listener's configuration stays.
@@ -114,7 +115,11 @@ impl Gate {
             decisions.counter(DecisionLabels { policy, action, decision, dry_run: false })
         };
         let external = authorizer.providers().filter_map(|provider| {
-            let asked = self.authorizers.authorizer(provider)?;
+            // It is the application's code; with nobody to ask, what the policy matches is denied.
+            let asked = caught(|| self.authorizers.authorizer(provider)).unwrap_or_else(|panicked| {
+                tracing::error!(target: "mesh::audit", provider = provider.name, error = %panicked, "no authorizer");
+                None
+            })?;
             let counters = ANSWERS.map(|decision| counter(&provider.name, decision));
             Some(External { provider: provider.name.as_str().into(), authorizer: asked, counters })
         });

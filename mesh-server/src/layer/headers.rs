@@ -4,17 +4,22 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, StatusCode, header};
 
-use mesh_core::context;
+use mesh_core::context::{self, RETRIED};
+use mesh_core::identity::PeerIdentity;
 use mesh_core::matcher::are_twins;
+use mesh_core::policy::{InboundListener, InboundTls};
 
-/// Headers with which a hop inside the mesh tells the next one something. Here the certificate is the
-/// only word about the peer, so these are removed before the application could trust them: identity
-/// (`x-forwarded-client-cert`, CVE-2024-45806) and Istio's metadata exchange. With `_` for `-` they are taken away too:
-/// to what reads headers as CGI does it is the same name.
-static STRIPPED: [HeaderName; 3] = [
-    HeaderName::from_static("x-forwarded-client-cert"),
-    HeaderName::from_static("x-envoy-peer-metadata"),
-    HeaderName::from_static("x-envoy-peer-metadata-id"),
+/// Headers with which a hop inside a mesh tells the next one something. Here the certificate is the only word about the
+/// peer, so these are removed before the application could trust them: identity (`x-forwarded-client-cert`,
+/// CVE-2024-45806; those of RFC 9440; Linkerd's), and Istio's metadata exchange. With `_` for `-` they are taken away
+/// too: to what reads headers as CGI does it is the same name.
+const STRIPPED: [&str; 6] = [
+    "client-cert",
+    "client-cert-chain",
+    "l5d-client-id",
+    "x-envoy-peer-metadata",
+    "x-envoy-peer-metadata-id",
+    "x-forwarded-client-cert",
 ];
 
 // Names made once: a look-up by text has to check and sort the text each time.
@@ -34,12 +39,17 @@ pub(super) struct Seen {
     pub(super) connection: bool,
 }
 
-/// Takes away what only the mesh may set, and tells what else is there: one walk, for a request has few headers, and
-/// a look-up for each that might be among them costs more than all of them.
+/// Takes away what only the mesh may set, has secrets kept out of what is printed, and tells what else is there: one walk,
+/// for a request has few headers, and a look-up for each that might be among them costs more than all of them.
 pub(super) fn read(headers: &mut HeaderMap) -> Seen {
     let mut seen = Seen::default();
     let (mut kind, mut grpc, mut expected, mut strip) = (None, None, None, false);
-    for (name, value) in &*headers {
+    for (name, value) in headers.iter_mut() {
+        if is_secret(name) {
+            value.set_sensitive(true);
+            continue;
+        }
+        let value = &*value;
         if *name == header::CONTENT_TYPE {
             kind.get_or_insert(value);
         } else if *name == header::HOST {
@@ -68,8 +78,28 @@ pub(super) fn read(headers: &mut HeaderMap) -> Seen {
     seen
 }
 
+/// Whether a header may hold what lets its reader in elsewhere.
+fn is_secret(name: &HeaderName) -> bool {
+    *name == header::AUTHORIZATION || *name == header::COOKIE || *name == header::PROXY_AUTHORIZATION
+}
+
 fn is_stripped(name: &HeaderName) -> bool {
-    STRIPPED.iter().any(|known| known == name || are_twins(known, name))
+    // A twin of the mark of a retry is nobody's word.
+    STRIPPED.iter().any(|known| is_one(known, name)) || are_twins(&RETRIED, name)
+}
+
+/// Whether a header has this name, or one that differs in `_` for `-` alone.
+fn is_one(known: &str, name: &HeaderName) -> bool {
+    let name = name.as_str();
+    let same = |(known, b): (u8, u8)| known == b || (known == b'-' && b == b'_');
+    known.len() == name.len() && known.bytes().zip(name.bytes()).all(same)
+}
+
+/// Whether the word of a request's peer counts that its request is a retry. Where it could have proved who it is and did
+/// not, it is nobody's of the mesh: with it anybody could turn off the retries of all that is called for its request.
+pub(super) fn is_believed(peer: Option<&PeerIdentity>, listener: Option<&InboundListener>) -> bool {
+    peer.is_some_and(|peer| peer.spiffe_id.is_some())
+        || listener.is_none_or(|listener| listener.tls == InboundTls::Disable)
 }
 
 /// Whether an answer says by its head that the request failed.
@@ -92,6 +122,8 @@ pub(crate) fn grpc_status(headers: &HeaderMap) -> Option<i32> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     fn headers(name: &'static str, value: &'static str) -> HeaderMap {

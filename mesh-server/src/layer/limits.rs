@@ -51,8 +51,15 @@ pub(crate) struct Concurrency {
     status: StatusCode,
 }
 
-/// What a request that passed a limit owes it: word of its end. Dropped without one, it was given up.
-pub(crate) struct Ticket {
+/// What a request that passed a limit has of it until its end.
+pub(crate) enum Ticket {
+    Latency(Owed),
+    /// A rate limit that says in the answer what is left.
+    Quota(Arc<RateLimit>),
+}
+
+/// What a request owes a limit that follows latency: word of its end. Dropped without one, it was given up.
+pub(crate) struct Owed {
     to: Arc<Concurrency>,
     began: Instant,
     settled: bool,
@@ -72,7 +79,7 @@ impl Limits {
         Self { scope, current: ArcSwapOption::empty(), ready: AtomicBool::new(false) }
     }
 
-    /// Lets a request pass, with a ticket of each limit that wants to know its end. Costs nothing where there are no
+    /// Lets a request pass, with a ticket of each limit that wants to know its end or has to say something in its answer. Costs nothing where there are no
     /// filters.
     pub(super) fn pass(
         &self,
@@ -140,6 +147,9 @@ impl Ready {
             match limit {
                 Limit::Rate(rate) => {
                     rate.pass(headers, Instant::now(), || fastrand::u32(..1_000_000)).map_err(rate_limited)?;
+                    if rate.tells() {
+                        tickets.push(Ticket::Quota(rate.clone()));
+                    }
                 }
                 Limit::Callers(callers) => {
                     if !callers.take(caller, Instant::now()) {
@@ -200,19 +210,33 @@ impl Concurrency {
             let (text, details) = ("reached concurrency limit", "reached_concurrency_limit");
             return Err(Box::new(Limited { answer, text, flag: "-", details }));
         }
-        Ok(Ticket { to: self.clone(), began: now, settled: false })
+        Ok(Ticket::Latency(Owed { to: self.clone(), began: now, settled: false }))
     }
 }
 
 impl Ticket {
+    /// Writes into the head of the answer what it is to say.
+    pub(super) fn head(&self, headers: &mut HeaderMap) {
+        if let Self::Quota(limit) = self {
+            limit.tell(headers, Instant::now());
+        }
+    }
+
     /// The answer has ended.
-    pub(super) fn finish(mut self) {
-        self.settled = true;
-        self.to.gradient.finish(self.began, Instant::now(), |below| fastrand::u64(..below));
+    pub(super) fn finish(self) {
+        if let Self::Latency(mut owed) = self {
+            owed.settled = true;
+            owed.to.gradient.finish(owed.began, Instant::now(), |below| fastrand::u64(..below));
+        }
+    }
+
+    /// Whether it tells the caller something, of a refusal too.
+    pub(super) fn tells(&self) -> bool {
+        matches!(self, Self::Quota(_))
     }
 }
 
-impl Drop for Ticket {
+impl Drop for Owed {
     fn drop(&mut self) {
         // How long it would have taken nobody knows.
         if !self.settled {

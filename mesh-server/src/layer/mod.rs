@@ -4,8 +4,9 @@
 //! ```text
 //! strip headers that only the mesh may set → settle path and authority, 400 or 431
 //!   → open the request's context (trace, deadline, caller) → tokens, or 401
-//!   → authorization, or 403; who has to be asked is asked
+//!   → authorization, or 403
 //!   → the limits of the listener's filters, or what they answer → a place among the requests in flight, or 503
+//!   → an external authorizer is asked where one has to be, or what it answers
 //!   → the application
 //!   → metrics and access log when the response body ends
 //! ```
@@ -15,6 +16,7 @@
 mod ask;
 mod body;
 mod callers;
+mod caught;
 mod gate;
 mod headers;
 mod limits;
@@ -47,13 +49,13 @@ use mesh_core::id::{SpiffeId, Workload};
 use mesh_core::identity::PeerIdentity;
 use mesh_core::policy::{InboundListener, InboundState, PerMillion};
 use mesh_core::source::Identities;
-use mesh_core::target::EncodedSlash;
 use mesh_core::telemetry::{Metrics, PeerLabels, Reporter, RequestLabels, RequestSeries};
 
 use self::ask::{Ask, Proceed};
 use self::body::Content;
 pub use self::body::InboundBody;
 use self::callers::{Caller, Own};
+use self::caught::caught;
 pub(crate) use self::gate::Gate;
 pub(crate) use self::headers::{grpc_status, is_grpc};
 pub(crate) use self::limits::{Concurrency, Limits, Scope};
@@ -62,6 +64,7 @@ pub(crate) use self::policy::Policy;
 pub(crate) use self::priority::Priorities;
 pub use self::priority::Priority;
 use self::record::Record;
+pub(crate) use self::target::Slashes;
 use self::target::Unsettled;
 use self::token::Challenge;
 use crate::load::{LoadReports, Question, Told};
@@ -89,7 +92,7 @@ pub(crate) struct Shared {
     // If callers are told.
     pub(crate) load: Option<Arc<LoadReports>>,
     pub(crate) gate: Gate,
-    pub(crate) slash: EncodedSlash,
+    pub(crate) slashes: Slashes,
     /// Applications have layers of this server, so a request may come through two.
     pub(crate) lent: AtomicBool,
     pub(crate) max_headers: usize,
@@ -102,6 +105,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Whether the mesh answers a request itself.
+    fn is_asked_itself<B>(&self, request: &Request<B>, grpc: bool) -> bool {
+        self.load.is_some() && Question::of(request, grpc).is_some()
+    }
+
     /// Who we are behind this address.
     pub(crate) fn own_id(&self) -> Option<SpiffeId> {
         let instance = match &**self.policy.state() {
@@ -238,16 +246,21 @@ impl<S> Layer<S> for InboundLayer {
     type Service = InboundService<S>;
 
     fn layer(&self, inner: S) -> InboundService<S> {
-        InboundService { inner, layer: self.clone() }
+        InboundService { inner, layer: self.clone(), broken: false }
     }
 }
 
-/// A service behind the [`InboundLayer`]. An error of the inner service becomes a 500 (for gRPC:
-/// status 13) and is logged, so that one failed request does not cost the connection.
+/// A service behind the [`InboundLayer`]. An error of the inner service becomes a 500 (for gRPC: status 13) and is logged,
+/// so that one failed request does not cost the connection; so does a panic, in whatever layer of it, and one of an
+/// external authorizer. A panic while a response's body is made ends that body with an error.
+///
+/// In a process built with `panic = "abort"` a panic ends the process.
 #[derive(Clone)]
 pub struct InboundService<S> {
     inner: S,
     layer: InboundLayer,
+    /// It panicked when it was asked whether it is ready: it is not called.
+    broken: bool,
 }
 
 /// In the extensions of a request that a layer of a server has treated of which applications have another one.
@@ -266,7 +279,14 @@ where
     type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
+        match caught(|| self.inner.poll_ready(cx)) {
+            Ok(ready) => ready,
+            Err(panicked) => {
+                tracing::error!(error = %panicked, "the application's service is asked whether it is ready");
+                self.broken = true;
+                Poll::Ready(Ok(()))
+            }
+        }
     }
 
     fn call(&mut self, mut request: Request<B>) -> ResponseFuture<S::Future> {
@@ -279,7 +299,7 @@ where
         let parting = connection.parting(&request);
         let seen = headers::read(request.headers_mut());
         let grpc = seen.grpc;
-        let settled = target::settle(&mut request, &seen, shared.slash);
+        let settled = target::settle(&mut request, &seen, &shared.slashes);
         // Without a peer of our own acceptor, what another acceptor put there counts: extensions cannot
         // come from outside.
         let other = || request.extensions().get::<PeerIdentity>().cloned().map(Arc::new);
@@ -289,8 +309,13 @@ where
         // One look at it for the whole request.
         let (state, mut last) = (shared.policy.state(), None);
         let listener = shared.policy.in_force(&state, &mut last);
+        if context.retried && !headers::is_believed(peer, listener.map(AsRef::as_ref)) {
+            request.headers_mut().remove(&RETRIED);
+            context.retried = false;
+        }
 
         let judged = match settled {
+            _ if self.broken => Err(Refused::Failed),
             _ if request.headers().len() > shared.max_headers => Err(Refused::Headers),
             Err(unsettled) => Err(Refused::Malformed(unsettled)),
             Ok(()) if listener.is_none() && shared.policy.is_given() => {
@@ -307,18 +332,24 @@ where
                 })
             }
         };
+        let judged = judged.and_then(|asking| {
+            // A question about the load needs no place, unless somebody has to be asked about it.
+            if asking.is_some() || !shared.is_asked_itself(&request, grpc) {
+                self.layer.admit(&mut request, context.caller.as_deref(), listener, &mut record)?;
+            }
+            Ok(asking)
+        });
         let context = Arc::new(context);
         let mut record = Some(record);
         let work = match judged {
             Err(why) => Work::Refused { why, grpc },
-            Ok(None) => self.layer.hand_over(&mut self.inner, request, context, grpc, listener, &mut record),
+            Ok(None) => self.layer.hand_over(&mut self.inner, request, context, grpc, &mut record),
             Ok(Some(asking)) => {
                 // The one that said it was ready is used up.
                 let fresh = self.inner.clone();
                 let inner = std::mem::replace(&mut self.inner, fresh);
-                Work::Asking {
-                    asking: ask::ask(asking, Ask { layer: self.layer.clone(), inner, request, context, grpc }),
-                }
+                let ask = Ask { layer: self.layer.clone(), inner, request, context, grpc };
+                Work::Asking { asking: ask::ask(asking, ask), grpc }
             }
         };
         ResponseFuture { work, record, parting }
@@ -326,6 +357,39 @@ where
 }
 
 impl InboundLayer {
+    /// Whether a request is within all limits; if so it has its place until its answer has ended, or it is denied.
+    ///
+    /// Before an external authorizer is asked: what waits for it is in flight too, and a flood must not reach it.
+    fn admit<B>(
+        &self,
+        request: &mut Request<B>,
+        peer: Option<&PeerIdentity>,
+        listener: Option<&Arc<InboundListener>>,
+        record: &mut Record,
+    ) -> Result<(), Refused> {
+        let shared = &self.connection.shared;
+        let share = shared.priorities.share(request);
+        let own = self.connection.peer.is_some().then_some(&self.connection.rate);
+        let caller = Caller { peer, own };
+        match self.pass(listener, request.headers_mut(), caller, share) {
+            Ok(tickets) => record.owe(tickets),
+            Err(limited) => {
+                record.note(limited.details.into());
+                record.flag(limited.flag);
+                return Err(Refused::Limited(limited));
+            }
+        }
+        if let Some(places) = &shared.places {
+            let Some(place) = places.take(share) else {
+                record.release();
+                record.note("overload".into());
+                return Err(Refused::Busy);
+            };
+            record.hold(place);
+        }
+        Ok(())
+    }
+
     /// Gives a request that may pass to the application, or answers what the mesh is asked itself.
     fn hand_over<S: Service<Request<B>>, B: Body<Data: Buf> + Send + 'static>(
         &self,
@@ -333,7 +397,6 @@ impl InboundLayer {
         mut request: Request<B>,
         context: Arc<RequestContext>,
         grpc: bool,
-        listener: Option<&Arc<InboundListener>>,
         record: &mut Option<Record>,
     ) -> Work<S::Future> {
         let shared = &self.connection.shared;
@@ -345,27 +408,6 @@ impl InboundLayer {
             }
             let told = load.answer(question, request.into_body(), &shared.drain);
             return Work::Told { told: Some(told) };
-        }
-        let share = shared.priorities.share(&request);
-        let own = self.connection.peer.is_some().then_some(&self.connection.rate);
-        let caller = Caller { peer: context.caller.as_deref(), own };
-        if let Err(limited) = self.limit(listener, request.headers_mut(), caller, share, record.as_mut()) {
-            return Work::Refused { why: Refused::Limited(limited), grpc };
-        }
-        if let Some(places) = &shared.places {
-            match places.take(share) {
-                Some(place) => {
-                    if let Some(record) = record {
-                        record.hold(place);
-                    }
-                }
-                None => {
-                    if let Some(record) = record {
-                        record.note("overload".into());
-                    }
-                    return Work::Refused { why: Refused::Busy, grpc };
-                }
-            }
         }
         if let Some(load) = &shared.load {
             let reporting = load.begin();
@@ -380,35 +422,23 @@ impl InboundLayer {
         }
         // By reference: what a closure takes along is copied with it.
         let mut request = Some(request);
-        let inner = context::enter(context.clone(), || request.take().map(|request| inner.call(request)));
-        let inner = inner.expect("it is there");
-        Work::Serving { inner: context::scope(context, inner), grpc, more: None }
-    }
-
-    /// Whether a request is within the limits of the listener's filters and of the server.
-    fn limit(
-        &self,
-        listener: Option<&Arc<InboundListener>>,
-        headers: &mut http::HeaderMap,
-        caller: Caller<'_>,
-        share: PerMillion,
-        record: Option<&mut Record>,
-    ) -> Result<(), Box<Limited>> {
-        let passed = self.pass(listener, headers, caller, share);
-        let Some(record) = record else { return passed.map(drop) };
-        match passed {
-            Ok(tickets) => {
-                record.owe(tickets);
-                Ok(())
+        let mut called = || request.take().map(|request| inner.call(request));
+        match caught(|| context::enter(context.clone(), &mut called)) {
+            Ok(inner) => {
+                let inner = inner.expect("it is there");
+                Work::Serving { inner: context::scope(context, inner), grpc, more: None }
             }
-            Err(limited) => {
-                record.note(limited.details.into());
-                record.flag(limited.flag);
-                Err(limited)
+            Err(panicked) => {
+                tracing::error!(error = %panicked, "the application's service failed: answered with 500");
+                if let Some(record) = record {
+                    record.release();
+                }
+                Work::Refused { why: Refused::Failed, grpc }
             }
         }
     }
 
+    /// Whether a request is within the limits of the listener's filters and of the server.
     // With a refusal the tickets are dropped: what passes one limit and not the next says nothing of latency.
     fn pass(
         &self,
@@ -470,6 +500,8 @@ enum Refused {
     /// By the listener's filters or the latency of requests.
     Limited(Box<Limited>),
     Closed(Code),
+    /// The application's code has panicked before there was an answer to wait for.
+    Failed,
     /// By its tokens, or for want of one.
     Token(Box<Challenge>),
     /// With a status of its own.
@@ -494,6 +526,7 @@ impl Refused {
             }
             // As Envoy's overload manager answers.
             Self::Busy => answer(grpc, StatusCode::SERVICE_UNAVAILABLE, 14, "overloaded"),
+            Self::Failed => failed(grpc),
             Self::Limited(limited) => {
                 let told = &limited.answer;
                 let mut response = answer(grpc, told.status, told.grpc_status, limited.text);
@@ -541,7 +574,7 @@ pin_project! {
     enum Work<F> {
         // With changes of the answer's headers that an external authorizer asks for.
         Serving { #[pin] inner: Scoped<F>, grpc: bool, more: Option<Box<[HeaderChange]>> },
-        Asking { asking: ask::Asked<F> },
+        Asking { asking: ask::Asked<F>, grpc: bool },
         Untreated { #[pin] inner: F },
         Told { told: Option<Told> },
         Refused { why: Refused, grpc: bool },
@@ -558,9 +591,21 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        while let WorkProjection::Asking { asking } = this.work.as_mut().project() {
-            let proceed: Proceed<F> = ready!(asking.as_mut().poll(cx));
-            this.work.set(proceed(this.record));
+        while let WorkProjection::Asking { asking, grpc } = this.work.as_mut().project() {
+            let next = match caught(|| asking.as_mut().poll(cx)) {
+                Ok(proceed) => {
+                    let proceed: Proceed<F> = ready!(proceed);
+                    proceed(this.record)
+                }
+                Err(panicked) => {
+                    tracing::error!(error = %panicked, "an external authorizer failed: answered with 500");
+                    if let Some(record) = this.record {
+                        record.release();
+                    }
+                    Work::Refused { why: Refused::Failed, grpc: *grpc }
+                }
+            };
+            this.work.set(next);
         }
         let mut response = match this.work.project() {
             WorkProjection::Asking { .. } => unreachable!("who is asked has answered"),
@@ -569,7 +614,10 @@ where
                 response.map(|body| Content::Application { body })
             }
             WorkProjection::Serving { mut inner, grpc, more } => {
-                let served = ready!(inner.as_mut().poll(cx));
+                let served: Result<_, BoxError> = match caught(|| inner.as_mut().poll(cx)) {
+                    Ok(served) => ready!(served).map_err(Into::into),
+                    Err(panicked) => Err(panicked.into()),
+                };
                 let (spent, stalled) = match inner.take_value() {
                     Some(context) => (context.spent.is_set(), context.stalled.is_set()),
                     None => (false, false),
@@ -593,9 +641,8 @@ where
                         response.map(|body| Content::Application { body })
                     }
                     Err(error) => {
-                        let error: BoxError = error.into();
                         tracing::error!(%error, "the application's service failed: answered with 500");
-                        answer(*grpc, StatusCode::INTERNAL_SERVER_ERROR, 13, "the service failed; see its log")
+                        failed(*grpc)
                     }
                 }
             }
@@ -623,6 +670,12 @@ fn tell<B>(told: Told) -> Response<Content<B>> {
             response
         }
     }
+}
+
+/// The answer in place of the application's that failed.
+#[cold]
+fn failed<B>(grpc: bool) -> Response<Content<B>> {
+    answer(grpc, StatusCode::INTERNAL_SERVER_ERROR, 13, "the service failed; see its log")
 }
 
 /// An answer of the mesh itself: a text for HTTP, a status without a body for gRPC. `text` is ASCII.

@@ -33,7 +33,7 @@ pub(super) struct Record {
     // Its place among the requests in flight, if they are limited.
     #[allow(dead_code, reason = "held for its drop")]
     place: Option<OwnedSemaphorePermit>,
-    // Of the limits that want to know its end.
+    // Of the limits that want to know its end, or say something in its answer.
     tickets: Vec<Ticket>,
     // Envoy's flag, if the mesh answers.
     flag: &'static str,
@@ -98,7 +98,7 @@ impl Record {
         self.flag = flag;
     }
 
-    /// The request has passed limits that want to know its end.
+    /// The request has passed limits that want to know its end, or say something in its answer.
     pub(super) fn owe(&mut self, tickets: Vec<Ticket>) {
         self.tickets = tickets;
     }
@@ -106,6 +106,12 @@ impl Record {
     /// The request has a place among those in flight, until its answer has ended.
     pub(super) fn hold(&mut self, place: OwnedSemaphorePermit) {
         self.place = Some(place);
+    }
+
+    /// The request goes no further: it gives its place back, and the limits learn nothing of its latency.
+    pub(super) fn release(&mut self) {
+        self.place = None;
+        self.tickets.retain(Ticket::tells);
     }
 
     /// The answer will tell of the load.
@@ -124,6 +130,9 @@ impl Record {
         self.note_status(headers);
         if let Some(load) = &mut self.load {
             load.head(status, headers, self.grpc);
+        }
+        for ticket in &self.tickets {
+            ticket.head(headers);
         }
         let bodiless = self.head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         self.remaining = if bodiless || status == StatusCode::SWITCHING_PROTOCOLS {

@@ -1,9 +1,13 @@
 //! Settles what a request asks for before anybody decides on it: one path, one authority, no header that another
 //! one may take away. Policy and application see the result.
 
+use std::borrow::Cow;
+
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, header};
 
+use mesh_core::matcher::PathCondition;
+use mesh_core::policy::PathMatch;
 use mesh_core::target::{EncodedSlash, MalformedTarget, check_authority, normalize_path};
 
 use super::headers::Seen;
@@ -20,6 +24,42 @@ pub(super) enum Unsettled {
     /// gRPC knows its methods by one spelling (CVE-2026-33186).
     #[error("the path of a gRPC request is not in its normal form")]
     Grpc,
+}
+
+/// Where an encoded slash may stand in a path.
+#[derive(Debug)]
+pub(crate) struct Slashes {
+    // How paths are read: all in one way, so that what is decided of one is decided of what the application sees.
+    read: EncodedSlash,
+    // Where what is read as data may be that; `None` = everywhere.
+    only_at: Option<Box<[PathCondition]>>,
+}
+
+impl Slashes {
+    pub(crate) fn new(everywhere: EncodedSlash, at: &[PathMatch]) -> Self {
+        if everywhere == EncodedSlash::Keep || at.is_empty() {
+            return Self { read: everywhere, only_at: None };
+        }
+        let at = at.iter().map(|path| PathCondition::new(path, true)).collect();
+        Self { read: EncodedSlash::Keep, only_at: Some(at) }
+    }
+
+    fn normal<'p>(&self, path: &'p str) -> Result<Cow<'p, str>, MalformedTarget> {
+        let normal = normalize_path(path, self.read)?;
+        if let Some(at) = &self.only_at
+            && has_encoded_slash(&normal)
+            && !at.iter().any(|path| path.holds(&normal))
+        {
+            return Err(MalformedTarget::EncodedSlash);
+        }
+        Ok(normal)
+    }
+}
+
+/// Of a path in normal form, whose escapes are in upper case.
+fn has_encoded_slash(path: &str) -> bool {
+    // Most paths have no escape at all.
+    path.contains('%') && (path.contains("%2F") || path.contains("%5C"))
 }
 
 /// What `Connection` may name: it is no way to have a header taken away that somebody else relies on.
@@ -40,12 +80,12 @@ const OF_ONE_HOP: [&str; 9] = [
 ///
 /// # Errors
 /// The request has more than one meaning. It is unchanged then.
-pub(super) fn settle<B>(request: &mut Request<B>, seen: &Seen, slash: EncodedSlash) -> Result<(), Unsettled> {
+pub(super) fn settle<B>(request: &mut Request<B>, seen: &Seen, slashes: &Slashes) -> Result<(), Unsettled> {
     let other_host = settle_authority(request, seen.host)?;
     if seen.connection {
         check_connection(request.headers())?;
     }
-    if let Some(path) = settled_path(request, seen.grpc, slash)? {
+    if let Some(path) = settled_path(request, seen.grpc, slashes)? {
         let mut parts = request.uri().clone().into_parts();
         parts.path_and_query = Some(path);
         // It had a path, so what goes with a path is there.
@@ -93,14 +133,14 @@ fn check_connection(headers: &HeaderMap) -> Result<(), Unsettled> {
 }
 
 /// The path to put in place of the request's, if that is not in normal form.
-fn settled_path<B>(request: &Request<B>, grpc: bool, slash: EncodedSlash) -> Result<Option<PathAndQuery>, Unsettled> {
+fn settled_path<B>(request: &Request<B>, grpc: bool, slashes: &Slashes) -> Result<Option<PathAndQuery>, Unsettled> {
     let Some(given) = request.uri().path_and_query() else { return Ok(None) };
     // The two forms of a target that are no paths (RFC 9112, section 3.2).
     let asterisk = given.as_str() == "*" && request.method() == Method::OPTIONS;
     if asterisk || request.method() == Method::CONNECT && request.uri().authority().is_some() && given.as_str() == "/" {
         return Ok(None);
     }
-    let std::borrow::Cow::Owned(mut path) = normalize_path(given.path(), slash)? else { return Ok(None) };
+    let Cow::Owned(mut path) = slashes.normal(given.path())? else { return Ok(None) };
     if grpc {
         return Err(Unsettled::Grpc);
     }

@@ -176,6 +176,36 @@ async fn s04_encoded_slashes_are_refused_and_raw_backslashes_are_slashes() {
 }
 
 #[tokio::test]
+async fn s04_encoded_slashes_are_data_on_the_routes_that_take_them_and_refused_on_the_others() {
+    let mut config = Config::default();
+    config.encoded_slash_at = vec![PathMatch::Prefix("/files/".into()), PathMatch::Exact("/raw%2Fone".into())];
+    let world = World::start(guarded(vec![d()]), config, tower::service_fn(asked)).await;
+    for (given, seen) in [
+        ("/files/a%2fb", "/files/a%2Fb"),
+        ("/files/a%5cb?x=%2f", "/files/a%5Cb?x=%2f"),
+        ("/x/..//files/%61%2F", "/files/a%2F"),
+        ("/raw%2fone", "/raw%2Fone"),
+        // Data divides nothing, so it leads nowhere else either.
+        ("/files/..%2f..%2fadmin", "/files/..%2F..%2Fadmin"),
+    ] {
+        assert_eq!(ask(&world, given.as_bytes(), "").await, (200, format!("{seen} public.test")), "{given}");
+    }
+    let elsewhere =
+        ["/admin%2fusers", "/files%2fa", "/%2ffiles/a", "/files/../x%2fy", "/files/a/../../x%5c", "/raw%2fon"];
+    paths_get(&world, 400, &elsewhere).await;
+    // Rules see what the application sees.
+    paths_get(&world, 403, &["/files/../admin", "/files/a%2fb/../../admin"]).await;
+    // The control: nowhere without the option, and everywhere with the one for all.
+    let mut keep = Config::default();
+    keep.encoded_slash = EncodedSlash::Keep;
+    keep.encoded_slash_at = vec![PathMatch::Prefix("/files/".into())];
+    for (config, status) in [(Config::default(), 400), (keep, 200)] {
+        let world = World::start(guarded(vec![d()]), config, tower::service_fn(asked)).await;
+        paths_get(&world, status, &["/files/a%2fb", "/x%2fy"]).await;
+    }
+}
+
+#[tokio::test]
 async fn s06_s07_s09_s10_s11_queries_cases_and_escapes_are_what_they_look_like() {
     let world = world(vec![d()]).await;
     paths_get(&world, 403, &["/admin?x", "/admin/", "/admin/.", "/%61dmin"]).await;
@@ -423,17 +453,22 @@ async fn the_server_name_and_the_port_that_were_asked_for_can_be_demanded() {
 
 #[tokio::test]
 async fn s26_what_only_the_mesh_may_say_is_taken_away_before_a_rule_sees_it() {
-    let forged = "x-forwarded-client-cert";
-    let allow = one(
-        AuthorizationAction::Allow,
-        vec![header(forged, StringMatch::Contains("sa/productpage".into()), false)],
-        vec![Principal::Any],
-    );
-    let world = world(vec![allow]).await;
-    let mut request: Request<Empty<bytes::Bytes>> = get("/");
-    let value = HeaderValue::from_static("URI=spiffe://cluster.local/ns/default/sa/productpage");
-    request.headers_mut().insert(HeaderName::from_static(forged), value);
-    assert_eq!(world.plain(Http::One).await.send(request).await.unwrap().status(), 403);
+    // The control is a header that anybody may send.
+    for (name, status) in [
+        ("x-forwarded-client-cert", 403),
+        ("client-cert", 403),
+        ("client-cert-chain", 403),
+        ("l5d-client-id", 403),
+        ("x-envoy-peer-metadata", 403),
+        ("x-asked-client-cert", 200),
+    ] {
+        let web = header(name, StringMatch::Contains("sa/productpage".into()), false);
+        let world = world(vec![one(AuthorizationAction::Allow, vec![web], vec![Principal::Any])]).await;
+        let mut request: Request<Empty<bytes::Bytes>> = get("/");
+        let value = HeaderValue::from_static("URI=spiffe://cluster.local/ns/default/sa/productpage");
+        request.headers_mut().insert(HeaderName::from_static(name), value);
+        assert_eq!(world.plain(Http::One).await.send(request).await.unwrap().status(), status, "{name}");
+    }
 }
 
 #[tokio::test]

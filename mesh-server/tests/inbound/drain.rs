@@ -232,17 +232,3 @@ async fn dropping_the_server_closes_sockets_and_ends_handlers() {
         assert_eq!(world.server.readiness().serving(), 0);
     }
 }
-
-#[tokio::test]
-async fn a_panicking_handler_costs_its_request_only() {
-    let service = tower::service_fn(|request: http::Request<mesh_server::Body>| async move {
-        assert_ne!(request.uri().path(), "/panic", "as ordered");
-        text("hello")
-    });
-    let world = World::start(policy(InboundTls::Permissive), Config::default(), service).await;
-    let mut client = world.plain(Http::Two).await;
-    assert!(client.get("/panic").await.is_err());
-    assert_eq!(client.get("/").await.unwrap().0, 200, "HTTP/2: the connection goes on");
-    assert!(world.plain(Http::One).await.get("/panic").await.is_err());
-    assert_eq!(world.plain(Http::One).await.get("/").await.unwrap().0, 200, "HTTP/1: the server goes on");
-}

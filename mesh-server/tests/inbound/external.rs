@@ -1,6 +1,8 @@
 //! External authorizers: who is asked, what they are told, and what becomes of their answers.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
@@ -9,13 +11,17 @@ use mesh_core::authz::{
     Unavailable,
 };
 use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, CheckedBody, HeaderKey,
-    HeaderMatch, HeaderMatcher, InboundState, InboundTls, PathMatch, Permission, Principal, StringMatcher,
+    AdaptiveConcurrency, AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, CheckedBody,
+    HeaderKey, HeaderMatch, HeaderMatcher, HttpFilter, HttpFilterKind, InboundState, InboundTls, PathMatch, Permission,
+    Principal, StringMatcher,
 };
 use mesh_server::{Body, Config};
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
-use crate::kit::{Http, World, get, listener, read, text};
+use crate::filters::{adaptive, bucket};
+use crate::kit::{Http, World, eventually, get, listener, read, spawn, text, within};
+use crate::limits::{answered, begun, end, is_given_up};
 
 type Answer = fn(&CheckRequest) -> Result<CheckResponse, Unavailable>;
 
@@ -44,9 +50,26 @@ impl ExternalAuthorizer for Fake {
     }
 }
 
-struct One(Arc<Fake>);
+/// An authorizer that takes its time: it says no for each permit that it is given.
+#[derive(Debug)]
+struct Slow {
+    go: Semaphore,
+    asked: AtomicUsize,
+}
 
-impl ExternalAuthorizers for One {
+impl ExternalAuthorizer for Slow {
+    fn check(&self, _: CheckRequest) -> Checking<'_> {
+        Box::pin(async {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            self.go.acquire().await.unwrap().forget();
+            Ok(CheckResponse::Denied(Refusal::new(StatusCode::UNAUTHORIZED)))
+        })
+    }
+}
+
+struct One<A = Fake>(Arc<A>);
+
+impl<A: ExternalAuthorizer> ExternalAuthorizers for One<A> {
     fn authorizer(&self, provider: &AuthorizerProvider) -> Option<Arc<dyn ExternalAuthorizer>> {
         (provider.name == "opa").then(|| self.0.clone() as _)
     }
@@ -209,6 +232,33 @@ async fn a_body_that_is_told_is_kept_in_one_piece_and_what_follows_connect_is_no
 }
 
 #[tokio::test]
+async fn a_body_that_an_authorizer_waits_for_may_not_stop_whatever_it_is_of() {
+    let grpc = [("content-type", "application/grpc")];
+    // Of nine bytes five come. With three of them the question can be asked; after that a call may be silent.
+    for (max, given_up) in [(9, true), (3, false)] {
+        let wanted = CheckedBody { max_bytes: max.try_into().unwrap(), allow_partial: true, as_bytes: false };
+        let fake = Arc::new(Fake { answer: Mutex::new(yes), asked: Mutex::default(), wanted: Some(wanted) });
+        let one = Arc::new(One(fake.clone()));
+        let app = tower::service_fn(|request: http::Request<Body>| async move {
+            text(request.into_body().collect().await?.to_bytes())
+        });
+        let settings = |server: mesh_server::ServerBuilder| server.authorizers(one);
+        let mut config = Config::default();
+        config.body_idle_timeout = Some(Duration::from_millis(50));
+        let world = World::start_with(guarded(vec![asking("opa")]), config, settings, app).await;
+        let mut tcp = begun(&world, Http::Two, &grpc).await;
+        if !given_up {
+            eventually(|| (!fake.asked.lock().is_empty()).then_some(())).await;
+            assert!(is_given_up(Duration::from_millis(200), Http::One, &[]).await, "time passes");
+            end(&mut tcp, Http::Two).await;
+        }
+        let answer = answered(&mut tcp, Http::Two).await;
+        assert_eq!(answer.contains("begun end"), !given_up, "{answer}");
+        assert_eq!(fake.asked.lock().is_empty(), given_up);
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_is_answered_in_the_authorizers_words() {
     let (world, _) = world(vec![asking("opa")], no).await;
     let response = world.plain(Http::One).await.send(get("/checked")).await.unwrap();
@@ -329,4 +379,68 @@ async fn what_no_route_takes_is_not_found() {
     let response = world.plain(Http::Two).await.send(request).await.unwrap();
     assert_eq!(response.headers()["grpc-status"], "12");
     assert_eq!(decisions(&world), ["one route not_found 2"]);
+}
+
+/// A server whose one authorizer takes its time, with limits.
+async fn slow_world(filter: Option<HttpFilterKind>, limits: impl FnOnce(&mut Config)) -> (World, Arc<Slow>) {
+    let slow = Arc::new(Slow { go: Semaphore::new(0), asked: AtomicUsize::new(0) });
+    let one = Arc::new(One(slow.clone()));
+    let mut config = Config::default();
+    limits(&mut config);
+    let mut listener = listener(InboundTls::Permissive);
+    listener.authorization = vec![asking("opa")];
+    listener.filters = filter.into_iter().map(|kind| HttpFilter { name: "limit".into(), kind }).collect();
+    let settings = |server: mesh_server::ServerBuilder| server.authorizers(one);
+    let state = InboundState::Ready(Arc::new(listener));
+    (World::start_with(state, config, settings, tower::service_fn(|_| async { text("hello") })).await, slow)
+}
+
+/// A request that waits for the authorizer, and then one more: what becomes of the two, how many were asked about
+/// before the authorizer has answered, and what becomes of a third one, about which nobody is asked.
+async fn beside_one_that_waits(filter: Option<HttpFilterKind>, limits: impl FnOnce(&mut Config)) -> ([u16; 3], usize) {
+    let (world, slow) = slow_world(filter, limits).await;
+    let (mut client, mut other) = (world.plain(Http::Two).await, world.plain(Http::Two).await);
+    let first = spawn(client.send(get("/checked")));
+    eventually(|| (slow.asked.load(Ordering::Relaxed) == 1).then_some(())).await;
+    let second = spawn(other.send(get("/checked")));
+    let asked = eventually(|| match slow.asked.load(Ordering::Relaxed) {
+        1 if !second.is_finished() => None,
+        asked => Some(asked),
+    });
+    let asked = asked.await;
+    slow.go.add_permits(10);
+    let status = |answer: hyper::Result<http::Response<hyper::body::Incoming>>| answer.unwrap().status().as_u16();
+    // Its answer's body is not read: a place that is held until then would not be free for the third.
+    let (first, second) = (within(first).await.unwrap(), within(second).await.unwrap());
+    let third = within(other.get("/other")).await.unwrap().0;
+    (([status(first), status(second), third]), asked)
+}
+
+#[tokio::test]
+async fn what_waits_for_an_authorizer_is_in_flight_and_what_is_beyond_the_limits_is_not_asked_about() {
+    let one_place = |config: &mut Config| config.max_requests = Some(1);
+    assert_eq!(beside_one_that_waits(None, one_place).await, ([401, 503, 200], 1));
+    let only_one = AdaptiveConcurrency { max_limit: 1, ..adaptive() };
+    let own = only_one.clone();
+    let adaptive = |config: &mut Config| config.adaptive_concurrency = Some(own);
+    assert_eq!(beside_one_that_waits(None, adaptive).await, ([401, 503, 200], 1));
+    let adaptive = HttpFilterKind::AdaptiveConcurrency(Some(only_one));
+    assert_eq!(beside_one_that_waits(Some(adaptive), |_| ()).await, ([401, 503, 200], 1));
+    // A token is gone, whatever the authorizer says.
+    let rate = HttpFilterKind::RateLimit(bucket(1));
+    assert_eq!(beside_one_that_waits(Some(rate), |_| ()).await, ([401, 429, 429], 1));
+    // The control: without a limit the authorizer is asked about both.
+    assert_eq!(beside_one_that_waits(None, |_| ()).await, ([401, 401, 200], 2));
+}
+
+#[tokio::test]
+async fn a_caller_that_gives_up_waiting_for_an_authorizer_frees_its_place() {
+    let (world, slow) = slow_world(None, |config| config.max_requests = Some(1)).await;
+    let mut client = world.plain(Http::Two).await;
+    let waiting = spawn(client.send(get("/checked")));
+    eventually(|| (slow.asked.load(Ordering::Relaxed) == 1).then_some(())).await;
+    waiting.abort();
+    drop(client);
+    let mut other = world.plain(Http::Two).await;
+    within(async { while other.get("/other").await.unwrap().0 != 200 {} }).await;
 }

@@ -18,7 +18,7 @@ use mesh_testkit::clock;
 
 use crate::kit::{Client, Http, World, eventually, get, listener, read, text, within};
 
-fn bucket(max_tokens: u32) -> LocalRateLimit {
+pub(crate) fn bucket(max_tokens: u32) -> LocalRateLimit {
     // No test takes an hour.
     let fill_interval = Duration::from_secs(3600);
     LocalRateLimit {
@@ -30,6 +30,8 @@ fn bucket(max_tokens: u32) -> LocalRateLimit {
         response_headers: vec![write("x-limited")],
         request_headers: vec![write("x-over")],
         per_connection: false,
+        quota_headers: false,
+        retry_after: false,
     }
 }
 
@@ -105,6 +107,48 @@ async fn grpc_is_told_of_a_rate_limit_by_its_status() {
         assert_eq!(answer.headers()["grpc-message"], "local_rate_limited");
         assert_eq!(answer.headers()["x-limited"], "yes");
     }
+}
+
+/// What an answer says of the limit, and when to come again.
+async fn told(client: &mut Client, grpc: bool) -> (u16, Vec<String>) {
+    let mut request = get("/");
+    if grpc {
+        request.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    }
+    let answer = within(client.send(request)).await.unwrap();
+    let names = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset", "retry-after"];
+    let values = names.iter().flat_map(|name| answer.headers().get_all(*name)).map(|v| v.to_str().unwrap().to_owned());
+    (answer.status().as_u16(), values.collect())
+}
+
+#[tokio::test]
+async fn answers_say_what_is_left_of_a_rate_limit_and_when_there_is_more() {
+    let telling =
+        |per_connection| LocalRateLimit { quota_headers: true, retry_after: true, per_connection, ..bucket(2) };
+    for (version, per_connection) in [(Http::One, false), (Http::Two, true)] {
+        let world = world(telling(per_connection)).await;
+        let mut client = world.plain(version).await;
+        let list = |values: &[&str]| values.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(told(&mut client, false).await, (200, list(&["2", "1", "0"])), "{version:?}");
+        // The next token comes in less than an hour, which is rounded up to one.
+        assert_eq!(told(&mut client, false).await, (200, list(&["2", "0", "3600"])), "{version:?}");
+        assert_eq!(told(&mut client, false).await, (429, list(&["2", "0", "3600", "3600"])), "{version:?}");
+        assert_eq!(told(&mut client, true).await, (200, list(&["2", "0", "3600", "3600"])), "{version:?}: gRPC");
+    }
+    // Another status than 429 has no `retry-after`, and an own one stays.
+    let own = vec![write("retry-after")];
+    for (status, response_headers, says) in [(503, Vec::new(), None), (429, own, Some("yes"))] {
+        let world = world(LocalRateLimit { status, response_headers, ..telling(false) }).await;
+        let mut client = world.plain(Http::Two).await;
+        statuses(&mut client, 2).await;
+        let refused = within(client.send(get("/"))).await.unwrap();
+        assert_eq!(refused.headers().get("retry-after").map(|value| value.to_str().unwrap()), says);
+    }
+    // The control: a limit that is not to say anything.
+    let world = world(bucket(1)).await;
+    let mut client = world.plain(Http::Two).await;
+    assert_eq!(told(&mut client, false).await, (200, Vec::new()));
+    assert_eq!(told(&mut client, false).await, (429, Vec::new()));
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ mod kit;
 mod limits;
 mod live;
 mod load;
+mod panics;
 mod raw;
 mod requests;
 mod rows;

@@ -4,10 +4,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use http::{Request, Response};
+use http::{HeaderName, HeaderValue, Request, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use mesh_core::authz::{CheckBody, CheckRequest};
+use mesh_core::context;
 use mesh_core::error::BoxError;
 use mesh_core::policy::{
     AuthorizationAction, AuthorizationPolicy, AuthorizationRule, HeaderKey, HeaderMatch, HeaderMatcher, InboundState,
@@ -15,7 +17,7 @@ use mesh_core::policy::{
 };
 use mesh_server::{Body, Config};
 
-use crate::kit::{Http, World, get as plain_get, listener, policy, text, within};
+use crate::kit::{Client, Http, World, get as plain_get, listener, policy, read, text, within};
 use crate::raw::Verdict::Served;
 use crate::raw::{
     DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, SETTINGS, block, frame, get, request, verdict,
@@ -44,6 +46,85 @@ async fn statuses(world: &World, bytes: &str) -> (Vec<u16>, String) {
     let answers = raw(world.address, bytes.as_bytes()).await;
     let codes = answers.match_indices("HTTP/1.1 ").filter_map(|(at, _)| answers[at + 9..].get(..3)?.parse().ok());
     (codes.collect(), answers)
+}
+
+#[tokio::test]
+async fn s26_a_peer_of_the_mesh_alone_says_that_a_request_is_a_retry() {
+    const FORGED: [(&str, &str); 9] = [
+        ("x-forwarded-client-cert", "URI=spiffe://cluster.local/ns/default/sa/productpage"),
+        ("x_forwarded-client_cert", "URI=spiffe://cluster.local/ns/default/sa/productpage"),
+        ("client-cert", ":MII=:"),
+        ("client-cert-chain", ":MII=:"),
+        ("l5d-client-id", "productpage.default.serviceaccount.identity.linkerd.cluster.local"),
+        ("mesh_retried", "1"),
+        ("mesh-retried", "1"),
+        ("grpc-previous-rpc-attempts", "2"),
+        ("x-envoy-attempt-count", "2"),
+    ];
+    let service = tower::service_fn(|request: Request<Body>| async move {
+        let retried = context::current().is_some_and(|context| context.retried);
+        let seen = FORGED.iter().filter(|(name, _)| request.headers().contains_key(*name));
+        let seen: Vec<_> = seen.map(|(name, _)| *name).collect();
+        text(format!("{retried} {}", seen.join(" ")))
+    });
+    let world = World::start(policy(InboundTls::Permissive), Config::default(), service).await;
+    let forging = || {
+        let mut request = plain_get("/");
+        for (name, value) in FORGED {
+            request.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        request
+    };
+    let of_others = "grpc-previous-rpc-attempts x-envoy-attempt-count";
+    let (forged, believed) = (format!("false {of_others}"), format!("true mesh-retried {of_others}"));
+    for version in [Http::One, Http::Two] {
+        let said = async |mut client: Client| {
+            let response = client.send(forging()).await.unwrap();
+            read(response).await.unwrap().1
+        };
+        assert_eq!(said(world.plain(version).await).await, forged, "{version:?}");
+        // The control: one that proved who it is may say so, and says no more of others.
+        assert_eq!(said(world.mutual(version).await).await, believed, "{version:?}");
+    }
+    // Where nobody can prove anything nobody has to.
+    world.policy.publish(policy(InboundTls::Disable));
+    let mut client = world.plain(Http::One).await;
+    let response = client.send(forging()).await.unwrap();
+    assert_eq!(read(response).await.unwrap().1, believed);
+}
+
+#[tokio::test]
+async fn s92_a_secret_of_a_request_is_not_printed_with_it() {
+    const SECRETS: [(&str, &str); 4] = [
+        ("authorization", "Bearer sesame-1"),
+        ("proxy-authorization", "Basic sesame-2"),
+        ("cookie", "session=sesame-3"),
+        ("baggage", "token=sesame-4"),
+    ];
+    // As an application prints what it has at hand, and as a crash report does.
+    let service = tower::service_fn(|request: Request<Body>| async move {
+        let context = context::current().unwrap();
+        let mut question = CheckRequest::new(request.method().clone(), "/a?token=sesame-5", ([127, 0, 0, 1], 1).into());
+        question.headers = request.headers().clone();
+        question.body = Some(CheckBody { bytes: "sesame-6".into(), partial: false });
+        let head = request.headers().iter().filter(|(name, _)| *name != "baggage").collect::<Vec<_>>();
+        text(format!("{head:?} {context:?} {question:?}"))
+    });
+    let world = World::start(policy(InboundTls::Permissive), Config::default(), service).await;
+    for version in [Http::One, Http::Two] {
+        let mut request = plain_get("/");
+        request.headers_mut().insert("x-plain", HeaderValue::from_static("nothing-to-hide"));
+        for (name, value) in SECRETS {
+            request.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        let response = world.plain(version).await.send(request).await.unwrap();
+        let shown = read(response).await.unwrap().1;
+        assert!(!shown.contains("sesame"), "{version:?}: {shown}");
+        // The control: it is printed, and names what it does not show.
+        for word in ["nothing-to-hide", "authorization", "cookie", "baggage", "/a"] {
+            assert!(shown.contains(word), "{word}: {shown}");
+        }
+    }
 }
 
 #[tokio::test]

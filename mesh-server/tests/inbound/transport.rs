@@ -201,6 +201,34 @@ async fn s67_a_connection_whose_peer_is_not_trusted_any_more_ends() {
 }
 
 #[tokio::test]
+async fn s67_a_connection_whose_peer_is_revoked_ends() {
+    let world = World::hello(InboundTls::Strict).await;
+    let numbered = |account: &str, serial| {
+        let id = world.ca.id("default", account);
+        world.ca.identity_from(&CertificateSpec { serial: Some(serial), ..CertificateSpec::of(&id) })
+    };
+    let revoking = |serials: &[u64]| {
+        let bundles = world.ca.bundles_revoking(serials);
+        world.identity.publish(Some(Arc::new(world.ca.identity("default", "reviews").trusting(bundles))));
+    };
+    for version in [Http::One, Http::Two] {
+        revoking(&[]);
+        let mut stolen = world.mutual_as(&numbered("productpage", 7), version).await.unwrap();
+        let mut other = world.mutual_as(&numbered("productpage", 8), version).await.unwrap();
+        for client in [&mut stolen, &mut other] {
+            assert_eq!(client.get("/").await.unwrap().0, 200);
+        }
+        revoking(&[7]);
+        let _ = within(stolen.ended).await;
+        let again = world.mutual_as(&numbered("productpage", 7), version).await;
+        let again = async { Ok::<_, mesh_core::error::BoxError>(again?.get("/").await?.0) };
+        assert!(within(again).await.is_err(), "{version:?}");
+        // The control: one that no list names.
+        assert_eq!(other.get("/").await.unwrap().0, 200);
+    }
+}
+
+#[tokio::test]
 async fn b10_a_listeners_instance_is_who_the_server_is_and_nothing_stands_in_for_it_a29() {
     let (home, partner) = (TestCa::new(), TestCa::in_domain("partner.test"));
     let named = [("outer".into(), partner.watched("default", "gate"))];

@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 
 use mesh_core::id::{SpiffeId, TrustDomain};
 use mesh_core::identity::{Identity, SpiffeClientVerifier, SpiffeServerVerifier, TrustBundle, TrustBundles};
@@ -42,6 +43,8 @@ pub struct CertificateSpec {
     pub expired: bool,
     /// Marked as a certificate authority.
     pub is_ca: bool,
+    /// Number by which it may be revoked; none = by chance.
+    pub serial: Option<u64>,
 }
 
 impl Default for TestCa {
@@ -173,6 +176,30 @@ impl TestCa {
         TrustBundles::single(self.domain.clone(), bundle)
     }
 
+    /// The same, but not in the certificates of these numbers: with a revocation list that is good for an hour.
+    pub fn bundles_revoking(&self, serials: &[u64]) -> TrustBundles {
+        let now = UnixTime::now().as_secs();
+        let at = |seconds: u64| date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: at(now),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: at(now - 60),
+            next_update: at(now + 3_600),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&self.issuer).expect("the root may sign lists").der().to_vec();
+        let bundle = TrustBundle::new([self.root.clone()]).expect("the root is a certificate");
+        let bundle = bundle.with_revocation_lists(vec![list]).expect("a list that was just made");
+        TrustBundles::single(self.domain.clone(), bundle)
+    }
+
     /// The root.
     pub fn root(&self) -> &CertificateDer<'static> {
         &self.root
@@ -200,6 +227,7 @@ impl CertificateSpec {
         if self.expired {
             (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2020, 1, 2));
         }
+        params.serial_number = self.serial.map(SerialNumber::from);
         if self.is_ca {
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         }

@@ -10,14 +10,15 @@ mod probe;
 mod stream;
 mod worker;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use http::HeaderMap;
 use mesh_core::balance::Load;
 use mesh_core::orca;
 use mesh_core::policy::{self, Balancer, LoadReport};
+use mesh_core::telemetry::load::Issued;
 use tokio::sync::Notify;
 
 pub(super) use self::worker::start;
@@ -65,7 +66,7 @@ impl Listening {
             Heed::Weights(settings) if settings.out_of_band && self.metrics.is_none() => return None,
             Heed::Weights(_) | Heed::Nothing => {}
         }
-        Some(Ear { listening: self.clone(), members: members.clone(), index })
+        Some(Ear { listening: self.clone(), members: Arc::downgrade(members), index })
     }
 
     fn owe(&self, millionths: u32) {
@@ -92,27 +93,29 @@ impl Listening {
 /// Hears what one answer says.
 pub(crate) struct Ear {
     listening: Arc<Listening>,
-    members: Arc<Members>,
+    // Held until the answer's end, which may be hours away: no set of endpoints that has been replaced stays for it.
+    members: Weak<Members>,
     index: usize,
 }
 
 impl Ear {
-    /// Reads an answer's headers or trailers.
-    pub(super) fn hear(&self, headers: &HeaderMap, load: &Load, now: Duration) {
+    /// Reads an answer's headers or trailers, of a request that was `issued` for the control plane.
+    pub(super) fn hear(&self, headers: &HeaderMap, load: &Load, issued: Option<&Issued>, now: Duration) {
         let Some(report) = orca::read(headers) else { return };
         let Self { listening, members, index } = self;
         match &listening.heed {
             Heed::Weights(settings) if !settings.out_of_band => load.report(&report, settings, now),
             Heed::Load(_) => {
                 if let Some(in_flight) = report.in_flight {
-                    load.report_load(in_flight, report.latency, now);
-                    members.ready.reported(*index, now);
+                    load.report_load(in_flight, report.latency, 1, now);
+                    // What is chosen among now has been told by the load.
+                    members.upgrade().iter().for_each(|members| members.ready.reported(*index, now));
                 }
             }
             Heed::Weights(_) | Heed::Nothing => {}
         }
-        if let (Some(metrics), Some(reported)) = (&listening.metrics, &members.reported) {
-            reported.heard(members.ready.candidates().locality(*index), &report, metrics);
+        if let (Some(metrics), Some(issued)) = (&listening.metrics, issued) {
+            issued.report(&report, metrics);
         }
     }
 }

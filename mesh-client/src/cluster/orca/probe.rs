@@ -13,7 +13,6 @@ use tokio::time::{Instant, timeout};
 use super::ask;
 use crate::cluster::Endpoint;
 use crate::connect::{Lease, Room};
-use crate::error::Cause;
 
 /// Bytes of an answer that are read, so that its connection can be used again.
 const MAX_ANSWER: usize = 16 * 1024;
@@ -42,8 +41,8 @@ pub(super) async fn probe(endpoint: Arc<Endpoint>, room: Room, patience: Duratio
 async fn ask(endpoint: &Endpoint, room: Room) -> Option<Heard> {
     let pool = endpoint.pool();
     // Whoever has to wait for a connection learns that the endpoint is busy; and requests come first.
-    let busy = || Err::<(), _>(Cause::Breaker { cluster: "".into(), limit: "probe", allowed: 0 });
-    let mut lease = pool.acquire(false, false, Instant::now(), room, busy).await.ok()?;
+    let room = Room { patience: Some(Duration::ZERO), ..room };
+    let mut lease = pool.acquire(false, false, Instant::now(), room, || Ok(())).await.ok()?;
     let request = ask::probe(endpoint, lease.is_http2()).ok()?;
     let response = ask::send(pool, &mut lease, request).await.ok()?;
     let report = orca::read(response.headers());

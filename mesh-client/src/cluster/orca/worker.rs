@@ -177,7 +177,7 @@ impl Probes {
         let now = self.env.since_epoch(Instant::now());
         let load = endpoint.load();
         let (in_flight, latency) = said.unwrap_or_else(|| (load.in_flight(), None));
-        load.report_load(in_flight, latency, now);
+        load.report_load(in_flight, latency, 0, now);
         let members = cluster.members();
         if let Some(index) = members.ready.find(endpoint.address()) {
             members.ready.reported(index, now);

@@ -139,11 +139,12 @@ fn header_of(name: HeaderKey, value: HeaderMatch) -> HeaderMatcher {
 
 /// A host in any case, with or without a port and the dot of a full name; with a port, that one.
 pub(super) fn host(text: &str) -> Result<Permission, String> {
+    let name = |host: &str| format!(r"{}\.?", Pattern::escape(host.strip_suffix('.').unwrap_or(host)));
     let dotted = |host: &str| match host.rsplit_once(':') {
-        Some((name, port)) if !name.ends_with(':') && port.bytes().all(|b| b.is_ascii_digit()) => {
-            format!(r"{}\.?:{port}", Pattern::escape(name))
+        Some((of, port)) if !of.ends_with(':') && port.bytes().all(|b| b.is_ascii_digit()) => {
+            format!("{}:{port}", name(of))
         }
-        _ => format!(r"{}\.?(:[0-9]*)?", Pattern::escape(host)),
+        _ => format!("{}(:[0-9]*)?", name(host)),
     };
     let value = match Wild::read(text)? {
         Wild::Exact(host) => HeaderMatch::Text(with_case(regex(&format!("(?i){}", dotted(host)))?)),
@@ -342,4 +343,29 @@ fn token(keys: Vec<String>, value: MetadataValue) -> Principal {
     let path = std::iter::once(MetadataMatch::PAYLOAD.to_owned()).chain(keys).collect();
     let filter = MetadataMatch::JWT_AUTHN.to_owned();
     Principal::Metadata(MetadataMatch { filter, path, value, invert: false })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_with_the_dot_of_a_full_name_is_the_host_without_it() {
+        for (rule, asked, holds) in [
+            ("secret.test.", "secret.test", true),
+            ("secret.test.", "SECRET.test.:80", true),
+            ("secret.test.:80", "secret.test:80", true),
+            ("secret.test.:80", "secret.test:81", false),
+            ("*.test.", "a.test", true),
+            ("secret.test", "secret.test.", true),
+            ("secret.test.", "secretxtest", false),
+            ("secret.test.", "secret.test.public", false),
+        ] {
+            let Ok(Permission::Header(HeaderMatcher { value: HeaderMatch::Text(text), .. })) = host(rule) else {
+                panic!("{rule}");
+            };
+            let StringMatch::Regex(pattern) = text.pattern else { panic!("{rule}") };
+            assert_eq!(pattern.compiled().is_match(asked), holds, "{rule} {asked}");
+        }
+    }
 }

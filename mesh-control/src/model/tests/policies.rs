@@ -144,6 +144,8 @@ fn request_authentication_rejections() {
         assert!(said, "{found:?}");
     };
     warned(&object("{}"), "spec.jwtRules", "no effect");
+    warned(&rule(&format!("{GOOD}, timeout: 11s")), "spec.jwtRules[0].timeout", "within 10s");
+    assert!(findings(&rule(&format!("{GOOD}, timeout: 10s"))).is_empty());
     let private =
         r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo","d":"nWGxne"}]}"#;
     warned(&rule(&format!("issuer: a, jwks: '{private}'")), "spec.jwtRules[0].jwks", "private keys");

@@ -616,6 +616,50 @@ fn peer_authentication_rejections() {
     rejects(&peer(&format!("{{{selector}, portLevelMtls: {{}}}}")), "spec.portLevelMtls", "empty");
     rejects(&peer(&format!("{{{selector}, portLevelMtls: {{0: {{mode: STRICT}}}}}}")), "spec.portLevelMtls.0", "65535");
     accepts(&peer(&format!("{{{selector}, portLevelMtls: {{8080: {{mode: STRICT}}}}}}")));
+    rejects(&peer("{mtls: {mod: STRICT}}"), "spec.mtls.mod", "did you mean mode");
+    rejects(&peer("{mtsl: {mode: STRICT}}"), "spec.mtsl", "unknown field");
+    let ports = format!("{{{selector}, portLevelMtls: {{8080: {{mod: STRICT}}}}}}");
+    rejects(&peer(&ports), "spec.portLevelMtls.8080.mod", "did you mean mode");
+}
+
+#[test]
+fn a_slip_of_the_pen_opens_no_port_that_was_strict() {
+    let peer = |spec: &str| object("security.istio.io/v1", "PeerAuthentication", "a", spec);
+    let mode = |model: &Model| model.peer_authentications.values().next().unwrap().spec.mode;
+    let strict = Some(mesh_core::policy::InboundTls::Strict);
+    for slip in ["{mtls: {mod: STRICT}}", "{mtls: {mode: STRIKT}}", "{mTLS: {mode: PERMISSIVE}}"] {
+        assert_eq!(mode(&Model::from_texts([("a.yaml", &*peer(slip))])), strict, "{slip}");
+    }
+    assert_eq!(
+        mode(&Model::from_texts([("a.yaml", &*peer("{mtls: {mode: PERMISSIVE}}"))])).unwrap(),
+        mesh_core::policy::InboundTls::Permissive,
+        "the control"
+    );
+}
+
+#[test]
+fn beside_the_spec_of_a_security_kind_nothing_is_passed_over() {
+    let beside = |api: &str, kind: &str, spec: &str| {
+        format!("{}selector: {{matchLabels: {{app: a}}}}\n", object(api, kind, "a", spec))
+    };
+    for (api, kind, spec) in [
+        ("security.istio.io/v1", "AuthorizationPolicy", "{rules: [{}]}"),
+        ("security.istio.io/v1", "PeerAuthentication", "{mtls: {mode: STRICT}}"),
+        ("security.istio.io/v1", "RequestAuthentication", "{jwtRules: [{issuer: a, jwks: '{\"keys\": []}'}]}"),
+        ("policy.linkerd.io/v1beta3", "Server", "{podSelector: {}, port: 80}"),
+        ("policy.linkerd.io/v1beta1", "ServerAuthorization", "{server: {name: a}, client: {unauthenticated: true}}"),
+        ("policy.linkerd.io/v1alpha1", "NetworkAuthentication", "{networks: [{cidr: 10.0.0.0/8}]}"),
+    ] {
+        rejects(&beside(api, kind, spec), "selector", "unknown field");
+    }
+    // Without effect on security it is a warning.
+    let service = beside("v1", "Service", "{ports: [{port: 80}]}");
+    accepts(&service);
+    assert!(findings(&service).iter().any(|finding| finding.field == "selector"));
+    // An ALLOW policy that lost its selector lets nobody in that its last version kept out.
+    let text = beside("security.istio.io/v1", "AuthorizationPolicy", "{rules: [{}]}");
+    let model = Model::from_texts([("a.yaml", &*text)]);
+    assert!(model.authorization_policies.values().all(|policy| policy.stand_in), "every request is denied");
 }
 
 #[test]

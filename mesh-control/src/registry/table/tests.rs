@@ -5,6 +5,7 @@ use futures_util::FutureExt;
 use super::super::tests::registration;
 use super::*;
 
+const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 const GRACE: Duration = Duration::from_secs(10);
 
 fn registry() -> (Registry, Watched<Registrations>, Instant) {
@@ -20,7 +21,7 @@ fn bounded(bounds: Bounds) -> (Registry, Watched<Registrations>, Instant) {
 
 /// A stream of the service account `reviews`.
 fn stream(registry: &Registry, now: Instant) -> u64 {
-    registry.stream("default", "reviews", now).unwrap()
+    registry.stream("default", "reviews", HERE, now).unwrap()
 }
 
 fn of(account: &str, port: u16) -> Registration {
@@ -104,10 +105,10 @@ fn a_stream_holds_the_endpoint_it_announced_last() {
 fn an_endpoint_is_its_identitys_alone_until_it_is_gone() {
     let (registry, watched, now) = registry();
     let owner = stream(&registry, now);
-    let thief = registry.stream("default", "thief", now).unwrap();
+    let thief = registry.stream("default", "thief", HERE, now).unwrap();
     registry.announce(owner, registration(1), now).unwrap();
     let taken = registry.announce(thief, of("thief", 1), now).unwrap_err();
-    assert!(matches!(&taken, NotAnnounced::Taken { holder, .. } if holder == "reviews"), "{taken}");
+    assert!(matches!(&taken, NotAnnounced::Taken { holder, .. } if holder.contains(" reviews of ")), "{taken}");
     registry.withdraw(thief);
     registry.lose(owner, now);
     assert!(registry.announce(thief, of("thief", 1), now).is_err(), "its process may come back");
@@ -116,7 +117,7 @@ fn an_endpoint_is_its_identitys_alone_until_it_is_gone() {
     // The control: nobody has it any more. And another address of the service was free all the time.
     registry.expire(now + GRACE);
     assert_eq!(registry.announce(thief, of("thief", 1), now), Ok(()));
-    assert_eq!(registry.announce(registry.stream("default", "other", now).unwrap(), of("other", 2), now), Ok(()));
+    assert_eq!(registry.announce(registry.stream("default", "other", HERE, now).unwrap(), of("other", 2), now), Ok(()));
     assert_eq!(ports(&watched), [1, 2]);
 }
 
@@ -139,7 +140,7 @@ fn one_identity_cannot_fill_the_table() {
     let (registry, watched, now) =
         bounded(Bounds { endpoints: 3, endpoints_of_one: 2, streams_of_one: 3, ..Bounds::default() });
     let streams: Vec<_> = (0..3).map(|_| stream(&registry, now)).collect();
-    let refused = registry.stream("default", "reviews", now).unwrap_err();
+    let refused = registry.stream("default", "reviews", HERE, now).unwrap_err();
     assert_eq!(
         refused,
         NotAnnounced::TooManyStreams { owner: spoken(&("default".into(), "reviews".into())), limit: 3 }
@@ -149,9 +150,9 @@ fn one_identity_cannot_fill_the_table() {
     let refused = registry.announce(streams[2], registration(3), now).unwrap_err();
     assert!(matches!(refused, NotAnnounced::TooMany { limit: 2, .. }), "{refused}");
     // Others still can, until the table is full.
-    let other = registry.stream("default", "other", now).unwrap();
+    let other = registry.stream("default", "other", HERE, now).unwrap();
     registry.announce(other, of("other", 3), now).unwrap();
-    let third = registry.stream("default", "third", now).unwrap();
+    let third = registry.stream("default", "third", HERE, now).unwrap();
     assert_eq!(registry.announce(third, of("third", 4), now), Err(NotAnnounced::Full { limit: 3 }));
     // What it holds may be replaced, and what it gives up is free again.
     registry.announce(streams[0], registration(5), now).unwrap();
@@ -159,7 +160,7 @@ fn one_identity_cannot_fill_the_table() {
     registry.withdraw(streams[0]);
     registry.lose(streams[0], now);
     registry.announce(streams[2], registration(6), now).unwrap();
-    assert!(registry.stream("default", "reviews", now).is_ok());
+    assert!(registry.stream("default", "reviews", HERE, now).is_ok());
 }
 
 #[test]
@@ -173,7 +174,7 @@ fn an_identity_changes_things_at_a_rate_and_a_return_is_no_change() {
     registry.lose(stream, now);
     let again = self::stream(&registry, now);
     assert_eq!(registry.announce(again, registration(2), now), Ok(()), "a herd that comes back is not held up");
-    let other = registry.stream("default", "other", now).unwrap();
+    let other = registry.stream("default", "other", HERE, now).unwrap();
     assert_eq!(registry.announce(other, of("other", 1), now), Ok(()), "nor are others");
     assert_eq!(registry.announce(again, registration(3), now + Duration::from_secs(1)), Ok(()), "the control");
 }
@@ -186,10 +187,46 @@ fn an_endpoint_that_passes_to_another_account_counts_for_that_one() {
     registry.hold(vec![of("ratings", 1)], now);
     // The one it was of has room again, and the one it is of has none.
     registry.announce(stream(&registry, now), of("reviews", 2), now).unwrap();
-    let ratings = registry.stream("default", "ratings", now).unwrap();
+    let ratings = registry.stream("default", "ratings", HERE, now).unwrap();
     let refused = registry.announce(ratings, of("ratings", 3), now).unwrap_err();
     assert!(matches!(refused, NotAnnounced::TooMany { limit: 1, .. }), "{refused}");
     registry.let_go(&[of("ratings", 1)]);
     assert_eq!(ports(&watched), [2]);
     registry.announce(ratings, of("ratings", 3), now).unwrap();
+}
+
+#[test]
+fn an_address_is_not_announced_by_two_accounts_unless_the_second_speaks_from_there() {
+    let (registry, watched, now) = registry();
+    let address = |text: &str, of: Registration| Registration { address: text.parse().unwrap(), ..of };
+    let other = |account: &str, from: &str| registry.stream("default", account, from.parse().unwrap(), now).unwrap();
+    let as_service = |of: Registration| Registration { service: "zzz".into(), ..of };
+    let own = address("10.0.0.5:80", registration(80));
+    registry.announce(other("reviews", "10.0.0.9"), own.clone(), now).unwrap();
+
+    let squat = address("10.0.0.5:80", as_service(of("evil", 80)));
+    let refused = registry.announce(other("evil", "10.0.0.66"), squat.clone(), now).unwrap_err();
+    assert!(matches!(&refused, NotAnnounced::Taken { holder, .. } if holder.contains("reviews of namespace default")));
+    let elsewhere = Registration { namespace: "zoo".into(), ..squat.clone() };
+    let zoo = registry.stream("zoo", "evil", "10.0.0.66".parse().unwrap(), now).unwrap();
+    assert!(registry.announce(zoo, elsewhere, now).is_err(), "nor from another namespace");
+    assert_eq!(watched.load().len(), 1);
+
+    // Another service of the same account there, another port, and who is at that address, whatever the form of it.
+    assert_eq!(registry.announce(other("reviews", "10.0.0.9"), as_service(own), now), Ok(()));
+    let beside = address("10.0.0.5:81", squat.clone());
+    assert_eq!(registry.announce(other("evil", "10.0.0.66"), beside, now), Ok(()));
+    let there = Registration { service: "there".into(), ..squat.clone() };
+    assert_eq!(
+        registry.announce(
+            other("late", "::ffff:10.0.0.5"),
+            Registration { service_account: "late".into(), ..there },
+            now
+        ),
+        Ok(())
+    );
+    // Once it is gone it is anybody's.
+    let gone: Vec<_> = watched.load().values().filter(|r| r.address.port() == 80).map(|r| (**r).clone()).collect();
+    registry.let_go(&gone);
+    assert_eq!(registry.announce(other("evil", "10.0.0.66"), squat, now), Ok(()));
 }

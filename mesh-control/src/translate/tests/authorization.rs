@@ -321,8 +321,30 @@ fn cluster_local_means_the_meshs_own_trust_domain() {
     let world = World::build_with(&Model::from_texts([("a.yaml", &*text)]), &[], options);
     let listener = inbound(&world, "shop");
     assert_eq!(denied(&listener, Call { peer: "prod.test/ns/shop/sa/web", ..GET }), None);
-    assert_eq!(denied(&listener, GET), None, "as it is written");
+    assert!(denied(&listener, GET).is_some(), "another mesh may have this name: it is not one of ours");
     assert!(denied(&listener, Call { peer: "evil.test/ns/shop/sa/web", ..GET }).is_some());
+    // The control: a mesh whose name it is.
+    assert_eq!(denied(&inbound(&self::world(&text), "shop"), GET), None);
+}
+
+#[test]
+fn an_allow_policy_lets_only_names_of_the_meshs_trust_domain_in() {
+    let options = || Options {
+        trust_domain: TrustDomain::new("prod.test").unwrap(),
+        trust_domain_aliases: vec![TrustDomain::new("older.test").unwrap()],
+        ..Options::default()
+    };
+    for written in ["prod.test", "older.test", "cluster.local"] {
+        for pattern in ["/ns/shop/sa/web", "/ns/shop/*", "/*", "*"] {
+            let rules = format!("{{rules: [{{from: [{{source: {{principals: ['{written}{pattern}']}}}}]}}]}}");
+            let model = Model::from_texts([("a.yaml", &*policy("one", "shop", &rules))]);
+            let listener = inbound(&World::build_with(&model, &[], options()), "shop");
+            let is_allowed = |peer| denied(&listener, Call { peer, ..GET }).is_none();
+            assert!(is_allowed("prod.test/ns/shop/sa/web"), "{written}{pattern}");
+            assert!(is_allowed("older.test/ns/shop/sa/web"), "{written}{pattern}");
+            assert!(!is_allowed(WEB), "{written}{pattern}: the federated cluster.local of somebody else");
+        }
+    }
 }
 
 #[test]
@@ -344,7 +366,7 @@ fn a_principal_of_one_name_of_the_trust_domain_is_one_of_each() {
         let world = World::build_with(&Model::from_texts([("a.yaml", text)]), &[], options());
         denied(&inbound(&world, "shop"), Call { peer, ..GET }).is_some()
     };
-    let domains = ["prod.test/ns/shop/sa/web", "old.test/ns/shop/sa/web", "older.test/ns/shop/sa/web", WEB];
+    let domains = ["prod.test/ns/shop/sa/web", "old.test/ns/shop/sa/web", "older.test/ns/shop/sa/web"];
     for written in ["prod.test", "old.test", "older.test", "cluster.local"] {
         for pattern in ["/ns/shop/sa/web", "/ns/shop/*", "/*", "*"] {
             let text = format!("{config}{}", deny(&format!("{written}{pattern}")));
@@ -375,6 +397,79 @@ fn a_policy_for_a_service_holds_for_its_workloads() {
     let gateway = nothing("{group: gateway.networking.k8s.io, kind: Gateway, name: g}");
     assert_eq!(at(&gateway, &[]), None);
     assert!(world(&gateway).findings()[0].message.contains("holds for nobody"), "{:?}", world(&gateway).findings());
+}
+
+/// The listener of `a` in `shop` as that account asks for it.
+fn inbound_of(world: &World, account: &str) -> InboundListener {
+    let scope = NodeScope { account: Some(account.to_owned()), ..scope("shop") };
+    world.inbound(&scope, "xds.istio.io/grpc/lds/inbound/10.0.0.1:8080").unwrap()
+}
+
+#[test]
+fn what_others_announce_at_an_address_takes_no_policy_away_there() {
+    let strict = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a, namespace: shop}\nspec: {selector: {matchLabels: {app: a}}, mtls: {mode: STRICT}}\n---\n";
+    let text = strict.to_owned() + &policy("nothing", "shop", "{selector: {matchLabels: {app: a}}}");
+    let own = running("a", "shop", 80, "10.0.0.1:8080");
+    // The names sort after and before the workload's own, in its namespace and in others.
+    let evil = |service: &str, namespace: &str, labels: BTreeMap<String, String>| Registration {
+        service_account: "evil".into(),
+        labels,
+        ..running(service, namespace, 80, "10.0.0.1:8080")
+    };
+    let none = BTreeMap::new;
+    for other in [evil("zzz", "shop", none()), evil("Z", "shop", none()), evil("zzz", "zoo", none())] {
+        let listener = inbound_of(&with(&text, &[own.clone(), other.clone()]), "a-account");
+        assert_eq!((denied(&listener, GET), listener.tls), (Some("-".into()), InboundTls::Strict), "{other:?}");
+        // Nor does it give the other one anything, or take anything from it.
+        let listener = inbound_of(&with(&text, &[own.clone(), other]), "evil");
+        assert_eq!((denied(&listener, GET), listener.tls), (None, InboundTls::Permissive));
+    }
+    // The control: without an account everything of the namespace counts; so do two services of one account.
+    let two =
+        Registration { labels: none(), service_account: own.service_account.clone(), ..evil("zzz", "shop", none()) };
+    let world = with(&text, &[two, own]);
+    for listener in [inbound(&world, "shop"), inbound_of(&world, "a-account")] {
+        assert_eq!((denied(&listener, GET), listener.tls), (Some("-".into()), InboundTls::Strict));
+    }
+}
+
+#[test]
+fn the_services_of_one_process_have_the_policies_of_each() {
+    let allow = |app: &str, who: &str| {
+        let rules = format!("[{{from: [{{source: {{principals: ['cluster.local/ns/shop/sa/{who}']}}}}]}}]");
+        policy(app, "shop", &format!("{{selector: {{matchLabels: {{app: {app}}}}}, rules: {rules}}}"))
+    };
+    let as_service = |service: &str| Registration {
+        service_account: "both".into(),
+        ..running(service, "shop", 80, "10.0.0.1:8080")
+    };
+    let text = allow("a", "web") + &allow("b", "batch");
+    let at = |registrations: &[Registration], peer| {
+        denied(&inbound_of(&with(&text, registrations), "both"), Call { peer, ..GET }).is_none()
+    };
+    let (batch, other) = ("cluster.local/ns/shop/sa/batch", "cluster.local/ns/shop/sa/other");
+    let both = [as_service("a"), as_service("b")];
+    assert_eq!([at(&both, WEB), at(&both, batch), at(&both, other)], [true, true, false]);
+    assert_eq!([at(&both[..1], WEB), at(&both[..1], batch)], [true, false], "the control");
+}
+
+#[test]
+fn the_labels_of_a_pod_count_more_than_what_its_process_says() {
+    let pod = |account: &str, labels: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: p-{account}, namespace: shop, labels: {{{labels}}}}}\nspec: {{serviceAccountName: {account}}}\nstatus: {{podIP: 10.0.0.1}}\n---\n"
+        )
+    };
+    let nothing = policy("nothing", "shop", "{selector: {matchLabels: {guarded: 'yes'}}}");
+    let own = running("a", "shop", 80, "10.0.0.1:8080");
+    let at = |pods: &str| {
+        denied(&inbound_of(&with(&(nothing.clone() + pods), std::slice::from_ref(&own)), "a-account"), GET)
+    };
+    assert_eq!(at(&pod("a-account", "guarded: 'yes'")), Some("-".into()));
+    assert_eq!(at(""), None, "the control: announced are other labels");
+    assert_eq!(at(&pod("other", "guarded: 'yes'")), None, "another account's pod is not this one's");
+    let two = pod("a-account", "guarded: 'yes'") + &pod("other", "x: 'y'");
+    assert_eq!(at(&two), Some("-".into()), "of those on a host's network the account tells");
 }
 
 #[test]

@@ -140,6 +140,38 @@ fn a_server_that_refuses_tls_is_called_in_plaintext() {
 }
 
 #[test]
+fn s70_whatever_a_process_says_of_itself_a_strict_peer_is_called_with_mutual_tls() {
+    let takes_tls = |text: &str, registrations: &[Registration], name: &str| -> Vec<bool> {
+        let world = with(text, registrations);
+        let endpoints = world.endpoints(&scope("shop"), name).unwrap();
+        endpoints.iter().map(|endpoint| endpoint.metadata.mesh_tls).collect()
+    };
+    let (a, strict) = ("outbound|80||a.shop.svc.cluster.local", peer("ns", "shop", "{mtls: {mode: STRICT}}"));
+    let plain = [Registration { mesh_tls: false, ..running("a", "shop", 80, "10.0.0.1:8080") }];
+    assert_eq!(takes_tls(&strict, &plain, a), [true]);
+    assert_eq!(takes_tls("", &plain, a), [false], "the control");
+    let cluster = with(&strict, &plain).cluster(&scope("shop"), a).unwrap();
+    assert!(matches!(cluster.tls, UpstreamTls::Mesh(_)), "nobody there takes plaintext");
+
+    // Pods without Istio's mark, known or not; an address that is no pod's is no workload.
+    let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a-1, namespace: shop, labels: {kubernetes.io/service-name: a}}\naddressType: IPv4\nports: [{name: http, port: 8080}]\nendpoints:\n- {addresses: [10.0.0.1], targetRef: {kind: Pod, name: a-x}}\n- {addresses: [10.0.0.2]}\n- {addresses: [10.0.0.3]}\n---\n";
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a-y, namespace: shop}\nspec: {containers: [{name: a, image: a}]}\nstatus: {podIP: 10.0.0.2}\n---\n";
+    let sliced = service("a", "shop", HTTP) + slice + pod;
+    assert_eq!(takes_tls(&(strict.clone() + &sliced), &[], a), [true, true, false]);
+    assert_eq!(takes_tls(&sliced, &[], a), [false; 3], "the control");
+
+    // What is written down as an endpoint, unless it is outside of the mesh.
+    let entry = |location: &str| {
+        let spec = format!(
+            "{{hosts: [b.test], ports: [{{number: 80, name: http}}], resolution: STATIC, location: {location}, endpoints: [{{address: 192.0.2.1}}]}}"
+        );
+        strict.clone() + &istio("ServiceEntry", "b", "shop", &spec)
+    };
+    assert_eq!(takes_tls(&entry("MESH_INTERNAL"), &[], "outbound|80||b.test"), [true]);
+    assert_eq!(takes_tls(&entry("MESH_EXTERNAL"), &[], "outbound|80||b.test"), [false]);
+}
+
+#[test]
 fn inbound_names_that_are_no_addresses_are_unknown() {
     let world = world("");
     assert!(world.inbound(&scope("a"), "xds.istio.io/grpc/lds/inbound/[::1]:80").is_some());

@@ -220,7 +220,7 @@ fn what_no_route_takes_is_not_found() {
 
 #[test]
 fn probes_of_the_pod_are_let_in_while_no_route_is_attached() {
-    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a-1, namespace: shop}\nspec: {containers: [{name: c, ports: [{name: web, containerPort: 8080}], livenessProbe: {httpGet: {path: /live, port: web}}}]}\nstatus: {podIP: 10.0.0.1}\n---\n";
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a-1, namespace: shop, labels: {app: a}}\nspec: {containers: [{name: c, ports: [{name: web, containerPort: 8080}], livenessProbe: {httpGet: {path: /live, port: web}}}]}\nstatus: {podIP: 10.0.0.1}\n---\n";
     let probe = Call { path: "/live", ..PLAIN };
     let at = |text: &str, call| denied(&inbound(&world(text), "shop"), call).is_none();
     let guarded = format!("{}{pod}", server(""));

@@ -3,6 +3,7 @@
 mod failure;
 mod hashing;
 mod load;
+mod queues;
 mod ready;
 mod reports;
 mod spread;

@@ -58,7 +58,7 @@ fn weights_are_taken_over_once_a_period() {
 
 fn probed(set: &Candidates, picker: &Prequal, index: usize, in_flight: u32, latency_ms: u64, now: Duration) {
     let latency = Some(Duration::from_millis(latency_ms));
-    set[index].load_or_new().report_load(in_flight, latency, now);
+    set[index].load_or_new().report_load(in_flight, latency, 0, now);
     picker.reported(index, now);
 }
 
@@ -95,19 +95,28 @@ fn if_all_are_hot_the_one_with_the_fewest_in_flight_is_picked() {
 }
 
 #[test]
-fn an_answer_is_used_up_grows_old_and_counts_our_own_requests() {
+fn an_answer_counts_our_own_requests_while_they_last_and_grows_old() {
     let set = candidates(&[1; 40]);
     let picker = Prequal::new(set.clone(), policy::Prequal::default());
-    probed(&set, &picker, 7, 0, 1, SECOND);
-    probed(&set, &picker, 8, 0, 3, SECOND);
+    let before = set[7].load_or_new().start();
+    for _ in 0..64 {
+        probed(&set, &picker, 7, 2, 1, SECOND);
+    }
+    probed(&set, &picker, 8, 1, 3, SECOND);
     assert_eq!(first(&picker, SECOND), 7);
-    assert_eq!(set[7].load().unwrap().reported_load(1000).unwrap().0, 1, "our request is on its way to it");
-    let seen: Vec<usize> = (0..30).map(|_| first(&picker, SECOND)).collect();
-    assert!(seen.iter().any(|index| ![7, 8].contains(index)), "answers are not used for ever: {seen:?}");
+    let load = set[7].load().unwrap();
+    let request = load.start();
+    assert_eq!(load.reported_load(1000).unwrap().0, 3, "our request is on its way to it");
+    assert_eq!(first(&picker, SECOND), 8);
+    drop(request);
+    assert_eq!(first(&picker, SECOND), 7, "it is answered");
+    drop(before);
+    assert_eq!(load.reported_load(1000).unwrap().0, 1, "so is the one that was there before the answer");
+    let ending = load.start();
+    load.report_load(2, None, 1, SECOND);
+    drop(ending);
+    assert_eq!(load.reported_load(1000).unwrap().0, 2, "what comes with an answer does not count its request");
 
-    let picker = Prequal::new(set.clone(), policy::Prequal::default());
-    probed(&set, &picker, 7, 0, 1, SECOND);
-    probed(&set, &picker, 8, 0, 3, SECOND);
     let late = Pick { now: SECOND + Duration::from_millis(1001), ..Pick::default() };
     let seen = counts(&picker, 40, 4000, &late);
     assert_fits(&seen, &[1.0; 40], "after a second the answers say nothing");
@@ -152,7 +161,7 @@ fn a_server_that_was_slow_once_is_asked_again() {
         for _ in 0..3 {
             let index = draw(4) as usize;
             let said = servers[index].report(0, epoch + now);
-            set[index].load_or_new().report_load(said.in_flight.unwrap(), said.latency, now);
+            set[index].load_or_new().report_load(said.in_flight.unwrap(), said.latency, 0, now);
             picker.reported(index, now);
         }
         let index = picker.pick(&Pick { now, ..Pick::default() }, &mut draw).unwrap();
@@ -173,7 +182,7 @@ fn a_server_that_nobody_has_measured_is_tried_and_one_that_fails_at_once_is_not_
             let index = draw(4) as usize;
             // The first two have answered nothing well: one of them never will.
             let latency = (index > 1 || seen[1] > 0 && index == 1).then_some(Duration::from_millis(100));
-            set[index].load_or_new().report_load(0, latency, now);
+            set[index].load_or_new().report_load(0, latency, 0, now);
             picker.reported(index, now);
         }
         let index = picker.pick(&Pick { now, ..Pick::default() }, &mut draw).unwrap();

@@ -316,6 +316,35 @@ fn s67_a_revoked_certificate_and_one_whose_state_is_unknown_are_refused() {
     not_valid(verify(&numbered(&root, 8), &bundles, now).unwrap_err());
 }
 
+/// An authority that `root` signed.
+fn intermediate(root: &Root, serial: u64) -> Root {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "intermediate");
+    params.serial_number = Some(SerialNumber::from(serial));
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let der = params.signed_by(&key, &root.issuer).unwrap().der().clone();
+    Root { der, issuer: Issuer::new(params, key) }
+}
+
+#[test]
+fn s67_what_stands_between_a_leaf_and_its_root_is_asked_about_too() {
+    let root = Root::new();
+    let between = intermediate(&root, 5);
+    let chain = [numbered(&between, 7), vec![between.der.clone()]].concat();
+    let now = UnixTime::now();
+    let of = |by: &Root, serials: &[u64]| list(by, serials, now.as_secs());
+    let judged = |lists| verify(&chain, &with_lists(&root, lists).unwrap(), now);
+    for revoked in [vec![of(&root, &[5]), of(&between, &[])], vec![of(&root, &[]), of(&between, &[7])]] {
+        assert!(not_valid(judged(revoked).unwrap_err()).contains("Revoked"));
+    }
+    // The list of its root is not there.
+    not_valid(judged(vec![of(&between, &[])]).unwrap_err());
+    assert!(judged(vec![of(&root, &[]), of(&between, &[])]).is_ok(), "control");
+    assert!(judged(Vec::new()).is_ok(), "control: no lists");
+}
+
 #[test]
 fn s68_a_bad_list_is_refused_as_it_is_read() {
     let root = Root::new();
@@ -406,18 +435,38 @@ fn s72_a_hello_in_pieces_is_a_hello() {
 #[test]
 fn s92_a_key_is_never_printed() {
     let root = Root::new();
-    let identity = root.identity(REVIEWS);
+    let key = KeyPair::generate().unwrap();
+    let cert = leaf(&[REVIEWS]).signed_by(&key, &root.issuer).unwrap();
+    let private = || PrivateKeyDer::Pkcs8(key.serialize_der().into());
     let provider = provider();
-    let shown = format!(
-        "{identity:?} {:?} {:?} {:?}",
-        identity.certified(),
+    let certified = CertifiedKey::from_der(vec![cert.der().clone()], private(), &provider).unwrap();
+    let identity = Identity::new(certified, root.bundles(), 1).unwrap();
+    let (client, server) = (
         client_config(&identity, &[], &[], &provider).unwrap(),
         server_config(&identity, true, &[], &provider).unwrap(),
     );
-    let key = KeyPair::generate().unwrap();
-    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b}, ")).collect::<String>();
+    let shown = format!("{identity:?} {:?} {client:?} {server:?} {:?}", identity.certified(), private());
+    // Where the scalar of a P-256 key stands in PKCS #8.
     let secret = &key.serialize_der()[36..68];
-    let signing = provider.key_provider.load_private_key(PrivateKeyDer::Pkcs8(key.serialize_der().into())).unwrap();
-    assert!(!format!("{shown} {signing:?}").contains(&hex(&secret[..8])));
+    assert!(!tells(&shown, secret), "{shown}");
     assert!(!format!("{identity:?}").to_lowercase().contains("key"));
+    // The control: as bytes and as text it would be found, and the key is the one of these.
+    let hex: String = secret.iter().map(|b| format!("{b:02X}")).collect();
+    for told in [format!("{:?}", key.serialize_der()), format!("{:#?}", key.serialize_der()), format!("[{hex}]")] {
+        assert!(tells(&told, secret), "{told}");
+    }
+    assert_eq!(
+        rcgen::PublicKeyData::subject_public_key_info(&key),
+        identity.certified().key.public_key().unwrap().to_vec()
+    );
+}
+
+/// Whether a text has a part of `secret` in it, as numbers or in hexadecimal digits.
+fn tells(text: &str, secret: &[u8]) -> bool {
+    let text: String = text.to_lowercase().split_whitespace().collect();
+    secret.chunks(8).any(|part| {
+        let numbers: String = part.iter().map(|b| format!("{b},")).collect();
+        let hex: String = part.iter().map(|b| format!("{b:02x}")).collect();
+        text.contains(numbers.trim_end_matches(',')) || text.contains(&hex)
+    })
 }

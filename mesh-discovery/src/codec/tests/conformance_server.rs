@@ -31,7 +31,7 @@ fn server(case: &str, change: impl FnOnce(&mut Proto), want: &Says<'_>) {
     says(case, codec::decode_listener(&changed(codec::encode_inbound(&inbound()), change)), want);
 }
 
-fn with_manager(change: impl FnOnce(&mut HttpConnectionManager)) -> Any {
+pub(super) fn with_manager(change: impl FnOnce(&mut HttpConnectionManager)) -> Any {
     changed::<Proto>(codec::encode_inbound(&inbound()), |proto| {
         let filter = &mut proto.filter_chains[0].filters[0];
         let Some(filter::ConfigType::TypedConfig(any)) = filter.config_type.take() else { panic!("our encoding") };

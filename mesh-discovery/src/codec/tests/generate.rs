@@ -145,17 +145,20 @@ pub(super) fn rate_limit() -> impl Strategy<Value = LocalRateLimit> {
         TokenBucket { max_tokens, tokens_per_fill, fill_interval: Duration::from_millis(millis) }
     });
     let writes = || vec(header_write(), 0..2);
-    (option::of(bucket), share(), share(), 400..600_u16, writes(), writes(), any::<(bool, bool)>()).prop_map(
-        |(bucket, enabled, enforced, status, response_headers, request_headers, (exhausted, per_connection))| {
+    (option::of(bucket), share(), share(), 400..600_u16, writes(), writes(), any::<[bool; 4]>()).prop_map(
+        |(bucket, enabled, enforced, status, response_headers, request_headers, flags)| {
+            let [resource_exhausted, per_connection, quota_headers, retry_after] = flags;
             LocalRateLimit {
                 bucket,
                 enabled,
                 enforced,
                 status,
-                resource_exhausted: exhausted,
+                resource_exhausted,
                 response_headers,
                 request_headers,
                 per_connection,
+                quota_headers,
+                retry_after,
             }
         },
     )

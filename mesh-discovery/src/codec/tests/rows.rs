@@ -8,15 +8,22 @@ use envoy_types::pb::envoy::config::rbac::v3::{
 };
 use envoy_types::pb::envoy::config::route::v3::{HeaderMatcher, header_matcher::HeaderMatchSpecifier};
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
+use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
+use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::r#type::matcher::v3::{
     PathMatcher, RegexMatcher, StringMatcher, path_matcher, string_matcher::MatchPattern,
 };
 use envoy_types::pb::google::protobuf::{Any, UInt32Value};
 
-use super::conformance_server::with_filter;
+use mesh_core::authz::{Attributes, Authorizer};
+use mesh_core::identity::PeerIdentity;
+use mesh_core::matcher::{PathCondition, RequestView};
+use mesh_core::policy::Pattern;
+
+use super::conformance_server::{with_filter, with_manager};
 use super::refusals::changed;
 use super::refusals_cluster::inbound;
-use crate::codec::{self, extension::url};
+use crate::codec::{self, AnyListener, extension, extension::url};
 
 fn permission(rule: Rule) -> Permission {
     Permission { rule: Some(rule) }
@@ -164,22 +171,69 @@ fn s43_s45_a_set_or_a_text_of_nothing_is_no_condition() {
     }
 }
 
+/// The rule `*/sa/web` in the filter of connections, as a control plane sends it for a port of bytes (CVE-2020-16844).
+fn of_connections() -> Filter {
+    let suffix = principal(named(pattern(MatchPattern::Suffix("/sa/web".into()))));
+    let policy = Policy { permissions: vec![anything()], principals: vec![suffix], ..Default::default() };
+    let rules = Rules { policies: [("p".to_owned(), policy)].into(), ..Default::default() };
+    let rbac = NetworkRbac { rules: Some(rules), stat_prefix: "tcp.".into(), ..Default::default() };
+    let network = "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC";
+    Filter { name: "rbac".into(), config_type: Some(ConfigType::TypedConfig(extension::pack(network, &rbac))) }
+}
+
 #[test]
 fn s46_a_rule_about_bytes_and_not_requests_refuses_the_listener() {
-    let with = |type_url: &str| {
-        changed::<Listener>(codec::encode_inbound(&inbound()), |listener| {
-            let config = Any { type_url: type_url.to_owned(), value: Vec::new() };
-            let filter = Filter { name: "f".into(), config_type: Some(ConfigType::TypedConfig(config)) };
-            listener.filter_chains[0].filters.insert(0, filter);
-        })
+    let with = |change: fn(&mut Vec<Filter>)| {
+        let resource = changed::<Listener>(codec::encode_inbound(&inbound()), |listener| {
+            listener.filter_chains.iter_mut().for_each(|chain| change(&mut chain.filters));
+        });
+        codec::decode_listener(&resource).is_ok()
     };
-    let network = "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC";
-    assert!(codec::decode_listener(&with(network)).is_err());
-    // The control: the same principal in the filter of requests, with and without the asterisk's pattern.
+    // Before what reads requests; in its place; and before what passes bytes on.
+    assert!(!with(|filters| filters.insert(0, of_connections())));
+    assert!(!with(|filters| *filters = vec![of_connections()]));
+    assert!(!with(|filters| {
+        let proxy = extension::pack(url::TCP_PROXY, &TcpProxy { stat_prefix: "tcp".into(), ..Default::default() });
+        let proxy = Filter { name: "tcp".into(), config_type: Some(ConfigType::TypedConfig(proxy)) };
+        *filters = vec![of_connections(), proxy];
+    }));
+    assert!(with(|_| {}), "control");
+}
+
+fn allows(authorizer: &Authorizer, peer: &PeerIdentity) -> bool {
+    let request = RequestView {
+        authority: "a",
+        method: &http::Method::GET,
+        path_and_query: "/",
+        scheme: "https",
+        headers: &http::HeaderMap::new(),
+        draw: &|| 0,
+    };
+    let (destination, server_name, tokens) = (([10, 0, 0, 2], 80).into(), None, None);
+    authorizer.decide(&Attributes { request, peer: Some(peer), destination, server_name, tokens }, |_| {}).is_ok()
+}
+
+#[test]
+fn s46_the_end_of_a_principal_is_the_end_of_an_identity() {
     for name in [pattern(MatchPattern::Suffix("/sa/web".into())), regex(".*/sa/web")] {
-        assert!(takes(vec![anything()], vec![principal(named(name))]));
+        let policy =
+            Policy { permissions: vec![anything()], principals: vec![principal(named(name))], ..Default::default() };
+        let rules = Rules { policies: [("p".to_owned(), policy)].into(), ..Default::default() };
+        let resource = with_filter(url::RBAC, &Rbac { rules: Some(rules), ..Default::default() });
+        let AnyListener::Inbound(listener) = codec::decode_listener(&resource).unwrap().value else { panic!() };
+        let authorizer = Authorizer::new(&listener.authorization);
+        for (id, allowed) in [
+            ("spiffe://td/ns/a/sa/web", true),
+            ("spiffe://other/ns/b/sa/web", true),
+            ("spiffe://td/ns/a/sa/webs", false),
+            ("spiffe://td/ns/a/sa/web/sa/admin", false),
+            ("spiffe://td/ns/a/xsa/web", false),
+        ] {
+            let peer = PeerIdentity { spiffe_id: Some(id.parse().unwrap()), address: ([10, 0, 0, 1], 1).into() };
+            assert_eq!(allows(&authorizer, &peer), allowed, "{id}");
+        }
+        assert!(!allows(&authorizer, &PeerIdentity { spiffe_id: None, address: ([10, 0, 0, 1], 1).into() }), "nobody");
     }
-    assert!(codec::decode_listener(&codec::encode_inbound(&inbound())).is_ok());
 }
 
 #[test]
@@ -193,6 +247,90 @@ fn s40_a_pattern_has_a_limited_size_and_many_of_them_are_taken() {
     {
         assert!(!with(text), "{text:.20}");
     }
-    let many = (0..2000).map(|i| permission(Rule::UrlPath(path(Some(regex(&format!("/a/{i}/[^/]+")))))));
+    let many = (0..10_000).map(|i| permission(Rule::UrlPath(path(Some(regex(&format!("/a/{i}/b?")))))));
     assert!(takes(many.collect(), vec![anybody()]));
+}
+
+#[test]
+fn s40_the_largest_patterns_that_are_taken_cost_a_bounded_amount_of_room_and_time() {
+    // For each form the most repetitions that are taken: to check and to hold them takes no more than what the bound of
+    // a compiled pattern lets be built, however they are written.
+    for form in [r"\pL{N}", "(?i)k{N}", r"(\w{N}|\d{N})"] {
+        let taken = |n: usize| Pattern::new(&form.replace('N', &n.to_string())).ok();
+        let (mut most, mut refused) = (1, 1 << 17);
+        assert!(taken(most).is_some() && taken(refused).is_none(), "{form}");
+        while refused - most > 1 {
+            let middle = (most + refused) / 2;
+            *(if taken(middle).is_some() { &mut most } else { &mut refused }) = middle;
+        }
+        let room = taken(most).unwrap().compiled().memory_usage();
+        assert!(room < 8 << 20, "{form} {most} times: {room} bytes");
+    }
+    // An engine that goes back and tries again never comes to the end of these.
+    for hostile in ["(a+)+b", "(a*)*b", "(a|a)*b", "(.*)(.*)(.*)(.*)c"] {
+        let (text, end) = ("a".repeat(50_000), &hostile[hostile.len() - 1..]);
+        let pattern = Pattern::new(hostile).unwrap().compiled();
+        assert!(!pattern.is_match(&text) && pattern.is_match(&format!("{text}{end}")), "{hostile}");
+    }
+}
+
+/// One `not_rule` in the other, as many as said, with `any` inside.
+fn nested(depth: usize) -> Any {
+    // Written from its end: a length stands before what it counts.
+    let mut backwards = vec![1, 3 << 3];
+    for _ in 0..depth {
+        let mut head = vec![(8 << 3) | 2];
+        prost::encoding::encode_varint(backwards.len() as u64, &mut head);
+        backwards.extend(head.iter().rev());
+    }
+    let rule: Vec<u8> = backwards.into_iter().rev().collect();
+    let field = |number: u8, inside: &[u8]| {
+        let mut bytes = vec![(number << 3) | 2];
+        prost::encoding::encode_varint(inside.len() as u64, &mut bytes);
+        [bytes, inside.to_vec()].concat()
+    };
+    let anybody = prost::Message::encode_to_vec(&anybody());
+    let policy = [field(1, &rule), field(2, &anybody)].concat();
+    let entry = [field(1, b"p"), field(2, &policy)].concat();
+    let value = field(1, &field(2, &entry));
+    let filter = codec::filter::encode("f", Any { type_url: url::RBAC.to_owned(), value }, false);
+    with_manager(|manager| manager.http_filters.insert(0, filter))
+}
+
+#[test]
+fn s90_a_message_nested_without_end_is_refused() {
+    for (depth, taken) in [(1, true), (10, true), (1_000, false), (100_000, false)] {
+        assert_eq!(codec::decode_listener(&nested(depth)).is_ok(), taken, "{depth}");
+    }
+}
+
+#[test]
+fn a_path_that_ends_or_holds_is_compared_as_requests_have_it() {
+    let decoded = |text| {
+        let policy = Policy {
+            permissions: vec![permission(Rule::UrlPath(path(Some(text))))],
+            principals: vec![anybody()],
+            ..Default::default()
+        };
+        let rules = Rules { policies: [("p".to_owned(), policy)].into(), ..Default::default() };
+        let resource = with_filter(url::RBAC, &Rbac { rules: Some(rules), ..Default::default() });
+        let AnyListener::Inbound(listener) = codec::decode_listener(&resource).unwrap().value else { panic!() };
+        match &listener.authorization[0].rules[0].permissions[..] {
+            [mesh_core::policy::Permission::Path(path)] => PathCondition::new(path, true),
+            other => panic!("{other:?}"),
+        }
+    };
+    let folded = |pattern| StringMatcher { ignore_case: true, ..self::pattern(pattern) };
+    // A request for `/x%3aadmin` is one for `/x:admin` when it is judged.
+    for text in [
+        pattern(MatchPattern::Suffix("%3aadmin".into())),
+        pattern(MatchPattern::Contains("%3Aadm".into())),
+        folded(MatchPattern::Exact("/X%3aadmin".into())),
+        folded(MatchPattern::Prefix("/X%3a".into())),
+    ] {
+        let condition = decoded(text.clone());
+        assert!(condition.holds("/x:admin"), "{text:?}");
+        // The control: an escape that a normal path keeps is no other text.
+        assert!(!condition.holds("/x%2Fadmin"), "{text:?}");
+    }
 }

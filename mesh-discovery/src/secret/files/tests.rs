@@ -33,6 +33,7 @@ impl World {
             identity: Some(identity),
             ca_certificate_file: Some(path(directory.path(), "root.pem")),
             spiffe_trust_bundle_map_file: None,
+            certificate_revocation_list_file: None,
             refresh_interval: Duration::from_secs(600),
         };
         let world = Self { ca, directory, watcher };
@@ -270,6 +271,58 @@ async fn s6_a_bundle_map_wins_over_the_ca_file_and_a_bad_one_keeps_the_old() {
     world.write("map.json", map(&[("cluster.local", &world.ca)]));
     let identity = files.refresh(now()).await.identity.unwrap();
     assert_eq!((roots_of(&identity, "cluster.local"), roots_of(&identity, "elsewhere.test")), (Some(1), None));
+}
+
+/// A list of revoked certificates as PEM.
+fn revocation_list(ca: &Ca) -> String {
+    let body = BASE64_STANDARD.encode(ca.revocation_list());
+    let lines: Vec<_> = body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+    format!("-----BEGIN X509 CRL-----\n{}\n-----END X509 CRL-----\n", lines.join("\n"))
+}
+
+/// Whether a peer of the same authority is let in.
+async fn lets_in(identity: &Identity, ca: &Ca) -> bool {
+    let peer = World { ca: ca.clone(), ..World::new() };
+    peer.rotate(RATINGS);
+    peer.write("root.pem", ca.root.pem());
+    meet(&peer.identity().await, identity).await.1.is_none()
+}
+
+#[tokio::test]
+async fn s67_revocation_lists_come_from_a_file_and_a_bad_one_keeps_the_old() {
+    for with_map in [false, true] {
+        let mut world = World::new();
+        assert!(lets_in(&world.identity().await, &world.ca).await, "control: no lists");
+        world.watcher.certificate_revocation_list_file = Some(path(world.directory.path(), "crl.pem"));
+        if with_map {
+            let map = map(&[("cluster.local", &world.ca), ("elsewhere.test", &Ca::new())]);
+            world = world.with_map(map);
+        }
+        // One that says nothing of our authority's certificates, and one that does.
+        world.write("crl.pem", revocation_list(&Ca::new()));
+        assert!(!lets_in(&world.identity().await, &world.ca).await, "{with_map}");
+        world.write("crl.pem", revocation_list(&world.ca));
+        let mut files = world.files();
+        let identity = files.refresh(now()).await.identity.unwrap();
+        assert!(lets_in(&identity, &world.ca).await, "{with_map}");
+        let elsewhere = identity.bundles().get(&TrustDomain::new("elsewhere.test").unwrap());
+        assert_eq!(elsewhere.is_some(), with_map);
+
+        for bad in ["", "rubbish", "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"] {
+            world.write("crl.pem", bad);
+            let Refreshed { identity, refused } = files.refresh(now()).await;
+            assert!(identity.is_none() && refused.len() == 1, "{bad}: {refused:?}");
+            assert!(refused[0].file.ends_with("crl.pem"), "{refused:?}");
+        }
+        world.rotate(RATINGS);
+        let Refreshed { identity, refused } = files.refresh(now()).await;
+        assert_eq!(refused.len(), 1);
+        let identity = identity.expect("a new certificate does not wait for it");
+        assert!(lets_in(&identity, &world.ca).await, "{with_map}: the good list stays");
+        world.write("crl.pem", revocation_list(&Ca::new()));
+        let identity = files.refresh(now()).await.identity.expect("a list alone is a change");
+        assert!(!lets_in(&identity, &world.ca).await, "{with_map}");
+    }
 }
 
 /// A handshake in memory; why the client refuses the server and the server the client.

@@ -10,7 +10,7 @@ use mesh_core::id::Target;
 use mesh_core::policy::{
     AuthorityRewrite, Cluster, ClusterState, DestinationState, Domain, Endpoint, Endpoints, Forward, HeaderPolicy,
     InboundListener, InboundState, InboundTls, JwtAuthentication, JwtRequirement, Listener, LocalityEndpoints, MeshTls,
-    Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, Snapshot, UpstreamTls, VirtualHost,
+    Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, Snapshot, StringMatcher, UpstreamTls, VirtualHost,
 };
 use mesh_core::source::{DestinationSource, InboundSource, Watched};
 use mesh_testkit::clock;
@@ -630,5 +630,32 @@ async fn r15_only_a_trusted_control_plane_has_the_authority_rewritten_to_the_end
         let listed = client.config_dump().to_string().contains("routes[0].route.auto_host_rewrite");
         assert_eq!(listed, !trusted);
         assert_eq!(client.unenforced()[1], ("routes", usize::from(!trusted)));
+    }
+}
+
+#[tokio::test]
+async fn s61_a_cluster_that_expects_nobody_in_particular_is_taken_and_reported_a29() {
+    for (peers, reported) in [(&[][..], 1), (&["spiffe://cluster.local/ns/default/sa/reviews"], 0)] {
+        let (client, mut server) = client_of(|config| config.default_provider = true);
+        let mut state = client.destination(&target());
+        let peer_ids = peers.iter().map(|peer| StringMatcher::exact(*peer)).collect();
+        let tls = UpstreamTls::Mesh(MeshTls { peer_ids, ..MeshTls::default() });
+        let secure = codec::encode_cluster(&Cluster { tls, ..Cluster::new("x".into()) });
+        let mut stream = server.accept().await;
+        stream.expect(Kind::Listener, &["a:80"]).await;
+        stream.respond(Kind::Listener, "v", "l1", vec![listener()]);
+        stream.expect(Kind::Routes, &["r"]).await;
+        stream.expect(Kind::Listener, &["a:80"]).await;
+        stream.respond(Kind::Routes, "v", "r1", vec![routes("x")]);
+        stream.expect(Kind::Cluster, &["x"]).await;
+        stream.expect(Kind::Routes, &["r"]).await;
+        stream.respond(Kind::Cluster, "v", "c1", vec![secure]);
+        stream.expect(Kind::Endpoints, &["x"]).await;
+        assert_eq!(stream.expect(Kind::Cluster, &["x"]).await.error, None, "it is no error");
+        stream.respond(Kind::Endpoints, "v", "e1", vec![endpoints("x", 1)]);
+        snapshot(&mut state).await;
+        assert_eq!(client.unenforced().iter().map(|(_, fields)| fields).sum::<usize>(), reported, "{peers:?}");
+        let listed = client.config_dump().to_string().contains("match_typed_subject_alt_names");
+        assert_eq!(listed, reported == 1);
     }
 }
