@@ -1,8 +1,6 @@
 //! A control plane that is wrong, empty, late, hung or away (R06 to R10): what is known stays in use, what is the
 //! matter is told, and nothing grows.
 
-use std::io::{self, Write};
-use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::policy::DestinationState;
@@ -10,8 +8,7 @@ use mesh_core::source::{DestinationSource, Watched};
 use mesh_discovery::bootstrap::{Bootstrap, Node};
 use mesh_discovery::codec;
 use mesh_discovery::xds::{SnapshotConfig, Variant, XdsClient, XdsConfig};
-use mesh_testkit::clock;
-use parking_lot::Mutex;
+use mesh_testkit::{Log, clock};
 use serde_json::Value;
 use tokio::runtime::{Builder, Handle};
 use tokio::time::Instant;
@@ -52,28 +49,6 @@ fn gauge(client: &XdsClient, state: &str) -> usize {
     client.standings().into_iter().filter(|(_, s, _)| s.ends_with(state)).map(|(.., count)| count).sum()
 }
 
-/// Everything logged by this thread while it is held.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    fn lines_with(&self, word: &str) -> Vec<String> {
-        let text = String::from_utf8(self.0.lock().clone()).unwrap();
-        text.lines().filter(|line| line.contains(word)).map(str::to_owned).collect()
-    }
-}
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().extend(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn one_bad_resource_among_good_ones_costs_nothing_but_itself_r06() {
     for variant in BOTH {
@@ -108,7 +83,8 @@ async fn one_bad_resource_among_good_ones_costs_nothing_but_itself_r06() {
         assert!(goes(&bad, 1), "the last good stays");
         assert_eq!((client.status().nacks, standing(&client, "listener", "b:80")), (100, "nacked".to_owned()));
         assert_eq!(standing(&client, "listener", "a:80"), "acked");
-        let logged = log.lines_with("b:80");
+        let logged = log.text();
+        let logged: Vec<_> = logged.lines().filter(|line| line.contains("b:80")).collect();
         assert_eq!(logged.len(), 1, "identical bytes are complained of once: {logged:#?}");
 
         // Control run: other bytes are another complaint.

@@ -23,6 +23,12 @@ fn speaking(protocol: UpstreamProtocol) -> Cluster {
     Cluster { connection: ConnectionOptions { protocol, ..ConnectionOptions::default() }, ..cluster("test") }
 }
 
+/// The same with the mesh's TLS, to `reviews`.
+fn secured(protocol: UpstreamProtocol) -> Cluster {
+    let id = "spiffe://cluster.local/ns/default/sa/reviews";
+    Cluster { connection: speaking(protocol).connection, ..policy::mtls_cluster("test", &[id]) }
+}
+
 #[tokio::test]
 async fn one_connection_carries_request_after_request() {
     let server = EchoServer::start("one").await;
@@ -100,13 +106,11 @@ fn waits(client: &Client) -> bool {
 #[tokio::test]
 async fn what_has_neither_room_nor_leave_for_a_connection_waits_for_a_stream_to_end() {
     let ca = TestCa::new();
-    let id = "spiffe://cluster.local/ns/default/sa/reviews";
     // By prior knowledge, and where HTTP/2 only turned out with the connection.
     let plain = EchoServer::start("one").await;
     let secure = EchoServer::start_mtls("one", &ca.identity("default", "reviews")).await;
-    let alpn =
-        Cluster { connection: speaking(UpstreamProtocol::Alpn).connection, ..policy::mtls_cluster("test", &[id]) };
-    for (mut limited, server) in [(speaking(UpstreamProtocol::Http2), plain), (alpn, secure)] {
+    for (mut limited, server) in [(speaking(UpstreamProtocol::Http2), plain), (secured(UpstreamProtocol::Alpn), secure)]
+    {
         limited.connection.max_concurrent_streams = Some(2);
         limited.breaker = CircuitBreakers { max_connections: Some(1), ..CircuitBreakers::default() };
         let source = FixedSource::of(TARGET, policy::snapshot_of(limited, [server.endpoint()]));
@@ -475,12 +479,11 @@ impl Gate {
 #[tokio::test]
 async fn a_connection_whose_request_gave_up_is_the_next_ones() {
     let ca = TestCa::new();
-    let id = "spiffe://cluster.local/ns/default/sa/reviews";
     let plain = EchoServer::start("one").await;
     let secure = EchoServer::start_mtls("one", &ca.identity("default", "reviews")).await;
-    let alpn =
-        Cluster { connection: speaking(UpstreamProtocol::Alpn).connection, ..policy::mtls_cluster("test", &[id]) };
-    for (mut policy, server) in [(speaking(UpstreamProtocol::Http1), &plain), (alpn, &secure)] {
+    for (mut policy, server) in
+        [(speaking(UpstreamProtocol::Http1), &plain), (secured(UpstreamProtocol::Alpn), &secure)]
+    {
         // One at a time: who waits for it takes it over as well.
         policy.breaker = CircuitBreakers { max_connections: Some(1), ..CircuitBreakers::default() };
         for through in [true, false] {
@@ -576,12 +579,11 @@ async fn an_endpoint_that_is_away_is_not_dialled_for_each_request() {
 #[tokio::test]
 async fn what_is_warm_has_its_connections_before_the_first_request() {
     let ca = TestCa::new();
-    let id = "spiffe://cluster.local/ns/default/sa/reviews";
     let identity = ca.identity("default", "reviews");
     for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2, UpstreamProtocol::Alpn] {
         let servers =
             [EchoServer::start_mtls("one", &identity).await, EchoServer::start_mtls("other", &identity).await];
-        let mut policy = Cluster { connection: speaking(protocol).connection, ..policy::mtls_cluster("test", &[id]) };
+        let mut policy = secured(protocol);
         policy.balancer = Balancer::RoundRobin;
         let dead = Endpoint { metadata: servers[0].endpoint().metadata, ..dead_endpoint() };
         let endpoints = [servers[0].endpoint(), servers[1].endpoint(), dead];

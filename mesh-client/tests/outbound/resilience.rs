@@ -27,6 +27,18 @@ fn http2() -> Cluster {
     Cluster { connection, ..cluster("test") }
 }
 
+/// With a budget of so many retries a second, if there is to be one.
+fn budgeted(mut snapshot: Snapshot, retries: Option<u32>) -> Snapshot {
+    let mut routes = (*snapshot.routes).clone();
+    routes.retry_budget = retries.map(|min| RetryBudget {
+        retry_ratio: PerMillionRatio(0),
+        min_retries_per_second: min,
+        ttl: Duration::from_secs(1),
+    });
+    snapshot.routes = routes.into();
+    snapshot
+}
+
 fn on_503() -> RetryOn {
     RetryOn { retriable_status_codes: true, status_codes: vec![503], ..RetryOn::default() }
 }
@@ -89,15 +101,8 @@ async fn an_idempotent_request_whose_http2_connection_breaks_goes_elsewhere_and_
     let round_robin = Cluster { balancer: Balancer::RoundRobin, ..http2() };
     for (budget, answered) in [(None, true), (Some(0), false)] {
         let (one, other) = (EchoServer::start("one").await, EchoServer::start("other").await);
-        let mut snapshot = snapshot_with(forward_with(None), round_robin.clone(), &[&one, &other]);
-        let mut routes = (*snapshot.routes).clone();
-        routes.retry_budget = budget.map(|min| RetryBudget {
-            retry_ratio: PerMillionRatio(0),
-            min_retries_per_second: min,
-            ttl: Duration::from_secs(1),
-        });
-        snapshot.routes = routes.into();
-        let (client, _) = client_of(snapshot);
+        let snapshot = snapshot_with(forward_with(None), round_robin.clone(), &[&one, &other]);
+        let (client, _) = client_of(budgeted(snapshot, budget));
         for _ in 0..4 {
             fetch(&client, "/").await.unwrap();
         }
@@ -291,15 +296,8 @@ async fn the_retry_budget_stops_a_storm() {
     server.behave(Behaviour::Status(503));
     for (budget, tries) in [(None, 20), (Some(2), 12)] {
         let before = server.requests();
-        let mut snapshot = snapshot_with(forward_with(Some(retrying(1, on_503()))), cluster("test"), &[&server]);
-        let mut routes = (*snapshot.routes).clone();
-        routes.retry_budget = budget.map(|min| RetryBudget {
-            retry_ratio: PerMillionRatio(0),
-            min_retries_per_second: min,
-            ttl: Duration::from_secs(1),
-        });
-        snapshot.routes = routes.into();
-        let (client, _) = client_of(snapshot);
+        let snapshot = snapshot_with(forward_with(Some(retrying(1, on_503()))), cluster("test"), &[&server]);
+        let (client, _) = client_of(budgeted(snapshot, budget));
         for _ in 0..10 {
             fetch(&client, "/").await.unwrap();
         }

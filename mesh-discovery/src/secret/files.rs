@@ -1,8 +1,8 @@
 //! An identity out of files: the certificate provider `file_watcher` (gRFC A29), with SPIFFE trust bundle
 //! maps (A87).
 //!
-//! Certificate with key, and roots with revocation lists, are read and kept apart: a file that cannot be used leaves the last good
-//! content of its part in force and does not hold up the other part.
+//! Certificate with key, and roots with revocation lists, are read and kept apart: a file that cannot be used leaves the
+//! last good content of its part in force and does not hold up the other part.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::Read;

@@ -11,7 +11,7 @@
 //! | `/metrics` | Prometheus text |
 //! | `/config_dump` | configuration as it was received and understood |
 //! | `/clusters` | destinations and their endpoints |
-//! | `/drain` | `POST` begins the drain |
+//! | `/drain` | `POST` begins the drain, where [`on_drain`](DebugServerBuilder::on_drain) asks for it |
 //!
 //! Beside these, over HTTP/1.1 or HTTP/2, the same port may carry gRPC: what is behind it is the business of
 //! whoever gives the service.

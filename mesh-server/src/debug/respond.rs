@@ -16,7 +16,7 @@ const INDEX: &str = "/healthz      200 while the process runs
 /metrics      Prometheus text
 /config_dump  configuration as received and understood
 /clusters     destinations and their endpoints
-/drain        POST begins the drain
+/drain        POST begins the drain, where that was asked for
 ";
 
 /// How a content type of gRPC begins.

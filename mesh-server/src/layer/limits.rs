@@ -79,8 +79,8 @@ impl Limits {
         Self { scope, current: ArcSwapOption::empty(), ready: AtomicBool::new(false) }
     }
 
-    /// Lets a request pass, with a ticket of each limit that wants to know its end or has to say something in its answer. Costs nothing where there are no
-    /// filters.
+    /// Lets a request pass, with a ticket of each limit that wants to know its end or has to say something in its
+    /// answer. Costs nothing where there are no filters.
     pub(super) fn pass(
         &self,
         listener: Option<&Arc<InboundListener>>,

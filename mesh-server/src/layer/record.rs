@@ -215,26 +215,9 @@ impl Drop for Record {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
-    use parking_lot::Mutex;
+    use mesh_testkit::Log;
 
     use super::*;
-
-    /// Collects what a subscriber writes.
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
 
     // The one test that meets the access log's callsites in this binary: tracing remembers whether
     // anybody listens to a callsite, and threads that do and don't listen disturb each other.
@@ -254,7 +237,7 @@ mod tests {
             record.finish();
             drop(Record::begin(&request, Arc::default(), false, trace, None));
         });
-        let log = String::from_utf8(log.0.lock().clone()).unwrap();
+        let log = log.text();
         let lines: Vec<_> = log.lines().filter(|line| line.contains("mesh::access")).collect();
         let [finished, gone] = lines[..] else { panic!("one line a request: {log}") };
         for part in [

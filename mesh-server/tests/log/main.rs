@@ -3,7 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,32 +13,10 @@ use mesh_core::error::BoxError;
 use mesh_core::policy::{InboundState, InboundTls};
 use mesh_core::source::Watched;
 use mesh_server::{Body, Refusal, Server};
-use mesh_testkit::{CertificateSpec, TestCa, crypto, policy};
-use parking_lot::Mutex;
+use mesh_testkit::{CertificateSpec, Log, TestCa, crypto, policy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
-
-/// Collects what a subscriber writes.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Log {
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().clone()).unwrap()
-    }
-}
 
 /// Whether each line of a log begins with its time, and nothing in it moves a terminal's cursor.
 fn is_orderly(log: &str) -> bool {
