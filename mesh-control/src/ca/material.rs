@@ -5,6 +5,7 @@
 //! root-cert.pem    the trust bundle: every root that counts now
 //! ca-cert.pem      the certificate of the key, if it is not itself a root: an operator's intermediate
 //! cert-chain.pem   what stands between it and the root, root excluded; may be absent
+//! ca-crl.pem       what the authority took back: revocation lists of those that sign; may be absent
 //! ```
 //!
 //! The names and their meaning are those of Istio's secret `cacerts`. Which root signs is told by the key alone, so
@@ -16,8 +17,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PublicKeyData, SanType,
 };
-use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::{BACK_DATE, ROOT_FILE, set_validity};
@@ -27,6 +28,7 @@ use crate::state_dir::{StateDir, StateError};
 pub(super) const KEY_FILE: &str = "ca-key.pem";
 const SIGNING_FILE: &str = "ca-cert.pem";
 const CHAIN_FILE: &str = "cert-chain.pem";
+const REVOKED_FILE: &str = "ca-crl.pem";
 const ROOT_LIFE: std::time::Duration = std::time::Duration::from_secs(10 * 365 * 86_400);
 
 /// One state of the files.
@@ -41,7 +43,15 @@ pub(super) struct Material {
     /// No leaf lives longer than what signs it.
     pub(super) not_after: u64,
     /// The files as they were read, to see changes.
-    files: [Option<Vec<u8>>; 4],
+    files: Files,
+}
+
+type Files = [Option<Vec<u8>>; 5];
+
+fn read_files(dir: &StateDir) -> Result<Files, StateError> {
+    let [root, signing, chain, revoked] =
+        [ROOT_FILE, SIGNING_FILE, CHAIN_FILE, REVOKED_FILE].map(|file| dir.read(file));
+    Ok([dir.read_secret(KEY_FILE)?, root?, signing?, chain?, revoked?])
 }
 
 impl Material {
@@ -72,7 +82,7 @@ impl Material {
 
     /// Reads the files as they are.
     pub(super) fn read(dir: &StateDir, domain: &TrustDomain) -> Result<Self, StateError> {
-        let files = [dir.read_secret(KEY_FILE)?, dir.read(ROOT_FILE)?, dir.read(SIGNING_FILE)?, dir.read(CHAIN_FILE)?];
+        let files = read_files(dir)?;
         let unusable = |file: &str, reason: String| StateError::Content { path: dir.path(file), reason };
         let missing = |file| unusable(file, "it is missing".to_owned());
         let key = read_key(dir, KEY_FILE, files[0].as_deref().ok_or_else(|| missing(KEY_FILE))?)?;
@@ -82,6 +92,8 @@ impl Material {
         for root in bundle.roots() {
             check_authority(root, domain).map_err(|e| unusable(ROOT_FILE, e))?;
         }
+        let lists = revocation_lists(files[4].as_deref()).map_err(|e| unusable(REVOKED_FILE, e))?;
+        let bundle = bundle.with_revocation_lists(lists).map_err(|e| unusable(REVOKED_FILE, e.to_string()))?;
         let mut above = Vec::new();
         for (file, content) in [(SIGNING_FILE, &files[2]), (CHAIN_FILE, &files[3])] {
             for certificate in certificates(content.as_deref()).map_err(|e| unusable(file, e))? {
@@ -111,8 +123,7 @@ impl Material {
 
     /// Whether the files say something else now.
     pub(super) fn is_stale(&self, dir: &StateDir) -> Result<bool, StateError> {
-        let now = [dir.read_secret(KEY_FILE)?, dir.read(ROOT_FILE)?, dir.read(SIGNING_FILE)?, dir.read(CHAIN_FILE)?];
-        Ok(now != self.files)
+        Ok(read_files(dir)? != self.files)
     }
 
     /// Whether an operator's intermediate signs, whose root is not ours to change.
@@ -144,6 +155,16 @@ fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
 fn certificates(pem: Option<&[u8]>) -> Result<Vec<CertificateDer<'static>>, String> {
     let Some(pem) = pem else { return Ok(Vec::new()) };
     CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|e| format!("it is not PEM: {e}"))
+}
+
+fn revocation_lists(pem: Option<&[u8]>) -> Result<Vec<Vec<u8>>, String> {
+    let Some(pem) = pem else { return Ok(Vec::new()) };
+    let lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(pem)
+        .map(|list| list.map(|list| list.to_vec()))
+        .collect::<Result<_, _>>()
+        .map_err(|e| format!("it is not PEM: {e}"))?;
+    // Without a list everybody is good: a file that was cut short must not mean that.
+    if lists.is_empty() { Err("it holds no revocation list; remove it if there is none".to_owned()) } else { Ok(lists) }
 }
 
 pub(super) fn belongs(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {

@@ -6,6 +6,7 @@
 //! Refuses to know transports.
 
 mod files;
+mod joined;
 mod limit;
 mod live;
 mod material;
@@ -17,6 +18,7 @@ mod token;
 mod trust;
 
 pub use self::files::FilesError;
+pub(crate) use self::joined::is_marked as is_joined;
 pub use self::request::{CsrRefused, RequestedKey};
 pub use self::review::{
     DEFAULT_AUDIENCE, PodRef, Review, ReviewFailed, ReviewRefused, Reviewing, ServiceAccountTokens, TokenReviewer,
@@ -181,7 +183,17 @@ impl CertificateAuthority {
     /// # Errors
     /// `id` is of another trust domain.
     pub fn issue(&self, key: &RequestedKey, id: &SpiffeId, wished: Option<Duration>) -> Result<Issued, IssueError> {
-        self.sign(key, id, Vec::new(), wished)
+        self.sign(key, id, Vec::new(), wished, false)
+    }
+
+    /// The same for somebody who joined with a join token, so that the certificate alone can be renewed.
+    pub(crate) fn issue_joined(
+        &self,
+        key: &RequestedKey,
+        id: &SpiffeId,
+        wished: Option<Duration>,
+    ) -> Result<Issued, IssueError> {
+        self.sign(key, id, Vec::new(), wished, true)
     }
 
     /// Signs the control plane's own certificate, which also carries the names and addresses (`names`)
@@ -191,7 +203,7 @@ impl CertificateAuthority {
     /// A name is neither a DNS name nor an IP address, or `id` is of another trust domain.
     pub(crate) fn issue_server(&self, key: &KeyPair, id: &SpiffeId, names: &[String]) -> Result<Issued, IssueError> {
         let names = names.iter().map(|name| server_name(name)).collect::<Result<_, _>>()?;
-        self.sign(key, id, names, None)
+        self.sign(key, id, names, None, false)
     }
 
     fn sign(
@@ -200,6 +212,7 @@ impl CertificateAuthority {
         id: &SpiffeId,
         names: Vec<SanType>,
         wished: Option<Duration>,
+        joined: bool,
     ) -> Result<Issued, IssueError> {
         if id.trust_domain() != self.domain {
             return Err(IssueError::ForeignDomain { id: id.clone(), domain: self.domain.clone() });
@@ -229,6 +242,7 @@ impl CertificateAuthority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
+        params.custom_extensions.extend(joined.then(joined::mark));
         let leaf = params.signed_by(key, &material.issuer).map_err(|e| failed(e.to_string()))?;
         let intermediates = material.intermediates.clone();
         let mut chain_pem = vec![leaf.pem()];

@@ -146,7 +146,14 @@ impl CertificateAuthorityClient {
         let connection = match proof {
             Proof::Certificate(identity, token) => {
                 let token = match token {
-                    Some(token) => token.read().await.ok().filter(|token| is_lasting(token)),
+                    Some(token) => match token.read().await {
+                        Ok(text) => Some(text).filter(|text| is_lasting(text)),
+                        // A join token's file may be gone; an authority that demands the token says so itself.
+                        Err(error) => {
+                            tracing::warn!(%error, "the certificate is to be renewed without a token beside it");
+                            None
+                        }
+                    },
                     None => None,
                 };
                 if let Some(token) = token {

@@ -6,6 +6,7 @@ use mesh_core::id::TrustDomain;
 use mesh_core::identity::Identity;
 use parking_lot::Mutex;
 use tonic::Code;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::client::Connection;
 use super::*;
@@ -18,10 +19,12 @@ use crate::ca::{
 struct Cluster {
     gone: Mutex<Vec<String>>,
     down: Mutex<bool>,
+    asked: Mutex<usize>,
 }
 
 impl TokenReviewer for Cluster {
     fn review<'r>(&'r self, token: &'r str, audiences: &'r [String]) -> Reviewing<'r, Review> {
+        *self.asked.lock() += 1;
         let account = token.split('.').nth(1).unwrap_or_default();
         let extra =
             ["pod-name", "pod-uid"].map(|key| (format!("authentication.kubernetes.io/{key}"), vec!["p".to_owned()]));
@@ -61,6 +64,8 @@ async fn s87_a_service_account_token_is_proof_while_its_pod_lives_and_of_nobody_
     assert!(reviews.certificate(Some("a.reviews.c")).await.is_ok());
     let stolen = reviews.certificate(Some("a.ratings.c")).await.unwrap_err();
     assert!(stolen.message().contains("one workload"), "{stolen}");
+    let alone = reviews.certificate(None).await.unwrap_err();
+    assert!(alone.message().contains("proves no pod that lives"), "{alone}");
 
     *cluster.down.lock() = true;
     assert_eq!(anonymous.certificate(Some("a.reviews.c")).await.unwrap_err().code(), Code::Unauthenticated);
@@ -74,6 +79,82 @@ async fn s87_a_service_account_token_is_proof_while_its_pod_lives_and_of_nobody_
     let plain = plain.start().await;
     let refused = Connection::anonymous(&plain).await.certificate(Some("a.reviews.c")).await;
     assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn s87_a_certificate_alone_is_renewed_only_if_it_began_with_a_join_token() {
+    let setup = Setup::new();
+    let accounts = ServiceAccountTokens::new(Arc::new(Cluster::default()), Vec::new());
+    let plane = setup.builder().service_account_tokens(accounts).start().await.unwrap();
+    let join = plane.join_tokens().mint("default", "machine", Duration::from_secs(60)).unwrap();
+    let anonymous = Connection::anonymous(&plane).await;
+    let mut machine = anonymous.certificate(Some(&join)).await.unwrap();
+    // Again and again, for it has nothing else.
+    for _ in 0..2 {
+        machine = Connection::mutual(&plane, &machine).await.certificate(None).await.unwrap();
+    }
+    // The token of a pod makes it one that has: the chain is of pods from there on.
+    let pod = Connection::mutual(&plane, &machine).await.certificate(Some("a.machine.c")).await.unwrap();
+    assert!(Connection::mutual(&plane, &pod).await.certificate(None).await.is_err());
+    // The control: nobody reviews tokens, so there are none to show.
+    drop(plane);
+    let plane = setup.start().await;
+    assert!(Connection::mutual(&plane, &pod).await.certificate(None).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_request_that_is_none_costs_no_question_to_the_cluster_and_is_not_read_to_its_end() {
+    let setup = Setup::new();
+    let cluster = Arc::new(Cluster::default());
+    let accounts = ServiceAccountTokens::new(cluster.clone(), Vec::new());
+    let plane = setup.builder().service_account_tokens(accounts).start().await.unwrap();
+    let anonymous = Connection::anonymous(&plane).await;
+    let code =
+        async |bytes: usize| anonymous.certificate_for("A".repeat(bytes), "a.reviews.c").await.unwrap_err().code();
+    assert_eq!(code(20 * 1024).await, Code::InvalidArgument, "read, and no signing request");
+    assert_eq!(code(80 * 1024).await, Code::OutOfRange);
+    assert_eq!(*cluster.asked.lock(), 0);
+    assert!(anonymous.certificate(Some("a.reviews.c")).await.is_ok());
+    assert_eq!(*cluster.asked.lock(), 1, "the control");
+}
+
+#[tokio::test]
+async fn s67_a_certificate_that_the_authority_took_back_is_nobody_to_the_control_plane() {
+    let setup = Setup::new();
+    let plane = setup.start().await;
+    let token = |account: &str| plane.join_tokens().mint("default", account, Duration::from_secs(60)).unwrap();
+    let anonymous = Connection::anonymous(&plane).await;
+    let revoked = anonymous.certificate(Some(&token("revoked"))).await.unwrap();
+    let other = anonymous.certificate(Some(&token("other"))).await.unwrap();
+    assert!(Connection::mutual(&plane, &revoked).await.certificate(None).await.is_ok(), "the control");
+
+    let read = |file: &str| std::fs::read_to_string(setup.state.path().join(file)).unwrap();
+    let key = rcgen::KeyPair::from_pem(&read("ca-key.pem")).unwrap();
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&read("root-cert.pem"), key).unwrap();
+    let (_, leaf) = X509Certificate::from_der(&revoked.certified().cert[0]).unwrap();
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2020, 1, 1),
+        next_update: rcgen::date_time_ymd(2100, 1, 1),
+        crl_number: 1_u64.into(),
+        issuing_distribution_point: None,
+        revoked_certs: vec![rcgen::RevokedCertParams {
+            serial_number: rcgen::SerialNumber::from_slice(leaf.raw_serial()),
+            revocation_time: rcgen::date_time_ymd(2020, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        }],
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    let domain = TrustDomain::new("cluster.local").unwrap();
+    let mut inside = plane.identity("default", "embedded").unwrap();
+    let first: Arc<Identity> = inside.load_full().as_ref().clone().unwrap();
+    let before = first.bundles().get(&domain).unwrap().clone();
+    let list = list.signed_by(&issuer).unwrap().pem().unwrap();
+    std::fs::write(setup.state.path().join("ca-crl.pem"), list).unwrap();
+    // Who is in the process has taken the list up; the port is told by the same news.
+    inside.wait_for(|i| i.as_ref().is_some_and(|i| i.bundles().get(&domain) != Some(&before))).await;
+    while Connection::mutual(&plane, &revoked).await.certificate(None).await.is_ok() {}
+    assert!(Connection::mutual(&plane, &other).await.certificate(None).await.is_ok(), "only that one");
 }
 
 #[tokio::test]
