@@ -155,11 +155,11 @@ impl MeshConfig {
 }
 
 /// The instance of `certificate_providers` that is the process's own identity, as istiod's resources name it.
-const INSTANCE: &str = "default";
+pub(crate) const INSTANCE: &str = "default";
 
 impl MeshConfig {
-    /// The files with our certificate, key and roots: those of the bootstrap's certificate provider `default`.
-    /// `None` if there is no such instance, if it lacks one of the three, or if there is a
+    /// The files with our certificate and key, and roots as a rule: those of the bootstrap's certificate provider
+    /// `default`. `None` if there is no such instance, if it has roots alone, or if there is a
     /// [proof](Self::proof) for the CA or a [Workload API](Self::workload_api), which go before.
     pub fn identity_files(&self) -> Option<&FileWatcher> {
         let provider = self.bootstrap.as_ref()?.certificate_providers.get(INSTANCE)?;
@@ -167,23 +167,25 @@ impl MeshConfig {
             return None;
         }
         match provider {
-            CertificateProvider::FileWatcher(files) if files.is_complete() => Some(files),
+            CertificateProvider::FileWatcher(files) if files.identity.is_some() => Some(files),
             _ => {
-                let reason = "it names no certificate, or no roots: this process has no mesh identity";
+                let reason = "it names no certificate: this process has no mesh identity";
                 tracing::warn!(target: "mesh::config", field = "certificate_providers.default", reason);
                 None
             }
         }
     }
 
-    /// The other certificate providers of the bootstrap that have a certificate, its key and roots, by instance name:
-    /// identities that policy asks for by that name (gRFC A29).
-    pub fn other_identity_files(&self) -> impl Iterator<Item = (&str, &FileWatcher)> {
+    /// The other certificate providers of the bootstrap, by instance name: certificates, roots, or both, that policy
+    /// asks for by that name (gRFC A29). With `default` among them if it has roots alone and nothing else says who we are.
+    pub fn other_files(&self) -> impl Iterator<Item = (&str, &FileWatcher)> {
+        let nobody = self.proof.is_none() && self.workload_api.is_none();
         let providers = self.bootstrap.iter().flat_map(|bootstrap| &bootstrap.certificate_providers);
-        providers.filter(|(name, _)| *name != INSTANCE).filter_map(|(name, provider)| match provider {
-            CertificateProvider::FileWatcher(files) if files.is_complete() => Some((name.as_str(), files)),
+        let files = providers.filter_map(|(name, provider)| match provider {
+            CertificateProvider::FileWatcher(files) => Some((name.as_str(), files)),
             _ => None,
-        })
+        });
+        files.filter(move |(name, files)| *name != INSTANCE || nobody && files.identity.is_none())
     }
 }
 
@@ -396,16 +398,20 @@ mod tests {
         assert!(found(files("default", &format!(r#"{identity},"spiffe_trust_bundle_map_file":"/m""#)), ""));
         assert!(!found(files("default", &whole), "token"));
         assert!(!found(files("other", &whole), ""));
-        assert!(!found(files("default", identity), ""));
+        assert!(found(files("default", identity), ""), "whom to trust another instance may say");
         assert!(!found(files("default", r#""ca_certificate_file":"/r""#), ""));
 
         // Another instance is beside the process's own identity, whatever that comes from.
         let others = |bootstrap: &'static str| {
             let vars = given(&[("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap), ("MESH_JOIN_TOKEN", "token")]);
-            MeshConfig::from_vars(&vars).unwrap().other_identity_files().count()
+            MeshConfig::from_vars(&vars).unwrap().other_files().count()
         };
         assert_eq!(others(files("other", &whole)), 1);
-        assert_eq!((others(files("other", identity)), others(files("default", &whole))), (0, 0));
+        assert_eq!((others(files("other", identity)), others(files("default", &whole))), (1, 0));
+        let roots = files("default", r#""ca_certificate_file":"/r""#);
+        assert_eq!(others(roots), 0, "the token says who we are, and whom we trust");
+        let alone = MeshConfig::from_vars(&given(&[("GRPC_XDS_BOOTSTRAP_CONFIG", roots)])).unwrap();
+        assert_eq!(alone.other_files().count(), 1);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use mesh_core::telemetry::Metrics;
 use mesh_discovery::connect::Connector;
 use mesh_discovery::lrs::LoadReporter;
 use mesh_discovery::registration::{self, Announcement, Registration};
-use mesh_discovery::secret::Refusal;
+use mesh_discovery::secret::FromFiles;
 use mesh_discovery::xds::XdsClient;
 use mesh_server::debug::DebugServer;
 use mesh_server::{InboundLayer, InboundStats, Readiness, Server};
@@ -79,7 +79,7 @@ pub(crate) struct Control {
     /// Whether there is a proof of identity or a certificate provider, and so a certificate sooner or later.
     pub(crate) certified: bool,
     /// The identities that policy may name, and why there is none yet.
-    pub(crate) instances: Vec<(WatchedIdentity, Refusal)>,
+    pub(crate) instances: Vec<FromFiles>,
     /// Tells control planes of the load they want to hear of.
     pub(crate) _load: LoadReporter,
 }
@@ -200,10 +200,11 @@ impl Mesh {
             if control.certified {
                 self.inner.identities.own().clone().wait_for(Option::is_some).await;
             }
-            for (identity, refusal) in &control.instances {
-                let (mut identity, mut refusal) = (identity.clone(), refusal.clone());
+            for FromFiles { identity, roots, refusal } in &control.instances {
+                let (mut identity, mut roots, mut refusal) = (identity.clone(), roots.clone(), refusal.clone());
                 tokio::select! {
                     _ = identity.wait_for(Option::is_some) => {}
+                    _ = roots.wait_for(Option::is_some) => {}
                     _ = refusal.wait_for(Option::is_some) => {}
                 }
             }

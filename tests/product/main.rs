@@ -24,6 +24,7 @@ mod names;
 mod outage;
 mod pages;
 mod probe;
+mod puppet;
 mod reload;
 mod reports;
 mod rotation;

@@ -20,7 +20,7 @@ pub use self::bundle::{InvalidBundle, TrustBundle, TrustBundles};
 #[cfg(feature = "axum")]
 pub use self::extract::NoPeerIdentity;
 pub use self::svid::{MAX_INTERMEDIATES, PeerRefused, Usage, certificates_of_der, peer_spiffe_id, verify_svid};
-pub use self::tls::{InvalidIdentity, client_config, server_config};
+pub use self::tls::{InvalidIdentity, anonymous_config, client_config, server_config};
 pub use self::verify::{SpiffeClientVerifier, SpiffeServerVerifier};
 
 use std::fmt;

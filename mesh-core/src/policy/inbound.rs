@@ -4,13 +4,12 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{HeaderMatcher, HttpFilter, JwtAuthentication, PathMatch, StringMatcher};
+use super::{HeaderMatcher, HttpFilter, Instances, JwtAuthentication, PathMatch, StringMatcher};
 
 /// What one listening address is told to do.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -21,9 +20,9 @@ pub struct InboundListener {
     pub address: SocketAddr,
     /// Transport security.
     pub tls: InboundTls,
-    /// Certificate provider instance that is our identity here (gRFC A29). None = the process's own.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub instance: Option<Arc<str>>,
+    /// Whose certificate is shown and whose roots are trusted. Default: the process's own.
+    #[serde(skip_serializing_if = "Instances::are_own")]
+    pub instances: Instances,
     /// Demands on tokens, all of which must be met.
     pub jwt: Vec<JwtAuthentication>,
     /// Authorization policies: CUSTOM, then DENY, then ALLOW, as Istio orders them.
@@ -41,7 +40,7 @@ impl InboundListener {
             name: name.into(),
             address,
             tls,
-            instance: None,
+            instances: Instances::default(),
             jwt: Vec::new(),
             authorization: Vec::new(),
             filters: Vec::new(),

@@ -15,6 +15,7 @@ mod jwt;
 mod listener;
 mod route;
 mod snapshot;
+mod tls;
 mod unenforced;
 
 pub use self::cluster::*;
@@ -26,4 +27,5 @@ pub use self::jwt::*;
 pub use self::listener::*;
 pub use self::route::*;
 pub use self::snapshot::*;
+pub use self::tls::*;
 pub use self::unenforced::{Report, unenforced};

@@ -7,9 +7,9 @@
 use super::{
     AuthorityRewrite, CircuitBreakers, Cluster, ClusterChoice, ConnectionOptions, DnsOptions, Endpoint,
     EndpointMetadata, Endpoints, Fault, FilterOverride, FilterOverrides, Forward, HttpFilter, HttpFilterKind,
-    InboundLimits, InboundListener, JwtKeys, Listener, LocalRateLimit, LocalityBalancing, LocalityEndpoints, Mirror,
-    OriginatedTls, RetryPolicy, Rewrite, Route, RouteAction, RouteConfiguration, RouteMatch, Unenforced, VirtualHost,
-    WeightedCluster,
+    InboundLimits, InboundListener, Instances, JwtKeys, Listener, LocalRateLimit, LocalityBalancing, LocalityEndpoints,
+    Mirror, OriginatedTls, RetryPolicy, Rewrite, Route, RouteAction, RouteConfiguration, RouteMatch, Unenforced,
+    VirtualHost, WeightedCluster,
 };
 
 /// What of `policy` is accepted and not enforced by this version; empty if all of it is enforced.
@@ -290,7 +290,7 @@ fn listeners_are_considered(listener: Listener, inbound: InboundListener) {
         name: _,
         address: _,
         tls: _,
-        instance: _,
+        instances: Instances { certificate: _, roots: _ },
         jwt: _,
         authorization: _,
         filters: _,

@@ -31,8 +31,10 @@ pub(super) struct Files {
 
 /// What one look at the files gave.
 pub(super) struct Refreshed {
-    /// A new identity, if certificate, key or roots changed and both parts are there.
+    /// A new identity, if certificate, key or roots changed and all of them are there that are configured.
     pub(super) identity: Option<Identity>,
+    /// New roots, of an instance that has no certificate.
+    pub(super) roots: Option<TrustBundles>,
     /// The files that cannot be used now.
     pub(super) refused: Vec<FileRefused>,
 }
@@ -55,7 +57,7 @@ type Certified = Arc<CertifiedKey>;
 
 /// Whom to trust.
 enum Roots {
-    /// Roots for the trust domain of our own certificate.
+    /// Roots for the trust domain of our own certificate; without one, of nobody in particular.
     Own(TrustBundle),
     /// Roots by trust domain.
     Map(TrustBundles),
@@ -72,6 +74,8 @@ impl Files {
         let looks = [self.refresh_certified(now).await, self.refresh_roots().await];
         let changed = looks.contains(&Ok(true));
         let mut refused: Vec<_> = looks.into_iter().filter_map(Result::err).collect();
+        let alone = changed && self.watcher.identity.is_none();
+        let roots = alone.then(|| self.roots.value.as_ref().map(Roots::bundles)).flatten();
         let identity = match changed.then(|| self.identity()).flatten() {
             Some(Ok(identity)) => Some(identity),
             Some(Err(problem)) => {
@@ -80,7 +84,7 @@ impl Files {
             }
             None => None,
         };
-        Refreshed { identity, refused }
+        Refreshed { identity, roots, refused }
     }
 
     async fn refresh_certified(&mut self, now: u64) -> Result<bool, FileRefused> {
@@ -120,19 +124,35 @@ impl Files {
         })
     }
 
-    /// Certificate and roots joined; `None` while one is missing.
+    /// Certificate and roots joined; `None` while one is missing. Without roots in the configuration nobody is trusted:
+    /// policy has to name the instance that says whom.
     fn identity(&mut self) -> Option<Result<Identity, FileRefused>> {
-        let (certified, roots) = (self.certified.value.as_ref()?, self.roots.value.as_ref()?);
+        let certified = self.certified.value.as_ref()?;
+        let roots = self.roots.value.as_ref();
+        if roots.is_none() && self.watcher.has_roots() {
+            return None;
+        }
         let file = self.watcher.identity.as_ref().map_or("", |(chain, _)| chain);
         let joined =
             |bundles| Identity::new((**certified).clone(), bundles, self.generation).map_err(|e| refuse(file, e));
         let identity = match roots {
-            Roots::Map(bundles) => joined(bundles.clone()),
-            Roots::Own(bundle) => joined(TrustBundles::default())
+            None => joined(TrustBundles::default()),
+            Some(Roots::Map(bundles)) => joined(bundles.clone()),
+            Some(Roots::Own(bundle)) => joined(TrustBundles::default())
                 .and_then(|alone| joined(TrustBundles::single(alone.id().trust_domain(), bundle.clone()))),
         };
         self.generation += 1;
         Some(identity)
+    }
+}
+
+impl Roots {
+    /// Without a certificate beside them.
+    fn bundles(&self) -> TrustBundles {
+        match self {
+            Self::Own(bundle) => TrustBundles::of_any_domain(bundle.clone()),
+            Self::Map(bundles) => bundles.clone(),
+        }
     }
 }
 

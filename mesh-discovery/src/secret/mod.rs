@@ -24,7 +24,7 @@ mod worker;
 mod workload;
 
 pub use self::issue::{CertificateAuthorityClient, CertificateRefused};
-pub use self::worker::{spawn, spawn_files, spawn_workload_api};
+pub use self::worker::{FromFiles, spawn, spawn_files, spawn_workload_api};
 pub use self::workload::{InvalidEndpoint, WorkloadApi};
 pub use crate::clock::Clock;
 

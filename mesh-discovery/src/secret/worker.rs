@@ -6,8 +6,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_core::identity::Identity;
-use mesh_core::source::{Publisher, Watched, WatchedIdentity};
+use mesh_core::identity::{Identity, TrustBundles};
+use mesh_core::source::{Publisher, Watched, WatchedIdentity, WatchedRoots};
 use rustls::crypto::CryptoProvider;
 use tokio::runtime::Handle;
 
@@ -40,11 +40,21 @@ pub(super) fn spawn_with(authority: impl Authority, clock: Clock, runtime: &Hand
     (watched.with_guard(Arc::new(AbortOnDrop(task))), refusal)
 }
 
-/// Follows the files of a certificate provider on `runtime` until the last reader of the answer is dropped. The
-/// second answer is why there is no identity yet.
+/// What the files of a certificate provider give. It ends with the last reader of identity and roots.
+#[derive(Clone, Debug)]
+pub struct FromFiles {
+    /// Certificate and key, with the roots that are beside them, if any are.
+    pub identity: WatchedIdentity,
+    /// Roots that are alone.
+    pub roots: WatchedRoots,
+    /// Why there is nothing yet.
+    pub refusal: Refusal,
+}
+
+/// Follows the files of a certificate provider on `runtime`.
 /// They are read again every `refresh_interval`, sooner after a failure; what is bad leaves the last good
 /// identity in force (gRFC A29, A87).
-pub fn spawn_files(watcher: FileWatcher, crypto: Arc<CryptoProvider>, runtime: &Handle) -> (WatchedIdentity, Refusal) {
+pub fn spawn_files(watcher: FileWatcher, crypto: Arc<CryptoProvider>, runtime: &Handle) -> FromFiles {
     follow_files(watcher, crypto, clock::system(), runtime)
 }
 
@@ -53,11 +63,12 @@ pub(super) fn follow_files(
     crypto: Arc<CryptoProvider>,
     clock: Clock,
     runtime: &Handle,
-) -> (WatchedIdentity, Refusal) {
-    let (publisher, watched) = Watched::channel(None);
+) -> FromFiles {
+    let (publisher, identity) = Watched::channel(None);
+    let (trusted, roots) = Watched::channel(None);
     let (refused, refusal) = Watched::channel(None);
-    let task = runtime.spawn(follow(watcher, crypto, clock, publisher, refused));
-    (watched.with_guard(Arc::new(AbortOnDrop(task))), refusal)
+    let task = Arc::new(AbortOnDrop(runtime.spawn(follow(watcher, crypto, clock, (publisher, trusted), refused))));
+    FromFiles { identity: identity.with_guard(task.clone()), roots: roots.with_guard(task), refusal }
 }
 
 /// Follows the SPIFFE Workload API on `runtime` until the last reader of the answer is dropped. The second answer is
@@ -212,7 +223,7 @@ async fn follow(
     watcher: FileWatcher,
     crypto: Arc<CryptoProvider>,
     clock: Clock,
-    publisher: Publisher<Option<Arc<Identity>>>,
+    (publisher, trusted): (Publisher<Option<Arc<Identity>>>, Publisher<Option<TrustBundles>>),
     refused_now: Publisher<Option<Arc<str>>>,
 ) {
     let interval = watcher.refresh_interval;
@@ -221,7 +232,11 @@ async fn follow(
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
     let mut said = Vec::new();
     loop {
-        let Refreshed { identity, refused } = files.refresh(clock()).await;
+        let Refreshed { identity, roots, refused } = files.refresh(clock()).await;
+        if let Some(roots) = roots {
+            tracing::info!(not_after = roots.not_after(), "new roots from files");
+            trusted.publish(Some(roots));
+        }
         if let Some(identity) = identity {
             tracing::info!(id = %identity.id(), not_after = identity.not_after(), "new identity from files");
             publisher.publish(Some(Arc::new(identity)));
@@ -235,8 +250,8 @@ async fn follow(
         };
         if refused != said {
             for problem in &refused {
-                let has_identity = publisher.load_full().is_some();
-                tracing::warn!(%problem, has_identity, "certificate provider: what was read last stays in use");
+                let in_use = publisher.load_full().is_some() || trusted.load_full().is_some();
+                tracing::warn!(%problem, in_use, "certificate provider: what was read last stays in use");
             }
             let all = refused.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
             refused_now.publish(Some(all).filter(|all| !all.is_empty()).map(Into::into));

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use mesh_core::health::Reason;
+use mesh_core::identity::TrustBundles;
 use mesh_core::source::Identities;
 use mesh_core::telemetry::health::{EJECTIONS, EJECTIONS_ACTIVE, EJECTIONS_UNENFORCED, HEALTH_CHECKS, PENALTIES};
 use mesh_core::telemetry::{
@@ -87,17 +88,25 @@ pub fn config_unconfirmed(out: &mut String, seconds: u64) {
 pub fn certificate_expiry(out: &mut String, identities: &Identities) {
     let named = identities.named().map(|(name, identity)| (format!(",instance=\"{}\"", escaped(name)), identity));
     let all = std::iter::once((String::new(), identities.own())).chain(named);
+    let help = "When the certificate ends, or the first of the trusted roots.";
     let mut begun = false;
     for (instance, identity) in all {
         let identity = identity.load();
         let Some(identity) = Option::as_ref(&identity) else { continue };
         if !std::mem::replace(&mut begun, true) {
-            head(out, CERTIFICATE_EXPIRY, "gauge", "When the certificate ends, or the first of the trusted roots.");
+            head(out, CERTIFICATE_EXPIRY, "gauge", help);
         }
         let _ = writeln!(out, "{CERTIFICATE_EXPIRY}{{of=\"leaf\"{instance}}} {}", identity.not_after());
-        if let Some(root) = identity.bundles().iter().map(|(_, bundle)| bundle.not_after()).min() {
+        if let Some(root) = identity.bundles().not_after() {
             let _ = writeln!(out, "{CERTIFICATE_EXPIRY}{{of=\"root\"{instance}}} {root}");
         }
+    }
+    for (instance, roots) in identities.roots() {
+        let Some(root) = Option::as_ref(&roots.load()).and_then(TrustBundles::not_after) else { continue };
+        if !std::mem::replace(&mut begun, true) {
+            head(out, CERTIFICATE_EXPIRY, "gauge", help);
+        }
+        let _ = writeln!(out, "{CERTIFICATE_EXPIRY}{{of=\"root\",instance=\"{}\"}} {root}", escaped(instance));
     }
 }
 

@@ -182,7 +182,7 @@ impl Door {
             }
             (InboundTls::Disable, false) => (Stream::Plain(tcp), None),
             (InboundTls::Strict | InboundTls::Permissive, true) => {
-                match timeout(self.config.handshake_timeout, self.tls.accept(tcp, listener.instance.as_deref())).await {
+                match timeout(self.config.handshake_timeout, self.tls.accept(tcp, &listener.instances)).await {
                     Err(_) => return self.refuse(Refusal::Timeout, address, &"the handshake took too long"),
                     Ok(Err(refused)) => return self.refuse(reason(&refused), address, &refused),
                     Ok(Ok((tls, verified))) => (Stream::Tls(Box::new(tls)), Some(verified)),

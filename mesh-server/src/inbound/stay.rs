@@ -151,7 +151,7 @@ async fn changed(
             && !Arc::ptr_eq(now, &known)
         {
             // To those that proved who they are, we have to be the same; of the others the port must not ask for it.
-            if if proven { now.instance != known.instance } else { now.tls == InboundTls::Strict } {
+            if if proven { now.instances != known.instances } else { now.tls == InboundTls::Strict } {
                 return Leave::Unwelcome;
             }
             let caller = Caller { peer, destination: now.address, server_name };

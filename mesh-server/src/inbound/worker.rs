@@ -14,7 +14,6 @@ use tokio::time::{Instant, sleep_until};
 use tower_service::Service;
 
 use mesh_core::error::BoxError;
-use mesh_core::identity::Identity;
 use mesh_core::policy::{InboundState, InboundTls};
 
 use super::connection::is_of_the_peer;
@@ -50,7 +49,7 @@ pub(crate) async fn run<S, RB>(
     let listening = hold.readiness.listening();
     let mut leave_at = None;
     loop {
-        hold.update(&inbound.load(), Option::as_ref(&identity.load()).map(AsRef::as_ref));
+        hold.update(&inbound.load(), identity.load().is_some());
         tokio::select! {
             biased;
             () = drained.as_mut(), if leave_at.is_none() => {
@@ -138,11 +137,11 @@ struct Hold {
 }
 
 impl Hold {
-    fn update(&self, inbound: &InboundState, identity: Option<&Identity>) {
+    fn update(&self, inbound: &InboundState, identified: bool) {
         let why = match inbound {
             InboundState::Pending => Some("no policy has come yet"),
             InboundState::Failed(why) => Some(&**why),
-            InboundState::Ready(listener) if listener.tls == InboundTls::Strict && identity.is_none() => {
+            InboundState::Ready(listener) if listener.tls == InboundTls::Strict && !identified => {
                 Some("policy demands mutual TLS and there is no certificate yet")
             }
             InboundState::Ready(_) => None,

@@ -105,7 +105,7 @@ impl Shared {
     /// Who we are behind this address.
     pub(crate) fn own_id(&self) -> Option<SpiffeId> {
         let instance = match &**self.policy.state() {
-            InboundState::Ready(listener) => listener.instance.clone(),
+            InboundState::Ready(listener) => listener.instances.certificate.clone(),
             InboundState::Pending | InboundState::Failed(_) => None,
         };
         Option::as_ref(&self.identities.of(instance.as_deref()).load()).map(|own| own.id().clone())

@@ -21,6 +21,10 @@ pub(super) fn instance() -> impl Strategy<Value = Option<Arc<str>>> {
     option::of("other-[a-z]{1,4}".prop_map(Arc::from))
 }
 
+pub(super) fn instances() -> impl Strategy<Value = Instances> {
+    (instance(), instance()).prop_map(|(certificate, roots)| Instances { certificate, roots })
+}
+
 pub(super) fn name() -> impl Strategy<Value = ClusterName> {
     "outbound\\|[0-9]{1,4}\\|[a-z]{0,3}\\|[a-z]{1,5}\\.svc".prop_map(|text| ClusterName::from(text.as_str()))
 }

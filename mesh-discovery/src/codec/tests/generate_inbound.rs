@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::generate::{
-    header_matcher, header_name, instance, path_match, rate_limit, route_match, skipped, string_matcher, text, time,
+    header_matcher, header_name, instances, path_match, rate_limit, route_match, skipped, string_matcher, text, time,
 };
 
 fn net() -> impl Strategy<Value = IpNet> {
@@ -201,11 +201,11 @@ pub(super) fn inbound() -> impl Strategy<Value = InboundListener> {
     ];
     let kinds = vec(kind, 0..3);
     let guards = (vec(jwt(), 0..2), vec(authorization(), 0..4), kinds);
-    let tls = (tls, instance());
+    let tls = (tls, instances());
     (text(), any::<IpAddr>(), 1..=u16::MAX, tls, guards, limits).prop_map(
-        |(name, ip, port, (tls, instance), (mut jwt, authorization, kinds), limits)| {
+        |(name, ip, port, (tls, instances), (mut jwt, authorization, kinds), limits)| {
             // Plaintext shows no certificate.
-            let instance = instance.filter(|_| tls != InboundTls::Disable);
+            let instances = Some(instances).filter(|_| tls != InboundTls::Disable).unwrap_or_default();
             // Instance names are unique.
             for (i, jwt) in jwt.iter_mut().enumerate() {
                 jwt.name = format!("jwt-{i}");
@@ -213,7 +213,7 @@ pub(super) fn inbound() -> impl Strategy<Value = InboundListener> {
             let filters = kinds.into_iter().enumerate();
             let filters = filters.map(|(i, kind)| HttpFilter { name: format!("filter-{i}"), kind }).collect();
             let address = SocketAddr::new(ip, port);
-            InboundListener { name, address, tls, instance, jwt, authorization, filters, limits }
+            InboundListener { name, address, tls, instances, jwt, authorization, filters, limits }
         },
     )
 }
