@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::ops::Deref;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -20,22 +21,37 @@ use crate::member;
 use crate::world::{World, eventually};
 
 /// Both protocols of each case.
-const BOTH: [Protocol; 2] = [Protocol::Http, Protocol::Grpc];
+pub(crate) const BOTH: [Protocol; 2] = [Protocol::Http, Protocol::Grpc];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Protocol {
+pub(crate) enum Protocol {
     Http,
     Grpc,
 }
 
 /// What a call came to: who answered, or its status (`503`, `14`).
-type Outcome = Result<String, String>;
+pub(crate) type Outcome = Result<String, String>;
 
-/// The caller of a case and the control plane that it follows.
+/// The caller of a case.
+pub(crate) struct Caller {
+    pub(crate) mesh: Mesh,
+    pub(crate) protocol: Protocol,
+    /// Whom it calls, `host:port`.
+    pub(crate) target: &'static str,
+}
+
+/// A caller and the control plane that it follows.
 struct Case {
     world: World,
-    mesh: Mesh,
-    protocol: Protocol,
+    caller: Caller,
+}
+
+impl Deref for Case {
+    type Target = Caller;
+
+    fn deref(&self) -> &Caller {
+        &self.caller
+    }
 }
 
 /// A path that gRPC and HTTP can both have.
@@ -46,11 +62,13 @@ impl Case {
     async fn new(protocol: Protocol, manifests: &[(&str, String)]) -> Self {
         let world = World::start(manifests).await;
         let mesh = member::join(&world, "caller", "app=caller,tier=gold").await;
-        Self { world, mesh, protocol }
+        Self { world, caller: Caller { mesh, protocol, target: "psm.example.com:9080" } }
     }
+}
 
+impl Caller {
     async fn call_with(&self, path: &str, headers: &[(&str, &str)]) -> Outcome {
-        let mut request = Request::post(format!("http://psm.example.com:9080{path}"));
+        let mut request = Request::post(format!("http://{}{path}", self.target));
         if self.protocol == Protocol::Grpc {
             request = request.header("content-type", "application/grpc").header("te", "trailers");
         }
@@ -80,12 +98,12 @@ impl Case {
         if self.protocol == Protocol::Grpc { grpc.to_string() } else { http.to_string() }
     }
 
-    async fn call(&self) -> Outcome {
+    pub(crate) async fn call(&self) -> Outcome {
         self.call_with(PATH, &[]).await
     }
 
     /// Who answered how many of so many calls; failures by their status.
-    async fn calls(&self, count: usize, headers: &[(&str, &str)]) -> BTreeMap<String, usize> {
+    pub(crate) async fn calls(&self, count: usize, headers: &[(&str, &str)]) -> BTreeMap<String, usize> {
         let mut report = BTreeMap::new();
         for _ in 0..count {
             let who = self.call_with(PATH, headers).await.unwrap_or_else(|status| status);
@@ -95,7 +113,7 @@ impl Case {
     }
 
     /// Calls until so many in a row are answered by all of these and by nobody else.
-    async fn becomes(&self, count: usize, who: &[&str]) {
+    pub(crate) async fn becomes(&self, count: usize, who: &[&str]) {
         eventually(&format!("{:?}: answers of {who:?} alone", self.protocol), async || {
             let report = self.calls(count, &[]).await;
             report.keys().eq(&sorted(who)).then_some(())
@@ -164,7 +182,7 @@ fn routes(routes: &str) -> (&'static str, String) {
 const TO_PSM: &str = "route: [{ destination: { host: psm.example.com } }]";
 const TO_OTHER: &str = "route: [{ destination: { host: other.example.com } }]";
 
-async fn actors<const N: usize>(names: [&'static str; N]) -> [Actor; N] {
+pub(crate) async fn actors<const N: usize>(names: [&'static str; N]) -> [Actor; N] {
     let mut actors = Vec::new();
     for name in names {
         actors.push(Actor::start(name).await);
@@ -394,7 +412,7 @@ async fn fault_injection_29() {
 }
 
 /// A call that may take so many milliseconds, as one made for a request with that deadline.
-async fn within(case: &Case, millis: u64) -> Outcome {
+async fn within(case: &Caller, millis: u64) -> Outcome {
     let mut served = RequestContext::from_headers(&http::HeaderMap::new(), || 7);
     served.deadline = Some(Instant::now() + Duration::from_millis(millis));
     context::scope(served.into(), case.call()).await
