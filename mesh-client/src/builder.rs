@@ -7,6 +7,7 @@ use std::time::Duration;
 use mesh_core::balance::{Candidates, Draw, MakePicker, Picker};
 use mesh_core::id::Workload;
 use mesh_core::policy;
+use mesh_core::retry::RetryThrottling;
 use mesh_core::source::{DestinationSource, Identities, Resolve, Watched};
 use mesh_core::telemetry::Metrics;
 use mesh_core::telemetry::load::LoadStore;
@@ -162,6 +163,23 @@ impl ClientBuilder {
     /// Default: until the request's own deadline, as in Envoy.
     pub fn queue_wait(mut self, wait: Duration) -> Self {
         self.limits.queue_wait = Some(wait);
+        self
+    }
+
+    /// Linkerd's fail-fast, for each cluster by itself: a request that gets no connection within `wait`, be it that all
+    /// are in use or that none can be made, fails with `MESH-1301`; if no other request got one meanwhile, those that
+    /// follow fail at once, but for one in each `wait` that looks again, until one has a connection. What finds a
+    /// connection that is free passes all the time. Linkerd's proxy waits 3 s. Default: none, as in Envoy.
+    pub fn fail_fast(mut self, wait: Duration) -> Self {
+        self.limits.fail_fast = Some(wait);
+        self
+    }
+
+    /// gRPC's retry throttling (gRFC A6), for each destination by itself: retries and hedged tries end when failures
+    /// have emptied half of its tokens. In gRPC it stands in a service config, which xDS does not carry: there Envoy's
+    /// retry budget bounds retries, and this counts beside it. Counted with the head of an answer. Default: none.
+    pub fn retry_throttling(mut self, throttling: RetryThrottling) -> Self {
+        self.limits.retry_throttling = Some(throttling);
         self
     }
 

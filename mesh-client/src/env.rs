@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mesh_core::balance::MakePicker;
 use mesh_core::id::Workload;
+use mesh_core::retry::RetryThrottling;
 use mesh_core::source::{Identities, Resolve};
 use mesh_core::telemetry::load::LoadStore;
 use mesh_core::telemetry::{Metrics, PeerLabels, Reporter, RequestLabels};
@@ -67,6 +68,10 @@ pub(crate) struct Limits {
     pub(crate) builds: (u32, u32),
     /// Longest wait of a request for a connection while as many as allowed are in use.
     pub(crate) queue_wait: Option<Duration>,
+    /// Longest wait for a connection of any kind, after which further requests fail at once.
+    pub(crate) fail_fast: Option<Duration>,
+    /// gRPC's retry throttling, of each destination by itself.
+    pub(crate) retry_throttling: Option<RetryThrottling>,
 }
 
 impl Default for Limits {
@@ -80,6 +85,8 @@ impl Default for Limits {
             dns_min_refresh: Duration::from_secs(5),
             builds: (4, 16),
             queue_wait: None,
+            fail_fast: None,
+            retry_throttling: None,
         }
     }
 }

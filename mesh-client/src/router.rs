@@ -14,7 +14,7 @@ use mesh_core::policy::{
     ClusterChoice, ClusterState, Discovery, Endpoints, FilterOverride, Forward, HttpFilter, HttpFilterKind,
     RetryPolicy, RouteAction, Snapshot, StatefulSession, WeightedCluster, WeightedClusters,
 };
-use mesh_core::retry::{Backoff, Budget, FailureKind, RetryRules, TryOutcome};
+use mesh_core::retry::{Backoff, Budget, FailureKind, RetryRules, RetryTokens, TryOutcome};
 use tokio::time::Instant;
 
 use crate::cluster::Cluster;
@@ -40,6 +40,7 @@ struct Wiring {
     // In the order of the listener's clusters for raw connections; empty if it says nothing of those.
     tcp: Box<[Slot]>,
     budget: Option<Arc<Budget>>,
+    tokens: Option<Arc<RetryTokens>>,
     // Kept for the next router.
     limits: Limits,
 }
@@ -175,7 +176,12 @@ impl Router {
             let kept = kept.and_then(|old| old.wiring.budget.clone());
             kept.unwrap_or_else(|| Arc::new(Budget::new(policy.clone(), Instant::now())))
         });
-        let wiring = Wiring { table, plans, clusters, tcp, budget, limits };
+        // The destination's, whatever policy becomes of it.
+        let tokens = match previous {
+            Some(old) => old.wiring.tokens.clone(),
+            None => env.limits.retry_throttling.clone().map(|policy| Arc::new(RetryTokens::new(policy))),
+        };
+        let wiring = Wiring { table, plans, clusters, tcp, budget, tokens, limits };
         Self { snapshot, wiring: Arc::new(wiring) }
     }
 
@@ -199,6 +205,11 @@ impl Router {
     /// Linkerd's retry budget of the destination.
     pub(crate) fn budget(&self) -> Option<&Budget> {
         self.wiring.budget.as_deref()
+    }
+
+    /// gRPC's retry tokens of the destination.
+    pub(crate) fn tokens(&self) -> Option<&RetryTokens> {
+        self.wiring.tokens.as_deref()
     }
 
     /// The cluster for one request, drawn by weight where there are several, unless the request is

@@ -14,6 +14,7 @@ use hyper::client::conn::TrySendError;
 use mesh_core::balance::Pick;
 use mesh_core::context::{PREVIOUS_ATTEMPTS, RETRIED};
 use mesh_core::policy::{Address, RetryPolicy};
+use mesh_core::retry::RetryTokens;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
@@ -49,6 +50,8 @@ pub(super) struct Shared<'t> {
     pub(super) attempts: u32,
     pub(super) session: &'t Session<'t>,
     pub(super) endpoint_host: bool,
+    /// What retries of this destination may cost (gRFC A6).
+    pub(super) tokens: Option<&'t RetryTokens>,
     /// Counts in the limits of high priority.
     pub(super) high_priority: bool,
 }

@@ -96,6 +96,7 @@ impl Copy {
                     attempts: 0,
                     session: &session,
                     endpoint_host: false,
+                    tokens: None,
                     high_priority: false,
                 };
                 let launch = shared.launch(&mut Progress::default(), &mut exchange, None)?;

@@ -12,7 +12,7 @@ use http::{HeaderMap, Response};
 use hyper::body::Incoming;
 use mesh_core::context::RETRIED;
 use mesh_core::policy::Forward;
-use mesh_core::retry::{FailureKind, Pushback, TryOutcome, pushback, reset};
+use mesh_core::retry::{FailureKind, Pushback, RetryTokens, TryOutcome, pushback, reset};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::attempt::{Again, Failed, Progress, Shared};
@@ -66,6 +66,7 @@ pub(super) async fn send(
         attempts: retries.filter(|_| may).map_or(0, |retries| retries.policy.attempts),
         session,
         endpoint_host,
+        tokens: router.tokens(),
         high_priority: plan.high_priority,
     };
     match &forward.hedge {
@@ -203,7 +204,26 @@ impl<'t> Shared<'t> {
             }
             Err(cause) => TryOutcome::Failure(failure_kind(cause)),
         };
-        retries.rules.condition(&outcome).map(|_| retries)
+        let again = retries.rules.condition(&outcome).is_some();
+        if let Some(tokens) = self.tokens {
+            self.count(tokens, again, &outcome);
+        }
+        again.then_some(retries)
+    }
+
+    /// Counts what came of a try, as far as it is known with the head of its answer (gRFC A6).
+    fn count(&self, tokens: &RetryTokens, again: bool, outcome: &TryOutcome<'_>) {
+        let TryOutcome::Answer { status, headers, grpc_status } = *outcome else {
+            return if again {
+                tokens.failed()
+            };
+        };
+        let stop = || self.grpc && pushback(headers) == Some(Pushback::Stop);
+        if again || stop() {
+            tokens.failed();
+        } else if status.as_u16() < 400 && grpc_status.is_none_or(|status| status == 0) {
+            tokens.succeeded();
+        }
     }
 
     /// How long to wait before one more try, if there may be one: attempts, a body that can be sent again, the
@@ -263,9 +283,12 @@ impl<'t> Shared<'t> {
         self.limit.at().is_none_or(in_time).then_some(wait)
     }
 
-    /// A place for one more retry, if breaker and budget have one; the budget is charged. `own` retries that still
-    /// count are about to end.
+    /// A place for one more retry, if tokens, breaker and budget have one; the budget is charged. `own` retries that
+    /// still count are about to end.
     pub(super) fn retrying(&self, own: u32, router: &Router) -> Option<Retrying> {
+        if self.tokens.is_some_and(|tokens| !tokens.allows()) {
+            return None;
+        }
         let retrying = Retrying::within(self.cluster, own, self.high_priority)?;
         router.budget().is_none_or(|budget| budget.try_retry(Instant::now())).then_some(retrying)
     }

@@ -14,6 +14,7 @@ use mesh_core::policy::{
     CircuitBreakers, Cluster, ConnectionOptions, EndpointMetadata, Forward, HeaderKey, HeaderMatch, HeaderMatcher,
     RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy, RouteMatch, UpstreamProtocol,
 };
+use mesh_core::retry::RetryThrottling;
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
 
 use super::{
@@ -321,4 +322,29 @@ async fn r16_a_request_keeps_the_route_and_cluster_it_was_given_for_its_retries_
     let held = |request: &mesh_testkit::Received| request.uri.path() == "/held";
     assert_eq!(old.received().iter().filter(|request| held(request)).count(), 2);
     assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "new");
+}
+
+#[tokio::test]
+async fn a6_failures_use_up_the_tokens_of_retries_and_successes_earn_them() {
+    for (throttling, tries) in [(Some(RetryThrottling::new(4, 1.0).unwrap()), 2 + 9), (None, 40)] {
+        let server = EchoServer::start("one").await;
+        let snapshot = snapshot_with(forward_with(Some(retrying(3, on_503()))), cluster("test"), &[&server]);
+        let mut builder = Client::builder(FixedSource::of(TARGET, snapshot));
+        if let Some(throttling) = throttling.clone() {
+            builder = builder.retry_throttling(throttling);
+        }
+        let client = builder.build();
+        server.behave(Behaviour::Status(503));
+        for _ in 0..10 {
+            assert_eq!(fetch(&client, "/").await.unwrap().status(), 503);
+        }
+        // Of four tokens the first failure leaves three, the second two: that is half of them.
+        assert_eq!(server.requests(), tries, "{throttling:?}");
+        server.behave(Behaviour::Echo);
+        for _ in 0..4 {
+            assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+        }
+        server.script([Behaviour::Status(503)]);
+        assert_eq!(fetch(&client, "/").await.unwrap().status(), 200, "there are tokens again");
+    }
 }

@@ -6,11 +6,13 @@
 mod backoff;
 mod budget;
 mod classify;
+mod throttling;
 mod told;
 
 pub use self::backoff::Backoff;
 pub use self::budget::Budget;
 pub use self::classify::{FailureKind, RetryRules, TryOutcome, grpc_status, http_status_of, is_failure};
+pub use self::throttling::{RetryThrottling, RetryTokens};
 pub use self::told::{Pushback, pushback, reset};
 
 use crate::policy::CircuitBreakers;
