@@ -164,7 +164,7 @@ pub(crate) fn explain_connect(env: &Env, destinations: &Arc<Destinations>, targe
     let option = |(name, weight, slot)| ClusterOption { weight, cluster: cluster_dump(name, slot) };
     explanation.clusters = tcp.map(option).collect();
     explanation.error = match router.choose_tcp(target.host_port(), env) {
-        Ok((cluster, _)) => trouble(cluster),
+        Ok(raw) => trouble(raw.cluster),
         Err(cause) => Some(coded(&cause)),
     };
     explanation

@@ -12,7 +12,7 @@ use mesh_core::id::{ClusterName, Target};
 use mesh_core::matcher::{CompiledRoute, CorsRules, HeaderCondition, RequestView, RouteTable};
 use mesh_core::policy::{
     ClusterChoice, ClusterState, Discovery, Endpoints, FilterOverride, Forward, HttpFilter, HttpFilterKind,
-    RetryPolicy, RouteAction, Snapshot, StatefulSession, WeightedCluster, WeightedClusters,
+    RetryPolicy, RouteAction, Snapshot, StatefulSession, TcpForward, WeightedCluster, WeightedClusters,
 };
 use mesh_core::retry::{Backoff, Budget, FailureKind, RetryRules, RetryTokens, TryOutcome};
 use tokio::time::Instant;
@@ -43,6 +43,15 @@ struct Wiring {
     tokens: Option<Arc<RetryTokens>>,
     // Kept for the next router.
     limits: Limits,
+}
+
+/// Where a raw connection goes.
+pub(crate) struct Raw<'r> {
+    pub(crate) cluster: &'r Arc<Cluster>,
+    /// Endpoints to try.
+    pub(crate) attempts: u32,
+    /// How long it may be silent.
+    pub(crate) idle: Option<Duration>,
 }
 
 /// A cluster as routes find it.
@@ -253,13 +262,14 @@ impl Router {
         Some(shares.zip(&self.wiring.tcp).map(|(share, slot)| (&share.name, share.weight.get(), slot)))
     }
 
-    /// The cluster for one raw connection, drawn by weight where there are several, and how many endpoints to try.
+    /// The cluster for one raw connection, drawn by weight where there are several, and what is to be known of it.
     /// Where the listener says nothing of raw connections, what a `GET /` for `authority` would get.
-    pub(crate) fn choose_tcp(&self, authority: &str, env: &Env) -> Result<(&Arc<Cluster>, u32), Cause> {
+    pub(crate) fn choose_tcp(&self, authority: &str, env: &Env) -> Result<Raw<'_>, Cause> {
         if let Some(forward) = &self.snapshot.listener.tcp {
             // Below the sum of the weights, which fits.
             let place = forward.pick(env.draw(u64::from(forward.total())) as u32);
-            return Ok((self.wiring.tcp[place].cluster()?, forward.max_connect_attempts.get()));
+            let (attempts, idle) = (forward.max_connect_attempts.get(), forward.idle_timeout);
+            return Ok(Raw { cluster: self.wiring.tcp[place].cluster()?, attempts, idle });
         }
         let (headers, draw) = (http::HeaderMap::new(), || env.draw_million());
         let view = RequestView {
@@ -284,7 +294,8 @@ impl Router {
         let chosen = self.choose(plan, forward, &headers, None, env)?;
         let unreached = TryOutcome::Failure(FailureKind::ConnectFailed);
         let retries = plan.retry.as_ref().filter(|retries| retries.rules.condition(&unreached).is_some());
-        Ok((chosen.cluster, retries.map_or(1, |retries| retries.policy.attempts.saturating_add(1))))
+        let attempts = retries.map_or(1, |retries| retries.policy.attempts.saturating_add(1));
+        Ok(Raw { cluster: chosen.cluster, attempts, idle: Some(TcpForward::IDLE_TIMEOUT) })
     }
 
     /// Closes connections that were idle or alive for too long.

@@ -559,8 +559,9 @@ pub(super) fn listener() -> impl Strategy<Value = Listener> {
 fn tcp() -> impl Strategy<Value = TcpForward> {
     let number = || prop_oneof![Just(1), 1..1000_u32].prop_map(|n| NonZeroU32::new(n).expect("at least 1"));
     let share = (name(), number()).prop_map(|(name, weight)| TcpShare { name, weight });
-    (vec(share, 1..4), number()).prop_map(|(shares, max_connect_attempts)| {
+    (vec(share, 1..4), number(), option::of(time())).prop_map(|(shares, max_connect_attempts, idle)| {
         let mut forward = TcpForward::split(shares).expect("at least one, and small weights");
+        forward.idle_timeout = idle;
         forward.max_connect_attempts = max_connect_attempts;
         forward
     })
