@@ -696,9 +696,9 @@ pub struct RegexRewrite {
 pub struct Cors {
     /// Origins allowed.
     pub allow_origins: Vec<StringMatcher>,
-    /// `access-control-allow-methods`.
+    /// `access-control-allow-methods`; `*` alone = what a preflight asks for (Envoy).
     pub allow_methods: Vec<String>,
-    /// `access-control-allow-headers`.
+    /// `access-control-allow-headers`; `*` alone = what a preflight asks for (Envoy).
     pub allow_headers: Vec<String>,
     /// `access-control-expose-headers`.
     pub expose_headers: Vec<String>,
