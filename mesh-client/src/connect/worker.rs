@@ -63,6 +63,13 @@ impl<T> Future for Owned<T> {
     }
 }
 
+impl<T> Owned<T> {
+    /// Whether it runs no more: it has come to its end, or its runtime has.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
+}
+
 impl<T> Drop for Owned<T> {
     fn drop(&mut self) {
         self.0.abort();
