@@ -35,6 +35,7 @@ mod env;
 mod error;
 mod explain;
 mod grpc;
+mod limit;
 mod outbound;
 mod router;
 mod tcp;
@@ -49,4 +50,5 @@ pub use self::explain::{
     ClientDump, ClusterDump, ClusterOption, DestinationDump, DestinationPhase, EndpointDump, Explanation,
 };
 pub use self::grpc::{Channel, ChannelFuture};
+pub use self::limit::{LimitLayer, Limited, LimitedBody};
 pub use self::tcp::TcpConnection;

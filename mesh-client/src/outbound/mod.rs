@@ -288,6 +288,7 @@ impl Call<'_> {
 
     /// Faults and limits, in the order of the listener's filters; an answer if one of them gives it.
     async fn filter(&mut self, filters: &[Filter], cluster: &ClusterName) -> Result<Option<Answer>, Cause> {
+        let env = self.env;
         for filter in filters {
             match filter {
                 Filter::Fault(fault) => {
@@ -295,9 +296,11 @@ impl Call<'_> {
                         return Ok(Some(answer));
                     }
                 }
-                Filter::RateLimit(limit) => pass_rate(limit, &mut self.head.headers, Instant::now(), self.env)?,
-                Filter::Throttle(limit) => self.exchange.owe(limit.pass(Instant::now(), self.env)?),
-                Filter::Concurrency(limit) => self.exchange.owe(limit.pass(Instant::now(), self.env)?),
+                Filter::RateLimit(limit) => {
+                    pass_rate(limit, &mut self.head.headers, Instant::now(), || env.draw_million())?
+                }
+                Filter::Throttle(limit) => self.exchange.owe(limit.pass(Instant::now(), env.draw_million())?),
+                Filter::Concurrency(limit) => self.exchange.owe(limit.pass(Instant::now(), || env.id())?),
             }
             // There may have been a delay.
             self.now = Instant::now();
