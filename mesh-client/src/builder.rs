@@ -159,8 +159,8 @@ impl ClientBuilder {
     }
 
     /// Longest wait of a request for a connection or stream while as many as policy allows are in use; then it fails
-    /// with `MESH-1301` (Linkerd's fail-fast; its proxy waits 3 s). How many may wait is policy's `max_pending`.
-    /// Default: until the request's own deadline, as in Envoy.
+    /// with `MESH-1301`. How many may wait is policy's `max_pending`. Default: until the request's own deadline, as in
+    /// Envoy.
     pub fn queue_wait(mut self, wait: Duration) -> Self {
         self.limits.queue_wait = Some(wait);
         self

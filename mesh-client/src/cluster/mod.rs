@@ -7,6 +7,7 @@
 mod admission;
 mod breakers;
 mod endpoint;
+mod fail_fast;
 mod health;
 mod orca;
 mod report;

@@ -280,6 +280,16 @@ impl Pool {
         self.dialer.dial_raw(&self.peer).await
     }
 
+    /// A connection that is there already, with the same words as [`acquire`](Self::acquire).
+    pub(crate) async fn at_hand(&self, grpc: bool, fresh: bool, now: Instant) -> Option<Lease> {
+        let want = self.dialer.want(grpc, &self.peer);
+        // An HTTP/2 connection that is gone has been discarded, so the newest is fresh.
+        if fresh && want != Want::Http2 {
+            return None;
+        }
+        self.reuse(want, fresh, now).await
+    }
+
     /// A connection to send one request on, at the time `now`. `fresh` passes over connections that carried one before.
     /// `waiting` is asked for leave before waiting for a connection, and its answer held meanwhile.
     pub(crate) async fn acquire<G>(
@@ -290,13 +300,10 @@ impl Pool {
         room: Room,
         waiting: impl Fn() -> Result<G, Cause>,
     ) -> Result<Lease, Cause> {
-        let want = self.dialer.want(grpc, &self.peer);
-        // An HTTP/2 connection that is gone has been discarded, so the newest is fresh.
-        if (!fresh || want == Want::Http2)
-            && let Some(lease) = self.reuse(want, fresh, now).await
-        {
+        if let Some(lease) = self.at_hand(grpc, fresh, now).await {
             return Ok(lease);
         }
+        let want = self.dialer.want(grpc, &self.peer);
         // Boxed: what waits or dials is far larger than a request that finds a connection, and rare.
         match want {
             Want::Http2 => Ok(Lease::Shared(Box::pin(self.connect_shared(room, waiting)).await?)),

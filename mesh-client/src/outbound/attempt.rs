@@ -131,7 +131,7 @@ impl Shared<'_> {
         let permit = &launch.permit;
         let began = launch.attempt.started();
         let pool = launch.endpoint.pool();
-        let lease = pool.acquire(self.grpc, launch.fresh, began, permit.room(), || permit.wait()).await;
+        let lease = permit.connection(pool, self.grpc, launch.fresh, began).await;
         launch.reached(lease)?;
         if self.endpoint_host
             && let Some(host) = launch.endpoint.hostname()

@@ -2,16 +2,20 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Request};
-use mesh_client::{Breakers, Cause, Client};
+use mesh_client::{Breakers, Cause, Client, Io};
 use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{
-    AdaptiveConcurrency, AdmissionControl, CircuitBreakers, Cluster, FilterOverride, Forward, HeaderAction,
+    AdaptiveConcurrency, Address, AdmissionControl, CircuitBreakers, Cluster, FilterOverride, Forward, HeaderAction,
     HeaderWrite, HttpFilter, HttpFilterKind, LocalRateLimit, MinRtt, PerMillion, RouteMatch, Snapshot, TokenBucket,
 };
-use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
+use mesh_testkit::{Behaviour, EchoServer, FixedSource, clock, policy};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::{TARGET, client_of, cluster, fetch, forward_with, get, post, read, snapshot_with};
 
@@ -240,4 +244,90 @@ async fn a_request_dropped_at_any_await_leaves_nothing_behind() {
         assert!(states.iter().all(|state| (state.default.requests, state.default.pending) == (0, 0)), "{polls}");
     }
     assert_eq!(fetch(&client, "/").await.unwrap().status(), 200, "the one place is free");
+}
+
+/// A connector that may be told not to connect, and how often it was asked.
+struct Way {
+    open: watch::Sender<bool>,
+    asked: AtomicUsize,
+}
+
+impl Way {
+    async fn connect(self: Arc<Self>, address: Address) -> std::io::Result<Box<dyn Io>> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let _ = self.open.subscribe().wait_for(|open| *open).await;
+        let Address::Socket(address) = address else { unreachable!("it is a socket") };
+        Ok(Box::new(TcpStream::connect(address).await?))
+    }
+}
+
+#[tokio::test]
+async fn when_nobody_gets_a_connection_those_that_follow_fail_at_once_until_one_does() {
+    const WAIT: Duration = Duration::from_secs(3);
+    for fails_fast in [true, false] {
+        let server = EchoServer::start("one").await;
+        let way = Arc::new(Way { open: watch::Sender::new(false), asked: AtomicUsize::new(0) });
+        let source = FixedSource::of(TARGET, policy::snapshot_to(&[server.address()]));
+        let through = way.clone();
+        let mut builder = Client::builder(source).connector(move |address| through.clone().connect(address));
+        if fails_fast {
+            builder = builder.fail_fast(WAIT);
+        }
+        let client = builder.build();
+        tokio::time::pause();
+        let ask = async || {
+            let begun = Instant::now();
+            let code = fetch(&client, "/").await.err().map(|error| error.code());
+            (code, begun.elapsed())
+        };
+        if !fails_fast {
+            // The control: each waits for itself, until it may not connect any longer.
+            let connect_timeout = Duration::from_secs(10);
+            for _ in 0..2 {
+                assert_eq!(ask().await, (Some(Code::CONNECT_TIMEOUT), connect_timeout));
+            }
+            continue;
+        }
+        assert_eq!(ask().await, (Some(Code::BREAKER_OPEN), WAIT));
+        for _ in 0..5 {
+            assert_eq!(ask().await, (Some(Code::BREAKER_OPEN), Duration::ZERO));
+        }
+        assert_eq!(way.asked.load(Ordering::Relaxed), 1, "they did not even try");
+        clock::pass(WAIT).await;
+        // Of those that come then one looks, and the others do not wait for it.
+        let (looking, at_once) = tokio::join!(ask(), ask());
+        assert_eq!(looking, (Some(Code::BREAKER_OPEN), WAIT));
+        assert_eq!(at_once, (Some(Code::BREAKER_OPEN), Duration::ZERO));
+        clock::pass(WAIT).await;
+        tokio::time::resume();
+        way.open.send_replace(true);
+        assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+        assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+        assert_eq!(way.asked.load(Ordering::Relaxed), 3);
+    }
+}
+
+#[tokio::test]
+async fn what_finds_a_free_connection_passes_while_others_fail_fast() {
+    const WAIT: Duration = Duration::from_secs(3);
+    let server = EchoServer::start("one").await;
+    let mut one = cluster("test");
+    one.breaker.max_connections = Some(1);
+    let snapshot = policy::snapshot_of(one, [server.endpoint()]);
+    let client = Client::builder(FixedSource::of(TARGET, snapshot)).fail_fast(WAIT).build();
+    server.script([Behaviour::Hold]);
+    let busy = tokio::spawn({
+        let client = client.clone();
+        async move { fetch(&client, "/").await.map(|answer| answer.status().as_u16()) }
+    });
+    server.wait_for_requests(1).await;
+    tokio::time::pause();
+    for _ in 0..2 {
+        // The first waits, and the second is told at once: both for the same reason.
+        assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::BREAKER_OPEN);
+    }
+    tokio::time::resume();
+    server.release();
+    assert_eq!(busy.await.unwrap().unwrap(), 200);
+    assert_eq!(fetch(&client, "/").await.unwrap().status(), 200, "the connection is free again");
 }
