@@ -19,6 +19,9 @@ mod body;
 mod builder;
 mod config;
 mod ext_authz;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod inbound;
 mod layer;
 mod listen;
