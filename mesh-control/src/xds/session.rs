@@ -13,6 +13,8 @@
 //! state when it does. A type also waits for those before it in the order, so that nothing is referred
 //! to that was not sent.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod known;
 mod request;
 mod status;
