@@ -10,6 +10,7 @@ mod filters;
 mod floods;
 mod frameworks;
 mod framing;
+mod h2spec;
 mod kit;
 mod limits;
 mod live;
