@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 use http::{Method, Response};
 use http_body_util::{BodyExt, Empty};
 use mesh_client::Client;
-use mesh_core::policy::{Address, Endpoint};
+use mesh_core::policy::{Address, Balancer, Endpoint, EndpointMetadata};
 use mesh_testkit::{FixedSource, clock};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::Semaphore;
@@ -197,4 +197,57 @@ fn streams_of_a_removed_endpoint_end_in_peace_and_its_connection_with_them_r14()
 /// The server that answered a request whose answer was read.
 async fn whole(client: Client) -> usize {
     server_of(&read(client.send(request(Method::GET, "/", "")).await.unwrap()).await.unwrap())
+}
+
+/// One of ten thousand endpoints is replaced, again and again; gives how many connections each of a hundred servers,
+/// all of which have a hundred of the addresses, has lost, and those that are newly made.
+async fn replaced_one_by_one(everybody_changes: bool) -> (Vec<usize>, u64) {
+    const LISTED: usize = 10_000;
+    const CHANGES: usize = 10;
+    let fleet = Fleet::of(100, 8, &Manner { time: Duration::from_millis(1), ..Manner::default() }, Wire::Http1, None);
+    let mut policy = Policy::default();
+    policy.cluster.balancer = Balancer::RoundRobin;
+    let listed = |change: usize| -> Vec<Endpoint> {
+        let lb = [("change".to_owned(), if everybody_changes { change.to_string() } else { String::new() })].into();
+        let metadata = Arc::new(EndpointMetadata { lb, ..EndpointMetadata::default() });
+        let address = |place: usize| Address::Socket(fleet.address(place % 100, place / 100));
+        let endpoint = |place| Endpoint { metadata: metadata.clone(), ..Endpoint::new(address(place)) };
+        (change..change + LISTED).map(endpoint).collect()
+    };
+    let source = FixedSource::of(TARGET, policy.snapshot(listed(0)));
+    let client = client_from(&fleet, &source);
+    for _ in 0..1000 {
+        assert_eq!(get(&client).await.unwrap().status(), 200);
+    }
+    let before: Vec<usize> = fleet.iter().map(|server| server.open()).collect();
+    let connects = || fleet.iter().map(|server| server.connects()).sum::<u64>();
+    let connected = connects();
+    assert_eq!(before.iter().sum::<usize>(), 1000, "each of them has one of another endpoint");
+    for change in 1..=CHANGES {
+        source.set_snapshot(TARGET, policy.snapshot(listed(change)));
+        clock::pass(Duration::from_secs(1)).await;
+    }
+    assert_eq!(client.dump().destinations[0].clusters[0].endpoints.len(), LISTED);
+    let lost = fleet.iter().zip(before).map(|(server, before)| before - server.open()).collect();
+    (lost, connects() - connected)
+}
+
+#[test]
+fn one_change_among_ten_thousand_endpoints_costs_no_connection_of_another() {
+    each_seed(1, || async {
+        let (lost, made) = replaced_one_by_one(false).await;
+        // Those that went were one endpoint of each of the first ten.
+        assert!(lost[..10].iter().all(|lost| *lost <= 1), "{lost:?}");
+        assert!(lost[10..].iter().all(|lost| *lost == 0), "{lost:?}");
+        assert_eq!(made, 0);
+    });
+}
+
+/// Control run: endpoints of which something else is said each time are others each time.
+#[test]
+fn where_all_ten_thousand_endpoints_change_their_connections_are_lost() {
+    each_seed(1, || async {
+        let (lost, _) = replaced_one_by_one(true).await;
+        assert_eq!(lost.iter().sum::<usize>(), 1000);
+    });
 }

@@ -17,6 +17,7 @@ mod goaway;
 mod health;
 mod herd;
 mod load;
+mod outage;
 mod overload;
 mod pipe;
 #[path = "../conformance/plane.rs"]
