@@ -104,8 +104,13 @@ impl Ca {
 
     /// An identity of generation `generation` in the name of `uri`, for a day.
     pub(crate) fn identity(&self, uri: &str, generation: u64) -> Identity {
+        self.identity_for(uri, generation, Duration::from_secs(24 * 3600))
+    }
+
+    /// The same, good for so long.
+    pub(crate) fn identity_for(&self, uri: &str, generation: u64, life: Duration) -> Identity {
         let key = KeyPair::generate().unwrap();
-        let leaf = workload(uri, Duration::from_secs(24 * 3600)).signed_by(&key, &*self.issuer).unwrap();
+        let leaf = workload(uri, life).signed_by(&key, &*self.issuer).unwrap();
         let der = PrivateKeyDer::Pkcs8(key.serialize_der().into());
         let signing = crypto().key_provider.load_private_key(der).unwrap();
         let bundle = TrustBundle::new([self.root.der().clone()]).unwrap();
