@@ -18,6 +18,7 @@ mod drain;
 mod health;
 mod instances;
 mod isolation;
+mod jobs;
 mod load;
 #[cfg(feature = "dns")]
 mod names;

@@ -322,3 +322,26 @@ async fn r16_a_request_keeps_the_route_and_cluster_it_was_given_for_its_retries_
     assert_eq!(old.received().iter().filter(|request| held(request)).count(), 2);
     assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "new");
 }
+
+/// A body that comes in pieces, so that what of it is kept is the replay buffer's alone.
+fn in_pieces(bytes: usize) -> impl http_body::Body<Data = Bytes, Error = std::convert::Infallible> + Send + 'static {
+    const PIECE: usize = 1024;
+    let whole = std::iter::repeat_n(PIECE, bytes / PIECE).chain(Some(bytes % PIECE).filter(|rest| *rest > 0));
+    let pieces = whole.map(|size| Ok(http_body::Frame::data(Bytes::from(vec![b'x'; size]))));
+    http_body_util::StreamBody::new(futures_util::stream::iter(pieces))
+}
+
+#[tokio::test]
+async fn what_is_beyond_the_replay_buffer_is_sent_once_and_its_answer_stands_r31() {
+    const LIMIT: usize = 64 << 10;
+    let server = EchoServer::start("one").await;
+    for (bytes, status, tries) in [(LIMIT, 200, 2), (LIMIT + 1, 503, 1), (16 * LIMIT, 503, 1)] {
+        let before = server.requests();
+        server.script([Behaviour::Status(503)]);
+        let (client, _) =
+            client_of(snapshot_with(forward_with(Some(retrying(1, on_503()))), cluster("test"), &[&server]));
+        let request = http::Request::post(format!("http://{TARGET}/")).body(in_pieces(bytes)).unwrap();
+        let answer = read(client.send(request).await.unwrap()).await.unwrap();
+        assert_eq!((answer.status().as_u16(), server.requests() - before), (status, tries), "{bytes} bytes");
+    }
+}
