@@ -68,7 +68,9 @@ impl Job {
         let name = "jobs::a_job_calls_at_once_and_is_gone_with_its_own_exit_code_when_its_main_returns_r35";
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", name, "--nocapture"])
-            .envs([(JOB, how), ("TEST_PLANE", &plane.address().to_string()), ("TEST_TOKEN", &plane.token("job"))])
+            .env(JOB, how)
+            .env("TEST_PLANE", plane.address().to_string())
+            .env("TEST_TOKEN", plane.token("job"))
             .env("TEST_ROOT", plane.root_cert_path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

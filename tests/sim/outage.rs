@@ -37,7 +37,7 @@ fn fleet_of(plane: &Plane) -> Fleet {
 fn requests(fleet: &Fleet, variant: Variant, plane: &Plane) -> (Client, Arc<mesh_discovery::xds::XdsClient>) {
     let discovery = Arc::new(client(variant, &[plane]));
     let fleet = fleet.clone();
-    (Client::builder(discovery.clone()).connector(move |address| fleet.connect(address)).build(), discovery)
+    (Client::builder(discovery.clone()).connector(move |address| fleet.connect(&address)).build(), discovery)
 }
 
 #[test]
