@@ -225,6 +225,7 @@ impl Call<'_> {
         for headers in header_policies(route, share) {
             headers.request.apply(&mut self.head.headers);
         }
+        self.head.show_host();
         // Before the timeout begins, as in Envoy: a delay is not the endpoint's time.
         if let Some(answer) = self.filter(filters, &cluster.policy().name).await? {
             return Ok(answer);

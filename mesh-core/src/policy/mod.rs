@@ -6,6 +6,7 @@
 //! newtype with a private field ([`Pattern`], [`PerMillion`], [`WeightedClusters`], [`Domain`]), so a
 //! wrong state cannot be written down.
 
+mod authorizer;
 mod cluster;
 mod common;
 mod endpoint;
@@ -17,6 +18,7 @@ mod route;
 mod snapshot;
 mod unenforced;
 
+pub use self::authorizer::*;
 pub use self::cluster::*;
 pub use self::common::*;
 pub use self::endpoint::*;

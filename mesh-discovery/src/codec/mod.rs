@@ -30,6 +30,7 @@
 mod admission;
 mod audit;
 mod authorization;
+mod authorizer;
 mod balancer;
 mod closed;
 mod cluster;

@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use mesh_core::authz::{Attributes, Authorizer};
 use mesh_core::identity::PeerIdentity;
 use mesh_core::matcher::RequestView;
-use mesh_core::policy::{AuthorizationAction, InboundListener};
+use mesh_core::policy::{AuthorizationAction, AuthorizerProtocol, InboundListener, NamePattern};
 
 use super::*;
 
@@ -386,7 +386,7 @@ fn the_mesh_config_says_where_an_authorizer_is_asked() {
     };
     let custom = policy("one", "shop", "{action: CUSTOM, provider: {name: opa}, rules: [{}]}");
     let grpc = |text: &str| match &inbound(&world(text), "shop").authorization[0].action {
-        AuthorizationAction::Custom(provider) => provider.grpc.clone(),
+        AuthorizationAction::Custom(provider) => provider.service.clone(),
         other => panic!("{other:?}"),
     };
     let full = "envoyExtAuthzGrpc: {service: auth/opa.auth.svc.cluster.local, port: 9191, timeout: 2s, failOpen: true, statusOnError: '503'}";
@@ -399,10 +399,34 @@ fn the_mesh_config_says_where_an_authorizer_is_asked() {
     let full = "envoyExtAuthzGrpc: {service: auth/opa.auth.svc.cluster.local, port: 9191, timeout: 2s, failOpen: true, statusOnError: '503', includeRequestBodyInCheck: {maxRequestBytes: 10, allowPartialMessage: true}}";
     let told = grpc(&format!("{custom}{}", config(full))).unwrap().body.unwrap();
     assert_eq!((told.max_bytes.get(), told.allow_partial, told.as_bytes), (10, true, false));
+    let full = "envoyExtAuthzHttp: {service: opa.auth, port: 80, timeout: 2s, failOpen: true, pathPrefix: /check, includeRequestHeadersInCheck: [Cookie, 'x-auth-*'], includeAdditionalHeadersInCheck: {x-from: mesh, x-filled: 'https://%REQ(Host)%'}, headersToUpstreamOnAllow: [x-user], headersToDownstreamOnAllow: [set-cookie], headersToDownstreamOnDeny: ['*-cookie']}";
+    let text = format!("{custom}{}", config(full));
+    let http = grpc(&text).unwrap();
+    assert_eq!((http.target.as_str(), http.timeout.as_secs(), http.fail_open), ("opa.auth:80", 2, true));
+    let AuthorizerProtocol::Http(how) = http.protocol else { panic!("{:?}", http.protocol) };
+    let names = |list: &[NamePattern]| list.iter().map(|name| name.as_str().to_owned()).collect::<Vec<_>>();
+    assert_eq!(
+        (how.path_prefix.as_str(), names(&how.request_headers)),
+        ("/check", vec!["cookie".into(), "x-auth-*".into()])
+    );
+    assert_eq!(
+        (names(&how.upstream_on_allow), names(&how.downstream_on_allow)),
+        (vec!["x-user".into()], vec!["set-cookie".into()])
+    );
+    assert_eq!(names(&how.downstream_on_deny), ["*-cookie"]);
+    assert_eq!(how.added_headers.iter().map(|write| write.name.as_str()).collect::<Vec<_>>(), ["x-from"]);
+    let left_out =
+        world(&text).findings().iter().any(|f| f.field.contains("x-filled") && f.message.contains("percent"));
+    assert!(left_out, "{:?}", world(&text).findings());
     // Nobody to ask: no such provider, or one that cannot be asked as it wants to be.
     for provider in [
         "zipkin: {service: zipkin.istio-system, port: 9411}",
-        "envoyExtAuthzHttp: {service: opa.auth, port: 80}",
+        "envoyExtAuthzHttp: {service: opa.auth, port: 80, pathPrefix: check}",
+        "envoyExtAuthzHttp: {service: opa.auth, port: 80, pathPrefix: '/check?a='}",
+        "envoyExtAuthzHttp: {service: opa.auth, port: 80, headersToUpstreamOnAllow: ['*']}",
+        "envoyExtAuthzHttp: {service: opa.auth, port: 80, includeAdditionalHeadersInCheck: {'a b': c}}",
+        "envoyExtAuthzHttp: {service: opa.auth, port: 0}",
+        "envoyExtAuthzHttp: {service: opa.auth, port: 80}\n      envoyExtAuthzGrpc: {service: opa.auth, port: 80}",
         "envoyExtAuthzGrpc: {service: opa.auth, port: 9191, includeRequestBodyInCheck: {}}",
         "envoyExtAuthzGrpc: {service: opa.auth, port: 9191, includeRequestBodyInCheck: {maxRequestBytes: 1000000000}}",
         "envoyExtAuthzGrpc: {service: 'not a host', port: 9191}",

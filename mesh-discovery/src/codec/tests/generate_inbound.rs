@@ -12,7 +12,8 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::generate::{
-    header_matcher, header_name, instance, path_match, rate_limit, route_match, skipped, string_matcher, text, time,
+    header_matcher, header_name, header_write, instance, path_match, rate_limit, route_match, skipped, string_matcher,
+    text, time,
 };
 
 fn net() -> impl Strategy<Value = IpNet> {
@@ -156,22 +157,49 @@ fn checked_body() -> impl Strategy<Value = CheckedBody> {
     })
 }
 
+fn authorizer_protocol() -> impl Strategy<Value = AuthorizerProtocol> {
+    let names = || vec(select(vec!["x-user", "x-auth-*", "*-id"]), 0..3);
+    let names = || {
+        names().prop_map(|names| {
+            names.into_iter().map(|name| name.parse::<NamePattern>().expect("a pattern")).collect::<Vec<_>>()
+        })
+    };
+    let added = vec(header_write(), 0..2).prop_map(|mut added| {
+        added.iter_mut().for_each(|write| write.action = HeaderAction::Overwrite);
+        added
+    });
+    let http = (text(), names(), added, names(), names(), names()).prop_map(
+        |(path_prefix, request_headers, added_headers, upstream_on_allow, downstream_on_allow, downstream_on_deny)| {
+            AuthorizerProtocol::Http(Box::new(HttpCheck {
+                path_prefix,
+                request_headers,
+                added_headers,
+                upstream_on_allow,
+                downstream_on_allow,
+                downstream_on_deny,
+            }))
+        },
+    );
+    prop_oneof![Just(AuthorizerProtocol::Grpc), http]
+}
+
 fn authorization() -> impl Strategy<Value = AuthorizationPolicy> {
-    let grpc = (text(), time(), any::<bool>(), 200..600u16, option::of(checked_body())).prop_map(
-        |(target, timeout, fail_open, status_on_error, body)| GrpcAuthorizer {
+    let service = (authorizer_protocol(), text(), time(), any::<bool>(), 200..600u16, option::of(checked_body()))
+        .prop_map(|(protocol, target, timeout, fail_open, status_on_error, body)| AuthorizerService {
+            protocol,
             target,
             timeout,
             fail_open,
             status_on_error,
             body,
-        },
-    );
+        });
     let action = prop_oneof![
         Just(AuthorizationAction::Allow),
         Just(AuthorizationAction::Deny),
         Just(AuthorizationAction::Audit),
-        (text(), option::of(grpc))
-            .prop_map(|(name, grpc)| { AuthorizationAction::Custom(Box::new(AuthorizerProvider { name, grpc })) }),
+        (text(), option::of(service)).prop_map(|(name, service)| {
+            AuthorizationAction::Custom(Box::new(AuthorizerProvider { name, service }))
+        }),
         Just(AuthorizationAction::Route),
     ];
     let rule = (few_names(), vec(permission(), 1..3), vec(principal(), 1..3))
