@@ -64,7 +64,7 @@ fn decide(c: &mut Criterion) {
                 draw: &|| 0,
             };
             let attributes = Attributes {
-                request,
+                request: Some(request),
                 peer: Some(&peer),
                 destination: ([10, 0, 0, 2], 9080).into(),
                 server_name: Some(""),

@@ -19,7 +19,7 @@ impl ExternalAuthorizers for Authorizers {
         if let Some(own) = self.own.get(&provider.name) {
             return Some(own.clone());
         }
-        match ExtAuthz::new(self.client.clone(), provider.grpc.clone()?) {
+        match ExtAuthz::new(self.client.clone(), provider.service.clone()?) {
             Ok(authorizer) => Some(Arc::new(authorizer)),
             Err(error) => {
                 tracing::error!(target: "mesh::audit", provider = provider.name, %error, "what its policies match is denied");

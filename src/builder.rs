@@ -1,12 +1,13 @@
 //! Putting a [`Mesh`] together: the only place that knows all four crates.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mesh_client::{Breakers, Client, InFlight};
+use mesh_client::{Breakers, Client, ClientBuilder, InFlight};
 use mesh_core::drain;
 use mesh_core::id::{Locality, Workload};
 use mesh_core::source::{DestinationSource, Identities, InboundSource, Resolve, Watched, WatchedIdentity};
@@ -15,7 +16,7 @@ use mesh_core::telemetry::load::LoadStore;
 use mesh_discovery::bootstrap::{FileWatcher, XdsServer};
 use mesh_discovery::connect::Connector;
 use mesh_discovery::lrs;
-use mesh_discovery::secret::{self, SecretConfig};
+use mesh_discovery::secret::{self, FromFiles, SecretConfig};
 use mesh_discovery::target::TargetSource;
 use mesh_discovery::xds::{GrpcTransport, SnapshotConfig, XdsClient, XdsConfig, status_service};
 use mesh_server::Readiness;
@@ -24,7 +25,7 @@ use rustls::crypto::CryptoProvider;
 use serde::Serialize;
 
 use crate::authority::{self, OfAuthority};
-use crate::config::{MeshConfig, NO_CONTROL_PLANE, ProcessEnv, Vars};
+use crate::config::{INSTANCE, MeshConfig, NO_CONTROL_PLANE, ProcessEnv, Vars};
 use crate::error::StartError;
 use crate::mesh::{Control, Inner, Mesh};
 use crate::passthrough::Passthrough;
@@ -40,6 +41,17 @@ pub struct MeshBuilder {
     resolver: Option<Arc<dyn Resolve>>,
     identity: Option<WatchedIdentity>,
     debug_drain: bool,
+    client: Option<Adjust>,
+}
+
+/// The application's word on how its client is built.
+#[derive(Clone)]
+struct Adjust(Arc<dyn Fn(ClientBuilder) -> ClientBuilder + Send + Sync>);
+
+impl fmt::Debug for Adjust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Adjust")
+    }
 }
 
 impl MeshBuilder {
@@ -58,6 +70,13 @@ impl MeshBuilder {
     /// PEM file with the control plane's root certificate (`MESH_ROOT_CERT`).
     pub fn root_cert(self, path: impl AsRef<Path>) -> Self {
         self.set("MESH_ROOT_CERT", path.as_ref().to_string_lossy().into_owned())
+    }
+
+    /// The SPIFFE ID that the control plane's certificate must have (`MESH_CONTROL_PLANE_ID`). Default: that of the
+    /// service account `control-plane` in the namespace `mesh-system` of the trust domain. `any`: the name it is dialled
+    /// by is enough, for a control plane behind something that ends its TLS. A bootstrap has `server_spiffe_id` for it.
+    pub fn control_plane_id(self, id: impl Into<String>) -> Self {
+        self.set("MESH_CONTROL_PLANE_ID", id.into())
     }
 
     /// gRPC's bootstrap as JSON (`GRPC_XDS_BOOTSTRAP_CONFIG`), instead of the two above and of a bootstrap
@@ -135,6 +154,20 @@ impl MeshBuilder {
         self
     }
 
+    /// Settings of the client that have no variable: pickers of the application's own, its number in its fleet, a
+    /// connector beneath the balancers. They come after the mesh's, so one of those that is set here is overruled.
+    /// Asked once for each client that there is, one for each xDS authority.
+    ///
+    /// ```
+    /// # let builder = mesh::Mesh::builder();
+    /// // The third of a StatefulSet, where policy gives each client a part of the endpoints.
+    /// let builder = builder.client(|client| client.number(2));
+    /// ```
+    pub fn client(mut self, adjust: impl Fn(ClientBuilder) -> ClientBuilder + Send + Sync + 'static) -> Self {
+        self.client = Some(Adjust(Arc::new(adjust)));
+        self
+    }
+
     fn set(mut self, variable: &'static str, value: String) -> Self {
         self.settings.insert(variable, value);
         self
@@ -151,10 +184,12 @@ impl MeshBuilder {
         let metrics = self.metrics.unwrap_or_default();
         let (debug, pod_ip) = (config.debug_address.map(|address| (address, self.debug_drain)), config.pod_ip);
         let files = config.identity_files().cloned();
-        let others = config.other_identity_files().map(|(name, files)| (name.to_owned(), files.clone()));
-        let others: Vec<(String, FileWatcher)> = others.collect();
+        let certified = self.identity.is_some();
+        let others = config.other_files().filter(|(name, _)| !certified || *name != INSTANCE);
+        let others: Vec<(String, FileWatcher)> = others.map(|(name, files)| (name.to_owned(), files.clone())).collect();
         let Some(bootstrap) = config.bootstrap else {
             let parts = Parts::without_control_plane(runtime, crypto, metrics, self.resolver, TargetSource::alone());
+            let parts = Parts { adjust: self.client, ..parts };
             let mut inner = parts.join(config.workload, config.service_account, config.locality, None, Vec::new());
             inner.pod_ip = pod_ip;
             return with_debug(inner, debug).await;
@@ -166,23 +201,35 @@ impl MeshBuilder {
             Some((identity, Watched::fixed(None)))
         } else if let Some(proof) = config.proof {
             let (trust_domain, trust_domain_aliases) = (Some(config.trust_domain), config.trust_domain_aliases);
-            let secret = SecretConfig { trust_domain, trust_domain_aliases, ..SecretConfig::new(Some(proof)) };
+            let renewals = metrics.renewals().clone();
+            let secret =
+                SecretConfig { trust_domain, trust_domain_aliases, renewals, ..SecretConfig::new(Some(proof)) };
             Some(secret::spawn(secret, connector.clone(), runtime.handle()))
         } else if let Some(api) = config.workload_api {
-            Some(secret::spawn_workload_api(api, crypto.clone(), runtime.handle()))
+            Some(secret::spawn_workload_api(api, crypto.clone(), metrics.renewals().clone(), runtime.handle()))
         } else {
-            files.map(|files| secret::spawn_files(files, crypto.clone(), runtime.handle()))
+            files.map(|files| {
+                let renewals = metrics.renewals().clone();
+                let files = secret::spawn_files(files, crypto.clone(), renewals, runtime.handle());
+                let FromFiles { identity, refusal, .. } = files;
+                (identity, refusal)
+            })
         };
         let certified = source.is_some();
         if let Some((identity, refusal)) = &source {
             connector = connector.with_identity(identity.clone()).with_refusal(refusal.clone());
         }
         let own = source.map_or_else(|| Watched::fixed(None), |(identity, _)| identity);
-        let follow = |(name, files)| (name, secret::spawn_files(files, crypto.clone(), runtime.handle()));
-        let others: Vec<(String, _)> = others.into_iter().map(follow).collect();
-        let named = others.iter().map(|(name, (identity, _))| (name.as_str().into(), identity.clone()));
-        let identities = Identities::new(own, named);
-        let instances = others.into_iter().map(|(_, instance)| instance).collect();
+        let follow = |(name, files)| {
+            (name, secret::spawn_files(files, crypto.clone(), metrics.renewals().clone(), runtime.handle()))
+        };
+        let (certified_others, roots): (Vec<_>, Vec<_>) =
+            others.into_iter().partition(|(_, files)| files.identity.is_some());
+        let [others, roots] = [certified_others, roots].map(|files| files.into_iter().map(follow).collect::<Vec<_>>());
+        let named = others.iter().map(|(name, files)| (name.as_str().into(), files.identity.clone()));
+        let trusted = roots.iter().map(|(name, files)| (name.as_str().into(), files.roots.clone()));
+        let identities = Identities::new(own, named).with_roots(trusted);
+        let instances = others.into_iter().chain(roots).map(|(_, files)| files).collect();
         let authorities: Vec<_> = bootstrap.authorities.keys().cloned().collect();
         let transport = |server: &XdsServer| GrpcTransport::new(connector.to(server.clone()));
         let mut xds = XdsConfig::new(bootstrap);
@@ -195,7 +242,8 @@ impl MeshBuilder {
 
         let (resolver, destinations) = (self.resolver, Arc::new(TargetSource::beside(xds.clone())) as _);
         let load = Some(load);
-        let parts = Parts { runtime, crypto, metrics, load, identities, resolver, destinations, inbound: xds };
+        let (inbound, adjust) = (xds, self.client);
+        let parts = Parts { runtime, crypto, metrics, load, identities, resolver, destinations, inbound, adjust };
         let mut inner =
             parts.join(config.workload, config.service_account, config.locality, Some(control), authorities);
         inner.pod_ip = pod_ip;
@@ -222,6 +270,7 @@ struct Parts {
     resolver: Option<Arc<dyn Resolve>>,
     destinations: Arc<dyn DestinationSource>,
     inbound: Arc<dyn InboundSource>,
+    adjust: Option<Adjust>,
 }
 
 impl Parts {
@@ -234,7 +283,7 @@ impl Parts {
     ) -> Self {
         let (identities, inbound) = (Identities::new(Watched::fixed(None), []), Arc::new(Passthrough));
         let (load, destinations) = (None, Arc::new(destinations) as _);
-        Self { runtime, crypto, metrics, load, identities, resolver, destinations, inbound }
+        Self { runtime, crypto, metrics, load, identities, resolver, destinations, inbound, adjust: None }
     }
 
     fn join(
@@ -290,8 +339,11 @@ impl Parts {
         if let Some(resolver) = &self.resolver {
             client = client.resolver(resolver.clone());
         }
-        match &self.load {
-            Some(load) => client.load(load.clone()).build(),
+        if let Some(load) = &self.load {
+            client = client.load(load.clone());
+        }
+        match &self.adjust {
+            Some(Adjust(adjust)) => adjust(client).build(),
             None => client.build(),
         }
     }

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use mesh_core::id::{Locality, TrustDomain, Workload};
+use mesh_core::id::{Locality, SpiffeId, TrustDomain, Workload};
 use mesh_core::suggest::nearest;
-use mesh_discovery::bootstrap::{Bootstrap, CertificateProvider, FileWatcher};
+use mesh_discovery::bootstrap::{Bootstrap, CertificateProvider, ChannelCredentials, FileWatcher};
 use mesh_discovery::secret::{JoinToken, WorkloadApi};
 
 /// Where variables come from.
@@ -40,7 +40,9 @@ impl Vars for ProcessEnv {
 pub struct MeshConfig {
     /// Where the control plane is (`GRPC_XDS_BOOTSTRAP`, `GRPC_XDS_BOOTSTRAP_CONFIG`, or the pair
     /// `MESH_CONTROL_PLANE` = `host:port` and `MESH_ROOT_CERT` = PEM file); `None` = there is none
-    /// (`MESH_CONTROL_PLANE=none`).
+    /// (`MESH_CONTROL_PLANE=none`). With the pair the control plane's certificate must have the SPIFFE ID of
+    /// `MESH_CONTROL_PLANE_ID`: default `spiffe://<MESH_TRUST_DOMAIN>/ns/mesh-system/sa/control-plane`, and `any` where
+    /// another server ends its TLS.
     pub bootstrap: Option<Bootstrap>,
     /// Proof for the first certificate (`MESH_JOIN_TOKEN`, or `MESH_JOIN_TOKEN_FILE`, read at each use).
     /// `None` leaves it to the bootstrap's certificate provider, see [`identity_files`](Self::identity_files).
@@ -84,8 +86,9 @@ pub struct InvalidConfig {
 pub(crate) const NO_CONTROL_PLANE: &str = "none";
 
 /// The variables of ours, for the "did you mean" warning.
-const KNOWN: [&str; 11] = [
+const KNOWN: [&str; 12] = [
     "MESH_CONTROL_PLANE",
+    "MESH_CONTROL_PLANE_ID",
     "MESH_ROOT_CERT",
     "MESH_JOIN_TOKEN",
     "MESH_JOIN_TOKEN_FILE",
@@ -110,7 +113,6 @@ impl MeshConfig {
         let service_account = vars.var("SERVICE_ACCOUNT").unwrap_or_else(|| "default".to_owned());
         let locality = Locality::parse(&vars.var("MESH_LOCALITY").unwrap_or_default());
         let workload = workload(vars, namespace, labels);
-        let bootstrap = bootstrap(vars, &workload, &service_account, &locality)?;
         let proof = match (vars.var("MESH_JOIN_TOKEN"), vars.var("MESH_JOIN_TOKEN_FILE")) {
             (Some(token), _) => Some(JoinToken::Text(token)),
             (None, Some(path)) => Some(JoinToken::File(path.into())),
@@ -118,6 +120,8 @@ impl MeshConfig {
         };
         let trust_domain = vars.var("MESH_TRUST_DOMAIN").unwrap_or_else(|| "cluster.local".to_owned());
         let trust_domain = TrustDomain::new(&trust_domain).map_err(|e| invalid("MESH_TRUST_DOMAIN", e))?;
+        let server_id = control_plane_id(vars, &trust_domain)?;
+        let bootstrap = bootstrap(vars, &workload, &service_account, &locality, server_id)?;
         let aliases = vars.var("MESH_TRUST_DOMAIN_ALIASES").unwrap_or_default();
         let aliases = aliases.split(',').map(str::trim).filter(|alias| !alias.is_empty()).map(TrustDomain::new);
         let trust_domain_aliases =
@@ -155,11 +159,11 @@ impl MeshConfig {
 }
 
 /// The instance of `certificate_providers` that is the process's own identity, as istiod's resources name it.
-const INSTANCE: &str = "default";
+pub(crate) const INSTANCE: &str = "default";
 
 impl MeshConfig {
-    /// The files with our certificate, key and roots: those of the bootstrap's certificate provider `default`.
-    /// `None` if there is no such instance, if it lacks one of the three, or if there is a
+    /// The files with our certificate and key, and roots as a rule: those of the bootstrap's certificate provider
+    /// `default`. `None` if there is no such instance, if it has roots alone, or if there is a
     /// [proof](Self::proof) for the CA or a [Workload API](Self::workload_api), which go before.
     pub fn identity_files(&self) -> Option<&FileWatcher> {
         let provider = self.bootstrap.as_ref()?.certificate_providers.get(INSTANCE)?;
@@ -167,23 +171,25 @@ impl MeshConfig {
             return None;
         }
         match provider {
-            CertificateProvider::FileWatcher(files) if files.is_complete() => Some(files),
+            CertificateProvider::FileWatcher(files) if files.identity.is_some() => Some(files),
             _ => {
-                let reason = "it names no certificate, or no roots: this process has no mesh identity";
+                let reason = "it names no certificate: this process has no mesh identity";
                 tracing::warn!(target: "mesh::config", field = "certificate_providers.default", reason);
                 None
             }
         }
     }
 
-    /// The other certificate providers of the bootstrap that have a certificate, its key and roots, by instance name:
-    /// identities that policy asks for by that name (gRFC A29).
-    pub fn other_identity_files(&self) -> impl Iterator<Item = (&str, &FileWatcher)> {
+    /// The other certificate providers of the bootstrap, by instance name: certificates, roots, or both, that policy
+    /// asks for by that name (gRFC A29). With `default` among them if it has roots alone and nothing else says who we are.
+    pub fn other_files(&self) -> impl Iterator<Item = (&str, &FileWatcher)> {
+        let nobody = self.proof.is_none() && self.workload_api.is_none();
         let providers = self.bootstrap.iter().flat_map(|bootstrap| &bootstrap.certificate_providers);
-        providers.filter(|(name, _)| *name != INSTANCE).filter_map(|(name, provider)| match provider {
-            CertificateProvider::FileWatcher(files) if files.is_complete() => Some((name.as_str(), files)),
+        let files = providers.filter_map(|(name, provider)| match provider {
+            CertificateProvider::FileWatcher(files) => Some((name.as_str(), files)),
             _ => None,
-        })
+        });
+        files.filter(move |(name, files)| *name != INSTANCE || nobody && files.identity.is_none())
     }
 }
 
@@ -239,6 +245,7 @@ fn bootstrap(
     workload: &Workload,
     account: &str,
     locality: &Locality,
+    server_id: Option<SpiffeId>,
 ) -> Result<Option<Bootstrap>, InvalidConfig> {
     if let Some(address) = vars.var("MESH_CONTROL_PLANE") {
         if address == NO_CONTROL_PLANE {
@@ -266,11 +273,27 @@ fn bootstrap(
                 },
             },
         });
-        return Bootstrap::from_json(&json.to_string()).map(Some).map_err(|e| invalid("MESH_CONTROL_PLANE", e));
+        let mut bootstrap = Bootstrap::from_json(&json.to_string()).map_err(|e| invalid("MESH_CONTROL_PLANE", e))?;
+        for server in &mut bootstrap.servers {
+            if let ChannelCredentials::Tls(tls) = &mut server.credentials {
+                tls.server_id.clone_from(&server_id);
+            }
+        }
+        return Ok(Some(bootstrap));
     }
     let bootstrap = Bootstrap::from_env(&|name| vars.var(name)).map_err(|e| invalid("GRPC_XDS_BOOTSTRAP", e))?;
     let missing = "set it to host:port, with MESH_ROOT_CERT; or set GRPC_XDS_BOOTSTRAP; none does without";
     bootstrap.map(Some).ok_or_else(|| invalid("MESH_CONTROL_PLANE", missing))
+}
+
+/// Whom the control plane must prove to be; `None` = anybody of the name it is dialled by.
+fn control_plane_id(vars: &dyn Vars, domain: &TrustDomain) -> Result<Option<SpiffeId>, InvalidConfig> {
+    let wrong = |e: &dyn ToString| invalid("MESH_CONTROL_PLANE_ID", e.to_string());
+    match vars.var("MESH_CONTROL_PLANE_ID").as_deref() {
+        Some("any") => Ok(None),
+        Some(id) => id.parse().map(Some).map_err(|e| wrong(&e)),
+        None => SpiffeId::for_service_account(domain, "mesh-system", "control-plane").map(Some).map_err(|e| wrong(&e)),
+    }
 }
 
 /// Istio's node id: `sidecar~<ip>~<pod>.<ns>~<ns>.svc.cluster.local`.
@@ -337,6 +360,24 @@ mod tests {
     }
 
     #[test]
+    fn the_control_plane_is_its_own_identity_unless_another_one_is_named() {
+        let pinned = |more: &[(&'static str, &'static str)]| {
+            let vars = [&[("MESH_CONTROL_PLANE", "a:1"), ("MESH_ROOT_CERT", "root-cert.pem")], more].concat();
+            let server = MeshConfig::from_vars(&given(&vars)).unwrap().bootstrap.unwrap().servers.remove(0);
+            match server.credentials {
+                ChannelCredentials::Tls(tls) => tls.server_id.map(|id| id.to_string()),
+                other => panic!("{other:?}"),
+            }
+        };
+        let own = |domain: &str| Some(format!("spiffe://{domain}/ns/mesh-system/sa/control-plane"));
+        assert_eq!(pinned(&[]), own("cluster.local"));
+        assert_eq!(pinned(&[("MESH_TRUST_DOMAIN", "shop.test")]), own("shop.test"));
+        let other = "spiffe://shop.test/ns/istio-system/sa/istiod";
+        assert_eq!(pinned(&[("MESH_CONTROL_PLANE_ID", other)]).as_deref(), Some(other));
+        assert_eq!(pinned(&[("MESH_CONTROL_PLANE_ID", "any")]), None);
+    }
+
+    #[test]
     fn a_process_may_do_without_a_control_plane_if_it_says_so() {
         let vars = given(&[("MESH_CONTROL_PLANE", "none"), ("MESH_LABELS", "app=reviews")]);
         let config = MeshConfig::from_vars(&vars).unwrap();
@@ -369,6 +410,7 @@ mod tests {
             ("MESH_TRUST_DOMAIN_ALIASES", "old.test,Not Valid"),
             ("SPIFFE_ENDPOINT_SOCKET", "agent.sock"),
             ("MESH_DEBUG_ADDR", "here"),
+            ("MESH_CONTROL_PLANE_ID", "istiod"),
         ] {
             let mut vars = base.to_vec();
             vars.push((name, value));
@@ -396,16 +438,20 @@ mod tests {
         assert!(found(files("default", &format!(r#"{identity},"spiffe_trust_bundle_map_file":"/m""#)), ""));
         assert!(!found(files("default", &whole), "token"));
         assert!(!found(files("other", &whole), ""));
-        assert!(!found(files("default", identity), ""));
+        assert!(found(files("default", identity), ""), "whom to trust another instance may say");
         assert!(!found(files("default", r#""ca_certificate_file":"/r""#), ""));
 
         // Another instance is beside the process's own identity, whatever that comes from.
         let others = |bootstrap: &'static str| {
             let vars = given(&[("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap), ("MESH_JOIN_TOKEN", "token")]);
-            MeshConfig::from_vars(&vars).unwrap().other_identity_files().count()
+            MeshConfig::from_vars(&vars).unwrap().other_files().count()
         };
         assert_eq!(others(files("other", &whole)), 1);
-        assert_eq!((others(files("other", identity)), others(files("default", &whole))), (0, 0));
+        assert_eq!((others(files("other", identity)), others(files("default", &whole))), (1, 0));
+        let roots = files("default", r#""ca_certificate_file":"/r""#);
+        assert_eq!(others(roots), 0, "the token says who we are, and whom we trust");
+        let alone = MeshConfig::from_vars(&given(&[("GRPC_XDS_BOOTSTRAP_CONFIG", roots)])).unwrap();
+        assert_eq!(alone.other_files().count(), 1);
     }
 
     #[test]

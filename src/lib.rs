@@ -22,12 +22,12 @@ pub use mesh_core::id::{SpiffeId, Target, TrustDomain};
 pub use mesh_core::identity::PeerIdentity;
 pub use mesh_core::jwt::Claims;
 pub use mesh_core::source::Resolve;
-pub use mesh_server::{InboundLayer, LoadReporter};
+pub use mesh_server::{InboundLayer, LoadReporter, RawConnection};
 
 pub use self::builder::MeshBuilder;
 pub use self::error::{ServeError, StartError};
 pub use self::mesh::Mesh;
-pub use self::serve::Serve;
+pub use self::serve::{Raw, Serve};
 
 /// The parts, for those who compose layers themselves.
 pub mod parts {

@@ -15,7 +15,7 @@ use mesh_core::telemetry::Metrics;
 use mesh_discovery::connect::Connector;
 use mesh_discovery::lrs::LoadReporter;
 use mesh_discovery::registration::{self, Announcement, Registration};
-use mesh_discovery::secret::Refusal;
+use mesh_discovery::secret::FromFiles;
 use mesh_discovery::xds::XdsClient;
 use mesh_server::debug::DebugServer;
 use mesh_server::{InboundLayer, InboundStats, Readiness, Server};
@@ -26,7 +26,7 @@ use crate::authority::{self, Authorities};
 use crate::builder::MeshBuilder;
 use crate::error::StartError;
 use crate::runtime::ControlRuntime;
-use crate::serve::Serve;
+use crate::serve::{Raw, Serve};
 
 /// How long [`Mesh::shutdown`] waits: the servers' lame duck and drain limit, inside Kubernetes' usual 30 s of
 /// grace.
@@ -79,7 +79,7 @@ pub(crate) struct Control {
     /// Whether there is a proof of identity or a certificate provider, and so a certificate sooner or later.
     pub(crate) certified: bool,
     /// The identities that policy may name, and why there is none yet.
-    pub(crate) instances: Vec<(WatchedIdentity, Refusal)>,
+    pub(crate) instances: Vec<FromFiles>,
     /// Tells control planes of the load they want to hear of.
     pub(crate) _load: LoadReporter,
 }
@@ -176,7 +176,27 @@ impl Mesh {
 
     /// Serves an axum router, a tonic service or any Tower service on a listener; see [`Serve`].
     pub fn serve<S>(&self, listener: TcpListener, service: S) -> Serve<S> {
-        Serve::new(self.clone(), listener, service)
+        Serve::new(self.clone(), listener, service, "http")
+    }
+
+    /// Serves connections that carry no HTTP: `handler` is called with each that policy lets in. What of policy holds for
+    /// them says [`Server::serve_tcp`]; of the settings of [`Serve`] those on requests mean nothing.
+    ///
+    /// ```no_run
+    /// # async fn example(mesh: mesh::Mesh) -> Result<(), Box<dyn std::error::Error>> {
+    /// use tokio::io::AsyncWriteExt;
+    ///
+    /// let listener = tokio::net::TcpListener::bind("0.0.0.0:3306").await?;
+    /// let greet = |mut connection: mesh::RawConnection| async move {
+    ///     let who = connection.peer().spiffe_id.as_ref().map_or("nobody".to_owned(), ToString::to_string);
+    ///     let _ = connection.write_all(format!("hello, {who}\n").as_bytes()).await;
+    /// };
+    /// mesh.serve_tcp(listener, greet).service("mysql", 3306).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn serve_tcp<H>(&self, listener: TcpListener, handler: H) -> Serve<Raw<H>> {
+        Serve::new(self.clone(), listener, Raw(handler), "tcp")
     }
 
     /// The per-request half of the server for applications with an acceptor of their own: context, metrics,
@@ -210,10 +230,11 @@ impl Mesh {
             if control.certified {
                 self.inner.identities.own().clone().wait_for(Option::is_some).await;
             }
-            for (identity, refusal) in &control.instances {
-                let (mut identity, mut refusal) = (identity.clone(), refusal.clone());
+            for FromFiles { identity, roots, refusal } in &control.instances {
+                let (mut identity, mut roots, mut refusal) = (identity.clone(), roots.clone(), refusal.clone());
                 tokio::select! {
                     _ = identity.wait_for(Option::is_some) => {}
+                    _ = roots.wait_for(Option::is_some) => {}
                     _ = refusal.wait_for(Option::is_some) => {}
                 }
             }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::future::{Future, IntoFuture};
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use mesh_core::id::Target;
 use mesh_core::policy::InboundState;
 use mesh_core::source::Watched;
 use mesh_discovery::registration::{Announcement, Registration};
-use mesh_server::{Config, LoadReporter, Server, lifecycle};
+use mesh_server::{Config, LoadReporter, RawConnection, Server, lifecycle};
 use tokio::net::TcpListener;
 use tower_service::Service;
 
@@ -44,9 +45,14 @@ pub struct Serve<S> {
     authorizers: HashMap<String, Arc<dyn ExternalAuthorizer>>,
 }
 
+/// What serves raw connections in the place of requests: a handler of [`RawConnection`]s.
+#[derive(Clone)]
+pub struct Raw<H>(pub(crate) H);
+
 impl<S> Serve<S> {
-    pub(crate) fn new(mesh: Mesh, listener: TcpListener, service: S) -> Self {
-        let (announced, advertised, protocol, signals) = (None, None, "http", true);
+    /// `protocol` = what the port is announced as.
+    pub(crate) fn new(mesh: Mesh, listener: TcpListener, service: S, protocol: &'static str) -> Self {
+        let (announced, advertised, signals) = (None, None, true);
         let (config, load, authorizers) = (Config::default(), None, HashMap::new());
         Self { mesh, listener, service, announced, advertised, protocol, signals, config, load, authorizers }
     }
@@ -64,7 +70,8 @@ impl<S> Serve<S> {
         self
     }
 
-    /// Announces the port as HTTP/2 (for gRPC). Default: HTTP/1.1. The server takes both anyway.
+    /// Announces the port as HTTP/2 (for gRPC). Default: HTTP/1.1, or TCP where raw connections are served. The server takes
+    /// both anyway.
     pub fn http2(mut self) -> Self {
         self.protocol = "http2";
         self
@@ -118,50 +125,69 @@ where
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move {
-            let mesh = self.mesh;
-            let inner = mesh.inner();
-            let bound = self.listener.local_addr()?;
-            let address = reachable(self.advertised.unwrap_or(bound), inner.pod_ip);
-            if self.announced.is_some() && address.ip().is_unspecified() {
-                return Err(ServeError::NoAddress(address));
+        Box::pin(self.run(|server, listener, service| server.serve(listener, service)))
+    }
+}
+
+impl<H, F> IntoFuture for Serve<Raw<H>>
+where
+    H: Fn(RawConnection) -> F + Clone + Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    type Output = Result<(), ServeError>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.run(|server, listener, Raw(handler)| server.serve_tcp(listener, handler)))
+    }
+}
+
+impl<S> Serve<S> {
+    async fn run<F: Future<Output = io::Result<()>>>(
+        self,
+        serve: impl FnOnce(Server, TcpListener, S) -> F,
+    ) -> Result<(), ServeError> {
+        let mesh = self.mesh;
+        let inner = mesh.inner();
+        let bound = self.listener.local_addr()?;
+        let address = reachable(self.advertised.unwrap_or(bound), inner.pod_ip);
+        if self.announced.is_some() && address.ip().is_unspecified() {
+            return Err(ServeError::NoAddress(address));
+        }
+        let policy = inner.inbound.inbound(address);
+        let mut builder = Server::builder()
+            .identity(inner.identities.clone())
+            .crypto(inner.crypto.clone())
+            .inbound(policy.clone())
+            .workload(inner.workload.clone())
+            .metrics(inner.metrics.clone())
+            .stats(inner.stats.clone())
+            .drain(inner.drain.watch())
+            .config(self.config)
+            .authorizers(Arc::new(Authorizers { own: self.authorizers, client: inner.client.clone() }))
+            .readiness(inner.readiness.clone());
+        if let Some(load) = self.load {
+            builder = builder.load_reports(load);
+        }
+        let mut announcement = None;
+        if let Some((name, port)) = &self.announced {
+            let target = Target::new(name, *port)?;
+            builder = builder.service_host(format!("{}.{}.svc.cluster.local", target.host(), inner.workload.namespace));
+            announcement = Some(mesh.announcement(&target, address, self.protocol));
+        }
+        let serving = serve(builder.build(), self.listener, self.service);
+        let attendance = attend(&mesh, announcement, policy, self.signals);
+        tokio::pin!(serving, attendance);
+        tokio::select! {
+            served = &mut serving => {
+                // Either the listener broke, or a drain with nothing in flight was quicker than the
+                // withdrawal, which must not be lost.
+                served?;
+                attendance.await;
             }
-            let policy = inner.inbound.inbound(address);
-            let mut builder = Server::builder()
-                .identity(inner.identities.clone())
-                .crypto(inner.crypto.clone())
-                .inbound(policy.clone())
-                .workload(inner.workload.clone())
-                .metrics(inner.metrics.clone())
-                .stats(inner.stats.clone())
-                .drain(inner.drain.watch())
-                .config(self.config)
-                .authorizers(Arc::new(Authorizers { own: self.authorizers, client: inner.client.clone() }))
-                .readiness(inner.readiness.clone());
-            if let Some(load) = self.load {
-                builder = builder.load_reports(load);
-            }
-            let mut announcement = None;
-            if let Some((name, port)) = &self.announced {
-                let target = Target::new(name, *port)?;
-                builder =
-                    builder.service_host(format!("{}.{}.svc.cluster.local", target.host(), inner.workload.namespace));
-                announcement = Some(mesh.announcement(&target, address, self.protocol));
-            }
-            let serving = builder.build().serve(self.listener, self.service);
-            let attendance = attend(&mesh, announcement, policy, self.signals);
-            tokio::pin!(serving, attendance);
-            tokio::select! {
-                served = &mut serving => {
-                    // Either the listener broke, or a drain with nothing in flight was quicker than the
-                    // withdrawal, which must not be lost.
-                    served?;
-                    attendance.await;
-                }
-                () = &mut attendance => serving.await?,
-            }
-            Ok(())
-        })
+            () = &mut attendance => serving.await?,
+        }
+        Ok(())
     }
 }
 

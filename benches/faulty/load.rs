@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use http::Request;
+use http::{HeaderName, Request};
 use http_body_util::BodyExt;
 use mesh::Body;
 use mesh::parts::mesh_client::Client;
 use mesh::parts::mesh_core::id::Target;
 use mesh::parts::mesh_core::policy::{
-    Address, Balancer, Cluster, DestinationState, Forward, HedgePolicy, OutlierDetection, RetryBudget, RetryPolicy,
-    RouteAction, RouteConfiguration, Snapshot,
+    Address, Balancer, Cluster, DestinationState, Forward, HashPolicy, HashSource, HedgePolicy, OutlierDetection,
+    RetryBudget, RetryPolicy, RouteAction, RouteConfiguration, Snapshot,
 };
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
@@ -56,10 +56,10 @@ pub(crate) struct Load {
     pub(crate) warm_up: Duration,
 }
 
-/// Sends the load with `ask`, which tells whether the request was answered well.
+/// Sends the load with `ask`, which is given the number of the request and tells whether it was answered well.
 async fn run<A, F>(load: Load, fleet: &Fleet, ask: A) -> Result<Outcome, Error>
 where
-    A: Fn() -> F,
+    A: Fn(u64) -> F,
     F: Future<Output = bool> + Send + 'static,
 {
     let mut random = fastrand::Rng::with_seed(7);
@@ -68,7 +68,7 @@ where
     let (mut at, mut asked) = (0.0, 0_u64);
     while at < load.time.as_secs_f64() {
         sleep_until(begin + Duration::from_secs_f64(at)).await;
-        let (asking, counts) = (ask(), at >= load.warm_up.as_secs_f64());
+        let (asking, counts) = (ask(asked), at >= load.warm_up.as_secs_f64());
         let started = Instant::now();
         requests.spawn(async move { counts.then_some((asking.await, started.elapsed())) });
         asked += 1;
@@ -108,7 +108,10 @@ impl Policy {
             cluster.balancer = balancer.clone();
         }
         cluster.outlier = self.outlier.clone();
-        let forward = Forward { hedge: self.hedge.clone(), ..Forward::to(cluster.name.clone()) };
+        // Only those that hash look at it.
+        let source = HashSource::Header { name: NUMBER, rewrite: None };
+        let hash = vec![HashPolicy { source, terminal: false }];
+        let forward = Forward { hedge: self.hedge.clone(), hash, ..Forward::to(cluster.name.clone()) };
         let mut snapshot = Snapshot::of_one_cluster("fleet:80", cluster, self.retry.clone());
         let mut routes = RouteConfiguration::clone(&snapshot.routes);
         routes.retry_budget = self.budget.clone();
@@ -143,18 +146,22 @@ pub(crate) async fn by_mesh(load: Load, fleet: &Fleet, policy: &Policy) -> Resul
 
 /// Sends the load with this client.
 pub(crate) async fn by_client(load: Load, fleet: &Fleet, client: &Client) -> Result<Outcome, Error> {
-    run(load, fleet, || ask(client.clone())).await
+    run(load, fleet, |number| ask(client.clone(), number)).await
 }
 
 /// The same load from many clients together, each of which knows only of its own requests.
 pub(crate) async fn by_many(load: Load, fleet: &Fleet, policy: &Policy, clients: usize) -> Result<Outcome, Error> {
     let clients: Vec<Client> = (0..clients).map(|_| policy.client(fleet)).collect();
     let random = Mutex::new(fastrand::Rng::with_seed(13));
-    run(load, fleet, || ask(clients[random.lock().usize(..clients.len())].clone())).await
+    run(load, fleet, |number| ask(clients[random.lock().usize(..clients.len())].clone(), number)).await
 }
 
-async fn ask(client: Client) -> bool {
-    let request = Request::get("http://fleet/").body(Body::empty()).expect("the request is valid");
+/// The header by which consistent hashing spreads the requests: each has its own.
+const NUMBER: HeaderName = HeaderName::from_static("x-number");
+
+async fn ask(client: Client, number: u64) -> bool {
+    let request =
+        Request::get("http://fleet/").header(NUMBER, number).body(Body::empty()).expect("the request is valid");
     match client.send(request).await {
         Ok(answer) => answer.status().is_success() && answer.into_body().collect().await.is_ok(),
         Err(_) => false,
@@ -173,7 +180,7 @@ pub(crate) async fn by_tower(load: Load, fleet: &Fleet) -> Result<Outcome, Error
     });
     let balance = Balance::new(ServiceList::new::<()>(services.collect::<Vec<_>>()));
     let balance = Arc::new(tokio::sync::Mutex::new(balance));
-    run(load, fleet, || {
+    run(load, fleet, |_| {
         let balance = balance.clone();
         async move {
             // The lock is for choosing only.

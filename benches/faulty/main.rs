@@ -17,6 +17,7 @@ use std::time::Duration;
 use clap::Parser;
 use mesh::parts::mesh_core::policy::{
     Balancer, HedgePolicy, OutlierDetection, PerMillion, PerMillionRatio, Prequal, RetryBudget, RetryOn, RetryPolicy,
+    WeightedRoundRobin,
 };
 
 use self::backends::{CAPACITY, Fleet, Health};
@@ -75,6 +76,20 @@ fn balancers() -> [(&'static str, Policy); 5] {
         ("round_robin", of(Balancer::RoundRobin)),
         ("random", of(Balancer::Random)),
         ("prequal", of(Balancer::Prequal(Prequal::default()))),
+    ]
+}
+
+/// Those that go by other things than the servers' answers: by reports that these servers do not make, by a hash of the
+/// request, by the order of the endpoints, or by a part of them.
+fn further_balancers() -> [(&'static str, Policy); 5] {
+    let of = |balancer| Policy { balancer: Some(balancer), ..Policy::default() };
+    let child = Box::new(Balancer::least_request());
+    [
+        ("weighted_round_robin", of(Balancer::WeightedRoundRobin(WeightedRoundRobin::default()))),
+        ("ring_hash", of(Balancer::RingHash { min_size: 1024, max_size: 8_388_608 })),
+        ("maglev", of(Balancer::Maglev { table_size: 65_537 })),
+        ("pick_first", of(Balancer::PickFirst { shuffle: false })),
+        ("subsetting", of(Balancer::RandomSubsetting { size: 5, child })),
     ]
 }
 
@@ -236,7 +251,7 @@ async fn side_by_side(time: Duration, rows: &mut Vec<Row>) -> Result<(), Error> 
         }
         rows.push(Row::new(format!("slow_and_failing/{name}/errors"), "share", outcome.errors(), None));
     };
-    for (name, policy) in balancers() {
+    for (name, policy) in balancers().into_iter().chain(further_balancers()) {
         tell(name, &by_mesh(load, &fleet(), &policy).await?);
     }
     tell("tower_p2c", &by_tower(load, &fleet()).await?);

@@ -1,12 +1,12 @@
 //! Puts a [`Client`] together.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use mesh_core::balance::{Candidates, Draw, MakePicker, Picker};
 use mesh_core::id::Workload;
 use mesh_core::policy;
+use mesh_core::retry::RetryThrottling;
 use mesh_core::source::{DestinationSource, Identities, Resolve, Watched};
 use mesh_core::telemetry::Metrics;
 use mesh_core::telemetry::load::LoadStore;
@@ -98,7 +98,7 @@ impl ClientBuilder {
     }
 
     /// Counters of what is in flight, for circuit breakers: give the same to all clients of a process whose clusters
-    /// are the same (gRFC A32). Default: this client's own.
+    /// are the same (gRFC A32). Injected faults under way are counted there as well (gRFC A33). Default: this client's own.
     pub fn breakers(mut self, breakers: Breakers) -> Self {
         self.breakers = breakers;
         self
@@ -158,8 +158,8 @@ impl ClientBuilder {
     }
 
     /// Longest wait of a request for a connection or stream while as many as policy allows are in use; then it fails
-    /// with `MESH-1301` (Linkerd's fail-fast; its proxy waits 3 s). How many may wait is policy's `max_pending`.
-    /// Default: until the request's own deadline, as in Envoy.
+    /// with `MESH-1301`. How many may wait is policy's `max_pending`. Default: until the request's own deadline, as in
+    /// Envoy.
     pub fn queue_wait(mut self, wait: Duration) -> Self {
         self.limits.queue_wait = Some(wait);
         self
@@ -169,6 +169,23 @@ impl ClientBuilder {
     /// Meanwhile no other request goes there. Default 30 s; `Duration::MAX` = until they end, as in Envoy.
     pub fn drain_limit(mut self, limit: Duration) -> Self {
         self.limits.drain = limit;
+        self
+    }
+
+    /// Linkerd's fail-fast, for each cluster by itself: a request that gets no connection within `wait`, be it that all
+    /// are in use or that none can be made, fails with `MESH-1301`; if no other request got one meanwhile, those that
+    /// follow fail at once, but for one in each `wait` that looks again, until one has a connection. What finds a
+    /// connection that is free passes all the time. Linkerd's proxy waits 3 s. Default: none, as in Envoy.
+    pub fn fail_fast(mut self, wait: Duration) -> Self {
+        self.limits.fail_fast = Some(wait);
+        self
+    }
+
+    /// gRPC's retry throttling (gRFC A6), for each destination by itself: retries and hedged tries end when failures
+    /// have emptied half of its tokens. In gRPC it stands in a service config, which xDS does not carry: there Envoy's
+    /// retry budget bounds retries, and this counts beside it. Counted with the head of an answer. Default: none.
+    pub fn retry_throttling(mut self, throttling: RetryThrottling) -> Self {
+        self.limits.retry_throttling = Some(throttling);
         self
     }
 
@@ -222,7 +239,6 @@ impl ClientBuilder {
             connector: self.connector,
             limits: self.limits,
             epoch: Instant::now(),
-            active_faults: AtomicU32::new(0),
             picker: self.picker,
             number,
             channel_id,

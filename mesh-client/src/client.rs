@@ -30,6 +30,26 @@ use crate::tcp::TcpConnection;
 /// `Host` header beside an authority is what is sent and what chooses the virtual host.
 ///
 /// When the last clone is dropped, idle connections close; requests in flight end in peace.
+///
+/// # With reqwest
+/// What reqwest has built goes over the mesh, and the answer is reqwest's again. Timeouts, redirects and connections are
+/// the mesh's: a `reqwest::Client` is only there to build requests.
+///
+/// ```
+/// use mesh_client::Client;
+/// use reqwest::ResponseBuilderExt;
+///
+/// type BoxError = Box<dyn std::error::Error + Send + Sync>;
+///
+/// async fn execute(client: &Client, request: reqwest::Request) -> Result<reqwest::Response, BoxError> {
+///     let url = request.url().clone();
+///     let request = http::Request::<reqwest::Body>::try_from(request)?;
+///     let (head, body) = client.send(request).await?.into_parts();
+///     let mut answer = http::Response::builder().status(head.status).version(head.version).url(url).body(())?;
+///     *answer.headers_mut() = head.headers;
+///     Ok(answer.map(|()| reqwest::Body::wrap(body)).into())
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Client {
     env: Arc<Env>,
@@ -168,7 +188,7 @@ impl Client {
     }
 
     /// Why a request would go where it would go, without sending it. A destination that nobody has asked
-    /// for yet is subscribed to and shown as pending.
+    /// for yet is subscribed to and shown as pending. Where endpoints take turns, this takes one.
     pub fn explain(&self, request: &Request<()>) -> Explanation {
         explain(&self.env, &self.destinations, request)
     }

@@ -1,11 +1,11 @@
 //! What every part of one client shares: identity, metrics, randomness, limits. Nothing of it is global.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mesh_core::balance::MakePicker;
 use mesh_core::id::Workload;
+use mesh_core::retry::RetryThrottling;
 use mesh_core::source::{Identities, Resolve};
 use mesh_core::telemetry::load::LoadStore;
 use mesh_core::telemetry::{Metrics, PeerLabels, Reporter, RequestLabels};
@@ -29,7 +29,7 @@ pub(crate) struct Env {
     pub(crate) load: Option<Arc<LoadStore>>,
     /// Where control tasks run; `None` = the runtime of the request that needs one first.
     pub(crate) runtime: Option<Handle>,
-    /// What is in flight, of all clients that share it.
+    /// What is in flight, and the injected faults under way, of all clients that share it.
     pub(crate) breakers: Breakers,
     pub(crate) random: Random,
     pub(crate) resolver: Arc<dyn Resolve>,
@@ -38,8 +38,6 @@ pub(crate) struct Env {
     pub(crate) limits: Limits,
     /// Start of this client's clock.
     pub(crate) epoch: Instant,
-    /// Injected faults under way, of all destinations (gRFC A33).
-    pub(crate) active_faults: AtomicU32,
     /// Pickers of the application's own.
     pub(crate) picker: Option<Arc<MakePicker>>,
     /// Which of its fleet this client is, for subsetting.
@@ -69,6 +67,10 @@ pub(crate) struct Limits {
     pub(crate) queue_wait: Option<Duration>,
     /// Time for what is under way to an endpoint that is gone.
     pub(crate) drain: Duration,
+    /// Longest wait for a connection of any kind, after which further requests fail at once.
+    pub(crate) fail_fast: Option<Duration>,
+    /// gRPC's retry throttling, of each destination by itself.
+    pub(crate) retry_throttling: Option<RetryThrottling>,
 }
 
 impl Default for Limits {
@@ -83,6 +85,8 @@ impl Default for Limits {
             builds: (4, 16),
             queue_wait: None,
             drain: Duration::from_secs(30),
+            fail_fast: None,
+            retry_throttling: None,
         }
     }
 }

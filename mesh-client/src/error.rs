@@ -184,6 +184,14 @@ pub enum Cause {
         /// Longest wait for one ([`ClientBuilder::queue_wait`](crate::ClientBuilder::queue_wait)).
         after: Duration,
     },
+    /// No request to the cluster got a connection for so long.
+    #[error("cluster {cluster}: no request got a connection within {after:?}")]
+    FailFast {
+        /// The cluster.
+        cluster: ClusterName,
+        /// The wait ([`ClientBuilder::fail_fast`](crate::ClientBuilder::fail_fast)).
+        after: Duration,
+    },
     /// The control plane wants this share of requests dropped (EDS `drop_overloads`).
     #[error("cluster {cluster}: {} in a million are dropped for {category:?}", share.get())]
     Dropped {
@@ -343,6 +351,7 @@ impl Cause {
             Self::Deadline => "deadline exceeded",
             Self::Breaker { .. }
             | Self::QueueTimeout { .. }
+            | Self::FailFast { .. }
             | Self::ConcurrencyLimited { .. }
             | Self::TooManyDestinations(_) => "limit reached",
             Self::Dropped { .. } => "dropped",
@@ -374,7 +383,9 @@ impl Cause {
             Self::StreamRefused { .. } => Code::STREAM_REFUSED,
             Self::Timeout(_) | Self::PerTryTimeout(_) | Self::IdleTimeout(_) => Code::TIMEOUT,
             Self::Deadline => Code::DEADLINE,
-            Self::Breaker { .. } | Self::QueueTimeout { .. } | Self::TooManyDestinations(_) => Code::BREAKER_OPEN,
+            Self::Breaker { .. } | Self::QueueTimeout { .. } | Self::FailFast { .. } | Self::TooManyDestinations(_) => {
+                Code::BREAKER_OPEN
+            }
             Self::Dropped { .. } => Code::DROPPED,
             Self::RateLimited(_) => Code::RATE_LIMITED,
             Self::Throttled { .. } => Code::THROTTLED,
@@ -396,6 +407,7 @@ impl Cause {
             Self::NoIdentity { .. }
             | Self::Breaker { .. }
             | Self::QueueTimeout { .. }
+            | Self::FailFast { .. }
             | Self::Dropped { .. }
             | Self::RateLimited(_)
             | Self::Throttled { .. }
@@ -444,6 +456,7 @@ impl Cause {
             | Self::StreamRefused { .. }
             | Self::Breaker { .. }
             | Self::QueueTimeout { .. }
+            | Self::FailFast { .. }
             | Self::Dropped { .. }
             | Self::RateLimited(_)
             | Self::Throttled { .. }

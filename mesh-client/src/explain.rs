@@ -4,6 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Request;
+use mesh_core::balance::hash::HashInput;
+use mesh_core::balance::session::{self, Pinned};
+use mesh_core::balance::{Pick, PoolExplanation, Rating};
 use mesh_core::error::Code;
 use mesh_core::health::Standing;
 use mesh_core::id::{ClusterName, Locality, Target};
@@ -17,6 +20,7 @@ use crate::destination::{Destination, Destinations, Phase};
 use crate::env::Env;
 use crate::error::Cause;
 use crate::outbound::head::Head;
+use crate::outbound::header_policies;
 use crate::router::{Choice, Router, Slot};
 
 /// How far the configuration of a destination is.
@@ -47,9 +51,39 @@ pub struct Explanation {
     pub route: Option<RouteExplanation>,
     /// The clusters it may go to, each with its endpoints and their states.
     pub clusters: Vec<ClusterOption>,
+    /// The session that the request says it is of, if the route has any.
+    pub session: Option<SessionExplanation>,
+    /// What its endpoint is chosen by where balancers hash; a cookie that it lacks is made anew each time.
+    pub hash: Option<u64>,
+    /// An endpoint that it could go to: a pick like any other, which the next one may not repeat.
+    pub pick: Option<PickExplanation>,
     /// What follows a try that fails; `None` = the route has no retry policy. What nobody has seen is sent once more
     /// without one.
     pub retry: Option<RetryExplanation>,
+}
+
+/// Where a request's session is.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct SessionExplanation {
+    /// The endpoint it is pinned to.
+    pub address: Address,
+    /// Its cluster, of a route with several.
+    pub cluster: Option<ClusterName>,
+    /// Whether that endpoint takes it now. Otherwise it moves to another one, or fails if it is strict.
+    pub holds: bool,
+    /// Whether it fails rather than move.
+    pub strict: bool,
+}
+
+/// The endpoint of one pick.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct PickExplanation {
+    /// Its cluster.
+    pub cluster: ClusterName,
+    /// Where it is.
+    pub address: Address,
 }
 
 /// The retries of a request.
@@ -120,6 +154,8 @@ pub struct ClusterDump {
     pub dns_failures: Vec<String>,
     /// The priority in use.
     pub priority: u32,
+    /// How its requests are shared out among priorities and healths.
+    pub pools: Vec<PoolExplanation>,
     /// Its endpoints, usable or not.
     pub endpoints: Vec<EndpointDump>,
 }
@@ -134,7 +170,7 @@ pub struct EndpointDump {
     pub locality: Locality,
     /// Priority of its locality.
     pub priority: u32,
-    /// Weight among its neighbours.
+    /// Weight among its neighbours, as policy has it.
     pub weight: u32,
     /// What the control plane says of it.
     pub health: Health,
@@ -142,6 +178,8 @@ pub struct EndpointDump {
     pub standing: Standing,
     /// Whether the balancer may pick it now.
     pub usable: bool,
+    /// The weight that counts, and the balancer's score; None if it may not pick it.
+    pub rating: Option<Rating>,
     /// Whether it can be reached as far as is known; others come before one that cannot.
     pub reachable: bool,
     /// What its answers take: the average that pickers by load compare. None before the first.
@@ -189,10 +227,10 @@ pub(crate) fn explain_connect(env: &Env, destinations: &Arc<Destinations>, targe
     };
     let option = |(name, weight, slot)| ClusterOption { weight, cluster: cluster_dump(env, name, slot) };
     explanation.clusters = tcp.map(option).collect();
-    explanation.error = match router.choose_tcp(target.host_port(), env) {
-        Ok((cluster, _)) => trouble(cluster),
-        Err(cause) => Some(coded(&cause)),
-    };
+    match router.choose_tcp(target.host_port(), env) {
+        Ok(raw) => explain_pick(env, raw.cluster, None, &mut explanation),
+        Err(cause) => explanation.error = Some(coded(&cause)),
+    }
     explanation
 }
 
@@ -207,6 +245,9 @@ fn standing(found: Result<Arc<Destination>, Cause>) -> (Explanation, Option<Deci
         error: None,
         route: None,
         clusters: Vec::new(),
+        session: None,
+        hash: None,
+        pick: None,
         retry: None,
     };
     let destination = match found {
@@ -228,9 +269,28 @@ fn standing(found: Result<Arc<Destination>, Cause>) -> (Explanation, Option<Deci
     (explanation, router.map(|router| (router, destination)))
 }
 
-/// Why a cluster cannot take anything now, if so it is.
-fn trouble(cluster: &Cluster) -> Option<String> {
-    (!cluster.is_usable()).then(|| coded(&cluster.no_endpoint(&cluster.members())))
+/// Which endpoint would be picked, or why none.
+fn explain_pick(env: &Env, cluster: &Cluster, hash: Option<u64>, explanation: &mut Explanation) {
+    let members = cluster.members();
+    let session = explanation.session.as_mut();
+    let pinned = session.and_then(|session| {
+        let found = members.ready.pinned(&session.address, &cluster.policy().override_host);
+        session.holds = found.is_some();
+        found.map(|(index, _)| index)
+    });
+    let strict = explanation.session.as_ref().is_some_and(|session| session.strict);
+    let index = pinned.or_else(|| {
+        let pick = Pick { now: env.since_epoch(Instant::now()), hash, ..Pick::default() };
+        let picked = (!strict).then(|| members.ready.pick(&pick, &mut |below| env.draw(below)))?;
+        picked.map(|(index, _)| index)
+    });
+    match index {
+        Some(index) => {
+            let address = members.ready.candidates().policy(index).1.address.clone();
+            explanation.pick = Some(PickExplanation { cluster: cluster.policy().name.clone(), address });
+        }
+        None => explanation.error = Some(coded(&cluster.no_endpoint(&members))),
+    }
 }
 
 fn explain_route(
@@ -266,12 +326,28 @@ fn explain_route(
             RetryExplanation { attempts, waits, budgeted: router.budget().is_some(), policy: retries.policy.clone() }
         });
         explanation.clusters = options(env, router, &plan.choice, &forward.to, &head);
+        let path = head.uri().path();
+        let pinned = plan.session.as_ref().and_then(|policy| session::read(policy, &head.headers, path));
+        let cluster = pinned.as_ref().and_then(|pinned| pinned.cluster.as_ref());
         // A draw like any other: it shows the first thing that would go wrong, if anything would.
-        let chosen = router.choose(plan, forward, &head.headers, None, env);
-        explanation.error = match chosen {
-            Err(cause) => Some(coded(&cause)),
-            Ok(chosen) => trouble(chosen.cluster),
+        let chosen = match router.choose(plan, forward, &head.headers, cluster, env) {
+            Ok(chosen) => chosen,
+            Err(cause) => {
+                explanation.error = Some(coded(&cause));
+                return;
+            }
         };
+        explanation.session = chosen.session.zip(pinned).map(|(policy, Pinned { address, cluster })| {
+            SessionExplanation { address, cluster, holds: false, strict: policy.strict }
+        });
+        // Balancers hash what is sent.
+        for headers in header_policies(route, chosen.share) {
+            headers.request.apply(&mut head.headers);
+        }
+        let query = head.uri().query().unwrap_or_default();
+        let input = HashInput { headers: &head.headers, query, source: None, channel_id: env.channel_id };
+        explanation.hash = plan.hash.hash(&input, &mut |below| env.draw(below)).hash;
+        explain_pick(env, chosen.cluster, explanation.hash, explanation);
     }
 }
 
@@ -316,6 +392,7 @@ fn cluster_dump(env: &Env, name: &ClusterName, slot: &Slot) -> ClusterDump {
         open_connections: 0,
         dns_failures: Vec::new(),
         priority: 0,
+        pools: Vec::new(),
         endpoints: Vec::new(),
     };
     match slot {
@@ -336,6 +413,7 @@ fn cluster_dump(env: &Env, name: &ClusterName, slot: &Slot) -> ClusterDump {
                 open_connections: cluster.open_connections(),
                 dns_failures: cluster.dns_failures(),
                 priority: members.ready.priority(),
+                pools: members.ready.pools().collect(),
                 endpoints: endpoint_dumps(env, cluster),
                 ..empty
             }
@@ -363,6 +441,7 @@ fn endpoint_dumps(env: &Env, cluster: &Cluster) -> Vec<EndpointDump> {
             health: policy.health,
             standing: load.map_or(Standing::Good, |load| load.standing()),
             usable: index.is_some_and(|index| members.ready.is_usable(index)),
+            rating: index.and_then(|index| members.ready.rating(index, now)),
             reachable: load.is_none_or(|load| !load.is_unreachable(now)),
             latency: load.and_then(|load| load.measured_latency(now)),
             failure_penalty: load.map_or(1.0, |load| load.failure_penalty(now)),
@@ -372,4 +451,120 @@ fn endpoint_dumps(env: &Env, cluster: &Cluster) -> Vec<EndpointDump> {
         }
     })
     .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::num::NonZeroU32;
+
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use http::HeaderName;
+    use mesh_core::balance::Score;
+    use mesh_core::policy::{
+        Balancer, Endpoint, Forward, HashPolicy, HashSource, HttpFilter, HttpFilterKind, PerMillion, RouteMatch,
+        SessionSource, Snapshot, StatefulSession,
+    };
+    use mesh_testkit::{FixedSource, policy};
+
+    use super::*;
+    use crate::Client;
+
+    const TARGET: &str = "reviews:9080";
+
+    fn at(host: u8) -> Address {
+        Address::Socket(([10, 0, 0, host], 80).into())
+    }
+
+    /// Endpoints 1 and 2, of which the second weighs three times as much, and 3, which drains; a route that hashes by
+    /// `x-user`.
+    fn snapshot(balancer: Balancer) -> Snapshot {
+        let endpoint = |host, weight, health| Endpoint {
+            weight: NonZeroU32::new(weight).unwrap(),
+            health,
+            ..Endpoint::new(at(host))
+        };
+        let endpoints =
+            vec![endpoint(1, 1, Health::Healthy), endpoint(2, 3, Health::Healthy), endpoint(3, 1, Health::Draining)];
+        let source = HashSource::Header { name: HeaderName::from_static("x-user"), rewrite: None };
+        let forward = Forward { hash: vec![HashPolicy { source, terminal: false }], ..Forward::to("test".into()) };
+        let routes = policy::routes([policy::forward(RouteMatch::any(), forward)]);
+        let cluster = mesh_core::policy::Cluster { balancer, ..mesh_core::policy::Cluster::new("test".into()) };
+        policy::snapshot(routes, [(cluster, endpoints)])
+    }
+
+    fn with_sessions(mut snapshot: Snapshot, strict: bool) -> Snapshot {
+        let source = SessionSource::Header(HeaderName::from_static("x-session"));
+        let kind = HttpFilterKind::Session(Some(StatefulSession { source, strict }));
+        Arc::make_mut(&mut snapshot.listener).filters = vec![HttpFilter { name: "session".into(), kind }];
+        snapshot
+    }
+
+    async fn client(snapshot: Snapshot) -> Client {
+        let client = Client::builder(FixedSource::of(TARGET, snapshot)).build();
+        while client.explain(&request(&[])).state != DestinationPhase::Ready {
+            tokio::task::yield_now().await;
+        }
+        client
+    }
+
+    fn request(headers: &[(&'static str, &str)]) -> Request<()> {
+        let mut request = Request::get(format!("http://{TARGET}/")).body(()).unwrap();
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        request
+    }
+
+    /// Where a hundred requests like this would go.
+    fn picks(client: &Client, headers: &[(&'static str, &str)]) -> BTreeSet<String> {
+        let pick = |_| client.explain(&request(headers)).pick.unwrap().address.to_string();
+        (0..100).map(pick).collect()
+    }
+
+    #[tokio::test]
+    async fn it_shows_shares_weights_and_scores_and_who_would_be_picked() {
+        let client = client(snapshot(Balancer::least_request())).await;
+        let explained = client.explain(&request(&[]));
+        let cluster = &explained.clusters[0].cluster;
+        let [pool] = cluster.pools[..] else { panic!("{cluster:?}") };
+        assert_eq!((pool.priority, pool.share, pool.panic, pool.endpoints), (0, PerMillion::ALL, false, 2));
+        let rating = |index: usize| cluster.endpoints[index].rating.map(|r| (r.weight, r.ramp, r.score));
+        assert_eq!(rating(0), Some((1, 1.0, Some(Score::InFlight(0.0)))));
+        assert_eq!(rating(1), Some((3, 1.0, Some(Score::InFlight(0.0)))));
+        assert_eq!(rating(2), None, "nobody may pick it");
+        assert_eq!(picks(&client, &[]), BTreeSet::from(["10.0.0.1:80".to_owned(), "10.0.0.2:80".to_owned()]));
+        assert_eq!(explained.error, None);
+        let raw = client.explain_connect(TARGET).unwrap();
+        assert_eq!(raw.pick.unwrap().cluster, "test".into());
+    }
+
+    #[tokio::test]
+    async fn it_shows_where_a_hash_leads() {
+        let client = client(snapshot(Balancer::RingHash { min_size: 1024, max_size: 1024 })).await;
+        let of = |user: &str| client.explain(&request(&[("x-user", user)])).hash;
+        assert!(of("a").is_some() && of("a") == of("a") && of("a") != of("b"));
+        assert_eq!(picks(&client, &[("x-user", "a")]).len(), 1);
+        assert_eq!((client.explain(&request(&[])).hash, picks(&client, &[]).len()), (None, 2), "control: any will do");
+    }
+
+    #[tokio::test]
+    async fn it_shows_where_a_session_is_pinned_and_whether_that_holds() {
+        let client_of = |strict| client(with_sessions(snapshot(Balancer::Random), strict));
+        let (loose, strict) = (client_of(false).await, client_of(true).await);
+        let pinned = |host| STANDARD.encode(at(host).to_string());
+        let (first, draining) = (pinned(1), pinned(3));
+        for client in [&loose, &strict] {
+            let session = client.explain(&request(&[("x-session", &first)])).session.unwrap();
+            assert_eq!((session.address, session.holds), (at(1), true));
+            assert_eq!(picks(client, &[("x-session", &first)]), BTreeSet::from(["10.0.0.1:80".to_owned()]));
+            assert_eq!(picks(client, &[]).len(), 2, "control: without a session any will do");
+        }
+        let moved = loose.explain(&request(&[("x-session", &draining)]));
+        assert!(!moved.session.unwrap().holds && moved.pick.is_some() && moved.error.is_none());
+        let refused = strict.explain(&request(&[("x-session", &draining)]));
+        assert!(!refused.session.unwrap().holds && refused.pick.is_none());
+        assert!(refused.error.unwrap().starts_with("MESH-"), "a strict session fails rather than move");
+    }
 }

@@ -35,6 +35,7 @@ mod env;
 mod error;
 mod explain;
 mod grpc;
+mod limit;
 mod outbound;
 mod router;
 mod tcp;
@@ -47,8 +48,9 @@ pub use self::connect::{Connect, Io, SystemResolver};
 pub use self::error::{Cause, Error, PeerMismatch, Refusal};
 pub use self::explain::{
     ClientDump, ClusterDump, ClusterOption, DestinationDump, DestinationPhase, EndpointDump, Explanation,
-    RetryExplanation,
+    PickExplanation, RetryExplanation, SessionExplanation,
 };
 pub use self::grpc::{Channel, ChannelFuture};
+pub use self::limit::{LimitLayer, Limited, LimitedBody};
 pub use self::outbound::warm::Warmed;
 pub use self::tcp::TcpConnection;

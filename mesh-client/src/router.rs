@@ -6,15 +6,16 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, Method};
+use http::{HeaderName, Method, StatusCode};
 use mesh_core::balance::hash::HashRules;
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::matcher::{CompiledRoute, CorsRules, HeaderCondition, RequestView, RouteTable};
 use mesh_core::policy::{
     ClusterChoice, ClusterState, Discovery, Endpoints, FilterOverride, Forward, HttpFilter, HttpFilterKind,
-    RetryPolicy, RouteAction, Snapshot, StatefulSession, WeightedCluster, WeightedClusters,
+    ResponseClass, RetryPolicy, RouteAction, Snapshot, StatefulSession, TcpForward, WeightedCluster, WeightedClusters,
 };
-use mesh_core::retry::{Backoff, Budget, FailureKind, RetryRules, TryOutcome};
+use mesh_core::retry::{Backoff, Budget, FailureKind, RetryRules, RetryTokens, TryOutcome, is_failure};
+use mesh_core::telemetry::{Outcome, RouteSeries};
 use tokio::time::Instant;
 
 use crate::cluster::Cluster;
@@ -40,8 +41,18 @@ struct Wiring {
     // In the order of the listener's clusters for raw connections; empty if it says nothing of those.
     tcp: Box<[Slot]>,
     budget: Option<Arc<Budget>>,
+    tokens: Option<Arc<RetryTokens>>,
     // Kept for the next router.
     limits: Limits,
+}
+
+/// Where a raw connection goes.
+pub(crate) struct Raw<'r> {
+    pub(crate) cluster: &'r Arc<Cluster>,
+    /// Endpoints to try.
+    pub(crate) attempts: u32,
+    /// How long it may be silent.
+    pub(crate) idle: Option<Duration>,
 }
 
 /// A cluster as routes find it.
@@ -68,6 +79,31 @@ pub(crate) struct Plan {
     pub(crate) cors: Option<CorsRules>,
     /// Where copies go; in the order of the policy's entries.
     pub(crate) mirrors: Box<[Slot]>,
+    /// Its own numbers, if policy asks for such.
+    pub(crate) counted: Option<Arc<CountedRoute>>,
+}
+
+/// A route whose requests are counted on their own.
+pub(crate) struct CountedRoute {
+    series: Arc<RouteSeries>,
+    classes: Box<[ResponseClass]>,
+}
+
+impl CountedRoute {
+    fn of(route: &CompiledRoute, target: &Target, env: &Env) -> Option<Arc<Self>> {
+        let route = route.route();
+        let name = Some(route.stat_prefix.as_str()).filter(|name| !name.is_empty())?;
+        let series = env.metrics.route(target.host_port(), name);
+        Some(Arc::new(Self { series, classes: route.response_classes.as_slice().into() }))
+    }
+
+    /// Counts a request that has ended. What broke off, or got no answer, is a failure whatever its class.
+    pub(crate) fn record(&self, outcome: &Outcome, complete: bool, duration: Duration) {
+        // The application gave up before anybody answered: that says nothing of the route, as in Linkerd.
+        let Ok(status) = StatusCode::from_u16(outcome.code) else { return };
+        let failed = !complete || is_failure(&self.classes, status, outcome.grpc_status);
+        self.series.record(!failed, duration);
+    }
 }
 
 /// Where a route's requests go.
@@ -166,7 +202,11 @@ impl Router {
         let filters = &snapshot.listener.filters;
         let mut compiler =
             Compiler { before: previous.map(|old| &old.wiring.limits), limits: Limits::default(), now: Instant::now() };
-        let plans = table.routes().iter().map(|route| Plan::new(route, &clusters, filters, &mut compiler)).collect();
+        let plan = |route: &CompiledRoute| Plan {
+            counted: CountedRoute::of(route, target, env),
+            ..Plan::new(route, &clusters, filters, &mut compiler)
+        };
+        let plans = table.routes().iter().map(plan).collect();
         let limits = compiler.limits;
         let raw = snapshot.listener.tcp.iter().flat_map(|forward| forward.clusters());
         let tcp = raw.map(|share| slot(&clusters, &share.name)).collect();
@@ -175,7 +215,12 @@ impl Router {
             let kept = kept.and_then(|old| old.wiring.budget.clone());
             kept.unwrap_or_else(|| Arc::new(Budget::new(policy.clone(), Instant::now())))
         });
-        let wiring = Wiring { table, plans, clusters, tcp, budget, limits };
+        // The destination's, whatever policy becomes of it.
+        let tokens = match previous {
+            Some(old) => old.wiring.tokens.clone(),
+            None => env.limits.retry_throttling.clone().map(|policy| Arc::new(RetryTokens::new(policy))),
+        };
+        let wiring = Wiring { table, plans, clusters, tcp, budget, tokens, limits };
         Self { snapshot, wiring: Arc::new(wiring) }
     }
 
@@ -199,6 +244,11 @@ impl Router {
     /// Linkerd's retry budget of the destination.
     pub(crate) fn budget(&self) -> Option<&Budget> {
         self.wiring.budget.as_deref()
+    }
+
+    /// gRPC's retry tokens of the destination.
+    pub(crate) fn tokens(&self) -> Option<&RetryTokens> {
+        self.wiring.tokens.as_deref()
     }
 
     /// The cluster for one request, drawn by weight where there are several, unless the request is
@@ -242,13 +292,14 @@ impl Router {
         Some(shares.zip(&self.wiring.tcp).map(|(share, slot)| (&share.name, share.weight.get(), slot)))
     }
 
-    /// The cluster for one raw connection, drawn by weight where there are several, and how many endpoints to try.
+    /// The cluster for one raw connection, drawn by weight where there are several, and what is to be known of it.
     /// Where the listener says nothing of raw connections, what a `GET /` for `authority` would get.
-    pub(crate) fn choose_tcp(&self, authority: &str, env: &Env) -> Result<(&Arc<Cluster>, u32), Cause> {
+    pub(crate) fn choose_tcp(&self, authority: &str, env: &Env) -> Result<Raw<'_>, Cause> {
         if let Some(forward) = &self.snapshot.listener.tcp {
             // Below the sum of the weights, which fits.
             let place = forward.pick(env.draw(u64::from(forward.total())) as u32);
-            return Ok((self.wiring.tcp[place].cluster(env)?, forward.max_connect_attempts.get()));
+            let (attempts, idle) = (forward.max_connect_attempts.get(), forward.idle_timeout);
+            return Ok(Raw { cluster: self.wiring.tcp[place].cluster(env)?, attempts, idle });
         }
         let (headers, draw) = (http::HeaderMap::new(), || env.draw_million());
         let view = RequestView {
@@ -273,7 +324,8 @@ impl Router {
         let chosen = self.choose(plan, forward, &headers, None, env)?;
         let unreached = TryOutcome::Failure(FailureKind::ConnectFailed);
         let retries = plan.retry.as_ref().filter(|retries| retries.rules.condition(&unreached, false).is_some());
-        Ok((chosen.cluster, retries.map_or(1, |retries| retries.policy.attempts.saturating_add(1))))
+        let attempts = retries.map_or(1, |retries| retries.policy.attempts.saturating_add(1));
+        Ok(Raw { cluster: chosen.cluster, attempts, idle: Some(TcpForward::IDLE_TIMEOUT) })
     }
 
     /// Lets go of the clusters that `next` has no use for. Requests under way hold them, but not their idle connections.
@@ -340,12 +392,20 @@ impl Plan {
             Some(RoutePlace { host, matcher, entry: entry.cloned() })
         };
         let of_route = |name: &str| Some((own.get(name)?, place(None)));
-        let all = compiler.compile(filters, of_route);
+        let only = match &route.route().action {
+            RouteAction::Forward(forward) => match &forward.to {
+                ClusterChoice::Cluster(name) => Some(name),
+                _ => None,
+            },
+            _ => None,
+        };
+        let all = compiler.compile(filters, only, of_route);
+        let per_cluster = filters.iter().any(|filter| matches!(filter.kind, HttpFilterKind::AdaptiveConcurrency(_)));
         let mut share = |slot, entry: &WeightedCluster| {
             let of_entry = |name: &str| Some((entry.filters.get(name)?, place(Some(&entry.name))));
-            let filters_of_entry = match entry.filters.is_empty() {
+            let filters_of_entry = match entry.filters.is_empty() && !per_cluster {
                 true => all.clone(),
-                false => compiler.compile(filters, |name| of_entry(name).or_else(|| of_route(name))),
+                false => compiler.compile(filters, Some(&entry.name), |name| of_entry(name).or_else(|| of_route(name))),
             };
             let session = session(filters, |name| entry.filters.get(name).or_else(|| own.get(name)));
             Share { slot, filters: filters_of_entry, session }
@@ -375,7 +435,7 @@ impl Plan {
             }
             _ => (None, Box::default()),
         };
-        Self { choice, hash, filters: all, high_priority, retry, session, cors, mirrors }
+        Self { choice, hash, filters: all, high_priority, retry, session, cors, mirrors, counted: None }
     }
 }
 

@@ -1,15 +1,18 @@
 //! [`TcpConnection`]: bytes to an endpoint and back, counted, and what is given back at its end.
 
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use mesh_core::id::SpiffeId;
 use mesh_core::policy::Address;
 use mesh_core::telemetry::TcpSeries;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::cluster::{Attempt, Endpoint, Permit};
 use crate::connect::{IoStream, OpenGuard};
@@ -19,11 +22,15 @@ use crate::destination::Destination;
 ///
 /// Reads and writes pass through TLS where policy says so: the application sees plain bytes either way. The
 /// connection is the application's from now on. It stays when its endpoint leaves the destination, when the
-/// destination's configuration changes, and when a certificate is renewed; policy's idle timeout and longest
-/// life, which a proxy would keep, are not applied to it. Until it is dropped it counts against the cluster's
-/// `max_connections` and `max_requests` and as load of its endpoint.
+/// destination's configuration changes, and when a certificate is renewed; policy's longest life, which a proxy would
+/// keep, is not applied to it. One over which no byte has gone for policy's idle timeout (Envoy `tcp_proxy`, Istio
+/// `connectionPool.tcp.idleTimeout`; 1 h by default) is closed: who waits for bytes then, or uses it after, gets
+/// [`TimedOut`](io::ErrorKind::TimedOut). Until it is dropped it counts against the cluster's `max_connections` and
+/// `max_requests` and as load of its endpoint.
 pub struct TcpConnection {
-    io: IoStream,
+    // None: closed, for it was idle.
+    io: Option<IoStream>,
+    idle: Option<Box<Idle>>,
     peer: Option<SpiffeId>,
     series: Arc<TcpSeries>,
     endpoint: Arc<Endpoint>,
@@ -42,10 +49,12 @@ pub(crate) struct Held {
 }
 
 impl TcpConnection {
-    pub(crate) fn new(held: Held, permit: Permit, destination: Arc<Destination>) -> Self {
+    /// `idle`: how long it may be silent.
+    pub(crate) fn new(held: Held, permit: Permit, destination: Arc<Destination>, idle: Option<Duration>) -> Self {
         let Held { io, peer, series, endpoint, attempt, open } = held;
         series.open();
-        Self { io, peer, series, endpoint, _counted: (attempt, open, permit, destination) }
+        let idle = idle.and_then(Idle::new).map(Box::new);
+        Self { io: Some(io), idle, peer, series, endpoint, _counted: (attempt, open, permit, destination) }
     }
 
     /// The endpoint at the other end.
@@ -58,12 +67,81 @@ impl TcpConnection {
         self.peer.as_ref()
     }
 
+    /// Does one thing with the stream, if it was not silent for too long; `moved` tells how many bytes went.
+    fn poll_io<T>(
+        &mut self,
+        way: Way,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(Pin<&mut IoStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
+        moved: impl Fn(&T) -> usize,
+    ) -> Poll<io::Result<T>> {
+        let Some(io) = &mut self.io else { return Poll::Ready(Err(silent())) };
+        let Some(idle) = &mut self.idle else { return poll(Pin::new(io), cx) };
+        let now = Instant::now();
+        let over = now >= idle.end;
+        let polled = if over { Poll::Pending } else { poll(Pin::new(io), cx) };
+        match &polled {
+            Poll::Ready(Ok(done)) if moved(done) > 0 => idle.moved(now),
+            Poll::Pending if over || idle.poll(way, cx) => {
+                // Closed here and not when it is dropped: the other side is to know.
+                self.io = None;
+                return Poll::Ready(Err(silent()));
+            }
+            _ => {}
+        }
+        polled
+    }
+
     fn written(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = &polled {
             self.series.receive(*bytes);
         }
         polled
     }
+}
+
+/// The silence of one connection.
+struct Idle {
+    limit: Duration,
+    end: Instant,
+    // Reader and writer may be two tasks, and a timer wakes one.
+    timers: [Pin<Box<Sleep>>; 2],
+}
+
+/// Which of the two waits.
+#[derive(Clone, Copy)]
+enum Way {
+    Read,
+    Write,
+}
+
+impl Idle {
+    /// `None` if the end of the silence is beyond all time.
+    fn new(limit: Duration) -> Option<Self> {
+        let end = Instant::now().checked_add(limit)?;
+        Some(Self { limit, end, timers: [Box::pin(sleep_until(end)), Box::pin(sleep_until(end))] })
+    }
+
+    fn moved(&mut self, now: Instant) {
+        self.end = now + self.limit;
+    }
+
+    /// Whether it is over; else whoever waits is woken when it may be. The timers follow the end late: most of the
+    /// time it moves on long before.
+    fn poll(&mut self, way: Way, cx: &mut Context<'_>) -> bool {
+        let timer = &mut self.timers[way as usize];
+        while timer.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= self.end {
+                return true;
+            }
+            timer.as_mut().reset(self.end);
+        }
+        false
+    }
+}
+
+fn silent() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "no byte has gone over the connection for policy's idle timeout")
 }
 
 impl Drop for TcpConnection {
@@ -76,16 +154,17 @@ impl AsyncRead for TcpConnection {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        let polled = Pin::new(&mut this.io).poll_read(cx, buf);
-        this.series.send(buf.filled().len() - before);
-        polled
+        let read = |io: Pin<&mut IoStream>, cx: &mut Context<'_>| {
+            io.poll_read(cx, buf).map_ok(|()| buf.filled().len() - before)
+        };
+        this.poll_io(Way::Read, cx, read, |bytes| *bytes).map_ok(|bytes| this.series.send(bytes))
     }
 }
 
 impl AsyncWrite for TcpConnection {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let polled = Pin::new(&mut this.io).poll_write(cx, buf);
+        let polled = this.poll_io(Way::Write, cx, |io, cx| io.poll_write(cx, buf), |bytes| *bytes);
         this.written(polled)
     }
 
@@ -95,20 +174,20 @@ impl AsyncWrite for TcpConnection {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let polled = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
+        let polled = this.poll_io(Way::Write, cx, |io, cx| io.poll_write_vectored(cx, bufs), |bytes| *bytes);
         this.written(polled)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        self.io.as_ref().is_some_and(AsyncWrite::is_write_vectored)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+        self.get_mut().poll_io(Way::Write, cx, |io, cx| io.poll_flush(cx), |()| 0)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+        self.get_mut().poll_io(Way::Write, cx, |io, cx| io.poll_shutdown(cx), |()| 0)
     }
 }
 

@@ -1,8 +1,9 @@
 //! The control plane's state directory: a place of its own (mode 0700) for the CA key, the root
 //! certificate, spent join tokens, the last registrations and the last good manifests.
 //!
-//! Refuses to know what the files mean. A secret is opened once, its mode is checked on the open file,
-//! and it is written whole or not at all.
+//! Refuses to know what the files mean. A secret is opened once, its mode and owner are checked on the open file,
+//! and it is written whole or not at all. In a directory that others may change they could put their own in its place, so
+//! such a one is not used.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -15,7 +16,11 @@ const MAX_FILE: u64 = 16 << 20;
 
 /// The state directory, created on first use.
 #[derive(Clone, Debug)]
-pub(crate) struct StateDir(PathBuf);
+pub(crate) struct StateDir {
+    path: PathBuf,
+    /// The user as whom this process makes files; without users 0.
+    user: u32,
+}
 
 /// Why the state directory or a file in it cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +47,14 @@ pub enum StateError {
         /// Its permission bits.
         mode: u32,
     },
+    /// A directory that others may change, or a file or directory of somebody else.
+    #[error("state: {} {reason}", path.display())]
+    NotOurs {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// A file that does not hold what it should.
     #[error("state: {} cannot be used: {reason}", path.display())]
     Content {
@@ -53,19 +66,21 @@ pub enum StateError {
 }
 
 impl StateDir {
-    /// Opens the directory, creating it (mode 0700) and its parents where missing.
+    /// Opens the directory, creating it (mode 0700) and its parents where missing. One that is there must be of this
+    /// user or of root, and nobody else may write to it.
     pub(crate) fn open(path: &Path) -> Result<Self, StateError> {
         let failed = |source| StateError::Io { action: "create", path: path.to_owned(), source };
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(failed)?;
         }
         create_private_dir(path).map_err(failed)?;
-        Ok(Self(path.to_owned()))
+        let user = refuse_shared(path)?;
+        Ok(Self { path: path.to_owned(), user })
     }
 
     /// The path of a file in it.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.path.join(name)
     }
 
     /// A directory inside, created (mode 0700) where missing.
@@ -83,7 +98,7 @@ impl StateDir {
     /// Reads a secret, which is wiped when it is dropped; `None` if it does not exist. Refuses one that group or others can
     /// read.
     pub(crate) fn read_secret(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, StateError> {
-        Ok(self.read_checked(name, refuse_too_open)?.map(Zeroizing::new))
+        Ok(self.read_checked(name, |path, metadata| refuse_too_open(path, metadata, self.user))?.map(Zeroizing::new))
     }
 
     fn read_checked(
@@ -140,7 +155,7 @@ impl StateDir {
     /// Puts one file in the place of another; on disk when it returns.
     pub(crate) fn rename(&self, from: &str, to: &str) -> Result<(), StateError> {
         let path = self.path(to);
-        let renamed = fs::rename(self.path(from), &path).and_then(|()| sync_dir(&self.0));
+        let renamed = fs::rename(self.path(from), &path).and_then(|()| sync_dir(&self.path));
         renamed.map_err(|source| StateError::Io { action: "replace", path, source })
     }
 
@@ -197,18 +212,60 @@ fn create_private_dir(path: &Path) -> io::Result<()> {
 }
 
 #[cfg(unix)]
-fn refuse_too_open(path: &Path, metadata: &fs::Metadata) -> Result<(), StateError> {
-    use std::os::unix::fs::PermissionsExt;
+fn refuse_too_open(path: &Path, metadata: &fs::Metadata, user: u32) -> Result<(), StateError> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let mode = metadata.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(StateError::TooOpen { path: path.to_owned(), mode });
     }
-    Ok(())
+    refuse_foreign(path, metadata.uid(), user)
 }
 
 #[cfg(not(unix))]
-fn refuse_too_open(_: &Path, _: &fs::Metadata) -> Result<(), StateError> {
+fn refuse_too_open(_: &Path, _: &fs::Metadata, _: u32) -> Result<(), StateError> {
     Ok(())
+}
+
+/// Refuses a directory that others may change; gives the user as whom this process makes files.
+#[cfg(unix)]
+fn refuse_shared(path: &Path) -> Result<u32, StateError> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let failed = |action| move |source| StateError::Io { action, path: path.to_owned(), source };
+    let metadata = fs::metadata(path).map_err(failed("read"))?;
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o022 != 0 {
+        let shown = path.display();
+        let reason = format!(
+            "has mode {mode:03o} and others can put files there; make it yours alone with: chmod go-w {shown}; or name a \
+             directory inside of it, which is made as it must be"
+        );
+        return Err(StateError::NotOurs { path: path.to_owned(), reason });
+    }
+    // Whose files this process makes only a file tells.
+    let probe = path.join(format!(".owner.{}.{:016x}", std::process::id(), fastrand::Rng::new().u64(..)));
+    let made = private_file().create_new(true).write(true).open(&probe).and_then(|file| file.metadata());
+    let user = made.map_err(failed("write to"))?.uid();
+    fs::remove_file(&probe).map_err(failed("write to"))?;
+    refuse_foreign(path, metadata.uid(), user)?;
+    Ok(user)
+}
+
+#[cfg(not(unix))]
+fn refuse_shared(_: &Path) -> Result<u32, StateError> {
+    Ok(0)
+}
+
+/// Refuses what is neither this user's nor root's.
+#[cfg(unix)]
+fn refuse_foreign(path: &Path, owner: u32, user: u32) -> Result<(), StateError> {
+    if owner == user || owner == 0 {
+        return Ok(());
+    }
+    let reason = format!(
+        "belongs to the user {owner} and this process is {user}; run it as that user, or give it away with: chown {user} {}",
+        path.display()
+    );
+    Err(StateError::NotOurs { path: path.to_owned(), reason })
 }
 
 #[cfg(unix)]
@@ -227,9 +284,47 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let dir = StateDir::open(&home.path().join("a/state")).unwrap();
         dir.write("key", b"secret").unwrap();
-        assert_eq!((mode(&dir.0), mode(&dir.path("key"))), (0o700, 0o600));
+        assert_eq!((mode(&dir.path), mode(&dir.path("key"))), (0o700, 0o600));
         assert_eq!(dir.read_secret("key").unwrap().unwrap().as_slice(), b"secret");
         assert!(dir.read_secret("none").unwrap().is_none());
+    }
+
+    #[test]
+    fn s94_a_directory_that_others_can_change_is_refused() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("state");
+        StateDir::open(&path).unwrap();
+        let set = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        for shared in [0o770, 0o707, 0o720, 0o702, 0o777] {
+            set(shared);
+            let refused = StateDir::open(&path).unwrap_err();
+            assert!(matches!(refused, StateError::NotOurs { .. }), "{refused}");
+            assert!(refused.to_string().contains(&format!("mode {shared:03o}")), "{refused}");
+        }
+        // The control: others may look, for the secrets in it have modes of their own.
+        for mode in [0o700, 0o750, 0o755] {
+            set(mode);
+            assert!(StateDir::open(&path).is_ok(), "{mode:o}");
+        }
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 0, "nothing is left there");
+        // A directory inside of one that is shared is made as it must be.
+        set(0o777);
+        assert!(StateDir::open(&path.join("own")).is_ok());
+    }
+
+    #[test]
+    fn s94_what_belongs_to_somebody_else_is_refused() {
+        let home = tempfile::tempdir().unwrap();
+        for (owner, good) in [(1_000, true), (0, true), (1_001, false)] {
+            assert_eq!(refuse_foreign(home.path(), owner, 1_000).is_ok(), good, "{owner}");
+        }
+        // A file's owner is looked at as well as its mode: the same directory, as if it were opened by another user.
+        let dir = StateDir::open(home.path()).unwrap();
+        dir.write("key", b"secret").unwrap();
+        assert!(dir.read_secret("key").is_ok(), "the control");
+        let metadata = fs::metadata(dir.path("key")).unwrap();
+        let owner = std::os::unix::fs::MetadataExt::uid(&metadata);
+        assert_eq!(refuse_too_open(&dir.path("key"), &metadata, owner + 1).is_ok(), owner == 0);
     }
 
     #[test]

@@ -104,8 +104,13 @@ impl Ca {
 
     /// An identity of generation `generation` in the name of `uri`, for a day.
     pub(crate) fn identity(&self, uri: &str, generation: u64) -> Identity {
+        self.identity_for(uri, generation, Duration::from_secs(24 * 3600))
+    }
+
+    /// The same, good for so long.
+    pub(crate) fn identity_for(&self, uri: &str, generation: u64, life: Duration) -> Identity {
         let key = KeyPair::generate().unwrap();
-        let leaf = workload(uri, Duration::from_secs(24 * 3600)).signed_by(&key, &*self.issuer).unwrap();
+        let leaf = workload(uri, life).signed_by(&key, &*self.issuer).unwrap();
         let der = PrivateKeyDer::Pkcs8(key.serialize_der().into());
         let signing = crypto().key_provider.load_private_key(der).unwrap();
         let bundle = TrustBundle::new([self.root.der().clone()]).unwrap();
@@ -115,8 +120,13 @@ impl Ca {
 
     /// TLS for a server at 127.0.0.1; clients may show a certificate of this CA.
     pub(crate) fn server_config(&self) -> Arc<ServerConfig> {
+        self.server_config_of("spiffe://cluster.local/ns/mesh-system/sa/control-plane")
+    }
+
+    /// The same of somebody else who has a certificate for 127.0.0.1.
+    pub(crate) fn server_config_of(&self, uri: &str) -> Arc<ServerConfig> {
         let key = KeyPair::generate().unwrap();
-        let mut params = workload("spiffe://cluster.local/ns/mesh-system/sa/control-plane", Duration::from_secs(3600));
+        let mut params = workload(uri, Duration::from_secs(3600));
         params.subject_alt_names.push(SanType::IpAddress([127, 0, 0, 1].into()));
         let leaf = params.signed_by(&key, &*self.issuer).unwrap();
         let mut roots = RootCertStore::empty();

@@ -97,6 +97,9 @@ pub struct Config {
     /// is not trusted any more. Such a connection takes no further requests; what is left after this time is reset.
     /// Default 5 s.
     pub unwelcome_limit: Duration,
+    /// How long no byte may go over a raw connection ([`Server::serve_tcp`](crate::Server::serve_tcp)) before it is closed.
+    /// Default 1 h (Envoy `tcp_proxy.idle_timeout`); none = no limit.
+    pub raw_idle_timeout: Option<Duration>,
     /// Shortest interval of a stream of load reports, whatever its client asks for. Default 30 s (gRFC A51). Only with
     /// [`load_reports`](crate::ServerBuilder::load_reports).
     pub min_load_report_interval: Duration,
@@ -131,6 +134,7 @@ impl Default for Config {
             lame_duck: Duration::from_secs(2),
             drain_limit: Duration::from_secs(25),
             unwelcome_limit: Duration::from_secs(5),
+            raw_idle_timeout: Some(Duration::from_secs(3600)),
             min_load_report_interval: Duration::from_secs(30),
         }
     }

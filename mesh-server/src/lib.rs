@@ -3,6 +3,7 @@
 //! ```text
 //! listener → accept (policy, first byte) → TLS (peer identity) → HTTP/1.1 or HTTP/2
 //!          → inbound layer (headers, context, metrics, access log) → the application's service
+//!                                  └─► or raw bytes: authorization → the application's handler
 //! ```
 //!
 //! [`Server`] does all of it; [`InboundLayer`] is the last step alone, for an application that keeps
@@ -19,10 +20,14 @@ mod body;
 mod builder;
 mod config;
 mod ext_authz;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod inbound;
 mod layer;
 mod listen;
 mod load;
+mod raw;
 mod server;
 
 pub use mesh_core::context::{caller, claims};
@@ -37,4 +42,5 @@ pub use self::inbound::{InboundStats, Refusal};
 pub use self::layer::{InboundBody, InboundLayer, InboundService, Priority, ResponseFuture};
 pub use self::lifecycle::Readiness;
 pub use self::load::LoadReporter;
+pub use self::raw::RawConnection;
 pub use self::server::Server;

@@ -1,4 +1,4 @@
-//! [`Server`]: serves a Tower service on a listening socket as the mesh's policy says.
+//! [`Server`]: serves a Tower service, or raw connections, on a listening socket as the mesh's policy says.
 
 use std::future::Future;
 use std::io;
@@ -12,12 +12,12 @@ use tower_service::Service;
 use mesh_core::error::BoxError;
 
 use crate::inbound::{Door, run};
-use crate::{Body, InboundLayer, InboundStats, Readiness, ServerBuilder};
+use crate::{Body, InboundLayer, InboundStats, RawConnection, Readiness, ServerBuilder};
 
 /// The inbound side of the mesh. Cheap to clone; may serve several listeners of the same policy.
 ///
 /// Strict and permissive mutual TLS on one port, HTTP/1.1 and HTTP/2, upgrades (WebSockets), the
-/// [inbound layer](InboundLayer) for every request.
+/// [inbound layer](InboundLayer) for every request. Or raw connections, with what of policy holds for them.
 #[derive(Clone)]
 pub struct Server {
     door: Arc<Door>,
@@ -60,7 +60,54 @@ impl Server {
         let (door, readiness) = (self.door.clone(), self.readiness.clone());
         async move {
             let address = listener.local_addr()?;
-            run(listener, address, door, readiness, service).await;
+            let serve = move |door: Arc<Door>, tcp, peer| {
+                let service = service.clone();
+                async move { door.serve(tcp, peer, service).await }
+            };
+            run(listener, address, door, readiness, serve).await;
+            Ok(())
+        }
+    }
+
+    /// Serves connections that carry no HTTP, for protocols of the application's own: `handler` is called with each
+    /// [`RawConnection`] that policy lets in, and reads and writes plain bytes whether or not there is mutual TLS below.
+    ///
+    /// The port's mode (PeerAuthentication) holds as for HTTP, but that where TLS is disabled bytes are passed on as they
+    /// come, TLS of the application's own among them. On a permissive port a caller that says nothing for
+    /// [`Config::detect_timeout`](crate::Config) is taken for a plaintext one that waits for the server to begin. Authorization
+    /// policies decide once, before the handler is called, by what is known of a connection: identity and address of the
+    /// caller, port and address reached, TLS server name. As with Istio a rule that says something of requests or tokens
+    /// does not match if it allows; if it denies, that part is passed over. What a CUSTOM policy matches is denied: authorizers are
+    /// asked about requests only. So is everything where a filter of the listener demands a token. A connection that is
+    /// denied is reset.
+    ///
+    /// A policy that comes later and denies an open connection, or a peer that is not trusted any more, ends it after
+    /// [`Config::unwelcome_limit`](crate::Config); [`Config::raw_idle_timeout`](crate::Config) ends silent ones. Limits on connections
+    /// count, those on requests do not, and the age of a connection does not end it. It counts as open until the handler has
+    /// returned and the connection is dropped.
+    ///
+    /// The future ends as that of [`serve`](Self::serve): what is open when a drain's lame duck time is over has
+    /// [`Config::drain_limit`](crate::Config) to end.
+    ///
+    /// # Errors
+    /// The listener's own address cannot be read.
+    pub fn serve_tcp<H, F>(
+        &self,
+        listener: TcpListener,
+        handler: H,
+    ) -> impl Future<Output = io::Result<()>> + Send + use<H, F>
+    where
+        H: Fn(RawConnection) -> F + Clone + Send + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (door, readiness) = (self.door.clone(), self.readiness.clone());
+        async move {
+            let address = listener.local_addr()?;
+            let serve = move |door: Arc<Door>, tcp, peer| {
+                let handler = handler.clone();
+                async move { door.serve_raw(tcp, peer, handler).await }
+            };
+            run(listener, address, door, readiness, serve).await;
             Ok(())
         }
     }

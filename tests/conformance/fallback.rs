@@ -186,4 +186,30 @@ async fn a95_an_authority_may_fall_back_for_the_sake_of_reachability_alone() {
     }
 }
 
+/// Control run: without a second control plane the same outages are felt, at the start and in the middle of an update.
+#[tokio::test(start_paused = true)]
+async fn without_a_next_one_an_outage_is_felt_r11() {
+    for variant in BOTH {
+        let [first, second, _] = three();
+        first.is(Mood::Down);
+        let starting = client(variant, &[&first]);
+        let mut state = starting.destination(&"a:80".parse().unwrap());
+        becomes(&mut state, "nobody is there", |s| matches!(s, DestinationState::Unreachable(_))).await;
+        clock::pass(Duration::from_secs(300)).await;
+        assert!(matches!(&**state.load(), DestinationState::Unreachable(_)));
+        assert_eq!(second.opened(), 0);
+        drop((starting, state));
+
+        first.is(Mood::Up);
+        let updating = client(variant, &[&first]);
+        let mut state = updating.destination(&"a:80".parse().unwrap());
+        goes_to(&mut state, 10).await;
+        first.put(route_to("r", "new"));
+        first.sees("new is asked for", |plane| plane.asked(codec::CLUSTER).contains(&"new".to_owned())).await;
+        first.is(Mood::Down);
+        clock::pass(Duration::from_secs(300)).await;
+        assert!(matches!(&**state.load(), DestinationState::Ready(s) if ports(s) == [10]), "the update hangs");
+    }
+}
+
 const NAME: &str = "xdstp://n/envoy.config.listener.v3.Listener/a:80";

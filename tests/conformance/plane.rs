@@ -13,7 +13,8 @@ use mesh_core::source::Watched;
 use mesh_discovery::bootstrap::{Bootstrap, ChannelCredentials, Node, XdsServer};
 use mesh_discovery::codec;
 use mesh_discovery::xds::{
-    AdsStream, Ask, Body, RawResource, Request, Response, StreamError, Transport, Variant, XdsClient, XdsConfig,
+    AdsStream, Ask, Body, Cause, RawResource, Request, ResourceError, Response, StreamError, Transport, Variant,
+    XdsClient, XdsConfig,
 };
 use mesh_testkit::policy;
 use parking_lot::Mutex;
@@ -45,7 +46,8 @@ pub(crate) struct Plane {
 struct Book {
     mood: Mood,
     has_delta: bool,
-    /// Delta: says of names that it does not have that they do not exist.
+    /// Says of names that it does not have that they do not exist: in delta they are removed, in the state of the world
+    /// there is an error for each.
     tells_absence: bool,
     /// By type and name: revision and bytes.
     resources: BTreeMap<String, BTreeMap<String, (u64, Vec<u8>)>>,
@@ -294,6 +296,11 @@ impl Plane {
                     body: Some(Body::new(type_url, bytes.clone())),
                 }),
                 None if variant == Variant::Delta => response.removed.push(name.clone()),
+                None if book.tells_absence => response.errors.push(ResourceError {
+                    name: name.clone(),
+                    cause: Cause::NotFound,
+                    message: "it is not here".to_owned(),
+                }),
                 None => {}
             }
         }
@@ -394,7 +401,11 @@ pub(crate) fn route_to(name: &str, cluster: &str) -> Named {
 }
 
 pub(crate) fn cluster_named(name: &str) -> Named {
-    named(name, packed!(codec::encode_cluster(&mesh_core::policy::Cluster::new(name.into()))))
+    cluster_of(&mesh_core::policy::Cluster::new(name.into()))
+}
+
+pub(crate) fn cluster_of(cluster: &mesh_core::policy::Cluster) -> Named {
+    named(cluster.name.as_str(), packed!(codec::encode_cluster(cluster)))
 }
 
 /// Endpoints that are none.
@@ -403,8 +414,11 @@ pub(crate) fn no_endpoints_of(cluster: &str) -> Named {
 }
 
 pub(crate) fn endpoints_of(cluster: &str, port: u16) -> Named {
-    let endpoint = Endpoint::new(Address::Socket(([127, 0, 0, 1], port).into()));
-    named(cluster, packed!(codec::encode_endpoints(&policy::endpoints(&cluster.into(), vec![endpoint]))))
+    endpoints_at(cluster, vec![Endpoint::new(Address::Socket(([127, 0, 0, 1], port).into()))])
+}
+
+pub(crate) fn endpoints_at(cluster: &str, endpoints: Vec<Endpoint>) -> Named {
+    named(cluster, packed!(codec::encode_endpoints(&policy::endpoints(&cluster.into(), endpoints))))
 }
 
 /// A resource of this type and name that no decoder takes.

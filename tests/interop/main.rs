@@ -20,6 +20,9 @@ mod member;
 mod outage;
 mod proxy;
 mod psm;
+mod psm_lists;
+#[path = "../product/puppet.rs"]
+mod puppet;
 mod python;
 mod server;
 mod sidecar;

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::ops::Deref;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -20,37 +21,54 @@ use crate::member;
 use crate::world::{World, eventually};
 
 /// Both protocols of each case.
-const BOTH: [Protocol; 2] = [Protocol::Http, Protocol::Grpc];
+pub(crate) const BOTH: [Protocol; 2] = [Protocol::Http, Protocol::Grpc];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Protocol {
+pub(crate) enum Protocol {
     Http,
     Grpc,
 }
 
 /// What a call came to: who answered, or its status (`503`, `14`).
-type Outcome = Result<String, String>;
+pub(crate) type Outcome = Result<String, String>;
 
-/// The caller of a case and the control plane that it follows.
+/// The caller of a case.
+pub(crate) struct Caller {
+    pub(crate) mesh: Mesh,
+    pub(crate) protocol: Protocol,
+    /// Whom it calls, `host:port`.
+    pub(crate) target: &'static str,
+}
+
+/// A caller and the control plane that it follows.
 struct Case {
     world: World,
-    mesh: Mesh,
-    protocol: Protocol,
+    caller: Caller,
+}
+
+impl Deref for Case {
+    type Target = Caller;
+
+    fn deref(&self) -> &Caller {
+        &self.caller
+    }
 }
 
 /// A path that gRPC and HTTP can both have.
-const PATH: &str = "/psm.Test/Unary";
+pub(crate) const PATH: &str = "/psm.Test/Unary";
 
 impl Case {
     /// A control plane with these manifests, and a caller.
     async fn new(protocol: Protocol, manifests: &[(&str, String)]) -> Self {
         let world = World::start(manifests).await;
         let mesh = member::join(&world, "caller", "app=caller,tier=gold").await;
-        Self { world, mesh, protocol }
+        Self { world, caller: Caller { mesh, protocol, target: "psm.example.com:9080" } }
     }
+}
 
-    async fn call_with(&self, path: &str, headers: &[(&str, &str)]) -> Outcome {
-        let mut request = Request::post(format!("http://psm.example.com:9080{path}"));
+impl Caller {
+    pub(crate) async fn call_with(&self, path: &str, headers: &[(&str, &str)]) -> Outcome {
+        let mut request = Request::post(format!("http://{}{path}", self.target));
         if self.protocol == Protocol::Grpc {
             request = request.header("content-type", "application/grpc").header("te", "trailers");
         }
@@ -80,12 +98,12 @@ impl Case {
         if self.protocol == Protocol::Grpc { grpc.to_string() } else { http.to_string() }
     }
 
-    async fn call(&self) -> Outcome {
+    pub(crate) async fn call(&self) -> Outcome {
         self.call_with(PATH, &[]).await
     }
 
     /// Who answered how many of so many calls; failures by their status.
-    async fn calls(&self, count: usize, headers: &[(&str, &str)]) -> BTreeMap<String, usize> {
+    pub(crate) async fn calls(&self, count: usize, headers: &[(&str, &str)]) -> BTreeMap<String, usize> {
         let mut report = BTreeMap::new();
         for _ in 0..count {
             let who = self.call_with(PATH, headers).await.unwrap_or_else(|status| status);
@@ -95,7 +113,7 @@ impl Case {
     }
 
     /// Calls until so many in a row are answered by all of these and by nobody else.
-    async fn becomes(&self, count: usize, who: &[&str]) {
+    pub(crate) async fn becomes(&self, count: usize, who: &[&str]) {
         eventually(&format!("{:?}: answers of {who:?} alone", self.protocol), async || {
             let report = self.calls(count, &[]).await;
             report.keys().eq(&sorted(who)).then_some(())
@@ -164,7 +182,7 @@ fn routes(routes: &str) -> (&'static str, String) {
 const TO_PSM: &str = "route: [{ destination: { host: psm.example.com } }]";
 const TO_OTHER: &str = "route: [{ destination: { host: other.example.com } }]";
 
-async fn actors<const N: usize>(names: [&'static str; N]) -> [Actor; N] {
+pub(crate) async fn actors<const N: usize>(names: [&'static str; N]) -> [Actor; N] {
     let mut actors = Vec::new();
     for name in names {
         actors.push(Actor::start(name).await);
@@ -209,6 +227,43 @@ async fn affinity_04_05() {
         .await;
         let now = case.calls(100, &[("x-user", "jason")]).await;
         assert!(now.len() == 1 && now != mine, "{protocol:?}: {mine:?}, then {now:?}");
+    }
+}
+
+/// Servers with an open connection of this caller.
+fn connected(caller: &Caller) -> usize {
+    let dump = caller.mesh.client().dump();
+    let endpoints = dump.destinations.iter().flat_map(|it| &it.clusters).flat_map(|it| &it.endpoints);
+    endpoints.filter(|endpoint| endpoint.open_connections > 0).count()
+}
+
+#[tokio::test]
+async fn affinity_04_one_connection_and_a_server_that_refuses_to_serve() {
+    for protocol in BOTH {
+        let [a, b, c] = actors(["a", "b", "c"]).await;
+        let hash = "loadBalancer: { consistentHash: { httpHeaderName: x-user } }, \
+                    outlierDetection: { consecutive5xxErrors: 1, interval: 500ms, baseEjectionTime: 60s, \
+                    maxEjectionPercent: 100 }";
+        let case = Case::new(protocol, &[psm(&[&a, &b, &c]), policy(hash)]).await;
+        let jason = [("x-user", "jason")];
+        eventually("it is answered", async || case.call_with(PATH, &jason).await.ok()).await;
+        let mine = case.calls(100, &jason).await;
+        assert_eq!((mine.len(), connected(&case)), (1, 1), "{protocol:?}: {mine:?}");
+        // It is there and takes connections, but serves nobody.
+        let refuses = [&a, &b, &c].into_iter().find(|actor| mine.contains_key(actor.name)).unwrap();
+        refuses.fail(true);
+        eventually("the others carry its requests", async || {
+            let report = case.calls(20, &jason).await;
+            (report.len() == 1 && report != mine && report.keys().all(|who| who.len() == 1)).then_some(())
+        })
+        .await;
+        let now = case.calls(100, &jason).await;
+        assert!(now.len() == 1 && !now.contains_key(refuses.name), "{protocol:?}: {mine:?}, then {now:?}");
+        // The control: callers that differ have connections to the others.
+        for user in 0..30 {
+            case.calls(1, &[("x-user", &format!("user-{user}"))]).await;
+        }
+        assert!(connected(&case) >= 2, "{protocol:?}");
     }
 }
 
@@ -294,6 +349,27 @@ async fn failover_11_and_gentle_failover_40() {
         case.becomes(60, &["s"]).await;
         [&a, &b, &c].iter().for_each(|actor| actor.fail(false));
         case.becomes(60, &["a", "b", "c"]).await;
+    }
+}
+
+#[tokio::test]
+async fn failover_11_one_primary_down_sends_nothing_to_the_secondary() {
+    for protocol in BOTH {
+        let [a, b, c, d, e, s] = actors(["a", "b", "c", "d", "e", "s"]).await;
+        let case = Case::new(protocol, &[tiers(&[&a, &b, &c, &d, &e], &[&s]), policy(FAILOVER)]).await;
+        case.becomes(60, &["a", "b", "c", "d", "e"]).await;
+        // Four of five are left, of which Envoy makes 1.4 times as much: that is all of it.
+        a.fail(true);
+        eventually("it is left", async || {
+            let report = case.calls(60, &[]).await;
+            assert!(!report.contains_key("s"), "{protocol:?}: {report:?}");
+            report.keys().eq(&sorted(&["b", "c", "d", "e"])).then_some(())
+        })
+        .await;
+        // The control: two of five are left, which is too few.
+        b.fail(true);
+        c.fail(true);
+        case.becomes(60, &["d", "e", "s"]).await;
     }
 }
 
@@ -394,7 +470,7 @@ async fn fault_injection_29() {
 }
 
 /// A call that may take so many milliseconds, as one made for a request with that deadline.
-async fn within(case: &Case, millis: u64) -> Outcome {
+async fn within(case: &Caller, millis: u64) -> Outcome {
     let mut served = RequestContext::from_headers(&http::HeaderMap::new(), || 7);
     served.deadline = Some(Instant::now() + Duration::from_millis(millis));
     context::scope(served.into(), case.call()).await

@@ -2,12 +2,13 @@
 //! broken policy does.
 
 use axum::Router;
+use axum::body::Body;
 use axum::routing::any;
 use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
 use envoy_types::pb::envoy::service::auth::v3 as proto;
 use envoy_types::pb::envoy::r#type::v3::HttpStatus;
 use envoy_types::pb::google::rpc::Status;
-use http::HeaderMap;
+use http::{HeaderMap, Request, Response};
 use mesh::Mesh;
 use proto::authorization_server::{Authorization, AuthorizationServer};
 
@@ -190,4 +191,59 @@ data:
     // The control: without the policy nobody is asked.
     plane.write("authz.yaml", policy("{rules: [{}]}"));
     becomes(&web, REVIEWS, &[], "None").await;
+}
+
+#[tokio::test]
+async fn a_custom_policy_asks_a_service_over_http() {
+    let plane = Plane::start().await;
+    // It lets those pass who know the word, and says what it was asked.
+    let check = |request: Request<Body>| async move {
+        let headers = request.headers();
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("-").to_owned();
+        let host = request.uri().authority().map_or_else(|| text("host"), |authority| authority.to_string());
+        let asked = format!("{host} {} {} {}", request.uri().path(), text("x-password"), text("x-secret"));
+        let status = if text("x-password") == "sesame" { 200_u16 } else { 401 };
+        Response::builder().status(status).header("x-asked", asked).body(Body::from("the word?")).unwrap()
+    };
+    let authorizer = plane.serve("authz", "", Router::new().fallback(any(check))).await;
+    let who = |headers: HeaderMap| async move { format!("{:?}", headers.get("x-asked")) };
+    let server = plane.serve("reviews", "", Router::new().fallback(any(who))).await;
+    let web = plane.caller("productpage").await;
+    becomes(&web, REVIEWS, &[], "None").await;
+
+    plane.write(
+        "mesh.yaml",
+        "
+apiVersion: v1
+kind: ConfigMap
+metadata: { name: istio, namespace: istio-system }
+data:
+  mesh: |
+    extensionProviders:
+    - name: password
+      envoyExtAuthzHttp:
+        service: authz.default.svc.cluster.local
+        port: 9080
+        timeout: 5s
+        statusOnError: '503'
+        pathPrefix: /check
+        includeRequestHeadersInCheck: [x-password]
+        headersToUpstreamOnAllow: [x-asked]
+",
+    );
+    plane.write(
+        "authz.yaml",
+        policy("{selector: {matchLabels: {app: reviews}}, action: CUSTOM, provider: {name: password}, rules: [{}]}"),
+    );
+    assert_eq!(status_becomes(&web, REVIEWS, 401).await, "the word?");
+    plane.no_findings().await;
+    // The host is that of the request in question, though the authorizer is reached by its own name.
+    let asked = "Some(\"reviews:9080 /check/ sesame -\")";
+    becomes(&web, REVIEWS, &[("x-password", "sesame"), ("x-secret", "1"), ("x-asked", "me")], asked).await;
+
+    // Nobody answers: denied, as the provider says.
+    authorizer.mesh.shutdown().await;
+    drop(authorizer);
+    status_becomes(&web, REVIEWS, 503).await;
+    drop(server);
 }

@@ -167,6 +167,34 @@ fn a_large_body_goes_to_and_fro_in_constant_memory() {
     }
 }
 
+/// The head of a gRPC message of 4 GiB, and as much of it as anybody wants.
+fn bomb() -> impl HttpBody<Data = Bytes, Error = BoxError> + Send + 'static {
+    let head = stream::once(async { Ok(Frame::data(Bytes::from_static(b"\0\xff\xff\xff\xff"))) });
+    let chunk = Bytes::from(vec![7; CHUNK]);
+    StreamBody::new(Box::pin(head.chain(stream::repeat_with(move || Ok(Frame::data(chunk.clone()))))))
+}
+
+/// R31: the mesh makes no room for what a message says of its length, and holds nothing of a body without an end.
+#[test]
+fn a_grpc_message_that_claims_4_gib_and_does_not_end_is_passed_on_and_not_held_r31() {
+    for protocol in PROTOCOLS {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let ends = runtime.block_on(Ends::start(protocol));
+        let exchange = async {
+            let request = Request::post("http://echo/echo").header("content-type", "application/grpc");
+            let answer = ends.client.send(request.body(bomb()).unwrap()).await.unwrap();
+            let (mut body, mut read) = (answer.into_body(), 0);
+            while read < LARGE {
+                read += body.frame().await.unwrap().unwrap().into_data().unwrap().len();
+            }
+        };
+        let memory = allocation_counter::measure(|| runtime.block_on(exchange));
+        println!("{protocol:?}: {} bytes at most", memory.bytes_max);
+        assert!(memory.bytes_max < CONSTANT, "{protocol:?}: {} bytes", memory.bytes_max);
+        runtime.block_on(ends.idle());
+    }
+}
+
 /// Control run: what is kept of a body is seen.
 #[test]
 fn a_body_that_is_kept_is_seen_in_memory() {

@@ -22,7 +22,8 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tower::ServiceExt;
 
-use crate::reports::{Puppet, bad_cluster, said};
+use crate::puppet::Puppet;
+use crate::reports::{bad_cluster, said};
 use crate::support::{FREE, Plane};
 
 const UNAVAILABLE: &str = "14";

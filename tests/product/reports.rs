@@ -3,23 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::pin::Pin;
 
 use envoy_types::pb::envoy::admin::v3::ClientResourceStatus;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
 use envoy_types::pb::envoy::config::core::v3::{AggregatedConfigSource, ConfigSource, config_source};
-use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
-    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
-};
-use envoy_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-};
 use envoy_types::pb::envoy::service::status::v3::client_config::GenericXdsConfig;
 use envoy_types::pb::envoy::service::status::v3::client_status_discovery_service_client::ClientStatusDiscoveryServiceClient;
 use envoy_types::pb::envoy::service::status::v3::{ClientStatusRequest, ClientStatusResponse};
 use envoy_types::pb::envoy::r#type::matcher::v3::NodeMatcher;
 use envoy_types::pb::google::protobuf::Any;
-use futures_util::Stream;
 use mesh::Mesh;
 use mesh_core::policy::{
     Address, Cluster, Domain, Endpoint, Endpoints, Forward, HeaderPolicy, Listener, LocalityEndpoints, Route,
@@ -28,96 +20,13 @@ use mesh_core::policy::{
 use mesh_discovery::codec;
 use prost::Message;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
 use tonic::transport::Channel;
-use tonic::transport::server::TcpIncoming;
-use tonic::{Code, Request, Response, Status, Streaming};
 
+use crate::puppet::{Puppet, Said, TARGET};
 use crate::support::{FREE, Plane, call, eventually, plain_get};
-
-const TARGET: &str = "reviews:9080";
-
-/// What a control plane says: a version, and the resources of each type.
-#[derive(Clone)]
-pub(crate) struct Said {
-    version: &'static str,
-    pub(crate) resources: BTreeMap<&'static str, Vec<Any>>,
-}
-
-/// A control plane that says exactly what the test wants it to.
-#[derive(Clone)]
-pub(crate) struct Puppet {
-    said: watch::Receiver<Said>,
-}
-
-type Responses = Pin<Box<dyn Stream<Item = Result<DiscoveryResponse, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for Puppet {
-    type StreamAggregatedResourcesStream = Responses;
-    type DeltaAggregatedResourcesStream = Pin<Box<dyn Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send>>;
-
-    async fn stream_aggregated_resources(
-        &self,
-        request: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        let (mut requests, mut said) = (request.into_inner(), self.said.clone());
-        let (responses, outgoing) = mpsc::unbounded_channel();
-        tokio::spawn(async move {
-            let mut asked: BTreeMap<String, Vec<String>> = BTreeMap::new();
-            loop {
-                tokio::select! {
-                    request = requests.message() => {
-                        let Ok(Some(request)) = request else { return };
-                        let names = request.resource_names.clone();
-                        // An ACK asks for nothing new.
-                        if asked.insert(request.type_url.clone(), names.clone()) != Some(names) {
-                            say(&said.borrow(), &request.type_url, &responses);
-                        }
-                    }
-                    Ok(()) = said.changed() => {
-                        for type_url in asked.keys() {
-                            say(&said.borrow(), type_url, &responses);
-                        }
-                    }
-                }
-            }
-        });
-        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(outgoing))))
-    }
-
-    async fn delta_aggregated_resources(
-        &self,
-        _: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented("state of the world only"))
-    }
-}
-
-fn say(said: &Said, type_url: &str, responses: &mpsc::UnboundedSender<Result<DiscoveryResponse, Status>>) {
-    let _ = responses.send(Ok(DiscoveryResponse {
-        version_info: said.version.to_owned(),
-        resources: said.resources.get(type_url).cloned().unwrap_or_default(),
-        type_url: type_url.to_owned(),
-        nonce: format!("{} {type_url}", said.version),
-        ..DiscoveryResponse::default()
-    }));
-}
-
-impl Puppet {
-    /// Says `first` until told otherwise.
-    pub(crate) async fn start(first: Said) -> (SocketAddr, watch::Sender<Said>) {
-        let (sender, said) = watch::channel(first);
-        let listener = TcpListener::bind(FREE).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let service = AggregatedDiscoveryServiceServer::new(Self { said });
-        let server = tonic::transport::Server::builder().add_service(service);
-        tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
-        (address, sender)
-    }
-}
 
 /// Everything about [`TARGET`], with this cluster.
 pub(crate) fn said(version: &'static str, cluster: Any) -> Said {

@@ -9,7 +9,7 @@ use mesh::parts::mesh_core::id::TrustDomain;
 use mesh::parts::mesh_core::identity::Identity;
 use mesh_control::Clock;
 use mesh_control::ca::{CertificateLife, RootRotation, RotateError, RotationStep};
-use mesh_testkit::TestCa;
+use mesh_testkit::{CertificateSpec, TestCa};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -122,6 +122,55 @@ async fn the_root_changes_under_load_and_neither_a_request_nor_a_handshake_fails
     // Who joins now, joins under the new root.
     let fresh = plane.caller("visitor").await;
     assert_eq!(call(&fresh, REVIEWS, &[]).await.unwrap().1, "hello");
+}
+
+#[tokio::test]
+async fn s67_who_is_on_the_operators_revocation_list_is_refused_by_every_member_and_cut_off() {
+    let plane = Plane::start().await;
+    let server = plane.answering("reviews", "", "hello").await;
+    let caller = plane.caller("productpage").await;
+    becomes(&caller, REVIEWS, &[], "hello").await;
+    let load = Load::begin(&caller, REVIEWS);
+    // The operator signs with the authority's key, so that a number may be chosen.
+    let operator = TestCa::of_pem("cluster.local", &plane.state("root-cert.pem"), &plane.state("ca-key.pem"));
+    let numbered = |serial| {
+        let id = operator.id("default", "visitor");
+        operator.identity_from(&CertificateSpec { serial: Some(serial), ..CertificateSpec::of(&id) })
+    };
+    let (stolen, other) = (numbered(7), numbered(8));
+    let write = |text: &[u8]| std::fs::write(plane.state_dir().join("ca-crl.pem"), text).unwrap();
+    let known = |mesh: &Mesh| {
+        let identity = current(mesh);
+        identity.bundles().get(&identity.id().trust_domain()).unwrap().revocation_lists().to_vec()
+    };
+    // Control runs: no list, and one that names somebody else.
+    assert!(probe::get(server.address, &stolen).await.is_ok());
+    write(operator.revocation_list(&[9]).as_bytes());
+    let before = eventually("members know the list", || async {
+        let known = [&server.mesh, &caller].map(known);
+        known.iter().all(|lists| lists.len() == 1).then_some(known)
+    })
+    .await;
+    assert!(probe::get(server.address, &stolen).await.is_ok());
+    let mut live = probe::connect(server.address, &stolen).await.unwrap();
+    live.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+    assert!(live.read(&mut [0; 1024]).await.unwrap() > 0);
+
+    write(operator.revocation_list(&[7]).as_bytes());
+    eventually("it is refused", || async { probe::get(server.address, &stolen).await.is_err().then_some(()) }).await;
+    let closed = tokio::time::timeout(Duration::from_secs(5), live.read_to_end(&mut Vec::new())).await;
+    let _ = closed.expect("its open connection is closed");
+    assert!(probe::get(server.address, &other).await.is_ok(), "only that one");
+
+    // A file that is no list changes nothing, and who joins meanwhile learns the last good one.
+    write(b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n");
+    let fresh = plane.caller("productpage").await;
+    fresh.identity().wait_for(Option::is_some).await;
+    assert_eq!(known(&fresh).len(), 1);
+    assert_ne!(known(&fresh), before[0]);
+    assert!(probe::get(server.address, &stolen).await.is_err());
+    load.more(20).await;
+    load.all_well().await;
 }
 
 /// R25 at test scale.

@@ -1,12 +1,14 @@
 //! Raw connections: dialled by name, routed and limited by manifests, over mutual TLS to servers that know nothing of
-//! this library.
+//! this library; and to one that is of it, where policies hold.
 
 use std::collections::BTreeMap;
+use std::future::IntoFuture;
 
-use mesh::Mesh;
+use mesh::{Mesh, RawConnection};
 use mesh_core::error::{Code, Fault};
 use mesh_testkit::{RawServer, TestCa};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::{FREE, Plane, eventually, plain_get};
 
@@ -183,6 +185,101 @@ async fn a_server_with_another_identity_is_not_spoken_to() {
     plane.write("mysql.yaml", SERVICE.to_owned() + "---" + &instance("v1", &mysql));
     let said = eventually("the right server is known", || async { greeting(&web).await.ok() }).await;
     assert_eq!(said, format!("mysql {WEB} istio"));
+}
+
+/// What a server of this mesh says to `mesh`, or that it was turned away.
+async fn heard(mesh: &Mesh) -> Option<String> {
+    let mut line = String::new();
+    let connection = mesh.connect(TARGET).await.ok()?;
+    BufReader::new(connection).read_line(&mut line).await.ok().filter(|read| *read > 0)?;
+    Some(line.trim_end().to_owned())
+}
+
+#[tokio::test]
+async fn a_server_of_raw_connections_lets_in_whom_policies_name() {
+    let plane = Plane::start().await;
+    let policy = |spec: &str| {
+        let kind = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: { name: mysql }\n";
+        format!("{kind}spec: {{ selector: {{ matchLabels: {{ app: mysql }} }}, {spec} }}\n")
+    };
+    let name = "from: [{ source: { principals: [cluster.local/ns/default/sa/web] } }]";
+    plane.write("authz.yaml", policy(&format!("rules: [{{ {name}, to: [{{ operation: {{ ports: ['3306'] }} }}] }}]")));
+    let mysql = plane.process("mysql", "").debug_address(FREE).build().await.unwrap();
+    let listener = TcpListener::bind(FREE).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let greet = |mut connection: RawConnection| async move {
+        let who = connection.peer().spiffe_id.as_ref().map_or("nobody".to_owned(), ToString::to_string);
+        connection.write_all(format!("hello {who}\n").as_bytes()).await.unwrap();
+        tokio::io::copy(&mut connection.take(1000), &mut tokio::io::sink()).await.ok();
+    };
+    let serving = tokio::spawn(mysql.serve_tcp(listener, greet).service("mysql", 3306).without_signals().into_future());
+    plane.registered(address).await;
+    let (web, other) = (plane.caller("web").await, plane.caller("other").await);
+
+    // The workload's port is not the service's.
+    let port = address.port();
+    eventually("the server is known", || async { turned_away(&web).await.then_some(()) }).await;
+    plane
+        .write("authz.yaml", policy(&format!("rules: [{{ {name}, to: [{{ operation: {{ ports: ['{port}'] }} }}] }}]")));
+    let said = eventually("the policy lets in whom it names", || heard(&web)).await;
+    assert_eq!(said, format!("hello {WEB}"));
+    assert!(turned_away(&other).await);
+    let mut plain = TcpStream::connect(address).await.unwrap();
+    let _ = plain.write_all(b"x").await;
+    assert!(!matches!(plain.read(&mut [0; 8]).await, Ok(1..)), "plaintext is nobody");
+
+    // What only requests have denies whom it is about, and an open connection with him.
+    let mut open = BufReader::new(web.connect(TARGET).await.unwrap());
+    open.read_line(&mut String::new()).await.unwrap();
+    let deny = format!("action: DENY, rules: [{{ {name}, to: [{{ operation: {{ paths: [/admin] }} }}] }}]");
+    plane.write("authz.yaml", policy(&deny));
+    eventually("the other one is let in", || heard(&other)).await;
+    assert!(turned_away(&web).await);
+    assert!(!matches!(open.read_line(&mut String::new()).await, Ok(1..)), "what is denied now is ended");
+    plane.no_findings().await;
+
+    // Linkerd's words for the same.
+    plane.write("authz.yaml", format!("
+apiVersion: policy.linkerd.io/v1beta3
+kind: Server
+metadata: {{ name: mysql }}
+spec: {{ podSelector: {{ matchLabels: {{ app: mysql }} }}, port: {port}, proxyProtocol: opaque }}
+---
+apiVersion: policy.linkerd.io/v1beta1
+kind: ServerAuthorization
+metadata: {{ name: mysql }}
+spec: {{ server: {{ name: mysql }}, client: {{ meshTLS: {{ serviceAccounts: [{{ name: web, namespace: default }}] }} }} }}
+"));
+    eventually("Linkerd's policy holds", || async { turned_away(&other).await.then_some(()) }).await;
+    assert_eq!(heard(&web).await, Some(format!("hello {WEB}")));
+    plane.no_findings().await;
+
+    // The control: without a policy everybody is let in.
+    plane.write("authz.yaml", "");
+    eventually("nothing is in the way", || heard(&other)).await;
+    let mut plain = BufReader::new(TcpStream::connect(address).await.unwrap());
+    plain.write_all(b"x").await.unwrap();
+    let mut line = String::new();
+    plain.read_line(&mut line).await.unwrap();
+    assert_eq!(line, "hello nobody\n");
+    drop((plain, open));
+
+    let (_, metrics) = plain_get(mysql.debug_address().unwrap(), "/metrics").await.unwrap();
+    let counts = |line: &&str| {
+        line.starts_with("istio_tcp_connections_opened_total{reporter=\"destination\"")
+            && line.contains(&format!("source_principal=\"{WEB}\""))
+            && line.contains("request_protocol=\"tcp\"")
+    };
+    assert!(metrics.lines().any(|line| counts(&line)), "{metrics}");
+    mysql.begin_shutdown();
+    eventually("it has left", || async { serving.is_finished().then_some(()) }).await;
+    serving.await.unwrap().unwrap();
+}
+
+/// Whether a server was reached and ended the connection without a word.
+async fn turned_away(mesh: &Mesh) -> bool {
+    let Ok(connection) = mesh.connect(TARGET).await else { return false };
+    !matches!(BufReader::new(connection).read_line(&mut String::new()).await, Ok(1..))
 }
 
 #[tokio::test]

@@ -12,16 +12,19 @@ use futures_util::{FutureExt, stream};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty, StreamBody};
-use mesh_client::{Breakers, Client, InFlight};
+use mesh_client::{Breakers, Client, ClientBuilder, InFlight, LimitLayer};
 use mesh_core::error::BoxError;
 use mesh_core::policy::{
-    AdaptiveConcurrency, CircuitBreakers, FailureAccrual, HedgePolicy, HttpFilter, HttpFilterKind, MinRtt, PerMillion,
+    AdaptiveConcurrency, CircuitBreakers, FAULT_FILTER, FailureAccrual, Fault, FaultDelay, HedgePolicy, HttpFilter,
+    HttpFilterKind, MinRtt, Mirror, PerMillion, RouteAction, Snapshot,
 };
 use mesh_testkit::{FixedSource, clock};
+use tokio::time::Instant;
+use tower::{Layer, ServiceExt};
 
+use crate::each_seed;
 use crate::fleet::{Door, Fleet, Handler, Wire};
 use crate::load::{Policy, TARGET, read, request};
-use crate::seeded;
 
 const TICK: Duration = Duration::from_millis(5);
 
@@ -77,6 +80,17 @@ struct Case {
     name: &'static str,
     policy: Policy,
     act: fn(Client) -> BoxFuture<'static, ()>,
+    /// What policy has beside.
+    shape: fn(&mut Snapshot),
+    build: fn(ClientBuilder) -> ClientBuilder,
+    /// What it began goes on for a while without it.
+    detached: bool,
+}
+
+impl Case {
+    fn new(name: &'static str, policy: Policy, act: fn(Client) -> BoxFuture<'static, ()>) -> Self {
+        Self { name, policy, act, shape: |_| {}, build: |client| client, detached: false }
+    }
 }
 
 async fn fetch(client: Client, path: &'static str) {
@@ -104,6 +118,32 @@ async fn grpc(client: Client) {
     }
 }
 
+async fn channel(client: Client) {
+    let call = Request::post("/s/M").header("content-type", "application/grpc").header("te", "trailers");
+    let call = call.body(tonic::body::Body::empty()).unwrap();
+    let Ok(answer) = client.channel(TARGET).unwrap().oneshot(call).await;
+    let _ = read(answer).await;
+}
+
+/// A copy of each request to the servers that it goes to itself.
+fn mirrored(snapshot: &mut Snapshot) {
+    let mirror = Mirror { cluster: "fleet".into(), share: PerMillion::ALL, shadow_host: false };
+    let routes = Arc::make_mut(&mut snapshot.routes);
+    let RouteAction::Forward(forward) = &mut routes.virtual_hosts[0].routes[0].action else { panic!("it forwards") };
+    forward.mirrors = vec![mirror];
+}
+
+/// One request at a time waits a tick before it is sent.
+fn delayed(snapshot: &mut Snapshot) {
+    let delay = Some(FaultDelay { duration: Some(TICK), share: PerMillion::ALL });
+    let kind = HttpFilterKind::Fault(Some(Fault { delay, max_active: Some(1), ..Fault::default() }));
+    Arc::make_mut(&mut snapshot.listener).filters.push(HttpFilter { name: FAULT_FILTER.into(), kind });
+}
+
+fn two_at_once(client: Client) -> BoxFuture<'static, ()> {
+    join(fetch(client.clone(), "/"), fetch(client, "/")).map(drop).boxed()
+}
+
 fn cases() -> Vec<Case> {
     let one_connection = |mut policy: Policy| {
         policy.cluster.breaker = CircuitBreakers { max_connections: Some(1), ..CircuitBreakers::default() };
@@ -112,7 +152,7 @@ fn cases() -> Vec<Case> {
     };
     let hedge = HedgePolicy { initial_requests: 2, additional_request: PerMillion::NONE, on_per_try_timeout: true };
     let hedging = Policy { hedge: Some(hedge), ..Policy::http2().retrying(2, Some(TICK / 2)) };
-    let case = |name, policy, act| Case { name, policy, act };
+    let case = Case::new;
     vec![
         case("HTTP/1.1", Policy::default(), |client| fetch(client, "/").boxed()),
         case("HTTP/2", Policy::http2(), |client| fetch(client, "/").boxed()),
@@ -123,13 +163,31 @@ fn cases() -> Vec<Case> {
             fetch(client, "/").boxed()
         }),
         case("tries side by side", hedging, |client| fetch(client, "/fail").boxed()),
-        case("waiting for a connection", one_connection(Policy::default()), |client| {
-            join(fetch(client.clone(), "/"), fetch(client, "/")).map(drop).boxed()
-        }),
-        case("waiting for a stream", one_connection(Policy::http2()), |client| {
-            join(fetch(client.clone(), "/"), fetch(client, "/")).map(drop).boxed()
-        }),
+        case("waiting for a connection", one_connection(Policy::default()), two_at_once),
+        case("waiting for a stream", one_connection(Policy::http2()), two_at_once),
+        Case {
+            build: |client| client.queue_wait(TICK),
+            ..case("waiting a tick for a connection", one_connection(Policy::default()), two_at_once)
+        },
+        Case {
+            build: |client| client.fail_fast(TICK),
+            ..case("failing fast", one_connection(Policy::default()), two_at_once)
+        },
         case("a raw connection", Policy::default(), |client| async move { drop(client.connect(TARGET).await) }.boxed()),
+        case("connections made beforehand", Policy::http2(), |client| {
+            async move {
+                let _ = client.warm(TARGET).await;
+                fetch(client, "/").await;
+            }
+            .boxed()
+        }),
+        case("a channel", Policy::http2(), |client| channel(client).boxed()),
+        Case { shape: delayed, ..case("a delay", Policy::default(), |client| fetch(client, "/").boxed()) },
+        Case {
+            shape: mirrored,
+            detached: true,
+            ..case("a mirror", Policy::default(), |client| fetch(client, "/").boxed())
+        },
     ]
 }
 
@@ -149,100 +207,205 @@ fn counted(client: &Client, breakers: &Breakers) -> Vec<String> {
             found.push(format!("{} in flight at {}", endpoint.in_flight, endpoint.address));
         }
     }
+    if dump.mirrors > 0 {
+        found.push(format!("{} copies", dump.mirrors));
+    }
     found
 }
 
 /// A client that may have two requests under way, for nobody can be left behind unnoticed then.
 fn client_of(fleet: &Fleet, policy: &Policy, breakers: &Breakers) -> Client {
+    builder(fleet, FixedSource::of(TARGET, snapshot_of(fleet, policy, |_| {})), breakers).build()
+}
+
+fn snapshot_of(fleet: &Fleet, policy: &Policy, shape: fn(&mut Snapshot)) -> Snapshot {
     let min_rtt = MinRtt::Fixed(Duration::from_secs(1));
     let two = AdaptiveConcurrency { min_limit: 2, max_limit: 2, min_rtt, ..AdaptiveConcurrency::default() };
     let mut snapshot = policy.snapshot(fleet.endpoints());
     let kind = HttpFilterKind::AdaptiveConcurrency(Some(two));
     Arc::make_mut(&mut snapshot.listener).filters = vec![HttpFilter { name: "two".into(), kind }];
+    shape(&mut snapshot);
+    snapshot
+}
+
+fn builder(fleet: &Fleet, source: Arc<FixedSource>, breakers: &Breakers) -> ClientBuilder {
     let fleet = fleet.clone();
-    Client::builder(FixedSource::of(TARGET, snapshot))
-        .breakers(breakers.clone())
-        .connector(move |address| fleet.connect(&address))
-        .build()
+    Client::builder(source).breakers(breakers.clone()).connector(move |address| fleet.connect(&address))
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_future_dropped_at_any_point_leaves_nothing_behind_r39() {
-    seeded();
-    for Case { name, policy, act } in cases() {
-        let wire = if policy.cluster.connection.protocol == Policy::default().cluster.connection.protocol {
-            Wire::Http1
-        } else {
-            Wire::Http2(100)
-        };
-        let fleet = Fleet::with(3, wire, in_parts());
-        let breakers = Breakers::default();
-        let client = client_of(&fleet, &policy, &breakers);
-        let mut points = 0;
-        // With connections to be made, and with those that are there.
-        for fresh in [true, false] {
-            for times in 0.. {
-                let client = if fresh { client_of(&fleet, &policy, &breakers) } else { client.clone() };
-                let done = drop_after(times, act(client.clone())).await;
+/// Drops a use of the client at each point at which it can be.
+async fn drop_everywhere(case: Case) {
+    let Case { name, policy, act, shape, build, detached } = case;
+    let wire = if policy.cluster.connection.protocol == Policy::default().cluster.connection.protocol {
+        Wire::Http1
+    } else {
+        Wire::Http2(100)
+    };
+    let fleet = Fleet::with(3, wire, in_parts());
+    let breakers = Breakers::default();
+    let source = FixedSource::of(TARGET, snapshot_of(&fleet, &policy, shape));
+    let one = || build(builder(&fleet, source.clone(), &breakers)).build();
+    let client = one();
+    let mut points = 0;
+    // With connections to be made, and with those that are there.
+    for fresh in [true, false] {
+        for times in 0.. {
+            let client = if fresh { one() } else { client.clone() };
+            let done = drop_after(times, act(client.clone())).await;
+            if !detached {
                 assert_eq!(counted(&client, &breakers), [""; 0], "{name}: dropped after {times} polls");
-                clock::pass(Duration::from_secs(1)).await;
-                assert_eq!(counted(&client, &breakers), [""; 0], "{name}: a while after {times} polls");
-                points += 1;
-                if done {
-                    break;
-                }
-                assert!(times < 1000, "{name}: it never ends");
             }
+            clock::pass(Duration::from_secs(1)).await;
+            assert_eq!(counted(&client, &breakers), [""; 0], "{name}: a while after {times} polls");
+            points += 1;
+            if done {
+                break;
+            }
+            assert!(times < 1000, "{name}: it never ends");
         }
-        println!("{name}: dropped at {points} points");
-        assert!(points > 4, "{name}: {points}");
-        let answered = client.send(request(Method::GET, "/now", "")).await.unwrap();
-        assert_eq!(counted(&client, &breakers).len(), 2, "control: what is under way is seen");
-        assert!(read(answered).await.is_ok(), "{name}: its places are free");
     }
+    println!("{name}: dropped at {points} points");
+    assert!(points > 4, "{name}: {points}");
+    let answered = client.send(request(Method::GET, "/now", "")).await.unwrap();
+    let seen = counted(&client, &breakers);
+    assert!(seen.len() >= 2, "control: what is under way is seen, {seen:?}");
+    assert_eq!(seen.iter().any(|what| what.ends_with("copies")), detached, "control: and so are copies, {seen:?}");
+    assert!(read(answered).await.is_ok(), "{name}: its places are free");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_probe_dropped_at_any_point_leaves_the_way_back_open_r39() {
-    seeded();
-    for times in 0..20 {
-        let fleet = Fleet::with(1, Wire::Http1, in_parts());
-        let mut policy = Policy::default();
-        let penalty = Duration::from_secs(1);
-        policy.cluster.accrual =
-            Some(FailureAccrual { min_penalty: penalty, jitter: PerMillion::NONE, ..FailureAccrual::default() });
-        let breakers = Breakers::default();
-        let client = client_of(&fleet, &policy, &breakers);
-        for _ in 0..7 {
-            fetch(client.clone(), "/fail").await;
+#[test]
+fn a_future_dropped_at_any_point_leaves_nothing_behind_r39() {
+    each_seed(1, || async {
+        for case in cases() {
+            drop_everywhere(case).await;
         }
-        assert!(client.send(request(Method::GET, "/", "")).await.is_err(), "control: it is out");
-        clock::pass(penalty + TICK).await;
-        drop_after(times, fetch(client.clone(), "/").boxed()).await;
-        // At once, and not when somebody's time is over.
-        assert!(client.send(request(Method::GET, "/", "")).await.is_ok(), "dropped after {times} polls");
-    }
+    });
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_connection_attempt_dropped_at_any_point_is_not_counted_r39() {
-    seeded();
-    for door in [Door::Shut, Door::Silent] {
-        for wire in [Wire::Http1, Wire::Http2(100)] {
-            let fleet = Fleet::with(2, wire, in_parts());
-            fleet.iter().for_each(|server| server.change(|manner| manner.door = door));
-            let mut policy = if matches!(wire, Wire::Http1) { Policy::default() } else { Policy::http2() };
-            policy.cluster.connection.connect_timeout = TICK;
-            let breakers = Breakers::default();
-            let client = client_of(&fleet, &policy.retrying(2, None), &breakers);
+#[test]
+fn a_delay_dropped_at_any_point_gives_its_place_back_r39() {
+    each_seed(1, || async {
+        let (fleet, breakers) = (Fleet::with(1, Wire::Http1, in_parts()), Breakers::default());
+        let source = FixedSource::of(TARGET, snapshot_of(&fleet, &Policy::default(), delayed));
+        let client = builder(&fleet, source, &breakers).build();
+        let took = async || {
+            let begun = Instant::now();
+            client.send(request(Method::GET, "/now", "")).await.unwrap();
+            begun.elapsed()
+        };
+        assert!(took().await >= TICK);
+        for times in 0..20 {
+            drop_after(times, fetch(client.clone(), "/").boxed()).await;
+            let took = took().await;
+            assert!(took >= TICK, "dropped after {times} polls, the next one was delayed by {took:?}");
+        }
+        let mut waiting = client.send(request(Method::GET, "/", ""));
+        assert!((&mut waiting).now_or_never().is_none());
+        let took = took().await;
+        assert!(took < TICK, "control: while one has the place the next is not delayed, {took:?}");
+    });
+}
+
+#[test]
+fn a_request_within_a_limit_dropped_at_any_point_gives_its_place_back_r39() {
+    each_seed(1, || async {
+        let (fleet, breakers) = (Fleet::with(1, Wire::Http1, in_parts()), Breakers::default());
+        let min_rtt = MinRtt::Fixed(Duration::from_secs(1));
+        let one = AdaptiveConcurrency { min_limit: 1, max_limit: 1, min_rtt, ..AdaptiveConcurrency::default() };
+        for limit in [LimitLayer::requests(1), LimitLayer::adaptive(&one)] {
+            let limited = limit.layer(client_of(&fleet, &Policy::default(), &breakers));
+            let send = |path| limited.clone().oneshot(request(Method::GET, path, ""));
+            for times in 0..40 {
+                let whole = async {
+                    let answer = send("/").await.unwrap();
+                    let _ = answer.into_body().collect().await;
+                };
+                drop_after(times, whole.boxed()).await;
+                let answer = send("/now").await;
+                assert!(answer.is_ok(), "{limit:?}, dropped after {times} polls: {:?}", answer.err());
+            }
+            let _unread = send("/now").await.unwrap();
+            assert!(send("/now").await.is_err(), "control: {limit:?} is one");
+        }
+    });
+}
+
+#[test]
+fn a_wait_for_the_first_configuration_dropped_at_any_point_leaves_nothing_behind_r39() {
+    each_seed(1, || async {
+        let (fleet, breakers) = (Fleet::with(1, Wire::Http1, in_parts()), Breakers::default());
+        let snapshot = || snapshot_of(&fleet, &Policy::default(), |_| {});
+        let mut in_vain = 0;
+        // The configuration comes, or it does not within the time that there is.
+        for comes in [true, false] {
             for times in 0..20 {
-                drop_after(times, fetch(client.clone(), "/").boxed()).await;
-                assert_eq!(counted(&client, &breakers), [""; 0], "{door:?}, {times} polls");
-                drop_after(times, async { drop(client.connect(TARGET).await) }.boxed()).await;
-                assert_eq!(counted(&client, &breakers), [""; 0], "{door:?}, raw, {times} polls");
+                let source = FixedSource::new();
+                let client = builder(&fleet, source.clone(), &breakers).config_wait(3 * TICK).build();
+                let arrival = async {
+                    clock::pass(TICK).await;
+                    if comes {
+                        source.set_snapshot(TARGET, snapshot());
+                    }
+                };
+                let waiting = join(fetch(client.clone(), "/"), fetch(client.clone(), "/fail"));
+                let done = drop_after(times, join(waiting, arrival).map(drop).boxed()).await;
+                in_vain += usize::from(!done);
+                assert_eq!(counted(&client, &breakers), [""; 0], "{times} polls");
+                source.set_snapshot(TARGET, snapshot());
                 clock::pass(Duration::from_secs(1)).await;
-                assert!(breakers.snapshot().iter().all(|state| state.connections == 0), "{door:?}, {times} polls");
+                assert_eq!(counted(&client, &breakers), [""; 0], "a while after {times} polls");
+                let answered = client.send(request(Method::GET, "/now", "")).await.unwrap();
+                assert_eq!(counted(&client, &breakers).len(), 2, "control: what is under way is seen");
+                assert!(read(answered).await.is_ok(), "{times} polls: its places are free");
             }
         }
-    }
+        assert!(in_vain > 4, "dropped {in_vain} times before it ended");
+    });
+}
+
+#[test]
+fn a_probe_dropped_at_any_point_leaves_the_way_back_open_r39() {
+    each_seed(1, || async {
+        for times in 0..20 {
+            let fleet = Fleet::with(1, Wire::Http1, in_parts());
+            let mut policy = Policy::default();
+            let penalty = Duration::from_secs(1);
+            policy.cluster.accrual =
+                Some(FailureAccrual { min_penalty: penalty, jitter: PerMillion::NONE, ..FailureAccrual::default() });
+            let breakers = Breakers::default();
+            let client = client_of(&fleet, &policy, &breakers);
+            for _ in 0..7 {
+                fetch(client.clone(), "/fail").await;
+            }
+            assert!(client.send(request(Method::GET, "/", "")).await.is_err(), "control: it is out");
+            clock::pass(penalty + TICK).await;
+            drop_after(times, fetch(client.clone(), "/").boxed()).await;
+            // At once, and not when somebody's time is over.
+            assert!(client.send(request(Method::GET, "/", "")).await.is_ok(), "dropped after {times} polls");
+        }
+    });
+}
+
+#[test]
+fn a_connection_attempt_dropped_at_any_point_is_not_counted_r39() {
+    each_seed(1, || async {
+        for door in [Door::Shut, Door::Silent] {
+            for wire in [Wire::Http1, Wire::Http2(100)] {
+                let fleet = Fleet::with(2, wire, in_parts());
+                fleet.iter().for_each(|server| server.change(|manner| manner.door = door));
+                let mut policy = if matches!(wire, Wire::Http1) { Policy::default() } else { Policy::http2() };
+                policy.cluster.connection.connect_timeout = TICK;
+                let breakers = Breakers::default();
+                let client = client_of(&fleet, &policy.retrying(2, None), &breakers);
+                for times in 0..20 {
+                    drop_after(times, fetch(client.clone(), "/").boxed()).await;
+                    assert_eq!(counted(&client, &breakers), [""; 0], "{door:?}, {times} polls");
+                    drop_after(times, async { drop(client.connect(TARGET).await) }.boxed()).await;
+                    assert_eq!(counted(&client, &breakers), [""; 0], "{door:?}, raw, {times} polls");
+                    clock::pass(Duration::from_secs(1)).await;
+                    assert!(breakers.snapshot().iter().all(|state| state.connections == 0), "{door:?}, {times} polls");
+                }
+            }
+        }
+    });
 }

@@ -156,6 +156,34 @@ fn who_fails_half_the_time_or_is_far_too_slow_is_ejected_and_nobody_else_r17() {
     });
 }
 
+/// The control is the failing one among them, which is ejected at the end of the hour.
+#[test]
+fn who_fails_once_in_a_thousand_is_not_ejected_in_an_hour_r17() {
+    each_seed(1, || async {
+        let fleet = Fleet::new(10, 8, &Manner { failing: 0.001, ..Manner::default() });
+        let mut policy = Policy::default();
+        policy.cluster.balancer = Balancer::RoundRobin;
+        // Seen for sure by who looks once in a minute.
+        policy.cluster.outlier = Some(ejecting(5, Duration::from_secs(300)));
+        let (client, _source) = client(&fleet, &policy);
+        let watch = async {
+            let mut most = 0;
+            for _ in 0..60 {
+                clock::pass(60 * SECOND).await;
+                most = most.max(ejected(&client));
+            }
+            most
+        };
+        let (records, most) = tokio::join!(run(&client, 20.0, 3600 * SECOND), watch);
+        let failed = records.iter().filter(|record| record.outcome.is_err()).count();
+        assert!(failed > 20, "{failed} of {} failed", records.len());
+        assert_eq!(most, 0, "ejected in an hour");
+        fleet.server(7).change(|manner| manner.failing = 1.0);
+        run(&client, 20.0, 20 * SECOND).await;
+        assert_eq!(ejected(&client), 1, "control");
+    });
+}
+
 /// Control run: without detection it keeps its share of failures.
 #[test]
 fn without_detection_a_failing_endpoint_keeps_its_share_r17() {

@@ -17,6 +17,7 @@ mod goaway;
 mod health;
 mod herd;
 mod load;
+mod outage;
 mod overload;
 mod pipe;
 #[path = "../conformance/plane.rs"]
@@ -41,11 +42,18 @@ fn seeded() -> u64 {
 /// Plays a scenario once for each of `seeds` seeds, or of as many as `MESH_SEEDS` says. The seed printed last is the
 /// one that failed.
 fn each_seed<F: Future<Output = ()>>(seeds: u64, scenario: impl Fn() -> F) {
+    each_seed_by_itself(seeds, || {
+        Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(scenario());
+    });
+}
+
+/// The same for a scenario that has a runtime of its own.
+fn each_seed_by_itself(seeds: u64, scenario: impl Fn()) {
     let seeds = std::env::var("MESH_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(seeds);
     let first = seeded();
     for seed in first..first + seeds {
         println!("MESH_SEED={seed}");
         fastrand::seed(seed);
-        Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(scenario());
+        scenario();
     }
 }

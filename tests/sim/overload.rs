@@ -17,9 +17,9 @@ use mesh_testkit::{FixedSource, clock};
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt};
 
+use crate::each_seed;
 use crate::fleet::{Door, Fleet, Handler, Manner, Wire};
 use crate::load::{self, Policy, TARGET, client, client_from, goodput, run};
-use crate::{each_seed, seeded};
 
 fn budget() -> RetryBudget {
     RetryBudget { retry_ratio: PerMillionRatio(200_000), min_retries_per_second: 0, ttl: Duration::from_secs(10) }
@@ -211,22 +211,24 @@ async fn herd(in_step: bool) -> Return {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_herd_returns_to_a_restarted_server_spread_out_and_asks_seldom_while_it_is_away_r04() {
-    seeded();
-    let Return { in_vain, back, peak } = herd(false).await;
-    println!("{in_vain:.2} attempts in vain for a client, 95 % back after {back:?}, {peak} in the fullest 100 ms");
-    // Of fifty requests each.
-    assert!(in_vain <= 5.5, "{in_vain}");
-    assert!(back <= Duration::from_secs(5), "{back:?}");
-    assert!(peak <= HERD as u64 / 5, "{peak} at once");
+#[test]
+fn a_herd_returns_to_a_restarted_server_spread_out_and_asks_seldom_while_it_is_away_r04() {
+    each_seed(1, || async {
+        let Return { in_vain, back, peak } = herd(false).await;
+        println!("{in_vain:.2} attempts in vain for a client, 95 % back after {back:?}, {peak} in the fullest 100 ms");
+        // Of fifty requests each.
+        assert!(in_vain <= 5.5, "{in_vain}");
+        assert!(back <= Duration::from_secs(5), "{back:?}");
+        assert!(peak <= HERD as u64 / 5, "{peak} at once");
+    });
 }
 
 /// Control run: requests that all come at the same moment, of clients that wait equally long, bring their connections
 /// with them.
-#[tokio::test(start_paused = true)]
-async fn a_herd_in_step_comes_all_at_once_r04() {
-    seeded();
-    let Return { peak, .. } = herd(true).await;
-    assert!(peak >= HERD as u64 * 9 / 10, "{peak} at once");
+#[test]
+fn a_herd_in_step_comes_all_at_once_r04() {
+    each_seed(1, || async {
+        let Return { peak, .. } = herd(true).await;
+        assert!(peak >= HERD as u64 * 9 / 10, "{peak} at once");
+    });
 }

@@ -292,6 +292,14 @@ impl Receipt {
         }
     }
 
+    /// The application's error, if its body failed.
+    pub(crate) fn failure(&self) -> Option<Source> {
+        match self {
+            Self::Whole | Self::Full(_) => None,
+            Self::Stream(stream) => stream.lock().failed.clone(),
+        }
+    }
+
     /// When last something of it moved, if somebody watches.
     pub(crate) fn moved(&self) -> Option<Instant> {
         match self {

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use mesh_core::policy::{self, CircuitBreakers};
 use mesh_core::retry;
+use tokio::time::Instant;
 
 use super::Cluster;
 use super::breakers::{Counters, InFlight};
-use crate::connect::Room;
+use super::fail_fast::FailFast;
+use crate::connect::{Lease, Pool, Room};
 use crate::env::Env;
 use crate::error::Cause;
 
@@ -21,6 +23,7 @@ pub(crate) struct Admission {
     counters: Arc<Counters>,
     // Longest wait for a connection that is in use.
     patience: Option<Duration>,
+    fail_fast: Option<FailFast>,
 }
 
 /// Leave to send one try; held until its answer has ended.
@@ -44,7 +47,8 @@ impl Admission {
     pub(super) fn new(policy: &policy::Cluster, env: &Env) -> Self {
         let high = policy.breaker_high.as_ref().unwrap_or(&policy.breaker).clone();
         let (counters, patience) = (env.breakers.of(policy), env.limits.queue_wait);
-        Self { limits: [policy.breaker.clone(), high], counters, patience }
+        let fail_fast = env.limits.fail_fast.map(FailFast::new);
+        Self { limits: [policy.breaker.clone(), high], counters, patience, fail_fast }
     }
 
     /// What is in flight.
@@ -121,6 +125,23 @@ impl Permit {
         match admission.limits(self.high).max_pending.filter(|most| others >= *most) {
             None => Ok(waiting),
             Some(allowed) => Err(full(&self.cluster, "max_pending", allowed)),
+        }
+    }
+
+    /// A connection of `pool` to send it on, see [`Pool::acquire`].
+    pub(crate) async fn connection(&self, pool: &Pool, grpc: bool, fresh: bool, now: Instant) -> Result<Lease, Cause> {
+        let admission = &self.cluster.admission;
+        match &admission.fail_fast {
+            // Nothing is put aside here: what waits for a connection is held once.
+            None => pool.acquire(grpc, fresh, now, self.room(), || self.wait()).await,
+            // Boxed: requests without it are no larger for it.
+            Some(fail_fast) => {
+                Box::pin(async {
+                    let found = pool.acquire(grpc, fresh, now, self.room(), || self.wait());
+                    fail_fast.bound(&self.cluster.policy.name, pool.at_hand(grpc, fresh, now), found).await
+                })
+                .await
+            }
         }
     }
 

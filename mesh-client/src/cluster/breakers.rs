@@ -17,6 +17,7 @@ use serde::Serialize;
 pub struct Breakers {
     // Locked when a cluster is built and when somebody looks, never by a request.
     clusters: Arc<Mutex<Clusters>>,
+    faults: Arc<AtomicU32>,
 }
 
 #[derive(Default)]
@@ -91,6 +92,11 @@ impl Breakers {
             *known = Arc::downgrade(&made);
             made
         })
+    }
+
+    /// Injected faults under way, of all destinations (gRFC A33: in the process).
+    pub(crate) fn faults(&self) -> &AtomicU32 {
+        &self.faults
     }
 
     /// Every cluster in use, by name.

@@ -7,6 +7,7 @@
 mod admission;
 mod breakers;
 mod endpoint;
+mod fail_fast;
 mod health;
 mod orca;
 mod report;
@@ -19,7 +20,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use mesh_core::balance::{Load, ReadySet, subset};
 use mesh_core::health::Standing;
 use mesh_core::id::Target;
@@ -58,7 +59,7 @@ pub(crate) struct Cluster {
     health: OnceLock<Owned<()>>,
     // If anybody goes by what endpoints say of their load.
     listening: Option<Arc<Listening>>,
-    asking: OnceLock<Option<Owned<()>>>,
+    asking: ArcSwapOption<Owned<()>>,
 }
 
 /// The endpoints of a cluster at one moment.
@@ -110,7 +111,7 @@ impl Cluster {
             series: env.metrics.series(&labels),
             labels,
             listening: Listening::new(&policy, load.is_some()),
-            asking: OnceLock::new(),
+            asking: ArcSwapOption::empty(),
             load,
             dns: OnceLock::new(),
             wake: health::is_watched(&policy).then(Arc::default),
@@ -223,9 +224,20 @@ impl Cluster {
     /// A request goes to the endpoint of this index; gives what hears its answer's word on load, if that is wanted.
     pub(crate) fn listen(self: &Arc<Self>, members: &Arc<Members>, index: usize, env: &Arc<Env>) -> Option<Ear> {
         let listening = self.listening.as_ref()?;
-        // By the first request, on its runtime: the connections that are made to ask are those of requests as well.
-        self.asking.get_or_init(|| orca::start(self, env));
+        if listening.asks() && self.asking.load().as_ref().is_none_or(|task| task.is_finished()) {
+            self.ask(env);
+        }
         listening.request(members, index)
+    }
+
+    /// Begins to ask endpoints for their load. By the first request, on its runtime: the connections that are made to
+    /// ask are those of requests as well. Once more when that runtime has ended, for the task ended with it.
+    #[cold]
+    fn ask(self: &Arc<Self>, env: &Arc<Env>) {
+        let _changing = self.changing.lock();
+        if self.asking.load().as_ref().is_none_or(|task| task.is_finished()) {
+            self.asking.store(orca::start(self, env).map(Arc::new));
+        }
     }
 
     /// Makes an endpoint for its first request.

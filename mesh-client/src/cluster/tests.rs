@@ -78,6 +78,20 @@ fn an_update_keeps_who_stays_and_closes_who_goes() {
 }
 
 #[test]
+fn an_update_of_one_among_ten_thousand_keeps_the_live_state_of_all_others() {
+    const COUNT: usize = 10_000;
+    let env = env();
+    let cluster = cluster(plain(), endpoints(0..COUNT), &env);
+    let before = cluster.members();
+    let all: Vec<_> = (0..COUNT).map(|index| at(&cluster, &before, index, &env)).collect();
+    cluster.update(&endpoints(1..COUNT + 1), &env);
+    let members = cluster.members();
+    assert!((1..COUNT).all(|index| Arc::ptr_eq(&at(&cluster, &members, index, &env), &all[index])));
+    let closed: Vec<usize> = (0..COUNT).filter(|index| all[*index].pool().is_closed()).collect();
+    assert_eq!((closed, members.in_use().count()), (vec![0], COUNT - 1));
+}
+
+#[test]
 fn the_same_address_with_other_facts_is_another_endpoint() {
     let env = env();
     let cluster = cluster(plain(), endpoints(0..2), &env);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -25,11 +26,31 @@ pub(crate) enum Connection {
     Shared(Arc<SharedConnection>),
 }
 
+/// How long a connection may live.
+#[derive(Clone, Copy)]
+pub(crate) struct Life {
+    /// When it is too old.
+    pub(super) worn_at: Option<Instant>,
+    /// How long it may be without a request.
+    pub(super) idle: Option<Duration>,
+}
+
+impl Life {
+    /// Whether it is too old, or was without a request `since` then for too long.
+    pub(super) fn is_over(&self, since: Instant, now: Instant) -> bool {
+        self.idle.is_some_and(|most| now.saturating_duration_since(since) >= most) || self.is_worn()
+    }
+
+    /// Whether it is too old. Asks the clock only if there is a limit.
+    pub(super) fn is_worn(&self) -> bool {
+        self.worn_at.is_some_and(|at| Instant::now() >= at)
+    }
+}
+
 /// An HTTP/1.1 connection.
 pub(crate) struct SoleConnection {
     pub(crate) sender: http1::SendRequest<Outgoing>,
-    /// When it is too old.
-    pub(crate) worn_at: Option<Instant>,
+    pub(super) life: Life,
     pub(crate) idle_since: Instant,
     /// Requests carried so far.
     pub(crate) served: u32,
@@ -50,8 +71,7 @@ impl SoleConnection {
 pub(crate) struct SharedConnection {
     sender: http2::SendRequest<Upload>,
     pub(super) tasks: worker::Http2Tasks,
-    /// When it is too old.
-    pub(crate) worn_at: Option<Instant>,
+    pub(super) life: Life,
     /// Requests carried so far.
     pub(crate) served: AtomicU32,
     /// Of them, those whose answer has not ended.
@@ -126,14 +146,14 @@ impl SharedConnection {
     }
 }
 
-pub(super) async fn http1(io: IoStream, worn_at: Option<Instant>, open: OpenGuard) -> hyper::Result<Connection> {
+pub(super) async fn http1(io: IoStream, life: Life, open: OpenGuard) -> hyper::Result<Connection> {
     let vouched = io.vouched();
     let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(io)).await?;
     let (alive, ended) = open.counts().lines.handle();
     worker::drive(connection.with_upgrades(), ended, open);
     Ok(Connection::Sole(SoleConnection {
         sender,
-        worn_at,
+        life,
         idle_since: Instant::now(),
         served: 0,
         reused: false,
@@ -145,7 +165,7 @@ pub(super) async fn http1(io: IoStream, worn_at: Option<Instant>, open: OpenGuar
 pub(super) async fn http2(
     io: IoStream,
     options: &ConnectionOptions,
-    worn_at: Option<Instant>,
+    life: Life,
     open: OpenGuard,
 ) -> hyper::Result<Connection> {
     let vouched = io.vouched();
@@ -175,7 +195,7 @@ pub(super) async fn http2(
     Ok(Connection::Shared(Arc::new(SharedConnection {
         sender,
         tasks,
-        worn_at,
+        life,
         served: AtomicU32::new(0),
         streams: AtomicU32::new(0),
         limit,

@@ -29,6 +29,7 @@ use tokio::time::{Instant, timeout};
 
 pub(crate) use self::custom::Custom;
 pub use self::custom::{Connect, Io};
+use self::http::Life;
 pub(crate) use self::http::{Connection, SharedConnection, SoleConnection};
 use self::names::Names;
 pub(crate) use self::pool::{Lease, OpenGuard, PER_HOST, Pool, Room};
@@ -150,8 +151,8 @@ impl Dialer {
         let io = self.stream(peer, want).await?;
         // A peer without TLS, or one that ignores ALPN, speaks what the cluster says.
         let h2 = io.negotiated_h2().unwrap_or(want == Want::Http2);
-        let worn = self.worn_at(peer);
-        if h2 { http::http2(io, &self.options, worn, open).await } else { http::http1(io, worn, open).await }
+        let life = self.life(peer);
+        if h2 { http::http2(io, &self.options, life, open).await } else { http::http1(io, life, open).await }
             .map_err(|e| Cause::ConnectFailed { address: peer.address.clone(), source: Arc::new(e) })
     }
 
@@ -178,13 +179,19 @@ impl Dialer {
         }
     }
 
-    /// When a connection made now is too old. The limit is a tenth shorter for some than for others, so that
-    /// connections made together do not end together.
-    fn worn_at(&self, peer: &Peer) -> Option<Instant> {
-        let age = self.options.max_age.or_else(|| self.tls.is_mesh(peer).then_some(MESH_AGE))?;
-        let tenth = u64::try_from(age.as_micros() / 10).unwrap_or(u64::MAX);
+    /// How long a connection made now may live.
+    fn life(&self, peer: &Peer) -> Life {
+        let age = self.options.max_age.or_else(|| self.tls.is_mesh(peer).then_some(MESH_AGE));
+        let worn_at = age.and_then(|age| Instant::now().checked_add(self.shortened(age)));
+        Life { worn_at, idle: self.options.idle_timeout.map(|most| self.shortened(most)) }
+    }
+
+    /// Limits are up to a tenth shorter for some connections than for others, so that those made together do not end
+    /// together.
+    fn shortened(&self, limit: Duration) -> Duration {
+        let tenth = u64::try_from(limit.as_micros() / 10).unwrap_or(u64::MAX);
         let early = if tenth == 0 { 0 } else { (self.random)(tenth) };
-        Instant::now().checked_add(age - Duration::from_micros(early))
+        limit - Duration::from_micros(early)
     }
 
     /// A connected stream to one of the peer's addresses, or to the proxy in front of them.

@@ -329,6 +329,16 @@ impl Pool {
         self.dialer.dial_raw(&self.peer).await
     }
 
+    /// A connection that is there already, with the same words as [`acquire`](Self::acquire).
+    pub(crate) async fn at_hand(&self, grpc: bool, fresh: bool, now: Instant) -> Option<Lease> {
+        let want = self.dialer.want(grpc, &self.peer);
+        // An HTTP/2 connection that is gone has been discarded, so the newest is fresh.
+        if fresh && want != Want::Http2 {
+            return None;
+        }
+        self.reuse(want, fresh, now).await
+    }
+
     /// A connection to send one request on, at the time `now`. `fresh` passes over connections that carried one before.
     /// `waiting` is asked for leave by who finds none that is free, and its answer held until there is one.
     pub(crate) async fn acquire<G>(
@@ -339,13 +349,10 @@ impl Pool {
         room: Room,
         waiting: impl Fn() -> Result<G, Cause>,
     ) -> Result<Lease, Cause> {
-        let want = self.dialer.want(grpc, &self.peer);
-        // An HTTP/2 connection that is gone has been discarded, so the newest is fresh.
-        if (!fresh || want == Want::Http2)
-            && let Some(lease) = self.reuse(want, fresh, now).await
-        {
+        if let Some(lease) = self.at_hand(grpc, fresh, now).await {
             return Ok(lease);
         }
+        let want = self.dialer.want(grpc, &self.peer);
         // Boxed: what waits or dials is far larger than a request that finds a connection, and rare.
         match want {
             Want::Http2 => Ok(Lease::Shared(Box::pin(self.connect_shared(room, waiting)).await?)),
@@ -415,13 +422,13 @@ impl Pool {
 
     /// Closes what has been idle or alive for too long.
     pub(crate) fn reap(&self, now: Instant) {
-        let is_over = |connection: &mut SoleConnection| connection.sender.is_closed() || self.is_stale(connection, now);
+        let is_over = |connection: &mut SoleConnection| connection.sender.is_closed() || is_stale(connection, now);
         let over: Vec<_> = self.kept().idle.lock().extract_if(.., is_over).collect();
         // Not under the lock.
         drop(over);
         self.tidy(&mut self.kept().connecting.lock());
         self.take_in();
-        self.keep_shared(|shared| !shared.is_closed() && !self.is_done(shared, now));
+        self.keep_shared(|shared| !shared.is_closed() && !is_done(shared, now));
     }
 
     /// Closes idle connections now and the others when their requests have ended, or after `limit` if there is one:
@@ -455,7 +462,7 @@ impl Pool {
         loop {
             let popped = self.kept().idle.lock().pop();
             let mut connection = popped?;
-            if connection.sender.is_closed() || self.is_stale(&connection, now) {
+            if connection.sender.is_closed() || is_stale(&connection, now) {
                 continue;
             }
             // Both the request and the answer are through, so its task is about to say one of two
@@ -742,20 +749,6 @@ impl Pool {
         let most = self.dialer.options().max_requests_per_connection;
         most.is_some_and(|most| connection.served >= most) || !connection.is_trusted()
     }
-
-    fn is_stale(&self, connection: &SoleConnection, now: Instant) -> bool {
-        let idle = now.saturating_duration_since(connection.idle_since);
-        self.dialer.options().idle_timeout.is_some_and(|most| idle >= most)
-            || is_past(connection.worn_at)
-            || !connection.is_trusted()
-    }
-
-    fn is_done(&self, shared: &SharedConnection, now: Instant) -> bool {
-        let quiet = now.saturating_duration_since(shared.quiet_since(now));
-        self.dialer.options().idle_timeout.is_some_and(|most| quiet >= most)
-            || is_past(shared.worn_at)
-            || !shared.is_trusted()
-    }
 }
 
 /// What there is for a request that wants HTTP/2.
@@ -781,10 +774,14 @@ fn failed(address: &Address, why: impl Into<BoxError>) -> Cause {
 
 /// Whether requests may go over a connection.
 fn is_live(connection: &Arc<SharedConnection>) -> bool {
-    !connection.is_closed() && !connection.is_spent() && connection.is_trusted() && !is_past(connection.worn_at)
+    !connection.is_closed() && !connection.is_spent() && connection.is_trusted() && !connection.life.is_worn()
 }
 
-/// Asks the clock only if there is a time.
-fn is_past(time: Option<Instant>) -> bool {
-    time.is_some_and(|time| Instant::now() >= time)
+/// Whether it was idle or alive for too long.
+fn is_stale(connection: &SoleConnection, now: Instant) -> bool {
+    connection.life.is_over(connection.idle_since, now) || !connection.is_trusted()
+}
+
+fn is_done(shared: &SharedConnection, now: Instant) -> bool {
+    shared.life.is_over(shared.quiet_since(now), now) || !shared.is_trusted()
 }

@@ -37,7 +37,8 @@ impl StreamLimit {
     }
 }
 
-/// A stream whose first frame is looked at while it is read.
+/// A stream whose first frame is looked at while it is read. A limit that the peer changes later is not noticed here: the
+/// HTTP library keeps to it, and requests beyond a lowered one wait for a stream instead of for another connection.
 pub(super) struct Observed {
     io: IoStream,
     // Gone once the frame has been seen.

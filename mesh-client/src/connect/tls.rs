@@ -6,9 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_core::identity::{Identity, PeerRefused, TrustBundles, client_config};
-use mesh_core::policy::{Address, ClientCertificate, MeshTls, OriginatedTls, UpstreamTls};
-use mesh_core::source::WatchedIdentity;
+use mesh_core::identity::{InvalidIdentity, PeerRefused, TrustBundles, anonymous_config, client_config};
+use mesh_core::policy::{Address, ClientCertificate, MeshTls, OriginatedTls, RootsTls, UpstreamTls};
+use mesh_core::source::Identities;
 use parking_lot::Mutex;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::stream::TlsIo;
 use super::trust::Trust;
-use super::verify::{NamesRefused, NamesVerifier, NoVerifier};
+use super::verify::{NamesRefused, NamesVerifier, NoVerifier, Roots};
 use super::{IoStream, Peer};
 use crate::env::Env;
 use crate::error::{Cause, PeerMismatch, Source};
@@ -54,7 +54,7 @@ impl Alpn {
 pub(super) struct Tls {
     policy: UpstreamTls,
     dialled_host: Arc<str>,
-    identity: WatchedIdentity,
+    identities: Identities,
     trust: Trust,
     provider: Option<Arc<CryptoProvider>>,
     // Only asked when a connection is made. At most one entry for each way of ALPN.
@@ -63,10 +63,17 @@ pub(super) struct Tls {
 
 struct Made {
     alpn: Alpn,
-    /// Of the identity; `None` for configurations from files.
-    generation: Option<u64>,
+    of: Material,
     at: Instant,
     config: Arc<ClientConfig>,
+}
+
+/// What a configuration was made of.
+#[derive(Clone, PartialEq, Eq)]
+enum Material {
+    Files,
+    /// The generation of our certificate, if one is shown, and whom we trust.
+    Provided(Option<u64>, TrustBundles),
 }
 
 /// Files are read again after this time, so that a renewed certificate is taken up.
@@ -89,6 +96,8 @@ enum Setup {
     Name(String),
     #[error("{file}: {reason}")]
     File { file: String, reason: String },
+    #[error("the certificate provider has given no roots yet")]
+    NothingGiven,
     #[error("the system has no trusted roots")]
     NoRoots,
     #[error(transparent)]
@@ -97,13 +106,13 @@ enum Setup {
 
 impl Tls {
     pub(super) fn new(policy: UpstreamTls, dialled_host: &str, env: &Env) -> Self {
-        let instance = match &policy {
-            UpstreamTls::Auto(mesh) | UpstreamTls::Mesh(mesh) => mesh.instance.as_deref(),
-            UpstreamTls::Disable | UpstreamTls::Simple(_) | UpstreamTls::Mutual(..) => None,
+        let roots = match &policy {
+            UpstreamTls::Auto(mesh) | UpstreamTls::Mesh(mesh) => mesh.instances.roots.as_deref(),
+            UpstreamTls::Disable | UpstreamTls::Roots(_) | UpstreamTls::Simple(_) | UpstreamTls::Mutual(..) => None,
         };
-        let identity = env.identities.of(instance);
-        let (trust, provider) = (Trust::new(identity.clone(), env.runtime.clone()), env.crypto.clone());
-        Self { policy, dialled_host: dialled_host.into(), identity, trust, provider, made: Mutex::default() }
+        let identities = env.identities.clone();
+        let (trust, provider) = (Trust::new(identities.trusted(roots), env.runtime.clone()), env.crypto.clone());
+        Self { policy, dialled_host: dialled_host.into(), identities, trust, provider, made: Mutex::default() }
     }
 
     /// Whether a connection to `peer` uses TLS.
@@ -111,7 +120,7 @@ impl Tls {
         match &self.policy {
             UpstreamTls::Disable => false,
             UpstreamTls::Auto(_) => peer.mesh_tls,
-            UpstreamTls::Mesh(_) | UpstreamTls::Simple(_) | UpstreamTls::Mutual(..) => true,
+            UpstreamTls::Mesh(_) | UpstreamTls::Roots(_) | UpstreamTls::Simple(_) | UpstreamTls::Mutual(..) => true,
         }
     }
 
@@ -120,7 +129,7 @@ impl Tls {
         match &self.policy {
             UpstreamTls::Mesh(_) => true,
             UpstreamTls::Auto(_) => peer.mesh_tls,
-            UpstreamTls::Disable | UpstreamTls::Simple(_) | UpstreamTls::Mutual(..) => false,
+            UpstreamTls::Disable | UpstreamTls::Roots(_) | UpstreamTls::Simple(_) | UpstreamTls::Mutual(..) => false,
         }
     }
 
@@ -131,6 +140,7 @@ impl Tls {
             UpstreamTls::Disable => Ok(None),
             UpstreamTls::Auto(_) if !peer.mesh_tls => Ok(None),
             UpstreamTls::Auto(mesh) | UpstreamTls::Mesh(mesh) => self.mesh(mesh, peer, alpn).map(Some),
+            UpstreamTls::Roots(tls) => self.by_roots(tls, peer, alpn).map(Some),
             UpstreamTls::Simple(tls) => self.originated(tls, None, peer, alpn).await.map(Some).map_err(failed),
             UpstreamTls::Mutual(tls, client) => {
                 self.originated(tls, Some(client), peer, alpn).await.map(Some).map_err(failed)
@@ -139,33 +149,58 @@ impl Tls {
     }
 
     fn mesh(&self, mesh: &MeshTls, peer: &Peer, alpn: Alpn) -> Result<Connector<'_>, Cause> {
-        // Fails closed: no certificate, no connection.
-        let Some(identity) = self.identity.load_full().as_ref().clone() else {
+        // Fails closed: no certificate or nobody to trust, no connection.
+        let Some((identity, trusted)) = self.identities.paired(&mesh.instances).load() else {
             return Err(Cause::NoIdentity { address: peer.address.clone() });
         };
-        let failed = |source: Source| Cause::TlsHandshake { address: peer.address.clone(), source };
-        let provider = self.provider.as_ref().ok_or_else(|| failed(Arc::new(Setup::NoProvider)))?;
-        let config = match self.kept(alpn, Some(identity.generation())) {
-            Some(config) => config,
-            None => {
-                let made = self.mesh_config(mesh, &identity, alpn, provider).map_err(|e| failed(Arc::new(e)))?;
-                self.keep(alpn, Some(identity.generation()), made)
-            }
-        };
+        let bundles = trusted.clone();
+        let of = Material::Provided(Some(identity.generation()), trusted.clone());
+        let make =
+            |provider: &_| client_config(&identity.trusting(trusted), &mesh.peer_ids, alpn.protocols(true), provider);
         // The SNI serves routers between us and the peer. Who the peer is, its SPIFFE ID tells.
-        let sni = mesh.sni.as_deref().and_then(|sni| ServerName::try_from(sni.to_owned()).ok());
-        let name = sni.unwrap_or_else(|| self.name_of(peer));
-        Ok(Connector { config, name, mesh: Some((self, identity.bundles().clone())) })
+        let connector = self.provided(mesh.sni.as_deref(), peer, alpn, of, make)?;
+        Ok(Connector { mesh: Some((self, bundles)), ..connector })
     }
 
-    fn mesh_config(
+    fn by_roots(&self, tls: &RootsTls, peer: &Peer, alpn: Alpn) -> Result<Connector<'_>, Cause> {
+        let Some(trusted) = self.identities.trusted(tls.instance.as_deref()).load() else {
+            let source = Arc::new(Setup::NothingGiven);
+            return Err(Cause::TlsHandshake { address: peer.address.clone(), source });
+        };
+        let of = Material::Provided(None, trusted.clone());
+        let make = |provider: &Arc<CryptoProvider>| match trusted.any() {
+            Some(roots) => {
+                let verifier = NamesVerifier::new(Roots::Given(roots.clone()), tls.names.clone(), provider.clone());
+                let mut config = ClientConfig::builder_with_provider(provider.clone())
+                    .with_safe_default_protocol_versions()?
+                    .dangerous()
+                    .with_custom_certificate_verifier(Arc::new(verifier))
+                    .with_no_client_auth();
+                config.alpn_protocols = alpn.protocols(false).iter().map(|p| p.to_vec()).collect();
+                Ok(config)
+            }
+            None => anonymous_config(trusted, &tls.names, alpn.protocols(false), provider),
+        };
+        self.provided(tls.sni.as_deref(), peer, alpn, of, make)
+    }
+
+    /// With a configuration of what certificate providers gave.
+    fn provided(
         &self,
-        mesh: &MeshTls,
-        identity: &Identity,
+        sni: Option<&str>,
+        peer: &Peer,
         alpn: Alpn,
-        provider: &Arc<CryptoProvider>,
-    ) -> Result<ClientConfig, mesh_core::identity::InvalidIdentity> {
-        client_config(identity, &mesh.peer_ids, alpn.protocols(true), provider)
+        of: Material,
+        make: impl FnOnce(&Arc<CryptoProvider>) -> Result<ClientConfig, InvalidIdentity>,
+    ) -> Result<Connector<'_>, Cause> {
+        let failed = |source: Source| Cause::TlsHandshake { address: peer.address.clone(), source };
+        let provider = self.provider.as_ref().ok_or_else(|| failed(Arc::new(Setup::NoProvider)))?;
+        let config = match self.kept(alpn, &of) {
+            Some(config) => config,
+            None => self.keep(alpn, of, make(provider).map_err(|e| failed(Arc::new(e)))?),
+        };
+        let sni = sni.and_then(|sni| ServerName::try_from(sni.to_owned()).ok());
+        Ok(Connector { config, name: sni.unwrap_or_else(|| self.name_of(peer)), mesh: None })
     }
 
     async fn originated(
@@ -182,7 +217,7 @@ impl Tls {
                 None => self.name_of(peer),
             },
         };
-        if let Some(config) = self.kept(alpn, None) {
+        if let Some(config) = self.kept(alpn, &Material::Files) {
             return Ok(Connector { config, name, mesh: None });
         }
         let provider = self.provider.clone().ok_or(Setup::NoProvider)?;
@@ -193,21 +228,21 @@ impl Tls {
             Ok(made) => made?,
             Err(e) => return Err(rustls::Error::General(e.to_string()).into()),
         };
-        Ok(Connector { config: self.keep(alpn, None, config), name, mesh: None })
+        Ok(Connector { config: self.keep(alpn, Material::Files, config), name, mesh: None })
     }
 
-    fn kept(&self, alpn: Alpn, generation: Option<u64>) -> Option<Arc<ClientConfig>> {
+    fn kept(&self, alpn: Alpn, of: &Material) -> Option<Arc<ClientConfig>> {
         let made = self.made.lock();
-        let found = made.iter().find(|m| m.alpn == alpn && m.generation == generation)?;
-        let fresh = generation.is_some() || found.at.elapsed() < FILES_FRESH;
+        let found = made.iter().find(|m| m.alpn == alpn && m.of == *of)?;
+        let fresh = *of != Material::Files || found.at.elapsed() < FILES_FRESH;
         fresh.then(|| found.config.clone())
     }
 
-    fn keep(&self, alpn: Alpn, generation: Option<u64>, config: ClientConfig) -> Arc<ClientConfig> {
+    fn keep(&self, alpn: Alpn, of: Material, config: ClientConfig) -> Arc<ClientConfig> {
         let config = Arc::new(config);
         let mut made = self.made.lock();
         made.retain(|m| m.alpn != alpn);
-        made.push(Made { alpn, generation, at: Instant::now(), config: config.clone() });
+        made.push(Made { alpn, of, at: Instant::now(), config: config.clone() });
         config
     }
 
@@ -281,7 +316,7 @@ fn originated_config(
         if tls.subject_alt_names.is_empty() {
             builder.with_root_certificates(roots)
         } else {
-            let verifier = NamesVerifier::new(roots, tls.subject_alt_names.clone(), provider);
+            let verifier = NamesVerifier::new(Roots::Read(roots), tls.subject_alt_names.clone(), provider);
             builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
         }
     };

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use mesh_core::identity::{PeerRefused, TrustBundles, Usage, verify_svid};
-use mesh_core::source::WatchedIdentity;
+use mesh_core::source::Trusted;
 use parking_lot::Mutex;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -31,7 +31,7 @@ const CUT: u8 = 2;
 
 /// The mesh's connections of one cluster.
 pub(super) struct Trust {
-    identity: WatchedIdentity,
+    trusted: Trusted,
     // `None` = the runtime of the request that connects first.
     runtime: Option<Handle>,
     open: Arc<Mutex<Vec<Weak<Vouched>>>>,
@@ -50,8 +50,8 @@ pub(crate) struct Vouched {
 }
 
 impl Trust {
-    pub(super) fn new(identity: WatchedIdentity, runtime: Option<Handle>) -> Self {
-        Self { identity, runtime, open: Arc::default(), watch: Arc::default() }
+    pub(super) fn new(trusted: Trusted, runtime: Option<Handle>) -> Self {
+        Self { trusted, runtime, open: Arc::default(), watch: Arc::default() }
     }
 
     /// Watches over a connection to a peer that showed `chain` and was let in by `bundles`.
@@ -77,12 +77,11 @@ impl Trust {
         }
         self.watch.get_or_init(|| {
             let runtime = self.runtime.clone().unwrap_or_else(Handle::current);
-            let (open, identity) = (self.open.clone(), self.identity.clone());
-            worker::spawn(&runtime, watch(open, identity, bundles.clone(), provider.clone()))
+            let (open, trusted) = (self.open.clone(), self.trusted.clone());
+            worker::spawn(&runtime, watch(open, trusted, bundles.clone(), provider.clone()))
         });
         // After it can be seen by whoever watches: a change is seen there or here.
-        let now = Option::as_ref(&self.identity.load()).map(|now| now.bundles().clone());
-        if let Some(now) = now.filter(|now| *now != bundles) {
+        if let Some(now) = self.trusted.load().filter(|now| *now != bundles) {
             vouched.verify(&now, provider)?;
         }
         Ok(vouched)
@@ -125,15 +124,14 @@ impl Vouched {
 
 async fn watch(
     open: Arc<Mutex<Vec<Weak<Vouched>>>>,
-    mut identity: WatchedIdentity,
+    mut trusted: Trusted,
     mut by: TrustBundles,
     provider: Arc<CryptoProvider>,
 ) {
     let mut leaving: VecDeque<(Instant, Weak<Vouched>)> = VecDeque::new();
     loop {
         // Most changes are a certificate of ours that was renewed.
-        let other = Option::as_ref(&identity.load()).map(|now| now.bundles().clone()).filter(|now| *now != by);
-        if let Some(bundles) = other {
+        if let Some(bundles) = trusted.load().filter(|now| *now != by) {
             by = bundles;
             let until = Instant::now() + LEAVE;
             let known: Vec<_> = open.lock().iter().filter_map(Weak::upgrade).collect();
@@ -149,7 +147,7 @@ async fn watch(
         }
         let first = leaving.front().map(|(until, _)| *until);
         tokio::select! {
-            () = identity.changed() => {}
+            () = trusted.changed() => {}
             () = sleep_until(first.unwrap_or_else(Instant::now)), if first.is_some() => {
                 let gone = leaving.pop_front().and_then(|(_, vouched)| vouched.upgrade());
                 gone.iter().for_each(|vouched| vouched.cut());

@@ -106,18 +106,18 @@ async fn until_ended<F: Future>(connection: F, ended: Ended) {
 /// A task of ours: stopped when this is dropped.
 pub(crate) struct Owned<T>(JoinHandle<T>);
 
-impl<T> Owned<T> {
-    /// Whether it has ended.
-    pub(super) fn is_finished(&self) -> bool {
-        self.0.is_finished()
-    }
-}
-
 impl<T> Future for Owned<T> {
     type Output = Result<T, JoinError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.0).poll(cx)
+    }
+}
+
+impl<T> Owned<T> {
+    /// Whether it runs no more: it has come to its end, or its runtime has.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.0.is_finished()
     }
 }
 

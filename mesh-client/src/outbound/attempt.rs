@@ -15,6 +15,7 @@ use hyper::client::conn::TrySendError;
 use mesh_core::balance::Pick;
 use mesh_core::context::{PREVIOUS_ATTEMPTS, RETRIED};
 use mesh_core::policy::{Address, RetryPolicy};
+use mesh_core::retry::{Budget, RetryTokens};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
@@ -28,7 +29,7 @@ use crate::cluster::{Attempt, Cluster, Endpoint, Members, Permit, Retrying};
 use crate::connect::Lease;
 use crate::env::Env;
 use crate::error::{Cause, Source};
-use crate::router::{Retries, Router};
+use crate::router::Retries;
 
 /// Endpoints with unwanted metadata passed over in one pick (Istio `host_selection_retry_max_attempts`).
 const MAX_AVOIDED: usize = 5;
@@ -55,6 +56,10 @@ pub(super) struct Shared<'t> {
     pub(super) attempts: u32,
     pub(super) session: &'t Session<'t>,
     pub(super) endpoint_host: bool,
+    /// What retries of this destination may cost (gRFC A6).
+    pub(super) tokens: Option<&'t RetryTokens>,
+    /// What retries of this destination may add to its requests (Linkerd).
+    pub(super) budget: Option<&'t Budget>,
     /// Counts in the limits of high priority.
     pub(super) high_priority: bool,
 }
@@ -70,6 +75,9 @@ pub(super) struct Progress {
     pub(super) waits: u32,
     /// The place of the next retry among those in flight.
     pub(super) retrying: Option<Retrying>,
+    /// Connecting took all the time there was: others near that member may be out of reach like it, and no request is
+    /// to wait for that twice while there are members of another priority.
+    pub(super) silent: bool,
 }
 
 /// A try that came to nothing.
@@ -84,6 +92,8 @@ pub(super) struct Failed {
 pub(super) enum Again {
     /// To another member that was not tried: no connection to this one came about.
     Unreached,
+    /// The same, and this one did not even say so in time: if there is one, to a member of another priority.
+    Silent,
     /// To the same member over a fresh connection: the one used had carried requests before, and was closed before
     /// this one went out; or, over HTTP/1.1, while it did, and then it is idempotent (RFC 9112, section 9.3.1).
     Fresh(usize),
@@ -95,10 +105,10 @@ pub(super) enum Again {
 
 impl Again {
     /// The member that it must go to.
-    pub(super) fn member(self) -> Option<usize> {
+    fn member(self) -> Option<usize> {
         match self {
             Self::Fresh(index) => Some(index),
-            Self::Unreached | Self::Elsewhere | Self::Replay => None,
+            Self::Unreached | Self::Silent | Self::Elsewhere | Self::Replay => None,
         }
     }
 }
@@ -150,15 +160,24 @@ impl Shared<'_> {
         Ok(Hold { endpoint, attempt, permit, lease, receipt, index, number, fresh })
     }
 
-    /// Whether a request goes out once more whatever the retry policy says; `true` uses up what that takes.
-    pub(super) fn goes_again(
+    /// The same once more. What costs a retry is charged only now that there is a place to go.
+    pub(super) fn relaunch(
         &self,
-        again: Again,
-        resends: &mut Resends,
         progress: &mut Progress,
-        router: &Router,
-    ) -> bool {
-        if again == Again::Unreached {
+        exchange: &mut Exchange,
+        again: Again,
+    ) -> Result<Hold, Cause> {
+        let launch = self.launch(progress, exchange, again.member())?;
+        if again == Again::Replay {
+            self.charge();
+        }
+        Ok(launch)
+    }
+
+    /// Whether a request goes out once more whatever the retry policy says.
+    pub(super) fn goes_again(&self, again: Again, resends: &mut Resends, progress: &mut Progress) -> bool {
+        progress.silent |= again == Again::Silent;
+        if let Again::Unreached | Again::Silent = again {
             resends.unreached += 1;
             let others = self.members.ready.len() > progress.tried.len() && !self.session.is_strict();
             return others && resends.unreached <= MAX_UNREACHED;
@@ -167,7 +186,7 @@ impl Shared<'_> {
             return false;
         }
         if again == Again::Replay {
-            progress.retrying = self.retrying(0, router);
+            progress.retrying = self.retrying(0);
             return progress.retrying.is_some();
         }
         true
@@ -178,7 +197,7 @@ impl Shared<'_> {
         let permit = &launch.permit;
         let began = launch.attempt.started();
         let pool = launch.endpoint.pool();
-        let lease = pool.acquire(self.grpc, launch.fresh, began, permit.room(), || permit.wait()).await;
+        let lease = permit.connection(pool, self.grpc, launch.fresh, began).await;
         launch.reached(lease)?;
         if self.endpoint_host
             && let Some(host) = launch.endpoint.hostname()
@@ -209,9 +228,9 @@ impl Shared<'_> {
         let mut full = SmallVec::<[usize; 4]>::new();
         loop {
             let index = fresh.take().or_else(|| {
-                let index = self.pick(&progress.tried, progress.retried, now, &full)?;
+                let index = self.pick(progress, &progress.tried, now, &full)?;
                 // Passing over both can leave nobody, and then nobody is passed over: rather one that was tried.
-                if full.contains(&index) { self.pick(&[], progress.retried, now, &full) } else { Some(index) }
+                if full.contains(&index) { self.pick(progress, &[], now, &full) } else { Some(index) }
             })?;
             if full.contains(&index) {
                 return None;
@@ -231,7 +250,7 @@ impl Shared<'_> {
     }
 
     /// `full` can take no further request.
-    fn pick(&self, tried: &[usize], retried: u32, now: Instant, full: &[usize]) -> Option<usize> {
+    fn pick(&self, progress: &Progress, tried: &[usize], now: Instant, full: &[usize]) -> Option<usize> {
         if let Some(address) = self.session.address() {
             let pinned = self.members.ready.pinned(address, &self.cluster.policy().override_host);
             match pinned.map(|(index, _)| index) {
@@ -256,9 +275,9 @@ impl Shared<'_> {
                 &both
             },
             hash: self.hash,
-            other_priority: policy.is_some_and(|policy| policy.next_locality),
+            other_priority: progress.silent || policy.is_some_and(|policy| policy.next_locality),
         };
-        match policy.filter(|policy| !policy.avoid_metadata.is_empty() && retried > 0) {
+        match policy.filter(|policy| !policy.avoid_metadata.is_empty() && progress.retried > 0) {
             Some(policy) => self.pick_without(policy, &pick),
             None => self.pick_one(&pick),
         }
@@ -348,7 +367,9 @@ impl Hold {
                         self.attempt.connected(false);
                         self.attempt.failed();
                     }
-                    return Err(Failed { cause, again: Some(Again::Unreached) });
+                    let silent = matches!(cause, Cause::ConnectTimeout { .. });
+                    let again = if silent { Again::Silent } else { Again::Unreached };
+                    return Err(Failed { cause, again: Some(again) });
                 }
                 // A local limit says nothing of the endpoint.
                 self.attempt.not_sent();

@@ -22,7 +22,7 @@ pub(crate) struct Deadline {
 
 #[derive(Clone, Copy, Debug)]
 enum Limit {
-    /// The caller's: its own deadline or `grpc-timeout`.
+    /// The caller's: its own deadline, `grpc-timeout`, or Envoy's header of the time that is expected.
     Caller,
     /// The route's.
     Route(Duration),

@@ -19,12 +19,14 @@ use crate::body::{Failure, Receipt};
 use crate::cluster::{Attempt, Endpoint, Permit};
 use crate::connect::Lease;
 use crate::error::{Cause, Error};
+use crate::router::CountedRoute;
 
 /// One request from its start to the end of its answer.
 pub(crate) struct Exchange {
     target: Target,
     started: Instant,
     series: Arc<RequestSeries>,
+    route: Option<Arc<CountedRoute>>,
     outcome: Outcome,
     attempts: u32,
     access: Option<Box<Access>>,
@@ -80,9 +82,23 @@ impl Exchange {
         // What is counted if the application drops the request.
         let outcome = Outcome { code: 0, grpc_status: None, flags: "DC", grpc };
         let deadline = Deadline::none();
-        let (hold, flags, tickets, idle) = (None, "-", SmallVec::new(), None);
+        let (route, hold, flags, tickets, idle) = (None, None, "-", SmallVec::new(), None);
         let (attempts, counted) = (0, false);
-        Self { target, started, series, outcome, attempts, access, deadline, idle, hold, flags, tickets, counted }
+        Self {
+            target,
+            started,
+            series,
+            route,
+            outcome,
+            attempts,
+            access,
+            deadline,
+            idle,
+            hold,
+            flags,
+            tickets,
+            counted,
+        }
     }
 
     pub(crate) fn target(&self) -> &Target {
@@ -109,6 +125,11 @@ impl Exchange {
     /// Requests that end from now on are counted here.
     pub(crate) fn count_in(&mut self, series: &Arc<RequestSeries>) {
         self.series = series.clone();
+    }
+
+    /// It takes a route that is counted on its own.
+    pub(crate) fn takes(&mut self, route: &Arc<CountedRoute>) {
+        self.route = Some(route.clone());
     }
 
     /// A try goes to this endpoint, or the answer comes from it.
@@ -205,7 +226,7 @@ impl Exchange {
             hold.release(now);
         }
         self.settle(now);
-        self.count(now);
+        self.count(now, true);
     }
 
     fn settle(&mut self, now: Instant) {
@@ -227,9 +248,18 @@ impl Exchange {
             }
             Failure::Broken(error) => {
                 let hold = self.hold.as_mut().expect("an answer's body holds its endpoint until it has ended");
-                hold.attempt.failed();
-                let address = hold.endpoint.address().clone();
-                Cause::ConnectionLost { address, source: Arc::new(error), sent: true }
+                match hold.receipt.failure() {
+                    // The rest of the request was not to be had: that says nothing of the endpoint.
+                    Some(source) => {
+                        hold.attempt.unfinished();
+                        Cause::RequestBody(source)
+                    }
+                    None => {
+                        hold.attempt.failed();
+                        let address = hold.endpoint.address().clone();
+                        Cause::ConnectionLost { address, source: Arc::new(error), sent: true }
+                    }
+                }
             }
         };
         self.give_up(cause)
@@ -249,16 +279,19 @@ impl Exchange {
         }
         let now = Instant::now();
         self.settle(now);
-        self.count(now);
+        self.count(now, false);
         error
     }
 
-    fn count(&mut self, now: Instant) {
+    fn count(&mut self, now: Instant, complete: bool) {
         if std::mem::replace(&mut self.counted, true) {
             return;
         }
         let duration = now.saturating_duration_since(self.started);
         self.series.record(self.outcome, duration);
+        if let Some(route) = &self.route {
+            route.record(&self.outcome, complete, duration);
+        }
         if let Some(access) = &self.access {
             access.write(&self.outcome, duration, self.attempts);
         }
@@ -270,7 +303,7 @@ impl Drop for Exchange {
         if !self.counted {
             // Dropped by the application, before or in the middle of the answer.
             self.outcome.flags = "DC";
-            self.count(Instant::now());
+            self.count(Instant::now(), false);
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The filters that a request passes before it is tried, in the listener's order: faults and limits.
 //!
 //! A limit's state belongs to the place that configures it, the listener or one route or one entry of a split, and
-//! lives on while its policy there is equal. Refuses to know how requests are routed and tried.
+//! lives on while its policy there is equal; a limit that follows latency is each cluster's own. Refuses to know how
+//! requests are routed and tried.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -17,7 +18,6 @@ use mesh_core::telemetry::Outcome;
 use tokio::time::Instant;
 
 use super::fault::Faults;
-use crate::env::Env;
 use crate::error::{Cause, Refusal};
 
 /// One filter, ready for requests.
@@ -78,7 +78,8 @@ pub(crate) struct RoutePlace {
 enum Policy {
     RateLimit(LocalRateLimit),
     Throttle(AdmissionControl),
-    Concurrency(AdaptiveConcurrency),
+    /// Of this cluster: others have a latency of their own. `None` = whichever a header names.
+    Concurrency(AdaptiveConcurrency, Option<ClusterName>),
 }
 
 /// Takes limits over from the router before, and makes those that it did not have.
@@ -89,10 +90,12 @@ pub(crate) struct Compiler<'l> {
 }
 
 impl Compiler<'_> {
-    /// The filters of one place. `overridden` gives what differs there, and where that is said.
+    /// The filters of one place, whose requests go to `cluster` if that is settled there. `overridden` gives what
+    /// differs there, and where that is said.
     pub(crate) fn compile<'p>(
         &mut self,
         filters: &'p [HttpFilter],
+        cluster: Option<&ClusterName>,
         overridden: impl Fn(&str) -> Option<(&'p FilterOverride, Place)>,
     ) -> Arc<[Filter]> {
         let compiled = filters.iter().filter_map(|filter| {
@@ -115,7 +118,7 @@ impl Compiler<'_> {
                     self.limit(None, name, Policy::Throttle(policy.clone()?))
                 }
                 (HttpFilterKind::AdaptiveConcurrency(policy), _) => {
-                    self.limit(None, name, Policy::Concurrency(policy.clone()?))
+                    self.limit(None, name, Policy::Concurrency(policy.clone()?, cluster.cloned()))
                 }
                 _ => None,
             }
@@ -140,10 +143,7 @@ impl Filter {
         Some(match policy {
             Policy::RateLimit(policy) => Self::RateLimit(Arc::new(RateLimit::new(policy, now)?)),
             Policy::Throttle(policy) => Self::Throttle(Arc::new(Throttling::new(policy, now))),
-            Policy::Concurrency(policy) => Self::Concurrency(Arc::new(Concurrency {
-                gradient: Gradient::new(policy.clone(), now),
-                status: StatusCode::from_u16(policy.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
-            })),
+            Policy::Concurrency(policy, _) => Self::Concurrency(Arc::new(Concurrency::new(policy, now))),
         })
     }
 
@@ -159,14 +159,20 @@ impl Filter {
 }
 
 /// Takes a token of a rate limit, or says how the request is refused.
-pub(crate) fn pass_rate(limit: &RateLimit, headers: &mut HeaderMap, now: Instant, env: &Env) -> Result<(), Cause> {
-    limit.pass(headers, now, || env.draw_million()).map_err(|RateLimited { status, grpc_status, headers }| {
+/// `draw` gives a uniform number below a million.
+pub(crate) fn pass_rate(
+    limit: &RateLimit,
+    headers: &mut HeaderMap,
+    now: Instant,
+    draw: impl Fn() -> u32,
+) -> Result<(), Cause> {
+    limit.pass(headers, now, draw).map_err(|RateLimited { status, grpc_status, headers }| {
         Cause::RateLimited(Box::new(Refusal { status, grpc_status, headers }))
     })
 }
 
 impl Throttling {
-    fn new(policy: &AdmissionControl, now: Instant) -> Self {
+    pub(crate) fn new(policy: &AdmissionControl, now: Instant) -> Self {
         // Those that fewer requests would not change (Envoy).
         const USUAL: [u32; 11] = [0, 1, 2, 3, 5, 6, 7, 9, 11, 12, 16];
         let codes = if policy.grpc_success.is_empty() { &USUAL[..] } else { &policy.grpc_success };
@@ -188,8 +194,9 @@ impl Throttling {
         }
     }
 
-    pub(crate) fn pass(self: &Arc<Self>, now: Instant, env: &Env) -> Result<Ticket, Cause> {
-        if self.throttle.refuses(now, env.draw_million()) {
+    /// `draw` is uniform below a million.
+    pub(crate) fn pass(self: &Arc<Self>, now: Instant, draw: u32) -> Result<Ticket, Cause> {
+        if self.throttle.refuses(now, draw) {
             let percent = (self.throttle.share(now) * 100.0).round() as u32;
             return Err(Cause::Throttled { percent });
         }
@@ -198,11 +205,16 @@ impl Throttling {
 }
 
 impl Concurrency {
-    pub(crate) fn pass(self: &Arc<Self>, now: Instant, env: &Env) -> Result<Ticket, Cause> {
+    pub(crate) fn new(policy: &AdaptiveConcurrency, now: Instant) -> Self {
+        let status = StatusCode::from_u16(policy.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        Self { gradient: Gradient::new(policy.clone(), now), status }
+    }
+
+    pub(crate) fn pass(self: &Arc<Self>, now: Instant, random: impl FnOnce() -> u64) -> Result<Ticket, Cause> {
         if !self.gradient.try_begin(now) {
             return Err(Cause::ConcurrencyLimited { limit: self.gradient.limit(), status: self.status });
         }
-        Ok(Ticket { to: Limit::Concurrency(self.clone()), began: now, random: env.id(), settled: false })
+        Ok(Ticket { to: Limit::Concurrency(self.clone()), began: now, random: random(), settled: false })
     }
 }
 

@@ -4,6 +4,7 @@ use http::header::HOST;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, request};
 use hyper::ext::Protocol;
+use mesh_core::context::SentHost;
 use mesh_core::matcher::RequestView;
 use smallvec::SmallVec;
 
@@ -102,6 +103,13 @@ impl Head {
     pub(crate) fn set_authority(&mut self, authority: &str) {
         if let Ok(value) = HeaderValue::from_str(authority) {
             self.headers.insert(HOST, value);
+        }
+    }
+
+    /// Sends the authority that the request's extensions ask for, now that its route is chosen.
+    pub(crate) fn show_host(&mut self) {
+        if let Some(SentHost(host)) = self.extensions.remove() {
+            self.headers.insert(HOST, host);
         }
     }
 

@@ -21,7 +21,7 @@ use super::head::Head;
 use super::tries::{Outcome, give_up, within};
 use crate::cluster::Retrying;
 use crate::error::Cause;
-use crate::router::{Retries, Router};
+use crate::router::Retries;
 
 /// Tries under way at once, at most (gRFC A6 allows as many in all).
 const MAX_FLYING: usize = 5;
@@ -40,16 +40,15 @@ pub(super) async fn send(
     policy: &HedgePolicy,
     head: &mut Head,
     exchange: &mut Exchange,
-    router: &Router,
 ) -> Outcome {
     shared.payload.read_ahead();
     let head = &*head;
     let fly = |launch: Hold, resends| fly(&shared, head.copy(), launch, resends);
-    let mut race = Race { shared: &shared, exchange, router, progress: Progress::default(), again: None };
+    let mut race = Race { shared: &shared, exchange, progress: Progress::default(), again: None };
     let mut flying = FuturesUnordered::new();
     let additional = policy.additional_request.hit(shared.env.draw_million());
     let wanted = (policy.initial_requests as usize).saturating_add(usize::from(additional)).min(MAX_FLYING);
-    flying.push(fly(race.launch(None)?, Resends::default()));
+    flying.push(fly(shared.launch(&mut race.progress, race.exchange, None)?, Resends::default()));
     while flying.len() < wanted
         && let Some(more) = race.beside()
     {
@@ -166,28 +165,26 @@ async fn fly(shared: &Shared<'_>, mut head: Head, mut launch: Hold, resends: Res
 struct Race<'r, 't> {
     shared: &'r Shared<'t>,
     exchange: &'r mut Exchange,
-    router: &'r Router,
     progress: Progress,
     // One at a time: failures that fall into its wait are answered by it.
     again: Option<Next>,
 }
 
 impl Race<'_, '_> {
-    fn launch(&mut self, fresh: Option<usize>) -> Result<Hold, Cause> {
-        self.shared.launch(&mut self.progress, self.exchange, fresh)
-    }
-
     /// One more, which holds this place among the retries.
     fn further(&mut self, retrying: Retrying) -> Result<Hold, Cause> {
         self.progress.retried += 1;
         self.progress.retrying = Some(retrying);
-        self.launch(None).inspect_err(|_| self.progress.retried -= 1)
+        let launch = self.shared.launch(&mut self.progress, self.exchange, None);
+        launch.inspect_err(|_| self.progress.retried -= 1)
     }
 
     /// One more beside others, if body, breaker and budget allow it.
     fn beside(&mut self) -> Option<Hold> {
-        let retrying = self.shared.payload.is_at_hand().then(|| self.shared.retrying(0, self.router))??;
-        self.further(retrying).ok()
+        let retrying = self.shared.payload.is_at_hand().then(|| self.shared.retrying(0))??;
+        let launch = self.further(retrying).ok()?;
+        self.shared.charge();
+        Some(launch)
     }
 
     /// One more beside a try that takes too long, if the policy has one left that is not promised yet.
@@ -206,15 +203,12 @@ impl Race<'_, '_> {
     /// The same once more, if nobody has seen it or it may be played again.
     fn once_more(&mut self, landed: &mut Landed, alone: bool) -> Option<Hold> {
         let again = landed.outcome.as_ref().err()?.again?;
-        let (shared, router) = (self.shared, self.router);
-        let goes = shared.payload.can_be_sent_again()
-            && shared.goes_again(again, &mut landed.resends, &mut self.progress, router)
-            && self.can_go_again(alone);
-        if !goes {
+        let shared = self.shared;
+        if !self.can_go_again(alone) || !shared.goes_again(again, &mut landed.resends, &mut self.progress) {
             return None;
         }
         let retried = std::mem::replace(&mut self.progress.retried, landed.number);
-        let launch = self.launch(again.member());
+        let launch = shared.relaunch(&mut self.progress, self.exchange, again);
         self.progress.retried = retried;
         // Where there is no other place to go, what happened at the first one is worth more than that.
         launch.ok()
@@ -234,8 +228,9 @@ impl Race<'_, '_> {
         let Some(wait) = self.shared.wait(retries, headers, &mut self.progress) else { return false };
         // An answer still holds its own place among the retries.
         let own = u32::from(headers.is_some() && was_retry);
-        let retrying = self.shared.retrying(own, self.router).filter(|_| self.can_go_again(flying == 0));
+        let retrying = self.shared.retrying(own).filter(|_| self.can_go_again(flying == 0));
         self.again = retrying.map(|retrying| Next { at: Instant::now() + wait, retrying });
+        self.again.iter().for_each(|_| self.shared.charge());
         self.again.is_some()
     }
 

@@ -96,6 +96,8 @@ impl Copy {
                     attempts: 0,
                     session: &session,
                     endpoint_host: false,
+                    tokens: None,
+                    budget: None,
                     high_priority: false,
                 };
                 let launch = shared.launch(&mut Progress::default(), &mut exchange, None)?;

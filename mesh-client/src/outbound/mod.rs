@@ -106,18 +106,23 @@ fn find(destinations: &Arc<Destinations>, to: Option<&Target>, head: &Head) -> R
     found.map_err(|cause| Error::new(head.uri().authority().map_or("(none)", |a| a.as_str()), cause, 0))
 }
 
-/// Whether a request is gRPC, and the time it says it has: one walk, for a request has few headers, and most of them
-/// neither of the two.
+/// Whether a request is gRPC, and the time it says it has, each kind by a header of its own: one walk, for a request
+/// has few headers, and most of them none of these.
 fn told(headers: &HeaderMap) -> (bool, Option<Duration>) {
-    let (mut grpc, mut timeout) = (None, None);
+    let (mut grpc, mut timeout, mut expected) = (None, None, None);
     for (name, value) in headers {
         if *name == CONTENT_TYPE {
             grpc.get_or_insert_with(|| context::is_grpc(value));
         } else if *name == context::GRPC_TIMEOUT {
             timeout.get_or_insert(value);
+        } else if *name == context::EXPECTED_TIMEOUT {
+            expected.get_or_insert(value);
         }
     }
-    (grpc == Some(true), timeout.and_then(context::grpc_timeout))
+    match grpc {
+        Some(true) => (true, timeout.and_then(context::grpc_timeout)),
+        _ => (false, expected.and_then(context::expected_timeout)),
+    }
 }
 
 fn open(destination: &Destination, head: &Head, trace: &Trace, started: Instant, grpc: bool) -> Box<Exchange> {
@@ -177,9 +182,12 @@ impl Call<'_> {
         if let Some(access) = self.exchange.access() {
             access.route = route.route().name.clone();
         }
+        let plan = router.plan(route);
+        if let Some(counted) = &plan.counted {
+            self.exchange.takes(counted);
+        }
         match &route.route().action {
             RouteAction::Forward(forward) => {
-                let plan = router.plan(route);
                 let cors = plan.cors.as_ref().map(|cors| (cors, cors.judge(&self.head.method, &self.head.headers)));
                 if let Some((_, CorsVerdict::Answer(headers))) = cors {
                     return Ok(Answer::Local(local::preflight(headers), "-"));
@@ -226,6 +234,7 @@ impl Call<'_> {
         for headers in header_policies(route, share) {
             headers.request.apply(&mut self.head.headers);
         }
+        self.head.show_host();
         // Before the timeout begins, as in Envoy: a delay is not the endpoint's time.
         if let Some(answer) = self.filter(filters, &cluster.policy().name).await? {
             return Ok(answer);
@@ -289,6 +298,7 @@ impl Call<'_> {
 
     /// Faults and limits, in the order of the listener's filters; an answer if one of them gives it.
     async fn filter(&mut self, filters: &[Filter], cluster: &ClusterName) -> Result<Option<Answer>, Cause> {
+        let env = self.env;
         for filter in filters {
             match filter {
                 Filter::Fault(fault) => {
@@ -296,9 +306,11 @@ impl Call<'_> {
                         return Ok(Some(answer));
                     }
                 }
-                Filter::RateLimit(limit) => pass_rate(limit, &mut self.head.headers, Instant::now(), self.env)?,
-                Filter::Throttle(limit) => self.exchange.owe(limit.pass(Instant::now(), self.env)?),
-                Filter::Concurrency(limit) => self.exchange.owe(limit.pass(Instant::now(), self.env)?),
+                Filter::RateLimit(limit) => {
+                    pass_rate(limit, &mut self.head.headers, Instant::now(), || env.draw_million())?
+                }
+                Filter::Throttle(limit) => self.exchange.owe(limit.pass(Instant::now(), env.draw_million())?),
+                Filter::Concurrency(limit) => self.exchange.owe(limit.pass(Instant::now(), || env.id())?),
             }
             // There may have been a delay.
             self.now = Instant::now();
@@ -354,7 +366,7 @@ impl Call<'_> {
         if !fault.concerns(&self.head.view(&draw), cluster) {
             return Ok(None);
         }
-        let Some(_active) = fault.begin(&env.active_faults) else { return Ok(None) };
+        let Some(_active) = fault.begin(env.breakers.faults()) else { return Ok(None) };
         if let Some(delay) = fault.delay(&self.head.headers, draw) {
             let wait = async {
                 sleep(delay).await;
@@ -385,7 +397,7 @@ impl Call<'_> {
 }
 
 /// Header operations for a request on a route: the more specific first, as Envoy orders them.
-fn header_policies<'r>(
+pub(crate) fn header_policies<'r>(
     route: &'r CompiledRoute,
     share: Option<&'r WeightedCluster>,
 ) -> impl Iterator<Item = &'r HeaderPolicy> + use<'r> {

@@ -23,6 +23,7 @@ use crate::connect::PER_HOST;
 use crate::destination::{Destination, Destinations};
 use crate::env::Env;
 use crate::error::{Cause, Error};
+use crate::router::Raw;
 use crate::tcp::{Held, TcpConnection};
 
 /// Connects to an endpoint of a destination.
@@ -68,7 +69,7 @@ impl Dial<'_> {
         let (env, wait) = (self.env, self.env.limits.config_wait);
         let wait = caller.at().map_or(wait, |at| wait.min(at.saturating_duration_since(Instant::now())));
         let router = self.destination.router(wait).await?;
-        let (cluster, attempts) = router.choose_tcp(self.destination.target().host_port(), env)?;
+        let Raw { cluster, attempts, idle } = router.choose_tcp(self.destination.target().host_port(), env)?;
         cluster.resolved().await;
         let members = cluster.members();
         self.at = Some((cluster.clone(), members.clone()));
@@ -82,7 +83,7 @@ impl Dial<'_> {
             // Counted before connecting, so that a slow endpoint repels further connections.
             let attempt = attempt.reported(members.issue(index));
             match self.one(cluster, &members, endpoint, attempt, &permit).await {
-                Ok(held) => return Ok(TcpConnection::new(held, permit, self.destination.clone())),
+                Ok(held) => return Ok(TcpConnection::new(held, permit, self.destination.clone(), idle)),
                 // Nothing was sent, so another one may have it.
                 Err(cause) if cause.is_unreached() => failed = Some(cause),
                 // Others may have room; it was not tried.

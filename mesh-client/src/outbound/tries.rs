@@ -12,10 +12,10 @@ use http::{HeaderMap, Response};
 use hyper::body::Incoming;
 use mesh_core::context::RETRIED;
 use mesh_core::policy::Forward;
-use mesh_core::retry::{FailureKind, Pushback, TryOutcome, pushback, reset};
+use mesh_core::retry::{FailureKind, Pushback, RetryTokens, TryOutcome, pushback, reset};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::attempt::{Failed, Progress, Resends, Shared};
+use super::attempt::{Again, Failed, Progress, Resends, Shared};
 use super::exchange::{Exchange, Hold};
 use super::head::Head;
 use super::session::Session;
@@ -41,7 +41,8 @@ pub(super) async fn send(
     if cluster.resolved().await {
         call.now = Instant::now();
     }
-    if let Some(budget) = router.budget() {
+    let budget = router.budget();
+    if let Some(budget) = budget {
         budget.record_request(call.now);
     }
     let members = cluster.members();
@@ -66,22 +67,22 @@ pub(super) async fn send(
         attempts: retries.filter(|_| may).map_or(0, |retries| retries.policy.attempts),
         session,
         endpoint_host,
+        tokens: router.tokens(),
+        budget,
         high_priority: plan.high_priority,
     };
     match &forward.hedge {
         // Boxed: requests that are not hedged are no larger for it.
-        Some(policy) if hedge::applies(policy, &shared) => {
-            Box::pin(hedge::send(shared, policy, head, exchange, router)).await
-        }
-        _ => one_by_one(&shared, head, exchange, router).await,
+        Some(policy) if hedge::applies(policy, &shared) => Box::pin(hedge::send(shared, policy, head, exchange)).await,
+        _ => one_by_one(&shared, head, exchange).await,
     }
 }
 
-async fn one_by_one(shared: &Shared<'_>, head: &mut Head, exchange: &mut Exchange, router: &Router) -> Outcome {
+async fn one_by_one(shared: &Shared<'_>, head: &mut Head, exchange: &mut Exchange) -> Outcome {
     let mut progress = Progress::default();
     loop {
-        let outcome = one_in_time(shared, &mut progress, head, exchange, router).await;
-        match shared.judge(outcome, &mut progress, exchange, router) {
+        let outcome = one_in_time(shared, &mut progress, head, exchange).await;
+        match shared.judge(outcome, &mut progress, exchange) {
             ControlFlow::Continue(wait) => sleep(wait).await,
             ControlFlow::Break(answer) => return answer,
         }
@@ -104,13 +105,12 @@ async fn one_in_time(
     progress: &mut Progress,
     head: &mut Head,
     exchange: &mut Exchange,
-    router: &Router,
 ) -> Outcome {
     // A soft limit, beyond which hedging adds a try, ends none.
     let hard = shared.retries.filter(|retries| !retries.hedges_on_timeout());
     let (time, idle) = (hard.and_then(Retries::per_try_timeout), shared.retries.and_then(Retries::per_try_idle));
     let outcome = {
-        let work = pin!(one_and_again(shared, progress, head, exchange, router));
+        let work = pin!(one_and_again(shared, progress, head, exchange));
         match (time, idle) {
             (None, None) => work.await,
             // Boxed: tries without limits of their own are no larger for those that have some.
@@ -144,27 +144,26 @@ async fn one_and_again(
     progress: &mut Progress,
     head: &mut Head,
     exchange: &mut Exchange,
-    router: &Router,
 ) -> Outcome {
     // Boxed: requests that are not sent again are no larger for it.
-    let (mut to, mut resends, mut before) = (None, Resends::default(), None::<Box<Cause>>);
+    let (mut resends, mut before) = (Resends::default(), None::<Box<(Cause, Again)>>);
     loop {
+        let launch = match &before {
+            None => shared.launch(progress, exchange, None),
+            Some(before) => shared.relaunch(progress, exchange, before.1),
+        };
         // Where there is no other place to go, what happened at the first one is worth more than that.
-        let launch = match shared.launch(progress, exchange, to) {
+        let launch = match launch {
             Ok(launch) => launch,
-            Err(cause) => return Err(before.map_or(cause, |before| *before)),
+            Err(cause) => return Err(before.map_or(cause, |before| before.0)),
         };
         let Failed { cause, again } = match shared.fly(exchange.hold(launch), head).await {
             Ok(answer) => return Ok(answer),
             Err(failed) => failed,
         };
         match again {
-            Some(again)
-                if shared.payload.can_be_sent_again()
-                    && shared.goes_again(again, &mut resends, progress, router)
-                    && shared.payload.rewind() =>
-            {
-                (to, before) = (again.member(), Some(Box::new(cause)));
+            Some(again) if shared.payload.rewind() && shared.goes_again(again, &mut resends, progress) => {
+                before = Some(Box::new((cause, again)));
             }
             _ => return Err(cause),
         }
@@ -181,12 +180,11 @@ impl<'t> Shared<'t> {
         outcome: Outcome,
         progress: &mut Progress,
         exchange: &mut Exchange,
-        router: &Router,
     ) -> ControlFlow<Outcome, Duration> {
         let Some(retries) = self.retry_for(outcome.as_ref(), exchange.early()) else {
             return ControlFlow::Break(outcome);
         };
-        match self.next(retries, outcome.as_ref().ok().map(Response::headers), progress, router) {
+        match self.next(retries, outcome.as_ref().ok().map(Response::headers), progress) {
             Ok(wait) => {
                 if let (Ok(response), Some(hold)) = (outcome, exchange.let_go()) {
                     give_up(&response, hold);
@@ -215,12 +213,31 @@ impl<'t> Shared<'t> {
             }
             Err(cause) => TryOutcome::Failure(failure_kind(cause)),
         };
-        retries.rules.condition(&outcome, self.grpc).map(|_| retries)
+        let again = retries.rules.condition(&outcome, self.grpc).is_some();
+        if let Some(tokens) = self.tokens {
+            self.count(tokens, again, &outcome);
+        }
+        again.then_some(retries)
+    }
+
+    /// Counts what came of a try, as far as it is known with the head of its answer (gRFC A6).
+    fn count(&self, tokens: &RetryTokens, again: bool, outcome: &TryOutcome<'_>) {
+        let TryOutcome::Answer { status, headers, grpc_status } = *outcome else {
+            return if again {
+                tokens.failed()
+            };
+        };
+        let stop = || self.grpc && pushback(headers) == Some(Pushback::Stop);
+        if again || stop() {
+            tokens.failed();
+        } else if status.as_u16() < 400 && grpc_status.is_none_or(|status| status == 0) {
+            tokens.succeeded();
+        }
     }
 
     /// How long to wait before one more try, if there may be one: attempts, a body that can be sent again, the
-    /// answer's own word in its `headers`, time, breaker, and then the budget, for asking takes from it; last the body
-    /// goes back to its beginning.
+    /// answer's own word in its `headers`, time, breaker, budget; then the body goes back to its beginning, and last the
+    /// budget is charged, for there will be a try.
     ///
     /// # Errors
     /// There may be none: the response flags that say why.
@@ -229,7 +246,6 @@ impl<'t> Shared<'t> {
         retries: &Retries,
         headers: Option<&HeaderMap>,
         progress: &mut Progress,
-        router: &Router,
     ) -> Result<Duration, &'static str> {
         if progress.retried >= self.attempts {
             return Err("URX");
@@ -238,9 +254,13 @@ impl<'t> Shared<'t> {
         let wait = replayable.and_then(|()| self.wait(retries, headers, progress)).ok_or("-")?;
         // An answer still holds its own place among the retries.
         let own = u32::from(headers.is_some() && progress.retried > 0);
-        let retrying = self.retrying(own, router).ok_or("UO")?;
-        progress.retrying = Some(retrying).filter(|_| self.payload.rewind());
-        if progress.retrying.is_some() { Ok(wait) } else { Err("-") }
+        let retrying = self.retrying(own).ok_or("UO")?;
+        if !self.payload.rewind() {
+            return Err("-");
+        }
+        self.charge();
+        progress.retrying = Some(retrying);
+        Ok(wait)
     }
 
     /// The wait before the next try: what the answer asks for, else the back-off. `None` if the answer forbids
@@ -275,11 +295,19 @@ impl<'t> Shared<'t> {
         self.limit.at().is_none_or(in_time).then_some(wait)
     }
 
-    /// A place for one more retry, if breaker and budget have one; the budget is charged. `own` retries that still
-    /// count are about to end.
-    pub(super) fn retrying(&self, own: u32, router: &Router) -> Option<Retrying> {
+    /// A place for one more retry, if tokens, breaker and budget have one. `own` retries that still count are about to
+    /// end. Once it is sure that the try will be made, the budget is to be [charged](Self::charge).
+    pub(super) fn retrying(&self, own: u32) -> Option<Retrying> {
+        if self.tokens.is_some_and(|tokens| !tokens.allows()) {
+            return None;
+        }
         let retrying = Retrying::within(self.cluster, own, self.high_priority)?;
-        router.budget().is_none_or(|budget| budget.try_retry(Instant::now())).then_some(retrying)
+        self.budget.is_none_or(|budget| budget.allows(Instant::now())).then_some(retrying)
+    }
+
+    /// Takes a retry out of the budget.
+    pub(super) fn charge(&self) {
+        self.budget.iter().for_each(|budget| budget.record_retry(Instant::now()));
     }
 }
 

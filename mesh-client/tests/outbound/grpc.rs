@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use mesh_client::{Channel, Client};
-use mesh_core::policy::{AbortStatus, Fault, FaultAbort, PerMillion, RetryOn};
+use mesh_core::policy::{AbortStatus, Fault, FaultAbort, PerMillion, RetryOn, RetryPolicy};
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
 use tonic::client::Grpc;
 use tonic::{Code, Response, Status};
@@ -59,6 +59,11 @@ async fn an_unavailable_answer_is_retried() {
     let (client, _) = client_of(snapshot_with(forward_with(Some(retrying(1, on))), cluster("test"), &[&server]));
     assert_eq!(say(client.channel(TARGET).unwrap(), "hello").await.unwrap().get_ref(), "hello");
     assert_eq!(server.requests(), 2);
+    // A POST to HTTP: of gRPC it is the status that counts, under the policy that nobody wrote as well.
+    server.script([Behaviour::Grpc(14)]);
+    let retry = Some(RetryPolicy::istio_default());
+    let (client, _) = client_of(snapshot_with(forward_with(retry), cluster("test"), &[&server]));
+    assert_eq!(say(client.channel(TARGET).unwrap(), "hello").await.unwrap().get_ref(), "hello");
     // Control: the same answer under a policy that does not name it.
     server.script([Behaviour::Grpc(14)]);
     let on = RetryOn { internal: true, ..RetryOn::default() };

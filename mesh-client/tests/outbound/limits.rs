@@ -2,18 +2,24 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Request};
-use mesh_client::{Breakers, Cause, Client};
+use mesh_client::{Breakers, Cause, Client, Io};
 use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{
-    AdaptiveConcurrency, AdmissionControl, CircuitBreakers, Cluster, FilterOverride, Forward, HeaderAction,
-    HeaderWrite, HttpFilter, HttpFilterKind, LocalRateLimit, MinRtt, PerMillion, RouteMatch, Snapshot, TokenBucket,
+    AbortStatus, AdaptiveConcurrency, Address, AdmissionControl, CircuitBreakers, Cluster, ClusterChoice,
+    Fault as Injected, FaultAbort, FaultDelay, FilterOverride, Forward, HeaderAction, HeaderWrite, HttpFilter,
+    HttpFilterKind, LocalRateLimit, MinRtt, PerMillion, RouteMatch, Snapshot, TokenBucket, WeightedCluster,
+    WeightedClusters,
 };
-use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
+use mesh_testkit::{Behaviour, EchoServer, FixedSource, clock, policy};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
-use super::{TARGET, client_of, cluster, fetch, forward_with, get, post, read, snapshot_with};
+use super::{TARGET, client_of, cluster, fetch, forward_with, get, post, prefix, read, snapshot_with};
 
 fn filtered(kind: HttpFilterKind, server: &EchoServer) -> Snapshot {
     let mut snapshot = snapshot_with(forward_with(None), cluster("test"), &[server]);
@@ -145,6 +151,69 @@ async fn adaptive_concurrency_refuses_what_is_beyond_its_limit_and_gives_places_
     assert_eq!(passed(&client, 3).await, 3);
 }
 
+#[tokio::test]
+async fn adaptive_concurrency_is_each_clusters_own() {
+    let (v1, v2) = (EchoServer::start("v1").await, EchoServer::start("v2").await);
+    let min_rtt = MinRtt::Fixed(Duration::from_secs(1));
+    let policy = AdaptiveConcurrency { min_limit: 1, max_limit: 1, min_rtt, ..Default::default() };
+    let entry = |name: &str| WeightedCluster::new(name.into(), 50);
+    let split = WeightedClusters::new(vec![entry("v1"), entry("v2")]).unwrap();
+    let split = Forward { to: ClusterChoice::Weighted(split), ..Forward::to("".into()) };
+    let routes = policy::routes([
+        policy::forward(prefix("/v1"), Forward::to("v1".into())),
+        policy::forward(RouteMatch::any(), split),
+    ]);
+    let clusters = [(cluster("v1"), vec![v1.endpoint()]), (cluster("v2"), vec![v2.endpoint()])];
+    let mut snapshot = policy::snapshot(routes, clusters);
+    let kind = HttpFilterKind::AdaptiveConcurrency(Some(policy));
+    Arc::make_mut(&mut snapshot.listener).filters = vec![HttpFilter { name: "limit".into(), kind }];
+    let (client, _) = client_of(snapshot);
+    v1.behave(Behaviour::Hold);
+    let mut full = pin!(client.send(get("/v1")));
+    let others = async {
+        v1.wait_for_requests(1).await;
+        let mut answers = Vec::new();
+        for _ in 0..60 {
+            answers.push(fetch(&client, "/").await.map_err(|error| error.code()));
+        }
+        answers
+    };
+    let answers = tokio::select! {
+        biased;
+        _ = &mut full => unreachable!("it is held"),
+        answers = others => answers,
+    };
+    let served = answers.iter().filter(|answer| answer.is_ok()).count();
+    assert_eq!((served as u64, v1.requests()), (v2.requests(), 1));
+    // The control: what went to the full one was refused.
+    let refused = answers.iter().filter(|answer| matches!(answer, Err(Code::CONCURRENCY_LIMITED))).count();
+    assert!(served > 0 && refused > 0 && served + refused == 60, "{answers:?}");
+}
+
+#[tokio::test]
+async fn faults_under_way_are_counted_for_all_who_share_breakers() {
+    let server = EchoServer::start("one").await;
+    for shared in [true, false] {
+        let delay = Some(FaultDelay { duration: Some(Duration::from_secs(3600)), share: PerMillion::ALL });
+        let abort = Some(FaultAbort { status: Some(AbortStatus::Http(555)), share: PerMillion::ALL });
+        let breakers = Breakers::default();
+        let client = |fault: Injected| {
+            let kind = HttpFilterKind::Fault(Some(Injected { max_active: Some(1), ..fault }));
+            let breakers = if shared { breakers.clone() } else { Breakers::default() };
+            Client::builder(FixedSource::of(TARGET, filtered(kind, &server))).breakers(breakers).build()
+        };
+        let (one, other) =
+            (client(Injected { delay, ..Injected::default() }), client(Injected { abort, ..Injected::default() }));
+        let mut delayed = pin!(one.send(get("/")));
+        let status = tokio::select! {
+            biased;
+            _ = &mut delayed => unreachable!("it waits for an hour"),
+            answer = fetch(&other, "/") => answer.unwrap().status().as_u16(),
+        };
+        assert_eq!(status, if shared { 200 } else { 555 }, "the one fault that there may be is under way: {shared}");
+    }
+}
+
 fn breaking(most: u32, high: Option<u32>) -> Cluster {
     let limit = |most| CircuitBreakers { max_requests: Some(most), ..CircuitBreakers::default() };
     Cluster { breaker: limit(most), breaker_high: high.map(limit), ..cluster("test") }
@@ -242,4 +311,88 @@ async fn a_request_dropped_at_any_await_leaves_nothing_behind() {
         assert!(states.iter().all(|state| (state.default.requests, state.default.pending) == (0, 0)), "{polls}");
     }
     assert_eq!(fetch(&client, "/").await.unwrap().status(), 200, "the one place is free");
+}
+
+/// A connector that may be told not to connect, and how often it was asked.
+struct Way {
+    open: watch::Sender<bool>,
+    asked: AtomicUsize,
+}
+
+impl Way {
+    async fn connect(self: Arc<Self>, address: Address) -> std::io::Result<Box<dyn Io>> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let _ = self.open.subscribe().wait_for(|open| *open).await;
+        let Address::Socket(address) = address else { unreachable!("it is a socket") };
+        Ok(Box::new(TcpStream::connect(address).await?))
+    }
+}
+
+#[tokio::test]
+async fn when_nobody_gets_a_connection_those_that_follow_fail_at_once_until_one_does() {
+    const WAIT: Duration = Duration::from_secs(3);
+    for fails_fast in [true, false] {
+        let server = EchoServer::start("one").await;
+        let way = Arc::new(Way { open: watch::Sender::new(false), asked: AtomicUsize::new(0) });
+        let source = FixedSource::of(TARGET, policy::snapshot_to(&[server.address()]));
+        let through = way.clone();
+        let mut builder = Client::builder(source).connector(move |address| through.clone().connect(address));
+        if fails_fast {
+            builder = builder.fail_fast(WAIT);
+        }
+        let client = builder.build();
+        tokio::time::pause();
+        let ask = async || {
+            let begun = Instant::now();
+            let code = fetch(&client, "/").await.err().map(|error| error.code());
+            // The clock goes by whole milliseconds.
+            (code, Duration::from_millis(begun.elapsed().as_millis() as u64 / 10 * 10))
+        };
+        if !fails_fast {
+            // The control: it waits until it may not connect any longer.
+            assert_eq!(ask().await, (Some(Code::CONNECT_TIMEOUT), Duration::from_secs(10)));
+            continue;
+        }
+        assert_eq!(ask().await, (Some(Code::BREAKER_OPEN), WAIT));
+        for _ in 0..5 {
+            assert_eq!(ask().await, (Some(Code::BREAKER_OPEN), Duration::ZERO));
+        }
+        assert_eq!(way.asked.load(Ordering::Relaxed), 1, "they did not even try");
+        clock::pass(WAIT).await;
+        // Of those that come then one looks, and the others do not wait for it.
+        let (looking, at_once) = tokio::join!(ask(), ask());
+        assert_eq!(looking, (Some(Code::BREAKER_OPEN), WAIT));
+        assert_eq!(at_once, (Some(Code::BREAKER_OPEN), Duration::ZERO));
+        clock::pass(WAIT).await;
+        tokio::time::resume();
+        way.open.send_replace(true);
+        assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+        assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+        // The one that looked left its connection under way to those that followed.
+        assert_eq!(way.asked.load(Ordering::Relaxed), 2);
+    }
+}
+
+#[tokio::test]
+async fn what_finds_a_free_connection_passes_while_others_fail_fast() {
+    const WAIT: Duration = Duration::from_secs(3);
+    let server = EchoServer::start("one").await;
+    let mut one = cluster("test");
+    one.breaker.max_connections = Some(1);
+    let snapshot = policy::snapshot_of(one, [server.endpoint()]);
+    let client = Client::builder(FixedSource::of(TARGET, snapshot)).fail_fast(WAIT).build();
+    server.script([Behaviour::Hold]);
+    let others = async {
+        server.wait_for_requests(1).await;
+        tokio::time::pause();
+        for _ in 0..2 {
+            // The first waits, and the second is told at once: both for the same reason.
+            assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::BREAKER_OPEN);
+        }
+        tokio::time::resume();
+        server.release();
+    };
+    let (busy, ()) = tokio::join!(fetch(&client, "/"), others);
+    assert_eq!(busy.unwrap().status(), 200);
+    assert_eq!(fetch(&client, "/").await.unwrap().status(), 200, "the connection is free again");
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use mesh_client::Client;
 use mesh_core::orca::{PROBE_PATH, STREAM_PATH};
-use mesh_core::policy::{Balancer, Cluster, LoadReport, Prequal, UpstreamProtocol, WeightedRoundRobin};
+use mesh_core::policy::{
+    Balancer, Cluster, ConnectionOptions, LoadReport, Prequal, UpstreamProtocol, WeightedRoundRobin,
+};
 use mesh_core::telemetry::load::LoadStore;
 use mesh_testkit::{Behaviour, EchoServer, FixedSource};
 
@@ -270,5 +272,32 @@ async fn prequal_asks_endpoints_that_know_no_probes_once_in_half_a_minute() {
     pass(Duration::from_secs(31)).await;
     while servers.iter().any(|server| of_path(server, PROBE_PATH) < 2) {
         fetch(&client, "/").await.unwrap();
+    }
+}
+
+/// A runtime that ends takes the tasks on it along; the client is still there.
+#[test]
+fn asking_for_load_goes_on_where_another_runtime_uses_the_client() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let home = runtime();
+    for (balancer, path) in [(prequal(), PROBE_PATH), (weighted(true), STREAM_PATH)] {
+        let servers = home.block_on(two([IDLE, IDLE]));
+        let http2 = Cluster { balancer, ..cluster("test") };
+        let connection = ConnectionOptions { protocol: UpstreamProtocol::Http2, ..ConnectionOptions::default() };
+        let client = client(Cluster { connection, ..http2 }, &servers);
+        for round in 1..=2 {
+            // The control is the first round; in the second, what the first began has ended with its runtime.
+            let before = of_path(&servers[0], path) + of_path(&servers[1], path);
+            let visit = runtime();
+            visit.block_on(async {
+                let asked = async {
+                    while of_path(&servers[0], path) + of_path(&servers[1], path) == before {
+                        fetch(&client, "/").await.unwrap();
+                    }
+                };
+                tokio::time::timeout(Duration::from_secs(30), asked).await.unwrap_or_else(|_| panic!("{path} {round}"));
+            });
+            drop(visit);
+        }
     }
 }

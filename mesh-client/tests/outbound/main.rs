@@ -13,21 +13,31 @@ mod limits;
 mod load;
 mod mirrors;
 mod refusals;
+mod reqwest_adapter;
 mod resilience;
 mod retries;
 mod routing;
 mod tcp;
 mod telemetry;
 mod tls;
+mod unix;
 
+use std::convert::Infallible;
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Empty, Full};
-use mesh_client::{Body, Client, Error};
-use mesh_core::policy::{Cluster, Forward, RetryOn, RetryPolicy, RouteConfiguration, RouteMatch, Snapshot};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use mesh_client::{Body, Client, Error, Io};
+use mesh_core::error::BoxError;
+use mesh_core::policy::{
+    Cluster, Forward, PathMatch, RetryOn, RetryPolicy, RouteConfiguration, RouteMatch, Snapshot, UpstreamProtocol,
+};
 use mesh_testkit::{EchoServer, FixedSource, policy};
 
 const TARGET: &str = "reviews:9080";
@@ -79,6 +89,10 @@ fn forward_with(retry: Option<RetryPolicy>) -> Forward {
     Forward { retry, ..Forward::to("test".into()) }
 }
 
+fn prefix(path: &str) -> RouteMatch {
+    RouteMatch { path: PathMatch::Prefix(path.into()), ..RouteMatch::any() }
+}
+
 /// Lets the clock run to `later` once the server has the request, so that nothing else can be late.
 async fn later(server: &EchoServer, requests: u64, later: Duration) {
     server.wait_for_requests(requests).await;
@@ -96,4 +110,19 @@ fn dead_address() -> std::net::SocketAddr {
 /// A destination of several clusters.
 fn snapshot_of_clusters(routes: RouteConfiguration, servers: &[(&str, &EchoServer)]) -> Snapshot {
     policy::snapshot(routes, servers.iter().map(|(name, server)| (cluster(name), vec![server.endpoint()])))
+}
+
+/// Answers the requests of one connection until it ends, in whichever way.
+async fn answer<B>(io: impl Io, protocol: UpstreamProtocol, answer: impl Fn(Request<Incoming>) -> Response<B>)
+where
+    B: http_body::Body<Data = Bytes, Error = BoxError> + Send + 'static,
+{
+    let service = service_fn(|request| ready(Ok::<_, Infallible>(answer(request))));
+    let io = TokioIo::new(io);
+    let _ = match protocol {
+        UpstreamProtocol::Http2 => {
+            hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await
+        }
+        _ => hyper::server::conn::http1::Builder::new().serve_connection(io, service).await,
+    };
 }

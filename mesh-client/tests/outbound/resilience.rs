@@ -5,21 +5,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream;
-use http::Request;
+use futures_util::{StreamExt, stream};
+use http::{Method, Request, Response};
 use http_body::Frame;
-use http_body_util::StreamBody;
+use http_body_util::{Empty, StreamBody};
 use mesh_client::{Cause, Client, Error, Io};
 use mesh_core::error::{BoxError, Code, Fault, Retry};
+use mesh_core::health::Standing;
 use mesh_core::policy::{
     Address, Balancer, CircuitBreakers, Cluster, ClusterState, ConnectionOptions, DropOverload, Endpoint, Endpoints,
-    Forward, Listener, PerMillion, PerMillionRatio, RetryBudget, RetryOn, RetryPolicy, Snapshot, UpstreamProtocol,
+    FailureAccrual, Forward, HedgePolicy, Listener, OutlierDetection, PerMillion, PerMillionRatio, RetryBudget,
+    RetryOn, RetryPolicy, RouteMatch, Snapshot, UpstreamProtocol,
 };
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 
 use super::{
-    TARGET, client_of, cluster, dead_address, fetch, forward_with, get, later, post, read, retrying, server_of,
-    snapshot_with,
+    TARGET, answer, client_of, cluster, dead_address, fetch, forward_with, get, later, post, prefix, read, retrying,
+    server_of, snapshot_with,
 };
 
 fn http2() -> Cluster {
@@ -121,6 +126,42 @@ async fn an_idempotent_request_whose_http2_connection_breaks_goes_elsewhere_and_
 }
 
 #[tokio::test]
+async fn a_request_that_may_go_again_and_has_nowhere_to_go_costs_the_budget_nothing() {
+    let late = HedgePolicy { initial_requests: 1, additional_request: PerMillion::NONE, on_per_try_timeout: true };
+    for hedge in [None, Some(late)] {
+        let (barred, other) = (EchoServer::start("barred").await, EchoServer::start("other").await);
+        let minute = Duration::from_secs(60);
+        let accrual =
+            FailureAccrual { max_failures: 1, min_penalty: minute, max_penalty: minute, ..FailureAccrual::default() };
+        let touchy = Cluster { accrual: Some(accrual), ..http2() };
+        let retry = || Some(retrying(1, RetryOn { retriable_4xx: true, ..RetryOn::default() }));
+        let to_other = Forward { retry: retry(), ..Forward::to("other".into()) };
+        let mut routes = policy::routes([
+            policy::forward(prefix("/other"), to_other),
+            policy::forward(RouteMatch::any(), Forward { hedge: hedge.clone(), ..forward_with(retry()) }),
+        ]);
+        // One retry from the third request on, and none more before the sixth.
+        let share = PerMillionRatio(340_000);
+        routes.retry_budget = Some(RetryBudget { retry_ratio: share, min_retries_per_second: 0, ttl: minute });
+        let clusters = [(touchy, vec![barred.endpoint()]), (cluster("other"), vec![other.endpoint()])];
+        let (client, _) = client_of(policy::snapshot(routes, clusters));
+        for _ in 0..2 {
+            fetch(&client, "/").await.unwrap();
+        }
+        // Its connection breaks, which bars the only place where it may go.
+        barred.script([Behaviour::CloseConnection]);
+        let lost = fetch(&client, "/").await.unwrap_err();
+        assert_eq!((lost.code(), barred.requests()), (Code::CONNECTION_LOST, 3), "{hedge:?}: {lost}");
+        // Control: the budget has that retry still, and no other.
+        for (status, seen) in [(200, 2), (409, 3)] {
+            other.script([Behaviour::Status(409)]);
+            assert_eq!(fetch(&client, "/other").await.unwrap().status(), status, "{hedge:?}");
+            assert_eq!(other.requests(), seen, "{hedge:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_refused_stream_is_retried() {
     let server = EchoServer::start("one").await;
     let on = RetryOn { refused_stream: true, ..RetryOn::default() };
@@ -133,6 +174,70 @@ async fn a_refused_stream_is_retried() {
     server.script([Behaviour::RefuseStream, Behaviour::RefuseStream]);
     let error = client.send(post("/", "hello")).await.unwrap_err();
     assert_eq!((error.code(), error.retry()), (Code::STREAM_REFUSED, Retry::Safe), "{error}");
+}
+
+/// Sends a request without a body, whose answer is read to its end; with how many requests the server saw.
+async fn seen(client: &Client, server: &EchoServer, method: &Method) -> (Result<u16, Code>, u64) {
+    let before = server.requests();
+    let request = Request::builder().method(method).uri(format!("http://{TARGET}/")).body(Empty::<Bytes>::new());
+    let answer = match client.send(request.unwrap()).await {
+        Ok(answer) => read(answer).await,
+        Err(error) => Err(error),
+    };
+    (answer.map(|answer| answer.status().as_u16()).map_err(|error| error.code()), server.requests() - before)
+}
+
+const METHODS: [(Method, bool); 8] = [
+    (Method::GET, true),
+    (Method::HEAD, true),
+    (Method::OPTIONS, true),
+    (Method::TRACE, true),
+    (Method::PUT, true),
+    (Method::DELETE, true),
+    (Method::POST, false),
+    (Method::PATCH, false),
+];
+
+/// RFC 9110, section 9.2.2: where nobody wrote a retry policy, what the server may have worked on is sent again only if
+/// its method allows that.
+#[tokio::test]
+async fn what_may_have_been_seen_is_sent_again_by_its_method_unless_a_policy_says_otherwise() {
+    let server = EchoServer::start("one").await;
+    let told = RetryOn { reset: true, ..on_503() };
+    for cluster in [cluster("test"), http2()] {
+        let with = |policy| client_of(snapshot_with(forward_with(Some(policy)), cluster.clone(), &[&server])).0;
+        let (default, told) = (with(RetryPolicy::istio_default()), with(retrying(1, told.clone())));
+        for (method, idempotent) in METHODS {
+            // The connection breaks after the request went out.
+            for (client, again) in [(&default, idempotent), (&told, true)] {
+                fetch(client, "/").await.unwrap();
+                server.script([Behaviour::CloseConnection]);
+                let want = if again { (Ok(200), 2) } else { (Err(Code::CONNECTION_LOST), 1) };
+                assert_eq!(seen(client, &server, &method).await, want, "{method} again: {again}");
+            }
+            // An answer stands, as in Istio, whatever the method.
+            for (client, want) in [(&default, (Ok(503), 1)), (&told, (Ok(200), 2))] {
+                server.script([Behaviour::Status(503)]);
+                assert_eq!(seen(client, &server, &method).await, want, "{method}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_not_seen_is_sent_again_whatever_its_method() {
+    let server = EchoServer::start("one").await;
+    let default = || Some(RetryPolicy::istio_default());
+    let refused = client_of(snapshot_with(forward_with(default()), http2(), &[&server])).0;
+    for (method, _) in METHODS {
+        server.script([Behaviour::RefuseStream, Behaviour::RefuseStream]);
+        assert_eq!(seen(&refused, &server, &method).await, (Ok(200), 3), "{method}");
+        // More dead members than a request without a policy is tried at.
+        assert_eq!(seen(&behind(6, default(), &server), &server, &method).await, (Ok(200), 1), "{method}");
+    }
+    // Control: without a policy the request is given up.
+    let control = seen(&behind(6, None, &server), &server, &Method::GET).await;
+    assert_eq!(control, (Err(Code::CONNECT_FAILED), 0));
 }
 
 #[tokio::test]
@@ -210,6 +315,65 @@ async fn a_failing_request_body_is_the_callers_fault_and_not_retried() {
         assert!(error.to_string().contains("disk failed"));
     }
     assert_eq!(server.received().len(), 0, "no request was complete");
+}
+
+/// A body of one chunk, which breaks when it is told so.
+fn breaking(told: oneshot::Receiver<()>) -> impl http_body::Body<Data = Bytes, Error = BoxError> + Send + 'static {
+    let broken = stream::once(async move {
+        let _ = told.await;
+        Err("disk failed".into())
+    });
+    StreamBody::new(stream::iter([Ok(Frame::data(Bytes::from_static(b"x")))]).chain(broken).boxed())
+}
+
+#[tokio::test]
+async fn an_upload_that_fails_after_the_answers_head_is_not_held_against_the_endpoint() {
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        // Control: the server's own body breaks.
+        for (ours, code) in [(true, Code::REQUEST_BODY), (false, Code::CONNECTION_LOST)] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let max_ejected = PerMillion::ALL;
+            let strict = OutlierDetection { consecutive_5xx: Some(1), max_ejected, ..OutlierDetection::default() };
+            let connection = ConnectionOptions { protocol, ..ConnectionOptions::default() };
+            let strict = Cluster { outlier: Some(strict), connection, ..cluster("test") };
+            let endpoint = Endpoint::new(Address::Socket(listener.local_addr().unwrap()));
+            let (client, _) = client_of(policy::snapshot_of(strict, [endpoint]));
+            let ([break_upload, break_answer], [upload, answered]): ([_; 2], [_; 2]) = {
+                let ((a, b), (c, d)) = (oneshot::channel(), oneshot::channel());
+                ([a, c], [b, d])
+            };
+            let answered = Mutex::new(Some(answered));
+            let serve = async {
+                let (io, _) = listener.accept().await.unwrap();
+                answer(io, protocol, |_| Response::new(breaking(answered.lock().take().unwrap()))).await;
+                std::future::pending::<()>().await;
+            };
+            let call = async {
+                let request = Request::post(format!("http://{TARGET}/")).body(breaking(upload)).unwrap();
+                let response = client.send(request).await.unwrap();
+                assert_eq!(response.status(), 200);
+                let other = if ours {
+                    break_upload.send(()).unwrap();
+                    break_answer
+                } else {
+                    break_answer.send(()).unwrap();
+                    break_upload
+                };
+                (read(response).await.unwrap_err(), other)
+            };
+            let error = tokio::select! {
+                (error, _) = call => error,
+                () = serve => unreachable!("it does not end"),
+            };
+            assert_eq!(error.code(), code, "{protocol:?}: {error}");
+            let standing = || client.dump().destinations[0].clusters[0].endpoints[0].standing;
+            // Judged by a task of its own.
+            while !ours && standing() == Standing::Good {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(standing() == Standing::Good, ours, "{protocol:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use mesh_core::policy::{
     CircuitBreakers, Cluster, ConnectionOptions, EndpointMetadata, Forward, HeaderKey, HeaderMatch, HeaderMatcher,
     RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy, RouteMatch, UpstreamProtocol,
 };
+use mesh_core::retry::RetryThrottling;
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
 
 use super::{
@@ -240,6 +241,29 @@ async fn the_endpoint_is_told_the_time_of_its_try() {
 }
 
 #[tokio::test]
+async fn the_time_that_an_application_writes_is_its_deadline_and_shrinks_with_each_try() {
+    let server = EchoServer::start("slow").await;
+    let told = |headers: &http::HeaderMap| {
+        Some(headers.get("x-envoy-expected-rq-timeout-ms")?.to_str().unwrap().parse::<u64>().unwrap())
+    };
+    let retry = RetryPolicy { backoff_base: Duration::from_millis(25), ..retrying(1, on_503()) };
+    let source = FixedSource::of(TARGET, snapshot_with(forward_with(Some(retry)), cluster("test"), &[&server]));
+    let client = Client::builder(source).random(|below| below - 1).build();
+    server.script([Behaviour::Status(503), Behaviour::Hold]);
+    let mut request = get("/");
+    request.headers_mut().insert("x-envoy-expected-rq-timeout-ms", 10_000.into());
+    let (result, ()) = tokio::join!(client.send(request), later(&server, 2, Duration::from_secs(10)));
+    assert_eq!(result.unwrap_err().code(), Code::DEADLINE);
+    let tries: Vec<_> = server.received().iter().map(|request| told(&request.headers).unwrap()).collect();
+    assert!(tries[0] <= 10_000 && tries[1] < tries[0], "{tries:?}");
+    // The control: nothing was written, and nothing ends it.
+    server.release();
+    server.behave(Behaviour::Echo);
+    fetch(&client, "/").await.unwrap();
+    assert_eq!(told(&server.received().pop().unwrap().headers), None);
+}
+
+#[tokio::test]
 async fn retries_that_wait_for_their_turn_count_in_the_breaker() {
     const LIMIT: u32 = 2;
     let server = EchoServer::start("one").await;
@@ -321,4 +345,52 @@ async fn r16_a_request_keeps_the_route_and_cluster_it_was_given_for_its_retries_
     let held = |request: &mesh_testkit::Received| request.uri.path() == "/held";
     assert_eq!(old.received().iter().filter(|request| held(request)).count(), 2);
     assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "new");
+}
+
+#[tokio::test]
+async fn a6_failures_use_up_the_tokens_of_retries_and_successes_earn_them() {
+    for (throttling, tries) in [(Some(RetryThrottling::new(4, 1.0).unwrap()), 2 + 9), (None, 40)] {
+        let server = EchoServer::start("one").await;
+        let snapshot = snapshot_with(forward_with(Some(retrying(3, on_503()))), cluster("test"), &[&server]);
+        let mut builder = Client::builder(FixedSource::of(TARGET, snapshot));
+        if let Some(throttling) = throttling.clone() {
+            builder = builder.retry_throttling(throttling);
+        }
+        let client = builder.build();
+        server.behave(Behaviour::Status(503));
+        for _ in 0..10 {
+            assert_eq!(fetch(&client, "/").await.unwrap().status(), 503);
+        }
+        // Of four tokens the first failure leaves three, the second two: that is half of them.
+        assert_eq!(server.requests(), tries, "{throttling:?}");
+        server.behave(Behaviour::Echo);
+        for _ in 0..4 {
+            assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+        }
+        server.script([Behaviour::Status(503)]);
+        assert_eq!(fetch(&client, "/").await.unwrap().status(), 200, "there are tokens again");
+    }
+}
+
+/// A body that comes in pieces, so that what of it is kept is the replay buffer's alone.
+fn in_pieces(bytes: usize) -> impl http_body::Body<Data = Bytes, Error = std::convert::Infallible> + Send + 'static {
+    const PIECE: usize = 1024;
+    let whole = std::iter::repeat_n(PIECE, bytes / PIECE).chain(Some(bytes % PIECE).filter(|rest| *rest > 0));
+    let pieces = whole.map(|size| Ok(http_body::Frame::data(Bytes::from(vec![b'x'; size]))));
+    http_body_util::StreamBody::new(futures_util::stream::iter(pieces))
+}
+
+#[tokio::test]
+async fn what_is_beyond_the_replay_buffer_is_sent_once_and_its_answer_stands_r31() {
+    const LIMIT: usize = 64 << 10;
+    let server = EchoServer::start("one").await;
+    for (bytes, status, tries) in [(LIMIT, 200, 2), (LIMIT + 1, 503, 1), (16 * LIMIT, 503, 1)] {
+        let before = server.requests();
+        server.script([Behaviour::Status(503)]);
+        let (client, _) =
+            client_of(snapshot_with(forward_with(Some(retrying(1, on_503()))), cluster("test"), &[&server]));
+        let request = http::Request::post(format!("http://{TARGET}/")).body(in_pieces(bytes)).unwrap();
+        let answer = read(client.send(request).await.unwrap()).await.unwrap();
+        assert_eq!((answer.status().as_u16(), server.requests() - before), (status, tries), "{bytes} bytes");
+    }
 }

@@ -437,3 +437,63 @@ async fn explain_tells_where_a_connection_would_go_and_what_would_stop_it() {
     let told = plain.explain_connect(TARGET).unwrap();
     assert_eq!((told.error, told.clusters.len(), told.route.is_some()), (None, 1, true));
 }
+
+/// A connection with this idle timeout to a server that echoes lines.
+async fn silent_for(idle_timeout: Option<Duration>) -> (RawServer, Client, TcpConnection) {
+    let server = RawServer::start("one").await;
+    let mut tcp = TcpForward::to("test".into());
+    tcp.idle_timeout = idle_timeout;
+    let snapshot = with_tcp(policy::snapshot_of(cluster("test"), [server.endpoint()]), tcp);
+    let client = Client::builder(FixedSource::of(TARGET, snapshot)).build();
+    let connection = client.connect(TARGET).await.unwrap();
+    (server, client, connection)
+}
+
+#[tokio::test]
+async fn a_silent_connection_is_closed_after_policys_time_and_one_that_talks_is_not() {
+    const MINUTE: Duration = Duration::from_secs(60);
+    for limit in [Some(MINUTE), None] {
+        let (_server, client, mut connection) = silent_for(limit).await;
+        let mut first = [0; 8];
+        connection.read_exact(&mut first).await.unwrap();
+        assert_eq!(&first, b"one - -\n");
+        tokio::time::pause();
+        // Bytes that it sends keep it open.
+        for _ in 0..4 {
+            pass(MINUTE / 2).await;
+            connection.write_all(b"x").await.unwrap();
+        }
+        let (mut reading, writing) = tokio::io::split(connection);
+        let mut bytes = [0; 1024];
+        let silence = async {
+            loop {
+                match reading.read(&mut bytes).await {
+                    Ok(0) => panic!("the server closed it"),
+                    Ok(_) => {}
+                    Err(error) => break error.kind(),
+                }
+            }
+        };
+        let ended = tokio::time::timeout(2 * MINUTE, silence).await;
+        assert_eq!(ended.ok(), limit.map(|_| std::io::ErrorKind::TimedOut));
+        drop((reading, writing));
+        tokio::time::resume();
+        assert_eq!(gauges(&client), (0, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_nobody_waits_on_is_found_closed_by_its_next_use_and_the_server_learns_of_it() {
+    let (server, _client, mut connection) = silent_for(Some(Duration::from_secs(60))).await;
+    tokio::time::pause();
+    pass(Duration::from_secs(59)).await;
+    connection.write_all(b"x").await.unwrap();
+    pass(Duration::from_secs(60)).await;
+    let error = connection.write_all(b"y").await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+    assert!(connection.read_u8().await.is_err() && connection.flush().await.is_err(), "and stays so");
+    tokio::time::resume();
+    let gone = server.wait_for_open(0);
+    tokio::time::timeout(Duration::from_secs(30), gone).await.expect("while the connection is held");
+    drop(connection);
+}

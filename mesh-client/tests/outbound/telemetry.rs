@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue};
+use http_body_util::BodyExt;
 use mesh_client::Client;
 use mesh_core::context::{RequestContext, TraceContext, scope};
 use mesh_core::id::Workload;
-use mesh_core::policy::{ClusterTelemetry, EndpointMetadata};
+use mesh_core::policy::{ClusterTelemetry, EndpointMetadata, ResponseClass, ResponseMatch, RetryOn, Route};
 use mesh_core::telemetry::{Metrics, Reporter};
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
 
-use super::{TARGET, client_of, cluster, dead_address, fetch, get, read};
+use super::{TARGET, client_of, cluster, dead_address, fetch, forward_with, get, prefix, read, retrying};
 
 #[tokio::test]
 async fn the_context_of_the_served_request_travels_by_itself() {
@@ -104,4 +105,55 @@ async fn requests_are_counted_under_istios_labels_when_their_answer_ends() {
     let seen = counted(&metrics);
     assert!(seen.contains(&row(200, "DC", "reviews-v2", 1)), "{seen:?}");
     assert!(seen.contains(&row(503, "UF", "", 1)), "{seen:?}");
+}
+
+/// What was counted by route: its name, successes, failures, durations.
+fn by_route(metrics: &Metrics) -> Vec<(String, u64, u64, u64)> {
+    let all = metrics.all_routes().into_iter();
+    all.map(|(labels, series)| {
+        assert_eq!(labels.dst, TARGET);
+        (labels.route, series.successes(), series.failures(), series.latency().count())
+    })
+    .collect()
+}
+
+#[tokio::test]
+async fn a_route_with_a_name_for_it_is_counted_by_its_own_classes_once_for_all_its_tries() {
+    let server = EchoServer::start("one").await;
+    let metrics = Arc::<Metrics>::default();
+    let status = |min, max, is_failure| ResponseClass { matcher: ResponseMatch::Status { min, max }, is_failure };
+    let on = RetryOn { retriable_4xx: true, ..RetryOn::default() };
+    let list = Route {
+        stat_prefix: "GET /list".to_owned(),
+        response_classes: vec![status(404, 404, true), status(500, 500, false)],
+        ..policy::forward(prefix("/list"), forward_with(Some(retrying(1, on))))
+    };
+    let plain = Route { stat_prefix: "[DEFAULT]".to_owned(), ..policy::forward(prefix("/plain"), forward_with(None)) };
+    let uncounted = Route { name: "rest".to_owned(), ..policy::route_to("test".into()) };
+    let snapshot =
+        |endpoints| policy::snapshot(policy::routes([list, plain, uncounted]), [(cluster("test"), endpoints)]);
+    let source = FixedSource::of(TARGET, snapshot(vec![server.endpoint()]));
+    let client = Client::builder(source.clone()).metrics(metrics.clone()).build();
+
+    for (path, code) in [("/list", 404), ("/list", 500), ("/list", 409), ("/plain", 404), ("/plain", 500), ("/", 500)] {
+        server.script([Behaviour::Status(code)]);
+        fetch(&client, path).await.unwrap();
+    }
+    let row = |route: &str, successes, failures| (route.to_owned(), successes, failures, successes + failures);
+    assert_eq!(by_route(&metrics), [row("GET /list", 2, 1), row("[DEFAULT]", 1, 1)], "a retried 409 is one success");
+
+    // An answer that breaks off is a failure; before there is one the application may change its mind.
+    server.script([Behaviour::Stall]);
+    let mut cut = client.send(get("/plain")).await.unwrap();
+    cut.body_mut().frame().await.unwrap().unwrap();
+    drop(cut);
+    server.script([Behaviour::Hold]);
+    tokio::select! {
+        biased;
+        _ = client.send(get("/plain")) => unreachable!("it is held"),
+        () = server.wait_for_requests(9) => {}
+    }
+    server.script([Behaviour::CloseConnection]);
+    client.send(super::post("/list", "pay")).await.unwrap_err();
+    assert_eq!(by_route(&metrics), [row("GET /list", 2, 2), row("[DEFAULT]", 1, 2)]);
 }

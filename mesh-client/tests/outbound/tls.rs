@@ -8,10 +8,11 @@ use mesh_core::error::{Code, Fault};
 use mesh_core::id::TrustDomain;
 use mesh_core::identity::{Identity, TrustBundle, TrustBundles};
 use mesh_core::policy::{
-    Cluster, ConnectionOptions, MeshTls, OriginatedTls, StringMatcher, UpstreamProtocol, UpstreamTls,
+    Cluster, ConnectionOptions, Instances, MeshTls, OriginatedTls, RootsTls, StringMatcher, UpstreamProtocol,
+    UpstreamTls,
 };
-use mesh_core::source::Watched;
-use mesh_testkit::{Behaviour, CertificateSpec, EchoServer, FixedSource, TestCa, crypto, policy};
+use mesh_core::source::{Identities, Watched};
+use mesh_testkit::{Behaviour, CertificateSpec, EchoServer, FixedSource, TestCa, clock, crypto, policy};
 
 use super::{TARGET, cluster, fetch, server_of};
 
@@ -257,6 +258,68 @@ async fn ordinary_tls_checks_the_roots_and_the_names() {
         let answer = answer.as_ref().map(server_of).map_err(Fault::code);
         assert_eq!(answer, expected, "{tls:?}");
     }
+}
+
+#[tokio::test]
+async fn b10_by_roots_alone_a_client_stays_unknown_and_checks_the_server_a29_a87() {
+    let (ca, other) = (TestCa::new(), TestCa::new());
+    let by_name = CertificateSpec { dns: vec!["api.test".into()], ..CertificateSpec::default() };
+    let by_id = CertificateSpec::of(&ca.id("default", "reviews"));
+    let start = async |spec| EchoServer::start_tls("api", ca.server_showing(ca.certified(spec), &[b"http/1.1"])).await;
+    let [named, meshed] = [start(&by_name).await, start(&by_id).await];
+    let plain = |ca: &TestCa| TrustBundles::of_any_domain(TrustBundle::from_pem(ca.root_pem().as_bytes()).unwrap());
+    for (server, roots, names, expected) in [
+        (&named, Some(plain(&ca)), &["api.test"][..], Ok("api")),
+        (&named, Some(plain(&ca)), &[], Ok("api")),
+        (&meshed, Some(plain(&ca)), &[REVIEWS], Ok("api")),
+        (&named, Some(plain(&ca)), &["other.test"], Err(Code::WRONG_PEER_IDENTITY)),
+        (&named, Some(plain(&other)), &[], Err(Code::TLS_HANDSHAKE)),
+        (&named, None, &[], Err(Code::TLS_HANDSHAKE)),
+        // Roots of trust domains vouch for SPIFFE IDs, and for nothing else.
+        (&meshed, Some(ca.bundles()), &[REVIEWS], Ok("api")),
+        (&meshed, Some(ca.bundles()), &["spiffe://cluster.local/ns/default/sa/web"], Err(Code::WRONG_PEER_IDENTITY)),
+        (&named, Some(ca.bundles()), &[], Err(Code::TLS_HANDSHAKE)),
+        (&meshed, Some(TestCa::in_domain("partner.test").bundles()), &[], Err(Code::TLS_HANDSHAKE)),
+    ] {
+        let names = names.iter().map(|name| StringMatcher::exact(*name)).collect();
+        let tls = RootsTls { names, instance: Some("ca".into()), ..RootsTls::default() };
+        let identities =
+            Identities::from(ca.watched("default", "web")).with_roots([("ca".into(), Watched::fixed(roots))]);
+        let cluster = Cluster { tls: UpstreamTls::Roots(tls.clone()), ..cluster("test") };
+        let answer = fetch(&builder(cluster, server).identity(identities).build(), "/").await;
+        if let Ok(answer) = &answer {
+            assert_eq!(answer.headers()["x-echo-peer"], "-", "nothing is shown, though there is a certificate");
+        }
+        assert_eq!(answer.as_ref().map(server_of).map_err(Fault::code), expected, "{tls:?}");
+    }
+}
+
+#[tokio::test]
+async fn b10_roots_of_another_instance_take_effect_for_new_connections_a29() {
+    let (home, partner) = (TestCa::new(), TestCa::in_domain("partner.test"));
+    let known = TrustBundle::from_pem(home.root_pem().as_bytes()).unwrap();
+    let server = partner.identity("default", "reviews").trusting(home.bundles());
+    let server = EchoServer::start_mtls("reviews", &server).await;
+    let (publisher, roots) = Watched::channel(Some(TrustBundles::of_any_domain(known)));
+    let identities = Identities::from(home.watched("default", "web")).with_roots([("ca".into(), roots)]);
+    let instances = Instances { certificate: None, roots: Some("ca".into()) };
+    let mut secure = Cluster { tls: UpstreamTls::Mesh(MeshTls { instances, ..MeshTls::default() }), ..cluster("test") };
+    secure.connection.max_requests_per_connection = Some(1);
+    let client = builder(secure, &server).identity(identities).build();
+    let strange = fetch(&client, "/").await.unwrap_err();
+    assert_eq!(strange.code(), Code::TLS_HANDSHAKE, "the control: {strange}");
+    // An endpoint that failed is not asked again at once.
+    tokio::time::pause();
+    clock::pass(Duration::from_secs(2)).await;
+    tokio::time::resume();
+    let theirs = TrustBundle::from_pem(partner.root_pem().as_bytes()).unwrap();
+    for roots in [TrustBundles::of_any_domain(theirs), partner.bundles()] {
+        publisher.publish(Some(roots));
+        let answer = fetch(&client, "/").await.unwrap();
+        assert_eq!(answer.headers()["x-echo-peer"], "spiffe://cluster.local/ns/default/sa/web");
+    }
+    publisher.publish(Some(home.bundles()));
+    assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::TLS_HANDSHAKE);
 }
 
 #[tokio::test]

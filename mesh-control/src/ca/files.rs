@@ -42,7 +42,7 @@ impl CertificateAuthority {
     pub fn issue_files(&self, id: &SpiffeId, wished: Option<Duration>, out: &Path) -> Result<(), FilesError> {
         let failed = |e: rcgen::Error| IssueError::Signing { id: id.clone(), reason: e.to_string() };
         let key = Zeroizing::new(KeyPair::generate().map_err(failed)?);
-        let issued = self.sign(&*key, id, Vec::new(), wished)?;
+        let issued = self.sign(&*key, id, Vec::new(), wished, false)?;
         // Peers have the roots: the chain ends below them.
         let (root, chain) = issued.chain_pem.split_last().expect("a chain ends with its roots");
         let (key, chain) = (Zeroizing::new(key.serialize_pem()), &chain.concat());

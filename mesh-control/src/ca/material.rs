@@ -5,6 +5,7 @@
 //! root-cert.pem    the trust bundle: every root that counts now
 //! ca-cert.pem      the certificate of the key, if it is not itself a root: an operator's intermediate
 //! cert-chain.pem   what stands between it and the root, root excluded; may be absent
+//! ca-crl.pem       what the authority took back: revocation lists of those that sign; may be absent
 //! ```
 //!
 //! The names and their meaning are those of Istio's secret `cacerts`. Which root signs is told by the key alone, so
@@ -23,6 +24,7 @@ use rustls_pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use zeroize::Zeroizing;
 
+use super::revoked::RevocationLists;
 use super::{BACK_DATE, ROOT_FILE, set_validity};
 use crate::clock::Clock;
 use crate::state_dir::{StateDir, StateError};
@@ -30,6 +32,7 @@ use crate::state_dir::{StateDir, StateError};
 pub(super) const KEY_FILE: &str = "ca-key.pem";
 const SIGNING_FILE: &str = "ca-cert.pem";
 const CHAIN_FILE: &str = "cert-chain.pem";
+const REVOKED_FILE: &str = "ca-crl.pem";
 const ROOT_LIFE: std::time::Duration = std::time::Duration::from_secs(10 * 365 * 86_400);
 
 /// One state of the files.
@@ -43,13 +46,15 @@ pub(super) struct Material {
     pub(super) root: CertificateDer<'static>,
     /// No leaf lives longer than what signs it.
     pub(super) not_after: u64,
+    /// When its revocation lists end, if it has some.
+    pub(super) lists_end: Option<u64>,
     /// Of the files as they were read, to see changes. Not they themselves: one is the key.
     seen: u64,
     hasher: RandomState,
 }
 
-/// Key, roots, signing certificate and chain.
-type Files = [Option<Zeroizing<Vec<u8>>>; 4];
+/// Key, roots, signing certificate, chain and revocation lists.
+type Files = [Option<Zeroizing<Vec<u8>>>; 5];
 
 impl Material {
     /// Reads the files; key (ECDSA P-256) and root (10 years) are made where there is neither.
@@ -112,18 +117,34 @@ impl Material {
                 (root.clone(), root.clone())
             }
         };
-        let ends = above.iter().chain([&root]).map(not_after).collect::<Result<Vec<_>, _>>();
+        let issuers: Vec<_> = above.iter().chain([&root]).cloned().collect();
+        let revoked = RevocationLists::read(files[4].as_ref().map(|lists| lists.as_slice()), &issuers)
+            .map_err(|e| unusable(REVOKED_FILE, e))?;
+        let bundle = bundle.with_revocation_lists(revoked.lists).map_err(|e| unusable(REVOKED_FILE, e.to_string()))?;
+        let ends = issuers.iter().map(not_after).collect::<Result<Vec<_>, _>>();
         let ends = ends.map_err(|e| unusable(ROOT_FILE, e))?;
         let issuer = Issuer::from_ca_cert_der(&signing, key).map_err(|e| unusable(SIGNING_FILE, e.to_string()))?;
         let not_after = ends.into_iter().min().unwrap_or_default();
         let hasher = RandomState::new();
         let seen = digest(&files, &hasher);
-        Ok(Self { issuer, intermediates: above, bundle, roots_pem, root, not_after, seen, hasher })
+        let lists_end = revoked.end;
+        Ok(Self { issuer, intermediates: above, bundle, roots_pem, root, not_after, lists_end, seen, hasher })
     }
 
     /// Whether the files say something else now.
     pub(super) fn is_stale(&self, dir: &StateDir) -> Result<bool, StateError> {
         Ok(digest(&files(dir)?, &self.hasher) != self.seen)
+    }
+
+    /// Why its revocation lists are of no use at `now`: peers refuse everybody by lists that have ended.
+    pub(super) fn check_lists(&self, dir: &StateDir, now: u64) -> Result<(), StateError> {
+        match self.lists_end.filter(|end| *end <= now) {
+            None => Ok(()),
+            Some(end) => Err(StateError::Content {
+                path: dir.path(REVOKED_FILE),
+                reason: format!("a list in it ended at {end} (Unix time); put a newer one there"),
+            }),
+        }
     }
 
     /// Whether an operator's intermediate signs, whose root is not ours to change.
@@ -134,7 +155,7 @@ impl Material {
 
 fn files(dir: &StateDir) -> Result<Files, StateError> {
     let open = |name| dir.read(name).map(|content| content.map(Zeroizing::new));
-    Ok([dir.read_secret(KEY_FILE)?, open(ROOT_FILE)?, open(SIGNING_FILE)?, open(CHAIN_FILE)?])
+    Ok([dir.read_secret(KEY_FILE)?, open(ROOT_FILE)?, open(SIGNING_FILE)?, open(CHAIN_FILE)?, open(REVOKED_FILE)?])
 }
 
 fn digest(files: &Files, hasher: &RandomState) -> u64 {
@@ -157,7 +178,7 @@ fn root_of(above: &[CertificateDer<'static>], bundle: &TrustBundle) -> Result<Ce
     Err(format!("no root in {ROOT_FILE} signed it or its {CHAIN_FILE}"))
 }
 
-fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
+pub(super) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
     X509Certificate::from_der(der).map(|(_, cert)| cert).map_err(|e| e.to_string())
 }
 
@@ -222,7 +243,8 @@ fn check_authority(certificate: &CertificateDer<'_>, domain: &TrustDomain) -> Re
     Ok(())
 }
 
-fn not_after(certificate: &CertificateDer<'_>) -> Result<u64, String> {
+/// When a certificate ends, seconds since the Unix epoch.
+pub(crate) fn not_after(certificate: &CertificateDer<'_>) -> Result<u64, String> {
     let cert = parse(certificate)?;
     u64::try_from(cert.validity().not_after.timestamp()).map_err(|_| "its validity cannot be read".to_owned())
 }

@@ -6,17 +6,21 @@
 //! Refuses to know transports.
 
 mod files;
+mod joined;
 mod limit;
 mod live;
 mod material;
 mod request;
 mod review;
+mod revoked;
 mod rotate;
 mod service;
 mod token;
 mod trust;
 
 pub use self::files::FilesError;
+pub(crate) use self::joined::is_marked as is_joined;
+pub(crate) use self::material::not_after;
 pub use self::request::{CsrRefused, RequestedKey};
 pub use self::review::{
     DEFAULT_AUDIENCE, PodRef, Review, ReviewFailed, ReviewRefused, Reviewing, ServiceAccountTokens, TokenReviewer,
@@ -33,6 +37,7 @@ use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use mesh_core::id::{SpiffeId, TrustDomain};
 use mesh_core::identity::TrustBundle;
 use mesh_core::source::{Publisher, Watched};
+use mesh_discovery::proto::trust::TrustBundle as WatchedBundle;
 use rcgen::{
     CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData,
     SanType, SerialNumber,
@@ -150,6 +155,10 @@ impl CertificateAuthority {
         let dir = StateDir::open(state_dir)?;
         let existed = dir.path(ROOT_FILE).exists();
         let material = Material::open(&dir, &domain, &clock)?;
+        if let Err(error) = material.check_lists(&dir, clock.unix_seconds()) {
+            // Not a reason to stay away: they are taken up as they come, and nobody is let in without.
+            tracing::error!(target: "mesh::ca", %error, "peers refuse everybody until then");
+        }
         let (live, fresh) = LiveLeaves::open(&dir)?;
         if existed && fresh {
             // Leaves of before are recorded nowhere: as if one had been signed just now.
@@ -166,7 +175,9 @@ impl CertificateAuthority {
         if !self.material.load_full().is_stale(&self.dir)? {
             return Ok(false);
         }
-        self.material.publish(Material::read(&self.dir, &self.domain)?);
+        let material = Material::read(&self.dir, &self.domain)?;
+        material.check_lists(&self.dir, self.now())?;
+        self.material.publish(material);
         Ok(true)
     }
 
@@ -181,7 +192,17 @@ impl CertificateAuthority {
     /// # Errors
     /// `id` is of another trust domain.
     pub fn issue(&self, key: &RequestedKey, id: &SpiffeId, wished: Option<Duration>) -> Result<Issued, IssueError> {
-        self.sign(key, id, Vec::new(), wished)
+        self.sign(key, id, Vec::new(), wished, false)
+    }
+
+    /// The same for somebody who joined with a join token, so that the certificate alone can be renewed.
+    pub(crate) fn issue_joined(
+        &self,
+        key: &RequestedKey,
+        id: &SpiffeId,
+        wished: Option<Duration>,
+    ) -> Result<Issued, IssueError> {
+        self.sign(key, id, Vec::new(), wished, true)
     }
 
     /// Signs the control plane's own certificate, which also carries the names and addresses (`names`)
@@ -191,7 +212,7 @@ impl CertificateAuthority {
     /// A name is neither a DNS name nor an IP address, or `id` is of another trust domain.
     pub(crate) fn issue_server(&self, key: &KeyPair, id: &SpiffeId, names: &[String]) -> Result<Issued, IssueError> {
         let names = names.iter().map(|name| server_name(name)).collect::<Result<_, _>>()?;
-        self.sign(key, id, names, None)
+        self.sign(key, id, names, None, false)
     }
 
     fn sign(
@@ -200,6 +221,7 @@ impl CertificateAuthority {
         id: &SpiffeId,
         names: Vec<SanType>,
         wished: Option<Duration>,
+        joined: bool,
     ) -> Result<Issued, IssueError> {
         if id.trust_domain() != self.domain {
             return Err(IssueError::ForeignDomain { id: id.clone(), domain: self.domain.clone() });
@@ -229,6 +251,7 @@ impl CertificateAuthority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
+        params.custom_extensions.extend(joined.then(joined::mark));
         let leaf = params.signed_by(key, &material.issuer).map_err(|e| failed(e.to_string()))?;
         let intermediates = material.intermediates.clone();
         let mut chain_pem = vec![leaf.pem()];
@@ -244,13 +267,18 @@ impl CertificateAuthority {
         self.material.load_full().bundle.clone()
     }
 
-    /// The same as PEM.
-    pub(crate) fn roots_pem(&self) -> String {
-        self.material.load_full().roots_pem.clone()
+    /// The same as members are told of it.
+    pub(crate) fn watched_bundle(&self) -> WatchedBundle {
+        let material = self.material.load_full();
+        WatchedBundle {
+            trust_domain: self.domain.to_string(),
+            roots: material.roots_pem.clone(),
+            revocation_lists: material.bundle.revocation_lists().to_vec(),
+        }
     }
 
     /// The time, seconds since the Unix epoch.
-    fn now(&self) -> u64 {
+    pub(crate) fn now(&self) -> u64 {
         self.clock.unix_seconds()
     }
 

@@ -88,6 +88,13 @@ pub enum RotateError {
          every certificate under it has"
     )]
     NotOurs,
+    /// Both roots have one name, and by that name peers find the revocation list: they would try the one with the other's
+    /// key, and refuse everybody.
+    #[error(
+        "there are revocation lists (ca-crl.pem), which speak of one root alone: take the file away until the old root \
+         is out, or replace the whole authority by one of another name"
+    )]
+    Revoking,
     /// A file.
     #[error(transparent)]
     State(#[from] StateError),
@@ -152,7 +159,11 @@ impl RootRotation {
         let wait = |why, safe_at| {
             if force || safe_at <= now { Ok(()) } else { Err(RotateError::TooEarly { why, now, safe_at }) }
         };
-        match self.next(&material)? {
+        let next = self.next(&material)?;
+        if material.lists_end.is_some() && !matches!(next, Next::Remove(_)) {
+            return Err(RotateError::Revoking);
+        }
+        match next {
             Next::Add => self.add(&material, now)?,
             Next::Switch => {
                 wait("certificates live whose owners may not have learnt of the new root", self.switch_after()?)?;

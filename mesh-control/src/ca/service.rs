@@ -7,6 +7,8 @@ use mesh_core::id::SpiffeId;
 use mesh_discovery::proto::certificate::{
     IstioCertificateRequest, IstioCertificateResponse, IstioCertificateService, IstioCertificateServiceServer,
 };
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
@@ -14,11 +16,17 @@ use super::limit::IssueLimit;
 use super::{CertificateAuthority, JoinClaims, JoinTokens, RequestedKey, ServiceAccountTokens};
 use crate::runtime::Peer;
 
+/// Questions to the cluster at once; whoever comes next waits. Anybody may send what looks like a token.
+const REVIEWS: usize = 32;
+/// Time for an answer, with all waiting.
+const ANSWER: Duration = Duration::from_secs(15);
+
 /// The certificate service.
 pub(crate) struct CertificateService {
     authority: Arc<CertificateAuthority>,
     tokens: Arc<JoinTokens>,
     accounts: Option<ServiceAccountTokens>,
+    reviews: Semaphore,
     limit: IssueLimit,
 }
 
@@ -39,7 +47,7 @@ impl CertificateService {
         tokens: Arc<JoinTokens>,
         accounts: Option<ServiceAccountTokens>,
     ) -> Self {
-        Self { authority, tokens, accounts, limit: IssueLimit::default() }
+        Self { authority, tokens, accounts, reviews: Semaphore::new(REVIEWS), limit: IssueLimit::default() }
     }
 
     pub(crate) fn into_server(self) -> IstioCertificateServiceServer<Self> {
@@ -51,6 +59,10 @@ impl CertificateService {
     async fn proof(&self, peer: &Peer, metadata: &MetadataMap) -> Result<Proof, Status> {
         let Some(authorization) = metadata.get("authorization") else {
             return match peer.caller.identity() {
+                Some(id) if self.accounts.is_some() && !peer.joined => Err(Status::unauthenticated(format!(
+                    "the certificate of {id} alone proves no pod that lives: show the service account token beside it \
+                     (authorization: Bearer …), or join with a join token"
+                ))),
                 Some(id) => Ok(Proof::Certificate(id.clone())),
                 None => Err(Status::unauthenticated(
                     "a certificate is given for a join token (authorization: Bearer …) or for the certificate it renews",
@@ -68,6 +80,7 @@ impl CertificateService {
                 Ok(Proof::Token(claims))
             }
             Some(accounts) => {
+                let _place = self.reviews.acquire().await.map_err(|e| Status::unavailable(e.to_string()))?;
                 let id = accounts.identity(token, self.authority.trust_domain()).await;
                 let id = id.map_err(|e| Status::unauthenticated(e.to_string()))?;
                 match peer.caller.identity() {
@@ -86,17 +99,17 @@ impl CertificateService {
         metadata: &MetadataMap,
         request: &IstioCertificateRequest,
     ) -> Result<Vec<String>, Status> {
-        let proof = self.proof(peer, metadata).await?;
-        // Before the token is used up: a broken request must not cost it.
+        // First, and before a token is used up: a broken request must cost neither that nor a question to the cluster.
         let key = RequestedKey::from_csr_pem(&request.csr).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let (id, how, claims) = match proof {
-            Proof::Certificate(id) => (id, "certificate", None),
-            Proof::Account(id) => (id, "service account token", None),
+        let proof = self.proof(peer, metadata).await?;
+        let (id, how, claims, joined) = match proof {
+            Proof::Certificate(id) => (id, "certificate", None, peer.joined),
+            Proof::Account(id) => (id, "service account token", None, false),
             Proof::Token(claims) => {
                 let domain = self.authority.trust_domain();
                 let id = SpiffeId::for_service_account(domain, claims.namespace(), claims.service_account())
                     .map_err(|e| Status::unauthenticated(e.to_string()))?;
-                (id, "join token", Some(claims))
+                (id, "join token", Some(claims), true)
             }
         };
         if !self.limit.take(&id, self.authority.now()) {
@@ -107,7 +120,11 @@ impl CertificateService {
         }
         // Zero and less mean "as you like".
         let wished = u64::try_from(request.validity_duration).ok().filter(|s| *s > 0).map(Duration::from_secs);
-        let issued = self.authority.issue(&key, &id, wished).map_err(|e| Status::permission_denied(e.to_string()))?;
+        let issued = match joined {
+            true => self.authority.issue_joined(&key, &id, wished),
+            false => self.authority.issue(&key, &id, wished),
+        };
+        let issued = issued.map_err(|e| Status::permission_denied(e.to_string()))?;
         tracing::info!(
             target: "mesh::ca", %id, proof = how, peer = %peer, serial = %issued.serial,
             not_after = issued.not_after, "certificate issued"
@@ -123,8 +140,13 @@ impl IstioCertificateService for CertificateService {
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let peer = Peer::of(request.extensions())?;
-        match self.issue(&peer, request.metadata(), request.get_ref()).await {
-            Ok(cert_chain) => Ok(Response::new(IstioCertificateResponse { cert_chain })),
+        let issued = timeout(ANSWER, self.issue(&peer, request.metadata(), request.get_ref())).await;
+        let late = |_| Err(Status::deadline_exceeded(format!("no certificate within {ANSWER:?}; try again later")));
+        match issued.unwrap_or_else(late) {
+            Ok(cert_chain) => {
+                let revocation_lists = self.authority.bundle().revocation_lists().to_vec();
+                Ok(Response::new(IstioCertificateResponse { cert_chain, revocation_lists }))
+            }
             Err(status) => {
                 tracing::warn!(target: "mesh::ca", peer = %peer, reason = status.message(), "certificate refused");
                 Err(status)

@@ -1,5 +1,5 @@
-//! The roots to trust, as a stream: a workload learns of a change of roots when it happens and not with its next
-//! certificate.
+//! The roots to trust and the revocation lists, as a stream: a workload learns of a change when it happens and not with
+//! its next certificate.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub(crate) struct TrustService {
 struct Watching {
     authority: Arc<CertificateAuthority>,
     changes: Changes,
-    sent: Option<String>,
+    sent: Option<TrustBundle>,
     drain: DrainWatch,
 }
 
@@ -43,14 +43,13 @@ impl TrustBundleService for TrustService {
 }
 
 impl Watching {
-    /// Waits for roots that were not sent yet; `None` = the control plane stops.
+    /// Waits for what was not sent yet; `None` = the control plane stops.
     async fn next(mut self) -> Option<(Result<TrustBundle, Status>, Self)> {
         loop {
-            let roots = self.authority.roots_pem();
-            if self.sent.as_ref() != Some(&roots) {
-                self.sent = Some(roots.clone());
-                let trust_domain = self.authority.trust_domain().to_string();
-                return Some((Ok(TrustBundle { trust_domain, roots }), self));
+            let now = self.authority.watched_bundle();
+            if self.sent.as_ref() != Some(&now) {
+                self.sent = Some(now.clone());
+                return Some((Ok(now), self));
             }
             tokio::select! {
                 () = self.drain.drained() => return None,

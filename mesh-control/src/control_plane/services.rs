@@ -12,6 +12,7 @@ use crate::finding::Finding;
 use crate::jwks::Keys;
 use crate::load::{LoadBook, LoadService};
 use crate::registry::{AnnounceService, Registry};
+use crate::runtime::ServerCertificate;
 use crate::xds::{AggregatedService, Cache, Limits, Nodes};
 
 /// What the services of a control plane share.
@@ -26,6 +27,7 @@ pub(super) struct Services {
     pub(super) nodes: Arc<Nodes>,
     pub(super) load: Arc<LoadBook>,
     pub(super) load_streams: Arc<Nodes>,
+    pub(super) certificate: Arc<ServerCertificate>,
     pub(super) drain: DrainWatch,
 }
 
@@ -57,6 +59,7 @@ impl Services {
             registrations: self.registry.watch(),
             nodes: self.nodes.clone(),
             load: self.load.clone(),
+            certificate: self.certificate.clone(),
             drain: self.drain.clone(),
         })
     }

@@ -17,7 +17,7 @@ use crate::ca::{CertificateAuthority, JoinTokens};
 use crate::jwks::{Fetch, Refresh};
 use crate::model::Model;
 use crate::registry::{self, Registry};
-use crate::runtime::{self, Port, ServerCertificate, Task};
+use crate::runtime::{self, Bounds, Port, ServerCertificate, Task};
 use crate::served::{Held, Served};
 use crate::source::Limits;
 use crate::source::directory::{self, Directory};
@@ -61,6 +61,7 @@ impl Builder {
             nodes: Arc::default(),
             load: Arc::default(),
             load_streams: Arc::default(),
+            certificate: certificate.clone(),
             drain: drain.clone(),
         };
 
@@ -68,6 +69,7 @@ impl Builder {
             listener,
             certificate: Some(certificate.clone()),
             routes: services.mesh(),
+            bounds: Bounds::default(),
             drain,
         }))];
         let insecure_address = self.open_insecure(&services, &mut ports).await?;
@@ -116,7 +118,13 @@ impl Builder {
         let (listener, address) = listen(asked).await?;
         tracing::warn!(%address, "serving configuration without TLS and authentication");
         let (routes, drain) = (services.xds_alone(), services.drain.clone());
-        ports.push(runtime::spawn(runtime::serve(Port { listener, certificate: None, routes, drain })));
+        ports.push(runtime::spawn(runtime::serve(Port {
+            listener,
+            certificate: None,
+            routes,
+            bounds: Bounds::default(),
+            drain,
+        })));
         Ok(Some(address))
     }
 

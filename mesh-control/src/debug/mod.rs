@@ -34,6 +34,7 @@ use crate::finding::{Finding, Severity};
 use crate::jwks::Keys;
 use crate::load::{LoadBook, Totals};
 use crate::registry::{Registrations, sorted};
+use crate::runtime::ServerCertificate;
 use crate::xds::{Cache, Nodes};
 
 /// What the debug port reads.
@@ -45,6 +46,7 @@ pub(crate) struct Debug {
     pub(crate) registrations: Watched<Registrations>,
     pub(crate) nodes: Arc<Nodes>,
     pub(crate) load: Arc<LoadBook>,
+    pub(crate) certificate: Arc<ServerCertificate>,
     pub(crate) drain: DrainWatch,
 }
 
@@ -170,6 +172,7 @@ async fn metrics(State(debug): State<Debug>) -> Response {
         let _ = writeln!(text, "mesh_control_findings{{severity=\"{severity}\"}} {}", count(severity));
     }
     load_metrics(&debug.load, &mut text);
+    debug.certificate.metrics(&mut text);
     let version = debug.cache.version();
     let _ = writeln!(
         text,

@@ -5,8 +5,12 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use http::uri::PathAndQuery;
+use http::{HeaderName, HeaderValue};
 use mesh_core::id::TrustDomain;
-use mesh_core::policy::{CheckedBody, GrpcAuthorizer};
+use mesh_core::policy::{
+    AuthorizerProtocol, AuthorizerService, CheckedBody, HeaderAction, HeaderWrite, HttpCheck, NamePattern,
+};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -21,7 +25,7 @@ use crate::source::{Document, yaml};
 pub(crate) struct MeshConfig {
     /// External authorizers by name; those that cannot be asked are left out, so that what they should decide about is
     /// denied.
-    pub(crate) authorizers: BTreeMap<String, GrpcAuthorizer>,
+    pub(crate) authorizers: BTreeMap<String, AuthorizerService>,
     /// Further names of the mesh's trust domain.
     pub(crate) trust_domain_aliases: Vec<TrustDomain>,
 }
@@ -52,8 +56,8 @@ struct MeshSpec {
 struct ProviderSpec {
     #[serde(default)]
     name: String,
-    envoy_ext_authz_grpc: Option<GrpcSpec>,
-    envoy_ext_authz_http: Option<IgnoredAny>,
+    envoy_ext_authz_grpc: Option<ServiceSpec>,
+    envoy_ext_authz_http: Option<HttpSpec>,
     // Telemetry's.
     #[serde(flatten)]
     _other: BTreeMap<String, IgnoredAny>,
@@ -61,7 +65,7 @@ struct ProviderSpec {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct GrpcSpec {
+struct ServiceSpec {
     #[serde(default)]
     service: String,
     #[serde(default)]
@@ -74,6 +78,71 @@ struct GrpcSpec {
     #[allow(dead_code)]
     clear_route_cache: Option<bool>,
     include_request_body_in_check: Option<BodySpec>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct HttpSpec {
+    #[serde(default)]
+    service: String,
+    #[serde(default)]
+    port: i64,
+    timeout: Option<String>,
+    #[serde(default)]
+    fail_open: bool,
+    status_on_error: Option<Loose>,
+    clear_route_cache: Option<bool>,
+    include_request_body_in_check: Option<BodySpec>,
+    #[serde(default)]
+    path_prefix: String,
+    #[serde(default)]
+    include_request_headers_in_check: Vec<String>,
+    // What the field above was called.
+    #[serde(default)]
+    include_headers_in_check: Vec<String>,
+    #[serde(default)]
+    include_additional_headers_in_check: BTreeMap<String, String>,
+    #[serde(default)]
+    headers_to_upstream_on_allow: Vec<String>,
+    #[serde(default)]
+    headers_to_downstream_on_allow: Vec<String>,
+    #[serde(default)]
+    headers_to_downstream_on_deny: Vec<String>,
+}
+
+impl HttpSpec {
+    /// Where the service is, and how it is asked.
+    fn split(self) -> (ServiceSpec, CheckSpec) {
+        let service = ServiceSpec {
+            service: self.service,
+            port: self.port,
+            timeout: self.timeout,
+            fail_open: self.fail_open,
+            status_on_error: self.status_on_error,
+            clear_route_cache: self.clear_route_cache,
+            include_request_body_in_check: self.include_request_body_in_check,
+        };
+        let old = self.include_request_headers_in_check.is_empty();
+        let check = CheckSpec {
+            path_prefix: self.path_prefix,
+            request_headers: if old { self.include_headers_in_check } else { self.include_request_headers_in_check },
+            added_headers: self.include_additional_headers_in_check,
+            upstream_on_allow: self.headers_to_upstream_on_allow,
+            downstream_on_allow: self.headers_to_downstream_on_allow,
+            downstream_on_deny: self.headers_to_downstream_on_deny,
+        };
+        (service, check)
+    }
+}
+
+/// How a service is asked over HTTP.
+struct CheckSpec {
+    path_prefix: String,
+    request_headers: Vec<String>,
+    added_headers: BTreeMap<String, String>,
+    upstream_on_allow: Vec<String>,
+    downstream_on_allow: Vec<String>,
+    downstream_on_deny: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -127,8 +196,8 @@ impl Kind for MeshConfig {
         let mut config = Self::default();
         for (i, provider) in spec.extension_providers.into_iter().enumerate() {
             let at = format!("{AT}.extensionProviders[{i}]");
-            let authorizer = authorizer(&provider, check, &at);
-            config.authorizers.extend(authorizer.map(|authorizer| (provider.name, authorizer)));
+            let name = provider.name.clone();
+            config.authorizers.extend(authorizer(provider, check, &at).map(|authorizer| (name, authorizer)));
         }
         for (i, name) in spec.trust_domain_aliases.iter().enumerate() {
             let alias = TrustDomain::new(name).map_err(|error| error.to_string());
@@ -138,16 +207,29 @@ impl Kind for MeshConfig {
     }
 }
 
-fn authorizer(provider: &ProviderSpec, check: &mut Check<'_>, at: &str) -> Option<GrpcAuthorizer> {
-    const DENIED: &str = "this authorizer is not asked, and what CUSTOM policies would ask it about is denied";
-    if provider.envoy_ext_authz_http.is_some() {
-        check.unenforced(&format!("{at}.envoyExtAuthzHttp"), &format!("only envoyExtAuthzGrpc is: {DENIED}"));
+fn authorizer(provider: ProviderSpec, check: &mut Check<'_>, at: &str) -> Option<AuthorizerService> {
+    let ProviderSpec { name, envoy_ext_authz_grpc: grpc, envoy_ext_authz_http: http, .. } = provider;
+    if name.is_empty() && (grpc.is_some() || http.is_some()) {
+        check.error(at, "a provider has a name, by which policies refer to it");
     }
-    let grpc = provider.envoy_ext_authz_grpc.as_ref()?;
-    let at = format!("{at}.envoyExtAuthzGrpc");
-    if provider.name.is_empty() {
-        check.error(&at, "a provider has a name, by which policies refer to it");
+    match (grpc, http) {
+        (None, None) => None,
+        (Some(grpc), None) => service(&grpc, check, &format!("{at}.envoyExtAuthzGrpc")),
+        (None, Some(http)) => {
+            let at = format!("{at}.envoyExtAuthzHttp");
+            let (spec, how) = http.split();
+            let (service, how) = (service(&spec, check, &at), http_check(how, check, &at));
+            Some(AuthorizerService { protocol: AuthorizerProtocol::Http(Box::new(how?)), ..service? })
+        }
+        (Some(_), Some(_)) => {
+            check.error(at, "a provider is of one kind: envoyExtAuthzGrpc and envoyExtAuthzHttp exclude each other");
+            None
+        }
     }
+}
+
+/// A service that is asked over gRPC.
+fn service(grpc: &ServiceSpec, check: &mut Check<'_>, at: &str) -> Option<AuthorizerService> {
     let body = match &grpc.include_request_body_in_check {
         None => None,
         Some(spec) => Some(body(spec, check, &format!("{at}.includeRequestBodyInCheck"))?),
@@ -169,13 +251,58 @@ fn authorizer(provider: &ProviderSpec, check: &mut Check<'_>, at: &str) -> Optio
             .ok_or_else(|| format!("{text:?} is not the status of an answer")),
     };
     let status_on_error = check.take(&format!("{at}.statusOnError"), status)?;
-    Some(GrpcAuthorizer {
+    Some(AuthorizerService {
+        protocol: AuthorizerProtocol::Grpc,
         target: format!("{}:{}", host?, number?),
         timeout: timeout?,
         fail_open: grpc.fail_open,
         status_on_error,
         body,
     })
+}
+
+fn http_check(spec: CheckSpec, check: &mut Check<'_>, at: &str) -> Option<HttpCheck> {
+    let mut names = |list: Vec<String>, field: &str| -> Option<Vec<NamePattern>> {
+        let mut read = Vec::with_capacity(list.len());
+        for (i, text) in list.iter().enumerate() {
+            let name = text.parse::<NamePattern>().map_err(|error| error.to_string());
+            read.push(check.take(&format!("{at}.{field}[{i}]"), name));
+        }
+        read.into_iter().collect()
+    };
+    let request_headers = names(spec.request_headers, "includeRequestHeadersInCheck");
+    let upstream_on_allow = names(spec.upstream_on_allow, "headersToUpstreamOnAllow");
+    let downstream_on_allow = names(spec.downstream_on_allow, "headersToDownstreamOnAllow");
+    let downstream_on_deny = names(spec.downstream_on_deny, "headersToDownstreamOnDeny");
+    let mut added_headers = Vec::new();
+    for (name, value) in &spec.added_headers {
+        let at = format!("{at}.includeAdditionalHeadersInCheck.{name}");
+        added_headers.extend(added_header(name, value, check, &at)?);
+    }
+    let prefix = Some(spec.path_prefix).filter(|prefix| {
+        prefix.is_empty() || prefix.starts_with('/') && !prefix.contains('?') && prefix.parse::<PathAndQuery>().is_ok()
+    });
+    let prefix = prefix.ok_or_else(|| "a path is needed, which begins with a slash".to_owned());
+    Some(HttpCheck {
+        path_prefix: check.take(&format!("{at}.pathPrefix"), prefix)?,
+        request_headers: request_headers?,
+        added_headers,
+        upstream_on_allow: upstream_on_allow?,
+        downstream_on_allow: downstream_on_allow?,
+        downstream_on_deny: downstream_on_deny?,
+    })
+}
+
+/// A header that the authorizer is told; the inner `None` = it is left out.
+fn added_header(name: &str, value: &str, check: &mut Check<'_>, at: &str) -> Option<Option<HeaderWrite>> {
+    // Envoy puts in what stands between two of them.
+    if value.contains('%') {
+        check.unenforced(at, "what stands between percent signs is not filled in, so the header is not sent");
+        return Some(None);
+    }
+    let parsed = name.parse::<HeaderName>().ok().zip(HeaderValue::from_str(value).ok());
+    let (name, value) = check.take(at, parsed.ok_or_else(|| "a header's name and value are needed".to_owned()))?;
+    Some(Some(HeaderWrite { name, value, action: HeaderAction::Overwrite }))
 }
 
 fn body(spec: &BodySpec, check: &mut Check<'_>, at: &str) -> Option<CheckedBody> {

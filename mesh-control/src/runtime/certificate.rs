@@ -1,17 +1,20 @@
 //! The control plane's own certificate, issued by its own authority and renewed at half its life.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use mesh_core::id::SpiffeId;
 use mesh_core::identity::{Identity, InvalidIdentity, TrustBundles, server_config};
+use mesh_core::telemetry::{CERTIFICATE_EXPIRY, RENEWAL_FAILED_AT, RENEWAL_FAILURES, Renewals};
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::PrivateKeyDer;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
+use super::standing::Standing;
 use crate::ca::{CertificateAuthority, Changes, IssueError};
 
 /// The TLS side of the control plane's port; connections take the configuration that is current when
@@ -21,7 +24,14 @@ pub(crate) struct ServerCertificate {
     id: SpiffeId,
     names: Vec<String>,
     provider: Arc<CryptoProvider>,
-    current: ArcSwap<ServerConfig>,
+    current: ArcSwap<Current>,
+    renewals: Renewals,
+}
+
+/// What is shown now.
+struct Current {
+    config: Arc<ServerConfig>,
+    identity: Identity,
 }
 
 /// Why the control plane has no certificate for itself.
@@ -47,12 +57,18 @@ impl ServerCertificate {
         names: Vec<String>,
         provider: Arc<CryptoProvider>,
     ) -> Result<(Self, Duration), CertificateError> {
-        let (config, life) = issue(&authority, &id, &names, &provider)?;
-        Ok((Self { authority, id, names, provider, current: ArcSwap::new(config) }, life))
+        let (current, life) = issue(&authority, &id, &names, &provider)?;
+        let (current, renewals) = (ArcSwap::from_pointee(current), Renewals::default());
+        Ok((Self { authority, id, names, provider, current, renewals }, life))
     }
 
     pub(crate) fn config(&self) -> Arc<ServerConfig> {
-        self.current.load_full()
+        self.current.load().config.clone()
+    }
+
+    /// Whether a caller that showed `chain` may stay.
+    pub(super) fn standing_of(&self, chain: &[CertificateDer<'_>]) -> Standing {
+        Standing::new(chain, self.authority.clone(), self.provider.clone())
     }
 
     /// Tells when the authority has other keys or roots.
@@ -62,9 +78,40 @@ impl ServerCertificate {
 
     /// Issues the next certificate; gives its life.
     pub(crate) fn renew(&self) -> Result<Duration, CertificateError> {
-        let (config, life) = issue(&self.authority, &self.id, &self.names, &self.provider)?;
-        self.current.store(config);
+        let issued = issue(&self.authority, &self.id, &self.names, &self.provider);
+        let (current, life) = issued.inspect_err(|_| self.renewals.failed(self.authority.now()))?;
+        self.current.store(Arc::new(current));
         Ok(life)
+    }
+
+    /// As Prometheus text: when it ends, what signed it and the first of the roots, and how often it could not be renewed.
+    pub(crate) fn metrics(&self, out: &mut String) {
+        let (current, renewals) = (self.current.load(), &self.renewals);
+        let Current { identity, .. } = &**current;
+        let ends = [
+            ("leaf", Some(identity.not_after())),
+            ("issuer", identity.issuer_not_after()),
+            ("root", identity.bundles().not_after()),
+        ];
+        let help = "When the control plane's certificate ends, what signed it, or the first of the roots.";
+        // Writing to a string cannot fail.
+        let _ = write!(out, "# HELP {CERTIFICATE_EXPIRY} {help}\n# TYPE {CERTIFICATE_EXPIRY} gauge\n");
+        for (of, end) in ends {
+            let _ = end.map(|end| writeln!(out, "{CERTIFICATE_EXPIRY}{{of=\"{of}\"}} {end}"));
+        }
+        let _ = write!(
+            out,
+            "# HELP {RENEWAL_FAILURES} Attempts at its certificate that failed.\n# TYPE {RENEWAL_FAILURES} counter\n\
+             {RENEWAL_FAILURES} {}\n",
+            renewals.failures()
+        );
+        if let Some(last) = renewals.last_failure() {
+            let _ = write!(
+                out,
+                "# HELP {RENEWAL_FAILED_AT} When the last of them was.\n# TYPE {RENEWAL_FAILED_AT} gauge\n\
+                 {RENEWAL_FAILED_AT} {last}\n"
+            );
+        }
     }
 }
 
@@ -73,11 +120,11 @@ fn issue(
     id: &SpiffeId,
     names: &[String],
     provider: &Arc<CryptoProvider>,
-) -> Result<(Arc<ServerConfig>, Duration), CertificateError> {
+) -> Result<(Current, Duration), CertificateError> {
     let (identity, life) = identity(authority, id, names, provider, 0)?;
     // Optional: the first certificate is asked for without one. Each service demands what it needs.
     let config = server_config(&identity, false, &[b"h2"], provider)?;
-    Ok((Arc::new(config), life))
+    Ok((Current { config: Arc::new(config), identity }, life))
 }
 
 /// Key, certificate and roots for somebody in this process, and how long they last.

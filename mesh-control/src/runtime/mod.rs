@@ -2,9 +2,12 @@
 //!
 //! Refuses to know what is served.
 
+mod admission;
 mod certificate;
+mod standing;
 mod worker;
 
+pub(crate) use self::admission::Bounds;
 pub use self::certificate::CertificateError;
 pub(crate) use self::certificate::ServerCertificate;
 pub(crate) use self::worker::{Port, Task, follow, identity, renew, serve, serve_http, spawn};
@@ -21,6 +24,8 @@ use tonic::Status;
 pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
     pub(crate) caller: Caller,
+    /// Whether its certificate began with a join token.
+    pub(crate) joined: bool,
 }
 
 /// Who a peer proved to be.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, GrpcAuthorizer, Principal,
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, AuthorizerService, Principal,
     StringMatch, StringMatcher,
 };
 
@@ -45,7 +45,7 @@ pub(super) fn mesh_config<'a>(model: &'a Model, options: &Options) -> Option<&'a
 }
 
 /// Where the authorizer of that name is asked.
-pub(super) fn provider(model: &Model, options: &Options, name: &str) -> Option<GrpcAuthorizer> {
+pub(super) fn provider(model: &Model, options: &Options, name: &str) -> Option<AuthorizerService> {
     mesh_config(model, options)?.authorizers.get(name).cloned()
 }
 
@@ -53,7 +53,7 @@ fn with_provider(model: &Model, options: &Options, action: &AuthorizationAction)
     match action {
         AuthorizationAction::Custom(named) => AuthorizationAction::Custom(Box::new(AuthorizerProvider {
             name: named.name.clone(),
-            grpc: provider(model, options, &named.name),
+            service: provider(model, options, &named.name),
         })),
         other => other.clone(),
     }

@@ -122,7 +122,7 @@ fn tls(world: &World, host: &Host, port: &HostPort, parts: &names::Parts<'_>, po
     let mesh = |sni: Option<String>, names: &[String], all: bool| MeshTls {
         peer_ids: if names.is_empty() { peer_ids(world, host, port, all) } else { exact(names) },
         sni: sni.or_else(|| Some(format!("outbound_.{}_.{}_.{}", parts.port, parts.subset, host.name))),
-        instance: None,
+        ..MeshTls::default()
     };
     match &policy.tls {
         Some(ClientTls::Disable) => UpstreamTls::Disable,

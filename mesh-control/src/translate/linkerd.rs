@@ -4,6 +4,7 @@
 //! ```text
 //! Server → routes: what none of them matches is not found (404)
 //!        → of the most specific route: whoever is authorized for it, the Server or the namespace may call (else 403)
+//! raw connections have no route, and are for whoever is authorized for the Server or the namespace
 //! ```
 
 use mesh_core::policy::{
@@ -178,8 +179,7 @@ fn of_server(model: &Model, options: &Options, of: &Workload<'_>, server: &Objec
     let of_all = of_all(model, server);
     let by_access = || access_rules(access, options, &format!("linkerd-server[{}]", server.name()));
     if routes.is_empty() {
-        let mut rules: Vec<_> =
-            of_all.into_iter().map(|(name, who)| rule(name, vec![Permission::Any], vec![who])).collect();
+        let mut rules: Vec<_> = for_all(of_all).collect();
         rules.extend(by_access());
         rules.extend(probes(of));
         return vec![allow(name, access, rules)];
@@ -189,15 +189,32 @@ fn of_server(model: &Model, options: &Options, of: &Workload<'_>, server: &Objec
         let named = format!("linkerd-route[{}]", route.name());
         known.push(rule(named, vec![permission.clone()], vec![Principal::Any]));
         let target = Target::Route(route.name().to_owned());
-        let who = authorized(model, of.namespace, &target).chain(of_all.iter().cloned());
+        let who = authorized(model, of.namespace, &target);
+        let permission = if permission == Permission::Any { any_request() } else { permission };
         rules.extend(who.map(|(name, who)| rule(name, vec![permission.clone()], vec![who])));
     }
+    rules.extend(for_all(of_all));
     rules.extend(by_access());
     let routes = AuthorizationPolicy {
         rules: known,
         ..AuthorizationPolicy::new(format!("{name}.routes"), AuthorizationAction::Route)
     };
     vec![routes, allow(name, access, rules)]
+}
+
+/// Who is authorized for everything: whatever its route, and without one where there are no requests.
+fn for_all(authorized: Vec<(String, Principal)>) -> impl Iterator<Item = AuthorizationRule> {
+    authorized.into_iter().map(|(name, who)| rule(name, vec![Permission::Any], vec![who]))
+}
+
+/// What every request holds, and no raw connection: that has no route, though one takes everything.
+fn any_request() -> Permission {
+    Permission::Header(HeaderMatcher {
+        name: HeaderKey::Method,
+        value: HeaderMatch::Present(true),
+        invert: false,
+        treat_missing_as_empty: false,
+    })
 }
 
 /// What each condition of the routes takes: what it matches and none before it does.

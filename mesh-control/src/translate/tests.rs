@@ -343,8 +343,22 @@ fn a_profile_means_no_implicit_retries_and_a_default_route() {
     assert_eq!(host.retry, None);
     let names: Vec<&str> = host.routes.iter().map(|route| route.name.as_str()).collect();
     assert_eq!(names, ["r", "r", "[DEFAULT]"]);
+    assert!(host.routes.iter().all(|route| route.stat_prefix == route.name), "each is counted on its own");
     assert!(forwards(&routes).iter().all(|forward| forward.retry.is_none()));
     assert_eq!(routes.retry_budget, None);
+}
+
+#[test]
+fn a_match_with_a_stat_prefix_is_counted_on_its_own() {
+    let outer = "{match: [{uri: {prefix: /a}, statPrefix: outer}], delegate: {name: inner, namespace: default}}";
+    let own = "{match: [{uri: {prefix: /b}, statPrefix: own}, {uri: {prefix: /c}}], route: [{destination: {host: a}}]}";
+    let inner = "{http: [{match: [{uri: {prefix: /a/x}, statPrefix: inner}, {uri: {prefix: /a/y}}], route: [{destination: {host: a}}]}]}";
+    let text = service("a", "default", HTTP)
+        + &istio("VirtualService", "inner", "default", inner)
+        + &istio("VirtualService", "a", "default", &format!("{{hosts: [a], http: [{outer}, {own}]}}"));
+    let routes = routes_of(&world(&text), &scope("default"), "a:80").unwrap();
+    let counted: Vec<&str> = routes.virtual_hosts[0].routes.iter().map(|route| route.stat_prefix.as_str()).collect();
+    assert_eq!(counted, ["inner", "outer", "own", ""]);
 }
 
 #[test]

@@ -71,7 +71,7 @@ fn listener(name: &str, edition: u32) -> Listener {
 fn routes(name: &str, edition: u32) -> RouteConfiguration {
     let host = VirtualHost {
         name: edition.to_string(),
-        domains: vec![mesh_core::policy::Domain::new("*").unwrap()],
+        domains: vec![mesh_core::policy::Domain::new("*").expect("a domain")],
         routes: Vec::new(),
         headers: HeaderPolicy::default(),
         retry: None,

@@ -22,6 +22,9 @@ pub use self::nodes::{NackStatus, NodeStatus, ResourceStatus, TypeStatus};
 pub(crate) use self::nodes::{NodeEntry, Nodes};
 pub(crate) use self::scope::scope_of;
 pub(crate) use self::service::AggregatedService;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use self::session::fuzzing;
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -228,5 +231,5 @@ impl Default for Limits {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 mod fake;

@@ -207,7 +207,7 @@ mod tests {
 
     fn peer(account: &str) -> Peer {
         let id = format!("spiffe://cluster.local/ns/default/sa/{account}");
-        Peer { address: ([127, 0, 0, 1], 1).into(), caller: Caller::Workload(id.parse().unwrap()) }
+        Peer { address: ([127, 0, 0, 1], 1).into(), caller: Caller::Workload(id.parse().unwrap()), joined: false }
     }
 
     #[test]

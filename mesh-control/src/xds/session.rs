@@ -13,6 +13,9 @@
 //! state when it does. A type also waits for those before it in the order, so that nothing is referred
 //! to that was not sent.
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(not(feature = "fuzzing"), expect(unreachable_pub, reason = "only the fuzzer reaches it from outside"))]
+pub mod fuzzing;
 mod known;
 mod request;
 mod status;
@@ -130,7 +133,7 @@ impl Session {
             match (self.seat.resource(kind, &name), known.held.version()) {
                 (Some(now), Some(held)) if now.version == held => continue,
                 (Some(now), _) => plan.make.push(now),
-                (None, Some(_)) if self.form == Form::Delta || kind.is_full_state() => {
+                (None, _) if known.held.is_some() && (self.form == Form::Delta || kind.is_full_state()) => {
                     if matches!(kind, Kind::Cluster | Kind::Endpoints) {
                         ty.vanished.insert(name);
                         continue;
@@ -194,7 +197,9 @@ impl Session {
         for cluster in clusters {
             let name = federated::endpoints_of(&cluster.name);
             if let Some(known) = ty.known.get_mut(&*name) {
-                known.held = Held::Nothing;
+                if known.held.is_some() {
+                    known.held = Held::Outdated;
+                }
                 ty.due.insert(Arc::from(&*name));
             }
         }

@@ -109,6 +109,23 @@ impl Condition {
         TokenCondition::new(token).map_or(Self::Unknown, |token| Self::Token(Box::new(token)))
     }
 
+    /// Whether any of it is about something that only requests have.
+    pub(super) fn is_of_requests(&self) -> bool {
+        match self {
+            Self::All(list) | Self::OneOf(list) => list.iter().any(Self::is_of_requests),
+            Self::Not(inner) => inner.is_of_requests(),
+            Self::Unknown | Self::Header(_) | Self::Path(_) | Self::Token(_) => true,
+            Self::Any
+            | Self::Ports(..)
+            | Self::DestinationIp(_)
+            | Self::ServerName(_)
+            | Self::Peer(_)
+            | Self::Namespace(_)
+            | Self::PeerIp(_)
+            | Self::RemoteIp(_) => false,
+        }
+    }
+
     pub(super) fn judge(&self, of: &Attributes<'_>) -> Truth {
         match self {
             Self::Any => Truth::Yes,
@@ -116,14 +133,18 @@ impl Condition {
             Self::All(list) => all(list, of),
             Self::OneOf(list) => one_of(list, of),
             Self::Not(inner) => inner.judge(of).not(),
-            Self::Header(header) if header.asks_in_vain(&of.request) => Truth::Unknown,
-            Self::Header(header) => {
-                let (every, some) = header.readings(&of.request);
-                Truth::of_readings(every, some)
-            }
-            // CONNECT and `OPTIONS *` have none.
-            Self::Path(_) if !of.request.path_and_query.starts_with('/') => Truth::Unknown,
-            Self::Path(path) => path.holds(of.request.path()).into(),
+            Self::Header(header) => match &of.request {
+                Some(request) if !header.asks_in_vain(request) => {
+                    let (every, some) = header.readings(request);
+                    Truth::of_readings(every, some)
+                }
+                _ => Truth::Unknown,
+            },
+            Self::Path(path) => match &of.request {
+                Some(request) if request.path_and_query.starts_with('/') => path.holds(request.path()).into(),
+                // CONNECT and `OPTIONS *` have none.
+                _ => Truth::Unknown,
+            },
             Self::Ports(first, last) => (*first..=*last).contains(&of.destination.port()).into(),
             Self::DestinationIp(_) if of.destination.ip().is_unspecified() => Truth::Unknown,
             Self::DestinationIp(net) => holds_ip(net, of.destination.ip()).into(),
@@ -193,7 +214,8 @@ fn remote(net: &IpNet, of: &Attributes<'_>) -> Truth {
     let Some(peer) = of.peer else { return Truth::Unknown };
     let own = holds_ip(net, peer.address.ip());
     let (mut every, mut some) = (own, own);
-    for value in of.request.headers.get_all("x-forwarded-for") {
+    let forwarded = of.request.iter().flat_map(|request| request.headers.get_all("x-forwarded-for"));
+    for value in forwarded {
         for hop in value.as_bytes().split(|b| *b == b',') {
             let ip = std::str::from_utf8(hop).ok().and_then(|hop| hop.trim().parse().ok());
             let (inside, outside) = ip.map_or((true, true), |ip| (holds_ip(net, ip), !holds_ip(net, ip)));

@@ -236,6 +236,9 @@ impl Choose<'_> {
         let peer = (self.below(8) > 0).then_some(&peer);
         let tokens = self.tokens();
         let (destination, tokens) = (([10, 0, 0, 9], 8080).into(), tokens.as_ref());
+        // A raw connection has neither request nor tokens.
+        let raw = self.below(8) == 1;
+        let (request, tokens) = (Some(request).filter(|_| !raw), tokens.filter(|_| !raw));
         judge(&Attributes { request, peer, destination, server_name, tokens });
     }
 }

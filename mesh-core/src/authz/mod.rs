@@ -46,12 +46,14 @@ use crate::matcher::RequestView;
 use crate::policy::{AuditCondition, AuthorizationAction, AuthorizationPolicy, AuthorizerProvider};
 use crate::telemetry::Decisions;
 
-/// What of a request is judged. The path must be in normal form
+/// What of a request, or of a raw connection, is judged. The path must be in normal form
 /// ([`normalize_path`](crate::target::normalize_path)).
 #[derive(Clone, Copy)]
 pub struct Attributes<'a> {
-    /// Authority (empty = not known), method, path, headers.
-    pub request: RequestView<'a>,
+    /// Authority (empty = not known), method, path, headers; `None` = a raw connection, which has none of these. There a
+    /// condition on requests or tokens cannot be known, an ALLOW rule with one does not match whatever else it says, and
+    /// routes are not asked for: as Istio has it for ports that are not HTTP.
+    pub request: Option<RequestView<'a>>,
     /// The other end; `None` = not known. One without a SPIFFE ID is known to have none.
     pub peer: Option<&'a PeerIdentity>,
     /// The address that was reached; an unspecified IP is not known.
@@ -202,6 +204,9 @@ impl Authorizer {
         mut observe: impl FnMut(Observation<'a>),
     ) -> Result<Option<Question<'a>>, Denial<'a>> {
         for (at, stage) in self.stages.iter().enumerate().skip(from.0) {
+            if request.request.is_none() && stage.action == AuthorizationAction::Route {
+                continue;
+            }
             // What cannot be known keeps a rule from allowing, and from nothing else.
             let grants = matches!(stage.action, AuthorizationAction::Allow | AuthorizationAction::Route);
             let found = stage.rules.first(request, !grants);

@@ -39,6 +39,7 @@ pub fn keeps_open(before: &[AuthorizationPolicy], after: &[AuthorizationPolicy],
         draw: &|| 0,
     };
     let Caller { peer, destination, server_name } = caller;
+    let request = Some(request);
     let of = Attributes { request, peer: Some(peer), destination, server_name: Some(server_name), tokens: None };
     let before: Vec<Stage<'_>> = stages(before, &of).collect();
     stages(after, &of).all(|stage| stage.opens_what_was_open(&before))

@@ -33,11 +33,17 @@ pub(super) fn decide(
     };
     for turn in 0..4 {
         for policy in policies.iter().filter(|p| !p.dry_run && order(&p.action) == turn) {
+            if policy.action == AuthorizationAction::Route && of.request.is_none() {
+                continue;
+            }
             let allow = matches!(policy.action, AuthorizationAction::Allow | AuthorizationAction::Route);
             let matching = policy.rules.iter().find(|rule| {
                 let who = any(rule.principals.iter().map(|p| principal(p, of)));
                 let what = any(rule.permissions.iter().map(|p| permission(p, of)));
-                if allow { who.0 && what.0 } else { who.1 && what.1 }
+                let left_out = of.request.is_none()
+                    && (rule.principals.iter().any(principal_of_requests)
+                        || rule.permissions.iter().any(permission_of_requests));
+                if allow { who.0 && what.0 && !left_out } else { who.1 && what.1 }
             });
             let rule = matching.map(|rule| rule.name.clone());
             let reason = match (&policy.action, &rule) {
@@ -59,6 +65,24 @@ fn any(each: impl Iterator<Item = May>) -> May {
 
 fn all(each: impl Iterator<Item = May>) -> May {
     each.fold((true, true), |a, b| (a.0 && b.0, a.1 && b.1))
+}
+
+fn permission_of_requests(permission: &Permission) -> bool {
+    match permission {
+        Permission::And(list) | Permission::Or(list) => list.iter().any(permission_of_requests),
+        Permission::Not(inner) => permission_of_requests(inner),
+        Permission::Header(_) | Permission::Path(_) | Permission::Metadata(_) => true,
+        _ => false,
+    }
+}
+
+fn principal_of_requests(principal: &Principal) -> bool {
+    match principal {
+        Principal::And(list) | Principal::Or(list) => list.iter().any(principal_of_requests),
+        Principal::Not(inner) => principal_of_requests(inner),
+        Principal::Header(_) | Principal::Path(_) | Principal::Metadata(_) => true,
+        _ => false,
+    }
 }
 
 fn permission(permission: &Permission, of: &Attributes<'_>) -> May {
@@ -102,7 +126,8 @@ fn principal(principal: &Principal, of: &Attributes<'_>) -> May {
             None => UNKNOWN,
             Some(peer) => {
                 let mut said = vec![Some(peer.address.ip())];
-                for value in of.request.headers.get_all("x-forwarded-for") {
+                let headers = of.request.map_or_else(HeaderMap::new, |request| request.headers.clone());
+                for value in headers.get_all("x-forwarded-for") {
                     said.extend(
                         value.to_str().expect("headers here are text").split(',').map(|ip| ip.trim().parse().ok()),
                     );
@@ -197,7 +222,8 @@ fn as_istio(token: &Token) -> Value {
 }
 
 fn path(path: &PathMatch, of: &Attributes<'_>) -> May {
-    let given = of.request.path_and_query;
+    let Some(request) = of.request else { return UNKNOWN };
+    let given = request.path_and_query;
     if !given.starts_with('/') {
         return UNKNOWN;
     }
@@ -211,25 +237,26 @@ fn path(path: &PathMatch, of: &Attributes<'_>) -> May {
 }
 
 fn header(header: &HeaderMatcher, of: &Attributes<'_>) -> May {
+    let Some(request) = of.request else { return UNKNOWN };
     let pseudo = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let values: Vec<String> = match &header.name {
-        HeaderKey::Authority => match pseudo(of.request.authority) {
+        HeaderKey::Authority => match pseudo(request.authority) {
             Some(authority) => vec![authority],
             None => return UNKNOWN,
         },
-        HeaderKey::Method => vec![of.request.method.to_string()],
-        HeaderKey::Scheme => pseudo(of.request.scheme).into_iter().collect(),
-        HeaderKey::Path => match pseudo(of.request.path_and_query) {
+        HeaderKey::Method => vec![request.method.to_string()],
+        HeaderKey::Scheme => pseudo(request.scheme).into_iter().collect(),
+        HeaderKey::Path => match pseudo(request.path_and_query) {
             Some(path) => vec![path],
             None => return UNKNOWN,
         },
         HeaderKey::Header(name) => {
-            let own = read(header, texts(of.request.headers, name.as_str()));
+            let own = read(header, texts(request.headers, name.as_str()));
             let dashed = |name: &str| name.replace('_', "-");
-            let twins = of.request.headers.keys().map(|other| other.as_str());
+            let twins = request.headers.keys().map(|other| other.as_str());
             let twins = twins.filter(|other| *other != name.as_str() && dashed(other) == dashed(name.as_str()));
             return twins
-                .map(|twin| read(header, texts(of.request.headers, twin)))
+                .map(|twin| read(header, texts(request.headers, twin)))
                 .fold(own, |(every, some), twin| (every && twin.0, some || twin.1));
         }
     };

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 
 use super::Attributes;
 use super::condition::{Condition, Truth, namespace_of, one_of};
+use crate::matcher::RequestView;
 use crate::policy::{AuthorizationRule, PathMatch, Permission, Principal, StringMatch};
 use crate::target::unescape_path;
 
@@ -36,6 +37,8 @@ struct Rule {
     name: Box<str>,
     permissions: Box<[Condition]>,
     principals: Box<[Condition]>,
+    /// Any of it is about something that only requests have.
+    of_requests: bool,
 }
 
 impl Rules {
@@ -66,12 +69,7 @@ impl Rules {
         }
         by_path_prefix.measure();
         by_peer_prefix.measure();
-        let rules = policy.iter().map(|rule| Rule {
-            name: rule.name.as_str().into(),
-            permissions: rule.permissions.iter().map(Condition::permission).collect(),
-            principals: rule.principals.iter().map(Condition::principal).collect(),
-        });
-        let (rules, others) = (rules.collect(), others.into());
+        let (rules, others) = (policy.iter().map(Rule::new).collect(), others.into());
         Self { rules, by_path, by_peer, by_namespace, by_path_prefix, by_peer_prefix, others }
     }
 
@@ -87,8 +85,8 @@ impl Rules {
         }
         let least = if unknown { Truth::Unknown } else { Truth::Yes };
         let matches = |place: &u32| self.rules[*place as usize].judge(of) >= least;
-        let path = of.request.path();
-        let Some(peer) = of.peer.filter(|_| path.starts_with('/')) else {
+        let path = of.request.as_ref().map(RequestView::path).filter(|path| path.starts_with('/'));
+        let (Some(path), Some(peer)) = (path, of.peer) else {
             // What rules are found by is not known: each is asked.
             return self.rules.iter().position(|rule| rule.judge(of) >= least);
         };
@@ -115,10 +113,22 @@ impl Rules {
 }
 
 impl Rule {
+    fn new(rule: &AuthorizationRule) -> Self {
+        let permissions: Box<[_]> = rule.permissions.iter().map(Condition::permission).collect();
+        let principals: Box<[_]> = rule.principals.iter().map(Condition::principal).collect();
+        let of_requests = permissions.iter().chain(&principals).any(Condition::is_of_requests);
+        Self { name: rule.name.as_str().into(), permissions, principals, of_requests }
+    }
+
     fn judge(&self, of: &Attributes<'_>) -> Truth {
-        match one_of(&self.principals, of) {
+        let known = match one_of(&self.principals, of) {
             Truth::No => Truth::No,
             known => known.min(one_of(&self.permissions, of)),
+        };
+        match &of.request {
+            // Istio leaves such a rule out of what is allowed, although another of its alternatives may hold.
+            None if self.of_requests => known.min(Truth::Unknown),
+            _ => known,
         }
     }
 }

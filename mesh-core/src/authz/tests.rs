@@ -56,6 +56,7 @@ impl Call {
             let token = |claims| Token::new(&"p".into(), &"payload".into(), Arc::new(claims));
             claims.split(';').filter_map(|claims| Claims::parse(claims.as_bytes())).map(token).collect()
         });
+        let request = Some(request);
         judge(&Attributes { request, peer: self.peer.as_ref(), destination, server_name, tokens: tokens.as_ref() })
     }
 
@@ -129,6 +130,56 @@ fn s47_custom_then_deny_then_allow_and_without_policies_everything() {
     // Two stages that allow: both must.
     let two = [one(AuthorizationAction::Allow, "one", "/a"), nothing[0].clone()];
     assert_eq!(deciding(&two, &get("/a")), Err("NotAllowed nothing -".into()));
+}
+
+/// What Istio makes of each field for a port that is not HTTP.
+#[test]
+fn of_a_raw_connection_what_is_about_requests_never_allows_and_never_keeps_from_denying() {
+    let raw = |policies: &[AuthorizationPolicy]| {
+        let authorizer = Authorizer::new(policies);
+        get("/a").with(|attributes| {
+            let raw = Attributes { request: None, tokens: None, ..*attributes };
+            authorizer.decide(&raw, |_| {}).is_ok()
+        })
+    };
+    let (port, other) = (Permission::DestinationPort(8080), Permission::DestinationPort(1));
+    let not = |inner: Permission| Permission::Not(Box::new(inner));
+    let net = |net: &str| net.parse().unwrap();
+    let (web, anyone) = (vec![is(WEB)], vec![Principal::Any]);
+    let with = |principal: Principal| vec![Principal::And(vec![is(WEB), principal])];
+    let custom = AuthorizationAction::Custom(AuthorizerProvider::named("asker"));
+    for (permission, principals, allowed, denied) in [
+        // What a connection has.
+        (Permission::Any, web.clone(), true, true),
+        (Permission::Any, vec![is("spiffe://cluster.local/ns/a/sa/other")], false, false),
+        (port.clone(), web.clone(), true, true),
+        (other.clone(), web.clone(), false, false),
+        (Permission::DestinationIp(net("10.0.0.0/24")), web.clone(), true, true),
+        (Permission::ServerName(StringMatcher::exact("")), anyone.clone(), true, true),
+        (Permission::Any, with(Principal::DirectRemoteIp(net("10.0.0.1/32"))), true, true),
+        (Permission::Any, with(Principal::RemoteIp(net("10.0.0.1/32"))), true, true),
+        (Permission::Any, with(Principal::RemoteIp(net("10.0.0.2/32"))), false, false),
+        // What only requests have, alone, negated, and beside what a connection has.
+        (path("/a"), web.clone(), false, true),
+        (path("/other"), web.clone(), false, true),
+        (not(path("/other")), anyone.clone(), false, true),
+        (not(Permission::Header(role("admin"))), anyone.clone(), false, true),
+        (Permission::Metadata(metadata()), anyone.clone(), false, true),
+        (Permission::And(vec![port.clone(), path("/a")]), web.clone(), false, true),
+        (Permission::And(vec![other, path("/a")]), web.clone(), false, false),
+        (Permission::Any, with(Principal::Metadata(metadata())), false, true),
+        (path("/a"), vec![is("spiffe://cluster.local/ns/a/sa/other")], false, false),
+        // Istio drops the whole rule, though one of its operations could hold.
+        (Permission::Or(vec![port, path("/a")]), web, false, true),
+    ] {
+        let of = |action| [policy("p", action, vec![rule("r", vec![permission.clone()], principals.clone())])];
+        assert_eq!(raw(&of(AuthorizationAction::Allow)), allowed, "ALLOW {permission:?} {principals:?}");
+        assert_eq!(!raw(&of(AuthorizationAction::Deny)), denied, "DENY {permission:?} {principals:?}");
+        assert_eq!(!raw(&of(custom.clone())), denied, "CUSTOM {permission:?} {principals:?}");
+    }
+    let routes = [policy("p", AuthorizationAction::Route, vec![rule("r", vec![path("/b")], anyone)])];
+    assert!(raw(&routes), "there are no routes to find");
+    assert!(deciding(&routes, &get("/a")).is_err(), "control: a request must have one");
 }
 
 #[test]
@@ -205,7 +256,7 @@ fn s35_a_pattern_does_not_miss_a_value_that_is_no_text() {
         let headers =
             HeaderMap::from_iter([(HeaderName::from_static("x-role"), HeaderValue::from_bytes(value).unwrap())]);
         get("/").with(|attributes| {
-            let request = RequestView { headers: &headers, ..attributes.request };
+            let request = attributes.request.map(|request| RequestView { headers: &headers, ..request });
             authorizer.decide(&Attributes { request, ..*attributes }, |_| {}).is_ok()
         })
     };

@@ -5,7 +5,7 @@ use std::ops::{Deref, Range};
 use std::sync::{Arc, OnceLock};
 
 use super::Load;
-use crate::policy::{Endpoint, Endpoints, LocalityEndpoints};
+use crate::policy::{Endpoint, Endpoints, Hashing, LocalityEndpoints};
 
 /// What a picker sees of an endpoint.
 #[derive(Clone, Debug)]
@@ -48,7 +48,7 @@ pub struct Candidates {
     all: Arc<[Candidate]>,
     range: Range<usize>,
     source: Arc<Endpoints>,
-    by_hostname: bool,
+    hashing: Hashing,
 }
 
 impl Candidates {
@@ -72,12 +72,17 @@ impl Candidates {
     }
 
     pub(super) fn new(all: Vec<Candidate>, source: Arc<Endpoints>) -> Self {
-        Self { range: 0..all.len(), all: all.into(), source, by_hostname: false }
+        Self { range: 0..all.len(), all: all.into(), source, hashing: Hashing::default() }
     }
 
-    /// Hashes by hostname, where there is one (Envoy `use_hostname_for_hashing`).
-    pub(super) fn hashing(self, by_hostname: bool) -> Self {
-        Self { by_hostname, ..self }
+    /// How balancers that hash place them.
+    pub(super) fn hashing(self, hashing: Hashing) -> Self {
+        Self { hashing, ..self }
+    }
+
+    /// Most requests in flight of one of them where balancers hash, per cent of the mean (Envoy `hash_balance_factor`).
+    pub(super) fn balance_factor(&self) -> Option<u32> {
+        self.hashing.balance_factor
     }
 
     pub(super) fn slice(&self, range: Range<usize>) -> Self {
@@ -101,7 +106,7 @@ impl Candidates {
     /// if the cluster asks for that, else its address.
     pub fn hash_key(&self, index: usize) -> String {
         let (_, endpoint) = self.policy(index);
-        let hostname = endpoint.metadata.hostname.as_ref().filter(|_| self.by_hostname);
+        let hostname = endpoint.metadata.hostname.as_ref().filter(|_| self.hashing.use_hostname);
         endpoint.metadata.lb.get("hash_key").or(hostname).cloned().unwrap_or_else(|| endpoint.address.to_string())
     }
 }

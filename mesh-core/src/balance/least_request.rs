@@ -1,5 +1,8 @@
 //! Power of several choices over requests in flight (gRFC A48, Envoy `LEAST_REQUEST`).
 
+use std::time::Duration;
+
+use super::explain::Score;
 use super::stamped::millis;
 use super::weights::{Excluded, Weights};
 use super::{Candidate, Candidates, Draw, Pick, Picker};
@@ -38,7 +41,13 @@ impl Picker for LeastRequest {
     fn pick(&self, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize> {
         let choices = if self.bias == 0.0 { 1 } else { self.choices };
         let now = millis(pick.now);
-        lightest(&self.candidates, &self.weights, choices, pick.tried, draw, |candidate| self.cost(candidate, now))
+        lightest(&self.candidates, &self.weights, choices, pick.tried, draw, |index| {
+            self.cost(&self.candidates[index], now)
+        })
+    }
+
+    fn score(&self, index: usize, now: Duration) -> Option<Score> {
+        Some(Score::InFlight(self.cost(self.candidates.get(index)?, millis(now))))
     }
 }
 
@@ -50,13 +59,13 @@ pub(super) fn lightest(
     choices: u8,
     tried: &[usize],
     draw: &mut Draw<'_>,
-    cost: impl Fn(&Candidate) -> f32,
+    cost: impl Fn(usize) -> f32,
 ) -> Option<usize> {
     if choices == 2
         && tried.is_empty()
         && let Some((first, second)) = weights.pair(candidates.len(), draw)
     {
-        return Some(if cost(&candidates[second]) < cost(&candidates[first]) { second } else { first });
+        return Some(if cost(second) < cost(first) { second } else { first });
     }
     if candidates.len() == 1 {
         // Nothing to draw, and nothing else to go to if it was tried.
@@ -70,7 +79,7 @@ pub(super) fn lightest(
         // Never the same one twice: of two endpoints the busy one would still get a quarter.
         excluded.insert(last);
         let Some(other) = weights.draw(candidates, &excluded, draw) else { break };
-        let (own, cheapest) = (cost(&candidates[other]), *least.get_or_insert_with(|| cost(&candidates[best])));
+        let (own, cheapest) = (cost(other), *least.get_or_insert_with(|| cost(best)));
         if own < cheapest {
             (best, least) = (other, Some(own));
         }

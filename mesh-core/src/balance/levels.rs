@@ -27,7 +27,9 @@ const ALL: u64 = PerMillion::ALL.get() as u64;
 
 /// `part` of `total`, overprovisioned, in millionths; at most all.
 pub(super) fn availability(part: u64, total: u64, factor: u32) -> u64 {
-    (part * ALL * u64::from(factor) / 100).checked_div(total).unwrap_or(0).min(ALL)
+    // In 128 bits: the factor is the control plane's, any 32 bits.
+    let wanted = u128::from(part) * u128::from(ALL) * u128::from(factor) / 100;
+    wanted.checked_div(u128::from(total)).map_or(0, |share| share.min(u128::from(ALL)) as u64)
 }
 
 /// Shares by priority; all 0 if nothing is usable. `panic` of 0 switches panic off.
@@ -149,6 +151,13 @@ mod tests {
                     assert_eq!(sum, ALL, "{levels:?} {panic}: {shares:?}");
                 }
             }
+        }
+        // As much of everything as there can be.
+        let many = [level(4_295, 0, 4_295), level(1 << 32, 1 << 32, 1 << 33)];
+        for (factor, want) in [(u32::MAX, ALL), (OVERPROVISIONING, ALL), (1, 10_000)] {
+            let shares = shares(&many, factor, PerMillion::NONE);
+            assert_eq!(availability(4_295, 4_295, factor), want, "factor {factor}");
+            assert_eq!(shares.iter().map(|s| s.healthy + s.degraded).sum::<u64>(), ALL, "factor {factor}: {shares:?}");
         }
         assert_eq!(shares(&[], OVERPROVISIONING, PerMillion::ALL), []);
         assert_eq!(shares(&[Count::default()], OVERPROVISIONING, PerMillion::ALL)[0].healthy, 0);

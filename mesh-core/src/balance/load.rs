@@ -205,15 +205,15 @@ impl Load {
         self.standing.store(standing.index(), Ordering::Relaxed);
     }
 
-    /// Begins a slow start: the endpoint is new, or healthy again.
+    /// Begins a slow start: the endpoint is new, or healthy again. Sets that are built from now on go by it; the owner
+    /// builds one.
     pub fn ramp_from(&self, now: Duration) {
         self.ramp_from.store(whole_millis(now).max(1), Ordering::Relaxed);
     }
 
-    /// Milliseconds since the slow start began; `None` if there was none.
-    pub(super) fn ramped_for(&self, now: Duration) -> Option<u64> {
-        let from = self.ramp_from.load(Ordering::Relaxed);
-        (from != 0).then(|| whole_millis(now).saturating_sub(from))
+    /// When the slow start began, in milliseconds; `None` if there was none.
+    pub(super) fn ramps_since(&self) -> Option<u64> {
+        Some(self.ramp_from.load(Ordering::Relaxed)).filter(|from| *from != 0)
     }
 
     /// No connection could be had: the endpoint is passed over while there are others, for half a
@@ -271,7 +271,7 @@ fn score(failures: Option<(f32, u32)>) -> f32 {
     failures.map_or(0.0, |(value, age)| value * decay(age, FAILURE_DECAY))
 }
 
-fn whole_millis(time: Duration) -> u64 {
+pub(super) fn whole_millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 

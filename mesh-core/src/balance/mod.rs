@@ -10,7 +10,9 @@
 //! caller's choice, the same for all calls. Refuses to know connections: what the caller keeps for an
 //! endpoint rides along as `E`.
 
+mod bounded;
 mod candidate;
+mod explain;
 pub mod hash;
 mod least_request;
 mod levels;
@@ -36,7 +38,9 @@ mod weights;
 #[cfg(test)]
 mod tests;
 
+pub use self::bounded::Bounded;
 pub use self::candidate::{Candidate, Candidates};
+pub use self::explain::{PoolExplanation, Rating, Score};
 pub use self::least_request::LeastRequest;
 pub use self::load::{InFlight, Load};
 pub use self::maglev::Maglev;
@@ -85,6 +89,11 @@ pub trait Picker: fmt::Debug + Send + Sync {
     /// answer. Most pickers read the load when they pick and need no word.
     fn reported(&self, _index: usize, _now: Duration) {}
 
+    /// What it compares of this candidate, for people who ask why; `None` if it compares nothing.
+    fn score(&self, _index: usize, _now: Duration) -> Option<Score> {
+        None
+    }
+
     /// Whether a share of the requests may be moved away from a candidate without harm. False for
     /// those that tie a request to one endpoint: they have no slow start, as in Envoy.
     fn may_ramp(&self) -> bool {
@@ -107,8 +116,18 @@ pub fn picker_for(balancer: &Balancer, candidates: Candidates, draw: &mut Draw<'
         Balancer::RandomSubsetting { child, .. } | Balancer::DeterministicSubsetting { child, .. } => {
             picker_for(child, candidates, draw)
         }
-        Balancer::RingHash { min_size, max_size } => Box::new(RingHash::new(&candidates, *min_size, *max_size)),
-        Balancer::Maglev { table_size } => Box::new(Maglev::new(&candidates, *table_size)),
+        Balancer::RingHash { min_size, max_size } => {
+            bounded(RingHash::new(&candidates, *min_size, *max_size), candidates)
+        }
+        Balancer::Maglev { table_size } => bounded(Maglev::new(&candidates, *table_size), candidates),
         Balancer::PickFirst { shuffle } => Box::new(PickFirst::new(candidates, *shuffle, draw)),
+    }
+}
+
+/// `picker` with the bound on load that policy has for those that hash, if it has one.
+fn bounded(picker: impl Picker + 'static, candidates: Candidates) -> Box<dyn Picker> {
+    match candidates.balance_factor() {
+        Some(factor) => Box::new(Bounded::new(picker, candidates, factor)),
+        None => Box::new(picker),
     }
 }

@@ -1,13 +1,21 @@
 //! Power of two choices over latency and requests in flight (Linkerd, Finagle).
 
+use std::cell::Cell;
+use std::time::Duration;
+
+use super::explain::{Score, microseconds};
 use super::least_request::lightest;
+use super::load::DEFAULT_LATENCY;
 use super::stamped::millis;
-use super::weights::Weights;
+use super::weights::{Excluded, Weights};
 use super::{Candidate, Candidates, Draw, Pick, Picker};
 
 /// Draws two candidates by weight and picks the one with the lower cost: peak-sensitive moving average
 /// of its latency, times its requests in flight and the new one, times its failure penalty. Latency
 /// decays over 10 s, an endpoint nothing is known of counts with 30 ms (Linkerd's constants).
+///
+/// If one of the two is over four times as slow as the other, there was no choice: a third is drawn and compared. So an
+/// endpoint that lags behind neither makes the draw of its neighbours a blind one nor is taken whenever the other is busy.
 #[derive(Debug)]
 pub struct PeakEwma {
     candidates: Candidates,
@@ -23,20 +31,49 @@ impl PeakEwma {
         Self { weights: Weights::new(&candidates), candidates, mean }
     }
 
-    fn cost(&self, candidate: &Candidate, now: u32) -> f32 {
+    /// Latency in microseconds, and cost.
+    fn judge(&self, candidate: &Candidate, now: u32) -> (f32, f32) {
         // Only what is in flight is measured against the weight: the draw has done so for the new one.
         let share = || if self.weights.are_equal() { 1.0 } else { self.mean / candidate.weight.get() as f32 };
         let own = |in_flight: u32| in_flight as f32 * share() + 1.0;
         match candidate.load() {
-            Some(load) => load.latency_at(now) * own(load.in_flight()) * load.penalty_at(now),
-            None => super::load::DEFAULT_LATENCY,
+            Some(load) => {
+                let latency = load.latency_at(now);
+                (latency, latency * own(load.in_flight()) * load.penalty_at(now))
+            }
+            None => (DEFAULT_LATENCY, DEFAULT_LATENCY),
         }
     }
 }
 
+/// How much slower an endpoint is that is no choice. Equal ones whose times are drawn anew for each request differ by less,
+/// mostly.
+const LAGS: f32 = 4.0;
+
 impl Picker for PeakEwma {
     fn pick(&self, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize> {
         let now = millis(pick.now);
-        lightest(&self.candidates, &self.weights, 2, pick.tried, draw, |candidate| self.cost(candidate, now))
+        // The two that were drawn, each with its latency.
+        let drawn = Cell::new([None; 2]);
+        let cost = |index: usize| {
+            let (latency, cost) = self.judge(&self.candidates[index], now);
+            drawn.set([Some((index, latency)), drawn.get()[0]]);
+            cost
+        };
+        let best = lightest(&self.candidates, &self.weights, 2, pick.tried, draw, cost)?;
+        let [Some((one, fast)), Some((other, slow))] = drawn.get() else { return Some(best) };
+        if fast.max(slow) <= fast.min(slow) * LAGS {
+            return Some(best);
+        }
+        let mut excluded = Excluded::new(pick.tried, self.candidates.len());
+        excluded.insert(one);
+        excluded.insert(other);
+        let Some(third) = self.weights.draw(&self.candidates, &excluded, draw) else { return Some(best) };
+        let cost = |index: usize| self.judge(&self.candidates[index], now).1;
+        Some(if cost(third) < cost(best) { third } else { best })
+    }
+
+    fn score(&self, index: usize, now: Duration) -> Option<Score> {
+        Some(Score::Cost(microseconds(self.judge(self.candidates.get(index)?, millis(now)).1)))
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use super::explain::{Score, microseconds};
 use super::load::DEFAULT_LATENCY;
 use super::stamped::millis;
 use super::weights::Excluded;
@@ -22,12 +23,17 @@ use crate::policy;
 /// them counts against the answer as long as it is in flight, so that an answer is good until it is old: in simulation
 /// that does better for few servers and for many, near by and far away (`tests/queues.rs`).
 ///
-/// A weight scales what is reported: twice the weight is expected to carry twice the requests.
+/// A weight scales what is reported: twice the weight is expected to carry twice the requests. Where weights differ, one
+/// of those that are not hot is drawn by weight, half as often where it is twice as slow: who is loaded beyond its weight is
+/// slower, and by how much is in the measure of latency already.
 #[derive(Debug)]
 pub struct Prequal {
     candidates: Candidates,
     own: PeakEwma,
     mean: f32,
+    // Below it answers are the rarer for the weight, as probes are drawn by weight.
+    rare: f32,
+    equal: bool,
     settings: policy::Prequal,
     // Index + 1 of who answered; 0 = free.
     pool: [AtomicU32; POOL],
@@ -60,7 +66,9 @@ impl Prequal {
     pub fn new(candidates: Candidates, settings: policy::Prequal) -> Self {
         let sum: f64 = candidates.iter().map(|c| f64::from(c.weight.get())).sum();
         Self {
+            equal: candidates.windows(2).all(|pair| pair[0].weight == pair[1].weight),
             mean: (sum / candidates.len().max(1) as f64) as f32,
+            rare: sum as f32 / POOL as f32,
             own: PeakEwma::new(candidates.clone()),
             candidates,
             settings,
@@ -93,6 +101,30 @@ impl Prequal {
         answers
     }
 
+    /// One of the answers by weight and latency; `least` if rounding leaves none.
+    fn by_weight<'a>(
+        &self,
+        answers: impl Iterator<Item = &'a Answer> + Clone,
+        least: &Answer,
+        draw: &mut Draw<'_>,
+    ) -> Answer {
+        const STEPS: u64 = 1 << 24;
+        let worth = |answer: &Answer| {
+            // An answer of who is probed seldom is seldom here, and its weight has had its effect.
+            let weight = (self.candidates[answer.index].weight.get() as f32).max(self.rare);
+            // One microsecond more, for it may be none.
+            weight / (answer.latency + 1.0)
+        };
+        let mut point = draw(STEPS) as f32 / STEPS as f32 * answers.clone().map(worth).sum::<f32>();
+        for answer in answers {
+            point -= worth(answer);
+            if point < 0.0 {
+                return *answer;
+            }
+        }
+        *least
+    }
+
     /// Gives up an answer in exchange for those to come: the oldest and the worst in turn, so that the pool does not
     /// fill with what nobody wants to pick.
     fn make_room(&self, answers: &[Answer], used: &Answer, hot: f32) {
@@ -108,6 +140,14 @@ impl Prequal {
         };
         if let Some(answer) = given_up {
             self.pool[answer.slot].store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Who has more in flight is hot.
+    fn bound(&self) -> f32 {
+        match self.hot.load(Ordering::Relaxed) {
+            u32::MAX => f32::INFINITY,
+            bits => f32::from_bits(bits),
         }
     }
 
@@ -134,13 +174,25 @@ impl Picker for Prequal {
         if answers.len() < 2 {
             return self.own.pick(pick, draw);
         }
-        let bound = self.hot.load(Ordering::Relaxed);
-        let hot = if bound == u32::MAX { f32::INFINITY } else { f32::from_bits(bound) };
-        let cold = answers.iter().filter(|answer| answer.in_flight <= hot);
-        let best = cold.min_by(|a, b| a.latency.total_cmp(&b.latency));
-        let best = *best.or_else(|| answers.iter().min_by(|a, b| a.in_flight.total_cmp(&b.in_flight)))?;
+        let hot = self.bound();
+        let cold = || answers.iter().filter(|answer| answer.in_flight <= hot);
+        let least = cold().min_by(|a, b| a.latency.total_cmp(&b.latency));
+        let best = match least {
+            Some(least) if self.equal => *least,
+            Some(least) => self.by_weight(cold(), least, draw),
+            None => *answers.iter().min_by(|a, b| a.in_flight.total_cmp(&b.in_flight))?,
+        };
         self.make_room(&answers, &best, hot);
         Some(best.index)
+    }
+
+    fn score(&self, index: usize, now: Duration) -> Option<Score> {
+        let answers = self.answers(&Excluded::new(&[], 0), millis(now));
+        let Some(answer) = answers.iter().find(|answer| answer.index == index).filter(|_| answers.len() > 1) else {
+            return self.own.score(index, now);
+        };
+        let (hot, in_flight) = (answer.in_flight > self.bound(), answer.in_flight);
+        Some(Score::Probed { hot, in_flight, latency: microseconds(answer.latency) })
     }
 
     fn reported(&self, index: usize, now: Duration) {

@@ -19,7 +19,8 @@ use smallvec::SmallVec;
 use super::levels::{Count, OVERPROVISIONING, Share, availability, shares};
 use super::slow_start::Ramp;
 use super::spill::Spill;
-use super::{Candidates, Draw, Load, Pick, Picker, picker_for};
+use super::weights::{Excluded, Weights};
+use super::{Candidates, Draw, Load, Pick, Picker, PoolExplanation, Rating, picker_for};
 use crate::health::Standing;
 use crate::policy::{Address, Cluster, Endpoint, Endpoints, Health, LocalityEndpoints, PerMillion};
 
@@ -40,7 +41,6 @@ pub struct ReadySet<E> {
     candidates: Candidates,
     pools: Box<[Pool]>,
     usable: usize,
-    ramp: Option<Ramp>,
     spill: Option<Spill>,
     // Made by the first who asks.
     places: OnceLock<HashMap<Address, u32, RandomState>>,
@@ -52,8 +52,14 @@ struct Pool {
     range: Range<usize>,
     // Running sum of the shares, in millionths.
     until: u64,
+    panic: bool,
+    degraded: bool,
+    // If any of them is new.
+    ramp: Option<Ramp>,
     // A standby makes its picker when it is needed.
     picker: OnceLock<Box<dyn Picker>>,
+    // For probes; made with the first.
+    weights: OnceLock<Weights>,
 }
 
 /// In which order a priority's endpoints lie.
@@ -75,8 +81,11 @@ struct Entry<E> {
 }
 
 const ALL: u64 = PerMillion::ALL.get() as u64;
-/// Unreachable or ramping endpoints passed over in one pick before taking what comes.
-const MAX_PASSES: usize = 8;
+/// Unreachable or ramping endpoints passed over in one pick before it is settled without the picker. At a tenth of the
+/// share three picks in a hundred get there if all but one of very many are new, and few otherwise.
+const MAX_PASSES: usize = 32;
+/// Draws that settle it.
+const MAX_DRAWS: usize = 8;
 
 impl<E> ReadySet<E> {
     /// Sorts the endpoints into pools and builds their pickers. `attach` gives what the caller keeps for
@@ -112,18 +121,21 @@ impl<E> ReadySet<E> {
             kept.push(entry.own);
             candidates.push(Candidates::candidate(weight, entry.load, entry.place));
         }
-        let candidates = Candidates::new(candidates, endpoints).hashing(cluster.hashing.use_hostname);
-        let ramp = cluster.slow_start.as_ref().and_then(|policy| Ramp::new(policy, &candidates, now));
+        let candidates = Candidates::new(candidates, endpoints).hashing(cluster.hashing);
         let spill = cluster.locality.spill.as_ref().map(Spill::new);
         let mut sum = 0;
         let pools = pools.into_iter().map(|pool| {
             sum += pool.share;
-            Pool { priority: pool.priority, range: pool.range, until: sum, picker: OnceLock::new() }
+            let Planned { priority, range, panic, degraded, .. } = pool;
+            let ramp =
+                cluster.slow_start.as_ref().and_then(|policy| Ramp::new(policy, &candidates[range.clone()], now));
+            let (picker, weights) = (OnceLock::new(), OnceLock::new());
+            Pool { priority, range, until: sum, panic, degraded, ramp, picker, weights }
         });
         let pools = pools.collect();
         let endpoints = kept.into();
         let places = OnceLock::new();
-        let set = Self { cluster, custom, endpoints, candidates, pools, usable, ramp, spill, places };
+        let set = Self { cluster, custom, endpoints, candidates, pools, usable, spill, places };
         let mut before = 0;
         for pool in set.pools.iter() {
             if pool.until > std::mem::replace(&mut before, pool.until) {
@@ -178,11 +190,33 @@ impl<E> ReadySet<E> {
         }
     }
 
-    /// An endpoint to ask for its load, of those a pick could give now: drawn without regard to weight, as Prequal's
-    /// paper does. `None` if there is no choice that its answer could help with.
+    /// An endpoint to ask for its load, of those a pick could give now: by weight, as those that are to serve more must be
+    /// among the answers more often. `None` if there is no choice that its answer could help with.
     pub fn probe_target(&self, draw: &mut Draw<'_>) -> Option<usize> {
         let pool = self.pool(&Pick::default(), draw)?;
-        (pool.range.len() > 1).then(|| pool.range.start + draw(pool.range.len() as u64) as usize)
+        let candidates = Some(&self.candidates[pool.range.clone()]).filter(|candidates| candidates.len() > 1)?;
+        let weights = pool.weights.get_or_init(|| Weights::new(candidates));
+        weights.draw(candidates, &Excluded::new(&[], candidates.len()), draw).map(|index| index + pool.range.start)
+    }
+
+    /// How requests are shared out, for people who ask.
+    pub fn pools(&self) -> impl Iterator<Item = PoolExplanation> + '_ {
+        let mut before = 0;
+        self.pools.iter().map(move |pool| {
+            // Millionths, all of them together a million.
+            let share = PerMillion::new((pool.until - std::mem::replace(&mut before, pool.until)) as u32);
+            let (priority, panic, degraded, endpoints) = (pool.priority, pool.panic, pool.degraded, pool.range.len());
+            PoolExplanation { priority, share, panic, degraded, endpoints }
+        })
+    }
+
+    /// What is made of one endpoint, for people who ask; `None` if a pick cannot give it.
+    pub fn rating(&self, index: usize, now: Duration) -> Option<Rating> {
+        let pool = self.pools.iter().find(|pool| pool.range.contains(&index))?;
+        let candidate = &self.candidates[index];
+        let score = pool.picker.get().and_then(|picker| picker.score(index - pool.range.start, now));
+        let ramp = self.ramp(pool).map_or(1.0, |ramp| ramp.share(candidate, now));
+        Some(Rating { weight: candidate.weight.get(), ramp, score })
     }
 
     /// What is kept for the endpoints, by index: all of them, usable or not.
@@ -272,7 +306,7 @@ impl<E> ReadySet<E> {
             tried.extend(pick.tried.iter().filter(|index| pool.range.contains(index)).map(|index| index - offset));
         }
         let first = picker.pick(&Pick { tried: &tried, ..*pick }, draw)? + offset;
-        if self.is_welcome(first, picker, pick, draw) {
+        if self.is_welcome(pool, first, pick, draw) {
             return Some(first);
         }
         self.pick_another(pool, first, tried, pick, draw)
@@ -299,18 +333,31 @@ impl<E> ReadySet<E> {
                 // Nothing better is left.
                 return Some(first);
             }
-            if self.is_welcome(index, picker, pick, draw) {
-                break;
+            if self.is_welcome(pool, index, pick, draw) {
+                return Some(index);
+            }
+        }
+        // What stands when patience is over must be as rare as what stood before, or new endpoints get too much.
+        if let Some(ramp) = self.ramp(pool) {
+            for _ in 0..MAX_DRAWS {
+                let Some(index) = ramp.draw(pick.now, draw) else { break };
+                if !tried.contains(&index) && !self.is_unreachable(index + offset, pick.now) {
+                    return Some(index + offset);
+                }
             }
         }
         Some(if self.is_unreachable(index, pick.now) { first } else { index })
     }
 
     /// Whether a pick stands: it can be reached as far as we know, and it is not held back for being new.
-    fn is_welcome(&self, index: usize, picker: &dyn Picker, pick: &Pick<'_>, draw: &mut Draw<'_>) -> bool {
-        let ramp = self.ramp.as_ref().filter(|_| picker.may_ramp());
+    fn is_welcome(&self, pool: &Pool, index: usize, pick: &Pick<'_>, draw: &mut Draw<'_>) -> bool {
         !self.is_unreachable(index, pick.now)
-            && ramp.is_none_or(|ramp| ramp.accepts(&self.candidates, index, pick.now, draw))
+            && self.ramp(pool).is_none_or(|ramp| ramp.accepts(&self.candidates[index], pick.now, draw))
+    }
+
+    /// The ramp of a pool whose picker lets it be.
+    fn ramp<'p>(&self, pool: &'p Pool) -> Option<&'p Ramp> {
+        pool.ramp.as_ref().filter(|_| pool.picker.get().is_some_and(|picker| picker.may_ramp()))
     }
 
     fn is_unreachable(&self, index: usize, now: Duration) -> bool {
@@ -391,6 +438,7 @@ struct Planned {
     range: Range<usize>,
     share: u64,
     panic: bool,
+    degraded: bool,
 }
 
 /// The pools of every priority, standbys included, without empty ones.
@@ -400,13 +448,15 @@ fn pools(levels: &[Level], shares: &[Share]) -> Vec<Planned> {
         let (start, priority, panic) = (level.start, level.priority, share.panic);
         let Count { healthy, degraded, total } = level.count;
         let (healthy, degraded, total) = (healthy as usize, degraded as usize, total as usize);
-        let ranges = if panic {
-            [(start..start + total, share.healthy), (start..start, 0)]
-        } else {
-            [(start..start + healthy, share.healthy), (start + healthy..start + healthy + degraded, share.degraded)]
-        };
-        let ranges = ranges.into_iter().filter(|(range, _)| !range.is_empty());
-        pools.extend(ranges.map(|(range, share)| Planned { priority, range, share, panic }));
+        let whole = [(start..start + total, share.healthy), (start..start, 0)];
+        let split = start + healthy;
+        let parts = [(start..split, share.healthy), (split..split + degraded, share.degraded)];
+        let ranges = if panic { whole } else { parts };
+        for (degraded, (range, share)) in [false, true].into_iter().zip(ranges) {
+            if !range.is_empty() {
+                pools.push(Planned { priority, range, share, panic, degraded });
+            }
+        }
     }
     pools
 }

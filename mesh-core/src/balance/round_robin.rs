@@ -50,6 +50,11 @@ impl Stride {
         }
     }
 
+    /// What a candidate weighs, 1 = as much as the heaviest.
+    pub(super) fn weight(&self, index: usize) -> Option<f32> {
+        Some(self.weights.get(index)?.load(Ordering::Relaxed) as f32 / FULL as f32)
+    }
+
     pub(super) fn pick(&self, tried: &[usize]) -> Option<usize> {
         let len = self.weights.len();
         if len == 0 {

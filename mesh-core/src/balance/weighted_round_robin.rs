@@ -1,7 +1,9 @@
 //! In turn, by the load that endpoints report (gRFC A58).
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
+use super::explain::Score;
 use super::round_robin::Stride;
 use super::stamped::{millis, since};
 use super::{Candidates, Draw, Pick, Picker};
@@ -54,5 +56,9 @@ impl Picker for WeightedRoundRobin {
     fn pick(&self, pick: &Pick<'_>, _draw: &mut Draw<'_>) -> Option<usize> {
         self.update(millis(pick.now));
         self.stride.pick(pick.tried)
+    }
+
+    fn score(&self, index: usize, _now: Duration) -> Option<Score> {
+        self.stride.weight(index).map(Score::Weight)
     }
 }

@@ -88,6 +88,11 @@ pub static PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previou
 static ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
+/// In the extensions of a request that a client sends: the `Host` that the endpoint is to see, whatever names the
+/// destination and chooses the route. For a question about a request of another host.
+#[derive(Clone, Debug)]
+pub struct SentHost(pub HeaderValue);
+
 /// A future that runs inside a request's context.
 pub type Scoped<F> = tokio::task::futures::TaskLocalFuture<Arc<RequestContext>, F>;
 

@@ -80,7 +80,12 @@ impl TrustBundle {
         Ok(Self { revoked, lists: lists.into(), ..self })
     }
 
-    /// The revocation lists.
+    /// The revocation lists as they came: DER. None = nobody is asked whether a certificate was taken back.
+    pub fn revocation_lists(&self) -> &[Vec<u8>] {
+        &self.lists
+    }
+
+    /// The same as path validation uses them.
     pub(super) fn revoked(&self) -> &[CertRevocationList<'static>] {
         &self.revoked
     }
@@ -117,7 +122,7 @@ impl PartialEq for TrustBundle {
 impl Eq for TrustBundle {}
 
 /// Bundles by trust domain: our own, and those of federated domains. Never one pool: a domain's roots vouch for its own
-/// names only.
+/// names only. But for roots that somebody gives without saying whose they are: there are no others beside them then.
 /// Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustBundles(Arc<Domains>);
@@ -126,18 +131,44 @@ pub struct TrustBundles(Arc<Domains>);
 struct Domains {
     bundles: BTreeMap<TrustDomain, TrustBundle>,
     aliases: BTreeMap<TrustDomain, TrustDomain>,
+    any: Option<TrustBundle>,
 }
 
 impl TrustBundles {
     /// One domain's bundle.
     pub fn single(domain: TrustDomain, bundle: TrustBundle) -> Self {
-        Self(Arc::new(Domains { bundles: BTreeMap::from([(domain, bundle)]), aliases: BTreeMap::new() }))
+        Self(Arc::new(Domains { bundles: BTreeMap::from([(domain, bundle)]), ..Domains::default() }))
+    }
+
+    /// Roots of nobody in particular, as the CA file of a certificate provider (gRFC A29): they vouch for whomever they
+    /// signed.
+    pub fn of_any_domain(bundle: TrustBundle) -> Self {
+        Self(Arc::new(Domains { any: Some(bundle), ..Domains::default() }))
+    }
+
+    /// Roots of nobody in particular become those of `domain`; others are left as they are.
+    #[must_use]
+    pub fn within(self, domain: TrustDomain) -> Self {
+        match self.any() {
+            Some(bundle) => Self::single(domain, bundle.clone()),
+            None => self,
+        }
+    }
+
+    /// The roots of nobody in particular.
+    pub fn any(&self) -> Option<&TrustBundle> {
+        self.0.any.as_ref()
+    }
+
+    /// When the first of all roots ends, seconds since the Unix epoch.
+    pub fn not_after(&self) -> Option<u64> {
+        self.0.bundles.values().chain(self.any()).map(TrustBundle::not_after).min()
     }
 
     /// The bundle of a domain: its own or, for an alias, that of the domain it stands for.
     pub fn get(&self, domain: &TrustDomain) -> Option<&TrustBundle> {
-        let Domains { bundles, aliases } = &*self.0;
-        bundles.get(domain).or_else(|| bundles.get(aliases.get(domain)?))
+        let Domains { bundles, aliases, any } = &*self.0;
+        bundles.get(domain).or_else(|| bundles.get(aliases.get(domain)?)).or(any.as_ref())
     }
 
     /// Makes `alias` another name of `domain`, as Istio's `trustDomainAliases` does while a mesh is renamed: the roots of
@@ -148,7 +179,7 @@ impl TrustBundles {
 
     /// Who `id` is in the domain that its trust domain is an alias of; `None` if it is no alias.
     pub fn aliased(&self, id: &SpiffeId) -> Option<SpiffeId> {
-        let Domains { bundles, aliases } = &*self.0;
+        let Domains { bundles, aliases, .. } = &*self.0;
         if aliases.is_empty() {
             return None;
         }
@@ -162,7 +193,7 @@ impl TrustBundles {
         Arc::make_mut(&mut self.0).bundles.insert(domain, bundle);
     }
 
-    /// All domains and bundles.
+    /// All domains and bundles; without the roots of nobody in particular.
     pub fn iter(&self) -> impl Iterator<Item = (&TrustDomain, &TrustBundle)> {
         self.0.bundles.iter()
     }

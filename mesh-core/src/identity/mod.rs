@@ -4,6 +4,7 @@
 //! argument; rustls' process default is never touched.
 
 mod bundle;
+mod ending;
 #[cfg(feature = "axum")]
 mod extract;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -17,10 +18,13 @@ mod verify;
 mod tests;
 
 pub use self::bundle::{InvalidBundle, TrustBundle, TrustBundles};
+pub use self::ending::EndingRoots;
 #[cfg(feature = "axum")]
 pub use self::extract::NoPeerIdentity;
-pub use self::svid::{MAX_INTERMEDIATES, PeerRefused, Usage, certificates_of_der, peer_spiffe_id, verify_svid};
-pub use self::tls::{InvalidIdentity, client_config, server_config};
+pub use self::svid::{
+    MAX_INTERMEDIATES, PeerRefused, Usage, certificates_of_der, peer_spiffe_id, verify_path, verify_svid,
+};
+pub use self::tls::{InvalidIdentity, anonymous_config, client_config, server_config};
 pub use self::verify::{SpiffeClientVerifier, SpiffeServerVerifier};
 
 use std::fmt;
@@ -83,6 +87,13 @@ impl Identity {
     /// End of validity, seconds since the Unix epoch.
     pub fn not_after(&self) -> u64 {
         self.not_after
+    }
+
+    /// End of the first certificate that ends of those between ours and its root, seconds since the Unix epoch; `None` if
+    /// a root signed ours.
+    pub fn issuer_not_after(&self) -> Option<u64> {
+        let issuers = self.certified.cert.iter().skip(1);
+        issuers.filter_map(|issuer| tls::validity(issuer)).map(|(_, end)| end).min()
     }
 
     /// Counts renewals.

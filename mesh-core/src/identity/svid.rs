@@ -90,7 +90,7 @@ pub fn verify_svid(
         return Err(PeerRefused::UnknownDomain(id));
     };
     let refused = match leaf_rules(&parsed, intermediates) {
-        Ok(()) => path(leaf, intermediates, bundle, algorithms, now, usage).err(),
+        Ok(()) => verify_path(leaf, intermediates, bundle, algorithms, now, usage).err().map(|e| e.to_string()),
         Err(reason) => Some(reason.to_owned()),
     };
     match refused {
@@ -161,15 +161,19 @@ fn leaf_rules(cert: &X509Certificate<'_>, intermediates: &[CertificateDer<'_>]) 
     }
 }
 
-fn path(
+/// Verifies that a chain leads to a root of `bundle` and is not revoked, whoever it names.
+///
+/// # Errors
+/// It cannot be read, does not lead there, has expired, is revoked or may not be used this way.
+pub fn verify_path(
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
     bundle: &TrustBundle,
     algorithms: &[&dyn rustls::pki_types::SignatureVerificationAlgorithm],
     now: UnixTime,
     usage: Usage,
-) -> Result<(), String> {
-    let cert = EndEntityCert::try_from(leaf).map_err(|e| e.to_string())?;
+) -> Result<(), webpki::Error> {
+    let cert = EndEntityCert::try_from(leaf)?;
     let usage = match usage {
         Usage::Server => KeyUsage::server_auth(),
         Usage::Client => KeyUsage::client_auth(),
@@ -180,7 +184,5 @@ fn path(
     let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
         options.with_depth(RevocationCheckDepth::Chain).with_expiration_policy(ExpirationPolicy::Enforce).build()
     });
-    cert.verify_for_usage(algorithms, bundle.anchors(), intermediates, now, usage, revocation, None)
-        .map(|_| ())
-        .map_err(|e| e.to_string())
+    cert.verify_for_usage(algorithms, bundle.anchors(), intermediates, now, usage, revocation, None).map(|_| ())
 }

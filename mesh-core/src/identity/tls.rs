@@ -77,6 +77,27 @@ pub fn client_config(
     Ok(config)
 }
 
+/// The same without a certificate of ours: the peer proves who it is, we do not.
+///
+/// # Errors
+/// The provider supports no protocol version that rustls knows.
+pub fn anonymous_config(
+    bundles: TrustBundles,
+    expected: &[StringMatcher],
+    alpn: &[&[u8]],
+    provider: &Arc<CryptoProvider>,
+) -> Result<ClientConfig, InvalidIdentity> {
+    let verifier = SpiffeServerVerifier::new(bundles, expected.to_vec(), provider.clone());
+    let mut config = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
 /// The TLS side of an accepted connection: our certificate; the client must show a valid mesh
 /// certificate, or with `mandatory` false none at all.
 ///

@@ -1,10 +1,16 @@
 //! A JSON Web Key Set (RFC 7517) as keys that can check signatures. Keys for other uses and of other types are left
 //! out, as the RFC asks; secrets (`oct`) are never keys here, so no token can be checked with what is public.
 
+use std::fmt;
+use std::sync::Arc;
+
 use aws_lc_rs::signature::{self, RsaParameters, UnparsedPublicKey};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
+
+use super::verified::{Verified, fingerprint};
+use super::{Refusal, base64url};
 
 /// How a token is signed (RFC 7518, RFC 8037). `none` and the `HS` algorithms are not among them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,10 +55,20 @@ impl Algorithm {
     }
 }
 
-/// The keys of one issuer.
-#[derive(Clone, Debug)]
+/// The keys of one issuer. Clones share which tokens were found good.
+#[derive(Clone)]
 pub struct KeySet {
     keys: Box<[Key]>,
+    verified: Arc<Verified>,
+    /// Signatures that were worked out.
+    #[cfg(test)]
+    pub(super) checked: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl fmt::Debug for KeySet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeySet").field("keys", &self.keys).finish_non_exhaustive()
+    }
 }
 
 /// A document that is no key set, or one without a key that could check a signature.
@@ -120,12 +136,34 @@ impl KeySet {
                 "none of its keys can check a signature (RSA, P-256, P-384, Ed25519)".to_owned(),
             ));
         }
-        Ok(Self { keys })
+        let verified = Arc::default();
+        Ok(Self {
+            keys,
+            verified,
+            #[cfg(test)]
+            checked: Arc::default(),
+        })
     }
 
-    /// Whether one of the keys made the signature. A token that names a key is checked with that key, and with those that
+    /// Whether one of the keys made a token's signature; of one that was found good before the signature is not worked out again.
+    pub(super) fn verify_token(&self, id: Option<&str>, algorithm: Algorithm, token: &str) -> Result<Verdict, Refusal> {
+        let fingerprint = fingerprint(token);
+        if self.verified.contains(&fingerprint) {
+            return Ok(Verdict::Good);
+        }
+        #[cfg(test)]
+        self.checked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let (signed, signature) = token.rsplit_once('.').ok_or(Refusal::Form)?;
+        let verdict = self.verify(id, algorithm, signed.as_bytes(), &base64url(signature)?);
+        if verdict == Verdict::Good {
+            self.verified.insert(fingerprint);
+        }
+        Ok(verdict)
+    }
+
+    /// The same without a memory. A token that names a key is checked with that key, and with those that
     /// have no name, as Envoy does.
-    pub(super) fn verify(&self, id: Option<&str>, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> Verdict {
+    fn verify(&self, id: Option<&str>, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> Verdict {
         let mut known = false;
         for key in &self.keys {
             if id.is_some() && key.id.is_some() && key.id.as_deref() != id {

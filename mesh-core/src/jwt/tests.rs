@@ -64,6 +64,39 @@ fn check(issuer: &Issuer, token: &str) -> Result<Claims, Refusal> {
 }
 
 #[test]
+fn the_signature_of_a_token_is_checked_once_and_everything_else_each_time() {
+    let issuer = Issuer::new();
+    let checked = || issuer.keys.checked.load(std::sync::atomic::Ordering::Relaxed);
+    let token = issuer.token(header(), claims());
+    for _ in 0..5 {
+        assert!(check(&issuer, &token).is_ok());
+    }
+    assert_eq!(checked(), 1);
+    // The control: another token, be it of the same words.
+    let other = issuer.token(header(), claims());
+    assert_ne!(token, other, "an ECDSA signature is never the same twice");
+    assert!(check(&issuer, &other).is_ok() && check(&issuer, &token).is_ok());
+    assert_eq!(checked(), 2);
+    // What is refused is not remembered, and what was good vouches for nothing near it.
+    let (signed, _) = token.rsplit_once('.').unwrap();
+    let forged = format!("{signed}.{}", b64([7; 64]));
+    for _ in 0..3 {
+        assert_eq!(check(&issuer, &forged), Err(Refusal::Signature));
+    }
+    assert_eq!(checked(), 5);
+    // The rest is looked at anew, whatever is remembered.
+    let late = Duration::from_secs(NOW + 1_000);
+    assert_eq!(verify(&provider(), &issuer.keys, &[], &token, late), Err(Refusal::Expired));
+    let elsewhere = ["elsewhere".to_owned()];
+    assert_eq!(verify(&provider(), &issuer.keys, &elsewhere, &token, Duration::from_secs(NOW)), Err(Refusal::Audience));
+    // Other keys know nothing of it.
+    assert_eq!(
+        verify(&provider(), &Issuer::new().keys, &[], &token, Duration::from_secs(NOW)),
+        Err(Refusal::Signature)
+    );
+}
+
+#[test]
 fn s48_a_confused_token_is_refused_and_the_good_one_passes() {
     let issuer = Issuer::new();
     let good = check(&issuer, &issuer.token(header(), claims())).unwrap();

@@ -12,11 +12,21 @@ pub struct CorsRules {
     origins: Box<[Origin]>,
     forward_unmatched: bool,
     credentials: bool,
+    methods: Allowed,
+    headers: Allowed,
     // `None` = the header is not sent.
-    methods: Option<HeaderValue>,
-    headers: Option<HeaderValue>,
     expose: Option<HeaderValue>,
     max_age: Option<HeaderValue>,
+}
+
+/// What a preflight is told that it may.
+#[derive(Debug)]
+enum Allowed {
+    /// The header is not sent.
+    Unsaid,
+    /// `*`: whatever it asks for. In words, for with credentials browsers take `*` for a name.
+    Asked,
+    Listed(HeaderValue),
 }
 
 #[derive(Debug)]
@@ -48,8 +58,8 @@ impl CorsRules {
             origins: policy.allow_origins.iter().map(Origin::new).collect(),
             forward_unmatched: policy.forward_unmatched,
             credentials: policy.allow_credentials,
-            methods: list(&policy.allow_methods),
-            headers: list(&policy.allow_headers),
+            methods: Allowed::new(list(&policy.allow_methods)),
+            headers: Allowed::new(list(&policy.allow_headers)),
             expose: list(&policy.expose_headers),
             max_age: policy.max_age.map(|age| HeaderValue::from(age.as_secs())),
         }
@@ -64,7 +74,7 @@ impl CorsRules {
         let asked = headers.get(header::ACCESS_CONTROL_REQUEST_METHOD);
         let preflight = *method == Method::OPTIONS && asked.is_some_and(|asked| !asked.is_empty());
         match (allowed, preflight) {
-            (true, true) => CorsVerdict::Answer(self.preflight(origin)),
+            (true, true) => CorsVerdict::Answer(self.preflight(origin, headers)),
             (true, false) => CorsVerdict::Allow(origin.clone()),
             // Without a header that allows it, the browser stops here.
             (false, true) if !self.forward_unmatched => CorsVerdict::Answer(HeaderMap::new()),
@@ -72,11 +82,13 @@ impl CorsRules {
         }
     }
 
-    fn preflight(&self, origin: &HeaderValue) -> HeaderMap {
+    fn preflight(&self, origin: &HeaderValue, asked: &HeaderMap) -> HeaderMap {
         let mut headers = HeaderMap::new();
         self.allow(origin, &mut headers);
-        set(&mut headers, header::ACCESS_CONTROL_ALLOW_METHODS, self.methods.as_ref());
-        set(&mut headers, header::ACCESS_CONTROL_ALLOW_HEADERS, self.headers.as_ref());
+        let methods = self.methods.of(asked.get(header::ACCESS_CONTROL_REQUEST_METHOD));
+        set(&mut headers, header::ACCESS_CONTROL_ALLOW_METHODS, methods);
+        let names = self.headers.of(asked.get(header::ACCESS_CONTROL_REQUEST_HEADERS));
+        set(&mut headers, header::ACCESS_CONTROL_ALLOW_HEADERS, names);
         set(&mut headers, header::ACCESS_CONTROL_MAX_AGE, self.max_age.as_ref());
         headers
     }
@@ -91,6 +103,24 @@ impl CorsRules {
         set(headers, header::ACCESS_CONTROL_ALLOW_ORIGIN, Some(origin));
         let credentials = self.credentials.then(|| HeaderValue::from_static("true"));
         set(headers, header::ACCESS_CONTROL_ALLOW_CREDENTIALS, credentials.as_ref());
+    }
+}
+
+impl Allowed {
+    fn new(listed: Option<HeaderValue>) -> Self {
+        match listed {
+            None => Self::Unsaid,
+            Some(all) if all == "*" => Self::Asked,
+            Some(listed) => Self::Listed(listed),
+        }
+    }
+
+    fn of<'a>(&'a self, asked: Option<&'a HeaderValue>) -> Option<&'a HeaderValue> {
+        match self {
+            Self::Unsaid => None,
+            Self::Asked => asked,
+            Self::Listed(listed) => Some(listed),
+        }
     }
 }
 
@@ -158,6 +188,28 @@ mod tests {
             panic!()
         };
         assert_eq!(answer, headers(&[("access-control-allow-origin", "https://a.test")]));
+    }
+
+    #[test]
+    fn a_preflight_that_may_anything_is_told_in_the_words_it_asks_with() {
+        let all = || vec!["*".to_owned()];
+        let policy = Cors {
+            allow_methods: all(),
+            allow_headers: all(),
+            max_age: None,
+            ..policy(StringMatch::Prefix("h".into()))
+        };
+        let asked = [PREFLIGHT, &[("access-control-request-headers", "x-one,x-two")]].concat();
+        let CorsVerdict::Answer(answer) = CorsRules::new(&policy).judge(&Method::OPTIONS, &headers(&asked)) else {
+            panic!()
+        };
+        let want = headers(&[
+            ("access-control-allow-origin", "https://a.test"),
+            ("access-control-allow-credentials", "true"),
+            ("access-control-allow-methods", "PUT"),
+            ("access-control-allow-headers", "x-one,x-two"),
+        ]);
+        assert_eq!(answer, want);
     }
 
     #[test]

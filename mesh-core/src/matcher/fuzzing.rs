@@ -1,14 +1,18 @@
 //! Entry points for the fuzzer and for the replay of its corpora; not a part of the interface.
 //!
-//! Bytes choose header matchers and the headers that they look at, or are an authority; what is decided about them is what
-//! the plain matcher decides.
+//! Bytes choose matchers, routes and what they look at, or are an authority; what is decided about them is what the plain
+//! matcher decides.
+
+use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::host::HostIndex;
-use super::{HeaderCondition, RequestView, reference};
+use super::{HeaderCondition, RequestView, RouteTable, reference};
+use crate::id::Workload;
 use crate::policy::{
-    Domain, HeaderKey, HeaderMatch, HeaderMatcher, HeaderPolicy, Pattern, StringMatch, StringMatcher, VirtualHost,
+    Domain, Forward, HeaderKey, HeaderMatch, HeaderMatcher, HeaderPolicy, PathMatch, Pattern, QueryMatcher, Route,
+    RouteAction, RouteConfiguration, RouteMatch, StringMatch, StringMatcher, VirtualHost,
 };
 use crate::target::check_authority;
 
@@ -17,6 +21,7 @@ const NAMES: [&str; 10] =
 const SENT: [&str; 5] = ["x-role", "x_role", "x-other", "x-bin", "te"];
 const TEXTS: [&str; 10] = ["", "a", "admin", "ADMIN", "user,admin", "a.test", "/admin?x=1", "GET", "3", " 3 "];
 const PATTERNS: [&str; 6] = ["a.*", ".*", "[a-z,]+", "(?i)admin|user", "\u{e4}?", "(?s).{3}"];
+const ELEMENTS: [&str; 10] = ["a", "A", "b", "ab", "/", "?", "a=1", "&", "ä", "."];
 const DOMAINS: [&str; 12] =
     ["*", "a*", "a.test", "a.test:80", "*.test", "*-b.test", "b.*", "*.test:81", "[::1]", "127.0.0.1", "x.*", "*x"];
 
@@ -62,6 +67,42 @@ pub fn headers(bytes: &[u8]) {
     if !reads_te && values < 2 {
         assert!(maybe || !holds, "{matcher:?} {headers:?}: it holds, and no rule sees how");
         assert!(holds || !surely, "{matcher:?} {headers:?}: it does not hold, and a rule is sure of it");
+    }
+}
+
+/// Looks a request up in a table of routes, few or so many that the table has an index.
+///
+/// # Panics
+/// The plain matcher finds another route.
+pub fn routes(bytes: &[u8]) {
+    let mut choose = Choose(bytes);
+    let routes: Vec<Route> = (0..choose.below(40)).map(|_| choose.route()).collect();
+    let host = |(i, domain): (usize, &&str)| VirtualHost {
+        name: i.to_string(),
+        domains: vec![Domain::new(domain).expect("a domain")],
+        routes: if i % 2 == 0 { routes.clone() } else { routes.iter().rev().cloned().collect() },
+        headers: HeaderPolicy::default(),
+        retry: None,
+    };
+    let virtual_hosts = DOMAINS.iter().skip(choose.below(2)).take(3).enumerate().map(host).collect();
+    let headers = HeaderPolicy::default();
+    let config = RouteConfiguration { name: "r".to_owned(), virtual_hosts, headers, retry_budget: None };
+    let (caller, config) = (Workload::default(), Arc::new(config));
+    let table = RouteTable::compile(&config, 80, &caller);
+    let admin = HeaderMap::from_iter([(HeaderName::from_static("x-role"), HeaderValue::from_static("admin"))]);
+    let (nobody, methods) = (HeaderMap::new(), [Method::GET, Method::POST]);
+    for _ in 0..4 {
+        let (draw, path) = (u32::from(choose.flag()) * 600_000, choose.path());
+        let request = RequestView {
+            authority: ["a.test", "b.test:80", "abc", "x"][choose.below(4)],
+            method: &methods[choose.below(2)],
+            path_and_query: &path,
+            scheme: "http",
+            headers: if choose.flag() { &admin } else { &nobody },
+            draw: &|| draw,
+        };
+        let found = table.route(&request).map(|route| (route.virtual_host, route.index()));
+        assert_eq!(found, reference::route(&config, 80, &caller, &request), "{path:?}: {config:#?}");
     }
 }
 
@@ -112,6 +153,29 @@ impl Choose<'_> {
         text.to_vec()
     }
 
+    fn path(&mut self) -> String {
+        (0..self.below(5)).map(|_| ELEMENTS[self.below(ELEMENTS.len())]).fold("/".to_owned(), |path, e| path + e)
+    }
+
+    fn route(&mut self) -> Route {
+        let path = match self.below(5) {
+            0 => PathMatch::Exact(self.path()),
+            1 => PathMatch::Prefix(self.path()),
+            2 | 3 => PathMatch::PathSeparatedPrefix(self.path()),
+            _ => PathMatch::Regex(Pattern::new(["/a.*", "/[ab]+", "(?i)/A/b"][self.below(3)]).expect("a pattern")),
+        };
+        let mut matcher = RouteMatch { path, case_sensitive: self.below(4) > 0, ..RouteMatch::any() };
+        match self.below(6) {
+            0 => matcher.headers.push(self.matcher()),
+            1 => matcher.methods.push("GET".to_owned()),
+            2 => matcher.query.push(QueryMatcher { name: "a".to_owned(), value: None }),
+            3 => matcher.fraction = Some(crate::policy::PerMillion::new(500_000)),
+            4 => matcher.port = Some(80 + u16::from(self.flag())),
+            _ => {}
+        }
+        Route::new(matcher, RouteAction::Forward(Box::new(Forward::to("c".into()))))
+    }
+
     fn matcher(&mut self) -> HeaderMatcher {
         let name = HeaderKey::parse(NAMES[self.below(NAMES.len())]).expect("a header's name");
         let value = match self.below(5) {
@@ -140,21 +204,32 @@ mod tests {
 
     use super::*;
 
-    /// The corpus of the fuzzer. `UPDATE_CORPUS=1` writes its seeds anew; what a fuzzer finds is added by hand and stays.
+    /// The corpora of the fuzzer. `UPDATE_CORPUS=1` writes their seeds anew; what a fuzzer finds is added by hand and stays.
     #[test]
-    fn the_corpus_is_replayed() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/headers");
-        if std::env::var_os("UPDATE_CORPUS").is_some() {
-            std::fs::create_dir_all(&folder).unwrap();
-            let mut random = fastrand::Rng::with_seed(28);
-            for i in 0..16 {
-                let bytes: Vec<u8> = (0..16 << (i % 4)).map(|_| random.u8(..)).collect();
-                std::fs::write(folder.join(format!("random-{i}")), bytes).unwrap();
+    fn the_corpora_are_replayed() {
+        for (target, play) in [("headers", headers as fn(&[u8])), ("route_table", routes)] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+            if std::env::var_os("UPDATE_CORPUS").is_some() {
+                std::fs::create_dir_all(&folder).unwrap();
+                let mut random = fastrand::Rng::with_seed(28);
+                for i in 0..16 {
+                    let bytes: Vec<u8> = (0..16 << (i % 4)).map(|_| random.u8(..)).collect();
+                    std::fs::write(folder.join(format!("random-{i}")), bytes).unwrap();
+                }
             }
+            let files = std::fs::read_dir(folder).unwrap();
+            let played = files.map(|file| play(&std::fs::read(file.unwrap().path()).unwrap())).count();
+            assert!(played >= 16, "{played} files of {target}");
         }
-        let files = std::fs::read_dir(folder).unwrap();
-        let played = files.map(|file| headers(&std::fs::read(file.unwrap().path()).unwrap())).count();
-        assert!(played >= 16, "{played} files");
+    }
+
+    #[test]
+    fn random_tables_route_as_the_plain_matcher_routes() {
+        let mut random = fastrand::Rng::with_seed(74);
+        for _ in 0..1_000 {
+            let bytes: Vec<u8> = (0..random.usize(..300)).map(|_| random.u8(..)).collect();
+            routes(&bytes);
+        }
     }
 
     #[test]

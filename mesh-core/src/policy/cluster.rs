@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Address, EndpointMetadata, Endpoints, HeaderWrite, Health, PerMillion, StringMatcher};
+use super::{Address, EndpointMetadata, Endpoints, HeaderWrite, Health, PerMillion, UpstreamTls};
 use crate::id::ClusterName;
 
 /// One cluster.
@@ -284,8 +284,8 @@ pub struct LoadSpill {
 pub struct Hashing {
     /// Hash the endpoint's hostname, not its address. Default false.
     pub use_hostname: bool,
-    /// An endpoint with more than this percentage of the average load is passed over; 100 or more.
-    /// None = no bound.
+    /// An endpoint that would have more requests in flight than this percentage of the average, by weight and rounded up,
+    /// is passed over; 100 or more. None = no bound.
     pub balance_factor: Option<u32>,
 }
 
@@ -573,59 +573,6 @@ impl HttpProbe {
             retriable: Vec::new(),
         }
     }
-}
-
-/// Transport security towards the endpoints.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum UpstreamTls {
-    /// Plaintext (Istio DISABLE).
-    Disable,
-    /// Mesh mTLS to endpoints whose metadata says `tlsMode: istio`, plaintext to the others
-    /// (Istio's automatic mTLS).
-    Auto(MeshTls),
-    /// Mesh mTLS to all (Istio ISTIO_MUTUAL).
-    Mesh(MeshTls),
-    /// Ordinary TLS, server authentication only (Istio SIMPLE).
-    Simple(OriginatedTls),
-    /// Ordinary TLS with a client certificate from files (Istio MUTUAL).
-    Mutual(OriginatedTls, ClientCertificate),
-}
-
-/// Mesh mTLS: our SPIFFE identity, the mesh's trust bundle.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
-pub struct MeshTls {
-    /// Peer SPIFFE IDs accepted (any of); empty = any peer of the trust bundle.
-    pub peer_ids: Vec<StringMatcher>,
-    /// SNI sent, `outbound_.<port>_.<subset>_.<fqdn>` from Istio. None = the endpoint's address.
-    pub sni: Option<String>,
-    /// Certificate provider instance that is our identity here (gRFC A29). None = the process's own.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub instance: Option<Arc<str>>,
-}
-
-/// TLS begun by us towards something that is not a mesh peer.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct OriginatedTls {
-    /// SNI; None = the dialled host.
-    pub sni: Option<String>,
-    /// The endpoint's hostname, where it has one, is the SNI instead (gRFC A101). Default false.
-    pub auto_host_sni: bool,
-    /// Names of which the certificate must carry one; empty = the SNI.
-    pub subject_alt_names: Vec<StringMatcher>,
-    /// PEM file of trusted roots; None = the system's.
-    pub ca_file: Option<String>,
-    /// Take any certificate (Istio `insecureSkipVerify`). Default false.
-    pub insecure_skip_verify: bool,
-}
-
-/// A client certificate from files.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct ClientCertificate {
-    /// PEM chain.
-    pub certificate_file: String,
-    /// PEM key.
-    pub private_key_file: String,
 }
 
 /// Protocol and connection options.

@@ -3,14 +3,12 @@
 //! AuthorizationPolicy).
 
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{HeaderMatcher, HttpFilter, JwtAuthentication, PathMatch, StringMatcher};
+use super::{AuthorizerProvider, HeaderMatcher, HttpFilter, Instances, JwtAuthentication, PathMatch, StringMatcher};
 
 /// What one listening address is told to do.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -21,9 +19,9 @@ pub struct InboundListener {
     pub address: SocketAddr,
     /// Transport security.
     pub tls: InboundTls,
-    /// Certificate provider instance that is our identity here (gRFC A29). None = the process's own.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub instance: Option<Arc<str>>,
+    /// Whose certificate is shown and whose roots are trusted. Default: the process's own.
+    #[serde(skip_serializing_if = "Instances::are_own")]
+    pub instances: Instances,
     /// Demands on tokens, all of which must be met.
     pub jwt: Vec<JwtAuthentication>,
     /// Authorization policies: CUSTOM, then DENY, then ALLOW, as Istio orders them.
@@ -41,7 +39,7 @@ impl InboundListener {
             name: name.into(),
             address,
             tls,
-            instance: None,
+            instances: Instances::default(),
             jwt: Vec::new(),
             authorization: Vec::new(),
             filters: Vec::new(),
@@ -125,53 +123,6 @@ pub enum AuthorizationAction {
     /// A request that no rule matches is answered with 404; what a rule matches goes on to the other policies
     /// (Linkerd: the routes of a Server).
     Route,
-}
-
-/// Whom a CUSTOM policy asks (Istio `extensionProviders`).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct AuthorizerProvider {
-    /// Name. An application that has an authorizer of this name is asked before anybody else.
-    pub name: String,
-    /// The service that is asked over gRPC. None = nobody but the application can be asked.
-    pub grpc: Option<GrpcAuthorizer>,
-}
-
-impl AuthorizerProvider {
-    /// A provider that only the application can know.
-    pub fn named(name: impl Into<String>) -> Box<Self> {
-        Box::new(Self { name: name.into(), grpc: None })
-    }
-}
-
-/// A service that speaks `envoy.service.auth.v3.Authorization` (Istio `envoyExtAuthzGrpc`).
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct GrpcAuthorizer {
-    /// `host:port`, as applications dial it.
-    pub target: String,
-    /// Time for an answer. Default 600 s.
-    pub timeout: Duration,
-    /// Let requests pass if there is no answer. Default false.
-    pub fail_open: bool,
-    /// Status of the denial if there is no answer. Default 403.
-    pub status_on_error: u16,
-    /// How much of a request's body it is told. None = nothing of it.
-    pub body: Option<CheckedBody>,
-}
-
-/// How much of a request's body an external authorizer is told (Istio `includeRequestBodyInCheck`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct CheckedBody {
-    /// Bytes at most; above 0, and no more than [`MOST`](Self::MOST).
-    pub max_bytes: NonZeroU32,
-    /// Of a longer body the beginning. Default false: its request gets 413 and is not asked about.
-    pub allow_partial: bool,
-    /// As bytes; otherwise as text, in which what is no UTF-8 is lost. Default false.
-    pub as_bytes: bool,
-}
-
-impl CheckedBody {
-    /// Most bytes of a body that an authorizer may be told, 64 MiB: they are held in memory meanwhile.
-    pub const MOST: u32 = 64 << 20;
 }
 
 /// One rule: permissions any of, and principals any of (`envoy.config.rbac.v3.Policy`).

@@ -46,6 +46,22 @@ impl JwtAuthentication {
             bypass_cors_preflight: false,
         }
     }
+
+    /// Whether there are requests that must have a token. Nothing that is not HTTP can have one.
+    pub fn demands_token(&self) -> bool {
+        self.rules.iter().filter_map(|rule| rule.requirement.as_ref()).any(|demand| !demand.allows_none())
+    }
+}
+
+impl JwtRequirement {
+    fn allows_none(&self) -> bool {
+        match self {
+            Self::Provider { .. } => false,
+            Self::Any(list) => list.iter().any(Self::allows_none),
+            Self::All(list) => list.iter().all(Self::allows_none),
+            Self::AllowMissing | Self::AllowMissingOrFailed => true,
+        }
+    }
 }
 
 /// What is demanded of some requests.

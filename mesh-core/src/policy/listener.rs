@@ -42,6 +42,8 @@ pub struct TcpForward {
     clusters: Vec<TcpShare>,
     /// Endpoints tried before connecting fails, each once. Default 1.
     pub max_connect_attempts: NonZeroU32,
+    /// A connection over which no byte has gone for so long, either way, is closed. Default 1 h; None = never.
+    pub idle_timeout: Option<Duration>,
 }
 
 /// A cluster with its share of the connections.
@@ -54,11 +56,15 @@ pub struct TcpShare {
 }
 
 impl TcpForward {
+    /// Envoy's time for silent connections, and what holds where nobody says where raw connections go.
+    pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+
     /// Every connection to one cluster.
     pub fn to(cluster: ClusterName) -> Self {
         Self {
             clusters: vec![TcpShare { name: cluster, weight: NonZeroU32::MIN }],
             max_connect_attempts: NonZeroU32::MIN,
+            idle_timeout: Some(Self::IDLE_TIMEOUT),
         }
     }
 
@@ -72,7 +78,7 @@ impl TcpForward {
             let reason = format!("the weights sum to {total}; the sum must be 1 to {}", u32::MAX);
             return Err(InvalidPolicy::new("weighted_clusters", reason));
         }
-        Ok(Self { clusters, max_connect_attempts: NonZeroU32::MIN })
+        Ok(Self { clusters, max_connect_attempts: NonZeroU32::MIN, idle_timeout: Some(Self::IDLE_TIMEOUT) })
     }
 
     /// The clusters in listed order.

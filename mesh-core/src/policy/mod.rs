@@ -6,6 +6,7 @@
 //! newtype with a private field ([`Pattern`], [`PerMillion`], [`WeightedClusters`], [`Domain`]), so a
 //! wrong state cannot be written down.
 
+mod authorizer;
 mod cluster;
 mod common;
 mod endpoint;
@@ -15,8 +16,10 @@ mod jwt;
 mod listener;
 mod route;
 mod snapshot;
+mod tls;
 mod unenforced;
 
+pub use self::authorizer::*;
 pub use self::cluster::*;
 pub use self::common::*;
 pub use self::endpoint::*;
@@ -26,4 +29,5 @@ pub use self::jwt::*;
 pub use self::listener::*;
 pub use self::route::*;
 pub use self::snapshot::*;
+pub use self::tls::*;
 pub use self::unenforced::{Report, unenforced};

@@ -81,6 +81,10 @@ pub struct Route {
     pub filters: FilterOverrides,
     /// Linkerd response classes; empty = 5xx (and failing gRPC statuses) are failures.
     pub response_classes: Vec<ResponseClass>,
+    /// The name under which its requests are counted (Envoy `stat_prefix`, the name of a ServiceProfile's route); empty =
+    /// they are counted with those of the destination only.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub stat_prefix: String,
 }
 
 impl Route {
@@ -93,6 +97,7 @@ impl Route {
             headers: HeaderPolicy::default(),
             filters: FilterOverrides::new(),
             response_classes: Vec::new(),
+            stat_prefix: String::new(),
         }
     }
 
@@ -697,9 +702,9 @@ pub struct RegexRewrite {
 pub struct Cors {
     /// Origins allowed.
     pub allow_origins: Vec<StringMatcher>,
-    /// `access-control-allow-methods`.
+    /// `access-control-allow-methods`; `*` alone = what a preflight asks for (Envoy).
     pub allow_methods: Vec<String>,
-    /// `access-control-allow-headers`.
+    /// `access-control-allow-headers`; `*` alone = what a preflight asks for (Envoy).
     pub allow_headers: Vec<String>,
     /// `access-control-expose-headers`.
     pub expose_headers: Vec<String>,

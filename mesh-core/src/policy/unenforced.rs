@@ -7,9 +7,9 @@
 use super::{
     AuthorityRewrite, CircuitBreakers, Cluster, ClusterChoice, ConnectionOptions, DnsOptions, Endpoint,
     EndpointMetadata, Endpoints, Fault, FilterOverride, FilterOverrides, Forward, HttpFilter, HttpFilterKind,
-    InboundLimits, InboundListener, JwtKeys, Listener, LocalRateLimit, LocalityBalancing, LocalityEndpoints, Mirror,
-    OriginatedTls, RetryPolicy, Rewrite, Route, RouteAction, RouteConfiguration, RouteMatch, Unenforced, VirtualHost,
-    WeightedCluster,
+    InboundLimits, InboundListener, Instances, JwtKeys, Listener, LocalRateLimit, LocalityBalancing, LocalityEndpoints,
+    Mirror, OriginatedTls, RetryPolicy, Rewrite, Route, RouteAction, RouteConfiguration, RouteMatch, Unenforced,
+    VirtualHost, WeightedCluster,
 };
 
 /// What of `policy` is accepted and not enforced by this version; empty if all of it is enforced.
@@ -37,7 +37,6 @@ const fn line<T>(field: &'static str, effect: &'static str, used: fn(&T) -> bool
 
 const CLUSTER: &[Line<Cluster>] = &[
     line("locality.zone_aware", "the caller's own zone is not preferred", |c| c.locality.zone_aware.is_some()),
-    line("hashing.balance_factor", "hashing is not bounded by load", |c| c.hashing.balance_factor.is_some()),
     line("subsets", "every endpoint of the cluster takes part", |c| c.subsets.is_some()),
 ];
 
@@ -234,7 +233,7 @@ fn routes_are_considered(
 ) {
     let RouteConfiguration { name: _, virtual_hosts: _, headers: _, retry_budget: _ } = routes;
     let VirtualHost { name: _, domains: _, routes: _, headers: _, retry: _ } = host;
-    let Route { name: _, matcher: _, action: _, headers: _, filters: _, response_classes: _ } = route;
+    let Route { name: _, matcher: _, action: _, headers: _, filters: _, response_classes: _, stat_prefix: _ } = route;
     let RouteMatch {
         path: _,
         case_sensitive: _,
@@ -303,7 +302,7 @@ fn listeners_are_considered(listener: Listener, inbound: InboundListener) {
         name: _,
         address: _,
         tls: _,
-        instance: _,
+        instances: Instances { certificate: _, roots: _ },
         jwt: _,
         authorization: _,
         filters: _,
@@ -319,6 +318,7 @@ mod tests {
     use crate::id::ClusterName;
     use crate::policy::{
         ClusterChoice, DirectResponse, HeaderPolicy, HttpFilter, RetryOn, Route, RouteMatch, RouteSource, VirtualHost,
+        ZoneAware,
     };
 
     fn fields(policy: &impl Report) -> Vec<String> {
@@ -360,11 +360,13 @@ mod tests {
 
     #[test]
     fn what_a_cluster_asks_for_in_vain_is_named() {
-        let report = unenforced(&cluster(|c| c.hashing.balance_factor = Some(125)));
+        let zone_aware = Some(ZoneAware::default());
+        let report = unenforced(&cluster(|c| c.locality.zone_aware = zone_aware));
         assert_eq!(report.len(), 1, "{report:?}");
-        assert_eq!((report[0].resource.as_str(), report[0].field.as_str()), ("cluster c", "hashing.balance_factor"));
+        assert_eq!((report[0].resource.as_str(), report[0].field.as_str()), ("cluster c", "locality.zone_aware"));
         assert!(!report[0].effect.is_empty());
-        // The control: how names are resolved is enforced.
+        // The control: these are enforced.
+        assert_eq!(fields(&cluster(|c| c.hashing.balance_factor = Some(125))), [""; 0]);
         assert_eq!(fields(&cluster(|c| c.dns.respect_ttl = true)), [""; 0]);
     }
 

@@ -31,19 +31,20 @@ impl Budget {
         self.window.add(now, Counts { first: 1, second: 0 });
     }
 
-    /// Takes one retry out of the budget, if there is one.
-    pub fn try_retry(&self, now: Instant) -> bool {
+    /// Whether it has a retry left. Nothing is taken: see [`record_retry`](Self::record_retry).
+    pub fn allows(&self, now: Instant) -> bool {
         if !self.is_valid() {
             return false;
         }
         let (Counts { first: requests, second: retries }, _) = self.window.sum(now);
         let earned = u128::from(requests) * u128::from(self.policy.retry_ratio.0) / 1_000_000;
         let floor = u128::from(self.policy.min_retries_per_second) * self.policy.ttl.as_millis() / 1000;
-        let allowed = u128::from(retries) < earned + floor;
-        if allowed {
-            self.window.add(now, Counts { first: 0, second: 1 });
-        }
-        allowed
+        u128::from(retries) < earned + floor
+    }
+
+    /// Takes one retry out, which will be made.
+    pub fn record_retry(&self, now: Instant) {
+        self.window.add(now, Counts { first: 0, second: 1 });
     }
 
     fn is_valid(&self) -> bool {
@@ -61,8 +62,16 @@ mod tests {
         RetryBudget { retry_ratio: PerMillionRatio(ratio), min_retries_per_second, ttl }
     }
 
+    fn try_retry(budget: &Budget, now: Instant) -> bool {
+        let allowed = budget.allows(now);
+        if allowed {
+            budget.record_retry(now);
+        }
+        allowed
+    }
+
     fn retries(budget: &Budget, now: Instant) -> usize {
-        (0..10_000).take_while(|_| budget.try_retry(now)).count()
+        (0..10_000).take_while(|_| try_retry(budget, now)).count()
     }
 
     #[tokio::test(start_paused = true)]
@@ -76,17 +85,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn asking_takes_nothing() {
+        let start = Instant::now();
+        let budget = Budget::new(policy(0, 1, Duration::from_secs(1)), start);
+        assert!(budget.allows(start) && budget.allows(start));
+        budget.record_retry(start);
+        assert!(!budget.allows(start), "control: what is made is taken");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn requests_and_retries_are_forgotten_after_the_ttl() {
         let start = Instant::now();
         let budget = Budget::new(policy(500_000, 0, Duration::from_secs(10)), start);
         for _ in 0..4 {
             budget.record_request(start);
         }
-        assert!(budget.try_retry(start));
+        assert!(try_retry(&budget, start));
         let late = start + Duration::from_millis(9_999);
         assert_eq!(retries(&budget, late), 1, "one of two is left within the ttl");
         let over = start + Duration::from_secs(10);
-        assert!(!budget.try_retry(over), "the requests no longer earn");
+        assert!(!try_retry(&budget, over), "the requests no longer earn");
         budget.record_request(over);
         budget.record_request(over);
         assert_eq!(retries(&budget, over), 0, "the retry of 9.999 s still counts");

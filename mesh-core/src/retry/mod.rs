@@ -6,6 +6,7 @@
 mod backoff;
 mod budget;
 mod classify;
+mod throttling;
 mod told;
 
 pub use self::backoff::Backoff;
@@ -13,6 +14,7 @@ pub use self::budget::Budget;
 pub use self::classify::{
     FailureKind, RetryRules, TryOutcome, grpc_status, grpc_status_of, http_status_of, is_failure,
 };
+pub use self::throttling::{RetryThrottling, RetryTokens};
 pub use self::told::{Pushback, pushback, reset};
 
 use crate::policy::CircuitBreakers;

@@ -8,7 +8,7 @@ mod identities;
 mod resolve;
 mod watched;
 
-pub use self::identities::Identities;
+pub use self::identities::{Identities, Paired, Trusted};
 pub use self::resolve::{Resolve, ResolveError, Resolved, Resolving, Service};
 pub use self::watched::{Publisher, Watched};
 
@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::id::Target;
-use crate::identity::Identity;
+use crate::identity::{Identity, TrustBundles};
 use crate::policy::{DestinationState, InboundState};
 
 /// Gives what is known of a dialled destination; the first call for a target subscribes to it.
@@ -63,3 +63,6 @@ pub trait InboundSource: Send + Sync + 'static {
 
 /// Who this process is: `None` until the first certificate has come.
 pub type WatchedIdentity = Watched<Option<Arc<Identity>>>;
+
+/// Whom to trust where there is no identity beside it: `None` until the first roots have come.
+pub type WatchedRoots = Watched<Option<TrustBundles>>;

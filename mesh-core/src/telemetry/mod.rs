@@ -7,11 +7,15 @@ mod decisions;
 pub mod health;
 mod histogram;
 pub mod load;
+mod renewals;
+mod routes;
 mod tcp;
 
 pub use self::decisions::{DECISIONS, DecisionLabels, Decisions};
 pub use self::health::HealthSeries;
 pub use self::histogram::{BUCKETS_MS, Histogram};
+pub use self::renewals::{RENEWAL_FAILED_AT, RENEWAL_FAILURES, Renewals};
+pub use self::routes::{ROUTE_LATENCY, ROUTE_RESPONSES, RouteLabels, RouteSeries};
 pub use self::tcp::{TCP_CLOSED, TCP_OPENED, TCP_RECEIVED_BYTES, TCP_SENT_BYTES, TcpSeries};
 
 use std::collections::{BTreeMap, HashMap};
@@ -41,7 +45,7 @@ pub const CONNECTIONS_ACTIVE: &str = "mesh_cluster_connections_active";
 pub const CONFIG_RESOURCES: &str = "mesh_config_resources";
 /// Time for which no control plane has vouched for the configuration in use, seconds.
 pub const CONFIG_UNCONFIRMED: &str = "mesh_config_unconfirmed_seconds";
-/// When this process's certificate ends, and the first of the roots it trusts; seconds since the Unix epoch.
+/// When this process's certificate ends, what signed it, and the first of the roots it trusts; seconds since the Unix epoch.
 pub const CERTIFICATE_EXPIRY: &str = "mesh_certificate_expiry_timestamp_seconds";
 
 /// Most sets of labels that have a series of their own.
@@ -75,6 +79,21 @@ pub struct RequestLabels {
     pub destination_service_namespace: String,
     /// `connection_security_policy`: whether the server saw mutual TLS; `None` on the source side.
     pub mutual_tls: Option<bool>,
+}
+
+impl RequestLabels {
+    /// Where those are counted for whom there is no series.
+    fn of_other(&self) -> Self {
+        Self {
+            reporter: self.reporter,
+            source: PeerLabels::default(),
+            destination: PeerLabels::default(),
+            destination_service: OTHER.to_owned(),
+            destination_service_name: OTHER.to_owned(),
+            destination_service_namespace: String::new(),
+            mutual_tls: self.mutual_tls,
+        }
+    }
 }
 
 /// One side's labels.
@@ -143,8 +162,10 @@ impl Outcome {
 pub struct Metrics {
     series: Mutex<HashMap<RequestLabels, Arc<RequestSeries>, foldhash::fast::FixedState>>,
     tcp: Mutex<HashMap<(RequestLabels, &'static str), Arc<TcpSeries>, foldhash::fast::FixedState>>,
+    routes: Mutex<BTreeMap<RouteLabels, Arc<RouteSeries>>>,
     health: Mutex<BTreeMap<ClusterName, Arc<HealthSeries>>>,
     decisions: Decisions,
+    renewals: Arc<Renewals>,
 }
 
 /// The counters of one set of labels.
@@ -189,25 +210,19 @@ impl Metrics {
         if let Some(found) = series.get(labels) {
             return found.clone();
         }
-        if series.len() < MOST_SERIES {
-            return series.entry(labels.clone()).or_default().clone();
-        }
-        let other = RequestLabels {
-            reporter: labels.reporter,
-            source: PeerLabels::default(),
-            destination: PeerLabels::default(),
-            destination_service: OTHER.to_owned(),
-            destination_service_name: OTHER.to_owned(),
-            destination_service_namespace: String::new(),
-            mutual_tls: labels.mutual_tls,
-        };
-        series.entry(other).or_default().clone()
+        let labels = if series.len() < MOST_SERIES { labels.clone() } else { labels.of_other() };
+        series.entry(labels).or_default().clone()
     }
 
     /// The series of raw connections with `labels` and a response flag (`-`: none), made on first use. Keep the
-    /// answer.
+    /// answer. Their number has the same bound.
     pub fn tcp(&self, labels: &RequestLabels, flags: &'static str) -> Arc<TcpSeries> {
-        self.tcp.lock().entry((labels.clone(), flags)).or_default().clone()
+        let mut series = self.tcp.lock();
+        let mut key = (labels.clone(), flags);
+        if series.len() >= MOST_SERIES && !series.contains_key(&key) {
+            key.0 = labels.of_other();
+        }
+        series.entry(key).or_default().clone()
     }
 
     /// Shows every series of raw connections with its response flag, in order of labels, to an outlet.
@@ -217,6 +232,27 @@ impl Metrics {
         for ((labels, flags), series) in all {
             see(&labels, flags, &series);
         }
+    }
+
+    /// The series of a route of `dst`, made on first use; beyond 16,384 of them what is new shares one. Not for the request
+    /// path: keep the answer.
+    pub fn route(&self, dst: &str, route: &str) -> Arc<RouteSeries> {
+        let mut routes = self.routes.lock();
+        let labels = RouteLabels { dst: dst.to_owned(), route: route.to_owned() };
+        if routes.len() < MOST_SERIES || routes.contains_key(&labels) {
+            return routes.entry(labels).or_default().clone();
+        }
+        routes.entry(RouteLabels { dst: OTHER.to_owned(), route: OTHER.to_owned() }).or_default().clone()
+    }
+
+    /// Every route that is counted on its own, in order.
+    pub fn all_routes(&self) -> Vec<(RouteLabels, Arc<RouteSeries>)> {
+        self.routes.lock().iter().map(|(labels, series)| (labels.clone(), series.clone())).collect()
+    }
+
+    /// Certificates that were not renewed.
+    pub fn renewals(&self) -> &Arc<Renewals> {
+        &self.renewals
     }
 
     /// What authorization decided.
@@ -312,6 +348,17 @@ mod tests {
             }
         });
         assert_eq!((all, other), (MOST_SERIES + 1, 3));
+
+        for number in 0..MOST_SERIES + 3 {
+            metrics.route("reviews:80", &number.to_string()).record(true, Duration::ZERO);
+        }
+        metrics.route("reviews:80", "0").record(false, Duration::ZERO);
+        let routes = metrics.all_routes();
+        let count = |dst: &str| -> u64 {
+            routes.iter().filter(|(labels, _)| labels.dst == dst).map(|(_, series)| series.successes()).sum()
+        };
+        assert_eq!((routes.len(), count(OTHER), count("reviews:80")), (MOST_SERIES + 1, 3, MOST_SERIES as u64));
+        assert_eq!(routes.iter().map(|(_, series)| series.failures()).sum::<u64>(), 1);
     }
 
     #[test]

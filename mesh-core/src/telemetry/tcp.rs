@@ -1,7 +1,7 @@
 //! Raw connections, counted with Istio's names.
 //!
-//! As in Istio a connection that could not be made is opened and closed at once, with the response flag that says
-//! why; and *sent* and *received* are the server's words: what it sent, the client reads.
+//! As in Istio a connection that could not be made is opened and closed at once, with the response flag that says why, and
+//! so is one that a server denies; and *sent* and *received* are the server's words: what it sent, the client reads.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

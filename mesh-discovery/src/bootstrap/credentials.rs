@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use mesh_core::id::SpiffeId;
+
 use crate::json::{At, DEFAULT_REFRESH, Invalid, both_or_neither, refresh_interval};
 
 /// `channel_creds` (gRFC A27, A65).
@@ -23,6 +25,9 @@ pub struct TlsCredentials {
     pub ca_certificate_file: Option<String>,
     /// PEM files of our chain and key. None = the mesh identity, where there is one.
     pub identity: Option<(String, String)>,
+    /// The one SPIFFE ID that the server's certificate must have, beside the name it was dialled by (`server_spiffe_id`,
+    /// which gRPC does not know). None = any certificate of that name will do.
+    pub server_id: Option<SpiffeId>,
     /// How old the files' content may be when a connection is made. Default 600 s. A connection keeps to
     /// it by reading them anew.
     pub refresh_interval: Duration,
@@ -30,7 +35,7 @@ pub struct TlsCredentials {
 
 impl Default for TlsCredentials {
     fn default() -> Self {
-        Self { ca_certificate_file: None, identity: None, refresh_interval: DEFAULT_REFRESH }
+        Self { ca_certificate_file: None, identity: None, server_id: None, refresh_interval: DEFAULT_REFRESH }
     }
 }
 
@@ -69,8 +74,15 @@ fn read_tls(config: At<'_>) -> Result<TlsCredentials, Invalid> {
     Ok(TlsCredentials {
         ca_certificate_file: config.text("ca_certificate_file")?,
         identity: both_or_neither(&config, "certificate_file", "private_key_file")?,
+        server_id: server_id(&config)?,
         refresh_interval: refresh_interval(&config)?,
     })
+}
+
+fn server_id(config: &At<'_>) -> Result<Option<SpiffeId>, Invalid> {
+    let Some(id) = config.text("server_spiffe_id")? else { return Ok(None) };
+    let field = config.required("server_spiffe_id")?;
+    id.parse().map(Some).map_err(|e| field.invalid(format!("{e}")))
 }
 
 impl CallCredentials {

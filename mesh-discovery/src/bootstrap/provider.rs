@@ -31,7 +31,12 @@ pub struct FileWatcher {
 impl FileWatcher {
     /// Whether it names everything that a mesh identity is made of: certificate, key and roots.
     pub fn is_complete(&self) -> bool {
-        self.identity.is_some() && (self.ca_certificate_file.is_some() || self.spiffe_trust_bundle_map_file.is_some())
+        self.identity.is_some() && self.has_roots()
+    }
+
+    /// Whether it names roots.
+    pub fn has_roots(&self) -> bool {
+        self.ca_certificate_file.is_some() || self.spiffe_trust_bundle_map_file.is_some()
     }
 }
 
@@ -50,8 +55,7 @@ impl CertificateProvider {
             certificate_revocation_list_file: config.text("certificate_revocation_list_file")?,
             refresh_interval: refresh_interval(&config)?,
         };
-        let roots = watcher.ca_certificate_file.is_some() || watcher.spiffe_trust_bundle_map_file.is_some();
-        if watcher.identity.is_none() && !roots {
+        if watcher.identity.is_none() && !watcher.has_roots() {
             return Err(config.invalid("it names neither a certificate nor roots"));
         }
         Ok(Self::FileWatcher(watcher))

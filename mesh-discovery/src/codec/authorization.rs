@@ -2,7 +2,6 @@
 //! listener: it is never passed over.
 
 use std::collections::{BTreeMap, HashSet};
-use std::num::NonZeroU32;
 
 use envoy_types::pb::envoy::config::rbac::v3::{
     self as xds, Permission as PermissionProto, Policy, Principal as PrincipalProto, permission, principal,
@@ -13,16 +12,16 @@ use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as FilterP
 use envoy_types::pb::envoy::r#type::matcher::v3::{PathMatcher, StringMatcher as TextProto, path_matcher};
 use envoy_types::pb::envoy::r#type::v3::Int32Range;
 use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, CheckedBody, GrpcAuthorizer,
-    HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, Pattern, Permission, Principal, StringMatch, StringMatcher,
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, HeaderKey, HeaderMatch,
+    HeaderMatcher, PathMatch, Pattern, Permission, Principal, StringMatch, StringMatcher,
 };
 use mesh_core::target::unescape_path;
 
 use super::closed::{Closed, meant};
 use super::filter::ROUTER_FILTER;
 use super::report::{At, Report, consider};
-use super::{audit, common, matcher};
-use crate::proto::policy::{AuthorizationExtra, GrpcAuthorizer as GrpcProto, RuleName};
+use super::{audit, authorizer, common, matcher};
+use crate::proto::policy::{AuthorizationExtra, RuleName};
 
 /// One policy as a filter: instance name, configuration, what travels beside.
 pub(super) struct Encoded {
@@ -63,7 +62,8 @@ fn encode_policy(policy: &AuthorizationPolicy, names: &mut HashSet<String>) -> E
         filter: name.clone(),
         policy: (name != policy.name).then(|| policy.name.clone()),
         custom: provider.map(|provider| provider.name.clone()),
-        grpc: provider.and_then(|provider| provider.grpc.as_ref()).map(encode_grpc),
+        grpc: provider.and_then(|provider| authorizer::encode_grpc(provider)),
+        http: provider.and_then(|provider| authorizer::encode_http(provider)),
         route: policy.action == AuthorizationAction::Route,
         rules: if in_order { Vec::new() } else { listed.collect() },
     };
@@ -158,11 +158,11 @@ fn decode_action(
     let route = extra.is_some_and(|extra| extra.route);
     let action = match (custom, route, Action::try_from(proto)) {
         (Some(name), false, Ok(Action::Deny)) => {
-            let grpc = match extra.and_then(|extra| extra.grpc.as_ref()) {
+            let service = match extra {
+                Some(extra) => authorizer::decode(extra, at, report)?,
                 None => None,
-                Some(grpc) => Some(decode_grpc(grpc, at, report)?),
             };
-            AuthorizationAction::Custom(Box::new(AuthorizerProvider { name, grpc }))
+            AuthorizationAction::Custom(Box::new(AuthorizerProvider { name, service }))
         }
         (None, true, Ok(Action::Allow)) => AuthorizationAction::Route,
         (None, false, Ok(Action::Allow)) => AuthorizationAction::Allow,
@@ -178,43 +178,6 @@ fn decode_action(
         }
     };
     Some(action)
-}
-
-fn encode_grpc(grpc: &GrpcAuthorizer) -> GrpcProto {
-    GrpcProto {
-        target: grpc.target.clone(),
-        timeout: Some(common::duration(grpc.timeout)),
-        fail_open: grpc.fail_open,
-        status_on_error: grpc.status_on_error.into(),
-        max_body_bytes: grpc.body.map_or(0, |body| body.max_bytes.get()),
-        partial_body: grpc.body.is_some_and(|body| body.allow_partial),
-        body_as_bytes: grpc.body.is_some_and(|body| body.as_bytes),
-    }
-}
-
-fn decode_grpc(proto: &GrpcProto, at: &At<'_>, report: &mut Report) -> Option<GrpcAuthorizer> {
-    let timeout = common::nonzero_duration(proto.timeout.as_ref(), at, "grpc.timeout", report);
-    let status = u16::try_from(proto.status_on_error).ok().filter(|status| (200..600).contains(status));
-    if proto.max_body_bytes > CheckedBody::MOST {
-        let reason = format!("{} is more than {} bytes, the most of a body", proto.max_body_bytes, CheckedBody::MOST);
-        report.problem(&at.field("grpc.max_body_bytes"), reason);
-        return None;
-    }
-    let read = timeout.zip(status).map(|(timeout, status_on_error)| GrpcAuthorizer {
-        target: proto.target.clone(),
-        timeout,
-        fail_open: proto.fail_open,
-        status_on_error,
-        body: NonZeroU32::new(proto.max_body_bytes).map(|max_bytes| CheckedBody {
-            max_bytes,
-            allow_partial: proto.partial_body,
-            as_bytes: proto.body_as_bytes,
-        }),
-    });
-    if read.is_none() {
-        report.problem(at, "the metadata's external authorizer needs a time limit and an HTTP status");
-    }
-    read
 }
 
 fn encode_rule(rule: &AuthorizationRule, closed: Closed) -> Policy {

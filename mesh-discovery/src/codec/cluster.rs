@@ -430,7 +430,7 @@ fn decode_tls(
     let socket = tls::decode_upstream(socket.as_ref(), &at.field("transport_socket"), report)?;
     if let Some(auto) = &ours.auto_tls {
         let peer_ids = matcher::read_strings(&auto.peer_ids, at, "auto_tls.peer_ids", report);
-        return Some((UpstreamTls::Auto(MeshTls { peer_ids, sni: auto.sni.clone(), instance: None }), proxy));
+        return Some((UpstreamTls::Auto(MeshTls { peer_ids, sni: auto.sni.clone(), ..MeshTls::default() }), proxy));
     }
     if proto.transport_socket_matches.is_empty() {
         return Some((socket, proxy));

@@ -41,8 +41,8 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
 };
 use envoy_types::pb::google::protobuf::{Any, Duration, Struct, Value};
 use mesh_core::policy::{
-    Address, ClientCertificate, Cluster, FAULT_FILTER, MeshTls, OriginatedTls, RouteConfiguration, UpstreamProtocol,
-    UpstreamTls,
+    Address, ClientCertificate, Cluster, FAULT_FILTER, MeshTls, OriginatedTls, RouteConfiguration, StringMatcher,
+    UpstreamProtocol, UpstreamTls,
 };
 
 /// Name of the secret that holds the proxy's own certificate and key.
@@ -168,6 +168,9 @@ fn encode_tls(policy: &UpstreamTls, secrets: Option<&str>, proto: &mut xds::Clus
     match policy {
         UpstreamTls::Disable => {}
         UpstreamTls::Mesh(mesh) => proto.transport_socket = Some(socket(&mesh_context(mesh, secrets))),
+        UpstreamTls::Roots(tls) => {
+            proto.transport_socket = Some(socket(&roots_context(&tls.names, tls.sni.clone(), secrets)));
+        }
         UpstreamTls::Auto(mesh) => {
             let istio = HashMap::from([("tlsMode".to_owned(), extension::string("istio"))]);
             proto.transport_socket_matches = vec![
@@ -224,7 +227,16 @@ fn combined(context: CertificateValidationContext, roots: SdsSecretConfig) -> Va
 }
 
 fn mesh_context(mesh: &MeshTls, secrets: Option<&str>) -> UpstreamTlsContext {
-    let peers = mesh.peer_ids.iter().map(|id| SubjectAltNameMatcher {
+    let mut context = roots_context(&mesh.peer_ids, mesh.sni.clone(), secrets);
+    if let Some(common) = &mut context.common_tls_context {
+        common.tls_certificate_sds_secret_configs = vec![secret(IDENTITY, secrets)];
+    }
+    context
+}
+
+/// Peers with these names, by the mesh's roots.
+fn roots_context(names: &[StringMatcher], sni: Option<String>, secrets: Option<&str>) -> UpstreamTlsContext {
+    let peers = names.iter().map(|id| SubjectAltNameMatcher {
         san_type: SanType::Uri.into(),
         matcher: Some(matcher::string(id)),
         ..Default::default()
@@ -234,11 +246,10 @@ fn mesh_context(mesh: &MeshTls, secrets: Option<&str>) -> UpstreamTlsContext {
     UpstreamTlsContext {
         common_tls_context: Some(CommonTlsContext {
             tls_params: newest(),
-            tls_certificate_sds_secret_configs: vec![secret(IDENTITY, secrets)],
             validation_context_type: Some(combined(validation, secret(ROOTS, secrets))),
             ..Default::default()
         }),
-        sni: mesh.sni.clone().unwrap_or_default(),
+        sni: sni.unwrap_or_default(),
         ..Default::default()
     }
 }

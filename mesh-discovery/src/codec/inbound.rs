@@ -5,7 +5,6 @@
 //! istiod's permissive listeners are.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::{Http2ProtocolOptions, HttpProtocolOptions, TrafficDirection};
 use envoy_types::pb::envoy::config::listener::v3::{
@@ -20,7 +19,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 };
 use mesh_core::policy::{
     Address, AuthorizationPolicy, FilterOverride, HttpFilter, HttpFilterKind, InboundLimits, InboundListener,
-    InboundTls, JwtAuthentication,
+    InboundTls, Instances, JwtAuthentication,
 };
 
 use super::extension::{self, url};
@@ -47,7 +46,7 @@ pub(super) fn encode(listener: &InboundListener) -> Proto {
             name: "envoy.filters.network.http_connection_manager".to_owned(),
             config_type: Some(FilterConfig::TypedConfig(extension::pack(url::HCM, &manager))),
         }],
-        transport_socket: with_tls.then(|| tls::encode_downstream(listener.instance.as_deref())),
+        transport_socket: with_tls.then(|| tls::encode_downstream(&listener.instances)),
         ..Default::default()
     };
     let chains = match listener.tls {
@@ -129,7 +128,7 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
     }
     let tls = decode_mode(&chains, at, report);
     // One chain has TLS, or none.
-    let instance = chains.iter().find_map(|chain| chain.instance.clone());
+    let instances = chains.iter().find_map(|chain| chain.instances.clone()).unwrap_or_default();
     let first = chains.into_iter().reduce(|first, other| {
         let same = (&first.jwt, &first.authorization, &first.filters, &first.limits)
             == (&other.jwt, &other.authorization, &other.filters, &other.limits);
@@ -143,7 +142,7 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
         name: proto.name.clone(),
         address: address?,
         tls: tls?,
-        instance,
+        instances,
         jwt: first.jwt,
         authorization: first.authorization,
         filters: first.filters,
@@ -203,7 +202,7 @@ fn read_socket(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<Socket
 struct Chain {
     transport: String,
     tls: bool,
-    instance: Option<Arc<str>>,
+    instances: Option<Instances>,
     jwt: Vec<JwtAuthentication>,
     authorization: Vec<AuthorizationPolicy>,
     filters: Vec<HttpFilter>,
@@ -219,7 +218,7 @@ fn decode_chain(proto: &FilterChain, ours: &InboundPolicy, at: &At<'_>, report: 
         transport_socket_connect_timeout => "handshakes have the server's own time limit",
     });
     let transport = decode_chain_match(proto.filter_chain_match.as_ref(), &at.field("filter_chain_match"), report);
-    let instance = proto
+    let instances = proto
         .transport_socket
         .as_ref()
         .and_then(|socket| tls::decode_downstream(socket, &at.field("transport_socket"), report));
@@ -252,7 +251,7 @@ fn decode_chain(proto: &FilterChain, ours: &InboundPolicy, at: &At<'_>, report: 
     let mut chain = Chain {
         transport,
         tls: proto.transport_socket.is_some(),
-        instance,
+        instances,
         jwt: Vec::new(),
         authorization: Vec::new(),
         filters: Vec::new(),

@@ -30,6 +30,7 @@
 mod admission;
 mod audit;
 mod authorization;
+mod authorizer;
 mod balancer;
 mod closed;
 mod cluster;
@@ -133,6 +134,17 @@ pub struct ProviderInstance {
     pub field: String,
     /// Name of the instance.
     pub name: String,
+    /// What it has to give.
+    pub part: ProviderPart,
+}
+
+/// What a resource wants of a certificate provider instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProviderPart {
+    /// A certificate to show.
+    Certificate,
+    /// Roots to trust.
+    Roots,
 }
 
 /// A listener of either side.

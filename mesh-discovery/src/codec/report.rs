@@ -6,7 +6,7 @@ use std::fmt;
 
 use mesh_core::policy::{InvalidPolicy, Unenforced};
 
-use super::{DecodeError, Decoded, ProviderInstance};
+use super::{DecodeError, Decoded, ProviderInstance, ProviderPart};
 
 /// Problems and unenforced fields kept of one resource; a hostile resource could hold millions.
 const MAX_FINDINGS: usize = 64;
@@ -121,9 +121,10 @@ impl Report {
     }
 
     /// Notes the certificate provider instance that the field at `at` names.
-    pub(super) fn provider(&mut self, at: &At<'_>, name: &str) {
-        if self.providers.iter().all(|known| known.name != name) && self.providers.len() < MAX_FINDINGS {
-            self.providers.push(ProviderInstance { field: at.to_string(), name: name.to_owned() });
+    pub(super) fn provider(&mut self, at: &At<'_>, name: &str, part: ProviderPart) {
+        let is_new = self.providers.iter().all(|known| known.name != name || known.part != part);
+        if is_new && self.providers.len() < MAX_FINDINGS {
+            self.providers.push(ProviderInstance { field: at.to_string(), name: name.to_owned(), part });
         }
     }
 

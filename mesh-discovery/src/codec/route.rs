@@ -224,6 +224,7 @@ fn encode_route(route: &Route) -> xds::Route {
         request_headers_to_remove: lists.request_remove,
         response_headers_to_add: lists.response_add,
         response_headers_to_remove: lists.response_remove,
+        stat_prefix: route.stat_prefix.clone(),
         ..Default::default()
     }
 }
@@ -233,9 +234,9 @@ fn decode_route(proto: &RouteProto, outer: &Outer, at: &At<'_>, report: &mut Rep
     consider!(proto, at, report, RouteProto {
         read: [
             name, r#match, metadata, typed_per_filter_config, request_headers_to_add, request_headers_to_remove,
-            response_headers_to_add, response_headers_to_remove, action,
+            response_headers_to_add, response_headers_to_remove, action, stat_prefix,
         ],
-        idle: [stat_prefix],
+        idle: [],
         decorator => "spans are named after the destination",
         tracing => "sampling and tags are the tracer's own",
         per_request_buffer_limit_bytes => "the client's own limit on buffered bodies holds",
@@ -264,6 +265,7 @@ fn decode_route(proto: &RouteProto, outer: &Outer, at: &At<'_>, report: &mut Rep
         headers,
         filters: overrides.filters,
         response_classes,
+        stat_prefix: proto.stat_prefix.clone(),
     })
 }
 

@@ -58,7 +58,9 @@ pub(super) fn decode(
     report: &mut Report,
 ) -> Option<RouteAction> {
     let forwards = matches!(proto, Some(route::Action::Route(_)));
-    report.unenforced_if(cors.is_some() && !forwards, at, "cors", "answers that no endpoint gives get no CORS headers");
+    // As in Envoy, whose filter passes over routes without a cluster.
+    let effect = "answers that no endpoint gives get no CORS headers, as in Envoy";
+    report.unenforced_if(cors.is_some() && !forwards, at, "cors", effect);
     match proto {
         Some(route::Action::Route(action)) => {
             let forward = decode_forward(action, ours, cors, outer, &at.field("route"), report)?;

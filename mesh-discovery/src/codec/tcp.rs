@@ -1,8 +1,8 @@
 //! `tcp_proxy` in the `default_filter_chain` of a client side listener ⇄ [`TcpForward`]: where raw connections go.
 //!
 //! gRPC's clients look at the `api_listener` beside it and at nothing else (gRFC A27), so a control plane can send
-//! the same listener to all. What a proxy does with connections once they stand, such as closing silent ones, is the
-//! application's own here, and is reported.
+//! the same listener to all. What a proxy does with connections once they stand is the application's own here, but for
+//! closing silent ones, and is reported.
 
 use std::num::NonZeroU32;
 
@@ -31,6 +31,8 @@ pub(super) fn encode(name: &str, forward: &TcpForward) -> FilterChain {
     let proxy = TcpProxy {
         stat_prefix: name.to_owned(),
         max_connect_attempts: common::uint32(forward.max_connect_attempts.get()),
+        idle_timeout: (forward.idle_timeout != Some(TcpForward::IDLE_TIMEOUT))
+            .then(|| common::duration(forward.idle_timeout.unwrap_or_default())),
         cluster_specifier: Some(specifier),
         ..Default::default()
     };
@@ -102,6 +104,9 @@ pub(super) fn decode(chain: Option<&FilterChain>, at: &At<'_>, report: &mut Repo
     };
     let mut forward = report.checked(&at.field("weighted_clusters"), TcpForward::split(shares))?;
     forward.max_connect_attempts = max_connect_attempts;
+    if proxy.idle_timeout.is_some() {
+        forward.idle_timeout = common::nonzero_duration(proxy.idle_timeout.as_ref(), &at, "idle_timeout", report);
+    }
     Some(forward)
 }
 
@@ -127,7 +132,7 @@ fn check_name(name: &str, at: &At<'_>, report: &mut Report) {
 
 fn note_unenforced(proxy: &TcpProxy, at: &At<'_>, report: &mut Report) {
     consider!(proxy, at, report, TcpProxy {
-        read: [cluster_specifier, max_connect_attempts],
+        read: [cluster_specifier, max_connect_attempts, idle_timeout],
         // Statistics and logs; and what is between a proxy and its caller.
         idle: [
             stat_prefix, access_log, access_log_flush_interval, flush_access_log_on_connected, access_log_options,
@@ -135,8 +140,7 @@ fn note_unenforced(proxy: &TcpProxy, at: &At<'_>, report: &mut Report) {
         ],
         on_demand => "clusters are asked for with the listener",
         metadata_match => "every endpoint of the cluster takes part",
-        idle_timeout => "a silent connection stays open",
-        upstream_idle_timeout => "a silent connection stays open",
+        upstream_idle_timeout => "idle_timeout says when a silent connection is closed",
         backoff_options => "the next endpoint is tried at once",
         hash_policy => "connections are not kept together by their source",
         tunneling_config => "connections go directly to the endpoint",

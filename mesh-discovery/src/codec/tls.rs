@@ -15,8 +15,11 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     common_tls_context::{CertificateProviderInstance, CombinedCertificateValidationContext, ValidationContextType},
     subject_alt_name_matcher::SanType,
 };
-use mesh_core::policy::{ClientCertificate, HttpProxy, MeshTls, OriginatedTls, StringMatcher, UpstreamTls};
+use mesh_core::policy::{
+    ClientCertificate, HttpProxy, Instances, MeshTls, OriginatedTls, RootsTls, StringMatcher, UpstreamTls,
+};
 
+use super::ProviderPart;
 use super::common::{self, non_empty};
 use super::extension::{self, url};
 use super::matcher;
@@ -31,6 +34,9 @@ const OWN_INSTANCE: &str = "default";
 /// What is asked of an instance: the certificate and the roots.
 const CERTIFICATE: &str = "default";
 const ROOTS: &str = "ROOTCA";
+/// Of servers that are verified by a certificate provider's roots.
+const FIXED_SNI: &str = "mesh peers get the fixed SNI or the endpoint's address";
+const NOT_THE_SNI: &str = "mesh peers have SPIFFE identities, not DNS names";
 /// Longest SNI (RFC 6066).
 const MAX_SNI: usize = 255;
 
@@ -39,8 +45,13 @@ pub(super) fn encode_upstream(tls: &UpstreamTls) -> Option<TransportSocket> {
     let context = match tls {
         UpstreamTls::Disable | UpstreamTls::Auto(_) => return None,
         UpstreamTls::Mesh(mesh) => UpstreamTlsContext {
-            common_tls_context: Some(mesh_context(&mesh.peer_ids, mesh.instance.as_deref())),
+            common_tls_context: Some(mesh_context(&mesh.peer_ids, &mesh.instances)),
             sni: mesh.sni.clone().unwrap_or_default(),
+            ..Default::default()
+        },
+        UpstreamTls::Roots(tls) => UpstreamTlsContext {
+            common_tls_context: Some(roots_context(&tls.names, tls.instance.as_deref())),
+            sni: tls.sni.clone().unwrap_or_default(),
             ..Default::default()
         },
         UpstreamTls::Simple(tls) => originated_context(tls, None),
@@ -50,9 +61,9 @@ pub(super) fn encode_upstream(tls: &UpstreamTls) -> Option<TransportSocket> {
 }
 
 /// The socket of a server's filter chain that demands a mesh certificate.
-pub(super) fn encode_downstream(instance: Option<&str>) -> TransportSocket {
+pub(super) fn encode_downstream(instances: &Instances) -> TransportSocket {
     let context = DownstreamTlsContext {
-        common_tls_context: Some(mesh_context(&[], instance)),
+        common_tls_context: Some(mesh_context(&[], instances)),
         require_client_certificate: common::boolean(true),
         ..Default::default()
     };
@@ -64,32 +75,41 @@ pub(super) fn socket(config: envoy_types::pb::google::protobuf::Any) -> Transpor
 }
 
 /// Providers in the current and in the older fields, as istiod fills them: C++ and older Go read those.
-fn mesh_context(peer_ids: &[StringMatcher], instance: Option<&str>) -> CommonTlsContext {
-    let instance = instance.unwrap_or(OWN_INSTANCE);
-    let current = |name: &str| CertificateProviderPluginInstance {
-        instance_name: instance.to_owned(),
-        certificate_name: name.to_owned(),
-    };
-    let older = |name: &str| CertificateProviderInstance {
-        instance_name: instance.to_owned(),
-        certificate_name: name.to_owned(),
-    };
+fn mesh_context(peer_ids: &[StringMatcher], instances: &Instances) -> CommonTlsContext {
+    let certificate = instances.certificate.as_deref();
+    CommonTlsContext {
+        tls_certificate_provider_instance: Some(current(certificate, CERTIFICATE)),
+        tls_certificate_certificate_provider_instance: Some(older(certificate, CERTIFICATE)),
+        ..roots_context(peer_ids, instances.roots.as_deref())
+    }
+}
+
+/// Validation by the roots of an instance, and nothing to show.
+fn roots_context(names: &[StringMatcher], instance: Option<&str>) -> CommonTlsContext {
     let validation = CertificateValidationContext {
-        ca_certificate_provider_instance: Some(current(ROOTS)),
-        match_subject_alt_names: peer_ids.iter().map(matcher::string).collect(),
+        ca_certificate_provider_instance: Some(current(instance, ROOTS)),
+        match_subject_alt_names: names.iter().map(matcher::string).collect(),
         ..Default::default()
     };
     let combined = CombinedCertificateValidationContext {
         default_validation_context: Some(validation),
-        validation_context_certificate_provider_instance: Some(older(ROOTS)),
+        validation_context_certificate_provider_instance: Some(older(instance, ROOTS)),
         ..Default::default()
     };
     CommonTlsContext {
-        tls_certificate_provider_instance: Some(current(CERTIFICATE)),
-        tls_certificate_certificate_provider_instance: Some(older(CERTIFICATE)),
         validation_context_type: Some(ValidationContextType::CombinedValidationContext(combined)),
         ..Default::default()
     }
+}
+
+fn current(instance: Option<&str>, name: &str) -> CertificateProviderPluginInstance {
+    let instance_name = instance.unwrap_or(OWN_INSTANCE).to_owned();
+    CertificateProviderPluginInstance { instance_name, certificate_name: name.to_owned() }
+}
+
+fn older(instance: Option<&str>, name: &str) -> CertificateProviderInstance {
+    let instance_name = instance.unwrap_or(OWN_INSTANCE).to_owned();
+    CertificateProviderInstance { instance_name, certificate_name: name.to_owned() }
 }
 
 pub(super) fn originated_context(tls: &OriginatedTls, certificate: Option<&ClientCertificate>) -> UpstreamTlsContext {
@@ -166,13 +186,17 @@ pub(super) fn decode_upstream(
     };
     let at = at.field("common_tls_context");
     refuse_unknown(common, &at, report);
-    let instance = read_instance(common, &at, report);
+    let instances = read_instances(common, &at, report);
     let validation = validation(common, &at, report)?;
     let sni = non_empty(&context.sni);
-    if validation.from_provider || has_identity_provider(common) {
+    let provided = has_identity_provider(common);
+    if validation.from_provider || provided {
         let auto = (context.auto_host_sni, context.auto_sni_san_validation);
-        let peer_ids = read_mesh(common, &validation, auto, &at, report);
-        return Some(UpstreamTls::Mesh(MeshTls { peer_ids, sni, instance }));
+        let names = read_provided(common, &validation, auto, &at, report);
+        return Some(match provided {
+            true => UpstreamTls::Mesh(MeshTls { peer_ids: names, sni, instances }),
+            false => UpstreamTls::Roots(RootsTls { names, sni, instance: instances.roots }),
+        });
     }
     let originated = read_originated(&validation, sni, &at, report).map(|mut tls| {
         tls.auto_host_sni = context.auto_host_sni;
@@ -220,17 +244,12 @@ pub(super) fn with_auto(
     match tls {
         UpstreamTls::Simple(tls) => UpstreamTls::Simple(originated(tls)),
         UpstreamTls::Mutual(tls, certificate) => UpstreamTls::Mutual(originated(tls), certificate),
-        UpstreamTls::Mesh(mesh) => {
-            report.unenforced_if(
-                auto.auto_sni,
-                &at,
-                "auto_sni",
-                "mesh peers get the fixed SNI or the endpoint's address",
-            );
+        provided @ (UpstreamTls::Mesh(_) | UpstreamTls::Roots(_)) => {
+            report.unenforced_if(auto.auto_sni, &at, "auto_sni", FIXED_SNI);
             if auto.auto_san_validation {
-                report.problem(&at.field("auto_san_validation"), "mesh peers have SPIFFE identities, not DNS names");
+                report.problem(&at.field("auto_san_validation"), NOT_THE_SNI);
             }
-            UpstreamTls::Mesh(mesh)
+            provided
         }
         plain @ (UpstreamTls::Disable | UpstreamTls::Auto(_)) => plain,
     }
@@ -272,9 +291,9 @@ pub(super) fn unwrap_proxy(
     }
 }
 
-/// Reads the socket of a server's filter chain: a mesh certificate must be demanded. Gives the instance that is our
-/// identity.
-pub(super) fn decode_downstream(socket: &TransportSocket, at: &At<'_>, report: &mut Report) -> Option<Arc<str>> {
+/// Reads the socket of a server's filter chain: a mesh certificate must be demanded. Gives the instances that say who
+/// we are and whom we trust.
+pub(super) fn decode_downstream(socket: &TransportSocket, at: &At<'_>, report: &mut Report) -> Option<Instances> {
     let Some(ConfigType::TypedConfig(config)) = &socket.config_type else {
         report.problem(&at.field("typed_config"), "a configuration is required");
         return None;
@@ -317,7 +336,7 @@ pub(super) fn decode_downstream(socket: &TransportSocket, at: &At<'_>, report: &
         return None;
     };
     refuse_unknown(common, &at, report);
-    let instance = read_instance(common, &at, report);
+    let instances = read_instances(common, &at, report);
     if !has_identity_provider(common) {
         let reason = "an identity from a certificate provider instance is required (gRFC A36)";
         report.problem(&at.field("tls_certificate_provider_instance"), reason);
@@ -331,7 +350,7 @@ pub(super) fn decode_downstream(socket: &TransportSocket, at: &At<'_>, report: &
         let reason = "on the server side callers are restricted by authorization, not by SAN matchers";
         report.problem(&at.field("match_subject_alt_names"), reason);
     }
-    instance
+    Some(instances)
 }
 
 /// The fields of gRFC A29 that must not be set.
@@ -374,27 +393,22 @@ fn has_identity_provider(common: &CommonTlsContext) -> bool {
     common.tls_certificate_provider_instance.is_some() || common.tls_certificate_certificate_provider_instance.is_some()
 }
 
-/// The certificate provider instance that is asked for, by the current fields before the older ones; `None` stands for
-/// the process's own identity. One gives both the certificate and the roots.
-fn read_instance(common: &CommonTlsContext, at: &At<'_>, report: &mut Report) -> Option<Arc<str>> {
+/// The certificate provider instances that are asked for, by the current fields before the older ones.
+fn read_instances(common: &CommonTlsContext, at: &At<'_>, report: &mut Report) -> Instances {
     use ValidationContextType as Type;
-    let mut named = None;
-    let mut note = |at: At<'_>, name: &str| {
+    let mut note = |at: At<'_>, name: &str, part| -> Option<Arc<str>> {
         let name = if name.is_empty() { OWN_INSTANCE } else { name };
-        report.provider(&at, name);
-        match &named {
-            Some(first) if first != name => report.problem(
-                &at,
-                format!("the certificate is of the instance {first:?} and the roots of {name:?}: name one for both"),
-            ),
-            _ => named = Some(name.to_owned()),
-        }
+        report.provider(&at, name, part);
+        (name != OWN_INSTANCE).then(|| name.into())
     };
-    if let Some(current) = &common.tls_certificate_provider_instance {
-        note(at.field("tls_certificate_provider_instance"), &current.instance_name);
+    let part = ProviderPart::Certificate;
+    let certificate = if let Some(current) = &common.tls_certificate_provider_instance {
+        note(at.field("tls_certificate_provider_instance"), &current.instance_name, part)
     } else if let Some(older) = &common.tls_certificate_certificate_provider_instance {
-        note(at.field("tls_certificate_certificate_provider_instance"), &older.instance_name);
-    }
+        note(at.field("tls_certificate_certificate_provider_instance"), &older.instance_name, part)
+    } else {
+        None
+    };
     let (context, older) = match &common.validation_context_type {
         Some(Type::ValidationContext(context)) => (Some(context), None),
         Some(Type::CombinedValidationContext(combined)) => {
@@ -404,13 +418,16 @@ fn read_instance(common: &CommonTlsContext, at: &At<'_>, report: &mut Report) ->
         Some(Type::ValidationContextCertificateProviderInstance(older)) => (None, Some(older)),
         _ => (None, None),
     };
-    if let Some(current) = context.and_then(|context| context.ca_certificate_provider_instance.as_ref()) {
+    let part = ProviderPart::Roots;
+    let roots = if let Some(current) = context.and_then(|context| context.ca_certificate_provider_instance.as_ref()) {
         let at = at.field("validation_context");
-        note(at.field("ca_certificate_provider_instance"), &current.instance_name);
+        note(at.field("ca_certificate_provider_instance"), &current.instance_name, part)
     } else if let Some(older) = older {
-        note(at.field("validation_context_certificate_provider_instance"), &older.instance_name);
-    }
-    named.filter(|name| name != OWN_INSTANCE).map(Arc::from)
+        note(at.field("validation_context_certificate_provider_instance"), &older.instance_name, part)
+    } else {
+        None
+    };
+    Instances { certificate, roots }
 }
 
 /// The validation settings of a context, from whichever field carries them.
@@ -479,17 +496,17 @@ fn validation(common: &CommonTlsContext, at: &At<'_>, report: &mut Report) -> Op
     Some(Validation { from_provider, ..found })
 }
 
-/// Reads what else mesh TLS says: the names that peers must have.
-fn read_mesh(
+/// Reads what else TLS by certificate providers says: the names that peers must have.
+fn read_provided(
     common: &CommonTlsContext,
     validation: &Validation,
     (auto_host_sni, auto_sni_san_validation): (bool, bool),
     at: &At<'_>,
     report: &mut Report,
 ) -> Vec<StringMatcher> {
-    report.unenforced_if(auto_host_sni, at, "auto_host_sni", "mesh peers get the fixed SNI or the endpoint's address");
+    report.unenforced_if(auto_host_sni, at, "auto_host_sni", FIXED_SNI);
     if auto_sni_san_validation {
-        report.problem(&at.field("auto_sni_san_validation"), "mesh peers have SPIFFE identities, not DNS names");
+        report.problem(&at.field("auto_sni_san_validation"), NOT_THE_SNI);
     }
     if !validation.from_provider {
         report.problem(&at.field("validation_context"), "a CA certificate provider instance is required (gRFC A29)");

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use mesh_core::id::SpiffeId;
 use mesh_core::source::Watched;
 use parking_lot::Mutex;
 use tonic::Code;
@@ -337,4 +338,31 @@ async fn a_connection_that_is_lent_is_used_by_others_for_as_long_as_it_is_open()
     }
     let _again = serve(Recorder::default(), Some(world.ca.server_config()), port).await;
     assert!(!same(&owner, &here.shared().await.unwrap()));
+}
+
+#[tokio::test]
+async fn a_workload_with_a_good_certificate_of_that_name_is_not_taken_for_the_control_plane() {
+    const REVIEWS: &str = "spiffe://cluster.local/ns/default/sa/reviews";
+    let ca = Ca::new();
+    let (root, seen) = (ca.root_file(), Recorder::default());
+    let control_plane: SpiffeId = "spiffe://cluster.local/ns/mesh-system/sa/control-plane".parse().unwrap();
+    let workload = serve(seen.clone(), Some(ca.server_config_of(REVIEWS)), 0).await;
+    let genuine = serve(seen.clone(), Some(ca.server_config()), 0).await;
+    let connect = async |serving: &Serving, id: Option<&SpiffeId>, identity: Option<&Identity>| {
+        let ca_certificate_file = Some(root.path().to_str().unwrap().to_owned());
+        let credentials = TlsCredentials { ca_certificate_file, server_id: id.cloned(), ..Default::default() };
+        let uri = format!("127.0.0.1:{}", serving.port).parse().unwrap();
+        let server = XdsServer::new(uri, ChannelCredentials::Tls(credentials));
+        Connector::new(server, crypto()).connect_as(identity).await.map(drop)
+    };
+    let member = ca.identity(REVIEWS, 0);
+    for identity in [None, Some(&member)] {
+        connect(&genuine, Some(&control_plane), identity).await.unwrap();
+        let error = connect(&workload, Some(&control_plane), identity).await.unwrap_err().to_string();
+        assert!(error.contains("not the control plane's") && error.contains(REVIEWS), "{error}");
+        // Control run: by its name alone it passes.
+        connect(&workload, None, identity).await.unwrap();
+        // The name that is asked for may be another one.
+        connect(&workload, Some(&REVIEWS.parse().unwrap()), identity).await.unwrap();
+    }
 }

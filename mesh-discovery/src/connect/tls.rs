@@ -3,14 +3,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use mesh_core::identity::Identity;
+use mesh_core::id::SpiffeId;
+use mesh_core::identity::{Identity, peer_spiffe_id};
 use parking_lot::Mutex;
 use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use crate::bootstrap::TlsCredentials;
 
@@ -28,7 +30,7 @@ struct Material {
 
 impl Files {
     /// Roots from the file or the system; our certificate from the files, else from the identity. The
-    /// server is verified against the name it was dialled by. An identity vouches, with its own roots, for a server
+    /// server is verified against the name it was dialled by, and against its SPIFFE ID if that is known. An identity vouches, with its own roots, for a server
     /// whose root is in a file: after a change of roots that file may still hold the old one.
     pub(super) fn client_config(
         &self,
@@ -46,7 +48,11 @@ impl Files {
         let builder = ClientConfig::builder_with_provider(crypto.clone())
             .with_safe_default_protocol_versions()
             .map_err(|e| e.to_string())?
-            .with_webpki_verifier(verifier);
+            .dangerous()
+            .with_custom_certificate_verifier(match &files.server_id {
+                Some(id) => Arc::new(Pinned { by_name: verifier, id: id.clone() }),
+                None => verifier,
+            });
         let certified = certified.or_else(|| identity.map(|identity| identity.certified().clone()));
         let mut config = match certified {
             Some(certified) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified))),
@@ -71,6 +77,57 @@ impl Files {
                 None => Err(error),
             },
         }
+    }
+}
+
+/// The control plane's own certificate and nobody else's: under a root of the mesh every workload has a good one, and
+/// which names an operator's authority puts beside the SPIFFE ID is not ours to know.
+#[derive(Debug)]
+struct Pinned {
+    by_name: Arc<WebPkiServerVerifier>,
+    id: SpiffeId,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verified = self.by_name.verify_server_cert(leaf, intermediates, name, ocsp, now)?;
+        let wrong = |got: String| {
+            rustls::Error::General(format!("the certificate is not the control plane's ({}): {got}", self.id))
+        };
+        match peer_spiffe_id(leaf) {
+            Ok(id) if id == self.id => Ok(verified),
+            Ok(id) => Err(wrong(format!("it is of {id}"))),
+            Err(error) => Err(wrong(error.to_string())),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.by_name.verify_tls12_signature(message, leaf, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.by_name.verify_tls13_signature(message, leaf, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.by_name.supported_verify_schemes()
     }
 }
 

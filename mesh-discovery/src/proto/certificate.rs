@@ -13,6 +13,7 @@ use tonic_prost::ProstCodec;
 use tower::service_fn;
 
 use super::rpc::{self, Method, MethodServer};
+use crate::connect::MAX_MESSAGE;
 
 /// Full name of the service.
 pub const SERVICE_NAME: &str = "istio.v1.auth.IstioCertificateService";
@@ -38,6 +39,10 @@ pub struct IstioCertificateResponse {
     /// PEM texts: the leaf first, the root last.
     #[prost(string, repeated, tag = "1")]
     pub cert_chain: Vec<String>,
+    /// Revocation lists of what signs in that trust domain, DER: of this library's control plane, so that a certificate
+    /// is never used without them. Others leave the field out and pass it over.
+    #[prost(bytes = "vec", repeated, tag = "15001")]
+    pub revocation_lists: Vec<Vec<u8>>,
 }
 
 /// Client of the certificate service over any gRPC transport.
@@ -60,7 +65,7 @@ where
 
     /// A client over a transport that does not know its scheme and authority.
     pub fn with_origin(transport: T, origin: http::Uri) -> Self {
-        Self { inner: Grpc::with_origin(transport, origin) }
+        Self { inner: Grpc::with_origin(transport, origin).max_decoding_message_size(MAX_MESSAGE) }
     }
 
     /// Asks for a certificate.

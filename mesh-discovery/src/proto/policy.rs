@@ -311,6 +311,46 @@ pub struct AuthorizationExtra {
     /// The rules are routes: what none matches is not found. Servers that do not know that deny it (ALLOW).
     #[prost(bool, tag = "6")]
     pub route: bool,
+    /// Where that authorizer is asked over plain HTTP. Servers that do not know that have nobody to ask, and deny.
+    #[prost(message, optional, tag = "7")]
+    pub http: Option<HttpAuthorizer>,
+}
+
+/// A service that answers requests like those it is asked about.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct HttpAuthorizer {
+    /// Where it is, and what holds without its answer; of a body there are bytes only.
+    #[prost(message, optional, tag = "1")]
+    pub service: Option<GrpcAuthorizer>,
+    /// Stands before the path.
+    #[prost(string, tag = "2")]
+    pub path_prefix: String,
+    /// Headers of the request that it is told: names, or with `*` at the beginning or the end.
+    #[prost(string, repeated, tag = "3")]
+    pub request_headers: Vec<String>,
+    /// Headers that it is told besides.
+    #[prost(message, repeated, tag = "4")]
+    pub added_headers: Vec<HeaderText>,
+    /// Headers of a yes that the application sees.
+    #[prost(string, repeated, tag = "5")]
+    pub upstream_on_allow: Vec<String>,
+    /// Headers of a yes that the caller sees.
+    #[prost(string, repeated, tag = "6")]
+    pub downstream_on_allow: Vec<String>,
+    /// Headers of a no that the caller sees; none here = all.
+    #[prost(string, repeated, tag = "7")]
+    pub downstream_on_deny: Vec<String>,
+}
+
+/// A header.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct HeaderText {
+    /// Name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Value.
+    #[prost(bytes = "vec", tag = "2")]
+    pub value: Vec<u8>,
 }
 
 /// A service that speaks `envoy.service.auth.v3.Authorization`.

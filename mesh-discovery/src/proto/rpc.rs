@@ -100,11 +100,15 @@ where
     }
 }
 
+/// Longest question that these services read. Nobody has to prove anything before it is read, and the longest one that is
+/// taken, a signing request or an announcement, is well below.
+const MAX_QUESTION: usize = 64 * 1024;
+
 /// The messages of a method on the wire.
 pub(super) fn codec<Answer, Question>() -> tonic::server::Grpc<ProstCodec<Answer, Question>>
 where
     Answer: prost::Message + Send + 'static,
     Question: prost::Message + Default + Send + 'static,
 {
-    tonic::server::Grpc::new(ProstCodec::new())
+    tonic::server::Grpc::new(ProstCodec::new()).max_decoding_message_size(MAX_QUESTION)
 }

@@ -27,6 +27,7 @@ impl IstioCertificateService for Authority {
         let request = request.into_inner();
         Ok(Response::new(IstioCertificateResponse {
             cert_chain: vec![format!("{} for {} s", request.csr, request.validity_duration), "root".into()],
+            ..Default::default()
         }))
     }
 }

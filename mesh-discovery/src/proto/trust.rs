@@ -1,5 +1,5 @@
-//! `mesh.trust.v1.TrustBundleService`: the roots of a trust domain, now and as they change, for who holds a certificate
-//! of it.
+//! `mesh.trust.v1.TrustBundleService`: the roots and revocation lists of a trust domain, now and as they change, for who
+//! holds a certificate of it.
 //!
 //! Other control planes do not have it: their clients learn of other roots with the next certificate.
 
@@ -14,6 +14,7 @@ use tonic_prost::ProstCodec;
 use tower::service_fn;
 
 use super::rpc::{self, Method, MethodServer};
+use crate::connect::MAX_MESSAGE;
 
 /// Full name of the service.
 pub const SERVICE_NAME: &str = "mesh.trust.v1.TrustBundleService";
@@ -32,6 +33,9 @@ pub struct TrustBundle {
     /// PEM.
     #[prost(string, tag = "2")]
     pub roots: String,
+    /// Revocation lists of what signs in that trust domain, DER; none = nobody was taken back.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub revocation_lists: Vec<Vec<u8>>,
 }
 
 /// Client of the service over any gRPC transport.
@@ -49,7 +53,7 @@ where
 {
     /// A client over a transport that does not know its scheme and authority.
     pub fn with_origin(transport: T, origin: http::Uri) -> Self {
-        Self { inner: Grpc::with_origin(transport, origin) }
+        Self { inner: Grpc::with_origin(transport, origin).max_decoding_message_size(MAX_MESSAGE) }
     }
 
     /// Opens the stream of roots.

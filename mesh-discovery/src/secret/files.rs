@@ -8,6 +8,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::Read;
 use std::sync::Arc;
 
+use mesh_core::id::TrustDomain;
 use mesh_core::identity::{Identity, TrustBundle, TrustBundles};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
@@ -33,8 +34,10 @@ pub(super) struct Files {
 
 /// What one look at the files gave.
 pub(super) struct Refreshed {
-    /// A new identity, if certificate, key or roots changed and both parts are there.
+    /// A new identity, if certificate, key or roots changed and all of them are there that are configured.
     pub(super) identity: Option<Identity>,
+    /// New roots, of an instance that has no certificate.
+    pub(super) roots: Option<TrustBundles>,
     /// The files that cannot be used now.
     pub(super) refused: Vec<FileRefused>,
 }
@@ -60,12 +63,12 @@ type Certified = Arc<CertifiedKey>;
 /// Whom to trust.
 struct Roots {
     of: RootsOf,
-    /// Revocation lists of the trust domain of our own certificate.
+    /// Revocation lists of the trust domain of our own certificate; of roots without one, for whomever they signed.
     lists: Vec<Vec<u8>>,
 }
 
 enum RootsOf {
-    /// The trust domain of our own certificate.
+    /// The trust domain of our own certificate; without one, of nobody in particular.
     Own(TrustBundle),
     /// Each domain.
     Map(TrustBundles),
@@ -82,6 +85,16 @@ impl Files {
         let looks = [self.refresh_certified(now).await, self.refresh_roots().await];
         let changed = looks.contains(&Ok(true));
         let mut refused: Vec<_> = looks.into_iter().filter_map(Result::err).collect();
+        let alone = self.roots.value.as_ref().filter(|_| changed && self.watcher.identity.is_none());
+        let roots = match alone.map(|roots| roots.bundles(None)) {
+            Some(Ok(roots)) => Some(roots),
+            Some(Err(reason)) => {
+                let file = self.watcher.certificate_revocation_list_file.as_deref().unwrap_or_default();
+                refused.push(refuse(file, reason));
+                None
+            }
+            None => None,
+        };
         let identity = match changed.then(|| self.identity()).flatten() {
             Some(Ok(identity)) => Some(identity),
             Some(Err(problem)) => {
@@ -90,7 +103,7 @@ impl Files {
             }
             None => None,
         };
-        Refreshed { identity, refused }
+        Refreshed { identity, roots, refused }
     }
 
     async fn refresh_certified(&mut self, now: u64) -> Result<bool, FileRefused> {
@@ -146,28 +159,53 @@ impl Files {
         })
     }
 
-    /// Certificate and roots joined; `None` while one is missing.
+    /// Certificate and roots joined; `None` while one is missing. Without roots in the configuration nobody is trusted:
+    /// policy has to name the instance that says whom.
     fn identity(&mut self) -> Option<Result<Identity, FileRefused>> {
-        let (certified, roots) = (self.certified.value.as_ref()?, self.roots.value.as_ref()?);
+        let certified = self.certified.value.as_ref()?;
+        let roots = self.roots.value.as_ref();
+        if roots.is_none() && self.watcher.has_roots() {
+            return None;
+        }
         let file = self.watcher.identity.as_ref().map_or("", |(chain, _)| chain);
         let joined =
             |bundles| Identity::new((**certified).clone(), bundles, self.generation).map_err(|e| refuse(file, e));
-        let identity = joined(TrustBundles::default()).and_then(|alone| {
-            let domain = alone.id().trust_domain();
-            let mut bundles = match &roots.of {
-                RootsOf::Map(bundles) => bundles.clone(),
-                RootsOf::Own(bundle) => TrustBundles::single(domain.clone(), bundle.clone()),
-            };
-            if !roots.lists.is_empty()
-                && let Some(own) = bundles.get(&domain).cloned()
-            {
-                let own = own.with_revocation_lists(roots.lists.clone()).map_err(|e| refuse(file, e))?;
-                bundles.insert(domain, own);
-            }
-            joined(bundles)
+        let identity = joined(TrustBundles::default()).and_then(|alone| match roots {
+            None => Ok(alone),
+            Some(roots) => joined(roots.bundles(Some(alone.id().trust_domain())).map_err(|e| refuse(file, e))?),
         });
         self.generation += 1;
         Some(identity)
+    }
+}
+
+impl Roots {
+    /// As an identity of `own` trusts them, or without a certificate beside them.
+    ///
+    /// # Errors
+    /// Nobody would be asked about by the lists.
+    fn bundles(&self, own: Option<TrustDomain>) -> Result<TrustBundles, String> {
+        let listed = |bundle: &TrustBundle| match &*self.lists {
+            [] => Ok(bundle.clone()),
+            lists => bundle.clone().with_revocation_lists(lists.to_vec()).map_err(|e| e.to_string()),
+        };
+        Ok(match (&self.of, own) {
+            (RootsOf::Own(bundle), Some(own)) => TrustBundles::single(own, listed(bundle)?),
+            (RootsOf::Own(bundle), None) => TrustBundles::of_any_domain(listed(bundle)?),
+            (RootsOf::Map(bundles), _) if self.lists.is_empty() => bundles.clone(),
+            (RootsOf::Map(_), None) => {
+                let why = "revocation lists beside a bundle map are of the domain of a certificate, and there is none";
+                return Err(why.to_owned());
+            }
+            (RootsOf::Map(bundles), Some(own)) => {
+                let Some(bundle) = bundles.get(&own) else {
+                    return Err(format!("there are revocation lists for {own}, of which the bundle map has no roots"));
+                };
+                let (bundle, mut bundles) = (listed(bundle)?, bundles.clone());
+                bundles.insert(own, bundle);
+                bundles
+            }
+        })
     }
 }
 

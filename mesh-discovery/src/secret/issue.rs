@@ -18,7 +18,7 @@ use zeroize::Zeroize;
 use super::JoinToken;
 use crate::bootstrap::ChannelCredentials;
 use crate::connect::{ConnectError, Connector, status_text, tls};
-use crate::proto::certificate::{IstioCertificateRequest, IstioCertificateServiceClient};
+use crate::proto::certificate::{IstioCertificateRequest, IstioCertificateResponse, IstioCertificateServiceClient};
 use crate::proto::trust::{TrustBundleServiceClient, WatchTrustBundle};
 
 /// Time for the CA's answer once connected.
@@ -109,7 +109,9 @@ impl CertificateAuthorityClient {
             if message.trust_domain != domain.as_str() {
                 return Err(broken(&format!("roots of {}, not of {domain}", message.trust_domain)));
             }
-            let bundle = TrustBundle::from_pem(message.roots.as_bytes()).map_err(|e| broken(&e))?;
+            let bundle = TrustBundle::from_pem(message.roots.as_bytes())
+                .and_then(|roots| roots.with_revocation_lists(message.revocation_lists))
+                .map_err(|e| broken(&e))?;
             if current.bundles().get(&domain) != Some(&bundle) {
                 let mut bundles = current.bundles().clone();
                 bundles.insert(domain, bundle);
@@ -127,7 +129,7 @@ impl CertificateAuthorityClient {
     ) -> Result<Identity, CertificateRefused> {
         let mut key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let identity = match self.ask(proof, &key).await {
-            Ok(chain) => self.identity(&chain, &key, generation, now),
+            Ok(answer) => self.identity(answer, &key, generation, now),
             Err(refused) => Err(refused),
         };
         // What signs is TLS' own copy.
@@ -135,7 +137,7 @@ impl CertificateAuthorityClient {
         identity
     }
 
-    async fn ask(&self, proof: Proof<'_>, key: &KeyPair) -> Result<Vec<String>, CertificateRefused> {
+    async fn ask(&self, proof: Proof<'_>, key: &KeyPair) -> Result<IstioCertificateResponse, CertificateRefused> {
         let mut params = CertificateParams::default();
         // Names are the CA's to give: it takes them from the proof, never from the request.
         params.distinguished_name = DistinguishedName::new();
@@ -146,7 +148,14 @@ impl CertificateAuthorityClient {
         let connection = match proof {
             Proof::Certificate(identity, token) => {
                 let token = match token {
-                    Some(token) => token.read().await.ok().filter(|token| is_lasting(token)),
+                    Some(token) => match token.read().await {
+                        Ok(text) => Some(text).filter(|text| is_lasting(text)),
+                        // A join token's file may be gone; an authority that demands the token says so itself.
+                        Err(error) => {
+                            tracing::warn!(%error, "the certificate is to be renewed without a token beside it");
+                            None
+                        }
+                    },
                     None => None,
                 };
                 if let Some(token) = token {
@@ -163,7 +172,7 @@ impl CertificateAuthorityClient {
         };
         let mut client = IstioCertificateServiceClient::with_origin(connection.clone(), connection.origin());
         match tokio::time::timeout(ANSWER_TIMEOUT, client.create_certificate(request)).await {
-            Ok(Ok(answer)) => Ok(answer.into_inner().cert_chain),
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => Err(CertificateRefused::Status(status_text(&status))),
             Err(_) => Err(CertificateRefused::Status(format!("no answer within {ANSWER_TIMEOUT:?}"))),
         }
@@ -172,13 +181,13 @@ impl CertificateAuthorityClient {
     /// Joins chain and key into an identity after checking that it would be accepted by our peers.
     fn identity(
         &self,
-        chain: &[String],
+        answer: IstioCertificateResponse,
         key: &KeyPair,
         generation: u64,
         now: u64,
     ) -> Result<Identity, CertificateRefused> {
         let mut certificates = Vec::new();
-        for pem in chain {
+        for pem in &answer.cert_chain {
             let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
             certificates.push(parsed.map_err(|e| CertificateRefused::Chain(format!("it is not PEM: {e}")))?);
         }
@@ -201,6 +210,12 @@ impl CertificateAuthorityClient {
         let (algorithms, now) = (crypto.signature_verification_algorithms.all, Duration::from_secs(now));
         verify_svid(&presented, &bundles, algorithms, UnixTime::since_unix_epoch(now), Usage::Server)
             .map_err(|e| CertificateRefused::Chain(e.to_string()))?;
+        if !answer.revocation_lists.is_empty()
+            && let Some(roots) = bundles.get(&domain).cloned()
+        {
+            // After the check: that lists have ended is no reason to be without a certificate when newer ones come.
+            bundles.insert(domain, roots.with_revocation_lists(answer.revocation_lists)?);
+        }
         Ok(Identity::new(CertifiedKey::new(presented, signing), bundles, generation)?)
     }
 

@@ -24,7 +24,7 @@ mod worker;
 mod workload;
 
 pub use self::issue::{CertificateAuthorityClient, CertificateRefused};
-pub use self::worker::{spawn, spawn_files, spawn_workload_api};
+pub use self::worker::{FromFiles, spawn, spawn_files, spawn_workload_api};
 pub use self::workload::{InvalidEndpoint, WorkloadApi};
 pub use crate::clock::Clock;
 
@@ -35,6 +35,7 @@ use std::time::Duration;
 
 use mesh_core::id::TrustDomain;
 use mesh_core::source::Watched;
+use mesh_core::telemetry::Renewals;
 
 use crate::clock;
 
@@ -54,13 +55,22 @@ pub struct SecretConfig {
     pub trust_domain_aliases: Vec<TrustDomain>,
     /// The clock. Default: the system's.
     pub clock: Clock,
+    /// Where failures are counted. Default: nobody reads them.
+    pub renewals: Arc<Renewals>,
 }
 
 impl SecretConfig {
     /// The defaults with this proof.
     pub fn new(token: Option<JoinToken>) -> Self {
         let validity = Duration::from_secs(24 * 3600);
-        Self { token, validity, trust_domain: None, trust_domain_aliases: Vec::new(), clock: clock::system() }
+        Self {
+            token,
+            validity,
+            trust_domain: None,
+            trust_domain_aliases: Vec::new(),
+            clock: clock::system(),
+            renewals: Arc::default(),
+        }
     }
 }
 

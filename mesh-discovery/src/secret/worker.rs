@@ -6,8 +6,9 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_core::identity::Identity;
-use mesh_core::source::{Publisher, Watched, WatchedIdentity};
+use mesh_core::identity::{EndingRoots, Identity, TrustBundles};
+use mesh_core::source::{Publisher, Watched, WatchedIdentity, WatchedRoots};
+use mesh_core::telemetry::Renewals;
 use rustls::crypto::CryptoProvider;
 use tokio::runtime::Handle;
 
@@ -29,51 +30,82 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::fro
 pub fn spawn(config: SecretConfig, connector: Connector, runtime: &Handle) -> (WatchedIdentity, Refusal) {
     let client = CertificateAuthorityClient::new(connector, config.validity, config.trust_domain)
         .trust_domain_aliases(config.trust_domain_aliases);
-    spawn_with(Proved { client, token: config.token }, config.clock, runtime)
+    spawn_with(Proved { client, token: config.token }, config.clock, config.renewals, runtime)
 }
 
 /// The same over any source of certificates.
-pub(super) fn spawn_with(authority: impl Authority, clock: Clock, runtime: &Handle) -> (WatchedIdentity, Refusal) {
+pub(super) fn spawn_with(
+    authority: impl Authority,
+    clock: Clock,
+    renewals: Arc<Renewals>,
+    runtime: &Handle,
+) -> (WatchedIdentity, Refusal) {
     let (publisher, watched) = Watched::channel(None);
     let (refused, refusal) = Watched::channel(None);
-    let task = runtime.spawn(run(authority, clock, publisher, refused));
+    let task = runtime.spawn(run(authority, clock, publisher, refused, renewals));
     (watched.with_guard(Arc::new(AbortOnDrop(task))), refusal)
 }
 
-/// Follows the files of a certificate provider on `runtime` until the last reader of the answer is dropped. The
-/// second answer is why there is no identity yet.
+/// What the files of a certificate provider give. It ends with the last reader of identity and roots.
+#[derive(Clone, Debug)]
+pub struct FromFiles {
+    /// Certificate and key, with the roots that are beside them, if any are.
+    pub identity: WatchedIdentity,
+    /// Roots that are alone.
+    pub roots: WatchedRoots,
+    /// Why there is nothing yet.
+    pub refusal: Refusal,
+}
+
+/// Follows the files of a certificate provider on `runtime`.
 /// They are read again every `refresh_interval`, sooner after a failure; what is bad leaves the last good
-/// identity in force (gRFC A29, A87).
-pub fn spawn_files(watcher: FileWatcher, crypto: Arc<CryptoProvider>, runtime: &Handle) -> (WatchedIdentity, Refusal) {
-    follow_files(watcher, crypto, clock::system(), runtime)
+/// identity in force (gRFC A29, A87). `renewals` counts the failures.
+pub fn spawn_files(
+    watcher: FileWatcher,
+    crypto: Arc<CryptoProvider>,
+    renewals: Arc<Renewals>,
+    runtime: &Handle,
+) -> FromFiles {
+    follow_files(watcher, crypto, clock::system(), renewals, runtime)
 }
 
 pub(super) fn follow_files(
     watcher: FileWatcher,
     crypto: Arc<CryptoProvider>,
     clock: Clock,
+    renewals: Arc<Renewals>,
     runtime: &Handle,
-) -> (WatchedIdentity, Refusal) {
-    let (publisher, watched) = Watched::channel(None);
+) -> FromFiles {
+    let (publisher, identity) = Watched::channel(None);
+    let (trusted, roots) = Watched::channel(None);
     let (refused, refusal) = Watched::channel(None);
-    let task = runtime.spawn(follow(watcher, crypto, clock, publisher, refused));
-    (watched.with_guard(Arc::new(AbortOnDrop(task))), refusal)
+    let task =
+        Arc::new(AbortOnDrop(runtime.spawn(follow(watcher, crypto, clock, (publisher, trusted), (refused, renewals)))));
+    FromFiles { identity: identity.with_guard(task.clone()), roots: roots.with_guard(task), refusal }
 }
 
 /// Follows the SPIFFE Workload API on `runtime` until the last reader of the answer is dropped. The second answer is
 /// why there is no identity yet. What an agent says counts whole; what cannot be used leaves what it said before.
+/// `renewals` counts the failures.
 pub fn spawn_workload_api(
     api: WorkloadApi,
     crypto: Arc<CryptoProvider>,
+    renewals: Arc<Renewals>,
     runtime: &Handle,
 ) -> (WatchedIdentity, Refusal) {
     let (publisher, watched) = Watched::channel(None);
     let (refused, refusal) = Watched::channel(None);
-    let task = runtime.spawn(listen(Agent::new(api, crypto, clock::system()), publisher, refused));
+    let task = runtime.spawn(listen(Agent::new(api, crypto, clock::system()), publisher, refused, renewals));
     (watched.with_guard(Arc::new(AbortOnDrop(task))), refusal)
 }
 
-async fn listen(mut agent: Agent, publisher: Publisher<Option<Arc<Identity>>>, refused: Publisher<Option<Arc<str>>>) {
+async fn listen(
+    mut agent: Agent,
+    publisher: Publisher<Option<Arc<Identity>>>,
+    refused: Publisher<Option<Arc<str>>>,
+    renewals: Arc<Renewals>,
+) {
+    let (mut ending, clock) = (EndingRoots::default(), clock::system());
     let mut random = fastrand::Rng::new();
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
     loop {
@@ -82,6 +114,7 @@ async fn listen(mut agent: Agent, publisher: Publisher<Option<Arc<Identity>>>, r
                 Ok(identity) => {
                     backoff.reset();
                     tracing::info!(id = %identity.id(), not_after = identity.not_after(), "new identity from the agent");
+                    warn_of_ending(&mut ending, identity.bundles(), clock());
                     publisher.publish(Some(Arc::new(identity)));
                     refused.publish(None);
                 }
@@ -89,6 +122,7 @@ async fn listen(mut agent: Agent, publisher: Publisher<Option<Arc<Identity>>>, r
             }
         };
         let wait = backoff.next(random.f64());
+        renewals.failed(clock());
         let has_identity = publisher.load_full().is_some();
         tracing::warn!(%error, retry_in = ?wait, has_identity, "SPIFFE Workload API: what it said last stays in use");
         refused.publish(Some(error.to_string().into()));
@@ -149,9 +183,11 @@ async fn run(
     clock: Clock,
     publisher: Publisher<Option<Arc<Identity>>>,
     refused: Publisher<Option<Arc<str>>>,
+    renewals: Arc<Renewals>,
 ) {
     let mut random = fastrand::Rng::new();
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+    let mut ending = EndingRoots::default();
     let mut current: Option<Arc<Identity>> = None;
     loop {
         match authority.next(current.as_deref(), clock()).await {
@@ -160,13 +196,14 @@ async fn run(
                 let renew_at = schedule::renew_at(clock(), identity.not_after(), random.f64());
                 tracing::info!(id = %identity.id(), not_after = identity.not_after(), renew_at, "new certificate");
                 refused.publish(None);
-                current = Some(attend(&authority, &clock, identity, renew_at, &publisher).await);
+                current = Some(attend(&authority, &clock, identity, renew_at, (&publisher, &mut ending)).await);
             }
             Err(error) => {
                 let ends = current.as_ref().map(|identity| identity.not_after());
                 let wait = schedule::wait_in_time(backoff.next(random.f64()), clock(), ends);
                 refused.publish(Some(error.to_string().into()));
                 let now = clock();
+                renewals.failed(now);
                 let left = current.as_ref().map(|c| schedule::percent_left(now, c.not_before(), c.not_after()));
                 match left {
                     Some(..=10) => {
@@ -186,7 +223,7 @@ async fn attend(
     clock: &Clock,
     identity: Identity,
     renew_at: u64,
-    publisher: &Publisher<Option<Arc<Identity>>>,
+    (publisher, ending): (&Publisher<Option<Arc<Identity>>>, &mut EndingRoots),
 ) -> Arc<Identity> {
     let mut identity = Arc::new(identity);
     publisher.publish(Some(identity.clone()));
@@ -194,6 +231,7 @@ async fn attend(
         let other = {
             let mut other = pin!(authority.other_roots(&identity));
             loop {
+                warn_of_ending(ending, identity.bundles(), clock());
                 let Some(nap) = schedule::nap(clock(), renew_at) else { return identity.clone() };
                 tokio::select! {
                     () = tokio::time::sleep(nap) => {}
@@ -208,20 +246,31 @@ async fn attend(
     }
 }
 
+/// Once for each root: it takes months to change one everywhere.
+fn warn_of_ending(ending: &mut EndingRoots, bundles: &TrustBundles, now: u64) {
+    if let Some(not_after) = ending.look(bundles, now) {
+        tracing::warn!(not_after, "a trusted root ends soon: have its authority change it before then");
+    }
+}
+
 async fn follow(
     watcher: FileWatcher,
     crypto: Arc<CryptoProvider>,
     clock: Clock,
-    publisher: Publisher<Option<Arc<Identity>>>,
-    refused_now: Publisher<Option<Arc<str>>>,
+    (publisher, trusted): (Publisher<Option<Arc<Identity>>>, Publisher<Option<TrustBundles>>),
+    (refused_now, renewals): (Publisher<Option<Arc<str>>>, Arc<Renewals>),
 ) {
     let interval = watcher.refresh_interval;
     let mut files = Files::new(watcher, crypto);
     let mut random = fastrand::Rng::new();
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-    let mut said = Vec::new();
+    let (mut said, mut ending) = (Vec::new(), EndingRoots::default());
     loop {
-        let Refreshed { identity, refused } = files.refresh(clock()).await;
+        let Refreshed { identity, roots, refused } = files.refresh(clock()).await;
+        if let Some(roots) = roots {
+            tracing::info!(not_after = roots.not_after(), "new roots from files");
+            trusted.publish(Some(roots));
+        }
         if let Some(identity) = identity {
             tracing::info!(id = %identity.id(), not_after = identity.not_after(), "new identity from files");
             publisher.publish(Some(Arc::new(identity)));
@@ -230,13 +279,20 @@ async fn follow(
             backoff.reset();
             interval
         } else {
+            renewals.failed(clock());
             // A rotation in two steps shows a certificate without its key for a moment: look again soon.
             backoff.next(random.f64()).min(interval)
         };
+        if let Some(identity) = &*publisher.load_full() {
+            warn_of_ending(&mut ending, identity.bundles(), clock());
+        }
+        if let Some(roots) = &*trusted.load_full() {
+            warn_of_ending(&mut ending, roots, clock());
+        }
         if refused != said {
             for problem in &refused {
-                let has_identity = publisher.load_full().is_some();
-                tracing::warn!(%problem, has_identity, "certificate provider: what was read last stays in use");
+                let in_use = publisher.load_full().is_some() || trusted.load_full().is_some();
+                tracing::warn!(%problem, in_use, "certificate provider: what was read last stays in use");
             }
             let all = refused.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
             refused_now.publish(Some(all).filter(|all| !all.is_empty()).map(Into::into));

@@ -150,6 +150,8 @@ impl Reading {
         if crl != self.lists {
             match own.clone().with_revocation_lists(crl.clone()) {
                 Ok(_) => self.lists = crl,
+                // Without a list everybody is good: that is not what somebody meant who sends one.
+                Err(error) if self.lists.is_empty() => return Err(error.into()),
                 Err(error) => {
                     tracing::error!(%error, "revocation lists from the agent: the last good ones stay in use")
                 }

@@ -18,7 +18,7 @@ use super::kind::Kind;
 use super::message::Body;
 use super::name;
 use crate::bootstrap::{CertificateProvider, ServerFeatures};
-use crate::codec::{self, AnyListener};
+use crate::codec::{self, AnyListener, ProviderPart};
 
 /// The instance that is the process's own identity.
 const DEFAULT_PROVIDER: &str = "default";
@@ -49,9 +49,9 @@ pub(crate) struct Resource {
 /// The codec of Envoy's v3 resources.
 #[derive(Debug, Default)]
 pub(crate) struct PolicyCodec {
-    /// Certificate provider instances that there are, and whether each can be an identity; none if the bootstrap says
-    /// nothing of them.
-    providers: Option<BTreeMap<String, bool>>,
+    /// Certificate provider instances that there are, and whether each has a certificate and roots; none if the
+    /// bootstrap says nothing of them.
+    providers: Option<BTreeMap<String, (bool, bool)>>,
     /// Facts of endpoints of which there are none.
     nothing: Arc<EndpointMetadata>,
 }
@@ -60,20 +60,21 @@ impl PolicyCodec {
     /// The codec for a process with this configuration.
     pub(super) fn of(config: &XdsConfig) -> Self {
         let declared = &config.bootstrap.certificate_providers;
-        let own = config.default_provider.then(|| (DEFAULT_PROVIDER.to_owned(), true));
+        let own = config.default_provider.then(|| (DEFAULT_PROVIDER.to_owned(), (true, true)));
         let instances = declared.iter().map(|(name, CertificateProvider::FileWatcher(files))| {
             // What ours lacks is said where it is read.
-            (name.clone(), files.is_complete() || name == DEFAULT_PROVIDER)
+            let own = name == DEFAULT_PROVIDER;
+            (name.clone(), (own || files.identity.is_some(), own || files.has_roots()))
         });
         let providers = (!declared.is_empty()).then(|| instances.chain(own).collect());
         Self { providers, nothing: Arc::default() }
     }
 
-    /// A resource that names a provider which does not exist (gRFC A29), or is no identity, is refused: what it asks
-    /// for could not be done, and another identity in its place would prove us to be somebody else.
+    /// A resource that names a provider which does not exist (gRFC A29), or has not what is asked of it, is refused: it
+    /// could not be done, and another identity in its place would prove us to be somebody else.
     fn has_all<T>(&self, kind: Kind, name: &str, decoded: codec::Decoded<T>) -> Result<codec::Decoded<T>, String> {
         let refused = |named: &codec::ProviderInstance| {
-            let why = self.lacks(&named.name)?;
+            let why = self.lacks(named)?;
             Some(format!("{kind} {name} is refused: {}: {why}", named.field))
         };
         match decoded.providers.iter().find_map(refused) {
@@ -83,19 +84,19 @@ impl PolicyCodec {
     }
 
     /// Why a provider instance cannot be used.
-    fn lacks(&self, instance: &str) -> Option<String> {
+    fn lacks(&self, named: &codec::ProviderInstance) -> Option<String> {
+        let instance = named.name.as_str();
         let Some(declared) = &self.providers else {
             return (instance != DEFAULT_PROVIDER).then(|| {
                 format!("the bootstrap declares no certificate provider instances (gRFC A29), so none is {instance:?}")
             });
         };
-        match declared.get(instance) {
-            Some(true) => None,
-            Some(false) => Some(format!(
-                "the certificate provider instance {instance:?} lacks a certificate or roots: an identity of the mesh \
-                 has both"
-            )),
-            None => {
+        let lacks = |what| Some(format!("the certificate provider instance {instance:?} has no {what}"));
+        match (declared.get(instance), named.part) {
+            (Some((false, _)), ProviderPart::Certificate) => lacks("certificate"),
+            (Some((_, false)), ProviderPart::Roots) => lacks("roots"),
+            (Some(_), _) => None,
+            (None, _) => {
                 let declared = declared.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
                 Some(format!(
                     "the bootstrap declares no certificate provider instance {instance:?} (gRFC A29); it declares {declared}"

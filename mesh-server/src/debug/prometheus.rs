@@ -5,13 +5,15 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use mesh_core::health::Reason;
+use mesh_core::identity::TrustBundles;
 use mesh_core::source::Identities;
 use mesh_core::telemetry::health::{EJECTIONS, EJECTIONS_ACTIVE, EJECTIONS_UNENFORCED, HEALTH_CHECKS, PENALTIES};
 use mesh_core::telemetry::{
     BUCKETS_MS, CERTIFICATE_EXPIRY, CONFIG_RESOURCES, CONFIG_UNCONFIRMED, CONFIG_UNENFORCED, CONNECTIONS_ACTIVE,
-    DECISIONS, DecisionLabels, Metrics, Outcome, OutcomeCounters, PeerLabels, REQUEST_DURATION, REQUESTS_ACTIVE,
-    REQUESTS_PENDING, REQUESTS_TOTAL, RETRIES_ACTIVE, Reporter, RequestLabels, TCP_CLOSED, TCP_OPENED,
-    TCP_RECEIVED_BYTES, TCP_SENT_BYTES, TcpSeries,
+    DECISIONS, DecisionLabels, Histogram, Metrics, Outcome, PeerLabels, RENEWAL_FAILED_AT, RENEWAL_FAILURES,
+    REQUEST_DURATION, REQUESTS_ACTIVE, REQUESTS_PENDING, REQUESTS_TOTAL, RETRIES_ACTIVE, ROUTE_LATENCY,
+    ROUTE_RESPONSES, Reporter, RequestLabels, RouteLabels, TCP_CLOSED, TCP_OPENED, TCP_RECEIVED_BYTES, TCP_SENT_BYTES,
+    TcpSeries,
 };
 
 use crate::{InboundStats, Refusal};
@@ -27,7 +29,7 @@ pub fn encode(version: &str, metrics: &Metrics, inbound: Option<&InboundStats>) 
     metrics.visit(|labels, outcome, counters| {
         let labels = request_labels(labels, outcome);
         line(&mut totals, REQUESTS_TOTAL, "", &labels, counters.requests());
-        duration_lines(&mut durations, &labels, counters);
+        histogram_lines(&mut durations, REQUEST_DURATION, &labels, counters.duration());
     });
     let mut out = String::with_capacity(totals.len() + durations.len() + 1024);
     head(&mut out, "istio_build", "gauge", "Build of the component.");
@@ -37,8 +39,10 @@ pub fn encode(version: &str, metrics: &Metrics, inbound: Option<&InboundStats>) 
     head(&mut out, REQUEST_DURATION, "histogram", "Time from request start to response end.");
     out.push_str(&durations);
     tcp_lines(&mut out, metrics);
+    route_lines(&mut out, metrics);
     health_lines(&mut out, metrics);
     decision_lines(&mut out, metrics);
+    renewal_lines(&mut out, metrics);
     if let Some(stats) = inbound {
         inbound_lines(&mut out, stats);
     }
@@ -82,22 +86,34 @@ pub fn config_unconfirmed(out: &mut String, seconds: u64) {
     let _ = writeln!(out, "{CONFIG_UNCONFIRMED} {seconds}");
 }
 
-/// Writes when this process's certificate ends, and the first of the roots it trusts (seconds since the Unix epoch), and
+/// Writes when this process's certificate ends, the first of those between it and its root, and the first of the roots it
+/// trusts (seconds since the Unix epoch), and
 /// the same of identities that policy names, with the label `instance`. Nothing without an identity.
 pub fn certificate_expiry(out: &mut String, identities: &Identities) {
     let named = identities.named().map(|(name, identity)| (format!(",instance=\"{}\"", escaped(name)), identity));
     let all = std::iter::once((String::new(), identities.own())).chain(named);
+    let help = "When the certificate ends, what signed it, or the first of the trusted roots.";
     let mut begun = false;
     for (instance, identity) in all {
         let identity = identity.load();
         let Some(identity) = Option::as_ref(&identity) else { continue };
         if !std::mem::replace(&mut begun, true) {
-            head(out, CERTIFICATE_EXPIRY, "gauge", "When the certificate ends, or the first of the trusted roots.");
+            head(out, CERTIFICATE_EXPIRY, "gauge", help);
         }
         let _ = writeln!(out, "{CERTIFICATE_EXPIRY}{{of=\"leaf\"{instance}}} {}", identity.not_after());
-        if let Some(root) = identity.bundles().iter().map(|(_, bundle)| bundle.not_after()).min() {
+        if let Some(issuer) = identity.issuer_not_after() {
+            let _ = writeln!(out, "{CERTIFICATE_EXPIRY}{{of=\"issuer\"{instance}}} {issuer}");
+        }
+        if let Some(root) = identity.bundles().not_after() {
             let _ = writeln!(out, "{CERTIFICATE_EXPIRY}{{of=\"root\"{instance}}} {root}");
         }
+    }
+    for (instance, roots) in identities.roots() {
+        let Some(root) = Option::as_ref(&roots.load()).and_then(TrustBundles::not_after) else { continue };
+        if !std::mem::replace(&mut begun, true) {
+            head(out, CERTIFICATE_EXPIRY, "gauge", help);
+        }
+        let _ = writeln!(out, "{CERTIFICATE_EXPIRY}{{of=\"root\",instance=\"{}\"}} {root}", escaped(instance));
     }
 }
 
@@ -130,19 +146,39 @@ pub fn in_flight(out: &mut String, clusters: &[InFlight]) {
     }
 }
 
-fn duration_lines(out: &mut String, labels: &str, counters: &OutcomeCounters) {
-    let counts = counters.duration().counts();
+fn histogram_lines(out: &mut String, name: &str, labels: &str, histogram: &Histogram) {
+    let counts = histogram.counts();
     let mut cumulative = 0;
     for (count, bound) in counts.iter().zip(BUCKETS_MS) {
         cumulative += count;
-        line(out, REQUEST_DURATION, "_bucket", &format!("{labels},le=\"{bound}\""), cumulative);
+        line(out, name, "_bucket", &format!("{labels},le=\"{bound}\""), cumulative);
     }
     // The total is the sum of these buckets, not a second look at counters that go on counting: a
     // histogram that contradicts itself is refused by some readers.
     cumulative += counts[BUCKETS_MS.len()];
-    line(out, REQUEST_DURATION, "_bucket", &format!("{labels},le=\"+Inf\""), cumulative);
-    line(out, REQUEST_DURATION, "_sum", labels, counters.duration().sum_ms());
-    line(out, REQUEST_DURATION, "_count", labels, cumulative);
+    line(out, name, "_bucket", &format!("{labels},le=\"+Inf\""), cumulative);
+    line(out, name, "_sum", labels, histogram.sum_ms());
+    line(out, name, "_count", labels, cumulative);
+}
+
+/// Nothing where no route is counted on its own.
+fn route_lines(out: &mut String, metrics: &Metrics) {
+    let routes = metrics.all_routes();
+    if routes.is_empty() {
+        return;
+    }
+    let (mut totals, mut latencies) = (String::new(), String::new());
+    for (RouteLabels { dst, route }, series) in routes {
+        let labels = format!("direction=\"outbound\",dst=\"{}\",rt_route=\"{}\"", escaped(&dst), escaped(&route));
+        for (classification, count) in [("success", series.successes()), ("failure", series.failures())] {
+            line(&mut totals, ROUTE_RESPONSES, "", &format!("{labels},classification=\"{classification}\""), count);
+        }
+        histogram_lines(&mut latencies, ROUTE_LATENCY, &labels, series.latency());
+    }
+    head(out, ROUTE_RESPONSES, "counter", "Requests completed, by route.");
+    out.push_str(&totals);
+    head(out, ROUTE_LATENCY, "histogram", "Time from request start to response end, by route.");
+    out.push_str(&latencies);
 }
 
 /// A metric of raw connections: its name, what it counts, and where that is.
@@ -180,6 +216,16 @@ fn decision_lines(out: &mut String, metrics: &Metrics) {
         let policy = escaped(&policy);
         let labels = format!("policy=\"{policy}\",action=\"{action}\",decision=\"{decision}\",dry_run=\"{dry_run}\"");
         line(out, DECISIONS, "", &labels, count);
+    }
+}
+
+fn renewal_lines(out: &mut String, metrics: &Metrics) {
+    let renewals = metrics.renewals();
+    head(out, RENEWAL_FAILURES, "counter", "Attempts at a certificate or roots that failed.");
+    let _ = writeln!(out, "{RENEWAL_FAILURES} {}", renewals.failures());
+    if let Some(last) = renewals.last_failure() {
+        head(out, RENEWAL_FAILED_AT, "gauge", "When the last of them was.");
+        let _ = writeln!(out, "{RENEWAL_FAILED_AT} {last}");
     }
 }
 

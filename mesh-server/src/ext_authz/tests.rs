@@ -3,17 +3,22 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use ::http::{HeaderName, HeaderValue, Method};
 use envoy_types::pb::envoy::config::core::v3::{HeaderValue as HeaderProto, HeaderValueOption};
 use envoy_types::pb::envoy::service::auth::v3 as proto;
 use envoy_types::pb::google::rpc::Status;
+use mesh_core::authz::{CheckBody, HeaderChange, Refusal};
+use mesh_core::context::SentHost;
+use mesh_core::policy::{HeaderAction, HeaderWrite, HttpCheck};
 use prost::Message;
 use tower::service_fn;
 
+use super::grpc::{attributes, read, unframe};
 use super::*;
-use mesh_core::authz::CheckBody;
 
-fn settings() -> GrpcAuthorizer {
-    GrpcAuthorizer {
+fn settings() -> AuthorizerService {
+    AuthorizerService {
+        protocol: AuthorizerProtocol::Grpc,
         target: "opa.auth:9191".into(),
         timeout: Duration::from_secs(1),
         fail_open: false,
@@ -192,7 +197,7 @@ proptest::proptest! {
 /// What comes of an exchange with a service that answers so.
 async fn exchanged(
     response: Result<Response<Full<Bytes>>, &'static str>,
-    settings: GrpcAuthorizer,
+    settings: AuthorizerService,
 ) -> Result<CheckResponse, Unavailable> {
     let service = service_fn(move |request: Request<Full<Bytes>>| {
         assert_eq!(request.uri(), "http://opa.auth:9191/envoy.service.auth.v3.Authorization/Check");
@@ -212,7 +217,7 @@ fn grpc(status: &'static str, message: &[u8]) -> Response<Full<Bytes>> {
 #[tokio::test]
 async fn s54_without_an_answer_the_provider_says_what_holds() {
     for fail_open in [false, true] {
-        let settings = || GrpcAuthorizer { fail_open, ..settings() };
+        let settings = || AuthorizerService { fail_open, ..settings() };
         let yes = exchanged(Ok(grpc("0", &answer(0, None))), settings()).await;
         assert_eq!(yes.unwrap(), CheckResponse::allowed());
         let refused = Response::builder().status(500).body(Full::default()).unwrap();
@@ -245,7 +250,7 @@ async fn s54_an_answer_that_came_and_is_not_understood_opens_nothing_for_a_provi
         (grpc("0", &header), "x-user"),
         (grpc("0", &[0; MAX_ANSWER]), "cannot be read"),
     ] {
-        let open = GrpcAuthorizer { fail_open: true, ..settings() };
+        let open = AuthorizerService { fail_open: true, ..settings() };
         let garbled = exchanged(Ok(response), open).await.unwrap_err();
         assert!(garbled.reason.contains(why), "{garbled}");
         assert_eq!((garbled.fail_open, garbled.status.as_u16()), (false, 503), "{why}");
@@ -263,7 +268,7 @@ async fn s54_a_no_with_a_header_that_cannot_be_read_is_a_no_also_for_a_provider_
             let response = grpc("0", &message);
             async move { Ok::<_, Infallible>(response) }
         });
-        let open = GrpcAuthorizer { fail_open: true, ..settings() };
+        let open = AuthorizerService { fail_open: true, ..settings() };
         let said = ExtAuthz::new(service, open).unwrap().check(question()).await;
         let Ok(CheckResponse::Denied(refusal)) = said else { panic!("{odd:?}: {said:?}") };
         assert_eq!((refusal.status.as_u16(), refusal.headers.len()), (403, 1), "{odd:?}");
@@ -284,12 +289,150 @@ async fn s54_an_answer_that_does_not_come_in_time_is_none() {
 #[test]
 fn a_provider_that_cannot_be_asked_is_refused() {
     for (target, status) in [("no host", 403), ("", 403), ("opa:9191", 20)] {
-        let settings = GrpcAuthorizer { target: target.into(), status_on_error: status, ..settings() };
+        let settings = AuthorizerService { target: target.into(), status_on_error: status, ..settings() };
         assert!(ExtAuthz::new((), settings).is_err(), "{target} {status}");
     }
     for (most, taken) in [(CheckedBody::MOST, true), (CheckedBody::MOST + 1, false), (u32::MAX, false)] {
         let max_bytes = std::num::NonZeroU32::new(most).unwrap();
         let body = Some(CheckedBody { max_bytes, allow_partial: true, as_bytes: true });
-        assert_eq!(ExtAuthz::new((), GrpcAuthorizer { body, ..settings() }).is_ok(), taken, "{most}");
+        assert_eq!(ExtAuthz::new((), AuthorizerService { body, ..settings() }).is_ok(), taken, "{most}");
+    }
+}
+
+fn over_http() -> AuthorizerService {
+    let names = |list: &[&str]| list.iter().map(|name| name.parse().unwrap()).collect();
+    let (name, value) = (HeaderName::from_static("x-from"), HeaderValue::from_static("mesh"));
+    let how = HttpCheck {
+        path_prefix: "/check".into(),
+        request_headers: names(&["cookie", "x-a*", "x-from", "host", "content-length"]),
+        added_headers: vec![HeaderWrite { name, value, action: HeaderAction::Overwrite }],
+        upstream_on_allow: names(&["x-user", "host"]),
+        downstream_on_allow: names(&["set-cookie"]),
+        downstream_on_deny: names(&["*-cookie"]),
+    };
+    AuthorizerService { protocol: AuthorizerProtocol::Http(Box::new(how)), ..settings() }
+}
+
+/// What an authorizer over HTTP is sent, and what comes of its answer.
+async fn asked(
+    question: CheckRequest,
+    settings: AuthorizerService,
+    answer: Response<Full<Bytes>>,
+) -> (Result<CheckResponse, Unavailable>, Vec<Request<Bytes>>) {
+    let seen = std::sync::Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let kept = seen.clone();
+    let service = service_fn(move |request: Request<Full<Bytes>>| {
+        let (kept, answer) = (kept.clone(), answer.clone());
+        async move {
+            let (head, body) = request.into_parts();
+            let body = body.collect().await.unwrap().to_bytes();
+            kept.lock().push(Request::from_parts(head, body));
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    let answered = ExtAuthz::new(service, settings).unwrap().check(question).await;
+    let seen = std::mem::take(&mut *seen.lock());
+    (answered, seen)
+}
+
+fn answers(status: u16, headers: &[(&'static str, &'static str)], body: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap();
+    for (name, value) in headers {
+        response.headers_mut().append(*name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+#[tokio::test]
+async fn over_http_an_authorizer_is_asked_by_a_request_like_the_one_in_question() {
+    let mut of = question();
+    for (name, value) in
+        [("authorization", "Bearer t"), ("x-secret", "1"), ("x-from", "elsewhere"), ("expect", "100-continue")]
+    {
+        of.headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
+    of.body = Some(CheckBody { bytes: Bytes::from_static(b"a=1"), partial: true });
+    let (_, seen) = asked(of, over_http(), answers(200, &[], "")).await;
+    let [seen] = &seen[..] else { panic!("one question: {seen:?}") };
+    assert_eq!((seen.method(), seen.uri()), (&Method::POST, &"http://opa.auth:9191/check/a?x=1".parse().unwrap()));
+    let told: Vec<_> = seen.headers().iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+    assert_eq!(
+        told,
+        [
+            ("x-a", "1"),
+            ("x-a", "2"),
+            ("authorization", "Bearer t"),
+            ("x-from", "mesh"),
+            ("x-envoy-auth-partial-body", "true")
+        ]
+    );
+    assert_eq!(seen.extensions().get::<SentHost>().unwrap().0, "api:8080");
+    assert_eq!(&seen.body()[..], b"a=1");
+    // By default it is told of no header but one.
+    let plain = AuthorizerService { protocol: AuthorizerProtocol::Http(Box::default()), ..settings() };
+    let (_, seen) = asked(question(), plain, answers(200, &[], "")).await;
+    assert!(seen[0].uri() == "http://opa.auth:9191/a?x=1" && seen[0].headers().is_empty(), "{seen:?}");
+}
+
+#[tokio::test]
+async fn over_http_200_is_a_yes_with_the_headers_that_are_wanted() {
+    let headers = [
+        ("x-user", "jane"),
+        ("x-user", "doe"),
+        ("x-other", "1"),
+        ("set-cookie", "a=1"),
+        ("set-cookie", "b=2"),
+        ("x-envoy-auth-headers-to-remove", "x-secret, :path"),
+    ];
+    let (said, _) = asked(question(), over_http(), answers(200, &headers, "not read")).await;
+    let Ok(CheckResponse::Allowed { request, response }) = said else { panic!("{said:?}") };
+    let named = |name, value| (HeaderName::from_static(name), HeaderValue::from_static(value));
+    let ((user, jane), (other, doe)) = (named("x-user", "jane"), named("x-user", "doe"));
+    let remove = HeaderChange::Remove(HeaderName::from_static("x-secret"));
+    assert_eq!(request, [HeaderChange::Set(user, jane), HeaderChange::Append(other, doe), remove]);
+    let cookie = |value| HeaderChange::Append(HeaderName::from_static("set-cookie"), HeaderValue::from_static(value));
+    assert_eq!(response, [cookie("a=1"), cookie("b=2")]);
+    // What is not understood is no yes, also for one that fails open.
+    let garbled = answers(200, &[("x-envoy-auth-headers-to-remove", "x y")], "");
+    let open = || AuthorizerService { fail_open: true, ..over_http() };
+    assert!(!asked(question(), open(), garbled).await.0.unwrap_err().fail_open);
+    let endless = Response::new(Full::new(Bytes::from(vec![0; MAX_ANSWER + 1])));
+    assert!(!asked(question(), open(), endless).await.0.unwrap_err().fail_open);
+}
+
+#[tokio::test]
+async fn over_http_another_status_is_a_no_and_a_failure_of_the_server_is_no_answer() {
+    let headers = [("location", "https://login.test"), ("set-cookie", "a=1"), ("x-other", "1"), ("mesh-retried", "1")];
+    for status in [302, 401, 403, 204, 429] {
+        let (said, _) = asked(question(), over_http(), answers(status, &headers, "log in")).await;
+        let Ok(CheckResponse::Denied(refusal)) = said else { panic!("{status}: {said:?}") };
+        assert_eq!((refusal.status.as_u16(), &refusal.body[..]), (status, &b"log in"[..]));
+        let told: Vec<_> = refusal.headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(told, ["location", "set-cookie"], "{status}");
+    }
+    // Without a list the caller is told all that is not the mesh's.
+    let plain = AuthorizerService { protocol: AuthorizerProtocol::Http(Box::default()), ..settings() };
+    let (said, _) = asked(question(), plain, answers(401, &headers, "")).await;
+    let Ok(CheckResponse::Denied(refusal)) = said else { panic!("{said:?}") };
+    assert_eq!(
+        refusal.headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(),
+        ["location", "set-cookie", "x-other"]
+    );
+    for fail_open in [false, true] {
+        let settings = AuthorizerService { fail_open, ..over_http() };
+        let (said, _) = asked(question(), settings, answers(503, &[], "")).await;
+        assert_eq!(said.unwrap_err().fail_open, fail_open);
+    }
+}
+
+#[tokio::test]
+async fn s54_a_request_without_a_path_is_denied_where_an_authorizer_is_asked_over_http() {
+    for (method, path) in [(Method::CONNECT, ""), (Method::CONNECT, "/"), (Method::OPTIONS, "*")] {
+        let mut of = question();
+        (of.method, of.path_and_query) = (method, path.to_owned());
+        let open = AuthorizerService { fail_open: true, ..over_http() };
+        let (said, seen) = asked(of, open, answers(200, &[], "")).await;
+        assert!(!said.unwrap_err().fail_open && seen.is_empty(), "{path}");
     }
 }

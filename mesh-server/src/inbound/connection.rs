@@ -32,15 +32,14 @@ use tower_service::Service;
 
 use mesh_core::drain::{self, DrainTrigger, DrainWatch};
 use mesh_core::error::BoxError;
-use mesh_core::identity::PeerIdentity;
-use mesh_core::policy::{InboundState, InboundTls};
+use mesh_core::policy::{InboundListener, InboundState, InboundTls};
 use mesh_core::source::Watched;
 
-use super::stay::{Guest, Leave, stay, stay_taken_over};
+use super::stay::{Guest, Leave, may_ask_on, stay, stay_taken_over};
 use super::{InboundStats, Refusal};
 use crate::config::MOST_HEADER_BYTES;
 use crate::listen::{
-    Detected, Frames, HttpVersion, Stream, TlsAccept, TlsRefused, detect, is_tls, leash, looks_like_http1,
+    Detected, Frames, HttpVersion, Stream, TlsAccept, TlsRefused, Verified, detect, is_tls, leash, looks_like_http1,
     refuse_plaintext,
 };
 use crate::{Body, Config, InboundLayer};
@@ -85,7 +84,7 @@ impl Door {
     }
 
     /// Takes a connection from its first byte to its end.
-    pub(super) async fn serve<S, RB>(&self, tcp: TcpStream, address: SocketAddr, service: S)
+    pub(crate) async fn serve<S, RB>(&self, tcp: TcpStream, address: SocketAddr, service: S)
     where
         S: Service<Request<Body>, Response = Response<RB>> + Clone + Send + 'static,
         S::Future: Send + 'static,
@@ -115,7 +114,7 @@ impl Door {
         let service = service_fn(move |request| service.call(Body::of(request, idle)));
         let taken_over = AtomicBool::new(false);
         let is_taken_over = || taken_over.load(Ordering::Relaxed);
-        let closing = stay(guest, drained, self.inbound.clone(), &self.tls, &self.config, is_taken_over);
+        let closing = stay(guest, drained, self.inbound.clone(), &self.tls, &self.config, may_ask_on, is_taken_over);
         // A set of one: polled when it is woken and not with every read of the connection.
         let mut closing: FuturesUnordered<_> = std::iter::once(closing).collect();
         let mut left = None;
@@ -159,48 +158,64 @@ impl Door {
             Ok(Ok(0) | Err(_)) => return None,
             Ok(Ok(seen)) => &first[..seen],
         };
-        // A connection that is let in is judged by nothing older.
-        let listener = match &*self.layer.hear() {
-            InboundState::Ready(listener) => listener.clone(),
-            InboundState::Pending => return self.refuse(Refusal::NoPolicy, address, &"no policy has come yet"),
-            InboundState::Failed(why) => return self.refuse(Refusal::NoPolicy, address, why),
-        };
-        let (stream, verified) = match (listener.tls, is_tls(first)) {
-            (InboundTls::Strict, false) => {
+        let listener = self.policy(address)?;
+        let tls = is_tls(first);
+        match listener.tls {
+            InboundTls::Strict if !tls => {
                 self.stats.refuse(Refusal::Plaintext, address, &"policy demands mutual TLS");
                 if looks_like_http1(first) {
                     refuse_plaintext(tcp).await;
                 }
                 return None;
             }
-            (InboundTls::Disable, true) => {
+            InboundTls::Disable if tls => {
                 return self.refuse(Refusal::TlsDisabled, address, &"policy disables TLS");
             }
-            (InboundTls::Permissive, false) => {
-                self.stats.served_plaintext(address);
-                (Stream::Plain(tcp), None)
-            }
-            (InboundTls::Disable, false) => (Stream::Plain(tcp), None),
-            (InboundTls::Strict | InboundTls::Permissive, true) => {
-                match timeout(self.config.handshake_timeout, self.tls.accept(tcp, listener.instance.as_deref())).await {
-                    Err(_) => return self.refuse(Refusal::Timeout, address, &"the handshake took too long"),
-                    Ok(Err(refused)) => return self.refuse(reason(&refused), address, &refused),
-                    Ok(Ok((tls, verified))) => (Stream::Tls(Box::new(tls)), Some(verified)),
-                }
-            }
-        };
-        let server_name = stream.server_name().into();
+            _ => {}
+        }
+        let (stream, verified) = self.open(tcp, address, &listener, tls).await?;
         match timeout(self.config.detect_timeout, detect(stream)).await {
             Err(_) => self.refuse(Refusal::Timeout, address, &"it sent no request"),
             Ok(Err(_)) => None,
             Ok(Ok((version, io))) => {
-                let peer = PeerIdentity { spiffe_id: verified.as_ref().map(|peer| peer.id.clone()), address };
-                Some(Admitted { io, version, guest: Guest { peer, server_name, verified, listener } })
+                let guest = Guest::new(address, io.server_name(), verified, listener);
+                Some(Admitted { io, version, guest })
             }
         }
     }
 
-    fn refuse<T>(&self, reason: Refusal, address: SocketAddr, why: &dyn fmt::Display) -> Option<T> {
+    /// The policy of this moment; `None` = there is none, and the connection is refused. A connection that is let in is
+    /// judged by nothing older.
+    pub(super) fn policy(&self, address: SocketAddr) -> Option<Arc<InboundListener>> {
+        match &*self.layer.hear() {
+            InboundState::Ready(listener) => Some(listener.clone()),
+            InboundState::Pending => self.refuse(Refusal::NoPolicy, address, &"no policy has come yet"),
+            InboundState::Failed(why) => self.refuse(Refusal::NoPolicy, address, why),
+        }
+    }
+
+    /// Takes a socket as what policy lets it be: plaintext, or mutual TLS after a handshake.
+    pub(super) async fn open(
+        &self,
+        tcp: TcpStream,
+        address: SocketAddr,
+        listener: &InboundListener,
+        tls: bool,
+    ) -> Option<(Stream, Option<Verified>)> {
+        if !tls {
+            if listener.tls == InboundTls::Permissive {
+                self.stats.served_plaintext(address);
+            }
+            return Some((Stream::Plain(tcp), None));
+        }
+        match timeout(self.config.handshake_timeout, self.tls.accept(tcp, &listener.instances)).await {
+            Err(_) => self.refuse(Refusal::Timeout, address, &"the handshake took too long"),
+            Ok(Err(refused)) => self.refuse(reason(&refused), address, &refused),
+            Ok(Ok((tls, verified))) => Some((Stream::Tls(Box::new(tls)), Some(verified))),
+        }
+    }
+
+    pub(super) fn refuse<T>(&self, reason: Refusal, address: SocketAddr, why: &dyn fmt::Display) -> Option<T> {
         self.stats.refuse(reason, address, why);
         None
     }

@@ -1,8 +1,9 @@
 //! From a listening socket to requests: `worker` accepts, `connection` decides about one socket and
-//! serves it, `stay` says how long, `peers` counts those of one address, `stats` counts what was refused.
+//! serves it, `raw` does so where it carries no requests, `stay` says how long, `peers` counts those of one address, `stats` counts what was refused.
 
 mod connection;
 mod peers;
+mod raw;
 mod stats;
 mod stay;
 mod worker;

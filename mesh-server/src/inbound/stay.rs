@@ -2,8 +2,9 @@
 //!
 //! A policy that comes while requests are being served is asked what it has to say of their caller. If all that was open
 //! to it surely still is, they go on; if not, the connection takes no more of them, and those in flight have a limited
-//! time: the caller comes again, and each of its requests is judged as it begins.
+//! time: the caller comes again, and each of its requests is judged as it begins. A raw connection is judged anew.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use mesh_core::policy::{InboundListener, InboundState, InboundTls, JwtAuthentica
 use mesh_core::source::Watched;
 
 use crate::Config;
-use crate::listen::{Leash, TlsAccept, Verified};
+use crate::listen::{Leash, TlsAccept, Verified, Why};
 
 /// A connection that was let in.
 pub(super) struct Guest {
@@ -27,6 +28,18 @@ pub(super) struct Guest {
     pub(super) verified: Option<Verified>,
     /// The policy under which it came.
     pub(super) listener: Arc<InboundListener>,
+}
+
+impl Guest {
+    pub(super) fn new(
+        address: SocketAddr,
+        server_name: &str,
+        verified: Option<Verified>,
+        listener: Arc<InboundListener>,
+    ) -> Self {
+        let peer = PeerIdentity { spiffe_id: verified.as_ref().map(|peer| peer.id.clone()), address };
+        Self { peer, server_name: server_name.into(), verified, listener }
+    }
 }
 
 /// A connection that the application took over stays until it ends by itself, or policy or trust want it ended; a server
@@ -52,7 +65,7 @@ pub(super) async fn stay_taken_over(
             () = leash.gone() => return,
             () = sleep(leave.limit(config)) => {}
         }
-        leash.cut();
+        leash.cut(Why::Policy);
     }
 }
 
@@ -89,13 +102,15 @@ impl Leave {
     }
 }
 
-/// Waits until the connection should take no further requests.
+/// Waits until the connection should take no further requests. `is_welcome` says whether a caller may stay although its
+/// policy has become another one.
 pub(super) async fn stay(
     guest: Guest,
     drain: DrainWatch,
     inbound: Watched<InboundState>,
     tls: &TlsAccept,
     config: &Config,
+    is_welcome: impl Fn(&InboundListener, &Arc<InboundListener>, Caller<'_>) -> bool,
     is_taken_over: impl Fn() -> bool,
 ) -> Leave {
     let Guest { peer, server_name, verified, listener } = guest;
@@ -123,9 +138,14 @@ pub(super) async fn stay(
     tokio::select! {
         () = drain.drained() => Leave::Drained,
         () = distrusted => Leave::Unwelcome,
-        leave = changed(inbound, listener, &peer, &server_name, proven) => leave,
+        leave = changed(inbound, listener, &peer, &server_name, proven, is_welcome) => leave,
         () = aged => Leave::Aged,
     }
+}
+
+/// Whether requests of a caller go on as they did: all that was open to it surely still is.
+pub(super) fn may_ask_on(known: &InboundListener, now: &Arc<InboundListener>, caller: Caller<'_>) -> bool {
+    demands(known) == demands(now) && keeps_open(&known.authorization, &now.authorization, caller)
 }
 
 /// What is asked of tokens, without the keys: those change from time to time, and say nothing of who was let in before.
@@ -144,6 +164,7 @@ async fn changed(
     peer: &PeerIdentity,
     server_name: &str,
     proven: bool,
+    is_welcome: impl Fn(&InboundListener, &Arc<InboundListener>, Caller<'_>) -> bool,
 ) -> Leave {
     loop {
         // Without word from the control plane what was in force last still is.
@@ -151,11 +172,11 @@ async fn changed(
             && !Arc::ptr_eq(now, &known)
         {
             // To those that proved who they are, we have to be the same; of the others the port must not ask for it.
-            if if proven { now.instance != known.instance } else { now.tls == InboundTls::Strict } {
+            if if proven { now.instances != known.instances } else { now.tls == InboundTls::Strict } {
                 return Leave::Unwelcome;
             }
             let caller = Caller { peer, destination: now.address, server_name };
-            if demands(&known) != demands(now) || !keeps_open(&known.authorization, &now.authorization, caller) {
+            if !is_welcome(&known, now, caller) {
                 tracing::info!(
                     peer = %peer.address,
                     principal = peer.spiffe_id.as_ref().map(tracing::field::display),

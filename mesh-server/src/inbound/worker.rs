@@ -1,44 +1,35 @@
 //! The accept loop: the one place of the inbound side that spawns tasks, one a connection. The loop
 //! owns them: dropping its future closes every connection.
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, Response};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
-use tower_service::Service;
 
-use mesh_core::error::BoxError;
-use mesh_core::identity::Identity;
 use mesh_core::policy::{InboundState, InboundTls};
 
 use super::connection::is_of_the_peer;
 use super::peers::Peers;
 use super::{Door, Refusal};
-use crate::{Body, Readiness};
+use crate::Readiness;
 
 /// Pause after an error of the listening socket itself, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// Accepts and serves until drained, which includes the lame duck's time, and all connections have ended.
-pub(crate) async fn run<S, RB>(
+/// Accepts and serves until drained, which includes the lame duck's time, and all connections have ended. `serve` takes one
+/// connection to its end.
+pub(crate) async fn run<F: Future<Output = ()> + Send + 'static>(
     listener: TcpListener,
     address: SocketAddr,
     door: Arc<Door>,
     readiness: Readiness,
-    service: S,
-) where
-    S: Service<Request<Body>, Response = Response<RB>> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-    S::Error: Into<BoxError>,
-    RB: http_body::Body<Data = Bytes> + Send + 'static,
-    RB::Error: Into<BoxError>,
-{
+    serve: impl Fn(Arc<Door>, TcpStream, SocketAddr) -> F,
+) {
     let mut connections = JoinSet::new();
     let mut peers = door.config.max_connections_per_peer.map(Peers::new);
     let mut drained = pin!(door.drain.drained());
@@ -50,7 +41,7 @@ pub(crate) async fn run<S, RB>(
     let listening = hold.readiness.listening();
     let mut leave_at = None;
     loop {
-        hold.update(&inbound.load(), Option::as_ref(&identity.load()).map(AsRef::as_ref));
+        hold.update(&inbound.load(), identity.load().is_some());
         tokio::select! {
             biased;
             () = drained.as_mut(), if leave_at.is_none() => {
@@ -71,8 +62,7 @@ pub(crate) async fn run<S, RB>(
                 Ok((tcp, peer)) => {
                     let full = peers.as_ref().and_then(|peers| peers.full(peer.ip()));
                     if let Some(tcp) = enter(&door, tcp, peer, connections.len(), full) {
-                        let (door, service) = (door.clone(), service.clone());
-                        let task = connections.spawn(async move { door.serve(tcp, peer, service).await });
+                        let task = connections.spawn(serve(door.clone(), tcp, peer));
                         if let Some(peers) = &mut peers {
                             peers.enter(peer.ip(), task.id());
                         }
@@ -138,11 +128,11 @@ struct Hold {
 }
 
 impl Hold {
-    fn update(&self, inbound: &InboundState, identity: Option<&Identity>) {
+    fn update(&self, inbound: &InboundState, identified: bool) {
         let why = match inbound {
             InboundState::Pending => Some("no policy has come yet"),
             InboundState::Failed(why) => Some(&**why),
-            InboundState::Ready(listener) if listener.tls == InboundTls::Strict && identity.is_none() => {
+            InboundState::Ready(listener) if listener.tls == InboundTls::Strict && !identified => {
                 Some("policy demands mutual TLS and there is no certificate yet")
             }
             InboundState::Ready(_) => None,

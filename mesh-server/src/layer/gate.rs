@@ -15,7 +15,7 @@ use mesh_core::error::Code;
 use mesh_core::identity::PeerIdentity;
 use mesh_core::jwt::Tokens;
 use mesh_core::matcher::RequestView;
-use mesh_core::policy::InboundListener;
+use mesh_core::policy::{InboundListener, JwtAuthentication};
 use mesh_core::telemetry::{DecisionLabels, Metrics};
 
 use super::caught::caught;
@@ -105,6 +105,28 @@ impl Gate {
         compiled.decide(Step::default(), request, peer, server_name, tokens.as_deref())
     }
 
+    /// Decides about a connection that carries no requests. Nobody is asked about one, and none shows a token.
+    pub(super) fn judge_raw(
+        &self,
+        listener: &Arc<InboundListener>,
+        peer: &PeerIdentity,
+        server_name: &str,
+    ) -> Result<(), Closed> {
+        let (destination, server_name) = (listener.address, Some(server_name));
+        let of = Attributes { request: None, peer: Some(peer), destination, server_name, tokens: None };
+        if listener.jwt.iter().any(JwtAuthentication::demands_token) {
+            let reason = "the listener's filters demand a token, and a raw connection cannot show one";
+            denied(&of, None, None, reason);
+            return Err(Closed { code: Code::TOKEN_REFUSED, details: "jwt_is_missing".into(), challenge: None });
+        }
+        if listener.authorization.is_empty() {
+            return Ok(());
+        }
+        let current = self.current.load_full().filter(|compiled| Arc::ptr_eq(&compiled.listener, listener));
+        let compiled = current.unwrap_or_else(|| self.compile(listener));
+        compiled.authorizer.decide(&of, |seen| observed(&seen, &of)).map_err(|denial| closed(&denial, &of))
+    }
+
     // Two requests may do this at once; both get the same.
     #[cold]
     fn compile(&self, listener: &Arc<InboundListener>) -> Arc<Compiled> {
@@ -148,7 +170,8 @@ impl Compiled {
         tokens: Option<&Tokens>,
     ) -> Result<Option<Asking>, Closed> {
         let destination = self.listener.address;
-        let attributes = Attributes { request: view(request), peer, destination, server_name, tokens };
+        let request = Some(view(request));
+        let attributes = Attributes { request, peer, destination, server_name, tokens };
         match self.authorizer.decide_from(from, &attributes, |seen| observed(&seen, &attributes)) {
             Ok(None) => Ok(None),
             Ok(Some(question)) => match self.asking(&question) {
@@ -227,23 +250,30 @@ fn closed(denial: &Denial<'_>, of: &Attributes<'_>) -> Closed {
     let reason = match denial.reason {
         DenialReason::Denied => "a rule of a DENY policy matches",
         DenialReason::NotAllowed => "no rule of the ALLOW policies matches",
+        DenialReason::NoAuthorizer if of.request.is_none() => {
+            "a rule of a CUSTOM policy matches, and nobody is asked about raw connections"
+        }
         DenialReason::NoAuthorizer => "a rule of a CUSTOM policy matches, and nobody knows its provider",
         DenialReason::NoRoute => "there are routes for this port, and none of them matches",
     };
+    denied(of, Some(denial.policy), denial.rule, reason);
+    let details = format!("rbac_access_denied_matched_policy[{}]", denial.rule.unwrap_or("none"));
+    Closed { code, details: details.into(), challenge: None }
+}
+
+fn denied(of: &Attributes<'_>, policy: Option<&str>, rule: Option<&str>, reason: &'static str) {
     tracing::info!(
         target: "mesh::audit",
         decision = "denied",
-        policy = denial.policy,
-        rule = denial.rule,
+        policy,
+        rule,
         reason,
         principal = principal(of),
         peer = peer(of),
-        method = %of.request.method,
-        path = of.request.path(),
+        method = of.request.map(|request| tracing::field::display(request.method)),
+        path = of.request.map(|request| request.path()),
         "RBAC: access denied"
     );
-    let details = format!("rbac_access_denied_matched_policy[{}]", denial.rule.unwrap_or("none"));
-    Closed { code, details: details.into(), challenge: None }
 }
 
 #[cold]
@@ -256,8 +286,8 @@ fn observed(seen: &Observation<'_>, of: &Attributes<'_>) {
         rule = seen.rule,
         principal = principal(of),
         peer = peer(of),
-        method = %of.request.method,
-        path = of.request.path(),
+        method = of.request.map(|request| tracing::field::display(request.method)),
+        path = of.request.map(|request| request.path()),
         "RBAC: decision recorded"
     );
 }

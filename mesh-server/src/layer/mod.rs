@@ -22,6 +22,7 @@ mod headers;
 mod limits;
 mod policy;
 mod priority;
+mod raw;
 mod record;
 mod target;
 mod token;
@@ -110,10 +111,30 @@ impl Shared {
         self.load.is_some() && Question::of(request, grpc).is_some()
     }
 
+    /// What is counted of a peer is counted under these.
+    fn labels(&self, peer: Option<&PeerIdentity>) -> RequestLabels {
+        let caller = peer.and_then(|peer| peer.spiffe_id.as_ref());
+        let own = self.own_id();
+        let mut service = self.service_host.split('.');
+        RequestLabels {
+            reporter: Reporter::Destination,
+            source: PeerLabels {
+                principal: caller.map(ToString::to_string).unwrap_or_default(),
+                namespace: caller.and_then(|id| id.kubernetes()).map_or(String::new(), |(ns, _)| ns.to_owned()),
+                ..PeerLabels::default()
+            },
+            destination: PeerLabels::of(&self.workload, own.as_ref()),
+            destination_service: self.service_host.clone(),
+            destination_service_name: service.next().unwrap_or_default().to_owned(),
+            destination_service_namespace: self.workload.namespace.clone(),
+            mutual_tls: peer.map(|peer| peer.spiffe_id.is_some()),
+        }
+    }
+
     /// Who we are behind this address.
     pub(crate) fn own_id(&self) -> Option<SpiffeId> {
         let instance = match &**self.policy.state() {
-            InboundState::Ready(listener) => listener.instance.clone(),
+            InboundState::Ready(listener) => listener.instances.certificate.clone(),
             InboundState::Pending | InboundState::Failed(_) => None,
         };
         Option::as_ref(&self.identities.of(instance.as_deref()).load()).map(|own| own.id().clone())
@@ -195,22 +216,7 @@ impl InboundLayer {
 
 impl Connection {
     fn new(shared: &Arc<Shared>, peer: Option<PeerIdentity>, server_name: Option<Box<str>>) -> Self {
-        let caller = peer.as_ref().and_then(|peer| peer.spiffe_id.as_ref());
-        let own = shared.own_id();
-        let mut service = shared.service_host.split('.');
-        let series = shared.metrics.series(&RequestLabels {
-            reporter: Reporter::Destination,
-            source: PeerLabels {
-                principal: caller.map(ToString::to_string).unwrap_or_default(),
-                namespace: caller.and_then(|id| id.kubernetes()).map_or(String::new(), |(ns, _)| ns.to_owned()),
-                ..PeerLabels::default()
-            },
-            destination: PeerLabels::of(&shared.workload, own.as_ref()),
-            destination_service: shared.service_host.clone(),
-            destination_service_name: service.next().unwrap_or_default().to_owned(),
-            destination_service_namespace: shared.workload.namespace.clone(),
-            mutual_tls: peer.as_ref().map(|peer| peer.spiffe_id.is_some()),
-        });
+        let series = shared.metrics.series(&shared.labels(peer.as_ref()));
         Self {
             shared: shared.clone(),
             peer: peer.map(Arc::new),

@@ -1,10 +1,9 @@
-//! Taking back a connection that the application took over: an upgrade makes its bytes the application's, and policy may
-//! end it all the same.
+//! Taking back a connection whose bytes are the application's, raw or after an upgrade: policy, a limit or the end of the
+//! server may end it all the same.
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 
 use futures_util::task::AtomicWaker;
@@ -25,8 +24,33 @@ pub(crate) struct Tether {
 
 #[derive(Default)]
 struct Cut {
-    done: AtomicBool,
+    why: OnceLock<Why>,
+    // The two halves may be in two tasks.
     reader: AtomicWaker,
+    writer: AtomicWaker,
+}
+
+/// Why a connection was taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// Policy or trust have changed.
+    Policy,
+    /// No byte has gone over it for too long.
+    Silence,
+    /// The server has left.
+    Drained,
+}
+
+impl From<Why> for io::Error {
+    fn from(why: Why) -> Self {
+        match why {
+            Why::Policy => Self::new(io::ErrorKind::ConnectionAborted, "policy ended the connection"),
+            Why::Silence => Self::new(io::ErrorKind::TimedOut, "no byte has gone over the connection for too long"),
+            Why::Drained => {
+                Self::new(io::ErrorKind::ConnectionAborted, "the server has left, and the time to finish is over")
+            }
+        }
+    }
 }
 
 /// Both ends.
@@ -48,9 +72,11 @@ impl Leash {
     }
 
     /// From now on reading and writing fail.
-    pub(crate) fn cut(self) {
-        self.cut.done.store(true, Ordering::Release);
+    pub(crate) fn cut(self, why: Why) {
+        // Nobody else has the leash.
+        let _ = self.cut.why.set(why);
         self.cut.reader.wake();
+        self.cut.writer.wake();
     }
 }
 
@@ -59,16 +85,22 @@ impl Tether {
     ///
     /// # Errors
     /// It was cut.
-    pub(super) fn check(&self) -> io::Result<()> {
-        match self.cut.done.load(Ordering::Acquire) {
-            true => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "policy ended the connection")),
-            false => Ok(()),
+    pub(crate) fn check(&self) -> io::Result<()> {
+        match self.cut.why.get() {
+            Some(why) => Err((*why).into()),
+            None => Ok(()),
         }
     }
 
-    /// Who waits for bytes hears of the end. Who waits to write does not: nothing passes then.
-    pub(super) fn wait(&self, waker: &Waker) -> io::Result<()> {
+    /// Who waits for bytes hears of the end.
+    pub(crate) fn wait_to_read(&self, waker: &Waker) -> io::Result<()> {
         self.cut.reader.register(waker);
+        self.check()
+    }
+
+    /// Who waits to write hears of the end.
+    pub(crate) fn wait_to_write(&self, waker: &Waker) -> io::Result<()> {
+        self.cut.writer.register(waker);
         self.check()
     }
 }

@@ -1,4 +1,4 @@
-//! What happens to the bytes of an accepted socket before HTTP: plaintext or TLS, HTTP/1 or HTTP/2.
+//! What happens to the bytes of an accepted socket before HTTP or the application: plaintext or TLS, HTTP/1 or HTTP/2.
 //!
 //! Refuses to know policy: the caller has decided what this socket may be.
 
@@ -9,7 +9,7 @@ mod plaintext;
 mod stream;
 mod tls;
 
-pub(crate) use self::cut::{Leash, leash};
+pub(crate) use self::cut::{Leash, Tether, Why, leash};
 pub(crate) use self::detect::{HttpVersion, detect};
 pub(crate) use self::frames::Frames;
 pub(crate) use self::plaintext::{is_tls, looks_like_http1, refuse_plaintext};

@@ -25,6 +25,16 @@ impl Stream {
             Self::Tls(tls) => tls.get_ref().1.server_name().unwrap_or_default(),
         }
     }
+
+    /// Closes it at once, and so that the peer does not take it for an orderly end.
+    pub(crate) fn reset(self) {
+        let tcp = match &self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        };
+        // A socket that refuses is closed all the same.
+        let _ = tcp.set_zero_linger();
+    }
 }
 
 /// How many bytes tell HTTP/2 from HTTP/1: the length of HTTP/2's preface.
@@ -93,6 +103,11 @@ impl AsyncWrite for Stream {
 }
 
 impl Detected {
+    /// The TLS server name that the peer asked for; empty if none.
+    pub(crate) fn server_name(&self) -> &str {
+        self.stream.server_name()
+    }
+
     fn check(&self) -> io::Result<()> {
         self.tether.as_ref().map_or(Ok(()), Tether::check)
     }
@@ -115,7 +130,7 @@ impl AsyncRead for Detected {
             let read = Pin::new(&mut this.stream).poll_read(cx, buf);
             if read.is_pending() {
                 if let Some(tether) = &this.tether {
-                    tether.wait(cx.waker())?;
+                    tether.wait_to_read(cx.waker())?;
                 }
                 if let Some(frames) = &mut this.frames {
                     frames.wait(cx)?;

@@ -17,25 +17,23 @@ use mesh_core::id::SpiffeId;
 use mesh_core::identity::{
     Identity, InvalidIdentity, PeerRefused, TrustBundles, Usage, peer_spiffe_id, server_config, verify_svid,
 };
-use mesh_core::policy::InboundState;
-use mesh_core::source::{Identities, Watched, WatchedIdentity};
+use mesh_core::policy::{InboundState, Instances};
+use mesh_core::source::{Identities, Paired};
 
 /// Accepts TLS with the identity of the moment.
 pub(crate) struct TlsAccept {
-    own: Own,
-    named: BTreeMap<Box<str>, Own>,
+    identities: Identities,
+    own: Current,
+    named: BTreeMap<Box<str>, Current>,
     provider: Arc<CryptoProvider>,
 }
 
-/// One of our identities.
-struct Own {
-    identity: WatchedIdentity,
-    // The configuration of the identity seen last: built by the first handshake after a rotation.
-    current: ArcSwapOption<Built>,
-}
+/// The configuration with one of our identities, as it was seen last: built by the first handshake after a rotation.
+type Current = ArcSwapOption<Built>;
 
 struct Built {
     identity: Arc<Identity>,
+    trusted: TrustBundles,
     config: Arc<ServerConfig>,
 }
 
@@ -44,7 +42,7 @@ pub(crate) struct Verified {
     pub(crate) id: SpiffeId,
     chain: Box<[CertificateDer<'static>]>,
     by: TrustBundles,
-    identity: WatchedIdentity,
+    ours: Paired,
 }
 
 /// Why a TLS client was turned away.
@@ -68,60 +66,73 @@ const ALPN: &[&[u8]] = &[b"h2", b"http/1.1", b"istio"];
 
 impl TlsAccept {
     pub(crate) fn new(identities: &Identities, provider: Arc<CryptoProvider>) -> Self {
-        let own = |identity: &WatchedIdentity| Own { identity: identity.clone(), current: ArcSwapOption::empty() };
-        let named = identities.named().map(|(name, identity)| (name.into(), own(identity))).collect();
-        Self { own: own(identities.own()), named, provider }
+        let named = identities.named().map(|(name, _)| (name.into(), Current::empty())).collect();
+        Self { identities: identities.clone(), own: Current::empty(), named, provider }
     }
 
-    fn own(&self, instance: Option<&str>) -> Option<&Own> {
-        match instance {
-            None => Some(&self.own),
-            Some(name) => self.named.get(name),
+    /// The identity that policy wants shown and the roots that it wants trusted, now and as they change; none for ever
+    /// if it names one that there is not.
+    pub(crate) fn identity(&self, inbound: &InboundState) -> Paired {
+        match inbound {
+            InboundState::Ready(listener) => self.identities.paired(&listener.instances),
+            InboundState::Pending | InboundState::Failed(_) => self.identities.paired(&Instances::default()),
         }
     }
 
-    /// The identity that policy wants shown, now and as it changes; none for ever if it names one that there is not.
-    pub(crate) fn identity(&self, inbound: &InboundState) -> WatchedIdentity {
-        let instance = match inbound {
-            InboundState::Ready(listener) => listener.instance.as_deref(),
-            InboundState::Pending | InboundState::Failed(_) => None,
-        };
-        self.own(instance).map_or_else(|| Watched::fixed(None), |own| own.identity.clone())
-    }
-
-    /// Performs the handshake as the identity of `instance`; the caller sets the time limit.
+    /// Performs the handshake by these instances; the caller sets the time limit.
     pub(crate) async fn accept(
         &self,
         tcp: TcpStream,
-        instance: Option<&str>,
+        instances: &Instances,
     ) -> Result<(TlsStream<TcpStream>, Verified), TlsRefused> {
-        let own = self.own(instance).ok_or(TlsRefused::NoIdentity)?;
-        let identity = Option::clone(&own.identity.load()).ok_or(TlsRefused::NoIdentity)?;
-        let tls = TlsAcceptor::from(own.config(&identity, &self.provider)?).accept(tcp).await?;
+        let ours = self.identities.paired(instances);
+        let (identity, trusted) = now(&ours).ok_or(TlsRefused::NoIdentity)?;
+        let config = self.config(instances, &identity, &trusted)?;
+        let tls = TlsAcceptor::from(config).accept(tcp).await?;
         let (_, session) = tls.get_ref();
         let chain = session.peer_certificates().ok_or(TlsRefused::NoCertificate)?;
         let id = peer_spiffe_id(chain.first().ok_or(TlsRefused::NoCertificate)?)?;
         // A peer under a former name of a trust domain is the one that policy knows under the present name.
-        let id = identity.bundles().aliased(&id).unwrap_or(id);
+        let id = trusted.aliased(&id).unwrap_or(id);
         let chain = chain.to_vec().into();
-        let by = identity.bundles().clone();
-        Ok((tls, Verified { id, chain, by, identity: own.identity.clone() }))
+        Ok((tls, Verified { id, chain, by: trusted, ours }))
+    }
+
+    fn config(
+        &self,
+        instances: &Instances,
+        identity: &Arc<Identity>,
+        trusted: &TrustBundles,
+    ) -> Result<Arc<ServerConfig>, TlsRefused> {
+        let current = match &instances.certificate {
+            None => &self.own,
+            Some(name) => self.named.get(&**name).ok_or(TlsRefused::NoIdentity)?,
+        };
+        if let Some(built) = current.load().as_ref()
+            && Arc::ptr_eq(&built.identity, identity)
+            && built.trusted == *trusted
+        {
+            return Ok(built.config.clone());
+        }
+        let config = Arc::new(server_config(&identity.trusting(trusted.clone()), true, ALPN, &self.provider)?);
+        let (identity, trusted) = (identity.clone(), trusted.clone());
+        current.store(Some(Arc::new(Built { identity, trusted, config: config.clone() })));
+        Ok(config)
     }
 
     /// Waits until the peer of a connection would not be let in any more: its root was taken out of the bundle, or
     /// it was revoked.
     pub(crate) fn distrusted(&self, peer: Verified) -> impl Future<Output = ()> + Send + use<> {
         let provider = self.provider.clone();
-        let Verified { chain, mut by, mut identity, .. } = peer;
+        let Verified { chain, mut by, mut ours, .. } = peer;
         async move {
             loop {
-                identity.changed().await;
-                let Some(now) = Option::clone(&identity.load()) else { continue };
+                ours.changed().await;
                 // Most changes are a certificate of ours that was renewed.
-                if *now.bundles() == by {
-                    continue;
+                match now(&ours) {
+                    Some((_, trusted)) if trusted != by => by = trusted,
+                    _ => continue,
                 }
-                by = now.bundles().clone();
                 let algorithms = provider.signature_verification_algorithms.all;
                 if let Err(refused) = verify_svid(&chain, &by, algorithms, UnixTime::now(), Usage::Client) {
                     tracing::info!(%refused, "a connection's peer is not trusted any more: it is closed");
@@ -132,19 +143,10 @@ impl TlsAccept {
     }
 }
 
-impl Own {
-    fn config(
-        &self,
-        identity: &Arc<Identity>,
-        provider: &Arc<CryptoProvider>,
-    ) -> Result<Arc<ServerConfig>, TlsRefused> {
-        if let Some(built) = self.current.load().as_ref()
-            && Arc::ptr_eq(&built.identity, identity)
-        {
-            return Ok(built.config.clone());
-        }
-        let config = Arc::new(server_config(identity, true, ALPN, provider)?);
-        self.current.store(Some(Arc::new(Built { identity: identity.clone(), config: config.clone() })));
-        Ok(config)
-    }
+/// Who we are and whom we trust at the moment. Roots of nobody in particular vouch for our own trust domain only: a
+/// caller's name decides what it may do, so nobody else's authority may give names of ours.
+fn now(ours: &Paired) -> Option<(Arc<Identity>, TrustBundles)> {
+    let (identity, trusted) = ours.load()?;
+    let trusted = trusted.within(identity.id().trust_domain());
+    Some((identity, trusted))
 }

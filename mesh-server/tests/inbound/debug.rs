@@ -68,6 +68,13 @@ async fn every_path_answers_from_its_closure() {
     assert!(metrics.contains(&outer) && !metrics.contains("instance=\"none\""), "{metrics}");
     let ends = format!("mesh_certificate_expiry_timestamp_seconds{{of=\"leaf\"}} {ends}\n");
     assert!(metrics.contains(&ends) && metrics.contains("{of=\"root\"} "), "{metrics}");
+    assert!(!metrics.contains("of=\"issuer\""), "a root signed it: {metrics}");
+    let failures = "mesh_certificate_renewal_failures_total ";
+    assert!(metrics.contains(&format!("{failures}0\n")) && !metrics.contains("last_failure"), "{metrics}");
+    world.metrics.renewals().failed(1_800_000_000);
+    let metrics = ask(&debug, &get("/metrics")).await;
+    let last = "mesh_certificate_renewal_last_failure_timestamp_seconds 1800000000\n";
+    assert!(metrics.contains(&format!("{failures}1\n")) && metrics.contains(last), "{metrics}");
     assert!(ask(&debug, &get("/config_dump")).await.ends_with("{\"config\":1}"));
     assert!(ask(&debug, &get("/clusters")).await.ends_with("clusters"));
     assert!(ask(&debug, "HEAD /metrics HTTP/1.1\r\nhost: localhost").await.ends_with("\r\n\r\n"));

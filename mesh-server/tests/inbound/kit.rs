@@ -24,7 +24,7 @@ use mesh_core::identity::{Identity, client_config, peer_spiffe_id};
 use mesh_core::policy::{InboundListener, InboundState, InboundTls};
 use mesh_core::source::{Publisher, Watched};
 use mesh_core::telemetry::Metrics;
-use mesh_server::{Body, Config, LoadReporter, Server, ServerBuilder};
+use mesh_server::{Body, Config, LoadReporter, RawConnection, Server, ServerBuilder};
 use mesh_testkit::{CertificateSpec, TestCa, crypto};
 
 /// A server under test.
@@ -106,6 +106,25 @@ impl World {
         RB: http_body::Body<Data = Bytes> + Send + 'static,
         RB::Error: Into<BoxError>,
     {
+        Self::serving(state, config, settings, |server, listener| spawn(server.serve(listener, service))).await
+    }
+
+    /// A server of raw connections.
+    pub(crate) async fn start_raw<F: Future<Output = ()> + Send + 'static>(
+        state: InboundState,
+        config: Config,
+        handler: impl Fn(RawConnection) -> F + Clone + Send + 'static,
+    ) -> Self {
+        let serve = |server: &Server, listener| spawn(server.serve_tcp(listener, handler));
+        Self::serving(state, config, |server| server, serve).await
+    }
+
+    async fn serving(
+        state: InboundState,
+        config: Config,
+        settings: impl FnOnce(ServerBuilder) -> ServerBuilder,
+        serve: impl FnOnce(&Server, TcpListener) -> JoinHandle<std::io::Result<()>>,
+    ) -> Self {
         let ca = TestCa::new();
         let (policy, inbound) = Watched::channel(state);
         let (identity, own) = Watched::channel(Some(ca.identity("default", "reviews")));
@@ -128,7 +147,7 @@ impl World {
         let server = settings(server).build();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let serving = spawn(server.serve(listener, service));
+        let serving = serve(&server, listener);
         Self { ca, policy, identity, metrics, drain, server, address, serving }
     }
 

@@ -191,6 +191,27 @@ async fn the_layer_alone_opens_the_context_and_twice_is_once() {
     assert!(matches!(counted[..], [line] if line.ends_with(" 1")), "{counted:?}");
 }
 
+#[test]
+fn routes_have_linkerds_names_and_labels() {
+    let metrics = mesh_core::telemetry::Metrics::default();
+    assert!(!prometheus::encode("0", &metrics, None).contains("route_"), "control: nothing is counted by route");
+    let series = metrics.route("web.default.svc.cluster.local:80", "GET /\"x\"");
+    series.record(true, std::time::Duration::from_millis(3));
+    series.record(false, std::time::Duration::from_secs(7200));
+    let text = prometheus::encode("0", &metrics, None);
+    let labels = "direction=\"outbound\",dst=\"web.default.svc.cluster.local:80\",rt_route=\"GET /\\\"x\\\"\"";
+    for line in [
+        format!("route_response_total{{{labels},classification=\"success\"}} 1"),
+        format!("route_response_total{{{labels},classification=\"failure\"}} 1"),
+        format!("route_response_latency_ms_bucket{{{labels},le=\"5\"}} 1"),
+        format!("route_response_latency_ms_bucket{{{labels},le=\"+Inf\"}} 2"),
+        format!("route_response_latency_ms_sum{{{labels}}} 7200003"),
+        format!("route_response_latency_ms_count{{{labels}}} 2"),
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+}
+
 #[tokio::test]
 async fn the_layer_alone_lets_nothing_pass_until_the_policy_it_was_given_has_come() {
     for word in [InboundState::Pending, InboundState::Failed("no such listener".into())] {

@@ -8,9 +8,9 @@ use tokio::net::TcpStream;
 
 use mesh_core::error::BoxError;
 use mesh_core::id::TrustDomain;
-use mesh_core::identity::TrustBundle;
-use mesh_core::policy::{AuthorizationAction, AuthorizationPolicy, InboundState, InboundTls};
-use mesh_core::source::Identities;
+use mesh_core::identity::{Identity, TrustBundle, TrustBundles};
+use mesh_core::policy::{AuthorizationAction, AuthorizationPolicy, InboundState, InboundTls, Instances};
+use mesh_core::source::{Identities, Watched};
 use mesh_server::{Config, Refusal};
 use mesh_testkit::{CertificateSpec, TestCa};
 
@@ -235,7 +235,7 @@ async fn b10_a_listeners_instance_is_who_the_server_is_and_nothing_stands_in_for
     let identities = Identities::new(home.watched("default", "reviews"), named);
     let as_instance = |name: Option<&str>, max_connections| {
         let mut listener = listener(InboundTls::Strict);
-        listener.instance = name.map(Arc::from);
+        listener.instances = Instances::one(name.map(Arc::from));
         listener.limits.max_connections = max_connections;
         InboundState::Ready(Arc::new(listener))
     };
@@ -264,6 +264,37 @@ async fn b10_a_listeners_instance_is_who_the_server_is_and_nothing_stands_in_for
     assert!(world.mutual_as(&ours, Http::Two).await.is_err());
     assert_eq!(world.server.stats().refused(Refusal::NoIdentity), 1);
     eventually(|| (!world.server.readiness().is_ready()).then_some(())).await;
+}
+
+#[tokio::test]
+async fn b10_a_listeners_roots_may_be_of_another_instance_and_are_followed_a29() {
+    let (home, partner) = (TestCa::new(), TestCa::in_domain("partner.test"));
+    let (publisher, roots) = Watched::channel(Some(partner.bundles()));
+    let identities = Identities::from(home.watched("default", "reviews")).with_roots([("guests".into(), roots)]);
+    let mut listener = listener(InboundTls::Strict);
+    listener.instances.roots = Some("guests".into());
+    let strict = InboundState::Ready(Arc::new(listener));
+    let hello = tower::service_fn(|_: http::Request<mesh_server::Body>| async { text("hello") });
+    let world = World::start_with(strict, Config::default(), |server| server.identity(identities), hello).await;
+    let guest = partner.identity("default", "visitor").trusting(home.bundles());
+    let ours = home.identity("default", "productpage");
+    let mut visitor = world.mutual_as(&guest, Http::Two).await.unwrap();
+    assert_eq!(visitor.get("/").await.unwrap().0, 200);
+    assert_eq!(visitor.server.as_deref(), Some("spiffe://cluster.local/ns/default/sa/reviews"));
+    // A client is done before the server has judged it.
+    let turned_away = async |identity: &Identity| match world.mutual_as(identity, Http::Two).await {
+        Ok(mut client) => client.get("/").await.is_err(),
+        Err(_) => true,
+    };
+    assert!(turned_away(&ours).await, "its own roots do not count then");
+
+    // Who was let in by roots that are gone has to leave. A CA of no domain vouches for names of ours, not for others.
+    let of_nobody = |ca: &TestCa| TrustBundles::of_any_domain(TrustBundle::from_pem(ca.root_pem().as_bytes()).unwrap());
+    publisher.publish(Some(of_nobody(&home)));
+    let _ = within(visitor.ended).await;
+    assert_eq!(world.mutual_as(&ours, Http::Two).await.unwrap().get("/").await.unwrap().0, 200);
+    publisher.publish(Some(of_nobody(&partner)));
+    assert!(turned_away(&guest).await);
 }
 
 /// R27 at test scale.

@@ -10,7 +10,10 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use mesh_core::error::BoxError;
-use mesh_core::policy::{InboundState, InboundTls};
+use mesh_core::policy::{
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, InboundState, InboundTls, PathMatch, Permission,
+    Principal,
+};
 use mesh_core::source::Watched;
 use mesh_server::{Body, Refusal, Server};
 use mesh_testkit::{CertificateSpec, Log, TestCa, crypto, policy};
@@ -85,4 +88,116 @@ async fn s91_what_a_caller_sends_makes_no_line_of_the_log() {
     // The control: printed as it came, such a name would be a line.
     tracing::info!("{}", "a\nfake");
     assert!(!is_orderly(&log.text()));
+}
+
+#[tokio::test]
+async fn a_raw_connection_leaves_a_line_and_a_denied_one_says_which_policy() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _listens = tracing::subscriber::set_default(subscriber);
+    let open = policy::inbound(([127, 0, 0, 1], 80).into(), InboundTls::Disable);
+    let mut shut = open.clone();
+    shut.authorization = vec![AuthorizationPolicy::new("default/nobody", AuthorizationAction::Allow)];
+    let (published, inbound) = Watched::channel(InboundState::Ready(Arc::new(open)));
+    let server = Server::builder().inbound(inbound).build();
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let calls = async {
+        let mut tcp = TcpStream::connect(address).await.unwrap();
+        tcp.write_all(b"four").await.unwrap();
+        tcp.shutdown().await.unwrap();
+        tcp.read_to_end(&mut Vec::new()).await.unwrap();
+        published.publish(InboundState::Ready(Arc::new(shut)));
+        let mut tcp = TcpStream::connect(address).await.unwrap();
+        assert!(tcp.read(&mut [0]).await.is_err());
+        while log.text().matches("mesh::access").count() < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let echo = |connection| async move {
+        let (mut read, mut write) = tokio::io::split(connection);
+        tokio::io::copy(&mut read, &mut write).await.unwrap();
+    };
+    tokio::select! {
+        _ = server.serve_tcp(socket, echo) => unreachable!("it serves until it is told to stop"),
+        done = tokio::time::timeout(Duration::from_secs(60), calls) => done.unwrap(),
+    }
+    let text = log.text();
+    let line = |with: &str| text.lines().find(|line| line.contains(with)).unwrap_or_else(|| panic!("{with}: {text}"));
+    let served = line("received=4 sent=4");
+    assert!(served.contains("mesh::access") && served.contains("protocol=\"tcp\"") && served.contains("peer=127"));
+    let denied = line("rbac_access_denied_matched_policy[none]");
+    assert!(denied.contains("mesh::access") && denied.contains("received=0 sent=0"), "{denied}");
+    let audited = line("mesh::audit");
+    assert!(audited.contains("policy=\"default/nobody\"") && !audited.contains("method="), "{audited}");
+}
+
+/// What is asked to be denied: requests to a path, by a rule of that name.
+fn deny(name: &str, path: &str, dry_run: bool) -> AuthorizationPolicy {
+    let permissions = vec![Permission::Path(PathMatch::Exact(path.to_owned()))];
+    let rule = AuthorizationRule { name: format!("{name}-rule"), permissions, principals: vec![Principal::Any] };
+    AuthorizationPolicy { dry_run, rules: vec![rule], ..AuthorizationPolicy::new(name, AuthorizationAction::Deny) }
+}
+
+#[tokio::test]
+async fn each_decision_against_a_request_is_one_audit_line_that_names_who_and_what_decided() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _listens = tracing::subscriber::set_default(subscriber);
+    let ca = TestCa::new();
+    let mut listener = policy::inbound(([127, 0, 0, 1], 80).into(), InboundTls::Strict);
+    listener.authorization = vec![deny("shop/shut", "/shut", false), deny("shop/tried", "/tried", true)];
+    let server = Server::builder()
+        .identity(ca.watched("default", "reviews"))
+        .crypto(crypto())
+        .inbound(Watched::fixed(InboundState::Ready(Arc::new(listener))))
+        .build();
+    let hello = tower::service_fn(|_: Request<Body>| async {
+        Ok::<_, BoxError>(Response::new(Full::new(Bytes::from_static(b"hello"))))
+    });
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let ask = async |path: &str| {
+        let uris = vec!["spiffe://cluster.local/ns/default/sa/web".to_owned()];
+        let web = ca.certified(&CertificateSpec { uris, ..CertificateSpec::default() });
+        let tls = ca.client_showing(Some(web), &[b"http/1.1"]);
+        let tcp = TcpStream::connect(address).await.unwrap();
+        let mut tls = TlsConnector::from(Arc::new(tls)).connect("mesh".try_into().unwrap(), tcp).await.unwrap();
+        tls.write_all(format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // A server that closes without TLS' own goodbye is none that cut the answer: its length says so.
+        let _ = tls.read_to_end(&mut answer).await;
+        String::from_utf8(answer).unwrap()[9..12].to_owned()
+    };
+    let asked = async { [ask("/open").await, ask("/shut").await, ask("/tried").await] };
+    let statuses = tokio::select! {
+        _ = server.serve(socket, hello) => unreachable!("it serves until it is told to stop"),
+        done = tokio::time::timeout(Duration::from_secs(60), asked) => done.unwrap(),
+    };
+    assert_eq!(statuses, ["200", "403", "200"]);
+    let text = log.text();
+    let audited: Vec<&str> = text.lines().filter(|line| line.contains("mesh::audit")).collect();
+    // A dry run records what it would have decided of every request.
+    let against: Vec<_> = audited.iter().filter(|line| line.contains("decision=\"denied\"")).collect();
+    let line = |path: &str| {
+        let of: Vec<_> = against.iter().filter(|line| line.contains(path)).collect();
+        assert_eq!(of.len(), 1, "{path}: {text}");
+        **of[0]
+    };
+    for (path, policy, decided) in
+        [("path=\"/shut\"", "shop/shut", "access denied"), ("path=\"/tried\"", "shop/tried", "kind=DryRun")]
+    {
+        let line = line(path);
+        for part in [
+            &format!("policy=\"{policy}\""),
+            &format!("rule=\"{policy}-rule\""),
+            "principal=spiffe://cluster.local/ns/default/sa/web",
+            decided,
+        ] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+    }
+    assert_eq!((against.len(), audited.len()), (2, 4), "the control: what is open is denied in no line: {text}");
 }

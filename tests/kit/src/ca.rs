@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationList, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
+    SerialNumber, date_time_ymd,
 };
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::sign::CertifiedKey;
@@ -178,6 +179,18 @@ impl TestCa {
 
     /// The same, but not in the certificates of these numbers: with a revocation list that is good for an hour.
     pub fn bundles_revoking(&self, serials: &[u64]) -> TrustBundles {
+        let list = self.revoking(serials).der().to_vec();
+        let bundle = TrustBundle::new([self.root.clone()]).expect("the root is a certificate");
+        let bundle = bundle.with_revocation_lists(vec![list]).expect("a list that was just made");
+        TrustBundles::single(self.domain.clone(), bundle)
+    }
+
+    /// That list as PEM.
+    pub fn revocation_list(&self, serials: &[u64]) -> String {
+        self.revoking(serials).pem().expect("a list that was just made")
+    }
+
+    fn revoking(&self, serials: &[u64]) -> CertificateRevocationList {
         let now = UnixTime::now().as_secs();
         let at = |seconds: u64| date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
         let revoked = |serial: &u64| RevokedCertParams {
@@ -194,10 +207,7 @@ impl TestCa {
             revoked_certs: serials.iter().map(revoked).collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        let list = list.signed_by(&self.issuer).expect("the root may sign lists").der().to_vec();
-        let bundle = TrustBundle::new([self.root.clone()]).expect("the root is a certificate");
-        let bundle = bundle.with_revocation_lists(vec![list]).expect("a list that was just made");
-        TrustBundles::single(self.domain.clone(), bundle)
+        list.signed_by(&self.issuer).expect("the root may sign lists")
     }
 
     /// The root.

@@ -59,6 +59,15 @@ impl Listening {
         Some(Arc::new(Self { heed, metrics, wake: Notify::new(), owed: AtomicU64::new(0) }))
     }
 
+    /// Whether endpoints are asked, beside what they say with answers.
+    pub(super) fn asks(&self) -> bool {
+        match &self.heed {
+            Heed::Weights(settings) => settings.out_of_band,
+            Heed::Load(_) => true,
+            Heed::Nothing => false,
+        }
+    }
+
     /// A request goes to the endpoint of this index.
     pub(super) fn request(self: &Arc<Self>, members: &Arc<Members>, index: usize) -> Option<Ear> {
         match &self.heed {

@@ -6,6 +6,7 @@ use mesh_core::id::TrustDomain;
 use mesh_core::identity::Identity;
 use parking_lot::Mutex;
 use tonic::Code;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::client::Connection;
 use super::*;
@@ -18,10 +19,12 @@ use crate::ca::{
 struct Cluster {
     gone: Mutex<Vec<String>>,
     down: Mutex<bool>,
+    asked: Mutex<usize>,
 }
 
 impl TokenReviewer for Cluster {
     fn review<'r>(&'r self, token: &'r str, audiences: &'r [String]) -> Reviewing<'r, Review> {
+        *self.asked.lock() += 1;
         let account = token.split('.').nth(1).unwrap_or_default();
         let extra =
             ["pod-name", "pod-uid"].map(|key| (format!("authentication.kubernetes.io/{key}"), vec!["p".to_owned()]));
@@ -61,6 +64,8 @@ async fn s87_a_service_account_token_is_proof_while_its_pod_lives_and_of_nobody_
     assert!(reviews.certificate(Some("a.reviews.c")).await.is_ok());
     let stolen = reviews.certificate(Some("a.ratings.c")).await.unwrap_err();
     assert!(stolen.message().contains("one workload"), "{stolen}");
+    let alone = reviews.certificate(None).await.unwrap_err();
+    assert!(alone.message().contains("proves no pod that lives"), "{alone}");
 
     *cluster.down.lock() = true;
     assert_eq!(anonymous.certificate(Some("a.reviews.c")).await.unwrap_err().code(), Code::Unauthenticated);
@@ -74,6 +79,163 @@ async fn s87_a_service_account_token_is_proof_while_its_pod_lives_and_of_nobody_
     let plain = plain.start().await;
     let refused = Connection::anonymous(&plain).await.certificate(Some("a.reviews.c")).await;
     assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn s87_a_certificate_alone_is_renewed_only_if_it_began_with_a_join_token() {
+    let setup = Setup::new();
+    let accounts = ServiceAccountTokens::new(Arc::new(Cluster::default()), Vec::new());
+    let plane = setup.builder().service_account_tokens(accounts).start().await.unwrap();
+    let join = plane.join_tokens().mint("default", "machine", Duration::from_secs(60)).unwrap();
+    let anonymous = Connection::anonymous(&plane).await;
+    let mut machine = anonymous.certificate(Some(&join)).await.unwrap();
+    // Again and again, for it has nothing else.
+    for _ in 0..2 {
+        machine = Connection::mutual(&plane, &machine).await.certificate(None).await.unwrap();
+    }
+    // The token of a pod makes it one that has: the chain is of pods from there on.
+    let pod = Connection::mutual(&plane, &machine).await.certificate(Some("a.machine.c")).await.unwrap();
+    assert!(Connection::mutual(&plane, &pod).await.certificate(None).await.is_err());
+    // The control: nobody reviews tokens, so there are none to show.
+    drop(plane);
+    let plane = setup.start().await;
+    assert!(Connection::mutual(&plane, &pod).await.certificate(None).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_request_that_is_none_costs_no_question_to_the_cluster_and_is_not_read_to_its_end() {
+    let setup = Setup::new();
+    let cluster = Arc::new(Cluster::default());
+    let accounts = ServiceAccountTokens::new(cluster.clone(), Vec::new());
+    let plane = setup.builder().service_account_tokens(accounts).start().await.unwrap();
+    let anonymous = Connection::anonymous(&plane).await;
+    let code =
+        async |bytes: usize| anonymous.certificate_for("A".repeat(bytes), "a.reviews.c").await.unwrap_err().code();
+    assert_eq!(code(20 * 1024).await, Code::InvalidArgument, "read, and no signing request");
+    assert_eq!(code(80 * 1024).await, Code::OutOfRange);
+    assert_eq!(*cluster.asked.lock(), 0);
+    assert!(anonymous.certificate(Some("a.reviews.c")).await.is_ok());
+    assert_eq!(*cluster.asked.lock(), 1, "the control");
+}
+
+/// The authority's list that takes a certificate back and is good until a year's begin.
+fn revoking(setup: &Setup, identity: &Identity, until: i32) -> String {
+    let read = |file: &str| std::fs::read_to_string(setup.state.path().join(file)).unwrap();
+    let key = rcgen::KeyPair::from_pem(&read("ca-key.pem")).unwrap();
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&read("root-cert.pem"), key).unwrap();
+    let (_, leaf) = X509Certificate::from_der(&identity.certified().cert[0]).unwrap();
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2020, 1, 1),
+        next_update: rcgen::date_time_ymd(until, 1, 1),
+        crl_number: 1_u64.into(),
+        issuing_distribution_point: None,
+        revoked_certs: vec![rcgen::RevokedCertParams {
+            serial_number: rcgen::SerialNumber::from_slice(leaf.raw_serial()),
+            revocation_time: rcgen::date_time_ymd(2020, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        }],
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    list.signed_by(&issuer).unwrap().pem().unwrap()
+}
+
+#[tokio::test]
+async fn the_ends_of_the_control_planes_certificate_and_roots_are_metrics() {
+    let setup = Setup::new();
+    let plane = setup.start().await;
+    let (_, metrics) = page(&plane, "localhost", "/metrics").await;
+    let root = plane.authority.bundle().not_after();
+    assert!(
+        metrics.contains(&format!("mesh_certificate_expiry_timestamp_seconds{{of=\"root\"}} {root}\n")),
+        "{metrics}"
+    );
+    assert!(metrics.contains("{of=\"leaf\"} ") && !metrics.contains("of=\"issuer\""), "{metrics}");
+    assert!(metrics.contains("mesh_certificate_renewal_failures_total 0\n"), "{metrics}");
+    assert!(!metrics.contains("last_failure"), "{metrics}");
+}
+
+#[tokio::test]
+async fn s67_revocation_lists_are_told_to_members_and_one_that_is_of_no_use_keeps_the_old() {
+    let setup = Setup::new();
+    let plane = setup.start().await;
+    let token = |account: &str| plane.join_tokens().mint("default", account, Duration::from_secs(60)).unwrap();
+    let anonymous = Connection::anonymous(&plane).await;
+    let member = anonymous.certificate(Some(&token("member"))).await.unwrap();
+    let revoked = anonymous.certificate(Some(&token("revoked"))).await.unwrap();
+    let goes_on = Connection::mutual(&plane, &member).await;
+    let mut stream = goes_on.roots().await.unwrap();
+    assert_eq!(stream.message().await.unwrap().unwrap().revocation_lists, Vec::<Vec<u8>>::new());
+    let is_cut = Connection::mutual(&plane, &revoked).await;
+    let mut theirs = is_cut.roots().await.unwrap();
+    assert!(is_cut.certificate(None).await.is_ok(), "the control");
+
+    let file = setup.state.path().join("ca-crl.pem");
+    let good = revoking(&setup, &revoked, 2100);
+    std::fs::write(&file, &good).unwrap();
+    let told = stream.message().await.unwrap().unwrap();
+    assert_eq!(told.revocation_lists.len(), 1);
+    let trusted = mesh_core::identity::TrustBundle::from_pem(told.roots.as_bytes()).unwrap();
+    let trusted = trusted.with_revocation_lists(told.revocation_lists.clone()).unwrap();
+    let trusted = mesh_core::identity::TrustBundles::single(TrustDomain::new("cluster.local").unwrap(), trusted);
+    let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.all;
+    let verify = |identity: &Identity| {
+        let (now, usage) = (rustls_pki_types::UnixTime::now(), mesh_core::identity::Usage::Client);
+        mesh_core::identity::verify_svid(&identity.certified().cert, &trusted, algorithms, now, usage)
+    };
+    assert!(verify(&member).is_ok());
+    assert!(verify(&revoked).is_err());
+    // Its connection, too, for a certificate would be given for it there.
+    let ended = async { while let Ok(Some(_)) = theirs.message().await {} };
+    tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap();
+    assert!(is_cut.certificate(None).await.is_err());
+    assert!(goes_on.certificate(None).await.is_ok());
+
+    // Of these none would let anybody in, and none is taken up: the authority says what is wrong with each.
+    let other = Setup::new();
+    let _other = other.start().await;
+    let bad = [
+        ("garbled", "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n".to_owned(), "cannot be read"),
+        ("empty", String::new(), "holds no revocation list"),
+        ("signed by another", revoking(&other, &revoked, 2100), "not signed with that one's key"),
+        ("ended", revoking(&setup, &revoked, 2021), "ended at"),
+    ];
+    for (what, list, why) in bad {
+        std::fs::write(&file, list).unwrap();
+        let error = plane.authority.reload().unwrap_err().to_string();
+        assert!(error.contains("ca-crl.pem") && error.contains(why), "{what}: {error}");
+        assert_eq!(plane.authority.watched_bundle(), told, "{what}");
+    }
+    // A change of roots would find both under one name.
+    std::fs::write(&file, &good).unwrap();
+    let domain = TrustDomain::new("cluster.local").unwrap();
+    let rotation = RootRotation::open(setup.state.path(), domain, CertificateLife::default(), Clock::system()).unwrap();
+    assert!(matches!(rotation.advance(true), Err(crate::ca::RotateError::Revoking)));
+
+    // Control run: taken away in good order, everybody is good again.
+    std::fs::remove_file(&file).unwrap();
+    while !stream.message().await.unwrap().unwrap().revocation_lists.is_empty() {}
+}
+
+#[tokio::test]
+async fn s67_a_certificate_that_the_authority_took_back_is_nobody_to_the_control_plane() {
+    let setup = Setup::new();
+    let plane = setup.start().await;
+    let token = |account: &str| plane.join_tokens().mint("default", account, Duration::from_secs(60)).unwrap();
+    let anonymous = Connection::anonymous(&plane).await;
+    let revoked = anonymous.certificate(Some(&token("revoked"))).await.unwrap();
+    let other = anonymous.certificate(Some(&token("other"))).await.unwrap();
+    assert!(Connection::mutual(&plane, &revoked).await.certificate(None).await.is_ok(), "the control");
+
+    let domain = TrustDomain::new("cluster.local").unwrap();
+    let mut inside = plane.identity("default", "embedded").unwrap();
+    let first: Arc<Identity> = inside.load_full().as_ref().clone().unwrap();
+    let before = first.bundles().get(&domain).unwrap().clone();
+    std::fs::write(setup.state.path().join("ca-crl.pem"), revoking(&setup, &revoked, 2100)).unwrap();
+    // Who is in the process has taken the list up; the port is told by the same news.
+    inside.wait_for(|i| i.as_ref().is_some_and(|i| i.bundles().get(&domain) != Some(&before))).await;
+    while Connection::mutual(&plane, &revoked).await.certificate(None).await.is_ok() {}
+    assert!(Connection::mutual(&plane, &other).await.certificate(None).await.is_ok(), "only that one");
 }
 
 #[tokio::test]
@@ -102,7 +264,10 @@ async fn a_change_of_roots_is_told_at_once_and_taken_up_in_the_process_too() {
     assert!(rotation.advance(false).is_err(), "too early");
     assert_eq!(rotation.advance(true).unwrap().step, RotationStep::Switched);
     assert_eq!(rotation.advance(true).unwrap().step, RotationStep::Idle);
-    let alone = stream.message().await.unwrap().unwrap();
-    assert!(count(&alone) == 1 && alone.roots != now.roots);
+    // The certificate that was shown is of the root that is out now.
+    while let Ok(Some(_)) = stream.message().await {}
     inside.wait_for(|identity| roots(identity, 1)).await;
+    let next = inside.load_full().as_ref().clone().unwrap();
+    let alone = Connection::mutual(&plane, &next).await.roots().await.unwrap().message().await.unwrap().unwrap();
+    assert!(count(&alone) == 1 && alone.roots != now.roots);
 }

@@ -103,6 +103,14 @@ impl Connection {
         http::Uri::from_static("https://localhost")
     }
 
+    /// Asks for a certificate with a request of the caller's making.
+    pub(super) async fn certificate_for(&self, csr: String, token: &str) -> Result<(), Status> {
+        let mut request = Request::new(IstioCertificateRequest { csr, ..IstioCertificateRequest::default() });
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        let mut client = IstioCertificateServiceClient::with_origin(self.clone(), Self::origin());
+        client.create_certificate(request).await.map(drop)
+    }
+
     /// Asks for a certificate with a fresh key.
     pub(super) async fn certificate(&self, token: Option<&str>) -> Result<Arc<Identity>, Status> {
         let key = rcgen::KeyPair::generate().unwrap();

@@ -99,6 +99,8 @@ pub(crate) struct ConnectionPool {
     pub(crate) max_retries: Option<u32>,
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) idle_timeout: Option<Duration>,
+    /// Of raw connections; 0 = none.
+    pub(crate) tcp_idle_timeout: Option<Duration>,
     pub(crate) max_age: Option<Duration>,
     pub(crate) max_requests_per_connection: Option<u32>,
     pub(crate) max_concurrent_streams: Option<u32>,

@@ -39,12 +39,7 @@ fn tcp_pool(spec: &TcpPoolSpec, check: &mut Check<'_>, path: &str, pool: &mut Co
             interval: keepalive_time(keepalive.interval.as_deref(), check, &format!("{path}.interval")),
         });
     }
-    if time(spec.idle_timeout.as_deref(), check, &format!("{path}.idleTimeout")).is_some() {
-        check.unenforced(
-            &format!("{path}.idleTimeout"),
-            "raw connections stay until the application closes them; HTTP connections follow http.idleTimeout",
-        );
-    }
+    pool.tcp_idle_timeout = time(spec.idle_timeout.as_deref(), check, &format!("{path}.idleTimeout"));
 }
 
 fn http_pool(spec: &HttpPoolSpec, check: &mut Check<'_>, path: &str, pool: &mut ConnectionPool) {

@@ -129,13 +129,8 @@ impl Kind for Server {
         };
         let port = check.take("spec.port", number).unwrap_or(ServerPort::Any);
         match spec.proxy_protocol.as_deref().unwrap_or("unknown") {
-            "unknown" | "HTTP/1" | "HTTP/2" | "gRPC" => {}
-            "opaque" | "TLS" => {
-                check.unenforced(
-                    "spec.proxyProtocol",
-                    "the server takes HTTP, and its requests are authorized one by one",
-                );
-            }
+            // Whether a port takes requests or raw connections is the application's to say; both are authorized.
+            "unknown" | "HTTP/1" | "HTTP/2" | "gRPC" | "opaque" | "TLS" => {}
             other => check.error("spec.proxyProtocol", format!("{other:?} is not a protocol of Linkerd's")),
         }
         Self { pods: pods.unwrap_or_default(), port, access, closed: false }

@@ -44,10 +44,8 @@ pub(super) fn block(spec: &MatchSpec, check: &mut Check<'_>, path: &str, mesh: b
     for (i, gateway) in spec.gateways.iter().enumerate() {
         check_gateway_name(gateway, check, &format!("{path}.gateways[{i}]"));
     }
-    if spec.stat_prefix.is_some() {
-        check.unenforced(&format!("{path}.statPrefix"), "no statistics of its own for this match");
-    }
-    let block = MatchBlock { name: spec.name.clone(), matcher, gateways: spec.gateways.clone() };
+    let stat_prefix = spec.stat_prefix.clone().unwrap_or_default();
+    let block = MatchBlock { name: spec.name.clone(), matcher, gateways: spec.gateways.clone(), stat_prefix };
     (check.errors() == errors).then_some(block)
 }
 

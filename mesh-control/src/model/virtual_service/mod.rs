@@ -65,6 +65,8 @@ pub(crate) struct MatchBlock {
     pub(crate) matcher: RouteMatch,
     /// Gateways of this block; empty = the VirtualService's.
     pub(crate) gateways: Vec<String>,
+    /// What its requests are counted under; may be empty.
+    pub(crate) stat_prefix: String,
 }
 
 impl MatchBlock {

@@ -22,9 +22,9 @@ pub(super) fn table(place: &Place<'_>) -> Option<Table> {
     let service = place.world.virtual_services.find(place.scope, place.host)?;
     let mut routes = Vec::new();
     'routes: for http in &service.spec.http {
-        for (matcher, name, source) in expand(place, service, http) {
+        for (matcher, labels, source) in expand(place, service, http) {
             let last = is_catch_all(&RouteMatch { port: None, ..matcher.clone() });
-            let Some(route) = source.route(place, name, matcher) else { continue };
+            let Some(route) = source.route(place, labels, matcher) else { continue };
             routes.push(route);
             if last {
                 // Nothing falls through: what follows is dead.
@@ -46,7 +46,7 @@ pub(in crate::translate) fn made_by(world: &World, service: &Object<VirtualServi
     let place = Place { world, scope: &scope, host, port: 80, known: None };
     let routes = service.spec.http.iter().enumerate().filter_map(|(i, http)| {
         let source = Source { namespace: service.namespace(), http, root: None };
-        Some((i, source.route(&place, http.name.clone(), RouteMatch::any())?))
+        Some((i, source.route(&place, Labels { name: http.name.clone(), stat_prefix: "" }, RouteMatch::any())?))
     });
     routes.collect()
 }
@@ -64,7 +64,7 @@ struct Source<'a> {
 fn expand<'a>(place: &Place<'a>, service: &'a Object<VirtualService>, http: &'a HttpRoute) -> Vec<Expanded<'a>> {
     let HttpAction::Delegate { name, namespace } = &http.action else {
         let source = Source { namespace: service.namespace(), http, root: None };
-        return matches(place, http).map(|(matcher, name)| (matcher, name, source)).collect();
+        return matches(place, http).map(|(matcher, labels)| (matcher, labels, source)).collect();
     };
     let target = place.world.model.virtual_services.get(&(namespace.clone(), name.clone()));
     let visible = |target: &&Arc<Object<VirtualService>>| {
@@ -74,24 +74,34 @@ fn expand<'a>(place: &Place<'a>, service: &'a Object<VirtualService>, http: &'a 
     // A missing delegate is a finding, and its route is skipped.
     for inner in target.filter(visible).into_iter().flat_map(|target| &target.spec.http) {
         let source = Source { namespace, http: inner, root: Some(http) };
-        for (outer, outer_name) in matches(place, http) {
-            for (matcher, inner_name) in matches(place, inner) {
+        for (outer, root) in matches(place, http) {
+            for (matcher, own) in matches(place, inner) {
                 // A delegate's block that contradicts the root's drops out.
                 let Some(both) = delegate::join(&outer, &matcher) else { continue };
-                expanded.push((both, joined(&outer_name, &inner_name, "-"), source));
+                let stat_prefix = if own.stat_prefix.is_empty() { root.stat_prefix } else { own.stat_prefix };
+                let name = joined(&root.name, &own.name, "-");
+                expanded.push((both, Labels { name, stat_prefix }, source));
             }
         }
     }
     expanded
 }
 
-type Expanded<'a> = (RouteMatch, String, Source<'a>);
+type Expanded<'a> = (RouteMatch, Labels<'a>, Source<'a>);
+
+/// How a route is called, and what its requests are counted under.
+struct Labels<'a> {
+    name: String,
+    stat_prefix: &'a str,
+}
 
 /// The conditions of a route that can hold here, with their names.
-fn matches<'a>(place: &Place<'a>, http: &'a HttpRoute) -> impl Iterator<Item = (RouteMatch, String)> {
-    let all = http.blocks.is_empty().then(|| (RouteMatch::any(), http.name.clone()));
+fn matches<'a>(place: &Place<'a>, http: &'a HttpRoute) -> impl Iterator<Item = (RouteMatch, Labels<'a>)> {
+    let all = http.blocks.is_empty().then(|| (RouteMatch::any(), Labels { name: http.name.clone(), stat_prefix: "" }));
     let blocks = http.blocks.iter().filter(|block| holds(place, block));
-    all.into_iter().chain(blocks.map(|block| (block.matcher.clone(), joined(&http.name, &block.name, "."))))
+    let labels =
+        |block: &'a MatchBlock| Labels { name: joined(&http.name, &block.name, "."), stat_prefix: &block.stat_prefix };
+    all.into_iter().chain(blocks.map(move |block| (block.matcher.clone(), labels(block))))
 }
 
 fn joined(first: &str, second: &str, by: &str) -> String {
@@ -117,7 +127,7 @@ fn holds(place: &Place<'_>, block: &MatchBlock) -> bool {
 
 impl Source<'_> {
     /// The policy route; `None` for a delegating route, of which only the delegate's routes remain.
-    fn route(&self, place: &Place<'_>, name: String, matcher: RouteMatch) -> Option<Route> {
+    fn route(&self, place: &Place<'_>, labels: Labels<'_>, matcher: RouteMatch) -> Option<Route> {
         let own = &self.http.headers;
         let mut headers = self.root.filter(|_| own.is_empty()).map_or(own, |root| &root.headers).clone();
         let action = match &self.http.action {
@@ -134,7 +144,9 @@ impl Source<'_> {
             }
             HttpAction::Delegate { .. } => return None,
         };
-        let route = Route { name, headers, ..Route::new(matcher, action) };
+        let Labels { name, stat_prefix } = labels;
+        let stat_prefix = stat_prefix.to_owned();
+        let route = Route { name, headers, stat_prefix, ..Route::new(matcher, action) };
         Some(match self.fault() {
             Some(fault) => route.with_fault(fault),
             None => route,

@@ -17,6 +17,8 @@ use crate::translate::{World, names};
 
 /// Linkerd bounds retries by the budget alone; this only keeps one request from going on for ever.
 const MAX_ATTEMPTS: u32 = 64;
+/// What no route of a profile takes, as Linkerd's tools show it.
+const DEFAULT_ROUTE: &str = "[DEFAULT]";
 
 /// The routes of the profile or the split that holds here.
 pub(super) fn table(place: &Place<'_>, known: &Host) -> Option<Table> {
@@ -38,7 +40,9 @@ pub(super) fn table(place: &Place<'_>, known: &Host) -> Option<Table> {
     };
     let mut routes: Vec<Route> =
         profile.spec.routes.iter().flat_map(|route| profile_routes(route, &forward, hashed)).collect();
-    routes.push(forward_all("[DEFAULT]", forward));
+    routes.push(forward_all(DEFAULT_ROUTE, forward));
+    // Linkerd counts by route whatever a profile has routes for, and the rest together.
+    routes.iter_mut().for_each(|route| route.stat_prefix.clone_from(&route.name));
     let retries = profile.spec.routes.iter().any(|route| route.retryable);
     let budget = profile.spec.budget.clone().or_else(|| retries.then(default_budget));
     Some(Table { routes, retry: None, budget })

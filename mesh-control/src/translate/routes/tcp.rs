@@ -4,6 +4,7 @@
 //! its clients need not follow a cluster that no request uses.
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{TcpForward, TcpShare};
@@ -37,8 +38,20 @@ pub(super) fn forward(place: &Place<'_>, dialled: &str) -> Option<TcpForward> {
     };
     found.map(|mut forward| {
         forward.max_connect_attempts = ATTEMPTS;
+        if let Some(time) = idle_timeout(place, &forward) {
+            forward.idle_timeout = Some(time).filter(|time| !time.is_zero());
+        }
         forward
     })
+}
+
+/// What the DestinationRule of the first destination says; a proxy has one for all, too.
+fn idle_timeout(place: &Place<'_>, forward: &TcpForward) -> Option<Duration> {
+    let parts = names::parse(forward.clusters().first()?.name.as_str())?;
+    let host = place.world.catalog.get(place.scope, parts.host)?;
+    let rules = place.world.rules.find(place.scope, &host.name, &host.namespace);
+    let subset = rules.subset(parts.subset);
+    rules.policy(parts.port, subset).pool?.tcp_idle_timeout
 }
 
 fn itself(place: &Place<'_>) -> Option<TcpForward> {

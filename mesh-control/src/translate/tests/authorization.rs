@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use mesh_core::authz::{Attributes, Authorizer};
 use mesh_core::identity::PeerIdentity;
 use mesh_core::matcher::RequestView;
-use mesh_core::policy::{AuthorizationAction, InboundListener};
+use mesh_core::policy::{AuthorizationAction, AuthorizerProtocol, InboundListener, NamePattern};
 
 use super::*;
 
@@ -52,7 +52,7 @@ pub(super) fn denied(listener: &InboundListener, call: Call) -> Option<String> {
         draw: &|| 0,
     };
     let attributes = Attributes {
-        request,
+        request: Some(request),
         peer: Some(&peer),
         destination: listener.address,
         server_name: Some("x.test"),
@@ -61,6 +61,54 @@ pub(super) fn denied(listener: &InboundListener, call: Call) -> Option<String> {
     let authorizer = Authorizer::new(&listener.authorization);
     let verdict = authorizer.decide(&attributes, |_| {});
     verdict.err().map(|denial| denial.rule.unwrap_or("-").to_owned())
+}
+
+/// The same of a raw connection.
+pub(super) fn denied_raw(listener: &InboundListener, peer: &str) -> Option<String> {
+    let spiffe_id = (!peer.is_empty()).then(|| format!("spiffe://{peer}").parse().unwrap());
+    let peer = PeerIdentity { spiffe_id, address: "10.9.0.1:4000".parse().unwrap() };
+    let attributes = Attributes {
+        request: None,
+        peer: Some(&peer),
+        destination: listener.address,
+        server_name: Some("x.test"),
+        tokens: None,
+    };
+    let authorizer = Authorizer::new(&listener.authorization);
+    let verdict = authorizer.decide(&attributes, |_| {});
+    verdict.err().map(|denial| denial.rule.unwrap_or("-").to_owned())
+}
+
+/// Istio's fields, of which HTTP alone has some.
+#[test]
+fn a_policy_holds_for_raw_connections_as_istio_has_it_for_ports_that_are_not_http() {
+    let (web, other) = ("cluster.local/ns/shop/sa/web", "cluster.local/ns/other/sa/x");
+    let from_shop = "from: [{source: {namespaces: [shop]}}]";
+    let elsewhere = "from: [{source: {notNamespaces: [shop]}}]";
+    for (spec, of_web, of_other) in [
+        ("{rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/web]}}]}]}", true, false),
+        (&format!("{{action: DENY, rules: [{{{elsewhere}}}]}}"), true, false),
+        ("{rules: [{from: [{source: {ipBlocks: [10.9.0.0/16]}}]}]}", true, true),
+        ("{rules: [{from: [{source: {remoteIpBlocks: [10.8.0.0/16]}}]}]}", false, false),
+        ("{rules: [{to: [{operation: {ports: ['8080']}}]}]}", true, true),
+        ("{rules: [{to: [{operation: {notPorts: ['8080']}}]}]}", false, false),
+        ("{rules: [{when: [{key: connection.sni, values: [x.test]}]}]}", true, true),
+        ("{rules: [{when: [{key: destination.ip, values: [10.0.0.2]}]}]}", false, false),
+        // HTTP in an ALLOW rule: it never matches. Elsewhere it is passed over.
+        (&format!("{{rules: [{{{from_shop}, to: [{{operation: {{methods: [GET]}}}}]}}]}}"), false, false),
+        ("{rules: [{to: [{operation: {ports: ['8080']}}, {operation: {paths: [/x]}}]}]}", false, false),
+        ("{rules: [{to: [{operation: {paths: ['*']}}]}]}", false, false),
+        ("{rules: [{to: [{operation: {methods: ['*']}}]}]}", false, false),
+        ("{rules: [{to: [{operation: {hosts: ['*']}}]}]}", false, false),
+        (&format!("{{action: DENY, rules: [{{{from_shop}, to: [{{operation: {{paths: [/x]}}}}]}}]}}"), false, true),
+        ("{action: DENY, rules: [{to: [{operation: {hosts: [x.test], ports: ['81']}}]}]}", true, true),
+        ("{action: DENY, rules: [{from: [{source: {requestPrincipals: ['*']}}]}]}", false, false),
+        ("{action: AUDIT, rules: [{to: [{operation: {paths: [/x]}}]}]}", true, true),
+    ] {
+        let listener = inbound(&world(&policy("one", "shop", spec)), "shop");
+        assert_eq!(denied_raw(&listener, web).is_none(), of_web, "{spec}");
+        assert_eq!(denied_raw(&listener, other).is_none(), of_other, "{spec}");
+    }
 }
 
 /// Whether a request passes a workload with one policy, in process and over the wire.
@@ -481,7 +529,7 @@ fn the_mesh_config_says_where_an_authorizer_is_asked() {
     };
     let custom = policy("one", "shop", "{action: CUSTOM, provider: {name: opa}, rules: [{}]}");
     let grpc = |text: &str| match &inbound(&world(text), "shop").authorization[0].action {
-        AuthorizationAction::Custom(provider) => provider.grpc.clone(),
+        AuthorizationAction::Custom(provider) => provider.service.clone(),
         other => panic!("{other:?}"),
     };
     let full = "envoyExtAuthzGrpc: {service: auth/opa.auth.svc.cluster.local, port: 9191, timeout: 2s, failOpen: true, statusOnError: '503'}";
@@ -494,10 +542,34 @@ fn the_mesh_config_says_where_an_authorizer_is_asked() {
     let full = "envoyExtAuthzGrpc: {service: auth/opa.auth.svc.cluster.local, port: 9191, timeout: 2s, failOpen: true, statusOnError: '503', includeRequestBodyInCheck: {maxRequestBytes: 10, allowPartialMessage: true}}";
     let told = grpc(&format!("{custom}{}", config(full))).unwrap().body.unwrap();
     assert_eq!((told.max_bytes.get(), told.allow_partial, told.as_bytes), (10, true, false));
+    let full = "envoyExtAuthzHttp: {service: opa.auth, port: 80, timeout: 2s, failOpen: true, pathPrefix: /check, includeRequestHeadersInCheck: [Cookie, 'x-auth-*'], includeAdditionalHeadersInCheck: {x-from: mesh, x-filled: 'https://%REQ(Host)%'}, headersToUpstreamOnAllow: [x-user], headersToDownstreamOnAllow: [set-cookie], headersToDownstreamOnDeny: ['*-cookie']}";
+    let text = format!("{custom}{}", config(full));
+    let http = grpc(&text).unwrap();
+    assert_eq!((http.target.as_str(), http.timeout.as_secs(), http.fail_open), ("opa.auth:80", 2, true));
+    let AuthorizerProtocol::Http(how) = http.protocol else { panic!("{:?}", http.protocol) };
+    let names = |list: &[NamePattern]| list.iter().map(|name| name.as_str().to_owned()).collect::<Vec<_>>();
+    assert_eq!(
+        (how.path_prefix.as_str(), names(&how.request_headers)),
+        ("/check", vec!["cookie".into(), "x-auth-*".into()])
+    );
+    assert_eq!(
+        (names(&how.upstream_on_allow), names(&how.downstream_on_allow)),
+        (vec!["x-user".into()], vec!["set-cookie".into()])
+    );
+    assert_eq!(names(&how.downstream_on_deny), ["*-cookie"]);
+    assert_eq!(how.added_headers.iter().map(|write| write.name.as_str()).collect::<Vec<_>>(), ["x-from"]);
+    let left_out =
+        world(&text).findings().iter().any(|f| f.field.contains("x-filled") && f.message.contains("percent"));
+    assert!(left_out, "{:?}", world(&text).findings());
     // Nobody to ask: no such provider, or one that cannot be asked as it wants to be.
     for provider in [
         "zipkin: {service: zipkin.istio-system, port: 9411}",
-        "envoyExtAuthzHttp: {service: opa.auth, port: 80}",
+        "envoyExtAuthzHttp: {service: opa.auth, port: 80, pathPrefix: check}",
+        "envoyExtAuthzHttp: {service: opa.auth, port: 80, pathPrefix: '/check?a='}",
+        "envoyExtAuthzHttp: {service: opa.auth, port: 80, headersToUpstreamOnAllow: ['*']}",
+        "envoyExtAuthzHttp: {service: opa.auth, port: 80, includeAdditionalHeadersInCheck: {'a b': c}}",
+        "envoyExtAuthzHttp: {service: opa.auth, port: 0}",
+        "envoyExtAuthzHttp: {service: opa.auth, port: 80}\n      envoyExtAuthzGrpc: {service: opa.auth, port: 80}",
         "envoyExtAuthzGrpc: {service: opa.auth, port: 9191, includeRequestBodyInCheck: {}}",
         "envoyExtAuthzGrpc: {service: opa.auth, port: 9191, includeRequestBodyInCheck: {maxRequestBytes: 1000000000}}",
         "envoyExtAuthzGrpc: {service: 'not a host', port: 9191}",

@@ -2,7 +2,7 @@
 
 use mesh_core::policy::AuthorizationAction;
 
-use super::authorization::{Call, GET, denied, inbound};
+use super::authorization::{Call, GET, denied, denied_raw, inbound};
 use super::*;
 
 fn object(kind: &str, name: &str, spec: &str) -> String {
@@ -202,6 +202,27 @@ fn a_request_is_for_the_most_specific_route_and_those_authorized_for_it() {
     // Who is authorized for the Server is so for each of its routes.
     let more = format!("{text}{}", authorize("server", SERVER, "{kind: ServiceAccount, name: x, namespace: other}"));
     assert_eq!(denied(&inbound(&world(&more), "shop"), Call { path: "/admin", ..OTHER }), None);
+    assert_eq!(denied(&inbound(&world(&more), "shop"), Call { path: "relative", ..OTHER }), Some("-".into()));
+}
+
+#[test]
+fn a_raw_connection_is_for_those_authorized_for_the_server_whatever_its_routes() {
+    let text = [
+        server(", proxyProtocol: opaque"),
+        web(),
+        authorize("server", SERVER, IDENTITIES),
+        route("all", "{path: {value: /}}"),
+        authorize("all", "{group: policy.linkerd.io, kind: HTTPRoute, name: all}", ""),
+    ]
+    .concat();
+    let world = world(&text);
+    assert!(world.findings().is_empty(), "{:?}", world.findings());
+    let listener = inbound(&world, "shop");
+    assert_eq!(denied_raw(&listener, GET.peer), None);
+    assert_eq!(denied_raw(&listener, OTHER.peer), Some("-".into()));
+    assert_eq!(denied_raw(&listener, ""), Some("-".into()));
+    // The control: a request has a route, which is for everybody.
+    assert_eq!(denied(&listener, OTHER), None);
 }
 
 #[test]

@@ -155,3 +155,20 @@ fn an_edit_of_a_raw_rule_that_leads_nowhere_leaves_the_last_good_one_in_force() 
     assert_eq!(served(&now).as_deref(), Some("3306|v9|a 1"));
     assert_eq!(now.cluster(&scope("default"), "outbound|3306|v9|a.default.svc.cluster.local"), None);
 }
+
+#[test]
+fn a_silent_connection_has_the_time_of_its_destinations_rule_or_envoys_hour() {
+    let of = |tcp: &str| {
+        let rule = format!("{{host: b, trafficPolicy: {{connectionPool: {{tcp: {{{tcp}}}}}}}}}");
+        let world = shop(&[
+            istio("DestinationRule", "b", "default", &rule),
+            rules("tcp: [{match: [{port: 3306}], route: [{destination: {host: b}}]}]"),
+        ]);
+        assert_eq!(said(&world), Vec::<String>::new());
+        let time = |dialled| world.listener(&scope("default"), dialled).unwrap().tcp.unwrap().idle_timeout;
+        ["a:3306", "b:5000", "a:443"].map(time).map(|time| time.map(|time| time.as_secs()))
+    };
+    assert_eq!(of("idleTimeout: 90s"), [Some(90), Some(90), Some(3600)]);
+    assert_eq!(of("idleTimeout: 0s"), [None, None, Some(3600)]);
+    assert_eq!(of("maxConnections: 5"), [Some(3600); 3]);
+}

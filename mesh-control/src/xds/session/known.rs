@@ -47,6 +47,8 @@ pub(super) enum Held {
     Nothing,
     /// That it does not exist.
     Absent,
+    /// Something that is to be sent again, whatever it was.
+    Outdated,
     Version(Version),
     /// Kept where a response repeats what has vanished since.
     Bytes(Arc<Encoded>),
@@ -63,10 +65,15 @@ pub(super) enum Answer {
 }
 
 impl Held {
+    /// Whether the client has something.
+    pub(super) fn is_some(&self) -> bool {
+        !matches!(self, Self::Nothing | Self::Absent)
+    }
+
     /// The version that the client has.
     pub(super) fn version(&self) -> Option<Version> {
         match self {
-            Self::Nothing | Self::Absent => None,
+            Self::Nothing | Self::Absent | Self::Outdated => None,
             Self::Version(version) => Some(*version),
             Self::Bytes(encoded) => Some(encoded.version),
         }

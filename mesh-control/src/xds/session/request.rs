@@ -105,11 +105,12 @@ impl Session {
         if star(&request.resource_names_unsubscribe) {
             self.set_wildcard(kind, false);
         }
-        // An Envoy needs the endpoints of a changed cluster again, and the change may have come before this.
-        let anew = kind == Kind::Endpoints && self.scope().dialect == Dialect::Envoy;
-        if first && !anew {
+        if first {
+            // An Envoy needs the endpoints of a changed cluster again, and the change may have come before this.
+            let anew = kind == Kind::Endpoints && self.scope().dialect == Dialect::Envoy;
             for (name, version) in request.initial_resource_versions {
-                self.already_has(kind, name.into(), &version);
+                let held = if anew { Held::Outdated } else { Held::Version(Version::parse(&version)) };
+                self.already_has(kind, name.into(), held);
             }
         }
         Ok(outcome)
@@ -145,6 +146,8 @@ impl Session {
         let ty = &mut self.types[kind.index()];
         match ty.known.get_mut(name) {
             Some(known) if ty.wildcard => known.explicit = false,
+            // What the wildcard covers may not have been looked at yet.
+            None if ty.wildcard => {}
             _ => ty.forget(name),
         }
     }
@@ -174,17 +177,17 @@ impl Session {
     fn send_again(&mut self, kind: Kind, name: &str) {
         let ty = &mut self.types[kind.index()];
         if let Some(known) = ty.known.get_mut(name) {
-            known.held = Held::Nothing;
+            // Of what only the wildcard covers it must hear when it is gone.
+            known.held = if known.held.is_some() && !known.explicit { Held::Outdated } else { Held::Nothing };
             ty.vanished.remove(name);
             ty.due.insert(name.into());
         }
     }
 
     /// The client has this from an earlier stream.
-    fn already_has(&mut self, kind: Kind, name: Arc<str>, version: &str) {
+    fn already_has(&mut self, kind: Kind, name: Arc<str>, held: Held) {
         let ty = &mut self.types[kind.index()];
         if ty.wildcard || ty.known.contains_key(&name) {
-            let held = Held::Version(Version::parse(version));
             let known = ty.known.entry(name.clone()).or_default();
             *known = Known { held, answer: Answer::Accepted, ..std::mem::take(known) };
             ty.due.insert(name);

@@ -37,7 +37,7 @@ impl Type {
 
 fn resource(name: &str, known: &Known) -> ResourceStatus {
     let state = match (&known.held, known.answer) {
-        (Held::Nothing, _) => "requested",
+        (Held::Nothing | Held::Outdated, _) => "requested",
         (Held::Absent, _) => "missing",
         (_, Answer::None) => "sent",
         (_, Answer::Accepted) => "accepted",

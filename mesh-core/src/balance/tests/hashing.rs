@@ -1,6 +1,7 @@
-//! Ring hash and Maglev: who gets a key, and how little moves when somebody comes or goes.
+//! Ring hash and Maglev: who gets a key, how little moves when somebody comes or goes, and what bounds the load.
 
 use super::*;
+use crate::policy::Hashing;
 
 const KEYS: u64 = 20_000;
 
@@ -140,4 +141,100 @@ fn the_table_is_dealt_out_by_weight_to_within_one_per_cent() {
     }
     let odd = Maglev::new(&candidates(&[1; 3]), 8);
     assert_eq!((0..3).map(|index| odd.slots(index)).sum::<usize>(), 11, "the next prime");
+}
+
+/// Both balancers over candidates of these weights, with a bound or without.
+fn bounded(weights: &[u32], factor: Option<u32>) -> [(Candidates, Box<dyn Picker>); 2] {
+    [ring_policy(), Balancer::Maglev { table_size: 65_537 }].map(|balancer| {
+        let set = candidates(weights).hashing(Hashing { balance_factor: factor, ..Hashing::default() });
+        (set.clone(), picker_for(&balancer, set, &mut seeded(1)))
+    })
+}
+
+fn ring_policy() -> Balancer {
+    Balancer::RingHash { min_size: 1024, max_size: 8 << 20 }
+}
+
+/// Holds requests of one key in flight; what each candidate has in the end.
+fn hot((set, picker): &(Candidates, Box<dyn Picker>), requests: u32, mut each: impl FnMut(u32, &[u32])) -> Vec<u32> {
+    let in_flight = || set.iter().map(Candidate::in_flight).collect::<Vec<_>>();
+    let mut held = Vec::new();
+    for sent in 1..=requests {
+        let pick = Pick { hash: Some(0x5eed), ..Pick::default() };
+        let index = picker.pick(&pick, &mut |_| panic!("a hash needs no draw")).unwrap();
+        held.push(set[index].load_or_new().start());
+        each(sent, &in_flight());
+    }
+    in_flight()
+}
+
+#[test]
+fn a_hot_key_overflows_where_load_is_bounded() {
+    for factor in [100, 125, 200] {
+        // So many that a pick does not look at all of them, too.
+        for (count, requests) in [(10, 200), (200, 1000)] {
+            for set in &bounded(&vec![1; count], Some(factor)) {
+                hot(set, requests, |sent, all| {
+                    let most = (f64::from(sent * factor) / 100.0 / count as f64).ceil() as u32;
+                    assert!(all.iter().all(|n| *n <= most), "{factor} %, {sent} in flight: {all:?}");
+                });
+            }
+        }
+    }
+    for set in &bounded(&[1; 10], None) {
+        let got = hot(set, 200, |_, _| {});
+        assert_eq!(got.iter().max(), Some(&200), "control");
+    }
+}
+
+#[test]
+fn a_bound_on_load_goes_by_weight_and_leaves_others_where_they_are() {
+    for set in &bounded(&[1, 3], Some(110)) {
+        let got = hot(set, 400, |_, _| {});
+        assert!(got[0] <= 110 && got[1] <= 330 && got[0] >= 70, "{got:?}");
+    }
+    let pairs = bounded(&[1; 10], Some(125)).into_iter().zip(bounded(&[1; 10], None));
+    for ((set, bounded), (_, unbounded)) in pairs {
+        assert_eq!(owners(&*bounded), owners(&*unbounded), "nobody is full");
+        // Everybody has as much as all others, but one.
+        let _even: Vec<_> = set.iter().flat_map(|c| [c.load_or_new().start(), c.load_or_new().start()]).collect();
+        let _more: Vec<_> = (0..5).map(|_| set[3].load_or_new().start()).collect();
+        let moved: Vec<(usize, usize)> = owners(&*unbounded).into_iter().zip(owners(&*bounded)).collect();
+        assert!(moved.iter().all(|(owner, now)| (*owner == 3) != (owner == now)), "its keys move, no others");
+        let heirs: std::collections::BTreeSet<usize> = moved.iter().filter(|(o, _)| *o == 3).map(|(_, n)| *n).collect();
+        assert_eq!(heirs.len(), 9, "and not all to one neighbour");
+    }
+}
+
+#[test]
+fn a_bound_on_load_passes_over_what_was_tried() {
+    for (set, picker) in bounded(&[1; 4], Some(100)) {
+        let _full: Vec<_> = (0..9).map(|_| set[0].load_or_new().start()).collect();
+        let mut draw = seeded(5);
+        for _ in 0..200 {
+            let at = |tried, draw: &mut Draw<'_>| picker.pick(&Pick { tried, ..Pick::default() }, draw).unwrap();
+            assert!([2, 3].contains(&at(&[1], &mut draw)), "the first is full, the second was tried");
+            assert_eq!(at(&[1, 2, 3], &mut draw), 0, "nothing else is left");
+            assert!((1..4).contains(&at(&[0, 1, 2, 3], &mut draw)), "all were tried");
+        }
+    }
+    for (_, picker) in bounded(&[], Some(125)) {
+        assert_eq!(picker.pick(&Pick::default(), &mut seeded(1)), None);
+    }
+}
+
+#[test]
+fn a_cluster_bounds_the_load_of_its_endpoints() {
+    let in_flight = |factor| {
+        let hashing = Hashing { balance_factor: factor, ..Hashing::default() };
+        let cluster = policy::Cluster { balancer: ring_policy(), hashing, ..policy::Cluster::new("c".into()) };
+        let group = group(0, 1, &[1, 2, 3, 4].map(|port| (port, 1, Health::Healthy)));
+        let set =
+            ReadySet::build(endpoints(vec![group]), Arc::new(cluster), None, SECOND, &mut seeded(1), |_| ((), None));
+        let pick = Pick { now: SECOND, hash: Some(7), ..Pick::default() };
+        let sent = (0..40).map(|_| set.pick(&pick, &mut seeded(1)).unwrap().0);
+        let _held: Vec<_> = sent.map(|index| set.candidates()[index].load_or_new().start()).collect();
+        set.candidates().iter().map(Candidate::in_flight).max()
+    };
+    assert_eq!((in_flight(Some(150)), in_flight(None)), (Some(15), Some(40)));
 }

@@ -91,6 +91,28 @@ fn peak_ewma_weighs_latency_by_requests_in_flight() {
 }
 
 #[test]
+fn peak_ewma_draws_a_third_where_one_of_two_is_no_choice() {
+    let set = candidates(&[1; 8]);
+    let picker = PeakEwma::new(set.clone());
+    for (i, candidate) in set.iter().enumerate() {
+        let took = if i == 0 { 100 } else { 10 };
+        candidate.load_or_new().succeeded(Duration::from_millis(took), SECOND);
+    }
+    let busy: Vec<_> = (0..20).map(|_| set[1].load_or_new().start()).collect();
+    let got = shares(&picker, 8, SECOND);
+    assert_eq!((got[0], got[1]), (0, 0), "neither the slow one because another is busy, nor that: {got:?}");
+    drop(busy);
+    let _fewer: Vec<_> = (0..5).map(|_| set[1].load_or_new().start()).collect();
+    assert_eq!(shares(&picker, 8, SECOND)[1], 0, "nor the busy one because the other is slow");
+    // The control: three times as slow is a choice, if not a good one.
+    for candidate in set.iter() {
+        candidate.load_or_new().abandoned(Duration::from_millis(100), SECOND);
+    }
+    set[0].load_or_new().abandoned(Duration::from_millis(300), SECOND);
+    assert!(shares(&picker, 8, SECOND)[0] > 0, "for it is the cheaper of the two when it meets the busy one");
+}
+
+#[test]
 fn an_unreachable_endpoint_is_avoided_for_longer_each_time_and_forgiven_at_once() {
     let load = Load::default();
     let ms = |n: u64| Duration::from_millis(n);

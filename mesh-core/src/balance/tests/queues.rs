@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::*;
 
-/// Requests that one server works on at once.
+/// Requests that one server works on at once, where a scene says nothing else.
 const PLACES: usize = 4;
 /// What a request takes, on average.
 const TIME: Duration = Duration::from_millis(5);
@@ -32,6 +32,9 @@ struct Scene {
     tells: Tells,
     /// How many times slower than usual each server is.
     servers: Vec<f64>,
+    /// Requests that each works on at once.
+    places: Vec<usize>,
+    weights: Vec<u32>,
     clients: usize,
     /// To a server, and back again.
     way: Duration,
@@ -43,9 +46,9 @@ struct Scene {
 
 /// Half of eight servers twice as slow, at 90 % of what all can do together, asked by twenty clients.
 fn half_slow(balancer: Balancer) -> Scene {
-    let servers = [[1.0; 4], [2.0; 4]].concat();
+    let (servers, places, weights) = ([[1.0; 4], [2.0; 4]].concat(), vec![PLACES; 8], vec![1; 8]);
     let (way, time) = (Duration::ZERO, Duration::from_secs(4));
-    Scene { balancer, tells: Tells::Load, servers, clients: 20, way, load: 0.9, time, seed: 1 }
+    Scene { balancer, tells: Tells::Load, servers, places, weights, clients: 20, way, load: 0.9, time, seed: 1 }
 }
 
 fn prequal() -> Balancer {
@@ -77,15 +80,11 @@ struct Request {
 
 struct Server {
     slower: f64,
+    places: usize,
     busy: usize,
     waiting: VecDeque<usize>,
     load: Arc<ServedLoad>,
     average: f64,
-}
-
-struct Client {
-    candidates: Candidates,
-    picker: Box<dyn Picker>,
 }
 
 /// One run of a scene.
@@ -97,7 +96,7 @@ struct Run {
     agenda: BinaryHeap<Foreseen>,
     foreseen: u64,
     servers: Vec<Server>,
-    clients: Vec<Client>,
+    clients: Vec<ReadySet<()>>,
     requests: Vec<Request>,
     took: Vec<Duration>,
 }
@@ -105,7 +104,7 @@ struct Run {
 impl Scene {
     /// Latency below which 99 % of the answers stay, milliseconds.
     fn p99(&self) -> f64 {
-        let mut took = Run::new(self.clone()).all();
+        let mut took = Run::new(self.clone()).all().took;
         took.sort_unstable();
         took[took.len() * 99 / 100].as_secs_f64() * 1000.0
     }
@@ -114,18 +113,34 @@ impl Scene {
     fn p99_to(&self, balancer: Balancer) -> f64 {
         self.p99() / Self { balancer, ..self.clone() }.p99()
     }
+
+    /// Share of the requests that the second half of the servers got.
+    fn share_of_second_half(&self) -> f64 {
+        let run = Run::new(self.clone()).all();
+        let (mut second, mut all) = (0, 0);
+        for request in run.requests.iter().filter(|request| request.sent >= WARM_UP) {
+            all += 1;
+            second += u32::from(request.server >= run.servers.len() / 2);
+        }
+        f64::from(second) / f64::from(all)
+    }
 }
 
 impl Run {
     fn new(scene: Scene) -> Self {
         let epoch = Instant::now();
         let load = || Arc::new(ServedLoad::new(epoch));
-        let server =
-            |slower: &f64| Server { slower: *slower, busy: 0, waiting: VecDeque::new(), load: load(), average: 0.005 };
+        let server = |(slower, places): (&f64, &usize)| {
+            let (slower, places, waiting) = (*slower, *places, VecDeque::new());
+            Server { slower, places, busy: 0, waiting, load: load(), average: 0.005 }
+        };
+        let list: Vec<_> = (1..).zip(&scene.weights).map(|(port, weight)| (port, *weight, Health::Healthy)).collect();
+        let all = endpoints(vec![group(0, 1, &list)]);
+        let cluster =
+            Arc::new(policy::Cluster { balancer: scene.balancer.clone(), ..policy::Cluster::new("c".into()) });
         let client = |seed: usize| {
-            let candidates = candidates(&vec![1; scene.servers.len()]);
-            let picker = picker_for(&scene.balancer, candidates.clone(), &mut seeded(seed as u64));
-            Client { candidates, picker }
+            let draw = &mut seeded(seed as u64);
+            ReadySet::build(all.clone(), cluster.clone(), None, Duration::ZERO, draw, |_| ((), None))
         };
         Self {
             epoch,
@@ -133,7 +148,7 @@ impl Run {
             random: fastrand::Rng::with_seed(scene.seed),
             agenda: BinaryHeap::new(),
             foreseen: 0,
-            servers: scene.servers.iter().map(server).collect(),
+            servers: scene.servers.iter().zip(&scene.places).map(server).collect(),
             clients: (0..scene.clients).map(client).collect(),
             requests: Vec::new(),
             took: Vec::new(),
@@ -141,8 +156,8 @@ impl Run {
         }
     }
 
-    /// What the requests took that were sent after the warm-up.
-    fn all(mut self) -> Vec<Duration> {
+    /// The run to its end.
+    fn all(mut self) -> Self {
         self.foresee(Duration::ZERO, Event::Asked);
         while let Some(Reverse((now, _, event))) = self.agenda.pop() {
             self.now = now;
@@ -156,7 +171,7 @@ impl Run {
                 Event::Told { client, server, in_flight, latency } => self.told(client, server, in_flight, latency),
             }
         }
-        self.took
+        self
     }
 
     fn foresee(&mut self, after: Duration, event: Event) {
@@ -171,21 +186,21 @@ impl Run {
 
     /// A client sends a request, and probes after it.
     fn ask(&mut self) {
-        let rate = self.servers.iter().map(|server| PLACES as f64 / TIME.as_secs_f64() / server.slower).sum::<f64>();
+        let rate = |server: &Server| server.places as f64 / TIME.as_secs_f64() / server.slower;
+        let rate = self.servers.iter().map(rate).sum::<f64>();
         let next = self.exponential(Duration::from_secs_f64(1.0 / (rate * self.scene.load)));
         self.foresee(next, Event::Asked);
         let (now, work) = (self.now, self.exponential(TIME));
         let client = self.random.usize(..self.clients.len());
-        let Client { candidates, picker } = &self.clients[client];
-        let pick = Pick { now, ..Pick::default() };
-        let server = picker.pick(&pick, &mut |below| self.random.u64(..below)).unwrap();
-        let held = Some(candidates[server].load_or_new().start());
+        let (set, pick) = (&self.clients[client], Pick { now, ..Pick::default() });
+        let (server, _) = set.pick(&pick, &mut |below| self.random.u64(..below)).unwrap();
+        let held = Some(set.candidates()[server].load_or_new().start());
         let work = work.mul_f64(self.servers[server].slower);
         self.requests.push(Request { server, sent: now, came: now, work, held, serving: None });
         self.foresee(self.scene.way, Event::Came { request: self.requests.len() - 1 });
         if let Balancer::Prequal(settings) = &self.scene.balancer {
             for _ in 0..settings.probes_per_request / 1_000_000 {
-                let server = self.random.usize(..self.servers.len());
+                let server = self.clients[client].probe_target(&mut |below| self.random.u64(..below)).unwrap();
                 self.foresee(self.scene.way, Event::Probed { client, server });
             }
         }
@@ -196,7 +211,7 @@ impl Run {
         let own = &mut self.requests[request];
         let server = &mut self.servers[own.server];
         (own.came, own.serving) = (self.now, Some(server.load.begin(now)));
-        if server.busy < PLACES {
+        if server.busy < server.places {
             server.busy += 1;
             self.foresee(self.requests[request].work, Event::Done { request });
         } else {
@@ -242,13 +257,13 @@ impl Run {
     }
 
     fn told(&mut self, client: usize, server: usize, in_flight: u32, latency: Option<Duration>) {
-        let Client { candidates, picker } = &self.clients[client];
-        let load = candidates[server].load_or_new();
+        let set = &self.clients[client];
+        let load = set.candidates()[server].load_or_new();
         match self.scene.tells {
             Tells::Nothing => load.report_load(load.in_flight(), None, 0, self.now),
             Tells::Load | Tells::Average => load.report_load(in_flight, latency, 0, self.now),
         }
-        picker.reported(server, self.now);
+        set.reported(server, self.now);
     }
 }
 
@@ -283,4 +298,23 @@ fn prequal_keeps_away_from_one_slow_server_that_no_client_knows_much_of() {
     scene.servers = [vec![10.0], vec![1.0; 7]].concat();
     let ratio = scene.p99_to(Balancer::least_request());
     assert!(ratio < 0.2, "p99 {ratio:.2} of least request's");
+}
+
+/// Eight servers, of which the second half works on three times as many requests at once.
+fn half_large(weights: [u32; 2], load: f64) -> Scene {
+    let places = [[4; 4], [12; 4]].concat();
+    let weights = weights.map(|weight| [weight; 4]).concat();
+    let (servers, way, time) = (vec![1.0; 8], Duration::from_millis(2), Duration::from_secs(2));
+    Scene { servers, places, weights, way, time, load, ..half_slow(prequal()) }
+}
+
+/// Control: servers with as much to spare are as fast, so that without weights the large ones get about half.
+#[test]
+fn prequal_goes_by_weight_where_servers_are_as_fast() {
+    for load in [0.3, 0.6] {
+        let share = half_large([1, 3], load).share_of_second_half();
+        assert!((0.70..=0.80).contains(&share), "weights 1 to 3 at {load} of what they can do: {share:.2}");
+    }
+    let share = half_large([1, 1], 0.3).share_of_second_half();
+    assert!(share < 0.65, "equal weights: {share:.2}");
 }

@@ -221,9 +221,14 @@ fn months_change_nothing_of_what_was_over() {
     }
 }
 
+/// Ten endpoints on ports from 10, some of which began lately and start at a tenth of their share.
 fn warming(balancer: &Balancer, began: &[(u16, u64)]) -> ReadySet<u16> {
+    warming_among(10, 100_000, balancer, began)
+}
+
+fn warming_among(count: u16, min_share: u32, balancer: &Balancer, began: &[(u16, u64)]) -> ReadySet<u16> {
     let slow_start =
-        SlowStart { window: Duration::from_secs(100), aggression: 1_000_000, min_share: PerMillion::new(100_000) };
+        SlowStart { window: Duration::from_secs(100), aggression: 1_000_000, min_share: PerMillion::new(min_share) };
     let cluster = cluster(|c| (c.balancer, c.slow_start) = (balancer.clone(), Some(slow_start)));
     let loads: Vec<_> = began
         .iter()
@@ -233,7 +238,8 @@ fn warming(balancer: &Balancer, began: &[(u16, u64)]) -> ReadySet<u16> {
             (*port, load)
         })
         .collect();
-    build(vec![group(0, 1, &(10..20).map(|port| (port, 1, Healthy)).collect::<Vec<_>>())], cluster, &loads)
+    let ports = (10..10 + count).map(|port| (port, 1, Healthy));
+    build(vec![group(0, 1, &ports.collect::<Vec<_>>())], cluster, &loads)
 }
 
 #[test]
@@ -253,6 +259,76 @@ fn a_new_endpoint_ramps_up_and_a_second_one_does_not_disturb_it() {
         let control = hits(&warming(&balancer, &[]), &ports, &Pick { now: Duration::from_secs(1), ..Pick::default() });
         assert!(control[0] > 2700, "control: without a ramp it gets its share at once");
     }
+}
+
+/// Picks of the first of so many endpoints, of 30,000.
+fn picks_of_the_first(set: &ReadySet<u16>, now: Duration) -> f64 {
+    let mut draw = seeded(9);
+    let pick = Pick { now, ..Pick::default() };
+    (0..30_000).filter(|_| *set.pick(&pick, &mut draw).unwrap().1 == 10).count() as f64
+}
+
+/// Five standard deviations of a share of 30,000 picks.
+fn five_deviations(share: f64) -> f64 {
+    5.0 * (30_000.0 * share * (1.0 - share)).sqrt()
+}
+
+#[test]
+fn new_endpoints_get_no_more_than_their_share_however_many_they_are() {
+    let new = |count: u16| (11..10 + count).map(|port| (port, 1)).collect::<Vec<_>>();
+    // An old one among very many: most picks are settled without the picker.
+    for (count, least) in [(21, 100_000), (21, 20_000), (401, 20_000)] {
+        for balancer in [Balancer::RoundRobin, Balancer::Random, Balancer::least_request(), Balancer::PeakEwma] {
+            let share = 1.0 / (1.0 + f64::from(count - 1) * f64::from(least) / 1e6);
+            let got = picks_of_the_first(&warming_among(count, least, &balancer, &new(count)), 2 * SECOND);
+            let off = (got - 30_000.0 * share).abs();
+            assert!(off < five_deviations(share), "{balancer:?}: {got} of 30,000, not {share:.3}, for 1 of {count}");
+            let even = 1.0 / f64::from(count);
+            let got = picks_of_the_first(&warming_among(count, least, &balancer, &[]), 2 * SECOND);
+            let off = (got - 30_000.0 * even).abs();
+            assert!(off < five_deviations(even), "{balancer:?}: control, without a ramp: {got} for 1 of {count}");
+        }
+    }
+}
+
+#[test]
+fn what_is_settled_without_the_picker_avoids_what_was_tried_or_cannot_be_reached() {
+    let new: Vec<_> = (11..411).map(|port| (port, 1)).collect();
+    let dead = Arc::<Load>::default();
+    dead.unreachable(2 * SECOND);
+    let set = warming_among(401, 20_000, &Balancer::Random, &new);
+    set.candidates()[0].share_load(&dead);
+    let mut draw = seeded(3);
+    for tried in 1..200 {
+        let pick = Pick { now: 2 * SECOND, tried: &[tried], ..Pick::default() };
+        let (index, _) = set.pick(&pick, &mut draw).unwrap();
+        assert!(index != 0 && index != tried, "{index}");
+    }
+}
+
+#[test]
+fn a_ramp_goes_by_those_of_its_own_priority() {
+    let slow_start = SlowStart { window: 100 * SECOND, aggression: 1_000_000, min_share: PerMillion::new(10_000) };
+    let cluster = cluster(|c| (c.balancer, c.slow_start) = (Balancer::Random, Some(slow_start)));
+    let loads = [10, 11].map(|port| {
+        let load = Arc::<Load>::default();
+        load.ramp_from(SECOND);
+        (port, load)
+    });
+    let set = build(
+        vec![group(0, 1, &[(10, 1, Healthy), (11, 1, Healthy)]), group(1, 1, &[(20, 1, Healthy)])],
+        cluster,
+        &loads,
+    );
+    let mut draws = 0;
+    let mut draw = seeded(1);
+    for _ in 0..1000 {
+        set.pick(&Pick { now: 2 * SECOND, ..Pick::default() }, &mut |below| {
+            draws += 1;
+            draw(below)
+        });
+    }
+    assert_eq!(draws, 2000, "who is new among new ones is picked at once, whatever a standby is");
 }
 
 #[test]
@@ -290,6 +366,93 @@ fn a_busy_zone_spills_over_and_an_idle_one_serves_alone() {
     let back = none(&spilling);
     assert!((1..1000).contains(&back), "it comes back by and by: {back}");
     assert_eq!(none(&spilling), 0);
+}
+
+#[test]
+fn pools_say_who_gets_how_much_and_why() {
+    let state = |n: u16| if n < 5 { Unhealthy } else { Healthy };
+    let half = || group(0, 1, &(0..10).map(|n| (n, 1, state(n))).collect::<Vec<_>>());
+    let pool = |priority, share, endpoints| PoolExplanation {
+        priority,
+        share: PerMillion::new(share),
+        panic: false,
+        degraded: false,
+        endpoints,
+    };
+    let pools = |groups, panic| {
+        let panic = Some(PerMillion::new(panic));
+        let set = build(groups, cluster(|c| c.locality.panic_threshold = panic), &[]);
+        set.pools().collect::<Vec<_>>()
+    };
+    let standby = || group(1, 1, &[(20, 1, Healthy), (21, 1, Healthy)]);
+    assert_eq!(pools(vec![half(), standby()], 0), [pool(0, 700_000, 5), pool(1, 300_000, 2)]);
+    assert_eq!(
+        pools(vec![half(), group(0, 1, &[(30, 1, Degraded)])], 0),
+        [pool(0, 833_334, 5), PoolExplanation { degraded: true, ..pool(0, 166_666, 1) }],
+    );
+    assert_eq!(pools(vec![half()], 600_000), [PoolExplanation { panic: true, ..pool(0, 1_000_000, 10) }]);
+    assert_eq!(pools(vec![group(0, 1, &[(20, 1, Healthy)]), standby()], 0)[1].share, PerMillion::NONE);
+}
+
+#[test]
+fn a_rating_says_what_the_picker_goes_by() {
+    let groups = || vec![group(0, 1, &[(10, 1, Healthy), (11, 3, Healthy), (12, 1, Healthy), (13, 1, Draining)])];
+    let with = |balancer| build(groups(), cluster(|c| c.balancer = balancer), &[]);
+    let score = |set: &ReadySet<u16>, index| set.rating(index, SECOND).unwrap().score;
+
+    let set = with(Balancer::least_request());
+    let _held: Vec<_> = (0..6).map(|_| set.candidates()[1].load_or_new().start()).collect();
+    assert_eq!((score(&set, 0), score(&set, 1)), (Some(Score::InFlight(0.0)), Some(Score::InFlight(2.0))));
+    assert_eq!(set.rating(1, SECOND).unwrap().weight, 3);
+    assert_eq!(set.rating(3, SECOND), None, "it cannot be picked");
+
+    let set = with(Balancer::PeakEwma);
+    set.candidates()[0].load_or_new().succeeded(Duration::from_millis(8), SECOND);
+    let Some(Score::Cost(cost)) = score(&set, 0) else { panic!("{set:?}") };
+    assert!(cost.abs_diff(Duration::from_millis(8)) < Duration::from_micros(10), "{cost:?}");
+    assert_eq!(score(&set, 1), Some(Score::Cost(Duration::from_millis(30))), "nothing is known of it");
+
+    let settings = policy::WeightedRoundRobin { blackout_period: Duration::ZERO, ..Default::default() };
+    let set = with(Balancer::WeightedRoundRobin(settings.clone()));
+    for (index, utilization) in [(0, 0.5), (1, 0.125)] {
+        let report = EndpointReport { requests_per_second: 100.0, utilization, ..EndpointReport::default() };
+        set.candidates()[index].load_or_new().report(&report, &settings, SECOND);
+    }
+    set.pick(&Pick { now: SECOND, ..Pick::default() }, &mut seeded(1));
+    let Some(Score::Weight(weight)) = score(&set, 0) else { panic!("{set:?}") };
+    assert!((weight - 0.25).abs() < 1e-3 && score(&set, 1) == Some(Score::Weight(1.0)), "{weight}");
+
+    let set = with(Balancer::Prequal(policy::Prequal::default()));
+    for (index, in_flight) in [(0, 1), (0, 1), (2, 50)] {
+        set.candidates()[index].load_or_new().report_load(in_flight, Some(Duration::from_millis(5)), 0, SECOND);
+        (0..8).for_each(|_| set.reported(index, SECOND));
+    }
+    let hot = |index| match score(&set, index) {
+        Some(Score::Probed { hot, latency, .. }) => Some((hot, latency.as_millis())),
+        _ => None,
+    };
+    assert_eq!((hot(0), hot(1), hot(2)), (Some((false, 5)), None, Some((true, 5))));
+
+    assert_eq!(score(&with(Balancer::Random), 0), None);
+    let rating = warming(&Balancer::Random, &[(10, 0)]).rating(0, 30 * SECOND).unwrap();
+    assert!((rating.ramp - 0.3).abs() < 1e-3, "{rating:?}");
+}
+
+#[test]
+fn probes_go_by_weight() {
+    let probes = |weights: [u32; 3]| {
+        let list: Vec<_> = (10..).zip(weights).map(|(port, weight)| (port, weight, Healthy)).collect();
+        let set = ready(vec![group(0, 1, &[(1, 1, Unhealthy)]), group(0, 1, &list)]);
+        let (mut draw, mut hits) = (seeded(4), vec![0; 3]);
+        for _ in 0..30_000 {
+            let index = set.probe_target(&mut draw).unwrap();
+            hits[usize::from(set.endpoints()[index] - 10)] += 1;
+        }
+        hits
+    };
+    assert_fits(&probes([1, 2, 7]), &[1.0, 2.0, 7.0], "by weight");
+    assert_fits(&probes([5; 3]), &[1.0; 3], "control: equal weights");
+    assert_eq!(ready(vec![group(0, 1, &[(10, 1, Healthy)])]).probe_target(&mut seeded(1)), None, "no choice");
 }
 
 #[derive(Debug)]

@@ -408,8 +408,8 @@ fn c13_s13_the_transport_socket_a29_a86() {
 }
 
 #[test]
-fn b10_one_provider_instance_gives_certificate_and_roots_a29() {
-    let with = |certificate: &str, roots: &str| {
+fn b10_provider_instances_give_certificate_and_roots_or_roots_alone_a29() {
+    let with = |certificate: Option<&str>, roots: &str| {
         let instance =
             |name: &str| CertificateProviderPluginInstance { instance_name: name.into(), ..Default::default() };
         let validation = CertificateValidationContext {
@@ -417,7 +417,7 @@ fn b10_one_provider_instance_gives_certificate_and_roots_a29() {
             ..Default::default()
         };
         let common = CommonTlsContext {
-            tls_certificate_provider_instance: Some(instance(certificate)),
+            tls_certificate_provider_instance: certificate.map(instance),
             validation_context_type: Some(ValidationContextType::ValidationContext(validation)),
             ..Default::default()
         };
@@ -425,11 +425,13 @@ fn b10_one_provider_instance_gives_certificate_and_roots_a29() {
         move |c: &mut Proto| c.transport_socket = socket(pack(&context))
     };
     for (named, instance) in [("", None), ("default", None), ("outer", Some("outer"))] {
-        let UpstreamTls::Mesh(tls) = decoded(with(named, named)).tls else { panic!("mesh TLS") };
-        assert_eq!(tls.instance.as_deref(), instance);
+        let UpstreamTls::Mesh(tls) = decoded(with(Some(named), named)).tls else { panic!("mesh TLS") };
+        assert_eq!(tls.instances, Instances::one(instance.map(Into::into)));
+        let UpstreamTls::Roots(tls) = decoded(with(None, named)).tls else { panic!("nothing to show") };
+        assert_eq!(tls, RootsTls { instance: instance.map(Into::into), ..RootsTls::default() });
     }
-    let roots = "transport_socket.common_tls_context.validation_context.ca_certificate_provider_instance";
-    cluster("two instances", with("outer", "default"), &Says::Refused(&[roots]));
+    let UpstreamTls::Mesh(tls) = decoded(with(Some("outer"), "default")).tls else { panic!("mesh TLS") };
+    assert_eq!(tls.instances, Instances { certificate: Some("outer".into()), roots: None });
 }
 
 #[test]

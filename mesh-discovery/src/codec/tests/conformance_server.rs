@@ -306,14 +306,15 @@ fn local_rate_limits_have_buckets_that_fill() {
 fn an_external_authorizer_is_told_no_more_of_a_body_than_can_be_held() {
     let told = |max_bytes: u32| {
         let max_bytes = std::num::NonZeroU32::new(max_bytes).unwrap();
-        let grpc = GrpcAuthorizer {
+        let service = AuthorizerService {
+            protocol: AuthorizerProtocol::Grpc,
             target: "opa.auth:9191".into(),
             timeout: std::time::Duration::from_secs(1),
             fail_open: false,
             status_on_error: 403,
             body: Some(CheckedBody { max_bytes, allow_partial: false, as_bytes: false }),
         };
-        let provider = AuthorizerProvider { name: "opa".into(), grpc: Some(grpc) };
+        let provider = AuthorizerProvider { name: "opa".into(), service: Some(service) };
         let rule = AuthorizationRule {
             name: "r".into(),
             permissions: vec![Permission::Any],

@@ -23,7 +23,7 @@ fn cluster(change: impl FnOnce(&mut Cluster)) -> cds::Cluster {
 
 fn mesh() -> MeshTls {
     let peer_ids = vec![StringMatcher::exact("spiffe://cluster.local/ns/default/sa/reviews")];
-    MeshTls { peer_ids, sni: Some("outbound_.9080_._.reviews".into()), instance: None }
+    MeshTls { peer_ids, sni: Some("outbound_.9080_._.reviews".into()), ..MeshTls::default() }
 }
 
 fn context(socket: Option<&envoy_types::pb::envoy::config::core::v3::TransportSocket>) -> UpstreamTlsContext {

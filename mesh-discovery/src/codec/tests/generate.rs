@@ -21,6 +21,10 @@ pub(super) fn instance() -> impl Strategy<Value = Option<Arc<str>>> {
     option::of("other-[a-z]{1,4}".prop_map(Arc::from))
 }
 
+pub(super) fn instances() -> impl Strategy<Value = Instances> {
+    (instance(), instance()).prop_map(|(certificate, roots)| Instances { certificate, roots })
+}
+
 pub(super) fn name() -> impl Strategy<Value = ClusterName> {
     "outbound\\|[0-9]{1,4}\\|[a-z]{0,3}\\|[a-z]{1,5}\\.svc".prop_map(|text| ClusterName::from(text.as_str()))
 }
@@ -483,14 +487,15 @@ fn response_class() -> impl Strategy<Value = ResponseClass> {
 }
 
 fn route() -> impl Strategy<Value = Route> {
-    ("[a-z]{0,4}", route_match(), action(), headers(), overrides(), vec(response_class(), 0..2)).prop_map(
-        |(name, matcher, action, headers, filters, response_classes)| Route {
+    ("[a-z]{0,4}", route_match(), action(), headers(), overrides(), vec(response_class(), 0..2), "[a-z]{0,2}").prop_map(
+        |(name, matcher, action, headers, filters, response_classes, stat_prefix)| Route {
             name,
             matcher,
             action,
             headers,
             filters,
             response_classes,
+            stat_prefix,
         },
     )
 }
@@ -558,8 +563,9 @@ pub(super) fn listener() -> impl Strategy<Value = Listener> {
 fn tcp() -> impl Strategy<Value = TcpForward> {
     let number = || prop_oneof![Just(1), 1..1000_u32].prop_map(|n| NonZeroU32::new(n).expect("at least 1"));
     let share = (name(), number()).prop_map(|(name, weight)| TcpShare { name, weight });
-    (vec(share, 1..4), number()).prop_map(|(shares, max_connect_attempts)| {
+    (vec(share, 1..4), number(), option::of(time())).prop_map(|(shares, max_connect_attempts, idle)| {
         let mut forward = TcpForward::split(shares).expect("at least one, and small weights");
+        forward.idle_timeout = idle;
         forward.max_connect_attempts = max_connect_attempts;
         forward
     })

@@ -13,7 +13,9 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::generate::{duration, header_write, instance, name, share, some_share, string_matcher, text, time};
+use super::generate::{
+    duration, header_write, instance, instances, name, share, some_share, string_matcher, text, time,
+};
 
 fn weight() -> impl Strategy<Value = NonZeroU32> {
     (1..1_000_u32).prop_map(|weight| NonZeroU32::new(weight).expect("above 0"))
@@ -285,13 +287,13 @@ fn health_check() -> impl Strategy<Value = HealthCheck> {
 }
 
 fn tls() -> impl Strategy<Value = UpstreamTls> {
-    let mesh = |instance| {
-        (vec(string_matcher(), 0..3), option::of(text()), instance).prop_map(|(peer_ids, sni, instance)| MeshTls {
-            peer_ids,
-            sni,
-            instance,
-        })
-    };
+    let mesh =
+        |instances| {
+            (vec(string_matcher(), 0..3), option::of(text()), instances)
+                .prop_map(|(peer_ids, sni, instances)| MeshTls { peer_ids, sni, instances })
+        };
+    let roots = (vec(string_matcher(), 0..3), option::of(text()), instance())
+        .prop_map(|(names, sni, instance)| RootsTls { names, sni, instance });
     let originated = || {
         (option::of(text()), vec(string_matcher(), 0..3), option::of(text()), any::<(bool, bool)>()).prop_map(
             |(sni, subject_alt_names, ca_file, (insecure_skip_verify, auto_host_sni))| OriginatedTls {
@@ -307,8 +309,9 @@ fn tls() -> impl Strategy<Value = UpstreamTls> {
         .prop_map(|(certificate_file, private_key_file)| ClientCertificate { certificate_file, private_key_file });
     prop_oneof![
         Just(UpstreamTls::Disable),
-        mesh(Just(None).boxed()).prop_map(UpstreamTls::Auto),
-        mesh(instance().boxed()).prop_map(UpstreamTls::Mesh),
+        mesh(Just(Instances::default()).boxed()).prop_map(UpstreamTls::Auto),
+        mesh(instances().boxed()).prop_map(UpstreamTls::Mesh),
+        roots.prop_map(UpstreamTls::Roots),
         originated().prop_map(UpstreamTls::Simple),
         (originated(), certificate).prop_map(|(tls, certificate)| UpstreamTls::Mutual(tls, certificate)),
     ]

@@ -12,7 +12,8 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::generate::{
-    header_matcher, header_name, instance, path_match, rate_limit, route_match, skipped, string_matcher, text, time,
+    header_matcher, header_name, header_write, instances, path_match, rate_limit, route_match, skipped, string_matcher,
+    text, time,
 };
 
 fn net() -> impl Strategy<Value = IpNet> {
@@ -156,22 +157,49 @@ fn checked_body() -> impl Strategy<Value = CheckedBody> {
     })
 }
 
+fn authorizer_protocol() -> impl Strategy<Value = AuthorizerProtocol> {
+    let names = || vec(select(vec!["x-user", "x-auth-*", "*-id"]), 0..3);
+    let names = || {
+        names().prop_map(|names| {
+            names.into_iter().map(|name| name.parse::<NamePattern>().expect("a pattern")).collect::<Vec<_>>()
+        })
+    };
+    let added = vec(header_write(), 0..2).prop_map(|mut added| {
+        added.iter_mut().for_each(|write| write.action = HeaderAction::Overwrite);
+        added
+    });
+    let http = (text(), names(), added, names(), names(), names()).prop_map(
+        |(path_prefix, request_headers, added_headers, upstream_on_allow, downstream_on_allow, downstream_on_deny)| {
+            AuthorizerProtocol::Http(Box::new(HttpCheck {
+                path_prefix,
+                request_headers,
+                added_headers,
+                upstream_on_allow,
+                downstream_on_allow,
+                downstream_on_deny,
+            }))
+        },
+    );
+    prop_oneof![Just(AuthorizerProtocol::Grpc), http]
+}
+
 fn authorization() -> impl Strategy<Value = AuthorizationPolicy> {
-    let grpc = (text(), time(), any::<bool>(), 200..600u16, option::of(checked_body())).prop_map(
-        |(target, timeout, fail_open, status_on_error, body)| GrpcAuthorizer {
+    let service = (authorizer_protocol(), text(), time(), any::<bool>(), 200..600u16, option::of(checked_body()))
+        .prop_map(|(protocol, target, timeout, fail_open, status_on_error, body)| AuthorizerService {
+            protocol,
             target,
             timeout,
             fail_open,
             status_on_error,
             body,
-        },
-    );
+        });
     let action = prop_oneof![
         Just(AuthorizationAction::Allow),
         Just(AuthorizationAction::Deny),
         Just(AuthorizationAction::Audit),
-        (text(), option::of(grpc))
-            .prop_map(|(name, grpc)| { AuthorizationAction::Custom(Box::new(AuthorizerProvider { name, grpc })) }),
+        (text(), option::of(service)).prop_map(|(name, service)| {
+            AuthorizationAction::Custom(Box::new(AuthorizerProvider { name, service }))
+        }),
         Just(AuthorizationAction::Route),
     ];
     let rule = (few_names(), vec(permission(), 1..3), vec(principal(), 1..3))
@@ -201,11 +229,11 @@ pub(super) fn inbound() -> impl Strategy<Value = InboundListener> {
     ];
     let kinds = vec(kind, 0..3);
     let guards = (vec(jwt(), 0..2), vec(authorization(), 0..4), kinds);
-    let tls = (tls, instance());
+    let tls = (tls, instances());
     (text(), any::<IpAddr>(), 1..=u16::MAX, tls, guards, limits).prop_map(
-        |(name, ip, port, (tls, instance), (mut jwt, authorization, kinds), limits)| {
+        |(name, ip, port, (tls, instances), (mut jwt, authorization, kinds), limits)| {
             // Plaintext shows no certificate.
-            let instance = instance.filter(|_| tls != InboundTls::Disable);
+            let instances = Some(instances).filter(|_| tls != InboundTls::Disable).unwrap_or_default();
             // Instance names are unique.
             for (i, jwt) in jwt.iter_mut().enumerate() {
                 jwt.name = format!("jwt-{i}");
@@ -213,7 +241,7 @@ pub(super) fn inbound() -> impl Strategy<Value = InboundListener> {
             let filters = kinds.into_iter().enumerate();
             let filters = filters.map(|(i, kind)| HttpFilter { name: format!("filter-{i}"), kind }).collect();
             let address = SocketAddr::new(ip, port);
-            InboundListener { name, address, tls, instance, jwt, authorization, filters, limits }
+            InboundListener { name, address, tls, instances, jwt, authorization, filters, limits }
         },
     )
 }

@@ -197,7 +197,7 @@ fn istiods_cluster_is_read() {
     expected.tls = UpstreamTls::Mesh(MeshTls {
         peer_ids: vec![StringMatcher::exact(spiffe)],
         sni: Some("outbound_.9080_._.reviews.default.svc.cluster.local".into()),
-        instance: None,
+        ..MeshTls::default()
     });
     assert_eq!(decoded.value, expected);
 }

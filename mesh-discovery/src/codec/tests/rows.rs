@@ -201,14 +201,14 @@ fn s46_a_rule_about_bytes_and_not_requests_refuses_the_listener() {
 }
 
 fn allows(authorizer: &Authorizer, peer: &PeerIdentity) -> bool {
-    let request = RequestView {
+    let request = Some(RequestView {
         authority: "a",
         method: &http::Method::GET,
         path_and_query: "/",
         scheme: "https",
         headers: &http::HeaderMap::new(),
         draw: &|| 0,
-    };
+    });
     let (destination, server_name, tokens) = (([10, 0, 0, 2], 80).into(), None, None);
     authorizer.decide(&Attributes { request, peer: Some(peer), destination, server_name, tokens }, |_| {}).is_ok()
 }

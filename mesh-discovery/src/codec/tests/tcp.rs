@@ -115,12 +115,24 @@ fn a_tcp_proxy_that_leads_nowhere_is_refused() {
 }
 
 #[test]
+fn a_silent_connection_has_envoys_hour_or_what_policy_says() {
+    let idle = |seconds: Option<i64>| {
+        let resource = with_proxy(|p| p.idle_timeout = seconds.map(|seconds| Duration { seconds, nanos: 0 }));
+        match codec::decode_listener(&resource).unwrap().value {
+            AnyListener::Outbound(Listener { tcp: Some(tcp), .. }) => tcp.idle_timeout.map(|time| time.as_secs()),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!([None, Some(60), Some(0)].map(idle), [Some(3600), Some(60), None]);
+}
+
+#[test]
 fn what_is_not_done_with_a_connection_is_reported() {
     let resource = with_proxy(|p| {
-        p.idle_timeout = Some(Duration { seconds: 3600, nanos: 0 });
+        p.upstream_idle_timeout = Some(Duration { seconds: 3600, nanos: 0 });
         p.tunneling_config = Some(TunnelingConfig::default());
     });
-    let fields = [at("idle_timeout"), at("tunneling_config")];
+    let fields = [at("upstream_idle_timeout"), at("tunneling_config")];
     says("a proxy's own", codec::decode_listener(&resource), &Says::Reported(&fields.each_ref().map(|f| &**f)));
 
     let mongo = || Filter { name: "envoy.filters.network.mongo_proxy".into(), config_type: None };

@@ -10,7 +10,7 @@ use rustls::pki_types::ServerName;
 use tokio::runtime::Handle;
 
 use super::*;
-use crate::secret::{Clock, worker};
+use crate::secret::{Clock, FromFiles, worker};
 use crate::test_plane::{Ca, crypto, now};
 
 const REVIEWS: &str = "spiffe://cluster.local/ns/default/sa/reviews";
@@ -94,7 +94,8 @@ async fn s12_an_identity_comes_from_files_and_follows_them_at_the_interval() {
     let world = World::new();
     let (start, base) = (tokio::time::Instant::now(), now());
     let clock: Clock = Arc::new(move || base + start.elapsed().as_secs());
-    let (mut watched, _) = worker::follow_files(world.watcher.clone(), crypto(), clock, &Handle::current());
+    let FromFiles { identity: mut watched, .. } =
+        worker::follow_files(world.watcher.clone(), crypto(), clock, Arc::default(), &Handle::current());
     let first = watched.wait_for(Option::is_some).await.as_ref().clone().unwrap();
     assert_eq!((first.id().as_str(), first.generation()), (REVIEWS, 0));
     assert_eq!(roots_of(&first, "cluster.local"), Some(1));
@@ -128,7 +129,8 @@ async fn s12_files_that_come_late_are_found_soon_and_the_task_ends_with_its_last
             base
         })
     };
-    let (mut watched, _) = worker::follow_files(world.watcher.clone(), crypto(), clock, &Handle::current());
+    let FromFiles { identity: mut watched, .. } =
+        worker::follow_files(world.watcher.clone(), crypto(), clock, Arc::default(), &Handle::current());
     tokio::time::advance(Duration::from_secs(20)).await;
     assert!(watched.load().is_none());
     world.write("chain.pem", chain);
@@ -165,12 +167,12 @@ async fn s8_a_bad_reload_keeps_the_old_and_names_the_file() {
     ] {
         let good = std::fs::read(world.directory.path().join(file)).unwrap();
         world.write(file, content);
-        let Refreshed { identity, refused } = files.refresh(at).await;
+        let Refreshed { identity, refused, .. } = files.refresh(at).await;
         assert!(identity.is_none(), "{file} {content}");
         assert_eq!(refused.len(), 1, "{refused:?}");
         assert!(refused[0].file.starts_with(world.directory.path().to_str().unwrap()) && !refused[0].reason.is_empty());
         world.write(file, good);
-        let Refreshed { identity, refused } = files.refresh(now()).await;
+        let Refreshed { identity, refused, .. } = files.refresh(now()).await;
         assert!(identity.is_none() && refused.is_empty(), "the same as before: {refused:?}");
     }
     world.rotate(RATINGS);
@@ -211,7 +213,7 @@ async fn s94_a_swapped_volume_is_taken_up_whole_and_half_a_swap_not_at_all() {
     generation("..2026_3", REVIEWS);
     std::fs::copy(home.join("..2026_2/key.pem"), home.join("..2026_3/key.pem")).unwrap();
     swap("..2026_3");
-    let Refreshed { identity, refused } = files.refresh(now()).await;
+    let Refreshed { identity, refused, .. } = files.refresh(now()).await;
     assert!(identity.is_none() && refused.len() == 1, "{refused:?}");
     generation("..2026_4", REVIEWS);
     let chain = std::fs::read(home.join("..2026_4/chain.pem")).unwrap();
@@ -246,7 +248,7 @@ async fn s8_broken_roots_do_not_hold_up_a_new_certificate() {
     files.refresh(now()).await;
     world.write("root.pem", "rubbish");
     world.rotate(RATINGS);
-    let Refreshed { identity, refused } = files.refresh(now()).await;
+    let Refreshed { identity, refused, .. } = files.refresh(now()).await;
     assert_eq!(refused.len(), 1);
     let identity = identity.unwrap();
     assert_eq!((identity.id().as_str(), roots_of(&identity, "cluster.local")), (RATINGS, Some(1)));
@@ -265,7 +267,7 @@ async fn s6_a_bundle_map_wins_over_the_ca_file_and_a_bad_one_keeps_the_old() {
 
     for bad in ["", "{}", r#"{"trust_domains":{"elsewhere.test":{"keys":7}}}"#] {
         world.write("map.json", bad);
-        let Refreshed { identity, refused } = files.refresh(now()).await;
+        let Refreshed { identity, refused, .. } = files.refresh(now()).await;
         assert!(identity.is_none() && refused.len() == 1, "{bad}: {refused:?}");
     }
     world.write("map.json", map(&[("cluster.local", &world.ca)]));
@@ -310,12 +312,12 @@ async fn s67_revocation_lists_come_from_a_file_and_a_bad_one_keeps_the_old() {
 
         for bad in ["", "rubbish", "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"] {
             world.write("crl.pem", bad);
-            let Refreshed { identity, refused } = files.refresh(now()).await;
+            let Refreshed { identity, refused, .. } = files.refresh(now()).await;
             assert!(identity.is_none() && refused.len() == 1, "{bad}: {refused:?}");
             assert!(refused[0].file.ends_with("crl.pem"), "{refused:?}");
         }
         world.rotate(RATINGS);
-        let Refreshed { identity, refused } = files.refresh(now()).await;
+        let Refreshed { identity, refused, .. } = files.refresh(now()).await;
         assert_eq!(refused.len(), 1);
         let identity = identity.expect("a new certificate does not wait for it");
         assert!(lets_in(&identity, &world.ca).await, "{with_map}: the good list stays");
@@ -323,6 +325,51 @@ async fn s67_revocation_lists_come_from_a_file_and_a_bad_one_keeps_the_old() {
         let identity = files.refresh(now()).await.identity.expect("a list alone is a change");
         assert!(!lets_in(&identity, &world.ca).await, "{with_map}");
     }
+}
+
+#[tokio::test]
+async fn s67_lists_that_nobody_would_be_asked_about_by_are_refused() {
+    let world = World::new();
+    let elsewhere = map(&[("elsewhere.test", &Ca::new())]);
+    let world = world.with_map(elsewhere);
+    world.write("crl.pem", revocation_list(&world.ca));
+    let listed = |identity: bool| {
+        let mut watcher = world.watcher.clone();
+        watcher.certificate_revocation_list_file = Some(path(world.directory.path(), "crl.pem"));
+        watcher.identity = watcher.identity.filter(|_| identity);
+        watcher
+    };
+    for identity in [true, false] {
+        let mut watcher = listed(identity);
+        let Refreshed { identity: ours, roots, refused } = Files::new(watcher.clone(), crypto()).refresh(now()).await;
+        assert!(ours.is_none() && roots.is_none() && refused.len() == 1, "{identity}: {refused:?}");
+        // The control.
+        watcher.certificate_revocation_list_file = None;
+        let Refreshed { identity: ours, roots, refused } = Files::new(watcher, crypto()).refresh(now()).await;
+        assert_eq!((ours.is_some(), roots.is_some(), refused), (identity, !identity, vec![]));
+    }
+}
+
+#[tokio::test]
+async fn b10_one_instance_may_have_a_certificate_alone_and_another_one_roots_alone_a29() {
+    let elsewhere = Ca::new();
+    let world = World::new();
+    let whole = world.watcher.clone();
+    let refreshed = async |watcher: FileWatcher| Files::new(watcher, crypto()).refresh(now()).await;
+    let shown = refreshed(FileWatcher { ca_certificate_file: None, ..whole.clone() }).await;
+    let identity = shown.identity.expect("nobody is trusted, but it is somebody");
+    assert_eq!((identity.bundles(), shown.roots, shown.refused), (&TrustBundles::default(), None, vec![]));
+    let any = refreshed(FileWatcher { identity: None, ..whole.clone() }).await;
+    let roots = any.roots.expect("roots alone");
+    assert!(any.identity.is_none() && roots.any().is_some() && roots.iter().next().is_none());
+    let world = world.with_map(map(&[("elsewhere.test", &elsewhere)]));
+    let map = refreshed(FileWatcher { identity: None, ..world.watcher.clone() }).await.roots.unwrap();
+    assert!(map.any().is_none() && map.get(&TrustDomain::new("elsewhere.test").unwrap()).is_some());
+
+    // The control: roots that are configured and missing hold the identity back.
+    std::fs::remove_file(world.directory.path().join("root.pem")).unwrap();
+    let missing = refreshed(whole).await;
+    assert!(missing.identity.is_none() && missing.roots.is_none() && missing.refused.len() == 1);
 }
 
 /// A handshake in memory; why the client refuses the server and the server the client.

@@ -118,8 +118,12 @@ fn s68_a_revocation_list_that_cannot_be_read_leaves_the_last_good_one() {
         let svids = vec![svid(&ca, REVIEWS, "")];
         reading.take(X509SvidResponse { svids, crl, ..X509SvidResponse::default() }, now())
     };
-    assert!(with(vec![b"rubbish".to_vec()]).is_ok());
-    assert!(with(vec![vec![0; 5 << 20]]).is_ok(), "too long");
+    assert!(with(Vec::new()).is_ok(), "the control: no lists");
+    assert!(
+        with(vec![b"rubbish".to_vec()]).is_err(),
+        "there is no good one yet, and none at all is not what was meant"
+    );
+    assert!(with(vec![vec![0; 5 << 20]]).is_err(), "too long");
     // One that says nothing of our certificate: unknown is refused.
     let elsewhere = Ca::new().revocation_list();
     assert!(with(vec![elsewhere]).is_err());
@@ -171,7 +175,7 @@ async fn an_agent_is_listened_to_and_asked_again_when_it_fails() {
     let agent = FakeAgent { calls: calls.clone(), changes };
     let serving = serve(WorkloadApiServer::new(agent), None, 0).await;
     let api: WorkloadApi = format!("tcp://127.0.0.1:{}", serving.port).parse().unwrap();
-    let (mut identity, mut refusal) = spawn_workload_api(api, crypto(), &Handle::current());
+    let (mut identity, mut refusal) = spawn_workload_api(api, crypto(), Arc::default(), &Handle::current());
     let refused = refusal.wait_for(Option::is_some).await;
     assert!((*refused).as_ref().unwrap().contains("no identity issued"), "{refused:?}");
     let first = identity.wait_for(Option::is_some).await.as_ref().clone().unwrap();

@@ -9,8 +9,9 @@ use futures_util::{StreamExt, stream};
 use mesh_core::id::Target;
 use mesh_core::policy::{
     AuthorityRewrite, Cluster, ClusterState, DestinationState, Domain, Endpoint, Endpoints, Forward, HeaderPolicy,
-    InboundListener, InboundState, InboundTls, JwtAuthentication, JwtRequirement, Listener, LocalityEndpoints, MeshTls,
-    Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, Snapshot, StringMatcher, UpstreamTls, VirtualHost,
+    InboundListener, InboundState, InboundTls, Instances, JwtAuthentication, JwtRequirement, Listener,
+    LocalityEndpoints, MeshTls, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, Snapshot,
+    StringMatcher, UpstreamTls, VirtualHost,
 };
 use mesh_core::source::{DestinationSource, InboundSource, Watched};
 use mesh_testkit::clock;
@@ -544,10 +545,10 @@ async fn b10_a_certificate_provider_that_the_bootstrap_does_not_declare_is_refus
 
 /// One identity must not stand in for another.
 #[tokio::test]
-async fn b10_a_certificate_provider_that_can_be_no_identity_is_refused_a29() {
+async fn b10_a_certificate_provider_that_lacks_what_is_asked_of_it_is_refused_a29() {
     let files = |declared: &[(&str, &str)]| {
-        let provider = |(name, more): &(&str, &str)| {
-            let config = format!(r#"{{"ca_certificate_file":"/roots"{more}}}"#);
+        let provider = |(name, config): &(&str, &str)| {
+            let config = format!("{{{config}}}");
             format!(r#""{name}":{{"plugin_name":"file_watcher","config":{config}}}"#)
         };
         let providers: Vec<_> = declared.iter().map(provider).collect();
@@ -556,11 +557,14 @@ async fn b10_a_certificate_provider_that_can_be_no_identity_is_refused_a29() {
         let json = format!(r#"{{"xds_servers":[{server}],"certificate_providers":{{{providers}}}}}"#);
         Bootstrap::from_json(&json).unwrap().certificate_providers
     };
-    let whole = r#","certificate_file":"/c","private_key_file":"/k""#;
+    let roots = r#""ca_certificate_file":"/roots""#;
+    let certificate = r#""certificate_file":"/c","private_key_file":"/k""#;
+    let whole = &format!("{roots},{certificate}");
     for (declared, named, why) in [
-        (&[("default", ""), ("another", "")][..], "default", None),
-        (&[("default", ""), ("another", "")], "another", Some("lacks a certificate or roots")),
-        (&[("default", ""), ("another", whole)], "another", None),
+        (&[("default", roots), ("another", roots)][..], "default", None),
+        (&[("default", roots), ("another", roots)], "another", Some("instance \"another\" has no certificate")),
+        (&[("default", roots), ("another", certificate)], "another", Some("instance \"another\" has no roots")),
+        (&[("default", roots), ("another", whole)], "another", None),
         (&[("default", whole)], "another", Some("declares no certificate provider instance \"another\"")),
         (&[], "another", Some("declares no certificate provider instances")),
     ] {
@@ -574,13 +578,13 @@ async fn b10_a_certificate_provider_that_can_be_no_identity_is_refused_a29() {
         let answer = stream.expect(Kind::Listener, &[INBOUND]).await;
         assert_eq!(answer.error.is_none(), why.is_none(), "{declared:?} {named}: {:?}", answer.error);
         if let (Some(error), Some(why)) = (answer.error, why) {
-            assert!(error.contains(why) && error.contains("tls_certificate_provider_instance"), "{error}");
+            assert!(error.contains(why) && error.contains("certificate_provider_instance"), "{error}");
             assert_eq!(client.status().nacks, 1);
         } else {
             let mut state = inbound_state;
             let state = state.wait_for(|state| matches!(state, InboundState::Ready(_))).await;
             let InboundState::Ready(listener) = &*state else { unreachable!() };
-            assert_eq!(listener.instance.as_deref(), (named != "default").then_some(named));
+            assert_eq!(listener.instances, Instances::one((named != "default").then(|| named.into())));
         }
     }
 }

@@ -20,7 +20,7 @@ use super::super::{GrpcTransport, Transport, Variant, XdsClient, XdsConfig};
 use crate::bootstrap::{Bootstrap, ChannelCredentials, Node, XdsServer};
 use crate::codec;
 use crate::connect::Connector;
-use crate::test_plane::{Ca, PeerChain, connector, serve};
+use crate::test_plane::{Ca, PeerChain, connector, crypto, serve};
 
 /// Answers the first request with one listener. Like many servers it sends no headers before.
 #[derive(Clone, Default)]
@@ -130,4 +130,25 @@ async fn s88_a_control_plane_that_the_root_does_not_know_is_not_talked_to() {
     let error = transport.open(Variant::Delta).await.err().unwrap().to_string();
     assert!(error.contains("TLS handshake") && error.contains("127.0.0.1"), "{error}");
     assert!(plane.callers.lock().is_empty());
+}
+
+#[tokio::test]
+async fn s88_without_roots_of_its_own_a_client_trusts_nobody_whom_the_system_does_not_know() {
+    let (ca, plane) = (Ca::new(), Plane::default());
+    let serving = serve(AggregatedDiscoveryServiceServer::new(plane.clone()), Some(ca.server_config()), 0).await;
+    let uri = format!("127.0.0.1:{}", serving.port);
+    let credentials = |config: &str| {
+        let text = format!(
+            r#"{{"xds_servers": [{{"server_uri": "{uri}", "channel_creds": [{{"type": "tls", "config": {config}}}]}}], "node": {{"id": "a"}}}}"#
+        );
+        let bootstrap = Bootstrap::from_json(&text).unwrap();
+        GrpcTransport::new(Connector::new(bootstrap.servers[0].clone(), crypto()))
+    };
+    let error = credentials("{}").open(Variant::Delta).await.err().unwrap().to_string();
+    assert!(error.contains("TLS handshake") || error.contains("no trusted roots"), "{error}");
+    assert!(plane.callers.lock().is_empty(), "and is told nothing");
+    // The control: with the root of that server it is spoken to.
+    let root = ca.root_file();
+    let named = format!(r#"{{"ca_certificate_file": {:?}}}"#, root.path().to_str().unwrap());
+    assert!(credentials(&named).open(Variant::Delta).await.is_ok());
 }

@@ -89,6 +89,30 @@ fn what_is_missing_is_told_once_and_sent_when_it_comes() {
     }
 }
 
+/// A library that does not know `resource_errors` reads past them. The control: told by them alone, it learns nothing.
+#[test]
+fn an_older_library_is_told_what_is_missing_in_words_that_it_reads_r42() {
+    for kind in Kind::ALL {
+        for (told_by_errors, learnt) in [(false, 1), (true, 0)] {
+            let cache = Fake::default().cache();
+            let mut client = Client::with(&cache, Form::Delta, told_by_errors, Limits::default());
+            client.ask(kind, &["nobody"]);
+            let Some(Response::Delta(response)) = client.session.next() else { panic!("nothing was sent") };
+            let older = Older::decode(response.encode_to_vec().as_slice()).unwrap();
+            assert_eq!((older.removed_resources.len(), older.nonce), (learnt, "1".to_owned()), "{kind}");
+        }
+    }
+}
+
+/// The response as it was before gRFC A88.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Older {
+    #[prost(string, tag = "5")]
+    nonce: String,
+    #[prost(string, repeated, tag = "6")]
+    removed_resources: Vec<String>,
+}
+
 #[test]
 fn a_name_subscribed_to_again_is_sent_again() {
     let cache = all_kinds(&["a"], 1).cache();

@@ -1,0 +1,514 @@
+//! Entry point for the fuzzer and for the replay of its corpus; not a part of the interface.
+//!
+//! Bytes become requests of a client, in either form of the protocol, revisions of the configuration, and the moments at
+//! which responses are taken. A model of the client, written from the protocol's words, knows what it has asked for, been
+//! sent and answered. In the end it keeps the rules, and must then have what it asks for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest, ResourceError};
+use envoy_types::pb::google::protobuf::Any;
+use envoy_types::pb::google::rpc::Status;
+use mesh_discovery::codec;
+use prost::Message;
+
+use super::{Form, Kind, Limits, Response, Session};
+use crate::translate::{Dialect, NodeScope};
+use crate::xds::Resources;
+use crate::xds::cache::Cache;
+use crate::xds::encoded::Version;
+use crate::xds::fake::Fake;
+use crate::xds::session::request::Refused;
+
+/// What there may be; of the rest nothing ever is.
+const REAL: [&str; 4] = ["a", "b", "c", "d"];
+const NAMES: [&str; 12] = [
+    "a",
+    "b",
+    "c",
+    "d",
+    "*",
+    "",
+    "nobody",
+    "xdstp://1/envoy.config.cluster.v3.Cluster/a",
+    "xdstp://2/envoy.config.cluster.v3.Cluster/a",
+    "xdstp://3/envoy.config.listener.v3.Listener/a",
+    "xdstp://4/envoy.config.route.v3.RouteConfiguration/a",
+    "xdstp://5/envoy.config.cluster.v3.Cluster/a?x=y",
+];
+/// No client needs more responses than this to have everything.
+const SETTLED: usize = 400;
+const LIMITS: Limits = Limits {
+    names: 9,
+    name_bytes: 64,
+    streams: 1,
+    streams_of_one: 1,
+    request_bytes: 1 << 16,
+    requests: (1, 1),
+    response_bytes: 1 << 16,
+};
+
+/// Plays a stream.
+///
+/// # Panics
+/// The session broke a rule of the protocol, or the client does not get what it asks for.
+pub fn session(bytes: &[u8]) {
+    let mut bytes = bytes.iter().copied();
+    let mut world = World::new(bytes.next().unwrap_or_default());
+    while let Some(event) = bytes.next() {
+        if world.event(event, &mut bytes).is_err() {
+            // The stream ends with the refusal.
+            return world.leave();
+        }
+        world.check();
+    }
+    world.settle();
+    world.leave();
+}
+
+/// What the client knows of one type.
+#[derive(Default)]
+struct Type {
+    asked: bool,
+    named: bool,
+    wildcard: bool,
+    explicit: BTreeSet<String>,
+    /// What it was sent: a version, or bytes where resources have none of their own.
+    held: BTreeMap<String, Vec<u8>>,
+    /// What it was told not to exist.
+    absent: BTreeSet<String>,
+    nonce: String,
+    waiting: bool,
+    refused: bool,
+    /// The names of its last request that counted.
+    names: Vec<String>,
+}
+
+struct World {
+    cache: Arc<Cache>,
+    session: Session,
+    form: Form,
+    explained: bool,
+    revision: u32,
+    /// The edition of each resource of the next revision.
+    editions: BTreeMap<(Kind, &'static str), u32>,
+    published: Fake,
+    types: [Type; 4],
+    last_nonce: u64,
+}
+
+impl World {
+    fn new(setting: u8) -> Self {
+        let form = if setting & 1 == 0 { Form::Delta } else { Form::State };
+        let explained = setting & 2 != 0;
+        let dialect = if setting & 4 != 0 { Dialect::Envoy } else { Dialect::Proxyless };
+        let limits = Limits { response_bytes: if setting & 8 != 0 { 1 } else { LIMITS.response_bytes }, ..LIMITS };
+        let cache = Fake::default().cache();
+        let scope = NodeScope { dialect, ..NodeScope::default() };
+        let session = Session::new(cache.seat(scope), form, explained, limits);
+        let mut world = Self {
+            cache,
+            session,
+            form,
+            explained,
+            revision: 1,
+            editions: BTreeMap::new(),
+            published: Fake::default(),
+            types: Default::default(),
+            last_nonce: 0,
+        };
+        if setting & 16 != 0 {
+            let all = Kind::ALL.into_iter().flat_map(|kind| REAL.map(|name| ((kind, name), 1)));
+            world.editions = all.collect();
+            world.publish();
+        }
+        world
+    }
+
+    fn event(&mut self, event: u8, bytes: &mut impl Iterator<Item = u8>) -> Result<(), Refused> {
+        let mut more = || bytes.next().unwrap_or_default();
+        match event & 0x0f {
+            0..=6 => {
+                let (kind, how) = (Kind::ALL[usize::from(event >> 4 & 3)], more());
+                let asked = names(&mut more);
+                let dropped = if how & 1 == 0 { names(&mut more) } else { Vec::new() };
+                let error = (how & 6 == 6).then(|| Status { message: "no\n".repeat(how.into()), ..Status::default() });
+                let nonce = self.nonce(kind, how >> 3);
+                self.request(kind, nonce, asked, dropped, error, how & 0x80 != 0)?;
+            }
+            7..=10 => {
+                for _ in 0..event >> 4 {
+                    self.take();
+                }
+            }
+            11 | 12 => {
+                let (kind, name) = (Kind::ALL[usize::from(event >> 4 & 3)], REAL[usize::from(more() % 4)]);
+                match more() % 4 {
+                    0 => _ = self.editions.remove(&(kind, name)),
+                    edition => _ = self.editions.insert((kind, name), edition.into()),
+                }
+                if event & 0x80 != 0 {
+                    self.publish();
+                }
+            }
+            13 => self.publish(),
+            14 => {
+                let kind = Kind::ALL[usize::from(event >> 4 & 3)];
+                if self.types[kind.index()].waiting {
+                    self.answer(kind)?;
+                }
+            }
+            _ => {
+                let raw: Vec<u8> = bytes.by_ref().take(usize::from(event >> 4) * 4).collect();
+                self.raw(&raw)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The nonce that is due, an older one, one that never was, or none.
+    fn nonce(&self, kind: Kind, how: u8) -> String {
+        match how & 7 {
+            0 => String::new(),
+            1 => self.last_nonce.to_string(),
+            2 => self.last_nonce.saturating_sub(1).to_string(),
+            3 => "nonsense".to_owned(),
+            _ => self.types[kind.index()].nonce.clone(),
+        }
+    }
+
+    fn publish(&mut self) {
+        self.revision += 1;
+        for kind in Kind::ALL {
+            for name in REAL {
+                let before = std::mem::take(&mut self.published);
+                self.published = match self.editions.get(&(kind, name)) {
+                    Some(edition) => before.with(kind, name, *edition),
+                    None => before.without(kind, name),
+                };
+            }
+        }
+        self.published.publish(&self.cache, &self.revision.to_string());
+    }
+
+    /// Bytes of any sort in the place of a request.
+    fn raw(&mut self, bytes: &[u8]) -> Result<(), Refused> {
+        match self.form {
+            Form::State => {
+                let Ok(read) = DiscoveryRequest::decode(bytes) else { return Ok(()) };
+                let Some(kind) = Kind::from_type_url(&read.type_url) else {
+                    return self.session.state_request(read).map(drop);
+                };
+                self.request(kind, read.response_nonce, read.resource_names, Vec::new(), read.error_detail, false)
+            }
+            Form::Delta => {
+                let Ok(read) = DeltaDiscoveryRequest::decode(bytes) else { return Ok(()) };
+                self.session.delta_request(DeltaDiscoveryRequest { type_url: String::new(), ..read }).map(drop)
+            }
+        }
+    }
+
+    /// Says something; the model takes it as the protocol does.
+    fn request(
+        &mut self,
+        kind: Kind,
+        nonce: String,
+        asked: Vec<String>,
+        dropped: Vec<String>,
+        error: Option<Status>,
+        has: bool,
+    ) -> Result<(), Refused> {
+        let refusal = error.is_some();
+        let (response_nonce, error_detail, type_url) = (nonce.clone(), error, kind.type_url().to_owned());
+        let mut has_already = BTreeMap::new();
+        let outcome = match self.form {
+            Form::State => self.session.state_request(DiscoveryRequest {
+                type_url,
+                response_nonce,
+                error_detail,
+                resource_names: asked.clone(),
+                ..DiscoveryRequest::default()
+            }),
+            Form::Delta => {
+                if has && !self.types[kind.index()].asked {
+                    has_already = asked.iter().map(|name| (name.clone(), self.said_version(kind, name))).collect();
+                }
+                self.session.delta_request(DeltaDiscoveryRequest {
+                    type_url,
+                    response_nonce,
+                    error_detail,
+                    resource_names_subscribe: asked.clone(),
+                    resource_names_unsubscribe: dropped.clone(),
+                    initial_resource_versions: has_already.clone().into_iter().collect(),
+                    ..DeltaDiscoveryRequest::default()
+                })
+            }
+        };
+        let outcome = outcome?;
+        let ty = &mut self.types[kind.index()];
+        let answers = ty.waiting && nonce == ty.nonce;
+        assert_eq!(outcome.acked, answers && !refusal, "{kind}");
+        assert_eq!(outcome.nacked.is_some(), answers && refusal, "{kind}");
+        assert!(!outcome.nacked.is_some_and(|why| why.contains('\n')), "a line end in a log");
+        if answers {
+            (ty.waiting, ty.refused) = (false, refusal);
+        }
+        match self.form {
+            Form::State if nonce.is_empty() || nonce == ty.nonce => ty.state(kind, asked),
+            Form::State => {}
+            Form::Delta => ty.delta(kind, &asked, &dropped, has_already),
+        }
+        Ok(())
+    }
+
+    /// What a client that was connected before would say to have of it: what there is, or something else.
+    fn said_version(&self, kind: Kind, name: &str) -> String {
+        match self.now(kind, name) {
+            Some(version) if self.revision.is_multiple_of(2) => String::from_utf8_lossy(&version).into_owned(),
+            _ => "nonsense".to_owned(),
+        }
+    }
+
+    /// Accepts the last response of a type, with the subscription that stands.
+    fn answer(&mut self, kind: Kind) -> Result<(), Refused> {
+        let ty = &self.types[kind.index()];
+        let names = if self.form == Form::State { ty.names.clone() } else { Vec::new() };
+        self.request(kind, ty.nonce.clone(), names, Vec::new(), None, false)
+    }
+
+    /// What the control plane would send under a name now: a version, or bytes.
+    fn now(&self, kind: Kind, name: &str) -> Option<Vec<u8>> {
+        let scope = self.session.scope();
+        let resource = self.published.resource(scope, kind, name)?;
+        Some(match self.form {
+            Form::Delta => Version::of(&resource, scope).to_string().into_bytes(),
+            Form::State => resource.encode(scope).encode_to_vec(),
+        })
+    }
+
+    /// Takes the next response, if one may be sent.
+    fn take(&mut self) -> bool {
+        let Some(response) = self.session.next() else { return false };
+        let (type_url, nonce, errors) = match &response {
+            Response::State(r) => (&r.type_url, &r.nonce, &r.resource_errors),
+            Response::Delta(r) => (&r.type_url, &r.nonce, &r.resource_errors),
+        };
+        let kind = Kind::from_type_url(type_url).expect("a type that was asked for");
+        let number: u64 = nonce.parse().expect("a number");
+        assert!(number > self.last_nonce, "a nonce of before");
+        self.last_nonce = number;
+        let ty = &self.types[kind.index()];
+        assert!(ty.asked, "nobody asked for a {kind}");
+        assert!(!ty.waiting, "a second {kind} before the first is answered");
+        assert!(self.explained || errors.is_empty(), "errors for a client that reads none");
+        let missing: Vec<String> = errors.iter().map(name_of).collect();
+        for name in &missing {
+            assert!(ty.explicit.contains(name), "{name} is missing, and nobody asked for it by name");
+        }
+        self.read(kind, &response, missing);
+        let ty = &mut self.types[kind.index()];
+        (ty.nonce, ty.waiting) = (nonce.clone(), true);
+        true
+    }
+
+    fn read(&mut self, kind: Kind, response: &Response, missing: Vec<String>) {
+        let sent: Vec<(String, Vec<u8>)> = match response {
+            Response::State(r) => {
+                let named = |any: &bytes::Bytes| {
+                    let read = Any::decode(any.clone()).expect("an Any");
+                    (codec::resource_name(&r.type_url, &read).expect("it has a name"), read.encode_to_vec())
+                };
+                r.resources.iter().map(named).collect()
+            }
+            Response::Delta(r) => {
+                r.resources.iter().map(|r| (r.name.clone(), r.version.clone().into_bytes())).collect()
+            }
+        };
+        let whole = self.form == Form::State && kind.is_full_state();
+        for (name, held) in &sent {
+            let ty = &self.types[kind.index()];
+            assert!(ty.covers(name), "{kind} {name}: sent and not subscribed to");
+            let before = ty.held.get(name);
+            let now = self.now(kind, name);
+            let kept = whole && now.is_none() && before == Some(held);
+            assert!(kept || now.as_ref() == Some(held), "{kind} {name}: not what there is");
+        }
+        let names: BTreeSet<&String> = sent.iter().map(|(name, _)| name).collect();
+        assert_eq!(names.len(), sent.len(), "a name twice in one response");
+        let ty = &mut self.types[kind.index()];
+        if let Response::Delta(r) = response {
+            for name in &r.removed_resources {
+                assert!(
+                    ty.covers(name) || ty.held.contains_key(name),
+                    "{kind} {name}: removed and never subscribed to"
+                );
+                assert!(!names.contains(name), "{name} is sent and removed");
+                ty.lose(name);
+            }
+        }
+        if whole {
+            let gone: Vec<String> = ty.held.keys().filter(|name| !names.contains(name)).cloned().collect();
+            gone.iter().for_each(|name| ty.lose(name));
+        }
+        for name in &missing {
+            assert!(!names.contains(name), "{name} is sent and missing");
+            ty.lose(name);
+        }
+        for (name, held) in sent {
+            ty.absent.remove(&name);
+            ty.held.insert(name, held);
+        }
+    }
+
+    /// What operators see of the stream is what the client did.
+    fn check(&self) {
+        let status = self.session.status(true);
+        assert_eq!(status.len(), self.types.iter().filter(|ty| ty.asked).count());
+        for status in status {
+            let ty = &self.types[Kind::from_type_url(status.type_url).expect("a type").index()];
+            assert_eq!((status.wildcard, status.subscribed), (ty.wildcard, ty.explicit.len()), "{}", status.type_url);
+            assert_eq!((status.waiting, status.nack.is_some()), (ty.waiting, ty.refused), "{}", status.type_url);
+        }
+    }
+
+    /// The client keeps the rules from now on.
+    fn settle(&mut self) {
+        let mut responses = 0;
+        loop {
+            for kind in Kind::ALL {
+                if self.types[kind.index()].waiting {
+                    self.answer(kind).expect("what stands was admitted");
+                }
+            }
+            if !self.take() {
+                break;
+            }
+            responses += 1;
+            assert!(responses < SETTLED, "responses without end");
+        }
+        self.check();
+        for kind in Kind::ALL {
+            self.has_what_it_asks_for(kind);
+        }
+    }
+
+    fn has_what_it_asks_for(&self, kind: Kind) {
+        let ty = &self.types[kind.index()];
+        let told = self.explained || self.form == Form::Delta || kind.is_full_state();
+        for name in REAL.iter().filter(|name| ty.covers(name)) {
+            match self.now(kind, name) {
+                Some(now) => assert_eq!(ty.held.get(*name), Some(&now), "{kind} {name}: not the newest"),
+                // Endpoints and routes of the world have no way to go, and what only a star covers is not explained.
+                None if told && (self.form == Form::Delta || kind.is_full_state() || ty.explicit.contains(*name)) => {
+                    assert!(!ty.held.contains_key(*name), "{kind} {name}: it is gone and the client has it");
+                }
+                None => {}
+            }
+        }
+        if ty.asked && (self.form == Form::Delta || self.explained && !kind.is_full_state()) {
+            for name in ty.explicit.iter().filter(|name| self.now(kind, name).is_none()) {
+                assert!(ty.absent.contains(name), "{kind} {name}: nobody said that it does not exist");
+            }
+        }
+    }
+
+    fn leave(self) {
+        drop(self.session);
+        assert_eq!(self.cache.size().0, 0, "something is left behind");
+    }
+}
+
+impl Type {
+    fn covers(&self, name: &str) -> bool {
+        self.wildcard || self.explicit.contains(name)
+    }
+
+    fn lose(&mut self, name: &str) {
+        self.held.remove(name);
+        self.absent.insert(name.to_owned());
+    }
+
+    /// What the client no longer asks for it forgets.
+    fn forget(&mut self) {
+        let Self { wildcard, explicit, held, absent, .. } = self;
+        held.retain(|name, _| *wildcard || explicit.contains(name));
+        absent.retain(|name| explicit.contains(name));
+    }
+
+    /// A list of names replaces the last one.
+    fn state(&mut self, kind: Kind, names: Vec<String>) {
+        self.asked = true;
+        self.named |= !names.is_empty();
+        self.wildcard = names.iter().any(|name| name == "*") || kind.is_full_state() && names.is_empty() && !self.named;
+        self.explicit = names.iter().filter(|name| *name != "*").cloned().collect();
+        self.names = names;
+        self.forget();
+    }
+
+    /// Names are added to the subscription, then others taken away.
+    fn delta(&mut self, kind: Kind, asked: &[String], dropped: &[String], has: BTreeMap<String, String>) {
+        let first = !std::mem::replace(&mut self.asked, true);
+        let star = |names: &[String]| names.iter().any(|name| name == "*");
+        self.wildcard |= star(asked) || first && kind.is_full_state() && asked.is_empty();
+        self.explicit.extend(asked.iter().filter(|name| *name != "*").cloned());
+        for name in dropped {
+            self.explicit.remove(name);
+        }
+        self.wildcard &= !star(dropped);
+        for (name, version) in has {
+            self.held.insert(name, version.into_bytes());
+        }
+        self.forget();
+    }
+}
+
+fn name_of(error: &ResourceError) -> String {
+    error.resource_name.as_ref().map(|name| name.name.clone()).unwrap_or_default()
+}
+
+/// Up to three names.
+fn names(more: &mut impl FnMut() -> u8) -> Vec<String> {
+    let count = more() % 4;
+    let mut name = || match more() {
+        byte @ 0..=250 => NAMES[usize::from(byte) % NAMES.len()].to_owned(),
+        byte => "x".repeat(usize::from(byte - 250) * 15),
+    };
+    (0..count).map(|_| name()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The corpus of the fuzzer. `UPDATE_CORPUS=1` writes its seeds anew; what a fuzzer finds is added by hand and stays.
+    #[test]
+    fn the_corpus_is_replayed() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/session");
+        if std::env::var_os("UPDATE_CORPUS").is_some() {
+            std::fs::create_dir_all(folder).unwrap();
+            for i in 0..16 {
+                std::fs::write(format!("{folder}/random-{i}"), drawn(i)).unwrap();
+            }
+        }
+        let files = std::fs::read_dir(folder).unwrap();
+        let played = files.map(|file| session(&std::fs::read(file.unwrap().path()).unwrap())).count();
+        assert!(played >= 16, "{played} files");
+    }
+
+    /// A seed that fails is printed; its bytes belong into `corpus/session`.
+    #[test]
+    fn no_sequence_of_requests_breaks_the_protocol() {
+        for seed in 0..3_000 {
+            let data = drawn(seed);
+            let played = std::panic::catch_unwind(|| session(&data));
+            assert!(played.is_ok(), "seed {seed}: {data:?}");
+        }
+    }
+
+    fn drawn(seed: u64) -> Vec<u8> {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let length = random.usize(20..200);
+        std::iter::repeat_with(|| random.u8(..)).take(length).collect()
+    }
+}
