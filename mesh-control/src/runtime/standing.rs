@@ -57,6 +57,10 @@ impl Standing {
     /// Waits until the connection is to end.
     pub(super) async fn end(self) -> End {
         let mut changes = self.authority.changes();
+        // The handshake may have gone by what was in force a moment before.
+        if let Err(refused) = self.verify() {
+            return refused.into();
+        }
         // One whose end cannot be read has none left.
         let ends = self.chain.first().and_then(|leaf| not_after(leaf).ok()).unwrap_or_default();
         let left = |now: u64| Duration::from_secs(ends.saturating_sub(now));
