@@ -1,6 +1,6 @@
 //! What a mutual TLS handshake of the mesh costs against the same one of plain rustls, both ends in memory and in turn:
 //! same keys, same versions, same groups, certificates of both sides verified; here by SPIFFE ID and by the roots of its
-//! trust domain, there by name and by one pool of roots. And what the identity of a caller costs each request.
+//! trust domain, there by name and by one pool of roots. And what the identity of a caller and ten rules cost each request.
 //!
 //! `cargo xtask bench handshake`, with `-o json` for programs. The goal: at least 0.95 of plain rustls' handshakes.
 
@@ -15,8 +15,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Request;
+use mesh_core::authz::{Attributes, Authorizer};
 use mesh_core::identity::{PeerIdentity, client_config, server_config};
-use mesh_core::policy::StringMatcher;
+use mesh_core::matcher::RequestView;
+use mesh_core::policy::{
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, PathMatch, Permission, Principal, StringMatcher,
+};
 use mesh_testkit::{CertificateSpec, TestCa, crypto};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::pki_types::ServerName;
@@ -55,7 +59,7 @@ fn main() {
             Row::new("handshake, both ends", "us", micros(mesh), None),
             Row::new("handshake of plain rustls, both ends", "us", micros(bare), None),
             Row::new("handshake_against_plain", "", mesh.as_secs_f64() / bare.as_secs_f64(), 1.0 / 0.95),
-            Row::new("identity_per_request", "ns", identity(&ca), 1_000.0),
+            Row::new("identity_and_policy_per_request", "ns", identity_and_policy(&ca), 1_000.0),
         ],
         json,
     );
@@ -133,14 +137,38 @@ fn handshake(mut client: ClientConnection, mut server: ServerConnection) {
     assert_eq!(client.alpn_protocol(), server.alpn_protocol());
 }
 
-/// Puts the caller of a connection into a request's extensions and reads it again, in nanoseconds.
-fn identity(ca: &TestCa) -> f64 {
+/// Puts the caller of a connection into a request's extensions, reads it again, and decides by ten rules, the last of which
+/// allows, in nanoseconds.
+fn identity_and_policy(ca: &TestCa) -> f64 {
     let peer = PeerIdentity { spiffe_id: Some(ca.id("default", "web")), address: ([127, 0, 0, 1], 4000).into() };
+    let rule = |n: u32| AuthorizationRule {
+        name: n.to_string(),
+        permissions: vec![Permission::Path(PathMatch::PathSeparatedPrefix(format!("/v1/{n}")))],
+        principals: vec![Principal::Authenticated(Some(StringMatcher::exact(ca.id("default", "web").as_str())))],
+    };
+    let rules = (0..10).map(rule).collect();
+    let policy = AuthorizationPolicy { rules, ..AuthorizationPolicy::new("allow", AuthorizationAction::Allow) };
+    let authorizer = Authorizer::new(&[policy]);
     let begun = Instant::now();
     for _ in 0..REQUESTS {
-        let mut request = Request::new(());
+        let mut request = Request::get("/v1/9/x").body(()).unwrap();
         request.extensions_mut().insert(black_box(&peer).clone());
-        black_box(request.extensions().get::<PeerIdentity>());
+        let view = RequestView {
+            authority: "reviews:9080",
+            method: request.method(),
+            path_and_query: request.uri().path(),
+            scheme: "http",
+            headers: request.headers(),
+            draw: &|| 0,
+        };
+        let attributes = Attributes {
+            request: Some(view),
+            peer: request.extensions().get::<PeerIdentity>(),
+            destination: ([127, 0, 0, 1], 9080).into(),
+            server_name: None,
+            tokens: None,
+        };
+        assert!(authorizer.decide(black_box(&attributes), |_| {}).is_ok());
     }
     begun.elapsed().as_secs_f64() * 1e9 / f64::from(REQUESTS)
 }

@@ -1,9 +1,10 @@
 //! Mutual TLS between two processes that know no control plane: certificates, a server that takes one caller and a
 //! client that takes one server.
 //!
-//! `cargo run --example mtls_local` starts a server that demands mutual TLS and lets in the account `web`. It is called
-//! by `web`, by another account, by somebody without a certificate, and by `web` under the belief that the server is
-//! somebody else. It fails unless only the first gets an answer, so `--smoke` changes nothing.
+//! `cargo run --example mtls_local` starts a server that demands mutual TLS and lets in the account `web`: once with the mesh's
+//! own loop, and once with a loop and an HTTP server of the program's own. Each is called by `web`, by another account, by
+//! somebody without a certificate, and by `web` under the belief that the server is somebody else. It fails unless only the
+//! first gets an answer, so `--smoke` changes nothing.
 
 #![allow(clippy::print_stdout, reason = "a program that reports")]
 #![allow(clippy::disallowed_methods, reason = "a program owns its tasks until it ends")]
@@ -15,6 +16,9 @@ use axum::Router;
 use axum::routing::get;
 use http::Request;
 use http_body_util::BodyExt;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
 use mesh::parts::mesh_client::{Body, Client};
 use mesh::parts::mesh_core::id::Target;
 use mesh::parts::mesh_core::policy::{
@@ -24,6 +28,8 @@ use mesh::parts::mesh_core::policy::{
 use mesh::parts::mesh_core::source::{Watched, WatchedIdentity};
 use mesh::parts::mesh_server::{PeerIdentity, Server};
 use mesh_testkit::TestCa;
+use tokio::net::TcpListener;
+use tower::Layer;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -34,8 +40,14 @@ const WEB: &str = "spiffe://cluster.local/ns/default/sa/web";
 async fn main() -> Result<(), Failure> {
     // In place of your own authority; `mesh_core::identity::Identity::new` takes the certificates of any.
     let ca = TestCa::new();
-    let address = serve(ca.watched("default", "api")).await?;
+    for by_hand in [false, true] {
+        let address = serve(ca.watched("default", "api"), by_hand).await?;
+        check(&ca, address).await?;
+    }
+    Ok(())
+}
 
+async fn check(ca: &TestCa, address: SocketAddr) -> Result<(), Failure> {
     let good = ask(address, ca.watched("default", "web"), API).await?;
     println!("web: {good:?}");
     let other = ask(address, ca.watched("default", "other"), API).await?;
@@ -50,8 +62,8 @@ async fn main() -> Result<(), Failure> {
 }
 
 /// A server that takes mutual TLS only, and lets in `web`.
-async fn serve(identity: WatchedIdentity) -> Result<SocketAddr, Failure> {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+async fn serve(identity: WatchedIdentity, by_hand: bool) -> Result<SocketAddr, Failure> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     let rule = AuthorizationRule {
         name: "web".to_owned(),
@@ -67,8 +79,29 @@ async fn serve(identity: WatchedIdentity) -> Result<SocketAddr, Failure> {
     let hello = |peer: PeerIdentity| async move {
         peer.spiffe_id.map_or("hello nobody".to_owned(), |id| format!("hello {id}"))
     };
-    tokio::spawn(server.serve(listener, Router::new().route("/", get(hello))));
+    let router = Router::new().route("/", get(hello));
+    if by_hand {
+        tokio::spawn(serve_by_hand(server, listener, router));
+    } else {
+        tokio::spawn(server.serve(listener, router));
+    }
     Ok(address)
+}
+
+/// What a program does that has a loop of its own: the mesh takes each socket, and judges each request; the rest is hyper's.
+async fn serve_by_hand(server: Server, listener: TcpListener, router: Router) -> std::io::Result<()> {
+    loop {
+        let (tcp, peer) = listener.accept().await?;
+        let (server, router) = (server.clone(), router.clone());
+        tokio::spawn(async move {
+            let Some(connection) = server.accept(tcp, peer).await else { return };
+            let service = TowerToHyperService::new(connection.layer().layer(router));
+            let http = auto::Builder::new(TokioExecutor::new());
+            if let Err(error) = http.serve_connection(TokioIo::new(connection), service).await {
+                println!("a connection of {peer} ended: {error}");
+            }
+        });
+    }
 }
 
 /// Status and text of a call as `identity` to a server that must be `peer`.

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use mesh_client::{Breakers, Client, ClientBuilder, InFlight};
 use mesh_core::drain;
 use mesh_core::id::{Locality, Workload};
+use mesh_core::identity::LifeLeft;
 use mesh_core::source::{DestinationSource, Identities, InboundSource, Resolve, Watched, WatchedIdentity};
 use mesh_core::telemetry::Metrics;
 use mesh_core::telemetry::load::LoadStore;
@@ -126,6 +127,12 @@ impl MeshBuilder {
         self.set("MESH_SNAPSHOT", path.as_ref().to_string_lossy().into_owned())
     }
 
+    /// The file with the key that marks the snapshot as this node's own (`MESH_SNAPSHOT_KEY`), made where it is missing.
+    /// Default: beside the snapshot, `.key` at the end of its name.
+    pub fn snapshot_key(self, path: impl AsRef<Path>) -> Self {
+        self.set("MESH_SNAPSHOT_KEY", path.as_ref().to_string_lossy().into_owned())
+    }
+
     /// The cryptography of all TLS. Default: aws-lc-rs, made for this mesh; the process default is not
     /// touched.
     pub fn crypto(mut self, provider: Arc<CryptoProvider>) -> Self {
@@ -234,7 +241,13 @@ impl MeshBuilder {
         let transport = |server: &XdsServer| GrpcTransport::new(connector.to(server.clone()));
         let mut xds = XdsConfig::new(bootstrap);
         xds.default_provider = default_provider;
-        xds.snapshot = config.snapshot.map(SnapshotConfig::new);
+        xds.snapshot = config.snapshot.map(|path| {
+            let mut snapshot = SnapshotConfig::new(path);
+            if let Some(key) = config.snapshot_key {
+                snapshot.key = key;
+            }
+            snapshot
+        });
         let xds = Arc::new(XdsClient::spawn(xds, transport, runtime.handle()));
         let load = Arc::<LoadStore>::default();
         let reporter = lrs::spawn(&xds, &load, |server| connector.to(server.clone()), runtime.handle());
@@ -366,8 +379,10 @@ async fn with_debug(mut inner: Inner, debug: Option<(SocketAddr, bool)>) -> Resu
                 prometheus::config_unconfirmed(out, xds.status().unconfirmed_seconds.unwrap_or_default());
             }
         });
+        let renewals = inner.metrics.renewals().clone();
         let mut builder = DebugServer::builder()
             .readiness(inner.readiness.clone())
+            .notes(Arc::new(move || unrenewed(renewals.life_left()).into_iter().collect()))
             .metrics(metrics)
             .clusters(json(move || authority::dump(&client, &authorities)));
         if drains {
@@ -385,6 +400,18 @@ async fn with_debug(mut inner: Inner, debug: Option<(SocketAddr, bool)>) -> Resu
         inner.debug = Some(server.map_err(|source| StartError::Debug { address, source })?);
     }
     Ok(Mesh::from_inner(inner))
+}
+
+/// What `/readyz` says of certificates. It serves on meanwhile: out of service nobody is by it before the end.
+fn unrenewed(left: LifeLeft) -> Option<String> {
+    match left {
+        LifeLeft::Ample | LifeLeft::Half => None,
+        LifeLeft::Quarter | LifeLeft::Tenth => Some(format!(
+            "certificate: {} percent of its life or less is left and it was not renewed; the log says why",
+            left.percent()
+        )),
+        LifeLeft::Nothing => Some("certificate: it has ended and was not renewed; peers refuse it".to_owned()),
+    }
 }
 
 /// What is in flight in each cluster; while its EDS service changes, what is in flight for both.

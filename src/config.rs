@@ -70,6 +70,9 @@ pub struct MeshConfig {
     /// reached ([`SnapshotConfig`](mesh_discovery::xds::SnapshotConfig)). Its owner is this node's id: it needs a
     /// stable `POD_NAME`. Default: none is kept.
     pub snapshot: Option<PathBuf>,
+    /// `MESH_SNAPSHOT_KEY`: the file with the key that marks the snapshot as this node's own, made where it is missing.
+    /// Default: beside it, `.key` at the end of its name.
+    pub snapshot_key: Option<PathBuf>,
 }
 
 /// A setting that cannot be used.
@@ -86,7 +89,7 @@ pub struct InvalidConfig {
 pub(crate) const NO_CONTROL_PLANE: &str = "none";
 
 /// The variables of ours, for the "did you mean" warning.
-const KNOWN: [&str; 12] = [
+const KNOWN: [&str; 13] = [
     "MESH_CONTROL_PLANE",
     "MESH_CONTROL_PLANE_ID",
     "MESH_ROOT_CERT",
@@ -99,6 +102,7 @@ const KNOWN: [&str; 12] = [
     "MESH_LOCALITY",
     "MESH_DEBUG_ADDR",
     "MESH_SNAPSHOT",
+    "MESH_SNAPSHOT_KEY",
 ];
 
 impl MeshConfig {
@@ -138,6 +142,7 @@ impl MeshConfig {
             None => None,
         };
         let snapshot = vars.var("MESH_SNAPSHOT").map(PathBuf::from);
+        let snapshot_key = vars.var("MESH_SNAPSHOT_KEY").map(PathBuf::from);
         if snapshot.is_some() && bootstrap.is_some() && !has_lasting_node_id(vars) {
             let reason = "the node id holds the process id, so no later process uses this one's snapshot: set POD_NAME, or a node id in GRPC_XDS_BOOTSTRAP";
             tracing::warn!(target: "mesh::config", variable = "MESH_SNAPSHOT", reason);
@@ -154,6 +159,7 @@ impl MeshConfig {
             pod_ip,
             debug_address,
             snapshot,
+            snapshot_key,
         })
     }
 }

@@ -77,10 +77,20 @@ struct ControlPlaneArgs {
     /// A further DNS name or IP address of this control plane, for its certificate.
     #[arg(long = "name")]
     names: Vec<String>,
+    /// Longest life of a certificate in seconds; it is renewed at half of it.
+    #[arg(long, default_value_t = DAY)]
+    certificate_ttl: u64,
+    /// Let the system write this process's memory, the authority's key in it, into core dumps, and debuggers of the same
+    /// user read it.
+    #[arg(long)]
+    core_dumps: bool,
     /// What to print once everything is listening.
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
 }
+
+/// Seconds.
+const DAY: u64 = 86_400;
 
 /// What a command prints on stdout; the log goes to stderr.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -158,6 +168,10 @@ enum CertCommand {
         /// Make the next step though it cuts somebody off.
         #[arg(long)]
         force: bool,
+        /// Longest life of a certificate in seconds, as the control plane was told: one that knows the old root alone may
+        /// be given just before a step.
+        #[arg(long, default_value_t = DAY)]
+        certificate_ttl: u64,
         /// Make no step; print where it stands.
         #[arg(long, conflicts_with = "force")]
         status: bool,
@@ -190,6 +204,10 @@ async fn main() -> ExitCode {
 
 #[allow(clippy::print_stdout)] // The line is what was asked for.
 async fn control_plane(args: ControlPlaneArgs) -> Result<(), Error> {
+    // Before the key is read.
+    if !args.core_dumps {
+        cli::memory::keep_private()?;
+    }
     let mut jwks = FetchOptions::default();
     (jwks.networks, jwks.roots) = (args.jwks_networks, args.jwks_roots);
     let plane = ControlPlane::builder()
@@ -203,6 +221,7 @@ async fn control_plane(args: ControlPlaneArgs) -> Result<(), Error> {
         .load_reports(args.load_reports)
         .jwks(jwks)
         .names(args.names)
+        .certificate_ttl(Duration::from_secs(args.certificate_ttl))
         .start()
         .await?;
     tracing::info!(target: "mesh", address = %plane.address(), root = %plane.root_cert_path().display(), "serving");
@@ -231,8 +250,9 @@ fn cert(command: CertCommand) -> Result<ExitCode, Error> {
             let authority = CertificateAuthority::open(&state, trust_domain, life, Clock::system())?;
             authority.issue_files(&id, Some(Duration::from_secs(ttl)), &out)?;
         }
-        CertCommand::RotateRoot { state, trust_domain, force, status, output } => {
-            let rotation = RootRotation::open(&state, trust_domain, CertificateLife::default(), Clock::system())?;
+        CertCommand::RotateRoot { state, trust_domain, force, certificate_ttl, status, output } => {
+            let life = CertificateLife::at_most(Duration::from_secs(certificate_ttl));
+            let rotation = RootRotation::open(&state, trust_domain, life, Clock::system())?;
             let made = if status { rotation.state() } else { rotation.advance(force) };
             let state = match made {
                 Err(error @ RotateError::TooEarly { .. }) => {

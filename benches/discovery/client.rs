@@ -2,17 +2,15 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::FutureExt;
-use http_body_util::Full;
 use mesh::Client;
 use mesh_discovery::xds::Variant;
 use tokio::runtime::Runtime;
 
 use crate::median;
-use crate::plane::{Book, Size, World, address, target};
+use crate::memory::{Use, held, per_endpoint, request, routed};
+use crate::plane::{Book, Size, World, address};
 use crate::rows::Row;
-use crate::runtime::single;
 use crate::{Error, Scale, cpu};
 
 /// Every row of the client.
@@ -20,7 +18,8 @@ pub(crate) fn rows(runtime: &Runtime, scale: &Scale) -> Result<Vec<Row>, Error> 
     let mut rows = memory(scale)?;
     rows.extend(task(runtime, changes(*scale))?);
     rows.extend(task(runtime, large(*scale))?);
-    rows.extend(task(runtime, tables(*scale))?);
+    rows.extend(task(runtime, tables(*scale, Variant::StateOfTheWorld))?);
+    rows.extend(task(runtime, tables(*scale, Variant::Delta))?);
     Ok(rows)
 }
 
@@ -167,10 +166,9 @@ async fn large(scale: Scale) -> Result<Vec<Row>, Error> {
     ])
 }
 
-/// The whole table once more, in the variant that says everything every time.
-async fn tables(scale: Scale) -> Result<Vec<Row>, Error> {
+/// The whole table once more: what one variant says every time, and the other after a restart of the control plane.
+async fn tables(scale: Scale, variant: Variant) -> Result<Vec<Row>, Error> {
     let size = Size { clusters: scale.clusters, endpoints: 10 };
-    let variant = Variant::StateOfTheWorld;
     let mut world = World::load(variant, size, Book::of(variant, size)?).await?;
     let (mut changed, mut same) = (Vec::new(), Vec::new());
     for _ in 0..scale.pairs {
@@ -196,77 +194,25 @@ async fn tables(scale: Scale) -> Result<Vec<Row>, Error> {
             return Err("a repetition woke a reader".into());
         }
     }
-    Ok(vec![
-        Row::new("table_again_one_changed", "ms", median(changed), 40.0),
-        Row::new("same_resource_again", "us", median(same), 1.0),
-    ])
-}
-
-/// What a client has done with what it holds.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Use {
-    Nothing,
-    /// Every destination is ready for requests.
-    Routed,
-    /// Every endpoint had some, and no connection: nobody listens there.
-    Requested,
-}
-
-/// Heap of the whole table, and by how much it grows with each endpoint.
-fn memory(scale: &Scale) -> Result<Vec<Row>, Error> {
-    let whole = held(Size { clusters: scale.clusters, endpoints: 10 }, Use::Nothing)?;
-    let per_endpoint = |clusters: usize, used| {
-        let of = |endpoints| held(Size { clusters, endpoints }, used);
-        Ok::<_, Error>((of(110)? - of(10)?) / (clusters * 100) as f64)
+    let names = match variant {
+        Variant::StateOfTheWorld => ["table_again_one_changed", "same_resource_again"],
+        Variant::Delta => ["table_again_one_changed_delta", "same_resource_again_delta"],
     };
-    Ok(vec![
-        Row::new("table_memory", "MB", whole / 1e6, 60.0),
-        Row::new("memory_per_endpoint", "B", per_endpoint(scale.clusters / 10, Use::Nothing)?, 128.0),
-        Row::new("memory_per_endpoint_in_router", "B", per_endpoint(scale.clusters / 10, Use::Routed)?, 128.0),
-        Row::new("memory_per_endpoint_used", "B", per_endpoint(scale.clusters / 100, Use::Requested)?, 512.0),
-    ])
-}
-
-fn held(size: Size, used: Use) -> Result<f64, Error> {
-    // One of its own: what its tasks hold goes with it and does not show in the next count.
-    let runtime = single()?;
-    let mut made = Err("not made".into());
-    let counted = allocation_counter::measure(|| made = runtime.block_on(make(size, used)));
-    let _world = made?;
-    Ok(counted.bytes_current as f64)
-}
-
-async fn make(size: Size, used: Use) -> Result<(World, Client), Error> {
-    let world = World::load(Variant::Delta, size, Book::of(Variant::Delta, size)?).await?;
-    let client = Client::builder(world.client.clone()).max_destinations(size.clusters).build();
-    if used >= Use::Routed {
-        for n in 0..size.clusters {
-            while !routed(&client, n)? {
-                tokio::task::yield_now().await;
-            }
-        }
-    }
-    if used == Use::Requested {
-        // Endpoints that refused a connection come after others: all have had their turn long before.
-        for i in 0..10 * size.endpoints * size.clusters {
-            let request = request(i % size.clusters)?.map(|()| Full::<Bytes>::default());
-            if client.send(request).await.is_ok() {
-                return Err("somebody listens where nobody should".into());
-            }
-        }
-    }
-    Ok((world, client))
-}
-
-fn request(n: usize) -> Result<http::Request<()>, Error> {
-    Ok(http::Request::get(format!("http://{}/", target(n)?.as_str())).body(())?)
+    Ok(vec![Row::new(names[0], "ms", median(changed), 40.0), Row::new(names[1], "us", median(same), 1.0)])
 }
 
 fn explained(client: &Client, n: usize) -> Result<String, Error> {
     Ok(serde_json::to_string(&client.explain(&request(n)?))?)
 }
 
-/// Whether the client has made the destination ready.
-fn routed(client: &Client, n: usize) -> Result<bool, Error> {
-    Ok(!client.explain(&request(n)?).clusters.is_empty())
+/// Heap of the whole table, and by how much it grows with each endpoint.
+fn memory(scale: &Scale) -> Result<Vec<Row>, Error> {
+    let whole = held(Size { clusters: scale.clusters, endpoints: 10 }, Use::Nothing)?;
+    let each = |share: usize, used| per_endpoint(scale.clusters / share, used);
+    Ok(vec![
+        Row::new("table_memory", "MB", whole / 1e6, 60.0),
+        Row::new("memory_per_endpoint", "B", each(10, Use::Nothing)?, 128.0),
+        Row::new("memory_per_endpoint_in_router", "B", each(10, Use::Routed)?, 128.0),
+        Row::new("memory_per_endpoint_used", "B", each(100, Use::Requested)?, 512.0),
+    ])
 }

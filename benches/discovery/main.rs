@@ -11,6 +11,7 @@ mod cpu;
 #[path = "../overhead/load.rs"]
 #[allow(dead_code, reason = "shared with the other bench")]
 mod load;
+mod memory;
 mod plane;
 #[path = "../common/rows.rs"]
 mod rows;

@@ -16,8 +16,8 @@ use mesh_testkit::policy;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use crate::Error;
-use crate::wire::{self, Any, Resource};
+use super::Error;
+use super::wire::{self, Any, Resource};
 
 /// Types in the order in which a client comes to ask for them.
 const TYPES: [&str; 4] = [codec::LISTENER, codec::ROUTES, codec::CLUSTER, codec::ENDPOINTS];

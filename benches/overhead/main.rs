@@ -23,6 +23,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use mesh_core::policy::InboundTls;
 use mesh_testkit::TestCa;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -107,7 +108,7 @@ impl Side {
     ) -> Result<(Running, Workers), Error> {
         match self {
             Self::Bare => bare::start(ca, protocol, workers, server).await,
-            Self::Mesh => meshed::start(ca, protocol, workers, server).await,
+            Self::Mesh => meshed::start(ca, protocol, workers, server, InboundTls::Strict).await,
         }
     }
 }

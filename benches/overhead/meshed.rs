@@ -28,16 +28,17 @@ use crate::{Error, Protocol, Running, echo};
 const TARGET: &str = "echo:8080";
 
 /// Starts a server on `server` and as many workers of one client, both sides with metrics and with every
-/// per-request feature there is.
+/// per-request feature there is; mutual TLS between them as this server demands it.
 pub(crate) async fn start(
     ca: &TestCa,
     protocol: Protocol,
     workers: usize,
     server: &Handle,
+    tls: InboundTls,
 ) -> Result<(Running, Workers), Error> {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
     let address = listener.local_addr()?;
-    let inbound = policy::inbound(address, InboundTls::Strict);
+    let inbound = policy::inbound(address, tls);
     let mesh_server = Server::builder()
         .identity(ca.watched("default", "server"))
         .crypto(mesh_testkit::crypto())
@@ -54,7 +55,7 @@ pub(crate) async fn start(
         Ok::<_, Error>(())
     });
 
-    let client = Client::builder(FixedSource::of(TARGET, snapshot(ca, protocol, address)))
+    let client = Client::builder(FixedSource::of(TARGET, snapshot(ca, protocol, address, tls)))
         .identity(ca.watched("default", "client"))
         .crypto(mesh_testkit::crypto())
         .metrics(Arc::<Metrics>::default())
@@ -69,15 +70,15 @@ pub(crate) async fn start(
     Ok((running, all))
 }
 
-/// One endpoint behind mutual TLS, with the breaker and the retry policy that Istio's defaults amount to.
-fn snapshot(ca: &TestCa, protocol: Protocol, address: SocketAddr) -> Snapshot {
+/// One endpoint, with the breaker and the retry policy that Istio's defaults amount to.
+fn snapshot(ca: &TestCa, protocol: Protocol, address: SocketAddr, tls: InboundTls) -> Snapshot {
     let mut cluster = policy::mtls_cluster("echo", &[ca.id("default", "server").as_str()]);
     cluster.breaker = CircuitBreakers { max_requests: Some(1024), max_retries: Some(64), ..CircuitBreakers::default() };
     if protocol != Protocol::Http1 {
         cluster.connection.protocol = UpstreamProtocol::Http2;
     }
     let endpoint = Endpoint {
-        metadata: Arc::new(EndpointMetadata { mesh_tls: true, ..EndpointMetadata::default() }),
+        metadata: Arc::new(EndpointMetadata { mesh_tls: tls != InboundTls::Disable, ..EndpointMetadata::default() }),
         ..Endpoint::new(Address::Socket(address))
     };
     let mut snapshot = policy::snapshot_of(cluster, [endpoint]);

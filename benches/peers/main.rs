@@ -1,8 +1,11 @@
-//! What a request costs against what it costs through two sidecars: `cargo xtask bench peers [-- -o json]`.
+//! What a request costs against what it costs others: `cargo xtask bench peers [-o json]`.
 //!
-//! Ours: application, mesh, mutual TLS, mesh, application. Theirs: application, plaintext, Envoy, mutual TLS, Envoy,
-//! plaintext, application; the stock Envoy is that of the interop tests. CPU is that of all processes that take part,
-//! in paired runs that take turns; rows are ratios of ours to theirs.
+//! Two sidecars. Ours: application, mesh, mutual TLS, mesh, application. Theirs: application, plaintext, Envoy, mutual TLS,
+//! Envoy, plaintext, application; the stock Envoy is that of the interop tests.
+//!
+//! tonic-xds. Ours: application, mesh, mesh, application. Theirs: application, tonic-xds, plain tonic server. Plaintext on both.
+//!
+//! CPU is that of all processes that take part, in paired runs that take turns; rows are ratios of ours to theirs.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, missing_docs, reason = "a program, not a library")]
 
@@ -22,13 +25,15 @@ mod rows;
 #[path = "../overhead/runtime.rs"]
 mod runtime;
 mod sidecars;
+mod tonic_xds;
 
 use std::future::Future;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use mesh_core::policy::InboundTls;
 use mesh_testkit::TestCa;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -37,7 +42,7 @@ use tokio::task::AbortHandle;
 use self::rows::Row;
 use self::sidecars::Sidecars;
 
-/// Ours against two sidecars.
+/// Ours against others'.
 #[derive(Parser)]
 struct Args {
     /// How to print: `table` or `json`.
@@ -55,12 +60,21 @@ struct Args {
     /// One short pair: shows that it works, measures nothing.
     #[arg(long)]
     smoke: bool,
-    /// Passed by cargo to every bench target.
-    #[arg(long, hide = true)]
-    bench: bool,
+    /// This peer alone; it is told to all of them otherwise.
+    #[arg(long, value_enum)]
+    only: Option<Peer>,
 }
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// Whom we are measured against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Peer {
+    /// Two stock Envoys.
+    Sidecars,
+    /// tonic-xds at the client's end.
+    TonicXds,
+}
 
 /// What travels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,20 +127,31 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<Vec<Row>, Error> {
-    let (ca, envoy) = (TestCa::new(), args.envoy.clone().map_or_else(installed, Ok)?);
+    let ca = TestCa::new();
     let server = runtime::ServerThread::start()?;
     let client = runtime::single()?;
+    let measured = |peer| args.only.is_none_or(|only| only == peer);
     let mut rows = Vec::new();
-    for (name, protocol, goal) in [("http1_c16", Protocol::Http1, 1.0 / 7.0), ("grpc_c16", Protocol::Grpc, 1.0 / 3.6)] {
-        let ratios = client.block_on(ratios(&ca, protocol, server.handle(), &envoy, args))?;
-        rows.push(Row::new(format!("{name}/cpu_to_two_sidecars"), "times", ratios, goal));
+    if measured(Peer::TonicXds) {
+        let ratio = client.block_on(to_tonic_xds(&ca, server.handle(), args))?;
+        rows.push(Row::new("grpc_c16/cpu_to_tonic_xds", "times", ratio, 0.92));
+    }
+    if measured(Peer::Sidecars) {
+        let envoy = args.envoy.clone().map_or_else(installed, Ok)?;
+        for (name, protocol, goal) in
+            [("http1_c16", Protocol::Http1, 1.0 / 7.0), ("grpc_c16", Protocol::Grpc, 1.0 / 3.6)]
+        {
+            let ratio = client.block_on(to_sidecars(&ca, protocol, server.handle(), &envoy, args))?;
+            rows.push(Row::new(format!("{name}/cpu_to_two_sidecars"), "times", ratio, goal));
+        }
     }
     Ok(rows)
 }
 
 /// The Envoy of the interop tests, which they install from PyPI.
 fn installed() -> Result<PathBuf, Error> {
-    let interop = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("interop");
+    let ours = std::env::current_exe()?;
+    let interop = ours.ancestors().nth(2).ok_or("the bench is in no target folder")?.join("interop");
     let find = "import envoy, pathlib; print(pathlib.Path(envoy.__file__).parent / '_bin' / 'envoy')";
     let found = Command::new(interop.join("python/bin/python")).args(["-c", find]).output();
     let path = found.ok().filter(|output| output.status.success()).map(|output| output.stdout);
@@ -136,8 +161,8 @@ fn installed() -> Result<PathBuf, Error> {
     Ok(PathBuf::from(path.trim_end()))
 }
 
-/// The median of what ours costs to what theirs does.
-async fn ratios(
+/// The median of what ours costs to what it does through sidecars.
+async fn to_sidecars(
     ca: &TestCa,
     protocol: Protocol,
     server: &Handle,
@@ -145,25 +170,47 @@ async fn ratios(
     args: &Args,
 ) -> Result<f64, Error> {
     let time = Duration::from_secs_f64(args.seconds);
-    let (_mesh, mut mesh) = meshed::start(ca, protocol, IN_FLIGHT, server).await?;
+    let (_mesh, mut mesh) = meshed::start(ca, protocol, IN_FLIGHT, server, InboundTls::Strict).await?;
     let (sidecars, mut theirs) = Sidecars::start(ca, protocol, IN_FLIGHT, server, envoy).await?;
+    paired(args, async || ours(&mut mesh, time).await, async || cost(&mut theirs, time, &sidecars).await).await
+}
+
+/// The median of what ours costs, both ends, to what it does with tonic-xds at one and nothing at the other.
+async fn to_tonic_xds(ca: &TestCa, server: &Handle, args: &Args) -> Result<f64, Error> {
+    let time = Duration::from_secs_f64(args.seconds);
+    let (_mesh, mut mesh) = meshed::start(ca, Protocol::Grpc, IN_FLIGHT, server, InboundTls::Disable).await?;
+    let (_peer, mut theirs) = tonic_xds::start(IN_FLIGHT, server).await?;
+    paired(args, async || ours(&mut mesh, time).await, async || ours(&mut theirs, time).await).await
+}
+
+/// The median of the ratios of what two cost, run in turn.
+async fn paired(
+    args: &Args,
+    mut one: impl AsyncFnMut() -> Result<f64, Error>,
+    mut other: impl AsyncFnMut() -> Result<f64, Error>,
+) -> Result<f64, Error> {
     // Warm-up.
-    load::run(&mut mesh, time).await?;
-    load::run(&mut theirs, time).await?;
+    one().await?;
+    other().await?;
     let mut ratios = Vec::new();
     for pair in 0..args.pairs {
-        let (ours, through);
+        let (cost, to);
         if pair % 2 == 0 {
-            ours = load::run(&mut mesh, time).await?.cpu_per_request;
-            through = cost(&mut theirs, time, &sidecars).await?;
+            cost = one().await?;
+            to = other().await?;
         } else {
-            through = cost(&mut theirs, time, &sidecars).await?;
-            ours = load::run(&mut mesh, time).await?.cpu_per_request;
+            to = other().await?;
+            cost = one().await?;
         }
-        ratios.push(ours / through);
+        ratios.push(cost / to);
     }
     ratios.sort_by(f64::total_cmp);
     Ok(ratios[ratios.len() / 2])
+}
+
+/// CPU of a request of which nothing is in another process.
+async fn ours(workers: &mut load::Workers, time: Duration) -> Result<f64, Error> {
+    Ok(load::run(workers, time).await?.cpu_per_request)
 }
 
 /// CPU of a request through the sidecars, theirs and the applications' together.

@@ -152,7 +152,7 @@ fn configuration(protocol: Protocol, listen: SocketAddr, to: SocketAddr, [inner,
     )
 }
 
-async fn accept(listener: TcpListener, protocol: Protocol) -> Result<(), Error> {
+pub(crate) async fn accept(listener: TcpListener, protocol: Protocol) -> Result<(), Error> {
     let mut connections = JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await?;

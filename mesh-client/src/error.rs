@@ -79,6 +79,14 @@ pub enum Cause {
         /// Of them, those the balancer may use.
         usable: usize,
     },
+    /// The cluster has subsets, and no endpoint is in the one that the route's metadata asks for.
+    #[error("cluster {cluster}: none of {known} endpoints has the metadata that the route asks for")]
+    NoSubset {
+        /// The cluster.
+        cluster: ClusterName,
+        /// Endpoints known.
+        known: usize,
+    },
     /// None of the cluster's names could be looked up, and none ever could.
     #[error("cluster {cluster}: {reason}")]
     Unresolved {
@@ -338,6 +346,7 @@ impl Cause {
             Self::NoCluster { .. } => "no usable cluster",
             Self::UnsupportedAction(_) => "unsupported route action",
             Self::NoEndpoint { .. } => "no healthy endpoint",
+            Self::NoSubset { .. } => "no endpoint in the subset",
             Self::Unresolved { .. } => "no address known",
             Self::ConnectFailed { .. } => "connection failed",
             Self::ConnectTimeout { .. } => "connection timed out",
@@ -371,7 +380,7 @@ impl Cause {
             Self::NoRoute { .. } => Code::NO_ROUTE,
             Self::NoCluster { .. } => Code::NO_CLUSTER,
             Self::UnsupportedAction(_) => Code::UNSUPPORTED_ACTION,
-            Self::NoEndpoint { .. } => Code::NO_ENDPOINT,
+            Self::NoEndpoint { .. } | Self::NoSubset { .. } => Code::NO_ENDPOINT,
             Self::Unresolved { .. } => Code::NAME_UNRESOLVED,
             Self::ConnectFailed { .. } => Code::CONNECT_FAILED,
             Self::ConnectTimeout { .. } => Code::CONNECT_TIMEOUT,
@@ -403,7 +412,8 @@ impl Cause {
             | Self::ConfigPending(_)
             | Self::NoRoute { .. }
             | Self::NoCluster { .. }
-            | Self::UnsupportedAction(_) => Blame::Configuration,
+            | Self::UnsupportedAction(_)
+            | Self::NoSubset { .. } => Blame::Configuration,
             Self::NoIdentity { .. }
             | Self::Breaker { .. }
             | Self::QueueTimeout { .. }
@@ -445,6 +455,7 @@ impl Cause {
             Self::ControlPlaneUnreachable(_)
             | Self::ConfigPending(_)
             | Self::NoEndpoint { .. }
+            | Self::NoSubset { .. }
             | Self::Unresolved { .. }
             | Self::ConnectFailed { .. }
             | Self::ConnectTimeout { .. }

@@ -15,7 +15,7 @@ use mesh_core::policy::{Address, ClusterChoice, Health, RetryPolicy, RouteAction
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::cluster::{Cluster, InFlight};
+use crate::cluster::{Backend, InFlight, Members};
 use crate::destination::{Destination, Destinations, Phase};
 use crate::env::Env;
 use crate::error::Cause;
@@ -228,7 +228,10 @@ pub(crate) fn explain_connect(env: &Env, destinations: &Arc<Destinations>, targe
     let option = |(name, weight, slot)| ClusterOption { weight, cluster: cluster_dump(env, name, slot) };
     explanation.clusters = tcp.map(option).collect();
     match router.choose_tcp(target.host_port(), env) {
-        Ok(raw) => explain_pick(env, raw.cluster, None, &mut explanation),
+        Ok(raw) => {
+            explanation.hash = raw.hash;
+            explain_pick(env, raw.cluster, raw.hash, &mut explanation);
+        }
         Err(cause) => explanation.error = Some(coded(&cause)),
     }
     explanation
@@ -270,7 +273,7 @@ fn standing(found: Result<Arc<Destination>, Cause>) -> (Explanation, Option<Deci
 }
 
 /// Which endpoint would be picked, or why none.
-fn explain_pick(env: &Env, cluster: &Cluster, hash: Option<u64>, explanation: &mut Explanation) {
+fn explain_pick(env: &Env, cluster: &Backend, hash: Option<u64>, explanation: &mut Explanation) {
     let members = cluster.members();
     let session = explanation.session.as_mut();
     let pinned = session.and_then(|session| {
@@ -321,11 +324,12 @@ fn explain_route(
         let plan = router.plan(route);
         explanation.retry = plan.retry.as_ref().map(|retries| {
             let concerned = retries.concerns(|| head.view(&draw));
-            let attempts = if concerned { retries.policy.attempts } else { 0 };
+            let grpc = head.headers.get(http::header::CONTENT_TYPE).is_some_and(mesh_core::context::is_grpc);
+            let attempts = if concerned { retries.attempts(grpc) } else { 0 };
             let waits = (0..attempts.min(16)).map(|retry| retries.backoff.bound(retry)).collect();
             RetryExplanation { attempts, waits, budgeted: router.budget().is_some(), policy: retries.policy.clone() }
         });
-        explanation.clusters = options(env, router, &plan.choice, &forward.to, &head);
+        explanation.clusters = options(env, &plan.choice, &forward.to, &head);
         let path = head.uri().path();
         let pinned = plan.session.as_ref().and_then(|policy| session::read(policy, &head.headers, path));
         let cluster = pinned.as_ref().and_then(|pinned| pinned.cluster.as_ref());
@@ -351,7 +355,7 @@ fn explain_route(
     }
 }
 
-fn options(env: &Env, router: &Router, choice: &Choice, to: &ClusterChoice, head: &Head) -> Vec<ClusterOption> {
+fn options(env: &Env, choice: &Choice, to: &ClusterChoice, head: &Head) -> Vec<ClusterOption> {
     let option =
         |weight, name: &ClusterName, slot: &Slot| ClusterOption { weight, cluster: cluster_dump(env, name, slot) };
     match (choice, to) {
@@ -360,9 +364,9 @@ fn options(env: &Env, router: &Router, choice: &Choice, to: &ClusterChoice, head
             let entries = weighted.entries().iter().zip(shares);
             entries.map(|(entry, share)| option(entry.weight, &entry.name, &share.slot)).collect()
         }
-        (Choice::Header(header), _) => {
+        (Choice::Header(header, slots), _) => {
             let name = head.headers.get(header).and_then(|value| value.to_str().ok()).map(ClusterName::new);
-            let slot = name.as_ref().and_then(|name| Some((name, router.clusters().get(name)?)));
+            let slot = name.as_ref().and_then(|name| Some((name, slots.get(name)?)));
             slot.map(|(name, slot)| option(1, name, slot)).into_iter().collect()
         }
         _ => Vec::new(),
@@ -414,15 +418,14 @@ fn cluster_dump(env: &Env, name: &ClusterName, slot: &Slot) -> ClusterDump {
                 dns_failures: cluster.dns_failures(),
                 priority: members.ready.priority(),
                 pools: members.ready.pools().collect(),
-                endpoints: endpoint_dumps(env, cluster),
+                endpoints: endpoint_dumps(env, &members),
                 ..empty
             }
         }
     }
 }
 
-fn endpoint_dumps(env: &Env, cluster: &Cluster) -> Vec<EndpointDump> {
-    let members = cluster.members();
+fn endpoint_dumps(env: &Env, members: &Members) -> Vec<EndpointDump> {
     let now = env.since_epoch(Instant::now());
     let groups = members.source().localities.iter();
     let all = groups.flat_map(|group| group.endpoints.iter().map(move |endpoint| (group, endpoint)));

@@ -7,14 +7,13 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use mesh_core::error::BoxError;
-use mesh_core::limit::RateLimit;
+use mesh_core::limit::{Count, RateLimit};
 use mesh_core::policy::{AdaptiveConcurrency, AdmissionControl, InvalidPolicy, LocalRateLimit};
 use mesh_core::retry::grpc_status;
 use mesh_core::telemetry::Outcome;
@@ -60,7 +59,7 @@ pub struct LimitLayer(Limit);
 
 #[derive(Clone)]
 enum Limit {
-    Requests { in_flight: Arc<AtomicU32>, most: u32 },
+    Requests { in_flight: Arc<Count>, most: u32 },
     Rate(Arc<RateLimit>),
     Admission(Arc<Throttling>),
     Adaptive(Arc<Concurrency>),
@@ -165,14 +164,10 @@ impl Limit {
     fn pass(&self, headers: &mut HeaderMap) -> Result<Place, Cause> {
         let now = Instant::now();
         match self {
-            Self::Requests { in_flight, most } => {
-                let place = Place::Counted(Counted(in_flight.clone()));
-                // Counted first: two at once cannot both take the last place.
-                match in_flight.fetch_add(1, Ordering::Relaxed) < *most {
-                    true => Ok(place),
-                    false => Err(Cause::Breaker { cluster: "-".into(), limit: "max_requests", allowed: *most }),
-                }
-            }
+            Self::Requests { in_flight, most } => match in_flight.enter_below(*most) {
+                true => Ok(Place::Counted(Counted(in_flight.clone()))),
+                false => Err(Cause::Breaker { cluster: "-".into(), limit: "max_requests", allowed: *most }),
+            },
             Self::Rate(limit) => pass_rate(limit, headers, now, || fastrand::u32(..1_000_000)).map(|()| Place::Nothing),
             Self::Admission(limit) => limit.pass(now, fastrand::u32(..1_000_000)).map(Place::Owed),
             Self::Adaptive(limit) => limit.pass(now, || fastrand::u64(..)).map(Place::Owed),
@@ -187,11 +182,11 @@ enum Place {
     Owed(Ticket),
 }
 
-struct Counted(Arc<AtomicU32>);
+struct Counted(Arc<Count>);
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.leave();
     }
 }
 

@@ -7,18 +7,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, Method, StatusCode};
-use mesh_core::balance::hash::HashRules;
+use mesh_core::balance::hash::{HashInput, HashRules};
+use mesh_core::balance::merged;
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::matcher::{CompiledRoute, CorsRules, HeaderCondition, RequestView, RouteTable};
 use mesh_core::policy::{
     ClusterChoice, ClusterState, Discovery, Endpoints, FilterOverride, Forward, HttpFilter, HttpFilterKind,
-    ResponseClass, RetryPolicy, RouteAction, Snapshot, StatefulSession, TcpForward, WeightedCluster, WeightedClusters,
+    ResponseClass, RetryPolicy, RouteAction, Snapshot, StatefulSession, TcpForward, TcpShare, WeightedCluster,
+    WeightedClusters,
 };
 use mesh_core::retry::{Backoff, Budget, FailureKind, RetryRules, RetryTokens, TryOutcome, is_failure};
 use mesh_core::telemetry::{Outcome, RouteSeries};
 use tokio::time::Instant;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Backend, Cluster, Labels};
 use crate::env::Env;
 use crate::error::Cause;
 use crate::outbound::filters::{Compiler, Filter, Limits, RoutePlace};
@@ -48,7 +50,9 @@ struct Wiring {
 
 /// Where a raw connection goes.
 pub(crate) struct Raw<'r> {
-    pub(crate) cluster: &'r Arc<Cluster>,
+    pub(crate) cluster: &'r Backend,
+    /// What it is kept together by with others, for balancers that hash.
+    pub(crate) hash: Option<u64>,
     /// Endpoints to try.
     pub(crate) attempts: u32,
     /// How long it may be silent.
@@ -59,7 +63,7 @@ pub(crate) struct Raw<'r> {
 #[derive(Clone)]
 pub(crate) enum Slot {
     /// Usable.
-    Ready(Arc<Cluster>),
+    Ready(Backend),
     /// The leaves of an aggregate's tree in order, none of them an aggregate; the first with a usable endpoint
     /// serves.
     Aggregate(Arc<[Slot]>),
@@ -114,8 +118,8 @@ pub(crate) enum Choice {
     One(Slot),
     /// Drawn by weight; in the order of the policy's entries.
     Weighted(Box<[Share]>),
-    /// Named by a request header.
-    Header(HeaderName),
+    /// Named by a request header; all there are.
+    Header(HeaderName, BTreeMap<ClusterName, Slot>),
 }
 
 /// One entry of a weighted split.
@@ -127,7 +131,7 @@ pub(crate) struct Share {
 
 /// What was drawn for one request.
 pub(crate) struct Chosen<'r> {
-    pub(crate) cluster: &'r Arc<Cluster>,
+    pub(crate) cluster: &'r Backend,
     /// The entry of a weighted split.
     pub(crate) share: Option<&'r WeightedCluster>,
     pub(crate) filters: &'r [Filter],
@@ -168,6 +172,12 @@ impl Retries {
         self.requests.iter().any(|condition| condition.holds(&request))
     }
 
+    /// Retries of one request. A gRPC call has five tries at most, whatever the policy says (gRFC A6, A44).
+    pub(crate) fn attempts(&self, grpc: bool) -> u32 {
+        const OF_A_CALL: u32 = 4;
+        self.policy.attempts.min(if grpc { OF_A_CALL } else { u32::MAX })
+    }
+
     /// Time for one try.
     pub(crate) fn per_try_timeout(&self) -> Option<Duration> {
         self.policy.per_try_timeout.filter(|timeout| !timeout.is_zero())
@@ -204,12 +214,13 @@ impl Router {
             Compiler { before: previous.map(|old| &old.wiring.limits), limits: Limits::default(), now: Instant::now() };
         let plan = |route: &CompiledRoute| Plan {
             counted: CountedRoute::of(route, target, env),
-            ..Plan::new(route, &clusters, filters, &mut compiler)
+            ..Plan::new(route, &clusters, filters, &mut compiler, env)
         };
         let plans = table.routes().iter().map(plan).collect();
         let limits = compiler.limits;
-        let raw = snapshot.listener.tcp.iter().flat_map(|forward| forward.clusters());
-        let tcp = raw.map(|share| slot(&clusters, &share.name)).collect();
+        let raw = snapshot.listener.tcp.iter().flat_map(|all| all.clusters().iter().map(move |share| (all, share)));
+        let labels = |(all, share): (&TcpForward, &TcpShare)| merged(&all.metadata_match, &share.metadata_match);
+        let tcp = raw.map(|raw| slot(&clusters, &raw.1.name, &labels(raw), env)).collect();
         let budget = snapshot.routes.retry_budget.as_ref().map(|policy| {
             let kept = previous.filter(|old| old.snapshot.routes.retry_budget.as_ref() == Some(policy));
             let kept = kept.and_then(|old| old.wiring.budget.clone());
@@ -272,9 +283,9 @@ impl Router {
                 let (cluster, session) = (share.slot.cluster(env)?, share.session.as_ref());
                 Ok(Chosen { cluster, share: Some(entry), filters: &share.filters, session })
             }
-            Choice::Header(name) => {
+            Choice::Header(name, slots) => {
                 let wanted = headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-                match self.wiring.clusters.get(&ClusterName::new(wanted)) {
+                match slots.get(&ClusterName::new(wanted)) {
                     Some(slot) => Ok(plain(slot.cluster(env)?)),
                     None => Err(Cause::NoCluster {
                         cluster: wanted.into(),
@@ -299,7 +310,8 @@ impl Router {
             // Below the sum of the weights, which fits.
             let place = forward.pick(env.draw(u64::from(forward.total())) as u32);
             let (attempts, idle) = (forward.max_connect_attempts.get(), forward.idle_timeout);
-            return Ok(Raw { cluster: self.wiring.tcp[place].cluster(env)?, attempts, idle });
+            let hash = forward.by_source.then_some(env.channel_id);
+            return Ok(Raw { cluster: self.wiring.tcp[place].cluster(env)?, hash, attempts, idle });
         }
         let (headers, draw) = (http::HeaderMap::new(), || env.draw_million());
         let view = RequestView {
@@ -325,7 +337,9 @@ impl Router {
         let unreached = TryOutcome::Failure(FailureKind::ConnectFailed);
         let retries = plan.retry.as_ref().filter(|retries| retries.rules.condition(&unreached, false).is_some());
         let attempts = retries.map_or(1, |retries| retries.policy.attempts.saturating_add(1));
-        Ok(Raw { cluster: chosen.cluster, attempts, idle: Some(TcpForward::IDLE_TIMEOUT) })
+        let input = HashInput { headers: &headers, query: "", source: None, channel_id: env.channel_id };
+        let hash = plan.hash.hash(&input, &mut |below| env.draw(below)).hash;
+        Ok(Raw { cluster: chosen.cluster, hash, attempts, idle: Some(TcpForward::IDLE_TIMEOUT) })
     }
 
     /// Lets go of the clusters that `next` has no use for. Requests under way hold them, but not their idle connections.
@@ -354,8 +368,17 @@ impl Router {
 }
 
 impl Slot {
+    /// The same for a route whose endpoints must have these labels.
+    fn part(&self, wanted: &Labels, env: &Env) -> Self {
+        match self {
+            Self::Ready(backend) => Self::Ready(backend.part(wanted, env)),
+            Self::Aggregate(parts) => Self::Aggregate(parts.iter().map(|slot| slot.part(wanted, env)).collect()),
+            Self::Failed(..) => self.clone(),
+        }
+    }
+
     /// The cluster to use now.
-    pub(crate) fn cluster(&self, env: &Env) -> Result<&Arc<Cluster>, Cause> {
+    pub(crate) fn cluster(&self, env: &Env) -> Result<&Backend, Cause> {
         match self {
             Self::Ready(cluster) => Ok(cluster),
             Self::Failed(cluster, reason) => Err(Cause::NoCluster { cluster: cluster.clone(), reason: reason.clone() }),
@@ -384,8 +407,9 @@ impl Plan {
         clusters: &BTreeMap<ClusterName, Slot>,
         filters: &[HttpFilter],
         compiler: &mut Compiler<'_>,
+        env: &Env,
     ) -> Self {
-        let slot = |name: &ClusterName| slot(clusters, name);
+        let slot = |name: &ClusterName, labels: &Labels| slot(clusters, name, labels, env);
         let own = &route.route().filters;
         let place = |entry: Option<&ClusterName>| {
             let (host, matcher) = (route.virtual_host().name.clone(), route.route().matcher.clone());
@@ -412,11 +436,16 @@ impl Plan {
         };
         let choice = match &route.route().action {
             RouteAction::Forward(forward) => match &forward.to {
-                ClusterChoice::Cluster(name) => Choice::One(slot(name)),
+                ClusterChoice::Cluster(name) => Choice::One(slot(name, &forward.metadata_match)),
                 ClusterChoice::Weighted(weighted) => {
-                    Choice::Weighted(weighted.entries().iter().map(|entry| share(slot(&entry.name), entry)).collect())
+                    let labels = |entry: &WeightedCluster| merged(&forward.metadata_match, &entry.metadata_match);
+                    let shares = weighted.entries().iter();
+                    Choice::Weighted(shares.map(|entry| share(slot(&entry.name, &labels(entry)), entry)).collect())
                 }
-                ClusterChoice::Header(name) => Choice::Header(name.clone()),
+                ClusterChoice::Header(header) => {
+                    let slots = clusters.keys().map(|name| (name.clone(), slot(name, &forward.metadata_match)));
+                    Choice::Header(header.clone(), slots.collect())
+                }
             },
             RouteAction::Redirect(_) | RouteAction::DirectResponse(_) | RouteAction::NonForwarding => Choice::None,
         };
@@ -430,7 +459,8 @@ impl Plan {
         let session = session(filters, |name| own.get(name));
         let (cors, mirrors) = match &route.route().action {
             RouteAction::Forward(forward) => {
-                let mirrors = forward.mirrors.iter().map(|mirror| slot(&mirror.cluster)).collect();
+                // Copies want nothing, as in Envoy.
+                let mirrors = forward.mirrors.iter().map(|mirror| slot(&mirror.cluster, &Labels::new())).collect();
                 (forward.cors.as_ref().map(CorsRules::new), mirrors)
             }
             _ => (None, Box::default()),
@@ -439,9 +469,9 @@ impl Plan {
     }
 }
 
-fn slot(clusters: &BTreeMap<ClusterName, Slot>, name: &ClusterName) -> Slot {
+fn slot(clusters: &BTreeMap<ClusterName, Slot>, name: &ClusterName, labels: &Labels, env: &Env) -> Slot {
     match clusters.get(name) {
-        Some(slot) => slot.clone(),
+        Some(slot) => slot.part(labels, env),
         None => Slot::Failed(name.clone(), "the snapshot does not hold it".into()),
     }
 }
@@ -527,7 +557,7 @@ fn clusters(
             continue;
         }
         let kept = match previous.and_then(|old| old.wiring.clusters.get(name)) {
-            Some(Slot::Ready(old)) if old.policy() == policy => Some(old.clone()),
+            Some(Slot::Ready(old)) if old.policy() == policy => Some(Arc::clone(old)),
             _ => None,
         };
         let cluster = match kept {
@@ -537,7 +567,7 @@ fn clusters(
             }
             None => Cluster::new(policy.clone(), endpoints.clone(), target, env),
         };
-        slots.insert(name.clone(), Slot::Ready(cluster));
+        slots.insert(name.clone(), Slot::Ready(Backend::whole(cluster)));
     }
     let made = aggregates.keys().map(|&name| {
         let mut leaves = Leaves { slots: &slots, aggregates: &aggregates, seen: HashSet::new(), found: Vec::new() };

@@ -123,7 +123,8 @@ impl Idle {
     }
 
     fn moved(&mut self, now: Instant) {
-        self.end = now + self.limit;
+        // It was within all time when the connection began; should it be no longer, it stays where it was.
+        self.end = now.checked_add(self.limit).unwrap_or(self.end);
     }
 
     /// Whether it is over; else whoever waits is woken when it may be. The timers follow the end late: most of the

@@ -159,6 +159,16 @@ impl StateDir {
         renamed.map_err(|source| StateError::Io { action: "replace", path, source })
     }
 
+    /// Removes a file, if it is there.
+    pub(crate) fn remove(&self, name: &str) -> Result<(), StateError> {
+        match fs::remove_file(self.path(name)) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(StateError::Io { action: "remove", path: self.path(name), source })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn replace(&self, name: &str, content: &[u8], now: bool) -> Result<(), StateError> {
         let path = self.path(name);
         let temporary = self.path(&format!(".{name}.new"));

@@ -23,6 +23,7 @@ pub mod matcher;
 pub mod orca;
 pub mod policy;
 pub mod protobuf;
+pub mod race;
 pub mod retry;
 pub mod source;
 pub mod suggest;

@@ -1,5 +1,5 @@
-//! Every order in which two threads may come to what requests share: the breaker, the budget, token buckets, the limit
-//! on requests in flight and their count. Played by loom, in whose hands the feature `_loom` puts the atomics:
+//! Every order in which two threads may come to what requests share: the breakers, the budget, token buckets, the limit
+//! on requests in flight and their count, fail-fast. Played by loom, in whose hands the feature `_loom` puts the atomics:
 //! `cargo test -p mesh-core --features _loom --test interleavings`.
 
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use loom::thread;
 use mesh_core::balance::Load;
 use mesh_core::health::{Accrual, AccrualState, Evidence};
-use mesh_core::limit::{Gradient, TokenBucket};
+use mesh_core::limit::{Count, FailFast, Gradient, TokenBucket};
 use mesh_core::policy::{self, AdaptiveConcurrency, FailureAccrual, MinRtt, PerMillionRatio, RetryBudget};
 use mesh_core::retry::Budget;
 use tokio::time::Instant;
@@ -146,6 +146,59 @@ fn the_last_place_is_given_once_and_comes_back() {
         gradient.cancel();
         assert_eq!(gradient.in_flight(), 0);
         assert!(gradient.try_begin(now));
+    });
+}
+
+/// What circuit breakers, limits of connections and of injected faults count with.
+#[test]
+fn the_last_place_of_a_breaker_is_given_once_and_comes_back() {
+    in_every_order(|| {
+        let count = Arc::<Count>::default();
+        let entering = count.clone();
+        let entered = two(move || entering.enter_below(1));
+        assert_eq!(entered.into_iter().filter(|entered| *entered).count(), 1);
+        assert_eq!(count.get(), 1, "who was refused is not counted");
+        count.leave();
+        let passing = count.clone();
+        two(move || {
+            if passing.enter_below(1) {
+                passing.leave();
+            }
+        });
+        assert!(count.get() == 0 && count.enter_below(1));
+    });
+    // Whoever comes when the only place comes free, one of two has it.
+    in_every_order(|| {
+        let count = Arc::<Count>::default();
+        assert!(count.enter_below(1));
+        let entering = count.clone();
+        let other = thread::spawn(move || entering.enter_below(1));
+        count.leave();
+        let own = count.enter_below(1);
+        let other = other.join().expect("a thread of a test does not panic");
+        assert!(own != other && count.get() == 1);
+    });
+}
+
+#[test]
+fn who_finds_a_connection_is_not_overruled_by_who_gives_up_at_that_moment() {
+    let ms = Duration::from_millis;
+    in_every_order(move || {
+        let fast = Arc::new(FailFast::new(ms(100)));
+        let finding = fast.clone();
+        let other = thread::spawn(move || finding.found(ms(200)));
+        fast.missed(ms(200));
+        other.join().expect("a thread of a test does not panic");
+        assert!(fast.may_wait(ms(201)) && fast.may_wait(ms(201)));
+    });
+    // Control: who gives up alone is believed, and then one of two may look.
+    in_every_order(move || {
+        let fast = Arc::new(FailFast::new(ms(100)));
+        fast.missed(ms(200));
+        assert!(!fast.may_wait(ms(299)));
+        let looking = fast.clone();
+        let looked = two(move || looking.may_wait(ms(300)));
+        assert_eq!(looked.into_iter().filter(|looked| *looked).count(), 1);
     });
 }
 

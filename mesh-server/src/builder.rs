@@ -148,6 +148,7 @@ impl ServerBuilder {
         let policy = Policy::new(self.inbound.clone());
         let inbound = self.inbound.unwrap_or_else(|| Watched::fixed(InboundState::Pending));
         let metrics = self.metrics;
+        let peers = metrics.peers().clone();
         let floor = self.config.min_load_report_interval;
         let layer = InboundLayer::new(Shared {
             policy,
@@ -170,7 +171,7 @@ impl ServerBuilder {
                 .map(|policy| Arc::new(Concurrency::new(policy, Instant::now()))),
             limits: Limits::new(Scope::Server),
         });
-        let tls = TlsAccept::new(&self.identities, provider);
+        let tls = TlsAccept::new(&self.identities, provider, peers);
         let door = Door::new(self.config, inbound, tls, layer, self.stats, drain);
         Server::new(Arc::new(door), self.readiness)
     }

@@ -14,12 +14,14 @@ pub struct Config {
     /// How long a new connection may take to send its first bytes, by which TLS, HTTP/1 and HTTP/2 are
     /// told apart. Default 10 s (Linkerd's detection time).
     pub detect_timeout: Duration,
-    /// How long a TLS handshake may take. Default 10 s.
+    /// How long a TLS handshake may take. Default 5 s.
     pub handshake_timeout: Duration,
-    /// How long an HTTP/1 connection may take to send a request's head, counted from the end of the
-    /// request before: also the longest idle time of an HTTP/1 connection. And how long a head over HTTP/2 may take from
-    /// its first byte to its last. Default 30 s.
+    /// How long the head of a request may take from its first byte to its last, over HTTP/1 and HTTP/2. Then the connection is
+    /// closed. Default 10 s.
     pub header_read_timeout: Duration,
+    /// How long an HTTP/1 connection may go without a whole request: from the end of one to the end of the head of the next.
+    /// HTTP/2 connections may be idle for as long as they answer pings. Default 60 s.
+    pub idle_timeout: Duration,
     /// How long somebody may wait for the next bytes of a request's body; then the request gets 408 if its answer has not
     /// begun, and its body ends with an error. gRPC calls over HTTP/2 and tunnels (CONNECT), which may be silent, are not
     /// limited but while an external authorizer's question waits for their body: they have deadlines and keep-alive.
@@ -109,8 +111,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             detect_timeout: Duration::from_secs(10),
-            handshake_timeout: Duration::from_secs(10),
-            header_read_timeout: Duration::from_secs(30),
+            handshake_timeout: Duration::from_secs(5),
+            header_read_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
             body_idle_timeout: Some(Duration::from_secs(30)),
             max_header_bytes: MOST_HEADER_BYTES,
             max_headers: 100,

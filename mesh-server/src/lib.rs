@@ -6,8 +6,8 @@
 //!                                  └─► or raw bytes: authorization → the application's handler
 //! ```
 //!
-//! [`Server`] does all of it; [`InboundLayer`] is the last step alone, for an application that keeps
-//! its own acceptor. Read `inbound/connection.rs` for the life of a connection and `layer/mod.rs` for
+//! [`Server`] does all of it; [`Server::accept`] is what stands before HTTP, for an application that keeps its own loop and
+//! HTTP server, and [`InboundLayer`] the last step alone, for one that keeps its own acceptor. Read `inbound/connection.rs` for the life of a connection and `layer/mod.rs` for
 //! that of a request.
 //!
 //! What this crate refuses to know: where policy and certificates come from (they arrive through
@@ -16,6 +16,7 @@
 pub mod debug;
 pub mod lifecycle;
 
+mod accepted;
 mod body;
 mod builder;
 mod config;
@@ -34,6 +35,7 @@ pub use mesh_core::context::{caller, claims};
 pub use mesh_core::identity::PeerIdentity;
 pub use mesh_core::jwt::Claims;
 
+pub use self::accepted::Accepted;
 pub use self::body::{Body, BodyError};
 pub use self::builder::ServerBuilder;
 pub use self::config::Config;

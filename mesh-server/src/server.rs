@@ -2,17 +2,18 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tower_service::Service;
 
 use mesh_core::error::BoxError;
 
 use crate::inbound::{Door, run};
-use crate::{Body, InboundLayer, InboundStats, RawConnection, Readiness, ServerBuilder};
+use crate::{Accepted, Body, InboundLayer, InboundStats, RawConnection, Readiness, ServerBuilder};
 
 /// The inbound side of the mesh. Cheap to clone; may serve several listeners of the same policy.
 ///
@@ -112,9 +113,51 @@ impl Server {
         }
     }
 
+    /// Takes one socket as policy says, for an application that has a loop and an HTTP server of its own: plaintext or mutual
+    /// TLS by the port's mode, the first byte, the handshake, whether it is HTTP/1 or HTTP/2, each within its time limit. `None` =
+    /// refused, or gone without a word; [`stats`](Self::stats) say why.
+    ///
+    /// On what is returned, [`Config::header_read_timeout`](crate::Config) and
+    /// [`Config::max_control_frames`](crate::Config) hold; the other limits on connections and their number are for the
+    /// application to set. Each of its requests is judged by the policy of the moment where it goes through
+    /// [`Accepted::layer`](crate::Accepted::layer). When its peer is not trusted any more, or is a plaintext one and the port
+    /// turns strict, reading and writing fail at once, and with them what is in flight; a task that waits for either hears of
+    /// it as long as somebody reads. Nobody drains the connection: give it an age. Best called in the connection's own task,
+    /// for a handshake may take its time.
+    ///
+    /// ```
+    /// use hyper_util::rt::{TokioExecutor, TokioIo};
+    /// use hyper_util::service::TowerToHyperService;
+    /// use mesh_server::Server;
+    /// use tower_layer::Layer;
+    ///
+    /// async fn serve(server: Server, listener: tokio::net::TcpListener, router: axum::Router) -> std::io::Result<()> {
+    ///     loop {
+    ///         let (tcp, peer) = listener.accept().await?;
+    ///         let (server, router) = (server.clone(), router.clone());
+    ///         tokio::spawn(async move {
+    ///             let Some(connection) = server.accept(tcp, peer).await else { return };
+    ///             let service = TowerToHyperService::new(connection.layer().layer(router));
+    ///             let http = hyper::server::conn::http1::Builder::new();
+    ///             let http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    ///             let io = TokioIo::new(connection);
+    ///             let _ = if io.inner().is_http2() {
+    ///                 http2.serve_connection(io, service).await
+    ///             } else {
+    ///                 http.serve_connection(io, service).with_upgrades().await
+    ///             };
+    ///         });
+    ///     }
+    /// }
+    /// ```
+    pub async fn accept(&self, tcp: TcpStream, peer: SocketAddr) -> Option<Accepted> {
+        self.door.accept(tcp, peer).await
+    }
+
     /// The per-request part alone, for an application with an acceptor of its own. It knows no peer
     /// unless that acceptor puts a [`PeerIdentity`](crate::PeerIdentity) into the extensions. While a policy that was
-    /// [given](ServerBuilder::inbound) has not come, requests get 503 (`MESH-1003`); if none was given, they pass.
+    /// [given](ServerBuilder::inbound) has not come, requests get 503 (`MESH-1003`); if none was given, they pass. Where policy
+    /// demands mutual TLS, those whose peer has no SPIFFE ID get 403 (`MESH-2001`).
     pub fn inbound_layer(&self) -> InboundLayer {
         self.door.layer.lend()
     }

@@ -1,6 +1,7 @@
 //! The commands of the binary that ask a running control plane, and what the log looks like.
 
 pub(crate) mod ask;
+pub(crate) mod memory;
 pub(crate) mod status;
 
 use std::io::IsTerminal;

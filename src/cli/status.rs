@@ -62,6 +62,7 @@ struct Type {
     waiting: bool,
     due: usize,
     nack: Option<Nack>,
+    unsent: Option<String>,
     #[serde(default)]
     resources: Vec<Resource>,
 }
@@ -129,6 +130,7 @@ fn table(status: &Status) -> String {
 fn row(node: Option<&Node>, ty: &Type) -> [String; 7] {
     let state = match ty {
         Type { nack: Some(_), .. } => "refused",
+        Type { unsent: Some(_), .. } => "not sent",
         Type { waiting: true, .. } => "not answered",
         Type { due: 1.., .. } => "to be sent",
         _ => "in sync",
@@ -169,6 +171,9 @@ fn notes(status: &Status, text: &mut String) {
             let about = format!("{} ({}, {}) {}", node.node, node.address, node.protocol, short(&ty.type_url));
             if let Some(nack) = &ty.nack {
                 let _ = writeln!(text, "\n{about}: refused {}: {}", nack.version, nack.reason);
+            }
+            if let Some(unsent) = &ty.unsent {
+                let _ = writeln!(text, "\n{about}: not sent: {unsent}");
             }
             if !ty.missing.is_empty() {
                 let namespace = &node.namespace;

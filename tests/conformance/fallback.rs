@@ -149,6 +149,41 @@ async fn names_that_both_have_are_never_joined_on_the_way_there_and_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a71_what_only_the_fallback_has_is_deleted_once_the_first_is_back() {
+    for (variant, strict) in BOTH.into_iter().flat_map(|variant| [(variant, true), (variant, false)]) {
+        let (first, second) = (Plane::with("x", 10), Plane::with("x", 11));
+        first.delete(codec::LISTENER, "a:80");
+        first.put(crate::plane::destination("b:80", "r"));
+        first.is(Mood::Down);
+        let client = crate::plane::client_with(variant, &[&first, &second], |bootstrap| {
+            bootstrap.servers.iter_mut().for_each(|server| server.features.fail_on_data_errors = strict);
+        });
+        let mut state = client.destination(&"a:80".parse().unwrap());
+        goes_to(&mut state, 11).await;
+        first.is(Mood::Up);
+        if strict {
+            let failed = becomes(&mut state, "the first has none", |s| matches!(s, DestinationState::Failed(_))).await;
+            assert!(format!("{failed:?}").contains("no such destination a:80"), "{failed:?}");
+        } else {
+            // Deleted, and the last good stays (gRFC A88).
+            first.sees("it is asked", |plane| plane.asked(codec::LISTENER).contains(&"a:80".to_owned())).await;
+            clock::pass(Duration::from_secs(120)).await;
+            assert!(matches!(&**state.load(), DestinationState::Ready(s) if ports(s) == [11]));
+        }
+        first.put(crate::plane::destination("a:80", "r"));
+        goes_to(&mut state, 10).await;
+
+        // The control run: a fallback that lacks it ends nothing.
+        second.delete(codec::LISTENER, "a:80");
+        first.is(Mood::Down);
+        let _reason = client.destination(&"c:80".parse().unwrap());
+        second.sees("it is asked", |plane| plane.asked(codec::LISTENER).contains(&"a:80".to_owned())).await;
+        clock::pass(Duration::from_secs(120)).await;
+        assert!(matches!(&**state.load(), DestinationState::Ready(s) if ports(s) == [10]), "{strict}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a95_an_authority_may_fall_back_for_the_sake_of_reachability_alone() {
     for (variant, alone) in BOTH.into_iter().flat_map(|variant| [(variant, true), (variant, false)]) {
         let listener = |plane: &Plane| {

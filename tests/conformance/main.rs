@@ -6,5 +6,6 @@
 #![allow(clippy::disallowed_methods, reason = "control planes of a test run beside it, and end with it")]
 
 mod fallback;
+mod inbound;
 mod plane;
 mod resources;

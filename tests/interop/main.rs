@@ -20,6 +20,7 @@ mod member;
 mod outage;
 mod proxy;
 mod psm;
+mod psm_csds;
 mod psm_lists;
 #[path = "../product/puppet.rs"]
 mod puppet;

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use crate::grpc;
 use crate::world::{World, eventually};
 
-/// A process that calls, as `account` of the namespace `default`.
+/// A process that calls, as `account` of the namespace `default`. It says what it holds at its debug port.
 pub(crate) async fn join(world: &World, account: &str, labels: &str) -> Mesh {
     Mesh::builder()
         .control_plane(world.address())
@@ -22,6 +22,7 @@ pub(crate) async fn join(world: &World, account: &str, labels: &str) -> Mesh {
         .join_token(world.token(account))
         .service_account(account)
         .labels(labels)
+        .debug_address((Ipv4Addr::LOCALHOST, 0).into())
         .build()
         .await
         .unwrap()
@@ -49,6 +50,11 @@ impl Server {
         })
         .await;
         server
+    }
+
+    /// Where it says what it holds.
+    pub(crate) fn debug(&self) -> SocketAddr {
+        self.mesh.debug_address().unwrap()
     }
 
     /// Withdraws, finishes what is under way and ends.

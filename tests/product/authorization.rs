@@ -147,35 +147,48 @@ impl Authorization for Authorizer {
     }
 }
 
-#[tokio::test]
-async fn a_custom_policy_asks_a_service_of_the_mesh() {
-    let plane = Plane::start().await;
-    let authorizer = tonic::service::Routes::new(AuthorizationServer::new(Authorizer)).into_axum_router();
-    let authorizer = plane.serve("authz", "", authorizer).await;
-    let who = |headers: HeaderMap| async move { format!("{:?}", headers.get("x-caller")) };
-    let server = plane.serve("reviews", "", Router::new().fallback(any(who))).await;
-    let web = plane.caller("productpage").await;
-    becomes(&web, REVIEWS, &[], "None").await;
+/// A header as the application reads it: what an authorizer sets prints as sensitive.
+fn told(headers: &HeaderMap, name: &str) -> String {
+    format!("{:?}", headers.get(name).map(|value| value.to_str().unwrap()))
+}
 
+/// Has the service `authz` asked about requests to reviews, in this way; returns when it is.
+async fn ask_for_password(plane: &Plane, web: &Mesh, way: &str, more: &str) {
+    let service = "service: authz.default.svc.cluster.local, port: 9080, timeout: 5s, statusOnError: '503'";
     plane.write(
         "mesh.yaml",
-        "
+        format!(
+            "
 apiVersion: v1
 kind: ConfigMap
-metadata: { name: istio, namespace: istio-system }
+metadata: {{ name: istio, namespace: istio-system }}
 data:
   mesh: |
     extensionProviders:
     - name: password
-      envoyExtAuthzGrpc: { service: authz.default.svc.cluster.local, port: 9080, timeout: 5s, statusOnError: '503' }
-",
+      {way}: {{ {service}{more} }}
+"
+        ),
     );
     plane.write(
         "authz.yaml",
         policy("{selector: {matchLabels: {app: reviews}}, action: CUSTOM, provider: {name: password}, rules: [{}]}"),
     );
-    assert_eq!(status_becomes(&web, REVIEWS, 401).await, "the word?");
+    assert_eq!(status_becomes(web, REVIEWS, 401).await, "the word?");
     plane.no_findings().await;
+}
+
+#[tokio::test]
+async fn a_custom_policy_asks_a_service_of_the_mesh() {
+    let plane = Plane::start().await;
+    let authorizer = tonic::service::Routes::new(AuthorizationServer::new(Authorizer)).into_axum_router();
+    let authorizer = plane.serve("authz", "", authorizer).await;
+    let who = |headers: HeaderMap| async move { told(&headers, "x-caller") };
+    let server = plane.serve("reviews", "", Router::new().fallback(any(who))).await;
+    let web = plane.caller("productpage").await;
+    becomes(&web, REVIEWS, &[], "None").await;
+
+    ask_for_password(&plane, &web, "envoyExtAuthzGrpc", "").await;
     let caller = r#"Some("spiffe://cluster.local/ns/default/sa/productpage")"#;
     becomes(&web, REVIEWS, &[("x-password", "sesame")], caller).await;
     // What the caller says of itself is not what the authorizer says.
@@ -206,37 +219,13 @@ async fn a_custom_policy_asks_a_service_over_http() {
         Response::builder().status(status).header("x-asked", asked).body(Body::from("the word?")).unwrap()
     };
     let authorizer = plane.serve("authz", "", Router::new().fallback(any(check))).await;
-    let who = |headers: HeaderMap| async move { format!("{:?}", headers.get("x-asked")) };
+    let who = |headers: HeaderMap| async move { told(&headers, "x-asked") };
     let server = plane.serve("reviews", "", Router::new().fallback(any(who))).await;
     let web = plane.caller("productpage").await;
     becomes(&web, REVIEWS, &[], "None").await;
 
-    plane.write(
-        "mesh.yaml",
-        "
-apiVersion: v1
-kind: ConfigMap
-metadata: { name: istio, namespace: istio-system }
-data:
-  mesh: |
-    extensionProviders:
-    - name: password
-      envoyExtAuthzHttp:
-        service: authz.default.svc.cluster.local
-        port: 9080
-        timeout: 5s
-        statusOnError: '503'
-        pathPrefix: /check
-        includeRequestHeadersInCheck: [x-password]
-        headersToUpstreamOnAllow: [x-asked]
-",
-    );
-    plane.write(
-        "authz.yaml",
-        policy("{selector: {matchLabels: {app: reviews}}, action: CUSTOM, provider: {name: password}, rules: [{}]}"),
-    );
-    assert_eq!(status_becomes(&web, REVIEWS, 401).await, "the word?");
-    plane.no_findings().await;
+    let more = ", pathPrefix: /check, includeRequestHeadersInCheck: [x-password], headersToUpstreamOnAllow: [x-asked]";
+    ask_for_password(&plane, &web, "envoyExtAuthzHttp", more).await;
     // The host is that of the request in question, though the authorizer is reached by its own name.
     let asked = "Some(\"reviews:9080 /check/ sesame -\")";
     becomes(&web, REVIEWS, &[("x-password", "sesame"), ("x-secret", "1"), ("x-asked", "me")], asked).await;

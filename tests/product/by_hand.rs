@@ -11,7 +11,7 @@ use tokio::process::{Child, Command};
 
 use crate::support::{eventually, plain_get};
 
-const MESH: &str = env!("CARGO_BIN_EXE_mesh");
+pub(crate) const MESH: &str = env!("CARGO_BIN_EXE_mesh");
 
 /// Builds the examples where the binary was built; gives their directory.
 pub(crate) async fn examples() -> PathBuf {
@@ -31,23 +31,28 @@ pub(crate) async fn examples() -> PathBuf {
 }
 
 /// A running process; killed when dropped.
-fn spawn(command: &mut Command) -> Child {
+pub(crate) fn spawn(command: &mut Command) -> Child {
     command.kill_on_drop(true).stdin(Stdio::null()).spawn().unwrap()
 }
 
 /// `mesh control-plane` on free ports.
-struct Plane {
+pub(crate) struct Plane {
     process: Child,
-    state: PathBuf,
-    address: String,
+    pub(crate) state: PathBuf,
+    pub(crate) address: String,
     debug: SocketAddr,
 }
 
 impl Plane {
     async fn start(manifests: &Path, state: &Path) -> Self {
+        Self::start_with(manifests, state, &[]).await
+    }
+
+    /// The same with further arguments.
+    pub(crate) async fn start_with(manifests: &Path, state: &Path, more: &[&str]) -> Self {
         let mut command = Command::new(MESH);
         command.args(["control-plane", "--listen", "127.0.0.1:0", "--debug", "127.0.0.1:0", "-o", "json"]);
-        command.arg("--manifests").arg(manifests).arg("--state").arg(state).stdout(Stdio::piped());
+        command.args(more).arg("--manifests").arg(manifests).arg("--state").arg(state).stdout(Stdio::piped());
         let mut process = spawn(&mut command);
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let line = lines.next_line().await.unwrap().expect("a line once it serves");
@@ -58,7 +63,7 @@ impl Plane {
     }
 
     /// Runs a program as README has it: `eval` of the token's variables, then the program.
-    fn joined(&self, account: &str, program: &Path) -> Command {
+    pub(crate) fn joined(&self, account: &str, program: &Path) -> Command {
         let script = r#"variables="$("$0" cert token --state "$1" --control-plane "$2" --service-account "$3")" || exit 3
             eval "$variables"
             exec "$4""#;
@@ -67,7 +72,7 @@ impl Plane {
         command
     }
 
-    async fn registrations(&self) -> Vec<Value> {
+    pub(crate) async fn registrations(&self) -> Vec<Value> {
         let (_, body) = plain_get(self.debug, "/registrations").await.unwrap();
         serde_json::from_str(&body).unwrap()
     }

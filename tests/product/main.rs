@@ -20,6 +20,7 @@ mod instances;
 mod isolation;
 mod jobs;
 mod load;
+mod memory;
 #[cfg(feature = "dns")]
 mod names;
 mod outage;
@@ -28,6 +29,7 @@ mod probe;
 mod puppet;
 mod reload;
 mod reports;
+mod root;
 mod rotation;
 mod starved;
 mod streaming;

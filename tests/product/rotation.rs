@@ -1,5 +1,6 @@
 //! Certificates and roots change while requests are under way: none is lost, and nothing is ever sent in plaintext.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -8,13 +9,13 @@ use mesh::Mesh;
 use mesh::parts::mesh_core::id::TrustDomain;
 use mesh::parts::mesh_core::identity::Identity;
 use mesh_control::Clock;
-use mesh_control::ca::{CertificateLife, RootRotation, RotateError, RotationStep};
+use mesh_control::ca::{CertificateLife, RootRotation, RotateError, RotationState, RotationStep};
 use mesh_testkit::{CertificateSpec, TestCa};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::probe;
-use crate::support::{Load, Plane, becomes, call, eventually};
+use crate::support::{Load, Plane, becomes, call, eventually, plain_get};
 
 const REVIEWS: &str = "http://reviews:9080/";
 
@@ -34,8 +35,20 @@ fn roots(mesh: &Mesh) -> usize {
     identity.bundles().get(&identity.id().trust_domain()).unwrap().roots().len()
 }
 
+/// Open connections of a server's callers by the root that vouches for them, as its debug page says.
+async fn inbound_by_root(mesh: &Mesh) -> BTreeMap<String, u64> {
+    by_root(mesh.debug_address().unwrap(), "destination").await
+}
+
+async fn by_root(debug: std::net::SocketAddr, reporter: &str) -> BTreeMap<String, u64> {
+    let (_, text) = plain_get(debug, "/metrics").await.unwrap();
+    let begin = format!("mesh_tls_peers_by_root{{reporter=\"{reporter}\",root=\"");
+    let lines = text.lines().filter_map(|line| line.strip_prefix(&begin)?.split_once("\"} "));
+    lines.map(|(root, open)| (root.to_owned(), open.parse().unwrap())).collect()
+}
+
 /// Makes the next step as soon as it cuts nobody off.
-async fn advance(plane: &Plane, wanted: RotationStep) {
+async fn advance(plane: &Plane, wanted: RotationStep) -> RotationState {
     let domain = TrustDomain::new("cluster.local").unwrap();
     let rotation =
         RootRotation::open(plane.state_dir(), domain, CertificateLife::at_most(LIFE), Clock::system()).unwrap();
@@ -47,6 +60,7 @@ async fn advance(plane: &Plane, wanted: RotationStep) {
     })
     .await;
     assert_eq!(made.step, wanted);
+    made
 }
 
 /// Handshakes one after the other, each with the identity of the moment, until it is told to stop.
@@ -97,15 +111,30 @@ async fn the_root_changes_under_load_and_neither_a_request_nor_a_handshake_fails
     let old = old.identity("default", "left-behind");
     assert!(probe::get(server.address, &probe::trusting(&old, &plane)).await.is_ok(), "control");
 
-    advance(&plane, RotationStep::Added).await;
+    let old_root = match &inbound_by_root(&server.mesh).await.into_iter().collect::<Vec<_>>()[..] {
+        [(root, open)] if *open > 0 => root.clone(),
+        other => panic!("all live by one root: {other:?}"),
+    };
+    let added = advance(&plane, RotationStep::Added).await;
+    assert_eq!(added.signing, old_root, "under the name that the command has for it");
     let everybody = [&server.mesh, &caller, &visitor];
     eventually("all trust both roots", || async { everybody.iter().all(|mesh| roots(mesh) == 2).then_some(()) }).await;
-    advance(&plane, RotationStep::Switched).await;
+    let new_root = advance(&plane, RotationStep::Switched).await.signing;
     load.more(50).await;
     assert!(probe::get(server.address, &probe::trusting(&old, &plane)).await.is_ok(), "still trusted");
     let mut live = probe::connect(server.address, &probe::trusting(&old, &plane)).await.unwrap();
     live.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
     assert!(live.read(&mut [0; 1024]).await.unwrap() > 0);
+    // Who is left behind is seen, at the server and at the control plane, before the root goes.
+    eventually("connections of both roots are counted apart", || async {
+        let open = inbound_by_root(&server.mesh).await;
+        (open[&old_root] > 0 && open.get(&new_root).is_some_and(|open| *open > 0)).then_some(())
+    })
+    .await;
+    eventually("members come to the control plane with the new root", || async {
+        by_root(plane.debug(), "destination").await.get(&new_root).is_some_and(|open| *open > 0).then_some(())
+    })
+    .await;
 
     advance(&plane, RotationStep::Idle).await;
     eventually("all trust the new root alone", || async {
@@ -116,6 +145,10 @@ async fn the_root_changes_under_load_and_neither_a_request_nor_a_handshake_fails
     // Well before a silent connection is closed for its silence.
     let closed = tokio::time::timeout(Duration::from_secs(5), live.read_to_end(&mut Vec::new())).await;
     let _ = closed.expect("a connection of the old root is closed");
+    eventually("nobody lives by the old root", || async {
+        (inbound_by_root(&server.mesh).await[&old_root] == 0).then_some(())
+    })
+    .await;
     load.more(50).await;
     load.all_well().await;
     assert!(handshakes.all_well().await > 100);
@@ -195,6 +228,8 @@ async fn until_it_ends_a_certificate_outlives_the_authority_and_after_that_nothi
     eventually("the certificate ends", || async { (now() > ends + 1).then_some(()) }).await;
     let refused = probe::get(server.address, &current(&caller)).await;
     assert!(refused.is_err(), "{refused:?}");
+    let (_, ready) = plain_get(server.mesh.debug_address().unwrap(), "/readyz").await.unwrap();
+    assert!(ready.contains("certificate: it has ended and was not renewed"), "{ready}");
 
     // In the server's place stands somebody who notes how connections begin.
     let place_of_server = server.address;
@@ -217,7 +252,9 @@ async fn until_it_ends_a_certificate_outlives_the_authority_and_after_that_nothi
     })
     .await;
     recorder.abort();
-    assert!(begun.lock().iter().flatten().all(|first| *first == 0x16), "TLS and nothing else: {:?}", begun.lock());
+    let begun = begun.lock().clone();
+    assert!(begun.contains(&Some(0x16)), "it has tried: {begun:?}");
+    assert!(begun.iter().flatten().all(|first| *first == 0x16), "TLS and nothing else: {begun:?}");
 
     // A join token is good once, and the certificate that could prove a renewal has ended: both join anew.
     plane.resume(place).await;

@@ -194,14 +194,19 @@ async fn a_client_streams_and_has_one_answer_or_a_status() {
     none_in_flight(&caller).await;
 }
 
-#[tokio::test]
-async fn both_sides_stream_in_turn_and_a_status_ends_it() {
-    let (_plane, _server, caller) = world().await;
+/// A stream both ways, of which "0" is sent.
+async fn both_stream(caller: &Mesh) -> (mpsc::UnboundedSender<Text>, Streaming<Text>) {
     let (sender, words) = mpsc::unbounded_channel();
     sender.send(text("0")).unwrap();
     let words = Request::new(UnboundedReceiverStream::new(words));
-    let answers = call(&caller, false).streaming(words, path(BIDIRECTIONAL), codec()).await.unwrap();
-    let mut answers: Streaming<Text> = answers.into_inner();
+    let answers = call(caller, false).streaming(words, path(BIDIRECTIONAL), codec()).await.unwrap();
+    (sender, answers.into_inner())
+}
+
+#[tokio::test]
+async fn both_sides_stream_in_turn_and_a_status_ends_it() {
+    let (_plane, _server, caller) = world().await;
+    let (sender, mut answers) = both_stream(&caller).await;
     // Each is sent after the answer to the one before: nothing is held back until there is more of it.
     for turn in 0..20 {
         assert_eq!(answers.message().await.unwrap(), Some(text(turn.to_string())));
@@ -218,11 +223,7 @@ async fn both_sides_stream_in_turn_and_a_status_ends_it() {
 #[tokio::test]
 async fn a_stream_that_its_caller_drops_is_not_under_way_any_more() {
     let (_plane, _server, caller) = world().await;
-    let (sender, words) = mpsc::unbounded_channel();
-    sender.send(text("0")).unwrap();
-    let words = Request::new(UnboundedReceiverStream::new(words));
-    let answers = call(&caller, false).streaming(words, path(BIDIRECTIONAL), codec()).await.unwrap();
-    let mut answers: Streaming<Text> = answers.into_inner();
+    let (sender, mut answers) = both_stream(&caller).await;
     assert_eq!(answers.message().await.unwrap(), Some(text("0")));
     assert_eq!(in_flight(&caller), 1, "control");
     drop(answers);

@@ -1,5 +1,6 @@
 //! Connections that a server gives up in the middle of requests (R21), with a server whose frames are written by hand:
-//! a GOAWAY that leaves some of them out, one after which no stream may begin, and none at all.
+//! a GOAWAY that leaves some of them out, one after which no stream may begin, and none at all. And streams that it takes
+//! fewer or more of than it said at first.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -118,9 +119,13 @@ fn length(read: &[u8]) -> usize {
 
 /// A client without a retry policy, and the connections that it makes.
 fn client() -> (Client, UnboundedReceiver<DuplexStream>) {
+    client_with(&Policy::http2())
+}
+
+fn client_with(policy: &Policy) -> (Client, UnboundedReceiver<DuplexStream>) {
     let (lines, connections) = unbounded_channel();
     let endpoint = Endpoint::new(Address::Socket(([10, 0, 0, 1], 80).into()));
-    let client = Client::builder(FixedSource::of(TARGET, Policy::http2().snapshot(vec![endpoint])))
+    let client = Client::builder(FixedSource::of(TARGET, policy.snapshot(vec![endpoint])))
         .connector(move |_| {
             let (ours, theirs) = tokio::io::duplex(64 * 1024);
             lines.send(theirs).unwrap();
@@ -210,6 +215,75 @@ async fn a_connection_that_breaks_costs_what_must_not_be_sent_twice_and_nothing_
     assert_eq!(outcomes(gets).await, [Ok(()); 5]);
     assert_eq!(outcomes(posts).await, [Err(Code::CONNECTION_LOST); 5]);
     assert!(timeout(SECOND, second.request()).await.is_err(), "no POST was sent again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_beyond_a_limit_that_was_lowered_go_over_another_connection() {
+    let (client, mut connections) = client();
+    let mut sent: Vec<_> = (0..3).map(|_| send(&client, &Method::POST)).collect();
+    let mut first = next(&mut connections).await;
+    let mut streams = first.requests(3).await;
+    // Control: there is room for a fourth.
+    sent.push(send(&client, &Method::POST));
+    streams.extend(first.requests(1).await);
+    for allowed in [4, 0] {
+        first.limit(allowed).await;
+        assert!(timeout(SECOND, first.request()).await.is_err(), "nothing but its acknowledgement");
+        sent.extend((0..2).map(|_| send(&client, &Method::POST)));
+        let mut other = next(&mut connections).await;
+        for stream in other.requests(2).await {
+            other.answer(stream).await;
+        }
+        // It leaves, so that the next ones have but the first.
+        other.go_away(ANY).await;
+        assert_eq!(timeout(SECOND, other.request()).await, Ok(None), "its last stream has ended");
+    }
+    for stream in streams {
+        first.answer(stream).await;
+    }
+    assert_eq!(outcomes(sent).await, [Ok(()); 8], "those under way when the limit fell are not harmed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_shuts_each_connection_after_a_request_is_not_connected_to_without_end() {
+    let (client, mut connections) = client();
+    let mut shut = Vec::new();
+    for _ in 0..8 {
+        let sent = vec![send(&client, &Method::POST)];
+        let mut peer = next(&mut connections).await;
+        let stream = peer.requests(1).await[0];
+        peer.limit(0).await;
+        peer.answer(stream).await;
+        assert_eq!(outcomes(sent).await, [Ok(())]);
+        shut.push(peer);
+    }
+    let sent = vec![send(&client, &Method::POST)];
+    assert!(timeout(SECOND, connections.recv()).await.is_err(), "no ninth connection");
+    // It waits, and has the first stream that there is.
+    shut[3].limit(1).await;
+    let stream = shut[3].requests(1).await[0];
+    shut[3].answer(stream).await;
+    assert_eq!(outcomes(sent).await, [Ok(())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_wait_for_a_stream_go_on_when_the_peer_takes_more_of_them() {
+    let mut one = Policy::http2();
+    one.cluster.breaker.max_connections = Some(1);
+    let (client, mut connections) = client_with(&one);
+    let mut sent = vec![send(&client, &Method::POST)];
+    let mut peer = next(&mut connections).await;
+    let mut streams = peer.requests(1).await;
+    peer.limit(1).await;
+    assert!(timeout(SECOND, peer.request()).await.is_err());
+    sent.extend((0..3).map(|_| send(&client, &Method::POST)));
+    assert!(timeout(SECOND, peer.request()).await.is_err(), "control: there is no room");
+    peer.limit(4).await;
+    streams.extend(peer.requests(3).await);
+    for stream in streams {
+        peer.answer(stream).await;
+    }
+    assert_eq!(outcomes(sent).await, [Ok(()); 4]);
 }
 
 /// Answers each request after 50 ms. After two seconds it goes away, and looks at the first half alone of what it has

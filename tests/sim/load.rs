@@ -21,7 +21,7 @@ use crate::fleet::{Fleet, SERVER};
 pub(crate) const TARGET: &str = "fleet:80";
 
 /// How one client treats a fleet.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Policy {
     pub(crate) cluster: Cluster,
     pub(crate) retry: Option<RetryPolicy>,
@@ -140,6 +140,13 @@ pub(crate) fn goodput(records: &[Record], from: Duration, to: Duration) -> f64 {
     let of: Vec<_> = records.iter().filter(|record| (from..to).contains(&record.at)).collect();
     assert!(of.len() > 10, "{} requests say nothing", of.len());
     of.iter().filter(|record| record.outcome.is_ok()).count() as f64 / of.len() as f64
+}
+
+/// The time within which this share of a load was over.
+pub(crate) fn quantile(records: &[Record], share: f64) -> Duration {
+    let mut took: Vec<_> = records.iter().map(|record| record.took).collect();
+    took.sort_unstable();
+    took[((took.len() - 1) as f64 * share) as usize]
 }
 
 /// What went wrong, each once.

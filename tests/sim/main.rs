@@ -9,6 +9,7 @@
 #![allow(clippy::disallowed_methods, reason = "control planes of a test run beside it, and end with it")]
 
 mod breaker;
+mod brief;
 mod cancel;
 mod churn;
 mod failures;

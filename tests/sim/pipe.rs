@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
+use futures_util::FutureExt;
+use mesh_client::Io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 
 /// The client's end.
@@ -58,6 +60,32 @@ pub(crate) fn distant(delay: std::time::Duration) -> (DuplexStream, DuplexStream
     tokio::spawn(carry(near_read, far_write, delay));
     tokio::spawn(carry(far_read, near_write, delay));
     (ours, theirs)
+}
+
+/// The same end of a connection behind a network that loses a hundredth of what goes either way: TCP sends it again
+/// after 200 ms, and all that was sent later waits for it.
+pub(crate) fn lossy(far: Box<dyn Io>) -> DuplexStream {
+    let (ours, near) = tokio::io::duplex(64 * 1024);
+    let ((near_read, near_write), (far_read, far_write)) = (tokio::io::split(near), tokio::io::split(far));
+    for carried in [carry_lossy(near_read, far_write).boxed(), carry_lossy(far_read, near_write).boxed()] {
+        tokio::spawn(carried);
+    }
+    ours
+}
+
+async fn carry_lossy(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
+    // A segment.
+    let mut bytes = [0; 1448];
+    loop {
+        let read = from.read(&mut bytes).await.unwrap_or(0);
+        if fastrand::u32(..100) == 0 {
+            mesh_testkit::clock::pass(std::time::Duration::from_millis(200)).await;
+        }
+        if read == 0 || to.write_all(&bytes[..read]).await.is_err() {
+            let _ = to.shutdown().await;
+            return;
+        }
+    }
 }
 
 async fn carry(

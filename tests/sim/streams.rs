@@ -9,7 +9,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use http::{Method, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
-use mesh_client::Client;
+use mesh_client::{Client, Io};
 use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{Balancer, Keepalive, OutlierDetection, PerMillion, RetryOn, RetryPolicy};
 use mesh_testkit::{FixedSource, clock};
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::each_seed;
 use crate::fleet::{Fleet, Handler, Manner, Wire};
 use crate::load::{Policy, TARGET, client, failures, read, request, run, run_of, server_of};
+use crate::pipe::lossy;
 
 const SECOND: Duration = Duration::from_secs(1);
 const CHUNK: usize = 16 * 1024;
@@ -69,6 +70,53 @@ fn who_does_not_read_holds_up_nobody_on_the_same_connection_r19() {
         assert!(neighbours_are_served(2, None).await);
         // Control: with no more room for all together than for one, one holds up all.
         assert!(!neighbours_are_served(1, Some(65_535)).await);
+    });
+}
+
+/// How long the slowest but one in a hundred of 500 little requests took on a connection that loses a hundredth of what goes
+/// over it, beside `stalled` large answers that nobody reads; `None` if one of them was not answered.
+async fn over_a_lossy_connection(stalled: usize, connection_window: Option<u32>) -> Option<Duration> {
+    let fleet = Fleet::with(1, Wire::Http2(100), large());
+    let mut policy = Policy { timeout: Some(5 * SECOND), ..Policy::http2() };
+    policy.cluster.connection.initial_connection_window = connection_window;
+    let way = fleet.clone();
+    let client = Client::builder(FixedSource::of(TARGET, policy.snapshot(fleet.endpoints())))
+        .connector(move |address| {
+            let line = way.connect(&address);
+            async move { Ok(Box::new(lossy(line.await?)) as Box<dyn Io>) }
+        })
+        .build();
+    let mut unread = Vec::new();
+    for _ in 0..stalled {
+        let mut body = client.send(request(Method::GET, "/large", "")).await.unwrap().into_body();
+        body.frame().await.unwrap().unwrap();
+        unread.push(body);
+    }
+    // Until all has come that there is room for.
+    clock::pass(30 * SECOND).await;
+    let mut took = Vec::new();
+    for _ in 0..500 {
+        let begun = Instant::now();
+        let answer = async { read(client.send(request(Method::GET, "/", "")).await?).await };
+        if answer.await.is_err() {
+            return None;
+        }
+        took.push(begun.elapsed());
+    }
+    assert_eq!(fleet.server(0).connects(), 1, "they share a connection");
+    took.sort_unstable();
+    Some(took[took.len() * 99 / 100])
+}
+
+#[test]
+fn who_does_not_read_holds_up_nobody_where_packets_are_lost_r19() {
+    each_seed(2, || async {
+        let alone = over_a_lossy_connection(0, None).await.unwrap();
+        assert!(alone >= SECOND / 5, "control: {alone:?}, some wait for what was lost");
+        let beside = over_a_lossy_connection(2, None).await.unwrap();
+        assert!(beside <= 2 * alone, "{beside:?} beside two who do not read, {alone:?} alone");
+        // Control: with no more room for all together than for one, one holds up all.
+        assert_eq!(over_a_lossy_connection(1, Some(65_535)).await, None);
     });
 }
 

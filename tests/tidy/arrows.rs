@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("mesh-control", &["mesh-core", "mesh-discovery"]),
     ("mesh", &["mesh-core", "mesh-client", "mesh-server", "mesh-discovery", "mesh-control"]),
     ("mesh-testkit", &["mesh-core"]),
+    ("mesh-peers", &["mesh", "mesh-control", "mesh-core", "mesh-server", "mesh-testkit"]),
     ("xtask", &[]),
 ];
 

@@ -1,15 +1,19 @@
-//! `cargo xtask bench [NAME] [ARGS]`: bench targets of the root package, in release. Stdout belongs to
-//! the bench, so that `-o json` can be piped.
+//! `cargo xtask bench [NAME] [ARGS]`: bench targets of the root package, and [`PEERS`], in release. Stdout belongs to the
+//! bench, so that `-o json` can be piped.
 
 use crate::workspace::{Workspace, run as run_cargo};
 use crate::{Failure, Outcome};
 
 /// Runs one bench with its arguments, or all if the first argument is not a name.
 pub(crate) fn run(workspace: &Workspace, args: &[String]) -> Outcome {
-    let known = workspace.root_targets("bench");
+    let mut known = workspace.root_targets("bench");
+    known.push(PEERS);
     let (chosen, args) = choose(&known, args).map_err(Failure::Because)?;
     for name in chosen {
-        let mut command = workspace.cargo(["bench", "--package", "mesh", "--bench", name]);
+        let mut command = match name {
+            PEERS => workspace.cargo(["run", "--release", "--package", "mesh-peers"]),
+            _ => workspace.cargo(["bench", "--package", "mesh", "--bench", name]),
+        };
         if !args.is_empty() {
             command.arg("--").args(args);
         }
@@ -17,6 +21,9 @@ pub(crate) fn run(workspace: &Workspace, args: &[String]) -> Outcome {
     }
     Ok(())
 }
+
+/// The bench in a package of its own: what we are measured against is not built with the root's tests and examples.
+const PEERS: &str = "peers";
 
 fn choose<'a>(known: &[&'a str], args: &'a [String]) -> Result<(Vec<&'a str>, &'a [String]), String> {
     let list = || if known.is_empty() { "none yet".to_owned() } else { known.join(", ") };

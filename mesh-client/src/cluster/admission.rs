@@ -2,9 +2,9 @@
 //! that wait for a connection, each priority by itself. Connections are the pool's to count.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use mesh_core::limit::Count;
 use mesh_core::policy::{self, CircuitBreakers};
 use mesh_core::retry;
 use tokio::time::Instant;
@@ -41,7 +41,7 @@ pub(crate) struct Retrying {
 }
 
 /// Leave to wait for a connection.
-pub(crate) struct Waiting<'c>(&'c AtomicU32);
+pub(crate) struct Waiting<'c>(&'c Count);
 
 impl Admission {
     pub(super) fn new(policy: &policy::Cluster, env: &Env) -> Self {
@@ -57,7 +57,7 @@ impl Admission {
     }
 
     /// Open connections, of both priorities together.
-    pub(super) fn connections(&self) -> Arc<AtomicU32> {
+    pub(super) fn connections(&self) -> Arc<Count> {
         self.counters.connections.clone()
     }
 
@@ -81,7 +81,7 @@ impl Retrying {
     /// A place for one more retry, if there is one; `own` of those counted are about to end.
     pub(crate) fn within(cluster: &Arc<Cluster>, own: u32, high: bool) -> Option<Self> {
         let admission = &cluster.admission;
-        let others = admission.counters.of(high).retries.fetch_add(1, Ordering::Relaxed);
+        let others = admission.counters.of(high).retries.enter();
         let taken = Self { cluster: cluster.clone(), high };
         let requests = admission.in_flight(high).requests;
         retry::concurrency_allows(admission.limits(high), requests, others.saturating_sub(own)).then_some(taken)
@@ -89,7 +89,7 @@ impl Retrying {
 
     /// A place for a try that is a retry already and goes out once more.
     pub(crate) fn again(cluster: &Arc<Cluster>, high: bool) -> Self {
-        cluster.admission.counters.of(high).retries.fetch_add(1, Ordering::Relaxed);
+        cluster.admission.counters.of(high).retries.enter();
         Self { cluster: cluster.clone(), high }
     }
 }
@@ -102,7 +102,7 @@ impl Permit {
     pub(crate) fn request(cluster: &Arc<Cluster>, retrying: Option<Retrying>, high: bool) -> Result<Self, Cause> {
         let admission = &cluster.admission;
         let counts = admission.counters.of(high);
-        let others = counts.requests.fetch_add(1, Ordering::Relaxed);
+        let others = counts.requests.enter();
         let permit = Self { cluster: cluster.clone(), high, _retrying: retrying };
         match admission.limits(high).max_requests.filter(|most| others >= *most) {
             None => Ok(permit),
@@ -120,7 +120,7 @@ impl Permit {
     pub(crate) fn wait(&self) -> Result<Waiting<'_>, Cause> {
         let admission = &self.cluster.admission;
         let pending = &admission.counters.of(self.high).pending;
-        let others = pending.fetch_add(1, Ordering::Relaxed);
+        let others = pending.enter();
         let waiting = Waiting(pending);
         match admission.limits(self.high).max_pending.filter(|most| others >= *most) {
             None => Ok(waiting),
@@ -157,18 +157,18 @@ fn full(cluster: &Cluster, limit: &'static str, allowed: u32) -> Cause {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.cluster.admission.counters.of(self.high).requests.fetch_sub(1, Ordering::Relaxed);
+        self.cluster.admission.counters.of(self.high).requests.leave();
     }
 }
 
 impl Drop for Retrying {
     fn drop(&mut self) {
-        self.cluster.admission.counters.of(self.high).retries.fetch_sub(1, Ordering::Relaxed);
+        self.cluster.admission.counters.of(self.high).retries.leave();
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.leave();
     }
 }

@@ -3,10 +3,10 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use mesh_core::id::ClusterName;
+use mesh_core::limit::Count;
 use mesh_core::policy::{self, Discovery};
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -17,7 +17,7 @@ use serde::Serialize;
 pub struct Breakers {
     // Locked when a cluster is built and when somebody looks, never by a request.
     clusters: Arc<Mutex<Clusters>>,
-    faults: Arc<AtomicU32>,
+    faults: Arc<Count>,
 }
 
 #[derive(Default)]
@@ -35,15 +35,15 @@ type Key = (ClusterName, String);
 pub(crate) struct Counters {
     /// Of the default priority, and of high priority.
     pub(super) priorities: [Counts; 2],
-    pub(super) connections: Arc<AtomicU32>,
+    pub(super) connections: Arc<Count>,
 }
 
 /// What is in flight with one priority.
 #[derive(Default)]
 pub(super) struct Counts {
-    pub(super) requests: AtomicU32,
-    pub(super) retries: AtomicU32,
-    pub(super) pending: AtomicU32,
+    pub(super) requests: Count,
+    pub(super) retries: Count,
+    pub(super) pending: Count,
 }
 
 /// What is in flight in one cluster with one priority, for people.
@@ -95,7 +95,7 @@ impl Breakers {
     }
 
     /// Injected faults under way, of all destinations (gRFC A33: in the process).
-    pub(crate) fn faults(&self) -> &AtomicU32 {
+    pub(crate) fn faults(&self) -> &Count {
         &self.faults
     }
 
@@ -108,7 +108,7 @@ impl Breakers {
             service: service.clone(),
             default: counters.in_flight(false),
             high: counters.in_flight(true),
-            connections: counters.connections.load(Ordering::Relaxed),
+            connections: counters.connections.get(),
         });
         let mut states: Vec<_> = states.collect();
         states.sort_by(|a, b| (&a.cluster, &a.service).cmp(&(&b.cluster, &b.service)));
@@ -122,9 +122,8 @@ impl Counters {
     }
 
     pub(crate) fn in_flight(&self, high: bool) -> InFlight {
-        let load = |count: &AtomicU32| count.load(Ordering::Relaxed);
         let Counts { requests, retries, pending } = self.of(high);
-        InFlight { requests: load(requests), retries: load(retries), pending: load(pending) }
+        InFlight { requests: requests.get(), retries: retries.get(), pending: pending.get() }
     }
 }
 

@@ -10,6 +10,7 @@ mod endpoint;
 mod fail_fast;
 mod health;
 mod orca;
+mod part;
 mod report;
 mod worker;
 
@@ -35,6 +36,8 @@ pub(crate) use self::admission::{Admission, Permit, Retrying};
 pub use self::breakers::{BreakerState, Breakers, InFlight};
 pub(crate) use self::endpoint::{Attempt, Endpoint};
 use self::orca::{Ear, Listening};
+use self::part::Parts;
+pub(crate) use self::part::{Backend, Labels};
 use self::report::Reported;
 use crate::connect::Dialer;
 use crate::connect::worker::Owned;
@@ -46,7 +49,10 @@ pub(crate) struct Cluster {
     policy: Arc<policy::Cluster>,
     dialer: Arc<Dialer>,
     members: ArcSwap<Members>,
-    // Held while endpoints are replaced, and while one is made by the first request to it.
+    // Held while all endpoints and then those of the parts are replaced, or a part is added: one at a time, and no
+    // request waits for it. Taken before the other.
+    parts: Mutex<Parts>,
+    // Held while all endpoints are replaced, and while one is made by the first request to it.
     changing: Mutex<()>,
     admission: Admission,
     labels: RequestLabels,
@@ -69,8 +75,11 @@ pub(crate) struct Cluster {
 pub(crate) struct Members {
     source: Arc<Endpoints>,
     pub(crate) ready: ReadySet<Cell>,
-    reported: Option<Reported>,
+    reported: Option<Arc<Reported>>,
 }
+
+/// Indices of endpoints by address.
+type Known<'m> = HashMap<&'m Address, usize, foldhash::fast::RandomState>;
 
 /// An endpoint, once there was a request to it.
 pub(crate) type Cell = OnceLock<Arc<Endpoint>>;
@@ -106,7 +115,8 @@ impl Cluster {
         let cluster = Arc::new(Self {
             dialer: Arc::new(dialer),
             members: ArcSwap::from_pointee(Members::empty(&policy)),
-            changing: Mutex::new(()),
+            parts: Mutex::default(),
+            changing: Mutex::default(),
             admission,
             series: env.metrics.series(&labels),
             labels,
@@ -139,16 +149,6 @@ impl Cluster {
         self.members.load_full()
     }
 
-    /// Whether any endpoint may be used.
-    pub(crate) fn is_usable(&self) -> bool {
-        !self.members.load().ready.is_empty()
-    }
-
-    /// Whether one that may be used can be reached as far as is known.
-    pub(crate) fn is_reachable(&self, env: &Env) -> bool {
-        self.members.load().ready.is_reachable(env.since_epoch(Instant::now()))
-    }
-
     pub(crate) fn admission(&self) -> &Admission {
         &self.admission
     }
@@ -179,6 +179,10 @@ impl Cluster {
             && !failures.is_empty()
         {
             return Cause::Unresolved { cluster, reason: failures.join("; ").into() };
+        }
+        let all = self.members.load().ready.known();
+        if members.ready.known() == 0 && all > 0 && self.policy.subsets.is_some() {
+            return Cause::NoSubset { cluster, known: all };
         }
         Cause::NoEndpoint { cluster, known: members.ready.known(), usable: members.ready.len() }
     }
@@ -272,27 +276,29 @@ impl Cluster {
 
     /// Replaces the endpoints: known ones stay as they are, missing ones drain.
     fn apply(&self, endpoints: Arc<Endpoints>, env: &Env) {
-        let changing = self.changing.lock();
-        self.replace(endpoints, env, changing);
+        let parts = self.parts.lock();
+        self.replace(endpoints, env, parts);
         self.wake.iter().for_each(|wake| wake.notify_one());
         self.listening.iter().for_each(|listening| listening.changed());
     }
 
     /// Builds the set of the same endpoints anew, for their health has changed.
     fn refresh(&self, env: &Env) {
-        let changing = self.changing.lock();
-        self.replace(self.members.load().source.clone(), env, changing);
+        let parts = self.parts.lock();
+        self.replace(self.members.load().source.clone(), env, parts);
     }
 
-    fn replace(&self, endpoints: Arc<Endpoints>, env: &Env, changing: MutexGuard<'_, ()>) {
-        let part = subset(&endpoints, &self.policy.balancer, env.number);
-        let reported = self.load.as_ref().map(|load| Reported::new(load, &part.localities, &endpoints.drops));
+    fn replace(&self, endpoints: Arc<Endpoints>, env: &Env, mut parts: MutexGuard<'_, Parts>) {
+        let changing = self.changing.lock();
+        let subset = subset(&endpoints, &self.policy.balancer, env.number);
+        let reported = self.load.as_ref();
+        let reported = reported.map(|load| Arc::new(Reported::new(load, &subset.localities, &endpoints.drops)));
         let now = env.since_epoch(Instant::now());
         let old = self.members.load_full();
         let mut known = old.known();
         let ramps = self.policy.slow_start.is_some() && old.ready.known() > 0;
         let ready = ReadySet::build(
-            part,
+            subset.clone(),
             self.policy.clone(),
             env.picker.clone(),
             now,
@@ -314,19 +320,31 @@ impl Cluster {
                 (cell, load)
             },
         );
-        self.members.store(Arc::new(Members { source: endpoints, ready, reported }));
+        let members = Arc::new(Members { source: endpoints, ready, reported });
+        self.members.store(members.clone());
         drop(changing);
+        parts.follow(self, &members, &subset, env);
+        drop(parts);
         // After the new set is in place, so that no new request finds a closed pool.
         let removed: Vec<_> = known.into_values().filter_map(|index| old.ready.endpoints()[index].get()).collect();
         if removed.is_empty() {
             return;
         }
-        let members = self.members();
         let still = members.known();
         for endpoint in removed {
             // One of which other facts are told is there, and so are its streams.
             let limit = (!still.contains_key(endpoint.address())).then_some(env.limits.drain);
             endpoint.pool().close(limit);
+        }
+    }
+
+    /// The endpoint at `address` has said what its load is: everybody who picks it hears it. Parts that are being built
+    /// anew do not, nor do they wait for one another: new ones begin without answers anyway.
+    fn reported(&self, address: &Address, now: Duration) {
+        let members = self.members();
+        members.reported(address, now);
+        if let Some(parts) = self.parts.try_lock() {
+            parts.reported(address, &members, now);
         }
     }
 
@@ -391,9 +409,16 @@ impl Members {
     }
 
     /// Where endpoints are, for the next set and for reports: made anew each time, so that nothing is held of it.
-    pub(crate) fn known(&self) -> HashMap<&Address, usize, foldhash::fast::RandomState> {
+    pub(crate) fn known(&self) -> Known<'_> {
         let all = 0..self.ready.known();
         all.map(|index| (&self.ready.candidates().policy(index).1.address, index)).collect()
+    }
+
+    /// The endpoint at `address`, if it is one of these, has said what its load is.
+    fn reported(&self, address: &Address, now: Duration) {
+        if let Some(index) = self.ready.find(address) {
+            self.ready.reported(index, now);
+        }
     }
 
     /// Fails the share of requests that the control plane wants dropped (EDS `drop_overloads`).

@@ -1,17 +1,19 @@
 //! What a cluster holds for its endpoints, and what an update does to it.
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use allocation_counter::measure;
+use mesh_core::balance::{Candidates, Draw, Score};
 use mesh_core::policy::{
     self, Address, Balancer, EndpointMetadata, Endpoints, LocalityEndpoints, PerMillion, SlowStart,
 };
 use mesh_testkit::FixedSource;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Cluster, Endpoint, Members};
+use super::{Backend, Cluster, Endpoint, Labels, Members};
 use crate::builder::ClientBuilder;
 use crate::env::Env;
 
@@ -178,4 +180,80 @@ async fn an_answer_that_is_listened_to_holds_no_set_of_endpoints() {
         assert_eq!(set.strong_count(), 0);
         drop(ear);
     }
+}
+
+fn in_subsets(balancer: Balancer) -> policy::Cluster {
+    let selectors = vec![["stage".to_owned()].into()];
+    let subsets = policy::Subsets { fallback: policy::SubsetFallback::Any, selectors };
+    policy::Cluster { balancer, subsets: Some(subsets), ..plain() }
+}
+
+/// Endpoints of which the even ones are on the stage "even".
+fn staged(count: usize) -> Arc<Endpoints> {
+    let mut all = Endpoints::clone(&endpoints(0..count));
+    let metadata = EndpointMetadata { lb: stage("even"), ..Default::default() };
+    let metadata = Arc::new(metadata);
+    for endpoint in all.localities[0].endpoints.iter_mut().step_by(2) {
+        endpoint.metadata = metadata.clone();
+    }
+    Arc::new(all)
+}
+
+fn stage(name: &str) -> Labels {
+    [("stage".to_owned(), name.to_owned())].into()
+}
+
+#[test]
+fn what_an_endpoint_says_of_its_load_is_heard_in_each_part_that_it_is_in() {
+    let env = env();
+    let cluster = cluster(in_subsets(Balancer::Prequal(Default::default())), staged(8), &env);
+    let whole = Backend::whole(cluster.clone());
+    // A route that wants nothing has all, and that set hears it once.
+    let (part, all) = (whole.part(&stage("even"), &env), whole.part(&Labels::new(), &env));
+    assert_eq!((part.members().ready.known(), all.members().ready.known()), (4, 8));
+    let now = env.since_epoch(Instant::now());
+    // Indices of those whose answers a picker goes by.
+    let heard = |backend: &Backend| {
+        let members = backend.members();
+        let probed = |index: &usize| {
+            let own = members.ready.find(&address(*index));
+            let score = own.and_then(|own| members.ready.rating(own, now)?.score);
+            matches!(score, Some(Score::Probed { .. }))
+        };
+        (0..8).filter(probed).collect::<Vec<_>>()
+    };
+    for index in [0, 2, 3, 5] {
+        at(&cluster, &cluster.members(), index, &env).load().report_load(1, None, 0, now);
+    }
+    assert_eq!(heard(&part), [0; 0], "control: pickers are told");
+    for index in [0, 2, 3, 5] {
+        cluster.reported(&address(index), now);
+    }
+    assert_eq!([heard(&whole), heard(&all), heard(&part)], [vec![0, 2, 3, 5], vec![0, 2, 3, 5], vec![0, 2]]);
+}
+
+#[test]
+fn no_request_waits_for_the_sets_of_parts() {
+    // Whether requests to new endpoints have to wait while a set is built, by the number of its endpoints.
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let building = Arc::new(OnceLock::<Weak<Cluster>>::new());
+    let (notes, of) = (seen.clone(), building.clone());
+    let look = move |_: &policy::Cluster, candidates: &Candidates, _: &mut Draw<'_>| {
+        let cluster = of.get().and_then(Weak::upgrade);
+        cluster.iter().for_each(|cluster| notes.lock().push((candidates.len(), cluster.changing.is_locked())));
+        None
+    };
+    let env = ClientBuilder::new(FixedSource::new()).number(0).picker(look).env();
+    let cluster = cluster(in_subsets(Balancer::RoundRobin), staged(8), &env);
+    building.set(Arc::downgrade(&cluster)).unwrap();
+    let part = Backend::whole(cluster.clone()).part(&stage("even"), &env);
+    cluster.update(&staged(10), &env);
+    cluster.refresh(&env);
+    assert_eq!(*seen.lock(), [(4, false), (10, true), (5, false), (10, true), (5, false)]);
+    // An endpoint that a request makes while it has an older part is the one that later ones find.
+    let before = part.members();
+    cluster.update(&staged(12), &env);
+    let late = at(&cluster, &before, 2, &env);
+    assert!(Arc::ptr_eq(&late, &at(&cluster, &part.members(), 2, &env)));
+    assert!(Arc::ptr_eq(&late, &at(&cluster, &cluster.members(), 2, &env)));
 }

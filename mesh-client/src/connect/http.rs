@@ -117,7 +117,12 @@ impl SharedConnection {
     /// A stream has ended.
     pub(super) fn leave(&self) {
         self.streams.fetch_sub(1, Ordering::SeqCst);
-        self.waiters.stream_ended();
+        self.waiters.made_room();
+    }
+
+    /// Whether its peer takes no further request for now.
+    pub(super) fn is_shut(&self) -> bool {
+        self.limit.get() == 0
     }
 
     /// Whether it has carried all the requests that it may.
@@ -169,8 +174,8 @@ pub(super) async fn http2(
     open: OpenGuard,
 ) -> hyper::Result<Connection> {
     let vouched = io.vouched();
-    let (io, limit) = Observed::new(io);
     let waiters = open.counts().clone();
+    let (io, limit) = Observed::new(io, waiters.clone());
     let (alive, ended) = waiters.lines.handle();
     let (alive_requests, ended_requests) = worker::handle();
     let tasks = worker::Http2Tasks::new(ended, open);

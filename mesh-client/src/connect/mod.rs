@@ -8,7 +8,6 @@ mod custom;
 mod http;
 pub(crate) mod names;
 pub(crate) mod pool;
-mod race;
 mod settings;
 mod stream;
 mod system;
@@ -20,11 +19,12 @@ mod verify;
 pub(crate) mod worker;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use mesh_core::id::SpiffeId;
+use mesh_core::limit::Count;
 use mesh_core::policy::{Address, Cluster, ConnectionOptions, UpstreamProtocol};
+use mesh_core::race;
 use tokio::time::{Instant, timeout};
 
 pub(crate) use self::custom::Custom;
@@ -76,12 +76,12 @@ pub(crate) struct Dialer {
     custom: Custom,
     random: Random,
     // Of the whole cluster, for `max_connections`.
-    open: Arc<AtomicU32>,
+    open: Arc<Count>,
 }
 
 impl Dialer {
     /// `open` counts the connections of the cluster.
-    pub(crate) fn new(cluster: &Cluster, dialled_host: &str, env: &Env, open: Arc<AtomicU32>) -> Self {
+    pub(crate) fn new(cluster: &Cluster, dialled_host: &str, env: &Env, open: Arc<Count>) -> Self {
         let tls = Tls::new(cluster.tls.clone(), dialled_host, env);
         let names =
             Names::new(env.resolver.clone(), env.random.clone(), env.limits.dns_min_refresh, cluster.dns.clone());
@@ -107,7 +107,7 @@ impl Dialer {
 
     /// Connections open in the cluster.
     pub(crate) fn open(&self) -> u32 {
-        self.open.load(Ordering::Relaxed)
+        self.open.get()
     }
 
     /// What a request needs: gRPC is HTTP/2 whatever the cluster says.

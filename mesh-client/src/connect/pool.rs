@@ -22,6 +22,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use mesh_core::error::BoxError;
 use mesh_core::id::SpiffeId;
+use mesh_core::limit::Count;
 use mesh_core::policy::Address;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -39,6 +40,8 @@ use crate::error::Cause;
 
 /// Idle HTTP/1.1 connections kept for one endpoint.
 const MAX_IDLE: usize = 256;
+/// HTTP/2 connections to one endpoint that take no request any more; with so many of them no further one is made.
+const MAX_SHUT: usize = 8;
 
 /// The connections to one endpoint.
 pub(crate) struct Pool {
@@ -177,9 +180,9 @@ impl Drop for Dialling<'_> {
 /// What the connections to one endpoint tell those who wait for one.
 #[derive(Default)]
 pub(super) struct Counts {
-    open: AtomicU32,
+    open: Count,
     // Of them, those that the pool made: a raw connection is nobody else's to use.
-    pooled: AtomicU32,
+    pooled: Count,
     waiting: AtomicU32,
     changed: Notify,
     // Of the same ones that `open` counts, to end them with the endpoint.
@@ -187,9 +190,9 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    /// A stream has ended. Asked before told: most of the time nobody waits. Whoever waits is counted before it
-    /// looks a last time, so one of the two sees the other.
-    pub(super) fn stream_ended(&self) {
+    /// A stream has ended, or the peer takes more of them. Asked before told: most of the time nobody waits. Whoever
+    /// waits is counted before it looks a last time, so one of the two sees the other.
+    pub(super) fn made_room(&self) {
         if self.waiting.load(Ordering::SeqCst) > 0 {
             self.changed.notify_one();
         }
@@ -215,7 +218,7 @@ impl Drop for WaitingHere<'_> {
 
 /// One open connection, counted until its task has ended.
 pub(crate) struct OpenGuard {
-    of_cluster: Arc<AtomicU32>,
+    of_cluster: Arc<Count>,
     of_endpoint: Arc<Counts>,
     pooled: bool,
 }
@@ -258,18 +261,20 @@ impl OpenGuard {
     }
 }
 
-fn count(of_cluster: &AtomicU32, of_endpoint: &Counts, pooled: bool) -> Others {
+fn count(of_cluster: &Count, of_endpoint: &Counts, pooled: bool) -> Others {
     Others {
-        in_cluster: of_cluster.fetch_add(1, Ordering::Relaxed),
-        here: of_endpoint.open.fetch_add(1, Ordering::Relaxed),
-        pooled_here: of_endpoint.pooled.fetch_add(u32::from(pooled), Ordering::Relaxed),
+        in_cluster: of_cluster.enter(),
+        here: of_endpoint.open.enter(),
+        pooled_here: if pooled { of_endpoint.pooled.enter() } else { of_endpoint.pooled.get() },
     }
 }
 
-fn uncount(of_cluster: &AtomicU32, of_endpoint: &Counts, pooled: bool) {
-    of_cluster.fetch_sub(1, Ordering::Relaxed);
-    of_endpoint.open.fetch_sub(1, Ordering::Relaxed);
-    of_endpoint.pooled.fetch_sub(u32::from(pooled), Ordering::Relaxed);
+fn uncount(of_cluster: &Count, of_endpoint: &Counts, pooled: bool) {
+    of_cluster.leave();
+    of_endpoint.open.leave();
+    if pooled {
+        of_endpoint.pooled.leave();
+    }
 }
 
 impl Drop for OpenGuard {
@@ -307,7 +312,7 @@ impl Pool {
 
     /// Connections open to the endpoint.
     pub(crate) fn open(&self) -> u32 {
-        self.counts.open.load(Ordering::Relaxed)
+        self.counts.open.get()
     }
 
     /// Of them, HTTP/1.1 connections that wait for a request.
@@ -511,7 +516,7 @@ impl Pool {
             if let Some(dial) = self.orphan() {
                 break dial;
             }
-            if let Ok(open) = OpenGuard::within(room, &self.dialer, &self.counts, true) {
+            if let Some(open) = self.further(room) {
                 self.leave(room)?;
                 break self.dial(want, open);
             }
@@ -702,12 +707,19 @@ impl Pool {
         if let Some(connecting) = &*slot {
             return Ok(Next::Join(connecting.clone()));
         }
-        let open = OpenGuard::within(room, &self.dialer, &self.counts, true).ok();
+        let open = self.further(room);
         // Connections that are on their way out are no reason to wait for them.
         let open = open.or_else(|| (!self.has_live()).then(|| OpenGuard::pooled(&self.dialer, &self.counts)));
         let Some(open) = open else { return Ok(Next::Full) };
         self.leave(room)?;
         Ok(Next::Begun(slot.insert(self.connect(open)).clone()))
+    }
+
+    /// Room for one more connection.
+    fn further(&self, room: Room) -> Option<OpenGuard> {
+        let shut = |connection: &&Arc<SharedConnection>| is_live(connection) && connection.is_shut();
+        let shut = self.shared.load().as_deref().map_or(0, |all| all.iter().filter(shut).count());
+        if shut < MAX_SHUT { OpenGuard::within(room, &self.dialer, &self.counts, true).ok() } else { None }
     }
 
     fn has_live(&self) -> bool {

@@ -1,7 +1,7 @@
-//! How many streams the peer of an HTTP/2 connection takes at once, read off the first frame that it sends, which
-//! is a SETTINGS frame (RFC 9113, section 3.4): hyper keeps to the limit and does not tell it.
+//! How many streams the peer of an HTTP/2 connection takes at once, read off its SETTINGS frames as they pass by: hyper
+//! keeps to the limit and does not tell it.
 //!
-//! Refuses to know what else is in the stream, and looks at nothing after that frame.
+//! Refuses to know what else is in the stream: of other frames it reads the heads, to find their ends.
 
 use std::io;
 use std::pin::Pin;
@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::IoStream;
+use super::pool::Counts;
 
 /// Until the peer has spoken: what RFC 9113 recommends as the least (section 6.5.2), and h2 begins with.
 const AT_FIRST: u32 = 100;
@@ -20,7 +21,7 @@ const AT_FIRST: u32 = 100;
 const HEAD: usize = 9;
 const SETTINGS: u8 = 4;
 const MAX_CONCURRENT_STREAMS: u16 = 3;
-/// A first frame beyond this is not looked into. Peers send some forty bytes.
+/// Settings beyond this are not looked into. Peers send some forty bytes.
 const LONGEST: usize = 1024;
 
 /// Streams that one connection takes at once.
@@ -32,52 +33,100 @@ impl StreamLimit {
         Self(Arc::new(AtomicU32::new(AT_FIRST)))
     }
 
+    /// As of the last frame that was read. Ordered with the count of those who wait: see [`Counts::made_room`].
     pub(crate) fn get(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
+        self.0.load(Ordering::SeqCst)
     }
 }
 
-/// A stream whose first frame is looked at while it is read. A limit that the peer changes later is not noticed here: the
-/// HTTP library keeps to it, and requests beyond a lowered one wait for a stream instead of for another connection.
+/// A stream whose SETTINGS are looked at while it is read.
 pub(super) struct Observed {
     io: IoStream,
-    // Gone once the frame has been seen.
-    watch: Option<Box<Watch>>,
+    watch: Watch,
 }
 
 struct Watch {
     limit: StreamLimit,
-    seen: SmallVec<[u8; 64]>,
+    // Those who would like to have a stream.
+    waiters: Arc<Counts>,
+    head: [u8; HEAD],
+    filled: usize,
+    // Of the payload of the frame whose head came last.
+    rest: usize,
+    // That payload, if it is to be read.
+    settings: Option<SmallVec<[u8; 48]>>,
+    // Whether the peer has spoken, which makes the difference to a limit that it does not name.
+    begun: bool,
+    // It does not speak HTTP/2: whoever reads it finds out.
+    lost: bool,
 }
 
 impl Observed {
-    /// Looks at `io`, and the limit as it becomes known.
-    pub(super) fn new(io: IoStream) -> (Self, StreamLimit) {
+    /// Looks at `io`, and the limit as it becomes known. `waiters` are told of a higher one.
+    pub(super) fn new(io: IoStream, waiters: Arc<Counts>) -> (Self, StreamLimit) {
         let limit = StreamLimit::new();
-        let watch = Watch { limit: limit.clone(), seen: SmallVec::new() };
-        (Self { io, watch: Some(Box::new(watch)) }, limit)
+        (Self { io, watch: Watch::new(limit.clone(), waiters) }, limit)
     }
 }
 
 impl Watch {
-    /// Takes further bytes. True once there is nothing more to learn.
-    fn take(&mut self, bytes: &[u8]) -> bool {
-        self.seen.extend_from_slice(bytes);
-        if self.seen.len() < HEAD {
-            return false;
+    fn new(limit: StreamLimit, waiters: Arc<Counts>) -> Self {
+        let (head, filled, rest, settings) = ([0; HEAD], 0, 0, None);
+        Self { limit, waiters, head, filled, rest, settings, begun: false, lost: false }
+    }
+
+    /// Takes further bytes.
+    fn take(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && !self.lost {
+            let missing = if self.rest > 0 { self.rest } else { HEAD - self.filled };
+            let (now, later) = bytes.split_at(missing.min(bytes.len()));
+            bytes = later;
+            if self.rest > 0 {
+                self.rest -= now.len();
+                self.settings.iter_mut().for_each(|settings| settings.extend_from_slice(now));
+            } else {
+                self.head[self.filled..self.filled + now.len()].copy_from_slice(now);
+                self.filled += now.len();
+                if self.filled < HEAD {
+                    return;
+                }
+                self.begin();
+            }
+            if self.rest == 0
+                && let Some(settings) = self.settings.take()
+            {
+                self.learn(&settings);
+            }
         }
-        let length = u32::from_be_bytes([0, self.seen[0], self.seen[1], self.seen[2]]) as usize;
-        // Not HTTP/2: whoever reads it finds out.
-        if self.seen[3] != SETTINGS || length > LONGEST {
-            return true;
+    }
+
+    /// A head is whole.
+    fn begin(&mut self) {
+        self.filled = 0;
+        self.rest = u32::from_be_bytes([0, self.head[0], self.head[1], self.head[2]]) as usize;
+        let (kind, flags) = (self.head[3], self.head[4]);
+        // The first frame is one of SETTINGS (RFC 9113, section 3.4).
+        self.lost = !self.begun && (kind != SETTINGS || self.rest > LONGEST);
+        let acknowledges = flags & 1 == 1;
+        if kind == SETTINGS && !acknowledges && self.rest <= LONGEST {
+            self.settings = Some(SmallVec::new());
         }
-        let Some(settings) = self.seen.get(HEAD..HEAD + length) else { return false };
+    }
+
+    /// The peer has set something.
+    fn learn(&mut self, settings: &[u8]) {
+        let first = !std::mem::replace(&mut self.begun, true);
         let limit = settings.chunks_exact(6).rfind(|entry| entry[..2] == MAX_CONCURRENT_STREAMS.to_be_bytes());
-        // Without the setting there is no limit.
-        let limit = limit.map_or(u32::MAX, |entry| u32::from_be_bytes([entry[2], entry[3], entry[4], entry[5]]));
-        // 0 is for moments (section 6.5.2): what follows is not seen here, and the HTTP library keeps to it.
-        self.limit.0.store(if limit == 0 { AT_FIRST } else { limit }, Ordering::Relaxed);
-        true
+        let limit = match limit.map(|entry| u32::from_be_bytes([entry[2], entry[3], entry[4], entry[5]])) {
+            // A new connection that takes nothing would be made again and again; the HTTP library keeps to it.
+            Some(0) if first => AT_FIRST,
+            Some(limit) => limit,
+            None if first => u32::MAX,
+            None => return,
+        };
+        if limit > self.limit.0.swap(limit, Ordering::SeqCst) {
+            self.waiters.made_room();
+        }
     }
 }
 
@@ -86,11 +135,7 @@ impl AsyncRead for Observed {
         let this = self.get_mut();
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.io).poll_read(cx, buf);
-        if let Some(watch) = &mut this.watch
-            && watch.take(&buf.filled()[before..])
-        {
-            this.watch = None;
-        }
+        this.watch.take(&buf.filled()[before..]);
         polled
     }
 }
@@ -125,42 +170,53 @@ impl AsyncWrite for Observed {
 mod tests {
     use super::*;
 
-    /// A SETTINGS frame.
+    /// A frame of SETTINGS.
     fn frame(settings: &[(u16, u32)]) -> Vec<u8> {
         let length = u8::try_from(settings.len() * 6).unwrap();
         let entries = settings.iter().flat_map(|(id, value)| [&id.to_be_bytes()[..], &value.to_be_bytes()].concat());
         [0, 0, length, SETTINGS, 0, 0, 0, 0, 0].into_iter().chain(entries).collect()
     }
 
-    /// The limit after these bytes, given piece by piece, and whether the watch is over.
-    fn learned(bytes: &[u8], piece: usize) -> (u32, bool) {
-        let mut watch = Watch { limit: StreamLimit::new(), seen: SmallVec::new() };
-        let done = bytes.chunks(piece).map(|piece| watch.take(piece)).collect::<Vec<_>>();
-        (watch.limit.get(), done.contains(&true))
+    fn streams(most: u32) -> Vec<u8> {
+        frame(&[(MAX_CONCURRENT_STREAMS, most)])
+    }
+
+    /// The limit after these bytes, given piece by piece.
+    fn learned(bytes: &[u8], piece: usize) -> u32 {
+        let mut watch = Watch::new(StreamLimit::new(), Arc::default());
+        bytes.chunks(piece).for_each(|piece| watch.take(piece));
+        watch.limit.get()
     }
 
     #[test]
-    fn the_first_frame_tells_the_limit_however_it_is_cut() {
-        let bytes = frame(&[(1, 0), (MAX_CONCURRENT_STREAMS, 7), (4, 65_535)]);
+    fn a_limit_is_the_last_that_was_set_however_the_bytes_are_cut() {
+        let data = [&[0, 0, 40, 0, 0, 0, 0, 0, 1][..], &streams(1), &[0; 25]].concat();
+        let acknowledged = [0, 0, 0, SETTINGS, 1, 0, 0, 0, 0];
+        let first = frame(&[(1, 0), (MAX_CONCURRENT_STREAMS, 7), (4, 65_535)]);
+        let bytes = [&first[..], &acknowledged, &data, &streams(3), &data, &frame(&[(4, 1)]), &frame(&[])].concat();
         for piece in 1..=bytes.len() {
-            assert_eq!(learned(&bytes, piece), (7, true), "in pieces of {piece}");
+            assert_eq!(learned(&bytes, piece), 3, "in pieces of {piece}");
         }
-        assert_eq!(learned(&bytes[..bytes.len() - 1], 5), (AT_FIRST, false), "it is not complete");
+        assert_eq!(learned(&first, 5), 7);
+        assert_eq!(learned(&first[..first.len() - 1], 5), AT_FIRST, "it is not complete");
+        assert_eq!(learned(&[&first[..], &streams(200)].concat(), 64), 200, "it may rise as well");
     }
 
     #[test]
-    fn without_the_setting_there_is_no_limit_and_zero_is_not_believed_for_long() {
-        assert_eq!(learned(&frame(&[]), 64), (u32::MAX, true));
-        assert_eq!(learned(&frame(&[(MAX_CONCURRENT_STREAMS, 0)]), 64), (AT_FIRST, true));
+    fn at_first_a_missing_limit_is_none_and_zero_is_not_believed() {
+        assert_eq!(learned(&frame(&[]), 64), u32::MAX);
+        assert_eq!(learned(&streams(0), 64), AT_FIRST);
+        assert_eq!(learned(&[streams(5), streams(0)].concat(), 64), 0, "later it is");
         let twice = frame(&[(MAX_CONCURRENT_STREAMS, 9), (MAX_CONCURRENT_STREAMS, 5)]);
-        assert_eq!(learned(&twice, 64), (5, true), "the last one counts");
+        assert_eq!(learned(&twice, 64), 5, "the last one counts");
     }
 
     #[test]
-    fn what_is_not_a_settings_frame_ends_the_watch() {
-        assert_eq!(learned(b"HTTP/1.1 400 Bad Request\r\n", 64), (AT_FIRST, true));
+    fn what_does_not_begin_with_settings_is_not_looked_at() {
+        assert_eq!(learned(b"HTTP/1.1 400 Bad Request\r\n", 64), AT_FIRST);
+        assert_eq!(learned(&[&[0, 0, 0, 6, 0, 0, 0, 0, 0][..], &streams(7)].concat(), 64), AT_FIRST);
         let mut long = frame(&[]);
         long[0] = 1;
-        assert_eq!(learned(&long, 64), (AT_FIRST, true));
+        assert_eq!(learned(&long, 64), AT_FIRST);
     }
 }

@@ -111,7 +111,8 @@ impl Tls {
             UpstreamTls::Disable | UpstreamTls::Roots(_) | UpstreamTls::Simple(_) | UpstreamTls::Mutual(..) => None,
         };
         let identities = env.identities.clone();
-        let (trust, provider) = (Trust::new(identities.trusted(roots), env.runtime.clone()), env.crypto.clone());
+        let trust = Trust::new(identities.trusted(roots), env.runtime.clone(), env.metrics.peers().clone());
+        let provider = env.crypto.clone();
         Self { policy, dialled_host: dialled_host.into(), identities, trust, provider, made: Mutex::default() }
     }
 

@@ -12,8 +12,9 @@ use std::task::Waker;
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
-use mesh_core::identity::{PeerRefused, TrustBundles, Usage, verify_svid};
+use mesh_core::identity::{PeerRefused, TrustBundles, Usage, root_of, verify_again};
 use mesh_core::source::Trusted;
+use mesh_core::telemetry::{CountedPeer, PeersByRoot, Reporter};
 use parking_lot::Mutex;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -36,6 +37,7 @@ pub(super) struct Trust {
     runtime: Option<Handle>,
     open: Arc<Mutex<Vec<Weak<Vouched>>>>,
     watch: Watch,
+    peers: Arc<PeersByRoot>,
 }
 
 /// The task that watches: as long as there is a connection to watch, or may be.
@@ -47,11 +49,13 @@ pub(crate) struct Vouched {
     standing: AtomicU8,
     reader: AtomicWaker,
     _watch: Watch,
+    _counted: Option<CountedPeer>,
 }
 
 impl Trust {
-    pub(super) fn new(trusted: Trusted, runtime: Option<Handle>) -> Self {
-        Self { trusted, runtime, open: Arc::default(), watch: Arc::default() }
+    /// `peers` = where connections are counted by root.
+    pub(super) fn new(trusted: Trusted, runtime: Option<Handle>, peers: Arc<PeersByRoot>) -> Self {
+        Self { trusted, runtime, open: Arc::default(), watch: Arc::default(), peers }
     }
 
     /// Watches over a connection to a peer that showed `chain` and was let in by `bundles`.
@@ -64,9 +68,12 @@ impl Trust {
         bundles: TrustBundles,
         provider: &Arc<CryptoProvider>,
     ) -> Result<Arc<Vouched>, PeerRefused> {
+        let algorithms = provider.signature_verification_algorithms.all;
+        let root = root_of(chain, &bundles, algorithms, UnixTime::now(), Usage::Server);
+        let _counted = root.map(|root| self.peers.count(Reporter::Source, root));
         let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
         let (standing, reader) = (AtomicU8::new(TRUSTED), AtomicWaker::new());
-        let vouched = Arc::new(Vouched { chain, standing, reader, _watch: self.watch.clone() });
+        let vouched = Arc::new(Vouched { chain, standing, reader, _watch: self.watch.clone(), _counted });
         {
             let mut open = self.open.lock();
             // Those that have ended are forgotten when room is needed.
@@ -113,7 +120,7 @@ impl Vouched {
 
     fn verify(&self, bundles: &TrustBundles, provider: &CryptoProvider) -> Result<(), PeerRefused> {
         let algorithms = provider.signature_verification_algorithms.all;
-        verify_svid(&self.chain, bundles, algorithms, UnixTime::now(), Usage::Server).map(drop)
+        verify_again(&self.chain, bundles, algorithms, UnixTime::now(), Usage::Server).map(drop)
     }
 
     fn cut(&self) {

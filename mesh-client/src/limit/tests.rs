@@ -59,7 +59,7 @@ async fn a_request_that_is_given_up_or_fails_leaves_its_place() {
     assert_eq!(refused(&ask(&mut stuck).await), Some(Code::BREAKER_OPEN));
     drop(given_up);
     let Limit::Requests { in_flight, .. } = &stuck.limit else { unreachable!() };
-    assert_eq!(in_flight.load(Ordering::Relaxed), 0);
+    assert_eq!(in_flight.get(), 0);
 
     let broken =
         service_fn(|_: Request<()>| async { Err::<Response<Full<Bytes>>, _>(std::io::Error::other("broken")) });

@@ -36,6 +36,9 @@ const MAX_AVOIDED: usize = 5;
 /// Members beyond the first that one try turns to because the one before could not be connected to. gRPC's picks only
 /// go to connected members; here one or two dead addresses in a list must not cost a request, nor a dead fleet its time.
 const MAX_UNREACHED: u32 = 5;
+/// Connections that close before the request goes out, and after which it goes out once more. gRPC has no bound (gRFC A6);
+/// here one that takes every connection and closes it is not to be dialled for ever.
+const MAX_UNSENT: u32 = 3;
 /// A connection that closes so soon after a request went out was being closed when it did.
 const CLOSE_RACE: Duration = Duration::from_secs(1);
 
@@ -78,6 +81,8 @@ pub(super) struct Progress {
     /// Connecting took all the time there was: others near that member may be out of reach like it, and no request is
     /// to wait for that twice while there are members of another priority.
     pub(super) silent: bool,
+    /// To one of those tried no connection came about.
+    pub(super) unreached: bool,
 }
 
 /// A try that came to nothing.
@@ -94,10 +99,13 @@ pub(super) enum Again {
     Unreached,
     /// The same, and this one did not even say so in time: if there is one, to a member of another priority.
     Silent,
-    /// To the same member over a fresh connection: the one used had carried requests before, and was closed before
-    /// this one went out; or, over HTTP/1.1, while it did, and then it is idempotent (RFC 9112, section 9.3.1).
+    /// It did not go out, for its connection closed before: to this member over a fresh connection, if the one used had
+    /// carried requests before; else to another member.
+    Unsent(Option<usize>),
+    /// To the same member over a fresh connection: over HTTP/1.1 the one used, which had carried requests before, was
+    /// closed while it went out, and it is idempotent (RFC 9112, section 9.3.1).
     Fresh(usize),
-    /// To another member, for nobody has seen it: this one refused it, is leaving, or closed before it went out.
+    /// To another member, for nobody has seen it: this one refused it, or is leaving.
     Elsewhere,
     /// To another member, at the cost of a retry: it is idempotent, and its connection broke while it was under way.
     Replay,
@@ -107,6 +115,7 @@ impl Again {
     /// The member that it must go to.
     fn member(self) -> Option<usize> {
         match self {
+            Self::Unsent(index) => index,
             Self::Fresh(index) => Some(index),
             Self::Unreached | Self::Silent | Self::Elsewhere | Self::Replay => None,
         }
@@ -117,6 +126,7 @@ impl Again {
 #[derive(Clone, Copy, Default)]
 pub(super) struct Resends {
     unreached: u32,
+    unsent: u32,
     lost: bool,
 }
 
@@ -178,9 +188,14 @@ impl Shared<'_> {
     pub(super) fn goes_again(&self, again: Again, resends: &mut Resends, progress: &mut Progress) -> bool {
         progress.silent |= again == Again::Silent;
         if let Again::Unreached | Again::Silent = again {
+            progress.unreached = true;
             resends.unreached += 1;
             let others = self.members.ready.len() > progress.tried.len() && !self.session.is_strict();
             return others && resends.unreached <= MAX_UNREACHED;
+        }
+        if let Again::Unsent(_) = again {
+            resends.unsent += 1;
+            return resends.unsent <= MAX_UNSENT;
         }
         if std::mem::replace(&mut resends.lost, true) {
             return false;
@@ -279,7 +294,13 @@ impl Shared<'_> {
         };
         match policy.filter(|policy| !policy.avoid_metadata.is_empty() && progress.retried > 0) {
             Some(policy) => self.pick_without(policy, &pick),
-            None => self.pick_one(&pick),
+            None => {
+                let index = self.pick_one(&pick)?;
+                // All of its priority were tried: rather another one than once more who cannot be connected to.
+                let exhausted = progress.unreached && !pick.other_priority && pick.tried.contains(&index);
+                let other = || self.pick_one(&Pick { other_priority: true, ..pick });
+                Some(if exhausted { other().unwrap_or(index) } else { index })
+            }
         }
     }
 
@@ -383,7 +404,7 @@ impl Hold {
     fn lost(&mut self, lost: Lost, method: &Method) -> Failed {
         let again = self.again(&lost, method);
         // A connection that ended while nobody used it says nothing of the endpoint.
-        if lost.is_ours() || matches!(again, Some(Again::Fresh(_))) {
+        if lost.is_ours() || matches!(again, Some(Again::Fresh(_) | Again::Unsent(Some(_)))) {
             self.attempt.not_sent()
         } else if lost.is_unseen() {
             self.attempt.refused()
@@ -406,8 +427,7 @@ impl Hold {
         }
         let was_there = lease.is_reused() && !self.fresh;
         match lost.connection_is_gone().then_some(lost.sent)? {
-            false if was_there => Some(Again::Fresh(self.index)),
-            false => Some(Again::Elsewhere),
+            false => Some(Again::Unsent(was_there.then_some(self.index))),
             true if !was_there || !is_idempotent(method) => None,
             true if !lease.is_http2() && self.attempt.started().elapsed() < CLOSE_RACE => {
                 Some(Again::Fresh(self.index))

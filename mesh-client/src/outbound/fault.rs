@@ -1,10 +1,10 @@
 //! Fault injection (gRFC A33): which faults a request gets. Refuses to know how they are carried out.
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use http::HeaderMap;
 use mesh_core::id::ClusterName;
+use mesh_core::limit::Count;
 use mesh_core::matcher::{HeaderCondition, RequestView};
 use mesh_core::policy::{AbortStatus, Fault, PerMillion};
 
@@ -15,11 +15,11 @@ pub(crate) struct Faults {
 }
 
 /// A fault under way; counts until it is dropped.
-pub(crate) struct Active<'c>(&'c AtomicU32);
+pub(crate) struct Active<'c>(&'c Count);
 
 impl Drop for Active<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.leave();
     }
 }
 
@@ -35,10 +35,9 @@ impl Faults {
     }
 
     /// Counts a fault in; `None` if there are as many as there may be.
-    pub(crate) fn begin<'c>(&self, active: &'c AtomicU32) -> Option<Active<'c>> {
+    pub(crate) fn begin<'c>(&self, active: &'c Count) -> Option<Active<'c>> {
         let most = self.policy.max_active.unwrap_or(u32::MAX);
-        let one_more = |now: u32| (now < most).then(|| now.saturating_add(1));
-        active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok().map(|_| Active(active))
+        active.enter_below(most).then(|| Active(active))
     }
 
     /// How long this request waits.
@@ -137,7 +136,7 @@ mod tests {
         let marked = headers(&[("x-chaos", "1")]);
         assert!(concerns(&marked, "c") && !concerns(&marked, "d") && !concerns(&headers(&[]), "c"));
 
-        let count = AtomicU32::new(0);
+        let count = Count::default();
         let first = faults.begin(&count);
         assert!(first.is_some() && faults.begin(&count).is_none());
         drop(first);

@@ -39,11 +39,8 @@ pub(crate) fn redirect(policy: &Redirect, route: &CompiledRoute, head: &Head) ->
 }
 
 /// Answers at once.
-pub(crate) fn direct(policy: &DirectResponse, grpc_request: bool) -> Response<Body> {
+pub(crate) fn direct(policy: &DirectResponse) -> Response<Body> {
     let status = StatusCode::from_u16(policy.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    if grpc_request && status != StatusCode::OK {
-        return grpc_answer(grpc_status_of(status), &String::from_utf8_lossy(&policy.body));
-    }
     let mut response = Response::new(Body::from(bytes::Bytes::from(policy.body.clone())));
     *response.status_mut() = status;
     response

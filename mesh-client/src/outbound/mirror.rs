@@ -23,7 +23,7 @@ use super::head::Head;
 use super::session::Session;
 use super::trace::Trace;
 use crate::body::{Body, Payload};
-use crate::cluster::Cluster;
+use crate::cluster::Backend;
 use crate::env::Env;
 use crate::error::Cause;
 use crate::router::{Plan, Slot};
@@ -34,7 +34,7 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 /// A copy to be sent.
 pub(super) struct Copy {
     env: Arc<Env>,
-    cluster: Arc<Cluster>,
+    cluster: Backend,
     target: Target,
     head: Head,
     trace: Trace,

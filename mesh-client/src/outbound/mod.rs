@@ -199,12 +199,13 @@ impl Call<'_> {
                 }
                 Ok(answer)
             }
+            RouteAction::Redirect(_) | RouteAction::DirectResponse(_) if self.exchange.is_grpc() => Err(
+                Cause::UnsupportedAction("the route gives an answer of its own, and gRPC calls have none (gRFC A28)"),
+            ),
             RouteAction::Redirect(policy) => {
                 Ok(Answer::Local(answered(local::redirect(policy, route, self.head), route), "-"))
             }
-            RouteAction::DirectResponse(policy) => {
-                Ok(Answer::Local(answered(local::direct(policy, self.exchange.is_grpc()), route), "-"))
-            }
+            RouteAction::DirectResponse(policy) => Ok(Answer::Local(answered(local::direct(policy), route), "-")),
             RouteAction::NonForwarding => {
                 Err(Cause::UnsupportedAction("the route is for servers: it hands over to an application"))
             }

@@ -69,16 +69,16 @@ impl Dial<'_> {
         let (env, wait) = (self.env, self.env.limits.config_wait);
         let wait = caller.at().map_or(wait, |at| wait.min(at.saturating_duration_since(Instant::now())));
         let router = self.destination.router(wait).await?;
-        let Raw { cluster, attempts, idle } = router.choose_tcp(self.destination.target().host_port(), env)?;
+        let Raw { cluster, hash, attempts, idle } = router.choose_tcp(self.destination.target().host_port(), env)?;
         cluster.resolved().await;
         let members = cluster.members();
-        self.at = Some((cluster.clone(), members.clone()));
+        self.at = Some((Arc::clone(cluster), members.clone()));
         members.check_drops(cluster, env)?;
         // Above the picker: a full cluster fails fast. Held until the connection is closed.
         let permit = Permit::request(cluster, None, false)?;
         let mut failed = None;
         while (self.tried.len() as u64) < u64::from(attempts) {
-            let Some((index, endpoint, attempt)) = self.begin(cluster, &members) else { break };
+            let Some((index, endpoint, attempt)) = self.begin(cluster, &members, hash) else { break };
             self.tried.push(index);
             // Counted before connecting, so that a slow endpoint repels further connections.
             let attempt = attempt.reported(members.issue(index));
@@ -99,12 +99,22 @@ impl Dial<'_> {
 
     /// Picks an endpoint that was not tried yet and counts the connection in. One that is on probation takes one at a
     /// time: others go on to another endpoint.
-    fn begin(&self, cluster: &Cluster, members: &Members) -> Option<(usize, Arc<Endpoint>, Attempt)> {
+    fn begin(
+        &self,
+        cluster: &Cluster,
+        members: &Members,
+        hash: Option<u64>,
+    ) -> Option<(usize, Arc<Endpoint>, Attempt)> {
         let mut passed: SmallVec<[usize; 4]> = self.tried.iter().chain(&self.full).copied().collect();
         loop {
             let now = Instant::now();
-            let pick = Pick { now: self.env.since_epoch(now), tried: &passed, hash: None, other_priority: false };
-            let (index, _) = members.ready.pick(&pick, &mut |below| self.env.draw(below))?;
+            let pick = Pick { now: self.env.since_epoch(now), tried: &passed, hash, other_priority: false };
+            let mut draw = |below| self.env.draw(below);
+            let (mut index, _) = members.ready.pick(&pick, &mut draw)?;
+            if passed.contains(&index) {
+                // All of its priority were.
+                (index, _) = members.ready.pick(&Pick { other_priority: true, ..pick }, &mut draw)?;
+            }
             if passed.contains(&index) {
                 return None;
             }

@@ -5,7 +5,6 @@
 
 use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, Response};
@@ -21,7 +20,7 @@ use super::head::Head;
 use super::session::Session;
 use super::{Call, deadline, hedge};
 use crate::body::Payload;
-use crate::cluster::{Cluster, Retrying};
+use crate::cluster::{Backend, Retrying};
 use crate::error::Cause;
 use crate::router::{Plan, Retries, Router};
 
@@ -32,7 +31,7 @@ pub(super) type Outcome = Result<Response<Incoming>, Cause>;
 pub(super) async fn send(
     call: &mut Call<'_>,
     router: &Router,
-    cluster: &Arc<Cluster>,
+    cluster: &Backend,
     plan: &Plan,
     forward: &Forward,
     session: &Session<'_>,
@@ -64,7 +63,7 @@ pub(super) async fn send(
         cluster,
         members,
         retries,
-        attempts: retries.filter(|_| may).map_or(0, |retries| retries.policy.attempts),
+        attempts: retries.filter(|_| may).map_or(0, |retries| retries.attempts(exchange.is_grpc())),
         session,
         endpoint_host,
         tokens: router.tokens(),

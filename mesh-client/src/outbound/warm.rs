@@ -39,7 +39,7 @@ pub(crate) async fn warm(destinations: &Arc<Destinations>, target: &Target, grpc
             cluster.resolved().await;
             let members = cluster.members();
             let usable = (0..members.ready.known()).filter(|index| members.ready.is_usable(*index));
-            endpoints.extend(usable.map(|index| (cluster.clone(), cluster.endpoint(&members, index, env))));
+            endpoints.extend(usable.map(|index| (Arc::clone(cluster), cluster.endpoint(&members, index, env))));
         }
     }
     let dials = endpoints.into_iter().map(|(cluster, endpoint)| one(cluster, endpoint, grpc, env.clone()));

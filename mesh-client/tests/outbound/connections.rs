@@ -437,6 +437,34 @@ async fn idle_connections_and_unused_destinations_go() {
 }
 
 #[tokio::test]
+async fn idle_connections_that_were_made_together_do_not_end_together() {
+    let server = EchoServer::start("one").await;
+    // The control draws nothing but zero: then they do.
+    for drawn in [true, false] {
+        let mut short = speaking(UpstreamProtocol::Http1);
+        short.connection.idle_timeout = Some(Duration::from_secs(200));
+        let source = FixedSource::of(TARGET, snapshot_with(forward_with(None), short, &[&server]));
+        let random = parking_lot::Mutex::new(fastrand::Rng::with_seed(7));
+        let draw = move |below| if drawn { random.lock().u64(..below) } else { 0 };
+        let client = Client::builder(source).random(draw).build();
+        hold(&client, &server, 10).await;
+        let idle = || client.dump().destinations[0].clusters[0].endpoints[0].idle_connections;
+        assert_eq!(idle(), 10);
+        tokio::time::pause();
+        mesh_testkit::clock::pass(Duration::from_secs(175)).await;
+        assert_eq!(idle(), 10, "a tenth earlier at most");
+        let mut left = Vec::new();
+        for _ in 0..6 {
+            mesh_testkit::clock::pass(Duration::from_secs(5)).await;
+            left.push(idle());
+        }
+        tokio::time::resume();
+        assert_eq!(left[5], 0, "{left:?}: and none later");
+        assert_eq!(left.iter().any(|left| (1..10).contains(left)), drawn, "{left:?}");
+    }
+}
+
+#[tokio::test]
 async fn names_are_resolved_and_passthrough_dials_what_was_dialled() {
     let server = EchoServer::start("one").await;
     let port = server.address().port();

@@ -17,6 +17,7 @@ mod reqwest_adapter;
 mod resilience;
 mod retries;
 mod routing;
+mod subsets;
 mod tcp;
 mod telemetry;
 mod tls;

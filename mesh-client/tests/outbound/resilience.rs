@@ -1,7 +1,7 @@
 //! Retries, timeouts, limits.
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -76,11 +76,11 @@ async fn a_request_for_which_no_connection_came_about_goes_to_another_member() {
     assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "alive");
 }
 
-/// A connector whose first connection is closed before anything can go out.
-fn closing_first(snapshot: Snapshot) -> Client {
-    let first = AtomicBool::new(true);
+/// A connector whose first connections are closed before anything can go out.
+fn closing_first(count: usize, snapshot: Snapshot) -> Client {
+    let made = AtomicUsize::new(0);
     let builder = Client::builder(FixedSource::of(TARGET, snapshot)).connector(move |address: Address| {
-        let closed = first.swap(false, Ordering::Relaxed);
+        let closed = made.fetch_add(1, Ordering::Relaxed) < count;
         async move {
             let Address::Socket(address) = address else { unreachable!("it is one") };
             Ok(match closed {
@@ -95,10 +95,25 @@ fn closing_first(snapshot: Snapshot) -> Client {
 #[tokio::test]
 async fn a_request_that_did_not_go_out_is_sent_to_another_member() {
     let (one, other) = (EchoServer::start("one").await, EchoServer::start("other").await);
-    let client = closing_first(snapshot_with(forward_with(None), cluster("test"), &[&one, &other]));
+    let client = closing_first(1, snapshot_with(forward_with(None), cluster("test"), &[&one, &other]));
     let response = client.send(post("/", "pay")).await.unwrap();
     assert_eq!((response.status().as_u16(), one.requests() + other.requests()), (200, 1));
     assert_eq!(read(response).await.unwrap().body(), "pay");
+}
+
+#[tokio::test]
+async fn connections_that_close_in_a_row_before_a_request_goes_out_do_not_lose_it_a6() {
+    for (closed, answered) in [(3, true), (4, false)] {
+        let server = EchoServer::start("one").await;
+        let client = closing_first(closed, snapshot_with(forward_with(None), cluster("test"), &[&server]));
+        match client.send(post("/", "pay")).await {
+            Ok(response) => assert!(answered && read(response).await.unwrap().body() == "pay"),
+            Err(error) => {
+                assert!(!answered && (error.code(), error.attempts()) == (Code::CONNECTION_LOST, 4), "{error}")
+            }
+        }
+        assert_eq!(server.requests(), u64::from(answered));
+    }
 }
 
 #[tokio::test]

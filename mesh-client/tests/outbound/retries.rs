@@ -112,6 +112,26 @@ async fn an_answer_that_asks_for_more_time_than_there_is_stands() {
 }
 
 #[tokio::test]
+async fn r12_a_grpc_call_has_five_tries_at_most_and_another_request_what_policy_says_a44() {
+    let server = EchoServer::start("one").await;
+    static GRPC: &[(&str, &str)] = &[("content-type", "application/grpc"), ("grpc-status", "14")];
+    let on = RetryOn { unavailable: true, ..on_503() };
+    for (policy, grpc, tries) in [(7, true, 5), (4, true, 5), (2, true, 3), (7, false, 8)] {
+        let before = server.requests();
+        let answer = if grpc { Behaviour::Bare(200, GRPC) } else { Behaviour::Status(503) };
+        server.behave(answer);
+        let forward = Forward { timeout: None, ..forward_with(Some(retrying(policy, on.clone()))) };
+        let (client, _) = client_of(snapshot_with(forward, cluster("test"), &[&server]));
+        let mut request = post("/echo.Echo/Say", "hello");
+        if grpc {
+            request.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+        }
+        read(client.send(request).await.unwrap()).await.unwrap();
+        assert_eq!(server.requests() - before, tries, "{policy} retries, gRPC: {grpc}");
+    }
+}
+
+#[tokio::test]
 async fn a_grpc_server_pushes_back() {
     let server = EchoServer::start("one").await;
     const UNAVAILABLE: (&str, &str) = ("grpc-status", "14");

@@ -152,6 +152,13 @@ async fn redirects_and_direct_responses_are_answered_locally() {
         policy::route(at("/health"), RouteAction::DirectResponse(DirectResponse { status: 418, body: b"tea".into() })),
     ]);
     let (client, _) = client_of(policy::snapshot(routes, []));
+    // gRPC knows neither (row R7 of its rules; gRFC A28).
+    for path in ["/old", "/health"] {
+        let mut call = get(path);
+        call.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+        let error = client.send(call).await.unwrap_err();
+        assert_eq!((error.code(), error.code().grpc_status()), (Code::UNSUPPORTED_ACTION, 14), "{error}");
+    }
     let response = fetch(&client, "/old?x=1").await.unwrap();
     assert_eq!(response.status(), 301);
     assert_eq!(response.headers()["location"], "https://other.test/moved");

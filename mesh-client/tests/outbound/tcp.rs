@@ -1,6 +1,6 @@
 //! Raw connections: where they go, within which limits, to whom, and how they are counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,9 +9,11 @@ use std::time::Duration;
 use mesh_client::{Client, ClientBuilder, DestinationPhase, Error, Io, TcpConnection};
 use mesh_core::context::{RequestContext, scope};
 use mesh_core::error::{Code, Fault};
+use mesh_core::id::Locality;
 use mesh_core::policy::{
-    Address, Cluster, ClusterTelemetry, DirectResponse, Endpoint, Forward, Listener, MeshTls, OriginatedTls, RetryOn,
-    RouteAction, RouteMatch, Snapshot, TcpForward, TcpShare, UpstreamTls,
+    Address, Balancer, Cluster, ClusterState, ClusterTelemetry, DirectResponse, Endpoint, Endpoints, Forward, Listener,
+    LocalityEndpoints, MeshTls, OriginatedTls, RetryOn, RouteAction, RouteMatch, Snapshot, TcpForward, TcpShare,
+    UpstreamTls,
 };
 use mesh_core::telemetry::Metrics;
 use mesh_testkit::clock::pass;
@@ -36,7 +38,7 @@ fn raw(cluster: Cluster, endpoints: &[Endpoint], attempts: u32) -> Snapshot {
 }
 
 fn share(name: &str, weight: u32) -> TcpShare {
-    TcpShare { name: name.into(), weight: NonZeroU32::new(weight).unwrap() }
+    TcpShare::new(name.into(), NonZeroU32::new(weight).unwrap())
 }
 
 /// The first line that a server says.
@@ -123,6 +125,66 @@ async fn connections_are_shared_out_by_weight() {
     let (client, _) = client_of(snapshot);
     for _ in 0..20 {
         assert_eq!(greeted(&client).await.unwrap(), "one - -");
+    }
+}
+
+#[tokio::test]
+async fn connections_of_one_process_stay_at_one_endpoint_where_policy_hashes_their_source() {
+    let servers = [RawServer::start("one").await, RawServer::start("two").await, RawServer::start("three").await];
+    let endpoints = servers.each_ref().map(RawServer::endpoint);
+    let ring = Balancer::RingHash { min_size: 1024, max_size: 8 << 20 };
+    for balancer in [ring, Balancer::Maglev { table_size: 65_537 }] {
+        let cluster = Cluster { balancer, ..cluster("test") };
+        let owner = |by_source| {
+            let mut tcp = TcpForward::to(cluster.name.clone());
+            tcp.by_source = by_source;
+            let snapshot = with_tcp(policy::snapshot_of(cluster.clone(), endpoints.iter().cloned()), tcp);
+            async move {
+                let client = Client::builder(FixedSource::of(TARGET, snapshot)).build();
+                client.connect(TARGET).await.unwrap();
+                assert_eq!(client.explain_connect(TARGET).unwrap().hash.is_some(), by_source);
+                let mut seen = BTreeSet::new();
+                for _ in 0..20 {
+                    seen.insert(greeted(&client).await.unwrap());
+                }
+                seen
+            }
+        };
+        let mut owners = BTreeSet::new();
+        for _ in 0..10 {
+            let seen = owner(true).await;
+            assert_eq!(seen.len(), 1, "{seen:?}");
+            owners.extend(seen);
+        }
+        assert!(owners.len() > 1, "processes are spread: {owners:?}");
+        assert!(owner(false).await.len() > 1, "control: without it a process has several");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_priority_of_which_nobody_answers_is_left_for_the_next() {
+    let at = |host: u8| Endpoint::new(Address::Socket(([10, 0, 0, host], 80).into()));
+    let group = |priority, endpoints| LocalityEndpoints {
+        locality: Locality::default(),
+        priority,
+        weight: NonZeroU32::MIN,
+        endpoints,
+    };
+    // The control: two attempts are both in vain.
+    for (attempts, reached) in [(3, true), (2, false)] {
+        let mut snapshot = raw(cluster("test"), &[], attempts);
+        let localities = vec![group(0, vec![at(1), at(2)]), group(1, vec![at(3)])];
+        let endpoints = Arc::new(Endpoints { cluster: "test".into(), localities, ..Endpoints::default() });
+        let state = ClusterState::Ready { cluster: Arc::new(cluster("test")), endpoints };
+        snapshot.clusters.insert("test".into(), state);
+        let client = Client::builder(FixedSource::of(TARGET, snapshot)).connector(move |address: Address| async move {
+            if address.to_string() != "10.0.0.3:80" {
+                std::future::pending::<()>().await;
+            }
+            Ok(Box::new(tokio::io::duplex(64).0) as Box<dyn Io>)
+        });
+        let connected = client.build().connect(TARGET).await;
+        assert_eq!(connected.is_ok(), reached, "{connected:?}");
     }
 }
 

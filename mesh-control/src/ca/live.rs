@@ -12,7 +12,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use aws_lc_rs::digest;
+use mesh_core::identity::root_name as name;
 use parking_lot::Mutex;
 
 use crate::state_dir::{StateDir, StateError, private_file, sync_dir};
@@ -79,9 +79,4 @@ impl LiveLeaves {
         }
         Ok(found)
     }
-}
-
-/// Short name of a root: enough to tell those of one state directory apart.
-pub(super) fn name(root: &[u8]) -> String {
-    digest::digest(&digest::SHA256, root).as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }

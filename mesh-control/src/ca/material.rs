@@ -5,7 +5,7 @@
 //! root-cert.pem    the trust bundle: every root that counts now
 //! ca-cert.pem      the certificate of the key, if it is not itself a root: an operator's intermediate
 //! cert-chain.pem   what stands between it and the root, root excluded; may be absent
-//! ca-crl.pem       what the authority took back: revocation lists of those that sign; may be absent
+//! ca-crl.pem       what was taken back: a revocation list of each that signed what is trusted; may be absent
 //! ```
 //!
 //! The names and their meaning are those of Istio's secret `cacerts`. Which root signs is told by the key alone, so
@@ -14,7 +14,7 @@
 use std::hash::{BuildHasher, RandomState};
 
 use mesh_core::id::TrustDomain;
-use mesh_core::identity::TrustBundle;
+use mesh_core::identity::{TrustBundle, root_name};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PublicKeyData, SanType,
@@ -32,7 +32,7 @@ use crate::state_dir::{StateDir, StateError};
 pub(super) const KEY_FILE: &str = "ca-key.pem";
 const SIGNING_FILE: &str = "ca-cert.pem";
 const CHAIN_FILE: &str = "cert-chain.pem";
-const REVOKED_FILE: &str = "ca-crl.pem";
+pub(super) const REVOKED_FILE: &str = "ca-crl.pem";
 const ROOT_LIFE: std::time::Duration = std::time::Duration::from_secs(10 * 365 * 86_400);
 
 /// One state of the files.
@@ -118,7 +118,10 @@ impl Material {
             }
         };
         let issuers: Vec<_> = above.iter().chain([&root]).cloned().collect();
-        let revoked = RevocationLists::read(files[4].as_ref().map(|lists| lists.as_slice()), &issuers)
+        // While a root of ours is changed, certificates of both live: a peer of whom no list tells is refused. What an
+        // operator trusts beside the root of an intermediate is the operator's affair.
+        let telling = if above.is_empty() { bundle.roots() } else { &issuers };
+        let revoked = RevocationLists::read(files[4].as_ref().map(|lists| lists.as_slice()), telling)
             .map_err(|e| unusable(REVOKED_FILE, e))?;
         let bundle = bundle.with_revocation_lists(revoked.lists).map_err(|e| unusable(REVOKED_FILE, e.to_string()))?;
         let ends = issuers.iter().map(not_after).collect::<Result<Vec<_>, _>>();
@@ -210,7 +213,10 @@ pub(super) fn self_signed_root(key: &KeyPair, domain: &TrustDomain, clock: &Cloc
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, domain.as_str());
-    params.distinguished_name.push(DnType::CommonName, "mesh root CA");
+    // Of its key: peers find the revocation list of a certificate by the name of who signed it, and while a root is changed
+    // there are two.
+    let of_key = root_name(&key.subject_public_key_info());
+    params.distinguished_name.push(DnType::CommonName, format!("mesh root CA {of_key}"));
     // X.509-SVID 4.1: a signing certificate's SPIFFE ID has no path.
     params.subject_alt_names = vec![SanType::URI(root_uri(domain).as_str().try_into()?)];
     set_validity(&mut params, now.saturating_sub(BACK_DATE.as_secs()), now + ROOT_LIFE.as_secs());

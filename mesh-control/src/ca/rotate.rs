@@ -8,23 +8,27 @@
 //! ```
 //!
 //! Each step is one file replaced, so that a crash leaves the state before it or the one after it. The old key
-//! is gone once the new one signs.
+//! is gone once the new one signs; where there are revocation lists it is kept until the old root is out, for its list may
+//! have to tell of more.
 
 use std::path::Path;
 
 use mesh_core::id::TrustDomain;
+use mesh_core::identity::root_name as name;
 use rcgen::KeyPair;
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::live::{LiveLeaves, name};
-use super::material::{KEY_FILE, Material, read_key, self_signed_root};
+use super::live::LiveLeaves;
+use super::material::{KEY_FILE, Material, REVOKED_FILE, read_key, self_signed_root};
+use super::revoked::empty_list;
 use super::{CertificateLife, ROOT_FILE, pem_of};
 use crate::clock::Clock;
 use crate::state_dir::{StateDir, StateError};
 
 const NEXT_KEY_FILE: &str = "next-ca-key.pem";
+const LAST_KEY_FILE: &str = "last-ca-key.pem";
 const STEP_FILE: &str = "root-rotation.json";
 /// A running control plane has seen a changed file after this time, seconds.
 const NOTICED: u64 = 5;
@@ -88,13 +92,6 @@ pub enum RotateError {
          every certificate under it has"
     )]
     NotOurs,
-    /// Both roots have one name, and by that name peers find the revocation list: they would try the one with the other's
-    /// key, and refuse everybody.
-    #[error(
-        "there are revocation lists (ca-crl.pem), which speak of one root alone: take the file away until the old root \
-         is out, or replace the whole authority by one of another name"
-    )]
-    Revoking,
     /// A file.
     #[error(transparent)]
     State(#[from] StateError),
@@ -160,20 +157,23 @@ impl RootRotation {
             if force || safe_at <= now { Ok(()) } else { Err(RotateError::TooEarly { why, now, safe_at }) }
         };
         let next = self.next(&material)?;
-        if material.lists_end.is_some() && !matches!(next, Next::Remove(_)) {
-            return Err(RotateError::Revoking);
-        }
         match next {
             Next::Add => self.add(&material, now)?,
             Next::Switch => {
                 wait("certificates live whose owners may not have learnt of the new root", self.switch_after()?)?;
                 // Whoever has not noticed yet signs with the old one for a moment.
                 self.note(&material.root, now + NOTICED)?;
+                if material.lists_end.is_some()
+                    && let Some(key) = self.dir.read_secret(KEY_FILE)?
+                {
+                    self.dir.write(LAST_KEY_FILE, &key)?;
+                }
                 self.dir.rename(NEXT_KEY_FILE, KEY_FILE)?;
             }
             Next::Remove(old) => {
                 wait("certificates of the old root live", self.end_of(&old)?)?;
                 self.dir.write(ROOT_FILE, pem_of(&material.root).as_bytes())?;
+                self.dir.remove(LAST_KEY_FILE)?;
             }
         }
         self.state()
@@ -192,6 +192,8 @@ impl RootRotation {
 
     /// First what must be known of it and its key, then the root itself: only that makes it count.
     fn add(&self, material: &Material, now: u64) -> Result<(), RotateError> {
+        // Of a change that was cut short at its very end.
+        self.dir.remove(LAST_KEY_FILE)?;
         // The last one who learns of one root only may be given a certificate just before the new root is noticed.
         let known = self.end_of(std::slice::from_ref(&material.root))?;
         let added = Added { switch_after: known.max(now + self.longest_life) + NOTICED };
@@ -205,8 +207,20 @@ impl RootRotation {
             }
         };
         let root = self_signed_root(&key, &self.domain, &self.clock)?;
+        if let Some(end) = material.lists_end {
+            self.add_list(&root, key, now, end.max(now + self.longest_life))?;
+        }
         let bundle = format!("{}\n{root}", material.roots_pem.trim_end());
         Ok(self.dir.write(ROOT_FILE, bundle.as_bytes())?)
+    }
+
+    /// Where there are revocation lists, one of the new root: nobody is taken back yet. One of an earlier attempt goes
+    /// before it and is replaced with the operator's next lists.
+    fn add_list(&self, root: &str, key: KeyPair, now: u64, end: u64) -> Result<(), RotateError> {
+        let mut lists = self.dir.read(REVOKED_FILE)?.unwrap_or_default();
+        lists.extend_from_slice(b"\n");
+        lists.extend_from_slice(empty_list(root, key, now, end)?.as_bytes());
+        Ok(self.dir.write(REVOKED_FILE, &lists)?)
     }
 
     fn next_key(&self) -> Result<Option<KeyPair>, StateError> {

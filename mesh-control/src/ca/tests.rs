@@ -342,6 +342,92 @@ fn a_root_is_changed_in_three_steps_none_of_which_cuts_a_live_leaf_off() {
     assert_eq!(world.command(false).unwrap().step, RotationStep::Added);
 }
 
+/// The revocation list (PEM) of a root, signed with the key in `key`.
+fn list_of(world: &Rotating, root: &CertificateDer<'_>, key: &str, serials: &[&str]) -> String {
+    let read = |file: &str| std::fs::read_to_string(world.home.path().join(file)).unwrap();
+    let issuer = Issuer::from_ca_cert_der(root, KeyPair::from_pem(&read(key)).unwrap()).unwrap();
+    let at = |seconds: u64| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
+    let revoked = |serial: &&str| rcgen::RevokedCertParams {
+        serial_number: SerialNumber::from_slice(&u128::from_str_radix(serial, 16).unwrap().to_be_bytes()),
+        revocation_time: at(NOW),
+        reason_code: None,
+        invalidity_date: None,
+    };
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: at(NOW),
+        next_update: at(NOW + 30 * DAY),
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: serials.iter().map(revoked).collect(),
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    list.signed_by(&issuer).unwrap().pem().unwrap()
+}
+
+#[test]
+fn s67_a_root_is_changed_while_there_are_revocation_lists_and_they_hold_throughout() {
+    let world = Rotating::new();
+    let ca = world.authority();
+    let issue = || ca.issue(&RequestedKey::from_csr_pem(&csr(|_| {}).1).unwrap(), &reviews(), None).unwrap();
+    let good = |issued: &Issued| {
+        let bundles = mesh_core::identity::TrustBundles::single(reviews().trust_domain(), ca.bundle());
+        let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.all;
+        let now = world.now.load(std::sync::atomic::Ordering::Relaxed);
+        let now = rustls_pki_types::UnixTime::since_unix_epoch(Duration::from_secs(now));
+        let usage = mesh_core::identity::Usage::Client;
+        mesh_core::identity::verify_svid(std::slice::from_ref(&issued.leaf), &bundles, algorithms, now, usage).is_ok()
+    };
+    let write = |lists: &[String]| std::fs::write(world.home.path().join("ca-crl.pem"), lists.concat()).unwrap();
+    let (stolen, old) = (issue(), issue());
+    let first = ca.bundle().roots()[0].clone();
+    write(&[list_of(&world, &first, KEY_FILE, &[&stolen.serial])]);
+    assert!(ca.reload().unwrap());
+    assert!(!good(&stolen) && good(&old));
+
+    world.command(false).unwrap();
+    assert!(ca.reload().unwrap());
+    assert_eq!(ca.bundle().revocation_lists().len(), 2, "the new root has one before it signs");
+    assert!(!good(&stolen) && good(&old));
+    world.command(true).unwrap();
+    assert!(ca.reload().unwrap());
+    let new = issue();
+    assert!(!good(&stolen) && good(&old) && good(&new), "both roots' certificates are told of");
+
+    // While both live either may be taken back, the old root's key is there for it.
+    let second = ca.bundle().roots()[1].clone();
+    let of_old = |serials: &[&str]| list_of(&world, &first, "last-ca-key.pem", serials);
+    let of_new = |serials: &[&str]| list_of(&world, &second, KEY_FILE, serials);
+    write(&[of_old(&[&stolen.serial, &old.serial]), of_new(&[])]);
+    assert!(ca.reload().unwrap());
+    assert!(!good(&stolen) && !good(&old) && good(&new));
+    write(&[of_old(&[&stolen.serial]), of_new(&[&new.serial])]);
+    assert!(ca.reload().unwrap());
+    assert!(!good(&stolen) && good(&old) && !good(&new));
+    // A file that forgets the old root would cut off whom it signed: the last good lists stay.
+    write(&[of_new(&[])]);
+    let refused = ca.reload().unwrap_err().to_string();
+    assert!(refused.contains("no list in it is of") && refused.contains("mesh root CA"), "{refused}");
+    assert!(good(&old) && !good(&new));
+
+    write(&[of_old(&[&stolen.serial]), of_new(&[])]);
+    world.command(true).unwrap();
+    assert!(ca.reload().unwrap());
+    assert!(good(&new) && !good(&old), "its root is out");
+    assert!(!world.home.path().join("last-ca-key.pem").exists(), "and its key with it");
+    write(&[of_new(&[])]);
+    assert!(ca.reload().unwrap());
+    assert!(good(&new));
+}
+
+#[test]
+fn without_revocation_lists_the_old_key_is_gone_with_the_switch() {
+    let world = Rotating::new();
+    world.authority();
+    world.command(true).unwrap();
+    world.command(true).unwrap();
+    assert!(!world.home.path().join("last-ca-key.pem").exists() && !world.home.path().join("ca-crl.pem").exists());
+}
+
 #[test]
 fn force_makes_a_step_that_is_too_early() {
     let world = Rotating::new();

@@ -1,5 +1,7 @@
 //! [`Check`]: collects what validation has to say, with the path of the field.
 
+use mesh_core::policy::PatternRoom;
+
 use crate::finding::{Finding, Severity};
 use crate::source::Document;
 
@@ -7,11 +9,13 @@ use crate::source::Document;
 pub(crate) struct Check<'a> {
     document: &'a Document,
     pub(crate) findings: Vec<Finding>,
+    /// For the regular expressions that somebody wrote.
+    pub(crate) patterns: PatternRoom,
 }
 
 impl<'a> Check<'a> {
     pub(crate) fn new(document: &'a Document) -> Self {
-        Self { document, findings: Vec::new() }
+        Self { document, findings: Vec::new(), patterns: PatternRoom::default() }
     }
 
     pub(crate) fn document(&self) -> &'a Document {

@@ -80,6 +80,7 @@ struct ServiceSpec {
     include_request_body_in_check: Option<BodySpec>,
 }
 
+// The fields of the one above again and not by `flatten`, which takes a misspelt field without a word.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct HttpSpec {

@@ -174,7 +174,8 @@ pub(crate) fn string_matcher(spec: &StringMatchSpec, check: &mut Check<'_>, path
 
 /// Reads a regular expression.
 pub(crate) fn pattern(text: &str, check: &mut Check<'_>, path: &str) -> Option<Pattern> {
-    check.take(path, Pattern::new(text).map_err(|error| error.reason))
+    let read = check.patterns.read(text);
+    check.take(path, read.map_err(|error| error.reason))
 }
 
 /// Checks a DNS label (RFC 1123): 1 to 63 of a-z, 0-9 and `-`, not at the ends.

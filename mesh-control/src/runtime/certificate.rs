@@ -7,7 +7,9 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use mesh_core::id::SpiffeId;
 use mesh_core::identity::{Identity, InvalidIdentity, TrustBundles, server_config};
-use mesh_core::telemetry::{CERTIFICATE_EXPIRY, RENEWAL_FAILED_AT, RENEWAL_FAILURES, Renewals};
+use mesh_core::telemetry::{
+    CERTIFICATE_EXPIRY, PEERS_BY_ROOT, PeersByRoot, RENEWAL_FAILED_AT, RENEWAL_FAILURES, Renewals,
+};
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
@@ -26,6 +28,7 @@ pub(crate) struct ServerCertificate {
     provider: Arc<CryptoProvider>,
     current: ArcSwap<Current>,
     renewals: Renewals,
+    peers: PeersByRoot,
 }
 
 /// What is shown now.
@@ -59,7 +62,7 @@ impl ServerCertificate {
     ) -> Result<(Self, Duration), CertificateError> {
         let (current, life) = issue(&authority, &id, &names, &provider)?;
         let (current, renewals) = (ArcSwap::from_pointee(current), Renewals::default());
-        Ok((Self { authority, id, names, provider, current, renewals }, life))
+        Ok((Self { authority, id, names, provider, current, renewals, peers: PeersByRoot::default() }, life))
     }
 
     pub(crate) fn config(&self) -> Arc<ServerConfig> {
@@ -68,7 +71,7 @@ impl ServerCertificate {
 
     /// Whether a caller that showed `chain` may stay.
     pub(super) fn standing_of(&self, chain: &[CertificateDer<'_>]) -> Standing {
-        Standing::new(chain, self.authority.clone(), self.provider.clone())
+        Standing::new(chain, self.authority.clone(), self.provider.clone(), &self.peers)
     }
 
     /// Tells when the authority has other keys or roots.
@@ -111,6 +114,12 @@ impl ServerCertificate {
                 "# HELP {RENEWAL_FAILED_AT} When the last of them was.\n# TYPE {RENEWAL_FAILED_AT} gauge\n\
                  {RENEWAL_FAILED_AT} {last}\n"
             );
+        }
+        let help = "Open connections of members by the root that vouches for them.";
+        let _ = write!(out, "# HELP {PEERS_BY_ROOT} {help}\n# TYPE {PEERS_BY_ROOT} gauge\n");
+        for (reporter, root, open) in self.peers.all() {
+            let reporter = reporter.as_str();
+            let _ = writeln!(out, "{PEERS_BY_ROOT}{{reporter=\"{reporter}\",root=\"{root}\"}} {open}");
         }
     }
 }

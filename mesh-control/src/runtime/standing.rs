@@ -11,7 +11,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_core::identity::{PeerRefused, TrustBundles, Usage, verify_svid};
+use mesh_core::identity::{PeerRefused, TrustBundles, Usage, root_of, verify_svid};
+use mesh_core::telemetry::{CountedPeer, PeersByRoot, Reporter};
 use rustls::crypto::CryptoProvider;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::time::{Instant, sleep};
@@ -42,16 +43,22 @@ pub(super) struct Standing {
     chain: Vec<CertificateDer<'static>>,
     authority: Arc<CertificateAuthority>,
     provider: Arc<CryptoProvider>,
+    _counted: Option<CountedPeer>,
 }
 
 impl Standing {
-    /// Of somebody whose chain was verified just now.
+    /// Of somebody whose chain was verified just now; counted among the `peers` of its root until the connection ends.
     pub(super) fn new(
         chain: &[CertificateDer<'_>],
         authority: Arc<CertificateAuthority>,
         provider: Arc<CryptoProvider>,
+        peers: &PeersByRoot,
     ) -> Self {
-        Self { chain: chain.iter().map(|one| one.clone().into_owned()).collect(), authority, provider }
+        let bundles = TrustBundles::single(authority.trust_domain().clone(), authority.bundle());
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(authority.now()));
+        let root = root_of(chain, &bundles, provider.signature_verification_algorithms.all, now, Usage::Client);
+        let _counted = root.map(|root| peers.count(Reporter::Destination, root));
+        Self { chain: chain.iter().map(|one| one.clone().into_owned()).collect(), authority, provider, _counted }
     }
 
     /// Waits until the connection is to end.
@@ -123,7 +130,7 @@ mod tests {
         let id = "spiffe://cluster.local/ns/default/sa/a".parse().unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let (identity, _) = certificate::identity(&authority, &id, &[], &provider, 0).unwrap();
-        let standing = Standing::new(&identity.certified().cert, authority, provider);
+        let standing = Standing::new(&identity.certified().cert, authority, provider, &PeersByRoot::default());
         let end = async {
             let end = standing.end().await;
             (begin.elapsed().as_secs(), end)

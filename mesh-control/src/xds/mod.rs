@@ -201,8 +201,11 @@ impl Resources for World {
 /// Bounds on what clients may ask for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Names of one type on one stream.
+    /// Different names of one type on one stream; what the wildcard covers is not counted. A proxy of a mesh of 10,000
+    /// services with some subsets each names the endpoints of all.
     pub(crate) names: usize,
+    /// Bytes of these names together.
+    pub(crate) names_bytes: usize,
     /// Bytes of one name.
     pub(crate) name_bytes: usize,
     /// Streams of all clients together.
@@ -215,18 +218,23 @@ pub(crate) struct Limits {
     pub(crate) requests: (u32, u32),
     /// Bytes of one response, where the protocol lets it be sent in parts. gRPC clients take 4 MiB.
     pub(crate) response_bytes: usize,
+    /// Bytes of the resources of one response that no client takes: it is not sent. Clients of this library take 64 MiB.
+    pub(crate) largest_response: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            names: 10_000,
+            names: 100_000,
+            names_bytes: 10 << 20,
             name_bytes: 4_096,
             streams: 20_000,
             streams_of_one: 5_000,
             request_bytes: 4 << 20,
             requests: (5_000, 500),
             response_bytes: 2 << 20,
+            // A little is for what stands around the resources.
+            largest_response: 63 << 20,
         }
     }
 }

@@ -58,6 +58,9 @@ pub struct TypeStatus {
     pub due: usize,
     /// Its refusal of the last response.
     pub nack: Option<NackStatus>,
+    /// What of the newest state was not sent because no client takes a message of that size, and what to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unsent: Option<String>,
     /// Each name, where asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<Vec<ResourceStatus>>,
@@ -162,7 +165,7 @@ impl Node {
     fn status(&self, resources: bool) -> Option<NodeStatus> {
         let session = self.session.as_ref()?;
         let types = session.status(resources);
-        let behind = |ty: &TypeStatus| ty.waiting || ty.due > 0 || ty.nack.is_some();
+        let behind = |ty: &TypeStatus| ty.waiting || ty.due > 0 || ty.nack.is_some() || ty.unsent.is_some();
         Some(NodeStatus {
             node: self.id.clone(),
             user_agent: self.user_agent.clone(),

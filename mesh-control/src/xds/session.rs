@@ -70,6 +70,12 @@ struct Plan {
     missing: Vec<Arc<str>>,
 }
 
+impl Plan {
+    fn is_empty(&self) -> bool {
+        self.make.is_empty() && self.gone.is_empty() && self.missing.is_empty()
+    }
+}
+
 impl Session {
     /// `explained` = the client reads `resource_errors`.
     pub(crate) fn new(seat: Seat, form: Form, explained: bool, limits: Limits) -> Self {
@@ -104,8 +110,10 @@ impl Session {
             }
             let plan = self.plan(kind);
             let owed = self.types[kind.index()].owed;
-            if owed || !plan.make.is_empty() || !plan.gone.is_empty() || !plan.missing.is_empty() {
-                return Some(self.send(kind, plan));
+            if (owed || !plan.is_empty())
+                && let Some(response) = self.send(kind, plan)
+            {
+                return Some(response);
             }
         }
         let vanished = |kind: &Kind| !self.types[kind.index()].vanished.is_empty();
@@ -115,7 +123,7 @@ impl Session {
             return None;
         }
         let gone = std::mem::take(&mut ty.vanished).into_iter().collect();
-        Some(self.send(kind, Plan { gone, ..Plan::default() }))
+        self.send(kind, Plan { gone, ..Plan::default() })
     }
 
     /// Looks at what is due of a type; forgets what needs no response. Clusters and endpoints that
@@ -161,33 +169,50 @@ impl Session {
         plan
     }
 
-    /// Makes the response and records it.
-    fn send(&mut self, kind: Kind, mut plan: Plan) -> Response {
+    /// Makes the response and records it. `None` = what there is to say is more than any client takes: what the client has
+    /// stays good.
+    fn send(&mut self, kind: Kind, mut plan: Plan) -> Option<Response> {
         if kind == Kind::Cluster && self.scope().dialect == Dialect::Envoy {
             self.renew_endpoints(&plan.make);
         }
         let Self { types, seat, last_nonce, limits, .. } = self;
         let ty = &mut types[kind.index()];
-        *last_nonce += 1;
-        ty.nonce = last_nonce.to_string();
-        ty.version_sent = seat.version();
-        ty.owed = false;
+        let owed = std::mem::take(&mut ty.owed);
         let everything = self.form == Form::State && kind.is_full_state();
         for name in plan.missing.iter().chain(&plan.gone) {
             ty.due.remove(name);
         }
         plan.gone.iter().for_each(|name| ty.gone(name));
         let resources = if everything {
-            ty.everything(|name| seat.resource(kind, name))
+            ty.unsent.clear();
+            let all = ty.everything(|name| seat.resource(kind, name));
+            let bytes = all.iter().map(|encoded| encoded.any.len()).sum();
+            if bytes > limits.largest_response {
+                ty.due.clear();
+                ty.too_large(kind, None, bytes, limits.largest_response);
+                return None;
+            }
+            all
         } else {
+            ty.look_again(|name| plan.gone.contains(name) || plan.make.iter().any(|made| made.name == *name));
+            for encoded in plan.make.extract_if(.., |encoded| encoded.any.len() > limits.largest_response) {
+                ty.due.remove(&encoded.name);
+                ty.too_large(kind, Some(encoded.name.clone()), encoded.any.len(), limits.largest_response);
+            }
+            if plan.is_empty() && !owed {
+                return None;
+            }
             parts(&mut plan.make, limits.response_bytes)
         };
+        *last_nonce += 1;
+        ty.nonce = last_nonce.to_string();
+        ty.version_sent = seat.version();
         for encoded in &resources {
             let held = if everything { Held::Bytes(encoded.clone()) } else { Held::Version(encoded.version) };
             ty.sent(&encoded.name, held);
         }
         ty.in_flight = Some(resources.iter().map(|encoded| encoded.name.clone()).collect());
-        self.respond(kind, &resources, plan)
+        Some(self.respond(kind, &resources, plan))
     }
 
     /// An Envoy makes a changed cluster anew, waits for its endpoints before it takes it into use, and does not

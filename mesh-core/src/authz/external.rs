@@ -208,23 +208,29 @@ impl HeaderChange {
     }
 
     /// Applies a list of changes, in order. What is replaced or taken away goes under each name by which an application
-    /// may know it: `x_user` with `x-user`, which are one to what reads headers as CGI does.
+    /// may know it: `x_user` with `x-user`, which are one to what reads headers as CGI does. Values are marked as
+    /// sensitive, for they tell who the caller is: nothing prints them, and HPACK keeps them out of its table.
     pub fn apply(changes: &[Self], headers: &mut HeaderMap) {
+        let secret = |value: &HeaderValue| {
+            let mut value = value.clone();
+            value.set_sensitive(true);
+            value
+        };
         for change in changes {
             match change {
                 Self::Set(name, value) => {
                     remove_header(headers, name);
-                    headers.insert(name, value.clone());
+                    headers.insert(name, secret(value));
                 }
                 Self::Append(name, value) => {
-                    headers.append(name, value.clone());
+                    headers.append(name, secret(value));
                 }
                 Self::SetIfAbsent(name, value) if !headers.contains_key(name) => {
-                    headers.insert(name, value.clone());
+                    headers.insert(name, secret(value));
                 }
                 Self::SetIfPresent(name, value) if headers.contains_key(name) => {
                     remove_header(headers, name);
-                    headers.insert(name, value.clone());
+                    headers.insert(name, secret(value));
                 }
                 Self::SetIfAbsent(..) | Self::SetIfPresent(..) => {}
                 Self::Remove(name) => remove_header(headers, name),
@@ -266,6 +272,8 @@ mod tests {
                 headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
             }
             HeaderChange::apply(std::slice::from_ref(&change), &mut headers);
+            // What it sets is nobody's to print; what others sent is as it was.
+            assert!(headers.values().all(|value| value.is_sensitive() == (value == "jane")), "{change:?}");
             let mut seen: Vec<_> =
                 headers.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap())).collect();
             seen.sort();

@@ -42,8 +42,8 @@ pub enum Score {
     /// Least request: requests in flight for each unit of weight, failures counted in. Of those drawn the lowest is
     /// picked.
     InFlight(f32),
-    /// Peak EWMA, and Prequal without answers: latency times requests in flight and the new one, failures counted in. Of
-    /// those drawn the lowest is picked.
+    /// Peak EWMA, and Prequal without answers: latency times requests in flight and the new one, failures counted in;
+    /// nothing for an idle one that never answered. Of those drawn the lowest is picked.
     Cost(Duration),
     /// Weighted round robin: the weight that it goes by, 1 = the heaviest.
     Weight(f32),

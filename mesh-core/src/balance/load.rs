@@ -104,11 +104,14 @@ impl Load {
         self.failures.update(now, |old| (score(old) + 1.0).min(MOST_FAILURES));
     }
 
-    /// A request was given up by the caller after `took`: it would have taken at least that long.
+    /// A request was given up by the caller after `took`: it would have taken at least that long, and from an endpoint
+    /// that never answered as long as from one nothing is known of.
     pub fn abandoned(&self, took: Duration, now: Duration) {
         let (now, took) = (millis(now), micros(took));
-        if took > self.latency_at(now) {
-            self.latency.set(took, now);
+        match self.measured(now) {
+            None => self.latency.set(took.max(DEFAULT_LATENCY), now),
+            Some(known) if took > known => self.latency.set(took, now),
+            Some(_) => {}
         }
     }
 
@@ -120,16 +123,11 @@ impl Load {
     /// Peak-sensitive moving average of the latency in microseconds. Unused, it fades, so that an
     /// endpoint once slow is asked again (Linkerd).
     pub fn latency(&self, now: Duration) -> f32 {
-        self.latency_at(millis(now))
+        self.measured(millis(now)).unwrap_or(DEFAULT_LATENCY)
     }
 
     #[inline]
-    pub(super) fn latency_at(&self, now: u32) -> f32 {
-        self.measured(now).unwrap_or(DEFAULT_LATENCY)
-    }
-
-    #[inline]
-    fn measured(&self, now: u32) -> Option<f32> {
+    pub(super) fn measured(&self, now: u32) -> Option<f32> {
         self.latency.read(now).map(|(value, age)| value * decay(age, LATENCY_DECAY))
     }
 

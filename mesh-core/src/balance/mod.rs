@@ -2,7 +2,7 @@
 //! them priorities, localities, panic, slow start and spill-over.
 //!
 //! ```text
-//! Endpoints ─▶ subset ─▶ ReadySet: priority and health make pools ─▶ Picker of a pool ─▶ index
+//! Endpoints ─▶ subset ─▶ labelled ─▶ ReadySet: priority and health make pools ─▶ Picker of a pool ─▶ index
 //! ```
 //!
 //! A [`ReadySet`] is built when endpoints or their health change; picking then reads atomics only and
@@ -14,6 +14,7 @@ mod bounded;
 mod candidate;
 mod explain;
 pub mod hash;
+mod labelled;
 mod least_request;
 mod levels;
 mod load;
@@ -41,6 +42,7 @@ mod tests;
 pub use self::bounded::Bounded;
 pub use self::candidate::{Candidate, Candidates};
 pub use self::explain::{PoolExplanation, Rating, Score};
+pub use self::labelled::{labelled, merged};
 pub use self::least_request::LeastRequest;
 pub use self::load::{InFlight, Load};
 pub use self::maglev::Maglev;

@@ -12,7 +12,10 @@ use super::{Candidate, Candidates, Draw, Pick, Picker};
 
 /// Draws two candidates by weight and picks the one with the lower cost: peak-sensitive moving average
 /// of its latency, times its requests in flight and the new one, times its failure penalty. Latency
-/// decays over 10 s, an endpoint nothing is known of counts with 30 ms (Linkerd's constants).
+/// decays over 10 s (Linkerd's constant).
+///
+/// An endpoint that never answered costs nothing while nothing is under way to it: it is asked at once, and once. Until its
+/// answer is there, and after a failure, it counts with 30 ms (Linkerd's constant).
 ///
 /// If one of the two is over four times as slow as the other, there was no choice: a third is drawn and compared. So an
 /// endpoint that lags behind neither makes the draw of its neighbours a blind one nor is taken whenever the other is busy.
@@ -31,18 +34,17 @@ impl PeakEwma {
         Self { weights: Weights::new(&candidates), candidates, mean }
     }
 
-    /// Latency in microseconds, and cost.
-    fn judge(&self, candidate: &Candidate, now: u32) -> (f32, f32) {
-        // Only what is in flight is measured against the weight: the draw has done so for the new one.
-        let share = || if self.weights.are_equal() { 1.0 } else { self.mean / candidate.weight.get() as f32 };
-        let own = |in_flight: u32| in_flight as f32 * share() + 1.0;
-        match candidate.load() {
-            Some(load) => {
-                let latency = load.latency_at(now);
-                (latency, latency * own(load.in_flight()) * load.penalty_at(now))
-            }
-            None => (DEFAULT_LATENCY, DEFAULT_LATENCY),
+    /// Latency in microseconds and cost; no latency if it is to be found out now.
+    fn judge(&self, candidate: &Candidate, now: u32) -> (Option<f32>, f32) {
+        let Some(load) = candidate.load() else { return (None, 0.0) };
+        let (measured, in_flight, penalty) = (load.measured(now), load.in_flight(), load.penalty_at(now));
+        if measured.is_none() && in_flight == 0 && penalty <= 1.0 {
+            return (None, 0.0);
         }
+        // Only what is in flight is measured against the weight: the draw has done so for the new one.
+        let share = if self.weights.are_equal() { 1.0 } else { self.mean / candidate.weight.get() as f32 };
+        let latency = measured.unwrap_or(DEFAULT_LATENCY);
+        (Some(latency), latency * (in_flight as f32 * share + 1.0) * penalty)
     }
 }
 
@@ -61,7 +63,8 @@ impl Picker for PeakEwma {
             cost
         };
         let best = lightest(&self.candidates, &self.weights, 2, pick.tried, draw, cost)?;
-        let [Some((one, fast)), Some((other, slow))] = drawn.get() else { return Some(best) };
+        // One that is to be found out does not lag, as far as anybody knows.
+        let [Some((one, Some(fast))), Some((other, Some(slow)))] = drawn.get() else { return Some(best) };
         if fast.max(slow) <= fast.min(slow) * LAGS {
             return Some(best);
         }

@@ -107,7 +107,8 @@ impl<E> ReadySet<E> {
         let counts: Vec<Count> = levels.iter().map(|level| level.count).collect();
         let panic = locality.panic_threshold.unwrap_or(PerMillion::NONE);
         let shares = shares(&counts, factor, panic);
-        let pools = pools(&levels, &shares);
+        let fails = locality.zone_aware.as_ref().is_some_and(|zones| zones.fail_on_panic);
+        let pools = pools(&levels, &shares, fails);
         let mut weights: Vec<NonZeroU32> =
             entries.iter().map(|entry| policy(&endpoints, entry.place).1.weight).collect();
         if locality.weighted {
@@ -138,7 +139,7 @@ impl<E> ReadySet<E> {
         let set = Self { cluster, custom, endpoints, candidates, pools, usable, spill, places };
         let mut before = 0;
         for pool in set.pools.iter() {
-            if pool.until > std::mem::replace(&mut before, pool.until) {
+            if pool.until > std::mem::replace(&mut before, pool.until) && !pool.range.is_empty() {
                 set.picker(pool, draw);
             }
         }
@@ -266,7 +267,9 @@ impl<E> ReadySet<E> {
                 let of = self.pools.iter().filter(|pool| pool.priority == priority);
                 of.flat_map(|pool| pool.range.clone()).any(|index| pick.tried.contains(&index))
             };
-            if let Some(other) = self.pools.iter().find(|pool| !tried(pool.priority)) {
+            // One that is to fail in panic has nobody to send to.
+            let mut usable = self.pools.iter().filter(|pool| !pool.range.is_empty());
+            if let Some(other) = usable.find(|pool| !tried(pool.priority)) {
                 return Some(other);
             }
         }
@@ -299,6 +302,10 @@ impl<E> ReadySet<E> {
     }
 
     fn pick_in(&self, pool: &Pool, pick: &Pick<'_>, draw: &mut Draw<'_>) -> Option<usize> {
+        // Policy would rather fail than use it.
+        if pool.range.is_empty() {
+            return None;
+        }
         let picker = self.picker(pool, draw);
         let offset = pool.range.start;
         let mut tried = SmallVec::new();
@@ -441,19 +448,21 @@ struct Planned {
     degraded: bool,
 }
 
-/// The pools of every priority, standbys included, without empty ones.
-fn pools(levels: &[Level], shares: &[Share]) -> Vec<Planned> {
+/// The pools of every priority, standbys included, without empty ones. In panic all endpoints are one pool, or none if
+/// that `fails`: an empty one with their share.
+fn pools(levels: &[Level], shares: &[Share], fails: bool) -> Vec<Planned> {
     let mut pools = Vec::new();
     for (level, share) in levels.iter().zip(shares) {
         let (start, priority, panic) = (level.start, level.priority, share.panic);
         let Count { healthy, degraded, total } = level.count;
         let (healthy, degraded, total) = (healthy as usize, degraded as usize, total as usize);
-        let whole = [(start..start + total, share.healthy), (start..start, 0)];
+        let all = if fails { start } else { start + total };
+        let whole = [(start..all, share.healthy), (start..start, 0)];
         let split = start + healthy;
         let parts = [(start..split, share.healthy), (split..split + degraded, share.degraded)];
         let ranges = if panic { whole } else { parts };
         for (degraded, (range, share)) in [false, true].into_iter().zip(ranges) {
-            if !range.is_empty() {
+            if !range.is_empty() || panic && fails && share > 0 {
                 pools.push(Planned { priority, range, share, panic, degraded });
             }
         }

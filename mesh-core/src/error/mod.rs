@@ -139,6 +139,9 @@ codes! {
     /// A token of the request does not hold, or one is demanded and there is none (RequestAuthentication). The answer says
     /// which, in Envoy's words.
     TOKEN_REFUSED = 2008, 401, 16, "-", "send one token of an issuer that the RequestAuthentication names, signed, in date and for its audience; the server's log has the reason";
+    /// The listener has routes, and the request's is none that serves: no virtual host or route matches, or the one that
+    /// does has another action than `non_forwarding_action` (gRFC A36).
+    NO_INBOUND_ROUTE = 2009, 404, 14, "NR", "have the control plane send a route with non_forwarding_action for this authority and path";
 }
 
 impl fmt::Display for Code {

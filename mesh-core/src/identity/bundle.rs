@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use aws_lc_rs::digest;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, TrustAnchor};
 use webpki::{CertRevocationList, OwnedCertRevocationList};
@@ -15,6 +16,7 @@ use crate::id::{SpiffeId, TrustDomain};
 pub struct TrustBundle {
     roots: Arc<[CertificateDer<'static>]>,
     anchors: Arc<[TrustAnchor<'static>]>,
+    names: Arc<[Box<str>]>,
     not_after: u64,
     revoked: Arc<[CertRevocationList<'static>]>,
     // The lists as they came, to compare.
@@ -47,7 +49,8 @@ impl TrustBundle {
             .collect::<Result<_, _>>()
             .map_err(|e| InvalidBundle(format!("a root cannot be read: {e}")))?;
         let not_after = roots.iter().filter_map(super::tls::validity).map(|(_, end)| end).min().unwrap_or_default();
-        Ok(Self { roots, anchors, not_after, revoked: Arc::default(), lists: Arc::default() })
+        let names = roots.iter().map(|root| root_name(root).into()).collect();
+        Ok(Self { roots, anchors, names, not_after, revoked: Arc::default(), lists: Arc::default() })
     }
 
     /// Reads PEM roots.
@@ -101,10 +104,21 @@ impl TrustBundle {
         self.not_after
     }
 
+    /// A short name of each root, in their order: see [`root_name`].
+    pub(super) fn names(&self) -> &[Box<str>] {
+        &self.names
+    }
+
     /// The roots as path validation uses them.
     pub fn anchors(&self) -> &[TrustAnchor<'static>] {
         &self.anchors
     }
+}
+
+/// A short name of a root: the first 16 digits of the SHA-256 of its DER. Enough to tell those of one mesh apart, and what
+/// `openssl x509 -fingerprint -sha256` begins with.
+pub fn root_name(root: &[u8]) -> String {
+    digest::digest(&digest::SHA256, root).as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl fmt::Debug for TrustBundle {

@@ -1,10 +1,10 @@
-//! Roots that end soon. No verification refuses anybody for it, so nothing else would tell until what they signed is
-//! renewed no more.
+//! Roots that end soon, and certificates that were not renewed. No verification refuses anybody before the end, so nothing
+//! else would tell until then.
 
-use super::{TrustBundle, TrustBundles, tls};
+use super::{Identity, TrustBundle, TrustBundles, tls};
 
-/// A root is near its end in its last 30 days, or in the last tenth of a shorter life.
-const NEAR: u64 = 30 * 86_400;
+/// A root is near its end in its last 60 days, or in the last tenth of a life below 600 (`linkerd check` warns at 60, too).
+const NEAR: u64 = 60 * 86_400;
 
 /// Says of each root that ends soon once.
 #[derive(Debug, Default)]
@@ -21,6 +21,78 @@ impl EndingRoots {
         let new = near.map(|(_, end)| end).filter(|end| !self.said.contains(end)).min()?;
         self.said.push(new);
         Some(new)
+    }
+}
+
+/// How much of a certificate's life is left, by the marks at which somebody should hear that it was not renewed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LifeLeft {
+    /// More than half.
+    #[default]
+    Ample,
+    /// Half or less.
+    Half,
+    /// A quarter or less.
+    Quarter,
+    /// A tenth or less.
+    Tenth,
+    /// None: it has ended.
+    Nothing,
+}
+
+impl LifeLeft {
+    /// Every one, by falling life.
+    pub const ALL: [Self; 5] = [Self::Ample, Self::Half, Self::Quarter, Self::Tenth, Self::Nothing];
+
+    /// What is left at `now` of a life, all in seconds since the Unix epoch.
+    pub fn of(not_before: u64, not_after: u64, now: u64) -> Self {
+        let life = u128::from(not_after.saturating_sub(not_before).max(1));
+        match u128::from(not_after.saturating_sub(now)) {
+            0 => Self::Nothing,
+            left if left * 10 <= life => Self::Tenth,
+            left if left * 4 <= life => Self::Quarter,
+            left if left * 2 <= life => Self::Half,
+            _ => Self::Ample,
+        }
+    }
+
+    /// The mark: so much is left at most, in percent.
+    pub fn percent(self) -> u8 {
+        match self {
+            Self::Ample => 100,
+            Self::Half => 50,
+            Self::Quarter => 25,
+            Self::Tenth => 10,
+            Self::Nothing => 0,
+        }
+    }
+}
+
+/// Says at each mark of a certificate's life, once, that it was not renewed.
+#[derive(Debug, Default)]
+pub struct EndingLeaf {
+    of: Option<(u64, u64)>,
+    said: LifeLeft,
+}
+
+impl EndingLeaf {
+    /// The mark that the certificate of `identity` has passed at `now` (seconds since the Unix epoch) since the last look;
+    /// another certificate begins anew.
+    pub fn look(&mut self, identity: &Identity, now: u64) -> Option<LifeLeft> {
+        let life = (identity.not_before(), identity.not_after());
+        if self.of.replace(life) != Some(life) {
+            self.said = LifeLeft::Ample;
+        }
+        let left = LifeLeft::of(life.0, life.1, now);
+        (left > self.said).then(|| {
+            self.said = left;
+            left
+        })
+    }
+
+    /// The mark that it said last.
+    pub fn said(&self) -> LifeLeft {
+        self.said
     }
 }
 
@@ -69,16 +141,16 @@ mod tests {
             // A tenth of a hundred days.
             (90, Some(at(100))),
             (91, None),
-            (3_619, None),
-            (3_620, Some(at(3_650))),
-            (3_621, None),
+            (3_589, None),
+            (3_590, Some(at(3_650))),
+            (3_591, None),
             (4_000, None),
         ] {
             assert_eq!(ending.look(&both, at(day)), told, "day {day}");
         }
         // The control: who has told nothing yet does.
-        assert_eq!(EndingRoots::default().look(&trusting(&[&long]), at(3_621)), Some(at(3_650)));
-        assert_eq!(EndingRoots::default().look(&trusting(&[&root(7_300)]), at(3_621)), None);
+        assert_eq!(EndingRoots::default().look(&trusting(&[&long]), at(3_591)), Some(at(3_650)));
+        assert_eq!(EndingRoots::default().look(&trusting(&[&root(7_300)]), at(3_591)), None);
     }
 
     #[test]
@@ -95,5 +167,41 @@ mod tests {
         let whole = identity(vec![leaf.der().clone(), intermediate]);
         assert_eq!(whole.issuer_not_after(), Some(BEGIN + 100 * DAY));
         assert_eq!(identity(vec![leaf.der().clone()]).issuer_not_after(), None, "a root signed it");
+    }
+
+    #[test]
+    fn at_each_mark_of_a_life_that_is_not_renewed_it_is_told_once() {
+        let (params, key) = authority(100);
+        let issuer = Issuer::new(params, key);
+        let of = |begin: u64, days: u64| {
+            let own = KeyPair::generate().unwrap();
+            let mut params = tests::leaf(&[tests::REVIEWS]);
+            let at = |seconds| date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
+            (params.not_before, params.not_after) = (at(begin), at(begin + days * DAY));
+            let chain = vec![params.signed_by(&own, &issuer).unwrap().der().clone()];
+            let key = PrivateKeyDer::Pkcs8(own.serialize_der().into());
+            let certified = CertifiedKey::from_der(chain, key, &tests::provider()).unwrap();
+            Identity::new(certified, TrustBundles::default(), 1).unwrap()
+        };
+        let (old, new) = (of(BEGIN, 100), of(BEGIN + 80 * DAY, 100));
+        let mut ending = EndingLeaf::default();
+        for (identity, day, told) in [
+            (&old, 0, None),
+            (&old, 49, None),
+            (&old, 50, Some(LifeLeft::Half)),
+            (&old, 74, None),
+            (&old, 75, Some(LifeLeft::Quarter)),
+            // The control: one that is new.
+            (&new, 90, None),
+            (&new, 130, Some(LifeLeft::Half)),
+            // Nobody looked for long, or what is read is old.
+            (&new, 171, Some(LifeLeft::Tenth)),
+            (&new, 179, None),
+            (&new, 180, Some(LifeLeft::Nothing)),
+            (&new, 400, None),
+            (&old, 400, Some(LifeLeft::Nothing)),
+        ] {
+            assert_eq!(ending.look(identity, BEGIN + day * DAY), told, "day {day}");
+        }
     }
 }

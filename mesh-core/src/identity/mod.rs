@@ -17,12 +17,13 @@ mod verify;
 #[cfg(test)]
 mod tests;
 
-pub use self::bundle::{InvalidBundle, TrustBundle, TrustBundles};
-pub use self::ending::EndingRoots;
+pub use self::bundle::{InvalidBundle, TrustBundle, TrustBundles, root_name};
+pub use self::ending::{EndingLeaf, EndingRoots, LifeLeft};
 #[cfg(feature = "axum")]
 pub use self::extract::NoPeerIdentity;
 pub use self::svid::{
-    MAX_INTERMEDIATES, PeerRefused, Usage, certificates_of_der, peer_spiffe_id, verify_path, verify_svid,
+    MAX_INTERMEDIATES, PeerRefused, Usage, certificates_of_der, peer_spiffe_id, root_of, verify_again, verify_path,
+    verify_svid,
 };
 pub use self::tls::{InvalidIdentity, anonymous_config, client_config, server_config};
 pub use self::verify::{SpiffeClientVerifier, SpiffeServerVerifier};

@@ -62,6 +62,15 @@ pub enum Usage {
     Client,
 }
 
+impl From<Usage> for KeyUsage {
+    fn from(usage: Usage) -> Self {
+        match usage {
+            Usage::Server => Self::server_auth(),
+            Usage::Client => Self::client_auth(),
+        }
+    }
+}
+
 /// The SPIFFE ID of a leaf certificate: exactly one URI name, which must be one.
 ///
 /// # Errors
@@ -90,13 +99,53 @@ pub fn verify_svid(
         return Err(PeerRefused::UnknownDomain(id));
     };
     let refused = match leaf_rules(&parsed, intermediates) {
-        Ok(()) => verify_path(leaf, intermediates, bundle, algorithms, now, usage).err().map(|e| e.to_string()),
+        Ok(()) => verify_path(leaf, intermediates, bundle, algorithms, now, usage).err().map(|e| in_words(&e)),
         Err(reason) => Some(reason.to_owned()),
     };
     match refused {
         None => Ok(id),
         Some(reason) => Err(PeerRefused::NotValid { id, reason }),
     }
+}
+
+/// Verifies a chain that was let in before by the roots and revocation lists as they are now. That its leaf has ended
+/// meanwhile is no reason to refuse it: its owner proved who it is while it was good, and how old a connection grows is
+/// limited elsewhere.
+///
+/// # Errors
+/// As [`verify_svid`].
+pub fn verify_again(
+    chain: &[CertificateDer<'_>],
+    bundles: &TrustBundles,
+    algorithms: &[&dyn rustls::pki_types::SignatureVerificationAlgorithm],
+    now: UnixTime,
+    usage: Usage,
+) -> Result<SpiffeId, PeerRefused> {
+    let end = chain.first().and_then(super::tls::validity).map_or(u64::MAX, |(_, end)| end);
+    let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.as_secs().min(end)));
+    verify_svid(chain, bundles, algorithms, at, usage)
+}
+
+/// The root by which a chain was let in, under its [short name](super::root_name). Where its trust domain has one only it is
+/// that one, and nothing is verified again; `None` if the chain does not hold.
+pub fn root_of<'b>(
+    chain: &[CertificateDer<'_>],
+    bundles: &'b TrustBundles,
+    algorithms: &[&dyn rustls::pki_types::SignatureVerificationAlgorithm],
+    now: UnixTime,
+    usage: Usage,
+) -> Option<&'b str> {
+    let (leaf, intermediates) = chain.split_first()?;
+    let bundle = bundles.get(&peer_spiffe_id(leaf).ok()?.trust_domain())?;
+    if let [only] = bundle.names() {
+        return Some(only);
+    }
+    let cert = EndEntityCert::try_from(leaf).ok()?;
+    let anchors = bundle.anchors();
+    let path =
+        cert.verify_for_usage(algorithms, anchors, intermediates, now, KeyUsage::from(usage), None, None).ok()?;
+    let at = anchors.iter().position(|anchor| std::ptr::eq(anchor, path.anchor()))?;
+    Some(&bundle.names()[at])
 }
 
 /// The certificates of a text of DER after DER, as the SPIFFE Workload API sends chains and bundles.
@@ -161,6 +210,28 @@ fn leaf_rules(cert: &X509Certificate<'_>, intermediates: &[CertificateDer<'_>]) 
     }
 }
 
+/// What path validation said, for those who have to do something about it.
+fn in_words(error: &webpki::Error) -> String {
+    let apart = |from: &UnixTime, to: &UnixTime| to.as_secs().saturating_sub(from.as_secs());
+    match error {
+        webpki::Error::CertExpired { time, not_after } => {
+            format!("it ended {} seconds ago and was not renewed (CertExpired)", apart(not_after, time))
+        }
+        webpki::Error::CertNotValidYet { time, not_before } => {
+            format!("it begins in {} seconds: check the clocks of both ends (CertNotValidYet)", apart(time, not_before))
+        }
+        webpki::Error::UnknownIssuer => "no root that is trusted here signed it (UnknownIssuer)".to_owned(),
+        webpki::Error::CertRevoked => "its authority took it back (CertRevoked)".to_owned(),
+        webpki::Error::UnknownRevocationStatus => {
+            "no revocation list tells of it, and there are some (UnknownRevocationStatus)".to_owned()
+        }
+        webpki::Error::CrlExpired { time, next_update } => {
+            format!("the revocation list that tells of it ended {} seconds ago (CrlExpired)", apart(next_update, time))
+        }
+        other => other.to_string(),
+    }
+}
+
 /// Verifies that a chain leads to a root of `bundle` and is not revoked, whoever it names.
 ///
 /// # Errors
@@ -174,15 +245,12 @@ pub fn verify_path(
     usage: Usage,
 ) -> Result<(), webpki::Error> {
     let cert = EndEntityCert::try_from(leaf)?;
-    let usage = match usage {
-        Usage::Server => KeyUsage::server_auth(),
-        Usage::Client => KeyUsage::client_auth(),
-    };
     let lists: Vec<_> = bundle.revoked().iter().collect();
     // Whose state no list tells, is refused: lists are there because somebody wants them to count. That is of the leaf and
     // of all that stands between it and the root.
     let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
         options.with_depth(RevocationCheckDepth::Chain).with_expiration_policy(ExpirationPolicy::Enforce).build()
     });
+    let usage = KeyUsage::from(usage);
     cert.verify_for_usage(algorithms, bundle.anchors(), intermediates, now, usage, revocation, None).map(|_| ())
 }

@@ -23,6 +23,7 @@ pub(super) enum Algorithm {
     Ps512,
     Es256,
     Es384,
+    Es512,
     EdDsa,
 }
 
@@ -37,6 +38,7 @@ impl Algorithm {
             "PS512" => Self::Ps512,
             "ES256" => Self::Es256,
             "ES384" => Self::Es384,
+            "ES512" => Self::Es512,
             "EdDSA" => Self::EdDsa,
             _ => return None,
         })
@@ -50,7 +52,7 @@ impl Algorithm {
             Self::Ps256 => &signature::RSA_PSS_2048_8192_SHA256,
             Self::Ps384 => &signature::RSA_PSS_2048_8192_SHA384,
             Self::Ps512 => &signature::RSA_PSS_2048_8192_SHA512,
-            Self::Es256 | Self::Es384 | Self::EdDsa => return None,
+            Self::Es256 | Self::Es384 | Self::Es512 | Self::EdDsa => return None,
         })
     }
 }
@@ -89,6 +91,7 @@ enum Material {
     Rsa { n: Box<[u8]>, e: Box<[u8]> },
     P256(Box<[u8]>),
     P384(Box<[u8]>),
+    P521(Box<[u8]>),
     Ed25519(Box<[u8]>),
 }
 
@@ -133,7 +136,7 @@ impl KeySet {
         let keys: Box<[Key]> = spec.keys.into_iter().filter_map(Key::read).collect();
         if keys.is_empty() {
             return Err(InvalidKeySet(
-                "none of its keys can check a signature (RSA, P-256, P-384, Ed25519)".to_owned(),
+                "none of its keys can check a signature (RSA, P-256, P-384, P-521, Ed25519)".to_owned(),
             ));
         }
         let verified = Arc::default();
@@ -213,6 +216,7 @@ impl Key {
             }
             ("EC", Some("P-256")) => Material::P256(point(32)?),
             ("EC", Some("P-384")) => Material::P384(point(48)?),
+            ("EC", Some("P-521")) => Material::P521(point(66)?),
             ("OKP", Some("Ed25519")) => Material::Ed25519(bytes(&spec.x).filter(|x| x.len() == 32)?.into()),
             _ => return None,
         };
@@ -233,6 +237,9 @@ impl Key {
             }
             (Material::P384(point), Algorithm::Es384) => {
                 UnparsedPublicKey::new(&signature::ECDSA_P384_SHA384_FIXED, point).verify(message, signature)
+            }
+            (Material::P521(point), Algorithm::Es512) => {
+                UnparsedPublicKey::new(&signature::ECDSA_P521_SHA512_FIXED, point).verify(message, signature)
             }
             (Material::Ed25519(key), Algorithm::EdDsa) => {
                 UnparsedPublicKey::new(&signature::ED25519, key).verify(message, signature)

@@ -159,6 +159,16 @@ pub(super) fn remove(headers: &mut HeaderMap, places: &[Place]) {
     }
 }
 
+/// Keeps the values of headers out of what is printed and indexed.
+pub(super) fn hide(headers: &mut HeaderMap, names: &[HeaderName]) {
+    if names.is_empty() {
+        return;
+    }
+    for (_, value) in headers.iter_mut().filter(|(name, _)| names.iter().any(|secret| is_one(secret, name))) {
+        value.set_sensitive(true);
+    }
+}
+
 /// Whether two names are one to what reads headers as CGI does.
 fn is_one(name: &HeaderName, other: &HeaderName) -> bool {
     name == other || are_twins(name, other)

@@ -33,6 +33,8 @@ pub struct Authenticator {
     bypass_cors_preflight: bool,
     /// Headers that are this filter's to set: nobody else's word is left in them.
     outputs: Box<[HeaderName]>,
+    /// Headers in which tokens stand, but for `authorization`, which is a secret everywhere.
+    secrets: Box<[HeaderName]>,
 }
 
 #[derive(Debug)]
@@ -93,9 +95,15 @@ impl Authenticator {
         let outputs = policy.providers.values().flat_map(|provider| {
             provider.claim_headers.iter().map(|header| &header.name).chain(&provider.payload_header).cloned()
         });
+        let secrets = providers.iter().flat_map(|provider| provider.places.iter()).filter_map(|place| match place {
+            Place::Header { name, .. } if *name != header::AUTHORIZATION => Some(name.clone()),
+            Place::Header { .. } | Place::Parameter(_) | Place::Cookie(_) => None,
+        });
+        let secrets = secrets.collect();
         Self {
             name: policy.name.as_str().into(),
             providers,
+            secrets,
             leaves,
             rules,
             bypass_cors_preflight: policy.bypass_cors_preflight,
@@ -144,7 +152,8 @@ impl Authenticator {
     }
 
     /// Applies what was judged to the request: tokens are taken out where their provider does not forward them, and
-    /// the headers that are this filter's to set say what the tokens say, or are gone.
+    /// the headers that are this filter's to set say what the tokens say, or are gone. Headers that hold a token, or all
+    /// that one says, are marked as sensitive: nothing prints them, and HPACK keeps them out of its table.
     ///
     /// # Errors
     /// What is left of the path after a token is no path.
@@ -159,6 +168,7 @@ impl Authenticator {
             place::remove(request.headers_mut(), &passed.taken_out);
         }
         let headers: &mut HeaderMap = request.headers_mut();
+        place::hide(headers, &self.secrets);
         for name in &self.outputs {
             remove_header(headers, name);
         }
@@ -204,9 +214,11 @@ impl Provider {
         if let Some(name) = &self.policy.payload_header {
             let payload = token.split('.').nth(1).unwrap_or_default();
             let padding = if self.policy.pad_payload_header { (4 - payload.len() % 4) % 4 } else { 0 };
-            set.extend(
-                HeaderValue::try_from(format!("{payload}{}", &"==="[..padding])).ok().map(|v| (name.clone(), v)),
-            );
+            let value = HeaderValue::try_from(format!("{payload}{}", &"==="[..padding]));
+            set.extend(value.ok().map(|mut value| {
+                value.set_sensitive(true);
+                (name.clone(), value)
+            }));
         }
         for header in &self.policy.claim_headers {
             let text = claims.named(&header.claim).and_then(as_header);

@@ -235,14 +235,19 @@ fn s48_the_public_key_is_no_secret_to_sign_with() {
 fn the_other_curves_verify_and_a_key_is_for_its_algorithm_only() {
     let p384 = EcdsaKeyPair::generate(&signature::ECDSA_P384_SHA384_FIXED_SIGNING).unwrap();
     let ed = Ed25519KeyPair::generate().unwrap();
-    let point = p384.public_key().as_ref();
-    let ec = json!({"kty": "EC", "crv": "P-384", "x": b64(&point[1..49]), "y": b64(&point[49..])});
+    let p521 = EcdsaKeyPair::generate(&signature::ECDSA_P521_SHA512_FIXED_SIGNING).unwrap();
+    let jwk = |curve: &str, point: &[u8]| {
+        let (x, y) = point[1..].split_at(point.len() / 2);
+        json!({"kty": "EC", "crv": curve, "x": b64(x), "y": b64(y)})
+    };
+    let (ec, largest) = (jwk("P-384", p384.public_key().as_ref()), jwk("P-521", p521.public_key().as_ref()));
     let okp = json!({"kty": "OKP", "crv": "Ed25519", "x": b64(ed.public_key())});
     let judge = |jwk: &Value, alg: &str| {
         let keys = KeySet::parse(&json!({"keys": [jwk]}).to_string()).unwrap();
         let signed = format!("{}.{}", b64(json!({"alg": alg}).to_string()), b64(claims().to_string()));
         let signature = match alg {
             "EdDSA" => ed.sign(signed.as_bytes()).as_ref().to_vec(),
+            "ES512" => p521.sign(&SystemRandom::new(), signed.as_bytes()).unwrap().as_ref().to_vec(),
             _ => p384.sign(&SystemRandom::new(), signed.as_bytes()).unwrap().as_ref().to_vec(),
         };
         let token = format!("{signed}.{}", b64(signature));
@@ -250,7 +255,15 @@ fn the_other_curves_verify_and_a_key_is_for_its_algorithm_only() {
     };
     assert_eq!(judge(&ec, "ES384"), None);
     assert_eq!(judge(&okp, "EdDSA"), None);
+    assert_eq!(judge(&largest, "ES512"), None);
     assert_eq!(judge(&okp, "ES384"), Some(Refusal::Signature));
+    assert_eq!(judge(&largest, "ES384"), Some(Refusal::Signature));
+    assert_eq!(judge(&ec, "ES512"), Some(Refusal::Signature));
+    let forger = jwk(
+        "P-521",
+        EcdsaKeyPair::generate(&signature::ECDSA_P521_SHA512_FIXED_SIGNING).unwrap().public_key().as_ref(),
+    );
+    assert_eq!(judge(&forger, "ES512"), Some(Refusal::Signature));
     assert_eq!(judge(&with(ec, "alg", json!("ES256")), "ES384"), Some(Refusal::Signature));
 }
 

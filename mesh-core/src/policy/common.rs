@@ -98,14 +98,19 @@ impl Pattern {
     /// # Errors
     /// It is empty, longer than [`MAX_PATTERN_LEN`], not valid syntax, or too large once compiled.
     pub fn new(text: &str) -> Result<Self, InvalidPolicy> {
+        Self::measured(text).map(|(pattern, _)| pattern)
+    }
+
+    /// Checks a pattern and says how many bytes it takes once compiled.
+    fn measured(text: &str) -> Result<(Self, usize), InvalidPolicy> {
         if text.is_empty() || text.len() > MAX_PATTERN_LEN {
             return Err(InvalidPolicy::new("regex", format!("a pattern has 1 to {MAX_PATTERN_LEN} bytes")));
         }
         // First by itself: `a)|(b` is no pattern, but would be one between our brackets.
-        compile(text)
+        let compiled = compile(text)
             .and_then(|_| compile(&whole(text)))
             .map_err(|error| InvalidPolicy::new("regex", in_words(text, &error)))?;
-        Ok(Self(text.into()))
+        Ok((Self(text.into()), compiled.memory_usage()))
     }
 
     /// A pattern for just this text: RE2's special characters escaped.
@@ -146,6 +151,50 @@ impl Pattern {
     #[must_use]
     pub fn searcher(&self) -> regex_automata::meta::Regex {
         compile(&self.0).expect("checked when the pattern was made")
+    }
+}
+
+/// Room for the patterns of one resource: [`Pattern::new`] bounds each of them, and this how many there are and how many bytes
+/// they take together once compiled, so that a resource of many is an error and not an outage.
+#[derive(Clone, Debug)]
+pub struct PatternRoom {
+    patterns: usize,
+    bytes: usize,
+}
+
+/// Most patterns in one resource.
+pub const MAX_PATTERNS: usize = 5_000;
+/// Bytes that the patterns of one resource may take once compiled.
+const MAX_PATTERN_BYTES: usize = 64 << 20;
+
+impl Default for PatternRoom {
+    fn default() -> Self {
+        Self { patterns: MAX_PATTERNS, bytes: MAX_PATTERN_BYTES }
+    }
+}
+
+impl PatternRoom {
+    /// Checks one more pattern of the resource.
+    ///
+    /// # Errors
+    /// It is none ([`Pattern::new`]), or there is no room for it, nor for any after it: those are not looked at any more.
+    pub fn read(&mut self, text: &str) -> Result<Pattern, InvalidPolicy> {
+        let full = || {
+            let bytes = MAX_PATTERN_BYTES >> 20;
+            let limit = format!("at most {MAX_PATTERNS} regular expressions, and {bytes} MiB of them once compiled");
+            InvalidPolicy::new("regex", format!("one resource may have {limit}; divide it, or write simpler ones"))
+        };
+        if self.patterns == 0 {
+            return Err(full());
+        }
+        let read = Pattern::measured(text);
+        // To see that one is too large costs as much as the largest that is not.
+        let bytes = read.as_ref().map_or(MAX_COMPILED, |(_, bytes)| *bytes);
+        let fits = bytes <= self.bytes;
+        self.bytes -= bytes.min(self.bytes);
+        self.patterns = if fits { self.patterns - 1 } else { 0 };
+        let (pattern, _) = read?;
+        if fits { Ok(pattern) } else { Err(full()) }
     }
 }
 
@@ -462,5 +511,21 @@ mod tests {
             assert_eq!(pattern.compiled().is_match(text), whole, "{pattern:?} {text:?}");
             assert!(pattern.searcher().is_match(text) || text == "ab");
         }
+    }
+
+    #[test]
+    fn the_patterns_of_one_resource_have_a_common_bound() {
+        let mut room = PatternRoom::default();
+        assert!(room.read("(").is_err() && room.read("a{10}").is_ok(), "after one that is none there is room");
+        // Each of these is within its own bound.
+        let large = r"\pL{20}";
+        let taken = (0..1000).take_while(|_| room.read(large).is_ok()).count();
+        assert!((8..1000).contains(&taken), "{taken}");
+        assert!(room.read("a").unwrap_err().reason.contains("64 MiB"), "nor is there room for another one");
+        // What is none is not looked at without end either.
+        let mut refused = PatternRoom::default();
+        assert!((0..100).all(|_| refused.read("(").is_err()) && refused.read("a").is_err());
+        // The control: another resource has its own.
+        assert!(PatternRoom::default().read(large).is_ok());
     }
 }

@@ -25,6 +25,8 @@ pub type FilterOverrides = BTreeMap<String, FilterOverride>;
 pub enum FilterOverride {
     /// It is off.
     Disabled,
+    /// It is on, as it is configured, whatever a place further out says.
+    Enabled,
     /// Fault injection.
     Fault(Fault),
     /// Local rate limit.

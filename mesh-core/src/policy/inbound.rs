@@ -3,12 +3,16 @@
 //! AuthorizationPolicy).
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{AuthorizerProvider, HeaderMatcher, HttpFilter, Instances, JwtAuthentication, PathMatch, StringMatcher};
+use super::{
+    AuthorizerProvider, Domain, FilterOverride, FilterOverrides, HeaderMatcher, HttpFilter, HttpFilterKind, Instances,
+    JwtAuthentication, PathMatch, RouteAction, RouteConfiguration, RouteMatch, StringMatcher,
+};
 
 /// What one listening address is told to do.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -28,6 +32,9 @@ pub struct InboundListener {
     pub authorization: Vec<AuthorizationPolicy>,
     /// The other HTTP filters, in order; the application is implied as the last.
     pub filters: Vec<HttpFilter>,
+    /// Which requests are served. Where it is not all alike, the three above are for what has no route: raw connections.
+    #[serde(skip_serializing_if = "InboundRoutes::are_all")]
+    pub routes: InboundRoutes,
     /// Limits.
     pub limits: InboundLimits,
 }
@@ -43,9 +50,109 @@ impl InboundListener {
             jwt: Vec::new(),
             authorization: Vec::new(),
             filters: Vec::new(),
+            routes: InboundRoutes::All,
             limits: InboundLimits::default(),
         }
     }
+
+    /// This listener with the routes that [`InboundRoutes::Named`] stands for. Of what they change, the limits are
+    /// followed; several places that set an equal one share it.
+    #[must_use]
+    pub fn with_routes(&self, routes: &RouteConfiguration) -> Self {
+        let host = |host: &super::VirtualHost| InboundHost {
+            name: host.name.clone(),
+            domains: host.domains.clone(),
+            routes: host.routes.iter().map(|route| self.with_route(route)).collect(),
+        };
+        let hosts = routes.virtual_hosts.iter().map(host).collect();
+        Self { routes: InboundRoutes::Listed(hosts), ..self.clone() }
+    }
+
+    fn with_route(&self, route: &super::Route) -> InboundRoute {
+        let serves = matches!(route.action, RouteAction::NonForwarding).then(|| {
+            Arc::new(Guards {
+                jwt: self.jwt.clone(),
+                authorization: self.authorization.clone(),
+                filters: self.filters.iter().filter_map(|filter| changed(filter, &route.filters)).collect(),
+            })
+        });
+        InboundRoute { name: route.name.clone(), matcher: route.matcher.clone(), serves }
+    }
+}
+
+/// A filter of a server where a route changes it; `None` = it is off there.
+fn changed(filter: &HttpFilter, by: &FilterOverrides) -> Option<HttpFilter> {
+    let kind = match (by.get(&filter.name), &filter.kind) {
+        (Some(FilterOverride::Disabled), _) => return None,
+        (Some(FilterOverride::RateLimit(limit)), HttpFilterKind::RateLimit(_)) => {
+            HttpFilterKind::RateLimit(limit.clone())
+        }
+        (_, kind) => kind.clone(),
+    };
+    Some(HttpFilter { name: filter.name.clone(), kind })
+}
+
+/// Which requests a server takes (gRFC A36). One that no route serves is answered with 404, and gRPC's UNAVAILABLE.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InboundRoutes {
+    /// All, alike.
+    #[default]
+    All,
+    /// Those that the route configuration of this name says; none, until it is there.
+    Named(String),
+    /// Those whose route serves: the first that matches in the virtual host of their authority.
+    Listed(Arc<[InboundHost]>),
+}
+
+impl InboundRoutes {
+    /// Whether requests need no route.
+    pub fn are_all(&self) -> bool {
+        matches!(self, Self::All)
+    }
+
+    /// Every route, in the order of the virtual hosts.
+    pub fn iter(&self) -> impl Iterator<Item = &InboundRoute> {
+        let hosts: &[InboundHost] = match self {
+            Self::All | Self::Named(_) => &[],
+            Self::Listed(hosts) => hosts,
+        };
+        hosts.iter().flat_map(|host| &host.routes)
+    }
+}
+
+/// A virtual host of a server.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct InboundHost {
+    /// Name, for people.
+    pub name: String,
+    /// Which authorities it takes.
+    pub domains: Vec<Domain>,
+    /// Its routes; the first that matches counts.
+    pub routes: Vec<InboundRoute>,
+}
+
+/// A route of a server.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct InboundRoute {
+    /// Name, for people; may be empty.
+    pub name: String,
+    /// Which requests it takes. Conditions that only a client can know (port, labels and namespace of the source) keep
+    /// it from serving.
+    pub matcher: RouteMatch,
+    /// What guards its requests. None = it serves none: its action is another one than `non_forwarding_action`.
+    pub serves: Option<Arc<Guards>>,
+}
+
+/// What stands between a request and the application, as in [`InboundListener`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct Guards {
+    /// Demands on tokens.
+    pub jwt: Vec<JwtAuthentication>,
+    /// Authorization policies.
+    pub authorization: Vec<AuthorizationPolicy>,
+    /// The other HTTP filters.
+    pub filters: Vec<HttpFilter>,
 }
 
 /// Transport security of a port (Istio PeerAuthentication `mtls.mode`).

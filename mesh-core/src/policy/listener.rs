@@ -1,6 +1,7 @@
 //! The client side listener: what one dialled destination is bound to
 //! (`envoy.config.listener.v3.Listener` with an `api_listener`, gRFC A27).
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,6 +45,11 @@ pub struct TcpForward {
     pub max_connect_attempts: NonZeroU32,
     /// A connection over which no byte has gone for so long, either way, is closed. Default 1 h; None = never.
     pub idle_timeout: Option<Duration>,
+    /// Balancers that hash keep the connections of one caller, which is the process, at one endpoint (`hash_policy` with
+    /// `source_ip`, Istio `useSourceIp`). Default false: each goes to any.
+    pub by_source: bool,
+    /// Balancer metadata that endpoints must have, for clusters with [`Subsets`](super::Subsets).
+    pub metadata_match: BTreeMap<String, String>,
 }
 
 /// A cluster with its share of the connections.
@@ -53,6 +59,15 @@ pub struct TcpShare {
     pub name: ClusterName,
     /// Its weight, relative to the sum.
     pub weight: NonZeroU32,
+    /// Balancer metadata that endpoints must have; beats the whole's, key by key.
+    pub metadata_match: BTreeMap<String, String>,
+}
+
+impl TcpShare {
+    /// A share whose endpoints may have any metadata.
+    pub fn new(name: ClusterName, weight: NonZeroU32) -> Self {
+        Self { name, weight, metadata_match: BTreeMap::new() }
+    }
 }
 
 impl TcpForward {
@@ -61,11 +76,7 @@ impl TcpForward {
 
     /// Every connection to one cluster.
     pub fn to(cluster: ClusterName) -> Self {
-        Self {
-            clusters: vec![TcpShare { name: cluster, weight: NonZeroU32::MIN }],
-            max_connect_attempts: NonZeroU32::MIN,
-            idle_timeout: Some(Self::IDLE_TIMEOUT),
-        }
+        Self::of(vec![TcpShare::new(cluster, NonZeroU32::MIN)])
     }
 
     /// One of several clusters, drawn by weight once per connection.
@@ -78,7 +89,17 @@ impl TcpForward {
             let reason = format!("the weights sum to {total}; the sum must be 1 to {}", u32::MAX);
             return Err(InvalidPolicy::new("weighted_clusters", reason));
         }
-        Ok(Self { clusters, max_connect_attempts: NonZeroU32::MIN, idle_timeout: Some(Self::IDLE_TIMEOUT) })
+        Ok(Self::of(clusters))
+    }
+
+    fn of(clusters: Vec<TcpShare>) -> Self {
+        Self {
+            clusters,
+            max_connect_attempts: NonZeroU32::MIN,
+            idle_timeout: Some(Self::IDLE_TIMEOUT),
+            by_source: false,
+            metadata_match: BTreeMap::new(),
+        }
     }
 
     /// The clusters in listed order.
@@ -157,7 +178,7 @@ mod tests {
     use super::*;
 
     fn share(name: &str, weight: u32) -> TcpShare {
-        TcpShare { name: name.into(), weight: NonZeroU32::new(weight).unwrap() }
+        TcpShare::new(name.into(), NonZeroU32::new(weight).unwrap())
     }
 
     #[test]

@@ -7,9 +7,9 @@
 use super::{
     AuthorityRewrite, CircuitBreakers, Cluster, ClusterChoice, ConnectionOptions, DnsOptions, Endpoint,
     EndpointMetadata, Endpoints, Fault, FilterOverride, FilterOverrides, Forward, HttpFilter, HttpFilterKind,
-    InboundLimits, InboundListener, Instances, JwtKeys, Listener, LocalRateLimit, LocalityBalancing, LocalityEndpoints,
-    Mirror, OriginatedTls, RetryPolicy, Rewrite, Route, RouteAction, RouteConfiguration, RouteMatch, Unenforced,
-    VirtualHost, WeightedCluster,
+    InboundLimits, InboundListener, InboundRoutes, Instances, JwtKeys, Listener, LocalRateLimit, LocalityBalancing,
+    LocalityEndpoints, Mirror, OriginatedTls, RetryPolicy, Rewrite, Route, RouteAction, RouteConfiguration, RouteMatch,
+    Unenforced, VirtualHost, WeightedCluster,
 };
 
 /// What of `policy` is accepted and not enforced by this version; empty if all of it is enforced.
@@ -36,15 +36,14 @@ const fn line<T>(field: &'static str, effect: &'static str, used: fn(&T) -> bool
 }
 
 const CLUSTER: &[Line<Cluster>] = &[
-    line("locality.zone_aware", "the caller's own zone is not preferred", |c| c.locality.zone_aware.is_some()),
-    line("subsets", "every endpoint of the cluster takes part", |c| c.subsets.is_some()),
+    // As in Envoy without a `local_cluster_name`.
+    line(
+        "locality.zone_aware",
+        "the caller's own zone is not preferred, for its share depends on how the callers are spread over zones, which a \
+         client is not told; what fails in panic, and priorities and weights of localities, are enforced",
+        |c| c.locality.zone_aware.is_some(),
+    ),
 ];
-
-const FORWARD: &[Line<Forward>] = &[line("metadata_match", "every endpoint of the cluster takes part", |f| {
-    !f.metadata_match.is_empty()
-        || matches!(&f.to, ClusterChoice::Weighted(split)
-                if split.entries().iter().any(|entry| !entry.metadata_match.is_empty()))
-})];
 
 const RETRY: &[Line<RetryPolicy>] =
     &[line("retry.on.http3_post_connect_failure", "HTTP/3 is not spoken", |r| r.on.http3_post_connect_failure)];
@@ -78,7 +77,6 @@ impl Report for RouteConfiguration {
                 let path = format!("virtual_hosts[{i}].routes[{j}].");
                 overrides(&route.filters, &resource, &path, out);
                 let RouteAction::Forward(forward) = &route.action else { continue };
-                look(FORWARD, forward, &resource, &path, out);
                 if let Some(retry) = &forward.retry {
                     look(RETRY, retry, &resource, &path, out);
                 }
@@ -107,6 +105,15 @@ impl Report for InboundListener {
         let resource = format!("inbound {}", self.name);
         look(INBOUND, self, &resource, "", out);
         filters(&self.filters, &resource, None, out);
+        if let InboundRoutes::Listed(hosts) = &self.routes {
+            for (i, host) in hosts.iter().enumerate() {
+                for (j, _) in host.routes.iter().enumerate().filter(|(_, route)| route.serves.is_none()) {
+                    let field = format!("routes.virtual_hosts[{i}].routes[{j}]");
+                    let effect = "a server only serves: without non_forwarding_action what matches is refused";
+                    out.push(Unenforced { resource: resource.clone(), field, effect });
+                }
+            }
+        }
     }
 }
 
@@ -306,6 +313,7 @@ fn listeners_are_considered(listener: Listener, inbound: InboundListener) {
         jwt: _,
         authorization: _,
         filters: _,
+        routes: _,
         limits: InboundLimits { max_connections: _, max_concurrent_streams: _, max_connection_age: _ },
     } = inbound;
 }
@@ -373,10 +381,10 @@ mod tests {
     #[test]
     fn what_a_route_asks_for_in_vain_is_named_with_its_place() {
         let http3 = RetryOn { http3_post_connect_failure: true, ..RetryOn::default() };
-        let config =
-            routes(forward(|f| f.metadata_match = [("a".into(), "b".into())].into()), Some(RetryPolicy::new(1, http3)));
-        let want =
-            ["virtual_hosts[0].retry.on.http3_post_connect_failure", "virtual_hosts[0].routes[0].metadata_match"];
+        let retry = || Some(RetryPolicy::new(1, http3.clone()));
+        let config = routes(forward(|f| f.retry = retry()), retry());
+        let http3 = "retry.on.http3_post_connect_failure";
+        let want = [format!("virtual_hosts[0].{http3}"), format!("virtual_hosts[0].routes[0].{http3}")];
         assert_eq!(fields(&config), want);
 
         let skipped = HttpFilterKind::Skipped { type_url: "t".into() };

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -117,11 +118,15 @@ impl<T> Publisher<T> {
         self.publish_arc(Arc::new(value));
     }
 
-    /// Replaces the value by a shared one and wakes those who wait.
+    /// Replaces the value by a shared one and wakes those who wait. One that panics on being woken does not take the
+    /// publishing task with it, on which all others depend.
     pub fn publish_arc(&self, value: Arc<T>) {
         self.shared.value.store(value);
         self.shared.revision.fetch_add(1, Ordering::Release);
-        self.shared.published.notify_waiters();
+        let wake = AssertUnwindSafe(|| self.shared.published.notify_waiters());
+        if catch_unwind(wake).is_err() {
+            tracing::error!("a reader of configuration panicked on being woken; the value is published all the same");
+        }
     }
 
     /// The current value.
@@ -143,5 +148,36 @@ impl<T> Publisher<T> {
 impl<T: fmt::Debug> fmt::Debug for Publisher<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Publisher").field(&self.load_full()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Wake, Waker};
+
+    use super::*;
+
+    struct Panics;
+
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("on purpose");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_panics_on_being_woken_does_not_end_the_publisher() {
+        let (publisher, mut watched) = Watched::channel(1);
+        let mut other = watched.clone();
+        let waker = Waker::from(Arc::new(Panics));
+        {
+            let mut waiting = pin!(watched.changed());
+            assert!(waiting.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            publisher.publish(2);
+        }
+        other.changed().await;
+        assert_eq!(**other.load(), 2);
     }
 }

@@ -7,6 +7,7 @@ mod decisions;
 pub mod health;
 mod histogram;
 pub mod load;
+mod peers;
 mod renewals;
 mod routes;
 mod tcp;
@@ -14,7 +15,8 @@ mod tcp;
 pub use self::decisions::{DECISIONS, DecisionLabels, Decisions};
 pub use self::health::HealthSeries;
 pub use self::histogram::{BUCKETS_MS, Histogram};
-pub use self::renewals::{RENEWAL_FAILED_AT, RENEWAL_FAILURES, Renewals};
+pub use self::peers::{CountedPeer, PEERS_BY_ROOT, PeersByRoot};
+pub use self::renewals::{LIFE_LEFT, Life, RENEWAL_FAILED_AT, RENEWAL_FAILURES, Renewals};
 pub use self::routes::{ROUTE_LATENCY, ROUTE_RESPONSES, RouteLabels, RouteSeries};
 pub use self::tcp::{TCP_CLOSED, TCP_OPENED, TCP_RECEIVED_BYTES, TCP_SENT_BYTES, TcpSeries};
 
@@ -79,6 +81,16 @@ pub struct RequestLabels {
     pub destination_service_namespace: String,
     /// `connection_security_policy`: whether the server saw mutual TLS; `None` on the source side.
     pub mutual_tls: Option<bool>,
+}
+
+impl Reporter {
+    /// As it is called in labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+        }
+    }
 }
 
 impl RequestLabels {
@@ -166,6 +178,7 @@ pub struct Metrics {
     health: Mutex<BTreeMap<ClusterName, Arc<HealthSeries>>>,
     decisions: Decisions,
     renewals: Arc<Renewals>,
+    peers: Arc<PeersByRoot>,
 }
 
 /// The counters of one set of labels.
@@ -253,6 +266,11 @@ impl Metrics {
     /// Certificates that were not renewed.
     pub fn renewals(&self) -> &Arc<Renewals> {
         &self.renewals
+    }
+
+    /// Open connections by the root that vouches for the peer.
+    pub fn peers(&self) -> &Arc<PeersByRoot> {
+        &self.peers
     }
 
     /// What authorization decided.

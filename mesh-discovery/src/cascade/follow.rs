@@ -7,8 +7,8 @@ use std::vec::IntoIter;
 
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::policy::{
-    Cluster, ClusterChoice, ClusterState, Clusters, Discovery, Endpoints, InboundState, Listener, RouteAction,
-    RouteConfiguration, RouteSource, Snapshot,
+    Cluster, ClusterChoice, ClusterState, Clusters, Discovery, Endpoints, InboundListener, InboundRoutes, InboundState,
+    Listener, RouteAction, RouteConfiguration, RouteSource, Snapshot,
 };
 use smallvec::SmallVec;
 
@@ -159,13 +159,31 @@ impl<'a, R: Resources> Follow<'a, R> {
             _ => None,
         }) {
             Found::Pending => InboundState::Pending,
-            Found::Ready(listener) => InboundState::Ready(listener),
+            Found::Ready(listener) => self.inbound_routes(listener),
             Found::Failed(reason) if self.grounds.lost => {
                 InboundState::Failed(format!("inbound configuration {name:?}: {reason}").into())
             }
             Found::Failed(reason) => InboundState::Failed(
                 format!("no inbound configuration named {name:?} ({reason}): check that a Service selects this workload and port").into(),
             ),
+        }
+    }
+
+    /// An address's listener with its routes. Until they are there nothing is served (gRFC A36).
+    fn inbound_routes(&mut self, listener: Arc<InboundListener>) -> InboundState {
+        let InboundRoutes::Named(name) = &listener.routes else { return InboundState::Ready(listener) };
+        let found = self.need(Kind::Routes, name, |value| match value {
+            Value::Routes(routes) => Some(routes.clone()),
+            _ => None,
+        });
+        match found {
+            Found::Pending => InboundState::Pending,
+            // Two control planes of one authority: the listener of the one is not served by the routes of the other.
+            Found::Ready(_) if self.grounds.is_mixed() => InboundState::Pending,
+            Found::Ready(routes) => InboundState::Ready(Arc::new(listener.with_routes(&routes))),
+            Found::Failed(reason) => {
+                InboundState::Failed(format!("routes {name:?} of {:?}: {reason}", listener.name).into())
+            }
         }
     }
 

@@ -121,6 +121,15 @@ impl Cascade {
         self.refresh(id, Kind::Listener, resources);
     }
 
+    /// Tells the readers of a subscription that it cannot be followed.
+    pub(crate) fn fail(&mut self, id: SubscriptionId, reason: &str) {
+        match self.followed.get(&id).map(|followed| &followed.root) {
+            Some(Root::Destination { publisher, .. }) => publisher.publish(DestinationState::Failed(reason.into())),
+            Some(Root::Inbound { publisher, .. }) => publisher.publish(InboundState::Failed(reason.into())),
+            None => {}
+        }
+    }
+
     /// Ends a subscription.
     pub(crate) fn remove(&mut self, id: SubscriptionId, resources: &mut impl Resources) {
         if let Some(followed) = self.followed.remove(&id) {
@@ -213,11 +222,16 @@ impl Cascade {
                 // Only what was dropped on purpose ends what is good, as for destinations.
                 let stays = matches!(*before, InboundState::Ready(_))
                     && !matches!(next, InboundState::Ready(_))
-                    && !follow.has_lost_one_of(&followed.uses);
+                    && !follow.has_lost_one_of(&followed.settled);
                 if !stays && next != *before {
                     publisher.publish(next);
                 }
-                follow.into_uses(&followed.uses, &[]).0
+                if stays {
+                    follow.into_uses(&followed.uses, &followed.settled).0
+                } else {
+                    (followed.settled, _) = follow.into_uses(&followed.uses, &[]);
+                    followed.settled.clone()
+                }
             }
         };
         let before = std::mem::replace(&mut followed.uses, uses.clone());

@@ -3,8 +3,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::FutureExt;
 use mesh_core::id::ClusterName;
 use mesh_core::policy::{
-    Cluster, ClusterState, Discovery, Domain, Endpoints, Forward, HeaderPolicy, InboundListener, InboundTls, Listener,
-    Mirror, PerMillion, Route, RouteAction, RouteConfiguration, RouteMatch, RouteSource, TcpForward, VirtualHost,
+    Cluster, ClusterState, DirectResponse, Discovery, Domain, Endpoints, Forward, HeaderPolicy, InboundListener,
+    InboundRoutes, InboundTls, Listener, Mirror, PathMatch, PerMillion, Route, RouteAction, RouteConfiguration,
+    RouteMatch, RouteSource, TcpForward, VirtualHost,
 };
 use mesh_core::source::Watched;
 use proptest::collection::vec;
@@ -388,6 +389,85 @@ fn a_listening_address_loses_its_good_listener_only_when_it_is_dropped_on_purpos
     // The control run: a deletion counts.
     world.give(Kind::Listener, "in", Err("deleted"));
     assert!(matches!(&**state.load(), InboundState::Failed(reason) if reason.contains("deleted")));
+}
+
+#[test]
+fn a_listening_address_whose_routes_come_on_their_own_serves_what_they_say_and_nothing_before_a36() {
+    let (mut world, state, good) = listening();
+    let routes = InboundRoutes::Named("r".to_owned());
+    let named = InboundListener { routes, ..InboundListener::clone(&good) };
+    let serving = |path: &str, action| {
+        let matcher = RouteMatch { path: PathMatch::Exact(path.to_owned()), ..RouteMatch::any() };
+        routes_of(vec![Route::new(matcher, action)])
+    };
+    let paths = || match &**state.load() {
+        InboundState::Ready(listener) => {
+            let paths = listener.routes.iter().map(|r| (r.matcher.path.clone(), r.serves.is_some()));
+            Some(paths.collect::<Vec<_>>())
+        }
+        _ => None,
+    };
+    world.give(Kind::Listener, "in", Ok(Value::Inbound(Arc::new(named))));
+    // What was in force stays so until the routes are there.
+    assert_eq!(**state.load(), InboundState::Ready(good));
+    world.give(Kind::Routes, "r", Ok(Value::Routes(Arc::new(serving("/a", RouteAction::NonForwarding)))));
+    assert_eq!(paths(), Some(vec![(PathMatch::Exact("/a".into()), true)]));
+    // They change on their own; what a client would answer, a server does not serve.
+    let answer = RouteAction::DirectResponse(DirectResponse { status: 200, body: Vec::new() });
+    world.give(Kind::Routes, "r", Ok(Value::Routes(Arc::new(serving("/b", answer)))));
+    assert_eq!(paths(), Some(vec![(PathMatch::Exact("/b".into()), false)]));
+    world.give(Kind::Routes, "r", Err("deleted"));
+    assert!(
+        matches!(&**state.load(), InboundState::Failed(reason) if reason.contains("routes \"r\" of \"in\": deleted"))
+    );
+    // One that had no routes yet serves nobody.
+    let (publisher, late) = Watched::channel(InboundState::Pending);
+    let mut world = World::new();
+    world.cascade.add(9, Root::Inbound { listener: "in".to_owned(), publisher }, &mut world.plane);
+    let routes = InboundRoutes::Named("r".to_owned());
+    let named =
+        InboundListener { routes, ..InboundListener::new("in", "127.0.0.1:80".parse().unwrap(), InboundTls::Strict) };
+    world.give(Kind::Listener, "in", Ok(Value::Inbound(Arc::new(named))));
+    assert_eq!(**late.load(), InboundState::Pending);
+}
+
+#[test]
+fn a_listening_address_that_moves_to_routes_which_are_refused_keeps_what_is_in_force() {
+    let (mut world, state, good) = listening();
+    let inline = InboundState::Ready(good.clone());
+    let naming = |routes: &str| {
+        let routes = InboundRoutes::Named(routes.to_owned());
+        Ok(Value::Inbound(Arc::new(InboundListener { routes, ..InboundListener::clone(&good) })))
+    };
+    let serving = |name: &str| {
+        let route = Route::new(RouteMatch::any(), RouteAction::NonForwarding);
+        Ok(Value::Routes(Arc::new(route_configuration(name, vec![route]))))
+    };
+    world.give(Kind::Listener, "in", naming("r"));
+    assert_eq!(**state.load(), inline, "they are on their way");
+    world.give(Kind::Routes, "r", Err("refused"));
+    assert_eq!(**state.load(), inline, "they never were in force");
+    world.give(Kind::Routes, "r", serving("r"));
+    let first = state.load_full();
+    assert!(matches!(&*first, InboundState::Ready(listener) if listener.routes.iter().count() == 1));
+
+    // The same from routes to others; those in force stay subscribed meanwhile, and are let go afterwards.
+    world.give(Kind::Listener, "in", naming("s"));
+    world.give(Kind::Routes, "s", Err("refused"));
+    assert_eq!(**state.load(), *first);
+    assert!(world.wanted().contains(&"Routes r".to_owned()), "{:?}", world.wanted());
+    world.give(Kind::Routes, "s", serving("s"));
+    assert!(!world.wanted().contains(&"Routes r".to_owned()), "{:?}", world.wanted());
+    // The control run: what is in force and is dropped on purpose ends.
+    world.give(Kind::Routes, "s", Err("deleted"));
+    assert!(matches!(&**state.load(), InboundState::Failed(reason) if reason.contains("deleted")));
+}
+
+fn routes_of(routes: Vec<Route>) -> RouteConfiguration {
+    let headers = HeaderPolicy::default;
+    let domains = vec![Domain::new("*").unwrap()];
+    let host = VirtualHost { name: "h".into(), domains, routes, headers: headers(), retry: None };
+    RouteConfiguration { name: "r".into(), virtual_hosts: vec![host], headers: headers(), retry_budget: None }
 }
 
 #[test]

@@ -31,11 +31,14 @@ pub(super) struct Encoded {
 }
 
 /// Encodes policies, one filter each; `taken` are instance names of other filters.
-pub(super) fn encode(policies: &[AuthorizationPolicy], taken: HashSet<String>) -> Vec<Encoded> {
+pub(super) fn encode<'a>(
+    policies: impl IntoIterator<Item = &'a AuthorizationPolicy>,
+    taken: HashSet<String>,
+) -> Vec<Encoded> {
     // Instance names are unique and not the router's.
     let mut names = taken;
     names.insert(ROUTER_FILTER.to_owned());
-    policies.iter().map(|policy| encode_policy(policy, &mut names)).collect()
+    policies.into_iter().map(|policy| encode_policy(policy, &mut names)).collect()
 }
 
 fn encode_policy(policy: &AuthorizationPolicy, names: &mut HashSet<String>) -> Encoded {
@@ -364,24 +367,24 @@ fn read_path(proto: &PathMatcher, at: &At<'_>, report: &mut Report) -> Option<Pa
         return None;
     };
     let text = read_text(text, &at.field("path"), report)?;
-    let regex = |before: &str, literal: &str, after: &str| {
+    let around = |before: &str, literal: &str, after: &str| {
         let case = if text.ignore_case { "(?i)" } else { "" };
         // In the words of the requests that it is compared with, as the texts that stay texts; what somebody wrote as a
         // pattern says what it says.
         let literal = Pattern::escape(&unescape_path(literal));
-        Pattern::new(&format!("{case}{before}{literal}{after}")).map(PathMatch::Regex)
+        format!("{case}{before}{literal}{after}")
     };
-    let path = match (&text.pattern, text.ignore_case) {
-        (StringMatch::Exact(want), false) => Ok(PathMatch::Exact(want.clone())),
-        (StringMatch::Prefix(want), false) => Ok(PathMatch::Prefix(want.clone())),
+    let pattern = match (&text.pattern, text.ignore_case) {
+        (StringMatch::Exact(want), false) => return Some(PathMatch::Exact(want.clone())),
+        (StringMatch::Prefix(want), false) => return Some(PathMatch::Prefix(want.clone())),
         // A regex has its own case rule (gRFC A63).
-        (StringMatch::Regex(pattern), _) => Ok(PathMatch::Regex(pattern.clone())),
-        (StringMatch::Exact(want), true) => regex("", want, ""),
-        (StringMatch::Prefix(want), true) => regex("", want, ".*"),
-        (StringMatch::Suffix(want), _) => regex(".*", want, ""),
-        (StringMatch::Contains(want), _) => regex(".*", want, ".*"),
+        (StringMatch::Regex(pattern), _) => return Some(PathMatch::Regex(pattern.clone())),
+        (StringMatch::Exact(want), true) => around("", want, ""),
+        (StringMatch::Prefix(want), true) => around("", want, ".*"),
+        (StringMatch::Suffix(want), _) => around(".*", want, ""),
+        (StringMatch::Contains(want), _) => around(".*", want, ".*"),
     };
-    report.checked(&at.field("path"), path)
+    report.pattern(&at.field("path"), &pattern).map(PathMatch::Regex)
 }
 
 /// Reads a text condition. One that every text meets is a slip, which would open or shut all there is: Envoy does not take

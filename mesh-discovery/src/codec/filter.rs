@@ -35,11 +35,13 @@ pub(super) struct Filter<'a> {
     pub(super) type_url: String,
     pub(super) config: &'a Any,
     pub(super) is_optional: bool,
+    /// It is off where no route turns it on.
+    pub(super) disabled: bool,
     pub(super) index: usize,
 }
 
 /// Checks the list: names unique and not empty, every filter with a configuration, exactly one router,
-/// at the end. Gives the filters before it; disabled ones are left out.
+/// at the end. Gives the filters before it.
 pub(super) fn decode<'a>(hcm: &'a HttpConnectionManager, at: &At<'_>, report: &mut Report) -> Vec<Filter<'a>> {
     let mut names = HashSet::new();
     let mut filters = Vec::with_capacity(hcm.http_filters.len());
@@ -67,10 +69,10 @@ pub(super) fn decode<'a>(hcm: &'a HttpConnectionManager, at: &At<'_>, report: &m
             if index + 1 != hcm.http_filters.len() {
                 report.problem(&at, "the router must be the last filter");
             }
-        } else if proto.disabled {
-            report.unenforced(&at.field("disabled"), "a disabled filter stays off on every route");
         } else {
-            filters.push(Filter { name: &proto.name, type_url, config, is_optional: proto.is_optional, index });
+            let HttpFilter { name, is_optional, disabled, .. } = proto;
+            let (is_optional, disabled) = (*is_optional, *disabled);
+            filters.push(Filter { name, type_url, config, is_optional, disabled, index });
         }
     }
     if routers == 0 {

@@ -4,28 +4,29 @@
 //! `transport_protocol`. A stock gRPC server uses the plaintext chain of a permissive listener, as
 //! istiod's permissive listeners are.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::{Http2ProtocolOptions, HttpProtocolOptions, TrafficDirection};
 use envoy_types::pb::envoy::config::listener::v3::{
     Filter, FilterChain, FilterChainMatch, filter::ConfigType as FilterConfig,
 };
-use envoy_types::pb::envoy::config::route::v3::{
-    self as routes, Route, RouteConfiguration, RouteMatch, VirtualHost, route, route_match::PathSpecifier,
-};
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as RbacProto;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager, http_connection_manager::RouteSpecifier,
+    self as hcm, HttpConnectionManager,
 };
 use mesh_core::policy::{
-    Address, AuthorizationPolicy, FilterOverride, HttpFilter, HttpFilterKind, InboundLimits, InboundListener,
-    InboundTls, Instances, JwtAuthentication,
+    Address, AuthorizationPolicy, Guards, HttpFilter, HttpFilterKind, InboundHost, InboundLimits, InboundListener,
+    InboundRoute, InboundRoutes, InboundTls, Instances, JwtAuthentication,
 };
 
 use super::extension::{self, url};
+use super::inbound_route::{self, Change, Changes, Host, Read, Table, merge, part};
 use super::listener::{self, Proto};
 use super::report::{At, Report, consider};
-use super::route_extra::{self, Guard, Overrides};
+use super::route_extra::{self, Guard};
 use super::{authorization, common, concurrency, filter, jwt, rate_limit, tls};
 use crate::proto::policy::InboundPolicy;
 
@@ -34,10 +35,11 @@ const TLS: &str = "tls";
 const PLAINTEXT: &str = "raw_buffer";
 
 pub(super) fn encode(listener: &InboundListener) -> Proto {
-    let jwt = listener.jwt.iter().map(|jwt| jwt.name.clone());
-    let taken = jwt.chain(listener.filters.iter().map(|filter| filter.name.clone())).collect();
-    let policies = authorization::encode(&listener.authorization, taken);
-    let manager = encode_manager(listener, &policies);
+    let all = Everything::of(listener);
+    let jwt = all.jwt.iter().map(|jwt| jwt.name.clone());
+    let taken = jwt.chain(all.filters.iter().map(|filter| filter.name.clone())).collect();
+    let policies = authorization::encode(all.authorization.iter().copied(), taken);
+    let manager = encode_manager(listener, &all, &policies);
     let chain = |name: &str, transport: &str, with_tls: bool| FilterChain {
         name: name.to_owned(),
         filter_chain_match: (!transport.is_empty())
@@ -75,15 +77,63 @@ pub(super) fn encode(listener: &InboundListener) -> Proto {
     }
 }
 
-fn encode_manager(listener: &InboundListener, policies: &[authorization::Encoded]) -> HttpConnectionManager {
+/// Every guard of a listener and of its routes: each is a filter, off where it does not belong.
+struct Everything<'a> {
+    jwt: Vec<&'a JwtAuthentication>,
+    authorization: Vec<&'a AuthorizationPolicy>,
+    filters: Vec<&'a HttpFilter>,
+}
+
+impl<'a> Everything<'a> {
+    fn of(listener: &'a InboundListener) -> Self {
+        let guards = || listener.routes.iter().filter_map(|route| route.serves.as_deref());
+        Self {
+            jwt: merge([&*listener.jwt].into_iter().chain(guards().map(|g| &*g.jwt))),
+            authorization: merge([&*listener.authorization].into_iter().chain(guards().map(|g| &*g.authorization))),
+            filters: merge([&*listener.filters].into_iter().chain(guards().map(|g| &*g.filters))),
+        }
+    }
+
+    /// Which of them are in force, in the order of the filters.
+    fn part(
+        &self,
+        jwt: &[JwtAuthentication],
+        authorization: &[AuthorizationPolicy],
+        filters: &[HttpFilter],
+    ) -> Vec<bool> {
+        let mut on = part(&self.jwt, jwt);
+        on.extend(part(&self.authorization, authorization));
+        on.extend(part(&self.filters, filters));
+        on
+    }
+}
+
+fn encode_manager(
+    listener: &InboundListener,
+    all: &Everything<'_>,
+    policies: &[authorization::Encoded],
+) -> HttpConnectionManager {
     let limits = &listener.limits;
-    let jwt = listener.jwt.iter().map(|j| filter::encode(&j.name, extension::pack(url::JWT, &jwt::encode(j)), false));
-    let rbac = policies.iter().map(|p| filter::encode(&p.name, extension::pack(url::RBAC, &p.filter), false));
-    let filters = jwt.chain(rbac).chain(listener.filters.iter().filter_map(listener::encode_filter));
+    let jwt = all.jwt.iter().map(|j| Some(filter::encode(&j.name, extension::pack(url::JWT, &jwt::encode(j)), false)));
+    let rbac = policies.iter().map(|p| Some(filter::encode(&p.name, extension::pack(url::RBAC, &p.filter), false)));
+    let others = all.filters.iter().map(|filter| listener::encode_filter(filter));
+    let mut filters: Vec<Option<hcm::HttpFilter>> = jwt.chain(rbac).chain(others).collect();
+    let here = all.part(&listener.jwt, &listener.authorization, &listener.filters);
+    for (filter, here) in filters.iter_mut().zip(&here) {
+        filter.iter_mut().for_each(|filter| filter.disabled = !here);
+    }
+    let guards: Vec<_> = listener.routes.iter().map(|route| route.serves.as_deref()).collect();
+    let changes = |at: usize| {
+        let Some(guards) = guards[at] else { return HashMap::new() };
+        let there = all.part(&guards.jwt, &guards.authorization, &guards.filters);
+        let changed = filters.iter().zip(here.iter().zip(there)).filter(|(_, (here, there))| *here != there);
+        let names = changed.filter_map(|(filter, (_, on))| Some((filter.as_ref()?.name.clone(), on)));
+        names.map(|(name, on)| (name, route_extra::encode_switch(on))).collect()
+    };
     HttpConnectionManager {
         stat_prefix: "inbound".to_owned(),
-        route_specifier: Some(RouteSpecifier::RouteConfig(hand_over())),
-        http_filters: filters.chain([filter::router()]).collect(),
+        route_specifier: Some(inbound_route::encode(&listener.routes, changes)),
+        http_filters: filters.into_iter().flatten().chain([filter::router()]).collect(),
         common_http_protocol_options: limits.max_connection_age.map(|age| HttpProtocolOptions {
             max_connection_duration: Some(common::duration(age)),
             ..Default::default()
@@ -92,25 +142,6 @@ fn encode_manager(listener: &InboundListener, policies: &[authorization::Encoded
             max_concurrent_streams: common::uint32(streams),
             ..Default::default()
         }),
-        ..Default::default()
-    }
-}
-
-/// The only route of a server: everything goes to the application.
-fn hand_over() -> RouteConfiguration {
-    let everything = RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..Default::default() };
-    RouteConfiguration {
-        name: "inbound".to_owned(),
-        virtual_hosts: vec![VirtualHost {
-            name: "inbound".to_owned(),
-            domains: vec!["*".to_owned()],
-            routes: vec![Route {
-                r#match: Some(everything),
-                action: Some(route::Action::NonForwardingAction(routes::NonForwardingAction {})),
-                ..Default::default()
-            }],
-            ..Default::default()
-        }],
         ..Default::default()
     }
 }
@@ -130,23 +161,23 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
     // One chain has TLS, or none.
     let instances = chains.iter().find_map(|chain| chain.instances.clone()).unwrap_or_default();
     let first = chains.into_iter().reduce(|first, other| {
-        let same = (&first.jwt, &first.authorization, &first.filters, &first.limits)
-            == (&other.jwt, &other.authorization, &other.filters, &other.limits);
+        let same = (&first.guards, &first.routes, &first.limits) == (&other.guards, &other.routes, &other.limits);
         if !same {
             report.problem(&at.field("filter_chains"), "chains that differ in more than TLS are not supported");
         }
         first
     });
-    let first = first?;
+    let Chain { guards: Guards { jwt, authorization, filters }, routes, limits, .. } = first?;
     Some(InboundListener {
         name: proto.name.clone(),
         address: address?,
         tls: tls?,
         instances,
-        jwt: first.jwt,
-        authorization: first.authorization,
-        filters: first.filters,
-        limits: InboundLimits { max_connections: ours.max_connections, ..first.limits },
+        jwt,
+        authorization,
+        filters,
+        routes,
+        limits: InboundLimits { max_connections: ours.max_connections, ..limits },
     })
 }
 
@@ -203,9 +234,8 @@ struct Chain {
     transport: String,
     tls: bool,
     instances: Option<Instances>,
-    jwt: Vec<JwtAuthentication>,
-    authorization: Vec<AuthorizationPolicy>,
-    filters: Vec<HttpFilter>,
+    guards: Guards,
+    routes: InboundRoutes,
     limits: InboundLimits,
 }
 
@@ -240,94 +270,188 @@ fn decode_chain(proto: &FilterChain, ours: &InboundPolicy, at: &At<'_>, report: 
     let manager: HttpConnectionManager = extension::unpack(config, &at, report)?;
     filter::check_addresses(&manager, &at, report);
     note_manager(&manager, &at, report);
-    let overrides = check_routes(&manager, &at, report);
+    let table = inbound_route::decode(&manager, &at, report)?;
     let filters = filter::decode(&manager, &at, report);
-    if matches!(manager.route_specifier, Some(RouteSpecifier::Rds(_)))
-        && filters.iter().any(|f| [url::RBAC, url::JWT].contains(&f.type_url.as_str()))
+    if matches!(table, Table::Named(_)) && filters.iter().any(|f| [url::RBAC, url::JWT].contains(&f.type_url.as_str()))
     {
         let reason = "beside authorization the routes must be in the listener: those of RDS might change its rules";
         report.problem(&at.field("rds"), reason);
     }
-    let mut chain = Chain {
+    if matches!(table, Table::Named(_)) && filters.iter().any(|filter| filter.disabled) {
+        let reason = "beside a disabled filter the routes must be in the listener: those of RDS might turn it on";
+        report.problem(&at.field("rds"), reason);
+    }
+    let mut filters = Filters { list: filters, ours, known: HashMap::new(), routed: HashMap::new(), bytes: 0 };
+    // Whatever routes change: a filter that is not understood is refused.
+    let whole = filters.guards(&Changes::default(), false, &at, report);
+    let (guards, routes) = match table {
+        Table::All(changes) => (filters.guards(&changes, false, &at, report), InboundRoutes::All),
+        Table::Named(name) => (whole, InboundRoutes::Named(name)),
+        Table::Listed(hosts) => (whole, filters.routes(hosts, &at, report)),
+    };
+    Some(Chain {
         transport,
         tls: proto.transport_socket.is_some(),
         instances,
-        jwt: Vec::new(),
-        authorization: Vec::new(),
-        filters: Vec::new(),
+        guards,
+        routes,
         limits: decode_limits(&manager, &at, report),
-    };
-    for http_filter in &filters {
-        decode_filter(http_filter, &overrides, ours, &mut chain, &at, report);
+    })
+}
+
+/// The filters of a chain, and what has been read of them.
+struct Filters<'a> {
+    list: Vec<filter::Filter<'a>>,
+    ours: &'a InboundPolicy,
+    /// By position, and by the place that changes it.
+    known: HashMap<(usize, Option<Rc<str>>), Guards>,
+    /// By the places that change each: many routes have the same.
+    routed: HashMap<Vec<Option<Rc<str>>>, Arc<Guards>>,
+    /// What those hold, as it was sent: the filters and what changes them.
+    bytes: usize,
+}
+
+/// As much of filters as the routes of a listener may hold together: each place that changes one of them holds all.
+const MOST_OF_ROUTES: usize = 32 << 20;
+
+/// What a filter without a word of configuration counts for.
+const LEAST_OF_FILTER: usize = 64;
+
+impl Filters<'_> {
+    fn routes(&mut self, hosts: Vec<Host>, at: &At<'_>, report: &mut Report) -> InboundRoutes {
+        let mut route = |read: Read| InboundRoute {
+            name: read.name,
+            matcher: read.matcher,
+            serves: read.changes.map(|changes| {
+                if self.bytes > MOST_OF_ROUTES {
+                    return Arc::default();
+                }
+                let changed = || self.list.iter().map(|filter| (filter, changes.get(filter.name)));
+                let key = changed().map(|(_, change)| change.map(|change| change.place.clone())).collect();
+                if let Some(known) = self.routed.get(&key) {
+                    return known.clone();
+                }
+                let bytes = |(filter, change): (&filter::Filter<'_>, Option<&Change>)| {
+                    LEAST_OF_FILTER
+                        + filter.name.len()
+                        + filter.config.value.len()
+                        + change.map_or(0, |change| change.bytes)
+                };
+                self.bytes += changed().map(bytes).sum::<usize>();
+                if self.bytes > MOST_OF_ROUTES {
+                    return Arc::default();
+                }
+                let guards = Arc::new(self.guards(&changes, true, at, report));
+                self.routed.insert(key, guards.clone());
+                guards
+            }),
+        };
+        let host = |host: Host| InboundHost {
+            name: host.name,
+            domains: host.domains,
+            routes: host.routes.into_iter().map(&mut route).collect(),
+        };
+        let routes = InboundRoutes::Listed(hosts.into_iter().map(host).collect());
+        if self.bytes > MOST_OF_ROUTES {
+            let reason = format!(
+                "the routes change them in so many places that they would be {} bytes or more; at most {MOST_OF_ROUTES} are held: \
+                 change them at virtual hosts, or split the listener",
+                self.bytes
+            );
+            report.problem(&at.field("http_filters"), reason);
+        }
+        routes
     }
-    Some(chain)
+
+    /// What the filters are where these changes hold. Several places that change one make `several` of it.
+    fn guards(&mut self, changes: &Changes, several: bool, at: &At<'_>, report: &mut Report) -> Guards {
+        let mut guards = Guards::default();
+        for (i, filter) in self.list.iter().enumerate() {
+            let change = match changes.get(filter.name) {
+                None if filter.disabled => continue,
+                Some(Change { guard: Guard::Off, .. }) => continue,
+                None | Some(Change { guard: Guard::On, .. }) => None,
+                change => change,
+            };
+            let read = self.known.entry((i, change.map(|change| change.place.clone()))).or_insert_with(|| {
+                let name = match change {
+                    Some(change) if several => format!("{}@{}", filter.name, change.place),
+                    _ => filter.name.to_owned(),
+                };
+                if name != filter.name && self.list.iter().any(|other| other.name == name) {
+                    report.problem(
+                        &at.item("http_filters", i),
+                        format!("where a route changes it, it would be {name:?}, which another is"),
+                    );
+                }
+                let mut read = Guards::default();
+                decode_filter(filter, name, change.map(|c| &c.guard), self.ours, &mut read, at, report);
+                read
+            });
+            guards.jwt.extend_from_slice(&read.jwt);
+            guards.authorization.extend_from_slice(&read.authorization);
+            guards.filters.extend_from_slice(&read.filters);
+        }
+        guards
+    }
 }
 
 /// Decodes one filter of a server, as the routes change it.
 fn decode_filter(
     proto: &filter::Filter<'_>,
-    overrides: &Overrides,
+    name: String,
+    change: Option<&Guard>,
     ours: &InboundPolicy,
-    chain: &mut Chain,
+    guards: &mut Guards,
     at: &At<'_>,
     report: &mut Report,
 ) {
     let at_filter = at.item("http_filters", proto.index);
-    let guard = overrides.guards.get(proto.name);
-    let mismatch = |report: &mut Report| {
-        report.problem(&at_filter, "the routes change it with a configuration of another filter");
-    };
-    match proto.type_url.as_str() {
-        url::RBAC => {
+    match (proto.type_url.as_str(), change) {
+        (url::RBAC, None) => {
             let Some(own) = extension::unpack::<RbacProto>(proto.config, &at_filter, report) else { return };
             let extra = ours.policies.iter().find(|extra| extra.filter == proto.name);
-            let (rbac, extra) = match guard {
-                None => (&own, extra),
-                Some(Guard::Off) => return,
-                Some(Guard::Rbac(other)) => (other.as_ref(), None),
-                Some(Guard::Requirement(_)) => return mismatch(report),
-            };
-            chain.authorization.extend(authorization::decode(proto.name, rbac, extra, &at_filter, report));
+            guards.authorization = authorization::decode(&name, &own, extra, &at_filter, report);
         }
-        url::JWT => {
-            let requirement = match guard {
-                None => None,
-                Some(Guard::Off) => return,
-                Some(Guard::Requirement(name)) => Some(name.as_str()),
-                Some(Guard::Rbac(_)) => return mismatch(report),
-            };
+        (url::RBAC, Some(Guard::Rbac(other))) => {
+            guards.authorization = authorization::decode(&name, other, None, &at_filter, report);
+        }
+        (url::JWT, None | Some(Guard::Requirement(_))) => {
+            let requirement = change.and_then(|change| match change {
+                Guard::Requirement(name) => Some(name.as_str()),
+                _ => None,
+            });
             let Some(config) = extension::unpack(proto.config, &at_filter, report) else { return };
-            chain.jwt.extend(jwt::decode(proto.name, &config, requirement, &at_filter, report));
+            guards.jwt.extend(jwt::decode(&name, &config, requirement, &at_filter, report));
         }
-        url::RATE_LIMIT => {
-            let limit = match overrides.filters.get(proto.name) {
-                Some(FilterOverride::RateLimit(limit)) => Some(limit.clone()),
-                Some(FilterOverride::Disabled) => return,
-                _ => listener::read_rate_limit(proto, at, report),
-            };
-            let kind = limit.map(HttpFilterKind::RateLimit);
-            chain.filters.extend(kind.map(|kind| HttpFilter { name: proto.name.to_owned(), kind }));
+        (url::RATE_LIMIT, Some(Guard::RateLimit(limit))) => {
+            guards.filters.push(HttpFilter { name, kind: HttpFilterKind::RateLimit((**limit).clone()) });
         }
-        url::CALLER_RATE_LIMIT => {
+        (_, Some(_)) => report.problem(&at_filter, "the routes change it with a configuration of another filter"),
+        (url::RATE_LIMIT, None) => {
+            let Some(limit) = extension::unpack(proto.config, &at_filter, report) else { return };
+            let kind = rate_limit::decode(&limit, &at_filter, report).map(HttpFilterKind::RateLimit);
+            guards.filters.extend(kind.map(|kind| HttpFilter { name, kind }));
+        }
+        (url::CALLER_RATE_LIMIT, None) => {
             let Some(limit) = extension::unpack(proto.config, &at_filter, report) else { return };
             let kind = rate_limit::decode_callers(&limit, &at_filter, report).map(HttpFilterKind::CallerRateLimit);
-            chain.filters.extend(kind.map(|kind| HttpFilter { name: proto.name.to_owned(), kind }));
+            guards.filters.extend(kind.map(|kind| HttpFilter { name, kind }));
         }
-        url::CONCURRENCY => {
+        (url::CONCURRENCY, None) => {
             let Some(policy) = extension::unpack(proto.config, &at_filter, report) else { return };
             let kind = concurrency::decode(&policy, &at_filter, report).map(HttpFilterKind::AdaptiveConcurrency);
-            chain.filters.extend(kind.map(|kind| HttpFilter { name: proto.name.to_owned(), kind }));
+            guards.filters.extend(kind.map(|kind| HttpFilter { name, kind }));
         }
         // What somebody wanted asked is not passed over for being called optional.
-        url::EXT_AUTHZ => report.problem(
+        (url::EXT_AUTHZ, None) => report.problem(
             &at_filter,
             "external authorizers are asked for CUSTOM policies of the mesh's own control plane, not for filters: write \
              the AuthorizationPolicy there, or take the filter out",
         ),
-        _ if filter::skip(proto, at, report) => chain.filters.push(HttpFilter {
-            name: proto.name.to_owned(),
-            kind: HttpFilterKind::Skipped { type_url: proto.type_url.clone() },
-        }),
+        (type_url, None) if filter::skip(proto, at, report) => {
+            guards.filters.push(HttpFilter { name, kind: HttpFilterKind::Skipped { type_url: type_url.to_owned() } });
+        }
         _ => {}
     }
 }
@@ -393,45 +517,4 @@ fn decode_limits(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Repo
             .map(|s| s.value),
         max_connection_age: common::nonzero_duration(age, at, name, report),
     }
-}
-
-/// A server hands every request to the application. What a route table would do beyond that is
-/// reported. Filters that differ from route to route are refused, for all requests are treated alike; if
-/// they differ in the same way everywhere, that is what holds.
-fn check_routes(manager: &HttpConnectionManager, at: &At<'_>, report: &mut Report) -> Overrides {
-    let none = Overrides::default();
-    let routes = match &manager.route_specifier {
-        Some(RouteSpecifier::RouteConfig(routes)) => routes,
-        Some(RouteSpecifier::Rds(_)) => {
-            report.unenforced(&at.field("rds"), "every request goes to the application, whatever its route");
-            return none;
-        }
-        Some(RouteSpecifier::ScopedRoutes(_)) | None => {
-            report.problem(at, "rds or route_config is required");
-            return none;
-        }
-    };
-    let at = at.field("route_config");
-    let outermost = route_extra::decode_overrides(&routes.typed_per_filter_config, &at, report);
-    let mut found: Option<Overrides> = None;
-    let mut plain = true;
-    for (i, host) in routes.virtual_hosts.iter().enumerate() {
-        let at = at.item("virtual_hosts", i);
-        let outer = route_extra::decode_overrides(&host.typed_per_filter_config, &at, report).inside(&outermost);
-        for (j, route) in host.routes.iter().enumerate() {
-            let at = at.item("routes", j);
-            let own = route_extra::decode_overrides(&route.typed_per_filter_config, &at, report).inside(&outer);
-            if found.as_ref().is_some_and(|others| *others != own) {
-                let reason = "filters that differ from route to route are not supported on the server side";
-                report.problem(&at.field("typed_per_filter_config"), reason);
-            }
-            found.get_or_insert(own);
-            plain &= matches!(route.action, Some(route::Action::NonForwardingAction(_)));
-        }
-    }
-    let single = routes.virtual_hosts.len() == 1 && routes.virtual_hosts[0].routes.len() == 1;
-    if !(plain && single) {
-        report.unenforced(&at, "every request goes to the application, whatever its route");
-    }
-    found.unwrap_or(none)
 }

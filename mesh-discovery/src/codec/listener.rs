@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
     self as hcm, HttpConnectionManager, http_connection_manager::RouteSpecifier,
 };
 use envoy_types::pb::google::protobuf::Any;
-use mesh_core::policy::{Fault, HttpFilter, HttpFilterKind, Listener, LocalRateLimit, RouteSource};
+use mesh_core::policy::{Fault, HttpFilter, HttpFilterKind, Listener, RouteSource};
 
 use super::extension::{self, url};
 use super::report::{At, Report, consider};
@@ -156,6 +156,11 @@ pub(super) fn encode_filter(http_filter: &HttpFilter) -> Option<hcm::HttpFilter>
 }
 
 fn decode_filter(proto: &filter::Filter<'_>, at: &At<'_>, report: &mut Report) -> Option<HttpFilter> {
+    if proto.disabled {
+        let at = at.item("http_filters", proto.index);
+        report.unenforced(&at.field("disabled"), "a disabled filter stays off on every route");
+        return None;
+    }
     let kind = match proto.type_url.as_str() {
         url::FAULT => {
             let at = at.item("http_filters", proto.index);
@@ -163,7 +168,11 @@ fn decode_filter(proto: &filter::Filter<'_>, at: &At<'_>, report: &mut Report) -
             let fault = fault::decode(&fault, &at, report);
             HttpFilterKind::Fault((fault != Fault::default()).then_some(fault))
         }
-        url::RATE_LIMIT => HttpFilterKind::RateLimit(read_rate_limit(proto, at, report)?),
+        url::RATE_LIMIT => {
+            let at = at.item("http_filters", proto.index);
+            let limit = extension::unpack(proto.config, &at, report)?;
+            HttpFilterKind::RateLimit(rate_limit::decode(&limit, &at, report)?)
+        }
         url::ADMISSION => {
             let at = at.item("http_filters", proto.index);
             let policy = extension::unpack(proto.config, &at, report)?;
@@ -185,10 +194,4 @@ fn decode_filter(proto: &filter::Filter<'_>, at: &At<'_>, report: &mut Report) -
         _ => return None,
     };
     Some(HttpFilter { name: proto.name.to_owned(), kind })
-}
-
-/// Reads the configuration of a filter that limits rates.
-pub(super) fn read_rate_limit(proto: &filter::Filter<'_>, at: &At<'_>, report: &mut Report) -> Option<LocalRateLimit> {
-    let at = at.item("http_filters", proto.index);
-    rate_limit::decode(&extension::unpack(proto.config, &at, report)?, &at, report)
 }

@@ -18,7 +18,7 @@ pub(super) fn regex(pattern: &Pattern) -> RegexMatcher {
 
 /// Reads a pattern.
 pub(super) fn read_regex(proto: &RegexMatcher, at: &At<'_>, report: &mut Report) -> Option<Pattern> {
-    report.checked(&at.field("regex"), Pattern::new(&proto.regex))
+    report.pattern(&at.field("regex"), &proto.regex)
 }
 
 /// A find-and-replace.

@@ -49,6 +49,7 @@ pub mod fuzzing;
 mod header;
 mod health_check;
 mod inbound;
+mod inbound_route;
 mod jwt;
 mod listener;
 mod locality;

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use mesh_core::policy::{InvalidPolicy, Unenforced};
+use mesh_core::policy::{InvalidPolicy, Pattern, PatternRoom, Unenforced};
 
 use super::{DecodeError, Decoded, ProviderInstance, ProviderPart};
 
@@ -73,6 +73,7 @@ pub(super) struct Report {
     problems: Vec<InvalidPolicy>,
     unenforced: Vec<Unenforced>,
     providers: Vec<ProviderInstance>,
+    patterns: PatternRoom,
     dropped: usize,
 }
 
@@ -80,7 +81,15 @@ impl Report {
     /// An empty report on `kind` (`listener`, `cluster`, …) `name`.
     pub(super) fn new(kind: &'static str, name: &str) -> Self {
         let name = name.to_owned();
-        Self { kind, name, problems: Vec::new(), unenforced: Vec::new(), providers: Vec::new(), dropped: 0 }
+        Self {
+            kind,
+            name,
+            problems: Vec::new(),
+            unenforced: Vec::new(),
+            providers: Vec::new(),
+            patterns: PatternRoom::default(),
+            dropped: 0,
+        }
     }
 
     fn resource(&self) -> String {
@@ -104,6 +113,12 @@ impl Report {
     /// Takes the value, or refuses the resource with the reason of the failed check.
     pub(super) fn checked<T>(&mut self, at: &At<'_>, result: Result<T, InvalidPolicy>) -> Option<T> {
         result.map_err(|invalid| self.problem(at, invalid.reason)).ok()
+    }
+
+    /// Takes a regular expression, for which there must be room among all of the resource.
+    pub(super) fn pattern(&mut self, at: &At<'_>, text: &str) -> Option<Pattern> {
+        let read = self.patterns.read(text);
+        self.checked(at, read)
     }
 
     /// Accepts the field at `at` without doing what it says.

@@ -44,11 +44,7 @@ pub(super) fn encode(routes: &RouteConfiguration) -> Proto {
 
 pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<RouteConfiguration> {
     note_unenforced(proto, at, report);
-    for (i, plugin) in proto.cluster_specifier_plugins.iter().enumerate() {
-        if !plugin.is_optional {
-            report.problem(&at.item("cluster_specifier_plugins", i), "no such plugin is known and it is not optional");
-        }
-    }
+    check_plugins(proto, at, report);
     let outer = Outer {
         filters: route_extra::decode_overrides(&proto.typed_per_filter_config, at, report),
         mirrors: decode_mirrors(&proto.request_mirror_policies, at, report),
@@ -71,6 +67,15 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
             ttl: common::opt_duration(b.ttl.as_ref(), at, "retry_budget.ttl", report).unwrap_or_default(),
         }),
     })
+}
+
+/// None is known: those that are not optional refuse the resource.
+pub(super) fn check_plugins(proto: &Proto, at: &At<'_>, report: &mut Report) {
+    for (i, plugin) in proto.cluster_specifier_plugins.iter().enumerate() {
+        if !plugin.is_optional {
+            report.problem(&at.item("cluster_specifier_plugins", i), "no such plugin is known and it is not optional");
+        }
+    }
 }
 
 /// What routes get from the levels around them where they have none of their own.
@@ -136,21 +141,7 @@ fn decode_virtual_host(
     at: &At<'_>,
     report: &mut Report,
 ) -> VirtualHost {
-    if proto.domains.is_empty() {
-        report.problem(&at.field("domains"), "at least one domain is required");
-    }
-    let mut domains = Vec::with_capacity(proto.domains.len());
-    for (i, text) in proto.domains.iter().enumerate() {
-        let at = at.item("domains", i);
-        let Some(domain) = report.checked(&at, Domain::new(text)) else { continue };
-        if !taken.insert(domain.clone()) {
-            report.problem(&at, format!("{text:?} is served by another virtual host or listed twice"));
-        }
-        domains.push(domain);
-    }
-    if proto.matcher.is_some() {
-        report.problem(&at.field("matcher"), "matcher trees are not supported");
-    }
+    let domains = read_domains(proto, taken, at, report);
     note_unenforced_of_host(proto, at, report);
     let overrides = route_extra::decode_overrides(&proto.typed_per_filter_config, at, report);
     let mut overrides = overrides.inside(&outer.filters);
@@ -174,6 +165,31 @@ fn decode_virtual_host(
         routes.extend(decode_route(route, &inner, &at.item("routes", i), report));
     }
     VirtualHost { name: proto.name.clone(), domains, routes, headers: read_policy!(proto, at, report), retry }
+}
+
+/// The domains of a virtual host; `taken` are those of the ones before.
+pub(super) fn read_domains(
+    proto: &HostProto,
+    taken: &mut HashSet<Domain>,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Vec<Domain> {
+    if proto.domains.is_empty() {
+        report.problem(&at.field("domains"), "at least one domain is required");
+    }
+    let mut domains = Vec::with_capacity(proto.domains.len());
+    for (i, text) in proto.domains.iter().enumerate() {
+        let at = at.item("domains", i);
+        let Some(domain) = report.checked(&at, Domain::new(text)) else { continue };
+        if !taken.insert(domain.clone()) {
+            report.problem(&at, format!("{text:?} is served by another virtual host or listed twice"));
+        }
+        domains.push(domain);
+    }
+    if proto.matcher.is_some() {
+        report.problem(&at.field("matcher"), "matcher trees are not supported");
+    }
+    domains
 }
 
 fn note_unenforced_of_host(proto: &HostProto, at: &At<'_>, report: &mut Report) {

@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::{
 };
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::{Rbac as RbacProto, RbacPerRoute};
 use envoy_types::pb::google::protobuf::Any;
-use mesh_core::policy::{Cors, FilterOverride, FilterOverrides, ResponseClass, ResponseMatch};
+use mesh_core::policy::{Cors, FilterOverride, FilterOverrides, LocalRateLimit, ResponseClass, ResponseMatch};
 
 use super::extension::{self, url};
 use super::report::{At, Report};
@@ -21,19 +21,22 @@ use crate::proto::policy::{self as extra, response_match};
 const CORS_FILTER: &str = "envoy.filters.http.cors";
 
 /// Filter configurations of one level of a route configuration.
-#[derive(Clone, Default, PartialEq)]
+#[derive(Default)]
 pub(super) struct Overrides {
     pub(super) filters: FilterOverrides,
-    /// Of the server's own filters, by instance name: they are applied where they are read.
+    /// Of a server's filters, by instance name, of this level alone: they are applied where they are read.
     pub(super) guards: BTreeMap<String, Guard>,
     pub(super) cors: Option<Cors>,
 }
 
 /// How a filter that guards a server differs in one place.
-#[derive(Clone, PartialEq)]
 pub(super) enum Guard {
     /// It is off.
     Off,
+    /// It is on, as it is configured.
+    On,
+    /// Another limit.
+    RateLimit(Box<LocalRateLimit>),
     /// Other authorization rules.
     Rbac(Box<RbacProto>),
     /// The requirement of this name.
@@ -43,30 +46,35 @@ pub(super) enum Guard {
 impl Overrides {
     /// What holds one level further in: the more specific configuration replaces the other.
     pub(super) fn inside(&self, outer: &Self) -> Self {
-        let mut merged = outer.clone();
-        merged.filters.extend(self.filters.clone());
-        merged.guards.extend(self.guards.clone());
-        merged.cors = self.cors.clone().or(merged.cors);
-        merged
+        let mut filters = outer.filters.clone();
+        filters.extend(self.filters.clone());
+        let cors = self.cors.clone().or_else(|| outer.cors.clone());
+        Self { filters, guards: BTreeMap::new(), cors }
     }
+}
+
+/// A filter is on, as it is configured, or off.
+pub(super) fn encode_switch(on: bool) -> Any {
+    let config = on.then(Any::default);
+    extension::pack(url::FILTER_CONFIG, &FilterConfig { config, is_optional: true, disabled: !on })
 }
 
 /// Writes overrides. What gRPC clients don't know is wrapped as optional: they refuse what is neither
 /// known nor optional.
 pub(super) fn encode_overrides(filters: &FilterOverrides, cors: Option<&Cors>) -> HashMap<String, Any> {
-    let wrap = |config: Option<Any>, disabled| {
-        extension::pack(url::FILTER_CONFIG, &FilterConfig { config, is_optional: true, disabled })
+    let wrap = |config: Any| {
+        let config = FilterConfig { config: Some(config), is_optional: true, disabled: false };
+        extension::pack(url::FILTER_CONFIG, &config)
     };
     let mut configs = HashMap::new();
     for (name, filter) in filters {
         let config = match filter {
-            FilterOverride::Disabled => wrap(None, true),
+            FilterOverride::Disabled => encode_switch(false),
+            FilterOverride::Enabled => encode_switch(true),
             FilterOverride::Fault(fault) => extension::pack(url::FAULT, &fault::encode(fault)),
-            FilterOverride::RateLimit(limit) => {
-                wrap(Some(extension::pack(url::RATE_LIMIT, &rate_limit::encode(limit))), false)
-            }
+            FilterOverride::RateLimit(limit) => wrap(extension::pack(url::RATE_LIMIT, &rate_limit::encode(limit))),
             FilterOverride::Session(session) => {
-                wrap(Some(extension::pack(url::SESSION_PER_ROUTE, &session::encode_per_route(session))), false)
+                wrap(extension::pack(url::SESSION_PER_ROUTE, &session::encode_per_route(session)))
             }
             // A kind that this codec does not know cannot be sent.
             _ => continue,
@@ -75,7 +83,7 @@ pub(super) fn encode_overrides(filters: &FilterOverrides, cors: Option<&Cors>) -
     }
     if let Some(cors) = cors {
         let config = extension::pack(url::CORS_POLICY, &cors::encode(cors));
-        configs.insert(CORS_FILTER.to_owned(), wrap(Some(config), false));
+        configs.insert(CORS_FILTER.to_owned(), wrap(config));
     }
     configs
 }
@@ -93,7 +101,8 @@ pub(super) fn decode_overrides(configs: &HashMap<String, Any>, at: &At<'_>, repo
 
 fn read_override(key: &str, any: &Any, overrides: &mut Overrides, at: &At<'_>, report: &mut Report) {
     let mut wrapper = FilterConfig { config: Some(any.clone()), ..Default::default() };
-    if any.type_url == url::FILTER_CONFIG {
+    let wrapped = any.type_url == url::FILTER_CONFIG;
+    if wrapped {
         match extension::unpack(any, at, report) {
             Some(inner) => wrapper = inner,
             None => return,
@@ -139,6 +148,11 @@ fn read_override(key: &str, any: &Any, overrides: &mut Overrides, at: &At<'_>, r
         url::JWT_PER_ROUTE => {
             overrides.guards.extend(read_jwt(config, at, report).map(|guard| (key.to_owned(), guard)));
             None
+        }
+        // Nothing but the word that it is on (Envoy `FilterConfig` with `config: {}`).
+        "" if wrapped && *config == Any::default() => {
+            overrides.guards.insert(key.to_owned(), Guard::On);
+            Some(FilterOverride::Enabled)
         }
         _ if wrapper.is_optional => {
             report.unenforced(at, "the configuration of an unknown filter has no effect");

@@ -11,6 +11,10 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
     TcpProxy,
     tcp_proxy::{ClusterSpecifier, WeightedCluster, weighted_cluster::ClusterWeight},
 };
+use envoy_types::pb::envoy::r#type::v3::{
+    HashPolicy,
+    hash_policy::{PolicySpecifier, SourceIp},
+};
 use mesh_core::policy::{TcpForward, TcpShare};
 
 use super::common;
@@ -19,11 +23,15 @@ use super::report::{At, Report, consider};
 
 /// Usual instance name of the filter.
 const TCP_PROXY: &str = "envoy.filters.network.tcp_proxy";
+/// All of one caller to one endpoint.
+const BY_SOURCE: HashPolicy = HashPolicy { policy_specifier: Some(PolicySpecifier::SourceIp(SourceIp {})) };
 
 /// `name` is the listener's, for statistics: Envoy demands one.
 pub(super) fn encode(name: &str, forward: &TcpForward) -> FilterChain {
     let specifier = match forward.clusters() {
-        [only] if only.weight == NonZeroU32::MIN => ClusterSpecifier::Cluster(only.name.to_string()),
+        [only] if only.weight == NonZeroU32::MIN && only.metadata_match.is_empty() => {
+            ClusterSpecifier::Cluster(only.name.to_string())
+        }
         several => {
             ClusterSpecifier::WeightedClusters(WeightedCluster { clusters: several.iter().map(encode_share).collect() })
         }
@@ -34,6 +42,8 @@ pub(super) fn encode(name: &str, forward: &TcpForward) -> FilterChain {
         idle_timeout: (forward.idle_timeout != Some(TcpForward::IDLE_TIMEOUT))
             .then(|| common::duration(forward.idle_timeout.unwrap_or_default())),
         cluster_specifier: Some(specifier),
+        hash_policy: Vec::from_iter(forward.by_source.then_some(BY_SOURCE)),
+        metadata_match: extension::lb_metadata(&forward.metadata_match),
         ..Default::default()
     };
     let config = ConfigType::TypedConfig(extension::pack(url::TCP_PROXY, &proxy));
@@ -44,7 +54,11 @@ pub(super) fn encode(name: &str, forward: &TcpForward) -> FilterChain {
 }
 
 fn encode_share(share: &TcpShare) -> ClusterWeight {
-    ClusterWeight { name: share.name.to_string(), weight: share.weight.get(), metadata_match: None }
+    ClusterWeight {
+        name: share.name.to_string(),
+        weight: share.weight.get(),
+        metadata_match: extension::lb_metadata(&share.metadata_match),
+    }
 }
 
 /// Decodes the chain; `None` without a problem if there is none, or none that says where connections go.
@@ -85,7 +99,7 @@ pub(super) fn decode(chain: Option<&FilterChain>, at: &At<'_>, report: &mut Repo
     let shares = match proxy.cluster_specifier.as_ref() {
         Some(ClusterSpecifier::Cluster(name)) => {
             check_name(name, &at.field("cluster"), report);
-            vec![TcpShare { name: name.as_str().into(), weight: NonZeroU32::MIN }]
+            vec![TcpShare::new(name.as_str().into(), NonZeroU32::MIN)]
         }
         Some(ClusterSpecifier::WeightedClusters(split)) => {
             let at = at.field("weighted_clusters");
@@ -107,21 +121,37 @@ pub(super) fn decode(chain: Option<&FilterChain>, at: &At<'_>, report: &mut Repo
     if proxy.idle_timeout.is_some() {
         forward.idle_timeout = common::nonzero_duration(proxy.idle_timeout.as_ref(), &at, "idle_timeout", report);
     }
+    forward.by_source = decode_hash(&proxy.hash_policy, &at.field("hash_policy"), report);
+    forward.metadata_match = extension::read_lb_metadata(proxy.metadata_match.as_ref());
     Some(forward)
 }
 
+/// Whether connections are kept together by where they come from.
+fn decode_hash(policies: &[HashPolicy], at: &At<'_>, report: &mut Report) -> bool {
+    let [policy] = policies else {
+        if policies.len() > 1 {
+            report.problem(at, format!("{} policies; at most 1 may be given", policies.len()));
+        }
+        return false;
+    };
+    match &policy.policy_specifier {
+        Some(PolicySpecifier::SourceIp(_)) => true,
+        Some(PolicySpecifier::FilterState(_)) | None => {
+            report.unenforced(at, "no filter leaves a state to hash: a connection goes to any endpoint");
+            false
+        }
+    }
+}
+
 fn decode_share(proto: &ClusterWeight, at: &At<'_>, report: &mut Report) -> Option<TcpShare> {
-    consider!(proto, at, report, ClusterWeight {
-        read: [name, weight],
-        idle: [],
-        metadata_match => "every endpoint of the cluster takes part",
-    });
+    consider!(proto, at, report, ClusterWeight { read: [name, weight, metadata_match], idle: [] });
     check_name(&proto.name, &at.field("name"), report);
     let weight = NonZeroU32::new(proto.weight);
     if weight.is_none() {
         report.problem(&at.field("weight"), "at least 1 is needed");
     }
-    Some(TcpShare { name: proto.name.as_str().into(), weight: weight? })
+    let metadata_match = extension::read_lb_metadata(proto.metadata_match.as_ref());
+    Some(TcpShare { name: proto.name.as_str().into(), weight: weight?, metadata_match })
 }
 
 fn check_name(name: &str, at: &At<'_>, report: &mut Report) {
@@ -132,17 +162,15 @@ fn check_name(name: &str, at: &At<'_>, report: &mut Report) {
 
 fn note_unenforced(proxy: &TcpProxy, at: &At<'_>, report: &mut Report) {
     consider!(proxy, at, report, TcpProxy {
-        read: [cluster_specifier, max_connect_attempts, idle_timeout],
+        read: [cluster_specifier, max_connect_attempts, idle_timeout, hash_policy, metadata_match],
         // Statistics and logs; and what is between a proxy and its caller.
         idle: [
             stat_prefix, access_log, access_log_flush_interval, flush_access_log_on_connected, access_log_options,
             downstream_idle_timeout, upstream_connect_mode, max_early_data_bytes, check_drain_close,
         ],
         on_demand => "clusters are asked for with the listener",
-        metadata_match => "every endpoint of the cluster takes part",
         upstream_idle_timeout => "idle_timeout says when a silent connection is closed",
         backoff_options => "the next endpoint is tried at once",
-        hash_policy => "connections are not kept together by their source",
         tunneling_config => "connections go directly to the endpoint",
         max_downstream_connection_duration => "a connection stays until the application closes it",
         max_downstream_connection_duration_jitter_percentage => "a connection stays until the application closes it",

@@ -17,6 +17,8 @@ pub(crate) use self::worker::AbortOnDrop;
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
@@ -28,6 +30,7 @@ use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_core::error::BoxError;
 use mesh_core::identity::Identity;
+use mesh_core::race;
 use mesh_core::source::{Watched, WatchedIdentity};
 use parking_lot::Mutex;
 use rustls::crypto::CryptoProvider;
@@ -178,10 +181,8 @@ impl Connector {
     async fn handshakes(&self, identity: Option<&Identity>) -> Result<Connection, String> {
         match &self.server.uri {
             ServerUri::Tcp { host, port } => {
-                let io = TcpStream::connect((host.as_str(), *port)).await.map_err(|e| e.to_string())?;
-                // Small frames in both directions: latency counts, not packets.
-                io.set_nodelay(true).map_err(|e| e.to_string())?;
-                self.secured(host, io, identity).await
+                let found = tokio::net::lookup_host((host.as_str(), *port)).await.map_err(|e| e.to_string())?;
+                self.first_of(&found.collect::<Vec<_>>(), host, identity).await
             }
             #[cfg(unix)]
             ServerUri::Unix(path) => {
@@ -191,6 +192,23 @@ impl Connector {
             #[cfg(not(unix))]
             ServerUri::Unix(_) => Err("unix sockets do not exist on this system".to_owned()),
         }
+    }
+
+    /// A connection to one of these, which are all `host`: a dead one costs a head start over the next. One that takes
+    /// the connection and leaves the handshake unanswered is as dead as one that takes none.
+    async fn first_of(
+        &self,
+        addresses: &[SocketAddr],
+        host: &str,
+        identity: Option<&Identity>,
+    ) -> Result<Connection, String> {
+        let connect = |address| async move {
+            let io = TcpStream::connect(address).await?;
+            // Small frames in both directions: latency counts, not packets.
+            io.set_nodelay(true)?;
+            self.secured(host, io, identity).await.map_err(io::Error::other)
+        };
+        race::race(&race::interleave(addresses), connect).await.map_err(|e| e.to_string())
     }
 
     async fn secured<I>(&self, host: &str, io: I, identity: Option<&Identity>) -> Result<Connection, String>

@@ -366,3 +366,30 @@ async fn a_workload_with_a_good_certificate_of_that_name_is_not_taken_for_the_co
         connect(&workload, Some(&REVIEWS.parse().unwrap()), identity).await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn x1_a_dead_address_of_a_control_plane_holds_no_connection_up() {
+    let world = World::new().await;
+    let connector = Connector::new(world.server(world.credentials()), crypto());
+    let good = SocketAddr::from(([127, 0, 0, 1], world.serving.port));
+    // The kernel takes the connection, and nobody ever says a word on it.
+    let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mute_at = mute.local_addr().unwrap();
+    // Bound, and nobody listens.
+    let [refusing, again] = [(); 2].map(|()| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        socket
+    });
+    let [refusing_at, again_at] = [&refusing, &again].map(|socket| socket.local_addr().unwrap());
+    for addresses in [&[mute_at, good][..], &[refusing_at, good], &[refusing_at, mute_at, good]] {
+        let connecting = connector.first_of(addresses, "127.0.0.1", None);
+        let connection = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.expect("not held up").unwrap();
+        assert_eq!(rpc(&connection, None).await.message(), "recorded");
+    }
+    // The control: the good one's word decided, and where there is none, every address is told.
+    let error = connector.first_of(&[refusing_at, again_at], "127.0.0.1", None).await.err().expect("nobody is there");
+    assert!(error.contains(&refusing_at.to_string()) && error.contains(&again_at.to_string()), "{error}");
+    let error = connector.first_of(&[], "127.0.0.1", None).await.err().expect("no address");
+    assert!(error.contains("no address"), "{error}");
+}

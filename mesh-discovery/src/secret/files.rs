@@ -28,6 +28,8 @@ pub(super) struct Files {
     crypto: Arc<CryptoProvider>,
     certified: Part<Certified>,
     roots: Part<Roots>,
+    /// Why the parts, each of them good, are not good together. Complained of at each look, until one of them changes.
+    apart: Option<FileRefused>,
     /// Of the next identity.
     generation: u64,
 }
@@ -77,7 +79,7 @@ enum RootsOf {
 impl Files {
     pub(super) fn new(watcher: FileWatcher, crypto: Arc<CryptoProvider>) -> Self {
         let (certified, roots) = (Part::empty(), Part::empty());
-        Self { watcher, crypto, certified, roots, generation: 0 }
+        Self { watcher, crypto, certified, roots, apart: None, generation: 0 }
     }
 
     /// Reads the files again.
@@ -85,24 +87,16 @@ impl Files {
         let looks = [self.refresh_certified(now).await, self.refresh_roots().await];
         let changed = looks.contains(&Ok(true));
         let mut refused: Vec<_> = looks.into_iter().filter_map(Result::err).collect();
-        let alone = self.roots.value.as_ref().filter(|_| changed && self.watcher.identity.is_none());
-        let roots = match alone.map(|roots| roots.bundles(None)) {
-            Some(Ok(roots)) => Some(roots),
-            Some(Err(reason)) => {
-                let file = self.watcher.certificate_revocation_list_file.as_deref().unwrap_or_default();
-                refused.push(refuse(file, reason));
-                None
-            }
-            None => None,
-        };
-        let identity = match changed.then(|| self.identity()).flatten() {
-            Some(Ok(identity)) => Some(identity),
-            Some(Err(problem)) => {
-                refused.push(problem);
-                None
-            }
-            None => None,
-        };
+        let (mut identity, mut roots) = (None, None);
+        if changed {
+            let joined = if self.watcher.identity.is_some() {
+                self.identity().map(|joined| identity = joined)
+            } else {
+                self.roots_alone().map(|alone| roots = alone)
+            };
+            self.apart = joined.err();
+        }
+        refused.extend(self.apart.clone());
         Refreshed { identity, roots, refused }
     }
 
@@ -161,21 +155,27 @@ impl Files {
 
     /// Certificate and roots joined; `None` while one is missing. Without roots in the configuration nobody is trusted:
     /// policy has to name the instance that says whom.
-    fn identity(&mut self) -> Option<Result<Identity, FileRefused>> {
-        let certified = self.certified.value.as_ref()?;
+    fn identity(&mut self) -> Result<Option<Identity>, FileRefused> {
+        let Some(certified) = &self.certified.value else { return Ok(None) };
         let roots = self.roots.value.as_ref();
         if roots.is_none() && self.watcher.has_roots() {
-            return None;
+            return Ok(None);
         }
         let file = self.watcher.identity.as_ref().map_or("", |(chain, _)| chain);
-        let joined =
-            |bundles| Identity::new((**certified).clone(), bundles, self.generation).map_err(|e| refuse(file, e));
-        let identity = joined(TrustBundles::default()).and_then(|alone| match roots {
-            None => Ok(alone),
-            Some(roots) => joined(roots.bundles(Some(alone.id().trust_domain())).map_err(|e| refuse(file, e))?),
-        });
+        let generation = self.generation;
         self.generation += 1;
-        Some(identity)
+        let joined = |bundles| Identity::new((**certified).clone(), bundles, generation).map_err(|e| refuse(file, e));
+        let alone = joined(TrustBundles::default())?;
+        let Some(roots) = roots else { return Ok(Some(alone)) };
+        let bundles = roots.bundles(Some(alone.id().trust_domain())).map_err(|e| refuse(file, e))?;
+        joined(bundles).map(Some)
+    }
+
+    /// The roots of an instance that has no certificate.
+    fn roots_alone(&self) -> Result<Option<TrustBundles>, FileRefused> {
+        let file = self.watcher.certificate_revocation_list_file.as_deref().unwrap_or_default();
+        let bundles = self.roots.value.as_ref().map(|roots| roots.bundles(None));
+        bundles.transpose().map_err(|reason| refuse(file, reason))
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Longest wait in one piece. A machine that slept wakes up with its clock ahead of its timers, so the
 /// clock is looked at again now and then.
-const LONGEST_NAP: Duration = Duration::from_secs(60);
+pub(super) const LONGEST_NAP: Duration = Duration::from_secs(60);
 
 /// When to renew a certificate that is new now: after half of what is left of its life, moved by up to a
 /// tenth of that, so that processes started together don't renew together; never at once, so that an

@@ -1,5 +1,7 @@
+mod outage;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mesh_core::id::TrustDomain;
@@ -182,59 +184,6 @@ async fn renewal_comes_at_half_of_the_life_and_failures_keep_the_certificate() {
     assert!(asked[2..].iter().all(|(generation, _)| *generation == Some(0)), "the old one stays the proof");
     let half = (asked[2].1 - base) as f64 / DAY.as_secs_f64();
     assert!((0.39..0.61).contains(&half), "{half}");
-}
-
-/// Signs for a quarter of an hour of the test's clock, unless it is away.
-struct Leaving {
-    ca: Ca,
-    base: u64,
-    away: Arc<AtomicBool>,
-}
-
-const QUARTER: Duration = Duration::from_secs(900);
-
-impl worker::Authority for Leaving {
-    async fn next(&self, current: Option<&Identity>, now: u64) -> Result<Identity, CertificateRefused> {
-        if self.away.load(Ordering::Relaxed) {
-            return Err(CertificateRefused::Status("it is away".to_owned()));
-        }
-        let generation = current.map_or(0, |current| current.generation() + 1);
-        Ok(self.ca.identity_for(REVIEWS, generation, QUARTER + Duration::from_secs(now - self.base)))
-    }
-}
-
-/// Seconds of half an hour without a certificate that is good, where the authority is away for `minutes` from the fourth
-/// one on; and the identity's generation at the end.
-async fn without_the_authority(minutes: u64) -> (u64, u64) {
-    let (start, base, away) = (tokio::time::Instant::now(), now(), Arc::<AtomicBool>::default());
-    let clock: Clock = Arc::new(move || base + start.elapsed().as_secs());
-    let authority = Leaving { ca: Ca::new(), base, away: away.clone() };
-    let (mut identity, _) = worker::spawn_with(authority, clock, Arc::default(), &Handle::current());
-    identity.wait_for(Option::is_some).await;
-    let (mut bad, mut generation) = (0, 0);
-    for second in 0..1800 {
-        away.store((240..240 + 60 * minutes).contains(&second), Ordering::Relaxed);
-        let current = identity.load_full();
-        let current = Option::as_ref(&current).expect("what was there is never taken away");
-        bad += u64::from(current.not_after() <= base + start.elapsed().as_secs());
-        generation = current.generation();
-        mesh_testkit::clock::pass(Duration::from_secs(1)).await;
-    }
-    (bad, generation)
-}
-
-/// R25 at full scale: nobody is without a certificate that is good while the authority is away for ten minutes of the
-/// fifteen that one lives; what comes of handshakes after the end is a test of the product.
-#[tokio::test(start_paused = true)]
-async fn a_life_of_fifteen_minutes_bridges_ten_without_the_authority_r25() {
-    for _ in 0..20 {
-        let (bad, generation) = without_the_authority(10).await;
-        assert_eq!(bad, 0);
-        assert!(generation >= 2, "it is renewed in time, and goes on to be: {generation}");
-    }
-    // Control run: an outage of more than a life ends one, and what comes back is asked within the longest wait.
-    let (bad, generation) = without_the_authority(16).await;
-    assert!((300 - 1..300 + 60).contains(&bad) && generation >= 1, "{bad} seconds, generation {generation}");
 }
 
 /// R24: a machine that slept, or whose clock was set.

@@ -6,9 +6,9 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_core::identity::{EndingRoots, Identity, TrustBundles};
+use mesh_core::identity::{EndingLeaf, EndingRoots, Identity, LifeLeft, TrustBundles};
 use mesh_core::source::{Publisher, Watched, WatchedIdentity, WatchedRoots};
-use mesh_core::telemetry::Renewals;
+use mesh_core::telemetry::{Life, Renewals};
 use rustls::crypto::CryptoProvider;
 use tokio::runtime::Handle;
 
@@ -106,11 +106,22 @@ async fn listen(
     renewals: Arc<Renewals>,
 ) {
     let (mut ending, clock) = (EndingRoots::default(), clock::system());
+    let mut leaf = Leaf::renewed_by_others(&renewals);
     let mut random = fastrand::Rng::new();
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
     loop {
         let error = loop {
-            match agent.next().await {
+            let next = {
+                let mut next = pin!(agent.next());
+                loop {
+                    leaf.look(Option::as_deref(&publisher.load_full()), clock());
+                    tokio::select! {
+                        next = next.as_mut() => break next,
+                        () = tokio::time::sleep(schedule::LONGEST_NAP) => {}
+                    }
+                }
+            };
+            match next {
                 Ok(identity) => {
                     backoff.reset();
                     tracing::info!(id = %identity.id(), not_after = identity.not_after(), "new identity from the agent");
@@ -187,7 +198,7 @@ async fn run(
 ) {
     let mut random = fastrand::Rng::new();
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-    let mut ending = EndingRoots::default();
+    let (mut ending, mut leaf) = (EndingRoots::default(), Leaf::renewed_here(&renewals));
     let mut current: Option<Arc<Identity>> = None;
     loop {
         match authority.next(current.as_deref(), clock()).await {
@@ -196,6 +207,7 @@ async fn run(
                 let renew_at = schedule::renew_at(clock(), identity.not_after(), random.f64());
                 tracing::info!(id = %identity.id(), not_after = identity.not_after(), renew_at, "new certificate");
                 refused.publish(None);
+                leaf.renewed();
                 current = Some(attend(&authority, &clock, identity, renew_at, (&publisher, &mut ending)).await);
             }
             Err(error) => {
@@ -205,12 +217,8 @@ async fn run(
                 let now = clock();
                 renewals.failed(now);
                 let left = current.as_ref().map(|c| schedule::percent_left(now, c.not_before(), c.not_after()));
-                match left {
-                    Some(..=10) => {
-                        tracing::error!(%error, retry_in = ?wait, life_left_percent = left, "no new certificate")
-                    }
-                    _ => tracing::warn!(%error, retry_in = ?wait, life_left_percent = left, "no new certificate"),
-                }
+                tracing::warn!(%error, retry_in = ?wait, life_left_percent = left, "no new certificate");
+                leaf.look(current.as_deref(), now);
                 tokio::time::sleep(wait).await;
             }
         }
@@ -246,6 +254,54 @@ async fn attend(
     }
 }
 
+/// The certificate of the moment, and the marks of its life that it passes without being renewed.
+struct Leaf {
+    ending: EndingLeaf,
+    life: Life,
+    /// Whether half of a life is enough to have it renewed: not where somebody else does that, in their own time.
+    due_at_half: bool,
+}
+
+impl Leaf {
+    /// One that this process renews; it is looked at when that has failed.
+    fn renewed_here(renewals: &Renewals) -> Self {
+        Self { ending: EndingLeaf::default(), life: renewals.life(), due_at_half: true }
+    }
+
+    fn renewed_by_others(renewals: &Renewals) -> Self {
+        Self { due_at_half: false, ..Self::renewed_here(renewals) }
+    }
+
+    /// There is a new one.
+    fn renewed(&self) {
+        self.life.passed(LifeLeft::Ample);
+    }
+
+    /// Once for each mark of each certificate.
+    fn look(&mut self, identity: Option<&Identity>, now: u64) {
+        let Some(identity) = identity else { return };
+        let (passed, not_after) = (self.ending.look(identity, now), identity.not_after());
+        self.life.passed(self.ending.said());
+        let Some(mark) = passed else { return };
+        let (id, percent) = (identity.id(), mark.percent());
+        match mark {
+            LifeLeft::Ample => {}
+            LifeLeft::Half if !self.due_at_half => {
+                tracing::info!(%id, not_after, "a certificate has half of its life left and was not renewed yet");
+            }
+            LifeLeft::Half | LifeLeft::Quarter => {
+                tracing::warn!(%id, not_after, "a certificate has {percent} percent of its life left and was not renewed");
+            }
+            LifeLeft::Tenth => {
+                tracing::error!(%id, not_after, "a certificate has {percent} percent of its life left and was not renewed");
+            }
+            LifeLeft::Nothing => {
+                tracing::error!(%id, not_after, "a certificate has ended and was not renewed: peers refuse it");
+            }
+        }
+    }
+}
+
 /// Once for each root: it takes months to change one everywhere.
 fn warn_of_ending(ending: &mut EndingRoots, bundles: &TrustBundles, now: u64) {
     if let Some(not_after) = ending.look(bundles, now) {
@@ -265,6 +321,7 @@ async fn follow(
     let mut random = fastrand::Rng::new();
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
     let (mut said, mut ending) = (Vec::new(), EndingRoots::default());
+    let mut leaf = Leaf::renewed_by_others(&renewals);
     loop {
         let Refreshed { identity, roots, refused } = files.refresh(clock()).await;
         if let Some(roots) = roots {
@@ -285,6 +342,7 @@ async fn follow(
         };
         if let Some(identity) = &*publisher.load_full() {
             warn_of_ending(&mut ending, identity.bundles(), clock());
+            leaf.look(Some(identity), clock());
         }
         if let Some(roots) = &*trusted.load_full() {
             warn_of_ending(&mut ending, roots, clock());

@@ -43,7 +43,7 @@ pub struct XdsConfig {
     /// slow. Default 30 s (gRFC A88).
     pub transient_resource_timeout: Duration,
     /// Variant of the protocol. Default none: delta, and the state of the world with a control plane that
-    /// answers `UNIMPLEMENTED`.
+    /// answers `UNIMPLEMENTED`; a connection ten minutes later or more tries delta again.
     pub variant: Option<Variant>,
     /// Keeps the last good configuration on disk, for a start while no control plane can be reached. Default
     /// none.
@@ -71,8 +71,9 @@ impl XdsConfig {
 /// An xDS client with one ADS stream a control plane, whatever the number of destinations.
 ///
 /// What was once good stays in use through refused updates, outages and deletions. While the preferred
-/// control plane cannot be reached and something is missing, the next one is asked (gRFC A71). Dropping the client
-/// stops its task; values already handed out stay readable.
+/// control plane cannot be reached and something is missing, the next one is asked (gRFC A71); what only that one had counts
+/// as deleted when the preferred one is back and does not give it within the resource timeout. Dropping the client stops its
+/// task; values already handed out stay readable.
 pub struct XdsClient {
     bootstrap: Bootstrap,
     /// Distinct control planes, by [`ServerId`].
@@ -96,7 +97,7 @@ impl XdsClient {
         let owner = saved::owner(&config.bootstrap);
         let snapshot = config.snapshot.map(|snapshot| {
             let (account, saved) = Account::open(snapshot, &config.bootstrap, now);
-            saved.into_iter().for_each(|saved| ads.restore(saved));
+            saved.into_iter().for_each(|saved| ads.restore(saved, account.until()));
             account
         });
         let (commands, received) = mpsc::unbounded_channel();

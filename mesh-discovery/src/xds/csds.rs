@@ -1,7 +1,7 @@
 //! What the client holds, for tools (CSDS; gRFC A40): what `config_dump` says, in Envoy's messages.
 //!
 //! Contents are encoded from the policy in use: fields that it has no place for, which a control plane may have sent,
-//! are not in them.
+//! are not in them. What was refused is shown as it came, beside the last good one.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -13,12 +13,13 @@ use envoy_types::pb::envoy::service::status::v3::client_status_discovery_service
     ClientStatusDiscoveryService, ClientStatusDiscoveryServiceServer,
 };
 use envoy_types::pb::envoy::service::status::v3::{ClientConfig, ClientStatusRequest, ClientStatusResponse};
-use envoy_types::pb::google::protobuf::Timestamp;
+use envoy_types::pb::google::protobuf::{Any, Timestamp};
 use futures_util::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::ads::Standing;
 use super::client::XdsClient;
+use super::message::Body;
 use super::node;
 use super::report::{Complaint, Row, Time};
 use super::resource;
@@ -104,15 +105,16 @@ fn generic(row: &Row, contents: bool) -> GenericXdsConfig {
         xds_config: row.value.as_ref().filter(|_| contents).map(resource::encode),
         last_updated: row.last_updated.map(timestamp),
         client_status: status.into(),
-        error_state: row.error.as_ref().map(failure),
+        error_state: row.error.as_ref().map(|error| failure(error, contents)),
         ..GenericXdsConfig::default()
     }
 }
 
-fn failure(error: &Complaint) -> UpdateFailureState {
+fn failure(error: &Complaint, contents: bool) -> UpdateFailureState {
+    let refused = |body: &Body| Any { type_url: body.type_url.to_string(), value: body.bytes.to_vec() };
     UpdateFailureState {
-        failed_configuration: None,
-        last_update_attempt: Some(timestamp(error.since)),
+        failed_configuration: error.refused.as_ref().filter(|_| contents).map(refused),
+        last_update_attempt: Some(timestamp(error.last)),
         details: error.reason.clone(),
         version_info: error.version.to_string(),
     }

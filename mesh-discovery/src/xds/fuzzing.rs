@@ -1,20 +1,20 @@
-//! The state machine of the client under arbitrary sequences of events: two control planes that come and
-//! go, answer, lie and repeat themselves, readers that come and go, time. For the fuzzer and for seeded
-//! tests; not a part of the interface.
+//! The state machine of the client under arbitrary sequences of events: two control planes of one authority, and in half
+//! of the plays one of another, that come and go, answer, lie, speak out of turn and repeat themselves, readers that come
+//! and go, time. For the fuzzer and for seeded tests; not a part of the interface.
 //!
-//! What must hold after every event: a published snapshot rests on one control plane, names no cluster that it
-//! lacks, and is never taken back; requests follow the protocol. And at the end, when everybody behaves:
-//! the state is that of the preferred control plane, which knows exactly what is wanted.
+//! What must hold after every event: a published snapshot rests on one control plane of its authority, names no cluster
+//! that it lacks, and is never taken back; requests follow the protocol and ask nobody for another authority's. And at the
+//! end, when everybody behaves: the state is that of the preferred control plane, which knows exactly what is wanted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::google::protobuf::Any;
 use mesh_core::policy::{
-    Address, CircuitBreakers, Cluster, ClusterChoice, ClusterState, DestinationState, Domain, Endpoint, Endpoints,
-    Forward, HeaderPolicy, Listener, LocalityEndpoints, Route, RouteAction, RouteConfiguration, RouteMatch,
+    Address, CircuitBreakers, Cluster, ClusterChoice, ClusterState, DestinationState, Discovery, Domain, Endpoint,
+    Endpoints, Forward, HeaderPolicy, Listener, LocalityEndpoints, Route, RouteAction, RouteConfiguration, RouteMatch,
     RouteSource, Snapshot, VirtualHost,
 };
 use mesh_core::source::Watched;
@@ -29,8 +29,18 @@ use crate::bootstrap::{Node, ServerFeatures};
 use crate::cascade::{Cascade, Root};
 use crate::codec;
 
-const TARGETS: [&str; 2] = ["a:80", "b:80"];
+/// The last one is of the other authority.
+const TARGETS: [&str; 3] = ["a:80", "b:80", "a:80"];
 const CLUSTERS: [&str; 2] = ["x", "y"];
+/// The control plane of the other authority.
+const OTHER: ServerId = 2;
+/// What the other authority calls things: the same, but for this.
+const NAMES: [&str; 4] = [
+    "xdstp://n/envoy.config.listener.v3.Listener/",
+    "xdstp://n/envoy.config.route.v3.RouteConfiguration/",
+    "xdstp://n/envoy.config.cluster.v3.Cluster/",
+    "xdstp://n/envoy.config.endpoint.v3.ClusterLoadAssignment/",
+];
 /// Generations of a control plane's configuration: even ones route to `x`, odd ones to `y`.
 const GENERATIONS: u16 = 4;
 /// Distance between the numbers that two control planes put into what they say.
@@ -55,29 +65,41 @@ fn play(book: &Book, data: &[u8]) {
     let mut world = World::new(book, bytes.next().unwrap_or_default());
     while let Some(event) = bytes.next() {
         world.event(event, &mut bytes);
-        world.state.settle();
+        world.settle();
         world.check();
     }
     world.converge();
 }
 
 /// Every resource of every generation of both control planes, encoded.
-pub(super) struct Book(BTreeMap<(ServerId, u16, Kind, &'static str), Body>);
+pub(super) struct Book(BTreeMap<(ServerId, u16, Kind, String), Body>);
+
+/// The name that a control plane has for something.
+fn named(server: ServerId, kind: Kind, name: &str) -> String {
+    if server == OTHER { format!("{}{name}", NAMES[kind.index()]) } else { name.to_owned() }
+}
 
 impl Book {
     pub(super) fn new() -> Self {
         let mut book = BTreeMap::new();
-        for server in 0..2 {
+        for server in 0..=OTHER {
             for generation in 0..GENERATIONS {
-                let mut write = |kind, name, any: Any| {
+                let mark = server * STRIDE + generation + 1;
+                let mut write = |kind, name: &str, encode: &dyn Fn(&str) -> Any| {
+                    let name = named(server, kind, name);
+                    let any = encode(&name);
                     book.insert((server, generation, kind, name), Body::new(&any.type_url, any.value));
                 };
-                let mark = server * STRIDE + generation + 1;
-                TARGETS.into_iter().for_each(|name| write(Kind::Listener, name, listener(name, mark)));
-                write(Kind::Routes, "r", routes(CLUSTERS[usize::from(generation % 2)], mark));
-                for name in CLUSTERS {
-                    write(Kind::Cluster, name, cluster(name, mark));
-                    write(Kind::Endpoints, name, endpoints(name, mark));
+                let of = |kind, name| named(server, kind, name);
+                let routed = of(Kind::Cluster, CLUSTERS[usize::from(generation % 2)]);
+                for target in TARGETS {
+                    write(Kind::Listener, target, &|name| listener(name, &of(Kind::Routes, "r"), mark));
+                }
+                write(Kind::Routes, "r", &|name| routes(name, &routed, mark));
+                for cluster_name in CLUSTERS {
+                    let service = of(Kind::Endpoints, cluster_name);
+                    write(Kind::Cluster, cluster_name, &|name| cluster(name, &service, mark));
+                    write(Kind::Endpoints, cluster_name, &|name| endpoints(name, mark));
                 }
             }
         }
@@ -85,14 +107,14 @@ impl Book {
     }
 }
 
-fn listener(name: &str, mark: u16) -> Any {
+fn listener(name: &str, routes: &str, mark: u16) -> Any {
     codec::encode_listener(&Listener {
         max_stream_duration: Some(Duration::from_secs(mark.into())),
-        ..Listener::new(name, RouteSource::Named("r".to_owned()))
+        ..Listener::new(name, RouteSource::Named(routes.to_owned()))
     })
 }
 
-fn routes(cluster: &str, mark: u16) -> Any {
+fn routes(name: &str, cluster: &str, mark: u16) -> Any {
     let action = RouteAction::Forward(Box::new(Forward::to(cluster.into())));
     let route = Route { name: mark.to_string(), ..Route::new(RouteMatch::any(), action) };
     let host = VirtualHost {
@@ -103,16 +125,17 @@ fn routes(cluster: &str, mark: u16) -> Any {
         retry: None,
     };
     codec::encode_routes(&RouteConfiguration {
-        name: "r".to_owned(),
+        name: name.to_owned(),
         virtual_hosts: vec![host],
         headers: HeaderPolicy::default(),
         retry_budget: None,
     })
 }
 
-fn cluster(name: &str, mark: u16) -> Any {
+fn cluster(name: &str, service: &str, mark: u16) -> Any {
     let breaker = CircuitBreakers { max_requests: Some(mark.into()), ..Default::default() };
-    codec::encode_cluster(&Cluster { breaker, ..Cluster::new(name.into()) })
+    let discovery = Discovery::Eds { service_name: (service != name).then(|| service.to_owned()) };
+    codec::encode_cluster(&Cluster { breaker, discovery, ..Cluster::new(name.into()) })
 }
 
 fn endpoints(name: &str, mark: u16) -> Any {
@@ -140,7 +163,8 @@ struct Plane {
 struct World<'a> {
     book: &'a Book,
     state: State,
-    planes: [Plane; 2],
+    /// By [`ServerId`]; there are as many as there are control planes.
+    planes: Vec<Plane>,
     readers: BTreeMap<usize, (u64, Watched<DestinationState>)>,
     /// Who has been served: that is never taken back.
     served: BTreeSet<usize>,
@@ -153,11 +177,20 @@ impl<'a> World<'a> {
     fn new(book: &'a Book, setting: u8) -> Self {
         let variant = [None, Some(Variant::Delta), Some(Variant::StateOfTheWorld)][usize::from(setting % 3)];
         let server = |name: &str| Server { name: name.to_owned(), features: ServerFeatures::default(), variant };
+        let mut servers = vec![server("better"), server("worse")];
+        let mut authorities = vec![Servers { ordered: vec![0, 1], on_reachability_only: setting & 0x80 != 0 }];
+        let mut by_name = HashMap::new();
+        if setting & 0x20 != 0 {
+            servers.push(server("other"));
+            authorities.push(Servers { ordered: vec![OTHER], on_reachability_only: false });
+            by_name.insert("n".to_owned(), 1);
+        }
+        let planes = servers.iter().map(|_| Plane::default()).collect();
         let topology = Topology {
             node: Arc::new(Node::default()),
-            servers: vec![server("better"), server("worse")],
-            authorities: vec![Servers { ordered: vec![0, 1], on_reachability_only: setting & 0x80 != 0 }],
-            by_name: Default::default(),
+            servers,
+            authorities,
+            by_name,
             resource_timeout: Duration::from_secs(15),
             transient_timeout: Duration::from_secs(30),
         };
@@ -169,7 +202,7 @@ impl<'a> World<'a> {
                 cascade: Cascade::default(),
                 snapshot: None,
             },
-            planes: Default::default(),
+            planes,
             readers: BTreeMap::new(),
             served: BTreeSet::new(),
             now,
@@ -179,7 +212,9 @@ impl<'a> World<'a> {
     }
 
     fn event(&mut self, event: u8, bytes: &mut impl Iterator<Item = u8>) {
-        let server = ServerId::from(event >> 7);
+        let has_other = self.planes.len() > usize::from(OTHER);
+        let server = if has_other && event & 0x40 != 0 { OTHER } else { ServerId::from(event >> 7) };
+        let targets = if has_other { 3 } else { 2 };
         let mut more = || bytes.next().unwrap_or_default();
         match event & 0x0f {
             0 | 1 => self.open(server),
@@ -197,8 +232,8 @@ impl<'a> World<'a> {
                 self.state.ads.next_deadline();
                 self.state.ads.expire(self.now);
             }
-            13 => self.watch(usize::from(more() % 2)),
-            14 => self.leave(usize::from(more() % 2)),
+            13 => self.watch(usize::from(more() % targets)),
+            14 => self.leave(usize::from(more() % targets)),
             _ => self.nonsense(server, bytes),
         }
     }
@@ -211,7 +246,8 @@ impl<'a> World<'a> {
         let (publisher, state) = Watched::channel(DestinationState::Pending);
         let name = TARGETS[target];
         let Ok(parsed) = name.parse() else { return };
-        let root = Root::Destination { target: parsed, listener: name.to_owned(), publisher };
+        let listener = named(authority_of(target), Kind::Listener, name);
+        let root = Root::Destination { target: parsed, listener, publisher };
         let State { ads, cascade, .. } = &mut self.state;
         cascade.add(self.last_id, root, ads);
         self.readers.insert(target, (self.last_id, state));
@@ -225,9 +261,18 @@ impl<'a> World<'a> {
         }
     }
 
+    fn settle(&mut self) {
+        self.state.settle();
+        for server in self.state.ads.take_given_up() {
+            let plane = &mut self.planes[usize::from(server)];
+            assert!(plane.open, "only an open stream is given up");
+            *plane = Plane { generation: plane.generation, ..Default::default() };
+        }
+    }
+
     /// What the worker would do: connections that nobody wants end.
     fn release(&mut self) {
-        for server in 0..2 {
+        for server in 0..self.planes.len() as ServerId {
             let plane = &mut self.planes[usize::from(server)];
             if plane.open && !self.state.ads.wants(server) {
                 *plane = Plane { generation: plane.generation, ..Default::default() };
@@ -241,6 +286,7 @@ impl<'a> World<'a> {
         let plane = &mut self.planes[usize::from(server)];
         if self.state.ads.wants(server) && !plane.open {
             *plane = Plane { generation: plane.generation, open: true, ..Default::default() };
+            let _ = self.state.ads.variant(server, self.now);
             self.state.ads.opened(server, self.now);
         }
     }
@@ -261,7 +307,7 @@ impl<'a> World<'a> {
                 return;
             }
             let request = self.state.ads.take_request(server, self.now).expect("it has one");
-            self.planes[usize::from(server)].hear(&request);
+            self.planes[usize::from(server)].hear(&request, server == OTHER);
         }
     }
 
@@ -276,10 +322,9 @@ impl<'a> World<'a> {
         response.version = format!("{generation}");
         for (index, name) in asked.into_iter().enumerate() {
             let chosen = how >> (index % 2) & 1 == 0;
-            let page =
-                self.book.0.iter().find(|((s, g, k, n), _)| (*s, *g, *k, *n) == (server, generation, kind, &*name));
+            let page = self.book.0.get(&(server, generation, kind, name.clone()));
             match page {
-                Some((_, body)) if chosen => {
+                Some(body) if chosen => {
                     let mut body = body.clone();
                     if how & 0x4 != 0 && index == 0 {
                         body.bytes = [&body.bytes[..], &[0xff; 3]].concat().into();
@@ -291,6 +336,16 @@ impl<'a> World<'a> {
                     response.errors.push(ResourceError { name, cause: Cause::NotFound, message: String::new() });
                 }
                 _ => {}
+            }
+        }
+        if how & 0x40 != 0 && self.planes.len() > usize::from(OTHER) {
+            // It speaks of what is another authority's, too: in its own words, or to say that there is none.
+            let foreign = named(if server == OTHER { 0 } else { OTHER }, kind, ["a:80", "r", "x", "x"][kind.index()]);
+            let own = named(server, kind, ["a:80", "r", "x", "x"][kind.index()]);
+            let body = self.book.0.get(&(server, generation, kind, own)).cloned();
+            response.resources.push(Resource { name: foreign.clone(), version: String::new(), body });
+            if variant == Variant::Delta && how & 0x80 != 0 {
+                response.removed.push(foreign);
             }
         }
         self.state.ads.response(server, response, self.now);
@@ -324,7 +379,9 @@ impl<'a> World<'a> {
         for (target, (_, state)) in &self.readers {
             match &**state.load() {
                 DestinationState::Ready(snapshot) => {
-                    whole(snapshot);
+                    let other = authority_of(*target) == OTHER;
+                    let from = whole(snapshot);
+                    assert!(from.is_none_or(|from| (from == OTHER) == other), "another authority's: {snapshot:?}");
                     self.served.insert(*target);
                 }
                 other => assert!(!self.served.contains(target), "taken back: {other:?}"),
@@ -335,48 +392,64 @@ impl<'a> World<'a> {
     /// Everybody behaves from now on.
     fn converge(&mut self) {
         self.watch(0);
+        self.settle();
+        let all = 0..self.planes.len() as ServerId;
         for round in 0..3 {
             self.now += Duration::from_secs(1);
             // Whoever still has a stream from before may have been lied to on it: a restart clears that up.
             if round == 0 {
-                (0..2).for_each(|server| self.close(server, Some(StreamError::new("restart"))));
+                all.clone().for_each(|server| self.close(server, Some(StreamError::new("restart"))));
             }
-            for server in 0..2 {
+            for server in all.clone() {
                 self.open(server);
                 self.read_requests(server, 64);
                 for kind in Kind::ALL {
                     self.answer(server, kind, 0);
-                    self.state.settle();
+                    self.settle();
                     self.read_requests(server, 64);
                 }
                 self.check();
             }
         }
         self.release();
-        let plane = &self.planes[0];
         for (target, (_, state)) in &self.readers {
             let DestinationState::Ready(snapshot) = &**state.load() else { panic!("{}: {state:?}", TARGETS[*target]) };
             let mark = whole(snapshot);
-            assert_eq!(mark, Some(0), "the better control plane's word counts");
-            let routed = CLUSTERS[usize::from(plane.generation % 2)];
-            assert!(matches!(snapshot.clusters[&routed.into()], ClusterState::Ready { .. }), "{snapshot:?}");
+            let server = authority_of(*target);
+            assert_eq!(mark, Some(server), "the better control plane's word counts");
+            let generation = self.planes[usize::from(server)].generation;
+            let routed = named(server, Kind::Cluster, CLUSTERS[usize::from(generation % 2)]);
+            assert!(matches!(snapshot.clusters[&routed.as_str().into()], ClusterState::Ready { .. }), "{snapshot:?}");
         }
-        for kind in Kind::ALL {
-            let wanted: BTreeSet<String> =
-                self.state.ads.entries().filter(|(k, ..)| *k == kind).map(|(_, name, _)| name.to_string()).collect();
+        for (kind, server) in Kind::ALL.into_iter().flat_map(|kind| [(kind, 0), (kind, OTHER)]) {
+            let Some(plane) = self.planes.get(usize::from(server)) else { continue };
+            let wanted: BTreeSet<String> = (self.state.ads.entries())
+                .filter(|(k, name, _)| *k == kind && name.starts_with("xdstp:") == (server == OTHER))
+                .map(|(_, name, _)| name.to_string())
+                .collect();
             assert_eq!(plane.asked[kind.index()].clone().unwrap_or_default(), wanted, "{kind}");
         }
         assert!(!self.planes[1].open, "the worse control plane is let go");
     }
 }
 
+/// The preferred control plane of a target.
+fn authority_of(target: usize) -> ServerId {
+    if target == 2 { OTHER } else { 0 }
+}
+
 impl Plane {
     /// A request as a strict server reads it.
-    fn hear(&mut self, request: &Request) {
+    fn hear(&mut self, request: &Request, is_other: bool) {
         assert_eq!(request.node.is_some(), !self.introduced, "the node goes with the first request, and only with it");
         self.introduced = true;
         assert!(request.nonce.is_empty() || self.nonces.contains(&request.nonce), "a nonce of another stream");
         assert!(request.error.is_none() || !request.nonce.is_empty(), "a refusal of nothing");
+        let names = match &request.ask {
+            Ask::World { names, .. } => &names[..],
+            Ask::Changes { subscribe, .. } => subscribe,
+        };
+        assert!(names.iter().all(|name| name.starts_with("xdstp:") == is_other), "another authority's: {names:?}");
         let kind = Kind::of_type_url(request.type_url).expect("a type of ours");
         let first = self.asked[kind.index()].is_none();
         let asked = self.asked[kind.index()].get_or_insert_default();

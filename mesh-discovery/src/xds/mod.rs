@@ -7,6 +7,7 @@
 
 mod ads;
 mod client;
+mod contain;
 mod csds;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::ads::{Ads, Session, Standing};
 use super::kind::Kind;
-use super::message::{Name, Variant};
+use super::message::{Body, Name, Variant};
 use super::resource::{PolicyCodec, Value};
 use super::saved::SnapshotStatus;
 use super::worker::State;
@@ -147,8 +147,14 @@ pub(super) struct Complaint {
     #[serde(skip_serializing_if = "str::is_empty")]
     pub(super) version: Name,
     /// When it was first said.
-    pub(super) since: Time,
+    since: Time,
     age_seconds: u64,
+    /// When it was last said.
+    #[serde(skip)]
+    pub(super) last: Time,
+    /// What was refused.
+    #[serde(skip)]
+    pub(super) refused: Option<Body>,
 }
 
 /// Accepted fields that are not enforced, by type.
@@ -211,6 +217,8 @@ pub(super) fn rows(ads: &Ads<PolicyCodec>, now: Instant, epoch: Epoch) -> Vec<Ro
                 version: failure.version.clone(),
                 since: epoch.time_of(failure.since),
                 age_seconds: age(failure.since),
+                last: epoch.time_of(failure.last),
+                refused: failure.refused.as_ref().map(|refused| refused.body.clone()),
             }),
             value: entry.value().map(|resource| resource.value.clone()),
             unenforced: entry.value().map_or_else(|| Arc::from([]), |resource| resource.unenforced.clone()),

@@ -17,6 +17,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Sleep};
 
 use super::ads::{Ads, Retry, ServerId};
+use super::contain::contained;
+use super::kind::Key;
 use super::lane::{Event, Lane};
 use super::resource::PolicyCodec;
 use super::saved::{Account, Saver};
@@ -71,36 +73,62 @@ struct Worker {
 
 impl Worker {
     /// Works off what there is. Commands come first, so that many of them make one request; then what is
-    /// to be said, then what was said, then the clock.
+    /// to be said and what was said, by every connection once, so that a busy one leaves the others their turn.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let state = self.state.clone();
         for _ in 0..BATCH {
             let mut state = state.lock();
             self.take_commands(cx, &mut state);
             self.connect(&mut state);
-            let busy = (0..self.lanes.len()).any(|server| self.talk(cx, server, &mut state));
-            if state.settle()
-                && let Some(saver) = &mut self.saver
-            {
-                saver.changed();
+            let mut busy = false;
+            for server in 0..self.lanes.len() {
+                busy |= self.talk(cx, server, &mut state);
+                self.settle(&mut state);
             }
-            if !(busy || self.expire(cx, &mut state) || self.save(cx, &mut state)) {
+            // Timers after everything that has arrived: what only waits to be read is not late.
+            if !(busy || self.tick(cx, &mut state)) {
                 return Poll::Pending;
             }
         }
+        // But not for ever.
+        let mut state = state.lock();
+        self.tick(cx, &mut state);
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
+    /// Lets time pass for the protocol and for the snapshot on disk; gives whether something came of it.
+    fn tick(&mut self, cx: &mut Context<'_>, state: &mut State) -> bool {
+        let expired = self.expire(cx, state);
+        self.save(cx, state) || expired
+    }
+
+    /// Brings to the readers what changed, and ends the streams that are of no use any more.
+    fn settle(&mut self, state: &mut State) {
+        if state.settle()
+            && let Some(saver) = &mut self.saver
+        {
+            saver.changed();
+        }
+        for server in state.ads.take_given_up() {
+            self.lanes[usize::from(server)].wait(false);
+        }
+    }
+
     fn take_commands(&mut self, cx: &mut Context<'_>, state: &mut State) {
-        let State { ads, cascade, .. } = state;
+        let State { ads, cascade, .. } = &mut *state;
         while let Poll::Ready(Some(command)) = self.commands.poll_recv(cx) {
-            match command {
-                Command::Subscribe(id, root) => cascade.add(id, root, ads),
-                Command::Unsubscribe(id) => cascade.remove(id, ads),
+            let done = match command {
+                Command::Subscribe(id, root) => {
+                    assembled(|| cascade.add(id, root, ads)).inspect_err(|reason| cascade.fail(id, reason))
+                }
+                Command::Unsubscribe(id) => assembled(|| cascade.remove(id, ads)),
+            };
+            if let Err(reason) = done {
+                tracing::error!(reason, "a subscription could not be followed");
             }
         }
-        state.settle();
+        self.settle(state);
     }
 
     /// Begins and ends connections as they are wanted.
@@ -108,7 +136,7 @@ impl Worker {
         for (server, lane) in self.lanes.iter_mut().enumerate() {
             let id = server as ServerId;
             match (state.ads.wants(id), lane.is_idle()) {
-                (true, true) => lane.open(state.ads.sessions()[server].variant),
+                (true, true) => lane.open(state.ads.variant(id, Instant::now())),
                 (false, false) => {
                     lane.stop();
                     state.ads.released(id);
@@ -134,11 +162,11 @@ impl Worker {
             }
             Event::Response(response) => ads.response(id, response, Instant::now()),
             Event::Closed(error) => match ads.closed(id, error, Instant::now()) {
-                Retry::AtOnce => lane.open(ads.sessions()[server].variant),
+                Retry::AtOnce => lane.open(ads.variant(id, Instant::now())),
                 Retry::Soon => lane.wait(true),
                 Retry::Later => lane.wait(false),
             },
-            Event::Due => lane.open(ads.sessions()[server].variant),
+            Event::Due => lane.open(ads.variant(id, Instant::now())),
         }
         true
     }
@@ -158,23 +186,51 @@ impl Worker {
             return false;
         }
         state.ads.expire(Instant::now().max(deadline));
-        state.settle();
+        self.settle(state);
         true
     }
 }
 
+/// Does what a resource brings about past its decoder.
+fn assembled(work: impl FnOnce()) -> Result<(), String> {
+    contained("the assembly of what rests on it", || {
+        work();
+        Ok(())
+    })
+}
+
 impl State {
     /// Tells the cascade what changed until nothing does: what it then asks for may be known already. Gives
-    /// whether there was something.
+    /// whether there was something. Then the last response is answered.
     pub(super) fn settle(&mut self) -> bool {
+        self.settle_by(|cascade, keys, ads| cascade.changed(keys, ads))
+    }
+
+    /// The same, `tell`ing the cascade. A panic in that costs the resource it came with: those that changed together are
+    /// told one by one, and who makes it panic again is refused.
+    pub(super) fn settle_by(&mut self, mut tell: impl FnMut(&mut Cascade, &[Key], &mut Ads<PolicyCodec>)) -> bool {
         let mut any = false;
         loop {
-            let changed = self.ads.take_changed();
+            let mut changed = self.ads.take_changed();
             if changed.is_empty() {
+                self.ads.conclude();
                 return any;
             }
             any = true;
-            self.cascade.changed(&changed, &mut self.ads);
+            let Self { ads, cascade, .. } = self;
+            if assembled(|| tell(cascade, &changed, ads)).is_ok() {
+                continue;
+            }
+            // What others refer to first.
+            changed.sort_unstable();
+            for key in changed {
+                let told = assembled(|| tell(cascade, std::slice::from_ref(&key), ads));
+                if let Err(reason) = told
+                    && !ads.refuse(&key, &reason)
+                {
+                    tracing::error!(%key, reason, "its readers keep what they have");
+                }
+            }
         }
     }
 }

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `/` | this list |
 //! | `/healthz` | 200 while the process runs |
-//! | `/readyz` | 200, or 503 with the reasons |
+//! | `/readyz` | 200, or 503 with the reasons; with what else an operator should know |
 //! | `/metrics` | Prometheus text |
 //! | `/config_dump` | configuration as it was received and understood |
 //! | `/clusters` | destinations and their endpoints |
@@ -43,6 +43,9 @@ use crate::Readiness;
 /// while, but must not block for long.
 pub type Content = Arc<dyn Fn() -> (&'static str, Bytes) + Send + Sync>;
 
+/// What an operator should know, a line each, although it holds nothing back.
+pub type Notes = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
+
 type Answer = Response<UnsyncBoxBody<Bytes, BoxError>>;
 type Grpc = Arc<dyn Fn(Request<Incoming>) -> BoxFuture<'static, Answer> + Send + Sync>;
 
@@ -51,6 +54,7 @@ type Grpc = Arc<dyn Fn(Request<Incoming>) -> BoxFuture<'static, Answer> + Send +
 #[must_use]
 pub struct DebugServerBuilder {
     readiness: Readiness,
+    notes: Option<Notes>,
     metrics: Option<Content>,
     config_dump: Option<Content>,
     clusters: Option<Content>,
@@ -64,6 +68,12 @@ impl DebugServerBuilder {
     /// What `/readyz` answers from. Default: always ready.
     pub fn readiness(mut self, readiness: Readiness) -> Self {
         self.readiness = readiness;
+        self
+    }
+
+    /// Further lines of `/readyz`, ready or not. Default: none.
+    pub fn notes(mut self, notes: Notes) -> Self {
+        self.notes = Some(notes);
         self
     }
 
@@ -92,7 +102,8 @@ impl DebugServerBuilder {
     }
 
     /// What answers gRPC: every HTTP/2 request with a content type of `application/grpc`. Without, HTTP/2 is not
-    /// spoken. At most 8 connections at once are HTTP/2; they may stay open.
+    /// spoken. At most 8 connections at once are HTTP/2; they may stay open. How large a message may be is for the service to
+    /// say; unread at most 64 KiB of a connection's bodies are held.
     pub fn grpc<S, B>(mut self, service: S) -> Self
     where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,

@@ -10,10 +10,10 @@ use mesh_core::source::Identities;
 use mesh_core::telemetry::health::{EJECTIONS, EJECTIONS_ACTIVE, EJECTIONS_UNENFORCED, HEALTH_CHECKS, PENALTIES};
 use mesh_core::telemetry::{
     BUCKETS_MS, CERTIFICATE_EXPIRY, CONFIG_RESOURCES, CONFIG_UNCONFIRMED, CONFIG_UNENFORCED, CONNECTIONS_ACTIVE,
-    DECISIONS, DecisionLabels, Histogram, Metrics, Outcome, PeerLabels, RENEWAL_FAILED_AT, RENEWAL_FAILURES,
-    REQUEST_DURATION, REQUESTS_ACTIVE, REQUESTS_PENDING, REQUESTS_TOTAL, RETRIES_ACTIVE, ROUTE_LATENCY,
-    ROUTE_RESPONSES, Reporter, RequestLabels, RouteLabels, TCP_CLOSED, TCP_OPENED, TCP_RECEIVED_BYTES, TCP_SENT_BYTES,
-    TcpSeries,
+    DECISIONS, DecisionLabels, Histogram, LIFE_LEFT, Metrics, Outcome, PEERS_BY_ROOT, PeerLabels, PeersByRoot,
+    RENEWAL_FAILED_AT, RENEWAL_FAILURES, REQUEST_DURATION, REQUESTS_ACTIVE, REQUESTS_PENDING, REQUESTS_TOTAL,
+    RETRIES_ACTIVE, ROUTE_LATENCY, ROUTE_RESPONSES, RequestLabels, RouteLabels, TCP_CLOSED, TCP_OPENED,
+    TCP_RECEIVED_BYTES, TCP_SENT_BYTES, TcpSeries,
 };
 
 use crate::{InboundStats, Refusal};
@@ -43,6 +43,7 @@ pub fn encode(version: &str, metrics: &Metrics, inbound: Option<&InboundStats>) 
     health_lines(&mut out, metrics);
     decision_lines(&mut out, metrics);
     renewal_lines(&mut out, metrics);
+    peers_by_root(&mut out, metrics.peers());
     if let Some(stats) = inbound {
         inbound_lines(&mut out, stats);
     }
@@ -227,6 +228,21 @@ fn renewal_lines(out: &mut String, metrics: &Metrics) {
         head(out, RENEWAL_FAILED_AT, "gauge", "When the last of them was.");
         let _ = writeln!(out, "{RENEWAL_FAILED_AT} {last}");
     }
+    head(out, LIFE_LEFT, "gauge", "The mark that the life of a certificate has passed without being renewed.");
+    let _ = writeln!(out, "{LIFE_LEFT} {}", renewals.life_left().percent());
+}
+
+/// Writes how many open connections each root vouches for, at either end. Nothing where there were none yet.
+pub fn peers_by_root(out: &mut String, peers: &PeersByRoot) {
+    let all = peers.all();
+    if all.is_empty() {
+        return;
+    }
+    head(out, PEERS_BY_ROOT, "gauge", "Open connections with mutual TLS by the root that vouches for the peer.");
+    for (reporter, root, open) in all {
+        let reporter = reporter.as_str();
+        line(out, PEERS_BY_ROOT, "", &format!("reporter=\"{reporter}\",root=\"{root}\""), open);
+    }
 }
 
 fn health_lines(out: &mut String, metrics: &Metrics) {
@@ -305,12 +321,8 @@ fn tcp_labels(labels: &RequestLabels, flags: &str) -> String {
 
 /// Who speaks to whom.
 fn peer_labels(labels: &RequestLabels) -> String {
-    let reporter = match labels.reporter {
-        Reporter::Source => "source",
-        Reporter::Destination => "destination",
-    };
     let mut out = String::with_capacity(1024);
-    pair(&mut out, "reporter", reporter);
+    pair(&mut out, "reporter", labels.reporter.as_str());
     source_labels(&mut out, &labels.source);
     destination_labels(&mut out, &labels.destination, labels);
     out
@@ -372,6 +384,8 @@ fn escaped(value: &str) -> std::borrow::Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use mesh_core::telemetry::Reporter;
 
     use super::*;
 

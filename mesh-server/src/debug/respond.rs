@@ -56,19 +56,19 @@ pub(super) fn respond<B>(content: &DebugServerBuilder, request: &Request<B>) -> 
 
 fn readyz(content: &DebugServerBuilder) -> Response<Full<Bytes>> {
     let readiness = &content.readiness;
-    if readiness.is_ready() {
-        return text_response(StatusCode::OK, "ready\n");
-    }
-    let mut text = String::new();
+    let ready = readiness.is_ready();
+    let mut text = String::from(if ready { "ready\n" } else { "" });
     if readiness.draining() {
         text.push_str("draining\n");
     }
-    for (name, why) in readiness.reasons() {
+    let reasons = readiness.reasons().into_iter().map(|(name, why)| format!("{name}: {why}"));
+    let notes = content.notes.as_ref().map(|notes| notes()).unwrap_or_default();
+    for line in reasons.chain(notes) {
         // A reason may hold what somebody else wrote, and has one line.
-        text.push_str(&format!("{name}: {why}").replace(char::is_control, " "));
+        text.push_str(&line.replace(char::is_control, " "));
         text.push('\n');
     }
-    text_response(StatusCode::SERVICE_UNAVAILABLE, text)
+    text_response(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text)
 }
 
 fn show(content: Option<&Content>) -> Response<Full<Bytes>> {

@@ -35,14 +35,14 @@ use mesh_core::error::BoxError;
 use mesh_core::policy::{InboundListener, InboundState, InboundTls};
 use mesh_core::source::Watched;
 
-use super::stay::{Guest, Leave, may_ask_on, stay, stay_taken_over};
+use super::stay::{Guest, Leave, may_ask_on, stay, stay_taken_over, unwelcome};
 use super::{InboundStats, Refusal};
 use crate::config::MOST_HEADER_BYTES;
 use crate::listen::{
-    Detected, Frames, HttpVersion, Stream, TlsAccept, TlsRefused, Verified, detect, is_tls, leash, looks_like_http1,
+    Detected, HttpVersion, Stream, TlsAccept, TlsRefused, Verified, Why, detect, is_tls, leash, looks_like_http1,
     refuse_plaintext,
 };
-use crate::{Body, Config, InboundLayer};
+use crate::{Accepted, Body, Config, InboundLayer};
 
 /// What every connection of a server needs.
 pub(crate) struct Door {
@@ -99,12 +99,6 @@ impl Door {
             admitted = self.admit(tcp, address) => admitted,
         };
         let Some(Admitted { mut io, version, guest }) = admitted else { return };
-        if version == HttpVersion::Http2 {
-            let stats = self.stats.clone();
-            let told = move || stats.refuse(Refusal::Flood, address, &"it sent a flood of control frames");
-            let Config { max_control_frames, header_read_timeout, .. } = self.config;
-            io.frames = Some(Frames::new(max_control_frames, header_read_timeout, Box::new(told)));
-        }
 
         let knows = version == HttpVersion::Http2 && !self.drain.is_draining();
         let drained = if knows { self.drain.clone() } else { self.close.watch() };
@@ -149,6 +143,24 @@ impl Door {
         }
     }
 
+    /// Takes a connection as far as its requests.
+    pub(crate) async fn accept(&self, tcp: TcpStream, address: SocketAddr) -> Option<Accepted> {
+        // As the own loop does.
+        let _ = tcp.set_nodelay(true);
+        let Admitted { mut io, version, guest } = self.admit(tcp, address).await?;
+        let peer = guest.peer.clone();
+        let layer = self.layer.for_connection(peer.clone(), Some(guest.server_name.clone()));
+        let (leash, tether) = leash();
+        io.tether = Some(tether);
+        // What else a new policy says is said to each request.
+        let unwelcome = unwelcome(guest, self.inbound.clone(), &self.tls, |_, _, _| true);
+        let closing = Box::pin(async move {
+            unwelcome.await;
+            leash.cut(Why::Policy);
+        });
+        Some(Accepted::new(io, version, peer, layer, closing))
+    }
+
     /// Decides about a connection; `None` = refused and closed.
     async fn admit(&self, tcp: TcpStream, address: SocketAddr) -> Option<Admitted> {
         let mut first = [0; PEEK];
@@ -177,7 +189,14 @@ impl Door {
         match timeout(self.config.detect_timeout, detect(stream)).await {
             Err(_) => self.refuse(Refusal::Timeout, address, &"it sent no request"),
             Ok(Err(_)) => None,
-            Ok(Ok((version, io))) => {
+            Ok(Ok((HttpVersion::Http2, io))) if !io.may_be_http2() => {
+                self.refuse(Refusal::Alpn, address, &"it speaks HTTP/2 over TLS that did not agree on it (ALPN)")
+            }
+            Ok(Ok((version, mut io))) => {
+                let stats = self.stats.clone();
+                io.watch(version, &self.config, move || {
+                    stats.refuse(Refusal::Flood, address, &"it sent a flood of control frames");
+                });
                 let guest = Guest::new(address, io.server_name(), verified, listener);
                 Some(Admitted { io, version, guest })
             }
@@ -250,11 +269,12 @@ fn reason(refused: &TlsRefused) -> Refusal {
     }
 }
 
-fn http1_builder(config: &Config) -> http1::Builder {
+pub(crate) fn http1_builder(config: &Config) -> http1::Builder {
     let mut http1 = http1::Builder::new();
     http1
         .timer(TokioTimer::new())
-        .header_read_timeout(config.header_read_timeout)
+        // The time of a head from its first byte on is counted by `Messages`.
+        .header_read_timeout(config.idle_timeout)
         .max_header_size(config.max_header_bytes.min(MOST_HEADER_BYTES) as usize)
         // hyper panics below 8 KiB.
         .max_buf_size(config.max_buffer.max(8192))
@@ -268,7 +288,7 @@ fn http1_builder(config: &Config) -> http1::Builder {
     http1
 }
 
-fn http2_builder(config: &Config) -> http2::Builder<TokioExecutor> {
+pub(crate) fn http2_builder(config: &Config) -> http2::Builder<TokioExecutor> {
     let mut http2 = http2::Builder::new(TokioExecutor::new());
     http2
         .timer(TokioTimer::new())

@@ -10,5 +10,6 @@ mod worker;
 
 pub use self::stats::{InboundStats, Refusal};
 
-pub(crate) use self::connection::Door;
+pub(crate) use self::connection::{Door, http1_builder, http2_builder};
+pub(crate) use self::peers::Peers;
 pub(crate) use self::worker::run;

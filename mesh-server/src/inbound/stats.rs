@@ -31,6 +31,8 @@ pub enum Refusal {
     NoIdentity,
     /// A failed handshake or a client certificate that was not accepted.
     Handshake,
+    /// HTTP/2 over TLS that agreed on another protocol, or on none (ALPN).
+    Alpn,
     /// Too slow with its first bytes or its handshake.
     Timeout,
     /// More control frames than [`Config::max_control_frames`](crate::Config) allows. The one that may come after requests.
@@ -39,7 +41,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason, in the order of the metric.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NoPolicy,
         Self::ConnectionLimit,
         Self::PeerLimit,
@@ -47,6 +49,7 @@ impl Refusal {
         Self::TlsDisabled,
         Self::NoIdentity,
         Self::Handshake,
+        Self::Alpn,
         Self::Timeout,
         Self::Flood,
     ];
@@ -61,6 +64,7 @@ impl Refusal {
             Self::TlsDisabled => "tls_disabled",
             Self::NoIdentity => "no_identity",
             Self::Handshake => "handshake",
+            Self::Alpn => "alpn",
             Self::Timeout => "timeout",
             Self::Flood => "flood",
         }
@@ -73,7 +77,9 @@ impl Refusal {
             Self::Handshake => Some(Code::PEER_REFUSED),
             Self::NoIdentity => Some(Code::NO_IDENTITY),
             Self::NoPolicy => Some(Code::CONFIG_PENDING),
-            Self::ConnectionLimit | Self::PeerLimit | Self::TlsDisabled | Self::Timeout | Self::Flood => None,
+            Self::ConnectionLimit | Self::PeerLimit | Self::TlsDisabled | Self::Alpn | Self::Timeout | Self::Flood => {
+                None
+            }
         }
     }
 }

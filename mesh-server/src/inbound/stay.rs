@@ -4,6 +4,7 @@
 //! to it surely still is, they go on; if not, the connection takes no more of them, and those in flight have a limited
 //! time: the caller comes again, and each of its requests is judged as it begins. A raw connection is judged anew.
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -113,18 +114,9 @@ pub(super) async fn stay(
     is_welcome: impl Fn(&InboundListener, &Arc<InboundListener>, Caller<'_>) -> bool,
     is_taken_over: impl Fn() -> bool,
 ) -> Leave {
-    let Guest { peer, server_name, verified, listener } = guest;
-    let age = listener.limits.max_connection_age.or(config.max_connection_age);
+    let age = guest.listener.limits.max_connection_age.or(config.max_connection_age);
     let varied = |age: Duration| Duration::try_from_secs_f64(age.as_secs_f64() * (0.9 + 0.2 * fastrand::f64()));
     let oldest = age.and_then(|age| Instant::now().checked_add(varied(age).ok()?));
-    // Of a peer that proved who it is, the proof must still hold; any other needs a port that asks for none.
-    let proven = verified.is_some();
-    let distrusted = async {
-        match verified {
-            Some(verified) => tls.distrusted(verified).await,
-            None => std::future::pending().await,
-        }
-    };
     let aged = async {
         match oldest {
             Some(at) => sleep_until(at).await,
@@ -137,14 +129,45 @@ pub(super) async fn stay(
     };
     tokio::select! {
         () = drain.drained() => Leave::Drained,
-        () = distrusted => Leave::Unwelcome,
-        leave = changed(inbound, listener, &peer, &server_name, proven, is_welcome) => leave,
+        leave = unwelcome(guest, inbound, tls, is_welcome) => leave,
         () = aged => Leave::Aged,
+    }
+}
+
+/// Waits until policy or trust have something against a connection's peer. Of one that proved who it is, the proof must still
+/// hold; any other needs a port that asks for none.
+pub(super) fn unwelcome<W>(
+    guest: Guest,
+    inbound: Watched<InboundState>,
+    tls: &TlsAccept,
+    is_welcome: W,
+) -> impl Future<Output = Leave> + use<W>
+where
+    W: Fn(&InboundListener, &Arc<InboundListener>, Caller<'_>) -> bool,
+{
+    let Guest { peer, server_name, verified, listener } = guest;
+    let proven = verified.is_some();
+    let distrusted = verified.map(|verified| tls.distrusted(verified));
+    async move {
+        let distrusted = async {
+            match distrusted {
+                Some(distrusted) => distrusted.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = distrusted => Leave::Unwelcome,
+            leave = changed(inbound, listener, &peer, &server_name, proven, is_welcome) => leave,
+        }
     }
 }
 
 /// Whether requests of a caller go on as they did: all that was open to it surely still is.
 pub(super) fn may_ask_on(known: &InboundListener, now: &Arc<InboundListener>, caller: Caller<'_>) -> bool {
+    // Which of its routes a caller asks for only requests tell.
+    if !(known.routes.are_all() && now.routes.are_all()) {
+        return known.routes == now.routes;
+    }
     demands(known) == demands(now) && keeps_open(&known.authorization, &now.authorization, caller)
 }
 

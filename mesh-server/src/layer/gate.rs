@@ -1,7 +1,9 @@
 //! Authorization, and tokens before it: the policy in force, compiled when its first request comes, and what is told of
 //! its decisions.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -15,23 +17,34 @@ use mesh_core::error::Code;
 use mesh_core::identity::PeerIdentity;
 use mesh_core::jwt::Tokens;
 use mesh_core::matcher::RequestView;
-use mesh_core::policy::{InboundListener, JwtAuthentication};
+use mesh_core::policy::{AuthorizationPolicy, InboundListener, JwtAuthentication};
 use mesh_core::telemetry::{DecisionLabels, Metrics};
 
 use super::caught::caught;
+use super::routes::{Place, Routes, guards};
 use super::token::{Challenge, Filters};
 
 /// The compiled policy of a listener, kept as long as the listener's configuration stays.
 pub(crate) struct Gate {
     authorizers: Arc<dyn ExternalAuthorizers>,
     metrics: Arc<Metrics>,
-    current: ArcSwapOption<Compiled>,
+    current: ArcSwapOption<Current>,
     // Whether there is one: asked where there is no policy.
     compiled: AtomicBool,
 }
 
-struct Compiled {
+/// A listener's policy.
+struct Current {
     listener: Arc<InboundListener>,
+    /// Of what has no route.
+    whole: Arc<Compiled>,
+    /// Of each route that serves.
+    each: Box<[Option<Arc<Compiled>>]>,
+    routes: Routes,
+}
+
+struct Compiled {
+    destination: SocketAddr,
     tokens: Filters,
     authorizer: Authorizer,
     /// Who can be asked, by provider.
@@ -57,6 +70,14 @@ pub(super) struct Asking {
     rule: Box<str>,
 }
 
+/// A request that policy lets through, so far.
+#[derive(Default)]
+pub(super) struct Judged {
+    /// Somebody has to be asked before.
+    pub(super) asking: Option<Asking>,
+    pub(super) place: Place,
+}
+
 /// How an authorizer's answer is counted.
 #[derive(Clone, Copy)]
 pub(super) enum Answer {
@@ -79,8 +100,8 @@ impl Gate {
         Self { authorizers, metrics, current: ArcSwapOption::empty(), compiled: AtomicBool::new(false) }
     }
 
-    /// Decides about a request whose target is settled: it may pass, somebody has to be asked, or it may not. Its tokens
-    /// are looked at first, and those that hold noted. Costs nothing where there is no policy.
+    /// Decides about a request whose target is settled: it may pass, somebody has to be asked, or it may not. Its route is
+    /// looked up first, then its tokens are looked at, and those that hold noted. Costs nothing where there is no policy.
     pub(super) fn judge<B>(
         &self,
         listener: Option<&Arc<InboundListener>>,
@@ -88,21 +109,31 @@ impl Gate {
         peer: Option<&PeerIdentity>,
         server_name: Option<&str>,
         tokens: &mut Option<Arc<Tokens>>,
-    ) -> Result<Option<Asking>, Closed> {
-        let says = |listener: &&Arc<InboundListener>| !listener.authorization.is_empty() || !listener.jwt.is_empty();
+    ) -> Result<Judged, Closed> {
+        let says = |listener: &&Arc<InboundListener>| {
+            !listener.authorization.is_empty() || !listener.jwt.is_empty() || !listener.routes.are_all()
+        };
         let Some(listener) = listener.filter(says) else {
             if self.compiled.load(Ordering::Relaxed) {
                 self.forget();
             }
-            return Ok(None);
+            return Ok(Judged::default());
         };
         let current = self.current.load();
-        let compiled = match current.as_ref().filter(|compiled| Arc::ptr_eq(&compiled.listener, listener)) {
-            Some(compiled) => compiled,
+        let current = match current.as_ref().filter(|current| Arc::ptr_eq(&current.listener, listener)) {
+            Some(current) => current,
             None => &self.compile(listener),
         };
+        let place = match listener.routes.are_all() {
+            true => Some(Place::Whole),
+            false => current.routes.find(&view(request)),
+        };
+        let Some((place, compiled)) = place.and_then(|place| Some((place, current.at(place)?))) else {
+            return Err(Closed { code: Code::NO_INBOUND_ROUTE, details: "route_not_found".into(), challenge: None });
+        };
         compiled.tokens.admit(request, peer, tokens)?;
-        compiled.decide(Step::default(), request, peer, server_name, tokens.as_deref())
+        let asking = compiled.decide(Step::default(), request, peer, server_name, tokens.as_deref())?;
+        Ok(Judged { asking, place })
     }
 
     /// Decides about a connection that carries no requests. Nobody is asked about one, and none shows a token.
@@ -122,16 +153,43 @@ impl Gate {
         if listener.authorization.is_empty() {
             return Ok(());
         }
-        let current = self.current.load_full().filter(|compiled| Arc::ptr_eq(&compiled.listener, listener));
-        let compiled = current.unwrap_or_else(|| self.compile(listener));
-        compiled.authorizer.decide(&of, |seen| observed(&seen, &of)).map_err(|denial| closed(&denial, &of))
+        let current = self.current.load_full().filter(|current| Arc::ptr_eq(&current.listener, listener));
+        let current = current.unwrap_or_else(|| self.compile(listener));
+        current.whole.authorizer.decide(&of, |seen| observed(&seen, &of)).map_err(|denial| closed(&denial, &of))
     }
 
     // Two requests may do this at once; both get the same.
     #[cold]
-    fn compile(&self, listener: &Arc<InboundListener>) -> Arc<Compiled> {
+    fn compile(&self, listener: &Arc<InboundListener>) -> Arc<Current> {
+        let of = |jwt: &[JwtAuthentication], policies: &[AuthorizationPolicy]| {
+            Arc::new(self.compiled(listener.address, jwt, policies))
+        };
+        // Many routes have the same guards.
+        let mut known = HashMap::new();
+        let each = listener.routes.iter().map(|route| {
+            let guards = guards(route)?;
+            let compiled = known.entry(Arc::as_ptr(guards)).or_insert_with(|| of(&guards.jwt, &guards.authorization));
+            Some(compiled.clone())
+        });
+        let current = Arc::new(Current {
+            listener: listener.clone(),
+            each: each.collect(),
+            whole: of(&listener.jwt, &listener.authorization),
+            routes: Routes::new(&listener.routes),
+        });
+        self.current.store(Some(current.clone()));
+        self.compiled.store(true, Ordering::Relaxed);
+        current
+    }
+
+    fn compiled(
+        &self,
+        destination: SocketAddr,
+        jwt: &[JwtAuthentication],
+        policies: &[AuthorizationPolicy],
+    ) -> Compiled {
         let decisions = self.metrics.decisions();
-        let authorizer = Authorizer::counted(&listener.authorization, decisions);
+        let authorizer = Authorizer::counted(policies, decisions);
         let counter = |provider: &str, decision| {
             let (policy, action) = (format!("provider[{provider}]"), "custom");
             decisions.counter(DecisionLabels { policy, action, decision, dry_run: false })
@@ -146,17 +204,22 @@ impl Gate {
             Some(External { provider: provider.name.as_str().into(), authorizer: asked, counters })
         });
         let external = external.collect();
-        let tokens = Filters::new(&listener.jwt, decisions);
-        let compiled = Arc::new(Compiled { listener: listener.clone(), tokens, authorizer, external });
-        self.current.store(Some(compiled.clone()));
-        self.compiled.store(true, Ordering::Relaxed);
-        compiled
+        Compiled { destination, tokens: Filters::new(jwt, decisions), authorizer, external }
     }
 
     #[cold]
     fn forget(&self) {
         self.compiled.store(false, Ordering::Relaxed);
         self.current.store(None);
+    }
+}
+
+impl Current {
+    fn at(&self, place: Place) -> Option<&Arc<Compiled>> {
+        match place {
+            Place::Whole => Some(&self.whole),
+            Place::Route(at) => self.each.get(at)?.as_ref(),
+        }
     }
 }
 
@@ -169,8 +232,7 @@ impl Compiled {
         server_name: Option<&str>,
         tokens: Option<&Tokens>,
     ) -> Result<Option<Asking>, Closed> {
-        let destination = self.listener.address;
-        let request = Some(view(request));
+        let (request, destination) = (Some(view(request)), self.destination);
         let attributes = Attributes { request, peer, destination, server_name, tokens };
         match self.authorizer.decide_from(from, &attributes, |seen| observed(&seen, &attributes)) {
             Ok(None) => Ok(None),
@@ -196,7 +258,7 @@ impl Asking {
 
     /// The address that was reached.
     pub(super) fn destination(&self) -> std::net::SocketAddr {
-        self.compiled.listener.address
+        self.compiled.destination
     }
 
     /// Counts the answer.

@@ -2,6 +2,7 @@
 //!
 //! The state of a limit lives on while its policy there is equal. Refuses to know how a refusal is answered.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -10,10 +11,11 @@ use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
 use mesh_core::limit::{Gradient, RateLimit, RateLimited};
-use mesh_core::policy::{AdaptiveConcurrency, HttpFilter, HttpFilterKind, InboundListener, PerMillion};
+use mesh_core::policy::{AdaptiveConcurrency, Guards, HttpFilter, HttpFilterKind, InboundListener, PerMillion};
 
 use super::ask::grpc_status_of;
 use super::callers::{Caller, Callers};
+use super::routes::Place;
 
 /// The limits of one scope, kept as long as the listener's configuration stays.
 pub(crate) struct Limits {
@@ -35,7 +37,12 @@ pub(crate) enum Scope {
 /// The limits of a listener.
 struct Ready {
     listener: Arc<InboundListener>,
-    limits: Box<[(HttpFilter, Limit)]>,
+    /// Each of them once, whoever it is for.
+    all: HashMap<HttpFilter, Limit>,
+    /// Of what has no route.
+    whole: Box<[Limit]>,
+    /// Of each route.
+    each: Box<[Box<[Limit]>]>,
 }
 
 #[derive(Clone)]
@@ -83,21 +90,22 @@ impl Limits {
     /// answer. Costs nothing where there are no filters.
     pub(super) fn pass(
         &self,
-        listener: Option<&Arc<InboundListener>>,
+        (listener, place): (Option<&Arc<InboundListener>>, Place),
         headers: &mut HeaderMap,
         caller: Caller<'_>,
         share: PerMillion,
         tickets: &mut Vec<Ticket>,
     ) -> Result<(), Box<Limited>> {
-        let Some(listener) = listener.filter(|listener| !listener.filters.is_empty()) else {
+        let limits = |listener: &&Arc<InboundListener>| !listener.filters.is_empty() || !listener.routes.are_all();
+        let Some(listener) = listener.filter(limits) else {
             if self.ready.load(Ordering::Relaxed) {
                 self.forget();
             }
             return Ok(());
         };
         match &*self.current.load() {
-            Some(ready) if Arc::ptr_eq(&ready.listener, listener) => ready.pass(headers, caller, share, tickets),
-            _ => self.make(listener).pass(headers, caller, share, tickets),
+            Some(ready) if Arc::ptr_eq(&ready.listener, listener) => ready.pass(place, headers, caller, share, tickets),
+            _ => self.make(listener).pass(place, headers, caller, share, tickets),
         }
     }
 
@@ -125,25 +133,46 @@ impl Limits {
 impl Ready {
     fn new(listener: &Arc<InboundListener>, before: Option<&Self>, scope: Scope) -> Self {
         let now = Instant::now();
-        let known = |filter: &HttpFilter| {
-            let (_, limit) = before?.limits.iter().find(|(known, _)| known == filter)?;
-            Some(limit.clone())
+        let mut all: HashMap<HttpFilter, Limit> = HashMap::new();
+        let mut of = |filters: &[HttpFilter]| -> Box<[Limit]> {
+            let limits = filters.iter().filter_map(|filter| {
+                if let Some(limit) = all.get(filter) {
+                    return Some(limit.clone());
+                }
+                let limit = before.and_then(|before| before.all.get(filter).cloned());
+                let limit = limit.or_else(|| Limit::new(&filter.kind, scope, now))?;
+                all.insert(filter.clone(), limit.clone());
+                Some(limit)
+            });
+            limits.collect()
         };
-        let limits = listener.filters.iter().filter_map(|filter| {
-            let limit = known(filter).or_else(|| Limit::new(&filter.kind, scope, now))?;
-            Some((filter.clone(), limit))
-        });
-        Self { listener: listener.clone(), limits: limits.collect() }
+        let whole = of(&listener.filters);
+        // Most listeners have none of a connection's, and there are many connections: a table of routes is for those that have.
+        let guards = || listener.routes.iter().map(|route| route.serves.as_ref());
+        let limits = |guards: &Arc<Guards>| guards.filters.iter().any(|filter| Limit::is_of(&filter.kind, scope));
+        let each = if guards().flatten().any(limits) {
+            guards().map(|guards| guards.map(|guards| of(&guards.filters)).unwrap_or_default()).collect()
+        } else {
+            Box::default()
+        };
+        Self { listener: listener.clone(), each, whole, all }
     }
 
     fn pass(
         &self,
+        place: Place,
         headers: &mut HeaderMap,
         caller: Caller<'_>,
         share: PerMillion,
         tickets: &mut Vec<Ticket>,
     ) -> Result<(), Box<Limited>> {
-        for (_, limit) in &self.limits {
+        let limits = match place {
+            Place::Whole => &self.whole,
+            Place::Route(_) if self.each.is_empty() => return Ok(()),
+            // The positions are those of the listener, which is this one.
+            Place::Route(at) => &self.each[at],
+        };
+        for limit in limits {
             match limit {
                 Limit::Rate(rate) => {
                     rate.pass(headers, Instant::now(), || fastrand::u32(..1_000_000)).map_err(rate_limited)?;
@@ -168,16 +197,22 @@ impl Ready {
 }
 
 impl Limit {
+    /// Whether it may limit something in this scope.
+    fn is_of(kind: &HttpFilterKind, scope: Scope) -> bool {
+        match kind {
+            HttpFilterKind::RateLimit(policy) => policy.per_connection == (scope == Scope::Connection),
+            HttpFilterKind::CallerRateLimit(_) | HttpFilterKind::AdaptiveConcurrency(_) => scope == Scope::Server,
+            _ => false,
+        }
+    }
+
     /// `None` for what limits nothing, and for what belongs to the other scope.
     fn new(kind: &HttpFilterKind, scope: Scope, now: Instant) -> Option<Self> {
-        match (kind, scope) {
-            (HttpFilterKind::RateLimit(policy), _) if policy.per_connection == (scope == Scope::Connection) => {
-                Some(Self::Rate(Arc::new(RateLimit::new(policy, now)?)))
-            }
-            (HttpFilterKind::CallerRateLimit(policy), Scope::Server) => {
-                Some(Self::Callers(Arc::new(Callers::new(policy, now))))
-            }
-            (HttpFilterKind::AdaptiveConcurrency(policy), Scope::Server) => {
+        match kind {
+            _ if !Self::is_of(kind, scope) => None,
+            HttpFilterKind::RateLimit(policy) => Some(Self::Rate(Arc::new(RateLimit::new(policy, now)?))),
+            HttpFilterKind::CallerRateLimit(policy) => Some(Self::Callers(Arc::new(Callers::new(policy, now)))),
+            HttpFilterKind::AdaptiveConcurrency(policy) => {
                 Some(Self::Concurrency(Arc::new(Concurrency::new(policy.as_ref()?, now))))
             }
             _ => None,

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! strip headers that only the mesh may set → settle path and authority, 400 or 431
-//!   → open the request's context (trace, deadline, caller) → tokens, or 401
+//!   → open the request's context (trace, deadline, caller) → who calls where policy demands it, or 403
+//!   → its route, or 404 → tokens, or 401
 //!   → authorization, or 403
 //!   → the limits of the listener's filters, or what they answer → a place among the requests in flight, or 503
 //!   → an external authorizer is asked where one has to be, or what it answers
@@ -24,6 +25,7 @@ mod policy;
 mod priority;
 mod raw;
 mod record;
+mod routes;
 mod target;
 mod token;
 
@@ -48,7 +50,7 @@ use mesh_core::drain::DrainWatch;
 use mesh_core::error::{BoxError, Code};
 use mesh_core::id::{SpiffeId, Workload};
 use mesh_core::identity::PeerIdentity;
-use mesh_core::policy::{InboundListener, InboundState, PerMillion};
+use mesh_core::policy::{InboundListener, InboundState, InboundTls, PerMillion};
 use mesh_core::source::Identities;
 use mesh_core::telemetry::{Metrics, PeerLabels, Reporter, RequestLabels, RequestSeries};
 
@@ -58,6 +60,7 @@ pub use self::body::InboundBody;
 use self::callers::{Caller, Own};
 use self::caught::caught;
 pub(crate) use self::gate::Gate;
+use self::gate::Judged;
 pub(crate) use self::headers::{grpc_status, is_grpc};
 pub(crate) use self::limits::{Concurrency, Limits, Scope};
 use self::limits::{Limited, Ticket};
@@ -65,6 +68,7 @@ pub(crate) use self::policy::Policy;
 pub(crate) use self::priority::Priorities;
 pub use self::priority::Priority;
 use self::record::Record;
+use self::routes::Place;
 pub(crate) use self::target::Slashes;
 use self::target::Unsettled;
 use self::token::Challenge;
@@ -328,6 +332,10 @@ where
                 record.note("no_policy".into());
                 Err(Refused::Closed(Code::CONFIG_PENDING))
             }
+            Ok(()) if must_be_known(listener) && peer.is_none_or(|peer| peer.spiffe_id.is_none()) => {
+                record.note("plaintext".into());
+                Err(Refused::Closed(Code::PLAINTEXT_REFUSED))
+            }
             Ok(()) => {
                 let server_name = connection.server_name.as_deref();
                 let tokens = &mut context.tokens;
@@ -338,10 +346,10 @@ where
                 })
             }
         };
-        let judged = judged.and_then(|asking| {
+        let judged = judged.and_then(|Judged { asking, place }| {
             // A question about the load needs no place, unless somebody has to be asked about it.
             if asking.is_some() || !shared.is_asked_itself(&request, grpc) {
-                self.layer.admit(&mut request, context.caller.as_deref(), listener, &mut record)?;
+                self.layer.admit(&mut request, context.caller.as_deref(), (listener, place), &mut record)?;
             }
             Ok(asking)
         });
@@ -370,14 +378,14 @@ impl InboundLayer {
         &self,
         request: &mut Request<B>,
         peer: Option<&PeerIdentity>,
-        listener: Option<&Arc<InboundListener>>,
+        at: (Option<&Arc<InboundListener>>, Place),
         record: &mut Record,
     ) -> Result<(), Refused> {
         let shared = &self.connection.shared;
         let share = shared.priorities.share(request);
         let own = self.connection.peer.is_some().then_some(&self.connection.rate);
         let caller = Caller { peer, own };
-        match self.pass(listener, request.headers_mut(), caller, share) {
+        match self.pass(at, request.headers_mut(), caller, share) {
             Ok(tickets) => record.owe(tickets),
             Err(limited) => {
                 record.note(limited.details.into());
@@ -448,15 +456,15 @@ impl InboundLayer {
     // With a refusal the tickets are dropped: what passes one limit and not the next says nothing of latency.
     fn pass(
         &self,
-        listener: Option<&Arc<InboundListener>>,
+        at: (Option<&Arc<InboundListener>>, Place),
         headers: &mut http::HeaderMap,
         caller: Caller<'_>,
         share: PerMillion,
     ) -> Result<Vec<Ticket>, Box<Limited>> {
         let shared = &self.connection.shared;
         let mut tickets = Vec::new();
-        shared.limits.pass(listener, headers, caller, share, &mut tickets)?;
-        self.connection.limits.pass(listener, headers, caller, share, &mut tickets)?;
+        shared.limits.pass(at, headers, caller, share, &mut tickets)?;
+        self.connection.limits.pass(at, headers, caller, share, &mut tickets)?;
         if let Some(adaptive) = &shared.adaptive {
             tickets.push(adaptive.pass(share)?);
         }
@@ -486,6 +494,11 @@ impl Parting {
             }
         }
     }
+}
+
+/// Whether policy lets nobody in without an identity. A connection may be older than the policy, or of another acceptor.
+fn must_be_known(listener: Option<&Arc<InboundListener>>) -> bool {
+    listener.is_some_and(|listener| listener.tls == InboundTls::Strict)
 }
 
 /// The context of a request: trace and forwarded headers, the caller, and when it stops waiting.
@@ -542,6 +555,10 @@ impl Refused {
             // Envoy's words, and no more: which rule decided is not for those it keeps out.
             Self::Closed(code @ Code::ACCESS_DENIED) => {
                 answer(grpc, code.http_status(), code.grpc_status(), "RBAC: access denied")
+            }
+            // gRPC's word for it is UNAVAILABLE here: nobody says that the method is not there.
+            Self::Closed(code @ Code::NO_INBOUND_ROUTE) => {
+                answer(grpc, code.http_status(), code.grpc_status(), "no route serves the request")
             }
             Self::Closed(Code::NO_SERVED_ROUTE) => answer(grpc, StatusCode::NOT_FOUND, 12, "no such route"),
             Self::Closed(code) => {

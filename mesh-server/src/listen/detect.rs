@@ -3,6 +3,7 @@
 use std::io;
 
 use tokio::io::AsyncReadExt;
+use tokio::time::Instant;
 
 use super::stream::{DETECT_LEN, Detected, Stream};
 
@@ -24,9 +25,11 @@ pub(crate) enum HttpVersion {
 pub(crate) async fn detect(mut stream: Stream) -> io::Result<(HttpVersion, Detected)> {
     let mut seen = [0; DETECT_LEN];
     let mut filled = 0;
+    let mut since = None;
     let version = loop {
         let read = stream.read(&mut seen[filled..]).await?;
         filled += read;
+        since.get_or_insert_with(Instant::now);
         if filled == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -37,5 +40,6 @@ pub(crate) async fn detect(mut stream: Stream) -> io::Result<(HttpVersion, Detec
             break HttpVersion::Http2;
         }
     };
-    Ok((version, Detected { stream, seen, filled, given: 0, frames: None, tether: None }))
+    let since = since.unwrap_or_else(Instant::now);
+    Ok((version, Detected { stream, seen, filled, given: 0, since, frames: None, messages: None, tether: None }))
 }

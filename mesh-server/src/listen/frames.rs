@@ -8,23 +8,18 @@
 //! its time is limited. Refuses to know what frames say.
 
 use std::fmt;
-use std::future::Future;
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::Context;
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
+
+use super::head::HeadTime;
 
 /// What has been seen of the frames of one connection. Begins after the preface.
 pub(crate) struct Frames {
     limit: Option<u32>,
-    // How long a head may take.
-    head_limit: Duration,
-    // Made when a head is waited for; it stays for the next one.
-    late: Option<Pin<Box<Sleep>>>,
-    // Since when a head is not whole.
-    begun: Option<Instant>,
+    time: HeadTime,
     // Further frames of a header block must come.
     open: bool,
     // Bytes of a payload that are still to come.
@@ -61,9 +56,7 @@ impl Frames {
     pub(crate) fn new(limit: Option<u32>, head_limit: Duration, told: Box<dyn FnOnce() + Send>) -> Self {
         Self {
             limit,
-            head_limit,
-            late: None,
-            begun: None,
+            time: HeadTime::new(head_limit, None),
             open: false,
             rest: 0,
             head: [0; HEAD],
@@ -80,16 +73,7 @@ impl Frames {
     /// # Errors
     /// A head is not whole, and its time is over.
     pub(super) fn wait(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        let Some(begun) = self.begun else { return Ok(()) };
-        let until = begun + self.head_limit;
-        let late = self.late.get_or_insert_with(|| Box::pin(sleep_until(until)));
-        if late.deadline() != until {
-            late.as_mut().reset(until);
-        }
-        match late.as_mut().poll(cx) {
-            Poll::Ready(()) => Err(io::Error::new(io::ErrorKind::TimedOut, "a head took too long")),
-            Poll::Pending => Ok(()),
-        }
+        self.time.wait(cx)
     }
 
     /// Bytes that were written.
@@ -128,18 +112,14 @@ impl Frames {
             }
         }
         let in_head = self.open || self.filled > 0 || self.rest > 0 && is_head(self.head[3]);
-        match (in_head, self.begun) {
-            (true, None) => self.begun = Some(Instant::now()),
-            (false, Some(_)) => self.begun = None,
-            _ => {}
-        }
+        self.time.set(in_head);
         Ok(())
     }
 
     /// A head that came to its end has no time any more: what begins after it has its own.
     fn moves(&mut self) {
         if !self.open && (self.rest == 0 || !is_head(self.head[3])) {
-            self.begun = None;
+            self.time.end();
         }
     }
 
@@ -178,6 +158,7 @@ fn is_control(kind: u8) -> bool {
 mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Poll;
 
     use mesh_testkit::clock;
 

@@ -5,13 +5,16 @@
 mod cut;
 mod detect;
 mod frames;
+mod head;
+mod messages;
 mod plaintext;
 mod stream;
 mod tls;
 
 pub(crate) use self::cut::{Leash, Tether, Why, leash};
 pub(crate) use self::detect::{HttpVersion, detect};
-pub(crate) use self::frames::Frames;
+use self::frames::Frames;
+use self::messages::Messages;
 pub(crate) use self::plaintext::{is_tls, looks_like_http1, refuse_plaintext};
 pub(crate) use self::stream::{Detected, Stream};
 pub(crate) use self::tls::{TlsAccept, TlsRefused, Verified};

@@ -6,10 +6,12 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 
-use super::Frames;
 use super::cut::Tether;
+use super::{Frames, HttpVersion, Messages};
+use crate::Config;
 
 /// An accepted socket.
 pub(crate) enum Stream {
@@ -46,8 +48,12 @@ pub(crate) struct Detected {
     pub(super) seen: [u8; DETECT_LEN],
     pub(super) filled: usize,
     pub(super) given: usize,
+    /// When the first of them came.
+    pub(super) since: Instant,
     /// Of HTTP/2.
-    pub(crate) frames: Option<Frames>,
+    pub(super) frames: Option<Frames>,
+    /// Of HTTP/1.
+    pub(super) messages: Option<Messages>,
     /// Of HTTP/1, which the application may take over.
     pub(crate) tether: Option<Tether>,
 }
@@ -108,6 +114,24 @@ impl Detected {
         self.stream.server_name()
     }
 
+    /// Whether HTTP/2 may be spoken. Over TLS that takes an agreement (RFC 9113, section 3.2), or Istio's that it is the mesh that
+    /// speaks: bytes that came under another one, or under none, may have been meant for another protocol.
+    pub(crate) fn may_be_http2(&self) -> bool {
+        match &self.stream {
+            Stream::Plain(_) => true,
+            Stream::Tls(tls) => matches!(tls.get_ref().1.alpn_protocol(), Some(b"h2" | b"istio")),
+        }
+    }
+
+    /// Holds what comes to the limits on heads and control frames; `flooded` is called for the first frame beyond.
+    pub(crate) fn watch(&mut self, version: HttpVersion, config: &Config, flooded: impl FnOnce() + Send + 'static) {
+        let head = config.header_read_timeout;
+        match version {
+            HttpVersion::Http1 => self.messages = Some(Messages::new(head, self.since)),
+            HttpVersion::Http2 => self.frames = Some(Frames::new(config.max_control_frames, head, Box::new(flooded))),
+        }
+    }
+
     fn check(&self) -> io::Result<()> {
         self.tether.as_ref().map_or(Ok(()), Tether::check)
     }
@@ -135,16 +159,25 @@ impl AsyncRead for Detected {
                 if let Some(frames) = &mut this.frames {
                     frames.wait(cx)?;
                 }
+                if let Some(messages) = &mut this.messages {
+                    messages.wait(cx)?;
+                }
             }
             ready!(read)?;
+            if let Some(messages) = &mut this.messages {
+                messages.see(&mut buf.filled_mut()[before..]);
+            }
             return Poll::Ready(match &mut this.frames {
                 Some(frames) => frames.see(&buf.filled()[before..]),
                 None => Ok(()),
             });
         }
-        let now = rest.len().min(buf.remaining());
+        let (before, now) = (buf.filled().len(), rest.len().min(buf.remaining()));
         buf.put_slice(&rest[..now]);
         this.given += now;
+        if let Some(messages) = &mut this.messages {
+            messages.see(&mut buf.filled_mut()[before..]);
+        }
         Poll::Ready(Ok(()))
     }
 }

@@ -15,10 +15,11 @@ use tokio_rustls::server::TlsStream;
 
 use mesh_core::id::SpiffeId;
 use mesh_core::identity::{
-    Identity, InvalidIdentity, PeerRefused, TrustBundles, Usage, peer_spiffe_id, server_config, verify_svid,
+    Identity, InvalidIdentity, PeerRefused, TrustBundles, Usage, peer_spiffe_id, root_of, server_config, verify_again,
 };
 use mesh_core::policy::{InboundState, Instances};
 use mesh_core::source::{Identities, Paired};
+use mesh_core::telemetry::{CountedPeer, PeersByRoot, Reporter};
 
 /// Accepts TLS with the identity of the moment.
 pub(crate) struct TlsAccept {
@@ -26,6 +27,7 @@ pub(crate) struct TlsAccept {
     own: Current,
     named: BTreeMap<Box<str>, Current>,
     provider: Arc<CryptoProvider>,
+    peers: Arc<PeersByRoot>,
 }
 
 /// The configuration with one of our identities, as it was seen last: built by the first handshake after a rotation.
@@ -43,6 +45,7 @@ pub(crate) struct Verified {
     chain: Box<[CertificateDer<'static>]>,
     by: TrustBundles,
     ours: Paired,
+    counted: Option<CountedPeer>,
 }
 
 /// Why a TLS client was turned away.
@@ -61,13 +64,14 @@ pub(crate) enum TlsRefused {
 }
 
 /// HTTP/2 before HTTP/1.1; then the name by which Istio's proxies know each other, where they offer nothing else. What is
-/// spoken is known by its first bytes, whatever was chosen.
+/// spoken is known by its first bytes; HTTP/2 is not, where something else was chosen.
 const ALPN: &[&[u8]] = &[b"h2", b"http/1.1", b"istio"];
 
 impl TlsAccept {
-    pub(crate) fn new(identities: &Identities, provider: Arc<CryptoProvider>) -> Self {
+    /// `peers` = where connections are counted by root.
+    pub(crate) fn new(identities: &Identities, provider: Arc<CryptoProvider>, peers: Arc<PeersByRoot>) -> Self {
         let named = identities.named().map(|(name, _)| (name.into(), Current::empty())).collect();
-        Self { identities: identities.clone(), own: Current::empty(), named, provider }
+        Self { identities: identities.clone(), own: Current::empty(), named, provider, peers }
     }
 
     /// The identity that policy wants shown and the roots that it wants trusted, now and as they change; none for ever
@@ -94,8 +98,11 @@ impl TlsAccept {
         let id = peer_spiffe_id(chain.first().ok_or(TlsRefused::NoCertificate)?)?;
         // A peer under a former name of a trust domain is the one that policy knows under the present name.
         let id = trusted.aliased(&id).unwrap_or(id);
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        let root = root_of(chain, &trusted, algorithms, UnixTime::now(), Usage::Client);
+        let counted = root.map(|root| self.peers.count(Reporter::Destination, root));
         let chain = chain.to_vec().into();
-        Ok((tls, Verified { id, chain, by: trusted, ours }))
+        Ok((tls, Verified { id, chain, by: trusted, ours, counted }))
     }
 
     fn config(
@@ -124,8 +131,9 @@ impl TlsAccept {
     /// it was revoked.
     pub(crate) fn distrusted(&self, peer: Verified) -> impl Future<Output = ()> + Send + use<> {
         let provider = self.provider.clone();
-        let Verified { chain, mut by, mut ours, .. } = peer;
+        let Verified { chain, mut by, mut ours, counted, .. } = peer;
         async move {
+            let _counted = counted;
             loop {
                 ours.changed().await;
                 // Most changes are a certificate of ours that was renewed.
@@ -134,7 +142,7 @@ impl TlsAccept {
                     _ => continue,
                 }
                 let algorithms = provider.signature_verification_algorithms.all;
-                if let Err(refused) = verify_svid(&chain, &by, algorithms, UnixTime::now(), Usage::Client) {
+                if let Err(refused) = verify_again(&chain, &by, algorithms, UnixTime::now(), Usage::Client) {
                     tracing::info!(%refused, "a connection's peer is not trusted any more: it is closed");
                     return;
                 }

@@ -11,12 +11,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use mesh_core::drain;
+use mesh_core::identity::LifeLeft;
 use mesh_core::policy::InboundTls;
 use mesh_core::source::{Identities, Watched};
+use mesh_core::telemetry::Reporter;
 use mesh_server::Readiness;
 use mesh_server::debug::{DebugServer, prometheus};
 
 use crate::kit::{Client, Http, World, eventually, read, within};
+use crate::limits::kept;
+use crate::raw::{END_STREAM, HEADERS, PING, PREFACE, SETTINGS, block, frame, get, goes_on};
 
 async fn client(debug: &DebugServer) -> Client {
     Client::over(TcpStream::connect(debug.address()).await.unwrap(), Http::One).await.unwrap()
@@ -74,6 +78,15 @@ async fn every_path_answers_from_its_closure() {
     world.metrics.renewals().failed(1_800_000_000);
     let metrics = ask(&debug, &get("/metrics")).await;
     let last = "mesh_certificate_renewal_last_failure_timestamp_seconds 1800000000\n";
+    assert!(metrics.contains("mesh_certificate_unrenewed_life_percent 100\n"), "{metrics}");
+    let life = world.metrics.renewals().life();
+    life.passed(LifeLeft::Quarter);
+    let _other = world.metrics.renewals().life();
+    let _peer = world.metrics.peers().count(Reporter::Source, "0123456789abcdef");
+    let later = ask(&debug, &get("/metrics")).await;
+    assert!(later.contains("mesh_certificate_unrenewed_life_percent 25\n"), "the worst of all: {later}");
+    let peers = "mesh_tls_peers_by_root{reporter=\"source\",root=\"0123456789abcdef\"} 1\n";
+    assert!(later.contains(peers), "{later}");
     assert!(metrics.contains(&format!("{failures}1\n")) && metrics.contains(last), "{metrics}");
     assert!(ask(&debug, &get("/config_dump")).await.ends_with("{\"config\":1}"));
     assert!(ask(&debug, &get("/clusters")).await.ends_with("clusters"));
@@ -193,6 +206,72 @@ async fn connections_that_stay_open_leave_room_for_probes() {
         if within(client.send(call())).await.is_ok() {
             break;
         }
+    }
+}
+
+/// R28 at this port. Time stands still but for timers.
+#[tokio::test(start_paused = true)]
+async fn who_is_slow_is_given_up() {
+    let debug = with_grpc().await;
+    let head = frame(HEADERS, END_STREAM, 1, &block(&get("/healthz", &[])));
+    let http2 = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &head].concat();
+    for (beginning, drips) in [
+        (&b""[..], false),
+        (b"PRI * HT", false),
+        (b"GET /healthz HTTP/1.1\r\nhost: lo", true),
+        (b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n", false),
+        (b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\nGET", true),
+        (&http2, false),
+    ] {
+        assert_eq!(kept(debug.address(), beginning, drips).await, 5, "{:?}", String::from_utf8_lossy(beginning));
+    }
+    // Between requests of HTTP/2 it is a ping without an answer that ends a connection.
+    assert_eq!(kept(debug.address(), &[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat(), false).await, 40);
+}
+
+#[tokio::test]
+async fn one_address_does_not_take_every_place() {
+    let debug = DebugServer::builder().bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let mut held = Vec::new();
+    for _ in 0..32 {
+        let mut tcp = TcpStream::connect(debug.address()).await.unwrap();
+        tcp.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
+        // It is counted when it is answered.
+        within(tcp.read_exact(&mut [0; 12])).await.unwrap();
+        held.push(tcp);
+    }
+    let from = async |address: [u8; 4]| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((address, 0).into()).unwrap();
+        let mut tcp = socket.connect(debug.address()).await.unwrap();
+        let _ = tcp.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await;
+        let mut answer = Vec::new();
+        let _ = within(tcp.read_to_end(&mut answer)).await;
+        answer.starts_with(b"HTTP/1.1 200")
+    };
+    assert!(!from([127, 0, 0, 1]).await, "32 are the most");
+    assert!(from([127, 0, 0, 2]).await);
+    drop(held);
+    while !from([127, 0, 0, 1]).await {}
+}
+
+#[tokio::test]
+async fn a_flood_ends_its_connection_and_a_large_head_is_refused() {
+    let debug = with_grpc().await;
+    let ping = frame(PING, 0, 0, &[1; 8]);
+    assert_eq!(goes_on(debug.address(), &ping.repeat(500)).await, Ok(()), "a few are no flood");
+    assert_eq!(goes_on(debug.address(), &ping.repeat(10_000)).await, Err(None));
+    for version in [Http::One, Http::Two] {
+        let ask = async |size: usize| {
+            let tcp = TcpStream::connect(debug.address()).await.unwrap();
+            let mut call =
+                Request::get("http://localhost/healthz").header("host", "localhost").body(Empty::new()).unwrap();
+            call.headers_mut().insert("x-large", "x".repeat(size).parse().unwrap());
+            let answer = within(Client::over(tcp, version).await.unwrap().send(call)).await;
+            answer.is_ok_and(|answer| answer.status() == 200)
+        };
+        assert!(ask(4 * 1024).await, "{version:?}");
+        assert!(!ask(16 * 1024).await, "{version:?}");
     }
 }
 

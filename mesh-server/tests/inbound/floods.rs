@@ -13,7 +13,7 @@ use crate::kit::{Http, World, get as plain_get, policy, read, spawn, text, withi
 use crate::raw::Verdict::{Alive, Connection, Served};
 use crate::raw::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, PRIORITY, RST_STREAM, SETTINGS, WINDOW_UPDATE,
-    block, frame, get, request, verdict, verdict_or_alive,
+    block, frame, get, goes_on, request, verdict, verdict_or_alive,
 };
 
 async fn world(config: Config) -> World {
@@ -48,6 +48,73 @@ async fn without_the_limit_rapid_resets_go_on() {
     let mut config = Config::default();
     config.max_pending_resets = 100_000;
     assert_eq!(verdict_or_alive(&silent(config).await, &rapid_reset(1000)).await, Alive);
+}
+
+/// What makes us reset a stream whose request is being answered, each in another way (CVE-2025-8671, "MadeYouReset").
+const PROVOCATIONS: [&str; 3] =
+    ["a window above 2^31-1", "a stream that depends on itself", "more body than announced"];
+
+fn provoked_resets(how: &str, times: u32) -> Vec<u8> {
+    let one = |n: u32| {
+        let stream = 2 * n + 1;
+        let mut headers = get("/", &[("content-length", "1")]);
+        headers[0].1 = "POST";
+        let open = frame(HEADERS, END_HEADERS, stream, &block(&headers));
+        let [whole, more] = match how {
+            "a window above 2^31-1" => [open, frame(WINDOW_UPDATE, 0, stream, &[0x7f, 0xff, 0xff, 0xff])],
+            "a stream that depends on itself" => {
+                [open, frame(PRIORITY, 0, stream, &[&stream.to_be_bytes()[..], &[16]].concat())]
+            }
+            _ => [open, frame(DATA, END_STREAM, stream, b"more")],
+        };
+        [whole, more].concat()
+    };
+    (0..times).flat_map(one).collect()
+}
+
+/// R30 at test scale.
+#[tokio::test]
+async fn resets_that_a_peer_provokes_end_the_connection() {
+    const ENHANCE_YOUR_CALM: u32 = 11;
+    // Some provoke by what counts as a control frame, too.
+    let mut config = Config::default();
+    config.max_control_frames = None;
+    let (limited, most) = counted(config.clone()).await;
+    config.max_local_resets = 1_000_000;
+    let (unlimited, _) = counted(config).await;
+    let (by_default, _) = counted(Config::default()).await;
+    for how in PROVOCATIONS {
+        let (few, flood) = (provoked_resets(how, 400), provoked_resets(how, 3000));
+        assert_eq!(goes_on(by_default.address, &few).await, Ok(()), "{how}: a few are no flood");
+        assert!(goes_on(by_default.address, &flood).await.is_err(), "{how}");
+        assert_eq!(goes_on(limited.address, &flood).await, Err(Some(ENHANCE_YOUR_CALM)), "{how}");
+        assert_eq!(goes_on(unlimited.address, &flood).await, Ok(()), "{how}: the control");
+    }
+    let most = most.load(Ordering::Relaxed);
+    assert!(most <= 256, "{most} requests were in the hands of the application at once");
+}
+
+/// A server whose application never answers, and how many requests it had at once at most.
+async fn counted(config: Config) -> (World, Arc<AtomicUsize>) {
+    struct Running(Arc<AtomicUsize>);
+    impl Drop for Running {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+    let (running, most) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let seen = most.clone();
+    let service = tower::service_fn(move |_: http::Request<mesh_server::Body>| {
+        let now = running.fetch_add(1, Ordering::Relaxed) + 1;
+        seen.fetch_max(now, Ordering::Relaxed);
+        let running = Running(running.clone());
+        async move {
+            let _running = running;
+            std::future::pending::<()>().await;
+            text("never")
+        }
+    });
+    (World::start(policy(InboundTls::Permissive), config, service).await, most)
 }
 
 #[tokio::test]

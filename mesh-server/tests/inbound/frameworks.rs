@@ -1,18 +1,27 @@
 //! axum and tonic as applications write them.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::routing::get;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
 use tonic::codegen::{BoxFuture, http};
 use tonic::server::NamedService;
+use tower::Layer;
 use tower_service::Service;
 
-use mesh_core::policy::InboundTls;
-use mesh_server::{Config, PeerIdentity};
+use mesh_core::policy::{
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, InboundState, InboundTls, PathMatch, Permission,
+    Principal,
+};
+use mesh_server::{Config, PeerIdentity, Refusal, Server};
 
-use crate::kit::{Http, World, policy, within};
+use crate::kit::{Http, World, listener, policy, spawn, within};
+use crate::transport::raw;
 
 #[tokio::test]
 async fn an_axum_router_is_served_and_extracts_the_peer() {
@@ -34,6 +43,100 @@ async fn an_axum_router_takes_the_layer_alone() {
     let request = http::Request::get("/").body(axum::body::Body::empty()).unwrap();
     let response = tower::ServiceExt::oneshot(router, request).await.unwrap();
     assert_eq!(axum::body::to_bytes(response.into_body(), 100).await.unwrap(), "true");
+}
+
+/// A loop of the application's own around hyper.
+async fn looped(server: Server, listener: TcpListener, router: Router) {
+    loop {
+        let (tcp, peer) = listener.accept().await.unwrap();
+        let (server, router) = (server.clone(), router.clone());
+        spawn(async move {
+            let Some(connection) = server.accept(tcp, peer).await else { return };
+            let service = TowerToHyperService::new(connection.layer().layer(router));
+            let io = TokioIo::new(connection);
+            // The other side may be gone: that is seen there.
+            let _ = if io.inner().is_http2() {
+                hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await
+            } else {
+                hyper::server::conn::http1::Builder::new().serve_connection(io, service).await
+            };
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_loop_of_the_applications_own_takes_connections_and_requests_as_policy_says() {
+    let whoami = |peer: PeerIdentity| async move { peer.spiffe_id.map_or("plaintext".to_owned(), |id| id.to_string()) };
+    let router = Router::new().route("/whoami", get(whoami)).route("/admin", get(|| async { "reached" }));
+    let mut world = World::start(policy(InboundTls::Strict), Config::default(), router.clone()).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    world.address = listener.local_addr().unwrap();
+    let serving = spawn(looped(world.server.clone(), listener, router));
+    for version in [Http::One, Http::Two] {
+        let mut client = world.mutual(version).await;
+        let known = "spiffe://cluster.local/ns/default/sa/productpage";
+        assert_eq!(client.get("/whoami").await.unwrap(), (200, known.to_owned()), "{version:?}");
+        // The policy of the moment, on a connection that was there before.
+        assert_eq!(client.get("/admin").await.unwrap(), (200, "reached".to_owned()));
+        world.policy.publish(no_admin(InboundTls::Strict));
+        assert_eq!(client.get("/admin").await.unwrap().0, 403);
+        assert_eq!(client.get("/whoami").await.unwrap().0, 200);
+        world.policy.publish(policy(InboundTls::Strict));
+    }
+    let request = b"GET /whoami HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    assert!(raw(world.address, request).await.starts_with("HTTP/1.1 403"));
+    assert!(within(world.offering(&[], Http::Two)).await.is_err());
+    let refused = |why| world.server.stats().refused(why);
+    assert_eq!((refused(Refusal::Plaintext), refused(Refusal::Alpn)), (1, 1));
+    // The control: where policy lets plaintext in, it is served.
+    world.policy.publish(policy(InboundTls::Permissive));
+    assert!(raw(world.address, request).await.ends_with("plaintext"));
+    let head =
+        format!("{}transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n", "POST /whoami HTTP/1.1\r\nhost: a\r\n");
+    assert!(raw(world.address, head.as_bytes()).await.starts_with("HTTP/1.1 400"), "it has two lengths");
+
+    // A plaintext connection that was there when the port turned strict ends, idle as it is; one of the mesh goes on.
+    for version in [Http::One, Http::Two] {
+        world.policy.publish(policy(InboundTls::Permissive));
+        let (mut plain, mut mutual) = (world.plain(version).await, world.mutual(version).await);
+        assert_eq!(plain.get("/whoami").await.unwrap(), (200, "plaintext".to_owned()));
+        assert_eq!(mutual.get("/whoami").await.unwrap().0, 200);
+        world.policy.publish(policy(InboundTls::Strict));
+        within(&mut plain.ended).await.unwrap();
+        assert_eq!(mutual.get("/whoami").await.unwrap().0, 200, "the control, {version:?}");
+    }
+    serving.abort();
+}
+
+#[tokio::test]
+async fn a_layer_behind_another_acceptor_lets_nobody_in_without_an_identity_where_policy_demands_one() {
+    for (tls, known, status) in [
+        (InboundTls::Strict, false, 403),
+        // The controls.
+        (InboundTls::Strict, true, 200),
+        (InboundTls::Permissive, false, 200),
+    ] {
+        let world = World::start(policy(tls), Config::default(), Router::new()).await;
+        let router = Router::new().route("/", get(|| async { "hello" })).layer(world.server.inbound_layer());
+        let mut request = http::Request::get("/").header("host", "a").body(axum::body::Body::empty()).unwrap();
+        let spiffe_id = known.then(|| "spiffe://cluster.local/ns/default/sa/web".parse().unwrap());
+        request.extensions_mut().insert(PeerIdentity { spiffe_id, address: ([127, 0, 0, 1], 4000).into() });
+        let response = tower::ServiceExt::oneshot(router, request).await.unwrap();
+        assert_eq!(response.status(), status, "{tls:?} {known}");
+    }
+}
+
+/// Nobody may go to `/admin`.
+fn no_admin(tls: InboundTls) -> InboundState {
+    let mut listener = listener(tls);
+    let rule = AuthorizationRule {
+        name: "r".into(),
+        permissions: vec![Permission::Path(PathMatch::Prefix("/admin".into()))],
+        principals: vec![Principal::Any],
+    };
+    let deny = AuthorizationPolicy::new("p", AuthorizationAction::Deny);
+    listener.authorization = vec![AuthorizationPolicy { rules: vec![rule], ..deny }];
+    InboundState::Ready(Arc::new(listener))
 }
 
 #[tokio::test]

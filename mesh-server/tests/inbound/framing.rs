@@ -12,6 +12,7 @@ use mesh_server::Config;
 use crate::kit::{World, policy, text, within};
 use crate::raw::Verdict::{self, Connection, Refused, Served, Stream};
 use crate::raw::{get, request, verdict};
+use crate::transport::raw;
 
 type Case = (&'static str, Vec<u8>, Verdict);
 
@@ -108,12 +109,66 @@ async fn s73_no_message_has_two_lengths() {
         "content-length: -1",
         "content-length : 1",
         "content-length:\r\n 1",
+        "content-length: 6\r\ntransfer-encoding: chunked",
+        "transfer-encoding: chunked\r\ncontent-length: 6",
+        "transfer-encoding: chunked\r\nx: y\r\nContent-Length:0",
+        "content-length: 0\r\nx: y\r\nTRANSFER-ENCODING:\tChunked",
+        "transfer-encoding: chunked\r\ncontent-length: x",
+        "transfer-encoding: gzip, chunked",
+        "transfer-encoding: chunked, chunked",
+        "transfer-encoding: chunked\r\ntransfer-encoding: chunked",
+        "transfer-encoding: identity\r\ntransfer-encoding: chunked",
         "transfer-encoding: identity",
         "transfer-encoding: chunked, identity",
         "transfer-encoding: xchunked",
         "transfer-encoding: \x0bchunked",
     ] {
-        assert_eq!(http1(&world, &post(framing, "x")).await, "400", "{framing:?}");
+        for body in ["x", "0\r\n\r\n"] {
+            assert_eq!(http1(&world, &post(framing, body)).await, "400", "{framing:?}");
+        }
+    }
+    let old = "POST / HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
+    assert_eq!(http1(&world, old).await, "400");
+}
+
+/// Wherever on a connection the message with two lengths stands: what is before it is answered, and nothing after it.
+#[tokio::test]
+async fn s73_what_one_reader_takes_for_a_body_is_a_request_to_nobody() {
+    let service = tower::service_fn(|request: http::Request<mesh_server::Body>| async move {
+        let path = request.uri().path().to_owned();
+        // Read, so that the next request is.
+        http_body_util::BodyExt::collect(request.into_body()).await?;
+        text(format!("asked {path};"))
+    });
+    let world = World::start(policy(InboundTls::Permissive), Config::default(), service).await;
+    let hidden = "GET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
+    let last = "GET /last HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    let (length, size) = (hidden.len() + 5, hidden.len());
+    let cl_te = format!("content-length: {length}\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{hidden}");
+    let te_cl = format!("transfer-encoding: chunked\r\ncontent-length: 4\r\n\r\n{size:x}\r\n{hidden}\r\n0\r\n\r\n");
+    let before = [
+        String::new(),
+        "GET /first HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(),
+        format!("POST /first HTTP/1.1\r\nhost: a\r\ncontent-length: {size}\r\n\r\n{hidden}"),
+        format!(
+            "POST /first HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{size:x}\r\n{hidden}\r\n0\r\n\r\n"
+        ),
+    ];
+    for first in &before {
+        for twice in [&cl_te, &te_cl] {
+            let answers =
+                raw(world.address, format!("{first}POST /two HTTP/1.1\r\nhost: a\r\n{twice}{last}").as_bytes()).await;
+            let asked: Vec<_> = answers.match_indices("asked ").map(|(at, _)| &answers[at + 6..]).collect();
+            let only_first =
+                asked.len() == usize::from(!first.is_empty()) && asked.iter().all(|it| it.starts_with("/first;"));
+            assert!(only_first && answers.contains("HTTP/1.1 400"), "{first}{twice}: {answers}");
+        }
+        // The controls: with one length all is as it is meant.
+        let once = format!("content-length: {size}\r\n\r\n{hidden}");
+        let answers =
+            raw(world.address, format!("{first}POST /two HTTP/1.1\r\nhost: a\r\n{once}{last}").as_bytes()).await;
+        assert!(answers.contains("asked /two;") && answers.ends_with("asked /last;"), "{answers}");
+        assert!(!answers.contains("smuggled"), "{answers}");
     }
 }
 

@@ -233,6 +233,11 @@ async fn what_is_right_is_served() {
             ("2 WINDOW_UPDATE on a half-closed one", then(&[held(1), window(1, 100)]), Answered),
             ("2 PRIORITY on a half-closed one", then(&[held(1), frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 255])]), Answered),
             ("2 RST_STREAM on a half-closed one", then(&[held(1), frame(RST_STREAM, 0, 1, &[0, 0, 0, 8])]), Answered),
+            (
+                "2 PRIORITY on a closed one",
+                then(&[request(1, &get("/", &[])), frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 255])]),
+                Answered,
+            ),
             ("3.1 DATA", all(&[open(LAST), frame(DATA, END_STREAM, LAST, b"test")]), Answered),
             (
                 "3.1 several DATA",
@@ -250,6 +255,12 @@ async fn what_is_right_is_served() {
             ("3.3 an exclusive dependency", depends([0x80, 0, 0, 1, 0]), Answered),
             ("3.5 SETTINGS", then(&[setting(3, 100)]), Answered),
             ("3.7 PING", then(&[frame(PING, 0, 0, b"whatever")]), Answered),
+            (
+                "3.8 GOAWAY of a client, which goes on with what it asks",
+                then(&[frame(GOAWAY, 0, 0, &[0; 8])]),
+                Answered,
+            ),
+            ("7 GOAWAY with an unknown code", then(&[frame(GOAWAY, 0, 0, &[0, 0, 0, 0, 0, 0, 0, 0xff])]), Answered),
             ("3.9 WINDOW_UPDATE of the connection", then(&[window(0, 1)]), Answered),
             (
                 "3.10 CONTINUATION",
@@ -460,6 +471,9 @@ async fn messages_are_judged_as_rfc_9113_says() {
             ("8.1 a pseudo-header in trailers", all(&[open(LAST), trailer(":method")]), Answered),
             ("8.2 an upper-case name", with(&[("X-Role", "admin")]), PROTOCOL),
             ("8.2.2 Connection", with(&[("connection", "keep-alive")]), STREAM),
+            ("8.2.2 Keep-Alive", with(&[("keep-alive", "timeout=5")]), STREAM),
+            ("8.2.2 Proxy-Connection", with(&[("proxy-connection", "keep-alive")]), STREAM),
+            ("8.2.2 Upgrade", with(&[("upgrade", "websocket")]), STREAM),
             ("8.2.2 Transfer-Encoding", with(&[("transfer-encoding", "chunked")]), STREAM),
             ("8.2.2 TE other than trailers", with(&[("te", "gzip")]), STREAM),
             ("8.2.2 TE: trailers", with(&[("te", "trailers")]), Answered),
@@ -474,6 +488,11 @@ async fn messages_are_judged_as_rfc_9113_says() {
             ("8.3.1 two :scheme", with(&[(":scheme", "http")]), STREAM),
             ("8.3.1 two :path", with(&[(":path", "/admin")]), STREAM),
             ("8.1.1 the body announced", announced(&[frame(DATA, END_STREAM, LAST, b"m")]), Answered),
+            (
+                "8.1.1 no body where one is announced",
+                frame(HEADERS, END_HEADERS | END_STREAM, LAST, &post(&[("content-length", "1")])),
+                STREAM,
+            ),
             ("8.1.1 more body than announced", announced(&[frame(DATA, END_STREAM, LAST, b"more")]), STREAM),
             (
                 "8.1.1 more body than announced, in parts",
@@ -507,6 +526,22 @@ async fn header_blocks_are_judged_as_rfc_7541_says() {
             ("5 a field of the dynamic table", all(&[bare(first), with_block(second)]), Answered),
             ("5 a literal that is never indexed", more(b"\x10\x06x-test\x02ok"), Answered),
             ("5 a new name added to the table", more(b"\x40\x06x-test\x02ok"), Answered),
+            ("5 a known name added to the table", more(b"\x7a\x01x"), Answered),
+            ("5 the same with Huffman code", more(b"\x7a\x83\x49\x50\x9f"), Answered),
+            ("5 a new name with Huffman code", more(b"\x40\x85\xf2\xb2\x4a\x84\xff\x83\x49\x50\x9f"), Answered),
+            ("5 a known name that is not added", more(b"\x0f\x2b\x01x"), Answered),
+            ("5 the same with Huffman code, not added", more(b"\x0f\x2b\x83\x49\x50\x9f"), Answered),
+            ("5 a known name that is never added", more(b"\x1f\x2b\x01x"), Answered),
+            (
+                "5 a new name with Huffman code, never added",
+                more(b"\x10\x85\xf2\xb2\x4a\x84\xff\x83\x49\x50\x9f"),
+                Answered,
+            ),
+            (
+                "5 a smaller table, and the former one again",
+                with_block(&[b"\x20\x3f\xe1\x1f", first].concat()),
+                Answered,
+            ),
             ("5 a smaller table", with_block(&[b"\x20", first].concat()), Answered),
             ("2.3.3 an index beyond the table", more(&[0xff, 0xff, 0x7f]), COMPRESSION),
             ("2.3.3 a name beyond the table", more(&[0x7f, 0xff, 0x7f, 2, b'o', b'k']), COMPRESSION),
@@ -585,6 +620,10 @@ async fn an_answers_body_keeps_to_the_windows() {
     peer.send(&window(1, 100)).await;
     let last = peer.read_until(data).await;
     assert_eq!(last.payload, b"o");
+    // 6.5.3: of two values in one frame the later counts.
+    let both = [&[0, 4][..], &100_u32.to_be_bytes(), &[0, 4], &1_u32.to_be_bytes()].concat();
+    let bytes = all(&[frame(SETTINGS, 0, 0, &both), request(1, &get("/", &[]))]);
+    assert_eq!(Peer::of(&world, &hello(&bytes)).await.read_until(data).await.payload, b"h");
 }
 
 /// 5.1: an error of the stream, or of the connection where the stream is not forgotten yet.

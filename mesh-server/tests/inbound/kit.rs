@@ -166,6 +166,14 @@ impl World {
         self.mutual_with(client_tls(identity, version), version).await
     }
 
+    /// The status of the answer to a request over mutual TLS that offers these protocols.
+    pub(crate) async fn offering(&self, alpn: &[&[u8]], version: Http) -> Result<u16, BoxError> {
+        let tls = client_config(&self.ca.identity("default", "productpage"), &[], alpn, &crypto())?;
+        let tcp = TcpStream::connect(self.address).await?;
+        let tls = TlsConnector::from(Arc::new(tls)).connect("mesh".try_into()?, tcp).await?;
+        Ok(Client::over(tls, version).await?.get("/").await?.0)
+    }
+
     pub(crate) async fn mutual_with(&self, tls: Arc<ClientConfig>, version: Http) -> Result<Client, BoxError> {
         let tcp = TcpStream::connect(self.address).await?;
         let tls = TlsConnector::from(tls).connect("mesh".try_into()?, tcp).await?;

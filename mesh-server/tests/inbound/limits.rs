@@ -1,5 +1,6 @@
 //! What a slow, silent or greedy client may not do.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +57,59 @@ async fn slow_clients_are_given_up() {
         given_up(&world, &[PREFACE, &frame(SETTINGS, 0, 0, &[]), part].concat()).await;
     }
     assert_eq!(silent.get("/").await.unwrap().0, 200);
+}
+
+/// R28, with the limits as they come. Time stands still but for timers.
+#[tokio::test(start_paused = true)]
+async fn by_default_a_head_has_ten_seconds_a_handshake_five_and_a_body_thirty_of_silence() {
+    let head = frame(HEADERS, END_STREAM, 1, &block(&get("/", &[])));
+    let http2 = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &head].concat();
+    let upload = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nbegun";
+    for (beginning, drips, limit) in [
+        (&b""[..], false, 10),
+        (b"PRI * HT", false, 10),
+        (&[0x16, 3, 1][..], false, 5),
+        (b"GET / HTTP/1.1\r\nhost: re", false, 10),
+        (b"GET / HTTP/1.1\r\nhost: re", true, 10),
+        (&http2, false, 10),
+        (upload, false, 30),
+        // Between requests: one was answered.
+        (b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", false, 60),
+        (b"GET / HTTP/1.1\r\nhost: a\r\n\r\nGET / HT", true, 10),
+    ] {
+        let (world, _begins) = reader(Config::default()).await;
+        assert_eq!(kept(world.address, beginning, drips).await, limit, "{:?}", String::from_utf8_lossy(beginning));
+    }
+    // The control.
+    let mut config = Config::default();
+    (config.header_read_timeout, config.idle_timeout) = (Duration::from_secs(3600), Duration::from_secs(3600));
+    let (world, _begins) = reader(config).await;
+    assert_eq!(kept(world.address, b"GET / HTTP/1.1\r\nhost: re", true).await, 100);
+}
+
+/// For how many seconds a server keeps a connection on which no more comes after this, or a byte each second. 100 = for ever.
+pub(crate) async fn kept(address: SocketAddr, beginning: &[u8], drips: bool) -> u64 {
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(beginning).await.unwrap();
+    let (mut read, mut write) = tcp.split();
+    let began = tokio::time::Instant::now();
+    let ended = async {
+        let mut answer = [0; 1024];
+        while matches!(read.read(&mut answer).await, Ok(1..)) {}
+    };
+    let dripping = async {
+        for _ in 0..100 {
+            mesh_testkit::clock::pass(Duration::from_secs(1)).await;
+            if drips {
+                let _ = write.write_all(b"x").await;
+            }
+        }
+    };
+    tokio::select! {
+        () = ended => {}
+        () = dripping => {}
+    }
+    began.elapsed().as_secs()
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ mod load;
 mod panics;
 mod raw;
 mod requests;
+mod routes;
 mod rows;
 mod tcp;
 mod tokens;

@@ -1,5 +1,7 @@
 //! An HTTP/2 client that does what it is told: frames written by hand, headers as literals without Huffman code.
 
+use std::net::SocketAddr;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -150,6 +152,40 @@ pub(crate) async fn judged(world: &World, bytes: Vec<u8>, pinged: bool) -> Verdi
         tokio::select! {
             verdict = writing => verdict,
             verdict = reading => verdict,
+        }
+    })
+    .await
+}
+
+/// Whether a connection on which this comes goes on, whatever is said of its streams.
+///
+/// # Errors
+/// The code with which it was ended; none if it was ended without a word.
+pub(crate) async fn goes_on(address: SocketAddr, bytes: &[u8]) -> Result<(), Option<u32>> {
+    let tcp = TcpStream::connect(address).await.unwrap();
+    let (mut read, mut write) = tcp.into_split();
+    let all = [PREFACE, &frame(SETTINGS, 0, 0, &[]), bytes, &frame(PING, 0, 0, LAST)].concat();
+    let writing = async {
+        let _ = write.write_all(&all).await;
+        std::future::pending().await
+    };
+    let reading = async {
+        loop {
+            let mut head = [0; 9];
+            read.read_exact(&mut head).await.map_err(|_| None)?;
+            let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+            read.read_exact(&mut payload).await.map_err(|_| None)?;
+            match head[3] {
+                GOAWAY => return Err(Some(u32::from_be_bytes(payload[4..8].try_into().unwrap()))),
+                PING if payload == LAST => return Ok(()),
+                _ => {}
+            }
+        }
+    };
+    within(async {
+        tokio::select! {
+            ended = writing => ended,
+            ended = reading => ended,
         }
     })
     .await

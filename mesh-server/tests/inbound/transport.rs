@@ -103,6 +103,48 @@ async fn clients_without_a_valid_certificate_of_the_mesh_are_refused() {
 }
 
 #[tokio::test]
+async fn s72_http2_over_tls_takes_an_agreement() {
+    let world = World::hello(InboundTls::Strict).await;
+    // Without an agreement HTTP/1.1 is spoken; Istio's sidecars may agree on nothing but that they are the mesh's.
+    for (alpn, version) in [
+        (&[&b"h2"[..]][..], Http::Two),
+        (&[b"istio-h2", b"istio", b"h2"], Http::Two),
+        (&[b"istio-peer-exchange", b"istio"], Http::Two),
+        (&[b"istio-peer-exchange", b"istio"], Http::One),
+        (&[b"http/1.1"], Http::One),
+        (&[], Http::One),
+    ] {
+        assert_eq!(within(world.offering(alpn, version)).await.unwrap(), 200, "{alpn:?} {version:?}");
+    }
+    assert_eq!(world.server.stats().refused(Refusal::Alpn), 0);
+    for (count, alpn) in [&[][..], &[&b"http/1.1"[..]]].into_iter().enumerate() {
+        assert!(within(world.offering(alpn, Http::Two)).await.is_err(), "{alpn:?}");
+        assert_eq!(world.server.stats().refused(Refusal::Alpn), count as u64 + 1, "{alpn:?}");
+    }
+    // Without TLS nothing can be agreed on.
+    let world = World::hello(InboundTls::Permissive).await;
+    assert_eq!(world.plain(Http::Two).await.get("/").await.unwrap().0, 200);
+}
+
+#[tokio::test]
+async fn s72_a_peer_that_says_goodbye_in_the_handshake_is_gone() {
+    let world = World::hello(InboundTls::Strict).await;
+    let client = client_tls(&world.ca.identity("default", "productpage"), Http::Two);
+    let mut client = rustls::ClientConnection::new(client, "mesh".try_into().unwrap()).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    let goodbye = [21, 3, 3, 0, 2, 1, 0];
+    for (count, cut) in [hello.len(), 0].into_iter().enumerate() {
+        let bytes = [&hello[..cut], &goodbye.repeat(3)].concat();
+        raw(world.address, &bytes).await;
+        let stats = world.server.stats();
+        let refused = || stats.refused(Refusal::Handshake) + stats.refused(Refusal::Plaintext);
+        eventually(|| (refused() == count as u64 + 1).then_some(())).await;
+    }
+    assert_eq!(world.mutual(Http::Two).await.get("/").await.unwrap().0, 200);
+}
+
+#[tokio::test]
 async fn disable_serves_plaintext_and_closes_tls() {
     let world = World::hello(InboundTls::Disable).await;
     assert_eq!(world.plain(Http::One).await.get("/").await.unwrap().0, 200);

@@ -11,8 +11,8 @@ use http::{Request, Response};
 use http_body_util::Full;
 use mesh_core::error::BoxError;
 use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, InboundState, InboundTls, PathMatch, Permission,
-    Principal,
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, InboundListener, InboundState, InboundTls, PathMatch,
+    Permission, Principal,
 };
 use mesh_core::source::Watched;
 use mesh_server::{Body, Refusal, Server};
@@ -20,6 +20,7 @@ use mesh_testkit::{CertificateSpec, Log, TestCa, crypto, policy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
+use tracing::subscriber::DefaultGuard;
 
 /// Whether each line of a log begins with its time, and nothing in it moves a terminal's cursor.
 fn is_orderly(log: &str) -> bool {
@@ -27,22 +28,34 @@ fn is_orderly(log: &str) -> bool {
     log.lines().all(|line| begins(line) && !line.contains(char::is_control))
 }
 
-#[tokio::test]
-async fn s91_what_a_caller_sends_makes_no_line_of_the_log() {
+/// What is logged from here on, while the second lives.
+fn listen() -> (Log, DefaultGuard) {
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _listens = tracing::subscriber::set_default(subscriber);
-    let ca = TestCa::new();
-    let listener = policy::inbound(([127, 0, 0, 1], 80).into(), InboundTls::Permissive);
-    let server = Server::builder()
+    let listens = tracing::subscriber::set_default(subscriber);
+    (log, listens)
+}
+
+fn server(ca: &TestCa, listener: InboundListener) -> Server {
+    Server::builder()
         .identity(ca.watched("default", "reviews"))
         .crypto(crypto())
         .inbound(Watched::fixed(InboundState::Ready(Arc::new(listener))))
-        .build();
-    let hello = tower::service_fn(|_: Request<Body>| async {
-        Ok::<_, BoxError>(Response::new(Full::new(Bytes::from_static(b"hello"))))
-    });
+        .build()
+}
+
+async fn hello(_: Request<Body>) -> Result<Response<Full<Bytes>>, BoxError> {
+    Ok(Response::new(Full::new(Bytes::from_static(b"hello"))))
+}
+
+#[tokio::test]
+async fn s91_what_a_caller_sends_makes_no_line_of_the_log() {
+    let (log, _listens) = listen();
+    let ca = TestCa::new();
+    let listener = policy::inbound(([127, 0, 0, 1], 80).into(), InboundTls::Permissive);
+    let server = server(&ca, listener);
+    let hello = tower::service_fn(hello);
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
     let attack = async {
@@ -92,10 +105,7 @@ async fn s91_what_a_caller_sends_makes_no_line_of_the_log() {
 
 #[tokio::test]
 async fn a_raw_connection_leaves_a_line_and_a_denied_one_says_which_policy() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _listens = tracing::subscriber::set_default(subscriber);
+    let (log, _listens) = listen();
     let open = policy::inbound(([127, 0, 0, 1], 80).into(), InboundTls::Disable);
     let mut shut = open.clone();
     shut.authorization = vec![AuthorizationPolicy::new("default/nobody", AuthorizationAction::Allow)];
@@ -142,21 +152,12 @@ fn deny(name: &str, path: &str, dry_run: bool) -> AuthorizationPolicy {
 
 #[tokio::test]
 async fn each_decision_against_a_request_is_one_audit_line_that_names_who_and_what_decided() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _listens = tracing::subscriber::set_default(subscriber);
+    let (log, _listens) = listen();
     let ca = TestCa::new();
     let mut listener = policy::inbound(([127, 0, 0, 1], 80).into(), InboundTls::Strict);
     listener.authorization = vec![deny("shop/shut", "/shut", false), deny("shop/tried", "/tried", true)];
-    let server = Server::builder()
-        .identity(ca.watched("default", "reviews"))
-        .crypto(crypto())
-        .inbound(Watched::fixed(InboundState::Ready(Arc::new(listener))))
-        .build();
-    let hello = tower::service_fn(|_: Request<Body>| async {
-        Ok::<_, BoxError>(Response::new(Full::new(Bytes::from_static(b"hello"))))
-    });
+    let server = server(&ca, listener);
+    let hello = tower::service_fn(hello);
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
     let ask = async |path: &str| {

@@ -172,15 +172,13 @@ impl Probes {
         }
     }
 
-    /// Gives an answer to the picker. For an endpoint that knows no probes our own measure is the answer.
+    /// Gives an answer to the pickers of the cluster and its parts. For an endpoint that knows no probes our own measure
+    /// is the answer.
     fn tell(&self, cluster: &Cluster, endpoint: &Endpoint, said: Option<(u32, Option<Duration>)>) {
         let now = self.env.since_epoch(Instant::now());
         let load = endpoint.load();
         let (in_flight, latency) = said.unwrap_or_else(|| (load.in_flight(), None));
         load.report_load(in_flight, latency, 0, now);
-        let members = cluster.members();
-        if let Some(index) = members.ready.find(endpoint.address()) {
-            members.ready.reported(index, now);
-        }
+        cluster.reported(endpoint.address(), now);
     }
 }

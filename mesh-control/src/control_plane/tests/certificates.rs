@@ -120,8 +120,13 @@ async fn a_request_that_is_none_costs_no_question_to_the_cluster_and_is_not_read
 
 /// The authority's list that takes a certificate back and is good until a year's begin.
 fn revoking(setup: &Setup, identity: &Identity, until: i32) -> String {
+    let key = std::fs::read_to_string(setup.state.path().join("ca-key.pem")).unwrap();
+    signed_list(setup, &rcgen::KeyPair::from_pem(&key).unwrap(), identity, until)
+}
+
+/// The same signed with any key, in the authority's name.
+fn signed_list(setup: &Setup, key: &rcgen::KeyPair, identity: &Identity, until: i32) -> String {
     let read = |file: &str| std::fs::read_to_string(setup.state.path().join(file)).unwrap();
-    let key = rcgen::KeyPair::from_pem(&read("ca-key.pem")).unwrap();
     let issuer = rcgen::Issuer::from_ca_cert_pem(&read("root-cert.pem"), key).unwrap();
     let (_, leaf) = X509Certificate::from_der(&identity.certified().cert[0]).unwrap();
     let list = rcgen::CertificateRevocationListParams {
@@ -194,10 +199,12 @@ async fn s67_revocation_lists_are_told_to_members_and_one_that_is_of_no_use_keep
     // Of these none would let anybody in, and none is taken up: the authority says what is wrong with each.
     let other = Setup::new();
     let _other = other.start().await;
+    let stranger = rcgen::KeyPair::generate().unwrap();
     let bad = [
         ("garbled", "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n".to_owned(), "cannot be read"),
         ("empty", String::new(), "holds no revocation list"),
-        ("signed by another", revoking(&other, &revoked, 2100), "not signed with that one's key"),
+        ("of another", revoking(&other, &revoked, 2100), "no list in it is of"),
+        ("signed by another", signed_list(&setup, &stranger, &revoked, 2100), "not signed with that one's key"),
         ("ended", revoking(&setup, &revoked, 2021), "ended at"),
     ];
     for (what, list, why) in bad {
@@ -206,11 +213,19 @@ async fn s67_revocation_lists_are_told_to_members_and_one_that_is_of_no_use_keep
         assert!(error.contains("ca-crl.pem") && error.contains(why), "{what}: {error}");
         assert_eq!(plane.authority.watched_bundle(), told, "{what}");
     }
-    // A change of roots would find both under one name.
+    // A change of roots brings the list of the new one with it.
     std::fs::write(&file, &good).unwrap();
     let domain = TrustDomain::new("cluster.local").unwrap();
     let rotation = RootRotation::open(setup.state.path(), domain, CertificateLife::default(), Clock::system()).unwrap();
-    assert!(matches!(rotation.advance(true), Err(crate::ca::RotateError::Revoking)));
+    rotation.advance(true).unwrap();
+    let both = loop {
+        let told = stream.message().await.unwrap().unwrap();
+        if told.roots.matches("BEGIN").count() == 2 {
+            break told;
+        }
+    };
+    assert_eq!(both.revocation_lists.len(), 2);
+    assert_eq!(both.revocation_lists[0], told.revocation_lists[0], "the operator's is as it was");
 
     // Control run: taken away in good order, everybody is good again.
     std::fs::remove_file(&file).unwrap();

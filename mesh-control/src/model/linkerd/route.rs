@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mesh_core::policy::{
-    HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, Pattern, Permission, StringMatch, StringMatcher,
-};
+use mesh_core::policy::{HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, Permission, StringMatch, StringMatcher};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -158,7 +156,8 @@ fn condition(spec: &MatchSpec, check: &mut Check<'_>, at: &str) -> RouteConditio
             "PathPrefix" => normal(value).map(|path| (0, PathMatch::PathSeparatedPrefix(path))),
             // How specific a pattern is nobody can say: it goes before prefixes.
             "RegularExpression" => {
-                Pattern::new(value).map(|pattern| (1, PathMatch::Regex(pattern))).map_err(|error| error.reason)
+                let read = check.patterns.read(value).map(|pattern| (1, PathMatch::Regex(pattern)));
+                read.map_err(|error| error.reason)
             }
             other => Err(format!("{other:?} is not one of Exact, PathPrefix, RegularExpression")),
         };
@@ -176,7 +175,9 @@ fn condition(spec: &MatchSpec, check: &mut Check<'_>, at: &str) -> RouteConditio
         let at = format!("{at}.headers[{i}]");
         let pattern = match one.r#type.as_deref().unwrap_or("Exact") {
             "Exact" => Ok(StringMatch::Exact(one.value.clone())),
-            "RegularExpression" => Pattern::new(&one.value).map(StringMatch::Regex).map_err(|error| error.reason),
+            "RegularExpression" => {
+                check.patterns.read(&one.value).map(StringMatch::Regex).map_err(|error| error.reason)
+            }
             other => Err(format!("{other:?} is not one of Exact, RegularExpression")),
         };
         let name = check.take(&format!("{at}.name"), header_name(&one.name));

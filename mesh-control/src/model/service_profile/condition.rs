@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use mesh_core::policy::{
-    HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, Pattern, RouteMatch, StringMatch, StringMatcher,
+    HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, Pattern, PatternRoom, RouteMatch, StringMatch, StringMatcher,
 };
 use regex_syntax::hir::{Class, ClassBytes, ClassBytesRange, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Look};
 use serde::Deserialize;
@@ -165,7 +165,8 @@ impl Product {
         };
         let further = self.paths.iter().skip(1).map(|path| (path, false));
         for (regex, invert) in further.chain(self.not_paths.iter().map(|path| (path, true))) {
-            let with_query = check.take(path, with_query(regex))?;
+            let read = with_query(regex, &mut check.patterns);
+            let with_query = check.take(path, read)?;
             header(HeaderKey::Path, StringMatch::Regex(with_query), invert);
         }
         for method in &self.not_methods {
@@ -180,10 +181,10 @@ impl Product {
 }
 
 /// The pattern of a `:path` header, which ends in the query, whose path alone matches `path`.
-fn with_query(path: &Pattern) -> Result<Pattern, String> {
+fn with_query(path: &Pattern, room: &mut PatternRoom) -> Result<Pattern, String> {
     let parsed = regex_syntax::parse(path.as_str()).map_err(|error| error.to_string())?;
     let text = format!("(?:{})(?:\\?.*)?", within_path(parsed));
-    Pattern::new(&text).map_err(|error| format!("{:?} cannot be combined with others: {}", path.as_str(), error.reason))
+    room.read(&text).map_err(|error| format!("{:?} cannot be combined with others: {}", path.as_str(), error.reason))
 }
 
 /// The same expression, that no longer takes a `?` (which ends the path) and ends where the path does.

@@ -1,5 +1,7 @@
 //! What validation refuses, kind by kind: each rejection names its field.
 
+use mesh_core::policy::MAX_PATTERNS;
+
 use super::*;
 
 #[test]
@@ -605,6 +607,17 @@ fn a_pattern_that_is_none_is_one_message() {
     // The control: a good object whose first route does take everything.
     let text = virtual_service(&format!("{{match: [{{uri: {{regex: '.*'}}}}], {TO_A}}}, {{{TO_A}}}"));
     assert_eq!(findings(&text)[0].code, Some("IST0130"));
+}
+
+#[test]
+fn s40_the_patterns_of_one_manifest_have_a_common_bound() {
+    let with = |patterns: usize| {
+        let headers: Vec<_> = (0..patterns).map(|i| format!("x-{i}: {{regex: a+}}")).collect();
+        virtual_service(&format!("{{match: [{{headers: {{{}}}}}], {TO_A}}}", headers.join(", ")))
+    };
+    accepts(&with(MAX_PATTERNS));
+    let found = findings(&with(MAX_PATTERNS + 1));
+    assert!(found.len() == 1 && found[0].message.contains("5000 regular expressions"), "{found:?}");
 }
 
 #[test]

@@ -4,13 +4,12 @@
 //! its clients need not follow a cluster that no request uses.
 
 use std::num::NonZeroU32;
-use std::time::Duration;
 
 use mesh_core::id::ClusterName;
-use mesh_core::policy::{TcpForward, TcpShare};
+use mesh_core::policy::{HashSource, TcpForward, TcpShare};
 
 use super::{Place, istio};
-use crate::model::{Layer4Match, Layer4Route, Object, PortProtocol, VirtualService, covers};
+use crate::model::{Layer4Match, Layer4Route, Object, PortPolicy, PortProtocol, VirtualService, covers};
 use crate::translate::instances::includes;
 use crate::translate::names;
 
@@ -38,20 +37,24 @@ pub(super) fn forward(place: &Place<'_>, dialled: &str) -> Option<TcpForward> {
     };
     found.map(|mut forward| {
         forward.max_connect_attempts = ATTEMPTS;
-        if let Some(time) = idle_timeout(place, &forward) {
-            forward.idle_timeout = Some(time).filter(|time| !time.is_zero());
+        if let Some(policy) = policy(place, &forward) {
+            if let Some(time) = policy.pool.and_then(|pool| pool.tcp_idle_timeout) {
+                forward.idle_timeout = Some(time).filter(|time| !time.is_zero());
+            }
+            let hash = policy.load_balancer.and_then(|balancer| balancer.hash);
+            forward.by_source = hash.is_some_and(|hash| hash.source == HashSource::SourceAddress);
         }
         forward
     })
 }
 
 /// What the DestinationRule of the first destination says; a proxy has one for all, too.
-fn idle_timeout(place: &Place<'_>, forward: &TcpForward) -> Option<Duration> {
+fn policy(place: &Place<'_>, forward: &TcpForward) -> Option<PortPolicy> {
     let parts = names::parse(forward.clusters().first()?.name.as_str())?;
     let host = place.world.catalog.get(place.scope, parts.host)?;
     let rules = place.world.rules.find(place.scope, &host.name, &host.namespace);
     let subset = rules.subset(parts.subset);
-    rules.policy(parts.port, subset).pool?.tcp_idle_timeout
+    Some(rules.policy(parts.port, subset))
 }
 
 fn itself(place: &Place<'_>) -> Option<TcpForward> {
@@ -86,7 +89,7 @@ fn split(place: &Place<'_>, service: &Object<VirtualService>, route: &Layer4Rout
         // Its weight does not matter.
         [only] => Some(TcpForward::to(name(only))),
         several => {
-            let share = |entry| Some(TcpShare { name: name(entry), weight: NonZeroU32::new(entry.weight)? });
+            let share = |entry| Some(TcpShare::new(name(entry), NonZeroU32::new(entry.weight)?));
             let shares = several.iter().filter_map(share).collect();
             Some(TcpForward::split(shares).expect("the sum of the weights was checked when the object was read"))
         }

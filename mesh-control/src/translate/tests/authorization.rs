@@ -41,8 +41,6 @@ pub(super) fn denied(listener: &InboundListener, call: Call) -> Option<String> {
         headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
     let method: Method = call.method.parse().unwrap();
-    let spiffe_id = (!call.peer.is_empty()).then(|| format!("spiffe://{}", call.peer).parse().unwrap());
-    let peer = PeerIdentity { spiffe_id, address: "10.9.0.1:4000".parse().unwrap() };
     let request = RequestView {
         authority: call.host,
         method: &method,
@@ -51,24 +49,19 @@ pub(super) fn denied(listener: &InboundListener, call: Call) -> Option<String> {
         headers: &headers,
         draw: &|| 0,
     };
-    let attributes = Attributes {
-        request: Some(request),
-        peer: Some(&peer),
-        destination: listener.address,
-        server_name: Some("x.test"),
-        tokens: None,
-    };
-    let authorizer = Authorizer::new(&listener.authorization);
-    let verdict = authorizer.decide(&attributes, |_| {});
-    verdict.err().map(|denial| denial.rule.unwrap_or("-").to_owned())
+    denied_to(listener, call.peer, Some(request))
 }
 
 /// The same of a raw connection.
 pub(super) fn denied_raw(listener: &InboundListener, peer: &str) -> Option<String> {
+    denied_to(listener, peer, None)
+}
+
+fn denied_to(listener: &InboundListener, peer: &str, request: Option<RequestView<'_>>) -> Option<String> {
     let spiffe_id = (!peer.is_empty()).then(|| format!("spiffe://{peer}").parse().unwrap());
     let peer = PeerIdentity { spiffe_id, address: "10.9.0.1:4000".parse().unwrap() };
     let attributes = Attributes {
-        request: None,
+        request,
         peer: Some(&peer),
         destination: listener.address,
         server_name: Some("x.test"),
@@ -561,6 +554,13 @@ fn the_mesh_config_says_where_an_authorizer_is_asked() {
     let left_out =
         world(&text).findings().iter().any(|f| f.field.contains("x-filled") && f.message.contains("percent"));
     assert!(left_out, "{:?}", world(&text).findings());
+    // A misspelt field is none, and said: who wrote it believes that it holds.
+    for kind in ["Grpc", "Http"] {
+        let provider = format!("envoyExtAuthz{kind}: {{service: opa.auth, port: 80, failOpne: true}}");
+        let text = format!("{custom}{}", config(&provider));
+        assert!(!grpc(&text).unwrap().fail_open);
+        assert!(world(&text).findings().iter().any(|f| f.field.ends_with("failOpne")), "{:?}", world(&text).findings());
+    }
     // Nobody to ask: no such provider, or one that cannot be asked as it wants to be.
     for provider in [
         "zipkin: {service: zipkin.istio-system, port: 9411}",

@@ -172,3 +172,18 @@ fn a_silent_connection_has_the_time_of_its_destinations_rule_or_envoys_hour() {
     assert_eq!(of("idleTimeout: 0s"), [None, None, Some(3600)]);
     assert_eq!(of("maxConnections: 5"), [Some(3600); 3]);
 }
+
+#[test]
+fn connections_are_kept_together_by_their_source_where_the_first_destinations_rule_says_so() {
+    let of = |balancer: &str| {
+        let rule = format!("{{host: b, trafficPolicy: {{loadBalancer: {balancer}}}}}");
+        let world = shop(&[
+            istio("DestinationRule", "b", "default", &rule),
+            rules("tcp: [{match: [{port: 3306}], route: [{destination: {host: b}}]}]"),
+        ]);
+        ["a:3306", "b:5000", "a:443"].map(|to| world.listener(&scope("default"), to).unwrap().tcp.unwrap().by_source)
+    };
+    assert_eq!(of("{consistentHash: {useSourceIp: true}}"), [true, true, false]);
+    assert_eq!(of("{consistentHash: {httpHeaderName: x-user}}"), [false; 3]);
+    assert_eq!(of("{simple: RANDOM}"), [false; 3]);
+}

@@ -41,12 +41,14 @@ const NAMES: [&str; 12] = [
 const SETTLED: usize = 400;
 const LIMITS: Limits = Limits {
     names: 9,
+    names_bytes: 512,
     name_bytes: 64,
     streams: 1,
     streams_of_one: 1,
     request_bytes: 1 << 16,
     requests: (1, 1),
     response_bytes: 1 << 16,
+    largest_response: 1 << 20,
 };
 
 /// Plays a stream.

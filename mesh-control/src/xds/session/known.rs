@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::xds::Kind;
 use crate::xds::encoded::{Encoded, Version};
 use crate::xds::nodes::NackStatus;
 
@@ -16,6 +17,8 @@ pub(super) struct Type {
     pub(super) wildcard: bool,
     /// What is subscribed to by name or covered by the wildcard.
     pub(super) known: BTreeMap<Arc<str>, Known>,
+    /// How many of them are subscribed to by name, and the bytes of those names.
+    pub(super) explicit: Names,
     /// What to look at before the next response.
     pub(super) due: BTreeSet<Arc<str>>,
     /// What the client has and does not exist any more, to be taken away in the end.
@@ -29,6 +32,33 @@ pub(super) struct Type {
     pub(super) version_sent: Arc<str>,
     pub(super) version_acked: Arc<str>,
     pub(super) nack: Option<NackStatus>,
+    /// What of the newest state was not sent, and why; everything has no name.
+    pub(super) unsent: BTreeMap<Option<Arc<str>>, String>,
+}
+
+/// Names, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Names {
+    pub(super) count: usize,
+    pub(super) bytes: usize,
+}
+
+impl Names {
+    pub(super) fn of<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut all = Self::default();
+        names.into_iter().for_each(|name| all.add(name));
+        all
+    }
+
+    pub(super) fn add(&mut self, name: &str) {
+        self.count += 1;
+        self.bytes += name.len();
+    }
+
+    pub(super) fn remove(&mut self, name: &str) {
+        self.count = self.count.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(name.len());
+    }
 }
 
 /// One name.
@@ -88,6 +118,23 @@ impl Type {
             _ => None,
         };
         self.known.iter().filter_map(|(name, known)| resource(name).or_else(|| kept(name, known))).collect()
+    }
+
+    /// Records what cannot go out: one resource, or, without a name, everything there is.
+    pub(super) fn too_large(&mut self, kind: Kind, name: Option<Arc<str>>, bytes: usize, limit: usize) {
+        let what = name.as_ref().map_or("everything".to_owned(), |name| format!("{name:?}"));
+        let why = format!(
+            "{what} of type {} would be {bytes} bytes; no client takes a message of more than {limit}, so what it has stays: \
+             split what is that large, or have the client use delta xDS, which takes resources one by one",
+            kind.type_url()
+        );
+        tracing::error!(kind = %kind, bytes, limit, "{why}");
+        self.unsent.insert(name, why);
+    }
+
+    /// Looks anew at whether a name can be sent.
+    pub(super) fn look_again(&mut self, is_looked_at: impl Fn(&Arc<str>) -> bool) {
+        self.unsent.retain(|name, _| name.as_ref().is_none_or(|name| !is_looked_at(name)));
     }
 
     /// Records what goes out.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use envoy_types::pb::google::rpc::Status;
 
-use super::known::{Answer, Held, Known, Type};
+use super::known::{Answer, Held, Known, Names, Type};
 use super::{Kind, Session};
 use crate::translate::Dialect;
 use crate::xds::encoded::Version;
@@ -30,10 +30,11 @@ pub(crate) struct Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refused {
     #[error(
-        "{asked} names of type {type_url} on one stream; at most {limit} are served: \
-         subscribe to fewer, or open a stream of another process"
+        "{} names of {} bytes together, of type {type_url} on one stream; at most {} of {} bytes are served: \
+         subscribe to fewer, with `*` to all, or open a stream of another process",
+        asked.count, asked.bytes, most.count, most.bytes
     )]
-    TooManyNames { asked: usize, limit: usize, type_url: &'static str },
+    TooManyNames { asked: Names, most: Names, type_url: &'static str },
     #[error("a resource name of {bytes} bytes; at most {limit} are taken: names are as short as those sent")]
     NameTooLong { bytes: usize, limit: usize },
 }
@@ -56,10 +57,10 @@ impl Session {
         let star = request.resource_names.iter().any(|name| name == WILDCARD);
         let wildcard = star || (kind.is_full_state() && request.resource_names.is_empty() && !ty.named);
         let wanted: BTreeSet<String> = request.resource_names.into_iter().filter(|name| name != WILDCARD).collect();
-        self.refuse(kind, wanted.len(), wanted.iter())?;
+        self.refuse(kind, Names::of(wanted.iter().map(String::as_str)), wanted.iter())?;
 
         let ty = &self.types[kind.index()];
-        let dropped: Vec<Arc<str>> = ty.explicit().filter(|name| !wanted.contains(&***name)).cloned().collect();
+        let dropped: Vec<Arc<str>> = ty.names().filter(|name| !wanted.contains(&***name)).cloned().collect();
         let covered = wildcard && !ty.wildcard;
         let mut added = false;
         for name in wanted {
@@ -78,8 +79,7 @@ impl Session {
     pub(crate) fn delta_request(&mut self, request: DeltaDiscoveryRequest) -> Result<Outcome, Refused> {
         let Some(kind) = served(&request.type_url) else { return Ok(Outcome::default()) };
         let subscribed = &request.resource_names_subscribe;
-        let asked = self.types[kind.index()].explicit().count() + subscribed.len();
-        self.refuse(kind, asked, subscribed.iter())?;
+        self.refuse(kind, self.names_after(kind, &request), subscribed.iter())?;
         let mut outcome = Outcome::default();
         let ty = &mut self.types[kind.index()];
         if !request.response_nonce.is_empty() && request.response_nonce == ty.nonce {
@@ -116,10 +116,23 @@ impl Session {
         Ok(outcome)
     }
 
-    fn refuse<'a>(&self, kind: Kind, asked: usize, mut names: impl Iterator<Item = &'a String>) -> Result<(), Refused> {
-        let limit = self.limits.names;
-        if asked > limit {
-            return Err(Refused::TooManyNames { asked, limit, type_url: kind.type_url() });
+    /// How many names are subscribed to when a request has been taken in. One that is asked for again is no other.
+    fn names_after(&self, kind: Kind, request: &DeltaDiscoveryRequest) -> Names {
+        let ty = &self.types[kind.index()];
+        let is_known = |name: &str| ty.known.get(name).is_some_and(|known| known.explicit);
+        let fresh: BTreeSet<&str> = named(&request.resource_names_subscribe).filter(|name| !is_known(name)).collect();
+        let dropped = named(&request.resource_names_unsubscribe);
+        let dropped: BTreeSet<&str> = dropped.filter(|name| fresh.contains(name) || is_known(name)).collect();
+        let mut after = ty.explicit;
+        fresh.into_iter().for_each(|name| after.add(name));
+        dropped.into_iter().for_each(|name| after.remove(name));
+        after
+    }
+
+    fn refuse<'a>(&self, kind: Kind, asked: Names, mut names: impl Iterator<Item = &'a String>) -> Result<(), Refused> {
+        let (most, type_url) = (Names { count: self.limits.names, bytes: self.limits.names_bytes }, kind.type_url());
+        if asked.count > most.count || asked.bytes > most.bytes {
+            return Err(Refused::TooManyNames { asked, most, type_url });
         }
         let limit = self.limits.name_bytes;
         match names.find(|name| name.len() > limit) {
@@ -136,6 +149,7 @@ impl Session {
         }
         let name = self.seat.subscribe(kind, name);
         ty.known.entry(name.clone()).or_default().explicit = true;
+        ty.explicit.add(&name);
         ty.due.insert(name);
         true
     }
@@ -144,6 +158,9 @@ impl Session {
     fn unsubscribe(&mut self, kind: Kind, name: &Arc<str>) {
         self.seat.unsubscribe(kind, name);
         let ty = &mut self.types[kind.index()];
+        if ty.known.get(name).is_some_and(|known| known.explicit) {
+            ty.explicit.remove(name);
+        }
         match ty.known.get_mut(name) {
             Some(known) if ty.wildcard => known.explicit = false,
             // What the wildcard covers may not have been looked at yet.
@@ -197,11 +214,12 @@ impl Session {
 
 impl Type {
     /// Names subscribed to as such.
-    pub(super) fn explicit(&self) -> impl Iterator<Item = &Arc<str>> {
+    pub(super) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
         self.known.iter().filter(|(_, known)| known.explicit).map(|(name, _)| name)
     }
 
     fn forget(&mut self, name: &Arc<str>) {
+        self.look_again(|unsent| unsent == name);
         self.known.remove(name);
         self.due.remove(name);
         self.vanished.remove(name);
@@ -224,6 +242,11 @@ impl Type {
         self.nack = Some(NackStatus { version, nonce: self.nonce.clone(), reason: reason.clone() });
         Outcome { acked: false, nacked: Some(reason) }
     }
+}
+
+/// The names that are none for everything.
+fn named(names: &[String]) -> impl Iterator<Item = &str> {
+    names.iter().map(String::as_str).filter(|name| *name != WILDCARD)
 }
 
 fn served(type_url: &str) -> Option<Kind> {

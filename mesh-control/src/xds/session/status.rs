@@ -22,7 +22,7 @@ impl Type {
         TypeStatus {
             type_url: kind.type_url(),
             wildcard: self.wildcard,
-            subscribed: self.explicit().count(),
+            subscribed: self.explicit.count,
             sent: self.known.values().filter(|known| has(known)).count(),
             missing: missing.take(MISSING).map(|(name, _)| name.to_string()).collect(),
             version_sent: self.version_sent.to_string(),
@@ -30,6 +30,7 @@ impl Type {
             waiting: self.in_flight.is_some(),
             due: self.due.len() + self.vanished.len(),
             nack: self.nack.clone(),
+            unsent: self.unsent.values().cloned().reduce(|all, why| format!("{all}; {why}")),
             resources: resources.then(|| self.known.iter().map(|(name, known)| resource(name, known)).collect()),
         }
     }

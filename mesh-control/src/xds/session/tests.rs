@@ -326,7 +326,10 @@ fn too_many_and_too_long_names_are_refused() {
         let mut client = Client::with(&Fake::default().cache(), form, false, limits);
         assert!(client.try_ask(Kind::Endpoints, &["a", "b"], None).is_ok());
         let refused = client.try_ask(Kind::Endpoints, &["a", "b", "c"], None).unwrap_err();
-        assert!(matches!(refused, Refused::TooManyNames { asked: 3, limit: 2, .. }), "{refused}");
+        assert!(
+            matches!(refused, Refused::TooManyNames { asked, most, .. } if (asked.count, most.count) == (3, 2)),
+            "{refused}"
+        );
         let mut client = Client::with(&Fake::default().cache(), form, false, limits);
         let refused = client.try_ask(Kind::Endpoints, &["long"], None).unwrap_err();
         assert_eq!(refused, Refused::NameTooLong { bytes: 4, limit: 3 });
@@ -413,6 +416,50 @@ fn a_large_answer_comes_in_parts_where_it_may() {
             let parts: Vec<_> = client.settle().into_iter().map(|(_, names, _)| names.len()).collect();
             let whole = form == Form::State && kind.is_full_state();
             assert_eq!(parts, if whole { vec![3] } else { vec![1, 1, 1] }, "{form:?} {kind:?}");
+        }
+    }
+}
+
+#[test]
+fn what_no_client_takes_is_not_sent_and_the_operator_is_told() {
+    let all = Limits { largest_response: 1 << 20, ..Limits::default() };
+    for form in BOTH {
+        for kind in Kind::ALL {
+            let fake = all_kinds(&["a", "b"], 1);
+            let cache = fake.cache();
+            let mut seat = cache.seat(NodeScope::default());
+            let [a, b] = ["a", "b"].map(|name| {
+                let name = seat.subscribe(kind, name);
+                seat.resource(kind, &name).unwrap().any.len()
+            });
+            drop(seat);
+            let whole = form == Form::State && kind.is_full_state();
+            // Where they come one by one only what is too large itself stays behind.
+            let largest_response = if whole { a + b - 1 } else { a - 1 };
+            let mut client = Client::with(&cache, form, false, Limits { largest_response, ..all });
+            client.ask(kind, &["a", "b"]);
+            assert_eq!(client.settle(), [], "{form:?} {kind:?}");
+            let unsent = client.status(kind).unsent.unwrap();
+            assert!(unsent.contains(&largest_response.to_string()) && unsent.contains("delta"), "{unsent}");
+            // What fits is sent all the same, and says nothing of what does not.
+            if !whole {
+                assert!(unsent.contains("\"a\"") && unsent.contains("\"b\""), "one hides the other: {unsent}");
+                let fake = fake.clone().with(kind, "c", 1);
+                fake.publish(&cache, "1b");
+                client.session.limits = all;
+                client.ask(kind, &["a", "b", "c"]);
+                assert_eq!(client.settle(), [row(kind, &["c"], &[])]);
+                assert!(client.status(kind).unsent.is_some());
+                client.ask(kind, &["a", "b"]);
+            }
+            // Other types go on, and the next state that fits is sent.
+            let other = if kind == Kind::Cluster { Kind::Listener } else { Kind::Cluster };
+            client.session.limits = all;
+            client.ask(other, &["a"]);
+            assert_eq!(client.settle().len(), 1);
+            fake.clone().with(kind, "a", 2).with(kind, "b", 2).publish(&cache, "2");
+            assert_eq!(client.settle(), [row(kind, &["a", "b"], &[])]);
+            assert_eq!(client.status(kind).unsent, None);
         }
     }
 }

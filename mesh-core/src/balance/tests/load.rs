@@ -113,6 +113,44 @@ fn peak_ewma_draws_a_third_where_one_of_two_is_no_choice() {
 }
 
 #[test]
+fn peak_ewma_asks_an_unknown_endpoint_once_and_waits_for_the_answer() {
+    let set = candidates(&[1, 1]);
+    let picker = PeakEwma::new(set.clone());
+    set[0].load_or_new().succeeded(Duration::from_millis(1), SECOND);
+    assert_eq!(shares(&picker, 2, SECOND), [0, 100], "30 ms would keep it waiting for ever");
+    let asked = set[1].load_or_new().start();
+    assert_eq!(shares(&picker, 2, SECOND), [100, 0], "one request finds out");
+    set[1].load_or_new().abandoned(Duration::from_millis(2), SECOND);
+    drop(asked);
+    assert_eq!(shares(&picker, 2, SECOND), [100, 0], "given up before it answered: it is not asked at once again");
+
+    // One that failed at once is none nothing is known of, though no latency is.
+    let set = candidates(&[1, 1]);
+    let picker = PeakEwma::new(set.clone());
+    set[0].load_or_new().succeeded(Duration::from_millis(1), SECOND);
+    set[1].load_or_new().failed(Duration::from_millis(1), SECOND);
+    assert_eq!(shares(&picker, 2, SECOND), [100, 0]);
+
+    // Nor is it the choice when it meets one that is busy: a third is drawn.
+    let set = candidates(&[1; 8]);
+    let picker = PeakEwma::new(set.clone());
+    set[0].load_or_new().failed(Duration::from_millis(1), SECOND);
+    for candidate in set.iter().skip(1) {
+        candidate.load_or_new().succeeded(Duration::from_millis(1), SECOND);
+    }
+    let busy: Vec<_> = (0..500).map(|_| set[1].load_or_new().start()).collect();
+    let got = shares(&picker, 8, SECOND);
+    assert_eq!((got[0], got[1]), (0, 0), "{got:?}");
+    drop(busy);
+
+    // Of two that are unknown the idle one.
+    let set = candidates(&[1, 1]);
+    let picker = PeakEwma::new(set.clone());
+    let _asked = set[0].load_or_new().start();
+    assert_eq!(shares(&picker, 2, SECOND), [0, 100]);
+}
+
+#[test]
 fn an_unreachable_endpoint_is_avoided_for_longer_each_time_and_forgiven_at_once() {
     let load = Load::default();
     let ms = |n: u64| Duration::from_millis(n);

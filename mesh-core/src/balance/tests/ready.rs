@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::health::Standing;
-use crate::policy::{Cluster, LoadSpill, LocalityBalancing, PerMillion, SlowStart};
+use crate::policy::{Cluster, LoadSpill, LocalityBalancing, PerMillion, SlowStart, ZoneAware};
 use Health::{Degraded, Draining, Healthy, Unhealthy, Unknown};
 
 fn cluster(change: impl FnOnce(&mut Cluster)) -> Arc<Cluster> {
@@ -79,6 +79,18 @@ fn nothing_usable_is_nothing_to_pick_unless_in_panic() {
     assert_fits(&hits(&set, &[10, 11], &Pick::default()), &[1.0; 2], "all but what is about to go");
     assert!(build(groups(), panics(0), &[]).is_empty(), "0 switches it off");
     assert!(build(vec![group(0, 1, &[(12, 1, Draining)])], panics(500_000), &[]).is_empty());
+    // Envoy's `fail_traffic_on_panic`: what is left does not bear it all.
+    let some = || vec![group(0, 1, &[(1, 1, Healthy), (2, 1, Unhealthy), (3, 1, Unhealthy), (4, 1, Unhealthy)])];
+    for balancer in [Balancer::Random, Balancer::RoundRobin, Balancer::Maglev { table_size: 7 }] {
+        let fails = |fail_on_panic| {
+            let zone_aware = Some(ZoneAware { fail_on_panic, ..ZoneAware::default() });
+            let panic_threshold = Some(PerMillion::new(500_000));
+            let locality = LocalityBalancing { panic_threshold, zone_aware, ..LocalityBalancing::default() };
+            build(some(), cluster(|c| (c.locality, c.balancer) = (locality, balancer.clone())), &[])
+        };
+        assert!(fails(true).pick(&Pick::default(), &mut seeded(1)).is_none() && fails(true).is_empty());
+        assert!(fails(false).pick(&Pick::default(), &mut seeded(1)).is_some(), "control");
+    }
 }
 
 #[test]
@@ -148,6 +160,27 @@ fn a_retry_can_go_to_another_priority() {
     assert_eq!(hits(&set, &[10, 20], &other(&[1]))[1], 30_000);
     assert_eq!(hits(&set, &[10, 11, 20], &other(&[1, 2]))[2], 0, "both have been tried: as usual");
     assert_eq!(hits(&set, &[10], &Pick { tried: &[1], ..Pick::default() }), [30_000], "control");
+}
+
+#[test]
+fn a_retry_goes_past_a_priority_that_is_to_fail_in_panic() {
+    // One healthy of so many, on the ports from `first`.
+    let one_of = |priority, count: u16, first: u16| {
+        let state = |port| if port == first { Healthy } else { Unhealthy };
+        let all: Vec<_> = (first..first + count).map(|port| (port, 1, state(port))).collect();
+        group(priority, 1, &all)
+    };
+    let set = |fail_on_panic| {
+        let zone_aware = Some(ZoneAware { fail_on_panic, ..ZoneAware::default() });
+        let panic_threshold = Some(PerMillion::new(200_000));
+        let locality = LocalityBalancing { panic_threshold, zone_aware, ..LocalityBalancing::default() };
+        build(vec![one_of(0, 6, 10), one_of(1, 4, 20), one_of(2, 4, 30)], cluster(|c| c.locality = locality), &[])
+    };
+    let first = set(true).find(&address(20)).unwrap();
+    let retry = Pick { tried: &[first], other_priority: true, ..Pick::default() };
+    assert_eq!(hits(&set(true), &[20, 30], &retry), [0, 30_000]);
+    // Control: where panic is no failure, the first priority is the one that has not been tried.
+    assert!(set(false).pick(&retry, &mut seeded(1)).is_some_and(|(_, port)| *port < 20));
 }
 
 #[test]
@@ -410,7 +443,7 @@ fn a_rating_says_what_the_picker_goes_by() {
     set.candidates()[0].load_or_new().succeeded(Duration::from_millis(8), SECOND);
     let Some(Score::Cost(cost)) = score(&set, 0) else { panic!("{set:?}") };
     assert!(cost.abs_diff(Duration::from_millis(8)) < Duration::from_micros(10), "{cost:?}");
-    assert_eq!(score(&set, 1), Some(Score::Cost(Duration::from_millis(30))), "nothing is known of it");
+    assert_eq!(score(&set, 1), Some(Score::Cost(Duration::ZERO)), "nothing is known of it");
 
     let settings = policy::WeightedRoundRobin { blackout_period: Duration::ZERO, ..Default::default() };
     let set = with(Balancer::WeightedRoundRobin(settings.clone()));

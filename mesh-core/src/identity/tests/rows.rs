@@ -417,6 +417,66 @@ fn s72_tls_is_1_3_with_a_hybrid_group_or_1_2_with_aead_and_nothing_older() {
 }
 
 #[test]
+fn a_peer_may_have_a_key_of_any_kind_that_is_strong_enough() {
+    let root = Root::new();
+    let good = root.identity(RATINGS);
+    for kind in
+        [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519, &rcgen::PKCS_RSA_SHA256]
+    {
+        let key = KeyPair::generate_for(kind).unwrap();
+        let chain = vec![leaf(&[REVIEWS]).signed_by(&key, &root.issuer).unwrap().der().clone()];
+        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        let certified = CertifiedKey::from_der(chain, key, &provider()).unwrap();
+        let peer = Identity::new(certified, root.bundles(), 1).unwrap();
+        assert!(handshake(&good, &peer, &[], true).is_ok() && handshake(&peer, &good, &[], true).is_ok(), "{kind:?}");
+    }
+}
+
+#[test]
+fn the_root_that_vouches_for_a_peer_is_known_among_several() {
+    let (old, new, stranger) = (Root::new(), Root::new(), Root::new());
+    let trusting = |roots: &[&Root]| {
+        let bundle = TrustBundle::new(roots.iter().map(|root| root.der.clone())).unwrap();
+        TrustBundles::single(TrustDomain::new("cluster.local").unwrap(), bundle)
+    };
+    let found = |of: &Root, bundles: &TrustBundles, usage| {
+        let chain = of.issue(&leaf(&[REVIEWS])).cert;
+        let algorithms = provider().signature_verification_algorithms.all;
+        root_of(&chain, bundles, algorithms, UnixTime::now(), usage).map(str::to_owned)
+    };
+    let both = trusting(&[&old, &new]);
+    for usage in [Usage::Client, Usage::Server] {
+        for root in [&old, &new] {
+            assert_eq!(found(root, &both, usage), Some(root_name(&root.der)));
+            assert_eq!(found(root, &trusting(&[root]), usage), Some(root_name(&root.der)));
+        }
+        assert_eq!(found(&stranger, &both, usage), None);
+    }
+    assert_ne!(root_name(&old.der), root_name(&new.der));
+    assert_eq!(root_name(b"abc"), "ba7816bf8f01cfea", "the SHA-256 that everybody knows");
+}
+
+#[test]
+fn who_was_let_in_is_looked_at_again_by_roots_and_lists_and_not_by_the_date() {
+    let (root, stranger) = (Root::new(), Root::new());
+    let ended = |serial: u64| {
+        let mut params = leaf(&[REVIEWS]);
+        (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2020, 1, 2));
+        params.serial_number = Some(SerialNumber::from(serial));
+        root.issue(&params).cert
+    };
+    let chain = ended(7);
+    let algorithms = provider().signature_verification_algorithms.all;
+    let again = |bundles: &TrustBundles| verify_again(&chain, bundles, algorithms, UnixTime::now(), Usage::Client);
+    assert!(not_valid(verify(&chain, &root.bundles(), UnixTime::now()).unwrap_err()).contains("ended"), "control");
+    assert!(again(&root.bundles()).is_ok());
+    assert!(again(&stranger.bundles()).is_err(), "its root is out");
+    let told = |serials: &[u64]| with_lists(&root, vec![list(&root, serials, UnixTime::now().as_secs())]).unwrap();
+    assert!(again(&told(&[8])).is_ok());
+    assert!(again(&told(&[7])).is_err(), "it was taken back");
+}
+
+#[test]
 fn s72_a_hello_in_pieces_is_a_hello() {
     let root = Root::new();
     let client = client_config(&root.identity(REVIEWS), &[], &[], &provider()).unwrap();

@@ -66,6 +66,39 @@ fn filter(providers: &[(&str, &JwtProvider)], requirement: JwtRequirement) -> Jw
 }
 
 #[test]
+fn what_holds_a_token_or_tells_of_one_is_nobodys_to_print() {
+    let issuer = Issuer::new();
+    let header = JwtHeader { name: "x-jwt".parse().unwrap(), prefix: String::new() };
+    let kept = JwtProvider {
+        from_headers: vec![header],
+        payload_header: Some("x-payload".parse().unwrap()),
+        forward: true,
+        ..of(&issuer, "a")
+    };
+    let authenticator = Authenticator::new(&filter(&[("a", &kept)], provider("a")));
+    let token = token(&issuer, "a");
+    let mut request = get("/", &[("x-jwt", &token), ("x-other", "seen")]);
+    let view = RequestView {
+        authority: "a.test",
+        method: &Method::GET,
+        path_and_query: "/",
+        scheme: "http",
+        headers: &request.headers().clone(),
+        draw: &|| 0,
+    };
+    let passed = authenticator.judge(&view, Duration::from_secs(NOW)).unwrap();
+    assert!(format!("{request:?}").contains(&token), "the control: before, it is printed");
+    authenticator.apply(passed, &mut request).unwrap();
+    let sensitive = |name: &str| request.headers()[name].is_sensitive();
+    assert_eq!(["x-jwt", "x-payload", "x-other", "host"].map(sensitive), [true, true, false, false]);
+    assert!(!format!("{request:?}").contains(token.split('.').nth(1).unwrap()));
+    // Where nothing was demanded of it as well.
+    let mut other = get("/", &[("x_jwt", &token)]);
+    authenticator.apply(crate::jwt::Passed::default(), &mut other).unwrap();
+    assert!(other.headers()["x_jwt"].is_sensitive(), "one name to CGI");
+}
+
+#[test]
 fn s48_optional_means_no_token_at_all_and_not_one_that_does_not_hold() {
     let (a, stranger) = (Issuer::new(), Issuer::new());
     let istio = JwtRequirement::Any(vec![provider("a"), JwtRequirement::AllowMissing]);

@@ -157,9 +157,13 @@ fn l3_overrides_are_keyed_by_instance_name_and_the_most_specific_wins_a39() {
         let off = rds::FilterConfig { disabled: true, ..Default::default() };
         host.routes[0].typed_per_filter_config.insert("c".into(), extension::pack(url::FILTER_CONFIG, &off));
         host.routes[0].typed_per_filter_config.insert("d".into(), pack(503));
+        host.typed_per_filter_config.insert("e".into(), extension::pack(url::FILTER_CONFIG, &off));
+        let on = rds::FilterConfig { config: Some(Any::default()), ..Default::default() };
+        host.routes[0].typed_per_filter_config.insert("e".into(), extension::pack(url::FILTER_CONFIG, &on));
     });
     let fault = |status| FilterOverride::Fault(abort(status));
-    let want = [("a", fault(501)), ("b", fault(502)), ("c", FilterOverride::Disabled), ("d", fault(503))];
+    let (off, on) = (FilterOverride::Disabled, FilterOverride::Enabled);
+    let want = [("a", fault(501)), ("b", fault(502)), ("c", off), ("d", fault(503)), ("e", on)];
     let want: FilterOverrides = want.into_iter().map(|(name, filter)| (name.to_owned(), filter)).collect();
     assert_eq!(decoded_route(&resource).filters, want);
 
@@ -171,6 +175,7 @@ fn l3_overrides_are_keyed_by_instance_name_and_the_most_specific_wins_a39() {
     };
     let at = "virtual_hosts[0].routes[0].typed_per_filter_config[\"f\"]";
     route("unknown", with(unknown()), &Says::Refused(&[at]));
+    route("nothing", with(Any::default()), &Says::Refused(&[at]));
     route("unknown, wrapped", with(wrap(false)), &Says::Refused(&[at]));
     route("unknown and optional", with(wrap(true)), &Says::Reported(&[at]));
     let rbac = Any { type_url: url::RBAC_PER_ROUTE.into(), value: Vec::new() };

@@ -176,6 +176,9 @@ fn c7_c8_c9_endpoints_drops_and_overprovisioning_a27() {
         |e| e.endpoints[1].load_balancing_weight = None,
         &Says::Reported(&[unweighed]),
     );
+    let list = Some(eds::locality_lb_endpoints::LbConfig::LedsClusterLocalityConfig(Default::default()));
+    let leds = "endpoints[0].leds_cluster_locality_config";
+    endpoints("x15: a list collection", |e| e.endpoints[0].lb_config = list, &Says::Refused(&[leds]));
     let drop = |category: &str| cluster_load_assignment::policy::DropOverload {
         category: category.into(),
         drop_percentage: Some(FractionalPercent { numerator: 5, denominator: 0 }),

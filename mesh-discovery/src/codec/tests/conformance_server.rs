@@ -12,9 +12,9 @@ use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::{
     per_route_config::RequirementSpecifier, requirement_rule::RequirementType,
 };
 use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit as LimitProto;
-use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::{Rbac as RbacProto, RbacPerRoute};
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as RbacProto;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager, Rds, http_connection_manager::RouteSpecifier,
+    HttpConnectionManager, http_connection_manager::RouteSpecifier,
 };
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
 use envoy_types::pb::envoy::r#type::v3::TokenBucket as BucketProto;
@@ -44,7 +44,7 @@ pub(super) fn with_filter(type_url: &str, config: &impl Message) -> Any {
     with_manager(|m| m.http_filters.insert(0, filter))
 }
 
-fn decoded(resource: &Any) -> InboundListener {
+pub(super) fn decoded(resource: &Any) -> InboundListener {
     match codec::decode_listener(resource).unwrap().value {
         AnyListener::Inbound(listener) => listener,
         other => panic!("{other:?}"),
@@ -130,7 +130,7 @@ impl Sessions for DownstreamTlsContext {
     }
 }
 
-fn rules(audit: Option<AuditLoggingOptions>) -> RbacProto {
+pub(super) fn rules(audit: Option<AuditLoggingOptions>) -> RbacProto {
     RbacProto {
         rules: Some(rbac::Rbac { action: 0, audit_logging_options: audit, ..Default::default() }),
         ..Default::default()
@@ -192,36 +192,7 @@ fn s10_the_audit_log_a59() {
     says("an optional one", unknown(true), &Says::Reported(&[&at]));
 }
 
-#[test]
-fn routes_change_a_guard_only_if_they_change_it_everywhere() {
-    let per_route = RbacPerRoute { rbac: Some(RbacProto::default()) };
-    let with_override = |all: bool| {
-        with_manager(|m| {
-            m.http_filters.insert(0, codec::filter::encode("f", extension::pack(url::RBAC, &rules(None)), false));
-            let Some(RouteSpecifier::RouteConfig(routes)) = &mut m.route_specifier else { panic!("inline") };
-            let any = extension::pack(url::RBAC_PER_ROUTE, &per_route);
-            let host = &mut routes.virtual_hosts[0];
-            host.routes[0].typed_per_filter_config.insert("f".into(), any);
-            if !all {
-                let mut plain = host.routes[0].clone();
-                plain.typed_per_filter_config.clear();
-                host.routes.push(plain);
-            }
-        })
-    };
-    assert_eq!(decoded(&with_override(true)).authorization, [], "the route's rules are none");
-    let at = "filter_chains[0].filters[0].route_config.virtual_hosts[0].routes[1].typed_per_filter_config";
-    says("on one route of two", codec::decode_listener(&with_override(false)), &Says::Refused(&[at]));
-    let over_rds = with_manager(|m| {
-        m.http_filters.insert(0, codec::filter::encode("f", extension::pack(url::RBAC, &rules(None)), false));
-        let config_source = Some(codec::common::ads());
-        m.route_specifier = Some(RouteSpecifier::Rds(Rds { config_source, route_config_name: "r".into() }));
-    });
-    let at = "filter_chains[0].filters[0].rds";
-    says("rules whose routes are not here", codec::decode_listener(&over_rds), &Says::Refused(&[at]));
-}
-
-fn demand(requirement: RequiresType) -> JwtProto {
+pub(super) fn demand(requirement: RequiresType) -> JwtProto {
     use envoy_types::pb::envoy::config::core::v3::{DataSource, data_source::Specifier};
     let keys = DataSource { specifier: Some(Specifier::InlineString("{\"keys\":[]}".into())), ..Default::default() };
     let provider =

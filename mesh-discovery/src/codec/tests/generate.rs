@@ -214,6 +214,7 @@ fn session() -> impl Strategy<Value = StatefulSession> {
 fn overrides() -> impl Strategy<Value = FilterOverrides> {
     let one = prop_oneof![
         Just(FilterOverride::Disabled),
+        Just(FilterOverride::Enabled),
         fault().prop_map(FilterOverride::Fault),
         rate_limit().prop_map(FilterOverride::RateLimit),
         session().prop_map(FilterOverride::Session),
@@ -562,11 +563,17 @@ pub(super) fn listener() -> impl Strategy<Value = Listener> {
 
 fn tcp() -> impl Strategy<Value = TcpForward> {
     let number = || prop_oneof![Just(1), 1..1000_u32].prop_map(|n| NonZeroU32::new(n).expect("at least 1"));
-    let share = (name(), number()).prop_map(|(name, weight)| TcpShare { name, weight });
-    (vec(share, 1..4), number(), option::of(time())).prop_map(|(shares, max_connect_attempts, idle)| {
+    let share = (name(), number(), labels()).prop_map(|(name, weight, metadata_match)| TcpShare {
+        name,
+        weight,
+        metadata_match,
+    });
+    let more = (any::<bool>(), labels());
+    (vec(share, 1..4), number(), option::of(time()), more).prop_map(|(shares, max_connect_attempts, idle, more)| {
         let mut forward = TcpForward::split(shares).expect("at least one, and small weights");
         forward.idle_timeout = idle;
         forward.max_connect_attempts = max_connect_attempts;
+        (forward.by_source, forward.metadata_match) = more;
         forward
     })
 }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -89,16 +90,32 @@ fn requirement() -> impl Strategy<Value = JwtRequirement> {
     })
 }
 
-fn jwt() -> impl Strategy<Value = JwtAuthentication> {
-    // What only a client knows, and methods, which travel as a condition on a header, have no place here.
-    let matcher = route_match().prop_map(|matcher| RouteMatch {
+/// What only a client knows, and methods, which travel as a condition on a header, have no place on a server.
+fn matcher() -> impl Strategy<Value = RouteMatch> {
+    route_match().prop_map(|matcher| RouteMatch {
         methods: Vec::new(),
         port: None,
         source_labels: Default::default(),
         source_namespace: None,
         ..matcher
-    });
-    let rule = (matcher, option::of(requirement())).prop_map(|(matcher, requirement)| JwtRule { matcher, requirement });
+    })
+}
+
+/// A route with some of the listener's guards, by their bits, and policies of its own.
+type Drawn = (String, RouteMatch, Option<(u8, Vec<AuthorizationPolicy>)>);
+
+fn inbound_routes() -> impl Strategy<Value = Vec<Vec<Drawn>>> {
+    let serves = option::of((any::<u8>(), vec(authorization(), 0..2)));
+    vec(vec((text(), matcher(), serves), 0..3), 0..3)
+}
+
+fn some<T: Clone>(of: &[T], bits: u8) -> Vec<T> {
+    of.iter().enumerate().filter(|(i, _)| bits >> i & 1 == 1).map(|(_, item)| item.clone()).collect()
+}
+
+fn jwt() -> impl Strategy<Value = JwtAuthentication> {
+    let rule =
+        (matcher(), option::of(requirement())).prop_map(|(matcher, requirement)| JwtRule { matcher, requirement });
     (provider(), provider(), vec(rule, 0..3), any::<bool>()).prop_map(|(a, b, rules, bypass_cors_preflight)| {
         let providers = [("a".to_owned(), a), ("b".to_owned(), b)].into();
         JwtAuthentication { name: String::new(), providers, rules, bypass_cors_preflight }
@@ -228,10 +245,11 @@ pub(super) fn inbound() -> impl Strategy<Value = InboundListener> {
         skipped(),
     ];
     let kinds = vec(kind, 0..3);
-    let guards = (vec(jwt(), 0..2), vec(authorization(), 0..4), kinds);
+    let routes = option::of(inbound_routes());
+    let guards = (vec(jwt(), 0..2), vec(authorization(), 0..4), kinds, routes);
     let tls = (tls, instances());
     (text(), any::<IpAddr>(), 1..=u16::MAX, tls, guards, limits).prop_map(
-        |(name, ip, port, (tls, instances), (mut jwt, authorization, kinds), limits)| {
+        |(name, ip, port, (tls, instances), (mut jwt, authorization, kinds, routes), limits)| {
             // Plaintext shows no certificate.
             let instances = Some(instances).filter(|_| tls != InboundTls::Disable).unwrap_or_default();
             // Instance names are unique.
@@ -239,9 +257,25 @@ pub(super) fn inbound() -> impl Strategy<Value = InboundListener> {
                 jwt.name = format!("jwt-{i}");
             }
             let filters = kinds.into_iter().enumerate();
-            let filters = filters.map(|(i, kind)| HttpFilter { name: format!("filter-{i}"), kind }).collect();
+            let filters: Vec<_> = filters.map(|(i, kind)| HttpFilter { name: format!("filter-{i}"), kind }).collect();
             let address = SocketAddr::new(ip, port);
-            InboundListener { name, address, tls, instances, jwt, authorization, filters, limits }
+            let route = |(name, matcher, serves): Drawn| {
+                let serves = serves.map(|(bits, own)| {
+                    let authorization = [some(&authorization, bits), own].concat();
+                    Arc::new(Guards { jwt: some(&jwt, bits), authorization, filters: some(&filters, bits) })
+                });
+                InboundRoute { name, matcher, serves }
+            };
+            let host = |(i, routes): (usize, Vec<_>)| InboundHost {
+                name: format!("host-{i}"),
+                domains: vec![Domain::new(&format!("{i}.test")).expect("a name")],
+                routes: routes.into_iter().map(route).collect(),
+            };
+            let routes = match routes {
+                Some(hosts) => InboundRoutes::Listed(hosts.into_iter().enumerate().map(host).collect()),
+                None => InboundRoutes::All,
+            };
+            InboundListener { name, address, tls, instances, jwt, authorization, filters, routes, limits }
         },
     )
 }

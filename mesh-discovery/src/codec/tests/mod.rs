@@ -3,6 +3,7 @@
 
 mod conformance;
 mod conformance_cluster;
+mod conformance_inbound_routes;
 mod conformance_server;
 mod corpus;
 mod envoy;

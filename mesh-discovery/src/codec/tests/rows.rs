@@ -6,7 +6,9 @@ use envoy_types::pb::envoy::config::listener::v3::{Filter, Listener, filter::Con
 use envoy_types::pb::envoy::config::rbac::v3::{
     Permission, Policy, Principal, Rbac as Rules, permission, permission::Rule, principal, principal::Identifier,
 };
-use envoy_types::pb::envoy::config::route::v3::{HeaderMatcher, header_matcher::HeaderMatchSpecifier};
+use envoy_types::pb::envoy::config::route::v3::{
+    CorsPolicy, HeaderMatcher, header_matcher::HeaderMatchSpecifier, route::Action,
+};
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
@@ -18,10 +20,10 @@ use envoy_types::pb::google::protobuf::{Any, UInt32Value};
 use mesh_core::authz::{Attributes, Authorizer};
 use mesh_core::identity::PeerIdentity;
 use mesh_core::matcher::{PathCondition, RequestView};
-use mesh_core::policy::Pattern;
+use mesh_core::policy::{MAX_PATTERNS, Pattern};
 
 use super::conformance_server::{with_filter, with_manager};
-use super::refusals::changed;
+use super::refusals::{changed, with_route};
 use super::refusals_cluster::inbound;
 use crate::codec::{self, AnyListener, extension, extension::url};
 
@@ -237,7 +239,7 @@ fn s46_the_end_of_a_principal_is_the_end_of_an_identity() {
 }
 
 #[test]
-fn s40_a_pattern_has_a_limited_size_and_many_of_them_are_taken() {
+fn s40_a_pattern_has_a_limited_size_and_all_of_a_resource_together_too() {
     let with = |text: &str| takes(vec![permission(Rule::Header(header("x-role", regex(text))))], vec![anybody()]);
     for text in ["a{10}", "(a+)+b", &"a".repeat(1024)] {
         assert!(with(text), "{text:.20}");
@@ -247,8 +249,30 @@ fn s40_a_pattern_has_a_limited_size_and_many_of_them_are_taken() {
     {
         assert!(!with(text), "{text:.20}");
     }
-    let many = (0..10_000).map(|i| permission(Rule::UrlPath(path(Some(regex(&format!("/a/{i}/b?")))))));
-    assert!(takes(many.collect(), vec![anybody()]));
+    let many = |count: usize, text: &str| {
+        let one = |i: usize| permission(Rule::UrlPath(path(Some(regex(&text.replace('I', &i.to_string()))))));
+        takes((0..count).map(one).collect(), vec![anybody()])
+    };
+    // Each of them is within its own bound.
+    assert!(many(MAX_PATTERNS, "/a/I/b?") && !many(MAX_PATTERNS + 1, "/a/I/b?"));
+    assert!(many(1, r"/I/\pL{20}") && !many(1000, r"/I/\pL{20}"));
+}
+
+/// Those of a route on paths, headers and queries, and of its origins (CORS) count together.
+#[test]
+fn s40_patterns_of_a_route_have_a_common_bound_too() {
+    let all = |headers: usize, origins: usize| {
+        let numbered = |i: usize| regex(&format!("/{i}"));
+        let resource = with_route(|route| {
+            let matcher = route.r#match.as_mut().unwrap();
+            matcher.headers = (0..headers).map(|i| header("x-role", numbered(i))).collect();
+            let Some(Action::Route(action)) = &mut route.action else { panic!("it forwards") };
+            let allow_origin_string_match = (0..origins).map(numbered).collect();
+            action.cors = Some(CorsPolicy { allow_origin_string_match, ..Default::default() });
+        });
+        codec::decode_routes(&resource).is_ok()
+    };
+    assert!(all(10, 10) && all(MAX_PATTERNS - 10, 10) && !all(MAX_PATTERNS - 10, 11));
 }
 
 #[test]

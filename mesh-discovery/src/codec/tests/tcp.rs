@@ -7,6 +7,10 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{
     TcpProxy,
     tcp_proxy::{ClusterSpecifier, TunnelingConfig, WeightedCluster, weighted_cluster::ClusterWeight},
 };
+use envoy_types::pb::envoy::r#type::v3::{
+    HashPolicy as HashProto,
+    hash_policy::{FilterState, PolicySpecifier, SourceIp},
+};
 use envoy_types::pb::google::protobuf::{Any, Duration};
 use mesh_core::policy::*;
 use prost::Message;
@@ -26,10 +30,8 @@ fn listener(tcp: Option<TcpForward>) -> Listener {
 }
 
 fn split(weights: &[(&str, u32)]) -> TcpForward {
-    let share = |(name, weight): &(&str, u32)| TcpShare {
-        name: (*name).into(),
-        weight: NonZeroU32::new(*weight).expect("at least 1"),
-    };
+    let share =
+        |(name, weight): &(&str, u32)| TcpShare::new((*name).into(), NonZeroU32::new(*weight).expect("at least 1"));
     TcpForward::split(weights.iter().map(share).collect()).expect("small weights")
 }
 
@@ -124,6 +126,21 @@ fn a_silent_connection_has_envoys_hour_or_what_policy_says() {
         }
     };
     assert_eq!([None, Some(60), Some(0)].map(idle), [Some(3600), Some(60), None]);
+}
+
+#[test]
+fn connections_are_kept_together_by_their_source_and_by_nothing_else() {
+    let policy = |specifier| HashProto { policy_specifier: Some(specifier) };
+    let by_source = || policy(PolicySpecifier::SourceIp(SourceIp {}));
+    let by_state = || policy(PolicySpecifier::FilterState(FilterState { key: "k".into() }));
+    let decoded = |policies: Vec<HashProto>| codec::decode_listener(&with_proxy(|p| p.hash_policy = policies));
+    for (policies, want) in [(vec![], false), (vec![by_source()], true), (vec![by_state()], false)] {
+        let AnyListener::Outbound(Listener { tcp: Some(tcp), .. }) = decoded(policies).unwrap().value else { panic!() };
+        assert_eq!(tcp.by_source, want);
+        assert_eq!(proxy_of(&listener(Some(tcp))).hash_policy, Vec::from_iter(want.then(by_source)));
+    }
+    says("a filter's state", decoded(vec![by_state()]), &Says::Reported(&[&at("hash_policy")]));
+    says("two of them", decoded(vec![by_source(), by_source()]), &Says::Refused(&[&at("hash_policy")]));
 }
 
 #[test]

@@ -341,8 +341,18 @@ async fn s67_lists_that_nobody_would_be_asked_about_by_are_refused() {
     };
     for identity in [true, false] {
         let mut watcher = listed(identity);
-        let Refreshed { identity: ours, roots, refused } = Files::new(watcher.clone(), crypto()).refresh(now()).await;
-        assert!(ours.is_none() && roots.is_none() && refused.len() == 1, "{identity}: {refused:?}");
+        let mut files = Files::new(watcher.clone(), crypto());
+        // Each look complains: the files have not become good by being old.
+        for look in 0..2 {
+            let Refreshed { identity: ours, roots, refused } = files.refresh(now()).await;
+            assert!(ours.is_none() && roots.is_none() && refused.len() == 1, "{identity} {look}: {refused:?}");
+        }
+        // Until one of them is.
+        let own = map(&[("elsewhere.test", &Ca::new()), ("cluster.local", &world.ca)]);
+        world.write("map.json", own);
+        let refused = files.refresh(now()).await.refused;
+        assert_eq!(refused.len(), usize::from(!identity), "lists need a certificate: {refused:?}");
+        world.write("map.json", map(&[("elsewhere.test", &Ca::new())]));
         // The control.
         watcher.certificate_revocation_list_file = None;
         let Refreshed { identity: ours, roots, refused } = Files::new(watcher, crypto()).refresh(now()).await;

@@ -5,6 +5,9 @@
 //! active ───▶ moves right      when it cannot be reached and something wanted is not cached
 //!        ◀─── moves left       with the first response of a better one; the worse are let go
 //! ```
+//! Each resource is its giver's until the one whose word counts has spoken of it. A better one, asked as if nothing were
+//! held, that does not give it in time has deleted what a worse one gave: the last good stays, unless data errors cost it
+//! (`fail_on_data_errors`). What a better one gave outlives the silence of a worse one in any case.
 
 use tokio::time::Instant;
 
@@ -42,6 +45,17 @@ impl Authority {
 
     pub(super) fn active_server(&self) -> ServerId {
         self.servers[self.active]
+    }
+
+    /// Whether `server` comes before `other`.
+    pub(super) fn prefers(&self, server: ServerId, other: ServerId) -> bool {
+        let place = |of| self.servers.iter().position(|known| *known == of);
+        place(server) < place(other)
+    }
+
+    /// Whether a control plane is tried in vain so far while a worse one's word counts.
+    pub(super) fn is_waiting_for(&self, server: ServerId) -> bool {
+        self.watched > 0 && self.servers[..self.active].contains(&server)
     }
 
     /// The one whose word counts, after the better ones that are tried meanwhile.
@@ -89,6 +103,7 @@ impl<C: Codec> Ads<C> {
             }
             let has_another = self.has_another(index);
             let authority = &mut self.authorities[index];
+            let given_up = authority.active_server();
             if !has_another {
                 // Only now do readers hear of it (gRFC A71).
                 if authority.unreachable.replace(text.into()).is_none() {
@@ -104,6 +119,11 @@ impl<C: Codec> Ads<C> {
             }
             self.ask_anew(index);
             self.purge(next);
+            // What it was told we hold may soon be another's: it is to send everything when it is back.
+            if self.sessions[usize::from(given_up)].connected {
+                self.disconnected(given_up);
+                self.given_up.push(given_up);
+            }
         }
     }
 
@@ -115,7 +135,6 @@ impl<C: Codec> Ads<C> {
             return;
         }
         session.probation = None;
-        self.saved = None;
         for index in 0..self.authorities.len() {
             let authority = &mut self.authorities[index];
             let Some(place) = authority.in_use().iter().position(|used| *used == server) else { continue };
@@ -168,7 +187,7 @@ impl<C: Codec> Ads<C> {
     }
 
     /// Whether something is wanted that only another control plane could give.
-    fn needs_another(&self, index: usize) -> bool {
+    pub(super) fn needs_another(&self, index: usize) -> bool {
         let authority = &self.authorities[index];
         // Before anything is wanted, a process that starts wants to be ready.
         if authority.on_reachability_only || (index == 0 && authority.watched == 0 && !authority.answered) {

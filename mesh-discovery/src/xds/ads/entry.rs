@@ -8,11 +8,13 @@
 //!   removal, emptied  DoesNotExist, ReceivedError, TimedOut
 //! ```
 
+use bytes::Bytes;
 use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::cascade::SubscriptionId;
-use crate::xds::message::Name;
+use crate::xds::contain::contained;
+use crate::xds::message::{Body, Name};
 
 /// What the control plane said last (the states of gRFC A88).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -87,8 +89,25 @@ pub(crate) struct Failure {
     pub(crate) version: Name,
     /// When it was first said.
     pub(crate) since: Instant,
-    /// Of the refused bytes.
-    digest: Option<Digest>,
+    /// When it was last said.
+    pub(crate) last: Instant,
+    /// What was refused.
+    pub(crate) refused: Option<Refusal>,
+}
+
+/// A resource that was refused, for whoever has to find out why.
+#[derive(Clone, Debug)]
+pub(crate) struct Refusal {
+    pub(crate) body: Body,
+    digest: Digest,
+}
+
+impl Refusal {
+    fn of(body: &Body, digest: Digest) -> Self {
+        // Bytes of its own: it is not to keep the whole response that it came in.
+        let bytes = Bytes::copy_from_slice(&body.bytes);
+        Self { body: Body { type_url: body.type_url.clone(), bytes }, digest }
+    }
 }
 
 /// One subscribed resource. A large mesh has tens of thousands: it is kept within a line of cache.
@@ -160,6 +179,7 @@ impl Users {
 /// A resource of a response, before anybody has looked inside.
 pub(super) struct Offer<'a> {
     pub(super) version: &'a Name,
+    pub(super) body: &'a Body,
     pub(super) digest: Digest,
     pub(super) server: ServerId,
     pub(super) now: Instant,
@@ -168,10 +188,11 @@ pub(super) struct Offer<'a> {
 }
 
 /// What taking a resource came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Taken {
-    /// It is in use; readers see a difference, or not.
-    Used { changed: bool },
+pub(super) enum Taken<V> {
+    /// It is what was in use; readers see a difference if it was another control plane's.
+    Same { changed: bool },
+    /// It is in use in the place of this.
+    New { before: Option<Box<Good<V>>> },
     /// It says that there is nothing any more; the last good one stays.
     Emptied,
 }
@@ -185,6 +206,27 @@ pub(super) struct Refused {
     pub(super) is_new: bool,
 }
 
+impl<V> Entry<V> {
+    /// Whether anybody uses it.
+    pub(super) fn is_wanted(&self) -> bool {
+        !matches!(self.users, Users::Nobody)
+    }
+
+    /// The version that `server` need not send again. What is complained of is asked for anew:
+    /// it may have gone back to what is held, and would say nothing of it.
+    pub(super) fn undoubted(&self, server: ServerId) -> Option<&Name> {
+        let good = self.good.as_ref().filter(|good| good.server == server && self.failure.is_none())?;
+        (!good.version.is_empty()).then_some(&good.version)
+    }
+
+    /// Whether what is held is not what `server` said last.
+    pub(super) fn is_doubtful(&self, server: ServerId) -> bool {
+        let foreign = self.good.as_ref().is_some_and(|good| good.server != server);
+        let failed = self.failure.is_some() && (self.good.is_some() || self.standing == Standing::Nacked);
+        self.is_wanted() && (foreign || failed)
+    }
+}
+
 impl<V: PartialEq> Entry<V> {
     pub(super) fn new(authority: u16) -> Self {
         Self {
@@ -196,11 +238,6 @@ impl<V: PartialEq> Entry<V> {
             authority,
             standing: Standing::Requested,
         }
-    }
-
-    /// Whether anybody uses it.
-    pub(super) fn is_wanted(&self) -> bool {
-        !matches!(self.users, Users::Nobody)
     }
 
     /// Takes what an earlier run held; the first that a control plane says replaces it.
@@ -237,53 +274,74 @@ impl<V: PartialEq> Entry<V> {
         offer: &Offer<'_>,
         decode: impl FnOnce() -> Result<V, String>,
         is_empty: impl Fn(&V) -> bool,
-    ) -> Result<Taken, Refused> {
+    ) -> Result<Taken<V>, Refused> {
         self.timer = 0;
         if let Some(good) = self.good.as_mut().filter(|good| good.digest == offer.digest) {
             let moved = std::mem::replace(&mut good.server, offer.server) != offer.server;
             good.version.clone_from(offer.version);
             self.standing = Standing::Acked;
             self.failure = None;
-            return Ok(Taken::Used { changed: moved });
+            return Ok(Taken::Same { changed: moved });
         }
-        if let Some(failure) = self.failure.as_ref().filter(|failure| failure.digest == Some(offer.digest)) {
+        let refused =
+            |failure: &Failure| failure.refused.as_ref().is_some_and(|refused| refused.digest == offer.digest);
+        if let Some(failure) = self.failure.as_mut().filter(|failure| refused(failure)) {
             self.standing = Standing::Nacked;
+            failure.version.clone_from(offer.version);
+            failure.last = offer.now;
             return Err(Refused { reason: failure.reason.clone(), changed: false, is_new: false });
         }
-        let value = match decode() {
-            Ok(value) => value,
+        let compared = |value: V| {
+            // What another control plane or an earlier run held is no reason to doubt this one's word.
+            let held = self.good.as_ref().filter(|good| good.server == offer.server);
+            let emptied = !offer.strict && is_empty(&value) && held.is_some_and(|good| !is_empty(&good.value));
+            let same = self.good.as_ref().is_some_and(|good| good.value == value);
+            Ok((value, emptied, same))
+        };
+        let decoded = decode().and_then(|value| contained("the comparison with what is in use", || compared(value)));
+        let (value, emptied, same) = match decoded {
+            Ok(decoded) => decoded,
             Err(reason) => {
                 let failure = Failure {
                     reason: reason.clone(),
                     version: offer.version.clone(),
                     since: offer.now,
-                    digest: Some(offer.digest),
+                    last: offer.now,
+                    refused: Some(Refusal::of(offer.body, offer.digest)),
                 };
                 let changed = self.fail(Standing::Nacked, failure, offer.strict, offer.server);
                 return Err(Refused { reason, changed, is_new: true });
             }
         };
-        // What another control plane or an earlier run held is no reason to doubt this one's word.
-        let held = self.good.as_ref().filter(|good| good.server == offer.server);
-        if !offer.strict && is_empty(&value) && held.is_some_and(|good| !is_empty(&good.value)) {
+        if emptied {
             return Ok(Taken::Emptied);
         }
         self.standing = Standing::Acked;
         self.failure = None;
         let (server, digest, version) = (offer.server, offer.digest, offer.version.clone());
-        if let Some(good) = self.good.as_mut().filter(|good| good.value == value) {
+        if let Some(good) = self.good.as_mut().filter(|_| same) {
             // An equal value in other bytes keeps its place, so that its readers see no change.
             let moved = good.server != server;
             (good.server, good.digest, good.version) = (server, digest, version);
-            return Ok(Taken::Used { changed: moved });
+            return Ok(Taken::Same { changed: moved });
         }
         let good = Good { value, version, server, digest, since: offer.now };
-        match &mut self.good {
-            // Where the old one was, which has just been looked at.
-            Some(place) => **place = good,
-            None => self.good = Some(Box::new(good)),
-        }
-        Ok(Taken::Used { changed: true })
+        Ok(Taken::New { before: self.good.replace(Box::new(good)) })
+    }
+
+    /// Refuses what was taken before, out of `body`: what it replaced is in use again, unless a refusal costs that too.
+    pub(super) fn refuse(
+        &mut self,
+        reason: String,
+        body: &Body,
+        before: Option<Box<Good<V>>>,
+        strict: bool,
+        now: Instant,
+    ) {
+        let Some(taken) = std::mem::replace(&mut self.good, before) else { return };
+        let refused = Some(Refusal::of(body, taken.digest));
+        let failure = Failure { reason, version: taken.version, since: now, last: now, refused };
+        self.fail(Standing::Nacked, failure, strict, taken.server);
     }
 
     /// Notes that `server` has not got the resource; gives whether readers see a difference. A last good
@@ -297,11 +355,14 @@ impl<V: PartialEq> Entry<V> {
         now: Instant,
     ) -> bool {
         self.timer = 0;
-        let same = self.failure.as_ref().is_some_and(|failure| failure.reason == reason);
-        if self.standing == standing && same && !(drop_good && self.good.is_some()) {
+        let said = self.failure.as_mut().filter(|failure| self.standing == standing && failure.reason == reason);
+        if let Some(said) = said
+            && !(drop_good && self.good.is_some())
+        {
+            said.last = now;
             return false;
         }
-        let failure = Failure { reason, version: Name::default(), since: now, digest: None };
+        let failure = Failure { reason, version: Name::default(), since: now, last: now, refused: None };
         self.fail(standing, failure, drop_good, server)
     }
 

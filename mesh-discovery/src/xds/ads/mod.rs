@@ -24,6 +24,7 @@ use tokio::time::Instant;
 
 use self::authority::Authority;
 pub(crate) use self::entry::{Entry, Known, Origin, SAVED, ServerId, Standing};
+use self::response::Round;
 use self::session::Entries;
 pub(crate) use self::session::Session;
 use super::kind::{Key, Kind};
@@ -112,12 +113,18 @@ pub(crate) struct Ads<C: Codec> {
     retired: VecDeque<Key>,
     /// Resources whose readers see something new.
     changed: Vec<Key>,
+    /// The response that is worked off.
+    open: Option<Round<C::Value>>,
     round: u32,
     last_timer: u32,
     /// When the latest event was.
     clock: Instant,
-    /// What an earlier run held; serves until a control plane has spoken.
+    /// What an earlier run held; each serves until a control plane has spoken of it.
     saved: Option<Saved>,
+    /// When that is too old.
+    saved_until: Option<Instant>,
+    /// Control planes whose open stream is of no use any more.
+    given_up: Vec<ServerId>,
 }
 
 impl<C: Codec> Ads<C> {
@@ -135,21 +142,43 @@ impl<C: Codec> Ads<C> {
             by_name: topology.by_name,
             retired: VecDeque::new(),
             changed: Vec::new(),
+            open: None,
             round: 0,
             last_timer: 0,
             clock: now,
             saved: None,
+            saved_until: None,
+            given_up: Vec::new(),
         }
     }
 
-    /// Takes what an earlier run held.
-    pub(crate) fn restore(&mut self, saved: Saved) {
+    /// Takes what an earlier run held; none of it begins to serve from `until` on, if there is such a time.
+    pub(crate) fn restore(&mut self, saved: Saved, until: Option<Instant>) {
         self.saved = Some(saved);
+        self.saved_until = until;
     }
 
     /// Whether there is something of an earlier run.
     pub(crate) fn is_restored(&self) -> bool {
         self.saved.is_some()
+    }
+
+    /// Lets go what an earlier run held, once everything wanted has been answered by who vouches for it; what is of an
+    /// authority whose control plane does not yet may still be of use.
+    fn let_saved_go(&mut self) {
+        if self.saved.is_none() || !self.is_confirmed() || self.entries().any(|(.., entry)| entry.is_from(SAVED)) {
+            return;
+        }
+        let mut saved = self.saved.take().unwrap_or_default();
+        saved.retain(|key, _| {
+            let authority = self.authority_of(&key.name).map(|index| &self.authorities[usize::from(index)]);
+            authority.is_some_and(|authority| !self.sessions[usize::from(authority.active_server())].vouches())
+        });
+        if saved.is_empty() {
+            self.saved_until = None;
+        } else {
+            self.saved = Some(saved);
+        }
     }
 
     /// How much is in use that no control plane of this run has given.
@@ -175,6 +204,7 @@ impl<C: Codec> Ads<C> {
 
     fn subscribe(&mut self, by: SubscriptionId, key: &Key) {
         let authority = self.authority_of(&key.name);
+        let active = authority.map(|index| self.authorities[usize::from(index)].active_server());
         let entries = &mut self.entries[key.kind.index()];
         match entries.get_mut(&key.name) {
             Some(entry) => {
@@ -183,6 +213,10 @@ impl<C: Codec> Ads<C> {
                 if wanted {
                     return;
                 }
+                // Nobody looked after it meanwhile.
+                if let Some(active) = active.filter(|active| entry.giver().is_some_and(|giver| giver != *active)) {
+                    entry.ask_anew(active);
+                }
             }
             None => {
                 let mut entry = Entry::new(authority.unwrap_or(u16::MAX));
@@ -190,7 +224,9 @@ impl<C: Codec> Ads<C> {
                 if authority.is_none() {
                     let reason = "the bootstrap has no authority of that name".to_owned();
                     entry.missing(SAVED, Standing::DoesNotExist, reason, false, self.clock);
-                } else if let Some((version, body)) = self.saved.as_ref().and_then(|saved| saved.get(key)) {
+                } else if !active.is_some_and(|active| self.sessions[usize::from(active)].vouches())
+                    && let Some((version, body)) = self.saved.as_ref().and_then(|saved| saved.get(key))
+                {
                     // It was judged when it came.
                     let judged = ServerFeatures { trusted_xds_server: true, ..ServerFeatures::default() };
                     match response::decoded(&self.codec, key.kind, &key.name, body, judged) {
@@ -297,10 +333,7 @@ impl<C: Codec> Ads<C> {
     pub(crate) fn is_confirmed(&self) -> bool {
         let mut wanted = self.authorities.iter().filter(|authority| authority.watched > 0).peekable();
         wanted.peek().is_some()
-            && wanted.all(|authority| {
-                let session = &self.sessions[usize::from(authority.active_server())];
-                session.connected && session.unconfirmed_since.is_none()
-            })
+            && wanted.all(|authority| self.sessions[usize::from(authority.active_server())].vouches())
     }
 
     /// Resources whose readers see something new since the last call.
@@ -317,10 +350,16 @@ impl<C: Codec> Ads<C> {
         self.authorities.iter().enumerate().any(needed)
     }
 
+    /// What the next stream to a control plane is to speak.
+    pub(crate) fn variant(&mut self, server: ServerId, now: Instant) -> Variant {
+        self.sessions[usize::from(server)].next_variant(now)
+    }
+
     /// A stream is open: everything is asked for anew, with the versions we hold.
     pub(crate) fn opened(&mut self, server: ServerId, now: Instant) {
         self.clock = now;
-        self.sessions[usize::from(server)].opened(now + self.resource_timeout);
+        let from_scratch = self.authorities.iter().any(|authority| authority.is_waiting_for(server));
+        self.sessions[usize::from(server)].opened(now + self.resource_timeout, from_scratch);
         self.purge(server);
     }
 
@@ -335,13 +374,19 @@ impl<C: Codec> Ads<C> {
         }
         // Before a first response, even an orderly end is a failure (gRFC A57).
         let error = error.unwrap_or_else(|| StreamError::new("the control plane closed the stream without an answer"));
-        if session.falls_back_to_world(&error) {
+        if session.falls_back_to_world(&error, now) {
             tracing::info!(server = %session.server, "the control plane has no delta xDS; the state of the world is used");
             return Retry::AtOnce;
         }
         session.last_error = Some(error.to_string());
         self.unreachable(server, error);
         Retry::Later
+    }
+
+    /// Control planes that have been given up since the last call: their streams are to be closed, and opened anew in a
+    /// while.
+    pub(crate) fn take_given_up(&mut self) -> Vec<ServerId> {
+        std::mem::take(&mut self.given_up)
     }
 
     /// The connection to a control plane that is not wanted any more has been given up.
@@ -382,6 +427,9 @@ impl<C: Codec> Ads<C> {
     /// Times out resources that stayed away.
     pub(crate) fn expire(&mut self, now: Instant) {
         self.clock = now;
+        if self.saved_until.is_some_and(|end| end <= now) {
+            (self.saved, self.saved_until) = (None, None);
+        }
         for server in 0..self.sessions.len() {
             // First, for what is overdue is still owed.
             if self.sessions[server].probation.is_some_and(|end| end <= now) {
@@ -392,12 +440,14 @@ impl<C: Codec> Ads<C> {
                 self.expired(server as ServerId, &key, now);
             }
         }
+        self.let_saved_go();
     }
 
     /// When [`Ads::expire`] has something to do.
     pub(crate) fn next_deadline(&mut self) -> Option<Instant> {
         let servers = 0..self.sessions.len();
-        servers.flat_map(|server| [self.first_timer(server), self.sessions[server].probation]).flatten().min()
+        let of_servers = servers.flat_map(|server| [self.first_timer(server), self.sessions[server].probation]);
+        of_servers.flatten().min().into_iter().chain(self.saved_until).min()
     }
 
     /// A stream has been silent for as long as an answer may take. If none is owed, that is right and proper: a
@@ -441,12 +491,14 @@ impl<C: Codec> Ads<C> {
     fn expired(&mut self, server: ServerId, key: &Key, now: Instant) {
         let Some(entry) = self.entries[key.kind.index()].get(&key.name) else { return };
         let authority = usize::from(entry.authority);
-        if !self.sessions[usize::from(server)].answered && self.has_another(authority) {
+        let spoke = self.sessions[usize::from(server)].is_good();
+        if !spoke && self.has_another(authority) && self.needs_another(authority) {
             // A control plane takes streams and says nothing: the next one is tried, beyond gRFC A71.
             return self.unreachable(server, StreamError::new("it took the stream and has not answered"));
         }
         let session = &self.sessions[usize::from(server)];
         let transient = session.features.resource_timer_is_transient_error;
+        let strict = session.features.fail_on_data_errors;
         let Some(entry) = self.entries[key.kind.index()].get_mut(&key.name) else { return };
         let (standing, waited) = match transient {
             true => (Standing::TimedOut, self.transient_timeout),
@@ -454,10 +506,15 @@ impl<C: Codec> Ads<C> {
         };
         let reason = format!("the control plane did not send it within {waited:?}");
         tracing::warn!(kind = %key.kind, name = %key.name, server = %session.server, ?waited, "a resource did not come");
-        // What a snapshot on disk says is no longer true.
-        let drop_good = !transient && entry.is_from(SAVED);
+        // What a snapshot on disk says is no longer true. What one that stood in for this control plane gave is deleted, and
+        // stays in use like what is deleted otherwise.
+        let ends = |by| by == SAVED || strict && self.authorities[authority].prefers(server, by);
+        let drop_good = !transient && entry.good.as_ref().is_some_and(|good| ends(good.server));
         if entry.missing(server, standing, reason, drop_good, now) {
             self.changed.push(key.clone());
+        }
+        if drop_good && let Some(saved) = &mut self.saved {
+            saved.remove(key);
         }
     }
 
@@ -465,7 +522,7 @@ impl<C: Codec> Ads<C> {
     fn disconnected(&mut self, server: ServerId) -> bool {
         let session = &mut self.sessions[usize::from(server)];
         let untold: Vec<Key> = session.stale().collect();
-        let good = session.answered || session.is_quiet;
+        let good = session.is_good();
         session.closed(self.clock);
         for key in untold {
             let entry = self.entries[key.kind.index()].get(&key.name);

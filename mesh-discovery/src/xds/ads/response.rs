@@ -2,15 +2,15 @@
 //! (gRFC A46). What equals what is held already costs a hash and no decoding.
 
 use std::borrow::Cow;
-use std::panic::AssertUnwindSafe;
 
 use tokio::time::Instant;
 use twox_hash::XxHash3_128;
 
-use super::entry::{Digest, Offer, ServerId, Taken};
+use super::entry::{Digest, Good, Offer, ServerId, Taken};
 use super::{Ads, Codec, Entry, SAVED, Standing, is_active};
 use crate::bootstrap::ServerFeatures;
 use crate::bootstrap::name::normalise;
+use crate::xds::contain::contained;
 use crate::xds::kind::{Key, Kind};
 use crate::xds::message::{Body, Cause, Name, Resource, ResourceError, Response, Variant};
 
@@ -21,7 +21,7 @@ const MAX_ERROR: usize = 8 << 10;
 const EMPTIED: &str = "the control plane sent it empty; the last good one stays in use";
 
 /// The handling of one response.
-struct Round {
+pub(super) struct Round<V> {
     kind: Kind,
     server: ServerId,
     /// Different for every response, so that the entries it held can be told from the others.
@@ -35,15 +35,30 @@ struct Round {
     problems: Vec<String>,
     /// Some of the problems was not there before.
     is_news: bool,
+    nonce: String,
+    /// What is in use since this response.
+    taken: Vec<Replaced<V>>,
 }
 
-impl Round {
-    /// The version of one resource, shared with its neighbours.
-    fn version_of(&mut self, text: &str) -> Name {
+/// A resource that has come into use.
+struct Replaced<V> {
+    name: Name,
+    /// What it was read from.
+    body: Body,
+    /// What was in use before.
+    before: Option<Box<Good<V>>>,
+}
+
+impl<V> Round<V> {
+    /// The version of one resource, if it has one of its own, shared with what is held of it or with its neighbours.
+    fn own_version(&mut self, entry: &Entry<V>, text: &str) -> Option<Name> {
+        if let Some(good) = entry.good.as_ref().filter(|good| *good.version == *text && !text.is_empty()) {
+            return Some(good.version.clone());
+        }
         if *self.own != *text {
             self.own = text.into();
         }
-        self.own.clone()
+        (!text.is_empty()).then(|| self.own.clone())
     }
 
     /// Notes a problem of a resource that has no entry; `complaint` is what was said last.
@@ -54,8 +69,9 @@ impl Round {
 }
 
 impl<C: Codec> Ads<C> {
-    /// Takes a response of a control plane.
+    /// Takes a response of a control plane. It is answered when it is [concluded](Self::conclude).
     pub(crate) fn response(&mut self, server: ServerId, response: Response, now: Instant) {
+        self.conclude();
         self.clock = now;
         self.heard(server, now);
         let session = &mut self.sessions[usize::from(server)];
@@ -77,6 +93,8 @@ impl<C: Codec> Ads<C> {
             own: Name::default(),
             problems: Vec::new(),
             is_news: false,
+            nonce: response.nonce,
+            taken: Vec::new(),
         };
         let full = session.variant == Variant::StateOfTheWorld && kind.is_full_state();
         for (index, resource) in response.resources.into_iter().enumerate() {
@@ -91,11 +109,28 @@ impl<C: Codec> Ads<C> {
         if full {
             self.deletions(&round);
         }
-        self.answer(round, response.nonce);
+        self.open = Some(round);
     }
 
-    /// Acknowledges or refuses. The same bytes are complained about once in the log.
-    fn answer(&mut self, round: Round, nonce: String) {
+    /// Refuses a resource of the last response after all, for what it brought about: what it replaced is in use again.
+    /// False if it was none of that response, or the same as before.
+    pub(crate) fn refuse(&mut self, key: &Key, reason: &str) -> bool {
+        let Some(round) = self.open.as_mut().filter(|round| round.kind == key.kind) else { return false };
+        let Some(at) = round.taken.iter().position(|taken| taken.name == key.name) else { return false };
+        let Replaced { name, body, before } = round.taken.swap_remove(at);
+        let Some(entry) = self.entries[key.kind.index()].get_mut(&name) else { return false };
+        let reason = format!("{} {name} is refused: {reason}", key.kind);
+        round.is_news = true;
+        round.problems.push(reason.clone());
+        entry.refuse(reason, &body, before, round.strict, round.now);
+        self.changed.push(key.clone());
+        true
+    }
+
+    /// What the last response changed has reached its readers: acknowledges or refuses it. The same bytes are complained
+    /// about once in the log.
+    pub(crate) fn conclude(&mut self) {
+        let Some(round) = self.open.take() else { return };
         let session = &mut self.sessions[usize::from(round.server)];
         let complaint = (!round.problems.is_empty()).then(|| bounded(&round.problems));
         if let Some(text) = &complaint {
@@ -105,20 +140,19 @@ impl<C: Codec> Ads<C> {
             }
         }
         session.talk_mut(round.kind).complaint.clone_from(&complaint);
-        session.answer(round.kind, round.version, nonce, complaint);
+        session.answer(round.kind, round.version, round.nonce, complaint);
+        self.let_saved_go();
     }
 
-    fn resource(&mut self, round: &mut Round, index: usize, resource: &Resource) {
+    fn resource(&mut self, round: &mut Round<C::Value>, index: usize, resource: &Resource) {
         let kind = round.kind;
         let Some(body) = &resource.body else {
             // Delta: as it was. It is there, so it is not missing.
-            if let Some(entry) = self.judged(round, &resource.name) {
-                entry.round = round.number;
-            }
-            return;
+            let alive = self.judged(round, &resource.name);
+            return alive.into_iter().for_each(|entry| entry.round = round.number);
         };
         let name = if resource.name.is_empty() {
-            contained(|| Ok(self.codec.name(kind, body))).ok().flatten()
+            contained("the decoder", || Ok(self.codec.name(kind, body))).ok().flatten()
         } else {
             Some(Cow::Borrowed(resource.name.as_str()))
         };
@@ -135,7 +169,7 @@ impl<C: Codec> Ads<C> {
             return;
         }
         let name = normalise(&name);
-        let Self { codec, entries, authorities, sessions, changed, .. } = self;
+        let Self { codec, entries, authorities, sessions, changed, saved, .. } = self;
         let entries = &mut entries[kind.index()];
         // A control plane may send more than was asked for; nobody reads it, so nobody judges it.
         let usable = |entry: &&mut Entry<_>| entry.is_wanted() && is_active(authorities, entry, round.server);
@@ -143,24 +177,22 @@ impl<C: Codec> Ads<C> {
         entry.round = round.number;
         let (was, before) = (entry.standing, entry.good.as_ref().map(|good| good.server));
         let features = sessions[usize::from(round.server)].features;
-        let own = (!resource.version.is_empty()).then(|| match &entry.good {
-            Some(good) if *good.version == *resource.version => good.version.clone(),
-            _ => round.version_of(&resource.version),
-        });
+        let own = round.own_version(entry, &resource.version);
         let offer = Offer {
             version: own.as_ref().unwrap_or(&round.version),
+            body,
             digest: digest(&body.bytes, features.trusted_xds_server),
             server: round.server,
             now: round.now,
             strict: round.strict,
         };
         let decode = || decoded(codec, kind, &name, body, features);
+        let mut replaced = None;
         let seen = match entry.offer(&offer, decode, |value| codec.is_empty(value)) {
-            Ok(Taken::Used { changed }) => {
-                if was == Standing::DoesNotExist && before.is_some() {
-                    tracing::info!(%kind, %name, "a deleted resource came back");
-                }
-                changed
+            Ok(Taken::Same { changed }) => changed,
+            Ok(Taken::New { before }) => {
+                replaced = Some(before);
+                true
             }
             Ok(Taken::Emptied) => {
                 if was != Standing::DoesNotExist {
@@ -174,28 +206,38 @@ impl<C: Codec> Ads<C> {
                 refused.changed
             }
         };
-        if let Some(before) = before.filter(|before| *before != round.server && *before != SAVED) {
-            sessions[usize::from(before)].forget_version(kind);
+        if was == Standing::DoesNotExist && before.is_some() && entry.standing == Standing::Acked {
+            tracing::info!(%kind, %name, "a deleted resource came back");
         }
-        if seen && let Some((name, _)) = entries.get_key_value(name.as_ref()) {
-            changed.push(Key::new(kind, name.clone()));
+        let outdated = before == Some(SAVED) && !entry.is_from(SAVED);
+        if (seen || outdated)
+            && let Some((name, _)) = entries.get_key_value(name.as_ref())
+        {
+            let key = Key::new(kind, name.clone());
+            if outdated && let Some(saved) = saved {
+                saved.remove(&key);
+            }
+            round.taken.extend(replaced.map(|before| Replaced { name: key.name.clone(), body: body.clone(), before }));
+            if seen {
+                changed.push(key);
+            }
         }
     }
 
     /// The entry of a name, if this control plane may say something about it.
-    fn judged(&mut self, round: &Round, name: &str) -> Option<&mut Entry<C::Value>> {
+    fn judged(&mut self, round: &Round<C::Value>, name: &str) -> Option<&mut Entry<C::Value>> {
         let entry = self.entries[round.kind.index()].get_mut(name)?;
         (entry.is_wanted() && is_active(&self.authorities, entry, round.server)).then_some(entry)
     }
 
     /// Delta: a resource that does not exist or was deleted.
-    fn removed(&mut self, round: &Round, name: &str) {
+    fn removed(&mut self, round: &Round<C::Value>, name: &str) {
         let name = normalise(name);
         self.is_missing(round, &name, Standing::DoesNotExist, None, true);
     }
 
     /// A resource that the control plane cannot give (xRFC TP3): known at once instead of by timer.
-    fn resource_error(&mut self, round: &Round, error: ResourceError) {
+    fn resource_error(&mut self, round: &Round<C::Value>, error: ResourceError) {
         let name = normalise(&error.name);
         let reason = if error.message.is_empty() {
             "the control plane says that it cannot give it".to_owned()
@@ -206,12 +248,12 @@ impl<C: Codec> Ads<C> {
         self.is_missing(round, &name, Standing::ReceivedError, Some(reason), decisive);
     }
 
-    /// Resources that a full-state response left out. One that was never there may just be on its way:
+    /// Resources that a full-state response left out. One that this control plane never gave may just be on its way:
     /// its timer decides.
-    fn deletions(&mut self, round: &Round) {
+    fn deletions(&mut self, round: &Round<C::Value>) {
         let talk = self.sessions[usize::from(round.server)].talk(round.kind);
         let left_out = |(name, entry): &(&Name, &Entry<_>)| {
-            entry.round != round.number && entry.is_cached() && talk.has_asked(name)
+            entry.round != round.number && entry.is_from(round.server) && talk.has_asked(name)
         };
         // Through the entries as they lie, for nearly none is left out.
         let left_out = self.entries[round.kind.index()].iter().filter(left_out);
@@ -222,12 +264,18 @@ impl<C: Codec> Ads<C> {
         }
     }
 
-    fn is_missing(&mut self, round: &Round, name: &str, standing: Standing, reason: Option<String>, decisive: bool) {
+    fn is_missing(
+        &mut self,
+        round: &Round<C::Value>,
+        name: &str,
+        standing: Standing,
+        reason: Option<String>,
+        decisive: bool,
+    ) {
         let kind = round.kind;
         let Some(entry) = self.judged(round, name) else { return };
         entry.round = round.number;
-        let strict = round.strict || entry.good.as_ref().is_some_and(|good| good.server == SAVED);
-        let drop_good = decisive && strict;
+        let drop_good = decisive && (round.strict || entry.is_from(SAVED));
         let reason = reason.unwrap_or_else(|| match (&entry.good, drop_good) {
             (None, _) => "the control plane says that it does not exist".to_owned(),
             (Some(_), true) => "the control plane deleted it".to_owned(),
@@ -236,10 +284,15 @@ impl<C: Codec> Ads<C> {
         if entry.good.is_some() && !drop_good && entry.standing != standing {
             tracing::warn!(%kind, name, %reason, "the control plane has no longer what is in use; the last good stays");
         }
-        if entry.missing(round.server, standing, reason, drop_good, round.now)
-            && let Some((name, _)) = self.entries[kind.index()].get_key_value(name)
-        {
-            self.changed.push(Key::new(kind, name.clone()));
+        let changed = entry.missing(round.server, standing, reason, drop_good, round.now);
+        if let Some((name, _)) = self.entries[kind.index()].get_key_value(name) {
+            let key = Key::new(kind, name.clone());
+            if drop_good && let Some(saved) = &mut self.saved {
+                saved.remove(&key);
+            }
+            if changed {
+                self.changed.push(key);
+            }
         }
     }
 }
@@ -252,19 +305,13 @@ pub(super) fn decoded<C: Codec>(
     body: &Body,
     features: ServerFeatures,
 ) -> Result<C::Value, String> {
-    contained(|| codec.decode(kind, name, body, features))
+    contained("the decoder", || codec.decode(kind, name, body, features))
 }
 
 /// What tells bytes apart. The same ones mean less from a control plane that is not trusted (gRFC A81).
 fn digest(bytes: &[u8], trusted: bool) -> Digest {
     let hash = XxHash3_128::oneshot(bytes) ^ u128::from(!trusted);
     [(hash >> 64) as u64, hash as u64]
-}
-
-/// Runs a codec so that a bug in it costs one resource and not the process.
-fn contained<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    std::panic::catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|_| Err("the decoder panicked on it, which is a bug in mesh; please report it".to_owned()))
 }
 
 /// The problems as one text; what does not fit is cut, and what is not in it at all is counted.

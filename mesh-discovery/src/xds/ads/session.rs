@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use tokio::time::Instant;
@@ -20,6 +21,11 @@ use super::entry::{Entry, ServerId};
 use crate::bootstrap::{Node, ServerFeatures};
 use crate::xds::kind::{Key, Kind};
 use crate::xds::message::{Ask, Name, Request, StreamError, Variant};
+
+/// How long a control plane's word that it has no delta counts. Where versions are mixed, behind one name or during an
+/// upgrade, the next connection may meet one that has it; to ask costs a round trip, which connections that break every
+/// few seconds are spared.
+const DELTA_AGAIN: Duration = Duration::from_secs(600);
 
 /// The entries of one type.
 pub(super) type Entries<V> = HashMap<Name, Entry<V>, RandomState>;
@@ -34,9 +40,15 @@ pub(crate) struct Session {
     pub(crate) variant: Variant,
     /// The variant was chosen by hand.
     fixed: bool,
+    /// When it last said that it has no delta.
+    without_delta: Option<Instant>,
     pub(crate) connected: bool,
     /// Whether the node has been sent on this stream.
     introduced: bool,
+    /// Nothing of what is held is told on this stream: the control plane sends everything.
+    from_scratch: bool,
+    /// What the last stream spoke: versions of one variant mean nothing in the other.
+    spoke: Option<Variant>,
     /// Whether a response has come on this stream.
     pub(super) answered: bool,
     /// When silence on this stream is understood; none once it is, or once there was an answer.
@@ -99,9 +111,12 @@ impl Session {
             features: server.features,
             variant: server.variant.unwrap_or(Variant::Delta),
             fixed: server.variant.is_some(),
+            without_delta: None,
             unconfirmed_since: Some(now),
             connected: false,
             introduced: false,
+            from_scratch: false,
+            spoke: None,
             answered: false,
             probation: None,
             is_quiet: false,
@@ -147,12 +162,28 @@ impl Session {
         told
     }
 
-    /// A stream is open: everything is asked for anew. Its probation ends at `probation`.
-    pub(super) fn opened(&mut self, probation: Instant) {
+    /// A stream is open: everything is asked for anew, and `from_scratch` as if nothing were held. Its probation ends at
+    /// `probation`.
+    pub(super) fn opened(&mut self, probation: Instant, from_scratch: bool) {
         self.connected = true;
+        let translated = self.spoke.replace(self.variant).is_some_and(|spoke| spoke != self.variant);
+        self.from_scratch = from_scratch || translated;
+        if self.from_scratch {
+            self.types.iter_mut().for_each(|talk| talk.version = Name::default());
+        }
         self.probation = Some(probation);
         self.streams_opened += 1;
         self.types.iter_mut().for_each(Talk::stop);
+    }
+
+    /// Whether the stream was answered on, or is rightly silent.
+    pub(super) fn is_good(&self) -> bool {
+        self.answered || self.is_quiet
+    }
+
+    /// Whether an open stream vouches for what is held.
+    pub(super) fn vouches(&self) -> bool {
+        self.connected && self.unconfirmed_since.is_none()
     }
 
     /// It has answered, or is rightly silent.
@@ -183,12 +214,22 @@ impl Session {
 
     /// The control plane does not speak delta: the next stream is of the other variant. Gives whether
     /// that is to be tried.
-    pub(super) fn falls_back_to_world(&mut self, error: &StreamError) -> bool {
+    pub(super) fn falls_back_to_world(&mut self, error: &StreamError, now: Instant) -> bool {
         let other = error.is_unsupported() && self.variant == Variant::Delta && !self.fixed;
         if other {
             self.variant = Variant::StateOfTheWorld;
+            self.without_delta = Some(now);
         }
         other
+    }
+
+    /// The variant of the stream that is opened now.
+    pub(super) fn next_variant(&mut self, now: Instant) -> Variant {
+        if self.without_delta.is_some_and(|since| now >= since + DELTA_AGAIN) {
+            self.without_delta = None;
+            self.variant = Variant::Delta;
+        }
+        self.variant
     }
 
     /// Notes the response to be answered.
@@ -203,11 +244,6 @@ impl Session {
             }
         }
         talk.answers.push_back((nonce, complaint));
-    }
-
-    /// Another control plane's word counts now: this one shall send everything again.
-    pub(super) fn forget_version(&mut self, kind: Kind) {
-        self.talk_mut(kind).version = Name::default();
     }
 
     /// Whether there is something to send on the open stream.
@@ -231,10 +267,10 @@ impl Session {
         let node = (!std::mem::replace(&mut self.introduced, true)).then(|| node.clone());
         let (id, variant) = (self.id, self.variant);
         // On the first stream nothing is held that it gave.
-        let held = (self.streams_opened > 1).then(|| &entries[kind.index()]);
+        let held = (self.streams_opened > 1 && !self.from_scratch).then(|| &entries[kind.index()]);
         let talk = self.talk_mut(kind);
         Some(match variant {
-            Variant::StateOfTheWorld => talk.world(kind, node),
+            Variant::StateOfTheWorld => talk.world(kind, node, id, held),
             Variant::Delta => talk.changes(kind, node, id, held),
         })
     }
@@ -291,11 +327,18 @@ impl Talk {
     }
 
     /// Every request of the state of the world is a subscription and an answer in one.
-    fn world(&mut self, kind: Kind, node: Option<Arc<Node>>) -> Next {
+    fn world<V>(&mut self, kind: Kind, node: Option<Arc<Node>>, id: ServerId, entries: Option<&Entries<V>>) -> Next {
         let asked = if std::mem::replace(&mut self.started, true) {
             std::mem::take(&mut self.fresh).into_iter().collect()
         } else {
-            self.sorted()
+            let names = self.sorted();
+            // One version stands for all: of what is held otherwise than it says, nothing would be heard.
+            let doubtful =
+                |name| entries.and_then(|e| e.get(name)).is_some_and(|entry: &Entry<V>| entry.is_doubtful(id));
+            if names.iter().any(doubtful) {
+                self.version = Name::default();
+            }
+            names
         };
         let let_go = std::mem::take(&mut self.stale).into_iter().collect();
         let error = self.answers.pop_front().and_then(|(_, complaint)| complaint);
@@ -320,10 +363,7 @@ impl Talk {
         if !self.started {
             self.started = true;
             subscribe = self.sorted();
-            let held = |name: &Name| {
-                let good = entries?.get(name)?.good.as_ref().filter(|good| good.server == id)?;
-                (!good.version.is_empty()).then(|| (name.clone(), good.version.clone()))
-            };
+            let held = |name: &Name| Some((name.clone(), entries?.get(name)?.undoubted(id)?.clone()));
             initial_versions.extend(subscribe.iter().filter_map(held));
         } else if self.is_asking() {
             subscribe.extend(std::mem::take(&mut self.fresh));

@@ -1,13 +1,15 @@
 //! The last good configuration on disk, for a start while no control plane can be reached.
 //!
 //! ```text
-//! "mesh xDS snapshot 1\n" | written, seconds | of whom | count | records … | digest of all before
+//! "mesh xDS snapshot 2\n" | written, seconds | of whom | count | records … | HMAC-SHA256 of all before
 //! record: type | name | version | resource
 //! ```
-//! Numbers are little endian, texts and resources have their length before them. Opt-in. What is read
-//! serves until a control plane has spoken; a file that is damaged, too old or somebody else's is refused
-//! with its reason. Refuses to know when to write: that is [`worker`]'s business.
+//! Numbers are little endian, texts and resources have their length before them. Opt-in. Each resource
+//! serves until its own control plane has spoken of it; a file that is damaged, too old or somebody else's is refused
+//! with its reason. The key of the HMAC is this node's own and lies in a file beside ([`key`]): who can write the snapshot
+//! alone, or brings one from another node, has nothing obeyed. Refuses to know when to write: that is [`worker`]'s business.
 
+mod key;
 mod worker;
 
 use std::collections::HashMap;
@@ -16,6 +18,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use aws_lc_rs::hmac;
 use serde::Serialize;
 use tokio::time::Instant;
 use twox_hash::XxHash3_128;
@@ -25,8 +28,10 @@ use super::kind::{Key, Kind};
 use super::message::{Body, Name};
 use crate::bootstrap::Bootstrap;
 
-const MAGIC: &[u8] = b"mesh xDS snapshot 1\n";
+const MAGIC: &[u8] = b"mesh xDS snapshot 2\n";
 
+/// Bytes of the HMAC.
+const TAG: usize = 32;
 /// Larger files are not ours.
 const MAX_BYTES: u64 = 256 << 20;
 /// How far the clock may have been ahead when the file was written.
@@ -39,6 +44,10 @@ pub struct SnapshotConfig {
     /// The file; its directory must exist. It holds the addresses and policy of every destination in use,
     /// and is readable for its owner only. One that somebody else could have written is refused, as is one above 256 MiB.
     pub path: PathBuf,
+    /// The file with the key that marks it as this node's own: 32 bytes at random, made where there are none, for its owner
+    /// only. Default: beside the file, with `.key` at the end of its name. Where others may write in that directory, name one
+    /// elsewhere.
+    pub key: PathBuf,
     /// Age from which it is refused. Default 24 h.
     pub max_age: Duration,
     /// How long after a change it is written. Default 10 s: changes seldom come alone.
@@ -48,7 +57,10 @@ pub struct SnapshotConfig {
 impl SnapshotConfig {
     /// The defaults with this file.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), max_age: Duration::from_secs(24 * 3600), delay: Duration::from_secs(10) }
+        let path = path.into();
+        let mut key = path.as_os_str().to_owned();
+        key.push(".key");
+        Self { path, key: key.into(), max_age: Duration::from_secs(24 * 3600), delay: Duration::from_secs(10) }
     }
 }
 
@@ -75,6 +87,8 @@ pub(super) type Saved = HashMap<Key, (Name, Body)>;
 #[derive(Debug)]
 pub(super) struct Account {
     pub(super) config: SnapshotConfig,
+    /// Without it nothing is read or written.
+    pub(super) key: Option<hmac::Key>,
     /// When what was read had been written, on the clock of this process.
     written: Option<(Instant, Duration)>,
     pub(super) writes: u64,
@@ -84,14 +98,23 @@ pub(super) struct Account {
 impl Account {
     /// Reads the file, if it is there and good.
     pub(super) fn open(config: SnapshotConfig, bootstrap: &Bootstrap, now: Instant) -> (Self, Option<Saved>) {
-        let mut account = Self { config, written: None, writes: 0, error: None };
-        let path = &account.config.path;
-        let bytes = match read(path, own_user()) {
+        let mut account = Self { config, key: None, written: None, writes: 0, error: None };
+        let (path, us) = (&account.config.path, own_user());
+        let key = match key::open(&account.config.key, us) {
+            Ok(key) => account.key.insert(key),
+            Err(reason) => {
+                let of = account.config.key.display();
+                tracing::warn!(path = %of, %reason, "no snapshot of the last good configuration is read or kept without its key");
+                account.error = Some(format!("its key {of}: {reason}"));
+                return (account, None);
+            }
+        };
+        let bytes = match read(path, us) {
             Ok(None) => return (account, None),
-            Ok(Some(bytes)) => Ok(bytes),
+            Ok(Some((bytes, _))) => Ok(bytes),
             Err(reason) => Err(reason),
         };
-        let read = bytes.and_then(|bytes| decode(&bytes, owner(bootstrap), wall_clock(), account.config.max_age));
+        let read = bytes.and_then(|bytes| decode(&bytes, key, owner(bootstrap), wall_clock(), account.config.max_age));
         match read {
             Ok((age, saved)) => {
                 tracing::info!(path = %path.display(), resources = saved.len(), ?age, "configuration of an earlier run serves until the control plane answers");
@@ -104,6 +127,12 @@ impl Account {
                 (account, None)
             }
         }
+    }
+
+    /// When what was read is too old to serve whoever comes then.
+    pub(super) fn until(&self) -> Option<Instant> {
+        let (read, age) = self.written?;
+        read.checked_add(self.config.max_age.saturating_sub(age))
     }
 
     pub(super) fn status(&self, in_use: usize, now: Instant) -> SnapshotStatus {
@@ -131,6 +160,7 @@ pub(super) fn owner(bootstrap: &Bootstrap) -> u128 {
 /// The file's bytes.
 pub(super) fn encode<'a>(
     resources: impl Iterator<Item = (Kind, &'a str, &'a str, &'a [u8])>,
+    key: &hmac::Key,
     owner: u128,
     written: u64,
 ) -> Vec<u8> {
@@ -149,13 +179,13 @@ pub(super) fn encode<'a>(
         records += 1;
     }
     out[count..count + 4].copy_from_slice(&records.to_le_bytes());
-    let digest = XxHash3_128::oneshot(&out);
-    out.extend(digest.to_le_bytes());
+    let tag = hmac::sign(key, &out);
+    out.extend(tag.as_ref());
     out
 }
 
 /// The bytes of the file, if there is one. `us` is the user that may have written it, besides root.
-fn read(path: &Path, us: Option<u32>) -> Result<Option<Vec<u8>>, String> {
+fn read(path: &Path, us: Option<u32>) -> Result<Option<(Vec<u8>, fs::Metadata)>, String> {
     let cannot = |error: io::Error| format!("it cannot be read: {error}");
     // Opening a pipe would wait for its writer.
     match fs::symlink_metadata(path) {
@@ -166,13 +196,14 @@ fn read(path: &Path, us: Option<u32>) -> Result<Option<Vec<u8>>, String> {
     }
     let file = fs::File::open(path).map_err(cannot)?;
     // On the open file: what is checked is what is read.
-    refuse_foreign(&file.metadata().map_err(cannot)?, us)?;
+    let metadata = file.metadata().map_err(cannot)?;
+    refuse_foreign(&metadata, us)?;
     let mut bytes = Vec::new();
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(cannot)?;
     if bytes.len() as u64 > MAX_BYTES {
         return Err(format!("it has more than {MAX_BYTES} bytes; remove it"));
     }
-    Ok(Some(bytes))
+    Ok(Some((bytes, metadata)))
 }
 
 /// What it says would be obeyed, so nobody else may have written it.
@@ -204,12 +235,18 @@ fn own_user() -> Option<u32> {
 }
 
 /// Reads the file's bytes: age and resources, or why they are refused.
-fn decode(bytes: &[u8], owner: u128, now: u64, max_age: Duration) -> Result<(Duration, Saved), String> {
+fn decode(
+    bytes: &[u8],
+    key: &hmac::Key,
+    owner: u128,
+    now: u64,
+    max_age: Duration,
+) -> Result<(Duration, Saved), String> {
     let damaged = || "it is damaged".to_owned();
-    let (content, digest) = bytes.split_last_chunk::<16>().ok_or_else(damaged)?;
+    let (content, tag) = bytes.split_last_chunk::<TAG>().ok_or_else(damaged)?;
     let mut rest = content.strip_prefix(MAGIC).ok_or("it is not a snapshot of this version of mesh")?;
-    if XxHash3_128::oneshot(content).to_le_bytes() != *digest {
-        return Err(damaged());
+    if hmac::verify(key, content, tag).is_err() {
+        return Err("it is damaged, or was not written with this node's key".to_owned());
     }
     let written = u64::from_le_bytes(*take(&mut rest).ok_or_else(damaged)?);
     let ahead = Duration::from_secs(written.saturating_sub(now));
@@ -275,11 +312,20 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bootstrap::{ChannelCredentials, Node, XdsServer};
 
     const DAY: Duration = Duration::from_secs(86_400);
 
+    fn key() -> hmac::Key {
+        hmac::Key::new(hmac::HMAC_SHA256, &[7; 32])
+    }
+
+    fn decode(bytes: &[u8], owner: u128, now: u64, max_age: Duration) -> Result<(Duration, Saved), String> {
+        super::decode(bytes, &key(), owner, now, max_age)
+    }
+
     fn sample() -> Vec<u8> {
-        encode([(Kind::Cluster, "x", "v1", &b"one"[..]), (Kind::Endpoints, "x", "", b"")].into_iter(), 7, 1_000)
+        encode([(Kind::Cluster, "x", "v1", &b"one"[..]), (Kind::Endpoints, "x", "", b"")].into_iter(), &key(), 7, 1_000)
     }
 
     #[test]
@@ -302,12 +348,12 @@ mod tests {
         use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("snapshot");
-        assert_eq!(read(&path, own_user()).unwrap(), None, "there is none");
+        assert!(read(&path, own_user()).unwrap().is_none());
         replace(&path, b"x").unwrap();
         for (mode, fine) in [(0o600, true), (0o644, true), (0o620, false), (0o602, false), (0o666, false)] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             match read(&path, own_user()) {
-                Ok(bytes) => assert!(fine && bytes.as_deref() == Some(&b"x"[..]), "{mode:o}"),
+                Ok(found) => assert!(fine && found.unwrap().0 == b"x", "{mode:o}"),
                 Err(reason) => assert!(!fine && reason.contains("chmod go-w"), "{mode:o}: {reason}"),
             }
         }
@@ -346,11 +392,40 @@ mod tests {
             assert!(decode(&bad, 7, 1_000, DAY).is_err(), "byte {at}");
             assert!(decode(&good[..at], 7, 1_000, DAY).is_err(), "cut at {at}");
         }
-        // A digest that fits does not make the content good.
-        let mut content = good[..good.len() - 20].to_vec();
-        let digest = XxHash3_128::oneshot(&content);
-        content.extend(digest.to_le_bytes());
+        // A tag that fits does not make the content good.
+        let mut content = good[..good.len() - TAG - 4].to_vec();
+        let tag = hmac::sign(&key(), &content);
+        content.extend(tag.as_ref());
         assert!(decode(&content, 7, 1_000, DAY).unwrap_err().contains("damaged"));
+    }
+
+    #[test]
+    fn what_another_node_wrote_or_somebody_without_the_key_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = XdsServer::new("127.0.0.1:1".parse().unwrap(), ChannelCredentials::Insecure);
+        let bootstrap = Bootstrap::new(server, Node::default());
+        let config = |key: &str| SnapshotConfig {
+            key: folder.path().join(key),
+            ..SnapshotConfig::new(folder.path().join("snapshot"))
+        };
+        let open = |key: &str| Account::open(config(key), &bootstrap, Instant::now());
+        let (account, none) = open("a");
+        assert!(none.is_none() && account.error.is_none(), "there is none yet");
+        let (key, us) = (account.key.unwrap(), owner(&bootstrap));
+        let written =
+            |key: &hmac::Key| encode([(Kind::Cluster, "x", "v1", &b"one"[..])].into_iter(), key, us, wall_clock());
+        replace(&config("a").path, &written(&key)).unwrap();
+        assert!(open("a").1.is_some_and(|saved| saved.len() == 1), "control: who wrote it reads it after a restart");
+        // Another node, which has a key of its own, and somebody who can write the file and not read the key.
+        let (account, none) = open("b");
+        assert!(none.is_none() && account.error.unwrap().contains("not written with this node's key"));
+        replace(&config("a").path, &written(&hmac::Key::new(hmac::HMAC_SHA256, &[0; 32]))).unwrap();
+        assert!(open("a").1.is_none());
+        // Without a key nothing is obeyed and nothing is written.
+        fs::write(folder.path().join("a"), [7; 31]).unwrap();
+        let (account, none) = open("a");
+        assert!(none.is_none() && account.key.is_none());
+        assert!(account.error.unwrap().contains("31 bytes"));
     }
 
     #[cfg(unix)]

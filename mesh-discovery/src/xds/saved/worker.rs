@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::hmac;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep};
 
@@ -76,13 +77,14 @@ impl Saver {
             self.dirty = false;
             self.changed();
         }
+        let Some(key) = account.key.clone() else { return false };
         if self.timer.as_mut().poll(cx).is_pending() {
             return false;
         }
         self.timer.as_mut().reset(Instant::now() + REFRESH);
         self.dirty = false;
         let (owner, path, resources) = (self.owner, account.config.path.clone(), held(ads));
-        self.writing = Some(tokio::task::spawn_blocking(move || replace(&path, &file(&resources, owner))));
+        self.writing = Some(tokio::task::spawn_blocking(move || replace(&path, &file(&resources, &key, owner))));
         true
     }
 }
@@ -99,11 +101,11 @@ fn held(ads: &Ads<PolicyCodec>) -> Vec<Held> {
         .collect()
 }
 
-fn file(resources: &[Held], owner: u128) -> Vec<u8> {
+fn file(resources: &[Held], key: &hmac::Key, owner: u128) -> Vec<u8> {
     let bodies: Vec<Vec<u8>> = resources.iter().map(|(.., value)| resource::encode(value).value).collect();
     let records =
         resources.iter().zip(&bodies).map(|((kind, name, version, _), body)| (*kind, &**name, &**version, &body[..]));
-    encode(records, owner, wall_clock())
+    encode(records, key, owner, wall_clock())
 }
 
 /// Seconds since the Unix epoch.

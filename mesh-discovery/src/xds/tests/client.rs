@@ -359,7 +359,7 @@ async fn what_an_earlier_run_knew_serves_until_the_control_plane_answers() {
 
     // Control run: a damaged file is refused with its reason, and nothing serves.
     drop(client);
-    std::fs::write(&path, b"mesh xDS snapshot 1\nnonsense that is long enough").unwrap();
+    std::fs::write(&path, b"mesh xDS snapshot 2\nnonsense that is long enough to end with something").unwrap();
     let (client, _server) = client_with(Some(&path));
     assert_eq!(**client.destination(&target()).load(), DestinationState::Pending);
     let error = loop {
@@ -420,7 +420,7 @@ async fn serve_restored(stream: &mut Stream) {
 /// Resources in a snapshot file.
 async fn written(path: &std::path::Path) -> u32 {
     let bytes = tokio::fs::read(path).await.unwrap();
-    let count = b"mesh xDS snapshot 1\n".len() + 8 + 16;
+    let count = b"mesh xDS snapshot 2\n".len() + 8 + 16;
     u32::from_le_bytes(bytes[count..count + 4].try_into().unwrap())
 }
 

@@ -89,6 +89,50 @@ async fn x16_every_state_of_a_resource_has_its_status() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn x16_what_was_refused_is_shown_beside_the_last_good_one_a40() {
+    let (service, mut server) = client(false);
+    let _watched = service.client.destination(&"a:1".parse().unwrap());
+    let mut stream = server.accept().await;
+    asked_for(&mut stream, &["a:1"]).await;
+    stream.responses.send(Ok(response(Kind::Listener, "1", "n1", vec![listener("a:1")]))).unwrap();
+    stream.request().await;
+    stream.request().await;
+    let broken = |version: &str, nonce: &str| {
+        let mut broken = response(Kind::Listener, version, nonce, vec![listener("a:1")]);
+        broken.resources[0].body.as_mut().unwrap().bytes.truncate(20);
+        broken.resources[0].name = "a:1".to_owned();
+        broken
+    };
+    let refused = broken("", "").resources[0].body.clone().unwrap();
+    let mut attempts = Vec::new();
+    for (version, nonce) in [("2", "n2"), ("3", "n3")] {
+        stream.responses.send(Ok(broken(version, nonce))).unwrap();
+        assert!(stream.request().await.error.is_some());
+        let row = told(&service, "a:1");
+        let failure = row.error_state.clone().unwrap();
+        assert_eq!((row.client_status(), row.version_info.as_str()), (ClientResourceStatus::Nacked, "1"));
+        assert_eq!(row.xds_config, Some(listener("a:1")), "the last good one");
+        assert_eq!(failure.version_info, version, "of the latest attempt, the same bytes or not");
+        let shown = failure.failed_configuration.unwrap();
+        assert_eq!((shown.type_url.as_str(), &shown.value[..]), (codec::LISTENER, &refused.bytes[..]));
+        assert!(!failure.details.is_empty());
+        attempts.push(failure.last_update_attempt.unwrap().seconds);
+        pass(Duration::from_secs(60)).await;
+    }
+    assert_eq!(attempts[1] - attempts[0], 60);
+
+    let request = ClientStatusRequest { exclude_resource_contents: true, ..Default::default() };
+    let config = service.answer(&request).unwrap().config.remove(0).generic_xds_configs.remove(0);
+    assert_eq!((config.xds_config, config.error_state.unwrap().failed_configuration), (None, None));
+
+    // The control run: what is good again has no error.
+    stream.responses.send(Ok(response(Kind::Listener, "4", "n4", vec![listener("a:1")]))).unwrap();
+    assert!(stream.request().await.error.is_none());
+    let row = told(&service, "a:1");
+    assert_eq!((row.client_status(), row.error_state), (ClientResourceStatus::Acked, None));
+}
+
+#[tokio::test(start_paused = true)]
 async fn x16_what_did_not_come_in_time_does_not_exist_or_timed_out_as_the_server_has_it() {
     for (transient, after, want) in
         [(false, 15, ClientResourceStatus::DoesNotExist), (true, 30, ClientResourceStatus::Timeout)]

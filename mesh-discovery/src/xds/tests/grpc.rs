@@ -1,13 +1,19 @@
 //! The client over real connections.
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
+use futures_util::{StreamExt, stream};
+use http_body::Frame;
+use http_body_util::StreamBody;
 use mesh_core::identity::peer_spiffe_id;
 use mesh_core::policy::{DestinationState, Listener, RouteConfiguration, RouteSource};
 use mesh_core::source::{DestinationSource, Watched};
@@ -20,7 +26,7 @@ use super::super::{GrpcTransport, Transport, Variant, XdsClient, XdsConfig};
 use crate::bootstrap::{Bootstrap, ChannelCredentials, Node, XdsServer};
 use crate::codec;
 use crate::connect::Connector;
-use crate::test_plane::{Ca, PeerChain, connector, crypto, serve};
+use crate::test_plane::{Ca, PeerChain, Serving, connector, crypto, serve};
 
 /// Answers the first request with one listener. Like many servers it sends no headers before.
 #[derive(Clone, Default)]
@@ -151,4 +157,49 @@ async fn s88_without_roots_of_its_own_a_client_trusts_nobody_whom_the_system_doe
     let root = ca.root_file();
     let named = format!(r#"{{"ca_certificate_file": {:?}}}"#, root.path().to_str().unwrap());
     assert!(credentials(&named).open(Variant::Delta).await.is_ok());
+}
+
+/// A control plane whose answer begins a message of `length` bytes, as compressed or not, and goes on until nobody takes it. Counts
+/// what was taken.
+async fn flooding(compressed: bool, encoding: Option<&'static str>, length: u32) -> (Serving, Arc<AtomicUsize>) {
+    let taken = Arc::<AtomicUsize>::default();
+    let count = taken.clone();
+    let service = tower::service_fn(move |_: http::Request<hyper::body::Incoming>| {
+        let head = [&[u8::from(compressed)][..], &length.to_be_bytes()].concat();
+        let count = count.clone();
+        let zeros = std::iter::repeat_with(move || {
+            count.fetch_add(16 << 10, Ordering::Relaxed);
+            Bytes::from_static(&[0; 16 << 10])
+        });
+        let pieces =
+            std::iter::once(Bytes::from(head)).chain(zeros).map(|piece| Ok::<_, Infallible>(Frame::data(piece)));
+        let mut answer = http::Response::new(tonic::body::Body::new(StreamBody::new(stream::iter(pieces))));
+        answer.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+        if let Some(encoding) = encoding {
+            answer.headers_mut().insert("grpc-encoding", encoding.parse().unwrap());
+        }
+        std::future::ready(Ok(answer))
+    });
+    (serve(service, None, 0).await, taken)
+}
+
+/// A gibibyte is announced and not sent: what is above the bound is refused by its announcement.
+#[tokio::test]
+async fn s90_a_message_of_a_gibibyte_or_one_that_is_compressed_is_refused_as_it_begins() {
+    for (compressed, encoding, length, refused) in [
+        (false, None, 1 << 30, true),
+        (false, None, u32::MAX, true),
+        (true, None, 1 << 10, true),
+        (true, Some("gzip"), 1 << 10, true),
+        // The control: one within the bound is read to its end, though it is no answer.
+        (false, None, 4 << 20, false),
+    ] {
+        let (serving, taken) = flooding(compressed, encoding, length).await;
+        let mut transport = GrpcTransport::new(connector(serving.port, None));
+        let mut stream = transport.open(Variant::StateOfTheWorld).await.unwrap();
+        let error = stream.responses.next().await.unwrap().unwrap_err().to_string();
+        let taken = taken.load(Ordering::Relaxed);
+        assert_eq!(taken < 4 << 20, refused, "{taken} bytes were taken: {error}");
+        assert_eq!(error.contains("too large"), length >= 1 << 30, "{error}");
+    }
 }

@@ -3,8 +3,11 @@
 mod client;
 mod csds;
 mod grpc;
+mod machine;
 mod protocol;
+mod resumption;
 mod sequences;
+mod worker;
 
 use envoy_types::pb::google::protobuf::Any;
 use futures_util::StreamExt;

@@ -1,188 +1,15 @@
-//! The protocol alone, with resources that are plain text `name=value`.
+//! The protocol alone: what is said and when, and what becomes of what is heard.
 
-use std::borrow::Cow;
-use std::cell::Cell;
-use std::collections::HashMap;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::time::Instant;
-
-use super::super::ads::{Ads, Codec, Entry, Known, Retry, Server, Servers, Standing, Topology};
+use super::super::ads::{Known, Retry, Standing};
 use super::super::kind::{Key, Kind};
-use super::super::message::{Ask, Body, Cause, Request, Resource, ResourceError, Response, StreamError, Variant};
-use super::{asked, strs, version};
-use crate::bootstrap::{Node, ServerFeatures};
-
-const TIMEOUT: Duration = Duration::from_secs(15);
-const BOTH: [Variant; 2] = [Variant::StateOfTheWorld, Variant::Delta];
-
-#[derive(Clone, Default)]
-struct Text {
-    decoded: Rc<Cell<usize>>,
-}
-
-impl Codec for Text {
-    type Value = String;
-
-    fn name<'a>(&self, _: Kind, body: &'a Body) -> Option<Cow<'a, str>> {
-        let (name, _) = std::str::from_utf8(&body.bytes).ok()?.split_once('=')?;
-        assert_ne!(name, "panic", "on purpose");
-        Some(Cow::Borrowed(name))
-    }
-
-    fn decode(&self, _: Kind, name: &str, body: &Body, _: ServerFeatures) -> Result<String, String> {
-        self.decoded.set(self.decoded.get() + 1);
-        let text = String::from_utf8_lossy(&body.bytes);
-        match text.split_once('=').expect("its name has been read").1 {
-            "bad" => Err(format!("{name}: field: bad")),
-            "panic" => panic!("on purpose"),
-            good => Ok(good.to_owned()),
-        }
-    }
-
-    fn is_empty(&self, value: &String) -> bool {
-        value.is_empty()
-    }
-}
-
-/// The protocol with as many control planes as are needed, all of them of one authority.
-struct Machine {
-    ads: Ads<Text>,
-    codec: Text,
-    now: Instant,
-}
-
-impl Machine {
-    fn new(variant: Option<Variant>, features: ServerFeatures, servers: u16) -> Self {
-        let server = |id| Server { name: format!("s{id}"), features, variant };
-        let topology = Topology {
-            node: Arc::new(Node { id: "me".to_owned(), ..Default::default() }),
-            servers: (0..servers).map(server).collect(),
-            authorities: vec![Servers { ordered: (0..servers).collect(), on_reachability_only: false }],
-            by_name: HashMap::new(),
-            resource_timeout: TIMEOUT,
-            transient_timeout: 2 * TIMEOUT,
-        };
-        let (codec, now) = (Text::default(), Instant::now());
-        Self { ads: Ads::new(codec.clone(), topology, now), codec, now }
-    }
-
-    fn of(variant: Variant) -> Self {
-        Self::new(Some(variant), ServerFeatures::default(), 1)
-    }
-
-    fn subscribe(&mut self, keys: &[Key]) {
-        keys.iter().for_each(|key| _ = self.ads.want(1, key.kind, &key.name));
-    }
-
-    fn unsubscribe(&mut self, keys: &[Key]) {
-        keys.iter().for_each(|key| self.ads.release(1, key));
-    }
-
-    fn opened(&mut self) {
-        self.ads.opened(0, self.now);
-    }
-
-    fn closed(&mut self) {
-        self.close(None);
-    }
-
-    fn close(&mut self, error: Option<StreamError>) -> Retry {
-        self.ads.closed(0, error, self.now)
-    }
-
-    fn is_silent(&self) -> bool {
-        !self.ads.has_request(0)
-    }
-
-    /// The next request, which there must be.
-    fn request(&mut self) -> Request {
-        assert!(self.ads.has_request(0), "there is nothing to say");
-        self.ads.take_request(0, self.now).unwrap()
-    }
-
-    /// Everything that is to be said.
-    fn drain(&mut self, server: u16) -> Vec<Request> {
-        std::iter::from_fn(|| self.ads.take_request(server, self.now)).collect()
-    }
-
-    /// Takes a response whose version and nonce are `mark`; gives what readers see changed.
-    fn respond(&mut self, kind: Kind, mark: &str, resources: &[&str]) -> Vec<Key> {
-        self.take(0, response(kind, mark, resources))
-    }
-
-    fn take(&mut self, server: u16, response: Response) -> Vec<Key> {
-        self.ads.response(server, response, self.now);
-        self.ads.take_changed()
-    }
-
-    fn known(&self, key: &Key) -> Known<'_, String> {
-        self.ads.known(key.kind, &key.name)
-    }
-
-    fn value(&self, key: &Key) -> Option<&str> {
-        match self.known(key) {
-            Known::Value(value, _) => Some(value),
-            _ => None,
-        }
-    }
-
-    fn missing(&self, key: &Key) -> Option<&str> {
-        match self.known(key) {
-            Known::Missing(reason, _) => Some(reason),
-            _ => None,
-        }
-    }
-
-    fn entry(&self, key: &Key) -> &Entry<String> {
-        self.ads.entry(key).expect("it is wanted")
-    }
-
-    fn held_version(&self, key: &Key) -> &str {
-        &self.entry(key).good.as_ref().unwrap().version
-    }
-
-    fn pass(&mut self, time: Duration) -> Vec<Key> {
-        self.now += time;
-        self.ads.expire(self.now);
-        self.ads.take_changed()
-    }
-}
-
-fn response(kind: Kind, mark: &str, resources: &[&str]) -> Response {
-    let body = |text: &&str| Body::new(kind.type_url(), text.as_bytes().to_vec());
-    Response {
-        type_url: kind.type_url().to_owned(),
-        version: mark.to_owned(),
-        nonce: mark.to_owned(),
-        resources: resources
-            .iter()
-            .map(|text| Resource { version: String::new(), name: String::new(), body: Some(body(text)) })
-            .collect(),
-        ..Default::default()
-    }
-}
-
-fn listener(name: &str) -> Key {
-    Key::new(Kind::Listener, name)
-}
-
-fn removed(request: &Request) -> Vec<&str> {
-    match &request.ask {
-        Ask::Changes { unsubscribe, .. } => strs(unsubscribe),
-        Ask::World { .. } => panic!("not delta"),
-    }
-}
-
-fn initial(request: &Request) -> Vec<(&str, &str)> {
-    match &request.ask {
-        Ask::Changes { initial_versions, .. } => initial_versions.iter().map(|(n, v)| (&**n, &**v)).collect(),
-        Ask::World { .. } => panic!("not delta"),
-    }
-}
+use super::super::message::{Ask, Cause, Resource, ResourceError, Response, StreamError, Variant};
+use super::machine::{BOTH, Machine, TIMEOUT, initial, listener, removed, response};
+use super::{asked, version};
+use crate::bootstrap::ServerFeatures;
 
 #[test]
 fn an_ack_repeats_the_nonce_and_the_node_is_sent_once_a_stream() {
@@ -793,4 +620,21 @@ fn r07_another_control_planes_empty_word_counts() {
     ads.drain(1);
     ads.take(1, response(Kind::Endpoints, "v1", &["a="]));
     assert_eq!(ads.value(&key), Some(""), "what two control planes say is never joined");
+}
+
+#[test]
+fn x4_a_panic_in_the_comparison_with_what_is_in_use_costs_that_resource() {
+    for variant in BOTH {
+        let mut ads = Machine::of(variant);
+        ads.subscribe(&["a", "b"].map(listener));
+        ads.opened();
+        ads.request();
+        ads.respond(Kind::Listener, "v1", &["a=1", "b=1"]);
+        ads.request();
+        assert_eq!(ads.respond(Kind::Listener, "v2", &["a=odd", "b=2"]), [listener("b")]);
+        let error = ads.request().error.unwrap();
+        assert!(error.contains("comparison") && error.contains("panicked"), "{error}");
+        assert_eq!((ads.value(&listener("a")), ads.value(&listener("b"))), (Some("1"), Some("2")));
+        assert_eq!(ads.entry(&listener("a")).standing, Standing::Nacked);
+    }
 }

@@ -33,6 +33,41 @@ fn only_what_is_new_is_sent() {
 }
 
 #[test]
+fn a_name_that_is_asked_for_again_counts_once_against_the_limit() {
+    let limits = Limits { names: 3, ..Limits::default() };
+    let cache = all_kinds(&["a", "b", "c", "d"], 1).cache();
+    let mut client = Client::with(&cache, Form::Delta, false, limits);
+    let mut ask = |subscribe: &[&str], unsubscribe: &[&str]| {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        client.session.delta_request(DeltaDiscoveryRequest {
+            type_url: Kind::Cluster.type_url().to_owned(),
+            resource_names_subscribe: names(subscribe),
+            resource_names_unsubscribe: names(unsubscribe),
+            ..DeltaDiscoveryRequest::default()
+        })
+    };
+    ask(&["a", "b", "c", "c", "*"], &[]).unwrap();
+    // An Envoy asks anew for what it has, to be sent it again.
+    ask(&["a", "b", "c"], &[]).unwrap();
+    ask(&["b", "c"], &["x"]).unwrap();
+    ask(&["d"], &["a"]).unwrap();
+    // The control: another one is too many, and one that is dropped makes room once.
+    assert!(ask(&["a"], &[]).is_err());
+    assert!(ask(&["a"], &["b", "b", "*", "nobody"]).is_ok());
+    let refused = ask(&["b"], &["a", "a"]).and_then(|_| ask(&["c", "a"], &[])).unwrap_err().to_string();
+    assert!(
+        refused.contains("4 names") && refused.contains("at most 3") && refused.contains("v3.Cluster"),
+        "{refused}"
+    );
+
+    let limits = Limits { names_bytes: 10, ..limits };
+    let mut client = Client::with(&cache, Form::Delta, false, limits);
+    client.try_ask(Kind::Cluster, &["12345"], None).unwrap();
+    client.try_ask(Kind::Cluster, &["12345", "67890"], None).unwrap();
+    assert!(client.try_ask(Kind::Cluster, &["12345", "67890", "1"], None).is_err(), "long ones count as what they are");
+}
+
+#[test]
 fn a_client_that_comes_back_is_sent_what_it_does_not_have() {
     for kind in Kind::ALL {
         let fake = all_kinds(&["a", "b", "c"], 1);

@@ -1,24 +1,23 @@
-//! Happy eyeballs (RFC 8305, gRFC A61): several addresses of one endpoint, families in turn, each given a head
+//! Happy eyeballs (RFC 8305, gRFC A61): several addresses of one peer, families in turn, each given a head
 //! start over the next. Refuses to know how one is connected to.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
+use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use tokio::time::sleep;
 
 /// Head start of one address over the next (RFC 8305, "Connection Attempt Delay"; gRPC's default too).
-pub(super) const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+pub const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// Failures told of one race; the rest is counted.
 const TOLD: usize = 4;
 
 /// Sorts addresses for [`race`]: the families take turns, beginning with that of the first; within a family
 /// the order stays. An address that is there twice is tried once.
-pub(super) fn interleave(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+pub fn interleave(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     let Some(first) = addresses.first() else { return Vec::new() };
     let mut seen = std::collections::HashSet::with_capacity(addresses.len());
     let distinct = addresses.iter().copied().filter(|address| seen.insert(*address));
@@ -38,30 +37,37 @@ pub(super) fn interleave(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
 ///
 /// # Errors
 /// None could be connected to; each is told with its reason.
-pub(super) async fn race<T, F>(addresses: &[SocketAddr], connect: impl Fn(SocketAddr) -> F) -> io::Result<T>
+pub async fn race<T, F>(addresses: &[SocketAddr], connect: impl Fn(SocketAddr) -> F) -> io::Result<T>
 where
     F: Future<Output = io::Result<T>>,
 {
-    let one = |address: SocketAddr| {
-        let connecting = connect(address);
-        async move { connecting.await.map_err(|error| (address, error)) }
-    };
     let mut left = addresses.iter();
-    let mut running = FuturesUnordered::new();
+    let mut running = Vec::new();
     let mut failed = Vec::new();
     loop {
         match left.next() {
-            Some(address) => running.push(one(*address)),
+            Some(address) => running.push((*address, Box::pin(connect(*address)))),
             None if running.is_empty() => return Err(all_failed(failed)),
             None => {}
         }
+        let first = poll_fn(|cx| {
+            // Few, and each wakes the whole.
+            let done = running.iter_mut().enumerate().find_map(|(at, (_, one))| match one.as_mut().poll(cx) {
+                Poll::Ready(done) => Some((at, done)),
+                Poll::Pending => None,
+            });
+            done.map_or(Poll::Pending, Poll::Ready)
+        });
         tokio::select! {
             // Not the clock first: a connection that came about in the same moment wins.
             biased;
-            Some(done) = running.next() => match done {
-                Ok(connected) => return Ok(connected),
-                Err(failure) => failed.push(failure),
-            },
+            (at, done) = first => {
+                let (address, _) = running.swap_remove(at);
+                match done {
+                    Ok(connected) => return Ok(connected),
+                    Err(error) => failed.push((address, error)),
+                }
+            }
             () = sleep(ATTEMPT_DELAY), if left.len() > 0 => {}
         }
     }
@@ -69,7 +75,7 @@ where
 
 fn all_failed(mut failed: Vec<(SocketAddr, io::Error)>) -> io::Error {
     if failed.len() < 2 {
-        let none = || io::Error::new(io::ErrorKind::NotFound, "the endpoint has no address");
+        let none = || io::Error::new(io::ErrorKind::NotFound, "it has no address");
         return failed.pop().map_or_else(none, |(_, error)| error);
     }
     let kind = failed[0].1.kind();

@@ -1,0 +1,357 @@
+//! gRPC's rules for the routes of a server, case by case (R: routes, L: listener, V: server side; gRFC A36, A39, A41).
+//! Nothing of a table is passed over: what a server does not follow it does not serve. See `conformance.rs`.
+
+use envoy_types::pb::envoy::config::route::v3::{
+    FilterConfig, NonForwardingAction, RedirectAction, Route as RouteProto, RouteConfiguration as RoutesProto,
+    RouteMatch as MatchProto, VirtualHost as HostProto, route, route_match::PathSpecifier,
+};
+use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::{
+    PerRouteConfig, jwt_requirement::RequiresType, per_route_config::RequirementSpecifier,
+};
+use envoy_types::pb::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit as LimitProto;
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::{Rbac as RbacProto, RbacPerRoute};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, Rds, http_connection_manager::RouteSpecifier,
+};
+use envoy_types::pb::envoy::r#type::v3::TokenBucket as BucketProto;
+use envoy_types::pb::google::protobuf::{Any, Duration};
+use mesh_core::policy::*;
+
+use super::conformance::{Says, says};
+use super::conformance_server::{decoded, demand, rules, with_manager};
+use crate::codec::{self, extension, extension::url};
+
+const TABLE: &str = "filter_chains[0].filters[0].route_config";
+
+fn serve() -> Option<route::Action> {
+    Some(route::Action::NonForwardingAction(NonForwardingAction {}))
+}
+
+fn route(prefix: &str, action: Option<route::Action>) -> RouteProto {
+    let path = MatchProto { path_specifier: Some(PathSpecifier::Prefix(prefix.into())), ..Default::default() };
+    RouteProto { r#match: Some(path), action, ..Default::default() }
+}
+
+fn host(domain: &str, routes: Vec<RouteProto>) -> HostProto {
+    HostProto { name: domain.into(), domains: vec![domain.into()], routes, ..Default::default() }
+}
+
+fn table(m: &mut HttpConnectionManager) -> &mut RoutesProto {
+    let Some(RouteSpecifier::RouteConfig(routes)) = &mut m.route_specifier else { panic!("inline") };
+    routes
+}
+
+fn with_hosts(hosts: Vec<HostProto>) -> Any {
+    with_manager(|m| table(m).virtual_hosts = hosts)
+}
+
+/// With the filter `f` of this type, and these virtual hosts.
+fn with_filter(type_url: &str, config: &impl prost::Message, hosts: Vec<HostProto>) -> Any {
+    let filter = codec::filter::encode("f", extension::pack(type_url, config), false);
+    with_manager(|m| {
+        m.http_filters.insert(0, filter);
+        table(m).virtual_hosts = hosts;
+    })
+}
+
+fn changing(mut route: RouteProto, config: Any) -> RouteProto {
+    route.typed_per_filter_config.insert("f".into(), config);
+    route
+}
+
+/// Of every route, in order: whether it serves.
+fn serves(listener: &InboundListener) -> Vec<bool> {
+    listener.routes.iter().map(|route| route.serves.is_some()).collect()
+}
+
+fn guards(listener: &InboundListener) -> Vec<&Guards> {
+    listener.routes.iter().map(|route| &**route.serves.as_ref().expect("it serves")).collect()
+}
+
+#[test]
+fn r1_r6_r7_a_table_that_does_not_serve_all_alike_is_kept_as_it_is_a36() {
+    let plain = decoded(&with_hosts(vec![host("*", vec![route("/", serve())])]));
+    assert_eq!(plain.routes, InboundRoutes::All, "the control");
+    // A route behind one that takes everything is never reached.
+    let behind = vec![route("/", serve()), route("/admin", None)];
+    assert_eq!(decoded(&with_hosts(vec![host("*", behind)])).routes, InboundRoutes::All);
+    let redirect = Some(route::Action::Redirect(RedirectAction::default()));
+    for (name, hosts, want) in [
+        ("no virtual host", vec![], vec![]),
+        ("no route", vec![host("*", vec![])], vec![]),
+        ("one authority", vec![host("a.test", vec![route("/", serve())])], vec![true]),
+        ("one path", vec![host("*", vec![route("/a", serve())])], vec![true]),
+        (
+            "another action first",
+            vec![host("*", vec![route("/admin", redirect), route("/", serve())])],
+            vec![false, true],
+        ),
+        ("no action", vec![host("*", vec![route("/", None)])], vec![false]),
+        (
+            "two virtual hosts",
+            vec![host("a.test", vec![route("/", None)]), host("*", vec![route("/", serve())])],
+            vec![false, true],
+        ),
+    ] {
+        let listener = decoded(&with_hosts(hosts));
+        assert!(matches!(listener.routes, InboundRoutes::Listed(_)), "{name}");
+        assert_eq!(serves(&listener), want, "{name}");
+    }
+    let refuses = with_hosts(vec![host("*", vec![route("/a", None)])]);
+    says(
+        "what is not served is said",
+        codec::decode_listener(&refuses),
+        &Says::Reported(&["routes.virtual_hosts[0].routes[0]"]),
+    );
+}
+
+#[test]
+fn r1_r2_conditions_of_a_servers_routes_are_checked_as_a_clients_a28() {
+    let at = |rest: &str| format!("{TABLE}.virtual_hosts[0].{rest}");
+    let refused = |name: &str, change: &dyn Fn(&mut HostProto), field: &str| {
+        let mut host = host("a.test", vec![route("/", serve())]);
+        change(&mut host);
+        says(name, codec::decode_listener(&with_hosts(vec![host])), &Says::Refused(&[&at(field)]));
+    };
+    refused("no domain", &|h| h.domains.clear(), "domains");
+    refused("a star inside", &|h| h.domains = vec!["a.*.test".into()], "domains[0]");
+    refused("a matcher tree", &|h| h.matcher = Some(Default::default()), "matcher");
+    refused("no match", &|h| h.routes[0].r#match = None, "routes[0].match");
+    let no_path = |h: &mut HostProto| h.routes[0].r#match = Some(MatchProto::default());
+    refused("no path", &no_path, "routes[0].match");
+    let metadata = |h: &mut HostProto| {
+        h.routes[0].r#match.as_mut().unwrap().dynamic_metadata = vec![Default::default()];
+    };
+    refused("dynamic metadata", &metadata, "routes[0].match.dynamic_metadata");
+    let twice = with_hosts(vec![host("a.test", vec![]), host("A.test", vec![])]);
+    let field = format!("{TABLE}.virtual_hosts[1].domains[0]");
+    says("a domain of two", codec::decode_listener(&twice), &Says::Refused(&[&field]));
+    let plugin = with_manager(|m| table(m).cluster_specifier_plugins.push(Default::default()));
+    let field = format!("{TABLE}.cluster_specifier_plugins[0]");
+    says("r10: a plugin", codec::decode_listener(&plugin), &Says::Refused(&[&field]));
+}
+
+#[test]
+fn l3_the_most_specific_place_changes_an_rbac_filter_a39_a41() {
+    let none = || extension::pack(url::RBAC_PER_ROUTE, &RbacPerRoute { rbac: Some(RbacProto::default()) });
+    let other = || extension::pack(url::RBAC_PER_ROUTE, &RbacPerRoute { rbac: Some(rules(None)) });
+    let off = || extension::pack(url::FILTER_CONFIG, &FilterConfig { disabled: true, ..Default::default() });
+    let mut inner = host("a.test", vec![changing(route("/open", serve()), off()), route("/", serve())]);
+    inner.typed_per_filter_config.insert("f".into(), other());
+    let outer = host("*", vec![changing(route("/", serve()), none()), route("/never", serve())]);
+    let resource = with_filter(url::RBAC, &rules(None), vec![inner, outer]);
+    let listener = decoded(&resource);
+    let policies: Vec<Vec<&str>> =
+        guards(&listener).iter().map(|g| g.authorization.iter().map(|p| p.name.as_str()).collect()).collect();
+    assert_eq!(policies, [vec![], vec!["f@virtual_hosts[0]"], vec![], vec!["f"]]);
+    assert_eq!(listener.authorization.len(), 1, "what has no route keeps the filter's own rules");
+    // An inner place turns on again what an outer one turned off.
+    let mut shut = host("a.test", vec![changing(route("/", serve()), other())]);
+    shut.typed_per_filter_config.insert("f".into(), off());
+    let listener = decoded(&with_filter(url::RBAC, &rules(None), vec![shut]));
+    assert_eq!(guards(&listener)[0].authorization.len(), 1);
+    // The same on the one route that takes all.
+    let all = |config| {
+        decoded(&with_filter(url::RBAC, &rules(None), vec![host("*", vec![changing(route("/", serve()), config)])]))
+    };
+    assert_eq!((all(none()).authorization.len(), all(off()).authorization.len()), (0, 0));
+    assert_eq!(all(other()).authorization[0].name, "f");
+    let limit = extension::pack(url::RATE_LIMIT, &LimitProto::default());
+    let mismatched = with_filter(url::RBAC, &rules(None), vec![host("*", vec![changing(route("/", serve()), limit)])]);
+    let field = "filter_chains[0].filters[0].http_filters[0]";
+    says("another filter's", codec::decode_listener(&mismatched), &Says::Refused(&[field]));
+}
+
+#[test]
+fn l3_routes_change_demands_on_tokens_and_limits_a39() {
+    let mut config = demand(RequiresType::ProviderName("p".into()));
+    let lax = RequiresType::AllowMissing(Default::default());
+    config.requirement_map.insert(
+        "lax".into(),
+        envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::JwtRequirement { requires_type: Some(lax) },
+    );
+    let per_route =
+        |specifier| extension::pack(url::JWT_PER_ROUTE, &PerRouteConfig { requirement_specifier: Some(specifier) });
+    let routes = vec![
+        changing(route("/lax", serve()), per_route(RequirementSpecifier::RequirementName("lax".into()))),
+        changing(route("/open", serve()), per_route(RequirementSpecifier::Disabled(true))),
+        route("/", serve()),
+    ];
+    let listener = decoded(&with_filter(url::JWT, &config, vec![host("*", routes)]));
+    let requirements: Vec<_> =
+        guards(&listener).iter().map(|g| g.jwt.first().map(|jwt| jwt.rules[0].requirement.clone().unwrap())).collect();
+    let named = JwtRequirement::Provider { name: "p".into(), audiences: vec![] };
+    assert_eq!(requirements, [Some(JwtRequirement::AllowMissing), None, Some(named)]);
+
+    let limit = |max_tokens| LimitProto {
+        token_bucket: Some(BucketProto {
+            max_tokens,
+            tokens_per_fill: None,
+            fill_interval: Some(Duration { seconds: 1, nanos: 0 }),
+        }),
+        ..Default::default()
+    };
+    let other = |max| extension::pack(url::RATE_LIMIT, &limit(max));
+    let routes =
+        vec![changing(route("/a", serve()), other(1)), changing(route("/b", serve()), other(1)), route("/", serve())];
+    let listener = decoded(&with_filter(url::RATE_LIMIT, &limit(9), vec![host("*", routes)]));
+    let names: Vec<&str> = guards(&listener).iter().map(|g| g.filters[0].name.as_str()).collect();
+    assert_eq!(
+        names,
+        ["f@virtual_hosts[0].routes[0]", "f@virtual_hosts[0].routes[1]", "f"],
+        "each place has its bucket"
+    );
+}
+
+#[test]
+fn what_routes_change_is_bounded_and_its_names_are_nobody_elses() {
+    let off = || extension::pack(url::RATE_LIMIT, &LimitProto::default());
+    let many = |routes: usize, bytes: usize| {
+        let big = LimitProto { stat_prefix: "x".repeat(bytes), ..Default::default() };
+        let routes = (0..routes).map(|i| changing(route(&format!("/{i}"), serve()), off()));
+        codec::decode_listener(&with_filter(url::RATE_LIMIT, &big, vec![host("*", routes.collect())]))
+    };
+    let at = "filter_chains[0].filters[0].http_filters";
+    says("40 places of a megabyte", many(40, 1 << 20), &Says::Refused(&[at]));
+    says("20", many(20, 1 << 20), &Says::Taken);
+    let taken = with_manager(|m| {
+        for name in ["f", "f@virtual_hosts[0].routes[0]"] {
+            let limit = extension::pack(url::RATE_LIMIT, &LimitProto::default());
+            m.http_filters.insert(0, codec::filter::encode(name, limit, false));
+        }
+        let routes = vec![changing(route("/a", serve()), off()), route("/", serve())];
+        table(m).virtual_hosts = vec![host("*", routes)];
+    });
+    says("a name of another", codec::decode_listener(&taken), &Says::Refused(&[&format!("{at}[1]")]));
+}
+
+/// A megabyte that a virtual host says is there once, however many routes it has; with each of them that changes another
+/// filter it counts.
+#[test]
+fn what_a_virtual_host_changes_is_not_copied_for_each_of_its_routes() {
+    use envoy_types::pb::envoy::config::rbac::v3::{Permission, Policy, Principal, permission, principal};
+    let everything = Policy {
+        permissions: vec![Permission { rule: Some(permission::Rule::Any(true)) }],
+        principals: vec![Principal { identifier: Some(principal::Identifier::Any(true)) }],
+        ..Default::default()
+    };
+    let mut big = rules(None);
+    big.rules.as_mut().unwrap().policies.insert("x".repeat(1 << 20), everything);
+    let big = extension::pack(url::RBAC_PER_ROUTE, &RbacPerRoute { rbac: Some(big) });
+    let off = extension::pack(url::FILTER_CONFIG, &FilterConfig { disabled: true, ..Default::default() });
+    let resource = |number: usize, off: Option<&Any>| {
+        let routes = (0..number).map(|i| {
+            let mut route = route(&format!("/{i}"), serve());
+            route.typed_per_filter_config.extend(off.map(|off| ("g".to_owned(), off.clone())));
+            route
+        });
+        let mut host = host("a.test", routes.collect());
+        host.typed_per_filter_config.insert("f".into(), big.clone());
+        with_manager(|m| {
+            for name in ["f", "g"] {
+                m.http_filters.insert(0, codec::filter::encode(name, extension::pack(url::RBAC, &rules(None)), false));
+            }
+            table(m).virtual_hosts = vec![host];
+        })
+    };
+    let alike = decoded(&resource(20_000, None));
+    let all = guards(&alike);
+    assert_eq!((all.len(), all[0].authorization.len()), (20_000, 2));
+    assert!(all.iter().all(|guards| std::ptr::eq(*guards, all[0])), "they share one");
+    let at = "filter_chains[0].filters[0].http_filters";
+    says("each has another filter off", codec::decode_listener(&resource(40, Some(&off))), &Says::Refused(&[at]));
+    says("20", codec::decode_listener(&resource(20, Some(&off))), &Says::Taken);
+    // What nobody configured counts too: there may be thousands of filters.
+    let many = with_manager(|m| {
+        for i in 0..2_000 {
+            let none = extension::pack(url::RBAC, &RbacProto::default());
+            m.http_filters.insert(0, codec::filter::encode(&i.to_string(), none, false));
+        }
+        let off = |(i, mut route): (usize, RouteProto)| {
+            route.typed_per_filter_config.insert(i.to_string(), off.clone());
+            route
+        };
+        let routes = (0..1_000).map(|i| (i, route(&format!("/{i}"), serve())));
+        table(m).virtual_hosts = vec![host("*", routes.map(off).collect())];
+    });
+    says("many empty filters", codec::decode_listener(&many), &Says::Refused(&[at]));
+}
+
+#[test]
+fn a_disabled_filter_is_off_where_no_route_turns_it_on() {
+    let on = extension::pack(url::FILTER_CONFIG, &FilterConfig { config: Some(Any::default()), ..Default::default() });
+    let routes = |config: Option<Any>| {
+        let route = route("/guarded", serve());
+        vec![host("*", vec![config.map_or(route.clone(), |config| changing(route, config)), self::route("/", serve())])]
+    };
+    let with = |config: Option<Any>| {
+        let mut filter = codec::filter::encode("f", extension::pack(url::RBAC, &rules(None)), false);
+        filter.disabled = true;
+        with_manager(|m| {
+            m.http_filters.insert(0, filter);
+            table(m).virtual_hosts = routes(config);
+        })
+    };
+    let policies =
+        |resource: &Any| guards(&decoded(resource)).iter().map(|g| g.authorization.len()).collect::<Vec<_>>();
+    assert_eq!(policies(&with(Some(on))), [1, 0]);
+    let rules = extension::pack(url::RBAC_PER_ROUTE, &RbacPerRoute { rbac: Some(rules(None)) });
+    assert_eq!(policies(&with(Some(rules))), [1, 0]);
+    assert_eq!(policies(&with(None)), [0, 0]);
+    assert_eq!(decoded(&with(None)).authorization, []);
+    // Not so where nobody says that it is a word on the filter.
+    let field = format!("{TABLE}.virtual_hosts[0].routes[0].typed_per_filter_config[\"f\"]");
+    says("nothing at all", codec::decode_listener(&with(Some(Any::default()))), &Says::Refused(&[&field]));
+}
+
+#[test]
+fn v4_routes_of_rds_are_waited_for_and_not_beside_rules_that_they_might_change_a36() {
+    let over_rds = |m: &mut HttpConnectionManager| {
+        let config_source = Some(codec::common::ads());
+        m.route_specifier = Some(RouteSpecifier::Rds(Rds { config_source, route_config_name: "r".into() }));
+    };
+    assert_eq!(decoded(&with_manager(over_rds)).routes, InboundRoutes::Named("r".into()));
+    let guarded = with_manager(|m| {
+        m.http_filters.insert(0, codec::filter::encode("f", extension::pack(url::RBAC, &rules(None)), false));
+        over_rds(m);
+    });
+    let at = "filter_chains[0].filters[0].rds";
+    says("rules whose routes are not here", codec::decode_listener(&guarded), &Says::Refused(&[at]));
+    let limited = |disabled| {
+        let mut filter = codec::filter::encode("f", extension::pack(url::RATE_LIMIT, &LimitProto::default()), false);
+        filter.disabled = disabled;
+        codec::decode_listener(&with_manager(|m| {
+            m.http_filters.insert(0, filter);
+            over_rds(m);
+        }))
+    };
+    says("a limit that they may turn off", limited(false), &Says::Taken);
+    says("one that they might turn on", limited(true), &Says::Refused(&[at]));
+    let elsewhere = with_manager(|m| {
+        m.route_specifier = Some(RouteSpecifier::Rds(Rds { config_source: None, route_config_name: String::new() }));
+    });
+    let fields = [&format!("{at}.config_source")[..], &format!("{at}.route_config_name")];
+    says("l1: no source, no name", codec::decode_listener(&elsewhere), &Says::Refused(&fields));
+    let scoped = with_manager(|m| m.route_specifier = Some(RouteSpecifier::ScopedRoutes(Default::default())));
+    let field = "filter_chains[0].filters[0].scoped_routes";
+    says("l1: scoped routes", codec::decode_listener(&scoped), &Says::Refused(&[field]));
+    let none = with_manager(|m| m.route_specifier = None);
+    says("l1: no routes", codec::decode_listener(&none), &Says::Refused(&["filter_chains[0].filters[0]"]));
+}
+
+#[test]
+fn l5_the_composite_filter_is_an_unknown_one_for_a_server_too_a103() {
+    let url = "type.googleapis.com/envoy.extensions.filters.http.composite.v3.Composite";
+    let hosts = || vec![host("*", vec![route("/", serve())])];
+    let resource = with_filter(url, &LimitProto::default(), hosts());
+    let field = "filter_chains[0].filters[0].http_filters[0]";
+    says("composite", codec::decode_listener(&resource), &Says::Refused(&[field]));
+    // Nor is a part of its tree passed over where a route brings it.
+    let matcher = Any {
+        type_url: "type.googleapis.com/envoy.extensions.common.matching.v3.ExtensionWithMatcherPerRoute".into(),
+        value: Vec::new(),
+    };
+    let tree = with_filter(url::RBAC, &rules(None), vec![host("*", vec![changing(route("/", serve()), matcher)])]);
+    let field = format!("{TABLE}.virtual_hosts[0].routes[0].typed_per_filter_config[\"f\"]");
+    says("its tree", codec::decode_listener(&tree), &Says::Refused(&[&field]));
+}

@@ -1,0 +1,350 @@
+//! The protocol over several streams: what a new one is told of what is held, and who answers for it after a
+//! fallback and a return.
+
+use std::time::Duration;
+
+use super::super::ads::{Known, Retry, SAVED, Standing};
+use super::super::kind::{Key, Kind};
+use super::super::message::{Ask, Body, Cause, ResourceError, Response, StreamError, Variant};
+use super::machine::{BOTH, Machine, TIMEOUT, initial, listener, response};
+use super::{asked, version};
+use crate::bootstrap::ServerFeatures;
+
+#[test]
+fn x2_a_new_stream_asks_anew_for_what_the_last_one_complained_about() {
+    for variant in BOTH {
+        let deleted = |mark: &str| match variant {
+            Variant::StateOfTheWorld => response(Kind::Listener, mark, &["b=1"]),
+            Variant::Delta => Response { removed: vec!["a".to_owned()], ..response(Kind::Listener, mark, &[]) },
+        };
+        for complaint in [response(Kind::Listener, "v2", &["a=bad", "b=1"]), deleted("v2")] {
+            let mut ads = Machine::of(variant);
+            ads.subscribe(&[listener("a"), listener("b")]);
+            ads.opened();
+            ads.request();
+            ads.respond(Kind::Listener, "v1", &["a=1", "b=1"]);
+            ads.request();
+            ads.take(0, complaint);
+            ads.drain(0);
+            assert!(ads.entry(&listener("a")).failure.is_some());
+
+            // The control plane goes back to what it said before: as far as it knows, that is what we hold.
+            ads.closed();
+            ads.opened();
+            let first = ads.request();
+            match variant {
+                Variant::StateOfTheWorld => assert_eq!(version(&first), "", "everything is asked for anew"),
+                Variant::Delta => assert!(initial(&first).iter().all(|(name, _)| *name != "a"), "{first:?}"),
+            }
+            assert!(ads.respond(Kind::Listener, "v1", &["a=1", "b=1"]).is_empty(), "nobody sees a difference");
+            assert_eq!(ads.entry(&listener("a")).standing, Standing::Acked);
+            assert!(ads.entry(&listener("a")).failure.is_none());
+
+            // The control run: without a complaint the versions are told.
+            ads.request();
+            ads.closed();
+            ads.opened();
+            let first = ads.request();
+            match variant {
+                Variant::StateOfTheWorld => assert_eq!(version(&first), "v1"),
+                Variant::Delta => assert_eq!(initial(&first), [("a", "v1"), ("b", "v1")]),
+            }
+        }
+    }
+}
+
+#[test]
+fn x2_a_complaint_about_one_type_costs_no_other_its_version() {
+    let mut ads = Machine::of(Variant::StateOfTheWorld);
+    let routes = Key::new(Kind::Routes, "r");
+    ads.subscribe(&[listener("a"), routes.clone()]);
+    ads.opened();
+    ads.drain(0);
+    ads.respond(Kind::Listener, "v1", &["a=bad"]);
+    ads.respond(Kind::Routes, "v1", &["r=1"]);
+    ads.drain(0);
+    ads.closed();
+    ads.opened();
+    let requests = ads.drain(0);
+    assert_eq!(requests.iter().map(version).collect::<Vec<_>>(), ["", "v1"]);
+}
+
+/// Two control planes. The first gave `a`, then it was away and the second gave `a` and `b`; now the first has said
+/// something again, and nothing of either.
+fn returned(variant: Variant, features: ServerFeatures) -> Machine {
+    let mut ads = Machine::new(Some(variant), features, 2);
+    ads.subscribe(&[listener("a"), listener("other")]);
+    ads.opened();
+    ads.request();
+    ads.respond(Kind::Listener, "v1", &["a=1", "other=1"]);
+    ads.request();
+    ads.closed();
+    ads.subscribe(&[listener("b")]);
+    ads.close(Some(StreamError::new("refused")));
+    ads.ads.opened(1, ads.now);
+    ads.drain(1);
+    ads.take(1, response(Kind::Listener, "w1", &["a=2", "b=2"]));
+    assert_eq!((ads.value(&listener("a")), ads.value(&listener("b"))), (Some("2"), Some("2")));
+
+    ads.opened();
+    let first = ads.request();
+    assert_eq!(asked(&first), ["a", "b", "other"]);
+    match variant {
+        Variant::StateOfTheWorld => assert_eq!(version(&first), ""),
+        Variant::Delta => assert!(initial(&first).is_empty(), "whoever was away has to say everything again"),
+    }
+    ads.respond(Kind::Listener, "v1", &["other=1"]);
+    ads.ads.released(1);
+    ads
+}
+
+/// Data errors cost the last good value (gRFC A88).
+fn strict() -> ServerFeatures {
+    ServerFeatures { fail_on_data_errors: true, ..ServerFeatures::default() }
+}
+
+#[test]
+fn a71_what_only_the_fallback_had_is_deleted_in_time_when_the_better_one_is_back() {
+    for (variant, features) in BOTH.into_iter().flat_map(|variant| [(variant, strict()), (variant, Default::default())])
+    {
+        let mut ads = returned(variant, features);
+        assert_eq!(ads.value(&listener("other")), Some("1"));
+        assert_eq!(ads.value(&listener("b")), Some("2"), "it may be on its way");
+        ads.drain(0);
+        assert!(ads.pass(TIMEOUT - Duration::from_millis(1)).is_empty());
+        let mut told = ads.pass(Duration::from_millis(1));
+        told.sort();
+        assert_eq!(told, [listener("a"), listener("b")]);
+        let entry = ads.entry(&listener("b"));
+        assert_eq!(entry.standing, Standing::DoesNotExist);
+        assert!(entry.failure.as_ref().unwrap().reason.contains("within 15s"));
+        // The last good stays for those who have it, as after any deletion, unless errors are to cost it.
+        assert_eq!(entry.good.is_some(), !features.fail_on_data_errors);
+        assert_eq!(matches!(ads.known(&listener("b")), Known::Lost(..)), !features.fail_on_data_errors);
+
+        // The control run: what it does give is in use for good.
+        let mut ads = returned(variant, features);
+        ads.respond(Kind::Listener, "v2", &["other=1", "b=3", "a=1"]);
+        assert!(ads.pass(10 * TIMEOUT).is_empty());
+        assert_eq!(ads.value(&listener("b")), Some("3"));
+    }
+}
+
+#[test]
+fn a71_the_better_ones_word_that_there_is_none_counts_at_once() {
+    for (variant, features) in BOTH.into_iter().flat_map(|variant| [(variant, strict()), (variant, Default::default())])
+    {
+        let mut answer = response(Kind::Listener, "v2", &["other=1"]);
+        match variant {
+            Variant::Delta => answer.removed = vec!["b".to_owned()],
+            Variant::StateOfTheWorld => {
+                let message = "none".to_owned();
+                answer.errors = vec![ResourceError { name: "b".to_owned(), cause: Cause::NotFound, message }];
+            }
+        }
+        let mut ads = returned(variant, features);
+        assert_eq!(ads.take(0, answer.clone()), [listener("b")]);
+        assert_eq!(ads.missing(&listener("b")).is_some(), features.fail_on_data_errors);
+        assert_eq!(matches!(ads.known(&listener("b")), Known::Lost(..)), !features.fail_on_data_errors);
+    }
+}
+
+#[test]
+fn a71_a_fallback_that_does_not_know_it_ends_nothing() {
+    for variant in BOTH {
+        let mut ads = Machine::new(Some(variant), ServerFeatures::default(), 2);
+        ads.subscribe(&[listener("a")]);
+        ads.opened();
+        ads.request();
+        ads.respond(Kind::Listener, "v1", &["a=1"]);
+        ads.closed();
+        ads.subscribe(&[listener("b")]);
+        ads.close(Some(StreamError::new("refused")));
+        ads.ads.opened(1, ads.now);
+        ads.drain(1);
+        ads.take(1, response(Kind::Listener, "w1", &["b=2"]));
+        ads.drain(1);
+        ads.pass(10 * TIMEOUT);
+        assert_eq!(ads.entry(&listener("a")).good.as_ref().unwrap().value, "1", "the better one's outlives it");
+        assert!(matches!(ads.known(&listener("a")), Known::Lost(..)), "and nothing new is built on it");
+    }
+}
+
+#[test]
+fn a71_a_better_one_that_would_rather_be_slow_than_wrong_ends_nothing_by_silence() {
+    let features = ServerFeatures { resource_timer_is_transient_error: true, ..Default::default() };
+    let mut ads = returned(Variant::Delta, features);
+    ads.drain(0);
+    ads.pass(10 * TIMEOUT);
+    assert_eq!(ads.entry(&listener("b")).standing, Standing::TimedOut);
+    assert!(ads.entry(&listener("b")).good.is_some());
+}
+
+#[test]
+fn a71_a_stream_that_was_told_of_versions_is_opened_anew_when_another_ones_word_counts() {
+    for variant in BOTH {
+        let mut ads = Machine::new(Some(variant), ServerFeatures::default(), 2);
+        ads.subscribe(&[listener("a")]);
+        ads.opened();
+        ads.request();
+        ads.respond(Kind::Listener, "v1", &["a=1"]);
+        ads.request();
+        ads.closed();
+        ads.close(Some(StreamError::new("refused")));
+        ads.opened();
+        ads.request();
+        assert!(ads.ads.take_given_up().is_empty(), "everything is there");
+        ads.subscribe(&[listener("b")]);
+        assert_eq!(ads.ads.take_given_up(), [0], "it believes that we hold a");
+        assert!(ads.is_silent());
+        ads.opened();
+        match (variant, ads.request()) {
+            (Variant::StateOfTheWorld, first) => assert_eq!(version(&first), ""),
+            (Variant::Delta, first) => assert!(initial(&first).is_empty()),
+        }
+    }
+}
+
+/// The first of two control planes gave `a`; on its new stream, which was told so, it has nothing to say. Then `b` is
+/// asked for.
+fn resumed(patience: Duration) -> Machine {
+    let mut ads = Machine::new(Some(Variant::Delta), ServerFeatures::default(), 2);
+    ads.subscribe(&[listener("a")]);
+    ads.opened();
+    ads.request();
+    ads.respond(Kind::Listener, "v1", &["a=1"]);
+    ads.closed();
+    ads.opened();
+    assert_eq!(initial(&ads.request()), [("a", "v1")]);
+    ads.pass(patience);
+    ads.subscribe(&[listener("b")]);
+    ads.drain(0);
+    ads
+}
+
+#[test]
+fn a71_a_control_plane_that_is_rightly_silent_is_reachable_whatever_it_does_not_have() {
+    let mut ads = resumed(TIMEOUT);
+    assert_eq!(ads.pass(TIMEOUT), [listener("b")]);
+    assert!(ads.missing(&listener("b")).is_some(), "there is none");
+    assert!(ads.ads.sessions()[0].failing.is_none() && !ads.ads.wants(1) && ads.ads.take_given_up().is_empty());
+
+    // The control run: of one that owed an answer from the start, silence is a failure.
+    let mut ads = resumed(Duration::ZERO);
+    ads.pass(TIMEOUT);
+    assert!(ads.ads.sessions()[0].failing.is_some() && ads.ads.wants(1));
+}
+
+#[test]
+fn a57_what_a_silent_control_plane_owes_times_out_where_no_other_is_needed() {
+    for variant in BOTH {
+        let mut ads = returned(variant, ServerFeatures::default());
+        ads.respond(Kind::Listener, "v2", &["other=1", "a=1"]);
+        ads.closed();
+        ads.opened();
+        ads.drain(0);
+        assert_eq!(ads.pass(TIMEOUT).last(), Some(&listener("b")));
+        assert_eq!(ads.entry(&listener("b")).standing, Standing::DoesNotExist);
+        // The next name is asked for here before anybody else is.
+        ads.subscribe(&[listener("c")]);
+        assert!(!ads.is_silent() && !ads.ads.wants(1));
+        // The control run: then it is needed.
+        ads.drain(0);
+        ads.pass(TIMEOUT);
+        assert!(ads.ads.wants(1));
+    }
+}
+
+#[test]
+fn a_server_without_delta_is_asked_for_it_again_after_a_while() {
+    let mut ads = Machine::new(None, ServerFeatures::default(), 1);
+    ads.subscribe(&[listener("a")]);
+    let open = |ads: &mut Machine| {
+        let variant = ads.ads.variant(0, ads.now);
+        ads.opened();
+        (variant, ads.request())
+    };
+    assert_eq!(open(&mut ads).0, Variant::Delta);
+    assert_eq!(ads.close(Some(StreamError::unsupported("no delta"))), Retry::AtOnce);
+    // Not at once: a connection that breaks all the time does not ask twice every time.
+    for time in [0, 599] {
+        ads.now += Duration::from_secs(time);
+        let (variant, _) = open(&mut ads);
+        assert_eq!(variant, Variant::StateOfTheWorld);
+        ads.respond(Kind::Listener, "v1", &["a=1"]);
+        assert_eq!(ads.close(None), Retry::Soon);
+    }
+    ads.now += Duration::from_secs(1);
+    let (variant, first) = open(&mut ads);
+    assert_eq!(variant, Variant::Delta);
+    assert!(matches!(&first.ask, Ask::Changes { initial_versions, .. } if initial_versions.is_empty()), "{first:?}");
+
+    // It still has none: the state of the world at once, and from the beginning.
+    assert_eq!(ads.close(Some(StreamError::unsupported("no delta"))), Retry::AtOnce);
+    let (variant, first) = open(&mut ads);
+    assert_eq!((variant, version(&first)), (Variant::StateOfTheWorld, ""));
+    assert_eq!(ads.value(&listener("a")), Some("1"), "that is no failure");
+}
+
+#[test]
+fn what_an_earlier_run_held_serves_each_name_until_it_is_answered() {
+    for variant in BOTH {
+        let key = |name| Key::new(Kind::Routes, name);
+        let saved = ["a=0", "b=0", "c=0", "d=0"]
+            .map(|text| (key(&text[..1]), ("v0".into(), Body::new(Kind::Routes.type_url(), text.as_bytes().to_vec()))));
+        let mut ads = Machine::of(variant);
+        let too_old = ads.now + 10 * TIMEOUT;
+        ads.ads.restore(saved.into(), Some(too_old));
+        ads.subscribe(&[key("a"), key("b")]);
+        ads.opened();
+        ads.drain(0);
+        ads.respond(Kind::Routes, "v1", &["a=1"]);
+        assert_eq!((ads.value(&key("a")), ads.value(&key("b"))), (Some("1"), Some("0")), "nobody has spoken of b");
+        // A wish of today for what was known yesterday: the control plane is there to be asked.
+        ads.subscribe(&[key("c")]);
+        assert_eq!(ads.known(&key("c")), Known::Pending);
+        ads.drain(0);
+        ads.unsubscribe(&[key("c")]);
+        ads.drain(0);
+        // The control run: while it is not, yesterday's serves.
+        ads.closed();
+        ads.subscribe(&[key("c")]);
+        assert_eq!(ads.value(&key("c")), Some("0"));
+        assert_eq!(ads.ads.next_deadline(), Some(too_old));
+        ads.opened();
+        ads.drain(0);
+        ads.respond(Kind::Routes, "v1", &["a=1", "c=1"]);
+
+        // What has been answered does not come back, given or not.
+        ads.pass(TIMEOUT);
+        assert!(ads.missing(&key("b")).is_some());
+        for name in ["a", "b"] {
+            ads.unsubscribe(&[key(name)]);
+            ads.drain(0);
+            ads.subscribe(&[key(name)]);
+            assert_eq!(ads.known(&key(name)), Known::Pending, "{name}");
+        }
+        // All has been answered: nothing of it is kept, not even for an outage.
+        assert!(!ads.ads.is_restored());
+        ads.closed();
+        assert_eq!(ads.ads.next_deadline(), None);
+        ads.subscribe(&[key("d")]);
+        assert_eq!(ads.known(&key("d")), Known::Pending);
+        assert_eq!(ads.ads.saved_in_use(), 0);
+        assert!(ads.ads.entries().all(|(.., entry)| entry.giver() != Some(SAVED)));
+    }
+}
+
+#[test]
+fn what_an_earlier_run_held_serves_nobody_once_it_is_too_old() {
+    let key = Key::new(Kind::Routes, "a");
+    let body = Body::new(Kind::Routes.type_url(), b"a=0".to_vec());
+    for (age, value) in [(TIMEOUT, Some("0")), (10 * TIMEOUT, None)] {
+        let mut ads = Machine::of(Variant::Delta);
+        let too_old = ads.now + 10 * TIMEOUT;
+        ads.ads.restore([(key.clone(), ("v0".into(), body.clone()))].into(), Some(too_old));
+        ads.pass(age);
+        ads.subscribe(std::slice::from_ref(&key));
+        assert_eq!(ads.value(&key), value);
+    }
+}

@@ -1,0 +1,102 @@
+//! [`Accepted`]: a connection that policy let in, for an application that serves its requests by itself.
+
+use std::fmt;
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use mesh_core::identity::PeerIdentity;
+
+use crate::InboundLayer;
+use crate::listen::{Detected, HttpVersion};
+
+/// A connection of HTTP from a caller that policy let in, made by [`Server::accept`](crate::Server::accept): plaintext, or
+/// mutual TLS, whose plain bytes are read and written here. Once policy or trust do not let its peer in any more, reading and
+/// writing fail.
+pub struct Accepted {
+    io: Detected,
+    version: HttpVersion,
+    peer: PeerIdentity,
+    layer: InboundLayer,
+    // Ends it. A set of one: polled when it is woken and not with every read.
+    closing: FuturesUnordered<Closing>,
+}
+
+type Closing = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Accepted {
+    pub(crate) fn new(
+        io: Detected,
+        version: HttpVersion,
+        peer: PeerIdentity,
+        layer: InboundLayer,
+        closing: Closing,
+    ) -> Self {
+        Self { io, version, peer, layer, closing: std::iter::once(closing).collect() }
+    }
+
+    /// The caller: its address, and who it is if the connection is the mesh's mutual TLS.
+    pub fn peer(&self) -> &PeerIdentity {
+        &self.peer
+    }
+
+    /// The TLS server name that the caller asked for; empty if it named none or there is no TLS.
+    pub fn server_name(&self) -> &str {
+        self.io.server_name()
+    }
+
+    /// Whether the caller speaks HTTP/2, by its first bytes. Else it is HTTP/1.
+    pub fn is_http2(&self) -> bool {
+        self.version == HttpVersion::Http2
+    }
+
+    /// What judges and counts the requests of this connection: around the service that they are given to.
+    pub fn layer(&self) -> InboundLayer {
+        self.layer.clone()
+    }
+}
+
+impl AsyncRead for Accepted {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        // If it has ended, `io` says so.
+        let _ = this.closing.poll_next_unpin(cx);
+        Pin::new(&mut this.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Accepted {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+impl fmt::Debug for Accepted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Accepted").field("peer", &self.peer).field("version", &self.version).finish_non_exhaustive()
+    }
+}

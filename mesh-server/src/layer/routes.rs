@@ -1,0 +1,73 @@
+//! Which route of the listener a request has, and what was compiled for its route (gRFC A36).
+//!
+//! Refuses to know what stands there: whoever keeps something for each route finds it by [`Place`].
+
+use std::sync::Arc;
+
+use mesh_core::id::Workload;
+use mesh_core::matcher::{RequestView, RouteTable};
+use mesh_core::policy::{
+    Guards, HeaderPolicy, InboundHost, InboundRoute, InboundRoutes, Route, RouteAction, RouteConfiguration, RouteMatch,
+    VirtualHost,
+};
+
+/// Where a request stands in its listener.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The listener treats all alike, or there is none.
+    #[default]
+    Whole,
+    /// It has this one of [`InboundRoutes::iter`].
+    Route(usize),
+}
+
+/// The routes of a listener.
+pub(super) struct Routes {
+    table: RouteTable,
+    serves: Box<[bool]>,
+}
+
+impl Routes {
+    pub(super) fn new(routes: &InboundRoutes) -> Self {
+        let hosts: &[InboundHost] = match routes {
+            InboundRoutes::All | InboundRoutes::Named(_) => &[],
+            InboundRoutes::Listed(hosts) => hosts,
+        };
+        let virtual_host = |host: &InboundHost| VirtualHost {
+            name: host.name.clone(),
+            domains: host.domains.clone(),
+            routes: host
+                .routes
+                .iter()
+                .map(|r| Route::new(of_requests(&r.matcher), RouteAction::NonForwarding))
+                .collect(),
+            headers: HeaderPolicy::default(),
+            retry: None,
+        };
+        let config = RouteConfiguration {
+            name: String::new(),
+            virtual_hosts: hosts.iter().map(virtual_host).collect(),
+            headers: HeaderPolicy::default(),
+            retry_budget: None,
+        };
+        let table = RouteTable::compile(&Arc::new(config), 0, &Workload::default());
+        Self { table, serves: routes.iter().map(|route| guards(route).is_some()).collect() }
+    }
+
+    /// `None` = nothing serves the request.
+    pub(super) fn find(&self, request: &RequestView<'_>) -> Option<Place> {
+        // No condition leaves a route out, so that positions are those of the listener.
+        let at = self.table.route(request)?.id();
+        self.serves.get(at).copied().unwrap_or_default().then_some(Place::Route(at))
+    }
+}
+
+/// What guards the requests of a route; `None` = it serves none.
+pub(super) fn guards(route: &InboundRoute) -> Option<&Arc<Guards>> {
+    route.serves.as_ref().filter(|_| of_requests(&route.matcher) == route.matcher)
+}
+
+/// Without the conditions that only a client can know.
+fn of_requests(matcher: &RouteMatch) -> RouteMatch {
+    RouteMatch { port: None, source_labels: Default::default(), source_namespace: None, ..matcher.clone() }
+}
