@@ -10,7 +10,7 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use mesh::{Channel, Client};
 use mesh_core::policy::{
-    Address, CircuitBreakers, Endpoint, EndpointMetadata, InboundState, InboundTls, RetryPolicy, Snapshot,
+    Address, CircuitBreakers, Cluster, Endpoint, EndpointMetadata, InboundState, InboundTls, RetryPolicy, Snapshot,
     UpstreamProtocol,
 };
 use mesh_core::source::Watched;
@@ -72,7 +72,10 @@ pub(crate) async fn start(
 
 /// One endpoint, with the breaker and the retry policy that Istio's defaults amount to.
 fn snapshot(ca: &TestCa, protocol: Protocol, address: SocketAddr, tls: InboundTls) -> Snapshot {
-    let mut cluster = policy::mtls_cluster("echo", &[ca.id("default", "server").as_str()]);
+    let mut cluster = match tls {
+        InboundTls::Disable => Cluster::new("echo".into()),
+        _ => policy::mtls_cluster("echo", &[ca.id("default", "server").as_str()]),
+    };
     cluster.breaker = CircuitBreakers { max_requests: Some(1024), max_retries: Some(64), ..CircuitBreakers::default() };
     if protocol != Protocol::Http1 {
         cluster.connection.protocol = UpstreamProtocol::Http2;
