@@ -69,6 +69,7 @@ fn decide(c: &mut Criterion) {
                 destination: ([10, 0, 0, 2], 9080).into(),
                 server_name: Some(""),
                 tokens: None,
+                trusted_proxies: 0,
             };
             assert!(authorizer.decide(&attributes, |_| {}).is_ok(), "{kind} {size}");
             group.bench_with_input(BenchmarkId::new(kind, size), &attributes, |b, attributes| {

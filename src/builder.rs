@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use mesh_client::{Breakers, Client, ClientBuilder, InFlight};
@@ -24,13 +25,14 @@ use mesh_server::Readiness;
 use mesh_server::debug::{Content, DebugServer, prometheus};
 use rustls::crypto::CryptoProvider;
 use serde::Serialize;
+use tokio::runtime::Handle;
 
 use crate::authority::{self, OfAuthority};
 use crate::config::{INSTANCE, MeshConfig, NO_CONTROL_PLANE, ProcessEnv, Vars};
 use crate::error::StartError;
 use crate::mesh::{Control, Inner, Mesh};
 use crate::passthrough::Passthrough;
-use crate::runtime::ControlRuntime;
+use crate::runtime::{ControlRuntime, Pulse};
 
 /// Settings of a [`Mesh`]. Each setter stands for one environment variable and wins over it.
 #[derive(Clone, Debug, Default)]
@@ -154,8 +156,9 @@ impl MeshBuilder {
         self
     }
 
-    /// Who looks names up: endpoints that are names, and `dns:///` targets. Default: the operating system, which
-    /// tells no TTL and knows no SRV records; `mesh::dns::DnsResolver` (feature `dns`) does both.
+    /// Who looks names up: endpoints that are names, and `dns:///` targets. Default: with the feature `dns`
+    /// `mesh::dns::DnsResolver` with the servers of `/etc/resolv.conf`; without it, or where that file is of no use, the
+    /// operating system, which tells no TTL and knows no SRV records.
     pub fn resolver(mut self, resolver: Arc<dyn Resolve>) -> Self {
         self.resolver = Some(resolver);
         self
@@ -187,9 +190,10 @@ impl MeshBuilder {
     pub async fn build(self) -> Result<Mesh, StartError> {
         let config = MeshConfig::from_vars(&Settings(&self.settings))?;
         let runtime = ControlRuntime::start().map_err(StartError::Runtime)?;
+        let pulse = Handle::try_current().ok().map(|application| runtime.watch(application));
         let crypto = self.crypto.unwrap_or_else(default_crypto);
         let metrics = self.metrics.unwrap_or_default();
-        let (debug, pod_ip) = (config.debug_address.map(|address| (address, self.debug_drain)), config.pod_ip);
+        let (debug, pod_ip) = (config.debug_address.map(|address| (address, self.debug_drain, pulse)), config.pod_ip);
         let files = config.identity_files().cloned();
         let certified = self.identity.is_some();
         let others = config.other_files().filter(|(name, _)| !certified || *name != INSTANCE);
@@ -300,7 +304,7 @@ impl Parts {
     }
 
     fn join(
-        self,
+        mut self,
         workload: Workload,
         account: String,
         locality: Locality,
@@ -308,6 +312,7 @@ impl Parts {
         authorities: Vec<String>,
     ) -> Inner {
         let (workload, breakers) = (Arc::new(workload), Breakers::default());
+        self.resolver = self.resolver.take().or_else(default_resolver);
         let client = self.client(self.destinations.clone(), &workload, &breakers);
         let of_authority = |name: String| {
             let source = OfAuthority { name: name.clone(), source: self.destinations.clone() };
@@ -363,14 +368,21 @@ impl Parts {
 }
 
 /// Adds the debug endpoints, if they have an address, and whether one of them drains.
-async fn with_debug(mut inner: Inner, debug: Option<(SocketAddr, bool)>) -> Result<Mesh, StartError> {
-    if let Some((address, drains)) = debug {
+async fn with_debug(
+    mut inner: Inner,
+    debug: Option<(SocketAddr, bool, Option<Arc<Pulse>>)>,
+) -> Result<Mesh, StartError> {
+    if let Some((address, drains, pulse)) = debug {
         let (readiness, drain) = (inner.readiness.clone(), inner.drain.clone());
         let (client, authorities) = (inner.client.clone(), inner.authorities.clone());
         let xds = inner.control.as_ref().map(|control| control.xds.clone());
         let (metrics, stats) = (inner.metrics.clone(), inner.stats.clone());
         let (breakers, identities) = (inner.breakers.clone(), inner.identities.clone());
+        let watched = pulse.clone();
         let metrics = prometheus::content(env!("CARGO_PKG_VERSION"), metrics, stats, move |out| {
+            if let Some(pulse) = &watched {
+                prometheus::runtime_stalls(out, pulse.stalled(), pulse.stalls());
+            }
             prometheus::in_flight(out, &in_flight(&breakers));
             prometheus::certificate_expiry(out, &identities);
             if let Some(xds) = &xds {
@@ -382,7 +394,10 @@ async fn with_debug(mut inner: Inner, debug: Option<(SocketAddr, bool)>) -> Resu
         let renewals = inner.metrics.renewals().clone();
         let mut builder = DebugServer::builder()
             .readiness(inner.readiness.clone())
-            .notes(Arc::new(move || unrenewed(renewals.life_left()).into_iter().collect()))
+            .notes(Arc::new(move || {
+                let stalled = pulse.as_ref().and_then(|pulse| standing_still(pulse.stalled()));
+                unrenewed(renewals.life_left()).into_iter().chain(stalled).collect()
+            }))
             .metrics(metrics)
             .clusters(json(move || authority::dump(&client, &authorities)));
         if drains {
@@ -414,6 +429,13 @@ fn unrenewed(left: LifeLeft) -> Option<String> {
     }
 }
 
+/// What `/readyz` says of the application's runtime. Whether to restart it is for a probe of the application's own to say.
+fn standing_still(stalled: Duration) -> Option<String> {
+    let seconds = stalled.as_secs();
+    (seconds > 0)
+        .then(|| format!("runtime: the application's has run no task for {seconds} s; something blocks its threads"))
+}
+
 /// What is in flight in each cluster; while its EDS service changes, what is in flight for both.
 fn in_flight(breakers: &Breakers) -> Vec<prometheus::InFlight> {
     let mut clusters: Vec<prometheus::InFlight> = Vec::new();
@@ -436,6 +458,23 @@ fn json<T: Serialize>(dump: impl Fn() -> T + Send + Sync + 'static) -> Content {
         let text = serde_json::to_vec_pretty(&dump()).unwrap_or_default();
         ("application/json", Bytes::from(text))
     })
+}
+
+/// The resolver that knows TTLs and SRV records, if it is a part of this build; none = the operating system.
+#[cfg(feature = "dns")]
+fn default_resolver() -> Option<Arc<dyn Resolve>> {
+    match mesh_discovery::dns::DnsResolver::builder().build() {
+        Ok(resolver) => Some(Arc::new(resolver)),
+        Err(error) => {
+            tracing::warn!(%error, "names are looked up by the operating system, which tells neither TTLs nor SRV records");
+            None
+        }
+    }
+}
+
+#[cfg(not(feature = "dns"))]
+fn default_resolver() -> Option<Arc<dyn Resolve>> {
+    None
 }
 
 fn default_crypto() -> Arc<CryptoProvider> {

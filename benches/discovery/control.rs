@@ -10,7 +10,7 @@ use mesh_control::registry::Registration;
 use mesh_control::translate::World;
 use mesh_core::id::Locality;
 use mesh_core::policy::{ClusterState, DestinationState};
-use mesh_core::source::DestinationSource;
+use mesh_core::source::{DestinationSource, Watched};
 use mesh_discovery::bootstrap::{Bootstrap, ChannelCredentials, Node, XdsServer};
 use mesh_discovery::connect::Connector;
 use mesh_discovery::xds::{GrpcTransport, Variant, XdsClient, XdsConfig};
@@ -39,7 +39,10 @@ pub(crate) async fn start(on: &Handle) -> Result<(ControlPlane, TempDir), Error>
 
 /// A client of it, on the current runtime.
 pub(crate) fn client(plane: &ControlPlane, variant: Variant) -> Result<XdsClient, Error> {
-    let address = plane.insecure_address().ok_or("it serves no plaintext")?;
+    client_of(plane.insecure_address().ok_or("it serves no plaintext")?, variant)
+}
+
+fn client_of(address: SocketAddr, variant: Variant) -> Result<XdsClient, Error> {
     let server = XdsServer::new(address.to_string().parse()?, ChannelCredentials::Insecure);
     let connector = Connector::new(server.clone(), mesh_testkit::crypto());
     let mut config = XdsConfig::new(Bootstrap::new(server, Node::default()));
@@ -78,10 +81,51 @@ pub(crate) fn rows(runtime: &Runtime, scale: &Scale) -> Result<Vec<Row>, Error> 
     let all: Vec<_> = (0..scale.clusters).flat_map(|n| (0..10).map(move |i| member(n, i, "a"))).collect();
     let indexed = allocation_counter::measure(|| drop(World::build(&Model::default(), &all)));
     let server = ServerThread::start()?;
+    let heap = heap_of_1000_resources(server.handle(), scale.clusters.min(1_000))?;
     let (plane, _state) = runtime.block_on(start(server.handle()))?;
     let mut rows = runtime.block_on(fan_out(&plane, all, scale))?;
+    rows.push(Row::new("control_heap_of_1000_resources", "kB", heap / 1e3, None));
     rows.push(Row::new("control_index_memory", "MB", indexed.bytes_max as f64 / 1e6, None));
     Ok(rows)
+}
+
+/// By how many bytes the heap of a control plane grows with each thousand resources that one client subscribes to: the
+/// names, the entries and the bytes.
+fn heap_of_1000_resources(elsewhere: &Handle, services: usize) -> Result<f64, Error> {
+    let (few, many) = (1, services);
+    let grown = heap_with_a_client(elsewhere, services, many)? - heap_with_a_client(elsewhere, services, few)?;
+    Ok(grown / (4 * (many - few)) as f64 * 1e3)
+}
+
+/// Heap of a control plane that runs on this thread alone; its client, who uses so many services, runs elsewhere.
+fn heap_with_a_client(elsewhere: &Handle, services: usize, used: usize) -> Result<f64, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut made = Err("not made".into());
+    let counted = allocation_counter::measure(|| {
+        made = runtime.block_on(async {
+            let (plane, state) = start(&Handle::current()).await?;
+            plane.hold((0..services).flat_map(|n| (0..10).map(move |i| member(n, i, "a"))).collect());
+            let address = plane.insecure_address().ok_or("it serves no plaintext")?;
+            let client = elsewhere.spawn(uses(address, used)).await??;
+            settled(&plane).await?;
+            Ok::<_, Error>((plane, state, client))
+        });
+    });
+    let _all = made?;
+    Ok(counted.bytes_current as f64)
+}
+
+/// A client once it has these services.
+async fn uses(address: SocketAddr, services: usize) -> Result<(XdsClient, Vec<Watched<DestinationState>>), Error> {
+    let client = client_of(address, Variant::Delta)?;
+    let mut states = Vec::with_capacity(services);
+    for n in 0..services {
+        states.push(client.destination(&dialled(n).parse()?));
+    }
+    for state in &mut states {
+        state.wait_for(|state| matches!(state, DestinationState::Ready(_))).await;
+    }
+    Ok((client, states))
 }
 
 fn member(n: usize, endpoint: u8, zone: &str) -> Registration {
@@ -136,6 +180,7 @@ async fn fan_out(plane: &ControlPlane, all: Vec<Registration>, scale: &Scale) ->
         Row::new("control_change_to_last_seen", "ms", median(last_seen), None),
         Row::new("control_change_to_last_ack", "ms", median(last_ack), None),
         Row::new("control_cpu_for_each_client", "us", median(cpu_each), None),
+        // Encoded bytes alone.
         Row::new("control_bytes_of_1000_resources", "kB", bytes / resources, None),
         Row::new("held_by_a_client_of_20", "resources", held.unwrap_or_default() as f64, 4.0 * USED as f64),
     ])

@@ -1,5 +1,6 @@
 //! Puts a [`Client`] together.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -133,12 +134,21 @@ impl ClientBuilder {
     /// Pickers of the application's own: asked for every cluster and every pool of candidates in it (one
     /// for each priority, usually); `None` = the balancer that policy names. Default: policy's.
     ///
+    /// One that panics when it is asked for a picker has none to give.
+    ///
     /// What stands around a picker stays: priorities, panic, slow start, and passing over endpoints that
     /// cannot be reached.
     pub fn picker(
         mut self,
         make: impl Fn(&policy::Cluster, &Candidates, &mut Draw<'_>) -> Option<Box<dyn Picker>> + Send + Sync + 'static,
     ) -> Self {
+        // It is called where endpoints are kept up to date: a panic would end that for good.
+        let make = move |cluster: &policy::Cluster, candidates: &Candidates, draw: &mut Draw<'_>| {
+            catch_unwind(AssertUnwindSafe(|| make(cluster, candidates, draw))).unwrap_or_else(|_| {
+                tracing::error!(cluster = %cluster.name, "the maker of pickers panicked: the balancer is policy's");
+                None
+            })
+        };
         self.picker = Some(Arc::new(make));
         self
     }

@@ -144,6 +144,12 @@ pub enum Cause {
         /// Where to.
         address: Address,
     },
+    /// The cluster's policy says plaintext, and the endpoint's own demands mutual TLS. Nothing is sent.
+    #[error("{address}: the destination's policy says plaintext, and the endpoint's own demands mutual TLS")]
+    PlaintextToStrict {
+        /// Where to.
+        address: Address,
+    },
     /// The connection broke before the answer.
     #[error("{address}: {source}")]
     ConnectionLost {
@@ -354,6 +360,7 @@ impl Cause {
             Self::TlsHandshake { .. } => "TLS failed",
             Self::WrongPeerIdentity { .. } => "wrong peer identity",
             Self::NoIdentity { .. } => "no certificate of our own",
+            Self::PlaintextToStrict { .. } => "plaintext to a strict peer",
             Self::ConnectionLost { .. } => "connection lost",
             Self::StreamRefused { .. } => "stream refused",
             Self::Timeout(_) | Self::PerTryTimeout(_) | Self::IdleTimeout(_) => "timeout",
@@ -388,6 +395,7 @@ impl Cause {
             Self::TlsHandshake { .. } => Code::TLS_HANDSHAKE,
             Self::WrongPeerIdentity { .. } => Code::WRONG_PEER_IDENTITY,
             Self::NoIdentity { .. } => Code::NO_IDENTITY,
+            Self::PlaintextToStrict { .. } => Code::PLAINTEXT_TO_STRICT,
             Self::ConnectionLost { .. } => Code::CONNECTION_LOST,
             Self::StreamRefused { .. } => Code::STREAM_REFUSED,
             Self::Timeout(_) | Self::PerTryTimeout(_) | Self::IdleTimeout(_) => Code::TIMEOUT,
@@ -413,7 +421,8 @@ impl Cause {
             | Self::NoRoute { .. }
             | Self::NoCluster { .. }
             | Self::UnsupportedAction(_)
-            | Self::NoSubset { .. } => Blame::Configuration,
+            | Self::NoSubset { .. }
+            | Self::PlaintextToStrict { .. } => Blame::Configuration,
             Self::NoIdentity { .. }
             | Self::Breaker { .. }
             | Self::QueueTimeout { .. }
@@ -463,6 +472,7 @@ impl Cause {
             | Self::TlsHandshake { .. }
             | Self::WrongPeerIdentity { .. }
             | Self::NoIdentity { .. }
+            | Self::PlaintextToStrict { .. }
             | Self::ConnectionLost { sent: false, .. }
             | Self::StreamRefused { .. }
             | Self::Breaker { .. }

@@ -57,8 +57,8 @@ pub struct Explanation {
     pub hash: Option<u64>,
     /// An endpoint that it could go to: a pick like any other, which the next one may not repeat.
     pub pick: Option<PickExplanation>,
-    /// What follows a try that fails; `None` = the route has no retry policy. What nobody has seen is sent once more
-    /// without one.
+    /// What follows a try that fails; `None` = the route has no retry policy. Without one what nobody
+    /// has seen is sent again as well, and a request whose method is idempotent once if its connection breaks.
     pub retry: Option<RetryExplanation>,
 }
 

@@ -415,7 +415,7 @@ impl Plan {
             let (host, matcher) = (route.virtual_host().name.clone(), route.route().matcher.clone());
             Some(RoutePlace { host, matcher, entry: entry.cloned() })
         };
-        let of_route = |name: &str| Some((own.get(name)?, place(None)));
+        let of_route = |name: &str| Some((&**own.get(name)?, place(None)));
         let only = match &route.route().action {
             RouteAction::Forward(forward) => match &forward.to {
                 ClusterChoice::Cluster(name) => Some(name),
@@ -426,12 +426,12 @@ impl Plan {
         let all = compiler.compile(filters, only, of_route);
         let per_cluster = filters.iter().any(|filter| matches!(filter.kind, HttpFilterKind::AdaptiveConcurrency(_)));
         let mut share = |slot, entry: &WeightedCluster| {
-            let of_entry = |name: &str| Some((entry.filters.get(name)?, place(Some(&entry.name))));
+            let of_entry = |name: &str| Some((&**entry.filters.get(name)?, place(Some(&entry.name))));
             let filters_of_entry = match entry.filters.is_empty() && !per_cluster {
                 true => all.clone(),
                 false => compiler.compile(filters, Some(&entry.name), |name| of_entry(name).or_else(|| of_route(name))),
             };
-            let session = session(filters, |name| entry.filters.get(name).or_else(|| own.get(name)));
+            let session = session(filters, |name| entry.filters.get(name).or_else(|| own.get(name)).map(|own| &**own));
             Share { slot, filters: filters_of_entry, session }
         };
         let choice = match &route.route().action {
@@ -456,12 +456,12 @@ impl Plan {
             _ => HashRules::default(),
         };
         let high_priority = matches!(&route.route().action, RouteAction::Forward(forward) if forward.high_priority);
-        let session = session(filters, |name| own.get(name));
+        let session = session(filters, |name| own.get(name).map(|own| &**own));
         let (cors, mirrors) = match &route.route().action {
             RouteAction::Forward(forward) => {
                 // Copies want nothing, as in Envoy.
                 let mirrors = forward.mirrors.iter().map(|mirror| slot(&mirror.cluster, &Labels::new())).collect();
-                (forward.cors.as_ref().map(CorsRules::new), mirrors)
+                (forward.cors.as_deref().map(CorsRules::new), mirrors)
             }
             _ => (None, Box::default()),
         };

@@ -104,13 +104,13 @@ impl Ca {
 
     /// An identity of generation `generation` in the name of `uri`, for a day.
     pub(crate) fn identity(&self, uri: &str, generation: u64) -> Identity {
-        self.identity_for(uri, generation, Duration::from_secs(24 * 3600))
+        self.identity_between(uri, generation, (now() - 60, now() + 24 * 3600))
     }
 
-    /// The same, good for so long.
-    pub(crate) fn identity_for(&self, uri: &str, generation: u64, life: Duration) -> Identity {
+    /// The same, with its begin and its end.
+    pub(crate) fn identity_between(&self, uri: &str, generation: u64, (begins, ends): (u64, u64)) -> Identity {
         let key = KeyPair::generate().unwrap();
-        let leaf = workload(uri, life).signed_by(&key, &*self.issuer).unwrap();
+        let leaf = between(uri, begins, ends).signed_by(&key, &*self.issuer).unwrap();
         let der = PrivateKeyDer::Pkcs8(key.serialize_der().into());
         let signing = crypto().key_provider.load_private_key(der).unwrap();
         let bundle = TrustBundle::new([self.root.der().clone()]).unwrap();
@@ -147,12 +147,16 @@ impl Ca {
 }
 
 fn workload(uri: &str, life: Duration) -> CertificateParams {
+    between(uri, now() - 60, now() + life.as_secs())
+}
+
+fn between(uri: &str, begins: u64, ends: u64) -> CertificateParams {
+    let at = |seconds| date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
     let mut params = CertificateParams::default();
     params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    params.not_before = date_time_ymd(1970, 1, 1) + Duration::from_secs(now() - 60);
-    params.not_after = date_time_ymd(1970, 1, 1) + Duration::from_secs(now()) + life;
+    (params.not_before, params.not_after) = (at(begins), at(ends));
     params
 }
 

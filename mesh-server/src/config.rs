@@ -58,7 +58,8 @@ pub struct Config {
     /// Streams open at once on one HTTP/2 connection, if policy says nothing. Default 256.
     pub max_concurrent_streams: u32,
     /// Connections open at once, if policy says nothing; more are closed at accept. Connections that
-    /// the application took over (upgrades) count too. Default 16,384.
+    /// the application took over (upgrades) count too. One that is slow or silent takes less than 50 KiB, and twice what it
+    /// has sent of a head. Default 16,384.
     pub max_connections: usize,
     /// Age at which a connection is drained, if policy says nothing; varied by ±10 %, so that
     /// connections made together don't end together (gRFC A9). What is in flight has `drain_limit`. Default 1 h, so that
@@ -84,8 +85,9 @@ pub struct Config {
     /// Default 1,024.
     pub max_local_resets: usize,
     /// PING, SETTINGS, PRIORITY, WINDOW_UPDATE and unknown frames that an HTTP/2 peer may send in a second while hardly anything but the
-    /// answers to them is written; with more the connection is closed (refusal `flood`). Default 1,000; none = no limit:
-    /// they are answered one by one then, and whoever does not read the answers is not read from.
+    /// answers to them is written; with more the connection is closed with GOAWAY, ENHANCE_YOUR_CALM (refusal `flood`).
+    /// Default 1,000; none = no limit: they are answered one by one then, and whoever does not read the answers is not read
+    /// from.
     pub max_control_frames: Option<u32>,
     /// How long a draining server goes on taking connections and requests, so that callers learn in time that
     /// it leaves: HTTP/1.1 answers carry `connection: close` meanwhile, HTTP/2 peers get a GOAWAY at once and
@@ -93,7 +95,8 @@ pub struct Config {
     /// Default 2 s.
     pub lame_duck: Duration,
     /// How long requests in flight may take to finish once their connection drains. Default 25 s: with the
-    /// lame duck's time below Kubernetes' 30 s of grace.
+    /// lame duck's time below Kubernetes' 30 s of grace. In the last second of it gRPC calls whose answers go on are told
+    /// UNAVAILABLE.
     pub drain_limit: Duration,
     /// How long requests in flight may go on over a connection whose caller a changed policy may refuse, or whose peer
     /// is not trusted any more. Such a connection takes no further requests; what is left after this time is reset.

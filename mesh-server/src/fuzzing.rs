@@ -1,6 +1,6 @@
-//! Entry point for the fuzzer and for the replay of its corpus; not a part of the interface.
+//! Entry points for the fuzzer and for the replay of its corpora; not a part of the interface.
 //!
-//! Bytes become requests, which come through the inbound layer as those of connections do. What a router finds for the
+//! Of `router`: bytes become requests, which come through the inbound layer as those of connections do. What a router finds for the
 //! request that the application gets is what the policy judged, and a refusal is of what the policy says.
 
 use std::convert::Infallible;
@@ -32,6 +32,14 @@ use crate::{Config, Server};
 const ROUTES: [&str; 4] = ["/admin", "/a/b", "/a", "/"];
 /// The host that is closed to everybody.
 const SECRET: &str = "secret.test";
+
+/// Reads bytes as an HTTP/1 connection, as hyper does and as the watcher of its messages does.
+///
+/// # Panics
+/// They do not see the same messages.
+pub fn messages(bytes: &[u8]) {
+    crate::listen::messages(bytes);
+}
 
 /// Sends a request through the layer, with the policy and without.
 ///
@@ -254,10 +262,23 @@ fn plain_host(authority: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }
 
+/// Plays the corpus of a target. `UPDATE_CORPUS=1` writes its seeds anew; what a fuzzer finds is added by hand and stays.
+#[cfg(test)]
+pub(crate) fn replay(target: &str, seeds: &[&[u8]], play: impl Fn(&[u8])) {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    if std::env::var_os("UPDATE_CORPUS").is_some() {
+        std::fs::create_dir_all(&folder).expect("a folder");
+        for (i, seed) in seeds.iter().enumerate() {
+            std::fs::write(folder.join(format!("seed-{i}")), seed).expect("a file");
+        }
+    }
+    let files = std::fs::read_dir(folder).expect("the corpus");
+    let played = files.map(|file| play(&std::fs::read(file.expect("a file").path()).expect("a file"))).count();
+    assert!(played >= seeds.len(), "{played} files");
+}
+
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     const SEEDS: [&[u8]; 12] = [
@@ -295,19 +316,9 @@ mod tests {
         "#",
     ];
 
-    /// The corpus of the fuzzer. `UPDATE_CORPUS=1` writes its seeds anew; what a fuzzer finds is added by hand and stays.
     #[test]
     fn the_corpus_is_replayed() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/router");
-        if std::env::var_os("UPDATE_CORPUS").is_some() {
-            std::fs::create_dir_all(&folder).unwrap();
-            for (i, seed) in SEEDS.iter().enumerate() {
-                std::fs::write(folder.join(format!("seed-{i}")), seed).unwrap();
-            }
-        }
-        let files = std::fs::read_dir(folder).unwrap();
-        let played = files.map(|file| router(&std::fs::read(file.unwrap().path()).unwrap())).count();
-        assert!(played >= SEEDS.len(), "{played} files");
+        replay("router", &SEEDS, router);
     }
 
     #[test]

@@ -114,7 +114,7 @@ async fn a71_three_control_planes_are_climbed_back_one_by_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_control_plane_that_hangs_is_passed_over() {
+async fn a71_a_control_plane_that_hangs_is_passed_over() {
     for variant in BOTH {
         let [first, second, _] = three();
         first.is(Mood::Mute);
@@ -127,7 +127,7 @@ async fn a_control_plane_that_hangs_is_passed_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn names_that_both_have_are_never_joined_on_the_way_there_and_back() {
+async fn a71_names_that_both_have_are_never_joined_on_the_way_there_and_back() {
     for variant in BOTH {
         // The same names everywhere, so that nothing but the origin tells them apart.
         let (first, second) = (Plane::with("x", 10), Plane::with("x", 11));
@@ -223,7 +223,7 @@ async fn a95_an_authority_may_fall_back_for_the_sake_of_reachability_alone() {
 
 /// Control run: without a second control plane the same outages are felt, at the start and in the middle of an update.
 #[tokio::test(start_paused = true)]
-async fn without_a_next_one_an_outage_is_felt_r11() {
+async fn a71_without_a_next_one_an_outage_is_felt_r11() {
     for variant in BOTH {
         let [first, second, _] = three();
         first.is(Mood::Down);

@@ -233,7 +233,7 @@ async fn a74_routes_to_an_unknown_cluster_wait_and_are_never_seen_without_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_control_plane_without_delta_is_served_by_the_state_of_the_world() {
+async fn a27_a_control_plane_without_delta_is_served_by_the_state_of_the_world() {
     let plane = Plane::with("x", 1);
     plane.has_no_delta();
     let client = client(None, &[&plane]);

@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -38,18 +39,40 @@ pub(crate) struct Server {
 impl Server {
     /// Serves `service`:9080 with these labels and is known to the control plane.
     pub(crate) async fn start(world: &World, service: &str, labels: &str, name: &'static str) -> Self {
+        let server = Self::open(world, service, labels, name, Duration::from_secs(2)).await;
+        server.registered(world).await;
+        server
+    }
+
+    /// The same without waiting until it is known; once withdrawn it serves on for a minute, or until it is dropped. It has
+    /// its certificate: a join token that is taken by a control plane which dies before it answers is spent.
+    pub(crate) async fn begin(world: &World, service: &str, labels: &str, name: &'static str) -> Self {
+        let server = Self::open(world, service, labels, name, Duration::from_secs(60)).await;
+        server.mesh.ready().await;
+        server
+    }
+
+    async fn open(world: &World, service: &str, labels: &str, name: &'static str, lame_duck: Duration) -> Self {
         let mesh = join(world, service, labels).await;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let app = Router::new().fallback(move |request: axum::extract::Request| answer(name, request));
-        let serve = mesh.serve(listener, app).service(service, 9080).http2().without_signals();
-        let server = Self { address, mesh, task: tokio::spawn(serve.into_future()) };
-        let listed = format!("\"{address}\"");
+        let serve = mesh.serve(listener, app).service(service, 9080).http2().lame_duck(lame_duck).without_signals();
+        Self { address, mesh, task: tokio::spawn(serve.into_future()) }
+    }
+
+    /// Waits until the control plane knows it.
+    pub(crate) async fn registered(&self, world: &World) {
+        let listed = format!("\"{}\"", self.address);
         eventually("the server is registered", async || {
             world.debug("/registrations").await.contains(&listed).then_some(())
         })
         .await;
-        server
+    }
+
+    /// Withdraws, and serves on for a while.
+    pub(crate) fn withdraw(&self) {
+        self.mesh.begin_shutdown();
     }
 
     /// Where it says what it holds.

@@ -134,8 +134,14 @@ impl World {
         let entries = node["types"].as_array().expect("a list of types");
         assert_eq!(entries.len(), types, "{node}");
         assert!(entries.iter().all(|entry| entry["nack"] == Value::Null), "{node}");
+        assert_eq!(self.refused().await, 0, "mesh_control_nacks_total");
+    }
+
+    /// How many responses clients of this run refused.
+    pub(crate) async fn refused(&self) -> u64 {
         let metrics = self.debug("/metrics").await;
-        assert!(metrics.lines().any(|line| line == "mesh_control_nacks_total 0"), "{metrics}");
+        let count = metrics.lines().find_map(|line| line.strip_prefix("mesh_control_nacks_total "));
+        count.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("no count: {metrics}"))
     }
 }
 

@@ -78,7 +78,8 @@ impl Plane {
     }
 }
 
-async fn signal(process: &Child, name: &str) -> bool {
+/// Whether the process was there to be sent a signal.
+pub(crate) async fn signal(process: &Child, name: &str) -> bool {
     let pid = process.id().expect("it has not been waited for").to_string();
     Command::new("kill").args([name, &pid]).status().await.unwrap().success()
 }

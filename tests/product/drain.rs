@@ -85,6 +85,55 @@ async fn an_idle_server_that_drains_is_withdrawn_at_once() {
     assert!(!plane.has_registered(server.address).await);
 }
 
+/// Nobody sends anything again, and connections are of HTTP/2, or of HTTP/1.1.
+fn no_retries(http2: bool) -> String {
+    let upgrade = if http2 { "UPGRADE" } else { "DO_NOT_UPGRADE" };
+    format!(
+        "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{ name: reviews }}
+spec:
+  hosts: [reviews]
+  http: [{{ route: [{{ destination: {{ host: reviews }} }}], retries: {{ attempts: 0 }} }}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{ name: reviews }}
+spec: {{ host: reviews, trafficPolicy: {{ connectionPool: {{ http: {{ h2UpgradePolicy: {upgrade} }} }} }} }}
+"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_load_no_drain_costs_a_request_though_nobody_retries() {
+    for http2 in [false, true] {
+        let plane = Plane::start().await;
+        plane.write("reviews.yaml", no_retries(http2));
+        let answer = |name: &'static str| {
+            move |request: axum::extract::Request| async move { format!("{name} {:?}", request.version()) }
+        };
+        let app = |name| Router::new().fallback(axum::routing::any(answer(name)));
+        let version = if http2 { "HTTP/2.0" } else { "HTTP/1.1" };
+        let (stays, leaves) = (format!("staying {version}"), format!("leaving {version}"));
+        let _staying = plane.serve("reviews", "", app("staying")).await;
+        let caller = plane.caller("productpage").await;
+        becomes(&caller, REVIEWS, &[], &stays).await;
+        plane.no_findings().await;
+        let load = Load::of(&caller, Method::POST, REVIEWS, 8, Duration::from_millis(1));
+        for _ in 0..2 {
+            let mut leaving = plane.serve("reviews", "", app("leaving")).await;
+            becomes(&caller, REVIEWS, &[], &leaves).await;
+            load.more(200).await;
+            leaving.mesh.begin_shutdown();
+            leaving.finished().await;
+        }
+        load.more(100).await;
+        let tally = load.all_well().await;
+        assert!(tally.answers.keys().eq([&leaves, &stays]), "{tally:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn under_load_no_drain_costs_a_request_of_any_method() {
     let plane = Plane::start().await;

@@ -13,21 +13,24 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::by_hand::{MESH, Plane, examples, spawn};
 use crate::support::{becomes, call, eventually};
 
-const HELLO: &str = "http://hello:8080/";
+pub(crate) const HELLO: &str = "http://hello:8080/";
 const GREETING: &str = "hello, spiffe://cluster.local/ns/default/sa/caller\n";
 /// Of certificates, in seconds: a change of roots takes a few of these.
 const LIFE: &str = "12";
 
 /// Requests at a fixed rate, whether those before have been answered or not.
-struct Rate {
+pub(crate) struct Rate {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicUsize>,
     task: JoinHandle<Vec<String>>,
 }
 
 impl Rate {
-    /// Ten every 20 ms.
-    fn of_five_hundred(mesh: &Mesh) -> Self {
+    /// Ten every 20 ms; `ask` sends one and tells what failed of it.
+    pub(crate) fn of_five_hundred<F>(mesh: &Mesh, ask: impl Fn(Mesh) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = Option<String>> + Send + 'static,
+    {
         let (stop, sent) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
         let (until, count, mesh) = (stop.clone(), sent.clone(), mesh.clone());
         let task = tokio::spawn(async move {
@@ -36,16 +39,15 @@ impl Rate {
             while !until.load(Ordering::Relaxed) {
                 pace.tick().await;
                 for _ in 0..10 {
-                    let mesh = mesh.clone();
-                    under_way.spawn(async move { call(&mesh, HELLO, &[]).await });
+                    under_way.spawn(ask(mesh.clone()));
                 }
                 count.fetch_add(10, Ordering::Relaxed);
                 while let Some(done) = under_way.try_join_next() {
-                    failures.extend(failure(done.unwrap()));
+                    failures.extend(done.unwrap());
                 }
             }
             while let Some(done) = under_way.join_next().await {
-                failures.extend(failure(done.unwrap()));
+                failures.extend(done.unwrap());
             }
             failures
         });
@@ -53,20 +55,20 @@ impl Rate {
     }
 
     /// Ends it; requests and what failed of them.
-    async fn end(self) -> (usize, Vec<String>) {
+    pub(crate) async fn end(self) -> (usize, Vec<String>) {
         self.stop.store(true, Ordering::Relaxed);
         (self.sent.load(Ordering::Relaxed), self.task.await.unwrap())
     }
 
     /// Waits until `count` more requests have been sent.
-    async fn more(&self, count: usize) {
+    pub(crate) async fn more(&self, count: usize) {
         let until = self.sent.load(Ordering::Relaxed) + count;
         eventually("the load goes on", || async { (self.sent.load(Ordering::Relaxed) >= until).then_some(()) }).await;
     }
 }
 
-fn failure(answer: Result<crate::support::Answer, mesh::Error>) -> Option<String> {
-    match answer {
+async fn greet(mesh: Mesh) -> Option<String> {
+    match call(&mesh, HELLO, &[]).await {
         Ok((status, text)) if status == 200 && text == GREETING => None,
         Ok((status, text)) => Some(format!("{status} {text}")),
         Err(error) => Some(error.to_string()),
@@ -83,20 +85,25 @@ spec:
   trafficPolicy: {connectionPool: {http: {maxRequestsPerConnection: 20}}}
 ";
 
-struct World {
-    plane: Plane,
-    caller: Mesh,
-    _server: Child,
+/// A control plane, a server that greets, and a caller.
+pub(crate) struct World {
+    pub(crate) plane: Plane,
+    pub(crate) caller: Mesh,
+    pub(crate) server: Child,
     _home: tempfile::TempDir,
 }
 
 impl World {
     async fn start() -> Self {
+        Self::start_with(SHORT_CONNECTIONS).await
+    }
+
+    pub(crate) async fn start_with(manifest: &str) -> Self {
         let examples = examples().await;
         let home = tempfile::tempdir().unwrap();
         let (manifests, state) = (home.path().join("manifests"), home.path().join("state"));
         std::fs::create_dir(&manifests).unwrap();
-        std::fs::write(manifests.join("hello.yaml"), SHORT_CONNECTIONS).unwrap();
+        std::fs::write(manifests.join("hello.yaml"), manifest).unwrap();
         let plane = Plane::start_with(&manifests, &state, &["--certificate-ttl", LIFE]).await;
         let server = spawn(&mut plane.joined("hello", &examples.join("hello_server")));
         eventually("hello_server is registered", || async { plane.registrations().await.pop() }).await;
@@ -109,7 +116,7 @@ impl World {
             .join_token(token);
         let caller = caller.build().await.unwrap();
         becomes(&caller, HELLO, &[], GREETING).await;
-        Self { plane, caller, _server: server, _home: home }
+        Self { plane, caller, server, _home: home }
     }
 
     /// `mesh cert rotate-root`: the step that was made, or `None` if it would cut somebody off.
@@ -134,7 +141,7 @@ impl World {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_root_changed_under_five_hundred_requests_a_second_loses_none_r26() {
     let world = World::start().await;
-    let load = Rate::of_five_hundred(&world.caller);
+    let load = Rate::of_five_hundred(&world.caller, greet);
     load.more(500).await;
     for step in ["added", "switched", "idle"] {
         let made = eventually("the next step is safe", || world.rotate(&[])).await;
@@ -150,7 +157,7 @@ async fn a_root_changed_under_five_hundred_requests_a_second_loses_none_r26() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_overlap_a_root_changed_under_load_costs_requests_r26() {
     let world = World::start().await;
-    let load = Rate::of_five_hundred(&world.caller);
+    let load = Rate::of_five_hundred(&world.caller, greet);
     load.more(500).await;
     for step in ["added", "switched", "idle"] {
         assert_eq!(world.rotate(&["--force"]).await.as_deref(), Some(step));

@@ -1,6 +1,7 @@
 //! An application that starves its own runtime, and one that asks for names without end: neither costs the process
 //! its place in the mesh, nor memory.
 
+use std::net::SocketAddr;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -26,6 +27,16 @@ fn expiry(mesh: &Mesh) -> u64 {
     mesh.identity().load_full().as_ref().as_ref().unwrap().not_after()
 }
 
+/// For how long the application's runtime stands still, and how often it did.
+async fn stalled(debug: SocketAddr) -> (f64, f64) {
+    let text = plain_get(debug, "/metrics").await.unwrap().1;
+    let value = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap().parse().unwrap()
+    };
+    (value("mesh_runtime_stalled_seconds"), value("mesh_runtime_stalls_total"))
+}
+
 /// R36 at test scale. The control is the application's own task, which stands still for as long.
 #[tokio::test]
 async fn an_application_that_blocks_its_runtime_keeps_its_identity_and_its_configuration_r36() {
@@ -41,6 +52,8 @@ async fn an_application_that_blocks_its_runtime_keeps_its_identity_and_its_confi
         runtime.block_on(async move {
             let mesh = mesh.build().await.unwrap();
             assert_eq!(call(&mesh, REVIEWS, &[]).await.unwrap().1, "one");
+            let debug = mesh.debug_address().unwrap();
+            eventually("the control: it runs", || async { (stalled(debug).await.0 == 0.0).then_some(()) }).await;
             let beside = tokio::spawn(async { 1 });
             joined.send(mesh.clone()).unwrap();
             blocked.0.send(()).unwrap();
@@ -48,6 +61,7 @@ async fn an_application_that_blocks_its_runtime_keeps_its_identity_and_its_confi
             assert!(!beside.is_finished(), "the control: nothing else ran on this runtime");
             // What came meanwhile counts at once.
             becomes(&mesh, "http://reviews:9080/while-blocked", &[], "two").await;
+            eventually("the stall is over", || async { (stalled(debug).await.0 == 0.0).then_some(()) }).await;
         })
     });
     let mesh: Mesh = member.await.unwrap();
@@ -61,6 +75,9 @@ async fn an_application_that_blocks_its_runtime_keeps_its_identity_and_its_confi
     for page in ["/healthz", "/readyz"] {
         assert_eq!(plain_get(debug, page).await.unwrap().0, 200, "{page}");
     }
+    eventually("the stall is seen", || async { (stalled(debug).await.0 >= 1.0).then_some(()) }).await;
+    assert!(stalled(debug).await.1 >= 1.0);
+    assert!(plain_get(debug, "/readyz").await.unwrap().1.contains("runtime: "), "and told");
     plane.write("routes.yaml", ROUTES);
     eventually("a change arrives", || async {
         plain_get(debug, "/config_dump").await.unwrap().1.contains("/while-blocked").then_some(())

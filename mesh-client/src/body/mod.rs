@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::{Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::error::{Cause, Error};
 use crate::grpc;
@@ -107,14 +107,19 @@ impl HttpBody for Body {
         };
         match Pin::new(&mut *incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                let ended = incoming.is_end_stream();
+                let ended = incoming.is_end_stream() || frame.is_trailers();
+                // Whoever reads slowly finds the next frame there, and the time over all the same. What is whole by now is
+                // not thrown away.
+                if !ended && this.deadline.as_ref().is_some_and(|deadline| deadline.deadline() <= Instant::now()) {
+                    return Poll::Ready(this.fail(Failure::Late));
+                }
                 if let Some(silence) = &mut this.silence {
                     silence.broken();
                 }
                 if let (Some(trailers), Some(exchange)) = (frame.trailers_ref(), &mut this.exchange) {
                     exchange.trailers(trailers);
                 }
-                if ended || frame.is_trailers() {
+                if ended {
                     this.end();
                 }
                 Poll::Ready(Some(Ok(frame)))

@@ -38,6 +38,7 @@ impl Endpoint {
             address: policy.address.clone(),
             additional: policy.additional_addresses.clone(),
             mesh_tls: metadata.mesh_tls,
+            plaintext_refused: metadata.plaintext_refused,
             hostname: metadata.hostname.clone(),
             proxy: cluster.policy.proxy.as_ref().and_then(|proxy| proxy.of(metadata)).cloned().map(Box::new),
         };

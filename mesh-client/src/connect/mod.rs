@@ -35,6 +35,7 @@ use self::names::Names;
 pub(crate) use self::pool::{Lease, OpenGuard, PER_HOST, Pool, Room};
 pub(crate) use self::stream::IoStream;
 pub use self::system::SystemResolver;
+pub(crate) use self::tls::plaintext;
 use self::tls::{Alpn, Tls};
 use crate::env::{Env, Random};
 use crate::error::Cause;
@@ -51,6 +52,8 @@ pub(crate) struct Peer {
     pub(crate) additional: Box<[Address]>,
     /// It accepts mesh mTLS.
     pub(crate) mesh_tls: bool,
+    /// It is sent nothing in plaintext.
+    pub(crate) plaintext_refused: bool,
     /// Name for SNI and authority rewriting.
     pub(crate) hostname: Option<String>,
     /// HTTP proxy on the way to it (gRFC A86). Boxed: few have one, and all pay for its room.
@@ -77,6 +80,13 @@ pub(crate) struct Dialer {
     random: Random,
     // Of the whole cluster, for `max_connections`.
     open: Arc<Count>,
+}
+
+impl Pool {
+    /// Whether its connections are TLS.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.dialer.tls.applies_to(&self.peer)
+    }
 }
 
 impl Dialer {

@@ -45,8 +45,8 @@ const MAX_SHUT: usize = 8;
 
 /// The connections to one endpoint.
 pub(crate) struct Pool {
-    dialer: Arc<Dialer>,
-    peer: Peer,
+    pub(super) dialer: Arc<Dialer>,
+    pub(super) peer: Peer,
     // Made with the first connection: most endpoints of a large cluster never see one.
     kept: OnceLock<Box<Kept>>,
     shared: ArcSwapOption<SharedConnections>,

@@ -90,6 +90,11 @@ pub(super) struct Connector<'t> {
 /// TLS that cannot be set up as the policy says.
 #[derive(Debug, thiserror::Error)]
 enum Setup {
+    #[error(
+        "the request's scheme is https, and policy sends plaintext to this endpoint: give its destination TLS \
+         (DestinationRule `tls.mode`), or ask for http"
+    )]
+    Plaintext,
     #[error("no crypto provider was given to the client")]
     NoProvider,
     #[error("{0} is not a server name")]
@@ -102,6 +107,11 @@ enum Setup {
     NoRoots,
     #[error(transparent)]
     Tls(#[from] rustls::Error),
+}
+
+/// Why a request whose scheme asks for TLS does not go to an endpoint that policy gives none.
+pub(crate) fn plaintext(address: Address) -> Cause {
+    Cause::TlsHandshake { address, source: Arc::new(Setup::Plaintext) }
 }
 
 impl Tls {
@@ -137,6 +147,9 @@ impl Tls {
     /// What makes the TLS connection to `peer`; `None` = plaintext, because the policy says so.
     pub(super) async fn connector(&self, peer: &Peer, alpn: Alpn) -> Result<Option<Connector<'_>>, Cause> {
         let failed = |e: Setup| Cause::TlsHandshake { address: peer.address.clone(), source: Arc::new(e) };
+        if peer.plaintext_refused && !self.applies_to(peer) {
+            return Err(Cause::PlaintextToStrict { address: peer.address.clone() });
+        }
         match &self.policy {
             UpstreamTls::Disable => Ok(None),
             UpstreamTls::Auto(_) if !peer.mesh_tls => Ok(None),

@@ -26,7 +26,7 @@ use super::session::Session;
 use super::trace::Trace;
 use crate::body::{Outgoing, Payload, Receipt};
 use crate::cluster::{Attempt, Cluster, Endpoint, Members, Permit, Retrying};
-use crate::connect::Lease;
+use crate::connect::{Lease, plaintext};
 use crate::env::Env;
 use crate::error::{Cause, Source};
 use crate::router::Retries;
@@ -209,6 +209,10 @@ impl Shared<'_> {
 
     /// Sends the request once.
     pub(super) async fn fly(&self, launch: &mut Hold, head: &mut Head) -> Result<Response<Incoming>, Failed> {
+        if head.is_https() && !launch.endpoint.pool().is_encrypted() {
+            // Nobody is to take for encrypted what is not.
+            return Err(plaintext(launch.endpoint.address().clone()).into());
+        }
         let permit = &launch.permit;
         let began = launch.attempt.started();
         let pool = launch.endpoint.pool();

@@ -99,6 +99,11 @@ impl Head {
         self.uri.scheme_str().unwrap_or("http")
     }
 
+    /// Whether it is to travel over TLS. Without a scheme policy alone says so.
+    pub(crate) fn is_https(&self) -> bool {
+        self.uri.scheme() == Some(&Scheme::HTTPS)
+    }
+
     /// Sends another authority. What cannot be one is ignored: policy is checked before it gets here.
     pub(crate) fn set_authority(&mut self, authority: &str) {
         if let Ok(value) = HeaderValue::from_str(authority) {

@@ -380,9 +380,11 @@ impl Call<'_> {
         Ok(status.map(|status| Answer::Local(local::abort(status, self.exchange.is_grpc()), "FI")))
     }
 
-    /// The earliest of the caller's deadline, the route's timeout and its ceiling for gRPC callers.
+    /// The earliest of the caller's deadline, the route's timeout, and the ceiling of the listener; in place of that a gRPC
+    /// call has the route's.
     fn deadline(&self, router: &Router, forward: &Forward) -> Deadline {
-        let ceiling = forward.max_stream_duration.or(router.snapshot().listener.max_stream_duration);
+        let own = forward.max_stream_duration.filter(|own| own.is_zero() || self.exchange.is_grpc());
+        let ceiling = own.or(router.snapshot().listener.max_stream_duration);
         // A timeout of zero switches it off, as in Envoy.
         let limits = [forward.timeout, ceiling].into_iter().flatten().filter(|timeout| !timeout.is_zero());
         limits.fold(self.caller, |deadline, timeout| deadline.route(self.now, timeout))

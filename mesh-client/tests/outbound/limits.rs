@@ -96,7 +96,7 @@ async fn a_bucket_outlives_a_change_of_routes_and_not_one_of_its_policy() {
     // Its override on the route is another bucket, and the route's own.
     let forward = policy::forward(RouteMatch::any(), Forward::to("test".into()));
     let mut route = forward.clone();
-    route.filters.insert("limit".into(), FilterOverride::RateLimit(bucket(2)));
+    Arc::make_mut(&mut route.filters).insert("limit".into(), FilterOverride::RateLimit(bucket(2)).into());
     let mut own = snapshot;
     own.routes = Arc::new(policy::routes([route]));
     let (client, _) = client_of(own);

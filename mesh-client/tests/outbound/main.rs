@@ -12,6 +12,7 @@ mod hostile;
 mod limits;
 mod load;
 mod mirrors;
+mod panics;
 mod refusals;
 mod reqwest_adapter;
 mod resilience;

@@ -166,7 +166,7 @@ async fn preflights_are_answered_here_and_answers_are_made_readable() {
         forward_unmatched: true,
         ..Cors::default()
     };
-    let forward = Forward { cors: Some(cors), ..Forward::to("test".into()) };
+    let forward = Forward { cors: Some(cors.into()), ..Forward::to("test".into()) };
     let (with, _) = client_of(snapshot_with(forward, cluster("test"), &[&server]));
     let (without, _) = client_of(snapshot_with(Forward::to("test".into()), cluster("test"), &[&server]));
     let asking = |method: Method, origin: &'static str| {

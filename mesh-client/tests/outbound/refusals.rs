@@ -1,12 +1,16 @@
 //! Requests that get nowhere, and what is said of it.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Request;
-use mesh_client::Client;
+use mesh_client::{Client, ClientBuilder};
 use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{ClusterState, DestinationState, RouteAction, RouteMatch};
+use mesh_core::telemetry::Metrics;
 use mesh_testkit::{FixedSource, policy};
+use tokio::runtime::Builder;
 
 use super::{TARGET, client_of, cluster, fetch};
 
@@ -79,4 +83,41 @@ async fn the_number_of_destinations_is_bounded() {
     assert_eq!(code("one:80").await, Code::CONFIG_PENDING);
     assert_eq!(code("two:80").await, Code::BREAKER_OPEN);
     assert_eq!(code("one").await, Code::CONFIG_PENDING, "the same destination under its short form");
+}
+
+/// Requests to so many hosts that nobody knows: what was said, series of metrics, and bytes that are held.
+fn names(client: ClientBuilder, hosts: usize) -> (BTreeMap<Code, usize>, usize, i64) {
+    let runtime = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let (metrics, mut said, mut kept) = (Arc::<Metrics>::default(), BTreeMap::new(), None);
+    let client = client.metrics(metrics.clone()).config_wait(Duration::ZERO);
+    let held = allocation_counter::measure(|| {
+        runtime.block_on(async {
+            let client = client.build();
+            for host in 0..hosts {
+                let request = Request::get(format!("http://host-{host}.example:80/")).body(String::new()).unwrap();
+                let code = client.send(request).await.unwrap_err().code();
+                *said.entry(code).or_default() += 1;
+            }
+            kept = Some(client);
+        });
+    });
+    drop(kept);
+    let mut series = 0;
+    metrics.visit(|_, _, _| series += 1);
+    (said, series, held.bytes_current)
+}
+
+#[test]
+fn a_hundred_thousand_hosts_are_no_more_destinations_and_series_than_their_bound_r38() {
+    const BOUND: i64 = 32 << 20;
+    let (said, series, bytes) = names(Client::builder(FixedSource::new()), 100_000);
+    println!("{said:?} {series} {bytes}");
+    assert_eq!(said, BTreeMap::from([(Code::CONFIG_PENDING, 4096), (Code::BREAKER_OPEN, 100_000 - 4096)]));
+    assert_eq!(series, 4096);
+    assert!(bytes < BOUND, "{bytes} bytes");
+    // The control: without the bound on destinations; series keep to theirs.
+    let (said, series, bytes) = names(Client::builder(FixedSource::new()).max_destinations(usize::MAX), 20_000);
+    println!("{said:?} {series} {bytes}");
+    assert_eq!((said[&Code::CONFIG_PENDING], series), (20_000, 16_385));
+    assert!(bytes > BOUND, "{bytes} bytes");
 }

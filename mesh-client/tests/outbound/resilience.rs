@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::{Method, Request, Response};
 use http_body::Frame;
-use http_body_util::{Empty, StreamBody};
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use mesh_client::{Cause, Client, Error, Io};
 use mesh_core::error::{BoxError, Code, Fault, Retry};
 use mesh_core::health::Standing;
@@ -277,6 +277,25 @@ async fn the_routes_timeout_ends_the_request() {
 }
 
 #[tokio::test]
+async fn a_timeout_ends_an_answer_of_which_there_is_always_more_to_read() {
+    let server = EchoServer::start("one").await;
+    for (waits, ends) in [(Duration::from_secs(10), true), (Duration::from_secs(5), false)] {
+        let forward = Forward { timeout: Some(Duration::from_secs(10)), ..Forward::to("test".into()) };
+        let (client, _) = client_of(snapshot_with(forward, http2(), &[&server]));
+        let uri = format!("http://{TARGET}/");
+        // Three frames, which are here when the answer to what follows them is.
+        let request = Request::post(uri).body(Full::from(vec![b'a'; 48 * 1024])).unwrap();
+        let mut answer = client.send(request).await.unwrap().into_body();
+        fetch(&client, "/").await.unwrap();
+        tokio::time::pause();
+        tokio::time::advance(waits).await;
+        tokio::time::resume();
+        let frame = answer.frame().await.unwrap();
+        assert_eq!(frame.map_err(|error| error.code()).is_err_and(|code| code == Code::TIMEOUT), ends);
+    }
+}
+
+#[tokio::test]
 async fn a_try_that_takes_too_long_is_made_again() {
     let server = EchoServer::start("slow").await;
     server.script([Behaviour::Hold]);
@@ -518,13 +537,25 @@ async fn the_control_planes_drop_share_and_the_listeners_ceiling_are_kept() {
     let (result, ()) = tokio::join!(fetch(&client, "/"), later(&server, 1, Duration::from_secs(10)));
     assert_eq!(result.unwrap_err().code(), Code::TIMEOUT);
 
+    // A route's is for gRPC calls: HTTP requests have the listener's as before.
+    let forward = Forward { max_stream_duration: Some(Duration::from_secs(1)), ..forward_with(None) };
+    let mut snapshot = snapshot_with(forward, cluster("test"), &[&server]);
+    snapshot.listener = listener.clone();
+    let (client, _) = client_of(snapshot);
+    let ended = std::pin::pin!(fetch(&client, "/"));
+    tokio::select! {
+        biased;
+        ended = ended => panic!("it ended: {:?}", ended.map(|_| ())),
+        () = later(&server, 2, Duration::from_secs(5)) => {}
+    }
+
     // gRFC A31: a ceiling of 0 on the route lifts the listener's, and leaves the caller's own deadline.
     let lifted = Forward { max_stream_duration: Some(Duration::ZERO), ..forward_with(None) };
     let mut snapshot = snapshot_with(lifted, cluster("test"), &[&server]);
     snapshot.listener = listener;
     let (client, _) = client_of(snapshot);
     let others = async {
-        later(&server, 2, Duration::from_secs(60)).await;
+        later(&server, 3, Duration::from_secs(60)).await;
         server.behave(Behaviour::Echo);
         fetch(&client, "/").await.unwrap();
     };

@@ -8,8 +8,8 @@ use mesh_core::error::{Code, Fault};
 use mesh_core::id::TrustDomain;
 use mesh_core::identity::{Identity, TrustBundle, TrustBundles};
 use mesh_core::policy::{
-    Cluster, ConnectionOptions, Instances, MeshTls, OriginatedTls, RootsTls, StringMatcher, UpstreamProtocol,
-    UpstreamTls,
+    Cluster, ConnectionOptions, EndpointMetadata, Instances, MeshTls, OriginatedTls, RootsTls, StringMatcher,
+    UpstreamProtocol, UpstreamTls,
 };
 use mesh_core::source::{Identities, Watched};
 use mesh_testkit::{Behaviour, CertificateSpec, EchoServer, FixedSource, TestCa, clock, crypto, policy};
@@ -67,6 +67,34 @@ async fn s71_without_an_identity_nothing_is_sent() {
         assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::NO_IDENTITY);
         assert_eq!((server.connections(), server.requests()), (0, 0));
     }
+    // The controls: with an identity it is sent, and where nobody demands one.
+    let known = builder(policy::mtls_cluster("test", &[]), &secure).identity(ca.watched("default", "web")).build();
+    assert_eq!(fetch(&known, "/").await.unwrap().status(), 200);
+    assert_eq!(fetch(&builder(cluster("test"), &plain).build(), "/").await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn s70_a_strict_peer_is_sent_nothing_in_plaintext() {
+    let server = EchoServer::start("reviews").await;
+    for (tls, refused, code) in [
+        (UpstreamTls::Disable, true, Some(Code::PLAINTEXT_TO_STRICT)),
+        (UpstreamTls::Auto(MeshTls::default()), true, Some(Code::PLAINTEXT_TO_STRICT)),
+        // The controls: to others, as the cluster says.
+        (UpstreamTls::Disable, false, None),
+        (UpstreamTls::Auto(MeshTls::default()), false, None),
+    ] {
+        let (connections, mut endpoint) = (server.connections(), server.endpoint());
+        endpoint.metadata = Arc::new(EndpointMetadata { plaintext_refused: refused, ..EndpointMetadata::default() });
+        let plain = Cluster { tls, ..cluster("test") };
+        let client = Client::builder(FixedSource::of(TARGET, policy::snapshot_of(plain, [endpoint]))).build();
+        let answer = fetch(&client, "/").await;
+        assert_eq!(answer.as_ref().err().map(|error| error.code()), code);
+        assert_eq!(server.connections() - connections, u64::from(!refused));
+        if let Err(error) = answer {
+            let text = error.to_string();
+            assert!(text.contains("demands mutual TLS") && text.contains("DestinationRule"), "{text}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -90,6 +118,29 @@ async fn a_server_that_refuses_our_certificate_is_told_as_a_tls_failure() {
     let error = fetch(&client, "/").await.unwrap_err();
     assert_eq!(error.code(), Code::TLS_HANDSHAKE, "{error}");
     assert_eq!(server.requests(), 0);
+}
+
+#[tokio::test]
+async fn what_asks_for_https_never_goes_out_in_plaintext() {
+    let ca = TestCa::new();
+    let identity = ca.identity("default", "reviews");
+    let (secure, plain) = (EchoServer::start_mtls("secure", &identity).await, EchoServer::start("plain").await);
+    let send = async |client: &Client, scheme: &str| {
+        let request = http::Request::get(format!("{scheme}://{TARGET}/")).body(String::new()).unwrap();
+        client.send(request).await.map(|response| response.status().as_u16())
+    };
+    let auto = || Cluster { tls: UpstreamTls::Auto(MeshTls::default()), ..cluster("test") };
+    for without in [cluster("test"), auto()] {
+        let client = builder(without, &plain).identity(ca.watched("default", "web")).build();
+        let error = send(&client, "https").await.unwrap_err();
+        assert_eq!(error.code(), Code::TLS_HANDSHAKE);
+        assert!(error.to_string().contains("scheme is https"), "{error}");
+    }
+    assert_eq!((plain.connections(), plain.requests()), (0, 0));
+    // The controls: plaintext for whoever asks for no more, and TLS where policy has some.
+    assert_eq!(send(&builder(auto(), &plain).build(), "http").await.unwrap(), 200);
+    let client = builder(auto(), &secure).identity(ca.watched("default", "web")).build();
+    assert_eq!(send(&client, "https").await.unwrap(), 200);
 }
 
 #[tokio::test]

@@ -6,6 +6,9 @@
 //! Refuses to know transports.
 
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod joined;
 mod limit;
 mod live;

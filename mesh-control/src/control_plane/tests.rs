@@ -192,13 +192,16 @@ async fn s82_the_scope_is_the_certificates_namespace_whatever_the_node_says() {
     let namespace = Value { kind: Some(ValueKind::StringValue("other".into())) };
     let metadata = Some(Struct { fields: [("NAMESPACE".to_owned(), namespace)].into() });
     let node = Node { id: "sidecar~1.2.3.4~x.other~other".into(), metadata, ..Node::default() };
-    let mut ads = join(&plane, "default", "productpage").await.ads().await.unwrap();
-    ads.ask(Kind::Listener, &["reviews:9080"], Some(node)).await;
-    let response = ads.expect(Kind::Listener).await;
-    let listener = format!("{:?}", codec::decode_listener(&response.resources[0]).unwrap().value);
-    assert!(listener.contains("reviews.default.svc"), "{listener}");
-    let (_, sync) = page(&plane, "localhost", "/sync").await;
-    assert!(sync.contains("\"namespace\":\"default\""), "{sync}");
+    // The second is the control: who is of that namespace, by its certificate, gets what is its own.
+    for namespace in ["default", "other"] {
+        let mut ads = join(&plane, namespace, "productpage").await.ads().await.unwrap();
+        ads.ask(Kind::Listener, &["reviews:9080"], Some(node.clone())).await;
+        let response = ads.expect(Kind::Listener).await;
+        let listener = format!("{:?}", codec::decode_listener(&response.resources[0]).unwrap().value);
+        assert!(listener.contains(&format!("reviews.{namespace}.svc")), "{listener}");
+        let (_, sync) = page(&plane, "localhost", "/sync").await;
+        assert!(sync.contains(&format!("\"namespace\":\"{namespace}\"")), "{sync}");
+    }
 }
 
 #[tokio::test]

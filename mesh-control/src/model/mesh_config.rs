@@ -1,5 +1,6 @@
 //! Istio's MeshConfig: the text under `data.mesh` of the ConfigMap `istio` in the root namespace, as Istio keeps it.
-//! Read are the external authorizers among its `extensionProviders`, and `trustDomainAliases`.
+//! Read are the external authorizers among its `extensionProviders`, `trustDomainAliases`, and of `defaultConfig` how many
+//! proxies are trusted.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -28,6 +29,8 @@ pub(crate) struct MeshConfig {
     pub(crate) authorizers: BTreeMap<String, AuthorizerService>,
     /// Further names of the mesh's trust domain.
     pub(crate) trust_domain_aliases: Vec<TrustDomain>,
+    /// `defaultConfig.gatewayTopology.numTrustedProxies`.
+    pub(crate) trusted_proxies: u32,
 }
 
 impl MeshConfig {
@@ -47,6 +50,24 @@ pub(crate) struct ConfigMapSpec {
 struct MeshSpec {
     extension_providers: Vec<ProviderSpec>,
     trust_domain_aliases: Vec<String>,
+    default_config: ProxySpec,
+    #[serde(flatten)]
+    other: BTreeMap<String, IgnoredAny>,
+}
+
+/// Istio's ProxyConfig.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ProxySpec {
+    gateway_topology: TopologySpec,
+    #[serde(flatten)]
+    other: BTreeMap<String, IgnoredAny>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct TopologySpec {
+    num_trusted_proxies: u32,
     #[serde(flatten)]
     other: BTreeMap<String, IgnoredAny>,
 }
@@ -190,11 +211,15 @@ impl Kind for MeshConfig {
         for ignored in ignored {
             check.warn(&ignored.path, format!("ignored: {}", ignored.why));
         }
-        if !spec.other.is_empty() {
-            let names: Vec<&str> = spec.other.keys().map(String::as_str).collect();
-            check.info(AT, format!("no effect in this version: {}", names.join(", ")));
+        let ProxySpec { gateway_topology: topology, other } = spec.default_config;
+        let of_proxies = ".defaultConfig.gatewayTopology";
+        for (at, other) in [("", spec.other), (".defaultConfig", other), (of_proxies, topology.other)] {
+            if !other.is_empty() {
+                let names: Vec<&str> = other.keys().map(String::as_str).collect();
+                check.info(&format!("{AT}{at}"), format!("no effect in this version: {}", names.join(", ")));
+            }
         }
-        let mut config = Self::default();
+        let mut config = Self { trusted_proxies: topology.num_trusted_proxies, ..Self::default() };
         for (i, provider) in spec.extension_providers.into_iter().enumerate() {
             let at = format!("{AT}.extensionProviders[{i}]");
             let name = provider.name.clone();

@@ -9,6 +9,8 @@ use super::Registration;
 
 const MAX_LABELS: usize = 64;
 const MAX_TEXT: usize = 253;
+/// Bytes of all texts of one announcement. A pod of Kubernetes has ten labels of some forty bytes.
+const MAX_BYTES: usize = 16 << 10;
 
 /// Why an announcement is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,7 +59,7 @@ pub(super) fn check(
     for text in a.labels.iter().flat_map(|(key, value)| [key, value]) {
         bounded("labels", text)?;
     }
-    Ok(Registration {
+    let registration = Registration {
         service: a.service,
         namespace: namespace.to_owned(),
         service_port,
@@ -68,7 +70,12 @@ pub(super) fn check(
         port_protocol,
         workload: a.workload,
         service_account: account.to_owned(),
-    })
+    };
+    let bytes = registration.text_len();
+    if bytes > MAX_BYTES {
+        return Err(invalid("labels", format!("{bytes} bytes with all other texts; at most {MAX_BYTES}")));
+    }
+    Ok(registration)
 }
 
 fn agrees(field: &'static str, claimed: &str, proved: &str) -> Result<(), InvalidAnnouncement> {
@@ -148,7 +155,7 @@ mod tests {
     #[test]
     fn bad_announcements_name_the_field() {
         type Change = fn(&mut Announcement);
-        let cases: [(&str, Change); 18] = [
+        let cases: [(&str, Change); 19] = [
             ("namespace", |a| a.namespace = "other".into()),
             ("service_account", |a| a.service_account = "other".into()),
             ("service", |a| a.service = String::new()),
@@ -166,6 +173,7 @@ mod tests {
             ("address", |a| a.address = "[ff02::1]:1".into()),
             ("port_protocol", |a| a.port_protocol = "smtp".into()),
             ("labels", |a| a.labels = (0..65).map(|n| (n.to_string(), String::new())).collect()),
+            ("labels", |a| a.labels = (0..50).map(|n| (n.to_string(), "x".repeat(400))).collect()),
             ("zone", |a| a.zone = "a\nb".into()),
         ];
         for (field, change) in cases {

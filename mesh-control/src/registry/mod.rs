@@ -87,6 +87,25 @@ pub struct Registration {
     pub service_account: String,
 }
 
+impl Registration {
+    /// Bytes of its texts, with something for each label.
+    pub(crate) fn text_len(&self) -> usize {
+        let labels: usize = self.labels.iter().map(|(key, value)| 64 + key.len() + value.len()).sum();
+        let Locality { region, zone, sub_zone } = &self.locality;
+        let texts = [
+            &self.service,
+            &self.namespace,
+            &self.port_protocol,
+            &self.workload,
+            &self.service_account,
+            region,
+            zone,
+            sub_zone,
+        ];
+        labels + texts.iter().map(|text| text.len()).sum::<usize>()
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;

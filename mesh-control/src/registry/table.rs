@@ -35,6 +35,10 @@ pub(crate) struct Bounds {
     pub(crate) endpoints: usize,
     /// Endpoints of one identity.
     pub(crate) endpoints_of_one: usize,
+    /// Bytes of the texts of all endpoints together.
+    pub(crate) bytes: usize,
+    /// The same of one identity: 1,000 endpoints may have 32 KiB each, 10,000 a tenth of that.
+    pub(crate) bytes_of_one: usize,
     /// Announcing streams of one identity.
     pub(crate) streams_of_one: usize,
     /// Changes that one identity may make at once, and then in each second. Announcing again what is
@@ -44,7 +48,14 @@ pub(crate) struct Bounds {
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { endpoints: 100_000, endpoints_of_one: 10_000, streams_of_one: 10_000, changes: (1_000, 100) }
+        Self {
+            endpoints: 100_000,
+            endpoints_of_one: 10_000,
+            bytes: 256 << 20,
+            bytes_of_one: 32 << 20,
+            streams_of_one: 10_000,
+            changes: (1_000, 100),
+        }
     }
 }
 
@@ -79,6 +90,8 @@ struct Inner {
     streams: HashMap<u64, Stream>,
     /// When lost endpoints go.
     lost: BTreeSet<(Instant, Key)>,
+    /// Of the texts of all endpoints.
+    bytes: usize,
     identities: HashMap<Owner, Identity>,
     last_stream: u64,
 }
@@ -97,6 +110,7 @@ struct Stream {
 #[derive(Debug)]
 struct Identity {
     endpoints: usize,
+    bytes: usize,
     streams: usize,
     pace: Pace,
 }
@@ -122,6 +136,14 @@ pub(crate) enum NotAnnounced {
     /// This identity has too many.
     #[error("{owner} has announced {limit} endpoints already; give some of the processes another service account")]
     TooMany { owner: String, limit: usize },
+    /// The table takes too much memory.
+    #[error(
+        "{limit} bytes of endpoints are announced already; raise the limit, withdraw some, or give them fewer labels"
+    )]
+    FullOfBytes { limit: usize },
+    /// This identity takes too much memory.
+    #[error("{owner} has announced {limit} bytes of endpoints already; give them fewer and shorter labels")]
+    TooManyBytes { owner: String, limit: usize },
     /// This identity has too many streams.
     #[error("{owner} has {limit} announcing streams already; close some")]
     TooManyStreams { owner: String, limit: usize },
@@ -146,7 +168,7 @@ impl Registry {
         let until = now + RESTART * grace;
         let known: Vec<_> = inner.table.iter().map(|(key, known)| (key.clone(), known.clone())).collect();
         for (key, registration) in known {
-            inner.identity(&owner(&registration), &bounds, now).endpoints += 1;
+            inner.own(&registration, &bounds, now);
             inner.lost.insert((until, key.clone()));
             inner.insert(key, Entry { registration, holder: Holder::Lost { until } });
         }
@@ -208,18 +230,28 @@ impl Registry {
         registration: &Registration,
         now: Instant,
     ) -> Result<(), NotAnnounced> {
-        let Bounds { endpoints, endpoints_of_one, changes, .. } = self.bounds;
+        let Bounds { endpoints, endpoints_of_one, bytes, bytes_of_one, changes, .. } = self.bounds;
         let known = inner.entries.get(key);
         if known.is_some_and(|known| *known.registration == *registration) {
             return Ok(());
         }
         let more = known.is_none() && before.is_none();
+        // What it replaces makes room, and so does what its stream gives up for it.
+        let given_up = before.filter(|before| *before != key).and_then(|before| inner.entries.get(before));
+        let freed: usize = known.into_iter().chain(given_up).map(|entry| entry.registration.text_len()).sum();
+        let added = registration.text_len().saturating_sub(freed);
+        if added > 0 && inner.bytes + added > bytes {
+            return Err(NotAnnounced::FullOfBytes { limit: bytes });
+        }
         if more && inner.entries.len() >= endpoints {
             return Err(NotAnnounced::Full { limit: endpoints });
         }
         let identity = inner.identity(owner, &self.bounds, now);
         if more && identity.endpoints >= endpoints_of_one {
             return Err(NotAnnounced::TooMany { owner: spoken(owner), limit: endpoints_of_one });
+        }
+        if added > 0 && identity.bytes + added > bytes_of_one {
+            return Err(NotAnnounced::TooManyBytes { owner: spoken(owner), limit: bytes_of_one });
         }
         if identity.pace.next() > now {
             return Err(NotAnnounced::TooFast { owner: spoken(owner), rate: changes.1 });
@@ -310,7 +342,7 @@ impl Inner {
         if self.identities.len() >= MAX_IDLE && !self.identities.contains_key(owner) {
             self.identities.retain(|_, known| known.endpoints + known.streams > 0);
         }
-        let new = || Identity { endpoints: 0, streams: 0, pace: Pace::new(bounds.changes, now) };
+        let new = || Identity { endpoints: 0, bytes: 0, streams: 0, pace: Pace::new(bounds.changes, now) };
         self.identities.entry(owner.clone()).or_insert_with(new)
     }
 
@@ -361,13 +393,13 @@ impl Inner {
                 }
                 if known == registration {
                     registration = known;
-                } else if owner(&known) != owner(&registration) {
-                    // What no process holds may be said to be another account's.
-                    self.disown(&owner(&known));
-                    self.identity(&owner(&registration), bounds, now).endpoints += 1;
+                } else {
+                    // Of other size, and what no process holds may be said to be another account's.
+                    self.disown(&known);
+                    self.own(&registration, bounds, now);
                 }
             }
-            None => self.identity(&owner(&registration), bounds, now).endpoints += 1,
+            None => self.own(&registration, bounds, now),
         }
         if let Some(stream) = self.streams.get_mut(&stream) {
             stream.key = Some(key.clone());
@@ -383,13 +415,25 @@ impl Inner {
             self.lost.remove(&(until, key.clone()));
         }
         self.table.remove(key);
-        self.disown(&owner(&registration));
+        self.disown(&registration);
     }
 
-    /// One endpoint of that identity is gone.
-    fn disown(&mut self, owner: &Owner) {
-        if let Some(identity) = self.identities.get_mut(owner) {
+    /// An endpoint is its identity's.
+    fn own(&mut self, registration: &Registration, bounds: &Bounds, now: Instant) {
+        let bytes = registration.text_len();
+        self.bytes += bytes;
+        let identity = self.identity(&owner(registration), bounds, now);
+        identity.endpoints += 1;
+        identity.bytes += bytes;
+    }
+
+    /// It is gone.
+    fn disown(&mut self, registration: &Registration) {
+        let bytes = registration.text_len();
+        self.bytes -= bytes;
+        if let Some(identity) = self.identities.get_mut(&owner(registration)) {
             identity.endpoints -= 1;
+            identity.bytes -= bytes;
         }
     }
 }

@@ -74,6 +74,11 @@ impl ServerCertificate {
         Standing::new(chain, self.authority.clone(), self.provider.clone(), &self.peers)
     }
 
+    /// What signs it.
+    pub(super) fn authority(&self) -> &CertificateAuthority {
+        &self.authority
+    }
+
     /// Tells when the authority has other keys or roots.
     pub(crate) fn changes(&self) -> Changes {
         self.authority.changes()

@@ -237,6 +237,19 @@ pub(crate) async fn serve_http(listener: TcpListener, routes: axum::Router, drai
     }
 }
 
+/// Waits for so long by the authority's clock, which certificates go by: one that is set ahead, or of a machine that slept,
+/// cuts it short, and so does one that is set back, for what was signed before may not have begun.
+async fn passes(authority: &CertificateAuthority, time: Duration) {
+    let begun = authority.now();
+    let over = begun.saturating_add(time.as_secs());
+    loop {
+        sleep(LOOK).await;
+        if !(begun..over).contains(&authority.now()) {
+            return;
+        }
+    }
+}
+
 /// Renews the control plane's certificate at half its life, and at once when the authority has other keys or roots;
 /// on failure keeps the old one and tries again.
 pub(crate) async fn renew(certificate: Arc<ServerCertificate>, first: Duration) {
@@ -244,7 +257,7 @@ pub(crate) async fn renew(certificate: Arc<ServerCertificate>, first: Duration) 
     let mut wait = first / 2;
     loop {
         tokio::select! {
-            () = sleep(wait) => {}
+            () = passes(certificate.authority(), wait) => {}
             () = changes.changed() => {}
         }
         wait = match certificate.renew() {
@@ -271,7 +284,7 @@ pub(crate) fn identity(
         let mut wait = life / 2;
         for generation in 1.. {
             tokio::select! {
-                () = sleep(wait) => {}
+                () = passes(&authority, wait) => {}
                 () = changes.changed() => {}
             }
             match certificate::identity(&authority, &id, &[], &provider, generation) {
@@ -316,6 +329,7 @@ pub(crate) async fn follow(authority: Arc<CertificateAuthority>) {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::sync::atomic::{AtomicI64, Ordering};
     use std::time::UNIX_EPOCH;
 
     use mesh_core::id::TrustDomain;
@@ -417,18 +431,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_certificate_is_renewed_at_half_its_life() {
         let home = tempfile::tempdir().unwrap();
-        let begin = tokio::time::Instant::now();
-        let clock = Clock::new(move || UNIX_EPOCH + Duration::from_secs(1_800_000_000) + begin.elapsed());
-        let domain = TrustDomain::new("cluster.local").unwrap();
-        let life = CertificateLife::at_most(Duration::from_secs(1_000));
-        let authority = Arc::new(CertificateAuthority::open(home.path(), domain, life, clock).unwrap());
-        let id = "spiffe://cluster.local/ns/mesh-system/sa/control-plane".parse().unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let names = vec!["localhost".to_owned(), "::1".to_owned()];
-        let (certificate, first) = ServerCertificate::new(authority, id, names, provider).unwrap();
+        let (_, certificate, first) = certificate_for_a_thousand_seconds(home.path());
         assert_eq!(first, Duration::from_secs(1_000));
-
-        let certificate = Arc::new(certificate);
         let before = certificate.config();
         let _task = spawn(renew(certificate.clone(), first));
         mesh_testkit::clock::pass(Duration::from_secs(499)).await;
@@ -438,5 +442,42 @@ mod tests {
         assert!(!Arc::ptr_eq(&before, &renewed));
         mesh_testkit::clock::pass(Duration::from_secs(500)).await;
         assert!(!Arc::ptr_eq(&renewed, &certificate.config()), "and again");
+    }
+
+    /// A clock that is so many seconds ahead of the test's, and a certificate by it, with its life.
+    fn certificate_for_a_thousand_seconds(home: &Path) -> (Arc<AtomicI64>, Arc<ServerCertificate>, Duration) {
+        let (begin, ahead) = (tokio::time::Instant::now(), Arc::<AtomicI64>::default());
+        let set = ahead.clone();
+        let clock = Clock::new(move || {
+            let right = 1_800_000_000 + begin.elapsed().as_secs();
+            UNIX_EPOCH + Duration::from_secs(right.saturating_add_signed(set.load(Ordering::Relaxed)))
+        });
+        let domain = TrustDomain::new("cluster.local").unwrap();
+        let life = CertificateLife::at_most(Duration::from_secs(1_000));
+        let authority = Arc::new(CertificateAuthority::open(home, domain, life, clock).unwrap());
+        let id = "spiffe://cluster.local/ns/mesh-system/sa/control-plane".parse().unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let names = vec!["localhost".to_owned(), "::1".to_owned()];
+        let (certificate, life) = ServerCertificate::new(authority, id, names, provider).unwrap();
+        (ahead, Arc::new(certificate), life)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_set_brings_the_control_plane_a_certificate_at_once_r24() {
+        for (seconds, renewed) in [(-86_400, true), (-400, true), (500, true), (86_400, true), (400, false), (0, false)]
+        {
+            let home = tempfile::tempdir().unwrap();
+            let (ahead, certificate, life) = certificate_for_a_thousand_seconds(home.path());
+            let before = certificate.config();
+            let _task = spawn(renew(certificate.clone(), life));
+            mesh_testkit::clock::pass(Duration::from_secs(10)).await;
+            ahead.store(seconds, Ordering::Relaxed);
+            mesh_testkit::clock::pass(2 * LOOK).await;
+            assert_eq!(!Arc::ptr_eq(&before, &certificate.config()), renewed, "{seconds}");
+            // Once is enough.
+            let after = certificate.config();
+            mesh_testkit::clock::pass(Duration::from_secs(60)).await;
+            assert!(Arc::ptr_eq(&after, &certificate.config()), "{seconds}");
+        }
     }
 }

@@ -70,7 +70,7 @@ async fn keys_of_an_issuer_are_served_when_they_come_and_why_they_do_not_is_foun
     let registrations = Watched::fixed(Registrations::default());
     let served = Served::new(model, registrations, keys, Options::default(), Held::load(None), &clock);
     let (cache, findings) = (served.cache(), served.findings());
-    let mut seat = cache.seat(NodeScope::namespace("default"));
+    let mut seat = cache.seat(NodeScope::namespace("default"), &Arc::default());
     let name = seat.subscribe(Kind::Listener, "xds.istio.io/grpc/lds/inbound/10.0.0.1:80");
     let shown = || seat.resource(Kind::Listener, &name).map(|encoded| encoded.version);
     let publish = |failure: Option<&str>| {
@@ -114,7 +114,7 @@ async fn storm(every: Duration, pace: Option<Pace>) -> (u64, bool) {
     served.pace = pace.unwrap_or(served.pace);
     let cache = served.cache();
     let revision = || cache.version().rsplit_once('/').unwrap().1.parse::<u64>().unwrap();
-    let mut seat = cache.seat(NodeScope::namespace("default"));
+    let mut seat = cache.seat(NodeScope::namespace("default"), &Arc::default());
     let name = seat.subscribe(Kind::Endpoints, "outbound|9080||reviews.default.svc.cluster.local");
     let shown = || seat.resource(Kind::Endpoints, &name).map(|encoded| encoded.version);
     let changes = async {

@@ -80,15 +80,20 @@ fn the_later_of_two_equal_names_is_an_error_and_groups_keep_kinds_apart() {
 
 #[test]
 fn s90_an_alias_bomb_is_refused_quickly() {
-    let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
-    for i in 1..12 {
-        let aliases = vec![format!("*a{}", i - 1); 10].join(", ");
-        text.push_str(&format!("a{i}: &a{i} [{aliases}]\n"));
-    }
-    let manifests = read(&text);
-    let lines = lines(&manifests);
+    let told = |levels: usize| {
+        let mut text = String::from(
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a}\na0: &a0 [x, x, x, x, x, x, x, x, x, x]\n",
+        );
+        for i in 1..levels {
+            let aliases = vec![format!("*a{}", i - 1); 10].join(", ");
+            text.push_str(&format!("a{i}: &a{i} [{aliases}]\n"));
+        }
+        lines(&read(&text))
+    };
+    let lines = told(12);
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(lines[0].contains("not usable YAML: anchors and aliases stand for more than"), "{lines:?}");
+    assert_eq!(told(2), [""; 0], "the control");
 }
 
 #[test]
@@ -101,12 +106,20 @@ fn a_few_aliases_are_fine() {
 
 #[test]
 fn s90_deep_nesting_and_too_many_documents_are_refused() {
-    let deep = format!("a: {}{}", "[".repeat(500), "]".repeat(500));
-    assert!(lines(&read(&deep))[0].contains("not usable YAML"));
-    let many = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n---\n".repeat(1100);
-    let manifests = read(&many);
+    let deep = |depth: usize| {
+        let nested = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        lines(&read(&format!("apiVersion: v1\nkind: Service\nmetadata: {{name: a}}\na: {nested}")))
+    };
+    assert!(deep(500)[0].contains("not usable YAML"));
+    assert_eq!(deep(50), [""; 0], "the control");
+    let many = |count: usize| {
+        let one = |i| format!("apiVersion: v1\nkind: Service\nmetadata: {{name: a-{i}}}\n---\n");
+        read(&(0..count).map(one).collect::<String>())
+    };
+    let manifests = many(1100);
     assert_eq!((manifests.len(), manifests.findings.len()), (0, 1), "{:?}", lines(&manifests));
     assert!(lines(&manifests)[0].ends_with("more than 1000 documents in one file; split it"));
+    assert_eq!(many(900).len(), 900, "the control");
     let list = format!("apiVersion: v1\nkind: List\nitems:\n{}", "- {}\n".repeat(5));
     let limits = Limits { documents: 3, ..Limits::default() };
     let parsed = parse_file(&"a.yaml".into(), &list, &limits);

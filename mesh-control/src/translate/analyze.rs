@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::references::{self, Dangling, full_name};
-use super::{NodeScope, World, guards, in_vain, names};
+use super::{NodeScope, World, guards, in_vain, names, plaintext};
 use crate::finding::{Finding, Severity};
 use crate::model::{Object, PortProtocol, VirtualService, covers};
 
@@ -15,6 +15,7 @@ pub(super) fn findings(world: &World) -> Vec<Finding> {
     }
     contested(world, &mut findings);
     destination_rules(world, &mut findings);
+    plaintext::findings(world, &mut findings);
     linkerd(world, &mut findings);
     guards::findings(world, &mut findings);
     in_vain::findings(world, &mut findings);

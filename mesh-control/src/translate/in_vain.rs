@@ -159,11 +159,8 @@ spec: {ports: [{name: http, port: 80}]}
     fn fields_of_policy_are_told_in_the_words_of_the_manifest() {
         let model = Model::from_texts([("a.yaml", MANIFESTS)]);
         let service = model.virtual_services.values().next().unwrap();
-        let line = |field: &str| Unenforced {
-            resource: "routes".to_owned(),
-            field: format!("virtual_hosts[0].routes[0].{field}"),
-            effect: "nothing happens",
-        };
+        let line =
+            |field: &str| Unenforced::new("routes", format!("virtual_hosts[0].routes[0].{field}"), "nothing happens");
         let told = |field: &str| of_route(service, 0, &line(field)).to_string();
         let about = "a.yaml:17: warning: VirtualService default/a spec.http[0]";
         let effect = "accepted and not enforced by this version: nothing happens";
@@ -197,7 +194,7 @@ spec:
                     6 => "of the port",
                     _ => "of the subset",
                 };
-                vec![Unenforced { resource: "cluster".to_owned(), field: field.to_owned(), effect }]
+                vec![Unenforced::new("cluster", field, effect)]
             };
             let found = of_rule(rule, look);
             found.iter().map(|finding| format!("{}: {}", finding.field, finding.message)).collect()

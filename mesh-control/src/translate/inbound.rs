@@ -91,7 +91,10 @@ pub(super) fn listener(world: &World, scope: &NodeScope, name: &str) -> Option<I
     authorization.extend(linkerd::policies(&world.model, &world.options, &workload));
     let filters = linkerd::limits(&world.model, &world.options, &workload);
     let jwt = tokens::authentication(world, &workload).into_iter().collect();
-    Some(InboundListener { jwt, authorization, filters, ..InboundListener::new(name, address, tls) })
+    let config = authorization::mesh_config(&world.model, &world.options);
+    let trusted_proxies = config.map_or(0, |config| config.trusted_proxies);
+    let listener = InboundListener::new(name, address, tls);
+    Some(InboundListener { jwt, authorization, filters, trusted_proxies, ..listener })
 }
 
 /// The mode of a workload's port; the one that lets least in, where its labels have several.
@@ -114,16 +117,34 @@ pub(super) fn mode(
     labels: &BTreeMap<String, String>,
     port: u16,
 ) -> InboundTls {
+    decided(model, options, namespace, labels, port).map_or(InboundTls::Permissive, |(mode, _)| mode)
+}
+
+/// The same, with the policy that says it; `None` if nobody does.
+pub(super) fn decided<'m>(
+    model: &'m Model,
+    options: &Options,
+    namespace: &str,
+    labels: &BTreeMap<String, String>,
+    port: u16,
+) -> Option<(InboundTls, &'m Object<PeerAuthentication>)> {
     let own = of_namespace(model, namespace);
     let root =
         if namespace == options.root_namespace { Vec::new() } else { of_namespace(model, &options.root_namespace) };
     let selecting = oldest(&own, |policy| policy.selector.as_ref().is_some_and(|wanted| includes(labels, wanted)));
-    let at_port = selecting.and_then(|policy| policy.spec.ports.get(&port).copied()).flatten();
-    at_port
-        .or_else(|| selecting.and_then(|policy| policy.spec.mode))
-        .or_else(|| scope_wide(&own))
-        .or_else(|| scope_wide(&root))
-        .unwrap_or(InboundTls::Permissive)
+    let at_port = |policy: &PeerAuthentication| policy.ports.get(&port).copied().flatten();
+    let whole = |policies: &[&'m Policy]| says(oldest(policies, |policy| policy.selector.is_none()), |p| p.mode);
+    says(selecting, at_port)
+        .or_else(|| says(selecting, |policy| policy.mode))
+        .or_else(|| whole(&own))
+        .or_else(|| whole(&root))
+}
+
+fn says(
+    policy: Option<&Policy>,
+    mode: impl Fn(&PeerAuthentication) -> MtlsMode,
+) -> Option<(InboundTls, &Object<PeerAuthentication>)> {
+    policy.and_then(|policy| Some((mode(&policy.spec)?, &**policy)))
 }
 
 type Policy = Arc<Object<PeerAuthentication>>;
@@ -132,10 +153,6 @@ fn of_namespace<'a>(model: &'a Model, namespace: &str) -> Vec<&'a Policy> {
     let first = (namespace.to_owned(), String::new());
     let policies = model.peer_authentications.range(first..);
     policies.take_while(|(key, _)| key.0 == namespace).map(|(_, policy)| policy).collect()
-}
-
-fn scope_wide(policies: &[&Policy]) -> MtlsMode {
-    oldest(policies, |policy| policy.selector.is_none()).and_then(|policy| policy.spec.mode)
 }
 
 fn oldest<'a>(policies: &[&'a Policy], wanted: impl Fn(&PeerAuthentication) -> bool) -> Option<&'a Policy> {

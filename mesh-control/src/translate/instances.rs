@@ -65,15 +65,26 @@ pub(super) struct Policies<'a> {
 }
 
 impl Policies<'_> {
-    /// Whether a workload's port is called so, if it or its labels say `said` of it. The policy of the port counts first:
-    /// a server that refuses TLS gets plaintext, and one that demands it is never sent anything else. What a process says
-    /// of itself must not lay the requests of its callers open.
-    fn take_mesh_tls(self, namespace: &str, labels: &BTreeMap<String, String>, port: u16, said: bool) -> bool {
-        match inbound::mode(self.model, self.options, namespace, labels, port) {
+    /// How a workload's port is called, if it or its labels say `said` of whether with mesh mTLS. The policy of the port
+    /// counts first: a server that refuses TLS gets plaintext, and one that demands it is never sent anything else. What a
+    /// process says of itself must not lay the requests of its callers open. To a `member` of the mesh that holds whatever
+    /// a `DestinationRule` says; of what else a policy selects nobody knows that it is one.
+    fn transport(
+        self,
+        namespace: &str,
+        labels: &BTreeMap<String, String>,
+        port: u16,
+        said: bool,
+        member: bool,
+    ) -> EndpointMetadata {
+        let mode = inbound::mode(self.model, self.options, namespace, labels, port);
+        let mesh_tls = match mode {
             InboundTls::Strict => true,
             InboundTls::Permissive => said,
             InboundTls::Disable => false,
-        }
+        };
+        let plaintext_refused = member && mode == InboundTls::Strict;
+        EndpointMetadata { mesh_tls, plaintext_refused, ..EndpointMetadata::default() }
     }
 }
 
@@ -192,9 +203,8 @@ fn announced(registration: &Registration, model: &Model, options: &Options) -> I
     let policies = Policies { model, options };
     let fallback = if registration.workload.is_empty() { &registration.service } else { &registration.workload };
     let metadata = EndpointMetadata {
-        mesh_tls: policies.take_mesh_tls(namespace, labels, registration.address.port(), registration.mesh_tls),
         workload: Some(workload(fallback, namespace, labels)),
-        ..EndpointMetadata::default()
+        ..policies.transport(namespace, labels, registration.address.port(), registration.mesh_tls, true)
     };
     Instance {
         address: Address::Socket(registration.address),
@@ -316,13 +326,12 @@ fn from_slice(
             let pod = pods.behind(endpoint.pod.as_ref(), address.ip(), namespace);
             let labels = pod.map(|pod| pod.document.labels.clone()).unwrap_or_default();
             let name = pod.map(|pod| pod.name()).or(endpoint.pod.as_ref().map(|(_, name)| name.as_str()));
-            let marked = accepts_mesh_tls(&labels);
+            // What is no pod, such as the API server, is no workload that a policy could be about.
+            let policies = name.map(|_| policies);
             let metadata = EndpointMetadata {
-                // What is no pod, such as the API server, is no workload that a policy could be about.
-                mesh_tls: name.map_or(marked, |_| policies.take_mesh_tls(namespace, &labels, address.port(), marked)),
                 hostname: endpoint.hostname.clone(),
                 workload: name.map(|name| workload(name, namespace, &labels)),
-                ..EndpointMetadata::default()
+                ..marked_transport(policies, namespace, &labels, address.port())
             };
             port.instances.push(Instance {
                 address: Address::Socket(address),
@@ -338,9 +347,16 @@ fn from_slice(
     }
 }
 
-/// Istio's mark of a workload that takes the mesh's mTLS.
-fn accepts_mesh_tls(labels: &BTreeMap<String, String>) -> bool {
-    labels.get("security.istio.io/tlsMode").is_some_and(|mode| mode == "istio")
+/// How an endpoint is called that Istio's mark says is a member of the mesh, or is not; without `policies` by that alone.
+fn marked_transport(
+    policies: Option<Policies<'_>>,
+    namespace: &str,
+    labels: &BTreeMap<String, String>,
+    port: u16,
+) -> EndpointMetadata {
+    let marked = labels.get("security.istio.io/tlsMode").is_some_and(|mode| mode == "istio");
+    let alone = || EndpointMetadata { mesh_tls: marked, ..EndpointMetadata::default() };
+    policies.map_or_else(alone, |policies| policies.transport(namespace, labels, port, marked, marked))
 }
 
 /// `policies` = those that may be about it; none if it is outside of the mesh.
@@ -363,12 +379,9 @@ fn from_endpoint(
         EntryAddress::Unix(path) => Address::Unix(path.as_str().into()),
     };
     let facts = name.or(entry.labels.get("app").map(String::as_str));
-    let marked = accepts_mesh_tls(&entry.labels);
-    let takes = |policies: Policies<'_>| policies.take_mesh_tls(namespace, &entry.labels, number, marked);
     let metadata = EndpointMetadata {
-        mesh_tls: policies.map_or(marked, takes),
         workload: facts.map(|name| workload(name, namespace, &entry.labels)),
-        ..EndpointMetadata::default()
+        ..marked_transport(policies, namespace, &entry.labels, number)
     };
     Some(Instance {
         address,

@@ -24,6 +24,7 @@ mod instances;
 mod keep;
 mod linkerd;
 mod names;
+mod plaintext;
 mod proxy;
 mod references;
 mod routes;
@@ -117,6 +118,19 @@ pub struct NodeScope {
     /// Directory of the files in which a proxy finds its secrets, as `mesh cert issue` writes them. Default none:
     /// they are in its bootstrap, under the same names.
     pub secrets: Option<Arc<str>>,
+}
+
+impl NodeScope {
+    /// Bytes of what the node says of itself.
+    pub(crate) fn text_len(&self) -> usize {
+        let labels: usize = self.labels.iter().map(|(key, value)| 64 + key.len() + value.len()).sum();
+        let Locality { region, zone, sub_zone } = &self.locality;
+        labels
+            + self.namespace.len()
+            + self.account.as_ref().map_or(0, String::len)
+            + [region, zone, sub_zone].iter().map(|text| text.len()).sum::<usize>()
+            + self.secrets.as_ref().map_or(0, |path| path.len())
+    }
 }
 
 /// What kind of data plane a node is; each takes the same policy in a form of its own.

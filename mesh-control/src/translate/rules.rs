@@ -103,7 +103,8 @@ impl NamespaceRules {
     }
 }
 
-fn join<'a>(rules: &[&'a Rule]) -> Joined<'a> {
+/// Some rules of one host, the oldest first.
+pub(super) fn join<'a>(rules: &[&'a Rule]) -> Joined<'a> {
     let mut joined = Joined::default();
     for rule in rules {
         joined.policy = joined.policy.or(rule.spec.policy.as_ref());

@@ -20,6 +20,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::account::{Account, Charge, ENTRY};
 use super::encoded::{Encoded, Version};
 use super::{HOSTS, Kind, Resource, Resources, subject};
 use crate::translate::NodeScope;
@@ -60,6 +61,14 @@ struct Inner {
 struct ScopeUse {
     id: u32,
     streams: usize,
+    scoped: Arc<Scoped>,
+    _charge: Charge,
+}
+
+/// A scope and who pays for what is kept for it: a scope is one identity's, for its account is a part of it.
+struct Scoped {
+    node: Arc<NodeScope>,
+    account: Arc<Account>,
 }
 
 /// A resource as one scope sees it.
@@ -71,7 +80,8 @@ struct Key {
 }
 
 struct Entry {
-    scope: Arc<NodeScope>,
+    scope: Arc<Scoped>,
+    _charge: Charge,
     /// `None` = it does not exist.
     encoded: Option<Arc<Encoded>>,
     /// Streams that name it.
@@ -82,7 +92,7 @@ struct Entry {
 
 /// The wildcard subscriptions of one type in one scope.
 struct Wildcard {
-    scope: Arc<NodeScope>,
+    scope: Arc<Scoped>,
     /// Sorted.
     names: Arc<[Arc<str>]>,
     subscribers: Mailboxes,
@@ -114,14 +124,14 @@ struct Contents {
 /// An entry that a revision touches.
 struct Stale {
     key: Key,
-    scope: Arc<NodeScope>,
+    scope: Arc<Scoped>,
     before: Option<Version>,
 }
 
 /// The names of a wildcard after a revision.
 struct Covered {
     at: (u32, Kind),
-    scope: Arc<NodeScope>,
+    scope: Arc<Scoped>,
     before: Arc<[Arc<str>]>,
     after: Arc<[Arc<str>]>,
     added: Vec<(Arc<str>, Option<Arc<Encoded>>)>,
@@ -171,7 +181,7 @@ impl Cache {
             .into_iter()
             .filter_map(|stale| {
                 let Stale { key, scope, before } = stale;
-                let made = self.evaluate(&**resources, &scope, key.kind, &key.name);
+                let made = self.evaluate(&**resources, &scope.node, key.kind, &key.name);
                 (made.as_ref().map(|(version, _)| *version) != before)
                     .then(|| (made.map(|(version, resource)| self.share(&key, &scope, version, &resource)), key))
             })
@@ -217,7 +227,7 @@ impl Cache {
 
     fn cover_again(&self, resources: &dyn Resources, covered: &mut Covered) {
         let (scope, kind) = (&covered.scope, covered.at.1);
-        let names = resources.wildcard(scope, kind);
+        let names = resources.wildcard(&scope.node, kind);
         if names.iter().map(String::as_str).eq(covered.before.iter().map(|name| &**name)) {
             return;
         }
@@ -288,20 +298,21 @@ impl Cache {
         Some((Version::of(&resource, scope), resource))
     }
 
-    fn make(&self, resources: &dyn Resources, scope: &NodeScope, key: &Key) -> Option<Arc<Encoded>> {
-        let (version, resource) = self.evaluate(resources, scope, key.kind, &key.name)?;
+    fn make(&self, resources: &dyn Resources, scope: &Scoped, key: &Key) -> Option<Arc<Encoded>> {
+        let (version, resource) = self.evaluate(resources, &scope.node, key.kind, &key.name)?;
         Some(self.share(key, scope, version, &resource))
     }
 
     /// The bytes of that content: those that exist, or new ones.
-    fn share(&self, key: &Key, scope: &NodeScope, version: Version, resource: &Resource) -> Arc<Encoded> {
+    fn share(&self, key: &Key, scope: &Scoped, version: Version, resource: &Resource) -> Arc<Encoded> {
         let at = (key.kind, version);
         let known = |contents: &Contents| contents.by_version.get(&at).and_then(Weak::upgrade);
         if let Some(known) = known(&self.contents.lock()).filter(|known| known.name == key.name) {
             return known;
         }
         // Outside the lock, for it may be large. Whoever comes second throws its copy away.
-        let encoded = Arc::new(Encoded::new(key.name.clone(), version, &resource.encode(scope)));
+        let any = resource.encode(&scope.node);
+        let encoded = Arc::new(Encoded::new(key.name.clone(), version, &any, &scope.account));
         let mut contents = self.contents.lock();
         match known(&contents).filter(|known| known.name == key.name) {
             Some(known) => known,
@@ -315,7 +326,7 @@ impl Cache {
 
 impl Inner {
     /// The entry of that key, made if it is new.
-    fn entry(&mut self, key: Key, scope: &Arc<NodeScope>, encoded: Option<Arc<Encoded>>) -> &mut Entry {
+    fn entry(&mut self, key: Key, scope: &Arc<Scoped>, encoded: Option<Arc<Encoded>>) -> &mut Entry {
         if !self.entries.contains_key(&key) {
             let subject = subject(key.kind, &key.name);
             match self.subjects.get_mut(&*subject) {
@@ -323,8 +334,10 @@ impl Inner {
                 None => _ = self.subjects.insert(subject.into(), HashSet::from([key.clone()])),
             }
         }
+        let bytes = ENTRY + key.name.len();
         self.entries.entry(key).or_insert_with(|| Entry {
             scope: scope.clone(),
+            _charge: Charge::new(&scope.account, bytes),
             encoded,
             named_by: Mailboxes::default(),
             covered: false,

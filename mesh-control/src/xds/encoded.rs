@@ -11,6 +11,7 @@ use envoy_types::pb::google::protobuf::Any;
 use prost::Message;
 
 use super::Resource;
+use super::account::{Account, Charge, ENCODED};
 use crate::translate::NodeScope;
 
 /// A resource, encoded once and shared by every stream that is sent it.
@@ -19,6 +20,8 @@ pub(crate) struct Encoded {
     pub(crate) version: Version,
     /// A `google.protobuf.Any`, encoded.
     pub(crate) any: Bytes,
+    /// Paid by whoever had it made.
+    _charge: Charge,
 }
 
 /// The version of one resource: a hash of its policy, so that equal resources have equal versions in
@@ -28,8 +31,10 @@ pub(crate) struct Encoded {
 pub(crate) struct Version(u64);
 
 impl Encoded {
-    pub(crate) fn new(name: Arc<str>, version: Version, any: &Any) -> Self {
-        Self { name, version, any: any.encode_to_vec().into() }
+    pub(crate) fn new(name: Arc<str>, version: Version, any: &Any, account: &Arc<Account>) -> Self {
+        let any: Bytes = any.encode_to_vec().into();
+        let charge = Charge::new(account, ENCODED + any.len());
+        Self { name, version, any, _charge: charge }
     }
 }
 

@@ -7,6 +7,7 @@
 //! Proxyless clients name what they want; a proxy subscribes to everything its node may see (`*`).
 //! Refuses to know manifests.
 
+mod account;
 mod cache;
 mod encoded;
 mod federated;
@@ -212,6 +213,10 @@ pub(crate) struct Limits {
     pub(crate) streams: usize,
     /// Streams of one identity; those on the plaintext listener count as one.
     pub(crate) streams_of_one: usize,
+    /// Bytes kept for one identity over all its streams: names, resources that nobody else has, scopes. A thousand
+    /// processes of one service account that name 2,000 resources each take a quarter of it, and all of it if the labels
+    /// of every one are its own.
+    pub(crate) bytes_of_one: usize,
     /// Bytes of one request.
     pub(crate) request_bytes: usize,
     /// Requests of one stream that are taken in at once, and then in each second. Those beyond wait.
@@ -230,6 +235,7 @@ impl Default for Limits {
             name_bytes: 4_096,
             streams: 20_000,
             streams_of_one: 5_000,
+            bytes_of_one: 1 << 30,
             request_bytes: 4 << 20,
             requests: (5_000, 500),
             response_bytes: 2 << 20,

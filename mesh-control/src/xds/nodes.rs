@@ -11,6 +11,7 @@ use serde::Serialize;
 use tonic::Status;
 
 use super::Limits;
+use super::account::Account;
 use super::session::{Form, Session};
 use crate::runtime::Peer;
 
@@ -102,9 +103,15 @@ pub(crate) struct Nodes {
 #[derive(Default)]
 struct Open {
     streams: BTreeMap<u64, Arc<Mutex<Node>>>,
-    /// How many each identity has.
-    by_identity: HashMap<Option<SpiffeId>, usize>,
+    by_identity: HashMap<Option<SpiffeId>, Own>,
     last: u64,
+}
+
+/// What one identity has.
+#[derive(Default)]
+struct Own {
+    streams: usize,
+    account: Arc<Account>,
 }
 
 /// One stream, shared by the task that serves it and whoever asks how it stands.
@@ -122,7 +129,7 @@ impl Nodes {
     pub(crate) fn enter(self: &Arc<Self>, peer: &Peer, limits: &Limits) -> Result<NodeEntry, Status> {
         let mut open = self.open.lock();
         let identity = peer.caller.identity().cloned();
-        let own = open.by_identity.get(&identity).copied().unwrap_or_default();
+        let own = open.by_identity.get(&identity).map(|own| own.streams).unwrap_or_default();
         let refusal = if open.streams.len() >= limits.streams {
             Some(format!("the control plane serves {} streams already; try again later", limits.streams))
         } else if own >= limits.streams_of_one {
@@ -138,12 +145,14 @@ impl Nodes {
         }
         open.last += 1;
         let id = open.last;
-        *open.by_identity.entry(identity.clone()).or_default() += 1;
+        let own = open.by_identity.entry(identity.clone()).or_default();
+        own.streams += 1;
+        let account = own.account.clone();
         let node = Node { peer: peer.clone(), id: String::new(), user_agent: String::new(), session: None };
         let node = Arc::new(Mutex::new(node));
         open.streams.insert(id, node.clone());
         drop(open);
-        Ok(NodeEntry { nodes: self.clone(), id, identity, node })
+        Ok(NodeEntry { nodes: self.clone(), id, identity, account, node })
     }
 
     /// The clients that have said who they are, longest connected first; with `resources` of those whose
@@ -186,6 +195,8 @@ impl Node {
 pub(crate) struct NodeEntry {
     pub(crate) nodes: Arc<Nodes>,
     pub(crate) node: Arc<Mutex<Node>>,
+    /// What is kept for its identity.
+    pub(crate) account: Arc<Account>,
     identity: Option<SpiffeId>,
     id: u64,
 }
@@ -194,9 +205,9 @@ impl Drop for NodeEntry {
     fn drop(&mut self) {
         let mut open = self.nodes.open.lock();
         open.streams.remove(&self.id);
-        if let Some(count) = open.by_identity.get_mut(&self.identity) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(own) = open.by_identity.get_mut(&self.identity) {
+            own.streams -= 1;
+            if own.streams == 0 {
                 open.by_identity.remove(&self.identity);
             }
         }

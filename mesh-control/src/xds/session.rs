@@ -5,7 +5,7 @@
 //! request ─ stale nonce ──→ state of the world: nothing · delta: its subscriptions alone
 //!         ├ ACK / NACK ───→ recorded; the next response of the type may go
 //!         └ names ────────→ due, or no longer subscribed to
-//! due → CDS (vanished ones kept) → EDS → LDS → RDS → vanished clusters → vanished endpoints
+//! due → CDS (vanished ones kept) → EDS → LDS → RDS → accepted → vanished clusters → vanished endpoints
 //! ```
 //!
 //! One response of a type at a time: what becomes due before it is answered is gathered by name, so a
@@ -30,7 +30,7 @@ use super::message::{self, DeltaResource, DeltaResponse, StateResponse};
 use super::{Kind, Limits, federated};
 use crate::translate::{Dialect, NodeScope};
 
-pub(crate) use self::request::{Outcome, Refused};
+pub(crate) use self::request::{Outcome, PIECE, Refused};
 
 /// One stream's memory.
 pub(crate) struct Session {
@@ -116,13 +116,28 @@ impl Session {
                 return Some(response);
             }
         }
-        let vanished = |kind: &Kind| !self.types[kind.index()].vanished.is_empty();
-        let kind = [Kind::Cluster, Kind::Endpoints].into_iter().find(vanished)?;
+        self.take_away()
+    }
+
+    /// Takes away what vanished, once the client has answered what was made without it: listeners and routes in flight may
+    /// still be refused, and then it goes on with those that refer to it.
+    fn take_away(&mut self) -> Option<Response> {
+        let referrers = [Kind::Listener, Kind::Routes].map(|kind| &self.types[kind.index()]);
+        if referrers.iter().any(|ty| ty.in_flight.is_some()) {
+            return None;
+        }
+        let refused = referrers.iter().filter_map(|ty| ty.refused()).max();
+        let kind =
+            [Kind::Cluster, Kind::Endpoints].into_iter().find(|kind| !self.types[kind.index()].vanished.is_empty())?;
         let ty = &mut self.types[kind.index()];
         if ty.in_flight.is_some() {
             return None;
         }
-        let gone = std::mem::take(&mut ty.vanished).into_iter().collect();
+        let stays = |since: u64| refused.is_some_and(|refused| refused > since);
+        let gone: Vec<_> = ty.vanished.extract_if(.., |_, since| !stays(*since)).map(|(name, _)| name).collect();
+        if gone.is_empty() {
+            return None;
+        }
         self.send(kind, Plan { gone, ..Plan::default() })
     }
 
@@ -143,7 +158,7 @@ impl Session {
                 (Some(now), _) => plan.make.push(now),
                 (None, _) if known.held.is_some() && (self.form == Form::Delta || kind.is_full_state()) => {
                     if matches!(kind, Kind::Cluster | Kind::Endpoints) {
-                        ty.vanished.insert(name);
+                        ty.vanished.insert(name, self.last_nonce);
                         continue;
                     }
                     plan.gone.push(name.clone());

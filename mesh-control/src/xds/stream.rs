@@ -13,7 +13,7 @@ use tonic::{Status, Streaming};
 use super::cache::{Cache, Mailbox};
 use super::message::{DeltaResponse, StateResponse};
 use super::nodes::NodeEntry;
-use super::session::{Form, Outcome, Refused, Response, Session};
+use super::session::{Form, Outcome, PIECE, Refused, Response, Session};
 use super::{Limits, scope};
 use crate::runtime::Peer;
 
@@ -30,6 +30,9 @@ pub(super) trait Asked: prost::Message + Default + Send + 'static {
 
     fn node(&self) -> Option<&Node>;
     fn type_url(&self) -> &str;
+    fn nonce(&self) -> &str;
+    /// What it subscribes to.
+    fn names(&self) -> &[String];
     fn take_in(self, session: &mut Session) -> Result<Outcome, Refused>;
     fn answer(response: Response) -> Option<Self::Answer>;
 }
@@ -71,7 +74,7 @@ impl<R: Asked> AdsStream<R> {
                 () = woken => {}
                 request = request => match request {
                     Ok(Some(request)) => {
-                        if let Err(status) = self.request(request) {
+                        if let Err(status) = self.request(request).await {
                             return Some((Err(status), None));
                         }
                     }
@@ -85,30 +88,15 @@ impl<R: Asked> AdsStream<R> {
         }
     }
 
-    fn request(&mut self, request: R) -> Result<(), Status> {
+    async fn request(&mut self, request: R) -> Result<(), Status> {
         self.pace.take(Instant::now());
+        self.introduce(&request)?;
+        self.begin(&request).await?;
+        let type_url = request.type_url().to_owned();
         let nodes = &self.entry.nodes;
         let mut node = self.entry.node.lock();
-        if node.session.is_none() {
-            let said = request.node();
-            let scope = scope::scope_of(&self.peer.caller, said)?;
-            node.id = said.map(|node| hint(&node.id)).unwrap_or_default();
-            node.user_agent = said.map(|node| hint(&node.user_agent_name)).unwrap_or_default();
-            tracing::info!(
-                peer = %self.peer, node = ?node.id, namespace = %scope.namespace, form = ?R::FORM,
-                "configuration stream opened"
-            );
-            let explained = node.user_agent == OWN_AGENT;
-            let session = Session::new(self.cache.seat(scope), R::FORM, explained, self.limits);
-            self.mailbox = Some(session.mailbox());
-            node.session = Some(session);
-        }
-        let type_url = request.type_url().to_owned();
         let Some(session) = &mut node.session else { return Ok(()) };
-        let outcome = request.take_in(session).map_err(|refused| {
-            nodes.refused.fetch_add(1, Ordering::Relaxed);
-            Status::resource_exhausted(refused.to_string())
-        })?;
+        let outcome = request.take_in(session).map_err(|refused| self.refuse(&refused))?;
         if outcome.acked {
             nodes.acks.fetch_add(1, Ordering::Relaxed);
         }
@@ -117,6 +105,46 @@ impl<R: Asked> AdsStream<R> {
             tracing::warn!(peer = %self.peer, node = ?node.id, %type_url, %reason, "a client refused configuration; it keeps its last good one");
         }
         Ok(())
+    }
+
+    /// The first request says who asks.
+    fn introduce(&mut self, request: &R) -> Result<(), Status> {
+        let mut node = self.entry.node.lock();
+        if node.session.is_some() {
+            return Ok(());
+        }
+        let said = request.node();
+        let scope = scope::scope_of(&self.peer.caller, said)?;
+        node.id = said.map(|node| hint(&node.id)).unwrap_or_default();
+        node.user_agent = said.map(|node| hint(&node.user_agent_name)).unwrap_or_default();
+        tracing::info!(
+            peer = %self.peer, node = ?node.id, namespace = %scope.namespace, form = ?R::FORM,
+            "configuration stream opened"
+        );
+        let explained = node.user_agent == OWN_AGENT;
+        let seat = self.cache.seat(scope, &self.entry.account);
+        let session = Session::new(seat, R::FORM, explained, self.limits);
+        self.mailbox = Some(session.mailbox());
+        node.session = Some(session);
+        Ok(())
+    }
+
+    /// Has made what a large request asks for, piece by piece, so that others get their turn.
+    async fn begin(&self, request: &R) -> Result<(), Status> {
+        let names = request.names();
+        let large = |session: &Session| session.is_large(request.type_url(), request.nonce(), names);
+        let Some(kind) = self.entry.node.lock().session.as_ref().and_then(large) else { return Ok(()) };
+        for piece in names.chunks(PIECE) {
+            let begun = self.entry.node.lock().session.as_mut().map(|session| session.begin(kind, piece));
+            begun.unwrap_or(Ok(())).map_err(|refused| self.refuse(&refused))?;
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, refused: &Refused) -> Status {
+        self.entry.nodes.refused.fetch_add(1, Ordering::Relaxed);
+        Status::resource_exhausted(refused.to_string())
     }
 }
 
@@ -130,6 +158,14 @@ impl Asked for DiscoveryRequest {
 
     fn type_url(&self) -> &str {
         &self.type_url
+    }
+
+    fn nonce(&self) -> &str {
+        &self.response_nonce
+    }
+
+    fn names(&self) -> &[String] {
+        &self.resource_names
     }
 
     fn take_in(self, session: &mut Session) -> Result<Outcome, Refused> {
@@ -154,6 +190,14 @@ impl Asked for DeltaDiscoveryRequest {
 
     fn type_url(&self) -> &str {
         &self.type_url
+    }
+
+    fn nonce(&self) -> &str {
+        &self.response_nonce
+    }
+
+    fn names(&self) -> &[String] {
+        &self.resource_names_subscribe
     }
 
     fn take_in(self, session: &mut Session) -> Result<Outcome, Refused> {

@@ -208,20 +208,27 @@ fn holds_ip(net: &IpNet, ip: IpAddr) -> bool {
     net.contains(&ip.to_canonical())
 }
 
-/// The original client. Whoever is in between is not known to be honest, so an `x-forwarded-for` is taken for
-/// what it says only where it agrees with the connection; what does not agree is not known.
+/// The original client. With trusted proxies it is what the first of them was called by; a request that did not come
+/// through as many comes from its peer, as Envoy has it. With none, whoever is in between is not known to be honest, so an
+/// `x-forwarded-for` is taken for what it says only where it agrees with the connection; what does not agree is not known.
 fn remote(net: &IpNet, of: &Attributes<'_>) -> Truth {
     let Some(peer) = of.peer else { return Truth::Unknown };
     let own = holds_ip(net, peer.address.ip());
+    let lines = || of.request.iter().flat_map(|request| request.headers.get_all("x-forwarded-for"));
+    let hops = || lines().flat_map(|line| line.as_bytes().split(|b| *b == b','));
+    let read = |hop: &[u8]| std::str::from_utf8(hop).ok().and_then(|hop| hop.trim().parse::<IpAddr>().ok());
+    if of.trusted_proxies > 0 {
+        let before = hops().count().checked_sub(of.trusted_proxies as usize);
+        return match before.and_then(|before| hops().nth(before)) {
+            None => own.into(),
+            Some(hop) => read(hop).map_or(Truth::Unknown, |ip| holds_ip(net, ip).into()),
+        };
+    }
     let (mut every, mut some) = (own, own);
-    let forwarded = of.request.iter().flat_map(|request| request.headers.get_all("x-forwarded-for"));
-    for value in forwarded {
-        for hop in value.as_bytes().split(|b| *b == b',') {
-            let ip = std::str::from_utf8(hop).ok().and_then(|hop| hop.trim().parse().ok());
-            let (inside, outside) = ip.map_or((true, true), |ip| (holds_ip(net, ip), !holds_ip(net, ip)));
-            every &= !outside;
-            some |= inside;
-        }
+    for ip in hops().map(read) {
+        let (inside, outside) = ip.map_or((true, true), |ip| (holds_ip(net, ip), !holds_ip(net, ip)));
+        every &= !outside;
+        some |= inside;
     }
     Truth::of_readings(every, some)
 }

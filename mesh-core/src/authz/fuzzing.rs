@@ -239,7 +239,8 @@ impl Choose<'_> {
         // A raw connection has neither request nor tokens.
         let raw = self.below(8) == 1;
         let (request, tokens) = (Some(request).filter(|_| !raw), tokens.filter(|_| !raw));
-        judge(&Attributes { request, peer, destination, server_name, tokens });
+        let trusted_proxies = u32::from(self.below(4));
+        judge(&Attributes { request, peer, destination, server_name, tokens, trusted_proxies });
     }
 }
 

@@ -63,6 +63,9 @@ pub struct Attributes<'a> {
     /// The request's tokens that hold; `None` = nobody looked for any. With none of them a condition on what a token
     /// says is false, and a negated one true, as Istio has it.
     pub tokens: Option<&'a Tokens>,
+    /// How many proxies are trusted to say in `x-forwarded-for` who the original client is
+    /// ([`InboundListener::trusted_proxies`](crate::policy::InboundListener)).
+    pub trusted_proxies: u32,
 }
 
 /// Policies ready to decide. Deciding allocates nothing, unless a header comes more than once.

@@ -40,7 +40,14 @@ pub fn keeps_open(before: &[AuthorizationPolicy], after: &[AuthorizationPolicy],
     };
     let Caller { peer, destination, server_name } = caller;
     let request = Some(request);
-    let of = Attributes { request, peer: Some(peer), destination, server_name: Some(server_name), tokens: None };
+    let of = Attributes {
+        request,
+        peer: Some(peer),
+        destination,
+        server_name: Some(server_name),
+        tokens: None,
+        trusted_proxies: 0,
+    };
     let before: Vec<Stage<'_>> = stages(before, &of).collect();
     stages(after, &of).all(|stage| stage.opens_what_was_open(&before))
 }

@@ -132,6 +132,14 @@ fn principal(principal: &Principal, of: &Attributes<'_>) -> May {
                         value.to_str().expect("headers here are text").split(',').map(|ip| ip.trim().parse().ok()),
                     );
                 }
+                if let Some(back) = usize::try_from(of.trusted_proxies).ok().filter(|back| *back > 0) {
+                    // The peer is no part of the header.
+                    let forwarded = said.split_off(1);
+                    said = match forwarded.len().checked_sub(back) {
+                        Some(at) => vec![forwarded[at]],
+                        None => said,
+                    };
+                }
                 let inside = |ip: &Option<std::net::IpAddr>| ip.map(|ip| net.contains(&ip));
                 (said.iter().all(|ip| inside(ip) == Some(true)), said.iter().any(|ip| inside(ip) != Some(false)))
             }

@@ -23,6 +23,7 @@ struct Call {
     server_name: Option<&'static str>,
     /// Claims of the tokens that hold, with `;` between them, `""` = there is none.
     token: Option<&'static str>,
+    trusted_proxies: u32,
 }
 
 const WEB: &str = "spiffe://cluster.local/ns/a/sa/web";
@@ -34,7 +35,8 @@ fn peer(id: Option<&str>) -> Option<PeerIdentity> {
 
 fn get(path: &'static str) -> Call {
     let (authority, method) = ("public.test", Method::GET);
-    Call { authority, method, path, headers: Vec::new(), peer: peer(Some(WEB)), server_name: Some(""), token: None }
+    let (headers, peer, server_name) = (Vec::new(), peer(Some(WEB)), Some(""));
+    Call { authority, method, path, headers, peer, server_name, token: None, trusted_proxies: 0 }
 }
 
 impl Call {
@@ -57,7 +59,8 @@ impl Call {
             claims.split(';').filter_map(|claims| Claims::parse(claims.as_bytes())).map(token).collect()
         });
         let request = Some(request);
-        judge(&Attributes { request, peer: self.peer.as_ref(), destination, server_name, tokens: tokens.as_ref() })
+        let (peer, tokens, trusted_proxies) = (self.peer.as_ref(), tokens.as_ref(), self.trusted_proxies);
+        judge(&Attributes { request, peer, destination, server_name, tokens, trusted_proxies })
     }
 
     fn headers(mut self, headers: &[(&'static str, &'static str)]) -> Self {
@@ -206,6 +209,20 @@ fn s28_of_several_values_one_is_enough_to_deny_and_all_are_needed_to_allow() {
         let call = get("/").headers(headers);
         assert_eq!(deciding(&deny, &call).is_err(), denied, "{headers:?}");
         assert_eq!(deciding(&allow, &call).is_ok(), allowed, "{headers:?}");
+    }
+    // Cookies are divided by semicolons, and joined by them.
+    let cookie =
+        |value: &str| Permission::Header(HeaderMatcher { name: HeaderKey::parse("cookie").unwrap(), ..role(value) });
+    for (headers, wanted, denied) in [
+        (&[("cookie", "a=1"), ("cookie", "b=2")][..], "a=1; b=2", true),
+        (&[("cookie", "a=1; b=2")], "a=1; b=2", true),
+        (&[("cookie", "a=1; b=2")], "b=2", true),
+        (&[("cookie", "a=1"), ("cookie", "b=2")], "a=1,b=2", false),
+        (&[("cookie", "b=2"), ("cookie", "a=1")], "a=1; b=2", false),
+    ] {
+        let of = |action| [policy("p", action, vec![rule("r", vec![cookie(wanted)], vec![Principal::Any])])];
+        let call = get("/").headers(headers);
+        assert_eq!(deciding(&of(AuthorizationAction::Deny), &call).is_err(), denied, "{headers:?}");
     }
     // The same turned round: allow whoever is no admin.
     let not = Permission::Not(Box::new(Permission::Header(role("admin"))));
@@ -439,12 +456,14 @@ fn s38_a_pattern_covers_the_whole_principal() {
 
 #[test]
 fn s16_a_text_prefix_takes_what_a_segment_prefix_does_not() {
-    let at = |path: PathMatch| {
+    let allowed = |path: PathMatch, at: &'static str| {
         let rules = vec![rule("r", vec![Permission::Path(path)], vec![Principal::Any])];
-        deciding(&[policy("p", AuthorizationAction::Allow, rules)], &get("/v2example"))
+        deciding(&[policy("p", AuthorizationAction::Allow, rules)], &get(at)).is_ok()
     };
-    assert_eq!(at(PathMatch::Prefix("/v2".into())), Ok(()));
-    assert!(at(PathMatch::PathSeparatedPrefix("/v2".into())).is_err());
+    for (at, as_segments) in [("/v2example", false), ("/v2", true), ("/v2/example", true)] {
+        assert!(allowed(PathMatch::Prefix("/v2".into()), at), "{at}");
+        assert_eq!(allowed(PathMatch::PathSeparatedPrefix("/v2".into()), at), as_segments, "{at}");
+    }
 }
 
 #[test]
@@ -465,6 +484,40 @@ fn s25_a_forwarded_address_is_believed_only_where_the_connection_agrees() {
         let call = get("/").headers(forwarded);
         assert_eq!(deciding(&of(AuthorizationAction::Deny, net), &call).is_err(), denied, "{forwarded:?} {net}");
         assert_eq!(deciding(&of(AuthorizationAction::Allow, net), &call).is_ok(), allowed, "{forwarded:?} {net}");
+    }
+}
+
+#[test]
+fn s25_with_trusted_proxies_the_original_client_is_what_the_first_of_them_says() {
+    let of = |action, net: &str| {
+        let who = vec![Principal::RemoteIp(net.parse().unwrap())];
+        [policy("p", action, vec![rule("r", vec![Permission::Any], who)])]
+    };
+    // The connection comes from 10.0.0.1.
+    for (trusted_proxies, forwarded, client) in [
+        (1, &["203.0.113.5"][..], "203.0.113.5"),
+        // What the caller has put before is nobody's word.
+        (1, &["198.51.100.1, 203.0.113.5"], "203.0.113.5"),
+        (1, &["198.51.100.1", "203.0.113.5"], "203.0.113.5"),
+        (2, &["192.0.2.9, 198.51.100.1 , 203.0.113.5"], "198.51.100.1"),
+        (2, &["198.51.100.1", "203.0.113.5"], "198.51.100.1"),
+        // Not through as many.
+        (1, &[], "10.0.0.1"),
+        (2, &["203.0.113.5"], "10.0.0.1"),
+        (u32::MAX, &["203.0.113.5"], "10.0.0.1"),
+    ] {
+        let forwarded: Vec<_> = forwarded.iter().map(|value| ("x-forwarded-for", *value)).collect();
+        let call = Call { trusted_proxies, ..get("/").headers(&forwarded) };
+        for net in ["203.0.113.5/32", "198.51.100.1/32", "192.0.2.9/32", "10.0.0.1/32"] {
+            let is = net.starts_with(client);
+            assert_eq!(deciding(&of(AuthorizationAction::Deny, net), &call).is_err(), is, "{forwarded:?} {net}");
+            assert_eq!(deciding(&of(AuthorizationAction::Allow, net), &call).is_ok(), is, "{forwarded:?} {net}");
+        }
+    }
+    let odd = Call { trusted_proxies: 1, ..get("/").headers(&[("x-forwarded-for", "203.0.113.5, unknown")]) };
+    for net in ["203.0.113.5/32", "10.0.0.1/32"] {
+        assert!(deciding(&of(AuthorizationAction::Deny, net), &odd).is_err(), "nobody knows");
+        assert!(deciding(&of(AuthorizationAction::Allow, net), &odd).is_err(), "nobody knows");
     }
 }
 
@@ -688,11 +741,12 @@ fn call() -> impl Strategy<Value = Call> {
         select(vec!["public.test", "admin", ""]),
         select(vec![None, Some(""), Some("a"), Some("public.test")]),
         select(vec![None, Some(""), Some(TOKEN), Some(TWO), Some(r#"{"iss":"i","sub":"","group":[]}"#)]),
+        0..4_u32,
     );
     (path, headers, forwarded, id, rest).prop_map(
-        |(path, mut headers, forwarded, peer, (method, authority, server_name, token))| {
+        |(path, mut headers, forwarded, peer, (method, authority, server_name, token, trusted_proxies))| {
             headers.extend(forwarded.map(|value| ("x-forwarded-for", value)));
-            Call { authority, method, path, headers, peer, server_name, token }
+            Call { authority, method, path, headers, peer, server_name, token, trusted_proxies }
         },
     )
 }

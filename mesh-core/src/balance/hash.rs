@@ -7,13 +7,12 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use http::header::COOKIE;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use regex_automata::meta::Regex;
 use twox_hash::XxHash64;
 
 use super::Draw;
-use crate::matcher::{decode, first_value, replace_all};
+use crate::matcher::{cookies, decode, first_value, replace_all, separator};
 use crate::policy::{HashPolicy, HashSource};
 
 /// The hash policies of a route, compiled.
@@ -136,7 +135,7 @@ impl Source {
     }
 }
 
-/// The value of a header, several joined by commas. Binary metadata of gRPC is not hashed (gRFC A42).
+/// The value of a header, several joined by commas, cookies by semicolons. Binary metadata of gRPC is not hashed (gRFC A42).
 fn header<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<Cow<'h, [u8]>> {
     if name.as_str().ends_with("-bin") {
         return None;
@@ -144,9 +143,10 @@ fn header<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<Cow<'h, [u8]>
     let mut values = headers.get_all(name).iter().map(HeaderValue::as_bytes);
     let first = values.next()?;
     let Some(second) = values.next() else { return Some(Cow::Borrowed(first)) };
-    let mut joined = [first, b",", second].concat();
+    let separator = separator(name);
+    let mut joined = [first, separator, second].concat();
     for value in values {
-        joined.push(b',');
+        joined.extend_from_slice(separator);
         joined.extend_from_slice(value);
     }
     Some(Cow::Owned(joined))
@@ -154,10 +154,7 @@ fn header<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<Cow<'h, [u8]>
 
 /// The first cookie of a name, without the quotes it may have.
 pub fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
-    let lines = headers.get_all(COOKIE).iter().filter_map(|line| line.to_str().ok());
-    let pairs = lines.flat_map(|line| line.split(';')).filter_map(|pair| pair.split_once('='));
-    let value = pairs.map(|(key, value)| (key.trim(), value.trim())).find(|(key, _)| *key == name)?.1;
-    Some(value.strip_prefix('"').and_then(|inner| inner.strip_suffix('"')).unwrap_or(value))
+    cookies(headers, name).next().and_then(|value| std::str::from_utf8(value).ok())
 }
 
 /// A `Set-Cookie` value with the attributes that Envoy gives it; a `ttl` of zero makes a session cookie. `None` if name or

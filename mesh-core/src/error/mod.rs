@@ -102,6 +102,8 @@ codes! {
     STREAM_REFUSED = 1108, 503, 14, "UR", "safe to retry; the endpoint is draining or at its stream limit";
     /// The names of the cluster's endpoints could not be looked up.
     NAME_UNRESOLVED = 1109, 503, 14, "DF", "check the host name and the DNS servers of this process; it is looked up again within seconds";
+    /// Policy says plaintext and the endpoint's own policy mutual TLS. Nothing is sent.
+    PLAINTEXT_TO_STRICT = 1110, 503, 14, "UF", "take tls.mode DISABLE out of the DestinationRule, or set PeerAuthentication to PERMISSIVE for the endpoint's port";
     /// The route's timeout ran out.
     TIMEOUT = 1201, 504, 4, "UT", "raise the route's timeout or look at the endpoint's latency";
     /// The caller's own deadline ran out.

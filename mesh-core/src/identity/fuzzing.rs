@@ -45,10 +45,21 @@ pub fn bundle(bytes: &[u8]) {
     }
 }
 
-/// Reads a revocation list, for the root that signed the corpus or for none.
+/// Reads a revocation list of the root that signed the corpus, and asks it about a certificate that the root signed.
+///
+/// # Panics
+/// Bytes that nobody signed keep the certificate as good as it is without a list.
 pub fn crl(bytes: &[u8]) {
     let root = TrustBundle::from_pem(include_bytes!("../../corpus/bundle/one.pem")).expect("a root of the corpus");
-    let _ = root.with_revocation_lists(vec![bytes.to_vec()]);
+    let chain = certificates_of_der(include_bytes!("../../corpus/svid/good")).expect("a chain of the corpus");
+    let Ok(told) = root.with_revocation_lists(vec![bytes.to_vec()]) else { return };
+    let domain = peer_spiffe_id(&chain[0]).expect("it has a name").trust_domain();
+    let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms.all;
+    let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_800_000_000));
+    if verify_svid(&chain, &TrustBundles::single(domain, told), algorithms, now, Usage::Client).is_ok() {
+        let signed = [&include_bytes!("../../corpus/crl/none")[..], include_bytes!("../../corpus/crl/two")];
+        assert!(signed.contains(&bytes), "a list of nobody's says that a certificate is good");
+    }
 }
 
 #[cfg(test)]

@@ -194,19 +194,31 @@ fn spiffe_id_of(cert: &X509Certificate<'_>) -> Result<SpiffeId, PeerRefused> {
     }
 }
 
-/// What a workload's certificate must be beside valid (X509-SVID 4.3, 5.2). That it is no CA is checked by path
-/// validation, which also reads the dates and the extended key usage.
+/// What a workload's certificate must be beside valid (X509-SVID 4.3, 4.4, 5.2). That it is no CA is checked by path
+/// validation, which also reads the dates and asks whether the extended key usage allows the direction. What an authority
+/// must write is demanded here too, though a verifier need not: one that does not write it makes no SVIDs.
 fn leaf_rules(cert: &X509Certificate<'_>, intermediates: &[CertificateDer<'_>]) -> Result<(), &'static str> {
     if intermediates.len() > MAX_INTERMEDIATES {
         return Err("its chain is too long");
     }
     match cert.key_usage() {
         Ok(Some(usage)) if usage.value.key_cert_sign() || usage.value.crl_sign() => {
-            Err("its key may sign certificates")
+            return Err("its key may sign certificates");
         }
-        Ok(Some(usage)) if !usage.value.digital_signature() => Err("its key may not be used to sign handshakes"),
+        Ok(Some(usage)) if !usage.value.digital_signature() => {
+            return Err("its key may not be used to sign handshakes");
+        }
+        Ok(Some(usage)) if !usage.critical => return Err("its key usage is not marked as critical"),
+        Ok(Some(_)) => {}
+        Ok(None) => return Err("it has no key usage; that of an SVID has digitalSignature and is critical"),
+        Err(_) => return Err("its key usage cannot be read"),
+    }
+    match cert.extended_key_usage() {
+        Ok(Some(usage)) if !(usage.value.server_auth && usage.value.client_auth) => {
+            Err("its extended key usage is not for servers and clients both, as that of an SVID is")
+        }
         Ok(_) => Ok(()),
-        Err(_) => Err("its key usage cannot be read"),
+        Err(_) => Err("its extended key usage cannot be read"),
     }
 }
 

@@ -209,21 +209,23 @@ impl Provider {
         }
     }
 
-    /// The headers that tell the application of a token.
+    /// The headers that tell the application of a token. What it says is printed as little as the token itself.
     fn tell(&self, token: &str, claims: &Claims, set: &mut Vec<(HeaderName, HeaderValue)>) {
+        let mut tell = |name: &HeaderName, text: String| {
+            // Bytes that no header may have are no way to put another one in.
+            let Ok(mut value) = HeaderValue::try_from(text) else { return };
+            value.set_sensitive(true);
+            set.push((name.clone(), value));
+        };
         if let Some(name) = &self.policy.payload_header {
             let payload = token.split('.').nth(1).unwrap_or_default();
             let padding = if self.policy.pad_payload_header { (4 - payload.len() % 4) % 4 } else { 0 };
-            let value = HeaderValue::try_from(format!("{payload}{}", &"==="[..padding]));
-            set.extend(value.ok().map(|mut value| {
-                value.set_sensitive(true);
-                (name.clone(), value)
-            }));
+            tell(name, format!("{payload}{}", &"==="[..padding]));
         }
         for header in &self.policy.claim_headers {
-            let text = claims.named(&header.claim).and_then(as_header);
-            // Bytes that no header may have are no way to put another one in.
-            set.extend(text.and_then(|text| HeaderValue::try_from(text).ok()).map(|v| (header.name.clone(), v)));
+            if let Some(text) = claims.named(&header.claim).and_then(as_header) {
+                tell(&header.name, text);
+            }
         }
     }
 }

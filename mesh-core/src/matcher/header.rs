@@ -1,5 +1,6 @@
 //! A compiled [`HeaderMatcher`] (gRFC A28).
 
+use http::header::COOKIE;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
@@ -72,6 +73,7 @@ impl HeaderCondition {
     }
 
     fn readings_of(&self, name: &HeaderName, headers: &HeaderMap) -> (bool, bool) {
+        let separator = separator(name);
         let mut values = headers.get_all(name).iter().map(HeaderValue::as_bytes);
         let presence = matches!(self.test, Test::Present(_));
         let Some(first) = values.next().filter(|_| !presence) else {
@@ -87,7 +89,7 @@ impl HeaderCondition {
             let holds = self.tests(value);
             every &= holds;
             // HTTP/2 delivers spaces around a value as they are sent; HTTP/1.1 takes them away.
-            some |= holds || value.split(|b| *b == b',').any(|element| self.tests(element.trim_ascii()));
+            some |= holds || value.split(|b| *b == separator[0]).any(|element| self.tests(element.trim_ascii()));
             some |= self.tests(value.trim_ascii());
         }
         // The joined form, which is what other engines look at.
@@ -143,7 +145,7 @@ impl HeaderCondition {
                 let mut joined = SmallVec::<[u8; 256]>::new();
                 for (i, value) in headers.get_all(name).iter().enumerate() {
                     if i > 0 {
-                        joined.push(b',');
+                        joined.extend_from_slice(separator(name));
                     }
                     joined.extend_from_slice(value.as_bytes());
                 }
@@ -175,6 +177,12 @@ impl HeaderCondition {
             Test::Present(wanted) => *wanted,
         }
     }
+}
+
+/// What stands between the values of a header where they are joined: HTTP/2 cuts cookies in pieces, and all of them are one
+/// (RFC 9113, section 8.2.3).
+pub(crate) fn separator(name: &HeaderName) -> &'static [u8] {
+    if *name == COOKIE { b"; " } else { b"," }
 }
 
 /// Whether two names differ, and in `_` for `-` alone.

@@ -30,8 +30,8 @@ mod tests;
 
 pub use self::cors::{CorsRules, CorsVerdict};
 pub use self::explain::{Decision, RouteExplanation, RouteTried, VirtualHostChoice};
-pub(crate) use self::header::remove_header;
 pub use self::header::{HeaderCondition, are_twins};
+pub(crate) use self::header::{remove_header, separator};
 pub use self::path::PathCondition;
 pub use self::text::TextCondition;
 

@@ -87,7 +87,8 @@ pub(super) fn header_matches(policy: &HeaderMatcher, request: &RequestView<'_>) 
         HeaderKey::Header(name) if name.as_str().ends_with("-bin") => None,
         HeaderKey::Header(name) => {
             let values: Vec<_> = request.headers.get_all(name).iter().map(|v| v.as_bytes()).collect();
-            (!values.is_empty()).then(|| values.join(&b','))
+            let between: &[u8] = if name.as_str() == "cookie" { b"; " } else { b"," };
+            (!values.is_empty()).then(|| values.join(between))
         }
     };
     let number = |text: &[u8]| String::from_utf8(text.to_vec()).ok()?.trim_matches([' ', '\t']).parse::<i64>().ok();

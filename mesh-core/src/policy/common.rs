@@ -432,6 +432,26 @@ pub struct Unenforced {
     pub field: String,
     /// What this means for traffic.
     pub effect: &'static str,
+    /// How many fields this stands for: mostly 1, and in the last line of a resource all that are not listed.
+    #[serde(skip_serializing_if = "is_one")]
+    pub fields: usize,
+}
+
+impl Unenforced {
+    /// One field.
+    pub fn new(resource: impl Into<String>, field: impl Into<String>, effect: &'static str) -> Self {
+        Self { resource: resource.into(), field: field.into(), effect, fields: 1 }
+    }
+
+    /// So many more fields of a resource, which nobody lists.
+    pub fn more(resource: impl Into<String>, fields: usize) -> Self {
+        let effect = "they are accepted and not enforced either; so many of one resource are not listed";
+        Self { resource: resource.into(), field: format!("and {fields} more"), effect, fields }
+    }
+}
+
+fn is_one(fields: &usize) -> bool {
+    *fields == 1
 }
 
 /// Whether a header frames a message, is of one hop alone, or says where the message goes. Nothing on the way writes

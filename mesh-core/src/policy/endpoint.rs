@@ -141,6 +141,10 @@ impl Health {
 pub struct EndpointMetadata {
     /// It accepts mesh mTLS (`envoy.transport_socket_match` with `tlsMode: istio`).
     pub mesh_tls: bool,
+    /// It is a member of the mesh whose policy demands mutual TLS (metadata `mesh` with `plaintext: refused`): it is sent
+    /// nothing in plaintext, whatever a cluster says. Default false.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub plaintext_refused: bool,
     /// DNS name of the endpoint, for authority rewriting and SNI.
     pub hostname: Option<String>,
     /// Who runs there, for telemetry (metadata `istio.workload`; labels are not sent).

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
@@ -15,8 +16,8 @@ use crate::id::ClusterName;
 pub const FAULT_FILTER: &str = "envoy.filters.http.fault";
 
 /// Filters that differ in one place, by instance name. A name that no filter has is without effect; the
-/// most specific place replaces the others.
-pub type FilterOverrides = BTreeMap<String, FilterOverride>;
+/// most specific place replaces the others. What holds in many places is there once.
+pub type FilterOverrides = BTreeMap<String, Arc<FilterOverride>>;
 
 /// How a filter differs in one place.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]

@@ -2,6 +2,7 @@
 //! (`envoy.config.listener.v3.Listener` of a server, gRFC A36; Istio PeerAuthentication and
 //! AuthorizationPolicy).
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,18 @@ pub struct InboundListener {
     pub routes: InboundRoutes,
     /// Limits.
     pub limits: InboundLimits,
+    /// How many proxies that are trusted stand before the workload and add to `x-forwarded-for` (Istio
+    /// `gatewayTopology.numTrustedProxies`, Envoy `xff_num_trusted_hops`): the original client is what the first of them says,
+    /// that many places from the end, or the peer where there are fewer. Default 0: what a header says of it counts against the
+    /// caller only.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub trusted_proxies: u32,
+}
+
+// As serde calls it.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 impl InboundListener {
@@ -52,42 +65,57 @@ impl InboundListener {
             filters: Vec::new(),
             routes: InboundRoutes::All,
             limits: InboundLimits::default(),
+            trusted_proxies: 0,
         }
     }
 
     /// This listener with the routes that [`InboundRoutes::Named`] stands for. Of what they change, the limits are
-    /// followed; several places that set an equal one share it.
+    /// followed; several places that set an equal one share it, and routes that change the same have the same guards.
     #[must_use]
     pub fn with_routes(&self, routes: &RouteConfiguration) -> Self {
-        let host = |host: &super::VirtualHost| InboundHost {
+        let mut known = HashMap::new();
+        let hosts = routes.virtual_hosts.iter().map(|host| InboundHost {
             name: host.name.clone(),
             domains: host.domains.clone(),
-            routes: host.routes.iter().map(|route| self.with_route(route)).collect(),
-        };
-        let hosts = routes.virtual_hosts.iter().map(host).collect();
-        Self { routes: InboundRoutes::Listed(hosts), ..self.clone() }
+            routes: host.routes.iter().map(|route| self.with_route(route, &mut known)).collect(),
+        });
+        Self { routes: InboundRoutes::Listed(hosts.collect()), ..self.clone() }
     }
 
-    fn with_route(&self, route: &super::Route) -> InboundRoute {
+    /// `known` are the guards by what is changed of each filter.
+    fn with_route<'r>(
+        &self,
+        route: &'r super::Route,
+        known: &mut HashMap<Vec<Option<&'r FilterOverride>>, Arc<Guards>>,
+    ) -> InboundRoute {
         let serves = matches!(route.action, RouteAction::NonForwarding).then(|| {
-            Arc::new(Guards {
+            let changes: Vec<_> = self.filters.iter().map(|filter| change(filter, &route.filters)).collect();
+            let guards = |changes: &Vec<_>| Guards {
                 jwt: self.jwt.clone(),
                 authorization: self.authorization.clone(),
-                filters: self.filters.iter().filter_map(|filter| changed(filter, &route.filters)).collect(),
-            })
+                filters: self.filters.iter().zip(changes).filter_map(changed).collect(),
+            };
+            known.entry(changes).or_insert_with_key(|changes| guards(changes).into()).clone()
         });
         InboundRoute { name: route.name.clone(), matcher: route.matcher.clone(), serves }
     }
 }
 
-/// A filter of a server where a route changes it; `None` = it is off there.
-fn changed(filter: &HttpFilter, by: &FilterOverrides) -> Option<HttpFilter> {
-    let kind = match (by.get(&filter.name), &filter.kind) {
-        (Some(FilterOverride::Disabled), _) => return None,
-        (Some(FilterOverride::RateLimit(limit)), HttpFilterKind::RateLimit(_)) => {
-            HttpFilterKind::RateLimit(limit.clone())
-        }
-        (_, kind) => kind.clone(),
+/// What a route changes of a filter of a server.
+fn change<'r>(filter: &HttpFilter, by: &'r FilterOverrides) -> Option<&'r FilterOverride> {
+    match (&**by.get(&filter.name)?, &filter.kind) {
+        (off @ FilterOverride::Disabled, _) => Some(off),
+        (limit @ FilterOverride::RateLimit(_), HttpFilterKind::RateLimit(_)) => Some(limit),
+        _ => None,
+    }
+}
+
+/// The filter where that is changed of it; `None` = it is off there.
+fn changed((filter, change): (&HttpFilter, &Option<&FilterOverride>)) -> Option<HttpFilter> {
+    let kind = match change {
+        Some(FilterOverride::Disabled) => return None,
+        Some(FilterOverride::RateLimit(limit)) => HttpFilterKind::RateLimit(limit.clone()),
+        _ => filter.kind.clone(),
     };
     Some(HttpFilter { name: filter.name.clone(), kind })
 }
@@ -338,4 +366,71 @@ pub enum Principal {
     Path(PathMatch),
     /// What an earlier filter, such as JWT, found out.
     Metadata(MetadataMatch),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{HeaderPolicy, LocalRateLimit, PerMillion, Route, VirtualHost};
+
+    fn limit(status: u16) -> LocalRateLimit {
+        LocalRateLimit {
+            bucket: None,
+            enabled: PerMillion::ALL,
+            enforced: PerMillion::ALL,
+            status,
+            resource_exhausted: false,
+            response_headers: Vec::new(),
+            request_headers: Vec::new(),
+            per_connection: false,
+            quota_headers: false,
+            retry_after: false,
+        }
+    }
+
+    #[test]
+    fn routes_that_change_the_same_share_their_guards() {
+        let mut listener = InboundListener::new("l", "127.0.0.1:1".parse().unwrap(), InboundTls::Strict);
+        let kind = HttpFilterKind::RateLimit(limit(429));
+        listener.filters = vec![HttpFilter { name: "limit".to_owned(), kind }];
+        let route = |name: &str, by: Option<FilterOverride>| {
+            let mut route = Route::new(RouteMatch::any(), RouteAction::NonForwarding);
+            route.filters = Arc::new(by.map(|by| (name.to_owned(), by.into())).into_iter().collect());
+            route
+        };
+        let other = |status| Some(FilterOverride::RateLimit(limit(status)));
+        let routes = vec![
+            route("limit", None),
+            // Of no filter of this listener.
+            route("another", other(500)),
+            route("limit", Some(FilterOverride::Enabled)),
+            route("limit", other(500)),
+            route("limit", other(500)),
+            route("limit", other(501)),
+            route("limit", Some(FilterOverride::Disabled)),
+        ];
+        let host = VirtualHost {
+            name: "h".to_owned(),
+            domains: vec![Domain::new("*").unwrap()],
+            routes,
+            headers: HeaderPolicy::default(),
+            retry: None,
+        };
+        let table = RouteConfiguration {
+            name: "r".to_owned(),
+            virtual_hosts: vec![host.clone(), host],
+            headers: HeaderPolicy::default(),
+            retry_budget: None,
+        };
+        let listener = listener.with_routes(&table);
+        let guards: Vec<_> = listener.routes.iter().map(|route| route.serves.as_ref().unwrap()).collect();
+        let first = |of: &Arc<Guards>| guards.iter().position(|one| Arc::ptr_eq(one, of)).unwrap();
+        let shared: Vec<usize> = guards.iter().map(|of| first(of)).collect();
+        assert_eq!(shared, [0, 0, 0, 3, 3, 5, 6].repeat(2));
+        let status = |at: usize| match guards[at].filters.first().map(|filter| &filter.kind) {
+            Some(HttpFilterKind::RateLimit(limit)) => limit.status,
+            _ => 0,
+        };
+        assert_eq!([0, 3, 5, 6].map(status), [429, 500, 501, 0]);
+    }
 }

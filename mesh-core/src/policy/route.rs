@@ -2,6 +2,7 @@
 //! (`envoy.config.route.v3`, Istio VirtualService, Linkerd ServiceProfile).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
@@ -77,8 +78,8 @@ pub struct Route {
     pub action: RouteAction,
     /// Header operations.
     pub headers: HeaderPolicy,
-    /// Filters that differ on this route, by instance name.
-    pub filters: FilterOverrides,
+    /// Filters that differ on this route, by instance name. Routes that differ in nothing of their own share it.
+    pub filters: Arc<FilterOverrides>,
     /// Linkerd response classes; empty = 5xx (and failing gRPC statuses) are failures.
     pub response_classes: Vec<ResponseClass>,
     /// The name under which its requests are counted (Envoy `stat_prefix`, the name of a ServiceProfile's route); empty =
@@ -95,7 +96,7 @@ impl Route {
             matcher,
             action,
             headers: HeaderPolicy::default(),
-            filters: FilterOverrides::new(),
+            filters: Arc::default(),
             response_classes: Vec::new(),
             stat_prefix: String::new(),
         }
@@ -105,7 +106,8 @@ impl Route {
     /// have that filter.
     #[must_use]
     pub fn with_fault(mut self, fault: Fault) -> Self {
-        self.filters.insert(FAULT_FILTER.to_owned(), FilterOverride::Fault(fault));
+        let filters = Arc::make_mut(&mut self.filters);
+        filters.insert(FAULT_FILTER.to_owned(), FilterOverride::Fault(fault).into());
         self
     }
 }
@@ -243,7 +245,8 @@ pub struct Forward {
     pub timeout: Option<Duration>,
     /// Time without a byte in either direction. None = unlimited.
     pub idle_timeout: Option<Duration>,
-    /// Ceiling on a gRPC caller's `grpc-timeout` (gRFC A31). None = the listener's; zero = no ceiling.
+    /// Ceiling on the time of a gRPC call, whatever its `grpc-timeout` (gRFC A31), in place of the listener's. None = the
+    /// listener's, as for other requests; zero = no ceiling, for these neither.
     pub max_stream_duration: Option<Duration>,
     /// Retry policy; beats the virtual host's. None = the virtual host's, else none.
     pub retry: Option<RetryPolicy>,
@@ -260,7 +263,7 @@ pub struct Forward {
     /// Where a consistent-hash balancer takes its hash from.
     pub hash: Vec<HashPolicy>,
     /// CORS answers for browsers.
-    pub cors: Option<Cors>,
+    pub cors: Option<Arc<Cors>>,
 }
 
 impl Forward {
@@ -322,7 +325,7 @@ pub struct WeightedCluster {
     pub name: ClusterName,
     /// Its weight, relative to the sum; 0 gets nothing.
     pub weight: u32,
-    /// Header operations for requests that go here, after the route's.
+    /// Header operations for requests that go here, before the route's.
     pub headers: HeaderPolicy,
     /// Filters that differ for requests that go here; they beat the route's.
     pub filters: FilterOverrides,

@@ -110,7 +110,7 @@ impl Report for InboundListener {
                 for (j, _) in host.routes.iter().enumerate().filter(|(_, route)| route.serves.is_none()) {
                     let field = format!("routes.virtual_hosts[{i}].routes[{j}]");
                     let effect = "a server only serves: without non_forwarding_action what matches is refused";
-                    out.push(Unenforced { resource: resource.clone(), field, effect });
+                    out.push(Unenforced::new(resource.clone(), field, effect));
                 }
             }
         }
@@ -138,13 +138,13 @@ fn filters(
             | HttpFilterKind::Session(_) => continue,
             HttpFilterKind::Skipped { .. } => "the filter is unknown here and marked optional: it is skipped",
         };
-        out.push(Unenforced { resource: resource.to_owned(), field: path, effect });
+        out.push(Unenforced::new(resource, path, effect));
     }
 }
 
 fn overrides(map: &FilterOverrides, resource: &str, path: &str, out: &mut Vec<Unenforced>) {
     for (name, filter) in map {
-        if let FilterOverride::RateLimit(limit) = filter {
+        if let FilterOverride::RateLimit(limit) = &**filter {
             effects(OUTBOUND_RATE_LIMIT, limit, resource, &format!("{path}filters[{name:?}]"), out);
         }
     }
@@ -152,11 +152,8 @@ fn overrides(map: &FilterOverrides, resource: &str, path: &str, out: &mut Vec<Un
 
 /// What of one filter is not enforced; `field` is the filter.
 fn effects<T>(table: &[Line<T>], policy: &T, resource: &str, field: &str, out: &mut Vec<Unenforced>) {
-    out.extend(table.iter().filter(|line| (line.used)(policy)).map(|line| Unenforced {
-        resource: resource.to_owned(),
-        field: field.to_owned(),
-        effect: line.effect,
-    }));
+    let used = table.iter().filter(|line| (line.used)(policy));
+    out.extend(used.map(|line| Unenforced::new(resource, field, line.effect)));
 }
 
 /// Of a rate limit on the client's side.
@@ -172,11 +169,8 @@ const OUTBOUND_RATE_LIMIT: &[Line<LocalRateLimit>] = &[
 ];
 
 fn look<T>(table: &[Line<T>], policy: &T, resource: &str, path: &str, out: &mut Vec<Unenforced>) {
-    out.extend(table.iter().filter(|line| (line.used)(policy)).map(|line| Unenforced {
-        resource: resource.to_owned(),
-        field: format!("{path}{}", line.field),
-        effect: line.effect,
-    }));
+    let used = table.iter().filter(|line| (line.used)(policy));
+    out.extend(used.map(|line| Unenforced::new(resource, format!("{path}{}", line.field), line.effect)));
 }
 
 // Never called: each names every field of its resources, so that a new one is a build error here. Enforce it or
@@ -298,7 +292,15 @@ fn endpoints_are_considered(endpoints: (Endpoints, LocalityEndpoints, Endpoint, 
         Endpoints { cluster: _, localities: _, drops: _, overprovisioning_factor: _ },
         LocalityEndpoints { locality: _, priority: _, weight: _, endpoints: _ },
         Endpoint { address: _, additional_addresses: _, weight: _, health: _, metadata: _ },
-        EndpointMetadata { mesh_tls: _, hostname: _, workload: _, lb: _, proxy: _, health_check: _ },
+        EndpointMetadata {
+            mesh_tls: _,
+            plaintext_refused: _,
+            hostname: _,
+            workload: _,
+            lb: _,
+            proxy: _,
+            health_check: _,
+        },
     ) = endpoints;
 }
 
@@ -315,6 +317,7 @@ fn listeners_are_considered(listener: Listener, inbound: InboundListener) {
         filters: _,
         routes: _,
         limits: InboundLimits { max_connections: _, max_concurrent_streams: _, max_connection_age: _ },
+        trusted_proxies: _,
     } = inbound;
 }
 

@@ -28,6 +28,9 @@ pub struct LoadStore {
     added: watch::Sender<()>,
 }
 
+/// Names of metrics kept of a locality: they are the endpoints', and while nobody hears of them they add up.
+const MOST_METRICS: usize = 256;
+
 /// The load of one cluster under one EDS service name.
 #[derive(Debug)]
 pub struct ClusterLoad {
@@ -242,7 +245,8 @@ impl LocalityLoad {
 
     /// Takes over what an endpoint said of itself, as far as policy wants it passed on (gRFC A85):
     /// `cpu_utilization`, `mem_utilization`, `application_utilization`, and what the report calls by name, such as
-    /// `named_metrics.queue`, singly or as `named_metrics.*`. Takes a lock: only for answers with a report.
+    /// `named_metrics.queue`, singly or as `named_metrics.*`, at most 256 names until they are reported. Takes a lock: only
+    /// for answers with a report.
     pub fn report(&self, report: &EndpointReport, policy: &LoadReport) {
         let wants = |name: &str| {
             let named = name.starts_with("named_metrics.") && policy.metrics.iter().any(|m| m == "named_metrics.*");
@@ -253,6 +257,9 @@ impl LocalityLoad {
         let named = report.metrics.iter().map(|(name, value)| (name.as_str(), *value));
         let mut metrics = self.metrics.lock();
         for (name, value) in own.chain(named).filter(|(name, value)| value.is_finite() && wants(name)) {
+            if metrics.len() >= MOST_METRICS && !metrics.contains_key(name) {
+                continue;
+            }
             let metric = metrics.entry(name.to_owned()).or_default();
             metric.requests += 1;
             metric.sum += value;

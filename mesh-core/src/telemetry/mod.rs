@@ -47,11 +47,17 @@ pub const CONNECTIONS_ACTIVE: &str = "mesh_cluster_connections_active";
 pub const CONFIG_RESOURCES: &str = "mesh_config_resources";
 /// Time for which no control plane has vouched for the configuration in use, seconds.
 pub const CONFIG_UNCONFIRMED: &str = "mesh_config_unconfirmed_seconds";
+/// Time for which the application's runtime has run no task, seconds; 0 below a second.
+pub const RUNTIME_STALLED: &str = "mesh_runtime_stalled_seconds";
+/// How often that was a second or longer.
+pub const RUNTIME_STALLS: &str = "mesh_runtime_stalls_total";
 /// When this process's certificate ends, what signed it, and the first of the roots it trusts; seconds since the Unix epoch.
 pub const CERTIFICATE_EXPIRY: &str = "mesh_certificate_expiry_timestamp_seconds";
 
 /// Most sets of labels that have a series of their own.
 const MOST_SERIES: usize = 16_384;
+/// Outcomes of a series that have counters of their own, and a few more: those of their class.
+const MOST_OUTCOMES: usize = 64;
 /// The destination service of those that have none.
 const OTHER: &str = "other";
 
@@ -160,6 +166,17 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// What it counts as: of gRPC's statuses only those that there are. The others are *unknown* (2), as with gRPC itself.
+    fn known(self) -> Self {
+        let status = self.grpc_status.map(|status| if (0..=16).contains(&status) { status } else { 2 });
+        Self { grpc_status: status, ..self }
+    }
+
+    /// The outcome of those that have none of their own: the first code of the class, no gRPC status, no flag.
+    fn of_class(self) -> Self {
+        Self { code: self.code / 100 * 100, grpc_status: None, flags: "-", grpc: self.grpc }
+    }
+
     /// Equality for every request: flags are nearly always the same text, not only the same words.
     fn is(&self, other: &Self) -> bool {
         self.code == other.code
@@ -169,11 +186,14 @@ impl Outcome {
     }
 }
 
+/// Series by what they are of. Labels are large, and a table has free places: these are not to be as large.
+type Table<K, S> = HashMap<K, Arc<S>, foldhash::fast::FixedState>;
+
 /// All series of one mesh. Passed in, never global.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    series: Mutex<HashMap<RequestLabels, Arc<RequestSeries>, foldhash::fast::FixedState>>,
-    tcp: Mutex<HashMap<(RequestLabels, &'static str), Arc<TcpSeries>, foldhash::fast::FixedState>>,
+    series: Mutex<Table<Box<RequestLabels>, RequestSeries>>,
+    tcp: Mutex<Table<(Box<RequestLabels>, &'static str), TcpSeries>>,
     routes: Mutex<BTreeMap<RouteLabels, Arc<RouteSeries>>>,
     health: Mutex<BTreeMap<ClusterName, Arc<HealthSeries>>>,
     decisions: Decisions,
@@ -224,16 +244,16 @@ impl Metrics {
             return found.clone();
         }
         let labels = if series.len() < MOST_SERIES { labels.clone() } else { labels.of_other() };
-        series.entry(labels).or_default().clone()
+        series.entry(Box::new(labels)).or_default().clone()
     }
 
     /// The series of raw connections with `labels` and a response flag (`-`: none), made on first use. Keep the
     /// answer. Their number has the same bound.
     pub fn tcp(&self, labels: &RequestLabels, flags: &'static str) -> Arc<TcpSeries> {
         let mut series = self.tcp.lock();
-        let mut key = (labels.clone(), flags);
+        let mut key = (Box::new(labels.clone()), flags);
         if series.len() >= MOST_SERIES && !series.contains_key(&key) {
-            key.0 = labels.of_other();
+            *key.0 = labels.of_other();
         }
         series.entry(key).or_default().clone()
     }
@@ -278,9 +298,13 @@ impl Metrics {
         &self.decisions
     }
 
-    /// The health of a cluster's endpoints, made on first use. Not for the request path: keep the answer.
+    /// The health of a cluster's endpoints, made on first use; beyond 16,384 clusters those that are new share the name
+    /// `other`. Not for the request path: keep the answer.
     pub fn health(&self, cluster: &ClusterName) -> Arc<HealthSeries> {
-        self.health.lock().entry(cluster.clone()).or_default().clone()
+        let mut health = self.health.lock();
+        let full = health.len() >= MOST_SERIES && !health.contains_key(cluster);
+        let cluster = if full { OTHER.into() } else { cluster.clone() };
+        health.entry(cluster).or_default().clone()
     }
 
     /// The health of every cluster that is watched, in order.
@@ -303,11 +327,16 @@ impl Metrics {
 }
 
 impl RequestSeries {
-    /// Counts one completed request.
+    /// Counts one completed request. Codes and statuses are the peer's: of 64 outcomes on, a new one counts as the first
+    /// code of its class (200, 400), without gRPC status and flag.
     #[inline]
     pub fn record(&self, outcome: Outcome, duration: Duration) {
+        let mut outcome = outcome.known();
         let mut place = &self.first;
-        loop {
+        for nth in 0.. {
+            if nth == MOST_OUTCOMES {
+                outcome = outcome.of_class();
+            }
             // Another one may be put there meanwhile: then it is the next.
             let counted = place.get().unwrap_or_else(|| place.get_or_init(|| Counted::new(outcome)));
             if counted.outcome.is(&outcome) {
@@ -377,6 +406,73 @@ mod tests {
         };
         assert_eq!((routes.len(), count(OTHER), count("reviews:80")), (MOST_SERIES + 1, 3, MOST_SERIES as u64));
         assert_eq!(routes.iter().map(|(_, series)| series.failures()).sum::<u64>(), 1);
+    }
+
+    /// The bytes that 100,000 names make a process hold, and its series.
+    fn held(mut name: impl FnMut(&Metrics, u32)) -> (i64, usize) {
+        let metrics = Metrics::default();
+        let cost = allocation_counter::measure(|| (0..100_000).for_each(|number| name(&metrics, number)));
+        let mut series = metrics.all_routes().len() + metrics.all_health().len() + metrics.decisions().all().len();
+        metrics.visit(|_, _, _| series += 1);
+        metrics.visit_tcp(|_, _, _| series += 1);
+        (cost.bytes_current, series)
+    }
+
+    #[test]
+    fn a_hundred_thousand_names_hold_no_more_than_their_bound_r38() {
+        let host = |number: u32| labels(format!("{number}.default.svc.cluster.local"));
+        let claimed = |number: u32| RequestLabels {
+            source: PeerLabels {
+                principal: format!("spiffe://cluster.local/ns/a/sa/{number}"),
+                ..PeerLabels::default()
+            },
+            ..labels("reviews".to_owned())
+        };
+        let decision = |number: u32| DecisionLabels {
+            policy: format!("ns[a]-policy[{number}]"),
+            action: "deny",
+            decision: "denied",
+            dry_run: false,
+        };
+        let code = |number: u32| Outcome { code: 100 + (number % 900) as u16, ..OK };
+        let status = |number: u32| Outcome { grpc_status: Some(number as i32), grpc: true, ..OK };
+        type Name<'a> = &'a dyn Fn(&Metrics, u32);
+        let names: [(&str, Name<'_>, usize); 8] = [
+            ("hosts", &|metrics, n| metrics.series(&host(n)).record(OK, Duration::ZERO), MOST_SERIES + 1),
+            ("principals", &|metrics, n| metrics.series(&claimed(n)).record(OK, Duration::ZERO), MOST_SERIES + 1),
+            ("raw connections", &|metrics, n| metrics.tcp(&host(n), "-").open(), MOST_SERIES + 1),
+            (
+                "routes",
+                &|metrics, n| metrics.route("a:80", &n.to_string()).record(true, Duration::ZERO),
+                MOST_SERIES + 1,
+            ),
+            ("clusters", &|metrics, n| metrics.health(&n.to_string().as_str().into()).checked(true), MOST_SERIES + 1),
+            (
+                "policies",
+                &|metrics, n| {
+                    metrics.decisions().counter(decision(n)).fetch_add(1, Ordering::Relaxed);
+                },
+                257,
+            ),
+            // And one for each class.
+            ("codes", &|metrics, n| metrics.series(&host(0)).record(code(n), Duration::ZERO), MOST_OUTCOMES + 9),
+            ("statuses", &|metrics, n| metrics.series(&host(0)).record(status(n), Duration::ZERO), 17),
+        ];
+        for (what, name, most) in names {
+            let (bytes, series) = held(name);
+            assert_eq!(series, most, "{what}");
+            // R38's bound is for all there is of one kind.
+            assert!(bytes < 16 << 20, "{what}: {bytes} bytes");
+        }
+        // The control: as many series without a bound.
+        let mut unbounded = HashMap::new();
+        let cost = allocation_counter::measure(|| {
+            for number in 0..100_000 {
+                let series: &mut Arc<RequestSeries> = unbounded.entry(host(number)).or_default();
+                series.record(OK, Duration::ZERO);
+            }
+        });
+        assert!(cost.bytes_current > 48 << 20, "{cost:?}");
     }
 
     #[test]

@@ -37,11 +37,14 @@ pub enum ServerUri {
 /// `server_features`; unknown ones are ignored (gRFC A30, A53, A81, A88).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ServerFeatures {
-    /// `ignore_resource_deletion` (A53): a resource that the server deleted stays in use.
+    /// `ignore_resource_deletion` (A53): a resource that the server deleted stays in use. Read and without effect, for so it
+    /// is here with every server; what decides is [`fail_on_data_errors`](Self::fail_on_data_errors), before which this one
+    /// gives way (A88 puts that in its place).
     pub ignore_resource_deletion: bool,
     /// `trusted_xds_server` (A81): it may order authority rewriting.
     pub trusted_xds_server: bool,
-    /// `fail_on_data_errors` (A88): a deletion or a refused resource takes the last good one out of use.
+    /// `fail_on_data_errors` (A88): a deletion or a refused resource takes the last good one out of use, whatever
+    /// [`ignore_resource_deletion`](Self::ignore_resource_deletion) says.
     pub fail_on_data_errors: bool,
     /// `resource_timer_is_transient_error` (A88): a resource that does not come in time may still come, so
     /// it counts as late and not as missing.

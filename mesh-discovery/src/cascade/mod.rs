@@ -38,6 +38,8 @@ pub(crate) trait Resources {
     fn release(&mut self, by: SubscriptionId, key: &Key);
     /// The subscriptions that want it.
     fn users(&self, key: &Key) -> &[SubscriptionId];
+    /// Everything that a subscription wants.
+    fn wanted_by(&self, by: SubscriptionId) -> Vec<Key>;
     /// What is known of one that is wanted.
     fn known(&self, kind: Kind, name: &str) -> Known<'_, Resource>;
 }
@@ -53,6 +55,10 @@ impl<C: crate::xds::Codec<Value = Resource>> Resources for Ads<C> {
 
     fn users(&self, key: &Key) -> &[SubscriptionId] {
         Ads::users(self, key)
+    }
+
+    fn wanted_by(&self, by: SubscriptionId) -> Vec<Key> {
+        Ads::wanted_by(self, by)
     }
 
     fn known(&self, kind: Kind, name: &str) -> Known<'_, Resource> {
@@ -139,17 +145,27 @@ impl Cascade {
 
     /// Looks again at everything that uses one of the changed resources.
     pub(crate) fn changed(&mut self, keys: &[Key], resources: &mut impl Resources) {
-        let mut affected: SmallVec<[SubscriptionId; 4]> =
-            keys.iter().flat_map(|key| resources.users(key)).copied().collect();
-        affected.sort_unstable();
-        affected.dedup();
         let Some(first) = keys.iter().map(|key| key.kind).min() else { return };
-        for id in affected {
+        for id in affected(keys, resources) {
             // What changes all the time is who serves the clusters: then the rest need not be walked through.
             if !(first == Kind::Endpoints && self.move_endpoints(id, resources)) {
                 self.refresh(id, first, resources);
             }
         }
+    }
+
+    /// After a look at what uses these has panicked: what it wanted and could not note any more is followed like the
+    /// rest, so that it is let go of.
+    pub(crate) fn mend(&mut self, keys: &[Key], resources: &impl Resources) {
+        affected(keys, resources).into_iter().for_each(|id| self.mend_one(id, resources));
+    }
+
+    /// The same for one subscription.
+    pub(crate) fn mend_one(&mut self, id: SubscriptionId, resources: &impl Resources) {
+        let Some(followed) = self.followed.get_mut(&id) else { return };
+        let mut wanted = resources.wanted_by(id);
+        wanted.sort_unstable();
+        followed.uses = wanted.into();
     }
 
     /// Publishes what is published with the endpoints as they are now, for a subscription of which nothing else has
@@ -240,6 +256,14 @@ impl Cascade {
             unused.for_each(|key| resources.release(id, key));
         }
     }
+}
+
+/// The subscriptions that use one of these.
+fn affected(keys: &[Key], resources: &impl Resources) -> SmallVec<[SubscriptionId; 4]> {
+    let mut affected: SmallVec<[_; 4]> = keys.iter().flat_map(|key| resources.users(key)).copied().collect();
+    affected.sort_unstable();
+    affected.dedup();
+    affected
 }
 
 /// The published snapshot with its clusters as they are now: what cannot be brought up to date stays.

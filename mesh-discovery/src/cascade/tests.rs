@@ -48,6 +48,10 @@ impl Resources for Plane {
         self.wanted.get(key).map_or(&[], Vec::as_slice)
     }
 
+    fn wanted_by(&self, by: SubscriptionId) -> Vec<Key> {
+        self.wanted.iter().filter(|(_, users)| users.contains(&by)).map(|(key, _)| key.clone()).collect()
+    }
+
     fn known(&self, kind: Kind, name: &str) -> Known<'_, Resource> {
         let key = &Key::new(kind, name);
         assert!(self.wanted.contains_key(key), "{key} was not asked for");

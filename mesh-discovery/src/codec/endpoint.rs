@@ -26,6 +26,8 @@ pub(super) use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignme
 
 /// Metadata whose `tlsMode: istio` marks an endpoint that takes mesh mTLS.
 const TLS_MODE: (&str, &str, &str) = ("envoy.transport_socket_match", "tlsMode", "istio");
+/// Metadata with which a control plane of ours says that an endpoint is sent nothing in plaintext.
+const STRICT: (&str, &str, &str) = ("mesh", "plaintext", "refused");
 /// Metadata whose `workload` says who runs there.
 const WORKLOAD: (&str, &str) = ("istio", "workload");
 /// Typed metadata that names an HTTP CONNECT proxy (gRFC A86).
@@ -339,6 +341,10 @@ fn encode_metadata(facts: &EndpointMetadata) -> Option<Metadata> {
         let (key, field, value) = TLS_MODE;
         extension::put_struct(&mut metadata, key, HashMap::from([(field.to_owned(), extension::string(value))]));
     }
+    if facts.plaintext_refused {
+        let (key, field, value) = STRICT;
+        extension::put_struct(&mut metadata, key, HashMap::from([(field.to_owned(), extension::string(value))]));
+    }
     if let Some(w) = &facts.workload {
         let text = [&w.name, &w.namespace, &w.canonical_name, &w.canonical_revision, &w.cluster];
         let text = text.map(String::as_str).join(";");
@@ -357,9 +363,10 @@ fn encode_metadata(facts: &EndpointMetadata) -> Option<Metadata> {
 
 pub(super) fn read_metadata(hostname: &str, metadata: Option<&Metadata>) -> EndpointMetadata {
     let text = |key, field| extension::struct_field(metadata, key, field).and_then(extension::as_str);
-    let (key, field, value) = TLS_MODE;
+    let says = |(key, field, value)| text(key, field) == Some(value);
     EndpointMetadata {
-        mesh_tls: text(key, field) == Some(value),
+        mesh_tls: says(TLS_MODE),
+        plaintext_refused: says(STRICT),
         hostname: non_empty(hostname),
         workload: text(WORKLOAD.0, WORKLOAD.1).map(read_workload),
         lb: extension::read_lb_metadata(metadata),

@@ -48,12 +48,16 @@ pub(super) fn decode(proto: &HttpFault, at: &At<'_>, report: &mut Report) -> Fau
             max_active_faults_runtime, response_rate_limit_percent_runtime, abort_grpc_status_runtime,
             disable_downstream_cluster_stats, filter_metadata,
         ],
-        downstream_nodes => "faults apply to every caller",
+        downstream_nodes => "faults are for these nodes alone, and who this one is the decoder does not know: none is injected",
         response_rate_limit => "answers are not slowed down",
     });
+    let delay = proto.delay.as_ref().and_then(|d| read_delay(d, &at.field("delay"), report));
+    let abort = proto.abort.as_ref().and_then(|a| read_abort(a, &at.field("abort"), report));
+    // What is meant for one node must not hit all.
+    let is_ours = proto.downstream_nodes.is_empty();
     Fault {
-        delay: proto.delay.as_ref().and_then(|d| read_delay(d, &at.field("delay"), report)),
-        abort: proto.abort.as_ref().and_then(|a| read_abort(a, &at.field("abort"), report)),
+        delay: delay.filter(|_| is_ours),
+        abort: abort.filter(|_| is_ours),
         headers: matcher::read_headers(&proto.headers, at, "headers", report),
         cluster: common::non_empty(&proto.upstream_cluster).map(|name| ClusterName::from(name.as_str())),
         max_active: proto.max_active_faults.map(|n| n.value),
@@ -113,5 +117,30 @@ fn read_share(
     match proto {
         Some(share) => common::read_fraction(share, &at.field("percentage"), report),
         None => Some(PerMillion::NONE),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_that_is_meant_for_some_nodes_hits_none() {
+        let share = PerMillion::ALL;
+        let fault = Fault {
+            delay: Some(FaultDelay { duration: Some(std::time::Duration::from_secs(1)), share }),
+            abort: Some(FaultAbort { status: Some(AbortStatus::Http(503)), share }),
+            ..Fault::default()
+        };
+        for nodes in [vec![], vec!["another".to_owned()]] {
+            let mut report = Report::new("listener", "a");
+            let proto = HttpFault { downstream_nodes: nodes.clone(), ..encode(&fault) };
+            let read = decode(&proto, &At::ROOT, &mut report);
+            let fields: Vec<_> = report.finish(Some(())).unwrap().unenforced.into_iter().map(|u| u.field).collect();
+            // The control: one that is meant for everybody is injected.
+            let (injected, listed) =
+                if nodes.is_empty() { (fault.clone(), vec![]) } else { (Fault::default(), vec!["downstream_nodes"]) };
+            assert_eq!((read, fields), (injected, listed.into_iter().map(str::to_owned).collect()));
+        }
     }
 }

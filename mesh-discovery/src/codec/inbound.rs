@@ -64,6 +64,7 @@ pub(super) fn encode(listener: &InboundListener) -> Proto {
         policies: extras
             .filter(|e| e.policy.is_some() || e.custom.is_some() || e.route || !e.rules.is_empty())
             .collect(),
+        trusted_proxies: listener.trusted_proxies,
     };
     let mut metadata = None;
     extension::put(&mut metadata, "InboundPolicy", &ours);
@@ -178,6 +179,7 @@ pub(super) fn decode(proto: &Proto, at: &At<'_>, report: &mut Report) -> Option<
         filters,
         routes,
         limits: InboundLimits { max_connections: ours.max_connections, ..limits },
+        trusted_proxies: ours.trusted_proxies,
     })
 }
 

@@ -205,8 +205,8 @@ fn read_changes(
 ) -> BTreeMap<String, Change> {
     let place: Rc<str> = place.into();
     let overrides = route_extra::decode_overrides(configs, at, report);
-    let limits = overrides.filters.into_iter().filter_map(|(name, filter)| match filter {
-        FilterOverride::RateLimit(limit) => Some((name, Guard::RateLimit(Box::new(limit)))),
+    let limits = overrides.filters.iter().filter_map(|(name, filter)| match &**filter {
+        FilterOverride::RateLimit(limit) => Some((name.clone(), Guard::RateLimit(Box::new(limit.clone())))),
         // A server has no such filters; and one that is off is among the others.
         _ => None,
     });

@@ -122,7 +122,7 @@ pub struct Decoded<T> {
     /// The policy.
     pub value: T,
     /// What was accepted and is not enforced: fields that have no place in the policy, then what
-    /// [`unenforced`] says of the policy; at most 1024.
+    /// [`unenforced`] says of the policy; at most 1024, of which the last may stand for all that are not listed.
     pub unenforced: Vec<Unenforced>,
     /// Certificate provider instances that it names; whether they exist is the bootstrap's to say (gRFC A29).
     pub providers: Vec<ProviderInstance>,
@@ -330,7 +330,12 @@ fn decode<P: Message + Default, T>(
     }
     let value = fields(&proto, &At::ROOT, &mut report);
     let mut decoded = report.finish(value)?;
-    decoded.unenforced.extend(not_enforced(&decoded.value));
-    decoded.unenforced.truncate(MAX_UNENFORCED);
+    let all = &mut decoded.unenforced;
+    all.extend(not_enforced(&decoded.value));
+    if all.len() > MAX_UNENFORCED {
+        let unlisted = all.drain(MAX_UNENFORCED - 1..).map(|line| line.fields).sum();
+        let resource = all[0].resource.clone();
+        all.push(Unenforced::more(resource, unlisted));
+    }
     Ok(decoded)
 }

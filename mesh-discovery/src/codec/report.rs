@@ -75,6 +75,7 @@ pub(super) struct Report {
     providers: Vec<ProviderInstance>,
     patterns: PatternRoom,
     dropped: usize,
+    unlisted: usize,
 }
 
 impl Report {
@@ -89,6 +90,7 @@ impl Report {
             providers: Vec::new(),
             patterns: PatternRoom::default(),
             dropped: 0,
+            unlisted: 0,
         }
     }
 
@@ -124,7 +126,9 @@ impl Report {
     /// Accepts the field at `at` without doing what it says.
     pub(super) fn unenforced(&mut self, at: &At<'_>, effect: &'static str) {
         if self.unenforced.len() < MAX_FINDINGS {
-            self.unenforced.push(Unenforced { resource: self.resource(), field: at.to_string(), effect });
+            self.unenforced.push(Unenforced::new(self.resource(), at.to_string(), effect));
+        } else {
+            self.unlisted += 1;
         }
     }
 
@@ -150,6 +154,9 @@ impl Report {
         }
         match value {
             Some(value) if self.problems.is_empty() => {
+                if self.unlisted > 0 {
+                    self.unenforced.push(Unenforced::more(self.resource(), self.unlisted));
+                }
                 Ok(Decoded { value, unenforced: self.unenforced, providers: self.providers })
             }
             _ => Err(DecodeError { resource: self.resource(), problems: self.problems }),
@@ -225,3 +232,19 @@ macro_rules! consider {
     }};
 }
 pub(super) use consider;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_beyond_those_that_are_listed_are_counted() {
+        for (set, listed) in [(MAX_FINDINGS, MAX_FINDINGS), (MAX_FINDINGS + 7, MAX_FINDINGS + 1)] {
+            let mut report = Report::new("cluster", "a");
+            (0..set).for_each(|i| report.unenforced(&At::ROOT.item("endpoints", i), "nothing happens"));
+            let found = report.finish(Some(())).unwrap().unenforced;
+            assert_eq!((found.len(), found.iter().map(|line| line.fields).sum::<usize>()), (listed, set));
+            assert_eq!(found.last().unwrap().field == "and 7 more", set > MAX_FINDINGS, "{:?}", found.last());
+        }
+    }
+}

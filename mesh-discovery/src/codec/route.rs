@@ -2,6 +2,7 @@
 //! are next door in `route_action`.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::Metadata;
 use envoy_types::pb::envoy::config::route::v3::{
@@ -146,7 +147,7 @@ fn decode_virtual_host(
     let overrides = route_extra::decode_overrides(&proto.typed_per_filter_config, at, report);
     let mut overrides = overrides.inside(&outer.filters);
     if let (None, Some(field)) = (&overrides.cors, &proto.cors) {
-        overrides.cors = super::cors::decode_field(field, &at.field("cors"), report);
+        overrides.cors = super::cors::decode_field(field, &at.field("cors"), report).map(Arc::new);
     }
     let ours: VirtualHostPolicy = extension::take(proto.metadata.as_ref(), "VirtualHostPolicy", at, report);
     let own_mirrors = decode_mirrors(&proto.request_mirror_policies, at, report);
@@ -224,7 +225,7 @@ fn encode_route(route: &Route) -> xds::Route {
         ..Default::default()
     };
     let cors = match &route.action {
-        RouteAction::Forward(forward) => forward.cors.as_ref(),
+        RouteAction::Forward(forward) => forward.cors.as_deref(),
         _ => None,
     };
     let action = route_action::encode(&route.action, &mut ours);

@@ -1,5 +1,6 @@
 //! What a route does: forwarding, redirects, direct answers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::{DataSource, RoutingPriority, data_source::Specifier};
@@ -52,7 +53,7 @@ pub(super) fn encode(action: &RouteAction, ours: &mut RoutePolicy) -> route::Act
 pub(super) fn decode(
     proto: Option<&route::Action>,
     ours: &RoutePolicy,
-    cors: Option<Cors>,
+    cors: Option<Arc<Cors>>,
     outer: &Outer,
     at: &At<'_>,
     report: &mut Report,
@@ -116,7 +117,7 @@ fn encode_forward(forward: &Forward, ours: &mut RoutePolicy) -> xds::RouteAction
 fn decode_forward(
     proto: &Proto,
     ours: &RoutePolicy,
-    cors: Option<Cors>,
+    cors: Option<Arc<Cors>>,
     outer: &Outer,
     at: &At<'_>,
     report: &mut Report,
@@ -136,7 +137,8 @@ fn decode_forward(
     let retry = proto.retry_policy.as_ref();
     let retry = retry.and_then(|r| retry::decode(r, &extra, &at.field("retry_policy"), report));
     let field = proto.cors.as_ref();
-    let cors = cors.or_else(|| field.and_then(|c| cors::decode_field(c, &at.field("cors"), report)));
+    let own = || cors::decode_field(field?, &at.field("cors"), report).map(Arc::new);
+    let cors = cors.or_else(own);
     let rewrite = decode_rewrite(proto, at, report);
     Some(Forward {
         to: decode_choice(proto.cluster_specifier.as_ref(), at, report)?,
@@ -295,7 +297,7 @@ fn decode_weights(proto: &SplitProto, at: &At<'_>, report: &mut Report) -> Optio
             name: ClusterName::from(entry.name.as_str()),
             weight: entry.weight.map_or(0, |w| w.value),
             headers: read_policy!(entry, &at, report),
-            filters: overrides.filters,
+            filters: Arc::unwrap_or_clone(overrides.filters),
             authority,
             metadata_match: extension::read_lb_metadata(entry.metadata_match.as_ref()),
         });

@@ -1,6 +1,7 @@
 //! What routes carry beside their own fields: our typed metadata and per-filter overrides (gRFC A39).
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::route::v3::FilterConfig;
 use envoy_types::pb::envoy::extensions::filters::http::cors::v3::CorsPolicy;
@@ -23,10 +24,10 @@ const CORS_FILTER: &str = "envoy.filters.http.cors";
 /// Filter configurations of one level of a route configuration.
 #[derive(Default)]
 pub(super) struct Overrides {
-    pub(super) filters: FilterOverrides,
+    pub(super) filters: Arc<FilterOverrides>,
     /// Of a server's filters, by instance name, of this level alone: they are applied where they are read.
     pub(super) guards: BTreeMap<String, Guard>,
-    pub(super) cors: Option<Cors>,
+    pub(super) cors: Option<Arc<Cors>>,
 }
 
 /// How a filter that guards a server differs in one place.
@@ -44,12 +45,19 @@ pub(super) enum Guard {
 }
 
 impl Overrides {
-    /// What holds one level further in: the more specific configuration replaces the other.
-    pub(super) fn inside(&self, outer: &Self) -> Self {
-        let mut filters = outer.filters.clone();
-        filters.extend(self.filters.clone());
-        let cors = self.cors.clone().or_else(|| outer.cors.clone());
-        Self { filters, guards: BTreeMap::new(), cors }
+    /// What holds one level further in: the more specific configuration replaces the other. A level without any of its
+    /// own, as nearly every route is, shares the other's.
+    pub(super) fn inside(self, outer: &Self) -> Self {
+        let filters = match (self.filters.is_empty(), outer.filters.is_empty()) {
+            (true, _) => outer.filters.clone(),
+            (_, true) => self.filters,
+            _ => {
+                let mut filters = FilterOverrides::clone(&outer.filters);
+                filters.extend(Arc::unwrap_or_clone(self.filters));
+                filters.into()
+            }
+        };
+        Self { filters, guards: BTreeMap::new(), cors: self.cors.or_else(|| outer.cors.clone()) }
     }
 }
 
@@ -68,7 +76,7 @@ pub(super) fn encode_overrides(filters: &FilterOverrides, cors: Option<&Cors>) -
     };
     let mut configs = HashMap::new();
     for (name, filter) in filters {
-        let config = match filter {
+        let config = match &**filter {
             FilterOverride::Disabled => encode_switch(false),
             FilterOverride::Enabled => encode_switch(true),
             FilterOverride::Fault(fault) => extension::pack(url::FAULT, &fault::encode(fault)),
@@ -91,41 +99,50 @@ pub(super) fn encode_overrides(filters: &FilterOverrides, cors: Option<&Cors>) -
 /// Reads `typed_per_filter_config`: a key that names no filter is no error, an unknown type is one
 /// unless it is optional.
 pub(super) fn decode_overrides(configs: &HashMap<String, Any>, at: &At<'_>, report: &mut Report) -> Overrides {
-    let mut overrides = Overrides::default();
+    let (mut overrides, mut filters) = (Overrides::default(), FilterOverrides::new());
     // In the order of the keys, so that reports don't change from one decoding to the next.
     for (key, any) in configs.iter().collect::<BTreeMap<_, _>>() {
-        read_override(key, any, &mut overrides, &at.key("typed_per_filter_config", key), report);
+        let at = at.key("typed_per_filter_config", key);
+        let filter = read_override(key, any, &mut overrides, &at, report);
+        filters.extend(filter.map(|filter| (key.to_owned(), filter.into())));
+    }
+    if !filters.is_empty() {
+        overrides.filters = filters.into();
     }
     overrides
 }
 
-fn read_override(key: &str, any: &Any, overrides: &mut Overrides, at: &At<'_>, report: &mut Report) {
+fn read_override(
+    key: &str,
+    any: &Any,
+    overrides: &mut Overrides,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<FilterOverride> {
     let mut wrapper = FilterConfig { config: Some(any.clone()), ..Default::default() };
     let wrapped = any.type_url == url::FILTER_CONFIG;
     if wrapped {
         match extension::unpack(any, at, report) {
             Some(inner) => wrapper = inner,
-            None => return,
+            None => return None,
         }
     }
     let kind = wrapper.config.as_ref().map(extension::type_of).unwrap_or_default();
     if wrapper.disabled {
-        match kind.as_str() {
-            url::CORS_POLICY => overrides.cors = None,
-            _ => {
-                overrides.filters.insert(key.to_owned(), FilterOverride::Disabled);
-                overrides.guards.insert(key.to_owned(), Guard::Off);
-            }
+        if kind == url::CORS_POLICY {
+            overrides.cors = None;
+            return None;
         }
-        return;
+        overrides.guards.insert(key.to_owned(), Guard::Off);
+        return Some(FilterOverride::Disabled);
     }
     let Some(config) = &wrapper.config else {
         if !wrapper.is_optional {
             report.problem(at, "a configuration is required");
         }
-        return;
+        return None;
     };
-    let filter = match kind.as_str() {
+    match kind.as_str() {
         url::FAULT => extension::unpack::<HttpFault>(config, at, report)
             .map(|fault| FilterOverride::Fault(fault::decode(&fault, at, report))),
         url::RATE_LIMIT => extension::unpack(config, at, report)
@@ -135,8 +152,8 @@ fn read_override(key: &str, any: &Any, overrides: &mut Overrides, at: &At<'_>, r
             extension::unpack(config, at, report).and_then(|s| session::decode_per_route(&s, at, report))
         }
         url::CORS_POLICY => {
-            overrides.cors =
-                extension::unpack::<CorsPolicy>(config, at, report).and_then(|c| cors::decode(&c, at, report));
+            let policy = extension::unpack::<CorsPolicy>(config, at, report);
+            overrides.cors = policy.and_then(|policy| cors::decode(&policy, at, report)).map(Arc::new);
             None
         }
         url::RBAC_PER_ROUTE => {
@@ -162,8 +179,7 @@ fn read_override(key: &str, any: &Any, overrides: &mut Overrides, at: &At<'_>, r
             report.problem(at, format!("the filter type {kind:?} is not supported and not optional"));
             None
         }
-    };
-    overrides.filters.extend(filter.map(|filter| (key.to_owned(), filter)));
+    }
 }
 
 fn read_jwt(config: &Any, at: &At<'_>, report: &mut Report) -> Option<Guard> {

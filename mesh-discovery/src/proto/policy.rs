@@ -288,6 +288,9 @@ pub struct InboundPolicy {
     /// What single RBAC filters cannot say.
     #[prost(message, repeated, tag = "2")]
     pub policies: Vec<AuthorizationExtra>,
+    /// Trusted proxies before the workload: the connection manager's own field for them is refused by gRPC (A41).
+    #[prost(uint32, tag = "3")]
+    pub trusted_proxies: u32,
 }
 
 /// What one RBAC filter cannot say.

@@ -128,7 +128,7 @@ impl CertificateAuthorityClient {
         now: u64,
     ) -> Result<Identity, CertificateRefused> {
         let mut key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let identity = match self.ask(proof, &key).await {
+        let identity = match self.ask(proof, &key, now).await {
             Ok(answer) => self.identity(answer, &key, generation, now),
             Err(refused) => Err(refused),
         };
@@ -137,7 +137,12 @@ impl CertificateAuthorityClient {
         identity
     }
 
-    async fn ask(&self, proof: Proof<'_>, key: &KeyPair) -> Result<IstioCertificateResponse, CertificateRefused> {
+    async fn ask(
+        &self,
+        proof: Proof<'_>,
+        key: &KeyPair,
+        now: u64,
+    ) -> Result<IstioCertificateResponse, CertificateRefused> {
         let mut params = CertificateParams::default();
         // Names are the CA's to give: it takes them from the proof, never from the request.
         params.distinguished_name = DistinguishedName::new();
@@ -158,10 +163,12 @@ impl CertificateAuthorityClient {
                     },
                     None => None,
                 };
+                // An authority that goes by the same clock takes no certificate that has not begun.
+                let shown = Some(identity).filter(|identity| token.is_none() || now >= identity.not_before());
                 if let Some(token) = token {
                     request.metadata_mut().insert("authorization", bearer(&token)?);
                 }
-                self.connector.connect_as(Some(identity)).await?
+                self.connector.connect_as(shown).await?
             }
             Proof::Token(token) => {
                 if let Some(token) = token {

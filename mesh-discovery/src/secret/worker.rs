@@ -164,7 +164,8 @@ struct Proved {
 }
 
 impl Authority for Proved {
-    /// The certificate of the moment proves its renewal; once it has ended, only a token can.
+    /// The certificate of the moment proves its renewal; once it has ended, only a token can. Before it has begun, a token
+    /// that is good more than once does.
     async fn next(&self, current: Option<&Identity>, now: u64) -> Result<Identity, CertificateRefused> {
         match current {
             Some(current) if now < current.not_after() => {
@@ -201,7 +202,7 @@ async fn run(
     let (mut ending, mut leaf) = (EndingRoots::default(), Leaf::renewed_here(&renewals));
     let mut current: Option<Arc<Identity>> = None;
     loop {
-        match authority.next(current.as_deref(), clock()).await {
+        match authority.next(current.as_deref(), clock()).await.and_then(|next| in_force(next, clock())) {
             Ok(identity) => {
                 backoff.reset();
                 let renew_at = schedule::renew_at(clock(), identity.not_after(), random.f64());
@@ -225,6 +226,17 @@ async fn run(
     }
 }
 
+/// Takes no certificate whose time is not now: it helps as little as none, and what follows it waits as after a failure.
+fn in_force(identity: Identity, now: u64) -> Result<Identity, CertificateRefused> {
+    let (begins, ends) = (identity.not_before(), identity.not_after());
+    if (begins..ends).contains(&now) {
+        return Ok(identity);
+    }
+    Err(CertificateRefused::Chain(format!(
+        "it is good from {begins} to {ends} and here it is {now} (seconds since 1970): check the clocks of both ends"
+    )))
+}
+
 /// Keeps an identity in force until it is to be renewed, and takes up other roots meanwhile.
 async fn attend(
     authority: &impl Authority,
@@ -240,7 +252,8 @@ async fn attend(
             let mut other = pin!(authority.other_roots(&identity));
             loop {
                 warn_of_ending(ending, identity.bundles(), clock());
-                let Some(nap) = schedule::nap(clock(), renew_at) else { return identity.clone() };
+                let nap = schedule::nap(clock(), identity.not_before(), renew_at);
+                let Some(nap) = nap else { return identity.clone() };
                 tokio::select! {
                     () = tokio::time::sleep(nap) => {}
                     other = other.as_mut() => break other,

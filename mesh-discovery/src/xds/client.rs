@@ -97,7 +97,7 @@ impl XdsClient {
         let owner = saved::owner(&config.bootstrap);
         let snapshot = config.snapshot.map(|snapshot| {
             let (account, saved) = Account::open(snapshot, &config.bootstrap, now);
-            saved.into_iter().for_each(|saved| ads.restore(saved, account.until()));
+            saved.into_iter().for_each(|saved| ads.restore(saved));
             account
         });
         let (commands, received) = mpsc::unbounded_channel();

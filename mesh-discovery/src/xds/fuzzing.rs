@@ -157,6 +157,8 @@ struct Plane {
     introduced: bool,
     /// By type: what the client has asked for on this stream.
     asked: [Option<BTreeSet<String>>; 4],
+    /// By type: the generation of what the client was told last on this stream; none if that was nothing, or no good.
+    told: [BTreeMap<String, u16>; 4],
     nonces: BTreeSet<String>,
 }
 
@@ -348,6 +350,57 @@ impl<'a> World<'a> {
                 response.removed.push(foreign);
             }
         }
+        self.send(server, kind, response);
+    }
+
+    /// Answers as a good control plane does: with what the client has not been told on this stream, and with nothing if it
+    /// was told everything.
+    fn answer_due(&mut self, server: ServerId, kind: Kind) {
+        self.release();
+        let plane = &self.planes[usize::from(server)];
+        let Some(asked) = plane.asked[kind.index()].clone().filter(|_| plane.open) else { return };
+        let (generation, told) = (plane.generation, plane.told[kind.index()].clone());
+        let is_due = |name: &String| told.get(name) != Some(&generation);
+        if !asked.iter().any(is_due) {
+            return;
+        }
+        let whole = self.says_everything(server, kind);
+        let mut response = self.response(server, kind);
+        response.version = format!("{generation}");
+        for name in asked.into_iter().filter(|name| whole || is_due(name)) {
+            let body = self.book.0.get(&(server, generation, kind, name.clone())).cloned();
+            response.resources.push(Resource { name, version: format!("{generation}"), body });
+        }
+        self.send(server, kind, response);
+    }
+
+    /// Whether what a response leaves out does not exist.
+    fn says_everything(&self, server: ServerId, kind: Kind) -> bool {
+        self.state.ads.sessions()[usize::from(server)].variant == Variant::StateOfTheWorld && kind.is_full_state()
+    }
+
+    /// Sends a response, and notes what the client knows by it.
+    fn send(&mut self, server: ServerId, kind: Kind, response: Response) {
+        let whole = self.says_everything(server, kind);
+        let Plane { asked, told, .. } = &mut self.planes[usize::from(server)];
+        let told = &mut told[kind.index()];
+        if whole {
+            told.retain(|name, _| response.resources.iter().any(|resource| resource.name == *name));
+        }
+        for Resource { name, body, .. } in &response.resources {
+            let is = |generation: &u16| {
+                body.is_some() && self.book.0.get(&(server, *generation, kind, name.clone())) == body.as_ref()
+            };
+            match (0..GENERATIONS).find(is) {
+                Some(generation) if asked[kind.index()].as_ref().is_some_and(|asked| asked.contains(name)) => {
+                    told.insert(name.clone(), generation);
+                }
+                _ => _ = told.remove(name),
+            }
+        }
+        for name in response.removed.iter().chain(response.errors.iter().map(|error| &error.name)) {
+            told.remove(name);
+        }
         self.state.ads.response(server, response, self.now);
     }
 
@@ -372,6 +425,8 @@ impl<'a> World<'a> {
         response.resources.push(Resource { name: String::new(), version: text.clone(), body: Some(body) });
         response.resources.push(Resource { name: text.clone(), version: String::new(), body: None });
         response.removed.push(text);
+        // Whatever that says.
+        self.planes[usize::from(server)].told[kind.index()].clear();
         self.state.ads.response(server, response, self.now);
     }
 
@@ -393,18 +448,24 @@ impl<'a> World<'a> {
     fn converge(&mut self) {
         self.watch(0);
         self.settle();
-        let all = 0..self.planes.len() as ServerId;
-        for round in 0..3 {
+        // No update may have been lost that only a new stream would bring.
+        self.play_well(Self::answer_due);
+        // And a restart, after which everything is said, changes nothing.
+        for server in 0..self.planes.len() as ServerId {
+            self.close(server, Some(StreamError::new("restart")));
+        }
+        self.play_well(|world, server, kind| world.answer(server, kind, 0));
+    }
+
+    /// Three rounds of answers, and what is then to be so.
+    fn play_well(&mut self, answer: impl Fn(&mut Self, ServerId, Kind)) {
+        for _ in 0..3 {
             self.now += Duration::from_secs(1);
-            // Whoever still has a stream from before may have been lied to on it: a restart clears that up.
-            if round == 0 {
-                all.clone().for_each(|server| self.close(server, Some(StreamError::new("restart"))));
-            }
-            for server in all.clone() {
+            for server in 0..self.planes.len() as ServerId {
                 self.open(server);
                 self.read_requests(server, 64);
                 for kind in Kind::ALL {
-                    self.answer(server, kind, 0);
+                    answer(self, server, kind);
                     self.settle();
                     self.read_requests(server, 64);
                 }
@@ -452,16 +513,18 @@ impl Plane {
         assert!(names.iter().all(|name| name.starts_with("xdstp:") == is_other), "another authority's: {names:?}");
         let kind = Kind::of_type_url(request.type_url).expect("a type of ours");
         let first = self.asked[kind.index()].is_none();
-        let asked = self.asked[kind.index()].get_or_insert_default();
+        let (asked, told) = (self.asked[kind.index()].get_or_insert_default(), &mut self.told[kind.index()]);
         match &request.ask {
             Ask::World { names, .. } => {
                 assert!(!(first && names.is_empty()), "an empty list as the first word means everything");
                 *asked = names.iter().map(|name| name.to_string()).collect();
+                told.retain(|name, _| asked.contains(name));
             }
             Ask::Changes { subscribe, unsubscribe, initial_versions } => {
                 assert!(!(first && subscribe.is_empty()), "an empty list as the first word means everything");
                 assert!(first || initial_versions.is_empty(), "versions go with the first request of a type");
                 for name in unsubscribe {
+                    told.remove(&**name);
                     assert!(asked.remove(&**name), "{name} was not subscribed");
                 }
                 for name in subscribe {

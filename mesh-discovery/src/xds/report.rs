@@ -161,7 +161,8 @@ pub(super) struct Complaint {
 pub(super) fn unenforced(ads: &Ads<PolicyCodec>) -> [(&'static str, usize); 4] {
     let mut counts = KINDS.map(|kind| (kind, 0));
     for (kind, _, entry) in ads.entries() {
-        counts[kind.index()].1 += entry.value().map_or(0, |resource| resource.unenforced.len());
+        counts[kind.index()].1 +=
+            entry.value().map_or(0, |resource| resource.unenforced.iter().map(|line| line.fields).sum());
     }
     counts
 }

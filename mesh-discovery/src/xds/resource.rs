@@ -143,6 +143,7 @@ impl Codec for PolicyCodec {
                 let mut decoded = codec::decode_cluster(body).map_err(|e| e.to_string())?;
                 names_its_endpoints(name, &decoded.value)?;
                 expects_somebody(&decoded.value, &mut decoded.unenforced);
+                knows_ttls(&decoded.value, &mut decoded.unenforced);
                 Ok(resource(self.has_all(kind, name, decoded)?, Value::Cluster))
             }
             Kind::Endpoints => {
@@ -171,11 +172,11 @@ fn distrust(
                 continue;
             }
             forward.rewrite.authority = None;
-            unenforced.push(Unenforced {
-                resource: resource.to_string(),
-                field: format!("virtual_hosts[{h}].routes[{r}].route.auto_host_rewrite"),
-                effect: "the authority stays: the bootstrap gives the control plane no trusted_xds_server (gRFC A81)",
-            });
+            unenforced.push(Unenforced::new(
+                resource.to_string(),
+                format!("virtual_hosts[{h}].routes[{r}].route.auto_host_rewrite"),
+                "the authority stays: the bootstrap gives the control plane no trusted_xds_server (gRFC A81)",
+            ));
         }
     }
 }
@@ -186,11 +187,24 @@ fn expects_somebody(cluster: &Cluster, unenforced: &mut Vec<Unenforced>) {
     if let UpstreamTls::Mesh(mesh) = &cluster.tls
         && mesh.peer_ids.is_empty()
     {
-        unenforced.push(Unenforced {
-            resource: format!("cluster {}", cluster.name),
-            field: "transport_socket.common_tls_context.validation_context.match_typed_subject_alt_names".to_owned(),
-            effect: "none is given, so any workload of the mesh is taken for the server",
-        });
+        unenforced.push(Unenforced::new(
+            format!("cluster {}", cluster.name),
+            "transport_socket.common_tls_context.validation_context.match_typed_subject_alt_names",
+            "none is given, so any workload of the mesh is taken for the server",
+        ));
+    }
+}
+
+/// The operating system's resolver tells no TTL, so what a cluster says of them is obeyed only with another one.
+fn knows_ttls(cluster: &Cluster, unenforced: &mut Vec<Unenforced>) {
+    let by_name = matches!(cluster.discovery, Discovery::StrictDns(_) | Discovery::LogicalDns(_));
+    if !cfg!(feature = "dns") && by_name && cluster.dns.respect_ttl {
+        unenforced.push(Unenforced::new(
+            format!("cluster {}", cluster.name),
+            "respect_dns_ttl",
+            "the refresh rate counts: the operating system tells no TTL, and the feature `dns` is off; a resolver of the \
+             application's own may know them",
+        ));
     }
 }
 
@@ -222,4 +236,22 @@ fn resource<T>(decoded: codec::Decoded<T>, value: impl FnOnce(Arc<T>) -> Value) 
 /// Nothing, as it mostly is, is one for all.
 fn shared(unenforced: Vec<Unenforced>) -> Arc<[Unenforced]> {
     if unenforced.is_empty() { Arc::default() } else { unenforced.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ttls_are_obeyed_where_the_resolver_knows_them_and_reported_elsewhere() {
+        let mut cluster = Cluster::new("a".into());
+        cluster.dns.respect_ttl = true;
+        let mut said = Vec::new();
+        knows_ttls(&cluster, &mut said);
+        assert_eq!(said, [], "the control: nothing of it is looked up");
+        cluster.discovery = Discovery::StrictDns(Default::default());
+        knows_ttls(&cluster, &mut said);
+        let fields: Vec<_> = said.iter().map(|line| line.field.as_str()).collect();
+        assert_eq!(fields, if cfg!(feature = "dns") { &[][..] } else { &["respect_dns_ttl"] });
+    }
 }

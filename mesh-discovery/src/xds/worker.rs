@@ -119,9 +119,10 @@ impl Worker {
         let State { ads, cascade, .. } = &mut *state;
         while let Poll::Ready(Some(command)) = self.commands.poll_recv(cx) {
             let done = match command {
-                Command::Subscribe(id, root) => {
-                    assembled(|| cascade.add(id, root, ads)).inspect_err(|reason| cascade.fail(id, reason))
-                }
+                Command::Subscribe(id, root) => assembled(|| cascade.add(id, root, ads)).inspect_err(|reason| {
+                    cascade.fail(id, reason);
+                    cascade.mend_one(id, ads);
+                }),
                 Command::Unsubscribe(id) => assembled(|| cascade.remove(id, ads)),
             };
             if let Err(reason) = done {
@@ -218,14 +219,16 @@ impl State {
             }
             any = true;
             let Self { ads, cascade, .. } = self;
-            if assembled(|| tell(cascade, &changed, ads)).is_ok() {
+            let mut told = |keys: &[Key], ads: &mut Ads<PolicyCodec>| {
+                assembled(|| tell(cascade, keys, ads)).inspect_err(|_| cascade.mend(keys, ads))
+            };
+            if told(&changed, ads).is_ok() {
                 continue;
             }
             // What others refer to first.
             changed.sort_unstable();
             for key in changed {
-                let told = assembled(|| tell(cascade, std::slice::from_ref(&key), ads));
-                if let Err(reason) = told
+                if let Err(reason) = told(std::slice::from_ref(&key), ads)
                     && !ads.refuse(&key, &reason)
                 {
                     tracing::error!(%key, reason, "its readers keep what they have");

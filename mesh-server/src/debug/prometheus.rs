@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh_core::health::Reason;
 use mesh_core::identity::TrustBundles;
@@ -12,8 +13,8 @@ use mesh_core::telemetry::{
     BUCKETS_MS, CERTIFICATE_EXPIRY, CONFIG_RESOURCES, CONFIG_UNCONFIRMED, CONFIG_UNENFORCED, CONNECTIONS_ACTIVE,
     DECISIONS, DecisionLabels, Histogram, LIFE_LEFT, Metrics, Outcome, PEERS_BY_ROOT, PeerLabels, PeersByRoot,
     RENEWAL_FAILED_AT, RENEWAL_FAILURES, REQUEST_DURATION, REQUESTS_ACTIVE, REQUESTS_PENDING, REQUESTS_TOTAL,
-    RETRIES_ACTIVE, ROUTE_LATENCY, ROUTE_RESPONSES, RequestLabels, RouteLabels, TCP_CLOSED, TCP_OPENED,
-    TCP_RECEIVED_BYTES, TCP_SENT_BYTES, TcpSeries,
+    RETRIES_ACTIVE, ROUTE_LATENCY, ROUTE_RESPONSES, RUNTIME_STALLED, RUNTIME_STALLS, RequestLabels, RouteLabels,
+    TCP_CLOSED, TCP_OPENED, TCP_RECEIVED_BYTES, TCP_SENT_BYTES, TcpSeries,
 };
 
 use crate::{InboundStats, Refusal};
@@ -85,6 +86,14 @@ pub fn config_unconfirmed(out: &mut String, seconds: u64) {
     let help = "Time for which no control plane has vouched for the configuration in use.";
     head(out, CONFIG_UNCONFIRMED, "gauge", help);
     let _ = writeln!(out, "{CONFIG_UNCONFIRMED} {seconds}");
+}
+
+/// Writes for how long the application's runtime has run no task (zero below a second), and how often it did so.
+pub fn runtime_stalls(out: &mut String, stalled: Duration, stalls: u64) {
+    head(out, RUNTIME_STALLED, "gauge", "Time for which the application's runtime has run no task; 0 below a second.");
+    let _ = writeln!(out, "{RUNTIME_STALLED} {}", stalled.as_secs_f64());
+    head(out, RUNTIME_STALLS, "counter", "Times that the application's runtime ran no task for a second or longer.");
+    let _ = writeln!(out, "{RUNTIME_STALLS} {stalls}");
 }
 
 /// Writes when this process's certificate ends, the first of those between it and its root, and the first of the roots it
@@ -283,7 +292,12 @@ fn inbound_lines(out: &mut String, stats: &InboundStats) {
     for reason in Refusal::ALL {
         line(out, REFUSED, "", &format!("reason=\"{}\"", reason.as_str()), stats.refused(reason));
     }
-    head(out, PLAINTEXT, "counter", "Plaintext connections served under PERMISSIVE, by peer.");
+    head(
+        out,
+        PLAINTEXT,
+        "counter",
+        "Plaintext connections served under PERMISSIVE, by peer; of those seen within two hours.",
+    );
     for (peer, connections) in stats.plaintext_peers() {
         let peer = peer.map_or_else(|| "others".to_owned(), |ip| ip.to_string());
         line(out, PLAINTEXT, "", &format!("peer=\"{peer}\""), connections);
@@ -383,8 +397,6 @@ fn escaped(value: &str) -> std::borrow::Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use mesh_core::telemetry::Reporter;
 
     use super::*;
@@ -403,9 +415,13 @@ mod tests {
 
     #[test]
     fn s91_a_name_makes_no_line_and_no_label_of_its_own() {
-        for (name, written) in
-            [("a\nmesh_fake 1", "a\\nmesh_fake 1"), ("a\"} 1", "a\\\"} 1"), ("a\\", "a\\\\"), ("<script>", "<script>")]
-        {
+        for (name, written) in [
+            ("a\nmesh_fake 1", "a\\nmesh_fake 1"),
+            ("a\"} 1", "a\\\"} 1"),
+            ("a\\", "a\\\\"),
+            ("<script>", "<script>"),
+            ("plain", "plain"),
+        ] {
             assert_eq!(escaped(name), written);
             let mut label = String::new();
             pair(&mut label, "x", name);

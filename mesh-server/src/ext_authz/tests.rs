@@ -166,6 +166,8 @@ fn s54_an_answer_that_is_not_understood_is_none() {
     assert!(understood(&ok(header)).is_err());
     let value = proto::OkHttpResponse { headers: vec![option("x-a", "a\nb")], ..Default::default() };
     assert!(understood(&ok(value)).is_err());
+    let good = proto::OkHttpResponse { headers: vec![option("x-a", "a b")], ..Default::default() };
+    assert!(matches!(understood(&ok(good)), Ok(CheckResponse::Allowed { .. })), "the control");
 }
 
 #[test]
@@ -255,6 +257,9 @@ async fn s54_an_answer_that_came_and_is_not_understood_opens_nothing_for_a_provi
         assert!(garbled.reason.contains(why), "{garbled}");
         assert_eq!((garbled.fail_open, garbled.status.as_u16()), (false, 503), "{why}");
     }
+    let open = AuthorizerService { fail_open: true, ..settings() };
+    let understood = exchanged(Ok(grpc("0", &answer(0, None))), open).await;
+    assert_eq!(understood.unwrap(), CheckResponse::allowed(), "the control");
 }
 
 #[tokio::test]
@@ -284,6 +289,12 @@ async fn s54_an_answer_that_does_not_come_in_time_is_none() {
     let unavailable = ExtAuthz::new(never, settings()).unwrap().check(question()).await.unwrap_err();
     assert_eq!(asked.elapsed(), Duration::from_secs(1));
     assert!(unavailable.reason.contains("no answer within 1s"), "{unavailable}");
+    // The control: one that comes before the time is over.
+    let late = service_fn(|_: Request<Full<Bytes>>| async {
+        mesh_testkit::clock::pass(Duration::from_millis(999)).await;
+        Ok::<_, Infallible>(grpc("0", &answer(0, None)))
+    });
+    assert_eq!(ExtAuthz::new(late, settings()).unwrap().check(question()).await.unwrap(), CheckResponse::allowed());
 }
 
 #[test]
@@ -435,4 +446,6 @@ async fn s54_a_request_without_a_path_is_denied_where_an_authorizer_is_asked_ove
         let (said, seen) = asked(of, open, answers(200, &[], "")).await;
         assert!(!said.unwrap_err().fail_open && seen.is_empty(), "{path}");
     }
+    let (said, seen) = asked(question(), over_http(), answers(200, &[], "")).await;
+    assert!(matches!(said, Ok(CheckResponse::Allowed { .. })) && seen.len() == 1, "the control: with a path");
 }

@@ -123,7 +123,8 @@ impl Door {
                         left = Some(leave);
                         leave.notice(&self.config)
                     };
-                    drive(pin!(connection), |c| c.graceful_shutdown(), &mut closing, told, &self.config).await
+                    let over = || layer.give_up();
+                    drive(pin!(connection), |c| c.graceful_shutdown(), &mut closing, (told, over), &self.config).await
                 };
                 taken_over.store(true, Ordering::Relaxed);
                 stay_taken_over(leash, left, closing, &self.config).await;
@@ -132,8 +133,8 @@ impl Door {
             HttpVersion::Http2 => {
                 let mut http2 = self.http2.clone();
                 let connection = http2.max_concurrent_streams(streams).serve_connection(TokioIo::new(io), service);
-                let told = |_| Duration::ZERO;
-                drive(pin!(connection), |c| c.graceful_shutdown(), &mut closing, told, &self.config).await
+                let (told, over) = (|_| Duration::ZERO, || layer.give_up());
+                drive(pin!(connection), |c| c.graceful_shutdown(), &mut closing, (told, over), &self.config).await
             }
         };
         match ended {
@@ -241,12 +242,12 @@ impl Door {
 }
 
 /// Runs a connection to its end. Once it has to leave, `told` says how long it goes on as it is; then it is closed, and
-/// what is in flight has the rest of its time. `None` = the time was over.
+/// what is in flight has the rest of its time, at the end of which `over` lets it say a last word. `None` = the time was over.
 async fn drive<C: Future>(
     mut connection: Pin<&mut C>,
     close: impl FnOnce(Pin<&mut C>),
     closing: &mut (impl futures_util::Stream<Item = Leave> + Unpin),
-    told: impl FnOnce(Leave) -> Duration,
+    (told, over): (impl FnOnce(Leave) -> Duration, impl FnOnce()),
     config: &Config,
 ) -> Option<C::Output> {
     let leave = tokio::select! {
@@ -259,8 +260,17 @@ async fn drive<C: Future>(
         return Some(ended);
     }
     close(connection.as_mut());
-    timeout(leave.limit(config).saturating_sub(notice), connection).await.ok()
+    let left = leave.limit(config).saturating_sub(notice);
+    let last = LAST_WORD.min(left / 4);
+    if let Ok(ended) = timeout(left - last, connection.as_mut()).await {
+        return Some(ended);
+    }
+    over();
+    timeout(last, connection).await.ok()
 }
+
+/// For which answers that are given up may still say so, of the time that what is in flight has.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 fn reason(refused: &TlsRefused) -> Refusal {
     match refused {

@@ -88,8 +88,8 @@ impl Refusal {
 #[derive(Default)]
 pub struct InboundStats {
     refused: [Counted; Refusal::ALL.len()],
-    plaintext: Mutex<HashMap<IpAddr, PlaintextPeer>>,
-    plaintext_others: AtomicU64,
+    // None = all beyond those that have a place of their own.
+    plaintext: Mutex<HashMap<Option<IpAddr>, PlaintextPeer>>,
 }
 
 #[derive(Default)]
@@ -101,13 +101,16 @@ struct Counted {
 
 struct PlaintextPeer {
     connections: u64,
-    logged: Instant,
+    seen: Instant,
+    logged: Option<Instant>,
 }
 
 /// A refusal of one kind is logged once in this time, with the number of those not shown.
 const REFUSAL_LOG_EVERY: Duration = Duration::from_secs(10);
 /// A plaintext peer is logged once in this time.
 const PLAINTEXT_LOG_EVERY: Duration = Duration::from_secs(60);
+/// A plaintext peer that has not come for so long is forgotten: longer than connections get old by default.
+const PLAINTEXT_KEPT: Duration = Duration::from_secs(2 * 3600);
 /// Plaintext peers counted by address; those beyond are counted together.
 const MAX_PLAINTEXT_PEERS: usize = 1024;
 
@@ -118,14 +121,13 @@ impl InboundStats {
     }
 
     /// Plaintext connections served under a permissive policy, by address, in order; `None` = all
-    /// addresses beyond the first 1,024. Empty when it is safe to turn to STRICT.
+    /// addresses beyond the first 1,024. Who has not come for two hours is forgotten: when it is empty nobody has opened a
+    /// plaintext connection in that time, and it is safe to turn to STRICT for whoever comes at least as often.
     pub fn plaintext_peers(&self) -> Vec<(Option<IpAddr>, u64)> {
-        let mut peers: Vec<_> = self.plaintext.lock().iter().map(|(ip, peer)| (Some(*ip), peer.connections)).collect();
-        peers.sort_unstable();
-        let others = self.plaintext_others.load(Ordering::Relaxed);
-        if others > 0 {
-            peers.push((None, others));
-        }
+        let mut kept = self.plaintext.lock();
+        forget_old(&mut kept, Instant::now());
+        let mut peers: Vec<_> = kept.iter().map(|(ip, peer)| (*ip, peer.connections)).collect();
+        peers.sort_unstable_by_key(|(ip, _)| (ip.is_none(), *ip));
         peers
     }
 
@@ -150,26 +152,26 @@ impl InboundStats {
         let now = Instant::now();
         {
             let mut peers = self.plaintext.lock();
-            let full = peers.len() >= MAX_PLAINTEXT_PEERS;
-            match peers.get_mut(&peer.ip()) {
-                Some(known) => {
-                    known.connections += 1;
-                    if now.duration_since(known.logged) < PLAINTEXT_LOG_EVERY {
-                        return;
-                    }
-                    known.logged = now;
-                }
-                None if full => {
-                    self.plaintext_others.fetch_add(1, Ordering::Relaxed);
-                    return;
-                }
-                None => {
-                    peers.insert(peer.ip(), PlaintextPeer { connections: 1, logged: now });
-                }
+            let own = Some(peer.ip());
+            if peers.len() >= MAX_PLAINTEXT_PEERS && !peers.contains_key(&own) {
+                forget_old(&mut peers, now);
             }
+            let full = peers.len() >= MAX_PLAINTEXT_PEERS && !peers.contains_key(&own);
+            let known =
+                peers.entry(own.filter(|_| !full)).or_insert(PlaintextPeer { connections: 0, seen: now, logged: None });
+            known.connections += 1;
+            known.seen = now;
+            if full || known.logged.is_some_and(|at| now.duration_since(at) < PLAINTEXT_LOG_EVERY) {
+                return;
+            }
+            known.logged = Some(now);
         }
         tracing::info!(peer = %peer.ip(), "plaintext peer served under PERMISSIVE; STRICT would refuse it");
     }
+}
+
+fn forget_old(peers: &mut HashMap<Option<IpAddr>, PlaintextPeer>, now: Instant) {
+    peers.retain(|_, peer| now.duration_since(peer.seen) < PLAINTEXT_KEPT);
 }
 
 impl fmt::Debug for InboundStats {
@@ -194,6 +196,19 @@ mod tests {
         assert_eq!(peers.len(), MAX_PLAINTEXT_PEERS + 1);
         assert_eq!(peers[0], (Some([0, 0, 0, 0].into()), 2));
         assert_eq!(peers[MAX_PLAINTEXT_PEERS], (None, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn plaintext_peers_that_do_not_come_again_are_forgotten() {
+        let stats = InboundStats::default();
+        let (one, other) = (([10, 0, 0, 1], 1).into(), ([10, 0, 0, 2], 1).into());
+        stats.served_plaintext(one);
+        stats.served_plaintext(other);
+        mesh_testkit::clock::pass(PLAINTEXT_KEPT / 2).await;
+        stats.served_plaintext(other);
+        assert_eq!(stats.plaintext_peers().len(), 2, "control");
+        mesh_testkit::clock::pass(PLAINTEXT_KEPT / 2).await;
+        assert_eq!(stats.plaintext_peers(), [(Some([10, 0, 0, 2].into()), 2)]);
     }
 
     #[test]

@@ -168,7 +168,9 @@ pub(super) fn may_ask_on(known: &InboundListener, now: &Arc<InboundListener>, ca
     if !(known.routes.are_all() && now.routes.are_all()) {
         return known.routes == now.routes;
     }
-    demands(known) == demands(now) && keeps_open(&known.authorization, &now.authorization, caller)
+    known.trusted_proxies == now.trusted_proxies
+        && demands(known) == demands(now)
+        && keeps_open(&known.authorization, &now.authorization, caller)
 }
 
 /// What is asked of tokens, without the keys: those change from time to time, and say nothing of who was let in before.

@@ -1,9 +1,11 @@
 //! A response body that tells its record when it has ended.
 
+use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
@@ -23,6 +25,8 @@ pin_project! {
         #[pin]
         content: Content<B>,
         record: Option<Record>,
+        // Of a gRPC call that has something to wait for: when it has had its time.
+        over: Option<Over>,
     }
 
     impl<B> PinnedDrop for InboundBody<B>
@@ -53,8 +57,24 @@ pin_project! {
 
 impl<B: Body> InboundBody<B> {
     pub(super) fn new(content: Content<B>, record: Option<Record>) -> Self {
-        Self { content, record }
+        Self { content, record, over: None }
     }
+}
+
+type Over = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Whether the call's time is over; if not, it is heard of.
+fn is_over(over: &mut Option<Over>, record: Option<&Record>, cx: &mut Context<'_>) -> bool {
+    let Some(watch) = record.and_then(Record::over) else { return false };
+    over.get_or_insert_with(|| Box::pin(watch.drained())).as_mut().poll(cx).is_ready()
+}
+
+/// The end of a call that its server cannot wait for.
+fn unavailable<D>() -> Frame<D> {
+    let mut trailers = HeaderMap::with_capacity(2);
+    trailers.insert("grpc-status", HeaderValue::from_static("14"));
+    trailers.insert("grpc-message", HeaderValue::from_static("the connection ends, and the call has had its time"));
+    Frame::trailers(trailers)
 }
 
 impl<B: Body> Content<B> {
@@ -72,9 +92,13 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> Body for InboundBody<B> {
     type Error = BoxError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = self.project();
-        let mut frame = match this.content.project() {
+        let mut this = self.project();
+        let mut frame = match this.content.as_mut().project() {
             ContentProjection::Application { body } => match caught(|| body.poll_frame(cx)) {
+                Ok(Poll::Pending) if is_over(this.over, this.record.as_ref(), cx) => {
+                    this.content.set(Content::Text { text: None });
+                    Some(Ok(unavailable()))
+                }
                 Ok(frame) => ready!(frame).map(|frame| frame.map_err(Into::into)),
                 Err(panicked) => {
                     tracing::error!(error = %panicked, "the body of the application's answer failed: it breaks off");

@@ -45,6 +45,7 @@ struct Current {
 
 struct Compiled {
     destination: SocketAddr,
+    trusted_proxies: u32,
     tokens: Filters,
     authorizer: Authorizer,
     /// Who can be asked, by provider.
@@ -144,7 +145,9 @@ impl Gate {
         server_name: &str,
     ) -> Result<(), Closed> {
         let (destination, server_name) = (listener.address, Some(server_name));
-        let of = Attributes { request: None, peer: Some(peer), destination, server_name, tokens: None };
+        let trusted_proxies = listener.trusted_proxies;
+        let of =
+            Attributes { request: None, peer: Some(peer), destination, server_name, tokens: None, trusted_proxies };
         if listener.jwt.iter().any(JwtAuthentication::demands_token) {
             let reason = "the listener's filters demand a token, and a raw connection cannot show one";
             denied(&of, None, None, reason);
@@ -162,7 +165,7 @@ impl Gate {
     #[cold]
     fn compile(&self, listener: &Arc<InboundListener>) -> Arc<Current> {
         let of = |jwt: &[JwtAuthentication], policies: &[AuthorizationPolicy]| {
-            Arc::new(self.compiled(listener.address, jwt, policies))
+            Arc::new(self.compiled(listener, jwt, policies))
         };
         // Many routes have the same guards.
         let mut known = HashMap::new();
@@ -184,7 +187,7 @@ impl Gate {
 
     fn compiled(
         &self,
-        destination: SocketAddr,
+        listener: &InboundListener,
         jwt: &[JwtAuthentication],
         policies: &[AuthorizationPolicy],
     ) -> Compiled {
@@ -204,7 +207,8 @@ impl Gate {
             Some(External { provider: provider.name.as_str().into(), authorizer: asked, counters })
         });
         let external = external.collect();
-        Compiled { destination, tokens: Filters::new(jwt, decisions), authorizer, external }
+        let (destination, trusted_proxies) = (listener.address, listener.trusted_proxies);
+        Compiled { destination, trusted_proxies, tokens: Filters::new(jwt, decisions), authorizer, external }
     }
 
     #[cold]
@@ -232,8 +236,8 @@ impl Compiled {
         server_name: Option<&str>,
         tokens: Option<&Tokens>,
     ) -> Result<Option<Asking>, Closed> {
-        let (request, destination) = (Some(view(request)), self.destination);
-        let attributes = Attributes { request, peer, destination, server_name, tokens };
+        let (request, destination, trusted_proxies) = (Some(view(request)), self.destination, self.trusted_proxies);
+        let attributes = Attributes { request, peer, destination, server_name, tokens, trusted_proxies };
         match self.authorizer.decide_from(from, &attributes, |seen| observed(&seen, &attributes)) {
             Ok(None) => Ok(None),
             Ok(Some(question)) => match self.asking(&question) {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, StatusCode, header};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use mesh_core::context::{self, RETRIED};
 use mesh_core::identity::PeerIdentity;
@@ -37,16 +38,20 @@ pub(super) struct Seen {
     pub(super) host: bool,
     /// There is a `Connection`.
     pub(super) connection: bool,
+    /// How many values of headers came.
+    pub(super) count: usize,
 }
 
-/// Takes away what only the mesh may set, has secrets kept out of what is printed, and tells what else is there: one walk,
-/// for a request has few headers, and a look-up for each that might be among them costs more than all of them.
+/// Takes away what only the mesh may set, makes one `Cookie` of several, has secrets kept out of what is printed, and
+/// tells what else is there: one walk, for a request has few headers, and a look-up for each that might be among them costs
+/// more than all of them.
 pub(super) fn read(headers: &mut HeaderMap) -> Seen {
-    let mut seen = Seen::default();
-    let (mut kind, mut grpc, mut expected, mut strip) = (None, None, None, false);
+    let mut seen = Seen { count: headers.len(), ..Seen::default() };
+    let (mut kind, mut grpc, mut expected, mut strip, mut cookies) = (None, None, None, false, 0);
     for (name, value) in headers.iter_mut() {
         if is_secret(name) {
             value.set_sensitive(true);
+            cookies += usize::from(*name == header::COOKIE);
             continue;
         }
         let value = &*value;
@@ -75,7 +80,21 @@ pub(super) fn read(headers: &mut HeaderMap) -> Seen {
             headers.remove(name);
         }
     }
+    if cookies > 1 {
+        join_cookies(headers);
+    }
     seen
+}
+
+/// HTTP/2 may cut one `Cookie` in pieces (RFC 9113, section 8.2.3): they are put together before anybody decides, so that
+/// nobody cuts it where a rule looks. Those of HTTP/1.1, which should not be several, are read in the same way, as Envoy does.
+#[cold]
+fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    let joined = HeaderValue::from_maybe_shared(Bytes::from(crumbs.join(&b"; "[..])));
+    let mut joined = joined.expect("what values are made of makes a value");
+    joined.set_sensitive(true);
+    headers.insert(header::COOKIE, joined);
 }
 
 /// Whether a header may hold what lets its reader in elsewhere.
@@ -122,8 +141,6 @@ pub(crate) fn grpc_status(headers: &HeaderMap) -> Option<i32> {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn headers(name: &'static str, value: &'static str) -> HeaderMap {
@@ -140,6 +157,20 @@ mod tests {
         assert_eq!(envoy("0"), None);
         assert_eq!(envoy("x"), None);
         assert_eq!(read(&mut HeaderMap::new()).timeout, None);
+    }
+
+    #[test]
+    fn cookies_in_pieces_are_one_that_is_not_printed() {
+        let mut headers = HeaderMap::new();
+        for crumb in ["a=1", "", "b=2; c", "d=\u{e9}"] {
+            headers.append(header::COOKIE, HeaderValue::from_bytes(crumb.as_bytes()).unwrap());
+        }
+        headers.append(header::ACCEPT, HeaderValue::from_static("a"));
+        headers.append(header::ACCEPT, HeaderValue::from_static("b"));
+        assert_eq!(read(&mut headers).count, 6);
+        let cookies: Vec<_> = headers.get_all(header::COOKIE).iter().collect();
+        assert_eq!(cookies, ["a=1; ; b=2; c; d=\u{e9}".as_bytes()]);
+        assert!(cookies[0].is_sensitive() && headers.get_all(header::ACCEPT).iter().count() == 2);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! application, in this order.
 //!
 //! ```text
-//! strip headers that only the mesh may set → settle path and authority, 400 or 431
+//! strip headers that only the mesh may set, join cookies → settle path and authority, 400 or 431
 //!   → open the request's context (trace, deadline, caller) → who calls where policy demands it, or 403
 //!   → its route, or 404 → tokens, or 401
 //!   → authorization, or 403
@@ -46,7 +46,7 @@ use tower_service::Service;
 
 use mesh_core::authz::HeaderChange;
 use mesh_core::context::{self, RETRIED, RequestContext, Scoped};
-use mesh_core::drain::DrainWatch;
+use mesh_core::drain::{self, DrainTrigger, DrainWatch};
 use mesh_core::error::{BoxError, Code};
 use mesh_core::id::{SpiffeId, Workload};
 use mesh_core::identity::PeerIdentity;
@@ -181,6 +181,8 @@ struct Connection {
     rate: Own,
     /// It takes no further request.
     leaving: AtomicBool,
+    /// What is in flight has had its time.
+    over: (DrainTrigger, DrainWatch),
 }
 
 impl InboundLayer {
@@ -216,6 +218,11 @@ impl InboundLayer {
     pub(crate) fn leave(&self) {
         self.connection.leaving.store(true, Ordering::Relaxed);
     }
+
+    /// gRPC calls whose answers go on are UNAVAILABLE from now on: the connection is about to be cut.
+    pub(crate) fn give_up(&self) {
+        self.connection.over.0.drain();
+    }
 }
 
 impl Connection {
@@ -229,6 +236,7 @@ impl Connection {
             limits: Limits::new(Scope::Connection),
             rate: Own::default(),
             leaving: AtomicBool::new(false),
+            over: drain::channel(),
         }
     }
 
@@ -316,6 +324,7 @@ where
         let mut context = open(request.headers(), &seen, connection.peer.clone().or_else(other));
         let peer = context.caller.as_deref();
         let mut record = Record::begin(&request, connection.series.clone(), grpc, context.trace, peer);
+        record.ends_with(&connection.over.1);
         // One look at it for the whole request.
         let (state, mut last) = (shared.policy.state(), None);
         let listener = shared.policy.in_force(&state, &mut last);
@@ -326,7 +335,7 @@ where
 
         let judged = match settled {
             _ if self.broken => Err(Refused::Failed),
-            _ if request.headers().len() > shared.max_headers => Err(Refused::Headers),
+            _ if seen.count > shared.max_headers => Err(Refused::Headers),
             Err(unsettled) => Err(Refused::Malformed(unsettled)),
             Ok(()) if listener.is_none() && shared.policy.is_given() => {
                 record.note("no_policy".into());

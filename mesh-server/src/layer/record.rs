@@ -7,6 +7,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use mesh_core::context::TraceContext;
+use mesh_core::drain::DrainWatch;
 use mesh_core::identity::PeerIdentity;
 use mesh_core::telemetry::{Outcome, RequestSeries};
 
@@ -22,6 +23,7 @@ pub(super) struct Record {
     series: Arc<RequestSeries>,
     started: Instant,
     grpc: bool,
+    over: Option<DrainWatch>,
     head: bool,
     code: u16,
     grpc_status: Option<i32>,
@@ -73,6 +75,7 @@ impl Record {
             series,
             started: Instant::now(),
             grpc,
+            over: None,
             head: request.method() == Method::HEAD,
             code: 0,
             grpc_status: None,
@@ -84,6 +87,16 @@ impl Record {
             flag: "-",
             done: false,
         }
+    }
+
+    /// When what is in flight has had its time is of interest to a gRPC call: it can be told more than that its connection
+    /// ends.
+    pub(super) fn ends_with(&mut self, over: &DrainWatch) {
+        self.over = self.grpc.then(|| over.clone());
+    }
+
+    pub(super) fn over(&self) -> Option<&DrainWatch> {
+        self.over.as_ref()
     }
 
     /// Notes why the mesh answers in the application's place, for the access log.

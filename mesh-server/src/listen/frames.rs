@@ -5,7 +5,8 @@
 //! only while this side writes hardly more than the answers to them.
 //!
 //! And it knows when a head has begun and is not whole: nothing else can come meanwhile, an answer to a ping neither, so
-//! its time is limited. Refuses to know what frames say.
+//! its time is limited. And where a frame of this side's ends, so that a flood can be answered with a last one (GOAWAY).
+//! Refuses to know what frames say.
 
 use std::fmt;
 use std::io;
@@ -22,14 +23,24 @@ pub(crate) struct Frames {
     time: HeadTime,
     // Further frames of a header block must come.
     open: bool,
-    // Bytes of a payload that are still to come.
-    rest: usize,
-    head: [u8; HEAD],
-    filled: usize,
+    read: Place,
+    sent: Place,
+    // The stream of the last request.
+    last: [u8; 4],
     counted: u32,
     written: u64,
     since: Instant,
     told: Option<Box<dyn FnOnce() + Send>>,
+}
+
+/// Where one direction is among its frames.
+#[derive(Default)]
+struct Place {
+    head: [u8; HEAD],
+    // Bytes of the head that are there; none = it is whole.
+    filled: usize,
+    // Bytes of a payload that are still to come.
+    rest: usize,
 }
 
 /// Length of a frame's head (RFC 9113, section 4.1).
@@ -58,9 +69,9 @@ impl Frames {
             limit,
             time: HeadTime::new(head_limit, None),
             open: false,
-            rest: 0,
-            head: [0; HEAD],
-            filled: 0,
+            read: Place::default(),
+            sent: Place::default(),
+            last: [0; 4],
             counted: 0,
             written: 0,
             since: Instant::now(),
@@ -77,8 +88,19 @@ impl Frames {
     }
 
     /// Bytes that were written.
-    pub(super) fn wrote(&mut self, bytes: usize) {
-        self.written += bytes as u64;
+    pub(super) fn wrote(&mut self, mut bytes: &[u8]) {
+        self.written += bytes.len() as u64;
+        while !bytes.is_empty() {
+            self.sent.step(&mut bytes);
+        }
+    }
+
+    /// A last word to who sent a flood: GOAWAY with ENHANCE_YOUR_CALM (RFC 9113, section 6.8). `None` in the middle of
+    /// another frame, which whoever does not read leaves unwritten.
+    pub(super) fn farewell(&self) -> Option<[u8; HEAD + 8]> {
+        let mut goaway = [0, 0, 8, GOAWAY, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ENHANCE_YOUR_CALM];
+        goaway[HEAD..HEAD + 4].copy_from_slice(&self.last);
+        (self.sent.filled == 0 && self.sent.rest == 0).then_some(goaway)
     }
 
     /// Bytes that have come.
@@ -87,38 +109,30 @@ impl Frames {
     /// There are more control frames in them than allowed.
     pub(super) fn see(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            if self.rest > 0 {
-                let now = self.rest.min(bytes.len());
-                self.rest -= now;
-                bytes = &bytes[now..];
-                self.moves();
-                continue;
-            }
-            let now = (HEAD - self.filled).min(bytes.len());
-            self.head[self.filled..self.filled + now].copy_from_slice(&bytes[..now]);
-            self.filled += now;
-            bytes = &bytes[now..];
-            if self.filled == HEAD {
-                self.filled = 0;
-                self.rest = u32::from_be_bytes([0, self.head[0], self.head[1], self.head[2]]) as usize;
-                let kind = self.head[3];
+            if self.read.step(&mut bytes) {
+                let [_, _, _, kind, flags, stream @ ..] = self.read.head;
                 if is_control(kind) {
                     self.count()?;
                 }
                 if is_head(kind) {
-                    self.open = self.head[4] & END_HEADERS == 0;
+                    self.open = flags & END_HEADERS == 0;
+                    self.last = stream;
+                    self.last[0] &= 0x7f;
                 }
+            }
+            if self.read.filled == 0 {
                 self.moves();
             }
         }
-        let in_head = self.open || self.filled > 0 || self.rest > 0 && is_head(self.head[3]);
+        let Place { head, filled, rest } = self.read;
+        let in_head = self.open || filled > 0 || rest > 0 && is_head(head[3]);
         self.time.set(in_head);
         Ok(())
     }
 
     /// A head that came to its end has no time any more: what begins after it has its own.
     fn moves(&mut self) {
-        if !self.open && (self.rest == 0 || !is_head(self.head[3])) {
+        if !self.open && (self.read.rest == 0 || !is_head(self.read.head[3])) {
             self.time.end();
         }
     }
@@ -141,6 +155,29 @@ impl Frames {
     }
 }
 
+impl Place {
+    /// Goes on by the rest of a payload or of a head, as far as it is there; whether a head has become whole.
+    fn step(&mut self, bytes: &mut &[u8]) -> bool {
+        if self.rest > 0 {
+            let (_, more) = bytes.split_at(self.rest.min(bytes.len()));
+            self.rest -= bytes.len() - more.len();
+            *bytes = more;
+            return false;
+        }
+        let (now, more) = bytes.split_at((HEAD - self.filled).min(bytes.len()));
+        self.head[self.filled..self.filled + now.len()].copy_from_slice(now);
+        self.filled = (self.filled + now.len()) % HEAD;
+        *bytes = more;
+        if self.filled == 0 {
+            self.rest = u32::from_be_bytes([0, self.head[0], self.head[1], self.head[2]]) as usize;
+        }
+        self.filled == 0
+    }
+}
+
+/// The type and the code of the last frame.
+const GOAWAY: u8 = 7;
+const ENHANCE_YOUR_CALM: u8 = 11;
 /// The flag of a block's last frame.
 const END_HEADERS: u8 = 4;
 
@@ -209,14 +246,31 @@ mod tests {
         let mut downloading = Frames::new(Some(10), LONG, Box::new(|| {}));
         for _ in 0..1000 {
             assert!(downloading.see(&frames(PING, 8, 1)).is_ok());
-            downloading.wrote(17 + 9 + 30);
+            downloading.wrote(&[frames(PING, 8, 1), frames(0, 30, 1)].concat());
         }
         let mut answered = Frames::new(Some(10), LONG, Box::new(|| {}));
         let all = (0..1000).try_for_each(|_| {
-            answered.wrote(17);
+            answered.wrote(&frames(PING, 8, 1));
             answered.see(&frames(PING, 8, 1))
         });
         assert!(all.is_err(), "answers alone are no download");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_word_names_the_last_request_and_comes_between_two_frames_only() {
+        let said = frames(0, 30, 2);
+        for piece in [1, 8, 9, 10, 39, 78] {
+            let mut seen = Frames::new(Some(0), LONG, Box::new(|| {}));
+            seen.see(&[0, 0, 0, 1, END_HEADERS, 0, 0, 0, 5, 0, 0, 0, 3, 0, 0, 0, 0, 7]).unwrap();
+            let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 11];
+            let mut sent = 0;
+            for piece in said.chunks(piece) {
+                assert_eq!(seen.farewell(), (sent % 39 == 0).then_some(goaway), "{sent}");
+                seen.wrote(piece);
+                sent += piece.len();
+            }
+            assert_eq!(seen.farewell(), Some(goaway));
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,10 +7,14 @@
 //!
 //! Refuses to know what a request says: no byte is kept but the beginning of a line. What is no message, hyper refuses.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzzing;
+
 use std::io;
 use std::task::Context;
 use std::time::Duration;
 
+use memchr::{memchr, memchr2};
 use tokio::time::Instant;
 
 use super::head::HeadTime;
@@ -110,6 +114,7 @@ impl Messages {
                 _ => {
                     let fine = match self.at {
                         At::First | At::Rest | At::Extension(_) | At::Trailers => self.skip(piece),
+                        At::Name => self.name(piece),
                         _ => self.take(piece[0]),
                     };
                     if let (Err(Refused), Some(last)) = (fine, piece.last_mut()) {
@@ -127,13 +132,13 @@ impl Messages {
         });
     }
 
-    /// How many of these bytes are looked at together: up to the end of a line, or of a body, or one.
+    /// How many of these bytes are looked at together: up to the end of a line, of a name or of a body, or one.
     fn length(&self, bytes: &[u8]) -> usize {
+        let through = |end: Option<usize>| end.map_or(bytes.len(), |end| end + 1);
         match self.at {
             At::Body(left) | At::Chunk(left) => usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len()),
-            At::First | At::Rest | At::Extension(_) | At::Trailers => {
-                bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |end| end + 1)
-            }
+            At::First | At::Rest | At::Extension(_) | At::Trailers => through(memchr(b'\n', bytes)),
+            At::Name => through(memchr2(b':', b'\n', bytes)),
             _ => 1,
         }
     }
@@ -164,19 +169,25 @@ impl Messages {
         Ok(())
     }
 
-    /// One byte of a name, of a length, of a coding, or of a chunk's size.
+    /// A piece of a field's name, or of the empty line after the fields.
+    fn name(&mut self, piece: &[u8]) -> Result<(), Refused> {
+        if let Some(name) = piece.strip_suffix(b":") {
+            self.word.take(name);
+            self.at = self.head.field(&std::mem::take(&mut self.word))?;
+            return Ok(());
+        }
+        self.word.take(piece);
+        if piece.ends_with(b"\n") && self.word.length == 0 {
+            self.word = Word::default();
+            self.time.end();
+            self.at = std::mem::take(&mut self.head).body();
+        }
+        Ok(())
+    }
+
+    /// One byte of a length, of a coding, or of a chunk's size.
     fn take(&mut self, byte: u8) -> Result<(), Refused> {
         self.at = match (self.at, byte) {
-            (At::Name, b'\n') if self.word.length == 0 => {
-                self.word = Word::default();
-                self.time.end();
-                std::mem::take(&mut self.head).body()
-            }
-            (At::Name, b':') => self.head.field(&std::mem::take(&mut self.word))?,
-            (At::Name, _) => {
-                self.word.take(&[byte]);
-                At::Name
-            }
             (At::Length | At::Coding(_), b'\n') => At::Name,
             (at @ (At::Length | At::Size(_)), b'\r') => at,
             (At::Length, b' ' | b'\t') => At::Length,
@@ -237,18 +248,25 @@ impl Head {
 }
 
 impl Word {
+    /// More of the line, LF only as its last byte. A CR is no part of it, wherever it stands.
     fn take(&mut self, bytes: &[u8]) {
-        for byte in bytes.iter().filter(|byte| **byte != b'\n') {
-            self.returned = *byte == b'\r';
-            if self.returned {
-                continue;
-            }
-            if let Some(place) = self.text.get_mut(self.length) {
-                *place = *byte;
-            }
-            self.length = self.length.saturating_add(1);
-            self.last = *byte;
+        let mut bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+        while let Some(end) = memchr(b'\r', bytes) {
+            self.add(&bytes[..end]);
+            self.returned = true;
+            bytes = &bytes[end + 1..];
         }
+        self.add(bytes);
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        let Some(last) = bytes.last() else { return };
+        let place = self.text.get_mut(self.length..).unwrap_or_default();
+        let kept = place.len().min(bytes.len());
+        place[..kept].copy_from_slice(&bytes[..kept]);
+        self.length = self.length.saturating_add(bytes.len());
+        self.last = *last;
+        self.returned = false;
     }
 
     fn is(&self, name: &[u8]) -> bool {
@@ -347,6 +365,13 @@ mod tests {
         ] {
             assert!(!with(fields), "{fields}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_head_without_end_to_its_time_waits() {
+        let mut messages = Messages::new(Duration::MAX, Instant::now());
+        messages.see(&mut b"GET /".to_vec());
+        assert!(std::future::poll_fn(|cx| Poll::Ready(messages.wait(cx))).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

@@ -136,11 +136,18 @@ impl Detected {
         self.tether.as_ref().map_or(Ok(()), Tether::check)
     }
 
-    fn wrote(&mut self, bytes: usize) -> Poll<io::Result<usize>> {
-        if let Some(frames) = &mut self.frames {
-            frames.wrote(bytes);
+    /// Looks at what has come of frames. Who sends a flood is told before it is over, if the socket takes it at once.
+    fn see_frames(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<()> {
+        let Some(frames) = &mut self.frames else { return Ok(()) };
+        let seen = frames.see(bytes);
+        if seen.is_err()
+            && let Some(last) = frames.farewell()
+        {
+            let mut stream = Pin::new(&mut self.stream);
+            let _ = stream.as_mut().poll_write(cx, &last);
+            let _ = stream.poll_flush(cx);
         }
-        Poll::Ready(Ok(bytes))
+        seen
     }
 }
 
@@ -167,10 +174,7 @@ impl AsyncRead for Detected {
             if let Some(messages) = &mut this.messages {
                 messages.see(&mut buf.filled_mut()[before..]);
             }
-            return Poll::Ready(match &mut this.frames {
-                Some(frames) => frames.see(&buf.filled()[before..]),
-                None => Ok(()),
-            });
+            return Poll::Ready(this.see_frames(cx, &buf.filled()[before..]));
         }
         let (before, now) = (buf.filled().len(), rest.len().min(buf.remaining()));
         buf.put_slice(&rest[..now]);
@@ -187,7 +191,10 @@ impl AsyncWrite for Detected {
         let this = self.get_mut();
         this.check()?;
         let written = ready!(Pin::new(&mut this.stream).poll_write(cx, buf))?;
-        this.wrote(written)
+        if let Some(frames) = &mut this.frames {
+            frames.wrote(&buf[..written]);
+        }
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -206,7 +213,15 @@ impl AsyncWrite for Detected {
         let this = self.get_mut();
         this.check()?;
         let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, bufs))?;
-        this.wrote(written)
+        if let Some(frames) = &mut this.frames {
+            let mut rest = written;
+            for buf in bufs {
+                let now = rest.min(buf.len());
+                frames.wrote(&buf[..now]);
+                rest -= now;
+            }
+        }
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {

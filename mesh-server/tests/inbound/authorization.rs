@@ -17,6 +17,7 @@ use mesh_core::target::EncodedSlash;
 use mesh_server::{Body, Config};
 
 use crate::kit::{Client, Http, World, eventually, get, listener, policy, read, text};
+use crate::raw::{self as http2, Verdict};
 use crate::transport::raw;
 
 fn one(action: AuthorizationAction, permissions: Vec<Permission>, principals: Vec<Principal>) -> AuthorizationPolicy {
@@ -269,7 +270,9 @@ async fn s13_s54_targets_without_a_path_are_no_way_round_a_rule_about_paths() {
     assert_eq!(send("OPTIONS * HTTP/1.1").await, 403);
     assert_eq!(send("CONNECT public.test:80 HTTP/1.1").await, 403);
     world.policy.publish(guarded(Vec::new()));
+    // The controls: with the policy off the application has the say.
     assert_eq!(send("OPTIONS * HTTP/1.1").await, 200);
+    assert_eq!(send("CONNECT public.test:80 HTTP/1.1").await, 200);
 }
 
 async fn raw_line(world: &World, line: &str) -> u16 {
@@ -365,6 +368,43 @@ async fn s28_s29_s30_s34_a_second_value_hides_nothing() {
 }
 
 #[tokio::test]
+async fn s28_s29_cookies_in_pieces_are_one() {
+    let rule = |action| {
+        let both = header("cookie", StringMatch::Contains("session=1; role=admin".into()), false);
+        one(action, vec![both], vec![Principal::Any])
+    };
+    let service = tower::service_fn(|request: Request<Body>| async move {
+        let cookies: Vec<_> = request.headers().get_all("cookie").iter().map(|c| c.to_str().unwrap()).collect();
+        text(cookies.join("|"))
+    });
+    let world = World::start(guarded(vec![rule(AuthorizationAction::Deny)]), Config::default(), service).await;
+    for (action, whole, other) in [(AuthorizationAction::Deny, 403, 200), (AuthorizationAction::Allow, 200, 403)] {
+        world.policy.publish(guarded(vec![rule(action)]));
+        for version in [Http::One, Http::Two] {
+            for (crumbs, status) in [
+                (&["session=1; role=admin"][..], whole),
+                (&["session=1", "role=admin"], whole),
+                (&["a=1", "session=1", "role=admin", "b=2"], whole),
+                (&["a=1; session=1", "role=admin; b=2"], whole),
+                // The controls.
+                (&["role=admin", "session=1"], other),
+                (&["session=1", "role=user"], other),
+                (&["session=1,role=admin"], other),
+            ] {
+                let mut request: Request<Empty<bytes::Bytes>> = get("/");
+                for crumb in crumbs {
+                    request.headers_mut().append("cookie", HeaderValue::from_static(crumb));
+                }
+                let answer = world.plain(version).await.send(request).await.unwrap();
+                let (got, body) = read(answer).await.unwrap();
+                assert_eq!(got, status, "{version:?} {crumbs:?}");
+                assert!(got != 200 || body == crumbs.join("; "), "the application sees what was judged: {body}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn s36_connection_takes_no_header_away() {
     let world = world(vec![h()]).await;
     let with = |connection: &str| format!("host: a\r\nconnection: {connection}\r\nx-role: user\r\n");
@@ -394,6 +434,18 @@ async fn s37_a_trailer_is_no_header() {
     assert!(sent.starts_with("HTTP/1.1 403"), "{sent}");
     let sent = raw(world.address, post("x-role: admin\r\n", "").as_bytes()).await;
     assert!(sent.starts_with("HTTP/1.1 200"), "{sent}");
+    // The same over HTTP/2.
+    let post = |head: &[(&str, &str)], trailer: &[(&str, &str)]| {
+        let mut headers = http2::get("/", head);
+        headers[0].1 = "POST";
+        let head = http2::frame(http2::HEADERS, http2::END_HEADERS, 1, &http2::block(&headers));
+        let trailer = http2::block(trailer);
+        let last = http2::frame(http2::HEADERS, http2::END_HEADERS | http2::END_STREAM, 1, &trailer);
+        [head, http2::frame(http2::DATA, 0, 1, b"x"), last].concat()
+    };
+    let admin = [("x-role", "admin")];
+    assert_eq!(http2::verdict(&world, &post(&[], &admin)).await, Verdict::Refused);
+    assert_eq!(http2::verdict(&world, &post(&admin, &[("x-a", "b")])).await, Verdict::Served);
 }
 
 #[tokio::test]

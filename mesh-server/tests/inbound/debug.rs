@@ -260,7 +260,8 @@ async fn a_flood_ends_its_connection_and_a_large_head_is_refused() {
     let debug = with_grpc().await;
     let ping = frame(PING, 0, 0, &[1; 8]);
     assert_eq!(goes_on(debug.address(), &ping.repeat(500)).await, Ok(()), "a few are no flood");
-    assert_eq!(goes_on(debug.address(), &ping.repeat(10_000)).await, Err(None));
+    const ENHANCE_YOUR_CALM: u32 = 11;
+    assert_eq!(goes_on(debug.address(), &ping.repeat(10_000)).await, Err(Some(ENHANCE_YOUR_CALM)));
     for version in [Http::One, Http::Two] {
         let ask = async |size: usize| {
             let tcp = TcpStream::connect(debug.address()).await.unwrap();

@@ -359,13 +359,14 @@ async fn s54_without_an_answer_a_request_is_denied_unless_the_provider_fails_ope
 #[tokio::test]
 async fn s54_a_request_without_a_path_is_asked_about_too() {
     let (world, fake) = world(vec![asking("opa")], no).await;
-    let answer = crate::transport::raw(
-        world.address,
-        b"CONNECT public.test:80 HTTP/1.1\r\nhost: public.test\r\nconnection: close\r\n\r\n",
-    )
-    .await;
+    let connect = b"CONNECT public.test:80 HTTP/1.1\r\nhost: public.test\r\nconnection: close\r\n\r\n";
+    let answer = crate::transport::raw(world.address, connect).await;
     assert!(answer.starts_with("HTTP/1.1 302"), "{answer}");
     assert_eq!(fake.asked.lock().len(), 1);
+    // The control: allowed, it comes to the application.
+    *fake.answer.lock() = yes;
+    let answer = crate::transport::raw(world.address, connect).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ async fn silent(config: Config) -> World {
 }
 
 /// Requests that are begun and taken back at once.
-fn rapid_reset(times: u32) -> Vec<u8> {
+pub(crate) fn rapid_reset(times: u32) -> Vec<u8> {
     let cancel = [0, 0, 0, 8];
     (0..times)
         .flat_map(|n| [request(2 * n + 1, &get("/", &[])), frame(RST_STREAM, 0, 2 * n + 1, &cancel)].concat())
@@ -51,10 +51,10 @@ async fn without_the_limit_rapid_resets_go_on() {
 }
 
 /// What makes us reset a stream whose request is being answered, each in another way (CVE-2025-8671, "MadeYouReset").
-const PROVOCATIONS: [&str; 3] =
+pub(crate) const PROVOCATIONS: [&str; 3] =
     ["a window above 2^31-1", "a stream that depends on itself", "more body than announced"];
 
-fn provoked_resets(how: &str, times: u32) -> Vec<u8> {
+pub(crate) fn provoked_resets(how: &str, times: u32) -> Vec<u8> {
     let one = |n: u32| {
         let stream = 2 * n + 1;
         let mut headers = get("/", &[("content-length", "1")]);
@@ -94,8 +94,8 @@ async fn resets_that_a_peer_provokes_end_the_connection() {
     assert!(most <= 256, "{most} requests were in the hands of the application at once");
 }
 
-/// A server whose application never answers, and how many requests it had at once at most.
-async fn counted(config: Config) -> (World, Arc<AtomicUsize>) {
+/// A server whose application answers at `/served` only, and how many requests it had at once at most.
+pub(crate) async fn counted(config: Config) -> (World, Arc<AtomicUsize>) {
     struct Running(Arc<AtomicUsize>);
     impl Drop for Running {
         fn drop(&mut self) {
@@ -104,14 +104,16 @@ async fn counted(config: Config) -> (World, Arc<AtomicUsize>) {
     }
     let (running, most) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
     let seen = most.clone();
-    let service = tower::service_fn(move |_: http::Request<mesh_server::Body>| {
+    let service = tower::service_fn(move |request: http::Request<mesh_server::Body>| {
         let now = running.fetch_add(1, Ordering::Relaxed) + 1;
         seen.fetch_max(now, Ordering::Relaxed);
         let running = Running(running.clone());
         async move {
             let _running = running;
-            std::future::pending::<()>().await;
-            text("never")
+            if request.uri().path() != "/served" {
+                std::future::pending::<()>().await;
+            }
+            text("hello")
         }
     });
     (World::start(policy(InboundTls::Permissive), config, service).await, most)

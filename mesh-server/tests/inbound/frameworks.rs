@@ -9,6 +9,7 @@ use axum::routing::get;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tonic::codegen::{BoxFuture, http};
 use tonic::server::NamedService;
 use tower::Layer;
@@ -18,9 +19,11 @@ use mesh_core::policy::{
     AuthorizationAction, AuthorizationPolicy, AuthorizationRule, InboundState, InboundTls, PathMatch, Permission,
     Principal,
 };
+use mesh_core::source::Watched;
 use mesh_server::{Config, PeerIdentity, Refusal, Server};
+use mesh_testkit::TestCa;
 
-use crate::kit::{Http, World, listener, policy, spawn, within};
+use crate::kit::{Http, World, eventually, identity_trusting, listener, policy, spawn, text, within};
 use crate::transport::raw;
 
 #[tokio::test]
@@ -64,14 +67,20 @@ async fn looped(server: Server, listener: TcpListener, router: Router) {
     }
 }
 
-#[tokio::test]
-async fn a_loop_of_the_applications_own_takes_connections_and_requests_as_policy_says() {
+/// A world whose address is that of such a loop.
+async fn in_a_loop(tls: InboundTls, config: Config) -> (World, JoinHandle<()>) {
     let whoami = |peer: PeerIdentity| async move { peer.spiffe_id.map_or("plaintext".to_owned(), |id| id.to_string()) };
     let router = Router::new().route("/whoami", get(whoami)).route("/admin", get(|| async { "reached" }));
-    let mut world = World::start(policy(InboundTls::Strict), Config::default(), router.clone()).await;
+    let mut world = World::start(policy(tls), config, router.clone()).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     world.address = listener.local_addr().unwrap();
     let serving = spawn(looped(world.server.clone(), listener, router));
+    (world, serving)
+}
+
+#[tokio::test]
+async fn a_loop_of_the_applications_own_takes_connections_and_requests_as_policy_says() {
+    let (world, serving) = in_a_loop(InboundTls::Strict, Config::default()).await;
     for version in [Http::One, Http::Two] {
         let mut client = world.mutual(version).await;
         let known = "spiffe://cluster.local/ns/default/sa/productpage";
@@ -94,35 +103,68 @@ async fn a_loop_of_the_applications_own_takes_connections_and_requests_as_policy
     let head =
         format!("{}transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n", "POST /whoami HTTP/1.1\r\nhost: a\r\n");
     assert!(raw(world.address, head.as_bytes()).await.starts_with("HTTP/1.1 400"), "it has two lengths");
-
-    // A plaintext connection that was there when the port turned strict ends, idle as it is; one of the mesh goes on.
-    for version in [Http::One, Http::Two] {
-        world.policy.publish(policy(InboundTls::Permissive));
-        let (mut plain, mut mutual) = (world.plain(version).await, world.mutual(version).await);
-        assert_eq!(plain.get("/whoami").await.unwrap(), (200, "plaintext".to_owned()));
-        assert_eq!(mutual.get("/whoami").await.unwrap().0, 200);
-        world.policy.publish(policy(InboundTls::Strict));
-        within(&mut plain.ended).await.unwrap();
-        assert_eq!(mutual.get("/whoami").await.unwrap().0, 200, "the control, {version:?}");
-    }
     serving.abort();
 }
 
 #[tokio::test]
-async fn a_layer_behind_another_acceptor_lets_nobody_in_without_an_identity_where_policy_demands_one() {
-    for (tls, known, status) in [
-        (InboundTls::Strict, false, 403),
-        // The controls.
-        (InboundTls::Strict, true, 200),
-        (InboundTls::Permissive, false, 200),
-    ] {
-        let world = World::start(policy(tls), Config::default(), Router::new()).await;
-        let router = Router::new().route("/", get(|| async { "hello" })).layer(world.server.inbound_layer());
-        let mut request = http::Request::get("/").header("host", "a").body(axum::body::Body::empty()).unwrap();
-        let spiffe_id = known.then(|| "spiffe://cluster.local/ns/default/sa/web".parse().unwrap());
-        request.extensions_mut().insert(PeerIdentity { spiffe_id, address: ([127, 0, 0, 1], 4000).into() });
-        let response = tower::ServiceExt::oneshot(router, request).await.unwrap();
-        assert_eq!(response.status(), status, "{tls:?} {known}");
+async fn a_loop_of_the_applications_own_waits_for_no_handshake_that_does_not_come() {
+    let mut config = Config::default();
+    config.handshake_timeout = std::time::Duration::from_millis(50);
+    let (world, serving) = in_a_loop(InboundTls::Strict, config).await;
+    assert_eq!(raw(world.address, &[0x16, 3, 1]).await, "");
+    assert_eq!(world.server.stats().refused(Refusal::Timeout), 1);
+    serving.abort();
+}
+
+#[tokio::test]
+async fn a_connection_of_the_applications_own_loop_ends_with_what_let_its_peer_in() {
+    for version in [Http::One, Http::Two] {
+        let (world, serving) = in_a_loop(InboundTls::Permissive, Config::default()).await;
+        let counted = || world.metrics.peers().all().iter().map(|(_, _, open)| *open).sum::<u64>();
+        let mut plain = world.plain(version).await;
+        let mut mutual = world.mutual(version).await;
+        assert_eq!(plain.get("/whoami").await.unwrap().1, "plaintext", "{version:?}");
+        assert_eq!(mutual.get("/whoami").await.unwrap().0, 200, "{version:?}");
+        assert_eq!(counted(), 1, "{version:?}");
+        world.policy.publish(policy(InboundTls::Strict));
+        let _ = within(plain.ended).await;
+        // The control: it is as good as before.
+        assert_eq!(mutual.get("/whoami").await.unwrap().0, 200, "{version:?}");
+        world.identity.publish(Some(identity_trusting(&world.ca, "reviews", &TestCa::new())));
+        let _ = within(mutual.ended).await;
+        eventually(|| (counted() == 0).then_some(())).await;
+        serving.abort();
+    }
+}
+
+#[tokio::test]
+async fn the_layer_alone_lets_nobody_pass_without_identity_where_policy_is_strict() {
+    for (tls, without) in [(InboundTls::Strict, 403), (InboundTls::Permissive, 200)] {
+        let inbound = Watched::fixed(policy(tls));
+        let layer = Server::builder().inbound(inbound).build().inbound_layer();
+        let ask = async |layer: &mesh_server::InboundLayer, extension: Option<PeerIdentity>, kind: &'static str| {
+            let hello = tower::service_fn(|_| async { text("hello") });
+            let mut request = crate::kit::get("/");
+            if let Some(peer) = extension {
+                request.extensions_mut().insert(peer);
+            }
+            request.headers_mut().insert("content-type", kind.parse().unwrap());
+            tower::ServiceExt::oneshot(layer.layer(hello), request).await.unwrap()
+        };
+        let address = ([127, 0, 0, 1], 1).into();
+        let known = PeerIdentity { spiffe_id: Some("spiffe://cluster.local/ns/a/sa/b".parse().unwrap()), address };
+        let unknown = PeerIdentity { spiffe_id: None, address };
+        for (layer, peer) in [(&layer, None), (&layer, Some(unknown.clone())), (&layer.for_peer(unknown), None)] {
+            let answer = ask(layer, peer.clone(), "text/plain").await;
+            assert_eq!(answer.status(), without, "{tls:?}");
+            let said = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
+            assert_eq!(String::from_utf8_lossy(&said).contains("MESH-2001"), without == 403, "{said:?}");
+            let answer = ask(layer, peer, "application/grpc").await;
+            assert_eq!(answer.headers().get("grpc-status").is_some_and(|status| status == "16"), without == 403);
+        }
+        for (layer, peer) in [(&layer, Some(known.clone())), (&layer.for_peer(known), None)] {
+            assert_eq!(ask(layer, peer, "text/plain").await.status(), 200, "{tls:?}");
+        }
     }
 }
 

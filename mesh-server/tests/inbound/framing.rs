@@ -172,6 +172,29 @@ async fn s73_what_one_reader_takes_for_a_body_is_a_request_to_nobody() {
     }
 }
 
+/// A line feed alone ends no line of trailers: hyper reads on, and what follows is looked at as what hyper takes it for.
+#[tokio::test]
+async fn s73_trailers_hide_no_message_with_two_lengths() {
+    let service = tower::service_fn(|request: http::Request<mesh_server::Body>| async move {
+        let path = request.uri().path().to_owned();
+        let _ = http_body_util::BodyExt::collect(request.into_body()).await;
+        text(format!("asked {path};"))
+    });
+    let world = World::start(policy(InboundTls::Permissive), Config::default(), service).await;
+    let first = "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n";
+    let two = "POST /two HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
+    let right = two.replace("content-length: 5", "connection: close");
+    for (trailers, second, reached) in [
+        ("\nCONNECT a:1 HTTP/1.1\r\n\r\n", two, false),
+        ("\r\n", two, false),
+        // The control.
+        ("x: y\r\n\r\n", &right, true),
+    ] {
+        let answers = raw(world.address, format!("{first}{trailers}{second}").as_bytes()).await;
+        assert_eq!(answers.contains("asked /two;"), reached, "{trailers:?}: {answers}");
+    }
+}
+
 /// The status of what an HTTP/1.1 server answers to these bytes; empty if it says nothing.
 async fn http1(world: &World, bytes: &str) -> String {
     let mut tcp = TcpStream::connect(world.address).await.unwrap();

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod authorization;
+mod cancel;
+mod costs;
 mod debug;
 mod drain;
 mod external;
@@ -18,6 +20,7 @@ mod load;
 mod panics;
 mod raw;
 mod requests;
+mod rotation;
 mod routes;
 mod rows;
 mod tcp;

@@ -213,6 +213,22 @@ async fn what_is_known_of_a_connection_allows_and_denies() {
     assert!(denied("deny").map(|(_, count)| count).sum::<u64>() >= 8, "{counted:?}");
 }
 
+/// CVE-2020-16844: what a pattern of principals means does not depend on what the connection carries.
+#[tokio::test]
+async fn s46_the_end_of_a_principal_is_the_end_of_an_identity_on_raw_connections() {
+    let (world, _ends) = talking(policy(InboundTls::Permissive), Config::default()).await;
+    let pattern = StringMatch::Suffix("/sa/web".into());
+    let web = Principal::Authenticated(Some(StringMatcher { pattern, ignore_case: false }));
+    for (action, holds) in [(AuthorizationAction::Allow, true), (AuthorizationAction::Deny, false)] {
+        world.policy.publish(guarded(vec![one(action.clone(), Permission::Any, web.clone())]));
+        for (account, named) in [("web", true), ("not-web", false), ("webs", false)] {
+            assert_eq!(greeting(&world, account).await.is_ok(), named == holds, "{action:?} {account}");
+        }
+        let plain = Caller::plain(&world).await.say("x").await;
+        assert_eq!(plain.is_ok(), !holds, "{action:?}: nobody has no name that ends in it");
+    }
+}
+
 #[tokio::test]
 async fn what_only_requests_have_lets_nobody_in_and_keeps_nobody_from_being_denied() {
     let (world, _ends) = talking(policy(InboundTls::Permissive), Config::default()).await;

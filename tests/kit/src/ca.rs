@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationList, CertificateRevocationListParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
-    SerialNumber, date_time_ymd,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationList, CertificateRevocationListParams,
+    CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::sign::CertifiedKey;
@@ -95,6 +95,15 @@ impl TestCa {
         let params = CertificateSpec::of(&self.id(namespace, account)).params();
         let leaf = params.signed_by(&key, &self.issuer).expect("the parameters are complete");
         (leaf.pem(), key.serialize_pem())
+    }
+
+    /// What is asked for (PEM), in this name and good from and until these seconds since the Unix epoch.
+    pub fn sign(&self, request: &str, id: &SpiffeId, (begins, ends): (u64, u64)) -> Certificate {
+        let mut request = CertificateSigningRequestParams::from_pem(request).expect("a request to sign");
+        let at = |seconds: u64| date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
+        request.params = CertificateSpec::of(id).params();
+        (request.params.not_before, request.params.not_after) = (at(begins), at(ends));
+        request.signed_by(&self.issuer).expect("the parameters are complete")
     }
 
     /// The identity of a service account; every call issues a new certificate of a higher generation.

@@ -97,6 +97,7 @@ impl Prober {
             ),
             additional: additional.map(at).collect(),
             mesh_tls: endpoint.metadata.mesh_tls,
+            plaintext_refused: endpoint.metadata.plaintext_refused,
             hostname: endpoint.metadata.hostname.clone(),
             proxy: self.proxy.as_ref().and_then(|proxy| proxy.of(&endpoint.metadata)).cloned().map(Box::new),
         };

@@ -8,6 +8,7 @@ mod matching;
 mod resilience;
 mod spec;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::policy::{Cors, Fault, HeaderPolicy, PerMillion, Redirect, RetryPolicy, Rewrite, RouteMatch};
@@ -55,7 +56,7 @@ pub(crate) struct HttpRoute {
     pub(crate) previous_hosts_said: bool,
     pub(crate) fault: Option<Fault>,
     pub(crate) mirrors: Vec<Mirrored>,
-    pub(crate) cors: Option<Cors>,
+    pub(crate) cors: Option<Arc<Cors>>,
 }
 
 /// One match block.
@@ -252,7 +253,8 @@ fn http_route(spec: HttpRouteSpec, check: &mut Check<'_>, path: &str, mesh: bool
         rewrite.authority.get_or_insert(mesh_core::policy::AuthorityRewrite::Literal(authority));
     }
     let retries = spec.retries.as_ref().and_then(|r| resilience::retries(r, check, &format!("{path}.retries")));
-    let cors = spec.cors_policy.as_ref().map(|cors| resilience::cors(cors, check, &format!("{path}.corsPolicy")));
+    let cors = spec.cors_policy.as_ref();
+    let cors = cors.map(|cors| Arc::new(resilience::cors(cors, check, &format!("{path}.corsPolicy"))));
     let action = action::action(&spec, check, path, delegate)?;
     if cors.is_some() && matches!(action, HttpAction::Redirect(..) | HttpAction::Direct(_)) {
         check.warn(&format!("{path}.corsPolicy"), "no effect: answers that no endpoint gives get no CORS headers");

@@ -164,6 +164,34 @@ fn one_identity_cannot_fill_the_table() {
 }
 
 #[test]
+fn the_bytes_of_endpoints_are_bounded_in_total_and_for_each_identity() {
+    let size = registration(1).text_len();
+    let bounds = Bounds { bytes: 3 * size, bytes_of_one: 2 * size, ..Bounds::default() };
+    let (registry, watched, now) = bounded(bounds);
+    let streams: Vec<_> = (0..3).map(|_| stream(&registry, now)).collect();
+    registry.announce(streams[0], registration(1), now).unwrap();
+    registry.announce(streams[1], registration(2), now).unwrap();
+    let refused = registry.announce(streams[2], registration(3), now).unwrap_err();
+    assert!(matches!(refused, NotAnnounced::TooManyBytes { .. }), "{refused}");
+    // Nor by making one larger that it has; another in its place, or a smaller one, is no more.
+    let labelled = |port, text: &str| Registration { workload: text.into(), ..registration(port) };
+    assert!(registry.announce(streams[0], labelled(1, "reviews-v1-x"), now).is_err());
+    registry.announce(streams[0], registration(4), now).unwrap();
+    registry.announce(streams[0], labelled(4, "r"), now).unwrap();
+    assert_eq!(ports(&watched), [2, 4]);
+    // Others still can, until the table is full, and what is withdrawn is free again.
+    let other = registry.stream("default", "other", HERE, now).unwrap();
+    registry.announce(other, of("other", 5), now).unwrap();
+    let third = registry.stream("default", "third", HERE, now).unwrap();
+    let refused = registry.announce(third, of("third", 6), now).unwrap_err();
+    assert!(matches!(refused, NotAnnounced::FullOfBytes { .. }), "{refused}");
+    registry.withdraw(streams[0]);
+    registry.announce(third, of("third", 6), now).unwrap();
+    registry.withdraw(streams[1]);
+    registry.announce(streams[2], registration(3), now).unwrap();
+}
+
+#[test]
 fn an_identity_changes_things_at_a_rate_and_a_return_is_no_change() {
     let (registry, _, now) = bounded(Bounds { changes: (2, 1), ..Bounds::default() });
     let stream = stream(&registry, now);

@@ -66,6 +66,7 @@ fn denied_to(listener: &InboundListener, peer: &str, request: Option<RequestView
         destination: listener.address,
         server_name: Some("x.test"),
         tokens: None,
+        trusted_proxies: listener.trusted_proxies,
     };
     let authorizer = Authorizer::new(&listener.authorization);
     let verdict = authorizer.decide(&attributes, |_| {});
@@ -511,6 +512,28 @@ fn the_labels_of_a_pod_count_more_than_what_its_process_says() {
     assert_eq!(at(&pod("other", "guarded: 'yes'")), None, "another account's pod is not this one's");
     let two = pod("a-account", "guarded: 'yes'") + &pod("other", "x: 'y'");
     assert_eq!(at(&two), Some("-".into()), "of those on a host's network the account tells");
+}
+
+#[test]
+fn the_mesh_config_says_how_many_proxies_are_trusted() {
+    let config = |text: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n    defaultConfig: {text}\n---\n"
+        )
+    };
+    let rule = policy("one", "shop", "{rules: [{from: [{source: {remoteIpBlocks: [1.2.3.4]}}]}]}");
+    let call = Call { headers: &[("x-forwarded-for", "9.9.9.9, 1.2.3.4")], ..GET };
+    let at = |text: &str| inbound(&world(&format!("{rule}{text}")), "shop");
+    let trusting = at(&config("{gatewayTopology: {numTrustedProxies: 1}}"));
+    assert_eq!((trusting.trusted_proxies, denied(&trusting, call)), (1, None));
+    // The control: nobody is trusted.
+    for text in [String::new(), config("{gatewayTopology: {}}"), config("{concurrency: 2}")] {
+        assert_eq!((at(&text).trusted_proxies, denied(&at(&text), call)), (0, Some("-".into())), "{text}");
+    }
+    let told = |text: &str| world(&config(text)).findings().iter().map(ToString::to_string).collect::<String>();
+    assert!(told("{concurrency: 2, gatewayTopology: {forwardClientCertDetails: SANITIZE}}").contains("concurrency"));
+    assert!(told("{gatewayTopology: {numTrustedProxies: -1}}").contains("numTrustedProxies"));
+    assert_eq!(told("{gatewayTopology: {numTrustedProxies: 1}}"), "");
 }
 
 #[test]

@@ -172,6 +172,52 @@ fn s70_whatever_a_process_says_of_itself_a_strict_peer_is_called_with_mutual_tls
 }
 
 #[test]
+fn s70_a_rule_that_says_plaintext_of_a_strict_peer_is_told_and_its_clients_send_nothing() {
+    let (name, strict) = ("outbound|80||a.shop.svc.cluster.local", peer("ns", "shop", "{mtls: {mode: STRICT}}"));
+    let disable = "trafficPolicy: {tls: {mode: DISABLE}}";
+    let rule = |host: &str, spec: &str| istio("DestinationRule", "r", "shop", &format!("{{host: {host:?}, {spec}}}"));
+    let registrations = [running("a", "shop", 80, "10.0.0.1:8080")];
+    let told = |text: &str| {
+        let world = with(text, &registrations);
+        let endpoints = world.endpoints(&scope("shop"), name).unwrap();
+        let found: Vec<_> = world.findings().iter().filter(|f| f.code == Some("IST0113")).cloned().collect();
+        (endpoints.iter().next().unwrap().metadata.plaintext_refused, found)
+    };
+    let of_port = "trafficPolicy: {portLevelSettings: [{port: {number: 80}, tls: {mode: DISABLE}}]}";
+    let subset = "subsets: [{name: s, labels: {app: a}, trafficPolicy: {tls: {mode: DISABLE}}}]";
+    for written in [rule("a", disable), rule("*.cluster.local", disable), rule("a", of_port), rule("a", subset)] {
+        let (refused, found) = told(&(strict.clone() + &written));
+        assert!(refused && found.len() == 1, "{found:?}");
+        let text = found[0].to_string();
+        for word in ["DestinationRule", "PeerAuthentication shop/ns", "10.0.0.1:8080", "MESH-1110"] {
+            assert!(text.contains(word), "{text}");
+        }
+    }
+    // The controls: another port, another subset, another mode on either side.
+    let other_port = of_port.replace("80", "81");
+    let other_subset = subset.replace("app: a", "app: b");
+    for written in
+        [rule("a", &other_port), rule("a", &other_subset), rule("a", "trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}")]
+    {
+        assert_eq!(told(&(strict.clone() + &written)), (true, Vec::new()), "{written}");
+    }
+    let permissive = peer("ns", "shop", "{mtls: {mode: PERMISSIVE}}");
+    assert_eq!(told(&(permissive + &rule("a", disable))), (false, Vec::new()));
+
+    // Of a pod that nobody says is a member of the mesh the rule is believed.
+    let pod = |labels: &str| {
+        let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: b-1, namespace: shop, labels: {kubernetes.io/service-name: b}}\naddressType: IPv4\nports: [{name: http, port: 8080}]\nendpoints: [{addresses: [10.0.0.2]}]\n---\n";
+        let pod = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: b-x, namespace: shop, labels: {{{labels}}}}}\nspec: {{containers: [{{name: a, image: a}}]}}\nstatus: {{podIP: 10.0.0.2}}\n---\n"
+        );
+        let world = world(&(strict.clone() + &service("b", "shop", HTTP) + slice + &pod));
+        let endpoints = world.endpoints(&scope("shop"), "outbound|80||b.shop.svc.cluster.local").unwrap();
+        endpoints.iter().next().unwrap().metadata.plaintext_refused
+    };
+    assert!(pod("security.istio.io/tlsMode: istio") && !pod("app: b"));
+}
+
+#[test]
 fn inbound_names_that_are_no_addresses_are_unknown() {
     let world = world("");
     assert!(world.inbound(&scope("a"), "xds.istio.io/grpc/lds/inbound/[::1]:80").is_some());

@@ -1,10 +1,11 @@
 //! [`Seat`]: one stream's place at the [`Cache`]. Dropping it takes all its subscriptions out.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{Cache, Due, Key, Mailbox, Mailboxes, ScopeUse, Wildcard};
+use super::{Cache, Due, Key, Mailbox, Mailboxes, ScopeUse, Scoped, Wildcard};
 use crate::translate::NodeScope;
+use crate::xds::account::{Account, Charge, NAME, SCOPE};
 use crate::xds::encoded::Encoded;
 use crate::xds::{Kind, federated};
 
@@ -15,31 +16,39 @@ const MAX_AUTHORITIES: usize = 4;
 /// One stream's subscriptions.
 pub(crate) struct Seat {
     cache: Arc<Cache>,
-    scope: Arc<NodeScope>,
+    scope: Arc<Scoped>,
     scope_id: u32,
     mailbox: Arc<Mailbox>,
     named: HashSet<(Kind, Arc<str>)>,
-    covered: HashSet<Kind>,
+    /// What the wildcards cost.
+    covered: HashMap<Kind, usize>,
     /// That were asked for on this stream so far.
     authorities: BTreeSet<String>,
     /// Subscribed to, of an authority too many; the cache does not know of them.
     refused: HashSet<(Kind, Arc<str>)>,
+    /// For all of these names.
+    charge: Charge,
 }
 
 impl Cache {
-    /// Takes a place for a node of `scope`.
-    pub(crate) fn seat(self: &Arc<Self>, scope: NodeScope) -> Seat {
+    /// Takes a place for a node of `scope`, of the identity that has this account.
+    pub(crate) fn seat(self: &Arc<Self>, scope: NodeScope, account: &Arc<Account>) -> Seat {
         let mut inner = self.inner.lock();
-        let scope = match inner.scopes.get_key_value(&scope) {
-            Some((known, _)) => known.clone(),
-            None => Arc::new(scope),
-        };
         inner.last_seat += 1;
         let mailbox = Mailbox { id: inner.last_seat, due: Default::default(), wake: Default::default() };
         let next = inner.last_scope.wrapping_add(1);
-        let used = inner.scopes.entry(scope.clone()).or_insert(ScopeUse { id: next, streams: 0 });
+        let node = match inner.scopes.get_key_value(&scope) {
+            Some((known, _)) => known.clone(),
+            None => Arc::new(scope),
+        };
+        let used = inner.scopes.entry(node.clone()).or_insert_with(|| ScopeUse {
+            id: next,
+            streams: 0,
+            _charge: Charge::new(account, SCOPE + node.text_len()),
+            scoped: Arc::new(Scoped { node, account: account.clone() }),
+        });
         used.streams += 1;
-        let scope_id = used.id;
+        let (scope, scope_id) = (used.scoped.clone(), used.id);
         inner.last_scope = inner.last_scope.max(scope_id);
         drop(inner);
         Seat {
@@ -48,16 +57,22 @@ impl Cache {
             scope_id,
             mailbox: Arc::new(mailbox),
             named: HashSet::new(),
-            covered: HashSet::new(),
+            covered: HashMap::new(),
             authorities: BTreeSet::new(),
             refused: HashSet::new(),
+            charge: Charge::new(account, 0),
         }
     }
 }
 
 impl Seat {
     pub(crate) fn scope(&self) -> &NodeScope {
-        &self.scope
+        &self.scope.node
+    }
+
+    /// Bytes kept for this stream's identity, over all its streams.
+    pub(crate) fn kept(&self) -> usize {
+        self.charge.account().bytes()
     }
 
     /// The revision served.
@@ -79,7 +94,9 @@ impl Seat {
     pub(crate) fn subscribe(&mut self, kind: Kind, name: &str) -> Arc<str> {
         if !self.admits(kind, name) {
             let name: Arc<str> = name.into();
-            self.refused.insert((kind, name.clone()));
+            if self.refused.insert((kind, name.clone())) {
+                self.charge.add(NAME + name.len());
+            }
             return name;
         }
         let key = self.key(kind, name.into());
@@ -89,8 +106,8 @@ impl Seat {
                 let name = known.name.clone();
                 let entry = inner.entries.get_mut(&key).expect("it was found");
                 entry.named_by.insert(&self.mailbox);
-                self.named.insert((kind, name.clone()));
-                return name;
+                drop(inner);
+                return self.name(kind, name);
             }
             let (revision, resources) = (inner.revision, inner.resources.clone());
             drop(inner);
@@ -98,10 +115,17 @@ impl Seat {
             let mut inner = self.cache.inner.lock();
             if inner.revision == revision {
                 inner.entry(key.clone(), &self.scope, encoded).named_by.insert(&self.mailbox);
-                self.named.insert((kind, key.name.clone()));
-                return key.name;
+                drop(inner);
+                return self.name(kind, key.name);
             }
         }
+    }
+
+    fn name(&mut self, kind: Kind, name: Arc<str>) -> Arc<str> {
+        if self.named.insert((kind, name.clone())) {
+            self.charge.add(NAME);
+        }
+        name
     }
 
     fn admits(&mut self, kind: Kind, name: &str) -> bool {
@@ -124,9 +148,11 @@ impl Seat {
 
     pub(crate) fn unsubscribe(&mut self, kind: Kind, name: &Arc<str>) {
         if self.refused.remove(&(kind, name.clone())) {
+            self.charge.remove(NAME + name.len());
             return;
         }
         if self.named.remove(&(kind, name.clone())) {
+            self.charge.remove(NAME);
             self.cache.inner.lock().unname(&self.key(kind, name.clone()), self.mailbox.id);
         }
     }
@@ -138,12 +164,14 @@ impl Seat {
             let mut inner = self.cache.inner.lock();
             if let Some(wildcard) = inner.wildcards.get_mut(&at) {
                 wildcard.subscribers.insert(&self.mailbox);
-                self.covered.insert(kind);
-                return wildcard.names.clone();
+                let names = wildcard.names.clone();
+                drop(inner);
+                self.note_covered(kind, names.len());
+                return names;
             }
             let (revision, resources) = (inner.revision, inner.resources.clone());
             drop(inner);
-            let names = resources.wildcard(&self.scope, kind);
+            let names = resources.wildcard(&self.scope.node, kind);
             let made: Vec<_> = names
                 .into_iter()
                 .map(|name| {
@@ -163,15 +191,22 @@ impl Seat {
             let mut subscribers = Mailboxes::default();
             subscribers.insert(&self.mailbox);
             inner.wildcards.insert(at, Wildcard { scope: self.scope.clone(), names: names.clone(), subscribers });
-            self.covered.insert(kind);
+            drop(inner);
+            self.note_covered(kind, names.len());
             return names;
         }
     }
 
+    fn note_covered(&mut self, kind: Kind, names: usize) {
+        let cost = names * NAME;
+        let before = self.covered.insert(kind, cost);
+        self.charge.add(cost);
+        self.charge.remove(before.unwrap_or_default());
+    }
+
     pub(crate) fn uncover(&mut self, kind: Kind) {
-        if !self.covered.remove(&kind) {
-            return;
-        }
+        let Some(cost) = self.covered.remove(&kind) else { return };
+        self.charge.remove(cost);
         let at = (self.scope_id, kind);
         let mut inner = self.cache.inner.lock();
         let Some(wildcard) = inner.wildcards.get_mut(&at) else { return };
@@ -202,7 +237,7 @@ impl Seat {
             );
         }
         let resources = self.cache.inner.lock().resources.clone();
-        resources.why_missing(&self.scope, kind, name)
+        resources.why_missing(&self.scope.node, kind, name)
     }
 
     fn key(&self, kind: Kind, name: Arc<str>) -> Key {
@@ -219,10 +254,10 @@ impl Drop for Seat {
         for (kind, name) in self.named.drain() {
             inner.unname(&Key { scope: self.scope_id, kind, name }, self.mailbox.id);
         }
-        if let Some(used) = inner.scopes.get_mut(&self.scope) {
+        if let Some(used) = inner.scopes.get_mut(&self.scope.node) {
             used.streams -= 1;
             if used.streams == 0 {
-                inner.scopes.remove(&self.scope);
+                inner.scopes.remove(&self.scope.node);
             }
         }
     }

@@ -27,7 +27,7 @@ fn due(seat: &Seat) -> Vec<String> {
 #[test]
 fn nodes_that_see_the_same_share_its_bytes() {
     let cache = Fake::default().with(Kind::Cluster, "a", 1).cache();
-    let mut seats = ["default", "default", "other"].map(|namespace| cache.seat(scope(namespace)));
+    let mut seats = ["default", "default", "other"].map(|namespace| cache.seat(scope(namespace), &Arc::default()));
     let found = seats.each_mut().map(|seat| {
         let name = seat.subscribe(Kind::Cluster, "a");
         seat.resource(Kind::Cluster, &name).unwrap()
@@ -42,7 +42,7 @@ fn a_revision_looks_at_what_it_touches_and_the_rest_keeps_its_bytes() {
     let hosts: Vec<String> = (0..1_000).map(|n| format!("s{n}")).collect();
     let fake = hosts.iter().fold(Fake::default(), |fake, host| fake.with(Kind::Endpoints, &name(host), 1));
     let cache = fake.cache();
-    let mut seat = cache.seat(scope("default"));
+    let mut seat = cache.seat(scope("default"), &Arc::default());
     let names: Vec<_> = hosts.iter().map(|host| seat.subscribe(Kind::Endpoints, &name(host))).collect();
     let before: Vec<_> = names.iter().map(|name| seat.resource(Kind::Endpoints, name).unwrap()).collect();
     let evaluated = cache.evaluated();
@@ -67,7 +67,8 @@ fn a_revision_looks_at_what_it_touches_and_the_rest_keeps_its_bytes() {
 fn those_alone_are_woken_who_subscribe_to_what_changed() {
     let fake = Fake::default().with(Kind::Endpoints, &name("a"), 1).with(Kind::Endpoints, &name("b"), 1);
     let cache = fake.cache();
-    let (mut one, mut other) = (cache.seat(scope("default")), cache.seat(scope("default")));
+    let (mut one, mut other) =
+        (cache.seat(scope("default"), &Arc::default()), cache.seat(scope("default"), &Arc::default()));
     one.subscribe(Kind::Endpoints, &name("a"));
     other.subscribe(Kind::Endpoints, &name("b"));
     publish(&cache, &fake.with(Kind::Endpoints, &name("a"), 2), &["a"]);
@@ -80,7 +81,7 @@ fn those_alone_are_woken_who_subscribe_to_what_changed() {
 fn what_is_due_many_times_is_there_once() {
     let fake = Fake::default().with(Kind::Endpoints, &name("a"), 1);
     let cache = fake.cache();
-    let mut seat = cache.seat(scope("default"));
+    let mut seat = cache.seat(scope("default"), &Arc::default());
     seat.subscribe(Kind::Endpoints, &name("a"));
     for edition in 2..100 {
         publish(&cache, &fake.clone().with(Kind::Endpoints, &name("a"), edition), &["a"]);
@@ -92,7 +93,8 @@ fn what_is_due_many_times_is_there_once() {
 #[test]
 fn a_stream_that_ends_leaves_nothing_behind() {
     let cache = Fake::default().with(Kind::Cluster, "a", 1).cache();
-    let (mut one, mut other) = (cache.seat(scope("default")), cache.seat(scope("default")));
+    let (mut one, mut other) =
+        (cache.seat(scope("default"), &Arc::default()), cache.seat(scope("default"), &Arc::default()));
     for seat in [&mut one, &mut other] {
         seat.subscribe(Kind::Cluster, "a");
         seat.subscribe(Kind::Cluster, "missing");
@@ -110,7 +112,7 @@ fn a_stream_that_ends_leaves_nothing_behind() {
 #[test]
 fn many_streams_of_one_resource_come_and_go_without_order() {
     let cache = Fake::default().with(Kind::Cluster, "a", 1).cache();
-    let mut seats: Vec<_> = (0..100).map(|_| cache.seat(scope("default"))).collect();
+    let mut seats: Vec<_> = (0..100).map(|_| cache.seat(scope("default"), &Arc::default())).collect();
     for at in [50, 3, 99, 0, 77] {
         seats[at].subscribe(Kind::Cluster, "a");
         seats[at].subscribe(Kind::Cluster, "a");
@@ -128,7 +130,7 @@ fn a_herd_that_comes_back_looks_at_each_resource_once() {
     let hosts: Vec<String> = (0..20).map(|n| name(&format!("s{n}"))).collect();
     let fake = hosts.iter().fold(Fake::default(), |fake, host| fake.with(Kind::Endpoints, host, 1));
     let cache = fake.cache();
-    let mut herd: Vec<_> = (0..2_000).map(|_| cache.seat(scope("default"))).collect();
+    let mut herd: Vec<_> = (0..2_000).map(|_| cache.seat(scope("default"), &Arc::default())).collect();
     for seat in &mut herd {
         for host in &hosts {
             let name = seat.subscribe(Kind::Endpoints, host);
@@ -138,6 +140,6 @@ fn a_herd_that_comes_back_looks_at_each_resource_once() {
     assert_eq!((cache.evaluated(), cache.size().0), (20, 20));
     // The control: another view of the mesh is looked at for itself, and shares the bytes.
     let bytes = cache.size().1;
-    cache.seat(scope("other")).subscribe(Kind::Endpoints, &hosts[0]);
+    cache.seat(scope("other"), &Arc::default()).subscribe(Kind::Endpoints, &hosts[0]);
     assert_eq!((cache.evaluated(), cache.size().1), (21, bytes));
 }

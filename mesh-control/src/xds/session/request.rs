@@ -7,7 +7,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, Disc
 use envoy_types::pb::google::rpc::Status;
 
 use super::known::{Answer, Held, Known, Names, Type};
-use super::{Kind, Session};
+use super::{Form, Kind, Session};
 use crate::translate::Dialect;
 use crate::xds::encoded::Version;
 use crate::xds::nodes::NackStatus;
@@ -16,6 +16,9 @@ use crate::xds::nodes::NackStatus;
 const MAX_NACK: usize = 2048;
 /// The name that means everything.
 const WILDCARD: &str = "*";
+
+/// Names that are taken in at once.
+pub(crate) const PIECE: usize = 256;
 
 /// What a request's arrival did.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -35,6 +38,11 @@ pub(crate) enum Refused {
         asked.count, asked.bytes, most.count, most.bytes
     )]
     TooManyNames { asked: Names, most: Names, type_url: &'static str },
+    #[error(
+        "{kept} bytes are kept for all streams of this identity; at most {most} are: subscribe to fewer names, let processes \
+         that are alike have the same labels, or give some of them another service account"
+    )]
+    TooMuch { kept: usize, most: usize },
     #[error("a resource name of {bytes} bytes; at most {limit} are taken: names are as short as those sent")]
     NameTooLong { bytes: usize, limit: usize },
 }
@@ -64,12 +72,12 @@ impl Session {
         let covered = wildcard && !ty.wildcard;
         let mut added = false;
         for name in wanted {
-            added |= self.subscribe(kind, &name);
+            added |= self.subscribe(kind, &name)?;
         }
         for name in dropped {
             self.unsubscribe(kind, &name);
         }
-        self.set_wildcard(kind, wildcard);
+        self.set_wildcard(kind, wildcard)?;
         // Absence from a full-state response is an answer too.
         self.types[kind.index()].owed |= kind.is_full_state() && (first || added || covered);
         Ok(outcome)
@@ -91,10 +99,10 @@ impl Session {
         if whole {
             // Envoy waits for an answer before it starts, even if there is nothing.
             ty.owed |= !ty.wildcard;
-            self.set_wildcard(kind, true);
+            self.set_wildcard(kind, true)?;
         }
         for name in request.resource_names_subscribe.iter().filter(|name| *name != WILDCARD) {
-            self.subscribe(kind, name);
+            self.subscribe(kind, name)?;
             self.send_again(kind, name);
         }
         for name in request.resource_names_unsubscribe.iter().filter(|name| *name != WILDCARD) {
@@ -103,7 +111,7 @@ impl Session {
             self.send_again(kind, name);
         }
         if star(&request.resource_names_unsubscribe) {
-            self.set_wildcard(kind, false);
+            self.set_wildcard(kind, false)?;
         }
         if first {
             // An Envoy needs the endpoints of a changed cluster again, and the change may have come before this.
@@ -141,17 +149,44 @@ impl Session {
         }
     }
 
-    /// Subscribes to a name; false if it was already.
-    fn subscribe(&mut self, kind: Kind, name: &str) -> bool {
-        let ty = &mut self.types[kind.index()];
-        if ty.known.get(name).is_some_and(|known| known.explicit) {
-            return false;
+    /// Whether there is room for more.
+    fn afford(&self) -> Result<(), Refused> {
+        let (kept, most) = (self.seat.kept(), self.limits.bytes_of_one);
+        if kept > most { Err(Refused::TooMuch { kept, most }) } else { Ok(()) }
+    }
+
+    /// Whether a request names so much that is new that it is better taken in piece by piece: its names, then
+    /// [`begin`](Self::begin) with each piece, then the request. What is wrong with it is left to the request.
+    pub(crate) fn is_large(&self, type_url: &str, nonce: &str, names: &[String]) -> Option<Kind> {
+        let kind = Kind::from_type_url(type_url).filter(|_| names.len() > PIECE)?;
+        let ty = &self.types[kind.index()];
+        let counts = nonce.is_empty() || nonce == ty.nonce || self.form == Form::Delta;
+        let fits = |name: &String| name.len() <= self.limits.name_bytes;
+        (counts && names.len() <= self.limits.names && names.iter().all(fits)).then_some(kind)
+    }
+
+    /// Has made what these names stand for; the request that names them is still to come.
+    pub(crate) fn begin(&mut self, kind: Kind, names: &[String]) -> Result<(), Refused> {
+        for name in named(names) {
+            self.afford()?;
+            self.seat.subscribe(kind, name);
         }
+        Ok(())
+    }
+
+    /// Subscribes to a name; false if it was already.
+    fn subscribe(&mut self, kind: Kind, name: &str) -> Result<bool, Refused> {
+        let ty = &self.types[kind.index()];
+        if ty.known.get(name).is_some_and(|known| known.explicit) {
+            return Ok(false);
+        }
+        self.afford()?;
+        let ty = &mut self.types[kind.index()];
         let name = self.seat.subscribe(kind, name);
         ty.known.entry(name.clone()).or_default().explicit = true;
         ty.explicit.add(&name);
         ty.due.insert(name);
-        true
+        Ok(true)
     }
 
     /// What is no longer subscribed to is forgotten, so that asking again sends it again.
@@ -169,25 +204,30 @@ impl Session {
         }
     }
 
-    fn set_wildcard(&mut self, kind: Kind, on: bool) {
-        let ty = &mut self.types[kind.index()];
-        match (ty.wildcard, on) {
+    fn set_wildcard(&mut self, kind: Kind, on: bool) -> Result<(), Refused> {
+        match (self.types[kind.index()].wildcard, on) {
             (false, true) => {
-                for name in self.seat.cover(kind).iter() {
+                self.afford()?;
+                let names = self.seat.cover(kind);
+                self.afford()?;
+                let ty = &mut self.types[kind.index()];
+                for name in names.iter() {
                     ty.known.entry(name.clone()).or_default();
                     ty.due.insert(name.clone());
                 }
             }
             (true, false) => {
                 self.seat.uncover(kind);
+                let ty = &mut self.types[kind.index()];
                 ty.known.retain(|_, known| known.explicit);
                 let known = &ty.known;
                 ty.due.retain(|name| known.contains_key(name));
-                ty.vanished.retain(|name| known.contains_key(name));
+                ty.vanished.retain(|name, _| known.contains_key(name));
             }
             _ => {}
         }
-        ty.wildcard = on;
+        self.types[kind.index()].wildcard = on;
+        Ok(())
     }
 
     /// The client may have forgotten what it asks for again.
@@ -237,6 +277,7 @@ impl Type {
             return Outcome { acked: true, nacked: None };
         };
         self.answered(Answer::Refused);
+        self.refused_nonce = self.nonce.parse().ok();
         let reason = printable(&error.message);
         let version = self.version_sent.to_string();
         self.nack = Some(NackStatus { version, nonce: self.nonce.clone(), reason: reason.clone() });

@@ -10,6 +10,7 @@ use envoy_types::pb::google::rpc::Status;
 use mesh_discovery::codec;
 use prost::Message;
 
+use super::super::account::Account;
 use super::super::cache::Cache;
 use super::super::fake::Fake;
 use super::*;
@@ -48,7 +49,18 @@ impl Client {
     }
 
     fn of(scope: NodeScope, cache: &Arc<Cache>, form: Form, explained: bool, limits: Limits) -> Self {
-        let session = Session::new(cache.seat(scope), form, explained, limits);
+        Self::for_account(scope, cache, form, explained, limits, &Arc::default())
+    }
+
+    fn for_account(
+        scope: NodeScope,
+        cache: &Arc<Cache>,
+        form: Form,
+        explained: bool,
+        limits: Limits,
+        account: &Arc<Account>,
+    ) -> Self {
+        let session = Session::new(cache.seat(scope, account), form, explained, limits);
         Self { session, names: Default::default(), nonce: Default::default() }
     }
 
@@ -206,6 +218,90 @@ fn a_vanished_cluster_goes_after_the_routes_that_named_it() {
         assert_eq!(client.settle(), [], "said once");
         after.with(Kind::Cluster, "v2", 1).publish(&cache, "4");
         assert_eq!(client.settle().len(), 1, "and it may come back");
+    }
+}
+
+/// A client with routes to `v1` and `v2`, and the next revision, of which `v2` is gone and `also` changed.
+fn about_to_lose_a_cluster(form: Form, also: &[Kind]) -> (Arc<Cache>, Client, Fake) {
+    let before = Fake::default()
+        .with(Kind::Cluster, "v1", 1)
+        .with(Kind::Cluster, "v2", 1)
+        .with(Kind::Endpoints, "v2", 1)
+        .with(Kind::Listener, "reviews", 1)
+        .with(Kind::Routes, "reviews", 1);
+    let cache = before.cache();
+    let mut client = Client::new(&cache, form);
+    client.ask(Kind::Cluster, &["v1", "v2"]);
+    client.ask(Kind::Endpoints, &["v2"]);
+    client.ask(Kind::Listener, &["reviews"]);
+    client.ask(Kind::Routes, &["reviews"]);
+    client.settle();
+    let after = before.without(Kind::Cluster, "v2").without(Kind::Endpoints, "v2");
+    let after = also.iter().fold(after, |fake, kind| fake.with(*kind, "reviews", 2));
+    (cache, client, after)
+}
+
+/// What takes the cluster away.
+fn taken_away(form: Form) -> Vec<Row> {
+    match form {
+        Form::State => vec![row(Kind::Cluster, &["v1"], &[])],
+        Form::Delta => vec![row(Kind::Cluster, &[], &["v2"]), row(Kind::Endpoints, &[], &["v2"])],
+    }
+}
+
+#[test]
+fn a_vanished_cluster_stays_until_the_routes_without_it_are_accepted() {
+    for form in BOTH {
+        for also in [Kind::Listener, Kind::Routes] {
+            let (cache, mut client, after) = about_to_lose_a_cluster(form, &[also]);
+            after.publish(&cache, "2");
+            assert_eq!(client.next().unwrap().kind, also);
+            assert_eq!(client.next(), None, "{form:?}: the client may go on with the {also} that names it");
+            client.answer(also, None);
+            assert_eq!(client.settle(), taken_away(form));
+        }
+    }
+}
+
+#[test]
+fn a_vanished_cluster_stays_while_the_client_refuses_the_routes_without_it() {
+    for form in BOTH {
+        for also in [Kind::Listener, Kind::Routes] {
+            let (cache, mut client, after) = about_to_lose_a_cluster(form, &[also]);
+            after.publish(&cache, "2");
+            assert_eq!(client.next().unwrap().kind, also);
+            client.answer(also, Some("no"));
+            assert_eq!(client.next(), None, "{form:?}: it goes on with the {also} that names it");
+            // What it accepts ends that.
+            let better = after.with(also, "reviews", 3);
+            better.publish(&cache, "3");
+            assert_eq!(client.next().unwrap().kind, also);
+            assert_eq!(client.next(), None);
+            client.answer(also, None);
+            assert_eq!(client.settle(), taken_away(form), "{form:?} {also}");
+        }
+    }
+}
+
+#[test]
+fn what_was_refused_before_a_cluster_vanished_keeps_no_cluster() {
+    for form in BOTH {
+        let (cache, mut client, after) = about_to_lose_a_cluster(form, &[]);
+        let refused = after.clone().with(Kind::Cluster, "v2", 1).with(Kind::Endpoints, "v2", 1);
+        let (refused, after) = (refused.with(Kind::Routes, "reviews", 2), after.with(Kind::Routes, "reviews", 2));
+        refused.publish(&cache, "2");
+        assert_eq!(client.next().unwrap().kind, Kind::Routes);
+        client.answer(Kind::Routes, Some("no"));
+        after.publish(&cache, "3");
+        assert_eq!(client.settle(), taken_away(form), "the routes that it refuses name the cluster as well");
+        // Nor does what the client has given up.
+        let (cache, mut client, after) = about_to_lose_a_cluster(form, &[Kind::Routes]);
+        after.publish(&cache, "2");
+        client.next();
+        client.answer(Kind::Routes, Some("no"));
+        assert_eq!(client.next(), None);
+        client.ask(Kind::Routes, &[]);
+        assert_eq!(client.settle(), taken_away(form));
     }
 }
 
@@ -427,7 +523,7 @@ fn what_no_client_takes_is_not_sent_and_the_operator_is_told() {
         for kind in Kind::ALL {
             let fake = all_kinds(&["a", "b"], 1);
             let cache = fake.cache();
-            let mut seat = cache.seat(NodeScope::default());
+            let mut seat = cache.seat(NodeScope::default(), &Arc::default());
             let [a, b] = ["a", "b"].map(|name| {
                 let name = seat.subscribe(kind, name);
                 seat.resource(kind, &name).unwrap().any.len()
@@ -461,5 +557,68 @@ fn what_no_client_takes_is_not_sent_and_the_operator_is_told() {
             assert_eq!(client.settle(), [row(kind, &["a", "b"], &[])]);
             assert_eq!(client.status(kind).unsent, None);
         }
+    }
+}
+
+#[test]
+fn what_is_kept_for_one_identity_over_all_its_streams_is_bounded() {
+    let names: Vec<String> = (0..30).map(|n| format!("name-{n}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let scope = |app: &str| NodeScope { labels: [("app".to_owned(), app.to_owned())].into(), ..NodeScope::default() };
+    for form in BOTH {
+        // Of nothing that exists, of all that exists in scopes of its own, and of all by wildcard.
+        for (asked, exist) in [(&names[..], false), (&names[..], true), (&["*"][..], true)] {
+            let cache = if exist { all_kinds(&names, 1) } else { Fake::default() }.cache();
+            let (one, other, alone) = (Arc::default(), Arc::default(), Arc::default());
+            // As much as one stream takes, and a little.
+            let mut client = Client::for_account(scope("a"), &cache, form, false, Limits::default(), &alone);
+            client.try_ask(Kind::Cluster, asked, None).unwrap();
+            let limits = Limits { bytes_of_one: alone.bytes() + 1_000, ..Limits::default() };
+            drop(client);
+            let client = |app: &str, account| Client::for_account(scope(app), &cache, form, false, limits, account);
+            let mut first = client("a", &one);
+            first.try_ask(Kind::Cluster, asked, None).unwrap();
+            let mut second = client("b", &one);
+            let refused = second.try_ask(Kind::Cluster, asked, None).unwrap_err();
+            assert!(matches!(refused, Refused::TooMuch { .. }), "{form:?}: {refused}");
+            // The control: another identity may, and what stands may be repeated and answered.
+            client("b", &other).try_ask(Kind::Cluster, asked, None).unwrap();
+            first.settle();
+            first.try_ask(Kind::Cluster, asked, None).unwrap();
+            // Everything is given back.
+            drop(second);
+            let mut third = client("c", &one);
+            first.ask(Kind::Cluster, &[]);
+            first.settle();
+            third.ask(Kind::Cluster, &names[..10]);
+            drop((first, third));
+            assert_eq!((one.bytes(), other.bytes()), (0, 0), "{form:?}");
+        }
+    }
+}
+
+#[test]
+fn a_large_request_is_taken_in_by_pieces_and_means_the_same() {
+    let names: Vec<String> = (0..3 * PIECE).map(|n| format!("name-{n}")).collect();
+    for form in BOTH {
+        let cache = Fake::default().with(Kind::Endpoints, "name-0", 1).with(Kind::Endpoints, "name-700", 1).cache();
+        let mut client = Client::new(&cache, form);
+        let kind = client.session.is_large(Kind::Endpoints.type_url(), "", &names).unwrap();
+        for piece in names.chunks(PIECE) {
+            client.session.begin(kind, piece).unwrap();
+        }
+        let evaluated = cache.evaluated();
+        assert_eq!((evaluated, client.next()), (names.len() as u64, None), "nothing is asked for yet");
+        client.ask(Kind::Endpoints, &names.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(cache.evaluated(), evaluated, "the request itself has nothing left to make");
+        assert_eq!(client.settle()[0].1, ["name-0", "name-700"]);
+        // What is refused or does not count is not begun with.
+        let small = Limits { names: names.len() - 1, ..Limits::default() };
+        let other = Client::with(&cache, form, false, small);
+        assert_eq!(other.session.is_large(Kind::Endpoints.type_url(), "", &names), None);
+        let stale = client.session.is_large(Kind::Endpoints.type_url(), "stale", &names);
+        assert_eq!(stale.is_some(), form == Form::Delta);
+        drop((client, other));
+        assert_eq!(cache.size().0, 0, "nothing is left behind");
     }
 }

@@ -47,7 +47,10 @@ fn renew() {
     write("spiffe_id", "other", b"spiffe://example.org/a/b.c-d_e");
     write("spiffe_id", "root", b"spiffe://example.org/");
     write("crl", "two", &rows::list(&root, &[7, 8], 1_800_000_000));
-    write("crl", "none", &rows::list(&root, &[], 1_800_000_000));
+    let none = rows::list(&root, &[], 1_800_000_000);
+    // Of some reasons, and names none (RUSTSEC-2026-0104).
+    write("crl", "empty-reasons", &rows::with_distribution_point(&root, &none, &[0x83, 1, 0]));
+    write("crl", "none", &none);
 }
 
 #[test]
@@ -67,4 +70,11 @@ fn the_corpora_of_the_fuzzer_replay_without_a_panic() {
     let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_800_000_000));
     let algorithms = provider().signature_verification_algorithms.all;
     assert_eq!(verify_svid(&chain, &bundles, algorithms, now, Usage::Client).unwrap().as_str(), REVIEWS);
+    let told = |list: &str| {
+        let list = std::fs::read(folder("crl").join(list)).unwrap();
+        let bundle = TrustBundle::new([chain[1].clone()]).unwrap().with_revocation_lists(vec![list]).unwrap();
+        let bundles = TrustBundles::single(TrustDomain::new("cluster.local").unwrap(), bundle);
+        verify_svid(&chain, &bundles, algorithms, now, Usage::Client)
+    };
+    assert!(told("none").is_ok() && told("two").is_ok(), "the lists are heard");
 }

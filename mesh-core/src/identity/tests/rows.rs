@@ -92,6 +92,7 @@ fn s56_what_is_not_a_spiffe_id_of_a_workload_is_refused() {
     let peer = root.identity("spiffe://cluster.local/ns/default/sa/Reviews");
     let client = root.identity(RATINGS);
     assert!(handshake(&client, &peer, &[StringMatcher::exact(REVIEWS)], true).is_err());
+    assert!(handshake(&client, &root.identity(REVIEWS), &[StringMatcher::exact(REVIEWS)], true).is_ok(), "control");
 }
 
 #[test]
@@ -122,6 +123,28 @@ fn s58_an_authority_is_no_workload() {
 }
 
 #[test]
+fn s58_a_key_usage_is_there_and_critical() {
+    let root = Root::new();
+    let mut without = leaf(&[REVIEWS]);
+    without.key_usages.clear();
+    assert!(not_valid(said(&root, &without)).contains("no key usage"));
+    // The same bits in an extension that a reader may pass over.
+    let of = |critical: bool| {
+        let mut own = rcgen::CustomExtension::from_oid_content(&[2, 5, 29, 15], vec![3, 2, 7, 0x80]);
+        own.set_criticality(critical);
+        let mut params = without.clone();
+        params.custom_extensions = vec![own];
+        params
+    };
+    assert!(not_valid(said(&root, &of(false))).contains("critical"));
+    accepted(&root, &of(true));
+    // As istiod, cert-manager and SPIRE write them.
+    let mut theirs = leaf(&[REVIEWS]);
+    theirs.key_usages.extend([KeyUsagePurpose::KeyEncipherment, KeyUsagePurpose::KeyAgreement]);
+    accepted(&root, &theirs);
+}
+
+#[test]
 fn s59_an_extended_key_usage_must_allow_the_direction() {
     let root = Root::new();
     let with = |usages: &[ExtendedKeyUsagePurpose]| {
@@ -131,12 +154,18 @@ fn s59_an_extended_key_usage_must_allow_the_direction() {
     };
     let (client, server) = (ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth);
     let good = root.identity(RATINGS);
-    not_valid(refusal(&root, &with(&[ExtendedKeyUsagePurpose::CodeSigning])));
-    assert!(handshake(&good, &with(std::slice::from_ref(&client)), &[], true).is_err(), "no server");
-    assert!(handshake(&with(std::slice::from_ref(&client)), &good, &[], true).is_ok(), "control");
-    assert!(handshake(&with(std::slice::from_ref(&server)), &good, &[], true).is_err(), "no client");
-    assert!(handshake(&good, &with(std::slice::from_ref(&server)), &[], true).is_ok(), "control");
-    assert!(handshake(&good, &with(&[]), &[], true).is_ok(), "none says nothing");
+    // A SVID is for both directions, whichever it is shown in.
+    for odd in [ExtendedKeyUsagePurpose::CodeSigning, ExtendedKeyUsagePurpose::Any, client.clone(), server.clone()] {
+        let odd = with(&[odd]);
+        assert!(not_valid(refusal(&root, &odd)).contains("both"));
+        assert!(handshake(&good, &odd, &[], true).is_err() && handshake(&odd, &good, &[], true).is_err());
+    }
+    for fine in
+        [vec![], vec![client.clone(), server.clone()], vec![client, server, ExtendedKeyUsagePurpose::CodeSigning]]
+    {
+        let fine = with(&fine);
+        assert!(handshake(&good, &fine, &[], true).is_ok() && handshake(&fine, &good, &[], true).is_ok(), "control");
+    }
 }
 
 #[test]
@@ -345,16 +374,72 @@ fn s67_what_stands_between_a_leaf_and_its_root_is_asked_about_too() {
     assert!(judged(Vec::new()).is_ok(), "control: no lists");
 }
 
+/// An element of DER, shorter than 64 KiB.
+fn der(tag: u8, content: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(content.len()).unwrap().to_be_bytes();
+    let head: &[u8] = match length {
+        [0, low @ ..0x80] => &[tag, low],
+        [0, low] => &[tag, 0x81, low],
+        [high, low] => &[tag, 0x82, high, low],
+    };
+    [head, content].concat()
+}
+
+/// The elements of which one consists: of each the tag, the content, and all of it.
+fn elements(mut of: &[u8]) -> Vec<(u8, &[u8], &[u8])> {
+    let mut found = Vec::new();
+    while let [tag, length, ..] = of {
+        let (head, length) = match *length {
+            0x81 => (3, usize::from(of[2])),
+            0x82 => (4, usize::from(of[2]) << 8 | usize::from(of[3])),
+            short => (2, usize::from(short)),
+        };
+        found.push((*tag, &of[head..head + length], &of[..head + length]));
+        of = &of[head + length..];
+    }
+    found
+}
+
+/// A list as it is, with an issuing distribution point of this content, and signed anew.
+pub(in crate::identity) fn with_distribution_point(root: &Root, list: &[u8], content: &[u8]) -> Vec<u8> {
+    let whole = elements(list)[0].1;
+    let [(_, signed, _), (_, _, algorithm), _] = elements(whole)[..] else { panic!("a list has three parts") };
+    let mut parts: Vec<Vec<u8>> = elements(signed).iter().map(|(_, _, whole)| whole.to_vec()).collect();
+    let extensions = parts.pop().unwrap();
+    let inside = elements(elements(&extensions)[0].1)[0].1;
+    // 2.5.29.28, critical.
+    let point = [&[6, 3, 0x55, 0x1d, 28, 1, 1, 0xff][..], &der(4, &der(0x30, content))].concat();
+    parts.push(der(0xa0, &der(0x30, &[inside, &der(0x30, &point)].concat())));
+    let signed = der(0x30, &parts.concat());
+    let signature = rcgen::SigningKey::sign(root.issuer.key(), &signed).unwrap();
+    der(0x30, &[signed, algorithm.to_vec(), der(3, &[&[0], &signature[..]].concat())].concat())
+}
+
+#[test]
+fn s68_a_list_of_some_reasons_that_names_none_is_refused_in_words() {
+    let root = Root::new();
+    let now = UnixTime::now();
+    let plain = list(&root, &[7], now.as_secs());
+    let of = |content: &[u8]| with_lists(&root, vec![with_distribution_point(&root, &plain, content)]);
+    // RUSTSEC-2026-0104: `onlySomeReasons` of no bits, well-formed; of one bit; and of nothing at all.
+    for (bits, why) in [(&[0][..], "Partitioning"), (&[7, 0x80], "Partitioning"), (&[], "BadDer"), (&[1], "BadDer")] {
+        let error = of(&der(0x83, bits)).unwrap_err().to_string();
+        assert!(error.contains(why), "{bits:?}: {error}");
+    }
+    // The control: the same with a name in place of the reasons is read, holds, and is heard.
+    let named = der(0xa0, &der(0xa0, &der(0x86, b"http://lists.test/one")));
+    let bundles = of(&named).unwrap();
+    assert!(not_valid(verify(&numbered(&root, 7), &bundles, now).unwrap_err()).contains("Revoked"));
+    assert!(verify(&numbered(&root, 8), &bundles, now).is_ok());
+}
+
 #[test]
 fn s68_a_bad_list_is_refused_as_it_is_read() {
     let root = Root::new();
     let at = UnixTime::now().as_secs();
     let good = list(&root, &[7], at);
     let too_long = vec![0; 50 << 20];
-    // An issuing distribution point with an empty BIT STRING in onlySomeReasons (RUSTSEC-2026-0104).
-    let empty_reasons = [&good[..good.len() - 4], &[0x83, 0x00]].concat();
-    for bad in [Vec::new(), too_long, good[..good.len() - 1].to_vec(), empty_reasons, b"\x30\x03\x83\x01\x00".to_vec()]
-    {
+    for bad in [Vec::new(), too_long, good[..good.len() - 1].to_vec(), b"\x30\x03\x83\x01\x00".to_vec()] {
         assert!(with_lists(&root, vec![good.clone(), bad]).is_err());
     }
     assert!(with_lists(&root, vec![good.clone(); 65]).is_err(), "too many");
@@ -402,18 +487,56 @@ fn s72_tls_is_1_3_with_a_hybrid_group_or_1_2_with_aead_and_nothing_older() {
         assert!(suite.contains("GCM") || suite.contains("POLY1305"), "{suite}");
         assert!(suite.starts_with("TLS13") || suite.contains("ECDHE"), "{suite}");
     }
-    // A ClientHello of TLS 1.1, and bytes that are none.
-    let hello = [&[22, 3, 2, 0, 45, 1, 0, 0, 41, 3, 2][..], &[7; 32], &[0, 0, 2, 0xc0, 0x13, 1, 0]].concat();
-    for bytes in [hello, b"\x16\x03\x01\xff\xff junk".to_vec(), vec![22; 4096], vec![21, 3, 3, 0, 2, 1, 0]] {
-        let config = server_config(&Root::new().identity(RATINGS), true, &[], &provider()).unwrap();
-        let mut server = ServerConnection::new(Arc::new(config)).unwrap();
-        let mut input = &bytes[..];
-        let mut failed = false;
-        while !input.is_empty() && !failed {
-            failed = server.read_tls(&mut input).is_err() || server.process_new_packets().is_err();
-        }
-        assert!(server.is_handshaking());
+    // Bytes that are no hello.
+    for bytes in [b"\x16\x03\x01\xff\xff junk".to_vec(), vec![22; 4096], vec![21, 3, 3, 0, 2, 1, 0]] {
+        assert!(greeted(&bytes).0.is_handshaking());
     }
+}
+
+/// A server that was sent these bytes, and what it found wrong.
+fn greeted(mut bytes: &[u8]) -> (ServerConnection, Option<rustls::Error>) {
+    let config = server_config(&Root::new().identity(RATINGS), true, &[], &provider()).unwrap();
+    let mut server = ServerConnection::new(Arc::new(config)).unwrap();
+    let mut error = None;
+    while !bytes.is_empty() && error.is_none() {
+        if server.read_tls(&mut bytes).is_err() {
+            break;
+        }
+        error = server.process_new_packets().err();
+    }
+    (server, error)
+}
+
+#[test]
+fn s72_a_hello_of_tls_1_0_or_1_1_is_told_that_its_version_is_too_old() {
+    // The version that it is of is said in the hello; that of the record is 1.0 for all.
+    let hello = |minor: u8| {
+        // Groups: x25519 and P-256; signatures: ECDSA with P-256; the extended master secret.
+        let extensions = [0, 10, 0, 6, 0, 4, 0, 29, 0, 23, 0, 13, 0, 4, 0, 2, 4, 3, 0, 23, 0, 0];
+        // Suites: ECDHE-ECDSA with AES-128 in GCM, and in CBC.
+        let suites = [0, 0, 4, 0xc0, 0x2b, 0xc0, 0x09, 1, 0, 0, extensions.len() as u8];
+        let body = [&[3, minor][..], &[7; 32], &suites, &extensions].concat();
+        let length = body.len() as u8;
+        [&[22, 3, 1, 0, length + 4, 1, 0, 0, length][..], &body].concat()
+    };
+    let answer = |minor: u8| {
+        let (mut server, error) = greeted(&hello(minor));
+        let mut answer = Vec::new();
+        while server.wants_write() {
+            server.write_tls(&mut answer).unwrap();
+        }
+        (error, answer)
+    };
+    for old in [1, 2] {
+        let (error, answer) = answer(old);
+        assert!(matches!(error, Some(rustls::Error::PeerIncompatible(_))), "{error:?}");
+        // A fatal alert, protocol_version (RFC 8446, section 6.2).
+        assert!(answer[0] == 21 && answer.ends_with(&[0, 2, 2, 70]), "{answer:?}");
+    }
+    // The control: the same of 1.2 gets a hello of 1.2 back.
+    let (error, answer) = answer(3);
+    assert_eq!(error, None);
+    assert_eq!((answer[0], answer[5], &answer[9..11]), (22, 2, &[3, 3][..]));
 }
 
 #[test]

@@ -72,6 +72,7 @@ fn what_holds_a_token_or_tells_of_one_is_nobodys_to_print() {
     let kept = JwtProvider {
         from_headers: vec![header],
         payload_header: Some("x-payload".parse().unwrap()),
+        claim_headers: vec![JwtClaimHeader { name: "x-issuer".parse().unwrap(), claim: "iss".into() }],
         forward: true,
         ..of(&issuer, "a")
     };
@@ -90,8 +91,10 @@ fn what_holds_a_token_or_tells_of_one_is_nobodys_to_print() {
     assert!(format!("{request:?}").contains(&token), "the control: before, it is printed");
     authenticator.apply(passed, &mut request).unwrap();
     let sensitive = |name: &str| request.headers()[name].is_sensitive();
-    assert_eq!(["x-jwt", "x-payload", "x-other", "host"].map(sensitive), [true, true, false, false]);
-    assert!(!format!("{request:?}").contains(token.split('.').nth(1).unwrap()));
+    let names = ["x-jwt", "x-payload", "x-issuer", "x-other", "host"];
+    assert_eq!(names.map(sensitive), [true, true, true, false, false]);
+    let printed = format!("{request:?}");
+    assert!(!printed.contains(token.split('.').nth(1).unwrap()) && !printed.contains("https://a.test"), "{printed}");
     // Where nothing was demanded of it as well.
     let mut other = get("/", &[("x_jwt", &token)]);
     authenticator.apply(crate::jwt::Passed::default(), &mut other).unwrap();

@@ -138,6 +138,25 @@ fn only_the_metrics_that_policy_names_are_passed_on() {
     assert_eq!(passed(&every), [two("application_utilization", 0.5), two("named_metrics.queue", 4.0)]);
 }
 
+/// R38: their names are the endpoints' own.
+#[test]
+fn names_of_metrics_without_end_are_kept_up_to_a_bound_until_they_are_reported() {
+    let (store, now) = (LoadStore::default(), Instant::now());
+    let cluster = store.cluster(&"a".into(), "", now);
+    let load = cluster.locality(&zone("z"));
+    let every = LoadReport { metrics: vec!["named_metrics.*".to_owned()] };
+    let kept = |names: std::ops::Range<usize>| {
+        for name in names.clone().chain(names) {
+            let metrics = vec![(format!("named_metrics.{name}"), 1.0)];
+            load.report(&EndpointReport { metrics, ..EndpointReport::default() }, &every);
+        }
+        let metrics = all(&store, now).into_iter().flat_map(|r| r.localities).flat_map(|l| l.metrics);
+        metrics.map(|(_, metric)| metric.requests).collect::<Vec<_>>()
+    };
+    assert_eq!(kept(0..1000), [2; MOST_METRICS], "the first ones go on being counted");
+    assert_eq!(kept(2000..2010), [2; 10], "and once they are reported there is room");
+}
+
 #[test]
 fn numbers_of_many_threads_add_up_while_they_are_read() {
     let (store, now) = (LoadStore::default(), Instant::now());

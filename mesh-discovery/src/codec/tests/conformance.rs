@@ -164,8 +164,8 @@ fn l3_overrides_are_keyed_by_instance_name_and_the_most_specific_wins_a39() {
     let fault = |status| FilterOverride::Fault(abort(status));
     let (off, on) = (FilterOverride::Disabled, FilterOverride::Enabled);
     let want = [("a", fault(501)), ("b", fault(502)), ("c", off), ("d", fault(503)), ("e", on)];
-    let want: FilterOverrides = want.into_iter().map(|(name, filter)| (name.to_owned(), filter)).collect();
-    assert_eq!(decoded_route(&resource).filters, want);
+    let want: FilterOverrides = want.into_iter().map(|(name, filter)| (name.to_owned(), filter.into())).collect();
+    assert_eq!(*decoded_route(&resource).filters, want);
 
     let with = |any: Any| move |r: &mut rds::Route| _ = r.typed_per_filter_config.insert("f".into(), any);
     let unknown = || Any { type_url: "type.googleapis.com/some.Override".into(), value: Vec::new() };
@@ -195,7 +195,7 @@ fn l3_overrides_are_keyed_by_instance_name_and_the_most_specific_wins_a39() {
     let forward =
         decoded_forward(&with_action(|a| a.cluster_specifier = Some(ClusterSpecifier::WeightedClusters(split))));
     let ClusterChoice::Weighted(split) = forward.to else { panic!("a split") };
-    assert_eq!(split.entries()[0].filters["d"], fault(504));
+    assert_eq!(*split.entries()[0].filters["d"], fault(504));
 }
 
 #[test]

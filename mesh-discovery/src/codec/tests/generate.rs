@@ -219,7 +219,7 @@ fn overrides() -> impl Strategy<Value = FilterOverrides> {
         rate_limit().prop_map(FilterOverride::RateLimit),
         session().prop_map(FilterOverride::Session),
     ];
-    btree_map(text(), one, 0..2)
+    btree_map(text(), one.prop_map(Arc::new), 0..2)
 }
 
 fn labels() -> impl Strategy<Value = std::collections::BTreeMap<String, String>> {
@@ -431,7 +431,7 @@ fn forward() -> impl Strategy<Value = Forward> {
         vec(mirror, 0..2),
         rewrite,
         vec(hash(), 0..3),
-        option::of(cors()),
+        option::of(cors().prop_map(Arc::new)),
     )
         .prop_map(|(to, (timeout, ceiling), idle_timeout, more, mirrors, rewrite, hash, cors)| Forward {
             to,
@@ -494,7 +494,7 @@ fn route() -> impl Strategy<Value = Route> {
             matcher,
             action,
             headers,
-            filters,
+            filters: filters.into(),
             response_classes,
             stat_prefix,
         },

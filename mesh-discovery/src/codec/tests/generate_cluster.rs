@@ -36,9 +36,11 @@ fn metadata() -> impl Strategy<Value = EndpointMetadata> {
     let other = || option::of((0..3_u8, 1..100_u16).prop_map(|(kind, place)| address(kind, place)));
     let check = (any::<bool>(), option::of(1..=u16::MAX), option::of(text()), other())
         .prop_map(|(disabled, port, host, address)| HealthCheckTarget { disabled, port, host, address });
-    (any::<bool>(), option::of(text()), option::of(workload), btree_map(text(), text(), 0..3), other(), check).prop_map(
-        |(mesh_tls, hostname, workload, lb, proxy, health_check)| EndpointMetadata {
+    let tls = (any::<bool>(), any::<bool>());
+    (tls, option::of(text()), option::of(workload), btree_map(text(), text(), 0..3), other(), check).prop_map(
+        |((mesh_tls, plaintext_refused), hostname, workload, lb, proxy, health_check)| EndpointMetadata {
             mesh_tls,
+            plaintext_refused,
             hostname,
             workload,
             lb,

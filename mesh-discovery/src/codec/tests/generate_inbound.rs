@@ -248,8 +248,8 @@ pub(super) fn inbound() -> impl Strategy<Value = InboundListener> {
     let routes = option::of(inbound_routes());
     let guards = (vec(jwt(), 0..2), vec(authorization(), 0..4), kinds, routes);
     let tls = (tls, instances());
-    (text(), any::<IpAddr>(), 1..=u16::MAX, tls, guards, limits).prop_map(
-        |(name, ip, port, (tls, instances), (mut jwt, authorization, kinds, routes), limits)| {
+    (text(), any::<IpAddr>(), 1..=u16::MAX, tls, guards, (limits, any::<u32>())).prop_map(
+        |(name, ip, port, (tls, instances), (mut jwt, authorization, kinds, routes), (limits, trusted_proxies))| {
             // Plaintext shows no certificate.
             let instances = Some(instances).filter(|_| tls != InboundTls::Disable).unwrap_or_default();
             // Instance names are unique.
@@ -275,7 +275,18 @@ pub(super) fn inbound() -> impl Strategy<Value = InboundListener> {
                 Some(hosts) => InboundRoutes::Listed(hosts.into_iter().enumerate().map(host).collect()),
                 None => InboundRoutes::All,
             };
-            InboundListener { name, address, tls, instances, jwt, authorization, filters, routes, limits }
+            InboundListener {
+                name,
+                address,
+                tls,
+                instances,
+                jwt,
+                authorization,
+                filters,
+                routes,
+                limits,
+                trusted_proxies,
+            }
         },
     )
 }

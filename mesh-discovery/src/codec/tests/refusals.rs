@@ -1,8 +1,11 @@
 //! What is refused of listeners and routes, and that the refusal names every field.
 
+use std::sync::Arc;
+
 use envoy_types::pb::envoy::config::core::v3::{self as core, header_value_option::HeaderAppendAction};
 use envoy_types::pb::envoy::config::listener::v3::{ApiListener, Listener as ListenerProto};
 use envoy_types::pb::envoy::config::route::v3::{self as rds, RouteConfiguration as RoutesProto};
+use envoy_types::pb::envoy::extensions::filters::http::cors::v3::CorsPolicy;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use envoy_types::pb::google::protobuf::{Any, Duration, UInt32Value};
 use mesh_core::policy::*;
@@ -223,7 +226,34 @@ fn a_virtual_hosts_fault_holds_for_routes_without_their_own() {
     });
     let decoded = codec::decode_routes(&resource).expect("accepted");
     let filters = &decoded.value.virtual_hosts[0].routes[0].filters;
-    assert_eq!(filters[FAULT_FILTER], FilterOverride::Fault(fault));
+    assert_eq!(*filters[FAULT_FILTER], FilterOverride::Fault(fault));
+}
+
+#[test]
+fn routes_share_what_their_virtual_host_says_of_filters_and_cors() {
+    let fault = |status| Fault {
+        abort: Some(FaultAbort { status: Some(AbortStatus::Http(status)), share: PerMillion::ALL }),
+        ..Default::default()
+    };
+    let pack = |status| extension::pack(extension::url::FAULT, &codec::fault::encode(&fault(status)));
+    let resource = changed::<RoutesProto>(codec::encode_routes(&routes()), |proto| {
+        let host = &mut proto.virtual_hosts[0];
+        host.typed_per_filter_config.insert(FAULT_FILTER.into(), pack(503));
+        let cors = CorsPolicy { allow_methods: "GET".into(), ..Default::default() };
+        host.typed_per_filter_config.insert("cors".into(), extension::pack(extension::url::CORS_POLICY, &cors));
+        host.routes = vec![host.routes[0].clone(); 3];
+        host.routes[2].typed_per_filter_config.insert("own".into(), pack(504));
+    });
+    let decoded = codec::decode_routes(&resource).expect("accepted");
+    let [a, b, own] = &decoded.value.virtual_hosts[0].routes[..] else { panic!("three routes") };
+    assert!(Arc::ptr_eq(&a.filters, &b.filters));
+    assert!(Arc::ptr_eq(&a.filters[FAULT_FILTER], &own.filters[FAULT_FILTER]), "beside one of its own too");
+    assert_eq!(*own.filters["own"], FilterOverride::Fault(fault(504)), "control: what differs is its own");
+    let cors = [a, b, own].map(|route| match &route.action {
+        RouteAction::Forward(forward) => forward.cors.as_ref().unwrap(),
+        other => panic!("{other:?}"),
+    });
+    assert!(cors.iter().all(|one| Arc::ptr_eq(one, cors[0])), "{cors:?}");
 }
 
 #[test]
@@ -251,6 +281,7 @@ fn grpc_clients_are_told_the_timeout_in_the_field_they_read() {
 #[test]
 fn s81_a_resource_of_another_type_or_of_no_sense_is_refused_by_name() {
     let mut resource = codec::encode_cluster(&Cluster::new("c".into()));
+    assert_eq!(codec::decode_cluster(&resource).expect("the control").value.name.as_str(), "c");
     let error = codec::decode_routes(&resource).expect_err("a refusal");
     assert!(error.to_string().contains("RouteConfiguration"), "{error}");
     resource.value.push(7);

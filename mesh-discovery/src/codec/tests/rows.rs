@@ -212,7 +212,9 @@ fn allows(authorizer: &Authorizer, peer: &PeerIdentity) -> bool {
         draw: &|| 0,
     });
     let (destination, server_name, tokens) = (([10, 0, 0, 2], 80).into(), None, None);
-    authorizer.decide(&Attributes { request, peer: Some(peer), destination, server_name, tokens }, |_| {}).is_ok()
+    authorizer
+        .decide(&Attributes { request, peer: Some(peer), destination, server_name, tokens, trusted_proxies: 0 }, |_| {})
+        .is_ok()
 }
 
 #[test]

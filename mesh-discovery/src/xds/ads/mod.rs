@@ -29,7 +29,7 @@ use self::session::Entries;
 pub(crate) use self::session::Session;
 use super::kind::{Key, Kind};
 use super::message::{Body, Name, Request, StreamError, Variant};
-use super::saved::Saved;
+use super::saved::{Record, Saved};
 use crate::bootstrap::{Node, ServerFeatures};
 use crate::cascade::SubscriptionId;
 
@@ -121,7 +121,7 @@ pub(crate) struct Ads<C: Codec> {
     clock: Instant,
     /// What an earlier run held; each serves until a control plane has spoken of it.
     saved: Option<Saved>,
-    /// When that is too old.
+    /// When the first of that is too old.
     saved_until: Option<Instant>,
     /// Control planes whose open stream is of no use any more.
     given_up: Vec<ServerId>,
@@ -152,10 +152,10 @@ impl<C: Codec> Ads<C> {
         }
     }
 
-    /// Takes what an earlier run held; none of it begins to serve from `until` on, if there is such a time.
-    pub(crate) fn restore(&mut self, saved: Saved, until: Option<Instant>) {
+    /// Takes what an earlier run held; none of it begins to serve once it is too old.
+    pub(crate) fn restore(&mut self, saved: Saved) {
+        self.saved_until = saved.values().filter_map(|record| record.until).min();
         self.saved = Some(saved);
-        self.saved_until = until;
     }
 
     /// Whether there is something of an earlier run.
@@ -174,11 +174,20 @@ impl<C: Codec> Ads<C> {
             let authority = self.authority_of(&key.name).map(|index| &self.authorities[usize::from(index)]);
             authority.is_some_and(|authority| !self.sessions[usize::from(authority.active_server())].vouches())
         });
+        self.keep(saved);
+    }
+
+    fn keep(&mut self, saved: Saved) {
         if saved.is_empty() {
             self.saved_until = None;
         } else {
-            self.saved = Some(saved);
+            self.restore(saved);
         }
+    }
+
+    /// What an earlier run held that no control plane has spoken of.
+    pub(crate) fn saved(&self) -> impl Iterator<Item = (&Key, &Record)> {
+        self.saved.iter().flatten()
     }
 
     /// How much is in use that no control plane of this run has given.
@@ -225,7 +234,7 @@ impl<C: Codec> Ads<C> {
                     let reason = "the bootstrap has no authority of that name".to_owned();
                     entry.missing(SAVED, Standing::DoesNotExist, reason, false, self.clock);
                 } else if !active.is_some_and(|active| self.sessions[usize::from(active)].vouches())
-                    && let Some((version, body)) = self.saved.as_ref().and_then(|saved| saved.get(key))
+                    && let Some(Record { version, body, .. }) = self.saved.as_ref().and_then(|saved| saved.get(key))
                 {
                     // It was judged when it came.
                     let judged = ServerFeatures { trusted_xds_server: true, ..ServerFeatures::default() };
@@ -267,10 +276,10 @@ impl<C: Codec> Ads<C> {
         authority.watched -= 1;
         let mut told = false;
         for server in authority.in_use() {
-            // The last is the one whose word counts.
-            told = self.sessions[usize::from(*server)].unsubscribe(key);
+            told |= self.sessions[usize::from(*server)].unsubscribe(key);
         }
-        // Kept until the control plane is told: it answers a renewed wish only if it heard of the end.
+        // Kept until every control plane is told: one that has not heard of the end does not answer a renewed wish, and
+        // whose word counts may be another by then.
         if !told {
             if self.sessions[usize::from(authority.active_server())].connected {
                 self.forget(key);
@@ -284,6 +293,12 @@ impl<C: Codec> Ads<C> {
     /// The subscriptions that use a resource, sorted.
     pub(crate) fn users(&self, key: &Key) -> &[SubscriptionId] {
         self.entries[key.kind.index()].get(&key.name).map_or(&[], |entry| entry.users.ids())
+    }
+
+    /// Everything that a subscription uses. Looks at all there is.
+    pub(crate) fn wanted_by(&self, by: SubscriptionId) -> Vec<Key> {
+        let its = self.entries().filter(|(.., entry)| entry.users.ids().binary_search(&by).is_ok());
+        its.map(|(kind, name, _)| Key::new(kind, name.clone())).collect()
     }
 
     /// What is known of a resource.
@@ -318,6 +333,12 @@ impl<C: Codec> Ads<C> {
         })
     }
 
+    /// How much is held that nobody wants.
+    #[cfg(test)]
+    pub(crate) fn unwanted(&self) -> usize {
+        self.entries.iter().flat_map(HashMap::values).filter(|entry| !entry.is_wanted()).count()
+    }
+
     /// The control planes, by [`ServerId`].
     pub(crate) fn sessions(&self) -> &[Session] {
         &self.sessions
@@ -334,6 +355,12 @@ impl<C: Codec> Ads<C> {
         let mut wanted = self.authorities.iter().filter(|authority| authority.watched > 0).peekable();
         wanted.peek().is_some()
             && wanted.all(|authority| self.sessions[usize::from(authority.active_server())].vouches())
+    }
+
+    /// Whether some control plane whose word counts for something wanted vouches for it.
+    pub(crate) fn is_confirmed_in_part(&self) -> bool {
+        let mut wanted = self.authorities.iter().filter(|authority| authority.watched > 0);
+        wanted.any(|authority| self.sessions[usize::from(authority.active_server())].vouches())
     }
 
     /// Resources whose readers see something new since the last call.
@@ -415,10 +442,9 @@ impl<C: Codec> Ads<C> {
             self.start_timer(server, Key { kind: next.kind, name }, now);
         }
         for name in next.let_go {
-            let entries = &mut self.entries[next.kind.index()];
-            let unwanted = |entry: &Entry<_>| !entry.is_wanted() && is_active(&self.authorities, entry, server);
-            if entries.get(&name).is_some_and(unwanted) {
-                entries.remove(&name);
+            let key = Key { kind: next.kind, name };
+            if !self.is_untold(&key) {
+                self.forget(&key);
             }
         }
         Some(next.request)
@@ -428,7 +454,9 @@ impl<C: Codec> Ads<C> {
     pub(crate) fn expire(&mut self, now: Instant) {
         self.clock = now;
         if self.saved_until.is_some_and(|end| end <= now) {
-            (self.saved, self.saved_until) = (None, None);
+            let mut saved = self.saved.take().unwrap_or_default();
+            saved.retain(|_, record| record.until.is_none_or(|end| end > now));
+            self.keep(saved);
         }
         for server in 0..self.sessions.len() {
             // First, for what is overdue is still owed.
@@ -525,12 +553,22 @@ impl<C: Codec> Ads<C> {
         let good = session.is_good();
         session.closed(self.clock);
         for key in untold {
-            let entry = self.entries[key.kind.index()].get(&key.name);
-            if entry.is_some_and(|entry| !entry.is_wanted() && is_active(&self.authorities, entry, server)) {
+            let entry = self.entries[key.kind.index()].get(&key.name).filter(|entry| !entry.is_wanted());
+            let Some(entry) = entry.filter(|_| !self.is_untold(&key)) else { continue };
+            if is_active(&self.authorities, entry, server) {
                 self.retire(key);
+            } else {
+                self.forget(&key);
             }
         }
         good
+    }
+
+    /// Whether a control plane that is in use has yet to be told that a resource is wanted no longer.
+    fn is_untold(&self, key: &Key) -> bool {
+        let authority = self.authority_of(&key.name).map(|index| &self.authorities[usize::from(index)]);
+        let servers = authority.map_or(&[][..], Authority::in_use);
+        servers.iter().any(|server| self.sessions[usize::from(*server)].talk(key.kind).is_untold(&key.name))
     }
 
     fn retire(&mut self, key: Key) {

@@ -171,8 +171,9 @@ impl<C: Codec> Ads<C> {
         let name = normalise(&name);
         let Self { codec, entries, authorities, sessions, changed, saved, .. } = self;
         let entries = &mut entries[kind.index()];
-        // A control plane may send more than was asked for; nobody reads it, so nobody judges it.
-        let usable = |entry: &&mut Entry<_>| entry.is_wanted() && is_active(authorities, entry, round.server);
+        // A control plane may send more than was asked for; nobody reads it, so nobody judges it. What nobody wants any
+        // more is judged until it has been told: it will not repeat itself to a wish that is renewed before.
+        let usable = |entry: &&mut Entry<_>| is_active(authorities, entry, round.server);
         let Some(entry) = entries.get_mut(name.as_ref()).filter(usable) else { return };
         entry.round = round.number;
         let (was, before) = (entry.standing, entry.good.as_ref().map(|good| good.server));
@@ -227,7 +228,7 @@ impl<C: Codec> Ads<C> {
     /// The entry of a name, if this control plane may say something about it.
     fn judged(&mut self, round: &Round<C::Value>, name: &str) -> Option<&mut Entry<C::Value>> {
         let entry = self.entries[round.kind.index()].get_mut(name)?;
-        (entry.is_wanted() && is_active(&self.authorities, entry, round.server)).then_some(entry)
+        is_active(&self.authorities, entry, round.server).then_some(entry)
     }
 
     /// Delta: a resource that does not exist or was deleted.

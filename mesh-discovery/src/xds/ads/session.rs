@@ -186,6 +186,11 @@ impl Session {
         self.connected && self.unconfirmed_since.is_none()
     }
 
+    /// For how long nobody has vouched for what it gave.
+    pub(crate) fn unconfirmed_for(&self, now: Instant) -> Duration {
+        self.unconfirmed_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
     /// It has answered, or is rightly silent.
     pub(super) fn is_well(&mut self) {
         self.failing = None;
@@ -312,9 +317,14 @@ impl Talk {
         names
     }
 
-    /// Whether the control plane has been asked for a name on this stream.
+    /// Whether the control plane has been asked for a name on this stream, and not been told that it is wanted no longer.
     pub(super) fn has_asked(&self, name: &Name) -> bool {
-        self.started && self.names.contains(name) && !self.fresh.contains(name)
+        self.started && (self.names.contains(name) && !self.fresh.contains(name) || self.stale.contains(name))
+    }
+
+    /// Whether the control plane has yet to be told that a name is wanted no longer.
+    pub(super) fn is_untold(&self, name: &Name) -> bool {
+        self.stale.contains(name)
     }
 
     /// Whether the subscription is to be told. An empty list as the first word would mean "everything".

@@ -1,11 +1,12 @@
 //! The last good configuration on disk, for a start while no control plane can be reached.
 //!
 //! ```text
-//! "mesh xDS snapshot 2\n" | written, seconds | of whom | count | records … | HMAC-SHA256 of all before
-//! record: type | name | version | resource
+//! "mesh xDS snapshot 3\n" | written, seconds | of whom | count | records … | HMAC-SHA256 of all before
+//! record: type | confirmed, seconds | name | version | resource
 //! ```
 //! Numbers are little endian, texts and resources have their length before them. Opt-in. Each resource
-//! serves until its own control plane has spoken of it; a file that is damaged, too old or somebody else's is refused
+//! serves until its own control plane has spoken of it, and grows old by itself, from when that one last vouched for it: one
+//! control plane that stays away costs those of the others nothing. A file that is damaged, too old or somebody else's is refused
 //! with its reason. The key of the HMAC is this node's own and lies in a file beside ([`key`]): who can write the snapshot
 //! alone, or brings one from another node, has nothing obeyed. Refuses to know when to write: that is [`worker`]'s business.
 
@@ -28,7 +29,7 @@ use super::kind::{Key, Kind};
 use super::message::{Body, Name};
 use crate::bootstrap::Bootstrap;
 
-const MAGIC: &[u8] = b"mesh xDS snapshot 2\n";
+const MAGIC: &[u8] = b"mesh xDS snapshot 3\n";
 
 /// Bytes of the HMAC.
 const TAG: usize = 32;
@@ -48,7 +49,7 @@ pub struct SnapshotConfig {
     /// only. Default: beside the file, with `.key` at the end of its name. Where others may write in that directory, name one
     /// elsewhere.
     pub key: PathBuf,
-    /// Age from which it is refused. Default 24 h.
+    /// Age from which a resource is refused: since its control plane last vouched for it. Default 24 h.
     pub max_age: Duration,
     /// How long after a change it is written. Default 10 s: changes seldom come alone.
     pub delay: Duration,
@@ -70,7 +71,7 @@ impl SnapshotConfig {
 pub struct SnapshotStatus {
     /// The file.
     pub path: PathBuf,
-    /// Age in seconds of what was read from it at the start; none if nothing was.
+    /// Age in seconds of the oldest of what was read from it at the start; none if nothing was.
     pub age_seconds: Option<u64>,
     /// Resources in use that come from it. 0 once the control plane has answered for all of them.
     pub in_use: usize,
@@ -80,8 +81,19 @@ pub struct SnapshotStatus {
     pub error: Option<String>,
 }
 
+/// What was read.
+pub(super) type Saved = HashMap<Key, Record>;
+
 /// A resource as it is kept.
-pub(super) type Saved = HashMap<Key, (Name, Body)>;
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    pub(super) version: Name,
+    pub(super) body: Body,
+    /// When its control plane last vouched for it, in seconds since the Unix epoch.
+    pub(super) confirmed: u64,
+    /// When it is too old to serve whoever comes then; none = never.
+    pub(super) until: Option<Instant>,
+}
 
 /// What is known of the file, for reports.
 #[derive(Debug)]
@@ -89,8 +101,8 @@ pub(super) struct Account {
     pub(super) config: SnapshotConfig,
     /// Without it nothing is read or written.
     pub(super) key: Option<hmac::Key>,
-    /// When what was read had been written, on the clock of this process.
-    written: Option<(Instant, Duration)>,
+    /// When the file was read, and how old the oldest of it was.
+    read: Option<(Instant, Duration)>,
     pub(super) writes: u64,
     pub(super) error: Option<String>,
 }
@@ -98,7 +110,7 @@ pub(super) struct Account {
 impl Account {
     /// Reads the file, if it is there and good.
     pub(super) fn open(config: SnapshotConfig, bootstrap: &Bootstrap, now: Instant) -> (Self, Option<Saved>) {
-        let mut account = Self { config, key: None, written: None, writes: 0, error: None };
+        let mut account = Self { config, key: None, read: None, writes: 0, error: None };
         let (path, us) = (&account.config.path, own_user());
         let key = match key::open(&account.config.key, us) {
             Ok(key) => account.key.insert(key),
@@ -114,11 +126,12 @@ impl Account {
             Ok(Some((bytes, _))) => Ok(bytes),
             Err(reason) => Err(reason),
         };
-        let read = bytes.and_then(|bytes| decode(&bytes, key, owner(bootstrap), wall_clock(), account.config.max_age));
+        let read =
+            bytes.and_then(|bytes| decode(&bytes, key, owner(bootstrap), (now, wall_clock()), account.config.max_age));
         match read {
             Ok((age, saved)) => {
                 tracing::info!(path = %path.display(), resources = saved.len(), ?age, "configuration of an earlier run serves until the control plane answers");
-                account.written = Some((now, age));
+                account.read = Some((now, age));
                 (account, Some(saved))
             }
             Err(reason) => {
@@ -129,16 +142,10 @@ impl Account {
         }
     }
 
-    /// When what was read is too old to serve whoever comes then.
-    pub(super) fn until(&self) -> Option<Instant> {
-        let (read, age) = self.written?;
-        read.checked_add(self.config.max_age.saturating_sub(age))
-    }
-
     pub(super) fn status(&self, in_use: usize, now: Instant) -> SnapshotStatus {
         SnapshotStatus {
             path: self.config.path.clone(),
-            age_seconds: self.written.map(|(read, age)| (now.saturating_duration_since(read) + age).as_secs()),
+            age_seconds: self.read.map(|(read, age)| (now.saturating_duration_since(read) + age).as_secs()),
             in_use,
             writes: self.writes,
             error: self.error.clone(),
@@ -159,7 +166,7 @@ pub(super) fn owner(bootstrap: &Bootstrap) -> u128 {
 
 /// The file's bytes.
 pub(super) fn encode<'a>(
-    resources: impl Iterator<Item = (Kind, &'a str, &'a str, &'a [u8])>,
+    resources: impl Iterator<Item = (Kind, u64, &'a str, &'a str, &'a [u8])>,
     key: &hmac::Key,
     owner: u128,
     written: u64,
@@ -170,8 +177,9 @@ pub(super) fn encode<'a>(
     let count = out.len();
     out.extend([0; 4]);
     let mut records = 0u32;
-    for (kind, name, version, bytes) in resources {
+    for (kind, confirmed, name, version, bytes) in resources {
         out.push(kind.index() as u8);
+        out.extend(confirmed.to_le_bytes());
         for part in [name.as_bytes(), version.as_bytes(), bytes] {
             out.extend((part.len() as u32).to_le_bytes());
             out.extend(part);
@@ -234,12 +242,13 @@ fn own_user() -> Option<u32> {
     status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Reads the file's bytes: age and resources, or why they are refused.
+/// Reads the file's bytes: resources and the age of the oldest, or why they are refused. Those that are too old are left
+/// out. `now` by both clocks.
 fn decode(
     bytes: &[u8],
     key: &hmac::Key,
     owner: u128,
-    now: u64,
+    (now, seconds): (Instant, u64),
     max_age: Duration,
 ) -> Result<(Duration, Saved), String> {
     let damaged = || "it is damaged".to_owned();
@@ -249,28 +258,42 @@ fn decode(
         return Err("it is damaged, or was not written with this node's key".to_owned());
     }
     let written = u64::from_le_bytes(*take(&mut rest).ok_or_else(damaged)?);
-    let ahead = Duration::from_secs(written.saturating_sub(now));
+    let ahead = Duration::from_secs(written.saturating_sub(seconds));
     if ahead > SKEW {
         return Err(format!("it was written {ahead:?} in the future: check the clock, or remove the file"));
     }
-    let age = Duration::from_secs(now.saturating_sub(written));
-    if age > max_age {
-        return Err(format!("it is {age:?} old, {max_age:?} is allowed"));
+    let age = |since: u64| Duration::from_secs(seconds.saturating_sub(since.min(written)));
+    let too_old = |age: Duration| format!("it is {age:?} old, {max_age:?} is allowed");
+    if age(written) > max_age {
+        return Err(too_old(age(written)));
     }
     if u128::from_le_bytes(*take(&mut rest).ok_or_else(damaged)?) != owner {
         return Err("it was written for another node or other control planes".to_owned());
     }
     let records = u32::from_le_bytes(*take(&mut rest).ok_or_else(damaged)?);
-    let mut saved = Saved::new();
+    let (mut saved, mut oldest, mut left_out) = (Saved::new(), Duration::ZERO, None);
     for _ in 0..records {
         let [kind] = *take(&mut rest).ok_or_else(damaged)?;
         let kind = *Kind::ALL.get(usize::from(kind)).ok_or_else(damaged)?;
+        let confirmed = u64::from_le_bytes(*take(&mut rest).ok_or_else(damaged)?);
         let name = text(&mut rest).ok_or_else(damaged)?;
         let version = text(&mut rest).ok_or_else(damaged)?;
         let bytes = part(&mut rest).ok_or_else(damaged)?.to_vec();
-        saved.insert(Key::new(kind, name), (version, Body::new(kind.type_url(), bytes)));
+        let age = age(confirmed);
+        if age > max_age {
+            left_out = left_out.max(Some(age));
+            continue;
+        }
+        oldest = oldest.max(age);
+        let until = now.checked_add(max_age.saturating_sub(age));
+        let record = Record { version, body: Body::new(kind.type_url(), bytes), confirmed, until };
+        saved.insert(Key::new(kind, name), record);
     }
-    if rest.is_empty() { Ok((age, saved)) } else { Err(damaged()) }
+    match left_out {
+        _ if !rest.is_empty() => Err(damaged()),
+        Some(age) if saved.is_empty() => Err(too_old(age)),
+        _ => Ok((oldest, saved)),
+    }
 }
 
 fn take<'a, const N: usize>(rest: &mut &'a [u8]) -> Option<&'a [u8; N]> {
@@ -321,18 +344,19 @@ mod tests {
     }
 
     fn decode(bytes: &[u8], owner: u128, now: u64, max_age: Duration) -> Result<(Duration, Saved), String> {
-        super::decode(bytes, &key(), owner, now, max_age)
+        super::decode(bytes, &key(), owner, (Instant::now(), now), max_age)
     }
 
     fn sample() -> Vec<u8> {
-        encode([(Kind::Cluster, "x", "v1", &b"one"[..]), (Kind::Endpoints, "x", "", b"")].into_iter(), &key(), 7, 1_000)
+        let records = [(Kind::Cluster, 1_000, "x", "v1", &b"one"[..]), (Kind::Endpoints, 1_000, "x", "", b"")];
+        encode(records.into_iter(), &key(), 7, 1_000)
     }
 
     #[test]
     fn what_is_written_is_read_until_it_is_too_old() {
         let (age, saved) = decode(&sample(), 7, 1_060, DAY).unwrap();
         assert_eq!((age, saved.len()), (Duration::from_secs(60), 2));
-        let (version, body) = &saved[&Key::new(Kind::Cluster, "x")];
+        let Record { version, body, .. } = &saved[&Key::new(Kind::Cluster, "x")];
         assert_eq!((&**version, &*body.type_url, &body.bytes[..]), ("v1", Kind::Cluster.type_url(), &b"one"[..]));
         let error = decode(&sample(), 7, 1_001 + 86_400, DAY).unwrap_err();
         assert!(error.contains("old"), "{error}");
@@ -340,6 +364,25 @@ mod tests {
         // A clock that was a little ahead is no reason; one that was far ahead would keep it young for ever.
         assert!(decode(&sample(), 7, 700, DAY).is_ok());
         assert!(decode(&sample(), 7, 699, DAY).unwrap_err().contains("in the future"));
+    }
+
+    #[test]
+    fn each_resource_grows_old_by_itself() {
+        let record = |name: &'static str, confirmed| (Kind::Cluster, confirmed, name, "v1", &b"one"[..]);
+        let mixed = [record("fresh", 100_000), record("old", 40_000), record("ahead", 200_000)];
+        let file = encode(mixed.into_iter(), &key(), 7, 100_000);
+        let now = Instant::now();
+        for (later, held) in [(0, 3), (86_400 - 60_000, 3), (86_401 - 60_000, 2), (86_400, 2)] {
+            let (age, saved) = super::decode(&file, &key(), 7, (now, 100_000 + later), DAY).unwrap();
+            assert_eq!(saved.len(), held, "{later}");
+            assert_eq!(age, Duration::from_secs(if held == 3 { 60_000 + later } else { later }));
+            // What is said to have been confirmed after the file was written is no younger than the file.
+            let end = now + DAY - Duration::from_secs(later);
+            assert!(["fresh", "ahead"].iter().all(|name| saved[&Key::new(Kind::Cluster, *name)].until == Some(end)));
+        }
+        let alone = encode([record("old", 40_000)].into_iter(), &key(), 7, 100_000);
+        assert!(decode(&alone, 7, 100_000, DAY).is_ok(), "control");
+        assert!(decode(&alone, 7, 150_000, DAY).unwrap_err().contains("old"));
     }
 
     #[cfg(unix)]
@@ -412,8 +455,9 @@ mod tests {
         let (account, none) = open("a");
         assert!(none.is_none() && account.error.is_none(), "there is none yet");
         let (key, us) = (account.key.unwrap(), owner(&bootstrap));
-        let written =
-            |key: &hmac::Key| encode([(Kind::Cluster, "x", "v1", &b"one"[..])].into_iter(), key, us, wall_clock());
+        let written = |key: &hmac::Key| {
+            encode([(Kind::Cluster, wall_clock(), "x", "v1", &b"one"[..])].into_iter(), key, us, wall_clock())
+        };
         replace(&config("a").path, &written(&key)).unwrap();
         assert!(open("a").1.is_some_and(|saved| saved.len() == 1), "control: who wrote it reads it after a restart");
         // Another node, which has a key of its own, and somebody who can write the file and not read the key.

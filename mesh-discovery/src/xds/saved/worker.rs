@@ -1,6 +1,6 @@
 //! Writes the snapshot: some time after a change, and once an hour so that it does not grow old while nothing
-//! changes; only while the control plane confirms what is held, so that an outage takes nothing out of it and makes it
-//! no younger. Encoding and writing are off the worker, on the runtime's threads for blocking work.
+//! changes; only while some control plane vouches for what it gave. What another one gave, which is away, keeps its age
+//! meanwhile, and what an earlier run knew of it stays: an outage takes nothing out and makes nothing younger. Encoding and writing are off the worker, on the runtime's threads for blocking work.
 #![allow(clippy::disallowed_methods, reason = "blocking work of a worker, and the system's clock")]
 
 use std::pin::Pin;
@@ -8,12 +8,13 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::hmac;
+use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep};
 
-use super::{Account, encode, replace};
+use super::{Account, Record, encode, replace};
 use crate::xds::ads::Ads;
-use crate::xds::kind::Kind;
+use crate::xds::kind::Key;
 use crate::xds::message::Name;
 use crate::xds::resource::{self, PolicyCodec, Value};
 
@@ -27,7 +28,7 @@ pub(in crate::xds) struct Saver {
     timer: Pin<Box<Sleep>>,
     /// Something changed since the last write.
     dirty: bool,
-    /// The control plane confirms what is held, as of the last look.
+    /// Some control plane vouches for what it gave, as of the last look.
     confirmed: bool,
     writing: Option<JoinHandle<std::io::Result<()>>>,
 }
@@ -68,7 +69,7 @@ impl Saver {
             }
             return true;
         }
-        let before = std::mem::replace(&mut self.confirmed, ads.is_confirmed());
+        let before = std::mem::replace(&mut self.confirmed, ads.is_confirmed_in_part());
         if !self.confirmed {
             return false;
         }
@@ -83,32 +84,171 @@ impl Saver {
         }
         self.timer.as_mut().reset(Instant::now() + REFRESH);
         self.dirty = false;
-        let (owner, path, resources) = (self.owner, account.config.path.clone(), held(ads));
-        self.writing = Some(tokio::task::spawn_blocking(move || replace(&path, &file(&resources, &key, owner))));
+        let seconds = wall_clock();
+        let (owner, path, held) = (self.owner, account.config.path.clone(), held(ads, Instant::now(), seconds));
+        self.writing = Some(tokio::task::spawn_blocking(move || replace(&path, &file(&held, &key, owner, seconds))));
         true
     }
 }
 
-type Held = (Kind, Name, Name, Value);
-
-/// What is good, by pointer.
-fn held(ads: &Ads<PolicyCodec>) -> Vec<Held> {
-    ads.entries()
-        .filter_map(|(kind, name, entry)| {
-            let good = entry.good.as_ref()?;
-            Some((kind, name.clone(), good.version.clone(), good.value.value.clone()))
-        })
-        .collect()
+/// A resource that is to be kept.
+struct Held {
+    key: Key,
+    version: Name,
+    confirmed: u64,
+    content: Content,
 }
 
-fn file(resources: &[Held], key: &hmac::Key, owner: u128) -> Vec<u8> {
-    let bodies: Vec<Vec<u8>> = resources.iter().map(|(.., value)| resource::encode(value).value).collect();
-    let records =
-        resources.iter().zip(&bodies).map(|((kind, name, version, _), body)| (*kind, &**name, &**version, &body[..]));
-    encode(records, key, owner, wall_clock())
+enum Content {
+    Value(Value),
+    Bytes(Bytes),
+}
+
+/// What is good, by pointer, and what an earlier run knew and no control plane has spoken of since. `now` and `seconds`
+/// are the same moment.
+fn held(ads: &Ads<PolicyCodec>, now: Instant, seconds: u64) -> Vec<Held> {
+    let given = ads.entries().filter_map(|(kind, name, entry)| {
+        let (good, giver) = (entry.good.as_ref()?, entry.giver()?);
+        let age = ads.sessions()[usize::from(giver)].unconfirmed_for(now).as_secs();
+        Some(Held {
+            key: Key::new(kind, name.clone()),
+            version: good.version.clone(),
+            confirmed: seconds.saturating_sub(age),
+            content: Content::Value(good.value.value.clone()),
+        })
+    });
+    let unanswered = |(key, _): &(&Key, &Record)| ads.entry(key).is_none_or(|entry| entry.giver().is_none());
+    let of_before = ads.saved().filter(unanswered).map(|(key, record)| Held {
+        key: key.clone(),
+        version: record.version.clone(),
+        confirmed: record.confirmed,
+        content: Content::Bytes(record.body.bytes.clone()),
+    });
+    given.chain(of_before).collect()
+}
+
+/// The bytes of the file, written at `seconds`.
+fn file(held: &[Held], key: &hmac::Key, owner: u128, seconds: u64) -> Vec<u8> {
+    let body = |held: &Held| match &held.content {
+        Content::Value(value) => resource::encode(value).value.into(),
+        Content::Bytes(bytes) => bytes.clone(),
+    };
+    let bodies: Vec<Bytes> = held.iter().map(body).collect();
+    let records = held
+        .iter()
+        .zip(&bodies)
+        .map(|(Held { key, version, confirmed, .. }, body)| (key.kind, *confirmed, &*key.name, &**version, &body[..]));
+    encode(records, key, owner, seconds)
 }
 
 /// Seconds since the Unix epoch.
 pub(in crate::xds) fn wall_clock() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::Arc;
+
+    use mesh_core::policy::{Cluster, Discovery};
+
+    use super::super::{Saved, decode};
+    use super::*;
+    use crate::bootstrap::Node;
+    use crate::cascade::SubscriptionId;
+    use crate::codec;
+    use crate::xds::ads::{Known, Server, Servers, Topology};
+    use crate::xds::kind::Kind;
+    use crate::xds::message::{Body, Resource, Response, Variant};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    const US: SubscriptionId = 1;
+    /// One cluster of each authority, which have a control plane each.
+    const CLUSTERS: [&str; 2] = ["x", "xdstp://other/envoy.config.cluster.v3.Cluster/y"];
+
+    fn protocol(now: Instant) -> Ads<PolicyCodec> {
+        let server = |name: &str| Server { name: name.to_owned(), features: Default::default(), variant: None };
+        let servers = |id| Servers { ordered: vec![id], on_reachability_only: false };
+        let topology = Topology {
+            node: Arc::new(Node::default()),
+            servers: vec![server("s0"), server("s1")],
+            authorities: vec![servers(0), servers(1)],
+            by_name: HashMap::from([("other".to_owned(), 1)]),
+            resource_timeout: Duration::from_secs(15),
+            transient_timeout: Duration::from_secs(30),
+        };
+        Ads::new(PolicyCodec::default(), topology, now)
+    }
+
+    /// The control plane is there and gives its cluster.
+    fn give(ads: &mut Ads<PolicyCodec>, server: u16, now: Instant) {
+        assert_eq!(ads.variant(server, now), Variant::Delta);
+        ads.opened(server, now);
+        while ads.take_request(server, now).is_some() {}
+        let name = CLUSTERS[usize::from(server)];
+        let cluster = Cluster { discovery: Discovery::OriginalDestination, ..Cluster::new(name.into()) };
+        let any = codec::encode_cluster(&cluster);
+        let body = Some(Body::new(&any.type_url, any.value));
+        let resources = vec![Resource { name: name.to_owned(), version: "v1".to_owned(), body }];
+        let type_url = Kind::Cluster.type_url().to_owned();
+        ads.response(server, Response { type_url, resources, ..Default::default() }, now);
+        ads.conclude();
+        assert_eq!(ads.entry(&Key::new(Kind::Cluster, name)).unwrap().giver(), Some(server));
+    }
+
+    /// What a process that starts at `seconds` reads of a file written at `written`.
+    fn read(ads: &Ads<PolicyCodec>, now: Instant, written: u64, seconds: u64) -> Saved {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &[7; 32]);
+        let bytes = file(&held(ads, now, written), &key, 7, written);
+        decode(&bytes, &key, 7, (now, seconds), 24 * HOUR).unwrap().1
+    }
+
+    fn confirmed(saved: &Saved) -> [Option<u64>; 2] {
+        CLUSTERS.map(|name| saved.get(&Key::new(Kind::Cluster, name)).map(|record| record.confirmed))
+    }
+
+    #[test]
+    fn a_control_plane_that_stays_away_makes_what_others_gave_no_older() {
+        let (mut now, hour) = (Instant::now(), HOUR.as_secs());
+        let mut ads = protocol(now);
+        for name in CLUSTERS {
+            let _ = ads.want(US, Kind::Cluster, name);
+        }
+        give(&mut ads, 0, now);
+        give(&mut ads, 1, now);
+        assert!(ads.is_confirmed());
+
+        // One goes away for most of a day. It is written all the same.
+        ads.closed(1, None, now);
+        now += 20 * HOUR;
+        assert!(ads.is_confirmed_in_part() && !ads.is_confirmed());
+        let day = 1_000_000;
+        let both = read(&ads, now, day, day + 2 * hour);
+        assert_eq!(confirmed(&both), [Some(day), Some(day - 20 * hour)]);
+        assert_eq!(confirmed(&read(&ads, now, day, day + 5 * hour)), [Some(day), None], "each by its own age");
+
+        // The next process: what is of the one that is still away serves, and gets no younger by being written again,
+        // wanted or not.
+        for wanted in [false, true] {
+            let mut ads = protocol(now);
+            ads.restore(both.clone());
+            let _ = ads.want(US, Kind::Cluster, CLUSTERS[0]);
+            give(&mut ads, 0, now);
+            if wanted {
+                assert!(matches!(ads.want(US, Kind::Cluster, CLUSTERS[1]).1, Known::Value(..)));
+            }
+            let later = day + 2 * hour;
+            assert_eq!(confirmed(&read(&ads, now, later, later)), [Some(later), Some(day - 20 * hour)]);
+            // Nobody who comes when it is too old is served.
+            if !wanted {
+                ads.expire(now + 2 * HOUR);
+                assert!(matches!(ads.want(US, Kind::Cluster, CLUSTERS[1]).1, Known::Pending));
+            }
+        }
+
+        // The control run: with all of them away, nothing is.
+        ads.closed(0, None, now);
+        assert!(!ads.is_confirmed_in_part());
+    }
 }

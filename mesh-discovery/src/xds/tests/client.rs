@@ -23,6 +23,7 @@ use super::super::kind::Kind;
 use super::super::{
     AdsStream, Request, Response, SnapshotConfig, StreamError, Transport, Variant, XdsClient, XdsConfig,
 };
+use super::machine::BOTH;
 use super::{Server, Stream, asked, network, response, version};
 use crate::bootstrap::{Bootstrap, ChannelCredentials, Node, XdsServer};
 use crate::codec;
@@ -30,16 +31,15 @@ use crate::codec;
 const INBOUND: &str = "xds.istio.io/grpc/lds/inbound/127.0.0.1:80";
 
 fn client() -> (XdsClient, Server) {
-    client_with(None)
+    client_of(|_| {})
 }
 
-fn client_with(snapshot: Option<&std::path::Path>) -> (XdsClient, Server) {
+fn client_with(variant: Variant, snapshot: &std::path::Path) -> (XdsClient, Server) {
     client_of(|config| {
-        config.snapshot = snapshot.map(|path| {
-            let mut snapshot = SnapshotConfig::new(path);
-            snapshot.delay = Duration::ZERO;
-            snapshot
-        });
+        config.variant = Some(variant);
+        let mut snapshot = SnapshotConfig::new(snapshot);
+        snapshot.delay = Duration::ZERO;
+        config.snapshot = Some(snapshot);
     })
 }
 
@@ -322,88 +322,92 @@ async fn dropping_the_client_ends_its_stream_and_keeps_what_was_handed_out() {
 
 #[tokio::test]
 async fn what_an_earlier_run_knew_serves_until_the_control_plane_answers() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("snapshot");
-    let (client, mut server) = client_with(Some(&path));
-    assert!(client.status().snapshot.unwrap().age_seconds.is_none(), "there is none yet");
-    let mut state = client.destination(&target());
-    let mut stream = server.accept().await;
-    serve_all(&mut stream, "v1").await;
-    let before = snapshot(&mut state).await;
-    // Written in time, on another thread: the whole of it once it is.
-    while client.status().snapshot.unwrap().writes == 0 || written(&path).await < 4 {
-        tokio::task::yield_now().await;
-    }
-    drop(client);
-
-    // The control plane is away: the destination is there at once, and so is readiness.
-    let (client, server) = client_with(Some(&path));
-    drop(server);
-    client.ready().await;
-    let mut state = client.destination(&target());
-    assert_eq!(snapshot(&mut state).await, before);
-    let status = client.status().snapshot.unwrap();
-    assert_eq!((status.in_use, status.error, status.age_seconds.is_some()), (4, None, true));
-    drop(client);
-
-    // It is back: what it says replaces the whole, when all of it is there.
-    let (client, mut server) = client_with(Some(&path));
-    let mut state = client.destination(&target());
-    let old = snapshot(&mut state).await;
-    let mut stream = server.accept().await;
-    serve_restored(&mut stream).await;
-    let new = state.wait_for(|state| matches!(state, DestinationState::Ready(s) if **s != *old)).await;
-    let DestinationState::Ready(new) = &*new else { panic!("{new:?}") };
-    assert_eq!(port_of(new, "x"), 9);
-    assert_eq!(client.status().snapshot.unwrap().in_use, 0);
-
-    // Control run: a damaged file is refused with its reason, and nothing serves.
-    drop(client);
-    std::fs::write(&path, b"mesh xDS snapshot 2\nnonsense that is long enough to end with something").unwrap();
-    let (client, _server) = client_with(Some(&path));
-    assert_eq!(**client.destination(&target()).load(), DestinationState::Pending);
-    let error = loop {
-        match client.status().snapshot.unwrap().error {
-            Some(error) => break error,
-            None => tokio::task::yield_now().await,
+    for variant in BOTH {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("snapshot");
+        let (client, mut server) = client_with(variant, &path);
+        assert!(client.status().snapshot.unwrap().age_seconds.is_none(), "there is none yet");
+        let mut state = client.destination(&target());
+        let mut stream = server.accept().await;
+        serve_all(&mut stream, "v1").await;
+        let before = snapshot(&mut state).await;
+        // Written in time, on another thread: the whole of it once it is.
+        while client.status().snapshot.unwrap().writes == 0 || written(&path).await < 4 {
+            tokio::task::yield_now().await;
         }
-    };
-    assert!(error.contains("damaged"), "{error}");
+        drop(client);
+
+        // The control plane is away: the destination is there at once, and so is readiness.
+        let (client, server) = client_with(variant, &path);
+        drop(server);
+        client.ready().await;
+        let mut state = client.destination(&target());
+        assert_eq!(snapshot(&mut state).await, before);
+        let status = client.status().snapshot.unwrap();
+        assert_eq!((status.in_use, status.error, status.age_seconds.is_some()), (4, None, true));
+        drop(client);
+
+        // It is back: what it says replaces the whole, when all of it is there.
+        let (client, mut server) = client_with(variant, &path);
+        let mut state = client.destination(&target());
+        let old = snapshot(&mut state).await;
+        let mut stream = server.accept().await;
+        serve_restored(&mut stream).await;
+        let new = state.wait_for(|state| matches!(state, DestinationState::Ready(s) if **s != *old)).await;
+        let DestinationState::Ready(new) = &*new else { panic!("{new:?}") };
+        assert_eq!(port_of(new, "x"), 9);
+        assert_eq!(client.status().snapshot.unwrap().in_use, 0);
+
+        // Control run: a damaged file is refused with its reason, and nothing serves.
+        drop(client);
+        std::fs::write(&path, b"mesh xDS snapshot 3\nnonsense that is long enough to end with something").unwrap();
+        let (client, _server) = client_with(variant, &path);
+        assert_eq!(**client.destination(&target()).load(), DestinationState::Pending);
+        let error = loop {
+            match client.status().snapshot.unwrap().error {
+                Some(error) => break error,
+                None => tokio::task::yield_now().await,
+            }
+        };
+        assert!(error.contains("damaged"), "{error}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_outage_takes_nothing_out_of_the_snapshot_and_makes_it_no_younger() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("snapshot");
-    let (client, mut server) = client_with(Some(&path));
-    let mut state = client.destination(&target());
-    let mut stream = server.accept().await;
-    serve_all(&mut stream, "v1").await;
-    snapshot(&mut state).await;
-    while client.status().snapshot.unwrap().writes == 0 || written(&path).await < 4 {
-        tokio::task::yield_now().await;
-    }
-    drop(client);
-    let before = std::fs::read(&path).unwrap();
+    for variant in BOTH {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("snapshot");
+        let (client, mut server) = client_with(variant, &path);
+        let mut state = client.destination(&target());
+        let mut stream = server.accept().await;
+        serve_all(&mut stream, "v1").await;
+        snapshot(&mut state).await;
+        while client.status().snapshot.unwrap().writes == 0 || written(&path).await < 4 {
+            tokio::task::yield_now().await;
+        }
+        drop(client);
+        let before = std::fs::read(&path).unwrap();
 
-    // Nobody can be asked, and only a part of what is known is in use; that nobody can be asked is itself a change.
-    let (client, server) = client_with(Some(&path));
-    drop(server);
-    let other = client.destination(&"b:80".parse().unwrap());
-    other.clone().wait_for(|state| matches!(state, DestinationState::Unreachable(_))).await;
-    clock::pass(Duration::from_secs(3 * 3600)).await;
-    assert_eq!(client.status().snapshot.unwrap().writes, 0);
-    assert_eq!(std::fs::read(&path).unwrap(), before);
-    drop(client);
+        // Nobody can be asked, and only a part of what is known is in use; that nobody can be asked is itself a change.
+        let (client, server) = client_with(variant, &path);
+        drop(server);
+        let other = client.destination(&"b:80".parse().unwrap());
+        other.clone().wait_for(|state| matches!(state, DestinationState::Unreachable(_))).await;
+        clock::pass(Duration::from_secs(3 * 3600)).await;
+        assert_eq!(client.status().snapshot.unwrap().writes, 0);
+        assert_eq!(std::fs::read(&path).unwrap(), before);
+        drop(client);
 
-    // The control run: once the control plane speaks it is written.
-    let (client, mut server) = client_with(Some(&path));
-    let mut state = client.destination(&target());
-    let mut stream = server.accept().await;
-    serve_restored(&mut stream).await;
-    state.wait_for(|state| matches!(state, DestinationState::Ready(s) if port_of(s, "x") == 9)).await;
-    while client.status().snapshot.unwrap().writes == 0 {
-        tokio::task::yield_now().await;
+        // The control run: once the control plane speaks it is written.
+        let (client, mut server) = client_with(variant, &path);
+        let mut state = client.destination(&target());
+        let mut stream = server.accept().await;
+        serve_restored(&mut stream).await;
+        state.wait_for(|state| matches!(state, DestinationState::Ready(s) if port_of(s, "x") == 9)).await;
+        while client.status().snapshot.unwrap().writes == 0 {
+            tokio::task::yield_now().await;
+        }
     }
 }
 
@@ -420,7 +424,7 @@ async fn serve_restored(stream: &mut Stream) {
 /// Resources in a snapshot file.
 async fn written(path: &std::path::Path) -> u32 {
     let bytes = tokio::fs::read(path).await.unwrap();
-    let count = b"mesh xDS snapshot 2\n".len() + 8 + 16;
+    let count = b"mesh xDS snapshot 3\n".len() + 8 + 16;
     u32::from_le_bytes(bytes[count..count + 4].try_into().unwrap())
 }
 
@@ -457,7 +461,7 @@ impl Transport for Script {
 #[tokio::test]
 async fn x10_no_response_is_read_before_the_last_one_has_reached_its_readers() {
     const UPDATES: u16 = 300;
-    for (ahead, in_step) in [(1, true), (4, false)] {
+    for (variant, (ahead, in_step)) in BOTH.into_iter().flat_map(|v| [(v, (1, true)), (v, (4, false))]) {
         let mut responses = vec![
             response(Kind::Listener, "v", "l", vec![listener()]),
             response(Kind::Routes, "v", "r", vec![routes("x")]),
@@ -470,7 +474,7 @@ async fn x10_no_response_is_read_before_the_last_one_has_reached_its_readers() {
             Mutex::new(Some(Script { responses, ahead, state: state.clone(), seen: seen.clone(), requests: None }));
         let memory = XdsServer::new("memory:1".parse().unwrap(), ChannelCredentials::Insecure);
         let mut config = XdsConfig::new(Bootstrap::new(memory, Node { id: "me".to_owned(), ..Default::default() }));
-        config.variant = Some(Variant::StateOfTheWorld);
+        config.variant = Some(variant);
         let client = XdsClient::spawn(config, |_: &XdsServer| script.lock().take().unwrap(), &Handle::current());
         let mut watched = client.destination(&target());
         state.set(watched.clone()).ok().unwrap();

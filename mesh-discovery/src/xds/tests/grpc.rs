@@ -136,6 +136,9 @@ async fn s88_a_control_plane_that_the_root_does_not_know_is_not_talked_to() {
     let error = transport.open(Variant::Delta).await.err().unwrap().to_string();
     assert!(error.contains("TLS handshake") && error.contains("127.0.0.1"), "{error}");
     assert!(plane.callers.lock().is_empty());
+    let root = ca.root_file();
+    let mut transport = GrpcTransport::new(connector(serving.port, Some(&root)));
+    assert!(transport.open(Variant::Delta).await.is_ok(), "the control");
 }
 
 #[tokio::test]

@@ -48,7 +48,8 @@ impl Codec for Text {
     }
 }
 
-/// The protocol with as many control planes as are needed, all of them of one authority.
+/// The protocol with as many control planes as are needed, all of them of each authority: that of names without one, and
+/// `other`.
 pub(super) struct Machine {
     pub(super) ads: Ads<Text>,
     pub(super) codec: Text,
@@ -58,11 +59,12 @@ pub(super) struct Machine {
 impl Machine {
     pub(super) fn new(variant: Option<Variant>, features: ServerFeatures, servers: u16) -> Self {
         let server = |id| Server { name: format!("s{id}"), features, variant };
+        let authority = Servers { ordered: (0..servers).collect(), on_reachability_only: false };
         let topology = Topology {
             node: Arc::new(Node { id: "me".to_owned(), ..Default::default() }),
             servers: (0..servers).map(server).collect(),
-            authorities: vec![Servers { ordered: (0..servers).collect(), on_reachability_only: false }],
-            by_name: HashMap::new(),
+            authorities: vec![authority.clone(), authority],
+            by_name: HashMap::from([("other".to_owned(), 1)]),
             resource_timeout: TIMEOUT,
             transient_timeout: 2 * TIMEOUT,
         };

@@ -225,6 +225,44 @@ fn a_wish_renewed_before_the_control_plane_heard_of_its_end_keeps_the_value() {
 }
 
 #[test]
+fn what_is_said_of_a_resource_between_the_end_of_a_wish_and_its_renewal_is_not_lost() {
+    for variant in BOTH {
+        let a = listener("a");
+        let started = |features| {
+            let mut ads = Machine::new(Some(variant), features, 1);
+            ads.subscribe(std::slice::from_ref(&a));
+            ads.opened();
+            ads.request();
+            ads.respond(Kind::Listener, "v1", &["a=1"]);
+            ads.request();
+            // Not told yet, when the next response comes.
+            ads.unsubscribe(std::slice::from_ref(&a));
+            ads
+        };
+        let mut ads = started(ServerFeatures::default());
+        ads.respond(Kind::Listener, "v2", &["a=2"]);
+        ads.subscribe(std::slice::from_ref(&a));
+        // It is acknowledged as a whole, so nobody says it again.
+        assert_eq!(ads.request().nonce, "v2");
+        assert!(ads.is_silent());
+        assert_eq!(ads.value(&a), Some("2"), "{variant:?}: changed meanwhile");
+
+        let mut ads = started(ServerFeatures::default());
+        ads.respond(Kind::Listener, "v2", &["a=bad"]);
+        ads.subscribe(std::slice::from_ref(&a));
+        assert_eq!(ads.request().error.as_deref(), Some("a: field: bad"), "what is not good is not acknowledged");
+        assert_eq!((ads.value(&a), ads.entry(&a).standing), (Some("1"), Standing::Nacked), "{variant:?}");
+
+        let mut ads = started(ServerFeatures { fail_on_data_errors: true, ..ServerFeatures::default() });
+        let gone = Response { removed: vec!["a".to_owned()], ..response(Kind::Listener, "v2", &[]) };
+        // Of the state of the world, absence says it.
+        ads.take(0, if variant == Variant::Delta { gone } else { response(Kind::Listener, "v2", &[]) });
+        ads.subscribe(std::slice::from_ref(&a));
+        assert_eq!(ads.missing(&a), Some("the control plane deleted it"), "{variant:?}: deleted meanwhile");
+    }
+}
+
+#[test]
 fn a57_a_wish_renewed_before_the_control_plane_heard_of_its_end_is_waited_for_no_longer_than_any() {
     for variant in BOTH {
         let mut ads = Machine::of(variant);

@@ -3,9 +3,12 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::super::ads::{Known, Retry, SAVED, Standing};
 use super::super::kind::{Key, Kind};
 use super::super::message::{Ask, Body, Cause, ResourceError, Response, StreamError, Variant};
+use super::super::saved::{Record, Saved};
 use super::machine::{BOTH, Machine, TIMEOUT, initial, listener, response};
 use super::{asked, version};
 use crate::bootstrap::ServerFeatures;
@@ -69,20 +72,33 @@ fn x2_a_complaint_about_one_type_costs_no_other_its_version() {
     assert_eq!(requests.iter().map(version).collect::<Vec<_>>(), ["", "v1"]);
 }
 
-/// Two control planes. The first gave `a`, then it was away and the second gave `a` and `b`; now the first has said
-/// something again, and nothing of either.
-fn returned(variant: Variant, features: ServerFeatures) -> Machine {
+/// Two control planes, of which the first gave these; then its stream ended.
+fn left(variant: Variant, features: ServerFeatures, resources: &[&str]) -> Machine {
     let mut ads = Machine::new(Some(variant), features, 2);
-    ads.subscribe(&[listener("a"), listener("other")]);
+    let name = |text: &&str| listener(text.split_once('=').unwrap().0);
+    ads.subscribe(&resources.iter().map(name).collect::<Vec<_>>());
     ads.opened();
     ads.request();
-    ads.respond(Kind::Listener, "v1", &["a=1", "other=1"]);
+    ads.respond(Kind::Listener, "v1", resources);
     ads.request();
     ads.closed();
+    ads
+}
+
+/// The same, and `b`, which is wanted since, is asked of the second, for the first cannot be reached.
+fn fallen_back(variant: Variant, features: ServerFeatures, resources: &[&str]) -> Machine {
+    let mut ads = left(variant, features, resources);
     ads.subscribe(&[listener("b")]);
     ads.close(Some(StreamError::new("refused")));
     ads.ads.opened(1, ads.now);
     ads.drain(1);
+    ads
+}
+
+/// Two control planes. The first gave `a`, then it was away and the second gave `a` and `b`; now the first has said
+/// something again, and nothing of either.
+fn returned(variant: Variant, features: ServerFeatures) -> Machine {
+    let mut ads = fallen_back(variant, features, &["a=1", "other=1"]);
     ads.take(1, response(Kind::Listener, "w1", &["a=2", "b=2"]));
     assert_eq!((ads.value(&listener("a")), ads.value(&listener("b"))), (Some("2"), Some("2")));
 
@@ -152,16 +168,7 @@ fn a71_the_better_ones_word_that_there_is_none_counts_at_once() {
 #[test]
 fn a71_a_fallback_that_does_not_know_it_ends_nothing() {
     for variant in BOTH {
-        let mut ads = Machine::new(Some(variant), ServerFeatures::default(), 2);
-        ads.subscribe(&[listener("a")]);
-        ads.opened();
-        ads.request();
-        ads.respond(Kind::Listener, "v1", &["a=1"]);
-        ads.closed();
-        ads.subscribe(&[listener("b")]);
-        ads.close(Some(StreamError::new("refused")));
-        ads.ads.opened(1, ads.now);
-        ads.drain(1);
+        let mut ads = fallen_back(variant, ServerFeatures::default(), &["a=1"]);
         ads.take(1, response(Kind::Listener, "w1", &["b=2"]));
         ads.drain(1);
         ads.pass(10 * TIMEOUT);
@@ -181,15 +188,32 @@ fn a71_a_better_one_that_would_rather_be_slow_than_wrong_ends_nothing_by_silence
 }
 
 #[test]
-fn a71_a_stream_that_was_told_of_versions_is_opened_anew_when_another_ones_word_counts() {
+fn a71_a_wish_renewed_while_two_control_planes_are_in_use_is_not_lost_on_the_one_that_had_been_asked() {
     for variant in BOTH {
         let mut ads = Machine::new(Some(variant), ServerFeatures::default(), 2);
         ads.subscribe(&[listener("a")]);
+        ads.close(Some(StreamError::new("refused")));
+        ads.ads.opened(1, ads.now);
+        // The better one is back and was asked, the other one was not.
         ads.opened();
-        ads.request();
+        ads.drain(0);
+        ads.unsubscribe(&[listener("a")]);
         ads.respond(Kind::Listener, "v1", &["a=1"]);
-        ads.request();
-        ads.closed();
+        ads.subscribe(&[listener("a")]);
+        assert_eq!(ads.value(&listener("a")), Some("1"), "{variant:?}");
+        // Once it has heard of the end, nothing is left of it.
+        ads.unsubscribe(&[listener("a")]);
+        ads.drain(0);
+        ads.subscribe(&[listener("a")]);
+        assert_eq!(ads.known(&listener("a")), Known::Pending);
+        assert_eq!(asked(&ads.request()), ["a"]);
+    }
+}
+
+#[test]
+fn a71_a_stream_that_was_told_of_versions_is_opened_anew_when_another_ones_word_counts() {
+    for variant in BOTH {
+        let mut ads = left(variant, ServerFeatures::default(), &["a=1"]);
         ads.close(Some(StreamError::new("refused")));
         ads.opened();
         ads.request();
@@ -208,12 +232,7 @@ fn a71_a_stream_that_was_told_of_versions_is_opened_anew_when_another_ones_word_
 /// The first of two control planes gave `a`; on its new stream, which was told so, it has nothing to say. Then `b` is
 /// asked for.
 fn resumed(patience: Duration) -> Machine {
-    let mut ads = Machine::new(Some(Variant::Delta), ServerFeatures::default(), 2);
-    ads.subscribe(&[listener("a")]);
-    ads.opened();
-    ads.request();
-    ads.respond(Kind::Listener, "v1", &["a=1"]);
-    ads.closed();
+    let mut ads = left(Variant::Delta, ServerFeatures::default(), &["a=1"]);
     ads.opened();
     assert_eq!(initial(&ads.request()), [("a", "v1")]);
     ads.pass(patience);
@@ -256,6 +275,72 @@ fn a57_what_a_silent_control_plane_owes_times_out_where_no_other_is_needed() {
 }
 
 #[test]
+fn a71_what_nobody_wants_is_forgotten_whoever_is_asked_meanwhile() {
+    let a = [listener("a")];
+    for variant in BOTH {
+        // Its end was to be told to the first, which is given up.
+        let mut ads = left(variant, ServerFeatures::default(), &["a=1"]);
+        ads.opened();
+        ads.drain(0);
+        ads.subscribe(&[listener("b")]);
+        ads.drain(0);
+        ads.unsubscribe(&a);
+        assert_eq!(ads.ads.unwanted(), 1, "it is to be told first");
+        ads.pass(TIMEOUT);
+        assert_eq!(ads.ads.take_given_up(), [0]);
+        assert_eq!(ads.ads.unwanted(), 0);
+
+        // It was to be told to the second, and the first is back, which was asked for it or was not.
+        for (asked, heard) in [(false, false), (false, true), (true, false), (true, true)] {
+            let mut ads = fallen_back(variant, ServerFeatures::default(), &["a=1"]);
+            ads.take(1, response(Kind::Listener, "w1", &["a=2", "b=2"]));
+            ads.drain(1);
+            if asked {
+                ads.opened();
+                ads.drain(0);
+            }
+            ads.unsubscribe(&a);
+            if !asked {
+                ads.opened();
+                ads.request();
+            }
+            ads.respond(Kind::Listener, "v2", &["b=3"]);
+            match heard {
+                true => _ = ads.drain(1),
+                false => ads.ads.released(1),
+            }
+            assert_eq!(ads.ads.unwanted(), usize::from(asked), "{asked} {heard}");
+            ads.drain(0);
+            assert_eq!(ads.ads.unwanted(), 0, "{asked} {heard}");
+            assert_eq!(ads.value(&listener("b")), Some("3"));
+        }
+    }
+}
+
+#[test]
+fn a71_the_last_wish_of_an_authority_is_forgotten_when_its_fallback_has_heard_of_its_end() {
+    let name = "xdstp://other/envoy.config.listener.v3.Listener/a";
+    for (variant, renewed) in BOTH.into_iter().flat_map(|variant| [(variant, false), (variant, true)]) {
+        let mut ads = Machine::new(Some(variant), ServerFeatures::default(), 2);
+        ads.subscribe(&[listener(name)]);
+        ads.close(Some(StreamError::new("refused")));
+        ads.ads.opened(1, ads.now);
+        ads.drain(1);
+        ads.take(1, response(Kind::Listener, "w1", &[&format!("{name}=1")]));
+        ads.drain(1);
+        ads.unsubscribe(&[listener(name)]);
+        if renewed {
+            ads.subscribe(&[listener(name)]);
+            assert_eq!(ads.value(&listener(name)), Some("1"), "it has not heard of the end");
+            ads.unsubscribe(&[listener(name)]);
+        }
+        assert_eq!(ads.ads.unwanted(), 1);
+        ads.drain(1);
+        assert_eq!(ads.ads.unwanted(), 0);
+    }
+}
+
+#[test]
 fn a_server_without_delta_is_asked_for_it_again_after_a_while() {
     let mut ads = Machine::new(None, ServerFeatures::default(), 1);
     ads.subscribe(&[listener("a")]);
@@ -286,15 +371,23 @@ fn a_server_without_delta_is_asked_for_it_again_after_a_while() {
     assert_eq!(ads.value(&listener("a")), Some("1"), "that is no failure");
 }
 
+/// Routes of an earlier run.
+fn saved(texts: &[&str], until: Instant) -> Saved {
+    let record = |text: &&str| {
+        let body = Body::new(Kind::Routes.type_url(), text.as_bytes().to_vec());
+        let record = Record { version: "v0".into(), body, confirmed: 0, until: Some(until) };
+        (Key::new(Kind::Routes, &text[..1]), record)
+    };
+    texts.iter().map(record).collect()
+}
+
 #[test]
 fn what_an_earlier_run_held_serves_each_name_until_it_is_answered() {
     for variant in BOTH {
         let key = |name| Key::new(Kind::Routes, name);
-        let saved = ["a=0", "b=0", "c=0", "d=0"]
-            .map(|text| (key(&text[..1]), ("v0".into(), Body::new(Kind::Routes.type_url(), text.as_bytes().to_vec()))));
         let mut ads = Machine::of(variant);
         let too_old = ads.now + 10 * TIMEOUT;
-        ads.ads.restore(saved.into(), Some(too_old));
+        ads.ads.restore(saved(&["a=0", "b=0", "c=0", "d=0"], too_old));
         ads.subscribe(&[key("a"), key("b")]);
         ads.opened();
         ads.drain(0);
@@ -338,13 +431,17 @@ fn what_an_earlier_run_held_serves_each_name_until_it_is_answered() {
 #[test]
 fn what_an_earlier_run_held_serves_nobody_once_it_is_too_old() {
     let key = Key::new(Kind::Routes, "a");
-    let body = Body::new(Kind::Routes.type_url(), b"a=0".to_vec());
     for (age, value) in [(TIMEOUT, Some("0")), (10 * TIMEOUT, None)] {
         let mut ads = Machine::of(Variant::Delta);
         let too_old = ads.now + 10 * TIMEOUT;
-        ads.ads.restore([(key.clone(), ("v0".into(), body.clone()))].into(), Some(too_old));
+        let mut old = saved(&["a=0"], too_old);
+        old.extend(saved(&["b=0"], too_old + 10 * TIMEOUT));
+        ads.ads.restore(old);
         ads.pass(age);
         ads.subscribe(std::slice::from_ref(&key));
         assert_eq!(ads.value(&key), value);
+        let other = Key::new(Kind::Routes, "b");
+        ads.subscribe(std::slice::from_ref(&other));
+        assert_eq!(ads.value(&other), Some("0"), "control: each by its own age");
     }
 }

@@ -8,19 +8,21 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use mesh_core::id::Target;
 use mesh_core::policy::{CircuitBreakers, Cluster, DestinationState, Listener, RouteConfiguration, RouteSource};
-use mesh_core::source::DestinationSource;
+use mesh_core::source::{DestinationSource, Watched};
+use mesh_testkit::policy;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::super::ads::{Ads, Known, Server, Servers, Standing, Topology};
 use super::super::kind::{Key, Kind};
+use super::super::message::Name;
 use super::super::resource::{PolicyCodec, Resource, Value};
 use super::super::worker::State;
 use super::super::{AdsStream, Request, SnapshotConfig, StreamError, Transport, Variant, XdsClient, XdsConfig};
 use super::{network, response};
 use crate::bootstrap::{Authority, Bootstrap, ChannelCredentials, Node, XdsServer};
-use crate::cascade::Cascade;
+use crate::cascade::{Cascade, Resources, Root, SubscriptionId};
 use crate::codec;
 
 /// A control plane that always has something to say.
@@ -203,6 +205,73 @@ fn x4_a_panic_in_what_follows_a_resource_costs_that_resource() {
     state.settle();
     assert_eq!(state.ads.take_request(0, now).unwrap().error, None);
     assert_eq!(edition(&state.ads, "z"), Some(3));
+}
+
+/// The protocol, which panics when the cluster `b` is wanted.
+struct Brittle<'a>(&'a mut Ads<PolicyCodec>);
+
+impl Resources for Brittle<'_> {
+    fn want(&mut self, by: SubscriptionId, kind: Kind, name: &str) -> (Name, Known<'_, Resource>) {
+        assert_ne!((kind, name), (Kind::Cluster, "b"), "on purpose");
+        self.0.want(by, kind, name)
+    }
+
+    fn release(&mut self, by: SubscriptionId, key: &Key) {
+        self.0.release(by, key);
+    }
+
+    fn users(&self, key: &Key) -> &[SubscriptionId] {
+        self.0.users(key)
+    }
+
+    fn wanted_by(&self, by: SubscriptionId) -> Vec<Key> {
+        self.0.wanted_by(by)
+    }
+
+    fn known(&self, kind: Kind, name: &str) -> Known<'_, Resource> {
+        self.0.known(kind, name)
+    }
+}
+
+#[test]
+fn x4_what_a_walk_that_panicked_wanted_is_let_go_of() {
+    let (mut state, now) = state();
+    let (publisher, watched) = Watched::channel(DestinationState::Pending);
+    let root = Root::Destination { target: "l:80".parse().unwrap(), listener: "l:80".to_owned(), publisher };
+    state.cascade.add(2, root, &mut state.ads);
+    let tell = |cascade: &mut Cascade, keys: &[Key], ads: &mut Ads<PolicyCodec>| {
+        cascade.changed(keys, &mut Brittle(ads));
+    };
+    let wanted = |ads: &Ads<PolicyCodec>| {
+        let mut wanted = ads.wanted_by(2);
+        wanted.sort_unstable();
+        wanted.into_iter().map(|key| key.name.to_string()).collect::<Vec<_>>()
+    };
+    let routes = |clusters: &[&str]| {
+        let routes = clusters.iter().map(|name| policy::route_to((*name).into()));
+        let mut routes = policy::routes(routes.collect::<Vec<_>>());
+        routes.name = "r".to_owned();
+        codec::encode_routes(&routes)
+    };
+    let listener = Listener::new("l:80", RouteSource::Named("r".to_owned()));
+    let say = |state: &mut State, kind, said: Any| {
+        while state.ads.take_request(0, now).is_some() {}
+        state.ads.response(0, response(kind, "v2", "n2", vec![said]), now);
+        state.settle_by(tell);
+        std::iter::from_fn(|| state.ads.take_request(0, now)).find_map(|request| request.error)
+    };
+    assert_eq!(say(&mut state, Kind::Listener, codec::encode_listener(&listener)), None);
+    // It wants `a` before it panics on `b`.
+    let refused = say(&mut state, Kind::Routes, routes(&["a", "b"])).unwrap();
+    assert!(refused.contains("panicked"), "{refused}");
+    // Other routes: what only the refused ones named is wanted no longer.
+    assert_eq!(say(&mut state, Kind::Routes, routes(&["c"])), None);
+    assert_eq!(wanted(&state.ads), ["l:80", "r", "c"]);
+    // Its readers gone, nothing is wanted for it.
+    assert!(say(&mut state, Kind::Routes, routes(&["a", "b"])).is_some());
+    drop(watched);
+    state.cascade.remove(2, &mut state.ads);
+    assert!(wanted(&state.ads).is_empty());
 }
 
 #[test]
