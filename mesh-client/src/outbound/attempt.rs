@@ -211,6 +211,7 @@ impl Shared<'_> {
     pub(super) async fn fly(&self, launch: &mut Hold, head: &mut Head) -> Result<Response<Incoming>, Failed> {
         if head.is_https() && !launch.endpoint.pool().is_encrypted() {
             // Nobody is to take for encrypted what is not.
+            launch.attempt.not_sent();
             return Err(plaintext(launch.endpoint.address().clone()).into());
         }
         let permit = &launch.permit;
