@@ -13,8 +13,8 @@ use mesh_core::drain;
 use mesh_core::id::{Locality, Workload};
 use mesh_core::identity::LifeLeft;
 use mesh_core::source::{DestinationSource, Identities, InboundSource, Resolve, Watched, WatchedIdentity};
-use mesh_core::telemetry::Metrics;
 use mesh_core::telemetry::load::LoadStore;
+use mesh_core::telemetry::{Metrics, Renewals};
 use mesh_discovery::bootstrap::{FileWatcher, XdsServer};
 use mesh_discovery::connect::Connector;
 use mesh_discovery::lrs;
@@ -30,6 +30,7 @@ use tokio::runtime::Handle;
 use crate::authority::{self, OfAuthority};
 use crate::config::{INSTANCE, MeshConfig, NO_CONTROL_PLANE, ProcessEnv, Vars};
 use crate::error::StartError;
+use crate::listeners::Listeners;
 use crate::mesh::{Control, Inner, Mesh};
 use crate::passthrough::Passthrough;
 use crate::runtime::{ControlRuntime, Pulse};
@@ -80,6 +81,12 @@ impl MeshBuilder {
     /// by is enough, for a control plane behind something that ends its TLS. A bootstrap has `server_spiffe_id` for it.
     pub fn control_plane_id(self, id: impl Into<String>) -> Self {
         self.set("MESH_CONTROL_PLANE_ID", id.into())
+    }
+
+    /// The mesh's trust domain (`MESH_TRUST_DOMAIN`): a certificate for a join token must be of it. Default
+    /// `cluster.local`.
+    pub fn trust_domain(self, domain: impl Into<String>) -> Self {
+        self.set("MESH_TRUST_DOMAIN", domain.into())
     }
 
     /// gRPC's bootstrap as JSON (`GRPC_XDS_BOOTSTRAP_CONFIG`), instead of the two above and of a bootstrap
@@ -133,6 +140,20 @@ impl MeshBuilder {
     /// Default: beside the snapshot, `.key` at the end of its name.
     pub fn snapshot_key(self, path: impl AsRef<Path>) -> Self {
         self.set("MESH_SNAPSHOT_KEY", path.as_ref().to_string_lossy().into_owned())
+    }
+
+    /// Nothing is ready while this process listens on a socket that is not the mesh's own, where no policy is enforced
+    /// (`MESH_OTHER_LISTENERS=refuse`): `/readyz` is 503 and [`Serve::service`](crate::Serve::service) announces nothing, for
+    /// the reason `MESH-2010`. On Linux only. Default: the log tells of each, once. What is bound after the process was ready
+    /// is told of in the first minute.
+    pub fn refuse_other_listeners(self) -> Self {
+        self.set("MESH_OTHER_LISTENERS", "refuse".to_owned())
+    }
+
+    /// Where this process may listen beside the mesh: ports, or addresses with their ports, as in `9090,127.0.0.1:9229`
+    /// (`MESH_ALLOWED_LISTENERS`). Another `Mesh` or a control plane in the same process is to be listed too.
+    pub fn allow_listeners(self, listeners: impl Into<String>) -> Self {
+        self.set("MESH_ALLOWED_LISTENERS", listeners.into())
     }
 
     /// The cryptography of all TLS. Default: aws-lc-rs, made for this mesh; the process default is not
@@ -193,6 +214,7 @@ impl MeshBuilder {
         let pulse = Handle::try_current().ok().map(|application| runtime.watch(application));
         let crypto = self.crypto.unwrap_or_else(default_crypto);
         let metrics = self.metrics.unwrap_or_default();
+        let listeners = Arc::new(Listeners::new(config.refuse_other_listeners, config.allowed_listeners.clone()));
         let (debug, pod_ip) = (config.debug_address.map(|address| (address, self.debug_drain, pulse)), config.pod_ip);
         let files = config.identity_files().cloned();
         let certified = self.identity.is_some();
@@ -263,7 +285,7 @@ impl MeshBuilder {
         let parts = Parts { runtime, crypto, metrics, load, identities, resolver, destinations, inbound, adjust };
         let mut inner =
             parts.join(config.workload, config.service_account, config.locality, Some(control), authorities);
-        inner.pod_ip = pod_ip;
+        (inner.pod_ip, inner.listeners) = (pod_ip, listeners);
         with_debug(inner, debug).await
     }
 }
@@ -333,6 +355,7 @@ impl Parts {
             stats: Arc::default(),
             drain: drain::channel().0,
             readiness: Readiness::default(),
+            listeners: Arc::new(Listeners::new(false, Vec::new())),
             control,
             debug: None,
             runtime: self.runtime,
@@ -378,13 +401,14 @@ async fn with_debug(
         let xds = inner.control.as_ref().map(|control| control.xds.clone());
         let (metrics, stats) = (inner.metrics.clone(), inner.stats.clone());
         let (breakers, identities) = (inner.breakers.clone(), inner.identities.clone());
-        let watched = pulse.clone();
+        let (watched, listeners) = (pulse.clone(), inner.listeners.clone());
         let metrics = prometheus::content(env!("CARGO_PKG_VERSION"), metrics, stats, move |out| {
             if let Some(pulse) = &watched {
                 prometheus::runtime_stalls(out, pulse.stalled(), pulse.stalls());
             }
             prometheus::in_flight(out, &in_flight(&breakers));
             prometheus::certificate_expiry(out, &identities);
+            prometheus::other_listeners(out, listeners.others());
             if let Some(xds) = &xds {
                 prometheus::config_unenforced(out, xds.unenforced());
                 prometheus::config_resources(out, xds.standings());
@@ -396,7 +420,7 @@ async fn with_debug(
             .readiness(inner.readiness.clone())
             .notes(Arc::new(move || {
                 let stalled = pulse.as_ref().and_then(|pulse| standing_still(pulse.stalled()));
-                unrenewed(renewals.life_left()).into_iter().chain(stalled).collect()
+                unrenewed(&renewals).into_iter().chain(stalled).collect()
             }))
             .metrics(metrics)
             .clusters(json(move || authority::dump(&client, &authorities)));
@@ -412,14 +436,22 @@ async fn with_debug(
         }
         // On the control thread: an application that blocks its runtime still answers probes.
         let server = inner.runtime.run(builder.bind(address)).await;
-        inner.debug = Some(server.map_err(|source| StartError::Debug { address, source })?);
+        let server = server.map_err(|source| StartError::Debug { address, source })?;
+        inner.listeners.own_debug(server.address());
+        inner.debug = Some(server);
     }
     Ok(Mesh::from_inner(inner))
 }
 
 /// What `/readyz` says of certificates. It serves on meanwhile: out of service nobody is by it before the end.
-fn unrenewed(left: LifeLeft) -> Option<String> {
+fn unrenewed(renewals: &Renewals) -> Option<String> {
+    let left = renewals.life_left();
     match left {
+        _ if renewals.is_root_gone() => Some(
+            "certificate: its root is trusted no more, so peers refuse it; a token is needed for a new one (the log says \
+             what was tried)"
+                .to_owned(),
+        ),
         LifeLeft::Ample | LifeLeft::Half => None,
         LifeLeft::Quarter | LifeLeft::Tenth => Some(format!(
             "certificate: {} percent of its life or less is left and it was not renewed; the log says why",

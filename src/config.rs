@@ -12,6 +12,8 @@ use mesh_core::suggest::nearest;
 use mesh_discovery::bootstrap::{Bootstrap, CertificateProvider, ChannelCredentials, FileWatcher};
 use mesh_discovery::secret::{JoinToken, WorkloadApi};
 
+use crate::listeners::parse_allowed;
+
 /// Where variables come from.
 pub trait Vars {
     /// The value of a variable; `None` when it is unset or empty.
@@ -73,6 +75,13 @@ pub struct MeshConfig {
     /// `MESH_SNAPSHOT_KEY`: the file with the key that marks the snapshot as this node's own, made where it is missing.
     /// Default: beside it, `.key` at the end of its name.
     pub snapshot_key: Option<PathBuf>,
+    /// `MESH_OTHER_LISTENERS`: what becomes of sockets on which this process listens beside the mesh's, where no policy is
+    /// enforced. `warn` (the default, false): each is a line in the log, once. `refuse` (true): nothing is ready while there
+    /// is one, on Linux only.
+    pub refuse_other_listeners: bool,
+    /// `MESH_ALLOWED_LISTENERS`: those that are as they should be, as ports, or addresses with their ports:
+    /// `9090,127.0.0.1:9229`. Default: none.
+    pub allowed_listeners: Vec<(Option<IpAddr>, u16)>,
 }
 
 /// A setting that cannot be used.
@@ -89,7 +98,7 @@ pub struct InvalidConfig {
 pub(crate) const NO_CONTROL_PLANE: &str = "none";
 
 /// The variables of ours, for the "did you mean" warning.
-const KNOWN: [&str; 13] = [
+const KNOWN: [&str; 15] = [
     "MESH_CONTROL_PLANE",
     "MESH_CONTROL_PLANE_ID",
     "MESH_ROOT_CERT",
@@ -103,6 +112,8 @@ const KNOWN: [&str; 13] = [
     "MESH_DEBUG_ADDR",
     "MESH_SNAPSHOT",
     "MESH_SNAPSHOT_KEY",
+    "MESH_OTHER_LISTENERS",
+    "MESH_ALLOWED_LISTENERS",
 ];
 
 impl MeshConfig {
@@ -114,8 +125,17 @@ impl MeshConfig {
         warn_of_unknown(vars);
         let labels = labels(vars)?;
         let namespace = vars.var("POD_NAMESPACE").unwrap_or_else(|| "default".to_owned());
+        if !is_label(&namespace) {
+            let reason = format!("{namespace:?} is not a namespace: 1 to 63 of a-z, 0-9 and - are, not at the ends");
+            return Err(invalid("POD_NAMESPACE", reason));
+        }
         let service_account = vars.var("SERVICE_ACCOUNT").unwrap_or_else(|| "default".to_owned());
-        let locality = Locality::parse(&vars.var("MESH_LOCALITY").unwrap_or_default());
+        let locality = vars.var("MESH_LOCALITY").unwrap_or_default();
+        if locality.matches('/').count() > 2 {
+            let reason = format!("{locality:?} has more than three parts: give region/zone/subzone");
+            return Err(invalid("MESH_LOCALITY", reason));
+        }
+        let locality = Locality::parse(&locality);
         let workload = workload(vars, namespace, labels);
         let proof = match (vars.var("MESH_JOIN_TOKEN"), vars.var("MESH_JOIN_TOKEN_FILE")) {
             (Some(token), _) => Some(JoinToken::Text(token)),
@@ -141,6 +161,8 @@ impl MeshConfig {
             }
             None => None,
         };
+        let allowed = vars.var("MESH_ALLOWED_LISTENERS").unwrap_or_default();
+        let allowed_listeners = parse_allowed(&allowed).map_err(|e| invalid("MESH_ALLOWED_LISTENERS", e))?;
         let snapshot = vars.var("MESH_SNAPSHOT").map(PathBuf::from);
         let snapshot_key = vars.var("MESH_SNAPSHOT_KEY").map(PathBuf::from);
         if snapshot.is_some() && bootstrap.is_some() && !has_lasting_node_id(vars) {
@@ -160,6 +182,8 @@ impl MeshConfig {
             debug_address,
             snapshot,
             snapshot_key,
+            refuse_other_listeners: refuses_others(vars)?,
+            allowed_listeners,
         })
     }
 }
@@ -199,8 +223,25 @@ impl MeshConfig {
     }
 }
 
+/// A DNS label, as the name of a namespace is.
+fn is_label(text: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=63).contains(&text.len()) && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
+}
+
 fn invalid(variable: &str, reason: impl ToString) -> InvalidConfig {
     InvalidConfig { variable: variable.to_owned(), reason: reason.to_string() }
+}
+
+fn refuses_others(vars: &dyn Vars) -> Result<bool, InvalidConfig> {
+    match vars.var("MESH_OTHER_LISTENERS").as_deref() {
+        None | Some("warn") => Ok(false),
+        Some("refuse") if cfg!(target_os = "linux") => Ok(true),
+        Some("refuse") => {
+            Err(invalid("MESH_OTHER_LISTENERS", "what listens in a process is known on Linux only: warn"))
+        }
+        Some(other) => Err(invalid("MESH_OTHER_LISTENERS", format!("{other:?} is neither warn nor refuse"))),
+    }
 }
 
 fn workload_api(vars: &dyn Vars) -> Result<Option<WorkloadApi>, InvalidConfig> {
@@ -408,6 +449,20 @@ mod tests {
     }
 
     #[test]
+    fn other_listeners_are_told_of_unless_they_are_to_be_refused() {
+        let read = |more: &[(&'static str, &'static str)]| {
+            let config = MeshConfig::from_vars(&given(&[&[("MESH_CONTROL_PLANE", "none")], more].concat())).unwrap();
+            (config.refuse_other_listeners, config.allowed_listeners)
+        };
+        assert_eq!(read(&[]), (false, Vec::new()));
+        assert_eq!(read(&[("MESH_OTHER_LISTENERS", "warn")]), (false, Vec::new()));
+        let some = read(&[("MESH_ALLOWED_LISTENERS", "9090, 127.0.0.1:9229")]);
+        assert_eq!(some, (false, vec![(None, 9090), (Some([127, 0, 0, 1].into()), 9229)]));
+        #[cfg(target_os = "linux")]
+        assert!(read(&[("MESH_OTHER_LISTENERS", "refuse")]).0);
+    }
+
+    #[test]
     fn each_bad_value_names_its_variable() {
         let base = [("MESH_CONTROL_PLANE", "127.0.0.1:15012"), ("MESH_ROOT_CERT", "root-cert.pem")];
         for (name, value) in [
@@ -417,11 +472,18 @@ mod tests {
             ("SPIFFE_ENDPOINT_SOCKET", "agent.sock"),
             ("MESH_DEBUG_ADDR", "here"),
             ("MESH_CONTROL_PLANE_ID", "istiod"),
+            ("MESH_OTHER_LISTENERS", "deny"),
+            ("MESH_ALLOWED_LISTENERS", "9090;9091"),
+            ("MESH_LOCALITY", "a/b/c/d"),
+            ("POD_NAMESPACE", "a b"),
+            ("POD_NAMESPACE", "a.b"),
         ] {
             let mut vars = base.to_vec();
             vars.push((name, value));
             assert_eq!(MeshConfig::from_vars(&given(&vars)).unwrap_err().variable, name);
         }
+        let good = [&base[..], &[("MESH_LOCALITY", "a/b/c"), ("POD_NAMESPACE", "a-b")]].concat();
+        assert!(MeshConfig::from_vars(&given(&good)).is_ok(), "the control");
         assert_eq!(MeshConfig::from_vars(&given(&base[..1])).unwrap_err().variable, "MESH_ROOT_CERT");
         assert_eq!(MeshConfig::from_vars(&given(&[])).unwrap_err().variable, "MESH_CONTROL_PLANE");
     }

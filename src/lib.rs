@@ -7,6 +7,7 @@ mod authority;
 mod authorizers;
 mod builder;
 mod error;
+mod listeners;
 mod mesh;
 mod passthrough;
 mod runtime;

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_control::ca::{
-    CertificateAuthority, CertificateLife, JoinTokens, RootRotation, RotateError, RotationState, RotationStep,
+    CertificateAuthority, CertificateLife, JoinTokens, MAX_TOKEN_TTL, ROOT_FILE, RootRotation, RotateError,
+    RotationState, RotationStep,
 };
 use mesh_control::jwks::{FetchOptions, IpNet};
 use mesh_control::model::AccessPolicy;
@@ -126,7 +127,7 @@ enum CertCommand {
         #[arg(long)]
         service_account: String,
         /// Life of the token in seconds, at most 600.
-        #[arg(long, default_value_t = 600)]
+        #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=MAX_TOKEN_TTL.as_secs()))]
         ttl: u64,
         /// Address of the control plane.
         #[arg(long, default_value = "127.0.0.1:15012")]
@@ -148,9 +149,19 @@ enum CertCommand {
         /// mode 0700.
         #[arg(long)]
         out: PathBuf,
-        /// Life of the certificate in seconds, at most a day.
-        #[arg(long, default_value_t = 86_400)]
+        /// Life of the certificate in seconds, from 300 to a day.
+        #[arg(long, default_value_t = DAY, value_parser = clap::value_parser!(u64).range(300..=DAY))]
         ttl: u64,
+        /// Trust domain of the mesh.
+        #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
+        trust_domain: TrustDomain,
+    },
+    /// Print the roots of the mesh as a SPIFFE trust bundle map (JSON): what another mesh puts into the
+    /// `federated-bundles.json` of its state directory to let in the peers of this one.
+    Bundle {
+        /// The control plane's state directory.
+        #[arg(long)]
+        state: PathBuf,
         /// Trust domain of the mesh.
         #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
         trust_domain: TrustDomain,
@@ -246,13 +257,17 @@ fn cert(command: CertCommand) -> Result<ExitCode, Error> {
         }
         CertCommand::Issue { state, namespace, service_account, out, ttl, trust_domain } => {
             let id = SpiffeId::for_service_account(&trust_domain, &namespace, &service_account)?;
-            let life = CertificateLife::default();
+            let (life, known) = (CertificateLife::default(), has_authority(&state));
             let authority = CertificateAuthority::open(&state, trust_domain, life, Clock::system())?;
+            tell_of_new(&state, known)?;
             authority.issue_files(&id, Some(Duration::from_secs(ttl)), &out)?;
         }
+        CertCommand::Bundle { state, trust_domain } => bundle(&state, trust_domain)?,
         CertCommand::RotateRoot { state, trust_domain, force, certificate_ttl, status, output } => {
             let life = CertificateLife::at_most(Duration::from_secs(certificate_ttl));
+            let known = has_authority(&state);
             let rotation = RootRotation::open(&state, trust_domain, life, Clock::system())?;
+            tell_of_new(&state, known)?;
             let made = if status { rotation.state() } else { rotation.advance(force) };
             let state = match made {
                 Err(error @ RotateError::TooEarly { .. }) => {
@@ -267,38 +282,56 @@ fn cert(command: CertCommand) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-#[allow(clippy::print_stdout)] // The state is this command's output.
+fn has_authority(state: &Path) -> bool {
+    state.join(ROOT_FILE).exists()
+}
+
+/// A mistyped directory makes an authority whose certificates no control plane trusts.
+fn tell_of_new(state: &Path, known: bool) -> Result<(), Error> {
+    if !known {
+        let directory = std::path::absolute(state)?;
+        let directory = directory.display();
+        tracing::warn!(target: "mesh", "there was no authority in {directory}: a new one was made there");
+    }
+    Ok(())
+}
+
 fn show(state: &RotationState, output: Format) -> Result<(), Error> {
     if output == Format::Json {
-        println!("{}", serde_json::to_string(state)?);
-        return Ok(());
+        return Ok(cli::print(&format!("{}\n", serde_json::to_string(state)?))?);
     }
     let (now, next) = match state.step {
         RotationStep::Idle => ("one root is trusted", "adds a new root"),
         RotationStep::Added => ("a new root is trusted; the old one signs", "lets the new root sign"),
         RotationStep::Switched => ("the new root signs; the old one is still trusted", "takes the old root out"),
     };
-    println!("{now}");
-    println!("signing   {}", state.signing);
-    println!("trusted   {}", state.trusted.join(" "));
-    match state.safe_at {
-        None => println!("next run  {next}; it is safe now"),
-        Some(at) => {
-            let seconds = at.saturating_sub(Clock::system().unix_seconds());
-            println!("next run  {next}; it is safe in {seconds} s");
-        }
-    }
-    Ok(())
+    let when = match state.safe_at {
+        None => "now".to_owned(),
+        Some(at) => format!("in {} s", at.saturating_sub(Clock::system().unix_seconds())),
+    };
+    let (signing, trusted) = (&state.signing, state.trusted.join(" "));
+    Ok(cli::print(&format!("{now}\nsigning   {signing}\ntrusted   {trusted}\nnext run  {next}; it is safe {when}\n"))?)
 }
 
-#[allow(clippy::print_stdout)] // The variables are this command's output.
+fn bundle(state: &Path, trust_domain: TrustDomain) -> Result<(), Error> {
+    let authority = CertificateAuthority::open(state, trust_domain, CertificateLife::default(), Clock::system())?;
+    Ok(cli::print(&format!("{}\n", authority.bundle_map()?))?)
+}
+
 fn token(state: &Path, namespace: &str, account: &str, ttl: u64, control_plane: &str) -> Result<(), Error> {
+    let root = std::path::absolute(state.join(ROOT_FILE))?;
+    if !has_authority(state) {
+        let directory = root.parent().unwrap_or(state).display();
+        let message = format!(
+            "no control plane keeps its state in {directory} (there is no {ROOT_FILE}), so nobody would take a token of \
+             it: start one with --state, or correct this --state"
+        );
+        return Err(message.into());
+    }
     let token = JoinTokens::open(state)?.mint(namespace, account, Duration::from_secs(ttl))?;
-    let root = std::path::absolute(state.join("root-cert.pem"))?;
-    println!("export MESH_CONTROL_PLANE='{control_plane}'");
-    println!("export MESH_ROOT_CERT='{}'", root.display());
-    println!("export MESH_JOIN_TOKEN='{token}'");
-    println!("export POD_NAMESPACE='{namespace}'");
-    println!("export SERVICE_ACCOUNT='{account}'");
-    Ok(())
+    let root = root.display();
+    Ok(cli::print(&format!(
+        "export MESH_CONTROL_PLANE='{control_plane}'\nexport MESH_ROOT_CERT='{root}'\nexport MESH_JOIN_TOKEN='{token}'\n\
+         export POD_NAMESPACE='{namespace}'\nexport SERVICE_ACCOUNT='{account}'\n"
+    ))?)
 }

@@ -25,6 +25,7 @@ use tokio::net::TcpListener;
 use crate::authority::{self, Authorities};
 use crate::builder::MeshBuilder;
 use crate::error::StartError;
+use crate::listeners::Listeners;
 use crate::runtime::ControlRuntime;
 use crate::serve::{Raw, Serve};
 
@@ -65,6 +66,7 @@ pub(crate) struct Inner {
     pub(crate) stats: Arc<InboundStats>,
     pub(crate) drain: DrainTrigger,
     pub(crate) readiness: Readiness,
+    pub(crate) listeners: Arc<Listeners>,
     pub(crate) control: Option<Control>,
     pub(crate) debug: Option<DebugServer>,
     // Dropped last: what the others run on.

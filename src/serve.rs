@@ -22,6 +22,7 @@ use tower_service::Service;
 
 use crate::authorizers::Authorizers;
 use crate::error::ServeError;
+use crate::listeners::{Hold, Own};
 use crate::mesh::Mesh;
 
 /// A listener about to be served; await it to serve.
@@ -35,6 +36,7 @@ use crate::mesh::Mesh;
 pub struct Serve<S> {
     mesh: Mesh,
     listener: TcpListener,
+    own: Own,
     service: S,
     announced: Option<(String, u16)>,
     advertised: Option<SocketAddr>,
@@ -54,7 +56,8 @@ impl<S> Serve<S> {
     pub(crate) fn new(mesh: Mesh, listener: TcpListener, service: S, protocol: &'static str) -> Self {
         let (announced, advertised, signals) = (None, None, true);
         let (config, load, authorizers) = (Config::default(), None, HashMap::new());
-        Self { mesh, listener, service, announced, advertised, protocol, signals, config, load, authorizers }
+        let own = mesh.inner().listeners.own(&listener);
+        Self { mesh, listener, own, service, announced, advertised, protocol, signals, config, load, authorizers }
     }
 
     /// Announces the process as an endpoint of this service and service port. Without it nothing is
@@ -147,7 +150,7 @@ impl<S> Serve<S> {
         self,
         serve: impl FnOnce(Server, TcpListener, S) -> F,
     ) -> Result<(), ServeError> {
-        let mesh = self.mesh;
+        let (mesh, _own) = (self.mesh, self.own);
         let inner = mesh.inner();
         let bound = self.listener.local_addr()?;
         let address = reachable(self.advertised.unwrap_or(bound), inner.pod_ip);
@@ -175,8 +178,10 @@ impl<S> Serve<S> {
             builder = builder.service_host(format!("{}.{}.svc.cluster.local", target.host(), inner.workload.namespace));
             announcement = Some(mesh.announcement(&target, address, self.protocol));
         }
+        // Where no policy comes from anywhere, none is passed by.
+        let hold = inner.control.as_ref().map(|_| inner.listeners.hold(&inner.readiness));
         let serving = serve(builder.build(), self.listener, self.service);
-        let attendance = attend(&mesh, announcement, policy, self.signals);
+        let attendance = attend(&mesh, announcement, policy, hold, self.signals);
         tokio::pin!(serving, attendance);
         tokio::select! {
             served = &mut serving => {
@@ -191,8 +196,20 @@ impl<S> Serve<S> {
     }
 }
 
-/// Announces the process when its policy is there; withdraws it when the drain begins.
-async fn attend(mesh: &Mesh, announcement: Option<Announcement>, policy: Watched<InboundState>, signals: bool) {
+/// Announces the process when its policy is there; withdraws it when the drain begins. Looks for other listeners meanwhile.
+async fn attend(
+    mesh: &Mesh,
+    announcement: Option<Announcement>,
+    policy: Watched<InboundState>,
+    hold: Option<Hold>,
+    signals: bool,
+) {
+    let watched = async {
+        match &hold {
+            Some(_) => mesh.inner().listeners.watch().await,
+            None => std::future::pending().await,
+        }
+    };
     let drained = mesh.inner().drain.watch().drained();
     let signalled = async {
         if !signals {
@@ -206,8 +223,8 @@ async fn attend(mesh: &Mesh, announcement: Option<Announcement>, policy: Watched
             }
         }
     };
-    tokio::pin!(drained, signalled);
-    let announced = announce_when_ready(mesh, announcement, policy);
+    tokio::pin!(drained, signalled, watched);
+    let announced = announce_when_ready(mesh, announcement, policy, hold.as_ref());
     tokio::pin!(announced);
     let mut registration = None;
     loop {
@@ -215,6 +232,7 @@ async fn attend(mesh: &Mesh, announcement: Option<Announcement>, policy: Watched
             made = &mut announced, if registration.is_none() => registration = Some(made),
             () = &mut drained => break,
             () = &mut signalled => break,
+            () = &mut watched => {}
         }
     }
     // Withdrawn before anything is closed: who asks the control plane from now on is sent elsewhere.
@@ -229,10 +247,13 @@ async fn announce_when_ready(
     mesh: &Mesh,
     announcement: Option<Announcement>,
     mut policy: Watched<InboundState>,
+    hold: Option<&Hold>,
 ) -> Option<Registration> {
-    let announcement = announcement?;
     policy.wait_for(|state| matches!(state, InboundState::Ready(_))).await;
-    mesh.announce(announcement)
+    if let Some(hold) = hold {
+        mesh.inner().listeners.alone(hold).await;
+    }
+    mesh.announce(announcement?)
 }
 
 /// `POD_IP` stands in for "every interface".

@@ -87,7 +87,8 @@ pub(crate) fn decode(variant: Variant, bytes: Bytes) -> Result<Response, prost::
         }
         Variant::Delta => {
             let Delta { resources, type_url, nonce } = Delta::decode(bytes)?;
-            let resource = |Named { version, resource, name }| RawResource { name, version, body: resource.map(body) };
+            let resource =
+                |Named { version, resource, name }| RawResource { name, version, ttl: None, body: resource.map(body) };
             let resources = resources.into_iter().map(resource).collect();
             Response { type_url, nonce, resources, ..Response::default() }
         }

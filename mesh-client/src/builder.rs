@@ -175,7 +175,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Time for requests under way to an endpoint that discovery no longer names; then their connections are closed.
+    /// Time for requests under way to an endpoint that discovery no longer names, alone or with its whole cluster or
+    /// destination; then their connections are closed.
     /// Meanwhile no other request goes there. Default 30 s; `Duration::MAX` = until they end, as in Envoy.
     pub fn drain_limit(mut self, limit: Duration) -> Self {
         self.limits.drain = limit;
@@ -196,6 +197,16 @@ impl ClientBuilder {
     /// retry budget bounds retries, and this counts beside it. Counted with the head of an answer. Default: none.
     pub fn retry_throttling(mut self, throttling: RetryThrottling) -> Self {
         self.limits.retry_throttling = Some(throttling);
+        self
+    }
+
+    /// Client-side throttling as in the SRE book ("Handling Overload"), for each destination by itself: once there are `k`
+    /// times as many requests within `window` as succeed, a share of them fails at once with `MESH-1303`, the larger the fewer
+    /// succeed, and no destination is spared for good. A request is counted when it is asked for, and succeeds unless its
+    /// status is 5xx or one of gRPC's for servers in trouble. The book has a `k` of 2 (taken as at least 1) and two minutes.
+    /// Envoy's variant is policy's (`admission_control`). Default: none.
+    pub fn throttling(mut self, k: f64, window: Duration) -> Self {
+        self.limits.throttling = Some((k, window));
         self
     }
 

@@ -71,6 +71,8 @@ pub(crate) struct Limits {
     pub(crate) fail_fast: Option<Duration>,
     /// gRPC's retry throttling, of each destination by itself.
     pub(crate) retry_throttling: Option<RetryThrottling>,
+    /// Throttling by the SRE book's rule, of each destination by itself: K, and the window.
+    pub(crate) throttling: Option<(f64, Duration)>,
 }
 
 impl Default for Limits {
@@ -87,6 +89,7 @@ impl Default for Limits {
             drain: Duration::from_secs(30),
             fail_fast: None,
             retry_throttling: None,
+            throttling: None,
         }
     }
 }

@@ -70,7 +70,7 @@ pub enum Cause {
     #[error("{0}")]
     UnsupportedAction(&'static str),
     /// The cluster has no endpoint to send to.
-    #[error("cluster {cluster}: {known} known, {usable} usable")]
+    #[error("cluster {cluster}: {known} known, {usable} usable{}", taken_out(*out))]
     NoEndpoint {
         /// The cluster.
         cluster: ClusterName,
@@ -78,6 +78,8 @@ pub enum Cause {
         known: usize,
         /// Of them, those the balancer may use.
         usable: usize,
+        /// Of them, those that outlier detection, failure accrual or a health check took out.
+        out: usize,
     },
     /// The cluster has subsets, and no endpoint is in the one that the route's metadata asks for.
     #[error("cluster {cluster}: none of {known} endpoints has the metadata that the route asks for")]
@@ -328,6 +330,14 @@ impl Error {
     }
 }
 
+/// Labels have nothing to do with these.
+fn taken_out(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        count => format!(", {count} taken out for failures (outlier detection, health checks)"),
+    }
+}
+
 impl Cause {
     /// Whether no connection to the endpoint came about: a failure of that one, and not of policy or of a limit.
     pub(crate) fn is_unreached(&self) -> bool {
@@ -540,7 +550,13 @@ mod tests {
 
     #[test]
     fn says_what_for_whom_why_and_what_to_do_in_one_line() {
-        let cause = Cause::NoEndpoint { cluster: "outbound|9080||reviews".into(), known: 3, usable: 0 };
+        let of = |out| Cause::NoEndpoint { cluster: "outbound|9080||reviews".into(), known: 3, usable: 0, out };
+        let told = of(2).to_string();
+        assert!(
+            told.ends_with("3 known, 0 usable, 2 taken out for failures (outlier detection, health checks)"),
+            "{told}"
+        );
+        let cause = of(0);
         let error = Error::new("reviews:9080", cause, 0);
         assert_eq!(
             error.to_string(),

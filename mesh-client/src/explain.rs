@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use http::Request;
 use mesh_core::balance::hash::HashInput;
-use mesh_core::balance::session::{self, Pinned};
+use mesh_core::balance::session::Pinned;
 use mesh_core::balance::{Pick, PoolExplanation, Rating};
 use mesh_core::error::Code;
 use mesh_core::health::Standing;
 use mesh_core::id::{ClusterName, Locality, Target};
 use mesh_core::matcher::{Decision, RouteExplanation};
-use mesh_core::policy::{Address, ClusterChoice, Health, RetryPolicy, RouteAction};
+use mesh_core::policy::{Address, ClusterChoice, Fault, Health, Mirror, PerMillion, RetryPolicy, RouteAction};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -55,10 +55,15 @@ pub struct Explanation {
     pub session: Option<SessionExplanation>,
     /// What its endpoint is chosen by where balancers hash; a cookie that it lacks is made anew each time.
     pub hash: Option<u64>,
+    /// What it passes on the way to its cluster, in this order: faults and limits.
+    pub filters: Vec<FilterExplanation>,
+    /// Where copies of it go.
+    pub mirrors: Vec<MirrorOption>,
     /// An endpoint that it could go to: a pick like any other, which the next one may not repeat.
     pub pick: Option<PickExplanation>,
     /// What follows a try that fails; `None` = the route has no retry policy. Without one what nobody
-    /// has seen is sent again as well, and a request whose method is idempotent once if its connection breaks.
+    /// has seen is sent again as well, and a request whose method is idempotent once, at the cost of a retry, if the
+    /// HTTP/1.1 connection that it was to use again was closed as it went out.
     pub retry: Option<RetryExplanation>,
 }
 
@@ -106,6 +111,49 @@ pub struct RetryExplanation {
 pub struct ClusterOption {
     /// Its share, relative to the others'.
     pub weight: u32,
+    /// The cluster.
+    pub cluster: ClusterDump,
+}
+
+/// A fault or a limit on a request's way.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum FilterExplanation {
+    /// Injected faults.
+    Fault {
+        /// Which, and for which share of requests.
+        policy: Fault,
+        /// Whether the request is one of those that are meant.
+        meant: bool,
+    },
+    /// A local rate limit.
+    RateLimit {
+        /// Tokens in its bucket now.
+        tokens: u32,
+        /// How many there may be.
+        most: u32,
+    },
+    /// Throttling by successes, Envoy's or the SRE book's.
+    Throttling {
+        /// The share of requests that is refused now.
+        refused: PerMillion,
+    },
+    /// A limit that follows latency.
+    Concurrency {
+        /// Requests in flight that are allowed now.
+        limit: u32,
+        /// Those in flight.
+        in_flight: u32,
+    },
+}
+
+/// A cluster that copies of a request go to.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct MirrorOption {
+    /// The share of requests that is copied.
+    pub share: PerMillion,
     /// The cluster.
     pub cluster: ClusterDump,
 }
@@ -250,6 +298,8 @@ fn standing(found: Result<Arc<Destination>, Cause>) -> (Explanation, Option<Deci
         clusters: Vec::new(),
         session: None,
         hash: None,
+        filters: Vec::new(),
+        mirrors: Vec::new(),
         pick: None,
         retry: None,
     };
@@ -330,24 +380,31 @@ fn explain_route(
             RetryExplanation { attempts, waits, budgeted: router.budget().is_some(), policy: retries.policy.clone() }
         });
         explanation.clusters = options(env, &plan.choice, &forward.to, &head);
-        let path = head.uri().path();
-        let pinned = plan.session.as_ref().and_then(|policy| session::read(policy, &head.headers, path));
-        let cluster = pinned.as_ref().and_then(|pinned| pinned.cluster.as_ref());
         // A draw like any other: it shows the first thing that would go wrong, if anything would.
-        let chosen = match router.choose(plan, forward, &head.headers, cluster, env) {
+        let chosen = match router.choose(plan, forward, &head.headers, head.uri().path(), env) {
             Ok(chosen) => chosen,
             Err(cause) => {
                 explanation.error = Some(coded(&cause));
                 return;
             }
         };
-        explanation.session = chosen.session.zip(pinned).map(|(policy, Pinned { address, cluster })| {
+        explanation.session = chosen.session.zip(chosen.pinned).map(|(policy, Pinned { address, cluster })| {
             SessionExplanation { address, cluster, holds: false, strict: policy.strict }
         });
-        // Balancers hash what is sent.
+        let mirrors = forward.mirrors.iter().zip(&plan.mirrors);
+        let option = |(mirror, slot): (&Mirror, &Slot)| MirrorOption {
+            share: mirror.share,
+            cluster: cluster_dump(env, &mirror.cluster, slot),
+        };
+        explanation.mirrors = mirrors.map(option).collect();
+        // Balancers hash what is sent, and filters see that as well.
         for headers in header_policies(route, chosen.share) {
             headers.request.apply(&mut head.headers);
         }
+        let (view, now) = (head.view(&draw), Instant::now());
+        let filters = chosen.filters.iter().map(|filter| filter.explain(&view, &chosen.cluster.policy().name, now));
+        let throttling = router.throttling().map(|throttling| throttling.explain(now));
+        explanation.filters = filters.chain(throttling).collect();
         let query = head.uri().query().unwrap_or_default();
         let input = HashInput { headers: &head.headers, query, source: None, channel_id: env.channel_id };
         explanation.hash = plan.hash.hash(&input, &mut |below| env.draw(below)).hash;
@@ -466,8 +523,8 @@ mod tests {
     use http::HeaderName;
     use mesh_core::balance::Score;
     use mesh_core::policy::{
-        Balancer, Endpoint, Forward, HashPolicy, HashSource, HttpFilter, HttpFilterKind, PerMillion, RouteMatch,
-        SessionSource, Snapshot, StatefulSession,
+        Balancer, Endpoint, Forward, HashPolicy, HashSource, HttpFilter, HttpFilterKind, RouteMatch, SessionSource,
+        Snapshot, StatefulSession,
     };
     use mesh_testkit::{FixedSource, policy};
 

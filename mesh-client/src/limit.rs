@@ -8,6 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, Response};
@@ -77,10 +78,14 @@ impl LimitLayer {
         Self(Limit::Adaptive(Arc::new(Concurrency::new(policy, Instant::now()))))
     }
 
-    /// A share of requests is refused that grows as fewer of them succeed (Envoy `admission_control`; the SRE book's
-    /// client-side throttling).
+    /// A share of requests is refused that grows as fewer of them succeed (Envoy `admission_control`).
     pub fn admission(policy: &AdmissionControl) -> Self {
         Self(Limit::Admission(Arc::new(Throttling::new(policy, Instant::now()))))
+    }
+
+    /// The same by the SRE book's rule; see [`ClientBuilder::throttling`](crate::ClientBuilder::throttling).
+    pub fn throttling(k: f64, window: Duration) -> Self {
+        Self(Limit::Admission(Arc::new(Throttling::sre(k, window, Instant::now()))))
     }
 
     /// So many requests in a time (Envoy `local_ratelimit`). More are refused with the policy's status, 429 by default.

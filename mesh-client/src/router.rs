@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::{HeaderName, Method, StatusCode};
 use mesh_core::balance::hash::{HashInput, HashRules};
 use mesh_core::balance::merged;
+use mesh_core::balance::session::{self, Pinned};
 use mesh_core::id::{ClusterName, Target};
 use mesh_core::matcher::{CompiledRoute, CorsRules, HeaderCondition, RequestView, RouteTable};
 use mesh_core::policy::{
@@ -21,9 +22,9 @@ use mesh_core::telemetry::{Outcome, RouteSeries};
 use tokio::time::Instant;
 
 use crate::cluster::{Backend, Cluster, Labels};
-use crate::env::Env;
+use crate::env::{self, Env};
 use crate::error::Cause;
-use crate::outbound::filters::{Compiler, Filter, Limits, RoutePlace};
+use crate::outbound::filters::{Compiler, Filter, Limits, RoutePlace, Throttling};
 
 /// Levels of an aggregate's tree, its leaves included (gRFC A37).
 const MAX_DEPTH: usize = 16;
@@ -44,6 +45,7 @@ struct Wiring {
     tcp: Box<[Slot]>,
     budget: Option<Arc<Budget>>,
     tokens: Option<Arc<RetryTokens>>,
+    throttling: Option<Arc<Throttling>>,
     // Kept for the next router.
     limits: Limits,
 }
@@ -136,6 +138,8 @@ pub(crate) struct Chosen<'r> {
     pub(crate) share: Option<&'r WeightedCluster>,
     pub(crate) filters: &'r [Filter],
     pub(crate) session: Option<&'r StatefulSession>,
+    /// What the request says of its session.
+    pub(crate) pinned: Option<Pinned>,
 }
 
 /// A retry policy, compiled.
@@ -227,11 +231,15 @@ impl Router {
             kept.unwrap_or_else(|| Arc::new(Budget::new(policy.clone(), Instant::now())))
         });
         // The destination's, whatever policy becomes of it.
-        let tokens = match previous {
-            Some(old) => old.wiring.tokens.clone(),
-            None => env.limits.retry_throttling.clone().map(|policy| Arc::new(RetryTokens::new(policy))),
+        let (tokens, throttling) = match previous {
+            Some(old) => (old.wiring.tokens.clone(), old.wiring.throttling.clone()),
+            None => {
+                let env::Limits { retry_throttling, throttling, .. } = &env.limits;
+                let tokens = retry_throttling.clone().map(|policy| Arc::new(RetryTokens::new(policy)));
+                (tokens, throttling.map(|(k, window)| Arc::new(Throttling::sre(k, window, Instant::now()))))
+            }
         };
-        let wiring = Wiring { table, plans, clusters, tcp, budget, tokens, limits };
+        let wiring = Wiring { table, plans, clusters, tcp, budget, tokens, throttling, limits };
         Self { snapshot, wiring: Arc::new(wiring) }
     }
 
@@ -257,31 +265,44 @@ impl Router {
         self.wiring.budget.as_deref()
     }
 
+    /// What the destination is spared of while it fails.
+    pub(crate) fn throttling(&self) -> Option<&Arc<Throttling>> {
+        self.wiring.throttling.as_ref()
+    }
+
     /// gRPC's retry tokens of the destination.
     pub(crate) fn tokens(&self) -> Option<&RetryTokens> {
         self.wiring.tokens.as_deref()
     }
 
     /// The cluster for one request, drawn by weight where there are several, unless the request is
-    /// pinned to one of them (gRFC A60), and what comes with it.
+    /// pinned to one of them (gRFC A60), and what comes with it. `path` is that of the request.
     pub(crate) fn choose<'r>(
         &'r self,
         plan: &'r Plan,
         forward: &'r Forward,
         headers: &http::HeaderMap,
-        pinned: Option<&ClusterName>,
+        path: &str,
         env: &Env,
     ) -> Result<Chosen<'r>, Cause> {
-        let plain = |cluster| Chosen { cluster, share: None, filters: &plan.filters, session: plan.session.as_ref() };
+        let said = |policy: &StatefulSession| session::read(policy, headers, path);
+        let plain = |cluster| {
+            let session = plan.session.as_ref();
+            Chosen { cluster, share: None, filters: &plan.filters, session, pinned: session.and_then(said) }
+        };
         match &plan.choice {
             Choice::One(slot) => Ok(plain(slot.cluster(env)?)),
             Choice::Weighted(shares) => {
                 let ClusterChoice::Weighted(weighted) = &forward.to else {
                     unreachable!("a weighted plan comes from a weighted policy")
                 };
-                let (entry, share) = draw_share(weighted, shares, pinned, env);
+                let pinned = pinned_share(weighted, shares, said);
+                let (entry, share, pinned) = pinned.unwrap_or_else(|| {
+                    let (entry, share) = draw_share(weighted, shares, env);
+                    (entry, share, share.session.as_ref().and_then(said))
+                });
                 let (cluster, session) = (share.slot.cluster(env)?, share.session.as_ref());
-                Ok(Chosen { cluster, share: Some(entry), filters: &share.filters, session })
+                Ok(Chosen { cluster, share: Some(entry), filters: &share.filters, session, pinned })
             }
             Choice::Header(name, slots) => {
                 let wanted = headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -333,7 +354,7 @@ impl Router {
             ));
         };
         let plan = self.plan(route);
-        let chosen = self.choose(plan, forward, &headers, None, env)?;
+        let chosen = self.choose(plan, forward, &headers, "/", env)?;
         let unreached = TryOutcome::Failure(FailureKind::ConnectFailed);
         let retries = plan.retry.as_ref().filter(|retries| retries.rules.condition(&unreached, false).is_some());
         let attempts = retries.map_or(1, |retries| retries.policy.attempts.saturating_add(1));
@@ -342,17 +363,19 @@ impl Router {
         Ok(Raw { cluster: chosen.cluster, hash, attempts, idle: Some(TcpForward::IDLE_TIMEOUT) })
     }
 
-    /// Lets go of the clusters that `next` has no use for. Requests under way hold them, but not their idle connections.
-    pub(crate) fn retire(&self, next: &Self) {
-        if Arc::ptr_eq(&self.wiring, &next.wiring) {
+    /// Lets go of the clusters that `next` has no use for; none = of all. Requests under way hold them, but not their idle
+    /// connections, and they have `limit` for what no longer exists.
+    pub(crate) fn retire(&self, next: Option<&Self>, limit: Duration) {
+        if next.is_some_and(|next| Arc::ptr_eq(&self.wiring, &next.wiring)) {
             return;
         }
         for (name, slot) in &self.wiring.clusters {
-            let kept = |kept: &Slot| matches!((kept, slot), (Slot::Ready(a), Slot::Ready(b)) if Arc::ptr_eq(a, b));
-            if let Slot::Ready(cluster) = slot
-                && !next.wiring.clusters.get(name).is_some_and(kept)
-            {
-                cluster.retire();
+            let next = next.and_then(|next| next.wiring.clusters.get(name));
+            match (slot, next) {
+                (Slot::Ready(cluster), Some(Slot::Ready(next))) if Arc::ptr_eq(cluster, next) => {}
+                (Slot::Ready(cluster), Some(Slot::Ready(next))) => cluster.retire(Some(next), limit),
+                (Slot::Ready(cluster), _) => cluster.retire(None, limit),
+                (Slot::Aggregate(_) | Slot::Failed(..), _) => {}
             }
         }
     }
@@ -476,19 +499,32 @@ fn slot(clusters: &BTreeMap<ClusterName, Slot>, name: &ClusterName, labels: &Lab
     }
 }
 
-/// The entry of a split for one request.
-fn draw_share<'r>(
+/// The entry of a split that a request is pinned to, each asked in its own words: an entry may have another cookie than
+/// the route, or be the only one with sessions.
+fn pinned_share<'r>(
     weighted: &'r WeightedClusters,
     shares: &'r [Share],
-    pinned: Option<&ClusterName>,
-    env: &Env,
-) -> (&'r WeightedCluster, &'r Share) {
-    let all = || weighted.entries().iter().zip(shares);
-    if let Some(own) = pinned.and_then(|pinned| all().find(|(entry, _)| entry.name == *pinned && entry.weight > 0)) {
-        return own;
+    said: impl Fn(&StatefulSession) -> Option<Pinned>,
+) -> Option<(&'r WeightedCluster, &'r Share, Option<Pinned>)> {
+    // Most of the time all have the same policy: read once.
+    let mut last: Option<(&StatefulSession, Option<Pinned>)> = None;
+    for (entry, share) in weighted.entries().iter().zip(shares).filter(|(entry, _)| entry.weight > 0) {
+        let Some(policy) = &share.session else { continue };
+        if last.as_ref().is_none_or(|(of, _)| *of != policy) {
+            last = Some((policy, said(policy)));
+        }
+        if let Some((_, Some(Pinned { cluster: Some(cluster), .. }))) = &last
+            && *cluster == entry.name
+        {
+            return last.map(|(_, pinned)| (entry, share, pinned));
+        }
     }
+    None
+}
+
+fn draw_share<'r>(weighted: &'r WeightedClusters, shares: &'r [Share], env: &Env) -> (&'r WeightedCluster, &'r Share) {
     let mut left = env.draw(u64::from(weighted.total()));
-    for (entry, share) in all() {
+    for (entry, share) in weighted.entries().iter().zip(shares) {
         match left.checked_sub(u64::from(entry.weight)) {
             None => return (entry, share),
             Some(rest) => left = rest,

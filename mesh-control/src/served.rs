@@ -2,6 +2,7 @@
 //!
 //! Refuses to know clients.
 
+mod audit;
 mod held;
 
 use std::collections::HashSet;
@@ -118,6 +119,7 @@ impl Served {
     fn publish(&mut self) {
         self.revision += 1;
         let (world, touched) = self.next();
+        audit::record(self.world.model(), world.model());
         self.world = Arc::new(world);
         let resources: Arc<dyn Resources> = self.world.clone();
         self.cache.publish(version(self.started, self.revision), &resources, &touched);

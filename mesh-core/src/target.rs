@@ -9,6 +9,7 @@
 pub mod fuzzing;
 
 use std::borrow::Cow;
+use std::net::Ipv6Addr;
 
 /// What becomes of an encoded slash or backslash (`%2F`, `%5C`) in a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,43 +88,68 @@ pub fn unescape_path(path: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Checks an authority: a name of letters, digits, `-`, `.`, `_` and `~`, an IPv4 address or an IPv6 address in
-/// brackets, each with or without a port. A name may end with one dot, and no label of it is empty. User information,
-/// zones and escapes are refused.
+/// Brings an authority to its normal form: a name in lower case and without the dot at its end, an IPv4 address, or an IPv6
+/// address in brackets in its shortest form; each with or without a port, which has no leading zeros. A port stays, that of
+/// the scheme too: rules and applications name it. Names consist of letters, digits, `-`, `.`, `_` and `~`, and no label of
+/// one is empty. User information, zones and escapes are refused. An ordinary authority costs one look along it.
 ///
 /// # Errors
 /// It is anything else.
-pub fn check_authority(authority: &str) -> Result<(), MalformedTarget> {
-    let rest = match authority.strip_prefix('[') {
-        Some(inside) => {
-            let address = inside.split_once(']').filter(|(address, _)| address.parse::<std::net::Ipv6Addr>().is_ok());
-            address.map(|(_, rest)| rest.as_bytes())
-        }
-        None => after_name(authority.as_bytes()),
+pub fn normalize_authority(authority: &str) -> Result<Cow<'_, str>, MalformedTarget> {
+    let v6 = authority.strip_prefix('[').map(|inside| {
+        let (address, _) = inside.split_once(']')?;
+        Some((address.len() + 2, address.parse::<Ipv6Addr>().ok()?))
+    });
+    let (end, is_plain, v6) = match v6 {
+        Some(v6) => v6.map(|(end, address)| (end, false, Some(address))),
+        None => name(authority.as_bytes()).map(|(end, is_plain)| (end, is_plain, None)),
+    }
+    .ok_or(MalformedTarget::Authority)?;
+    let (host, rest) = authority.split_at(end);
+    let port = match rest.strip_prefix(':') {
+        Some(port) if port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit()) => port.trim_start_matches('0'),
+        None if rest.is_empty() => "",
+        Some(_) | None => return Err(MalformedTarget::Authority),
     };
-    let good = match rest {
-        Some([]) => true,
-        Some([b':', port @ ..]) => port.len() <= 5 && port.iter().all(u8::is_ascii_digit),
-        Some(_) | None => false,
+    if is_plain && (rest.is_empty() || !port.is_empty() && port.len() + 1 == rest.len()) {
+        return Ok(Cow::Borrowed(authority));
+    }
+    let mut normal = match v6 {
+        Some(address) => format!("[{address}]"),
+        None => host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase(),
     };
-    good.then_some(()).ok_or(MalformedTarget::Authority)
+    if !port.is_empty() {
+        normal.extend([":", port]);
+    }
+    Ok(if normal == authority { Cow::Borrowed(authority) } else { Cow::Owned(normal) })
 }
 
-/// What follows a name: nothing, or a port. One walk, for this is asked of every request.
-fn after_name(authority: &[u8]) -> Option<&[u8]> {
+/// An authority without its port; `None` if it has none.
+pub(crate) fn without_port(authority: &str) -> Option<&str> {
+    let (host, port) = authority.rsplit_once(':')?;
+    // A bare IPv6 address has several colons and no port.
+    (port.bytes().all(|b| b.is_ascii_digit()) && (!host.contains(':') || host.ends_with(']'))).then_some(host)
+}
+
+/// Where a name at the beginning ends, and whether it is in normal form. One walk, for this is asked of every request.
+fn name(authority: &[u8]) -> Option<(usize, bool)> {
     // `a.test.` is a full name; `a.test..` is what a rule for `a.test` does not expect and a resolver may take for it.
-    let mut before = b'.';
+    let (mut before, mut lower, mut end) = (b'.', true, authority.len());
     for (at, &b) in authority.iter().enumerate() {
         match b {
-            b':' => return (at > 0).then(|| &authority[at..]),
+            b':' => {
+                end = at;
+                break;
+            }
             b'.' if before == b'.' => return None,
             b'-' | b'.' | b'_' | b'~' => {}
+            b'A'..=b'Z' => lower = false,
             _ if b.is_ascii_alphanumeric() => {}
             _ => return None,
         }
         before = b;
     }
-    (!authority.is_empty()).then_some(&[])
+    (end > 0).then_some((end, lower && before != b'.'))
 }
 
 /// Whether a path is in normal form by the look of it.
@@ -293,11 +319,29 @@ mod tests {
     }
 
     #[test]
-    fn an_authority_is_a_host_with_or_without_a_port() {
-        for good in
-            ["a.test", "A.test:80", "a_b.test.", "127.0.0.1:8080", "[::1]", "[::1]:80", "a:", "xn--e1afmkfd.test"]
+    fn an_authority_is_a_host_with_or_without_a_port_in_one_form() {
+        for (given, normal) in [
+            ("a.test", "a.test"),
+            ("A.test:80", "a.test:80"),
+            ("a_b.test.", "a_b.test"),
+            ("a.TEST.:0080", "a.test:80"),
+            ("127.0.0.1:8080", "127.0.0.1:8080"),
+            ("[::1]", "[::1]"),
+            ("[0:0::1]:80", "[::1]:80"),
+            ("[FE80::A]:", "[fe80::a]"),
+            ("a:", "a"),
+            ("a:0", "a"),
+            ("xn--e1afmkfd.test", "xn--e1afmkfd.test"),
+        ] {
+            let got = normalize_authority(given);
+            assert_eq!(got.as_deref(), Ok(normal), "{given}");
+            assert_eq!(matches!(got, Ok(Cow::Borrowed(_))), given == normal, "{given}");
+            assert_eq!(normalize_authority(normal).as_deref(), Ok(normal));
+        }
+        for (authority, host) in
+            [("a.test:80", Some("a.test")), ("[::1]:80", Some("[::1]")), ("[::1]", None), ("a", None)]
         {
-            assert_eq!(check_authority(good), Ok(()), "{good}");
+            assert_eq!(without_port(authority), host, "{authority}");
         }
         for bad in [
             "",
@@ -322,7 +366,7 @@ mod tests {
             "..",
             "..:80",
         ] {
-            assert_eq!(check_authority(bad), Err(MalformedTarget::Authority), "{bad}");
+            assert_eq!(normalize_authority(bad), Err(MalformedTarget::Authority), "{bad}");
         }
     }
 
@@ -351,7 +395,10 @@ mod tests {
         fn no_text_makes_it_panic(path in "\\PC*") {
             let _ = unescape_path(&path);
             let _ = normalize_path(&path, EncodedSlash::Keep);
-            let _ = check_authority(&path);
+            if let Ok(once) = normalize_authority(&path) {
+                let twice = normalize_authority(&once);
+                prop_assert_eq!(twice.as_deref(), Ok(&*once));
+            }
         }
     }
 }

@@ -1,12 +1,17 @@
 //! Every order in which two threads may come to what requests share: the breakers, the budget, token buckets, the limit
-//! on requests in flight and their count, fail-fast. Played by loom, in whose hands the feature `_loom` puts the atomics:
-//! `cargo test -p mesh-core --features _loom --test interleavings`.
+//! on requests in flight and their count, fail-fast, pickers. Played by loom, in whose hands the feature `_loom` puts the
+//! atomics: `cargo test -p mesh-core --features _loom --test interleavings`.
+//!
+//! Not played is the swap of one set of endpoints for the next (`ReadySet` in an `arc_swap::ArcSwap`): that crate's atomics
+//! are the standard library's, which loom does not see, and a cell of loom's in its place would be a test of that cell.
+//! Nothing here depends on the order of it: a request keeps the set that it loaded, and what two sets share of an endpoint
+//! (`Load`, `Accrual`) is played below. `mesh-client` picks from real threads while real sets are swapped.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use loom::thread;
-use mesh_core::balance::Load;
+use mesh_core::balance::{Load, Pick, ReadySet};
 use mesh_core::health::{Accrual, AccrualState, Evidence};
 use mesh_core::limit::{Count, FailFast, Gradient, TokenBucket};
 use mesh_core::policy::{self, AdaptiveConcurrency, FailureAccrual, MinRtt, PerMillionRatio, RetryBudget};
@@ -149,13 +154,13 @@ fn the_last_place_is_given_once_and_comes_back() {
     });
 }
 
-/// What circuit breakers, limits of connections and of injected faults count with.
+/// What circuit breakers (requests, retries, those that wait), limits of connections and of injected faults count with.
 #[test]
 fn the_last_place_of_a_breaker_is_given_once_and_comes_back() {
     in_every_order(|| {
         let count = Arc::<Count>::default();
         let entering = count.clone();
-        let entered = two(move || entering.enter_below(1));
+        let entered = two(move || entering.enter_within(Some(1)));
         assert_eq!(entered.into_iter().filter(|entered| *entered).count(), 1);
         assert_eq!(count.get(), 1, "who was refused is not counted");
         count.leave();
@@ -215,6 +220,48 @@ fn what_is_in_flight_is_counted_while_it_is_and_no_longer() {
         });
         assert!(seen.into_iter().all(|seen| seen == 1 || seen == 2), "{seen:?}");
         assert_eq!(load.in_flight(), 0);
+    });
+}
+
+/// A set of two endpoints that requests share.
+fn set_of_two(balancer: policy::Balancer) -> Arc<ReadySet<Arc<Load>>> {
+    let endpoints = [1, 2].map(|last| policy::Endpoint::new(policy::Address::Socket(([10, 0, 0, last], 80).into())));
+    let group = policy::LocalityEndpoints {
+        locality: Default::default(),
+        priority: 0,
+        weight: std::num::NonZeroU32::MIN,
+        endpoints: endpoints.into(),
+    };
+    let endpoints = policy::Endpoints { localities: vec![group], ..Default::default() };
+    let cluster = policy::Cluster { balancer, ..policy::Cluster::new("test".into()) };
+    let ready = ReadySet::build(endpoints.into(), cluster.into(), None, Duration::ZERO, &mut |_| 0, |_| {
+        let load = Arc::<Load>::default();
+        (load.clone(), Some(load))
+    });
+    Arc::new(ready)
+}
+
+fn pick(set: &ReadySet<Arc<Load>>) -> Option<usize> {
+    set.pick(&Pick::default(), &mut |_| 0).map(|(index, _)| index)
+}
+
+#[test]
+fn who_picks_in_turn_at_once_picks_different_ones() {
+    in_every_order(|| {
+        let set = set_of_two(policy::Balancer::RoundRobin);
+        let picked = two(move || pick(&set));
+        assert_eq!(picked.into_iter().flatten().sum::<usize>(), 1, "{picked:?}");
+    });
+}
+
+#[test]
+fn who_finds_the_first_one_lost_goes_to_the_next_whoever_found_it_first() {
+    in_every_order(|| {
+        let set = set_of_two(policy::Balancer::PickFirst { shuffle: false });
+        // It was used before it was lost.
+        assert_eq!(pick(&set), Some(0));
+        set.endpoints()[0].unreachable(Duration::ZERO);
+        assert_eq!(two(move || pick(&set)), [Some(1); 2]);
     });
 }
 

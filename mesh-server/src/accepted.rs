@@ -4,9 +4,11 @@ use std::fmt;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use futures_util::task::{ArcWake, AtomicWaker, waker_ref};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use mesh_core::identity::PeerIdentity;
@@ -22,11 +24,28 @@ pub struct Accepted {
     version: HttpVersion,
     peer: PeerIdentity,
     layer: InboundLayer,
-    // Ends it. A set of one: polled when it is woken and not with every read.
-    closing: FuturesUnordered<Closing>,
+    // Ends it; `None` once it has.
+    closing: Option<Closing>,
+    woken: Arc<Woken>,
 }
 
 type Closing = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Whether what ends a connection has something to do: it is polled then, and not with every read and write.
+struct Woken {
+    is: AtomicBool,
+    // The two halves may be in two tasks, of which one may have ended.
+    reader: AtomicWaker,
+    writer: AtomicWaker,
+}
+
+impl ArcWake for Woken {
+    fn wake_by_ref(this: &Arc<Self>) {
+        this.is.store(true, Ordering::Release);
+        this.reader.wake();
+        this.writer.wake();
+    }
+}
 
 impl Accepted {
     pub(crate) fn new(
@@ -36,7 +55,28 @@ impl Accepted {
         layer: InboundLayer,
         closing: Closing,
     ) -> Self {
-        Self { io, version, peer, layer, closing: std::iter::once(closing).collect() }
+        let woken = Woken { is: true.into(), reader: AtomicWaker::new(), writer: AtomicWaker::new() };
+        Self { io, version, peer, layer, closing: Some(closing), woken: Arc::new(woken) }
+    }
+
+    /// Goes on with what ends the connection. If that is done, `io` says so.
+    fn poll_closing(&mut self) {
+        if !self.woken.is.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let waker = waker_ref(&self.woken);
+        if let Some(closing) = &mut self.closing
+            && closing.as_mut().poll(&mut Context::from_waker(&waker)).is_ready()
+        {
+            self.closing = None;
+        }
+    }
+
+    // What an answer is written to may not be read from for as long as it lasts.
+    fn writing(&mut self, cx: &Context<'_>) -> Pin<&mut Detected> {
+        self.woken.writer.register(cx.waker());
+        self.poll_closing();
+        Pin::new(&mut self.io)
     }
 
     /// The caller: its address, and who it is if the connection is the mesh's mutual TLS.
@@ -63,19 +103,19 @@ impl Accepted {
 impl AsyncRead for Accepted {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // If it has ended, `io` says so.
-        let _ = this.closing.poll_next_unpin(cx);
+        this.woken.reader.register(cx.waker());
+        this.poll_closing();
         Pin::new(&mut this.io).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Accepted {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+        self.get_mut().writing(cx).poll_write(cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+        self.get_mut().writing(cx).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -87,7 +127,7 @@ impl AsyncWrite for Accepted {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+        self.get_mut().writing(cx).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {

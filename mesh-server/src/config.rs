@@ -95,11 +95,12 @@ pub struct Config {
     /// Default 2 s.
     pub lame_duck: Duration,
     /// How long requests in flight may take to finish once their connection drains. Default 25 s: with the
-    /// lame duck's time below Kubernetes' 30 s of grace. In the last second of it gRPC calls whose answers go on are told
-    /// UNAVAILABLE.
+    /// lame duck's time below Kubernetes' 30 s of grace. In the last second of it gRPC calls are told UNAVAILABLE,
+    /// those whose answers go on too, and other requests without an answer get 503 (`MESH-1501`).
     pub drain_limit: Duration,
     /// How long requests in flight may go on over a connection whose caller a changed policy may refuse, or whose peer
-    /// is not trusted any more. Such a connection takes no further requests; what is left after this time is reset.
+    /// is not trusted any more. Such a connection takes no further requests; what is left after this time is reset, and told so shortly before as in
+    /// a drain.
     /// Default 5 s.
     pub unwelcome_limit: Duration,
     /// How long no byte may go over a raw connection ([`Server::serve_tcp`](crate::Server::serve_tcp)) before it is closed.

@@ -4,7 +4,16 @@ pub(crate) mod ask;
 pub(crate) mod memory;
 pub(crate) mod status;
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
+
+/// Writes an answer. Who reads no more of it (`| head`) has what they wanted.
+pub(crate) fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
+    }
+}
 
 /// Whether the log has colours: on a terminal, unless `NO_COLOR` says otherwise (no-color.org).
 pub(crate) fn colours() -> bool {

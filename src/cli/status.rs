@@ -81,7 +81,6 @@ struct Resource {
 }
 
 /// Asks, prints and tells by the exit code: 0 in sync, 1 something is refused or lags behind.
-#[allow(clippy::print_stdout)] // The table is this command's output.
 pub(crate) async fn status(args: StatusArgs) -> Result<ExitCode, Error> {
     let path = match &args.node {
         Some(node) => format!("/status?resources=true&node={}", ask::escaped(node)),
@@ -91,10 +90,10 @@ pub(crate) async fn status(args: StatusArgs) -> Result<ExitCode, Error> {
     let value: Value = serde_json::from_slice(&answer)?;
     let status: Status = serde_json::from_value(value.clone())?;
     let in_sync = status.nodes.iter().all(|node| node.in_sync);
-    match args.output {
-        Format::Table => print!("{}", table(&status)),
-        Format::Json => println!("{}", with(value, in_sync)),
-    }
+    super::print(&match args.output {
+        Format::Table => table(&status),
+        Format::Json => format!("{}\n", with(value, in_sync)),
+    })?;
     Ok(if in_sync { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 

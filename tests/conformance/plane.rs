@@ -293,6 +293,7 @@ impl Plane {
                 Some((_, bytes)) => response.resources.push(RawResource {
                     name: if variant == Variant::Delta { name.clone() } else { String::new() },
                     version: revision.to_string(),
+                    ttl: None,
                     body: Some(Body::new(type_url, bytes.clone())),
                 }),
                 None if variant == Variant::Delta => response.removed.push(name.clone()),

@@ -44,12 +44,10 @@ impl Server {
         server
     }
 
-    /// The same without waiting until it is known; once withdrawn it serves on for a minute, or until it is dropped. It has
-    /// its certificate: a join token that is taken by a control plane which dies before it answers is spent.
+    /// The same without waiting for anything: it may have no certificate yet. Once withdrawn it serves on for a minute, or
+    /// until it is dropped.
     pub(crate) async fn begin(world: &World, service: &str, labels: &str, name: &'static str) -> Self {
-        let server = Self::open(world, service, labels, name, Duration::from_secs(60)).await;
-        server.mesh.ready().await;
-        server
+        Self::open(world, service, labels, name, Duration::from_secs(60)).await
     }
 
     async fn open(world: &World, service: &str, labels: &str, name: &'static str, lame_duck: Duration) -> Self {

@@ -1,6 +1,8 @@
 //! AuthorizationPolicies from the manifest to the request: who is let in, what changes while calls go on, and what a
 //! broken policy does.
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::body::Body;
 use axum::routing::any;
@@ -10,9 +12,20 @@ use envoy_types::pb::envoy::r#type::v3::HttpStatus;
 use envoy_types::pb::google::rpc::Status;
 use http::{HeaderMap, Request, Response};
 use mesh::Mesh;
+use mesh::parts::mesh_core::id::TrustDomain;
+use mesh::parts::mesh_core::identity::Identity;
+use mesh::parts::mesh_core::policy::InboundState;
+use mesh::parts::mesh_core::source::Watched;
+use mesh::parts::mesh_server::Server;
+use mesh_control::model::Model;
+use mesh_control::translate::{NodeScope, Options, World};
+use mesh_testkit::{CertificateSpec, TestCa, crypto};
 use proto::authorization_server::{Authorization, AuthorizationServer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
 
-use crate::support::{Plane, becomes, call, eventually, plain_get};
+use crate::support::{FREE, Plane, becomes, call, eventually, plain_get};
 
 const REVIEWS: &str = "http://reviews:9080/";
 
@@ -34,6 +47,64 @@ async fn status_becomes(mesh: &Mesh, uri: &str, status: u16) -> String {
         (got == status).then_some(text)
     })
     .await
+}
+
+/// Status of the answer to a caller who proves to be that one, from a server whose mesh was called `old.test`.
+async fn as_one_of_a_renamed_mesh(rules: &str, id: &str) -> u16 {
+    let ca = TestCa::in_domain("new.test");
+    let (new, old) = (TrustDomain::new("new.test").unwrap(), TrustDomain::new("old.test").unwrap());
+    let mut options = Options::default();
+    (options.trust_domain, options.trust_domain_aliases) = (new.clone(), vec![old.clone()]);
+    let manifest = policy(rules);
+    let world = World::build_with(&Model::from_texts([("policy.yaml", &*manifest)]), &[], options);
+    let name = "xds.istio.io/grpc/lds/inbound/127.0.0.1:80";
+    let listener = world.inbound(&NodeScope::namespace("default"), name).unwrap();
+    let mut trusted = ca.bundles();
+    trusted.alias(old, new);
+    let own = ca.certified(&CertificateSpec::of(&ca.id("default", "reviews")));
+    let server = Server::builder()
+        .identity(Watched::fixed(Some(Arc::new(Identity::new(own, trusted, 1).unwrap()))))
+        .crypto(crypto())
+        .inbound(Watched::fixed(InboundState::Ready(Arc::new(listener))))
+        .build();
+    let socket = TcpListener::bind(FREE).await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let serving = tokio::spawn(server.serve(socket, Router::new().fallback(any(|| async { "hello" }))));
+    let shown = ca.certified(&CertificateSpec { uris: vec![id.to_owned()], ..CertificateSpec::default() });
+    let tls = TlsConnector::from(Arc::new(ca.client_showing(Some(shown), &[b"http/1.1"])));
+    let tcp = TcpStream::connect(address).await.unwrap();
+    let mut tls = tls.connect("mesh".try_into().unwrap(), tcp).await.unwrap();
+    tls.write_all(b"GET / HTTP/1.1\r\nhost: reviews\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = vec![0; 12];
+    tls.read_exact(&mut answer).await.unwrap();
+    serving.abort();
+    String::from_utf8(answer).unwrap()[9..].parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_rule_that_names_a_former_name_of_the_mesh_in_part_means_its_peers_under_either_name() {
+    const WEB: [&str; 2] = ["spiffe://old.test/ns/shop/sa/web", "spiffe://new.test/ns/shop/sa/web"];
+    for source in [
+        "principals: ['*old.test/ns/shop/sa/web']",
+        "principals: ['old*']",
+        "trustDomains: ['old*']",
+        "trustDomains: ['*ld.test']",
+        "principals: ['old.test/ns/shop/sa/web']",
+    ] {
+        let rules =
+            |action: &str| format!("{{ action: {action}, rules: [{{ from: [{{ source: {{ {source} }} }}] }}] }}");
+        for id in WEB {
+            assert_eq!(as_one_of_a_renamed_mesh(&rules("DENY"), id).await, 403, "{source} {id}");
+            assert_eq!(as_one_of_a_renamed_mesh(&rules("ALLOW"), id).await, 200, "{source} {id}");
+        }
+    }
+    // The control: others that end so, and other domains.
+    for source in ["principals: ['*old.test/ns/shop/sa/other']", "trustDomains: ['older*']"] {
+        let rules = format!("{{ action: ALLOW, rules: [{{ from: [{{ source: {{ {source} }} }}] }}] }}");
+        for id in WEB {
+            assert_eq!(as_one_of_a_renamed_mesh(&rules, id).await, 403, "{source} {id}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -127,12 +127,32 @@ async fn what_cannot_be_done_is_told_and_ends_with_2() {
     assert_eq!((output.status.code(), output.stdout.is_empty()), (Some(2), true), "{told}");
     assert!(told.contains("nowhere"), "{told}");
 
-    let mut command = Command::new(MESH);
-    command.args(["cert", "token", "--service-account", "not/a/name", "--state"]).arg(home.path());
-    let output = command.output().await.unwrap();
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!((output.status.code(), output.stdout.is_empty()), (Some(2), true), "{told}");
-    assert!(told.contains("not/a/name"), "{told}");
+    let state = home.path().join("state");
+    let cert = async |args: &[&str]| {
+        let output = Command::new(MESH).arg("cert").args(args).arg("--state").arg(&state).output().await.unwrap();
+        (output.status.code(), output.stdout.is_empty(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    // Where no control plane keeps its state nobody takes a token, and nothing is made.
+    let (code, silent, told) = cert(&["token", "--service-account", "a"]).await;
+    assert!((code, silent) == (Some(2), true) && told.contains("no control plane keeps its state"), "{told}");
+    assert!(!state.exists());
+    let out = home.path().join("certs");
+    let issue = ["issue", "--service-account", "a", "--out", out.to_str().unwrap()];
+    let (code, _, told) = cert(&issue).await;
+    assert!(code == Some(0) && told.contains("a new one was made there"), "{told}");
+    let (code, _, told) = cert(&issue).await;
+    assert!(code == Some(0) && !told.contains("a new one"), "the control: {told}");
+    let (code, silent, told) = cert(&["token", "--service-account", "not/a/name"]).await;
+    assert!((code, silent) == (Some(2), true) && told.contains("not/a/name"), "{told}");
+    // Nothing is cut or raised without a word.
+    for (args, bounds) in [
+        (["token", "--service-account", "a", "--ttl", "6000", "--namespace", "b"], "1..=600"),
+        (["issue", "--service-account", "a", "--ttl", "2", "--out", "b"], "300..=86400"),
+    ] {
+        let (code, silent, told) = cert(&args).await;
+        assert!((code, silent) == (Some(2), true) && told.contains(bounds), "{told}");
+    }
+    assert_eq!(cert(&["token", "--service-account", "a", "--ttl", "600"]).await.0, Some(0), "the control");
 }
 
 #[tokio::test]
@@ -146,6 +166,10 @@ async fn a_root_is_changed_by_hand_and_a_step_that_is_too_early_ends_with_1() {
     };
     let issued = cert(&["issue", "--service-account", "edge", "--out", out.to_str().unwrap()]).await;
     assert_eq!(issued.0, Some(0), "{issued:?}");
+    let bundle = cert(&["bundle"]).await;
+    let map: Value = serde_json::from_str(&bundle.1).unwrap();
+    let keys = &map["trust_domains"]["cluster.local"]["keys"];
+    assert_eq!((bundle.0, keys.as_array().map(Vec::len), &keys[0]["use"]), (Some(0), Some(1), &"x509-svid".into()));
     let step = |(code, stdout, stderr): (Option<i32>, String, String)| {
         assert_eq!(code, Some(0), "{stderr}");
         let state: Value = serde_json::from_str(&stdout).unwrap();
@@ -156,7 +180,14 @@ async fn a_root_is_changed_by_hand_and_a_step_that_is_too_early_ends_with_1() {
     assert!(code == Some(1) && stdout.is_empty() && stderr.contains("--force"), "{code:?} {stdout} {stderr}");
     let (code, stdout, _) = cert(&["rotate-root", "--status"]).await;
     assert!(code == Some(0) && stdout.contains("the old one signs"), "{stdout}");
-    assert_eq!(step(cert(&["rotate-root", "--force", "-o", "json"]).await), ("switched".to_owned(), 2));
+    // Who reads no more of the answer has it made all the same.
+    let mut unread = Command::new(MESH);
+    unread.args(["cert", "rotate-root", "--force", "--state"]).arg(&state).stdout(Stdio::piped());
+    let mut unread = unread.stderr(Stdio::piped()).spawn().unwrap();
+    drop(unread.stdout.take());
+    let ended = unread.wait_with_output().await.unwrap();
+    assert_eq!(ended.status.code(), Some(0), "{}", String::from_utf8_lossy(&ended.stderr));
+    assert_eq!(step(cert(&["rotate-root", "--status", "-o", "json"]).await), ("switched".to_owned(), 2));
     assert_eq!(step(cert(&["rotate-root", "--force", "-o", "json"]).await), ("idle".to_owned(), 1));
     assert_eq!(cert(&["rotate-root", "--trust-domain", "other.test"]).await.0, Some(2), "another domain's directory");
 }

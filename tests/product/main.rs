@@ -13,12 +13,16 @@ mod bookinfo;
 mod bootstrap;
 #[cfg(feature = "cli")]
 mod by_hand;
+mod cancel;
 mod codes;
 mod drain;
+mod federation;
 mod health;
 mod instances;
 mod isolation;
 mod jobs;
+#[cfg(target_os = "linux")]
+mod listeners;
 mod load;
 mod memory;
 #[cfg(feature = "dns")]
@@ -29,6 +33,7 @@ mod probe;
 mod puppet;
 mod quarter;
 mod reload;
+mod removed;
 mod reports;
 mod restarts;
 mod root;

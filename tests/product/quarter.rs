@@ -83,7 +83,7 @@ impl IstioCertificateService for Authority {
         let leaf = self.ca.sign(&request, &id, (now - QUARTER / 4, now + QUARTER));
         self.requests.lock().push(request);
         let cert_chain = vec![leaf.pem(), self.ca.root_pem().to_owned()];
-        Ok(tonic::Response::new(IstioCertificateResponse { cert_chain, revocation_lists: Vec::new() }))
+        Ok(tonic::Response::new(IstioCertificateResponse { cert_chain, ..Default::default() }))
     }
 }
 
@@ -252,7 +252,7 @@ async fn a_life_of_fifteen_minutes_bridges_ten_without_the_authority_r25() {
 }
 
 /// The control: where an outage is longer than a life, new connections fail from the end of a certificate on, say so, and
-/// send nothing in plaintext; once the authority is back they come about within the longest wait. And plaintext would be
+/// send nothing in plaintext; once the authority is back they come about within a minute. And plaintext would be
 /// served, and seen.
 #[tokio::test(start_paused = true)]
 async fn an_outage_longer_than_a_life_is_refused_in_words_and_never_in_plaintext_r25() {
@@ -261,7 +261,8 @@ async fn an_outage_longer_than_a_life_is_refused_in_words_and_never_in_plaintext
     // Both were new when the outage began at second 240, so both end at second 900.
     let (first, last) = (refused.first().unwrap().0, refused.last().unwrap().0);
     assert!((895..=905).contains(&first), "{first}");
-    assert!((1195..1265).contains(&last), "{last}");
+    // The longest wait is half a minute; then a client asks its endpoint again within five seconds.
+    assert!((1195..1200 + 60).contains(&(last + STEP)), "{last}");
     assert_eq!(made + refused.len() as u64, STEPS);
     assert_eq!(marks, [100, 50, 25, 10, 0, 100]);
     for (second, why) in &refused {

@@ -7,7 +7,7 @@ use mesh::Mesh;
 use mesh_control::jwks::FetchOptions;
 use mesh_testkit::{Page, TokenIssuer};
 
-use crate::support::{Plane, call, eventually};
+use crate::support::{Plane, call, eventually, plain_get};
 
 const REVIEWS: &str = "http://reviews:9080/";
 
@@ -132,4 +132,39 @@ async fn s50_s49_keys_that_may_not_or_cannot_be_fetched_are_told_and_let_no_toke
     status_becomes(&web, Some(&good), 200).await;
     let later = plane.caller("ratings").await;
     status_becomes(&later, Some(&good), 200).await;
+}
+
+/// R38 at test scale: what tokens say makes no series, be it believed or not.
+#[tokio::test]
+async fn callers_without_end_make_no_series_r38() {
+    let issuer = TokenIssuer::start().await;
+    let plane = Plane::start().await;
+    let server = plane.answering("reviews", "", "hello").await;
+    let web = plane.caller("productpage").await;
+    let rule =
+        format!("issuer: shop, jwks: '{}', outputClaimToHeaders: [{{header: x-team, claim: team}}]", issuer.key_set());
+    plane.write("tokens.yaml", authentication(&rule));
+    plane.write("authz.yaml", policy("from: [{source: {requestPrincipals: ['shop/*']}}]"));
+    status_becomes(&web, None, 403).await;
+    let good = |n: u32| token(&issuer, "shop", &format!(r#""sub": "caller-{n}", "team": "{n}", "claim-{n}": {n}"#));
+    let foreign = |n: u32| token(&issuer, &format!("issuer-{n}"), r#""sub": "ann""#);
+    let forged = |n: u32| {
+        let (token, other) = (good(n), good(n + 1));
+        format!("{}.{}", token.rsplit_once('.').unwrap().0, other.rsplit_once('.').unwrap().1)
+    };
+    let ask = async |n: u32| {
+        for (token, wanted) in [(good(n), 200), (foreign(n), 401), (forged(n), 401)] {
+            assert_eq!(status(&web, Some(&token)).await, wanted, "{n}: {token}");
+        }
+    };
+    let debug = server.mesh.debug_address().unwrap();
+    let series = async || plain_get(debug, "/metrics").await.unwrap().1.lines().count();
+    let at_first = series().await;
+    ask(0).await;
+    let before = series().await;
+    assert!(before > at_first, "the control: an outcome that is new makes one");
+    for n in 1..=300 {
+        ask(n).await;
+    }
+    assert_eq!(series().await, before);
 }

@@ -19,6 +19,7 @@ use mesh_core::policy::{
     HttpFilterKind, MinRtt, Mirror, PerMillion, RouteAction, Snapshot,
 };
 use mesh_testkit::{FixedSource, clock};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt};
 
@@ -125,6 +126,22 @@ async fn channel(client: Client) {
     let _ = read(answer).await;
 }
 
+async fn warmed_channel(client: Client) {
+    let _ = client.channel(TARGET).unwrap().warm().await;
+    channel(client).await;
+}
+
+/// A request written and its answer read by hand.
+async fn bytes(client: Client) {
+    let Ok(mut connection) = client.connect(TARGET).await else { return };
+    let request = b"GET / HTTP/1.1\r\nhost: fleet\r\nconnection: close\r\n\r\n";
+    let mut answer = Vec::new();
+    if connection.write_all(request).await.is_ok() && connection.read_to_end(&mut answer).await.is_ok() {
+        assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));
+    }
+    let _ = connection.shutdown().await;
+}
+
 /// A copy of each request to the servers that it goes to itself.
 fn mirrored(snapshot: &mut Snapshot) {
     let mirror = Mirror { cluster: "fleet".into(), share: PerMillion::ALL, shadow_host: false };
@@ -181,7 +198,9 @@ fn cases() -> Vec<Case> {
             }
             .boxed()
         }),
+        case("bytes over a raw connection", Policy::default(), |client| bytes(client).boxed()),
         case("a channel", Policy::http2(), |client| channel(client).boxed()),
+        case("a channel's connections made beforehand", Policy::http2(), |client| warmed_channel(client).boxed()),
         Case { shape: delayed, ..case("a delay", Policy::default(), |client| fetch(client, "/").boxed()) },
         Case {
             shape: mirrored,

@@ -11,7 +11,9 @@ use bytes::{Buf, BytesMut};
 use http::Method;
 use mesh_client::Client;
 use mesh_core::error::{Code, Fault};
-use mesh_core::policy::{Address, Endpoint};
+use mesh_core::policy::{
+    Address, Endpoint, HeaderKey, HeaderMatch, HeaderMatcher, RetryOn, RetryPolicy, StringMatcher,
+};
 use mesh_testkit::FixedSource;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -198,7 +200,12 @@ async fn after_a_goaway_no_stream_need_be_allowed_r21() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_breaks_costs_what_must_not_be_sent_twice_and_nothing_else_r21() {
-    let (client, mut connections) = client();
+    let method = HeaderMatch::Text(StringMatcher::exact("GET"));
+    let name = HeaderKey::parse(":method").unwrap();
+    let gets = HeaderMatcher { name, value: method, invert: false, treat_missing_as_empty: false };
+    let on = RetryOn { reset: true, ..RetryOn::default() };
+    let retry = RetryPolicy { request_headers: vec![gets], ..RetryPolicy::new(1, on) };
+    let (client, mut connections) = client_with(&Policy { retry: Some(retry), ..Policy::http2() });
     let before = vec![send(&client, &Method::GET)];
     let mut first = next(&mut connections).await;
     let stream = first.requests(1).await[0];
@@ -215,6 +222,18 @@ async fn a_connection_that_breaks_costs_what_must_not_be_sent_twice_and_nothing_
     assert_eq!(outcomes(gets).await, [Ok(()); 5]);
     assert_eq!(outcomes(posts).await, [Err(Code::CONNECTION_LOST); 5]);
     assert!(timeout(SECOND, second.request()).await.is_err(), "no POST was sent again");
+    // Where no policy says so nothing is: it may have been worked on.
+    let (client, mut connections) = self::client();
+    let first = vec![send(&client, &Method::GET)];
+    let mut peer = next(&mut connections).await;
+    let stream = peer.requests(1).await[0];
+    peer.answer(stream).await;
+    assert_eq!(outcomes(first).await, [Ok(())]);
+    let gets = vec![send(&client, &Method::GET)];
+    peer.requests(1).await;
+    drop(peer);
+    assert_eq!(outcomes(gets).await, [Err(Code::CONNECTION_LOST)]);
+    assert!(timeout(SECOND, connections.recv()).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]

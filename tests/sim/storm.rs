@@ -205,7 +205,7 @@ impl Transport for Talker {
             sent.fetch_add(1, Relaxed);
             let ((type_url, name), bytes) = destination("a:80", &format!("r{}", number % 2));
             let body = Some(Body::new(&type_url, bytes));
-            let resources = vec![RawResource { name, version: number.to_string(), body }];
+            let resources = vec![RawResource { name, version: number.to_string(), ttl: None, body }];
             Ok(Response { type_url, nonce: number.to_string(), resources, ..Default::default() })
         };
         let responses = stream::once(begun).flat_map(|_| stream::iter(0..TALK)).map(talk).chain(stream::pending());

@@ -168,7 +168,7 @@ impl Payload {
             Self::Stream(stream) => {
                 let mut state = stream.lock();
                 // Once all of it is kept, readers do not come in each other's way.
-                if !state.lost && !state.ended {
+                if !state.lost && !state.is_kept() {
                     state.turn += 1;
                 }
                 !state.lost
@@ -188,10 +188,7 @@ impl Payload {
     pub(crate) fn is_at_hand(&self) -> bool {
         match self {
             Self::Empty | Self::Full(..) => true,
-            Self::Stream(stream) => {
-                let state = stream.lock();
-                state.ended && !state.lost
-            }
+            Self::Stream(stream) => stream.lock().is_kept(),
         }
     }
 
@@ -264,9 +261,7 @@ impl Outgoing {
             Self::Full(left, _) => left.as_ref().is_some_and(|left| left.len() > AT_ONCE),
             Self::Stream { stream, .. } => {
                 let mut state = stream.lock();
-                let within = state.sent_len <= state.limit;
                 state.read_ahead(MESSAGE);
-                state.excess |= within && state.sent_len > state.limit;
                 !state.ended || state.lost || state.sent_len > AT_ONCE
             }
         }
@@ -344,6 +339,11 @@ impl Stream {
         }
     }
 
+    /// Whether all of it is here, and stays.
+    fn is_kept(&self) -> bool {
+        self.ended && !self.lost && !self.excess
+    }
+
     /// Takes what is ready, up to `most` frames.
     fn read_ahead(&mut self, most: usize) {
         // Whoever reads on registers a waker of its own.
@@ -362,6 +362,8 @@ impl Stream {
                         if !data.is_empty() {
                             self.sent_len += data.len();
                             self.sent.push(data);
+                            // However large it is: it is held until it has gone out, as by who gave it, and no longer.
+                            self.excess = self.sent_len > self.limit;
                         }
                         self.ended = self.inner_ended();
                     }
@@ -557,6 +559,57 @@ mod tests {
                 assert_eq!(body.is_end_stream(), !takes_time, "{frames} of {bytes}");
             }
             assert_eq!((sent, payload.can_be_sent_again()), (bytes * frames, again), "{frames} of {bytes}");
+        }
+    }
+
+    /// A body that says with its last chunk that it was the last.
+    fn chunks(sizes: &'static [usize]) -> Payload {
+        struct Chunks(&'static [usize]);
+
+        impl HttpBody for Chunks {
+            type Data = Bytes;
+            type Error = Infallible;
+
+            fn poll_frame(
+                mut self: Pin<&mut Self>,
+                _: &mut Context<'_>,
+            ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+                let Some((first, rest)) = self.0.split_first() else { return Poll::Ready(None) };
+                self.0 = rest;
+                Poll::Ready(Some(Ok(Frame::data(Bytes::from(vec![b'x'; *first])))))
+            }
+
+            fn is_end_stream(&self) -> bool {
+                self.0.is_empty()
+            }
+        }
+
+        Payload::new(Chunks(sizes), 1024)
+    }
+
+    fn kept(payload: &Payload) -> usize {
+        let Payload::Stream(stream) = payload else { unreachable!("it is one") };
+        stream.lock().sent.iter().map(Bytes::len).sum()
+    }
+
+    #[tokio::test]
+    async fn what_is_read_ahead_beyond_the_limit_is_not_at_hand_and_goes_out_once() {
+        for (sizes, at_hand) in [(&[1000, 4096][..], false), (&[1000, 24], true)] {
+            let payload = chunks(sizes);
+            payload.read_ahead();
+            assert_eq!(payload.is_at_hand(), at_hand, "{sizes:?}: nobody is to read it side by side");
+            // An earlier try has not gone as far as that; the next one takes over.
+            let mut earlier = payload.body();
+            assert_eq!(earlier.frame().await.unwrap().unwrap().into_data().unwrap().len(), 1000);
+            assert!(payload.rewind());
+            assert_eq!(earlier.frame().await.unwrap().is_ok(), at_hand, "{sizes:?}");
+            let mut later = payload.body();
+            let mut sent = 0;
+            while let Some(frame) = later.frame().await {
+                sent += frame.unwrap().into_data().unwrap().len();
+            }
+            assert_eq!((sent, kept(&payload)), (sizes.iter().sum(), if at_hand { 1024 } else { 0 }));
+            assert_eq!((payload.rewind(), payload.can_be_sent_again()), (at_hand, at_hand));
         }
     }
 

@@ -26,11 +26,13 @@ pub(crate) struct Admission {
     fail_fast: Option<FailFast>,
 }
 
-/// Leave to send one try; held until its answer has ended.
+/// Leave to send one try, held until its answer has ended; or to have a raw connection.
 pub(crate) struct Permit {
     cluster: Arc<Cluster>,
     high: bool,
-    _retrying: Option<Retrying>,
+    // Whether it is one of the requests in flight.
+    counted: bool,
+    retrying: Option<Retrying>,
 }
 
 /// A place among the retries in flight: taken when a retry is decided on, so that those that wait for their turn
@@ -81,10 +83,10 @@ impl Retrying {
     /// A place for one more retry, if there is one; `own` of those counted are about to end.
     pub(crate) fn within(cluster: &Arc<Cluster>, own: u32, high: bool) -> Option<Self> {
         let admission = &cluster.admission;
-        let others = admission.counters.of(high).retries.enter();
-        let taken = Self { cluster: cluster.clone(), high };
-        let requests = admission.in_flight(high).requests;
-        retry::concurrency_allows(admission.limits(high), requests, others.saturating_sub(own)).then_some(taken)
+        let most = retry::max_concurrent(admission.limits(high), admission.in_flight(high).requests);
+        let most = most.map(|most| most.saturating_add(own));
+        let taken = admission.counters.of(high).retries.enter_within(most);
+        taken.then(|| Self { cluster: cluster.clone(), high })
     }
 
     /// A place for a try that is a retry already and goes out once more.
@@ -101,16 +103,22 @@ impl Permit {
     /// As many requests as allowed are in flight.
     pub(crate) fn request(cluster: &Arc<Cluster>, retrying: Option<Retrying>, high: bool) -> Result<Self, Cause> {
         let admission = &cluster.admission;
-        let counts = admission.counters.of(high);
-        let others = counts.requests.enter();
-        let permit = Self { cluster: cluster.clone(), high, _retrying: retrying };
-        match admission.limits(high).max_requests.filter(|most| others >= *most) {
-            None => Ok(permit),
-            Some(allowed) => {
-                cluster.load.iter().for_each(|load| load.refused());
-                Err(full(cluster, "max_requests", allowed))
-            }
+        let most = admission.limits(high).max_requests;
+        if !admission.counters.of(high).requests.enter_within(most) {
+            cluster.load.iter().for_each(|load| load.refused());
+            return Err(full(cluster, "max_requests", most));
         }
+        Ok(Self { cluster: cluster.clone(), high, counted: true, retrying })
+    }
+
+    /// Leave for a raw connection: limits of connections are for it, and none of requests, as with Envoy's `tcp_proxy`.
+    pub(crate) fn raw(cluster: &Arc<Cluster>) -> Self {
+        Self { cluster: cluster.clone(), high: false, counted: false, retrying: None }
+    }
+
+    /// Whether it is for a retry.
+    pub(crate) fn is_retry(&self) -> bool {
+        self.retrying.is_some()
     }
 
     /// Leave to wait for a connection, one that is being made or one in use by others (Envoy's pending requests).
@@ -119,13 +127,8 @@ impl Permit {
     /// As many requests as allowed are waiting.
     pub(crate) fn wait(&self) -> Result<Waiting<'_>, Cause> {
         let admission = &self.cluster.admission;
-        let pending = &admission.counters.of(self.high).pending;
-        let others = pending.enter();
-        let waiting = Waiting(pending);
-        match admission.limits(self.high).max_pending.filter(|most| others >= *most) {
-            None => Ok(waiting),
-            Some(allowed) => Err(full(&self.cluster, "max_pending", allowed)),
-        }
+        let (pending, most) = (&admission.counters.of(self.high).pending, admission.limits(self.high).max_pending);
+        if pending.enter_within(most) { Ok(Waiting(pending)) } else { Err(full(&self.cluster, "max_pending", most)) }
     }
 
     /// A connection of `pool` to send it on, see [`Pool::acquire`].
@@ -151,13 +154,16 @@ impl Permit {
     }
 }
 
-fn full(cluster: &Cluster, limit: &'static str, allowed: u32) -> Cause {
-    Cause::Breaker { cluster: cluster.policy.name.clone(), limit, allowed }
+/// `most` is what the limit allows; without one nobody is refused.
+fn full(cluster: &Cluster, limit: &'static str, most: Option<u32>) -> Cause {
+    Cause::Breaker { cluster: cluster.policy.name.clone(), limit, allowed: most.unwrap_or(u32::MAX) }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.cluster.admission.counters.of(self.high).requests.leave();
+        if self.counted {
+            self.cluster.admission.counters.of(self.high).requests.leave();
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! One endpoint at run time: its connections, its load, its metrics. Made by the first request to it.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use http::{HeaderMap, StatusCode};
 use mesh_core::balance::{InFlight, Load};
 use mesh_core::health::Evidence;
@@ -24,28 +25,22 @@ pub(crate) struct Endpoint {
     load: Arc<Load>,
     series: Arc<RequestSeries>,
     // Of raw connections; most endpoints never see one.
-    tcp: OnceLock<Arc<TcpSeries>>,
-    // Start of the clock that the load counts by.
-    epoch: Instant,
+    tcp: ArcSwapOption<TcpSeries>,
     // If policy wants to hear what requests see.
     watch: Option<Arc<Watch>>,
 }
 
 impl Endpoint {
     pub(super) fn new(policy: &policy::Endpoint, load: Arc<Load>, cluster: &Cluster, env: &Env) -> Self {
-        let metadata = &policy.metadata;
         let peer = Peer {
             address: policy.address.clone(),
             additional: policy.additional_addresses.clone(),
-            mesh_tls: metadata.mesh_tls,
-            plaintext_refused: metadata.plaintext_refused,
-            hostname: metadata.hostname.clone(),
-            proxy: cluster.policy.proxy.as_ref().and_then(|proxy| proxy.of(metadata)).cloned().map(Box::new),
+            metadata: policy.metadata.clone(),
         };
         let pool = Pool::new(cluster.dialer.clone(), peer);
         let series = env.metrics.series(&labels(policy, cluster));
         let watch = Watch::new(&cluster.policy, cluster.wake.as_ref());
-        Self { pool, load, series, tcp: OnceLock::new(), epoch: env.epoch, watch }
+        Self { pool, load, series, tcp: ArcSwapOption::empty(), watch }
     }
 
     pub(crate) fn address(&self) -> &Address {
@@ -53,7 +48,7 @@ impl Endpoint {
     }
 
     pub(crate) fn hostname(&self) -> Option<&str> {
-        self.pool.peer().hostname.as_deref()
+        self.pool.peer().metadata.hostname.as_deref()
     }
 
     pub(crate) fn pool(&self) -> &Pool {
@@ -69,16 +64,15 @@ impl Endpoint {
         self.watch.as_deref()
     }
 
-    /// Counts a request in, from the pick to the end of its answer. `None` = it must go elsewhere: the endpoint is
-    /// on probation, and another request is under way.
-    pub(crate) fn begin(&self, started: Instant) -> Option<Attempt> {
+    /// Counts a request in, from the pick to the end of its answer; `epoch` is the start of the clock that the load
+    /// counts by. `None` = it must go elsewhere: the endpoint is on probation, and another request is under way.
+    pub(crate) fn begin(&self, started: Instant, epoch: Instant) -> Option<Attempt> {
         let watched = match &self.watch {
             None => None,
             Some(watch) => Some(watch.enter()?),
         };
-        let (epoch, in_flight) = (self.epoch, self.load.start());
         Some(Attempt {
-            in_flight,
+            in_flight: self.load.start(),
             started,
             epoch,
             measured: false,
@@ -97,7 +91,12 @@ impl Endpoint {
 
     /// Counts the raw connections that went here; `policy` is what the endpoint was made of.
     pub(crate) fn tcp_series(&self, policy: &policy::Endpoint, cluster: &Cluster, env: &Env) -> Arc<TcpSeries> {
-        self.tcp.get_or_init(|| env.metrics.tcp(&labels(policy, cluster), "-")).clone()
+        self.tcp.load_full().unwrap_or_else(|| {
+            // Whoever else asks at this moment is given the same.
+            let series = env.metrics.tcp(&labels(policy, cluster), "-");
+            self.tcp.store(Some(series.clone()));
+            series
+        })
     }
 }
 

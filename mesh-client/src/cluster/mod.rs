@@ -184,7 +184,10 @@ impl Cluster {
         if members.ready.known() == 0 && all > 0 && self.policy.subsets.is_some() {
             return Cause::NoSubset { cluster, known: all };
         }
-        Cause::NoEndpoint { cluster, known: members.ready.known(), usable: members.ready.len() }
+        let (known, candidates) = (members.ready.known(), members.ready.candidates());
+        let load = |index: usize| candidates[index].load();
+        let out = (0..known).filter(|index| load(*index).is_some_and(|load| !load.standing().is_admitted())).count();
+        Cause::NoEndpoint { cluster, known, usable: members.ready.len(), out }
     }
 
     /// Waits for the first DNS answer, if endpoints come from DNS. Whether it had to.
@@ -320,6 +323,7 @@ impl Cluster {
                 (cell, load)
             },
         );
+        let ready = ready.following(&old.ready);
         let members = Arc::new(Members { source: endpoints, ready, reported });
         self.members.store(members.clone());
         drop(changing);
@@ -348,10 +352,13 @@ impl Cluster {
         }
     }
 
-    /// Requests in flight hold their endpoint and end in peace; idle connections close now.
-    pub(crate) fn retire(&self) {
+    /// It is gone, or `next` has its place. Requests in flight hold their endpoint and end in peace, within `limit` where
+    /// that is gone as well; idle connections close now.
+    pub(crate) fn retire(&self, next: Option<&Self>, limit: Duration) {
+        let still = next.map(|next| next.members());
         for endpoint in self.members.load().in_use() {
-            endpoint.pool().close(None);
+            let gone = still.as_ref().is_none_or(|still| still.ready.find(endpoint.address()).is_none());
+            endpoint.pool().close(gone.then_some(limit));
         }
     }
 
@@ -384,7 +391,8 @@ fn ramping(load: Option<Arc<Load>>, now: Duration) -> Arc<Load> {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.retire();
+        // Nothing is under way.
+        self.members.load().in_use().for_each(|endpoint| endpoint.pool().close(None));
     }
 }
 

@@ -54,7 +54,7 @@ impl Backend {
         let part = known.unwrap_or_else(|| {
             let whole = cluster.members();
             let subset = subset(&whole.source, &cluster.policy.balancer, env.number);
-            let members = ArcSwap::new(cluster.left_of(&whole, &subset, &whole.known(), wanted, env));
+            let members = ArcSwap::new(cluster.left_of(&whole, &subset, &whole.known(), wanted, None, env));
             let part = Arc::new(Part { wanted: wanted.clone(), members });
             // Routes may come and go without a change of endpoints.
             parts.forget();
@@ -110,7 +110,10 @@ impl Parts {
             return;
         }
         let known = whole.known();
-        let left = |part: &Part| cluster.left_of(whole, subset, &known, &part.wanted, env);
+        let left = |part: &Part| {
+            let before = part.members.load();
+            cluster.left_of(whole, subset, &known, &part.wanted, Some(&**before), env)
+        };
         self.living().for_each(|part| part.members.store(left(&part)));
     }
 
@@ -127,7 +130,7 @@ impl Parts {
 }
 
 impl Cluster {
-    /// What is left of `whole`, that is of its `subset`, for a route that wants `wanted`.
+    /// What is left of `whole`, that is of its `subset`, for a route that wants `wanted`, and had `before`.
     ///
     /// Requests may make endpoints meanwhile: those of a part are the whole's, made there and looked up there.
     fn left_of(
@@ -136,6 +139,7 @@ impl Cluster {
         subset: &Arc<Endpoints>,
         known: &Known<'_>,
         wanted: &Labels,
+        before: Option<&Members>,
         env: &Env,
     ) -> Arc<Members> {
         let Some(subsets) = &self.policy.subsets else { return whole.clone() };
@@ -156,6 +160,10 @@ impl Cluster {
                 (whole.ready.endpoints()[index].clone(), Some(load))
             },
         );
+        let ready = match before {
+            Some(before) => ready.following(&before.ready),
+            None => ready,
+        };
         // By locality and category, and those are the same.
         Arc::new(Members { source: left, ready, reported: whole.reported.clone() })
     }

@@ -1,13 +1,15 @@
 //! What a cluster holds for its endpoints, and what an update does to it.
 
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use allocation_counter::measure;
-use mesh_core::balance::{Candidates, Draw, Score};
+use mesh_core::balance::{Candidates, Draw, Pick, Score};
 use mesh_core::policy::{
-    self, Address, Balancer, EndpointMetadata, Endpoints, LocalityEndpoints, PerMillion, SlowStart,
+    self, Address, Balancer, EndpointMetadata, Endpoints, LoadSpill, LocalityBalancing, LocalityEndpoints, PerMillion,
+    SlowStart,
 };
 use mesh_testkit::FixedSource;
 use parking_lot::Mutex;
@@ -69,7 +71,7 @@ fn an_update_keeps_who_stays_and_closes_who_goes() {
     let cluster = cluster(plain(), endpoints(0..5), &env);
     let members = cluster.members();
     let (stays, goes) = (at(&cluster, &members, 1, &env), at(&cluster, &members, 4, &env));
-    let _request = stays.begin(Instant::now()).unwrap();
+    let _request = stays.begin(Instant::now(), env.epoch).unwrap();
     cluster.update(&endpoints(1..4), &env);
     let members = cluster.members();
     let now = at(&cluster, &members, 1, &env);
@@ -121,11 +123,71 @@ fn a_request_that_began_before_an_update_makes_no_second_endpoint() {
     assert!(Arc::ptr_eq(&late, &at(&cluster, &cluster.members(), 1, &env)));
     assert!(Arc::ptr_eq(&late, &at(&cluster, &before, 1, &env)));
     let place = |members: &Members| members.ready.find(&address(1)).unwrap();
-    let _request = late.begin(Instant::now()).unwrap();
+    let _request = late.begin(Instant::now(), env.epoch).unwrap();
     for members in [before.clone(), cluster.members()] {
         assert_eq!(members.ready.candidates()[place(&members)].in_flight(), 1, "one load for both sets");
     }
     assert!(gone.pool().is_closed(), "no connection to it outlives its request");
+}
+
+/// Real threads: loom does not see the atomics of `arc_swap` (`mesh-core/tests/interleavings.rs`).
+#[test]
+fn who_picks_while_sets_are_swapped_has_what_its_own_set_says() {
+    let env = env();
+    let cluster = cluster(plain(), endpoints(0..8), &env);
+    let picks = AtomicUsize::new(0);
+    let over = AtomicBool::new(false);
+    let act = || {
+        while !over.load(Ordering::Relaxed) {
+            let members = cluster.members();
+            let (index, _) =
+                members.ready.pick(&Pick::default(), &mut |below| env.draw(below)).expect("there are eight");
+            let endpoint = cluster.endpoint(&members, index, &env);
+            assert_eq!(*endpoint.address(), members.ready.candidates().policy(index).1.address);
+            let load = members.ready.candidates()[index].load();
+            assert!(load.is_some_and(|load| Arc::ptr_eq(load, endpoint.load())), "one load for all sets");
+            drop(endpoint.begin(Instant::now(), env.epoch));
+            picks.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    std::thread::scope(|scope| {
+        (0..4).for_each(|_| drop(scope.spawn(act)));
+        let mut first = 0;
+        while first < 500 || picks.load(Ordering::Relaxed) < 5000 {
+            first += 1;
+            cluster.update(&endpoints(first % 16..first % 16 + 8), &env);
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    let members = cluster.members();
+    assert!(members.ready.candidates().iter().all(|candidate| candidate.in_flight() == 0));
+}
+
+#[test]
+fn what_spills_over_goes_on_doing_so_when_endpoints_change() {
+    let env = env();
+    let of = |indices: std::ops::Range<usize>| {
+        let mut all = Endpoints::clone(&endpoints(indices));
+        let next = LocalityEndpoints { priority: 1, ..endpoints(100..101).localities[0].clone() };
+        all.localities.push(next);
+        Arc::new(all)
+    };
+    let locality = LocalityBalancing { spill: Some(LoadSpill { low: 0, high: 1 }), ..LocalityBalancing::default() };
+    let cluster = cluster(policy::Cluster { locality, ..plain() }, of(0..2), &env);
+    let picks = || {
+        let members = cluster.members();
+        let picked = members.ready.pick(&Pick::default(), &mut |below| env.draw(below)).expect("there are three").0;
+        (members.ready.candidates().policy(picked).0.priority, members)
+    };
+    // Both of the first have a request: in the end all others go on.
+    let (_, members) = picks();
+    let busy: Vec<_> = (0..2).map(|index| at(&cluster, &members, index, &env)).collect();
+    let _requests: Vec<_> = busy.iter().map(|endpoint| endpoint.begin(Instant::now(), env.epoch).unwrap()).collect();
+    assert_eq!(picks().0, 0, "control: at first hardly any does");
+    (0..400).for_each(|_| drop(picks()));
+    cluster.update(&of(0..3), &env);
+    let on = (0..20).filter(|_| picks().0 == 1).count();
+    assert!(on >= 15, "{on} of 20");
 }
 
 #[tokio::test(start_paused = true)]

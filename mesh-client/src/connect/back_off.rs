@@ -12,15 +12,16 @@
 
 use std::time::Duration;
 
+use mesh_core::policy::Address;
 use tokio::time::Instant;
 
 use crate::env::Random;
-use crate::error::Cause;
+use crate::error::{Cause, PeerMismatch, Source};
 
-/// First time, one fifth more or less.
-const FIRST: Duration = Duration::from_millis(500);
+/// First time, one fifth more or less, in microseconds like all times here.
+const FIRST: u32 = 500_000;
 /// Longest one, before that fifth.
-const LONGEST: Duration = Duration::from_secs(4);
+const LONGEST: u32 = 4_000_000;
 /// Each is so much longer than the one before, in tenths.
 const FACTOR: u32 = 16;
 
@@ -28,43 +29,53 @@ const FACTOR: u32 = 16;
 #[derive(Default)]
 pub(super) struct BackOff(Option<Box<Failing>>);
 
+// A server's whole fleet may be away, so this is kept small.
 struct Failing {
-    last: Cause,
+    last: Unreached,
     at: Instant,
-    wait: Duration,
-    until: Instant,
+    // For how long since then nobody may ask.
+    closed: u64,
+    wait: u32,
+}
+
+/// Why there is no connection. The address is the endpoint's.
+enum Unreached {
+    Failed(Source),
+    Late(Duration),
+    Tls(Source),
+    Stranger(Box<PeerMismatch>),
 }
 
 impl BackOff {
-    /// Leave to connect now. After a failure one gets it when its time is over, and the others when that one's is.
+    /// Leave to connect to `address` now. After a failure one gets it when its time is over, and the others when that
+    /// one's is.
     ///
     /// # Errors
     /// It is too early: what happened last.
-    pub(super) fn leave(&mut self, now: Instant, random: &Random) -> Result<(), Cause> {
+    pub(super) fn leave(&mut self, address: &Address, now: Instant, random: &Random) -> Result<(), Cause> {
         let Some(failing) = &mut self.0 else { return Ok(()) };
-        if now < failing.until {
-            let (ago, left) = (now.saturating_duration_since(failing.at), failing.until - now);
-            return Err(Cause::BackingOff { last: Box::new(failing.last.clone()), ago, left });
+        let ago = now.saturating_duration_since(failing.at);
+        let left = Duration::from_micros(failing.closed).saturating_sub(ago);
+        if !left.is_zero() {
+            return Err(Cause::BackingOff { last: Box::new(failing.last.at(address)), ago, left });
         }
         failing.wait = (failing.wait * FACTOR / 10).min(LONGEST);
-        failing.until = now + around(failing.wait, random);
+        failing.closed = micros(ago) + around(failing.wait, random);
         Ok(())
     }
 
-    /// A connection did not come about. Several that were begun together meet the same outage: it counts once.
-    pub(super) fn failed(&mut self, last: &Cause, now: Instant, random: &Random) {
-        let last = last.clone();
+    /// A connection did not come about. Several that were begun together meet the same outage: it counts once. What is
+    /// policy's doing, or ours, is no failure of the endpoint.
+    pub(super) fn failed(&mut self, cause: &Cause, now: Instant, random: &Random) {
+        let Some(last) = Unreached::of(cause) else { return };
         match &mut self.0 {
             Some(failing) => {
+                let since = micros(now.saturating_duration_since(failing.at));
+                let left = failing.closed.saturating_sub(since);
+                failing.closed = if left > 0 { left } else { around(failing.wait, random) };
                 (failing.last, failing.at) = (last, now);
-                if now >= failing.until {
-                    failing.until = now + around(failing.wait, random);
-                }
             }
-            None => {
-                let until = now + around(FIRST, random);
-                self.0 = Some(Box::new(Failing { last, at: now, wait: FIRST, until }));
-            }
+            None => self.0 = Some(Box::new(Failing { last, at: now, closed: around(FIRST, random), wait: FIRST })),
         }
     }
 
@@ -74,10 +85,36 @@ impl BackOff {
     }
 }
 
+impl Unreached {
+    fn of(cause: &Cause) -> Option<Self> {
+        Some(match cause {
+            Cause::ConnectFailed { source, .. } => Self::Failed(source.clone()),
+            Cause::ConnectTimeout { after, .. } => Self::Late(*after),
+            Cause::TlsHandshake { source, .. } => Self::Tls(source.clone()),
+            Cause::WrongPeerIdentity { refused, .. } => Self::Stranger(Box::new(refused.clone())),
+            _ => return None,
+        })
+    }
+
+    fn at(&self, address: &Address) -> Cause {
+        let address = address.clone();
+        match self {
+            Self::Failed(source) => Cause::ConnectFailed { address, source: source.clone() },
+            Self::Late(after) => Cause::ConnectTimeout { address, after: *after },
+            Self::Tls(source) => Cause::TlsHandshake { address, source: source.clone() },
+            Self::Stranger(refused) => Cause::WrongPeerIdentity { address, refused: PeerMismatch::clone(refused) },
+        }
+    }
+}
+
 /// A fifth more or less, so that the clients of a server that went away do not come back in step.
-fn around(wait: Duration, random: &Random) -> Duration {
-    let fifth = u64::try_from(wait.as_micros() / 5).unwrap_or(u64::MAX / 2).max(1);
-    wait + Duration::from_micros(random(2 * fifth)) - Duration::from_micros(fifth)
+fn around(wait: u32, random: &Random) -> u64 {
+    let (wait, fifth) = (u64::from(wait), u64::from(wait / 5));
+    wait - fifth + random(2 * fifth)
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX / 2)
 }
 
 #[cfg(test)]
@@ -86,33 +123,36 @@ mod tests {
 
     use super::*;
 
+    fn address() -> Address {
+        Address::Socket(([127, 0, 0, 1], 80).into())
+    }
+
     fn cause() -> Cause {
-        let address = mesh_core::policy::Address::Socket(([127, 0, 0, 1], 80).into());
-        Cause::ConnectTimeout { address, after: Duration::from_secs(1) }
+        Cause::ConnectTimeout { address: address(), after: Duration::from_secs(1) }
     }
 
     #[test]
     fn one_asks_at_a_time_and_less_and_less_often() {
         let middle: Random = Arc::new(|below: u64| below / 2);
         let (begin, mut back_off) = (Instant::now(), BackOff::default());
-        assert!(back_off.leave(begin, &middle).is_ok(), "nothing is known");
+        assert!(back_off.leave(&address(), begin, &middle).is_ok(), "nothing is known");
         back_off.failed(&cause(), begin, &middle);
         back_off.failed(&cause(), begin, &middle);
         let mut asked = Vec::new();
         for millis in 0..12_000 {
             let now = begin + Duration::from_millis(millis);
-            if back_off.leave(now, &middle).is_ok() {
-                assert!(back_off.leave(now, &middle).is_err(), "one at a time");
+            if back_off.leave(&address(), now, &middle).is_ok() {
+                assert!(back_off.leave(&address(), now, &middle).is_err(), "one at a time");
                 asked.push(millis);
                 back_off.failed(&cause(), now, &middle);
             }
         }
         assert_eq!(asked, [500, 1300, 2580, 4628, 7905, 11_905]);
         back_off.worked();
-        assert!(back_off.leave(begin, &middle).is_ok());
+        assert!(back_off.leave(&address(), begin, &middle).is_ok());
         let error = {
             back_off.failed(&cause(), begin, &middle);
-            back_off.leave(begin + Duration::from_millis(120), &middle).unwrap_err()
+            back_off.leave(&address(), begin + Duration::from_millis(120), &middle).unwrap_err()
         };
         let text = "127.0.0.1:80: no connection within 1s, 120ms ago; the next attempt is due in 380ms";
         assert_eq!((error.to_string().as_str(), error.code()), (text, cause().code()));
@@ -124,8 +164,12 @@ mod tests {
         let (begin, mut back_off) = (Instant::now(), BackOff::default());
         back_off.failed(&cause(), begin, &low);
         let at = |millis| begin + Duration::from_millis(millis);
-        assert!(back_off.leave(at(399), &low).is_err() && back_off.leave(at(400), &high).is_ok());
+        assert!(
+            back_off.leave(&address(), at(399), &low).is_err() && back_off.leave(&address(), at(400), &high).is_ok()
+        );
         // 800 ms and a fifth: whoever asked first has not come back.
-        assert!(back_off.leave(at(1359), &low).is_err() && back_off.leave(at(1360), &low).is_ok());
+        assert!(
+            back_off.leave(&address(), at(1359), &low).is_err() && back_off.leave(&address(), at(1360), &low).is_ok()
+        );
     }
 }

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use mesh_core::id::SpiffeId;
 use mesh_core::limit::Count;
-use mesh_core::policy::{Address, Cluster, ConnectionOptions, UpstreamProtocol};
+use mesh_core::policy::{Address, Cluster, ConnectionOptions, EndpointMetadata, HttpProxy, UpstreamProtocol};
 use mesh_core::race;
 use tokio::time::{Instant, timeout};
 
@@ -50,14 +50,8 @@ pub(crate) struct Peer {
     pub(crate) address: Address,
     /// Its other addresses, tried beside the first.
     pub(crate) additional: Box<[Address]>,
-    /// It accepts mesh mTLS.
-    pub(crate) mesh_tls: bool,
-    /// It is sent nothing in plaintext.
-    pub(crate) plaintext_refused: bool,
-    /// Name for SNI and authority rewriting.
-    pub(crate) hostname: Option<String>,
-    /// HTTP proxy on the way to it (gRFC A86). Boxed: few have one, and all pay for its room.
-    pub(crate) proxy: Option<Box<Address>>,
+    /// What policy says of it; one for many endpoints.
+    pub(crate) metadata: Arc<EndpointMetadata>,
 }
 
 /// Which HTTP version a request needs.
@@ -74,6 +68,8 @@ pub(crate) enum Want {
 /// Makes the connections of one cluster.
 pub(crate) struct Dialer {
     options: ConnectionOptions,
+    // On the way to the endpoints (gRFC A86).
+    proxy: Option<HttpProxy>,
     tls: Arc<Tls>,
     names: Arc<Names>,
     custom: Custom,
@@ -96,14 +92,14 @@ impl Dialer {
         let names =
             Names::new(env.resolver.clone(), env.random.clone(), env.limits.dns_min_refresh, cluster.dns.clone());
         let (options, custom, random) = (cluster.connection.clone(), env.connector.clone(), env.random.clone());
-        Self { options, tls: Arc::new(tls), names: Arc::new(names), custom, random, open }
+        Self { options, proxy: cluster.proxy.clone(), tls: Arc::new(tls), names: Arc::new(names), custom, random, open }
     }
 
     /// The same ways with other options; its connections are counted apart.
     pub(crate) fn with(&self, options: ConnectionOptions) -> Self {
         let (tls, names) = (self.tls.clone(), self.names.clone());
-        let (custom, random) = (self.custom.clone(), self.random.clone());
-        Self { options, tls, names, custom, random, open: Arc::default() }
+        let (proxy, custom, random) = (self.proxy.clone(), self.custom.clone(), self.random.clone());
+        Self { options, proxy, tls, names, custom, random, open: Arc::default() }
     }
 
     pub(crate) fn options(&self) -> &ConnectionOptions {
@@ -206,7 +202,7 @@ impl Dialer {
 
     /// A connected stream to one of the peer's addresses, or to the proxy in front of them.
     async fn reach(&self, peer: &Peer) -> std::io::Result<IoStream> {
-        match &peer.proxy {
+        match self.proxy.as_ref().and_then(|proxy| proxy.of(&peer.metadata)) {
             None => self.reach_one_of(&peer.address, &peer.additional).await,
             Some(proxy) => tunnel::through(self.reach_one_of(proxy, &[]).await?, &peer.address).await,
         }

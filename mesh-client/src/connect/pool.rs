@@ -47,25 +47,24 @@ const MAX_SHUT: usize = 8;
 pub(crate) struct Pool {
     pub(super) dialer: Arc<Dialer>,
     pub(super) peer: Peer,
-    // Made with the first connection: most endpoints of a large cluster never see one.
+    // Made when there is something to be kept: most endpoints of a large cluster never see a connection.
     kept: OnceLock<Box<Kept>>,
+    // Asked and told by those who dial.
+    back_off: Mutex<BackOff>,
     shared: ArcSwapOption<SharedConnections>,
     counts: Arc<Counts>,
-    closed: AtomicBool,
 }
 
-/// What a pool keeps once it is used.
+/// What a pool keeps once there is a connection.
 #[derive(Default)]
 struct Kept {
-    // The last one put back is the first to go out: it is the least likely to be closed by the peer at that moment, and
-    // what a burst has left over is found by nobody and ends. Locked to push, to pop, and to take out what is too old.
+    // The last one put back goes out first, being least likely to be closed by the peer at that moment: what a burst has
+    // left over is found by nobody and ends.
     idle: Mutex<Vec<SoleConnection>>,
     // The one HTTP/2 connection being made, for all who need it. Asked only when no other has room.
     connecting: Mutex<Option<Connecting>>,
     // Those whose requests have given up: the next one takes them over.
     orphans: Mutex<Vec<Dial>>,
-    // Asked and told by those who dial.
-    back_off: Mutex<BackOff>,
 }
 
 /// How many connections there may be. None = any number.
@@ -84,12 +83,6 @@ pub(crate) struct Room {
 impl Room {
     /// Any number, and at any time.
     pub(crate) const ANY: Self = Self { of_cluster: None, of_endpoint: None, patience: None, insists: true };
-
-    fn refusal(&self, others: &Others) -> Option<(&'static str, u32)> {
-        let full = |most: Option<u32>, others| most.filter(|most| others >= *most);
-        let in_cluster = full(self.of_cluster, others.in_cluster).map(|most| ("max_connections", most));
-        in_cluster.or_else(|| full(self.of_endpoint, others.here).map(|most| (PER_HOST, most)))
-    }
 }
 
 /// Name of the limit of one endpoint.
@@ -184,6 +177,8 @@ pub(super) struct Counts {
     // Of them, those that the pool made: a raw connection is nobody else's to use.
     pooled: Count,
     waiting: AtomicU32,
+    // The endpoint is gone.
+    closed: AtomicBool,
     changed: Notify,
     // Of the same ones that `open` counts, to end them with the endpoint.
     pub(super) lines: worker::Lines,
@@ -223,36 +218,40 @@ pub(crate) struct OpenGuard {
     pooled: bool,
 }
 
-/// How many there were before one more was counted.
-struct Others {
-    in_cluster: u32,
-    here: u32,
-    pooled_here: u32,
-}
-
 impl OpenGuard {
     /// A connection of the pool, whatever the limits.
     fn pooled(dialer: &Dialer, counts: &Arc<Counts>) -> Self {
-        count(&dialer.open, counts, true);
-        Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone(), pooled: true }
+        counts.pooled.enter();
+        Self::counted(dialer, counts, true)
+    }
+
+    fn counted(dialer: &Dialer, counts: &Arc<Counts>, pooled: bool) -> Self {
+        dialer.open.enter();
+        counts.open.enter();
+        Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone(), pooled }
     }
 
     /// One more within the limits: a connection of the pool, which may have one whatever they are, as in Envoy, or a
-    /// raw one.
+    /// raw one. Who is refused is not counted with the endpoint at any time: nobody there waits for its place.
     ///
     /// # Errors
     /// The limit that is reached, and its name.
     fn within(room: Room, dialer: &Dialer, counts: &Arc<Counts>, pooled: bool) -> Result<Self, (&'static str, u32)> {
-        // Counted first and looked at then, so that two at once cannot both take the last place.
-        let others = count(&dialer.open, counts, pooled);
-        match room.refusal(&others).filter(|_| !pooled || others.pooled_here > 0) {
-            None => Ok(Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone(), pooled }),
-            Some(refusal) => {
-                // In silence: nothing has changed for those who wait.
-                uncount(&dialer.open, counts, pooled);
-                Err(refusal)
-            }
+        if pooled && counts.pooled.enter_below(1) {
+            return Ok(Self::counted(dialer, counts, true));
         }
+        let refused = |name, most: Option<u32>| Err((name, most.unwrap_or(u32::MAX)));
+        if !dialer.open.enter_within(room.of_cluster) {
+            return refused("max_connections", room.of_cluster);
+        }
+        if !counts.open.enter_within(room.of_endpoint) {
+            dialer.open.leave();
+            return refused(PER_HOST, room.of_endpoint);
+        }
+        if pooled {
+            counts.pooled.enter();
+        }
+        Ok(Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone(), pooled })
     }
 
     /// Those who wait for a connection to the same endpoint.
@@ -261,25 +260,13 @@ impl OpenGuard {
     }
 }
 
-fn count(of_cluster: &Count, of_endpoint: &Counts, pooled: bool) -> Others {
-    Others {
-        in_cluster: of_cluster.enter(),
-        here: of_endpoint.open.enter(),
-        pooled_here: if pooled { of_endpoint.pooled.enter() } else { of_endpoint.pooled.get() },
-    }
-}
-
-fn uncount(of_cluster: &Count, of_endpoint: &Counts, pooled: bool) {
-    of_cluster.leave();
-    of_endpoint.open.leave();
-    if pooled {
-        of_endpoint.pooled.leave();
-    }
-}
-
 impl Drop for OpenGuard {
     fn drop(&mut self) {
-        uncount(&self.of_cluster, &self.of_endpoint, self.pooled);
+        self.of_cluster.leave();
+        self.of_endpoint.open.leave();
+        if self.pooled {
+            self.of_endpoint.pooled.leave();
+        }
         self.of_endpoint.changed.notify_one();
     }
 }
@@ -290,9 +277,9 @@ impl Pool {
             dialer,
             peer,
             kept: OnceLock::new(),
+            back_off: Mutex::default(),
             shared: ArcSwapOption::empty(),
             counts: Arc::default(),
-            closed: AtomicBool::new(false),
         }
     }
 
@@ -301,9 +288,8 @@ impl Pool {
     }
 
     /// Whether it keeps no connections any more.
-    #[cfg(test)]
     pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
+        self.counts.closed.load(Ordering::Acquire)
     }
 
     fn kept(&self) -> &Kept {
@@ -398,7 +384,7 @@ impl Pool {
 
     /// Puts an HTTP/1.1 connection back whose answer has ended.
     pub(crate) fn release(&self, mut connection: SoleConnection, now: Instant) {
-        if self.closed.load(Ordering::Acquire) || connection.sender.is_closed() || self.is_worn(&connection) {
+        if self.is_closed() || connection.sender.is_closed() || self.is_worn(&connection) {
             return;
         }
         connection.idle_since = now;
@@ -414,7 +400,7 @@ impl Pool {
         };
         drop(excess);
         self.counts.changed.notify_one();
-        if self.closed.load(Ordering::Acquire) {
+        if self.is_closed() {
             // Closed in between: nobody else would look there again.
             self.drop_idle();
         }
@@ -427,19 +413,19 @@ impl Pool {
 
     /// Closes what has been idle or alive for too long.
     pub(crate) fn reap(&self, now: Instant) {
-        let is_over = |connection: &mut SoleConnection| connection.sender.is_closed() || is_stale(connection, now);
-        let over: Vec<_> = self.kept().idle.lock().extract_if(.., is_over).collect();
-        // Not under the lock.
-        drop(over);
-        self.tidy(&mut self.kept().connecting.lock());
-        self.take_in();
+        if let Some(kept) = self.kept.get() {
+            let is_over = |idle: &mut SoleConnection| idle.sender.is_closed() || is_stale(idle, now);
+            let _dropped_without_the_lock: Vec<_> = kept.idle.lock().extract_if(.., is_over).collect();
+            self.tidy(&mut kept.connecting.lock());
+            self.take_in();
+        }
         self.keep_shared(|shared| !shared.is_closed() && !is_done(shared, now));
     }
 
     /// Closes idle connections now and the others when their requests have ended, or after `limit` if there is one:
     /// the endpoint is gone.
     pub(crate) fn close(&self, limit: Option<Duration>) {
-        self.closed.store(true, Ordering::Release);
+        self.counts.closed.store(true, Ordering::Release);
         if let Some(limit) = limit {
             self.counts.lines.end_within(limit);
         }
@@ -465,7 +451,7 @@ impl Pool {
             return None;
         }
         loop {
-            let popped = self.kept().idle.lock().pop();
+            let popped = self.kept.get()?.idle.lock().pop();
             let mut connection = popped?;
             if connection.sender.is_closed() || is_stale(&connection, now) {
                 continue;
@@ -550,19 +536,19 @@ impl Pool {
 
     /// A dial whose request has given up.
     fn leave_behind(&self, dial: Dial) {
-        if self.closed.load(Ordering::Acquire) {
+        if self.is_closed() {
             return;
         }
         self.kept().orphans.lock().push(dial);
         self.counts.changed.notify_one();
-        if self.closed.load(Ordering::Acquire) {
+        if self.is_closed() {
             drop(std::mem::take(&mut *self.kept().orphans.lock()));
         }
     }
 
     /// The one of them that was begun first.
     fn orphan(&self) -> Option<Dial> {
-        let mut orphans = self.kept().orphans.lock();
+        let mut orphans = self.kept.get()?.orphans.lock();
         (!orphans.is_empty()).then(|| orphans.remove(0))
     }
 
@@ -578,25 +564,26 @@ impl Pool {
     /// # Errors
     /// That failed a moment ago.
     fn leave(&self, room: Room) -> Result<(), Cause> {
-        if room.insists { Ok(()) } else { self.kept().back_off.lock().leave(Instant::now(), &self.dialer.random) }
+        if room.insists {
+            Ok(())
+        } else {
+            self.back_off.lock().leave(&self.peer.address, Instant::now(), &self.dialer.random)
+        }
     }
 
     /// Remembers what came of a dial that somebody waited for.
     fn tell(&self, failure: Option<&Cause>) {
         match failure {
-            None => self.kept().back_off.lock().worked(),
-            Some(cause) if cause.is_unreached() => {
-                self.kept().back_off.lock().failed(cause, Instant::now(), &self.dialer.random);
-            }
-            // Policy's doing, or ours.
-            Some(_) => {}
+            None => self.back_off.lock().worked(),
+            Some(cause) => self.back_off.lock().failed(cause, Instant::now(), &self.dialer.random),
         }
     }
 
     /// Puts those that are through where requests look for them, and forgets those that failed: that is nobody's
     /// failure. Whether there was one to put.
     fn take_in(&self) -> bool {
-        let done: Vec<_> = self.kept().orphans.lock().extract_if(.., |dial| dial.is_finished()).collect();
+        let Some(kept) = self.kept.get() else { return false };
+        let done: Vec<_> = kept.orphans.lock().extract_if(.., |dial| dial.is_finished()).collect();
         let mut any = false;
         for connection in done.into_iter().filter_map(|dial| unconstrained(dial).now_or_never()?.ok()?.ok()) {
             any = true;
@@ -630,7 +617,7 @@ impl Pool {
             all.push(connection.clone());
             Some(Arc::new(all))
         });
-        if self.closed.load(Ordering::Acquire) {
+        if self.is_closed() {
             self.shared.store(None);
         }
     }

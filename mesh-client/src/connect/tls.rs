@@ -130,7 +130,7 @@ impl Tls {
     pub(super) fn applies_to(&self, peer: &Peer) -> bool {
         match &self.policy {
             UpstreamTls::Disable => false,
-            UpstreamTls::Auto(_) => peer.mesh_tls,
+            UpstreamTls::Auto(_) => peer.metadata.mesh_tls,
             UpstreamTls::Mesh(_) | UpstreamTls::Roots(_) | UpstreamTls::Simple(_) | UpstreamTls::Mutual(..) => true,
         }
     }
@@ -139,7 +139,7 @@ impl Tls {
     pub(super) fn is_mesh(&self, peer: &Peer) -> bool {
         match &self.policy {
             UpstreamTls::Mesh(_) => true,
-            UpstreamTls::Auto(_) => peer.mesh_tls,
+            UpstreamTls::Auto(_) => peer.metadata.mesh_tls,
             UpstreamTls::Disable | UpstreamTls::Roots(_) | UpstreamTls::Simple(_) | UpstreamTls::Mutual(..) => false,
         }
     }
@@ -147,12 +147,12 @@ impl Tls {
     /// What makes the TLS connection to `peer`; `None` = plaintext, because the policy says so.
     pub(super) async fn connector(&self, peer: &Peer, alpn: Alpn) -> Result<Option<Connector<'_>>, Cause> {
         let failed = |e: Setup| Cause::TlsHandshake { address: peer.address.clone(), source: Arc::new(e) };
-        if peer.plaintext_refused && !self.applies_to(peer) {
+        if peer.metadata.plaintext_refused && !self.applies_to(peer) {
             return Err(Cause::PlaintextToStrict { address: peer.address.clone() });
         }
         match &self.policy {
             UpstreamTls::Disable => Ok(None),
-            UpstreamTls::Auto(_) if !peer.mesh_tls => Ok(None),
+            UpstreamTls::Auto(_) if !peer.metadata.mesh_tls => Ok(None),
             UpstreamTls::Auto(mesh) | UpstreamTls::Mesh(mesh) => self.mesh(mesh, peer, alpn).map(Some),
             UpstreamTls::Roots(tls) => self.by_roots(tls, peer, alpn).map(Some),
             UpstreamTls::Simple(tls) => self.originated(tls, None, peer, alpn).await.map(Some).map_err(failed),
@@ -226,7 +226,7 @@ impl Tls {
     ) -> Result<Connector<'_>, Setup> {
         let name = match &tls.sni {
             Some(sni) => ServerName::try_from(sni.clone()).map_err(|_| Setup::Name(sni.clone()))?,
-            None => match peer.hostname.as_deref().filter(|_| tls.auto_host_sni) {
+            None => match peer.metadata.hostname.as_deref().filter(|_| tls.auto_host_sni) {
                 Some(host) => ServerName::try_from(host.to_owned()).map_err(|_| Setup::Name(host.to_owned()))?,
                 None => self.name_of(peer),
             },

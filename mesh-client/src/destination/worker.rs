@@ -79,7 +79,13 @@ impl Owner {
     fn take(&self, state: &DestinationState) {
         match state {
             DestinationState::Pending => {}
-            DestinationState::Failed(why) => self.publisher.publish(Phase::Failed(why.clone())),
+            DestinationState::Failed(why) => {
+                let current = self.publisher.load_full();
+                self.publisher.publish(Phase::Failed(why.clone()));
+                if let Phase::Ready(router) = &*current {
+                    router.retire(None, self.env.limits.drain);
+                }
+            }
             DestinationState::Unreachable(why) => self.publisher.publish(Phase::Unreachable(why.clone())),
             DestinationState::Ready(snapshot) => {
                 let current = self.publisher.load_full();
@@ -91,7 +97,7 @@ impl Owner {
                 let router = Arc::new(Router::build(&self.target, snapshot.clone(), previous, &self.env));
                 self.publisher.publish(Phase::Ready(router.clone()));
                 // After it is in force, so that no new request finds a closed pool.
-                previous.iter().for_each(|previous| previous.retire(&router));
+                previous.iter().for_each(|previous| previous.retire(Some(&router), self.env.limits.drain));
             }
         }
     }

@@ -102,13 +102,11 @@ pub(super) enum Again {
     /// It did not go out, for its connection closed before: to this member over a fresh connection, if the one used had
     /// carried requests before; else to another member.
     Unsent(Option<usize>),
-    /// To the same member over a fresh connection: over HTTP/1.1 the one used, which had carried requests before, was
-    /// closed while it went out, and it is idempotent (RFC 9112, section 9.3.1).
+    /// To the same member over a fresh connection, as a retry: over HTTP/1.1 the one used, which had carried requests
+    /// before, was closed while it went out, and it is idempotent (RFC 9112, section 9.3.1).
     Fresh(usize),
     /// To another member, for nobody has seen it: this one refused it, or is leaving.
     Elsewhere,
-    /// To another member, at the cost of a retry: it is idempotent, and its connection broke while it was under way.
-    Replay,
 }
 
 impl Again {
@@ -117,7 +115,7 @@ impl Again {
         match self {
             Self::Unsent(index) => index,
             Self::Fresh(index) => Some(index),
-            Self::Unreached | Self::Silent | Self::Elsewhere | Self::Replay => None,
+            Self::Unreached | Self::Silent | Self::Elsewhere => None,
         }
     }
 }
@@ -128,6 +126,15 @@ pub(super) struct Resends {
     unreached: u32,
     unsent: u32,
     lost: bool,
+}
+
+/// What a try says of those before it.
+#[derive(Clone, Copy)]
+struct Tried {
+    /// Retries of the policy's before it.
+    before: u32,
+    /// It is a retry, the policy's or not.
+    is_retry: bool,
 }
 
 impl From<Cause> for Failed {
@@ -178,8 +185,9 @@ impl Shared<'_> {
         again: Again,
     ) -> Result<Hold, Cause> {
         let launch = self.launch(progress, exchange, again.member())?;
-        if again == Again::Replay {
+        if let Again::Fresh(_) = again {
             self.charge();
+            exchange.next_attempt();
         }
         Ok(launch)
     }
@@ -200,11 +208,18 @@ impl Shared<'_> {
         if std::mem::replace(&mut resends.lost, true) {
             return false;
         }
-        if again == Again::Replay {
-            progress.retrying = self.retrying(0);
+        if let Again::Fresh(_) = again {
+            // Some of it may have been read: that is a retry, but for the policy's leave.
+            progress.retrying = self.may_replay().then(|| self.retrying(0)).flatten();
             return progress.retrying.is_some();
         }
         true
+    }
+
+    /// Whether what its endpoint may have seen is sent again for its method alone: not where a policy wants no retry of
+    /// it, nor for who is a retry itself.
+    fn may_replay(&self) -> bool {
+        !self.trace.is_retry() && (self.retries.is_none() || self.attempts > 0)
     }
 
     /// Sends the request once.
@@ -227,7 +242,8 @@ impl Shared<'_> {
             head.set_authority(host);
         }
         let lease = launch.lease.as_mut().expect("it was reached");
-        match self.exchange(head, lease, launch.number).await {
+        let tried = Tried { before: launch.number, is_retry: launch.permit.is_retry() };
+        match self.exchange(head, lease, tried).await {
             Ok(response) => {
                 launch.attempt.answered(response.status(), response.headers(), self.grpc);
                 launch.receipt = self.payload.receipt();
@@ -256,7 +272,7 @@ impl Shared<'_> {
                 return None;
             }
             let endpoint = self.cluster.endpoint(&self.members, index, self.env);
-            if let Some(attempt) = endpoint.begin(now) {
+            if let Some(attempt) = endpoint.begin(now, self.env.epoch) {
                 return Some((index, endpoint, attempt));
             }
             full.push(index);
@@ -332,10 +348,10 @@ impl Shared<'_> {
         Some(first)
     }
 
-    /// Puts the request on the connection and waits for the answer's head. `number` retries were before.
-    async fn exchange(&self, head: &mut Head, lease: &mut Lease, number: u32) -> Result<Response<Incoming>, Lost> {
+    /// Puts the request on the connection and waits for the answer's head.
+    async fn exchange(&self, head: &mut Head, lease: &mut Lease, tried: Tried) -> Result<Response<Incoming>, Lost> {
         // By a function of its own, and moved on at once: it is large, and not held while we wait.
-        let request = self.request(head, lease, number);
+        let request = self.request(head, lease, tried);
         let sent = match lease {
             Lease::Sole(connection) => connection.sender.try_send_request(request).await.map_err(|e| unsent(e, head)),
             Lease::Shared(stream) => stream.send(request).await.map_err(|e| unsent(e, head)),
@@ -344,20 +360,20 @@ impl Shared<'_> {
     }
 
     /// The request as it goes over this connection.
-    fn request(&self, head: &mut Head, lease: &Lease, number: u32) -> Request<Outgoing> {
+    fn request(&self, head: &mut Head, lease: &Lease, tried: Tried) -> Request<Outgoing> {
         let http2 = lease.is_http2();
         // An HTTP/2 stream may be refused unseen; an HTTP/1.1 connection may have gone stale.
         let may_resend = http2 || (lease.is_reused() && is_idempotent(&head.method));
-        if may_resend || number < self.attempts {
+        if may_resend || tried.before < self.attempts {
             head.keep();
         }
         let mut request = head.request(http2, self.payload.body());
         self.trace.write(self.env, lease, request.headers_mut());
-        if number > 0 {
+        if tried.is_retry {
             request.headers_mut().insert(&RETRIED, HeaderValue::from_static("1"));
-            if self.grpc {
-                request.headers_mut().insert(&PREVIOUS_ATTEMPTS, HeaderValue::from(number));
-            }
+        }
+        if tried.before > 0 && self.grpc {
+            request.headers_mut().insert(&PREVIOUS_ATTEMPTS, HeaderValue::from(tried.before));
         }
         // What `grpc-timeout` limits is the whole call, its answer's messages too; a try's time ends at the head.
         let limit = if self.grpc { self.limit } else { self.limit_of_a_try() };
@@ -421,7 +437,8 @@ impl Hold {
         {
             self.endpoint.pool().discard(&stream.connection);
         }
-        Failed { cause: lost.cause(self.endpoint.address()), again }
+        let reused = self.lease.as_ref().is_some_and(Lease::is_reused);
+        Failed { cause: lost.cause(self.endpoint.address(), reused), again }
     }
 
     /// How it may go once more whatever the policy.
@@ -433,11 +450,11 @@ impl Hold {
         let was_there = lease.is_reused() && !self.fresh;
         match lost.connection_is_gone().then_some(lost.sent)? {
             false => Some(Again::Unsent(was_there.then_some(self.index))),
-            true if !was_there || !is_idempotent(method) => None,
-            true if !lease.is_http2() && self.attempt.started().elapsed() < CLOSE_RACE => {
-                Some(Again::Fresh(self.index))
+            // Closed as it was being used again: its end was on the way, and it has most likely not been looked at.
+            true if was_there && !lease.is_http2() && is_idempotent(method) => {
+                (self.attempt.started().elapsed() < CLOSE_RACE).then_some(Again::Fresh(self.index))
             }
-            true => Some(Again::Replay),
+            true => None,
         }
     }
 }
@@ -481,7 +498,8 @@ impl Lost {
         self.body.is_none() && find::<h2::Error>(&self.error).is_some_and(unseen)
     }
 
-    fn cause(self, address: &Address) -> Cause {
+    /// `reused`: its connection had carried requests before.
+    fn cause(self, address: &Address, reused: bool) -> Cause {
         let address = address.clone();
         let unseen = self.is_unseen();
         if let Some(failed) = self.body {
@@ -490,8 +508,9 @@ impl Lost {
         if unseen {
             return Cause::StreamRefused { address, source: Arc::new(self.error) };
         }
-        // In TLS 1.3 a server's refusal of our certificate arrives after the handshake.
-        if let Some(alert @ rustls::Error::AlertReceived(_)) = find::<rustls::Error>(&self.error) {
+        // In TLS 1.3 a server's refusal of our certificate arrives after the handshake. One that has taken requests has
+        // taken the certificate as well: then it may have read this one.
+        if !reused && let Some(alert @ rustls::Error::AlertReceived(_)) = find::<rustls::Error>(&self.error) {
             return Cause::TlsHandshake { address, source: Arc::new(alert.clone()) };
         }
         Cause::ConnectionLost { address, source: Arc::new(self.error), sent: self.sent }

@@ -28,6 +28,10 @@ impl Faults {
         Self { headers: policy.headers.iter().map(HeaderCondition::new).collect(), policy: policy.clone() }
     }
 
+    pub(crate) fn policy(&self) -> &Fault {
+        &self.policy
+    }
+
     /// Whether the request is meant at all.
     pub(crate) fn concerns(&self, request: &RequestView<'_>, cluster: &ClusterName) -> bool {
         self.policy.cluster.as_ref().is_none_or(|wanted| wanted == cluster)

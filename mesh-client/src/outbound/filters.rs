@@ -7,18 +7,22 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
 use mesh_core::id::ClusterName;
 use mesh_core::limit::{Gradient, RateLimit, RateLimited, Throttle};
+use mesh_core::matcher::RequestView;
 use mesh_core::policy::{
-    AdaptiveConcurrency, AdmissionControl, FilterOverride, HttpFilter, HttpFilterKind, LocalRateLimit, RouteMatch,
+    AdaptiveConcurrency, AdmissionControl, FilterOverride, HttpFilter, HttpFilterKind, LocalRateLimit, PerMillion,
+    RouteMatch,
 };
 use mesh_core::telemetry::Outcome;
 use tokio::time::Instant;
 
 use super::fault::Faults;
 use crate::error::{Cause, Refusal};
+use crate::explain::FilterExplanation;
 
 /// One filter, ready for requests.
 pub(crate) enum Filter {
@@ -147,6 +151,24 @@ impl Filter {
         })
     }
 
+    /// What it would do to a request to `cluster`, without doing it.
+    pub(crate) fn explain(&self, request: &RequestView<'_>, cluster: &ClusterName, now: Instant) -> FilterExplanation {
+        match self {
+            Self::Fault(faults) => {
+                FilterExplanation::Fault { meant: faults.concerns(request, cluster), policy: faults.policy().clone() }
+            }
+            Self::RateLimit(limit) => {
+                let (tokens, most) = limit.quota(now);
+                FilterExplanation::RateLimit { tokens, most }
+            }
+            Self::Throttle(limit) => limit.explain(now),
+            Self::Concurrency(limit) => {
+                let (limit, in_flight) = (limit.gradient.limit(), limit.gradient.in_flight());
+                FilterExplanation::Concurrency { limit, in_flight }
+            }
+        }
+    }
+
     /// The same limit once more.
     fn share(&self) -> Option<Self> {
         match self {
@@ -180,6 +202,11 @@ impl Throttling {
         Self { throttle: Throttle::new(policy, now), http_success: policy.http_success.clone(), grpc_success }
     }
 
+    /// By the SRE book's rule; successes are what they are where policy names none.
+    pub(crate) fn sre(k: f64, window: Duration, now: Instant) -> Self {
+        Self { throttle: Throttle::sre(k, window, now), ..Self::new(&AdmissionControl::default(), now) }
+    }
+
     fn is_success(&self, outcome: &Outcome) -> bool {
         if outcome.grpc
             && let Some(code) = outcome.grpc_status
@@ -192,6 +219,11 @@ impl Throttling {
             [] => outcome.code < 500,
             ranges => ranges.iter().any(|range| range.contains(&outcome.code)),
         }
+    }
+
+    pub(crate) fn explain(&self, now: Instant) -> FilterExplanation {
+        let refused = PerMillion::new((self.throttle.share(now) * 1e6).round() as u32);
+        FilterExplanation::Throttling { refused }
     }
 
     /// `draw` is uniform below a million.

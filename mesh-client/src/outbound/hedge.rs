@@ -200,7 +200,7 @@ impl Race<'_, '_> {
         next.map(|next| self.further(next.retrying)).transpose()
     }
 
-    /// The same once more, if nobody has seen it or it may be played again.
+    /// The same once more, if nobody has seen it or most likely nobody has.
     fn once_more(&mut self, landed: &mut Landed, alone: bool) -> Option<Hold> {
         let again = landed.outcome.as_ref().err()?.again?;
         let shared = self.shared;

@@ -76,7 +76,7 @@ impl Copy {
         let mut exchange = Box::new(Exchange::new(target, started, cluster.series().clone(), grpc, None));
         let limit = Deadline::none().route(started, timeout);
         exchange.set_deadline(limit);
-        let session = Session::read(None, &head);
+        let session = Session::new(None, None, &head);
         let outcome = {
             let work = async {
                 cluster.resolved().await;

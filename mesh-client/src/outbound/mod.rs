@@ -221,11 +221,10 @@ impl Call<'_> {
         forward: &Forward,
     ) -> Result<Answer, Cause> {
         // Drawn once: all tries of a request go to the same cluster.
-        let mut session = Session::read(plan.session.as_ref(), self.head);
-        let pinned = session.cluster();
-        let Chosen { cluster, share, filters, session: policy } =
-            router.choose(plan, forward, &self.head.headers, pinned, self.env)?;
-        session.is_of(policy);
+        let path = self.head.uri().path();
+        let Chosen { cluster, share, filters, session, pinned } =
+            router.choose(plan, forward, &self.head.headers, path, self.env)?;
+        let session = Session::new(session, pinned, self.head);
         self.exchange.count_in(cluster.series());
         if let Some(access) = self.exchange.access() {
             access.cluster = cluster.policy().name.to_string();
@@ -239,6 +238,10 @@ impl Call<'_> {
         // Before the timeout begins, as in Envoy: a delay is not the endpoint's time.
         if let Some(answer) = self.filter(filters, &cluster.policy().name).await? {
             return Ok(answer);
+        }
+        // After faults and limits: what they end would never have been the destination's to answer.
+        if let Some(throttling) = router.throttling() {
+            self.exchange.owe(throttling.pass(self.now, self.env.draw_million())?);
         }
         let cookies = self.hash(plan);
         let deadline = self.deadline(router, forward);

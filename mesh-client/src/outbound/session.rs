@@ -8,7 +8,7 @@ use mesh_core::policy::{Address, StatefulSession};
 use super::head::Head;
 use crate::cluster::Endpoint;
 
-/// The session of one request; none if the route has no affinity.
+/// The session of one request; none if its route, or the entry of a split that it goes to, has no affinity.
 pub(super) struct Session<'r> {
     policy: Option<&'r StatefulSession>,
     // Whether the request's path has sessions, asked before it is rewritten.
@@ -17,26 +17,10 @@ pub(super) struct Session<'r> {
 }
 
 impl<'r> Session<'r> {
-    /// What the request says, as the application made it.
-    pub(super) fn read(policy: Option<&'r StatefulSession>, head: &Head) -> Self {
-        let path = head.uri().path();
-        let applies = policy.is_some_and(|policy| session::applies(policy, path));
-        Self { policy, applies, pinned: policy.and_then(|policy| session::read(policy, &head.headers, path)) }
-    }
-
-    /// The policy of the share that was drawn may differ from the route's.
-    pub(super) fn is_of(&mut self, policy: Option<&'r StatefulSession>) {
-        if self.policy != policy {
-            (self.policy, self.applies) = (policy, policy.is_some() && self.applies);
-        }
-        if policy.is_none() {
-            self.pinned = None;
-        }
-    }
-
-    /// The cluster it is pinned to, of several.
-    pub(super) fn cluster(&self) -> Option<&ClusterName> {
-        self.pinned.as_ref()?.cluster.as_ref()
+    /// With what the request says of it, as the application made it.
+    pub(super) fn new(policy: Option<&'r StatefulSession>, pinned: Option<Pinned>, head: &Head) -> Self {
+        let applies = policy.is_some_and(|policy| session::applies(policy, head.uri().path()));
+        Self { policy, applies, pinned }
     }
 
     /// The endpoint it is pinned to.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! connect   destination → caller's deadline → router → cluster
-//! dial      admission → endpoint → room → TCP, TLS ‖ wire; the next endpoint if this one cannot be reached
+//! dial      endpoint → room → TCP, TLS ‖ wire; the next endpoint if this one cannot be reached
 //! ```
 //!
 //! Refuses to know what is sent over it.
@@ -74,8 +74,8 @@ impl Dial<'_> {
         let members = cluster.members();
         self.at = Some((Arc::clone(cluster), members.clone()));
         members.check_drops(cluster, env)?;
-        // Above the picker: a full cluster fails fast. Held until the connection is closed.
-        let permit = Permit::request(cluster, None, false)?;
+        // Held until the connection is closed.
+        let permit = Permit::raw(cluster);
         let mut failed = None;
         while (self.tried.len() as u64) < u64::from(attempts) {
             let Some((index, endpoint, attempt)) = self.begin(cluster, &members, hash) else { break };
@@ -119,7 +119,7 @@ impl Dial<'_> {
                 return None;
             }
             let endpoint = cluster.endpoint(members, index, self.env);
-            if let Some(attempt) = endpoint.begin(now) {
+            if let Some(attempt) = endpoint.begin(now, self.env.epoch) {
                 return Some((index, endpoint, attempt));
             }
             passed.push(index);

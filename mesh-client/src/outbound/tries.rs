@@ -137,7 +137,7 @@ pub(super) async fn within<T>(
     }
 }
 
-/// One try. If nobody has seen it, or it may be played again, once more: that is no retry of the policy's.
+/// One try. If nobody has seen it, or most likely nobody has, once more: that is no retry of the policy's.
 async fn one_and_again(
     shared: &Shared<'_>,
     progress: &mut Progress,

@@ -9,9 +9,9 @@ use http::{HeaderName, Request, Response};
 use mesh_client::Client;
 use mesh_core::balance::{Draw, Pick, Picker};
 use mesh_core::policy::{
-    Address, Balancer, Cluster, ClusterChoice, ClusterState, Discovery, Endpoint, Endpoints, Forward, HashPolicy,
-    HashSource, Health, HttpFilter, HttpFilterKind, LocalityEndpoints, RetryOn, RetryPolicy, RouteMatch, SessionSource,
-    Snapshot, StatefulSession, WeightedCluster, WeightedClusters,
+    Address, Balancer, Cluster, ClusterChoice, ClusterState, Discovery, Endpoint, Endpoints, FilterOverride, Forward,
+    HashPolicy, HashSource, Health, HttpFilter, HttpFilterKind, LocalityEndpoints, RetryOn, RetryPolicy, RouteMatch,
+    SessionSource, Snapshot, StatefulSession, WeightedCluster, WeightedClusters,
 };
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
 
@@ -300,4 +300,45 @@ async fn a_session_stays_in_its_share_of_a_split() {
         assert_eq!(server_of(&client.send(pinned(&cookie, "/app")).await.unwrap()), server_of(&first));
     }
     assert_eq!(spread_of(&client, "sid=none", "/app").await, 2, "control");
+}
+
+/// Entries have cookies of their own names, and the route either one of a third name or no sessions.
+#[tokio::test]
+async fn a_session_of_an_entrys_own_kind_stays_in_it_a55() {
+    let servers = servers(&["v1", "v2"]).await;
+    let by_cookie = |name: &str| {
+        let source = SessionSource::Cookie { name: name.into(), path: "/app".into(), ttl: std::time::Duration::ZERO };
+        StatefulSession { source, strict: false }
+    };
+    for of_route in [None, Some(by_cookie("sid"))] {
+        let shares = ["v1", "v2"].map(|name| {
+            let mut entry = WeightedCluster::new(name.into(), 50);
+            entry.filters.insert("session".into(), Arc::new(FilterOverride::Session(by_cookie(name))));
+            entry
+        });
+        let split = ClusterChoice::Weighted(WeightedClusters::new(shares.to_vec()).unwrap());
+        let routes = policy::routes([policy::forward(RouteMatch::any(), Forward { to: split, ..forward_with(None) })]);
+        let mut snapshot = super::snapshot_of_clusters(routes, &[("v1", &servers[0]), ("v2", &servers[1])]);
+        let kind = HttpFilterKind::Session(of_route);
+        Arc::make_mut(&mut snapshot.listener).filters = vec![HttpFilter { name: "session".into(), kind }];
+        let (client, _) = client_of(snapshot);
+        for server in ["v1", "v2"] {
+            let cookie = loop {
+                let first = fetch(&client, "/app").await.unwrap();
+                if server_of(&first) == server {
+                    break cookie_of(&first).unwrap();
+                }
+            };
+            assert!(cookie.starts_with(&format!("{server}=")), "{cookie}");
+            for _ in 0..20 {
+                let answer = client.send(pinned(&cookie, "/app")).await.unwrap();
+                assert_eq!((server_of(&answer), cookie_of(&answer)), (server, None));
+            }
+            let explained = client.explain(&pinned(&cookie, "/app").map(drop));
+            assert!(explained.session.is_some_and(|session| session.holds && session.cluster == Some(server.into())));
+            // Control: the same said in a cookie that no entry reads.
+            let (_, value) = cookie.split_once('=').unwrap();
+            assert_eq!(spread_of(&client, &format!("sid={value}"), "/app").await, 2);
+        }
+    }
 }

@@ -9,8 +9,8 @@ use http::StatusCode;
 use mesh_client::{Breakers, Client, Io};
 use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{
-    Address, Balancer, CircuitBreakers, Cluster, ConnectionOptions, Discovery, Endpoint, Forward, HttpProxy, RetryOn,
-    UpstreamProtocol, UpstreamTls,
+    Address, Balancer, CircuitBreakers, Cluster, ConnectionOptions, DestinationState, Discovery, Endpoint, Forward,
+    HttpProxy, RetryOn, UpstreamProtocol, UpstreamTls,
 };
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, TestCa, crypto, policy};
 use parking_lot::Mutex;
@@ -268,13 +268,17 @@ async fn a_connection_is_closed_after_its_last_request() {
 }
 
 #[tokio::test]
-async fn a_connection_that_died_in_keep_alive_is_not_noticed() {
+async fn over_http1_a_connection_that_died_in_keep_alive_is_not_noticed() {
     let server = EchoServer::start("one").await;
     for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
         let (client, _) = client_of(snapshot_with(forward_with(None), speaking(protocol), &[&server]));
         server.script([Behaviour::Echo, Behaviour::CloseConnection]);
         fetch(&client, "/1").await.unwrap();
-        assert_eq!(fetch(&client, "/2").await.unwrap().status(), 200, "{protocol:?}");
+        match fetch(&client, "/2").await {
+            Ok(answer) => assert!(answer.status() == 200 && protocol == UpstreamProtocol::Http1),
+            // Whoever leaves in peace says over HTTP/2 what it has not looked at.
+            Err(error) => assert!(error.code() == Code::CONNECTION_LOST && protocol == UpstreamProtocol::Http2),
+        }
         // Control: what may not be sent twice is not, unless the policy says so.
         server.script([Behaviour::CloseConnection]);
         let error = client.send(post("/3", "pay")).await.unwrap_err();
@@ -357,6 +361,63 @@ async fn a_removed_endpoint_finishes_what_it_has() {
     };
     let (held, ()) = tokio::join!(fetch(&client, "/held"), swap);
     assert_eq!(server_of(&held.unwrap()), "old");
+}
+
+/// What becomes of the place that a cluster had.
+#[derive(Clone, Copy, Debug)]
+enum After {
+    /// Requests go to another cluster.
+    Gone,
+    /// It has another policy and the same endpoint.
+    Same,
+    /// It has another policy and another endpoint.
+    Moved,
+    /// There is no such destination any more.
+    Nothing,
+}
+
+#[tokio::test]
+async fn what_a_removed_cluster_has_not_finished_within_its_limit_is_cut_off() {
+    let second = Duration::from_secs(1);
+    for (after, limit, remains) in [
+        (After::Gone, 5 * second, false),
+        (After::Moved, 5 * second, false),
+        (After::Nothing, 5 * second, false),
+        // Controls: its endpoint is there still, and no limit.
+        (After::Same, 5 * second, true),
+        (After::Gone, Duration::MAX, true),
+    ] {
+        for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+            let (old, new) = (EchoServer::start("old").await, EchoServer::start("new").await);
+            let source = FixedSource::of(TARGET, policy::snapshot_of(speaking(protocol), [old.endpoint()]));
+            let client = Client::builder(source.clone()).drain_limit(limit).build();
+            old.behave(Behaviour::Stall);
+            let mut answer = std::pin::pin!(read(client.send(get("/")).await.unwrap()));
+            let breaker = CircuitBreakers { max_requests: Some(9), ..CircuitBreakers::default() };
+            let other = |name: &str, servers: &[&EchoServer]| {
+                let policy = Cluster { breaker: breaker.clone(), name: name.into(), ..speaking(protocol) };
+                let endpoints = servers.iter().map(|server| server.endpoint());
+                DestinationState::Ready(policy::snapshot_of(policy, endpoints).into())
+            };
+            let (next, sign) = match after {
+                After::Gone => (other("next", &[&new]), new.address().to_string()),
+                After::Same => (other("test", &[&old, &new]), new.address().to_string()),
+                After::Moved => (other("test", &[&new]), new.address().to_string()),
+                After::Nothing => (DestinationState::Failed(Arc::from("deleted")), "deleted".to_owned()),
+            };
+            source.set(TARGET, next);
+            while !serde_json::to_string(&client.dump()).unwrap().contains(&sign) {
+                assert!(futures_util::poll!(&mut answer).is_pending());
+                tokio::task::yield_now().await;
+            }
+            tokio::time::pause();
+            mesh_testkit::clock::pass(limit.min(1000 * second) - second).await;
+            assert!(futures_util::poll!(&mut answer).is_pending(), "{protocol:?} {after:?}: it is not over");
+            mesh_testkit::clock::pass(2 * second).await;
+            assert_eq!(futures_util::poll!(&mut answer).is_pending(), remains, "{protocol:?} {after:?} {limit:?}");
+            tokio::time::resume();
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,10 +1,11 @@
 //! A generated client's calls over a [`mesh_client::Channel`].
 
+use std::pin::pin;
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use mesh_client::{Channel, Client};
-use mesh_core::policy::{AbortStatus, Fault, FaultAbort, PerMillion, RetryOn, RetryPolicy};
+use mesh_core::policy::{AbortStatus, Fault, FaultAbort, Forward, PerMillion, RetryOn, RetryPolicy};
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
 use tonic::client::Grpc;
 use tonic::{Code, Response, Status};
@@ -102,4 +103,34 @@ async fn the_callers_timeout_is_passed_on_and_kept() {
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert!(status.message().starts_with("MESH-1202"), "{}", status.message());
     assert!(server.received()[0].headers.contains_key("grpc-timeout"));
+}
+
+/// Control: `the_control_planes_drop_share_and_the_listeners_ceiling_are_kept`, where it leaves HTTP requests alone.
+#[tokio::test]
+async fn a_routes_ceiling_for_grpc_cuts_the_call_a31() {
+    let server = EchoServer::start("slow").await;
+    server.behave(Behaviour::Hold);
+    let ceiling = Duration::from_secs(10);
+    for (max_stream_duration, cut) in [(Some(ceiling), true), (None, false)] {
+        let forward = Forward { max_stream_duration, ..forward_with(None) };
+        let (client, _) = client_of(snapshot_with(forward, cluster("test"), &[&server]));
+        let mut call = pin!(say(client.channel(TARGET).unwrap(), "hello"));
+        let requests = server.requests() + 1;
+        tokio::select! {
+            biased;
+            ended = &mut call => panic!("it ended: {ended:?}"),
+            () = server.wait_for_requests(requests) => {}
+        }
+        assert_eq!(server.received().pop().unwrap().headers.contains_key("grpc-timeout"), cut);
+        tokio::time::pause();
+        tokio::time::advance(ceiling).await;
+        tokio::time::resume();
+        if cut {
+            let status = call.await.unwrap_err();
+            assert_eq!(status.code(), Code::DeadlineExceeded);
+            assert!(status.message().starts_with("MESH-12"), "{}", status.message());
+        } else {
+            assert!(futures_util::poll!(&mut call).is_pending(), "control: without one it goes on");
+        }
+    }
 }

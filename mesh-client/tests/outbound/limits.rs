@@ -11,7 +11,7 @@ use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{
     AbortStatus, AdaptiveConcurrency, Address, AdmissionControl, CircuitBreakers, Cluster, ClusterChoice,
     Fault as Injected, FaultAbort, FaultDelay, FilterOverride, Forward, HeaderAction, HeaderWrite, HttpFilter,
-    HttpFilterKind, LocalRateLimit, MinRtt, PerMillion, RouteMatch, Snapshot, TokenBucket, WeightedCluster,
+    HttpFilterKind, LocalRateLimit, MinRtt, Mirror, PerMillion, RouteMatch, Snapshot, TokenBucket, WeightedCluster,
     WeightedClusters,
 };
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, clock, policy};
@@ -120,6 +120,97 @@ async fn throttling_spares_a_failing_destination() {
         let sent = server.requests() - before;
         assert_eq!(sent < 60, spared, "{sent} were sent");
     }
+}
+
+#[tokio::test]
+async fn throttling_by_the_sre_books_rule_spares_a_failing_destination_and_its_change_of_policy_does_not_end_it() {
+    let server = EchoServer::start("one").await;
+    for (throttled, spared) in [(true, true), (false, false)] {
+        let before = server.requests();
+        server.behave(Behaviour::Status(503));
+        let source = FixedSource::of(TARGET, policy::snapshot_of(cluster("test"), [server.endpoint()]));
+        let builder = Client::builder(source.clone());
+        let builder = if throttled { builder.throttling(2.0, Duration::from_secs(120)) } else { builder };
+        let client = builder.build();
+        let offer = async |count: u64| {
+            for _ in 0..count {
+                if let Err(error) = fetch(&client, "/").await {
+                    assert_eq!((error.code(), error.attempts()), (Code::THROTTLED, 0), "{error}");
+                }
+            }
+        };
+        offer(200).await;
+        // The n-th request is sent with 1 in n: about the logarithm of 200, 5.
+        let sent = server.requests() - before;
+        assert_eq!(sent < 30, spared, "{sent} were sent");
+        source.set_snapshot(TARGET, policy::snapshot_of(cluster("next"), [server.endpoint()]));
+        while client.dump().destinations[0].clusters[0].name.as_str() != "next" {
+            tokio::task::yield_now().await;
+        }
+        let before = server.requests();
+        offer(100).await;
+        let sent = server.requests() - before;
+        assert_eq!(sent < 30, spared, "{sent} were sent by the next router");
+    }
+}
+
+#[tokio::test]
+async fn explain_shows_faults_limits_and_copies_and_takes_nothing_of_them() {
+    let server = EchoServer::start("one").await;
+    let mirror = Mirror { cluster: "copies".into(), share: PerMillion::new(250_000), shadow_host: false };
+    let forward = Forward { mirrors: vec![mirror], ..Forward::to("test".into()) };
+    let routes = policy::routes([policy::forward(RouteMatch::any(), forward)]);
+    let clusters = [(cluster("test"), vec![server.endpoint()]), (cluster("copies"), vec![])];
+    let mut snapshot = policy::snapshot(routes, clusters);
+    let elsewhere = Injected { cluster: Some("elsewhere".into()), ..Injected::default() };
+    let min_rtt = MinRtt::Fixed(Duration::from_secs(1));
+    let adaptive = AdaptiveConcurrency { min_limit: 7, max_limit: 7, min_rtt, ..Default::default() };
+    let kinds = [
+        HttpFilterKind::Fault(Some(Injected::default())),
+        HttpFilterKind::Fault(Some(elsewhere)),
+        HttpFilterKind::RateLimit(bucket(3)),
+        HttpFilterKind::AdmissionControl(Some(AdmissionControl::default())),
+        HttpFilterKind::AdaptiveConcurrency(Some(adaptive)),
+    ];
+    let named = kinds.into_iter().enumerate().map(|(place, kind)| HttpFilter { name: place.to_string(), kind });
+    Arc::make_mut(&mut snapshot.listener).filters = named.collect();
+    let source = FixedSource::of(TARGET, snapshot);
+    let client = Client::builder(source).throttling(2.0, Duration::from_secs(120)).build();
+    let mut held = None;
+    for (tokens, in_flight) in [(3, 0), (2, 1)] {
+        if in_flight > 0 {
+            server.behave(Behaviour::Stall);
+            held = Some(client.send(get("/")).await.unwrap());
+        }
+        let explained = loop {
+            let explained = client.explain(&Request::get(format!("http://{TARGET}/")).body(()).unwrap());
+            if explained.route.is_some() {
+                break explained;
+            }
+            tokio::task::yield_now().await;
+        };
+        let told = serde_json::to_value(&explained.filters).unwrap();
+        let meant: Vec<_> = (0..2).map(|place| told[place]["fault"]["meant"].as_bool()).collect();
+        assert_eq!(meant, [Some(true), Some(false)], "{told}");
+        assert_eq!(told[2]["rate_limit"], serde_json::json!({ "tokens": tokens, "most": 3 }));
+        assert_eq!(told[4]["concurrency"], serde_json::json!({ "limit": 7, "in_flight": in_flight }));
+        let refused: Vec<_> = [3, 5].iter().map(|place| told[*place]["throttling"]["refused"].as_u64()).collect();
+        assert!(refused.iter().all(Option::is_some), "{told}");
+        assert_eq!(explained.mirrors.len(), 1);
+        assert_eq!((explained.mirrors[0].share.get(), explained.mirrors[0].cluster.name.as_str()), (250_000, "copies"));
+    }
+    drop(held);
+}
+
+#[tokio::test]
+async fn throttling_by_the_sre_books_rule_leaves_a_healthy_destination_alone() {
+    let server = EchoServer::start("one").await;
+    let source = FixedSource::of(TARGET, policy::snapshot_of(cluster("test"), [server.endpoint()]));
+    let client = Client::builder(source).throttling(2.0, Duration::from_secs(120)).build();
+    for _ in 0..100 {
+        assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+    }
+    assert_eq!(server.requests(), 100);
 }
 
 #[tokio::test]

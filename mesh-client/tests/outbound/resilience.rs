@@ -6,25 +6,26 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use http::{Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use mesh_client::{Cause, Client, Error, Io};
+use mesh_core::context::{RequestContext, scope};
 use mesh_core::error::{BoxError, Code, Fault, Retry};
 use mesh_core::health::Standing;
 use mesh_core::policy::{
     Address, Balancer, CircuitBreakers, Cluster, ClusterState, ConnectionOptions, DropOverload, Endpoint, Endpoints,
-    FailureAccrual, Forward, HedgePolicy, Listener, OutlierDetection, PerMillion, PerMillionRatio, RetryBudget,
-    RetryOn, RetryPolicy, RouteMatch, Snapshot, UpstreamProtocol,
+    Forward, Listener, OutlierDetection, PerMillion, PerMillionRatio, RetryBudget, RetryOn, RetryPolicy, Snapshot,
+    UpstreamProtocol,
 };
-use mesh_testkit::{Behaviour, EchoServer, FixedSource, policy};
+use mesh_testkit::{Behaviour, EchoServer, FixedSource, Received, policy};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use super::{
-    TARGET, answer, client_of, cluster, dead_address, fetch, forward_with, get, later, post, prefix, read, retrying,
-    server_of, snapshot_with,
+    TARGET, answer, client_of, cluster, dead_address, fetch, forward_with, get, later, post, read, retrying, server_of,
+    snapshot_with,
 };
 
 fn http2() -> Cluster {
@@ -117,11 +118,12 @@ async fn connections_that_close_in_a_row_before_a_request_goes_out_do_not_lose_i
 }
 
 #[tokio::test]
-async fn an_idempotent_request_whose_http2_connection_breaks_goes_elsewhere_and_pays() {
+async fn a_request_whose_http2_connection_breaks_goes_elsewhere_if_policy_says_so_and_pays() {
     let round_robin = Cluster { balancer: Balancer::RoundRobin, ..http2() };
-    for (budget, answered) in [(None, true), (Some(0), false)] {
+    let told = || Some(retrying(1, RetryOn { reset: true, ..RetryOn::default() }));
+    for (retry, budget, answered) in [(told(), None, true), (told(), Some(0), false), (None, None, false)] {
         let (one, other) = (EchoServer::start("one").await, EchoServer::start("other").await);
-        let snapshot = snapshot_with(forward_with(None), round_robin.clone(), &[&one, &other]);
+        let snapshot = snapshot_with(forward_with(retry), round_robin.clone(), &[&one, &other]);
         let (client, _) = client_of(budgeted(snapshot, budget));
         for _ in 0..4 {
             fetch(&client, "/").await.unwrap();
@@ -140,39 +142,81 @@ async fn an_idempotent_request_whose_http2_connection_breaks_goes_elsewhere_and_
     }
 }
 
+/// Sends a request for whose connection the server has an end as it comes, over a connection that served before. Gives
+/// whether it was answered, and those that the server saw.
+async fn meets_the_end(client: &Client, server: &EchoServer, served: RequestContext) -> (bool, Vec<Received>) {
+    fetch(client, "/").await.unwrap();
+    let before = server.received().len();
+    server.script([Behaviour::CloseConnection]);
+    let answer = scope(served.into(), async { fetch(client, "/").await }).await;
+    answer.as_ref().err().iter().for_each(|error| assert_eq!(error.code(), Code::CONNECTION_LOST, "{error}"));
+    (answer.is_ok(), server.received().split_off(before))
+}
+
+fn served(retried: bool) -> RequestContext {
+    let mut context = RequestContext::from_headers(&HeaderMap::new(), || 7);
+    context.retried = retried;
+    context
+}
+
+/// RFC 9112, section 9.3.1: over HTTP/1.1 it cannot be told from a connection that closed while nobody used it.
 #[tokio::test]
-async fn a_request_that_may_go_again_and_has_nowhere_to_go_costs_the_budget_nothing() {
-    let late = HedgePolicy { initial_requests: 1, additional_request: PerMillion::NONE, on_per_try_timeout: true };
-    for hedge in [None, Some(late)] {
-        let (barred, other) = (EchoServer::start("barred").await, EchoServer::start("other").await);
-        let minute = Duration::from_secs(60);
-        let accrual =
-            FailureAccrual { max_failures: 1, min_penalty: minute, max_penalty: minute, ..FailureAccrual::default() };
-        let touchy = Cluster { accrual: Some(accrual), ..http2() };
-        let retry = || Some(retrying(1, RetryOn { retriable_4xx: true, ..RetryOn::default() }));
-        let to_other = Forward { retry: retry(), ..Forward::to("other".into()) };
-        let mut routes = policy::routes([
-            policy::forward(prefix("/other"), to_other),
-            policy::forward(RouteMatch::any(), Forward { hedge: hedge.clone(), ..forward_with(retry()) }),
-        ]);
-        // One retry from the third request on, and none more before the sixth.
-        let share = PerMillionRatio(340_000);
-        routes.retry_budget = Some(RetryBudget { retry_ratio: share, min_retries_per_second: 0, ttl: minute });
-        let clusters = [(touchy, vec![barred.endpoint()]), (cluster("other"), vec![other.endpoint()])];
-        let (client, _) = client_of(policy::snapshot(routes, clusters));
-        for _ in 0..2 {
-            fetch(&client, "/").await.unwrap();
+async fn what_goes_again_as_its_kept_connection_closes_is_a_retry_made_once_and_never_for_a_retry() {
+    let server = EchoServer::start("one").await;
+    let no_attempts = || Some(retrying(0, RetryOn { reset: true, ..RetryOn::default() }));
+    let other_wish = || Some(retrying(1, on_503()));
+    for (retry, budget, retried, again) in [
+        (None, None, false, true),
+        (other_wish(), Some(10), false, true),
+        // It has to be paid for.
+        (None, Some(0), false, false),
+        // Nobody retries for who is a retry.
+        (None, None, true, false),
+        (other_wish(), None, true, false),
+        // Policy says that there are none.
+        (no_attempts(), None, false, false),
+    ] {
+        let case = format!("{retry:?}, {budget:?}, {retried}");
+        let snapshot = snapshot_with(forward_with(retry), cluster("test"), &[&server]);
+        let (client, _) = client_of(budgeted(snapshot, budget));
+        let (answered, seen) = meets_the_end(&client, &server, served(retried)).await;
+        assert_eq!((answered, seen.len()), (again, 1 + usize::from(again)), "{case}");
+        assert_eq!(seen[0].headers.contains_key("mesh-retried"), retried, "{case}");
+        assert!(!again || seen[1].headers.contains_key("mesh-retried"), "those further down are told: {case}");
+    }
+    // Once: the fresh connection that closes as well is an answer. It was counted as a try.
+    let (client, _) = client_of(snapshot_with(forward_with(None), cluster("test"), &[&server]));
+    fetch(&client, "/").await.unwrap();
+    server.script([Behaviour::CloseConnection; 2]);
+    let error = fetch(&client, "/").await.unwrap_err();
+    assert_eq!((error.code(), error.attempts()), (Code::CONNECTION_LOST, 2), "{error}");
+    // A breaker that has no place for a retry has none for this one.
+    let none = CircuitBreakers { max_retries: Some(0), ..CircuitBreakers::default() };
+    let (client, _) =
+        client_of(snapshot_with(forward_with(None), Cluster { breaker: none, ..cluster("test") }, &[&server]));
+    assert!(!meets_the_end(&client, &server, served(false)).await.0);
+}
+
+#[tokio::test]
+async fn what_goes_again_as_its_kept_connection_closes_takes_its_retry_out_of_the_budget() {
+    let server = EchoServer::start("one").await;
+    // One retry from the third request on, and none more before the sixth.
+    let mut snapshot = snapshot_with(forward_with(Some(retrying(1, on_503()))), cluster("test"), &[&server]);
+    let mut routes = (*snapshot.routes).clone();
+    let (retry_ratio, ttl) = (PerMillionRatio(340_000), Duration::from_secs(60));
+    routes.retry_budget = Some(RetryBudget { retry_ratio, min_retries_per_second: 0, ttl });
+    snapshot.routes = routes.into();
+    for (closes, status) in [(true, 503), (false, 200)] {
+        let (client, _) = client_of(snapshot.clone());
+        fetch(&client, "/").await.unwrap();
+        fetch(&client, "/").await.unwrap();
+        if closes {
+            server.script([Behaviour::CloseConnection]);
         }
-        // Its connection breaks, which bars the only place where it may go.
-        barred.script([Behaviour::CloseConnection]);
-        let lost = fetch(&client, "/").await.unwrap_err();
-        assert_eq!((lost.code(), barred.requests()), (Code::CONNECTION_LOST, 3), "{hedge:?}: {lost}");
-        // Control: the budget has that retry still, and no other.
-        for (status, seen) in [(200, 2), (409, 3)] {
-            other.script([Behaviour::Status(409)]);
-            assert_eq!(fetch(&client, "/other").await.unwrap().status(), status, "{hedge:?}");
-            assert_eq!(other.requests(), seen, "{hedge:?}");
-        }
+        fetch(&client, "/").await.unwrap();
+        server.script([Behaviour::Status(503)]);
+        assert_eq!(fetch(&client, "/").await.unwrap().status(), status);
+        server.script([]);
     }
 }
 
@@ -214,17 +258,17 @@ const METHODS: [(Method, bool); 8] = [
 ];
 
 /// RFC 9110, section 9.2.2: where nobody wrote a retry policy, what the server may have worked on is sent again only if
-/// its method allows that.
+/// its method allows that, and only over HTTP/1.1, where it may as well not have been looked at.
 #[tokio::test]
 async fn what_may_have_been_seen_is_sent_again_by_its_method_unless_a_policy_says_otherwise() {
     let server = EchoServer::start("one").await;
     let told = RetryOn { reset: true, ..on_503() };
-    for cluster in [cluster("test"), http2()] {
+    for (cluster, is_http2) in [(cluster("test"), false), (http2(), true)] {
         let with = |policy| client_of(snapshot_with(forward_with(Some(policy)), cluster.clone(), &[&server])).0;
         let (default, told) = (with(RetryPolicy::istio_default()), with(retrying(1, told.clone())));
         for (method, idempotent) in METHODS {
             // The connection breaks after the request went out.
-            for (client, again) in [(&default, idempotent), (&told, true)] {
+            for (client, again) in [(&default, idempotent && !is_http2), (&told, true)] {
                 fetch(client, "/").await.unwrap();
                 server.script([Behaviour::CloseConnection]);
                 let want = if again { (Ok(200), 2) } else { (Err(Code::CONNECTION_LOST), 1) };

@@ -17,11 +17,11 @@ use mesh_core::policy::{
 };
 use mesh_core::telemetry::Metrics;
 use mesh_testkit::clock::pass;
-use mesh_testkit::{CertificateSpec, EchoServer, FixedSource, RawServer, TestCa, crypto, policy};
+use mesh_testkit::{Behaviour, CertificateSpec, EchoServer, FixedSource, RawServer, TestCa, crypto, policy};
 use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
-use super::{TARGET, client_of, cluster, dead_address, fetch, retrying};
+use super::{TARGET, client_of, cluster, dead_address, fetch, get, retrying};
 
 const MYSQL: &str = "spiffe://cluster.local/ns/default/sa/mysql";
 
@@ -55,8 +55,9 @@ async fn greeted(client: &Client) -> Result<String, Error> {
 /// Connections open and requests in flight, of all clusters.
 fn gauges(client: &Client) -> (u32, u32) {
     let clusters = client.dump().destinations.into_iter().flat_map(|destination| destination.clusters);
-    clusters
-        .fold((0, 0), |(open, requests), one| (open + one.open_connections, requests + one.default_priority.requests))
+    clusters.fold((0, 0), |(open, busy), one| {
+        (open + one.open_connections, busy + one.endpoints.iter().map(|endpoint| endpoint.in_flight).sum::<u32>())
+    })
 }
 
 /// What was counted: flag, destination workload's service, and opened, closed, sent, received.
@@ -416,15 +417,20 @@ async fn a_connection_outlives_its_endpoint_and_new_ones_go_elsewhere() {
 }
 
 #[tokio::test]
-async fn requests_and_raw_connections_share_a_clusters_counters() {
+async fn a_raw_connection_is_no_request_to_circuit_breakers() {
     let server = EchoServer::start("one").await;
     let mut limited = cluster("test");
     limited.breaker.max_requests = Some(1);
     let (client, _) = client_of(raw(limited, &[server.endpoint()], 1));
-    let connection = client.connect(TARGET).await.unwrap();
+    let open = [client.connect(TARGET).await.unwrap(), client.connect(TARGET).await.unwrap()];
+    assert_eq!(client.dump().destinations[0].clusters[0].default_priority.requests, 0);
+    server.script([Behaviour::Stall]);
+    let answer = client.send(get("/")).await.unwrap();
+    // The control: a request is one until its answer has ended.
     assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::BREAKER_OPEN);
-    drop(connection);
+    drop((answer, open));
     assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+    assert_eq!(gauges(&client).1, 0);
 }
 
 #[tokio::test]

@@ -1,20 +1,25 @@
 //! Mutual TLS fails closed.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use mesh_client::{Client, ClientBuilder};
-use mesh_core::error::{Code, Fault};
+use mesh_client::{Client, ClientBuilder, Io};
+use mesh_core::error::{Code, Fault, Retry};
 use mesh_core::id::TrustDomain;
 use mesh_core::identity::{Identity, TrustBundle, TrustBundles};
 use mesh_core::policy::{
-    Cluster, ConnectionOptions, EndpointMetadata, Instances, MeshTls, OriginatedTls, RootsTls, StringMatcher,
+    Address, Cluster, ConnectionOptions, EndpointMetadata, Instances, MeshTls, OriginatedTls, RootsTls, StringMatcher,
     UpstreamProtocol, UpstreamTls,
 };
 use mesh_core::source::{Identities, Watched};
 use mesh_testkit::{Behaviour, CertificateSpec, EchoServer, FixedSource, TestCa, clock, crypto, policy};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{TARGET, cluster, fetch, server_of};
+use super::{TARGET, cluster, fetch, post, server_of};
 
 const REVIEWS: &str = "spiffe://cluster.local/ns/default/sa/reviews";
 
@@ -118,6 +123,70 @@ async fn a_server_that_refuses_our_certificate_is_told_as_a_tls_failure() {
     let error = fetch(&client, "/").await.unwrap_err();
     assert_eq!(error.code(), Code::TLS_HANDSHAKE, "{error}");
     assert_eq!(server.requests(), 0);
+}
+
+/// A connection whose encrypted bytes go out broken from a moment on: the peer answers that with an alert.
+struct Spoiled {
+    io: tokio::net::TcpStream,
+    spoils: Arc<AtomicBool>,
+}
+
+impl AsyncRead for Spoiled {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Spoiled {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let mut buf = buf.to_vec();
+        if self.spoils.load(Ordering::Relaxed) {
+            *buf.last_mut().unwrap() ^= 1;
+        }
+        Pin::new(&mut self.io).poll_write(cx, &buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+/// Control: `a_server_that_refuses_our_certificate_is_told_as_a_tls_failure`, whose alert comes over a fresh connection.
+#[tokio::test]
+async fn an_alert_over_a_connection_that_served_before_is_a_connection_lost() {
+    let ca = TestCa::new();
+    let server = EchoServer::start_mtls("reviews", &ca.identity("default", "reviews")).await;
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let mut secure = policy::mtls_cluster("test", &[REVIEWS]);
+        secure.connection = ConnectionOptions { protocol, ..ConnectionOptions::default() };
+        let spoils = Arc::<AtomicBool>::default();
+        let spoiling = spoils.clone();
+        let connect = move |address: Address| {
+            let spoils = spoiling.clone();
+            async move {
+                let Address::Socket(address) = address else { unreachable!("it is one") };
+                let io = tokio::net::TcpStream::connect(address).await?;
+                Ok(Box::new(Spoiled { io, spoils }) as Box<dyn Io>)
+            }
+        };
+        let client = builder(secure, &server).identity(ca.watched("default", "web")).connector(connect).build();
+        assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+        spoils.store(true, Ordering::Relaxed);
+        let error = client.send(post("/", "pay")).await.unwrap_err();
+        // It may have been seen: nobody may take it for unsent.
+        assert_eq!((error.code(), error.retry()), (Code::CONNECTION_LOST, Retry::Unsafe), "{protocol:?}: {error}");
+        let mut source = std::error::Error::source(&error);
+        let mut told = String::new();
+        while let Some(error) = source {
+            told += &error.to_string();
+            source = error.source();
+        }
+        assert!(told.contains("alert"), "{protocol:?}: {told}");
+    }
 }
 
 #[tokio::test]

@@ -230,7 +230,7 @@ fn root_uri(domain: &TrustDomain) -> String {
 }
 
 /// Checks that a certificate may sign and is of the trust domain, if it names one.
-fn check_authority(certificate: &CertificateDer<'_>, domain: &TrustDomain) -> Result<(), String> {
+pub(super) fn check_authority(certificate: &CertificateDer<'_>, domain: &TrustDomain) -> Result<(), String> {
     let (_, cert) = X509Certificate::from_der(certificate).map_err(|e| format!("it cannot be read: {e}"))?;
     if !cert.is_ca() {
         return Err("it may not sign certificates (cA is false)".to_owned());
@@ -243,7 +243,10 @@ fn check_authority(certificate: &CertificateDer<'_>, domain: &TrustDomain) -> Re
         if let GeneralName::URI(uri) = name
             && *uri != root_uri(domain)
         {
-            return Err(format!("it is for {uri}, not for the trust domain {domain}; use another state directory"));
+            return Err(format!(
+                "it is for {uri}, not for the trust domain {domain}; its place is the state directory, or the entry of a \
+                 bundle map, of that one"
+            ));
         }
     }
     Ok(())

@@ -5,6 +5,7 @@
 //! looked at. Who the requester is comes from [`JoinTokens`], from a [`TokenReviewer`] or from the certificate it has.
 //! Refuses to know transports.
 
+mod federation;
 mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -21,6 +22,7 @@ mod service;
 mod token;
 mod trust;
 
+pub(crate) use self::federation::Federation;
 pub use self::files::FilesError;
 pub(crate) use self::joined::is_marked as is_joined;
 pub(crate) use self::material::not_after;
@@ -30,7 +32,7 @@ pub use self::review::{
 };
 pub use self::rotate::{RootRotation, RotateError, RotationState, RotationStep};
 pub(crate) use self::service::CertificateService;
-pub use self::token::{JoinClaims, JoinTokens, MAX_TOKEN_TTL, MintError, TokenRefused};
+pub use self::token::{JoinClaims, JoinTokens, MAX_TOKEN_TTL, MintError, TokenRefused, TokenUse};
 pub(crate) use self::trust::TrustService;
 
 use std::path::{Path, PathBuf};
@@ -270,13 +272,14 @@ impl CertificateAuthority {
         self.material.load_full().bundle.clone()
     }
 
-    /// The same as members are told of it.
+    /// The same as members are told of it; of other trust domains it knows nothing.
     pub(crate) fn watched_bundle(&self) -> WatchedBundle {
         let material = self.material.load_full();
         WatchedBundle {
             trust_domain: self.domain.to_string(),
             roots: material.roots_pem.clone(),
             revocation_lists: material.bundle.revocation_lists().to_vec(),
+            federated: Vec::new(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The public key of a signing request: all that is taken from one.
 
+use aws_lc_rs::digest;
 use rcgen::{PublicKeyData, SignatureAlgorithm, SubjectPublicKeyInfo};
 use rustls_pki_types::CertificateSigningRequestDer;
 use rustls_pki_types::pem::PemObject;
@@ -62,6 +63,12 @@ impl RequestedKey {
         }
         csr.verify_signature().map_err(|_| CsrRefused::Signature)?;
         Ok(Self(key))
+    }
+
+    /// SHA-256 of the public key as a certificate has it (SubjectPublicKeyInfo).
+    pub(super) fn fingerprint(&self) -> [u8; digest::SHA256_OUTPUT_LEN] {
+        let digest = digest::digest(&digest::SHA256, &self.0.subject_public_key_info());
+        digest.as_ref().try_into().expect("SHA-256 has this length")
     }
 }
 

@@ -13,7 +13,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use super::limit::IssueLimit;
-use super::{CertificateAuthority, JoinClaims, JoinTokens, RequestedKey, ServiceAccountTokens};
+use super::{CertificateAuthority, Federation, JoinClaims, JoinTokens, RequestedKey, ServiceAccountTokens, TokenUse};
 use crate::runtime::Peer;
 
 /// Questions to the cluster at once; whoever comes next waits. Anybody may send what looks like a token.
@@ -24,6 +24,7 @@ const ANSWER: Duration = Duration::from_secs(15);
 /// The certificate service.
 pub(crate) struct CertificateService {
     authority: Arc<CertificateAuthority>,
+    federation: Arc<Federation>,
     tokens: Arc<JoinTokens>,
     accounts: Option<ServiceAccountTokens>,
     reviews: Semaphore,
@@ -44,10 +45,12 @@ impl CertificateService {
     /// Service account tokens are taken if somebody reviews them.
     pub(crate) fn new(
         authority: Arc<CertificateAuthority>,
+        federation: Arc<Federation>,
         tokens: Arc<JoinTokens>,
         accounts: Option<ServiceAccountTokens>,
     ) -> Self {
-        Self { authority, tokens, accounts, reviews: Semaphore::new(REVIEWS), limit: IssueLimit::default() }
+        let (reviews, limit) = (Semaphore::new(REVIEWS), IssueLimit::default());
+        Self { authority, federation, tokens, accounts, reviews, limit }
     }
 
     pub(crate) fn into_server(self) -> IstioCertificateServiceServer<Self> {
@@ -56,7 +59,7 @@ impl CertificateService {
 
     /// A token, if one is shown, speaks for its bearer. With a certificate beside it, as a renewal has that proves the
     /// pod once more, both must name the same.
-    async fn proof(&self, peer: &Peer, metadata: &MetadataMap) -> Result<Proof, Status> {
+    async fn proof(&self, peer: &Peer, metadata: &MetadataMap, key: &RequestedKey) -> Result<Proof, Status> {
         let Some(authorization) = metadata.get("authorization") else {
             return match peer.caller.identity() {
                 Some(id) if self.accounts.is_some() && !peer.joined => Err(Status::unauthenticated(format!(
@@ -76,7 +79,7 @@ impl CertificateService {
         let token = token.trim();
         match self.accounts.as_ref().filter(|_| ServiceAccountTokens::looks_like_one(token)) {
             None => {
-                let claims = self.tokens.verify(token).map_err(|e| Status::unauthenticated(e.to_string()))?;
+                let claims = self.tokens.verify(token, key).map_err(|e| Status::unauthenticated(e.to_string()))?;
                 Ok(Proof::Token(claims))
             }
             Some(accounts) => {
@@ -101,7 +104,7 @@ impl CertificateService {
     ) -> Result<Vec<String>, Status> {
         // First, and before a token is used up: a broken request must cost neither that nor a question to the cluster.
         let key = RequestedKey::from_csr_pem(&request.csr).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let proof = self.proof(peer, metadata).await?;
+        let proof = self.proof(peer, metadata, &key).await?;
         let (id, how, claims, joined) = match proof {
             Proof::Certificate(id) => (id, "certificate", None, peer.joined),
             Proof::Account(id) => (id, "service account token", None, false),
@@ -115,9 +118,13 @@ impl CertificateService {
         if !self.limit.take(&id, self.authority.now()) {
             return Err(Status::resource_exhausted(format!("{id} asks for too many certificates; try again later")));
         }
-        if let Some(claims) = claims {
-            self.tokens.consume(&claims).map_err(|e| Status::unauthenticated(e.to_string()))?;
-        }
+        let again = match claims {
+            Some(claims) => {
+                let used = self.tokens.consume(&claims, &key).map_err(|e| Status::unauthenticated(e.to_string()))?;
+                used == TokenUse::Again
+            }
+            None => false,
+        };
         // Zero and less mean "as you like".
         let wished = u64::try_from(request.validity_duration).ok().filter(|s| *s > 0).map(Duration::from_secs);
         let issued = match joined {
@@ -126,7 +133,7 @@ impl CertificateService {
         };
         let issued = issued.map_err(|e| Status::permission_denied(e.to_string()))?;
         tracing::info!(
-            target: "mesh::ca", %id, proof = how, peer = %peer, serial = %issued.serial,
+            target: "mesh::ca", %id, proof = how, again, peer = %peer, serial = %issued.serial,
             not_after = issued.not_after, "certificate issued"
         );
         Ok(issued.chain_pem)
@@ -145,12 +152,65 @@ impl IstioCertificateService for CertificateService {
         match issued.unwrap_or_else(late) {
             Ok(cert_chain) => {
                 let revocation_lists = self.authority.bundle().revocation_lists().to_vec();
-                Ok(Response::new(IstioCertificateResponse { cert_chain, revocation_lists }))
+                let federated = self.federation.told();
+                Ok(Response::new(IstioCertificateResponse { cert_chain, revocation_lists, federated }))
             }
             Err(status) => {
                 tracing::warn!(target: "mesh::ca", peer = %peer, reason = status.message(), "certificate refused");
                 Err(status)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use mesh_core::id::TrustDomain;
+    use tonic::Code;
+
+    use super::*;
+    use crate::ca::CertificateLife;
+    use crate::clock::Clock;
+    use crate::runtime::Caller;
+
+    fn request() -> IstioCertificateRequest {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
+        IstioCertificateRequest { csr, ..IstioCertificateRequest::default() }
+    }
+
+    /// Whoever asks again is counted as whoever asks; a stranger with the same token costs its owner nothing.
+    #[tokio::test]
+    async fn s93_a_repeat_counts_as_any_request_and_what_is_refused_does_not() {
+        let home = tempfile::tempdir().unwrap();
+        let clock = Clock::new(|| UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+        let domain = TrustDomain::new("cluster.local").unwrap();
+        let life = CertificateLife::default();
+        let authority = Arc::new(CertificateAuthority::open(home.path(), domain, life, clock.clone()).unwrap());
+        let tokens = Arc::new(JoinTokens::with_clock(home.path(), clock).unwrap());
+        let federation = Arc::new(Federation::open(authority.clone(), Vec::new));
+        let service = CertificateService::new(authority, federation, tokens.clone(), None);
+        let peer = Peer { address: ([127, 0, 0, 1], 80).into(), caller: Caller::Anonymous, joined: false };
+        let token = tokens.mint("default", "reviews", Duration::from_secs(60)).unwrap();
+        let mut metadata = MetadataMap::new();
+        metadata.insert("authorization", format!("Bearer {token}").parse().unwrap());
+        let (ours, others) = (request(), request());
+        let ask = async |request| service.issue(&peer, &metadata, request).await.map(drop).map_err(|e| e.code());
+
+        let id = "spiffe://cluster.local/ns/default/sa/reviews".parse().unwrap();
+        // Two are left.
+        let mut before = 0;
+        while before < 998 && service.limit.take(&id, service.authority.now()) {
+            before += 1;
+        }
+        assert_eq!(ask(&ours).await, Ok(()));
+        for _ in 0..10 {
+            assert_eq!(ask(&others).await, Err(Code::Unauthenticated));
+        }
+        assert_eq!(ask(&ours).await, Ok(()), "the repeat");
+        assert_eq!(ask(&ours).await, Err(Code::ResourceExhausted));
+        assert_eq!(ask(&others).await, Err(Code::Unauthenticated));
     }
 }

@@ -1,8 +1,9 @@
 //! Join tokens: how a process without a certificate proves who it may become.
 //!
 //! A token says namespace, service account and end of validity, and is signed with a key that only this
-//! state directory holds, so minting needs no server. It works once: its use is recorded as a file that
-//! only one taker can create, which holds across restarts and between processes.
+//! state directory holds, so minting needs no server. It works for one key: its use is recorded as a file
+//! that only one taker can create, which holds across restarts and between processes, and says which public key it was
+//! used for. Whoever asks again with that key, since the answer was lost, is answered again.
 //!
 //! ```text
 //! base64url({"ns":…,"sa":…,"exp":…,"nonce":…}) "." base64url(HMAC-SHA256 of the first part)
@@ -10,8 +11,9 @@
 //!
 //! Refuses to know certificates. A token is never logged.
 
+use std::fmt::Write as _;
 use std::fs;
-use std::io;
+use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,6 +24,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use mesh_core::id::{SpiffeId, TrustDomain};
 use serde::{Deserialize, Serialize};
 
+use super::RequestedKey;
 use crate::clock::Clock;
 use crate::state_dir::{StateDir, StateError, private_file, sync_dir};
 
@@ -33,7 +36,7 @@ const KEY_FILE: &str = "join-token.key";
 const KEY_LEN: usize = 32;
 const SPENT: &str = "spent-tokens";
 
-/// Mints join tokens and takes them, once each.
+/// Mints join tokens and takes them, for one key each.
 pub struct JoinTokens {
     key: hmac::Key,
     spent: PathBuf,
@@ -56,6 +59,15 @@ pub struct JoinClaims {
     nonce: String,
 }
 
+/// Whether a token was used before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenUse {
+    /// No.
+    First,
+    /// For the same key: the answer is given again.
+    Again,
+}
+
 /// Why a token is refused. The token itself is never part of the text.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -66,8 +78,8 @@ pub enum TokenRefused {
     /// Too late.
     #[error("the join token has expired; mint a new one (they live at most 10 minutes)")]
     Expired,
-    /// Used before.
-    #[error("the join token was used before; mint one for each process")]
+    /// Used before, for another key.
+    #[error("the join token was used before, for another key; mint one for each start of a process")]
     Spent,
     /// Its use could not be recorded, so it is not taken.
     #[error("the join token's use cannot be recorded: {0}")]
@@ -163,8 +175,8 @@ impl JoinTokens {
     /// Checks a token without using it up.
     ///
     /// # Errors
-    /// It is not ours or has expired.
-    pub fn verify(&self, token: &str) -> Result<JoinClaims, TokenRefused> {
+    /// It is not ours, has expired or was used before for another key than `key`.
+    pub fn verify(&self, token: &str, key: &RequestedKey) -> Result<JoinClaims, TokenRefused> {
         if token.len() > MAX_TOKEN {
             return Err(TokenRefused::NotOurs);
         }
@@ -178,39 +190,45 @@ impl JoinTokens {
             return Err(TokenRefused::Expired);
         }
         // Decided when it is used up. Looked at here so that one that was found on the way costs its owner nothing.
-        if self.record(&claims).exists() { Err(TokenRefused::Spent) } else { Ok(claims) }
+        let record = self.record(&claims);
+        if record.exists() { same_user(&record, &user(key)).map(|()| claims) } else { Ok(claims) }
     }
 
     fn record(&self, claims: &JoinClaims) -> PathBuf {
         self.spent.join(format!("{}-{}", claims.exp, claims.nonce))
     }
 
-    /// Uses a checked token up.
+    /// Uses a checked token up for `key`, for which alone it is good from now on.
     ///
     /// # Errors
-    /// It has expired since it was checked or was used before, or its use cannot be recorded.
-    pub fn consume(&self, claims: &JoinClaims) -> Result<(), TokenRefused> {
+    /// It has expired since it was checked or was used before for another key, or its use cannot be recorded.
+    pub fn consume(&self, claims: &JoinClaims, key: &RequestedKey) -> Result<TokenUse, TokenRefused> {
         self.forget_expired();
         // Time has passed since it was checked.
         if claims.exp <= self.clock.unix_seconds() {
             return Err(TokenRefused::Expired);
         }
-        match private_file().create_new(true).write(true).open(self.record(claims)) {
-            // On disk before anything is given for the token, lest a crash forgets that it was.
-            Ok(_) => sync_dir(&self.spent).map_err(TokenRefused::Record),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(TokenRefused::Spent),
-            Err(e) => Err(TokenRefused::Record(e)),
-        }
+        let (record, user) = (self.record(claims), user(key));
+        let used = match write_first(&record, &user) {
+            Ok(()) => TokenUse::First,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                same_user(&record, &user).map(|()| TokenUse::Again)?
+            }
+            Err(e) => return Err(TokenRefused::Record(e)),
+        };
+        // On disk before anything is given for the token, lest a crash forgets that it was.
+        sync_dir(&self.spent).map_err(TokenRefused::Record)?;
+        Ok(used)
     }
 
-    /// Checks a token and uses it up: of several callers with the same token one succeeds.
+    /// Checks a token and uses it up: of several callers with the same token and keys of their own one succeeds.
     ///
     /// # Errors
-    /// It is not ours, has expired or was used before, or its use cannot be recorded.
-    pub fn verify_and_consume(&self, token: &str) -> Result<JoinClaims, TokenRefused> {
-        let claims = self.verify(token)?;
-        self.consume(&claims)?;
-        Ok(claims)
+    /// It is not ours, has expired or was used before for another key, or its use cannot be recorded.
+    pub fn verify_and_consume(&self, token: &str, key: &RequestedKey) -> Result<(JoinClaims, TokenUse), TokenRefused> {
+        let claims = self.verify(token, key)?;
+        let used = self.consume(&claims, key)?;
+        Ok((claims, used))
     }
 
     /// Removes records of tokens that expired longer ago than any lives: expiry alone refuses those, though a clock be set
@@ -228,6 +246,37 @@ impl JoinTokens {
             }
         }
     }
+}
+
+/// What the record of a use says: for which public key.
+fn user(key: &RequestedKey) -> String {
+    let mut text = "spki-sha256 ".to_owned();
+    for byte in key.fingerprint() {
+        write!(text, "{byte:02x}").expect("a string takes all");
+    }
+    text.push('\n');
+    text
+}
+
+/// Whether a token that was used was used by `user`. Nobody is the user of a record that is empty, as before it said for
+/// which key, or damaged.
+fn same_user(record: &Path, user: &str) -> Result<(), TokenRefused> {
+    let mut said = Vec::with_capacity(user.len() + 1);
+    let file = fs::File::open(record).map_err(TokenRefused::Record)?;
+    file.take(user.len() as u64 + 1).read_to_end(&mut said).map_err(TokenRefused::Record)?;
+    if said == user.as_bytes() { Ok(()) } else { Err(TokenRefused::Spent) }
+}
+
+/// Writes a record whole, unless there is one.
+fn write_first(record: &Path, user: &str) -> io::Result<()> {
+    // Named as a record, so that what a crash leaves is removed with them.
+    let fresh = record.with_extension(format!("{:016x}", fastrand::Rng::new().u64(..)));
+    let mut file = private_file().create_new(true).write(true).open(&fresh)?;
+    // A hard link fails where a rename would replace.
+    let written = file.write_all(user.as_bytes()).and_then(|()| file.sync_all());
+    let linked = written.and_then(|()| fs::hard_link(&fresh, record));
+    let removed = fs::remove_file(&fresh);
+    linked.and(removed)
 }
 
 impl JoinClaims {
@@ -249,110 +298,4 @@ impl std::fmt::Debug for JoinTokens {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicU64, Ordering};
-    use std::time::UNIX_EPOCH;
-
-    use super::*;
-
-    fn at(seconds: u64) -> (Arc<AtomicU64>, Clock) {
-        let now = Arc::new(AtomicU64::new(seconds));
-        let read = now.clone();
-        (now, Clock::new(move || UNIX_EPOCH + Duration::from_secs(read.load(Ordering::SeqCst))))
-    }
-
-    const MINUTE: Duration = Duration::from_secs(60);
-
-    #[test]
-    fn s93_a_token_works_once_even_across_a_restart() {
-        let home = tempfile::tempdir().unwrap();
-        let (_, clock) = at(1_000);
-        let tokens = JoinTokens::with_clock(home.path(), clock.clone()).unwrap();
-        let token = tokens.mint("default", "reviews", MINUTE).unwrap();
-        let claims = tokens.verify_and_consume(&token).unwrap();
-        assert_eq!((claims.namespace(), claims.service_account()), ("default", "reviews"));
-        assert!(matches!(tokens.verify_and_consume(&token), Err(TokenRefused::Spent)));
-        let restarted = JoinTokens::with_clock(home.path(), clock).unwrap();
-        assert!(matches!(restarted.verify_and_consume(&token), Err(TokenRefused::Spent)));
-    }
-
-    #[test]
-    fn s93_of_many_takers_at_once_one_succeeds() {
-        let home = tempfile::tempdir().unwrap();
-        let tokens = JoinTokens::with_clock(home.path(), at(1_000).1).unwrap();
-        let token = tokens.mint("default", "reviews", MINUTE).unwrap();
-        let taken: usize = std::thread::scope(|scope| {
-            let takers: Vec<_> = (0..8).map(|_| scope.spawn(|| tokens.verify_and_consume(&token).is_ok())).collect();
-            takers.into_iter().map(|taker| usize::from(taker.join().unwrap())).sum()
-        });
-        assert_eq!(taken, 1);
-    }
-
-    #[test]
-    fn s87_expired_forged_and_foreign_tokens_are_refused() {
-        let (home, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let (now, clock) = at(1_000);
-        let tokens = JoinTokens::with_clock(home.path(), clock.clone()).unwrap();
-        let token = tokens.mint("default", "reviews", MINUTE).unwrap();
-
-        let foreign = JoinTokens::with_clock(elsewhere.path(), clock).unwrap();
-        assert!(matches!(foreign.verify(&token), Err(TokenRefused::NotOurs)));
-
-        let (payload, tag) = token.split_once('.').unwrap();
-        let claims = String::from_utf8(BASE64URL.decode(payload).unwrap()).unwrap();
-        let forged = BASE64URL.encode(claims.replace("reviews", "admin"));
-        for bad in [format!("{forged}.{tag}"), format!("{payload}."), payload.to_owned(), String::new(), "a.b.c".into()]
-        {
-            assert!(matches!(tokens.verify(&bad), Err(TokenRefused::NotOurs)), "{bad}");
-        }
-
-        assert!(tokens.verify(&token).is_ok());
-        now.store(1_060, Ordering::SeqCst);
-        assert!(matches!(tokens.verify(&token), Err(TokenRefused::Expired)));
-    }
-
-    #[test]
-    fn s93_a_token_is_not_taken_at_its_last_second_by_somebody_who_checked_it_before() {
-        let home = tempfile::tempdir().unwrap();
-        let (now, clock) = at(1_000);
-        let tokens = JoinTokens::with_clock(home.path(), clock).unwrap();
-        let token = tokens.mint("default", "reviews", MINUTE).unwrap();
-        let (first, second) = (tokens.verify(&token).unwrap(), tokens.verify(&token).unwrap());
-        tokens.consume(&first).unwrap();
-        now.store(1_060, Ordering::SeqCst);
-        assert!(matches!(tokens.consume(&second), Err(TokenRefused::Expired)));
-        // Nor if the clock is set back afterwards, which makes the token good again.
-        tokens.forget_expired();
-        now.store(1_059, Ordering::SeqCst);
-        assert!(matches!(tokens.verify(&token), Err(TokenRefused::Spent)));
-        assert!(matches!(tokens.consume(&second), Err(TokenRefused::Spent)));
-    }
-
-    #[test]
-    fn life_is_cut_to_ten_minutes_and_records_are_dropped_after_it() {
-        let home = tempfile::tempdir().unwrap();
-        let (now, clock) = at(1_000);
-        let tokens = JoinTokens::with_clock(home.path(), clock).unwrap();
-        let token = tokens.mint("default", "reviews", Duration::from_secs(86_400)).unwrap();
-        tokens.verify_and_consume(&token).unwrap();
-        assert_eq!(fs::read_dir(&tokens.spent).unwrap().count(), 1);
-        now.store(1_600, Ordering::SeqCst);
-        assert!(matches!(tokens.verify(&token), Err(TokenRefused::Expired)));
-        now.store(2_199, Ordering::SeqCst);
-        tokens.forget_expired();
-        assert_eq!(fs::read_dir(&tokens.spent).unwrap().count(), 1);
-        now.store(2_200, Ordering::SeqCst);
-        tokens.forget_expired();
-        assert_eq!(fs::read_dir(&tokens.spent).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn names_that_make_no_identity_are_not_minted() {
-        let home = tempfile::tempdir().unwrap();
-        let tokens = JoinTokens::with_clock(home.path(), at(1_000).1).unwrap();
-        for (namespace, account) in [("", "a"), ("a/b", "c"), ("a", ".."), ("a", "b c")] {
-            assert!(tokens.mint(namespace, account, MINUTE).is_err(), "{namespace:?} {account:?}");
-        }
-    }
-}
+mod tests;

@@ -20,7 +20,7 @@ use mesh_core::id::{InvalidSpiffeId, SpiffeId, TrustDomain};
 use mesh_core::source::WatchedIdentity;
 use rustls::crypto::CryptoProvider;
 
-use crate::ca::{CertificateAuthority, CertificateLife, JoinTokens, ServiceAccountTokens};
+use crate::ca::{CertificateAuthority, CertificateLife, Federation, JoinTokens, ServiceAccountTokens};
 use crate::clock::Clock;
 use crate::jwks::{FetchOptions, RootsError};
 use crate::model::AccessPolicy;
@@ -37,6 +37,7 @@ pub struct ControlPlane {
     debug_address: Option<SocketAddr>,
     insecure_address: Option<SocketAddr>,
     authority: Arc<CertificateAuthority>,
+    federation: Arc<Federation>,
     tokens: Arc<JoinTokens>,
     registry: Arc<Registry>,
     state: StateDir,
@@ -151,7 +152,7 @@ impl ControlPlane {
     /// The names make no SPIFFE ID, or the authority cannot sign.
     pub fn identity(&self, namespace: &str, service_account: &str) -> Result<WatchedIdentity, StartError> {
         let id = SpiffeId::for_service_account(self.authority.trust_domain(), namespace, service_account)?;
-        Ok(runtime::identity(self.authority.clone(), id, self.crypto.clone())?)
+        Ok(runtime::identity(self.authority.clone(), self.federation.clone(), id, self.crypto.clone())?)
     }
 
     /// Mints and takes join tokens of this control plane.

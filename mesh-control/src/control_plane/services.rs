@@ -6,11 +6,12 @@ use mesh_core::drain::DrainWatch;
 use mesh_core::source::Watched;
 use tonic::service::Routes;
 
-use crate::ca::{CertificateAuthority, CertificateService, JoinTokens, ServiceAccountTokens, TrustService};
+use crate::ca::{CertificateAuthority, CertificateService, Federation, JoinTokens, ServiceAccountTokens, TrustService};
 use crate::debug::{self, Debug};
 use crate::finding::Finding;
 use crate::jwks::Keys;
 use crate::load::{LoadBook, LoadService};
+use crate::model::Model;
 use crate::registry::{AnnounceService, Registry};
 use crate::runtime::ServerCertificate;
 use crate::xds::{AggregatedService, Cache, Limits, Nodes};
@@ -18,9 +19,11 @@ use crate::xds::{AggregatedService, Cache, Limits, Nodes};
 /// What the services of a control plane share.
 pub(super) struct Services {
     pub(super) authority: Arc<CertificateAuthority>,
+    pub(super) federation: Arc<Federation>,
     pub(super) tokens: Arc<JoinTokens>,
     pub(super) accounts: Option<ServiceAccountTokens>,
     pub(super) registry: Arc<Registry>,
+    pub(super) model: Watched<Model>,
     pub(super) cache: Arc<Cache>,
     pub(super) findings: Watched<Vec<Finding>>,
     pub(super) keys: Watched<Keys>,
@@ -34,13 +37,15 @@ pub(super) struct Services {
 impl Services {
     /// The TLS port: everything a mesh member needs.
     pub(super) fn mesh(&self) -> axum::Router {
-        let (authority, drain) = (self.authority.clone(), self.drain.clone());
-        let certificates = CertificateService::new(authority.clone(), self.tokens.clone(), self.accounts.clone());
-        let registration = AnnounceService { registry: self.registry.clone(), drain: self.drain.clone() };
+        let (authority, federation, drain) = (self.authority.clone(), self.federation.clone(), self.drain.clone());
+        let (tokens, accounts) = (self.tokens.clone(), self.accounts.clone());
+        let certificates = CertificateService::new(authority.clone(), federation.clone(), tokens, accounts);
+        let (registry, model) = (self.registry.clone(), self.model.clone());
+        let registration = AnnounceService { registry, model, drain: self.drain.clone() };
         Routes::new(self.xds())
             .add_service(self.load().into_server())
             .add_service(certificates.into_server())
-            .add_service(TrustService { authority, drain }.into_server())
+            .add_service(TrustService { authority, federation, drain }.into_server())
             .add_service(registration.into_server())
             .into_axum_router()
     }

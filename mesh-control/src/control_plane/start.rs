@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::services::Services;
 use super::{Builder, ControlPlane, StartError};
-use crate::ca::{CertificateAuthority, JoinTokens};
+use crate::ca::{CertificateAuthority, Federation, JoinTokens};
 use crate::jwks::{Fetch, Refresh};
 use crate::model::Model;
 use crate::registry::{self, Registry};
@@ -23,6 +23,7 @@ use crate::source::Limits;
 use crate::source::directory::{self, Directory};
 use crate::source::kept::Kept;
 use crate::state_dir::{StateDir, StateError};
+use crate::translate::own_names;
 
 impl Builder {
     /// Starts on the current Tokio runtime. Manifests that are wrong do not keep it from starting: they
@@ -44,17 +45,22 @@ impl Builder {
         let known = registry::load(&state);
         let registry = Arc::new(Registry::new(known, self.registration_grace, Instant::now()));
         let (directory, model) = self.model(&state)?;
+        let (named_by, options) = (model.clone(), self.options.clone());
+        let own_names = move || own_names(&named_by.load(), &options);
+        let federation = Arc::new(Federation::open(authority.clone(), own_names));
         let ask = Fetch::new(self.jwks.clone(), crypto.clone())?.ask();
         let (now, kept) = (self.clock.clone(), Some(state.clone()));
         let keys = Refresh::new(model.clone(), ask, self.jwks.clone(), now, kept);
         let held = Held::load(Some(state.clone()));
-        let served = Served::new(model, registry.watch(), keys.keys(), self.options.clone(), held, &self.clock);
+        let served = Served::new(model.clone(), registry.watch(), keys.keys(), self.options.clone(), held, &self.clock);
         let (trigger, drain) = drain::channel();
         let services = Services {
             authority,
+            federation: federation.clone(),
             tokens,
             accounts: self.service_account_tokens.clone(),
             registry,
+            model,
             cache: served.cache(),
             findings: served.findings(),
             keys: keys.keys(),
@@ -76,7 +82,7 @@ impl Builder {
         let debug_address = self.open_debug(&services, &mut ports).await?;
         let background = vec![
             runtime::spawn(runtime::renew(certificate, life)),
-            runtime::spawn(runtime::follow(services.authority.clone())),
+            runtime::spawn(runtime::follow(services.authority.clone(), federation.clone())),
             runtime::spawn(registry::expire(services.registry.clone())),
             runtime::spawn(registry::save(services.registry.clone(), state.clone())),
             runtime::spawn(keys.run()),
@@ -89,6 +95,7 @@ impl Builder {
             debug_address,
             insecure_address,
             authority,
+            federation,
             tokens,
             registry,
             state,

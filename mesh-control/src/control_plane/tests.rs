@@ -13,6 +13,7 @@ use envoy_types::pb::google::protobuf::value::Kind as ValueKind;
 use envoy_types::pb::google::protobuf::{Struct, Value};
 use mesh_discovery::codec;
 use mesh_discovery::proto::registry::{AnnounceRequest, Announcement};
+use mesh_testkit::Log;
 use tempfile::TempDir;
 use tonic::Code;
 
@@ -107,6 +108,26 @@ async fn a_token_joins_once_and_the_certificate_renews_itself() {
     assert_ne!(renewed.certified().cert, identity.certified().cert);
 }
 
+/// A control plane that dies before it answers costs nobody a token, and nobody else gets anything for it.
+#[tokio::test]
+async fn s93_after_a_restart_a_used_token_is_good_for_the_key_it_was_used_for() {
+    let setup = Setup::new();
+    let request = || {
+        let key = rcgen::KeyPair::generate().unwrap();
+        rcgen::CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap()
+    };
+    let (ours, others) = (request(), request());
+    let plane = setup.start().await;
+    let token = plane.join_tokens().mint("default", "reviews", Duration::from_secs(60)).unwrap();
+    Connection::anonymous(&plane).await.certificate_for(ours.clone(), &token).await.unwrap();
+    plane.shutdown().await;
+    let plane = setup.start().await;
+    let anonymous = Connection::anonymous(&plane).await;
+    let refused = anonymous.certificate_for(others, &token).await.unwrap_err();
+    assert!(refused.code() == Code::Unauthenticated && refused.message().contains("used before"), "{refused}");
+    anonymous.certificate_for(ours, &token).await.unwrap();
+}
+
 #[tokio::test]
 async fn without_a_certificate_nothing_but_certificates_is_served() {
     let setup = Setup::new();
@@ -186,11 +207,20 @@ async fn a_changed_manifest_is_pushed() {
 
 #[tokio::test]
 async fn s82_the_scope_is_the_certificates_namespace_whatever_the_node_says() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    // Where there is but one subscriber, a place in the code that another test's thread comes by first counts as unheard.
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
+    let _listens = tracing::subscriber::set_default(subscriber);
+    let audited = |part: &str| log.text().lines().filter(|l| l.contains("mesh::audit") && l.contains(part)).count();
     let setup = Setup::new();
     setup.write("other.yaml", &SERVICE.replace("default", "other"));
     let plane = setup.start().await;
     let namespace = Value { kind: Some(ValueKind::StringValue("other".into())) };
-    let metadata = Some(Struct { fields: [("NAMESPACE".to_owned(), namespace)].into() });
+    let account = Value { kind: Some(ValueKind::StringValue("ratings".into())) };
+    let fields = [("NAMESPACE".to_owned(), namespace), ("SERVICE_ACCOUNT".to_owned(), account)];
+    let metadata = Some(Struct { fields: fields.into() });
     let node = Node { id: "sidecar~1.2.3.4~x.other~other".into(), metadata, ..Node::default() };
     // The second is the control: who is of that namespace, by its certificate, gets what is its own.
     for namespace in ["default", "other"] {
@@ -201,7 +231,37 @@ async fn s82_the_scope_is_the_certificates_namespace_whatever_the_node_says() {
         assert!(listener.contains(&format!("reviews.{namespace}.svc")), "{listener}");
         let (_, sync) = page(&plane, "localhost", "/sync").await;
         assert!(sync.contains(&format!("\"namespace\":\"{namespace}\"")), "{sync}");
+        // By the ID and by the metadata, and nothing of who says what it is.
+        let claims = audited("claimed=\"other\"");
+        assert_eq!((claims, audited("claimed=\"ratings\"")), if namespace == "default" { (2, 1) } else { (2, 2) });
     }
+    assert!(audited("what=\"account\" claimed=\"ratings\"") == 2 && audited("sa/productpage") == 4, "{}", log.text());
+    // A stream that is denied, and a change of policy.
+    assert_eq!(audited("stream denied"), 0);
+    let denied = Connection::anonymous(&plane).await.ads().await;
+    assert_eq!(denied.map(drop).unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!((audited("stream denied"), audited("peer=anonymous at 127.0.0.1")), (1, 1), "{}", log.text());
+    let policy = |spec: &str| {
+        let head =
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: shut, namespace: shop}";
+        setup.write("policy.yaml", &format!("{head}\nspec: {spec}\n"));
+    };
+    let changes = async |change: &str| {
+        let told = async {
+            while audited(change) == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), told).await.expect(change);
+        assert_eq!(audited("policy changed"), audited("kind=AuthorizationPolicy namespace=shop name=shut"), "{change}");
+    };
+    policy("{}");
+    changes("change=Added").await;
+    policy("{action: DENY, rules: [{}]}");
+    changes("change=Changed").await;
+    std::fs::remove_file(setup.manifests.path().join("policy.yaml")).unwrap();
+    changes("change=Removed").await;
+    assert_eq!(audited("policy changed"), 3, "{}", log.text());
 }
 
 #[tokio::test]
@@ -237,6 +297,26 @@ async fn announcements_for_others_are_refused_with_a_reason() {
     assert!(!answer.accepted && answer.reason.contains("namespace"), "{}", answer.reason);
     announcer.reviews(4001).await;
     assert!(page(&plane, "localhost", "/registrations").await.1.contains("127.0.0.1:4001"));
+}
+
+#[tokio::test]
+async fn a_process_that_its_services_selector_does_not_match_is_taken_in_and_told_so() {
+    let setup = Setup::new();
+    let plane = setup.start().await;
+    let mut announcer = join(&plane, "default", "reviews").await.announce().await.unwrap();
+    let announcement = |labels: &[(&str, &str)]| Announcement {
+        service: "reviews".into(),
+        service_port: 9080,
+        address: "127.0.0.1:4001".into(),
+        labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        ..Announcement::default()
+    };
+    let answer = announcer.send(AnnounceRequest::announce(announcement(&[("ap", "reviews")]))).await;
+    assert!(answer.accepted && answer.reason.contains("labels ap=reviews"), "{}", answer.reason);
+    assert!(answer.reason.contains("selector app=reviews"), "{}", answer.reason);
+    // The control.
+    let answer = announcer.send(AnnounceRequest::announce(announcement(&[("app", "reviews")]))).await;
+    assert!(answer.accepted && answer.reason.is_empty(), "{}", answer.reason);
 }
 
 #[tokio::test]
@@ -305,6 +385,49 @@ async fn a_bad_manifest_is_reported_and_the_good_ones_are_served() {
     let mut ads = join(&plane, "default", "productpage").await.ads().await.unwrap();
     ads.ask(Kind::Listener, &["reviews:9080"], None).await;
     assert_eq!(ads.expect(Kind::Listener).await.resources.len(), 1);
+}
+
+#[tokio::test]
+async fn while_a_file_could_never_be_read_no_server_is_given_a_policy_that_may_lack_its_guards() {
+    const INBOUND: &str = "xds.istio.io/grpc/lds/inbound/127.0.0.1:4001";
+    const STRICT: &str = "
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: { name: default, namespace: default }
+spec: { mtls: { mode: STRICT } }
+";
+    let setup = Setup::new();
+    setup.write("strict.yaml", &STRICT.replace("spec: {", "spec: {{"));
+    let plane = setup.start().await;
+    let mut ads = join(&plane, "default", "reviews").await.ads().await.unwrap();
+    let node = Node { user_agent_name: "mesh".into(), ..Node::default() };
+    let names = ["reviews:9080", INBOUND];
+    ads.ask(Kind::Listener, &names, Some(node)).await;
+    let response = ads.expect(Kind::Listener).await;
+    assert_eq!(response.resources.len(), 1, "what is called is not held back");
+    let [missing] = &response.resource_errors[..] else { panic!("{response:?}") };
+    let why = &missing.error_detail.as_ref().unwrap().message;
+    assert!(why.contains("strict.yaml") && why.contains("could not be read"), "{why}");
+    let (_, findings) = page(&plane, "localhost", "/findings?format=text").await;
+    assert!(findings.contains("strict.yaml") && findings.contains("no inbound policy"), "{findings}");
+    ads.acknowledge(&response, &names, None).await;
+    // It can be read: what it says holds from the beginning.
+    setup.write("strict.yaml", STRICT);
+    let response = ads.expect(Kind::Listener).await;
+    let all: Vec<_> = response.resources.iter().map(|any| codec::decode_listener(any).unwrap().value).collect();
+    assert!(all.len() == 2 && format!("{all:?}").contains("Strict"), "{all:?}");
+    // The control: one that breaks later keeps what it said, and the server its policy.
+    ads.acknowledge(&response, &names, None).await;
+    setup.write("strict.yaml", "{");
+    let told = async {
+        while !page(&plane, "localhost", "/findings?format=text").await.1.contains("stays in force") {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), told).await.unwrap();
+    let mut again = join(&plane, "default", "reviews").await.ads().await.unwrap();
+    again.ask(Kind::Listener, &[INBOUND], None).await;
+    assert_eq!(again.expect(Kind::Listener).await.resources.len(), 1);
 }
 
 #[tokio::test]

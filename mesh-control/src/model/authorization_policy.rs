@@ -244,12 +244,13 @@ fn rule(spec: &RuleSpec, check: &mut Check<'_>, at: &str) -> (Vec<Permission>, V
 }
 
 fn operation(spec: &OperationSpec, check: &mut Check<'_>, at: &str) -> Vec<Permission> {
-    let mut all = Vec::new();
+    let (mut all, before) = (Vec::new(), check.errors());
     both(at, "hosts", &spec.hosts, "notHosts", &spec.not_hosts, check, &mut all, matchers::host);
     both(at, "ports", &spec.ports, "notPorts", &spec.not_ports, check, &mut all, matchers::port);
     both(at, "methods", &spec.methods, "notMethods", &spec.not_methods, check, &mut all, matchers::method);
     both(at, "paths", &spec.paths, "notPaths", &spec.not_paths, check, &mut all, matchers::path);
-    if all.is_empty() {
+    // Not where what was written is wrong: who leaves it out opens the policy.
+    if all.is_empty() && check.errors() == before {
         check.error(at, "at least one of its fields is needed; leave `to` out to mean every operation");
     }
     all
@@ -257,7 +258,7 @@ fn operation(spec: &OperationSpec, check: &mut Check<'_>, at: &str) -> Vec<Permi
 
 fn source(spec: &SourceSpec, check: &mut Check<'_>, at: &str) -> Vec<Principal> {
     let own = check.document().namespace.clone();
-    let mut all = Vec::new();
+    let (mut all, before) = (Vec::new(), check.errors());
     let s = spec;
     both(at, "principals", &s.principals, "notPrincipals", &s.not_principals, check, &mut all, matchers::principal);
     both(at, "namespaces", &s.namespaces, "notNamespaces", &s.not_namespaces, check, &mut all, matchers::namespace);
@@ -281,7 +282,8 @@ fn source(spec: &SourceSpec, check: &mut Check<'_>, at: &str) -> Vec<Principal> 
     if !(accounts.is_empty() && not_accounts.is_empty()) && others.iter().any(|list| !list.is_empty()) {
         check.error(&format!("{at}.serviceAccounts"), "they stand beside neither principals nor namespaces");
     }
-    if all.is_empty() {
+    // Not where what was written is wrong: who leaves it out opens the policy.
+    if all.is_empty() && check.errors() == before {
         check.error(at, "at least one of its fields is needed; leave `from` out to mean everybody");
     }
     all

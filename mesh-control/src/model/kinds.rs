@@ -79,9 +79,6 @@ const IGNORED: &[(&str, &str, Severity, &str)] = &[
     ("gateway.networking.k8s.io", "TCPRoute", Severity::Warning, NO_EFFECT),
     ("", "ConfigMap", Severity::Info, NOT_MESH),
     ("", "Secret", Severity::Info, NOT_MESH),
-    ("apps", "Deployment", Severity::Info, NOT_MESH),
-    ("apps", "StatefulSet", Severity::Info, NOT_MESH),
-    ("apps", "DaemonSet", Severity::Info, NOT_MESH),
 ];
 /// Groups whose objects refuse requests: one that nobody reads is no trifle.
 const GUARDING: [&str; 2] = ["security.istio.io", "policy.linkerd.io"];
@@ -117,8 +114,8 @@ macro_rules! kinds {
 }
 
 kinds! {
-    namespaces, service_accounts, services, endpoint_slices, pods, virtual_services, destination_rules, gateways,
-    service_entries, workload_entries, service_profiles, traffic_splits, peer_authentications,
+    namespaces, service_accounts, services, endpoint_slices, pods, deployments, stateful_sets, daemon_sets,
+    virtual_services, destination_rules, gateways, service_entries, workload_entries, service_profiles, traffic_splits, peer_authentications,
     authorization_policies, request_authentications, mesh_configs, linkerd_servers, linkerd_server_authorizations,
     linkerd_authorizations, linkerd_mesh_tls, linkerd_networks, linkerd_routes, linkerd_rate_limits,
 }

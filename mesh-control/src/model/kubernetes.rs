@@ -13,7 +13,7 @@ use super::accrual;
 use super::check::Check;
 use super::kinds::Kind;
 use super::linkerd::AccessPolicy;
-use super::values::{ExportTo, Loose, PortProtocol, port};
+use super::values::{ExportTo, Loose, PortProtocol, labels_in_words, port};
 use crate::finding::Severity;
 
 /// A namespace.
@@ -179,6 +179,23 @@ impl Kind for Service {
             export_to,
             accrual: accrual::of_service(check),
         }
+    }
+}
+
+impl Service {
+    /// Whether the selector, if there is one, matches these labels.
+    pub(crate) fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+    }
+
+    /// What is to be said of a process that serves as this one and is not matched.
+    pub(crate) fn mismatch(&self, name: &str, labels: &BTreeMap<String, String>) -> String {
+        format!(
+            "a process announced itself as Service {name} with the labels {}, which its selector {} does not match: it \
+             gets the requests, and no policy that selects these labels holds for it (set MESH_LABELS)",
+            labels_in_words(labels),
+            labels_in_words(&self.selector)
+        )
     }
 }
 

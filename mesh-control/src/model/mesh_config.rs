@@ -12,13 +12,15 @@ use mesh_core::id::TrustDomain;
 use mesh_core::policy::{
     AuthorizerProtocol, AuthorizerService, CheckedBody, HeaderAction, HeaderWrite, HttpCheck, NamePattern,
 };
+use mesh_core::suggest::nearest;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::check::Check;
 use super::kinds::Kind;
 use super::values::{Loose, duration, port};
 use crate::source::decode::decode;
+use crate::source::node::{Node, Value};
 use crate::source::{Document, yaml};
 
 /// What is read of a MeshConfig.
@@ -47,12 +49,10 @@ pub(crate) struct ConfigMapSpec {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct MeshSpec {
-    extension_providers: Vec<ProviderSpec>,
-    trust_domain_aliases: Vec<String>,
-    default_config: ProxySpec,
+struct TrafficSpec {
+    mode: String,
     #[serde(flatten)]
-    other: BTreeMap<String, IgnoredAny>,
+    _other: BTreeMap<String, IgnoredAny>,
 }
 
 /// Istio's ProxyConfig.
@@ -201,35 +201,137 @@ impl Kind for MeshConfig {
             }
         };
         let Some(node) = node else { return Self::default() };
-        let (spec, ignored) = match decode::<MeshSpec>(&node, AT) {
-            Ok(read) => read,
-            Err(error) => {
-                check.error(&error.path, error.message);
-                return Self::default();
-            }
+        let Value::Map(fields) = &node.value else {
+            check.error(AT, "a mapping of fields is needed");
+            return Self::default();
         };
-        for ignored in ignored {
-            check.warn(&ignored.path, format!("ignored: {}", ignored.why));
-        }
-        let ProxySpec { gateway_topology: topology, other } = spec.default_config;
-        let of_proxies = ".defaultConfig.gatewayTopology";
-        for (at, other) in [("", spec.other), (".defaultConfig", other), (of_proxies, topology.other)] {
-            if !other.is_empty() {
-                let names: Vec<&str> = other.keys().map(String::as_str).collect();
-                check.info(&format!("{AT}{at}"), format!("no effect in this version: {}", names.join(", ")));
+        // Each by itself: what is wrong with one takes nothing from the others.
+        let (mut config, mut other) = (Self::default(), Vec::new());
+        for (name, node) in fields.iter().filter(|(_, node)| node.value != Value::Null) {
+            let at = format!("{AT}.{name}");
+            match name.as_str() {
+                "extensionProviders" => each(node, &at, check, |provider: ProviderSpec, check, at| {
+                    let name = provider.name.clone();
+                    config.authorizers.extend(authorizer(provider, check, at).map(|authorizer| (name, authorizer)));
+                }),
+                "trustDomainAliases" => each(node, &at, check, |name: String, check, at| {
+                    let alias = TrustDomain::new(&name).map_err(|error| error.to_string());
+                    config.trust_domain_aliases.extend(check.take(at, alias));
+                }),
+                "defaultConfig" => {
+                    let ProxySpec { gateway_topology: topology, other } = part(node, &at, check).unwrap_or_default();
+                    config.trusted_proxies = topology.num_trusted_proxies;
+                    without_effect(&at, other.keys(), check);
+                    without_effect(&format!("{at}.gatewayTopology"), topology.other.keys(), check);
+                }
+                "outboundTrafficPolicy" => {
+                    let TrafficSpec { mode, .. } = part(node, &at, check).unwrap_or_default();
+                    if mode == "REGISTRY_ONLY" {
+                        let message =
+                            "no effect in this version: calls to hosts that nothing defines go out all the same";
+                        check.warn(&format!("{at}.mode"), message);
+                    }
+                }
+                name if FIELDS.contains(&name) => other.push(name),
+                name => match nearest(name, READ.into_iter().chain(FIELDS.iter().copied())) {
+                    Some(meant) => check.warn(&at, format!("ignored: unknown field, did you mean {meant}?")),
+                    None => other.push(name),
+                },
             }
         }
-        let mut config = Self { trusted_proxies: topology.num_trusted_proxies, ..Self::default() };
-        for (i, provider) in spec.extension_providers.into_iter().enumerate() {
-            let at = format!("{AT}.extensionProviders[{i}]");
-            let name = provider.name.clone();
-            config.authorizers.extend(authorizer(provider, check, &at).map(|authorizer| (name, authorizer)));
-        }
-        for (i, name) in spec.trust_domain_aliases.iter().enumerate() {
-            let alias = TrustDomain::new(name).map_err(|error| error.to_string());
-            config.trust_domain_aliases.extend(check.take(&format!("{AT}.trustDomainAliases[{i}]"), alias));
-        }
+        without_effect(AT, other.into_iter(), check);
         config
+    }
+
+    /// One slip does not take away what else it says.
+    fn stand_in(read: Option<Self>) -> Option<(Self, &'static str)> {
+        Some((read?, "what else the MeshConfig says is in force"))
+    }
+}
+
+/// What is read of a MeshConfig.
+const READ: [&str; 4] = ["extensionProviders", "trustDomainAliases", "defaultConfig", "outboundTrafficPolicy"];
+/// What else it may hold.
+const FIELDS: &[&str] = &[
+    "accessLogEncoding",
+    "accessLogFile",
+    "accessLogFormat",
+    "ca",
+    "caCertificates",
+    "certificates",
+    "configSources",
+    "connectTimeout",
+    "defaultDestinationRuleExportTo",
+    "defaultHttpRetryPolicy",
+    "defaultProviders",
+    "defaultServiceExportTo",
+    "defaultVirtualServiceExportTo",
+    "disableEnvoyListenerLog",
+    "discoverySelectors",
+    "dnsRefreshRate",
+    "enableAutoMtls",
+    "enableEnvoyAccessLogService",
+    "enablePrometheusMerge",
+    "enableTracing",
+    "h2UpgradePolicy",
+    "hboneIdleTimeout",
+    "inboundClusterStatName",
+    "inboundTrafficPolicy",
+    "ingressClass",
+    "ingressControllerMode",
+    "ingressSelector",
+    "ingressService",
+    "localityLbSetting",
+    "meshMTLS",
+    "outboundClusterStatName",
+    "pathNormalization",
+    "protocolDetectionTimeout",
+    "proxyHttpPort",
+    "proxyInboundListenPort",
+    "proxyListenPort",
+    "rootNamespace",
+    "serviceScopeConfigs",
+    "serviceSettings",
+    "tcpKeepalive",
+    "tlsDefaults",
+    "trustDomain",
+    "verifyCertificateAtClient",
+];
+
+/// Reads one field, or reports why it cannot be.
+fn part<T: DeserializeOwned>(node: &Node, at: &str, check: &mut Check<'_>) -> Option<T> {
+    match decode::<T>(node, at) {
+        Ok((read, ignored)) => {
+            ignored.iter().for_each(|ignored| check.warn(&ignored.path, format!("ignored: {}", ignored.why)));
+            Some(read)
+        }
+        Err(error) => {
+            check.error(&error.path, error.message);
+            None
+        }
+    }
+}
+
+/// Reads a list, each of its items by itself.
+fn each<'c, T: DeserializeOwned>(
+    node: &Node,
+    at: &str,
+    check: &mut Check<'c>,
+    mut take: impl FnMut(T, &mut Check<'c>, &str),
+) {
+    let Value::List(items) = &node.value else { return check.error(at, "a list is needed") };
+    for (i, item) in items.iter().enumerate() {
+        let at = format!("{at}[{i}]");
+        if let Some(read) = part(item, &at, check) {
+            take(read, check, &at);
+        }
+    }
+}
+
+fn without_effect(at: &str, names: impl Iterator<Item = impl AsRef<str>>, check: &mut Check<'_>) {
+    let names: Vec<_> = names.map(|name| name.as_ref().to_owned()).collect();
+    if !names.is_empty() {
+        check.info(at, format!("no effect in this version: {}", names.join(", ")));
     }
 }
 

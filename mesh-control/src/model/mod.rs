@@ -20,6 +20,7 @@ mod selection;
 mod service_entry;
 mod service_profile;
 mod split;
+mod template;
 mod values;
 mod virtual_service;
 
@@ -43,7 +44,8 @@ pub(crate) use self::selection::Selection;
 pub(crate) use self::service_entry::{EntryAddress, EntryEndpoint, Resolution, ServiceEntry, WorkloadEntry};
 pub(crate) use self::service_profile::{ProfileRoute, ServiceProfile};
 pub(crate) use self::split::TrafficSplit;
-pub(crate) use self::values::{ExportTo, PortProtocol};
+pub(crate) use self::template::{DaemonSet, Deployment, StatefulSet, Template};
+pub(crate) use self::values::{ExportTo, PortProtocol, labels_in_words};
 pub(crate) use self::virtual_service::{
     Destination, HttpAction, HttpRoute, Layer4Match, Layer4Route, MatchBlock, RedirectPort, VirtualService,
     WeightedDestination, covers, is_catch_all,
@@ -97,6 +99,9 @@ pub struct Model {
     pub(crate) services: Store<Service>,
     pub(crate) endpoint_slices: Store<EndpointSlice>,
     pub(crate) pods: Store<Pod>,
+    pub(crate) deployments: Store<Deployment>,
+    pub(crate) stateful_sets: Store<StatefulSet>,
+    pub(crate) daemon_sets: Store<DaemonSet>,
     pub(crate) virtual_services: Store<VirtualService>,
     pub(crate) destination_rules: Store<DestinationRule>,
     pub(crate) gateways: Store<Gateway>,
@@ -115,6 +120,8 @@ pub struct Model {
     pub(crate) linkerd_networks: Store<NetworkAuthentication>,
     pub(crate) linkerd_routes: Store<LinkerdRoute>,
     pub(crate) linkerd_rate_limits: Store<LinkerdRateLimit>,
+    /// Files that could never be read, and may guard anything.
+    pub(crate) unread: Vec<Arc<str>>,
     findings: Vec<Finding>,
     /// By file: what is in force in the place of its objects that are not valid.
     stale: BTreeMap<Arc<str>, Vec<Arc<Document>>>,
@@ -124,7 +131,8 @@ impl Model {
     /// Validates every document. An object that is not valid keeps the version it has in `previous`,
     /// and is reported either way.
     pub fn build(manifests: &Manifests, previous: Option<&Model>) -> Self {
-        let mut model = Self { findings: manifests.findings.clone(), ..Self::default() };
+        let (findings, unread) = (manifests.findings.clone(), manifests.unread.clone());
+        let mut model = Self { findings, unread, ..Self::default() };
         for document in &manifests.documents {
             kinds::add(&mut model, document, manifests, previous);
         }
@@ -148,6 +156,9 @@ impl Model {
             services,
             endpoint_slices: _,
             pods,
+            deployments,
+            stateful_sets,
+            daemon_sets,
             virtual_services,
             destination_rules,
             gateways,
@@ -166,6 +177,7 @@ impl Model {
             linkerd_networks,
             linkerd_routes,
             linkerd_rate_limits,
+            unread,
             findings: _,
             stale: _,
         } = self;
@@ -173,6 +185,9 @@ impl Model {
             && same(service_accounts, &other.service_accounts)
             && same(services, &other.services)
             && same(pods, &other.pods)
+            && same(deployments, &other.deployments)
+            && same(stateful_sets, &other.stateful_sets)
+            && same(daemon_sets, &other.daemon_sets)
             && same(virtual_services, &other.virtual_services)
             && same(destination_rules, &other.destination_rules)
             && same(gateways, &other.gateways)
@@ -191,6 +206,15 @@ impl Model {
             && same(linkerd_networks, &other.linkerd_networks)
             && same(linkerd_routes, &other.linkerd_routes)
             && same(linkerd_rate_limits, &other.linkerd_rate_limits)
+            && *unread == other.unread
+    }
+
+    /// The templates of pods, with the documents that they are in.
+    pub(crate) fn templates(&self) -> impl Iterator<Item = (&Document, &Template)> {
+        let deployments = self.deployments.values().map(|object| (&*object.document, &object.spec.0));
+        let stateful = self.stateful_sets.values().map(|object| (&*object.document, &object.spec.0));
+        let daemons = self.daemon_sets.values().map(|object| (&*object.document, &object.spec.0));
+        deployments.chain(stateful).chain(daemons)
     }
 
     /// Adds to the findings.

@@ -68,7 +68,7 @@ fn kinds_that_do_nothing_say_so() {
         ("networking.istio.io/v1alpha3", "EnvoyFilter", Severity::Warning, "no effect"),
         ("networking.istio.io/v1", "VirtualServise", Severity::Warning, "did you mean VirtualService?"),
         ("networking.istio.io/v1", "ServiceProfile", Severity::Warning, "known in group \"linkerd.io\""),
-        ("apps/v1", "Deployment", Severity::Info, "not mesh configuration"),
+        ("v1", "Secret", Severity::Info, "not mesh configuration"),
     ] {
         let found = findings(&object(api, kind, "a", "{}"));
         assert_eq!(found.len(), 1, "{found:?}");

@@ -1,7 +1,7 @@
 //! Values that several kinds share: durations, quantities, percentages, names, visibility, string
 //! matches, port protocols.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -199,6 +199,12 @@ pub(crate) fn is_host(text: &str) -> bool {
 /// Checks a port number of any width.
 pub(crate) fn port(number: i64) -> Result<u16, String> {
     u16::try_from(number).ok().filter(|port| *port > 0).ok_or_else(|| format!("{number} is not a port; use 1 to 65535"))
+}
+
+/// Labels as `MESH_LABELS` has them.
+pub(crate) fn labels_in_words(labels: &BTreeMap<String, String>) -> String {
+    let pairs: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    if pairs.is_empty() { "(none)".to_owned() } else { pairs.join(",") }
 }
 
 /// Who may see an object (Istio `exportTo`).

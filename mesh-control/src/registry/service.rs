@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures_util::stream;
 use mesh_core::drain::DrainWatch;
 use mesh_core::limit::Pace;
+use mesh_core::source::Watched;
 use mesh_discovery::proto::registry::{
     AnnounceRequest, AnnounceResponse, RegistryService, RegistryServiceServer, announce_request::Action,
 };
@@ -14,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::announcement;
 use super::table::Registry;
+use crate::model::Model;
 use crate::runtime::Peer;
 
 /// Messages of one stream that are taken in at once, and then in each second; others wait.
@@ -22,6 +24,7 @@ const MESSAGES: (u32, u32) = (100, 20);
 /// The registration service.
 pub(crate) struct AnnounceService {
     pub(crate) registry: Arc<Registry>,
+    pub(crate) model: Watched<Model>,
     pub(crate) drain: DrainWatch,
 }
 
@@ -44,6 +47,7 @@ impl RegistryService for AnnounceService {
         let stream = Announcing {
             requests: request.into_inner(),
             held: Held { id, registry: self.registry.clone() },
+            model: self.model.clone(),
             pace: Pace::new(MESSAGES, Instant::now()),
             drain: self.drain.clone(),
             peer,
@@ -56,6 +60,7 @@ impl RegistryService for AnnounceService {
 struct Announcing {
     requests: Streaming<AnnounceRequest>,
     held: Held,
+    model: Watched<Model>,
     pace: Pace,
     drain: DrainWatch,
     peer: Peer,
@@ -86,7 +91,7 @@ impl Announcing {
         };
         self.pace.take(Instant::now());
         let response = match self.act(message) {
-            Ok(()) => AnnounceResponse { accepted: true, reason: String::new() },
+            Ok(reason) => AnnounceResponse { accepted: true, reason },
             Err(reason) => {
                 tracing::warn!(peer = %self.peer, %reason, "an announcement is refused");
                 AnnounceResponse { accepted: false, reason }
@@ -95,7 +100,8 @@ impl Announcing {
         Some((Ok(response), self))
     }
 
-    fn act(&self, message: AnnounceRequest) -> Result<(), String> {
+    /// Does what is asked; gives what there is to say all the same, if anything.
+    fn act(&self, message: AnnounceRequest) -> Result<String, String> {
         let (_, namespace, account) = self.peer.workload().map_err(|status| status.message().to_owned())?;
         match message.action {
             Some(Action::Announce(announced)) => {
@@ -105,12 +111,17 @@ impl Announcing {
                     peer = %self.peer, service = %registration.service, port = registration.service_port,
                     address = %registration.address, "endpoint announced"
                 );
-                self.held.registry.announce(self.held.id, registration, Instant::now()).map_err(|e| e.to_string())
+                let model = self.model.load();
+                let service = model.services.get(&(namespace.to_owned(), registration.service.clone()));
+                let service = service.filter(|service| !service.spec.matches(&registration.labels));
+                let said = service.map(|s| s.spec.mismatch(s.name(), &registration.labels)).unwrap_or_default();
+                let announced = self.held.registry.announce(self.held.id, registration, Instant::now());
+                announced.map_err(|e| e.to_string()).map(|()| said)
             }
             Some(Action::Withdraw(_)) => {
                 tracing::info!(peer = %self.peer, "endpoint withdrawn");
                 self.held.registry.withdraw(self.held.id);
-                Ok(())
+                Ok(String::new())
             }
             None => Err("the message asks for nothing this version knows".to_owned()),
         }

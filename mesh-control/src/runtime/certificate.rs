@@ -135,15 +135,23 @@ fn issue(
     names: &[String],
     provider: &Arc<CryptoProvider>,
 ) -> Result<(Current, Duration), CertificateError> {
-    let (identity, life) = identity(authority, id, names, provider, 0)?;
+    // Federated peers are nobody here.
+    let own = own_bundles(authority);
+    let (identity, life) = identity(authority, own, id, names, provider, 0)?;
     // Optional: the first certificate is asked for without one. Each service demands what it needs.
     let config = server_config(&identity, false, &[b"h2"], provider)?;
     Ok((Current { config: Arc::new(config), identity }, life))
 }
 
-/// Key, certificate and roots for somebody in this process, and how long they last.
+/// Our own trust domain and its roots.
+pub(super) fn own_bundles(authority: &CertificateAuthority) -> TrustBundles {
+    TrustBundles::single(authority.trust_domain().clone(), authority.bundle())
+}
+
+/// Key and certificate for somebody in this process who trusts `bundles`, and how long they last.
 pub(super) fn identity(
     authority: &CertificateAuthority,
+    bundles: TrustBundles,
     id: &SpiffeId,
     names: &[String],
     provider: &Arc<CryptoProvider>,
@@ -154,7 +162,6 @@ pub(super) fn identity(
     let issued = authority.issue_server(&key, id, names)?;
     let der = PrivateKeyDer::try_from(key.serialize_der()).map_err(|e| CertificateError::Key(e.to_owned()))?;
     let signer = provider.key_provider.load_private_key(der).map_err(|e| CertificateError::Key(e.to_string()))?;
-    let bundles = TrustBundles::single(authority.trust_domain().clone(), authority.bundle());
     let chain = std::iter::once(issued.leaf).chain(issued.intermediates).collect();
     Ok((Identity::new(CertifiedKey::new(chain, signer), bundles, generation)?, issued.life))
 }

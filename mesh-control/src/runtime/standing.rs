@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! nine tenths of its life, or an hour ─▶ it is asked to come anew, with the certificate it has by then
-//! its end, other roots or lists       ─▶ it is cut, if it is not good any more
+//! its end, other lists                ─▶ it is cut, if it is not good any more
+//! its root is gone                    ─▶ the same, after it was told which roots there are now
 //! ```
 //!
 //! Refuses to know what is served.
@@ -11,12 +12,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_core::identity::{PeerRefused, TrustBundles, Usage, root_of, verify_svid};
+use mesh_core::identity::{PeerRefused, Usage, root_name, root_of, verify_svid};
 use mesh_core::telemetry::{CountedPeer, PeersByRoot, Reporter};
 use rustls::crypto::CryptoProvider;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::time::{Instant, sleep};
 
+use super::certificate::own_bundles;
 use crate::ca::{CertificateAuthority, not_after};
 
 /// Longest life of a connection; each ends up to a tenth earlier, so that they do not come back together.
@@ -32,7 +34,10 @@ pub(super) enum End {
     Aged,
     /// Whoever is there is not trusted any more.
     #[error(transparent)]
-    Refused(#[from] PeerRefused),
+    Refused(PeerRefused),
+    /// Its root is trusted no more. It is to hear of that on the streams that it has.
+    #[error("its root is trusted no more: {0}")]
+    RootGone(PeerRefused),
     /// Its certificate has ended.
     #[error("its certificate has ended")]
     Expired,
@@ -43,6 +48,8 @@ pub(super) struct Standing {
     chain: Vec<CertificateDer<'static>>,
     authority: Arc<CertificateAuthority>,
     provider: Arc<CryptoProvider>,
+    /// The root that vouched for it when it came.
+    root: Option<String>,
     _counted: Option<CountedPeer>,
 }
 
@@ -54,11 +61,12 @@ impl Standing {
         provider: Arc<CryptoProvider>,
         peers: &PeersByRoot,
     ) -> Self {
-        let bundles = TrustBundles::single(authority.trust_domain().clone(), authority.bundle());
+        let bundles = own_bundles(&authority);
         let now = UnixTime::since_unix_epoch(Duration::from_secs(authority.now()));
         let root = root_of(chain, &bundles, provider.signature_verification_algorithms.all, now, Usage::Client);
         let _counted = root.map(|root| peers.count(Reporter::Destination, root));
-        Self { chain: chain.iter().map(|one| one.clone().into_owned()).collect(), authority, provider, _counted }
+        let (root, chain) = (root.map(str::to_owned), chain.iter().map(|one| one.clone().into_owned()).collect());
+        Self { chain, authority, provider, root, _counted }
     }
 
     /// Waits until the connection is to end.
@@ -66,7 +74,7 @@ impl Standing {
         let mut changes = self.authority.changes();
         // The handshake may have gone by what was in force a moment before.
         if let Err(refused) = self.verify() {
-            return refused.into();
+            return self.why(refused);
         }
         // One whose end cannot be read has none left.
         let ends = self.chain.first().and_then(|leaf| not_after(leaf).ok()).unwrap_or_default();
@@ -82,7 +90,7 @@ impl Standing {
             tokio::select! {
                 () = changes.changed() => {
                     if let Err(refused) = self.verify() {
-                        return refused.into();
+                        return self.why(refused);
                     }
                 }
                 () = sleep(nap) => {
@@ -94,8 +102,16 @@ impl Standing {
         }
     }
 
+    fn why(&self, refused: PeerRefused) -> End {
+        let bundle = self.authority.bundle();
+        match &self.root {
+            Some(root) if bundle.roots().iter().all(|one| root_name(one) != *root) => End::RootGone(refused),
+            _ => End::Refused(refused),
+        }
+    }
+
     fn verify(&self) -> Result<(), PeerRefused> {
-        let bundles = TrustBundles::single(self.authority.trust_domain().clone(), self.authority.bundle());
+        let bundles = own_bundles(&self.authority);
         let now = UnixTime::since_unix_epoch(Duration::from_secs(self.authority.now()));
         let algorithms = self.provider.signature_verification_algorithms.all;
         verify_svid(&self.chain, &bundles, algorithms, now, Usage::Client).map(drop)
@@ -129,7 +145,8 @@ mod tests {
         let authority = Arc::new(CertificateAuthority::open(home.path(), domain, life, clock).unwrap());
         let id = "spiffe://cluster.local/ns/default/sa/a".parse().unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let (identity, _) = certificate::identity(&authority, &id, &[], &provider, 0).unwrap();
+        let (identity, _) =
+            certificate::identity(&authority, certificate::own_bundles(&authority), &id, &[], &provider, 0).unwrap();
         let standing = Standing::new(&identity.certified().cert, authority, provider, &PeersByRoot::default());
         let end = async {
             let end = standing.end().await;

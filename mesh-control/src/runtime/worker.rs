@@ -11,9 +11,9 @@ use std::time::Duration;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use mesh_core::drain::DrainWatch;
+use mesh_core::drain::{self, DrainWatch};
 use mesh_core::id::SpiffeId;
-use mesh_core::identity::{EndingRoots, TrustBundles, peer_spiffe_id};
+use mesh_core::identity::{EndingRoots, peer_spiffe_id};
 use mesh_core::source::{Watched, WatchedIdentity};
 use rustls::crypto::CryptoProvider;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -22,12 +22,13 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tonic::Status;
 use tower_service::Service;
 
 use super::admission::{Admission, Bounds};
 use super::standing::End;
 use super::{Caller, CertificateError, Peer, ServerCertificate, certificate};
-use crate::ca::{CertificateAuthority, is_joined};
+use crate::ca::{CertificateAuthority, Federation, is_joined};
 
 /// A client that does not begin its handshake in this time is let go, and one that does not finish it either.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -40,7 +41,10 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const GRACEFUL: Duration = Duration::from_secs(3);
 /// Wait after an error of `accept`, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long who lost its root has to be told of the others.
+const FAREWELL: Duration = Duration::from_secs(2);
 const RENEW_RETRY: Duration = Duration::from_secs(10);
+const GONE: &str = "the root of your certificate is trusted no more";
 /// How often the authority's files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -191,10 +195,17 @@ where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let from = peer.clone();
+    let (closing, closed) = drain::channel();
     let service = service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(peer.clone());
-        let mut routes = routes.clone();
-        async move { Ok::<_, Infallible>(infallible(routes.call(request).await)) }
+        let (mut routes, closed) = (routes.clone(), closed.clone());
+        async move {
+            Ok::<_, Infallible>(tokio::select! {
+                biased;
+                () = closed.drained() => Status::unauthenticated(GONE).into_http(),
+                answer = routes.call(request) => infallible(answer),
+            })
+        }
     });
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -215,7 +226,16 @@ where
                 // Streams of configuration have no end of their own.
                 timeout(GRACEFUL, connection).await.unwrap_or(Ok(()))
             }
-            end => return tracing::info!(peer = %from, reason = %end, "a connection is cut: its certificate is no longer good"),
+            end => {
+                tracing::info!(peer = %from, reason = %end, "a connection is cut: its certificate is no longer good");
+                if matches!(end, End::RootGone(_)) {
+                    // Nothing new is answered; what is told on open streams, of roots above all, still arrives.
+                    closing.drain();
+                    connection.as_mut().graceful_shutdown();
+                    let _ = timeout(FAREWELL, connection).await;
+                }
+                return;
+            }
         },
     };
     if let Err(error) = ended {
@@ -274,20 +294,27 @@ pub(crate) async fn renew(certificate: Arc<ServerCertificate>, first: Duration) 
 /// reader of the answer is dropped.
 pub(crate) fn identity(
     authority: Arc<CertificateAuthority>,
+    federation: Arc<Federation>,
     id: SpiffeId,
     provider: Arc<CryptoProvider>,
 ) -> Result<WatchedIdentity, CertificateError> {
-    let (first, mut life) = certificate::identity(&authority, &id, &[], &provider, 0)?;
+    let (mut changes, mut others) = (authority.changes(), federation.watch());
+    let (signing, of) = (authority.clone(), id.clone());
+    let issue = move |generation| {
+        let bundles = federation.beside(certificate::own_bundles(&signing));
+        certificate::identity(&signing, bundles, &of, &[], &provider, generation)
+    };
+    let (first, mut life) = issue(0)?;
     let (publisher, watched) = Watched::channel(Some(Arc::new(first)));
-    let mut changes = authority.changes();
     let task = spawn(async move {
         let mut wait = life / 2;
         for generation in 1.. {
             tokio::select! {
                 () = passes(&authority, wait) => {}
                 () = changes.changed() => {}
+                () = others.changed() => {}
             }
-            match certificate::identity(&authority, &id, &[], &provider, generation) {
+            match issue(generation) {
                 Ok((identity, lives)) => {
                     publisher.publish(Some(Arc::new(identity)));
                     life = lives;
@@ -304,23 +331,25 @@ pub(crate) fn identity(
 }
 
 /// Takes up what commands do to the authority's files.
-pub(crate) async fn follow(authority: Arc<CertificateAuthority>) {
-    let (mut said, mut ending) = (None, EndingRoots::default());
+pub(crate) async fn follow(authority: Arc<CertificateAuthority>, federation: Arc<Federation>) {
+    let (mut said, mut ending) = ([None, None], EndingRoots::default());
     loop {
-        let trusted = TrustBundles::single(authority.trust_domain().clone(), authority.bundle());
-        if let Some(not_after) = ending.look(&trusted, authority.now()) {
+        if let Some(not_after) = ending.look(&certificate::own_bundles(&authority), authority.now()) {
             tracing::warn!(target: "mesh::ca", not_after, "a root ends soon: change it before then (mesh cert rotate-root)");
         }
         sleep(LOOK).await;
-        match authority.reload() {
-            Ok(true) => tracing::info!(target: "mesh::ca", "keys or roots of the authority have changed"),
-            Ok(false) => said = None,
-            Err(error) => {
-                let error = error.to_string();
-                if said.as_ref() != Some(&error) {
-                    tracing::error!(target: "mesh::ca", %error, "what was read last of the authority's files stays in use");
+        // One has nothing to do with the other: lists and roots do not wait for a bundle of somebody else's.
+        for (reloaded, said) in [authority.reload(), federation.reload()].into_iter().zip(&mut said) {
+            match reloaded {
+                Ok(true) => tracing::info!(target: "mesh::ca", "files of the authority have changed"),
+                Ok(false) => *said = None,
+                Err(error) => {
+                    let error = error.to_string();
+                    if said.as_ref() != Some(&error) {
+                        tracing::error!(target: "mesh::ca", %error, "what was good of it last stays in use");
+                    }
+                    *said = Some(error);
                 }
-                said = Some(error);
             }
         }
     }

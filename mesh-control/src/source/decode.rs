@@ -194,6 +194,17 @@ impl<'a> Reader<'a> {
         };
         result.map_err(|error| error.placed(self.place))
     }
+
+    /// A whole number. In quotes it is one too, as in protobuf's JSON, which is what Istio reads.
+    fn whole<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        match &self.node.value {
+            Value::Text(text) => match text.parse() {
+                Ok(number) => visitor.visit_i64(number).map_err(|error: DecodeError| error.placed(self.place)),
+                Err(_) => self.visit(visitor),
+            },
+            _ => self.visit(visitor),
+        }
+    }
 }
 
 impl<'de> de::Deserializer<'de> for Reader<'_> {
@@ -250,8 +261,20 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
         visitor.visit_unit()
     }
 
+    fn deserialize_i64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        self.whole(visitor)
+    }
+
+    fn deserialize_u16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        self.whole(visitor)
+    }
+
+    fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        self.whole(visitor)
+    }
+
     forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit
+        bool i8 i16 i32 i128 u8 u64 u128 f32 f64 char str string bytes byte_buf unit
         unit_struct seq tuple tuple_struct enum identifier
     }
 }

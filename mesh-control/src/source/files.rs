@@ -47,9 +47,19 @@ pub struct FileSet {
     in_force: HashMap<ObjectKey, Arc<str>>,
     /// Where contents outlive a restart.
     kept: Option<Kept>,
+    /// How many files and objects there were when there were some last, if all of them are gone.
+    emptied: Option<(usize, usize)>,
     /// What was in force before the start, of files that changed or have objects that are not valid.
     before: Vec<ParsedFile>,
+    /// Whether it was read before.
+    begun: bool,
+    /// What there was at the first reading and could never be read: nobody knows what it says, or said before.
+    unread: BTreeSet<PathBuf>,
 }
+
+/// What is said of a file that could never be read.
+const UNREAD: &str = "; nobody knows what it guards: until it is correct or removed no server that has no inbound policy yet is \
+                      given one";
 
 #[derive(Debug)]
 struct Entry {
@@ -69,7 +79,10 @@ impl FileSet {
             files: BTreeMap::new(),
             in_force: HashMap::new(),
             kept: None,
+            emptied: None,
             before: Vec::new(),
+            begun: false,
+            unread: BTreeSet::new(),
         }
     }
 
@@ -100,36 +113,64 @@ impl FileSet {
         let mut problems = Vec::new();
         let mut found = Vec::new();
         let mut complete = true;
+        let first = !std::mem::replace(&mut self.begun, true);
         for path in self.paths.clone() {
-            if let Err(error) = self.list(&path, &mut found) {
+            let listed = self.list(&path, &mut found, &mut problems);
+            self.note(first, path.clone(), listed.is_ok());
+            if let Err(error) = listed {
                 complete = false;
-                let message = format!("cannot be read: {error}; what was read before stays");
+                let unread = if self.unread.contains(&path) { UNREAD } else { "" };
+                let message = format!("cannot be read: {error}; what was read before stays{unread}");
                 problems.push(Finding::about_file(Severity::Error, &display(&path), 0, message));
             }
         }
         if found.len() > self.limits.files {
-            let message = format!("{} files; only the first {} are read", found.len(), self.limits.files);
-            problems.push(Finding::about_file(Severity::Error, &display(&found[self.limits.files]), 0, message));
-            found.truncate(self.limits.files);
+            // None of those that are known is dropped for another one.
+            found.sort_by_key(|path| !self.files.contains_key(path));
+            let (all, most) = (found.len(), self.limits.files);
+            let file = display(&found[most]);
+            found.drain(most..).for_each(|path| self.note(first, path, false));
+            let unread = if self.unread.is_empty() { "" } else { UNREAD };
+            let message = format!(
+                "{all} files; only {most} are read, and what was read before stays, of files that are gone too: divide them \
+                 among directories, or join some{unread}"
+            );
+            problems.push(Finding::about_file(Severity::Error, &file, 0, message));
+            complete = false;
         }
         if complete {
             let before = self.files.len();
+            let objects: usize = self.files.values().map(|entry| entry.content.documents.len()).sum();
+            if !found.is_empty() {
+                self.emptied = None;
+            } else if objects > 0 {
+                self.emptied = Some((before, objects));
+            }
             let there: BTreeSet<&PathBuf> = found.iter().collect();
             self.files.retain(|path, _| there.contains(path));
+            self.unread.retain(|path| there.contains(path));
             if let Some(kept) = self.kept.as_ref().filter(|_| before == 0 || self.files.len() < before) {
                 kept.retain(there);
             }
         }
+        if let (Some((files, objects)), Some(path)) = (self.emptied, self.paths.first()) {
+            let message = format!(
+                "all manifest files are gone, {files}, and with them the {objects} objects that they held: nothing that \
+                 they demanded or refused is demanded or refused any more"
+            );
+            problems.push(Finding::about_file(Severity::Warning, &display(path), 0, message));
+        }
         for path in found {
-            self.refresh(path);
+            self.refresh(path, first);
         }
         let mut manifests = Manifests::join(self.files.values().map(|entry| &entry.content), &self.in_force);
         self.in_force = manifests.places();
+        manifests.unread = self.unread.iter().map(|path| display(path)).collect();
         manifests.findings.splice(0..0, problems);
         manifests
     }
 
-    fn list(&self, path: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
+    fn list(&self, path: &Path, found: &mut Vec<PathBuf>, problems: &mut Vec<Finding>) -> io::Result<()> {
         if !fs::metadata(path)?.is_dir() {
             found.push(path.to_owned());
             return Ok(());
@@ -137,8 +178,13 @@ impl FileSet {
         let mut inside = Vec::new();
         for entry in fs::read_dir(path)? {
             let file = entry?.path();
-            if file.extension().is_some_and(|e| e == "yaml" || e == "yml") {
-                inside.push(file);
+            match file.extension().and_then(|extension| extension.to_str()) {
+                Some("yaml" | "yml") => inside.push(file),
+                Some(other) if ["yaml", "yml", "json"].iter().any(|known| other.eq_ignore_ascii_case(known)) => {
+                    let message = "not read: only files whose names end in .yaml or .yml are";
+                    problems.push(Finding::about_file(Severity::Warning, &display(&file), 0, message));
+                }
+                _ => {}
             }
         }
         inside.sort();
@@ -146,7 +192,16 @@ impl FileSet {
         Ok(())
     }
 
-    fn refresh(&mut self, path: PathBuf) {
+    /// Notes whether something could be read.
+    fn note(&mut self, first: bool, path: PathBuf, good: bool) {
+        if good {
+            self.unread.remove(&path);
+        } else if first {
+            self.unread.insert(path);
+        }
+    }
+
+    fn refresh(&mut self, path: PathBuf, first: bool) {
         let name = display(&path);
         // What a directory holds by a manifest's name must be a file (or a link to one: a mounted ConfigMap
         // consists of them). What is named itself may be a pipe.
@@ -175,6 +230,11 @@ impl FileSet {
             parsed.findings.push(Finding::about_file(Severity::Warning, &name, 0, message));
         }
         let fresh = read.ok().filter(|_| self.kept.is_some() && !parsed.unreadable);
+        // A directory says nothing, whatever its name.
+        self.note(first && !path.is_dir(), path.clone(), !(parsed.unreadable && last.documents.is_empty()));
+        if self.unread.contains(&path) {
+            parsed.findings.iter_mut().for_each(|finding| finding.message.push_str(UNREAD));
+        }
         let content = if parsed.unreadable && !last.documents.is_empty() {
             for finding in &mut parsed.findings {
                 finding.message.push_str(&format!("; the last good content of this file{when} stays in force"));

@@ -76,6 +76,8 @@ impl Document {
 pub struct Manifests {
     pub(crate) documents: Vec<Arc<Document>>,
     pub(crate) findings: Vec<Finding>,
+    /// Files that could never be read: what they say nobody knows.
+    pub(crate) unread: Vec<Arc<str>>,
 }
 
 impl Manifests {

@@ -245,6 +245,72 @@ fn a_file_that_breaks_keeps_its_last_good_content_until_it_is_deleted() {
 }
 
 #[test]
+fn what_was_never_readable_since_the_start_is_told_as_such() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.yaml");
+    fs::write(dir.path().join("b.yaml"), service("b")).unwrap();
+    for broken in ["a: [", "kind: Service", &format!("{}\n---\na: 1\n", service("a"))] {
+        fs::write(&file, broken).unwrap();
+        let mut files = set(dir.path());
+        for _ in 0..2 {
+            let manifests = files.read();
+            assert!(matches!(&manifests.unread[..], [file] if file.ends_with("a.yaml")), "{broken}");
+            assert!(
+                lines(&manifests)
+                    .iter()
+                    .any(|line| line.contains("a.yaml") && line.contains("nobody knows what it guards"))
+            );
+        }
+        // It is readable once, whatever becomes of it later.
+        fs::write(&file, service("a")).unwrap();
+        assert_eq!((files.read().unread.len(), files.read().findings.len()), (0, 0), "{broken}");
+        fs::write(&file, broken).unwrap();
+        assert!(files.read().unread.is_empty(), "{broken}");
+        // What comes later has guarded nothing yet.
+        fs::write(dir.path().join("c.yaml"), broken).unwrap();
+        assert!(files.read().unread.is_empty(), "{broken}");
+        fs::remove_file(dir.path().join("c.yaml")).unwrap();
+    }
+    // It is gone, on purpose; a directory may be in the same case.
+    fs::write(&file, "a: [").unwrap();
+    let mut files = set(dir.path());
+    assert_eq!(files.read().unread.len(), 1);
+    fs::remove_file(&file).unwrap();
+    assert!(files.read().unread.is_empty());
+    let mut files = set(&dir.path().join("later"));
+    assert_eq!(files.read().unread.len(), 1);
+    fs::create_dir(dir.path().join("later")).unwrap();
+    assert!(files.read().unread.is_empty());
+}
+
+#[test]
+fn beyond_the_limit_on_files_nothing_is_dropped_that_was_there() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["b", "c"] {
+        fs::write(dir.path().join(format!("{name}.yaml")), service(name)).unwrap();
+    }
+    let limits = || Limits { files: 2, ..Limits::default() };
+    let mut files = FileSet::new([dir.path().to_owned()], limits());
+    assert_eq!(names(&files.read()), ["b", "c"]);
+    fs::write(dir.path().join("a.yaml"), service("a")).unwrap();
+    fs::write(dir.path().join("c.yaml"), service("d")).unwrap();
+    let manifests = files.read();
+    assert_eq!(
+        (names(&manifests), manifests.unread.len()),
+        (vec!["b", "d"], 0),
+        "known ones go before, and are followed"
+    );
+    assert!(lines(&manifests)[0].contains("3 files; only 2 are read"), "{:?}", lines(&manifests));
+    // At the start nobody knows what those beyond say.
+    let mut files = FileSet::new([dir.path().to_owned()], limits());
+    assert!(matches!(&files.read().unread[..], [file] if file.ends_with("c.yaml")));
+    // The control: within the limit what is gone is gone.
+    fs::remove_file(dir.path().join("b.yaml")).unwrap();
+    let manifests = files.read();
+    assert_eq!((names(&manifests), manifests.unread.len()), (vec!["a", "d"], 0));
+}
+
+#[test]
 fn s90_a_file_of_a_gibibyte_is_one_message_and_is_not_read() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("a.yaml");
@@ -333,7 +399,14 @@ fn what_has_the_name_of_a_manifest_and_is_no_file_is_one_finding() {
         .collect();
     let directory = "a directory by the name of a manifest; directories are not entered";
     let pipe = "neither a file nor a link to one; it was not read";
-    assert_eq!(found, [("dir.yaml", directory), ("link.yaml", "a link to nothing"), ("pipe.yml", pipe)]);
+    // What is behind a link or a pipe may guard something, a directory does not.
+    let unread = |said: &str| {
+        format!(
+            "{said}; nobody knows what it guards: until it is correct or removed no server that has no inbound policy yet is given one"
+        )
+    };
+    let (link, pipe) = (unread("a link to nothing"), unread(pipe));
+    assert_eq!(found, [("dir.yaml", directory), ("link.yaml", &*link), ("pipe.yml", &*pipe)]);
 
     // A link that breaks keeps what it led to.
     std::os::unix::fs::symlink("other", at("z.yaml")).unwrap();
@@ -362,4 +435,48 @@ fn a_file_that_is_emptied_says_that_its_objects_are_deleted() {
         assert_eq!(lines.len(), usize::from(!said.is_empty()), "{lines:?}");
         assert!(lines.iter().all(|line| line.contains("warning") && line.contains(said)), "{lines:?}");
     }
+}
+
+#[test]
+fn files_that_are_all_gone_at_once_say_what_went_with_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str| {
+        let object = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n");
+        fs::write(folder.path().join(format!("{name}.yaml")), object).unwrap();
+    };
+    let remove = |name: &str| fs::remove_file(folder.path().join(format!("{name}.yaml"))).unwrap();
+    let mut files = FileSet::new([folder.path().to_owned()], Limits::default());
+    assert_eq!(lines(&files.read()), [""; 0], "there was never anything");
+    write("a");
+    write("b");
+    assert_eq!(lines(&files.read()), [""; 0]);
+    remove("a");
+    assert_eq!(lines(&files.read()), [""; 0], "one of two is somebody's wish");
+    write("a");
+    files.read();
+    remove("a");
+    remove("b");
+    for _ in 0..2 {
+        let lines = lines(&files.read());
+        assert!(lines.len() == 1 && lines[0].contains("warning: all manifest files are gone, 2"), "{lines:?}");
+        assert!(lines[0].contains("the 2 objects"), "{lines:?}");
+    }
+    write("a");
+    assert_eq!(lines(&files.read()), [""; 0]);
+}
+
+#[test]
+fn a_file_whose_name_ends_almost_as_a_manifests_is_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["a.YAML", "b.json", "c.yml.bak", "d.txt", "e.yml", "Yaml"] {
+        fs::write(folder.path().join(name), "").unwrap();
+    }
+    let mut files = FileSet::new([folder.path().to_owned()], Limits::default());
+    let mut lines = lines(&files.read());
+    lines.sort();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(
+        lines[0].contains("a.YAML: warning: not read") && lines[1].contains("b.json: warning: not read"),
+        "{lines:?}"
+    );
 }

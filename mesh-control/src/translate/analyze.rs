@@ -1,9 +1,10 @@
 //! Findings that need several objects: what `istioctl analyze` reports, with its codes.
 
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::references::{self, Dangling, full_name};
-use super::{NodeScope, World, guards, in_vain, names, plaintext};
+use super::{NodeScope, World, guards, in_vain, names, plaintext, selected};
 use crate::finding::{Finding, Severity};
 use crate::model::{Object, PortProtocol, VirtualService, covers};
 
@@ -15,10 +16,12 @@ pub(super) fn findings(world: &World) -> Vec<Finding> {
     }
     contested(world, &mut findings);
     destination_rules(world, &mut findings);
+    subsets_of_two(world, &mut findings);
     plaintext::findings(world, &mut findings);
     linkerd(world, &mut findings);
     guards::findings(world, &mut findings);
     in_vain::findings(world, &mut findings);
+    selected::findings(world, &mut findings);
     announcements(world, &mut findings);
     findings.sort_by(|a, b| (&a.file, a.line, &a.field).cmp(&(&b.file, b.line, &b.field)));
     findings
@@ -134,6 +137,32 @@ fn destination_rules(world: &World, findings: &mut Vec<Finding>) {
                 let message = format!("no endpoint of {host} has the labels of subset {:?}: it gets 503", subset.name);
                 let path = format!("spec.subsets[{i}]");
                 findings.push(rule.finding(Severity::Error, &path, message).with_code("IST0173"));
+            }
+        }
+    }
+}
+
+/// Subsets that two rules of one host define: rules are joined, and of what both have the older one's counts.
+fn subsets_of_two(world: &World, findings: &mut Vec<Finding>) {
+    let mut all: Vec<_> = world.model.destination_rules.values().filter(|rule| rule.spec.selector.is_none()).collect();
+    all.sort_by_key(|rule| rule.seniority());
+    let mut known = BTreeMap::new();
+    for rule in all {
+        let host = names::complete(&rule.spec.host, rule.namespace(), &world.options);
+        for (i, subset) in rule.spec.subsets.iter().enumerate() {
+            match known.entry((rule.namespace(), host.clone(), subset.name.as_str())) {
+                Entry::Vacant(place) => _ = place.insert(rule),
+                // Rules shown to different clients are not joined.
+                Entry::Occupied(first) if first.get().spec.export_to == rule.spec.export_to => {
+                    let first = &first.get().document;
+                    let message = format!(
+                        "subset {:?} of {host} is also defined by DestinationRule {}/{} ({}:{}), which wins: this one \
+                         has no effect; rename one of the two",
+                        subset.name, first.namespace, first.name, first.file, first.line
+                    );
+                    findings.push(rule.finding(Severity::Warning, &format!("spec.subsets[{i}].name"), message));
+                }
+                Entry::Occupied(_) => {}
             }
         }
     }

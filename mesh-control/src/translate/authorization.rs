@@ -69,6 +69,11 @@ fn named(action: &AuthorizationAction) -> (u8, String) {
     }
 }
 
+/// The names of the mesh's trust domain: its own and its aliases.
+pub(crate) fn own_names(model: &Model, options: &Options) -> Vec<String> {
+    Domains::of(model, options).0
+}
+
 /// The names of the mesh's trust domain. A principal that is written with one of them is one of each.
 pub(super) struct Domains(Vec<String>);
 
@@ -113,26 +118,58 @@ impl Domains {
         }
     }
 
-    /// The same pattern with each of the names; none if it is of another domain.
+    /// The same pattern with each of the names; none if it is of another domain, or of every one.
     fn each(&self, pattern: &StringMatch) -> Vec<StringMatch> {
         type Of = fn(String) -> StringMatch;
         let (text, of, open): (_, Of, _) = match pattern {
             StringMatch::Exact(text) => (text, StringMatch::Exact, false),
             StringMatch::Prefix(text) => (text, StringMatch::Prefix, true),
-            _ => return Vec::new(),
+            _ => return self.open(pattern),
         };
-        let Some(uri) = text.strip_prefix("spiffe://") else { return Vec::new() };
+        let Some(uri) = text.strip_prefix("spiffe://") else { return self.open(pattern) };
         let known = self.0.iter().map(String::as_str).chain([LOCAL]).find_map(|name| {
             let rest = uri.strip_prefix(name)?;
             // `cluster.local*` means the domain, and not only what begins like it.
             let rest = if rest.is_empty() && open { "/" } else { rest };
             rest.starts_with('/').then_some((name, rest))
         });
-        let Some((written, rest)) = known else { return Vec::new() };
+        let Some((written, rest)) = known else { return self.open(pattern) };
         let each = self.0.iter().map(|name| match name == written {
             true => pattern.clone(),
             false => of(format!("spiffe://{name}{rest}")),
         });
         each.collect()
+    }
+
+    /// The same for a pattern that says a part of a domain's name, and may mean others than ours too: itself, and each of the
+    /// names. A peer under an alias is known by the present name where its requests are judged.
+    fn open(&self, pattern: &StringMatch) -> Vec<StringMatch> {
+        let is_any = |means: &dyn Fn(&str) -> bool| self.0.len() > 1 && self.0.iter().any(|name| means(name));
+        let (is_ours, path) = match pattern {
+            // `old*`.
+            StringMatch::Prefix(text) => match text.strip_prefix("spiffe://") {
+                Some(start) if !start.contains('/') => (is_any(&|name| name.starts_with(start)), None),
+                _ => return Vec::new(),
+            },
+            // `*.test/ns/shop/sa/web`; without a domain before the path it is of every one.
+            StringMatch::Suffix(text) => match text.find('/').map(|at| text.split_at(at)) {
+                Some((end, path)) if !end.is_empty() => (is_any(&|name| name.ends_with(end)), Some(path)),
+                _ => return Vec::new(),
+            },
+            // Of a domain alone, as `trustDomains` has them.
+            StringMatch::Regex(regex) if regex.as_str().starts_with("spiffe://[^/]*") => {
+                let regex = regex.compiled();
+                (is_any(&|name| regex.is_match(format!("spiffe://{name}/").as_bytes())), None)
+            }
+            _ => return Vec::new(),
+        };
+        if !is_ours {
+            return Vec::new();
+        }
+        let each = self.0.iter().map(|name| match path {
+            Some(path) => StringMatch::Exact(format!("spiffe://{name}{path}")),
+            None => StringMatch::Prefix(format!("spiffe://{name}/")),
+        });
+        std::iter::once(pattern.clone()).chain(each).collect()
     }
 }

@@ -134,7 +134,8 @@ fn tls(world: &World, host: &Host, port: &HostPort, parts: &names::Parts<'_>, po
             UpstreamTls::Mutual(tls, certificate.clone())
         }
         Some(ClientTls::Istio { sni, subject_alt_names }) => {
-            UpstreamTls::Mesh(mesh(sni.clone(), subject_alt_names, true))
+            let names = if subject_alt_names.is_empty() { &host.subject_alt_names } else { subject_alt_names };
+            UpstreamTls::Mesh(mesh(sni.clone(), names, true))
         }
         None => {
             let inside = !host.external && host.resolution != Lookup::Dialled && world.options.auto_mtls;

@@ -7,7 +7,10 @@ use super::authorization::provider;
 use super::{World, linkerd};
 use crate::finding::{Finding, Severity};
 use crate::jwks::Known;
-use crate::model::{Authentication, KeySource, Model, Object, RequestAuthentication, Selection, Target, TokenKeys};
+use crate::model::{
+    Authentication, KeySource, Model, Object, Pod, RequestAuthentication, Selection, Server, ServerPort, Target,
+    TokenKeys,
+};
 
 pub(super) fn findings(world: &World, findings: &mut Vec<Finding>) {
     istio(world, findings);
@@ -131,11 +134,29 @@ fn rate_limits(world: &World, findings: &mut Vec<Finding>) {
     }
 }
 
+/// A Server's port by a name that no pod explains.
+fn named_port(model: &Model, server: &Object<Server>) -> Option<String> {
+    let ServerPort::Name(name) = &server.spec.port else { return None };
+    let mut pods = model.pods.values().filter(|pod| pod.namespace() == server.namespace());
+    let explains = |pod: &Object<Pod>| {
+        server.spec.pods.picks(&pod.document.labels) && pod.spec.ports.iter().any(|(known, _)| known == name)
+    };
+    (!pods.any(|pod| explains(pod))).then(|| {
+        format!(
+            "no Pod that it selects has a container port {name:?}: of workloads without a Pod it may be any port, so it \
+             guards all of theirs, beside what guards those without it; write the number"
+        )
+    })
+}
+
 /// Servers of the same selector and port: Linkerd refuses the second.
 fn servers(world: &World, findings: &mut Vec<Finding>) {
     let mut all: Vec<_> = world.model.linkerd_servers.values().collect();
     all.sort_by_key(|server| server.seniority());
     for (i, server) in all.iter().enumerate() {
+        if let Some(message) = named_port(&world.model, server) {
+            findings.push(server.finding(Severity::Warning, "spec.port", message));
+        }
         let same = all[..i].iter().find(|other| {
             other.namespace() == server.namespace()
                 && (&other.spec.pods, &other.spec.port) == (&server.spec.pods, &server.spec.port)

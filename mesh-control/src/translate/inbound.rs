@@ -65,6 +65,10 @@ impl Workload<'_> {
 /// the asking process itself, which asks before it announces; its pod knows its labels better than either. What others
 /// announce there is nothing to it: they could take its policies away.
 pub(super) fn listener(world: &World, scope: &NodeScope, name: &str) -> Option<InboundListener> {
+    // What guards are missing nobody knows. Who has a listener keeps it.
+    if !world.model.unread.is_empty() {
+        return None;
+    }
     let address: SocketAddr = name.strip_prefix(names::INBOUND)?.parse().ok()?;
     let workloads = &world.catalog.workloads;
     let account = scope.account.as_deref();

@@ -17,6 +17,7 @@ use mesh_core::target::{EncodedSlash, normalize_path};
 use super::Options;
 use super::authorization::Domains;
 use super::inbound::Workload;
+use super::instances::includes;
 use crate::model::{
     AccessPolicy, Authentication, LinkerdAuthorization, LinkerdRateLimit, LinkerdRoute, Model, Object, Server,
     ServerPort, ServerRef, Store, Target, all_of_principals,
@@ -24,10 +25,12 @@ use crate::model::{
 
 /// The policies of a workload's port.
 pub(super) fn policies(model: &Model, options: &Options, of: &Workload<'_>) -> Vec<AuthorizationPolicy> {
-    let mut policies = match server(model, of) {
+    let mut policies = match server(model, of, Some(true)) {
         Some(server) => of_server(model, options, of, server),
         None => of_default(model, options, of),
     };
+    // Those of a port that may be another one: they close this one, and open nothing.
+    policies.extend(guards(model, of, None).flat_map(|server| of_server(model, options, of, server)));
     let domains = Domains::of(model, options);
     policies.iter_mut().for_each(|policy| domains.spread(&mut policy.rules));
     policies
@@ -36,7 +39,8 @@ pub(super) fn policies(model: &Model, options: &Options, of: &Workload<'_>) -> V
 /// The limits on requests of a workload's port: of all callers, then of each. Of several policies of a Server the oldest
 /// counts.
 pub(super) fn limits(model: &Model, options: &Options, of: &Workload<'_>) -> Vec<HttpFilter> {
-    let Some(server) = server(model, of) else { return Vec::new() };
+    let server = server(model, of, Some(true)).or_else(|| server(model, of, None));
+    let Some(server) = server else { return Vec::new() };
     let of_server = rate_limits(model, server).min_by_key(|object| object.seniority());
     let Some(object) = of_server else { return Vec::new() };
     let LinkerdRateLimit { server: _, total, identity, overrides } = &object.spec;
@@ -81,12 +85,16 @@ pub(super) fn rate_limits<'a>(
 }
 
 /// The Server that guards the port; of several the oldest, unless one of them is closed.
-fn server<'a>(model: &'a Model, of: &Workload<'_>) -> Option<&'a Object<Server>> {
-    let guards = |server: &&Object<Server>| {
-        of.labels.iter().any(|labels| server.spec.pods.picks(labels)) && is_port(&server.spec.port, of)
-    };
-    let all = in_namespace(&model.linkerd_servers, of.namespace).filter(guards);
-    all.min_by_key(|server| (!server.spec.closed, server.seniority()))
+fn server<'a>(model: &'a Model, of: &Workload<'_>, is_port: Option<bool>) -> Option<&'a Object<Server>> {
+    guards(model, of, is_port).min_by_key(|server| (!server.spec.closed, server.seniority()))
+}
+
+/// The Servers of the workload that guard the port (`true`), or may (`None`).
+fn guards<'a>(model: &'a Model, of: &Workload<'_>, is_port: Option<bool>) -> impl Iterator<Item = &'a Object<Server>> {
+    let is_picked = |server: &Server| of.labels.iter().any(|labels| server.pods.picks(labels));
+    let guards =
+        move |server: &&Object<Server>| is_picked(&server.spec) && self::is_port(&server.spec.port, of) == is_port;
+    in_namespace(&model.linkerd_servers, of.namespace).filter(guards)
 }
 
 /// The objects of a namespace.
@@ -95,20 +103,20 @@ fn in_namespace<'a, T>(store: &'a Store<T>, namespace: &str) -> impl Iterator<It
     store.range(from.clone()..).take_while(move |(key, _)| key.0 == from.0).map(|(_, object)| &**object)
 }
 
-fn is_port(port: &ServerPort, of: &Workload<'_>) -> bool {
+/// `None` = it may be.
+fn is_port(port: &ServerPort, of: &Workload<'_>) -> Option<bool> {
     match port {
-        ServerPort::Number(number) => *number == of.port,
-        ServerPort::Any => true,
+        ServerPort::Number(number) => Some(*number == of.port),
+        ServerPort::Any => Some(true),
         // Which number a name stands for only the pod says. Without one every port may be it.
-        ServerPort::Name(name) => {
-            of.pod.is_none_or(|pod| pod.spec.ports.iter().any(|(n, p)| n == name && *p == of.port))
-        }
+        ServerPort::Name(name) => of.pod.map(|pod| pod.spec.ports.iter().any(|(n, p)| n == name && *p == of.port)),
     }
 }
 
-/// What holds without a Server: the workload's annotation, its namespace's, then the mesh's setting.
+/// What holds without a Server: the annotation of the workload or of its template, its namespace's, then the mesh's setting.
 fn of_default(model: &Model, options: &Options, of: &Workload<'_>) -> Vec<AuthorizationPolicy> {
     let of_pod = of.pod.and_then(|pod| AccessPolicy::of_annotation(&pod.document.annotations));
+    let of_pod = of_pod.or_else(|| of_template(model, of));
     // A namespace has none itself.
     let mut namespaces = model.namespaces.values().filter(|object| object.name() == of.namespace);
     let of_namespace = || namespaces.find_map(|object| AccessPolicy::of_annotation(&object.document.annotations));
@@ -119,6 +127,16 @@ fn of_default(model: &Model, options: &Options, of: &Workload<'_>) -> Vec<Author
     let mut rules = access_rules(access, options, "linkerd-default");
     rules.extend(probes(of));
     vec![allow("linkerd.default".to_owned(), access, rules)]
+}
+
+/// What the template says of whose pods the workload seems to be one: of those whose labels it has, the one with most.
+fn of_template(model: &Model, of: &Workload<'_>) -> Option<AccessPolicy> {
+    let all = model.templates().filter(|(document, template)| {
+        let matches = of.labels.iter().any(|labels| includes(labels, &template.labels));
+        document.namespace == of.namespace && !template.labels.is_empty() && matches
+    });
+    let (_, template) = all.max_by_key(|(_, template)| template.labels.len())?;
+    AccessPolicy::of_annotation(&template.annotations)
 }
 
 fn allow(name: String, access: AccessPolicy, rules: Vec<AuthorizationRule>) -> AuthorizationPolicy {

@@ -29,6 +29,7 @@ mod proxy;
 mod references;
 mod routes;
 mod rules;
+mod selected;
 mod tokens;
 mod virtual_services;
 
@@ -40,6 +41,7 @@ use ipnet::IpNet;
 use mesh_core::id::{Locality, TrustDomain};
 use mesh_core::policy::{Cluster, Endpoints, InboundListener, Listener, RouteConfiguration};
 
+pub(crate) use self::authorization::own_names;
 use self::catalog::Catalog;
 pub(crate) use self::catalog::Changed;
 pub(crate) use self::keep::{kept, settle, with_kept};
@@ -271,6 +273,16 @@ impl World {
     /// The policy of a listening address, `xds.istio.io/grpc/lds/inbound/10.0.0.7:9080`.
     pub fn inbound(&self, scope: &NodeScope, name: &str) -> Option<InboundListener> {
         inbound::listener(self, scope, name)
+    }
+
+    /// What it is made of.
+    pub(crate) fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// The manifest files that could never be read. While there are any, there is no inbound listener.
+    pub(crate) fn unread(&self) -> &[Arc<str>] {
+        &self.model.unread
     }
 }
 

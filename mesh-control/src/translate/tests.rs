@@ -6,6 +6,7 @@ mod keep;
 mod linkerd;
 mod profile;
 mod proxy;
+mod selected;
 mod tcp;
 mod tokens;
 

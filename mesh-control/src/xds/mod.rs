@@ -194,6 +194,11 @@ impl Resources for World {
         let name = &*federated::plain(kind, name);
         match kind {
             Kind::Listener if !name.starts_with(INBOUND_PREFIX) => World::why_missing(self, scope, name),
+            Kind::Listener if !self.unread().is_empty() => format!(
+                "there is no inbound policy yet: {} could not be read since the control plane started, and may guard it; \
+                 correct or remove it",
+                self.unread().join(", ")
+            ),
             _ => format!("there is no {kind} {name:?} for namespace {}", scope.namespace),
         }
     }

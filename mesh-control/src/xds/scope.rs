@@ -35,8 +35,17 @@ pub(crate) fn scope_of(caller: &Caller, node: Option<&Node>) -> Result<NodeScope
                     "{id} names no namespace and service account, so it has no scope here"
                 ))
             })?;
-            if let Some(claimed) = claimed.filter(|claimed| *claimed != namespace) {
-                tracing::warn!(peer = %id, ?claimed, "a node claims another namespace than its certificate's; the claim is ignored");
+            let accounts = metadata.and_then(|metadata| text(metadata.fields.get("SERVICE_ACCOUNT")));
+            let of_id = node.and_then(|node| namespace_of(&node.id));
+            let others =
+                [("namespace", claimed, namespace), ("namespace", of_id, namespace), ("account", accounts, account)];
+            for (what, claimed, own) in others {
+                if let Some(claimed) = claimed.filter(|claimed| *claimed != own) {
+                    tracing::warn!(
+                        target: "mesh::audit", peer = %id, what, ?claimed,
+                        "a node claims to be another one than its certificate says; the claim is ignored"
+                    );
+                }
             }
             (namespace.to_owned(), Some(account.to_owned()))
         }
@@ -46,6 +55,13 @@ pub(crate) fn scope_of(caller: &Caller, node: Option<&Node>) -> Result<NodeScope
     let secrets = metadata.and_then(|metadata| text(metadata.fields.get("SDS"))).filter(|path| is_directory(path));
     let (labels, locality, dialect) = (labels(metadata), locality(node), dialect(node));
     Ok(NodeScope { namespace, account, labels, locality, dialect, outbound_listen, secrets: secrets.map(Into::into) })
+}
+
+/// The namespace in the ID of a node as Istio writes it: `sidecar~<address>~<pod>.<namespace>~<domain>`.
+fn namespace_of(id: &str) -> Option<&str> {
+    let mut parts = id.split('~').skip(2);
+    let (pod, _domain) = (parts.next()?, parts.next()?);
+    pod.rsplit_once('.').map(|(_, namespace)| namespace)
 }
 
 /// Whether it can be the directory of a proxy's files; that it is one only the proxy can tell.

@@ -77,6 +77,10 @@ impl AggregatedService {
 
     fn open<R: Asked>(self, request: Request<Streaming<R>>) -> Result<Answers<R::Answer>, Status> {
         let peer = Peer::of(request.extensions())?;
+        self.open_for(peer.clone(), request).inspect_err(|status| denied(&peer, status))
+    }
+
+    fn open_for<R: Asked>(self, peer: Peer, request: Request<Streaming<R>>) -> Result<Answers<R::Answer>, Status> {
         // Refused before a byte of the stream is read.
         scope::scope_of(&peer.caller, None)?;
         let entry = self.nodes.enter(&peer, &self.limits)?;
@@ -92,6 +96,12 @@ impl AggregatedService {
         };
         Ok(Box::pin(stream::unfold(Some(stream), |stream| async move { stream?.next().await })))
     }
+}
+
+/// Records that a stream is not opened, or ends.
+pub(super) fn denied(peer: &Peer, status: &Status) {
+    let (code, reason) = (status.code(), status.message());
+    tracing::warn!(target: "mesh::audit", %peer, ?code, reason, "configuration stream denied");
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;

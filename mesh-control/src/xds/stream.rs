@@ -14,7 +14,7 @@ use super::cache::{Cache, Mailbox};
 use super::message::{DeltaResponse, StateResponse};
 use super::nodes::NodeEntry;
 use super::session::{Form, Outcome, PIECE, Refused, Response, Session};
-use super::{Limits, scope};
+use super::{Limits, scope, service};
 use crate::runtime::Peer;
 
 /// Characters of a node's own words that are kept.
@@ -75,6 +75,7 @@ impl<R: Asked> AdsStream<R> {
                 request = request => match request {
                     Ok(Some(request)) => {
                         if let Err(status) = self.request(request).await {
+                            service::denied(&self.peer, &status);
                             return Some((Err(status), None));
                         }
                     }

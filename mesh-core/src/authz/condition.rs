@@ -134,11 +134,11 @@ impl Condition {
             Self::OneOf(list) => one_of(list, of),
             Self::Not(inner) => inner.judge(of).not(),
             Self::Header(header) => match &of.request {
-                Some(request) if !header.asks_in_vain(request) => {
+                Some(request) => {
                     let (every, some) = header.readings(request);
                     Truth::of_readings(every, some)
                 }
-                _ => Truth::Unknown,
+                None => Truth::Unknown,
             },
             Self::Path(path) => match &of.request {
                 Some(request) if request.path_and_query.starts_with('/') => path.holds(request.path()).into(),

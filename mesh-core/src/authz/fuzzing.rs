@@ -225,7 +225,7 @@ impl Choose<'_> {
             _ => self.of(&PATHS),
         };
         let request = RequestView {
-            authority: self.of(&["public.test", "admin", ""]),
+            authority: self.of(&["public.test", "admin", "", "admin:80"]),
             method: &method,
             path_and_query: path,
             scheme: "http",

@@ -248,10 +248,16 @@ fn header(header: &HeaderMatcher, of: &Attributes<'_>) -> May {
     let Some(request) = of.request else { return UNKNOWN };
     let pseudo = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let values: Vec<String> = match &header.name {
-        HeaderKey::Authority => match pseudo(request.authority) {
-            Some(authority) => vec![authority],
-            None => return UNKNOWN,
-        },
+        HeaderKey::Authority => {
+            let Some(authority) = pseudo(request.authority) else { return UNKNOWN };
+            let mut any_case = header.clone();
+            if let HeaderMatch::Text(text) = &mut any_case.value {
+                text.ignore_case = true;
+            }
+            let host = authority.split(':').next().unwrap_or_default().to_owned();
+            let (whole, bare) = (read(&any_case, vec![authority]), read(&any_case, vec![host]));
+            return if header.invert { (whole.0 && bare.0, whole.1) } else { (whole.0, whole.1 || bare.1) };
+        }
         HeaderKey::Method => vec![request.method.to_string()],
         HeaderKey::Scheme => pseudo(request.scheme).into_iter().collect(),
         HeaderKey::Path => match pseudo(request.path_and_query) {

@@ -738,7 +738,7 @@ fn call() -> impl Strategy<Value = Call> {
     let path = prop_oneof![6 => select(PATHS.to_vec()), 1 => select(vec!["", "*", "/admin?x=1"])];
     let rest = (
         select(vec![Method::GET, Method::POST]),
-        select(vec!["public.test", "admin", ""]),
+        select(vec!["public.test", "admin", "", "admin:80"]),
         select(vec![None, Some(""), Some("a"), Some("public.test")]),
         select(vec![None, Some(""), Some(TOKEN), Some(TWO), Some(r#"{"iss":"i","sub":"","group":[]}"#)]),
         0..4_u32,

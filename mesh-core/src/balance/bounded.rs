@@ -1,13 +1,13 @@
 //! Consistent hashing with bounded loads (Mirrokni et al., 2018; Envoy `hash_balance_factor`): an endpoint that has its
 //! share and a little more leaves further requests to others, so that no key is too hot.
 
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use twox_hash::XxHash64;
 
 use super::weights::Excluded;
 use super::{Candidates, Draw, Pick, Picker, Score};
+use crate::sync::{AtomicU32, AtomicUsize, Ordering};
 
 /// A picker that hashes, and a bound on the requests in flight of each candidate: `factor` per cent of the mean, by
 /// weight, rounded up, the new request included. Where the owner of a key is full, the key is hashed once more, and so

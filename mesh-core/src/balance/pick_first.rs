@@ -1,9 +1,8 @@
 //! The first that can be reached (gRFC A62).
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use super::weights::Excluded;
 use super::{Candidates, Draw, Pick, Picker};
+use crate::sync::{AtomicUsize, Ordering};
 
 /// Sends everything to the first candidate of the list; when that cannot be reached, to the next one,
 /// and stays there until that one cannot be reached either, also if the list changes meanwhile.

@@ -2,7 +2,6 @@
 //!
 //! Refuses to know how probes are sent: their answers arrive as [`Load`](super::Load) reports.
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use smallvec::SmallVec;
@@ -13,6 +12,7 @@ use super::stamped::millis;
 use super::weights::Excluded;
 use super::{Candidates, Draw, PeakEwma, Pick, Picker};
 use crate::policy;
+use crate::sync::{AtomicU32, Ordering};
 
 /// Keeps a pool of the latest probe answers. A candidate with more requests in flight than most lately
 /// reported is *hot*: among those of the pool that are not, the one with the lowest latency is picked;

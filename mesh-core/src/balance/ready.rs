@@ -146,6 +146,15 @@ impl<E> ReadySet<E> {
         set
     }
 
+    /// This set in the place of `before`, another one of the same cluster: what spills over because of load goes on doing so.
+    #[must_use]
+    pub fn following(self, before: &Self) -> Self {
+        if let (Some(spill), Some(before)) = (&self.spill, &before.spill) {
+            spill.follow(before);
+        }
+        self
+    }
+
     /// Picks an endpoint for a request: its index (to be put into `tried` for the next try) and what is
     /// kept for it. `None` only if none is usable; endpoints in `tried` come last, and endpoints that
     /// could not be reached a moment ago come after others, those of other priorities among them (gRFC A56).

@@ -1,9 +1,8 @@
 //! In turn, by weight: the static stride scheduler of gRFC A58. One atomic counter is the whole state.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
 use super::weights::Excluded;
 use super::{Candidate, Draw, Pick, Picker};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// Picks in turn; a candidate of weight w gets its turn in w of every max(w) rounds, evenly spread.
 #[derive(Debug)]

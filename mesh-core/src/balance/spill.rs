@@ -2,10 +2,9 @@
 //! requests in flight; above a high mark a growing share goes on to the next priority, below a low mark
 //! it comes back by and by.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-
 use super::Draw;
 use crate::policy::LoadSpill;
+use crate::sync::{AtomicU32, Ordering};
 
 #[derive(Debug)]
 pub(super) struct Spill {
@@ -22,6 +21,11 @@ const STEP: u32 = ALL / 200;
 impl Spill {
     pub(super) fn new(policy: &LoadSpill) -> Self {
         Self { low: policy.low.min(policy.high), high: policy.high.max(1), share: AtomicU32::new(0) }
+    }
+
+    /// Goes on from what the share is in `before`.
+    pub(super) fn follow(&self, before: &Self) {
+        self.share.store(before.share.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// Whether a request goes on to the next priority; `in_flight` is what the endpoint picked in this

@@ -1,6 +1,5 @@
 //! In turn, by the load that endpoints report (gRFC A58).
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::explain::Score;
@@ -8,6 +7,7 @@ use super::round_robin::Stride;
 use super::stamped::{millis, since};
 use super::{Candidates, Draw, Pick, Picker};
 use crate::policy;
+use crate::sync::{AtomicU32, Ordering};
 
 /// Round robin whose weights come from [`EndpointReport`](super::EndpointReport)s and are taken over once an
 /// update period, by the request that finds the period over. While fewer than two endpoints have a

@@ -144,6 +144,9 @@ codes! {
     /// The listener has routes, and the request's is none that serves: no virtual host or route matches, or the one that
     /// does has another action than `non_forwarding_action` (gRFC A36).
     NO_INBOUND_ROUTE = 2009, 404, 14, "NR", "have the control plane send a route with non_forwarding_action for this authority and path";
+    /// This process listens where the mesh enforces no policy, and was told to be alone. No answer to a request has it:
+    /// `/readyz` and the log do.
+    OTHER_LISTENERS = 2010, 503, 14, "-", "serve these sockets with the mesh, close them, or list them in MESH_ALLOWED_LISTENERS";
 }
 
 impl fmt::Display for Code {

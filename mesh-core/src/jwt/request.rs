@@ -17,6 +17,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header};
 use serde_json::Value;
+use smallvec::SmallVec;
 
 use super::place::{self, Found, Place};
 use super::{Claims, KeySet, Refusal, Token, issuer_of, verify};
@@ -130,15 +131,19 @@ impl Authenticator {
         if self.bypass_cors_preflight && is_preflight(request) {
             return Ok(Passed::default());
         }
-        // One without a path (CONNECT, `OPTIONS *`) is every rule's: a rule for paths is no way out.
-        let rules: &[Rule] = if request.path_and_query.starts_with('/') {
-            match self.rules.iter().find(|rule| rule.conditions.hold(request)) {
-                Some(rule) => std::slice::from_ref(rule),
-                None => &[],
+        // One without a path (CONNECT, `OPTIONS *`) is every rule's: a rule for paths is no way out. Nor is a header that
+        // can be read in two ways: such a request is of each rule that may be its first.
+        let has_path = request.path_and_query.starts_with('/');
+        let mut rules = SmallVec::<[&Rule; 2]>::new();
+        for rule in &self.rules {
+            let (every, some) = if has_path { rule.conditions.readings(request) } else { (false, true) };
+            if some {
+                rules.push(rule);
             }
-        } else {
-            &self.rules[..]
-        };
+            if every {
+                break;
+            }
+        }
         if rules.iter().all(|rule| rule.demand.is_none()) {
             return Ok(Passed::default());
         }

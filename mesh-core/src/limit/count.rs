@@ -7,8 +7,7 @@ use crate::sync::{AtomicU32, Ordering};
 pub struct Count(AtomicU32);
 
 impl Count {
-    /// One more, whatever the limit; tells how many there were before. Who finds too many leaves again: counted first
-    /// and looked at then, two at once cannot both take the last place.
+    /// One more, whatever the limit; tells how many there were before.
     pub fn enter(&self) -> u32 {
         self.0.fetch_add(1, Ordering::Relaxed)
     }
@@ -19,6 +18,18 @@ impl Count {
     pub fn enter_below(&self, most: u32) -> bool {
         let one_more = |now: u32| (now < most).then(|| now + 1);
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
+    }
+
+    /// The same where there may be no limit.
+    #[must_use]
+    pub fn enter_within(&self, most: Option<u32>) -> bool {
+        match most {
+            Some(most) => self.enter_below(most),
+            None => {
+                self.enter();
+                true
+            }
+        }
     }
 
     /// One less.
@@ -44,5 +55,7 @@ mod tests {
         count.leave();
         assert!(count.enter_below(2));
         assert_eq!((count.enter(), count.get()), (2, 3));
+        assert!(!count.enter_within(Some(3)) && count.enter_within(None));
+        assert_eq!(count.get(), 4);
     }
 }

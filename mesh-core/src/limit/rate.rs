@@ -83,6 +83,11 @@ impl RateLimit {
         headers.append(&RESET, HeaderValue::from(self.seconds(now)));
     }
 
+    /// Tokens left, and how many there may be.
+    pub fn quota(&self, now: Instant) -> (u32, u32) {
+        (self.bucket.tokens(now), self.size())
+    }
+
     fn size(&self) -> u32 {
         self.policy.bucket.map_or(0, |bucket| bucket.max_tokens)
     }

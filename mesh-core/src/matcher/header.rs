@@ -1,11 +1,14 @@
 //! A compiled [`HeaderMatcher`] (gRFC A28).
 
+use std::borrow::Cow;
+
 use http::header::COOKIE;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
 use super::{RequestView, TextCondition};
-use crate::policy::{HeaderKey, HeaderMatch, HeaderMatcher};
+use crate::policy::{HeaderKey, HeaderMatch, HeaderMatcher, Pattern, StringMatch, StringMatcher};
+use crate::target::{normalize_authority, without_port};
 
 /// A [`HeaderMatcher`] whose regex is compiled.
 #[derive(Debug)]
@@ -48,6 +51,9 @@ impl HeaderCondition {
             HeaderKey::Path => Source::Path,
         };
         let test = match &policy.value {
+            HeaderMatch::Text(text) if matches!(source, Source::Authority) => {
+                Test::Text(TextCondition::new(&of_authority(text)))
+            }
             HeaderMatch::Text(text) => Test::Text(TextCondition::new(text)),
             HeaderMatch::Range { start, end } => Test::Range { start: *start, end: *end },
             HeaderMatch::Present(wanted) => Test::Present(*wanted),
@@ -61,8 +67,17 @@ impl HeaderCondition {
     /// differs in `_` for `-` alone is one more reading: to many an application the two are one.
     pub(crate) fn readings(&self, request: &RequestView<'_>) -> (bool, bool) {
         let Source::Header(name) = &self.source else {
+            if self.asks_in_vain(request) {
+                return (false, true);
+            }
             let holds = self.holds(request);
-            return (holds, holds);
+            // A port makes no other host of it: a rule for the host alone may mean it as well.
+            let bare = matches!(self.source, Source::Authority).then(|| without_port(request.authority)).flatten();
+            return match bare.map(|bare| self.decide(Some(bare.as_bytes()))) {
+                Some(bare) if self.invert => (holds && bare, holds),
+                Some(bare) => (holds, holds || bare),
+                None => (holds, holds),
+            };
         };
         let (mut every, mut some) = self.readings_of(name, request.headers);
         for twin in request.headers.keys().filter(|other| are_twins(name, other)) {
@@ -107,7 +122,7 @@ impl HeaderCondition {
     }
 
     /// Whether it asks for the authority or the path of a request that has none.
-    pub(crate) fn asks_in_vain(&self, request: &RequestView<'_>) -> bool {
+    fn asks_in_vain(&self, request: &RequestView<'_>) -> bool {
         match self.source {
             Source::Authority => request.authority.is_empty(),
             Source::Path => request.path_and_query.is_empty(),
@@ -177,6 +192,25 @@ impl HeaderCondition {
             Test::Present(wanted) => *wanted,
         }
     }
+}
+
+/// What a rule says of an authority, in the words of requests whose authority is in normal form. Case is nothing there that
+/// could differ.
+pub(super) fn of_authority(text: &StringMatcher) -> StringMatcher {
+    let pattern = match &text.pattern {
+        StringMatch::Exact(exact) => {
+            StringMatch::Exact(normalize_authority(exact).map_or(exact.clone(), Cow::into_owned))
+        }
+        StringMatch::Suffix(end) if end.len() > 1 => {
+            StringMatch::Suffix(end.strip_suffix('.').unwrap_or(end).to_owned())
+        }
+        // One that is so long that this does not fit is asked as it is.
+        StringMatch::Regex(pattern) if pattern.as_str().contains(|c: char| c.is_ascii_uppercase()) => {
+            StringMatch::Regex(Pattern::new(&format!("(?i){}", pattern.as_str())).unwrap_or_else(|_| pattern.clone()))
+        }
+        other => other.clone(),
+    };
+    StringMatcher { pattern, ignore_case: true }
 }
 
 /// What stands between the values of a header where they are joined: HTTP/2 cuts cookies in pieces, and all of them are one

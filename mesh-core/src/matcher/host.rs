@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use crate::policy::VirtualHost;
+use crate::target;
 
 /// Which domain of which virtual host matched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,13 +89,5 @@ fn lower_case(text: &str) -> Cow<'_, str> {
 }
 
 fn without_port(authority: &str) -> &str {
-    match authority.rsplit_once(':') {
-        // A bare IPv6 address has several colons and no port.
-        Some((host, port))
-            if port.bytes().all(|b| b.is_ascii_digit()) && (!host.contains(':') || host.ends_with(']')) =>
-        {
-            host
-        }
-        _ => authority,
-    }
+    target::without_port(authority).unwrap_or(authority)
 }

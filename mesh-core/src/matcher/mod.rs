@@ -279,12 +279,25 @@ impl Conditions {
         }
     }
 
-    pub(crate) fn hold(&self, request: &RequestView<'_>) -> bool {
-        self.check(request, request.split()).is_ok()
+    /// Whether a request holds all of it however its headers are read, and whether it does in any reading of them: a rule
+    /// that guards something is not stepped round with a header that two read in two ways.
+    pub(crate) fn readings(&self, request: &RequestView<'_>) -> (bool, bool) {
+        let some = self.check_with(request, request.split(), |header| header.readings(request).1).is_ok();
+        (some && self.headers.iter().all(|header| header.readings(request).0), some)
     }
 
     /// Path and query are those of the request, split once for all routes.
-    fn check(&self, request: &RequestView<'_>, (path, query): (&str, &str)) -> Result<(), Miss> {
+    fn check(&self, request: &RequestView<'_>, split: (&str, &str)) -> Result<(), Miss> {
+        self.check_with(request, split, |header| header.holds(request))
+    }
+
+    #[inline]
+    fn check_with(
+        &self,
+        request: &RequestView<'_>,
+        (path, query): (&str, &str),
+        holds: impl Fn(&HeaderCondition) -> bool,
+    ) -> Result<(), Miss> {
         if !self.path.holds(path) {
             return Err(Miss::Path);
         }
@@ -294,7 +307,7 @@ impl Conditions {
         if !self.methods.is_empty() && !self.methods.iter().any(|m| **m == *request.method.as_str()) {
             return Err(Miss::Method);
         }
-        if let Some(i) = self.headers.iter().position(|header| !header.holds(request)) {
+        if let Some(i) = self.headers.iter().position(|header| !holds(header)) {
             return Err(Miss::Header(i));
         }
         if let Some(i) = self.query.iter().position(|parameter| !parameter.holds(query)) {

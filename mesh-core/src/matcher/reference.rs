@@ -92,9 +92,14 @@ pub(super) fn header_matches(policy: &HeaderMatcher, request: &RequestView<'_>) 
         }
     };
     let number = |text: &[u8]| String::from_utf8(text.to_vec()).ok()?.trim_matches([' ', '\t']).parse::<i64>().ok();
+    let of_authority = matches!(&policy.name, HeaderKey::Authority)
+        || matches!(&policy.name, HeaderKey::Header(name) if name.as_str() == "host");
     let holds = match (&policy.value, value) {
         (HeaderMatch::Present(wanted), value) => value.is_some() == *wanted,
         (_, None) if !policy.treat_missing_as_empty => return false,
+        (HeaderMatch::Text(matcher), value) if of_authority => {
+            text_matches(&super::header::of_authority(matcher), &value.unwrap_or_default())
+        }
         (HeaderMatch::Text(matcher), value) => text_matches(matcher, &value.unwrap_or_default()),
         (HeaderMatch::Range { start, end }, value) => {
             number(&value.unwrap_or_default()).is_some_and(|n| *start <= n && n < *end)

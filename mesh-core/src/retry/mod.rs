@@ -19,20 +19,14 @@ pub use self::told::{Pushback, pushback, reset};
 
 use crate::policy::CircuitBreakers;
 
-/// Whether one more retry may be in flight: Envoy's retry budget if the cluster has one, else
-/// `max_retries`, else any number. `active_requests` are those of the cluster in flight, retries
-/// among them.
-pub fn concurrency_allows(limits: &CircuitBreakers, active_requests: u32, active_retries: u32) -> bool {
-    let most = match (&limits.retry_budget, limits.max_retries) {
-        // The budget replaces the fixed limit (Envoy `retry_budget`).
-        (Some(budget), _) => {
-            let share = u64::from(active_requests) * u64::from(budget.share.get()) / 1_000_000;
-            share.max(u64::from(budget.min_concurrency))
-        }
-        (None, Some(most)) => u64::from(most),
-        (None, None) => return true,
-    };
-    u64::from(active_retries) < most
+/// How many retries may be in flight: Envoy's retry budget if the cluster has one, else `max_retries`; `None` = any
+/// number. `active_requests` are those of the cluster in flight, retries among them.
+pub fn max_concurrent(limits: &CircuitBreakers, active_requests: u32) -> Option<u32> {
+    // The budget replaces the fixed limit (Envoy `retry_budget`).
+    let Some(budget) = &limits.retry_budget else { return limits.max_retries };
+    let share = u64::from(active_requests) * u64::from(budget.share.get()) / 1_000_000;
+    // A share of a number is no more than it.
+    Some((share as u32).max(budget.min_concurrency))
 }
 
 #[cfg(test)]
@@ -46,17 +40,14 @@ mod tests {
         let budget = CircuitBreakers { retry_budget: Some(share), max_retries: Some(0), ..Default::default() };
         let fixed = CircuitBreakers { max_retries: Some(2), ..Default::default() };
         let open = CircuitBreakers::default();
-        for (limits, requests, retries, allowed) in [
-            (&budget, 1, 2, true),
-            (&budget, 1, 3, false),
-            (&budget, 100, 19, true),
-            (&budget, 100, 20, false),
-            (&budget, u32::MAX, u32::MAX, false),
-            (&fixed, 100, 1, true),
-            (&fixed, 100, 2, false),
-            (&open, 0, u32::MAX, true),
+        for (limits, requests, most) in [
+            (&budget, 1, Some(3)),
+            (&budget, 100, Some(20)),
+            (&budget, u32::MAX, Some(u32::MAX / 5)),
+            (&fixed, 100, Some(2)),
+            (&open, 0, None),
         ] {
-            assert_eq!(concurrency_allows(limits, requests, retries), allowed, "{requests} {retries}");
+            assert_eq!(max_concurrent(limits, requests), most, "{requests}");
         }
     }
 }

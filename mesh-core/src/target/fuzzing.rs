@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use super::{EncodedSlash, check_authority, normalize_path, unescape_path};
+use super::{EncodedSlash, normalize_authority, normalize_path, unescape_path, without_port};
 
 /// Brings a path to its normal form, with encoded slashes and without.
 ///
@@ -29,16 +29,17 @@ pub fn path(text: &str) {
     let _ = unescape_path(text);
 }
 
-/// Checks an authority.
+/// Brings an authority to its normal form.
 ///
 /// # Panics
-/// The plain reader says otherwise, or an HTTP library reads another host or port from what is good.
+/// The plain reader says otherwise, the normal form has another one itself, or an HTTP library reads another host or port
+/// from what is good.
 pub fn authority(text: &str) {
-    let good = check_authority(text).is_ok();
-    assert_eq!(good, plain_authority(text), "{text:?}");
-    if !good {
-        return;
-    }
+    let normal = normalize_authority(text);
+    assert_eq!(normal.is_ok(), plain_authority(text), "{text:?}");
+    let Ok(normal) = normal else { return };
+    assert_eq!(normalize_authority(&normal).as_deref(), Ok(&*normal), "{text:?}: not the same a second time");
+    assert!(!normal.contains(|c: char| c.is_ascii_uppercase()) && !normal.ends_with(['.', ':']), "{normal:?}");
     let read: http::uri::Authority = text.parse().expect("what is good is an authority to everybody");
     let (host, port) = match text.rfind(':').filter(|at| !text[*at..].contains(']')) {
         Some(at) => (&text[..at], &text[at + 1..]),
@@ -46,6 +47,9 @@ pub fn authority(text: &str) {
     };
     assert_eq!((read.as_str(), read.host()), (text, host));
     assert_eq!(read.port_u16(), port.parse().ok(), "{text:?}");
+    let number = |port: &str| port.parse::<u32>().unwrap_or_default();
+    let normal_port = without_port(&normal).map_or("", |host| &normal[host.len() + 1..]);
+    assert_eq!(number(normal_port), number(port), "{text:?}");
 }
 
 /// A character of a path; whether it came escaped and stays so.

@@ -51,6 +51,8 @@ pub const CONFIG_UNCONFIRMED: &str = "mesh_config_unconfirmed_seconds";
 pub const RUNTIME_STALLED: &str = "mesh_runtime_stalled_seconds";
 /// How often that was a second or longer.
 pub const RUNTIME_STALLS: &str = "mesh_runtime_stalls_total";
+/// Sockets of this process that listen beside the mesh's.
+pub const OTHER_LISTENERS: &str = "mesh_other_listeners";
 /// When this process's certificate ends, what signed it, and the first of the roots it trusts; seconds since the Unix epoch.
 pub const CERTIFICATE_EXPIRY: &str = "mesh_certificate_expiry_timestamp_seconds";
 

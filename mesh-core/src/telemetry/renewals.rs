@@ -1,6 +1,6 @@
 //! Renewals of certificates that failed: the first sign of an authority that is away, long before a certificate ends.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -20,6 +20,7 @@ pub const LIFE_LEFT: &str = "mesh_certificate_unrenewed_life_percent";
 pub struct Renewals {
     failures: AtomicU64,
     last: AtomicU64,
+    root_gone: AtomicBool,
     lives: Mutex<Vec<Weak<AtomicU8>>>,
 }
 
@@ -39,6 +40,16 @@ impl Renewals {
     pub fn failed(&self, now: u64) {
         self.last.store(now, Ordering::Relaxed);
         self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes whether the root of the certificate is trusted no more; what was noted before.
+    pub fn root_gone(&self, gone: bool) -> bool {
+        self.root_gone.swap(gone, Ordering::Relaxed)
+    }
+
+    /// Whether the root of the certificate is trusted no more, so that peers refuse it.
+    pub fn is_root_gone(&self) -> bool {
+        self.root_gone.load(Ordering::Relaxed)
     }
 
     /// A further certificate that is to be renewed.

@@ -142,7 +142,7 @@ pub(super) fn decode(
         consider!(common, &at, report, CommonOptions {
             read: [idle_timeout, max_connection_duration, max_requests_per_connection],
             idle: [],
-            max_connection_duration_jitter => "connections are drained at their age, without jitter",
+            max_connection_duration_jitter => "the age at which connections are drained varies by a tenth",
             max_headers_count => "the number of an answer's headers has the HTTP library's limit",
             max_response_headers_kb => "the size of an answer's headers has the HTTP library's limit",
             max_stream_duration => "routes and the listener limit streams",

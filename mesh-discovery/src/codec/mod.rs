@@ -74,7 +74,6 @@ mod tests;
 use std::fmt;
 use std::sync::Arc;
 
-use envoy_types::pb::envoy::service::discovery::v3::Resource;
 use envoy_types::pb::google::protobuf::Any;
 use mesh_core::policy::{
     Cluster, EndpointMetadata, Endpoints, InboundListener, InvalidPolicy, Listener, RouteConfiguration, Unenforced,
@@ -273,18 +272,6 @@ pub(crate) fn decode_endpoints_sharing(
 /// The same by the decoder that knows everything.
 fn decode_all_endpoints(resource: Packed<'_>) -> Result<Decoded<Endpoints>, DecodeError> {
     decode(ENDPOINTS, "endpoints", resource, |e: &endpoint::Proto| &e.cluster_name, endpoint::decode, unenforced)
-}
-
-/// Takes a resource out of its `envoy.service.discovery.v3.Resource` wrapper, with the name the wrapper
-/// gives it. Anything else, a broken wrapper too, comes back as it is: decoding it names the fault.
-pub fn unwrap_resource(resource: Any) -> (Option<String>, Any) {
-    if resource.type_url != RESOURCE {
-        return (None, resource);
-    }
-    match Resource::decode(resource.value.as_slice()) {
-        Ok(Resource { name, resource: Some(inner), .. }) => ((!name.is_empty()).then_some(name), inner),
-        _ => (None, resource),
-    }
 }
 
 /// The name a resource of one of the four types calls itself; `None` for other types, broken bytes and

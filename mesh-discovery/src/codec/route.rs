@@ -82,7 +82,7 @@ pub(super) fn check_plugins(proto: &Proto, at: &At<'_>, report: &mut Report) {
 /// What routes get from the levels around them where they have none of their own.
 #[derive(Default)]
 pub(super) struct Outer {
-    filters: Overrides,
+    pub(super) filters: Overrides,
     pub(super) mirrors: Vec<Mirror>,
     pub(super) hedge: Option<HedgePolicy>,
 }
@@ -147,7 +147,7 @@ fn decode_virtual_host(
     let overrides = route_extra::decode_overrides(&proto.typed_per_filter_config, at, report);
     let mut overrides = overrides.inside(&outer.filters);
     if let (None, Some(field)) = (&overrides.cors, &proto.cors) {
-        overrides.cors = super::cors::decode_field(field, &at.field("cors"), report).map(Arc::new);
+        overrides.cors_field = super::cors::decode_field(field, &at.field("cors"), report).map(Arc::new);
     }
     let ours: VirtualHostPolicy = extension::take(proto.metadata.as_ref(), "VirtualHostPolicy", at, report);
     let own_mirrors = decode_mirrors(&proto.request_mirror_policies, at, report);

@@ -53,7 +53,7 @@ pub(super) fn encode(action: &RouteAction, ours: &mut RoutePolicy) -> route::Act
 pub(super) fn decode(
     proto: Option<&route::Action>,
     ours: &RoutePolicy,
-    cors: Option<Arc<Cors>>,
+    cors: Option<Option<Arc<Cors>>>,
     outer: &Outer,
     at: &At<'_>,
     report: &mut Report,
@@ -61,7 +61,8 @@ pub(super) fn decode(
     let forwards = matches!(proto, Some(route::Action::Route(_)));
     // As in Envoy, whose filter passes over routes without a cluster.
     let effect = "answers that no endpoint gives get no CORS headers, as in Envoy";
-    report.unenforced_if(cors.is_some() && !forwards, at, "cors", effect);
+    let wanted = cors.as_ref().unwrap_or(&outer.filters.cors_field).is_some();
+    report.unenforced_if(wanted && !forwards, at, "cors", effect);
     match proto {
         Some(route::Action::Route(action)) => {
             let forward = decode_forward(action, ours, cors, outer, &at.field("route"), report)?;
@@ -117,7 +118,7 @@ fn encode_forward(forward: &Forward, ours: &mut RoutePolicy) -> xds::RouteAction
 fn decode_forward(
     proto: &Proto,
     ours: &RoutePolicy,
-    cors: Option<Arc<Cors>>,
+    cors: Option<Option<Arc<Cors>>>,
     outer: &Outer,
     at: &At<'_>,
     report: &mut Report,
@@ -136,9 +137,11 @@ fn decode_forward(
     let extra = ours.retry.clone().unwrap_or_default();
     let retry = proto.retry_policy.as_ref();
     let retry = retry.and_then(|r| retry::decode(r, &extra, &at.field("retry_policy"), report));
-    let field = proto.cors.as_ref();
-    let own = || cors::decode_field(field?, &at.field("cors"), report).map(Arc::new);
-    let cors = cors.or_else(own);
+    let cors = match (cors, &proto.cors) {
+        (Some(cors), _) => cors,
+        (None, Some(field)) => cors::decode_field(field, &at.field("cors"), report).map(Arc::new),
+        (None, None) => outer.filters.cors_field.clone(),
+    };
     let rewrite = decode_rewrite(proto, at, report);
     Some(Forward {
         to: decode_choice(proto.cluster_specifier.as_ref(), at, report)?,
@@ -290,7 +293,12 @@ fn decode_weights(proto: &SplitProto, at: &At<'_>, report: &mut Report) -> Optio
         } = entry;
         let overrides = route_extra::decode_overrides(&entry.typed_per_filter_config, &at, report);
         let effect = "CORS is a matter of the route";
-        report.unenforced_if(overrides.cors.is_some(), &at, "typed_per_filter_config", effect);
+        report.unenforced_if(
+            overrides.cors.as_ref().is_some_and(Option::is_some),
+            &at,
+            "typed_per_filter_config",
+            effect,
+        );
         use weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral;
         let authority = entry.host_rewrite_specifier.as_ref().and_then(|HostRewriteLiteral(host)| non_empty(host));
         entries.push(WeightedCluster {

@@ -27,7 +27,12 @@ pub(super) struct Overrides {
     pub(super) filters: Arc<FilterOverrides>,
     /// Of a server's filters, by instance name, of this level alone: they are applied where they are read.
     pub(super) guards: BTreeMap<String, Guard>,
-    pub(super) cors: Option<Arc<Cors>>,
+    /// CORS, if anything is said of it: `Some(None)` = it is off.
+    pub(super) cors: Option<Option<Arc<Cors>>>,
+    // The instance name of its filter.
+    cors_key: Option<String>,
+    /// The older form, of a virtual host: it counts where no filter configuration says anything, nor a route's own field.
+    pub(super) cors_field: Option<Arc<Cors>>,
 }
 
 /// How a filter that guards a server differs in one place.
@@ -48,6 +53,9 @@ impl Overrides {
     /// What holds one level further in: the more specific configuration replaces the other. A level without any of its
     /// own, as nearly every route is, shares the other's.
     pub(super) fn inside(self, outer: &Self) -> Self {
+        // Of a filter whose kind is not said here: CORS, if it was that further out.
+        let off = outer.cors_key.as_ref().and_then(|key| self.filters.get(key));
+        let off = self.cors.is_none() && off.is_some_and(|own| matches!(**own, FilterOverride::Disabled));
         let filters = match (self.filters.is_empty(), outer.filters.is_empty()) {
             (true, _) => outer.filters.clone(),
             (_, true) => self.filters,
@@ -57,7 +65,9 @@ impl Overrides {
                 filters.into()
             }
         };
-        Self { filters, guards: BTreeMap::new(), cors: self.cors.or_else(|| outer.cors.clone()) }
+        let cors = if off { Some(None) } else { self.cors.or_else(|| outer.cors.clone()) };
+        let cors_key = self.cors_key.or_else(|| outer.cors_key.clone());
+        Self { filters, guards: BTreeMap::new(), cors, cors_key, cors_field: outer.cors_field.clone() }
     }
 }
 
@@ -129,8 +139,8 @@ fn read_override(
     }
     let kind = wrapper.config.as_ref().map(extension::type_of).unwrap_or_default();
     if wrapper.disabled {
-        if kind == url::CORS_POLICY {
-            overrides.cors = None;
+        if kind == url::CORS_POLICY || key == CORS_FILTER {
+            overrides.cors = Some(None);
             return None;
         }
         overrides.guards.insert(key.to_owned(), Guard::Off);
@@ -153,7 +163,8 @@ fn read_override(
         }
         url::CORS_POLICY => {
             let policy = extension::unpack::<CorsPolicy>(config, at, report);
-            overrides.cors = policy.and_then(|policy| cors::decode(&policy, at, report)).map(Arc::new);
+            overrides.cors = Some(policy.and_then(|policy| cors::decode(&policy, at, report)).map(Arc::new));
+            overrides.cors_key = Some(key.to_owned());
             None
         }
         url::RBAC_PER_ROUTE => {

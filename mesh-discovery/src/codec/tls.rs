@@ -176,7 +176,7 @@ pub(super) fn decode_upstream(
     }
     consider!(&context, at, report, UpstreamTlsContext {
         read: [common_tls_context, sni, auto_host_sni, auto_sni_san_validation],
-        // Sessions are resumed as the TLS library does it; key usage is always checked.
+        // No session is resumed; key usage is always checked.
         idle: [max_session_keys, enforce_rsa_key_usage],
         allow_renegotiation => "renegotiation is never done",
     });
@@ -310,7 +310,7 @@ pub(super) fn decode_downstream(socket: &TransportSocket, at: &At<'_>, report: &
         report,
         DownstreamTlsContext {
             read: [common_tls_context, require_client_certificate, require_sni, ocsp_staple_policy],
-            // Sessions are resumed as the TLS library does it (gRFC A29 ignores these).
+            // No session is resumed (gRFC A29 ignores these).
             idle: [
                 disable_stateful_session_resumption,
                 session_timeout,

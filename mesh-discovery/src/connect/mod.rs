@@ -55,6 +55,8 @@ pub(crate) const MAX_MESSAGE: usize = 64 << 20;
 pub struct Connector {
     server: XdsServer,
     identity: Option<WatchedIdentity>,
+    /// Of an identity its roots are used and its certificate is not shown.
+    unshown: bool,
     refusal: Refusal,
     /// The refusal that a connection failed with last.
     told: Arc<Mutex<Option<Arc<str>>>>,
@@ -82,7 +84,7 @@ impl Connector {
         let tokens = server.call_credentials.iter().map(token).collect();
         let (refusal, told) = (Watched::fixed(None), Arc::default());
         let (files, probing, lent) = (Arc::default(), Arc::default(), Arc::default());
-        Self { server, identity: None, refusal, told, crypto, files, tokens, probing, lent }
+        Self { server, identity: None, unshown: false, refusal, told, crypto, files, tokens, probing, lent }
     }
 
     /// Shows the mesh certificate of the moment on every TLS connection; the first connection waits for
@@ -108,6 +110,11 @@ impl Connector {
     pub fn to(&self, server: XdsServer) -> Self {
         let (identity, refusal, lent) = (self.identity.clone(), self.refusal.clone(), self.lent.clone());
         Self { identity, refusal, lent, ..Self::new(server, self.crypto.clone()) }
+    }
+
+    /// The same way without showing an identity's certificate; the server is verified as before.
+    pub(crate) fn unshown(&self) -> Self {
+        Self { unshown: true, ..self.clone() }
     }
 
     /// The server's address as text.
@@ -221,7 +228,7 @@ impl Connector {
             }
             ChannelCredentials::Insecure => self.http2(io, "http").await,
             ChannelCredentials::Tls(credentials) => {
-                let config = self.files.client_config(credentials, identity, &self.crypto)?;
+                let config = self.files.client_config(credentials, identity, !self.unshown, &self.crypto)?;
                 let name = ServerName::try_from(host.to_owned()).map_err(|e| format!("{host:?}: {e}"))?;
                 let tls = tokio_rustls::TlsConnector::from(Arc::new(config))
                     .connect(name, io)

@@ -29,13 +29,14 @@ struct Material {
 }
 
 impl Files {
-    /// Roots from the file or the system; our certificate from the files, else from the identity. The
+    /// Roots from the file or the system; our certificate from the files, else from the identity if it is `shown`. The
     /// server is verified against the name it was dialled by, and against its SPIFFE ID if that is known. An identity vouches, with its own roots, for a server
     /// whose root is in a file: after a change of roots that file may still hold the old one.
     pub(super) fn client_config(
         &self,
         files: &TlsCredentials,
         identity: Option<&Identity>,
+        shown: bool,
         crypto: &Arc<CryptoProvider>,
     ) -> Result<ClientConfig, String> {
         let Material { mut roots, certified } = self.material(files, crypto)?;
@@ -53,7 +54,7 @@ impl Files {
                 Some(id) => Arc::new(Pinned { by_name: verifier, id: id.clone() }),
                 None => verifier,
             });
-        let certified = certified.or_else(|| identity.map(|identity| identity.certified().clone()));
+        let certified = certified.or_else(|| identity.filter(|_| shown).map(|identity| identity.certified().clone()));
         let mut config = match certified {
             Some(certified) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified))),
             None => builder.with_no_client_auth(),

@@ -13,6 +13,7 @@ use tonic_prost::ProstCodec;
 use tower::service_fn;
 
 use super::rpc::{self, Method, MethodServer};
+use super::trust::FederatedBundle;
 use crate::connect::MAX_MESSAGE;
 
 /// Full name of the service.
@@ -43,6 +44,9 @@ pub struct IstioCertificateResponse {
     /// is never used without them. Others leave the field out and pass it over.
     #[prost(bytes = "vec", repeated, tag = "15001")]
     pub revocation_lists: Vec<Vec<u8>>,
+    /// The federated trust domains: as the lists, of this library's control plane.
+    #[prost(message, repeated, tag = "15002")]
+    pub federated: Vec<FederatedBundle>,
 }
 
 /// Client of the certificate service over any gRPC transport.

@@ -108,7 +108,7 @@ pub struct AnnounceResponse {
     /// Whether it was done.
     #[prost(bool, tag = "1")]
     pub accepted: bool,
-    /// Why it was not, and what to do.
+    /// Why it was not, and what to do; of one that was, what is odd about it.
     #[prost(string, tag = "2")]
     pub reason: String,
 }

@@ -1,5 +1,5 @@
-//! `mesh.trust.v1.TrustBundleService`: the roots and revocation lists of a trust domain, now and as they change, for who
-//! holds a certificate of it.
+//! `mesh.trust.v1.TrustBundleService`: the roots and revocation lists of a trust domain and the roots of those it is
+//! federated with, now and as they change, for who holds a certificate of it; who has none is told them once.
 //!
 //! Other control planes do not have it: their clients learn of other roots with the next certificate.
 
@@ -36,6 +36,21 @@ pub struct TrustBundle {
     /// Revocation lists of what signs in that trust domain, DER; none = nobody was taken back.
     #[prost(bytes = "vec", repeated, tag = "3")]
     pub revocation_lists: Vec<Vec<u8>>,
+    /// The trust domains beside it whose peers are let in, each by roots of its own; one that is missing is trusted no
+    /// more.
+    #[prost(message, repeated, tag = "4")]
+    pub federated: Vec<FederatedBundle>,
+}
+
+/// The roots of a federated trust domain.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct FederatedBundle {
+    /// The trust domain.
+    #[prost(string, tag = "1")]
+    pub trust_domain: String,
+    /// DER.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub roots: Vec<Vec<u8>>,
 }
 
 /// Client of the service over any gRPC transport.

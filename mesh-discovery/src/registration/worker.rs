@@ -125,7 +125,10 @@ impl Open {
         loop {
             tokio::select! {
                 answer = self.answers.message() => match answer {
-                    Ok(Some(AnnounceResponse { accepted: true, .. })) => {
+                    Ok(Some(AnnounceResponse { accepted: true, reason })) => {
+                        if !reason.is_empty() {
+                            tracing::warn!(%reason, "registered, and the control plane has something to say of it");
+                        }
                         self.unanswered = self.unanswered.saturating_sub(1);
                         backoff.reset();
                         publisher.publish(RegistrationState::Accepted);

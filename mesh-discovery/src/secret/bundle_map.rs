@@ -13,6 +13,20 @@ use serde_json::Value;
 
 use crate::json::{At, Invalid};
 
+/// A bundle map that cannot be used: where in it and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidBundleMap(String);
+
+/// Reads a SPIFFE trust bundle map, as files of it are read here (gRFC A87): roots by trust domain. Keys of another use
+/// than `x509-svid` are passed over, and so is a domain that is left with none.
+///
+/// # Errors
+/// It is not JSON, or an entry cannot be read; the error names the JSON path. Nothing of a bad map counts.
+pub fn read_bundle_map(text: &[u8]) -> Result<TrustBundles, InvalidBundleMap> {
+    read(text).map_err(|error| InvalidBundleMap(error.to_string()))
+}
+
 /// Reads a map. Keys of another use than `x509-svid` are passed over; a domain that is left with none is
 /// trusted by nobody, as SPIFFE demands for an emptied bundle.
 ///

@@ -7,19 +7,19 @@ use std::time::Duration;
 use mesh_core::id::TrustDomain;
 use mesh_core::identity::{
     Identity, InvalidBundle, InvalidIdentity, PeerRefused, TrustBundle, TrustBundles, Usage, peer_spiffe_id,
-    verify_svid,
+    verify_path, verify_svid,
 };
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
-use zeroize::Zeroize;
+use zeroize::Zeroizing;
 
 use super::JoinToken;
 use crate::bootstrap::ChannelCredentials;
 use crate::connect::{ConnectError, Connector, status_text, tls};
 use crate::proto::certificate::{IstioCertificateRequest, IstioCertificateResponse, IstioCertificateServiceClient};
-use crate::proto::trust::{TrustBundleServiceClient, WatchTrustBundle};
+use crate::proto::trust::{FederatedBundle, TrustBundleServiceClient, WatchTrustBundle};
 
 /// Time for the CA's answer once connected.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,8 +35,8 @@ pub struct CertificateAuthorityClient {
 
 /// How a request for a certificate is proved.
 pub(super) enum Proof<'a> {
-    /// By a join token.
-    Token(Option<&'a JoinToken>),
+    /// By a token, as at first; what is left of an identity says which roots to trust.
+    Token(Option<&'a JoinToken>, Option<&'a Identity>),
     /// By the certificate of the moment, over mutual TLS; and by a token beside it if that is good more than once.
     Certificate(&'a Identity, Option<&'a JoinToken>),
 }
@@ -45,6 +45,8 @@ pub(super) enum Proof<'a> {
 pub(super) enum RootsEnded {
     /// The authority has no such thing: other roots come with the next certificate.
     Unsupported,
+    /// The connection was made and nothing was said over it: so it is for who shows a certificate that is not trusted.
+    Untold(String),
     /// Something else.
     Broken(String),
 }
@@ -69,7 +71,7 @@ impl CertificateAuthorityClient {
     /// # Errors
     /// The token cannot be read, the CA cannot be reached or says no, or its answer does not hold.
     pub async fn first(&self, token: Option<&JoinToken>, now: u64) -> Result<Identity, CertificateRefused> {
-        self.issue(Proof::Token(token), 0, now).await
+        self.issue(Proof::Token(token, None), 0, now).await
     }
 
     /// The next identity, proved by the current one over mutual TLS.
@@ -94,47 +96,98 @@ impl CertificateAuthorityClient {
         Ok(next)
     }
 
-    /// Waits until the authority names other roots than those of `current`, and gives it with them.
+    /// Whom to trust: our own domain, its aliases, and those that the authority names beside it. Of our names its own roots
+    /// alone vouch, whatever it says.
+    fn bundles(&self, domain: &TrustDomain, own: TrustBundle, federated: Vec<FederatedBundle>) -> TrustBundles {
+        let mut bundles = TrustBundles::single(domain.clone(), own);
+        for alias in &self.aliases {
+            bundles.alias(alias.clone(), domain.clone());
+        }
+        for FederatedBundle { trust_domain: name, roots } in federated {
+            let read = || {
+                let other = TrustDomain::new(&name).map_err(|e| e.to_string())?;
+                if other == *domain || self.aliases.contains(&other) {
+                    return Err(format!("it is a name of {domain}, of which only that one's roots vouch"));
+                }
+                let bundle = TrustBundle::new(roots.into_iter().map(CertificateDer::from));
+                Ok((other, bundle.map_err(|e| e.to_string())?))
+            };
+            match read() {
+                Ok((other, bundle)) => bundles.insert(other, bundle),
+                Err(error) => {
+                    tracing::error!(domain = name, %error, "a federated trust domain of the authority is passed over");
+                }
+            }
+        }
+        bundles
+    }
+
+    /// Waits until the authority names other roots than those of `current`, and gives it with them. Whose certificate is
+    /// refused, for its root may be gone, asks without one.
     pub(super) async fn other_roots(&self, current: &Identity) -> Result<Identity, RootsEnded> {
+        match self.roots_over(&self.connector, current).await {
+            Err(RootsEnded::Untold(_)) => self.roots_over(&self.connector.unshown(), current).await,
+            told => told,
+        }
+    }
+
+    async fn roots_over(&self, connector: &Connector, current: &Identity) -> Result<Identity, RootsEnded> {
         let broken = |reason: &dyn ToString| RootsEnded::Broken(reason.to_string());
-        let connection = self.connector.connect_as(Some(current)).await.map_err(|e| broken(&e))?;
+        let connection = connector.connect_as(Some(current)).await.map_err(|e| broken(&e))?;
         let mut client = TrustBundleServiceClient::with_origin(connection.clone(), connection.origin());
-        let status = |status: tonic::Status| match status.code() {
-            tonic::Code::Unimplemented => RootsEnded::Unsupported,
-            _ => RootsEnded::Broken(status_text(&status)),
+        let mut told = false;
+        let status = |told: bool| {
+            move |status: tonic::Status| match status.code() {
+                tonic::Code::Unimplemented => RootsEnded::Unsupported,
+                _ if told => RootsEnded::Broken(status_text(&status)),
+                _ => RootsEnded::Untold(status_text(&status)),
+            }
         };
-        let mut stream = client.watch(WatchTrustBundle {}).await.map_err(status)?.into_inner();
+        let mut stream = client.watch(WatchTrustBundle {}).await.map_err(status(told))?.into_inner();
         let domain = current.id().trust_domain();
-        while let Some(message) = stream.message().await.map_err(status)? {
+        while let Some(message) = stream.message().await.map_err(status(told))? {
+            told = true;
             if message.trust_domain != domain.as_str() {
                 return Err(broken(&format!("roots of {}, not of {domain}", message.trust_domain)));
             }
             let bundle = TrustBundle::from_pem(message.roots.as_bytes())
                 .and_then(|roots| roots.with_revocation_lists(message.revocation_lists))
                 .map_err(|e| broken(&e))?;
-            if current.bundles().get(&domain) != Some(&bundle) {
-                let mut bundles = current.bundles().clone();
-                bundles.insert(domain, bundle);
+            let bundles = self.bundles(&domain, bundle, message.federated);
+            if *current.bundles() != bundles {
                 return Ok(current.trusting(bundles));
             }
         }
         Err(broken(&"it ended"))
     }
 
-    pub(super) async fn issue(
+    /// Whether one of the roots that `identity` trusts still vouches for its own certificate.
+    pub(super) fn vouches_for(&self, identity: &Identity, now: u64) -> bool {
+        let roots = identity.bundles().get(&identity.id().trust_domain());
+        // Who is taken back is told so by the authority; this is about the roots alone.
+        let roots = roots.and_then(|bundle| TrustBundle::new(bundle.roots().iter().cloned()).ok());
+        let (Some(roots), Some((leaf, above))) = (roots, identity.certified().cert.split_first()) else { return false };
+        let within = now.max(identity.not_before()).min(identity.not_after());
+        let within = UnixTime::since_unix_epoch(Duration::from_secs(within));
+        let algorithms = self.connector.crypto().signature_verification_algorithms.all;
+        verify_path(leaf, above, &roots, algorithms, within, Usage::Server).is_ok()
+    }
+
+    async fn issue(&self, proof: Proof<'_>, generation: u64, now: u64) -> Result<Identity, CertificateRefused> {
+        let key = new_key()?;
+        self.issue_for(&key, proof, generation, now).await
+    }
+
+    /// The same for a key that there is, which whoever asks again about it keeps.
+    pub(super) async fn issue_for(
         &self,
+        key: &KeyPair,
         proof: Proof<'_>,
         generation: u64,
         now: u64,
     ) -> Result<Identity, CertificateRefused> {
-        let mut key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let identity = match self.ask(proof, &key, now).await {
-            Ok(answer) => self.identity(answer, &key, generation, now),
-            Err(refused) => Err(refused),
-        };
-        // What signs is TLS' own copy.
-        key.zeroize();
-        identity
+        let answer = self.ask(proof, key, now).await?;
+        self.identity(answer, key, generation, now)
     }
 
     async fn ask(
@@ -170,11 +223,11 @@ impl CertificateAuthorityClient {
                 }
                 self.connector.connect_as(shown).await?
             }
-            Proof::Token(token) => {
+            Proof::Token(token, trusting) => {
                 if let Some(token) = token {
                     request.metadata_mut().insert("authorization", bearer(&token.read().await?)?);
                 }
-                self.connector.connect_as(None).await?
+                self.connector.unshown().connect_as(trusting).await?
             }
         };
         let mut client = IstioCertificateServiceClient::with_origin(connection.clone(), connection.origin());
@@ -207,10 +260,7 @@ impl CertificateAuthorityClient {
         if let Some(want) = self.trust_domain.as_ref().filter(|want| **want != domain) {
             return Err(CertificateRefused::OtherName { got: id.to_string(), want: format!("trust domain {want}") });
         }
-        let mut bundles = TrustBundles::single(domain.clone(), TrustBundle::new(self.roots(last)?)?);
-        for alias in &self.aliases {
-            bundles.alias(alias.clone(), domain.clone());
-        }
+        let mut bundles = self.bundles(&domain, TrustBundle::new(self.roots(last)?)?, answer.federated);
         let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let crypto = self.connector.crypto();
         let signing = crypto.key_provider.load_private_key(der).map_err(InvalidIdentity::from)?;
@@ -236,6 +286,11 @@ impl CertificateAuthorityClient {
             _ => Ok(answer),
         }
     }
+}
+
+/// A key for a certificate. What signs later is TLS' own copy: this one is wiped when it is dropped.
+pub(super) fn new_key() -> Result<Zeroizing<KeyPair>, CertificateRefused> {
+    Ok(Zeroizing::new(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?))
 }
 
 /// A token as the CA takes it; no log shows it.
@@ -270,6 +325,12 @@ pub enum CertificateRefused {
     /// No connection.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// Those who trust the certificate of the moment are told not to any more, and there is no other one.
+    #[error(
+        "the root of this process's certificate is trusted no more, so peers refuse it, and a token is needed for a new \
+         one: {0}"
+    )]
+    RootGone(Box<CertificateRefused>),
     /// The CA said no.
     #[error("the certificate authority refused: {0}")]
     Status(String),

@@ -4,9 +4,9 @@
 //! node (the SPIFFE Workload API).
 //!
 //! From the CA: the first request is proved by a token, renewals by the certificate of the moment and, if the token is one
-//! of Kubernetes, by that too. Other roots are taken up as the CA tells of them. A valid certificate is kept through every
-//! failure. The key never leaves memory and is never printed; each
-//! certificate has a key of its own.
+//! of Kubernetes, by that too. Other roots and federated trust domains are taken up as the CA tells of them. A valid
+//! certificate is kept through every failure. The key never leaves memory and is never printed; each certificate has a key of
+//! its own.
 //!
 //! ```text
 //! no certificate ──token──▶ valid ──half of its life──▶ renewing ──▶ valid …
@@ -23,6 +23,7 @@ mod tests;
 mod worker;
 mod workload;
 
+pub use self::bundle_map::{InvalidBundleMap, read_bundle_map};
 pub use self::issue::{CertificateAuthorityClient, CertificateRefused};
 pub use self::worker::{FromFiles, spawn, spawn_files, spawn_workload_api};
 pub use self::workload::{InvalidEndpoint, WorkloadApi};

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::id::TrustDomain;
-use mesh_core::identity::{Identity, peer_spiffe_id};
+use mesh_core::identity::{Identity, TrustBundle, peer_spiffe_id};
 use mesh_core::telemetry::Renewals;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::*;
@@ -15,6 +16,9 @@ use crate::bootstrap::FileWatcher;
 use crate::connect::Connector;
 use crate::proto::certificate::{
     IstioCertificateRequest, IstioCertificateResponse, IstioCertificateService, IstioCertificateServiceServer,
+};
+use crate::proto::trust::{
+    FederatedBundle, TrustBundle as Told, TrustBundleService, TrustBundleServiceServer, WatchTrustBundle,
 };
 use crate::test_plane::{Ca, PeerChain, Serving, connector, crypto, now, serve};
 
@@ -28,11 +32,14 @@ type Seen = Arc<Mutex<Vec<String>>>;
 struct FakeCa {
     ca: Arc<Ca>,
     seen: Seen,
+    /// The requests, in PEM.
+    asked: Arc<Mutex<Vec<String>>>,
     /// The next answers: an error, or the name to sign for. Empty = sign for reviews.
     script: Arc<Mutex<Vec<Result<&'static str, &'static str>>>>,
     /// Answer with a certificate for this CA's own key instead of the one asked about.
     foreign_key: bool,
     lists: Vec<Vec<u8>>,
+    federated: Vec<FederatedBundle>,
 }
 
 #[tonic::async_trait]
@@ -48,15 +55,17 @@ impl IstioCertificateService for FakeCa {
             (None, Some(leaf)) => format!("certificate {}", peer_spiffe_id(leaf).unwrap()),
             other => format!("{other:?}"),
         });
+        let message = request.into_inner();
+        self.asked.lock().push(message.csr.clone());
         let step = if self.script.lock().is_empty() { Ok(REVIEWS) } else { self.script.lock().remove(0) };
         let uri = step.map_err(Status::permission_denied)?;
-        let message = request.into_inner();
         assert_eq!(message.validity_duration, 86_400);
         let csr = if self.foreign_key { foreign_csr() } else { message.csr };
         let leaf = self.ca.sign(&csr, uri, DAY);
         Ok(Response::new(IstioCertificateResponse {
             cert_chain: vec![leaf, self.ca.root.pem()],
             revocation_lists: self.lists.clone(),
+            federated: self.federated.clone(),
         }))
     }
 }
@@ -70,9 +79,11 @@ fn fake() -> FakeCa {
     FakeCa {
         ca: Arc::new(Ca::new()),
         seen: Seen::default(),
+        asked: Arc::default(),
         script: Arc::default(),
         foreign_key: false,
         lists: Vec::new(),
+        federated: Vec::new(),
     }
 }
 
@@ -127,6 +138,80 @@ async fn s67_a_certificate_comes_with_the_revocation_lists_of_its_authority() {
     assert!(matches!(ask(&broken).await, Err(CertificateRefused::Bundle(_))));
 }
 
+fn federated(name: &str, roots: Vec<Vec<u8>>) -> FederatedBundle {
+    FederatedBundle { trust_domain: name.to_owned(), roots }
+}
+
+/// The trust domains of an identity, and the root of each.
+fn trusted(identity: &Identity) -> Vec<(String, Vec<u8>)> {
+    let one = |(domain, bundle): (&TrustDomain, &TrustBundle)| (domain.to_string(), bundle.roots()[0].to_vec());
+    identity.bundles().iter().map(one).collect()
+}
+
+#[tokio::test]
+async fn s62_a_certificate_comes_with_federated_domains_and_none_of_them_speaks_for_ours() {
+    let plain = fake();
+    let (own, theirs) = (plain.ca.root.der().to_vec(), Ca::new().root.der().to_vec());
+    let told = vec![
+        federated("cluster.local", vec![theirs.clone()]),
+        federated("old.test", vec![theirs.clone()]),
+        federated("Not Valid", vec![theirs.clone()]),
+        federated("broken.test", vec![vec![1, 2, 3]]),
+        federated("empty.test", Vec::new()),
+        federated("other.example", vec![theirs.clone()]),
+    ];
+    let ask = async |fake: &FakeCa| {
+        let (_serving, connector, _root) = start(fake).await;
+        let aliases = vec![TrustDomain::new("old.test").unwrap()];
+        let client = CertificateAuthorityClient::new(connector, DAY, None).trust_domain_aliases(aliases);
+        client.first(Some(&JoinToken::Text("secret".to_owned())), now()).await.unwrap()
+    };
+    let identity = ask(&FakeCa { federated: told, ..plain.clone() }).await;
+    let home = ("cluster.local".to_owned(), own.clone());
+    assert_eq!(trusted(&identity), [home.clone(), ("other.example".to_owned(), theirs)]);
+    let alias = identity.bundles().get(&TrustDomain::new("old.test").unwrap()).unwrap();
+    assert_eq!(alias.roots()[0].to_vec(), own, "our own roots vouch for the alias");
+    assert_eq!(trusted(&ask(&plain).await), [home], "the control");
+}
+
+/// Tells of these, one after the other.
+struct Tells(Vec<Told>);
+
+#[tonic::async_trait]
+impl TrustBundleService for Tells {
+    async fn watch(&self, _: Request<WatchTrustBundle>) -> Result<Response<tonic::codegen::BoxStream<Told>>, Status> {
+        let told: Vec<_> = self.0.iter().cloned().map(Ok).collect();
+        Ok(Response::new(Box::pin(futures_util::stream::iter(told))))
+    }
+}
+
+#[tokio::test]
+async fn s62_federated_domains_come_and_go_with_the_stream_of_roots() {
+    let ca = Ca::new();
+    let (root, other) = (ca.root_file(), Ca::new().root.der().to_vec());
+    let told = |federated| Told {
+        trust_domain: "cluster.local".to_owned(),
+        roots: ca.root.pem(),
+        revocation_lists: Vec::new(),
+        federated,
+    };
+    let ask = async |told: Vec<Told>, current: &Identity| {
+        let serving = serve(TrustBundleServiceServer::new(Tells(told)), Some(ca.server_config()), 0).await;
+        let client = CertificateAuthorityClient::new(connector(serving.port, Some(&root)), DAY, None);
+        client.other_roots(current).await
+    };
+    let first = ca.identity(REVIEWS, 0);
+    let one = told(vec![federated("other.example", vec![other.clone()])]);
+    // What is known already is passed over.
+    let both = ask(vec![told(Vec::new()), one.clone()], &first).await.ok().unwrap();
+    assert_eq!((both.generation(), trusted(&both).len()), (1, 2));
+    assert_eq!(trusted(&both)[1], ("other.example".to_owned(), other));
+    let alone = ask(vec![one.clone(), told(Vec::new())], &both).await.ok().unwrap();
+    assert_eq!(trusted(&alone), trusted(&first));
+    // The control: nothing new.
+    assert!(matches!(ask(vec![one], &both).await, Err(issue::RootsEnded::Broken(_))));
+}
+
 #[tokio::test]
 async fn an_identity_comes_even_if_the_authority_is_late() {
     let fake = fake();
@@ -141,6 +226,32 @@ async fn an_identity_comes_even_if_the_authority_is_late() {
     drop(root);
 }
 
+/// A join token is good for one key: what is asked again, since the answer was lost or does not hold, is asked about the same
+/// one. Each certificate has one of its own.
+#[tokio::test]
+async fn s93_a_token_is_shown_for_one_key_until_there_is_a_certificate() {
+    let fake = fake();
+    fake.script.lock().extend([Err("dying"), Ok("https://example.com")]);
+    let (_serving, connector, _root) = start(&fake).await;
+    let config = SecretConfig::new(Some(JoinToken::Text("secret".to_owned())));
+    let (mut identity, _) = spawn(config, connector.clone(), &Handle::current());
+    identity.wait_for(Option::is_some).await;
+    let first = Option::clone(&identity.load_full()).unwrap();
+    let client = CertificateAuthorityClient::new(connector, DAY, None);
+    client.renew(&first, now()).await.unwrap();
+    client.first(Some(&JoinToken::Text("secret".to_owned())), now()).await.unwrap();
+    let keys: Vec<Vec<u8>> = fake.asked.lock().iter().map(|csr| public_key(csr)).collect();
+    let [refused, unfit, taken, renewal, other] = &keys[..] else { panic!("{keys:?}") };
+    assert!(refused == taken && unfit == taken, "{keys:?}");
+    assert!(renewal != taken && other != taken && other != renewal, "the control: {keys:?}");
+}
+
+/// The public key of a request.
+fn public_key(csr: &str) -> Vec<u8> {
+    let request = rcgen::CertificateSigningRequestParams::from_pem(csr).unwrap();
+    rcgen::PublicKeyData::der_bytes(&request.public_key).to_vec()
+}
+
 /// Generation to be renewed, and when.
 type Asked = Arc<Mutex<Vec<(Option<u64>, u64)>>>;
 
@@ -152,7 +263,7 @@ struct Memory {
 }
 
 impl worker::Authority for Memory {
-    async fn next(&self, current: Option<&Identity>, now: u64) -> Result<Identity, CertificateRefused> {
+    async fn next(&mut self, current: Option<&Identity>, now: u64) -> Result<Identity, CertificateRefused> {
         let generation = current.map(Identity::generation);
         self.asked.lock().push((generation, now));
         if self.failures.lock().pop().is_some() {
@@ -286,6 +397,49 @@ async fn an_authority_that_does_not_tell_of_roots_is_not_asked_again() {
     let client = CertificateAuthorityClient::new(connector, DAY, None);
     let ended = client.other_roots(&fake.ca.identity(REVIEWS, 0)).await;
     assert!(matches!(ended, Err(issue::RootsEnded::Unsupported)));
+}
+
+/// Tells of these roots whoever asks; whom TLS refuses does not get as far as that.
+#[derive(Clone)]
+struct Roots(String);
+
+#[tonic::async_trait]
+impl TrustBundleService for Roots {
+    async fn watch(&self, _: Request<WatchTrustBundle>) -> Result<Response<BoxStream<Told>>, Status> {
+        let roots = Told { trust_domain: "cluster.local".to_owned(), roots: self.0.clone(), ..Told::default() };
+        Ok(Response::new(Box::pin(tokio_stream::once(Ok(roots)))))
+    }
+}
+
+#[tokio::test]
+async fn whose_root_is_gone_asks_without_its_certificate_and_joins_anew() {
+    let (old, fake) = (Ca::new(), fake());
+    let current = old.identity(REVIEWS, 3);
+    let domain = TrustDomain::new("cluster.local").unwrap();
+    // A file with the new root; peers of the old one are refused in the handshake.
+    let file = fake.ca.root_file();
+    let roots = TrustBundleServiceServer::new(Roots(fake.ca.root.pem()));
+    let serving = serve(roots, Some(fake.ca.server_config()), 0).await;
+    let client = |port: u16| CertificateAuthorityClient::new(connector(port, Some(&file)), DAY, None);
+    let asking = client(serving.port);
+    assert!(asking.vouches_for(&current, now()));
+    let orphan = asking.other_roots(&current).await.ok().unwrap();
+    assert_eq!(orphan.bundles().get(&domain).unwrap().roots(), [fake.ca.root.der().clone()]);
+    assert_eq!(orphan.certified().cert, current.certified().cert);
+    assert!(!asking.vouches_for(&orphan, now()));
+
+    let serving = serve(IstioCertificateServiceServer::new(fake.clone()), Some(fake.ca.server_config()), 0).await;
+    let mut proved =
+        worker::Proved { client: client(serving.port), token: Some(JoinToken::Text("secret".to_owned())), key: None };
+    fake.script.lock().push(Err("it was used before"));
+    let error = worker::Authority::next(&mut proved, Some(&orphan), now()).await.unwrap_err().to_string();
+    assert!(error.contains("trusted no more") && error.contains("it was used before"), "{error}");
+    let next = worker::Authority::next(&mut proved, Some(&orphan), now()).await.unwrap();
+    assert!(next.generation() == orphan.generation() + 1 && proved.client.vouches_for(&next, now()));
+    assert_eq!(*fake.seen.lock(), ["Bearer secret", "Bearer secret"]);
+    // The control: whose root is there proves itself.
+    worker::Authority::next(&mut proved, Some(&next), now()).await.unwrap();
+    assert_eq!(fake.seen.lock()[2], format!("certificate {REVIEWS}"));
 }
 
 #[test]

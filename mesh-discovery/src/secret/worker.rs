@@ -6,14 +6,17 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::Either;
 use mesh_core::identity::{EndingLeaf, EndingRoots, Identity, LifeLeft, TrustBundles};
 use mesh_core::source::{Publisher, Watched, WatchedIdentity, WatchedRoots};
 use mesh_core::telemetry::{Life, Renewals};
+use rcgen::KeyPair;
 use rustls::crypto::CryptoProvider;
 use tokio::runtime::Handle;
+use zeroize::Zeroizing;
 
 use super::files::{Files, Refreshed};
-use super::issue::{CertificateAuthorityClient, CertificateRefused, Proof, RootsEnded};
+use super::issue::{CertificateAuthorityClient, CertificateRefused, Proof, RootsEnded, new_key};
 use super::workload::{Agent, WorkloadApi};
 use super::{Clock, JoinToken, Refusal, SecretConfig, schedule};
 use crate::backoff::Backoff;
@@ -30,7 +33,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::fro
 pub fn spawn(config: SecretConfig, connector: Connector, runtime: &Handle) -> (WatchedIdentity, Refusal) {
     let client = CertificateAuthorityClient::new(connector, config.validity, config.trust_domain)
         .trust_domain_aliases(config.trust_domain_aliases);
-    spawn_with(Proved { client, token: config.token }, config.clock, config.renewals, runtime)
+    spawn_with(Proved { client, token: config.token, key: None }, config.clock, config.renewals, runtime)
 }
 
 /// The same over any source of certificates.
@@ -145,7 +148,7 @@ async fn listen(
 pub(super) trait Authority: Send + Sync + 'static {
     /// The identity to follow `current`.
     fn next(
-        &self,
+        &mut self,
         current: Option<&Identity>,
         now: u64,
     ) -> impl Future<Output = Result<Identity, CertificateRefused>> + Send;
@@ -155,25 +158,46 @@ pub(super) trait Authority: Send + Sync + 'static {
     fn other_roots(&self, _current: &Identity) -> impl Future<Output = Identity> + Send {
         std::future::pending()
     }
+
+    /// Whether a root that it trusts vouches for the certificate itself. Default: yes, for roots come with certificates.
+    fn vouches_for(&self, _identity: &Identity, _now: u64) -> bool {
+        true
+    }
 }
 
 /// The CA, with the proof that fits the moment.
-struct Proved {
-    client: CertificateAuthorityClient,
-    token: Option<JoinToken>,
+pub(super) struct Proved {
+    pub(super) client: CertificateAuthorityClient,
+    pub(super) token: Option<JoinToken>,
+    /// What a token was shown for, until there is a certificate: if the answer is lost, a join token is good for no other key.
+    pub(super) key: Option<Zeroizing<KeyPair>>,
 }
 
 impl Authority for Proved {
-    /// The certificate of the moment proves its renewal; once it has ended, only a token can. Before it has begun, a token
-    /// that is good more than once does.
-    async fn next(&self, current: Option<&Identity>, now: u64) -> Result<Identity, CertificateRefused> {
+    /// The certificate of the moment proves its renewal; once it has ended or its root is gone, only a token can. Before it
+    /// has begun, a token that is good more than once does.
+    async fn next(&mut self, current: Option<&Identity>, now: u64) -> Result<Identity, CertificateRefused> {
+        let orphaned = current.is_some_and(|current| !self.client.vouches_for(current, now));
         match current {
-            Some(current) if now < current.not_after() => {
-                self.client.renew_with(current, self.token.as_ref(), now).await
+            Some(current) if !orphaned && now < current.not_after() => {
+                return self.client.renew_with(current, self.token.as_ref(), now).await;
             }
-            Some(ended) => self.client.issue(Proof::Token(self.token.as_ref()), ended.generation() + 1, now).await,
-            None => self.client.first(self.token.as_ref(), now).await,
+            _ => {}
         }
+        let generation = current.map_or(0, |ended| ended.generation() + 1);
+        let key = match &mut self.key {
+            Some(key) => key,
+            none => none.insert(new_key()?),
+        };
+        let proof = Proof::Token(self.token.as_ref(), current);
+        let next = self.client.issue_for(key, proof, generation, now).await.and_then(|next| in_force(next, now));
+        let next = next.map_err(|e| if orphaned { CertificateRefused::RootGone(Box::new(e)) } else { e })?;
+        self.key = None;
+        Ok(next)
+    }
+
+    fn vouches_for(&self, identity: &Identity, now: u64) -> bool {
+        self.client.vouches_for(identity, now)
     }
 
     async fn other_roots(&self, current: &Identity) -> Identity {
@@ -183,7 +207,9 @@ impl Authority for Proved {
             match self.client.other_roots(current).await {
                 Ok(identity) => return identity,
                 Err(RootsEnded::Unsupported) => return std::future::pending().await,
-                Err(RootsEnded::Broken(reason)) => tracing::debug!(%reason, "no word of the roots; asking again"),
+                Err(RootsEnded::Untold(reason) | RootsEnded::Broken(reason)) => {
+                    tracing::debug!(%reason, "no word of the roots; asking again")
+                }
             }
             tokio::time::sleep(backoff.next(random.f64())).await;
         }
@@ -191,7 +217,7 @@ impl Authority for Proved {
 }
 
 async fn run(
-    authority: impl Authority,
+    mut authority: impl Authority,
     clock: Clock,
     publisher: Publisher<Option<Arc<Identity>>>,
     refused: Publisher<Option<Arc<str>>>,
@@ -208,8 +234,10 @@ async fn run(
                 let renew_at = schedule::renew_at(clock(), identity.not_after(), random.f64());
                 tracing::info!(id = %identity.id(), not_after = identity.not_after(), renew_at, "new certificate");
                 refused.publish(None);
+                renewals.root_gone(false);
                 leaf.renewed();
                 current = Some(attend(&authority, &clock, identity, renew_at, (&publisher, &mut ending)).await);
+                told_of_root(&authority, current.as_deref(), clock(), &renewals);
             }
             Err(error) => {
                 let ends = current.as_ref().map(|identity| identity.not_after());
@@ -220,7 +248,18 @@ async fn run(
                 let left = current.as_ref().map(|c| schedule::percent_left(now, c.not_before(), c.not_after()));
                 tracing::warn!(%error, retry_in = ?wait, life_left_percent = left, "no new certificate");
                 leaf.look(current.as_deref(), now);
-                tokio::time::sleep(wait).await;
+                // Other roots are no less to be known while there is no certificate.
+                let other = match current.as_deref() {
+                    Some(current) => Either::Left(authority.other_roots(current)),
+                    None => Either::Right(std::future::pending()),
+                };
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    other = other => {
+                        current = Some(trust(other, &publisher));
+                        told_of_root(&authority, current.as_deref(), clock(), &renewals);
+                    }
+                }
             }
         }
     }
@@ -260,10 +299,34 @@ async fn attend(
                 }
             }
         };
-        let domain = other.id().trust_domain();
-        tracing::info!(%domain, roots = other.bundles().get(&domain).map(|b| b.roots().len()), "other roots to trust");
-        identity = Arc::new(other);
-        publisher.publish(Some(identity.clone()));
+        identity = trust(other, publisher);
+        if !authority.vouches_for(&identity, clock()) {
+            return identity;
+        }
+    }
+}
+
+/// Takes up other roots.
+fn trust(other: Identity, publisher: &Publisher<Option<Arc<Identity>>>) -> Arc<Identity> {
+    let (domain, trusted) = (other.id().trust_domain(), other.bundles());
+    let (roots, federated) =
+        (trusted.get(&domain).map(|own| own.roots().len()), trusted.iter().count().saturating_sub(1));
+    tracing::info!(%domain, roots, federated, "other roots to trust");
+    let identity = Arc::new(other);
+    publisher.publish(Some(identity.clone()));
+    identity
+}
+
+/// Tells that the root of the certificate of the moment is gone, or that it is back.
+fn told_of_root(authority: &impl Authority, current: Option<&Identity>, now: u64, renewals: &Renewals) {
+    let Some(current) = current else { return };
+    let gone = !authority.vouches_for(current, now);
+    if renewals.root_gone(gone) != gone && gone {
+        tracing::error!(
+            id = %current.id(),
+            "the root of this process's certificate is trusted no more: peers refuse it; a new one is asked for with the \
+             token, as at first"
+        );
     }
 }
 

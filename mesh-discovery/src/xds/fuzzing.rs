@@ -331,7 +331,12 @@ impl<'a> World<'a> {
                     if how & 0x4 != 0 && index == 0 {
                         body.bytes = [&body.bytes[..], &[0xff; 3]].concat().into();
                     }
-                    response.resources.push(Resource { name, version: format!("{generation}"), body: Some(body) });
+                    response.resources.push(Resource {
+                        name,
+                        version: format!("{generation}"),
+                        ttl: None,
+                        body: Some(body),
+                    });
                 }
                 _ if how & 0x8 != 0 && variant == Variant::Delta => response.removed.push(name),
                 _ if how & 0x10 != 0 => {
@@ -345,7 +350,7 @@ impl<'a> World<'a> {
             let foreign = named(if server == OTHER { 0 } else { OTHER }, kind, ["a:80", "r", "x", "x"][kind.index()]);
             let own = named(server, kind, ["a:80", "r", "x", "x"][kind.index()]);
             let body = self.book.0.get(&(server, generation, kind, own)).cloned();
-            response.resources.push(Resource { name: foreign.clone(), version: String::new(), body });
+            response.resources.push(Resource { name: foreign.clone(), version: String::new(), ttl: None, body });
             if variant == Variant::Delta && how & 0x80 != 0 {
                 response.removed.push(foreign);
             }
@@ -369,7 +374,7 @@ impl<'a> World<'a> {
         response.version = format!("{generation}");
         for name in asked.into_iter().filter(|name| whole || is_due(name)) {
             let body = self.book.0.get(&(server, generation, kind, name.clone())).cloned();
-            response.resources.push(Resource { name, version: format!("{generation}"), body });
+            response.resources.push(Resource { name, version: format!("{generation}"), ttl: None, body });
         }
         self.send(server, kind, response);
     }
@@ -422,8 +427,8 @@ impl<'a> World<'a> {
         let text = String::from_utf8_lossy(&some).into_owned();
         let mut response = self.response(server, kind);
         let body = Body::new(kind.type_url(), some);
-        response.resources.push(Resource { name: String::new(), version: text.clone(), body: Some(body) });
-        response.resources.push(Resource { name: text.clone(), version: String::new(), body: None });
+        response.resources.push(Resource { name: String::new(), version: text.clone(), ttl: None, body: Some(body) });
+        response.resources.push(Resource { name: text.clone(), version: String::new(), ttl: None, body: None });
         response.removed.push(text);
         // Whatever that says.
         self.planes[usize::from(server)].told[kind.index()].clear();

@@ -1,8 +1,9 @@
 //! The streams over gRPC, with Envoy's messages: the only place of the client that knows either.
 
+use std::time::Duration;
+
 use envoy_types::pb::envoy::service::discovery::v3 as wire;
-use envoy_types::pb::google::protobuf::Any;
-use envoy_types::pb::google::rpc;
+use envoy_types::pb::google::{protobuf as pb, rpc};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{Stream, StreamExt};
@@ -152,30 +153,17 @@ fn refusal(message: String) -> rpc::Status {
 }
 
 fn world_response(response: WorldResponse) -> Response {
-    let resource = |packed: Packed| {
-        let (name, body) = unwrapped(body(packed));
-        Resource { name: name.unwrap_or_default(), version: String::new(), body: Some(body) }
-    };
     Response {
         type_url: response.type_url,
         version: response.version_info,
         nonce: response.nonce,
-        resources: response.resources.into_iter().map(resource).collect(),
+        resources: response.resources.into_iter().map(unwrapped).collect(),
         removed: Vec::new(),
         errors: response.resource_errors.into_iter().filter_map(resource_error).collect(),
     }
 }
 
 fn delta_response(response: DeltaResponse) -> Response {
-    let name = |plain: String, named: Option<wire::ResourceName>| match named {
-        Some(named) if plain.is_empty() => named.name,
-        _ => plain,
-    };
-    let resource = |resource: DeltaResource| Resource {
-        name: name(resource.name, resource.resource_name),
-        version: resource.version,
-        body: resource.resource.map(body),
-    };
     let mut removed = response.removed_resources;
     removed.extend(response.removed_resource_names.into_iter().map(|named| named.name));
     Response {
@@ -188,18 +176,33 @@ fn delta_response(response: DeltaResponse) -> Response {
     }
 }
 
+fn resource(resource: DeltaResource) -> Resource {
+    let name = match resource.resource_name {
+        Some(named) if resource.name.is_empty() => named.name,
+        _ => resource.name,
+    };
+    // What is less than nothing is over at once.
+    let span = |ttl: pb::Duration| match (u64::try_from(ttl.seconds), u32::try_from(ttl.nanos)) {
+        (Ok(seconds), Ok(nanos)) => Duration::new(seconds, nanos.min(999_999_999)),
+        _ => Duration::ZERO,
+    };
+    let ttl = resource.ttl.map(span);
+    Resource { name, version: resource.version, ttl, body: resource.resource.map(body) }
+}
+
+/// The state of the world has resources in wrappers where they have a TTL or a name of another form. Their version is the
+/// response's.
+fn unwrapped(packed: Packed) -> Resource {
+    let wrapper = (packed.type_url == codec::RESOURCE).then(|| DeltaResource::decode(packed.value.clone()));
+    match wrapper {
+        Some(Ok(wrapper)) => Resource { version: String::new(), ..resource(wrapper) },
+        _ => Resource { body: Some(body(packed)), ..Resource::default() },
+    }
+}
+
 fn body(packed: Packed) -> Body {
     // What is not even text is of no type.
     Body::new(std::str::from_utf8(&packed.type_url).unwrap_or_default(), packed.value)
-}
-
-/// The state of the world has resources in wrappers where they have a TTL or a name of another form.
-fn unwrapped(body: Body) -> (Option<String>, Body) {
-    if body.type_url != codec::RESOURCE {
-        return (None, body);
-    }
-    let (name, any) = codec::unwrap_resource(Any { type_url: body.type_url.into(), value: body.bytes.into() });
-    (name, Body::new(&any.type_url, any.value))
 }
 
 fn resource_error(error: wire::ResourceError) -> Option<ResourceError> {
@@ -211,4 +214,40 @@ fn resource_error(error: wire::ResourceError) -> Option<ResourceError> {
         _ => Cause::Other,
     };
     Some(ResourceError { name, cause, message: status.message })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use envoy_types::pb::google::protobuf::Duration as Proto;
+
+    use super::*;
+
+    fn wrapped(ttl: Option<Proto>, resource: Option<Packed>) -> Packed {
+        let wrapper = DeltaResource { name: "a".into(), version: "7".into(), ttl, resource, resource_name: None };
+        Packed { type_url: codec::RESOURCE.into(), value: wrapper.encode_to_vec().into() }
+    }
+
+    #[test]
+    fn a_wrapper_in_the_state_of_the_world_gives_name_and_time_to_live_and_may_be_empty() {
+        let inner = Packed { type_url: codec::LISTENER.into(), value: Bytes::from_static(&[1, 2]) };
+        let seconds = |seconds| Some(Proto { seconds, nanos: 0 });
+        let broken = Packed { type_url: codec::RESOURCE.into(), value: Bytes::from_static(&[0xff]) };
+        let all = [wrapped(seconds(5), Some(inner.clone())), wrapped(seconds(-1), None), inner, broken];
+        let read = world_response(WorldResponse { resources: all.to_vec(), ..Default::default() }).resources;
+        let listener = Some(Body::new(codec::LISTENER, [1, 2].to_vec()));
+        let expected = [
+            Resource {
+                name: "a".into(),
+                ttl: Some(Duration::from_secs(5)),
+                body: listener.clone(),
+                ..Default::default()
+            },
+            Resource { name: "a".into(), ttl: Some(Duration::ZERO), ..Default::default() },
+            Resource { body: listener, ..Default::default() },
+            // Refused by its type.
+            Resource { body: Some(Body::new(codec::RESOURCE, [0xff].to_vec())), ..Default::default() },
+        ];
+        assert_eq!(read, expected);
+    }
 }

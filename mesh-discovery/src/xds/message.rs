@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -88,7 +89,9 @@ pub struct Resource {
     pub name: String,
     /// Version of its own (delta). Empty = the response's.
     pub version: String,
-    /// Its content. None = as before: a sign of life (delta).
+    /// How long it lives unless it is given again or renewed. None = until it is replaced or removed.
+    pub ttl: Option<Duration>,
+    /// Its content. None = as before: a sign of life, which renews it.
     pub body: Option<Body>,
 }
 

@@ -7,7 +7,8 @@ use serde_json::Value;
 use crate::bootstrap::Node;
 
 /// What we can do beyond the first version of xDS; names are gRPC's.
-const FEATURES: [&str; 2] = ["envoy.lb.does_not_support_overprovisioning", "xds.config.resource-in-sotw"];
+const FEATURES: [&str; 3] =
+    ["envoy.lb.does_not_support_overprovisioning", "xds.config.resource-in-sotw", "xds.config.supports-resource-ttl"];
 
 pub(crate) fn to_wire(node: &Node) -> core::Node {
     let locality = &node.locality;

@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::service::discovery::v3::{ResourceError, ResourceName};
+use envoy_types::pb::google::protobuf::Duration;
 
 /// `envoy.service.discovery.v3.DiscoveryResponse`.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -47,6 +48,8 @@ pub(super) struct DeltaResource {
     pub(super) resource: Option<Packed>,
     #[prost(string, tag = "3")]
     pub(super) name: String,
+    #[prost(message, optional, tag = "6")]
+    pub(super) ttl: Option<Duration>,
     #[prost(message, optional, tag = "8")]
     pub(super) resource_name: Option<ResourceName>,
 }
@@ -95,6 +98,7 @@ mod tests {
                 name: "a".into(),
                 version: "7".into(),
                 resource: Some(any),
+                ttl: Some(Duration { seconds: 5, nanos: 1 }),
                 resource_name: Some(name.clone()),
                 ..Default::default()
             }],
@@ -109,8 +113,9 @@ mod tests {
         assert_eq!((read.system_version_info, read.type_url, read.nonce), ("v".into(), "u".into(), "2".into()));
         assert_eq!((read.removed_resources, read.removed_resource_names), (vec!["r".into()], vec![name.clone()]));
         assert_eq!(read.resource_errors, [error]);
-        let DeltaResource { version, resource, name: plain, resource_name } = read.resources[0].clone();
+        let DeltaResource { version, resource, name: plain, ttl, resource_name } = read.resources[0].clone();
         assert_eq!((version, plain, resource_name), ("7".into(), "a".into(), Some(name)));
+        assert_eq!(ttl, Some(Duration { seconds: 5, nanos: 1 }));
         assert_eq!(resource.map(|packed| packed.value), Some(Bytes::from_static(&[1, 2, 3])));
     }
 }

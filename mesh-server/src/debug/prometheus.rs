@@ -11,10 +11,10 @@ use mesh_core::source::Identities;
 use mesh_core::telemetry::health::{EJECTIONS, EJECTIONS_ACTIVE, EJECTIONS_UNENFORCED, HEALTH_CHECKS, PENALTIES};
 use mesh_core::telemetry::{
     BUCKETS_MS, CERTIFICATE_EXPIRY, CONFIG_RESOURCES, CONFIG_UNCONFIRMED, CONFIG_UNENFORCED, CONNECTIONS_ACTIVE,
-    DECISIONS, DecisionLabels, Histogram, LIFE_LEFT, Metrics, Outcome, PEERS_BY_ROOT, PeerLabels, PeersByRoot,
-    RENEWAL_FAILED_AT, RENEWAL_FAILURES, REQUEST_DURATION, REQUESTS_ACTIVE, REQUESTS_PENDING, REQUESTS_TOTAL,
-    RETRIES_ACTIVE, ROUTE_LATENCY, ROUTE_RESPONSES, RUNTIME_STALLED, RUNTIME_STALLS, RequestLabels, RouteLabels,
-    TCP_CLOSED, TCP_OPENED, TCP_RECEIVED_BYTES, TCP_SENT_BYTES, TcpSeries,
+    DECISIONS, DecisionLabels, Histogram, LIFE_LEFT, Metrics, OTHER_LISTENERS, Outcome, PEERS_BY_ROOT, PeerLabels,
+    PeersByRoot, RENEWAL_FAILED_AT, RENEWAL_FAILURES, REQUEST_DURATION, REQUESTS_ACTIVE, REQUESTS_PENDING,
+    REQUESTS_TOTAL, RETRIES_ACTIVE, ROUTE_LATENCY, ROUTE_RESPONSES, RUNTIME_STALLED, RUNTIME_STALLS, RequestLabels,
+    RouteLabels, TCP_CLOSED, TCP_OPENED, TCP_RECEIVED_BYTES, TCP_SENT_BYTES, TcpSeries,
 };
 
 use crate::{InboundStats, Refusal};
@@ -94,6 +94,17 @@ pub fn runtime_stalls(out: &mut String, stalled: Duration, stalls: u64) {
     let _ = writeln!(out, "{RUNTIME_STALLED} {}", stalled.as_secs_f64());
     head(out, RUNTIME_STALLS, "counter", "Times that the application's runtime ran no task for a second or longer.");
     let _ = writeln!(out, "{RUNTIME_STALLS} {stalls}");
+}
+
+/// Writes how many sockets of this process listen beside the mesh's, at which it enforces no policy.
+pub fn other_listeners(out: &mut String, others: u64) {
+    head(
+        out,
+        OTHER_LISTENERS,
+        "gauge",
+        "Sockets of this process that listen where no policy is enforced, at the last look.",
+    );
+    let _ = writeln!(out, "{OTHER_LISTENERS} {others}");
 }
 
 /// Writes when this process's certificate ends, the first of those between it and its root, and the first of the roots it

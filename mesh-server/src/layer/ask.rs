@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body::Body;
 use tower_service::Service;
 
@@ -29,6 +29,7 @@ use mesh_core::policy::{CheckedBody, is_fixed_header};
 use super::body::Content;
 use super::gate::{Answer, Asking, authority};
 use super::record::Record;
+use super::tunnel::is_tunnel;
 use super::{InboundLayer, Refused, Work};
 use crate::BodyError;
 
@@ -95,7 +96,7 @@ async fn decide<S, B: Send + 'static>(
     while let Some(asking) = next {
         let mut question = question(&asking, ask);
         // What follows CONNECT is no body, and its sender may wait for the answer.
-        let wanted = asking.authorizer().body().filter(|_| ask.request.method() != Method::CONNECT);
+        let wanted = asking.authorizer().body().filter(|_| !is_tunnel(&ask.request));
         if let Some(wanted) = wanted {
             question.body = Some(body(&mut ask.request, wanted).await?);
         }

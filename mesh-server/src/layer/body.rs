@@ -1,6 +1,5 @@
 //! A response body that tells its record when it has ended.
 
-use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -12,6 +11,7 @@ use pin_project_lite::pin_project;
 use mesh_core::error::BoxError;
 
 use super::caught::caught;
+use super::over::WORD;
 use super::record::Record;
 use crate::load::ReportStream;
 
@@ -25,8 +25,6 @@ pin_project! {
         #[pin]
         content: Content<B>,
         record: Option<Record>,
-        // Of a gRPC call that has something to wait for: when it has had its time.
-        over: Option<Over>,
     }
 
     impl<B> PinnedDrop for InboundBody<B>
@@ -57,23 +55,15 @@ pin_project! {
 
 impl<B: Body> InboundBody<B> {
     pub(super) fn new(content: Content<B>, record: Option<Record>) -> Self {
-        Self { content, record, over: None }
+        Self { content, record }
     }
-}
-
-type Over = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// Whether the call's time is over; if not, it is heard of.
-fn is_over(over: &mut Option<Over>, record: Option<&Record>, cx: &mut Context<'_>) -> bool {
-    let Some(watch) = record.and_then(Record::over) else { return false };
-    over.get_or_insert_with(|| Box::pin(watch.drained())).as_mut().poll(cx).is_ready()
 }
 
 /// The end of a call that its server cannot wait for.
 fn unavailable<D>() -> Frame<D> {
     let mut trailers = HeaderMap::with_capacity(2);
     trailers.insert("grpc-status", HeaderValue::from_static("14"));
-    trailers.insert("grpc-message", HeaderValue::from_static("the connection ends, and the call has had its time"));
+    trailers.insert("grpc-message", HeaderValue::from_static(WORD));
     Frame::trailers(trailers)
 }
 
@@ -95,7 +85,7 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>>> Body for InboundBody<B> {
         let mut this = self.project();
         let mut frame = match this.content.as_mut().project() {
             ContentProjection::Application { body } => match caught(|| body.poll_frame(cx)) {
-                Ok(Poll::Pending) if is_over(this.over, this.record.as_ref(), cx) => {
+                Ok(Poll::Pending) if this.record.as_mut().is_some_and(|record| record.is_answer_over(cx)) => {
                     this.content.set(Content::Text { text: None });
                     Some(Ok(unavailable()))
                 }

@@ -17,7 +17,7 @@ use mesh_core::error::Code;
 use mesh_core::identity::PeerIdentity;
 use mesh_core::jwt::Tokens;
 use mesh_core::matcher::RequestView;
-use mesh_core::policy::{AuthorizationPolicy, InboundListener, JwtAuthentication};
+use mesh_core::policy::{AuthorizationPolicy, InboundListener, InboundTls, JwtAuthentication};
 use mesh_core::telemetry::{DecisionLabels, Metrics};
 
 use super::caught::caught;
@@ -111,6 +111,11 @@ impl Gate {
         server_name: Option<&str>,
         tokens: &mut Option<Arc<Tokens>>,
     ) -> Result<Judged, Closed> {
+        if let Some(listener) = listener
+            && must_be_known(listener, peer)
+        {
+            return Err(unknown(&attributes(listener, Some(view(request)), peer, server_name)));
+        }
         let says = |listener: &&Arc<InboundListener>| {
             !listener.authorization.is_empty() || !listener.jwt.is_empty() || !listener.routes.are_all()
         };
@@ -130,6 +135,8 @@ impl Gate {
             false => current.routes.find(&view(request)),
         };
         let Some((place, compiled)) = place.and_then(|place| Some((place, current.at(place)?))) else {
+            let of = attributes(listener, Some(view(request)), peer, server_name);
+            denied(&of, None, None, "no route of the listener serves the request");
             return Err(Closed { code: Code::NO_INBOUND_ROUTE, details: "route_not_found".into(), challenge: None });
         };
         compiled.tokens.admit(request, peer, tokens)?;
@@ -144,10 +151,10 @@ impl Gate {
         peer: &PeerIdentity,
         server_name: &str,
     ) -> Result<(), Closed> {
-        let (destination, server_name) = (listener.address, Some(server_name));
-        let trusted_proxies = listener.trusted_proxies;
-        let of =
-            Attributes { request: None, peer: Some(peer), destination, server_name, tokens: None, trusted_proxies };
+        let of = attributes(listener, None, Some(peer), Some(server_name));
+        if must_be_known(listener, Some(peer)) {
+            return Err(unknown(&of));
+        }
         if listener.jwt.iter().any(JwtAuthentication::demands_token) {
             let reason = "the listener's filters demand a token, and a raw connection cannot show one";
             denied(&of, None, None, reason);
@@ -285,6 +292,29 @@ impl Asking {
     ) -> Result<Option<Self>, Closed> {
         self.compiled.decide(self.next, request, peer, server_name, tokens)
     }
+}
+
+/// Whether policy lets nobody in without an identity, and the peer has none. A connection may be older than the policy, or of
+/// another acceptor.
+fn must_be_known(listener: &InboundListener, peer: Option<&PeerIdentity>) -> bool {
+    listener.tls == InboundTls::Strict && peer.is_none_or(|peer| peer.spiffe_id.is_none())
+}
+
+/// What is known before tokens are looked at.
+fn attributes<'a>(
+    listener: &InboundListener,
+    request: Option<RequestView<'a>>,
+    peer: Option<&'a PeerIdentity>,
+    server_name: Option<&'a str>,
+) -> Attributes<'a> {
+    let (destination, trusted_proxies) = (listener.address, listener.trusted_proxies);
+    Attributes { request, peer, destination, server_name, tokens: None, trusted_proxies }
+}
+
+#[cold]
+fn unknown(of: &Attributes<'_>) -> Closed {
+    denied(of, None, None, "policy demands mutual TLS, and the peer has not shown who it is");
+    Closed { code: Code::PLAINTEXT_REFUSED, details: "plaintext".into(), challenge: None }
 }
 
 /// What of a request is judged.

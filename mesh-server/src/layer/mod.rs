@@ -21,6 +21,7 @@ mod caught;
 mod gate;
 mod headers;
 mod limits;
+mod over;
 mod policy;
 mod priority;
 mod raw;
@@ -28,6 +29,7 @@ mod record;
 mod routes;
 mod target;
 mod token;
+mod tunnel;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -46,11 +48,11 @@ use tower_service::Service;
 
 use mesh_core::authz::HeaderChange;
 use mesh_core::context::{self, RETRIED, RequestContext, Scoped};
-use mesh_core::drain::{self, DrainTrigger, DrainWatch};
+use mesh_core::drain::DrainWatch;
 use mesh_core::error::{BoxError, Code};
 use mesh_core::id::{SpiffeId, Workload};
 use mesh_core::identity::PeerIdentity;
-use mesh_core::policy::{InboundListener, InboundState, InboundTls, PerMillion};
+use mesh_core::policy::{InboundListener, InboundState, PerMillion};
 use mesh_core::source::Identities;
 use mesh_core::telemetry::{Metrics, PeerLabels, Reporter, RequestLabels, RequestSeries};
 
@@ -64,6 +66,7 @@ use self::gate::Judged;
 pub(crate) use self::headers::{grpc_status, is_grpc};
 pub(crate) use self::limits::{Concurrency, Limits, Scope};
 use self::limits::{Limited, Ticket};
+use self::over::{Over, Wait};
 pub(crate) use self::policy::Policy;
 pub(crate) use self::priority::Priorities;
 pub use self::priority::Priority;
@@ -78,8 +81,9 @@ use crate::load::{LoadReports, Question, Told};
 /// alone it serves applications with an acceptor of their own:
 /// [`Server::inbound_layer`](crate::Server::inbound_layer).
 ///
-/// A request that comes through two of a server's is treated by the outer one only; and one that was given no policy to
-/// judge by leaves alone what is being served already. One whose policy has not come yet refuses everything.
+/// A request that comes through two of one server is treated by the outer one only, and through those of several servers by
+/// the outermost of each. One that was given no policy to judge by leaves alone what is being served already. One whose
+/// policy has not come yet refuses everything.
 #[derive(Clone)]
 pub struct InboundLayer {
     // One pointer: it is cloned with every request.
@@ -182,7 +186,7 @@ struct Connection {
     /// It takes no further request.
     leaving: AtomicBool,
     /// What is in flight has had its time.
-    over: (DrainTrigger, DrainWatch),
+    over: Arc<Over>,
 }
 
 impl InboundLayer {
@@ -219,9 +223,10 @@ impl InboundLayer {
         self.connection.leaving.store(true, Ordering::Relaxed);
     }
 
-    /// gRPC calls whose answers go on are UNAVAILABLE from now on: the connection is about to be cut.
+    /// What has no answer yet gets 503 from now on, and gRPC calls are UNAVAILABLE, those whose answers go on among them: the
+    /// connection is about to be cut.
     pub(crate) fn give_up(&self) {
-        self.connection.over.0.drain();
+        self.connection.over.give_up();
     }
 }
 
@@ -236,7 +241,7 @@ impl Connection {
             limits: Limits::new(Scope::Connection),
             rate: Own::default(),
             leaving: AtomicBool::new(false),
-            over: drain::channel(),
+            over: Arc::default(),
         }
     }
 
@@ -255,7 +260,7 @@ impl Connection {
 
     /// Whether another layer has this request already.
     fn leaves_alone<B>(&self, request: &Request<B>) -> bool {
-        request.extensions().get::<Treated>().is_some()
+        request.extensions().get::<Treated>().is_some_and(|treated| treated.is_by(&self.shared))
             || (self.peer.is_none() && context::is_open() && !self.shared.policy.is_given())
     }
 }
@@ -282,8 +287,18 @@ pub struct InboundService<S> {
 }
 
 /// In the extensions of a request that a layer of a server has treated of which applications have another one.
-#[derive(Clone, Copy)]
-struct Treated;
+#[derive(Clone)]
+struct Treated {
+    by: Arc<Shared>,
+    // By a layer of another server, around this one.
+    before: Option<Box<Treated>>,
+}
+
+impl Treated {
+    fn is_by(&self, server: &Arc<Shared>) -> bool {
+        Arc::ptr_eq(&self.by, server) || self.before.as_ref().is_some_and(|before| before.is_by(server))
+    }
+}
 
 impl<S, B, RB> Service<Request<B>> for InboundService<S>
 where
@@ -324,7 +339,7 @@ where
         let mut context = open(request.headers(), &seen, connection.peer.clone().or_else(other));
         let peer = context.caller.as_deref();
         let mut record = Record::begin(&request, connection.series.clone(), grpc, context.trace, peer);
-        record.ends_with(&connection.over.1);
+        record.ends_with(Wait::new(&connection.over, request.version() >= Version::HTTP_2));
         // One look at it for the whole request.
         let (state, mut last) = (shared.policy.state(), None);
         let listener = shared.policy.in_force(&state, &mut last);
@@ -341,11 +356,8 @@ where
                 record.note("no_policy".into());
                 Err(Refused::Closed(Code::CONFIG_PENDING))
             }
-            Ok(()) if must_be_known(listener) && peer.is_none_or(|peer| peer.spiffe_id.is_none()) => {
-                record.note("plaintext".into());
-                Err(Refused::Closed(Code::PLAINTEXT_REFUSED))
-            }
             Ok(()) => {
+                tunnel::as_upgrade(&mut request);
                 let server_name = connection.server_name.as_deref();
                 let tokens = &mut context.tokens;
                 let judged = shared.gate.judge(listener, &mut request, peer, server_name, tokens);
@@ -423,6 +435,7 @@ impl InboundLayer {
         record: &mut Option<Record>,
     ) -> Work<S::Future> {
         let shared = &self.connection.shared;
+        tunnel::as_sent(&mut request);
         if let Some(load) = &shared.load
             && let Some(question) = Question::of(&request, grpc)
         {
@@ -441,7 +454,9 @@ impl InboundLayer {
         }
         // Asked first, for the first word in a request's extensions allocates them.
         if shared.lent.load(Ordering::Relaxed) {
-            request.extensions_mut().insert(Treated);
+            let extensions = request.extensions_mut();
+            let before = extensions.remove().map(Box::new);
+            extensions.insert(Treated { by: shared.clone(), before });
         }
         // By reference: what a closure takes along is copied with it.
         let mut request = Some(request);
@@ -505,11 +520,6 @@ impl Parting {
     }
 }
 
-/// Whether policy lets nobody in without an identity. A connection may be older than the policy, or of another acceptor.
-fn must_be_known(listener: Option<&Arc<InboundListener>>) -> bool {
-    listener.is_some_and(|listener| listener.tls == InboundTls::Strict)
-}
-
 /// The context of a request: trace and forwarded headers, the caller, and when it stops waiting.
 fn open(headers: &http::HeaderMap, seen: &headers::Seen, caller: Option<Arc<PeerIdentity>>) -> RequestContext {
     let mut context = RequestContext::from_headers(headers, || fastrand::u64(..));
@@ -528,6 +538,8 @@ enum Refused {
     /// By the listener's filters or the latency of requests.
     Limited(Box<Limited>),
     Closed(Code),
+    /// It has no answer, and its connection is about to be cut.
+    Over,
     /// The application's code has panicked before there was an answer to wait for.
     Failed,
     /// By its tokens, or for want of one.
@@ -554,6 +566,10 @@ impl Refused {
             }
             // As Envoy's overload manager answers.
             Self::Busy => answer(grpc, StatusCode::SERVICE_UNAVAILABLE, 14, "overloaded"),
+            Self::Over => {
+                let code = Code::DRAINING;
+                answer(grpc, code.http_status(), code.grpc_status(), &format!("{code}: {}", over::WORD))
+            }
             Self::Failed => failed(grpc),
             Self::Limited(limited) => {
                 let told = &limited.answer;
@@ -625,9 +641,13 @@ where
         let mut this = self.project();
         while let WorkProjection::Asking { asking, grpc } = this.work.as_mut().project() {
             let next = match caught(|| asking.as_mut().poll(cx)) {
-                Ok(proceed) => {
-                    let proceed: Proceed<F> = ready!(proceed);
+                Ok(Poll::Ready(proceed)) => {
+                    let proceed: Proceed<F> = proceed;
                     proceed(this.record)
+                }
+                Ok(Poll::Pending) => {
+                    ready!(is_over(this.record, cx));
+                    Work::Refused { why: Refused::Over, grpc: *grpc }
                 }
                 Err(panicked) => {
                     tracing::error!(error = %panicked, "an external authorizer failed: answered with 500");
@@ -639,7 +659,7 @@ where
             };
             this.work.set(next);
         }
-        let mut response = match this.work.project() {
+        let response = match this.work.project() {
             WorkProjection::Asking { .. } => unreachable!("who is asked has answered"),
             WorkProjection::Untreated { inner } => {
                 let response = ready!(inner.poll(cx))?;
@@ -647,7 +667,12 @@ where
             }
             WorkProjection::Serving { mut inner, grpc, more } => {
                 let served: Result<_, BoxError> = match caught(|| inner.as_mut().poll(cx)) {
-                    Ok(served) => ready!(served).map_err(Into::into),
+                    Ok(Poll::Ready(served)) => served.map_err(Into::into),
+                    Ok(Poll::Pending) => {
+                        ready!(is_over(this.record, cx));
+                        let answer = Refused::Over.answer(*grpc);
+                        return Poll::Ready(Ok(conclude(answer, *this.parting, this.record.take())));
+                    }
                     Err(panicked) => Err(panicked.into()),
                 };
                 let (spent, stalled) = match inner.take_value() {
@@ -681,15 +706,34 @@ where
             WorkProjection::Told { told } => tell(told.take().expect("a future is not polled after its end")),
             WorkProjection::Refused { why, grpc } => why.answer(*grpc),
         };
-        if this.parting.is_last(response.status()) {
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
-        let mut record = this.record.take();
-        if let Some(record) = &mut record {
-            record.head(response.status(), response.headers_mut());
-        }
-        Poll::Ready(Ok(response.map(|content| InboundBody::new(content, record))))
+        Poll::Ready(Ok(conclude(response, *this.parting, this.record.take())))
     }
+}
+
+/// Whether the time is over for a request that has no answer; it goes no further then.
+fn is_over(record: &mut Option<Record>, cx: &Context<'_>) -> Poll<()> {
+    let Some(record) = record.as_mut() else { return Poll::Pending };
+    if !record.is_over(cx) {
+        return Poll::Pending;
+    }
+    record.note("drain_limit".into());
+    record.release();
+    Poll::Ready(())
+}
+
+/// The head of an answer as the caller gets it, and in the record.
+fn conclude<B: Body>(
+    mut response: Response<Content<B>>,
+    parting: Parting,
+    mut record: Option<Record>,
+) -> Response<InboundBody<B>> {
+    if parting.is_last(response.status()) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    if let Some(record) = &mut record {
+        record.head(response.status(), response.headers_mut());
+    }
+    response.map(|content| InboundBody::new(content, record))
 }
 
 /// The answer to a question about the load.

@@ -31,3 +31,24 @@ impl InboundLayer {
         shared.metrics.tcp(&shared.labels(Some(peer)), "-")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::policy::InboundTls;
+
+    use super::*;
+    use crate::Server;
+
+    #[test]
+    fn where_policy_is_strict_nobody_gets_in_without_an_identity_that_came_before_it_was() {
+        let layer = Server::builder().build().inbound_layer();
+        let address = ([127, 0, 0, 1], 80).into();
+        let judged = |tls, id: Option<&str>| {
+            let peer = PeerIdentity { spiffe_id: id.map(|id| id.parse().unwrap()), address };
+            layer.judge_raw(&Arc::new(InboundListener::new("in", address, tls)), &peer, "")
+        };
+        assert_eq!(judged(InboundTls::Strict, None), Err("plaintext".into()));
+        assert_eq!(judged(InboundTls::Strict, Some("spiffe://cluster.local/ns/a/sa/b")), Ok(()));
+        assert_eq!(judged(InboundTls::Permissive, None), Ok(()));
+    }
+}

@@ -1,18 +1,19 @@
 //! One request's record: counted and logged once, when its response has ended or was given up.
 
 use std::sync::Arc;
+use std::task::Context;
 
 use http::{HeaderMap, Method, StatusCode, Uri, header};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use mesh_core::context::TraceContext;
-use mesh_core::drain::DrainWatch;
 use mesh_core::identity::PeerIdentity;
 use mesh_core::telemetry::{Outcome, RequestSeries};
 
 use super::headers::grpc_status;
 use super::limits::Ticket;
+use super::over::Wait;
 use crate::load::Reporting;
 
 /// Envoy's flag for a peer that went away before the response had ended.
@@ -23,7 +24,8 @@ pub(super) struct Record {
     series: Arc<RequestSeries>,
     started: Instant,
     grpc: bool,
-    over: Option<DrainWatch>,
+    // When it has had its time.
+    over: Option<Wait>,
     head: bool,
     code: u16,
     grpc_status: Option<i32>,
@@ -89,14 +91,19 @@ impl Record {
         }
     }
 
-    /// When what is in flight has had its time is of interest to a gRPC call: it can be told more than that its connection
-    /// ends.
-    pub(super) fn ends_with(&mut self, over: &DrainWatch) {
-        self.over = self.grpc.then(|| over.clone());
+    /// It is heard of when what is in flight has had its time.
+    pub(super) fn ends_with(&mut self, over: Wait) {
+        self.over = Some(over);
     }
 
-    pub(super) fn over(&self) -> Option<&DrainWatch> {
-        self.over.as_ref()
+    /// Whether it has had its time; if not, the task is woken when it has.
+    pub(super) fn is_over(&mut self, cx: &Context<'_>) -> bool {
+        self.over.as_mut().is_some_and(|over| over.is_over(cx))
+    }
+
+    /// The same for a request whose answer goes on: a gRPC call can be told more than that its connection ends.
+    pub(super) fn is_answer_over(&mut self, cx: &Context<'_>) -> bool {
+        self.grpc && self.is_over(cx)
     }
 
     /// Notes why the mesh answers in the application's place, for the access log.

@@ -3,12 +3,12 @@
 
 use std::borrow::Cow;
 
-use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Request, header};
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderMap, HeaderValue, Method, Request, header};
 
 use mesh_core::matcher::PathCondition;
 use mesh_core::policy::PathMatch;
-use mesh_core::target::{EncodedSlash, MalformedTarget, check_authority, normalize_path};
+use mesh_core::target::{EncodedSlash, MalformedTarget, normalize_authority, normalize_path};
 
 use super::headers::Seen;
 
@@ -75,30 +75,50 @@ const OF_ONE_HOP: [&str; 9] = [
     "proxy-connection",
 ];
 
-/// Brings a request's path to its normal form and leaves it one authority: the URI's where there is one, which
-/// then has no `Host` beside it that says something else. Most requests are not changed.
+/// Brings a request's path and authority to their normal form and leaves it one authority: the URI's where there is one,
+/// which then has no `Host` beside it that says something else. Most requests are not changed.
 ///
 /// # Errors
 /// The request has more than one meaning. It is unchanged then.
 pub(super) fn settle<B>(request: &mut Request<B>, seen: &Seen, slashes: &Slashes) -> Result<(), Unsettled> {
-    let other_host = settle_authority(request, seen.host)?;
+    let (authority, host) = settled_authority(request, seen.host)?;
     if seen.connection {
         check_connection(request.headers())?;
     }
-    if let Some(path) = settled_path(request, seen.grpc, slashes)? {
+    let path = settled_path(request, seen.grpc, slashes)?;
+    if path.is_some() || authority.is_some() {
         let mut parts = request.uri().clone().into_parts();
-        parts.path_and_query = Some(path);
-        // It had a path, so what goes with a path is there.
+        parts.path_and_query = path.or(parts.path_and_query);
+        parts.authority = authority.or(parts.authority);
+        // It had what takes another form, so what goes with that is there.
         *request.uri_mut() = http::Uri::from_parts(parts).map_err(|_| MalformedTarget::Relative)?;
     }
-    if other_host {
-        request.headers_mut().remove(header::HOST);
+    match host {
+        Host::Stays => {}
+        Host::Goes => drop(request.headers_mut().remove(header::HOST)),
+        Host::Becomes(host) => drop(request.headers_mut().insert(header::HOST, host)),
     }
     Ok(())
 }
 
-/// Checks the authority, and the `Host` if there is one; whether that disagrees with the URI's.
-fn settle_authority<B>(request: &Request<B>, has_host: bool) -> Result<bool, Unsettled> {
+/// What becomes of the `Host` of a request.
+enum Host {
+    Stays,
+    Goes,
+    Becomes(HeaderValue),
+}
+
+impl Host {
+    fn of(given: &str) -> Result<Self, MalformedTarget> {
+        Ok(match normalize_authority(given)? {
+            Cow::Borrowed(_) => Self::Stays,
+            Cow::Owned(normal) => Self::Becomes(normal.try_into().map_err(|_| MalformedTarget::Authority)?),
+        })
+    }
+}
+
+/// The authority to put in place of the URI's, if that is not in normal form, and what becomes of `Host`.
+fn settled_authority<B>(request: &Request<B>, has_host: bool) -> Result<(Option<Authority>, Host), Unsettled> {
     let host = if has_host {
         let mut hosts = request.headers().get_all(header::HOST).iter();
         let host = hosts.next();
@@ -110,15 +130,26 @@ fn settle_authority<B>(request: &Request<B>, has_host: bool) -> Result<bool, Uns
         None
     };
     let host = host.map(|host| host.as_bytes());
-    if let Some(authority) = request.uri().authority() {
-        check_authority(authority.as_str())?;
-        return Ok(host.is_some_and(|host| host != authority.as_str().as_bytes()));
-    }
-    // An empty one says that there is none (RFC 9112, section 3.2).
-    if let Some(host) = host.filter(|host| !host.is_empty()) {
-        check_authority(std::str::from_utf8(host).map_err(|_| MalformedTarget::Authority)?)?;
-    }
-    Ok(false)
+    let Some(authority) = request.uri().authority() else {
+        // An empty one says that there is none (RFC 9112, section 3.2).
+        let host = match host.filter(|host| !host.is_empty()) {
+            Some(host) => Host::of(std::str::from_utf8(host).map_err(|_| MalformedTarget::Authority)?)?,
+            None => Host::Stays,
+        };
+        return Ok((None, host));
+    };
+    let normal = normalize_authority(authority.as_str())?;
+    let host = match host {
+        None => Host::Stays,
+        Some(host) if host == normal.as_bytes() => Host::Stays,
+        Some(host) if host == authority.as_str().as_bytes() => Host::of(authority.as_str())?,
+        Some(_) => Host::Goes,
+    };
+    let authority = match normal {
+        Cow::Borrowed(_) => None,
+        Cow::Owned(normal) => Some(normal.try_into().map_err(|_| MalformedTarget::Authority)?),
+    };
+    Ok((authority, host))
 }
 
 fn check_connection(headers: &HeaderMap) -> Result<(), Unsettled> {

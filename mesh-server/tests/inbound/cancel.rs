@@ -2,6 +2,7 @@
 //! whatever was begun, nothing stays counted, and the next request finds its place free.
 
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -21,6 +22,7 @@ use mesh_core::policy::{
     AdaptiveConcurrency, AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, CheckedBody,
     HttpFilter, HttpFilterKind, InboundState, InboundTls, Permission, Principal,
 };
+use mesh_server::debug::DebugServer;
 use mesh_server::{Body, Config, ServerBuilder};
 
 use crate::filters::adaptive;
@@ -206,6 +208,31 @@ async fn a_connection_dropped_while_it_is_let_in_is_closed_r39() {
         assert!(within(caller).await.unwrap().is_err(), "dropped after {times} polls, it stayed open");
         if let_in {
             assert!(times > 3, "{times}");
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_debug_server_dropped_as_it_is_bound_leaves_its_address_free_r39() {
+    // On an address of loopback that no other test uses, so that a port which was free stays so.
+    let own = SocketAddr::from(([127, 39, 0, 2], 0));
+    let address = TcpListener::bind(own).await.unwrap().local_addr().unwrap();
+    for times in 0.. {
+        let bound = drop_after(times, DebugServer::builder().bind(address)).await;
+        let done = bound.is_some();
+        if let Some(server) = bound {
+            let server = server.unwrap();
+            assert!(TcpListener::bind(address).await.is_err(), "control: while it is there the address is taken");
+            drop(server);
+        }
+        within(async {
+            while TcpListener::bind(address).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        if done {
             break;
         }
     }

@@ -204,6 +204,58 @@ async fn grpc_streams_that_outlive_a_drain_are_told_unavailable_r34() {
     assert!(outlived("text/plain").await.is_err());
 }
 
+/// What a request gets that is in the handler for longer than its server may wait, or until shortly before.
+async fn waited_for(
+    version: Http,
+    content_type: &'static str,
+    in_time: bool,
+) -> hyper::Result<(HeaderMap, u16, String)> {
+    let mut config = lame_duck(Duration::from_secs(1));
+    config.drain_limit = Duration::from_secs(10);
+    let (mut world, mut begins, open) = gated(config).await;
+    let mut client = world.plain(version).await;
+    let mut request = get("/a.Service/Call");
+    request.headers_mut().insert("content-type", content_type.parse().unwrap());
+    let mut answer = spawn(client.send(request));
+    within(begins.recv()).await.unwrap();
+    world.drain.drain();
+    eventually(|| world.server.readiness().draining().then_some(())).await;
+    tokio::time::pause();
+    clock::pass(Duration::from_secs(8)).await;
+    assert!((&mut answer).now_or_never().is_none(), "until then it is waited for");
+    if in_time {
+        open.send_replace(true);
+    }
+    clock::pass(Duration::from_secs(3)).await;
+    tokio::time::resume();
+    let answer = within(answer).await.unwrap();
+    within(&mut world.serving).await.unwrap().unwrap();
+    let answer = answer?;
+    let headers = answer.headers().clone();
+    let (status, text) = within(read(answer)).await?;
+    Ok((headers, status, text))
+}
+
+#[tokio::test]
+async fn requests_without_an_answer_that_outlive_a_drain_are_told_so_r34() {
+    for version in [Http::One, Http::Two] {
+        let (headers, status, _) = waited_for(version, "application/grpc", false).await.unwrap();
+        assert_eq!(
+            (status, headers.get("grpc-status").map(|told| told.as_bytes())),
+            (200, Some(&b"14"[..])),
+            "{headers:?}"
+        );
+        assert!(headers["grpc-message"].to_str().unwrap().starts_with("MESH-1501"), "{headers:?}");
+        let (_, status, text) = waited_for(version, "text/plain", false).await.unwrap();
+        assert!(status == 503 && text.starts_with("MESH-1501"), "{version:?}: {status} {text}");
+        // The control: who is in time gets its answer.
+        for content_type in ["application/grpc", "text/plain"] {
+            let (_, status, text) = waited_for(version, content_type, true).await.unwrap();
+            assert_eq!((status, &*text), (200, "done"), "{version:?} {content_type}");
+        }
+    }
+}
+
 /// The next GOAWAY of a connection: its last stream; and which streams were answered before. `None` = it has ended.
 async fn goodbye(tcp: &mut TcpStream, answered: &mut Vec<u32>, pings: &mut Vec<Vec<u8>>) -> Option<u32> {
     loop {
@@ -339,7 +391,9 @@ async fn the_drain_limit_ends_what_does_not_finish() {
         within(begins.recv()).await.unwrap();
         world.drain.drain();
         within(&mut world.serving).await.unwrap().unwrap();
-        assert!(within(in_flight).await.unwrap().is_err(), "{version:?}");
+        // It is told, or cut off where the time was too short for that.
+        let status = within(in_flight).await.unwrap().map_or(503, |answer| answer.status().as_u16());
+        assert_eq!(status, 503, "{version:?}");
     }
 }
 

@@ -6,9 +6,11 @@ use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::routing::get;
+use futures_util::stream::{self, StreamExt};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tonic::codegen::{BoxFuture, http};
 use tonic::server::NamedService;
@@ -67,10 +69,21 @@ async fn looped(server: Server, listener: TcpListener, router: Router) {
     }
 }
 
+/// An answer that never ends, and says nothing more after some pieces.
+fn endless(pieces: usize) -> axum::body::Body {
+    let piece = || Ok::<_, Infallible>(bytes::Bytes::from_static(&[b'x'; 1024]));
+    let pieces = stream::repeat_with(piece).take(pieces);
+    axum::body::Body::from_stream(pieces.chain(stream::pending()))
+}
+
 /// A world whose address is that of such a loop.
 async fn in_a_loop(tls: InboundTls, config: Config) -> (World, JoinHandle<()>) {
     let whoami = |peer: PeerIdentity| async move { peer.spiffe_id.map_or("plaintext".to_owned(), |id| id.to_string()) };
-    let router = Router::new().route("/whoami", get(whoami)).route("/admin", get(|| async { "reached" }));
+    let router = Router::new()
+        .route("/whoami", get(whoami))
+        .route("/admin", get(|| async { "reached" }))
+        .route("/endless", get(|| async { endless(usize::MAX) }))
+        .route("/silent", get(|| async { endless(1) }));
     let mut world = World::start(policy(tls), config, router.clone()).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     world.address = listener.local_addr().unwrap();
@@ -133,6 +146,27 @@ async fn a_connection_of_the_applications_own_loop_ends_with_what_let_its_peer_i
         world.identity.publish(Some(identity_trusting(&world.ca, "reviews", &TestCa::new())));
         let _ = within(mutual.ended).await;
         eventually(|| (counted() == 0).then_some(())).await;
+        serving.abort();
+    }
+}
+
+#[tokio::test]
+async fn no_answer_puts_the_end_of_a_connection_off_whatever_its_caller_sends_meanwhile() {
+    for path in ["/endless", "/silent"] {
+        let (world, serving) = in_a_loop(InboundTls::Permissive, Config::default()).await;
+        let mut tcp = TcpStream::connect(world.address).await.unwrap();
+        // With the beginning of a next request hyper reads no further until the answer has ended.
+        tcp.write_all(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\nG").as_bytes()).await.unwrap();
+        let mut buffer = [0; 1024];
+        within(tcp.read_exact(&mut buffer)).await.unwrap();
+        // The control: it goes on under a policy that has nothing against its caller.
+        world.policy.publish(no_admin(InboundTls::Permissive));
+        if path == "/endless" {
+            within(tcp.read_exact(&mut vec![0; 1 << 20])).await.unwrap();
+        }
+        world.policy.publish(policy(InboundTls::Strict));
+        let ended = async { while tcp.read(&mut buffer).await.is_ok_and(|bytes| bytes > 0) {} };
+        within(ended).await;
         serving.abort();
     }
 }

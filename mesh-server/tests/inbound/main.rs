@@ -26,3 +26,4 @@ mod rows;
 mod tcp;
 mod tokens;
 mod transport;
+mod tricks;

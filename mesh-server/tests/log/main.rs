@@ -11,8 +11,8 @@ use http::{Request, Response};
 use http_body_util::Full;
 use mesh_core::error::BoxError;
 use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, InboundListener, InboundState, InboundTls, PathMatch,
-    Permission, Principal,
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, Domain, InboundHost, InboundListener, InboundRoute,
+    InboundRoutes, InboundState, InboundTls, PathMatch, Permission, Principal, RouteMatch,
 };
 use mesh_core::source::Watched;
 use mesh_server::{Body, Refusal, Server};
@@ -201,4 +201,34 @@ async fn each_decision_against_a_request_is_one_audit_line_that_names_who_and_wh
         }
     }
     assert_eq!((against.len(), audited.len()), (2, 4), "the control: what is open is denied in no line: {text}");
+}
+
+#[tokio::test]
+async fn a_request_for_what_no_route_serves_and_one_without_an_identity_are_one_audit_line_each() {
+    let (log, _listens) = listen();
+    let mut listener = policy::inbound(([127, 0, 0, 1], 80).into(), InboundTls::Permissive);
+    let matcher = RouteMatch { path: PathMatch::Exact("/open".to_owned()), ..RouteMatch::any() };
+    let route = InboundRoute { name: "r".into(), matcher, serves: Some(Arc::default()) };
+    let domains = vec![Domain::new("*").unwrap()];
+    let host = InboundHost { name: "all".into(), domains, routes: vec![route] };
+    listener.routes = InboundRoutes::Listed(vec![host].into());
+    let strict = InboundListener { tls: InboundTls::Strict, ..listener.clone() };
+    let (published, inbound) = Watched::channel(InboundState::Ready(Arc::new(listener)));
+    let layer = Server::builder().inbound(inbound).build().inbound_layer();
+    let ask = async |path: &str| {
+        let request = Request::get(path).body(Full::<Bytes>::default()).unwrap();
+        let hello = tower::service_fn(|_| async { Ok::<_, BoxError>(Response::new(Full::<Bytes>::default())) });
+        tower::ServiceExt::oneshot(tower::Layer::layer(&layer, hello), request).await.unwrap().status().as_u16()
+    };
+    let audited =
+        || log.text().lines().filter(|line| line.contains("mesh::audit")).map(str::to_owned).collect::<Vec<_>>();
+    // The control: what is served is in none.
+    assert_eq!((ask("/open").await, audited().len()), (200, 0));
+    assert_eq!((ask("/shut").await, audited().len()), (404, 1));
+    published.publish(InboundState::Ready(Arc::new(strict)));
+    assert_eq!((ask("/open").await, audited().len()), (403, 2));
+    for (line, path, why) in [(&audited()[0], "/shut", "no route"), (&audited()[1], "/open", "mutual TLS")] {
+        let decided = line.contains("decision=\"denied\"") && line.contains("method=GET");
+        assert!(decided && line.contains(&format!("path=\"{path}\"")) && line.contains(why), "{line}");
+    }
 }

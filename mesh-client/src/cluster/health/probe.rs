@@ -14,8 +14,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use mesh_core::health::CheckOutcome;
 use mesh_core::policy::{
-    self, Address, ConnectionOptions, HeaderOps, HealthCheck, HealthProbe, HttpProbe, HttpProxy, TcpProbe,
-    UpstreamProtocol,
+    self, Address, ConnectionOptions, HeaderOps, HealthCheck, HealthProbe, HttpProbe, TcpProbe, UpstreamProtocol,
 };
 use mesh_core::protobuf::{Value, field};
 use mesh_core::retry::grpc_status;
@@ -36,7 +35,6 @@ const SERVING: u64 = 1;
 pub(super) struct Prober {
     policy: HealthCheck,
     dialer: Arc<Dialer>,
-    proxy: Option<HttpProxy>,
     cluster: String,
 }
 
@@ -79,8 +77,7 @@ impl Prober {
         };
         let protocol = if http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 };
         let options = ConnectionOptions { protocol, connect_timeout: policy.timeout, ..cluster.connection.clone() };
-        let (dialer, proxy) = (Arc::new(dialer.with(options)), cluster.proxy.clone());
-        Self { policy: policy.clone(), dialer, proxy, cluster: cluster.name.to_string() }
+        Self { policy: policy.clone(), dialer: Arc::new(dialer.with(options)), cluster: cluster.name.to_string() }
     }
 
     /// An endpoint with what is said of its check: another address, port, host.
@@ -96,10 +93,7 @@ impl Prober {
                 |own| target.port.map_or_else(|| own.clone(), |port| with_port(own, port)),
             ),
             additional: additional.map(at).collect(),
-            mesh_tls: endpoint.metadata.mesh_tls,
-            plaintext_refused: endpoint.metadata.plaintext_refused,
-            hostname: endpoint.metadata.hostname.clone(),
-            proxy: self.proxy.as_ref().and_then(|proxy| proxy.of(&endpoint.metadata)).cloned().map(Box::new),
+            metadata: endpoint.metadata.clone(),
         };
         Patient { peer, host: target.host.clone(), pool: None }
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use mesh_core::id::TrustDomain;
 use mesh_core::identity::Identity;
+use mesh_core::source::WatchedIdentity;
 use parking_lot::Mutex;
 use tonic::Code;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -257,11 +258,11 @@ async fn s67_a_certificate_that_the_authority_took_back_is_nobody_to_the_control
 async fn a_change_of_roots_is_told_at_once_and_taken_up_in_the_process_too() {
     let setup = Setup::new();
     let plane = setup.start().await;
-    assert_eq!(Connection::anonymous(&plane).await.roots().await.unwrap_err().code(), Code::Unauthenticated);
     let mut inside = plane.identity("default", "embedded").unwrap();
     let first: Arc<Identity> = inside.load_full().as_ref().clone().unwrap();
     assert_eq!(first.id().as_str(), "spiffe://cluster.local/ns/default/sa/embedded");
-    let mut stream = Connection::mutual(&plane, &first).await.roots().await.unwrap();
+    let connection = Connection::mutual(&plane, &first).await;
+    let mut stream = connection.roots().await.unwrap();
     let count = |message: &mesh_discovery::proto::trust::TrustBundle| message.roots.matches("BEGIN").count();
     let now = stream.message().await.unwrap().unwrap();
     assert_eq!((now.trust_domain.as_str(), count(&now)), ("cluster.local", 1));
@@ -279,10 +280,81 @@ async fn a_change_of_roots_is_told_at_once_and_taken_up_in_the_process_too() {
     assert!(rotation.advance(false).is_err(), "too early");
     assert_eq!(rotation.advance(true).unwrap().step, RotationStep::Switched);
     assert_eq!(rotation.advance(true).unwrap().step, RotationStep::Idle);
-    // The certificate that was shown is of the root that is out now.
-    while let Ok(Some(_)) = stream.message().await {}
+    // The certificate that was shown is of the root that is out now: its holder is told so, and that is all.
+    let mut told = None;
+    while let Ok(Some(message)) = stream.message().await {
+        told = Some(message);
+    }
+    assert!(connection.certificate(None).await.is_err());
     inside.wait_for(|identity| roots(identity, 1)).await;
     let next = inside.load_full().as_ref().clone().unwrap();
     let alone = Connection::mutual(&plane, &next).await.roots().await.unwrap().message().await.unwrap().unwrap();
     assert!(count(&alone) == 1 && alone.roots != now.roots);
+    assert_eq!(told.as_ref(), Some(&alone), "before it was cut");
+    // Who lost its root has no certificate to ask with: the roots are told to everybody, once.
+    let mut stranger = Connection::anonymous(&plane).await.roots().await.unwrap();
+    assert_eq!(stranger.message().await.unwrap(), Some(alone));
+    assert_eq!(stranger.message().await.unwrap(), None);
+}
+
+/// A control plane of this trust domain.
+async fn plane_of(setup: &Setup, domain: &str) -> ControlPlane {
+    setup.builder().trust_domain(TrustDomain::new(domain).unwrap()).start().await.unwrap()
+}
+
+/// What an identity in the process trusts now.
+fn inside(identity: &WatchedIdentity) -> Arc<Identity> {
+    identity.load_full().as_ref().clone().unwrap()
+}
+
+#[tokio::test]
+async fn s62_members_are_told_of_federated_domains_and_these_are_nobody_to_the_control_plane() {
+    let (here, there) = (Setup::new(), Setup::new());
+    let (plane, other) = (here.start().await, plane_of(&there, "other.example").await);
+    let token = plane.join_tokens().mint("default", "member", Duration::from_secs(60)).unwrap();
+    let member = Connection::anonymous(&plane).await.certificate(Some(&token)).await.unwrap();
+    let member = Connection::mutual(&plane, &member).await;
+    let mut stream = member.roots().await.unwrap();
+    assert_eq!(stream.message().await.unwrap().unwrap().federated, []);
+
+    // Each takes what the other one hands over.
+    let federate = |of: &ControlPlane, at: &Setup| {
+        let file = at.state.path().join("federated-bundles.json");
+        std::fs::write(file, of.authority.bundle_map().unwrap()).unwrap();
+    };
+    federate(&other, &here);
+    federate(&plane, &there);
+    let told = stream.message().await.unwrap().unwrap();
+    assert_eq!((told.federated.len(), told.trust_domain.as_str()), (1, "cluster.local"));
+    assert_eq!(told.federated[0].trust_domain, "other.example");
+    assert_eq!(told.federated[0].roots, [other.authority.bundle().roots()[0].to_vec()]);
+    let (home, away) = (TrustDomain::new("cluster.local").unwrap(), TrustDomain::new("other.example").unwrap());
+    let mut of_plane = plane.identity("default", "embedded").unwrap();
+    let mut of_other = other.identity("default", "embedded").unwrap();
+    of_plane.wait_for(|i| i.as_ref().is_some_and(|i| i.bundles().get(&away).is_some())).await;
+    of_other.wait_for(|i| i.as_ref().is_some_and(|i| i.bundles().get(&home).is_some())).await;
+
+    // The guest's certificate holds for members, and is none to the control plane: no renewal, configuration, roots.
+    let (guest, own) = (inside(&of_other), inside(&of_plane));
+    let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.all;
+    let (now, usage) = (rustls_pki_types::UnixTime::now(), mesh_core::identity::Usage::Client);
+    let held = mesh_core::identity::verify_svid(&guest.certified().cert, own.bundles(), algorithms, now, usage);
+    assert_eq!(held.unwrap().as_str(), "spiffe://other.example/ns/default/sa/embedded");
+    for (who, taken) in [(&guest, false), (&own, true)] {
+        let connection = Connection::mutual(&plane, who).await;
+        assert_eq!(connection.certificate(None).await.is_ok(), taken, "{who:?}");
+        assert_eq!(connection.roots().await.is_ok(), taken, "{who:?}");
+        assert_eq!(connection.ads().await.is_ok(), taken, "{who:?}");
+        assert_eq!(connection.announce().await.is_ok(), taken, "{who:?}");
+    }
+
+    // What an operator says later to be a name of ours is taken from the other domain.
+    let alias = "{apiVersion: v1, kind: ConfigMap, metadata: {name: istio, namespace: istio-system}, \
+                 data: {mesh: 'trustDomainAliases: [other.example]'}}";
+    here.write("mesh.yaml", alias);
+    assert_eq!(stream.message().await.unwrap().unwrap().federated, []);
+    here.write("mesh.yaml", "");
+    assert_eq!(stream.message().await.unwrap().unwrap(), told);
+    std::fs::remove_file(here.state.path().join("federated-bundles.json")).unwrap();
+    assert_eq!(stream.message().await.unwrap().unwrap().federated, []);
 }

@@ -16,5 +16,5 @@ pub(crate) use self::authorization::{
 pub(crate) use self::rate_limit::LinkerdRateLimit;
 pub(crate) use self::route::LinkerdRoute;
 pub use self::server::AccessPolicy;
-pub(crate) use self::server::{Server, ServerPort};
+pub(crate) use self::server::{DEFAULT_POLICY, Server, ServerPort};
 pub(crate) use self::values::all_of_principals;

@@ -744,3 +744,33 @@ fn linkerd_policy_rejections() {
     rejects(&route("hostnames: [a.test]"), "spec.hostnames", "not supported");
     accepts(&matches("{method: GET, path: {value: /a}}"));
 }
+
+/// Who follows "leave it out" opens the policy: not said where what was written is only misspelt.
+#[test]
+fn a_list_that_is_wrong_is_not_said_to_be_empty() {
+    let policy = |rule: &str| {
+        let spec = format!("spec: {{action: ALLOW, rules: [{rule}]}}\n");
+        format!("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: a}}\n{spec}")
+    };
+    for (rule, wrong) in [
+        ("{from: [{source: {principals: ['spiffe://cluster.local/ns/a/sa/b']}}]}", "without spiffe://"),
+        ("{to: [{operation: {ports: [many]}}]}", "not a port"),
+    ] {
+        let found = findings(&policy(rule));
+        assert!(found.len() == 1 && found[0].message.contains(wrong), "{found:?}");
+    }
+    // The control: nothing was written.
+    for rule in ["{from: [{source: {}}]}", "{to: [{operation: {}}]}"] {
+        let found = findings(&policy(rule));
+        assert!(found.len() == 1 && found[0].message.contains("leave `"), "{found:?}");
+    }
+}
+
+/// As protobuf's JSON has it.
+#[test]
+fn whole_numbers_of_istios_kinds_may_be_in_quotes() {
+    let weights = |one: &str| virtual_service(&format!("{{route: [{{destination: {{host: a}}, weight: {one}}}]}}"));
+    accepts(&weights("'100'"));
+    rejects(&weights("'1e2'"), "spec.http[0].route[0].weight", "a whole number is needed");
+    rejects(&weights("'-1'"), "spec.http[0].route[0].weight", "negative");
+}

@@ -419,7 +419,25 @@ fn a_principal_of_one_name_of_the_trust_domain_is_one_of_each() {
             assert!(!is_denied(&text, "prod.test.evil/ns/shop/sa/web") || (written, pattern) == ("prod.test", "*"));
         }
     }
+    // A name that is written in part; servers know a peer under an alias by the present name.
+    for written in ["*old.test/ns/shop/sa/web", "*d.test/ns/shop/sa/web", "old*", "ol*", "*/ns/shop/sa/web", "*/web"] {
+        let text = format!("{config}{}", deny(written));
+        for peer in domains {
+            assert!(is_denied(&text, peer), "{written} {peer}");
+        }
+        assert!(written.starts_with("*/") || !is_denied(&text, "other.test/ns/shop/sa/web"), "{written}");
+    }
+    for written in ["old*", "*old.test", "*.test", "*"] {
+        let rule = format!("{{action: DENY, rules: [{{from: [{{source: {{trustDomains: ['{written}']}}}}]}}]}}");
+        let text = format!("{config}{}", policy("one", "shop", &rule));
+        for peer in domains {
+            assert!(is_denied(&text, peer), "{written} {peer}");
+        }
+        assert_eq!(is_denied(&text, "strange.org/ns/shop/sa/web"), written == "*", "{written}");
+    }
+    assert!(!is_denied(&format!("{config}{}", deny("older*")).replace("[old.test]", "[]"), "prod.tes/ns/shop/sa/web"));
     // The control: without the MeshConfig its alias is another domain.
+    assert!(!is_denied(&deny("*old.test/ns/shop/sa/web"), "prod.test/ns/shop/sa/web"));
     assert!(!is_denied(&deny("prod.test/ns/shop/sa/web"), "old.test/ns/shop/sa/web"));
     assert!(is_denied(&deny("prod.test/ns/shop/sa/web"), "older.test/ns/shop/sa/web"));
 }
@@ -534,6 +552,48 @@ fn the_mesh_config_says_how_many_proxies_are_trusted() {
     assert!(told("{concurrency: 2, gatewayTopology: {forwardClientCertDetails: SANITIZE}}").contains("concurrency"));
     assert!(told("{gatewayTopology: {numTrustedProxies: -1}}").contains("numTrustedProxies"));
     assert_eq!(told("{gatewayTopology: {numTrustedProxies: 1}}"), "");
+}
+
+/// As in Istio's own sample, whose port is in quotes; and one provider that is wrong takes nothing from the others.
+#[test]
+fn numbers_of_the_mesh_config_may_be_in_quotes_and_each_of_its_parts_stands_alone() {
+    let config = |text: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |-\n    {}\n",
+            text.replace('\n', "\n    ")
+        )
+    };
+    let sample = config(
+        "extensionProviders:\n- name: sample-ext-authz-grpc\n  envoyExtAuthzGrpc: {service: ext-authz.foo.svc.cluster.local, port: \"9000\"}",
+    );
+    let read = |text: &str| {
+        let world = world(text);
+        let config = world.model.mesh_configs.values().next().unwrap().spec.clone();
+        let told: Vec<String> = world.findings().iter().map(ToString::to_string).collect();
+        (config, told)
+    };
+    let (of_sample, told) = read(&sample);
+    assert_eq!(of_sample.authorizers["sample-ext-authz-grpc"].target, "ext-authz.foo.svc.cluster.local:9000");
+    assert_eq!(told, Vec::<String>::new());
+    let wrong = config(
+        "trustDomainAliases: [old.test, 'a b']\nextensionProviders:\n- 5\n- {name: bad, envoyExtAuthzGrpc: {service: a, port: many}}\n- {name: good, envoyExtAuthzGrpc: {service: a, port: 1}}\ndefaultConfig: {gatewayTopology: {numTrustedProxies: '2'}}",
+    );
+    let (of_wrong, told) = read(&wrong);
+    assert_eq!(of_wrong.authorizers.keys().collect::<Vec<_>>(), ["good"]);
+    assert_eq!((of_wrong.trust_domain_aliases.len(), of_wrong.trusted_proxies), (1, 2));
+    let each = ["extensionProviders[0]", "extensionProviders[1].envoyExtAuthzGrpc.port", "trustDomainAliases[1]"];
+    assert!(told.len() == 3 && each.iter().all(|at| told.iter().any(|line| line.contains(at))), "{told:#?}");
+
+    let (_, told) =
+        read(&config("outboundTrafficPolicy: {mode: REGISTRY_ONLY}\ntrustDomianAliases: [a]\nmeshMTLS: {}"));
+    let all = told.join("\n");
+    assert!(
+        all.contains("warning: ConfigMap istio-system/istio data.mesh.outboundTrafficPolicy.mode: no effect"),
+        "{all}"
+    );
+    assert!(all.contains("did you mean trustDomainAliases?"), "{all}");
+    assert!(all.contains("no effect in this version: meshMTLS") && told.len() == 3, "{all}");
+    assert_eq!(read(&config("outboundTrafficPolicy: {mode: ALLOW_ANY}")).1, Vec::<String>::new(), "the control");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Endpoints and the transport to them: who serves, who is believed, in which order of localities.
 
+use mesh_core::policy::StringMatcher;
+
 use super::*;
 
 #[test]
@@ -71,6 +73,31 @@ fn explicit_tls_modes_switch_automatic_mode_off() {
     };
     assert_eq!((certificate.certificate_file.as_str(), certificate.private_key_file.as_str()), ("/c", "/k"));
     assert!(tls.subject_alt_names[0].matches("x") && !tls.insecure_skip_verify);
+}
+
+#[test]
+fn of_a_server_elsewhere_its_entry_says_the_identity_unless_a_rule_does() {
+    let spec = "{hosts: [b.test], location: MESH_INTERNAL, resolution: STATIC, endpoints: [{address: 10.0.0.9}], \
+                ports: [{number: 80, name: http, protocol: HTTP}]";
+    let entry = |names: &str| istio("ServiceEntry", "b", "default", &format!("{spec}{names}}}"));
+    let rule = |names: &str| {
+        let tls = format!("{{host: b.test, trafficPolicy: {{tls: {{mode: ISTIO_MUTUAL{names}}}}}}}");
+        istio("DestinationRule", "r", "default", &tls)
+    };
+    let of = |text: String| match world(&text).cluster(&scope("default"), "outbound|80||b.test").unwrap().tls {
+        UpstreamTls::Mesh(tls) => tls.peer_ids,
+        other => panic!("{other:?}"),
+    };
+    let (entrys, rules) = (", subjectAltNames: ['spiffe://b.test/x']", ", subjectAltNames: ['spiffe://b.test/y']");
+    let exact = |name: &str| vec![StringMatcher::exact(name)];
+    assert_eq!(of(entry(entrys) + &rule("")), exact("spiffe://b.test/x"));
+    assert_eq!(of(entry(entrys) + &rule(rules)), exact("spiffe://b.test/y"));
+    // The control: without a word of either it is one of ours.
+    let ours = of(entry("") + &rule(""));
+    assert!(
+        ours.iter()
+            .all(|one| matches!(&one.pattern, StringMatch::Prefix(of) if of.starts_with("spiffe://cluster.local/")))
+    );
 }
 
 fn peer(name: &str, namespace: &str, spec: &str) -> String {

@@ -78,6 +78,22 @@ fn access_policies_say_who_may_call_where_no_authorization_does() {
         let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a-1, namespace: shop, annotations: {config.linkerd.io/default-inbound-policy: all-unauthenticated}}\nstatus: {podIP: 10.0.0.1}\n---\n";
         assert_eq!(passes(&format!("{namespace}{pod}")), (true, true, true), "by the pod: {policy}");
     }
+    // Where the pod says nothing its template does; that is where Linkerd's users write it.
+    for kind in ["Deployment", "StatefulSet", "DaemonSet"] {
+        let template = |labels: &str, policy: &str| {
+            format!(
+                "apiVersion: apps/v1\nkind: {kind}\nmetadata: {{name: a, namespace: shop}}\nspec: {{replicas: 1, template: {{metadata: {{labels: {{{labels}}}, annotations: {{config.linkerd.io/default-inbound-policy: {policy}}}}}, spec: {{containers: []}}}}}}\n---\n"
+            )
+        };
+        assert_eq!(passes(&template("app: a", "deny")), (false, false, false), "{kind}");
+        assert_eq!(passes(&template("app: b", "deny")), (true, true, true), "the control: another one's pods");
+        assert_eq!(passes(&template("app: a", "deny").replace("shop", "other")), (true, true, true), "{kind}");
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a-1, namespace: shop, annotations: {config.linkerd.io/default-inbound-policy: all-unauthenticated}, labels: {app: a}}\nstatus: {podIP: 10.0.0.1}\n---\n";
+        assert_eq!(passes(&format!("{}{pod}", template("app: a", "deny"))), (true, true, true), "{kind}");
+        let slip = template("app: a", "dney");
+        assert_eq!(passes(&slip), (false, false, false), "{kind}");
+        assert!(world(&slip).findings()[0].field.starts_with("spec.template.metadata.annotations"), "{kind}");
+    }
     let misspelt = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, annotations: {config.linkerd.io/default-inbound-policy: al-unauthenticated}}\n---\n";
     assert_eq!(passes(misspelt), (false, false, false));
     assert!(world(misspelt).findings()[0].message.contains("not one of deny"), "{:?}", world(misspelt).findings());
@@ -252,6 +268,24 @@ fn probes_of_the_pod_are_let_in_while_no_route_is_attached() {
     let named = server("").replace("8080", "web");
     assert!(!at(&format!("{named}{pod}"), PLAIN));
     assert!(at(&format!("{named}{}", pod.replace("name: web", "name: other")), PLAIN), "another port");
+}
+
+#[test]
+fn a_named_port_that_no_pod_explains_closes_every_port_and_opens_none() {
+    let deny = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, annotations: {config.linkerd.io/default-inbound-policy: deny}}\n---\n";
+    let named = server("").replace("8080", "web") + &web() + &authorize("p", SERVER, IDENTITIES);
+    assert_eq!(passes(&named), (true, false, false), "the port may be the one that it guards");
+    assert_eq!(passes(&format!("{deny}{named}")), (false, false, false), "and it may be another one");
+    // Nor does it open what a Server by number closes.
+    let closed = object("Server", "other", "{podSelector: {matchLabels: {app: a}}, port: 8080}");
+    assert_eq!(passes(&format!("{named}{closed}")), (false, false, false));
+    let said = |text: &str| world(text).findings().iter().any(|finding| finding.message.contains("container port"));
+    assert!(said(&named));
+    // The controls: a number, and a name that the pod explains.
+    assert_eq!(passes(&format!("{deny}{}", named.replace("port: web", "port: 8080"))), (true, false, false));
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a-1, namespace: shop, labels: {app: a}}\nspec: {containers: [{name: c, ports: [{name: web, containerPort: 8080}]}]}\nstatus: {podIP: 10.0.0.1}\n---\n";
+    assert_eq!(passes(&format!("{deny}{named}{pod}")), (true, false, false));
+    assert!(!said(&format!("{named}{pod}")));
 }
 
 #[test]

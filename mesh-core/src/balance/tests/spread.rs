@@ -105,6 +105,67 @@ fn round_robin_spreads_a_heavy_endpoint_evenly() {
     assert!(picks.iter().filter(|i| **i == 1).count().abs_diff(100) <= 1);
 }
 
+/// The definition: an endpoint has the keys on the arcs that end at its entries (`address_n`, gRFC A42).
+#[test]
+fn a_ring_gives_each_endpoint_the_keys_on_its_arcs() {
+    let weights = [1, 2, 3, 4];
+    let ring = RingHash::new(&candidates(&weights), 1000, 8 << 20);
+    let mut entries: Vec<(u64, usize)> = Vec::new();
+    for (index, count) in [100, 200, 300, 400].into_iter().enumerate() {
+        assert_eq!(ring.entries(index), count);
+        let place = |n| twox_hash::XxHash64::oneshot(0, format!("127.0.0.1:{}_{n}", index + 1).as_bytes());
+        entries.extend((0..count).map(|n| (place(n), index)));
+    }
+    entries.sort_unstable();
+    let mut arcs = [0.0; 4];
+    let mut before = entries.last().unwrap().0;
+    for (place, index) in entries {
+        arcs[index] += place.wrapping_sub(before) as f64;
+        before = place;
+    }
+    for seed in 1..=5 {
+        let mut keys = seeded(seed);
+        let mut counts = [0; 4];
+        for _ in 0..PICKS {
+            let pick = Pick { hash: Some(keys(u64::MAX)), ..Pick::default() };
+            counts[ring.pick(&pick, &mut |_| panic!("a hash needs no draw")).unwrap()] += 1;
+        }
+        assert_fits(&counts, &arcs, &format!("ring hash, seed {seed}"));
+    }
+}
+
+/// In which order a picker goes through its candidates.
+fn order_of(picker: &PickFirst, len: usize) -> Vec<usize> {
+    let mut order = Vec::new();
+    while order.len() < len {
+        let next = picker.pick(&Pick { tried: &order, ..Pick::default() }, &mut |_| 0).unwrap();
+        order.push(next);
+    }
+    order
+}
+
+#[test]
+fn pick_first_shuffles_into_each_order_alike_and_by_weight_a113() {
+    let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+    // The chance of an order: each place is drawn by weight of those that are left.
+    let chance = |weights: &[u32], order: [usize; 3]| {
+        let weight = |index: usize| f64::from(weights[index]);
+        let (first, second, third) = (weight(order[0]), weight(order[1]), weight(order[2]));
+        first / (first + second + third) * second / (second + third)
+    };
+    for weights in [[1, 1, 1], [1, 2, 5]] {
+        let mut draw = seeded(7);
+        let mut counts = [0; 6];
+        for _ in 0..PICKS {
+            let order = order_of(&PickFirst::new(candidates(&weights), true, &mut draw), 3);
+            counts[orders.iter().position(|other| order == other).unwrap()] += 1;
+        }
+        assert_fits(&counts, &orders.map(|order| chance(&weights, order)), &format!("pick first {weights:?}"));
+        // Control: unshuffled there is but one.
+        assert_eq!(order_of(&PickFirst::new(candidates(&weights), false, &mut draw), 3), [0, 1, 2]);
+    }
+}
+
 #[test]
 fn pick_first_stays_with_one_that_can_be_reached() {
     let set = candidates(&[1, 1, 1]);

@@ -17,8 +17,15 @@ fn get(target: &str, headers: &[(&'static str, &str)]) -> Request<()> {
     headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)).body(()).unwrap()
 }
 
-fn judge(filter: &JwtAuthentication, mut request: Request<()>) -> Outcome {
-    let authenticator = Authenticator::new(filter);
+fn judge(filter: &JwtAuthentication, request: Request<()>) -> Outcome {
+    let (tokens, request) = passed(&Authenticator::new(filter), request)?;
+    let principal = |token: &Token| format!("{} {}", token.provider, token.claims.principal().unwrap_or("-"));
+    let headers = request.headers().iter().filter(|(name, _)| *name != "host");
+    let headers = headers.map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()));
+    Ok((tokens.iter().map(principal).collect(), request.uri().to_string(), headers.collect()))
+}
+
+fn passed(authenticator: &Authenticator, mut request: Request<()>) -> Result<(Vec<Token>, Request<()>), Refusal> {
     let uri = request.uri().clone();
     let view = RequestView {
         authority: "a.test",
@@ -30,10 +37,7 @@ fn judge(filter: &JwtAuthentication, mut request: Request<()>) -> Outcome {
     };
     let passed = authenticator.judge(&view, Duration::from_secs(NOW))?;
     let tokens = authenticator.apply(passed, &mut request)?;
-    let principal = |token: &Token| format!("{} {}", token.provider, token.claims.principal().unwrap_or("-"));
-    let headers = request.headers().iter().filter(|(name, _)| *name != "host");
-    let headers = headers.map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()));
-    Ok((tokens.iter().map(principal).collect(), request.uri().to_string(), headers.collect()))
+    Ok((tokens, request))
 }
 
 fn passes(filter: &JwtAuthentication, request: Request<()>) -> Result<(), Refusal> {
@@ -430,4 +434,52 @@ fn a_request_passes_exactly_if_each_token_is_one_of_those_that_belong_where_it_s
             }
         }
     }
+}
+
+/// R38, a quarter of its names of each kind: of callers without end there is left which tokens were good last, and of
+/// those that are refused nothing.
+#[test]
+fn a_hundred_thousand_callers_hold_no_more_than_their_bound_r38() {
+    let issuer = Issuer::new();
+    let claim_headers = vec![JwtClaimHeader { name: "x-subject".parse().unwrap(), claim: "sub".into() }];
+    let policy = JwtProvider { claim_headers, ..of(&issuer, "a") };
+    let authenticator = Authenticator::new(&filter(&[("a", &policy)], provider("a")));
+    let says = |name: &str, value: String| with(with(claims(), "iss", json!("https://a.test")), name, json!(value));
+    let made_up = |header: Value, claims: Value| {
+        format!("{}.{}.{}", b64(header.to_string()), b64(claims.to_string()), b64([7; 64]))
+    };
+    let ask = |token: String| {
+        let (tokens, request) = passed(&authenticator, get("/", &[("authorization", &bearer(&token))]))?;
+        assert!(request.headers().contains_key("x-subject"));
+        Ok(tokens[0].claims.clone())
+    };
+    let caller =
+        |n: u32| issuer.token(header(), with(says("sub", format!("caller-{n}")), &format!("claim-{n}"), json!(n)));
+    type Token<'a> = &'a dyn Fn(u32) -> String;
+    let kinds: [(&str, Token<'_>, Option<Refusal>, i64); 4] = [
+        ("subjects and claims", &caller, None, 96 << 10),
+        ("issuers", &|n| made_up(header(), says("iss", format!("https://{n}.test"))), Some(Refusal::Issuer), 1024),
+        (
+            "keys",
+            &|n| made_up(with(header(), "kid", json!(n.to_string())), says("sub", "ann".into())),
+            Some(Refusal::NoKey),
+            1024,
+        ),
+        ("signatures", &|n| made_up(header(), says("sub", n.to_string())), Some(Refusal::Signature), 1024),
+    ];
+    for (what, token, refused, most) in kinds {
+        let cost = allocation_counter::measure(|| {
+            (0..25_000).for_each(|n| assert_eq!(ask(token(n)).err(), refused, "{what}"));
+        });
+        assert!(cost.bytes_current <= most, "{what}: {} bytes", cost.bytes_current);
+    }
+    // The control: who remembers what each of them says.
+    let mut remembered = std::collections::HashMap::new();
+    let cost = allocation_counter::measure(|| {
+        for n in 0..10_000 {
+            let claims = ask(caller(n)).unwrap();
+            remembered.insert(claims.subject().unwrap().to_owned(), claims);
+        }
+    });
+    assert!(cost.bytes_current > 1 << 20, "{cost:?}");
 }

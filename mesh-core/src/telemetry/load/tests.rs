@@ -168,8 +168,8 @@ fn numbers_of_many_threads_add_up_while_they_are_read() {
             sum.issued += report.issued;
             sum.successful += report.successful;
             sum.failed += report.failed;
+            // How many that is has no bound here: the reader may stand still between what ended and what began.
             assert_eq!(sum.in_progress(), report.in_progress);
-            assert!(report.in_progress <= 4, "{report:?}");
         }
     };
     std::thread::scope(|scope| {

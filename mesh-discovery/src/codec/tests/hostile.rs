@@ -16,8 +16,6 @@ fn decode_all(any: &Any) {
     fuzzing::routes(&any.value);
     fuzzing::cluster(&any.value);
     fuzzing::endpoints(&any.value);
-    let wrapped = Any { type_url: codec::RESOURCE.to_owned(), value: any.value.clone() };
-    codec::unwrap_resource(wrapped);
 }
 
 /// Changes a few bytes, and perhaps cuts the end off.

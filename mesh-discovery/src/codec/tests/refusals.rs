@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use envoy_types::pb::envoy::config::core::v3::RuntimeFractionalPercent;
 use envoy_types::pb::envoy::config::core::v3::{self as core, header_value_option::HeaderAppendAction};
 use envoy_types::pb::envoy::config::listener::v3::{ApiListener, Listener as ListenerProto};
-use envoy_types::pb::envoy::config::route::v3::{self as rds, RouteConfiguration as RoutesProto};
+use envoy_types::pb::envoy::config::route::v3::{
+    self as rds, CorsPolicy as CorsField, FilterConfig, RouteConfiguration as RoutesProto, route::Action,
+};
 use envoy_types::pb::envoy::extensions::filters::http::cors::v3::CorsPolicy;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use envoy_types::pb::google::protobuf::{Any, Duration, UInt32Value};
@@ -256,6 +259,64 @@ fn routes_share_what_their_virtual_host_says_of_filters_and_cors() {
     assert!(cors.iter().all(|one| Arc::ptr_eq(one, cors[0])), "{cors:?}");
 }
 
+/// What a route says of CORS beats what its virtual host says, be it that there is none.
+#[test]
+fn a_route_without_cors_does_not_inherit_its_virtual_hosts() {
+    let of = |methods: &str| CorsPolicy { allow_methods: methods.into(), ..Default::default() };
+    let pack = |policy: &CorsPolicy| extension::pack(extension::url::CORS_POLICY, policy);
+    let switch = |config: Option<Any>, disabled| {
+        extension::pack(extension::url::FILTER_CONFIG, &FilterConfig { config, is_optional: true, disabled })
+    };
+    let none = CorsPolicy {
+        filter_enabled: Some(RuntimeFractionalPercent {
+            default_value: Some(Default::default()),
+            ..Default::default()
+        }),
+        ..of("GET")
+    };
+    // The instance's name, what the host's field and filter configuration say, and the route's; what holds.
+    for (name, field, host, route, want) in [
+        ("cors", None, Some("GET"), None, Some("GET")),
+        ("cors", None, Some("GET"), Some(pack(&of("PUT"))), Some("PUT")),
+        ("cors", None, Some("GET"), Some(switch(Some(pack(&of("PUT"))), true)), None),
+        ("cors", None, Some("GET"), Some(switch(None, true)), None),
+        ("cors", None, Some("GET"), Some(pack(&none)), None),
+        ("envoy.filters.http.cors", Some("GET"), None, None, Some("GET")),
+        ("envoy.filters.http.cors", Some("GET"), None, Some(switch(None, true)), None),
+        ("envoy.filters.http.cors", Some("GET"), Some("PUT"), None, Some("PUT")),
+    ] {
+        let resource = changed::<RoutesProto>(codec::encode_routes(&routes()), |proto| {
+            let proto = &mut proto.virtual_hosts[0];
+            let older = |methods: &str| CorsField { allow_methods: methods.into(), ..Default::default() };
+            proto.cors = field.map(older);
+            let configs = &mut proto.typed_per_filter_config;
+            configs.extend(host.map(|methods| (name.to_owned(), pack(&of(methods)))));
+            proto.routes.truncate(1);
+            proto.routes[0].typed_per_filter_config =
+                route.clone().map(|any| (name.to_owned(), any)).into_iter().collect();
+        });
+        let decoded = codec::decode_routes(&resource).expect("accepted");
+        let RouteAction::Forward(forward) = &decoded.value.virtual_hosts[0].routes[0].action else {
+            panic!("it forwards")
+        };
+        let methods = forward.cors.as_ref().map(|cors| cors.allow_methods.join(","));
+        assert_eq!(methods.as_deref(), want, "{name} {field:?} {host:?} {route:?}");
+    }
+}
+
+#[test]
+fn a_routes_own_field_for_cors_beats_its_virtual_hosts() {
+    let resource = changed::<RoutesProto>(codec::encode_routes(&routes()), |proto| {
+        let older = |methods: &str| Some(CorsField { allow_methods: methods.into(), ..Default::default() });
+        proto.virtual_hosts[0].cors = older("GET");
+        let Some(Action::Route(action)) = &mut proto.virtual_hosts[0].routes[0].action else { panic!("it forwards") };
+        action.cors = older("PUT");
+    });
+    let decoded = codec::decode_routes(&resource).expect("accepted");
+    let RouteAction::Forward(forward) = &decoded.value.virtual_hosts[0].routes[0].action else { panic!("it forwards") };
+    assert_eq!(forward.cors.as_ref().unwrap().allow_methods, ["PUT"]);
+}
+
 #[test]
 fn grpc_clients_are_told_the_timeout_in_the_field_they_read() {
     let mut policy = routes();
@@ -287,18 +348,4 @@ fn s81_a_resource_of_another_type_or_of_no_sense_is_refused_by_name() {
     resource.value.push(7);
     let error = codec::decode_cluster(&resource).expect_err("a refusal");
     assert!(error.to_string().contains("not a protobuf message"), "{error}");
-}
-
-#[test]
-fn a_wrapped_resource_is_taken_out_with_its_name() {
-    let inner = codec::encode_cluster(&Cluster::new("c".into()));
-    assert_eq!(codec::resource_name(codec::CLUSTER, &inner).as_deref(), Some("c"));
-    let wrapper = envoy_types::pb::envoy::service::discovery::v3::Resource {
-        name: "w".into(),
-        resource: Some(inner.clone()),
-        ..Default::default()
-    };
-    let wrapped = extension::pack(codec::RESOURCE, &wrapper);
-    assert_eq!(codec::unwrap_resource(wrapped), (Some("w".into()), inner.clone()));
-    assert_eq!(codec::unwrap_resource(inner.clone()), (None, inner));
 }

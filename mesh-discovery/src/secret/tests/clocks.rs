@@ -54,7 +54,7 @@ struct Signing {
 }
 
 impl worker::Authority for Signing {
-    async fn next(&self, current: Option<&Identity>, _: u64) -> Result<Identity, CertificateRefused> {
+    async fn next(&mut self, current: Option<&Identity>, _: u64) -> Result<Identity, CertificateRefused> {
         let signed = self.wall.seconds();
         let mut asked = self.asked.lock();
         asked.push(signed);

@@ -14,6 +14,7 @@ mod authority;
 mod entry;
 mod response;
 mod session;
+mod ttl;
 
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
@@ -27,6 +28,7 @@ pub(crate) use self::entry::{Entry, Known, Origin, SAVED, ServerId, Standing};
 use self::response::Round;
 use self::session::Entries;
 pub(crate) use self::session::Session;
+use self::ttl::Ends;
 use super::kind::{Key, Kind};
 use super::message::{Body, Name, Request, StreamError, Variant};
 use super::saved::{Record, Saved};
@@ -117,6 +119,8 @@ pub(crate) struct Ads<C: Codec> {
     open: Option<Round<C::Value>>,
     round: u32,
     last_timer: u32,
+    /// Of resources that end by themselves.
+    ends: Ends,
     /// When the latest event was.
     clock: Instant,
     /// What an earlier run held; each serves until a control plane has spoken of it.
@@ -145,6 +149,7 @@ impl<C: Codec> Ads<C> {
             open: None,
             round: 0,
             last_timer: 0,
+            ends: Ends::default(),
             clock: now,
             saved: None,
             saved_until: None,
@@ -468,6 +473,7 @@ impl<C: Codec> Ads<C> {
                 self.expired(server as ServerId, &key, now);
             }
         }
+        self.end_due(now);
         self.let_saved_go();
     }
 
@@ -475,7 +481,7 @@ impl<C: Codec> Ads<C> {
     pub(crate) fn next_deadline(&mut self) -> Option<Instant> {
         let servers = 0..self.sessions.len();
         let of_servers = servers.flat_map(|server| [self.first_timer(server), self.sessions[server].probation]);
-        of_servers.flatten().min().into_iter().chain(self.saved_until).min()
+        of_servers.flatten().min().into_iter().chain(self.saved_until).chain(self.ends.first()).min()
     }
 
     /// A stream has been silent for as long as an answer may take. If none is owed, that is right and proper: a
@@ -582,13 +588,14 @@ impl<C: Codec> Ads<C> {
 
     /// Forgets what nobody wants and nobody need be told of.
     fn purge(&mut self, server: ServerId) {
-        let (authorities, entries) = (&self.authorities, &mut self.entries);
+        let Self { authorities, entries, ends, .. } = self;
         self.retired.retain(|key| {
             let entries = &mut entries[key.kind.index()];
             let Some(entry) = entries.get(&key.name).filter(|entry| !entry.is_wanted()) else { return false };
             let gone = is_active(authorities, entry, server);
             if gone {
                 entries.remove(&key.name);
+                ends.forget(key);
             }
             !gone
         });
@@ -598,6 +605,7 @@ impl<C: Codec> Ads<C> {
         let entries = &mut self.entries[key.kind.index()];
         if entries.get(&key.name).is_some_and(|entry| !entry.is_wanted()) {
             entries.remove(&key.name);
+            self.ends.forget(key);
         }
     }
 }

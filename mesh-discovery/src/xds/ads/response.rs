@@ -96,7 +96,10 @@ impl<C: Codec> Ads<C> {
             nonce: response.nonce,
             taken: Vec::new(),
         };
-        let full = session.variant == Variant::StateOfTheWorld && kind.is_full_state();
+        // One that only renews what there is says nothing of the rest.
+        let renews =
+            !response.resources.is_empty() && response.resources.iter().all(|resource| resource.body.is_none());
+        let full = session.variant == Variant::StateOfTheWorld && kind.is_full_state() && !renews;
         for (index, resource) in response.resources.into_iter().enumerate() {
             self.resource(&mut round, index, &resource);
         }
@@ -147,29 +150,17 @@ impl<C: Codec> Ads<C> {
     fn resource(&mut self, round: &mut Round<C::Value>, index: usize, resource: &Resource) {
         let kind = round.kind;
         let Some(body) = &resource.body else {
-            // Delta: as it was. It is there, so it is not missing.
-            let alive = self.judged(round, &resource.name);
-            return alive.into_iter().for_each(|entry| entry.round = round.number);
-        };
-        let name = if resource.name.is_empty() {
-            contained("the decoder", || Ok(self.codec.name(kind, body))).ok().flatten()
-        } else {
-            Some(Cow::Borrowed(resource.name.as_str()))
-        };
-        let Some(name) = name.filter(|name| !name.is_empty()) else {
-            let said = self.sessions[usize::from(round.server)].talk(kind).complaint.as_ref();
-            round.nameless(format!("resource {index}: its name cannot be read"), said);
+            // As it was. It is there, so it is not missing.
+            let name = normalise(&resource.name);
+            if let Some(entry) = self.judged(round, &name) {
+                entry.round = round.number;
+                self.ends.renew(kind, &name, resource.ttl, round.now);
+            }
             return;
         };
-        if body.type_url != kind.type_url() {
-            let (is, wanted) = (&body.type_url, kind.type_url());
-            let said = self.sessions[usize::from(round.server)].talk(kind).complaint.as_ref();
-            let problem = format!("resource {index} ({name}): its type is {is:?} in a response of type {wanted:?}");
-            round.nameless(problem, said);
-            return;
-        }
+        let Some(name) = self.named(round, index, resource, body) else { return };
         let name = normalise(&name);
-        let Self { codec, entries, authorities, sessions, changed, saved, .. } = self;
+        let Self { codec, entries, authorities, sessions, changed, saved, ends, .. } = self;
         let entries = &mut entries[kind.index()];
         // A control plane may send more than was asked for; nobody reads it, so nobody judges it. What nobody wants any
         // more is judged until it has been told: it will not repeat itself to a wish that is renewed before.
@@ -189,7 +180,11 @@ impl<C: Codec> Ads<C> {
         };
         let decode = || decoded(codec, kind, &name, body, features);
         let mut replaced = None;
-        let seen = match entry.offer(&offer, decode, |value| codec.is_empty(value)) {
+        let taken = entry.offer(&offer, decode, |value| codec.is_empty(value));
+        if let Ok(Taken::Same { .. } | Taken::New { .. }) = taken {
+            ends.renew(kind, &name, resource.ttl, round.now);
+        }
+        let seen = match taken {
             Ok(Taken::Same { changed }) => changed,
             Ok(Taken::New { before }) => {
                 replaced = Some(before);
@@ -223,6 +218,35 @@ impl<C: Codec> Ads<C> {
                 changed.push(key);
             }
         }
+    }
+
+    /// The name of a resource. One without, or of another type, is a problem that is noted.
+    fn named<'r>(
+        &self,
+        round: &mut Round<C::Value>,
+        index: usize,
+        resource: &'r Resource,
+        body: &'r Body,
+    ) -> Option<Cow<'r, str>> {
+        let kind = round.kind;
+        let name = if resource.name.is_empty() {
+            contained("the decoder", || Ok(self.codec.name(kind, body))).ok().flatten()
+        } else {
+            Some(Cow::Borrowed(resource.name.as_str()))
+        };
+        let Some(name) = name.filter(|name| !name.is_empty()) else {
+            let said = self.sessions[usize::from(round.server)].talk(kind).complaint.as_ref();
+            round.nameless(format!("resource {index}: its name cannot be read"), said);
+            return None;
+        };
+        if body.type_url != kind.type_url() {
+            let (is, wanted) = (&body.type_url, kind.type_url());
+            let said = self.sessions[usize::from(round.server)].talk(kind).complaint.as_ref();
+            let problem = format!("resource {index} ({name}): its type is {is:?} in a response of type {wanted:?}");
+            round.nameless(problem, said);
+            return None;
+        }
+        Some(name)
     }
 
     /// The entry of a name, if this control plane may say something about it.

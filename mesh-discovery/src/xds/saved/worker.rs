@@ -104,14 +104,15 @@ enum Content {
     Bytes(Bytes),
 }
 
-/// What is good, by pointer, and what an earlier run knew and no control plane has spoken of since. `now` and `seconds`
-/// are the same moment.
+/// What is good, by pointer, and what an earlier run knew and no control plane has spoken of since. What has yet to
+/// end by itself is not kept: on disk it would not. `now` and `seconds` are the same moment.
 fn held(ads: &Ads<PolicyCodec>, now: Instant, seconds: u64) -> Vec<Held> {
     let given = ads.entries().filter_map(|(kind, name, entry)| {
         let (good, giver) = (entry.good.as_ref()?, entry.giver()?);
+        let key = Some(Key::new(kind, name.clone())).filter(|key| !ads.ends(key))?;
         let age = ads.sessions()[usize::from(giver)].unconfirmed_for(now).as_secs();
         Some(Held {
-            key: Key::new(kind, name.clone()),
+            key,
             version: good.version.clone(),
             confirmed: seconds.saturating_sub(age),
             content: Content::Value(good.value.value.clone()),
@@ -190,7 +191,7 @@ mod tests {
         let cluster = Cluster { discovery: Discovery::OriginalDestination, ..Cluster::new(name.into()) };
         let any = codec::encode_cluster(&cluster);
         let body = Some(Body::new(&any.type_url, any.value));
-        let resources = vec![Resource { name: name.to_owned(), version: "v1".to_owned(), body }];
+        let resources = vec![Resource { name: name.to_owned(), version: "v1".to_owned(), ttl: None, body }];
         let type_url = Kind::Cluster.type_url().to_owned();
         ads.response(server, Response { type_url, resources, ..Default::default() }, now);
         ads.conclude();

@@ -43,11 +43,11 @@ fn client_with(variant: Variant, snapshot: &std::path::Path) -> (XdsClient, Serv
     })
 }
 
-fn target() -> Target {
+pub(super) fn target() -> Target {
     "a:80".parse().unwrap()
 }
 
-fn listener() -> Any {
+pub(super) fn listener() -> Any {
     codec::encode_listener(&Listener::new("a:80", RouteSource::Named("r".to_owned())))
 }
 
@@ -89,7 +89,7 @@ fn inbound(tls: InboundTls, jwt: Vec<JwtAuthentication>) -> Any {
 }
 
 /// Plays the control plane for `a:80` until everything has been acknowledged.
-async fn serve_all(stream: &mut Stream, version: &str) {
+pub(super) async fn serve_all(stream: &mut Stream, version: &str) {
     stream.expect(Kind::Listener, &["a:80"]).await;
     stream.respond(Kind::Listener, version, "l1", vec![listener()]);
     stream.expect(Kind::Routes, &["r"]).await;
@@ -104,7 +104,7 @@ async fn serve_all(stream: &mut Stream, version: &str) {
     stream.expect(Kind::Endpoints, &["x"]).await;
 }
 
-async fn snapshot(state: &mut Watched<DestinationState>) -> Arc<Snapshot> {
+pub(super) async fn snapshot(state: &mut Watched<DestinationState>) -> Arc<Snapshot> {
     match &*state.wait_for(|state| matches!(state, DestinationState::Ready(_))).await {
         DestinationState::Ready(snapshot) => snapshot.clone(),
         other => panic!("{other:?}"),
@@ -487,7 +487,7 @@ async fn x10_no_response_is_read_before_the_last_one_has_reached_its_readers() {
 }
 
 /// A client whose bootstrap was changed.
-fn client_of(change: impl FnOnce(&mut XdsConfig)) -> (XdsClient, Server) {
+pub(super) fn client_of(change: impl FnOnce(&mut XdsConfig)) -> (XdsClient, Server) {
     let (transport, server) = network();
     let memory = XdsServer::new("memory:1".parse().unwrap(), ChannelCredentials::Insecure);
     let mut config = XdsConfig::new(Bootstrap::new(memory, Node { id: "me".to_owned(), ..Default::default() }));

@@ -163,7 +163,7 @@ pub(super) fn response(kind: Kind, mark: &str, resources: &[&str]) -> Response {
         nonce: mark.to_owned(),
         resources: resources
             .iter()
-            .map(|text| Resource { version: String::new(), name: String::new(), body: Some(body(text)) })
+            .map(|text| Resource { version: String::new(), name: String::new(), ttl: None, body: Some(body(text)) })
             .collect(),
         ..Default::default()
     }

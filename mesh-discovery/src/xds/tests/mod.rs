@@ -7,6 +7,7 @@ mod machine;
 mod protocol;
 mod resumption;
 mod sequences;
+mod ttl;
 mod worker;
 
 use envoy_types::pb::google::protobuf::Any;
@@ -77,7 +78,11 @@ impl Stream {
     }
 
     pub(crate) fn respond(&self, kind: Kind, version: &str, nonce: &str, resources: Vec<Any>) {
-        self.responses.send(Ok(response(kind, version, nonce, resources))).expect("the client reads");
+        self.send(response(kind, version, nonce, resources));
+    }
+
+    fn send(&self, response: Response) {
+        self.responses.send(Ok(response)).expect("the client reads");
     }
 
     pub(crate) fn fail(self, error: StreamError) {

@@ -462,7 +462,7 @@ fn versions_of_single_resources_and_signs_of_life_are_understood() {
     assert_eq!(ads.held_version(&listener("a")), "7");
 
     let mut alive = response(Kind::Listener, "system", &[]);
-    alive.resources = vec![Resource { name: "a".to_owned(), version: "7".to_owned(), body: None }];
+    alive.resources = vec![Resource { name: "a".to_owned(), version: "7".to_owned(), ttl: None, body: None }];
     assert!(ads.take(0, alive).is_empty());
     assert_eq!((ads.entry(&listener("a")).standing, ads.value(&listener("a"))), (Standing::Acked, Some("1")));
 }

@@ -1,0 +1,147 @@
+//! Resources that end by themselves.
+
+use std::time::Duration;
+
+use mesh_core::policy::DestinationState;
+use mesh_core::source::DestinationSource;
+use mesh_testkit::clock;
+use tokio::time::Instant;
+
+use super::super::ads::{Known, Standing};
+use super::super::kind::{Key, Kind};
+use super::super::message::{Resource, Response, Variant};
+use super::client::{client_of, listener as encoded, serve_all, snapshot, target};
+use super::machine::{BOTH, Machine, listener, response};
+use crate::bootstrap::ServerFeatures;
+
+const TTL: Duration = Duration::from_secs(5);
+const ALMOST: Duration = Duration::from_secs(4);
+
+/// Listeners of which the first lives so long.
+fn given(mark: &str, listeners: &[&str], ttl: Option<Duration>) -> Response {
+    let mut given = response(Kind::Listener, mark, listeners);
+    given.resources[0].ttl = ttl;
+    given
+}
+
+/// `name` is as it was, and lives so much longer.
+fn renewed(mark: &str, name: &str, ttl: Option<Duration>) -> Response {
+    let alive = Resource { name: name.to_owned(), ttl, ..Resource::default() };
+    Response { resources: vec![alive], ..response(Kind::Listener, mark, &[]) }
+}
+
+fn started(variant: Variant, strict: bool) -> Machine {
+    let features = ServerFeatures { fail_on_data_errors: strict, ..ServerFeatures::default() };
+    let mut ads = Machine::new(Some(variant), features, 1);
+    ads.subscribe(&["a", "b"].map(listener));
+    ads.opened();
+    ads.request();
+    ads
+}
+
+fn standings(ads: &Machine) -> [Standing; 2] {
+    ["a", "b"].map(|name| ads.entry(&listener(name)).standing)
+}
+
+const BOTH_ACKED: [Standing; 2] = [Standing::Acked; 2];
+const ENDED: [Standing; 2] = [Standing::DoesNotExist, Standing::Acked];
+
+#[test]
+fn what_is_not_renewed_ends_like_what_is_removed() {
+    for (variant, strict) in BOTH.into_iter().flat_map(|variant| [(variant, false), (variant, true)]) {
+        let mut ads = started(variant, strict);
+        ads.take(0, given("1", &["a=1", "b=1"], Some(TTL)));
+        ads.pass(ALMOST);
+        assert_eq!(standings(&ads), BOTH_ACKED);
+        let seen = ads.pass(TTL - ALMOST);
+        assert_eq!((standings(&ads), ads.value(&listener("b"))), (ENDED, Some("1")), "{variant:?}");
+        if strict {
+            assert_eq!(seen, [listener("a")]);
+            assert!(matches!(ads.known(&listener("a")), Known::Missing(reason, _) if reason.contains("time to live")));
+        } else {
+            assert_eq!((seen, ads.value(&listener("a"))), (vec![], Some("1")), "the last good one stays");
+        }
+        ads.take(0, response(Kind::Listener, "2", &["a=1", "b=1"]));
+        assert_eq!((standings(&ads), ads.value(&listener("a"))), (BOTH_ACKED, Some("1")), "it is back");
+        ads.pass(100 * TTL);
+        assert_eq!(standings(&ads), BOTH_ACKED, "control: without a time to live it stays");
+        assert_eq!(ads.ads.next_deadline(), None);
+    }
+}
+
+#[test]
+fn it_is_renewed_by_a_sign_of_life_and_by_itself_and_not_by_what_is_refused() {
+    for variant in BOTH {
+        let mut ads = started(variant, false);
+        ads.take(0, given("1", &["a=1", "b=1"], Some(TTL)));
+        for (mark, again) in [
+            ("2", renewed("2", "a", Some(TTL))),
+            ("3", given("3", &["a=1", "b=1"], Some(TTL))),
+            ("4", given("4", &["a=2", "b=1"], Some(TTL))),
+        ] {
+            ads.pass(ALMOST);
+            ads.take(0, again);
+            assert_eq!(standings(&ads), BOTH_ACKED, "{mark} {variant:?}: a renewal deletes nothing else");
+        }
+        ads.pass(ALMOST);
+        ads.take(0, given("5", &["a=bad", "b=1"], Some(TTL)));
+        assert_eq!(standings(&ads), [Standing::Nacked, Standing::Acked]);
+        ads.pass(TTL - ALMOST);
+        assert_eq!((standings(&ads), ads.value(&listener("a"))), (ENDED, Some("2")), "{variant:?}");
+
+        ads.take(0, given("6", &["a=3", "b=1"], Some(TTL)));
+        ads.take(0, renewed("7", "a", None));
+        ads.pass(100 * TTL);
+        assert_eq!(standings(&ads), BOTH_ACKED, "renewed without end");
+    }
+}
+
+#[test]
+fn it_ends_without_a_connection_and_is_forgotten_with_the_last_wish() {
+    for variant in BOTH {
+        let mut ads = started(variant, false);
+        ads.take(0, given("1", &["a=1", "b=1"], Some(TTL)));
+        ads.closed();
+        ads.pass(TTL);
+        assert_eq!(standings(&ads), ENDED, "{variant:?}");
+
+        let mut ads = started(variant, false);
+        ads.take(0, given("1", &["a=1", "b=1"], Some(TTL)));
+        ads.drain(0);
+        let key = Key::new(Kind::Listener, "a");
+        assert!(ads.ads.ends(&key) && ads.ads.next_deadline().is_some());
+        ads.unsubscribe(&[listener("a")]);
+        ads.drain(0);
+        assert!(!ads.ads.ends(&key) && ads.ads.next_deadline().is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_ends_at_its_listeners_time() {
+    for (variant, renews) in BOTH.into_iter().flat_map(|variant| [(variant, false), (variant, true)]) {
+        let (client, mut server) = client_of(|config| {
+            config.variant = Some(variant);
+            config.bootstrap.servers[0].features.fail_on_data_errors = true;
+        });
+        let mut state = client.destination(&target());
+        let mut stream = server.accept().await;
+        serve_all(&mut stream, "1").await;
+        snapshot(&mut state).await;
+        clock::pass(1000 * TTL).await;
+        assert!(matches!(&**state.load(), DestinationState::Ready(_)), "control: one without a time to live stays");
+
+        let begin = Instant::now();
+        let mut listener = super::response(Kind::Listener, "2", "l2", vec![encoded()]);
+        listener.resources[0].ttl = Some(TTL);
+        stream.send(listener);
+        stream.expect(Kind::Listener, &["a:80"]).await;
+        if renews {
+            clock::pass(ALMOST).await;
+            stream.send(renewed("2", "a:80", Some(TTL)));
+            stream.expect(Kind::Listener, &["a:80"]).await;
+        }
+        state.wait_for(|state| matches!(state, DestinationState::Failed(_))).await;
+        let lived = begin.elapsed().as_secs();
+        assert_eq!(lived, if renews { 9 } else { 5 }, "{variant:?}");
+    }
+}

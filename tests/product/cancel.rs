@@ -1,0 +1,98 @@
+//! Futures of the facade dropped at every point at which they can be (R39): what was begun is given back, and the same
+//! once more finds everything in its place.
+
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::get;
+use mesh::Mesh;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+
+use crate::support::{FREE, Plane, Running, eventually, plain_get};
+
+/// Polls a future as often as it is woken, `times` times at most, and drops it. What it came to, if it did.
+async fn drop_after<F: Future>(times: usize, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut left = times;
+    poll_fn(|cx| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        match future.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending if left == 0 => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn joining_dropped_at_any_point_leaves_its_debug_address_free_r39() {
+    // On an address of loopback that no other test uses, so that a port which was free stays so.
+    let own = SocketAddr::from(([127, 39, 0, 1], 0));
+    let debug = TcpListener::bind(own).await.unwrap().local_addr().unwrap();
+    let join = || Mesh::builder().standalone().debug_address(debug).build();
+    for times in 0.. {
+        let joined = drop_after(times, join()).await;
+        let done = joined.is_some();
+        if let Some(mesh) = joined {
+            let mesh = mesh.unwrap();
+            assert_eq!(plain_get(debug, "/healthz").await.unwrap().0, 200);
+            assert!(join().await.is_err(), "control: while it is there the address is taken");
+            drop(mesh);
+        }
+        eventually("the address is free", || async { TcpListener::bind(debug).await.ok() }).await;
+        if done {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn waiting_to_be_ready_dropped_at_any_point_can_be_begun_again_r39() {
+    let plane = Plane::start().await;
+    for times in 0.. {
+        let mesh = plane.process("web", "").build().await.unwrap();
+        let ready = drop_after(times, mesh.ready()).await.is_some();
+        tokio::time::timeout(Duration::from_secs(20), mesh.ready()).await.expect("it becomes ready");
+        if ready {
+            assert!(times > 1, "control: it was waited for");
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_shutdown_dropped_once_begun_goes_on_and_can_be_waited_for_again_r39() {
+    for times in [0, 1] {
+        let (entered, proceed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let slow = {
+            let (entered, proceed) = (entered.clone(), proceed.clone());
+            move || async move {
+                entered.notify_one();
+                proceed.notified().await;
+                "finished"
+            }
+        };
+        let mesh = Mesh::builder().standalone().debug_address(FREE).build().await.unwrap();
+        let mut running = Running::serve(mesh, "reviews", Router::new().route("/slow", get(slow))).await;
+        let asked = tokio::spawn(plain_get(running.address, "/slow"));
+        entered.notified().await;
+        assert!(drop_after(times, running.mesh.shutdown()).await.is_none(), "control: it waits for what is in flight");
+        let debug = running.mesh.debug_address().unwrap();
+        let ready = plain_get(debug, "/readyz").await.unwrap().0;
+        assert_eq!(ready, if times == 0 { 200 } else { 503 }, "what was polled has begun the drain");
+        tokio::join!(running.mesh.shutdown(), async { proceed.notify_one() });
+        let (status, text) = asked.await.unwrap().unwrap();
+        assert!(status == 200 && text.contains("finished"), "{status} {text}");
+        running.finished().await;
+    }
+}
