@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -230,22 +230,26 @@ impl MeshBuilder {
 
         let mut connector = Connector::new(bootstrap.server().clone(), crypto.clone());
         let default_provider = self.identity.is_some() || config.proof.is_some() || config.workload_api.is_some();
+        let aliases = config.trust_domain_aliases;
+        let aliased = |identity| runtime.aliased(identity, &aliases);
         let source = if let Some(identity) = self.identity {
-            Some((identity, Watched::fixed(None)))
+            Some((aliased(identity), Watched::fixed(None)))
         } else if let Some(proof) = config.proof {
-            let (trust_domain, trust_domain_aliases) = (Some(config.trust_domain), config.trust_domain_aliases);
+            let (trust_domain, trust_domain_aliases) = (Some(config.trust_domain), aliases.clone());
             let renewals = metrics.renewals().clone();
             let secret =
                 SecretConfig { trust_domain, trust_domain_aliases, renewals, ..SecretConfig::new(Some(proof)) };
             Some(secret::spawn(secret, connector.clone(), runtime.handle()))
         } else if let Some(api) = config.workload_api {
-            Some(secret::spawn_workload_api(api, crypto.clone(), metrics.renewals().clone(), runtime.handle()))
+            let renewals = metrics.renewals().clone();
+            let (identity, refusal) = secret::spawn_workload_api(api, crypto.clone(), renewals, runtime.handle());
+            Some((aliased(identity), refusal))
         } else {
             files.map(|files| {
                 let renewals = metrics.renewals().clone();
                 let files = secret::spawn_files(files, crypto.clone(), renewals, runtime.handle());
                 let FromFiles { identity, refusal, .. } = files;
-                (identity, refusal)
+                (aliased(identity), refusal)
             })
         };
         let certified = source.is_some();
@@ -259,7 +263,7 @@ impl MeshBuilder {
         let (certified_others, roots): (Vec<_>, Vec<_>) =
             others.into_iter().partition(|(_, files)| files.identity.is_some());
         let [others, roots] = [certified_others, roots].map(|files| files.into_iter().map(follow).collect::<Vec<_>>());
-        let named = others.iter().map(|(name, files)| (name.as_str().into(), files.identity.clone()));
+        let named = others.iter().map(|(name, files)| (name.as_str().into(), aliased(files.identity.clone())));
         let trusted = roots.iter().map(|(name, files)| (name.as_str().into(), files.roots.clone()));
         let identities = Identities::new(own, named).with_roots(trusted);
         let instances = others.into_iter().chain(roots).map(|(_, files)| files).collect();
@@ -267,13 +271,7 @@ impl MeshBuilder {
         let transport = |server: &XdsServer| GrpcTransport::new(connector.to(server.clone()));
         let mut xds = XdsConfig::new(bootstrap);
         xds.default_provider = default_provider;
-        xds.snapshot = config.snapshot.map(|path| {
-            let mut snapshot = SnapshotConfig::new(path);
-            if let Some(key) = config.snapshot_key {
-                snapshot.key = key;
-            }
-            snapshot
-        });
+        xds.snapshot = snapshot(config.snapshot, config.snapshot_key);
         let xds = Arc::new(XdsClient::spawn(xds, transport, runtime.handle()));
         let load = Arc::<LoadStore>::default();
         let reporter = lrs::spawn(&xds, &load, |server| connector.to(server.clone()), runtime.handle());
@@ -288,6 +286,14 @@ impl MeshBuilder {
         (inner.pod_ip, inner.listeners) = (pod_ip, listeners);
         with_debug(inner, debug).await
     }
+}
+
+fn snapshot(path: Option<PathBuf>, key: Option<PathBuf>) -> Option<SnapshotConfig> {
+    let mut snapshot = SnapshotConfig::new(path?);
+    if let Some(key) = key {
+        snapshot.key = key;
+    }
+    Some(snapshot)
 }
 
 /// A mesh that passes everything through.
@@ -529,7 +535,46 @@ impl Vars for Settings<'_> {
 
 #[cfg(test)]
 mod tests {
+    use mesh_testkit::TestCa;
+
     use super::*;
+
+    /// Whatever the source: an identity of the application's own, an agent's, or one in files, its instances among them.
+    #[tokio::test]
+    async fn aliases_of_the_trust_domain_hold_for_identities_of_every_source() {
+        let (ca, directory) = (TestCa::new(), tempfile::tempdir().unwrap());
+        let (chain, key) = ca.pem("default", "reviews");
+        let write = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let files = serde_json::json!({ "plugin_name": "file_watcher", "config": {
+            "certificate_file": write("chain.pem", &chain), "private_key_file": write("key.pem", &key),
+            "ca_certificate_file": write("root.pem", ca.root_pem()), "refresh_interval": "600s" } });
+        let bootstrap = |instances: &[&str]| {
+            let providers: BTreeMap<_, _> = instances.iter().map(|name| (*name, &files)).collect();
+            serde_json::json!({
+                "xds_servers": [{ "server_uri": "127.0.0.1:1", "channel_creds": [{ "type": "insecure" }],
+                    "server_features": ["xds_v3"] }],
+                "node": { "id": "test" }, "certificate_providers": providers,
+            })
+            .to_string()
+        };
+        let start = || MeshBuilder::default().set("MESH_TRUST_DOMAIN_ALIASES", "old.test".to_owned());
+        let own = start().bootstrap(bootstrap(&["other"])).identity(ca.watched("default", "reviews"));
+        let of_files = start().bootstrap(bootstrap(&["default", "other"]));
+        let former = "spiffe://old.test/ns/default/sa/web".parse().unwrap();
+        for builder in [own, of_files] {
+            let mesh = builder.build().await.unwrap();
+            let identities = mesh.inner().identities.clone();
+            for instance in [None, Some("other")] {
+                let identity = identities.of(instance).wait_for(Option::is_some).await;
+                let named = identity.as_ref().as_ref().unwrap().bundles().aliased(&former);
+                assert_eq!(named, Some(ca.id("default", "web")), "{instance:?}");
+            }
+        }
+    }
 
     #[test]
     fn a_bootstrap_of_the_builder_hides_what_the_environment_says_instead_of_it() {

@@ -488,6 +488,15 @@ mod tests {
         assert_eq!(MeshConfig::from_vars(&given(&[])).unwrap_err().variable, "MESH_CONTROL_PLANE");
     }
 
+    /// There is no default by which anybody is trusted: not even the start is.
+    #[test]
+    fn s88_a_control_plane_without_a_root_is_not_started_with() {
+        let plane = [("MESH_CONTROL_PLANE", "127.0.0.1:15012"), ("MESH_JOIN_TOKEN", "secret")];
+        let with = |root: &[(&'static str, &'static str)]| MeshConfig::from_vars(&given(&[&plane[..], root].concat()));
+        assert_eq!(with(&[]).unwrap_err().variable, "MESH_ROOT_CERT");
+        assert!(with(&[("MESH_ROOT_CERT", "root-cert.pem")]).is_ok(), "the control");
+    }
+
     #[test]
     fn s12_a_join_token_goes_before_the_certificate_provider_named_default() {
         let files = |instance: &str, config: &str| -> &'static str {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mesh_control::ca::{
     CertificateAuthority, CertificateLife, JoinTokens, MAX_TOKEN_TTL, ROOT_FILE, RootRotation, RotateError,
-    RotationState, RotationStep,
+    RotationState, RotationStep, TrustDomains,
 };
 use mesh_control::jwks::{FetchOptions, IpNet};
 use mesh_control::model::AccessPolicy;
@@ -62,6 +62,9 @@ struct ControlPlaneArgs {
     /// Trust domain of the identities issued.
     #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
     trust_domain: TrustDomain,
+    /// A former name of the trust domain, whose principals and roots count on; may be repeated.
+    #[arg(long, value_parser = TrustDomain::new)]
+    trust_domain_alias: Vec<TrustDomain>,
     /// Who may call a port that no Linkerd Server guards, where no annotation says so: one of Linkerd's default inbound
     /// policies.
     #[arg(long, default_value = "all-unauthenticated", value_parser = AccessPolicy::read)]
@@ -155,6 +158,9 @@ enum CertCommand {
         /// Trust domain of the mesh.
         #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
         trust_domain: TrustDomain,
+        /// As the control plane's.
+        #[arg(long, value_parser = TrustDomain::new)]
+        trust_domain_alias: Vec<TrustDomain>,
     },
     /// Print the roots of the mesh as a SPIFFE trust bundle map (JSON): what another mesh puts into the
     /// `federated-bundles.json` of its state directory to let in the peers of this one.
@@ -176,6 +182,9 @@ enum CertCommand {
         /// Trust domain of the mesh.
         #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
         trust_domain: TrustDomain,
+        /// As the control plane's.
+        #[arg(long, value_parser = TrustDomain::new)]
+        trust_domain_alias: Vec<TrustDomain>,
         /// Make the next step though it cuts somebody off.
         #[arg(long)]
         force: bool,
@@ -228,6 +237,7 @@ async fn control_plane(args: ControlPlaneArgs) -> Result<(), Error> {
         .debug_listen(Some(args.debug))
         .insecure_xds(args.insecure_xds)
         .trust_domain(args.trust_domain)
+        .trust_domain_aliases(args.trust_domain_alias)
         .default_inbound_policy(args.default_inbound_policy)
         .load_reports(args.load_reports)
         .jwks(jwks)
@@ -255,18 +265,20 @@ fn cert(command: CertCommand) -> Result<ExitCode, Error> {
         CertCommand::Token { state, namespace, service_account, ttl, control_plane } => {
             token(&state, &namespace, &service_account, ttl, &control_plane)?;
         }
-        CertCommand::Issue { state, namespace, service_account, out, ttl, trust_domain } => {
+        CertCommand::Issue { state, namespace, service_account, out, ttl, trust_domain, trust_domain_alias } => {
             let id = SpiffeId::for_service_account(&trust_domain, &namespace, &service_account)?;
             let (life, known) = (CertificateLife::default(), has_authority(&state));
-            let authority = CertificateAuthority::open(&state, trust_domain, life, Clock::system())?;
+            let domains = TrustDomains::new(trust_domain, trust_domain_alias);
+            let authority = CertificateAuthority::open(&state, domains, life, Clock::system())?;
             tell_of_new(&state, known)?;
             authority.issue_files(&id, Some(Duration::from_secs(ttl)), &out)?;
         }
         CertCommand::Bundle { state, trust_domain } => bundle(&state, trust_domain)?,
-        CertCommand::RotateRoot { state, trust_domain, force, certificate_ttl, status, output } => {
+        CertCommand::RotateRoot { state, trust_domain, trust_domain_alias, force, certificate_ttl, status, output } => {
             let life = CertificateLife::at_most(Duration::from_secs(certificate_ttl));
             let known = has_authority(&state);
-            let rotation = RootRotation::open(&state, trust_domain, life, Clock::system())?;
+            let domains = TrustDomains::new(trust_domain, trust_domain_alias);
+            let rotation = RootRotation::open(&state, domains, life, Clock::system())?;
             tell_of_new(&state, known)?;
             let made = if status { rotation.state() } else { rotation.advance(force) };
             let state = match made {

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use mesh_core::id::TrustDomain;
+use mesh_core::identity::Identity;
+use mesh_core::source::{Watched, WatchedIdentity};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -46,12 +49,41 @@ impl ControlRuntime {
         &self.handle
     }
 
+    /// The identities of `source`, in whose bundles each of `aliases` is a further name of their own trust domain.
+    pub(crate) fn aliased(&self, mut source: WatchedIdentity, aliases: &[TrustDomain]) -> WatchedIdentity {
+        if aliases.is_empty() {
+            return source;
+        }
+        let aliases = aliases.to_vec();
+        let (publisher, watched) = Watched::channel(with_aliases(&source.load(), &aliases));
+        let (stop, mut stopped) = oneshot::channel::<()>();
+        self.handle.spawn(async move {
+            loop {
+                tokio::select! {
+                    _ = &mut stopped => return,
+                    () = source.changed() => publisher.publish(with_aliases(&source.load(), &aliases)),
+                }
+            }
+        });
+        // The task, and with it the source, ends with the last reader.
+        watched.with_guard(Arc::new(stop))
+    }
+
     /// Watches from the thread whether another runtime runs tasks, until either ends.
     pub(crate) fn watch(&self, other: Handle) -> Arc<Pulse> {
         let pulse = Arc::<Pulse>::default();
         self.handle.spawn(pulse.clone().take(other));
         pulse
     }
+}
+
+fn with_aliases(identity: &Option<Arc<Identity>>, aliases: &[TrustDomain]) -> Option<Arc<Identity>> {
+    let identity = identity.as_ref()?;
+    let mut bundles = identity.bundles().clone();
+    for alias in aliases {
+        bundles.alias(alias.clone(), identity.id().trust_domain());
+    }
+    Some(Arc::new(identity.trusting(bundles)))
 }
 
 /// Whether a runtime runs its tasks: it is given one twice a second, and has a second for it. One worker that is free is
@@ -121,12 +153,38 @@ impl Pulse {
 
 #[cfg(test)]
 mod tests {
-    use mesh_testkit::clock;
+    use mesh_testkit::{TestCa, clock};
 
     use super::*;
 
     fn runtime() -> tokio::runtime::Runtime {
         Builder::new_current_thread().build().unwrap()
+    }
+
+    #[tokio::test]
+    async fn identities_of_any_source_know_the_former_names_of_their_trust_domain() {
+        let (ca, control) = (TestCa::new(), ControlRuntime::start().unwrap());
+        let former = "spiffe://old.test/ns/default/sa/web".parse().unwrap();
+        let aliased = |identity: &Option<Arc<Identity>>| {
+            let identity = identity.as_ref().unwrap();
+            (identity.generation(), identity.bundles().aliased(&former).map(|id| id.to_string()))
+        };
+        let present = Some(ca.id("default", "web").to_string());
+        let (publisher, source) = Watched::channel(Some(ca.identity("default", "reviews")));
+        let (generation, _) = aliased(&source.load());
+        let mut named = control.aliased(source.clone(), &[TrustDomain::new("old.test").unwrap()]);
+        assert_eq!(aliased(&named.load()), (generation + 1, present.clone()), "at once");
+        assert_eq!(aliased(&control.aliased(source, &[]).load()), (generation, None), "the control");
+        publisher.publish(None);
+        named.wait_for(Option::is_none).await;
+        let renewed = ca.identity("default", "reviews");
+        publisher.publish(Some(renewed.clone()));
+        let identity = named.wait_for(Option::is_some).await;
+        assert_eq!(aliased(&identity), (renewed.generation() + 1, present));
+        drop(named);
+        while publisher.readers() > 0 {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// R36: within two seconds. Only time that is told to passes.

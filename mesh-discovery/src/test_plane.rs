@@ -34,6 +34,9 @@ pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
+/// The serial number of each server's certificate.
+pub(crate) const SERVER_SERIAL: u64 = 77;
+
 /// The client's certificate, in a request's extensions.
 #[derive(Clone)]
 pub(crate) struct PeerChain(pub(crate) Vec<CertificateDer<'static>>);
@@ -72,13 +75,24 @@ impl Ca {
 
     /// A list of revoked certificates with none in it, valid for an hour.
     pub(crate) fn revocation_list(&self) -> Vec<u8> {
+        self.revoking(&[], now() + 3_600)
+    }
+
+    /// A list with these serial numbers that ends then.
+    pub(crate) fn revoking(&self, serials: &[u64], ends: u64) -> Vec<u8> {
         let at = |seconds: u64| date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
+        let revoked = |serial: &u64| rcgen::RevokedCertParams {
+            serial_number: rcgen::SerialNumber::from(*serial),
+            revocation_time: at(ends - 7_200),
+            reason_code: None,
+            invalidity_date: None,
+        };
         let params = rcgen::CertificateRevocationListParams {
-            this_update: at(now() - 60),
-            next_update: at(now() + 3_600),
+            this_update: at(ends - 7_200),
+            next_update: at(ends),
             crl_number: rcgen::SerialNumber::from(1),
             issuing_distribution_point: None,
-            revoked_certs: Vec::new(),
+            revoked_certs: serials.iter().map(revoked).collect(),
             key_identifier_method: rcgen::KeyIdMethod::Sha256,
         };
         params.signed_by(&*self.issuer).unwrap().der().to_vec()
@@ -127,6 +141,7 @@ impl Ca {
     pub(crate) fn server_config_of(&self, uri: &str) -> Arc<ServerConfig> {
         let key = KeyPair::generate().unwrap();
         let mut params = workload(uri, Duration::from_secs(3600));
+        params.serial_number = Some(rcgen::SerialNumber::from(SERVER_SERIAL));
         params.subject_alt_names.push(SanType::IpAddress([127, 0, 0, 1].into()));
         let leaf = params.signed_by(&key, &*self.issuer).unwrap();
         let mut roots = RootCertStore::empty();

@@ -1,38 +1,18 @@
 //! Futures of the facade dropped at every point at which they can be (R39): what was begun is given back, and the same
 //! once more finds everything in its place.
 
-use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
 use axum::routing::get;
 use mesh::Mesh;
+use mesh_testkit::drop_after;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
 use crate::support::{FREE, Plane, Running, eventually, plain_get};
-
-/// Polls a future as often as it is woken, `times` times at most, and drops it. What it came to, if it did.
-async fn drop_after<F: Future>(times: usize, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    let mut left = times;
-    poll_fn(|cx| {
-        if left == 0 {
-            return Poll::Ready(None);
-        }
-        left -= 1;
-        match future.as_mut().poll(cx) {
-            Poll::Ready(done) => Poll::Ready(Some(done)),
-            Poll::Pending if left == 0 => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
-}
 
 #[tokio::test]
 async fn joining_dropped_at_any_point_leaves_its_debug_address_free_r39() {

@@ -1,11 +1,10 @@
 //! Jobs: processes that call as soon as they have begun, and end when their main returns (R35).
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use mesh::Mesh;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::io::{AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout};
 
 use crate::support::{Plane, call};
 
@@ -67,24 +66,9 @@ impl Job {
     /// Starts one, and waits for its last word.
     async fn at_its_end(plane: &Plane, how: &str) -> Self {
         let name = "jobs::a_job_calls_at_once_and_is_gone_with_its_own_exit_code_when_its_main_returns_r35";
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", name, "--nocapture"])
-            .env(JOB, how)
-            .env("TEST_PLANE", plane.address().to_string())
-            .env("TEST_TOKEN", plane.token("job"))
-            .env("TEST_ROOT", plane.root_cert_path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
-        loop {
-            let line = said.next_line().await.unwrap().expect("it says when its main returns");
-            if line.ends_with(LAST_WORD) {
-                return Self { child, said };
-            }
-        }
+        let last = |line: &str| line.ends_with(LAST_WORD).then_some(());
+        let (child, said, ()) = plane.own_process(name, (JOB, how), "job", last).await;
+        Self { child, said }
     }
 
     async fn exit_code(&mut self) -> Option<i32> {

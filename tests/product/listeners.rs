@@ -2,13 +2,12 @@
 
 use std::io::BufRead;
 use std::net::SocketAddr;
-use std::process::Stdio;
 
 use axum::Router;
 use mesh::Mesh;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 use crate::support::{FREE, Plane, eventually, plain_get};
 
@@ -71,25 +70,12 @@ struct Member {
 
 impl Member {
     async fn start(plane: &Plane, how: &str) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", NAME, "--nocapture"])
-            .env(HOW, how)
-            .env("TEST_PLANE", plane.address().to_string())
-            .env("TEST_TOKEN", plane.token("reviews"))
-            .env("TEST_ROOT", plane.root_cert_path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
-        loop {
-            let line = said.next_line().await.unwrap().expect("it says where it listens");
-            if let Some((_, places)) = line.split_once(SAID) {
-                let places: Vec<SocketAddr> = places.split(' ').map(|place| place.parse().unwrap()).collect();
-                return Self { child, debug: places[0], served: places[1], other: places[2] };
-            }
-        }
+        let places = |line: &str| {
+            let (_, places) = line.split_once(SAID)?;
+            Some(places.split(' ').map(|place| place.parse().unwrap()).collect::<Vec<SocketAddr>>())
+        };
+        let (child, _, places) = plane.own_process(NAME, (HOW, how), "reviews", places).await;
+        Self { child, debug: places[0], served: places[1], other: places[2] }
     }
 
     /// Whether it is ready, and what it says of it.

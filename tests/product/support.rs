@@ -6,6 +6,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Deref;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,8 +19,9 @@ use mesh::{Body, Mesh, MeshBuilder, ServeError};
 use mesh_control::{Builder, ControlPlane};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, ChildStdout, Command};
 use tokio::task::JoinHandle;
 
 /// A free port of loopback.
@@ -62,6 +64,35 @@ pub(crate) struct Plane {
 impl Plane {
     pub(crate) async fn start() -> Self {
         Self::with(|builder| builder).await
+    }
+
+    /// Runs one test of this program once more, in a process of its own which may join as `account` and is told `how` in a
+    /// variable: when it has said a line of which `heard` makes something, and what it says after that.
+    pub(crate) async fn own_process<T>(
+        &self,
+        test: &str,
+        (variable, how): (&str, &str),
+        account: &str,
+        heard: impl Fn(&str) -> Option<T>,
+    ) -> (Child, Lines<BufReader<ChildStdout>>, T) {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", test, "--nocapture"])
+            .env(variable, how)
+            .env("TEST_PLANE", self.address().to_string())
+            .env("TEST_TOKEN", self.token(account))
+            .env("TEST_ROOT", self.root_cert_path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+        loop {
+            let line = said.next_line().await.unwrap().expect("it says what is waited for");
+            if let Some(heard) = heard(&line) {
+                return (child, said, heard);
+            }
+        }
     }
 
     /// A control plane with settings of its own.

@@ -40,7 +40,8 @@ use self::tls::{Alpn, Tls};
 use crate::env::{Env, Random};
 use crate::error::Cause;
 
-/// Longest life of a connection of the mesh's for which policy names none: then its peer proves anew who it is.
+/// Longest life of a connection of the mesh's, or one by the roots of a certificate provider, for which policy names none:
+/// then its peer proves anew who it is.
 const MESH_AGE: Duration = Duration::from_secs(3600);
 
 /// Where one endpoint is reached, and what TLS has to know of it.
@@ -187,7 +188,7 @@ impl Dialer {
 
     /// How long a connection made now may live.
     fn life(&self, peer: &Peer) -> Life {
-        let age = self.options.max_age.or_else(|| self.tls.is_mesh(peer).then_some(MESH_AGE));
+        let age = self.options.max_age.or_else(|| self.tls.is_watched(peer).then_some(MESH_AGE));
         let worn_at = age.and_then(|age| Instant::now().checked_add(self.shortened(age)));
         Life { worn_at, idle: self.options.idle_timeout.map(|most| self.shortened(most)) }
     }

@@ -3,6 +3,8 @@
 //! Configurations are kept per identity generation, so that new connections use a renewed certificate
 //! and old ones stay. Refuses to know where the identity comes from.
 
+use std::fs::File;
+use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,15 +12,17 @@ use mesh_core::identity::{InvalidIdentity, PeerRefused, TrustBundles, anonymous_
 use mesh_core::policy::{Address, ClientCertificate, MeshTls, OriginatedTls, RootsTls, UpstreamTls};
 use mesh_core::source::Identities;
 use parking_lot::Mutex;
+use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use smallvec::SmallVec;
 use tokio::time::Instant;
+use zeroize::Zeroizing;
 
 use super::stream::TlsIo;
-use super::trust::Trust;
+use super::trust::{Trust, Vouching};
 use super::verify::{NamesRefused, NamesVerifier, NoVerifier, Roots};
 use super::{IoStream, Peer};
 use crate::env::Env;
@@ -79,12 +83,15 @@ enum Material {
 /// Files are read again after this time, so that a renewed certificate is taken up.
 const FILES_FRESH: Duration = Duration::from_secs(60);
 
+/// Bytes of a file with a private key: it may hold a chain beside it.
+const MAX_KEY: usize = 256 * 1024;
+
 /// Makes one TLS connection.
 pub(super) struct Connector<'t> {
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
-    /// Whose peers the mesh's are, and by what they are let in.
-    mesh: Option<(&'t Tls, TrustBundles)>,
+    /// Who watches over the connection, and by what its peer is let in. `None` = roots are in files, or the system's.
+    watched: Option<(&'t Tls, TrustBundles)>,
 }
 
 /// TLS that cannot be set up as the policy says.
@@ -116,12 +123,13 @@ pub(crate) fn plaintext(address: Address) -> Cause {
 
 impl Tls {
     pub(super) fn new(policy: UpstreamTls, dialled_host: &str, env: &Env) -> Self {
-        let roots = match &policy {
-            UpstreamTls::Auto(mesh) | UpstreamTls::Mesh(mesh) => mesh.instances.roots.as_deref(),
-            UpstreamTls::Disable | UpstreamTls::Roots(_) | UpstreamTls::Simple(_) | UpstreamTls::Mutual(..) => None,
+        let (roots, by) = match &policy {
+            UpstreamTls::Auto(mesh) | UpstreamTls::Mesh(mesh) => (mesh.instances.roots.as_deref(), Vouching::Ids),
+            UpstreamTls::Roots(tls) => (tls.instance.as_deref(), Vouching::Any),
+            UpstreamTls::Disable | UpstreamTls::Simple(_) | UpstreamTls::Mutual(..) => (None, Vouching::Ids),
         };
         let identities = env.identities.clone();
-        let trust = Trust::new(identities.trusted(roots), env.runtime.clone(), env.metrics.peers().clone());
+        let trust = Trust::new(identities.trusted(roots), by, env.runtime.clone(), env.metrics.peers().clone());
         let provider = env.crypto.clone();
         Self { policy, dialled_host: dialled_host.into(), identities, trust, provider, made: Mutex::default() }
     }
@@ -142,6 +150,11 @@ impl Tls {
             UpstreamTls::Auto(_) => peer.metadata.mesh_tls,
             UpstreamTls::Disable | UpstreamTls::Roots(_) | UpstreamTls::Simple(_) | UpstreamTls::Mutual(..) => false,
         }
+    }
+
+    /// Whether its peer is let in by roots that change, so that it has to prove anew now and then who it is.
+    pub(super) fn is_watched(&self, peer: &Peer) -> bool {
+        self.is_mesh(peer) || matches!(self.policy, UpstreamTls::Roots(_))
     }
 
     /// What makes the TLS connection to `peer`; `None` = plaintext, because the policy says so.
@@ -167,13 +180,11 @@ impl Tls {
         let Some((identity, trusted)) = self.identities.paired(&mesh.instances).load() else {
             return Err(Cause::NoIdentity { address: peer.address.clone() });
         };
-        let bundles = trusted.clone();
-        let of = Material::Provided(Some(identity.generation()), trusted.clone());
+        let of = (Some(identity.generation()), trusted.clone());
         let make =
             |provider: &_| client_config(&identity.trusting(trusted), &mesh.peer_ids, alpn.protocols(true), provider);
         // The SNI serves routers between us and the peer. Who the peer is, its SPIFFE ID tells.
-        let connector = self.provided(mesh.sni.as_deref(), peer, alpn, of, make)?;
-        Ok(Connector { mesh: Some((self, bundles)), ..connector })
+        self.provided(mesh.sni.as_deref(), peer, alpn, of, make)
     }
 
     fn by_roots(&self, tls: &RootsTls, peer: &Peer, alpn: Alpn) -> Result<Connector<'_>, Cause> {
@@ -181,7 +192,7 @@ impl Tls {
             let source = Arc::new(Setup::NothingGiven);
             return Err(Cause::TlsHandshake { address: peer.address.clone(), source });
         };
-        let of = Material::Provided(None, trusted.clone());
+        let of = (None, trusted.clone());
         let make = |provider: &Arc<CryptoProvider>| match trusted.any() {
             Some(roots) => {
                 let verifier = NamesVerifier::new(Roots::Given(roots.clone()), tls.names.clone(), provider.clone());
@@ -190,7 +201,7 @@ impl Tls {
                     .dangerous()
                     .with_custom_certificate_verifier(Arc::new(verifier))
                     .with_no_client_auth();
-                config.alpn_protocols = alpn.protocols(false).iter().map(|p| p.to_vec()).collect();
+                finish(&mut config, alpn);
                 Ok(config)
             }
             None => anonymous_config(trusted, &tls.names, alpn.protocols(false), provider),
@@ -204,9 +215,10 @@ impl Tls {
         sni: Option<&str>,
         peer: &Peer,
         alpn: Alpn,
-        of: Material,
+        (generation, trusted): (Option<u64>, TrustBundles),
         make: impl FnOnce(&Arc<CryptoProvider>) -> Result<ClientConfig, InvalidIdentity>,
     ) -> Result<Connector<'_>, Cause> {
+        let of = Material::Provided(generation, trusted.clone());
         let failed = |source: Source| Cause::TlsHandshake { address: peer.address.clone(), source };
         let provider = self.provider.as_ref().ok_or_else(|| failed(Arc::new(Setup::NoProvider)))?;
         let config = match self.kept(alpn, &of) {
@@ -214,7 +226,8 @@ impl Tls {
             None => self.keep(alpn, of, make(provider).map_err(|e| failed(Arc::new(e)))?),
         };
         let sni = sni.and_then(|sni| ServerName::try_from(sni.to_owned()).ok());
-        Ok(Connector { config, name: sni.unwrap_or_else(|| self.name_of(peer)), mesh: None })
+        let name = sni.unwrap_or_else(|| self.name_of(peer));
+        Ok(Connector { config, name, watched: Some((self, trusted)) })
     }
 
     async fn originated(
@@ -232,7 +245,7 @@ impl Tls {
             },
         };
         if let Some(config) = self.kept(alpn, &Material::Files) {
-            return Ok(Connector { config, name, mesh: None });
+            return Ok(Connector { config, name, watched: None });
         }
         let provider = self.provider.clone().ok_or(Setup::NoProvider)?;
         let (tls, client) = (tls.clone(), client.cloned());
@@ -242,7 +255,7 @@ impl Tls {
             Ok(made) => made?,
             Err(e) => return Err(rustls::Error::General(e.to_string()).into()),
         };
-        Ok(Connector { config: self.keep(alpn, Material::Files, config), name, mesh: None })
+        Ok(Connector { config: self.keep(alpn, Material::Files, config), name, watched: None })
     }
 
     fn kept(&self, alpn: Alpn, of: &Material) -> Option<Arc<ClientConfig>> {
@@ -276,7 +289,7 @@ impl Connector<'_> {
     pub(super) async fn handshake(self, io: IoStream, peer: &Peer) -> Result<IoStream, Cause> {
         let connector = tokio_rustls::TlsConnector::from(self.config);
         let tls = connector.connect(self.name, io).await.map_err(|error| handshake_failed(error, &peer.address))?;
-        let vouched = self.mesh.and_then(|(of, bundles)| {
+        let vouched = self.watched.and_then(|(of, bundles)| {
             let chain = tls.get_ref().1.peer_certificates()?;
             Some(of.trust.watch(chain, bundles, of.provider.as_ref()?))
         });
@@ -336,14 +349,31 @@ fn originated_config(
     };
     let mut config = match client {
         None => builder.with_no_client_auth(),
-        Some(files) => {
-            let key = PrivateKeyDer::from_pem_file(&files.private_key_file)
-                .map_err(|e| Setup::File { file: files.private_key_file.clone(), reason: e.to_string() })?;
-            builder.with_client_auth_cert(certificates(&files.certificate_file)?, key)?
-        }
+        Some(files) => builder
+            .with_client_auth_cert(certificates(&files.certificate_file)?, private_key(&files.private_key_file)?)?,
     };
-    config.alpn_protocols = alpn.protocols(false).iter().map(|p| p.to_vec()).collect();
+    finish(&mut config, alpn);
     Ok(config)
+}
+
+/// What all have that is not the mesh's.
+fn finish(config: &mut ClientConfig, alpn: Alpn) {
+    config.alpn_protocols = alpn.protocols(false).iter().map(|p| p.to_vec()).collect();
+    // A resumed session would skip the check of the certificate, which may have expired since.
+    config.resumption = Resumption::disabled();
+}
+
+/// The text is wiped; the key itself is TLS' to keep.
+fn private_key(file: &str) -> Result<PrivateKeyDer<'static>, Setup> {
+    let failed = |reason: String| Setup::File { file: file.to_owned(), reason };
+    let opened = File::open(file).map_err(|e| failed(e.to_string()))?;
+    // With room for all of it, and for the look at its end: a buffer that grows leaves copies behind.
+    let mut text = Zeroizing::new(Vec::with_capacity(MAX_KEY + 64));
+    opened.take(MAX_KEY as u64 + 1).read_to_end(&mut text).map_err(|e| failed(e.to_string()))?;
+    if text.len() > MAX_KEY {
+        return Err(failed(format!("it is longer than any private key ({MAX_KEY} bytes)")));
+    }
+    PrivateKeyDer::from_pem_slice(&text).map_err(|e| failed(e.to_string()))
 }
 
 fn certificates(file: &str) -> Result<Vec<CertificateDer<'static>>, Setup> {

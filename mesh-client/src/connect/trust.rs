@@ -1,4 +1,4 @@
-//! Whether the peers of open connections are still trusted: asked again whenever the bundles of our identity change, as
+//! Whether the peers of open connections are still trusted: asked again whenever the roots change by which they are let in, as
 //! the server asks of its callers. A connection whose peer is not takes no further request, and what is in flight over
 //! it has [`LEAVE`] to end.
 //!
@@ -12,7 +12,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
-use mesh_core::identity::{PeerRefused, TrustBundles, Usage, root_of, verify_again};
+use mesh_core::identity::{PeerRefused, TrustBundles, Usage, root_of, verify_again, verify_path_again};
 use mesh_core::source::Trusted;
 use mesh_core::telemetry::{CountedPeer, PeersByRoot, Reporter};
 use parking_lot::Mutex;
@@ -30,9 +30,11 @@ const TRUSTED: u8 = 0;
 const LEAVING: u8 = 1;
 const CUT: u8 = 2;
 
-/// The mesh's connections of one cluster.
+/// The connections of one cluster whose peers are let in by the mesh's roots or those of a certificate provider.
 pub(super) struct Trust {
     trusted: Trusted,
+    /// What roots of nobody in particular vouch for.
+    by: Vouching,
     // `None` = the runtime of the request that connects first.
     runtime: Option<Handle>,
     open: Arc<Mutex<Vec<Weak<Vouched>>>>,
@@ -43,9 +45,19 @@ pub(super) struct Trust {
 /// The task that watches: as long as there is a connection to watch, or may be.
 type Watch = Arc<OnceLock<Owned<()>>>;
 
+/// What roots of nobody in particular vouch for; those of a trust domain always do for SPIFFE IDs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Vouching {
+    /// SPIFFE IDs.
+    Ids,
+    /// Whatever certificate.
+    Any,
+}
+
 /// The peer of one connection, and whether it is still trusted.
 pub(crate) struct Vouched {
     chain: Box<[CertificateDer<'static>]>,
+    by: Vouching,
     standing: AtomicU8,
     reader: AtomicWaker,
     _watch: Watch,
@@ -54,8 +66,8 @@ pub(crate) struct Vouched {
 
 impl Trust {
     /// `peers` = where connections are counted by root.
-    pub(super) fn new(trusted: Trusted, runtime: Option<Handle>, peers: Arc<PeersByRoot>) -> Self {
-        Self { trusted, runtime, open: Arc::default(), watch: Arc::default(), peers }
+    pub(super) fn new(trusted: Trusted, by: Vouching, runtime: Option<Handle>, peers: Arc<PeersByRoot>) -> Self {
+        Self { trusted, by, runtime, open: Arc::default(), watch: Arc::default(), peers }
     }
 
     /// Watches over a connection to a peer that showed `chain` and was let in by `bundles`.
@@ -73,7 +85,8 @@ impl Trust {
         let _counted = root.map(|root| self.peers.count(Reporter::Source, root));
         let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
         let (standing, reader) = (AtomicU8::new(TRUSTED), AtomicWaker::new());
-        let vouched = Arc::new(Vouched { chain, standing, reader, _watch: self.watch.clone(), _counted });
+        let (by, _watch) = (self.by, self.watch.clone());
+        let vouched = Arc::new(Vouched { chain, by, standing, reader, _watch, _counted });
         {
             let mut open = self.open.lock();
             // Those that have ended are forgotten when room is needed.
@@ -119,8 +132,11 @@ impl Vouched {
     }
 
     fn verify(&self, bundles: &TrustBundles, provider: &CryptoProvider) -> Result<(), PeerRefused> {
-        let algorithms = provider.signature_verification_algorithms.all;
-        verify_again(&self.chain, bundles, algorithms, UnixTime::now(), Usage::Server).map(drop)
+        let (algorithms, now) = (provider.signature_verification_algorithms.all, UnixTime::now());
+        match bundles.any().filter(|_| self.by == Vouching::Any) {
+            Some(roots) => verify_path_again(&self.chain, roots, algorithms, now, Usage::Server),
+            None => verify_again(&self.chain, bundles, algorithms, now, Usage::Server).map(drop),
+        }
     }
 
     fn cut(&self) {

@@ -3,7 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,11 +12,13 @@ use mesh_core::error::{Code, Fault, Retry};
 use mesh_core::id::TrustDomain;
 use mesh_core::identity::{Identity, TrustBundle, TrustBundles};
 use mesh_core::policy::{
-    Address, Cluster, ConnectionOptions, EndpointMetadata, Instances, MeshTls, OriginatedTls, RootsTls, StringMatcher,
-    UpstreamProtocol, UpstreamTls,
+    Address, ClientCertificate, Cluster, ConnectionOptions, EndpointMetadata, Instances, MeshTls, OriginatedTls,
+    RootsTls, StringMatcher, UpstreamProtocol, UpstreamTls,
 };
 use mesh_core::source::{Identities, Watched};
 use mesh_testkit::{Behaviour, CertificateSpec, EchoServer, FixedSource, TestCa, clock, crypto, policy};
+use rustls::sign::{Signer, SigningKey};
+use rustls::{SignatureAlgorithm, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{TARGET, cluster, fetch, post, server_of};
@@ -294,6 +296,108 @@ async fn s67_a_connection_whose_server_is_not_trusted_any_more_takes_no_request(
     }
 }
 
+/// By roots alone, whether of nobody in particular or of a trust domain.
+#[tokio::test]
+async fn s67_a_connection_by_roots_alone_whose_server_is_not_trusted_any_more_takes_no_request() {
+    let ca = TestCa::new();
+    let by_id = CertificateSpec { serial: Some(7), ..CertificateSpec::of(&ca.id("default", "reviews")) };
+    let by_name = CertificateSpec { serial: Some(7), dns: vec!["api.test".into()], ..CertificateSpec::default() };
+    let nobodys = |bundles: TrustBundles| TrustBundles::of_any_domain(bundles.iter().next().unwrap().1.clone());
+    let same = |bundles: TrustBundles| bundles;
+    for (spec, given) in [(&by_id, &same as &dyn Fn(_) -> _), (&by_id, &nobodys), (&by_name, &nobodys)] {
+        let server = EchoServer::start_tls("api", ca.server_showing(ca.certified(spec), &[b"http/1.1"])).await;
+        for other in [TestCa::new().bundles(), ca.bundles_revoking(&[7])] {
+            let (publisher, roots) = Watched::channel(Some(given(ca.bundles())));
+            let identities = Identities::from(ca.watched("default", "web")).with_roots([("ca".into(), roots)]);
+            let tls = UpstreamTls::Roots(RootsTls { instance: Some("ca".into()), ..RootsTls::default() });
+            let client = builder(Cluster { tls, ..cluster("test") }, &server).identity(identities).build();
+            let before = server.connections();
+            assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+            // The control: a list on which it is not.
+            publisher.publish(Some(given(ca.bundles_revoking(&[8]))));
+            for _ in 0..10 {
+                assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+            }
+            assert_eq!(server.connections(), before + 1);
+            publisher.publish(Some(given(other)));
+            let distrusted = tokio::time::timeout(Duration::from_secs(60), distrusted(&client)).await;
+            distrusted.expect("it takes no further request");
+        }
+    }
+}
+
+/// Signs as another key does, and counts: a session that is resumed needs no signature.
+#[derive(Debug)]
+struct Counting(Arc<dyn SigningKey>, Arc<AtomicU64>);
+
+#[derive(Debug)]
+struct CountingSigner(Box<dyn Signer>, Arc<AtomicU64>);
+
+impl SigningKey for Counting {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        let signer = self.0.choose_scheme(offered)?;
+        Some(Box::new(CountingSigner(signer, self.1.clone())))
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        self.0.algorithm()
+    }
+}
+
+impl Signer for CountingSigner {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.sign(message)
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        self.0.scheme()
+    }
+}
+
+#[tokio::test]
+async fn s66_no_session_is_resumed_with_servers_outside_of_the_mesh_either() {
+    let ca = TestCa::new();
+    let files = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = files.path().join(name).to_str().unwrap().to_owned();
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let (chain, key) = ca.pem("default", "web");
+    let shown =
+        ClientCertificate { certificate_file: write("chain.pem", &chain), private_key_file: write("key.pem", &key) };
+    let simple = |names: &[&str]| OriginatedTls {
+        sni: Some("api.test".to_owned()),
+        auto_host_sni: false,
+        subject_alt_names: names.iter().map(|name| StringMatcher::exact(*name)).collect(),
+        ca_file: Some(write("root.pem", ca.root_pem())),
+        insecure_skip_verify: false,
+    };
+    let roots = RootsTls { instance: Some("ca".into()), ..RootsTls::default() };
+    let root = TrustBundle::from_pem(ca.root_pem().as_bytes()).unwrap();
+    for tls in [
+        UpstreamTls::Simple(simple(&[])),
+        UpstreamTls::Simple(simple(&["api.test"])),
+        UpstreamTls::Mutual(simple(&[]), shown),
+        UpstreamTls::Roots(roots),
+    ] {
+        let spec = CertificateSpec { dns: vec!["api.test".into()], ..CertificateSpec::default() };
+        let (mut certified, signatures) = (ca.certified(&spec), Arc::<AtomicU64>::default());
+        certified.key = Arc::new(Counting(certified.key, signatures.clone()));
+        let server = EchoServer::start_tls("api", ca.server_showing(certified, &[b"http/1.1"])).await;
+        let mut cluster = Cluster { tls: tls.clone(), ..cluster("test") };
+        cluster.connection.max_requests_per_connection = Some(1);
+        let given = Watched::fixed(Some(TrustBundles::of_any_domain(root.clone())));
+        let identities = Identities::from(ca.watched("default", "web")).with_roots([("ca".into(), given)]);
+        let client = builder(cluster, &server).identity(identities).build();
+        for _ in 0..3 {
+            assert_eq!(fetch(&client, "/").await.unwrap().status(), 200);
+        }
+        assert_eq!((server.connections(), signatures.load(Ordering::Relaxed)), (3, 3), "{tls:?}");
+    }
+}
+
 #[tokio::test]
 async fn s67_what_is_in_flight_to_a_server_that_is_not_trusted_any_more_has_seconds_to_end() {
     let ca = TestCa::new();
@@ -330,9 +434,15 @@ async fn a_connection_of_the_mesh_has_an_hour_and_another_one_has_no_end() {
         (speaking(UpstreamProtocol::Http2), true, 53, 1),
         (speaking(UpstreamProtocol::Http2), true, 61, 2),
         (speaking(UpstreamProtocol::Http1), true, 61, 2),
+        (Cluster { tls: UpstreamTls::Roots(RootsTls::default()), ..speaking(UpstreamProtocol::Http1) }, true, 61, 2),
         (Cluster { tls: UpstreamTls::Disable, ..speaking(UpstreamProtocol::Http2) }, false, 61, 1),
     ] {
+        let by_roots = matches!(cluster.tls, UpstreamTls::Roots(_));
         let server = match secure {
+            true if by_roots => {
+                let shown = ca.certified(&CertificateSpec::of(&ca.id("default", "reviews")));
+                EchoServer::start_tls("reviews", ca.server_showing(shown, &[b"http/1.1"])).await
+            }
             true => EchoServer::start_mtls("reviews", &ca.identity("default", "reviews")).await,
             false => EchoServer::start("reviews").await,
         };
@@ -377,6 +487,32 @@ async fn ordinary_tls_checks_the_roots_and_the_names() {
         let answer = fetch(&client, "/").await;
         let answer = answer.as_ref().map(server_of).map_err(Fault::code);
         assert_eq!(answer, expected, "{tls:?}");
+    }
+}
+
+/// No CA means the system's, and never nobody in particular.
+#[tokio::test]
+async fn s88_without_a_ca_of_its_own_ordinary_tls_trusts_nobody_whom_the_system_does_not_know() {
+    let ca = TestCa::new();
+    let spec = CertificateSpec { dns: vec!["api.test".into()], ..CertificateSpec::default() };
+    let roots = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(roots.path(), ca.root_pem()).unwrap();
+    let file = Some(roots.path().to_str().unwrap().to_owned());
+    for (ca_file, taken) in [(None, false), (file, true)] {
+        let server = EchoServer::start_tls("api", ca.server_showing(ca.certified(&spec), &[b"http/1.1"])).await;
+        for names in [vec![], vec![StringMatcher::exact("api.test")]] {
+            let tls = OriginatedTls {
+                sni: Some("api.test".to_owned()),
+                auto_host_sni: false,
+                subject_alt_names: names,
+                ca_file: ca_file.clone(),
+                insecure_skip_verify: false,
+            };
+            let client = builder(Cluster { tls: UpstreamTls::Simple(tls), ..cluster("test") }, &server).build();
+            let answer = fetch(&client, "/").await.map(|answer| answer.status().as_u16());
+            assert_eq!(answer.map_err(|e| e.code()), if taken { Ok(200) } else { Err(Code::TLS_HANDSHAKE) });
+        }
+        assert_eq!(server.requests() > 0, taken, "it is told nothing");
     }
 }
 

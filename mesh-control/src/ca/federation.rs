@@ -158,7 +158,8 @@ impl Look {
                 ));
             }
             for root in bundle.roots() {
-                check_authority(root, domain).map_err(|reason| format!("a root of {domain}: {reason}"))?;
+                check_authority(root, &domain.clone().into())
+                    .map_err(|reason| format!("a root of {domain}: {reason}"))?;
                 let other = keys.insert(key_of(root)?, domain.as_str());
                 if let Some(other) = other.filter(|other| *other != domain.as_str()) {
                     return Err(format!(
@@ -189,7 +190,7 @@ impl CertificateAuthority {
     pub fn bundle_map(&self) -> Result<String, StateError> {
         let unusable = |reason| StateError::Content { path: self.dir.path(ROOT_FILE), reason };
         let keys = self.bundle().roots().iter().map(|root| web_key(root)).collect::<Result<Vec<_>, _>>();
-        let map = json!({ "trust_domains": { self.domain.as_str(): { "keys": keys.map_err(unusable)? } } });
+        let map = json!({ "trust_domains": { self.trust_domain().as_str(): { "keys": keys.map_err(unusable)? } } });
         Ok(format!("{map:#}"))
     }
 

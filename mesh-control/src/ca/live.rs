@@ -61,6 +61,22 @@ impl LiveLeaves {
         Ok(self.records()?.into_iter().filter(|(of, _)| *of == root).map(|(_, until)| until).max().unwrap_or_default())
     }
 
+    /// Forgets the leaves of `root`: they are to be cut off.
+    pub(super) fn forget(&self, root: &[u8]) -> io::Result<()> {
+        let root = name(root);
+        for (of, until) in self.records()? {
+            if of == root {
+                fs::remove_file(self.directory.join(format!("{of}-{until}")))?;
+            }
+        }
+        sync_dir(&self.directory)
+    }
+
+    /// Where the records of `root` are, as a pattern.
+    pub(super) fn records_of(&self, root: &[u8]) -> PathBuf {
+        self.directory.join(format!("{}-*", name(root)))
+    }
+
     /// An error of the records as one of the state directory.
     pub(super) fn failed(&self, action: &'static str, source: io::Error) -> StateError {
         StateError::Io { action, path: self.directory.clone(), source }

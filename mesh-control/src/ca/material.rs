@@ -25,7 +25,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::revoked::RevocationLists;
-use super::{BACK_DATE, ROOT_FILE, set_validity};
+use super::{BACK_DATE, ROOT_FILE, TrustDomains, set_validity};
 use crate::clock::Clock;
 use crate::state_dir::{StateDir, StateError};
 
@@ -58,7 +58,7 @@ type Files = [Option<Zeroizing<Vec<u8>>>; 5];
 
 impl Material {
     /// Reads the files; key (ECDSA P-256) and root (10 years) are made where there is neither.
-    pub(super) fn open(dir: &StateDir, domain: &TrustDomain, clock: &Clock) -> Result<Self, StateError> {
+    pub(super) fn open(dir: &StateDir, domains: &TrustDomains, clock: &Clock) -> Result<Self, StateError> {
         let unusable = |reason: String| StateError::Content { path: dir.path(ROOT_FILE), reason };
         let key = match (dir.read_secret(KEY_FILE)?, dir.read(ROOT_FILE)?) {
             (Some(pem), _) => read_key(dir, KEY_FILE, &pem)?,
@@ -76,14 +76,14 @@ impl Material {
                 )));
             }
             // A root made anew from the same key and name is the same trust anchor to every peer.
-            let pem = self_signed_root(&key, domain, clock).map_err(|e| unusable(e.to_string()))?;
+            let pem = self_signed_root(&key, &domains.own, clock).map_err(|e| unusable(e.to_string()))?;
             dir.write(ROOT_FILE, pem.as_bytes())?;
         }
-        Self::read(dir, domain)
+        Self::read(dir, domains)
     }
 
     /// Reads the files as they are.
-    pub(super) fn read(dir: &StateDir, domain: &TrustDomain) -> Result<Self, StateError> {
+    pub(super) fn read(dir: &StateDir, domains: &TrustDomains) -> Result<Self, StateError> {
         let files = files(dir)?;
         let unusable = |file: &str, reason: String| StateError::Content { path: dir.path(file), reason };
         let missing = |file| unusable(file, "it is missing".to_owned());
@@ -93,14 +93,14 @@ impl Material {
             String::from_utf8(roots_pem.to_vec()).map_err(|_| unusable(ROOT_FILE, "it is not PEM".to_owned()))?;
         let bundle = TrustBundle::from_pem(roots_pem.as_bytes()).map_err(|e| unusable(ROOT_FILE, e.to_string()))?;
         for root in bundle.roots() {
-            check_authority(root, domain).map_err(|e| unusable(ROOT_FILE, e))?;
+            check_authority(root, domains).map_err(|e| unusable(ROOT_FILE, e))?;
         }
         let mut above = Vec::new();
         for (file, content) in [(SIGNING_FILE, &files[2]), (CHAIN_FILE, &files[3])] {
             for certificate in
                 certificates(content.as_ref().map(|content| content.as_slice())).map_err(|e| unusable(file, e))?
             {
-                check_authority(&certificate, domain).map_err(|e| unusable(file, e))?;
+                check_authority(&certificate, domains).map_err(|e| unusable(file, e))?;
                 if !above.contains(&certificate) && !bundle.roots().contains(&certificate) {
                     above.push(certificate);
                 }
@@ -229,8 +229,8 @@ fn root_uri(domain: &TrustDomain) -> String {
     format!("spiffe://{domain}")
 }
 
-/// Checks that a certificate may sign and is of the trust domain, if it names one.
-pub(super) fn check_authority(certificate: &CertificateDer<'_>, domain: &TrustDomain) -> Result<(), String> {
+/// Checks that a certificate may sign and is of the trust domain or an alias of it, if it names one.
+pub(super) fn check_authority(certificate: &CertificateDer<'_>, domains: &TrustDomains) -> Result<(), String> {
     let (_, cert) = X509Certificate::from_der(certificate).map_err(|e| format!("it cannot be read: {e}"))?;
     if !cert.is_ca() {
         return Err("it may not sign certificates (cA is false)".to_owned());
@@ -241,11 +241,12 @@ pub(super) fn check_authority(certificate: &CertificateDer<'_>, domain: &TrustDo
     let names = cert.subject_alternative_name().map_err(|e| e.to_string())?;
     for name in names.iter().flat_map(|names| names.value.general_names.iter()) {
         if let GeneralName::URI(uri) = name
-            && *uri != root_uri(domain)
+            && !std::iter::once(&domains.own).chain(&domains.aliases).any(|domain| *uri == root_uri(domain))
         {
+            let own = &domains.own;
             return Err(format!(
-                "it is for {uri}, not for the trust domain {domain}; its place is the state directory, or the entry of a \
-                 bundle map, of that one"
+                "it is for {uri}, not for the trust domain {own}; its place is the state directory, or the entry of a \
+                 bundle map, of that one, or make that one an alias (--trust-domain-alias) if it is a former name of it"
             ));
         }
     }

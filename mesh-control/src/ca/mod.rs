@@ -33,14 +33,14 @@ pub use self::review::{
 pub use self::rotate::{RootRotation, RotateError, RotationState, RotationStep};
 pub(crate) use self::service::CertificateService;
 pub use self::token::{JoinClaims, JoinTokens, MAX_TOKEN_TTL, MintError, TokenRefused, TokenUse};
-pub(crate) use self::trust::TrustService;
+pub(crate) use self::trust::{STRANGERS, TrustService};
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use mesh_core::id::{SpiffeId, TrustDomain};
-use mesh_core::identity::TrustBundle;
+use mesh_core::identity::{TrustBundle, root_name};
 use mesh_core::source::{Publisher, Watched};
 use mesh_discovery::proto::trust::TrustBundle as WatchedBundle;
 use rcgen::{
@@ -90,13 +90,35 @@ impl CertificateLife {
     }
 }
 
+/// The trust domain that an authority signs for, and its former names: roots that say that they are of one of those may
+/// stand among the roots to trust, and sign on, while a mesh is renamed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrustDomains {
+    own: TrustDomain,
+    aliases: Vec<TrustDomain>,
+}
+
+impl TrustDomains {
+    /// `aliases` as Istio's `trustDomainAliases`.
+    pub fn new(own: TrustDomain, aliases: Vec<TrustDomain>) -> Self {
+        Self { own, aliases }
+    }
+}
+
+/// Without aliases.
+impl From<TrustDomain> for TrustDomains {
+    fn from(own: TrustDomain) -> Self {
+        Self::new(own, Vec::new())
+    }
+}
+
 /// Signs certificates for one trust domain.
 pub struct CertificateAuthority {
     dir: StateDir,
     material: Publisher<Material>,
     live: LiveLeaves,
     root_path: PathBuf,
-    domain: TrustDomain,
+    domains: TrustDomains,
     life: CertificateLife,
     clock: Clock,
 }
@@ -130,6 +152,18 @@ pub enum IssueError {
         /// Our trust domain.
         domain: TrustDomain,
     },
+    /// What signs ends before the shortest certificate would.
+    #[error(
+        "no certificate is signed: what signs ends at {not_after} (Unix time), and the shortest certificate lives {least:?}; \
+         change the root (mesh cert rotate-root), or replace an operator's ca-cert.pem, cert-chain.pem and root-cert.pem by \
+         ones that live"
+    )]
+    IssuerEnds {
+        /// When the first ends of the signing certificate and those above it, seconds since the Unix epoch.
+        not_after: u64,
+        /// Life of the shortest certificate.
+        least: Duration,
+    },
     /// A name for the control plane's certificate that is not a DNS name.
     #[error("certificate name {0:?} is not a DNS name or an IP address")]
     Name(String),
@@ -153,13 +187,13 @@ impl CertificateAuthority {
     /// belongs to another trust domain.
     pub fn open(
         state_dir: &Path,
-        domain: TrustDomain,
+        domains: impl Into<TrustDomains>,
         life: CertificateLife,
         clock: Clock,
     ) -> Result<Self, StateError> {
-        let dir = StateDir::open(state_dir)?;
+        let (dir, domains) = (StateDir::open(state_dir)?, domains.into());
         let existed = dir.path(ROOT_FILE).exists();
-        let material = Material::open(&dir, &domain, &clock)?;
+        let material = Material::open(&dir, &domains, &clock)?;
         if let Err(error) = material.check_lists(&dir, clock.unix_seconds()) {
             // Not a reason to stay away: they are taken up as they come, and nobody is let in without.
             tracing::error!(target: "mesh::ca", %error, "peers refuse everybody until then");
@@ -171,19 +205,55 @@ impl CertificateAuthority {
             live.note(&material.root, until, 0).map_err(|e| live.failed("write", e))?;
         }
         let root_path = dir.path(ROOT_FILE);
-        Ok(Self { dir, material: Watched::channel(material).0, live, root_path, domain, life, clock })
+        Ok(Self { dir, material: Watched::channel(material).0, live, root_path, domains, life, clock })
     }
 
     /// Reads the files of the state directory again if they have changed; whether they have. What cannot be used
-    /// leaves everything as it was.
+    /// leaves everything as it was, and so do roots without one under which leaves live.
     pub(crate) fn reload(&self) -> Result<bool, StateError> {
-        if !self.material.load_full().is_stale(&self.dir)? {
+        let before = self.material.load_full();
+        if !before.is_stale(&self.dir)? {
             return Ok(false);
         }
-        let material = Material::read(&self.dir, &self.domain)?;
+        let material = Material::read(&self.dir, &self.domains)?;
         material.check_lists(&self.dir, self.now())?;
+        self.check_roots(&before.bundle, &material.bundle)?;
         self.material.publish(material);
         Ok(true)
+    }
+
+    /// A root that is left out too soon cuts those off whose certificates are under it: whoever has changed it (the command
+    /// of a change of roots, or an operator's hand) is to wait, or to say that it is meant.
+    fn check_roots(&self, before: &TrustBundle, after: &TrustBundle) -> Result<(), StateError> {
+        for (root, anchor) in before.roots().iter().zip(before.anchors()) {
+            // One made anew of the same name and key is the same.
+            if after.anchors().contains(anchor) {
+                continue;
+            }
+            let until = self.live.until(root).map_err(|e| self.live.failed("read", e))?;
+            if until > self.now() {
+                let (name, records) = (root_name(root), self.live.records_of(root));
+                let reason = format!(
+                    "it leaves out the root {name}, and certificates under it live until {until} (Unix time): put it back \
+                     until then, or remove {} and cut their owners off",
+                    records.display()
+                );
+                return Err(StateError::Content { path: self.root_path.clone(), reason });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a certificate can be signed now that is good for as long as the shortest ones are.
+    ///
+    /// # Errors
+    /// What signs has ended, or does too soon.
+    pub(crate) fn check_issuer(&self) -> Result<(), IssueError> {
+        let (not_after, least) = (self.material.load_full().not_after, self.life.minimum);
+        match not_after.saturating_sub(self.now()) < least.as_secs() {
+            true => Err(IssueError::IssuerEnds { not_after, least }),
+            false => Ok(()),
+        }
     }
 
     /// Tells when [`reload`](Self::reload) has found something new.
@@ -195,7 +265,7 @@ impl CertificateAuthority {
     /// life is `wished`, kept within [`CertificateLife`].
     ///
     /// # Errors
-    /// `id` is of another trust domain.
+    /// `id` is of another trust domain, or what signs ends too soon.
     pub fn issue(&self, key: &RequestedKey, id: &SpiffeId, wished: Option<Duration>) -> Result<Issued, IssueError> {
         self.sign(key, id, Vec::new(), wished, false)
     }
@@ -228,9 +298,10 @@ impl CertificateAuthority {
         wished: Option<Duration>,
         joined: bool,
     ) -> Result<Issued, IssueError> {
-        if id.trust_domain() != self.domain {
-            return Err(IssueError::ForeignDomain { id: id.clone(), domain: self.domain.clone() });
+        if id.trust_domain() != self.domains.own {
+            return Err(IssueError::ForeignDomain { id: id.clone(), domain: self.domains.own.clone() });
         }
+        self.check_issuer()?;
         let failed = |reason: String| IssueError::Signing { id: id.clone(), reason };
         let ttl = self.life.clamp(wished);
         let now = self.now();
@@ -276,7 +347,7 @@ impl CertificateAuthority {
     pub(crate) fn watched_bundle(&self) -> WatchedBundle {
         let material = self.material.load_full();
         WatchedBundle {
-            trust_domain: self.domain.to_string(),
+            trust_domain: self.domains.own.to_string(),
             roots: material.roots_pem.clone(),
             revocation_lists: material.bundle.revocation_lists().to_vec(),
             federated: Vec::new(),
@@ -295,7 +366,7 @@ impl CertificateAuthority {
 
     /// The trust domain it signs for.
     pub fn trust_domain(&self) -> &TrustDomain {
-        &self.domain
+        &self.domains.own
     }
 }
 

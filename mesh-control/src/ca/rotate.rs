@@ -13,7 +13,6 @@
 
 use std::path::Path;
 
-use mesh_core::id::TrustDomain;
 use mesh_core::identity::root_name as name;
 use rcgen::KeyPair;
 use rustls_pki_types::CertificateDer;
@@ -23,7 +22,7 @@ use zeroize::Zeroizing;
 use super::live::LiveLeaves;
 use super::material::{KEY_FILE, Material, REVOKED_FILE, read_key, self_signed_root};
 use super::revoked::empty_list;
-use super::{CertificateLife, ROOT_FILE, pem_of};
+use super::{CertificateLife, ROOT_FILE, TrustDomains, pem_of};
 use crate::clock::Clock;
 use crate::state_dir::{StateDir, StateError};
 
@@ -36,7 +35,7 @@ const NOTICED: u64 = 5;
 /// A change of roots, under way or not.
 pub struct RootRotation {
     dir: StateDir,
-    domain: TrustDomain,
+    domains: TrustDomains,
     clock: Clock,
     live: LiveLeaves,
     /// Of certificates of which nothing is recorded.
@@ -89,7 +88,7 @@ pub enum RotateError {
     #[error(
         "{ROOT_FILE} is an operator's root (there is a ca-cert.pem): append the new root to it, replace ca-cert.pem, \
          ca-key.pem and cert-chain.pem once every certificate of before has ended, and take the old root out once \
-         every certificate under it has"
+         every certificate under it has (a control plane that runs refuses to lose it sooner)"
     )]
     NotOurs,
     /// A file.
@@ -114,13 +113,14 @@ impl RootRotation {
     /// See [`CertificateAuthority::open`](super::CertificateAuthority::open).
     pub fn open(
         state_dir: &Path,
-        domain: TrustDomain,
+        domains: impl Into<TrustDomains>,
         life: CertificateLife,
         clock: Clock,
     ) -> Result<Self, StateError> {
-        let authority = super::CertificateAuthority::open(state_dir, domain.clone(), life, clock.clone())?;
+        let domains = domains.into();
+        let authority = super::CertificateAuthority::open(state_dir, domains.clone(), life, clock.clone())?;
         let dir = StateDir::open(state_dir)?;
-        Ok(Self { dir, domain, clock, live: authority.live, longest_life: life.maximum.as_secs() })
+        Ok(Self { dir, domains, clock, live: authority.live, longest_life: life.maximum.as_secs() })
     }
 
     /// Where it stands.
@@ -128,12 +128,12 @@ impl RootRotation {
     /// # Errors
     /// A file cannot be used.
     pub fn state(&self) -> Result<RotationState, RotateError> {
-        let material = Material::read(&self.dir, &self.domain)?;
+        let material = Material::read(&self.dir, &self.domains)?;
         let now = self.clock.unix_seconds();
         let (step, safe_at) = match self.next(&material)? {
             Next::Add => (RotationStep::Idle, None),
             Next::Switch => (RotationStep::Added, Some(self.switch_after()?)),
-            Next::Remove(old) => (RotationStep::Switched, Some(self.end_of(&old)?)),
+            Next::Remove(old) => (RotationStep::Switched, Some(self.known_end_of(&old)?)),
         };
         Ok(RotationState {
             step,
@@ -148,7 +148,7 @@ impl RootRotation {
     /// # Errors
     /// It is too early, the root is an operator's, or a file cannot be used; then nothing has changed.
     pub fn advance(&self, force: bool) -> Result<RotationState, RotateError> {
-        let material = Material::read(&self.dir, &self.domain)?;
+        let material = Material::read(&self.dir, &self.domains)?;
         if material.is_subordinate() {
             return Err(RotateError::NotOurs);
         }
@@ -171,7 +171,13 @@ impl RootRotation {
                 self.dir.rename(NEXT_KEY_FILE, KEY_FILE)?;
             }
             Next::Remove(old) => {
-                wait("certificates of the old root live", self.end_of(&old)?)?;
+                wait("certificates of the old root live", self.known_end_of(&old)?)?;
+                if force {
+                    // A running control plane lets no root go of which leaves are known to live.
+                    for root in &old {
+                        self.live.forget(root).map_err(|e| self.live.failed("write", e))?;
+                    }
+                }
                 self.dir.write(ROOT_FILE, pem_of(&material.root).as_bytes())?;
                 self.dir.remove(LAST_KEY_FILE)?;
             }
@@ -197,7 +203,7 @@ impl RootRotation {
         // The last one who learns of one root only may be given a certificate just before the new root is noticed.
         let known = self.end_of(std::slice::from_ref(&material.root))?;
         let added = Added { switch_after: known.max(now + self.longest_life) + NOTICED };
-        self.dir.write(STEP_FILE, &serde_json::to_vec(&added).expect("a number is always JSON"))?;
+        self.write_added(&added)?;
         let key = match self.next_key()? {
             Some(key) => key,
             None => {
@@ -206,7 +212,7 @@ impl RootRotation {
                 read_key(&self.dir, NEXT_KEY_FILE, &pem)?
             }
         };
-        let root = self_signed_root(&key, &self.domain, &self.clock)?;
+        let root = self_signed_root(&key, &self.domains.own, &self.clock)?;
         if let Some(end) = material.lists_end {
             self.add_list(&root, key, now, end.max(now + self.longest_life))?;
         }
@@ -228,10 +234,21 @@ impl RootRotation {
         pem.map(|pem| read_key(&self.dir, NEXT_KEY_FILE, &pem)).transpose()
     }
 
-    /// Without a record, as if the root had been added now.
+    /// Without a record, as if the root had been added now, which is written down: the next look must not begin anew.
     fn switch_after(&self) -> Result<u64, StateError> {
         let written = self.dir.read(STEP_FILE)?.and_then(|text| serde_json::from_slice::<Added>(&text).ok());
-        Ok(written.map_or_else(|| self.clock.unix_seconds() + self.longest_life, |added| added.switch_after))
+        match written {
+            Some(Added { switch_after }) => Ok(switch_after),
+            None => {
+                let switch_after = self.clock.unix_seconds() + self.longest_life;
+                self.write_added(&Added { switch_after })?;
+                Ok(switch_after)
+            }
+        }
+    }
+
+    fn write_added(&self, added: &Added) -> Result<(), StateError> {
+        self.dir.write(STEP_FILE, &serde_json::to_vec(added).expect("a number is always JSON"))
     }
 
     /// When the last leaf of these roots has ended.
@@ -241,6 +258,17 @@ impl RootRotation {
             end = end.max(self.live.until(root).map_err(|e| self.live.failed("read", e))?);
         }
         Ok(end)
+    }
+
+    /// The same where a root may have come by an operator's hand: of what nothing is recorded, leaves may live as long as the
+    /// longest from now on, which is written down.
+    fn known_end_of(&self, roots: &[CertificateDer<'static>]) -> Result<u64, StateError> {
+        for root in roots {
+            if self.end_of(std::slice::from_ref(root))? == 0 {
+                self.note(root, self.clock.unix_seconds() + self.longest_life)?;
+            }
+        }
+        self.end_of(roots)
     }
 
     fn note(&self, root: &CertificateDer<'_>, until: u64) -> Result<(), StateError> {
@@ -257,6 +285,6 @@ enum Next {
 
 impl std::fmt::Debug for RootRotation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RootRotation").field("domain", &self.domain).finish_non_exhaustive()
+        f.debug_struct("RootRotation").field("domains", &self.domains).finish_non_exhaustive()
     }
 }

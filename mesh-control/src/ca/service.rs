@@ -33,8 +33,8 @@ pub(crate) struct CertificateService {
 
 /// What a requester showed.
 enum Proof {
-    /// A join token, checked and not yet used up.
-    Token(JoinClaims),
+    /// A join token, checked and not yet used up, and for whom it is.
+    Token(SpiffeId, JoinClaims),
     /// A service account token, which the cluster vouches for.
     Account(SpiffeId),
     /// The certificate of its connection, to be renewed.
@@ -58,7 +58,7 @@ impl CertificateService {
     }
 
     /// A token, if one is shown, speaks for its bearer. With a certificate beside it, as a renewal has that proves the
-    /// pod once more, both must name the same.
+    /// pod once more, both must name the same, of whichever kind the token is.
     async fn proof(&self, peer: &Peer, metadata: &MetadataMap, key: &RequestedKey) -> Result<Proof, Status> {
         let Some(authorization) = metadata.get("authorization") else {
             return match peer.caller.identity() {
@@ -80,18 +80,18 @@ impl CertificateService {
         match self.accounts.as_ref().filter(|_| ServiceAccountTokens::looks_like_one(token)) {
             None => {
                 let claims = self.tokens.verify(token, key).map_err(|e| Status::unauthenticated(e.to_string()))?;
-                Ok(Proof::Token(claims))
+                let (namespace, account) = (claims.namespace(), claims.service_account());
+                let id = SpiffeId::for_service_account(self.authority.trust_domain(), namespace, account)
+                    .map_err(|e| Status::unauthenticated(e.to_string()))?;
+                same_workload(peer, &id)?;
+                Ok(Proof::Token(id, claims))
             }
             Some(accounts) => {
                 let _place = self.reviews.acquire().await.map_err(|e| Status::unavailable(e.to_string()))?;
                 let id = accounts.identity(token, self.authority.trust_domain()).await;
                 let id = id.map_err(|e| Status::unauthenticated(e.to_string()))?;
-                match peer.caller.identity() {
-                    Some(other) if *other != id => Err(Status::unauthenticated(format!(
-                        "the token is of {id} and the certificate of {other}; show those of one workload"
-                    ))),
-                    _ => Ok(Proof::Account(id)),
-                }
+                same_workload(peer, &id)?;
+                Ok(Proof::Account(id))
             }
         }
     }
@@ -108,13 +108,10 @@ impl CertificateService {
         let (id, how, claims, joined) = match proof {
             Proof::Certificate(id) => (id, "certificate", None, peer.joined),
             Proof::Account(id) => (id, "service account token", None, false),
-            Proof::Token(claims) => {
-                let domain = self.authority.trust_domain();
-                let id = SpiffeId::for_service_account(domain, claims.namespace(), claims.service_account())
-                    .map_err(|e| Status::unauthenticated(e.to_string()))?;
-                (id, "join token", Some(claims), true)
-            }
+            Proof::Token(id, claims) => (id, "join token", Some(claims), true),
         };
+        // Before a token is used up for nothing.
+        self.authority.check_issuer().map_err(|e| Status::failed_precondition(e.to_string()))?;
         if !self.limit.take(&id, self.authority.now()) {
             return Err(Status::resource_exhausted(format!("{id} asks for too many certificates; try again later")));
         }
@@ -137,6 +134,16 @@ impl CertificateService {
             not_after = issued.not_after, "certificate issued"
         );
         Ok(issued.chain_pem)
+    }
+}
+
+/// Whether a token of `id` is shown by nobody else, if whoever shows it has a certificate.
+fn same_workload(peer: &Peer, id: &SpiffeId) -> Result<(), Status> {
+    match peer.caller.identity() {
+        Some(other) if other != id => Err(Status::unauthenticated(format!(
+            "the token is of {id} and the certificate of {other}; show those of one workload"
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -165,6 +172,7 @@ impl IstioCertificateService for CertificateService {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::UNIX_EPOCH;
 
     use mesh_core::id::TrustDomain;
@@ -179,6 +187,41 @@ mod tests {
         let key = rcgen::KeyPair::generate().unwrap();
         let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
         IstioCertificateRequest { csr, ..IstioCertificateRequest::default() }
+    }
+
+    /// Neither is a token used up for nothing.
+    #[tokio::test]
+    async fn s93_a_token_is_left_where_nothing_is_signed() {
+        let home = tempfile::tempdir().unwrap();
+        let now = Arc::new(AtomicU64::new(1_800_000_000));
+        let moved = now.clone();
+        let clock = Clock::new(move || UNIX_EPOCH + Duration::from_secs(moved.load(Ordering::Relaxed)));
+        let domain = TrustDomain::new("cluster.local").unwrap();
+        let life = CertificateLife::default();
+        let authority = Arc::new(CertificateAuthority::open(home.path(), domain, life, clock.clone()).unwrap());
+        let tokens = Arc::new(JoinTokens::with_clock(home.path(), clock).unwrap());
+        let federation = Arc::new(Federation::open(authority.clone(), Vec::new));
+        let service = CertificateService::new(authority.clone(), federation, tokens.clone(), None);
+        let peer = |caller| Peer { address: ([127, 0, 0, 1], 80).into(), caller, joined: false };
+        let workload = |account| {
+            Caller::Workload(SpiffeId::for_service_account(authority.trust_domain(), "default", account).unwrap())
+        };
+        let end = crate::ca::not_after(&authority.bundle().roots()[0]).unwrap();
+        for (caller, left, expected) in [
+            (Caller::Anonymous, 299, Err(Code::FailedPrecondition)),
+            (Caller::Anonymous, 300, Ok(())),
+            (workload("ratings"), 86_400, Err(Code::Unauthenticated)),
+            (workload("reviews"), 86_400, Ok(())),
+        ] {
+            now.store(end - left, Ordering::Relaxed);
+            let token = tokens.mint("default", "reviews", Duration::from_secs(60)).unwrap();
+            let mut metadata = MetadataMap::new();
+            metadata.insert("authorization", format!("Bearer {token}").parse().unwrap());
+            let answer = service.issue(&peer(caller), &metadata, &request()).await;
+            assert_eq!(answer.map(drop).map_err(|e| e.code()), expected);
+            let other = RequestedKey::from_csr_pem(&request().csr).unwrap();
+            assert_eq!(tokens.verify(&token, &other).is_ok(), expected.is_err(), "{left}");
+        }
     }
 
     /// Whoever asks again is counted as whoever asks; a stranger with the same token costs its owner nothing.

@@ -1,5 +1,7 @@
 //! The authority against the inputs of a hostile requester, and against its own state directory.
 
+mod operator;
+
 use std::os::unix::fs::PermissionsExt;
 use std::time::UNIX_EPOCH;
 
@@ -436,6 +438,7 @@ fn force_makes_a_step_that_is_too_early() {
     ca.issue(&RequestedKey::from_csr_pem(&pem).unwrap(), &reviews(), None).unwrap();
     for step in [RotationStep::Added, RotationStep::Switched, RotationStep::Idle] {
         assert_eq!(world.command(true).unwrap().step, step);
+        assert!(ca.reload().unwrap(), "a control plane takes it up");
     }
 }
 
@@ -455,6 +458,8 @@ fn a_change_of_roots_that_was_cut_short_goes_on_where_it_was() {
     // The file that says since when is lost: as if it had begun now.
     std::fs::remove_file(dir.path("root-rotation.json")).unwrap();
     assert!(matches!(world.command(false), Err(RotateError::TooEarly { .. })));
+    world.pass(DAY);
+    assert_eq!(world.command(false).unwrap().step, RotationStep::Switched, "and it has an end");
 }
 
 #[test]

@@ -231,6 +231,14 @@ impl Builder {
         self
     }
 
+    /// Former names of the trust domain, as Istio's `trustDomainAliases` and in addition to those of the MeshConfig. Roots that
+    /// name one of these, and only of these, may stand among the authority's. Default: none.
+    #[must_use]
+    pub fn trust_domain_aliases(mut self, aliases: Vec<TrustDomain>) -> Self {
+        self.options.trust_domain_aliases = aliases;
+        self
+    }
+
     /// Mesh-wide settings of translation, trust domain included. Default: Istio's defaults.
     #[must_use]
     pub fn options(mut self, options: Options) -> Self {

@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use mesh_core::drain::DrainWatch;
 use mesh_core::source::Watched;
+use tokio::sync::Semaphore;
 use tonic::service::Routes;
 
-use crate::ca::{CertificateAuthority, CertificateService, Federation, JoinTokens, ServiceAccountTokens, TrustService};
+use crate::ca::{
+    CertificateAuthority, CertificateService, Federation, JoinTokens, STRANGERS, ServiceAccountTokens, TrustService,
+};
 use crate::debug::{self, Debug};
 use crate::finding::Finding;
 use crate::jwks::Keys;
@@ -40,12 +43,13 @@ impl Services {
         let (authority, federation, drain) = (self.authority.clone(), self.federation.clone(), self.drain.clone());
         let (tokens, accounts) = (self.tokens.clone(), self.accounts.clone());
         let certificates = CertificateService::new(authority.clone(), federation.clone(), tokens, accounts);
+        let strangers = Arc::new(Semaphore::new(STRANGERS));
         let (registry, model) = (self.registry.clone(), self.model.clone());
         let registration = AnnounceService { registry, model, drain: self.drain.clone() };
         Routes::new(self.xds())
             .add_service(self.load().into_server())
             .add_service(certificates.into_server())
-            .add_service(TrustService { authority, federation, drain }.into_server())
+            .add_service(TrustService { authority, federation, drain, strangers }.into_server())
             .add_service(registration.into_server())
             .into_axum_router()
     }

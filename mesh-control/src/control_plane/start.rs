@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::services::Services;
 use super::{Builder, ControlPlane, StartError};
-use crate::ca::{CertificateAuthority, Federation, JoinTokens};
+use crate::ca::{CertificateAuthority, Federation, JoinTokens, TrustDomains};
 use crate::jwks::{Fetch, Refresh};
 use crate::model::Model;
 use crate::registry::{self, Registry};
@@ -23,7 +23,7 @@ use crate::source::Limits;
 use crate::source::directory::{self, Directory};
 use crate::source::kept::Kept;
 use crate::state_dir::{StateDir, StateError};
-use crate::translate::own_names;
+use crate::translate::{Options, own_names};
 
 impl Builder {
     /// Starts on the current Tokio runtime. Manifests that are wrong do not keep it from starting: they
@@ -143,8 +143,9 @@ impl Builder {
     }
 
     fn authority(&self) -> Result<CertificateAuthority, StateError> {
-        let (domain, life) = (self.options.trust_domain.clone(), self.certificate_life);
-        CertificateAuthority::open(&self.state_dir, domain, life, self.clock.clone())
+        let Options { trust_domain, trust_domain_aliases, .. } = &self.options;
+        let domains = TrustDomains::new(trust_domain.clone(), trust_domain_aliases.clone());
+        CertificateAuthority::open(&self.state_dir, domains, self.certificate_life, self.clock.clone())
     }
 
     fn certificate(

@@ -113,7 +113,9 @@ impl FileSet {
         let mut problems = Vec::new();
         let mut found = Vec::new();
         let mut complete = true;
-        let first = !std::mem::replace(&mut self.begun, true);
+        // What is found in a directory that could not be listed before is found for the first time.
+        let first =
+            !std::mem::replace(&mut self.begun, true) || self.paths.iter().any(|path| self.unread.contains(path));
         for path in self.paths.clone() {
             let listed = self.list(&path, &mut found, &mut problems);
             self.note(first, path.clone(), listed.is_ok());

@@ -166,6 +166,51 @@ fn s89_export_to_hides_services_rules_and_routes() {
     assert!(answers("friend") && !answers("stranger"));
 }
 
+/// A tenant's DestinationRule for somebody else's host holds for that tenant's own clients, however it is exported.
+#[test]
+fn s89_a_rule_of_a_tenant_for_anothers_host_holds_for_its_own_clients_alone() {
+    let host = "reviews.owner.svc.cluster.local";
+    let base = service("reviews", "owner", HTTP);
+    for export_to in ["", "exportTo: ['*'], "] {
+        let spec = format!("{{host: {host}, {export_to}trafficPolicy: {{tls: {{mode: DISABLE}}}}}}");
+        let world = world(&format!("{base}{}", istio("DestinationRule", "r", "tenant", &spec)));
+        let tls = |namespace| world.cluster(&scope(namespace), &format!("outbound|80||{host}")).unwrap().tls;
+        for other in ["owner", "client"] {
+            assert!(matches!(tls(other), UpstreamTls::Auto(_)), "{other} {export_to:?}");
+        }
+        assert_eq!(tls("tenant"), UpstreamTls::Disable, "the control");
+    }
+}
+
+/// A tenant's VirtualService for somebody else's host holds where the tenant's exports say, as in Istio, and not where the
+/// owner or the client has one of narrower visibility. A short name is one of the tenant's own namespace.
+#[test]
+fn s89_a_route_of_a_tenant_for_anothers_host_holds_where_it_is_exported_to() {
+    let base = format!("{}{}", service("reviews", "owner", HTTP), service("reviews", "tenant", HTTP));
+    let route = |namespace: &str, host: &str, export_to: &str, status: u16| {
+        let spec =
+            format!("{{hosts: [{host}], exportTo: [{export_to}], http: [{{directResponse: {{status: {status}}}}}]}}");
+        istio("VirtualService", "r", namespace, &spec)
+    };
+    let answers = |text: &str, namespace: &str| {
+        let world = world(&format!("{base}{text}"));
+        let routes = routes_of(&world, &scope(namespace), "reviews.owner:80").unwrap();
+        match &routes.virtual_hosts[0].routes[0].action {
+            RouteAction::DirectResponse(answer) => Some(answer.status),
+            _ => None,
+        }
+    };
+    let full = "reviews.owner.svc.cluster.local";
+    let short = route("tenant", "reviews", "'*'", 418);
+    assert_eq!(["owner", "client", "tenant"].map(|of| answers(&short, of)), [None; 3]);
+    let own = route("tenant", full, ".", 418);
+    assert_eq!(["owner", "client", "tenant"].map(|of| answers(&own, of)), [None, None, Some(418)]);
+    let all = route("tenant", full, "'*'", 418);
+    assert_eq!(["owner", "client", "tenant"].map(|of| answers(&all, of)), [Some(418); 3], "as in Istio");
+    let kept = format!("{all}{}", route("owner", full, "., client", 404));
+    assert_eq!(["owner", "client", "other"].map(|of| answers(&kept, of)), [Some(404), Some(404), Some(418)]);
+}
+
 #[test]
 fn the_clients_rule_replaces_the_owners_and_both_replace_the_roots() {
     let rule = |namespace: &str, balancer: &str| {

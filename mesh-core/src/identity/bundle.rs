@@ -8,6 +8,7 @@ use aws_lc_rs::digest;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, TrustAnchor};
 use webpki::{CertRevocationList, OwnedCertRevocationList};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 use crate::id::{SpiffeId, TrustDomain};
 
@@ -88,6 +89,47 @@ impl TrustBundle {
         &self.lists
     }
 
+    /// Checks that the revocation lists can stand in for those of before: each that is of a root or of an authority in
+    /// `own`, the chain of our own certificate if there is one, is signed by it and good at `now` (seconds since the Unix
+    /// epoch), and whoever signed that certificate, or without one some root, has one. By others a whole mesh would be refused.
+    ///
+    /// # Errors
+    /// They are of somebody else, or have ended.
+    pub fn check_revocation_lists(&self, own: &[CertificateDer<'_>], now: u64) -> Result<(), InvalidBundle> {
+        let unreadable = |e: &dyn fmt::Display| InvalidBundle(format!("a revocation list cannot be compared: {e}"));
+        let parse = |der| X509Certificate::from_der(der).map(|(_, cert)| cert).map_err(|e| unreadable(&e));
+        let above = own.iter().skip(1).chain(&*self.roots);
+        let authorities = above.map(|der| parse(der)).collect::<Result<Vec<_>, _>>()?;
+        let leaf = own.first().map(|leaf| parse(leaf)).transpose()?;
+        let mut told = self.lists.is_empty();
+        for list in &*self.lists {
+            let (_, list) = CertificateRevocationList::from_der(list).map_err(|e| unreadable(&e))?;
+            let mut named = authorities.iter().filter(|authority| authority.subject() == list.issuer()).peekable();
+            if named.peek().is_none() {
+                continue;
+            }
+            if !named.any(|authority| list.verify_signature(authority.public_key()).is_ok()) {
+                let of = list.issuer();
+                return Err(InvalidBundle(format!("the revocation list of {of} is not signed with that one's key")));
+            }
+            let end = list.next_update().and_then(|end| u64::try_from(end.timestamp()).ok());
+            if let Some(end) = end.filter(|end| *end <= now) {
+                return Err(InvalidBundle(format!(
+                    "the revocation list of {} ended at {end} (Unix time)",
+                    list.issuer()
+                )));
+            }
+            told |= leaf.as_ref().is_none_or(|leaf| leaf.issuer() == list.issuer());
+        }
+        match (told, leaf) {
+            (true, _) => Ok(()),
+            (false, Some(leaf)) => {
+                Err(InvalidBundle(format!("no revocation list is of {}, who signed ours", leaf.issuer())))
+            }
+            (false, None) => Err(InvalidBundle("no revocation list is of a root in it".to_owned())),
+        }
+    }
+
     /// The same as path validation uses them.
     pub(super) fn revoked(&self) -> &[CertRevocationList<'static>] {
         &self.revoked
@@ -164,7 +206,10 @@ impl TrustBundles {
     #[must_use]
     pub fn within(self, domain: TrustDomain) -> Self {
         match self.any() {
-            Some(bundle) => Self::single(domain, bundle.clone()),
+            Some(bundle) => {
+                let (bundles, aliases) = (BTreeMap::from([(domain, bundle.clone())]), self.0.aliases.clone());
+                Self(Arc::new(Domains { bundles, aliases, any: None }))
+            }
             None => self,
         }
     }

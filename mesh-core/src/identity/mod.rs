@@ -23,7 +23,7 @@ pub use self::ending::{EndingLeaf, EndingRoots, LifeLeft};
 pub use self::extract::NoPeerIdentity;
 pub use self::svid::{
     MAX_INTERMEDIATES, PeerRefused, Usage, certificates_of_der, peer_spiffe_id, root_of, verify_again, verify_path,
-    verify_svid,
+    verify_path_again, verify_svid,
 };
 pub use self::tls::{InvalidIdentity, anonymous_config, client_config, server_config};
 pub use self::verify::{SpiffeClientVerifier, SpiffeServerVerifier};

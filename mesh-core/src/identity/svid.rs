@@ -43,6 +43,9 @@ pub enum PeerRefused {
         /// What path validation said.
         reason: String,
     },
+    /// The same of a peer that is known by other names, or by none.
+    #[error("the peer's certificate is not valid here: {0}")]
+    Path(String),
     /// A valid peer, but not the one policy expects.
     #[error("the peer is {got}; the policy of this destination expects {expected}")]
     WrongId {
@@ -121,9 +124,30 @@ pub fn verify_again(
     now: UnixTime,
     usage: Usage,
 ) -> Result<SpiffeId, PeerRefused> {
+    verify_svid(chain, bundles, algorithms, before_its_end(chain, now), usage)
+}
+
+/// The same of a chain that was let in whoever it names: see [`verify_path`].
+///
+/// # Errors
+/// [`PeerRefused::Path`].
+pub fn verify_path_again(
+    chain: &[CertificateDer<'_>],
+    bundle: &TrustBundle,
+    algorithms: &[&dyn rustls::pki_types::SignatureVerificationAlgorithm],
+    now: UnixTime,
+    usage: Usage,
+) -> Result<(), PeerRefused> {
+    let Some((leaf, intermediates)) = chain.split_first() else {
+        return Err(PeerRefused::Unreadable("there is none".to_owned()));
+    };
+    let at = before_its_end(chain, now);
+    verify_path(leaf, intermediates, bundle, algorithms, at, usage).map_err(|e| PeerRefused::Path(in_words(&e)))
+}
+
+fn before_its_end(chain: &[CertificateDer<'_>], now: UnixTime) -> UnixTime {
     let end = chain.first().and_then(super::tls::validity).map_or(u64::MAX, |(_, end)| end);
-    let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.as_secs().min(end)));
-    verify_svid(chain, bundles, algorithms, at, usage)
+    UnixTime::since_unix_epoch(std::time::Duration::from_secs(now.as_secs().min(end)))
 }
 
 /// The root by which a chain was let in, under its [short name](super::root_name). Where its trust domain has one only it is
@@ -200,6 +224,11 @@ fn spiffe_id_of(cert: &X509Certificate<'_>) -> Result<SpiffeId, PeerRefused> {
 fn leaf_rules(cert: &X509Certificate<'_>, intermediates: &[CertificateDer<'_>]) -> Result<(), &'static str> {
     if intermediates.len() > MAX_INTERMEDIATES {
         return Err("its chain is too long");
+    }
+    // RFC 5280, 4.2.1.6: the name must not be passed over where there is no other one.
+    let names_critical = matches!(cert.subject_alternative_name(), Ok(Some(names)) if names.critical);
+    if cert.subject().iter().next().is_none() && !names_critical {
+        return Err("its subject is empty, and its subject alternative name is not marked as critical");
     }
     match cert.key_usage() {
         Ok(Some(usage)) if usage.value.key_cert_sign() || usage.value.crl_sign() => {

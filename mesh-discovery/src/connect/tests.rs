@@ -16,7 +16,7 @@ use tower_service::Service;
 use super::*;
 use crate::bootstrap::TlsCredentials;
 use crate::proto::certificate::{IstioCertificateRequest, IstioCertificateServiceClient};
-use crate::test_plane::{Ca, PeerChain, Serving, crypto, now, serve};
+use crate::test_plane::{Ca, PeerChain, SERVER_SERIAL, Serving, crypto, now, serve};
 
 /// Answers nothing of use and notes the `authorization` values and the certificate of each request.
 #[derive(Clone, Default)]
@@ -223,6 +223,31 @@ async fn s8_a_root_file_that_breaks_leaves_the_roots_of_before() {
     // Good roots of somebody else take effect at once.
     std::fs::write(world.root.path(), Ca::new().root.pem()).unwrap();
     assert!(connector.connect().await.is_err());
+}
+
+/// Lists that have ended, or are silent, keep nobody from where the newer ones come from.
+#[tokio::test]
+async fn s67_a_control_plane_that_was_taken_back_is_refused() {
+    let world = World::new().await;
+    let connector = Connector::new(world.server(world.credentials()), crypto());
+    let identity = world.ca.identity("spiffe://cluster.local/ns/default/sa/reviews", 0);
+    let domain = identity.id().trust_domain();
+    let later = now() + 3_600;
+    for (list, taken) in [
+        (world.ca.revoking(&[SERVER_SERIAL], later), false),
+        (world.ca.revoking(&[SERVER_SERIAL], now() - 60), false),
+        (world.ca.revoking(&[SERVER_SERIAL + 1], later), true),
+        (world.ca.revoking(&[], now() - 60), true),
+    ] {
+        let bundle = identity.bundles().get(&domain).unwrap().clone().with_revocation_lists(vec![list]).unwrap();
+        let mut bundles = identity.bundles().clone();
+        bundles.insert(domain.clone(), bundle);
+        let answer = connector.connect_as(Some(&identity.trusting(bundles))).await;
+        assert_eq!(answer.is_ok(), taken);
+        if let Err(error) = answer {
+            assert!(error.to_string().contains("Revoked"), "{error}");
+        }
+    }
 }
 
 const PORT: &str = "PORT_TO_DIAL";

@@ -4,17 +4,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mesh_core::id::SpiffeId;
-use mesh_core::identity::{Identity, peer_spiffe_id};
+use mesh_core::identity::{Identity, TrustBundle, peer_spiffe_id};
 use parking_lot::Mutex;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use crate::bootstrap::TlsCredentials;
+use crate::secret::read_now;
 
 /// What was good last of the files of channel credentials: a file that breaks later changes nothing.
 #[derive(Default)]
@@ -31,7 +32,8 @@ struct Material {
 impl Files {
     /// Roots from the file or the system; our certificate from the files, else from the identity if it is `shown`. The
     /// server is verified against the name it was dialled by, and against its SPIFFE ID if that is known. An identity vouches, with its own roots, for a server
-    /// whose root is in a file: after a change of roots that file may still hold the old one.
+    /// whose root is in a file: after a change of roots that file may still hold the old one. By its revocation lists a server
+    /// that was taken back is refused. One of whom they do not speak is not, nor do they end: newer ones come from that server.
     pub(super) fn client_config(
         &self,
         files: &TlsCredentials,
@@ -44,8 +46,12 @@ impl Files {
         if let Some(own) = own.filter(|_| files.ca_certificate_file.is_some()) {
             Arc::make_mut(&mut roots).roots.extend_from_slice(own.anchors());
         }
-        let verifier =
-            WebPkiServerVerifier::builder_with_provider(roots, crypto.clone()).build().map_err(|e| e.to_string())?;
+        let lists = own.map(TrustBundle::revocation_lists).unwrap_or_default();
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, crypto.clone())
+            .with_crls(lists.iter().cloned().map(CertificateRevocationListDer::from))
+            .allow_unknown_revocation_status()
+            .build()
+            .map_err(|e| e.to_string())?;
         let builder = ClientConfig::builder_with_provider(crypto.clone())
             .with_safe_default_protocol_versions()
             .map_err(|e| e.to_string())?
@@ -173,6 +179,7 @@ fn root_store(file: Option<&str>) -> Result<RootCertStore, String> {
 
 fn certified_from(chain: &str, key: &str, crypto: &CryptoProvider) -> Result<CertifiedKey, String> {
     let certificates = read_certificates(chain)?;
-    let key = PrivateKeyDer::from_pem_file(key).map_err(|e| format!("private key {key}: {e}"))?;
+    let (pem, _) = read_now(key).map_err(|e| format!("private key {key}: {e}"))?;
+    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|e| format!("private key {key}: {e}"))?;
     CertifiedKey::from_der(certificates, key, crypto).map_err(|e| format!("{chain}: {e}"))
 }

@@ -9,7 +9,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 use mesh_core::id::TrustDomain;
-use mesh_core::identity::{Identity, TrustBundle, TrustBundles};
+use mesh_core::identity::{Identity, TrustBundle, TrustBundles, peer_spiffe_id};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
@@ -84,7 +84,7 @@ impl Files {
 
     /// Reads the files again.
     pub(super) async fn refresh(&mut self, now: u64) -> Refreshed {
-        let looks = [self.refresh_certified(now).await, self.refresh_roots().await];
+        let looks = [self.refresh_certified(now).await, self.refresh_roots(now).await];
         let changed = looks.contains(&Ok(true));
         let mut refused: Vec<_> = looks.into_iter().filter_map(Result::err).collect();
         let (mut identity, mut roots) = (None, None);
@@ -122,7 +122,7 @@ impl Files {
         })
     }
 
-    async fn refresh_roots(&mut self) -> Result<bool, FileRefused> {
+    async fn refresh_roots(&mut self, now: u64) -> Result<bool, FileRefused> {
         let FileWatcher { ca_certificate_file, spiffe_trust_bundle_map_file: map, .. } = &self.watcher;
         let Some(file) = map.as_ref().or(ca_certificate_file.as_ref()) else { return Ok(false) };
         let revoked = self.watcher.certificate_revocation_list_file.as_deref();
@@ -131,6 +131,9 @@ impl Files {
             None => Zeroizing::default(),
         };
         let read = [read(file).await?, lists];
+        let own = self.certified.value.as_ref().map(|certified| &*certified.cert).unwrap_or_default();
+        // At the start there is nothing better than lists that have ended, and nobody is let in by them.
+        let listed = self.roots.value.as_ref().is_some_and(|roots| !roots.lists.is_empty());
         self.roots.take(&read, |[roots, lists]| {
             let lists = match revoked {
                 Some(revoked) => revocation_lists(revoked, lists)?,
@@ -142,12 +145,21 @@ impl Files {
                 RootsOf::Own(TrustBundle::new(certificates(file, roots)?).map_err(|e| refuse(file, e))?)
             };
             // Read here once: what cannot be used must not replace what can.
-            let any = match &of {
-                RootsOf::Own(bundle) => Some(bundle),
-                RootsOf::Map(bundles) => bundles.iter().next().map(|(_, bundle)| bundle),
+            let own_domain = own.first().and_then(|leaf| peer_spiffe_id(leaf).ok()).map(|id| id.trust_domain());
+            let (any, ours) = match &of {
+                RootsOf::Own(bundle) => (Some(bundle), true),
+                RootsOf::Map(bundles) => match own_domain.and_then(|domain| bundles.get(&domain)) {
+                    Some(bundle) => (Some(bundle), true),
+                    None => (bundles.iter().next().map(|(_, bundle)| bundle), false),
+                },
             };
             if let (Some(revoked), Some(bundle)) = (revoked, any) {
-                bundle.clone().with_revocation_lists(lists.clone()).map_err(|e| refuse(revoked, e))?;
+                let bundle = bundle.clone().with_revocation_lists(lists.clone()).map_err(|e| refuse(revoked, e))?;
+                match bundle.check_revocation_lists(own, now).map_err(|e| refuse(revoked, e)) {
+                    Err(error) if ours && listed => return Err(error),
+                    Err(error) if ours => tracing::error!(%error, "peers are refused until there are others"),
+                    _ => {}
+                }
             }
             Ok(Roots { of, lists })
         })
@@ -248,7 +260,8 @@ async fn read_noting_mode(file: &str) -> Result<(Zeroizing<Vec<u8>>, bool), File
     Ok((content, open_to_others))
 }
 
-fn read_now(file: &str) -> std::io::Result<(Zeroizing<Vec<u8>>, bool)> {
+/// A file of at most one byte more than is taken; its content is wiped when it is dropped.
+pub(crate) fn read_now(file: &str) -> std::io::Result<(Zeroizing<Vec<u8>>, bool)> {
     let opened = std::fs::File::open(file)?;
     let metadata = opened.metadata()?;
     let room = usize::try_from(metadata.len().min(MAX_FILE)).unwrap_or_default();

@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixT
 use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
-use super::JoinToken;
+use super::{JoinToken, lists};
 use crate::bootstrap::ChannelCredentials;
 use crate::connect::{ConnectError, Connector, status_text, tls};
 use crate::proto::certificate::{IstioCertificateRequest, IstioCertificateResponse, IstioCertificateServiceClient};
@@ -89,7 +89,9 @@ impl CertificateAuthorityClient {
         token: Option<&JoinToken>,
         now: u64,
     ) -> Result<Identity, CertificateRefused> {
-        let next = self.issue(Proof::Certificate(current, token), current.generation() + 1, now).await?;
+        let key = new_key()?;
+        let answer = self.ask(Proof::Certificate(current, token), &key, now).await?;
+        let next = self.identity(answer, &key, current.generation() + 1, lists_of(current), now)?;
         if next.id() != current.id() {
             return Err(CertificateRefused::OtherName { got: next.id().to_string(), want: current.id().to_string() });
         }
@@ -124,14 +126,19 @@ impl CertificateAuthorityClient {
 
     /// Waits until the authority names other roots than those of `current`, and gives it with them. Whose certificate is
     /// refused, for its root may be gone, asks without one.
-    pub(super) async fn other_roots(&self, current: &Identity) -> Result<Identity, RootsEnded> {
-        match self.roots_over(&self.connector, current).await {
-            Err(RootsEnded::Untold(_)) => self.roots_over(&self.connector.unshown(), current).await,
+    pub(super) async fn other_roots(&self, current: &Identity, now: impl Fn() -> u64) -> Result<Identity, RootsEnded> {
+        match self.roots_over(&self.connector, current, &now).await {
+            Err(RootsEnded::Untold(_)) => self.roots_over(&self.connector.unshown(), current, &now).await,
             told => told,
         }
     }
 
-    async fn roots_over(&self, connector: &Connector, current: &Identity) -> Result<Identity, RootsEnded> {
+    async fn roots_over(
+        &self,
+        connector: &Connector,
+        current: &Identity,
+        now: &impl Fn() -> u64,
+    ) -> Result<Identity, RootsEnded> {
         let broken = |reason: &dyn ToString| RootsEnded::Broken(reason.to_string());
         let connection = connector.connect_as(Some(current)).await.map_err(|e| broken(&e))?;
         let mut client = TrustBundleServiceClient::with_origin(connection.clone(), connection.origin());
@@ -150,8 +157,9 @@ impl CertificateAuthorityClient {
             if message.trust_domain != domain.as_str() {
                 return Err(broken(&format!("roots of {}, not of {domain}", message.trust_domain)));
             }
+            let (before, own) = (lists_of(current), &*current.certified().cert);
             let bundle = TrustBundle::from_pem(message.roots.as_bytes())
-                .and_then(|roots| roots.with_revocation_lists(message.revocation_lists))
+                .and_then(|roots| lists::newer(roots, message.revocation_lists, before, own, now()))
                 .map_err(|e| broken(&e))?;
             let bundles = self.bundles(&domain, bundle, message.federated);
             if *current.bundles() != bundles {
@@ -187,7 +195,7 @@ impl CertificateAuthorityClient {
         now: u64,
     ) -> Result<Identity, CertificateRefused> {
         let answer = self.ask(proof, key, now).await?;
-        self.identity(answer, key, generation, now)
+        self.identity(answer, key, generation, &[], now)
     }
 
     async fn ask(
@@ -244,6 +252,7 @@ impl CertificateAuthorityClient {
         answer: IstioCertificateResponse,
         key: &KeyPair,
         generation: u64,
+        lists_before: &[Vec<u8>],
         now: u64,
     ) -> Result<Identity, CertificateRefused> {
         let mut certificates = Vec::new();
@@ -264,14 +273,14 @@ impl CertificateAuthorityClient {
         let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let crypto = self.connector.crypto();
         let signing = crypto.key_provider.load_private_key(der).map_err(InvalidIdentity::from)?;
-        let (algorithms, now) = (crypto.signature_verification_algorithms.all, Duration::from_secs(now));
-        verify_svid(&presented, &bundles, algorithms, UnixTime::since_unix_epoch(now), Usage::Server)
+        let (algorithms, at) = (crypto.signature_verification_algorithms.all, Duration::from_secs(now));
+        verify_svid(&presented, &bundles, algorithms, UnixTime::since_unix_epoch(at), Usage::Server)
             .map_err(|e| CertificateRefused::Chain(e.to_string()))?;
         if !answer.revocation_lists.is_empty()
             && let Some(roots) = bundles.get(&domain).cloned()
         {
             // After the check: that lists have ended is no reason to be without a certificate when newer ones come.
-            bundles.insert(domain, roots.with_revocation_lists(answer.revocation_lists)?);
+            bundles.insert(domain, lists::newer(roots, answer.revocation_lists, lists_before, &presented, now)?);
         }
         Ok(Identity::new(CertifiedKey::new(presented, signing), bundles, generation)?)
     }
@@ -291,6 +300,11 @@ impl CertificateAuthorityClient {
 /// A key for a certificate. What signs later is TLS' own copy: this one is wiped when it is dropped.
 pub(super) fn new_key() -> Result<Zeroizing<KeyPair>, CertificateRefused> {
     Ok(Zeroizing::new(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?))
+}
+
+/// The revocation lists of an identity's own domain.
+fn lists_of(identity: &Identity) -> &[Vec<u8>] {
+    identity.bundles().get(&identity.id().trust_domain()).map(TrustBundle::revocation_lists).unwrap_or_default()
 }
 
 /// A token as the CA takes it; no log shows it.

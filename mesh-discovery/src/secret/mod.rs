@@ -17,6 +17,7 @@
 mod bundle_map;
 mod files;
 mod issue;
+mod lists;
 mod schedule;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ mod worker;
 mod workload;
 
 pub use self::bundle_map::{InvalidBundleMap, read_bundle_map};
+pub(crate) use self::files::read_now;
 pub use self::issue::{CertificateAuthorityClient, CertificateRefused};
 pub use self::worker::{FromFiles, spawn, spawn_files, spawn_workload_api};
 pub use self::workload::{InvalidEndpoint, WorkloadApi};

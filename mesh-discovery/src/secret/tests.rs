@@ -1,4 +1,5 @@
 mod clocks;
+mod roots;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -198,7 +199,7 @@ async fn s62_federated_domains_come_and_go_with_the_stream_of_roots() {
     let ask = async |told: Vec<Told>, current: &Identity| {
         let serving = serve(TrustBundleServiceServer::new(Tells(told)), Some(ca.server_config()), 0).await;
         let client = CertificateAuthorityClient::new(connector(serving.port, Some(&root)), DAY, None);
-        client.other_roots(current).await
+        client.other_roots(current, now).await
     };
     let first = ca.identity(REVIEWS, 0);
     let one = told(vec![federated("other.example", vec![other.clone()])]);
@@ -391,11 +392,11 @@ async fn a_projected_token_is_shown_with_a_renewal_and_a_join_token_is_not() {
 }
 
 #[tokio::test]
-async fn an_authority_that_does_not_tell_of_roots_is_not_asked_again() {
+async fn an_authority_that_does_not_tell_of_roots_says_so() {
     let fake = fake();
     let (_serving, connector, _root) = start(&fake).await;
     let client = CertificateAuthorityClient::new(connector, DAY, None);
-    let ended = client.other_roots(&fake.ca.identity(REVIEWS, 0)).await;
+    let ended = client.other_roots(&fake.ca.identity(REVIEWS, 0), now).await;
     assert!(matches!(ended, Err(issue::RootsEnded::Unsupported)));
 }
 
@@ -423,14 +424,18 @@ async fn whose_root_is_gone_asks_without_its_certificate_and_joins_anew() {
     let client = |port: u16| CertificateAuthorityClient::new(connector(port, Some(&file)), DAY, None);
     let asking = client(serving.port);
     assert!(asking.vouches_for(&current, now()));
-    let orphan = asking.other_roots(&current).await.ok().unwrap();
+    let orphan = asking.other_roots(&current, now).await.ok().unwrap();
     assert_eq!(orphan.bundles().get(&domain).unwrap().roots(), [fake.ca.root.der().clone()]);
     assert_eq!(orphan.certified().cert, current.certified().cert);
     assert!(!asking.vouches_for(&orphan, now()));
 
     let serving = serve(IstioCertificateServiceServer::new(fake.clone()), Some(fake.ca.server_config()), 0).await;
-    let mut proved =
-        worker::Proved { client: client(serving.port), token: Some(JoinToken::Text("secret".to_owned())), key: None };
+    let mut proved = worker::Proved {
+        client: client(serving.port),
+        token: Some(JoinToken::Text("secret".to_owned())),
+        key: None,
+        clock: Arc::new(now),
+    };
     fake.script.lock().push(Err("it was used before"));
     let error = worker::Authority::next(&mut proved, Some(&orphan), now()).await.unwrap_err().to_string();
     assert!(error.contains("trusted no more") && error.contains("it was used before"), "{error}");

@@ -2,11 +2,10 @@
 #![allow(clippy::disallowed_methods, reason = "the spawns of this module, through owned handles")]
 
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::Either;
 use mesh_core::identity::{EndingLeaf, EndingRoots, Identity, LifeLeft, TrustBundles};
 use mesh_core::source::{Publisher, Watched, WatchedIdentity, WatchedRoots};
 use mesh_core::telemetry::{Life, Renewals};
@@ -26,6 +25,9 @@ use crate::connect::{AbortOnDrop, Connector};
 
 /// Waits between attempts.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// Waits before an authority that tells nothing of roots is asked again: while it is updated, one of its replicas may know
+/// how and another may not.
+const UNSUPPORTED: (Duration, Duration) = (Duration::from_secs(120), Duration::from_secs(600));
 
 /// Fetches and renews this process's identity on `runtime` until the last reader of the answer is
 /// dropped. `connector` leads to the CA; it must not carry an identity of its own. The second answer is why there
@@ -33,7 +35,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::fro
 pub fn spawn(config: SecretConfig, connector: Connector, runtime: &Handle) -> (WatchedIdentity, Refusal) {
     let client = CertificateAuthorityClient::new(connector, config.validity, config.trust_domain)
         .trust_domain_aliases(config.trust_domain_aliases);
-    spawn_with(Proved { client, token: config.token, key: None }, config.clock, config.renewals, runtime)
+    let proved = Proved { client, token: config.token, key: None, clock: config.clock.clone() };
+    spawn_with(proved, config.clock, config.renewals, runtime)
 }
 
 /// The same over any source of certificates.
@@ -155,7 +158,7 @@ pub(super) trait Authority: Send + Sync + 'static {
 
     /// Waits for other roots than those of `current`, and gives it with them. Default: they come with the next
     /// certificate.
-    fn other_roots(&self, _current: &Identity) -> impl Future<Output = Identity> + Send {
+    fn other_roots(&self, _current: Arc<Identity>) -> impl Future<Output = Identity> + Send + 'static {
         std::future::pending()
     }
 
@@ -171,6 +174,7 @@ pub(super) struct Proved {
     pub(super) token: Option<JoinToken>,
     /// What a token was shown for, until there is a certificate: if the answer is lost, a join token is good for no other key.
     pub(super) key: Option<Zeroizing<KeyPair>>,
+    pub(super) clock: Clock,
 }
 
 impl Authority for Proved {
@@ -200,18 +204,68 @@ impl Authority for Proved {
         self.client.vouches_for(identity, now)
     }
 
-    async fn other_roots(&self, current: &Identity) -> Identity {
-        let mut random = fastrand::Rng::new();
-        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-        loop {
-            match self.client.other_roots(current).await {
-                Ok(identity) => return identity,
-                Err(RootsEnded::Unsupported) => return std::future::pending().await,
-                Err(RootsEnded::Untold(reason) | RootsEnded::Broken(reason)) => {
-                    tracing::debug!(%reason, "no word of the roots; asking again")
-                }
+    fn other_roots(&self, current: Arc<Identity>) -> impl Future<Output = Identity> + Send + 'static {
+        let (client, clock) = (self.client.clone(), self.clock.clone());
+        async move { until_told(|| client.other_roots(&current, &*clock)).await }
+    }
+}
+
+/// Asks for other roots until there are some.
+pub(super) async fn until_told<F>(ask: impl Fn() -> F) -> Identity
+where
+    F: Future<Output = Result<Identity, RootsEnded>>,
+{
+    let mut random = fastrand::Rng::new();
+    let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+    let mut unsupported = Backoff::new(UNSUPPORTED.0, UNSUPPORTED.1);
+    loop {
+        let wait = match ask().await {
+            Ok(identity) => return identity,
+            Err(RootsEnded::Unsupported) => unsupported.next(random.f64()),
+            Err(RootsEnded::Untold(reason) | RootsEnded::Broken(reason)) => {
+                tracing::debug!(%reason, "no word of the roots; asking again");
+                backoff.next(random.f64())
             }
-            tokio::time::sleep(backoff.next(random.f64())).await;
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// The identity in force, and whoever waits for other roots than its own.
+struct Held {
+    identity: Arc<Identity>,
+    other: Pin<Box<dyn Future<Output = Identity> + Send>>,
+}
+
+impl Held {
+    fn new(authority: &impl Authority, identity: Identity) -> Self {
+        let identity = Arc::new(identity);
+        Self { other: Box::pin(authority.other_roots(identity.clone())), identity }
+    }
+
+    /// Sleeps, and takes up other roots meanwhile; not on, once they do not vouch for the certificate itself.
+    async fn nap(
+        &mut self,
+        authority: &impl Authority,
+        clock: &Clock,
+        (publisher, renewals): (&Publisher<Option<Arc<Identity>>>, &Renewals),
+        nap: Duration,
+    ) {
+        let mut nap = pin!(tokio::time::sleep(nap));
+        loop {
+            let other = tokio::select! {
+                () = nap.as_mut() => return,
+                other = self.other.as_mut() => other,
+            };
+            let (domain, trusted) = (other.id().trust_domain(), other.bundles());
+            let (roots, federated) =
+                (trusted.get(&domain).map(|own| own.roots().len()), trusted.iter().count().saturating_sub(1));
+            tracing::info!(%domain, roots, federated, "other roots to trust");
+            *self = Self::new(authority, other);
+            publisher.publish(Some(self.identity.clone()));
+            if told_of_root(authority, &self.identity, clock(), renewals) {
+                return;
+            }
         }
     }
 }
@@ -226,9 +280,10 @@ async fn run(
     let mut random = fastrand::Rng::new();
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
     let (mut ending, mut leaf) = (EndingRoots::default(), Leaf::renewed_here(&renewals));
-    let mut current: Option<Arc<Identity>> = None;
+    let mut held: Option<Held> = None;
     loop {
-        match authority.next(current.as_deref(), clock()).await.and_then(|next| in_force(next, clock())) {
+        let current = held.as_ref().map(|held| &*held.identity);
+        match authority.next(current, clock()).await.and_then(|next| in_force(next, clock())) {
             Ok(identity) => {
                 backoff.reset();
                 let renew_at = schedule::renew_at(clock(), identity.not_after(), random.f64());
@@ -236,29 +291,28 @@ async fn run(
                 refused.publish(None);
                 renewals.root_gone(false);
                 leaf.renewed();
-                current = Some(attend(&authority, &clock, identity, renew_at, (&publisher, &mut ending)).await);
-                told_of_root(&authority, current.as_deref(), clock(), &renewals);
+                let held = held.insert(Held::new(&authority, identity));
+                publisher.publish(Some(held.identity.clone()));
+                while authority.vouches_for(&held.identity, clock()) {
+                    warn_of_ending(&mut ending, held.identity.bundles(), clock());
+                    let nap = schedule::nap(clock(), held.identity.not_before(), renew_at);
+                    let Some(nap) = nap else { break };
+                    held.nap(&authority, &clock, (&publisher, &renewals), nap).await;
+                }
             }
             Err(error) => {
-                let ends = current.as_ref().map(|identity| identity.not_after());
+                let ends = current.map(Identity::not_after);
                 let wait = schedule::wait_in_time(backoff.next(random.f64()), clock(), ends);
                 refused.publish(Some(error.to_string().into()));
                 let now = clock();
                 renewals.failed(now);
-                let left = current.as_ref().map(|c| schedule::percent_left(now, c.not_before(), c.not_after()));
+                let left = current.map(|c| schedule::percent_left(now, c.not_before(), c.not_after()));
                 tracing::warn!(%error, retry_in = ?wait, life_left_percent = left, "no new certificate");
-                leaf.look(current.as_deref(), now);
-                // Other roots are no less to be known while there is no certificate.
-                let other = match current.as_deref() {
-                    Some(current) => Either::Left(authority.other_roots(current)),
-                    None => Either::Right(std::future::pending()),
-                };
-                tokio::select! {
-                    () = tokio::time::sleep(wait) => {}
-                    other = other => {
-                        current = Some(trust(other, &publisher));
-                        told_of_root(&authority, current.as_deref(), clock(), &renewals);
-                    }
+                leaf.look(current, now);
+                match &mut held {
+                    // Who cannot renew has to hear of what was taken back all the same.
+                    Some(held) => held.nap(&authority, &clock, (&publisher, &renewals), wait).await,
+                    None => tokio::time::sleep(wait).await,
                 }
             }
         }
@@ -276,58 +330,18 @@ fn in_force(identity: Identity, now: u64) -> Result<Identity, CertificateRefused
     )))
 }
 
-/// Keeps an identity in force until it is to be renewed, and takes up other roots meanwhile.
-async fn attend(
-    authority: &impl Authority,
-    clock: &Clock,
-    identity: Identity,
-    renew_at: u64,
-    (publisher, ending): (&Publisher<Option<Arc<Identity>>>, &mut EndingRoots),
-) -> Arc<Identity> {
-    let mut identity = Arc::new(identity);
-    publisher.publish(Some(identity.clone()));
-    loop {
-        let other = {
-            let mut other = pin!(authority.other_roots(&identity));
-            loop {
-                warn_of_ending(ending, identity.bundles(), clock());
-                let nap = schedule::nap(clock(), identity.not_before(), renew_at);
-                let Some(nap) = nap else { return identity.clone() };
-                tokio::select! {
-                    () = tokio::time::sleep(nap) => {}
-                    other = other.as_mut() => break other,
-                }
-            }
-        };
-        identity = trust(other, publisher);
-        if !authority.vouches_for(&identity, clock()) {
-            return identity;
-        }
-    }
-}
-
-/// Takes up other roots.
-fn trust(other: Identity, publisher: &Publisher<Option<Arc<Identity>>>) -> Arc<Identity> {
-    let (domain, trusted) = (other.id().trust_domain(), other.bundles());
-    let (roots, federated) =
-        (trusted.get(&domain).map(|own| own.roots().len()), trusted.iter().count().saturating_sub(1));
-    tracing::info!(%domain, roots, federated, "other roots to trust");
-    let identity = Arc::new(other);
-    publisher.publish(Some(identity.clone()));
-    identity
-}
-
-/// Tells that the root of the certificate of the moment is gone, or that it is back.
-fn told_of_root(authority: &impl Authority, current: Option<&Identity>, now: u64, renewals: &Renewals) {
-    let Some(current) = current else { return };
+/// Tells that the root of the certificate of the moment is gone, or that it is back; whether it has just gone.
+fn told_of_root(authority: &impl Authority, current: &Identity, now: u64, renewals: &Renewals) -> bool {
     let gone = !authority.vouches_for(current, now);
-    if renewals.root_gone(gone) != gone && gone {
+    let news = renewals.root_gone(gone) != gone && gone;
+    if news {
         tracing::error!(
             id = %current.id(),
             "the root of this process's certificate is trusted no more: peers refuse it; a new one is asked for with the \
              token, as at first"
         );
     }
+    news
 }
 
 /// The certificate of the moment, and the marks of its life that it passes without being renewed.

@@ -19,6 +19,7 @@ use rustls::sign::CertifiedKey;
 use tonic::Streaming;
 use zeroize::{Zeroize, Zeroizing};
 
+use super::lists;
 use crate::bootstrap::{ChannelCredentials, ServerUri, XdsServer};
 use crate::clock::Clock;
 use crate::connect::{ConnectError, Connection, Connector, status_text};
@@ -146,21 +147,11 @@ impl Reading {
         if got.as_str() != said {
             return Err(AgentRefused::OtherName { got, said });
         }
-        let mut own = TrustBundle::new(certificates_of_der(&bundle)?)?;
-        if crl != self.lists {
-            match own.clone().with_revocation_lists(crl.clone()) {
-                Ok(_) => self.lists = crl,
-                // Without a list everybody is good: that is not what somebody meant who sends one.
-                Err(error) if self.lists.is_empty() => return Err(error.into()),
-                Err(error) => {
-                    tracing::error!(%error, "revocation lists from the agent: the last good ones stay in use")
-                }
-            }
-        }
-        own = own.with_revocation_lists(self.lists.clone())?;
-        self.federated = self.federated(federated_bundles, &got.trust_domain());
+        let own = lists::newer(TrustBundle::new(certificates_of_der(&bundle)?)?, crl, &self.lists, &chain, now)?;
+        let lists = own.revocation_lists().to_vec();
+        let federated = self.federated(federated_bundles, &got.trust_domain());
         let mut bundles = TrustBundles::single(got.trust_domain(), own);
-        for (domain, bundle) in &self.federated {
+        for (domain, bundle) in &federated {
             bundles.insert(domain.clone(), bundle.clone());
         }
         let algorithms = self.crypto.signature_verification_algorithms.all;
@@ -168,6 +159,8 @@ impl Reading {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_vec()));
         let certified = CertifiedKey::from_der(chain, key, &self.crypto).map_err(InvalidIdentity::from)?;
         let identity = Identity::new(certified, bundles, self.generation)?;
+        // Only of a message that holds.
+        (self.lists, self.federated) = (lists, federated);
         self.generation += 1;
         Ok(identity)
     }

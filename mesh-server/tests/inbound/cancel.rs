@@ -1,11 +1,8 @@
 //! Futures of the server dropped at every point at which they can be (R39), as callers that go away have them dropped:
 //! whatever was begun, nothing stays counted, and the next request finds its place free.
 
-use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -24,27 +21,10 @@ use mesh_core::policy::{
 };
 use mesh_server::debug::DebugServer;
 use mesh_server::{Body, Config, ServerBuilder};
+use mesh_testkit::drop_after;
 
 use crate::filters::adaptive;
 use crate::kit::{Http, World, client_tls, eventually, get, listener, policy, spawn, text, within};
-
-/// Polls a future as often as it is woken, `times` times at most, and drops it. What it came to, if it did.
-async fn drop_after<F: Future>(times: usize, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    let mut left = times;
-    poll_fn(|cx| {
-        if left == 0 {
-            return Poll::Ready(None);
-        }
-        left -= 1;
-        match future.as_mut().poll(cx) {
-            Poll::Ready(done) => Poll::Ready(Some(done)),
-            Poll::Pending if left == 0 => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
-}
 
 /// Lets everybody in, after a while, who sent a whole body.
 #[derive(Debug)]

@@ -7,9 +7,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use mesh_core::error::BoxError;
-use mesh_core::id::TrustDomain;
+use mesh_core::id::{SpiffeId, TrustDomain};
 use mesh_core::identity::{Identity, TrustBundle, TrustBundles};
-use mesh_core::policy::{AuthorizationAction, AuthorizationPolicy, InboundState, InboundTls, Instances};
+use mesh_core::policy::{
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, InboundState, InboundTls, Instances, Permission,
+    Principal, StringMatcher,
+};
 use mesh_core::source::{Identities, Watched};
 use mesh_server::{Config, Refusal};
 use mesh_testkit::{CertificateSpec, TestCa};
@@ -376,4 +379,69 @@ async fn an_allow_policy_without_rules_denies_and_a_dry_run_does_not() {
     allowing.authorization[0].dry_run = true;
     world.policy.publish(InboundState::Ready(Arc::new(allowing)));
     assert_eq!(ask().await.0, 200);
+}
+
+/// What policy says of a workload holds for it under a former name of its trust domain.
+#[tokio::test]
+async fn a_caller_of_an_alias_is_judged_by_its_present_name() {
+    let web = "spiffe://cluster.local/ns/default/sa/productpage";
+    let world = World::start(allowing(web), Config::default(), tower::service_fn(peer_of())).await;
+    let old = TrustDomain::new("old.test").unwrap();
+    let former = |account| {
+        let id = SpiffeId::for_service_account(&old, "default", account).unwrap();
+        world.ca.identity_from(&CertificateSpec::of(&id))
+    };
+    // The control: nobody has said that it is one.
+    assert!(answer_to(&world, &former("productpage")).await.is_none());
+    let mut bundles = world.ca.bundles();
+    bundles.alias(old.clone(), TrustDomain::new("cluster.local").unwrap());
+    world.identity.publish(Some(Arc::new(world.ca.identity("default", "reviews").trusting(bundles))));
+    assert_eq!(answer_to(&world, &former("productpage")).await, Some((200, web.to_owned())));
+    assert_eq!(answer_to(&world, &former("ratings")).await.map(|(status, _)| status), Some(403));
+    assert_eq!(answer_to(&world, &world.ca.identity("default", "productpage")).await.unwrap().0, 200);
+}
+
+/// A federated domain's roots vouch for its own names, and for nobody else's.
+#[tokio::test]
+async fn a_caller_of_a_federated_domain_is_let_in_by_its_principal_and_an_impostor_is_not() {
+    let guest = "spiffe://partner.test/ns/default/sa/visitor";
+    let world = World::start(allowing(guest), Config::default(), tower::service_fn(peer_of())).await;
+    let (domain, partner) = (TrustDomain::new("partner.test").unwrap(), TestCa::in_domain("partner.test"));
+    let showing = |ca: &TestCa, domain: &TrustDomain, account| {
+        let id = SpiffeId::for_service_account(domain, "default", account).unwrap();
+        Arc::new(ca.identity_from(&CertificateSpec::of(&id)).trusting(world.ca.bundles()))
+    };
+    let visitor = showing(&partner, &domain, "visitor");
+    assert!(answer_to(&world, &visitor).await.is_none(), "the control: no bundle of its domain");
+    let mut bundles = world.ca.bundles();
+    bundles.insert(domain.clone(), TrustBundle::new([partner.root().clone()]).unwrap());
+    world.identity.publish(Some(Arc::new(world.ca.identity("default", "reviews").trusting(bundles))));
+    assert_eq!(answer_to(&world, &visitor).await, Some((200, guest.to_owned())));
+    assert_eq!(answer_to(&world, &showing(&partner, &domain, "other")).await.map(|(status, _)| status), Some(403));
+    // The same account of our own domain is somebody else.
+    assert_eq!(answer_to(&world, &world.ca.identity("default", "visitor")).await.map(|(status, _)| status), Some(403));
+    // Our authority has no say over theirs, and theirs none over ours.
+    let home = TrustDomain::new("cluster.local").unwrap();
+    assert!(answer_to(&world, &showing(&world.ca, &domain, "visitor")).await.is_none());
+    assert!(answer_to(&world, &showing(&partner, &home, "visitor")).await.is_none());
+}
+
+fn allowing(principal: &str) -> InboundState {
+    let principal = Principal::Authenticated(Some(StringMatcher::exact(principal)));
+    let rule = AuthorizationRule {
+        name: "ns[default]-policy[one]-rule[0]".to_owned(),
+        permissions: vec![Permission::Any],
+        principals: vec![principal],
+    };
+    let mut listener = listener(InboundTls::Strict);
+    let one = AuthorizationPolicy::new("one", AuthorizationAction::Allow);
+    listener.authorization.push(AuthorizationPolicy { rules: vec![rule], ..one });
+    InboundState::Ready(Arc::new(listener))
+}
+
+/// Status and body; `None` = the handshake failed. A client is done before the server has judged it.
+async fn answer_to(world: &World, identity: &Identity) -> Option<(u16, String)> {
+    let mut client = world.mutual_as(identity, Http::Two).await.ok()?;
+    let (status, body) = client.get("/").await.ok()?;
+    Some((status, body))
 }

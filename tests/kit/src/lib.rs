@@ -8,6 +8,7 @@
 mod ca;
 pub mod clock;
 mod dns;
+mod dropped;
 mod echo;
 mod issuer;
 mod log;
@@ -19,6 +20,7 @@ mod worker;
 
 pub use self::ca::{CertificateSpec, TestCa, crypto};
 pub use self::dns::{DnsFault, DnsServer};
+pub use self::dropped::drop_after;
 pub use self::echo::{Behaviour, EchoServer, Received};
 pub use self::issuer::{Page, TokenIssuer};
 pub use self::log::Log;

@@ -144,6 +144,29 @@ fn s58_a_key_usage_is_there_and_critical() {
     accepted(&root, &theirs);
 }
 
+/// As Go's x509, and with it istiod, SPIRE and cert-manager, writes it: critical if the subject is empty, else not.
+#[test]
+fn s58_the_name_is_critical_where_the_subject_is_empty() {
+    let root = Root::new();
+    let name = [&[0x86, u8::try_from(REVIEWS.len()).unwrap()], REVIEWS.as_bytes()].concat();
+    let names = [&[0x30, u8::try_from(name.len()).unwrap()], &name[..]].concat();
+    let of = |subject: Option<&str>, critical: bool| {
+        let mut own = rcgen::CustomExtension::from_oid_content(&[2, 5, 29, 17], names.clone());
+        own.set_criticality(critical);
+        let mut params = leaf(&[]);
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        if let Some(subject) = subject {
+            params.distinguished_name.push(rcgen::DnType::OrganizationName, subject);
+        }
+        params.custom_extensions = vec![own];
+        params
+    };
+    assert!(not_valid(said(&root, &of(None, false))).contains("subject is empty"));
+    for fine in [of(None, true), of(Some("SPIRE"), false), of(Some("SPIRE"), true)] {
+        accepted(&root, &fine);
+    }
+}
+
 #[test]
 fn s59_an_extended_key_usage_must_allow_the_direction() {
     let root = Root::new();

@@ -277,7 +277,11 @@ async fn s6_a_bundle_map_wins_over_the_ca_file_and_a_bad_one_keeps_the_old() {
 
 /// A list of revoked certificates as PEM.
 fn revocation_list(ca: &Ca) -> String {
-    let body = BASE64_STANDARD.encode(ca.revocation_list());
+    pem_of(&ca.revocation_list())
+}
+
+fn pem_of(list: &[u8]) -> String {
+    let body = BASE64_STANDARD.encode(list);
     let lines: Vec<_> = body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
     format!("-----BEGIN X509 CRL-----\n{}\n-----END X509 CRL-----\n", lines.join("\n"))
 }
@@ -321,9 +325,38 @@ async fn s67_revocation_lists_come_from_a_file_and_a_bad_one_keeps_the_old() {
         assert_eq!(refused.len(), 1);
         let identity = identity.expect("a new certificate does not wait for it");
         assert!(lets_in(&identity, &world.ca).await, "{with_map}: the good list stays");
-        world.write("crl.pem", revocation_list(&Ca::new()));
-        let identity = files.refresh(now()).await.identity.expect("a list alone is a change");
-        assert!(!lets_in(&identity, &world.ca).await, "{with_map}");
+        // Good in form, and everybody would be refused by it.
+        for of_no_use in [revocation_list(&Ca::new()), pem_of(&world.ca.revoking(&[], now()))] {
+            world.write("crl.pem", of_no_use);
+            let Refreshed { identity, refused, .. } = files.refresh(now()).await;
+            assert!(identity.is_none() && refused.len() == 1, "{with_map}: {refused:?}");
+        }
+        world.write("crl.pem", pem_of(&world.ca.revoking(&[7], now() + 7_200)));
+        let Refreshed { identity, refused, .. } = files.refresh(now()).await;
+        assert!(lets_in(&identity.expect("a list alone is a change"), &world.ca).await && refused.is_empty());
+    }
+}
+
+/// Roots alone: there is no certificate of ours that a list would have to tell of.
+#[tokio::test]
+async fn s68_lists_of_roots_alone_are_kept_too_where_the_new_ones_have_ended() {
+    let mut world = World::new();
+    world.watcher.identity = None;
+    world.watcher.certificate_revocation_list_file = Some(path(world.directory.path(), "crl.pem"));
+    world.write("crl.pem", pem_of(&world.ca.revoking(&[], now())));
+    let at_the_start = world.files().refresh(now()).await;
+    assert!(at_the_start.roots.is_some(), "there is nothing better yet: {:?}", at_the_start.refused);
+    world.write("crl.pem", revocation_list(&world.ca));
+    let mut files = world.files();
+    assert!(files.refresh(now()).await.roots.is_some());
+    for (list, taken) in [
+        (world.ca.revoking(&[], now()), false),
+        (Ca::new().revocation_list(), false),
+        (world.ca.revoking(&[7], now() + 7_200), true),
+    ] {
+        world.write("crl.pem", pem_of(&list));
+        let Refreshed { roots, refused, .. } = files.refresh(now()).await;
+        assert_eq!((roots.is_some(), refused.is_empty()), (taken, taken), "{refused:?}");
     }
 }
 

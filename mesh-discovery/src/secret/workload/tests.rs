@@ -127,8 +127,35 @@ fn s68_a_revocation_list_that_cannot_be_read_leaves_the_last_good_one() {
     // One that says nothing of our certificate: unknown is refused.
     let elsewhere = Ca::new().revocation_list();
     assert!(with(vec![elsewhere]).is_err());
-    assert!(with(vec![b"rubbish".to_vec()]).is_err(), "the good one stays");
+    assert!(with(vec![b"rubbish".to_vec()]).is_err(), "and it is not taken for a good one");
     assert!(with(vec![ca.revocation_list()]).is_ok());
+    for of_no_use in [b"rubbish".to_vec(), Ca::new().revocation_list(), ca.revoking(&[], now())] {
+        let identity = with(vec![of_no_use]).unwrap();
+        let kept = identity.bundles().get(&identity.id().trust_domain()).unwrap().revocation_lists().len();
+        assert_eq!(kept, 1, "the good one stays");
+    }
+    let newer = ca.revoking(&[7], now() + 7_200);
+    let identity = with(vec![newer.clone()]).unwrap();
+    assert_eq!(identity.bundles().get(&identity.id().trust_domain()).unwrap().revocation_lists(), [newer]);
+}
+
+/// Of a message that does not hold nothing stays.
+#[test]
+fn s68_the_lists_of_a_message_that_does_not_hold_are_not_the_last_good_ones() {
+    let ca = Ca::new();
+    let mut reading = reading(None);
+    let mut with = |crl: Vec<Vec<u8>>, break_it: bool| {
+        let mut svids = vec![svid(&ca, REVIEWS, "")];
+        if break_it {
+            svids[0].x509_svid_key.clear();
+        }
+        reading.take(X509SvidResponse { svids, crl, ..X509SvidResponse::default() }, now())
+    };
+    assert!(with(Vec::new(), false).is_ok());
+    assert!(with(vec![ca.revocation_list()], true).is_err());
+    assert!(with(vec![b"rubbish".to_vec()], false).is_err(), "there is no good one to stand in");
+    assert!(with(vec![ca.revocation_list()], false).is_ok(), "the control");
+    assert!(with(vec![b"rubbish".to_vec()], false).is_ok());
 }
 
 #[test]
