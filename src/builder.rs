@@ -232,23 +232,21 @@ impl MeshBuilder {
         let default_provider = self.identity.is_some() || config.proof.is_some() || config.workload_api.is_some();
         let aliases = config.trust_domain_aliases;
         let aliased = |identity| runtime.aliased(identity, &aliases);
+        let renewals = || metrics.renewals().clone();
+        let follow = |files| secret::spawn_files(files, crypto.clone(), renewals(), runtime.handle());
         let source = if let Some(identity) = self.identity {
             Some((aliased(identity), Watched::fixed(None)))
         } else if let Some(proof) = config.proof {
-            let (trust_domain, trust_domain_aliases) = (Some(config.trust_domain), aliases.clone());
-            let renewals = metrics.renewals().clone();
-            let secret =
-                SecretConfig { trust_domain, trust_domain_aliases, renewals, ..SecretConfig::new(Some(proof)) };
+            let mut secret = SecretConfig::new(Some(proof));
+            (secret.trust_domain, secret.trust_domain_aliases) = (Some(config.trust_domain), aliases.clone());
+            secret.renewals = renewals();
             Some(secret::spawn(secret, connector.clone(), runtime.handle()))
         } else if let Some(api) = config.workload_api {
-            let renewals = metrics.renewals().clone();
-            let (identity, refusal) = secret::spawn_workload_api(api, crypto.clone(), renewals, runtime.handle());
+            let (identity, refusal) = secret::spawn_workload_api(api, crypto.clone(), renewals(), runtime.handle());
             Some((aliased(identity), refusal))
         } else {
             files.map(|files| {
-                let renewals = metrics.renewals().clone();
-                let files = secret::spawn_files(files, crypto.clone(), renewals, runtime.handle());
-                let FromFiles { identity, refusal, .. } = files;
+                let FromFiles { identity, refusal, .. } = follow(files);
                 (aliased(identity), refusal)
             })
         };
@@ -257,12 +255,10 @@ impl MeshBuilder {
             connector = connector.with_identity(identity.clone()).with_refusal(refusal.clone());
         }
         let own = source.map_or_else(|| Watched::fixed(None), |(identity, _)| identity);
-        let follow = |(name, files)| {
-            (name, secret::spawn_files(files, crypto.clone(), metrics.renewals().clone(), runtime.handle()))
-        };
         let (certified_others, roots): (Vec<_>, Vec<_>) =
             others.into_iter().partition(|(_, files)| files.identity.is_some());
-        let [others, roots] = [certified_others, roots].map(|files| files.into_iter().map(follow).collect::<Vec<_>>());
+        let [others, roots] = [certified_others, roots]
+            .map(|files| files.into_iter().map(|(name, files)| (name, follow(files))).collect::<Vec<_>>());
         let named = others.iter().map(|(name, files)| (name.as_str().into(), aliased(files.identity.clone())));
         let trusted = roots.iter().map(|(name, files)| (name.as_str().into(), files.roots.clone()));
         let identities = Identities::new(own, named).with_roots(trusted);

@@ -214,6 +214,21 @@ async fn s62_federated_domains_come_and_go_with_the_stream_of_roots() {
 }
 
 #[tokio::test]
+async fn a_certificate_comes_with_the_former_names_of_its_trust_domain() {
+    let fake = fake();
+    let (_serving, connector, _root) = start(&fake).await;
+    let old = TrustDomain::new("old.test").unwrap();
+    let former = REVIEWS.replace("cluster.local", "old.test").parse().unwrap();
+    for (aliases, present) in [(vec![old], Some(REVIEWS)), (Vec::new(), None)] {
+        let client = CertificateAuthorityClient::new(connector.clone(), DAY, None).trust_domain_aliases(aliases);
+        let first = client.first(Some(&JoinToken::Text("secret".to_owned())), now()).await.unwrap();
+        for identity in [client.renew(&first, now()).await.unwrap(), first] {
+            assert_eq!(identity.bundles().aliased(&former).map(|id| id.to_string()).as_deref(), present);
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_identity_comes_even_if_the_authority_is_late() {
     let fake = fake();
     let (serving, connector, root) = start(&fake).await;

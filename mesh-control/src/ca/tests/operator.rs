@@ -27,7 +27,7 @@ fn an_operators_root_is_taken_out_once_nothing_lives_under_it() {
     write_operators(home, &new);
     refused();
     assert_eq!(ca.bundle().roots().len(), 2);
-    world.pass(DAY + DAY / 4);
+    world.pass(DAY);
     assert!(ca.reload().unwrap());
     assert_eq!(ca.bundle(), TrustBundle::from_pem(new.0.as_bytes()).unwrap());
 
