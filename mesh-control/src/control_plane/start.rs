@@ -71,23 +71,24 @@ impl Builder {
             drain: drain.clone(),
         };
 
-        let mut ports = vec![runtime::spawn(runtime::serve(Port {
-            listener,
-            certificate: Some(certificate.clone()),
-            routes: services.mesh(),
-            bounds: Bounds::default(),
-            drain,
-        }))];
-        let insecure_address = self.open_insecure(&services, &mut ports).await?;
-        let debug_address = self.open_debug(&services, &mut ports).await?;
+        // Before the first port: what is announced there is a change already.
         let background = vec![
-            runtime::spawn(runtime::renew(certificate, life)),
+            runtime::spawn(runtime::renew(certificate.clone(), life)),
             runtime::spawn(runtime::follow(services.authority.clone(), federation.clone())),
             runtime::spawn(registry::expire(services.registry.clone())),
             runtime::spawn(registry::save(services.registry.clone(), state.clone())),
             runtime::spawn(keys.run()),
             runtime::spawn(served.run()),
         ];
+        let mut ports = vec![runtime::spawn(runtime::serve(Port {
+            listener,
+            certificate: Some(certificate),
+            routes: services.mesh(),
+            bounds: Bounds::default(),
+            drain,
+        }))];
+        let insecure_address = self.open_insecure(&services, &mut ports).await?;
+        let debug_address = self.open_debug(&services, &mut ports).await?;
         tracing::info!(%address, trust_domain = %self.options.trust_domain, "the control plane is serving");
         let Services { authority, tokens, registry, .. } = services;
         Ok(ControlPlane {

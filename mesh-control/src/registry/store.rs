@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::{Registration, Registrations, sorted};
 use crate::state_dir::{StateDir, StateError};
 
+/// Written soon after each change, and brought to disk by the system in its own time: it outlives the process.
 const FILE: &str = "registrations.json";
+/// Written more seldom, and on disk when it is there: it outlives the machine, after whose end the other may be torn.
+const THROUGH: &str = "registrations.synced.json";
 
 #[derive(Serialize, Deserialize)]
 struct Saved {
@@ -38,28 +41,39 @@ struct SavedRegistration {
     service_account: String,
 }
 
-/// The registrations saved last. A file that cannot be read is reported and counts as empty: every
-/// process announces itself again anyway.
+/// The registrations saved last. A file that cannot be read is reported; where none can be there are none: every process
+/// announces itself again anyway.
 pub(crate) fn load(dir: &StateDir) -> Vec<Registration> {
-    let saved = match dir.read(FILE) {
-        Ok(Some(content)) => serde_json::from_slice::<Saved>(&content).map_err(|e| e.to_string()),
-        Ok(None) => return Vec::new(),
+    [FILE, THROUGH].iter().find_map(|file| read(dir, file)).unwrap_or_default()
+}
+
+fn read(dir: &StateDir, file: &str) -> Option<Vec<Registration>> {
+    let saved = match dir.read(file) {
+        Ok(content) => serde_json::from_slice::<Saved>(&content?).map_err(|e| e.to_string()),
         Err(error) => Err(error.to_string()),
     };
     match saved {
-        Ok(saved) => saved.registrations.into_iter().map(Registration::from).collect(),
+        Ok(saved) => Some(saved.registrations.into_iter().map(Registration::from).collect()),
         Err(error) => {
-            tracing::warn!(%error, file = FILE, "saved registrations cannot be read; waiting for new ones");
-            Vec::new()
+            tracing::warn!(%error, file, "saved registrations cannot be read; waiting for new ones");
+            None
         }
     }
 }
 
-/// Saves the registrations.
+/// Saves the registrations: the process may end now.
 pub(crate) fn save(dir: &StateDir, registrations: &Registrations) -> Result<(), StateError> {
+    dir.write_in_time(FILE, &json(registrations))
+}
+
+/// The same, and the machine may end.
+pub(crate) fn save_through(dir: &StateDir, registrations: &Registrations) -> Result<(), StateError> {
+    dir.write(THROUGH, &json(registrations))
+}
+
+fn json(registrations: &Registrations) -> Vec<u8> {
     let saved = Saved { registrations: sorted(registrations).into_iter().map(SavedRegistration::from).collect() };
-    let content = serde_json::to_vec_pretty(&saved).expect("strings and numbers are always JSON");
-    dir.write(FILE, &content)
+    serde_json::to_vec_pretty(&saved).expect("strings and numbers are always JSON")
 }
 
 impl From<&Registration> for SavedRegistration {
@@ -109,7 +123,15 @@ mod tests {
         assert_eq!(load(&dir), []);
         save(&dir, &super::super::table_of(&[registration(2), registration(1)])).unwrap();
         assert_eq!(load(&dir), [registration(1), registration(2)]);
-        dir.write(FILE, b"{\"registrations\": [{\"service\": 1}]}").unwrap();
+        let rubbish = b"{\"registrations\": [{\"service\": 1}]}";
+        for torn in [rubbish.as_slice(), b""] {
+            dir.write(FILE, torn).unwrap();
+            assert_eq!(load(&dir), []);
+        }
+        // What outlives the machine is there where the newer is torn, and is not asked where it is not.
+        save_through(&dir, &super::super::table_of(&[registration(3)])).unwrap();
+        assert_eq!(load(&dir), [registration(3)]);
+        save(&dir, &super::super::table_of(&[])).unwrap();
         assert_eq!(load(&dir), []);
     }
 }

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::store;
 use super::table::Registry;
-use crate::state_dir::StateDir;
+use crate::state_dir::{StateDir, StateError};
 
 /// Takes lost endpoints out when their time has come. Runs for ever.
 pub(crate) async fn expire(registry: Arc<Registry>) {
@@ -23,33 +23,63 @@ pub(crate) async fn expire(registry: Arc<Registry>) {
     }
 }
 
-/// Between two saves; the table is written whole.
+/// Between two saves to disk; the table is written whole.
 const BETWEEN_SAVES: Duration = Duration::from_secs(1);
+/// Between two saves in the system's own time. They take a twentieth of the time at most, or come after the longest wait.
+const SOON: (Duration, Duration) = (Duration::from_millis(10), BETWEEN_SAVES);
 
-/// Saves changes: the first at once, those that follow together. Runs for ever.
-pub(crate) async fn save(registry: Arc<Registry>, dir: StateDir) {
-    let mut registrations = registry.watch();
-    loop {
-        registrations.changed().await;
-        let (registry, dir) = (registry.clone(), dir.clone());
-        // A large table takes a while, and the disk as well.
-        if let Err(error) = spawn_blocking(move || save_now(&registry, &dir)).await {
-            tracing::error!(%error, "saving registrations panicked");
+/// Saves changes from now on: the first at once, those that follow together. Runs for ever.
+///
+/// What was announced just before the process dies must be there when it begins anew, and bringing it to disk may take
+/// seconds where others write: so it is given to the system soon, and to the disk more seldom, each to a file of its own.
+pub(crate) fn save(registry: Arc<Registry>, dir: StateDir) -> impl Future<Output = ()> + Send {
+    let (soon, through) = (registry.clone(), dir.clone());
+    let soon = keep(&registry, SOON, move || save_now(&soon, &dir));
+    let of = registry.clone();
+    let through = keep(&registry, (BETWEEN_SAVES, BETWEEN_SAVES), move || {
+        warn_of(store::save_through(&through, &of.watch().load()));
+    });
+    async {
+        tokio::join!(soon, through);
+    }
+}
+
+/// Writes after each change from now on, on a thread that may block, as `between` allows. Runs for ever.
+fn keep<W: Fn() + Send + Sync + 'static>(
+    registry: &Registry,
+    between: (Duration, Duration),
+    write: W,
+) -> impl Future<Output = ()> + Send + use<W> {
+    let (mut registrations, write) = (registry.watch(), Arc::new(write));
+    async move {
+        loop {
+            registrations.changed().await;
+            let (begun, write) = (Instant::now(), write.clone());
+            // A large table takes a while, and the disk as well.
+            if let Err(error) = spawn_blocking(move || write()).await {
+                tracing::error!(%error, "saving registrations panicked");
+            }
+            sleep((19 * begun.elapsed()).clamp(between.0, between.1)).await;
         }
-        sleep(BETWEEN_SAVES).await;
     }
 }
 
 /// Saves what is known now.
 pub(crate) fn save_now(registry: &Registry, dir: &StateDir) {
     let _saving = registry.saving.lock();
-    if let Err(error) = store::save(dir, &registry.watch().load()) {
+    warn_of(store::save(dir, &registry.watch().load()));
+}
+
+fn warn_of(saved: Result<(), StateError>) {
+    if let Err(error) = saved {
         tracing::warn!(%error, "registrations cannot be saved; a restart would begin without them");
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
+
     use super::super::sorted;
     use super::super::tests::registration;
     use super::*;
@@ -81,27 +111,61 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let dir = StateDir::open(home.path()).unwrap();
         let registry = Arc::new(Registry::new(Vec::new(), Duration::ZERO, Instant::now()));
-        let mut saving = Box::pin(save(registry.clone(), dir.clone()));
+        let saving = save(registry.clone(), dir.clone());
         let saved = || store::load(&dir).len();
-        assert_eq!(futures_util::FutureExt::now_or_never(&mut saving), None);
+        // Whatever comes before its first turn is a change.
+        announce(&registry, 1);
         assert_eq!(saved(), 0);
-        let announce = |port| {
-            let stream = registry.stream("default", "reviews", [127, 0, 0, 1].into(), Instant::now()).unwrap();
-            registry.announce(stream, registration(port), Instant::now()).unwrap();
-        };
         tokio::select! {
-            () = &mut saving => unreachable!("it runs for ever"),
+            () = saving => unreachable!("it runs for ever"),
             () = async {
-                announce(1);
                 until(|| saved() == 1).await;
-                announce(2);
-                announce(3);
-                mesh_testkit::clock::pass(BETWEEN_SAVES / 2).await;
+                announce(&registry, 2);
+                announce(&registry, 3);
+                mesh_testkit::clock::pass(SOON.0 / 2).await;
                 assert_eq!(saved(), 1, "not yet");
-                mesh_testkit::clock::pass(BETWEEN_SAVES).await;
+                mesh_testkit::clock::pass(SOON.0).await;
                 until(|| saved() == 3).await;
             } => {}
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_announced_is_saved_while_the_disk_keeps_others_waiting() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = StateDir::open(home.path()).unwrap();
+        let registry = Arc::new(Registry::new(Vec::new(), Duration::ZERO, Instant::now()));
+        let (disk, waits) = std::sync::mpsc::channel::<()>();
+        let waits = Mutex::new(waits);
+        let (of, to) = (registry.clone(), dir.clone());
+        let soon = keep(&registry, SOON, move || save_now(&of, &to));
+        let (of, to) = (registry.clone(), dir.clone());
+        let through = keep(&registry, (BETWEEN_SAVES, BETWEEN_SAVES), move || {
+            let _ = waits.lock().recv();
+            store::save_through(&to, &of.watch().load()).unwrap();
+        });
+        tokio::select! {
+            _ = async { tokio::join!(soon, through) } => unreachable!("they run for ever"),
+            () = async {
+                for port in 1..4 {
+                    announce(&registry, port);
+                    while store::load(&dir).len() < usize::from(port) {
+                        // By itself it does not go on beside a thread that waits.
+                        tokio::time::advance(SOON.0).await;
+                    }
+                }
+                // The machine's end would lose it: nothing is on disk until the disk has time.
+                std::fs::remove_file(dir.path("registrations.json")).unwrap();
+                assert_eq!(store::load(&dir), []);
+                drop(disk);
+                until(|| store::load(&dir).len() == 3).await;
+            } => {}
+        }
+    }
+
+    fn announce(registry: &Registry, port: u16) {
+        let stream = registry.stream("default", "reviews", [127, 0, 0, 1].into(), Instant::now()).unwrap();
+        registry.announce(stream, registration(port), Instant::now()).unwrap();
     }
 
     /// While another thread writes, no time passes here.
