@@ -11,7 +11,7 @@ use bytes::Bytes;
 use mesh_client::{Breakers, Client, ClientBuilder, InFlight};
 use mesh_core::drain;
 use mesh_core::id::{Locality, Workload};
-use mesh_core::identity::LifeLeft;
+use mesh_core::identity::{LifeLeft, TrustBundles};
 use mesh_core::source::{DestinationSource, Identities, InboundSource, Resolve, Watched, WatchedIdentity};
 use mesh_core::telemetry::load::LoadStore;
 use mesh_core::telemetry::{Metrics, Renewals};
@@ -24,6 +24,7 @@ use mesh_discovery::xds::{GrpcTransport, SnapshotConfig, XdsClient, XdsConfig, s
 use mesh_server::Readiness;
 use mesh_server::debug::{Content, DebugServer, prometheus};
 use rustls::crypto::CryptoProvider;
+use rustls::pki_types::UnixTime;
 use serde::Serialize;
 use tokio::runtime::Handle;
 
@@ -89,6 +90,12 @@ impl MeshBuilder {
         self.set("MESH_TRUST_DOMAIN", domain.into())
     }
 
+    /// Other names of the trust domain, separated by commas: former ones, and one that it is about to have
+    /// (`MESH_TRUST_DOMAIN_ALIASES`). Its peers and its control plane may be of any of them. Default: none.
+    pub fn trust_domain_aliases(self, aliases: impl Into<String>) -> Self {
+        self.set("MESH_TRUST_DOMAIN_ALIASES", aliases.into())
+    }
+
     /// gRPC's bootstrap as JSON (`GRPC_XDS_BOOTSTRAP_CONFIG`), instead of the two above and of a bootstrap
     /// file that the environment names.
     pub fn bootstrap(self, json: impl Into<String>) -> Self {
@@ -144,8 +151,8 @@ impl MeshBuilder {
 
     /// Nothing is ready while this process listens on a socket that is not the mesh's own, where no policy is enforced
     /// (`MESH_OTHER_LISTENERS=refuse`): `/readyz` is 503 and [`Serve::service`](crate::Serve::service) announces nothing, for
-    /// the reason `MESH-2010`. On Linux only. Default: the log tells of each, once. What is bound after the process was ready
-    /// is told of in the first minute.
+    /// the reason `MESH-2010`. On Linux only. Default: the log tells of each, once. One that is bound after the
+    /// process was ready counts once it has been there for a minute or two; what is announced stays so then.
     pub fn refuse_other_listeners(self) -> Self {
         self.set("MESH_OTHER_LISTENERS", "refuse".to_owned())
     }
@@ -403,7 +410,7 @@ async fn with_debug(
         let xds = inner.control.as_ref().map(|control| control.xds.clone());
         let (metrics, stats) = (inner.metrics.clone(), inner.stats.clone());
         let (breakers, identities) = (inner.breakers.clone(), inner.identities.clone());
-        let (watched, listeners) = (pulse.clone(), inner.listeners.clone());
+        let (watched, listeners, trusted) = (pulse.clone(), inner.listeners.clone(), inner.identities.clone());
         let metrics = prometheus::content(env!("CARGO_PKG_VERSION"), metrics, stats, move |out| {
             if let Some(pulse) = &watched {
                 prometheus::runtime_stalls(out, pulse.stalled(), pulse.stalls());
@@ -422,7 +429,8 @@ async fn with_debug(
             .readiness(inner.readiness.clone())
             .notes(Arc::new(move || {
                 let stalled = pulse.as_ref().and_then(|pulse| standing_still(pulse.stalled()));
-                unrenewed(&renewals).into_iter().chain(stalled).collect()
+                let list = ending_list(whom_we_trust(&trusted), UnixTime::now().as_secs());
+                unrenewed(&renewals).into_iter().chain(list).chain(stalled).collect()
             }))
             .metrics(metrics)
             .clusters(json(move || authority::dump(&client, &authorities)));
@@ -460,6 +468,32 @@ fn unrenewed(renewals: &Renewals) -> Option<String> {
             left.percent()
         )),
         LifeLeft::Nothing => Some("certificate: it has ended and was not renewed; peers refuse it".to_owned()),
+    }
+}
+
+fn whom_we_trust(identities: &Identities) -> impl Iterator<Item = TrustBundles> {
+    let shown = std::iter::once(identities.own()).chain(identities.named().map(|(_, identity)| identity));
+    let beside =
+        shown.filter_map(|identity| Option::as_ref(&identity.load()).map(|identity| identity.bundles().clone()));
+    beside.chain(identities.roots().filter_map(|(_, roots)| Option::clone(&roots.load())))
+}
+
+/// What `/readyz` says of the revocation list that is nearest to its end.
+fn ending_list(trusted: impl Iterator<Item = TrustBundles>, now: u64) -> Option<String> {
+    let lists = trusted.flat_map(|trusted| trusted.list_lives().cloned().collect::<Vec<_>>());
+    let (left, list) = lists.map(|list| (list.left(now), list)).max_by_key(|(left, _)| *left)?;
+    match left {
+        LifeLeft::Ample | LifeLeft::Half => None,
+        LifeLeft::Quarter | LifeLeft::Tenth => Some(format!(
+            "revocation list of {}: {} percent of its life or less is left and none has followed it; when it ends, whoever \
+             that one signed is refused",
+            list.issuer,
+            left.percent()
+        )),
+        LifeLeft::Nothing => Some(format!(
+            "revocation list of {}: it has ended, so whoever that one signed is refused; have it sign a newer one",
+            list.issuer
+        )),
     }
 }
 
@@ -534,6 +568,19 @@ mod tests {
     use mesh_testkit::TestCa;
 
     use super::*;
+
+    #[test]
+    fn a_revocation_list_near_its_end_is_told_of() {
+        let ca = TestCa::new();
+        // It is good for an hour, and a minute of it is over.
+        let (with, without, end) = (ca.bundles_revoking(&[]), ca.bundles(), UnixTime::now().as_secs() + 3_600);
+        let at = |now: u64| ending_list([without.clone(), with.clone()].into_iter(), now).unwrap_or_default();
+        assert_eq!(at(end - 1_800), "");
+        assert!(at(end - 900).contains("CN=") && at(end - 900).contains("25 percent"), "{}", at(end - 900));
+        assert!(at(end - 300).contains("10 percent"));
+        assert!(at(end + 60).contains("it has ended") && at(end + 60).contains("CN="), "{}", at(end + 60));
+        assert_eq!(ending_list([without].into_iter(), end + 60), None, "the control");
+    }
 
     /// Whatever the source: an identity of the application's own, an agent's, or one in files, its instances among them.
     #[tokio::test]

@@ -52,10 +52,10 @@ pub struct MeshConfig {
     /// The agent that says who this process is (`SPIFFE_ENDPOINT_SOCKET`), and which of several identities is meant
     /// (`MESH_SPIFFE_HINT`, default the agent's first). Default: none. A [proof](Self::proof) goes before.
     pub workload_api: Option<WorkloadApi>,
-    /// `MESH_TRUST_DOMAIN_ALIASES`, comma-separated: former names of the trust domain, whose peers are taken for those
-    /// of the present one (Istio's `trustDomainAliases`). Default: none. Only with a [proof](Self::proof).
+    /// `MESH_TRUST_DOMAIN_ALIASES`, comma-separated: other names of the trust domain, former ones and one to come, whose peers
+    /// are taken for those of the present one (Istio's `trustDomainAliases`). Default: none.
     pub trust_domain_aliases: Vec<TrustDomain>,
-    /// `MESH_TRUST_DOMAIN`, which a certificate for a join token must be of; default `cluster.local`.
+    /// `MESH_TRUST_DOMAIN`, which, or an alias of it, a certificate for a join token must be of; default `cluster.local`.
     pub trust_domain: TrustDomain,
     /// Who we are in telemetry and selectors: `POD_NAMESPACE` (default `default`), `MESH_LABELS`
     /// (`app=reviews,version=v1`), `POD_NAME`.
@@ -145,11 +145,14 @@ impl MeshConfig {
         let trust_domain = vars.var("MESH_TRUST_DOMAIN").unwrap_or_else(|| "cluster.local".to_owned());
         let trust_domain = TrustDomain::new(&trust_domain).map_err(|e| invalid("MESH_TRUST_DOMAIN", e))?;
         let server_id = control_plane_id(vars, &trust_domain)?;
-        let bootstrap = bootstrap(vars, &workload, &service_account, &locality, server_id)?;
         let aliases = vars.var("MESH_TRUST_DOMAIN_ALIASES").unwrap_or_default();
         let aliases = aliases.split(',').map(str::trim).filter(|alias| !alias.is_empty()).map(TrustDomain::new);
         let trust_domain_aliases =
-            aliases.collect::<Result<_, _>>().map_err(|e| invalid("MESH_TRUST_DOMAIN_ALIASES", e))?;
+            aliases.collect::<Result<Vec<_>, _>>().map_err(|e| invalid("MESH_TRUST_DOMAIN_ALIASES", e))?;
+        // A control plane of this mesh may have changed its name before its members do.
+        let is_ours = server_id.as_ref().is_some_and(|id| id.trust_domain() == trust_domain);
+        let also = if is_ours { trust_domain_aliases.clone() } else { Vec::new() };
+        let bootstrap = bootstrap(vars, &workload, &service_account, &locality, (server_id, also))?;
         let workload_api = workload_api(vars)?;
         let pod_ip = match vars.var("POD_IP") {
             Some(text) => Some(text.parse().map_err(|_| invalid("POD_IP", format!("{text:?} is not an IP address")))?),
@@ -292,7 +295,7 @@ fn bootstrap(
     workload: &Workload,
     account: &str,
     locality: &Locality,
-    server_id: Option<SpiffeId>,
+    server_id: (Option<SpiffeId>, Vec<TrustDomain>),
 ) -> Result<Option<Bootstrap>, InvalidConfig> {
     if let Some(address) = vars.var("MESH_CONTROL_PLANE") {
         if address == NO_CONTROL_PLANE {
@@ -323,7 +326,7 @@ fn bootstrap(
         let mut bootstrap = Bootstrap::from_json(&json.to_string()).map_err(|e| invalid("MESH_CONTROL_PLANE", e))?;
         for server in &mut bootstrap.servers {
             if let ChannelCredentials::Tls(tls) = &mut server.credentials {
-                tls.server_id.clone_from(&server_id);
+                (tls.server_id, tls.server_id_aliases) = server_id.clone();
             }
         }
         return Ok(Some(bootstrap));
@@ -422,6 +425,13 @@ mod tests {
         let other = "spiffe://shop.test/ns/istio-system/sa/istiod";
         assert_eq!(pinned(&[("MESH_CONTROL_PLANE_ID", other)]).as_deref(), Some(other));
         assert_eq!(pinned(&[("MESH_CONTROL_PLANE_ID", "any")]), None);
+        let aliases = ("MESH_TRUST_DOMAIN_ALIASES", "new.test");
+        for (more, known) in [(vec![aliases], 1), (vec![aliases, ("MESH_CONTROL_PLANE_ID", other)], 0), (vec![], 0)] {
+            let vars = [&[("MESH_CONTROL_PLANE", "a:1"), ("MESH_ROOT_CERT", "root-cert.pem")], &*more].concat();
+            let server = MeshConfig::from_vars(&given(&vars)).unwrap().bootstrap.unwrap().servers.remove(0);
+            let ChannelCredentials::Tls(tls) = server.credentials else { panic!("{:?}", server.credentials) };
+            assert_eq!(tls.server_id_aliases.len(), known, "{more:?}");
+        }
     }
 
     #[test]
@@ -486,6 +496,33 @@ mod tests {
         assert!(MeshConfig::from_vars(&given(&good)).is_ok(), "the control");
         assert_eq!(MeshConfig::from_vars(&given(&base[..1])).unwrap_err().variable, "MESH_ROOT_CERT");
         assert_eq!(MeshConfig::from_vars(&given(&[])).unwrap_err().variable, "MESH_CONTROL_PLANE");
+    }
+
+    #[test]
+    fn s92_settings_are_printed_without_their_secrets() {
+        let bootstrap = r#"{"xds_servers":[{"server_uri":"plane.test:1","channel_creds":[{"type":"tls","config":{
+            "ca_certificate_file":"/root.pem","password":"sesame-1"}}],"call_creds":[{"type":"jwt_token_file","config":{
+            "jwt_token_file":"/token","token":"sesame-2"}}]}],"key":"sesame-3"}"#;
+        for plane in [
+            &[("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap)][..],
+            &[("MESH_CONTROL_PLANE", "plane.test:1"), ("MESH_ROOT_CERT", "/root.pem")],
+        ] {
+            let with = |more: &[(&'static str, &'static str)]| {
+                MeshConfig::from_vars(&given(&[plane, &[("MESH_JOIN_TOKEN", "sesame-4")], more].concat()))
+            };
+            let config = with(&[]).unwrap();
+            let shown = format!("{config:?} {:#?} {:?}", config.bootstrap, config.proof);
+            assert!(!shown.contains("sesame"), "{shown}");
+            // What is wrong beside it does not bring it out either.
+            let error = with(&[("MESH_LOCALITY", "a/b/c/d")]).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("sesame"), "{error}");
+            // The control: the token is there, and the rest is printed.
+            assert_eq!(config.proof, Some(JoinToken::Text("sesame-4".to_owned())));
+            assert!(
+                shown.contains("plane.test") && shown.contains("/root.pem") && shown.contains("Text(***)"),
+                "{shown}"
+            );
+        }
     }
 
     /// There is no default by which anybody is trusted: not even the start is.

@@ -1,13 +1,11 @@
 //! Sockets of this process at which policy is not enforced: what others than the mesh listen on here.
 //!
 //! Found in `/proc`, where Linux lists what listens (`/proc/self/net`) and what this process has open (`/proc/self/fd`);
-//! elsewhere nothing is known. Looked for a few times after a server has begun: what is bound later is not seen. Refuses to
-//! know what is served there.
+//! elsewhere nothing is known. Looked for as long as a server serves, ever more seldom. Refuses to know what is served there.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File};
-use std::future::pending;
 use std::io::{self, BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -19,14 +17,15 @@ use mesh_core::error::Code;
 use mesh_server::Readiness;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::sleep;
 
-/// From the begin of a server to each look. An application that serves several listeners has given all of them by the first.
-const LOOKS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(60)];
-/// Longest wait between two looks while others are refused and there is one.
-const LONGEST: Duration = Duration::from_secs(60);
-/// Under what name readiness is held back.
-const NAME: &str = "other listeners";
+/// From the begin of a server to the first look; each further wait is twice as long. An application that serves several
+/// listeners has given all of them by then.
+const FIRST: Duration = Duration::from_secs(1);
+/// Longest wait between two looks where others are refused, and where they are told of: with many connections the tables are
+/// long.
+const LONGEST: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(600)];
 /// The least port of those that the system gives, where it does not say.
 const EPHEMERAL: u16 = 32_768;
 
@@ -61,8 +60,13 @@ pub(crate) struct Own {
     inode: Option<u64>,
 }
 
-/// Holds readiness back, if others are refused, until it is known that there are none.
-pub(crate) struct Hold(Option<Readiness>);
+/// Holds readiness back for one server, if others are refused, while there are some or nothing is known yet.
+pub(crate) struct Hold {
+    readiness: Option<Readiness>,
+    /// Of this server: another one's end must not let go.
+    name: String,
+    alone: watch::Sender<bool>,
+}
 
 impl Listeners {
     /// With `refused` nothing is ready while others listen than the `allowed` ones.
@@ -92,38 +96,28 @@ impl Listeners {
         self.debug.get_or_init(|| address);
     }
 
-    /// To be called as a server begins.
-    pub(crate) fn hold(&self, readiness: &Readiness) -> Hold {
+    /// To be called as a server begins at `address`.
+    pub(crate) fn hold(&self, readiness: &Readiness, address: SocketAddr) -> Hold {
+        let name = format!("other listeners than {address}");
         if self.refused {
-            readiness.hold(NAME, "they have not been looked for yet");
+            readiness.hold(&name, "they have not been looked for yet");
         }
-        Hold(self.refused.then(|| readiness.clone()))
+        Hold { readiness: self.refused.then(|| readiness.clone()), name, alone: watch::Sender::new(!self.refused) }
     }
 
-    /// Looks a few times, and tells of each other listener once.
-    pub(crate) async fn watch(&self) {
-        let mut waited = Duration::ZERO;
-        for at in LOOKS {
-            sleep(at - waited).await;
-            waited = at;
-            // What is found is told of.
-            let _ = self.find().await;
-        }
-        pending().await
-    }
-
-    /// Waits, if others are refused, until there are none.
-    pub(crate) async fn alone(&self, Hold(readiness): &Hold) {
-        let Some(readiness) = readiness else { return };
-        let mut wait = LOOKS[0];
+    /// Looks now and then, for ever, and tells of each other listener once. If others are refused, nothing is ready while one is
+    /// there: of those that come later, the ones that stay from one look to the next, so that a socket that is open for
+    /// a moment takes nothing out of service.
+    pub(crate) async fn watch(&self, hold: &Hold) {
+        let longest = LONGEST[usize::from(!self.refused)];
+        let (mut wait, mut before) = (FIRST, true);
         loop {
             sleep(wait).await;
-            match self.find().await {
-                Ok(others) if others.is_empty() => return readiness.release(NAME),
-                Ok(others) => readiness.hold(NAME, &Others(&others).to_string()),
-                Err(error) => readiness.hold(NAME, &format!("what listens here cannot be known: {error}")),
-            }
-            wait = (wait * 2).min(LONGEST);
+            let found = self.find().await;
+            let others = found.as_ref().is_ok_and(|others| !others.is_empty());
+            hold.note(found, before);
+            before = others;
+            wait = (wait * 2).min(longest);
         }
     }
 
@@ -176,10 +170,33 @@ impl Drop for Own {
     }
 }
 
+impl Hold {
+    /// Waits, if others are refused, until there was a look that found none.
+    pub(crate) async fn alone(&self) {
+        // The sender is ours.
+        let _ = self.alone.subscribe().wait_for(|alone| *alone).await;
+    }
+
+    /// What was found; `before` = others were there at the last look, too.
+    fn note(&self, found: io::Result<Vec<Listener>>, before: bool) {
+        let Some(readiness) = &self.readiness else { return };
+        let begun = *self.alone.borrow();
+        match found {
+            Ok(others) if others.is_empty() => {
+                readiness.release(&self.name);
+                self.alone.send_replace(true);
+            }
+            Ok(others) if before || !begun => readiness.hold(&self.name, &Others(&others).to_string()),
+            Err(error) if !begun => readiness.hold(&self.name, &format!("what listens here cannot be known: {error}")),
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
 impl Drop for Hold {
     fn drop(&mut self) {
-        if let Some(readiness) = &self.0 {
-            readiness.release(NAME);
+        if let Some(readiness) = &self.readiness {
+            readiness.release(&self.name);
         }
     }
 }
@@ -282,9 +299,12 @@ fn inode_of(_: &TcpListener) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use mesh_testkit::clock::pass;
 
     use super::*;
+
+    const SERVED: &str = "127.0.0.1:8080";
 
     /// A mesh before a table that the test writes.
     fn before(refused: bool, allowed: &str, table: &Arc<Mutex<io::Result<Vec<Listener>>>>) -> Listeners {
@@ -391,20 +411,20 @@ mod tests {
         {
             let (listeners, readiness) = (before(refused, allowed, &table), Readiness::default());
             listeners.own_debug("127.0.0.1:15000".parse().unwrap());
-            let hold = listeners.hold(&readiness);
+            let hold = listeners.hold(&readiness, SERVED.parse().unwrap());
             assert_eq!(readiness.is_ready(), !refused, "it is not known yet");
             tokio::select! {
-                () = listeners.watch() => {}
-                () = listeners.alone(&hold), if refused => {}
+                () = listeners.watch(&hold) => {}
                 () = pass(Duration::from_secs(11)) => {}
             }
+            assert_eq!(hold.alone().now_or_never().is_some(), readiness.is_ready());
             assert_eq!(
                 (listeners.others(), readiness.is_ready()),
                 (others, !refused || others == 0),
                 "{refused} {allowed}"
             );
             if !readiness.is_ready() {
-                let why = readiness.reasons().remove(NAME).unwrap();
+                let why = readiness.reasons().remove(&hold.name).unwrap();
                 assert!(why.contains("MESH-2010") && why.contains("127.0.0.1:9229"), "{why}");
             }
             drop(hold);
@@ -416,20 +436,70 @@ mod tests {
     async fn readiness_comes_once_others_are_gone_and_not_while_nothing_is_known() {
         let table = Arc::new(Mutex::new(Ok(vec![at("0.0.0.0:9090")])));
         let (listeners, readiness) = (before(true, "", &table), Readiness::default());
-        let hold = listeners.hold(&readiness);
+        let hold = listeners.hold(&readiness, SERVED.parse().unwrap());
         let play = async {
             pass(Duration::from_secs(5)).await;
             assert!(!readiness.is_ready());
             *table.lock() = Err(io::ErrorKind::NotFound.into());
             pass(Duration::from_secs(60)).await;
-            assert!(readiness.reasons()[NAME].contains("cannot be known"), "{readiness:?}");
+            assert!(readiness.reasons()[&hold.name].contains("cannot be known"), "{readiness:?}");
             *table.lock() = Ok(Vec::new());
-            pending::<()>().await;
+            hold.alone().await;
         };
         tokio::select! {
-            () = listeners.alone(&hold) => {}
+            () = listeners.watch(&hold) => {}
             () = play => {}
         }
         assert!(readiness.is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_later_and_stays_takes_readiness_back_where_it_is_refused_and_is_counted_everywhere() {
+        for refused in [true, false] {
+            let table = Arc::new(Mutex::new(Ok(Vec::new())));
+            let (listeners, readiness) = (before(refused, "", &table), Readiness::default());
+            let hold = listeners.hold(&readiness, SERVED.parse().unwrap());
+            let is = async |minutes: u64, others: u64, ready: bool, when: &str| {
+                pass(Duration::from_secs(60 * minutes)).await;
+                assert_eq!(
+                    (listeners.others(), readiness.is_ready()),
+                    (others, ready || !refused),
+                    "{refused}: {when}"
+                );
+            };
+            let play = async {
+                is(120, 0, true, "it is alone").await;
+                *table.lock() = Ok(vec![at("127.0.0.1:9229")]);
+                if refused {
+                    is(1, 1, true, "it may be there for a moment").await;
+                    *table.lock() = Ok(Vec::new());
+                    is(1, 0, true, "it was").await;
+                    *table.lock() = Ok(vec![at("127.0.0.1:9229")]);
+                    is(1, 1, true, "another one").await;
+                    *table.lock() = Err(io::ErrorKind::NotFound.into());
+                    is(1, 1, true, "nothing is known").await;
+                    *table.lock() = Ok(vec![at("127.0.0.1:9229")]);
+                }
+                is(20, 1, false, "it stays").await;
+                *table.lock() = Ok(Vec::new());
+                is(20, 0, true, "it is gone").await;
+            };
+            tokio::select! {
+                () = listeners.watch(&hold) => {}
+                () = play => {}
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_one_server_does_not_let_go_what_another_one_holds() {
+        let table = Arc::new(Mutex::new(Ok(vec![at("127.0.0.1:9229")])));
+        let (listeners, readiness) = (before(true, "", &table), Readiness::default());
+        let hold = |address: &str| listeners.hold(&readiness, address.parse().unwrap());
+        let (one, other) = (hold(SERVED), hold("127.0.0.1:8081"));
+        drop(one);
+        assert!(!readiness.is_ready());
+        drop(other);
+        assert!(readiness.is_ready(), "the control");
     }
 }

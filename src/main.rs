@@ -171,6 +171,9 @@ enum CertCommand {
         /// Trust domain of the mesh.
         #[arg(long, default_value = "cluster.local", value_parser = TrustDomain::new)]
         trust_domain: TrustDomain,
+        /// As the control plane's.
+        #[arg(long, value_parser = TrustDomain::new)]
+        trust_domain_alias: Vec<TrustDomain>,
     },
     /// Change the authority's root in three runs: add a new one, let it sign, take the old one out. A running control
     /// plane follows, and workloads follow it. Exit code 0: a step was made; 1: the next step would cut somebody off now,
@@ -273,7 +276,9 @@ fn cert(command: CertCommand) -> Result<ExitCode, Error> {
             tell_of_new(&state, known)?;
             authority.issue_files(&id, Some(Duration::from_secs(ttl)), &out)?;
         }
-        CertCommand::Bundle { state, trust_domain } => bundle(&state, trust_domain)?,
+        CertCommand::Bundle { state, trust_domain, trust_domain_alias } => {
+            bundle(&state, TrustDomains::new(trust_domain, trust_domain_alias))?;
+        }
         CertCommand::RotateRoot { state, trust_domain, trust_domain_alias, force, certificate_ttl, status, output } => {
             let life = CertificateLife::at_most(Duration::from_secs(certificate_ttl));
             let known = has_authority(&state);
@@ -296,6 +301,20 @@ fn cert(command: CertCommand) -> Result<ExitCode, Error> {
 
 fn has_authority(state: &Path) -> bool {
     state.join(ROOT_FILE).exists()
+}
+
+/// Where there is no authority what is asked of it makes none.
+fn demand_authority(state: &Path, so: &str) -> Result<(), Error> {
+    if has_authority(state) {
+        return Ok(());
+    }
+    let directory = std::path::absolute(state)?;
+    let directory = directory.display();
+    let message = format!(
+        "no control plane keeps its state in {directory} (there is no {ROOT_FILE}), so {so}: start one with --state, or \
+         correct this --state"
+    );
+    Err(message.into())
 }
 
 /// A mistyped directory makes an authority whose certificates no control plane trusts.
@@ -325,21 +344,15 @@ fn show(state: &RotationState, output: Format) -> Result<(), Error> {
     Ok(cli::print(&format!("{now}\nsigning   {signing}\ntrusted   {trusted}\nnext run  {next}; it is safe {when}\n"))?)
 }
 
-fn bundle(state: &Path, trust_domain: TrustDomain) -> Result<(), Error> {
-    let authority = CertificateAuthority::open(state, trust_domain, CertificateLife::default(), Clock::system())?;
+fn bundle(state: &Path, domains: TrustDomains) -> Result<(), Error> {
+    demand_authority(state, "nobody has roots of it")?;
+    let authority = CertificateAuthority::open(state, domains, CertificateLife::default(), Clock::system())?;
     Ok(cli::print(&format!("{}\n", authority.bundle_map()?))?)
 }
 
 fn token(state: &Path, namespace: &str, account: &str, ttl: u64, control_plane: &str) -> Result<(), Error> {
+    demand_authority(state, "nobody would take a token of it")?;
     let root = std::path::absolute(state.join(ROOT_FILE))?;
-    if !has_authority(state) {
-        let directory = root.parent().unwrap_or(state).display();
-        let message = format!(
-            "no control plane keeps its state in {directory} (there is no {ROOT_FILE}), so nobody would take a token of \
-             it: start one with --state, or correct this --state"
-        );
-        return Err(message.into());
-    }
     let token = JoinTokens::open(state)?.mint(namespace, account, Duration::from_secs(ttl))?;
     let root = root.display();
     Ok(cli::print(&format!(

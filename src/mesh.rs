@@ -29,9 +29,9 @@ use crate::listeners::Listeners;
 use crate::runtime::ControlRuntime;
 use crate::serve::{Raw, Serve};
 
-/// How long [`Mesh::shutdown`] waits: the servers' lame duck and drain limit, inside Kubernetes' usual 30 s of
-/// grace.
-const DRAIN_LIMIT: Duration = Duration::from_secs(28);
+/// How long [`Mesh::shutdown`] waits: a little longer than the servers' lame duck and drain limit take together, and until
+/// five seconds before Kubernetes' usual grace is over.
+const DRAIN_LIMIT: Duration = Duration::from_secs(25);
 
 /// A process's part in the mesh. Cheap to clone; clones are the same part. The last one dropped ends the
 /// control connection and its background tasks.
@@ -270,7 +270,7 @@ impl Mesh {
     }
 
     /// Drains every server: waits until callers had time to learn of it and what is in flight has finished, at
-    /// most 28 s.
+    /// most 25 s.
     pub async fn shutdown(&self) {
         self.begin_shutdown();
         if tokio::time::timeout(DRAIN_LIMIT, self.inner.drain.finished()).await.is_err() {

@@ -179,7 +179,7 @@ impl<S> Serve<S> {
             announcement = Some(mesh.announcement(&target, address, self.protocol));
         }
         // Where no policy comes from anywhere, none is passed by.
-        let hold = inner.control.as_ref().map(|_| inner.listeners.hold(&inner.readiness));
+        let hold = inner.control.as_ref().map(|_| inner.listeners.hold(&inner.readiness, bound));
         let serving = serve(builder.build(), self.listener, self.service);
         let attendance = attend(&mesh, announcement, policy, hold, self.signals);
         tokio::pin!(serving, attendance);
@@ -206,7 +206,7 @@ async fn attend(
 ) {
     let watched = async {
         match &hold {
-            Some(_) => mesh.inner().listeners.watch().await,
+            Some(hold) => mesh.inner().listeners.watch(hold).await,
             None => std::future::pending().await,
         }
     };
@@ -251,7 +251,7 @@ async fn announce_when_ready(
 ) -> Option<Registration> {
     policy.wait_for(|state| matches!(state, InboundState::Ready(_))).await;
     if let Some(hold) = hold {
-        mesh.inner().listeners.alone(hold).await;
+        hold.alone().await;
     }
     mesh.announce(announcement?)
 }

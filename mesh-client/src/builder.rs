@@ -175,9 +175,11 @@ impl ClientBuilder {
         self
     }
 
-    /// Time for requests under way to an endpoint that discovery no longer names, alone or with its whole cluster or
-    /// destination; then their connections are closed.
-    /// Meanwhile no other request goes there. Default 30 s; `Duration::MAX` = until they end, as in Envoy.
+    /// Time for requests under way to an endpoint that discovery says is gone, alone or with its whole cluster or
+    /// destination; then their connections are closed. Meanwhile no other request goes there. A cluster that routes
+    /// merely no longer name is not gone: what is under way to it ends in its own time, as in Envoy and gRPC (A31), and so
+    /// it does where other policy for a cluster leaves its endpoints. Default 30 s; `Duration::MAX` = until they end, as in
+    /// Envoy.
     pub fn drain_limit(mut self, limit: Duration) -> Self {
         self.limits.drain = limit;
         self

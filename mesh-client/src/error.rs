@@ -152,6 +152,12 @@ pub enum Cause {
         /// Where to.
         address: Address,
     },
+    /// The request's scheme is https, and policy sends plaintext to this endpoint. Nothing is sent.
+    #[error("{address}: the request's scheme is https, and policy sends plaintext to this endpoint")]
+    HttpsToPlaintext {
+        /// Where to.
+        address: Address,
+    },
     /// The connection broke before the answer.
     #[error("{address}: {source}")]
     ConnectionLost {
@@ -371,6 +377,7 @@ impl Cause {
             Self::WrongPeerIdentity { .. } => "wrong peer identity",
             Self::NoIdentity { .. } => "no certificate of our own",
             Self::PlaintextToStrict { .. } => "plaintext to a strict peer",
+            Self::HttpsToPlaintext { .. } => "https to a plaintext endpoint",
             Self::ConnectionLost { .. } => "connection lost",
             Self::StreamRefused { .. } => "stream refused",
             Self::Timeout(_) | Self::PerTryTimeout(_) | Self::IdleTimeout(_) => "timeout",
@@ -406,6 +413,7 @@ impl Cause {
             Self::WrongPeerIdentity { .. } => Code::WRONG_PEER_IDENTITY,
             Self::NoIdentity { .. } => Code::NO_IDENTITY,
             Self::PlaintextToStrict { .. } => Code::PLAINTEXT_TO_STRICT,
+            Self::HttpsToPlaintext { .. } => Code::HTTPS_TO_PLAINTEXT,
             Self::ConnectionLost { .. } => Code::CONNECTION_LOST,
             Self::StreamRefused { .. } => Code::STREAM_REFUSED,
             Self::Timeout(_) | Self::PerTryTimeout(_) | Self::IdleTimeout(_) => Code::TIMEOUT,
@@ -432,7 +440,8 @@ impl Cause {
             | Self::NoCluster { .. }
             | Self::UnsupportedAction(_)
             | Self::NoSubset { .. }
-            | Self::PlaintextToStrict { .. } => Blame::Configuration,
+            | Self::PlaintextToStrict { .. }
+            | Self::HttpsToPlaintext { .. } => Blame::Configuration,
             Self::NoIdentity { .. }
             | Self::Breaker { .. }
             | Self::QueueTimeout { .. }
@@ -465,6 +474,7 @@ impl Cause {
             | Self::NoRoute { .. }
             | Self::NoCluster { .. }
             | Self::UnsupportedAction(_)
+            | Self::HttpsToPlaintext { .. }
             | Self::Deadline
             | Self::RequestBody(_) => Retry::Never,
             Self::ConnectionLost { sent: true, .. }

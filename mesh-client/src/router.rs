@@ -363,19 +363,20 @@ impl Router {
         Ok(Raw { cluster: chosen.cluster, hash, attempts, idle: Some(TcpForward::IDLE_TIMEOUT) })
     }
 
-    /// Lets go of the clusters that `next` has no use for; none = of all. Requests under way hold them, but not their idle
-    /// connections, and they have `limit` for what no longer exists.
+    /// Lets go of the clusters that `next` has no use for; none = of all, for there is no such destination any more.
+    /// Requests under way hold them, but not their idle connections, and they have `limit` for what discovery says is
+    /// gone. That no route names a cluster does not say so: requests to it end in peace, as in Envoy and gRPC (A31).
     pub(crate) fn retire(&self, next: Option<&Self>, limit: Duration) {
         if next.is_some_and(|next| Arc::ptr_eq(&self.wiring, &next.wiring)) {
             return;
         }
         for (name, slot) in &self.wiring.clusters {
-            let next = next.and_then(|next| next.wiring.clusters.get(name));
-            match (slot, next) {
-                (Slot::Ready(cluster), Some(Slot::Ready(next))) if Arc::ptr_eq(cluster, next) => {}
-                (Slot::Ready(cluster), Some(Slot::Ready(next))) => cluster.retire(Some(next), limit),
-                (Slot::Ready(cluster), _) => cluster.retire(None, limit),
-                (Slot::Aggregate(_) | Slot::Failed(..), _) => {}
+            let Slot::Ready(cluster) = slot else { continue };
+            match next.map(|next| next.wiring.clusters.get(name)) {
+                Some(Some(Slot::Ready(next))) if Arc::ptr_eq(cluster, next) => {}
+                Some(Some(Slot::Ready(next))) => cluster.give_way(next, limit),
+                Some(Some(Slot::Aggregate(_)) | None) => cluster.retire(None),
+                Some(Some(Slot::Failed(..))) | None => cluster.retire(Some(limit)),
             }
         }
     }
@@ -592,16 +593,16 @@ fn clusters(
             aggregates.insert(name, parts);
             continue;
         }
-        let kept = match previous.and_then(|old| old.wiring.clusters.get(name)) {
-            Some(Slot::Ready(old)) if old.policy() == policy => Some(Arc::clone(old)),
+        let before = match previous.and_then(|old| old.wiring.clusters.get(name)) {
+            Some(Slot::Ready(old)) => Some(&**old),
             _ => None,
         };
-        let cluster = match kept {
-            Some(kept) => {
+        let cluster = match before {
+            Some(kept) if kept.policy() == policy => {
                 kept.update(endpoints, env);
-                kept
+                kept.clone()
             }
-            None => Cluster::new(policy.clone(), endpoints.clone(), target, env),
+            _ => Cluster::new(policy.clone(), endpoints.clone(), target, env, before),
         };
         slots.insert(name.clone(), Slot::Ready(Backend::whole(cluster)));
     }

@@ -14,7 +14,7 @@ use mesh_core::telemetry::TcpSeries;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::cluster::{Attempt, Endpoint, Permit};
+use crate::cluster::{Attempt, Cluster, Endpoint};
 use crate::connect::{IoStream, OpenGuard};
 use crate::destination::Destination;
 
@@ -26,7 +26,7 @@ use crate::destination::Destination;
 /// keep, is not applied to it. One over which no byte has gone for policy's idle timeout (Envoy `tcp_proxy`, Istio
 /// `connectionPool.tcp.idleTimeout`; 1 h by default) is closed: who waits for bytes then, or uses it after, gets
 /// [`TimedOut`](io::ErrorKind::TimedOut). Until it is dropped it counts against the cluster's `max_connections` and
-/// `max_requests` and as load of its endpoint.
+/// as load of its endpoint.
 pub struct TcpConnection {
     // None: closed, for it was idle.
     io: Option<IoStream>,
@@ -35,7 +35,7 @@ pub struct TcpConnection {
     series: Arc<TcpSeries>,
     endpoint: Arc<Endpoint>,
     // Given back when the connection is dropped; the destination is not forgotten meanwhile.
-    _counted: (Attempt, OpenGuard, Permit, Arc<Destination>),
+    _counted: (Attempt, OpenGuard, Arc<Cluster>, Arc<Destination>),
 }
 
 /// A connection to an endpoint, and what one try holds of that.
@@ -50,11 +50,16 @@ pub(crate) struct Held {
 
 impl TcpConnection {
     /// `idle`: how long it may be silent.
-    pub(crate) fn new(held: Held, permit: Permit, destination: Arc<Destination>, idle: Option<Duration>) -> Self {
+    pub(crate) fn new(
+        held: Held,
+        cluster: Arc<Cluster>,
+        destination: Arc<Destination>,
+        idle: Option<Duration>,
+    ) -> Self {
         let Held { io, peer, series, endpoint, attempt, open } = held;
         series.open();
         let idle = idle.and_then(Idle::new).map(Box::new);
-        Self { io: Some(io), idle, peer, series, endpoint, _counted: (attempt, open, permit, destination) }
+        Self { io: Some(io), idle, peer, series, endpoint, _counted: (attempt, open, cluster, destination) }
     }
 
     /// The endpoint at the other end.

@@ -84,7 +84,7 @@ impl Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.file.is_empty() {
-            write!(f, "{}:", self.file)?;
+            write!(f, "{}:", OneLine(&self.file))?;
             if self.line > 0 {
                 write!(f, "{}:", self.line)?;
             }
@@ -92,20 +92,33 @@ impl fmt::Display for Finding {
         }
         write!(f, "{}: ", self.severity)?;
         if !self.kind.is_empty() {
-            write!(f, "{} ", self.kind)?;
+            write!(f, "{} ", OneLine(&self.kind))?;
             match (self.namespace.as_str(), self.name.as_str()) {
-                ("", name) => f.write_str(name)?,
-                (namespace, name) => write!(f, "{namespace}/{name}")?,
+                ("", name) => write!(f, "{}", OneLine(name))?,
+                (namespace, name) => write!(f, "{}/{}", OneLine(namespace), OneLine(name))?,
             }
             if !self.field.is_empty() {
-                write!(f, " {}", self.field)?;
+                write!(f, " {}", OneLine(&self.field))?;
             }
             f.write_str(": ")?;
         }
-        f.write_str(&self.message)?;
+        write!(f, "{}", OneLine(&self.message))?;
         if let Some(code) = self.code {
             write!(f, " [{code}]")?;
         }
         Ok(())
+    }
+}
+
+/// Text that a manifest wrote, on one line: what ends a line, moves a cursor or turns the direction of writing is escaped.
+struct OneLine<'a>(&'a str);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use fmt::Write as _;
+        let moves = |c: char| {
+            c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        };
+        self.0.chars().try_for_each(|c| if moves(c) { write!(f, "{}", c.escape_default()) } else { f.write_char(c) })
     }
 }

@@ -22,6 +22,8 @@ mod served;
 mod shards;
 pub mod source;
 mod state_dir;
+#[cfg(test)]
+mod test_log;
 pub mod translate;
 pub mod xds;
 

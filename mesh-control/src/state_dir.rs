@@ -129,12 +129,7 @@ impl StateDir {
     /// the one that is there now.
     pub(crate) fn write_once(&self, name: &str, content: &[u8]) -> Result<Zeroizing<Vec<u8>>, StateError> {
         let path = self.path(name);
-        let fresh = format!(".{name}.{}", std::process::id());
-        self.write(&fresh, content)?;
-        // A hard link fails where a rename would replace.
-        let linked = fs::hard_link(self.path(&fresh), &path);
-        let removed = fs::remove_file(self.path(&fresh));
-        match linked.and(removed) {
+        match write_first(&path, &self.path(&format!(".{name}.{}", unique())), content) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 Err(StateError::Io { action: "write", path, source: e })
             }
@@ -187,6 +182,44 @@ impl StateDir {
         };
         write().map_err(|source| StateError::Io { action: "write", path: path.clone(), source })
     }
+}
+
+/// Writes a file, readable by its owner only, unless there is one: that is the error `AlreadyExists`. `beside` is where it is
+/// until it is whole.
+pub(crate) fn write_first(path: &Path, beside: &Path, content: &[u8]) -> io::Result<()> {
+    // A hard link fails where a rename would replace.
+    write_first_by(|from, to| fs::hard_link(from, to), path, beside, content)
+}
+
+fn write_first_by(
+    link: impl Fn(&Path, &Path) -> io::Result<()>,
+    path: &Path,
+    beside: &Path,
+    content: &[u8],
+) -> io::Result<()> {
+    write_new(beside, content)?;
+    let linked = match link(beside, path) {
+        // No links on SMB, exFAT and what some programs serve: it is written in its place, where a crash may leave a part.
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => write_new(path, content),
+        linked => linked,
+    };
+    let removed = fs::remove_file(beside);
+    linked.and(removed)
+}
+
+/// One that could not be written whole is not left there.
+fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = private_file().create_new(true).write(true).open(path)?;
+    let written = file.write_all(content).and_then(|()| file.sync_all());
+    if written.is_err() {
+        let _ = fs::remove_file(path);
+    }
+    written
+}
+
+/// A part of a name that nobody else gives, in this process or in another one.
+pub(crate) fn unique() -> String {
+    format!("{}.{:016x}", std::process::id(), fastrand::Rng::new().u64(..))
 }
 
 /// Options that create a file with mode 0600.
@@ -252,7 +285,7 @@ fn refuse_shared(path: &Path) -> Result<u32, StateError> {
         return Err(StateError::NotOurs { path: path.to_owned(), reason });
     }
     // Whose files this process makes only a file tells.
-    let probe = path.join(format!(".owner.{}.{:016x}", std::process::id(), fastrand::Rng::new().u64(..)));
+    let probe = path.join(format!(".owner.{}", unique()));
     let made = private_file().create_new(true).write(true).open(&probe).and_then(|file| file.metadata());
     let user = made.map_err(failed("write to"))?.uid();
     fs::remove_file(&probe).map_err(failed("write to"))?;
@@ -297,6 +330,31 @@ mod tests {
         assert_eq!((mode(&dir.path), mode(&dir.path("key"))), (0o700, 0o600));
         assert_eq!(dir.read_secret("key").unwrap().unwrap().as_slice(), b"secret");
         assert!(dir.read_secret("none").unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_written_once_is_there_whole_also_where_there_are_no_hard_links() {
+        let none = |_: &Path, _: &Path| Err(io::Error::from(io::ErrorKind::Unsupported));
+        let links = |from: &Path, to: &Path| fs::hard_link(from, to);
+        for has_links in [true, false] {
+            let home = tempfile::tempdir().unwrap();
+            let (path, beside) = (home.path().join("a"), home.path().join(".a"));
+            let write = |content: &[u8]| match has_links {
+                true => write_first_by(links, &path, &beside, content),
+                false => write_first_by(none, &path, &beside, content),
+            };
+            write(b"one").unwrap();
+            assert_eq!(mode(&path), 0o600);
+            assert_eq!(write(b"two").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(fs::read(&path).unwrap(), b"one");
+            assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1, "nothing is left beside it");
+        }
+        let home = tempfile::tempdir().unwrap();
+        let dir = StateDir::open(home.path()).unwrap();
+        for content in [b"one", b"two"] {
+            assert_eq!(dir.write_once("key", content).unwrap().as_slice(), b"one");
+        }
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -1,4 +1,8 @@
-//! Limits of an inbound server, every one with its default; nothing is left to a library's default.
+//! Limits of an inbound server, every one with its default; nothing is left to a library's default but what hyper does not
+//! hand on. Of h2 that is: what small DATA frames that nobody has read yet may cost beside their bytes (256 each, together
+//! half of [`Config::connection_window`] and at least 25,600), empty DATA frames (100 in a connection's life) and
+//! CONTINUATION frames (as many as the largest head takes, a quarter more, and at least five), with more of which the connection is closed
+//! with ENHANCE_YOUR_CALM; and the streams that were reset here and are remembered (50, for a second).
 
 use std::time::Duration;
 
@@ -23,7 +27,7 @@ pub struct Config {
     /// HTTP/2 connections may be idle for as long as they answer pings. Default 60 s.
     pub idle_timeout: Duration,
     /// How long somebody may wait for the next bytes of a request's body; then the request gets 408 if its answer has not
-    /// begun, and its body ends with an error. gRPC calls over HTTP/2 and tunnels (CONNECT), which may be silent, are not
+    /// begun, and its body ends with an error. One that trickles ends with its connection's age. gRPC calls over HTTP/2 and tunnels (CONNECT), which may be silent, are not
     /// limited but while an external authorizer's question waits for their body: they have deadlines and keep-alive.
     /// Default 30 s; none = no limit.
     pub body_idle_timeout: Option<Duration>,
@@ -94,8 +98,8 @@ pub struct Config {
     /// idle HTTP/1.1 connections are closed at the end. It is the same if nobody is connected: callers may be about to.
     /// Default 2 s.
     pub lame_duck: Duration,
-    /// How long requests in flight may take to finish once their connection drains. Default 25 s: with the
-    /// lame duck's time below Kubernetes' 30 s of grace. In the last second of it gRPC calls are told UNAVAILABLE,
+    /// How long requests in flight may take to finish once their connection drains. Default 22 s: with the
+    /// lame duck's time more than five seconds below Kubernetes' 30 s of grace. In the last second of it gRPC calls are told UNAVAILABLE,
     /// those whose answers go on too, and other requests without an answer get 503 (`MESH-1501`).
     pub drain_limit: Duration,
     /// How long requests in flight may go on over a connection whose caller a changed policy may refuse, or whose peer
@@ -139,7 +143,7 @@ impl Default for Config {
             max_local_resets: 1024,
             max_control_frames: Some(1000),
             lame_duck: Duration::from_secs(2),
-            drain_limit: Duration::from_secs(25),
+            drain_limit: Duration::from_secs(22),
             unwelcome_limit: Duration::from_secs(5),
             raw_idle_timeout: Some(Duration::from_secs(3600)),
             min_load_report_interval: Duration::from_secs(30),

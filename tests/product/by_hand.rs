@@ -37,7 +37,7 @@ pub(crate) fn spawn(command: &mut Command) -> Child {
 
 /// `mesh control-plane` on free ports.
 pub(crate) struct Plane {
-    process: Child,
+    pub(crate) process: Child,
     pub(crate) state: PathBuf,
     pub(crate) address: String,
     debug: SocketAddr,
@@ -135,6 +135,9 @@ async fn what_cannot_be_done_is_told_and_ends_with_2() {
     // Where no control plane keeps its state nobody takes a token, and nothing is made.
     let (code, silent, told) = cert(&["token", "--service-account", "a"]).await;
     assert!((code, silent) == (Some(2), true) && told.contains("no control plane keeps its state"), "{told}");
+    // Nor has anybody roots that others could trust.
+    let (code, silent, told) = cert(&["bundle"]).await;
+    assert!((code, silent) == (Some(2), true) && told.contains("no control plane keeps its state"), "{told}");
     assert!(!state.exists());
     let out = home.path().join("certs");
     let issue = ["issue", "--service-account", "a", "--out", out.to_str().unwrap()];
@@ -170,6 +173,11 @@ async fn a_root_is_changed_by_hand_and_a_step_that_is_too_early_ends_with_1() {
     let map: Value = serde_json::from_str(&bundle.1).unwrap();
     let keys = &map["trust_domains"]["cluster.local"]["keys"];
     assert_eq!((bundle.0, keys.as_array().map(Vec::len), &keys[0]["use"]), (Some(0), Some(1), &"x509-svid".into()));
+    let elsewhere = cert(&["bundle", "--trust-domain", "elsewhere.test"]).await;
+    assert!(elsewhere.0 == Some(2) && elsewhere.1.is_empty(), "the roots of another domain: {elsewhere:?}");
+    let renamed = ["bundle", "--trust-domain", "new.test", "--trust-domain-alias", "cluster.local"];
+    let renamed = cert(&renamed).await;
+    assert!(renamed.0 == Some(0) && renamed.1.contains("new.test"), "{renamed:?}");
     let step = |(code, stdout, stderr): (Option<i32>, String, String)| {
         assert_eq!(code, Some(0), "{stderr}");
         let state: Value = serde_json::from_str(&stdout).unwrap();

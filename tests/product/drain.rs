@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use crate::support::{FREE, Load, Plane, becomes, call, eventually, plain_get};
+use crate::support::{FREE, Load, Plane, becomes, call, eventually, held, plain_get};
 
 const REVIEWS: &str = "http://reviews:9080/";
 const SLOW: &str = "http://reviews:9080/slow";
@@ -37,15 +37,7 @@ async fn s84_a_request_to_the_debug_address_drains_nothing_unless_that_was_asked
 async fn a_drain_finishes_what_is_in_flight_and_takes_nothing_new() {
     let plane = Plane::start().await;
     let (entered, proceed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let slow = {
-        let (entered, proceed) = (entered.clone(), proceed.clone());
-        move || async move {
-            entered.notify_one();
-            proceed.notified().await;
-            "finished"
-        }
-    };
-    let app = Router::new().route("/slow", get(slow)).fallback(get(|| async { "leaving" }));
+    let app = Router::new().route("/slow", held(&entered, &proceed)).fallback(get(|| async { "leaving" }));
     let mut leaving = plane.serve("reviews", "", app).await;
     let caller = plane.caller("productpage").await;
     let in_flight = tokio::spawn({

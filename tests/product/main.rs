@@ -6,6 +6,8 @@
 #![allow(clippy::disallowed_methods, reason = "servers and loads of a test run beside it, and end with it")]
 
 mod allocations;
+#[cfg(feature = "cli")]
+mod asleep;
 mod authorization;
 mod bodies;
 #[cfg(all(feature = "cli", target_os = "linux"))]
@@ -34,6 +36,7 @@ mod puppet;
 mod quarter;
 mod reload;
 mod removed;
+mod rename;
 mod reports;
 mod restarts;
 mod root;

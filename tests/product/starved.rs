@@ -2,7 +2,7 @@
 //! its place in the mesh, nor memory.
 
 use std::net::SocketAddr;
-use std::sync::mpsc;
+use std::sync::{Arc, Barrier, mpsc};
 use std::time::Duration;
 
 use mesh::Mesh;
@@ -40,25 +40,47 @@ async fn stalled(debug: SocketAddr) -> (f64, f64) {
 /// R36 at test scale. The control is the application's own task, which stands still for as long.
 #[tokio::test]
 async fn an_application_that_blocks_its_runtime_keeps_its_identity_and_its_configuration_r36() {
+    for workers in [0, 3] {
+        blocked(workers).await;
+    }
+}
+
+/// All of an application's threads are blocked: its only one, or so many workers and the one that began them.
+async fn blocked(workers: usize) {
     let plane = Plane::with(|builder| builder.certificate_ttl(Duration::from_secs(6))).await;
     let _reviews = plane.answering("reviews", "", "one").await;
     let mesh = plane.process("productpage", "").debug_address(FREE);
 
-    // One thread, all of which is blocked for as long as the test likes.
+    // Blocked for as long as the test likes.
     let (blocked, release) = (mpsc::channel::<()>(), mpsc::channel::<()>());
     let (joined, member) = tokio::sync::oneshot::channel();
     let application = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut builder = match workers {
+            0 => tokio::runtime::Builder::new_current_thread(),
+            _ => tokio::runtime::Builder::new_multi_thread(),
+        };
+        let runtime = builder.worker_threads(workers.max(1)).enable_all().build().unwrap();
         runtime.block_on(async move {
             let mesh = mesh.build().await.unwrap();
             assert_eq!(call(&mesh, REVIEWS, &[]).await.unwrap().1, "one");
             let debug = mesh.debug_address().unwrap();
             eventually("the control: it runs", || async { (stalled(debug).await.0 == 0.0).then_some(()) }).await;
-            let beside = tokio::spawn(async { 1 });
             joined.send(mesh.clone()).unwrap();
+            let (at_work, go_on) = (Arc::new(Barrier::new(workers + 1)), Arc::new(Barrier::new(workers + 1)));
+            for _ in 0..workers {
+                let (at_work, go_on) = (at_work.clone(), go_on.clone());
+                tokio::spawn(async move {
+                    at_work.wait();
+                    go_on.wait();
+                });
+            }
+            // Each of them has a thread to itself.
+            at_work.wait();
+            let beside = tokio::spawn(async { 1 });
             blocked.0.send(()).unwrap();
             release.1.recv().unwrap();
             assert!(!beside.is_finished(), "the control: nothing else ran on this runtime");
+            go_on.wait();
             // What came meanwhile counts at once.
             becomes(&mesh, "http://reviews:9080/while-blocked", &[], "two").await;
             eventually("the stall is over", || async { (stalled(debug).await.0 == 0.0).then_some(()) }).await;

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::routing::any;
+use axum::routing::{MethodRouter, any, get};
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use mesh::{Body, Mesh, MeshBuilder, ServeError};
@@ -22,6 +22,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, ChildStdout, Command};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 /// A free port of loopback.
@@ -291,6 +292,16 @@ where
     let (head, body) = answer.split_once("\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
     Ok((status.ok_or(io::ErrorKind::InvalidData)?, body.to_owned()))
+}
+
+/// Answers "finished" a request once it may `proceed`, and says that it has `entered`.
+pub(crate) fn held(entered: &Arc<Notify>, proceed: &Arc<Notify>) -> MethodRouter {
+    let (entered, proceed) = (entered.clone(), proceed.clone());
+    get(move || async move {
+        entered.notify_one();
+        proceed.notified().await;
+        "finished"
+    })
 }
 
 /// Requests one after the other from a few tasks, until it is told to stop.

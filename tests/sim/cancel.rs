@@ -1,9 +1,7 @@
 //! Futures of the client dropped at every point at which they can be (R39): whatever was begun, nothing stays counted,
 //! and the next request finds its place free.
 
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +16,7 @@ use mesh_core::policy::{
     AdaptiveConcurrency, CircuitBreakers, FAULT_FILTER, FailureAccrual, Fault, FaultDelay, HedgePolicy, HttpFilter,
     HttpFilterKind, MinRtt, Mirror, PerMillion, RouteAction, Snapshot,
 };
-use mesh_testkit::{FixedSource, clock};
+use mesh_testkit::{FixedSource, clock, drop_after};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt};
@@ -28,23 +26,6 @@ use crate::fleet::{Door, Fleet, Handler, Wire};
 use crate::load::{Policy, TARGET, read, request};
 
 const TICK: Duration = Duration::from_millis(5);
-
-/// Polls a future as often as it is woken, `times` times at most, and drops it. Whether it was done before.
-async fn drop_after(times: usize, mut future: BoxFuture<'_, ()>) -> bool {
-    let mut left = times;
-    poll_fn(|cx| {
-        if left == 0 {
-            return Poll::Ready(false);
-        }
-        left -= 1;
-        match future.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(true),
-            Poll::Pending if left == 0 => Poll::Ready(false),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
-}
 
 /// Answers after a tick: `/fail` with 503, everything else with three chunks and trailers, a tick apart. `/now` is
 /// answered at once.
@@ -270,7 +251,7 @@ async fn drop_everywhere(case: Case) {
     for fresh in [true, false] {
         for times in 0.. {
             let client = if fresh { one() } else { client.clone() };
-            let done = drop_after(times, act(client.clone())).await;
+            let done = drop_after(times, act(client.clone())).await.is_some();
             if !detached {
                 assert_eq!(counted(&client, &breakers), [""; 0], "{name}: dropped after {times} polls");
             }
@@ -314,7 +295,7 @@ fn a_delay_dropped_at_any_point_gives_its_place_back_r39() {
         };
         assert!(took().await >= TICK);
         for times in 0..20 {
-            drop_after(times, fetch(client.clone(), "/").boxed()).await;
+            drop_after(times, fetch(client.clone(), "/")).await;
             let took = took().await;
             assert!(took >= TICK, "dropped after {times} polls, the next one was delayed by {took:?}");
         }
@@ -339,7 +320,7 @@ fn a_request_within_a_limit_dropped_at_any_point_gives_its_place_back_r39() {
                     let answer = send("/").await.unwrap();
                     let _ = answer.into_body().collect().await;
                 };
-                drop_after(times, whole.boxed()).await;
+                drop_after(times, whole).await;
                 let answer = send("/now").await;
                 assert!(answer.is_ok(), "{limit:?}, dropped after {times} polls: {:?}", answer.err());
             }
@@ -367,7 +348,7 @@ fn a_wait_for_the_first_configuration_dropped_at_any_point_leaves_nothing_behind
                     }
                 };
                 let waiting = join(fetch(client.clone(), "/"), fetch(client.clone(), "/fail"));
-                let done = drop_after(times, join(waiting, arrival).map(drop).boxed()).await;
+                let done = drop_after(times, join(waiting, arrival)).await.is_some();
                 in_vain += usize::from(!done);
                 assert_eq!(counted(&client, &breakers), [""; 0], "{times} polls");
                 source.set_snapshot(TARGET, snapshot());
@@ -398,7 +379,7 @@ fn a_probe_dropped_at_any_point_leaves_the_way_back_open_r39() {
             }
             assert!(client.send(request(Method::GET, "/", "")).await.is_err(), "control: it is out");
             clock::pass(penalty + TICK).await;
-            drop_after(times, fetch(client.clone(), "/").boxed()).await;
+            drop_after(times, fetch(client.clone(), "/")).await;
             // At once, and not when somebody's time is over.
             assert!(client.send(request(Method::GET, "/", "")).await.is_ok(), "dropped after {times} polls");
         }
@@ -417,9 +398,9 @@ fn a_connection_attempt_dropped_at_any_point_is_not_counted_r39() {
                 let breakers = Breakers::default();
                 let client = client_of(&fleet, &policy.retrying(2, None), &breakers);
                 for times in 0..20 {
-                    drop_after(times, fetch(client.clone(), "/").boxed()).await;
+                    drop_after(times, fetch(client.clone(), "/")).await;
                     assert_eq!(counted(&client, &breakers), [""; 0], "{door:?}, {times} polls");
-                    drop_after(times, async { drop(client.connect(TARGET).await) }.boxed()).await;
+                    drop_after(times, async { drop(client.connect(TARGET).await) }).await;
                     assert_eq!(counted(&client, &breakers), [""; 0], "{door:?}, raw, {times} polls");
                     clock::pass(Duration::from_secs(1)).await;
                     assert!(breakers.snapshot().iter().all(|state| state.connections == 0), "{door:?}, {times} polls");

@@ -60,6 +60,8 @@ pub(crate) struct Stream {
     excess: bool,
     ended: bool,
     trailers: Option<HeaderMap>,
+    // The try that began last was given all of it.
+    given: bool,
     // Which try may read: an older one that still holds the body is cut off.
     turn: u32,
     failed: Option<Source>,
@@ -136,6 +138,7 @@ impl Payload {
             excess: false,
             ended,
             trailers,
+            given: false,
             turn,
             failed,
             moved,
@@ -154,8 +157,10 @@ impl Payload {
                 Outgoing::Full(Some(bytes.clone()), watched)
             }
             Self::Stream(stream) => {
-                let turn = stream.lock().turn;
-                Outgoing::Stream { stream: stream.clone(), turn, at: 0, given: 0, done: false }
+                let mut state = stream.lock();
+                // Nobody asks for what is not there.
+                state.given = state.is_given(0, false);
+                Outgoing::Stream { stream: stream.clone(), turn: state.turn, at: 0, given: 0, done: false }
             }
         }
     }
@@ -283,7 +288,7 @@ impl Receipt {
         match self {
             Self::Whole => true,
             Self::Full(progress) => progress.lock().sent,
-            Self::Stream(stream) => stream.lock().ended,
+            Self::Stream(stream) => stream.lock().given,
         }
     }
 
@@ -342,6 +347,11 @@ impl Stream {
     /// Whether all of it is here, and stays.
     fn is_kept(&self) -> bool {
         self.ended && !self.lost && !self.excess
+    }
+
+    /// Whether who was given `at` chunks, and the trailers if `done`, was given all.
+    fn is_given(&self, at: usize, done: bool) -> bool {
+        self.ended && (self.lost || at >= self.sent.len()) && (done || self.trailers.is_none())
     }
 
     /// Takes what is ready, up to `most` frames.
@@ -423,6 +433,7 @@ impl HttpBody for Outgoing {
                 state.sent.clear();
             }
             state.moves();
+            state.given = state.is_given(*at, *done);
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
         if let Some(failed) = &state.failed {
@@ -430,14 +441,14 @@ impl HttpBody for Outgoing {
         }
         if state.ended {
             let trailers = if *done { None } else { state.trailers.clone() };
-            *done = true;
+            (*done, state.given) = (true, true);
             return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
         }
         let frame = ready!(state.poll_inner(cx));
         state.moves();
         match frame {
             None => {
-                state.ended = true;
+                (state.ended, state.given) = (true, true);
                 Poll::Ready(None)
             }
             Some(Ok(frame)) => {
@@ -451,6 +462,7 @@ impl HttpBody for Outgoing {
                     state.ended = true;
                     *done = true;
                 }
+                state.given = state.is_given(*at, *done);
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {
@@ -468,8 +480,7 @@ impl HttpBody for Outgoing {
             Self::Full(left, _) => left.is_none(),
             Self::Stream { stream, turn, at, done, .. } => {
                 let state = stream.lock();
-                let replayed = state.lost || *at >= state.sent.len();
-                state.turn == *turn && state.ended && replayed && (*done || state.trailers.is_none())
+                state.turn == *turn && state.is_given(*at, *done)
             }
         }
     }
@@ -610,6 +621,31 @@ mod tests {
             }
             assert_eq!((sent, kept(&payload)), (sizes.iter().sum(), if at_hand { 1024 } else { 0 }));
             assert_eq!((payload.rewind(), payload.can_be_sent_again()), (at_hand, at_hand));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_read_ahead_is_sent_when_it_has_been_given() {
+        let trailing = StreamBody::new(stream::iter([
+            Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"a"))),
+            Ok(Frame::trailers(HeaderMap::new())),
+        ]));
+        for (payload, frames) in [
+            (chunks(&[1000, 24]), 2),
+            (chunks(&[1000, 4096]), 2),
+            (chunks(&[2000]), 1),
+            (Payload::new(trailing, 1024), 2),
+            (chunks(&[]), 0),
+        ] {
+            payload.read_ahead();
+            for _ in 0..if payload.is_at_hand() { 2 } else { 1 } {
+                let (mut body, receipt) = (payload.body(), payload.receipt());
+                for frame in 0..frames {
+                    assert!(!receipt.is_sent() && !body.is_end_stream(), "{frame} of {frames} were given");
+                    body.frame().await.unwrap().unwrap();
+                }
+                assert!(receipt.is_sent() && body.is_end_stream() && body.frame().await.is_none());
+            }
         }
     }
 

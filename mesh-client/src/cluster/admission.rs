@@ -26,12 +26,10 @@ pub(crate) struct Admission {
     fail_fast: Option<FailFast>,
 }
 
-/// Leave to send one try, held until its answer has ended; or to have a raw connection.
+/// Leave to send one try, held until its answer has ended.
 pub(crate) struct Permit {
     cluster: Arc<Cluster>,
     high: bool,
-    // Whether it is one of the requests in flight.
-    counted: bool,
     retrying: Option<Retrying>,
 }
 
@@ -79,6 +77,17 @@ impl Admission {
     }
 }
 
+impl Cluster {
+    /// Leave to wait for a connection, one that is being made or one in use by others (Envoy's pending requests).
+    ///
+    /// # Errors
+    /// As many requests as allowed are waiting.
+    pub(crate) fn wait(&self, high: bool) -> Result<Waiting<'_>, Cause> {
+        let (pending, most) = (&self.admission.counters.of(high).pending, self.admission.limits(high).max_pending);
+        if pending.enter_within(most) { Ok(Waiting(pending)) } else { Err(full(self, "max_pending", most)) }
+    }
+}
+
 impl Retrying {
     /// A place for one more retry, if there is one; `own` of those counted are about to end.
     pub(crate) fn within(cluster: &Arc<Cluster>, own: u32, high: bool) -> Option<Self> {
@@ -108,12 +117,7 @@ impl Permit {
             cluster.load.iter().for_each(|load| load.refused());
             return Err(full(cluster, "max_requests", most));
         }
-        Ok(Self { cluster: cluster.clone(), high, counted: true, retrying })
-    }
-
-    /// Leave for a raw connection: limits of connections are for it, and none of requests, as with Envoy's `tcp_proxy`.
-    pub(crate) fn raw(cluster: &Arc<Cluster>) -> Self {
-        Self { cluster: cluster.clone(), high: false, counted: false, retrying: None }
+        Ok(Self { cluster: cluster.clone(), high, retrying })
     }
 
     /// Whether it is for a retry.
@@ -121,36 +125,23 @@ impl Permit {
         self.retrying.is_some()
     }
 
-    /// Leave to wait for a connection, one that is being made or one in use by others (Envoy's pending requests).
-    ///
-    /// # Errors
-    /// As many requests as allowed are waiting.
-    pub(crate) fn wait(&self) -> Result<Waiting<'_>, Cause> {
-        let admission = &self.cluster.admission;
-        let (pending, most) = (&admission.counters.of(self.high).pending, admission.limits(self.high).max_pending);
-        if pending.enter_within(most) { Ok(Waiting(pending)) } else { Err(full(&self.cluster, "max_pending", most)) }
-    }
-
     /// A connection of `pool` to send it on, see [`Pool::acquire`].
     pub(crate) async fn connection(&self, pool: &Pool, grpc: bool, fresh: bool, now: Instant) -> Result<Lease, Cause> {
         let admission = &self.cluster.admission;
+        let room = admission.room(self.high);
+        let waiting = || self.cluster.wait(self.high);
         match &admission.fail_fast {
             // Nothing is put aside here: what waits for a connection is held once.
-            None => pool.acquire(grpc, fresh, now, self.room(), || self.wait()).await,
+            None => pool.acquire(grpc, fresh, now, room, waiting).await,
             // Boxed: requests without it are no larger for it.
             Some(fail_fast) => {
                 Box::pin(async {
-                    let found = pool.acquire(grpc, fresh, now, self.room(), || self.wait());
+                    let found = pool.acquire(grpc, fresh, now, room, waiting);
                     fail_fast.bound(&self.cluster.policy.name, pool.at_hand(grpc, fresh, now), found).await
                 })
                 .await
             }
         }
-    }
-
-    /// How many connections there may be for it.
-    pub(crate) fn room(&self) -> Room {
-        self.cluster.admission.room(self.high)
     }
 }
 
@@ -161,9 +152,7 @@ fn full(cluster: &Cluster, limit: &'static str, most: Option<u32>) -> Cause {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if self.counted {
-            self.cluster.admission.counters.of(self.high).requests.leave();
-        }
+        self.cluster.admission.counters.of(self.high).requests.leave();
     }
 }
 

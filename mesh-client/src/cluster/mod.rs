@@ -17,7 +17,8 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::mem::discriminant;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -39,8 +40,8 @@ use self::orca::{Ear, Listening};
 use self::part::Parts;
 pub(crate) use self::part::{Backend, Labels};
 use self::report::Reported;
-use crate::connect::Dialer;
 use crate::connect::worker::Owned;
+use crate::connect::{Dialer, Rest};
 use crate::env::Env;
 use crate::error::Cause;
 
@@ -54,6 +55,8 @@ pub(crate) struct Cluster {
     parts: Mutex<Parts>,
     // Held while all endpoints are replaced, and while one is made by the first request to it.
     changing: Mutex<()>,
+    // Of endpoints whose address is one of the set still.
+    rests: Mutex<Vec<Rest>>,
     admission: Admission,
     labels: RequestLabels,
     series: Arc<RequestSeries>,
@@ -91,23 +94,29 @@ struct Dns {
 }
 
 impl Cluster {
-    /// Builds a cluster; `endpoints` are those of discovery, unused by clusters that find their own.
+    /// Builds a cluster; `endpoints` are those of discovery, unused by clusters that find their own. What DNS has said
+    /// to `before`, which it takes the place of, is known to it as well: a change of policy is no reason to wait for DNS,
+    /// or to be without endpoints while that fails.
     pub(crate) fn new(
         policy: Arc<policy::Cluster>,
         endpoints: Arc<Endpoints>,
         target: &Target,
         env: &Arc<Env>,
+        before: Option<&Arc<Self>>,
     ) -> Arc<Self> {
         let admission = Admission::new(&policy, env);
-        let dialer = Dialer::new(&policy, target.host(), env, admission.connections());
+        let dialer =
+            Dialer::new(&policy, target.host(), env, admission.connections(), before.map(|before| &*before.dialer));
         let ClusterTelemetry { service, service_name, service_namespace } = policy.telemetry.clone();
         let service = if service.is_empty() { target.host().to_owned() } else { service };
         let labels = env.labels(service, service_name, service_namespace);
+        let looked_up = before.and_then(|before| before.looked_up(&policy));
         let endpoints = match &policy.discovery {
             Discovery::Static(own) | Discovery::LogicalDns(own) => own.clone(),
             Discovery::OriginalDestination => Arc::new(dialled(target)),
-            // DNS answers come later; aggregates have no endpoints of their own.
-            Discovery::StrictDns(_) | Discovery::Aggregate(_) => Arc::default(),
+            // Otherwise DNS answers come later.
+            Discovery::StrictDns(_) => looked_up.clone().unwrap_or_default(),
+            Discovery::Aggregate(_) => Arc::default(),
             Discovery::Eds { .. } if policy.balancer == Balancer::Passthrough => Arc::new(dialled(target)),
             Discovery::Eds { .. } => endpoints,
         };
@@ -117,6 +126,7 @@ impl Cluster {
             members: ArcSwap::from_pointee(Members::empty(&policy)),
             parts: Mutex::default(),
             changing: Mutex::default(),
+            rests: Mutex::default(),
             admission,
             series: env.metrics.series(&labels),
             labels,
@@ -130,7 +140,7 @@ impl Cluster {
         });
         cluster.apply(endpoints, env);
         // Set once, here: nobody else has the cluster yet.
-        if let Some(dns) = worker::start(&cluster, env) {
+        if let Some(dns) = worker::start(&cluster, env, looked_up, before) {
             let _ = cluster.dns.set(dns);
         }
         if let Some(owner) = health::start(&cluster, env) {
@@ -202,6 +212,18 @@ impl Cluster {
         false
     }
 
+    /// Whether its names, if it has any, were looked up.
+    fn is_resolved(&self) -> bool {
+        self.dns.get().is_none_or(|dns| *dns.resolved.borrow())
+    }
+
+    /// What its names stood for last, if `next` has the same.
+    fn looked_up(&self, next: &policy::Cluster) -> Option<Arc<Endpoints>> {
+        let same = self.policy.discovery == next.discovery && self.policy.dns.family == next.dns.family;
+        let known = same && matches!(next.discovery, Discovery::StrictDns(_)) && self.is_resolved();
+        known.then(|| self.members.load().source.clone())
+    }
+
     /// The names of this cluster whose last look-up failed, and why.
     pub(crate) fn dns_failures(&self) -> Vec<String> {
         self.dialer.names().failures()
@@ -264,12 +286,11 @@ impl Cluster {
         // The request began before an update. An endpoint that is still there must not be made twice.
         let (_, policy) = members.ready.candidates().policy(index);
         let now = current.ready.find(&policy.address);
-        let limit = now.is_none().then_some(env.limits.drain);
         let now = now.filter(|now| is_still(current.ready.candidates().policy(*now).1, policy));
         let Some(now) = now else {
             let gone = make(members, index);
             // No connection outlives the request.
-            gone.pool().close(limit);
+            self.part_with([&gone], Vec::new(), env.limits.drain);
             return gone;
         };
         let endpoint = make(&current, now);
@@ -330,16 +351,32 @@ impl Cluster {
         parts.follow(self, &members, &subset, env);
         drop(parts);
         // After the new set is in place, so that no new request finds a closed pool.
-        let removed: Vec<_> = known.into_values().filter_map(|index| old.ready.endpoints()[index].get()).collect();
-        if removed.is_empty() {
+        let removed = known.into_values().filter_map(|index| old.ready.endpoints()[index].get());
+        self.part_with(removed, Vec::new(), env.limits.drain);
+    }
+
+    /// Closes endpoints that are not asked any more. What is under way at one whose address is in the set, with other facts or
+    /// by other policy, goes on like other `rests`; when the address goes, it has `limit`.
+    fn part_with<'e>(&self, closed: impl IntoIterator<Item = &'e Arc<Endpoint>>, rests: Vec<Rest>, limit: Duration) {
+        let mut all = self.rests.lock();
+        all.extend(rests);
+        for endpoint in closed {
+            endpoint.pool().close(None);
+            all.push(Rest::of(endpoint.pool()));
+        }
+        if all.is_empty() {
             return;
         }
-        let still = members.known();
-        for endpoint in removed {
-            // One of which other facts are told is there, and so are its streams.
-            let limit = (!still.contains_key(endpoint.address())).then_some(env.limits.drain);
-            endpoint.pool().close(limit);
-        }
+        // Looked at with the lock: whoever replaces this set comes here afterwards.
+        let members = self.members();
+        let still = members.addresses();
+        all.retain(|rest| {
+            let stays = still.contains(&rest.address);
+            if !stays {
+                rest.end_within(limit);
+            }
+            stays && !rest.is_over()
+        });
     }
 
     /// The endpoint at `address` has said what its load is: everybody who picks it hears it. Parts that are being built
@@ -352,14 +389,24 @@ impl Cluster {
         }
     }
 
-    /// It is gone, or `next` has its place. Requests in flight hold their endpoint and end in peace, within `limit` where
-    /// that is gone as well; idle connections close now.
-    pub(crate) fn retire(&self, next: Option<&Self>, limit: Duration) {
-        let still = next.map(|next| next.members());
-        for endpoint in self.members.load().in_use() {
-            let gone = still.as_ref().is_none_or(|still| still.ready.find(endpoint.address()).is_none());
-            endpoint.pool().close(gone.then_some(limit));
+    /// Nobody sends to it any more. Its idle connections close now; requests in flight hold their endpoint and end in
+    /// peace, or within `limit`: it is gone.
+    pub(crate) fn retire(&self, limit: Option<Duration>) {
+        self.members.load().in_use().for_each(|endpoint| endpoint.pool().close(limit));
+        if let Some(limit) = limit {
+            self.rests.lock().drain(..).for_each(|rest| rest.end_within(limit));
         }
+    }
+
+    /// The same where `next` has its place: `limit` is for the endpoints that are known to be gone. Nothing is known
+    /// where they are found in another way than before, or not yet.
+    pub(crate) fn give_way(&self, next: &Self, limit: Duration) {
+        let comparable = discriminant(&self.policy.discovery) == discriminant(&next.policy.discovery);
+        if !comparable || !next.is_resolved() || !next.dns_failures().is_empty() {
+            return self.retire(None);
+        }
+        let rests = std::mem::take(&mut *self.rests.lock());
+        next.part_with(self.members().in_use(), rests, limit);
     }
 
     /// Closes connections that were idle or alive for too long.
@@ -420,6 +467,11 @@ impl Members {
     pub(crate) fn known(&self) -> Known<'_> {
         let all = 0..self.ready.known();
         all.map(|index| (&self.ready.candidates().policy(index).1.address, index)).collect()
+    }
+
+    /// Where all endpoints are, those as well that this client leaves to others.
+    fn addresses(&self) -> HashSet<&Address> {
+        self.source.iter().map(|endpoint| &endpoint.address).collect()
     }
 
     /// The endpoint at `address`, if it is one of these, has said what its load is.

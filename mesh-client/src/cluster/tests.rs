@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::{Backend, Cluster, Endpoint, Labels, Members};
 use crate::builder::ClientBuilder;
+use crate::connect::{PER_HOST, Room};
 use crate::env::Env;
 
 fn env() -> Arc<Env> {
@@ -38,7 +39,7 @@ fn endpoints(indices: impl Iterator<Item = usize>) -> Arc<Endpoints> {
 }
 
 fn cluster(policy: policy::Cluster, endpoints: Arc<Endpoints>, env: &Arc<Env>) -> Arc<Cluster> {
-    Cluster::new(Arc::new(policy), endpoints, &"c:80".parse().unwrap(), env)
+    Cluster::new(Arc::new(policy), endpoints, &"c:80".parse().unwrap(), env, None)
 }
 
 fn plain() -> policy::Cluster {
@@ -63,6 +64,42 @@ fn an_endpoint_costs_little_until_it_is_used() {
     let used = measure(|| (0..COUNT).for_each(|index| drop(cluster.endpoint(&members, index, &env))));
     let used = unused + used.bytes_current / COUNT as i64;
     assert!((129..=512).contains(&used), "{used} bytes for each used endpoint");
+}
+
+#[test]
+fn what_never_had_a_connection_takes_nothing_to_be_closed() {
+    let env = env();
+    let cluster = cluster(plain(), endpoints(0..2), &env);
+    let members = cluster.members();
+    let [one, other] = [0, 1].map(|index| at(&cluster, &members, index, &env));
+    // What the thread keeps of its own is there after the first.
+    one.pool().close(None);
+    let closed = measure(|| other.pool().close(None));
+    assert_eq!(closed.count_total, 0);
+    assert!(other.pool().is_closed());
+}
+
+/// Real threads: one that is refused at its endpoint again and again, and one whose endpoint has room.
+#[test]
+fn who_is_refused_at_one_endpoint_takes_no_place_from_another() {
+    let env = env();
+    let cluster = cluster(plain(), endpoints(0..2), &env);
+    let members = cluster.members();
+    let [full, free] = [0, 1].map(|index| at(&cluster, &members, index, &env));
+    let room = Room { of_cluster: Some(2), of_endpoint: Some(1), ..Room::ANY };
+    let _held = full.pool().room(room).ok().unwrap();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                let refused = full.pool().room(room).err().unwrap();
+                assert!([(PER_HOST, 1), ("max_connections", 2)].contains(&refused), "{refused:?}");
+            }
+        });
+        let refused = (0..200_000).filter(|_| free.pool().room(room).is_err()).count();
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(refused, 0);
+    });
 }
 
 #[test]

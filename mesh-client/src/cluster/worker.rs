@@ -17,35 +17,54 @@ use crate::connect::worker::spawn;
 use crate::env::Env;
 
 /// Keeps the names of a cluster up to date, if it has any.
-pub(super) fn start(cluster: &Arc<Cluster>, env: &Arc<Env>) -> Option<Dns> {
+///
+/// `known` is what they are known to stand for. Where that has to be found out, it says who of the cluster `before` is gone.
+pub(super) fn start(
+    cluster: &Arc<Cluster>,
+    env: &Arc<Env>,
+    known: Option<Arc<Endpoints>>,
+    before: Option<&Arc<Cluster>>,
+) -> Option<Dns> {
     match &cluster.policy.discovery {
-        Discovery::StrictDns(names) => Some(resolve(names.clone(), cluster, env.clone())),
+        Discovery::StrictDns(names) => {
+            // One without endpoints has nothing to give up.
+            let before = before.filter(|before| known.is_none() && before.is_resolved()).cloned();
+            Some(resolve(names.clone(), cluster, env.clone(), known, before))
+        }
         Discovery::LogicalDns(names) => Some(remember(names.clone(), cluster, env)),
         _ => None,
     }
 }
 
 /// Resolves `names` for `cluster`. The answer tells when the first look is over, whatever came of it.
-fn resolve(names: Arc<Endpoints>, cluster: &Arc<Cluster>, env: Arc<Env>) -> Dns {
-    let (done, resolved) = watch::channel(false);
+fn resolve(
+    names: Arc<Endpoints>,
+    cluster: &Arc<Cluster>,
+    env: Arc<Env>,
+    known: Option<Arc<Endpoints>>,
+    mut before: Option<Arc<Cluster>>,
+) -> Dns {
+    let (done, resolved) = watch::channel(known.is_some());
     let runtime = env.runtime();
     let (dialer, cluster) = (cluster.dialer.clone(), Arc::downgrade(cluster));
     let task = spawn(&runtime, async move {
-        let mut last = None;
+        let mut last = known;
         loop {
             let Look { endpoints, alternates, until } = look_up(&names, dialer.names()).await;
             // After the answers: what is suspected in the meantime waits until even the last is old enough.
             let looked = Instant::now();
             // Gone: the task is about to be stopped.
             let Some(cluster) = cluster.upgrade() else { return };
-            if last.as_ref() != Some(&endpoints) {
+            if last.as_deref() != Some(&endpoints) {
+                let endpoints = Arc::new(endpoints);
                 // Before the endpoints: a connection to one of them may need both.
                 dialer.names().set_alternates(alternates);
-                cluster.apply(Arc::new(endpoints.clone()), &env);
+                cluster.apply(endpoints.clone(), &env);
                 last = Some(endpoints);
             }
-            drop(cluster);
             done.send_replace(true);
+            before.take().iter().for_each(|before| before.give_way(&cluster, env.limits.drain));
+            drop(cluster);
             due(dialer.names(), looked, until).await;
         }
     });

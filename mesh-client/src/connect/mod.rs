@@ -18,7 +18,7 @@ mod upload;
 mod verify;
 pub(crate) mod worker;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use mesh_core::id::SpiffeId;
@@ -32,10 +32,10 @@ pub use self::custom::{Connect, Io};
 use self::http::Life;
 pub(crate) use self::http::{Connection, SharedConnection, SoleConnection};
 use self::names::Names;
+use self::pool::Counts;
 pub(crate) use self::pool::{Lease, OpenGuard, PER_HOST, Pool, Room};
 pub(crate) use self::stream::IoStream;
 pub use self::system::SystemResolver;
-pub(crate) use self::tls::plaintext;
 use self::tls::{Alpn, Tls};
 use crate::env::{Env, Random};
 use crate::error::Cause;
@@ -53,6 +53,30 @@ pub(crate) struct Peer {
     pub(crate) additional: Box<[Address]>,
     /// What policy says of it; one for many endpoints.
     pub(crate) metadata: Arc<EndpointMetadata>,
+}
+
+/// What is under way at an endpoint whose pool is closed.
+pub(crate) struct Rest {
+    /// Where that is.
+    pub(crate) address: Address,
+    counts: Weak<Counts>,
+}
+
+impl Rest {
+    pub(crate) fn of(pool: &Pool) -> Self {
+        Self { address: pool.peer.address.clone(), counts: Arc::downgrade(&pool.counts) }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.counts.strong_count() == 0
+    }
+
+    /// It has so long.
+    pub(crate) fn end_within(&self, limit: Duration) {
+        if let Some(counts) = self.counts.upgrade() {
+            counts.lines.end_within(limit);
+        }
+    }
 }
 
 /// Which HTTP version a request needs.
@@ -87,11 +111,18 @@ impl Pool {
 }
 
 impl Dialer {
-    /// `open` counts the connections of the cluster.
-    pub(crate) fn new(cluster: &Cluster, dialled_host: &str, env: &Env, open: Arc<Count>) -> Self {
+    /// `open` counts the connections of the cluster; `before` is that of the one whose place it takes.
+    pub(crate) fn new(
+        cluster: &Cluster,
+        dialled_host: &str,
+        env: &Env,
+        open: Arc<Count>,
+        before: Option<&Self>,
+    ) -> Self {
         let tls = Tls::new(cluster.tls.clone(), dialled_host, env);
         let names =
             Names::new(env.resolver.clone(), env.random.clone(), env.limits.dns_min_refresh, cluster.dns.clone());
+        let names = names.knowing(before.map(|before| &*before.names));
         let (options, custom, random) = (cluster.connection.clone(), env.connector.clone(), env.random.clone());
         Self { options, proxy: cluster.proxy.clone(), tls: Arc::new(tls), names: Arc::new(names), custom, random, open }
     }

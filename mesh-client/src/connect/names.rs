@@ -96,6 +96,15 @@ impl Names {
         }
     }
 
+    /// What `before`, of the same cluster, was told is known here, too.
+    pub(crate) fn knowing(self, before: Option<&Self>) -> Self {
+        // By the family the records are chosen.
+        let Some(before) = before.filter(|before| before.options.family == self.options.family) else { return self };
+        let (hosts, services) = (before.hosts.lock().clone(), before.services.lock().clone());
+        let alternates = ArcSwap::new(before.alternates.load_full());
+        Self { hosts: hosts.into(), services: services.into(), alternates, ..self }
+    }
+
     /// The addresses of a host, of the families that policy wants.
     pub(crate) async fn addresses(&self, host: &str, patience: Duration) -> Answer<IpAddr> {
         let host = host.trim_start_matches('[').trim_end_matches(']');

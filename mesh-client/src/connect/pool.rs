@@ -52,7 +52,7 @@ pub(crate) struct Pool {
     // Asked and told by those who dial.
     back_off: Mutex<BackOff>,
     shared: ArcSwapOption<SharedConnections>,
-    counts: Arc<Counts>,
+    pub(super) counts: Arc<Counts>,
 }
 
 /// What a pool keeps once there is a connection.
@@ -231,8 +231,8 @@ impl OpenGuard {
         Self { of_cluster: dialer.open.clone(), of_endpoint: counts.clone(), pooled }
     }
 
-    /// One more within the limits: a connection of the pool, which may have one whatever they are, as in Envoy, or a
-    /// raw one. Who is refused is not counted with the endpoint at any time: nobody there waits for its place.
+    /// One more within the limits: a connection of the pool, which may have one whatever they are, as in Envoy, or a raw one.
+    /// Who is refused at the endpoint never counts with the cluster: others would take that for full, and nobody tells them.
     ///
     /// # Errors
     /// The limit that is reached, and its name.
@@ -240,13 +240,18 @@ impl OpenGuard {
         if pooled && counts.pooled.enter_below(1) {
             return Ok(Self::counted(dialer, counts, true));
         }
-        let refused = |name, most: Option<u32>| Err((name, most.unwrap_or(u32::MAX)));
-        if !dialer.open.enter_within(room.of_cluster) {
-            return refused("max_connections", room.of_cluster);
+        let full = Err(("max_connections", room.of_cluster.unwrap_or(u32::MAX)));
+        // Looked at first: those of the endpoint are told only of a place that went in this very moment.
+        if room.of_cluster.is_some_and(|most| dialer.open.get() >= most) {
+            return full;
         }
         if !counts.open.enter_within(room.of_endpoint) {
-            dialer.open.leave();
-            return refused(PER_HOST, room.of_endpoint);
+            return Err((PER_HOST, room.of_endpoint.unwrap_or(u32::MAX)));
+        }
+        if !dialer.open.enter_within(room.of_cluster) {
+            counts.open.leave();
+            counts.changed.notify_one();
+            return full;
         }
         if pooled {
             counts.pooled.enter();
@@ -431,12 +436,15 @@ impl Pool {
         }
         self.drop_idle();
         self.shared.store(None);
-        self.tidy(&mut self.kept().connecting.lock());
-        drop(std::mem::take(&mut *self.kept().orphans.lock()));
+        if let Some(kept) = self.kept.get() {
+            self.tidy(&mut kept.connecting.lock());
+            let orphans = std::mem::take(&mut *kept.orphans.lock());
+            drop(orphans);
+        }
     }
 
     fn drop_idle(&self) {
-        let idle = std::mem::take(&mut *self.kept().idle.lock());
+        let idle = self.kept.get().map(|kept| std::mem::take(&mut *kept.idle.lock()));
         drop(idle);
     }
 
@@ -644,6 +652,7 @@ impl Pool {
         // As over HTTP/1.1.
         let _pending = waiting()?;
         let mut queued: Option<(WaitingHere<'_>, Instant)> = None;
+        let mut in_vain = 0;
         loop {
             let connecting = match self.next_shared(room)? {
                 Next::Stream(stream) => return Ok(stream),
@@ -658,24 +667,29 @@ impl Pool {
                 }
             };
             let result = connecting.clone().await;
-            let shared = {
-                let mut slot = self.kept().connecting.lock();
-                let first = slot.as_ref().is_some_and(|other| other.ptr_eq(&connecting));
-                if first {
-                    *slot = None;
-                    self.tell(result.as_ref().err());
+            let mut slot = self.kept().connecting.lock();
+            let first = slot.take_if(|other| other.ptr_eq(&connecting)).is_some();
+            // The first of those who waited puts it in place, having taken a place on it: whatever its room is, it
+            // serves one.
+            let stream = result.as_ref().ok().and_then(|shared| self.enter(shared));
+            let failure = match &result {
+                Err(cause) => Some(cause.clone()),
+                // Shut before it took one. Other connections may do better; these end as they begin.
+                Ok(shared) if first && stream.is_none() => {
+                    in_vain += 1;
+                    (shared.is_closed() || in_vain > MAX_SHUT).then(|| self.takes_no_stream())
                 }
-                let shared = result?;
-                // The first of those who waited puts it in place, having taken a place on it: whatever its room is,
-                // it serves one.
-                let stream = self.enter(&shared);
-                if first {
-                    self.share(&shared);
-                }
-                stream
+                Ok(_) => None,
             };
-            if let Some(stream) = shared {
-                return Ok(stream);
+            if first {
+                self.tell(failure.as_ref());
+                result.iter().for_each(|shared| self.share(shared));
+            }
+            drop(slot);
+            match (stream, failure) {
+                (Some(stream), _) => return Ok(stream),
+                (None, Some(failure)) => return Err(failure),
+                (None, None) => {}
             }
         }
     }

@@ -97,11 +97,6 @@ pub(super) struct Connector<'t> {
 /// TLS that cannot be set up as the policy says.
 #[derive(Debug, thiserror::Error)]
 enum Setup {
-    #[error(
-        "the request's scheme is https, and policy sends plaintext to this endpoint: give its destination TLS \
-         (DestinationRule `tls.mode`), or ask for http"
-    )]
-    Plaintext,
     #[error("no crypto provider was given to the client")]
     NoProvider,
     #[error("{0} is not a server name")]
@@ -114,11 +109,6 @@ enum Setup {
     NoRoots,
     #[error(transparent)]
     Tls(#[from] rustls::Error),
-}
-
-/// Why a request whose scheme asks for TLS does not go to an endpoint that policy gives none.
-pub(crate) fn plaintext(address: Address) -> Cause {
-    Cause::TlsHandshake { address, source: Arc::new(Setup::Plaintext) }
 }
 
 impl Tls {

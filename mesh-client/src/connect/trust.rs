@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ use mesh_core::telemetry::{CountedPeer, PeersByRoot, Reporter};
 use parking_lot::Mutex;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, UnixTime};
-use tokio::runtime::Handle;
+use smallvec::SmallVec;
+use tokio::runtime::{Handle, Id};
 use tokio::time::{Instant, sleep_until};
 
 use super::worker::{self, Owned};
@@ -35,15 +36,28 @@ pub(super) struct Trust {
     trusted: Trusted,
     /// What roots of nobody in particular vouch for.
     by: Vouching,
-    // `None` = the runtime of the request that connects first.
     runtime: Option<Handle>,
-    open: Arc<Mutex<Vec<Weak<Vouched>>>>,
-    watch: Watch,
+    // Few: one for each runtime that has a connection.
+    watchers: Mutex<SmallVec<[Weak<Watcher>; 1]>>,
     peers: Arc<PeersByRoot>,
 }
 
-/// The task that watches: as long as there is a connection to watch, or may be.
-type Watch = Arc<OnceLock<Owned<()>>>;
+/// Who watches over connections, on one runtime, as long as there is one of them.
+struct Watcher {
+    runtime: Id,
+    open: Arc<Open>,
+    _task: Owned<()>,
+}
+
+/// What a watcher watches over; `None` once its task has ended, whyever.
+struct Open(Mutex<Option<Vec<Weak<Vouched>>>>);
+
+/// Held by the task of a watcher: whom nobody watches over takes no further request, and is cut at the latest with its runtime.
+struct Watching {
+    open: Arc<Open>,
+    /// What becomes of those that are trusted when the task ends.
+    after: u8,
+}
 
 /// What roots of nobody in particular vouch for; those of a trust domain always do for SPIFFE IDs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,14 +74,15 @@ pub(crate) struct Vouched {
     by: Vouching,
     standing: AtomicU8,
     reader: AtomicWaker,
-    _watch: Watch,
+    _watcher: Arc<Watcher>,
     _counted: Option<CountedPeer>,
 }
 
 impl Trust {
-    /// `peers` = where connections are counted by root.
+    /// `runtime` = who watches over all connections as long as it is there; `None` or gone = each runtime watches over its own,
+    /// for another might stand still or end while it goes on. `peers` = where connections are counted by root.
     pub(super) fn new(trusted: Trusted, by: Vouching, runtime: Option<Handle>, peers: Arc<PeersByRoot>) -> Self {
-        Self { trusted, by, runtime, open: Arc::default(), watch: Arc::default(), peers }
+        Self { trusted, by, runtime, watchers: Mutex::default(), peers }
     }
 
     /// Watches over a connection to a peer that showed `chain` and was let in by `bundles`.
@@ -85,26 +100,63 @@ impl Trust {
         let _counted = root.map(|root| self.peers.count(Reporter::Source, root));
         let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
         let (standing, reader) = (AtomicU8::new(TRUSTED), AtomicWaker::new());
-        let (by, _watch) = (self.by, self.watch.clone());
-        let vouched = Arc::new(Vouched { chain, by, standing, reader, _watch, _counted });
-        {
-            let mut open = self.open.lock();
-            // Those that have ended are forgotten when room is needed.
-            if open.len() == open.capacity() {
-                open.retain(|known| known.strong_count() > 0);
-            }
-            open.push(Arc::downgrade(&vouched));
-        }
-        self.watch.get_or_init(|| {
-            let runtime = self.runtime.clone().unwrap_or_else(Handle::current);
-            let (open, trusted) = (self.open.clone(), self.trusted.clone());
-            worker::spawn(&runtime, watch(open, trusted, bundles.clone(), provider.clone()))
-        });
+        let (by, watcher) = (self.by, self.watcher(&bundles, provider));
+        let vouched = Arc::new(Vouched { chain, by, standing, reader, _watcher: watcher.clone(), _counted });
+        watcher.open.add(&vouched);
         // After it can be seen by whoever watches: a change is seen there or here.
         if let Some(now) = self.trusted.load().filter(|now| *now != bundles) {
             vouched.verify(&now, provider)?;
         }
         Ok(vouched)
+    }
+
+    fn watcher(&self, bundles: &TrustBundles, provider: &Arc<CryptoProvider>) -> Arc<Watcher> {
+        let mut watchers = self.watchers.lock();
+        watchers.retain(|known| known.upgrade().is_some_and(|known| known.open.is_watched()));
+        let mut of = |runtime: &Handle, after| {
+            let known = watchers.iter().filter_map(Weak::upgrade).find(|known| known.runtime == runtime.id());
+            known.unwrap_or_else(|| {
+                let open = Arc::new(Open(Mutex::new(Some(Vec::new()))));
+                let watching = Watching { open: open.clone(), after };
+                let work = watch(watching, self.trusted.clone(), bundles.clone(), provider.clone());
+                let begun = Arc::new(Watcher { runtime: runtime.id(), open, _task: worker::spawn(runtime, work) });
+                watchers.push(Arc::downgrade(&begun));
+                begun
+            })
+        };
+        // What is in flight goes on when the runtime for all ends: it does with the mesh, and the application's is still there.
+        let common = self.runtime.as_ref().map(|runtime| of(runtime, LEAVING));
+        common.filter(|common| common.open.is_watched()).unwrap_or_else(|| of(&Handle::current(), CUT))
+    }
+}
+
+impl Open {
+    fn is_watched(&self) -> bool {
+        self.0.lock().is_some()
+    }
+
+    fn add(&self, vouched: &Arc<Vouched>) {
+        let mut open = self.0.lock();
+        let Some(open) = &mut *open else { return vouched.stand(CUT) };
+        // Those that have ended are forgotten when room is needed.
+        if open.len() == open.capacity() {
+            open.retain(|known| known.strong_count() > 0);
+        }
+        open.push(Arc::downgrade(vouched));
+    }
+
+    fn connections(&self) -> Vec<Arc<Vouched>> {
+        self.0.lock().iter().flatten().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let open = self.open.0.lock().take();
+        for vouched in open.iter().flatten().filter_map(Weak::upgrade) {
+            let after = if vouched.is_trusted() { self.after } else { CUT };
+            vouched.stand(after);
+        }
     }
 }
 
@@ -139,29 +191,25 @@ impl Vouched {
         }
     }
 
-    fn cut(&self) {
-        self.standing.store(CUT, Ordering::Release);
-        self.reader.wake();
+    fn stand(&self, standing: u8) {
+        self.standing.store(standing, Ordering::Release);
+        if standing == CUT {
+            self.reader.wake();
+        }
     }
 }
 
-async fn watch(
-    open: Arc<Mutex<Vec<Weak<Vouched>>>>,
-    mut trusted: Trusted,
-    mut by: TrustBundles,
-    provider: Arc<CryptoProvider>,
-) {
+async fn watch(watching: Watching, mut trusted: Trusted, mut by: TrustBundles, provider: Arc<CryptoProvider>) {
     let mut leaving: VecDeque<(Instant, Weak<Vouched>)> = VecDeque::new();
     loop {
         // Most changes are a certificate of ours that was renewed.
         if let Some(bundles) = trusted.load().filter(|now| *now != by) {
             by = bundles;
             let until = Instant::now() + LEAVE;
-            let known: Vec<_> = open.lock().iter().filter_map(Weak::upgrade).collect();
-            for vouched in known.iter().filter(|vouched| vouched.is_trusted()) {
+            for vouched in watching.open.connections().iter().filter(|vouched| vouched.is_trusted()) {
                 if let Err(refused) = vouched.verify(&by, &provider) {
                     tracing::info!(%refused, "a connection's peer is not trusted any more: it takes no further request");
-                    vouched.standing.store(LEAVING, Ordering::Relaxed);
+                    vouched.stand(LEAVING);
                     leaving.push_back((until, Arc::downgrade(vouched)));
                 }
                 // There may be many, and others have work to do here.
@@ -173,7 +221,7 @@ async fn watch(
             () = trusted.changed() => {}
             () = sleep_until(first.unwrap_or_else(Instant::now)), if first.is_some() => {
                 let gone = leaving.pop_front().and_then(|(_, vouched)| vouched.upgrade());
-                gone.iter().for_each(|vouched| vouched.cut());
+                gone.iter().for_each(|vouched| vouched.stand(CUT));
             }
         }
     }

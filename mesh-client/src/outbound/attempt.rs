@@ -26,7 +26,7 @@ use super::session::Session;
 use super::trace::Trace;
 use crate::body::{Outgoing, Payload, Receipt};
 use crate::cluster::{Attempt, Cluster, Endpoint, Members, Permit, Retrying};
-use crate::connect::{Lease, plaintext};
+use crate::connect::Lease;
 use crate::env::Env;
 use crate::error::{Cause, Source};
 use crate::router::Retries;
@@ -102,15 +102,16 @@ pub(super) enum Again {
     /// It did not go out, for its connection closed before: to this member over a fresh connection, if the one used had
     /// carried requests before; else to another member.
     Unsent(Option<usize>),
-    /// To the same member over a fresh connection, as a retry: over HTTP/1.1 the one used, which had carried requests
-    /// before, was closed while it went out, and it is idempotent (RFC 9112, section 9.3.1).
+    /// To the same member over a fresh connection, or to another one if this one takes none now, as a retry: over HTTP/1.1
+    /// the one used, which had carried requests before, was closed while it went out, and it is idempotent (RFC 9112,
+    /// section 9.3.1).
     Fresh(usize),
     /// To another member, for nobody has seen it: this one refused it, or is leaving.
     Elsewhere,
 }
 
 impl Again {
-    /// The member that it must go to.
+    /// The member that it goes to, if that takes it.
     fn member(self) -> Option<usize> {
         match self {
             Self::Unsent(index) => index,
@@ -148,25 +149,33 @@ impl Shared<'_> {
         self.retries.map(|retries| &retries.policy)
     }
 
-    /// Picks an endpoint (or takes that of `fresh`) and counts the try in.
+    /// Picks an endpoint (or takes that of the try before, to go out `again`) and counts the try in.
     pub(super) fn launch(
         &self,
         progress: &mut Progress,
         exchange: &mut Exchange,
-        fresh: Option<usize>,
+        again: Option<Again>,
     ) -> Result<Hold, Cause> {
         // Above the picker: waiting for an endpoint counts as load, and a full cluster fails fast.
         let is_retry = progress.retried > 0;
-        let again = || is_retry.then(|| Retrying::again(self.cluster, self.high_priority));
-        let permit = Permit::request(self.cluster, progress.retrying.take().or_else(again), self.high_priority)?;
+        let more = || is_retry.then(|| Retrying::again(self.cluster, self.high_priority));
+        let permit = Permit::request(self.cluster, progress.retrying.take().or_else(more), self.high_priority)?;
         // Between the request's begin and its first try nobody has waited: one look at the clock is enough.
         let now = if progress.tried.is_empty() { self.now } else { Instant::now() };
+        let wanted = again.and_then(Again::member);
         let (index, endpoint, attempt) =
-            self.begin(progress, now, fresh).ok_or_else(|| self.cluster.no_endpoint(&self.members))?;
-        // The member of `fresh` may be full by now: then this is a try like any other.
-        let fresh = fresh == Some(index);
+            self.begin(progress, now, wanted).ok_or_else(|| self.cluster.no_endpoint(&self.members))?;
+        // That member may be full by now: then this is a try like any other.
+        let fresh = wanted == Some(index);
+        let replayed = matches!(again, Some(Again::Fresh(_)));
+        if replayed {
+            // What costs a retry is charged only now that there is a place to go.
+            self.charge();
+        }
         if !fresh {
             progress.tried.push(index);
+        }
+        if !fresh || replayed {
             exchange.next_attempt();
         }
         exchange.at(&endpoint);
@@ -175,21 +184,6 @@ impl Shared<'_> {
         let attempt = attempt.listening(self.cluster.listen(&self.members, index, self.env));
         let (lease, receipt, number) = (None, Receipt::Whole, progress.retried);
         Ok(Hold { endpoint, attempt, permit, lease, receipt, index, number, fresh })
-    }
-
-    /// The same once more. What costs a retry is charged only now that there is a place to go.
-    pub(super) fn relaunch(
-        &self,
-        progress: &mut Progress,
-        exchange: &mut Exchange,
-        again: Again,
-    ) -> Result<Hold, Cause> {
-        let launch = self.launch(progress, exchange, again.member())?;
-        if let Again::Fresh(_) = again {
-            self.charge();
-            exchange.next_attempt();
-        }
-        Ok(launch)
     }
 
     /// Whether a request goes out once more whatever the retry policy says.
@@ -227,7 +221,7 @@ impl Shared<'_> {
         if head.is_https() && !launch.endpoint.pool().is_encrypted() {
             // Nobody is to take for encrypted what is not.
             launch.attempt.not_sent();
-            return Err(plaintext(launch.endpoint.address().clone()).into());
+            return Err(Cause::HttpsToPlaintext { address: launch.endpoint.address().clone() }.into());
         }
         let permit = &launch.permit;
         let began = launch.attempt.started();

@@ -208,7 +208,7 @@ impl Race<'_, '_> {
             return None;
         }
         let retried = std::mem::replace(&mut self.progress.retried, landed.number);
-        let launch = shared.relaunch(&mut self.progress, self.exchange, again);
+        let launch = shared.launch(&mut self.progress, self.exchange, Some(again));
         self.progress.retried = retried;
         // Where there is no other place to go, what happened at the first one is worth more than that.
         launch.ok()

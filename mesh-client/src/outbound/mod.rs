@@ -383,12 +383,12 @@ impl Call<'_> {
         Ok(status.map(|status| Answer::Local(local::abort(status, self.exchange.is_grpc()), "FI")))
     }
 
-    /// The earliest of the caller's deadline, the route's timeout, and the ceiling of the listener; in place of that a gRPC
-    /// call has the route's.
+    /// The earliest of the caller's deadline, the route's timeout, and the longest life of a stream: the route's for gRPC
+    /// calls, else the route's for all, else the listener's (Envoy; gRFC A31).
     fn deadline(&self, router: &Router, forward: &Forward) -> Deadline {
-        let own = forward.max_stream_duration.filter(|own| own.is_zero() || self.exchange.is_grpc());
-        let ceiling = own.or(router.snapshot().listener.max_stream_duration);
-        // A timeout of zero switches it off, as in Envoy.
+        let of_calls = forward.grpc_timeout_max.filter(|_| self.exchange.is_grpc());
+        let ceiling = of_calls.or(forward.max_stream_duration).or(router.snapshot().listener.max_stream_duration);
+        // Zero switches a limit off, and those that it stands in place of.
         let limits = [forward.timeout, ceiling].into_iter().flatten().filter(|timeout| !timeout.is_zero());
         limits.fold(self.caller, |deadline, timeout| deadline.route(self.now, timeout))
     }

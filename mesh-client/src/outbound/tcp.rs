@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::deadline::Deadline;
-use crate::cluster::{Attempt, Cluster, Endpoint, Members, Permit};
+use crate::cluster::{Attempt, Cluster, Endpoint, Members};
 use crate::connect::PER_HOST;
 use crate::destination::{Destination, Destinations};
 use crate::env::Env;
@@ -74,16 +74,14 @@ impl Dial<'_> {
         let members = cluster.members();
         self.at = Some((Arc::clone(cluster), members.clone()));
         members.check_drops(cluster, env)?;
-        // Held until the connection is closed.
-        let permit = Permit::raw(cluster);
         let mut failed = None;
         while (self.tried.len() as u64) < u64::from(attempts) {
             let Some((index, endpoint, attempt)) = self.begin(cluster, &members, hash) else { break };
             self.tried.push(index);
             // Counted before connecting, so that a slow endpoint repels further connections.
             let attempt = attempt.reported(members.issue(index));
-            match self.one(cluster, &members, endpoint, attempt, &permit).await {
-                Ok(held) => return Ok(TcpConnection::new(held, permit, self.destination.clone(), idle)),
+            match self.one(cluster, &members, endpoint, attempt).await {
+                Ok(held) => return Ok(TcpConnection::new(held, Arc::clone(cluster), self.destination.clone(), idle)),
                 // Nothing was sent, so another one may have it.
                 Err(cause) if cause.is_unreached() => failed = Some(cause),
                 // Others may have room; it was not tried.
@@ -133,15 +131,16 @@ impl Dial<'_> {
         members: &Members,
         endpoint: Arc<Endpoint>,
         mut attempt: Attempt,
-        permit: &Permit,
     ) -> Result<Held, Cause> {
         let dialled = async {
-            let open = endpoint.pool().room(permit.room()).map_err(|(limit, allowed)| Cause::Breaker {
+            // Limits of connections are for it, and none of requests, as with Envoy's `tcp_proxy`.
+            let room = cluster.admission().room(false);
+            let open = endpoint.pool().room(room).map_err(|(limit, allowed)| Cause::Breaker {
                 cluster: cluster.policy().name.clone(),
                 limit,
                 allowed,
             })?;
-            let _waiting = permit.wait()?;
+            let _waiting = cluster.wait(false)?;
             let (io, peer) = endpoint.pool().dial_raw().await?;
             Ok::<_, Cause>((open, io, peer))
         };

@@ -147,12 +147,8 @@ async fn one_and_again(
     // Boxed: requests that are not sent again are no larger for it.
     let (mut resends, mut before) = (Resends::default(), None::<Box<(Cause, Again)>>);
     loop {
-        let launch = match &before {
-            None => shared.launch(progress, exchange, None),
-            Some(before) => shared.relaunch(progress, exchange, before.1),
-        };
         // Where there is no other place to go, what happened at the first one is worth more than that.
-        let launch = match launch {
+        let launch = match shared.launch(progress, exchange, before.as_ref().map(|before| before.1)) {
             Ok(launch) => launch,
             Err(cause) => return Err(before.map_or(cause, |before| before.0)),
         };

@@ -9,8 +9,8 @@ use http::StatusCode;
 use mesh_client::{Breakers, Client, Io};
 use mesh_core::error::{Code, Fault};
 use mesh_core::policy::{
-    Address, Balancer, CircuitBreakers, Cluster, ConnectionOptions, DestinationState, Discovery, Endpoint, Forward,
-    HttpProxy, RetryOn, UpstreamProtocol, UpstreamTls,
+    Address, Balancer, CircuitBreakers, Cluster, ClusterState, ConnectionOptions, DestinationState, Discovery,
+    Endpoint, EndpointMetadata, Forward, HttpProxy, RetryOn, Snapshot, UpstreamProtocol, UpstreamTls,
 };
 use mesh_testkit::{Behaviour, EchoServer, FixedSource, TestCa, crypto, policy};
 use parking_lot::Mutex;
@@ -367,6 +367,8 @@ async fn a_removed_endpoint_finishes_what_it_has() {
 #[derive(Clone, Copy, Debug)]
 enum After {
     /// Requests go to another cluster.
+    Unnamed,
+    /// Routes name it still, and there is no such cluster any more.
     Gone,
     /// It has another policy and the same endpoint.
     Same,
@@ -377,20 +379,23 @@ enum After {
 }
 
 #[tokio::test]
-async fn what_a_removed_cluster_has_not_finished_within_its_limit_is_cut_off() {
+async fn what_a_cluster_that_is_gone_has_not_finished_within_its_limit_is_cut_off() {
     let second = Duration::from_secs(1);
     for (after, limit, remains) in [
         (After::Gone, 5 * second, false),
         (After::Moved, 5 * second, false),
         (After::Nothing, 5 * second, false),
-        // Controls: its endpoint is there still, and no limit.
+        // Nobody says that it is gone, or its endpoint.
+        (After::Unnamed, 5 * second, true),
         (After::Same, 5 * second, true),
+        // Control: no limit.
         (After::Gone, Duration::MAX, true),
     ] {
         for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
             let (old, new) = (EchoServer::start("old").await, EchoServer::start("new").await);
             let source = FixedSource::of(TARGET, policy::snapshot_of(speaking(protocol), [old.endpoint()]));
-            let client = Client::builder(source.clone()).drain_limit(limit).build();
+            let breakers = Breakers::default();
+            let client = Client::builder(source.clone()).drain_limit(limit).breakers(breakers.clone()).build();
             old.behave(Behaviour::Stall);
             let mut answer = std::pin::pin!(read(client.send(get("/")).await.unwrap()));
             let breaker = CircuitBreakers { max_requests: Some(9), ..CircuitBreakers::default() };
@@ -399,8 +404,11 @@ async fn what_a_removed_cluster_has_not_finished_within_its_limit_is_cut_off() {
                 let endpoints = servers.iter().map(|server| server.endpoint());
                 DestinationState::Ready(policy::snapshot_of(policy, endpoints).into())
             };
+            let gone = [("test".into(), ClusterState::Failed("deleted".into()))];
+            let gone = Snapshot { clusters: gone.into_iter().collect(), ..policy::snapshot_of(speaking(protocol), []) };
             let (next, sign) = match after {
-                After::Gone => (other("next", &[&new]), new.address().to_string()),
+                After::Unnamed => (other("next", &[&new]), new.address().to_string()),
+                After::Gone => (DestinationState::Ready(gone.into()), "deleted".to_owned()),
                 After::Same => (other("test", &[&old, &new]), new.address().to_string()),
                 After::Moved => (other("test", &[&new]), new.address().to_string()),
                 After::Nothing => (DestinationState::Failed(Arc::from("deleted")), "deleted".to_owned()),
@@ -414,7 +422,54 @@ async fn what_a_removed_cluster_has_not_finished_within_its_limit_is_cut_off() {
             mesh_testkit::clock::pass(limit.min(1000 * second) - second).await;
             assert!(futures_util::poll!(&mut answer).is_pending(), "{protocol:?} {after:?}: it is not over");
             mesh_testkit::clock::pass(2 * second).await;
-            assert_eq!(futures_util::poll!(&mut answer).is_pending(), remains, "{protocol:?} {after:?} {limit:?}");
+            let pending = futures_util::poll!(&mut answer).is_pending();
+            assert_eq!(pending, remains, "{protocol:?} {after:?} {limit:?}");
+            tokio::time::resume();
+            if remains {
+                old.release();
+                assert_eq!(answer.await.unwrap().status(), 200, "to its end");
+            }
+            // Nothing is left of it.
+            while breakers.snapshot().iter().any(|cluster| cluster.connections > 0) {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_replaced_cluster_has_not_finished_ends_with_its_endpoint() {
+    let second = Duration::from_secs(1);
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        for removed in [true, false] {
+            let old = EchoServer::start("old").await;
+            let source = FixedSource::of(TARGET, policy::snapshot_of(speaking(protocol), [old.endpoint()]));
+            let client = Client::builder(source.clone()).drain_limit(5 * second).build();
+            old.behave(Behaviour::Stall);
+            let mut answer = std::pin::pin!(read(client.send(get("/")).await.unwrap()));
+            // With one by which it is seen that this is in force.
+            let mut take = async |endpoints: &[Endpoint], sign: [u8; 4]| {
+                let breaker = CircuitBreakers { max_requests: Some(9), ..CircuitBreakers::default() };
+                let seen = Endpoint::new(Address::Socket((sign, 9).into()));
+                let endpoints = endpoints.iter().cloned().chain([seen.clone()]);
+                let policy = Cluster { breaker, ..speaking(protocol) };
+                source.set_snapshot(TARGET, policy::snapshot_of(policy, endpoints));
+                while !serde_json::to_string(&client.dump()).unwrap().contains(&seen.address.to_string()) {
+                    assert!(futures_util::poll!(&mut answer).is_pending());
+                    tokio::task::yield_now().await;
+                }
+            };
+            // Other policy for the endpoint, then other facts of it, then it is gone.
+            let mut retold = old.endpoint();
+            retold.metadata = Arc::new(EndpointMetadata { hostname: Some("retold".into()), ..Default::default() });
+            take(&[old.endpoint()], [127, 9, 9, 1]).await;
+            take(&[retold.clone()], [127, 9, 9, 2]).await;
+            take(if removed { &[] } else { std::slice::from_ref(&retold) }, [127, 9, 9, 3]).await;
+            tokio::time::pause();
+            mesh_testkit::clock::pass(4 * second).await;
+            assert!(futures_util::poll!(&mut answer).is_pending(), "{protocol:?}: it is not over");
+            mesh_testkit::clock::pass(2 * second).await;
+            assert_eq!(futures_util::poll!(&mut answer).is_pending(), !removed, "{protocol:?}");
             tokio::time::resume();
         }
     }

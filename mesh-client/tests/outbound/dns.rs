@@ -8,12 +8,14 @@ use std::time::Duration;
 use http::StatusCode;
 use mesh_client::{Client, ClusterDump, Io};
 use mesh_core::error::{Code, Fault};
-use mesh_core::policy::{Address, Cluster, Discovery, DnsFamily, DnsOptions, Endpoint, Snapshot};
+use mesh_core::policy::{
+    Address, CircuitBreakers, Cluster, Discovery, DnsFamily, DnsOptions, Endpoint, RouteMatch, Snapshot,
+};
 use mesh_core::source::{Resolve, ResolveError, Resolving};
 use mesh_testkit::clock::pass;
 use mesh_testkit::{Behaviour, EchoServer, FakeResolver, FixedSource, TestCa, crypto, policy};
 
-use super::{TARGET, cluster, fetch, forward_with, read, server_of, snapshot_with};
+use super::{TARGET, cluster, fetch, forward_with, get, read, server_of, snapshot_with};
 
 const HOST: &str = "reviews.example.com";
 const SECOND: Duration = Duration::from_secs(1);
@@ -393,4 +395,125 @@ async fn additional_addresses_belong_to_one_endpoint() {
     source.set_snapshot(TARGET, policy::snapshot_of(cluster("test"), [Endpoint::new(dead)]));
     let failed = || async { fetch(&client, "/").await.err().map(|error| error.code()) };
     while failed().await != Some(Code::CONNECT_FAILED) {}
+}
+
+/// A cluster that finds its endpoints like this, by itself or as the part of an aggregate; once more with another limit,
+/// and a mark by which it is known to be in force.
+fn versions(discovery: [&Discovery; 2], aggregate: bool) -> [Snapshot; 2] {
+    let version = |discovery: &Discovery, most: Option<u32>| {
+        let breaker = CircuitBreakers { max_requests: most, ..CircuitBreakers::default() };
+        let leaf = cluster(if aggregate { "leaf" } else { "test" });
+        let leaf = Cluster { discovery: discovery.clone(), breaker, ..leaf };
+        let whole = Cluster { discovery: Discovery::Aggregate(vec!["leaf".into()]), ..cluster("test") };
+        let others = [aggregate.then_some(whole), most.map(|_| cluster("mark"))];
+        let clusters = others.into_iter().flatten().chain([leaf]).map(|cluster| (cluster, Vec::new()));
+        policy::snapshot(policy::routes([policy::forward(RouteMatch::any(), forward_with(None))]), clusters)
+    };
+    [version(discovery[0], None), version(discovery[1], Some(9))]
+}
+
+/// Until the second of two versions is in force.
+async fn is_marked(client: &Client) {
+    while !client.dump().destinations[0].clusters.iter().any(|cluster| cluster.name.as_str() == "mark") {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn other_policy_for_a_cluster_of_names_cuts_no_stream_to_what_is_there_still() {
+    const OTHER: &str = "other.example.com";
+    let server = EchoServer::start("one").await;
+    let names = |hosts: &[&str]| {
+        let port = server.address().port();
+        let named = |host: &&str| Endpoint::new(Address::Name { host: (*host).into(), port });
+        Arc::new(policy::endpoints(&"test".into(), hosts.iter().map(named).collect()))
+    };
+    let strict = |hosts: &[&str]| Discovery::StrictDns(names(hosts));
+    let logical = |hosts: &[&str]| Discovery::LogicalDns(names(hosts));
+    for (before, after, aggregate, remains) in [
+        (strict(&[HOST]), strict(&[HOST]), false, true),
+        (logical(&[HOST]), logical(&[HOST]), false, true),
+        (strict(&[HOST]), strict(&[HOST]), true, true),
+        (logical(&[HOST]), logical(&[HOST]), true, true),
+        // It has to be looked up first.
+        (strict(&[HOST]), strict(&[HOST, OTHER]), false, true),
+        // Nobody can tell.
+        (strict(&[HOST]), strict(&["unknown.example.com"]), false, true),
+        (strict(&[HOST]), logical(&[HOST]), false, true),
+        (logical(&[HOST]), strict(&[HOST]), false, true),
+        // Controls: it is there no more.
+        (strict(&[HOST]), strict(&[OTHER]), false, false),
+        (strict(&[HOST]), strict(&[OTHER]), true, false),
+        (logical(&[HOST]), logical(&[OTHER]), false, false),
+    ] {
+        let resolver = FakeResolver::new();
+        resolver.set(HOST, &["127.0.0.1"], Some(3600 * SECOND));
+        resolver.set(OTHER, &["127.0.0.9"], Some(3600 * SECOND));
+        let [first, second] = versions([&before, &after], aggregate);
+        let source = FixedSource::of(TARGET, first);
+        let client = Client::builder(source.clone()).resolver(resolver).build();
+        server.script([Behaviour::Stall]);
+        let mut answer = std::pin::pin!(read(client.send(get("/")).await.unwrap()));
+        source.set_snapshot(TARGET, second);
+        is_marked(&client).await;
+        later(29 * SECOND).await;
+        assert!(futures_util::poll!(&mut answer).is_pending(), "{before:?} {after:?}");
+        later(2 * SECOND).await;
+        assert_eq!(futures_util::poll!(&mut answer).is_pending(), remains, "{before:?} {after:?} {aggregate}");
+    }
+}
+
+#[tokio::test]
+async fn other_policy_while_names_cannot_be_looked_up_leaves_the_addresses_that_were_known() {
+    let server = EchoServer::start("one").await;
+    let names = Arc::new(policy::endpoints(&"test".into(), vec![name(server.address().port())]));
+    for discovery in [Discovery::StrictDns(names.clone()), Discovery::LogicalDns(names)] {
+        for aggregate in [false, true] {
+            let resolver = FakeResolver::new();
+            resolver.set(HOST, &["127.0.0.1"], Some(5 * SECOND));
+            let [first, second] = versions([&discovery; 2], aggregate);
+            let source = FixedSource::of(TARGET, first);
+            let client = Client::builder(source.clone()).resolver(resolver.clone()).build();
+            fetch(&client, "/").await.unwrap();
+            resolver.fail(HOST, ResolveError::NotFound);
+            later(6 * SECOND).await;
+            source.set_snapshot(TARGET, second);
+            is_marked(&client).await;
+            assert_eq!(server_of(&fetch(&client, "/").await.unwrap()), "one", "{discovery:?} {aggregate}");
+            let made =
+                client.dump().destinations[0].clusters.iter().map(|cluster| cluster.dns_failures.len()).sum::<usize>();
+            assert_eq!(made, 1, "control: nobody could tell it anew");
+        }
+    }
+    // Control: one that has not been there before knows nothing.
+    let resolver = FakeResolver::new();
+    resolver.fail(HOST, ResolveError::NotFound);
+    let client = client(strict(vec![name(server.address().port())]), &resolver);
+    assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::NAME_UNRESOLVED);
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_policy_for_a_cluster_of_names_waits_for_no_resolver() {
+    let strict = Discovery::StrictDns(policy::endpoints(&"test".into(), vec![name(80)]).into());
+    let other = Endpoint::new(Address::Name { host: "other.example.com".into(), port: 80 });
+    let more = Discovery::StrictDns(policy::endpoints(&"test".into(), vec![name(80), other]).into());
+    // The control: what has other names is to be looked up first.
+    for (after, known) in [(&strict, &["10.0.0.1:80"][..]), (&more, &[])] {
+        let resolver = FakeResolver::new();
+        resolver.set(HOST, &["10.0.0.1"], Some(5 * SECOND));
+        resolver.hang("other.example.com");
+        let [first, second] = versions([&strict, after], false);
+        let source = FixedSource::of(TARGET, first);
+        let client = Client::builder(source.clone()).resolver(resolver.clone()).build();
+        client.explain(&http::Request::get(format!("http://{TARGET}/")).body(()).unwrap());
+        resolver.wait_for_asked(1).await;
+        resolver.hang(HOST);
+        pass(6 * SECOND).await;
+        source.set_snapshot(TARGET, second);
+        is_marked(&client).await;
+        let dump = client.dump();
+        let test = dump.destinations[0].clusters.iter().find(|cluster| cluster.name.as_str() == "test").unwrap();
+        let seen: Vec<_> = test.endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect();
+        assert_eq!(seen, known);
+    }
 }

@@ -105,14 +105,14 @@ async fn the_callers_timeout_is_passed_on_and_kept() {
     assert!(server.received()[0].headers.contains_key("grpc-timeout"));
 }
 
-/// Control: `the_control_planes_drop_share_and_the_listeners_ceiling_are_kept`, where it leaves HTTP requests alone.
+/// Control: `streams_have_the_time_that_the_most_specific_limit_gives_them`, where it leaves HTTP requests alone.
 #[tokio::test]
 async fn a_routes_ceiling_for_grpc_cuts_the_call_a31() {
     let server = EchoServer::start("slow").await;
     server.behave(Behaviour::Hold);
     let ceiling = Duration::from_secs(10);
-    for (max_stream_duration, cut) in [(Some(ceiling), true), (None, false)] {
-        let forward = Forward { max_stream_duration, ..forward_with(None) };
+    for (grpc_timeout_max, cut) in [(Some(ceiling), true), (None, false)] {
+        let forward = Forward { grpc_timeout_max, ..forward_with(None) };
         let (client, _) = client_of(snapshot_with(forward, cluster("test"), &[&server]));
         let mut call = pin!(say(client.channel(TARGET).unwrap(), "hello"));
         let requests = server.requests() + 1;

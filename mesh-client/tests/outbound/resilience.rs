@@ -562,7 +562,7 @@ async fn the_callers_deadline_is_kept_and_passed_on() {
 }
 
 #[tokio::test]
-async fn the_control_planes_drop_share_and_the_listeners_ceiling_are_kept() {
+async fn the_control_planes_drop_share_is_kept() {
     let server = EchoServer::start("one").await;
     let mut snapshot = snapshot_with(forward_with(None), cluster("test"), &[&server]);
     let drops = vec![DropOverload { category: "shed".into(), share: PerMillion::ALL }];
@@ -571,41 +571,49 @@ async fn the_control_planes_drop_share_and_the_listeners_ceiling_are_kept() {
     snapshot.clusters.insert("test".into(), state);
     let (client, _) = client_of(snapshot);
     assert_eq!(fetch(&client, "/").await.unwrap_err().code(), Code::DROPPED);
+}
 
+/// What an Envoy makes of `max_stream_duration` of the HttpConnectionManager, of the same and of `grpc_timeout_header_max` of
+/// a route, and gRFC A31 of a call. Zero lifts a limit, none leaves it to the next.
+#[tokio::test]
+async fn streams_have_the_time_that_the_most_specific_limit_gives_them() {
+    let s = |seconds| Some(Duration::from_secs(seconds));
+    let server = EchoServer::start("one").await;
     server.behave(Behaviour::Hold);
-    let mut snapshot = snapshot_with(forward_with(None), cluster("test"), &[&server]);
-    let ceiling = Listener { max_stream_duration: Some(Duration::from_secs(10)), ..(*snapshot.listener).clone() };
-    let listener = std::sync::Arc::new(ceiling);
-    snapshot.listener = listener.clone();
-    let (client, _) = client_of(snapshot);
-    let (result, ()) = tokio::join!(fetch(&client, "/"), later(&server, 1, Duration::from_secs(10)));
-    assert_eq!(result.unwrap_err().code(), Code::TIMEOUT);
-
-    // A route's is for gRPC calls: HTTP requests have the listener's as before.
-    let forward = Forward { max_stream_duration: Some(Duration::from_secs(1)), ..forward_with(None) };
-    let mut snapshot = snapshot_with(forward, cluster("test"), &[&server]);
-    snapshot.listener = listener.clone();
-    let (client, _) = client_of(snapshot);
-    let ended = std::pin::pin!(fetch(&client, "/"));
-    tokio::select! {
-        biased;
-        ended = ended => panic!("it ended: {:?}", ended.map(|_| ())),
-        () = later(&server, 2, Duration::from_secs(5)) => {}
-    }
-
-    // gRFC A31: a ceiling of 0 on the route lifts the listener's, and leaves the caller's own deadline.
-    let lifted = Forward { max_stream_duration: Some(Duration::ZERO), ..forward_with(None) };
-    let mut snapshot = snapshot_with(lifted, cluster("test"), &[&server]);
-    snapshot.listener = listener;
-    let (client, _) = client_of(snapshot);
-    let others = async {
-        later(&server, 3, Duration::from_secs(60)).await;
-        server.behave(Behaviour::Echo);
-        fetch(&client, "/").await.unwrap();
-    };
-    tokio::select! {
-        biased;
-        ended = fetch(&client, "/") => panic!("it ended: {:?}", ended.map(|_| ())),
-        () = others => {}
+    for (listener, stream, calls, http, grpc) in [
+        (None, None, None, None, None),
+        (s(30), None, None, s(30), s(30)),
+        (s(30), None, s(0), s(30), None),
+        (s(30), None, s(20), s(30), s(20)),
+        (s(30), s(0), None, None, None),
+        (s(30), s(0), s(20), None, s(20)),
+        (s(30), s(10), None, s(10), s(10)),
+        (s(30), s(10), s(0), s(10), None),
+        (s(30), s(40), s(50), s(40), s(50)),
+        (None, s(10), s(30), s(10), s(30)),
+    ] {
+        let limits = Forward { max_stream_duration: stream, grpc_timeout_max: calls, ..forward_with(None) };
+        let mut snapshot = snapshot_with(limits, cluster("test"), &[&server]);
+        let limited = Listener { max_stream_duration: listener, ..(*snapshot.listener).clone() };
+        snapshot.listener = std::sync::Arc::new(limited);
+        let (client, _) = client_of(snapshot);
+        for (content_type, limit) in [("text/plain", http), ("application/grpc", grpc)] {
+            let request = http::Request::post(format!("http://{TARGET}/a.B/C")).header("content-type", content_type);
+            let mut call = std::pin::pin!(client.send(request.body(String::new()).unwrap()));
+            let asked = server.requests() + 1;
+            let most = limit.unwrap_or(Duration::from_secs(3600));
+            tokio::select! {
+                biased;
+                ended = &mut call => panic!("it ended: {:?}", ended.map(|_| ())),
+                () = later(&server, asked, most - Duration::from_secs(1)) => {}
+            }
+            assert!(futures_util::poll!(&mut call).is_pending(), "{listener:?} {stream:?} {calls:?} {content_type}");
+            if limit.is_some() {
+                let both = async { tokio::join!(call, later(&server, asked, Duration::from_secs(1))).0 };
+                let ended = tokio::time::timeout(Duration::from_secs(20), both).await.expect("it has its limit");
+                let ended = ended.err().map(|error| error.code());
+                assert_eq!(ended, Some(Code::TIMEOUT), "{listener:?} {stream:?} {calls:?} {content_type}");
+            }
+        }
     }
 }

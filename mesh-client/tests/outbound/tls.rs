@@ -8,12 +8,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use mesh_client::{Client, ClientBuilder, Io};
-use mesh_core::error::{Code, Fault, Retry};
+use mesh_core::error::{Blame, Code, Fault, Retry};
 use mesh_core::id::TrustDomain;
 use mesh_core::identity::{Identity, TrustBundle, TrustBundles};
 use mesh_core::policy::{
     Address, ClientCertificate, Cluster, ConnectionOptions, EndpointMetadata, Instances, MeshTls, OriginatedTls,
-    RootsTls, StringMatcher, UpstreamProtocol, UpstreamTls,
+    RetryOn, RootsTls, StringMatcher, UpstreamProtocol, UpstreamTls,
 };
 use mesh_core::source::{Identities, Watched};
 use mesh_testkit::{Behaviour, CertificateSpec, EchoServer, FixedSource, TestCa, clock, crypto, policy};
@@ -21,7 +21,7 @@ use rustls::sign::{Signer, SigningKey};
 use rustls::{SignatureAlgorithm, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{TARGET, cluster, fetch, post, server_of};
+use super::{TARGET, cluster, fetch, forward_with, post, retrying, server_of, snapshot_with};
 
 const REVIEWS: &str = "spiffe://cluster.local/ns/default/sa/reviews";
 
@@ -202,9 +202,13 @@ async fn what_asks_for_https_never_goes_out_in_plaintext() {
     };
     let auto = || Cluster { tls: UpstreamTls::Auto(MeshTls::default()), ..cluster("test") };
     for without in [cluster("test"), auto()] {
-        let client = builder(without, &plain).identity(ca.watched("default", "web")).build();
+        // A matter of configuration: no further try helps.
+        let retries = retrying(2, RetryOn { connect_failure: true, ..RetryOn::default() });
+        let source = FixedSource::of(TARGET, snapshot_with(forward_with(Some(retries)), without, &[&plain]));
+        let client = Client::builder(source).crypto(crypto()).identity(ca.watched("default", "web")).build();
         let error = send(&client, "https").await.unwrap_err();
-        assert_eq!(error.code(), Code::TLS_HANDSHAKE);
+        let seen = (error.code(), error.blame(), error.retry(), error.attempts());
+        assert_eq!(seen, (Code::HTTPS_TO_PLAINTEXT, Blame::Configuration, Retry::Never, 1));
         assert!(error.to_string().contains("scheme is https"), "{error}");
     }
     assert_eq!((plain.connections(), plain.requests()), (0, 0));
@@ -293,6 +297,58 @@ async fn s67_a_connection_whose_server_is_not_trusted_any_more_takes_no_request(
         tokio::time::advance(Duration::from_secs(5)).await;
         tokio::time::resume();
         assert_eq!(fetch(&client, "/").await.unwrap().status(), 200, "{protocol:?}");
+    }
+}
+
+/// What becomes of the runtime that connects first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum First {
+    EndsBefore,
+    EndsMeanwhile,
+    StandsStill,
+}
+
+#[test]
+fn s67_connections_of_one_runtime_are_watched_whatever_becomes_of_another() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let home = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let ca = TestCa::new();
+    let cases = [First::EndsBefore, First::EndsMeanwhile, First::StandsStill].map(|case| [(case, false), (case, true)]);
+    for (case, common) in cases.into_iter().flatten() {
+        let server = home.block_on(EchoServer::start_mtls("reviews", &ca.identity("default", "reviews")));
+        let (publisher, watched) = Watched::channel(Some(ca.identity("default", "web")));
+        let (first, second) = (runtime(), runtime());
+        let mut builder = builder(speaking(UpstreamProtocol::Http1), &server).identity(watched);
+        if common {
+            // One that runs, but for the case that all that it did ends.
+            let handle = if case == First::StandsStill { home.handle() } else { first.handle() };
+            builder = builder.runtime(handle.clone());
+        }
+        let client = builder.build();
+        // In flight over a connection, so that the other runtime needs another one.
+        server.behave(Behaviour::Hold);
+        let held = client.clone();
+        let task = first.spawn(async move { fetch(&held, "/").await.map(drop) });
+        first.block_on(server.wait_for_requests(1));
+        server.behave(Behaviour::Echo);
+        let mut first = Some(first);
+        if case == First::EndsBefore {
+            first.take();
+        }
+        second.block_on(fetch(&client, "/")).unwrap();
+        if case == First::EndsMeanwhile {
+            first.take();
+        }
+        // The control: nothing changes by that.
+        second.block_on(fetch(&client, "/")).unwrap();
+        // Whose runtime for all has ended is not watched over by it, and connects anew.
+        let anew = u64::from(common && case == First::EndsMeanwhile);
+        assert_eq!(server.connections(), 2 + anew, "{case:?} {common}");
+        publisher.publish(trusting(&ca, TestCa::new().bundles()));
+        let distrusted =
+            second.block_on(async { tokio::time::timeout(Duration::from_secs(60), distrusted(&client)).await });
+        distrusted.unwrap_or_else(|_| panic!("{case:?} {common}: it takes no further request"));
+        drop((task, first));
     }
 }
 

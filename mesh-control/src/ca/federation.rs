@@ -60,6 +60,12 @@ impl Federation {
             (authority.dir.clone(), Box::new(own_names), Watched::channel(<_>::default()).0);
         let federation = Self { dir, authority, own_names, looked: Mutex::default(), trusted };
         if let Err(error) = federation.reload() {
+            if federation.look(FILE).is_ok_and(|look| look.verdict().is_ok()) {
+                let what =
+                    "what is good now of federated trust domains is in force, and cannot be kept for a later start";
+                tracing::error!(target: "mesh::ca", %error, "{what}");
+                return federation;
+            }
             tracing::error!(target: "mesh::ca", %error, "what was good last of federated trust domains is in force");
             match federation.look(LAST_GOOD).map(|look| look.verdict()) {
                 Ok(Ok(bundles)) => federation.trust(bundles),
@@ -78,16 +84,21 @@ impl Federation {
         if looked.as_ref() == Some(&now) {
             return Ok(false);
         }
-        let (before, verdict) = (self.bundles(), now.verdict());
-        match &verdict {
-            Ok(bundles) => self.trust(bundles.clone()),
-            Err(_) => self.trust(without(&before, &now.own_names)),
-        }
-        let kept = verdict
-            .map_err(|reason| StateError::Content { path: self.dir.path(FILE), reason })
-            .and_then(|_| self.keep(now.content.as_deref()));
+        let before = self.bundles();
+        let verdict = match now.verdict() {
+            Ok(bundles) => {
+                self.trust(bundles);
+                // Where it cannot be kept it has not been looked at: it is tried again.
+                self.keep(now.content.as_deref())?;
+                Ok(before != self.bundles())
+            }
+            Err(reason) => {
+                self.trust(without(&before, &now.own_names));
+                Err(StateError::Content { path: self.dir.path(FILE), reason })
+            }
+        };
         *looked = Some(now);
-        kept.map(|()| before != self.bundles())
+        verdict
     }
 
     /// The bundles of other trust domains.

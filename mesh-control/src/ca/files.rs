@@ -9,10 +9,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use mesh_core::id::SpiffeId;
-use rcgen::KeyPair;
-use serde_json::{Value, json};
+use serde::Serialize;
 use zeroize::Zeroizing;
 
+use super::key::Key;
 use super::{CertificateAuthority, IssueError};
 use crate::state_dir::{StateDir, StateError};
 
@@ -41,28 +41,63 @@ impl CertificateAuthority {
     /// `id` is of another trust domain, or a file cannot be written.
     pub fn issue_files(&self, id: &SpiffeId, wished: Option<Duration>, out: &Path) -> Result<(), FilesError> {
         let failed = |e: rcgen::Error| IssueError::Signing { id: id.clone(), reason: e.to_string() };
-        let key = Zeroizing::new(KeyPair::generate().map_err(failed)?);
-        let issued = self.sign(&*key, id, Vec::new(), wished, false)?;
+        let key = Key::generate().map_err(failed)?;
+        let issued = self.sign(&key, id, Vec::new(), wished, false)?;
         // Peers have the roots: the chain ends below them.
         let (root, chain) = issued.chain_pem.split_last().expect("a chain ends with its roots");
-        let (key, chain) = (Zeroizing::new(key.serialize_pem()), &chain.concat());
+        let (key, chain) = (key.to_pem(), &chain.concat());
         let directory = StateDir::open(out)?;
         directory.write("root.pem", root.as_bytes())?;
         directory.write("key.pem", key.as_bytes())?;
         directory.write("cert.pem", chain.as_bytes())?;
-        let text = |text: &str| json!({ "inline_string": text });
-        let own = json!({ "certificate_chain": text(chain), "private_key": text(&key) });
-        directory
-            .write("ROOTCA.yaml", &secret("ROOTCA", "validation_context", &json!({ "trusted_ca": text(root) })))?;
-        directory.write("default.yaml", &secret("default", "tls_certificate", &own))?;
+        let text = |inline_string| Text { inline_string };
+        let own = Content::TlsCertificate { certificate_chain: text(chain), private_key: text(&key) };
+        directory.write("ROOTCA.yaml", &secret("ROOTCA", Content::ValidationContext { trusted_ca: text(root) }))?;
+        directory.write("default.yaml", &secret("default", own))?;
         Ok(())
     }
 }
 
 /// A file of Envoy's with one secret, in JSON, which is YAML too. It holds the texts themselves and no names of
 /// files: key and certificate change together.
-fn secret(name: &str, kind: &str, content: &Value) -> Vec<u8> {
-    json!({ "resources": [{ "@type": SECRET, "name": name, kind: content }] }).to_string().into_bytes()
+fn secret(name: &str, content: Content<'_>) -> Zeroizing<Vec<u8>> {
+    // With room for all of it, each line's end as two: a buffer that grows leaves copies of the key behind.
+    let room = match &content {
+        Content::TlsCertificate { certificate_chain: Text { inline_string: chain }, private_key } => {
+            chain.len() + private_key.inline_string.len()
+        }
+        Content::ValidationContext { trusted_ca } => trusted_ca.inline_string.len(),
+    };
+    let mut written = Zeroizing::new(Vec::with_capacity(2 * room + 1024));
+    let resources = [Secret { kind: SECRET, name, content }];
+    serde_json::to_writer(&mut *written, &Resources { resources }).expect("text is always JSON");
+    written
+}
+
+#[derive(Serialize)]
+struct Resources<'t> {
+    resources: [Secret<'t>; 1],
+}
+
+#[derive(Serialize)]
+struct Secret<'t> {
+    #[serde(rename = "@type")]
+    kind: &'static str,
+    name: &'t str,
+    #[serde(flatten)]
+    content: Content<'t>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Content<'t> {
+    TlsCertificate { certificate_chain: Text<'t>, private_key: Text<'t> },
+    ValidationContext { trusted_ca: Text<'t> },
+}
+
+#[derive(Serialize)]
+struct Text<'t> {
+    inline_string: &'t str,
 }
 
 #[cfg(test)]
@@ -70,6 +105,7 @@ mod tests {
     use std::fs;
 
     use mesh_core::id::TrustDomain;
+    use rcgen::KeyPair;
     use rustls_pki_types::CertificateDer;
     use rustls_pki_types::pem::PemObject;
     use x509_parser::prelude::{FromDer, X509Certificate};

@@ -16,14 +16,15 @@ use std::hash::{BuildHasher, RandomState};
 use mesh_core::id::TrustDomain;
 use mesh_core::identity::{TrustBundle, root_name};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PublicKeyData, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyUsagePurpose, PublicKeyData,
+    SanType,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use x509_parser::prelude::{FromDer, GeneralName, SubjectPublicKeyInfo, X509Certificate};
 use zeroize::Zeroizing;
 
+use super::key::Key;
 use super::revoked::RevocationLists;
 use super::{BACK_DATE, ROOT_FILE, TrustDomains, set_validity};
 use crate::clock::Clock;
@@ -37,7 +38,7 @@ const ROOT_LIFE: std::time::Duration = std::time::Duration::from_secs(10 * 365 *
 
 /// One state of the files.
 pub(super) struct Material {
-    pub(super) issuer: Issuer<'static, KeyPair>,
+    pub(super) issuer: Issuer<'static, Key>,
     /// What a leaf is presented with: the signing certificate and those above it; none if a root signs.
     pub(super) intermediates: Vec<CertificateDer<'static>>,
     pub(super) bundle: TrustBundle,
@@ -171,14 +172,22 @@ fn foreign() -> String {
 
 /// The root that the last of a chain was signed by.
 fn root_of(above: &[CertificateDer<'static>], bundle: &TrustBundle) -> Result<CertificateDer<'static>, String> {
-    let last = parse(above.last().map_or(&[][..], |last| &last[..]))?;
+    let der = above.last().map_or(&[][..], |last| &last[..]);
+    let last = parse(der)?;
     for root in bundle.roots() {
         let parsed = parse(root)?;
-        if parsed.subject() == last.issuer() && last.verify_signature(Some(parsed.public_key())).is_ok() {
+        if parsed.subject() == last.issuer() && is_signed_with(der, parsed.public_key()) {
             return Ok(root.clone());
         }
     }
     Err(format!("no root in {ROOT_FILE} signed it or its {CHAIN_FILE}"))
+}
+
+/// Whether what is in `der` is signed with that key: by the algorithms of the members, who are told of nothing that they
+/// would refuse.
+pub(super) fn is_signed_with(der: &[u8], key: &SubjectPublicKeyInfo<'_>) -> bool {
+    let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.all;
+    mesh_core::identity::is_signed_with(der, key.raw, algorithms)
 }
 
 pub(super) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
@@ -190,25 +199,22 @@ fn certificates(pem: Option<&[u8]>) -> Result<Vec<CertificateDer<'static>>, Stri
     CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|e| format!("it is not PEM: {e}"))
 }
 
-pub(super) fn belongs(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {
+pub(super) fn belongs(certificate: &CertificateDer<'_>, key: &Key) -> bool {
     X509Certificate::from_der(certificate).is_ok_and(|(_, cert)| cert.public_key().raw == key.subject_public_key_info())
 }
 
-pub(super) fn read_key(dir: &StateDir, file: &str, pem: &[u8]) -> Result<KeyPair, StateError> {
-    let unusable = |reason: String| StateError::Content { path: dir.path(file), reason };
-    let pem = std::str::from_utf8(pem).map_err(|_| unusable("it is not PEM".to_owned()))?;
-    KeyPair::from_pem(pem).map_err(|e| unusable(format!("it holds no private key ({e})")))
+pub(super) fn read_key(dir: &StateDir, file: &str, pem: &[u8]) -> Result<Key, StateError> {
+    Key::from_pem(pem).map_err(|reason| StateError::Content { path: dir.path(file), reason })
 }
 
-fn generate_key(dir: &StateDir) -> Result<KeyPair, StateError> {
-    let fresh = KeyPair::generate()
+fn generate_key(dir: &StateDir) -> Result<Key, StateError> {
+    let fresh = Key::generate()
         .map_err(|e| StateError::Content { path: dir.path(KEY_FILE), reason: format!("no key can be made: {e}") })?;
-    let fresh = Zeroizing::new(Zeroizing::new(fresh).serialize_pem());
-    let pem = dir.write_once(KEY_FILE, fresh.as_bytes())?;
+    let pem = dir.write_once(KEY_FILE, fresh.to_pem().as_bytes())?;
     read_key(dir, KEY_FILE, &pem)
 }
 
-pub(super) fn self_signed_root(key: &KeyPair, domain: &TrustDomain, clock: &Clock) -> Result<String, rcgen::Error> {
+pub(super) fn self_signed_root(key: &Key, domain: &TrustDomain, clock: &Clock) -> Result<String, rcgen::Error> {
     let now = clock.unix_seconds();
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();

@@ -5,12 +5,14 @@
 //! looked at. Who the requester is comes from [`JoinTokens`], from a [`TokenReviewer`] or from the certificate it has.
 //! Refuses to know transports.
 
+mod asking;
 mod federation;
 mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod joined;
+mod key;
 mod limit;
 mod live;
 mod material;
@@ -367,6 +369,11 @@ impl CertificateAuthority {
     /// The trust domain it signs for.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.domains.own
+    }
+
+    /// The former names of it.
+    pub(crate) fn former_domains(&self) -> &[TrustDomain] {
+        &self.domains.aliases
     }
 }
 

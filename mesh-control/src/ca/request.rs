@@ -8,6 +8,8 @@ use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
 
+use super::material::is_signed_with;
+
 /// A request with one key and a few names is well below.
 const MAX_CSR: usize = 16 * 1024;
 const MIN_RSA_BITS: usize = 2048;
@@ -61,7 +63,9 @@ impl RequestedKey {
         if !accepted(key.algorithm()) {
             return Err(CsrRefused::Key);
         }
-        csr.verify_signature().map_err(|_| CsrRefused::Signature)?;
+        if !is_signed_with(&der, info) {
+            return Err(CsrRefused::Signature);
+        }
         Ok(Self(key))
     }
 

@@ -5,13 +5,14 @@
 
 use std::time::Duration;
 
-use rcgen::{CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, SerialNumber, date_time_ymd};
+use rcgen::{CertificateRevocationListParams, Issuer, KeyIdMethod, SerialNumber, date_time_ymd};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
 use super::BACK_DATE;
-use super::material::parse;
+use super::key::Key;
+use super::material::{is_signed_with, parse};
 
 /// Bytes of the file: a message to a member holds all of it.
 const MOST: usize = 32 << 20;
@@ -51,12 +52,13 @@ impl RevocationLists {
         for issuer in issuers {
             let issuer = parse(issuer)?;
             // Peers take the first list of that name, so it has to hold.
-            let list = lists.iter().find(|list| list.issuer() == issuer.subject());
-            let list = list.ok_or_else(|| {
+            let list = lists.iter().zip(&ders).find(|(list, _)| list.issuer() == issuer.subject());
+            let (list, der) = list.ok_or_else(|| {
                 format!("no list in it is of {}, so that all whom that one signed would be refused", issuer.subject())
             })?;
-            list.verify_signature(issuer.public_key())
-                .map_err(|_| format!("its list of {} is not signed with that one's key", issuer.subject()))?;
+            if !is_signed_with(der, issuer.public_key()) {
+                return Err(format!("its list of {} is not signed with that one's key", issuer.subject()));
+            }
             let ends = list.next_update().and_then(|time| u64::try_from(time.timestamp()).ok());
             end = end.into_iter().chain(ends).min();
         }
@@ -66,7 +68,7 @@ impl RevocationLists {
 }
 
 /// A list (PEM) of nobody, of a root that is new: where there are lists, what a root without one signs is refused.
-pub(super) fn empty_list(root: &str, key: KeyPair, now: u64, end: u64) -> Result<String, rcgen::Error> {
+pub(super) fn empty_list(root: &str, key: Key, now: u64, end: u64) -> Result<String, rcgen::Error> {
     let at = |seconds: u64| date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
     let list = CertificateRevocationListParams {
         this_update: at(now.saturating_sub(BACK_DATE.as_secs())),

@@ -14,11 +14,10 @@
 use std::path::Path;
 
 use mesh_core::identity::root_name as name;
-use rcgen::KeyPair;
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
 
+use super::key::Key;
 use super::live::LiveLeaves;
 use super::material::{KEY_FILE, Material, REVOKED_FILE, read_key, self_signed_root};
 use super::revoked::empty_list;
@@ -207,8 +206,7 @@ impl RootRotation {
         let key = match self.next_key()? {
             Some(key) => key,
             None => {
-                let fresh = Zeroizing::new(Zeroizing::new(KeyPair::generate()?).serialize_pem());
-                let pem = self.dir.write_once(NEXT_KEY_FILE, fresh.as_bytes())?;
+                let pem = self.dir.write_once(NEXT_KEY_FILE, Key::generate()?.to_pem().as_bytes())?;
                 read_key(&self.dir, NEXT_KEY_FILE, &pem)?
             }
         };
@@ -222,14 +220,14 @@ impl RootRotation {
 
     /// Where there are revocation lists, one of the new root: nobody is taken back yet. One of an earlier attempt goes
     /// before it and is replaced with the operator's next lists.
-    fn add_list(&self, root: &str, key: KeyPair, now: u64, end: u64) -> Result<(), RotateError> {
+    fn add_list(&self, root: &str, key: Key, now: u64, end: u64) -> Result<(), RotateError> {
         let mut lists = self.dir.read(REVOKED_FILE)?.unwrap_or_default();
         lists.extend_from_slice(b"\n");
         lists.extend_from_slice(empty_list(root, key, now, end)?.as_bytes());
         Ok(self.dir.write(REVOKED_FILE, &lists)?)
     }
 
-    fn next_key(&self) -> Result<Option<KeyPair>, StateError> {
+    fn next_key(&self) -> Result<Option<Key>, StateError> {
         let pem = self.dir.read_secret(NEXT_KEY_FILE)?;
         pem.map(|pem| read_key(&self.dir, NEXT_KEY_FILE, &pem)).transpose()
     }

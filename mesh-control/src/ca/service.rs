@@ -7,17 +7,15 @@ use mesh_core::id::SpiffeId;
 use mesh_discovery::proto::certificate::{
     IstioCertificateRequest, IstioCertificateResponse, IstioCertificateService, IstioCertificateServiceServer,
 };
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
+use super::asking::Asking;
 use super::limit::IssueLimit;
 use super::{CertificateAuthority, Federation, JoinClaims, JoinTokens, RequestedKey, ServiceAccountTokens, TokenUse};
-use crate::runtime::Peer;
+use crate::runtime::{Peer, Refusal, Refusals};
 
-/// Questions to the cluster at once; whoever comes next waits. Anybody may send what looks like a token.
-const REVIEWS: usize = 32;
 /// Time for an answer, with all waiting.
 const ANSWER: Duration = Duration::from_secs(15);
 
@@ -27,8 +25,9 @@ pub(crate) struct CertificateService {
     federation: Arc<Federation>,
     tokens: Arc<JoinTokens>,
     accounts: Option<ServiceAccountTokens>,
-    reviews: Semaphore,
+    asking: Asking,
     limit: IssueLimit,
+    refusals: Arc<Refusals>,
 }
 
 /// What a requester showed.
@@ -48,9 +47,10 @@ impl CertificateService {
         federation: Arc<Federation>,
         tokens: Arc<JoinTokens>,
         accounts: Option<ServiceAccountTokens>,
+        refusals: Arc<Refusals>,
     ) -> Self {
-        let (reviews, limit) = (Semaphore::new(REVIEWS), IssueLimit::default());
-        Self { authority, federation, tokens, accounts, reviews, limit }
+        let (asking, limit) = (Asking::default(), IssueLimit::default());
+        Self { authority, federation, tokens, accounts, asking, limit, refusals }
     }
 
     pub(crate) fn into_server(self) -> IstioCertificateServiceServer<Self> {
@@ -87,9 +87,8 @@ impl CertificateService {
                 Ok(Proof::Token(id, claims))
             }
             Some(accounts) => {
-                let _place = self.reviews.acquire().await.map_err(|e| Status::unavailable(e.to_string()))?;
-                let id = accounts.identity(token, self.authority.trust_domain()).await;
-                let id = id.map_err(|e| Status::unauthenticated(e.to_string()))?;
+                let id = accounts.identity(token, self.authority.trust_domain());
+                let id = self.asking.ask(peer, id).await?.map_err(|e| Status::unauthenticated(e.to_string()))?;
                 same_workload(peer, &id)?;
                 Ok(Proof::Account(id))
             }
@@ -163,7 +162,10 @@ impl IstioCertificateService for CertificateService {
                 Ok(Response::new(IstioCertificateResponse { cert_chain, revocation_lists, federated }))
             }
             Err(status) => {
-                tracing::warn!(target: "mesh::ca", peer = %peer, reason = status.message(), "certificate refused");
+                if let Some(left_out) = self.refusals.of(Refusal::Certificate, &peer.caller) {
+                    let reason = status.message();
+                    tracing::warn!(target: "mesh::ca", %peer, reason, left_out, "certificate refused");
+                }
                 Err(status)
             }
         }
@@ -175,13 +177,15 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::UNIX_EPOCH;
 
+    use futures_util::FutureExt;
     use mesh_core::id::TrustDomain;
     use tonic::Code;
 
     use super::*;
-    use crate::ca::CertificateLife;
+    use crate::ca::{CertificateLife, PodRef, Review, Reviewing, TokenReviewer};
     use crate::clock::Clock;
     use crate::runtime::Caller;
+    use crate::test_log::Listening;
 
     fn request() -> IstioCertificateRequest {
         let key = rcgen::KeyPair::generate().unwrap();
@@ -201,7 +205,7 @@ mod tests {
         let authority = Arc::new(CertificateAuthority::open(home.path(), domain, life, clock.clone()).unwrap());
         let tokens = Arc::new(JoinTokens::with_clock(home.path(), clock).unwrap());
         let federation = Arc::new(Federation::open(authority.clone(), Vec::new));
-        let service = CertificateService::new(authority.clone(), federation, tokens.clone(), None);
+        let service = CertificateService::new(authority.clone(), federation, tokens.clone(), None, Arc::default());
         let peer = |caller| Peer { address: ([127, 0, 0, 1], 80).into(), caller, joined: false };
         let workload = |account| {
             Caller::Workload(SpiffeId::for_service_account(authority.trust_domain(), "default", account).unwrap())
@@ -234,7 +238,7 @@ mod tests {
         let authority = Arc::new(CertificateAuthority::open(home.path(), domain, life, clock.clone()).unwrap());
         let tokens = Arc::new(JoinTokens::with_clock(home.path(), clock).unwrap());
         let federation = Arc::new(Federation::open(authority.clone(), Vec::new));
-        let service = CertificateService::new(authority, federation, tokens.clone(), None);
+        let service = CertificateService::new(authority, federation, tokens.clone(), None, Arc::default());
         let peer = Peer { address: ([127, 0, 0, 1], 80).into(), caller: Caller::Anonymous, joined: false };
         let token = tokens.mint("default", "reviews", Duration::from_secs(60)).unwrap();
         let mut metadata = MetadataMap::new();
@@ -255,5 +259,74 @@ mod tests {
         assert_eq!(ask(&ours).await, Ok(()), "the repeat");
         assert_eq!(ask(&ours).await, Err(Code::ResourceExhausted));
         assert_eq!(ask(&others).await, Err(Code::Unauthenticated));
+    }
+
+    /// A cluster that answers nobody.
+    #[derive(Debug, Default)]
+    struct Silent(AtomicU64);
+
+    impl TokenReviewer for Silent {
+        fn review<'r>(&'r self, _: &'r str, _: &'r [String]) -> Reviewing<'r, Review> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Box::pin(std::future::pending())
+        }
+
+        fn is_alive<'r>(&'r self, _: &'r PodRef) -> Reviewing<'r, bool> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test]
+    async fn what_strangers_show_fills_no_line_in_which_members_wait() {
+        let home = tempfile::tempdir().unwrap();
+        let domain = TrustDomain::new("cluster.local").unwrap();
+        let life = CertificateLife::default();
+        let authority = Arc::new(CertificateAuthority::open(home.path(), domain, life, Clock::system()).unwrap());
+        let tokens = Arc::new(JoinTokens::with_clock(home.path(), Clock::system()).unwrap());
+        let federation = Arc::new(Federation::open(authority.clone(), Vec::new));
+        let cluster = Arc::new(Silent::default());
+        let accounts = ServiceAccountTokens::new(cluster.clone(), Vec::new());
+        let service = CertificateService::new(authority, federation, tokens, Some(accounts), Arc::default());
+        let peer = |caller| Peer { address: ([192, 0, 2, 1], 80).into(), caller, joined: false };
+        let stranger = peer(Caller::Anonymous);
+        let member = peer(Caller::Workload("spiffe://cluster.local/ns/default/sa/reviews".parse().unwrap()));
+        let mut metadata = MetadataMap::new();
+        metadata.insert("authorization", "Bearer a.b.c".parse().unwrap());
+        let request = request();
+        let mut asking: Vec<_> = (0..100).map(|_| Box::pin(service.issue(&stranger, &metadata, &request))).collect();
+        let answers: Vec<_> = asking.iter_mut().filter_map(|asking| asking.as_mut().now_or_never()).collect();
+        assert!(answers.len() > 1 && answers.len() < 100, "{}", answers.len());
+        assert!(answers.iter().all(|answer| answer.as_ref().unwrap_err().code() == Code::ResourceExhausted));
+        let asked = cluster.0.load(Ordering::Relaxed);
+        assert!(asked > 0 && asked < 100, "{asked}");
+        assert!(service.issue(&member, &metadata, &request).now_or_never().is_none());
+        assert_eq!(cluster.0.load(Ordering::Relaxed), asked + 1, "the cluster is asked for the member at once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn s91_of_members_every_refused_certificate_is_logged_and_of_strangers_one_at_times() {
+        let log = Listening::begin();
+        let home = tempfile::tempdir().unwrap();
+        let domain = TrustDomain::new("cluster.local").unwrap();
+        let life = CertificateLife::default();
+        let authority = Arc::new(CertificateAuthority::open(home.path(), domain, life, Clock::system()).unwrap());
+        let tokens = Arc::new(JoinTokens::with_clock(home.path(), Clock::system()).unwrap());
+        let federation = Arc::new(Federation::open(authority.clone(), Vec::new));
+        let service = CertificateService::new(authority, federation, tokens, None, Arc::default());
+        let id = "spiffe://cluster.local/ns/default/sa/reviews".parse().unwrap();
+        for (caller, said, lines) in [
+            (Caller::Anonymous, "peer=anonymous", 1),
+            // The control.
+            (Caller::Workload(id), "sa/reviews", 10),
+        ] {
+            for _ in 0..10 {
+                let mut request = Request::new(request());
+                let peer = Peer { address: ([192, 0, 2, 1], 80).into(), caller: caller.clone(), joined: false };
+                request.extensions_mut().insert(peer);
+                request.metadata_mut().insert("authorization", "Bearer a.b".parse().unwrap());
+                assert_eq!(service.create_certificate(request).await.unwrap_err().code(), Code::Unauthenticated);
+            }
+            assert_eq!(log.lines(&["certificate refused", said]), lines, "{}", log.text());
+        }
     }
 }

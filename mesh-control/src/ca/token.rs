@@ -13,7 +13,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::RequestedKey;
 use crate::clock::Clock;
-use crate::state_dir::{StateDir, StateError, private_file, sync_dir};
+use crate::state_dir::{StateDir, StateError, sync_dir, unique, write_first};
 
 /// Longest life of a token.
 pub const MAX_TOKEN_TTL: Duration = Duration::from_secs(600);
@@ -209,7 +209,9 @@ impl JoinTokens {
             return Err(TokenRefused::Expired);
         }
         let (record, user) = (self.record(claims), user(key));
-        let used = match write_first(&record, &user) {
+        // Named as a record, so that what a crash leaves is removed with them.
+        let beside = record.with_extension(unique());
+        let used = match write_first(&record, &beside, user.as_bytes()) {
             Ok(()) => TokenUse::First,
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                 same_user(&record, &user).map(|()| TokenUse::Again)?
@@ -265,18 +267,6 @@ fn same_user(record: &Path, user: &str) -> Result<(), TokenRefused> {
     let file = fs::File::open(record).map_err(TokenRefused::Record)?;
     file.take(user.len() as u64 + 1).read_to_end(&mut said).map_err(TokenRefused::Record)?;
     if said == user.as_bytes() { Ok(()) } else { Err(TokenRefused::Spent) }
-}
-
-/// Writes a record whole, unless there is one.
-fn write_first(record: &Path, user: &str) -> io::Result<()> {
-    // Named as a record, so that what a crash leaves is removed with them.
-    let fresh = record.with_extension(format!("{:016x}", fastrand::Rng::new().u64(..)));
-    let mut file = private_file().create_new(true).write(true).open(&fresh)?;
-    // A hard link fails where a rename would replace.
-    let written = file.write_all(user.as_bytes()).and_then(|()| file.sync_all());
-    let linked = written.and_then(|()| fs::hard_link(&fresh, record));
-    let removed = fs::remove_file(&fresh);
-    linked.and(removed)
 }
 
 impl JoinClaims {

@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status};
 
 use super::{CertificateAuthority, Changes, Federation};
 use crate::runtime::{Caller, Peer};
+use crate::xds::{Charge, Limits, NodeEntry, Nodes};
 
 /// The service of trust bundles.
 pub(crate) struct TrustService {
@@ -25,6 +26,9 @@ pub(crate) struct TrustService {
     pub(crate) drain: DrainWatch,
     /// Places of those without a certificate, each of whom is told once: what they are told is held until they take it.
     pub(crate) strangers: Arc<Semaphore>,
+    /// Streams of members, and what each has not taken yet.
+    pub(crate) streams: Arc<Nodes>,
+    pub(crate) limits: Limits,
 }
 
 /// How many who have no certificate may be told at once.
@@ -38,8 +42,16 @@ struct Watching {
     /// A digest: a thousand members are not to hold a thousand copies.
     sent: Option<digest::Digest>,
     drain: DrainWatch,
+    place: Place,
+    /// What was sent and is not taken yet, for as long as that lasts: who reads slowly has it held here.
+    untaken: Option<Charge>,
+    bytes_of_one: usize,
+}
+
+enum Place {
+    Member(NodeEntry),
     /// Of who has no certificate: it ends with the first answer.
-    once: Option<OwnedSemaphorePermit>,
+    Once(#[allow(dead_code, reason = "held for its drop")] OwnedSemaphorePermit),
 }
 
 impl TrustService {
@@ -53,38 +65,137 @@ impl TrustBundleService for TrustService {
     async fn watch(&self, request: Request<WatchTrustBundle>) -> Result<Response<BoxStream<TrustBundle>>, Status> {
         let peer = Peer::of(request.extensions())?;
         // Roots and lists are no secret, and whose root is gone has no certificate to ask with.
-        let once = if peer.caller == Caller::Anonymous {
+        let place = if peer.caller == Caller::Anonymous {
             let full = |_| Status::resource_exhausted("many ask for the roots without a certificate; try again later");
-            Some(self.strangers.clone().try_acquire_owned().map_err(full)?)
+            Place::Once(self.strangers.clone().try_acquire_owned().map_err(full)?)
         } else {
             peer.workload()?;
-            None
+            Place::Member(self.streams.enter(&peer, &self.limits)?)
         };
         let (authority, federation, drain) = (self.authority.clone(), self.federation.clone(), self.drain.clone());
         let changes = (authority.changes(), federation.watch());
-        let watching = Watching { authority, federation, changes, sent: None, drain, once };
-        Ok(Response::new(Box::pin(stream::unfold(watching, Watching::next))))
+        let (sent, untaken, bytes_of_one) = (None, None, self.limits.bytes_of_one);
+        let watching = Watching { authority, federation, changes, sent, drain, place, untaken, bytes_of_one };
+        Ok(Response::new(Box::pin(stream::unfold(Some(watching), |watching| async { watching?.next().await }))))
     }
 }
 
 impl Watching {
     /// Waits for what was not sent yet; `None` = the control plane stops, or all is said.
-    async fn next(mut self) -> Option<(Result<TrustBundle, Status>, Self)> {
-        if self.once.is_some() && self.sent.is_some() {
+    async fn next(mut self) -> Option<(Result<TrustBundle, Status>, Option<Self>)> {
+        // Asked for more: what was sent is taken.
+        self.untaken = None;
+        if matches!(self.place, Place::Once(_)) && self.sent.is_some() {
             return None;
         }
         loop {
             let now = TrustBundle { federated: self.federation.told(), ..self.authority.watched_bundle() };
-            let digest = digest::digest(&digest::SHA256, &now.encode_to_vec());
+            let encoded = now.encode_to_vec();
+            let digest = digest::digest(&digest::SHA256, &encoded);
             if self.sent.as_ref().is_none_or(|sent| sent.as_ref() != digest.as_ref()) {
+                if let Err(full) = self.charge(encoded.len()) {
+                    return Some((Err(full), None));
+                }
                 self.sent = Some(digest);
-                return Some((Ok(now), self));
+                return Some((Ok(now), Some(self)));
             }
+            drop((now, encoded));
             tokio::select! {
                 () = self.drain.drained() => return None,
                 () = self.changes.0.changed() => {}
                 () = self.changes.1.changed() => {}
             }
         }
+    }
+
+    fn charge(&mut self, bytes: usize) -> Result<(), Status> {
+        let Place::Member(entry) = &self.place else { return Ok(()) };
+        if entry.account.bytes().saturating_add(bytes) > self.bytes_of_one {
+            let most = self.bytes_of_one;
+            return Err(Status::resource_exhausted(format!(
+                "processes of this identity have not taken {most} bytes of roots and revocation lists; try again later"
+            )));
+        }
+        self.untaken = Some(Charge::new(&entry.account, bytes));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+
+    use futures_util::future::poll_immediate;
+    use futures_util::{Stream, StreamExt};
+    use mesh_core::drain;
+    use mesh_core::id::TrustDomain;
+    use tonic::Code;
+
+    use super::*;
+    use crate::ca::CertificateLife;
+    use crate::clock::Clock;
+
+    struct World {
+        service: TrustService,
+        _trigger: drain::DrainTrigger,
+        _home: tempfile::TempDir,
+    }
+
+    type Told = Pin<Box<dyn Stream<Item = Result<TrustBundle, Status>> + Send>>;
+
+    impl World {
+        fn new(limits: Limits) -> Self {
+            let home = tempfile::tempdir().unwrap();
+            let domain = TrustDomain::new("cluster.local").unwrap();
+            let life = CertificateLife::default();
+            let authority = CertificateAuthority::open(home.path(), domain, life, Clock::system()).unwrap();
+            let (trigger, drain) = drain::channel();
+            let (authority, streams, strangers) = (Arc::new(authority), Arc::default(), Arc::new(Semaphore::new(1)));
+            let federation = Arc::new(Federation::open(authority.clone(), Vec::new));
+            let service = TrustService { authority, federation, drain, strangers, streams, limits };
+            Self { service, _trigger: trigger, _home: home }
+        }
+
+        /// `None` = without a certificate.
+        async fn watch(&self, account: Option<&str>) -> Result<Told, Code> {
+            let workload =
+                |name| Caller::Workload(format!("spiffe://cluster.local/ns/default/sa/{name}").parse().unwrap());
+            let caller = account.map_or(Caller::Anonymous, workload);
+            let mut request = Request::new(WatchTrustBundle {});
+            request.extensions_mut().insert(Peer { address: ([127, 0, 0, 1], 1).into(), caller, joined: false });
+            self.service.watch(request).await.map(Response::into_inner).map_err(|refused| refused.code())
+        }
+    }
+
+    async fn next(told: &mut Told) -> Result<(), Code> {
+        told.next().await.unwrap().map(drop).map_err(|refused| refused.code())
+    }
+
+    #[tokio::test]
+    async fn streams_of_roots_are_bounded_for_each_identity_and_in_all() {
+        let world = World::new(Limits { streams: 3, streams_of_one: 2, ..Limits::default() });
+        let (first, _second) = (world.watch(Some("a")).await.unwrap(), world.watch(Some("a")).await.unwrap());
+        assert_eq!(world.watch(Some("a")).await.err(), Some(Code::ResourceExhausted));
+        let _other = world.watch(Some("b")).await.unwrap();
+        assert_eq!(world.watch(Some("c")).await.err(), Some(Code::ResourceExhausted), "of all");
+        let _stranger = world.watch(None).await.unwrap();
+        assert_eq!(world.watch(None).await.err(), Some(Code::ResourceExhausted), "strangers have places of their own");
+        drop(first);
+        assert!(world.watch(Some("a")).await.is_ok(), "the control: there is room again");
+    }
+
+    #[tokio::test]
+    async fn what_processes_of_one_identity_do_not_take_is_bounded() {
+        let bytes = World::new(Limits::default()).service.authority.watched_bundle().encoded_len();
+        let world = World::new(Limits { bytes_of_one: bytes * 5 / 2, ..Limits::default() });
+        let (mut slow, mut slower) = (world.watch(Some("a")).await.unwrap(), world.watch(Some("a")).await.unwrap());
+        // Who does not ask for more has not taken what it was sent.
+        assert_eq!((next(&mut slow).await, next(&mut slower).await), (Ok(()), Ok(())));
+        let mut third = world.watch(Some("a")).await.unwrap();
+        assert_eq!(next(&mut third).await, Err(Code::ResourceExhausted));
+        assert!(third.next().await.is_none());
+        assert_eq!(next(&mut world.watch(Some("b")).await.unwrap()).await, Ok(()), "others are told");
+        assert!(poll_immediate(slow.next()).await.is_none(), "nothing is new, and what was sent is taken");
+        assert_eq!(next(&mut world.watch(Some("a")).await.unwrap()).await, Ok(()), "the control");
     }
 }

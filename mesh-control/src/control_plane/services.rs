@@ -16,7 +16,7 @@ use crate::jwks::Keys;
 use crate::load::{LoadBook, LoadService};
 use crate::model::Model;
 use crate::registry::{AnnounceService, Registry};
-use crate::runtime::ServerCertificate;
+use crate::runtime::{Refusals, ServerCertificate};
 use crate::xds::{AggregatedService, Cache, Limits, Nodes};
 
 /// What the services of a control plane share.
@@ -34,6 +34,7 @@ pub(super) struct Services {
     pub(super) load: Arc<LoadBook>,
     pub(super) load_streams: Arc<Nodes>,
     pub(super) certificate: Arc<ServerCertificate>,
+    pub(super) refusals: Arc<Refusals>,
     pub(super) drain: DrainWatch,
 }
 
@@ -42,14 +43,17 @@ impl Services {
     pub(super) fn mesh(&self) -> axum::Router {
         let (authority, federation, drain) = (self.authority.clone(), self.federation.clone(), self.drain.clone());
         let (tokens, accounts) = (self.tokens.clone(), self.accounts.clone());
-        let certificates = CertificateService::new(authority.clone(), federation.clone(), tokens, accounts);
+        let certificates =
+            CertificateService::new(authority.clone(), federation.clone(), tokens, accounts, self.refusals.clone());
         let strangers = Arc::new(Semaphore::new(STRANGERS));
+        let (streams, limits) = (Arc::default(), Limits::default());
+        let trust = TrustService { authority, federation, drain, strangers, streams, limits };
         let (registry, model) = (self.registry.clone(), self.model.clone());
         let registration = AnnounceService { registry, model, drain: self.drain.clone() };
         Routes::new(self.xds())
             .add_service(self.load().into_server())
             .add_service(certificates.into_server())
-            .add_service(TrustService { authority, federation, drain, strangers }.into_server())
+            .add_service(trust.into_server())
             .add_service(registration.into_server())
             .into_axum_router()
     }
@@ -69,6 +73,7 @@ impl Services {
             nodes: self.nodes.clone(),
             load: self.load.clone(),
             certificate: self.certificate.clone(),
+            refusals: self.refusals.clone(),
             drain: self.drain.clone(),
         })
     }
@@ -78,6 +83,7 @@ impl Services {
             cache: self.cache.clone(),
             nodes: self.nodes.clone(),
             limits: Limits::default(),
+            refusals: self.refusals.clone(),
             drain: self.drain.clone(),
         }
     }

@@ -17,7 +17,7 @@ use crate::ca::{CertificateAuthority, Federation, JoinTokens, TrustDomains};
 use crate::jwks::{Fetch, Refresh};
 use crate::model::Model;
 use crate::registry::{self, Registry};
-use crate::runtime::{self, Bounds, Port, ServerCertificate, Task};
+use crate::runtime::{self, Bounds, Port, ServerCertificate, Speaks, Task};
 use crate::served::{Held, Served};
 use crate::source::Limits;
 use crate::source::directory::{self, Directory};
@@ -42,8 +42,9 @@ impl Builder {
         let (certificate, life) = self.certificate(&authority, address, &crypto)?;
         let certificate = Arc::new(certificate);
 
-        let known = registry::load(&state);
-        let registry = Arc::new(Registry::new(known, self.registration_grace, Instant::now()));
+        let (known, saves) = registry::load(&state);
+        let registry = Registry::new(known, self.registration_grace, Instant::now()).after_saves(saves);
+        let registry = Arc::new(registry);
         let (directory, model) = self.model(&state)?;
         let (named_by, options) = (model.clone(), self.options.clone());
         let own_names = move || own_names(&named_by.load(), &options);
@@ -68,6 +69,7 @@ impl Builder {
             load: Arc::default(),
             load_streams: Arc::default(),
             certificate: certificate.clone(),
+            refusals: Arc::default(),
             drain: drain.clone(),
         };
 
@@ -82,9 +84,10 @@ impl Builder {
         ];
         let mut ports = vec![runtime::spawn(runtime::serve(Port {
             listener,
-            certificate: Some(certificate),
+            speaks: Speaks::Secured(certificate),
             routes: services.mesh(),
             bounds: Bounds::default(),
+            refusals: services.refusals.clone(),
             drain,
         }))];
         let insecure_address = self.open_insecure(&services, &mut ports).await?;
@@ -128,9 +131,10 @@ impl Builder {
         let (routes, drain) = (services.xds_alone(), services.drain.clone());
         ports.push(runtime::spawn(runtime::serve(Port {
             listener,
-            certificate: None,
+            speaks: Speaks::Plaintext,
             routes,
             bounds: Bounds::default(),
+            refusals: services.refusals.clone(),
             drain,
         })));
         Ok(Some(address))
@@ -139,7 +143,14 @@ impl Builder {
     async fn open_debug(&self, services: &Services, ports: &mut Vec<Task>) -> Result<Option<SocketAddr>, StartError> {
         let Some(asked) = self.debug_listen else { return Ok(None) };
         let (listener, address) = listen(asked).await?;
-        ports.push(runtime::spawn(runtime::serve_http(listener, services.debug(), services.drain.clone())));
+        ports.push(runtime::spawn(runtime::serve(Port {
+            listener,
+            speaks: Speaks::Pages,
+            routes: services.debug(),
+            bounds: Bounds::of_pages(),
+            refusals: services.refusals.clone(),
+            drain: services.drain.clone(),
+        })));
         Ok(Some(address))
     }
 

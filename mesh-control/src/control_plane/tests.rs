@@ -13,12 +13,12 @@ use envoy_types::pb::google::protobuf::value::Kind as ValueKind;
 use envoy_types::pb::google::protobuf::{Struct, Value};
 use mesh_discovery::codec;
 use mesh_discovery::proto::registry::{AnnounceRequest, Announcement};
-use mesh_testkit::Log;
 use tempfile::TempDir;
 use tonic::Code;
 
 use self::client::{Ads, Connection, join, page};
 use super::*;
+use crate::test_log::Listening;
 use crate::xds::Kind;
 
 const REVIEWS_EDS: &str = "outbound|9080||reviews.default.svc.cluster.local";
@@ -207,13 +207,8 @@ async fn a_changed_manifest_is_pushed() {
 
 #[tokio::test]
 async fn s82_the_scope_is_the_certificates_namespace_whatever_the_node_says() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    // Where there is but one subscriber, a place in the code that another test's thread comes by first counts as unheard.
-    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
-    let _listens = tracing::subscriber::set_default(subscriber);
-    let audited = |part: &str| log.text().lines().filter(|l| l.contains("mesh::audit") && l.contains(part)).count();
+    let log = Listening::begin();
+    let audited = |part: &str| log.lines(&["mesh::audit", part]);
     let setup = Setup::new();
     setup.write("other.yaml", &SERVICE.replace("default", "other"));
     let plane = setup.start().await;
@@ -253,7 +248,11 @@ async fn s82_the_scope_is_the_certificates_namespace_whatever_the_node_says() {
             }
         };
         tokio::time::timeout(Duration::from_secs(60), told).await.expect(change);
-        assert_eq!(audited("policy changed"), audited("kind=AuthorizationPolicy namespace=shop name=shut"), "{change}");
+        assert_eq!(
+            audited("policy changed"),
+            audited("kind=\"AuthorizationPolicy\" namespace=\"shop\" name=\"shut\""),
+            "{change}"
+        );
     };
     policy("{}");
     changes("change=Added").await;

@@ -34,7 +34,7 @@ use crate::finding::{Finding, Severity};
 use crate::jwks::Keys;
 use crate::load::{LoadBook, Totals};
 use crate::registry::{Registrations, sorted};
-use crate::runtime::ServerCertificate;
+use crate::runtime::{Refusals, ServerCertificate};
 use crate::xds::{Cache, Nodes};
 
 /// What the debug port reads.
@@ -47,6 +47,7 @@ pub(crate) struct Debug {
     pub(crate) nodes: Arc<Nodes>,
     pub(crate) load: Arc<LoadBook>,
     pub(crate) certificate: Arc<ServerCertificate>,
+    pub(crate) refusals: Arc<Refusals>,
     pub(crate) drain: DrainWatch,
 }
 
@@ -173,6 +174,7 @@ async fn metrics(State(debug): State<Debug>) -> Response {
     }
     load_metrics(&debug.load, &mut text);
     debug.certificate.metrics(&mut text);
+    debug.refusals.metrics(&mut text);
     let version = debug.cache.version();
     let _ = writeln!(
         text,

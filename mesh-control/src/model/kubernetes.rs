@@ -13,6 +13,7 @@ use super::accrual;
 use super::check::Check;
 use super::kinds::Kind;
 use super::linkerd::AccessPolicy;
+use super::mesh_config::trusted_proxies;
 use super::values::{ExportTo, Loose, PortProtocol, labels_in_words, port};
 use crate::finding::Severity;
 
@@ -280,6 +281,8 @@ pub(crate) struct Pod {
     pub(crate) ports: Vec<(String, u16)>,
     /// Port and path of its HTTP probes.
     pub(crate) probes: Vec<(u16, String)>,
+    /// How many trusted proxies its annotation says are before it.
+    pub(crate) trusted_proxies: Option<u32>,
 }
 
 #[derive(Default, Deserialize)]
@@ -352,7 +355,8 @@ impl Kind for Pod {
         let ports: Vec<(String, u16)> =
             named.filter_map(|spec| Some((spec.name.clone(), port(spec.container_port).ok()?))).collect();
         let probes = spec.containers.iter().flat_map(|container| probes(container, &ports)).collect();
-        Self { service_account, ips, ports, probes }
+        let trusted_proxies = trusted_proxies(&check.document().annotations, "metadata.annotations", check);
+        Self { service_account, ips, ports, probes, trusted_proxies }
     }
 }
 

@@ -31,8 +31,6 @@ pub(crate) struct MeshConfig {
     pub(crate) authorizers: BTreeMap<String, AuthorizerService>,
     /// Further names of the mesh's trust domain.
     pub(crate) trust_domain_aliases: Vec<TrustDomain>,
-    /// `defaultConfig.gatewayTopology.numTrustedProxies`.
-    pub(crate) trusted_proxies: u32,
 }
 
 impl MeshConfig {
@@ -67,7 +65,7 @@ struct ProxySpec {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct TopologySpec {
-    num_trusted_proxies: u32,
+    num_trusted_proxies: Option<u32>,
     #[serde(flatten)]
     other: BTreeMap<String, IgnoredAny>,
 }
@@ -220,7 +218,13 @@ impl Kind for MeshConfig {
                 }),
                 "defaultConfig" => {
                     let ProxySpec { gateway_topology: topology, other } = part(node, &at, check).unwrap_or_default();
-                    config.trusted_proxies = topology.num_trusted_proxies;
+                    if topology.num_trusted_proxies.is_some_and(|count| count > 0) {
+                        let message = format!(
+                            "no effect on workloads, as in Istio, where it is for gateways: one behind trusted proxies of its \
+                             own says so in its annotation {PROXY_CONFIG}"
+                        );
+                        check.info(&format!("{at}.gatewayTopology.numTrustedProxies"), message);
+                    }
                     without_effect(&at, other.keys(), check);
                     without_effect(&format!("{at}.gatewayTopology"), topology.other.keys(), check);
                 }
@@ -297,6 +301,24 @@ const FIELDS: &[&str] = &[
     "trustDomain",
     "verifyCertificateAtClient",
 ];
+
+/// The annotation of a workload that says what the mesh's `defaultConfig` does, for it alone.
+pub(crate) const PROXY_CONFIG: &str = "proxy.istio.io/config";
+
+/// How many trusted proxies stand before the workload that is so annotated, at `at` of its manifest; `None` = it does not say.
+/// An annotation that cannot be read has nobody trusted, and takes nothing else from its manifest.
+pub(crate) fn trusted_proxies(annotations: &BTreeMap<String, String>, at: &str, check: &mut Check<'_>) -> Option<u32> {
+    let at = format!("{at}.{PROXY_CONFIG}");
+    let read = yaml::parse(annotations.get(PROXY_CONFIG)?, 1).map_err(|e| e.message).and_then(|mut documents| {
+        let Some(node) = documents.pop() else { return Ok(None) };
+        let (spec, _) = decode::<ProxySpec>(&node, "").map_err(|e| format!("{}: {}", e.path, e.message))?;
+        Ok(spec.gateway_topology.num_trusted_proxies)
+    });
+    read.unwrap_or_else(|why| {
+        check.warn(&at, format!("{why}; until it is corrected no proxy before the workload is trusted"));
+        None
+    })
+}
 
 /// Reads one field, or reports why it cannot be.
 fn part<T: DeserializeOwned>(node: &Node, at: &str, check: &mut Check<'_>) -> Option<T> {

@@ -34,8 +34,8 @@ pub(crate) use self::key_set::PublicKeys;
 pub(crate) use self::kubernetes::{EndpointSlice, Namespace, Pod, PortTarget, Service, ServiceAccount};
 pub use self::linkerd::AccessPolicy;
 pub(crate) use self::linkerd::{
-    Authentication, LinkerdAuthorization, LinkerdRateLimit, LinkerdRoute, MeshTlsAuthentication, NetworkAuthentication,
-    Server, ServerAuthorization, ServerPort, ServerRef, Target, all_of_principals,
+    Authentication, DEFAULT_POLICY, LinkerdAuthorization, LinkerdRateLimit, LinkerdRoute, MeshTlsAuthentication,
+    NetworkAuthentication, Server, ServerAuthorization, ServerPort, ServerRef, Target, all_of_principals,
 };
 pub(crate) use self::mesh_config::MeshConfig;
 pub(crate) use self::peer_authentication::{MtlsMode, PeerAuthentication};

@@ -9,12 +9,15 @@ use serde::de::IgnoredAny;
 use super::check::Check;
 use super::kinds::Kind;
 use super::linkerd::{AccessPolicy, DEFAULT_POLICY};
+use super::mesh_config::trusted_proxies;
 
 /// What a template says of its pods.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Template {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) annotations: BTreeMap<String, String>,
+    /// How many trusted proxies they say are before its pods.
+    pub(crate) trusted_proxies: Option<u32>,
 }
 
 /// A Deployment.
@@ -61,7 +64,8 @@ impl Template {
             let path = format!("spec.template.metadata.annotations.{DEFAULT_POLICY}");
             check.warn(&path, format!("{why}; until it is corrected nobody is let in where it holds"));
         }
-        Self { labels, annotations }
+        let trusted_proxies = trusted_proxies(&annotations, "spec.template.metadata.annotations", check);
+        Self { labels, annotations, trusted_proxies }
     }
 }
 

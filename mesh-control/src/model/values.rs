@@ -10,6 +10,7 @@ use serde::de::Visitor;
 use serde::{Deserialize, Deserializer};
 
 use super::check::Check;
+pub(crate) use crate::source::is_label;
 
 /// A scalar that may be written as text or as a number (Kubernetes IntOrString, quantities).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -176,12 +177,6 @@ pub(crate) fn string_matcher(spec: &StringMatchSpec, check: &mut Check<'_>, path
 pub(crate) fn pattern(text: &str, check: &mut Check<'_>, path: &str) -> Option<Pattern> {
     let read = check.patterns.read(text);
     check.take(path, read.map_err(|error| error.reason))
-}
-
-/// Checks a DNS label (RFC 1123): 1 to 63 of a-z, 0-9 and `-`, not at the ends.
-pub(crate) fn is_label(text: &str) -> bool {
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    (1..=63).contains(&text.len()) && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
 }
 
 /// Checks a DNS name of one or more labels, without regard to case; `_` is let through, as in SRV names.

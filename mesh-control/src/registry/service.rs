@@ -93,7 +93,7 @@ impl Announcing {
         let response = match self.act(message) {
             Ok(reason) => AnnounceResponse { accepted: true, reason },
             Err(reason) => {
-                tracing::warn!(peer = %self.peer, %reason, "an announcement is refused");
+                tracing::warn!(peer = %self.peer, ?reason, "an announcement is refused");
                 AnnounceResponse { accepted: false, reason }
             }
         };
@@ -108,7 +108,7 @@ impl Announcing {
                 let registration = announcement::check(announced, namespace, account, self.peer.address.ip())
                     .map_err(|e| e.to_string())?;
                 tracing::info!(
-                    peer = %self.peer, service = %registration.service, port = registration.service_port,
+                    peer = %self.peer, service = ?registration.service, port = registration.service_port,
                     address = %registration.address, "endpoint announced"
                 );
                 let model = self.model.load();

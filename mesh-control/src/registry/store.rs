@@ -17,6 +17,9 @@ const THROUGH: &str = "registrations.synced.json";
 
 #[derive(Serialize, Deserialize)]
 struct Saved {
+    /// Counts the saves to both files: after the end of the machine either may be the older one. Before it was there: 0.
+    #[serde(default)]
+    save: u64,
     registrations: Vec<SavedRegistration>,
 }
 
@@ -41,19 +44,22 @@ struct SavedRegistration {
     service_account: String,
 }
 
-/// The registrations saved last. A file that cannot be read is reported; where none can be there are none: every process
-/// announces itself again anyway.
-pub(crate) fn load(dir: &StateDir) -> Vec<Registration> {
-    [FILE, THROUGH].iter().find_map(|file| read(dir, file)).unwrap_or_default()
+/// The registrations saved last, and the number of that save. A file that cannot be read is reported; where none can be there
+/// are none: every process announces itself again anyway.
+pub(crate) fn load(dir: &StateDir) -> (Vec<Registration>, u64) {
+    // Of two with the same number the last is taken.
+    let saved = [THROUGH, FILE].iter().filter_map(|file| read(dir, file)).max_by_key(|saved| saved.save);
+    let Some(Saved { save, registrations }) = saved else { return Default::default() };
+    (registrations.into_iter().map(Registration::from).collect(), save)
 }
 
-fn read(dir: &StateDir, file: &str) -> Option<Vec<Registration>> {
+fn read(dir: &StateDir, file: &str) -> Option<Saved> {
     let saved = match dir.read(file) {
         Ok(content) => serde_json::from_slice::<Saved>(&content?).map_err(|e| e.to_string()),
         Err(error) => Err(error.to_string()),
     };
     match saved {
-        Ok(saved) => Some(saved.registrations.into_iter().map(Registration::from).collect()),
+        Ok(saved) => Some(saved),
         Err(error) => {
             tracing::warn!(%error, file, "saved registrations cannot be read; waiting for new ones");
             None
@@ -61,18 +67,19 @@ fn read(dir: &StateDir, file: &str) -> Option<Vec<Registration>> {
     }
 }
 
-/// Saves the registrations: the process may end now.
-pub(crate) fn save(dir: &StateDir, registrations: &Registrations) -> Result<(), StateError> {
-    dir.write_in_time(FILE, &json(registrations))
+/// Saves the registrations, as the save of that number: the process may end now.
+pub(crate) fn save(dir: &StateDir, (save, registrations): (u64, &Registrations)) -> Result<(), StateError> {
+    dir.write_in_time(FILE, &json(save, registrations))
 }
 
 /// The same, and the machine may end.
-pub(crate) fn save_through(dir: &StateDir, registrations: &Registrations) -> Result<(), StateError> {
-    dir.write(THROUGH, &json(registrations))
+pub(crate) fn save_through(dir: &StateDir, (save, registrations): (u64, &Registrations)) -> Result<(), StateError> {
+    dir.write(THROUGH, &json(save, registrations))
 }
 
-fn json(registrations: &Registrations) -> Vec<u8> {
-    let saved = Saved { registrations: sorted(registrations).into_iter().map(SavedRegistration::from).collect() };
+fn json(save: u64, registrations: &Registrations) -> Vec<u8> {
+    let registrations = sorted(registrations).into_iter().map(SavedRegistration::from).collect();
+    let saved = Saved { save, registrations };
     serde_json::to_vec_pretty(&saved).expect("strings and numbers are always JSON")
 }
 
@@ -113,6 +120,7 @@ impl From<SavedRegistration> for Registration {
 
 #[cfg(test)]
 mod tests {
+    use super::super::table_of;
     use super::super::tests::registration;
     use super::*;
 
@@ -120,8 +128,9 @@ mod tests {
     fn what_is_saved_is_loaded_and_rubbish_is_nothing() {
         let home = tempfile::tempdir().unwrap();
         let dir = StateDir::open(home.path()).unwrap();
+        let load = |dir: &StateDir| load(dir).0;
         assert_eq!(load(&dir), []);
-        save(&dir, &super::super::table_of(&[registration(2), registration(1)])).unwrap();
+        save(&dir, (1, &table_of(&[registration(2), registration(1)]))).unwrap();
         assert_eq!(load(&dir), [registration(1), registration(2)]);
         let rubbish = b"{\"registrations\": [{\"service\": 1}]}";
         for torn in [rubbish.as_slice(), b""] {
@@ -129,9 +138,28 @@ mod tests {
             assert_eq!(load(&dir), []);
         }
         // What outlives the machine is there where the newer is torn, and is not asked where it is not.
-        save_through(&dir, &super::super::table_of(&[registration(3)])).unwrap();
+        save_through(&dir, (2, &table_of(&[registration(3)]))).unwrap();
         assert_eq!(load(&dir), [registration(3)]);
-        save(&dir, &super::super::table_of(&[])).unwrap();
+        save(&dir, (3, &table_of(&[]))).unwrap();
         assert_eq!(load(&dir), []);
+    }
+
+    #[test]
+    fn of_two_files_that_are_whole_the_newer_counts() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = StateDir::open(home.path()).unwrap();
+        save(&dir, (7, &table_of(&[registration(1)]))).unwrap();
+        save_through(&dir, (8, &table_of(&[registration(2)]))).unwrap();
+        assert_eq!(load(&dir), (vec![registration(2)], 8), "the system had not brought the other to disk");
+        save(&dir, (9, &table_of(&[registration(3)]))).unwrap();
+        assert_eq!(load(&dir), (vec![registration(3)], 9), "the control: usually it is the newer");
+        // Files of before have no number.
+        for file in [FILE, THROUGH] {
+            let text = String::from_utf8(dir.read(file).unwrap().unwrap()).unwrap();
+            let old: String = text.lines().filter(|line| !line.contains("\"save\"")).collect();
+            assert_ne!(old.len(), text.len());
+            dir.write(file, old.as_bytes()).unwrap();
+        }
+        assert_eq!(load(&dir), (vec![registration(3)], 0));
     }
 }

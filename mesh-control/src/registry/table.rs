@@ -76,6 +76,8 @@ pub(crate) struct Registry {
     lost: Notify,
     /// Held while the table is written to disk, so that the newest one is there last.
     pub(super) saving: Mutex<()>,
+    /// Counts the saves.
+    saves: Mutex<u64>,
     grace: Duration,
     bounds: Bounds,
 }
@@ -173,7 +175,20 @@ impl Registry {
             inner.insert(key, Entry { registration, holder: Holder::Lost { until } });
         }
         let (published, _) = Watched::channel(inner.table.clone());
-        Self { inner: Mutex::new(inner), published, lost: Notify::new(), saving: Mutex::new(()), grace, bounds }
+        let (inner, saving, saves) = (Mutex::new(inner), Mutex::new(()), Mutex::default());
+        Self { inner, published, lost: Notify::new(), saving, saves, grace, bounds }
+    }
+
+    /// Goes on counting saves from there.
+    pub(crate) fn after_saves(self, saves: u64) -> Self {
+        Self { saves: Mutex::new(saves), ..self }
+    }
+
+    /// What a save has to hold, and its number: the higher one holds the newer.
+    pub(super) fn to_save(&self) -> (u64, Arc<Registrations>) {
+        let mut saves = self.saves.lock();
+        *saves = saves.saturating_add(1);
+        (*saves, self.published.load_full())
     }
 
     /// The endpoints, now and later.
@@ -311,7 +326,7 @@ impl Registry {
                 break;
             }
             tracing::info!(
-                service = %key.service, namespace = %key.namespace, address = %key.address,
+                service = ?key.service, namespace = ?key.namespace, address = %key.address,
                 "an endpoint's process is gone; it is taken out"
             );
             inner.take_out(&key);

@@ -37,7 +37,8 @@ pub(crate) fn save(registry: Arc<Registry>, dir: StateDir) -> impl Future<Output
     let soon = keep(&registry, SOON, move || save_now(&soon, &dir));
     let of = registry.clone();
     let through = keep(&registry, (BETWEEN_SAVES, BETWEEN_SAVES), move || {
-        warn_of(store::save_through(&through, &of.watch().load()));
+        let (save, registrations) = of.to_save();
+        warn_of(store::save_through(&through, (save, &registrations)));
     });
     async {
         tokio::join!(soon, through);
@@ -67,7 +68,8 @@ fn keep<W: Fn() + Send + Sync + 'static>(
 /// Saves what is known now.
 pub(crate) fn save_now(registry: &Registry, dir: &StateDir) {
     let _saving = registry.saving.lock();
-    warn_of(store::save(dir, &registry.watch().load()));
+    let (save, registrations) = registry.to_save();
+    warn_of(store::save(dir, (save, &registrations)));
 }
 
 fn warn_of(saved: Result<(), StateError>) {
@@ -112,7 +114,7 @@ mod tests {
         let dir = StateDir::open(home.path()).unwrap();
         let registry = Arc::new(Registry::new(Vec::new(), Duration::ZERO, Instant::now()));
         let saving = save(registry.clone(), dir.clone());
-        let saved = || store::load(&dir).len();
+        let saved = || store::load(&dir).0.len();
         // Whatever comes before its first turn is a change.
         announce(&registry, 1);
         assert_eq!(saved(), 0);
@@ -142,23 +144,24 @@ mod tests {
         let (of, to) = (registry.clone(), dir.clone());
         let through = keep(&registry, (BETWEEN_SAVES, BETWEEN_SAVES), move || {
             let _ = waits.lock().recv();
-            store::save_through(&to, &of.watch().load()).unwrap();
+            let (save, registrations) = of.to_save();
+            store::save_through(&to, (save, &registrations)).unwrap();
         });
         tokio::select! {
             _ = async { tokio::join!(soon, through) } => unreachable!("they run for ever"),
             () = async {
                 for port in 1..4 {
                     announce(&registry, port);
-                    while store::load(&dir).len() < usize::from(port) {
+                    while store::load(&dir).0.len() < usize::from(port) {
                         // By itself it does not go on beside a thread that waits.
                         tokio::time::advance(SOON.0).await;
                     }
                 }
                 // The machine's end would lose it: nothing is on disk until the disk has time.
                 std::fs::remove_file(dir.path("registrations.json")).unwrap();
-                assert_eq!(store::load(&dir), []);
+                assert_eq!(store::load(&dir), (Vec::new(), 0));
                 drop(disk);
-                until(|| store::load(&dir).len() == 3).await;
+                until(|| store::load(&dir).0.len() == 3).await;
             } => {}
         }
     }

@@ -69,6 +69,11 @@ impl ServerCertificate {
         self.current.load().config.clone()
     }
 
+    /// Who a caller is by the present name of the trust domain.
+    pub(super) fn present(&self, id: SpiffeId) -> SpiffeId {
+        own_bundles(&self.authority).aliased(&id).unwrap_or(id)
+    }
+
     /// Whether a caller that showed `chain` may stay.
     pub(super) fn standing_of(&self, chain: &[CertificateDer<'_>]) -> Standing {
         Standing::new(chain, self.authority.clone(), self.provider.clone(), &self.peers)
@@ -100,8 +105,10 @@ impl ServerCertificate {
             ("leaf", Some(identity.not_after())),
             ("issuer", identity.issuer_not_after()),
             ("root", identity.bundles().not_after()),
+            ("revocation_list", identity.bundles().lists_end()),
         ];
-        let help = "When the control plane's certificate ends, what signed it, or the first of the roots.";
+        let help =
+            "When the control plane's certificate ends, what signed it, or the first of the roots or revocation lists.";
         // Writing to a string cannot fail.
         let _ = write!(out, "# HELP {CERTIFICATE_EXPIRY} {help}\n# TYPE {CERTIFICATE_EXPIRY} gauge\n");
         for (of, end) in ends {
@@ -143,9 +150,12 @@ fn issue(
     Ok((Current { config: Arc::new(config), identity }, life))
 }
 
-/// Our own trust domain and its roots.
+/// Our own trust domain and its roots, which vouch for its former names too.
 pub(super) fn own_bundles(authority: &CertificateAuthority) -> TrustBundles {
-    TrustBundles::single(authority.trust_domain().clone(), authority.bundle())
+    let domain = authority.trust_domain();
+    let mut own = TrustBundles::single(domain.clone(), authority.bundle());
+    authority.former_domains().iter().for_each(|former| own.alias(former.clone(), domain.clone()));
+    own
 }
 
 /// Key and certificate for somebody in this process who trusts `bundles`, and how long they last.

@@ -4,13 +4,19 @@
 
 mod admission;
 mod certificate;
+mod connection;
+mod refusals;
+mod shares;
 mod standing;
 mod worker;
 
 pub(crate) use self::admission::Bounds;
 pub use self::certificate::CertificateError;
 pub(crate) use self::certificate::ServerCertificate;
-pub(crate) use self::worker::{Port, Task, follow, identity, renew, serve, serve_http, spawn};
+pub(crate) use self::connection::Speaks;
+pub(crate) use self::refusals::{Refusal, Refusals};
+pub(crate) use self::shares::{Shares, holder};
+pub(crate) use self::worker::{Port, Task, follow, identity, renew, serve, spawn};
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -32,6 +32,9 @@ pub(super) enum End {
     /// It is old. What is under way may end.
     #[error("it is old")]
     Aged,
+    /// It has had no stream for long.
+    #[error("it has had no stream for long")]
+    Idle,
     /// Whoever is there is not trusted any more.
     #[error(transparent)]
     Refused(PeerRefused),

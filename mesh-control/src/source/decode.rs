@@ -198,10 +198,12 @@ impl<'a> Reader<'a> {
     /// A whole number. In quotes it is one too, as in protobuf's JSON, which is what Istio reads.
     fn whole<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
         match &self.node.value {
-            Value::Text(text) => match text.parse() {
-                Ok(number) => visitor.visit_i64(number).map_err(|error: DecodeError| error.placed(self.place)),
-                Err(_) => self.visit(visitor),
-            },
+            Value::Text(text) => match (text.parse(), text.parse()) {
+                (Ok(number), _) => visitor.visit_i64(number),
+                (_, Ok(number)) => visitor.visit_u64(number),
+                _ => return self.visit(visitor),
+            }
+            .map_err(|error: DecodeError| error.placed(self.place)),
             _ => self.visit(visitor),
         }
     }
@@ -273,8 +275,12 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
         self.whole(visitor)
     }
 
+    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        self.whole(visitor)
+    }
+
     forward_to_deserialize_any! {
-        bool i8 i16 i32 i128 u8 u64 u128 f32 f64 char str string bytes byte_buf unit
+        bool i8 i16 i32 i128 u8 u128 f32 f64 char str string bytes byte_buf unit
         unit_struct seq tuple tuple_struct enum identifier
     }
 }

@@ -245,7 +245,39 @@ fn object(file: &Arc<str>, node: Node) -> Result<Document, Box<Finding>> {
         let message = "the object has no name: set metadata.name";
         return Err(Box::new(document.finding(Severity::Error, "metadata.name", message)));
     }
-    Ok(document)
+    match misnamed(&document) {
+        Some((path, rule)) => Err(Box::new(document.finding(Severity::Error, path, rule))),
+        None => Ok(document),
+    }
+}
+
+/// Which part of its name, if any, Kubernetes would not take, and what it takes.
+fn misnamed(document: &Document) -> Option<(&'static str, &'static str)> {
+    const NAMESPACE: &str =
+        "not a namespace: 1 to 63 of a-z, 0-9 and `-` are needed, with a letter or a digit at both ends";
+    const NAME: &str = "not a name: 1 to 253 of a-z, 0-9, `-` and `.` are needed, with a letter or a digit at both ends of \
+                        what is between dots";
+    // Names of roles, and they alone, may be parts of paths: `system:node`.
+    const ROLES: &str = "rbac.authorization.k8s.io";
+    let Document { group, namespace, name, .. } = document;
+    if !namespace.is_empty() && !is_label(namespace) {
+        return Some(("metadata.namespace", NAMESPACE));
+    }
+    let name = if group == ROLES { name.replace([':', '_'], "-").to_ascii_lowercase() } else { name.clone() };
+    (!is_subdomain(&name)).then_some(("metadata.name", NAME))
+}
+
+/// Checks a DNS label (RFC 1123): 1 to 63 of a-z, 0-9 and `-`, not at the ends.
+pub(crate) fn is_label(text: &str) -> bool {
+    text.len() <= 63 && is_subdomain(text) && !text.contains('.')
+}
+
+/// Checks the name of an object as Kubernetes does (a subdomain of RFC 1123, whose parts may be long).
+fn is_subdomain(text: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let is_part =
+        |part: &str| !part.is_empty() && part.bytes().all(inner) && !part.starts_with('-') && !part.ends_with('-');
+    text.len() <= 253 && text.split('.').all(is_part)
 }
 
 fn members<'a>(node: &'a Node, name: &str) -> &'a [(String, Node)] {

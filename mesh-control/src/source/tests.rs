@@ -50,6 +50,40 @@ fn objects_without_a_kind_or_a_name_are_refused() {
 }
 
 #[test]
+fn s91_names_that_kubernetes_would_not_take_are_refused() {
+    let told = |group: &str, name: &str, namespace: &str| {
+        let quoted = |text: &str| serde_json::to_string(text).unwrap();
+        let (name, namespace) = (quoted(name), quoted(namespace));
+        let metadata = format!("metadata: {{name: {name}, namespace: {namespace}}}");
+        let manifests = read(&format!("apiVersion: {group}v1\nkind: Service\n{metadata}\n"));
+        let [finding] = &manifests.findings[..] else { return (manifests.len(), String::new()) };
+        assert_eq!(finding.to_string().lines().count(), 1, "{finding}");
+        (manifests.len(), finding.field.clone())
+    };
+    let long = "a".repeat(254);
+    let forged = "x\n2026-11-28T00:00:00Z  INFO mesh::audit: policy changed";
+    for name in [forged, "x\u{1b}[2J", "a b", "A", "a/b", "a..b", ".a", "-a", "a-", "a_b", "a:b", "\u{e9}", &long] {
+        assert_eq!(told("", name, "shop"), (0, "metadata.name".to_owned()), "{name:?}");
+        assert_eq!(told("", "a", name), (0, "metadata.namespace".to_owned()), "{name:?}");
+    }
+    for namespace in ["a.b", &long[..64]] {
+        assert_eq!(told("", "a", namespace), (0, "metadata.namespace".to_owned()), "{namespace:?}");
+    }
+    assert_eq!(told("rbac.authorization.k8s.io/", forged, "shop"), (0, "metadata.name".to_owned()));
+    // The control: what the Kubernetes API takes, and the names of its roles.
+    for name in ["a", "0", "reviews.default.svc.cluster.local", "a--b", &long[..253]] {
+        assert_eq!(told("", name, "shop"), (1, String::new()), "{name:?}");
+    }
+    assert_eq!(told("", "a", &long[..63]), (1, String::new()));
+    assert_eq!(told("rbac.authorization.k8s.io/", "system:node_Reader", "shop"), (1, String::new()));
+    // What stood in the file stays, as where a name is missing: which object it was nobody can tell.
+    assert!(
+        parse_file(&"a.yaml".into(), "{apiVersion: v1, kind: Service, metadata: {name: A}}", &Limits::default())
+            .unreadable
+    );
+}
+
+#[test]
 fn names_that_yaml_takes_for_numbers_are_told_as_such() {
     let manifests = read(
         "apiVersion: v1\nkind: Service\nmetadata:\n  name: 5\n---\napiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: true}\n---\napiVersion: v1\nkind: Service\nmetadata:\n  name: a\n  labels:\n    app: a\n    version: 1\n",
@@ -126,6 +160,33 @@ fn s90_deep_nesting_and_too_many_documents_are_refused() {
     assert!(!parsed.findings.is_empty());
 }
 
+/// A level a line would make block mappings of so many levels a file of gigabytes: theirs are those of keys.
+#[test]
+fn s90_a_hundred_thousand_levels_are_refused_in_every_form_of_yaml() {
+    type Form = (&'static str, fn(usize) -> String);
+    let forms: [Form; 7] = [
+        ("flow sequences", |levels| format!("{}x{}", "[".repeat(levels), "]".repeat(levels))),
+        ("flow mappings", |levels| format!("{}x{}", "{a: ".repeat(levels), "}".repeat(levels))),
+        ("block sequences", |levels| format!("\n  {}x", "- ".repeat(levels))),
+        ("tags", |levels| format!("{}x{}", "!!seq [".repeat(levels), "]".repeat(levels))),
+        ("anchors", |levels| {
+            let anchored: String = (0..levels).map(|level| format!("&a{level} [")).collect();
+            format!("{anchored}x{}", "]".repeat(levels))
+        }),
+        ("what nobody closes", |levels| "[".repeat(levels)),
+        ("block mappings", |levels| format!("\n  {}x", "? ".repeat(levels))),
+    ];
+    for (form, nested) in forms {
+        let file = |levels| lines(&read(&format!("{}a: {}\n", service("a"), nested(levels))));
+        let deep = file(100_000);
+        assert!(deep.len() == 1 && deep[0].contains("not usable YAML"), "{form}: {deep:?}");
+        if !["what nobody closes", "block mappings"].contains(&form) {
+            assert!(deep[0].ends_with("nested more than 64 levels deep"), "{form}: {deep:?}");
+            assert_eq!(file(20), [""; 0], "{form}: the control");
+        }
+    }
+}
+
 #[test]
 fn lists_count_as_documents() {
     let item = "- {apiVersion: v1, kind: Service, metadata: {name: NAME}}\n";
@@ -143,6 +204,8 @@ struct Spec {
     max_retries: Option<u16>,
     inner: Option<Box<Spec>>,
     list: Option<Vec<Spec>>,
+    size: Option<u64>,
+    shift: Option<i64>,
 }
 
 fn node(text: &str) -> Node {
@@ -184,6 +247,29 @@ fn wrong_types_and_ranges_name_their_path() {
     ] {
         let error = decode::<Spec>(&node(text), "spec").unwrap_err();
         assert_eq!((error.path.as_str(), error.message.as_str()), (path, message), "{text}");
+    }
+}
+
+/// As protobuf's JSON writes those of 64 bits.
+#[test]
+fn whole_numbers_may_be_in_quotes() {
+    let read =
+        |text: &str| decode::<Spec>(&node(text), "spec").map(|(spec, _)| (spec.max_retries, spec.size, spec.shift));
+    let quoted = "maxRetries: '3'\nsize: '18446744073709551615'\nshift: '-9223372036854775808'";
+    assert_eq!(read(quoted).unwrap(), (Some(3), Some(u64::MAX), Some(i64::MIN)));
+    assert_eq!(read(&quoted.replace('\'', "")).unwrap(), read(quoted).unwrap(), "the control");
+    assert_eq!(read("size: '1024'").unwrap(), (None, Some(1024), None));
+    for (text, message) in [
+        (
+            "size: '18446744073709551616'",
+            "a whole number, not negative, is needed, not the text \"18446744073709551616\"",
+        ),
+        ("size: '-1'", "-1 is out of range: a whole number, not negative, is needed"),
+        ("shift: '9223372036854775808'", "9223372036854775808 is out of range: a whole number is needed"),
+        ("size: '1.5'", "a whole number, not negative, is needed, not the text \"1.5\""),
+        ("size: ''", "a whole number, not negative, is needed, not the text \"\""),
+    ] {
+        assert_eq!(read(text).unwrap_err().message, message, "{text}");
     }
 }
 

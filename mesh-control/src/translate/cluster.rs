@@ -12,7 +12,7 @@ use mesh_core::policy::{
 
 use super::catalog::{Host, HostPort, Lookup};
 use super::instances::Instance;
-use super::{NodeScope, World, endpoints, inbound, names, routes};
+use super::{NodeScope, World, endpoints, inbound, names, own_names, routes};
 use crate::model::{ClientTls, ConnectionPool, PortPolicy, PortProtocol, Subset, TlsNames};
 
 /// The cluster of that name.
@@ -189,28 +189,35 @@ fn exact(names: &[String]) -> Vec<StringMatcher> {
     names.iter().map(StringMatcher::exact).collect()
 }
 
-/// Who may answer: the service accounts behind the port, of `all` endpoints or of those that accept mesh
-/// mTLS. Where an account is not known, any of the endpoint's namespace; never any peer of the mesh.
+/// Who may answer, by each name of the trust domain: the service accounts behind the port, of `all` endpoints or of those that
+/// accept mesh mTLS. Where an account is not known, any of the endpoint's namespace; never any peer of the mesh.
 fn peer_ids(world: &World, host: &Host, port: &HostPort, all: bool) -> Vec<StringMatcher> {
-    let domain = &world.options.trust_domain;
-    let mut ids = BTreeSet::new();
+    let mut accounts = BTreeSet::new();
     let mut namespaces = BTreeSet::new();
     for instance in port.instances.iter().filter(|instance| all || instance.metadata.mesh_tls) {
         let Instance { namespace, account, .. } = instance;
-        let id = account.as_deref().and_then(|account| SpiffeId::for_service_account(domain, namespace, account).ok());
-        match id {
-            Some(id) => _ = ids.insert(id),
+        let fits =
+            |account: &&str| SpiffeId::for_service_account(&world.options.trust_domain, namespace, account).is_ok();
+        match account.as_deref().filter(fits) {
+            Some(account) => _ = accounts.insert((namespace.as_str(), account)),
             None => _ = namespaces.insert(namespace.as_str()),
         }
     }
-    if ids.is_empty() && namespaces.is_empty() {
+    if accounts.is_empty() && namespaces.is_empty() {
         namespaces.insert(&host.namespace);
     }
-    let whole = namespaces.into_iter().filter(|namespace| !namespace.is_empty()).map(|namespace| StringMatcher {
-        pattern: StringMatch::Prefix(format!("spiffe://{domain}/ns/{namespace}/sa/")),
-        ignore_case: false,
-    });
-    ids.iter().map(|id| StringMatcher::exact(id.as_str())).chain(whole).collect()
+    namespaces.retain(|namespace| !namespace.is_empty());
+    let of = |domain: &String| {
+        let exact = accounts
+            .iter()
+            .map(|(namespace, account)| StringMatcher::exact(format!("spiffe://{domain}/ns/{namespace}/sa/{account}")));
+        let whole = namespaces.iter().map(|namespace| StringMatcher {
+            pattern: StringMatch::Prefix(format!("spiffe://{domain}/ns/{namespace}/sa/")),
+            ignore_case: false,
+        });
+        exact.chain(whole).collect::<Vec<_>>()
+    };
+    own_names(&world.model, &world.options).iter().flat_map(of).collect()
 }
 
 fn protocol(port: &HostPort, tls: &UpstreamTls, pool: Option<&ConnectionPool>) -> UpstreamProtocol {

@@ -8,7 +8,7 @@ use mesh_core::policy::{InboundListener, InboundTls};
 
 use super::instances::includes;
 use super::{NodeScope, Options, World, authorization, linkerd, names, tokens};
-use crate::model::{Model, MtlsMode, Object, PeerAuthentication, Pod, Selection, Store};
+use crate::model::{Model, MtlsMode, Object, PeerAuthentication, Pod, Selection, Store, Template};
 use crate::registry::Registration;
 
 /// A workload and a port of it, of which it is asked who may call.
@@ -56,6 +56,14 @@ impl Workload<'_> {
             })
     }
 
+    /// The template of whose pods it seems to be one: of those whose labels it has, the one with most.
+    pub(super) fn template<'m>(&self, model: &'m Model) -> Option<&'m Template> {
+        let all = model.templates().filter(|(document, template)| {
+            document.namespace == self.namespace && !template.labels.is_empty() && self.has(&template.labels)
+        });
+        all.map(|(_, template)| template).max_by_key(|template| template.labels.len())
+    }
+
     fn has(&self, wanted: &BTreeMap<String, String>) -> bool {
         self.labels.iter().any(|labels| includes(labels, wanted))
     }
@@ -95,8 +103,10 @@ pub(super) fn listener(world: &World, scope: &NodeScope, name: &str) -> Option<I
     authorization.extend(linkerd::policies(&world.model, &world.options, &workload));
     let filters = linkerd::limits(&world.model, &world.options, &workload);
     let jwt = tokens::authentication(world, &workload).into_iter().collect();
-    let config = authorization::mesh_config(&world.model, &world.options);
-    let trusted_proxies = config.map_or(0, |config| config.trusted_proxies);
+    // Not the mesh's `defaultConfig`: those proxies are before its gateways, and whoever calls from inside stands behind none.
+    let of_pod = pod.and_then(|pod| pod.spec.trusted_proxies);
+    let of_template = || workload.template(&world.model)?.trusted_proxies;
+    let trusted_proxies = of_pod.or_else(of_template).unwrap_or_default();
     let listener = InboundListener::new(name, address, tls);
     Some(InboundListener { jwt, authorization, filters, trusted_proxies, ..listener })
 }

@@ -17,7 +17,6 @@ use mesh_core::target::{EncodedSlash, normalize_path};
 use super::Options;
 use super::authorization::Domains;
 use super::inbound::Workload;
-use super::instances::includes;
 use crate::model::{
     AccessPolicy, Authentication, LinkerdAuthorization, LinkerdRateLimit, LinkerdRoute, Model, Object, Server,
     ServerPort, ServerRef, Store, Target, all_of_principals,
@@ -116,7 +115,8 @@ fn is_port(port: &ServerPort, of: &Workload<'_>) -> Option<bool> {
 /// What holds without a Server: the annotation of the workload or of its template, its namespace's, then the mesh's setting.
 fn of_default(model: &Model, options: &Options, of: &Workload<'_>) -> Vec<AuthorizationPolicy> {
     let of_pod = of.pod.and_then(|pod| AccessPolicy::of_annotation(&pod.document.annotations));
-    let of_pod = of_pod.or_else(|| of_template(model, of));
+    let of_template = || AccessPolicy::of_annotation(&of.template(model)?.annotations);
+    let of_pod = of_pod.or_else(of_template);
     // A namespace has none itself.
     let mut namespaces = model.namespaces.values().filter(|object| object.name() == of.namespace);
     let of_namespace = || namespaces.find_map(|object| AccessPolicy::of_annotation(&object.document.annotations));
@@ -127,16 +127,6 @@ fn of_default(model: &Model, options: &Options, of: &Workload<'_>) -> Vec<Author
     let mut rules = access_rules(access, options, "linkerd-default");
     rules.extend(probes(of));
     vec![allow("linkerd.default".to_owned(), access, rules)]
-}
-
-/// What the template says of whose pods the workload seems to be one: of those whose labels it has, the one with most.
-fn of_template(model: &Model, of: &Workload<'_>) -> Option<AccessPolicy> {
-    let all = model.templates().filter(|(document, template)| {
-        let matches = of.labels.iter().any(|labels| includes(labels, &template.labels));
-        document.namespace == of.namespace && !template.labels.is_empty() && matches
-    });
-    let (_, template) = all.max_by_key(|(_, template)| template.labels.len())?;
-    AccessPolicy::of_annotation(&template.annotations)
 }
 
 fn allow(name: String, access: AccessPolicy, rules: Vec<AuthorizationRule>) -> AuthorizationPolicy {

@@ -34,7 +34,7 @@ pub(crate) struct Charge {
 }
 
 impl Charge {
-    pub(super) fn new(account: &Arc<Account>, bytes: usize) -> Self {
+    pub(crate) fn new(account: &Arc<Account>, bytes: usize) -> Self {
         account.0.fetch_add(bytes, Ordering::Relaxed);
         Self { account: account.clone(), bytes }
     }

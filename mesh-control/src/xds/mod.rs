@@ -18,6 +18,7 @@ mod service;
 mod session;
 mod stream;
 
+pub(crate) use self::account::Charge;
 pub(crate) use self::cache::{Cache, Touched};
 pub use self::nodes::{NackStatus, NodeStatus, ResourceStatus, TypeStatus};
 pub(crate) use self::nodes::{NodeEntry, Nodes};

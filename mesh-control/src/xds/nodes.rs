@@ -22,6 +22,8 @@ pub struct NodeStatus {
     pub node: String,
     /// What software it says it is, such as `envoy`: a hint.
     pub user_agent: String,
+    /// Of which version it says it is; of this library's clients that of the library: a hint.
+    pub user_agent_version: String,
     /// Who it proved to be; none on the plaintext listener.
     pub identity: Option<SpiffeId>,
     /// Namespace whose configuration it gets.
@@ -120,6 +122,7 @@ pub(crate) struct Node {
     /// `node.id`.
     pub(crate) id: String,
     pub(crate) user_agent: String,
+    pub(crate) user_agent_version: String,
     /// None until the first request has said who asks.
     pub(crate) session: Option<Session>,
 }
@@ -148,7 +151,8 @@ impl Nodes {
         let own = open.by_identity.entry(identity.clone()).or_default();
         own.streams += 1;
         let account = own.account.clone();
-        let node = Node { peer: peer.clone(), id: String::new(), user_agent: String::new(), session: None };
+        let (user_agent, user_agent_version) = (String::new(), String::new());
+        let node = Node { peer: peer.clone(), id: String::new(), user_agent, user_agent_version, session: None };
         let node = Arc::new(Mutex::new(node));
         open.streams.insert(id, node.clone());
         drop(open);
@@ -178,6 +182,7 @@ impl Node {
         Some(NodeStatus {
             node: self.id.clone(),
             user_agent: self.user_agent.clone(),
+            user_agent_version: self.user_agent_version.clone(),
             identity: self.peer.caller.identity().cloned(),
             namespace: session.scope().namespace.clone(),
             address: self.peer.address,

@@ -119,25 +119,23 @@ impl Session {
         self.take_away()
     }
 
-    /// Takes away what vanished, once the client has answered what was made without it: listeners and routes in flight may
-    /// still be refused, and then it goes on with those that refer to it.
+    /// Takes away what vanished, once the client has accepted all listeners and routes that it was sent: while it goes on with
+    /// older ones, those may name what vanished.
     fn take_away(&mut self) -> Option<Response> {
-        let referrers = [Kind::Listener, Kind::Routes].map(|kind| &self.types[kind.index()]);
-        if referrers.iter().any(|ty| ty.in_flight.is_some()) {
+        let waits = |kind: Kind| {
+            let ty = &self.types[kind.index()];
+            ty.in_flight.is_some() || ty.refuses()
+        };
+        if [Kind::Listener, Kind::Routes].into_iter().any(waits) {
             return None;
         }
-        let refused = referrers.iter().filter_map(|ty| ty.refused()).max();
         let kind =
             [Kind::Cluster, Kind::Endpoints].into_iter().find(|kind| !self.types[kind.index()].vanished.is_empty())?;
         let ty = &mut self.types[kind.index()];
         if ty.in_flight.is_some() {
             return None;
         }
-        let stays = |since: u64| refused.is_some_and(|refused| refused > since);
-        let gone: Vec<_> = ty.vanished.extract_if(.., |_, since| !stays(*since)).map(|(name, _)| name).collect();
-        if gone.is_empty() {
-            return None;
-        }
+        let gone = std::mem::take(&mut ty.vanished).into_iter().collect();
         self.send(kind, Plan { gone, ..Plan::default() })
     }
 
@@ -158,7 +156,7 @@ impl Session {
                 (Some(now), _) => plan.make.push(now),
                 (None, _) if known.held.is_some() && (self.form == Form::Delta || kind.is_full_state()) => {
                     if matches!(kind, Kind::Cluster | Kind::Endpoints) {
-                        ty.vanished.insert(name, self.last_nonce);
+                        ty.vanished.insert(name);
                         continue;
                     }
                     plan.gone.push(name.clone());

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::config::core::v3::node::UserAgentVersionType;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use mesh_core::drain::DrainWatch;
 use mesh_core::limit::Pace;
@@ -15,7 +16,7 @@ use super::message::{DeltaResponse, StateResponse};
 use super::nodes::NodeEntry;
 use super::session::{Form, Outcome, PIECE, Refused, Response, Session};
 use super::{Limits, scope, service};
-use crate::runtime::Peer;
+use crate::runtime::{Peer, Refusals};
 
 /// Characters of a node's own words that are kept.
 const MAX_HINT: usize = 256;
@@ -42,6 +43,7 @@ pub(super) struct AdsStream<R> {
     pub(super) requests: Streaming<R>,
     pub(super) cache: Arc<Cache>,
     pub(super) limits: Limits,
+    pub(super) refusals: Arc<Refusals>,
     pub(super) drain: DrainWatch,
     pub(super) peer: Peer,
     pub(super) entry: NodeEntry,
@@ -75,7 +77,7 @@ impl<R: Asked> AdsStream<R> {
                 request = request => match request {
                     Ok(Some(request)) => {
                         if let Err(status) = self.request(request).await {
-                            service::denied(&self.peer, &status);
+                            service::denied(&self.peer, &status, &self.refusals);
                             return Some((Err(status), None));
                         }
                     }
@@ -103,7 +105,7 @@ impl<R: Asked> AdsStream<R> {
         }
         if let Some(reason) = outcome.nacked {
             nodes.nacks.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(peer = %self.peer, node = ?node.id, %type_url, %reason, "a client refused configuration; it keeps its last good one");
+            tracing::warn!(peer = %self.peer, node = ?node.id, ?type_url, ?reason, "a client refused configuration; it keeps its last good one");
         }
         Ok(())
     }
@@ -118,8 +120,12 @@ impl<R: Asked> AdsStream<R> {
         let scope = scope::scope_of(&self.peer.caller, said)?;
         node.id = said.map(|node| hint(&node.id)).unwrap_or_default();
         node.user_agent = said.map(|node| hint(&node.user_agent_name)).unwrap_or_default();
+        node.user_agent_version = match said.and_then(|node| node.user_agent_version_type.as_ref()) {
+            Some(UserAgentVersionType::UserAgentVersion(version)) => hint(version),
+            _ => String::new(),
+        };
         tracing::info!(
-            peer = %self.peer, node = ?node.id, namespace = %scope.namespace, form = ?R::FORM,
+            peer = %self.peer, node = ?node.id, namespace = ?scope.namespace, form = ?R::FORM,
             "configuration stream opened"
         );
         let explained = node.user_agent == OWN_AGENT;

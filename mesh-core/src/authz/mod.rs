@@ -237,6 +237,11 @@ impl Authorizer {
         Ok(None)
     }
 
+    /// The policy of the question that a decision goes on after.
+    pub fn asked(&self, next: Step) -> Option<&str> {
+        self.stages.get(next.0.checked_sub(1)?).map(|stage| &*stage.policy)
+    }
+
     /// The providers of its CUSTOM policies.
     pub fn providers(&self) -> impl Iterator<Item = &AuthorizerProvider> {
         self.stages.iter().filter_map(|stage| match &stage.action {

@@ -104,6 +104,8 @@ codes! {
     NAME_UNRESOLVED = 1109, 503, 14, "DF", "check the host name and the DNS servers of this process; it is looked up again within seconds";
     /// Policy says plaintext and the endpoint's own policy mutual TLS. Nothing is sent.
     PLAINTEXT_TO_STRICT = 1110, 503, 14, "UF", "take tls.mode DISABLE out of the DestinationRule, or set PeerAuthentication to PERMISSIVE for the endpoint's port";
+    /// The request's scheme is https, and policy says plaintext. Nothing is sent.
+    HTTPS_TO_PLAINTEXT = 1111, 503, 14, "UF", "give the destination TLS (tls.mode of a DestinationRule), or ask for http";
     /// The route's timeout ran out.
     TIMEOUT = 1201, 504, 4, "UT", "raise the route's timeout or look at the endpoint's latency";
     /// The caller's own deadline ran out.
@@ -132,7 +134,7 @@ codes! {
     ACCESS_DENIED = 2004, 403, 7, "-", "see the server's log for the rule that decided, and add the caller to an ALLOW policy";
     /// The target or a header of the request has more than one meaning, so that policy and application might
     /// disagree about it.
-    MALFORMED_REQUEST = 2005, 400, 3, "-", "send the path in its normal form, one Host, and only hop-by-hop names in Connection";
+    MALFORMED_REQUEST = 2005, 400, 3, "-", "send the path in its normal form, one Host, only hop-by-hop names in Connection, and once what chooses a route";
     /// Routes are attached to the port, and the request has none of them (Linkerd: HTTPRoutes of a Server).
     NO_SERVED_ROUTE = 2006, 404, 12, "NR", "add a rule for this request to an HTTPRoute of the Server";
     /// An external authorizer gave no answer, and its provider does not fail open. The status is the provider's

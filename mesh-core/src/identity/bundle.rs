@@ -5,14 +5,17 @@ use std::fmt;
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
+use rustls::DistinguishedName;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, TrustAnchor};
-use webpki::{CertRevocationList, OwnedCertRevocationList};
-use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
+use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor};
+use webpki::{CertRevocationList, EndEntityCert, OwnedCertRevocationList};
+use x509_parser::prelude::{ASN1Time, FromDer, X509Name};
 
+use super::ListLife;
+use super::signed::Signed;
 use crate::id::{SpiffeId, TrustDomain};
 
-/// The roots of one trust domain, at least one, and its revocation lists. Equal if both are.
+/// The roots of one trust domain, at least one, and its revocation lists. Equal if both are, in whatever order.
 #[derive(Clone)]
 pub struct TrustBundle {
     roots: Arc<[CertificateDer<'static>]>,
@@ -22,6 +25,7 @@ pub struct TrustBundle {
     revoked: Arc<[CertRevocationList<'static>]>,
     // The lists as they came, to compare.
     lists: Arc<[Vec<u8>]>,
+    lives: Arc<[ListLife]>,
 }
 
 /// Roots of one trust domain; a rollover needs two.
@@ -51,16 +55,26 @@ impl TrustBundle {
             .map_err(|e| InvalidBundle(format!("a root cannot be read: {e}")))?;
         let not_after = roots.iter().filter_map(super::tls::validity).map(|(_, end)| end).min().unwrap_or_default();
         let names = roots.iter().map(|root| root_name(root).into()).collect();
-        Ok(Self { roots, anchors, names, not_after, revoked: Arc::default(), lists: Arc::default() })
+        let (revoked, lists, lives) = (Arc::default(), Arc::default(), Arc::default());
+        Ok(Self { roots, anchors, names, not_after, revoked, lists, lives })
     }
 
-    /// Reads PEM roots.
+    /// Reads PEM roots: all of them or none.
     ///
     /// # Errors
-    /// As for DER; or it is not PEM.
+    /// As for DER; it is not PEM; or the mark at the beginning or the end of a certificate is damaged, for which a reader
+    /// would pass it over.
     pub fn from_pem(pem: &[u8]) -> Result<Self, InvalidBundle> {
         let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-        Self::new(roots.map_err(|e| InvalidBundle(format!("it is not PEM: {e}")))?)
+        let roots = roots.map_err(|e| InvalidBundle(format!("it is not PEM: {e}")))?;
+        for mark in ["BEGIN CERTIFICATE-----", "END CERTIFICATE-----"] {
+            let marks = pem.windows(mark.len()).filter(|part| *part == mark.as_bytes()).count();
+            if marks != roots.len() {
+                let whole = roots.len();
+                return Err(InvalidBundle(format!("it has {marks} times {mark:?} and {whole} whole certificates")));
+            }
+        }
+        Self::new(roots)
     }
 
     /// The same roots with revocation lists (DER), instead of those it had. With at least one, a peer is refused whose
@@ -81,7 +95,8 @@ impl TrustBundle {
             list.map(Into::into).map_err(|e| InvalidBundle(format!("a revocation list cannot be read: {e}")))
         };
         let revoked = lists.iter().map(read).collect::<Result<_, _>>()?;
-        Ok(Self { revoked, lists: lists.into(), ..self })
+        let lives = lists.iter().filter_map(|list| ListLife::of(list)).collect();
+        Ok(Self { revoked, lists: lists.into(), lives, ..self })
     }
 
     /// The revocation lists as they came: DER. None = nobody is asked whether a certificate was taken back.
@@ -92,39 +107,46 @@ impl TrustBundle {
     /// Checks that the revocation lists can stand in for those of before: each that is of a root or of an authority in
     /// `own`, the chain of our own certificate if there is one, is signed by it and good at `now` (seconds since the Unix
     /// epoch), and whoever signed that certificate, or without one some root, has one. By others a whole mesh would be refused.
+    /// `algorithms` are those by which peers are judged.
     ///
     /// # Errors
     /// They are of somebody else, or have ended.
-    pub fn check_revocation_lists(&self, own: &[CertificateDer<'_>], now: u64) -> Result<(), InvalidBundle> {
+    pub fn check_revocation_lists(
+        &self,
+        own: &[CertificateDer<'_>],
+        algorithms: &[&dyn SignatureVerificationAlgorithm],
+        now: u64,
+    ) -> Result<(), InvalidBundle> {
         let unreadable = |e: &dyn fmt::Display| InvalidBundle(format!("a revocation list cannot be compared: {e}"));
-        let parse = |der| X509Certificate::from_der(der).map(|(_, cert)| cert).map_err(|e| unreadable(&e));
-        let above = own.iter().skip(1).chain(&*self.roots);
-        let authorities = above.map(|der| parse(der)).collect::<Result<Vec<_>, _>>()?;
-        let leaf = own.first().map(|leaf| parse(leaf)).transpose()?;
+        let above = own.iter().skip(1).map(webpki::anchor_from_trusted_cert).collect::<Result<Vec<_>, _>>();
+        let above = above.map_err(|e| unreadable(&e))?;
+        let leaf = own.first().map(EndEntityCert::try_from).transpose().map_err(|e| unreadable(&e))?;
+        let signer = leaf.as_ref().map(|leaf| leaf.issuer());
         let mut told = self.lists.is_empty();
-        for list in &*self.lists {
-            let (_, list) = CertificateRevocationList::from_der(list).map_err(|e| unreadable(&e))?;
-            let mut named = authorities.iter().filter(|authority| authority.subject() == list.issuer()).peekable();
+        for (list, der) in self.revoked.iter().zip(&*self.lists) {
+            let authorities = above.iter().chain(&*self.anchors);
+            let mut named = authorities.filter(|authority| *authority.subject == *list.issuer()).peekable();
             if named.peek().is_none() {
                 continue;
             }
-            if !named.any(|authority| list.verify_signature(authority.public_key()).is_ok()) {
-                let of = list.issuer();
-                return Err(InvalidBundle(format!("the revocation list of {of} is not signed with that one's key")));
-            }
-            let end = list.next_update().and_then(|end| u64::try_from(end.timestamp()).ok());
-            if let Some(end) = end.filter(|end| *end <= now) {
+            let of = name(list.issuer());
+            let signed = Signed::read(der).ok_or_else(|| unreadable(&of))?;
+            if !named.any(|authority| signed.is_by(&authority.subject_public_key_info, algorithms)) {
                 return Err(InvalidBundle(format!(
-                    "the revocation list of {} ended at {end} (Unix time)",
-                    list.issuer()
+                    "the revocation list of {of} is not signed with that one's key, or by an algorithm that is not taken here"
                 )));
             }
-            told |= leaf.as_ref().is_none_or(|leaf| leaf.issuer() == list.issuer());
+            let end = signed.end_of_list().and_then(|end| ASN1Time::from_der(end).ok());
+            let end = end.and_then(|(_, end)| u64::try_from(end.timestamp()).ok());
+            if let Some(end) = end.filter(|end| *end <= now) {
+                return Err(InvalidBundle(format!("the revocation list of {of} ended at {end} (Unix time)")));
+            }
+            told |= signer.is_none_or(|signer| signer == list.issuer());
         }
-        match (told, leaf) {
+        match (told, signer) {
             (true, _) => Ok(()),
-            (false, Some(leaf)) => {
-                Err(InvalidBundle(format!("no revocation list is of {}, who signed ours", leaf.issuer())))
+            (false, Some(signer)) => {
+                Err(InvalidBundle(format!("no revocation list is of {}, who signed ours", name(signer))))
             }
             (false, None) => Err(InvalidBundle("no revocation list is of a root in it".to_owned())),
         }
@@ -163,6 +185,12 @@ pub fn root_name(root: &[u8]) -> String {
     digest::digest(&digest::SHA256, root).as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// A name (the content of its DER) as it is read.
+fn name(content: &[u8]) -> String {
+    let name = DistinguishedName::in_sequence(content);
+    X509Name::from_der(name.as_ref()).map_or_else(|_| "somebody".to_owned(), |(_, name)| name.to_string())
+}
+
 impl fmt::Debug for TrustBundle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "TrustBundle({} roots)", self.roots.len())
@@ -171,8 +199,14 @@ impl fmt::Debug for TrustBundle {
 
 impl PartialEq for TrustBundle {
     fn eq(&self, other: &Self) -> bool {
-        self.roots == other.roots && self.lists == other.lists
+        same(&self.roots, &other.roots) && same(&self.lists, &other.lists)
     }
+}
+
+/// Whether each holds everything that the other one does; there are few.
+fn same<T: PartialEq>(one: &[T], other: &[T]) -> bool {
+    let within = |one: &[T], other: &[T]| one.iter().all(|item| other.contains(item));
+    one == other || within(one, other) && within(other, one)
 }
 
 impl Eq for TrustBundle {}
@@ -224,6 +258,16 @@ impl TrustBundles {
         self.0.bundles.values().chain(self.any()).map(TrustBundle::not_after).min()
     }
 
+    /// Of whom the revocation lists tell, and until when; those of roots of nobody in particular among them.
+    pub fn list_lives(&self) -> impl Iterator<Item = &ListLife> {
+        self.0.bundles.values().chain(self.any()).flat_map(|bundle| bundle.lives.iter())
+    }
+
+    /// When the first of all revocation lists ends, seconds since the Unix epoch; `None` if there is none.
+    pub fn lists_end(&self) -> Option<u64> {
+        self.list_lives().map(|list| list.ends).min()
+    }
+
     /// The bundle of a domain: its own or, for an alias, that of the domain it stands for.
     pub fn get(&self, domain: &TrustDomain) -> Option<&TrustBundle> {
         let Domains { bundles, aliases, any } = &*self.0;
@@ -236,14 +280,23 @@ impl TrustBundles {
         Arc::make_mut(&mut self.0).aliases.insert(alias, domain);
     }
 
+    /// Whether two names are of one domain: the same, or one an alias of the other or of what that stands for.
+    pub(super) fn are_one(&self, one: &TrustDomain, other: &TrustDomain) -> bool {
+        self.real(one) == self.real(other)
+    }
+
+    fn real<'d>(&'d self, domain: &'d TrustDomain) -> &'d TrustDomain {
+        let Domains { bundles, aliases, .. } = &*self.0;
+        aliases.get(domain).filter(|_| !bundles.contains_key(domain)).unwrap_or(domain)
+    }
+
     /// Who `id` is in the domain that its trust domain is an alias of; `None` if it is no alias.
     pub fn aliased(&self, id: &SpiffeId) -> Option<SpiffeId> {
-        let Domains { bundles, aliases, .. } = &*self.0;
-        if aliases.is_empty() {
+        if self.0.aliases.is_empty() {
             return None;
         }
         let domain = id.trust_domain();
-        let stands_for = aliases.get(&domain).filter(|_| !bundles.contains_key(&domain))?;
+        let stands_for = Some(self.real(&domain)).filter(|real| **real != domain)?;
         format!("spiffe://{stands_for}{}", id.path()).parse().ok()
     }
 

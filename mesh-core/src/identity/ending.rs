@@ -1,5 +1,7 @@
-//! Roots that end soon, and certificates that were not renewed. No verification refuses anybody before the end, so nothing
-//! else would tell until then.
+//! Roots that end soon, and certificates and revocation lists that were not renewed. No verification refuses anybody before the
+//! end, so nothing else would tell until then.
+
+use x509_parser::prelude::{ASN1Time, CertificateRevocationList, FromDer};
 
 use super::{Identity, TrustBundle, TrustBundles, tls};
 
@@ -96,11 +98,68 @@ impl EndingLeaf {
     }
 }
 
+/// Of whom a revocation list tells, and its life in seconds since the Unix epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListLife {
+    /// Who signed it, and the certificates of which it tells.
+    pub issuer: Box<str>,
+    /// `thisUpdate`.
+    pub begins: u64,
+    /// `nextUpdate`: after that, everybody of whom it tells is refused.
+    pub ends: u64,
+}
+
+impl ListLife {
+    pub(super) fn of(list: &[u8]) -> Option<Self> {
+        let (_, list) = CertificateRevocationList::from_der(list).ok()?;
+        let seconds = |time: ASN1Time| u64::try_from(time.timestamp()).ok();
+        let (begins, ends) = (seconds(list.last_update())?, seconds(list.next_update()?)?);
+        Some(Self { issuer: list.issuer().to_string().into(), begins, ends })
+    }
+
+    /// How much of it is left at `now`.
+    pub fn left(&self, now: u64) -> LifeLeft {
+        LifeLeft::of(self.begins, self.ends, now)
+    }
+}
+
+/// Says at each mark of a revocation list's life, once, that none has come in its place.
+#[derive(Debug, Default)]
+pub struct EndingLists {
+    said: Vec<(ListLife, LifeLeft)>,
+}
+
+impl EndingLists {
+    /// The lists in `trusted` that have passed a mark at `now` since the last look, with that mark.
+    pub fn look<'t>(
+        &mut self,
+        trusted: impl IntoIterator<Item = &'t TrustBundles>,
+        now: u64,
+    ) -> Vec<(ListLife, LifeLeft)> {
+        let (before, mut passed) = (std::mem::take(&mut self.said), Vec::new());
+        for list in trusted.into_iter().flat_map(TrustBundles::list_lives) {
+            if self.said.iter().any(|(known, _)| known == list) {
+                continue;
+            }
+            let said = before.iter().find(|(known, _)| known == list).map_or(LifeLeft::Ample, |(_, said)| *said);
+            let left = list.left(now).max(said);
+            if left > said {
+                passed.push((list.clone(), left));
+            }
+            self.said.push((list.clone(), left));
+        }
+        passed
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer, KeyIdMethod, KeyPair,
+        SerialNumber, date_time_ymd,
+    };
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
     use rustls::sign::CertifiedKey;
 
@@ -167,6 +226,52 @@ mod tests {
         let whole = identity(vec![leaf.der().clone(), intermediate]);
         assert_eq!(whole.issuer_not_after(), Some(BEGIN + 100 * DAY));
         assert_eq!(identity(vec![leaf.der().clone()]).issuer_not_after(), None, "a root signed it");
+    }
+
+    #[test]
+    fn at_each_mark_of_a_revocation_lists_life_it_is_told_once() {
+        let (params, key) = authority(3_650);
+        let root = params.self_signed(&key).unwrap().der().clone();
+        let issuer = Issuer::new(params, key);
+        let at = |day: u64| date_time_ymd(1970, 1, 1) + Duration::from_secs(BEGIN + day * DAY);
+        let list = |from: u64, to: u64| {
+            let params = CertificateRevocationListParams {
+                this_update: at(from),
+                next_update: at(to),
+                crl_number: SerialNumber::from(1),
+                issuing_distribution_point: None,
+                revoked_certs: Vec::new(),
+                key_identifier_method: KeyIdMethod::Sha256,
+            };
+            params.signed_by(&issuer).unwrap().der().to_vec()
+        };
+        let with = |lists: Vec<Vec<u8>>| {
+            let bundle = TrustBundle::new([root.clone()]).unwrap().with_revocation_lists(lists).unwrap();
+            TrustBundles::single(TrustDomain::new("cluster.local").unwrap(), bundle)
+        };
+        let (none, old, both) = (with(vec![]), with(vec![list(0, 100)]), with(vec![list(0, 100), list(80, 180)]));
+        assert_eq!((none.lists_end(), old.lists_end()), (None, Some(BEGIN + 100 * DAY)));
+        assert_eq!(both.lists_end(), old.lists_end());
+        let mut ending = EndingLists::default();
+        for (trusted, day, told) in [
+            (&none, 99, vec![]),
+            (&old, 49, vec![]),
+            (&old, 50, vec![(100, LifeLeft::Half)]),
+            (&old, 74, vec![]),
+            // Nobody looked for long; the clock was set back.
+            (&old, 91, vec![(100, LifeLeft::Tenth)]),
+            (&old, 20, vec![]),
+            (&both, 99, vec![]),
+            (&both, 130, vec![(100, LifeLeft::Nothing), (180, LifeLeft::Half)]),
+            (&both, 131, vec![]),
+        ] {
+            // The roots of two sources may have the same lists.
+            let passed = ending.look([trusted, trusted], BEGIN + day * DAY);
+            let passed: Vec<_> = passed.iter().map(|(list, left)| ((list.ends - BEGIN) / DAY, *left)).collect();
+            assert_eq!(passed, told, "day {day}");
+        }
+        let (named, _) = &EndingLists::default().look([&old], BEGIN + 100 * DAY)[0];
+        assert!(named.issuer.contains("CN="), "{}", named.issuer);
     }
 
     #[test]

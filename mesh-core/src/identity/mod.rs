@@ -10,6 +10,7 @@ mod extract;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod signed;
 mod svid;
 mod tls;
 mod verify;
@@ -18,9 +19,10 @@ mod verify;
 mod tests;
 
 pub use self::bundle::{InvalidBundle, TrustBundle, TrustBundles, root_name};
-pub use self::ending::{EndingLeaf, EndingRoots, LifeLeft};
+pub use self::ending::{EndingLeaf, EndingLists, EndingRoots, LifeLeft, ListLife};
 #[cfg(feature = "axum")]
 pub use self::extract::NoPeerIdentity;
+pub use self::signed::is_signed_with;
 pub use self::svid::{
     MAX_INTERMEDIATES, PeerRefused, Usage, certificates_of_der, peer_spiffe_id, root_of, verify_again, verify_path,
     verify_path_again, verify_svid,

@@ -1,18 +1,18 @@
 //! X.509-SVIDs (SPIFFE X509-SVID 1.0): who a certificate names and whether it holds. Pure, and the one place for both
 //! sides: parse the ID, pick the bundle of its trust domain, validate the path with that bundle only, then the
-//! leaf rules and the revocation lists.
+//! leaf rules, those of who signed, and the revocation lists.
 //!
 //! There is no fall-through to DNS names or to the subject. Refuses to know TLS and who is expected.
 
 use rustls::pki_types::{CertificateDer, UnixTime};
-use webpki::{EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder};
+use webpki::{EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, VerifiedPath};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::error::X509Error;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
 use super::{TrustBundle, TrustBundles};
-use crate::id::SpiffeId;
+use crate::id::{SpiffeId, TrustDomain};
 
 /// Certificates between a leaf and its root that are looked at; real chains have one or two.
 pub const MAX_INTERMEDIATES: usize = 8;
@@ -101,13 +101,14 @@ pub fn verify_svid(
     let Some(bundle) = bundles.get(&id.trust_domain()) else {
         return Err(PeerRefused::UnknownDomain(id));
     };
-    let refused = match leaf_rules(&parsed, intermediates) {
-        Ok(()) => verify_path(leaf, intermediates, bundle, algorithms, now, usage).err().map(|e| in_words(&e)),
-        Err(reason) => Some(reason.to_owned()),
+    let judged = match leaf_rules(&parsed, intermediates) {
+        Ok(()) => walk(leaf, intermediates, bundle, algorithms, now, usage, |path| signer_rules(path, &id, bundles))
+            .unwrap_or_else(|e| Err(in_words(&e))),
+        Err(reason) => Err(reason.to_owned()),
     };
-    match refused {
-        None => Ok(id),
-        Some(reason) => Err(PeerRefused::NotValid { id, reason }),
+    match judged {
+        Ok(()) => Ok(id),
+        Err(reason) => Err(PeerRefused::NotValid { id, reason }),
     }
 }
 
@@ -251,6 +252,38 @@ fn leaf_rules(cert: &X509Certificate<'_>, intermediates: &[CertificateDer<'_>]) 
     }
 }
 
+/// What those between a leaf and its root must be (X509-SVID 3.2, 4.3), of which path validation looks at dates, signatures
+/// and cA alone: who has a key usage signs certificates by it (RFC 5280, 6.1.4 n); who has a SPIFFE ID has one without a
+/// path, and whoever signed the leaf one of the leaf's trust domain or of an alias. One without a SPIFFE ID may stand there.
+fn signer_rules(path: &VerifiedPath<'_>, leaf: &SpiffeId, bundles: &TrustBundles) -> Result<(), String> {
+    for (above, signer) in path.intermediate_certificates().enumerate() {
+        let der = signer.der();
+        let cert = parse(&der).map_err(|e| format!("of a certificate above it: {e}"))?;
+        match cert.key_usage() {
+            Ok(Some(usage)) if !usage.value.key_cert_sign() => {
+                return Err(format!("{} signed, whose key usage has no keyCertSign", cert.subject()));
+            }
+            Ok(_) => {}
+            Err(_) => return Err(format!("the key usage of {}, who signed, cannot be read", cert.subject())),
+        }
+        let names =
+            cert.subject_alternative_name().map_err(|e| format!("the names of a signer cannot be read: {e}"))?;
+        for name in names.iter().flat_map(|names| &names.value.general_names) {
+            let GeneralName::URI(uri) = name else { continue };
+            let Some(domain) = uri.split_once("://").filter(|(scheme, _)| scheme.eq_ignore_ascii_case("spiffe")) else {
+                continue;
+            };
+            let Ok(domain) = TrustDomain::new(domain.1) else {
+                return Err(format!("{uri:?} signed: the SPIFFE ID of a signer is a trust domain without a path"));
+            };
+            if above == 0 && !bundles.are_one(&domain, &leaf.trust_domain()) {
+                return Err(format!("an authority of {domain} signed it, which is another trust domain"));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// What path validation said, for those who have to do something about it.
 fn in_words(error: &webpki::Error) -> String {
     let apart = |from: &UnixTime, to: &UnixTime| to.as_secs().saturating_sub(from.as_secs());
@@ -285,6 +318,19 @@ pub fn verify_path(
     now: UnixTime,
     usage: Usage,
 ) -> Result<(), webpki::Error> {
+    walk(leaf, intermediates, bundle, algorithms, now, usage, |_| ())
+}
+
+/// The same, and what is to be said of the path that was found.
+fn walk<T>(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    bundle: &TrustBundle,
+    algorithms: &[&dyn rustls::pki_types::SignatureVerificationAlgorithm],
+    now: UnixTime,
+    usage: Usage,
+    say: impl FnOnce(&VerifiedPath<'_>) -> T,
+) -> Result<T, webpki::Error> {
     let cert = EndEntityCert::try_from(leaf)?;
     let lists: Vec<_> = bundle.revoked().iter().collect();
     // Whose state no list tells, is refused: lists are there because somebody wants them to count. That is of the leaf and
@@ -293,5 +339,6 @@ pub fn verify_path(
         options.with_depth(RevocationCheckDepth::Chain).with_expiration_policy(ExpirationPolicy::Enforce).build()
     });
     let usage = KeyUsage::from(usage);
-    cert.verify_for_usage(algorithms, bundle.anchors(), intermediates, now, usage, revocation, None).map(|_| ())
+    let path = cert.verify_for_usage(algorithms, bundle.anchors(), intermediates, now, usage, revocation, None)?;
+    Ok(say(&path))
 }

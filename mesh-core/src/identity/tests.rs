@@ -13,7 +13,9 @@ use super::*;
 use crate::id::TrustDomain;
 use crate::policy::{StringMatch, StringMatcher};
 
+mod lists;
 pub(super) mod rows;
+mod sessions;
 
 pub(super) const REVIEWS: &str = "spiffe://cluster.local/ns/default/sa/reviews";
 pub(super) const RATINGS: &str = "spiffe://cluster.local/ns/default/sa/ratings";
@@ -26,7 +28,10 @@ pub(super) struct Root {
 
 impl Root {
     pub(super) fn new() -> Self {
-        let key = KeyPair::generate().unwrap();
+        Self::of(KeyPair::generate().unwrap())
+    }
+
+    fn of(key: KeyPair) -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

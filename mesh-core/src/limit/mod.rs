@@ -1,5 +1,6 @@
 //! Limits that fail fast: a token bucket and the rate limit around it, client-side throttling by success rate, and a limit on requests in flight
-//! that follows their latency; a count of what is in flight, and whether waiting is worth while; and a pace for what need not happen more often.
+//! that follows their latency; a count of what is in flight, and whether waiting is worth while; and a pace for what need not happen, or be
+//! told of, more often.
 //!
 //! Everything is pure: time and randomness are arguments, and no operation takes a lock. Refuses to know what is
 //! limited and how a refusal is answered.
@@ -11,6 +12,7 @@ mod gradient;
 mod pace;
 mod rate;
 mod samples;
+mod seldom;
 mod throttle;
 pub(crate) mod window;
 
@@ -20,4 +22,5 @@ pub use self::fail_fast::FailFast;
 pub use self::gradient::Gradient;
 pub use self::pace::Pace;
 pub use self::rate::{RateLimit, RateLimited};
+pub use self::seldom::Seldom;
 pub use self::throttle::Throttle;

@@ -23,6 +23,16 @@ impl CookieCondition {
     }
 }
 
+impl CookieCondition {
+    /// Whether it holds for every value of the cookie, and whether for some.
+    pub(super) fn readings(&self, headers: &HeaderMap) -> (bool, bool) {
+        let mut held = values(headers, &self.name).map(|value| self.value.holds(value) != self.invert);
+        let Some(first) = held.next() else { return (self.invert, self.invert) };
+        let (every, some) = held.fold((first, first), |(every, some), holds| (every && holds, some || holds));
+        (every, some || self.holds(headers))
+    }
+}
+
 /// The values of a cookie, over all `Cookie` headers: HTTP/2 splits them (RFC 9113, 8.2.3).
 pub(crate) fn values<'h>(headers: &'h HeaderMap, name: &str) -> impl Iterator<Item = &'h [u8]> {
     let pairs = headers.get_all(COOKIE).into_iter().flat_map(|header| header.as_bytes().split(|b| *b == b';'));

@@ -20,7 +20,8 @@ const NAMES: [&str; 10] =
     ["x-role", "x_role", "x-other", "x-bin", "host", "te", ":authority", ":method", ":path", ":scheme"];
 const SENT: [&str; 5] = ["x-role", "x_role", "x-other", "x-bin", "te"];
 const TEXTS: [&str; 10] = ["", "a", "admin", "ADMIN", "user,admin", "a.test", "/admin?x=1", "GET", "3", " 3 "];
-const PATTERNS: [&str; 6] = ["a.*", ".*", "[a-z,]+", "(?i)admin|user", "\u{e4}?", "(?s).{3}"];
+const PATTERNS: [&str; 8] =
+    ["a.*", ".*", "[a-z,]+", "(?i)admin|user", "\u{e4}?", "(?s).{3}", "[^A-Z]+", "A.*Test|[^a-z]{2,}"];
 const ELEMENTS: [&str; 10] = ["a", "A", "b", "ab", "/", "?", "a=1", "&", "ä", "."];
 const DOMAINS: [&str; 12] =
     ["*", "a*", "a.test", "a.test:80", "*.test", "*-b.test", "b.*", "*.test:81", "[::1]", "127.0.0.1", "x.*", "*x"];

@@ -1,14 +1,12 @@
 //! A compiled [`HeaderMatcher`] (gRFC A28).
 
-use std::borrow::Cow;
-
 use http::header::COOKIE;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 
-use super::{RequestView, TextCondition};
-use crate::policy::{HeaderKey, HeaderMatch, HeaderMatcher, Pattern, StringMatch, StringMatcher};
-use crate::target::{normalize_authority, without_port};
+use super::{RequestView, TextCondition, authority};
+use crate::policy::{HeaderKey, HeaderMatch, HeaderMatcher};
+use crate::target::without_port;
 
 /// A [`HeaderMatcher`] whose regex is compiled.
 #[derive(Debug)]
@@ -51,9 +49,7 @@ impl HeaderCondition {
             HeaderKey::Path => Source::Path,
         };
         let test = match &policy.value {
-            HeaderMatch::Text(text) if matches!(source, Source::Authority) => {
-                Test::Text(TextCondition::new(&of_authority(text)))
-            }
+            HeaderMatch::Text(text) if matches!(source, Source::Authority) => Test::Text(authority::condition(text)),
             HeaderMatch::Text(text) => Test::Text(TextCondition::new(text)),
             HeaderMatch::Range { start, end } => Test::Range { start: *start, end: *end },
             HeaderMatch::Present(wanted) => Test::Present(*wanted),
@@ -85,6 +81,12 @@ impl HeaderCondition {
             (every, some) = (every && all, some || any);
         }
         (every, some)
+    }
+
+    /// Whether the request has more than one value for it, under names that are one to many an application.
+    pub(super) fn has_several(&self, request: &RequestView<'_>) -> bool {
+        let Source::Header(name) = &self.source else { return false };
+        request.headers.iter().filter(|(other, _)| *other == name || are_twins(name, other)).nth(1).is_some()
     }
 
     fn readings_of(&self, name: &HeaderName, headers: &HeaderMap) -> (bool, bool) {
@@ -192,25 +194,6 @@ impl HeaderCondition {
             Test::Present(wanted) => *wanted,
         }
     }
-}
-
-/// What a rule says of an authority, in the words of requests whose authority is in normal form. Case is nothing there that
-/// could differ.
-pub(super) fn of_authority(text: &StringMatcher) -> StringMatcher {
-    let pattern = match &text.pattern {
-        StringMatch::Exact(exact) => {
-            StringMatch::Exact(normalize_authority(exact).map_or(exact.clone(), Cow::into_owned))
-        }
-        StringMatch::Suffix(end) if end.len() > 1 => {
-            StringMatch::Suffix(end.strip_suffix('.').unwrap_or(end).to_owned())
-        }
-        // One that is so long that this does not fit is asked as it is.
-        StringMatch::Regex(pattern) if pattern.as_str().contains(|c: char| c.is_ascii_uppercase()) => {
-            StringMatch::Regex(Pattern::new(&format!("(?i){}", pattern.as_str())).unwrap_or_else(|_| pattern.clone()))
-        }
-        other => other.clone(),
-    };
-    StringMatcher { pattern, ignore_case: true }
 }
 
 /// What stands between the values of a header where they are joined: HTTP/2 cuts cookies in pieces, and all of them are one

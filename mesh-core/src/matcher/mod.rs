@@ -9,6 +9,7 @@
 //! allocates nothing; patterns are compiled once, with the table. Refuses to know what a route does:
 //! [`CompiledRoute`] leads back to the policy.
 
+mod authority;
 mod cookie;
 mod cors;
 mod explain;
@@ -44,6 +45,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use http::{HeaderMap, Method};
+use smallvec::SmallVec;
 
 use self::cookie::CookieCondition;
 use self::host::{HostHit, HostIndex};
@@ -139,6 +141,24 @@ pub(crate) struct Conditions {
     more: bool,
 }
 
+/// A condition about what a request may have more than once.
+#[derive(Clone, Copy)]
+enum Part<'c> {
+    Header(&'c HeaderCondition),
+    Query(&'c QueryCondition),
+    Cookie(&'c CookieCondition),
+}
+
+/// The route of a request, and those that it might have as well.
+#[derive(Debug)]
+pub struct Choices<'t> {
+    /// The first that matches: of several values of a header all joined with commas count, of a query parameter the first.
+    pub route: Option<&'t CompiledRoute>,
+    /// In listed order those that match in some reading of what the request has more than once, `route` among them, up to
+    /// the first that does in every one: a single one, but for a request that somebody wants to be read in two ways.
+    pub possible: SmallVec<[&'t CompiledRoute; 2]>,
+}
+
 /// The first condition of a route that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Miss {
@@ -194,6 +214,30 @@ impl RouteTable {
             Some(index) => index.first(split.0, |at| takes(&routes[at])).map(|at| &routes[at]),
             None => routes.iter().find(|route| takes(route)),
         }
+    }
+
+    /// The same, with what else its route might be to who reads headers, query or cookies in another way.
+    pub fn choices<'s>(&'s self, request: &RequestView<'_>) -> Choices<'s> {
+        let mut choices = Choices { route: None, possible: SmallVec::new() };
+        let Some(hit) = self.hosts.find(request.authority) else { return choices };
+        let (routes, index) = (self.routes_of(hit), &self.virtual_hosts[hit.virtual_host].index);
+        let split = request.split();
+        let mut ends = |route: &'s CompiledRoute| {
+            let CompiledRoute { conditions, .. } = route;
+            let (every, chosen, some) = conditions.choices(request, split);
+            if some {
+                choices.possible.push(route);
+            }
+            if chosen && choices.route.is_none() {
+                choices.route = Some(route);
+            }
+            every
+        };
+        match index {
+            Some(index) => drop(index.first(split.0, |at| ends(&routes[at]))),
+            None => drop(routes.iter().find(|route| ends(route))),
+        }
+        choices
     }
 
     /// Why a request goes where it goes: every virtual host and route looked at and what became of it.
@@ -279,24 +323,38 @@ impl Conditions {
         }
     }
 
-    /// Whether a request holds all of it however its headers are read, and whether it does in any reading of them: a rule
-    /// that guards something is not stepped round with a header that two read in two ways.
+    /// Whether a request holds all of it however its headers, query and cookies are read, and whether it does in any reading of
+    /// them: a rule that guards something is not stepped round with what two read in two ways.
     pub(crate) fn readings(&self, request: &RequestView<'_>) -> (bool, bool) {
-        let some = self.check_with(request, request.split(), |header| header.readings(request).1).is_ok();
-        (some && self.headers.iter().all(|header| header.readings(request).0), some)
+        let split = request.split();
+        let some = self.check_with(request, split, |part| part.readings(request, split.1).1).is_ok();
+        (some && self.parts().all(|part| part.readings(request, split.1).0), some)
+    }
+
+    /// The same of what the request has more than once, and in the middle whether it holds it as routes are chosen, which may
+    /// only be if it does in some reading.
+    fn choices(&self, request: &RequestView<'_>, split: (&str, &str)) -> (bool, bool, bool) {
+        let some = self.check_with(request, split, |part| part.choices(request, split.1).1).is_ok();
+        let chosen = some && self.parts().all(|part| part.holds(request, split.1));
+        (chosen && self.parts().all(|part| part.choices(request, split.1).0), chosen, some)
     }
 
     /// Path and query are those of the request, split once for all routes.
     fn check(&self, request: &RequestView<'_>, split: (&str, &str)) -> Result<(), Miss> {
-        self.check_with(request, split, |header| header.holds(request))
+        self.check_with(request, split, |part| part.holds(request, split.1))
+    }
+
+    fn parts(&self) -> impl Iterator<Item = Part<'_>> {
+        let (headers, query) = (self.headers.iter().map(Part::Header), self.query.iter().map(Part::Query));
+        headers.chain(query).chain(self.cookies.iter().map(Part::Cookie))
     }
 
     #[inline]
     fn check_with(
         &self,
         request: &RequestView<'_>,
-        (path, query): (&str, &str),
-        holds: impl Fn(&HeaderCondition) -> bool,
+        (path, _): (&str, &str),
+        holds: impl Fn(Part<'_>) -> bool,
     ) -> Result<(), Miss> {
         if !self.path.holds(path) {
             return Err(Miss::Path);
@@ -307,13 +365,13 @@ impl Conditions {
         if !self.methods.is_empty() && !self.methods.iter().any(|m| **m == *request.method.as_str()) {
             return Err(Miss::Method);
         }
-        if let Some(i) = self.headers.iter().position(|header| !holds(header)) {
+        if let Some(i) = self.headers.iter().position(|header| !holds(Part::Header(header))) {
             return Err(Miss::Header(i));
         }
-        if let Some(i) = self.query.iter().position(|parameter| !parameter.holds(query)) {
+        if let Some(i) = self.query.iter().position(|parameter| !holds(Part::Query(parameter))) {
             return Err(Miss::Query(i));
         }
-        if let Some(i) = self.cookies.iter().position(|cookie| !cookie.holds(request.headers)) {
+        if let Some(i) = self.cookies.iter().position(|cookie| !holds(Part::Cookie(cookie))) {
             return Err(Miss::Cookie(i));
         }
         // Last, so that the share is one of the requests that match otherwise.
@@ -324,6 +382,40 @@ impl Conditions {
             }
         }
         Ok(())
+    }
+}
+
+impl Part<'_> {
+    /// Whether it holds as routes are chosen.
+    #[inline]
+    fn holds(self, request: &RequestView<'_>, query: &str) -> bool {
+        match self {
+            Self::Header(header) => header.holds(request),
+            Self::Query(parameter) => parameter.holds(query),
+            Self::Cookie(cookie) => cookie.holds(request.headers),
+        }
+    }
+
+    /// Whether it holds in every reading, and whether in some.
+    fn readings(self, request: &RequestView<'_>, query: &str) -> (bool, bool) {
+        match self {
+            Self::Header(header) => header.readings(request),
+            Self::Query(parameter) => parameter.readings(query),
+            Self::Cookie(cookie) => cookie.readings(request.headers),
+        }
+    }
+
+    /// The same of what is there more than once, as routes are chosen among the readings: a list in one value is that value to
+    /// who chooses a route.
+    fn choices(self, request: &RequestView<'_>, query: &str) -> (bool, bool) {
+        let chosen = self.holds(request, query);
+        match self {
+            Self::Header(header) if !header.has_several(request) => (chosen, chosen),
+            part => {
+                let (every, some) = part.readings(request, query);
+                (every && chosen, some || chosen)
+            }
+        }
     }
 }
 

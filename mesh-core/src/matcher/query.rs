@@ -18,21 +18,30 @@ impl QueryCondition {
     }
 
     pub(super) fn holds(&self, query: &str) -> bool {
-        match first_value(query, &self.name) {
-            None => false,
-            Some(value) => self.value.as_ref().is_none_or(|condition| condition.holds(&decode(value))),
-        }
+        first_value(query, &self.name).is_some_and(|value| self.tests(value))
+    }
+
+    /// Whether it holds for every value of the parameter, and whether for some.
+    pub(super) fn readings(&self, query: &str) -> (bool, bool) {
+        let mut held = values(query, &self.name).map(|value| self.tests(value));
+        let Some(first) = held.next() else { return (false, false) };
+        held.fold((first, first), |(every, some), holds| (every && holds, some || holds))
+    }
+
+    fn tests(&self, value: &str) -> bool {
+        self.value.as_ref().is_none_or(|condition| condition.holds(&decode(value)))
     }
 }
 
 /// The first value of a parameter as written; empty for a parameter without `=`.
 pub(crate) fn first_value<'q>(query: &'q str, name: &[u8]) -> Option<&'q str> {
-    query
-        .split('&')
-        .filter(|pair| !pair.is_empty())
-        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-        .find(|(key, _)| *decode(key) == *name)
-        .map(|(_, value)| value)
+    values(query, name).next()
+}
+
+fn values<'q>(query: &'q str, name: &[u8]) -> impl Iterator<Item = &'q str> {
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.filter(move |(key, _)| *decode(key) == *name).map(|(_, value)| value)
 }
 
 /// Undoes percent-encoding. What is not an escape stays as it is; `+` is no space, as in Envoy.

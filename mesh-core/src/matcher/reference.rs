@@ -2,7 +2,7 @@
 //! it lower-cases, allocates and compiles as it goes. The table is compared with it, by property and by fuzzing.
 #![cfg_attr(not(test), allow(dead_code, reason = "the fuzzer compares a part, the tests all of it"))]
 
-use super::RequestView;
+use super::{RequestView, authority};
 use crate::id::Workload;
 use crate::policy::{
     HeaderKey, HeaderMatch, HeaderMatcher, PathMatch, Pattern, QueryMatcher, RouteConfiguration, RouteMatch,
@@ -72,7 +72,7 @@ fn path_matches(policy: &PathMatch, case_sensitive: bool, path: &str) -> bool {
             let want = fold(want.strip_suffix('/').unwrap_or(want));
             fold(path) == want || fold(path).starts_with(&format!("{want}/"))
         }
-        PathMatch::Regex(pattern) => covers(pattern, path),
+        PathMatch::Regex(pattern) => covers(pattern.as_str(), path),
     }
 }
 
@@ -98,7 +98,13 @@ pub(super) fn header_matches(policy: &HeaderMatcher, request: &RequestView<'_>) 
         (HeaderMatch::Present(wanted), value) => value.is_some() == *wanted,
         (_, None) if !policy.treat_missing_as_empty => return false,
         (HeaderMatch::Text(matcher), value) if of_authority => {
-            text_matches(&super::header::of_authority(matcher), &value.unwrap_or_default())
+            let text = value.unwrap_or_default();
+            match &matcher.pattern {
+                StringMatch::Regex(pattern) => {
+                    String::from_utf8(text).is_ok_and(|text| covers_authority(pattern, &text))
+                }
+                _ => text_matches(&authority::in_normal_form(matcher), &text),
+            }
         }
         (HeaderMatch::Text(matcher), value) => text_matches(matcher, &value.unwrap_or_default()),
         (HeaderMatch::Range { start, end }, value) => {
@@ -129,13 +135,19 @@ fn text_matches(matcher: &StringMatcher, text: &[u8]) -> bool {
             let want = fold(want.as_bytes());
             (0..=given.len()).any(|at| given[at..].starts_with(&want))
         }
-        StringMatch::Regex(pattern) => std::str::from_utf8(text).is_ok_and(|text| covers(pattern, text)),
+        StringMatch::Regex(pattern) => std::str::from_utf8(text).is_ok_and(|text| covers(pattern.as_str(), text)),
     }
 }
 
+/// Whether the pattern covers it, and case says nothing.
+fn covers_authority(pattern: &Pattern, text: &str) -> bool {
+    let expression = authority::in_any_case(regex_syntax::parse(pattern.as_str()).expect("it is a pattern already"));
+    covers(&expression.to_string(), text)
+}
+
 /// Whether some match of the pattern, anchored at both ends, is the whole text.
-fn covers(pattern: &Pattern, text: &str) -> bool {
+fn covers(pattern: &str, text: &str) -> bool {
     use regex_automata::nfa::thompson::pikevm::PikeVM;
-    let vm = PikeVM::new(&format!(r"\A(?:{})\z", pattern.as_str())).expect("it is a pattern already");
+    let vm = PikeVM::new(&format!(r"\A(?:{pattern})\z")).expect("it is a pattern already");
     vm.is_match(&mut vm.create_cache(), text)
 }

@@ -482,12 +482,34 @@ proptest! {
                     Decision::NoRoute | Decision::NoVirtualHost => None,
                 };
                 prop_assert_eq!(decided, found.map(|r| (r.index(), r.id())));
+                let choices = table.choices(view);
+                prop_assert_eq!(choices.route.map(CompiledRoute::id), found.map(CompiledRoute::id));
+                prop_assert!(found.is_none_or(|found| choices.possible.iter().any(|other| other.id() == found.id())));
                 let order: Vec<_> = explained.tried.iter().map(|t| t.index).collect();
                 prop_assert!(order.iter().copied().eq(0..order.len()), "every route in order: {:?}", order);
                 prop_assert_eq!(explained.tried.iter().filter(|t| t.failed.is_none()).count(), usize::from(found.is_some()));
                 Ok(())
             })?;
         }
+    }
+}
+
+#[test]
+fn a_route_that_is_chosen_by_joined_values_is_one_of_those_that_are_possible() {
+    let value = HeaderMatch::Text(StringMatcher {
+        pattern: StringMatch::Regex(Pattern::new("[ab]+").unwrap()),
+        ignore_case: false,
+    });
+    let name = HeaderKey::parse("x").unwrap();
+    let policy = HeaderMatcher { name, value, invert: true, treat_missing_as_empty: false };
+    let condition = HeaderCondition::new(&policy);
+    let part = Part::Header(&condition);
+    for (values, chosen) in [(&["a", "a"][..], true), (&["a"], false), (&["c"], true)] {
+        let request = values.iter().fold(Request::get("a", "/"), |request, value| request.header("x", value));
+        request.see(|view| {
+            assert_eq!(part.holds(view, ""), chosen, "{values:?}");
+            assert_eq!(part.choices(view, "").1, chosen, "{values:?}");
+        });
     }
 }
 

@@ -2,7 +2,7 @@
 
 use regex_automata::meta::Regex;
 
-use crate::policy::{StringMatch, StringMatcher};
+use crate::policy::{Pattern, StringMatch, StringMatcher};
 
 /// A [`StringMatcher`] whose regex is compiled; matching allocates nothing.
 #[derive(Debug)]
@@ -23,13 +23,18 @@ enum Kind {
 impl TextCondition {
     /// Compiles a matcher.
     pub fn new(policy: &StringMatcher) -> Self {
+        Self::compiled(policy, Pattern::compiled)
+    }
+
+    /// The same, with what is made of a regex.
+    pub(super) fn compiled(policy: &StringMatcher, regex: fn(&Pattern) -> Regex) -> Self {
         let bytes = |text: &String| text.as_bytes().into();
         let kind = match &policy.pattern {
             StringMatch::Exact(text) => Kind::Exact(bytes(text)),
             StringMatch::Prefix(text) => Kind::Prefix(bytes(text)),
             StringMatch::Suffix(text) => Kind::Suffix(bytes(text)),
             StringMatch::Contains(text) => Kind::Contains(bytes(text)),
-            StringMatch::Regex(pattern) => Kind::Regex(Box::new(pattern.compiled())),
+            StringMatch::Regex(pattern) => Kind::Regex(Box::new(regex(pattern))),
         };
         Self { kind, ignore_case: policy.ignore_case }
     }

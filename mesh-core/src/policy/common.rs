@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue};
+use regex_syntax::hir::{Hir, Look};
 use serde::{Serialize, Serializer};
 
 /// A policy value that cannot be accepted: which field, why.
@@ -137,6 +138,14 @@ impl Pattern {
         compile(&whole(&self.0)).expect("checked when the pattern was made")
     }
 
+    /// The compiled form of what `form` makes of the pattern, which must not be many times as large; matches must cover the
+    /// whole input.
+    pub(crate) fn compiled_as(&self, form: impl FnOnce(Hir) -> Hir) -> regex_automata::meta::Regex {
+        let parsed = regex_syntax::parse(&self.0).expect("checked when the pattern was made");
+        let whole = Hir::concat(vec![Hir::look(Look::Start), form(parsed), Hir::look(Look::End)]);
+        builder(None).build_from_hir(&whole).expect("it has no bound to exceed")
+    }
+
     /// The compiled form as one table, several times as fast as [`compiled`](Self::compiled); matches must cover the
     /// whole input, so a search has to be anchored. `None` if it would be large.
     #[must_use]
@@ -214,11 +223,14 @@ fn whole(text: &str) -> String {
 }
 
 fn compile(text: &str) -> Result<regex_automata::meta::Regex, Box<regex_automata::meta::BuildError>> {
+    builder(Some(MAX_COMPILED)).build(text).map_err(Box::new)
+}
+
+fn builder(max: Option<usize>) -> regex_automata::meta::Builder {
     use regex_automata::meta::{Config, Regex};
-    Regex::builder()
-        .configure(Config::new().nfa_size_limit(Some(MAX_COMPILED)).onepass_size_limit(Some(MAX_COMPILED)).dfa(false))
-        .build(text)
-        .map_err(Box::new)
+    let mut builder = Regex::builder();
+    builder.configure(Config::new().nfa_size_limit(max).onepass_size_limit(Some(MAX_COMPILED)).dfa(false));
+    builder
 }
 
 impl fmt::Debug for Pattern {
@@ -452,6 +464,26 @@ impl Unenforced {
 
 fn is_one(fields: &usize) -> bool {
     *fields == 1
+}
+
+/// Headers with which a hop inside a mesh tells the next one who the peer is: identity (`x-forwarded-client-cert`,
+/// CVE-2024-45806; those of RFC 9440; Linkerd's), and Istio's metadata exchange. Here the certificate is the only word about
+/// it: a server takes them away before a rule or the application could trust them, and nothing else writes one.
+pub const OF_PEER: [&str; 6] = [
+    "client-cert",
+    "client-cert-chain",
+    "l5d-client-id",
+    "x-envoy-peer-metadata",
+    "x-envoy-peer-metadata-id",
+    "x-forwarded-client-cert",
+];
+
+/// Whether a header is [`OF_PEER`], also with `_` for `-`: to what reads headers as CGI does it is the same name.
+#[inline]
+pub fn is_of_peer(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    let same = |(known, b): (u8, u8)| known == b || (known == b'-' && b == b'_');
+    OF_PEER.iter().any(|known| known.len() == name.len() && known.bytes().zip(name.bytes()).all(same))
 }
 
 /// Whether a header frames a message, is of one hop alone, or says where the message goes. Nothing on the way writes

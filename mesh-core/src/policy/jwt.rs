@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::HeaderName;
 use serde::Serialize;
 
-use super::{RouteMatch, StringMatcher, is_fixed_header};
+use super::{RouteMatch, StringMatcher, is_fixed_header, is_of_peer};
 use crate::id::ClusterName;
 
 /// One JWT filter.
@@ -157,9 +157,9 @@ impl JwtProvider {
     }
 
     /// Whether the application can be told something in this header: none that frames the message or says where it goes
-    /// ([`is_fixed_header`]), nor `x-forwarded-client-cert`, which tells of the caller's certificate.
+    /// ([`is_fixed_header`]), nor one that tells of the caller's certificate ([`OF_PEER`](super::OF_PEER)).
     pub fn may_tell_in(name: &HeaderName) -> bool {
-        !is_fixed_header(name) && name.as_str() != "x-forwarded-client-cert"
+        !is_fixed_header(name) && !is_of_peer(name)
     }
 }
 

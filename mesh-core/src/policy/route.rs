@@ -245,9 +245,12 @@ pub struct Forward {
     pub timeout: Option<Duration>,
     /// Time without a byte in either direction. None = unlimited.
     pub idle_timeout: Option<Duration>,
-    /// Ceiling on the time of a gRPC call, whatever its `grpc-timeout` (gRFC A31), in place of the listener's. None = the
-    /// listener's, as for other requests; zero = no ceiling, for these neither.
+    /// Longest life of a stream (Envoy `max_stream_duration`), in place of the listener's. None = the listener's; zero =
+    /// unlimited, whatever the listener says.
     pub max_stream_duration: Option<Duration>,
+    /// The same for gRPC calls alone, whatever their `grpc-timeout` (Envoy `grpc_timeout_header_max`, gRFC A31). None = as
+    /// for other requests; zero = unlimited.
+    pub grpc_timeout_max: Option<Duration>,
     /// Retry policy; beats the virtual host's. None = the virtual host's, else none.
     pub retry: Option<RetryPolicy>,
     /// Further tries beside one that is under way. None = off.
@@ -274,6 +277,7 @@ impl Forward {
             timeout: None,
             idle_timeout: None,
             max_stream_duration: None,
+            grpc_timeout_max: None,
             retry: None,
             hedge: None,
             high_priority: false,

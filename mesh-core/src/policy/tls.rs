@@ -61,7 +61,8 @@ impl Instances {
 /// TLS by the roots of a certificate provider instance, in which we stay unknown.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct RootsTls {
-    /// DNS or URI names of which the server's certificate must carry one; empty = whoever the roots vouch for
+    /// DNS names, IP addresses or URIs of which the server's certificate must carry one, as in
+    /// [`OriginatedTls::subject_alt_names`]; empty = whoever the roots vouch for
     /// (gRFC A29). By an instance whose roots are those of trust domains the server must have a SPIFFE ID, and this is
     /// about that.
     pub names: Vec<StringMatcher>,
@@ -79,7 +80,8 @@ pub struct OriginatedTls {
     pub sni: Option<String>,
     /// The endpoint's hostname, where it has one, is the SNI instead (gRFC A101). Default false.
     pub auto_host_sni: bool,
-    /// Names of which the certificate must carry one; empty = the SNI.
+    /// Names of which the certificate must carry one; empty = the SNI. An exact one is compared with DNS names in any case and by
+    /// their wildcards, with URIs letter by letter, and as an address if it is one.
     pub subject_alt_names: Vec<StringMatcher>,
     /// PEM file of trusted roots; None = the system's.
     pub ca_file: Option<String>,

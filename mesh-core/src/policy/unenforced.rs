@@ -252,6 +252,7 @@ fn routes_are_considered(
         timeout: _,
         idle_timeout: _,
         max_stream_duration: _,
+        grpc_timeout_max: _,
         retry: _,
         hedge: _,
         high_priority: _,

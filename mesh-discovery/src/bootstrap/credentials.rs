@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use mesh_core::id::SpiffeId;
+use mesh_core::id::{SpiffeId, TrustDomain};
 
 use crate::json::{At, DEFAULT_REFRESH, Invalid, both_or_neither, refresh_interval};
 
@@ -28,6 +28,8 @@ pub struct TlsCredentials {
     /// The one SPIFFE ID that the server's certificate must have, beside the name it was dialled by (`server_spiffe_id`,
     /// which gRPC does not know). None = any certificate of that name will do.
     pub server_id: Option<SpiffeId>,
+    /// Further trust domains by which that may be the same one: other names of the mesh's. Default: none.
+    pub server_id_aliases: Vec<TrustDomain>,
     /// How old the files' content may be when a connection is made. Default 600 s. A connection keeps to
     /// it by reading them anew.
     pub refresh_interval: Duration,
@@ -35,7 +37,13 @@ pub struct TlsCredentials {
 
 impl Default for TlsCredentials {
     fn default() -> Self {
-        Self { ca_certificate_file: None, identity: None, server_id: None, refresh_interval: DEFAULT_REFRESH }
+        Self {
+            ca_certificate_file: None,
+            identity: None,
+            server_id: None,
+            server_id_aliases: Vec::new(),
+            refresh_interval: DEFAULT_REFRESH,
+        }
     }
 }
 
@@ -75,6 +83,7 @@ fn read_tls(config: At<'_>) -> Result<TlsCredentials, Invalid> {
         ca_certificate_file: config.text("ca_certificate_file")?,
         identity: both_or_neither(&config, "certificate_file", "private_key_file")?,
         server_id: server_id(&config)?,
+        server_id_aliases: Vec::new(),
         refresh_interval: refresh_interval(&config)?,
     })
 }

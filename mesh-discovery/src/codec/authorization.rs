@@ -13,7 +13,7 @@ use envoy_types::pb::envoy::r#type::matcher::v3::{PathMatcher, StringMatcher as 
 use envoy_types::pb::envoy::r#type::v3::Int32Range;
 use mesh_core::policy::{
     AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, HeaderKey, HeaderMatch,
-    HeaderMatcher, PathMatch, Pattern, Permission, Principal, StringMatch, StringMatcher,
+    HeaderMatcher, PathMatch, Pattern, Permission, Principal, StringMatch, StringMatcher, is_of_peer,
 };
 use mesh_core::target::unescape_path;
 
@@ -416,6 +416,10 @@ fn read_header(proto: &HeaderProto, at: &At<'_>, report: &mut Report) -> Option<
     if matches!(&header.value, HeaderMatch::Text(text) if is_met_by_all(text)) {
         report.problem(at, "a beginning, an end or a part of a text may not be empty");
         return None;
+    }
+    if matches!(&header.name, HeaderKey::Header(name) if is_of_peer(name)) {
+        // No reason to refuse the listener: whoever made the rule knows that a request may have none.
+        report.unenforced(&at.field("name"), "a server takes the header away, and a rule sees none");
     }
     Some(header)
 }

@@ -124,7 +124,7 @@ fn decode_forward(
     report: &mut Report,
 ) -> Option<Forward> {
     note_unenforced(proto, at, report);
-    let (timeout, max_stream_duration) = decode_timeouts(proto, ours, at, report);
+    let Timeouts { timeout, max_stream_duration, grpc_timeout_max } = decode_timeouts(proto, ours, at, report);
     let own = proto.request_mirror_policies.iter().enumerate();
     let mut mirrors: Vec<Mirror> =
         own.filter_map(|(i, m)| decode_mirror(m, &at.item("request_mirror_policies", i), report)).collect();
@@ -148,6 +148,7 @@ fn decode_forward(
         timeout,
         idle_timeout: common::nonzero_duration(proto.idle_timeout.as_ref(), at, "idle_timeout", report),
         max_stream_duration,
+        grpc_timeout_max,
         retry,
         hedge: hedge.or_else(|| outer.hedge.clone()),
         high_priority: proto.priority == i32::from(RoutingPriority::High),
@@ -186,44 +187,50 @@ fn note_unenforced(proto: &Proto, at: &At<'_>, report: &mut Report) {
 /// Writes the timeouts so that Envoy and gRPC clients obey both: Envoy reads `timeout`, gRPC reads only
 /// `max_stream_duration` (gRFC A31). No timeout is an explicit 0, for Envoy would take 15 s.
 fn encode_timeouts(forward: &Forward, action: &mut xds::RouteAction, ours: &mut RoutePolicy) {
-    let (timeout, ceiling) = (forward.timeout, forward.max_stream_duration);
+    let (timeout, stream, grpc) = (forward.timeout, forward.max_stream_duration, forward.grpc_timeout_max);
+    let is_shorter = |limit: &Duration, than: Duration| !limit.is_zero() && *limit <= than;
     action.timeout = Some(common::duration(timeout.unwrap_or_default()));
-    // A ceiling of 0 is none, and none of the listener's either.
-    let header_max = match (timeout, ceiling) {
-        (Some(timeout), Some(ceiling)) if !ceiling.is_zero() => Some(timeout.min(ceiling)),
-        (timeout, ceiling) => timeout.or(ceiling),
+    let header_max = match timeout {
+        None => grpc,
+        Some(timeout) => match grpc {
+            Some(grpc) => Some(if is_shorter(&grpc, timeout) { grpc } else { timeout }),
+            // What is said of all streams is shorter anyway.
+            None => (!stream.is_some_and(|stream| is_shorter(&stream, timeout))).then_some(timeout),
+        },
     };
-    if header_max.is_some() {
+    if stream.is_some() || header_max.is_some() {
         action.max_stream_duration = Some(MaxStreamDuration {
-            max_stream_duration: timeout.map(common::duration),
+            max_stream_duration: stream.map(common::duration),
             grpc_timeout_header_max: header_max.map(common::duration),
             grpc_timeout_header_offset: None,
         });
     }
     if timeout.is_some() {
-        ours.max_stream_duration = ceiling.map(common::duration);
+        ours.grpc_timeout_max = grpc.map(common::duration);
     }
 }
 
-/// Reads `(timeout, ceiling on grpc-timeout)`. A control plane made for gRPC sends only
-/// `max_stream_duration`; an unset `timeout` is none, as for gRPC, and not Envoy's 15 s.
-fn decode_timeouts(
-    proto: &xds::RouteAction,
-    ours: &RoutePolicy,
-    at: &At<'_>,
-    report: &mut Report,
-) -> (Option<Duration>, Option<Duration>) {
-    let own = common::nonzero_duration(proto.timeout.as_ref(), at, "timeout", report);
+/// Times that a route limits.
+struct Timeouts {
+    timeout: Option<Duration>,
+    max_stream_duration: Option<Duration>,
+    grpc_timeout_max: Option<Duration>,
+}
+
+/// A control plane made for gRPC sends only `max_stream_duration`; an unset `timeout` is none, as for gRPC, and not
+/// Envoy's 15 s.
+fn decode_timeouts(proto: &xds::RouteAction, ours: &RoutePolicy, at: &At<'_>, report: &mut Report) -> Timeouts {
+    let timeout = common::nonzero_duration(proto.timeout.as_ref(), at, "timeout", report);
     let at_max = at.field("max_stream_duration");
     let max = proto.max_stream_duration.unwrap_or_default();
-    // Where it is given, the ceiling is all that gRPC looks at (gRFC A31); 0 is none, whatever the listener says.
-    let whole = max.max_stream_duration.as_ref().filter(|_| max.grpc_timeout_header_max.is_none());
-    let whole = common::nonzero_duration(whole, &at_max, "max_stream_duration", report);
+    // Here 0 is a word of its own: no limit, whatever the listener says.
+    let stream = max.max_stream_duration.as_ref();
+    let max_stream_duration = common::opt_duration(stream, &at_max, "max_stream_duration", report);
     let header = common::opt_duration(max.grpc_timeout_header_max.as_ref(), &at_max, "grpc_timeout_header_max", report);
-    let ceiling = common::opt_duration(ours.max_stream_duration.as_ref(), at, "max_stream_duration", report);
-    let timeout = own.or(whole);
+    let own = common::opt_duration(ours.grpc_timeout_max.as_ref(), at, "grpc_timeout_max", report);
     // A ceiling equal to the timeout is how a timeout is told to gRPC, and no ceiling of its own.
-    (timeout, ceiling.or(header.filter(|h| Some(*h) != timeout)))
+    let grpc_timeout_max = own.or(header.filter(|header| Some(*header) != timeout));
+    Timeouts { timeout, max_stream_duration, grpc_timeout_max }
 }
 
 fn encode_weight(entry: &WeightedCluster) -> ClusterWeight {

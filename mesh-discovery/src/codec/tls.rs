@@ -16,7 +16,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     subject_alt_name_matcher::SanType,
 };
 use mesh_core::policy::{
-    ClientCertificate, HttpProxy, Instances, MeshTls, OriginatedTls, RootsTls, StringMatcher, UpstreamTls,
+    ClientCertificate, HttpProxy, Instances, MeshTls, OriginatedTls, RootsTls, StringMatch, StringMatcher, UpstreamTls,
 };
 
 use super::ProviderPart;
@@ -115,7 +115,7 @@ fn older(instance: Option<&str>, name: &str) -> CertificateProviderInstance {
 pub(super) fn originated_context(tls: &OriginatedTls, certificate: Option<&ClientCertificate>) -> UpstreamTlsContext {
     let file = |path: &String| DataSource { specifier: Some(Specifier::Filename(path.clone())), ..Default::default() };
     let names = tls.subject_alt_names.iter().map(|name| SubjectAltNameMatcher {
-        san_type: SanType::Dns.into(),
+        san_type: kind(name).into(),
         matcher: Some(matcher::string(name)),
         ..Default::default()
     });
@@ -538,11 +538,40 @@ fn read_names(context: &CertificateValidationContext, at: &At<'_>, report: &mut 
             (Ok(SanType::Dns | SanType::Uri), Some(name)) => {
                 names.extend(matcher::read_string(name, &at.field("matcher"), report));
             }
+            (Ok(SanType::IpAddress), Some(name)) => match matcher::read_string(name, &at.field("matcher"), report) {
+                Some(name) if is_address(&name) => names.push(name),
+                Some(_) => {
+                    report.problem(&at.field("matcher"), "an address is compared as a whole: exact, and an address")
+                }
+                None => {}
+            },
             (_, None) => report.problem(&at.field("matcher"), "a matcher is required"),
-            _ => report.problem(&at.field("san_type"), "only DNS and URI names are compared"),
+            _ => report.problem(&at.field("san_type"), "only DNS names, URIs and IP addresses are compared"),
         }
     }
     names
+}
+
+/// Among which names of a certificate it is looked for, for Envoys: they look at one kind alone.
+fn kind(name: &StringMatcher) -> SanType {
+    let text = match &name.pattern {
+        StringMatch::Exact(text)
+        | StringMatch::Prefix(text)
+        | StringMatch::Suffix(text)
+        | StringMatch::Contains(text) => text,
+        StringMatch::Regex(pattern) => pattern.as_str(),
+    };
+    if is_address(name) {
+        SanType::IpAddress
+    } else if text.contains("://") {
+        SanType::Uri
+    } else {
+        SanType::Dns
+    }
+}
+
+fn is_address(name: &StringMatcher) -> bool {
+    matches!(&name.pattern, StringMatch::Exact(text) if text.parse::<std::net::IpAddr>().is_ok())
 }
 
 fn read_originated(

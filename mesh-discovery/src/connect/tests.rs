@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use mesh_core::id::SpiffeId;
+use mesh_core::id::{SpiffeId, TrustDomain};
 use mesh_core::source::Watched;
 use parking_lot::Mutex;
 use tonic::Code;
@@ -373,9 +373,16 @@ async fn a_workload_with_a_good_certificate_of_that_name_is_not_taken_for_the_co
     let control_plane: SpiffeId = "spiffe://cluster.local/ns/mesh-system/sa/control-plane".parse().unwrap();
     let workload = serve(seen.clone(), Some(ca.server_config_of(REVIEWS)), 0).await;
     let genuine = serve(seen.clone(), Some(ca.server_config()), 0).await;
+    let under = |domain: &str| control_plane.as_str().replace("cluster.local", domain);
+    let renamed = serve(seen.clone(), Some(ca.server_config_of(&under("other.test"))), 0).await;
+    let foreign = serve(seen.clone(), Some(ca.server_config_of(&under("foreign.test"))), 0).await;
+    let alike =
+        serve(seen.clone(), Some(ca.server_config_of(&REVIEWS.replace("cluster.local", "other.test"))), 0).await;
     let connect = async |serving: &Serving, id: Option<&SpiffeId>, identity: Option<&Identity>| {
         let ca_certificate_file = Some(root.path().to_str().unwrap().to_owned());
-        let credentials = TlsCredentials { ca_certificate_file, server_id: id.cloned(), ..Default::default() };
+        let server_id_aliases = vec![TrustDomain::new("other.test").unwrap()];
+        let credentials =
+            TlsCredentials { ca_certificate_file, server_id: id.cloned(), server_id_aliases, ..Default::default() };
         let uri = format!("127.0.0.1:{}", serving.port).parse().unwrap();
         let server = XdsServer::new(uri, ChannelCredentials::Tls(credentials));
         Connector::new(server, crypto()).connect_as(identity).await.map(drop)
@@ -385,6 +392,11 @@ async fn a_workload_with_a_good_certificate_of_that_name_is_not_taken_for_the_co
         connect(&genuine, Some(&control_plane), identity).await.unwrap();
         let error = connect(&workload, Some(&control_plane), identity).await.unwrap_err().to_string();
         assert!(error.contains("not the control plane's") && error.contains(REVIEWS), "{error}");
+        // Under another name of the mesh it is the same, and nobody else is.
+        connect(&renamed, Some(&control_plane), identity).await.unwrap();
+        for serving in [&foreign, &alike] {
+            assert!(connect(serving, Some(&control_plane), identity).await.is_err());
+        }
         // Control run: by its name alone it passes.
         connect(&workload, None, identity).await.unwrap();
         // The name that is asked for may be another one.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use mesh_core::id::SpiffeId;
+use mesh_core::id::{SpiffeId, TrustDomain};
 use mesh_core::identity::{Identity, TrustBundle, peer_spiffe_id};
 use parking_lot::Mutex;
 use rustls::client::WebPkiServerVerifier;
@@ -57,7 +57,10 @@ impl Files {
             .map_err(|e| e.to_string())?
             .dangerous()
             .with_custom_certificate_verifier(match &files.server_id {
-                Some(id) => Arc::new(Pinned { by_name: verifier, id: id.clone() }),
+                Some(id) => {
+                    let aliases = files.server_id_aliases.clone();
+                    Arc::new(Pinned { by_name: verifier, id: id.clone(), aliases })
+                }
                 None => verifier,
             });
         let certified = certified.or_else(|| identity.filter(|_| shown).map(|identity| identity.certified().clone()));
@@ -93,6 +96,13 @@ impl Files {
 struct Pinned {
     by_name: Arc<WebPkiServerVerifier>,
     id: SpiffeId,
+    aliases: Vec<TrustDomain>,
+}
+
+impl Pinned {
+    fn is(&self, id: &SpiffeId) -> bool {
+        *id == self.id || (id.path() == self.id.path() && self.aliases.contains(&id.trust_domain()))
+    }
 }
 
 impl ServerCertVerifier for Pinned {
@@ -109,7 +119,7 @@ impl ServerCertVerifier for Pinned {
             rustls::Error::General(format!("the certificate is not the control plane's ({}): {got}", self.id))
         };
         match peer_spiffe_id(leaf) {
-            Ok(id) if id == self.id => Ok(verified),
+            Ok(id) if self.is(&id) => Ok(verified),
             Ok(id) => Err(wrong(format!("it is of {id}"))),
             Err(error) => Err(wrong(error.to_string())),
         }

@@ -83,10 +83,10 @@ pub struct RoutePolicy {
     /// What the route's retry policy cannot say.
     #[prost(message, optional, tag = "6")]
     pub retry: Option<RetryExtra>,
-    /// Ceiling on `grpc-timeout` when the route also has a timeout; `max_stream_duration` then carries
+    /// Ceiling on `grpc-timeout` when the route also has a timeout; `grpc_timeout_header_max` then carries
     /// the shorter of both for gRPC clients.
     #[prost(message, optional, tag = "7")]
-    pub max_stream_duration: Option<Duration>,
+    pub grpc_timeout_max: Option<Duration>,
 }
 
 /// Linkerd's response class.

@@ -127,7 +127,7 @@ impl Open {
                 answer = self.answers.message() => match answer {
                     Ok(Some(AnnounceResponse { accepted: true, reason })) => {
                         if !reason.is_empty() {
-                            tracing::warn!(%reason, "registered, and the control plane has something to say of it");
+                            tracing::warn!(?reason, "registered, and the control plane has something to say of it");
                         }
                         self.unanswered = self.unanswered.saturating_sub(1);
                         backoff.reset();

@@ -132,6 +132,7 @@ impl Files {
         };
         let read = [read(file).await?, lists];
         let own = self.certified.value.as_ref().map(|certified| &*certified.cert).unwrap_or_default();
+        let algorithms = self.crypto.signature_verification_algorithms.all;
         // At the start there is nothing better than lists that have ended, and nobody is let in by them.
         let listed = self.roots.value.as_ref().is_some_and(|roots| !roots.lists.is_empty());
         self.roots.take(&read, |[roots, lists]| {
@@ -155,7 +156,7 @@ impl Files {
             };
             if let (Some(revoked), Some(bundle)) = (revoked, any) {
                 let bundle = bundle.clone().with_revocation_lists(lists.clone()).map_err(|e| refuse(revoked, e))?;
-                match bundle.check_revocation_lists(own, now).map_err(|e| refuse(revoked, e)) {
+                match bundle.check_revocation_lists(own, algorithms, now).map_err(|e| refuse(revoked, e)) {
                     Err(error) if ours && listed => return Err(error),
                     Err(error) if ours => tracing::error!(%error, "peers are refused until there are others"),
                     _ => {}

@@ -53,12 +53,12 @@ pub(super) enum RootsEnded {
 
 impl CertificateAuthorityClient {
     /// A client of the CA that `connector` reaches. `validity` is the life asked for; a certificate of
-    /// another trust domain than `trust_domain` is refused.
+    /// another trust domain than `trust_domain` and its aliases is refused.
     pub fn new(connector: Connector, validity: Duration, trust_domain: Option<TrustDomain>) -> Self {
         Self { connector, validity, trust_domain, aliases: Vec::new() }
     }
 
-    /// Further names of the certificate's trust domain
+    /// Further names of the trust domain, former ones and one to come: a certificate may be of either
     /// ([`TrustBundles::alias`](mesh_core::identity::TrustBundles::alias)). Default: none.
     #[must_use]
     pub fn trust_domain_aliases(mut self, aliases: Vec<TrustDomain>) -> Self {
@@ -92,23 +92,30 @@ impl CertificateAuthorityClient {
         let key = new_key()?;
         let answer = self.ask(Proof::Certificate(current, token), &key, now).await?;
         let next = self.identity(answer, &key, current.generation() + 1, lists_of(current), now)?;
-        if next.id() != current.id() {
+        // A mesh that is renamed gives its members their new name so.
+        let renamed = next.bundles().aliased(current.id());
+        if next.id() != current.id() && renamed.as_ref() != Some(next.id()) {
             return Err(CertificateRefused::OtherName { got: next.id().to_string(), want: current.id().to_string() });
         }
         Ok(next)
+    }
+
+    /// The names of the trust domain that were configured.
+    fn names(&self) -> impl Iterator<Item = &TrustDomain> {
+        self.trust_domain.iter().chain(&self.aliases)
     }
 
     /// Whom to trust: our own domain, its aliases, and those that the authority names beside it. Of our names its own roots
     /// alone vouch, whatever it says.
     fn bundles(&self, domain: &TrustDomain, own: TrustBundle, federated: Vec<FederatedBundle>) -> TrustBundles {
         let mut bundles = TrustBundles::single(domain.clone(), own);
-        for alias in &self.aliases {
+        for alias in self.names().filter(|name| *name != domain) {
             bundles.alias(alias.clone(), domain.clone());
         }
         for FederatedBundle { trust_domain: name, roots } in federated {
             let read = || {
                 let other = TrustDomain::new(&name).map_err(|e| e.to_string())?;
-                if other == *domain || self.aliases.contains(&other) {
+                if other == *domain || self.names().any(|name| *name == other) {
                     return Err(format!("it is a name of {domain}, of which only that one's roots vouch"));
                 }
                 let bundle = TrustBundle::new(roots.into_iter().map(CertificateDer::from));
@@ -154,12 +161,14 @@ impl CertificateAuthorityClient {
         let domain = current.id().trust_domain();
         while let Some(message) = stream.message().await.map_err(status(told))? {
             told = true;
-            if message.trust_domain != domain.as_str() {
+            // A mesh that was renamed meanwhile has the roots of either name.
+            if !self.names().chain([&domain]).any(|name| name.as_str() == message.trust_domain) {
                 return Err(broken(&format!("roots of {}, not of {domain}", message.trust_domain)));
             }
             let (before, own) = (lists_of(current), &*current.certified().cert);
+            let algorithms = self.connector.crypto().signature_verification_algorithms.all;
             let bundle = TrustBundle::from_pem(message.roots.as_bytes())
-                .and_then(|roots| lists::newer(roots, message.revocation_lists, before, own, now()))
+                .and_then(|roots| lists::newer(roots, message.revocation_lists, before, own, algorithms, now()))
                 .map_err(|e| broken(&e))?;
             let bundles = self.bundles(&domain, bundle, message.federated);
             if *current.bundles() != bundles {
@@ -225,11 +234,12 @@ impl CertificateAuthorityClient {
                     None => None,
                 };
                 // An authority that goes by the same clock takes no certificate that has not begun.
-                let shown = Some(identity).filter(|identity| token.is_none() || now >= identity.not_before());
+                let shown = token.is_none() || now >= identity.not_before();
                 if let Some(token) = token {
                     request.metadata_mut().insert("authorization", bearer(&token)?);
                 }
-                self.connector.connect_as(shown).await?
+                let connector = if shown { &self.connector } else { &self.connector.unshown() };
+                connector.connect_as(Some(identity)).await?
             }
             Proof::Token(token, trusting) => {
                 if let Some(token) = token {
@@ -266,7 +276,7 @@ impl CertificateAuthorityClient {
         let leaf = presented.first().ok_or_else(|| CertificateRefused::Chain("it is empty".to_owned()))?.clone();
         let id = peer_spiffe_id(&leaf)?;
         let domain = id.trust_domain();
-        if let Some(want) = self.trust_domain.as_ref().filter(|want| **want != domain) {
+        if let Some(want) = self.trust_domain.as_ref().filter(|_| self.names().all(|name| *name != domain)) {
             return Err(CertificateRefused::OtherName { got: id.to_string(), want: format!("trust domain {want}") });
         }
         let mut bundles = self.bundles(&domain, TrustBundle::new(self.roots(last)?)?, answer.federated);
@@ -280,7 +290,8 @@ impl CertificateAuthorityClient {
             && let Some(roots) = bundles.get(&domain).cloned()
         {
             // After the check: that lists have ended is no reason to be without a certificate when newer ones come.
-            bundles.insert(domain, lists::newer(roots, answer.revocation_lists, lists_before, &presented, now)?);
+            let roots = lists::newer(roots, answer.revocation_lists, lists_before, &presented, algorithms, now)?;
+            bundles.insert(domain, roots);
         }
         Ok(Identity::new(CertifiedKey::new(presented, signing), bundles, generation)?)
     }

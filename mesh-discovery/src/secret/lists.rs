@@ -1,8 +1,8 @@
-//! Revocation lists that come in place of others: those of before stay where the new ones are of no use, for with lists that
-//! have ended, or are of somebody else, everybody is refused.
+//! Revocation lists: those of before stay where the ones that come in their place are of no use, for with lists that have ended,
+//! or are of somebody else, everybody is refused. And who has to be told that none came.
 
-use mesh_core::identity::{InvalidBundle, TrustBundle};
-use rustls::pki_types::CertificateDer;
+use mesh_core::identity::{InvalidBundle, LifeLeft, ListLife, TrustBundle};
+use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm};
 
 /// `roots` with `lists`, if they can be used, else with those of `before`. Where there are none before, there is nothing
 /// better: lists that have ended then keep everybody out, which is what somebody meant who has some.
@@ -14,6 +14,7 @@ pub(super) fn newer(
     lists: Vec<Vec<u8>>,
     before: &[Vec<u8>],
     own: &[CertificateDer<'_>],
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
     now: u64,
 ) -> Result<TrustBundle, InvalidBundle> {
     let same = lists == before;
@@ -21,11 +22,39 @@ pub(super) fn newer(
     if before.is_empty() || same {
         return newer;
     }
-    match newer.and_then(|newer| newer.check_revocation_lists(own, now).map(|()| newer)) {
+    match newer.and_then(|newer| newer.check_revocation_lists(own, algorithms, now).map(|()| newer)) {
         Ok(newer) => Ok(newer),
         Err(error) => {
             tracing::error!(%error, "revocation lists: the last good ones stay in use");
             roots.with_revocation_lists(before.to_vec())
         }
+    }
+}
+
+/// Tells that a list has passed a mark of its life.
+pub(super) fn tell(list: &ListLife, mark: LifeLeft) {
+    let (issuer, ends, percent) = (&list.issuer, list.ends, mark.percent());
+    match mark {
+        LifeLeft::Ample => {}
+        LifeLeft::Half => {
+            tracing::info!(%issuer, ends, "a revocation list has half of its life left and none has followed it yet")
+        }
+        LifeLeft::Quarter => tracing::warn!(
+            %issuer,
+            ends,
+            "a revocation list has {percent} percent of its life left and none has followed it: have its issuer sign the next one"
+        ),
+        LifeLeft::Tenth => tracing::error!(
+            %issuer,
+            ends,
+            "a revocation list has {percent} percent of its life left and none has followed it: when it ends, whoever its issuer \
+             signed is refused"
+        ),
+        LifeLeft::Nothing => tracing::error!(
+            %issuer,
+            ends,
+            "a revocation list has ended: whoever its issuer signed is refused until that one signs another, or the list is \
+             taken out where it comes from (the control plane's ca-crl.pem, the SPIFFE agent, the file that the bootstrap names)"
+        ),
     }
 }

@@ -228,6 +228,52 @@ async fn a_certificate_comes_with_the_former_names_of_its_trust_domain() {
     }
 }
 
+/// A mesh that is renamed gives its members certificates of its new name, which they know before.
+#[tokio::test]
+async fn a_renewal_brings_the_new_name_of_the_trust_domain_to_who_knows_it() {
+    let fake = fake();
+    let (_serving, connector, root) = start(&fake).await;
+    let domain = |name: &str| TrustDomain::new(name).unwrap();
+    let former = "spiffe://old.test/ns/default/sa/reviews";
+    let knowing = |aliases: &[&str]| {
+        let aliases = aliases.iter().copied().map(domain).collect();
+        let client = CertificateAuthorityClient::new(connector.clone(), DAY, Some(domain("old.test")));
+        client.trust_domain_aliases(aliases)
+    };
+    let aware = knowing(&["new.test", "cluster.local"]);
+    let token = JoinToken::Text("secret".to_owned());
+    fake.script.lock().push(Ok(former));
+    let first = aware.first(Some(&token), now()).await.unwrap();
+    assert_eq!(first.id().as_str(), former);
+    assert_eq!(first.bundles().aliased(&REVIEWS.parse().unwrap()).unwrap().as_str(), former);
+    let next = aware.renew(&first, now()).await.unwrap();
+    assert_eq!(next.id().as_str(), REVIEWS);
+    assert_eq!(next.bundles().aliased(first.id()).unwrap().as_str(), REVIEWS, "the former name counts on");
+    assert_eq!(aware.renew(&next, now()).await.unwrap().id().as_str(), REVIEWS);
+    // The controls: somebody else under the new name, and who does not know it.
+    fake.script.lock().push(Ok("spiffe://cluster.local/ns/default/sa/other"));
+    let error = aware.renew(&first, now()).await.unwrap_err();
+    assert!(matches!(error, CertificateRefused::OtherName { .. }), "{error}");
+    let error = knowing(&["new.test"]).renew(&first, now()).await.unwrap_err();
+    assert!(matches!(error, CertificateRefused::OtherName { .. }), "{error}");
+
+    // And roots of either name.
+    let roots = fake.ca.root.pem() + &Ca::new().root.pem();
+    for (told, aliases, taken) in [
+        ("cluster.local", &["cluster.local"][..], true),
+        ("cluster.local", &["new.test"], false),
+        ("old.test", &[], true),
+    ] {
+        let told = Told { trust_domain: told.to_owned(), roots: roots.clone(), ..Told::default() };
+        let told = TrustBundleServiceServer::new(Tells(vec![told]));
+        let serving = serve(told, Some(fake.ca.server_config()), 0).await;
+        let client =
+            CertificateAuthorityClient::new(self::connector(serving.port, Some(&root)), DAY, Some(domain("old.test")))
+                .trust_domain_aliases(aliases.iter().copied().map(domain).collect());
+        assert_eq!(client.other_roots(&first, now).await.is_ok(), taken, "{aliases:?}");
+    }
+}
+
 #[tokio::test]
 async fn an_identity_comes_even_if_the_authority_is_late() {
     let fake = fake();

@@ -6,18 +6,19 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_core::identity::{EndingLeaf, EndingRoots, Identity, LifeLeft, TrustBundles};
+use mesh_core::identity::{EndingLeaf, EndingLists, EndingRoots, Identity, LifeLeft, TrustBundles};
 use mesh_core::source::{Publisher, Watched, WatchedIdentity, WatchedRoots};
 use mesh_core::telemetry::{Life, Renewals};
 use rcgen::KeyPair;
 use rustls::crypto::CryptoProvider;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::files::{Files, Refreshed};
 use super::issue::{CertificateAuthorityClient, CertificateRefused, Proof, RootsEnded, new_key};
 use super::workload::{Agent, WorkloadApi};
-use super::{Clock, JoinToken, Refusal, SecretConfig, schedule};
+use super::{Clock, JoinToken, Refusal, SecretConfig, lists, schedule};
 use crate::backoff::Backoff;
 use crate::bootstrap::FileWatcher;
 use crate::clock;
@@ -28,6 +29,10 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::fro
 /// Waits before an authority that tells nothing of roots is asked again: while it is updated, one of its replicas may know
 /// how and another may not.
 const UNSUPPORTED: (Duration, Duration) = (Duration::from_secs(120), Duration::from_secs(600));
+
+/// Waits after other roots have come before any are taken up again, beside what the first of the two adds at least: replicas of
+/// an authority that disagree take turns.
+const SETTLE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// Fetches and renews this process's identity on `runtime` until the last reader of the answer is
 /// dropped. `connector` leads to the CA; it must not carry an identity of its own. The second answer is why there
@@ -111,7 +116,7 @@ async fn listen(
     refused: Publisher<Option<Arc<str>>>,
     renewals: Arc<Renewals>,
 ) {
-    let (mut ending, clock) = (EndingRoots::default(), clock::system());
+    let (mut ending, clock) = (Ending::default(), clock::system());
     let mut leaf = Leaf::renewed_by_others(&renewals);
     let mut random = fastrand::Rng::new();
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
@@ -120,7 +125,10 @@ async fn listen(
             let next = {
                 let mut next = pin!(agent.next());
                 loop {
-                    leaf.look(Option::as_deref(&publisher.load_full()), clock());
+                    if let Some(identity) = &*publisher.load_full() {
+                        leaf.look(identity, clock());
+                        ending.look(&[identity.bundles()], clock());
+                    }
                     tokio::select! {
                         next = next.as_mut() => break next,
                         () = tokio::time::sleep(schedule::LONGEST_NAP) => {}
@@ -131,7 +139,6 @@ async fn listen(
                 Ok(identity) => {
                     backoff.reset();
                     tracing::info!(id = %identity.id(), not_after = identity.not_after(), "new identity from the agent");
-                    warn_of_ending(&mut ending, identity.bundles(), clock());
                     publisher.publish(Some(Arc::new(identity)));
                     refused.publish(None);
                 }
@@ -162,7 +169,8 @@ pub(super) trait Authority: Send + Sync + 'static {
         std::future::pending()
     }
 
-    /// Whether a root that it trusts vouches for the certificate itself. Default: yes, for roots come with certificates.
+    /// Whether a root that it trusts vouches for the certificate itself: asked once about each pair of the two. Default: yes,
+    /// for roots come with certificates.
     fn vouches_for(&self, _identity: &Identity, _now: u64) -> bool {
         true
     }
@@ -231,16 +239,47 @@ where
     }
 }
 
+/// How soon other roots are taken up again: at once where it was calm, and ever later where they keep changing.
+struct Settling {
+    backoff: Backoff,
+    until: Option<Instant>,
+    random: fastrand::Rng,
+}
+
+impl Settling {
+    fn new() -> Self {
+        Self { backoff: Backoff::new(SETTLE.0, SETTLE.1), until: None, random: fastrand::Rng::new() }
+    }
+
+    /// Others have come now.
+    fn changed(&mut self) {
+        let now = Instant::now();
+        if self.until.is_none_or(|until| now >= until + SETTLE.1) {
+            self.backoff.reset();
+        }
+        self.until = Some(now + SETTLE.0 + self.backoff.next(self.random.f64()));
+    }
+}
+
 /// The identity in force, and whoever waits for other roots than its own.
 struct Held {
     identity: Arc<Identity>,
+    /// Whether a root that it trusts vouches for the certificate itself.
+    vouched: bool,
     other: Pin<Box<dyn Future<Output = Identity> + Send>>,
 }
 
 impl Held {
-    fn new(authority: &impl Authority, identity: Identity) -> Self {
+    fn new(authority: &impl Authority, identity: Identity, now: u64, settling: &Settling) -> Self {
         let identity = Arc::new(identity);
-        Self { other: Box::pin(authority.other_roots(identity.clone())), identity }
+        let (other, until) = (authority.other_roots(identity.clone()), settling.until);
+        let other = async move {
+            if let Some(until) = until {
+                tokio::time::sleep_until(until).await;
+            }
+            other.await
+        };
+        Self { vouched: authority.vouches_for(&identity, now), other: Box::pin(other), identity }
     }
 
     /// Sleeps, and takes up other roots meanwhile; not on, once they do not vouch for the certificate itself.
@@ -249,6 +288,7 @@ impl Held {
         authority: &impl Authority,
         clock: &Clock,
         (publisher, renewals): (&Publisher<Option<Arc<Identity>>>, &Renewals),
+        settling: &mut Settling,
         nap: Duration,
     ) {
         let mut nap = pin!(tokio::time::sleep(nap));
@@ -261,9 +301,10 @@ impl Held {
             let (roots, federated) =
                 (trusted.get(&domain).map(|own| own.roots().len()), trusted.iter().count().saturating_sub(1));
             tracing::info!(%domain, roots, federated, "other roots to trust");
-            *self = Self::new(authority, other);
+            settling.changed();
+            *self = Self::new(authority, other, clock(), settling);
             publisher.publish(Some(self.identity.clone()));
-            if told_of_root(authority, &self.identity, clock(), renewals) {
+            if told_of_root(self, renewals) {
                 return;
             }
         }
@@ -279,8 +320,8 @@ async fn run(
 ) {
     let mut random = fastrand::Rng::new();
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-    let (mut ending, mut leaf) = (EndingRoots::default(), Leaf::renewed_here(&renewals));
-    let mut held: Option<Held> = None;
+    let (mut ending, mut leaf) = (Ending::default(), Leaf::renewed_here(&renewals));
+    let (mut held, mut settling): (Option<Held>, _) = (None, Settling::new());
     loop {
         let current = held.as_ref().map(|held| &*held.identity);
         match authority.next(current, clock()).await.and_then(|next| in_force(next, clock())) {
@@ -291,13 +332,13 @@ async fn run(
                 refused.publish(None);
                 renewals.root_gone(false);
                 leaf.renewed();
-                let held = held.insert(Held::new(&authority, identity));
+                let held = held.insert(Held::new(&authority, identity, clock(), &settling));
                 publisher.publish(Some(held.identity.clone()));
-                while authority.vouches_for(&held.identity, clock()) {
-                    warn_of_ending(&mut ending, held.identity.bundles(), clock());
+                while held.vouched {
+                    ending.look(&[held.identity.bundles()], clock());
                     let nap = schedule::nap(clock(), held.identity.not_before(), renew_at);
                     let Some(nap) = nap else { break };
-                    held.nap(&authority, &clock, (&publisher, &renewals), nap).await;
+                    held.nap(&authority, &clock, (&publisher, &renewals), &mut settling, nap).await;
                 }
             }
             Err(error) => {
@@ -308,10 +349,13 @@ async fn run(
                 renewals.failed(now);
                 let left = current.map(|c| schedule::percent_left(now, c.not_before(), c.not_after()));
                 tracing::warn!(%error, retry_in = ?wait, life_left_percent = left, "no new certificate");
-                leaf.look(current, now);
                 match &mut held {
                     // Who cannot renew has to hear of what was taken back all the same.
-                    Some(held) => held.nap(&authority, &clock, (&publisher, &renewals), wait).await,
+                    Some(held) => {
+                        leaf.look(&held.identity, now);
+                        ending.look(&[held.identity.bundles()], now);
+                        held.nap(&authority, &clock, (&publisher, &renewals), &mut settling, wait).await;
+                    }
                     None => tokio::time::sleep(wait).await,
                 }
             }
@@ -331,12 +375,12 @@ fn in_force(identity: Identity, now: u64) -> Result<Identity, CertificateRefused
 }
 
 /// Tells that the root of the certificate of the moment is gone, or that it is back; whether it has just gone.
-fn told_of_root(authority: &impl Authority, current: &Identity, now: u64, renewals: &Renewals) -> bool {
-    let gone = !authority.vouches_for(current, now);
+fn told_of_root(held: &Held, renewals: &Renewals) -> bool {
+    let gone = !held.vouched;
     let news = renewals.root_gone(gone) != gone && gone;
     if news {
         tracing::error!(
-            id = %current.id(),
+            id = %held.identity.id(),
             "the root of this process's certificate is trusted no more: peers refuse it; a new one is asked for with the \
              token, as at first"
         );
@@ -368,8 +412,7 @@ impl Leaf {
     }
 
     /// Once for each mark of each certificate.
-    fn look(&mut self, identity: Option<&Identity>, now: u64) {
-        let Some(identity) = identity else { return };
+    fn look(&mut self, identity: &Identity, now: u64) {
         let (passed, not_after) = (self.ending.look(identity, now), identity.not_after());
         self.life.passed(self.ending.said());
         let Some(mark) = passed else { return };
@@ -392,10 +435,22 @@ impl Leaf {
     }
 }
 
-/// Once for each root: it takes months to change one everywhere.
-fn warn_of_ending(ending: &mut EndingRoots, bundles: &TrustBundles, now: u64) {
-    if let Some(not_after) = ending.look(bundles, now) {
-        tracing::warn!(not_after, "a trusted root ends soon: have its authority change it before then");
+/// What peers are judged by that ends.
+#[derive(Default)]
+struct Ending {
+    roots: EndingRoots,
+    lists: EndingLists,
+}
+
+impl Ending {
+    /// Once for each root, for it takes months to change one everywhere, and for each mark of each revocation list.
+    fn look(&mut self, trusted: &[&TrustBundles], now: u64) {
+        for not_after in trusted.iter().filter_map(|trusted| self.roots.look(trusted, now)) {
+            tracing::warn!(not_after, "a trusted root ends soon: have its authority change it before then");
+        }
+        for (list, mark) in self.lists.look(trusted.iter().copied(), now) {
+            lists::tell(&list, mark);
+        }
     }
 }
 
@@ -410,7 +465,7 @@ async fn follow(
     let mut files = Files::new(watcher, crypto);
     let mut random = fastrand::Rng::new();
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
-    let (mut said, mut ending) = (Vec::new(), EndingRoots::default());
+    let (mut said, mut ending) = (Vec::new(), Ending::default());
     let mut leaf = Leaf::renewed_by_others(&renewals);
     loop {
         let Refreshed { identity, roots, refused } = files.refresh(clock()).await;
@@ -430,13 +485,12 @@ async fn follow(
             // A rotation in two steps shows a certificate without its key for a moment: look again soon.
             backoff.next(random.f64()).min(interval)
         };
-        if let Some(identity) = &*publisher.load_full() {
-            warn_of_ending(&mut ending, identity.bundles(), clock());
-            leaf.look(Some(identity), clock());
+        let (identity, roots) = (publisher.load_full(), trusted.load_full());
+        if let Some(identity) = &*identity {
+            leaf.look(identity, clock());
         }
-        if let Some(roots) = &*trusted.load_full() {
-            warn_of_ending(&mut ending, roots, clock());
-        }
+        let of_identity = identity.iter().map(|identity| identity.bundles());
+        ending.look(&of_identity.chain(&*roots).collect::<Vec<_>>(), clock());
         if refused != said {
             for problem in &refused {
                 let in_use = publisher.load_full().is_some() || trusted.load_full().is_some();

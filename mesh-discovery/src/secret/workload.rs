@@ -147,14 +147,15 @@ impl Reading {
         if got.as_str() != said {
             return Err(AgentRefused::OtherName { got, said });
         }
-        let own = lists::newer(TrustBundle::new(certificates_of_der(&bundle)?)?, crl, &self.lists, &chain, now)?;
+        let algorithms = self.crypto.signature_verification_algorithms.all;
+        let roots = TrustBundle::new(certificates_of_der(&bundle)?)?;
+        let own = lists::newer(roots, crl, &self.lists, &chain, algorithms, now)?;
         let lists = own.revocation_lists().to_vec();
         let federated = self.federated(federated_bundles, &got.trust_domain());
         let mut bundles = TrustBundles::single(got.trust_domain(), own);
         for (domain, bundle) in &federated {
             bundles.insert(domain.clone(), bundle.clone());
         }
-        let algorithms = self.crypto.signature_verification_algorithms.all;
         verify_svid(&chain, &bundles, algorithms, UnixTime::since_unix_epoch(Duration::from_secs(now)), Usage::Server)?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_vec()));
         let certified = CertifiedKey::from_der(chain, key, &self.crypto).map_err(InvalidIdentity::from)?;

@@ -231,7 +231,7 @@ impl State {
                 if let Err(reason) = told(std::slice::from_ref(&key), ads)
                     && !ads.refuse(&key, &reason)
                 {
-                    tracing::error!(%key, reason, "its readers keep what they have");
+                    tracing::error!(kind = %key.kind, name = ?key.name, reason, "its readers keep what they have");
                 }
             }
         }

@@ -107,13 +107,13 @@ pub fn other_listeners(out: &mut String, others: u64) {
     let _ = writeln!(out, "{OTHER_LISTENERS} {others}");
 }
 
-/// Writes when this process's certificate ends, the first of those between it and its root, and the first of the roots it
-/// trusts (seconds since the Unix epoch), and
-/// the same of identities that policy names, with the label `instance`. Nothing without an identity.
+/// Writes when this process's certificate ends, the first of those between it and its root, the first of the roots it
+/// trusts and the first of their revocation lists (seconds since the Unix epoch), and the same of identities that policy names,
+/// with the label `instance`. Nothing without an identity.
 pub fn certificate_expiry(out: &mut String, identities: &Identities) {
     let named = identities.named().map(|(name, identity)| (format!(",instance=\"{}\"", escaped(name)), identity));
     let all = std::iter::once((String::new(), identities.own())).chain(named);
-    let help = "When the certificate ends, what signed it, or the first of the trusted roots.";
+    let help = "When the certificate ends, what signed it, or the first of the trusted roots or revocation lists.";
     let mut begun = false;
     for (instance, identity) in all {
         let identity = identity.load();
@@ -125,16 +125,21 @@ pub fn certificate_expiry(out: &mut String, identities: &Identities) {
         if let Some(issuer) = identity.issuer_not_after() {
             let _ = writeln!(out, "{CERTIFICATE_EXPIRY}{{of=\"issuer\"{instance}}} {issuer}");
         }
-        if let Some(root) = identity.bundles().not_after() {
-            let _ = writeln!(out, "{CERTIFICATE_EXPIRY}{{of=\"root\"{instance}}} {root}");
-        }
+        trusted_expiry(out, identity.bundles(), &instance);
     }
     for (instance, roots) in identities.roots() {
-        let Some(root) = Option::as_ref(&roots.load()).and_then(TrustBundles::not_after) else { continue };
+        let roots = roots.load();
+        let Some(roots) = Option::as_ref(&roots) else { continue };
         if !std::mem::replace(&mut begun, true) {
             head(out, CERTIFICATE_EXPIRY, "gauge", help);
         }
-        let _ = writeln!(out, "{CERTIFICATE_EXPIRY}{{of=\"root\",instance=\"{}\"}} {root}", escaped(instance));
+        trusted_expiry(out, roots, &format!(",instance=\"{}\"", escaped(instance)));
+    }
+}
+
+fn trusted_expiry(out: &mut String, trusted: &TrustBundles, instance: &str) {
+    for (of, end) in [("root", trusted.not_after()), ("revocation_list", trusted.lists_end())] {
+        let _ = end.map(|end| writeln!(out, "{CERTIFICATE_EXPIRY}{{of=\"{of}\"{instance}}} {end}"));
     }
 }
 

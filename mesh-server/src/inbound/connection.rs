@@ -103,7 +103,7 @@ impl Door {
         let knows = version == HttpVersion::Http2 && !self.drain.is_draining();
         let drained = if knows { self.drain.clone() } else { self.close.watch() };
         let streams = guest.listener.limits.max_concurrent_streams.unwrap_or(self.config.max_concurrent_streams);
-        let layer = self.layer.for_connection(guest.peer.clone(), Some(guest.server_name.clone()));
+        let layer = self.layer.for_connection(guest.peer.clone(), guest.server_name.clone(), true);
         let (service, idle) = (TowerToHyperService::new(layer.layer(service)), self.config.body_idle_timeout);
         let service = service_fn(move |request| service.call(Body::of(request, idle)));
         let taken_over = AtomicBool::new(false);
@@ -150,7 +150,7 @@ impl Door {
         let _ = tcp.set_nodelay(true);
         let Admitted { mut io, version, guest } = self.admit(tcp, address).await?;
         let peer = guest.peer.clone();
-        let layer = self.layer.for_connection(peer.clone(), Some(guest.server_name.clone()));
+        let layer = self.layer.for_connection(peer.clone(), guest.server_name.clone(), false);
         let (leash, tether) = leash();
         io.tether = Some(tether);
         // What else a new policy says is said to each request.
@@ -310,6 +310,7 @@ pub(crate) fn http2_builder(config: &Config) -> http2::Builder<TokioExecutor> {
         .initial_stream_window_size(config.stream_window)
         .initial_connection_window_size(config.connection_window)
         .max_frame_size(16 * 1024)
+        .header_table_size(4096)
         .max_send_buf_size(config.max_buffer)
         .max_pending_accept_reset_streams(config.max_pending_resets)
         .max_local_error_reset_streams(config.max_local_resets)

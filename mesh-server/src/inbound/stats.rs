@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use mesh_core::error::Code;
+use mesh_core::limit::Seldom;
 
 /// Why a connection was closed before any request of it reached the application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -95,8 +96,7 @@ pub struct InboundStats {
 #[derive(Default)]
 struct Counted {
     count: AtomicU64,
-    // When it was last logged and how many were kept quiet since.
-    logged: Mutex<(Option<Instant>, u64)>,
+    logged: Mutex<Seldom>,
 }
 
 struct PlaintextPeer {
@@ -134,16 +134,8 @@ impl InboundStats {
     pub(crate) fn refuse(&self, reason: Refusal, peer: SocketAddr, why: &dyn fmt::Display) {
         let counted = &self.refused[reason as usize];
         counted.count.fetch_add(1, Ordering::Relaxed);
-        let suppressed = {
-            let mut logged = counted.logged.lock();
-            let now = Instant::now();
-            if logged.0.is_some_and(|at| now.duration_since(at) < REFUSAL_LOG_EVERY) {
-                logged.1 += 1;
-                return;
-            }
-            logged.0 = Some(now);
-            std::mem::take(&mut logged.1)
-        };
+        let told = counted.logged.lock().tell(REFUSAL_LOG_EVERY, Instant::now());
+        let Some(suppressed) = told else { return };
         let code = reason.code().map(tracing::field::display);
         tracing::warn!(reason = reason.as_str(), code, %peer, suppressed, "connection refused: {why}");
     }

@@ -164,13 +164,14 @@ where
 
 /// Whether requests of a caller go on as they did: all that was open to it surely still is.
 pub(super) fn may_ask_on(known: &InboundListener, now: &Arc<InboundListener>, caller: Caller<'_>) -> bool {
+    if known.trusted_proxies != now.trusted_proxies {
+        return false;
+    }
     // Which of its routes a caller asks for only requests tell.
     if !(known.routes.are_all() && now.routes.are_all()) {
         return known.routes == now.routes;
     }
-    known.trusted_proxies == now.trusted_proxies
-        && demands(known) == demands(now)
-        && keeps_open(&known.authorization, &now.authorization, caller)
+    demands(known) == demands(now) && keeps_open(&known.authorization, &now.authorization, caller)
 }
 
 /// What is asked of tokens, without the keys: those change from time to time, and say nothing of who was let in before.

@@ -180,11 +180,12 @@ fn told<S, B>(
     why: &dyn std::fmt::Display,
     text: &'static str,
 ) {
-    let (provider, rule) = asking.names();
+    let (provider, policy, rule) = asking.names();
     tracing::info!(
         target: "mesh::audit",
         decision,
         provider,
+        policy,
         rule,
         why = %why,
         principal = ask.peer().and_then(|peer| peer.spiffe_id.as_ref()).map(tracing::field::display),

@@ -21,7 +21,7 @@ use mesh_core::policy::{AuthorizationPolicy, InboundListener, InboundTls, JwtAut
 use mesh_core::telemetry::{DecisionLabels, Metrics};
 
 use super::caught::caught;
-use super::routes::{Place, Routes, guards};
+use super::routes::{Ambiguous, Place, Routes, guards};
 use super::token::{Challenge, Filters};
 
 /// The compiled policy of a listener, kept as long as the listener's configuration stays.
@@ -131,9 +131,19 @@ impl Gate {
             None => &self.compile(listener),
         };
         let place = match listener.routes.are_all() {
-            true => Some(Place::Whole),
+            true => Ok(Some(Place::Whole)),
             false => current.routes.find(&view(request)),
         };
+        let place = place.map_err(|Ambiguous| {
+            let of = attributes(listener, Some(view(request)), peer, server_name);
+            denied(
+                &of,
+                None,
+                None,
+                "a header, query parameter or cookie that is there twice makes two routes possible",
+            );
+            Closed { code: Code::MALFORMED_REQUEST, details: "ambiguous_route".into(), challenge: None }
+        })?;
         let Some((place, compiled)) = place.and_then(|place| Some((place, current.at(place)?))) else {
             let of = attributes(listener, Some(view(request)), peer, server_name);
             denied(&of, None, None, "no route of the listener serves the request");
@@ -277,9 +287,9 @@ impl Asking {
         self.compiled.external[self.external].counters[answer as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The provider and the rule that asks it, for the log.
-    pub(super) fn names(&self) -> (&str, &str) {
-        (&self.compiled.external[self.external].provider, &self.rule)
+    /// The provider, and the policy and the rule that ask it, for the log.
+    pub(super) fn names(&self) -> (&str, Option<&str>, &str) {
+        (&self.compiled.external[self.external].provider, self.compiled.authorizer.asked(self.next), &self.rule)
     }
 
     /// Goes on after a yes, with the policy that asked: one request is judged by one.

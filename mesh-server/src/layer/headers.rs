@@ -8,20 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use mesh_core::context::{self, RETRIED};
 use mesh_core::identity::PeerIdentity;
 use mesh_core::matcher::are_twins;
-use mesh_core::policy::{InboundListener, InboundTls};
-
-/// Headers with which a hop inside a mesh tells the next one something. Here the certificate is the only word about the
-/// peer, so these are removed before the application could trust them: identity (`x-forwarded-client-cert`,
-/// CVE-2024-45806; those of RFC 9440; Linkerd's), and Istio's metadata exchange. With `_` for `-` they are taken away
-/// too: to what reads headers as CGI does it is the same name.
-const STRIPPED: [&str; 6] = [
-    "client-cert",
-    "client-cert-chain",
-    "l5d-client-id",
-    "x-envoy-peer-metadata",
-    "x-envoy-peer-metadata-id",
-    "x-forwarded-client-cert",
-];
+use mesh_core::policy::{InboundListener, InboundTls, is_of_peer};
 
 // Names made once: a look-up by text has to check and sort the text each time.
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -102,16 +89,9 @@ fn is_secret(name: &HeaderName) -> bool {
     *name == header::AUTHORIZATION || *name == header::COOKIE || *name == header::PROXY_AUTHORIZATION
 }
 
+/// Whether nobody but the mesh may say it. A twin of the mark of a retry is nobody's word.
 fn is_stripped(name: &HeaderName) -> bool {
-    // A twin of the mark of a retry is nobody's word.
-    STRIPPED.iter().any(|known| is_one(known, name)) || are_twins(&RETRIED, name)
-}
-
-/// Whether a header has this name, or one that differs in `_` for `-` alone.
-fn is_one(known: &str, name: &HeaderName) -> bool {
-    let name = name.as_str();
-    let same = |(known, b): (u8, u8)| known == b || (known == b'-' && b == b'_');
-    known.len() == name.len() && known.bytes().zip(name.bytes()).all(same)
+    is_of_peer(name) || are_twins(&RETRIED, name)
 }
 
 /// Whether the word of a request's peer counts that its request is a retry. Where it could have proved who it is and did

@@ -185,13 +185,13 @@ struct Connection {
     rate: Own,
     /// It takes no further request.
     leaving: AtomicBool,
-    /// What is in flight has had its time.
-    over: Arc<Over>,
+    /// What is in flight has had its time. `None` = nobody drives the connection who would say so, or it is none.
+    over: Option<Arc<Over>>,
 }
 
 impl InboundLayer {
     pub(crate) fn new(shared: Shared) -> Self {
-        Self { connection: Arc::new(Connection::new(&Arc::new(shared), None, None)) }
+        Self { connection: Arc::new(Connection::new(&Arc::new(shared), None)) }
     }
 
     /// One for an application.
@@ -204,12 +204,15 @@ impl InboundLayer {
     /// metrics: not for each request.
     #[must_use]
     pub fn for_peer(&self, peer: PeerIdentity) -> Self {
-        self.for_connection(peer, None)
+        Self { connection: Arc::new(Connection::new(&self.connection.shared, Some(peer))) }
     }
 
-    /// As [`for_peer`](Self::for_peer), with the TLS server name that the peer asked for.
-    pub(crate) fn for_connection(&self, peer: PeerIdentity, server_name: Option<Box<str>>) -> Self {
-        Self { connection: Arc::new(Connection::new(&self.connection.shared, Some(peer), server_name)) }
+    /// As [`for_peer`](Self::for_peer), with the TLS server name that the peer asked for. `ends` = whoever drives the connection
+    /// says when what is in flight on it has had its time ([`give_up`](Self::give_up)).
+    pub(crate) fn for_connection(&self, peer: PeerIdentity, server_name: Box<str>, ends: bool) -> Self {
+        let connection = Connection::new(&self.connection.shared, Some(peer));
+        let over = ends.then(Arc::default);
+        Self { connection: Arc::new(Connection { server_name: Some(server_name), over, ..connection }) }
     }
 
     /// What the control plane says of the listener now; from now on requests are judged by it, and by what came last
@@ -226,22 +229,24 @@ impl InboundLayer {
     /// What has no answer yet gets 503 from now on, and gRPC calls are UNAVAILABLE, those whose answers go on among them: the
     /// connection is about to be cut.
     pub(crate) fn give_up(&self) {
-        self.connection.over.give_up();
+        if let Some(over) = &self.connection.over {
+            over.give_up();
+        }
     }
 }
 
 impl Connection {
-    fn new(shared: &Arc<Shared>, peer: Option<PeerIdentity>, server_name: Option<Box<str>>) -> Self {
+    fn new(shared: &Arc<Shared>, peer: Option<PeerIdentity>) -> Self {
         let series = shared.metrics.series(&shared.labels(peer.as_ref()));
         Self {
             shared: shared.clone(),
             peer: peer.map(Arc::new),
-            server_name,
+            server_name: None,
             series,
             limits: Limits::new(Scope::Connection),
             rate: Own::default(),
             leaving: AtomicBool::new(false),
-            over: Arc::default(),
+            over: None,
         }
     }
 
@@ -339,7 +344,9 @@ where
         let mut context = open(request.headers(), &seen, connection.peer.clone().or_else(other));
         let peer = context.caller.as_deref();
         let mut record = Record::begin(&request, connection.series.clone(), grpc, context.trace, peer);
-        record.ends_with(Wait::new(&connection.over, request.version() >= Version::HTTP_2));
+        if let Some(over) = &connection.over {
+            record.ends_with(Wait::new(over, request.version() >= Version::HTTP_2));
+        }
         // One look at it for the whole request.
         let (state, mut last) = (shared.policy.state(), None);
         let listener = shared.policy.in_force(&state, &mut last);

@@ -3,9 +3,7 @@
 //! Connections outlive the control plane's word about their listener, and may come before the first request: so what is
 //! received is remembered when it is received, not when it is first judged by.
 
-use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, Ordering};
 
 use arc_swap::{ArcSwapOption, Guard};
 
@@ -17,8 +15,6 @@ pub(crate) struct Policy {
     inbound: Watched<InboundState>,
     given: bool,
     last: ArcSwapOption<InboundListener>,
-    // Where the last one is, so that a request sees at once that its own is no other. Only compared.
-    heard: AtomicPtr<InboundListener>,
 }
 
 impl Policy {
@@ -26,7 +22,7 @@ impl Policy {
     pub(crate) fn new(inbound: Option<Watched<InboundState>>) -> Self {
         let given = inbound.is_some();
         let inbound = inbound.unwrap_or_else(|| Watched::fixed(InboundState::Pending));
-        let policy = Self { inbound, given, last: ArcSwapOption::empty(), heard: AtomicPtr::new(ptr::null_mut()) };
+        let policy = Self { inbound, given, last: ArcSwapOption::empty() };
         policy.hear();
         policy
     }
@@ -54,11 +50,7 @@ impl Policy {
             heard = Some(state);
             listener
         });
-        let state = heard.expect("it was looked at");
-        if let InboundState::Ready(listener) = &*state {
-            self.heard.store(Arc::as_ptr(listener).cast_mut(), Ordering::Relaxed);
-        }
-        state
+        heard.expect("it was looked at")
     }
 
     /// The listener to judge by: the one of `state`, else the last one, which `last` then holds.
@@ -69,7 +61,7 @@ impl Policy {
     ) -> Option<&'a Arc<InboundListener>> {
         match state {
             InboundState::Ready(listener) => {
-                if !ptr::eq(self.heard.load(Ordering::Relaxed), Arc::as_ptr(listener)) {
+                if !self.last.load().as_ref().is_some_and(|last| Arc::ptr_eq(last, listener)) {
                     self.hear();
                 }
                 Some(listener)

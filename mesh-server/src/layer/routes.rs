@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use mesh_core::id::Workload;
-use mesh_core::matcher::{RequestView, RouteTable};
+use mesh_core::matcher::{CompiledRoute, RequestView, RouteTable};
 use mesh_core::policy::{
     Guards, HeaderPolicy, InboundHost, InboundRoute, InboundRoutes, Route, RouteAction, RouteConfiguration, RouteMatch,
     VirtualHost,
@@ -24,8 +24,12 @@ pub(super) enum Place {
 /// The routes of a listener.
 pub(super) struct Routes {
     table: RouteTable,
-    serves: Box<[bool]>,
+    /// Of each; `None` = it serves no requests.
+    guards: Box<[Option<Arc<Guards>>]>,
 }
+
+/// A request that has one route as we read it and maybe another one, which other guards stand before, as somebody else does.
+pub(super) struct Ambiguous;
 
 impl Routes {
     pub(super) fn new(routes: &InboundRoutes) -> Self {
@@ -51,14 +55,20 @@ impl Routes {
             retry_budget: None,
         };
         let table = RouteTable::compile(&Arc::new(config), 0, &Workload::default());
-        Self { table, serves: routes.iter().map(|route| guards(route).is_some()).collect() }
+        Self { table, guards: routes.iter().map(|route| guards(route).cloned()).collect() }
     }
 
     /// `None` = nothing serves the request.
-    pub(super) fn find(&self, request: &RequestView<'_>) -> Option<Place> {
+    pub(super) fn find(&self, request: &RequestView<'_>) -> Result<Option<Place>, Ambiguous> {
+        let choices = self.table.choices(request);
         // No condition leaves a route out, so that positions are those of the listener.
-        let at = self.table.route(request)?.id();
-        self.serves.get(at).copied().unwrap_or_default().then_some(Place::Route(at))
+        let Some(at) = choices.route.map(CompiledRoute::id) else { return Ok(None) };
+        let guards = |at: usize| self.guards.get(at)?.as_ref();
+        let Some(own) = guards(at) else { return Ok(None) };
+        match choices.possible.iter().any(|other| other.id() != at && guards(other.id()) != Some(own)) {
+            true => Err(Ambiguous),
+            false => Ok(Some(Place::Route(at))),
+        }
     }
 }
 

@@ -25,7 +25,7 @@ pub(crate) struct Frames {
     open: bool,
     read: Place,
     sent: Place,
-    // The stream of the last request.
+    // The highest stream that has had a head: trailers of one before it may come after.
     last: [u8; 4],
     counted: u32,
     written: u64,
@@ -110,14 +110,14 @@ impl Frames {
     pub(super) fn see(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.read.step(&mut bytes) {
-                let [_, _, _, kind, flags, stream @ ..] = self.read.head;
+                let [_, _, _, kind, flags, mut stream @ ..] = self.read.head;
                 if is_control(kind) {
                     self.count()?;
                 }
                 if is_head(kind) {
                     self.open = flags & END_HEADERS == 0;
-                    self.last = stream;
-                    self.last[0] &= 0x7f;
+                    stream[0] &= 0x7f;
+                    self.last = self.last.max(stream);
                 }
             }
             if self.read.filled == 0 {
@@ -261,7 +261,10 @@ mod tests {
         let said = frames(0, 30, 2);
         for piece in [1, 8, 9, 10, 39, 78] {
             let mut seen = Frames::new(Some(0), LONG, Box::new(|| {}));
-            seen.see(&[0, 0, 0, 1, END_HEADERS, 0, 0, 0, 5, 0, 0, 0, 3, 0, 0, 0, 0, 7]).unwrap();
+            for stream in [1, 5, 3] {
+                // The last is the trailers of a request that began before.
+                seen.see(&[0, 0, 0, 1, END_HEADERS, 0x80, 0, 0, stream, 0, 0, 0, 3, 0, 0, 0, 0, 7]).unwrap();
+            }
             let goaway = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 11];
             let mut sent = 0;
             for piece in said.chunks(piece) {

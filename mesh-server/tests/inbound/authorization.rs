@@ -4,19 +4,23 @@
 //! Names: `sNN` counts the classes; D denies `/admin` and what is below, A allows `/public/` only, H denies the role
 //! `admin`, O denies the host `secret.test`, P allows one workload.
 
+use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::{HeaderName, HeaderValue, Request};
 use http_body_util::Empty;
 
 use mesh_core::policy::{
     AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, HeaderKey, HeaderMatch,
-    HeaderMatcher, InboundState, InboundTls, PathMatch, Pattern, Permission, Principal, StringMatch, StringMatcher,
+    HeaderMatcher, InboundState, InboundTls, OF_PEER, PathMatch, Pattern, Permission, Principal, StringMatch,
+    StringMatcher,
 };
 use mesh_core::target::EncodedSlash;
 use mesh_server::{Body, Config};
 
 use crate::kit::{Client, Http, World, eventually, get, listener, policy, read, text};
+use crate::raw::Verdict::{Connection, Refused, Served, Stream};
 use crate::raw::{self as http2, Verdict};
 use crate::transport::raw;
 
@@ -69,9 +73,45 @@ fn guarded(policies: Vec<AuthorizationPolicy>) -> InboundState {
     InboundState::Ready(Arc::new(listener))
 }
 
+/// A server, and how often its application was asked.
+struct Counted {
+    world: World,
+    calls: Arc<AtomicUsize>,
+}
+
+impl Counted {
+    /// How often since this was asked last.
+    fn reached(&self) -> usize {
+        self.calls.swap(0, Ordering::Relaxed)
+    }
+
+    /// What is refused reaches nobody, and what is served somebody.
+    fn reached_if(&self, served: bool, what: &dyn std::fmt::Debug) {
+        assert_eq!(self.reached(), usize::from(served), "calls of the application by {what:?}");
+    }
+}
+
+impl Deref for Counted {
+    type Target = World;
+
+    fn deref(&self) -> &World {
+        &self.world
+    }
+}
+
 /// A server that answers with what its application was asked for: target, and the `Host` header.
-async fn world(policies: Vec<AuthorizationPolicy>) -> World {
-    World::start(guarded(policies), Config::default(), tower::service_fn(asked)).await
+async fn world(policies: Vec<AuthorizationPolicy>) -> Counted {
+    world_with(policies, Config::default()).await
+}
+
+async fn world_with(policies: Vec<AuthorizationPolicy>, config: Config) -> Counted {
+    let calls = Arc::<AtomicUsize>::default();
+    let count = calls.clone();
+    let service = tower::service_fn(move |request| {
+        count.fetch_add(1, Ordering::Relaxed);
+        asked(request)
+    });
+    Counted { world: World::start(guarded(policies), config, service).await, calls }
 }
 
 async fn asked(
@@ -82,29 +122,51 @@ async fn asked(
 }
 
 /// Status and text of the answer to a request for `target` with further header lines.
-async fn ask(world: &World, target: &[u8], lines: &str) -> (u16, String) {
+async fn ask(world: &Counted, target: &[u8], lines: &str) -> (u16, String) {
     ask_with(world, target, &format!("host: public.test\r\n{lines}")).await
 }
 
 /// The same with all header lines.
-async fn ask_with(world: &World, target: &[u8], lines: &str) -> (u16, String) {
-    let request = [b"GET ", target, b" HTTP/1.1\r\nconnection: close\r\n", lines.as_bytes(), b"\r\n"].concat();
-    let answer = raw(world.address, &request).await;
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
-    (status, body.to_owned())
+async fn ask_with(world: &Counted, target: &[u8], lines: &str) -> (u16, String) {
+    let (status, answer) = send(world, &[b"GET ", target, b" HTTP/1.1\r\n", lines.as_bytes()].concat(), "").await;
+    (status, answer.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.to_owned()))
 }
 
-/// Every path gets this status and never reaches the application as another one.
-async fn paths_get(world: &World, status: u16, paths: &[&str]) {
+/// Status and all of the answer to the beginning of a head over HTTP/1.1, and a body.
+async fn send(world: &Counted, head: &[u8], body: &str) -> (u16, String) {
+    let request = [head, b"connection: close\r\n\r\n", body.as_bytes()].concat();
+    let answer = raw(world.address, &request).await;
+    let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+    world.reached_if(status == 200, &String::from_utf8_lossy(head));
+    (status, answer)
+}
+
+/// The same over HTTP/2, as bytes that no client library would write.
+async fn ask2(world: &Counted, authority: &str, path: &[u8], more: &[(&str, &str)]) -> Verdict {
+    let mut headers: Vec<(&str, &[u8])> =
+        vec![(":method", b"GET"), (":scheme", b"http"), (":authority", authority.as_bytes()), (":path", path)];
+    headers.extend(more.iter().map(|(name, value)| (*name, value.as_bytes())));
+    let verdict = http2::verdict(world, &http2::request(1, &headers)).await;
+    world.reached_if(verdict == Served, &headers);
+    verdict
+}
+
+/// An answer with a status over HTTP/2.
+fn with_status(status: u16) -> Verdict {
+    if status == 200 { Served } else { Refused(status) }
+}
+
+/// Every path gets this status over both versions, and what is refused never reaches the application.
+async fn paths_get(world: &Counted, status: u16, paths: &[&str]) {
     for path in paths {
         let (got, body) = ask(world, path.as_bytes(), "").await;
         assert_eq!(got, status, "{path}: {body}");
+        assert_eq!(ask2(world, "public.test", path.as_bytes(), &[]).await, with_status(status), "HTTP/2 {path}");
     }
 }
 
 /// The control: with the policy off all of them reach the application.
-async fn pass_without_policy(world: &World, paths: &[&str]) {
+async fn pass_without_policy(world: &Counted, paths: &[&str]) {
     world.policy.publish(guarded(Vec::new()));
     paths_get(world, 200, paths).await;
 }
@@ -114,11 +176,10 @@ async fn what_is_allowed_passes_and_what_is_denied_gets_envoys_answer() {
     let world = world(vec![d()]).await;
     assert_eq!(ask(&world, b"/public/a?x=1", "").await, (200, "/public/a?x=1 public.test".to_owned()));
     assert_eq!(ask(&world, b"/admin", "").await, (403, "RBAC: access denied\n".to_owned()));
-    let grpc = raw(
-        world.address,
-        b"POST /admin HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\nconnection: close\r\n\r\n",
-    )
-    .await;
+    let grpc = b"POST /admin HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\nconnection: close\r\n\r\n";
+    let grpc = raw(world.address, grpc).await;
+    // A refusal of gRPC is a 200, too.
+    world.reached_if(false, &grpc);
     assert!(grpc.starts_with("HTTP/1.1 200"), "{grpc}");
     assert!(grpc.contains("grpc-status: 7\r\n") && grpc.contains("grpc-message: RBAC: access denied"), "{grpc}");
     assert!(world.metrics_text().contains("response_code=\"403\""), "{}", world.metrics_text());
@@ -133,6 +194,7 @@ async fn an_identity_is_let_in_and_no_other_and_nobody_without_one() {
         let other = world.ca.identity("default", "not-productpage");
         assert_eq!(world.mutual_as(&other, version).await.unwrap().get("/").await.unwrap().0, 403);
         assert_eq!(world.plain(version).await.get("/").await.unwrap().0, 403);
+        assert_eq!(world.reached(), 1, "{version:?}");
     }
     world.policy.publish(policy(InboundTls::Permissive));
     assert_eq!(world.plain(Http::One).await.get("/").await.unwrap().0, 200);
@@ -167,12 +229,14 @@ async fn s01_s02_s03_s05_dot_segments_slashes_and_parameters_lead_where_they_lea
 async fn s04_encoded_slashes_are_refused_and_raw_backslashes_are_slashes() {
     let world = world(vec![d()]).await;
     paths_get(&world, 400, &["/admin%2fusers", "/%5cadmin", "/public%2f..%2fadmin", "/public%2F..%2Fadmin"]).await;
-    paths_get(&world, 403, &["/public/..\\admin"]).await;
+    paths_get(&world, 403, &["/public/..\\admin", "/\\admin"]).await;
+    paths_get(&world, 200, &["/public\\admin"]).await;
     assert_eq!(ask(&world, b"/public\\admin", "").await, (200, "/public/admin public.test".to_owned()));
+    pass_without_policy(&world, &["/public/..\\admin", "/\\admin"]).await;
     // The opt-out: data, which divides nothing.
     let mut keep = Config::default();
     keep.encoded_slash = EncodedSlash::Keep;
-    let keeping = World::start(guarded(vec![d()]), keep, tower::service_fn(asked)).await;
+    let keeping = world_with(vec![d()], keep).await;
     assert_eq!(ask(&keeping, b"/files/a%2fb", "").await, (200, "/files/a%2Fb public.test".to_owned()));
 }
 
@@ -180,7 +244,7 @@ async fn s04_encoded_slashes_are_refused_and_raw_backslashes_are_slashes() {
 async fn s04_encoded_slashes_are_data_on_the_routes_that_take_them_and_refused_on_the_others() {
     let mut config = Config::default();
     config.encoded_slash_at = vec![PathMatch::Prefix("/files/".into()), PathMatch::Exact("/raw%2Fone".into())];
-    let world = World::start(guarded(vec![d()]), config, tower::service_fn(asked)).await;
+    let world = world_with(vec![d()], config).await;
     for (given, seen) in [
         ("/files/a%2fb", "/files/a%2Fb"),
         ("/files/a%5cb?x=%2f", "/files/a%5Cb?x=%2f"),
@@ -201,7 +265,7 @@ async fn s04_encoded_slashes_are_data_on_the_routes_that_take_them_and_refused_o
     keep.encoded_slash = EncodedSlash::Keep;
     keep.encoded_slash_at = vec![PathMatch::Prefix("/files/".into())];
     for (config, status) in [(Config::default(), 400), (keep, 200)] {
-        let world = World::start(guarded(vec![d()]), config, tower::service_fn(asked)).await;
+        let world = world_with(vec![d()], config).await;
         paths_get(&world, status, &["/files/a%2fb", "/x%2fy"]).await;
     }
 }
@@ -209,33 +273,51 @@ async fn s04_encoded_slashes_are_data_on_the_routes_that_take_them_and_refused_o
 #[tokio::test]
 async fn s06_s07_s09_s10_s11_queries_cases_and_escapes_are_what_they_look_like() {
     let world = world(vec![d()]).await;
-    paths_get(&world, 403, &["/admin?x", "/admin/", "/admin/.", "/%61dmin"]).await;
-    // A fragment is no part of a target: cut off, or the request is none.
-    for (target, denied) in [("/admin#x", true), ("/public/#/admin", false)] {
-        let (status, body) = ask(&world, target.as_bytes(), "").await;
-        assert!(status == 400 || (status == 403) == denied && !body.contains('#'), "{target}: {status} {body}");
-    }
-    // Others than `/admin`, and the application is asked for just that.
-    for other in ["/admin%23x", "/ADMIN", "/%2561dmin", "/%252e%252e/admin", "/admin%20", "/%C0%AE%C0%AE/admin"] {
-        assert_eq!(ask(&world, other.as_bytes(), "").await, (200, format!("{other} public.test")));
+    // A fragment is no part of a target, and what is before it is asked for.
+    let denied = ["/admin?x", "/admin#x", "/admin/#x", "/admin#x?y", "/admin/", "/admin/.", "/%61dmin"];
+    paths_get(&world, 403, &denied).await;
+    assert_eq!(ask(&world, b"/public/#/admin", "").await, (200, "/public/ public.test".to_owned()));
+    // Others than `/admin`, and the application is asked for just that; escapes in upper case, as ever.
+    for (other, seen) in [
+        ("/admin%23x", "/admin%23x"),
+        ("/ADMIN", "/ADMIN"),
+        ("/%2561dmin", "/%2561dmin"),
+        ("/%252e%252e/admin", "/%252e%252e/admin"),
+        ("/admin%20", "/admin%20"),
+        ("/%C0%AE%C0%AE/admin", "/%C0%AE%C0%AE/admin"),
+        ("/%c0%ae%c0%ae/admin", "/%C0%AE%C0%AE/admin"),
+    ] {
+        assert_eq!(ask(&world, other.as_bytes(), "").await, (200, format!("{seen} public.test")));
+        assert_eq!(ask2(&world, "public.test", other.as_bytes(), &[]).await, Served, "{other}");
     }
     // What an application would take for one and the same is one and the same to a rule.
     world.policy.publish(guarded(vec![deny(vec![Permission::Path(PathMatch::Exact("/admin:delete".into()))])]));
     paths_get(&world, 403, &["/admin:delete", "/admin%3Adelete", "/admin%3adelete"]).await;
     assert_eq!(ask(&world, b"/admin%3ashow", "").await, (200, "/admin:show public.test".to_owned()));
     world.policy.publish(guarded(vec![d()]));
-    assert_eq!(ask(&world, b"/\xc0\xae\xc0\xae/admin", "").await.0, 400);
-    assert_eq!(ask(&world, "/админ".as_bytes(), "").await.0, 400);
-    pass_without_policy(&world, &["/admin?x", "/admin/.", "/%61dmin"]).await;
+    let mut said = Vec::new();
+    for bytes in [&b"/\xc0\xae\xc0\xae/admin"[..], "/админ".as_bytes()] {
+        assert_eq!(ask(&world, bytes, "").await.0, 400, "{bytes:?}");
+        said.push(ask2(&world, "public.test", bytes, &[]).await);
+    }
+    // What is no UTF-8 is no text to h2, and ends the connection.
+    assert_eq!(said, [Connection, Refused(400)]);
+    pass_without_policy(&world, &denied).await;
 }
 
 #[tokio::test]
 async fn s08_control_characters_are_refused() {
     let world = world(vec![d()]).await;
-    paths_get(&world, 400, &["/admin%00", "/admin%0d%0aX: y", "/%7f", "/a%", "/a%zz"]).await;
+    let tricks = ["/admin%00", "/admin%0d%0aX:y", "/admin%0D%0Ax-role:admin", "/%0a", "/%0d", "/%7f", "/a%", "/a%zz"];
+    paths_get(&world, 400, &tricks).await;
+    // As they are: no request line, and no path of HTTP/2.
+    for path in ["/admin\0", "/admin\r\nX: y", "/a\nb", "/a\rb", "/\x7f", "/a b"] {
+        assert_eq!(ask2(&world, "public.test", path.as_bytes(), &[]).await, Stream, "{path:?}");
+    }
+    // It is no policy that refuses them.
     world.policy.publish(guarded(Vec::new()));
-    paths_get(&world, 400, &["/admin%00", "/a%zz"]).await;
-    paths_get(&world, 200, &["/admin", "/a%25"]).await;
+    paths_get(&world, 400, &tricks).await;
+    paths_get(&world, 200, &["/admin", "/a%25", "/adminX:y"]).await;
 }
 
 #[tokio::test]
@@ -250,12 +332,14 @@ async fn s12_a_grpc_method_has_one_spelling() {
             assert_eq!(response.headers()["grpc-status"], "12", "{path} HTTP/{version}");
             // Without gRPC's exactness it is the same path, and denied.
             assert_eq!(client.get(path).await.unwrap().0, 403, "{path}");
+            world.reached_if(false, &path);
         }
     }
     // The control: another method.
     let mut request = get("/pkg.Svc/Other");
     request.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
     assert_eq!(world.plain(Http::Two).await.send(request).await.unwrap().headers().get("grpc-status"), None);
+    world.reached_if(true, &"another method");
     assert_eq!(ask(&world, b"pkg.Svc/Method", "").await.0, 400);
 }
 
@@ -275,31 +359,34 @@ async fn s13_s54_targets_without_a_path_are_no_way_round_a_rule_about_paths() {
     assert_eq!(send("CONNECT public.test:80 HTTP/1.1").await, 200);
 }
 
-async fn raw_line(world: &World, line: &str) -> u16 {
-    let answer =
-        raw(world.address, format!("{line}\r\nhost: public.test\r\nconnection: close\r\n\r\n").as_bytes()).await;
-    answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0)
+async fn raw_line(world: &Counted, line: &str) -> u16 {
+    send(world, format!("{line}\r\nhost: public.test\r\n").as_bytes(), "").await.0
 }
 
 #[tokio::test]
 async fn s17_s18_s19_a_host_is_one_in_any_case_with_a_port_and_a_dot() {
     let world = world(vec![o()]).await;
-    for host in ["secret.test", "SECRET.test", "secret.test:80", "secret.test.", "secret.test.:8080", "Secret.Test.:"] {
-        assert_eq!(ask_with(&world, b"/", &format!("host: {host}\r\n")).await.0, 403, "{host}");
+    let secret = ["secret.test", "SECRET.test", "secret.test:80", "secret.test.", "secret.test.:8080", "Secret.Test.:"];
+    for host in secret {
+        hosts_get(&world, 403, &[host]).await;
         let absolute = format!("http://{}/", host.trim_end_matches(':'));
         assert_eq!(ask_with(&world, absolute.as_bytes(), "host: public.test\r\n").await.0, 403, "{absolute}");
     }
-    for host in ["public.test", "xsecret.test", "secretxtest", "secret.test.public.test"] {
-        assert_eq!(ask_with(&world, b"/", &format!("host: {host}\r\n")).await.0, 200, "{host}");
-    }
+    hosts_get(&world, 200, &["public.test", "xsecret.test", "secretxtest", "secret.test.public.test"]).await;
     // A label that is empty is what no rule expects.
-    for host in ["secret.test..", "secret..test", ".secret.test", ".."] {
-        assert_eq!(ask_with(&world, b"/", &format!("host: {host}\r\n")).await.0, 400, "{host}");
-    }
+    hosts_get(&world, 400, &["secret.test..", "secret..test", ".secret.test", ".."]).await;
     // Nobody knows which host is meant.
     assert_eq!(ask_with(&world, b"/", "host:\r\n").await.0, 403);
     world.policy.publish(guarded(Vec::new()));
-    assert_eq!(ask_with(&world, b"/", "host: SECRET.test\r\n").await.0, 200);
+    hosts_get(&world, 200, &secret).await;
+}
+
+/// Every host gets this status, as `Host` and as `:authority`.
+async fn hosts_get(world: &Counted, status: u16, hosts: &[&str]) {
+    for host in hosts {
+        assert_eq!(ask_with(world, b"/", &format!("host: {host}\r\n")).await.0, status, "{host}");
+        assert_eq!(ask2(world, host, b"/", &[]).await, with_status(status), "HTTP/2 {host}");
+    }
 }
 
 #[tokio::test]
@@ -316,6 +403,15 @@ async fn s20_there_is_one_authority() {
     h2.headers_mut().insert("host", HeaderValue::from_static("secret.test"));
     let answer = world.plain(Http::Two).await.send(h2).await.unwrap();
     assert_eq!(read(answer).await.unwrap(), (200, "http://public.test/a -".to_owned()));
+    assert_eq!(world.reached(), 1);
+    for (authority, more, http2_says) in [
+        ("public.test", &[("host", "secret.test")][..], Served),
+        ("secret.test", &[("host", "public.test")], Refused(403)),
+        ("public.test", &[("host", "public.test"), ("host", "secret.test")], Refused(400)),
+        ("public.test", &[(":authority", "secret.test")], Stream),
+    ] {
+        assert_eq!(ask2(&world, authority, b"/", more).await, http2_says, "{authority} {more:?}");
+    }
     let same = ask_with(&world, b"http://public.test/a", "host: public.test\r\n").await;
     assert_eq!(same, (200, "http://public.test/a public.test".to_owned()));
 }
@@ -323,6 +419,7 @@ async fn s20_there_is_one_authority() {
 #[tokio::test]
 async fn s21_s22_s23_an_authority_is_a_host_and_a_port() {
     let world = world(vec![o()]).await;
+    let mut said = Vec::new();
     for host in [
         "user@secret.test",
         "secret.test@public.test",
@@ -334,33 +431,54 @@ async fn s21_s22_s23_an_authority_is_a_host_and_a_port() {
         "secret.test, public.test",
     ] {
         assert_eq!(ask_with(&world, b"/", &format!("host: {host}\r\n")).await.0, 400, "{host}");
+        said.push(ask2(&world, host, b"/", &[]).await);
     }
+    // Some are no authority to h2 either, which resets their streams.
+    let refused = Refused(400);
+    assert_eq!(said, [refused, refused, Stream, refused, Stream, Stream, Stream, Stream]);
     assert_eq!(ask_with(&world, b"http://user@secret.test/", "host: public.test\r\n").await.0, 400);
-    for host in ["[::1]:80", "127.0.0.1", "xn--e1afmkfd.test"] {
-        assert_eq!(ask_with(&world, b"/", &format!("host: {host}\r\n")).await.0, 200, "{host}");
-    }
+    hosts_get(&world, 200, &["[::1]:80", "127.0.0.1", "xn--e1afmkfd.test"]).await;
 }
 
 #[tokio::test]
 async fn s28_s29_s30_s34_a_second_value_hides_nothing() {
     let world = world(vec![h()]).await;
-    for lines in [
-        "x-role: admin\r\n",
-        "X-ROLE: admin\r\n",
-        "x-role: user\r\nx-role: admin\r\n",
-        "x-role: admin\r\nx-role: user\r\n",
-        "x-role: user, admin\r\n",
-        "x-role: \tadmin \t\r\n",
+    let tricks: [&[(&str, &str)]; 7] = [
+        &[("x-role", "admin")],
+        &[("X-ROLE", "admin")],
+        &[("x-role", "user"), ("x-role", "admin")],
+        &[("x-role", "admin"), ("x-role", "user")],
+        &[("x-role", "user, admin")],
+        &[("x-role", "admin\t")],
+        &[("x-role", "\tadmin \t")],
+    ];
+    headers_get(&world, 403, &tricks).await;
+    let mut said = Vec::new();
+    for (lines, more) in [
+        ("x-role: user\r\n admin\r\n", ("x-role", "user\r\n admin")),
+        ("x-role: ad\0min\r\n", ("x-role", "ad\0min")),
+        ("x-role : admin\r\n", ("x-role ", "admin")),
+        ("x-role: a\rb\r\n", ("x-role", "a\rb")),
     ] {
-        assert_eq!(ask(&world, b"/", lines).await.0, 403, "{lines}");
-    }
-    for lines in ["x-role: user\r\n admin\r\n", "x-role: ad\0min\r\n", "x-role : admin\r\n", "x-role: a\rb\r\n"] {
         assert_eq!(ask(&world, b"/", lines).await.0, 400, "{lines:?}");
+        said.push(ask2(&world, "public.test", b"/", &[more]).await);
     }
-    assert_eq!(ask(&world, b"/", "x-role: user\r\n").await.0, 200);
-    assert_eq!(ask(&world, b"/", "").await.0, 200);
+    assert_eq!(said, [Connection; 4]);
+    headers_get(&world, 200, &[&[("x-role", "user")], &[]]).await;
     world.policy.publish(guarded(Vec::new()));
-    assert_eq!(ask(&world, b"/", "x-role: admin\r\n").await.0, 200);
+    headers_get(&world, 200, &tricks).await;
+}
+
+/// A request with each of these sets of headers gets this status over both versions. A name in upper case is none of
+/// HTTP/2, and ends the connection.
+async fn headers_get(world: &Counted, status: u16, sets: &[&[(&str, &str)]]) {
+    for headers in sets {
+        let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        assert_eq!(ask(world, b"/", &lines).await.0, status, "{lines:?}");
+        let lower = headers.iter().all(|(name, _)| name.to_ascii_lowercase() == *name);
+        let want = if lower { with_status(status) } else { Connection };
+        assert_eq!(ask2(world, "public.test", b"/", headers).await, want, "HTTP/2 {lines:?}");
+    }
 }
 
 #[tokio::test]
@@ -420,16 +538,12 @@ async fn s37_a_trailer_is_no_header() {
         vec![Principal::Any],
     );
     let world = world(vec![allow]).await;
-    let post = |head: &str, trailer: &str| {
-        format!(
-            "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{head}transfer-encoding: chunked\r\ntrailer: x-role\r\n\r\n\
-             1\r\nx\r\n0\r\n{trailer}\r\n"
-        )
+    let post = async |head: &str, trailer: &str| {
+        let head = format!("POST / HTTP/1.1\r\nhost: a\r\n{head}transfer-encoding: chunked\r\ntrailer: x-role\r\n");
+        send(&world, head.as_bytes(), &format!("1\r\nx\r\n0\r\n{trailer}\r\n")).await.0
     };
-    let sent = raw(world.address, post("", "x-role: admin\r\n").as_bytes()).await;
-    assert!(sent.starts_with("HTTP/1.1 403"), "{sent}");
-    let sent = raw(world.address, post("x-role: admin\r\n", "").as_bytes()).await;
-    assert!(sent.starts_with("HTTP/1.1 200"), "{sent}");
+    assert_eq!(post("", "x-role: admin\r\n").await, 403);
+    assert_eq!(post("x-role: admin\r\n", "").await, 200);
     // The same over HTTP/2.
     let post = |head: &[(&str, &str)], trailer: &[(&str, &str)]| {
         let mut headers = http2::get("/", head);
@@ -440,8 +554,11 @@ async fn s37_a_trailer_is_no_header() {
         [head, http2::frame(http2::DATA, 0, 1, b"x"), last].concat()
     };
     let admin = [("x-role", "admin")];
-    assert_eq!(http2::verdict(&world, &post(&[], &admin)).await, Verdict::Refused);
-    assert_eq!(http2::verdict(&world, &post(&admin, &[("x-a", "b")])).await, Verdict::Served);
+    for (head, trailer, http2_says) in [(&[][..], &admin[..], Refused(403)), (&admin[..], &[("x-a", "b")][..], Served)]
+    {
+        assert_eq!(http2::verdict(&world, &post(head, trailer)).await, http2_says);
+        world.reached_if(http2_says == Served, &head);
+    }
 }
 
 #[tokio::test]
@@ -459,10 +576,13 @@ async fn s51_a_live_connection_is_judged_by_the_policy_of_the_moment() {
 }
 
 /// The status of a request over a connection that is kept while the server keeps it.
-async fn judged(world: &World, client: &mut Client, version: Http, path: &str) -> u16 {
+async fn judged(world: &Counted, client: &mut Client, version: Http, path: &str) -> u16 {
     loop {
         match client.get(path).await {
-            Ok((status, _)) => return status,
+            Ok((status, _)) => {
+                world.reached_if(status == 200, &path);
+                return status;
+            }
             // It never left: the connection had been told to take no more.
             Err(error) if error.is_canceled() || error.is_closed() => *client = world.mutual(version).await,
             Err(error) => panic!("{error:?}"),
@@ -502,14 +622,8 @@ async fn the_server_name_and_the_port_that_were_asked_for_can_be_demanded() {
 #[tokio::test]
 async fn s26_what_only_the_mesh_may_say_is_taken_away_before_a_rule_sees_it() {
     // The control is a header that anybody may send.
-    for (name, status) in [
-        ("x-forwarded-client-cert", 403),
-        ("client-cert", 403),
-        ("client-cert-chain", 403),
-        ("l5d-client-id", 403),
-        ("x-envoy-peer-metadata", 403),
-        ("x-asked-client-cert", 200),
-    ] {
+    let taken = OF_PEER.into_iter().chain(["x_forwarded-client_cert"]).map(|name| (name, 403));
+    for (name, status) in taken.chain([("x-asked-client-cert", 200)]) {
         let web = header(name, StringMatch::Contains("sa/productpage".into()), false);
         let world = world(vec![one(AuthorizationAction::Allow, vec![web], vec![Principal::Any])]).await;
         let mut request: Request<Empty<bytes::Bytes>> = get("/");

@@ -17,6 +17,7 @@ use mesh_core::source::{Identities, Watched};
 use mesh_core::telemetry::Reporter;
 use mesh_server::Readiness;
 use mesh_server::debug::{DebugServer, prometheus};
+use mesh_testkit::TestCa;
 
 use crate::kit::{Client, Http, World, eventually, read, within};
 use crate::limits::kept;
@@ -42,6 +43,8 @@ async fn every_path_answers_from_its_closure() {
     let trigger = world.drain.clone();
     let identity = world.identity.watch();
     let ends = identity.load_full().as_ref().as_ref().unwrap().not_after();
+    let listed = TestCa::new().bundles_revoking(&[]);
+    let list_ends = listed.lists_end().unwrap();
     let debug = DebugServer::builder()
         .readiness(world.server.readiness().clone())
         .metrics(prometheus::content("1.2.3", world.metrics.clone(), world.server.stats().clone(), move |out| {
@@ -49,7 +52,9 @@ async fn every_path_answers_from_its_closure() {
             prometheus::config_resources(out, [("routes", "nacked_but_cached", 3)]);
             prometheus::config_unconfirmed(out, 60);
             let named = [("outer".into(), identity.clone()), ("none".into(), Watched::fixed(None))];
-            prometheus::certificate_expiry(out, &Identities::new(identity.clone(), named));
+            let identities = Identities::new(identity.clone(), named);
+            let roots = [("listed".into(), Watched::fixed(Some(listed.clone())))];
+            prometheus::certificate_expiry(out, &identities.with_roots(roots));
         }))
         .config_dump(Arc::new(|| ("application/json", "{\"config\":1}".into())))
         .clusters(Arc::new(|| ("not\na header value", "clusters".into())))
@@ -73,6 +78,8 @@ async fn every_path_answers_from_its_closure() {
     let ends = format!("mesh_certificate_expiry_timestamp_seconds{{of=\"leaf\"}} {ends}\n");
     assert!(metrics.contains(&ends) && metrics.contains("{of=\"root\"} "), "{metrics}");
     assert!(!metrics.contains("of=\"issuer\""), "a root signed it: {metrics}");
+    let list = format!("{{of=\"revocation_list\",instance=\"listed\"}} {list_ends}\n");
+    assert!(metrics.contains(&list) && metrics.matches("{of=\"revocation_list\"").count() == 1, "{metrics}");
     let failures = "mesh_certificate_renewal_failures_total ";
     assert!(metrics.contains(&format!("{failures}0\n")) && !metrics.contains("last_failure"), "{metrics}");
     world.metrics.renewals().failed(1_800_000_000);

@@ -42,8 +42,8 @@ pub(crate) enum Verdict {
     Stream,
     /// An answer with status 200.
     Served,
-    /// An answer with another status.
-    Refused,
+    /// An answer with another status, which is this.
+    Refused(u16),
     /// Nothing: the connection goes on.
     Alive,
 }
@@ -58,16 +58,32 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
 }
 
 /// A header block.
-pub(crate) fn block(headers: &[(&str, &str)]) -> Vec<u8> {
+pub(crate) fn block<V: AsRef<[u8]> + ?Sized>(headers: &[(&str, &V)]) -> Vec<u8> {
     let mut block = Vec::new();
     for (name, value) in headers {
         block.push(0);
-        for text in [name, value] {
+        for text in [name.as_bytes(), value.as_ref()] {
             integer(&mut block, text.len());
-            block.extend(text.as_bytes());
+            block.extend(text);
         }
     }
     block
+}
+
+/// The status of an answer, with which its block begins: of HPACK's table, or its name from there and three digits in
+/// Huffman code (RFC 7541, appendices A and B).
+fn status(block: &[u8]) -> u16 {
+    let code = match block {
+        [known @ 0x88..=0x8e, ..] => return [200, 204, 206, 304, 400, 404, 500][usize::from(known - 0x88)],
+        [0x48 | 0x08, length, code @ ..] if length & 0x80 != 0 => code,
+        other => panic!("a block that begins with no status: {other:02x?}"),
+    };
+    let mut bits = code.iter().flat_map(|byte| (0..8).rev().map(move |at| u16::from(byte >> at & 1)));
+    let mut digit = || match (0..5).fold(0, |code, _| code << 1 | bits.next().unwrap()) {
+        short @ 0..3 => short,
+        long => (long << 1 | bits.next().unwrap()) - 22,
+    };
+    (0..3).fold(0, |status, _| status * 10 + digit())
 }
 
 /// The length of a text without Huffman code: an integer with a prefix of seven bits (RFC 7541, section 5.1).
@@ -92,7 +108,7 @@ pub(crate) fn get<'a>(path: &'a str, more: &[(&'a str, &'a str)]) -> Vec<(&'a st
 }
 
 /// A whole request without a body, in as many frames as it takes.
-pub(crate) fn request(stream: u32, headers: &[(&str, &str)]) -> Vec<u8> {
+pub(crate) fn request<V: AsRef<[u8]> + ?Sized>(stream: u32, headers: &[(&str, &V)]) -> Vec<u8> {
     let block = block(headers);
     let mut parts = block.chunks(16_000).enumerate().peekable();
     let mut frames = Vec::new();
@@ -149,9 +165,10 @@ pub(crate) async fn judged(world: &World, bytes: Vec<u8>, pinged: bool) -> Verdi
             match head[3] {
                 GOAWAY => return Verdict::Connection,
                 RST_STREAM => return Verdict::Stream,
-                // 200 has a place in HPACK's table.
-                HEADERS if payload[0] == 0x88 => return Verdict::Served,
-                HEADERS => return Verdict::Refused,
+                HEADERS => match status(&payload) {
+                    200 => return Verdict::Served,
+                    other => return Verdict::Refused(other),
+                },
                 PING if pinged && payload == LAST => return Verdict::Alive,
                 _ => {}
             }

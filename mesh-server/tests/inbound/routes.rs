@@ -7,7 +7,8 @@ use http_body_util::{BodyExt, Empty};
 
 use mesh_core::policy::{
     AuthorizationAction, AuthorizationPolicy, AuthorizationRule, Domain, Guards, HttpFilter, HttpFilterKind,
-    InboundHost, InboundRoute, InboundRoutes, InboundState, InboundTls, PathMatch, Permission, Principal, RouteMatch,
+    InboundHost, InboundListener, InboundRoute, InboundRoutes, InboundState, InboundTls, PathMatch, Permission,
+    Principal, RouteMatch,
 };
 use mesh_server::Config;
 
@@ -113,6 +114,24 @@ async fn l3_each_route_has_its_own_guards_a39() {
     }
     // The two that share a filter share its bucket.
     assert_eq!(statuses, [403, 200, 200, 429, 200, 200, 429, 429, 200, 403]);
+}
+
+#[tokio::test]
+async fn a_connection_whose_routes_stay_and_whose_original_client_is_another_takes_no_more_requests() {
+    let trusting = |trusted_proxies| {
+        let InboundState::Ready(listener) = listed(vec![host("*", vec![route("/", Some(Guards::default()))])]) else {
+            panic!("it is ready")
+        };
+        InboundState::Ready(Arc::new(InboundListener { trusted_proxies, ..InboundListener::clone(&listener) }))
+    };
+    let world = world(trusting(1)).await;
+    let mut client = world.plain(Http::Two).await;
+    assert_eq!(client.send(get("/")).await.unwrap().status(), 200);
+    // The control: as many are no change.
+    world.policy.publish(trusting(1));
+    assert_eq!(client.send(get("/")).await.unwrap().status(), 200);
+    world.policy.publish(trusting(2));
+    eventually(|| client.ended.is_finished().then_some(())).await;
 }
 
 #[tokio::test]

@@ -107,8 +107,10 @@ async fn s92_a_secret_of_a_request_is_not_printed_with_it() {
         let mut question = CheckRequest::new(request.method().clone(), "/a?token=sesame-5", ([127, 0, 0, 1], 1).into());
         question.headers = request.headers().clone();
         question.body = Some(CheckBody { bytes: "sesame-6".into(), partial: false });
-        let head = request.headers().iter().filter(|(name, _)| *name != "baggage").collect::<Vec<_>>();
-        text(format!("{head:?} {context:?} {question:?}"))
+        // What has baggage shows it as it is: it lets nobody in. What the mesh keeps of it does not.
+        let head = format!("{:?}", request.headers());
+        assert!(head.contains("token=sesame-4"), "{head}");
+        text(format!("{} {context:?} {question:?}", head.replace("token=sesame-4", "")))
     });
     let world = World::start(policy(InboundTls::Permissive), Config::default(), service).await;
     for version in [Http::One, Http::Two] {

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -15,6 +16,7 @@ use mesh_core::policy::{
 };
 use mesh_core::telemetry::Reporter;
 use mesh_server::{Config, RawConnection, Refusal};
+use mesh_testkit::clock;
 
 use crate::kit::{Http, World, client_tls, eventually, listener, policy, within};
 
@@ -356,6 +358,31 @@ async fn a_server_that_leaves_tells_its_handlers_and_waits_for_them_within_its_l
     assert_eq!(within(ends.recv()).await, Some(None));
     assert!(stays.line().await.is_err());
     within(&mut world.serving).await.unwrap().unwrap();
+}
+
+/// Whether a server of whose connections one never ends has ended after this time of its drain.
+async fn has_gone(config: Config, after: Duration) -> bool {
+    let (mut world, _ends) = talking(policy(InboundTls::Permissive), config).await;
+    let mut stays = Caller::mutual(&world, "web").await.unwrap();
+    assert!(stays.line().await.is_ok());
+    tokio::time::pause();
+    world.drain.drain();
+    clock::pass(after).await;
+    let gone = (&mut world.serving).now_or_never();
+    tokio::time::resume();
+    gone.is_some_and(|ended| ended.unwrap().is_ok())
+}
+
+/// Kubernetes kills what is there 30 s after its SIGTERM.
+#[tokio::test]
+async fn by_default_a_server_has_left_five_seconds_before_its_grace_is_over_r34() {
+    const LEFT: Duration = Duration::from_secs(30 - 5);
+    assert!(has_gone(Config::default(), LEFT).await);
+    // The controls: until shortly before it waits, and with a limit two seconds longer it would still be there.
+    assert!(!has_gone(Config::default(), LEFT - Duration::from_secs(2)).await);
+    let mut longer = Config::default();
+    longer.drain_limit += Duration::from_secs(2);
+    assert!(!has_gone(longer, LEFT).await);
 }
 
 #[tokio::test]

@@ -10,10 +10,10 @@ use hyper::ext::Protocol;
 use mesh_core::authz::{CheckRequest, CheckResponse, Checking, ExternalAuthorizer, ExternalAuthorizers};
 use mesh_core::error::BoxError;
 use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, CheckedBody, Guards, HeaderKey,
-    HeaderMatch, HeaderMatcher, HttpFilter, HttpFilterKind, InboundHost, InboundListener, InboundRoute, InboundRoutes,
-    InboundState, InboundTls, JwtAuthentication, JwtKeys, JwtProvider, PathMatch, Permission, Principal, RouteMatch,
-    StringMatch, StringMatcher,
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, CheckedBody, CookieMatcher,
+    Guards, HeaderKey, HeaderMatch, HeaderMatcher, HttpFilter, HttpFilterKind, InboundHost, InboundListener,
+    InboundRoute, InboundRoutes, InboundState, InboundTls, JwtAuthentication, JwtKeys, JwtProvider, PathMatch,
+    Permission, Principal, QueryMatcher, RouteMatch, StringMatch, StringMatcher,
 };
 use mesh_core::source::Watched;
 use mesh_core::telemetry::Metrics;
@@ -182,20 +182,20 @@ async fn a_websocket_over_http2_is_the_get_that_it_is_over_http1() {
         path: PathMatch::Prefix("/open".into()),
         ..RouteMatch::any()
     };
-    for (what, state, admin, open) in [
-        ("no policy", with(|_| {}), true, true),
-        ("DENY of GET", guarded(one(AuthorizationAction::Deny, get_admin())), false, true),
-        ("ALLOW of GET", guarded(one(AuthorizationAction::Allow, get_admin())), true, false),
-        ("DENY of the upgrade", guarded(one(AuthorizationAction::Deny, upgrade())), false, false),
-        ("ALLOW of the upgrade", guarded(one(AuthorizationAction::Allow, upgrade())), true, true),
-        ("DENY of CONNECT", guarded(one(AuthorizationAction::Deny, connect())), true, true),
-        ("a token for GET", token(), false, true),
-        ("a route of GET", routed(by_method("GET")), true, true),
-        ("a route of CONNECT", routed(by_method("CONNECT")), false, false),
-        ("a route of the upgrade", routed(by_header), false, true),
+    for (what, state, refusal, admin, open) in [
+        ("no policy", with(|_| {}), 0, true, true),
+        ("DENY of GET", guarded(one(AuthorizationAction::Deny, get_admin())), 403, false, true),
+        ("ALLOW of GET", guarded(one(AuthorizationAction::Allow, get_admin())), 403, true, false),
+        ("DENY of the upgrade", guarded(one(AuthorizationAction::Deny, upgrade())), 403, false, false),
+        ("ALLOW of the upgrade", guarded(one(AuthorizationAction::Allow, upgrade())), 403, true, true),
+        ("DENY of CONNECT", guarded(one(AuthorizationAction::Deny, connect())), 403, true, true),
+        ("a token for GET", token(), 401, false, true),
+        ("a route of GET", routed(by_method("GET")), 404, true, true),
+        ("a route of CONNECT", routed(by_method("CONNECT")), 404, false, false),
+        ("a route of the upgrade", routed(by_header), 404, false, true),
     ] {
         let world = as_sent(state, None).await;
-        let judged = |served| if served { Verdict::Served } else { Verdict::Refused };
+        let judged = |served| if served { Verdict::Served } else { Verdict::Refused(refusal) };
         assert_eq!(verdict(&world, &websocket("/admin")).await, judged(admin), "{what}");
         assert_eq!(verdict(&world, &websocket("/open")).await, judged(open), "{what}");
     }
@@ -316,5 +316,114 @@ async fn s28_s33_a_token_is_demanded_in_whatever_reading_of_a_header_demands_it(
     }
     for lines in ["", "x-part: user\r\n", "x-part: user\r\nx-part: guest\r\n", "x-part: administrator\r\n"] {
         assert_eq!(ask(&world, "/", &format!("host: a\r\n{lines}")).await.0, 200, "{lines}");
+    }
+}
+
+#[tokio::test]
+async fn s28_s33_a_token_is_demanded_in_whatever_reading_of_a_query_or_of_cookies_demands_it() {
+    let by_query = RouteMatch {
+        query: vec![QueryMatcher { name: "part".into(), value: Some(StringMatcher::exact("admin")) }],
+        ..RouteMatch::any()
+    };
+    let cookie = CookieMatcher { name: "part".into(), value: StringMatcher::exact("admin"), invert: false };
+    let by_cookie = RouteMatch { cookies: vec![cookie.clone()], ..RouteMatch::any() };
+    let but_cookie = RouteMatch { cookies: vec![CookieMatcher { invert: true, ..cookie }], ..RouteMatch::any() };
+    let (query, cookies) = ("/?", "/ ");
+    for (matcher, place, demanded, open) in [
+        (
+            by_query,
+            query,
+            &["part=admin", "part=user&part=admin", "part=admin&part=user", "part=user&p%61rt=%61dmin"][..],
+            &["", "part=user", "part=user&part=guest", "part=administrator"][..],
+        ),
+        (by_cookie, cookies, &["part=admin", "part=user; part=admin", "part=admin; part=user"], &["", "part=user"]),
+        (but_cookie, cookies, &["", "part=user", "part=user; part=admin", "part=admin; part=user"], &["part=admin"]),
+    ] {
+        let provider = JwtProvider::new("https://issuer.test", JwtKeys::Inline(r#"{"keys":[]}"#.into()));
+        let mut jwt = JwtAuthentication::required("jwt", [("issuer".to_owned(), provider)]);
+        let mut others = jwt.rules[0].clone();
+        others.requirement = None;
+        jwt.rules[0].matcher = matcher;
+        jwt.rules.push(others);
+        let world = authority(with(|listener| listener.jwt = vec![jwt])).await;
+        for (said, status) in demanded.iter().map(|said| (said, 401)).chain(open.iter().map(|said| (said, 200))) {
+            let (target, lines) = match place {
+                "/?" => (format!("/?{said}"), String::new()),
+                _ => ("/".to_owned(), format!("cookie: {said}\r\n")),
+            };
+            assert_eq!(ask(&world, &target, &format!("host: a\r\n{lines}")).await.0, status, "{place}{said}");
+        }
+    }
+}
+
+/// Routes are chosen as Envoy chooses them, by all values of a header in one and by the first of a query parameter, and the
+/// application may read another one.
+#[tokio::test]
+async fn s28_a_request_that_might_have_another_route_with_other_guards_is_refused() {
+    let denied = Guards { authorization: vec![one(AuthorizationAction::Deny, Permission::Any)], ..Guards::default() };
+    let by_header =
+        RouteMatch { headers: vec![header("x-part", StringMatch::Exact("admin".into()))], ..RouteMatch::any() };
+    let by_query = RouteMatch {
+        query: vec![QueryMatcher { name: "part".into(), value: Some(StringMatcher::exact("admin")) }],
+        ..RouteMatch::any()
+    };
+    let cookie = CookieMatcher { name: "part".into(), value: StringMatcher::exact("admin"), invert: false };
+    let by_cookie = RouteMatch { cookies: vec![cookie], ..RouteMatch::any() };
+    let alone = |guards: &Guards| if *guards == denied { 403 } else { 200 };
+    for (first, others) in
+        [(denied.clone(), Guards::default()), (Guards::default(), denied.clone()), (denied.clone(), denied.clone())]
+    {
+        let route = |matcher: &RouteMatch, guards: &Guards| InboundRoute {
+            name: String::new(),
+            matcher: matcher.clone(),
+            serves: Some(Arc::new(guards.clone())),
+        };
+        let several = if first == others { 403 } else { 400 };
+        for (matcher, requests) in [
+            (
+                &by_header,
+                &[
+                    ("/", "x-part: admin\r\n", alone(&first)),
+                    ("/", "x-part: user\r\n", alone(&others)),
+                    ("/", "", alone(&others)),
+                    // One value, which is no list to who chooses the route.
+                    ("/", "x-part: user,admin\r\n", alone(&others)),
+                    ("/", "x-part: user\r\nx-part: guest\r\n", alone(&others)),
+                    ("/", "x-part: admin\r\nx-part: user\r\n", several),
+                    ("/", "x-part: user\r\nx-part: admin\r\n", several),
+                    ("/", "x-part: admin\r\nx-part: admin\r\n", several),
+                    ("/", "x-part: user\r\nx_part: admin\r\n", several),
+                ][..],
+            ),
+            (
+                &by_query,
+                &[
+                    ("/?part=admin", "", alone(&first)),
+                    ("/?part=user", "", alone(&others)),
+                    ("/?part=admin&part=admin", "", alone(&first)),
+                    ("/?part=user&part=guest", "", alone(&others)),
+                    ("/?part=admin&part=user", "", several),
+                    ("/?part=user&part=admin", "", several),
+                ],
+            ),
+            (
+                &by_cookie,
+                &[
+                    ("/", "cookie: part=admin\r\n", alone(&first)),
+                    ("/", "cookie: a=b; part=user\r\n", alone(&others)),
+                    ("/", "cookie: part=user; part=admin\r\n", several),
+                    ("/", "cookie: part=admin\r\ncookie: part=user\r\n", several),
+                ],
+            ),
+        ] {
+            let routes = vec![route(matcher, &first), route(&RouteMatch::any(), &others)];
+            let domains = vec![mesh_core::policy::Domain::new("*").unwrap()];
+            let host = InboundHost { name: "all".into(), domains, routes };
+            let world = authority(with(|listener| listener.routes = InboundRoutes::Listed(vec![host].into()))).await;
+            for (target, lines, status) in requests {
+                let answer = ask(&world, target, &format!("host: a\r\n{lines}")).await;
+                assert_eq!(answer.0, *status, "{target} {lines} {first:?}");
+            }
+        }
     }
 }

@@ -4,15 +4,20 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body_util::Full;
+use mesh_core::authz::{
+    CheckRequest, CheckResponse, Checking, ExternalAuthorizer, ExternalAuthorizers, Refusal as Denied, Unavailable,
+};
 use mesh_core::error::BoxError;
 use mesh_core::policy::{
-    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, Domain, InboundHost, InboundListener, InboundRoute,
-    InboundRoutes, InboundState, InboundTls, PathMatch, Permission, Principal, RouteMatch,
+    AuthorizationAction, AuthorizationPolicy, AuthorizationRule, AuthorizerProvider, Domain, InboundHost,
+    InboundListener, InboundRoute, InboundRoutes, InboundState, InboundTls, JwtAuthentication, JwtKeys, JwtProvider,
+    PathMatch, Permission, Principal, RouteMatch,
 };
 use mesh_core::source::Watched;
 use mesh_server::{Body, Refusal, Server};
@@ -230,5 +235,98 @@ async fn a_request_for_what_no_route_serves_and_one_without_an_identity_are_one_
     for (line, path, why) in [(&audited()[0], "/shut", "no route"), (&audited()[1], "/open", "mutual TLS")] {
         let decided = line.contains("decision=\"denied\"") && line.contains("method=GET");
         assert!(decided && line.contains(&format!("path=\"{path}\"")) && line.contains(why), "{line}");
+    }
+}
+
+/// An authorizer that denies, or has no answer.
+#[derive(Debug)]
+struct Never {
+    answers: bool,
+}
+
+impl ExternalAuthorizer for Never {
+    fn check(&self, _: CheckRequest) -> Checking<'_> {
+        let unavailable =
+            Unavailable { reason: "nobody is there".into(), status: StatusCode::FORBIDDEN, fail_open: false };
+        let answer =
+            if self.answers { Ok(CheckResponse::Denied(Denied::new(StatusCode::FORBIDDEN))) } else { Err(unavailable) };
+        Box::pin(std::future::ready(answer))
+    }
+}
+
+struct Known;
+
+impl ExternalAuthorizers for Known {
+    fn authorizer(&self, provider: &AuthorizerProvider) -> Option<Arc<dyn ExternalAuthorizer>> {
+        let answers = match &*provider.name {
+            "opa" => true,
+            "away" => false,
+            _ => return None,
+        };
+        Some(Arc::new(Never { answers }))
+    }
+}
+
+#[tokio::test]
+async fn each_way_to_be_refused_is_one_audit_line_with_policy_rule_and_reason_and_nobody_is_asked() {
+    let (log, _listens) = listen();
+    let of = |action: AuthorizationAction, path: &str| {
+        let mut policy = deny("shop/one", path, false);
+        policy.action = action;
+        vec![policy]
+    };
+    let custom = |name: &str| AuthorizationAction::Custom(AuthorizerProvider::named(name));
+    let provider = JwtProvider::new("https://issuer.test", JwtKeys::Inline(r#"{"keys":[]}"#.into()));
+    let jwt = JwtAuthentication::required("shop/tokens", [("issuer".to_owned(), provider)]);
+    let named = ["policy=\"shop/one\"", "rule=\"shop/one-rule\""];
+    let with = |more: &[&'static str]| [&named[..], more].concat();
+    for (what, policies, jwt, parts) in [
+        ("DENY", of(AuthorizationAction::Deny, "/a"), vec![], with(&["reason=\"a rule of a DENY policy matches\""])),
+        (
+            "ALLOW",
+            of(AuthorizationAction::Allow, "/b"),
+            vec![],
+            vec![named[0], "reason=\"no rule of the ALLOW policies matches\""],
+        ),
+        (
+            "CUSTOM of nobody's",
+            of(custom("nobody"), "/a"),
+            vec![],
+            with(&["reason=\"a rule of a CUSTOM policy matches, and nobody knows its provider\""]),
+        ),
+        ("CUSTOM", of(custom("opa"), "/a"), vec![], with(&["provider=\"opa\"", "why=403 Forbidden"])),
+        ("CUSTOM without an answer", of(custom("away"), "/a"), vec![], with(&["provider=\"away\"", "nobody is there"])),
+        ("JWT", vec![], vec![jwt], vec!["filter=\"shop/tokens\"", "why=Jwt is missing", "code=MESH-2008"]),
+    ] {
+        let mut listener = policy::inbound(([127, 0, 0, 1], 80).into(), InboundTls::Permissive);
+        (listener.authorization, listener.jwt) = (policies, jwt);
+        let open = InboundListener { authorization: Vec::new(), jwt: Vec::new(), ..listener.clone() };
+        let (published, inbound) = Watched::channel(InboundState::Ready(Arc::new(listener)));
+        let layer = Server::builder().inbound(inbound).authorizers(Arc::new(Known)).build().inbound_layer();
+        let calls = Arc::<AtomicUsize>::default();
+        let ask = async || {
+            let count = calls.clone();
+            let request = Request::get("/a").body(Full::<Bytes>::default()).unwrap();
+            let hello = tower::service_fn(move |_| {
+                count.fetch_add(1, Ordering::Relaxed);
+                async { Ok::<_, BoxError>(Response::new(Full::<Bytes>::default())) }
+            });
+            tower::ServiceExt::oneshot(tower::Layer::layer(&layer, hello), request).await.unwrap().status().as_u16()
+        };
+        let before = log.text().len();
+        let status = ask().await;
+        assert!(status == 403 || what == "JWT" && status == 401, "{what}: {status}");
+        assert_eq!(calls.load(Ordering::Relaxed), 0, "{what}: the application was asked");
+        let text = log.text()[before..].to_owned();
+        let audited: Vec<_> = text.lines().filter(|line| line.contains("mesh::audit")).collect();
+        let [line] = audited[..] else { panic!("{what}: {text}") };
+        for part in parts.into_iter().chain(["decision=\"denied\"", "path=\"/a\"", "method=GET"]) {
+            assert!(line.contains(part), "{what}: {part}: {line}");
+        }
+        // The control: with the policy off the application is asked, and there is no such line.
+        published.publish(InboundState::Ready(Arc::new(open)));
+        let before = log.text().len();
+        assert_eq!((ask().await, calls.load(Ordering::Relaxed)), (200, 1), "{what}");
+        assert!(!log.text()[before..].contains("mesh::audit"), "{what}");
     }
 }

@@ -1,5 +1,6 @@
 //! A certificate authority for one test.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -40,6 +41,8 @@ pub struct CertificateSpec {
     pub uris: Vec<String>,
     /// DNS names.
     pub dns: Vec<String>,
+    /// Addresses.
+    pub ips: Vec<IpAddr>,
     /// Ended in 2020.
     pub expired: bool,
     /// Marked as a certificate authority.
@@ -240,7 +243,8 @@ impl CertificateSpec {
         let mut params = CertificateParams::default();
         let uris = self.uris.iter().map(|uri| SanType::URI(uri.as_str().try_into().expect("ASCII")));
         let dns = self.dns.iter().map(|name| SanType::DnsName(name.as_str().try_into().expect("ASCII")));
-        params.subject_alt_names = uris.chain(dns).collect();
+        let ips = self.ips.iter().map(|address| SanType::IpAddress(*address));
+        params.subject_alt_names = uris.chain(dns).chain(ips).collect();
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         if self.expired {

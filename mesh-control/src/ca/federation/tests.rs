@@ -157,6 +157,26 @@ fn s63_a_file_that_is_of_no_use_leaves_the_last_good_one_and_says_of_whom_and_wh
 }
 
 #[test]
+fn what_cannot_be_kept_for_a_later_start_is_in_force_and_kept_once_it_can_be() {
+    let world = World::new();
+    let federation = world.open();
+    // No file can be written there.
+    let kept = world.home.path().join(LAST_GOOD);
+    std::fs::create_dir(&kept).unwrap();
+    world.write(other(OTHER).0);
+    for _ in 0..2 {
+        let error = federation.reload().unwrap_err().to_string();
+        assert!(error.contains(LAST_GOOD), "{error}");
+        assert_eq!(names(&federation.bundles()), [OTHER]);
+    }
+    assert_eq!(names(&world.open().bundles()), [OTHER], "nor does a start go by what was good last");
+    std::fs::remove_dir(&kept).unwrap();
+    assert!(!federation.reload().unwrap());
+    world.write("{");
+    assert_eq!(names(&world.open().bundles()), [OTHER]);
+}
+
+#[test]
 fn what_becomes_a_name_of_ours_is_nobody_elses_from_then_on() {
     let world = World::new();
     let federation = world.open();

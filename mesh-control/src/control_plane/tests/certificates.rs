@@ -83,6 +83,48 @@ async fn s87_a_service_account_token_is_proof_while_its_pod_lives_and_of_nobody_
 }
 
 #[tokio::test]
+async fn each_certificate_that_is_issued_or_refused_leaves_a_line_that_says_whose_and_for_what_proof() {
+    let log = Listening::begin();
+    let setup = Setup::new();
+    let plane = setup.start().await;
+    let lines = |what: &str| -> Vec<String> {
+        let of_it = |line: &&str| line.contains("mesh::ca") && line.contains(what);
+        log.text().lines().filter(of_it).map(str::to_owned).collect()
+    };
+    let holds = |line: &str, parts: &[&str]| assert!(parts.iter().all(|part| line.contains(part)), "{parts:?}: {line}");
+    let anonymous = Connection::anonymous(&plane).await;
+    let token = plane.join_tokens().mint("default", "reviews", Duration::from_secs(60)).unwrap();
+    let identity = anonymous.certificate(Some(&token)).await.unwrap();
+    let id = "id=spiffe://cluster.local/ns/default/sa/reviews";
+    let issued = lines("certificate issued");
+    assert_eq!(issued.len(), 1, "{issued:?}");
+    holds(
+        &issued[0],
+        &["INFO", id, "proof=\"join token\"", "again=false", "peer=anonymous at 127.0.0.1:", "serial=", "not_after="],
+    );
+    // Of somebody who has one: by that.
+    Connection::mutual(&plane, &identity).await.certificate(None).await.unwrap();
+    let issued = lines("certificate issued");
+    assert_eq!(issued.len(), 2, "{issued:?}");
+    holds(
+        &issued[1],
+        &[id, "proof=\"certificate\"", "peer=spiffe://cluster.local/ns/default/sa/reviews at 127.0.0.1:"],
+    );
+    // A token that was used, none at all, and somebody else's beside a certificate. Of strangers one line stands for all of
+    // a while.
+    assert_eq!(lines("certificate refused").len(), 0);
+    anonymous.certificate(Some(&token)).await.unwrap_err();
+    anonymous.certificate(None).await.unwrap_err();
+    let other = plane.join_tokens().mint("default", "ratings", Duration::from_secs(60)).unwrap();
+    Connection::mutual(&plane, &identity).await.certificate(Some(&other)).await.unwrap_err();
+    let refused = lines("certificate refused");
+    assert_eq!((refused.len(), lines("certificate issued").len()), (2, 2), "{refused:?}");
+    refused.iter().for_each(|line| holds(line, &["WARN", "peer=", "reason=\""]));
+    holds(&refused[0], &["peer=anonymous at 127.0.0.1:", "used before"]);
+    holds(&refused[1], &["peer=spiffe://cluster.local/ns/default/sa/reviews at", "the token is of", "sa/ratings"]);
+}
+
+#[tokio::test]
 async fn s87_a_certificate_alone_is_renewed_only_if_it_began_with_a_join_token() {
     let setup = Setup::new();
     let accounts = ServiceAccountTokens::new(Arc::new(Cluster::default()), Vec::new());
@@ -196,6 +238,9 @@ async fn s67_revocation_lists_are_told_to_members_and_one_that_is_of_no_use_keep
     tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap();
     assert!(is_cut.certificate(None).await.is_err());
     assert!(goes_on.certificate(None).await.is_ok());
+    let (_, metrics) = page(&plane, "localhost", "/metrics").await;
+    let ends = format!("{{of=\"revocation_list\"}} {}\n", trusted.lists_end().unwrap());
+    assert!(metrics.contains(&ends), "{metrics}");
 
     // Of these none would let anybody in, and none is taken up: the authority says what is wrong with each.
     let other = Setup::new();
@@ -357,4 +402,66 @@ async fn s62_members_are_told_of_federated_domains_and_these_are_nobody_to_the_c
     assert_eq!(stream.message().await.unwrap().unwrap(), told);
     std::fs::remove_file(here.state.path().join("federated-bundles.json")).unwrap();
     assert_eq!(stream.message().await.unwrap().unwrap().federated, []);
+}
+
+/// A certificate that the authority's key has signed for a workload of a trust domain.
+fn signed_for(setup: &Setup, domain: &str) -> Arc<Identity> {
+    let read = |file: &str| std::fs::read_to_string(setup.state.path().join(file)).unwrap();
+    let key = rcgen::KeyPair::from_pem(&read("ca-key.pem")).unwrap();
+    let issuer = rcgen::Issuer::from_ca_cert_pem(&read("root-cert.pem"), key).unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    let id = format!("spiffe://{domain}/ns/default/sa/reviews");
+    params.subject_alt_names = vec![rcgen::SanType::URI(id.as_str().try_into().unwrap())];
+    params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
+    let own = rcgen::KeyPair::generate().unwrap();
+    let leaf = params.signed_by(&own, &issuer).unwrap().der().clone();
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let key = rustls_pki_types::PrivateKeyDer::try_from(own.serialize_der()).unwrap();
+    let certified = rustls::sign::CertifiedKey::from_der(vec![leaf], key, &provider).unwrap();
+    // It knows the control plane by the name that that had before.
+    let roots = mesh_core::identity::TrustBundle::from_pem(read("root-cert.pem").as_bytes()).unwrap();
+    let (former, present) = (TrustDomain::new("cluster.local").unwrap(), TrustDomain::new("new.test").unwrap());
+    let mut bundles = mesh_core::identity::TrustBundles::single(former.clone(), roots);
+    bundles.alias(present, former);
+    Arc::new(Identity::new(certified, bundles, 1).unwrap())
+}
+
+#[tokio::test]
+async fn members_of_a_former_name_of_the_trust_domain_are_served_and_renewed_into_the_present_one() {
+    let setup = Setup::new();
+    setup.start().await.shutdown().await;
+    let renamed = |aliases: &[&str]| {
+        let names = aliases.iter().chain(&["cluster.local"]).map(|name| TrustDomain::new(name).unwrap()).collect();
+        setup.builder().trust_domain(TrustDomain::new("new.test").unwrap()).trust_domain_aliases(names)
+    };
+    // The control: whose root names another trust domain does not even start.
+    let refused = setup.builder().trust_domain(TrustDomain::new("new.test").unwrap()).start().await.err().unwrap();
+    assert!(refused.to_string().contains("--trust-domain-alias"), "{refused}");
+    let plane = renamed(&[]).start().await.unwrap();
+    let member = Connection::mutual(&plane, &signed_for(&setup, "cluster.local")).await;
+    let next = member.certificate(None).await.unwrap();
+    assert_eq!(next.id().as_str(), "spiffe://new.test/ns/default/sa/reviews");
+    assert_eq!(member.roots().await.unwrap().message().await.unwrap().unwrap().trust_domain, "new.test");
+    let mut ads = member.ads().await.unwrap();
+    ads.ask(Kind::Endpoints, &[REVIEWS_EDS], None).await;
+    ads.expect(Kind::Endpoints).await;
+    let (_, sync) = page(&plane, "localhost", "/sync").await;
+    assert!(
+        sync.contains("spiffe://new.test/ns/default/sa/reviews") && !sync.contains("spiffe://cluster.local"),
+        "{sync}"
+    );
+    // A token of the workload's speaks for it under either name, and for nobody else.
+    let token = |account: &str| plane.join_tokens().mint("default", account, Duration::from_secs(60)).unwrap();
+    assert!(member.certificate(Some(&token("reviews"))).await.is_ok());
+    assert_eq!(member.certificate(Some(&token("ratings"))).await.unwrap_err().code(), Code::Unauthenticated);
+    // The controls: by the same root, of a name that nobody has made an alias, until somebody has.
+    let refused = async |plane: &ControlPlane| {
+        let stranger = Connection::mutual(plane, &signed_for(&setup, "older.test")).await;
+        stranger.certificate(None).await.is_err()
+    };
+    assert!(refused(&plane).await);
+    plane.shutdown().await;
+    let plane = renamed(&["older.test"]).start().await.unwrap();
+    assert!(!refused(&plane).await);
 }

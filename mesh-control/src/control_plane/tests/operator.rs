@@ -1,5 +1,6 @@
 //! What an operator sees: the state of each client, and the load that clients report.
 
+use envoy_types::pb::envoy::config::core::v3::node::UserAgentVersionType;
 use envoy_types::pb::envoy::config::endpoint::v3::{ClusterStats, UpstreamLocalityStats};
 use envoy_types::pb::envoy::service::load_stats::v3::LoadStatsRequest;
 use serde_json::Value;
@@ -15,7 +16,8 @@ async fn the_status_tells_each_resource_of_each_client() {
     let setup = Setup::new();
     let plane = setup.start().await;
     let mut ads = join(&plane, "default", "productpage").await.ads().await.unwrap();
-    let node = Node { id: "productpage-1".into(), ..Node::default() };
+    let version = Some(UserAgentVersionType::UserAgentVersion("0.9.1\n".into()));
+    let node = Node { id: "productpage-1".into(), user_agent_version_type: version, ..Node::default() };
     ads.ask(Kind::Listener, &["reviews:9080", "nobody:1"], Some(node)).await;
     let response = ads.expect(Kind::Listener).await;
     let status = json(&plane, "/status").await;
@@ -31,6 +33,7 @@ async fn the_status_tells_each_resource_of_each_client() {
 
     let node = &json(&plane, "/sync?node=productpage-1&resources=true").await[0];
     assert_eq!(node["identity"], "spiffe://cluster.local/ns/default/sa/productpage");
+    assert_eq!(node["user_agent_version"], "0.9.1 ", "who runs which version");
     assert_eq!((node["in_sync"].as_bool(), node["protocol"].as_str()), (Some(false), Some("state-of-the-world")));
     let of = |kind: Kind| {
         let types = node["types"].as_array().unwrap();
@@ -80,4 +83,53 @@ async fn load_reports_are_answered_kept_and_summed() {
     let (_, metrics) = page(&plane, "localhost", "/metrics").await;
     let line = format!("mesh_control_load_requests_successful_total{{cluster=\"{REVIEWS_EDS}\"}} 4");
     assert!(metrics.contains(&line), "{metrics}");
+}
+
+#[tokio::test]
+async fn s91_what_others_write_makes_no_line_of_the_log_and_of_the_findings() {
+    const FORGED: &str = "\n2026-11-28T00:00:00Z  INFO mesh::audit: policy changed forged\u{1b}[2J\u{2028}";
+    let log = Listening::begin();
+    let forged = |text: &str| {
+        text.contains(['\u{1b}', '\u{2028}'])
+            || text.lines().any(|line| line.starts_with(FORGED[1..].split('\u{1b}').next().unwrap()))
+    };
+    let setup = Setup::new();
+    let (json, file) = (serde_json::to_string(FORGED).unwrap(), format!("a{FORGED}.yaml"));
+    let policy = |name: &str, rest: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: shop}}\n{rest}"
+        )
+    };
+    // Names, kinds, fields and values that are lines, and a policy that is good in a file whose name is one.
+    let kind = format!("apiVersion: v1\nkind: {json}\nmetadata: {{name: a}}\n");
+    setup.write("bad.yaml", &policy(&json, "spec: {}\n"));
+    setup.write("worse.yaml", &policy("other", &format!("spec: {{action: {json}}}\n")));
+    setup.write("kind.yaml", &kind);
+    let plane = setup.start().await;
+    setup.write(&file, &policy("shut", &format!("{json}: 1\nspec: {{}}\n")));
+    let lines = |part: &str| log.text().lines().filter(|line| line.contains(part)).count();
+    let seen = async |part: &str| {
+        let told = async {
+            while lines(part) == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), told).await.unwrap_or_else(|_| panic!("{part}: {}", log.text()));
+    };
+    seen("change=Added").await;
+    // A client that refuses what it is given in such words.
+    let mut ads = join(&plane, "default", "productpage").await.ads().await.unwrap();
+    ads.ask(Kind::Listener, &["reviews:9080"], None).await;
+    let response = ads.expect(Kind::Listener).await;
+    ads.acknowledge(&response, &["reviews:9080"], Some(FORGED)).await;
+    seen("a client refused configuration").await;
+    let (_, page) = page(&plane, "localhost", "/findings?format=text").await;
+    for what in ["metadata.name", "unknown kind", "action", "a\\n2026"] {
+        assert!(page.contains(what), "{what}: {page}");
+    }
+    assert!(lines("mesh::manifests") >= 3 && lines("forged") >= 4, "{}", log.text());
+    assert!(!forged(&log.text()) && !forged(&page), "{page}\n{}", log.text());
+    // The control: printed as it came, it is a line.
+    tracing::info!("{FORGED}");
+    assert!(forged(&log.text()));
 }

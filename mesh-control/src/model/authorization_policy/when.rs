@@ -1,6 +1,7 @@
 //! The conditions of a rule: a key, and values that it has or has not.
 
-use mesh_core::policy::{HeaderKey, Permission, Principal};
+use http::header::TE;
+use mesh_core::policy::{HeaderKey, Permission, Principal, is_of_peer};
 use serde::Deserialize;
 
 use super::super::check::Check;
@@ -78,15 +79,13 @@ pub(in crate::model) fn header_name(name: &str) -> Result<HeaderKey, String> {
         HeaderKey::Header(name) if name.as_str().starts_with("grpc-") => {
             Err(format!("{:?} is gRPC's own and may not be asked for (gRFC A41)", name.as_str()))
         }
-        HeaderKey::Header(name) if NEVER_SEEN.contains(&name.as_str()) || name.as_str().ends_with("-bin") => {
+        // The first two count as absent (gRFC A41), the others a server takes away.
+        HeaderKey::Header(name) if name == TE || name.as_str().ends_with("-bin") || is_of_peer(&name) => {
             Err(format!("{:?} is never seen by a rule, which would therefore never match", name.as_str()))
         }
         name => Ok(name),
     }
 }
-
-/// Headers that count as absent (gRFC A41), or that only the mesh may set and a server removes.
-const NEVER_SEEN: [&str; 4] = ["te", "x-forwarded-client-cert", "x-envoy-peer-metadata", "x-envoy-peer-metadata-id"];
 
 /// The keys of `<map>[a][b]`.
 fn keys_of(key: &str, map: &str) -> Option<Vec<String>> {

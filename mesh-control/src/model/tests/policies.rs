@@ -1,5 +1,7 @@
 //! What refuses an AuthorizationPolicy and a RequestAuthentication.
 
+use mesh_core::policy::OF_PEER;
+
 use super::*;
 
 #[test]
@@ -74,6 +76,9 @@ fn authorization_policy_rejections() {
     when("key: request.header, values: [a]", ".key", "request.headers[name]");
     when("key: 'request.headers[grpc-timeout]', values: [a]", ".key", "A41");
     when("key: 'request.headers[a b]', values: [a]", ".key", "not a header name");
+    for name in OF_PEER.into_iter().chain(["te", "x-a-bin", "x_forwarded_client_cert", "Client_Cert"]) {
+        when(&format!("key: 'request.headers[{name}]', values: [a]"), ".key", "never seen by a rule");
+    }
     let dry = |value: &str, action: &str| {
         format!(
             "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: a, annotations: {{istio.io/dry-run: '{value}'}}}}\n\

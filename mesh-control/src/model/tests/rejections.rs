@@ -266,6 +266,11 @@ fn destination_rule_rejections() {
             "spec.trafficPolicy.loadBalancer.consistentHash.maglev.tableSize",
             "not a prime",
         ),
+        (
+            "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: a, maglev: {tableSize: '18446744073709551557'}}}}}",
+            "spec.trafficPolicy.loadBalancer.consistentHash.maglev.tableSize",
+            "not a prime below",
+        ),
     ] {
         rejects(&object("networking.istio.io/v1", "DestinationRule", "a", spec), field, message);
     }
@@ -773,4 +778,9 @@ fn whole_numbers_of_istios_kinds_may_be_in_quotes() {
     accepts(&weights("'100'"));
     rejects(&weights("'1e2'"), "spec.http[0].route[0].weight", "a whole number is needed");
     rejects(&weights("'-1'"), "spec.http[0].route[0].weight", "negative");
+    for size in ["minimumRingSize: '2048'", "ringHash: {minimumRingSize: '2048'}", "maglev: {tableSize: '65537'}"] {
+        let hash =
+            format!("{{host: a, trafficPolicy: {{loadBalancer: {{consistentHash: {{httpHeaderName: a, {size}}}}}}}}}");
+        accepts(&object("networking.istio.io/v1", "DestinationRule", "a", &hash));
+    }
 }

@@ -180,7 +180,7 @@ impl Source<'_> {
         forward.to = to;
         forward.timeout = self.http.timeout.or(root.and_then(|root| root.timeout));
         // Also the ceiling of a gRPC caller's own timeout (config-surface 1.1.2).
-        forward.max_stream_duration = forward.timeout;
+        forward.grpc_timeout_max = forward.timeout;
         forward.retry = self.http.retries.clone().or_else(|| root.and_then(|root| root.retries.clone()));
         forward.rewrite = rewrite;
         forward.cors = self.http.cors.clone().or_else(|| root.and_then(|root| root.cors.clone()));

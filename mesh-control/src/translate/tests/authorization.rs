@@ -532,8 +532,9 @@ fn the_labels_of_a_pod_count_more_than_what_its_process_says() {
     assert_eq!(at(&two), Some("-".into()), "of those on a host's network the account tells");
 }
 
+/// As Istio has it: the setting of the mesh is for gateways. Else whoever is in the mesh could claim any address.
 #[test]
-fn the_mesh_config_says_how_many_proxies_are_trusted() {
+fn the_annotation_of_a_workload_and_not_the_mesh_config_says_how_many_proxies_are_trusted() {
     let config = |text: &str| {
         format!(
             "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n    defaultConfig: {text}\n---\n"
@@ -541,17 +542,57 @@ fn the_mesh_config_says_how_many_proxies_are_trusted() {
     };
     let rule = policy("one", "shop", "{rules: [{from: [{source: {remoteIpBlocks: [1.2.3.4]}}]}]}");
     let call = Call { headers: &[("x-forwarded-for", "9.9.9.9, 1.2.3.4")], ..GET };
-    let at = |text: &str| inbound(&world(&format!("{rule}{text}")), "shop");
-    let trusting = at(&config("{gatewayTopology: {numTrustedProxies: 1}}"));
-    assert_eq!((trusting.trusted_proxies, denied(&trusting, call)), (1, None));
-    // The control: nobody is trusted.
-    for text in [String::new(), config("{gatewayTopology: {}}"), config("{concurrency: 2}")] {
+    let one = "{gatewayTopology: {numTrustedProxies: 1}}";
+    let annotated = |text: &str| format!("annotations: {{'proxy.istio.io/config': '{text}'}}");
+    let pod = |metadata: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: p, namespace: shop, {metadata}}}\nspec: {{serviceAccountName: a-account}}\nstatus: {{podIP: 10.0.0.1}}\n---\n"
+        )
+    };
+    let deployment = |labels: &str, metadata: &str| {
+        format!(
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: d, namespace: shop}}\nspec: {{template: {{metadata: {{labels: {{{labels}}}, {metadata}}}}}}}\n---\n"
+        )
+    };
+    let own = Registration {
+        labels: [("app".to_owned(), "a".to_owned())].into(),
+        ..running("a", "shop", 80, "10.0.0.1:8080")
+    };
+    let at = |text: &str| inbound_of(&with(&format!("{rule}{text}"), std::slice::from_ref(&own)), "a-account");
+    for text in [
+        String::new(),
+        config(one),
+        config(one) + &pod(""),
+        config(one) + &pod(&annotated("{concurrency: 2}")),
+        pod(&annotated("{gatewayTopology: [")),
+        pod(&annotated("{gatewayTopology: {numTrustedProxies: -1}}")),
+        deployment("app: b", &annotated(one)),
+        pod(&format!("labels: {{app: a}}, {}", annotated("{gatewayTopology: {numTrustedProxies: 0}}")))
+            + &deployment("app: a", &annotated(one)),
+    ] {
         assert_eq!((at(&text).trusted_proxies, denied(&at(&text), call)), (0, Some("-".into())), "{text}");
     }
+    // The control: who says so is behind one, and believes it.
+    let template = deployment("app: a", &annotated(one));
+    for text in [pod(&annotated(one)), template.clone(), pod("labels: {app: a}") + &template] {
+        assert_eq!((at(&text).trusted_proxies, denied(&at(&text), call)), (1, None), "{text}");
+    }
+    let said = |text: &str| world(text).findings().iter().map(ToString::to_string).collect::<String>();
+    let wrong = said(&pod(&annotated("{gatewayTopology: {numTrustedProxies: -1}}")));
+    assert!(wrong.contains("warning: Pod shop/p metadata.annotations.proxy.istio.io/config"), "{wrong}");
+    assert!(
+        wrong.contains("numTrustedProxies") && wrong.contains("no proxy before the workload is trusted"),
+        "{wrong}"
+    );
+    assert!(
+        said(&deployment("app: a", &annotated("{gatewayTopology: ["))).contains("spec.template.metadata.annotations")
+    );
+    assert!(!said(&pod(&annotated(one))).contains("proxy.istio.io"), "the control");
     let told = |text: &str| world(&config(text)).findings().iter().map(ToString::to_string).collect::<String>();
     assert!(told("{concurrency: 2, gatewayTopology: {forwardClientCertDetails: SANITIZE}}").contains("concurrency"));
     assert!(told("{gatewayTopology: {numTrustedProxies: -1}}").contains("numTrustedProxies"));
-    assert_eq!(told("{gatewayTopology: {numTrustedProxies: 1}}"), "");
+    assert!(told(one).contains("no effect on workloads"), "{}", told(one));
+    assert_eq!(told("{gatewayTopology: {numTrustedProxies: 0}}"), "");
 }
 
 /// As in Istio's own sample, whose port is in quotes; and one provider that is wrong takes nothing from the others.
@@ -576,11 +617,11 @@ fn numbers_of_the_mesh_config_may_be_in_quotes_and_each_of_its_parts_stands_alon
     assert_eq!(of_sample.authorizers["sample-ext-authz-grpc"].target, "ext-authz.foo.svc.cluster.local:9000");
     assert_eq!(told, Vec::<String>::new());
     let wrong = config(
-        "trustDomainAliases: [old.test, 'a b']\nextensionProviders:\n- 5\n- {name: bad, envoyExtAuthzGrpc: {service: a, port: many}}\n- {name: good, envoyExtAuthzGrpc: {service: a, port: 1}}\ndefaultConfig: {gatewayTopology: {numTrustedProxies: '2'}}",
+        "trustDomainAliases: [old.test, 'a b']\nextensionProviders:\n- 5\n- {name: bad, envoyExtAuthzGrpc: {service: a, port: many}}\n- {name: good, envoyExtAuthzGrpc: {service: a, port: 1}}\ndefaultConfig: {gatewayTopology: {numTrustedProxies: '0'}}",
     );
     let (of_wrong, told) = read(&wrong);
     assert_eq!(of_wrong.authorizers.keys().collect::<Vec<_>>(), ["good"]);
-    assert_eq!((of_wrong.trust_domain_aliases.len(), of_wrong.trusted_proxies), (1, 2));
+    assert_eq!(of_wrong.trust_domain_aliases.len(), 1);
     let each = ["extensionProviders[0]", "extensionProviders[1].envoyExtAuthzGrpc.port", "trustDomainAliases[1]"];
     assert!(told.len() == 3 && each.iter().all(|at| told.iter().any(|line| line.contains(at))), "{told:#?}");
 

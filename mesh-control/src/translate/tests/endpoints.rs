@@ -159,6 +159,37 @@ fn the_narrowest_peer_authentication_decides() {
 }
 
 #[test]
+fn of_two_peer_authentications_the_older_holds_and_of_two_of_one_age_the_first_by_name() {
+    const LEVELS: [(&str, &str); 3] =
+        [("istio-system", ""), ("shop", ""), ("shop", "selector: {matchLabels: {app: a}}, ")];
+    for (namespace, selector) in LEVELS {
+        let one = |name: &str, created: &str, mode: &str| {
+            let spec = format!("{{{selector}mtls: {{mode: {mode}}}}}");
+            peer(&format!("{name}{created}"), namespace, &spec)
+        };
+        let mode = |first: String, second: String| {
+            let mut client = scope("shop");
+            client.labels.insert("app".into(), "a".into());
+            let tls =
+                |text: String| world(&text).inbound(&client, "xds.istio.io/grpc/lds/inbound/10.0.0.1:80").unwrap().tls;
+            let (one, other) = (tls(format!("{first}{second}")), tls(format!("{second}{first}")));
+            assert_eq!(one, other, "whichever is written first");
+            one
+        };
+        let (old, young) =
+            (", creationTimestamp: '2024-01-01T00:00:00Z'", ", creationTimestamp: '2024-01-01T00:00:01Z'");
+        let at = format!("{namespace} {selector}");
+        // The younger would be the first by name.
+        assert_eq!(mode(one("b", old, "STRICT"), one("a", young, "DISABLE")), InboundTls::Strict, "{at}");
+        assert_eq!(mode(one("b", old, "DISABLE"), one("a", young, "STRICT")), InboundTls::Disable, "{at}");
+        for age in ["", old] {
+            assert_eq!(mode(one("a", age, "STRICT"), one("b", age, "DISABLE")), InboundTls::Strict, "{at}{age}");
+            assert_eq!(mode(one("a", age, "DISABLE"), one("b", age, "STRICT")), InboundTls::Disable, "{at}{age}");
+        }
+    }
+}
+
+#[test]
 fn a_server_that_refuses_tls_is_called_in_plaintext() {
     let registrations = [running("a", "shop", 80, "10.0.0.1:8080")];
     let world = with(&peer("ns", "shop", "{mtls: {mode: DISABLE}}"), &registrations);

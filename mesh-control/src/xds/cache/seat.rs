@@ -137,7 +137,11 @@ impl Seat {
             return self.authorities.insert(parsed.authority);
         }
         if self.refused.is_empty() {
-            tracing::warn!(%name, limit = MAX_AUTHORITIES, "a stream asks as too many authorities; what it asks of another does not exist");
+            tracing::warn!(
+                name,
+                limit = MAX_AUTHORITIES,
+                "a stream asks as too many authorities; what it asks of another does not exist"
+            );
         }
         false
     }

@@ -21,9 +21,8 @@ pub(super) struct Type {
     pub(super) explicit: Names,
     /// What to look at before the next response.
     pub(super) due: BTreeSet<Arc<str>>,
-    /// What the client has and does not exist any more, to be taken away in the end; with the stream's last nonce when that
-    /// was seen.
-    pub(super) vanished: BTreeMap<Arc<str>, u64>,
+    /// What the client has and does not exist any more, to be taken away in the end.
+    pub(super) vanished: BTreeSet<Arc<str>>,
     /// A response is owed even if there is nothing to say.
     pub(super) owed: bool,
     /// Names in the response that is not answered yet.
@@ -33,8 +32,6 @@ pub(super) struct Type {
     pub(super) version_sent: Arc<str>,
     pub(super) version_acked: Arc<str>,
     pub(super) nack: Option<NackStatus>,
-    /// Of the last response that was refused, whatever was accepted since.
-    pub(super) refused_nonce: Option<u64>,
     /// What of the newest state was not sent, and why; everything has no name.
     pub(super) unsent: BTreeMap<Option<Arc<str>>, String>,
 }
@@ -117,7 +114,7 @@ impl Type {
     /// Everything that exists, and what has vanished and is not taken away yet.
     pub(super) fn everything(&self, resource: impl Fn(&Arc<str>) -> Option<Arc<Encoded>>) -> Vec<Arc<Encoded>> {
         let kept = |name: &Arc<str>, known: &Known| match &known.held {
-            Held::Bytes(encoded) if self.vanished.contains_key(name) => Some(encoded.clone()),
+            Held::Bytes(encoded) if self.vanished.contains(name) => Some(encoded.clone()),
             _ => None,
         };
         self.known.iter().filter_map(|(name, known)| resource(name).or_else(|| kept(name, known))).collect()
@@ -161,11 +158,9 @@ impl Type {
         }
     }
 
-    /// The nonce of the last response that the client refused, while it goes on with something older than what it was sent.
-    pub(super) fn refused(&self) -> Option<u64> {
-        let refused = self.refused_nonce?;
-        let keeps = |known: &Known| known.answer == Answer::Refused && known.held.is_some();
-        self.known.values().any(keeps).then_some(refused)
+    /// Whether the client refuses what it was sent last under some name, and goes on with something older.
+    pub(super) fn refuses(&self) -> bool {
+        self.known.values().any(|known| known.answer == Answer::Refused && known.held.is_some())
     }
 
     /// The client's answer to the last response.

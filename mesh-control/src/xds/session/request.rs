@@ -222,7 +222,7 @@ impl Session {
                 ty.known.retain(|_, known| known.explicit);
                 let known = &ty.known;
                 ty.due.retain(|name| known.contains_key(name));
-                ty.vanished.retain(|name, _| known.contains_key(name));
+                ty.vanished.retain(|name| known.contains_key(name));
             }
             _ => {}
         }
@@ -277,7 +277,6 @@ impl Type {
             return Outcome { acked: true, nacked: None };
         };
         self.answered(Answer::Refused);
-        self.refused_nonce = self.nonce.parse().ok();
         let reason = printable(&error.message);
         let version = self.version_sent.to_string();
         self.nack = Some(NackStatus { version, nonce: self.nonce.clone(), reason: reason.clone() });

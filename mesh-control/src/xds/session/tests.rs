@@ -284,17 +284,29 @@ fn a_vanished_cluster_stays_while_the_client_refuses_the_routes_without_it() {
 }
 
 #[test]
-fn what_was_refused_before_a_cluster_vanished_keeps_no_cluster() {
+fn a_vanished_cluster_stays_while_the_client_refuses_routes_of_before() {
     for form in BOTH {
-        let (cache, mut client, after) = about_to_lose_a_cluster(form, &[]);
-        let refused = after.clone().with(Kind::Cluster, "v2", 1).with(Kind::Endpoints, "v2", 1);
-        let (refused, after) = (refused.with(Kind::Routes, "reviews", 2), after.with(Kind::Routes, "reviews", 2));
-        refused.publish(&cache, "2");
-        assert_eq!(client.next().unwrap().kind, Kind::Routes);
-        client.answer(Kind::Routes, Some("no"));
-        after.publish(&cache, "3");
-        assert_eq!(client.settle(), taken_away(form), "the routes that it refuses name the cluster as well");
-        // Nor does what the client has given up.
+        for also in [Kind::Listener, Kind::Routes] {
+            // Refused while the cluster was there: what the client goes on with is older, and names it.
+            let (cache, mut client, after) = about_to_lose_a_cluster(form, &[also]);
+            let refused = after.clone().with(Kind::Cluster, "v2", 1).with(Kind::Endpoints, "v2", 1);
+            refused.publish(&cache, "2");
+            assert_eq!(client.next().unwrap().kind, also);
+            client.answer(also, Some("no"));
+            after.publish(&cache, "3");
+            assert_eq!(client.settle(), [], "{form:?}: the {also} in use may name it");
+            after.with(also, "reviews", 3).publish(&cache, "4");
+            assert_eq!(client.next().unwrap().kind, also);
+            assert_eq!(client.next(), None);
+            client.answer(also, None);
+            assert_eq!(client.settle(), taken_away(form), "{form:?} {also}");
+        }
+    }
+}
+
+#[test]
+fn what_the_client_has_given_up_keeps_no_cluster() {
+    for form in BOTH {
         let (cache, mut client, after) = about_to_lose_a_cluster(form, &[Kind::Routes]);
         after.publish(&cache, "2");
         client.next();
@@ -303,6 +315,17 @@ fn what_was_refused_before_a_cluster_vanished_keeps_no_cluster() {
         client.ask(Kind::Routes, &[]);
         assert_eq!(client.settle(), taken_away(form));
     }
+}
+
+#[test]
+fn endpoints_that_vanish_alone_are_taken_away() {
+    let before = Fake::default().with(Kind::Endpoints, "a", 1).with(Kind::Endpoints, "b", 1);
+    let cache = before.cache();
+    let mut client = Client::new(&cache, Form::Delta);
+    client.ask(Kind::Endpoints, &["a", "b"]);
+    client.settle();
+    before.without(Kind::Endpoints, "b").publish(&cache, "2");
+    assert_eq!(client.settle(), [row(Kind::Endpoints, &[], &["b"])]);
 }
 
 #[test]

@@ -27,7 +27,11 @@ fn not_valid(refused: PeerRefused) -> String {
     }
 }
 
-fn verify(chain: &[CertificateDer<'_>], bundles: &TrustBundles, now: UnixTime) -> Result<SpiffeId, PeerRefused> {
+pub(super) fn verify(
+    chain: &[CertificateDer<'_>],
+    bundles: &TrustBundles,
+    now: UnixTime,
+) -> Result<SpiffeId, PeerRefused> {
     verify_svid(chain, bundles, provider().signature_verification_algorithms.all, now, Usage::Client)
 }
 
@@ -283,43 +287,6 @@ fn s63_a_bundle_is_read_whole_or_not_at_all() {
     }
 }
 
-#[test]
-fn s66_no_session_outlives_the_rules_it_was_checked_by() {
-    let root = Root::new();
-    let provider = provider();
-    let client = Arc::new(client_config(&root.identity(REVIEWS), &[], &[], &provider).unwrap());
-    let again = |server: &Arc<rustls::ServerConfig>| {
-        let name = ServerName::try_from("ignored.test").unwrap();
-        let server = ServerConnection::new(server.clone()).unwrap();
-        run(ClientConnection::new(client.clone(), name).unwrap(), server)
-    };
-    let before = Arc::new(server_config(&root.identity(RATINGS), true, &[], &provider).unwrap());
-    for _ in 0..2 {
-        let (client, _) = again(&before).unwrap();
-        assert_ne!(client.handshake_kind(), Some(rustls::HandshakeKind::Resumed));
-    }
-    // The root is taken out: who was let in before is not let in again.
-    let without = root.identity(RATINGS).trusting(Root::new().bundles());
-    let after = Arc::new(server_config(&without, true, &[], &provider).unwrap());
-    assert!(again(&after).is_err());
-    // The control: with rustls' own defaults on both sides the second session is resumed, nothing checked.
-    let resuming = |config: &ClientConfig| {
-        let mut config = config.clone();
-        config.resumption = rustls::client::Resumption::in_memory_sessions(8);
-        Arc::new(config)
-    };
-    let mut server = (*before).clone();
-    server.session_storage = rustls::server::ServerSessionMemoryCache::new(8);
-    server.send_tls13_tickets = 2;
-    let (client, server) = (resuming(&client), Arc::new(server));
-    let kinds = [(); 2].map(|()| {
-        let name = ServerName::try_from("ignored.test").unwrap();
-        let connection = ClientConnection::new(client.clone(), name).unwrap();
-        run(connection, ServerConnection::new(server.clone()).unwrap()).unwrap().0.handshake_kind()
-    });
-    assert_eq!(kinds[1], Some(rustls::HandshakeKind::Resumed));
-}
-
 /// A root's list of revoked serials, valid for an hour around `at`.
 pub(in crate::identity) fn list(root: &Root, serials: &[u64], at: u64) -> Vec<u8> {
     let time = |seconds: u64| date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
@@ -370,12 +337,16 @@ fn s67_a_revoked_certificate_and_one_whose_state_is_unknown_are_refused() {
 
 /// An authority that `root` signed.
 fn intermediate(root: &Root, serial: u64) -> Root {
+    authority(root, |params| params.serial_number = Some(SerialNumber::from(serial)))
+}
+
+pub(in crate::identity) fn authority(root: &Root, change: impl FnOnce(&mut CertificateParams)) -> Root {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "intermediate");
-    params.serial_number = Some(SerialNumber::from(serial));
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    change(&mut params);
     let der = params.signed_by(&key, &root.issuer).unwrap().der().clone();
     Root { der, issuer: Issuer::new(params, key) }
 }
@@ -395,6 +366,93 @@ fn s67_what_stands_between_a_leaf_and_its_root_is_asked_about_too() {
     not_valid(judged(vec![of(&between, &[])]).unwrap_err());
     assert!(judged(vec![of(&root, &[]), of(&between, &[])]).is_ok(), "control");
     assert!(judged(Vec::new()).is_ok(), "control: no lists");
+}
+
+/// What a chain of one more authority, changed in this way, is told of a leaf of ours.
+fn signed_by(root: &Root, bundles: &TrustBundles, change: impl FnOnce(&mut CertificateParams)) -> Result<(), String> {
+    let between = authority(root, change);
+    let chain = [between.issue(&leaf(&[REVIEWS])).cert, vec![between.der]].concat();
+    match verify(&chain, bundles, UnixTime::now()) {
+        Ok(id) => {
+            assert_eq!(id.as_str(), REVIEWS);
+            Ok(())
+        }
+        Err(refused) => Err(not_valid(refused)),
+    }
+}
+
+#[test]
+fn s58_between_a_leaf_and_its_root_stands_who_may_sign_certificates() {
+    let root = Root::new();
+    let bundles = root.bundles();
+    for usages in [
+        vec![KeyUsagePurpose::CrlSign],
+        vec![KeyUsagePurpose::DigitalSignature],
+        vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::CrlSign],
+    ] {
+        let refused = signed_by(&root, &bundles, |params| params.key_usages = usages).unwrap_err();
+        assert!(refused.contains("CN=intermediate") && refused.contains("keyCertSign"), "{refused}");
+    }
+    // cA is path validation's to look at.
+    let refused = signed_by(&root, &bundles, |params| params.is_ca = IsCa::ExplicitNoCa).unwrap_err();
+    assert!(refused.contains("EndEntityUsedAsCa"), "{refused}");
+    // The controls: with it alone; without any key usage, which restricts nothing (RFC 5280, 6.1.4 n); and without cRLSign.
+    for usages in [vec![KeyUsagePurpose::KeyCertSign], vec![]] {
+        assert_eq!(signed_by(&root, &bundles, |params| params.key_usages = usages), Ok(()));
+    }
+    // Who stands beside the path signs nothing and is not looked at.
+    let idle = authority(&root, |params| params.key_usages = vec![KeyUsagePurpose::DigitalSignature]);
+    let chain = [root.issue(&leaf(&[REVIEWS])).cert, vec![idle.der]].concat();
+    assert!(verify(&chain, &bundles, UnixTime::now()).is_ok());
+    // The one above who signed the leaf is looked at as well.
+    let upper = authority(&root, |params| params.key_usages = vec![KeyUsagePurpose::CrlSign]);
+    let lower = authority(&upper, |params| params.distinguished_name.push(DnType::OrganizationName, "lower"));
+    let chain = [lower.issue(&leaf(&[REVIEWS])).cert, vec![lower.der, upper.der]].concat();
+    assert!(not_valid(verify(&chain, &bundles, UnixTime::now()).unwrap_err()).contains("keyCertSign"));
+}
+
+#[test]
+fn s62_an_authority_of_another_domain_or_one_that_is_a_workload_vouches_for_nobody() {
+    let root = Root::new();
+    let mut bundles = root.bundles();
+    let named = |uri: &'static str| {
+        move |params: &mut CertificateParams| params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())]
+    };
+    for (uri, why) in [
+        ("spiffe://other-domain", "another trust domain"),
+        ("spiffe://cluster.local/ns/default/sa/ratings", "without a path"),
+        ("spiffe://cluster.local/", "without a path"),
+        ("SPIFFE://cluster.local/ca", "without a path"),
+        ("spiffe://", "without a path"),
+        ("spiffe://cluster.local?q", "without a path"),
+        ("spiffe://u@cluster.local", "without a path"),
+    ] {
+        let refused = signed_by(&root, &bundles, named(uri)).unwrap_err();
+        assert!(refused.contains(why), "{uri}: {refused}");
+    }
+    let both = |params: &mut CertificateParams| {
+        named("spiffe://cluster.local")(params);
+        params.subject_alt_names.push(SanType::URI("spiffe://cluster.local/x".try_into().unwrap()));
+    };
+    assert!(signed_by(&root, &bundles, both).unwrap_err().contains("without a path"));
+    // The controls: of its own domain; without any; with names of other kinds, as istiod's has them.
+    assert_eq!(signed_by(&root, &bundles, named("spiffe://cluster.local")), Ok(()));
+    assert_eq!(signed_by(&root, &bundles, |_| {}), Ok(()));
+    let dns = SanType::DnsName("istiod.istio-system.svc".try_into().unwrap());
+    assert_eq!(signed_by(&root, &bundles, |params| params.subject_alt_names = vec![dns]), Ok(()));
+    assert_eq!(signed_by(&root, &bundles, named("https://ca.example/issuer")), Ok(()));
+    // A former name of the domain is one of it.
+    let (old, home) = (TrustDomain::new("other-domain").unwrap(), TrustDomain::new("cluster.local").unwrap());
+    bundles.alias(old.clone(), home);
+    assert_eq!(signed_by(&root, &bundles, named("spiffe://other-domain")), Ok(()));
+    // But for one with a bundle of its own.
+    bundles.insert(old, TrustBundle::new([Root::new().der]).unwrap());
+    assert!(signed_by(&root, &bundles, named("spiffe://other-domain")).unwrap_err().contains("another trust domain"));
+    // Above who signed the leaf an authority may be of another domain (X509-SVID 3.2).
+    let upper = authority(&root, named("spiffe://parent"));
+    let lower = authority(&upper, |params| params.distinguished_name.push(DnType::OrganizationName, "lower"));
+    let chain = [lower.issue(&leaf(&[REVIEWS])).cert, vec![lower.der, upper.der]].concat();
+    assert!(verify(&chain, &bundles, UnixTime::now()).is_ok());
 }
 
 /// An element of DER, shorter than 64 KiB.
@@ -461,12 +519,25 @@ fn s68_a_bad_list_is_refused_as_it_is_read() {
     let root = Root::new();
     let at = UnixTime::now().as_secs();
     let good = list(&root, &[7], at);
-    let too_long = vec![0; 50 << 20];
-    for bad in [Vec::new(), too_long, good[..good.len() - 1].to_vec(), b"\x30\x03\x83\x01\x00".to_vec()] {
-        assert!(with_lists(&root, vec![good.clone(), bad]).is_err());
+    let reason = |lists| with_lists(&root, lists).unwrap_err().to_string();
+    for bad in [Vec::new(), good[..good.len() - 1].to_vec(), b"\x30\x03\x83\x01\x00".to_vec()] {
+        assert!(reason(vec![good.clone(), bad]).contains("cannot be read"));
     }
-    assert!(with_lists(&root, vec![good.clone(); 65]).is_err(), "too many");
+    assert!(reason(vec![good.clone(); 65]).contains("65 revocation lists; at most 64 are taken"));
     assert!(with_lists(&root, vec![good]).is_ok(), "control");
+}
+
+#[test]
+fn s68_a_list_is_well_formed_and_too_long() {
+    let root = Root::new();
+    let of = |serials: u64| list(&root, &(1..=serials).collect::<Vec<_>>(), UnixTime::now().as_secs());
+    let (within, beyond) = (of(80_000), of(160_000));
+    assert!(within.len() > 2 << 20 && within.len() <= 4 << 20 && beyond.len() > 4 << 20, "the two are on both sides");
+    let reason = with_lists(&root, vec![beyond.clone()]).unwrap_err().to_string();
+    assert!(reason.contains(&format!("a revocation list of {} bytes; at most 4194304", beyond.len())), "{reason}");
+    // The control: what is refused is a good list, and another one that is shorter is heard.
+    assert!(webpki::OwnedCertRevocationList::from_der(&beyond).is_ok());
+    assert!(with_lists(&root, vec![within]).is_ok());
 }
 
 #[test]

@@ -414,12 +414,12 @@ fn r11_timeouts_a31() {
             });
         }))
     };
-    let limits = |forward: Forward| (forward.timeout, forward.max_stream_duration);
+    let limits = |forward: Forward| (forward.timeout, forward.max_stream_duration, forward.grpc_timeout_max);
     let s = |seconds| Some(std::time::Duration::from_secs(seconds));
-    assert_eq!(limits(max(seconds(3), None)), (s(3), None));
-    assert_eq!(limits(max(seconds(3), seconds(5))), (None, s(5)), "the ceiling wins");
-    assert_eq!(limits(max(seconds(3), seconds(0))), (None, s(0)), "0 is no limit, nor is the listener's one");
-    assert_eq!(limits(max(None, None)), (None, None), "the listener's limit holds");
+    for [whole, header] in [[None, None], [s(3), None], [s(3), s(5)], [s(3), s(0)], [s(0), s(5)], [None, s(0)]] {
+        let proto = |time: Option<std::time::Duration>| time.and_then(|time| seconds(time.as_secs() as i64));
+        assert_eq!(limits(max(proto(whole), proto(header))), (None, whole, header), "0 is not the same as none");
+    }
     let at = "virtual_hosts[0].routes[0].route.timeout";
     action("negative", |a| a.timeout = seconds(-1), &Says::Refused(&[at]));
 }

@@ -21,9 +21,11 @@ use envoy_types::pb::envoy::extensions::load_balancing_policies::{
 };
 use envoy_types::pb::envoy::extensions::transport_sockets::http_11_proxy::v3::Http11ProxyUpstreamTransport;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext, UpstreamTlsContext,
-    certificate_validation_context::SystemRootCerts, common_tls_context::ValidationContextType,
+    CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext, SubjectAltNameMatcher,
+    UpstreamTlsContext, certificate_validation_context::SystemRootCerts, common_tls_context::ValidationContextType,
+    subject_alt_name_matcher::SanType,
 };
+use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher as StringProto, string_matcher::MatchPattern};
 use envoy_types::pb::envoy::r#type::v3::{FractionalPercent, Percent};
 use envoy_types::pb::google::protobuf::{Any, Duration, FloatValue, UInt64Value};
 use mesh_core::policy::*;
@@ -437,6 +439,42 @@ fn b10_provider_instances_give_certificate_and_roots_or_roots_alone_a29() {
     assert_eq!(tls.instances, Instances { certificate: Some("outer".into()), roots: None });
 }
 
+fn validation(context: &mut UpstreamTlsContext) -> &mut CertificateValidationContext {
+    match &mut context.common_tls_context.as_mut().unwrap().validation_context_type {
+        Some(ValidationContextType::ValidationContext(validation)) => validation,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn s1_names_that_a_server_must_have_a29() {
+    const INSIDE: &str = "transport_socket.common_tls_context.validation_context";
+    let named = |kind: SanType, name: StringProto| {
+        let names = vec![SubjectAltNameMatcher { san_type: kind.into(), matcher: Some(name), ..Default::default() }];
+        let mut context = originated();
+        validation(&mut context).match_typed_subject_alt_names = names;
+        move |c: &mut Proto| c.transport_socket = socket(pack(&context))
+    };
+    let names = format!("{INSIDE}.match_typed_subject_alt_names[0]");
+    for text in ["a.test", "*.a.test", "spiffe://cluster.local/ns/a/sa/b"] {
+        for kind in [SanType::Dns, SanType::Uri] {
+            cluster(text, named(kind, codec::matcher::exact(text)), &Says::Taken);
+        }
+    }
+    cluster("an address", named(SanType::IpAddress, codec::matcher::exact("10.0.0.1")), &Says::Taken);
+    let half = StringProto { match_pattern: Some(MatchPattern::Prefix("10.".into())), ..Default::default() };
+    for name in [half, codec::matcher::exact("a.test")] {
+        cluster("no address", named(SanType::IpAddress, name), &Says::Refused(&[&format!("{names}.matcher")]));
+    }
+    for kind in [SanType::Email, SanType::OtherName] {
+        cluster(
+            "of a person",
+            named(kind, codec::matcher::exact("a")),
+            &Says::Refused(&[&format!("{names}.san_type")]),
+        );
+    }
+}
+
 #[test]
 fn s1_s4_s5_tls_towards_endpoints_a29_a101_a82() {
     let with = |change: fn(&mut UpstreamTlsContext)| {
@@ -444,12 +482,6 @@ fn s1_s4_s5_tls_towards_endpoints_a29_a101_a82() {
         change(&mut context);
         move |c: &mut Proto| c.transport_socket = socket(pack(&context))
     };
-    fn validation(context: &mut UpstreamTlsContext) -> &mut CertificateValidationContext {
-        match &mut context.common_tls_context.as_mut().unwrap().validation_context_type {
-            Some(ValidationContextType::ValidationContext(validation)) => validation,
-            other => panic!("{other:?}"),
-        }
-    }
     let at = "transport_socket.common_tls_context";
     let inside = "transport_socket.common_tls_context.validation_context";
     for (name, change) in [

@@ -6,6 +6,7 @@ use envoy_types::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch
 use envoy_types::pb::envoy::config::rbac::v3::{
     self as rbac, rbac::AuditLoggingOptions, rbac::audit_logging_options::AuditLoggerConfig,
 };
+use envoy_types::pb::envoy::config::route::v3::HeaderMatcher as HeaderProto;
 use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::{
     JwtAuthentication as JwtProto, JwtClaimToHeader, JwtProvider as ProviderProto, JwtRequirement as RequirementProto,
     PerRouteConfig, RemoteJwks, RequirementRule, jwt_provider::JwksSourceSpecifier, jwt_requirement::RequiresType,
@@ -156,6 +157,20 @@ fn s9_rbac_filters_a41() {
     };
     cel.rules.as_mut().unwrap().policies.insert("p".into(), policy);
     says("CEL", rbac(cel), &Says::Refused(&[&format!("{FILTER}.rules.policies[\"p\"].condition")]));
+    let at = format!("{FILTER}.rules.policies[\"p\"].permissions[0].header.name");
+    let at: &str = &at;
+    let reported = OF_PEER.map(|name| (name, Says::Reported(std::slice::from_ref(&at))));
+    for (name, want) in reported.into_iter().chain([("x-role", Says::Taken)]) {
+        let mut of_peer = rules(None);
+        let header = rbac::permission::Rule::Header(HeaderProto { name: name.into(), ..Default::default() });
+        let policy = rbac::Policy {
+            permissions: vec![rbac::Permission { rule: Some(header) }],
+            principals: vec![rbac::Principal { identifier: Some(rbac::principal::Identifier::Any(true)) }],
+            ..Default::default()
+        };
+        of_peer.rules.as_mut().unwrap().policies.insert("p".into(), policy);
+        says(name, rbac(of_peer), &want);
+    }
     let unknown = RbacProto { rules: Some(rbac::Rbac { action: 9, ..Default::default() }), ..Default::default() };
     says("an unknown action", rbac(unknown), &Says::Refused(&[&format!("{FILTER}.rules.action")]));
 }
@@ -230,7 +245,8 @@ fn demands_on_tokens_are_understood_or_refused() {
     let mut keyless = named();
     keyless.providers.get_mut("p").unwrap().jwks_source_specifier = None;
     says("no keys", jwt(keyless), &Says::Refused(&[&at("providers[\"p\"]")]));
-    for name in ["host", "Content-Length", "transfer-encoding", "connection", "x-forwarded-client-cert"] {
+    let fixed = ["host", "Content-Length", "transfer-encoding", "connection", "client_cert"];
+    for name in fixed.into_iter().chain(OF_PEER) {
         let mut payload = named();
         payload.providers.get_mut("p").unwrap().forward_payload_header = name.to_owned();
         says(name, jwt(payload), &Says::Refused(&[&at("providers[\"p\"].forward_payload_header")]));

@@ -97,6 +97,29 @@ fn tls_to_the_outside_is_never_without_roots() {
 }
 
 #[test]
+fn names_to_the_outside_are_looked_for_among_those_of_their_kind() {
+    for (name, kind) in [
+        ("a.test", SanType::Dns),
+        ("*.a.test", SanType::Dns),
+        ("spiffe://a.test/ns/b/sa/c", SanType::Uri),
+        ("10.0.0.1", SanType::IpAddress),
+        ("fd00::1", SanType::IpAddress),
+    ] {
+        let (sni, auto_host_sni, ca_file, insecure_skip_verify) = (None, false, None, false);
+        let subject_alt_names = vec![StringMatcher::exact(name)];
+        let tls = OriginatedTls { sni, auto_host_sni, subject_alt_names, ca_file, insecure_skip_verify };
+        let context = context(cluster(|cluster| cluster.tls = UpstreamTls::Simple(tls)).transport_socket.as_ref());
+        let Some(ValidationContextType::CombinedValidationContext(combined)) =
+            context.common_tls_context.unwrap().validation_context_type
+        else {
+            panic!("combined")
+        };
+        let names = combined.default_validation_context.unwrap().match_typed_subject_alt_names;
+        assert_eq!(names.iter().map(|name| name.san_type()).collect::<Vec<_>>(), [kind], "{name}");
+    }
+}
+
+#[test]
 fn what_only_this_library_knows_stays_out() {
     let proto = cluster(|cluster| {
         cluster.balancer = Balancer::PeakEwma;

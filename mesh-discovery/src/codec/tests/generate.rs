@@ -419,9 +419,10 @@ fn forward() -> impl Strategy<Value = Forward> {
         shadow_host,
     });
     // Equal timeouts and ceilings are a case of their own; a ceiling of 0 lifts the listener's.
+    let ceiling = || option::of(prop_oneof![time(), Just(Duration::ZERO)]);
     let timeouts = prop_oneof![
-        (option::of(time()), option::of(prop_oneof![time(), Just(Duration::ZERO)])),
-        time().prop_map(|time| (Some(time), Some(time))),
+        (option::of(time()), ceiling(), ceiling()),
+        (time(), ceiling()).prop_map(|(time, stream)| (Some(time), stream, Some(time))),
     ];
     (
         cluster_choice(),
@@ -433,20 +434,32 @@ fn forward() -> impl Strategy<Value = Forward> {
         vec(hash(), 0..3),
         option::of(cors().prop_map(Arc::new)),
     )
-        .prop_map(|(to, (timeout, ceiling), idle_timeout, more, mirrors, rewrite, hash, cors)| Forward {
-            to,
-            timeout,
-            idle_timeout,
-            max_stream_duration: ceiling,
-            retry: more.0,
-            hedge: more.1,
-            high_priority: more.2,
-            metadata_match: more.3,
-            mirrors,
-            rewrite,
-            hash,
-            cors,
-        })
+        .prop_map(
+            |(
+                to,
+                (timeout, max_stream_duration, grpc_timeout_max),
+                idle_timeout,
+                more,
+                mirrors,
+                rewrite,
+                hash,
+                cors,
+            )| Forward {
+                to,
+                timeout,
+                idle_timeout,
+                max_stream_duration,
+                grpc_timeout_max,
+                retry: more.0,
+                hedge: more.1,
+                high_priority: more.2,
+                metadata_match: more.3,
+                mirrors,
+                rewrite,
+                hash,
+                cors,
+            },
+        )
 }
 
 fn action() -> impl Strategy<Value = RouteAction> {

@@ -162,7 +162,7 @@ fn istiods_routes_are_read() {
         panic!("a forwarding route");
     };
     assert_eq!(forward.timeout, Some(Duration::from_secs(3)));
-    assert_eq!(forward.max_stream_duration, None);
+    assert_eq!((forward.max_stream_duration, forward.grpc_timeout_max), (Some(Duration::from_secs(3)), None));
     let expected = RetryPolicy { avoid_previous_hosts: false, ..RetryPolicy::istio_default() };
     assert_eq!(forward.retry, Some(expected));
     let ClusterChoice::Weighted(split) = &forward.to else { panic!("a split") };

@@ -228,14 +228,30 @@ async fn s94_a_swapped_volume_is_taken_up_whole_and_half_a_swap_not_at_all() {
 #[tokio::test]
 async fn s94_a_key_that_others_can_read_is_noticed_and_a_file_without_end_is_not_read() {
     use std::os::unix::fs::PermissionsExt;
+    let log = mesh_testkit::Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    // Where there is but one subscriber, a place in the code that another test's thread comes by first counts as unheard.
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
+    let _listens = tracing::subscriber::set_default(subscriber);
     let world = World::new();
     let key = world.directory.path().join("key.pem");
+    // It is no refusal: so are the files that Kubernetes projects.
     let noticed = async |mode| {
         std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
-        read_noting_mode(key.to_str().unwrap()).await.unwrap().1
+        let before = log.text().len();
+        let Refreshed { identity, refused, .. } = world.files().refresh(now()).await;
+        assert_eq!((identity.unwrap().id().as_str(), refused.len()), (REVIEWS, 0));
+        let told = log.text()[before..].to_owned();
+        let line = told.lines().find(|line| line.contains("the private key can be read by others than its owner"));
+        line.is_some_and(|line| line.contains("WARN") && line.contains("chmod 600") && line.contains("key.pem"))
     };
-    assert!(noticed(0o644).await && noticed(0o640).await);
-    assert!(!noticed(0o600).await, "control");
+    for mode in [0o644, 0o640, 0o604] {
+        assert!(noticed(mode).await, "{mode:o}");
+    }
+    for mode in [0o600, 0o400] {
+        assert!(!noticed(mode).await, "{mode:o}: control");
+    }
     std::fs::File::create(world.directory.path().join("chain.pem")).unwrap().set_len(MAX_FILE + 1).unwrap();
     let refused = world.files().refresh(now()).await.refused;
     assert!(refused[0].reason.contains("larger"), "{refused:?}");
@@ -334,6 +350,45 @@ async fn s67_revocation_lists_come_from_a_file_and_a_bad_one_keeps_the_old() {
         world.write("crl.pem", pem_of(&world.ca.revoking(&[7], now() + 7_200)));
         let Refreshed { identity, refused, .. } = files.refresh(now()).await;
         assert!(lets_in(&identity.expect("a list alone is a change"), &world.ca).await && refused.is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn s68_a_revocation_list_that_none_follows_is_told_of_at_each_mark_of_its_life() {
+    let log = mesh_testkit::Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    // Where there is but one subscriber, a place in the code that another test's thread comes by first counts as unheard.
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
+    let _listens = tracing::subscriber::set_default(subscriber);
+    for listed in [false, true] {
+        let mut world = World::new();
+        let base = now();
+        if listed {
+            world.watcher.certificate_revocation_list_file = Some(path(world.directory.path(), "crl.pem"));
+            // An hour of two is over.
+            world.write("crl.pem", pem_of(&world.ca.revoking(&[], base + 3_600)));
+        }
+        let start = tokio::time::Instant::now();
+        let clock: Clock = Arc::new(move || base + start.elapsed().as_secs());
+        let followed = worker::follow_files(world.watcher.clone(), crypto(), clock, Arc::default(), &Handle::current());
+        followed.identity.clone().wait_for(Option::is_some).await;
+        let told =
+            |what: &str| log.text().lines().filter(|line| line.contains(what) && line.contains("issuer=CN=")).count();
+        for (minutes, what) in [(0, "half of its life"), (35, "25 percent"), (50, "10 percent"), (61, "has ended")] {
+            let passed = Duration::from_secs(60 * minutes).saturating_sub(start.elapsed());
+            mesh_testkit::clock::pass(passed + Duration::from_secs(1)).await;
+            assert_eq!(
+                (told(what), told("a revocation list")),
+                if listed { (1, told("a revocation list")) } else { (0, 0) }
+            );
+        }
+        assert_eq!(told("a revocation list"), if listed { 4 } else { 0 }, "once each: {}", log.text());
+        if listed {
+            world.write("crl.pem", pem_of(&world.ca.revoking(&[7], base + 14_400)));
+            mesh_testkit::clock::pass(Duration::from_secs(600)).await;
+            assert_eq!(told("a revocation list"), 4, "one has followed: {}", log.text());
+        }
     }
 }
 

@@ -13,7 +13,8 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::{
-    Ca, CertificateAuthorityClient, CertificateRefused, Clock, DAY, JoinToken, REVIEWS, fake, now, start, worker,
+    Ca, CertificateAuthorityClient, CertificateRefused, Clock, DAY, JoinToken, REVIEWS, connector, fake, now, start,
+    worker,
 };
 
 const MINUTE: i64 = 60;
@@ -165,8 +166,8 @@ async fn a_clock_that_goes_to_and_fro_is_survived_r24() {
 #[tokio::test]
 async fn before_a_certificate_begins_a_lasting_token_proves_its_renewal_r24() {
     let fake = fake();
-    let (_serving, connector, _root) = start(&fake).await;
-    let client = CertificateAuthorityClient::new(connector, DAY, None);
+    let (serving, through, _root) = start(&fake).await;
+    let client = CertificateAuthorityClient::new(through, DAY, None);
     let lasting = JoinToken::Text("a.b.c".to_owned());
     let life = |begins: u64| fake.ca.identity_between(REVIEWS, 0, (begins, now() + DAY.as_secs()));
     let mut seen = Vec::new();
@@ -182,4 +183,10 @@ async fn before_a_certificate_begins_a_lasting_token_proves_its_renewal_r24() {
     assert_eq!(seen[0], "Bearer a.b.c", "and no certificate");
     assert!(seen[1].contains("Bearer a.b.c") && seen[1].contains("Some(CertificateDer"), "{}", seen[1]);
     assert_eq!(seen[2], format!("certificate {REVIEWS}"));
+    // What it trusts counts all the same: the file may be of before a change of roots.
+    let stranger = Ca::new().root_file();
+    let client = CertificateAuthorityClient::new(connector(serving.port, Some(&stranger)), DAY, None);
+    client.renew_with(&life(now() + 3_600), Some(&lasting), now()).await.unwrap();
+    assert_eq!(fake.seen.lock().pop().unwrap(), "Bearer a.b.c");
+    assert!(client.first(Some(&lasting), now()).await.is_err(), "the control: by the file alone");
 }

@@ -68,6 +68,55 @@ async fn s67_who_cannot_renew_hears_of_revocation_lists_all_the_same() {
     assert!(refusal.load_full().is_some() && *asked.lock() > 1, "the control: nothing was renewed");
 }
 
+/// Signs, and tells of one more root or one less whenever it is asked, as replicas in turn would that disagree.
+struct Disputed {
+    ca: Ca,
+    other: Ca,
+    asked: Arc<Mutex<Vec<Instant>>>,
+}
+
+impl worker::Authority for Disputed {
+    async fn next(&mut self, _: Option<&Identity>, _: u64) -> Result<Identity, CertificateRefused> {
+        Ok(self.ca.identity(REVIEWS, 0))
+    }
+
+    fn other_roots(&self, current: Arc<Identity>) -> impl Future<Output = Identity> + Send + 'static {
+        let (asked, domain) = (self.asked.clone(), current.id().trust_domain());
+        let (own, other) = (self.ca.root.der().clone(), self.other.root.der().clone());
+        let both = current.bundles().get(&domain).unwrap().roots().len() == 1;
+        let roots = TrustBundle::new(std::iter::once(own).chain(both.then_some(other))).unwrap();
+        async move {
+            asked.lock().push(Instant::now());
+            // A round trip.
+            tokio::task::yield_now().await;
+            let quiet = asked.lock().len() == 12;
+            if quiet {
+                mesh_testkit::clock::pass(DAY / 100).await;
+            }
+            current.trusting(TrustBundles::single(domain, roots))
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn roots_that_keep_changing_are_taken_up_at_a_pace() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let disputed = Disputed { ca: Ca::new(), other: Ca::new(), asked: asked.clone() };
+    let (begun, base) = (Instant::now(), now());
+    let clock: Clock = Arc::new(move || base + begun.elapsed().as_secs());
+    let (mut identity, _) = worker::spawn_with(disputed, clock, Arc::<Renewals>::default(), &Handle::current());
+    identity.wait_for(Option::is_some).await;
+    while asked.lock().len() < 14 {
+        identity.changed().await;
+    }
+    let gaps: Vec<_> = asked.lock().windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
+    assert_eq!(asked.lock()[0], begun, "the first ones are taken up at once");
+    assert!(gaps.iter().all(|gap| *gap >= 1.0) && gaps[0] <= 2.1, "{gaps:?}");
+    assert!(gaps[..11].iter().any(|gap| *gap > 2.1), "ever later: {gaps:?}");
+    // After some quiet the pace begins anew.
+    assert!(gaps[12] <= 3.1, "{gaps:?}");
+}
+
 /// With a renewal, too: what comes with the certificate stands in for what was there only if it can.
 #[tokio::test]
 async fn s68_lists_of_no_use_that_come_with_a_renewal_leave_the_last_good_ones() {
@@ -103,9 +152,10 @@ async fn an_authority_that_told_nothing_of_roots_is_asked_again_after_minutes() 
     let (ca, asked, begun) = (Ca::new(), Mutex::new(0), Instant::now());
     let ask = async || {
         *asked.lock() += 1;
-        if *asked.lock() < 3 { Err(RootsEnded::Unsupported) } else { Ok(ca.identity(REVIEWS, 1)) }
+        if *asked.lock() < 11 { Err(RootsEnded::Unsupported) } else { Ok(ca.identity(REVIEWS, 1)) }
     };
     let told = tokio::time::timeout(DAY, worker::until_told(ask)).await;
     assert_eq!(told.expect("it is asked again").generation(), 1);
-    assert!((1..=20).contains(&(begun.elapsed().as_secs() / 60)), "{:?}", begun.elapsed());
+    // Each wait is drawn from nothing up to 2, 4, 8 and then 10 minutes: that ten come to less than five is one in 10^8.
+    assert!((5..=84).contains(&(begun.elapsed().as_secs() / 60)), "{:?}", begun.elapsed());
 }

@@ -7,6 +7,8 @@
 //!     └─timer, error,───▼─┘
 //!   removal, emptied  DoesNotExist, ReceivedError, TimedOut
 //! ```
+//!
+//! At the end of a resource's own time to live it is dropped in any case.
 
 use bytes::Bytes;
 use serde::Serialize;

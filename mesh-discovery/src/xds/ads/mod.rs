@@ -245,7 +245,9 @@ impl<C: Codec> Ads<C> {
                     let judged = ServerFeatures { trusted_xds_server: true, ..ServerFeatures::default() };
                     match response::decoded(&self.codec, key.kind, &key.name, body, judged) {
                         Ok(value) => entry.restore(value, version.clone(), self.clock),
-                        Err(reason) => tracing::warn!(%key, %reason, "a resource of the snapshot is not used"),
+                        Err(reason) => {
+                            tracing::warn!(kind = %key.kind, name = ?key.name, ?reason, "a resource of the snapshot is not used")
+                        }
                     }
                 }
                 entries.insert(key.name.clone(), entry);
@@ -539,7 +541,7 @@ impl<C: Codec> Ads<C> {
             false => (Standing::DoesNotExist, self.resource_timeout),
         };
         let reason = format!("the control plane did not send it within {waited:?}");
-        tracing::warn!(kind = %key.kind, name = %key.name, server = %session.server, ?waited, "a resource did not come");
+        tracing::warn!(kind = %key.kind, name = ?key.name, server = %session.server, ?waited, "a resource did not come");
         // What a snapshot on disk says is no longer true. What one that stood in for this control plane gave is deleted, and
         // stays in use like what is deleted otherwise.
         let ends = |by| by == SAVED || strict && self.authorities[authority].prefers(server, by);

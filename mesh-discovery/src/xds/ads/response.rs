@@ -78,7 +78,7 @@ impl<C: Codec> Ads<C> {
         session.responses += 1;
         let kind = Kind::of_type_url(&response.type_url).filter(|kind| session.talk(*kind).started);
         let Some(kind) = kind else {
-            tracing::warn!(type_url = %response.type_url, "ignored an xDS response of a type that was not asked for");
+            tracing::warn!(type_url = ?response.type_url, "ignored an xDS response of a type that was not asked for");
             return;
         };
         self.round = self.round.wrapping_add(1);
@@ -139,7 +139,7 @@ impl<C: Codec> Ads<C> {
         if let Some(text) = &complaint {
             session.nacks += 1;
             if round.is_news {
-                tracing::warn!(kind = %round.kind, version = %round.version, error = %text, "refused an xDS response; the last good stays");
+                tracing::warn!(kind = %round.kind, version = ?round.version, error = ?text, "refused an xDS response; the last good stays");
             }
         }
         session.talk_mut(round.kind).complaint.clone_from(&complaint);
@@ -166,6 +166,12 @@ impl<C: Codec> Ads<C> {
         // more is judged until it has been told: it will not repeat itself to a wish that is renewed before.
         let usable = |entry: &&mut Entry<_>| is_active(authorities, entry, round.server);
         let Some(entry) = entries.get_mut(name.as_ref()).filter(usable) else { return };
+        if entry.round == round.number {
+            // Which one is meant nobody can tell; the first may be in use already.
+            let said = sessions[usize::from(round.server)].talk(kind).complaint.as_ref();
+            round.nameless(format!("resource {index} ({name}): its name came before in this response"), said);
+            return;
+        }
         entry.round = round.number;
         let (was, before) = (entry.standing, entry.good.as_ref().map(|good| good.server));
         let features = sessions[usize::from(round.server)].features;
@@ -192,7 +198,7 @@ impl<C: Codec> Ads<C> {
             }
             Ok(Taken::Emptied) => {
                 if was != Standing::DoesNotExist {
-                    tracing::warn!(%kind, %name, reason = EMPTIED, "the control plane has no longer what is in use; the last good stays");
+                    tracing::warn!(%kind, ?name, reason = EMPTIED, "the control plane has no longer what is in use; the last good stays");
                 }
                 entry.missing(round.server, Standing::DoesNotExist, EMPTIED.to_owned(), false, round.now)
             }
@@ -203,7 +209,7 @@ impl<C: Codec> Ads<C> {
             }
         };
         if was == Standing::DoesNotExist && before.is_some() && entry.standing == Standing::Acked {
-            tracing::info!(%kind, %name, "a deleted resource came back");
+            tracing::info!(%kind, ?name, "a deleted resource came back");
         }
         let outdated = before == Some(SAVED) && !entry.is_from(SAVED);
         if (seen || outdated)
@@ -307,7 +313,7 @@ impl<C: Codec> Ads<C> {
             (Some(_), false) => "the control plane deleted it; the last good one stays in use".to_owned(),
         });
         if entry.good.is_some() && !drop_good && entry.standing != standing {
-            tracing::warn!(%kind, name, %reason, "the control plane has no longer what is in use; the last good stays");
+            tracing::warn!(%kind, name, ?reason, "the control plane has no longer what is in use; the last good stays");
         }
         let changed = entry.missing(round.server, standing, reason, drop_good, round.now);
         if let Some((name, _)) = self.entries[kind.index()].get_key_value(name) {

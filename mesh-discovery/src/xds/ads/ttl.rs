@@ -1,5 +1,6 @@
 //! Resources that end by themselves (`envoy.service.discovery.v3.Resource.ttl`): one that is neither given again nor
-//! renewed in time is gone as if its control plane had removed it, connected or not. Mostly there is none of them.
+//! renewed in time is gone, connected or not, and out of use, as in Envoy. A deletion may be an accident, by which the last
+//! good one stays; an end that came with the resource is none. Mostly there is none of them.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -67,14 +68,12 @@ impl<C: Codec> Ads<C> {
 
     fn end(&mut self, key: Key, now: Instant) {
         let entry = self.entries[key.kind.index()].get_mut(&key.name);
-        // What is said to be gone, or is another control plane's to say, is judged by that.
-        let in_use = entry.filter(|entry| matches!(entry.standing, Standing::Acked | Standing::Nacked));
-        let Some((giver, entry)) = in_use.and_then(|entry| Some((entry.giver()?, entry))) else { return };
-        let drop_good = self.sessions[usize::from(giver)].features.fail_on_data_errors;
-        let stays = if drop_good { "" } else { "; the last good one stays in use" };
-        let reason = format!("its time to live is over and the control plane has not renewed it{stays}");
-        tracing::warn!(kind = %key.kind, name = %key.name, %reason, "a resource has come to its end");
-        if entry.missing(giver, Standing::DoesNotExist, reason, drop_good, now) {
+        // What is another control plane's to say is judged by that.
+        let said = entry.filter(|entry| !matches!(entry.standing, Standing::Requested | Standing::TimedOut));
+        let Some((giver, entry)) = said.and_then(|entry| Some((entry.giver()?, entry))) else { return };
+        let reason = "its time to live is over and the control plane has not renewed it".to_owned();
+        tracing::warn!(kind = %key.kind, name = ?key.name, %reason, "a resource has come to its end");
+        if entry.missing(giver, Standing::DoesNotExist, reason, true, now) {
             self.changed.push(key);
         }
     }

@@ -58,18 +58,33 @@ pub(super) struct Machine {
 
 impl Machine {
     pub(super) fn new(variant: Option<Variant>, features: ServerFeatures, servers: u16) -> Self {
+        let topology = Self::topology(variant, features, servers);
+        let (codec, now) = (Text::default(), Instant::now());
+        Self { ads: Ads::new(codec.clone(), topology, now), codec, now }
+    }
+
+    fn topology(variant: Option<Variant>, features: ServerFeatures, servers: u16) -> Topology {
         let server = |id| Server { name: format!("s{id}"), features, variant };
         let authority = Servers { ordered: (0..servers).collect(), on_reachability_only: false };
-        let topology = Topology {
+        Topology {
             node: Arc::new(Node { id: "me".to_owned(), ..Default::default() }),
             servers: (0..servers).map(server).collect(),
             authorities: vec![authority.clone(), authority],
             by_name: HashMap::from([("other".to_owned(), 1)]),
             resource_timeout: TIMEOUT,
             transient_timeout: 2 * TIMEOUT,
-        };
-        let (codec, now) = (Text::default(), Instant::now());
-        Self { ads: Ads::new(codec.clone(), topology, now), codec, now }
+        }
+    }
+
+    /// With two control planes, one of names without an authority and one of `other`.
+    pub(super) fn apart(variant: Variant) -> Self {
+        let mut machine = Self::new(Some(variant), ServerFeatures::default(), 2);
+        let mut topology = Self::topology(Some(variant), ServerFeatures::default(), 2);
+        for (authority, server) in topology.authorities.iter_mut().zip([0, 1]) {
+            authority.ordered = vec![server];
+        }
+        machine.ads = Ads::new(machine.codec.clone(), topology, machine.now);
+        machine
     }
 
     pub(super) fn of(variant: Variant) -> Self {

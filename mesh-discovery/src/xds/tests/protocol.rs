@@ -147,6 +147,96 @@ fn a_wrapper_gives_the_name_and_a_wrong_type_is_named() {
 }
 
 #[test]
+fn s81_a_name_that_comes_twice_in_a_response_counts_once_and_is_told() {
+    for variant in BOTH {
+        let mut ads = Machine::of(variant);
+        ads.subscribe(&["a", "b"].map(listener));
+        ads.opened();
+        ads.request();
+        // By its own name, and by that of a wrapper around another one.
+        for (mark, wrapped) in [("v1", false), ("v2", true)] {
+            let (first, second) = if wrapped { ("a=3", "c=4") } else { ("a=1", "a=2") };
+            let mut answer = response(Kind::Listener, mark, &[first, second, "b=1"]);
+            if wrapped {
+                answer.resources[1].name = "a".to_owned();
+            }
+            ads.take(0, answer);
+            assert_eq!((ads.value(&listener("a")), ads.value(&listener("b"))), (Some(&first[2..]), Some("1")));
+            let error = ads.request().error.unwrap();
+            assert_eq!(error, "resource 1 (a): its name came before in this response");
+        }
+        // The control: once, and again in the next response.
+        for (mark, resource) in [("v3", "a=5"), ("v4", "a=6")] {
+            ads.respond(Kind::Listener, mark, &[resource, "b=1"]);
+            assert_eq!((ads.request().error, ads.value(&listener("a"))), (None, Some(&resource[2..])));
+        }
+    }
+}
+
+#[test]
+fn s81_a_resource_counts_for_the_name_that_it_was_sent_under_and_for_no_other() {
+    for variant in BOTH {
+        let mut ads = Machine::of(variant);
+        ads.subscribe(&["a", "b"].map(listener));
+        ads.opened();
+        ads.request();
+        ads.respond(Kind::Listener, "v1", &["a=1", "b=1"]);
+        ads.request();
+        // Another one than was asked for, however like.
+        for other in ["c=2", "A=2", "a =2", "a.=2", "xdstp://other/envoy.config.listener.v3.Listener/a=2"] {
+            ads.respond(Kind::Listener, other, &[other, "a=1", "b=1"]);
+            assert_eq!(ads.request().error, None, "{other}: nobody reads it");
+            assert_eq!(ads.known(&listener(other.split_once('=').unwrap().0)), Known::Pending, "{other}");
+            assert_eq!((ads.value(&listener("a")), ads.value(&listener("b"))), (Some("1"), Some("1")), "{other}");
+        }
+        // What says that it is `b` in a wrapper that says `a` is `a`, and no `b` at all.
+        let mut answer = response(Kind::Listener, "v2", &["b=3", "b=1"]);
+        answer.resources[0].name = "a".to_owned();
+        ads.take(0, answer);
+        assert_eq!((ads.value(&listener("a")), ads.value(&listener("b"))), (Some("3"), Some("1")));
+        assert_eq!(ads.request().error, None);
+        // The control: by its own name.
+        ads.respond(Kind::Listener, "v3", &["a=3", "b=4"]);
+        assert_eq!((ads.value(&listener("a")), ads.value(&listener("b"))), (Some("3"), Some("4")));
+    }
+}
+
+/// Each authority has a control plane of its own: what one says of another's names counts for nothing.
+#[test]
+fn s81_a_name_of_another_authority_is_taken_from_its_own_control_plane_alone() {
+    const OTHERS: &str = "xdstp://other/envoy.config.listener.v3.Listener/a";
+    for variant in BOTH {
+        let mut ads = Machine::apart(variant);
+        let (own, others) = (listener("a"), listener(OTHERS));
+        ads.subscribe(&[own.clone(), others.clone()]);
+        for server in [0, 1] {
+            ads.ads.opened(server, ads.now);
+            ads.drain(server);
+        }
+        let said = |resource: &str| response(Kind::Listener, "v1", &[resource]);
+        let theirs = format!("{OTHERS}=1");
+        // In the other's place: given, taken away, and said to be an error.
+        ads.take(0, said(&theirs));
+        assert_eq!(ads.known(&others), Known::Pending);
+        ads.take(1, said("a=1"));
+        assert_eq!(ads.known(&own), Known::Pending);
+        let mut wrapped = said("a=1");
+        wrapped.resources[0].name = OTHERS.to_owned();
+        ads.take(0, wrapped);
+        assert_eq!(ads.known(&others), Known::Pending);
+        // The control: each from its own.
+        ads.take(1, said(&theirs));
+        ads.take(0, said("a=2"));
+        assert_eq!((ads.value(&own), ads.value(&others)), (Some("2"), Some("1")));
+        let (own_name, removed) = (OTHERS.to_owned(), Response { removed: vec![OTHERS.to_owned()], ..said("a=2") });
+        ads.take(0, removed);
+        let error = ResourceError { name: own_name, message: "gone".into(), cause: Cause::NotFound };
+        ads.take(0, Response { errors: vec![error], ..said("a=2") });
+        assert_eq!((ads.value(&others), ads.entry(&others).standing), (Some("1"), Standing::Acked));
+    }
+}
+
+#[test]
 fn equal_bytes_are_not_decoded_again_and_wake_nobody() {
     for variant in BOTH {
         let mut ads = Machine::of(variant);

@@ -30,6 +30,14 @@ fn renewed(mark: &str, name: &str, ttl: Option<Duration>) -> Response {
     Response { resources: vec![alive], ..response(Kind::Listener, mark, &[]) }
 }
 
+/// `a` is deleted.
+fn without_a(mark: &str, variant: Variant) -> Response {
+    match variant {
+        Variant::StateOfTheWorld => response(Kind::Listener, mark, &["b=1"]),
+        Variant::Delta => Response { removed: vec!["a".into()], ..response(Kind::Listener, mark, &[]) },
+    }
+}
+
 fn started(variant: Variant, strict: bool) -> Machine {
     let features = ServerFeatures { fail_on_data_errors: strict, ..ServerFeatures::default() };
     let mut ads = Machine::new(Some(variant), features, 1);
@@ -47,7 +55,7 @@ const BOTH_ACKED: [Standing; 2] = [Standing::Acked; 2];
 const ENDED: [Standing; 2] = [Standing::DoesNotExist, Standing::Acked];
 
 #[test]
-fn what_is_not_renewed_ends_like_what_is_removed() {
+fn what_is_not_renewed_is_out_of_use_whatever_becomes_of_what_is_removed() {
     for (variant, strict) in BOTH.into_iter().flat_map(|variant| [(variant, false), (variant, true)]) {
         let mut ads = started(variant, strict);
         ads.take(0, given("1", &["a=1", "b=1"], Some(TTL)));
@@ -55,17 +63,23 @@ fn what_is_not_renewed_ends_like_what_is_removed() {
         assert_eq!(standings(&ads), BOTH_ACKED);
         let seen = ads.pass(TTL - ALMOST);
         assert_eq!((standings(&ads), ads.value(&listener("b"))), (ENDED, Some("1")), "{variant:?}");
-        if strict {
-            assert_eq!(seen, [listener("a")]);
-            assert!(matches!(ads.known(&listener("a")), Known::Missing(reason, _) if reason.contains("time to live")));
-        } else {
-            assert_eq!((seen, ads.value(&listener("a"))), (vec![], Some("1")), "the last good one stays");
-        }
+        assert_eq!(seen, [listener("a")], "{variant:?} {strict}");
+        assert!(matches!(ads.known(&listener("a")), Known::Missing(reason, _) if reason.contains("time to live")));
         ads.take(0, response(Kind::Listener, "2", &["a=1", "b=1"]));
         assert_eq!((standings(&ads), ads.value(&listener("a"))), (BOTH_ACKED, Some("1")), "it is back");
         ads.pass(100 * TTL);
         assert_eq!(standings(&ads), BOTH_ACKED, "control: without a time to live it stays");
         assert_eq!(ads.ads.next_deadline(), None);
+
+        // What was deleted before its end, and stayed, stays no longer than that.
+        for (ttl, left) in [(Some(TTL), None), (None, (!strict).then_some("1"))] {
+            let mut ads = started(variant, strict);
+            ads.take(0, given("1", &["a=1", "b=1"], ttl));
+            ads.take(0, without_a("2", variant));
+            assert_eq!((standings(&ads), ads.value(&listener("a"))), (ENDED, (!strict).then_some("1")));
+            ads.pass(TTL);
+            assert_eq!((standings(&ads), ads.value(&listener("a"))), (ENDED, left), "{variant:?} {strict} {ttl:?}");
+        }
     }
 }
 
@@ -87,7 +101,7 @@ fn it_is_renewed_by_a_sign_of_life_and_by_itself_and_not_by_what_is_refused() {
         ads.take(0, given("5", &["a=bad", "b=1"], Some(TTL)));
         assert_eq!(standings(&ads), [Standing::Nacked, Standing::Acked]);
         ads.pass(TTL - ALMOST);
-        assert_eq!((standings(&ads), ads.value(&listener("a"))), (ENDED, Some("2")), "{variant:?}");
+        assert_eq!((standings(&ads), ads.value(&listener("a"))), (ENDED, None), "{variant:?}");
 
         ads.take(0, given("6", &["a=3", "b=1"], Some(TTL)));
         ads.take(0, renewed("7", "a", None));
@@ -119,10 +133,7 @@ fn it_ends_without_a_connection_and_is_forgotten_with_the_last_wish() {
 #[tokio::test(start_paused = true)]
 async fn a_destination_ends_at_its_listeners_time() {
     for (variant, renews) in BOTH.into_iter().flat_map(|variant| [(variant, false), (variant, true)]) {
-        let (client, mut server) = client_of(|config| {
-            config.variant = Some(variant);
-            config.bootstrap.servers[0].features.fail_on_data_errors = true;
-        });
+        let (client, mut server) = client_of(|config| config.variant = Some(variant));
         let mut state = client.destination(&target());
         let mut stream = server.accept().await;
         serve_all(&mut stream, "1").await;
@@ -140,7 +151,8 @@ async fn a_destination_ends_at_its_listeners_time() {
             stream.send(renewed("2", "a:80", Some(TTL)));
             stream.expect(Kind::Listener, &["a:80"]).await;
         }
-        state.wait_for(|state| matches!(state, DestinationState::Failed(_))).await;
+        let ended = state.wait_for(|state| matches!(state, DestinationState::Failed(_)));
+        tokio::time::timeout(100 * TTL, ended).await.expect("it ends");
         let lived = begin.elapsed().as_secs();
         assert_eq!(lived, if renews { 9 } else { 5 }, "{variant:?}");
     }

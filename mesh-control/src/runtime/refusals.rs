@@ -1,0 +1,131 @@
+//! [`Refusals`]: who is not let in, counted by reason, and told of as often as a log can bear.
+//!
+//! Refuses to know who decides.
+
+use std::fmt::{Display, Write as _};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use mesh_core::limit::Seldom;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::Caller;
+
+/// Why somebody is not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The handshake failed, or the certificate names nobody.
+    Handshake,
+    /// The handshake was not finished in time.
+    Timeout,
+    /// The address has as many connections without a certificate as one may.
+    AddressLimit,
+    /// There are as many connections without a certificate as there may be.
+    AnonymousLimit,
+    /// The identity has as many connections as one may.
+    IdentityLimit,
+    /// A stream of configuration was not opened, or ended.
+    Stream,
+    /// No certificate was given.
+    Certificate,
+}
+
+impl Refusal {
+    const ALL: [Self; 7] = [
+        Self::Handshake,
+        Self::Timeout,
+        Self::AddressLimit,
+        Self::AnonymousLimit,
+        Self::IdentityLimit,
+        Self::Stream,
+        Self::Certificate,
+    ];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Handshake => "handshake",
+            Self::Timeout => "timeout",
+            Self::AddressLimit => "address_limit",
+            Self::AnonymousLimit => "anonymous_limit",
+            Self::IdentityLimit => "identity_limit",
+            Self::Stream => "stream",
+            Self::Certificate => "certificate",
+        }
+    }
+}
+
+/// The refusals of all ports.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals([Counted; Refusal::ALL.len()]);
+
+#[derive(Debug, Default)]
+struct Counted {
+    count: AtomicU64,
+    told: Mutex<Seldom>,
+}
+
+/// Of one reason a line comes once in this time, with the number of those left out.
+const EVERY: Duration = Duration::from_secs(10);
+
+impl Refusals {
+    /// Counts a connection that is refused, and tells of it if none was told of for a while.
+    pub(super) fn connection(&self, refusal: Refusal, peer: &dyn Display, why: &dyn Display) {
+        if let Some(left_out) = self.seldom(refusal) {
+            tracing::warn!(%peer, reason = refusal.as_str(), left_out, "connection refused: {why}");
+        }
+    }
+
+    /// Counts what `caller` is refused; `Some` = it is to be told, with how many were left out. Of who proved who it is
+    /// nothing is left out.
+    pub(crate) fn of(&self, refusal: Refusal, caller: &Caller) -> Option<u64> {
+        if caller.identity().is_none() {
+            return self.seldom(refusal);
+        }
+        self.0[refusal as usize].count.fetch_add(1, Ordering::Relaxed);
+        Some(0)
+    }
+
+    /// Counts one; `Some` = it is to be told, with how many were left out.
+    fn seldom(&self, refusal: Refusal) -> Option<u64> {
+        let counted = &self.0[refusal as usize];
+        counted.count.fetch_add(1, Ordering::Relaxed);
+        counted.told.lock().tell(EVERY, Instant::now())
+    }
+
+    /// As Prometheus text.
+    pub(crate) fn metrics(&self, out: &mut String) {
+        let name = "mesh_control_refusals_total";
+        // Writing to a string cannot fail.
+        let _ = write!(out, "# HELP {name} Who was not let in, by reason.\n# TYPE {name} counter\n");
+        for refusal in Refusal::ALL {
+            let count = self.0[refusal as usize].count.load(Ordering::Relaxed);
+            let _ = writeln!(out, "{name}{{reason=\"{}\"}} {count}", refusal.as_str());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_log::Listening;
+
+    #[tokio::test(start_paused = true)]
+    async fn s91_strangers_at_the_door_make_a_line_at_times_with_the_number_of_those_left_out() {
+        let (log, refusals) = (Listening::begin(), Refusals::default());
+        let refuse = |times| {
+            (0..times).for_each(|_| refusals.connection(Refusal::Handshake, &"192.0.2.1:1", &"a TLS handshake failed"));
+        };
+        refuse(100);
+        assert_eq!(log.lines(&["connection refused"]), 1, "{}", log.text());
+        refusals.connection(Refusal::Timeout, &"192.0.2.1:1", &"late");
+        assert_eq!(log.lines(&["connection refused: late"]), 1, "another reason");
+        // The control: after a time there is one again.
+        mesh_testkit::clock::pass(EVERY).await;
+        refuse(1);
+        assert_eq!(log.lines(&["connection refused: a TLS", "left_out=99"]), 1, "{}", log.text());
+        let mut metrics = String::new();
+        refusals.metrics(&mut metrics);
+        assert!(metrics.contains("{reason=\"handshake\"} 101\n"), "{metrics}");
+    }
+}
