@@ -93,9 +93,7 @@ pub fn verify_svid(
     now: UnixTime,
     usage: Usage,
 ) -> Result<SpiffeId, PeerRefused> {
-    let Some((leaf, intermediates)) = chain.split_first() else {
-        return Err(PeerRefused::Unreadable("there is none".to_owned()));
-    };
+    let (leaf, intermediates) = split(chain)?;
     let parsed = parse(leaf)?;
     let id = spiffe_id_of(&parsed)?;
     let Some(bundle) = bundles.get(&id.trust_domain()) else {
@@ -110,6 +108,13 @@ pub fn verify_svid(
         Ok(()) => Ok(id),
         Err(reason) => Err(PeerRefused::NotValid { id, reason }),
     }
+}
+
+/// The leaf and what is above it.
+fn split<'c, 'd>(
+    chain: &'c [CertificateDer<'d>],
+) -> Result<(&'c CertificateDer<'d>, &'c [CertificateDer<'d>]), PeerRefused> {
+    chain.split_first().ok_or_else(|| PeerRefused::Unreadable("there is none".to_owned()))
 }
 
 /// Verifies a chain that was let in before by the roots and revocation lists as they are now. That its leaf has ended
@@ -139,9 +144,7 @@ pub fn verify_path_again(
     now: UnixTime,
     usage: Usage,
 ) -> Result<(), PeerRefused> {
-    let Some((leaf, intermediates)) = chain.split_first() else {
-        return Err(PeerRefused::Unreadable("there is none".to_owned()));
-    };
+    let (leaf, intermediates) = split(chain)?;
     let at = before_its_end(chain, now);
     verify_path(leaf, intermediates, bundle, algorithms, at, usage).map_err(|e| PeerRefused::Path(in_words(&e)))
 }

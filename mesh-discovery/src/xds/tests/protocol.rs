@@ -11,6 +11,17 @@ use super::machine::{BOTH, Machine, TIMEOUT, initial, listener, removed, respons
 use super::{asked, version};
 use crate::bootstrap::ServerFeatures;
 
+/// A machine that has asked for two listeners and has them.
+fn holding_both(variant: Variant) -> Machine {
+    let mut ads = Machine::of(variant);
+    ads.subscribe(&["a", "b"].map(listener));
+    ads.opened();
+    ads.request();
+    ads.respond(Kind::Listener, "v1", &["a=1", "b=1"]);
+    ads.request();
+    ads
+}
+
 #[test]
 fn an_ack_repeats_the_nonce_and_the_node_is_sent_once_a_stream() {
     for variant in BOTH {
@@ -176,12 +187,7 @@ fn s81_a_name_that_comes_twice_in_a_response_counts_once_and_is_told() {
 #[test]
 fn s81_a_resource_counts_for_the_name_that_it_was_sent_under_and_for_no_other() {
     for variant in BOTH {
-        let mut ads = Machine::of(variant);
-        ads.subscribe(&["a", "b"].map(listener));
-        ads.opened();
-        ads.request();
-        ads.respond(Kind::Listener, "v1", &["a=1", "b=1"]);
-        ads.request();
+        let mut ads = holding_both(variant);
         // Another one than was asked for, however like.
         for other in ["c=2", "A=2", "a =2", "a.=2", "xdstp://other/envoy.config.listener.v3.Listener/a=2"] {
             ads.respond(Kind::Listener, other, &[other, "a=1", "b=1"]);
@@ -753,12 +759,7 @@ fn r07_another_control_planes_empty_word_counts() {
 #[test]
 fn x4_a_panic_in_the_comparison_with_what_is_in_use_costs_that_resource() {
     for variant in BOTH {
-        let mut ads = Machine::of(variant);
-        ads.subscribe(&["a", "b"].map(listener));
-        ads.opened();
-        ads.request();
-        ads.respond(Kind::Listener, "v1", &["a=1", "b=1"]);
-        ads.request();
+        let mut ads = holding_both(variant);
         assert_eq!(ads.respond(Kind::Listener, "v2", &["a=odd", "b=2"]), [listener("b")]);
         let error = ads.request().error.unwrap();
         assert!(error.contains("comparison") && error.contains("panicked"), "{error}");
