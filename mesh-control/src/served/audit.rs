@@ -49,7 +49,7 @@ fn annotations<T>(before: &Store<T>, now: &Store<T>, said: impl Fn(&Object<T>) -
         let Document { kind, namespace, name, file, .. } = &*object.document;
         let annotation = DEFAULT_POLICY;
         tracing::info!(
-            target: "mesh::audit", %kind, %namespace, %name, annotation, ?was, ?is, ?change, %file, "policy changed"
+            target: "mesh::audit", ?kind, ?namespace, ?name, annotation, ?was, ?is, ?change, ?file, "policy changed"
         );
     };
     for (key, object) in now {
@@ -126,7 +126,7 @@ mod tests {
                 lines += usize::from(recorded.is_some());
                 let said = log.text();
                 assert_eq!(
-                    log.lines(&["mesh::audit", "policy changed", &format!("kind={kind}")]),
+                    log.lines(&["mesh::audit", "policy changed", &format!("kind={kind:?}")]),
                     lines,
                     "{text}{said}"
                 );
