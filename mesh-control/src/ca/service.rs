@@ -276,17 +276,19 @@ mod tests {
         }
     }
 
+    fn service(home: &std::path::Path, accounts: Option<ServiceAccountTokens>) -> CertificateService {
+        let (domain, life) = (TrustDomain::new("cluster.local").unwrap(), CertificateLife::default());
+        let authority = Arc::new(CertificateAuthority::open(home, domain, life, Clock::system()).unwrap());
+        let tokens = Arc::new(JoinTokens::with_clock(home, Clock::system()).unwrap());
+        let federation = Arc::new(Federation::open(authority.clone(), Vec::new));
+        CertificateService::new(authority, federation, tokens, accounts, Arc::default())
+    }
+
     #[tokio::test]
     async fn what_strangers_show_fills_no_line_in_which_members_wait() {
         let home = tempfile::tempdir().unwrap();
-        let domain = TrustDomain::new("cluster.local").unwrap();
-        let life = CertificateLife::default();
-        let authority = Arc::new(CertificateAuthority::open(home.path(), domain, life, Clock::system()).unwrap());
-        let tokens = Arc::new(JoinTokens::with_clock(home.path(), Clock::system()).unwrap());
-        let federation = Arc::new(Federation::open(authority.clone(), Vec::new));
         let cluster = Arc::new(Silent::default());
-        let accounts = ServiceAccountTokens::new(cluster.clone(), Vec::new());
-        let service = CertificateService::new(authority, federation, tokens, Some(accounts), Arc::default());
+        let service = service(home.path(), Some(ServiceAccountTokens::new(cluster.clone(), Vec::new())));
         let peer = |caller| Peer { address: ([192, 0, 2, 1], 80).into(), caller, joined: false };
         let stranger = peer(Caller::Anonymous);
         let member = peer(Caller::Workload("spiffe://cluster.local/ns/default/sa/reviews".parse().unwrap()));
@@ -307,12 +309,7 @@ mod tests {
     async fn s91_of_members_every_refused_certificate_is_logged_and_of_strangers_one_at_times() {
         let log = Listening::begin();
         let home = tempfile::tempdir().unwrap();
-        let domain = TrustDomain::new("cluster.local").unwrap();
-        let life = CertificateLife::default();
-        let authority = Arc::new(CertificateAuthority::open(home.path(), domain, life, Clock::system()).unwrap());
-        let tokens = Arc::new(JoinTokens::with_clock(home.path(), Clock::system()).unwrap());
-        let federation = Arc::new(Federation::open(authority.clone(), Vec::new));
-        let service = CertificateService::new(authority, federation, tokens, None, Arc::default());
+        let service = service(home.path(), None);
         let id = "spiffe://cluster.local/ns/default/sa/reviews".parse().unwrap();
         for (caller, said, lines) in [
             (Caller::Anonymous, "peer=anonymous", 1),

@@ -2,6 +2,7 @@
 //! it happens and not with its next certificate. Who has no certificate is told once: a member whose own root is gone has
 //! none that is good here.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
@@ -16,7 +17,7 @@ use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::{CertificateAuthority, Changes, Federation};
-use crate::runtime::{Caller, Peer};
+use crate::runtime::{Caller, Peer, Place, Shares, holder};
 use crate::xds::{Charge, Limits, NodeEntry, Nodes};
 
 /// The service of trust bundles.
@@ -24,15 +25,37 @@ pub(crate) struct TrustService {
     pub(crate) authority: Arc<CertificateAuthority>,
     pub(crate) federation: Arc<Federation>,
     pub(crate) drain: DrainWatch,
-    /// Places of those without a certificate, each of whom is told once: what they are told is held until they take it.
-    pub(crate) strangers: Arc<Semaphore>,
+    pub(crate) strangers: Strangers,
     /// Streams of members, and what each has not taken yet.
     pub(crate) streams: Arc<Nodes>,
     pub(crate) limits: Limits,
 }
 
-/// How many who have no certificate may be told at once.
-pub(crate) const STRANGERS: usize = 64;
+/// Places of those without a certificate, each of whom is told once: what they are told is held until they take it.
+pub(crate) struct Strangers {
+    all: Arc<Semaphore>,
+    of_address: Shares<IpAddr>,
+}
+
+impl Strangers {
+    /// So many in `all`, and so many of one address.
+    fn new(all: usize, of_address: usize) -> Self {
+        Self { all: Arc::new(Semaphore::new(all)), of_address: Shares::new(of_address) }
+    }
+
+    fn enter(&self, address: IpAddr) -> Result<Watcher, Status> {
+        let full = || Status::resource_exhausted("many ask for the roots without a certificate; try again later");
+        let own = self.of_address.enter(holder(address)).ok_or_else(full)?;
+        Ok(Watcher::Stranger(self.all.clone().try_acquire_owned().map_err(|_| full())?, own))
+    }
+}
+
+impl Default for Strangers {
+    /// Of one address an eighth: who takes its answers slowly keeps no member out whose root is gone.
+    fn default() -> Self {
+        Self::new(64, 8)
+    }
+}
 
 /// One who watches, and what was sent last.
 struct Watching {
@@ -42,16 +65,17 @@ struct Watching {
     /// A digest: a thousand members are not to hold a thousand copies.
     sent: Option<digest::Digest>,
     drain: DrainWatch,
-    place: Place,
+    watcher: Watcher,
     /// What was sent and is not taken yet, for as long as that lasts: who reads slowly has it held here.
     untaken: Option<Charge>,
     bytes_of_one: usize,
 }
 
-enum Place {
+#[allow(dead_code, reason = "places are held for their drop")]
+enum Watcher {
     Member(NodeEntry),
-    /// Of who has no certificate: it ends with the first answer.
-    Once(#[allow(dead_code, reason = "held for its drop")] OwnedSemaphorePermit),
+    /// Who has no certificate: it ends with the first answer.
+    Stranger(OwnedSemaphorePermit, Place<IpAddr>),
 }
 
 impl TrustService {
@@ -65,17 +89,14 @@ impl TrustBundleService for TrustService {
     async fn watch(&self, request: Request<WatchTrustBundle>) -> Result<Response<BoxStream<TrustBundle>>, Status> {
         let peer = Peer::of(request.extensions())?;
         // Roots and lists are no secret, and whose root is gone has no certificate to ask with.
-        let place = if peer.caller == Caller::Anonymous {
-            let full = |_| Status::resource_exhausted("many ask for the roots without a certificate; try again later");
-            Place::Once(self.strangers.clone().try_acquire_owned().map_err(full)?)
-        } else {
-            peer.workload()?;
-            Place::Member(self.streams.enter(&peer, &self.limits)?)
+        let watcher = match peer.caller {
+            Caller::Anonymous => self.strangers.enter(peer.address.ip())?,
+            _ => Watcher::Member(self.streams.enter(&peer, &self.limits)?),
         };
         let (authority, federation, drain) = (self.authority.clone(), self.federation.clone(), self.drain.clone());
         let changes = (authority.changes(), federation.watch());
         let (sent, untaken, bytes_of_one) = (None, None, self.limits.bytes_of_one);
-        let watching = Watching { authority, federation, changes, sent, drain, place, untaken, bytes_of_one };
+        let watching = Watching { authority, federation, changes, sent, drain, watcher, untaken, bytes_of_one };
         Ok(Response::new(Box::pin(stream::unfold(Some(watching), |watching| async { watching?.next().await }))))
     }
 }
@@ -85,7 +106,7 @@ impl Watching {
     async fn next(mut self) -> Option<(Result<TrustBundle, Status>, Option<Self>)> {
         // Asked for more: what was sent is taken.
         self.untaken = None;
-        if matches!(self.place, Place::Once(_)) && self.sent.is_some() {
+        if matches!(self.watcher, Watcher::Stranger(..)) && self.sent.is_some() {
             return None;
         }
         loop {
@@ -109,7 +130,7 @@ impl Watching {
     }
 
     fn charge(&mut self, bytes: usize) -> Result<(), Status> {
-        let Place::Member(entry) = &self.place else { return Ok(()) };
+        let Watcher::Member(entry) = &self.watcher else { return Ok(()) };
         if entry.account.bytes().saturating_add(bytes) > self.bytes_of_one {
             let most = self.bytes_of_one;
             return Err(Status::resource_exhausted(format!(
@@ -150,7 +171,7 @@ mod tests {
             let life = CertificateLife::default();
             let authority = CertificateAuthority::open(home.path(), domain, life, Clock::system()).unwrap();
             let (trigger, drain) = drain::channel();
-            let (authority, streams, strangers) = (Arc::new(authority), Arc::default(), Arc::new(Semaphore::new(1)));
+            let (authority, streams, strangers) = (Arc::new(authority), Arc::default(), Strangers::new(2, 1));
             let federation = Arc::new(Federation::open(authority.clone(), Vec::new));
             let service = TrustService { authority, federation, drain, strangers, streams, limits };
             Self { service, _trigger: trigger, _home: home }
@@ -158,11 +179,15 @@ mod tests {
 
         /// `None` = without a certificate.
         async fn watch(&self, account: Option<&str>) -> Result<Told, Code> {
+            self.watch_from([192, 0, 2, 1], account).await
+        }
+
+        async fn watch_from(&self, address: [u8; 4], account: Option<&str>) -> Result<Told, Code> {
             let workload =
                 |name| Caller::Workload(format!("spiffe://cluster.local/ns/default/sa/{name}").parse().unwrap());
             let caller = account.map_or(Caller::Anonymous, workload);
             let mut request = Request::new(WatchTrustBundle {});
-            request.extensions_mut().insert(Peer { address: ([127, 0, 0, 1], 1).into(), caller, joined: false });
+            request.extensions_mut().insert(Peer { address: (address, 1).into(), caller, joined: false });
             self.service.watch(request).await.map(Response::into_inner).map_err(|refused| refused.code())
         }
     }
@@ -180,6 +205,13 @@ mod tests {
         assert_eq!(world.watch(Some("c")).await.err(), Some(Code::ResourceExhausted), "of all");
         let _stranger = world.watch(None).await.unwrap();
         assert_eq!(world.watch(None).await.err(), Some(Code::ResourceExhausted), "strangers have places of their own");
+        let elsewhere = world.watch_from([192, 0, 2, 2], None).await;
+        assert!(elsewhere.is_ok(), "and an address keeps others from none of theirs");
+        assert_eq!(
+            world.watch_from([192, 0, 2, 3], None).await.err(),
+            Some(Code::ResourceExhausted),
+            "of all strangers"
+        );
         drop(first);
         assert!(world.watch(Some("a")).await.is_ok(), "the control: there is room again");
     }

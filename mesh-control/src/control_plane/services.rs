@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use mesh_core::drain::DrainWatch;
 use mesh_core::source::Watched;
-use tokio::sync::Semaphore;
 use tonic::service::Routes;
 
 use crate::ca::{
-    CertificateAuthority, CertificateService, Federation, JoinTokens, STRANGERS, ServiceAccountTokens, TrustService,
+    CertificateAuthority, CertificateService, Federation, JoinTokens, ServiceAccountTokens, Strangers, TrustService,
 };
 use crate::debug::{self, Debug};
 use crate::finding::Finding;
@@ -45,7 +44,7 @@ impl Services {
         let (tokens, accounts) = (self.tokens.clone(), self.accounts.clone());
         let certificates =
             CertificateService::new(authority.clone(), federation.clone(), tokens, accounts, self.refusals.clone());
-        let strangers = Arc::new(Semaphore::new(STRANGERS));
+        let strangers = Strangers::default();
         let (streams, limits) = (Arc::default(), Limits::default());
         let trust = TrustService { authority, federation, drain, strangers, streams, limits };
         let (registry, model) = (self.registry.clone(), self.model.clone());
